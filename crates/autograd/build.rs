@@ -1,0 +1,20 @@
+//! Compiles the C++ shim against the headers of the libtorch that `torch-sys` found.
+
+use std::env;
+use std::path::PathBuf;
+
+fn main() {
+    println!("cargo:rerun-if-changed=src/shim.cpp");
+    let lib = env::var_os("DEP_TCH_LIBTORCH_LIB")
+        .map(PathBuf::from)
+        .expect("torch-sys says where libtorch is; run `just setup` first");
+    let include = lib.parent().expect("libtorch's lib/ has a parent").join("include");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++20")
+        .warnings(false)
+        .include(include.join("torch/csrc/api/include"))
+        .include(include)
+        .file("src/shim.cpp")
+        .compile("sepal_autograd_shim");
+}

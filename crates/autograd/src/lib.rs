@@ -1,0 +1,244 @@
+//! An outside computation as one node of the libtorch graph.
+//!
+//! [`attach`] takes an output that was computed elsewhere (on another machine, say) and makes it a
+//! differentiable function of its inputs: when the graph is run backward, a Rust closure is given
+//! the gradient of the output and answers with the gradients of the inputs. It knows nothing of
+//! what the computation is, and it does not support double backward.
+//!
+//! Invariants: the closure is called at most once; it is dropped with the graph, called or not;
+//! its error comes out of [`tch::Tensor::f_backward`] as an error; a panic in it is one, too.
+//!
+//! This is the one crate with `unsafe`: a small C++ shim over `torch::autograd::Function`.
+//!
+//! ```
+//! use tch::{Kind, Tensor};
+//!
+//! // y = x², computed where libtorch does not see it
+//! let x = Tensor::from_slice(&[1.0_f32, 2.0, 3.0]).set_requires_grad(true);
+//! let y = tch::no_grad(|| &x * &x);
+//! let kept = x.detach();
+//! let y = sepal_autograd::attach(&[&x], y, move |grad| Ok(vec![Some(grad * &kept * 2.0)]))?;
+//!
+//! y.sum(Kind::Float).backward();
+//! assert_eq!(Vec::<f32>::try_from(x.grad())?, [2.0, 4.0, 6.0]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+use std::ffi::{CStr, c_char, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+/// What a backward closure may fail with.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The gradients of the inputs, in their order; `None` where there is none.
+pub type Gradients = Vec<Option<Tensor>>;
+
+type Closure = Box<dyn FnOnce(&Tensor) -> Result<Gradients, BoxError> + Send>;
+
+/// An output that could not be attached to the graph.
+#[derive(Debug, thiserror::Error)]
+#[error("attach an outside computation to the graph: {message}")]
+pub struct AttachError {
+    message: String,
+}
+
+/// Makes `output` a function of `inputs`, with `backward` as its derivative.
+///
+/// `backward` is given the gradient of `output`, of the same shape, and returns one gradient for
+/// each input, of that input's shape. Its values for inputs that need no gradient are ignored.
+/// Under `no_grad`, or if no input needs a gradient, the closure is dropped at once.
+///
+/// # Errors
+/// [`AttachError`] if libtorch refuses. Errors of `backward` come out of `f_backward`.
+pub fn attach(
+    inputs: &[&Tensor],
+    output: Tensor,
+    backward: impl FnOnce(&Tensor) -> Result<Gradients, BoxError> + Send + 'static,
+) -> Result<Tensor, AttachError> {
+    let closure: Closure = Box::new(backward);
+    let state = Box::into_raw(Box::new(Some(closure)));
+    let pointers: Vec<*const C_tensor> = inputs.iter().map(|input| input.as_ptr()).collect();
+    let mut error = std::ptr::null_mut();
+    // SAFETY: the pointers are of live tensors, which the shim only copies; the shim takes over
+    // `state` and gives it back once, through `drop_closure`.
+    let attached = unsafe {
+        sepal_autograd_attach(
+            pointers.as_ptr(),
+            pointers.len(),
+            output.as_ptr(),
+            state.cast(),
+            call_closure,
+            drop_closure,
+            &raw mut error,
+        )
+    };
+    if attached.is_null() {
+        return Err(AttachError { message: take_text(error) });
+    }
+    // SAFETY: the shim made this tensor for us with `new`.
+    Ok(unsafe { Tensor::from_ptr(attached) })
+}
+
+type BackwardFn = extern "C" fn(*mut c_void, *const C_tensor, *mut *mut C_tensor, usize) -> *mut c_char;
+
+// SAFETY: these are the functions of shim.cpp, with the same signatures.
+unsafe extern "C" {
+    fn sepal_autograd_attach(
+        inputs: *const *const C_tensor,
+        n_inputs: usize,
+        output: *const C_tensor,
+        state: *mut c_void,
+        call: BackwardFn,
+        drop: extern "C" fn(*mut c_void),
+        error: *mut *mut c_char,
+    ) -> *mut C_tensor;
+    fn sepal_autograd_error(text: *const c_char, length: usize) -> *mut c_char;
+    fn sepal_autograd_free(text: *mut c_char);
+}
+
+extern "C" fn call_closure(
+    state: *mut c_void,
+    grad_output: *const C_tensor,
+    grads: *mut *mut C_tensor,
+    n: usize,
+) -> *mut c_char {
+    let run = || -> Result<(), BoxError> {
+        // SAFETY: `state` is what `attach` made, and the graph calls a node from one thread at a time.
+        let closure = unsafe { &mut *state.cast::<Option<Closure>>() }.take().ok_or("the graph was run backward twice")?;
+        // SAFETY: the gradient is a live tensor; the clone holds a reference of its own.
+        let grad_output = unsafe { Tensor::clone_from_ptr(grad_output.cast_mut()) };
+        let found = closure(&grad_output)?;
+        if found.len() != n {
+            return Err(format!("the backward gave {} gradients for {n} inputs", found.len()).into());
+        }
+        for (i, grad) in found.into_iter().enumerate() {
+            if let Some(grad) = grad {
+                let mut grad = std::mem::ManuallyDrop::new(grad);
+                // SAFETY: `grads` has `n` places; the shim deletes what is put there.
+                unsafe { *grads.add(i) = grad.as_mut_ptr() };
+            }
+        }
+        Ok(())
+    };
+    let message = match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(())) => return std::ptr::null_mut(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "the backward of an outside computation panicked".to_owned(),
+    };
+    // SAFETY: the text is valid for its length; the shim copies it.
+    unsafe { sepal_autograd_error(message.as_ptr().cast(), message.len()) }
+}
+
+extern "C" fn drop_closure(state: *mut c_void) {
+    // SAFETY: made by `Box::into_raw` in `attach`; the shim calls this once.
+    let closure = unsafe { Box::from_raw(state.cast::<Option<Closure>>()) };
+    // A panic must not cross into C++; one in a destructor is lost either way.
+    let _ = catch_unwind(AssertUnwindSafe(move || drop(closure)));
+}
+
+fn take_text(text: *mut c_char) -> String {
+    if text.is_null() {
+        return "unknown error".to_owned();
+    }
+    // SAFETY: a C string made by the shim, freed once, here.
+    unsafe {
+        let copy = CStr::from_ptr(text).to_string_lossy().into_owned();
+        sepal_autograd_free(text);
+        copy
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tch::Kind;
+
+    use super::*;
+
+    fn leaf(values: &[f32]) -> Tensor {
+        Tensor::from_slice(values).set_requires_grad(true)
+    }
+
+    fn numbers(tensor: &Tensor) -> Vec<f32> {
+        Vec::try_from(tensor).expect("a vector of f32")
+    }
+
+    /// a · b as an outside computation.
+    fn product(a: &Tensor, b: &Tensor) -> Tensor {
+        let (kept_a, kept_b) = (a.detach(), b.detach());
+        let output = tch::no_grad(|| a * b);
+        attach(&[a, b], output, move |grad| Ok(vec![Some(grad * &kept_b), Some(grad * &kept_a)])).expect("attached")
+    }
+
+    #[test]
+    fn agrees_with_the_graph() {
+        let (a, b) = (leaf(&[1.0, -2.0]), leaf(&[3.0, 0.5]));
+        // used twice, and with ordinary operations on both sides
+        let y = product(&(&a * 2.0), &b).exp() + product(&a, &b);
+        y.sum(Kind::Float).backward();
+        let (ga, gb) = (numbers(&a.grad()), numbers(&b.grad()));
+        let (c, d) = (leaf(&[1.0, -2.0]), leaf(&[3.0, 0.5]));
+        let z = (&c * 2.0 * &d).exp() + &c * &d;
+        z.sum(Kind::Float).backward();
+        assert_eq!((ga, gb), (numbers(&c.grad()), numbers(&d.grad())));
+    }
+
+    #[test]
+    fn an_input_may_have_no_gradient() {
+        let (a, b) = (leaf(&[1.0]), Tensor::from_slice(&[5.0_f32]));
+        let y = attach(&[&a, &b], &b * 2.0, |grad| Ok(vec![Some(grad * 7.0), None])).expect("attached");
+        y.backward();
+        assert_eq!(numbers(&a.grad()), [7.0]);
+        assert!(!b.grad().defined());
+    }
+
+    #[test]
+    fn errors_and_panics_come_out_of_backward() {
+        let a = leaf(&[1.0]);
+        let y = attach(&[&a], &a * 2.0, |_| Err("server gone".into())).expect("attached");
+        let error = y.f_backward().expect_err("the closure failed");
+        assert!(error.to_string().contains("server gone"), "{error}");
+        let y = attach(&[&a], &a * 2.0, |_| panic!("a bug")).expect("attached");
+        let error = y.f_backward().expect_err("the closure panicked");
+        assert!(error.to_string().contains("panicked"), "{error}");
+        let y = attach(&[&a], &a * 2.0, |_| Ok(vec![])).expect("attached");
+        let error = y.f_backward().expect_err("too few gradients");
+        assert!(error.to_string().contains("0 gradients for 1 inputs"), "{error}");
+    }
+
+    #[test]
+    fn the_closure_is_dropped_with_the_graph() {
+        struct Counted(Arc<AtomicUsize>);
+        impl Drop for Counted {
+            fn drop(&mut self) {
+                self.0.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        let dropped = Arc::new(AtomicUsize::new(0));
+        let node = |input: &Tensor| {
+            let counted = Counted(dropped.clone());
+            attach(&[input], input.detach() * 2.0, move |grad| {
+                let _held = &counted;
+                Ok(vec![Some(grad * 2.0)])
+            })
+            .expect("attached")
+        };
+        let a = leaf(&[1.0]);
+        let y = node(&a);
+        assert_eq!(dropped.load(Ordering::SeqCst), 0);
+        drop(y);
+        assert_eq!(dropped.load(Ordering::SeqCst), 1, "dropped without a backward");
+        let y = node(&a);
+        y.backward();
+        drop(y);
+        assert_eq!(dropped.load(Ordering::SeqCst), 2, "dropped after a backward");
+        let y = tch::no_grad(|| node(&a));
+        assert!(!y.requires_grad());
+        assert_eq!(dropped.load(Ordering::SeqCst), 3, "dropped at once without gradients");
+    }
+}

@@ -1,0 +1,50 @@
+//! What every other crate speaks of: block spans, ragged batches, host tensors and model shapes.
+//!
+//! This crate does no I/O, knows no async runtime and no tensor library.
+//!
+//! Invariants: a [`Span`] is never empty and never reversed; a [`Ragged`] has at least one row and
+//! no empty row; a [`HostTensor`] holds exactly as many bytes as its shape and dtype say.
+//!
+//! ```
+//! use sepal_core::{Ragged, Span};
+//!
+//! let span: Span = "0:10".parse()?;
+//! assert_eq!(span.len(), 10);
+//!
+//! let rows = Ragged::from_lengths([3, 1, 5])?;
+//! assert_eq!(rows.n_tokens(), 9);
+//! assert_eq!(rows.range(2), 4..9);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod host;
+mod model;
+mod ragged;
+mod span;
+
+pub use host::{DType, HostTensor, NamedHostTensor, ShapeError};
+pub use model::{Family, ModelConfig, Rope, RopeScaling};
+pub use ragged::{Ragged, RaggedError};
+pub use span::{Span, SpanError};
+
+use serde::{Deserialize, Serialize};
+
+/// Which positions of the last block's output are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Want {
+    /// The prefix and every token: `[prefix_len + n_tokens, hidden]`; what the next hop needs.
+    All,
+    /// The last token of each row: `[rows, hidden]`; what a classifier needs.
+    LastOfRows,
+}
+
+impl Want {
+    /// How many positions the output has.
+    pub fn positions(self, prefix_len: usize, rows: &Ragged) -> usize {
+        match self {
+            Want::All => prefix_len + rows.n_tokens(),
+            Want::LastOfRows => rows.len(),
+        }
+    }
+}

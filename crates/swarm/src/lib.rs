@@ -1,0 +1,20 @@
+//! Transports between clients and block servers: TCP, Unix sockets, and pipes inside a process.
+//!
+//! This crate moves bytes and counts them; it knows nothing of messages.
+//!
+//! Invariant: a [`Traffic`] counts every byte that a stream moved, framing included.
+//!
+//! ```
+//! use sepal_swarm::Addr;
+//!
+//! assert_eq!("127.0.0.1:4000".parse::<Addr>()?, Addr::Tcp("127.0.0.1:4000".into()));
+//! assert_eq!("unix:/run/sepal.sock".parse::<Addr>()?.to_string(), "unix:/run/sepal.sock");
+//! assert!("4000".parse::<Addr>().is_err());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod addr;
+mod stream;
+
+pub use addr::{Addr, AddrError};
+pub use stream::{Endpoint, InProcess, Incoming, Listener, Reader, SocketFile, Stream, Traffic, Writer};

@@ -1,0 +1,317 @@
+//! Tensors, batches and gradients as messages.
+
+use bytes::Bytes;
+use capnp::struct_list;
+use sepal_core::{DType, HostTensor, NamedHostTensor, Ragged, RaggedError, ShapeError, Span, SpanError, Want};
+
+use crate::sepal_capnp as wire;
+
+/// A message that is not what it should be.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// The encoding itself is broken.
+    #[error("read a message")]
+    Encoding(#[from] capnp::Error),
+    /// An enum has a value of a later protocol.
+    #[error("unknown value {0} in a message")]
+    Unknown(u16),
+    /// The bytes do not fit the shape.
+    #[error("read a tensor")]
+    Shape(#[from] ShapeError),
+    /// The offsets describe no batch.
+    #[error("read a batch")]
+    Rows(#[from] RaggedError),
+    /// The span is empty.
+    #[error("read a span")]
+    Span(#[from] SpanError),
+    /// Text that is not UTF-8.
+    #[error("read a text")]
+    Text(#[from] std::str::Utf8Error),
+    /// Hidden states of another length than prefix and rows.
+    #[error("a batch of {expected} positions (prefix and tokens) came with hidden states of shape {found:?}")]
+    Positions {
+        /// `prefix_len + n_tokens`.
+        expected: usize,
+        /// The shape of the hidden states.
+        found: Vec<usize>,
+    },
+}
+
+impl From<capnp::NotInSchema> for DecodeError {
+    fn from(error: capnp::NotInSchema) -> Self {
+        DecodeError::Unknown(error.0)
+    }
+}
+
+/// A ragged batch as it crosses the wire.
+#[derive(Debug, Clone)]
+pub struct WireBatch {
+    /// Positions of the shared prefix.
+    pub prefix_len: usize,
+    /// The rows behind it.
+    pub rows: Ragged,
+    /// `[prefix_len + n_tokens, hidden]`.
+    pub hidden: HostTensor,
+}
+
+/// Which part of the input's gradient comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InputGrad {
+    /// `[prefix_len + n_tokens, hidden]`.
+    All,
+    /// `[prefix_len, hidden]`.
+    Prefix,
+    /// Nothing.
+    None,
+}
+
+/// Which gradients a backward returns.
+#[derive(Debug, Clone, Copy)]
+pub struct GradWant {
+    /// Of the input.
+    pub input: InputGrad,
+    /// Of the tunables.
+    pub tunables: bool,
+    /// In which format.
+    pub dtype: DType,
+}
+
+/// What a backward returns.
+#[derive(Debug, Clone)]
+pub struct Grads {
+    /// Of the input, as asked.
+    pub input: Option<HostTensor>,
+    /// Of the tunables, summed over the rows.
+    pub tunables: Vec<NamedHostTensor>,
+}
+
+/// Writes a tensor.
+pub fn write_tensor(mut builder: wire::tensor::Builder<'_>, tensor: &HostTensor) {
+    builder.set_dtype(dtype_to_wire(tensor.dtype()));
+    let mut shape = builder.reborrow().init_shape(size(tensor.shape().len()));
+    for (i, &dim) in tensor.shape().iter().enumerate() {
+        shape.set(size(i), size(dim));
+    }
+    builder.set_data(tensor.data());
+}
+
+/// Reads a tensor; its bytes are copied out of the message once.
+///
+/// # Errors
+/// [`DecodeError`] if shape, dtype and bytes do not agree.
+pub fn read_tensor(reader: wire::tensor::Reader<'_>) -> Result<HostTensor, DecodeError> {
+    let dtype = dtype_from_wire(reader.get_dtype()?);
+    let shape = reader.get_shape()?.iter().map(|dim| dim as usize).collect();
+    Ok(HostTensor::new(dtype, shape, Bytes::copy_from_slice(reader.get_data()?))?)
+}
+
+/// Writes named tensors into a list of the same length.
+pub fn write_named(mut list: struct_list::Builder<'_, wire::named_tensor::Owned>, tensors: &[NamedHostTensor]) {
+    for (i, named) in tensors.iter().enumerate() {
+        let mut item = list.reborrow().get(size(i));
+        item.set_name(&named.name);
+        write_tensor(item.init_tensor(), &named.tensor);
+    }
+}
+
+/// Reads named tensors.
+///
+/// # Errors
+/// [`DecodeError`] if one is not well formed.
+pub fn read_named(
+    list: struct_list::Reader<'_, wire::named_tensor::Owned>,
+) -> Result<Vec<NamedHostTensor>, DecodeError> {
+    list.iter()
+        .map(|item| {
+            let name = item.get_name()?.to_str()?.to_owned();
+            Ok(NamedHostTensor { name, tensor: read_tensor(item.get_tensor()?)? })
+        })
+        .collect()
+}
+
+/// Writes a batch.
+pub fn write_batch(mut builder: wire::ragged_batch::Builder<'_>, batch: &WireBatch) {
+    builder.set_prefix_len(size(batch.prefix_len));
+    let offsets = batch.rows.offsets();
+    let mut list = builder.reborrow().init_offsets(size(offsets.len()));
+    for (i, &offset) in offsets.iter().enumerate() {
+        list.set(size(i), offset);
+    }
+    write_tensor(builder.init_hidden(), &batch.hidden);
+}
+
+/// Reads a batch.
+///
+/// # Errors
+/// [`DecodeError`] if rows and hidden states do not agree.
+pub fn read_batch(reader: wire::ragged_batch::Reader<'_>) -> Result<WireBatch, DecodeError> {
+    let prefix_len = reader.get_prefix_len() as usize;
+    let rows = Ragged::from_offsets(reader.get_offsets()?.iter().collect())?;
+    let hidden = read_tensor(reader.get_hidden()?)?;
+    let expected = prefix_len + rows.n_tokens();
+    if hidden.shape().len() != 2 || hidden.shape()[0] != expected {
+        return Err(DecodeError::Positions { expected, found: hidden.shape().to_vec() });
+    }
+    Ok(WireBatch { prefix_len, rows, hidden })
+}
+
+/// Writes which gradients are wanted.
+pub fn write_grad_want(mut builder: wire::grad_want::Builder<'_>, want: GradWant) {
+    builder.set_input(match want.input {
+        InputGrad::All => wire::InputGrad::All,
+        InputGrad::Prefix => wire::InputGrad::Prefix,
+        InputGrad::None => wire::InputGrad::None,
+    });
+    builder.set_tunables(want.tunables);
+    builder.set_dtype(dtype_to_wire(want.dtype));
+}
+
+/// Reads which gradients are wanted.
+///
+/// # Errors
+/// [`DecodeError`] if it is of a later protocol.
+pub fn read_grad_want(reader: wire::grad_want::Reader<'_>) -> Result<GradWant, DecodeError> {
+    let input = match reader.get_input()? {
+        wire::InputGrad::All => InputGrad::All,
+        wire::InputGrad::Prefix => InputGrad::Prefix,
+        wire::InputGrad::None => InputGrad::None,
+    };
+    Ok(GradWant { input, tunables: reader.get_tunables(), dtype: dtype_from_wire(reader.get_dtype()?) })
+}
+
+/// Writes gradients.
+pub fn write_grads(mut builder: wire::grads::Builder<'_>, grads: &Grads) {
+    if let Some(input) = &grads.input {
+        write_tensor(builder.reborrow().init_input(), input);
+    }
+    write_named(builder.init_tunables(size(grads.tunables.len())), &grads.tunables);
+}
+
+/// Reads gradients.
+///
+/// # Errors
+/// [`DecodeError`] if one is not well formed.
+pub fn read_grads(reader: wire::grads::Reader<'_>) -> Result<Grads, DecodeError> {
+    let input = if reader.has_input() { Some(read_tensor(reader.get_input()?)?) } else { None };
+    Ok(Grads { input, tunables: read_named(reader.get_tunables()?)? })
+}
+
+/// Writes a span.
+pub fn write_span(mut builder: wire::span::Builder<'_>, span: Span) {
+    builder.set_start(size(span.start()));
+    builder.set_end(size(span.end()));
+}
+
+/// Reads a span.
+///
+/// # Errors
+/// [`DecodeError::Span`] if it is empty.
+pub fn read_span(reader: wire::span::Reader<'_>) -> Result<Span, DecodeError> {
+    Ok(Span::new(reader.get_start() as usize, reader.get_end() as usize)?)
+}
+
+/// The wire's word for a wish.
+pub fn want_to_wire(want: Want) -> wire::Want {
+    match want {
+        Want::All => wire::Want::All,
+        Want::LastOfRows => wire::Want::LastOfRows,
+    }
+}
+
+/// What the wire's word means.
+pub fn want_from_wire(want: wire::Want) -> Want {
+    match want {
+        wire::Want::All => Want::All,
+        wire::Want::LastOfRows => Want::LastOfRows,
+    }
+}
+
+/// The wire's word for a number format.
+pub fn dtype_to_wire(dtype: DType) -> wire::DType {
+    match dtype {
+        DType::F32 => wire::DType::F32,
+        DType::F16 => wire::DType::F16,
+        DType::Bf16 => wire::DType::Bf16,
+    }
+}
+
+/// What the wire's word means.
+pub fn dtype_from_wire(dtype: wire::DType) -> DType {
+    match dtype {
+        wire::DType::F32 => DType::F32,
+        wire::DType::F16 => DType::F16,
+        wire::DType::Bf16 => DType::Bf16,
+    }
+}
+
+/// Sizes on the wire are 32 bits; the limits on messages keep every real one far below.
+fn size(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use capnp::message::Builder;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tensor(dtype: DType, shape: Vec<usize>) -> HostTensor {
+        let n: usize = shape.iter().product();
+        let data: Vec<u8> = (0..n * dtype.size()).map(|i| (i % 251) as u8).collect();
+        HostTensor::new(dtype, shape, Bytes::from(data)).expect("fits")
+    }
+
+    proptest! {
+        #[test]
+        fn a_batch_survives(
+            lengths in prop::collection::vec(1_usize..9, 1..9),
+            prefix_len in 0_usize..5,
+            hidden in 1_usize..7,
+            dtype in prop::sample::select(vec![DType::F32, DType::F16, DType::Bf16]),
+        ) {
+            let rows = Ragged::from_lengths(lengths).expect("rows");
+            let hidden = tensor(dtype, vec![prefix_len + rows.n_tokens(), hidden]);
+            let batch = WireBatch { prefix_len, rows, hidden };
+            let mut message = Builder::new_default();
+            write_batch(message.init_root(), &batch);
+            let back = read_batch(message.get_root_as_reader().expect("a root")).expect("a batch");
+            prop_assert_eq!(back.prefix_len, batch.prefix_len);
+            prop_assert_eq!(back.rows, batch.rows);
+            prop_assert_eq!(back.hidden, batch.hidden);
+        }
+    }
+
+    #[test]
+    fn gradients_survive() {
+        let named = NamedHostTensor { name: "deep_prompts".into(), tensor: tensor(DType::F32, vec![3, 2, 4]) };
+        for input in [None, Some(tensor(DType::F16, vec![2, 4]))] {
+            let grads = Grads { input, tunables: vec![named.clone()] };
+            let mut message = Builder::new_default();
+            write_grads(message.init_root(), &grads);
+            let back = read_grads(message.get_root_as_reader().expect("a root")).expect("gradients");
+            assert_eq!(back.input, grads.input);
+            assert_eq!(back.tunables, grads.tunables);
+        }
+    }
+
+    #[test]
+    fn lies_are_found() {
+        let mut message = Builder::new_default();
+        let mut builder = message.init_root::<wire::ragged_batch::Builder<'_>>();
+        builder.set_prefix_len(3);
+        let mut offsets = builder.reborrow().init_offsets(2);
+        offsets.set(1, 4);
+        write_tensor(builder.init_hidden(), &tensor(DType::F32, vec![6, 2]));
+        let found = read_batch(message.get_root_as_reader().expect("a root"));
+        assert!(matches!(found, Err(DecodeError::Positions { expected: 7, .. })), "{found:?}");
+
+        let mut message = Builder::new_default();
+        let mut builder = message.init_root::<wire::tensor::Builder<'_>>();
+        builder.reborrow().init_shape(1).set(0, 5);
+        builder.set_data(&[0; 8]);
+        let found = read_tensor(message.get_root_as_reader().expect("a root"));
+        assert!(matches!(found, Err(DecodeError::Shape(_))), "{found:?}");
+    }
+}

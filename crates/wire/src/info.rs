@@ -1,0 +1,249 @@
+use std::fmt;
+
+use sepal_core::{DType, Span};
+
+use crate::codec::{self, DecodeError};
+use crate::sepal_capnp as wire;
+
+/// What may be done about a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// The same server may do it, a little later.
+    Here,
+    /// Another server may do it.
+    Elsewhere,
+    /// The request is wrong.
+    Never,
+}
+
+/// What went wrong on a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FailureCode {
+    /// Shape, dtype, name or a limit.
+    InvalidRequest,
+    /// Blocks outside the server's span.
+    NotServed,
+    /// The tape gave way to others: send the inputs again.
+    TapeExpired,
+    /// The queue is full.
+    Overloaded,
+    /// The server is about to leave.
+    ShuttingDown,
+    /// Out of memory, or a bug.
+    ComputeFailed,
+}
+
+/// A failure as a server states it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What may be done.
+    pub retry: Retry,
+    /// What went wrong.
+    pub code: FailureCode,
+    /// In words.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure; what may be done follows from the code.
+    pub fn new(code: FailureCode, message: impl fmt::Display) -> Self {
+        let retry = match code {
+            FailureCode::InvalidRequest => Retry::Never,
+            FailureCode::TapeExpired | FailureCode::Overloaded => Retry::Here,
+            FailureCode::NotServed | FailureCode::ShuttingDown | FailureCode::ComputeFailed => Retry::Elsewhere,
+        };
+        Self { retry, code, message: message.to_string() }
+    }
+
+    /// Writes the failure.
+    pub fn write(&self, mut builder: wire::failure::Builder<'_>) {
+        builder.set_retry(match self.retry {
+            Retry::Here => wire::Retry::Here,
+            Retry::Elsewhere => wire::Retry::Elsewhere,
+            Retry::Never => wire::Retry::Never,
+        });
+        builder.set_code(match self.code {
+            FailureCode::InvalidRequest => wire::FailureCode::InvalidRequest,
+            FailureCode::NotServed => wire::FailureCode::NotServed,
+            FailureCode::TapeExpired => wire::FailureCode::TapeExpired,
+            FailureCode::Overloaded => wire::FailureCode::Overloaded,
+            FailureCode::ShuttingDown => wire::FailureCode::ShuttingDown,
+            FailureCode::ComputeFailed => wire::FailureCode::ComputeFailed,
+        });
+        builder.set_message(&self.message);
+    }
+
+    /// Reads a failure.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if it is of a later protocol.
+    pub fn read(reader: wire::failure::Reader<'_>) -> Result<Self, DecodeError> {
+        let retry = match reader.get_retry()? {
+            wire::Retry::Here => Retry::Here,
+            wire::Retry::Elsewhere => Retry::Elsewhere,
+            wire::Retry::Never => Retry::Never,
+        };
+        let code = match reader.get_code()? {
+            wire::FailureCode::InvalidRequest => FailureCode::InvalidRequest,
+            wire::FailureCode::NotServed => FailureCode::NotServed,
+            wire::FailureCode::TapeExpired => FailureCode::TapeExpired,
+            wire::FailureCode::Overloaded => FailureCode::Overloaded,
+            wire::FailureCode::ShuttingDown => FailureCode::ShuttingDown,
+            wire::FailureCode::ComputeFailed => FailureCode::ComputeFailed,
+        };
+        Ok(Self { retry, code, message: reader.get_message()?.to_str()?.to_owned() })
+    }
+}
+
+/// What a server accepts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Rows of one batch.
+    pub max_rows: u32,
+    /// Prefix and tokens of one batch.
+    pub max_tokens: u32,
+    /// Bytes of one message.
+    pub max_message_bytes: u64,
+    /// Bytes of all tapes of all clients.
+    pub tape_budget_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_rows: 4096, max_tokens: 16_384, max_message_bytes: 256 << 20, tape_budget_bytes: 4 << 30 }
+    }
+}
+
+/// How busy a server is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Calls that wait or run.
+    pub queue: u32,
+    /// Tapes held.
+    pub tapes: u32,
+    /// Bytes held by them, estimated.
+    pub tape_bytes: u64,
+}
+
+/// What a server says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerInfo {
+    /// See [`crate::PROTOCOL`].
+    pub protocol: u32,
+    /// Name and version of the program.
+    pub software: String,
+    /// Digest of the whole model.
+    pub model_digest: String,
+    /// Name of the architecture.
+    pub family: String,
+    /// Blocks of the whole model.
+    pub n_blocks: usize,
+    /// Size of a hidden state.
+    pub hidden: usize,
+    /// The blocks that it holds.
+    pub span: Span,
+    /// What it computes in.
+    pub compute_dtype: DType,
+    /// The checkpoint in words.
+    pub weights: String,
+    /// What it accepts.
+    pub limits: Limits,
+    /// How busy it is.
+    pub load: Load,
+}
+
+impl ServerInfo {
+    /// Writes the description.
+    pub fn write(&self, mut builder: wire::server_info::Builder<'_>) {
+        let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        builder.set_protocol(self.protocol);
+        builder.set_software(&self.software);
+        builder.set_model_digest(&self.model_digest);
+        builder.set_family(&self.family);
+        builder.set_n_blocks(narrow(self.n_blocks));
+        builder.set_hidden(narrow(self.hidden));
+        codec::write_span(builder.reborrow().init_span(), self.span);
+        builder.set_compute_dtype(codec::dtype_to_wire(self.compute_dtype));
+        builder.set_weights(&self.weights);
+        let mut limits = builder.reborrow().init_limits();
+        limits.set_max_rows(self.limits.max_rows);
+        limits.set_max_tokens(self.limits.max_tokens);
+        limits.set_max_message_bytes(self.limits.max_message_bytes);
+        limits.set_tape_budget_bytes(self.limits.tape_budget_bytes);
+        let mut load = builder.init_load();
+        load.set_queue(self.load.queue);
+        load.set_tapes(self.load.tapes);
+        load.set_tape_bytes(self.load.tape_bytes);
+    }
+
+    /// Reads a description.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if it is not well formed.
+    pub fn read(reader: wire::server_info::Reader<'_>) -> Result<Self, DecodeError> {
+        let limits = reader.get_limits()?;
+        let load = reader.get_load()?;
+        Ok(Self {
+            protocol: reader.get_protocol(),
+            software: reader.get_software()?.to_str()?.to_owned(),
+            model_digest: reader.get_model_digest()?.to_str()?.to_owned(),
+            family: reader.get_family()?.to_str()?.to_owned(),
+            n_blocks: reader.get_n_blocks() as usize,
+            hidden: reader.get_hidden() as usize,
+            span: codec::read_span(reader.get_span()?)?,
+            compute_dtype: codec::dtype_from_wire(reader.get_compute_dtype()?),
+            weights: reader.get_weights()?.to_str()?.to_owned(),
+            limits: Limits {
+                max_rows: limits.get_max_rows(),
+                max_tokens: limits.get_max_tokens(),
+                max_message_bytes: limits.get_max_message_bytes(),
+                tape_budget_bytes: limits.get_tape_budget_bytes(),
+            },
+            load: Load { queue: load.get_queue(), tapes: load.get_tapes(), tape_bytes: load.get_tape_bytes() },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use capnp::message::Builder;
+
+    use super::*;
+
+    #[test]
+    fn a_description_survives() {
+        let info = ServerInfo {
+            protocol: crate::PROTOCOL,
+            software: "sepal 0.1.0".into(),
+            model_digest: "sha256:ab".into(),
+            family: "llama".into(),
+            n_blocks: 30,
+            hidden: 576,
+            span: Span::new(10, 20).expect("a span"),
+            compute_dtype: DType::F32,
+            weights: "gguf".into(),
+            limits: Limits::default(),
+            load: Load { queue: 1, tapes: 2, tape_bytes: 3 },
+        };
+        let mut message = Builder::new_default();
+        info.write(message.init_root());
+        assert_eq!(ServerInfo::read(message.get_root_as_reader().expect("a root")).expect("info"), info);
+    }
+
+    #[test]
+    fn a_failure_survives_and_says_what_may_be_done() {
+        for (code, retry) in [
+            (FailureCode::InvalidRequest, Retry::Never),
+            (FailureCode::TapeExpired, Retry::Here),
+            (FailureCode::ComputeFailed, Retry::Elsewhere),
+        ] {
+            let failure = Failure::new(code, "so it is");
+            assert_eq!(failure.retry, retry);
+            let mut message = Builder::new_default();
+            failure.write(message.init_root());
+            assert_eq!(Failure::read(message.get_root_as_reader().expect("a root")).expect("a failure"), failure);
+        }
+    }
+}

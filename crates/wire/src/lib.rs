@@ -1,0 +1,43 @@
+//! Cap'n Proto messages, and the codec between them and Sepal's own types.
+//!
+//! This crate opens no connection and knows no tensor library: it turns bytes into checked values
+//! and back. The schema is `schemas/rpc/sepal.capnp`; the code made from it is committed, so that a
+//! build needs no `capnp` compiler.
+//!
+//! Invariant: what a `read_*` function returns is well formed (a tensor has as many bytes as its
+//! shape says, a batch has no empty row), whatever the peer sent.
+//!
+//! ```
+//! use capnp::message::Builder;
+//! use sepal_core::HostTensor;
+//! use sepal_wire::{codec, sepal_capnp};
+//!
+//! let tensor = HostTensor::from_f32(vec![2, 2], &[1.0, 2.0, 3.0, 4.0])?;
+//! let mut message = Builder::new_default();
+//! codec::write_tensor(message.init_root::<sepal_capnp::tensor::Builder>(), &tensor);
+//! let back = codec::read_tensor(message.get_root_as_reader::<sepal_capnp::tensor::Reader>()?)?;
+//! assert_eq!(back, tensor);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+pub mod codec;
+mod info;
+
+#[expect(missing_docs, unreachable_pub, missing_debug_implementations, clippy::all, reason = "generated code")]
+mod generated {
+    pub mod sepal_capnp;
+}
+
+pub use generated::sepal_capnp;
+pub use info::{Failure, FailureCode, Limits, Load, Retry, ServerInfo};
+
+/// The version of the protocol; servers and clients of different versions refuse each other.
+pub const PROTOCOL: u32 = 1;
+
+/// Reader limits for a connection: the largest message that is read, and how deep it may nest.
+///
+/// Cap'n Proto counts in words of eight bytes; a message is traversed at most twice.
+pub fn reader_options(max_message_bytes: u64) -> capnp::message::ReaderOptions {
+    let words = usize::try_from(max_message_bytes / 8 * 2).unwrap_or(usize::MAX);
+    capnp::message::ReaderOptions { traversal_limit_in_words: Some(words.max(1 << 16)), nesting_limit: 32 }
+}

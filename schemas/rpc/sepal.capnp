@@ -1,0 +1,132 @@
+@0xa99fb3c935b9f549;
+# Sepal's protocol between a client that trains and the servers that hold frozen blocks.
+#
+# A batch is ragged: no padding crosses the wire. Every row starts with the same soft prompts, whose
+# hidden states under a causal mask do not depend on what follows; they are sent once per batch.
+# Every result may carry a `failure` in place of its other fields.
+
+enum DType {
+  f32 @0;
+  f16 @1;
+  bf16 @2;
+}
+
+struct Tensor {
+  # Row-major, little-endian.
+  dtype @0 :DType;
+  shape @1 :List(UInt32);
+  data @2 :Data;
+}
+
+struct NamedTensor {
+  name @0 :Text;
+  tensor @1 :Tensor;
+}
+
+struct Span {
+  # Blocks start..end.
+  start @0 :UInt32;
+  end @1 :UInt32;
+}
+
+struct RaggedBatch {
+  # hidden [prefixLen + n_tokens, hidden]: the shared prefix, then the rows end to end.
+  # Row r is positions offsets[r]..offsets[r + 1] behind the prefix; offsets [rows + 1].
+  prefixLen @0 :UInt32;
+  offsets @1 :List(UInt32);
+  hidden @2 :Tensor;
+}
+
+enum Want {
+  all @0;         # [prefixLen + n_tokens, hidden]
+  lastOfRows @1;  # [rows, hidden]
+}
+
+enum InputGrad {
+  all @0;     # [prefixLen + n_tokens, hidden], what the hop before needs
+  prefix @1;  # [prefixLen, hidden], what the client needs: embeddings are frozen
+  none @2;
+}
+
+struct GradWant {
+  input @0 :InputGrad;
+  tunables @1 :Bool;
+  dtype @2 :DType;
+}
+
+struct Grads {
+  input @0 :Tensor;                  # absent for InputGrad.none
+  tunables @1 :List(NamedTensor);    # summed over the rows
+}
+
+enum Retry {
+  here @0;       # the same server may do it, a little later
+  elsewhere @1;  # another server may do it
+  never @2;      # the request is wrong
+}
+
+enum FailureCode {
+  invalidRequest @0;  # shape, dtype, name, limits
+  notServed @1;       # blocks outside this server's span
+  tapeExpired @2;     # the tape gave way to others: send the inputs again
+  overloaded @3;      # the queue is full
+  shuttingDown @4;
+  computeFailed @5;   # out of memory, or a bug
+}
+
+struct Failure {
+  retry @0 :Retry;
+  code @1 :FailureCode;
+  message @2 :Text;
+}
+
+struct Limits {
+  maxRows @0 :UInt32;           # rows of one batch
+  maxTokens @1 :UInt32;         # prefix and tokens of one batch
+  maxMessageBytes @2 :UInt64;
+  tapeBudgetBytes @3 :UInt64;   # all clients together
+}
+
+struct Load {
+  queue @0 :UInt32;      # calls that wait or run
+  tapes @1 :UInt32;
+  tapeBytes @2 :UInt64;
+}
+
+struct ServerInfo {
+  protocol @0 :UInt32;
+  software @1 :Text;
+  modelDigest @2 :Text;
+  family @3 :Text;
+  nBlocks @4 :UInt32;    # of the whole model
+  hidden @5 :UInt32;
+  span @6 :Span;         # what this server holds
+  computeDtype @7 :DType;
+  weights @8 :Text;      # the checkpoint in words, for people
+  limits @9 :Limits;
+  load @10 :Load;
+}
+
+interface BlockServer {
+  # The bootstrap object.
+  describe @0 () -> (info :ServerInfo);
+  open @1 (span :Span) -> (session :Session, failure :Failure);
+}
+
+interface Session {
+  # A part of the server's span, for one client.
+  tune @0 (tunables :List(NamedTensor)) -> (tuned :Tuned, failure :Failure);
+}
+
+interface Tuned {
+  # A session with the injected tensors of one optimizer step, for as many batches as there are.
+  # Tunables are stacked by block: deep_prompts [n_blocks of the session, prefixLen, hidden].
+  forward @0 (batch :RaggedBatch, want :Want, keepTape :Bool, dtype :DType) -> (output :Tensor, tape :Tape, failure :Failure);
+  # Without a tape: forward again, then backward.
+  backward @1 (batch :RaggedBatch, want :Want, gradOutput :Tensor, grad :GradWant) -> (grads :Grads, failure :Failure);
+}
+
+interface Tape {
+  # The graph of one forward, kept on the server. It answers once; dropping it frees the memory.
+  backward @0 (gradOutput :Tensor, grad :GradWant) -> (grads :Grads, failure :Failure);
+}

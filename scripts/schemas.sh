@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Regenerates the code and schemas that are committed. Needs the `capnp` compiler (Debian: capnproto).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+command -v capnp >/dev/null || { echo "schemas: the capnp compiler was not found; install capnproto" >&2; exit 1; }
+cargo run --quiet -p sepal-wire --example generate
