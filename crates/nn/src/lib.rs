@@ -1,1 +1,36 @@
-//! Placeholder.
+//! What the user's own machine trains: a store of named parameters, how they start, and how they are
+//! saved and loaded.
+//!
+//! This crate knows no model, no server and no optimizer; it does not decide what trains, it only keeps it.
+//!
+//! Invariants: a parameter is an fp32 leaf on the CPU that requires grad and shares its numbers with no
+//! tensor but the clones that [`Parameters::add`] hands out; names are unique and keep their order; a file
+//! is written whole or not at all, and equal content gives equal bytes.
+//!
+//! ```
+//! use std::collections::BTreeMap;
+//!
+//! use sepal_nn::{Parameters, init};
+//!
+//! let mut parameters = Parameters::new();
+//! let mut rng = init::rng(42, "score.weight");
+//! let weight = parameters.add("score.weight", &init::normal(&[2, 8], 0.02, &mut rng)?)?; // [n_labels, hidden]
+//! weight.square().f_sum(tch::Kind::Float)?.f_backward()?;
+//! assert_eq!(parameters.count(), 16);
+//!
+//! let folder = tempfile::tempdir()?;
+//! let path = folder.path().join("adapter.safetensors");
+//! parameters.save(&path, &BTreeMap::new())?;
+//! let before = parameters.digest()?;
+//! parameters.load(&path)?;
+//! assert_eq!(parameters.digest()?, before);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+pub mod file;
+pub mod host;
+pub mod init;
+mod params;
+
+pub use host::{HostError, from_host, to_host};
+pub use params::{AddError, LoadError, Parameters, SaveError};

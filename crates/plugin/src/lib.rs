@@ -1,1 +1,39 @@
-//! Placeholder.
+//! What a plugin author implements, and the registry that finds plugins by name.
+//!
+//! A plugin fills a [`Slot`]: a task head ([`Head`]), a tuning mode ([`Tuning`]), an optimizer ([`Opt`]) or a
+//! schedule ([`Sched`]). It is a [`Plugin`]: a name, a documented options struct and a function that builds it.
+//!
+//! This crate reads no pipeline file, moves no bytes and runs no training loop; the [`Registry`] itself knows
+//! no concrete plugin. Only [`standard`] names any: the optimizers and schedules of `sepal-optim`.
+//!
+//! Invariants: a name is registered once per slot; options with unknown keys are refused; the schema and the
+//! manual of a plugin both come from the doc comments of its options.
+//!
+//! ```
+//! use sepal_plugin::{Registry, Sched, SchedContext, standard};
+//! use serde_json::json;
+//!
+//! let mut registry = Registry::new();
+//! standard::register(&mut registry)?;
+//! let mut cx = SchedContext { total_steps: 100 };
+//! let schedule = registry.build::<Sched>("linear", json!({ "warmup_steps": 10 }), &mut cx)?;
+//! assert_eq!(schedule.factor(5), 0.5);
+//!
+//! let error = registry.build::<Sched>("liner", json!({}), &mut cx).err().expect("there is no such schedule");
+//! assert_eq!(error.to_string(), "find schedule `liner`; did you mean `linear`? (known: constant, cosine, linear)");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod head;
+mod measure;
+mod nearest;
+mod registry;
+mod slot;
+pub mod standard;
+mod tuning;
+
+pub use head::{Hidden, HeadError, LabelKind, Labels, Logits, Phase, Prediction, TaskHead};
+pub use nearest::nearest;
+pub use registry::{BuildError, Entry, OptionProblem, Plugin, RegisterError, Registry};
+pub use slot::{Head, HeadContext, Opt, OptContext, Sched, SchedContext, Slot, Tuning, TuningContext};
+pub use tuning::{NamedTensor, TuningError, TuningMode};

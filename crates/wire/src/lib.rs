@@ -23,7 +23,7 @@
 pub mod codec;
 mod info;
 
-#[expect(missing_docs, unreachable_pub, missing_debug_implementations, clippy::all, reason = "generated code")]
+#[expect(missing_docs, missing_debug_implementations, clippy::all, reason = "generated code")]
 mod generated {
     pub mod sepal_capnp;
 }

@@ -1,0 +1,113 @@
+use crate::{MetricError, check_lengths, quotient};
+
+/// The mean of `(predicted - actual)²`.
+///
+/// # Errors
+/// [`MetricError`] if there is no row, the lengths differ, or a number is not finite.
+pub fn mean_squared_error(predicted: &[f64], actual: &[f64]) -> Result<f64, MetricError> {
+    check(predicted, actual)?;
+    Ok(predicted.iter().zip(actual).map(|(p, a)| (p - a).powi(2)).sum::<f64>() / actual.len() as f64)
+}
+
+/// Pearson's correlation, from -1 to 1: `sum dp da / sqrt(sum dp² sum da²)`, where `dp` and `da`
+/// are the differences from the means.
+///
+/// It is 0 if either side is constant (so also for a single row), where SciPy says NaN.
+///
+/// # Errors
+/// [`MetricError`] if there is no row, the lengths differ, or a number is not finite.
+pub fn pearson(predicted: &[f64], actual: &[f64]) -> Result<f64, MetricError> {
+    check(predicted, actual)?;
+    let (p, a) = (deviations(predicted), deviations(actual));
+    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+    Ok(quotient(dot(&p, &a), dot(&p, &p).sqrt() * dot(&a, &a).sqrt()).clamp(-1.0, 1.0))
+}
+
+/// Spearman's correlation, from -1 to 1: [`pearson`] of the ranks, where equal numbers share the
+/// mean of their ranks.
+///
+/// It is 0 if either side is constant.
+///
+/// # Errors
+/// [`MetricError`] if there is no row, the lengths differ, or a number is not finite.
+pub fn spearman(predicted: &[f64], actual: &[f64]) -> Result<f64, MetricError> {
+    check(predicted, actual)?;
+    pearson(&ranks(predicted), &ranks(actual))
+}
+
+fn check(predicted: &[f64], actual: &[f64]) -> Result<(), MetricError> {
+    check_lengths(predicted.len(), actual.len())?;
+    match predicted.iter().zip(actual).position(|(p, a)| !(p.is_finite() && a.is_finite())) {
+        Some(row) => Err(MetricError::NotFinite { row }),
+        None => Ok(()),
+    }
+}
+
+/// Differences from the mean; exactly zero where all are equal, whatever the mean rounds to.
+fn deviations(values: &[f64]) -> Vec<f64> {
+    if values.iter().all(|value| *value == values[0]) {
+        return vec![0.0; values.len()];
+    }
+    let mean = values.iter().sum::<f64>() / values.len() as f64;
+    values.iter().map(|value| value - mean).collect()
+}
+
+/// Ranks from 1, ties averaged.
+fn ranks(values: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&i, &j| values[i].total_cmp(&values[j]));
+    let mut ranks = vec![0.0; values.len()];
+    let mut first = 0;
+    for ties in order.chunk_by(|&i, &j| values[i] == values[j]) {
+        let rank = first as f64 + (ties.len() + 1) as f64 / 2.0;
+        ties.iter().for_each(|&i| ranks[i] = rank);
+        first += ties.len();
+    }
+    ranks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn near(found: Result<f64, MetricError>, expected: f64) {
+        let found = found.expect("a measure");
+        assert!((found - expected).abs() < 1e-12, "expected {expected}, found {found}");
+    }
+
+    #[test]
+    fn by_hand() {
+        // Deviations (-2, -1, 0, 1, 2) and (-1, -2, 1, 0, 2): 8 / 10.
+        near(pearson(&[1.0, 2.0, 3.0, 4.0, 5.0], &[2.0, 1.0, 4.0, 3.0, 5.0]), 0.8);
+        near(pearson(&[1.0, 2.0, 3.0], &[2.0, 4.0, 6.5]), 4.5 / (2.0_f64 * 10.166_666_666_666_666).sqrt());
+        near(pearson(&[1.0, 2.0], &[5.0, 3.0]), -1.0);
+        near(mean_squared_error(&[1.0, 2.0], &[0.0, 4.0]), 2.5);
+    }
+
+    #[test]
+    fn ranks_ignore_the_scale() {
+        near(spearman(&[1.0, 10.0, 100.0], &[0.1, 0.2, 9.0]), 1.0);
+        // Ranks (1, 2.5, 2.5, 4) and (1, 2, 3, 4): deviations give 4.5 / sqrt(4.5 * 5).
+        near(spearman(&[1.0, 2.0, 2.0, 3.0], &[1.0, 2.0, 3.0, 4.0]), 4.5 / (4.5_f64 * 5.0).sqrt());
+        near(spearman(&[0.0, -0.0], &[1.0, 2.0]), 0.0);
+    }
+
+    #[test]
+    fn a_constant_side_says_nothing() {
+        near(pearson(&[0.1, 0.1, 0.1], &[1.0, 2.0, 3.0]), 0.0);
+        near(spearman(&[1.0, 2.0, 3.0], &[0.1, 0.1, 0.1]), 0.0);
+        near(pearson(&[1.0], &[2.0]), 0.0);
+    }
+
+    #[test]
+    fn what_cannot_be_measured_is_refused() {
+        type Metric = fn(&[f64], &[f64]) -> Result<f64, MetricError>;
+        let metrics: [Metric; 3] = [pearson, spearman, mean_squared_error];
+        for metric in metrics {
+            assert_eq!(metric(&[], &[]), Err(MetricError::Empty));
+            assert_eq!(metric(&[1.0, 2.0], &[1.0]), Err(MetricError::Lengths { predicted: 2, actual: 1 }));
+            assert_eq!(metric(&[1.0, f64::NAN], &[1.0, 0.0]), Err(MetricError::NotFinite { row: 1 }));
+            assert_eq!(metric(&[1.0], &[f64::INFINITY]), Err(MetricError::NotFinite { row: 0 }));
+        }
+    }
+}

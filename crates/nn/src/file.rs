@@ -1,0 +1,265 @@
+//! Safetensors files of host tensors: written whole or not at all, equal content gives equal bytes.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
+use sepal_core::{DType, HostTensor, NamedHostTensor, ShapeError};
+use serde::Serialize;
+
+/// A file that could not be written. What was there before is still there.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// The tensors do not make a safetensors file.
+    #[error("lay out {path}")]
+    Layout {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The disk refused.
+    #[error("write {path}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A file that could not be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// The file cannot be read.
+    #[error("read {path}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is damaged, cut short, or something else.
+    #[error("read {path}: it is not a whole safetensors file")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: SafeTensorError,
+    },
+    /// A number format that is not read here.
+    #[error("read `{name}` of {path}: its dtype is {dtype}, expected F32, F16 or BF16")]
+    DType {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its dtype as the file names it.
+        dtype: String,
+    },
+    /// The bytes do not fit the shape.
+    #[error("read {path}")]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: ShapeError,
+    },
+}
+
+/// The tensors of a file, in the order of their bytes, and its metadata.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Contents {
+    /// The tensors.
+    pub tensors: Vec<NamedHostTensor>,
+    /// The text that travels with them.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Writes `tensors` in their order and the sorted `metadata` to `path` by way of a synced temporary file in
+/// the same folder.
+///
+/// # Errors
+/// [`WriteError`] if a name occurs twice or the disk refuses; `path` is untouched then.
+pub fn write(path: &Path, tensors: &[NamedHostTensor], metadata: &BTreeMap<String, String>) -> Result<(), WriteError> {
+    let header = header(tensors, metadata).map_err(|source| WriteError::Layout { path: path.into(), source })?;
+    write_atomically(path, |file| {
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        tensors.iter().try_for_each(|named| file.write_all(named.tensor.data()))
+    })
+    .map_err(|source| WriteError::Io { path: path.into(), source })
+}
+
+/// Reads the whole file.
+///
+/// # Errors
+/// [`ReadError`] if it is not there, is cut short or damaged, or holds something else than floats.
+pub fn read(path: &Path) -> Result<Contents, ReadError> {
+    let bytes = std::fs::read(path).map(Bytes::from).map_err(|source| ReadError::Io { path: path.into(), source })?;
+    let format = |source| ReadError::Format { path: path.into(), source };
+    let (header_len, header) = SafeTensors::read_metadata(&bytes).map_err(format)?;
+    let data = bytes.slice(size_of::<u64>() + header_len..);
+    let tensors = header
+        .offset_keys()
+        .into_iter()
+        .filter_map(|name| header.info(&name).map(|info| (name, info)))
+        .map(|(name, info)| tensor(path, name, info, &data))
+        .collect::<Result<_, _>>()?;
+    let metadata = header.metadata().iter().flatten().map(|(key, text)| (key.clone(), text.clone())).collect();
+    Ok(Contents { tensors, metadata })
+}
+
+fn tensor(path: &Path, name: String, info: &TensorInfo, data: &Bytes) -> Result<NamedHostTensor, ReadError> {
+    let dtype = match info.dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::Bf16,
+        other => return Err(ReadError::DType { path: path.into(), name, dtype: format!("{other:?}") }),
+    };
+    let (start, end) = info.data_offsets;
+    HostTensor::new(dtype, info.shape.clone(), data.slice(start..end))
+        .map(|tensor| NamedHostTensor { name, tensor })
+        .map_err(|source| ReadError::Shape { path: path.into(), source })
+}
+
+/// The library's own header keeps its metadata in a hash map, whose order differs from run to run.
+#[derive(Serialize)]
+struct Header<'a> {
+    #[serde(rename = "__metadata__", skip_serializing_if = "BTreeMap::is_empty")]
+    metadata: &'a BTreeMap<String, String>,
+    #[serde(flatten)]
+    tensors: Metadata,
+}
+
+fn header(
+    tensors: &[NamedHostTensor],
+    metadata: &BTreeMap<String, String>,
+) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
+    let mut end = 0;
+    let mut infos: Vec<(String, TensorInfo)> = Vec::with_capacity(tensors.len());
+    for NamedHostTensor { name, tensor } in tensors {
+        if infos.iter().any(|(other, _)| other == name) {
+            return Err(format!("two tensors are named `{name}`").into());
+        }
+        let start = end;
+        end += tensor.data().len();
+        let dtype = match tensor.dtype() {
+            DType::F32 => Dtype::F32,
+            DType::F16 => Dtype::F16,
+            DType::Bf16 => Dtype::BF16,
+        };
+        infos.push((name.clone(), TensorInfo { dtype, shape: tensor.shape().to_vec(), data_offsets: (start, end) }));
+    }
+    let mut header = serde_json::to_vec(&Header { metadata, tensors: Metadata::new(None, infos)? })?;
+    header.resize(header.len().next_multiple_of(size_of::<u64>()), b' ');
+    Ok(header)
+}
+
+/// Fills a temporary file beside `path`, syncs it and puts it in the place of `path`.
+fn write_atomically(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        // The usual mode of a new file: the umask takes away what the user does not grant.
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    let temporary = builder.tempfile_in(folder)?;
+    let mut buffered = io::BufWriter::new(temporary.as_file());
+    fill(&mut buffered)?;
+    buffered.flush()?;
+    drop(buffered);
+    temporary.as_file().sync_all()?;
+    temporary.persist(path).map_err(|error| error.error)?;
+    // The rename itself lasts only once the folder is on disk; not every file system can sync a folder.
+    if let Ok(folder) = std::fs::File::open(folder) {
+        folder.sync_all().ok();
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(name: &str, shape: &[usize], first: f32) -> NamedHostTensor {
+        let numbers: Vec<f32> = (0..shape.iter().product()).map(|i| first + i as f32).collect();
+        let tensor = HostTensor::from_f32(shape.to_vec(), &numbers).expect("fits");
+        NamedHostTensor { name: name.to_owned(), tensor }
+    }
+
+    fn some_metadata() -> BTreeMap<String, String> {
+        (0..20).map(|i| (format!("key{i}"), format!("\"text\" {i}"))).collect()
+    }
+
+    #[test]
+    fn round_trip_in_order_with_equal_bytes() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let tensors = [named("zeta", &[2, 3], 0.5), named("alpha", &[4], -1.0), named("empty", &[0, 2], 0.0)];
+        let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+        write(&one, &tensors, &some_metadata()).expect("written");
+        write(&two, &tensors, &some_metadata()).expect("written");
+        let contents = read(&one).expect("read");
+        assert_eq!(contents.metadata, some_metadata());
+        let mut expected = tensors.to_vec();
+        let mut found = contents.tensors;
+        expected.sort_by(|a, b| a.name.cmp(&b.name));
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        assert_eq!(found, expected);
+        assert_eq!(std::fs::read(&one).expect("bytes"), std::fs::read(&two).expect("bytes"));
+    }
+
+    #[test]
+    fn the_library_reads_what_is_written() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("file");
+        write(&path, &[named("b", &[3], 0.0), named("a", &[1, 2], 9.0)], &BTreeMap::new()).expect("written");
+        let bytes = std::fs::read(&path).expect("bytes");
+        let parsed = SafeTensors::deserialize(&bytes).expect("parsed");
+        assert_eq!(parsed.tensor("a").expect("there").shape(), [1, 2]);
+        assert_eq!(parsed.tensor("a").expect("there").data(), &*named("a", &[1, 2], 9.0).tensor.data().clone());
+    }
+
+    #[test]
+    fn a_failed_write_leaves_what_was_there() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("file");
+        write(&path, &[named("a", &[1], 0.0)], &BTreeMap::new()).expect("written");
+        let before = std::fs::read(&path).expect("bytes");
+        let error = write(&path, &[named("a", &[1], 0.0), named("a", &[2], 0.0)], &BTreeMap::new());
+        assert!(matches!(error, Err(WriteError::Layout { .. })));
+        let full = write_atomically(&path, |_| Err(io::Error::new(io::ErrorKind::StorageFull, "no room")));
+        assert_eq!(full.expect_err("must fail").kind(), io::ErrorKind::StorageFull);
+        assert_eq!(std::fs::read(&path).expect("bytes"), before);
+        assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1, "a temporary file is left");
+    }
+
+    #[test]
+    fn a_cut_file_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("file");
+        write(&path, &[named("a", &[8], 0.0)], &BTreeMap::new()).expect("written");
+        let bytes = std::fs::read(&path).expect("bytes");
+        for len in [0, 4, 20, bytes.len() - 1] {
+            std::fs::write(&path, &bytes[..len]).expect("cut");
+            assert!(matches!(read(&path), Err(ReadError::Format { .. })), "{len} bytes were taken for a file");
+        }
+        assert!(matches!(read(&folder.path().join("none")), Err(ReadError::Io { .. })));
+    }
+}

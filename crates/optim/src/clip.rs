@@ -1,0 +1,76 @@
+use sepal_nn::Parameters;
+use tch::Kind;
+
+use crate::{StepError, update_each};
+
+/// Scales all gradients by `min(1, max_norm / (norm + 1e-6))` and returns `norm`, the L2 norm of all of them
+/// together before that: PyTorch's `clip_grad_norm_`.
+///
+/// Parameters without a gradient count as zero. A norm that is NaN or infinite comes back as it is and the
+/// gradients stay untouched, so that the caller can stop and say so.
+///
+/// # Errors
+/// [`StepError`] if libtorch refuses.
+pub fn clip_grad_norm(params: &Parameters, max_norm: f64) -> Result<f64, StepError> {
+    let norm = grad_norm(params)?;
+    let scale = max_norm / (norm + 1e-6);
+    if norm.is_finite() && scale < 1.0 {
+        update_each(params, |_, _, grad| grad.shallow_clone().f_mul_scalar_(scale).map(drop))?;
+    }
+    Ok(norm)
+}
+
+/// The L2 norm of all gradients together.
+fn grad_norm(params: &Parameters) -> Result<f64, StepError> {
+    let mut sum = 0.0;
+    update_each(params, |_, _, grad| {
+        sum += f64::try_from(grad.f_to_kind(Kind::Double)?.f_square()?.f_sum(Kind::Double)?)?;
+        Ok(())
+    })?;
+    Ok(sum.sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Tensor;
+
+    use super::*;
+
+    fn with_grads(grads: &[f32]) -> Parameters {
+        let mut params = Parameters::new();
+        for (idx, &grad) in grads.iter().enumerate() {
+            let tensor = params.add(format!("p{idx}"), &Tensor::zeros([1], (Kind::Float, tch::Device::Cpu))).expect("new");
+            (tensor * f64::from(grad)).backward();
+        }
+        drop(params.add("untouched", &Tensor::from(1.0_f32)).expect("new"));
+        params
+    }
+
+    fn grads(params: &Parameters) -> Vec<f64> {
+        params.iter().map(|(_, p)| p.grad()).filter(Tensor::defined).map(|g| g.double_value(&[0])).collect()
+    }
+
+    #[test]
+    fn large_gradients_shrink_together() {
+        let params = with_grads(&[3.0, 4.0]);
+        assert_eq!(clip_grad_norm(&params, 1.0).expect("a norm"), 5.0);
+        let clipped = grads(&params);
+        assert!((clipped[0] - 3.0 / 5.000_001).abs() < 1e-7 && (clipped[1] - 4.0 / 5.000_001).abs() < 1e-7);
+    }
+
+    #[test]
+    fn small_gradients_stay() {
+        let params = with_grads(&[0.3, 0.4]);
+        assert!((clip_grad_norm(&params, 1.0).expect("a norm") - 0.5).abs() < 1e-7);
+        assert_eq!(grads(&params), [f64::from(0.3_f32), f64::from(0.4_f32)]);
+    }
+
+    #[test]
+    fn what_is_not_finite_comes_back() {
+        let params = with_grads(&[f32::NAN, 4.0]);
+        assert!(clip_grad_norm(&params, 1.0).expect("a norm").is_nan());
+        assert_eq!(grads(&params)[1], 4.0);
+        assert_eq!(clip_grad_norm(&with_grads(&[f32::INFINITY]), 1.0).expect("a norm"), f64::INFINITY);
+        assert_eq!(clip_grad_norm(&with_grads(&[]), 1.0).expect("a norm"), 0.0);
+    }
+}

@@ -1,0 +1,111 @@
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use sepal_core::NamedHostTensor;
+use sepal_nn::Parameters;
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use crate::state::{Saved, save};
+use crate::{Optimizer, StateError, StepError, update_each};
+
+/// Gradient descent, with momentum if asked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SgdConfig {
+    /// Learning rate; the schedule multiplies it.
+    #[schemars(range(min = 0.0))]
+    pub lr: f64,
+    /// Share of the last step's direction that is kept.
+    #[schemars(range(min = 0.0))]
+    pub momentum: f64,
+    /// Times the weight, added to its gradient.
+    #[schemars(range(min = 0.0))]
+    pub weight_decay: f64,
+}
+
+impl Default for SgdConfig {
+    /// PyTorch's defaults.
+    fn default() -> Self {
+        Self { lr: 1e-3, momentum: 0.0, weight_decay: 0.0 }
+    }
+}
+
+/// Gradient descent; each step equals `torch.optim.SGD`'s.
+#[derive(Debug)]
+pub struct Sgd {
+    config: SgdConfig,
+    directions: BTreeMap<String, Tensor>,
+}
+
+const DIRECTION: &str = "momentum_buffer";
+
+impl Sgd {
+    /// With these options and no past.
+    pub fn new(config: SgdConfig) -> Self {
+        Self { config, directions: BTreeMap::new() }
+    }
+}
+
+impl Optimizer for Sgd {
+    fn lr(&self) -> f64 {
+        self.config.lr
+    }
+
+    fn step(&mut self, params: &Parameters, lr: f64) -> Result<(), StepError> {
+        let Self { config, directions } = self;
+        update_each(params, |name, param, grad| {
+            let mut direction = grad.f_add(&param.f_mul_scalar(config.weight_decay)?)?;
+            if config.momentum != 0.0 {
+                if let Some(last) = directions.get(name) {
+                    direction = last.f_mul_scalar(config.momentum)?.f_add(&direction)?;
+                }
+                directions.insert(name.to_owned(), direction.shallow_clone());
+            }
+            param.f_sub_(&direction.f_mul_scalar(lr)?).map(drop)
+        })
+    }
+
+    fn state(&self) -> Result<Vec<NamedHostTensor>, StateError> {
+        self.directions.iter().map(|(name, direction)| save(DIRECTION, name, direction)).collect()
+    }
+
+    fn load_state(&mut self, params: &Parameters, state: &[NamedHostTensor]) -> Result<(), StateError> {
+        self.directions = Saved::new(state)?
+            .for_each(params, DIRECTION, |saved, name, shape| saved.take(DIRECTION, name, shape))?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_steps_by_hand() {
+        let mut params = Parameters::new();
+        let x = params.add("x", &Tensor::from(1.0_f32)).expect("new");
+        let mut optimizer = Sgd::new(SgdConfig { lr: 0.1, momentum: 0.5, weight_decay: 0.1 });
+        // Direction 2 + 0.1 * 1 = 2.1, then 0.5 * 2.1 + 2 + 0.1 * 0.79 = 3.129.
+        for expected in [1.0 - 0.21, 0.79 - 0.3129] {
+            params.zero_grad();
+            (&x * 2.0).backward();
+            optimizer.step(&params, optimizer.lr()).expect("a step");
+            assert!((x.double_value(&[]) - expected).abs() < 1e-6);
+            let state = optimizer.state().expect("a state");
+            optimizer = Sgd::new(optimizer.config);
+            optimizer.load_state(&params, &state).expect("the same parameters");
+        }
+    }
+
+    #[test]
+    fn without_momentum_there_is_no_state() {
+        let mut params = Parameters::new();
+        let x = params.add("x", &Tensor::from(1.0_f32)).expect("new");
+        (&x * 2.0).backward();
+        let mut optimizer = Sgd::new(SgdConfig::default());
+        optimizer.step(&params, 0.5).expect("a step");
+        assert_eq!(x.double_value(&[]), 0.0);
+        assert!(optimizer.state().expect("a state").is_empty());
+    }
+}

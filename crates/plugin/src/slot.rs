@@ -1,0 +1,94 @@
+use sepal_nn::Parameters;
+use sepal_optim::{Optimizer, Schedule};
+use tch::Tensor;
+
+use crate::{TaskHead, TuningMode};
+
+/// A place in a pipeline that a plugin fills.
+pub trait Slot: 'static {
+    /// What messages call it, for example `task head`.
+    const NAME: &'static str;
+    /// What a plugin of this slot builds.
+    type Object: ?Sized + 'static;
+    /// What it is built with besides its options.
+    type Context<'a>;
+}
+
+/// The slot of task heads.
+#[derive(Debug, Clone, Copy)]
+pub enum Head {}
+
+/// What a task head is built with.
+#[derive(Debug)]
+pub struct HeadContext<'a> {
+    /// Where the head adds what it trains.
+    pub params: &'a mut Parameters,
+    /// Size of a hidden state.
+    pub hidden: usize,
+    /// Seed of the run; draw from `sepal_nn::init::rng(seed, NAME_OF_THE_PARAMETER)`.
+    pub seed: u64,
+}
+
+impl Slot for Head {
+    const NAME: &'static str = "task head";
+    type Object = dyn TaskHead;
+    type Context<'a> = HeadContext<'a>;
+}
+
+/// The slot of tuning modes.
+#[derive(Debug, Clone, Copy)]
+pub enum Tuning {}
+
+/// What a tuning mode is built with.
+#[derive(Debug)]
+pub struct TuningContext<'a> {
+    /// Where the tuning mode adds what it trains.
+    pub params: &'a mut Parameters,
+    /// Blocks of the whole model.
+    pub n_blocks: usize,
+    /// Size of a hidden state.
+    pub hidden: usize,
+    /// Standard deviation that the model's weights were initialised with.
+    pub initializer_range: f64,
+    /// The model's embedding matrix `[vocab_size, hidden]`.
+    pub embeddings: &'a Tensor,
+    /// Seed of the run; draw from `sepal_nn::init::rng(seed, NAME_OF_THE_PARAMETER)`.
+    pub seed: u64,
+}
+
+impl Slot for Tuning {
+    const NAME: &'static str = "tuning mode";
+    type Object = dyn TuningMode;
+    type Context<'a> = TuningContext<'a>;
+}
+
+/// The slot of optimizers.
+#[derive(Debug, Clone, Copy)]
+pub enum Opt {}
+
+/// What an optimizer is built with: nothing yet.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OptContext {}
+
+impl Slot for Opt {
+    const NAME: &'static str = "optimizer";
+    type Object = dyn Optimizer;
+    type Context<'a> = OptContext;
+}
+
+/// The slot of learning-rate schedules.
+#[derive(Debug, Clone, Copy)]
+pub enum Sched {}
+
+/// What a schedule is built with.
+#[derive(Debug, Clone, Copy)]
+pub struct SchedContext {
+    /// Optimizer steps of the whole run.
+    pub total_steps: usize,
+}
+
+impl Slot for Sched {
+    const NAME: &'static str = "schedule";
+    type Object = dyn Schedule;
+    type Context<'a> = SchedContext;
+}

@@ -1,0 +1,136 @@
+use std::time::Duration;
+
+use sepal_core::Span;
+use sepal_wire::codec::DecodeError;
+use sepal_wire::{Failure, FailureCode, Retry};
+
+/// What a caller of remote blocks is told.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum RemoteError {
+    /// A server serves another model, or the same with other weights.
+    #[error("server {server} serves another model: {what} is {found}, expected {expected}")]
+    WrongModel {
+        /// Its address.
+        server: String,
+        /// What differs: digest, number of blocks, hidden size or protocol.
+        what: &'static str,
+        /// As the client has it.
+        expected: String,
+        /// As the server has it.
+        found: String,
+    },
+    /// No server holds these blocks.
+    #[error("no server holds blocks {missing}{}; start one with `sepal serve MODEL --blocks {missing}`", unreachable.iter().map(|u| format!("; {u}")).collect::<String>())]
+    Uncovered {
+        /// The first run of blocks that nobody holds.
+        missing: Span,
+        /// Servers that could not be reached, each with its reason.
+        unreachable: Vec<String>,
+    },
+    /// Every server that holds a block went on failing.
+    #[error("no server answered for blocks {span} within {} s; last: {last}", waited.as_secs_f64())]
+    NoServer {
+        /// The blocks that could not be run.
+        span: Span,
+        /// How long it was tried.
+        waited: Duration,
+        /// The last failure.
+        last: String,
+    },
+    /// A server says that the request is wrong; it is not sent again.
+    #[error("server {server} refused a call for blocks {span}: {failure}")]
+    Refused {
+        /// Its address.
+        server: String,
+        /// The blocks that were asked for.
+        span: Span,
+        /// What it said.
+        failure: Failure,
+    },
+    /// Numbers that are infinite or not numbers came back.
+    #[error("server {server} returned {what} that are not finite for blocks {span}")]
+    NonFinite {
+        /// Its address.
+        server: String,
+        /// The blocks.
+        span: Span,
+        /// Hidden states or gradients.
+        what: &'static str,
+    },
+    /// The client's own hidden states or gradients are not finite.
+    #[error("send {what} that are not finite")]
+    NonFiniteInput {
+        /// Prompts or gradients.
+        what: &'static str,
+    },
+    /// Shapes that do not fit together.
+    #[error("run remote blocks: {what} has shape {found:?}, expected {expected}")]
+    Shape {
+        /// Which argument.
+        what: &'static str,
+        /// What it should be.
+        expected: String,
+        /// What it is.
+        found: Vec<i64>,
+    },
+    /// libtorch failed in this process.
+    #[error("prepare or read tensors of a remote call: {message}")]
+    Local {
+        /// What it said.
+        message: String,
+    },
+    /// The thread that speaks with the servers has ended.
+    #[error("the thread that speaks with the servers has stopped")]
+    Stopped,
+}
+
+impl RemoteError {
+    pub(crate) fn local(error: impl std::fmt::Display) -> Self {
+        RemoteError::Local { message: error.to_string() }
+    }
+}
+
+/// What became of one call to one server.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CallError {
+    #[error("{0}")]
+    Failure(Failure),
+    #[error("could not connect: {0}")]
+    Connect(std::io::Error),
+    #[error("the connection failed: {0}")]
+    Transport(capnp::Error),
+    #[error("no answer within {} s", .0.as_secs_f64())]
+    Timeout(Duration),
+    #[error("an answer that cannot be read: {0}")]
+    Decode(#[from] DecodeError),
+    #[error("{0}")]
+    WrongModel(RemoteError),
+    #[error("an answer without {0}")]
+    Missing(&'static str),
+}
+
+impl From<capnp::Error> for CallError {
+    fn from(error: capnp::Error) -> Self {
+        CallError::Transport(error)
+    }
+}
+
+impl CallError {
+    /// What may be done about it. A server that answers nonsense is left like one that does not answer.
+    pub(crate) fn retry(&self) -> Retry {
+        match self {
+            CallError::Failure(failure) => failure.retry,
+            _ => Retry::Elsewhere,
+        }
+    }
+
+    /// Whether the connection may still be used.
+    pub(crate) fn keeps_connection(&self) -> bool {
+        matches!(self, CallError::Failure(_))
+    }
+
+    pub(crate) fn is_tape_expired(&self) -> bool {
+        matches!(self, CallError::Failure(failure) if failure.code == FailureCode::TapeExpired)
+    }
+}

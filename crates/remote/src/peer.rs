@@ -1,0 +1,293 @@
+//! One server: its connection, its sessions and what was uploaded to it.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::time::Duration;
+
+use capnp_rpc::{RpcSystem, rpc_twoparty_capnp, twoparty};
+use sepal_core::{DType, HostTensor, NamedHostTensor, Span, Want};
+use sepal_swarm::{Endpoint, Traffic};
+use sepal_wire::codec::{self, GradWant, Grads, WireBatch};
+use sepal_wire::{Failure, ServerInfo, sepal_capnp as wire};
+use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
+use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
+
+use crate::error::{CallError, RemoteError};
+use crate::sequential::{ModelExpectation, RemoteOptions};
+
+/// The largest message that a client reads.
+const MAX_MESSAGE_BYTES: u64 = 1 << 30;
+
+/// The tunables of one optimizer step, for the whole model, stacked by block.
+#[derive(Debug)]
+pub(crate) struct Step {
+    /// Told apart by this number.
+    pub(crate) version: u64,
+    /// Each `[n_blocks, ..]`.
+    pub(crate) tunables: Vec<NamedHostTensor>,
+}
+
+impl Step {
+    /// The part of the blocks `span`; shares the bytes.
+    fn part(&self, span: Span) -> Result<Vec<NamedHostTensor>, CallError> {
+        let slice = |named: &NamedHostTensor| {
+            let tensor = &named.tensor;
+            let per_block = tensor.data().len() / tensor.shape()[0].max(1);
+            let data = tensor.data().slice(span.start() * per_block..span.end() * per_block);
+            let mut shape = tensor.shape().to_vec();
+            shape[0] = span.len();
+            let tensor = HostTensor::new(tensor.dtype(), shape, data).map_err(codec::DecodeError::from)?;
+            Ok(NamedHostTensor { name: named.name.clone(), tensor })
+        };
+        self.tunables.iter().map(slice).collect()
+    }
+}
+
+/// One server.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) endpoint: Endpoint,
+    traffic: Traffic,
+    expected: ModelExpectation,
+    call_timeout: Duration,
+    connect_timeout: Duration,
+    dtype: DType,
+    connection: Mutex<Option<Connection>>,
+}
+
+struct Connection {
+    root: wire::block_server::Client,
+    sessions: HashMap<Span, wire::session::Client>,
+    version: u64,
+    tuned: HashMap<Span, wire::tuned::Client>,
+    driver: JoinHandle<()>,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Connection({} sessions)", self.sessions.len())
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl Peer {
+    pub(crate) fn new(
+        endpoint: Endpoint,
+        traffic: Traffic,
+        expected: ModelExpectation,
+        options: &RemoteOptions,
+    ) -> Self {
+        Self {
+            endpoint,
+            traffic,
+            expected,
+            call_timeout: options.call_timeout,
+            connect_timeout: options.connect_timeout,
+            dtype: options.wire_dtype,
+            connection: Mutex::new(None),
+        }
+    }
+
+    /// Connects if need be, and asks the server what it is.
+    pub(crate) async fn describe(&self) -> Result<ServerInfo, CallError> {
+        let mut guard = self.connection.lock().await;
+        let connection = self.connected(&mut guard).await?;
+        let root = connection.root.clone();
+        drop(guard);
+        within(self.call_timeout, self.info(&root)).await
+    }
+
+    /// Forgets the connection: the next call opens another.
+    pub(crate) async fn disconnect(&self) {
+        self.connection.lock().await.take();
+    }
+
+    /// Runs `span` forward: the output and, if asked for, its tape.
+    pub(crate) async fn forward(
+        &self,
+        span: Span,
+        step: &Step,
+        batch: &WireBatch,
+        want: Want,
+        keep_tape: bool,
+    ) -> Result<(HostTensor, Option<wire::tape::Client>), CallError> {
+        let tuned = self.tuned(span, step).await?;
+        let mut request = tuned.forward_request();
+        let mut params = request.get();
+        codec::write_batch(params.reborrow().init_batch(), batch);
+        params.set_want(codec::want_to_wire(want));
+        params.set_keep_tape(keep_tape);
+        params.set_dtype(codec::dtype_to_wire(self.dtype));
+        let answer = within(self.call_timeout, async { Ok(request.send().promise.await?) }).await?;
+        let results = answer.get()?;
+        if results.has_failure() {
+            return Err(CallError::Failure(Failure::read(results.get_failure()?)?));
+        }
+        let output = codec::read_tensor(results.get_output()?)?;
+        let expected = [want.positions(batch.prefix_len, &batch.rows), self.expected.hidden];
+        if output.shape() != expected {
+            return Err(CallError::Missing("an output of the right shape"));
+        }
+        let tape = if keep_tape && results.has_tape() { Some(results.get_tape()?) } else { None };
+        Ok((output, tape))
+    }
+
+    /// Runs a tape backward.
+    pub(crate) async fn backward_tape(
+        &self,
+        tape: &wire::tape::Client,
+        grad_output: &HostTensor,
+        want: GradWant,
+    ) -> Result<Grads, CallError> {
+        let mut request = tape.backward_request();
+        codec::write_tensor(request.get().init_grad_output(), grad_output);
+        codec::write_grad_want(request.get().init_grad(), want);
+        let answer = within(self.call_timeout, async { Ok(request.send().promise.await?) }).await?;
+        let results = answer.get()?;
+        if results.has_failure() {
+            return Err(CallError::Failure(Failure::read(results.get_failure()?)?));
+        }
+        Ok(codec::read_grads(results.get_grads()?)?)
+    }
+
+    /// Runs forward again and then backward.
+    pub(crate) async fn backward_stateless(
+        &self,
+        span: Span,
+        step: &Step,
+        batch: &WireBatch,
+        want_output: Want,
+        grad_output: &HostTensor,
+        want: GradWant,
+    ) -> Result<Grads, CallError> {
+        let tuned = self.tuned(span, step).await?;
+        let mut request = tuned.backward_request();
+        let mut params = request.get();
+        codec::write_batch(params.reborrow().init_batch(), batch);
+        params.set_want(codec::want_to_wire(want_output));
+        codec::write_tensor(params.reborrow().init_grad_output(), grad_output);
+        codec::write_grad_want(params.init_grad(), want);
+        let answer = within(self.call_timeout, async { Ok(request.send().promise.await?) }).await?;
+        let results = answer.get()?;
+        if results.has_failure() {
+            return Err(CallError::Failure(Failure::read(results.get_failure()?)?));
+        }
+        Ok(codec::read_grads(results.get_grads()?)?)
+    }
+
+    /// The session of `span` with the tunables of `step`, which are uploaded once however many
+    /// micro-batches ask at the same time.
+    async fn tuned(&self, span: Span, step: &Step) -> Result<wire::tuned::Client, CallError> {
+        let mut guard = self.connection.lock().await;
+        let connection = self.connected(&mut guard).await?;
+        if connection.version != step.version {
+            connection.tuned.clear();
+            connection.version = step.version;
+        }
+        if let Some(tuned) = connection.tuned.get(&span) {
+            return Ok(tuned.clone());
+        }
+        let session = self.session(connection, span).await?;
+        let part = step.part(span)?;
+        let mut request = session.tune_request();
+        let length = u32::try_from(part.len()).unwrap_or(u32::MAX);
+        codec::write_named(request.get().init_tunables(length), &part);
+        let answer = within(self.call_timeout, async { Ok(request.send().promise.await?) }).await?;
+        let results = answer.get()?;
+        if results.has_failure() {
+            return Err(CallError::Failure(Failure::read(results.get_failure()?)?));
+        }
+        let tuned = results.get_tuned()?;
+        connection.tuned.insert(span, tuned.clone());
+        Ok(tuned)
+    }
+
+    async fn session(&self, connection: &mut Connection, span: Span) -> Result<wire::session::Client, CallError> {
+        if let Some(session) = connection.sessions.get(&span) {
+            return Ok(session.clone());
+        }
+        let mut request = connection.root.open_request();
+        codec::write_span(request.get().init_span(), span);
+        let answer = within(self.call_timeout, async { Ok(request.send().promise.await?) }).await?;
+        let results = answer.get()?;
+        if results.has_failure() {
+            return Err(CallError::Failure(Failure::read(results.get_failure()?)?));
+        }
+        let session = results.get_session()?;
+        connection.sessions.insert(span, session.clone());
+        Ok(session)
+    }
+
+    /// The connection, opened and checked if there is none.
+    async fn connected<'a>(&self, slot: &'a mut Option<Connection>) -> Result<&'a mut Connection, CallError> {
+        if slot.as_ref().is_some_and(|connection| connection.driver.is_finished()) {
+            *slot = None;
+        }
+        let connection = match slot.take() {
+            Some(connection) => connection,
+            None => {
+                let connection = within(self.connect_timeout, self.open()).await?;
+                within(self.call_timeout, self.info(&connection.root)).await?;
+                connection
+            }
+        };
+        Ok(slot.insert(connection))
+    }
+
+    async fn open(&self) -> Result<Connection, CallError> {
+        let stream = self.endpoint.connect().await.map_err(CallError::Connect)?.counted(&self.traffic);
+        let network = twoparty::VatNetwork::new(
+            stream.reader.compat(),
+            stream.writer.compat_write(),
+            rpc_twoparty_capnp::Side::Client,
+            sepal_wire::reader_options(MAX_MESSAGE_BYTES),
+        );
+        let mut system = RpcSystem::new(Box::new(network), None);
+        let root = system.bootstrap(rpc_twoparty_capnp::Side::Server);
+        let driver = tokio::task::spawn_local(async move {
+            if let Err(error) = system.await {
+                tracing::debug!(%error, "a connection ended");
+            }
+        });
+        Ok(Connection { root, sessions: HashMap::new(), version: u64::MAX, tuned: HashMap::new(), driver })
+    }
+
+    /// What the server says of itself, checked against what this client expects.
+    async fn info(&self, root: &wire::block_server::Client) -> Result<ServerInfo, CallError> {
+        let answer = root.describe_request().send().promise.await?;
+        let info = ServerInfo::read(answer.get()?.get_info()?)?;
+        let wrong = |what, expected: &dyn ToString, found: &dyn ToString| {
+            let (expected, found) = (expected.to_string(), found.to_string());
+            Err(CallError::WrongModel(RemoteError::WrongModel {
+                server: self.endpoint.to_string(),
+                what,
+                expected,
+                found,
+            }))
+        };
+        if info.protocol != sepal_wire::PROTOCOL {
+            return wrong("the protocol", &sepal_wire::PROTOCOL, &info.protocol);
+        }
+        if info.n_blocks != self.expected.n_blocks {
+            return wrong("the number of blocks", &self.expected.n_blocks, &info.n_blocks);
+        }
+        if info.hidden != self.expected.hidden {
+            return wrong("the hidden size", &self.expected.hidden, &info.hidden);
+        }
+        if info.model_digest != self.expected.digest {
+            return wrong("the digest of the weights", &self.expected.digest, &info.model_digest);
+        }
+        Ok(info)
+    }
+}
+
+/// `work`, or that it took too long.
+async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, CallError>>) -> Result<T, CallError> {
+    tokio::time::timeout(limit, work).await.unwrap_or(Err(CallError::Timeout(limit)))
+}

@@ -1,0 +1,311 @@
+use std::cell::Cell;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use sepal_autograd::BoxError;
+use sepal_core::{DType, HostTensor, NamedHostTensor, Ragged};
+use sepal_nn::host::{from_host, to_host};
+use sepal_swarm::{Endpoint, Traffic};
+use sepal_wire::ServerInfo;
+use sepal_wire::codec::WireBatch;
+use tch::Tensor;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::chain::{ChainGrads, ClientWant};
+use crate::error::RemoteError;
+use crate::peer::Step;
+use crate::thread::{self as rpc, CallId, Command};
+
+/// The model that servers must serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelExpectation {
+    /// Digest of its checkpoint.
+    pub digest: String,
+    /// Its number of blocks.
+    pub n_blocks: usize,
+    /// Its hidden size.
+    pub hidden: usize,
+}
+
+/// How remote blocks are called.
+#[derive(Debug, Clone)]
+pub struct RemoteOptions {
+    /// The format of hidden states and gradients on the wire.
+    pub wire_dtype: DType,
+    /// Prefix and tokens of one micro-batch at the most; a longer row stands alone.
+    pub micro_batch_tokens: usize,
+    /// How long one call may take.
+    pub call_timeout: Duration,
+    /// How long opening a connection may take.
+    pub connect_timeout: Duration,
+    /// How long blocks may be without a server that answers before a call fails.
+    pub wait: Duration,
+}
+
+impl Default for RemoteOptions {
+    fn default() -> Self {
+        Self {
+            wire_dtype: DType::F32,
+            micro_batch_tokens: 2048,
+            call_timeout: Duration::from_secs(300),
+            connect_timeout: Duration::from_secs(5),
+            wait: Duration::from_secs(20),
+        }
+    }
+}
+
+/// All blocks of a model, on other machines.
+#[derive(Debug)]
+pub struct RemoteSequential {
+    commands: mpsc::UnboundedSender<Command>,
+    thread: Option<JoinHandle<()>>,
+    traffic: Traffic,
+    expected: ModelExpectation,
+    options: RemoteOptions,
+    servers: Vec<ServerInfo>,
+    next_version: Cell<u64>,
+}
+
+impl RemoteSequential {
+    /// Connects to the servers and checks what they are.
+    ///
+    /// # Errors
+    /// [`RemoteError::WrongModel`] if one serves something else; [`RemoteError::Uncovered`] if those
+    /// that can be reached do not hold all blocks.
+    pub fn connect(
+        endpoints: Vec<Endpoint>,
+        expected: ModelExpectation,
+        options: RemoteOptions,
+    ) -> Result<Self, RemoteError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RemoteError::local)?;
+        let (commands, queue) = mpsc::unbounded_channel();
+        let (ready, met) = oneshot::channel();
+        let traffic = Traffic::default();
+        let (expected_there, options_there, traffic_there) = (expected.clone(), options.clone(), traffic.clone());
+        let thread = thread::Builder::new()
+            .name("sepal-remote".into())
+            .spawn(move || {
+                rpc::run(&runtime, endpoints, &expected_there, &options_there, &traffic_there, queue, ready);
+            })
+            .map_err(RemoteError::local)?;
+        let servers = met.blocking_recv().map_err(|_| RemoteError::Stopped)??;
+        let next_version = Cell::new(0);
+        Ok(Self { commands, thread: Some(thread), traffic, expected, options, servers, next_version })
+    }
+
+    /// What the servers said of themselves when they were met.
+    pub fn servers(&self) -> &[ServerInfo] {
+        &self.servers
+    }
+
+    /// Bytes sent and received so far, everything included.
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
+    /// The tunables of one optimizer step, stacked by block: each `[n_blocks, ..]`. They go up to each
+    /// server once, however many batches are run with them.
+    ///
+    /// # Errors
+    /// [`RemoteError::Shape`] if a tensor is not stacked by block.
+    pub fn tune(&self, tunables: Vec<(String, Tensor)>) -> Result<Tuned<'_>, RemoteError> {
+        let version = self.next_version.get();
+        self.next_version.set(version + 1);
+        let mut named = Vec::with_capacity(tunables.len());
+        for (name, tensor) in &tunables {
+            if tensor.size().first() != Some(&(self.expected.n_blocks as i64)) {
+                let expected = format!("[{}, ..]", self.expected.n_blocks);
+                return Err(RemoteError::Shape { what: "a tunable", expected, found: tensor.size() });
+            }
+            let tensor = to_host(tensor, self.options.wire_dtype).map_err(RemoteError::local)?;
+            named.push(NamedHostTensor { name: name.clone(), tensor });
+        }
+        let step = Arc::new(Step { version, tunables: named });
+        Ok(Tuned { remote: self, step, tensors: tunables.into_iter().map(|(_, tensor)| tensor).collect() })
+    }
+}
+
+impl Drop for RemoteSequential {
+    fn drop(&mut self) {
+        // Closing the channel ends the thread's loop.
+        let (closed, _) = mpsc::unbounded_channel();
+        drop(std::mem::replace(&mut self.commands, closed));
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that speaks with the servers panicked");
+        }
+    }
+}
+
+/// Remote blocks with the tunables of one optimizer step.
+#[derive(Debug)]
+pub struct Tuned<'a> {
+    remote: &'a RemoteSequential,
+    step: Arc<Step>,
+    tensors: Vec<Tensor>,
+}
+
+impl Tuned<'_> {
+    /// Runs the blocks on `[prefix; row]` for each row and returns the hidden state of each row's last
+    /// token, before the final norm: `[rows, hidden]`.
+    ///
+    /// `prefix` is `[prefix_len, hidden]`, shared by all rows; `tokens` is `[n_tokens, hidden]`, the rows
+    /// end to end. The result is differentiable in the prefix and in the tunables; the tokens are frozen.
+    ///
+    /// # Errors
+    /// [`RemoteError`]; an error in the backward comes out of `f_backward`.
+    pub fn forward(&self, prefix: Option<&Tensor>, tokens: &Tensor, rows: &Ragged) -> Result<Tensor, RemoteError> {
+        let prefix_len = self.check(prefix, tokens, rows)?;
+        let inputs: Vec<&Tensor> = prefix.into_iter().chain(&self.tensors).collect();
+        // An operation on a tracked tensor is tracked only where gradients are enabled.
+        let tracked = |tensor: &&Tensor| tensor.requires_grad() && tensor.alias().requires_grad();
+        let keep = inputs.iter().any(tracked);
+        let groups = rows.micro_batches(prefix_len, self.remote.options.micro_batch_tokens);
+        let batches = self.batches(prefix, tokens, rows, &groups)?;
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Forward { step: Arc::clone(&self.step), batches, keep, reply })?;
+        let (call, outputs) = answer.blocking_recv().map_err(|_| RemoteError::Stopped)??;
+        let pooled = assemble(&outputs, &groups)?;
+        if !keep {
+            return Ok(pooled);
+        }
+        let backward = Backward {
+            commands: self.remote.commands.clone(),
+            call,
+            groups,
+            dtype: self.remote.options.wire_dtype,
+            want: ClientWant {
+                prefix: prefix.is_some_and(Tensor::requires_grad),
+                tunables: self.tensors.iter().any(Tensor::requires_grad),
+            },
+            has_prefix: prefix.is_some(),
+            tunables: self.step.tunables.iter().map(|named| (named.name.clone(), named.tensor.shape().to_vec())).collect(),
+        };
+        sepal_autograd::attach(&inputs, pooled, move |grad| backward.run(grad)).map_err(RemoteError::local)
+    }
+
+    fn check(&self, prefix: Option<&Tensor>, tokens: &Tensor, rows: &Ragged) -> Result<usize, RemoteError> {
+        let hidden = self.remote.expected.hidden as i64;
+        if tokens.size() != [rows.n_tokens() as i64, hidden] {
+            let expected = format!("[{}, {hidden}]", rows.n_tokens());
+            return Err(RemoteError::Shape { what: "the tokens", expected, found: tokens.size() });
+        }
+        match prefix.map(|prefix| prefix.size()) {
+            None => Ok(0),
+            Some(size) if size.len() == 2 && size[0] > 0 && size[1] == hidden => Ok(size[0] as usize),
+            Some(found) => {
+                Err(RemoteError::Shape { what: "the prefix", expected: format!("[prefix_len, {hidden}]"), found })
+            }
+        }
+    }
+
+    /// Prefix and rows of each group, on the host: `[prefix_len + n_tokens of the group, hidden]`.
+    fn batches(
+        &self,
+        prefix: Option<&Tensor>,
+        tokens: &Tensor,
+        rows: &Ragged,
+        groups: &[Vec<usize>],
+    ) -> Result<Vec<WireBatch>, RemoteError> {
+        let prefix_len = prefix.map_or(0, |prefix| prefix.size()[0] as usize);
+        let batch = |group: &Vec<usize>| {
+            let part = |&row: &usize| {
+                let range = rows.range(row);
+                tokens.narrow(0, range.start as i64, range.len() as i64)
+            };
+            let mut parts: Vec<Tensor> = prefix.map(|prefix| prefix.detach()).into_iter().collect();
+            match groups {
+                [_] => parts.push(tokens.detach()),
+                _ => parts.extend(group.iter().map(part)),
+            }
+            let hidden = tch::no_grad(|| Tensor::f_cat(&parts, 0)).map_err(RemoteError::local)?;
+            let hidden = to_host(&hidden, self.remote.options.wire_dtype).map_err(RemoteError::local)?;
+            Ok(WireBatch { prefix_len, rows: rows.select(group), hidden })
+        };
+        groups.iter().map(batch).collect()
+    }
+
+    fn send(&self, command: Command) -> Result<(), RemoteError> {
+        self.remote.commands.send(command).map_err(|_| RemoteError::Stopped)
+    }
+}
+
+/// The rows of all groups in the batch's order: `[rows, hidden]`.
+fn assemble(outputs: &[HostTensor], groups: &[Vec<usize>]) -> Result<Tensor, RemoteError> {
+    let parts: Vec<Tensor> = outputs.iter().map(from_host).collect::<Result<_, _>>().map_err(RemoteError::local)?;
+    if let [only] = parts.as_slice() {
+        return Ok(only.shallow_clone());
+    }
+    let order: Vec<i64> = groups.concat().iter().map(|&row| row as i64).collect();
+    let stacked = Tensor::f_cat(&parts, 0).map_err(RemoteError::local)?;
+    let empty = stacked.f_empty_like().map_err(RemoteError::local)?;
+    empty.f_index_copy(0, &Tensor::from_slice(&order), &stacked).map_err(RemoteError::local)
+}
+
+/// The backward of one forward; dropping it frees the tapes.
+struct Backward {
+    commands: mpsc::UnboundedSender<Command>,
+    call: CallId,
+    groups: Vec<Vec<usize>>,
+    dtype: DType,
+    want: ClientWant,
+    has_prefix: bool,
+    tunables: Vec<(String, Vec<usize>)>,
+}
+
+impl Backward {
+    fn run(&self, grad_output: &Tensor) -> Result<Vec<Option<Tensor>>, BoxError> {
+        let part = |group: &Vec<usize>| {
+            let order: Vec<i64> = group.iter().map(|&row| row as i64).collect();
+            to_host(&grad_output.f_index_select(0, &Tensor::from_slice(&order))?, self.dtype).map_err(BoxError::from)
+        };
+        let grads = self.groups.iter().map(part).collect::<Result<Vec<HostTensor>, BoxError>>()?;
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Backward { call: self.call, grads, want: self.want, reply };
+        self.commands.send(command).map_err(|_| RemoteError::Stopped)?;
+        let chains = answer.blocking_recv().map_err(|_| RemoteError::Stopped)??;
+        let mut result = Vec::new();
+        if self.has_prefix {
+            result.push(sum(chains.iter().filter_map(|chain| chain.prefix.as_ref()))?);
+        }
+        for (name, shape) in &self.tunables {
+            result.push(if self.want.tunables { Some(sum_tunable(&chains, name, shape)?) } else { None });
+        }
+        Ok(result)
+    }
+}
+
+impl Drop for Backward {
+    fn drop(&mut self) {
+        // If the thread is gone, so are the tapes.
+        let _ = self.commands.send(Command::Forget { call: self.call });
+    }
+}
+
+/// The sum over the micro-batches, in their order.
+fn sum<'a>(parts: impl Iterator<Item = &'a HostTensor>) -> Result<Option<Tensor>, BoxError> {
+    let mut total: Option<Tensor> = None;
+    for part in parts {
+        let part = from_host(part)?;
+        total = Some(match total {
+            None => part,
+            Some(total) => total.f_add(&part)?,
+        });
+    }
+    Ok(total)
+}
+
+/// The gradient of a tunable `[n_blocks, ..]`: spans side by side, micro-batches summed in their order.
+fn sum_tunable(chains: &[ChainGrads], name: &str, shape: &[usize]) -> Result<Tensor, BoxError> {
+    let size: Vec<i64> = shape.iter().map(|&dim| dim as i64).collect();
+    let total = Tensor::f_zeros(size, (tch::Kind::Float, tch::Device::Cpu))?;
+    for (span, tunables) in chains.iter().flat_map(|chain| &chain.tunables) {
+        for named in tunables.iter().filter(|named| named.name == name) {
+            let mut part = total.f_narrow(0, span.start() as i64, span.len() as i64)?;
+            let _ = part.f_add_(&from_host(&named.tensor)?)?;
+        }
+    }
+    Ok(total)
+}

@@ -1,0 +1,270 @@
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use capnp::capability::Rc as CapRc;
+use sepal_core::{HostTensor, Span};
+use sepal_wire::codec::{self, DecodeError, GradWant, Grads, WireBatch};
+use sepal_wire::{Failure, FailureCode, Load, ServerInfo, sepal_capnp as wire};
+
+use crate::compute::{self, Tunables, describe, invalid};
+use crate::engine::Engine;
+use crate::tapes::{TapeId, TapeStore};
+
+/// What all clients of a server share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) engine: Engine,
+    pub(crate) tapes: Arc<Mutex<TapeStore>>,
+    /// As it is described, but for the load.
+    pub(crate) info: ServerInfo,
+    pub(crate) stopping: Cell<bool>,
+}
+
+impl Shared {
+    fn info_now(&self) -> ServerInfo {
+        let (tapes, tape_bytes) = lock(&self.tapes).load();
+        ServerInfo { load: Load { queue: self.engine.queue(), tapes, tape_bytes }, ..self.info.clone() }
+    }
+
+    fn check_open(&self) -> Result<(), Failure> {
+        match self.stopping.get() {
+            true => Err(Failure::new(FailureCode::ShuttingDown, "the server is stopping")),
+            false => Ok(()),
+        }
+    }
+
+    fn check_batch(&self, batch: &WireBatch) -> Result<(), Failure> {
+        let (limits, hidden) = (self.info.limits, self.info.hidden);
+        let tokens = batch.prefix_len + batch.rows.n_tokens();
+        if batch.rows.len() > limits.max_rows as usize {
+            return Err(invalid(format!("{} rows, but this server takes {}", batch.rows.len(), limits.max_rows)));
+        }
+        if tokens > limits.max_tokens as usize {
+            return Err(invalid(format!("{tokens} tokens, but this server takes {}", limits.max_tokens)));
+        }
+        if batch.hidden.shape()[1] != hidden {
+            return Err(invalid(format!("hidden states of size {}, expected {hidden}", batch.hidden.shape()[1])));
+        }
+        Ok(())
+    }
+}
+
+/// The bootstrap object.
+pub(crate) struct Root(pub(crate) Rc<Shared>);
+
+impl wire::block_server::Server for Root {
+    async fn describe(
+        self: CapRc<Self>,
+        _: wire::block_server::DescribeParams,
+        mut results: wire::block_server::DescribeResults,
+    ) -> Result<(), capnp::Error> {
+        self.0.info_now().write(results.get().init_info());
+        Ok(())
+    }
+
+    async fn open(
+        self: CapRc<Self>,
+        params: wire::block_server::OpenParams,
+        mut results: wire::block_server::OpenResults,
+    ) -> Result<(), capnp::Error> {
+        let opened = || {
+            self.0.check_open()?;
+            let span = codec::read_span(params.get().and_then(|p| p.get_span()).map_err(decode)?).map_err(decode)?;
+            if self.0.info.span.covers(span) {
+                Ok(SessionImpl { shared: Rc::clone(&self.0), span })
+            } else {
+                let held = self.0.info.span;
+                Err(Failure::new(FailureCode::NotServed, format!("blocks {span} were asked for, {held} are here")))
+            }
+        };
+        match opened() {
+            Ok(session) => results.get().set_session(capnp_rpc::new_client(session)),
+            Err(failure) => failure.write(results.get().init_failure()),
+        }
+        Ok(())
+    }
+}
+
+/// A part of the span, for one client.
+struct SessionImpl {
+    shared: Rc<Shared>,
+    span: Span,
+}
+
+impl wire::session::Server for SessionImpl {
+    async fn tune(
+        self: CapRc<Self>,
+        params: wire::session::TuneParams,
+        mut results: wire::session::TuneResults,
+    ) -> Result<(), capnp::Error> {
+        let tuned = || {
+            self.shared.check_open()?;
+            let list = params.get().and_then(|p| p.get_tunables()).map_err(decode)?;
+            let tunables = codec::read_named(list).map_err(decode)?;
+            let tunables = Arc::new(Tunables::check(tunables, self.span, self.shared.info.hidden)?);
+            Ok::<_, Failure>(TunedImpl { shared: Rc::clone(&self.shared), span: self.span, tunables })
+        };
+        match tuned() {
+            Ok(tuned) => results.get().set_tuned(capnp_rpc::new_client(tuned)),
+            Err(failure) => failure.write(results.get().init_failure()),
+        }
+        Ok(())
+    }
+}
+
+/// A session with the tunables of one step.
+struct TunedImpl {
+    shared: Rc<Shared>,
+    span: Span,
+    tunables: Arc<Tunables>,
+}
+
+impl TunedImpl {
+    async fn run_forward(
+        &self,
+        params: wire::tuned::ForwardParams,
+    ) -> Result<(HostTensor, Option<TapeImpl>), Failure> {
+        self.shared.check_open()?;
+        let (batch, want, keep, dtype) = {
+            let params = params.get().map_err(decode)?;
+            let batch = codec::read_batch(params.get_batch().map_err(decode)?).map_err(decode)?;
+            let want = codec::want_from_wire(params.get_want().map_err(decode)?);
+            let dtype = codec::dtype_from_wire(params.get_dtype().map_err(decode)?);
+            (batch, want, params.get_keep_tape(), dtype)
+        };
+        // The message is as large as the batch: free it before the batch waits in the queue.
+        drop(params);
+        self.shared.check_batch(&batch)?;
+        let (span, tunables) = (self.span, Arc::clone(&self.tunables));
+        let (output, kept) = self
+            .shared
+            .engine
+            .run(move |stack| {
+                let (output, kept) = compute::forward(stack, span, &tunables, &batch, want, keep)?;
+                Ok((compute::host(&output, dtype)?, kept))
+            })
+            .await?;
+        let tape = kept.map(|kept| {
+            let id = lock(&self.shared.tapes).insert(kept);
+            TapeImpl { shared: Rc::clone(&self.shared), id }
+        });
+        Ok((output, tape))
+    }
+
+    async fn run_backward(&self, params: wire::tuned::BackwardParams) -> Result<Grads, Failure> {
+        self.shared.check_open()?;
+        let (batch, want, grad_output, grad) = {
+            let params = params.get().map_err(decode)?;
+            let batch = codec::read_batch(params.get_batch().map_err(decode)?).map_err(decode)?;
+            let want = codec::want_from_wire(params.get_want().map_err(decode)?);
+            let (grad_output, grad) = read_gradient(params.get_grad_output(), params.get_grad())?;
+            (batch, want, grad_output, grad)
+        };
+        drop(params);
+        self.shared.check_batch(&batch)?;
+        let (span, tunables) = (self.span, Arc::clone(&self.tunables));
+        self.shared
+            .engine
+            .run(move |stack| {
+                let (_, kept) = compute::forward(stack, span, &tunables, &batch, want, true)?;
+                let kept = kept.ok_or_else(|| Failure::new(FailureCode::ComputeFailed, "no graph was kept"))?;
+                compute::backward(kept, &grad_output, grad)
+            })
+            .await
+    }
+}
+
+impl wire::tuned::Server for TunedImpl {
+    async fn forward(
+        self: CapRc<Self>,
+        params: wire::tuned::ForwardParams,
+        mut results: wire::tuned::ForwardResults,
+    ) -> Result<(), capnp::Error> {
+        match self.run_forward(params).await {
+            Ok((output, tape)) => {
+                codec::write_tensor(results.get().init_output(), &output);
+                if let Some(tape) = tape {
+                    results.get().set_tape(capnp_rpc::new_client(tape));
+                }
+            }
+            Err(failure) => failure.write(results.get().init_failure()),
+        }
+        Ok(())
+    }
+
+    async fn backward(
+        self: CapRc<Self>,
+        params: wire::tuned::BackwardParams,
+        mut results: wire::tuned::BackwardResults,
+    ) -> Result<(), capnp::Error> {
+        match self.run_backward(params).await {
+            Ok(grads) => codec::write_grads(results.get().init_grads(), &grads),
+            Err(failure) => failure.write(results.get().init_failure()),
+        }
+        Ok(())
+    }
+}
+
+/// A kept graph; dropped with the client's last reference, or its connection.
+struct TapeImpl {
+    shared: Rc<Shared>,
+    id: TapeId,
+}
+
+impl TapeImpl {
+    async fn run_backward(&self, params: wire::tape::BackwardParams) -> Result<Grads, Failure> {
+        let (grad_output, grad) = {
+            let params = params.get().map_err(decode)?;
+            read_gradient(params.get_grad_output(), params.get_grad())?
+        };
+        let (tapes, id) = (Arc::clone(&self.shared.tapes), self.id);
+        self.shared
+            .engine
+            .run(move |_| {
+                let kept = lock(&tapes).take(id);
+                let gone = || Failure::new(FailureCode::TapeExpired, "the tape gave way to others");
+                compute::backward(kept.ok_or_else(gone)?, &grad_output, grad)
+            })
+            .await
+    }
+}
+
+impl Drop for TapeImpl {
+    fn drop(&mut self) {
+        let kept = lock(&self.shared.tapes).take(self.id);
+        // Outside the lock: freeing a graph takes a while.
+        drop(kept);
+    }
+}
+
+impl wire::tape::Server for TapeImpl {
+    async fn backward(
+        self: CapRc<Self>,
+        params: wire::tape::BackwardParams,
+        mut results: wire::tape::BackwardResults,
+    ) -> Result<(), capnp::Error> {
+        match self.run_backward(params).await {
+            Ok(grads) => codec::write_grads(results.get().init_grads(), &grads),
+            Err(failure) => failure.write(results.get().init_failure()),
+        }
+        Ok(())
+    }
+}
+
+fn read_gradient(
+    grad_output: capnp::Result<wire::tensor::Reader<'_>>,
+    want: capnp::Result<wire::grad_want::Reader<'_>>,
+) -> Result<(HostTensor, GradWant), Failure> {
+    let grad_output = codec::read_tensor(grad_output.map_err(decode)?).map_err(decode)?;
+    Ok((grad_output, codec::read_grad_want(want.map_err(decode)?).map_err(decode)?))
+}
+
+fn decode(error: impl Into<DecodeError>) -> Failure {
+    invalid(describe(&error.into()))
+}
+
+/// A panic elsewhere leaves the store usable: every change to it is whole.
+fn lock(tapes: &Mutex<TapeStore>) -> MutexGuard<'_, TapeStore> {
+    tapes.lock().unwrap_or_else(PoisonError::into_inner)
+}

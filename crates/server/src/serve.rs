@@ -1,0 +1,244 @@
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+
+use capnp_rpc::{RpcSystem, rpc_twoparty_capnp, twoparty};
+use sepal_blocks::BlockStack;
+use sepal_checkpoint::Checkpoint;
+use sepal_core::DType;
+use sepal_swarm::{Addr, Endpoint, InProcess, Listener, Stream};
+use sepal_wire::{Limits, Load, ServerInfo, sepal_capnp as wire};
+use tokio::sync::watch;
+use tokio::task::LocalSet;
+use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
+
+use crate::engine::Engine;
+use crate::rpc::{Root, Shared};
+use crate::tapes::TapeStore;
+
+/// How a server runs.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    /// What it accepts.
+    pub limits: Limits,
+    /// Calls that may wait before others are refused.
+    pub max_queue: u32,
+    /// Threads of one computation; libtorch's choice if not set.
+    pub threads: Option<u32>,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self { limits: Limits::default(), max_queue: 1024, threads: None }
+    }
+}
+
+/// The model that a span belongs to.
+#[derive(Debug, Clone)]
+pub struct ModelIdentity {
+    /// Digest of the whole model.
+    pub digest: String,
+    /// Name of the architecture.
+    pub family: String,
+    /// Blocks of the whole model.
+    pub n_blocks: usize,
+    /// Size of a hidden state.
+    pub hidden: usize,
+    /// The checkpoint in words.
+    pub weights: String,
+}
+
+impl ModelIdentity {
+    /// Of an open checkpoint.
+    pub fn of(checkpoint: &Checkpoint) -> Self {
+        let config = checkpoint.config();
+        Self {
+            digest: checkpoint.digest().to_owned(),
+            family: config.family.name().to_owned(),
+            n_blocks: config.n_blocks,
+            hidden: config.hidden,
+            weights: checkpoint.describe(),
+        }
+    }
+}
+
+/// A server that did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The address is taken, not ours, or not allowed.
+    #[error("listen on {addr}")]
+    Listen {
+        /// Where.
+        addr: Addr,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// No thread or no runtime.
+    #[error("start the server's threads")]
+    Threads(#[source] io::Error),
+}
+
+/// A running server. Dropping it stops it as [`BlockServer::shutdown`] does.
+#[derive(Debug)]
+pub struct BlockServer {
+    endpoint: Endpoint,
+    info: ServerInfo,
+    stop: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl BlockServer {
+    /// Serves connections to `addr`.
+    ///
+    /// # Errors
+    /// [`StartError`] if the address cannot be had.
+    pub fn listen(
+        stack: BlockStack,
+        identity: ModelIdentity,
+        options: ServerOptions,
+        addr: Addr,
+    ) -> Result<Self, StartError> {
+        let runtime = runtime()?;
+        let listener =
+            runtime.block_on(Listener::bind(&addr)).map_err(|source| StartError::Listen { addr: addr.clone(), source })?;
+        let endpoint = Endpoint::Addr(listener.addr().unwrap_or(addr));
+        Self::start(stack, identity, options, runtime, listener, endpoint)
+    }
+
+    /// Serves connections from inside this process.
+    ///
+    /// # Errors
+    /// [`StartError::Threads`].
+    pub fn embedded(stack: BlockStack, identity: ModelIdentity, options: ServerOptions) -> Result<Self, StartError> {
+        let (server, incoming) = InProcess::new();
+        let listener = Listener::InProcess(incoming);
+        Self::start(stack, identity, options, runtime()?, listener, Endpoint::InProcess(server))
+    }
+
+    /// Where clients find it; with the port that the system chose.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// What it says of itself, without its load.
+    pub fn info(&self) -> &ServerInfo {
+        &self.info
+    }
+
+    /// Takes no more connections or calls, finishes those under way, and returns when all is done.
+    pub fn shutdown(mut self) {
+        self.stop_and_join();
+    }
+
+    fn start(
+        stack: BlockStack,
+        identity: ModelIdentity,
+        options: ServerOptions,
+        runtime: tokio::runtime::Runtime,
+        listener: Listener,
+        endpoint: Endpoint,
+    ) -> Result<Self, StartError> {
+        let info = describe(&stack, identity, options.limits);
+        let (engine, compute) =
+            Engine::start(stack, options.threads, options.max_queue).map_err(StartError::Threads)?;
+        let (stop, stopped) = watch::channel(false);
+        let shared_info = info.clone();
+        let thread = thread::Builder::new()
+            .name("sepal-server".into())
+            .spawn(move || {
+                let tapes = Arc::new(Mutex::new(TapeStore::new(shared_info.limits.tape_budget_bytes)));
+                let shared = Rc::new(Shared { engine, tapes, info: shared_info, stopping: Cell::new(false) });
+                LocalSet::new().block_on(&runtime, serve(listener, shared, stopped));
+                // The last reference to the engine went with the tasks: the compute thread ends.
+                drop(runtime);
+                if compute.join().is_err() {
+                    tracing::error!("the compute thread panicked");
+                }
+            })
+            .map_err(StartError::Threads)?;
+        Ok(Self { endpoint, info, stop, thread: Some(thread) })
+    }
+
+    fn stop_and_join(&mut self) {
+        self.stop.send_replace(true);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the server's thread panicked");
+        }
+    }
+}
+
+impl Drop for BlockServer {
+    fn drop(&mut self) {
+        self.stop_and_join();
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, StartError> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Threads)
+}
+
+fn describe(stack: &BlockStack, identity: ModelIdentity, limits: Limits) -> ServerInfo {
+    ServerInfo {
+        protocol: sepal_wire::PROTOCOL,
+        software: concat!("sepal ", env!("CARGO_PKG_VERSION")).to_owned(),
+        model_digest: identity.digest,
+        family: identity.family,
+        n_blocks: identity.n_blocks,
+        hidden: identity.hidden,
+        span: stack.span(),
+        compute_dtype: DType::F32,
+        weights: identity.weights,
+        limits,
+        load: Load::default(),
+    }
+}
+
+/// Accepts until told to stop, then waits for the calls under way.
+async fn serve(mut listener: Listener, shared: Rc<Shared>, mut stopped: watch::Receiver<bool>) {
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Some(Ok(stream)) => { connections.spawn_local(converse(stream, Rc::clone(&shared))); }
+                Some(Err(error)) => {
+                    // Out of file descriptors, say: others may still be served.
+                    tracing::warn!(%error, "could not accept a connection");
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                }
+                None => break,
+            },
+            Some(_) = connections.join_next() => {}
+            // An error means that the server's handle is gone.
+            _ = stopped.wait_for(|stopped| *stopped) => break,
+        }
+    }
+    drop(listener);
+    shared.stopping.set(true);
+    while shared.engine.queue() > 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    // Answers of the last calls leave before their connections close.
+    tokio::task::yield_now().await;
+    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    connections.shutdown().await;
+}
+
+async fn converse(stream: Stream, shared: Rc<Shared>) {
+    let options = sepal_wire::reader_options(shared.info.limits.max_message_bytes);
+    let network = twoparty::VatNetwork::new(
+        stream.reader.compat(),
+        stream.writer.compat_write(),
+        rpc_twoparty_capnp::Side::Server,
+        options,
+    );
+    let root: wire::block_server::Client = capnp_rpc::new_client(Root(shared));
+    if let Err(error) = RpcSystem::new(Box::new(network), Some(root.client)).await {
+        tracing::debug!(%error, "a connection ended");
+    }
+}
