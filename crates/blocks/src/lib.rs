@@ -1,1 +1,66 @@
-//! Placeholder.
+//! Frozen transformer blocks on ragged, shared-prefix batches: differentiable in the hidden states and in
+//! the deep prompts, never in the weights.
+//!
+//! This crate knows no wire, no task and no optimizer, and reads no file: weights come through [`Weights`].
+//!
+//! Invariants: a block's weights never require grad; a row's output depends on the prefix and on the row
+//! alone, so a batch gives what its rows give one by one, in any order; the prefix is computed once per call,
+//! whatever the number of rows; linear layers run on exactly `prefix_len + n_tokens` positions.
+//!
+//! ```
+//! # use sepal_blocks::{BlockStack, BoxError, Ends, Weights};
+//! # use sepal_core::{Family, HostTensor, ModelConfig, Ragged, Rope, RopeScaling, Span, Want};
+//! # struct Random(ModelConfig);
+//! # impl Weights for Random {
+//! #     fn config(&self) -> &ModelConfig { &self.0 }
+//! #     fn has(&self, name: &str) -> bool { !name.ends_with("bias") && !name.contains("q_norm") }
+//! #     fn block_prefix(&self, block_idx: usize) -> String { format!("model.layers.{block_idx}.") }
+//! #     fn tensor(&self, name: &str) -> Result<HostTensor, BoxError> {
+//! #         let shape = match name.rsplit('.').nth(1) {
+//! #             Some("q_proj" | "o_proj") => vec![8, 8],
+//! #             Some("k_proj" | "v_proj") => vec![4, 8],
+//! #             Some("gate_proj" | "up_proj") => vec![12, 8],
+//! #             Some("down_proj") => vec![8, 12],
+//! #             Some("embed_tokens") => vec![32, 8],
+//! #             _ => vec![8],
+//! #         };
+//! #         let numbers: Vec<f32> = (0..shape.iter().product()).map(|i: usize| (i as f32).sin()).collect();
+//! #         Ok(HostTensor::from_f32(shape, &numbers)?)
+//! #     }
+//! # }
+//! # let rope = Some(Rope { theta: 1e4, scaling: RopeScaling::Default });
+//! # let checkpoint = Random(ModelConfig {
+//! #     family: Family::Llama, n_blocks: 2, hidden: 8, n_heads: 2, n_kv_heads: 1, head_dim: 4, ffn: 12,
+//! #     vocab_size: 32, norm_eps: 1e-5, initializer_range: 0.02, rope, max_positions: None,
+//! # });
+//! use tch::Tensor;
+//!
+//! let ends = Ends::load(&checkpoint)?;
+//! let blocks = BlockStack::load(&checkpoint, Span::new(0, 2)?)?;
+//!
+//! let rows = Ragged::from_lengths([3, 1])?;
+//! let prompts = ends.embedding_matrix().slice(0, 0, 2, 1).copy().set_requires_grad(true); // [prefix_len, hidden]
+//! let text = ends.embed(&Tensor::from_slice(&[5_i64, 6, 7, 5]))?; // [n_tokens, hidden]
+//! let hidden = Tensor::cat(&[ends.embed_prompts(&prompts)?, text], 0);
+//! let last = blocks.forward(&hidden, 2, &rows, None, Want::LastOfRows)?;
+//! let last = ends.final_norm(&last)?; // [rows, hidden]
+//! assert_eq!(last.size(), [2, 8]);
+//!
+//! last.sum(tch::Kind::Float).backward();
+//! assert_eq!(prompts.grad().size(), [2, 8]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod attention;
+mod bloom;
+mod ends;
+mod layout;
+mod linear;
+mod llama;
+mod rope;
+mod stack;
+mod weights;
+
+pub use ends::{Ends, EndsError};
+pub use stack::{BlockStack, ForwardError};
+pub use weights::{BoxError, LoadError, Weights};

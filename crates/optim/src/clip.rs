@@ -39,7 +39,8 @@ mod tests {
     fn with_grads(grads: &[f32]) -> Parameters {
         let mut params = Parameters::new();
         for (idx, &grad) in grads.iter().enumerate() {
-            let tensor = params.add(format!("p{idx}"), &Tensor::zeros([1], (Kind::Float, tch::Device::Cpu))).expect("new");
+            let tensor =
+                params.add(format!("p{idx}"), &Tensor::zeros([1], (Kind::Float, tch::Device::Cpu))).expect("new");
             (tensor * f64::from(grad)).backward();
         }
         drop(params.add("untouched", &Tensor::from(1.0_f32)).expect("new"));

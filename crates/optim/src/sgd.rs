@@ -71,8 +71,8 @@ impl Optimizer for Sgd {
     }
 
     fn load_state(&mut self, params: &Parameters, state: &[NamedHostTensor]) -> Result<(), StateError> {
-        self.directions = Saved::new(state)?
-            .for_each(params, DIRECTION, |saved, name, shape| saved.take(DIRECTION, name, shape))?;
+        self.directions =
+            Saved::new(state)?.for_each(params, DIRECTION, |saved, name, shape| saved.take(DIRECTION, name, shape))?;
         Ok(())
     }
 }

@@ -32,7 +32,7 @@ mod slot;
 pub mod standard;
 mod tuning;
 
-pub use head::{Hidden, HeadError, LabelKind, Labels, Logits, Phase, Prediction, TaskHead};
+pub use head::{HeadError, Hidden, LabelKind, Labels, Logits, Phase, Prediction, TaskHead};
 pub use nearest::nearest;
 pub use registry::{BuildError, Entry, OptionProblem, Plugin, RegisterError, Registry};
 pub use slot::{Head, HeadContext, Opt, OptContext, Sched, SchedContext, Slot, Tuning, TuningContext};

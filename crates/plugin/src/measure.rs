@@ -63,17 +63,19 @@ mod tests {
     fn each_kind_has_its_metrics() {
         let classes = |class: &[i64]| Prediction { class: class.to_vec(), ..Prediction::default() };
         let labels = Labels::Class(Tensor::from_slice(&[1_i64, 1, 0, 0]));
-        check(2, &classes(&[1, 0, 0, 0]), &labels, &[
-            ("accuracy", 0.75),
-            ("f1", 2.0 / 3.0),
-            ("mcc", 2.0 / 12.0_f64.sqrt()),
-        ]);
+        check(
+            2,
+            &classes(&[1, 0, 0, 0]),
+            &labels,
+            &[("accuracy", 0.75), ("f1", 2.0 / 3.0), ("mcc", 2.0 / 12.0_f64.sqrt())],
+        );
         let labels = Labels::Class(Tensor::from_slice(&[2_i64, 1, 0]));
-        check(3, &classes(&[2, 1, 1]), &labels, &[
-            ("accuracy", 2.0 / 3.0),
-            ("f1", (1.0 + 2.0 / 3.0) / 3.0),
-            ("mcc", 3.0 / 24.0_f64.sqrt()),
-        ]);
+        check(
+            3,
+            &classes(&[2, 1, 1]),
+            &labels,
+            &[("accuracy", 2.0 / 3.0), ("f1", (1.0 + 2.0 / 3.0) / 3.0), ("mcc", 3.0 / 24.0_f64.sqrt())],
+        );
         let values = Prediction { logits: vec![vec![1.0], vec![2.0], vec![4.0]], ..Prediction::default() };
         let labels = Labels::Value(Tensor::from_slice(&[2.0_f32, 4.0, 8.0]));
         check(1, &values, &labels, &[("pearson", 1.0), ("spearman", 1.0), ("mse", 7.0)]);

@@ -94,15 +94,19 @@ impl Registry {
         if self.table::<S>().is_some_and(|table| table.contains_key(name)) {
             return Err(RegisterError::Duplicate { slot: S::NAME, name });
         }
-        let example = serde_json::to_value(P::example())
-            .map_err(|source| RegisterError::Example { slot: S::NAME, name, source })?;
+        let example = serde_json::to_value(P::example()).map_err(|source| RegisterError::Example {
+            slot: S::NAME,
+            name,
+            source,
+        })?;
         let schema = schema::<P::Config>();
         let registered = Registered::<S> {
             entry: Entry { name, summary: summary(&schema), schema, example },
             resolve: |options| serde_json::to_value(parse::<P::Config>(options)?),
             check: |options| parse(options).map(|config| P::check(&config)),
             build: |options, cx| {
-                let config = parse(options).map_err(|source| BuildError::Options { slot: S::NAME, name: P::NAME, source })?;
+                let config =
+                    parse(options).map_err(|source| BuildError::Options { slot: S::NAME, name: P::NAME, source })?;
                 P::build(config, cx)
             },
         };

@@ -148,6 +148,13 @@ pub struct Tuned<'a> {
 }
 
 impl Tuned<'_> {
+    /// The same numbers, already uploaded, from another graph: for a second backward within one step.
+    /// `tunables` are those of [`RemoteSequential::tune`], computed again.
+    #[must_use]
+    pub fn with_graph(self, tunables: Vec<(String, Tensor)>) -> Self {
+        Self { tensors: tunables.into_iter().map(|(_, tensor)| tensor).collect(), ..self }
+    }
+
     /// Runs the blocks on `[prefix; row]` for each row and returns the hidden state of each row's last
     /// token, before the final norm: `[rows, hidden]`.
     ///

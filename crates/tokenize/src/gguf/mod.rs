@@ -122,6 +122,7 @@ fn post_processor(vocab: &GgufVocab, add_bos: bool) -> Result<Value, VocabError>
         let text = json!({"Sequence": {"id": letter, "type_id": type_id}});
         [bos.map(special), Some(text), eos.map(special)].into_iter().flatten().collect::<Vec<_>>()
     };
+    let pair = [sequence("A", 0), sequence("B", 1)].concat();
     let specials: Map<String, Value> = bos
         .iter()
         .chain(&eos)
@@ -130,7 +131,7 @@ fn post_processor(vocab: &GgufVocab, add_bos: bool) -> Result<Value, VocabError>
     Ok(json!({
         "type": "TemplateProcessing",
         "single": sequence("A", 0),
-        "pair": [sequence("A", 0), sequence("B", 1)].concat(),
+        "pair": pair,
         "special_tokens": specials,
     }))
 }

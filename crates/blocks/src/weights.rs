@@ -1,0 +1,122 @@
+use sepal_core::{HostTensor, ModelConfig, Span};
+use sepal_nn::HostError;
+use tch::{TchError, Tensor};
+
+/// Any error, as a source of weights gives it.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Where the weights of a frozen model come from, under their Hugging Face names.
+pub trait Weights: Sync {
+    /// The shape of the model.
+    fn config(&self) -> &ModelConfig;
+
+    /// The numbers of the tensor `name`, for example `model.norm.weight`.
+    ///
+    /// # Errors
+    /// Any, if there is no such tensor or it cannot be read.
+    fn tensor(&self, name: &str) -> Result<HostTensor, BoxError>;
+
+    /// Whether there is a tensor `name`.
+    fn has(&self, name: &str) -> bool;
+
+    /// What the names of the tensors of one block begin with, for example `model.layers.3.`.
+    fn block_prefix(&self, block_idx: usize) -> String;
+}
+
+/// Weights that could not be loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The span goes past the model's last block.
+    #[error("load blocks {span}: the model has {n_blocks}")]
+    Span {
+        /// The span asked for.
+        span: Span,
+        /// Blocks of the model.
+        n_blocks: usize,
+    },
+    /// A configuration that no block can be built from.
+    #[error("build blocks: {problem}")]
+    Config {
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The checkpoint holds a tensor that the family does not use: it is another architecture.
+    #[error("build a {family} block: `{name}` belongs to another architecture")]
+    Unsupported {
+        /// The family that the configuration names.
+        family: &'static str,
+        /// The tensor.
+        name: String,
+    },
+    /// A tensor is missing or unreadable.
+    #[error("read `{name}`")]
+    Read {
+        /// The tensor.
+        name: String,
+        /// Why.
+        #[source]
+        source: BoxError,
+    },
+    /// A tensor has another shape than the configuration says.
+    #[error("load `{name}`: expected shape {expected:?}, found {found:?}")]
+    Shape {
+        /// The tensor.
+        name: String,
+        /// The shape by the configuration.
+        expected: Vec<usize>,
+        /// The shape in the checkpoint.
+        found: Vec<usize>,
+    },
+    /// The numbers could not be made a tensor.
+    #[error("load `{name}`")]
+    Host {
+        /// The tensor.
+        name: String,
+        /// Why.
+        #[source]
+        source: HostError,
+    },
+    /// libtorch refused, for example for want of memory.
+    #[error("lay out the weights")]
+    Torch(#[from] TchError),
+}
+
+/// The tensors whose names begin with `prefix`, checked against the shapes they must have.
+pub(crate) struct Reader<'a> {
+    weights: &'a dyn Weights,
+    prefix: String,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(weights: &'a dyn Weights, prefix: impl Into<String>) -> Self {
+        Self { weights, prefix: prefix.into() }
+    }
+
+    /// fp32, of exactly this shape.
+    pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
+        let name = format!("{}{name}", self.prefix);
+        let host = match self.weights.tensor(&name) {
+            Ok(host) => host,
+            Err(source) => return Err(LoadError::Read { name, source }),
+        };
+        if host.shape() != shape {
+            return Err(LoadError::Shape { name, expected: shape.to_vec(), found: host.shape().to_vec() });
+        }
+        sepal_nn::from_host(&host).map_err(|source| LoadError::Host { name, source })
+    }
+
+    /// As [`tensor`](Self::tensor), if it is there.
+    pub(crate) fn optional(&self, name: &str, shape: &[usize]) -> Result<Option<Tensor>, LoadError> {
+        if self.weights.has(&format!("{}{name}", self.prefix)) { self.tensor(name, shape).map(Some) } else { Ok(None) }
+    }
+
+    /// Refuses a tensor that the family would silently leave out.
+    pub(crate) fn refuse(&self, name: &str) -> Result<(), LoadError> {
+        let name = format!("{}{name}", self.prefix);
+        if self.weights.has(&name) {
+            return Err(LoadError::Unsupported { family: self.weights.config().family.name(), name });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,156 @@
+use std::path::PathBuf;
+
+/// Why a checkpoint was not opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// A file or folder cannot be read.
+    #[error("read {}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// There is something at the path, but no checkpoint.
+    #[error("open {} as a checkpoint: {problem}", path.display())]
+    Layout {
+        /// The path that was given.
+        path: PathBuf,
+        /// What was looked for and what was found.
+        problem: String,
+    },
+    /// The file is shorter or longer than its own header says.
+    #[error("open {}: its header describes {expected} bytes, the file has {found}; it is truncated or damaged", path.display())]
+    Length {
+        /// The file.
+        path: PathBuf,
+        /// Bytes that the header describes.
+        expected: u64,
+        /// Bytes that there are.
+        found: u64,
+    },
+    /// The header of a weights file, or a JSON file, cannot be understood.
+    #[error("understand {}; it is truncated, damaged or of another format", path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A key of the configuration is missing.
+    #[error("read the configuration in {}: `{key}` is missing", path.display())]
+    MissingKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+    },
+    /// A key of the configuration has a value that makes no sense.
+    #[error("read the configuration in {}: `{key}` is {found}, expected {expected}", path.display())]
+    WrongKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What would make sense.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// The model needs something that the blocks do not do.
+    #[error("use {}: `{key}` is {found}, supported: {supported}", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The key or tensor that says so.
+        key: String,
+        /// What it says.
+        found: String,
+        /// What is supported.
+        supported: String,
+    },
+    /// The index names a tensor that its shard does not hold.
+    #[error("open {}: the index says that it holds `{name}`, which it does not", path.display())]
+    NotInShard {
+        /// The shard.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
+}
+
+/// Why a tensor was not read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// The checkpoint has no such tensor.
+    #[error("find tensor `{name}` in {}", path.display())]
+    Missing {
+        /// What was asked for.
+        name: String,
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// The file cannot be read any more.
+    #[error("read tensor `{name}` from {}", path.display())]
+    Io {
+        /// The tensor.
+        name: String,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The numbers are of a type that is no weight's.
+    #[error("read tensor `{name}` from {}: its type {dtype} is not supported", path.display())]
+    DType {
+        /// The tensor.
+        name: String,
+        /// The file.
+        path: PathBuf,
+        /// The type as the file names it.
+        dtype: String,
+    },
+    /// The blocks of a quantized tensor cannot be widened, or the rows are not as many as the heads say.
+    #[error("decode tensor `{name}` from {}", path.display())]
+    Decode {
+        /// The tensor.
+        name: String,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// Why a checkpoint gives no tokenizer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenizerError {
+    /// `tokenizer.json` is missing or wrong.
+    #[error("load the tokenizer beside the weights")]
+    File(#[source] sepal_tokenize::LoadError),
+    /// The vocabulary in the GGUF file is not usable.
+    #[error("load the tokenizer inside {}", path.display())]
+    Vocab {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: sepal_tokenize::VocabError,
+    },
+    /// The GGUF file has no vocabulary, or a key of it has the wrong type.
+    #[error("load the tokenizer inside {}", path.display())]
+    Metadata {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: OpenError,
+    },
+}

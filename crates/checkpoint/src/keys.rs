@@ -1,0 +1,130 @@
+//! The keys of a configuration, be it `config.json` or GGUF metadata: every complaint names file and key.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::error::OpenError;
+
+/// An object of a configuration file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Keys<'a> {
+    path: &'a Path,
+    /// The object that holds the map, with a dot, for messages.
+    scope: &'a str,
+    /// What stands before each key that is asked for.
+    prefix: &'a str,
+    map: &'a Map<String, Value>,
+}
+
+impl<'a> Keys<'a> {
+    /// The keys of `map`.
+    pub(crate) fn new(path: &'a Path, map: &'a Map<String, Value>) -> Self {
+        Self { path, scope: "", prefix: "", map }
+    }
+
+    /// The keys of an object in this one; `scope` is its key and a dot.
+    pub(crate) fn inside(self, scope: &'a str, map: &'a Map<String, Value>) -> Self {
+        Self { scope, map, ..self }
+    }
+
+    /// The keys of the same map that begin with `prefix`, to be asked for without it.
+    pub(crate) fn with_prefix(self, prefix: &'a str) -> Self {
+        Self { prefix, ..self }
+    }
+
+    /// The object under `key`, if there is one.
+    pub(crate) fn object(&self, key: &str) -> Result<Option<&'a Map<String, Value>>, OpenError> {
+        self.optional(key, "an object", Value::as_object)
+    }
+
+    /// A number of things, at least one. A list counts if it says the same for every block.
+    pub(crate) fn count(&self, key: &str) -> Result<usize, OpenError> {
+        self.optional_count(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    /// A number of things, at least one, or nothing.
+    pub(crate) fn optional_count(&self, key: &str) -> Result<Option<usize>, OpenError> {
+        let whole = |value: &Value| value.as_u64().and_then(|count| usize::try_from(count).ok()).filter(|&count| count > 0);
+        self.optional(key, "a whole number of at least 1, the same for all blocks", |value| match value {
+            Value::Array(values) if values.windows(2).all(|pair| pair[0] == pair[1]) => values.first().and_then(whole),
+            value => whole(value),
+        })
+    }
+
+    /// A positive number.
+    pub(crate) fn positive(&self, key: &str) -> Result<f64, OpenError> {
+        self.optional_positive(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    /// A positive number or nothing.
+    pub(crate) fn optional_positive(&self, key: &str) -> Result<Option<f64>, OpenError> {
+        self.optional(key, "a positive number", |value| value.as_f64().filter(|&number| number > 0.0 && number.is_finite()))
+    }
+
+    /// A text.
+    pub(crate) fn text(&self, key: &str) -> Result<&'a str, OpenError> {
+        self.optional_text(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    /// A text or nothing.
+    pub(crate) fn optional_text(&self, key: &str) -> Result<Option<&'a str>, OpenError> {
+        self.optional(key, "a text", Value::as_str)
+    }
+
+    /// True if the key is there and true.
+    pub(crate) fn flag(&self, key: &str) -> Result<bool, OpenError> {
+        Ok(self.optional(key, "true or false", Value::as_bool)?.unwrap_or(false))
+    }
+
+    /// The value as it is; nothing for `null`.
+    pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
+        self.map.get(&self.full(key)).filter(|value| !value.is_null())
+    }
+
+    /// Whether the key is there, be it `null`.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.map.contains_key(&self.full(key))
+    }
+
+    /// The complaint that `key` is not there.
+    pub(crate) fn missing(&self, key: &str) -> OpenError {
+        OpenError::MissingKey { path: self.path.to_owned(), key: self.display(key) }
+    }
+
+    /// The complaint that `key` makes no sense.
+    pub(crate) fn wrong(&self, key: &str, expected: impl Into<String>) -> OpenError {
+        let (path, found) = (self.path.to_owned(), self.shown(key));
+        OpenError::WrongKey { path, key: self.display(key), expected: expected.into(), found }
+    }
+
+    /// The complaint that `key` asks for what is not there.
+    pub(crate) fn unsupported(&self, key: &str, supported: impl Into<String>) -> OpenError {
+        let (path, found) = (self.path.to_owned(), self.shown(key));
+        OpenError::Unsupported { path, key: self.display(key), found, supported: supported.into() }
+    }
+
+    fn optional<T>(
+        &self,
+        key: &str,
+        expected: &str,
+        read: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, OpenError> {
+        let value = self.get(key);
+        value.map(|value| read(value).ok_or_else(|| self.wrong(key, expected))).transpose()
+    }
+
+    /// The key as the map has it.
+    fn full(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    /// The key as messages have it.
+    fn display(&self, key: &str) -> String {
+        format!("{}{}{key}", self.scope, self.prefix)
+    }
+
+    fn shown(&self, key: &str) -> String {
+        self.map.get(&self.full(key)).map_or_else(|| "absent".to_owned(), Value::to_string)
+    }
+}

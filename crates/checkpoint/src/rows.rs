@@ -1,0 +1,129 @@
+//! The order of rows in converted files, and the way back.
+
+/// How the rows of a stored matrix (or the entries of its bias) relate to the rows of the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rows {
+    /// As the model has them.
+    Same,
+    /// Queries or keys of a Llama in GGUF: each head's two halves are interleaved, for a rotation of
+    /// neighbours where the model rotates halves.
+    InterleavedHalves {
+        /// Heads of the matrix.
+        heads: usize,
+    },
+    /// The fused queries, keys and values of a BLOOM in GGUF: all queries, all keys, all values,
+    /// where the model has query, key and value of one head after the other.
+    Concatenated {
+        /// Heads of each of the three.
+        heads: usize,
+    },
+}
+
+impl Rows {
+    /// The numbers of a stored tensor, whose first dimension is `n_rows`, in the model's order.
+    ///
+    /// # Errors
+    /// [`RowsError`] if the rows cannot be dealt out to the heads.
+    pub(crate) fn restore(self, values: Vec<f32>, n_rows: usize) -> Result<Vec<f32>, RowsError> {
+        let parts = match self {
+            Rows::Same => return Ok(values),
+            Rows::InterleavedHalves { heads } => heads * 2,
+            Rows::Concatenated { heads } => heads * 3,
+        };
+        if n_rows == 0 || !n_rows.is_multiple_of(parts) {
+            return Err(RowsError { n_rows, parts });
+        }
+        let width = values.len() / n_rows;
+        let mut restored = Vec::with_capacity(values.len());
+        for row in 0..n_rows {
+            let stored = self.stored(row, n_rows);
+            restored.extend_from_slice(&values[stored * width..(stored + 1) * width]);
+        }
+        Ok(restored)
+    }
+
+    /// Where the model's row `row` is stored.
+    fn stored(self, row: usize, n_rows: usize) -> usize {
+        match self {
+            Rows::Same => row,
+            Rows::InterleavedHalves { heads } => {
+                let head_dim = n_rows / heads;
+                let (head, within) = (row / head_dim, row % head_dim);
+                let (half, at) = (within / (head_dim / 2), within % (head_dim / 2));
+                head * head_dim + at * 2 + half
+            }
+            Rows::Concatenated { heads } => {
+                let head_dim = n_rows / heads / 3;
+                let (head, within) = (row / (3 * head_dim), row % (3 * head_dim));
+                let (part, at) = (within / head_dim, within % head_dim);
+                part * heads * head_dim + head * head_dim + at
+            }
+        }
+    }
+}
+
+/// Rows that cannot be dealt out to heads.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("its {n_rows} rows cannot be dealt out to {parts} equal parts, as the number of heads demands")]
+pub(crate) struct RowsError {
+    n_rows: usize,
+    parts: usize,
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What a converter does to a Llama's queries and keys: `reshape(heads, 2, half, width).swapaxes(1, 2)`.
+    pub(crate) fn interleave(values: &[f32], heads: usize, n_rows: usize) -> Vec<f32> {
+        let (width, half) = (values.len() / n_rows, n_rows / heads / 2);
+        let mut stored = Vec::with_capacity(values.len());
+        for head in 0..heads {
+            for at in 0..half {
+                for side in 0..2 {
+                    let row = (head * 2 + side) * half + at;
+                    stored.extend_from_slice(&values[row * width..(row + 1) * width]);
+                }
+            }
+        }
+        stored
+    }
+
+    /// What a converter does to a BLOOM's fused matrix: `reshape(heads, 3, head_dim, width)`, then q, k, v one after the other.
+    pub(crate) fn concatenate(values: &[f32], heads: usize, n_rows: usize) -> Vec<f32> {
+        let (width, head_dim) = (values.len() / n_rows, n_rows / heads / 3);
+        let mut stored = Vec::with_capacity(values.len());
+        for part in 0..3 {
+            for head in 0..heads {
+                let start = (head * 3 + part) * head_dim * width;
+                stored.extend_from_slice(&values[start..start + head_dim * width]);
+            }
+        }
+        stored
+    }
+
+    #[test]
+    fn a_head_of_four() {
+        // The model's rows 0 1 | 2 3 are stored as 0 2 1 3.
+        let rows = Rows::InterleavedHalves { heads: 1 };
+        assert_eq!(rows.restore(vec![0.0, 2.0, 1.0, 3.0], 4), Ok(vec![0.0, 1.0, 2.0, 3.0]));
+        assert_eq!(rows.restore(vec![0.0; 3], 3), Err(RowsError { n_rows: 3, parts: 2 }));
+    }
+
+    proptest! {
+        #[test]
+        fn restoring_undoes_the_conversion(heads in 1_usize..5, half in 1_usize..5, width in 1_usize..4) {
+            let n_rows = heads * half * 2;
+            let values: Vec<f32> = (0..n_rows * width).map(|at| at as f32).collect();
+            let stored = interleave(&values, heads, n_rows);
+            prop_assert_eq!(Rows::InterleavedHalves { heads }.restore(stored, n_rows).expect("fits"), values);
+
+            let n_rows = heads * half * 3;
+            let values: Vec<f32> = (0..n_rows * width).map(|at| at as f32).collect();
+            let stored = concatenate(&values, heads, n_rows);
+            prop_assert_eq!(Rows::Concatenated { heads }.restore(stored, n_rows).expect("fits"), values);
+        }
+    }
+}

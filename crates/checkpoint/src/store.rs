@@ -1,0 +1,198 @@
+//! Where each tensor lies, and how its bytes become numbers: the same for both formats.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use bytes::Bytes;
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::{Device, Error as CandleError};
+use safetensors::Dtype;
+use sepal_core::{DType, HostTensor, ModelConfig};
+use sha2::{Digest, Sha256};
+
+use crate::error::{OpenError, ReadError};
+use crate::file::WeightsFile;
+use crate::rows::Rows;
+
+/// How many numbers of a quantized tensor are widened at a time, which bounds the memory beside the result.
+const CHUNK: usize = 1 << 22;
+
+/// How many bytes of each end of a tensor the digest takes in.
+const FINGERPRINT: u64 = 4096;
+
+/// The tensors of a checkpoint by their names in the HF layout.
+#[derive(Debug)]
+pub(crate) struct Store {
+    pub(crate) files: Vec<WeightsFile>,
+    pub(crate) tensors: BTreeMap<String, Stored>,
+}
+
+/// One tensor in a file.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Stored {
+    /// Index into [`Store::files`].
+    pub(crate) file: usize,
+    pub(crate) encoding: Encoding,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+    pub(crate) rows: Rows,
+}
+
+/// How numbers are written.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Encoding {
+    /// As safetensors has it; read as it is.
+    Plain(Dtype),
+    /// As GGUF has it; widened to fp32.
+    Ggml(GgmlDType),
+}
+
+impl Encoding {
+    /// The name that people know it by.
+    pub(crate) fn name(self) -> String {
+        match self {
+            Encoding::Plain(dtype) => dtype.to_string(),
+            Encoding::Ggml(dtype) => match dtype {
+                GgmlDType::Q2K => "Q2_K".into(),
+                GgmlDType::Q3K => "Q3_K".into(),
+                GgmlDType::Q4K => "Q4_K".into(),
+                GgmlDType::Q5K => "Q5_K".into(),
+                GgmlDType::Q6K => "Q6_K".into(),
+                GgmlDType::Q8K => "Q8_K".into(),
+                other => format!("{other:?}"),
+            },
+        }
+    }
+}
+
+impl Store {
+    /// Reads one tensor, and nothing else.
+    pub(crate) fn read(&self, name: &str, stored: &Stored) -> Result<HostTensor, ReadError> {
+        let read = Read { name, stored, file: &self.files[stored.file] };
+        match stored.encoding {
+            Encoding::Plain(Dtype::F32) => read.plain(DType::F32),
+            Encoding::Plain(Dtype::F16) => read.plain(DType::F16),
+            Encoding::Plain(Dtype::BF16) => read.plain(DType::Bf16),
+            Encoding::Ggml(GgmlDType::F32) if stored.rows == Rows::Same => read.plain(DType::F32),
+            Encoding::Ggml(dtype) => read.widened(dtype),
+            Encoding::Plain(_) => Err(read.unsupported()),
+        }
+    }
+
+    /// What the weights are, in 64 hex digits: the configuration, and of every tensor the name, the
+    /// type, the shape and both ends of its stored bytes.
+    pub(crate) fn fingerprint(&self, config: &ModelConfig) -> Result<String, OpenError> {
+        let mut hash = Sha256::new();
+        let mut field = |bytes: &[u8]| {
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        };
+        field(b"sepal checkpoint 1");
+        field(&serde_json::to_vec(config).expect("a configuration has no key that JSON cannot have"));
+        for (name, stored) in &self.tensors {
+            field(name.as_bytes());
+            field(stored.encoding.name().as_bytes());
+            field(format!("{:?}", stored.shape).as_bytes());
+            let file = &self.files[stored.file];
+            let ends = stored.len.min(FINGERPRINT);
+            for offset in [stored.offset, stored.offset + stored.len - ends] {
+                let mut bytes = vec![0; ends as usize];
+                file.read_at(offset, &mut bytes).map_err(|source| file.io(source))?;
+                field(&bytes);
+            }
+        }
+        Ok(hex::encode(hash.finalize()))
+    }
+
+    /// The names of the tensors' types, the one with the most bytes first.
+    pub(crate) fn encodings(&self) -> Vec<String> {
+        let mut bytes: BTreeMap<String, u64> = BTreeMap::new();
+        for stored in self.tensors.values() {
+            *bytes.entry(stored.encoding.name()).or_default() += stored.len;
+        }
+        let mut names: Vec<(String, u64)> = bytes.into_iter().collect();
+        names.sort_by(|(_, first), (_, second)| second.cmp(first));
+        names.into_iter().map(|(name, _)| name).collect()
+    }
+}
+
+/// One tensor on its way from the file.
+struct Read<'a> {
+    name: &'a str,
+    stored: &'a Stored,
+    file: &'a WeightsFile,
+}
+
+impl Read<'_> {
+    /// The bytes as they are stored.
+    fn plain(&self, dtype: DType) -> Result<HostTensor, ReadError> {
+        let mut bytes = vec![0; self.stored.len as usize];
+        self.file.read_at(self.stored.offset, &mut bytes).map_err(|source| self.io(source))?;
+        self.host(dtype, Bytes::from(bytes))
+    }
+
+    /// The numbers as fp32, rows in the model's order.
+    fn widened(&self, dtype: GgmlDType) -> Result<HostTensor, ReadError> {
+        if matches!(dtype, GgmlDType::Q8_1 | GgmlDType::Q8K) {
+            return Err(self.unsupported());
+        }
+        let values = self.dequantize(dtype)?;
+        let n_rows = self.stored.shape.first().copied().unwrap_or(1);
+        let values = self.stored.rows.restore(values, n_rows).map_err(|source| self.decode(source))?;
+        self.host(DType::F32, Bytes::from_owner(Numbers(values)))
+    }
+
+    fn dequantize(&self, dtype: GgmlDType) -> Result<Vec<f32>, ReadError> {
+        let (block_len, block_size) = (dtype.block_size(), dtype.type_size());
+        let n_blocks = self.stored.len as usize / block_size;
+        let mut values = Vec::with_capacity(n_blocks * block_len);
+        // The words are only there to be aligned: candle takes the bytes for its block structures.
+        let mut words: Vec<u64> = Vec::new();
+        for start in (0..n_blocks).step_by(CHUNK / block_len) {
+            let blocks = (n_blocks - start).min(CHUNK / block_len);
+            words.resize((blocks * block_size).div_ceil(8), 0);
+            let bytes = &mut bytemuck::cast_slice_mut(&mut words)[..blocks * block_size];
+            let offset = self.stored.offset + (start * block_size) as u64;
+            self.file.read_at(offset, bytes).map_err(|source| self.io(source))?;
+            values.extend(widen(dtype, bytes, blocks * block_len).map_err(|source| self.decode(source))?);
+        }
+        Ok(values)
+    }
+
+    fn host(&self, dtype: DType, data: Bytes) -> Result<HostTensor, ReadError> {
+        HostTensor::new(dtype, self.stored.shape.clone(), data).map_err(|source| self.decode(source))
+    }
+
+    fn unsupported(&self) -> ReadError {
+        let dtype = self.stored.encoding.name();
+        ReadError::DType { name: self.name.to_owned(), path: self.path().to_owned(), dtype }
+    }
+
+    fn io(&self, source: std::io::Error) -> ReadError {
+        ReadError::Io { name: self.name.to_owned(), path: self.path().to_owned(), source }
+    }
+
+    fn decode(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ReadError {
+        ReadError::Decode { name: self.name.to_owned(), path: self.path().to_owned(), source: source.into() }
+    }
+
+    fn path(&self) -> &Path {
+        self.file.path()
+    }
+}
+
+fn widen(dtype: GgmlDType, blocks: &[u8], n_values: usize) -> Result<Vec<f32>, CandleError> {
+    let storage = QStorage::from_data(Cow::Borrowed(blocks), &Device::Cpu, dtype)?;
+    QTensor::new(storage, n_values)?.dequantize(&Device::Cpu)?.to_vec1()
+}
+
+/// Numbers that lend out their bytes.
+struct Numbers(Vec<f32>);
+
+impl AsRef<[u8]> for Numbers {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}

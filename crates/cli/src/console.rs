@@ -1,0 +1,202 @@
+//! A run as people see it: a bar on a terminal, plain lines elsewhere.
+
+use std::io::{IsTerminal, Write};
+use std::time::Instant;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use sepal_pipeline::{Event, Observer, Summary};
+use sepal_track::{EvaluationRecord, StepRecord};
+
+/// Steps between plain lines: about fifty in a run.
+const PLAIN_LINES: u64 = 50;
+/// Weight of the newest step in what is shown of loss and accuracy.
+const SMOOTHING: f64 = 0.1;
+
+/// Watches a run and tells a person.
+#[derive(Debug)]
+pub(crate) struct Console {
+    bar: Option<ProgressBar>,
+    plain: bool,
+    started: Instant,
+    total_steps: u64,
+    steps: u64,
+    tokens: u64,
+    seconds: f64,
+    loss: Option<f64>,
+    accuracy: Option<f64>,
+}
+
+impl Console {
+    pub(crate) fn new() -> Self {
+        Self {
+            bar: None,
+            plain: !std::io::stderr().is_terminal(),
+            started: Instant::now(),
+            total_steps: 0,
+            steps: 0,
+            tokens: 0,
+            seconds: 0.0,
+            loss: None,
+            accuracy: None,
+        }
+    }
+
+    /// A line that stays, above the bar if there is one.
+    fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(text),
+            // A closed standard error is no reason to stop a run.
+            None => drop(writeln!(std::io::stderr(), "{text}")),
+        }
+    }
+
+    fn start(&mut self, total_steps: u64, trainable: usize) {
+        self.total_steps = total_steps;
+        self.started = Instant::now();
+        self.line(&format!("training {} numbers for {total_steps} steps", grouped(trainable as u64)));
+        if !self.plain && total_steps > 0 {
+            let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            self.bar = Some(ProgressBar::new(total_steps).with_style(style));
+        }
+    }
+
+    fn step(&mut self, record: &StepRecord, accuracy: Option<f64>) {
+        let smooth = |old: Option<f64>, new: f64| Some(old.map_or(new, |old| old + SMOOTHING * (new - old)));
+        self.loss = smooth(self.loss, record.loss);
+        self.accuracy = accuracy.and_then(|new| smooth(self.accuracy, new));
+        self.steps = record.step;
+        self.tokens += record.tokens as u64;
+        self.seconds += record.seconds;
+        let text = self.status();
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(record.step);
+                bar.set_message(text);
+            }
+            None if self.is_line_due() => {
+                self.line(&format!("step {}/{} {text} lr {:.2e}", record.step, self.total_steps, record.lr));
+            }
+            None => {}
+        }
+    }
+
+    fn is_line_due(&self) -> bool {
+        let every = (self.total_steps / PLAIN_LINES).max(1);
+        self.steps == 1 || self.steps == self.total_steps || self.steps.is_multiple_of(every)
+    }
+
+    /// Loss, accuracy, speed and time left.
+    fn status(&self) -> String {
+        let mut text = format!("loss {:.4}", self.loss.unwrap_or(f64::NAN));
+        if let Some(accuracy) = self.accuracy {
+            text.push_str(&format!(" acc {:.1}%", accuracy * 100.0));
+        }
+        let elapsed = self.started.elapsed().as_secs_f64();
+        let left = elapsed / self.steps.max(1) as f64 * (self.total_steps - self.steps.min(self.total_steps)) as f64;
+        text.push_str(&format!(" {:.0} tokens/s, {} left", self.tokens as f64 / self.seconds, clock(left)));
+        text
+    }
+
+    fn evaluated(&self, record: &EvaluationRecord) {
+        let metrics: Vec<String> = record.metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+        let (step, rows, loss) = (record.step, record.rows, record.loss);
+        let seconds = record.seconds;
+        self.line(&format!(
+            "evaluated {rows} rows after step {step}: {} loss {loss:.4} ({seconds:.1} s)",
+            metrics.join(" ")
+        ));
+    }
+}
+
+impl Observer for Console {
+    fn event(&mut self, event: Event<'_>) {
+        match event {
+            Event::Notice(text) => self.line(text),
+            Event::Started { total_steps, trainable } => self.start(total_steps, trainable),
+            Event::Step { record, accuracy } => self.step(record, accuracy),
+            Event::Evaluating { done, total } => {
+                if let Some(bar) = &self.bar {
+                    bar.set_message(format!("evaluating {done}/{total} rows"));
+                }
+            }
+            Event::Evaluated(record) => self.evaluated(record),
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// The last words of a run, for standard output.
+pub(crate) fn summary(summary: &Summary) -> String {
+    let mut lines = Vec::new();
+    if summary.interrupted {
+        lines.push(format!("stopped after {} steps; what was trained is saved", summary.steps));
+    }
+    if let Some((name, value)) = &summary.headline {
+        let shown = if name == "accuracy" { format!("{:.2} %", value * 100.0) } else { format!("{value:.4}") };
+        lines.push(format!("{name:<11} {shown}"));
+    }
+    lines.push(format!(
+        "throughput  {:.1} rows/s, {:.0} tokens/s over {} steps",
+        summary.rows_per_second, summary.tokens_per_second, summary.steps
+    ));
+    lines.push(format!("bytes       {} sent, {} received", size(summary.bytes_sent), size(summary.bytes_received)));
+    lines.push(format!("time        {}", clock(summary.seconds)));
+    lines.push(format!("folder      {}", summary.folder.display()));
+    lines.join("\n")
+}
+
+/// `1234567` as `1,234,567`.
+pub(crate) fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Bytes in the largest unit that keeps a digit before the point.
+pub(crate) fn size(bytes: u64) -> String {
+    let units = ["B", "kB", "MB", "GB", "TB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < units.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+/// Seconds as `1:02:03` or `2:03`.
+fn clock(seconds: f64) -> String {
+    let seconds = if seconds.is_finite() { seconds.round() as u64 } else { 0 };
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_for_people() {
+        assert_eq!(grouped(7), "7");
+        assert_eq!(grouped(1_234_567), "1,234,567");
+        assert_eq!(size(999), "999 B");
+        assert_eq!(size(1_500_000), "1.5 MB");
+        assert_eq!(clock(59.6), "1:00");
+        assert_eq!(clock(3723.0), "1:02:03");
+    }
+}

@@ -1,0 +1,43 @@
+use sepal_blocks::Ends;
+use sepal_core::{Ragged, Span};
+use sepal_nn::Parameters;
+use sepal_plugin::{Hidden, Logits, Phase, TaskHead, TuningMode};
+use sepal_remote::{RemoteSequential, Tuned};
+use tch::Tensor;
+
+use crate::error::RunError;
+
+/// What trains, with the frozen model around it: ends in this process, blocks on servers.
+pub(crate) struct Model {
+    pub(crate) ends: Ends,
+    pub(crate) remote: RemoteSequential,
+    pub(crate) tuning: Box<dyn TuningMode>,
+    pub(crate) head: Box<dyn TaskHead>,
+    pub(crate) params: Parameters,
+    /// All blocks.
+    pub(crate) whole: Span,
+}
+
+impl Model {
+    /// What is slipped into the blocks, from a graph of its own: one for each backward.
+    pub(crate) fn tunables(&self) -> Result<Vec<(String, Tensor)>, RunError> {
+        let named = self.tuning.tunables(self.whole).map_err(RunError::Tuning)?;
+        Ok(named.into_iter().map(|named| (named.name, named.tensor)).collect())
+    }
+
+    /// The logits of a batch: `[rows, n_labels]`.
+    pub(crate) fn forward(
+        &self,
+        tuned: &Tuned<'_>,
+        ids: &[i64],
+        rows: &Ragged,
+        phase: Phase,
+    ) -> Result<Logits, RunError> {
+        let tokens = self.ends.embed(&Tensor::from_slice(ids)).map_err(RunError::Ends)?; // [n_tokens, hidden]
+        let prompts = self.tuning.prefix().map_err(RunError::Tuning)?;
+        let prefix = prompts.map(|prompts| self.ends.embed_prompts(&prompts)).transpose().map_err(RunError::Ends)?;
+        let pooled = tuned.forward(prefix.as_ref(), &tokens, rows).map_err(RunError::Remote)?; // [rows, hidden]
+        let hidden = Hidden { pooled: self.ends.final_norm(&pooled).map_err(RunError::Ends)? };
+        self.head.forward(&hidden, phase).map_err(RunError::Head)
+    }
+}

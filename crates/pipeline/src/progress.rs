@@ -1,0 +1,74 @@
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use sepal_track::{EvaluationRecord, StepRecord};
+
+/// What a run tells whoever watches it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// One line for people: a source that was used or passed over, a server that was started.
+    Notice(&'a str),
+    /// Training begins.
+    Started {
+        /// Optimizer steps of the whole run.
+        total_steps: u64,
+        /// Numbers that train.
+        trainable: usize,
+    },
+    /// A step was made.
+    Step {
+        /// Its record.
+        record: &'a StepRecord,
+        /// Share of the step's rows that the model had right before it, where rows have a class.
+        accuracy: Option<f64>,
+    },
+    /// Validation rows were predicted.
+    Evaluating {
+        /// Rows done.
+        done: usize,
+        /// Rows in all.
+        total: usize,
+    },
+    /// An evaluation is complete.
+    Evaluated(&'a EvaluationRecord),
+}
+
+/// Watches a run.
+pub trait Observer {
+    /// Called from the training loop; it should return soon.
+    fn event(&mut self, event: Event<'_>);
+}
+
+/// An observer that looks away.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Observer for Silent {
+    fn event(&mut self, _: Event<'_>) {}
+}
+
+/// What a run came to.
+#[derive(Debug, Clone)]
+pub struct Summary {
+    /// The run folder.
+    pub folder: PathBuf,
+    /// Whether it was stopped before its last step.
+    pub interrupted: bool,
+    /// Metrics of the last evaluation, by name.
+    pub metrics: BTreeMap<String, f64>,
+    /// The metric that comes first for the task.
+    pub headline: Option<(String, f64)>,
+    /// Optimizer steps made.
+    pub steps: u64,
+    /// Training rows per second, over the training steps.
+    pub rows_per_second: f64,
+    /// Tokens per second, over the training steps.
+    pub tokens_per_second: f64,
+    /// Bytes sent to servers, over the whole run.
+    pub bytes_sent: u64,
+    /// Bytes received from servers, over the whole run.
+    pub bytes_received: u64,
+    /// Wall time of the whole run, in seconds.
+    pub seconds: f64,
+}

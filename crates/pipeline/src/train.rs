@@ -1,0 +1,235 @@
+//! The training loop, and evaluation.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use sepal_data::{Batch, Loader};
+use sepal_optim::{Optimizer, Schedule, clip_grad_norm};
+use sepal_plugin::{Labels, Phase, Prediction};
+use sepal_remote::Tuned;
+use sepal_track::{EvaluationRecord, MetricsLog, StepRecord};
+use tch::{Kind, Tensor};
+
+use crate::error::RunError;
+use crate::labels::to_tensor;
+use crate::model::Model;
+use crate::progress::{Event, Observer};
+use crate::spec::{EvaluateEvery, TrainSpec};
+
+/// Everything that the loop turns on.
+pub(crate) struct Training<'a> {
+    pub(crate) model: &'a mut Model,
+    pub(crate) optimizer: Box<dyn Optimizer>,
+    pub(crate) schedule: Box<dyn Schedule>,
+    pub(crate) train: &'a Loader,
+    pub(crate) validation: Option<&'a Loader>,
+    pub(crate) spec: &'a TrainSpec,
+    pub(crate) every: EvaluateEvery,
+    pub(crate) total_steps: u64,
+    pub(crate) log: &'a mut MetricsLog,
+    pub(crate) observer: &'a mut dyn Observer,
+    pub(crate) stop: &'a AtomicBool,
+}
+
+/// What the loop came to, also when it ended early.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) steps: u64,
+    pub(crate) rows: u64,
+    pub(crate) tokens: u64,
+    pub(crate) seconds: f64,
+    pub(crate) interrupted: bool,
+    pub(crate) last: Option<Evaluated>,
+}
+
+/// One pass over the validation rows.
+#[derive(Debug)]
+pub(crate) struct Evaluated {
+    pub(crate) record: EvaluationRecord,
+    /// The metric that comes first for the task.
+    pub(crate) headline: Option<(String, f64)>,
+    pub(crate) prediction: Prediction,
+}
+
+/// What one step was made of.
+struct Sums {
+    loss: f64,
+    rows: usize,
+    tokens: usize,
+    right: Option<usize>,
+}
+
+impl Training<'_> {
+    /// Makes the steps; `outcome` is up to date whenever this returns, with or without an error.
+    pub(crate) fn run(&mut self, outcome: &mut Outcome) -> Result<(), RunError> {
+        let accumulate = self.spec.accumulate;
+        let mut epoch = 0;
+        while outcome.steps < self.total_steps {
+            let mut batches = self.train.epoch(epoch);
+            for in_epoch in 1_u64.. {
+                let group: Vec<Batch> = batches.by_ref().take(accumulate).collect();
+                if group.is_empty() || outcome.steps >= self.total_steps {
+                    break;
+                }
+                if self.stop.load(Ordering::Relaxed) {
+                    outcome.interrupted = true;
+                    return Ok(());
+                }
+                let batches_done = (in_epoch - 1) * accumulate as u64 + group.len() as u64;
+                let share = batches_done as f64 / self.train.batches_per_epoch() as f64;
+                self.step(&group, epoch as f64 + share, outcome)?;
+                if let EvaluateEvery::Steps(steps) = self.every
+                    && outcome.steps.is_multiple_of(steps)
+                    && outcome.steps < self.total_steps
+                {
+                    self.evaluate_into(outcome)?;
+                }
+            }
+            epoch += 1;
+            if self.every == EvaluateEvery::Epoch && outcome.steps < self.total_steps {
+                self.evaluate_into(outcome)?;
+            }
+        }
+        if self.every != EvaluateEvery::Never {
+            self.evaluate_into(outcome)?;
+        }
+        Ok(())
+    }
+
+    /// One optimizer step over the batches of `group`.
+    fn step(&mut self, group: &[Batch], epoch: f64, outcome: &mut Outcome) -> Result<(), RunError> {
+        let started = Instant::now();
+        let number = outcome.steps + 1;
+        let traffic = self.model.remote.traffic().clone();
+        let (up, down) = (traffic.up(), traffic.down());
+        self.model.params.zero_grad();
+        let sums = self.accumulate(group, number)?;
+        let grad_norm = self.clip()?;
+        if !grad_norm.is_finite() {
+            return Err(RunError::NonFinite { what: "gradients", step: number, rows: rows_of(group) });
+        }
+        let lr = self.optimizer.lr() * self.schedule.factor(outcome.steps as usize);
+        self.optimizer.step(&self.model.params, lr).map_err(RunError::Optimizer)?;
+        let record = StepRecord {
+            step: number,
+            epoch,
+            loss: sums.loss,
+            lr,
+            grad_norm,
+            rows: sums.rows,
+            tokens: sums.tokens,
+            seconds: started.elapsed().as_secs_f64(),
+            bytes_up: traffic.up() - up,
+            bytes_down: traffic.down() - down,
+        };
+        outcome.steps = number;
+        outcome.rows += sums.rows as u64;
+        outcome.tokens += sums.tokens as u64;
+        outcome.seconds += record.seconds;
+        self.log.step(&record).map_err(RunError::Write)?;
+        let accuracy = sums.right.map(|right| right as f64 / sums.rows as f64);
+        self.observer.event(Event::Step { record: &record, accuracy });
+        Ok(())
+    }
+
+    /// Gradients of the mean loss over all rows of the group.
+    fn accumulate(&self, group: &[Batch], step: u64) -> Result<Sums, RunError> {
+        let rows: usize = group.iter().map(|batch| batch.rows.len()).sum();
+        let mut sums = Sums { loss: 0.0, rows, tokens: 0, right: Some(0) };
+        let mut tuned: Option<Tuned<'_>> = None;
+        for batch in group {
+            // A graph of its own for each backward; the numbers go up once.
+            let tunables = self.model.tunables()?;
+            let current = match tuned.take() {
+                None => self.model.remote.tune(tunables).map_err(RunError::Remote)?,
+                Some(earlier) => earlier.with_graph(tunables),
+            };
+            let tuned = tuned.insert(current);
+            let at = |what| RunError::NonFinite { what, step, rows: batch.indices.clone() };
+            let logits = self.model.forward(tuned, &batch.ids, &batch.rows, Phase::Train)?;
+            let labels = to_tensor(&batch.labels)?;
+            let loss = self.model.head.loss(&logits, &labels).map_err(RunError::Head)?;
+            let value = f64::try_from(&loss).map_err(RunError::Torch)?;
+            if !value.is_finite() {
+                return Err(at("loss"));
+            }
+            let share = batch.rows.len() as f64 / rows as f64;
+            (loss * share).f_backward().map_err(|source| RunError::Backward { step, source })?;
+            sums.loss += value * share;
+            sums.tokens += batch.rows.n_tokens();
+            sums.right = match (&labels, sums.right) {
+                (Labels::Class(classes), Some(right)) => Some(right + count_right(&logits.values, classes)?),
+                _ => None,
+            };
+        }
+        Ok(sums)
+    }
+
+    fn clip(&self) -> Result<f64, RunError> {
+        let max_norm = self.spec.clip_norm.unwrap_or(f64::INFINITY);
+        clip_grad_norm(&self.model.params, max_norm).map_err(RunError::Torch)
+    }
+
+    fn evaluate_into(&mut self, outcome: &mut Outcome) -> Result<(), RunError> {
+        if let Some(loader) = self.validation {
+            let evaluated = evaluate(self.model, loader, outcome.steps, self.observer)?;
+            self.log.evaluation(&evaluated.record).map_err(RunError::Write)?;
+            self.observer.event(Event::Evaluated(&evaluated.record));
+            outcome.last = Some(evaluated);
+        }
+        Ok(())
+    }
+}
+
+/// Predicts all rows of the loader, in its order.
+pub(crate) fn evaluate(
+    model: &Model,
+    loader: &Loader,
+    steps: u64,
+    observer: &mut dyn Observer,
+) -> Result<Evaluated, RunError> {
+    let started = Instant::now();
+    let traffic = model.remote.traffic();
+    let (up, down) = (traffic.up(), traffic.down());
+    let mut prediction = Prediction::default();
+    let mut labels = Vec::new();
+    let (mut loss, mut tokens) = (0.0, 0);
+    tch::no_grad(|| {
+        let tuned = model.remote.tune(model.tunables()?).map_err(RunError::Remote)?;
+        for batch in loader.epoch(0) {
+            let logits = model.forward(&tuned, &batch.ids, &batch.rows, Phase::Evaluate)?;
+            let truth = to_tensor(&batch.labels)?;
+            let mean = model.head.loss(&logits, &truth).map_err(RunError::Head)?;
+            loss += f64::try_from(&mean).map_err(RunError::Torch)? * batch.rows.len() as f64;
+            tokens += batch.rows.n_tokens();
+            prediction.append(model.head.predict(&logits).map_err(RunError::Head)?);
+            labels.push(truth);
+            observer.event(Event::Evaluating { done: prediction.rows(), total: loader.rows() });
+        }
+        Ok::<(), RunError>(())
+    })?;
+    let labels = Labels::cat(&labels).map_err(RunError::Head)?;
+    let named = model.head.metrics(&prediction, &labels).map_err(RunError::Head)?;
+    let record = EvaluationRecord {
+        step: steps,
+        loss: loss / prediction.rows() as f64,
+        metrics: named.iter().cloned().collect(),
+        rows: prediction.rows(),
+        tokens,
+        seconds: started.elapsed().as_secs_f64(),
+        bytes_up: traffic.up() - up,
+        bytes_down: traffic.down() - down,
+    };
+    Ok(Evaluated { record, headline: named.into_iter().next(), prediction })
+}
+
+/// Rows whose largest logit is that of their class.
+fn count_right(logits: &Tensor, classes: &Tensor) -> Result<usize, RunError> {
+    let right = logits.argmax(-1, false).f_eq_tensor(classes).and_then(|right| right.f_sum(Kind::Int64));
+    let right = right.and_then(|right| i64::try_from(&right)).map_err(RunError::Torch)?;
+    Ok(right.unsigned_abs() as usize)
+}
+
+fn rows_of(group: &[Batch]) -> Vec<usize> {
+    group.iter().flat_map(|batch| batch.indices.iter().copied()).collect()
+}

@@ -1,0 +1,112 @@
+//! The contract that every plugin keeps; its own tests call one of these.
+//!
+//! Each check builds the plugin from its example. It covers the options (named, documented, an example that fits
+//! its schema and survives a round trip, unknown keys refused), what the plugin adds to the parameters (only that
+//! gets gradients, the same seed gives the same start, save and load agree), and what its objects promise.
+//!
+//! # Panics
+//! Every function here panics where the contract is broken; that is its purpose.
+
+mod head;
+mod schedule;
+mod tuning;
+
+use std::collections::BTreeMap;
+
+use sepal_nn::Parameters;
+use sepal_plugin::{Entry, Plugin, Registry, Slot};
+use serde_json::{Value, json};
+use tch::{Kind, Tensor};
+
+pub use head::check_head;
+pub use schedule::check_schedule;
+pub use tuning::check_tuning;
+
+/// Checks a plugin's name, documentation, example and schema, whatever its slot.
+///
+/// # Panics
+/// If the contract is broken.
+pub fn check_options<S: Slot, P: Plugin<S>>() {
+    let mut registry = Registry::new();
+    registry.register::<S, P>().expect("a plugin can be registered");
+    let entry = registry.entries::<S>().next().expect("what was registered is listed").clone();
+    check_documentation(&entry);
+    check_example::<S, P>(&registry, &entry);
+    check_strictness::<S>(&registry, &entry);
+}
+
+fn check_documentation(entry: &Entry) {
+    let name = entry.name;
+    let kebab = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    assert!(!name.is_empty() && name.chars().all(kebab), "`{name}`: a plugin's name is in kebab-case");
+    assert!(!entry.summary.is_empty(), "`{name}`: the options struct has a doc comment, which is the summary");
+    for (key, property) in entry.schema["properties"].as_object().into_iter().flatten() {
+        let documented = property["description"].as_str().is_some_and(|text| !text.is_empty());
+        assert!(documented, "`{name}`: option `{key}` has a doc comment, which is its manual");
+    }
+}
+
+fn check_example<S: Slot, P: Plugin<S>>(registry: &Registry, entry: &Entry) {
+    let Entry { name, example, .. } = entry;
+    if let Err(error) = validator(entry).validate(example) {
+        panic!("`{name}`: the example fits the schema: {} {error}", error.instance_path());
+    }
+    let read = registry.resolve::<S>(name, example.clone()).expect("the example can be read");
+    assert_eq!(&read, example, "`{name}`: the example is the same after writing and reading");
+    let problems = P::check(&P::example());
+    assert!(problems.is_empty(), "`{name}`: nothing is wrong with the example: {problems:?}");
+}
+
+fn check_strictness<S: Slot>(registry: &Registry, entry: &Entry) {
+    let Entry { name, example, .. } = entry;
+    let mut extended = example.clone();
+    extended["no_such_option"] = json!(1);
+    let refused = registry.resolve::<S>(name, extended.clone()).is_err();
+    assert!(refused, "`{name}`: unknown options are refused (#[serde(deny_unknown_fields)])");
+    assert!(!validator(entry).is_valid(&extended), "`{name}`: the schema refuses unknown options");
+    assert!(registry.resolve::<S>(name, Value::from(7)).is_err(), "`{name}`: options are a map");
+}
+
+fn validator(entry: &Entry) -> jsonschema::Validator {
+    jsonschema::validator_for(&entry.schema).expect("a plugin's schema is a JSON schema")
+}
+
+/// The seed of what is checked, and another one.
+const SEED: u64 = 7;
+const OTHER_SEED: u64 = 8;
+
+/// A parameter of somebody else, there before the plugin is built.
+const STRANGER: &str = "somebody_else";
+
+/// Parameters with a stranger among them.
+fn parameters() -> Parameters {
+    let mut params = Parameters::new();
+    drop(params.add(STRANGER, &Tensor::ones([2], (Kind::Float, tch::Device::Cpu))).expect("the store is empty"));
+    params
+}
+
+/// Checks that the parameters that the plugin added, and only those, have a gradient.
+fn check_gradients(name: &str, params: &Parameters) {
+    for (parameter, tensor) in params.iter() {
+        let has_gradient = tensor.grad().defined();
+        assert_eq!(has_gradient, parameter != STRANGER, "`{name}`: what it adds has a gradient: {parameter}");
+    }
+}
+
+/// Checks that the same seed starts from the same numbers, and that an adapter saved from `params` and loaded into
+/// `other`, which was built with another seed, makes them equal.
+fn check_start_and_files(name: &str, params: &Parameters, again: &Parameters, other: &mut Parameters) {
+    let digest = |params: &Parameters| params.digest().expect("parameters can be read");
+    assert_eq!(digest(params), digest(again), "`{name}`: the same seed starts from the same numbers");
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("adapter.safetensors");
+    params.save(&path, &BTreeMap::new()).expect("parameters can be saved");
+    other.load(&path).expect("parameters of the same options have the same names and shapes");
+    assert_eq!(digest(params), digest(other), "`{name}`: loading gives back what was saved");
+}
+
+/// `n` numbers between -1 and 1 that look random, in this shape.
+fn numbers(shape: &[i64]) -> Tensor {
+    let n = shape.iter().product();
+    (Tensor::arange(n, (Kind::Float, tch::Device::Cpu)) * 1.7 + 0.3).sin().view(shape)
+}

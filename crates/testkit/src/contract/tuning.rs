@@ -1,0 +1,97 @@
+use sepal_core::Span;
+use sepal_nn::Parameters;
+use sepal_plugin::{NamedTensor, Plugin, Tuning, TuningContext, TuningMode};
+use tch::{Kind, Tensor};
+
+use super::{OTHER_SEED, SEED, check_gradients, check_options, check_start_and_files, numbers, parameters};
+
+const N_BLOCKS: usize = 3;
+const HIDDEN: i64 = 8;
+const VOCAB: i64 = 256;
+
+/// Checks a tuning mode.
+///
+/// # Panics
+/// If the contract is broken.
+pub fn check_tuning<P: Plugin<Tuning>>() {
+    check_options::<Tuning, P>();
+    let name = P::NAME;
+    let embeddings = numbers(&[VOCAB, HIDDEN]);
+    let before = embeddings.copy();
+    let (params, mode) = build::<P>(SEED, &embeddings);
+    let (again, _) = build::<P>(SEED, &embeddings);
+    let (mut other, loaded) = build::<P>(OTHER_SEED, &embeddings);
+
+    check_shapes(name, &*mode);
+    check_spans(name, &*mode);
+    check_training(name, &params, &*mode);
+    assert!(!embeddings.grad().defined() && embeddings == before, "`{name}`: the model's embeddings stay frozen");
+    check_start_and_files(name, &params, &again, &mut other);
+    let (expected, found) = (everything(&*mode), everything(&*loaded));
+    assert!(expected.iter().zip(&found).all(|(a, b)| a == b), "`{name}`: a loaded mode gives what the saved one did");
+}
+
+fn build<P: Plugin<Tuning>>(seed: u64, embeddings: &Tensor) -> (Parameters, Box<dyn TuningMode>) {
+    let mut params = parameters();
+    let mut cx = TuningContext {
+        params: &mut params,
+        n_blocks: N_BLOCKS,
+        hidden: HIDDEN as usize,
+        initializer_range: 0.02,
+        embeddings,
+        seed,
+    };
+    let mode = P::build(P::example(), &mut cx).expect("the example builds");
+    (params, mode)
+}
+
+fn check_shapes(name: &str, mode: &dyn TuningMode) {
+    let pre_seq_len = mode.pre_seq_len() as i64;
+    match mode.prefix().expect("a prefix") {
+        Some(prefix) => {
+            assert_eq!(prefix.size(), [pre_seq_len, HIDDEN], "`{name}`: the prefix is [pre_seq_len, hidden]");
+            assert!(pre_seq_len > 0, "`{name}`: a prefix that is there has positions");
+        }
+        None => assert_eq!(pre_seq_len, 0, "`{name}`: without a prefix, pre_seq_len is 0"),
+    }
+    for NamedTensor { name: tunable, tensor } in tunables(mode, 0, N_BLOCKS) {
+        assert_eq!(tensor.size()[0], N_BLOCKS as i64, "`{name}`: `{tunable}` has an entry per block of the span");
+        if tunable == "deep_prompts" {
+            let expected = [N_BLOCKS as i64, pre_seq_len, HIDDEN];
+            assert_eq!(tensor.size(), expected, "`{name}`: deep prompts are [span, pre_seq_len, hidden]");
+        }
+    }
+}
+
+/// What parts of the model are given is what the whole is given, in parts.
+fn check_spans(name: &str, mode: &dyn TuningMode) {
+    for (block_idx, whole) in
+        (0..N_BLOCKS).flat_map(|idx| tunables(mode, 0, N_BLOCKS).into_iter().map(move |t| (idx, t)))
+    {
+        let part = tunables(mode, block_idx, block_idx + 1).into_iter().find(|part| part.name == whole.name);
+        let part = part.unwrap_or_else(|| panic!("`{name}`: every span is given `{}`", whole.name));
+        let expected = whole.tensor.narrow(0, block_idx as i64, 1);
+        assert_eq!(part.tensor, expected, "`{name}`: block {block_idx} is given its own part of `{}`", whole.name);
+    }
+    let beyond = Span::new(N_BLOCKS - 1, N_BLOCKS + 1).expect("a span");
+    let given = mode.tunables(beyond).map(|given| given.len()).unwrap_or(0);
+    assert_eq!(given, 0, "`{name}`: blocks that the model does not have are given nothing");
+}
+
+fn check_training(name: &str, params: &Parameters, mode: &dyn TuningMode) {
+    for tensor in everything(mode) {
+        assert!(tensor.requires_grad(), "`{name}`: prefix and tunables are attached to the parameters");
+        (&tensor * numbers(&tensor.size())).sum(Kind::Float).backward();
+    }
+    check_gradients(name, params);
+}
+
+/// The prefix and what all blocks are given.
+fn everything(mode: &dyn TuningMode) -> Vec<Tensor> {
+    let prefix = mode.prefix().expect("a prefix");
+    prefix.into_iter().chain(tunables(mode, 0, N_BLOCKS).into_iter().map(|named| named.tensor)).collect()
+}
+
+fn tunables(mode: &dyn TuningMode, start: usize, end: usize) -> Vec<NamedTensor> {
+    mode.tunables(Span::new(start, end).expect("a span")).expect("tunables")
+}

@@ -1,0 +1,131 @@
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{RunFolder, WriteError};
+
+/// `manifest.json`: what a run was made of and what became of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The pipeline's name.
+    pub name: String,
+    /// What became of it.
+    pub status: Status,
+    /// Programs and libraries.
+    pub versions: Versions,
+    /// Seed of initialisation, splits and shuffles.
+    pub seed: u64,
+    /// The frozen model.
+    pub model: ModelFacts,
+    /// The labelled text.
+    pub data: DataFacts,
+    /// How many numbers train, and how many there are.
+    pub parameters: Parameters,
+    /// Optimizer steps made.
+    pub steps: u64,
+    /// Bytes moved between this process and the servers, framing included.
+    pub bytes: Bytes,
+    /// When the run started, RFC 3339.
+    pub started: String,
+    /// Wall time of the whole run, in seconds.
+    pub seconds: f64,
+    /// Wall time of training steps alone, in seconds.
+    pub train_seconds: f64,
+    /// Tokens of the training rows, without prompts.
+    pub train_tokens: u64,
+    /// Metrics of the last evaluation.
+    pub metrics: BTreeMap<String, f64>,
+    /// SHA-256 of the trained parameters.
+    pub adapter_digest: String,
+}
+
+/// What became of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum Status {
+    /// All steps were made.
+    Finished,
+    /// Stopped by the user; what was trained until then is saved.
+    Interrupted,
+    /// Stopped by an error; what was trained until then is saved.
+    Failed {
+        /// The error.
+        error: String,
+    },
+}
+
+/// Programs and libraries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versions {
+    /// This program.
+    pub sepal: String,
+    /// The bindings, which fit one libtorch.
+    pub tch: String,
+}
+
+/// The frozen model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelFacts {
+    /// The source that was used.
+    pub source: String,
+    /// Sources before it that could not be had, each with its reason.
+    pub passed_over: Vec<String>,
+    /// Digest of the checkpoint.
+    pub digest: String,
+    /// The checkpoint in words.
+    pub weights: String,
+    /// Digest of the tokenizer.
+    pub tokenizer: String,
+}
+
+/// The labelled text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataFacts {
+    /// The source of the training rows.
+    pub train: String,
+    /// The source of the validation rows, or how they were split off.
+    pub validation: String,
+    /// Sources before it that could not be had, each with its reason.
+    pub passed_over: Vec<String>,
+    /// Digest of the training rows' content.
+    pub train_digest: String,
+    /// Digest of the validation rows' content.
+    pub validation_digest: String,
+    /// Training rows.
+    pub train_rows: usize,
+    /// Validation rows.
+    pub validation_rows: usize,
+    /// Rows of both that were cut to `max_length`.
+    pub truncated_rows: usize,
+}
+
+/// How many numbers train, and how many there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parameters {
+    /// In the adapter.
+    pub trainable: u64,
+    /// With the frozen model's.
+    pub total: u64,
+}
+
+/// Bytes moved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bytes {
+    /// To the servers.
+    pub sent: u64,
+    /// From the servers.
+    pub received: u64,
+}
+
+impl Manifest {
+    /// Writes `manifest.json`.
+    ///
+    /// # Errors
+    /// [`WriteError`] if the system refuses.
+    pub fn save(&self, run: &RunFolder) -> Result<(), WriteError> {
+        let path = run.path().join("manifest.json");
+        let mut text = serde_json::to_vec_pretty(self).map_err(|error| WriteError { path, source: error.into() })?;
+        text.push(b'\n');
+        run.write("manifest.json", &text)
+    }
+}

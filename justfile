@@ -1,0 +1,49 @@
+# Sepal: `just run FILE` trains, `just test` checks everything. Both set the machine up first.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+# What there is
+default:
+    @just --list --unsorted
+
+# Bring libtorch and point cargo at it; costs nothing when all is there
+setup:
+    @python3 scripts/setup.py
+
+# Run a pipeline: just run pipelines/sst2.yaml --set train.max_steps=100
+run FILE *ARGS: _build
+    @scripts/sepal run {{ FILE }} {{ ARGS }}
+
+# Any other command of the program: just sepal serve --help
+sepal *ARGS: _build
+    @scripts/sepal {{ ARGS }}
+
+# Everything that CI checks
+test: setup lint
+    cargo test --workspace
+
+# Unit tests alone, for use while working
+test-quick: setup
+    cargo test --workspace --lib
+
+# Formatting and clippy, warnings as errors
+lint: setup
+    cargo fmt --all -- --check
+    cargo clippy --workspace --all-targets -- -D warnings
+
+# Speed, as ratios measured side by side in one run; writes docs/bench.json
+bench *ARGS: _build
+    cargo build --workspace --example step
+    @scripts/sepal --example step {{ ARGS }}
+
+# Regenerate what is generated and committed: RPC code and the pipeline schema (needs capnproto)
+schemas: setup
+    scripts/schemas.sh
+
+# A new plugin crate that builds and passes its contract: just new-plugin head my-head (or: tuning)
+new-plugin KIND NAME:
+    @python3 scripts/new_plugin.py {{ KIND }} {{ NAME }}
+
+# The whole workspace, so that run and test share every dependency they built
+_build: setup
+    @cargo build --workspace --bins
