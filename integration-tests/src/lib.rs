@@ -1,1 +1,1 @@
-//! Placeholder.
+//! Tests that drive the real binary; see `tests/`.

@@ -6,23 +6,15 @@
 //! see no padding either.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use sepal_core::{Ragged, Want};
 use tch::{TchError, Tensor};
 
+use crate::masks::{Masks, Scores};
+
 /// Short rows are put together in bins of this many tokens: few, large kernel calls for a few masked scores more.
 /// Measured best from 40 to 64 on 2 cores (sentences of 13 tokens, 9 heads of 64).
 const BIN_TOKENS: usize = 64;
-
-/// What a family's attention adds to the scores.
-#[derive(Debug)]
-pub(crate) struct Scores {
-    /// Query heads that share one head of keys and values; their queries lie one after another.
-    pub(crate) repeat: usize,
-    /// Per head, what a score loses for each position between key and query (ALiBi); empty for none.
-    pub(crate) slopes: Vec<f32>,
-}
 
 #[derive(Debug)]
 pub(crate) struct Layout {
@@ -47,7 +39,6 @@ pub(crate) struct Group {
     pub(crate) after_prefix: bool,
     /// `[bins or 1, heads or 1, len * repeat, keys]`, added to the scores.
     pub(crate) mask: Tensor,
-    pub(crate) pooled: Option<PooledGroup>,
 }
 
 /// The last tokens of the rows.
@@ -57,6 +48,8 @@ pub(crate) struct Pooled {
     pub(crate) slots: Tensor,
     /// Where each row's result lies among those of all groups, `[rows]`.
     pub(crate) results: Tensor,
+    /// One for each group but the prefix.
+    pub(crate) groups: Vec<PooledGroup>,
 }
 
 /// The last tokens of a group's rows: as many queries in each bin, the last one repeated where a bin has fewer.
@@ -80,38 +73,28 @@ struct Order {
 impl Layout {
     pub(crate) fn new(prefix_len: usize, rows: &Ragged, want: Want, scores: &Scores) -> Result<Self, TchError> {
         let plan = Plan::new(prefix_len, rows);
-        let pooled = want == Want::LastOfRows;
-        let masks = Masks::new(&plan, scores)?;
+        let masks = Masks::new(scores, prefix_len, rows, longest(&plan.bins))?;
         let mut layout = Self {
             sizes: Vec::new(),
             groups: Vec::new(),
             positions: Tensor::f_from_slice(&plan.positions(rows))?,
             prefix_len: prefix_len as i64,
             prefix_slots: Tensor::f_from_slice(&(0..prefix_len as i64).collect::<Vec<_>>())?,
-            pooled: None,
+            pooled: (want == Want::LastOfRows).then(|| Pooled::new(&plan, &masks, rows)).transpose()?,
             order: Order::new(&plan, rows)?,
         };
         if prefix_len > 0 {
-            layout.push(1, prefix_len, false, masks.whole(0..prefix_len, prefix_len)?, None);
+            layout.push(1, prefix_len, false, masks.prefix()?);
         }
-        let mut results = vec![0; rows.len()];
-        let mut n_results = 0;
         for (&len, bins) in &plan.bins {
-            let group = if pooled { Some(masks.pooled_group(len, bins, &mut results, &mut n_results)?) } else { None };
-            layout.push(bins.len(), len, true, masks.group(len, bins)?, group);
-        }
-        if pooled {
-            layout.pooled = Some(Pooled {
-                slots: Tensor::f_from_slice(&plan.last_slots(rows))?,
-                results: Tensor::f_from_slice(&results)?,
-            });
+            layout.push(bins.len(), len, true, masks.group(len, bins)?);
         }
         Ok(layout)
     }
 
-    fn push(&mut self, bins: usize, len: usize, after_prefix: bool, mask: Tensor, pooled: Option<PooledGroup>) {
+    fn push(&mut self, bins: usize, len: usize, after_prefix: bool, mask: Tensor) {
         self.sizes.push((bins * len) as i64);
-        self.groups.push(Group { bins: bins as i64, len: len as i64, after_prefix, mask, pooled });
+        self.groups.push(Group { bins: bins as i64, len: len as i64, after_prefix, mask });
     }
 
     /// From the caller's order to slots.
@@ -131,12 +114,48 @@ impl Layout {
     }
 }
 
-/// How many tokens the bins hold, and how many bins there are: what the keys and values take up.
+impl Pooled {
+    fn new(plan: &Plan, masks: &Masks<'_>, rows: &Ragged) -> Result<Self, TchError> {
+        let mut groups = Vec::with_capacity(plan.bins.len());
+        let mut results = vec![0; rows.len()];
+        let mut n_results = 0;
+        for (&len, bins) in &plan.bins {
+            let group = PooledGroup::new(masks, len, bins)?;
+            group.number_results(bins, n_results, &mut results);
+            n_results += group.per_bin * bins.len() as i64;
+            groups.push(group);
+        }
+        let (slots, results) = (Tensor::f_from_slice(&plan.last_slots(rows))?, Tensor::f_from_slice(&results)?);
+        Ok(Self { slots, results, groups })
+    }
+}
+
+impl PooledGroup {
+    fn new(masks: &Masks<'_>, len: usize, bins: &[Bin]) -> Result<Self, TchError> {
+        let per_bin = bins.iter().map(Vec::len).max().unwrap_or(0);
+        let rows: Vec<i64> =
+            bins.iter().flat_map(|bin| (0..per_bin).map(|i| bin[i.min(bin.len() - 1)] as i64)).collect();
+        let mask = masks.pooled_group(len, bins, per_bin)?;
+        Ok(Self { per_bin: per_bin as i64, rows: Tensor::f_from_slice(&rows)?, mask })
+    }
+
+    /// Where the results of the rows in `bins` lie, those of the group starting at `first`.
+    fn number_results(&self, bins: &[Bin], first: i64, results: &mut [i64]) {
+        for (bin_idx, bin) in bins.iter().enumerate() {
+            for (i, &row) in bin.iter().enumerate() {
+                results[row] = first + bin_idx as i64 * self.per_bin + i as i64;
+            }
+        }
+    }
+}
+
+/// How many bins the rows take: each keeps the prefix's keys and values once.
 pub(crate) fn n_bins(rows: &Ragged) -> usize {
     pack(rows).values().map(Vec::len).sum()
 }
 
-type Bin = Vec<usize>;
+/// The rows that lie side by side in a bin.
+pub(crate) type Bin = Vec<usize>;
 
 /// Rows put into bins, the bins by length: the longest rows first, each into the first bin that has room. A row
 /// of [`BIN_TOKENS`] or more has a bin of its own. Rows of a bin keep the caller's order.
@@ -160,6 +179,12 @@ fn pack(rows: &Ragged) -> BTreeMap<usize, Vec<Bin>> {
         bins.entry(filled).or_default().push(bin);
     }
     bins
+}
+
+/// The longest row that has a bin of its own; 0 if there is none.
+fn longest(bins: &BTreeMap<usize, Vec<Bin>>) -> usize {
+    let alone = bins.iter().filter(|(_, bins)| bins.iter().any(|bin| bin.len() == 1));
+    alone.map(|(&len, _)| len).max().unwrap_or(0)
 }
 
 struct Plan {
@@ -212,59 +237,47 @@ impl Order {
     }
 }
 
-/// A key or a query: which row it belongs to and where it stands in the sequence.
-#[derive(Clone, Copy)]
-struct Place {
-    /// `None` in the prefix, which every row sees.
-    row: Option<usize>,
-    position: usize,
-}
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
 
-impl Place {
-    /// What is added to the score of the query `self` on `key`; a key that it must not see gets -inf.
-    fn bias(self, key: Place, slope: f32) -> f32 {
-        if key.position > self.position || (key.row.is_some() && key.row != self.row) {
-            f32::NEG_INFINITY
-        } else {
-            // Distances instead of positions: softmax does not see the difference, and large numbers lose digits.
-            -slope * (self.position - key.position) as f32
-        }
-    }
-}
+    use super::*;
 
-struct Masks<'a> {
-    scores: &'a Scores,
-    prefix_len: usize,
-    lengths: Vec<usize>,
-    /// Causal over the prefix and the longest row that has a bin of its own: `[1, heads or 1, n * repeat, n]`.
-    /// The masks of single rows are views of it, so that many lengths do not take many masks.
-    causal: Tensor,
-}
+    const NO_ALIBI: Scores = Scores { repeat: 1, slopes: Vec::new() };
 
-impl<'a> Masks<'a> {
-    fn new(plan: &Plan, scores: &'a Scores) -> Result<Self, TchError> {
-        let mut lengths = vec![0; plan.starts.len()];
-        let mut longest = 0;
-        for (&len, bins) in &plan.bins {
-            for bin in bins.iter().filter(|bin| bin.len() == 1) {
-                lengths[bin[0]] = len;
-                longest = longest.max(len);
+    proptest! {
+        #[test]
+        fn bins_hold_each_row_once_without_a_gap(
+            lengths in prop::collection::vec(1_usize..90, 1..50),
+            prefix_len in 0_usize..9,
+        ) {
+            let rows = Ragged::from_lengths(lengths.clone()).expect("rows");
+            let layout = Layout::new(prefix_len, &rows, Want::LastOfRows, &NO_ALIBI).expect("a layout");
+            let n = prefix_len + rows.n_tokens();
+            prop_assert_eq!(layout.sizes.iter().sum::<i64>(), n as i64);
+            for (&len, bins) in &pack(&rows) {
+                for bin in bins {
+                    prop_assert_eq!(bin.iter().map(|&row| lengths[row]).sum::<usize>(), len);
+                    prop_assert!(bin.len() == 1 || len <= BIN_TOKENS);
+                }
             }
+            let hidden = Tensor::arange(n as i64, (tch::Kind::Float, tch::Device::Cpu)).unsqueeze(1);
+            let slots = layout.enter(&hidden).expect("slots");
+            prop_assert_eq!(layout.leave(&slots).expect("positions"), hidden);
+            // The last slot of a row holds its last token.
+            let last = slots.squeeze_dim(1).index_select(0, &layout.pooled.expect("pooled").slots);
+            let expected: Vec<f32> = (0..rows.len()).map(|row| (prefix_len + rows.range(row).end - 1) as f32).collect();
+            prop_assert_eq!(Vec::<f32>::try_from(last).expect("numbers"), expected);
         }
-        let places: Vec<Place> =
-            (0..plan.prefix_len + longest).map(|position| Place { row: None, position }).collect();
-        let causal = mask(scores, &[(places.clone(), places)])?;
-        Ok(Self { scores, prefix_len: plan.prefix_len, lengths, causal })
     }
 
-    /// The queries at `queries` on the first `keys` positions of a single row with its prefix.
-    fn whole(&self, queries: Range<usize>, keys: usize) -> Result<Tensor, TchError> {
-        let repeat = self.scores.repeat;
-        let (start, len) = ((queries.start * repeat) as i64, (queries.len() * repeat) as i64);
-        self.causal.f_narrow(2, start, len)?.f_narrow(3, 0, keys as i64)
-    }
-
-    fn group(&self, len: usize, bins: &[Bin]) -> Result<Tensor, TchError> {
-        todo_remove(self, len, bins)
+    #[test]
+    fn short_rows_share_bins_and_long_rows_do_not() {
+        let rows = Ragged::from_lengths([100, 24, 40, 70, 30, 34, 100]).expect("rows");
+        let bins = pack(&rows);
+        assert_eq!(bins[&64], [vec![1, 2], vec![4, 5]]);
+        assert_eq!(bins[&100], [vec![0], vec![6]]);
+        assert_eq!(bins[&70], [vec![3]]);
+        assert_eq!(n_bins(&rows), 5);
     }
 }

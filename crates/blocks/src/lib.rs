@@ -13,7 +13,7 @@
 //! # struct Random(ModelConfig);
 //! # impl Weights for Random {
 //! #     fn config(&self) -> &ModelConfig { &self.0 }
-//! #     fn has(&self, name: &str) -> bool { !name.ends_with("bias") && !name.contains("q_norm") }
+//! #     fn has(&self, _: &str) -> bool { false }
 //! #     fn block_prefix(&self, block_idx: usize) -> String { format!("model.layers.{block_idx}.") }
 //! #     fn tensor(&self, name: &str) -> Result<HostTensor, BoxError> {
 //! #         let shape = match name.rsplit('.').nth(1) {
@@ -57,6 +57,7 @@ mod ends;
 mod layout;
 mod linear;
 mod llama;
+mod masks;
 mod rope;
 mod stack;
 mod weights;

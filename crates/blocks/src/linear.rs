@@ -11,7 +11,7 @@ pub(crate) struct Linear {
 impl Linear {
     /// From a checkpoint's `[out, in]`.
     pub(crate) fn new(weight: &Tensor, bias: Option<Tensor>) -> Result<Self, TchError> {
-        Ok(Self { weight: weight.f_t()?.f_contiguous()?, bias })
+        Ok(Self { weight: weight.f_transpose(0, 1)?.f_contiguous()?, bias })
     }
 
     /// The layer on a norm without weights does what `weight` does on the norm with weight `scale` and bias

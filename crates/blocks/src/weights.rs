@@ -1,3 +1,4 @@
+use sepal_checkpoint::Checkpoint;
 use sepal_core::{HostTensor, ModelConfig, Span};
 use sepal_nn::HostError;
 use tch::{TchError, Tensor};
@@ -21,6 +22,24 @@ pub trait Weights: Sync {
 
     /// What the names of the tensors of one block begin with, for example `model.layers.3.`.
     fn block_prefix(&self, block_idx: usize) -> String;
+}
+
+impl Weights for Checkpoint {
+    fn config(&self) -> &ModelConfig {
+        self.config()
+    }
+
+    fn tensor(&self, name: &str) -> Result<HostTensor, BoxError> {
+        Ok(self.tensor(name)?)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.has(name)
+    }
+
+    fn block_prefix(&self, block_idx: usize) -> String {
+        self.block_prefix(block_idx)
+    }
 }
 
 /// Weights that could not be loaded.

@@ -74,6 +74,8 @@ fn full_attention(keys: Keys<'_>, max_positions: Option<usize>) -> Result<(), Op
         // A Mistral that says nothing has transformers' default window.
         "mistral" if !keys.has("sliding_window") => Some(4096),
         "qwen2" if !keys.flag("use_sliding_window")? => None,
+        // What a Llama says of windows, transformers does not read.
+        "llama" => None,
         _ => keys.optional_count("sliding_window")?,
     };
     if window.is_some_and(|window| max_positions.is_none_or(|positions| window < positions)) {
@@ -125,7 +127,9 @@ fn rope(keys: Keys<'_>, max_positions: Option<usize>) -> Result<Rope, OpenError>
             return Err(place.unsupported("partial_rotary_factor", "1"));
         }
     }
-    let theta = scaling.optional_positive("rope_theta")?.map_or_else(|| keys.optional_positive("rope_theta"), |theta| Ok(Some(theta)))?;
+    let theta = scaling
+        .optional_positive("rope_theta")?
+        .map_or_else(|| keys.optional_positive("rope_theta"), |theta| Ok(Some(theta)))?;
     Ok(Rope { theta: theta.unwrap_or(10_000.0), scaling: rope_scaling(scaling, max_positions)? })
 }
 
@@ -189,7 +193,11 @@ mod tests {
         });
         let map = config.as_object_mut().expect("an object");
         for (key, value) in changes.as_object().expect("an object") {
-            if value.is_null() { map.remove(key) } else { map.insert(key.clone(), value.clone()) };
+            if value.is_null() {
+                map.remove(key)
+            } else {
+                map.insert(key.clone(), value.clone())
+            };
         }
         parse(config)
     }
@@ -229,8 +237,12 @@ mod tests {
         assert_eq!(scaling(linear), RopeScaling::Linear { factor: 2.0 });
         let llama3 = json!({"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
             "high_freq_factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1.0}});
-        let expected =
-            RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions: 64 };
+        let expected = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_positions: 64,
+        };
         assert_eq!(scaling(llama3), expected);
         let yarn = |more: Value| {
             let mut yarn = json!({"rope_type": "yarn", "factor": 4.0});
@@ -252,7 +264,9 @@ mod tests {
 
     #[test]
     fn bloom() {
-        let config = parse(json!({"model_type": "bloom", "n_embed": 48, "n_layer": 3, "num_attention_heads": 6, "vocab_size": 9}));
+        let config = parse(
+            json!({"model_type": "bloom", "n_embed": 48, "n_layer": 3, "num_attention_heads": 6, "vocab_size": 9}),
+        );
         let config = config.expect("a configuration");
         assert_eq!((config.family, config.hidden, config.n_blocks), (Family::Bloom, 48, 3));
         assert_eq!((config.n_heads, config.n_kv_heads, config.head_dim, config.ffn), (6, 6, 8, 192));
@@ -290,7 +304,7 @@ mod tests {
         check(json!({"hidden_size": 0}), "`hidden_size` is 0, expected a whole number");
         check(json!({"vocab_size": "many"}), "`vocab_size` is \"many\"");
         check(json!({"num_key_value_heads": 3}), "`num_key_value_heads` is 3, expected a divisor");
-        check(json!({"num_attention_heads": 5}), "`num_attention_heads` is 5");
+        check(json!({"num_attention_heads": 5, "num_key_value_heads": 5}), "`num_attention_heads` is 5");
         check(json!({"head_dim": 7}), "`head_dim` is 7, expected an even number");
         check(json!({"hidden_act": "gelu"}), "`hidden_act` is \"gelu\"");
         check(json!({"rms_norm_eps": -1.0}), "`rms_norm_eps` is -1.0");

@@ -145,12 +145,6 @@ pub enum TokenizerError {
         source: sepal_tokenize::VocabError,
     },
     /// The GGUF file has no vocabulary, or a key of it has the wrong type.
-    #[error("load the tokenizer inside {}", path.display())]
-    Metadata {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: OpenError,
-    },
+    #[error("load the tokenizer inside the weights file")]
+    Metadata(#[source] OpenError),
 }

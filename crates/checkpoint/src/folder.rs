@@ -38,7 +38,8 @@ pub(crate) fn open(folder: &Path) -> Result<(ModelConfig, Store), OpenError> {
     }
     let index = folder.join(INDEX);
     if !index.is_file() {
-        let problem = format!("it holds {CONFIG} but neither {SINGLE} nor {INDEX}; other formats of weights are not read");
+        let problem =
+            format!("it holds {CONFIG} but neither {SINGLE} nor {INDEX}; other formats of weights are not read");
         return Err(OpenError::Layout { path: folder.to_owned(), problem });
     }
     for (path, names) in shards(folder, &index)? {

@@ -45,7 +45,8 @@ impl<'a> Keys<'a> {
 
     /// A number of things, at least one, or nothing.
     pub(crate) fn optional_count(&self, key: &str) -> Result<Option<usize>, OpenError> {
-        let whole = |value: &Value| value.as_u64().and_then(|count| usize::try_from(count).ok()).filter(|&count| count > 0);
+        let whole =
+            |value: &Value| value.as_u64().and_then(|count| usize::try_from(count).ok()).filter(|&count| count > 0);
         self.optional(key, "a whole number of at least 1, the same for all blocks", |value| match value {
             Value::Array(values) if values.windows(2).all(|pair| pair[0] == pair[1]) => values.first().and_then(whole),
             value => whole(value),
@@ -59,7 +60,9 @@ impl<'a> Keys<'a> {
 
     /// A positive number or nothing.
     pub(crate) fn optional_positive(&self, key: &str) -> Result<Option<f64>, OpenError> {
-        self.optional(key, "a positive number", |value| value.as_f64().filter(|&number| number > 0.0 && number.is_finite()))
+        self.optional(key, "a positive number", |value| {
+            value.as_f64().filter(|&number| number > 0.0 && number.is_finite())
+        })
     }
 
     /// A text.

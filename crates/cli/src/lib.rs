@@ -1,1 +1,79 @@
-//! Placeholder.
+//! The `sepal` program: trains from a pipeline file, serves blocks, and says what is there.
+//!
+//! This crate parses arguments and talks to people; everything else is done by the crates below it. It
+//! holds the one list of plugins. A program with plugins of its own is three lines:
+//!
+//! ```no_run
+//! let mut registry = sepal_cli::plugins()?;
+//! // registry.register::<sepal_plugin::Head, my_head::MyHead>()?;
+//! sepal_cli::main(registry);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod args;
+mod console;
+mod doctor;
+mod plugins;
+mod run;
+mod serve;
+
+use std::error::Error;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use sepal_plugin::Registry;
+use tracing_subscriber::EnvFilter;
+
+use args::{Args, Command};
+pub use plugins::plugins;
+
+type Failure = Box<dyn Error>;
+
+/// Runs the program with these plugins; the exit code is 0, or 1 after a message, or 2 for wrong arguments.
+pub fn main(registry: Registry) -> ExitCode {
+    let args = Args::parse();
+    start_logging();
+    let done = match args.command {
+        Command::Run(args) => run::run(&registry, &args),
+        Command::Validate(args) => run::validate(&registry, &args),
+        Command::Fetch(args) => run::fetch(&registry, &args),
+        Command::Schema => run::schema(&registry),
+        Command::Plugins(args) => run::list(&registry, &args),
+        Command::Serve(args) => serve::serve(&args),
+        Command::Doctor => doctor::doctor(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", describe(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error with its causes, one to a line.
+pub(crate) fn describe(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str("\n  because: ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// Writes to standard output; a reader that has gone (`sepal schema | head`) is no error.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Warnings go to standard error; `SEPAL_LOG=debug` shows more.
+fn start_logging() {
+    let filter = EnvFilter::try_from_env("SEPAL_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).without_time().init();
+}

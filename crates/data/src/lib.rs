@@ -1,1 +1,62 @@
-//! Placeholder.
+//! Labelled text from files to ragged token batches.
+//!
+//! A [`TableSpec`] names the columns of a parquet, arrow, csv, tsv or jsonl file; [`Table::read`] decodes those and no
+//! others. A [`LabelSet`] makes what the label column holds [`Labels`] to train on, [`split`] sets rows aside,
+//! [`TokenTable::build`] tokenizes (once: it keeps the result by content), and a [`Loader`] deals batches, prepared in
+//! the background. This crate fetches nothing, pads nothing, and does not know libtorch.
+//!
+//! Invariants: a table has at least one row and no empty text; every error about a row names its file and number; the
+//! same files, seed and options give the same batches in every process and in every version.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use sepal_data::{LabelSet, Loader, LoaderConfig, Table, TableSpec, TokenSpec, TokenTable};
+//! # use sepal_data::Encode;
+//! # struct Bytes;
+//! # impl Encode for Bytes {
+//! #     fn encode_batch(&self, texts: &[&str], _: Option<&[&str]>, max_length: usize)
+//! #     -> Result<Vec<Vec<u32>>, Box<dyn std::error::Error + Send + Sync>> {
+//! #         Ok(texts.iter().map(|text| text.bytes().take(max_length).map(u32::from).collect()).collect())
+//! #     }
+//! #     fn digest(&self) -> &str { "bytes" }
+//! # }
+//! # let tokenizer = Bytes;
+//! # let folder = tempfile::tempdir()?;
+//! let path = folder.path().join("train.tsv");
+//! std::fs::write(&path, "sentence\tlabel\nsplendid\tpositive\ndull\tnegative\nawful\t0\n")?;
+//!
+//! let table = Table::read(&TableSpec::new(path, "sentence").with_label("label"))?;
+//! let labels = LabelSet::new(["negative", "positive"])?.labels(&table)?;
+//! let tokens = TokenTable::build(&table, &tokenizer, &TokenSpec::new(64))?;
+//!
+//! let config = LoaderConfig { batch_size: 2, ..LoaderConfig::default() };
+//! let loader = Loader::new(Arc::new(tokens), Some(labels), config)?;
+//! let batches: Vec<_> = loader.epoch(0).collect();
+//! assert_eq!(batches.len(), 2);
+//! assert_eq!(batches[0].rows.n_tokens(), batches[0].ids.len());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod columns;
+mod labels;
+mod loader;
+mod nearest;
+mod order;
+mod read;
+mod spec;
+mod split;
+mod table;
+mod template;
+#[cfg(test)]
+mod testing;
+mod token_cache;
+mod tokens;
+
+pub use labels::{LabelError, LabelKind, LabelSet, Labels, check_classes};
+pub use loader::{Batch, Epoch, Loader, LoaderConfig, LoaderError};
+pub use read::ReadError;
+pub use spec::{Format, TableSpec, split_files};
+pub use split::{SplitError, split};
+pub use table::{Place, RawLabel, Table};
+pub use template::{Template, TemplateError};
+pub use tokens::{Encode, TokenSpec, TokenTable, TokenizeError};

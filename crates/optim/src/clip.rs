@@ -1,7 +1,5 @@
 use sepal_nn::Parameters;
-use tch::Kind;
-
-use crate::{StepError, update_each};
+use tch::{Kind, TchError, Tensor};
 
 /// Scales all gradients by `min(1, max_norm / (norm + 1e-6))` and returns `norm`, the L2 norm of all of them
 /// together before that: PyTorch's `clip_grad_norm_`.
@@ -10,30 +8,33 @@ use crate::{StepError, update_each};
 /// gradients stay untouched, so that the caller can stop and say so.
 ///
 /// # Errors
-/// [`StepError`] if libtorch refuses.
-pub fn clip_grad_norm(params: &Parameters, max_norm: f64) -> Result<f64, StepError> {
-    let norm = grad_norm(params)?;
+/// Whatever libtorch says.
+pub fn clip_grad_norm(params: &Parameters, max_norm: f64) -> Result<f64, TchError> {
+    let mut grads = Vec::with_capacity(params.len());
+    for (_, param) in params.iter() {
+        grads.extend(Some(param.f_grad()?).filter(Tensor::defined));
+    }
+    let norm = tch::no_grad(|| norm(&grads))?;
     let scale = max_norm / (norm + 1e-6);
     if norm.is_finite() && scale < 1.0 {
-        update_each(params, |_, _, grad| grad.shallow_clone().f_mul_scalar_(scale).map(drop))?;
+        for grad in &mut grads {
+            drop(tch::no_grad(|| grad.f_mul_scalar_(scale))?);
+        }
     }
     Ok(norm)
 }
 
-/// The L2 norm of all gradients together.
-fn grad_norm(params: &Parameters) -> Result<f64, StepError> {
+/// The L2 norm of all tensors together.
+fn norm(tensors: &[Tensor]) -> Result<f64, TchError> {
     let mut sum = 0.0;
-    update_each(params, |_, _, grad| {
-        sum += f64::try_from(grad.f_to_kind(Kind::Double)?.f_square()?.f_sum(Kind::Double)?)?;
-        Ok(())
-    })?;
+    for tensor in tensors {
+        sum += f64::try_from(tensor.f_to_kind(Kind::Double)?.f_square()?.f_sum(Kind::Double)?)?;
+    }
     Ok(sum.sqrt())
 }
 
 #[cfg(test)]
 mod tests {
-    use tch::Tensor;
-
     use super::*;
 
     fn with_grads(grads: &[f32]) -> Parameters {

@@ -64,20 +64,19 @@ pub(crate) fn forward(
     want: Want,
     keep: bool,
 ) -> Result<(Tensor, Option<Kept>), Failure> {
-    let part = stack.slice(span).map_err(|error| Failure::new(FailureCode::NotServed, describe(&error)))?;
     let leaf = |host: &HostTensor| -> Result<Tensor, Failure> {
         let tensor = from_host(host).map_err(|error| failed(&error))?;
         Ok(tensor.set_requires_grad(keep))
     };
     let input = leaf(&batch.hidden)?;
     let deep_prompts = tunables.deep_prompts.as_ref().map(leaf).transpose()?;
-    let run = || part.forward(&input, batch.prefix_len, &batch.rows, deep_prompts.as_ref(), want);
+    let run = || stack.forward_part(span, &input, batch.prefix_len, &batch.rows, deep_prompts.as_ref(), want);
     let output = if keep { run() } else { tch::no_grad(run) }.map_err(|error| match error {
         sepal_blocks::ForwardError::Torch { .. } => failed(&error),
         _ => invalid(describe(&error)),
     })?;
     let kept = keep.then(|| Kept {
-        bytes: part.tape_bytes(batch.prefix_len, &batch.rows, want) as u64,
+        bytes: stack.tape_bytes(span, batch.prefix_len, &batch.rows, want) as u64,
         prefix_len: batch.prefix_len,
         output: output.shallow_clone(),
         input,

@@ -29,4 +29,5 @@ mod rpc;
 mod serve;
 mod tapes;
 
+pub use sepal_wire::Limits;
 pub use serve::{BlockServer, ModelIdentity, ServerOptions, StartError};

@@ -59,7 +59,7 @@ impl ModelIdentity {
             family: config.family.name().to_owned(),
             n_blocks: config.n_blocks,
             hidden: config.hidden,
-            weights: checkpoint.describe(),
+            weights: checkpoint.describe().to_string(),
         }
     }
 }

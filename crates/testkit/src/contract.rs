@@ -107,6 +107,6 @@ fn check_start_and_files(name: &str, params: &Parameters, again: &Parameters, ot
 
 /// `n` numbers between -1 and 1 that look random, in this shape.
 fn numbers(shape: &[i64]) -> Tensor {
-    let n = shape.iter().product();
+    let n: i64 = shape.iter().product();
     (Tensor::arange(n, (Kind::Float, tch::Device::Cpu)) * 1.7 + 0.3).sin().view(shape)
 }

@@ -64,6 +64,11 @@ impl RunFolder {
     }
 }
 
+/// The time now, RFC 3339 with the local zone.
+pub fn now() -> String {
+    Zoned::now().strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()
+}
+
 /// Writes a file whole or not at all: beside its place, synced, renamed.
 ///
 /// # Errors

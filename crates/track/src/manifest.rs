@@ -59,8 +59,8 @@ pub enum Status {
 pub struct Versions {
     /// This program.
     pub sepal: String,
-    /// The bindings, which fit one libtorch.
-    pub tch: String,
+    /// The tensor library.
+    pub libtorch: String,
 }
 
 /// The frozen model.

@@ -5,43 +5,127 @@ mod names;
 mod vocab;
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
 use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
 use sepal_core::ModelConfig;
 use sepal_tokenize::GgufVocab;
-use serde_json::Map;
+use serde_json::{Map, Number};
 
 use crate::error::OpenError;
 use crate::file::WeightsFile;
 use crate::keys::Keys;
+use crate::rows::Rows;
 use crate::store::{Encoding, Store, Stored};
 
-/// Arrays longer than this are vocabularies and have no place in a configuration.
+/// Lists longer than this are vocabularies, which have no place in a configuration.
 const LONGEST_LIST: usize = 4096;
 
+/// The architectures that are read, as `general.architecture` names them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Architecture {
+    /// Llama and Mistral: the rows of queries and keys are interleaved.
+    Llama,
+    /// Qwen2: as Llama, but the rows are as the model has them.
+    Qwen2,
+    /// BLOOM: fused queries, keys and values.
+    Bloom,
+}
+
 /// Reads the metadata and checks that every tensor lies within the file.
-pub(crate) fn open(file: WeightsFile) -> Result<(ModelConfig, Store), OpenError> {
+pub(crate) fn open(path: &Path) -> Result<(ModelConfig, Store), OpenError> {
+    let file = WeightsFile::open(path)?;
     let content = content(&file)?;
     let metadata = scalars(&content.metadata);
-    let keys = Keys::new(file.path(), &metadata);
+    let keys = Keys::new(path, &metadata);
     if keys.optional_count("split.count")?.is_some_and(|count| count > 1) {
-        return Err(keys.unsupported("split.count", "one file"));
+        return Err(keys.unsupported("split.count", "a model in one file; join the parts with llama-gguf-split"));
     }
-    let architecture = config::architecture(keys)?;
-    let mut stored = BTreeMap::new();
-    for (name, info) in &content.tensor_infos {
-        stored.insert(name.clone(), locate(&file, content.tensor_data_offset, info)?);
-    }
-    complete(&file, &stored)?;
-    let (store, config) = config::with_tensors(keys, architecture, file, stored, tokens(&content.metadata))?;
+    let architecture = Architecture::of(keys)?;
+    let mut store = Store { tensors: tensors(&file, &content)?, files: vec![file] };
+    let config = config::model_config(keys, architecture, &store)?;
+    store.tensors = names::to_hf(path, architecture, &config, store.tensors)?;
     Ok((config, store))
 }
 
 /// The vocabulary inside the file.
 pub(crate) fn vocab(file: &WeightsFile) -> Result<GgufVocab, OpenError> {
-    vocab::vocab(file.path(), content(file)?.metadata)
+    vocab::vocab(file.path(), &content(file)?.metadata)
+}
+
+impl Architecture {
+    fn of(keys: Keys<'_>) -> Result<Self, OpenError> {
+        match keys.text("general.architecture")? {
+            "llama" => Ok(Self::Llama),
+            "qwen2" => Ok(Self::Qwen2),
+            "bloom" => Ok(Self::Bloom),
+            _ => Err(keys.unsupported("general.architecture", "llama, qwen2 and bloom")),
+        }
+    }
+
+    /// What stands before the architecture's own keys.
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Llama => "llama.",
+            Self::Qwen2 => "qwen2.",
+            Self::Bloom => "bloom.",
+        }
+    }
 }
 
 fn content(file: &WeightsFile) -> Result<Content, OpenError> {
     Content::read(&mut file.reader()).map_err(|source| file.header(source))
+}
+
+/// Where the tensors lie, by the names of the file.
+fn tensors(file: &WeightsFile, content: &Content) -> Result<BTreeMap<String, Stored>, OpenError> {
+    let mut tensors = BTreeMap::new();
+    for (name, info) in &content.tensor_infos {
+        let stored = locate(content.tensor_data_offset, info)
+            .ok_or_else(|| file.header(format!("the size of tensor `{name}` is nonsense")))?;
+        tensors.insert(name.clone(), stored);
+    }
+    let end = tensors.values().map(|stored| stored.offset + stored.len).max().unwrap_or(0);
+    if end > file.len() {
+        return Err(OpenError::Length { path: file.path().to_owned(), expected: end, found: file.len() });
+    }
+    Ok(tensors)
+}
+
+fn locate(data: u64, info: &TensorInfo) -> Option<Stored> {
+    let shape = info.shape.dims().to_vec();
+    let count = shape.iter().try_fold(1_usize, |count, &dim| count.checked_mul(dim))?;
+    let (block_len, block_size) = (info.ggml_dtype.block_size(), info.ggml_dtype.type_size());
+    let whole_rows = shape.last().is_none_or(|width| width.is_multiple_of(block_len));
+    let len = u64::try_from((count / block_len).checked_mul(block_size)?).ok()?;
+    let offset = data.checked_add(info.offset)?;
+    offset.checked_add(len)?;
+    let encoding = Encoding::Ggml(info.ggml_dtype);
+    whole_rows.then_some(Stored { file: 0, encoding, shape, offset, len, rows: Rows::Same })
+}
+
+/// The metadata, less the vocabulary, as a configuration.
+fn scalars(metadata: &HashMap<String, Value>) -> Map<String, serde_json::Value> {
+    metadata.iter().filter_map(|(key, value)| Some((key.clone(), scalar(value)?))).collect()
+}
+
+fn scalar(value: &Value) -> Option<serde_json::Value> {
+    let float = |number: f64| Number::from_f64(number).map(serde_json::Value::Number);
+    Some(match value {
+        Value::U8(number) => (*number).into(),
+        Value::I8(number) => (*number).into(),
+        Value::U16(number) => (*number).into(),
+        Value::I16(number) => (*number).into(),
+        Value::U32(number) => (*number).into(),
+        Value::I32(number) => (*number).into(),
+        Value::U64(number) => (*number).into(),
+        Value::I64(number) => (*number).into(),
+        // By way of its decimals, so that what was 1e-5 before the conversion is 1e-5 again.
+        Value::F32(number) => float(number.to_string().parse().ok()?)?,
+        Value::F64(number) => float(*number)?,
+        Value::Bool(flag) => (*flag).into(),
+        Value::String(text) => text.clone().into(),
+        Value::Array(values) if values.len() <= LONGEST_LIST => values.iter().map(scalar).collect::<Option<_>>()?,
+        Value::Array(_) => return None,
+    })
 }

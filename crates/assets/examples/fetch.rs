@@ -1,0 +1,20 @@
+//! Fetches the first of the sources on the command line that can be had:
+//! `cargo run -p sepal-assets --example fetch -- dataset hub:stanfordnlp/sst2 data/train.tsv`.
+
+use std::error::Error;
+
+use sepal_assets::{Assets, Kind, Source};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut words = std::env::args().skip(1);
+    let kind = match words.next().as_deref() {
+        Some("model") => Kind::Model,
+        Some("dataset") => Kind::Dataset,
+        _ => return Err("usage: fetch model|dataset SOURCE...".into()),
+    };
+    let sources = words.map(|word| word.parse()).collect::<Result<Vec<Source>, _>>()?;
+    let asset = Assets::from_env().fetch_first(&sources, kind, &mut |line| println!("{line}"))?;
+    println!("path    {}", asset.path.display());
+    println!("sha256  {}", asset.sha256.as_deref().unwrap_or("not known"));
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! Files of the cache: written beside their place, synced, renamed; each with a record of its digest and size.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
+
+use crate::FetchError;
+
+/// The digest and size of a file, kept beside it as `NAME.sha256`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) sha256: String,
+    pub(crate) size: u64,
+}
+
+impl Record {
+    /// The record of a file in the cache. The file is hashed only if nothing, or another size, is on record.
+    pub(crate) fn of(path: &Path) -> Result<Option<Self>, FetchError> {
+        let size = match fs::metadata(path) {
+            Ok(metadata) if metadata.is_file() => metadata.len(),
+            Ok(_) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(FetchError::io("look at", path)(error)),
+        };
+        let read = || fs::read_to_string(record_path(path)).ok().and_then(|text| Self::parse(&text));
+        match read() {
+            Some(record) if record.size == size => Ok(Some(record)),
+            // Its size changed after it was recorded: damaged.
+            Some(_) => Ok(None),
+            None => {
+                let file = File::open(path).map_err(FetchError::io("open", path))?;
+                let record = copy(file, &mut io::sink()).map_err(FetchError::io("read", path))?;
+                record.save(path)?;
+                Ok(Some(record))
+            }
+        }
+    }
+
+    fn save(&self, path: &Path) -> Result<(), FetchError> {
+        write_atomic(&record_path(path), format!("{}  {}\n", self.sha256, self.size).as_bytes())
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (sha256, size) = text.trim().split_once("  ")?;
+        Some(Self { sha256: (sha256.len() == 64).then(|| sha256.to_owned())?, size: size.parse().ok()? })
+    }
+}
+
+fn record_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".sha256");
+    name.into()
+}
+
+/// A file that is not in its place yet; dropped, it is gone.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    file: NamedTempFile,
+    path: PathBuf,
+    pub(crate) record: Record,
+}
+
+impl Incoming {
+    /// Reads all of `content` into a file beside `path`.
+    pub(crate) fn receive(content: impl Read, path: &Path) -> Result<Self, FetchError> {
+        let mut file = beside(path)?;
+        let record = copy(content, &mut file).map_err(FetchError::io("write", path))?;
+        Ok(Self { file, path: path.to_owned(), record })
+    }
+
+    /// Puts the file into its place.
+    pub(crate) fn keep(self) -> Result<Record, FetchError> {
+        put(self.file, &self.path)?;
+        self.record.save(&self.path)?;
+        Ok(self.record)
+    }
+}
+
+/// Writes a small file whole or not at all.
+pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> Result<(), FetchError> {
+    let mut file = beside(path)?;
+    file.write_all(content).map_err(FetchError::io("write", path))?;
+    put(file, path)
+}
+
+/// Removes the downloads that a killed process left in `folder` long ago.
+pub(crate) fn sweep(folder: &Path, prefix: &str) {
+    const OLD: Duration = Duration::from_secs(24 * 60 * 60);
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix)) {
+        let modified = entry.metadata().and_then(|metadata| metadata.modified());
+        if modified.is_ok_and(|time| SystemTime::now().duration_since(time).is_ok_and(|age| age > OLD)) {
+            // Another process may be sweeping, too.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+fn beside(path: &Path) -> Result<NamedTempFile, FetchError> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).map_err(FetchError::io("make the folder", folder))?;
+    tempfile::Builder::new().prefix(".incoming-").tempfile_in(folder).map_err(FetchError::io("write in", folder))
+}
+
+fn put(file: NamedTempFile, path: &Path) -> Result<(), FetchError> {
+    file.as_file().sync_all().map_err(FetchError::io("sync", path))?;
+    file.persist(path).map(drop).map_err(|error| FetchError::io("write", path)(error.error))
+}
+
+fn copy(mut from: impl Read, to: &mut impl Write) -> io::Result<Record> {
+    let mut hash = Sha256::new();
+    let mut size = 0;
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(Record { sha256: hex::encode(hash.finalize()), size }),
+            Ok(n) => {
+                hash.update(&buffer[..n]);
+                to.write_all(&buffer[..n])?;
+                size += n as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_made_once_and_notices_another_size() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a/b.bin");
+        assert_eq!(Record::of(&path).expect("nothing there"), None);
+        let kept = Incoming::receive(&b"abc"[..], &path).expect("received").keep().expect("kept");
+        assert_eq!(kept.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(Record::of(&path).expect("a record"), Some(kept.clone()));
+
+        // not hashed again while the size is the same
+        fs::write(&path, "xyz").expect("written");
+        assert_eq!(Record::of(&path).expect("a record"), Some(kept.clone()));
+        fs::write(&path, "longer").expect("written");
+        assert_eq!(Record::of(&path).expect("damaged"), None);
+
+        // a lost record is made again
+        fs::write(&path, "abc").expect("written");
+        fs::remove_file(record_path(&path)).expect("removed");
+        assert_eq!(Record::of(&path).expect("a record"), Some(kept));
+        assert!(record_path(&path).exists());
+    }
+
+    #[test]
+    fn what_is_not_kept_is_gone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        drop(Incoming::receive(&b"abc"[..], &folder.path().join("x")).expect("received"));
+        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 0);
+    }
+}

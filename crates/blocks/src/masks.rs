@@ -1,0 +1,181 @@
+//! What is added to attention scores: -inf where a query must not look, and ALiBi.
+
+use std::ops::Range;
+
+use sepal_core::Ragged;
+use tch::{TchError, Tensor};
+
+use crate::layout::Bin;
+
+/// What a family's attention does with its scores.
+#[derive(Debug)]
+pub(crate) struct Scores {
+    /// Query heads that share one head of keys and values: their queries lie one after another.
+    pub(crate) repeat: usize,
+    /// What a score loses, per head, for each position between key and query (ALiBi); empty for nothing.
+    pub(crate) slopes: Vec<f32>,
+}
+
+/// The masks of one call, each `[bins or 1, heads or 1, queries * repeat, keys]`.
+pub(crate) struct Masks<'a> {
+    scores: &'a Scores,
+    prefix_len: usize,
+    rows: &'a Ragged,
+    /// Causal over the prefix and the longest row with a bin of its own: `[1, heads or 1, n * repeat, n]`. The
+    /// masks of lone rows are views of it, so that many different lengths do not take many masks.
+    causal: Tensor,
+}
+
+impl<'a> Masks<'a> {
+    /// `longest` is the length of the longest row that has a bin of its own.
+    pub(crate) fn new(
+        scores: &'a Scores,
+        prefix_len: usize,
+        rows: &'a Ragged,
+        longest: usize,
+    ) -> Result<Self, TchError> {
+        let sequence: Vec<Place> = (0..prefix_len + longest).map(|position| Place { row: None, position }).collect();
+        let causal = mask(scores, &[(sequence.clone(), sequence)])?;
+        Ok(Self { scores, prefix_len, rows, causal })
+    }
+
+    /// The prefix on itself.
+    pub(crate) fn prefix(&self) -> Result<Tensor, TchError> {
+        self.lone(0..self.prefix_len, self.prefix_len)
+    }
+
+    /// Bins of `len` tokens, on the prefix and themselves.
+    pub(crate) fn group(&self, len: usize, bins: &[Bin]) -> Result<Tensor, TchError> {
+        let end = self.prefix_len + len;
+        if all_lone(bins) {
+            return self.lone(self.prefix_len..end, end);
+        }
+        let bins: Vec<_> = bins
+            .iter()
+            .map(|bin| {
+                let keys = self.places(bin);
+                (keys[self.prefix_len..].to_vec(), keys)
+            })
+            .collect();
+        mask(self.scores, &bins)
+    }
+
+    /// The last tokens of the rows in such bins, `per_bin` in each; the last row is repeated in bins with fewer.
+    pub(crate) fn pooled_group(&self, len: usize, bins: &[Bin], per_bin: usize) -> Result<Tensor, TchError> {
+        let end = self.prefix_len + len;
+        if all_lone(bins) {
+            return self.lone(end - 1..end, end);
+        }
+        let last = |row: usize| Place { row: Some(row), position: self.prefix_len + self.rows.row_len(row) - 1 };
+        let bins: Vec<_> = bins
+            .iter()
+            .map(|bin| ((0..per_bin).map(|i| last(bin[i.min(bin.len() - 1)])).collect(), self.places(bin)))
+            .collect();
+        mask(self.scores, &bins)
+    }
+
+    /// The queries at `queries` of a lone row with its prefix, on its first `keys` positions.
+    fn lone(&self, queries: Range<usize>, keys: usize) -> Result<Tensor, TchError> {
+        let repeat = self.scores.repeat;
+        let (start, len) = (queries.start * repeat, queries.len() * repeat);
+        self.causal.f_narrow(2, start as i64, len as i64)?.f_narrow(3, 0, keys as i64)
+    }
+
+    /// The prefix, then the tokens of the bin's rows.
+    fn places(&self, bin: &Bin) -> Vec<Place> {
+        let prefix = (0..self.prefix_len).map(|position| Place { row: None, position });
+        let text = bin.iter().flat_map(|&row| {
+            (0..self.rows.row_len(row)).map(move |i| Place { row: Some(row), position: self.prefix_len + i })
+        });
+        prefix.chain(text).collect()
+    }
+}
+
+fn all_lone(bins: &[Bin]) -> bool {
+    bins.iter().all(|bin| bin.len() == 1)
+}
+
+/// A key or a query: its row and where it stands in the sequence.
+#[derive(Clone, Copy)]
+struct Place {
+    /// `None` for a key that every row may see.
+    row: Option<usize>,
+    position: usize,
+}
+
+impl Place {
+    /// What is added to the score of the query `self` on `key`.
+    fn bias(self, key: Place, slope: f32) -> f32 {
+        if key.position > self.position || (key.row.is_some() && key.row != self.row) {
+            f32::NEG_INFINITY
+        } else {
+            // Distances for positions: softmax does not see the difference, and large numbers lose digits.
+            -slope * (self.position - key.position) as f32
+        }
+    }
+}
+
+/// The mask of bins that are as large as each other, each with its queries and its keys.
+fn mask(scores: &Scores, bins: &[(Vec<Place>, Vec<Place>)]) -> Result<Tensor, TchError> {
+    let Scores { repeat, slopes } = scores;
+    let slopes: &[f32] = if slopes.is_empty() { &[0.0] } else { slopes };
+    let (n_queries, n_keys) = bins.first().map_or((0, 0), |(queries, keys)| (queries.len(), keys.len()));
+    let mut numbers = Vec::with_capacity(bins.len() * slopes.len() * n_queries * repeat * n_keys);
+    for (queries, keys) in bins {
+        for &slope in slopes {
+            for query in queries {
+                let start = numbers.len();
+                numbers.extend(keys.iter().map(|&key| query.bias(key, slope)));
+                for _ in 1..*repeat {
+                    numbers.extend_from_within(start..start + n_keys);
+                }
+            }
+        }
+    }
+    let shape = [bins.len(), slopes.len(), n_queries * repeat, n_keys].map(|dim| dim as i64);
+    Tensor::f_from_slice(&numbers)?.f_view(shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NO: f32 = f32::NEG_INFINITY;
+
+    fn check(mask: &Tensor, shape: [i64; 4], expected: &[f32]) {
+        assert_eq!(mask.size(), shape);
+        assert_eq!(Vec::<f32>::try_from(mask.flatten(0, -1)).expect("numbers"), expected);
+    }
+
+    #[test]
+    fn rows_of_a_bin_do_not_see_each_other() {
+        let rows = Ragged::from_lengths([2, 1]).expect("rows");
+        let scores = Scores { repeat: 2, slopes: Vec::new() };
+        let masks = Masks::new(&scores, 1, &rows, 0).expect("masks");
+        check(&masks.prefix().expect("a mask"), [1, 1, 2, 1], &[0.0, 0.0]);
+        #[rustfmt::skip]
+        let expected = [
+            0.0, 0.0, NO, NO,   0.0, 0.0, NO, NO,
+            0.0, 0.0, 0.0, NO,  0.0, 0.0, 0.0, NO,
+            0.0, NO, NO, 0.0,   0.0, NO, NO, 0.0,
+        ];
+        check(&masks.group(3, &[vec![0, 1]]).expect("a mask"), [1, 1, 6, 4], &expected);
+        let last: Vec<f32> = expected[8..].to_vec();
+        check(&masks.pooled_group(3, &[vec![0, 1]], 2).expect("a mask"), [1, 1, 4, 4], &last);
+    }
+
+    #[test]
+    fn a_lone_row_sees_the_prefix_and_its_past_less_by_distance() {
+        let rows = Ragged::from_lengths([2]).expect("rows");
+        let scores = Scores { repeat: 1, slopes: vec![0.5, 0.25] };
+        let masks = Masks::new(&scores, 1, &rows, 2).expect("masks");
+        #[rustfmt::skip]
+        let expected = [
+            -0.5, 0.0, NO,   -1.0, -0.5, 0.0,
+            -0.25, 0.0, NO,  -0.5, -0.25, 0.0,
+        ];
+        check(&masks.group(2, &[vec![0]]).expect("a mask"), [1, 2, 2, 3], &expected);
+        let last = [-1.0, -0.5, 0.0, -0.5, -0.25, 0.0];
+        check(&masks.pooled_group(2, &[vec![0]], 1).expect("a mask"), [1, 2, 1, 3], &last);
+    }
+}

@@ -1,0 +1,7 @@
+//! The blocks against PyTorch and transformers, and against themselves.
+
+mod checkpoint;
+mod goldens;
+mod invariants;
+mod model;
+mod refusals;

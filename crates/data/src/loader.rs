@@ -1,0 +1,350 @@
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{Builder, JoinHandle};
+
+use sepal_core::Ragged;
+
+use crate::order::{generator, shuffle};
+use crate::{Labels, TokenTable};
+
+/// How batches are dealt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoaderConfig {
+    /// Rows of a batch.
+    pub batch_size: usize,
+    /// Whether a last batch that is not full is left out.
+    pub drop_last: bool,
+    /// Whether each epoch has an order of its own; the file's order otherwise.
+    pub shuffle: bool,
+    /// What the orders depend on, together with the number of the epoch.
+    pub seed: u64,
+    /// Batches that are kept ready; 0 to make each when it is asked for.
+    pub prefetch: usize,
+}
+
+impl Default for LoaderConfig {
+    fn default() -> Self {
+        Self { batch_size: 32, drop_last: false, shuffle: true, seed: 42, prefetch: 4 }
+    }
+}
+
+/// Deals a token table in batches, epoch by epoch.
+#[derive(Debug, Clone)]
+pub struct Loader {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    tokens: Arc<TokenTable>,
+    labels: Option<Labels>,
+    config: LoaderConfig,
+}
+
+/// Some rows of a table.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Batch {
+    /// The ids of all rows, `[n_tokens]`.
+    pub ids: Vec<i64>,
+    /// Where each row lies in them.
+    pub rows: Ragged,
+    /// The rows' labels; none where there is only something to predict.
+    pub labels: Option<Labels>,
+    /// The rows' numbers in the table.
+    pub indices: Vec<usize>,
+}
+
+impl Loader {
+    /// A loader of these rows; `labels` are in the same order.
+    ///
+    /// # Errors
+    /// [`LoaderError`] if it would deal nothing, or labels and rows are not as many.
+    pub fn new(tokens: Arc<TokenTable>, labels: Option<Labels>, config: LoaderConfig) -> Result<Self, LoaderError> {
+        let rows = tokens.len();
+        let batch_size = config.batch_size;
+        if batch_size == 0 {
+            return Err(LoaderError::NoBatchSize);
+        }
+        if let Some(labels) = labels.as_ref().filter(|labels| labels.len() != rows) {
+            return Err(LoaderError::Labels { rows, labels: labels.len() });
+        }
+        if config.drop_last && rows < batch_size {
+            return Err(LoaderError::AllDropped { rows, batch_size });
+        }
+        Ok(Self { shared: Arc::new(Shared { tokens, labels, config }) })
+    }
+
+    /// The number of batches of an epoch; at least one.
+    pub fn batches_per_epoch(&self) -> usize {
+        let (rows, config) = (self.rows(), self.shared.config);
+        if config.drop_last { rows / config.batch_size } else { rows.div_ceil(config.batch_size) }
+    }
+
+    /// The number of rows, dropped ones included.
+    pub fn rows(&self) -> usize {
+        self.shared.tokens.len()
+    }
+
+    /// The batches of epoch `epoch`, from 0. Epochs do not depend on each other.
+    pub fn epoch(&self, epoch: u64) -> Epoch {
+        self.epoch_from(epoch, 0)
+    }
+
+    /// The batches of epoch `epoch` from batch `first_batch` on, to resume it; none if there are not so many.
+    pub fn epoch_from(&self, epoch: u64, first_batch: usize) -> Epoch {
+        let last = self.batches_per_epoch();
+        let dealer = Dealer { shared: self.shared.clone(), order: self.order(epoch), next: first_batch.min(last)..last };
+        Epoch { left: dealer.next.len(), source: Source::start(dealer) }
+    }
+
+    fn order(&self, epoch: u64) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.rows()).collect();
+        if self.shared.config.shuffle {
+            shuffle(&mut generator("loader", self.shared.config.seed, epoch), &mut order);
+        }
+        order
+    }
+}
+
+/// Makes one batch after the other.
+#[derive(Debug)]
+struct Dealer {
+    shared: Arc<Shared>,
+    order: Vec<usize>,
+    next: Range<usize>,
+}
+
+impl Iterator for Dealer {
+    type Item = Batch;
+
+    fn next(&mut self) -> Option<Batch> {
+        let Shared { tokens, labels, config } = self.shared.as_ref();
+        let start = self.next.next()? * config.batch_size;
+        let indices = self.order[start..self.order.len().min(start + config.batch_size)].to_vec();
+        Some(Batch {
+            ids: indices.iter().flat_map(|&row| tokens.row(row)).map(|&id| i64::from(id)).collect(),
+            rows: tokens.rows().select(&indices),
+            labels: labels.as_ref().map(|labels| labels.select(&indices)),
+            indices,
+        })
+    }
+}
+
+/// The batches of an epoch. Dropping it stops the thread that prepares them.
+#[derive(Debug)]
+pub struct Epoch {
+    source: Source,
+    left: usize,
+}
+
+#[derive(Debug)]
+enum Source {
+    Here(Dealer),
+    Thread { batches: Option<Receiver<Batch>>, thread: Option<JoinHandle<()>> },
+}
+
+impl Source {
+    fn start(dealer: Dealer) -> Self {
+        let prefetch = dealer.shared.config.prefetch.min(dealer.next.len());
+        if prefetch == 0 {
+            return Source::Here(dealer);
+        }
+        // The one that the thread is waiting to hand over counts.
+        let (sender, batches) = sync_channel(prefetch - 1);
+        let again = Dealer { shared: dealer.shared.clone(), order: dealer.order.clone(), next: dealer.next.clone() };
+        match Builder::new().name("loader".to_owned()).spawn(move || deal(dealer, &sender)) {
+            Ok(thread) => Source::Thread { batches: Some(batches), thread: Some(thread) },
+            Err(error) => {
+                tracing::warn!(%error, "no thread to prepare batches");
+                Source::Here(again)
+            }
+        }
+    }
+}
+
+/// Ends when all are dealt or nobody wants more.
+fn deal(dealer: Dealer, sender: &SyncSender<Batch>) {
+    for batch in dealer {
+        if sender.send(batch).is_err() {
+            return;
+        }
+    }
+}
+
+impl Iterator for Epoch {
+    type Item = Batch;
+
+    fn next(&mut self) -> Option<Batch> {
+        if self.left == 0 {
+            return None;
+        }
+        let batch = match &mut self.source {
+            Source::Here(dealer) => dealer.next(),
+            Source::Thread { batches, thread } => {
+                let batch = batches.as_ref().and_then(|batches| batches.recv().ok());
+                if let (None, Some(thread)) = (&batch, thread.take_if(|_| batch.is_none())) {
+                    // It ended early, which only a panic makes it do.
+                    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                }
+                batch
+            }
+        };
+        self.left -= 1;
+        batch
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl ExactSizeIterator for Epoch {}
+
+impl Drop for Epoch {
+    fn drop(&mut self) {
+        if let Source::Thread { batches, thread } = &mut self.source {
+            drop(batches.take());
+            // A panic in it has no one to be told to any more.
+            let _ = thread.take().map(JoinHandle::join);
+        }
+    }
+}
+
+/// A loader that would deal nothing, or wrongly.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoaderError {
+    /// A batch without rows.
+    #[error("deal batches of 0 rows; batch_size is at least 1")]
+    NoBatchSize,
+    /// Labels of other rows.
+    #[error("deal {rows} row(s) with {labels} label(s)")]
+    Labels {
+        /// Rows of the token table.
+        rows: usize,
+        /// Rows that have a label.
+        labels: usize,
+    },
+    /// Nothing is left.
+    #[error(
+        "deal {rows} row(s) in batches of {batch_size}: drop_last leaves out the only batch, which is not full; \
+         use a smaller batch_size or drop_last: false"
+    )]
+    AllDropped {
+        /// Rows of the token table.
+        rows: usize,
+        /// Rows of a batch.
+        batch_size: usize,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::TokenSpec;
+    use crate::testing::{Letters, texts};
+
+    fn loader(rows: usize, config: LoaderConfig) -> Result<Loader, LoaderError> {
+        let rows: Vec<String> = (0..rows).map(|row| "abcdefg"[..=row % 7].to_owned()).collect();
+        let table = texts(&rows.iter().map(String::as_str).collect::<Vec<_>>());
+        let tokens = TokenTable::build(&table, &Letters::default(), &TokenSpec::new(9)).expect("tokens");
+        Loader::new(Arc::new(tokens), Some(Labels::Class((0..rows.len() as i64).collect())), config)
+    }
+
+    fn indices(epoch: Epoch) -> Vec<usize> {
+        epoch.flat_map(|batch| batch.indices).collect()
+    }
+
+    #[test]
+    fn without_shuffle_rows_come_as_in_the_file() {
+        let config = LoaderConfig { batch_size: 4, shuffle: false, ..LoaderConfig::default() };
+        let loader = loader(10, config).expect("a loader");
+        assert_eq!(indices(loader.epoch(3)), (0..10).collect::<Vec<_>>());
+        let sizes: Vec<usize> = loader.epoch(0).map(|batch| batch.rows.len()).collect();
+        assert_eq!(sizes, [4, 4, 2]);
+    }
+
+    #[test]
+    fn what_deals_nothing_is_refused() {
+        let config = LoaderConfig { batch_size: 4, drop_last: true, ..LoaderConfig::default() };
+        let error = loader(3, config).expect_err("nothing left");
+        assert_eq!(error, LoaderError::AllDropped { rows: 3, batch_size: 4 });
+        assert!(error.to_string().contains("drop_last"), "{error}");
+        let empty = LoaderConfig { batch_size: 0, ..config };
+        assert_eq!(loader(3, empty).expect_err("no rows"), LoaderError::NoBatchSize);
+        let tokens = loader(4, config).expect("a loader").shared.tokens.clone();
+        let error = Loader::new(tokens, Some(Labels::Value(vec![0.0])), config).expect_err("one label");
+        assert_eq!(error, LoaderError::Labels { rows: 4, labels: 1 });
+    }
+
+    #[test]
+    fn the_thread_stops_when_the_epoch_is_dropped() {
+        let config = LoaderConfig { batch_size: 1, prefetch: 2, ..LoaderConfig::default() };
+        let loader = loader(100, config).expect("a loader");
+        let mut epoch = loader.epoch(0);
+        assert!(Arc::strong_count(&loader.shared) > 1, "a thread holds what it deals");
+        epoch.next().expect("a batch");
+        drop(epoch);
+        assert_eq!(Arc::strong_count(&loader.shared), 1, "the thread is still there");
+    }
+
+    #[test]
+    fn without_labels_there_is_something_to_predict() {
+        let tokens = loader(4, LoaderConfig::default()).expect("a loader").shared.tokens.clone();
+        let loader = Loader::new(tokens, None, LoaderConfig::default()).expect("a loader");
+        assert!(loader.epoch(0).all(|batch| batch.labels.is_none()));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn every_row_once_per_epoch(
+            rows in 1_usize..60,
+            batch_size in 1_usize..20,
+            seed in any::<u64>(),
+            epoch in 0_u64..5,
+            prefetch in 0_usize..4,
+            drop_last in any::<bool>(),
+        ) {
+            let config = LoaderConfig { batch_size, drop_last, shuffle: true, seed, prefetch };
+            let Ok(loader) = loader(rows, config) else {
+                prop_assert!(drop_last && rows < batch_size);
+                return Ok(());
+            };
+            let batches: Vec<Batch> = loader.epoch(epoch).collect();
+            prop_assert_eq!(batches.len(), loader.batches_per_epoch());
+            for batch in &batches {
+                let lengths: Vec<usize> = batch.indices.iter().map(|row| row % 7 + 1).collect();
+                prop_assert_eq!(batch.rows.lengths().collect::<Vec<_>>(), lengths);
+                prop_assert_eq!(batch.ids.len(), batch.rows.n_tokens());
+                prop_assert!((0..batch.rows.len()).all(|row| batch.ids[batch.rows.range(row).start] == i64::from(b'a')));
+                let labels: Vec<i64> = batch.indices.iter().map(|&row| row as i64).collect();
+                prop_assert_eq!(batch.labels.as_ref(), Some(&Labels::Class(labels)));
+            }
+            let mut seen: Vec<usize> = batches.iter().flat_map(|batch| batch.indices.clone()).collect();
+            seen.sort_unstable();
+            prop_assert!(seen.windows(2).all(|pair| pair[0] < pair[1]), "a row came twice");
+            prop_assert_eq!(seen.len(), if drop_last { rows / batch_size * batch_size } else { rows });
+
+            let again: Vec<Batch> = loader.epoch(epoch).collect();
+            prop_assert_eq!(&again, &batches);
+            let rest: Vec<Batch> = loader.epoch_from(epoch, 1).collect();
+            prop_assert_eq!(&rest, &batches[1..]);
+            prop_assert_eq!(loader.epoch_from(epoch, batches.len() + 3).count(), 0);
+        }
+    }
+
+    #[test]
+    fn each_epoch_has_its_own_order() {
+        let loader = loader(50, LoaderConfig::default()).expect("a loader");
+        let other = LoaderConfig { seed: 43, ..LoaderConfig::default() };
+        let other = self::loader(50, other).expect("a loader");
+        let (first, second) = (indices(loader.epoch(0)), indices(loader.epoch(1)));
+        assert_ne!(first, second);
+        assert_ne!(first, indices(other.epoch(0)));
+        assert_ne!(first, (0..50).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,124 @@
+use std::collections::BTreeMap;
+
+use crate::Labels;
+use crate::order::{generator, shuffle};
+
+/// Splits rows into training and validation rows, by chance but the same for the same seed.
+///
+/// Validation has exactly `round(rows * fraction)` rows. Classes are shared out in proportion: each gets its part
+/// rounded down, and what is left goes to those that lost most by that. Both lists keep the file's order.
+///
+/// # Errors
+/// [`SplitError`] if a part would be empty.
+pub fn split(labels: &Labels, seed: u64, fraction: f64) -> Result<(Vec<usize>, Vec<usize>), SplitError> {
+    let rows = labels.len();
+    if !(fraction > 0.0 && fraction < 1.0) {
+        return Err(SplitError::Fraction { fraction });
+    }
+    let held_out = (rows as f64 * fraction).round() as usize;
+    if held_out == 0 || held_out >= rows {
+        return Err(SplitError::EmptyPart { rows, fraction });
+    }
+    let mut rng = generator("split", seed, 0);
+    let mut validation = Vec::with_capacity(held_out);
+    for (mut members, quota) in quotas(strata(labels), rows, held_out) {
+        shuffle(&mut rng, &mut members);
+        validation.extend_from_slice(&members[..quota]);
+    }
+    validation.sort_unstable();
+    let train = (0..rows).filter(|row| validation.binary_search(row).is_err()).collect();
+    Ok((train, validation))
+}
+
+/// The rows of each class; all rows together if they are of no class.
+fn strata(labels: &Labels) -> Vec<Vec<usize>> {
+    let Labels::Class(classes) = labels else { return vec![(0..labels.len()).collect()] };
+    let mut strata: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
+    for (row, class) in classes.iter().enumerate() {
+        strata.entry(*class).or_default().push(row);
+    }
+    strata.into_values().collect()
+}
+
+/// Each stratum with how many of it are held out: largest remainders, the earlier class first.
+fn quotas(strata: Vec<Vec<usize>>, rows: usize, held_out: usize) -> Vec<(Vec<usize>, usize)> {
+    let product = |members: &Vec<usize>| members.len() as u128 * held_out as u128;
+    let mut quotas: Vec<usize> = strata.iter().map(|members| (product(members) / rows as u128) as usize).collect();
+    let mut by_remainder: Vec<usize> = (0..strata.len()).collect();
+    by_remainder.sort_by_key(|&i| std::cmp::Reverse(product(&strata[i]) % rows as u128));
+    let left = held_out - quotas.iter().sum::<usize>();
+    by_remainder[..left].iter().for_each(|&i| quotas[i] += 1);
+    strata.into_iter().zip(quotas).collect()
+}
+
+/// A split that leaves a part empty.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SplitError {
+    /// Not a part of the whole.
+    #[error("split off {fraction} of the rows; expected more than 0 and less than 1")]
+    Fraction {
+        /// What was asked for.
+        fraction: f64,
+    },
+    /// Too few rows.
+    #[error("split off {fraction} of {rows} row(s): a part would be empty")]
+    EmptyPart {
+        /// The rows that there are.
+        rows: usize,
+        /// What was asked for.
+        fraction: f64,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn classes_are_shared_out() {
+        let labels = Labels::Class((0..8530).map(|row| i64::from(row >= 4265)).collect());
+        let (train, validation) = split(&labels, 42, 0.1).expect("split");
+        assert_eq!((train.len(), validation.len()), (7677, 853));
+        let positive = validation.iter().filter(|&&row| row >= 4265).count();
+        assert!((426..=427).contains(&positive), "{positive}");
+        assert_ne!(split(&labels, 43, 0.1).expect("split").1, validation);
+    }
+
+    #[test]
+    fn no_part_is_empty() {
+        let labels = Labels::Value(vec![0.0; 4]);
+        for fraction in [0.0, 1.0, -0.1, 1.5, f64::NAN] {
+            assert!(matches!(split(&labels, 0, fraction), Err(SplitError::Fraction { .. })), "{fraction}");
+        }
+        for fraction in [0.1, 0.9] {
+            assert_eq!(split(&labels, 0, fraction), Err(SplitError::EmptyPart { rows: 4, fraction }));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn each_row_is_in_one_part(
+            classes in prop::collection::vec(0_i64..5, 2..200),
+            seed in any::<u64>(),
+            fraction in 0.05_f64..0.95,
+        ) {
+            let labels = Labels::Class(classes.clone());
+            let Ok((train, validation)) = split(&labels, seed, fraction) else { return Ok(()) };
+            prop_assert_eq!(validation.len(), (classes.len() as f64 * fraction).round() as usize);
+            prop_assert!(train.is_sorted() && validation.is_sorted());
+            let mut all = [train.clone(), validation.clone()].concat();
+            all.sort_unstable();
+            prop_assert_eq!(all, (0..classes.len()).collect::<Vec<_>>());
+            prop_assert_eq!(split(&labels, seed, fraction), Ok((train, validation.clone())));
+            for class in 0..5 {
+                let whole = classes.iter().filter(|&&c| c == class).count() as f64;
+                let part = validation.iter().filter(|&&row| classes[row] == class).count() as f64;
+                let exact = whole * validation.len() as f64 / classes.len() as f64;
+                prop_assert!((part - exact).abs() < 1.0, "class {}: {} of {}", class, part, exact);
+            }
+        }
+    }
+}

@@ -1,0 +1,112 @@
+use std::collections::HashMap;
+use std::error::Error;
+use std::fs::{self, File};
+use std::io::BufWriter;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, UInt32Array};
+use arrow::datatypes::{Schema, UInt32Type};
+use arrow::ipc::reader::FileReader;
+use arrow::ipc::writer::FileWriter;
+use sepal_core::Ragged;
+use sha2::{Digest, Sha256};
+
+use crate::{Encode, Table, TokenSpec, TokenTable};
+
+/// Part of every key: what is kept changes with it.
+const VERSION: &str = "sepal tokens 1";
+
+/// Where one token table is kept: an arrow IPC file of two batches, ids and rows.
+#[derive(Debug)]
+pub(crate) struct TokenCache {
+    path: PathBuf,
+}
+
+impl TokenCache {
+    pub(crate) fn new(folder: &Path, table: &Table, encoder: &dyn Encode, spec: &TokenSpec) -> Self {
+        let mut hash = Sha256::new();
+        let max_length = spec.max_length.to_string();
+        // No template and the empty one must differ.
+        let template = spec.template.as_ref().map_or_else(String::new, |template| format!("={template}"));
+        for part in [VERSION, encoder.digest(), table.digest(), &max_length, &template] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        Self { path: folder.join(format!("{}.arrow", hex::encode(hash.finalize()))) }
+    }
+
+    /// What is kept, if it is whole.
+    pub(crate) fn load(&self) -> Option<TokenTable> {
+        if !self.path.exists() {
+            return None;
+        }
+        // A damaged file can make the decoder panic.
+        let found = catch_unwind(AssertUnwindSafe(|| read(&self.path))).ok().and_then(Result::ok);
+        if found.is_none() {
+            tracing::warn!(path = %self.path.display(), "damaged tokens are made again");
+        }
+        found
+    }
+
+    /// Written beside its place and renamed.
+    pub(crate) fn store(&self, tokens: &TokenTable) -> Result<(), Box<dyn Error>> {
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(folder)?;
+        let file = tempfile::Builder::new().prefix(".tokens-").tempfile_in(folder)?;
+        write(BufWriter::new(file.as_file()), tokens)?;
+        file.as_file().sync_all()?;
+        file.persist(&self.path)?;
+        Ok(())
+    }
+}
+
+/// One row per token: its id, and whether it begins a row, and whether that row was cut.
+fn write(writer: BufWriter<&File>, tokens: &TokenTable) -> Result<(), Box<dyn Error>> {
+    let mut begins = vec![false; tokens.ids().len()];
+    let mut cut = vec![false; tokens.ids().len()];
+    for row in 0..tokens.len() {
+        let start = tokens.rows().range(row).start;
+        begins[start] = true;
+        cut[start] = tokens.truncations()[row];
+    }
+    let columns: [(&str, ArrayRef); 3] = [
+        ("id", Arc::new(UInt32Array::from(tokens.ids().to_vec()))),
+        ("begins", Arc::new(BooleanArray::from(begins))),
+        ("cut", Arc::new(BooleanArray::from(cut))),
+    ];
+    let batch = RecordBatch::try_from_iter(columns)?;
+    let metadata = HashMap::from([("sha256".to_owned(), digest(tokens))]);
+    let schema: Schema = batch.schema().as_ref().clone().with_metadata(metadata);
+    let batch = batch.with_schema(Arc::new(schema))?;
+    let mut writer = FileWriter::try_new(writer, &batch.schema())?;
+    writer.write(&batch)?;
+    writer.finish()?;
+    writer.into_inner()?.into_inner().map_err(|error| error.into_error())?;
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<TokenTable, Box<dyn Error>> {
+    let mut reader = FileReader::try_new_buffered(File::open(path)?, None)?;
+    let recorded = reader.schema().metadata().get("sha256").cloned().ok_or("no digest")?;
+    let batch = reader.next().ok_or("no batch")??;
+    let column = |name: &str| batch.column_by_name(name).ok_or_else(|| format!("no column {name}"));
+    let ids = column("id")?.as_primitive_opt::<UInt32Type>().ok_or("no ids")?.values().to_vec();
+    let (begins, cut) = (column("begins")?, column("cut")?);
+    let (begins, cut) = (begins.as_boolean_opt().ok_or("no rows")?, cut.as_boolean_opt().ok_or("no cuts")?);
+    let starts: Vec<usize> = (0..ids.len()).filter(|&i| begins.value(i)).collect();
+    let truncated = starts.iter().map(|&start| cut.value(start)).collect();
+    let ends = starts.iter().skip(1).copied().chain([ids.len()]);
+    let rows = Ragged::from_lengths(starts.iter().zip(ends).map(|(start, end)| end - start))?;
+    let tokens = TokenTable::new(ids, rows, truncated).ok_or("rows and ids differ")?;
+    if digest(&tokens) == recorded { Ok(tokens) } else { Err("the digest differs".into()) }
+}
+
+fn digest(tokens: &TokenTable) -> String {
+    let mut hash = Sha256::new();
+    let numbers = [tokens.ids(), tokens.rows().offsets()];
+    numbers.into_iter().flatten().for_each(|number| hash.update(number.to_le_bytes()));
+    tokens.truncations().iter().for_each(|cut| hash.update([u8::from(*cut)]));
+    hex::encode(hash.finalize())
+}

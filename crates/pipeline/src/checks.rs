@@ -1,0 +1,103 @@
+//! What a schema cannot say: how keys fit together, and what only code can read. These checks look at values that
+//! may be wrong in other ways as well, and stay silent where they are.
+
+use std::str::FromStr;
+
+use sepal_assets::Source;
+use sepal_plugin::{Head, Opt, Registry, Sched, Slot, Tuning};
+use sepal_swarm::Addr;
+use serde_json::Value;
+
+use crate::diagnose::Finding;
+use crate::path::KeyPath;
+use crate::words::show;
+
+/// Everything that is wrong beyond the schema.
+pub(crate) fn findings(value: &Value, registry: &Registry) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let model = &value["model"];
+    sources(&KeyPath::keys(["model", "source"]), &model["source"], &mut findings);
+    servers(&value["swarm"], &mut findings);
+    let evaluated = value["evaluate"]["every"] != "never";
+    data(&KeyPath::keys(["data"]), &value["data"], evaluated, &mut findings);
+    for (i, other) in value["data"]["otherwise"].as_array().into_iter().flatten().enumerate() {
+        data(&KeyPath::keys(["data", "otherwise"]).index(i), other, evaluated, &mut findings);
+    }
+    options::<Head>("task", value, registry, &mut findings);
+    options::<Tuning>("tuning", value, registry, &mut findings);
+    options::<Opt>("optimizer", value, registry, &mut findings);
+    options::<Sched>("schedule", value, registry, &mut findings);
+    findings
+}
+
+/// Sources that are written as text are of the syntax.
+fn sources(key: &KeyPath, value: &Value, findings: &mut Vec<Finding>) {
+    match value {
+        Value::String(text) => {
+            if let Err(error) = Source::from_str(text) {
+                findings.push(Finding::new(key.clone(), format!("{}, found {}", error.problem, show(value))));
+            }
+        }
+        Value::Array(entries) => {
+            entries.iter().enumerate().for_each(|(i, entry)| sources(&key.index(i), entry, findings));
+        }
+        _ => {}
+    }
+}
+
+fn servers(swarm: &Value, findings: &mut Vec<Finding>) {
+    let key = KeyPath::keys(["swarm", "with", "servers"]);
+    for (i, server) in swarm["with"]["servers"].as_array().into_iter().flatten().enumerate() {
+        if server.as_str().is_some_and(|text| text.parse::<Addr>().is_err()) {
+            let message = format!("expected HOST:PORT or unix:PATH, found {}", show(server));
+            findings.push(Finding::new(key.index(i), message));
+        }
+    }
+}
+
+/// One set of labelled texts.
+fn data(key: &KeyPath, data: &Value, evaluated: bool, findings: &mut Vec<Finding>) {
+    if !data.is_object() {
+        return;
+    }
+    sources(&key.key("train"), &data["train"], findings);
+    sources(&key.key("validation"), &data["validation"], findings);
+    match (data["validation"].is_null(), data["validation_split"].is_null()) {
+        (false, false) => findings.push(Finding::new(
+            key.key("validation_split"),
+            "expected either `validation` or `validation_split`, found both",
+        )),
+        (true, true) if evaluated => findings.push(Finding::new(
+            key.key("validation"),
+            "expected `validation` or `validation_split`, found neither; `evaluate.every: never` needs none",
+        )),
+        _ => {}
+    }
+    template(key, data, findings);
+    columns(key, data, findings);
+}
+
+fn template(key: &KeyPath, data: &Value, findings: &mut Vec<Finding>) {
+    let Some(template) = data["template"].as_str() else { return };
+    if !template.contains("{text}") {
+        let message = format!("expected `{{text}}` where the text goes, found {}", show(&data["template"]));
+        findings.push(Finding::new(key.key("template"), message));
+    }
+}
+
+fn columns(key: &KeyPath, data: &Value, findings: &mut Vec<Finding>) {
+    for (name, other) in [("label", "text"), ("text_pair", "text"), ("text_pair", "label")] {
+        if data[name].is_string() && data[name] == data[other] {
+            let message = format!("expected another column than `{other}`, found {} for both", show(&data[name]));
+            findings.push(Finding::new(key.key(name), message));
+        }
+    }
+}
+
+/// What the plugin itself has to say about options that it can read.
+fn options<S: Slot>(key: &str, value: &Value, registry: &Registry, findings: &mut Vec<Finding>) {
+    let Some(name) = value[key]["use"].as_str() else { return };
+    let problems = registry.check::<S>(name, value[key]["with"].clone()).unwrap_or_default();
+    let below = KeyPath::keys([key, "with"]);
+    findings.extend(problems.into_iter().map(|problem| Finding::new(below.key(&problem.key), problem.message)));
+}

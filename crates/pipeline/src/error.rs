@@ -1,0 +1,139 @@
+use std::path::PathBuf;
+
+use tch::TchError;
+
+/// A run that could not start or go on. What was trained until then is saved.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// A source cannot be had.
+    #[error("fetch the {what}")]
+    Fetch {
+        /// The model or the data.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: sepal_assets::FetchError,
+    },
+    /// The model's files are not readable.
+    #[error("open the model {}", path.display())]
+    Checkpoint {
+        /// Its folder or file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: BoxError,
+    },
+    /// The tokenizer is not readable.
+    #[error("read the tokenizer of {}", path.display())]
+    Tokenizer {
+        /// The model's folder or file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: BoxError,
+    },
+    /// The labelled text is not usable.
+    #[error("read the {split} rows")]
+    Data {
+        /// `training` or `validation`.
+        split: &'static str,
+        /// Why not.
+        #[source]
+        source: BoxError,
+    },
+    /// Blocks, embeddings or the final norm cannot be loaded.
+    #[error("load the model's {what}")]
+    Load {
+        /// Blocks, or embeddings and final norm.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: BoxError,
+    },
+    /// A server's address cannot be read.
+    #[error("read `swarm.with.servers`")]
+    Address {
+        /// What is wrong.
+        source: sepal_swarm::AddrError,
+    },
+    /// The embedded server did not start.
+    #[error("start the embedded server")]
+    Server(#[source] sepal_server::StartError),
+    /// A plugin cannot be built with these options.
+    #[error("build `{key}`")]
+    Build {
+        /// The key of the pipeline file.
+        key: &'static str,
+        /// Why not.
+        #[source]
+        source: sepal_plugin::BuildError,
+    },
+    /// The servers cannot be used.
+    #[error("run the remote blocks")]
+    Remote(#[source] sepal_remote::RemoteError),
+    /// The embeddings or the final norm failed.
+    #[error("compute embeddings or the final norm")]
+    Ends(#[source] BoxError),
+    /// The tuning mode failed.
+    #[error("compute the prompts")]
+    Tuning(#[source] sepal_plugin::TuningError),
+    /// The head failed.
+    #[error("compute with the task head")]
+    Head(#[source] sepal_plugin::HeadError),
+    /// The graph could not be run backward; the text of the server's error is in the source.
+    #[error("run step {step} backward")]
+    Backward {
+        /// Counted from 1.
+        step: u64,
+        /// What libtorch was told.
+        #[source]
+        source: TchError,
+    },
+    /// Loss or gradients are infinite or not numbers.
+    #[error(
+        "make step {step}: the {what} is not finite; try a lower `optimizer.with.lr` or a smaller `train.clip_norm` \
+         (training rows {}, servers: {servers})", rows_text(rows)
+    )]
+    NonFinite {
+        /// `loss` or `norm of the gradients`.
+        what: &'static str,
+        /// Counted from 1.
+        step: u64,
+        /// The rows of the batch.
+        rows: Vec<usize>,
+        /// The servers that the batch went through.
+        servers: String,
+    },
+    /// The optimizer failed.
+    #[error("move the parameters")]
+    Optimizer(#[source] sepal_optim::StepError),
+    /// libtorch refused.
+    #[error("compute a step")]
+    Torch(#[source] TchError),
+    /// A file of the run folder cannot be written.
+    #[error("record the run")]
+    Write(#[source] sepal_track::WriteError),
+    /// The adapter cannot be saved.
+    #[error("save the adapter")]
+    Save(#[source] sepal_nn::SaveError),
+    /// The predictions cannot be written.
+    #[error("write the predictions")]
+    Predictions(#[source] BoxError),
+    /// The checked pipeline cannot be written back.
+    #[error("write the pipeline file of the run: {message}")]
+    Resolved {
+        /// What is wrong.
+        message: String,
+    },
+}
+
+/// An error of a library, with its text.
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The first rows of a batch by number.
+fn rows_text(rows: &[usize]) -> String {
+    let shown: Vec<String> = rows.iter().take(8).map(usize::to_string).collect();
+    let more = if rows.len() > 8 { format!(" and {} more", rows.len() - 8) } else { String::new() };
+    format!("{}{more}", shown.join(", "))
+}

@@ -1,0 +1,146 @@
+//! File, environment and command line, one over the other; and which of them a value came from.
+
+use figment::value::{Dict, Map as Profiles, Value as Tagged};
+use figment::{Figment, Metadata, Profile, Provider, Source};
+use serde_json::{Map, Value, json};
+
+use crate::path::{KeyPath, Segment};
+use crate::positions::Positions;
+use crate::problem::{Origin, Problem};
+use crate::yaml;
+
+/// What begins the name of an environment variable that sets a key.
+pub(crate) const ENV_PREFIX: &str = "SEPAL__";
+
+/// One source of values.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    origin: Origin,
+    values: Map<String, Value>,
+}
+
+impl Layer {
+    /// A pipeline file.
+    pub(crate) fn file(name: &str, text: &str) -> Result<Self, Problem> {
+        let origin = |position| Origin::File { name: name.to_owned(), position };
+        match yaml::parse(text) {
+            Ok(Value::Object(values)) => Ok(Self { origin: origin(None), values }),
+            Ok(Value::Null) => Ok(Self { origin: origin(None), values: Map::new() }),
+            Ok(_) => Err(problem(origin(None), "expected a map of keys, such as `name: my-run`")),
+            Err(error) => Err(problem(origin(error.position), &error.message)),
+        }
+    }
+
+    /// An environment variable `SEPAL__A__B`, which sets `a.b`.
+    pub(crate) fn env(name: &str, value: &str) -> Result<Self, Problem> {
+        let origin = Origin::Env { name: name.to_owned() };
+        let keys = name.strip_prefix(ENV_PREFIX).unwrap_or(name).to_lowercase();
+        Self::of(origin, &keys.split("__").collect::<Vec<_>>(), value)
+    }
+
+    /// A `--set a.b=value`.
+    pub(crate) fn set(text: &str) -> Result<Self, Problem> {
+        let origin = Origin::Set { text: text.to_owned() };
+        match text.split_once('=') {
+            Some((keys, value)) => Self::of(origin, &keys.trim().split('.').collect::<Vec<_>>(), value),
+            None => Err(problem(origin, "expected KEY=VALUE, for example train.seed=7")),
+        }
+    }
+
+    fn of(origin: Origin, keys: &[&str], value: &str) -> Result<Self, Problem> {
+        if keys.iter().any(|key| key.is_empty()) {
+            return Err(problem(origin, "expected a key, for example train.seed"));
+        }
+        let leaf = match yaml::parse_scalar(value) {
+            Ok(leaf) => leaf,
+            Err(error) => return Err(Problem { key: KeyPath::keys(keys.iter().copied()), ..problem(origin, &error) }),
+        };
+        match keys.iter().rev().fold(leaf, |below, key| json!({ *key: below })) {
+            Value::Object(values) => Ok(Self { origin, values }),
+            _ => Err(problem(origin, "expected a key, for example train.seed")),
+        }
+    }
+
+    /// The value at `a.b`.
+    pub(crate) fn get(&self, a: &str, b: &str) -> Option<&Value> {
+        self.values.get(a)?.get(b)
+    }
+}
+
+fn problem(origin: Origin, message: &str) -> Problem {
+    Problem { origin, key: KeyPath::root(), message: message.to_owned(), suggestion: None }
+}
+
+/// Figment asks a provider what it holds; the name it remembers is the layer's place in the order.
+struct Numbered<'a>(usize, &'a Layer);
+
+impl Provider for Numbered<'_> {
+    fn metadata(&self) -> Metadata {
+        Metadata::from(self.1.origin.to_string(), Source::Custom(self.0.to_string()))
+    }
+
+    fn data(&self) -> figment::Result<Profiles<Profile, Dict>> {
+        let dict = Tagged::serialize(&self.1.values)?.into_dict().unwrap_or_default();
+        Ok(Profile::Default.collect(dict))
+    }
+}
+
+/// All layers merged.
+#[derive(Debug)]
+pub(crate) struct Merged {
+    /// The values.
+    pub(crate) value: Value,
+    tagged: Tagged,
+    figment: Figment,
+    positions: Positions,
+}
+
+impl Merged {
+    /// Of these layers, the later over the earlier; `text` is that of the file, which is the first.
+    pub(crate) fn of(layers: &[Layer], text: &str) -> figment::Result<Self> {
+        let start = Figment::new();
+        let figment = layers.iter().enumerate().fold(start, |figment, (i, layer)| figment.merge(Numbered(i, layer)));
+        let tagged = figment.find_value("").unwrap_or_else(|_| Tagged::from(Dict::new()));
+        let value = whole_numbers(serde_json::to_value(&tagged).map_err(|error| error.to_string())?);
+        Ok(Self { value, tagged, figment, positions: Positions::of(text) })
+    }
+
+    /// Which layer the value at `path` comes from: that of the closest thing that is there.
+    pub(crate) fn layer_of(&self, path: &KeyPath) -> usize {
+        let mut tagged = &self.tagged;
+        for segment in path.segments() {
+            let below = match segment {
+                Segment::Key(key) => tagged.as_dict().and_then(|dict| dict.get(key)),
+                Segment::Index(index) => tagged.as_array().and_then(|array| array.get(*index)),
+            };
+            match below {
+                Some(below) => tagged = below,
+                None => break,
+            }
+        }
+        let source = self.figment.get_metadata(tagged.tag()).and_then(|metadata| metadata.source.as_ref());
+        source.and_then(Source::custom).and_then(|number| number.parse().ok()).unwrap_or(0)
+    }
+
+    /// Where the value at `path` was written, or where it is missing.
+    pub(crate) fn origin_of(&self, path: &KeyPath, layers: &[Layer]) -> Origin {
+        match layers.get(self.layer_of(path)).map(|layer| &layer.origin) {
+            Some(Origin::File { name, .. }) => Origin::File { name: name.clone(), position: self.positions.nearest(path) },
+            Some(origin) => origin.clone(),
+            None => Origin::File { name: "the pipeline".to_owned(), position: None },
+        }
+    }
+}
+
+/// Writes `3.0` as `3`: YAML knows no difference, readers of whole numbers do.
+fn whole_numbers(value: Value) -> Value {
+    match value {
+        Value::Number(number) => match number.as_f64() {
+            Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() < 9e15 => json!(float as i64),
+            _ => Value::Number(number),
+        },
+        Value::Array(entries) => entries.into_iter().map(whole_numbers).collect(),
+        Value::Object(fields) => fields.into_iter().map(|(key, value)| (key, whole_numbers(value))).collect(),
+        other => other,
+    }
+}

@@ -1,0 +1,319 @@
+//! From a checked pipeline to a run folder.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use sepal_assets::{Asset, Assets, Kind};
+use sepal_blocks::{BlockStack, Ends};
+use sepal_checkpoint::Checkpoint;
+use sepal_core::Span;
+use sepal_nn::Parameters;
+use sepal_plugin::{
+    Head, HeadContext, Opt, OptContext, Registry, Sched, SchedContext, Tuning, TuningContext, TuningMode,
+};
+use sepal_remote::{ModelExpectation, RemoteOptions, RemoteSequential};
+use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
+use sepal_swarm::{Addr, Endpoint};
+use sepal_track::{Bytes, Manifest, ModelFacts, RunFolder, Status, Versions};
+use tch::Tensor;
+
+use crate::data::{self, Prepared};
+use crate::error::RunError;
+use crate::model::Model;
+use crate::progress::{Event, Observer, Summary};
+use crate::spec::{Spec, SwarmSpec};
+use crate::train::{Outcome, Training};
+
+/// Trains as the pipeline says and leaves a run folder.
+///
+/// `stop` is looked at between steps: when it is set, the run ends cleanly with what was trained.
+///
+/// # Errors
+/// [`RunError`]. If training had begun, the folder holds what was trained, and the manifest the error.
+pub fn run(
+    spec: &Spec,
+    registry: &Registry,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Summary, RunError> {
+    let started = Started { instant: Instant::now(), stamp: sepal_track::now() };
+    if let Some(threads) = spec.train.threads {
+        tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+    }
+    let assets = Assets::from_env();
+    let asset = fetch_model(spec, &assets, observer)?;
+    let checkpoint = open(&asset.path)?;
+    let tokenizer = checkpoint
+        .tokenizer()
+        .map_err(|source| RunError::Tokenizer { path: asset.path.clone(), source: source.into() })?;
+    let mut params = Parameters::new();
+    let hidden = checkpoint.config().hidden;
+    let mut cx = HeadContext { params: &mut params, hidden, seed: spec.train.seed };
+    let head = registry
+        .build::<Head>(&spec.task.name, spec.task.options(), &mut cx)
+        .map_err(|source| RunError::Build { key: "task", source })?;
+    let prepared = data::prepare(spec, &assets, &tokenizer, &*head, observer)?;
+    let ends = Ends::load(&checkpoint).map_err(|source| RunError::Load {
+        what: "embeddings and final norm",
+        source: source.into(),
+    })?;
+    let tuning = build_tuning(spec, registry, &checkpoint, ends.embedding_matrix(), &mut params)?;
+    let (server, remote) = connect(spec, &checkpoint, observer)?;
+    let whole = whole(&checkpoint)?;
+    let mut model = Model { ends, remote, tuning, head, params, whole };
+
+    let folder = RunFolder::create(&spec.output.folder, &spec.name).map_err(RunError::Write)?;
+    let yaml = spec.to_yaml().map_err(|error| RunError::Resolved { message: error.to_string() })?;
+    folder.write("pipeline.yaml", yaml.as_bytes()).map_err(RunError::Write)?;
+    let mut outcome = Outcome::default();
+    let trained = train(spec, registry, &mut model, &prepared, &folder, observer, stop, &mut outcome);
+    let facts = model_facts(&asset, &checkpoint, tokenizer.digest());
+    let end = End { spec, started, folder: &folder, facts, checkpoint: &checkpoint, prepared: &prepared };
+    let summary = end.save(&model, &outcome, trained.as_ref().err());
+    drop(model);
+    drop(server);
+    trained?;
+    summary
+}
+
+/// Fetches the model and the data of a pipeline into the cache.
+///
+/// # Errors
+/// [`RunError::Fetch`] if a source cannot be had.
+pub fn fetch(spec: &Spec, observer: &mut dyn Observer) -> Result<(), RunError> {
+    let assets = Assets::from_env();
+    fetch_model(spec, &assets, observer)?;
+    data::fetch(spec, &assets, observer)?;
+    Ok(())
+}
+
+struct Started {
+    instant: Instant,
+    stamp: String,
+}
+
+fn fetch_model(spec: &Spec, assets: &Assets, observer: &mut dyn Observer) -> Result<Asset, RunError> {
+    assets
+        .fetch_first(&spec.model.source, Kind::Model, &mut |line| observer.event(Event::Notice(&format!("model: {line}"))))
+        .map_err(|source| RunError::Fetch { what: "model", source })
+}
+
+fn open(path: &Path) -> Result<Checkpoint, RunError> {
+    Checkpoint::open(path).map_err(|source| RunError::Checkpoint { path: path.to_owned(), source: source.into() })
+}
+
+fn whole(checkpoint: &Checkpoint) -> Result<Span, RunError> {
+    Span::new(0, checkpoint.config().n_blocks)
+        .map_err(|source| RunError::Load { what: "blocks", source: source.into() })
+}
+
+fn build_tuning(
+    spec: &Spec,
+    registry: &Registry,
+    checkpoint: &Checkpoint,
+    embeddings: &Tensor,
+    params: &mut Parameters,
+) -> Result<Box<dyn TuningMode>, RunError> {
+    let config = checkpoint.config();
+    let mut cx = TuningContext {
+        params,
+        n_blocks: config.n_blocks,
+        hidden: config.hidden,
+        initializer_range: config.initializer_range,
+        embeddings,
+        seed: spec.train.seed,
+    };
+    registry
+        .build::<Tuning>(&spec.tuning.name, spec.tuning.options(), &mut cx)
+        .map_err(|source| RunError::Build { key: "tuning", source })
+}
+
+/// The servers, started if they are to run in this process.
+fn connect(
+    spec: &Spec,
+    checkpoint: &Checkpoint,
+    observer: &mut dyn Observer,
+) -> Result<(Option<BlockServer>, RemoteSequential), RunError> {
+    let config = checkpoint.config();
+    let mut options = RemoteOptions {
+        wire_dtype: spec.swarm.wire_dtype(),
+        micro_batch_tokens: spec.swarm.micro_batch_tokens(),
+        ..RemoteOptions::default()
+    };
+    let (server, endpoints) = match &spec.swarm {
+        SwarmSpec::Embedded(embedded) => {
+            let stack = BlockStack::load(checkpoint, whole(checkpoint)?)
+                .map_err(|source| RunError::Load { what: "blocks", source: source.into() })?;
+            let limits = Limits { tape_budget_bytes: embedded.tape_budget_mb << 20, ..Limits::default() };
+            let threads = spec.train.threads.and_then(|threads| u32::try_from(threads).ok());
+            let server_options = ServerOptions { limits, threads, ..ServerOptions::default() };
+            let server = BlockServer::embedded(stack, ModelIdentity::of(checkpoint), server_options)
+                .map_err(RunError::Server)?;
+            let endpoint = server.endpoint().clone();
+            (Some(server), vec![endpoint])
+        }
+        SwarmSpec::Static(servers) => {
+            options.call_timeout = Duration::from_millis(servers.timeout_ms);
+            (None, addresses(&servers.servers)?)
+        }
+    };
+    let expected = ModelExpectation {
+        digest: checkpoint.digest().to_owned(),
+        n_blocks: config.n_blocks,
+        hidden: config.hidden,
+    };
+    let remote = RemoteSequential::connect(endpoints, expected, options).map_err(RunError::Remote)?;
+    let spans: Vec<String> = remote.servers().iter().map(|info| info.span.to_string()).collect();
+    observer.event(Event::Notice(&format!("blocks: {} server(s) with blocks {}", spans.len(), spans.join(", "))));
+    Ok((server, remote))
+}
+
+fn addresses(servers: &[String]) -> Result<Vec<Endpoint>, RunError> {
+    let parse = |text: &String| -> Result<Endpoint, RunError> {
+        let addr: Addr = text.parse().map_err(|error| RunError::Address { source: error })?;
+        Ok(Endpoint::Addr(addr))
+    };
+    servers.iter().map(parse).collect()
+}
+
+#[expect(clippy::too_many_arguments, reason = "the one place where everything meets")]
+fn train(
+    spec: &Spec,
+    registry: &Registry,
+    model: &mut Model,
+    prepared: &Prepared,
+    folder: &RunFolder,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+    outcome: &mut Outcome,
+) -> Result<(), RunError> {
+    let batches = prepared.train.batches_per_epoch() as u64;
+    let steps_per_epoch = batches.div_ceil(spec.train.accumulate as u64);
+    let total_steps = spec.train.max_steps.unwrap_or(spec.train.epochs * steps_per_epoch);
+    let optimizer = registry
+        .build::<Opt>(&spec.optimizer.name, spec.optimizer.options(), &mut OptContext {})
+        .map_err(|source| RunError::Build { key: "optimizer", source })?;
+    let mut cx = SchedContext { total_steps: usize::try_from(total_steps).unwrap_or(usize::MAX) };
+    let schedule = registry
+        .build::<Sched>(&spec.schedule.name, spec.schedule.options(), &mut cx)
+        .map_err(|source| RunError::Build { key: "schedule", source })?;
+    observer.event(Event::Started { total_steps, trainable: model.params.count() });
+    let mut log = folder.metrics().map_err(RunError::Write)?;
+    let mut training = Training {
+        model,
+        optimizer,
+        schedule,
+        train: &prepared.train,
+        validation: prepared.validation.as_ref(),
+        spec: &spec.train,
+        every: spec.evaluate.every,
+        total_steps,
+        log: &mut log,
+        observer,
+        stop,
+    };
+    training.run(outcome)
+}
+
+fn model_facts(asset: &Asset, checkpoint: &Checkpoint, tokenizer: &str) -> ModelFacts {
+    ModelFacts {
+        source: asset.source.to_string(),
+        passed_over: data::passed_over(&asset.attempts),
+        digest: checkpoint.digest().to_owned(),
+        weights: checkpoint.describe().to_string(),
+        tokenizer: tokenizer.to_owned(),
+    }
+}
+
+/// What is known at the end of a run.
+struct End<'a> {
+    spec: &'a Spec,
+    started: Started,
+    folder: &'a RunFolder,
+    facts: ModelFacts,
+    checkpoint: &'a Checkpoint,
+    prepared: &'a Prepared,
+}
+
+impl End<'_> {
+    /// Writes what was trained, predicted and learned, also after an error.
+    fn save(&self, model: &Model, outcome: &Outcome, error: Option<&RunError>) -> Result<Summary, RunError> {
+        let metadata = BTreeMap::from([
+            ("format".to_owned(), "pt".to_owned()),
+            ("model_digest".to_owned(), self.facts.digest.clone()),
+            ("task".to_owned(), self.spec.task.name.clone()),
+            ("tuning".to_owned(), self.spec.tuning.name.clone()),
+            ("labels".to_owned(), model.head.label_names().join("\n")),
+        ]);
+        model.params.save(&self.folder.path().join("adapter.safetensors"), &metadata).map_err(RunError::Save)?;
+        if let Some(last) = &outcome.last {
+            self.prepared.write_predictions(self.folder, &last.prediction)?;
+        }
+        let manifest = self.manifest(model, outcome, error)?;
+        manifest.save(self.folder).map_err(RunError::Write)?;
+        Ok(self.summary(outcome, &manifest))
+    }
+
+    fn manifest(&self, model: &Model, outcome: &Outcome, error: Option<&RunError>) -> Result<Manifest, RunError> {
+        let status = match error {
+            Some(error) => Status::Failed { error: in_one_line(error) },
+            None if outcome.interrupted => Status::Interrupted,
+            None => Status::Finished,
+        };
+        let traffic = model.remote.traffic();
+        let trainable = model.params.count() as u64;
+        let versions = Versions { sepal: env!("CARGO_PKG_VERSION").to_owned(), libtorch: LIBTORCH.to_owned() };
+        Ok(Manifest {
+            name: self.spec.name.clone(),
+            status,
+            versions,
+            seed: self.spec.train.seed,
+            model: self.facts.clone(),
+            data: self.prepared.facts.clone(),
+            parameters: sepal_track::Parameters { trainable, total: trainable + self.checkpoint.parameter_count() },
+            steps: outcome.steps,
+            bytes: Bytes { sent: traffic.up(), received: traffic.down() },
+            started: self.started.stamp.clone(),
+            seconds: self.started.instant.elapsed().as_secs_f64(),
+            train_seconds: outcome.seconds,
+            train_tokens: outcome.tokens,
+            metrics: outcome.last.as_ref().map(|last| last.record.metrics.clone()).unwrap_or_default(),
+            adapter_digest: model.params.digest().map_err(|source| RunError::Load {
+                what: "adapter",
+                source: source.into(),
+            })?,
+        })
+    }
+
+    fn summary(&self, outcome: &Outcome, manifest: &Manifest) -> Summary {
+        let per_second = |count: u64| if outcome.seconds > 0.0 { count as f64 / outcome.seconds } else { 0.0 };
+        Summary {
+            folder: self.folder.path().to_owned(),
+            interrupted: outcome.interrupted,
+            metrics: manifest.metrics.clone(),
+            headline: outcome.last.as_ref().and_then(|last| last.headline.clone()),
+            steps: outcome.steps,
+            rows_per_second: per_second(outcome.rows),
+            tokens_per_second: per_second(outcome.tokens),
+            bytes_sent: manifest.bytes.sent,
+            bytes_received: manifest.bytes.received,
+            seconds: manifest.seconds,
+        }
+    }
+}
+
+/// The libtorch that the bindings are made for.
+const LIBTORCH: &str = "2.13.0";
+
+fn in_one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

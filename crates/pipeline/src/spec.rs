@@ -1,0 +1,444 @@
+//! The pipeline file as Rust types. Their doc comments are the manual that editors show.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use sepal_assets::Sources;
+use sepal_core::DType;
+use serde::de::{Deserializer, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// A pipeline: which frozen model is adapted to which task, by what, on which data.
+///
+/// Values can also be given as environment variables (`SEPAL__TRAIN__SEED=7`) and on the command line
+/// (`--set train.seed=7`), which win over the file in this order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Spec {
+    /// Begins the name of the run's folder: letters, digits, `-`, `_` and `.`.
+    #[schemars(regex(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$"))]
+    #[schemars(extend("patternErrorMessage" = "letters, digits, `-`, `_` and `.`, beginning with a letter or digit"))]
+    pub name: String,
+    /// The frozen model.
+    pub model: ModelSpec,
+    /// Where the model's blocks run.
+    #[serde(default)]
+    #[schemars(with = "Value")]
+    pub swarm: SwarmSpec,
+    /// What is to be predicted from a text.
+    #[schemars(with = "Value")]
+    pub task: PluginSpec,
+    /// What trains, besides the task's head.
+    #[schemars(with = "Value")]
+    pub tuning: PluginSpec,
+    /// The labelled texts.
+    pub data: DataSpec,
+    /// How texts become batches.
+    #[serde(default)]
+    pub loader: LoaderSpec,
+    /// How the parameters move.
+    #[schemars(with = "Value")]
+    pub optimizer: PluginSpec,
+    /// How the learning rate changes over the run.
+    #[schemars(with = "Value")]
+    pub schedule: PluginSpec,
+    /// The training loop.
+    #[serde(default)]
+    pub train: TrainSpec,
+    /// When the validation rows are predicted.
+    #[serde(default)]
+    pub evaluate: EvaluateSpec,
+    /// What a run leaves behind.
+    #[serde(default)]
+    pub output: OutputSpec,
+}
+
+impl Spec {
+    /// As a pipeline file with every default written out; reading it gives the same spec.
+    ///
+    /// # Errors
+    /// [`WriteError`] if a value has no YAML form.
+    pub fn to_yaml(&self) -> Result<String, WriteError> {
+        serde_saphyr::to_string(self).map_err(WriteError)
+    }
+}
+
+/// A spec that has no YAML form.
+#[derive(Debug, thiserror::Error)]
+#[error("write the pipeline as YAML")]
+pub struct WriteError(#[source] serde_saphyr::SerializeError);
+
+/// A plugin and its options.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PluginSpec {
+    /// The plugin's name.
+    #[serde(rename = "use")]
+    pub name: String,
+    /// Its options, every default filled in.
+    #[serde(default)]
+    pub with: Map<String, Value>,
+}
+
+impl PluginSpec {
+    /// The options as the registry takes them.
+    pub fn options(&self) -> Value {
+        Value::Object(self.with.clone())
+    }
+}
+
+/// The frozen model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSpec {
+    /// A Hugging Face folder or a GGUF file, or a list of which the first that can be had is used.
+    pub source: Sources,
+}
+
+/// Where the model's blocks run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "use", content = "with", rename_all = "kebab-case")]
+pub enum SwarmSpec {
+    /// In this process.
+    Embedded(EmbeddedSpec),
+    /// On servers that run already.
+    Static(StaticSpec),
+}
+
+impl SwarmSpec {
+    /// The number format of hidden states and gradients between machines.
+    pub fn wire_dtype(&self) -> DType {
+        match self {
+            SwarmSpec::Embedded(options) => options.wire_dtype,
+            SwarmSpec::Static(options) => options.wire_dtype,
+        }
+    }
+
+    /// Tokens that one message to a server holds at most, prefix included.
+    pub fn micro_batch_tokens(&self) -> usize {
+        match self {
+            SwarmSpec::Embedded(options) => options.micro_batch_tokens,
+            SwarmSpec::Static(options) => options.micro_batch_tokens,
+        }
+    }
+}
+
+impl Default for SwarmSpec {
+    fn default() -> Self {
+        SwarmSpec::Embedded(EmbeddedSpec::default())
+    }
+}
+
+/// Runs the blocks in this process, through the same protocol as on servers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EmbeddedSpec {
+    /// The number format of hidden states and gradients on the way.
+    #[schemars(schema_with = "crate::schema::dtype")]
+    pub wire_dtype: DType,
+    /// Tokens that one message holds at most, prompts included.
+    #[schemars(range(min = 1))]
+    pub micro_batch_tokens: usize,
+    /// Memory for graphs that wait for their backward pass, in MiB. Graphs that do not fit are computed again.
+    pub tape_budget_mb: u64,
+}
+
+impl Default for EmbeddedSpec {
+    fn default() -> Self {
+        Self { wire_dtype: DType::F32, micro_batch_tokens: default_micro_batch_tokens(), tape_budget_mb: 4096 }
+    }
+}
+
+/// Uses servers that run already (`sepal serve`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StaticSpec {
+    /// Their addresses, each `HOST:PORT` or `unix:PATH`. Together they have all blocks, in any order.
+    #[schemars(length(min = 1), extend("uniqueItems" = true))]
+    pub servers: Vec<String>,
+    /// The number format of hidden states and gradients on the way.
+    #[serde(default)]
+    #[schemars(schema_with = "crate::schema::dtype")]
+    pub wire_dtype: DType,
+    /// Tokens that one message holds at most, prompts included.
+    #[serde(default = "default_micro_batch_tokens")]
+    #[schemars(range(min = 1))]
+    pub micro_batch_tokens: usize,
+    /// How long one call may take, in milliseconds, before another server is asked.
+    #[serde(default = "default_timeout_ms")]
+    #[schemars(range(min = 1))]
+    pub timeout_ms: u64,
+}
+
+const fn default_micro_batch_tokens() -> usize {
+    2048
+}
+
+const fn default_timeout_ms() -> u64 {
+    60_000
+}
+
+/// The labelled texts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DataSpec {
+    /// The rows to train on: a source, or a list of which the first that can be had is used.
+    pub train: Sources,
+    /// The rows to evaluate on.
+    #[serde(default)]
+    pub validation: Option<Sources>,
+    /// Instead of `validation`: the share of the training rows that is kept aside, chosen by the seed.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
+    pub validation_split: Option<f64>,
+    /// The column that holds the text.
+    pub text: String,
+    /// The column that holds a second text, for tasks on pairs.
+    #[serde(default)]
+    pub text_pair: Option<String>,
+    /// The column that holds the label: its name, or its index in the task's labels.
+    pub label: String,
+    /// Only rows whose columns have these values.
+    #[serde(default, rename = "where")]
+    pub filter: BTreeMap<String, Cell>,
+    /// The file format, where its name does not tell.
+    #[serde(default)]
+    pub format: Option<FileFormat>,
+    /// What is put around the text, for example `Movie review: {text}`.
+    #[serde(default)]
+    pub template: Option<String>,
+    /// Tokens of a row at most; the rest is cut off. Prompts do not count.
+    #[serde(default = "default_max_length")]
+    #[schemars(range(min = 1))]
+    pub max_length: usize,
+    /// Other data, tried in order where the data above cannot be had.
+    #[serde(default)]
+    pub otherwise: Vec<AlternativeSpec>,
+}
+
+const fn default_max_length() -> usize {
+    128
+}
+
+impl DataSpec {
+    /// All data there is to try, in order, the first included.
+    pub fn alternatives(&self) -> impl Iterator<Item = AlternativeSpec> {
+        let first = AlternativeSpec {
+            train: self.train.clone(),
+            validation: self.validation.clone(),
+            validation_split: self.validation_split,
+            text: self.text.clone(),
+            text_pair: self.text_pair.clone(),
+            label: self.label.clone(),
+            filter: self.filter.clone(),
+            format: self.format,
+            template: self.template.clone(),
+        };
+        std::iter::once(first).chain(self.otherwise.iter().cloned())
+    }
+}
+
+/// Labelled texts to be used where others cannot be had.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AlternativeSpec {
+    /// The rows to train on: a source, or a list of which the first that can be had is used.
+    pub train: Sources,
+    /// The rows to evaluate on.
+    #[serde(default)]
+    pub validation: Option<Sources>,
+    /// Instead of `validation`: the share of the training rows that is kept aside, chosen by the seed.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
+    pub validation_split: Option<f64>,
+    /// The column that holds the text.
+    pub text: String,
+    /// The column that holds a second text, for tasks on pairs.
+    #[serde(default)]
+    pub text_pair: Option<String>,
+    /// The column that holds the label: its name, or its index in the task's labels.
+    pub label: String,
+    /// Only rows whose columns have these values.
+    #[serde(default, rename = "where")]
+    pub filter: BTreeMap<String, Cell>,
+    /// The file format, where its name does not tell.
+    #[serde(default)]
+    pub format: Option<FileFormat>,
+    /// What is put around the text, for example `Movie review: {text}`.
+    #[serde(default)]
+    pub template: Option<String>,
+}
+
+/// The value of a column, as text.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Cell(#[schemars(schema_with = "crate::schema::cell")] pub String);
+
+impl<'de> Deserialize<'de> for Cell {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(CellVisitor)
+    }
+}
+
+struct CellVisitor;
+
+impl Visitor<'_> for CellVisitor {
+    type Value = Cell;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("text, a number, true or false")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Cell, E> {
+        Ok(Cell(text.to_owned()))
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Cell, E> {
+        Ok(Cell(value.to_string()))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Cell, E> {
+        Ok(Cell(value.to_string()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Cell, E> {
+        Ok(Cell(value.to_string()))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Cell, E> {
+        Ok(Cell(value.to_string()))
+    }
+}
+
+/// The format of a data file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FileFormat {
+    /// Apache Parquet.
+    Parquet,
+    /// Apache Arrow IPC, file or stream.
+    Arrow,
+    /// Comma-separated, with a header.
+    Csv,
+    /// Tab-separated, with a header.
+    Tsv,
+    /// One JSON object per line.
+    Jsonl,
+}
+
+/// How texts become batches.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoaderSpec {
+    /// Rows of a batch.
+    #[schemars(range(min = 1))]
+    pub batch_size: usize,
+    /// Leaves out the last batch of a pass if it is not full.
+    pub drop_last: bool,
+    /// Mixes the training rows anew for each pass, by the seed; otherwise they keep the file's order.
+    pub shuffle: bool,
+    /// Batches that are prepared ahead.
+    pub prefetch: usize,
+}
+
+impl Default for LoaderSpec {
+    fn default() -> Self {
+        Self { batch_size: 32, drop_last: false, shuffle: true, prefetch: 2 }
+    }
+}
+
+/// The training loop.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainSpec {
+    /// Passes over the training rows.
+    #[schemars(range(min = 1))]
+    pub epochs: u64,
+    /// Optimizer steps; if given, it counts instead of `epochs`. 0 only evaluates and writes the untrained adapter.
+    pub max_steps: Option<u64>,
+    /// Batches whose gradients make one optimizer step.
+    #[schemars(range(min = 1))]
+    pub accumulate: usize,
+    /// Longest gradient, over all parameters together; a longer one is scaled down to it. `null` lets it be.
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
+    pub clip_norm: Option<f64>,
+    /// The number format that is computed in.
+    pub precision: Precision,
+    /// Decides everything that is left to chance: initial numbers, the order of rows, splits.
+    pub seed: u64,
+    /// Threads for computing; as many as there are cores if not given.
+    #[schemars(range(min = 1))]
+    pub threads: Option<usize>,
+}
+
+impl Default for TrainSpec {
+    fn default() -> Self {
+        Self {
+            epochs: 1,
+            max_steps: None,
+            accumulate: 1,
+            clip_norm: Some(1.0),
+            precision: Precision::F32,
+            seed: 42,
+            threads: None,
+        }
+    }
+}
+
+/// The number format that is computed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// Single precision.
+    #[default]
+    F32,
+}
+
+/// When the validation rows are predicted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvaluateSpec {
+    /// How often.
+    pub every: EvaluateEvery,
+    /// Rows of a batch.
+    #[schemars(range(min = 1))]
+    pub batch_size: usize,
+}
+
+impl Default for EvaluateSpec {
+    fn default() -> Self {
+        Self { every: EvaluateEvery::Epoch, batch_size: 64 }
+    }
+}
+
+/// How often the validation rows are predicted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EvaluateEvery {
+    /// After each pass, and at the end.
+    Epoch,
+    /// At the end.
+    End,
+    /// Not at all.
+    Never,
+    /// After each this many optimizer steps, and at the end.
+    Steps(#[schemars(range(min = 1))] u64),
+}
+
+/// What a run leaves behind.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutputSpec {
+    /// The folder in which each run makes its own.
+    #[schemars(with = "String")]
+    pub folder: PathBuf,
+}
+
+impl Default for OutputSpec {
+    fn default() -> Self {
+        Self { folder: PathBuf::from("runs") }
+    }
+}

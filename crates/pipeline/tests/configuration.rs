@@ -1,0 +1,299 @@
+//! Pipeline files: what is read, what is refused, and in which words.
+
+use insta::assert_snapshot;
+use sepal_deep_ptune::DeepPtune;
+use sepal_pipeline::spec::{EvaluateEvery, SwarmSpec};
+use sepal_pipeline::{Layers, Loaded, schema};
+use sepal_plugin::{Head, Registry, Tuning, standard};
+use sepal_ptune::Ptune;
+use sepal_sequence_classification::SequenceClassification;
+use serde_json::{Value, json};
+
+const GOOD: &str = "\
+name: sst2
+model:
+  source: [hub:HuggingFaceTB/SmolLM2-135M, models/tiny]
+swarm: { use: embedded }
+task:
+  use: sequence-classification
+  with: { labels: [negative, positive] }
+tuning:
+  use: deep-ptune
+  with: { pre_seq_len: 8 }
+data:
+  train: hub:stanfordnlp/sst2
+  validation: hub:stanfordnlp/sst2
+  text: sentence
+  label: label
+  max_length: 64
+  otherwise:
+    - train: reviews.csv
+      validation_split: 0.1
+      text: text
+      label: label
+      where: { source: rotten_tomatoes, year: 2002 }
+loader: { batch_size: 32, drop_last: true }
+optimizer: { use: adamw, with: { lr: 1.0e-2, weight_decay: 0.0 } }
+schedule: { use: linear, with: { warmup_steps: 10 } }
+train: { epochs: 3, seed: 7 }
+evaluate: { every: epoch }
+";
+
+fn registry() -> Registry {
+    let mut registry = Registry::new();
+    standard::register(&mut registry).expect("names are free");
+    registry.register::<Head, SequenceClassification>().expect("the name is free");
+    registry.register::<Tuning, Ptune>().expect("free").register::<Tuning, DeepPtune>().expect("free");
+    registry
+}
+
+fn layers(text: &str, env: &[(&str, &str)], sets: &[&str]) -> Layers {
+    Layers::text("sst2.yaml", text)
+        .env(env.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())))
+        .sets(sets.iter().map(|&set| set.to_owned()))
+}
+
+/// The good file with these overrides, read.
+fn good(env: &[(&str, &str)], sets: &[&str]) -> Loaded {
+    layers(GOOD, env, sets).load(&registry()).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+/// The problems of a text.
+fn bad(text: &str) -> String {
+    layers(text, &[], &[]).load(&registry()).expect_err("there is something wrong").to_string()
+}
+
+/// The problems of the good file with one piece of text replaced.
+fn with(from: &str, to: &str) -> String {
+    assert!(GOOD.contains(from), "the file contains `{from}`");
+    bad(&GOOD.replace(from, to))
+}
+
+/// The problems of the good file with these overrides.
+fn over(env: &[(&str, &str)], sets: &[&str]) -> String {
+    layers(GOOD, env, sets).load(&registry()).expect_err("there is something wrong").to_string()
+}
+
+#[test]
+fn a_good_file_has_its_defaults_filled_in() {
+    let Loaded { spec, notices } = good(&[], &[]);
+    assert!(notices.is_empty());
+    assert_eq!(spec.tuning.options(), json!({ "pre_seq_len": 8, "init": "vocabulary", "deep_init": "zero" }));
+    assert_eq!(spec.optimizer.with["betas"], json!([0.9, 0.999]));
+    assert_eq!((spec.train.accumulate, spec.train.clip_norm, spec.train.max_steps), (1, Some(1.0), None));
+    assert_eq!(spec.evaluate.every, EvaluateEvery::Epoch);
+    assert_eq!(spec.swarm.micro_batch_tokens(), 2048);
+    let alternatives: Vec<_> = spec.data.alternatives().collect();
+    assert_eq!(alternatives.len(), 2);
+    assert_eq!(alternatives[1].filter["year"].0, "2002");
+}
+
+#[test]
+fn a_resolved_pipeline_reads_as_itself() {
+    let odd = [
+        "data.template='say \"{text}\": # yes: no'",
+        "data.where={answer: 'no', number: '1.0', nothing: 'null'}",
+        "evaluate.every={steps: 5}",
+        "train.clip_norm=null",
+        "task.with.labels=['no', \"1\", ' a', 'b: c', 'd\\ne']",
+    ];
+    for sets in [&[][..], &odd, &["swarm={use: static, with: {servers: ['h:1', unix:/s]}}"]] {
+        let spec = good(&[], sets).spec;
+        let yaml = spec.to_yaml().expect("a spec can be written");
+        let again = layers(&yaml, &[], &[]).load(&registry()).unwrap_or_else(|problems| panic!("{problems}\n{yaml}"));
+        assert_eq!(again.spec, spec, "{yaml}");
+        assert!(again.notices.is_empty());
+    }
+}
+
+#[test]
+fn the_command_line_wins_over_the_environment_over_the_file() {
+    let seed = |env: &[(&str, &str)], sets: &[&str]| good(env, sets).spec.train.seed;
+    assert_eq!(seed(&[], &[]), 7);
+    assert_eq!(seed(&[("SEPAL__TRAIN__SEED", "8"), ("SEPAL_CUDA", "1"), ("HOME", "/")], &[]), 8);
+    assert_eq!(seed(&[("SEPAL__TRAIN__SEED", "8")], &["train.seed=9"]), 9);
+    assert_eq!(seed(&[], &["train.seed=9", "train.seed=10"]), 10);
+    assert_eq!(good(&[("SEPAL__TRAIN__SEED", "8")], &["train.epochs=1"]).spec.train.epochs, 1);
+}
+
+#[test]
+fn values_of_the_command_line_are_yaml() {
+    let spec = good(&[], &[
+        "data.otherwise=[]",
+        "swarm.use=static",
+        "swarm.with.servers=[127.0.0.1:4000, 'unix:/tmp/a socket']",
+        "data.train=/data/train.tsv",
+        "train.clip_norm=null",
+        "evaluate.every={steps: 20}",
+    ])
+    .spec;
+    assert!(spec.data.otherwise.is_empty());
+    assert_eq!(spec.data.train.to_string(), "/data/train.tsv");
+    assert_eq!(spec.train.clip_norm, None);
+    assert_eq!(spec.evaluate.every, EvaluateEvery::Steps(20));
+    match spec.swarm {
+        SwarmSpec::Static(options) => assert_eq!(options.servers, ["127.0.0.1:4000", "unix:/tmp/a socket"]),
+        other => panic!("expected static, got {other:?}"),
+    }
+}
+
+#[test]
+fn another_choice_leaves_out_options_it_does_not_have() {
+    let text = GOOD.replace("pre_seq_len: 8", "pre_seq_len: 8, deep_init: normal");
+    let Loaded { spec, notices } = layers(&text, &[], &["tuning.use=ptune"]).load(&registry()).expect("it is sound");
+    assert_eq!(spec.tuning.options(), json!({ "pre_seq_len": 8, "init": "vocabulary" }));
+    assert_eq!(notices, ["tuning.with.deep_init is left out: tuning mode `ptune` has no such option"]);
+
+    // The same choice keeps its options, and what the override itself says is checked.
+    assert_snapshot!(over(&[], &["tuning.use=deep-ptune", "tuning.with.deep=1"]), @"");
+    assert_snapshot!(over(&[], &["tuning.use=ptune", "tuning.with.deep_init=zero"]), @"");
+}
+
+#[test]
+fn unknown_keys() {
+    assert_snapshot!(with("max_length", "max_lenght"), @"");
+    assert_snapshot!(with("loader:", "loaders:"), @"");
+    assert_snapshot!(with("seed: 7", "zebra: 7"), @"");
+    assert_snapshot!(with("seed: 7", "shuffle: false"), @"");
+    assert_snapshot!(with("lr: 1.0e-2", "learning_rate: 1"), @"");
+    assert_snapshot!(with("      text: text", "      txt: text"), @"");
+}
+
+#[test]
+fn wrong_values() {
+    assert_snapshot!(with("epochs: 3", "epochs: many"), @"");
+    assert_snapshot!(with("epochs: 3", "epochs: 0"), @"");
+    assert_snapshot!(with("epochs: 3", "epochs: 1.5"), @"");
+    assert_snapshot!(with("batch_size: 32", "batch_size: -1"), @"");
+    assert_snapshot!(with("drop_last: true", "drop_last: yes"), @"");
+    assert_snapshot!(with("validation_split: 0.1", "validation_split: 1.5"), @"");
+    assert_snapshot!(with("every: epoch", "every: epochs"), @"");
+    assert_snapshot!(with("every: epoch", "every: { steps: 0 }"), @"");
+    assert_snapshot!(with("every: epoch", "every: { step: 2 }"), @"");
+    assert_snapshot!(with("name: sst2", "name: a b"), @"");
+    assert_snapshot!(with("name: sst2", "name:"), @"");
+    assert_snapshot!(with("text: sentence", "text: 3"), @"");
+    assert_snapshot!(with("{ batch_size: 32, drop_last: true }", "32"), @"");
+    assert_snapshot!(with("{ pre_seq_len: 8 }", "{ pre_seq_len: 0, init: vocab }"), @"");
+    assert_snapshot!(with("lr: 1.0e-2", "lr: fast"), @"");
+}
+
+#[test]
+fn unknown_plugins() {
+    assert_snapshot!(with("use: deep-ptune", "use: deep_ptune"), @"");
+    assert_snapshot!(with("use: sequence-classification", "use: regression"), @"");
+    assert_snapshot!(with("use: adamw", "uses: adamw"), @"");
+    assert_snapshot!(with("use: embedded", "use: swarm"), @"");
+}
+
+#[test]
+fn labels_and_servers() {
+    assert_snapshot!(with("[negative, positive]", "[good, bad, good]"), @"");
+    assert_snapshot!(with("[negative, positive]", "[]"), @"");
+    assert_snapshot!(with("[negative, positive]", "[0, 1]"), @"");
+    assert_snapshot!(with("  with: { labels: [negative, positive] }\n", ""), @"");
+    assert_snapshot!(with("use: embedded", "use: static"), @"");
+    assert_snapshot!(with("use: embedded", "use: static, with: { servers: [] }"), @"");
+    assert_snapshot!(with("use: embedded", "use: static, with: { servers: [127.0.0.1], timeout_ms: 0 }"), @"");
+}
+
+#[test]
+fn keys_that_do_not_fit_together() {
+    assert_snapshot!(with("  validation: hub:stanfordnlp/sst2\n", ""), @"");
+    assert_snapshot!(with("  text: sentence", "  text: sentence\n  validation_split: 0.5"), @"");
+    assert_snapshot!(with("  text: sentence", "  text: sentence\n  template: 'Movie review:'"), @"");
+    assert_snapshot!(with("label: label\n  max_length", "label: sentence\n  max_length"), @"");
+    assert!(good(&[], &["data.validation=null", "evaluate.every=never"]).spec.data.validation.is_none());
+}
+
+#[test]
+fn sources_are_read() {
+    assert_snapshot!(with("train: hub:stanfordnlp/sst2", "train: hub:sst2"), @"");
+    assert_snapshot!(with("[hub:HuggingFaceTB/SmolLM2-135M, models/tiny]", "[hub:x, pypi:a/b.gguf]"), @"");
+    assert_snapshot!(with("[hub:HuggingFaceTB/SmolLM2-135M, models/tiny]", "[]"), @"");
+}
+
+#[test]
+fn all_problems_at_once() {
+    assert_snapshot!(bad("\
+name: 3
+model: { sorce: models/tiny }
+task: { use: sequence-classification, with: { labels: [a, a] } }
+tuning: { use: deep-ptun }
+data:
+  train: hub:sst2
+  validation: dev.tsv
+  validation_split: 0.1
+  text: sentence
+optimizer: { use: adamw, with: { lr: -1 } }
+trian: { epochs: 1 }
+"), @"");
+    assert_snapshot!(bad(""), @"");
+}
+
+#[test]
+fn overrides_are_blamed_where_they_are_wrong() {
+    assert_snapshot!(over(&[("SEPAL__TRAIN__EPOCHS", "many"), ("SEPAL__TRIAN__SEED", "1")], &[]), @"");
+    assert_snapshot!(over(&[], &["train.epochs=0", "loader.batchsize=3", "seed=3"]), @"");
+    assert_snapshot!(over(&[("SEPAL__DATA__OTHERWISE", "[1")], &["train.seed", "=3", "data..x=1"]), @"");
+    assert_snapshot!(over(&[], &["data.otherwise=[{train: a.csv, text: t, label: l}]"]), @"");
+    assert_snapshot!(over(&[], &["optimizer=sgd"]), @"");
+}
+
+#[test]
+fn text_that_is_no_yaml() {
+    assert_snapshot!(with("evaluate: { every: epoch }", "evaluate: { every: epoch"), @"");
+    assert_snapshot!(with("train: { epochs", "train: }{ epochs"), @"");
+    assert_snapshot!(with("loader:", "name: again\nloader:"), @"");
+    assert_snapshot!(bad("- a\n- b\n"), @"");
+}
+
+#[test]
+fn the_schema_accepts_what_is_good_and_refuses_what_is_not() {
+    let schema = schema(&registry());
+    let validator = jsonschema::validator_for(&schema).expect("it is a schema");
+    assert!(jsonschema::meta::is_valid(&schema));
+    let good: Value = serde_json::to_value(good(&[], &[]).spec).expect("a spec is JSON");
+    assert!(validator.is_valid(&good));
+    for (pointer, value) in [
+        ("/tuning/use", json!("lora")),
+        ("/tuning/with", json!({ "rank": 8 })),
+        ("/train/epochs", json!(0)),
+        ("/data/where", json!({ "a": null })),
+        ("/swarm", json!({ "use": "static" })),
+    ] {
+        let mut changed = good.clone();
+        *changed.pointer_mut(pointer).expect("there is such a key") = value;
+        assert!(!validator.is_valid(&changed), "{pointer}");
+    }
+}
+
+#[test]
+fn the_schema_tells_editors_what_there_is() {
+    let schema = schema(&registry());
+    let tuning = &schema["properties"]["tuning"];
+    assert_eq!(tuning["description"], "What trains, besides the task's head.");
+    assert_eq!(tuning["properties"]["use"]["enum"], json!(["deep-ptune", "ptune"]));
+    let ptune = &tuning["allOf"][1]["then"]["properties"]["with"]["properties"];
+    assert_eq!(ptune["pre_seq_len"]["default"], 16);
+    assert_eq!(ptune["pre_seq_len"]["minimum"], 1);
+    assert_eq!(ptune["init"]["enum"], json!(["vocabulary", "normal"]));
+    assert_eq!(tuning["examples"][1], json!({ "use": "ptune", "with": { "pre_seq_len": 16, "init": "vocabulary" } }));
+    assert!(!schema.to_string().contains("$ref"), "it is complete in itself");
+    documented(&schema, "");
+}
+
+/// Every key of every map has a description.
+fn documented(schema: &Value, at: &str) {
+    for (key, below) in schema.as_object().into_iter().flatten().filter(|(key, _)| *key != "properties") {
+        if !["if", "default", "examples"].contains(&key.as_str()) {
+            documented(below, at);
+        }
+    }
+    schema.as_array().into_iter().flatten().for_each(|branch| documented(branch, at));
+    for (key, below) in schema["properties"].as_object().into_iter().flatten() {
+        let at = format!("{at}.{key}");
+        assert!(below["description"].is_string(), "{at} has no description");
+        documented(below, &at);
+    }
+}

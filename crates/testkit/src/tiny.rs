@@ -1,0 +1,84 @@
+//! Tiny random models with a tokenizer, and labelled text that they can learn, for tests of whole runs.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+/// The folder of the goldens: `tiny-NAME/` and `tiny-NAME.golden.safetensors`.
+pub fn goldens() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens")
+}
+
+/// The names of the tiny models among the goldens.
+pub const MODELS: [&str; 5] = ["llama-gqa", "llama-tied", "qwen2", "bloom", "bloom-six-heads"];
+
+/// Words of the tiny tokenizer: the first are of bad sentences, the next of good ones, the rest of both.
+const BAD: [&str; 8] = ["awful", "boring", "clumsy", "dull", "empty", "flat", "grim", "hollow"];
+const GOOD: [&str; 8] = ["bright", "clever", "funny", "gentle", "lively", "moving", "sharp", "warm"];
+const BOTH: [&str; 12] = ["a", "the", "film", "plot", "cast", "scene", "was", "is", "and", "very", "with", "it"];
+
+/// Copies the tiny model `name` into `folder`, with a tokenizer of 29 words beside it.
+///
+/// # Panics
+/// If the files cannot be copied.
+pub fn model(folder: &Path, name: &str) -> PathBuf {
+    let (from, to) = (goldens().join(format!("tiny-{name}")), folder.join(name));
+    std::fs::create_dir_all(&to).expect("a folder for the model");
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(from.join(file), to.join(file)).expect("goldens are there");
+    }
+    let words = ["[UNK]"].iter().chain(&BAD).chain(&GOOD).chain(&BOTH);
+    let vocab: BTreeMap<&str, usize> = words.enumerate().map(|(id, word)| (*word, id)).collect();
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": { "type": "Whitespace" }, "post_processor": null, "decoder": null,
+        "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]" },
+    });
+    std::fs::write(to.join("tokenizer.json"), tokenizer.to_string()).expect("a tokenizer");
+    to
+}
+
+/// `rows` sentences of 3 to 9 words with their class (0 bad, 1 good), the same for the same seed. A sentence has
+/// one word that tells its class, at its end.
+pub fn sentences(rows: usize, seed: u64) -> Vec<(String, usize)> {
+    let mut state = seed.wrapping_mul(2).wrapping_add(1);
+    // Constants of Knuth's MMIX generator; the upper bits are the good ones.
+    let mut draw = |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    let sentence = |row: usize| {
+        let label = row % 2;
+        let mut words: Vec<&str> = (0..2 + draw(7)).map(|_| BOTH[draw(BOTH.len())]).collect();
+        words.push(if label == 1 { GOOD[draw(GOOD.len())] } else { BAD[draw(BAD.len())] });
+        (words.join(" "), label)
+    };
+    (0..rows).map(sentence).collect()
+}
+
+/// Writes sentences as a CSV file with the columns `sentence` and `label`.
+///
+/// # Panics
+/// If the file cannot be written.
+pub fn csv(path: &Path, rows: usize, seed: u64) {
+    let lines: String = sentences(rows, seed).iter().map(|(text, label)| format!("{text},{label}\n")).collect();
+    std::fs::write(path, format!("sentence,label\n{lines}")).expect("a CSV file");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sentences_are_balanced_and_repeatable() {
+        let rows = sentences(20, 3);
+        assert_eq!(rows, sentences(20, 3));
+        assert_ne!(rows, sentences(20, 4));
+        assert_eq!(rows.iter().filter(|(_, label)| *label == 1).count(), 10);
+        for (text, label) in &rows {
+            let last = text.rsplit(' ').next().expect("a word");
+            assert_eq!(GOOD.contains(&last), *label == 1, "{text}");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Servers give what PyTorch gives, whatever the servers, micro-batches, tapes and rows.
+
+use sepal_core::Ragged;
+use sepal_remote::RemoteOptions;
+use sepal_testkit::tiny::MODELS;
+use tch::Tensor;
+
+use crate::support::{Golden, TOLERANCE, Trained, assert_grad, cross_entropy, distance, span};
+
+/// How the work is divided.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    servers: usize,
+    micro_batch_tokens: usize,
+    tape_budget_bytes: u64,
+}
+
+const PLAIN: Case = Case { servers: 1, micro_batch_tokens: 2048, tape_budget_bytes: 1 << 30 };
+
+fn check(model: &str, deep: bool, case: Case) {
+    let golden = Golden::open(model);
+    let n = golden.n_blocks();
+    let bounds: Vec<usize> = (0..=case.servers.min(n)).map(|i| i * n / case.servers.min(n)).collect();
+    let servers: Vec<_> = bounds
+        .windows(2)
+        .map(|pair| golden.serve(span(&format!("{}:{}", pair[0], pair[1])), case.tape_budget_bytes))
+        .collect();
+    let options = RemoteOptions { micro_batch_tokens: case.micro_batch_tokens, ..RemoteOptions::default() };
+    let remote = golden.connect(&servers, options);
+    let trained = Trained::of(&golden, deep);
+    let logits = trained.logits(&golden, &remote, &golden.ids, &golden.rows);
+    let mode = if deep { "deep" } else { "ptune" };
+    let what = format!("{model} {mode} {case:?}");
+    let far = distance(&logits, &golden.get(&format!("{mode}.logits")));
+    assert!(far <= TOLERANCE, "{what}: logits are off by {far:.2e}");
+    let loss = cross_entropy(&logits, &golden.get("labels"));
+    assert!(distance(&loss, &golden.get(&format!("{mode}.loss"))) <= TOLERANCE, "{what}: loss");
+    loss.backward();
+    for (name, grad) in trained.grads() {
+        assert_grad(&format!("{what} {name}"), &grad, &golden.get(&format!("{mode}.grad.{name}")));
+    }
+}
+
+#[test]
+fn one_server_equals_pytorch() {
+    for model in MODELS {
+        check(model, true, PLAIN);
+        check(model, false, PLAIN);
+    }
+}
+
+#[test]
+fn three_servers_equal_pytorch() {
+    for model in MODELS {
+        check(model, true, Case { servers: 3, ..PLAIN });
+        check(model, false, Case { servers: 3, ..PLAIN });
+    }
+}
+
+#[test]
+fn many_micro_batches_equal_pytorch() {
+    for model in MODELS {
+        for micro_batch_tokens in [1, 11, 16] {
+            check(model, true, Case { micro_batch_tokens, ..PLAIN });
+        }
+        check(model, false, Case { servers: 3, micro_batch_tokens: 12, ..PLAIN });
+    }
+}
+
+#[test]
+fn without_tapes_it_equals_pytorch() {
+    for model in MODELS {
+        check(model, true, Case { tape_budget_bytes: 0, ..PLAIN });
+        check(model, true, Case { servers: 3, micro_batch_tokens: 12, tape_budget_bytes: 0 });
+    }
+}
+
+/// The rows `order` of the goldens as a batch.
+fn batch(golden: &Golden, order: &[usize]) -> (Tensor, Ragged) {
+    let part = |&row: &usize| {
+        let range = golden.rows.range(row);
+        golden.ids.narrow(0, range.start as i64, range.len() as i64)
+    };
+    (Tensor::cat(&order.iter().map(part).collect::<Vec<_>>(), 0), golden.rows.select(order))
+}
+
+#[test]
+fn rows_do_not_depend_on_each_other() {
+    for model in MODELS {
+        let golden = Golden::open(model);
+        let servers = [golden.serve(span(&format!("0:{}", golden.n_blocks())), 1 << 30)];
+        let remote = golden.connect(&servers, RemoteOptions::default());
+        let trained = Trained::of(&golden, true);
+        let expected = golden.get("deep.logits");
+        let check = |order: &[usize]| {
+            let (ids, rows) = batch(&golden, order);
+            let logits = trained.logits(&golden, &remote, &ids, &rows);
+            let order: Vec<i64> = order.iter().map(|&row| row as i64).collect();
+            let far = distance(&logits, &expected.index_select(0, &Tensor::from_slice(&order)));
+            assert!(far <= TOLERANCE, "{model}: rows {order:?} are off by {far:.2e}");
+        };
+        let n = golden.rows.len();
+        for row in 0..n {
+            check(&[row]);
+        }
+        check(&(0..n).rev().collect::<Vec<_>>());
+        check(&[2, 2, 0, n - 1, 2]);
+    }
+}
+
+#[test]
+fn gradients_of_rows_add_up() {
+    let golden = Golden::open("llama-gqa");
+    let servers = [golden.serve(span("0:1"), 1 << 30), golden.serve(span("1:3"), 1 << 30)];
+    let remote = golden.connect(&servers, RemoteOptions::default());
+    let together = Trained::of(&golden, true);
+    let labels = golden.get("labels");
+    cross_entropy(&together.logits(&golden, &remote, &golden.ids, &golden.rows), &labels).backward();
+    let alone = Trained::of(&golden, true);
+    let n = golden.rows.len();
+    for row in 0..n {
+        let (ids, rows) = batch(&golden, &[row]);
+        let logits = alone.logits(&golden, &remote, &ids, &rows);
+        (cross_entropy(&logits, &labels.narrow(0, row as i64, 1)) / n as f64).backward();
+    }
+    for ((name, found), (_, expected)) in alone.grads().into_iter().zip(together.grads()) {
+        assert_grad(name, &found, &expected);
+    }
+}
+
+#[test]
+fn evaluation_keeps_no_tape_and_sends_tunables_once() {
+    let golden = Golden::open("llama-gqa");
+    let servers = [golden.serve(span("0:3"), 1 << 30)];
+    let remote = golden.connect(&servers, RemoteOptions::default());
+    let trained = Trained::of(&golden, true);
+    let logits = tch::no_grad(|| trained.logits(&golden, &remote, &golden.ids, &golden.rows));
+    assert!(!logits.requires_grad());
+    assert!(distance(&logits, &golden.get("deep.logits")) <= TOLERANCE);
+
+    let tokens = golden.ends.embed(&golden.ids).expect("tokens");
+    let deep = trained.deep_prompts.as_ref().expect("deep prompts").shallow_clone();
+    let deep_bytes = deep.numel() as u64 * 4;
+    let tuned = remote.tune(vec![("deep_prompts".to_owned(), deep)]).expect("tuned");
+    let before = remote.traffic().up();
+    for _ in 0..4 {
+        let _ = tch::no_grad(|| tuned.forward(Some(&trained.prompts), &tokens, &golden.rows)).expect("a forward");
+    }
+    let batch_bytes = (trained.prompts.size()[0] as u64 + golden.rows.n_tokens() as u64) * 32 * 4;
+    let sent = remote.traffic().up() - before;
+    assert!(sent >= deep_bytes + 4 * batch_bytes, "{sent} bytes cannot hold four batches");
+    assert!(sent < 2 * deep_bytes + 4 * batch_bytes, "{sent} bytes: the deep prompts went up more than once");
+}
+
+#[test]
+fn half_precision_on_the_wire_is_close() {
+    for wire_dtype in [sepal_core::DType::F16, sepal_core::DType::Bf16] {
+        let golden = Golden::open("llama-gqa");
+        let servers = [golden.serve(span("0:2"), 1 << 30), golden.serve(span("2:3"), 1 << 30)];
+        let remote = golden.connect(&servers, RemoteOptions { wire_dtype, ..RemoteOptions::default() });
+        let trained = Trained::of(&golden, true);
+        let logits = trained.logits(&golden, &remote, &golden.ids, &golden.rows);
+        let far = distance(&logits, &golden.get("deep.logits"));
+        assert!(far > 0.0 && far < 0.1, "{wire_dtype}: logits are off by {far:.2e}");
+        cross_entropy(&logits, &golden.get("labels")).backward();
+        let (found, expected) = (trained.prompts.grad(), golden.get("deep.grad.prompts"));
+        let off = distance(&found, &expected) / expected.abs().max().double_value(&[]);
+        assert!(off < 0.1, "{wire_dtype}: gradients are off by {off:.2e}");
+    }
+}

@@ -1,0 +1,158 @@
+//! Servers that fail, in both directions, and requests that are wrong.
+
+use std::time::{Duration, Instant};
+
+use sepal_remote::{ModelExpectation, RemoteError, RemoteOptions, RemoteSequential};
+use tch::{Device, Kind, Tensor};
+
+use crate::support::{Golden, TOLERANCE, Trained, assert_grad, cross_entropy, distance, span};
+
+fn options() -> RemoteOptions {
+    RemoteOptions { wait: Duration::from_millis(1500), ..RemoteOptions::default() }
+}
+
+fn tunables(trained: &Trained) -> Vec<(String, Tensor)> {
+    let deep = trained.deep_prompts.as_ref().expect("deep prompts");
+    vec![("deep_prompts".to_owned(), deep.shallow_clone())]
+}
+
+#[test]
+fn a_server_that_goes_before_forward_is_replaced() {
+    let golden = Golden::open("llama-gqa");
+    let mut servers = vec![golden.serve(span("0:3"), 1 << 30), golden.serve(span("0:2"), 1 << 30)];
+    servers.push(golden.serve(span("1:3"), 1 << 30));
+    let remote = golden.connect(&servers, options());
+    servers.remove(0).shutdown();
+    let trained = Trained::of(&golden, true);
+    let logits = trained.logits(&golden, &remote, &golden.ids, &golden.rows);
+    assert!(distance(&logits, &golden.get("deep.logits")) <= TOLERANCE);
+}
+
+#[test]
+fn a_server_that_goes_before_backward_is_replaced_by_two() {
+    let golden = Golden::open("llama-gqa");
+    let mut servers = vec![golden.serve(span("0:3"), 1 << 30)];
+    servers.extend([golden.serve(span("0:2"), 1 << 30), golden.serve(span("1:3"), 1 << 30)]);
+    let remote = golden.connect(&servers, RemoteOptions { micro_batch_tokens: 14, ..options() });
+    let trained = Trained::of(&golden, true);
+    let logits = trained.logits(&golden, &remote, &golden.ids, &golden.rows);
+    servers.remove(0).shutdown();
+    cross_entropy(&logits, &golden.get("labels")).backward();
+    for (name, grad) in trained.grads() {
+        assert_grad(name, &grad, &golden.get(&format!("deep.grad.{name}")));
+    }
+}
+
+#[test]
+fn without_a_server_the_error_says_which_blocks() {
+    let golden = Golden::open("llama-gqa");
+    let mut servers = vec![golden.serve(span("0:2"), 1 << 30), golden.serve(span("2:3"), 1 << 30)];
+    let remote = golden.connect(&servers, options());
+    let trained = Trained::of(&golden, true);
+    let tokens = golden.ends.embed(&golden.ids).expect("tokens");
+    servers.pop().expect("a server").shutdown();
+    let started = Instant::now();
+    let tuned = remote.tune(tunables(&trained)).expect("tuned");
+    let error = tuned.forward(Some(&trained.prompts), &tokens, &golden.rows).expect_err("no server for block 2");
+    assert!(matches!(&error, RemoteError::NoServer { span: s, .. } if *s == span("2:3")), "{error}");
+    assert!(error.to_string().contains("no server answered for blocks 2:3"), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(10), "it gave up after {:?}", started.elapsed());
+}
+
+#[test]
+fn a_lost_backward_is_an_error_of_the_graph() {
+    let golden = Golden::open("llama-gqa");
+    let mut servers = vec![golden.serve(span("0:3"), 1 << 30)];
+    let remote = golden.connect(&servers, options());
+    let trained = Trained::of(&golden, true);
+    let logits = trained.logits(&golden, &remote, &golden.ids, &golden.rows);
+    servers.pop().expect("a server").shutdown();
+    let error = cross_entropy(&logits, &golden.get("labels")).f_backward().expect_err("no server");
+    assert!(error.to_string().contains("no server answered for blocks 0:3"), "{error}");
+}
+
+#[test]
+fn holes_and_other_models_are_refused_at_once() {
+    let golden = Golden::open("llama-gqa");
+    let servers = [golden.serve(span("0:1"), 1 << 30), golden.serve(span("2:3"), 1 << 30)];
+    let endpoints = || servers.iter().map(|server| server.endpoint().clone()).collect::<Vec<_>>();
+    let error = RemoteSequential::connect(endpoints(), golden.expectation(), options()).expect_err("a hole");
+    assert!(error.to_string().starts_with("no server holds blocks 1:2"), "{error}");
+
+    let other = ModelExpectation { digest: "sha256:0000".into(), ..golden.expectation() };
+    let error = RemoteSequential::connect(endpoints(), other, options()).expect_err("another model");
+    assert!(matches!(&error, RemoteError::WrongModel { what: "the digest of the weights", .. }), "{error}");
+}
+
+#[test]
+fn wrong_requests_are_refused_and_not_repeated() {
+    let golden = Golden::open("llama-gqa");
+    let servers = [golden.serve(span("0:3"), 1 << 30), golden.serve(span("0:3"), 1 << 30)];
+    let remote = golden.connect(&servers, options());
+    let trained = Trained::of(&golden, true);
+    let tokens = golden.ends.embed(&golden.ids).expect("tokens");
+    let float = (Kind::Float, Device::Cpu);
+
+    let unknown = remote.tune(vec![("adapters".into(), Tensor::zeros([3, 2], float))]).expect("tuned");
+    let error = unknown.forward(Some(&trained.prompts), &tokens, &golden.rows).expect_err("no such tunable");
+    assert!(matches!(&error, RemoteError::Refused { .. }), "{error}");
+    assert!(error.to_string().contains("unknown tunable `adapters`"), "{error}");
+
+    let longer = remote.tune(vec![("deep_prompts".into(), Tensor::zeros([3, 9, 32], float))]).expect("tuned");
+    let error = longer.forward(Some(&trained.prompts), &tokens, &golden.rows).expect_err("nine deep prompts");
+    assert!(matches!(&error, RemoteError::Refused { .. }), "{error}");
+
+    let error = remote.tune(vec![("deep_prompts".into(), Tensor::zeros([2, 5, 32], float))]).expect_err("two blocks");
+    assert!(matches!(&error, RemoteError::Shape { .. }), "{error}");
+
+    let tuned = remote.tune(tunables(&trained)).expect("tuned");
+    let error = tuned.forward(Some(&trained.prompts), &tokens.narrow(0, 0, 3), &golden.rows).expect_err("too few");
+    assert!(matches!(&error, RemoteError::Shape { what: "the tokens", .. }), "{error}");
+
+    // After all that the servers still answer.
+    let logits = trained.logits(&golden, &remote, &golden.ids, &golden.rows);
+    assert!(distance(&logits, &golden.get("deep.logits")) <= TOLERANCE);
+}
+
+#[test]
+fn numbers_that_are_not_finite_name_their_origin() {
+    let golden = Golden::open("llama-gqa");
+    let servers = [golden.serve(span("0:1"), 1 << 30), golden.serve(span("1:3"), 1 << 30)];
+    let remote = golden.connect(&servers, options());
+    let trained = Trained::of(&golden, true);
+    let tokens = golden.ends.embed(&golden.ids).expect("tokens");
+    let tuned = remote.tune(tunables(&trained)).expect("tuned");
+    let error = tuned.forward(Some(&(&trained.prompts * f64::NAN)), &tokens, &golden.rows).expect_err("NaN");
+    assert!(matches!(&error, RemoteError::NonFiniteInput { .. }), "{error}");
+
+    let poison = golden.get("deep_prompts").copy();
+    let _ = poison.get(1).fill_(f64::INFINITY);
+    let tuned = remote.tune(vec![("deep_prompts".into(), poison)]).expect("tuned");
+    let error = tuned.forward(Some(&trained.prompts), &tokens, &golden.rows).expect_err("an infinity");
+    assert!(matches!(&error, RemoteError::NonFinite { span: s, .. } if *s == span("1:3")), "{error}");
+}
+
+#[test]
+fn many_clients_share_a_server() {
+    let golden = Golden::open("llama-gqa");
+    let server = golden.serve(span("0:3"), 1 << 30);
+    let endpoint = server.endpoint().clone();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            let endpoint = endpoint.clone();
+            scope.spawn(move || {
+                let golden = Golden::open("llama-gqa");
+                let remote =
+                    RemoteSequential::connect(vec![endpoint], golden.expectation(), options()).expect("connected");
+                for _ in 0..3 {
+                    let trained = Trained::of(&golden, true);
+                    let logits = trained.logits(&golden, &remote, &golden.ids, &golden.rows);
+                    cross_entropy(&logits, &golden.get("labels")).backward();
+                    for (name, grad) in trained.grads() {
+                        assert_grad(name, &grad, &golden.get(&format!("deep.grad.{name}")));
+                    }
+                }
+            });
+        }
+    });
+}
