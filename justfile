@@ -32,9 +32,8 @@ lint: setup
     cargo clippy --workspace --all-targets -- -D warnings
 
 # Speed, as ratios measured side by side in one run; writes docs/bench.json
-bench *ARGS: _build
-    cargo build --workspace --example step
-    @scripts/sepal --example step {{ ARGS }}
+bench *ARGS: setup
+    cargo bench --profile dev -p sepal-integration-tests --bench step -- {{ ARGS }}
 
 # Regenerate what is generated and committed: RPC code and the pipeline schema (needs capnproto)
 schemas: setup

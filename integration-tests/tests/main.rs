@@ -1,7 +1,10 @@
 //! What the parts do together: exactness against PyTorch through servers, failures, whole runs of the real program.
 
-#![expect(unreachable_pub, reason = "modules of one test binary")]
-
+mod bad_input;
 mod exact;
 mod failures;
+mod new_plugin;
+mod processes;
+mod program;
+mod runs;
 mod support;

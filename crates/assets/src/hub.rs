@@ -40,6 +40,15 @@ impl Assets {
         }
     }
 
+    /// Asks the hub whether it is there, within the patience that the options have; `source` is the repository
+    /// that it is asked about.
+    ///
+    /// # Errors
+    /// [`FetchError::HubUnreachable`], or [`FetchError::Offline`] if it must not be asked.
+    pub fn probe_hub(&self, source: &HubSource) -> Result<(), FetchError> {
+        self.answering_hub(source).map(|_| ())
+    }
+
     /// The hub, asked once whether it is there.
     fn answering_hub(&self, source: &HubSource) -> Result<&Hub, FetchError> {
         let options = self.options();
@@ -62,7 +71,8 @@ impl Hub {
         // A thread of its own: resolving a name and connecting have no limit of their own, and a proxy must count.
         let ask = move || {
             let answer = match repository.exists().send() {
-                Err(HFError::Request { source, .. }) => Err(one_line(&source)),
+                // Without the address: the answer is remembered for other repositories, too.
+                Err(HFError::Request { source, .. }) => Err(one_line(&source.without_url())),
                 // It may refuse or not know the repository: it is there.
                 _ => Ok(()),
             };

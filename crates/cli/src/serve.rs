@@ -31,7 +31,9 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let options = ServerOptions { limits, threads: args.threads, ..ServerOptions::default() };
     let (stop, stopped) = mpsc::channel();
     // A second signal while calls finish changes nothing; the receiver may be gone by then.
-    ctrlc::set_handler(move || drop(stop.send(())))?;
+    ctrlc::set_handler(move || {
+        let _ = stop.send(());
+    })?;
     let server = BlockServer::listen(stack, identity, options, args.listen.clone())?;
     print(&format!("serving blocks {span} of {} ({}) on {}", asset.source, checkpoint.describe(), server.endpoint()))?;
     // Errors only if the handler is gone, which it is not while the process lives.

@@ -126,12 +126,8 @@ impl LabelSet {
         let rows = table.labels().ok_or(LabelError::NoColumn)?;
         let rows = || rows.iter().enumerate().map(|(row, label)| (Site { set: self, table, row }, label));
         Ok(match kind {
-            LabelKind::Class => {
-                Labels::Class(rows().map(|(site, label)| site.class(label)).collect::<Result<_, _>>()?)
-            }
-            LabelKind::Value => {
-                Labels::Value(rows().map(|(site, label)| site.value(label)).collect::<Result<_, _>>()?)
-            }
+            LabelKind::Class => Labels::Class(rows().map(|(site, label)| site.class(label)).collect::<Result<_, _>>()?),
+            LabelKind::Value => Labels::Value(rows().map(|(site, label)| site.value(label)).collect::<Result<_, _>>()?),
             LabelKind::Multi => {
                 Labels::Multi(rows().map(|(site, label)| site.multi_hot(label)).collect::<Result<_, _>>()?)
             }

@@ -42,6 +42,7 @@ mod labels;
 mod loader;
 mod nearest;
 mod order;
+mod predictions;
 mod read;
 mod spec;
 mod split;
@@ -54,6 +55,7 @@ mod tokens;
 
 pub use labels::{LabelError, LabelKind, LabelSet, Labels, check_classes};
 pub use loader::{Batch, Epoch, Loader, LoaderConfig, LoaderError};
+pub use predictions::{Predicted, PredictionError, predictions_parquet};
 pub use read::ReadError;
 pub use spec::{Format, TableSpec, split_files};
 pub use split::{SplitError, split};

@@ -94,7 +94,8 @@ impl Loader {
     /// The batches of epoch `epoch` from batch `first_batch` on, to resume it; none if there are not so many.
     pub fn epoch_from(&self, epoch: u64, first_batch: usize) -> Epoch {
         let last = self.batches_per_epoch();
-        let dealer = Dealer { shared: self.shared.clone(), order: self.order(epoch), next: first_batch.min(last)..last };
+        let dealer =
+            Dealer { shared: self.shared.clone(), order: self.order(epoch), next: first_batch.min(last)..last };
         Epoch { left: dealer.next.len(), source: Source::start(dealer) }
     }
 

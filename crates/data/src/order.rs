@@ -39,7 +39,8 @@ mod tests {
         assert_ne!(shuffled("split", 42, 0), GOLDEN);
     }
 
-    const GOLDEN: [usize; 8] = [0, 1, 2, 3, 4, 5, 6, 7];
+    /// As another implementation of the definitions above gives it.
+    const GOLDEN: [usize; 8] = [0, 5, 6, 1, 3, 7, 2, 4];
 
     #[test]
     fn every_order_is_as_likely() {

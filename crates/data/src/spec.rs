@@ -120,8 +120,8 @@ fn collect(folder: &Path, split: &str, inside: bool, found: &mut Vec<PathBuf>) -
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-        let belongs = inside
-            || stem.strip_prefix(split).is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '_', '.']));
+        let belongs =
+            inside || stem.strip_prefix(split).is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '_', '.']));
         // Follows links: the hub's cache is made of them.
         if path.is_dir() {
             collect(&path, split, belongs, found)?;

@@ -61,7 +61,8 @@ fn write(folder: &TempDir, name: &str) -> PathBuf {
         "x.arrow" => write_arrow(&path, &batch, None),
         "x.feather" => write_arrow(&path, &batch, Some(CompressionType::LZ4_FRAME)),
         "stream.arrow" => {
-            let mut writer = StreamWriter::try_new(File::create(&path).expect("a file"), &batch.schema()).expect("a writer");
+            let mut writer =
+                StreamWriter::try_new(File::create(&path).expect("a file"), &batch.schema()).expect("a writer");
             writer.write(&batch).expect("written");
             writer.finish().expect("finished");
         }
@@ -198,7 +199,8 @@ fn a_missing_column_names_those_that_are_there() {
         let ReadError::MissingColumn { columns, nearest, .. } = &error else { panic!("{name}: {error}") };
         assert_eq!((columns.len(), nearest.as_deref()), (5, Some("sentence")), "{name}");
         assert!(error.to_string().contains(&path.display().to_string()), "{error}");
-        let error = Table::read(&TableSpec::new(&path, "sentence").with_filter("src", "a")).expect_err("no such column");
+        let error =
+            Table::read(&TableSpec::new(&path, "sentence").with_filter("src", "a")).expect_err("no such column");
         assert!(matches!(error, ReadError::MissingColumn { column, .. } if column == "src"), "{name}");
     }
 }
@@ -244,7 +246,9 @@ fn a_filtered_row_may_be_bad() {
 #[test]
 fn files_without_rows() {
     let folder = tempfile::tempdir().expect("a folder");
-    for (name, content) in [("a.csv", "text,label\n"), ("b.csv", ""), ("c.tsv", "text\n"), ("d.jsonl", "\n"), ("e.jsonl", "")] {
+    for (name, content) in
+        [("a.csv", "text,label\n"), ("b.csv", ""), ("c.tsv", "text\n"), ("d.jsonl", "\n"), ("e.jsonl", "")]
+    {
         let path = folder.path().join(name);
         fs::write(&path, content).expect("written");
         let error = Table::read(&TableSpec::new(path, "text")).expect_err("no rows");

@@ -4,6 +4,7 @@
 use std::str::FromStr;
 
 use sepal_assets::Source;
+use sepal_data::Template;
 use sepal_plugin::{Head, Opt, Registry, Sched, Slot, Tuning};
 use sepal_swarm::Addr;
 use serde_json::Value;
@@ -35,7 +36,10 @@ fn sources(key: &KeyPath, value: &Value, findings: &mut Vec<Finding>) {
     match value {
         Value::String(text) => {
             if let Err(error) = Source::from_str(text) {
-                findings.push(Finding::new(key.clone(), format!("{}, found {}", error.problem, show(value))));
+                findings.push(Finding::new(
+                    key.clone(),
+                    format!("found {}, which is no source; {}", show(value), error.problem),
+                ));
             }
         }
         Value::Array(entries) => {
@@ -78,10 +82,16 @@ fn data(key: &KeyPath, data: &Value, evaluated: bool, findings: &mut Vec<Finding
 }
 
 fn template(key: &KeyPath, data: &Value, findings: &mut Vec<Finding>) {
-    let Some(template) = data["template"].as_str() else { return };
-    if !template.contains("{text}") {
-        let message = format!("expected `{{text}}` where the text goes, found {}", show(&data["template"]));
-        findings.push(Finding::new(key.key("template"), message));
+    let key = key.key("template");
+    match data["template"].as_str().map(str::parse::<Template>) {
+        Some(Err(error)) => {
+            let message = format!("found {}, which is no template; {}", show(&data["template"]), error.problem);
+            findings.push(Finding::new(key, message));
+        }
+        Some(Ok(template)) if template.takes_pair() && data["text_pair"].is_null() => {
+            findings.push(Finding::new(key, "expected `text_pair` beside it, because it holds `{text_pair}`"));
+        }
+        _ => {}
     }
 }
 

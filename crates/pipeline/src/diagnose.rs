@@ -27,7 +27,9 @@ impl Finding {
 pub(crate) fn violations(schema: &Value, value: &Value) -> Vec<Finding> {
     let validator = match Validator::new(schema) {
         Ok(validator) => validator,
-        Err(error) => return vec![Finding::new(KeyPath::root(), format!("a plugin's options have no schema: {error}"))],
+        Err(error) => {
+            return vec![Finding::new(KeyPath::root(), format!("a plugin's options have no schema: {error}"))];
+        }
     };
     let mut findings = Vec::new();
     for error in validator.iter_errors(value) {
@@ -39,10 +41,8 @@ pub(crate) fn violations(schema: &Value, value: &Value) -> Vec<Finding> {
 
 /// A missing key need not be told where a misspelt one is.
 fn drop_echoes(findings: &mut Vec<Finding>) {
-    let meant: Vec<KeyPath> = findings
-        .iter()
-        .filter_map(|finding| Some(finding.key.parent()?.key(finding.suggestion.as_ref()?)))
-        .collect();
+    let meant: Vec<KeyPath> =
+        findings.iter().filter_map(|finding| Some(finding.key.parent()?.key(finding.suggestion.as_ref()?))).collect();
     findings.retain(|finding| !(finding.message.starts_with(MISSING) && meant.contains(&finding.key)));
 }
 
@@ -68,9 +68,8 @@ impl Diagnosis<'_> {
                 None => findings.push(self.mismatch(key)),
             },
             Kind::UniqueItems => findings.push(Finding::new(key, self.repeated())),
-            Kind::MinItems { .. } | Kind::MinLength { .. } => {
-                findings.push(Finding::new(key, format!("expected {}, found an empty one", describe(self.subschema()))));
-            }
+            Kind::Enum { .. } if key.last_key() == Some("use") => findings.push(self.unknown_plugin(key)),
+            Kind::Pattern { .. } => findings.push(self.wrong_text(key)),
             _ => findings.push(self.mismatch(key)),
         }
     }
@@ -89,7 +88,7 @@ impl Diagnosis<'_> {
             (Some(_), _) => "unknown key".to_owned(),
             (None, Some(home)) => format!("unknown key; there is one at `{home}`"),
             (None, None) if known.is_empty() => "unknown key; there are no options".to_owned(),
-            (None, None) => format!("unknown key; known are {}", known.join(", ")),
+            (None, None) => format!("unknown key; known: {}", known.join(", ")),
         };
         Finding { key: parent.key(name), message, suggestion }
     }
@@ -101,11 +100,31 @@ impl Diagnosis<'_> {
         Finding::new(parent.key(name), format!("{MISSING}, expected {expected}"))
     }
 
+    fn unknown_plugin(&self, key: KeyPath) -> Finding {
+        let known = choices(self.subschema());
+        let noun = self.subschema()["title"].as_str().unwrap_or("plugin");
+        let message = match known.as_slice() {
+            [] => format!("unknown {noun}; none is registered"),
+            known => format!("unknown {noun} {}; known: {}", self.error.instance(), known.join(", ")),
+        };
+        Finding { key, message, suggestion: self.nearest_choice(&known) }
+    }
+
+    fn wrong_text(&self, key: KeyPath) -> Finding {
+        let expected = self.subschema()["patternErrorMessage"].as_str().unwrap_or("other text");
+        Finding::new(key, format!("expected {expected}, found {}", show(self.error.instance())))
+    }
+
     fn mismatch(&self, key: KeyPath) -> Finding {
         let (subschema, found) = (self.subschema(), self.error.instance());
-        let choices = subschema["enum"].as_array().into_iter().flatten().filter_map(Value::as_str);
-        let suggestion = found.as_str().and_then(|found| nearest(found, choices)).map(str::to_owned);
-        Finding { key, message: format!("expected {}, found {}", describe(subschema), show(found)), suggestion }
+        let suggestion = self.nearest_choice(&choices(subschema));
+        let unquoted = subschema["type"] == "string" && (found.is_number() || found.is_boolean());
+        let hint = if unquoted { "; quotation marks make it text" } else { "" };
+        Finding { key, message: format!("expected {}, found {}{hint}", describe(subschema), show(found)), suggestion }
+    }
+
+    fn nearest_choice(&self, choices: &[&str]) -> Option<String> {
+        nearest(self.error.instance().as_str()?, choices.iter().copied()).map(str::to_owned)
     }
 
     fn repeated(&self) -> String {
@@ -116,12 +135,16 @@ impl Diagnosis<'_> {
     }
 }
 
+/// The names that a schema lets one choose from, in any of its branches.
+fn choices(schema: &Value) -> Vec<&str> {
+    let own = schema["enum"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let branches = ["anyOf", "oneOf"].into_iter().flat_map(|keyword| schema[keyword].as_array().into_iter().flatten());
+    own.chain(branches.flat_map(choices)).collect()
+}
+
 /// The branch of a choice that the value was meant for: the only one whose complaints lie deeper than the value
 /// itself or are not about its type.
-fn closest<'a>(
-    key: &KeyPath,
-    context: &'a [Vec<ValidationError<'static>>],
-) -> Option<&'a [ValidationError<'static>]> {
+fn closest<'a>(key: &KeyPath, context: &'a [Vec<ValidationError<'static>>]) -> Option<&'a [ValidationError<'static>]> {
     let fits = |error: &ValidationError<'_>| {
         let shallow = key_path(error.instance_path()) == *key;
         !(shallow && matches!(error.kind(), Kind::Type { .. } | Kind::Enum { .. } | Kind::Constant { .. }))

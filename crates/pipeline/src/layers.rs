@@ -125,7 +125,9 @@ impl Merged {
     /// Where the value at `path` was written, or where it is missing.
     pub(crate) fn origin_of(&self, path: &KeyPath, layers: &[Layer]) -> Origin {
         match layers.get(self.layer_of(path)).map(|layer| &layer.origin) {
-            Some(Origin::File { name, .. }) => Origin::File { name: name.clone(), position: self.positions.nearest(path) },
+            Some(Origin::File { name, .. }) => {
+                Origin::File { name: name.clone(), position: self.positions.nearest(path) }
+            }
             Some(origin) => origin.clone(),
             None => Origin::File { name: "the pipeline".to_owned(), position: None },
         }

@@ -116,7 +116,8 @@ fn drop_stale(place: &Place, layers: &[Layer], merged: &mut Merged) -> Vec<Strin
     if let Some(options) = merged.value[place.key]["with"].as_object_mut() {
         stale.iter().for_each(|option| drop(options.shift_remove(option)));
     }
-    let notice = |option: &String| format!("{} is left out: {} `{name}` has no such option", with.key(option), place.noun);
+    let notice =
+        |option: &String| format!("{} is left out: {} `{name}` has no such option", with.key(option), place.noun);
     stale.iter().map(notice).collect()
 }
 

@@ -1,4 +1,4 @@
-use sepal_blocks::Ends;
+use sepal_blocks::{Ends, EndsError};
 use sepal_core::{Ragged, Span};
 use sepal_nn::Parameters;
 use sepal_plugin::{Hidden, Logits, Phase, TaskHead, TuningMode};
@@ -25,6 +25,12 @@ impl Model {
         Ok(named.into_iter().map(|named| (named.name, named.tensor)).collect())
     }
 
+    /// The servers that there are, for messages.
+    pub(crate) fn servers(&self) -> String {
+        let spans: Vec<String> = self.remote.servers().iter().map(|info| info.span.to_string()).collect();
+        format!("blocks {}", spans.join(", "))
+    }
+
     /// The logits of a batch: `[rows, n_labels]`.
     pub(crate) fn forward(
         &self,
@@ -33,11 +39,15 @@ impl Model {
         rows: &Ragged,
         phase: Phase,
     ) -> Result<Logits, RunError> {
-        let tokens = self.ends.embed(&Tensor::from_slice(ids)).map_err(RunError::Ends)?; // [n_tokens, hidden]
+        let tokens = self.ends.embed(&Tensor::from_slice(ids)).map_err(ends)?; // [n_tokens, hidden]
         let prompts = self.tuning.prefix().map_err(RunError::Tuning)?;
-        let prefix = prompts.map(|prompts| self.ends.embed_prompts(&prompts)).transpose().map_err(RunError::Ends)?;
+        let prefix = prompts.map(|prompts| self.ends.embed_prompts(&prompts)).transpose().map_err(ends)?;
         let pooled = tuned.forward(prefix.as_ref(), &tokens, rows).map_err(RunError::Remote)?; // [rows, hidden]
-        let hidden = Hidden { pooled: self.ends.final_norm(&pooled).map_err(RunError::Ends)? };
+        let hidden = Hidden { pooled: self.ends.final_norm(&pooled).map_err(ends)? };
         self.head.forward(&hidden, phase).map_err(RunError::Head)
     }
+}
+
+fn ends(error: EndsError) -> RunError {
+    RunError::Ends(error.into())
 }

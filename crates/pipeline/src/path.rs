@@ -41,6 +41,14 @@ impl KeyPath {
         self.0.split_last().map(|(_, rest)| Self(rest.to_vec()))
     }
 
+    /// The last key, if the last step is one.
+    pub(crate) fn last_key(&self) -> Option<&str> {
+        match self.0.last() {
+            Some(Segment::Key(key)) => Some(key),
+            _ => None,
+        }
+    }
+
     /// What remains below `ancestor`; `None` if it is none.
     pub(crate) fn below(&self, ancestor: &Self) -> Option<&[Segment]> {
         self.0.strip_prefix(ancestor.0.as_slice())

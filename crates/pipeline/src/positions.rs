@@ -33,7 +33,8 @@ impl Positions {
 }
 
 fn is_content(event: &Event<'_>) -> bool {
-    let node = matches!(event, Event::Alias(_) | Event::Scalar(..) | Event::SequenceStart(..) | Event::MappingStart(..));
+    let node =
+        matches!(event, Event::Alias(_) | Event::Scalar(..) | Event::SequenceStart(..) | Event::MappingStart(..));
     node || matches!(event, Event::SequenceEnd | Event::MappingEnd)
 }
 
@@ -113,11 +114,8 @@ impl<'a> Walk<'a> {
 
     /// Puts what lies below `from` below `to` as well, where nothing is yet.
     fn copy(&mut self, from: &KeyPath, to: &KeyPath) {
-        let below: Vec<_> = self
-            .found
-            .iter()
-            .filter_map(|(path, position)| Some((to.join(path.below(from)?), *position)))
-            .collect();
+        let below: Vec<_> =
+            self.found.iter().filter_map(|(path, position)| Some((to.join(path.below(from)?), *position))).collect();
         for (path, position) in below {
             self.found.entry(path).or_insert(position);
         }
@@ -157,27 +155,33 @@ mod tests {
     fn keys_and_entries_have_places() {
         let text = "# a comment\na: 1\nb:\n  c: [x, {d: 1}]\n  e:\n    - 1\n    - f: 2\n";
         let (root, b) = (KeyPath::root(), KeyPath::keys(["b"]));
-        check(text, &[
-            (root.key("a"), 2, 1),
-            (b.clone(), 3, 1),
-            (b.key("c"), 4, 3),
-            (b.key("c").index(0), 4, 7),
-            (b.key("c").index(1).key("d"), 4, 11),
-            (b.key("e").index(1).key("f"), 7, 7),
-            (b.key("missing"), 3, 1),
-        ]);
+        check(
+            text,
+            &[
+                (root.key("a"), 2, 1),
+                (b.clone(), 3, 1),
+                (b.key("c"), 4, 3),
+                (b.key("c").index(0), 4, 7),
+                (b.key("c").index(1).key("d"), 4, 11),
+                (b.key("e").index(1).key("f"), 7, 7),
+                (b.key("missing"), 3, 1),
+            ],
+        );
         assert_eq!(Positions::of(text).nearest(&root.key("missing")), None);
     }
 
     #[test]
     fn aliases_lead_to_their_anchors() {
         let text = "a: &shared\n  x: 1\nb: *shared\nc:\n  <<: *shared\n  y: 2\n";
-        check(text, &[
-            (KeyPath::keys(["b"]), 3, 1),
-            (KeyPath::keys(["b", "x"]), 2, 3),
-            (KeyPath::keys(["c", "x"]), 2, 3),
-            (KeyPath::keys(["c", "y"]), 6, 3),
-        ]);
+        check(
+            text,
+            &[
+                (KeyPath::keys(["b"]), 3, 1),
+                (KeyPath::keys(["b", "x"]), 2, 3),
+                (KeyPath::keys(["c", "x"]), 2, 3),
+                (KeyPath::keys(["c", "y"]), 6, 3),
+            ],
+        );
     }
 
     #[test]

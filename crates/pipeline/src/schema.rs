@@ -94,6 +94,7 @@ impl Place {
             "type": "object",
             "properties": {
                 "use": {
+                    "title": self.noun,
                     "description": format!("Which {}.", self.noun),
                     "type": "string",
                     "enum": all(|choice| json!(choice.name)),

@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 pub struct Spec {
     /// Begins the name of the run's folder: letters, digits, `-`, `_` and `.`.
     #[schemars(regex(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$"))]
-    #[schemars(extend("patternErrorMessage" = "letters, digits, `-`, `_` and `.`, beginning with a letter or digit"))]
+    #[schemars(extend("patternErrorMessage" = "letters, digits, `-`, `_` and `.`"))]
     pub name: String,
     /// The frozen model.
     pub model: ModelSpec,
@@ -425,7 +425,11 @@ pub enum EvaluateEvery {
     /// Not at all.
     Never,
     /// After each this many optimizer steps, and at the end.
-    Steps(#[schemars(range(min = 1))] u64),
+    Steps(
+        /// How many optimizer steps.
+        #[schemars(range(min = 1))]
+        u64,
+    ),
 }
 
 /// What a run leaves behind.

@@ -11,7 +11,7 @@ use sepal_track::{EvaluationRecord, MetricsLog, StepRecord};
 use tch::{Kind, Tensor};
 
 use crate::error::RunError;
-use crate::labels::to_tensor;
+use crate::data::to_tensor;
 use crate::model::Model;
 use crate::progress::{Event, Observer};
 use crate::spec::{EvaluateEvery, TrainSpec};
@@ -106,7 +106,8 @@ impl Training<'_> {
         let sums = self.accumulate(group, number)?;
         let grad_norm = self.clip()?;
         if !grad_norm.is_finite() {
-            return Err(RunError::NonFinite { what: "gradients", step: number, rows: rows_of(group) });
+            let (what, rows) = ("norm of the gradients", rows_of(group));
+            return Err(RunError::NonFinite { what, step: number, rows, servers: self.model.servers() });
         }
         let lr = self.optimizer.lr() * self.schedule.factor(outcome.steps as usize);
         self.optimizer.step(&self.model.params, lr).map_err(RunError::Optimizer)?;
@@ -145,13 +146,13 @@ impl Training<'_> {
                 Some(earlier) => earlier.with_graph(tunables),
             };
             let tuned = tuned.insert(current);
-            let at = |what| RunError::NonFinite { what, step, rows: batch.indices.clone() };
             let logits = self.model.forward(tuned, &batch.ids, &batch.rows, Phase::Train)?;
-            let labels = to_tensor(&batch.labels)?;
+            let labels = to_tensor(batch.labels.as_ref())?;
             let loss = self.model.head.loss(&logits, &labels).map_err(RunError::Head)?;
             let value = f64::try_from(&loss).map_err(RunError::Torch)?;
             if !value.is_finite() {
-                return Err(at("loss"));
+                let (rows, servers) = (batch.indices.clone(), self.model.servers());
+                return Err(RunError::NonFinite { what: "loss", step, rows, servers });
             }
             let share = batch.rows.len() as f64 / rows as f64;
             (loss * share).f_backward().map_err(|source| RunError::Backward { step, source })?;
@@ -198,7 +199,7 @@ pub(crate) fn evaluate(
         let tuned = model.remote.tune(model.tunables()?).map_err(RunError::Remote)?;
         for batch in loader.epoch(0) {
             let logits = model.forward(&tuned, &batch.ids, &batch.rows, Phase::Evaluate)?;
-            let truth = to_tensor(&batch.labels)?;
+            let truth = to_tensor(batch.labels.as_ref())?;
             let mean = model.head.loss(&logits, &truth).map_err(RunError::Head)?;
             loss += f64::try_from(&mean).map_err(RunError::Torch)? * batch.rows.len() as f64;
             tokens += batch.rows.n_tokens();

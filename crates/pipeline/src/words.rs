@@ -4,9 +4,6 @@ use serde_json::Value;
 
 /// What a schema asks for, to follow "expected".
 pub(crate) fn describe(schema: &Value) -> String {
-    if let Some(words) = schema["patternErrorMessage"].as_str() {
-        return words.to_owned();
-    }
     if let Some(choices) = schema["enum"].as_array() {
         return one_of(choices);
     }
@@ -50,20 +47,41 @@ fn describe_type(kind: &str, schema: &Value) -> String {
     match kind {
         "integer" => format!("a whole number{}", limits(schema)),
         "number" => format!("a number{}", limits(schema)),
+        "string" if at_least_one(schema, "minLength") => "non-empty text".to_owned(),
         "string" => "text".to_owned(),
         "boolean" => "true or false".to_owned(),
-        "array" => match describe(&schema["items"]).as_str() {
-            "" => "a list".to_owned(),
-            items => format!("a list of {items}"),
-        },
-        "object" => match schema["properties"].as_object().filter(|properties| properties.len() <= 3) {
-            Some(properties) if !properties.is_empty() => {
-                format!("a map with `{}`", properties.keys().cloned().collect::<Vec<_>>().join("`, `"))
-            }
-            _ => "a map of keys".to_owned(),
-        },
+        "array" => describe_list(schema),
+        "object" => describe_map(schema),
         other => other.to_owned(),
     }
+}
+
+fn describe_list(schema: &Value) -> String {
+    let list = if at_least_one(schema, "minItems") { "a non-empty list" } else { "a list" };
+    match describe(&schema["items"]).as_str() {
+        "" => list.to_owned(),
+        items => format!("{list} of {items}"),
+    }
+}
+
+/// A map with what it must have, or else with some of what it may have.
+fn describe_map(schema: &Value) -> String {
+    let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let mut keys: Vec<&str> = required.collect();
+    let mut more = false;
+    if keys.is_empty() {
+        let known = schema["properties"].as_object();
+        keys.extend(known.into_iter().flatten().map(|(key, _)| key.as_str()).take(3));
+        more = known.is_some_and(|known| known.len() > keys.len());
+    }
+    match keys.as_slice() {
+        [] => "a map".to_owned(),
+        keys => format!("a map with `{}`{}", keys.join("`, `"), if more { ", …" } else { "" }),
+    }
+}
+
+fn at_least_one(schema: &Value, keyword: &str) -> bool {
+    schema[keyword].as_u64().is_some_and(|least| least > 0)
 }
 
 fn limits(schema: &Value) -> String {
@@ -82,7 +100,7 @@ fn limits(schema: &Value) -> String {
 
 fn one_of(choices: &[Value]) -> String {
     match choices {
-        [] => "nothing: no plugin is registered here".to_owned(),
+        [] => "nothing".to_owned(),
         [only] => plain(only),
         many => format!("one of {}", many.iter().map(plain).collect::<Vec<_>>().join(", ")),
     }
@@ -117,12 +135,31 @@ mod tests {
     fn schemas_in_words() {
         for (schema, expected) in [
             (json!({ "type": "integer", "minimum": 1 }), "a whole number of at least 1"),
-            (json!({ "type": ["number", "null"], "exclusiveMinimum": 0.0, "exclusiveMaximum": 1.0 }), "a number above 0 and below 1"),
+            (
+                json!({ "type": ["number", "null"], "exclusiveMinimum": 0.0, "exclusiveMaximum": 1.0 }),
+                "a number above 0 and below 1",
+            ),
             (json!({ "type": "string", "enum": ["csv", "tsv"] }), "one of csv, tsv"),
             (json!({ "const": "f32" }), "f32"),
-            (json!({ "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }] }), "text or a list of text"),
-            (json!({ "oneOf": [{ "enum": ["end"] }, { "type": "object", "properties": { "steps": {} } }] }), "end or a map with `steps`"),
+            (
+                json!({ "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }] }),
+                "text or a list of text",
+            ),
+            (
+                json!({ "oneOf": [{ "enum": ["end"] }, { "type": "object", "properties": { "steps": {} } }] }),
+                "end or a map with `steps`",
+            ),
             (json!({ "type": "boolean" }), "true or false"),
+            (
+                json!({ "type": "array", "minItems": 1, "items": { "type": "string", "minLength": 1 } }),
+                "a non-empty list of non-empty text",
+            ),
+            (json!({ "type": "object", "properties": { "a": {}, "b": {} }, "required": ["b"] }), "a map with `b`"),
+            (
+                json!({ "type": "object", "properties": { "a": {}, "b": {}, "c": {}, "d": {} } }),
+                "a map with `a`, `b`, `c`, …",
+            ),
+            (json!({ "type": "object" }), "a map"),
         ] {
             assert_eq!(describe(&schema), expected, "{schema}");
         }

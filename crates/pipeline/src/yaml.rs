@@ -1,7 +1,7 @@
 //! YAML text to values.
 
 use serde_json::Value;
-use serde_saphyr::{Options, SnippetMode};
+use serde_saphyr::{Error, Options, SnippetMode, UserMessageFormatter};
 
 use crate::positions::Position;
 
@@ -40,8 +40,14 @@ fn options() -> Options {
 }
 
 /// The error in one line, without a picture and without the place.
-fn message(error: &serde_saphyr::Error) -> String {
-    let text = error.render_with_options(serde_saphyr::render_options! { snippets: SnippetMode::Off });
+fn message(error: &Error) -> String {
+    if let Error::DuplicateMappingKey { key: Some(key), .. } = error.without_snippet() {
+        return format!("expected each key once, found `{key}` again");
+    }
+    let text = error.render_with_options(serde_saphyr::render_options! {
+        formatter: &UserMessageFormatter,
+        snippets: SnippetMode::Off
+    });
     let line = text.lines().next().unwrap_or_default();
     let cut = line.find(" at line ").map_or(line, |end| &line[..end]);
     format!("expected YAML: {}", cut.trim_start_matches("error: "))

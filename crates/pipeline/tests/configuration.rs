@@ -58,9 +58,15 @@ fn good(env: &[(&str, &str)], sets: &[&str]) -> Loaded {
     layers(GOOD, env, sets).load(&registry()).unwrap_or_else(|problems| panic!("{problems}"))
 }
 
+/// The problems of these layers, one per line.
+fn problems(layers: &Layers) -> String {
+    let problems = layers.load(&registry()).expect_err("there is something wrong");
+    problems.iter().map(|problem| problem.to_string()).collect::<Vec<_>>().join("\n")
+}
+
 /// The problems of a text.
 fn bad(text: &str) -> String {
-    layers(text, &[], &[]).load(&registry()).expect_err("there is something wrong").to_string()
+    problems(&layers(text, &[], &[]))
 }
 
 /// The problems of the good file with one piece of text replaced.
@@ -71,7 +77,7 @@ fn with(from: &str, to: &str) -> String {
 
 /// The problems of the good file with these overrides.
 fn over(env: &[(&str, &str)], sets: &[&str]) -> String {
-    layers(GOOD, env, sets).load(&registry()).expect_err("there is something wrong").to_string()
+    problems(&layers(GOOD, env, sets))
 }
 
 #[test]
@@ -118,14 +124,17 @@ fn the_command_line_wins_over_the_environment_over_the_file() {
 
 #[test]
 fn values_of_the_command_line_are_yaml() {
-    let spec = good(&[], &[
-        "data.otherwise=[]",
-        "swarm.use=static",
-        "swarm.with.servers=[127.0.0.1:4000, 'unix:/tmp/a socket']",
-        "data.train=/data/train.tsv",
-        "train.clip_norm=null",
-        "evaluate.every={steps: 20}",
-    ])
+    let spec = good(
+        &[],
+        &[
+            "data.otherwise=[]",
+            "swarm.use=static",
+            "swarm.with.servers=[127.0.0.1:4000, 'unix:/tmp/a socket']",
+            "data.train=/data/train.tsv",
+            "train.clip_norm=null",
+            "evaluate.every={steps: 20}",
+        ],
+    )
     .spec;
     assert!(spec.data.otherwise.is_empty());
     assert_eq!(spec.data.train.to_string(), "/data/train.tsv");
@@ -145,72 +154,86 @@ fn another_choice_leaves_out_options_it_does_not_have() {
     assert_eq!(notices, ["tuning.with.deep_init is left out: tuning mode `ptune` has no such option"]);
 
     // The same choice keeps its options, and what the override itself says is checked.
-    assert_snapshot!(over(&[], &["tuning.use=deep-ptune", "tuning.with.deep=1"]), @"");
-    assert_snapshot!(over(&[], &["tuning.use=ptune", "tuning.with.deep_init=zero"]), @"");
+    assert_snapshot!(over(&[], &["tuning.use=deep-ptune", "tuning.with.deep=1"]), @"--set tuning.with.deep=1: tuning.with.deep: unknown key; did you mean `deep_init`?");
+    assert_snapshot!(over(&[], &["tuning.use=ptune", "tuning.with.deep_init=zero"]), @"--set tuning.with.deep_init=zero: tuning.with.deep_init: unknown key; known: pre_seq_len, init");
 }
 
 #[test]
 fn unknown_keys() {
-    assert_snapshot!(with("max_length", "max_lenght"), @"");
-    assert_snapshot!(with("loader:", "loaders:"), @"");
-    assert_snapshot!(with("seed: 7", "zebra: 7"), @"");
-    assert_snapshot!(with("seed: 7", "shuffle: false"), @"");
-    assert_snapshot!(with("lr: 1.0e-2", "learning_rate: 1"), @"");
-    assert_snapshot!(with("      text: text", "      txt: text"), @"");
+    assert_snapshot!(with("max_length", "max_lenght"), @"sst2.yaml:16:3: data.max_lenght: unknown key; did you mean `max_length`?");
+    assert_snapshot!(with("loader:", "loaders:"), @"sst2.yaml:23:1: loaders: unknown key; did you mean `loader`?");
+    assert_snapshot!(with("seed: 7", "zebra: 7"), @"sst2.yaml:26:21: train.zebra: unknown key; known: epochs, max_steps, accumulate, clip_norm, precision, seed, threads");
+    assert_snapshot!(with("seed: 7", "shuffle: false"), @"sst2.yaml:26:21: train.shuffle: unknown key; there is one at `loader.shuffle`");
+    assert_snapshot!(with("lr: 1.0e-2", "learning_rate: 1"), @"sst2.yaml:24:34: optimizer.with.learning_rate: unknown key; known: lr, betas, eps, weight_decay");
+    assert_snapshot!(with("      text: text", "      txt: text"), @"sst2.yaml:20:7: data.otherwise[0].txt: unknown key; did you mean `text`?");
 }
 
 #[test]
 fn wrong_values() {
-    assert_snapshot!(with("epochs: 3", "epochs: many"), @"");
-    assert_snapshot!(with("epochs: 3", "epochs: 0"), @"");
-    assert_snapshot!(with("epochs: 3", "epochs: 1.5"), @"");
-    assert_snapshot!(with("batch_size: 32", "batch_size: -1"), @"");
-    assert_snapshot!(with("drop_last: true", "drop_last: yes"), @"");
-    assert_snapshot!(with("validation_split: 0.1", "validation_split: 1.5"), @"");
-    assert_snapshot!(with("every: epoch", "every: epochs"), @"");
-    assert_snapshot!(with("every: epoch", "every: { steps: 0 }"), @"");
-    assert_snapshot!(with("every: epoch", "every: { step: 2 }"), @"");
-    assert_snapshot!(with("name: sst2", "name: a b"), @"");
-    assert_snapshot!(with("name: sst2", "name:"), @"");
-    assert_snapshot!(with("text: sentence", "text: 3"), @"");
-    assert_snapshot!(with("{ batch_size: 32, drop_last: true }", "32"), @"");
-    assert_snapshot!(with("{ pre_seq_len: 8 }", "{ pre_seq_len: 0, init: vocab }"), @"");
-    assert_snapshot!(with("lr: 1.0e-2", "lr: fast"), @"");
+    assert_snapshot!(with("epochs: 3", "epochs: many"), @r#"sst2.yaml:26:10: train.epochs: expected a whole number of at least 1, found the text "many""#);
+    assert_snapshot!(with("epochs: 3", "epochs: 0"), @"sst2.yaml:26:10: train.epochs: expected a whole number of at least 1, found 0");
+    assert_snapshot!(with("epochs: 3", "epochs: 1.5"), @"sst2.yaml:26:10: train.epochs: expected a whole number of at least 1, found 1.5");
+    assert_snapshot!(with("batch_size: 32", "batch_size: -1"), @"sst2.yaml:23:11: loader.batch_size: expected a whole number of at least 1, found -1");
+    assert_snapshot!(with("drop_last: true", "drop_last: yes"), @r#"sst2.yaml:23:27: loader.drop_last: expected true or false, found the text "yes""#);
+    assert_snapshot!(with("validation_split: 0.1", "validation_split: 1.5"), @"sst2.yaml:19:7: data.otherwise[0].validation_split: expected a number above 0 and below 1, found 1.5");
+    assert_snapshot!(with("every: epoch", "every: epochs"), @r#"sst2.yaml:27:13: evaluate.every: expected one of epoch, end, never or a map with `steps`, found the text "epochs"; did you mean `epoch`?"#);
+    assert_snapshot!(with("every: epoch", "every: { steps: 0 }"), @"sst2.yaml:27:22: evaluate.every.steps: expected a whole number of at least 1, found 0");
+    assert_snapshot!(with("every: epoch", "every: { step: 2 }"), @"sst2.yaml:27:22: evaluate.every.step: unknown key; did you mean `steps`?");
+    assert_snapshot!(with("name: sst2", "name: a b"), @r#"sst2.yaml:1:1: name: expected letters, digits, `-`, `_` and `.`, found the text "a b""#);
+    assert_snapshot!(with("name: sst2", "name:"), @"sst2.yaml:1:1: name: expected text, found nothing");
+    assert_snapshot!(with("text: sentence", "text: 3"), @"sst2.yaml:14:3: data.text: expected text, found 3; quotation marks make it text");
+    assert_snapshot!(with("text: sentence", "text: sentence\n  format: xml"), @r#"sst2.yaml:15:3: data.format: expected one of parquet, arrow, csv, tsv, jsonl, found the text "xml""#);
+    assert_snapshot!(with("{ batch_size: 32, drop_last: true }", "32"), @"sst2.yaml:23:1: loader: expected a map with `batch_size`, `drop_last`, `shuffle`, …, found 32");
+    assert_snapshot!(with("{ pre_seq_len: 8 }", "{ pre_seq_len: 0, init: vocab }"), @r#"
+        sst2.yaml:10:11: tuning.with.pre_seq_len: expected a whole number of at least 1, found 0
+        sst2.yaml:10:27: tuning.with.init: expected one of vocabulary, normal, found the text "vocab"; did you mean `vocabulary`?
+    "#);
+    assert_snapshot!(with("lr: 1.0e-2", "lr: fast"), @r#"sst2.yaml:24:34: optimizer.with.lr: expected a number of at least 0, found the text "fast""#);
 }
 
 #[test]
 fn unknown_plugins() {
-    assert_snapshot!(with("use: deep-ptune", "use: deep_ptune"), @"");
-    assert_snapshot!(with("use: sequence-classification", "use: regression"), @"");
-    assert_snapshot!(with("use: adamw", "uses: adamw"), @"");
-    assert_snapshot!(with("use: embedded", "use: swarm"), @"");
+    assert_snapshot!(with("use: deep-ptune", "use: deep_ptune"), @r#"sst2.yaml:9:3: tuning.use: unknown tuning mode "deep_ptune"; known: deep-ptune, ptune; did you mean `deep-ptune`?"#);
+    assert_snapshot!(with("use: sequence-classification", "use: regression"), @r#"sst2.yaml:6:3: task.use: unknown task head "regression"; known: sequence-classification"#);
+    assert_snapshot!(with("use: adamw", "uses: adamw"), @"sst2.yaml:24:14: optimizer.uses: unknown key; did you mean `use`?");
+    assert_snapshot!(with("use: embedded", "use: swarm"), @r#"sst2.yaml:4:10: swarm.use: unknown swarm "swarm"; known: embedded, static"#);
 }
 
 #[test]
 fn labels_and_servers() {
-    assert_snapshot!(with("[negative, positive]", "[good, bad, good]"), @"");
-    assert_snapshot!(with("[negative, positive]", "[]"), @"");
-    assert_snapshot!(with("[negative, positive]", "[0, 1]"), @"");
-    assert_snapshot!(with("  with: { labels: [negative, positive] }\n", ""), @"");
-    assert_snapshot!(with("use: embedded", "use: static"), @"");
-    assert_snapshot!(with("use: embedded", "use: static, with: { servers: [] }"), @"");
-    assert_snapshot!(with("use: embedded", "use: static, with: { servers: [127.0.0.1], timeout_ms: 0 }"), @"");
+    assert_snapshot!(with("[negative, positive]", "[good, bad, good]"), @r#"sst2.yaml:7:11: task.with.labels: expected different entries, found the text "good" twice"#);
+    assert_snapshot!(with("[negative, positive]", "[]"), @"sst2.yaml:7:11: task.with.labels: expected a non-empty list of non-empty text, found an empty list");
+    assert_snapshot!(with("[negative, positive]", "[0, 1]"), @r"
+        sst2.yaml:7:20: task.with.labels[0]: expected non-empty text, found 0; quotation marks make it text
+        sst2.yaml:7:23: task.with.labels[1]: expected non-empty text, found 1; quotation marks make it text
+    ");
+    assert_snapshot!(with("  with: { labels: [negative, positive] }\n", ""), @"sst2.yaml:5:1: task.with: missing, expected a map with `labels`");
+    assert_snapshot!(with("use: embedded", "use: static"), @"sst2.yaml:4:1: swarm.with: missing, expected a map with `servers`");
+    assert_snapshot!(with("use: embedded", "use: static, with: { servers: [] }"), @"sst2.yaml:4:31: swarm.with.servers: expected a non-empty list of text, found an empty list");
+    assert_snapshot!(with("use: embedded", "use: static, with: { servers: [127.0.0.1], timeout_ms: 0 }"), @r#"
+        sst2.yaml:4:41: swarm.with.servers[0]: expected HOST:PORT or unix:PATH, found the text "127.0.0.1"
+        sst2.yaml:4:53: swarm.with.timeout_ms: expected a whole number of at least 1, found 0
+    "#);
 }
 
 #[test]
 fn keys_that_do_not_fit_together() {
-    assert_snapshot!(with("  validation: hub:stanfordnlp/sst2\n", ""), @"");
-    assert_snapshot!(with("  text: sentence", "  text: sentence\n  validation_split: 0.5"), @"");
-    assert_snapshot!(with("  text: sentence", "  text: sentence\n  template: 'Movie review:'"), @"");
-    assert_snapshot!(with("label: label\n  max_length", "label: sentence\n  max_length"), @"");
+    assert_snapshot!(with("  validation: hub:stanfordnlp/sst2\n", ""), @"sst2.yaml:11:1: data.validation: expected `validation` or `validation_split`, found neither; `evaluate.every: never` needs none");
+    assert_snapshot!(with("  text: sentence", "  text: sentence\n  validation_split: 0.5"), @"sst2.yaml:15:3: data.validation_split: expected either `validation` or `validation_split`, found both");
+    assert_snapshot!(with("  text: sentence", "  text: sentence\n  template: 'Movie review:'"), @r#"sst2.yaml:15:3: data.template: found the text "Movie review:", which is no template; it does not say where the {text} goes"#);
+    assert_snapshot!(with("  text: sentence", "  text: sentence\n  template: '{text} / {text_pair}'"), @"sst2.yaml:15:3: data.template: expected `text_pair` beside it, because it holds `{text_pair}`");
+    assert_snapshot!(with("label: label\n  max_length", "label: sentence\n  max_length"), @r#"sst2.yaml:15:3: data.label: expected another column than `text`, found the text "sentence" for both"#);
     assert!(good(&[], &["data.validation=null", "evaluate.every=never"]).spec.data.validation.is_none());
 }
 
 #[test]
 fn sources_are_read() {
-    assert_snapshot!(with("train: hub:stanfordnlp/sst2", "train: hub:sst2"), @"");
-    assert_snapshot!(with("[hub:HuggingFaceTB/SmolLM2-135M, models/tiny]", "[hub:x, pypi:a/b.gguf]"), @"");
-    assert_snapshot!(with("[hub:HuggingFaceTB/SmolLM2-135M, models/tiny]", "[]"), @"");
+    assert_snapshot!(with("train: hub:stanfordnlp/sst2", "train: hub:sst2"), @r#"sst2.yaml:12:3: data.train: found the text "hub:sst2", which is no source; write hub:OWNER/NAME, hub:OWNER/NAME@REVISION or hub:OWNER/NAME/PATH/IN/REPOSITORY"#);
+    assert_snapshot!(with("[hub:HuggingFaceTB/SmolLM2-135M, models/tiny]", "[hub:x, pypi:a/b.gguf]"), @r#"
+        sst2.yaml:3:12: model.source[0]: found the text "hub:x", which is no source; write hub:OWNER/NAME, hub:OWNER/NAME@REVISION or hub:OWNER/NAME/PATH/IN/REPOSITORY
+        sst2.yaml:3:19: model.source[1]: found the text "pypi:a/b.gguf", which is no source; the version must be pinned; write pypi:NAME==VERSION/PATH
+    "#);
+    assert_snapshot!(with("[hub:HuggingFaceTB/SmolLM2-135M, models/tiny]", "[]"), @"sst2.yaml:3:3: model.source: expected a non-empty list of non-empty text, found an empty list");
 }
 
 #[test]
@@ -227,25 +250,58 @@ data:
   text: sentence
 optimizer: { use: adamw, with: { lr: -1 } }
 trian: { epochs: 1 }
-"), @"");
-    assert_snapshot!(bad(""), @"");
+"), @r#"
+        sst2.yaml: schedule: missing, expected a map with `use`
+        sst2.yaml:1:1: name: expected text, found 3; quotation marks make it text
+        sst2.yaml:2:10: model.sorce: unknown key; did you mean `source`?
+        sst2.yaml:3:47: task.with.labels: expected different entries, found the text "a" twice
+        sst2.yaml:4:11: tuning.use: unknown tuning mode "deep-ptun"; known: deep-ptune, ptune; did you mean `deep-ptune`?
+        sst2.yaml:5:1: data.label: missing, expected text
+        sst2.yaml:6:3: data.train: found the text "hub:sst2", which is no source; write hub:OWNER/NAME, hub:OWNER/NAME@REVISION or hub:OWNER/NAME/PATH/IN/REPOSITORY
+        sst2.yaml:8:3: data.validation_split: expected either `validation` or `validation_split`, found both
+        sst2.yaml:10:34: optimizer.with.lr: expected a number of at least 0, found -1
+        sst2.yaml:11:1: trian: unknown key; did you mean `train`?
+    "#);
+    assert_snapshot!(bad(""), @r"
+        sst2.yaml: data: missing, expected a map with `train`, `text`, `label`
+        sst2.yaml: model: missing, expected a map with `source`
+        sst2.yaml: name: missing, expected text
+        sst2.yaml: optimizer: missing, expected a map with `use`
+        sst2.yaml: schedule: missing, expected a map with `use`
+        sst2.yaml: task: missing, expected a map with `use`
+        sst2.yaml: tuning: missing, expected a map with `use`
+    ");
+    let problems = layers("name: [", &[], &[]).load(&registry()).expect_err("there is something wrong");
+    assert_eq!(problems.to_string(), format!("understand the pipeline: 1 problem\n  {}", bad("name: [")));
 }
 
 #[test]
 fn overrides_are_blamed_where_they_are_wrong() {
-    assert_snapshot!(over(&[("SEPAL__TRAIN__EPOCHS", "many"), ("SEPAL__TRIAN__SEED", "1")], &[]), @"");
-    assert_snapshot!(over(&[], &["train.epochs=0", "loader.batchsize=3", "seed=3"]), @"");
-    assert_snapshot!(over(&[("SEPAL__DATA__OTHERWISE", "[1")], &["train.seed", "=3", "data..x=1"]), @"");
-    assert_snapshot!(over(&[], &["data.otherwise=[{train: a.csv, text: t, label: l}]"]), @"");
-    assert_snapshot!(over(&[], &["optimizer=sgd"]), @"");
+    assert_snapshot!(over(&[("SEPAL__TRAIN__EPOCHS", "many"), ("SEPAL__TRIAN__SEED", "1")], &[]), @r#"
+        SEPAL__TRAIN__EPOCHS: train.epochs: expected a whole number of at least 1, found the text "many"
+        SEPAL__TRIAN__SEED: trian: unknown key; did you mean `train`?
+    "#);
+    assert_snapshot!(over(&[], &["train.epochs=0", "loader.batchsize=3", "seed=3"]), @r"
+        --set loader.batchsize=3: loader.batchsize: unknown key; did you mean `batch_size`?
+        --set seed=3: seed: unknown key; there is one at `train.seed`
+        --set train.epochs=0: train.epochs: expected a whole number of at least 1, found 0
+    ");
+    assert_snapshot!(over(&[("SEPAL__DATA__OTHERWISE", "[1")], &["train.seed", "=3", "data..x=1"]), @r"
+        SEPAL__DATA__OTHERWISE: data.otherwise: expected YAML: unclosed bracket '['
+        --set =3: expected a key, for example train.seed
+        --set data..x=1: expected a key, for example train.seed
+        --set train.seed: expected KEY=VALUE, for example train.seed=7
+    ");
+    assert_snapshot!(over(&[], &["data.otherwise=[{train: a.csv, text: t, label: l}]"]), @"--set data.otherwise=[{train: a.csv, text: t, label: l}]: data.otherwise[0].validation: expected `validation` or `validation_split`, found neither; `evaluate.every: never` needs none");
+    assert_snapshot!(over(&[], &["optimizer=sgd"]), @r#"--set optimizer=sgd: optimizer: expected a map with `use`, found the text "sgd""#);
 }
 
 #[test]
 fn text_that_is_no_yaml() {
-    assert_snapshot!(with("evaluate: { every: epoch }", "evaluate: { every: epoch"), @"");
-    assert_snapshot!(with("train: { epochs", "train: }{ epochs"), @"");
-    assert_snapshot!(with("loader:", "name: again\nloader:"), @"");
-    assert_snapshot!(bad("- a\n- b\n"), @"");
+    assert_snapshot!(with("evaluate: { every: epoch }", "evaluate: { every: epoch"), @"sst2.yaml:27:11: expected YAML: unclosed bracket '{'");
+    assert_snapshot!(with("train: { epochs", "train: }{ epochs"), @"sst2.yaml:26:8: expected YAML: misplaced bracket");
+    assert_snapshot!(with("loader:", "name: again\nloader:"), @"sst2.yaml:23:1: expected each key once, found `name` again");
+    assert_snapshot!(bad("- a\n- b\n"), @"sst2.yaml: expected a map of keys, such as `name: my-run`");
 }
 
 #[test]

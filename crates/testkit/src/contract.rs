@@ -110,3 +110,143 @@ fn numbers(shape: &[i64]) -> Tensor {
     let n: i64 = shape.iter().product();
     (Tensor::arange(n, (Kind::Float, tch::Device::Cpu)) * 1.7 + 0.3).sin().view(shape)
 }
+
+#[cfg(test)]
+mod tests {
+    use schemars::JsonSchema;
+    use sepal_optim::{AdamW, Constant, ConstantConfig, Cosine, Linear, Schedule, Sgd};
+    use sepal_plugin::{
+        BuildError, Head, HeadContext, HeadError, Hidden, LabelKind, Labels, Logits, Opt, Phase, Prediction, Sched,
+        SchedContext, TaskHead,
+    };
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+
+    #[test]
+    fn the_standard_plugins_keep_it() {
+        check_options::<Opt, AdamW>();
+        check_options::<Opt, Sgd>();
+        check_schedule::<Constant>();
+        check_schedule::<Cosine>();
+        check_schedule::<Linear>();
+    }
+
+    /// Declares a schedule that is constant, with these options.
+    macro_rules! schedule {
+        ($name:literal, $config:ty) => {
+            struct Broken;
+
+            impl Plugin<Sched> for Broken {
+                const NAME: &'static str = $name;
+                type Config = $config;
+
+                fn example() -> Self::Config {
+                    Self::Config::default()
+                }
+
+                fn build(_: Self::Config, _: &mut SchedContext) -> Result<Box<dyn Schedule>, BuildError> {
+                    Ok(Box::new(Constant::new(ConstantConfig::default())))
+                }
+            }
+        };
+    }
+
+    #[test]
+    #[should_panic(expected = "`Loud`: a plugin's name is in kebab-case")]
+    fn a_loud_name_breaks_it() {
+        schedule!("Loud", ConstantConfig);
+        check_schedule::<Broken>();
+    }
+
+    #[test]
+    #[should_panic(expected = "option `warmup` has a doc comment")]
+    fn an_option_without_a_manual_breaks_it() {
+        /// Options.
+        #[derive(Default, Serialize, Deserialize, JsonSchema)]
+        #[serde(deny_unknown_fields, default)]
+        struct Config {
+            warmup: usize,
+        }
+        schedule!("undocumented", Config);
+        check_schedule::<Broken>();
+    }
+
+    #[test]
+    #[should_panic(expected = "unknown options are refused")]
+    fn a_loose_config_breaks_it() {
+        /// Options.
+        #[derive(Default, Serialize, Deserialize, JsonSchema)]
+        #[serde(default)]
+        struct Config {
+            /// Steps.
+            warmup: usize,
+        }
+        schedule!("loose", Config);
+        check_schedule::<Broken>();
+    }
+
+    #[test]
+    #[should_panic(expected = "the example fits the schema")]
+    fn an_example_out_of_range_breaks_it() {
+        /// Options.
+        #[derive(Default, Serialize, Deserialize, JsonSchema)]
+        #[serde(deny_unknown_fields, default)]
+        struct Config {
+            /// Steps.
+            #[schemars(range(min = 1))]
+            warmup: usize,
+        }
+        schedule!("wrong-example", Config);
+        check_schedule::<Broken>();
+    }
+
+    /// A head that adds two parameters and uses one.
+    struct Forgetful {
+        used: Tensor,
+        labels: Vec<String>,
+    }
+
+    impl Plugin<Head> for Forgetful {
+        const NAME: &'static str = "forgetful";
+        type Config = ConstantConfig;
+
+        fn example() -> ConstantConfig {
+            ConstantConfig::default()
+        }
+
+        fn build(_: ConstantConfig, cx: &mut HeadContext<'_>) -> Result<Box<dyn TaskHead>, BuildError> {
+            let used = cx.params.add("used", &numbers(&[1, cx.hidden as i64]))?;
+            drop(cx.params.add("forgotten", &numbers(&[1]))?);
+            Ok(Box::new(Self { used, labels: vec!["score".to_owned()] }))
+        }
+    }
+
+    impl TaskHead for Forgetful {
+        fn forward(&self, hidden: &Hidden, _: Phase) -> Result<Logits, HeadError> {
+            Ok(Logits { values: hidden.pooled.f_linear(&self.used, None::<Tensor>)? })
+        }
+
+        fn loss(&self, logits: &Logits, labels: &Labels) -> Result<Tensor, HeadError> {
+            Ok((&logits.values.f_squeeze()? - labels.tensor()).f_square()?.f_mean(Kind::Float)?)
+        }
+
+        fn predict(&self, _: &Logits) -> Result<Prediction, HeadError> {
+            Ok(Prediction::default())
+        }
+
+        fn label_names(&self) -> &[String] {
+            &self.labels
+        }
+
+        fn label_kind(&self) -> LabelKind {
+            LabelKind::Value
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "`forgetful`: what it adds has a gradient: forgotten")]
+    fn a_parameter_that_does_not_train_breaks_it() {
+        check_head::<Forgetful>();
+    }
+}

@@ -66,8 +66,8 @@ fn peek(reader: impl BufRead) -> Result<BTreeMap<String, Shape>, Failure> {
         if line.trim().is_empty() {
             continue;
         }
-        let object: Map<String, Value> =
-            serde_json::from_str(&line).map_err(|error| Failure::Broken(format!("line {}: {error}", number + 1).into()))?;
+        let object: Map<String, Value> = serde_json::from_str(&line)
+            .map_err(|error| Failure::Broken(format!("line {}: {error}", number + 1).into()))?;
         for (name, value) in object {
             let shape = found.entry(name).or_insert(Shape::Single);
             *shape = Shape::of(&value).max(*shape);

@@ -119,7 +119,8 @@ pub(crate) fn read(path: &Path, format: Format, wanted: &[&str]) -> Result<Vec<R
         Format::Jsonl => jsonl::read(file, wanted),
     };
     // The decoders slice by numbers that stand in the file, and a damaged one can make them panic.
-    let result = catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|panic| Err(Failure::Broken(text(&*panic).into())));
+    let result =
+        catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|panic| Err(Failure::Broken(text(&*panic).into())));
     result.map_err(|failure| match failure {
         Failure::Broken(source) => ReadError::Corrupt { path: path.to_owned(), format, source },
         Failure::Missing { column, columns } => {

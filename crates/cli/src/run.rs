@@ -1,0 +1,103 @@
+//! `sepal run`, `validate`, `fetch`, `schema` and `plugins`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use sepal_pipeline::{Layers, Loaded, Spec};
+use sepal_plugin::{Entry, Head, Opt, Registry, Sched, Slot, Tuning};
+use serde_json::{Value, json};
+
+use crate::args::{PipelineArgs, PluginsArgs};
+use crate::console::{Console, summary};
+use crate::{Failure, print};
+
+pub(crate) fn run(registry: &Registry, args: &PipelineArgs) -> Result<(), Failure> {
+    let spec = load(registry, args)?;
+    let stop = stop_on_interrupt()?;
+    let mut console = Console::new();
+    let done = sepal_pipeline::run(&spec, registry, &mut console, &stop);
+    // The bar goes before the last words come.
+    drop(console);
+    print(&summary(&done?))
+}
+
+pub(crate) fn validate(registry: &Registry, args: &PipelineArgs) -> Result<(), Failure> {
+    print(load(registry, args)?.to_yaml()?.trim_end())
+}
+
+pub(crate) fn fetch(registry: &Registry, args: &PipelineArgs) -> Result<(), Failure> {
+    let spec = load(registry, args)?;
+    Ok(sepal_pipeline::fetch(&spec, &mut Console::new())?)
+}
+
+pub(crate) fn schema(registry: &Registry) -> Result<(), Failure> {
+    print(&serde_json::to_string_pretty(&sepal_pipeline::schema(registry))?)
+}
+
+pub(crate) fn list(registry: &Registry, args: &PluginsArgs) -> Result<(), Failure> {
+    let slots = [
+        slot::<Head>(registry, "task"),
+        slot::<Tuning>(registry, "tuning"),
+        slot::<Opt>(registry, "optimizer"),
+        slot::<Sched>(registry, "schedule"),
+    ];
+    if args.json {
+        let json: serde_json::Map<String, Value> = slots
+            .iter()
+            .map(|(key, entries)| ((*key).to_owned(), entries.iter().map(|entry| describe_json(entry)).collect()))
+            .collect();
+        return print(&serde_json::to_string_pretty(&json)?);
+    }
+    for (key, entries) in slots {
+        print(&format!("{key}:"))?;
+        for entry in entries {
+            print(&describe(entry))?;
+        }
+    }
+    Ok(())
+}
+
+fn load(registry: &Registry, args: &PipelineArgs) -> Result<Spec, Failure> {
+    let layers = Layers::read(&args.file)?.env(std::env::vars()).sets(args.set.iter().cloned());
+    let Loaded { spec, notices } = layers.load(registry)?;
+    for notice in notices {
+        eprintln!("{notice}");
+    }
+    Ok(spec)
+}
+
+/// Set by the first Ctrl-C; the second one ends the program at once.
+fn stop_on_interrupt() -> Result<Arc<AtomicBool>, Failure> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stop);
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("\nstopping after this step, and saving; press Ctrl-C again to stop at once");
+    })?;
+    Ok(stop)
+}
+
+fn slot<'a, S: Slot>(registry: &'a Registry, key: &'static str) -> (&'static str, Vec<&'a Entry>) {
+    (key, registry.entries::<S>().collect())
+}
+
+fn describe_json(entry: &Entry) -> Value {
+    json!({ "name": entry.name, "summary": entry.summary, "schema": entry.schema, "example": entry.example })
+}
+
+/// A plugin in words: its summary, then each option with its default and meaning.
+fn describe(entry: &Entry) -> String {
+    let mut text = format!("  {}: {}", entry.name, entry.summary);
+    for (key, property) in entry.schema["properties"].as_object().into_iter().flatten() {
+        let meaning = property["description"].as_str().unwrap_or_default();
+        let meaning = meaning.split_whitespace().collect::<Vec<_>>().join(" ");
+        let default = match property.get("default") {
+            Some(default) => format!(" (default {default})"),
+            None => String::new(),
+        };
+        text.push_str(&format!("\n      {key}{default}: {meaning}"));
+    }
+    text
+}

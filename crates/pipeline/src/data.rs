@@ -1,0 +1,256 @@
+//! From sources to batches.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use sepal_assets::{Asset, Assets, Attempt, FetchError, Kind};
+use sepal_data::{
+    Format, LabelKind, LabelSet, Labels, Loader, LoaderConfig, Predicted, Table, TableSpec, Template, TokenSpec,
+    TokenTable,
+};
+use sepal_plugin::{Prediction, TaskHead};
+use sepal_tokenize::Tokenizer;
+use sepal_track::{DataFacts, RunFolder};
+use tch::Tensor;
+
+use crate::error::{BoxError, RunError};
+use crate::progress::{Event, Observer};
+use crate::spec::{AlternativeSpec, FileFormat, Spec};
+
+/// The rows of a run, ready to be dealt.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) train: Loader,
+    pub(crate) validation: Option<Loader>,
+    pub(crate) facts: DataFacts,
+    /// The validation rows, as they are written with their predictions.
+    rows: Option<(Table, Labels)>,
+    names: Vec<String>,
+}
+
+/// The data that can be had.
+struct Chosen {
+    spec: AlternativeSpec,
+    train: Asset,
+    validation: Option<Asset>,
+    passed_over: Vec<String>,
+}
+
+/// Fetches the data, reads the columns that are asked for, tokenizes and splits.
+pub(crate) fn prepare(
+    spec: &Spec,
+    assets: &Assets,
+    tokenizer: &Tokenizer,
+    head: &dyn TaskHead,
+    observer: &mut dyn Observer,
+) -> Result<Prepared, RunError> {
+    let chosen = choose(spec, assets, observer)?;
+    let set = LabelSet::new(head.label_names()).map_err(training)?;
+    let (train, validation) = tables(&chosen, spec.train.seed, &set, head)?;
+    let read = |table: &Table| -> Result<Labels, BoxError> { Ok(set.labels_as(table, label_kind(head))?) };
+    let train_labels = read(&train).map_err(training)?;
+    sepal_data::check_classes(&train_labels, &set).map_err(training)?;
+    let mut tokens = TokenSpec::new(spec.data.max_length).with_cache(assets.options().cache.join("tokens"));
+    if let Some(template) = &chosen.spec.template {
+        tokens = tokens.with_template(template.parse::<Template>().map_err(training)?);
+    }
+    let build = |table: &Table| TokenTable::build(table, tokenizer, &tokens);
+    let train_tokens = Arc::new(build(&train).map_err(training)?);
+    let mut truncated_rows = train_tokens.truncated();
+    let loader = &spec.loader;
+    let config = LoaderConfig {
+        batch_size: loader.batch_size,
+        drop_last: loader.drop_last,
+        shuffle: loader.shuffle,
+        seed: spec.train.seed,
+        prefetch: loader.prefetch,
+    };
+    let train_loader = Loader::new(train_tokens, Some(train_labels), config).map_err(training)?;
+    let facts = |validation: Option<&Table>, truncated_rows| facts(&chosen, &train, validation, truncated_rows);
+    let Some(table) = validation else {
+        let facts = facts(None, truncated_rows);
+        return Ok(Prepared { train: train_loader, validation: None, facts, rows: None, names: set.names().to_vec() });
+    };
+    let labels = read(&table).map_err(validating)?;
+    let validation_tokens = Arc::new(build(&table).map_err(validating)?);
+    truncated_rows += validation_tokens.truncated();
+    let config = LoaderConfig {
+        batch_size: spec.evaluate.batch_size,
+        drop_last: false,
+        shuffle: false,
+        seed: 0,
+        prefetch: loader.prefetch,
+    };
+    let validation = Loader::new(validation_tokens, Some(labels.clone()), config).map_err(validating)?;
+    let prepared = Prepared {
+        train: train_loader,
+        validation: Some(validation),
+        facts: facts(Some(&table), truncated_rows),
+        rows: Some((table, labels)),
+        names: set.names().to_vec(),
+    };
+    observer.event(Event::Notice(&prepared.describe()));
+    Ok(prepared)
+}
+
+/// Fetches the data into the cache.
+pub(crate) fn fetch(spec: &Spec, assets: &Assets, observer: &mut dyn Observer) -> Result<(), RunError> {
+    choose(spec, assets, observer).map(drop)
+}
+
+/// Attempts as the manifest has them.
+pub(crate) fn passed_over(attempts: &[Attempt]) -> Vec<String> {
+    attempts.iter().map(|attempt| format!("{}: {}", attempt.source, attempt.error)).collect()
+}
+
+impl Prepared {
+    fn describe(&self) -> String {
+        let facts = &self.facts;
+        let cut = match facts.truncated_rows {
+            0 => String::new(),
+            rows => format!(", {rows} cut to the maximal length"),
+        };
+        format!("data: {} training rows, {} validation rows{cut}", facts.train_rows, facts.validation_rows)
+    }
+
+    /// Writes `predictions.parquet`: the validation rows in order, with what was predicted.
+    pub(crate) fn write_predictions(&self, folder: &RunFolder, prediction: &Prediction) -> Result<(), RunError> {
+        let Some((table, labels)) = &self.rows else { return Ok(()) };
+        let Prediction { class, probabilities, logits } = prediction;
+        let predicted = Predicted { class, logits, probabilities };
+        let bytes = sepal_data::predictions_parquet(table, labels, &self.names, predicted)
+            .map_err(|source| RunError::Predictions(source.into()))?;
+        folder.write("predictions.parquet", &bytes).map_err(RunError::Write)
+    }
+}
+
+/// A batch's labels for a head.
+pub(crate) fn to_tensor(labels: Option<&Labels>) -> Result<sepal_plugin::Labels, RunError> {
+    let none = || RunError::Data { split: "labelled", source: "the rows have no labels".into() };
+    Ok(match labels.ok_or_else(none)? {
+        Labels::Class(classes) => sepal_plugin::Labels::Class(Tensor::from_slice(classes)),
+        Labels::Value(values) => sepal_plugin::Labels::Value(Tensor::from_slice(values)),
+        Labels::Multi(rows) => {
+            let size = [rows.len() as i64, rows.first().map_or(0, Vec::len) as i64]; // [rows, n_labels]
+            sepal_plugin::Labels::Multi(Tensor::from_slice(&rows.concat()).f_view(size).map_err(RunError::Torch)?)
+        }
+    })
+}
+
+/// The first of the alternatives whose files can all be had.
+fn choose(spec: &Spec, assets: &Assets, observer: &mut dyn Observer) -> Result<Chosen, RunError> {
+    let mut tried: Vec<Attempt> = Vec::new();
+    for alternative in spec.data.alternatives() {
+        match fetch_alternative(&alternative, assets, observer) {
+            Ok((train, validation)) => {
+                let attempts = [train.attempts.as_slice(), validation.as_ref().map_or(&[], |asset| &asset.attempts)];
+                let passed_over = passed_over(&[&tried, attempts.concat().as_slice()].concat());
+                return Ok(Chosen { spec: alternative, train, validation, passed_over });
+            }
+            Err(FetchError::NoneAvailable { attempts }) => tried.extend(attempts),
+            Err(source) => return Err(RunError::Fetch { what: "data", source }),
+        }
+    }
+    Err(RunError::Fetch { what: "data", source: FetchError::NoneAvailable { attempts: tried } })
+}
+
+fn fetch_alternative(
+    alternative: &AlternativeSpec,
+    assets: &Assets,
+    observer: &mut dyn Observer,
+) -> Result<(Asset, Option<Asset>), FetchError> {
+    let mut notice = |line: &str| observer.event(Event::Notice(&format!("data: {line}")));
+    let train = assets.fetch_first(&alternative.train, Kind::Dataset, &mut notice)?;
+    // The same source twice is the two splits of one folder.
+    let again = alternative.validation.as_ref().is_some_and(|sources| *sources == alternative.train);
+    let validation = match &alternative.validation {
+        Some(_) if again => Some(Asset { attempts: Vec::new(), ..train.clone() }),
+        Some(sources) => Some(assets.fetch_first(sources, Kind::Dataset, &mut notice)?),
+        None => None,
+    };
+    Ok((train, validation))
+}
+
+/// Training and validation rows.
+fn tables(
+    chosen: &Chosen,
+    seed: u64,
+    set: &LabelSet,
+    head: &dyn TaskHead,
+) -> Result<(Table, Option<Table>), RunError> {
+    let train = read(&chosen.spec, &chosen.train, &["train"]).map_err(training)?;
+    if let Some(asset) = &chosen.validation {
+        let names = ["validation", "dev", "valid", "test"];
+        return Ok((train, Some(read(&chosen.spec, asset, &names).map_err(validating)?)));
+    }
+    let Some(fraction) = chosen.spec.validation_split else { return Ok((train, None)) };
+    let labels = set.labels_as(&train, label_kind(head)).map_err(training)?;
+    let (kept, aside) = sepal_data::split(&labels, seed, fraction).map_err(training)?;
+    Ok((train.select(&kept), Some(train.select(&aside))))
+}
+
+/// Reads a file, or the files of the first of these splits that a folder has.
+fn read(alternative: &AlternativeSpec, asset: &Asset, splits: &[&str]) -> Result<Table, BoxError> {
+    let spec = TableSpec {
+        path: asset.path.clone(),
+        format: alternative.format.map(format),
+        text: alternative.text.clone(),
+        text_pair: alternative.text_pair.clone(),
+        label: Some(alternative.label.clone()),
+        filter: alternative.filter.iter().map(|(column, cell)| (column.clone(), cell.0.clone())).collect(),
+    };
+    if !asset.path.is_dir() {
+        return Ok(Table::read(&spec)?);
+    }
+    for split in splits {
+        let files: Vec<PathBuf> = sepal_data::split_files(&asset.path, split)?;
+        if !files.is_empty() {
+            return Ok(Table::read_files(&spec, &files)?);
+        }
+    }
+    Err(format!("{} has no files of a split named {}", asset.path.display(), splits.join(", ")).into())
+}
+
+fn facts(chosen: &Chosen, train: &Table, validation: Option<&Table>, truncated_rows: usize) -> DataFacts {
+    let described = match (&chosen.validation, chosen.spec.validation_split) {
+        (Some(asset), _) => asset.source.to_string(),
+        (None, Some(fraction)) => format!("{fraction} of the training source, by seed"),
+        (None, None) => "none".to_owned(),
+    };
+    DataFacts {
+        train: chosen.train.source.to_string(),
+        validation: described,
+        passed_over: chosen.passed_over.clone(),
+        train_digest: train.digest().to_owned(),
+        validation_digest: validation.map(|table| table.digest().to_owned()).unwrap_or_default(),
+        train_rows: train.len(),
+        validation_rows: validation.map_or(0, Table::len),
+        truncated_rows,
+    }
+}
+
+fn label_kind(head: &dyn TaskHead) -> LabelKind {
+    match head.label_kind() {
+        sepal_plugin::LabelKind::Class => LabelKind::Class,
+        sepal_plugin::LabelKind::Value => LabelKind::Value,
+        sepal_plugin::LabelKind::Multi => LabelKind::Multi,
+    }
+}
+
+fn format(format: FileFormat) -> Format {
+    match format {
+        FileFormat::Parquet => Format::Parquet,
+        FileFormat::Arrow => Format::Arrow,
+        FileFormat::Csv => Format::Csv,
+        FileFormat::Tsv => Format::Tsv,
+        FileFormat::Jsonl => Format::Jsonl,
+    }
+}
+
+fn training(source: impl Into<BoxError>) -> RunError {
+    RunError::Data { split: "training", source: source.into() }
+}
+
+fn validating(source: impl Into<BoxError>) -> RunError {
+    RunError::Data { split: "validation", source: source.into() }
+}

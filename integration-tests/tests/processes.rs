@@ -1,0 +1,102 @@
+//! Real server processes: chains, sockets, kills, interrupts.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use crate::program::{Bench, assert_close, signal, static_swarm};
+
+#[test]
+fn three_servers_give_the_losses_of_the_embedded_one() {
+    let bench = Bench::new("llama-gqa");
+    let embedded = bench.run(&["train.max_steps=10"]);
+    let socket = format!("unix:{}", bench.path("blocks.sock").display());
+    let servers =
+        [bench.serve("0:1", "127.0.0.1:0"), bench.serve("1:2", &socket), bench.serve("2:3", "127.0.0.1:0")];
+    let [kind, addresses] = static_swarm(&servers.each_ref());
+    let remote = bench.run(&["train.max_steps=10", &kind, &addresses]);
+    assert_close(&remote.losses(), &embedded.losses());
+    assert!((remote.accuracy() - embedded.accuracy()).abs() < 0.03);
+}
+
+#[test]
+fn a_killed_server_is_not_noticed_by_training() {
+    let bench = Bench::new("llama-gqa");
+    let embedded = bench.run(&["train.max_steps=150", "evaluate.every=end"]);
+    let mut servers = [bench.serve("0:3", "127.0.0.1:0"), bench.serve("0:2", "127.0.0.1:0"), bench.serve("1:3", "127.0.0.1:0")];
+    let [kind, addresses] = static_swarm(&servers.each_ref());
+    let mut run = bench.sepal(&["run", "pipeline.yaml", "--set", "train.max_steps=150", "evaluate.every=end"]);
+    let run = run.args(["--set", &kind, &addresses, "output.folder=killed"]);
+    let mut child = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sepal runs");
+    let metrics = wait_for_metrics(&bench.path("killed"), 10);
+    servers[0].child.kill().expect("killed");
+    assert!(child.wait().expect("it ends").success(), "training goes on without the server");
+    let text = std::fs::read_to_string(metrics).expect("metrics");
+    let losses: Vec<f64> = text
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"))
+        .filter_map(|line| line["lr"].as_f64().and(line["loss"].as_f64()))
+        .collect();
+    assert_close(&losses, &embedded.losses());
+}
+
+/// The metrics file below `folder`, once it has that many lines.
+fn wait_for_metrics(folder: &std::path::Path, lines: usize) -> std::path::PathBuf {
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(60) {
+        for entry in std::fs::read_dir(folder).into_iter().flatten() {
+            let path = entry.expect("an entry").path().join("metrics.jsonl");
+            if std::fs::read_to_string(&path).is_ok_and(|text| text.lines().count() >= lines) {
+                return path;
+            }
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("no {lines} lines of metrics below {}", folder.display());
+}
+
+#[test]
+fn when_the_last_server_goes_what_was_trained_is_saved() {
+    let bench = Bench::new("llama-gqa");
+    let mut server = bench.serve("0:3", "127.0.0.1:0");
+    let [kind, addresses] = static_swarm(&[&server]);
+    let mut run = bench.sepal(&["run", "pipeline.yaml", "--set", "train.max_steps=100000", &kind, &addresses]);
+    let child = run.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("sepal runs");
+    wait_for_metrics(&bench.path("runs"), 5);
+    server.child.kill().expect("killed");
+    let output = child.wait_with_output().expect("it ends");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("no server answered for blocks 0:3"), "{text}");
+    let run = bench.only_run();
+    assert_eq!(run.manifest()["status"]["state"], "failed");
+    assert!(run.manifest()["steps"].as_u64().expect("steps") >= 5);
+    assert!(run.adapter().len() > 2000);
+}
+
+#[test]
+fn an_interrupt_stops_cleanly_and_saves() {
+    let bench = Bench::new("llama-gqa");
+    let mut run = bench.sepal(&["run", "pipeline.yaml", "--set", "train.max_steps=100000"]);
+    let child = run.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("sepal runs");
+    wait_for_metrics(&bench.path("runs"), 5);
+    signal(&child, "INT");
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success());
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(stdout.contains("what was trained is saved"), "{stdout}");
+    let run = bench.only_run();
+    assert_eq!(run.manifest()["status"]["state"], "interrupted");
+    assert_eq!(run.records("step").len() as u64, run.manifest()["steps"].as_u64().expect("steps"));
+    assert!(run.adapter().len() > 2000);
+}
+
+#[test]
+fn a_server_shuts_down_cleanly() {
+    let bench = Bench::new("bloom");
+    let socket = bench.path("blocks.sock");
+    let mut server = bench.serve("0:2", &format!("unix:{}", socket.display()));
+    assert!(socket.exists());
+    signal(&server.child, "TERM");
+    assert!(server.child.wait().expect("it ends").success());
+    assert!(!socket.exists(), "the socket's file is removed");
+}

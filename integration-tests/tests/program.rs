@@ -1,0 +1,185 @@
+//! The real program, on tiny models and sentences.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use sepal_testkit::tiny;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A folder with a tiny model, sentences and a pipeline file.
+pub(crate) struct Bench {
+    pub(crate) folder: TempDir,
+}
+
+impl Bench {
+    pub(crate) fn new(model: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        tiny::model(folder.path(), model);
+        fs::rename(folder.path().join(model), folder.path().join("model")).expect("renamed");
+        tiny::csv(&folder.path().join("train.csv"), 192, 1);
+        tiny::csv(&folder.path().join("validation.csv"), 48, 2);
+        fs::write(folder.path().join("pipeline.yaml"), PIPELINE).expect("a pipeline file");
+        Self { folder }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `sepal` in the folder.
+    pub(crate) fn sepal(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command.current_dir(self.folder.path()).args(args);
+        command.env("SEPAL_CACHE", self.path("cache")).env("HF_HUB_CACHE", self.path("hub")).env("HF_HUB_OFFLINE", "1");
+        command
+    }
+
+    /// `sepal run pipeline.yaml --set ...` to its end.
+    pub(crate) fn output(&self, sets: &[&str]) -> Output {
+        let mut command = self.sepal(&["run", "pipeline.yaml"]);
+        sets.iter().for_each(|set| drop(command.args(["--set", set])));
+        command.output().expect("sepal runs")
+    }
+
+    /// A run that succeeds.
+    pub(crate) fn run(&self, sets: &[&str]) -> Run {
+        let output = self.output(sets);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        let folder = stdout.lines().find_map(|line| line.strip_prefix("folder ")).expect("the folder is named");
+        Run { folder: self.path(folder.trim()), stdout }
+    }
+
+    /// What a run that fails says; nothing half-written may be left.
+    pub(crate) fn failure(&self, sets: &[&str]) -> String {
+        let output = self.output(sets);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "it fails by itself: {text}");
+        assert!(!text.contains("panicked"), "a clear error, not a panic: {text}");
+        for path in files(&self.path("runs")) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            assert!(!name.starts_with('.'), "{} is left half-written", path.display());
+        }
+        text
+    }
+
+    /// The only run folder there is.
+    pub(crate) fn only_run(&self) -> Run {
+        let mut folders: Vec<PathBuf> =
+            fs::read_dir(self.path("runs")).expect("runs").map(|entry| entry.expect("an entry").path()).collect();
+        assert_eq!(folders.len(), 1, "{folders:?}");
+        Run { folder: folders.remove(0), stdout: String::new() }
+    }
+
+    /// `sepal serve model`, once it says that it serves.
+    pub(crate) fn serve(&self, blocks: &str, listen: &str) -> Server {
+        let mut child = self
+            .sepal(&["serve", "model", "--blocks", blocks, "--listen", listen])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("sepal serves");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
+        let addr = line.trim().rsplit(" on ").next().expect("an address").to_owned();
+        assert!(line.starts_with(&format!("serving blocks {blocks} of model")), "{line}");
+        Server { child, addr }
+    }
+}
+
+const PIPELINE: &str = "\
+name: tiny
+model: { source: model }
+task: { use: sequence-classification, with: { labels: [bad, good] } }
+tuning: { use: deep-ptune, with: { pre_seq_len: 4 } }
+data: { train: train.csv, validation: validation.csv, text: sentence, label: label, max_length: 16 }
+loader: { batch_size: 16 }
+optimizer: { use: adamw, with: { lr: 3.0e-2, weight_decay: 0.0 } }
+schedule: { use: linear, with: { warmup_steps: 5 } }
+train: { epochs: 5, seed: 7, threads: 1 }
+";
+
+/// A run folder.
+pub(crate) struct Run {
+    pub(crate) folder: PathBuf,
+    pub(crate) stdout: String,
+}
+
+impl Run {
+    pub(crate) fn manifest(&self) -> Value {
+        let text = fs::read_to_string(self.folder.join("manifest.json")).expect("a manifest");
+        serde_json::from_str(&text).expect("JSON")
+    }
+
+    /// The lines of `metrics.jsonl` of one kind.
+    pub(crate) fn records(&self, kind: &str) -> Vec<Value> {
+        let text = fs::read_to_string(self.folder.join("metrics.jsonl")).expect("metrics");
+        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+        lines.filter(|line| line["kind"] == kind).collect()
+    }
+
+    pub(crate) fn losses(&self) -> Vec<f64> {
+        self.records("step").iter().map(|record| record["loss"].as_f64().expect("a loss")).collect()
+    }
+
+    pub(crate) fn adapter(&self) -> Vec<u8> {
+        fs::read(self.folder.join("adapter.safetensors")).expect("an adapter")
+    }
+
+    pub(crate) fn accuracy(&self) -> f64 {
+        self.manifest()["metrics"]["accuracy"].as_f64().expect("an accuracy")
+    }
+}
+
+/// A `sepal serve` process, killed when dropped.
+pub(crate) struct Server {
+    pub(crate) child: Child,
+    pub(crate) addr: String,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `--set` for these servers.
+pub(crate) fn static_swarm(servers: &[&Server]) -> [String; 2] {
+    let addresses: Vec<&str> = servers.iter().map(|server| server.addr.as_str()).collect();
+    ["swarm.use=static".to_owned(), format!("swarm.with.servers=[\"{}\"]", addresses.join("\", \""))]
+}
+
+pub(crate) fn signal(child: &Child, name: &str) {
+    let done = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().expect("kill runs");
+    assert!(done.success());
+}
+
+pub(crate) fn assert_close(found: &[f64], expected: &[f64]) {
+    assert_eq!(found.len(), expected.len());
+    for (step, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert!((found - expected).abs() <= 1e-4, "step {}: loss {found}, expected {expected}", step + 1);
+    }
+}
+
+/// The program that was built with these tests.
+pub(crate) fn binary() -> PathBuf {
+    let test = std::env::current_exe().expect("this test is a file");
+    let folder = test.parent().and_then(Path::parent).expect("it lies in target/debug/deps");
+    let binary = folder.join("sepal");
+    assert!(binary.is_file(), "{} is missing; run `cargo build --workspace --bins`", binary.display());
+    binary
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found
+}
