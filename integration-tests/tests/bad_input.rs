@@ -23,7 +23,7 @@ fn pipeline_files() {
     check(&bench, &["train.epohcs=3", "loader.batch_size=many"], &["epohcs", "batch_size"]);
     let text = fs::read_to_string(bench.path("pipeline.yaml")).expect("read").replace("epochs: 5", "epohcs: 5");
     fs::write(bench.path("pipeline.yaml"), text).expect("written");
-    check(&bench, &[], &["pipeline.yaml:9", "train.epohcs"]);
+    check(&bench, &[], &["pipeline.yaml:10", "train.epohcs"]);
     fs::remove_file(bench.path("pipeline.yaml")).expect("removed");
     check(&bench, &[], &["pipeline.yaml"]);
 }

@@ -40,7 +40,9 @@ impl Bench {
     /// `sepal run pipeline.yaml --set ...` to its end.
     pub(crate) fn output(&self, sets: &[&str]) -> Output {
         let mut command = self.sepal(&["run", "pipeline.yaml"]);
-        sets.iter().for_each(|set| drop(command.args(["--set", set])));
+        sets.iter().for_each(|set| {
+            command.args(["--set", set]);
+        });
         command.output().expect("sepal runs")
     }
 
@@ -93,6 +95,7 @@ impl Bench {
 const PIPELINE: &str = "\
 name: tiny
 model: { source: model }
+swarm: { use: embedded }
 task: { use: sequence-classification, with: { labels: [bad, good] } }
 tuning: { use: deep-ptune, with: { pre_seq_len: 4 } }
 data: { train: train.csv, validation: validation.csv, text: sentence, label: label, max_length: 16 }

@@ -45,7 +45,8 @@ fn every_family_and_mode_trains() {
 
 #[test]
 fn a_step_sends_no_more_than_it_must() {
-    let run = Bench::new("llama-gqa").run(&["evaluate.every=never"]);
+    let bench = Bench::new("llama-gqa");
+    let run = bench.run(&["evaluate.every=never"]);
     let (hidden, prefix, blocks) = (32, 4, 3);
     for record in run.records("step") {
         let number = |key: &str| record[key].as_u64().expect("a number");

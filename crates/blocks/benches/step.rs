@@ -78,14 +78,25 @@ fn trainable(shape: &[usize]) -> Tensor {
 struct Step {
     forward: Duration,
     backward: Duration,
+    /// Bytes that the process grew by in the forward; telling in the first round only.
+    kept: usize,
 }
 
 fn timed(forward: impl Fn() -> Tensor) -> Step {
+    let resident = resident();
     let start = Instant::now();
     let output = forward();
-    let middle = Instant::now();
+    let forward = start.elapsed();
+    let kept = self::resident().saturating_sub(resident);
+    let start = Instant::now();
     output.sum(Kind::Float).backward();
-    Step { forward: middle - start, backward: middle.elapsed() }
+    Step { forward, backward: start.elapsed(), kept }
+}
+
+/// Bytes of memory that the process holds; 0 where the system does not say.
+fn resident() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok();
+    pages.and_then(|pages| pages.split(' ').nth(1)?.parse::<usize>().ok()).map_or(0, |pages| pages * 4096)
 }
 
 /// Rows as they are, one prefix for all.
@@ -121,7 +132,8 @@ fn padded_step(config: &ModelConfig, blocks: &[BlockStack]) -> Step {
     })
 }
 
-/// The matrix products of linear layers in such a step, forward and backward, and nothing else.
+/// The matrix products of linear layers in such a step, forward and backward, and nothing else; without those of the
+/// last block, which runs almost only on the last tokens.
 fn products(config: &ModelConfig, n: usize) -> Duration {
     let q = config.n_heads * config.head_dim;
     let qkv = q + 2 * config.n_kv_heads * config.head_dim;
@@ -130,7 +142,7 @@ fn products(config: &ModelConfig, n: usize) -> Duration {
     let layers: Vec<_> = layers.map(|(i, o)| (random(&[i, o]), random(&[n, i]), random(&[n, o]))).collect();
     let start = Instant::now();
     tch::no_grad(|| {
-        for _ in 0..config.n_blocks {
+        for _ in 1..config.n_blocks {
             for (weight, x, grad) in &layers {
                 drop(black_box(x.mm(weight)));
                 drop(black_box(grad.mm(&weight.tr())));
@@ -179,6 +191,8 @@ fn main() {
     };
     print("ragged, shared prefix", n, &ragged);
     print("padded, prefix per row", LENGTHS.len() * (PREFIX + PADDED), &padded);
+    let estimate = stack.tape_bytes(span, PREFIX, &Ragged::from_lengths(LENGTHS).expect("rows"), Want::LastOfRows);
+    println!("kept for the backward: {} MB estimated, {} MB seen", estimate >> 20, ragged.kept >> 20);
     println!("ratio: {:.2}", total(&padded) / total(&ragged));
     println!(
         "products alone: {:.3} s, {:.0} % of the ragged step",

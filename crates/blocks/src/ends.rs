@@ -60,7 +60,7 @@ impl Ends {
     ///
     /// # Errors
     /// [`LoadError`] if a tensor is missing, unreadable or of another shape.
-    pub fn load<W: Weights>(weights: &W) -> Result<Self, LoadError> {
+    pub fn load(weights: &dyn Weights) -> Result<Self, LoadError> {
         tch::no_grad(|| match weights.config().family {
             Family::Llama => Self::load_llama(&Reader::new(weights, "model."), weights.config()),
             Family::Bloom => Self::load_bloom(&Reader::new(weights, "transformer."), weights.config()),

@@ -149,9 +149,22 @@ impl PooledGroup {
     }
 }
 
-/// How many bins the rows take: each keeps the prefix's keys and values once.
-pub(crate) fn n_bins(rows: &Ragged) -> usize {
-    pack(rows).values().map(Vec::len).sum()
+/// What a layout takes beside the hidden states.
+pub(crate) struct Cost {
+    /// Bins of rows, each of which keeps the prefix's keys and values once.
+    pub(crate) bins: usize,
+    /// Scores that the masks cover, for one head and one query head per key head.
+    pub(crate) mask_scores: usize,
+}
+
+impl Cost {
+    pub(crate) fn new(prefix_len: usize, rows: &Ragged) -> Self {
+        let bins = pack(rows);
+        let shared = bins.iter().filter(|(_, bins)| bins.iter().any(|bin| bin.len() > 1));
+        let shared: usize = shared.map(|(len, bins)| bins.len() * len * (prefix_len + len)).sum();
+        let lone = prefix_len + longest(&bins);
+        Self { bins: bins.values().map(Vec::len).sum(), mask_scores: shared + lone * lone }
+    }
 }
 
 /// The rows that lie side by side in a bin.
@@ -278,6 +291,7 @@ mod tests {
         assert_eq!(bins[&64], [vec![1, 2], vec![4, 5]]);
         assert_eq!(bins[&100], [vec![0], vec![6]]);
         assert_eq!(bins[&70], [vec![3]]);
-        assert_eq!(n_bins(&rows), 5);
+        let cost = Cost::new(3, &rows);
+        assert_eq!((cost.bins, cost.mask_scores), (5, 2 * 64 * 67 + 103 * 103));
     }
 }

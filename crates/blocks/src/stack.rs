@@ -5,7 +5,7 @@ use sepal_core::{Family, ModelConfig, Ragged, Span, Want};
 use tch::{Kind, TchError, Tensor};
 
 use crate::bloom::{BloomBlock, alibi_slopes};
-use crate::layout::{Layout, Pooled, n_bins};
+use crate::layout::{Cost, Layout, Pooled};
 use crate::llama::LlamaBlock;
 use crate::masks::Scores;
 use crate::rope::Rotary;
@@ -91,7 +91,7 @@ impl BlockStack {
     /// # Errors
     /// [`LoadError`] if the model has no such blocks, is of an architecture that is not supported, or a tensor is
     /// missing, unreadable or of another shape.
-    pub fn load<W: Weights>(weights: &W, span: Span) -> Result<Self, LoadError> {
+    pub fn load(weights: &dyn Weights, span: Span) -> Result<Self, LoadError> {
         let config = weights.config().clone();
         if span.end() > config.n_blocks {
             return Err(LoadError::Span { span, n_blocks: config.n_blocks });
@@ -214,16 +214,15 @@ impl BlockStack {
         let ModelConfig { hidden, n_heads, n_kv_heads, head_dim, ffn, .. } = self.config;
         let n = prefix_len + rows.n_tokens();
         let (q, kv) = (n_heads * head_dim, n_kv_heads * head_dim);
-        let bins = n_bins(rows);
-        let keys = (n + bins * prefix_len) * 2 * kv;
+        let cost = Cost::new(prefix_len, rows);
+        let keys = (n + cost.bins * prefix_len) * 2 * kv;
         let (everywhere, where_wanted) = match self.config.family {
             Family::Llama => (hidden + 1, hidden + 2 * q + n_heads + 3 * ffn + 1),
             Family::Bloom => (hidden + 2, hidden + 4 * q + n_heads + ffn + 2),
         };
         let block = |wanted: usize| n * everywhere + wanted * where_wanted + keys;
-        let longest = rows.lengths().max().unwrap_or(0).min(n);
-        let mask = self.scores.repeat * self.scores.slopes.len().max(1) * bins * longest * (prefix_len + longest);
-        let floats = (part.len() - 1) * block(n) + block(want.positions(prefix_len, rows)) + mask;
+        let masks = self.scores.repeat * self.scores.slopes.len().max(1) * cost.mask_scores;
+        let floats = (part.len() - 1) * block(n) + block(want.positions(prefix_len, rows)) + masks;
         floats * size_of::<f32>()
     }
 }

@@ -113,7 +113,8 @@ fn drop_stale(place: &Place, layers: &[Layer], merged: &mut Merged) -> Vec<Strin
     let is_stale = |option: &str| !known.contains_key(option) && merged.layer_of(&with.key(option)) < changed_by;
     let written = merged.value[place.key]["with"].as_object();
     let stale: Vec<String> = written.into_iter().flat_map(Map::keys).filter(|key| is_stale(key)).cloned().collect();
-    if let Some(options) = merged.value[place.key]["with"].as_object_mut() {
+    let options = merged.value.get_mut(place.key).and_then(|choice| choice.get_mut("with"));
+    if let Some(options) = options.and_then(Value::as_object_mut) {
         stale.iter().for_each(|option| drop(options.shift_remove(option)));
     }
     let notice =
@@ -142,7 +143,8 @@ fn fill_in(mut value: Value, registry: &Registry) -> Result<Spec, String> {
     resolve::<Tuning>("tuning", &mut value, registry)?;
     resolve::<Opt>("optimizer", &mut value, registry)?;
     resolve::<Sched>("schedule", &mut value, registry)?;
-    if let Some(swarm) = value["swarm"].as_object_mut() {
+    // `get_mut` and not an index: indexing would write `null` where there is nothing.
+    if let Some(swarm) = value.get_mut("swarm").and_then(Value::as_object_mut) {
         swarm.entry("with").or_insert_with(|| Value::Object(Map::new()));
     }
     serde_json::from_value(value).map_err(|error| error.to_string())

@@ -1,5 +1,5 @@
 use proptest::prelude::*;
-use sepal_core::{Ragged, Want};
+use sepal_core::{Ragged, Span, Want};
 use tch::{Kind, Tensor};
 
 use crate::model::{MODELS, Outcome, Tiny, assert_close, forward, last_of_rows, outcome};
@@ -45,6 +45,21 @@ fn a_chain_of_stacks_is_one_stack() {
                 hidden
             });
             chained.assert_close(&whole(&model, want), &format!("{name}, {want:?}"));
+        }
+    }
+}
+
+#[test]
+fn a_part_of_a_stack_is_the_stack_of_that_part() {
+    for name in MODELS {
+        let model = Tiny::open(name);
+        let (stack, part) = (model.whole(), Span::new(1, 2).expect("a span"));
+        let (hidden, deep, _) = some_inputs(&model, Want::All);
+        let deep = deep.narrow(0, 1, 1);
+        for want in [Want::All, Want::LastOfRows] {
+            let of_stack = stack.forward_part(part, &hidden, PREFIX, &some_rows(), Some(&deep), want);
+            let alone = model.stack(1, 2).forward(&hidden, PREFIX, &some_rows(), Some(&deep), want);
+            assert_eq!(of_stack.expect("a forward"), alone.expect("a forward"), "{name}, {want:?}");
         }
     }
 }

@@ -35,6 +35,15 @@ fn deep_prompts_of_another_shape_are_refused() {
 }
 
 #[test]
+fn blocks_that_the_stack_does_not_hold_are_refused() {
+    let model = Tiny::open("llama-gqa");
+    let rows = Ragged::from_lengths([2]).expect("rows");
+    let part = Span::new(0, 2).expect("a span");
+    let result = model.stack(1, 3).forward_part(part, &model.random(&[2, 32], 1), 0, &rows, None, Want::All);
+    assert!(matches!(result, Err(ForwardError::Part { .. })));
+}
+
+#[test]
 fn spans_and_tensors_that_the_model_does_not_have_are_refused() {
     let mut model = Tiny::open("llama-gqa");
     assert!(matches!(load(&model, 2, 4), Err(LoadError::Span { n_blocks: 3, .. })));
