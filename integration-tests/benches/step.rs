@@ -145,7 +145,8 @@ fn products(config: &ModelConfig, n: usize) -> Duration {
     let qkv = q + 2 * config.n_kv_heads * config.head_dim;
     let (hidden, ffn) = (config.hidden, config.ffn);
     let shapes = [(hidden, qkv), (q, hidden), (hidden, ffn), (hidden, ffn), (ffn, hidden)];
-    let ones = |rows: usize, columns: usize| Tensor::ones([rows as i64, columns as i64], (Kind::Float, tch::Device::Cpu));
+    let ones =
+        |rows: usize, columns: usize| Tensor::ones([rows as i64, columns as i64], (Kind::Float, tch::Device::Cpu));
     let layers: Vec<_> = shapes.into_iter().map(|(i, o)| (ones(i, o), ones(n, i), ones(n, o))).collect();
     let start = Instant::now();
     tch::no_grad(|| {
@@ -184,8 +185,7 @@ fn main() {
         weights: "random".to_owned(),
     };
     let server = BlockServer::embedded(load(), identity, ServerOptions::default()).expect("a server");
-    let expected =
-        ModelExpectation { digest: "random".to_owned(), n_blocks: config.n_blocks, hidden: config.hidden };
+    let expected = ModelExpectation { digest: "random".to_owned(), n_blocks: config.n_blocks, hidden: config.hidden };
     let remote = RemoteSequential::connect(vec![server.endpoint().clone()], expected, RemoteOptions::default())
         .expect("connected");
 
@@ -193,12 +193,8 @@ fn main() {
     let (mut direct, mut embedded, mut padded, mut bare) = (vec![], vec![], vec![], vec![]);
     // The first round warms up and is not counted.
     for round in 0..=rounds() {
-        let times = [
-            inputs.direct(&stack),
-            inputs.embedded(&remote),
-            inputs.padded(&config, &stack),
-            products(&config, n),
-        ];
+        let times =
+            [inputs.direct(&stack), inputs.embedded(&remote), inputs.padded(&config, &stack), products(&config, n)];
         if round > 0 {
             for (list, time) in [&mut direct, &mut embedded, &mut padded, &mut bare].into_iter().zip(times) {
                 list.push(time);
@@ -211,7 +207,9 @@ fn main() {
 fn report(n: usize, direct: f64, embedded: f64, padded: f64, bare: f64) {
     let positions = LENGTHS.len() * (PREFIX + PADDED);
     let tokens: usize = LENGTHS.iter().sum();
-    println!("32 sentences of {tokens} tokens in all, P = {PREFIX}, deep prompts, SmolLM2-135M's shape, fp32; medians\n");
+    println!(
+        "32 sentences of {tokens} tokens in all, P = {PREFIX}, deep prompts, SmolLM2-135M's shape, fp32; medians\n"
+    );
     println!("{:<34}{:>10}{:>10}{:>12}", "", "positions", "step", "tokens/s");
     for (name, positions, seconds) in [
         ("direct: ragged, in process", n, direct),

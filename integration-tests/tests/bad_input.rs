@@ -65,7 +65,11 @@ fn servers() {
     let all = bench.serve("0:2", "127.0.0.1:0");
     let [kind, addresses] = static_swarm(&[&all]);
     check(&bench, &[&kind, &addresses], &["no server holds blocks 2:3", "sepal serve"]);
-    check(&bench, &["swarm.use=static", "swarm.with.servers=[\"127.0.0.1:1\"]"], &["127.0.0.1:1", "could not be reached"]);
+    check(
+        &bench,
+        &["swarm.use=static", "swarm.with.servers=[\"127.0.0.1:1\"]"],
+        &["127.0.0.1:1", "could not be reached"],
+    );
     check(&bench, &["swarm.use=static", "swarm.with.servers=[nonsense]"], &["swarm.with.servers", "nonsense"]);
 
     let other = Bench::new("llama-gqa");
@@ -103,7 +107,10 @@ fn a_full_disk() {
     let bench = Bench::new("llama-gqa");
     let sepal = bench.sepal(&["run", "pipeline.yaml", "--set", "train.max_steps=100000"]);
     let mut command = std::process::Command::new("bash");
-    command.args(["-c", "trap '' XFSZ; ulimit -f 16; exec \"$0\" \"$@\""]).arg(sepal.get_program()).args(sepal.get_args());
+    command
+        .args(["-c", "trap '' XFSZ; ulimit -f 16; exec \"$0\" \"$@\""])
+        .arg(sepal.get_program())
+        .args(sepal.get_args());
     command.current_dir(bench.folder.path()).env("SEPAL_CACHE", bench.path("cache"));
     let output = command.output().expect("bash runs");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -10,8 +10,7 @@ fn three_servers_give_the_losses_of_the_embedded_one() {
     let bench = Bench::new("llama-gqa");
     let embedded = bench.run(&["train.max_steps=10"]);
     let socket = format!("unix:{}", bench.path("blocks.sock").display());
-    let servers =
-        [bench.serve("0:1", "127.0.0.1:0"), bench.serve("1:2", &socket), bench.serve("2:3", "127.0.0.1:0")];
+    let servers = [bench.serve("0:1", "127.0.0.1:0"), bench.serve("1:2", &socket), bench.serve("2:3", "127.0.0.1:0")];
     let [kind, addresses] = static_swarm(&servers.each_ref());
     let remote = bench.run(&["train.max_steps=10", &kind, &addresses]);
     assert_close(&remote.losses(), &embedded.losses());
@@ -22,7 +21,8 @@ fn three_servers_give_the_losses_of_the_embedded_one() {
 fn a_killed_server_is_not_noticed_by_training() {
     let bench = Bench::new("llama-gqa");
     let embedded = bench.run(&["train.max_steps=150", "evaluate.every=end"]);
-    let mut servers = [bench.serve("0:3", "127.0.0.1:0"), bench.serve("0:2", "127.0.0.1:0"), bench.serve("1:3", "127.0.0.1:0")];
+    let mut servers =
+        [bench.serve("0:3", "127.0.0.1:0"), bench.serve("0:2", "127.0.0.1:0"), bench.serve("1:3", "127.0.0.1:0")];
     let [kind, addresses] = static_swarm(&servers.each_ref());
     let mut run = bench.sepal(&["run", "pipeline.yaml", "--set", "train.max_steps=150", "evaluate.every=end"]);
     let run = run.args(["--set", &kind, &addresses, "output.folder=killed"]);

@@ -107,7 +107,8 @@ extern "C" fn call_closure(
 ) -> *mut c_char {
     let run = || -> Result<(), BoxError> {
         // SAFETY: `state` is what `attach` made, and the graph calls a node from one thread at a time.
-        let closure = unsafe { &mut *state.cast::<Option<Closure>>() }.take().ok_or("the graph was run backward twice")?;
+        let closure =
+            unsafe { &mut *state.cast::<Option<Closure>>() }.take().ok_or("the graph was run backward twice")?;
         // SAFETY: the gradient is a live tensor; the clone holds a reference of its own.
         let grad_output = unsafe { Tensor::clone_from_ptr(grad_output.cast_mut()) };
         let found = closure(&grad_output)?;

@@ -75,5 +75,10 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
 /// Warnings of this project go to standard error; `SEPAL_LOG=debug` shows more, also of what it is built on.
 fn start_logging() {
     let filter = EnvFilter::try_from_env("SEPAL_LOG").unwrap_or_else(|_| EnvFilter::new("off,sepal=warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).without_time().init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .init();
 }

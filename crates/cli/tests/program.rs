@@ -13,7 +13,10 @@ fn sepal(args: &[&str]) -> String {
 fn the_committed_schema_is_current() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../schemas/pipeline.schema.json");
     let committed = std::fs::read_to_string(path).unwrap_or_default();
-    assert!(committed == sepal(&["schema"]), "schemas/pipeline.schema.json is not what the plugins give; run `just schemas`");
+    assert!(
+        committed == sepal(&["schema"]),
+        "schemas/pipeline.schema.json is not what the plugins give; run `just schemas`"
+    );
 }
 
 #[test]

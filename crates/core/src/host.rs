@@ -90,11 +90,9 @@ impl HostTensor {
     pub fn to_f32(&self) -> Vec<f32> {
         let halves = || self.data.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
         match self.dtype {
-            DType::F32 => self
-                .data
-                .chunks_exact(4)
-                .map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]))
-                .collect(),
+            DType::F32 => {
+                self.data.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect()
+            }
             DType::F16 => halves().map(|pair| half::f16::from_le_bytes(pair).to_f32()).collect(),
             DType::Bf16 => halves().map(|pair| half::bf16::from_le_bytes(pair).to_f32()).collect(),
         }

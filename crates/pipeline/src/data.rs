@@ -172,12 +172,7 @@ fn fetch_alternative(
 }
 
 /// Training and validation rows.
-fn tables(
-    chosen: &Chosen,
-    seed: u64,
-    set: &LabelSet,
-    head: &dyn TaskHead,
-) -> Result<(Table, Option<Table>), RunError> {
+fn tables(chosen: &Chosen, seed: u64, set: &LabelSet, head: &dyn TaskHead) -> Result<(Table, Option<Table>), RunError> {
     let train = read(&chosen.spec, &chosen.train, &["train"]).map_err(training)?;
     if let Some(asset) = &chosen.validation {
         let names = ["validation", "dev", "valid", "test"];

@@ -102,10 +102,10 @@ impl Diagnosis<'_> {
 
     fn unknown_plugin(&self, key: KeyPath) -> Finding {
         let known = choices(self.subschema());
-        let noun = self.subschema()["title"].as_str().unwrap_or("plugin");
+        let (noun, name) = (self.subschema()["title"].as_str().unwrap_or("plugin"), self.error.instance());
         let message = match known.as_slice() {
-            [] => format!("unknown {noun}; none is registered"),
-            known => format!("unknown {noun} {}; known: {}", self.error.instance(), known.join(", ")),
+            [] => format!("unknown {noun} {name}; none is registered"),
+            known => format!("unknown {noun} {name}; known: {}", known.join(", ")),
         };
         Finding { key, message, suggestion: self.nearest_choice(&known) }
     }
@@ -158,9 +158,10 @@ fn closest<'a>(key: &KeyPath, context: &'a [Vec<ValidationError<'static>>]) -> O
 
 /// Where else in the file a key of this name belongs, if there is one such place.
 fn home_of(schema: &Value, name: &str) -> Option<KeyPath> {
-    let mut homes = properties(schema).filter_map(|(section, below)| {
-        properties(below).any(|(known, _)| known == name).then(|| KeyPath::keys([section.as_str(), name]))
-    });
+    let has = |section: &Value| properties(section).any(|(known, _)| known == name);
+    let mut homes = properties(schema)
+        .filter(|(_, section)| has(section))
+        .map(|(section, _)| KeyPath::keys([section.as_str(), name]));
     match (homes.next(), homes.next()) {
         (Some(home), None) => Some(home),
         _ => None,

@@ -93,7 +93,8 @@ pub enum RunError {
     /// Loss or gradients are infinite or not numbers.
     #[error(
         "make step {step}: the {what} is not finite; try a lower `optimizer.with.lr` or a smaller `train.clip_norm` \
-         (training rows {}, servers: {servers})", rows_text(rows)
+         (training rows {}, servers: {servers})",
+        rows_text(rows)
     )]
     NonFinite {
         /// `loss` or `norm of the gradients`.

@@ -97,10 +97,10 @@ pub(crate) struct Merged {
 
 impl Merged {
     /// Of these layers, the later over the earlier; `text` is that of the file, which is the first.
-    pub(crate) fn of(layers: &[Layer], text: &str) -> figment::Result<Self> {
+    pub(crate) fn of(layers: &[Layer], text: &str) -> Result<Self, String> {
         let start = Figment::new();
         let figment = layers.iter().enumerate().fold(start, |figment, (i, layer)| figment.merge(Numbered(i, layer)));
-        let tagged = figment.find_value("").unwrap_or_else(|_| Tagged::from(Dict::new()));
+        let tagged = figment.find_value("").map_err(|error| error.to_string())?;
         let value = whole_numbers(serde_json::to_value(&tagged).map_err(|error| error.to_string())?);
         Ok(Self { value, tagged, figment, positions: Positions::of(text) })
     }

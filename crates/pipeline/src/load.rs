@@ -68,7 +68,7 @@ impl Layers {
     pub fn load(&self, registry: &Registry) -> Result<Loaded, Problems> {
         let layers = self.layers()?;
         let unmerged = |error: String| Problems::one(self.problem(error));
-        let mut merged = Merged::of(&layers, &self.text).map_err(|error| unmerged(error.to_string()))?;
+        let mut merged = Merged::of(&layers, &self.text).map_err(unmerged)?;
         let places = places(registry);
         let notices = places.iter().flat_map(|place| drop_stale(place, &layers, &mut merged)).collect();
 

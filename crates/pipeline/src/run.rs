@@ -55,10 +55,8 @@ pub fn run(
         .build::<Head>(&spec.task.name, spec.task.options(), &mut cx)
         .map_err(|source| RunError::Build { key: "task", source })?;
     let prepared = data::prepare(spec, &assets, &tokenizer, &*head, observer)?;
-    let ends = Ends::load(&checkpoint).map_err(|source| RunError::Load {
-        what: "embeddings and final norm",
-        source: source.into(),
-    })?;
+    let ends = Ends::load(&checkpoint)
+        .map_err(|source| RunError::Load { what: "embeddings and final norm", source: source.into() })?;
     let tuning = build_tuning(spec, registry, &checkpoint, ends.embedding_matrix(), &mut params)?;
     let (server, remote) = connect(spec, &checkpoint, observer)?;
     let whole = whole(&checkpoint)?;
@@ -96,7 +94,9 @@ struct Started {
 
 fn fetch_model(spec: &Spec, assets: &Assets, observer: &mut dyn Observer) -> Result<Asset, RunError> {
     assets
-        .fetch_first(&spec.model.source, Kind::Model, &mut |line| observer.event(Event::Notice(&format!("model: {line}"))))
+        .fetch_first(&spec.model.source, Kind::Model, &mut |line| {
+            observer.event(Event::Notice(&format!("model: {line}")))
+        })
         .map_err(|source| RunError::Fetch { what: "model", source })
 }
 
@@ -159,11 +159,8 @@ fn connect(
             (None, addresses(&servers.servers)?)
         }
     };
-    let expected = ModelExpectation {
-        digest: checkpoint.digest().to_owned(),
-        n_blocks: config.n_blocks,
-        hidden: config.hidden,
-    };
+    let expected =
+        ModelExpectation { digest: checkpoint.digest().to_owned(), n_blocks: config.n_blocks, hidden: config.hidden };
     let remote = RemoteSequential::connect(endpoints, expected, options).map_err(RunError::Remote)?;
     let spans: Vec<String> = remote.servers().iter().map(|info| info.span.to_string()).collect();
     observer.event(Event::Notice(&format!("blocks: {} server(s) with blocks {}", spans.len(), spans.join(", "))));
@@ -280,10 +277,10 @@ impl End<'_> {
             train_seconds: outcome.seconds,
             train_tokens: outcome.tokens,
             metrics: outcome.last.as_ref().map(|last| last.record.metrics.clone()).unwrap_or_default(),
-            adapter_digest: model.params.digest().map_err(|source| RunError::Load {
-                what: "adapter",
-                source: source.into(),
-            })?,
+            adapter_digest: model
+                .params
+                .digest()
+                .map_err(|source| RunError::Load { what: "adapter", source: source.into() })?,
         })
     }
 

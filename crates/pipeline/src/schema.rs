@@ -90,7 +90,7 @@ impl Place {
 
     fn schema(&self) -> Value {
         let all = |get: fn(&Choice) -> Value| self.choices.iter().map(get).collect::<Vec<_>>();
-        json!({
+        let mut schema = json!({
             "type": "object",
             "properties": {
                 "use": {
@@ -106,7 +106,13 @@ impl Place {
             "additionalProperties": false,
             "allOf": all(Choice::condition),
             "examples": all(|choice| json!({ "use": choice.name, "with": choice.example })),
-        })
+        });
+        if self.choices.is_empty() {
+            // These lists may not be empty. No text is `null`, so nothing can be chosen.
+            schema["properties"]["use"]["enum"] = json!([null]);
+            schema["allOf"] = json!([true]);
+        }
+        schema
     }
 }
 

@@ -10,8 +10,8 @@ use sepal_remote::Tuned;
 use sepal_track::{EvaluationRecord, MetricsLog, StepRecord};
 use tch::{Kind, Tensor};
 
-use crate::error::RunError;
 use crate::data::to_tensor;
+use crate::error::RunError;
 use crate::model::Model;
 use crate::progress::{Event, Observer};
 use crate::spec::{EvaluateEvery, TrainSpec};

@@ -200,6 +200,22 @@ fn unknown_plugins() {
 }
 
 #[test]
+fn without_plugins_nothing_can_be_chosen() {
+    let problems = layers(GOOD, &[], &[]).load(&Registry::new()).expect_err("there is nothing to choose from");
+    let lines: Vec<String> = problems.iter().map(|problem| problem.to_string()).collect();
+    assert_eq!(
+        lines,
+        [
+            "sst2.yaml:6:3: task.use: unknown task head \"sequence-classification\"; none is registered",
+            "sst2.yaml:9:3: tuning.use: unknown tuning mode \"deep-ptune\"; none is registered",
+            "sst2.yaml:24:14: optimizer.use: unknown optimizer \"adamw\"; none is registered",
+            "sst2.yaml:25:13: schedule.use: unknown schedule \"linear\"; none is registered",
+        ]
+    );
+    assert!(jsonschema::meta::is_valid(&schema(&Registry::new())));
+}
+
+#[test]
 fn labels_and_servers() {
     assert_snapshot!(with("[negative, positive]", "[good, bad, good]"), @r#"sst2.yaml:7:11: task.with.labels: expected different entries, found the text "good" twice"#);
     assert_snapshot!(with("[negative, positive]", "[]"), @"sst2.yaml:7:11: task.with.labels: expected a non-empty list of non-empty text, found an empty list");

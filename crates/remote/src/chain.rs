@@ -280,7 +280,9 @@ fn is_finite(tensor: &HostTensor) -> bool {
     let exponent = |mask: u16| move |pair: &[u8]| u16::from_le_bytes([pair[0], pair[1]]) & mask != mask;
     let data = tensor.data();
     match tensor.dtype() {
-        DType::F32 => data.chunks_exact(4).all(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]).is_finite()),
+        DType::F32 => {
+            data.chunks_exact(4).all(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]).is_finite())
+        }
         DType::F16 => data.chunks_exact(2).all(exponent(0x7c00)),
         DType::Bf16 => data.chunks_exact(2).all(exponent(0x7f80)),
     }

@@ -188,7 +188,12 @@ impl Tuned<'_> {
                 tunables: self.tensors.iter().any(Tensor::requires_grad),
             },
             has_prefix: prefix.is_some(),
-            tunables: self.step.tunables.iter().map(|named| (named.name.clone(), named.tensor.shape().to_vec())).collect(),
+            tunables: self
+                .step
+                .tunables
+                .iter()
+                .map(|named| (named.name.clone(), named.tensor.shape().to_vec()))
+                .collect(),
         };
         sepal_autograd::attach(&inputs, pooled, move |grad| backward.run(grad)).map_err(RemoteError::local)
     }

@@ -121,10 +121,7 @@ struct TunedImpl {
 }
 
 impl TunedImpl {
-    async fn run_forward(
-        &self,
-        params: wire::tuned::ForwardParams,
-    ) -> Result<(HostTensor, Option<TapeImpl>), Failure> {
+    async fn run_forward(&self, params: wire::tuned::ForwardParams) -> Result<(HostTensor, Option<TapeImpl>), Failure> {
         self.shared.check_open()?;
         let (batch, want, keep, dtype) = {
             let params = params.get().map_err(decode)?;

@@ -103,8 +103,9 @@ impl BlockServer {
         addr: Addr,
     ) -> Result<Self, StartError> {
         let runtime = runtime()?;
-        let listener =
-            runtime.block_on(Listener::bind(&addr)).map_err(|source| StartError::Listen { addr: addr.clone(), source })?;
+        let listener = runtime
+            .block_on(Listener::bind(&addr))
+            .map_err(|source| StartError::Listen { addr: addr.clone(), source })?;
         let endpoint = Endpoint::Addr(listener.addr().unwrap_or(addr));
         Self::start(stack, identity, options, runtime, listener, endpoint)
     }

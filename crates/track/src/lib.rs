@@ -21,7 +21,7 @@ mod folder;
 mod manifest;
 mod records;
 
+pub use folder::now;
 pub use folder::{RunFolder, WriteError, write_whole};
 pub use manifest::{Bytes, DataFacts, Manifest, ModelFacts, Parameters, Status, Versions};
-pub use folder::now;
 pub use records::{EvaluationRecord, MetricsLog, StepRecord};

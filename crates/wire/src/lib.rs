@@ -23,8 +23,15 @@
 pub mod codec;
 mod info;
 
-#[expect(missing_docs, missing_debug_implementations, clippy::all, reason = "generated code")]
+#[expect(
+    missing_docs,
+    missing_debug_implementations,
+    clippy::unwrap_used,
+    clippy::unimplemented,
+    reason = "generated code"
+)]
 mod generated {
+    #[rustfmt::skip]
     pub mod sepal_capnp;
 }
 
