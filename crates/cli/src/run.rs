@@ -58,7 +58,10 @@ pub(crate) fn list(registry: &Registry, args: &PluginsArgs) -> Result<(), Failur
 }
 
 fn load(registry: &Registry, args: &PipelineArgs) -> Result<Spec, Failure> {
-    let layers = Layers::read(&args.file)?.env(std::env::vars()).sets(args.set.iter().cloned());
+    // Variables of others need not be Unicode; ours are.
+    let variables =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let layers = Layers::read(&args.file)?.env(variables).sets(args.set.iter().cloned());
     let Loaded { spec, notices } = layers.load(registry)?;
     for notice in notices {
         eprintln!("{notice}");
