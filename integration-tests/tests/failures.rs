@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use sepal_blocks::BlockStack;
 use sepal_remote::{ModelExpectation, RemoteError, RemoteOptions, RemoteSequential};
+use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
 use tch::{Device, Kind, Tensor};
 
 use crate::support::{Golden, TOLERANCE, Trained, assert_grad, cross_entropy, distance, span};
@@ -69,6 +71,41 @@ fn a_lost_backward_is_an_error_of_the_graph() {
     servers.pop().expect("a server").shutdown();
     let error = cross_entropy(&logits, &golden.get("labels")).f_backward().expect_err("no server");
     assert!(error.to_string().contains("no server answered for blocks 0:3"), "{error}");
+}
+
+#[test]
+fn a_graph_may_outlive_its_servers() {
+    let golden = Golden::open("llama-gqa");
+    let server = golden.serve(span("0:3"), 1 << 30);
+    let remote = golden.connect(std::slice::from_ref(&server), options());
+    let trained = Trained::of(&golden, true);
+    let logits = trained.logits(&golden, &remote, &golden.ids, &golden.rows);
+    drop(remote);
+    drop(server);
+    let error = cross_entropy(&logits, &golden.get("labels")).f_backward().expect_err("nobody is there");
+    assert!(error.to_string().contains("has stopped"), "{error}");
+}
+
+#[test]
+fn a_batch_beyond_a_servers_limits_is_refused_before_it_is_sent() {
+    let golden = Golden::open("llama-gqa");
+    for (limits, expected) in [
+        (Limits { max_message_bytes: 1000, ..Limits::default() }, "lower swarm.with.micro_batch_tokens"),
+        (Limits { max_rows: 3, ..Limits::default() }, "7 rows, but this server takes 3"),
+        (Limits { max_tokens: 9, ..Limits::default() }, "tokens, but this server takes 9"),
+    ] {
+        let stack = BlockStack::load(&golden.checkpoint, span("0:3")).expect("blocks");
+        let options_there = ServerOptions { limits, ..ServerOptions::default() };
+        let identity = ModelIdentity::of(&golden.checkpoint);
+        let server = BlockServer::embedded(stack, identity, options_there).expect("a server");
+        let remote = golden.connect(std::slice::from_ref(&server), options());
+        let trained = Trained::of(&golden, false);
+        let tokens = golden.ends.embed(&golden.ids).expect("tokens");
+        let tuned = remote.tune(Vec::new()).expect("tuned");
+        let error = tuned.forward(Some(&trained.prompts), &tokens, &golden.rows).expect_err("too large");
+        assert!(matches!(&error, RemoteError::Refused { .. }), "{error}");
+        assert!(error.to_string().contains(expected), "{error}");
+    }
 }
 
 #[test]

@@ -46,7 +46,7 @@ pub fn main(registry: Registry) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", describe(&*error));
+            eprintln!("error: failed to {}", describe(&*error));
             ExitCode::FAILURE
         }
     }

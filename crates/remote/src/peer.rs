@@ -8,7 +8,7 @@ use capnp_rpc::{RpcSystem, rpc_twoparty_capnp, twoparty};
 use sepal_core::{DType, HostTensor, NamedHostTensor, Span, Want};
 use sepal_swarm::{Endpoint, Traffic};
 use sepal_wire::codec::{self, GradWant, Grads, WireBatch};
-use sepal_wire::{Failure, ServerInfo, sepal_capnp as wire};
+use sepal_wire::{Failure, FailureCode, Limits, ServerInfo, sepal_capnp as wire};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
@@ -58,6 +58,7 @@ pub(crate) struct Peer {
 
 struct Connection {
     root: wire::block_server::Client,
+    limits: Limits,
     sessions: HashMap<Span, wire::session::Client>,
     version: u64,
     tuned: HashMap<Span, wire::tuned::Client>,
@@ -117,7 +118,7 @@ impl Peer {
         want: Want,
         keep_tape: bool,
     ) -> Result<(HostTensor, Option<wire::tape::Client>), CallError> {
-        let tuned = self.tuned(span, step).await?;
+        let tuned = self.tuned(span, step, batch).await?;
         let mut request = tuned.forward_request();
         let mut params = request.get();
         codec::write_batch(params.reborrow().init_batch(), batch);
@@ -166,7 +167,7 @@ impl Peer {
         grad_output: &HostTensor,
         want: GradWant,
     ) -> Result<Grads, CallError> {
-        let tuned = self.tuned(span, step).await?;
+        let tuned = self.tuned(span, step, batch).await?;
         let mut request = tuned.backward_request();
         let mut params = request.get();
         codec::write_batch(params.reborrow().init_batch(), batch);
@@ -183,9 +184,10 @@ impl Peer {
 
     /// The session of `span` with the tunables of `step`, which are uploaded once however many
     /// micro-batches ask at the same time.
-    async fn tuned(&self, span: Span, step: &Step) -> Result<wire::tuned::Client, CallError> {
+    async fn tuned(&self, span: Span, step: &Step, batch: &WireBatch) -> Result<wire::tuned::Client, CallError> {
         let mut guard = self.connection.lock().await;
         let connection = self.connected(&mut guard).await?;
+        check_size(batch, &connection.limits)?;
         if connection.version != step.version {
             connection.tuned.clear();
             connection.version = step.version;
@@ -232,8 +234,8 @@ impl Peer {
         let connection = match slot.take() {
             Some(connection) => connection,
             None => {
-                let connection = within(self.connect_timeout, self.open()).await?;
-                within(self.call_timeout, self.info(&connection.root)).await?;
+                let mut connection = within(self.connect_timeout, self.open()).await?;
+                connection.limits = within(self.call_timeout, self.info(&connection.root)).await?.limits;
                 connection
             }
         };
@@ -255,7 +257,8 @@ impl Peer {
                 tracing::debug!(%error, "a connection ended");
             }
         });
-        Ok(Connection { root, sessions: HashMap::new(), version: u64::MAX, tuned: HashMap::new(), driver })
+        let limits = Limits::default();
+        Ok(Connection { root, limits, sessions: HashMap::new(), version: u64::MAX, tuned: HashMap::new(), driver })
     }
 
     /// What the server says of itself, checked against what this client expects.
@@ -285,6 +288,20 @@ impl Peer {
         }
         Ok(info)
     }
+}
+
+/// Refuses a message that the server would not read: it would only close the connection.
+fn check_size(batch: &WireBatch, limits: &Limits) -> Result<(), CallError> {
+    // The gradient of the output may come with the batch, and is no larger.
+    let bytes = 2 * batch.hidden.data().len() as u64;
+    if bytes <= limits.max_message_bytes {
+        return Ok(());
+    }
+    let message = format!(
+        "a message of up to {bytes} bytes, but this server reads {}; lower swarm.with.micro_batch_tokens",
+        limits.max_message_bytes
+    );
+    Err(CallError::Failure(Failure::new(FailureCode::InvalidRequest, message)))
 }
 
 /// `work`, or that it took too long.

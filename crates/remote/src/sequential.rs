@@ -128,9 +128,9 @@ impl RemoteSequential {
 
 impl Drop for RemoteSequential {
     fn drop(&mut self) {
-        // Closing the channel ends the thread's loop.
-        let (closed, _) = mpsc::unbounded_channel();
-        drop(std::mem::replace(&mut self.commands, closed));
+        // Graphs that are still alive hold senders of their own, so the thread must be told. If it has ended
+        // already, there is nobody to tell.
+        let _ = self.commands.send(Command::Stop);
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {

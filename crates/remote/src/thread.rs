@@ -30,9 +30,10 @@ pub(crate) enum Command {
     Forward { step: Arc<Step>, batches: Vec<WireBatch>, keep: bool, reply: Reply<(CallId, Vec<HostTensor>)> },
     Backward { call: CallId, grads: Vec<HostTensor>, want: ClientWant, reply: Reply<Vec<ChainGrads>> },
     Forget { call: CallId },
+    Stop,
 }
 
-/// Runs until the last sender of commands is gone.
+/// Runs until it is told to stop.
 pub(crate) fn run(
     runtime: &tokio::runtime::Runtime,
     endpoints: Vec<Endpoint>,
@@ -61,7 +62,7 @@ pub(crate) fn run(
             next: Cell::new(0),
         });
         let mut tasks = JoinSet::new();
-        while let Some(command) = commands.recv().await {
+        while let Some(command) = commands.recv().await.filter(|command| !matches!(command, Command::Stop)) {
             tasks.spawn_local(Rc::clone(&thread).obey(command));
             while tasks.try_join_next().is_some() {}
         }
@@ -89,6 +90,8 @@ impl Thread {
                 let chains = self.kept.borrow_mut().remove(&call);
                 drop(chains);
             }
+            // The loop ends before this is spawned.
+            Command::Stop => {}
         }
     }
 
