@@ -79,7 +79,7 @@ impl Bench {
     /// `sepal serve model`, once it says that it serves.
     pub(crate) fn serve(&self, blocks: &str, listen: &str) -> Server {
         let mut child = self
-            .sepal(&["serve", "model", "--blocks", blocks, "--listen", listen])
+            .sepal(&["serve", "model", "--blocks", blocks, "--listen", listen, "--threads", "1"])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use sepal_assets::{Asset, Assets, Kind};
 use sepal_blocks::{BlockStack, Ends};
 use sepal_checkpoint::Checkpoint;
-use sepal_core::Span;
+use sepal_core::{Span, in_one_line};
 use sepal_nn::Parameters;
 use sepal_plugin::{
     Head, HeadContext, Opt, OptContext, Registry, Sched, SchedContext, Tuning, TuningContext, TuningMode,
@@ -163,7 +163,8 @@ fn connect(
         ModelExpectation { digest: checkpoint.digest().to_owned(), n_blocks: config.n_blocks, hidden: config.hidden };
     let remote = RemoteSequential::connect(endpoints, expected, options).map_err(RunError::Remote)?;
     let spans: Vec<String> = remote.servers().iter().map(|info| info.span.to_string()).collect();
-    observer.event(Event::Notice(&format!("blocks: {} server(s) with blocks {}", spans.len(), spans.join(", "))));
+    let servers = if spans.len() == 1 { "1 server".to_owned() } else { format!("{} servers", spans.len()) };
+    observer.event(Event::Notice(&format!("blocks: {} on {servers}", spans.join(", "))));
     Ok((server, remote))
 }
 
@@ -303,14 +304,3 @@ impl End<'_> {
 
 /// The libtorch that the bindings are made for.
 const LIBTORCH: &str = "2.13.0";
-
-fn in_one_line(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}

@@ -1,5 +1,5 @@
 use sepal_blocks::BlockStack;
-use sepal_core::{DType, HostTensor, NamedHostTensor, Span, Want};
+use sepal_core::{DType, HostTensor, NamedHostTensor, Span, Want, in_one_line};
 use sepal_nn::host::{from_host, to_host};
 use sepal_wire::codec::{GradWant, Grads, InputGrad, WireBatch};
 use sepal_wire::{Failure, FailureCode};
@@ -73,7 +73,7 @@ pub(crate) fn forward(
     let run = || stack.forward_part(span, &input, batch.prefix_len, &batch.rows, deep_prompts.as_ref(), want);
     let output = if keep { run() } else { tch::no_grad(run) }.map_err(|error| match error {
         sepal_blocks::ForwardError::Torch { .. } => failed(&error),
-        _ => invalid(describe(&error)),
+        _ => invalid(in_one_line(&error)),
     })?;
     let kept = keep.then(|| Kept {
         bytes: stack.tape_bytes(span, batch.prefix_len, &batch.rows, want) as u64,
@@ -133,17 +133,5 @@ pub(crate) fn invalid(message: impl std::fmt::Display) -> Failure {
 }
 
 fn failed(error: &dyn std::error::Error) -> Failure {
-    Failure::new(FailureCode::ComputeFailed, describe(error))
-}
-
-/// An error with its causes on one line.
-pub(crate) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
+    Failure::new(FailureCode::ComputeFailed, in_one_line(error))
 }

@@ -3,11 +3,11 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use capnp::capability::Rc as CapRc;
-use sepal_core::{HostTensor, Span};
+use sepal_core::{HostTensor, Span, in_one_line};
 use sepal_wire::codec::{self, DecodeError, GradWant, Grads, WireBatch};
 use sepal_wire::{Failure, FailureCode, Load, ServerInfo, sepal_capnp as wire};
 
-use crate::compute::{self, Tunables, describe, invalid};
+use crate::compute::{self, Tunables, invalid};
 use crate::engine::Engine;
 use crate::tapes::{TapeId, TapeStore};
 
@@ -258,7 +258,7 @@ fn read_gradient(
 }
 
 fn decode(error: impl Into<DecodeError>) -> Failure {
-    invalid(describe(&error.into()))
+    invalid(in_one_line(&error.into()))
 }
 
 /// A panic elsewhere leaves the store usable: every change to it is whole.
