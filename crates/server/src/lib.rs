@@ -14,7 +14,7 @@
 //! use sepal_core::Span;
 //! use sepal_server::{BlockServer, ModelIdentity, ServerOptions};
 //!
-//! let checkpoint = Checkpoint::open("model.gguf".as_ref())?;
+//! let checkpoint = Checkpoint::open("model.gguf")?;
 //! let stack = BlockStack::load(&checkpoint, Span::new(0, 10)?)?;
 //! let identity = ModelIdentity::of(&checkpoint);
 //! let server = BlockServer::listen(stack, identity, ServerOptions::default(), "127.0.0.1:0".parse()?)?;
