@@ -57,6 +57,12 @@ fn a_new_head_and_a_new_tuning_mode_build_and_train() {
     let manifest = repository.join("crates/cli/Cargo.toml");
     let text = std::fs::read_to_string(&manifest).expect("readable");
     std::fs::write(&manifest, text.replace("name = \"sepal\"", "name = \"sepal-with-plugins\"")).expect("written");
+    // Another version: cargo tells crates of one workspace-relative path apart by nothing else, and would replace
+    // what these tests were built from.
+    let root_manifest = repository.join("Cargo.toml");
+    let text = std::fs::read_to_string(&root_manifest).expect("readable");
+    std::fs::write(&root_manifest, text.replace("version = \"0.1.0\"", "version = \"0.1.0-plugins\""))
+        .expect("written");
     let target = binary().parent().and_then(Path::parent).expect("target/debug/sepal").to_owned();
     let cargo = |args: &[&str]| {
         let mut command = Command::new(env!("CARGO"));
