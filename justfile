@@ -33,7 +33,11 @@ lint: setup
 
 # Speed, as ratios measured side by side in one run; writes docs/bench.json
 bench *ARGS: setup
-    cargo bench --profile dev -p sepal-integration-tests --bench step -- {{ ARGS }}
+    cargo bench --profile dev --workspace --bench step -- {{ ARGS }}
+
+# What the swarm makes of its servers: replicas, failures, plans; writes docs/bench-swarm.json
+bench-swarm: _build
+    cargo bench --profile dev --workspace --bench swarm
 
 # Regenerate what is generated and committed: RPC code and the pipeline schema (needs capnproto)
 schemas: setup

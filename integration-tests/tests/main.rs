@@ -3,8 +3,10 @@
 mod bad_input;
 mod exact;
 mod failures;
+mod faults;
 mod new_plugin;
 mod processes;
 mod program;
+mod proxy;
 mod runs;
 mod support;

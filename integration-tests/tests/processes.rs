@@ -60,6 +60,7 @@ fn when_the_last_server_goes_what_was_trained_is_saved() {
     let mut server = bench.serve("0:3", "127.0.0.1:0");
     let [kind, addresses] = static_swarm(&[&server]);
     let mut run = bench.sepal(&["run", "pipeline.yaml", "--set", "train.max_steps=100000", &kind, &addresses]);
+    let run = run.args(["--set", "swarm.with.wait_ms=1000"]);
     let child = run.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("sepal runs");
     wait_for_metrics(&bench.path("runs"), 5);
     server.child.kill().expect("killed");

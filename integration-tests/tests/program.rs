@@ -70,16 +70,26 @@ impl Bench {
 
     /// The only run folder there is.
     pub(crate) fn only_run(&self) -> Run {
+        self.run_in("runs")
+    }
+
+    /// The only run folder in such a one.
+    pub(crate) fn run_in(&self, folder: &str) -> Run {
         let mut folders: Vec<PathBuf> =
-            fs::read_dir(self.path("runs")).expect("runs").map(|entry| entry.expect("an entry").path()).collect();
+            fs::read_dir(self.path(folder)).expect("runs").map(|entry| entry.expect("an entry").path()).collect();
         assert_eq!(folders.len(), 1, "{folders:?}");
         Run { folder: folders.remove(0), stdout: String::new() }
     }
 
     /// `sepal serve model`, once it says that it serves.
     pub(crate) fn serve(&self, blocks: &str, listen: &str) -> Server {
+        self.serve_with(blocks, listen, &[])
+    }
+
+    pub(crate) fn serve_with(&self, blocks: &str, listen: &str, more: &[&str]) -> Server {
         let mut child = self
             .sepal(&["serve", "model", "--blocks", blocks, "--listen", listen, "--threads", "1"])
+            .args(more)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()

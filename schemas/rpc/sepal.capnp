@@ -16,6 +16,7 @@ struct Tensor {
   dtype @0 :DType;
   shape @1 :List(UInt32);
   data @2 :Data;
+  crc @3 :UInt32;  # CRC-32 (IEEE) of dtype as a byte, shape as 32-bit little-endian numbers, data
 }
 
 struct NamedTensor {
@@ -35,6 +36,7 @@ struct RaggedBatch {
   prefixLen @0 :UInt32;
   offsets @1 :List(UInt32);
   hidden @2 :Tensor;
+  crc @3 :UInt32;  # CRC-32 (IEEE) of prefixLen and offsets as 32-bit little-endian numbers
 }
 
 enum Want {
@@ -72,6 +74,7 @@ enum FailureCode {
   overloaded @3;      # the queue is full
   shuttingDown @4;
   computeFailed @5;   # out of memory, or a bug
+  unreadable @6;      # damaged on the way: send it again
 }
 
 struct Failure {
@@ -91,6 +94,14 @@ struct Load {
   queue @0 :UInt32;      # calls that wait or run
   tapes @1 :UInt32;
   tapeBytes @2 :UInt64;
+  completed @3 :UInt64;  # computations finished since the start: a server that hangs counts no further
+  rate @4 :Float64;      # measured seconds per token and block of a forward; 0 before the first
+}
+
+struct Timing {
+  # What a call took on the server, so that a client can tell computing from waiting and from the way.
+  queuedUs @0 :UInt64;
+  computedUs @1 :UInt64;
 }
 
 struct ServerInfo {
@@ -105,6 +116,8 @@ struct ServerInfo {
   weights @8 :Text;      # the checkpoint in words, for people
   limits @9 :Limits;
   load @10 :Load;
+  tapeTokenBytes @11 :UInt32;  # about what a kept graph holds for each token and block
+  draining @12 :Bool;          # it is about to leave: it finishes what it has and takes nothing new
 }
 
 interface BlockServer {
@@ -121,12 +134,12 @@ interface Session {
 interface Tuned {
   # A session with the injected tensors of one optimizer step, for as many batches as there are.
   # Tunables are stacked by block: deep_prompts [n_blocks of the session, prefixLen, hidden].
-  forward @0 (batch :RaggedBatch, want :Want, keepTape :Bool, dtype :DType) -> (output :Tensor, tape :Tape, failure :Failure);
+  forward @0 (batch :RaggedBatch, want :Want, keepTape :Bool, dtype :DType) -> (output :Tensor, tape :Tape, failure :Failure, timing :Timing);
   # Without a tape: forward again, then backward.
-  backward @1 (batch :RaggedBatch, want :Want, gradOutput :Tensor, grad :GradWant) -> (grads :Grads, failure :Failure);
+  backward @1 (batch :RaggedBatch, want :Want, gradOutput :Tensor, grad :GradWant) -> (grads :Grads, failure :Failure, timing :Timing);
 }
 
 interface Tape {
   # The graph of one forward, kept on the server. It answers once; dropping it frees the memory.
-  backward @0 (gradOutput :Tensor, grad :GradWant) -> (grads :Grads, failure :Failure);
+  backward @0 (gradOutput :Tensor, grad :GradWant) -> (grads :Grads, failure :Failure, timing :Timing);
 }

@@ -73,4 +73,7 @@ pub(crate) struct ServeArgs {
     /// Threads of one computation; libtorch's choice if not given
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<u32>,
+    /// Microseconds that a computation takes at least for each token and block, to leave room for others
+    #[arg(long, value_name = "US")]
+    pub(crate) pace_us: Option<u64>,
 }

@@ -1,6 +1,7 @@
 //! `sepal serve`.
 
 use std::sync::mpsc;
+use std::time::Duration;
 
 use sepal_assets::{Assets, Kind};
 use sepal_blocks::BlockStack;
@@ -28,7 +29,8 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
         max_message_bytes: args.max_message_mb << 20,
         tape_budget_bytes: args.tape_budget_mb << 20,
     };
-    let options = ServerOptions { limits, threads: args.threads, ..ServerOptions::default() };
+    let pace = args.pace_us.map(Duration::from_micros);
+    let options = ServerOptions { limits, threads: args.threads, pace, ..ServerOptions::default() };
     let (stop, stopped) = mpsc::channel();
     // A second signal while calls finish changes nothing; the receiver may be gone by then.
     ctrlc::set_handler(move || {

@@ -140,6 +140,7 @@ fn connect(
     let mut options = RemoteOptions {
         wire_dtype: spec.swarm.wire_dtype(),
         micro_batch_tokens: spec.swarm.micro_batch_tokens(),
+        deterministic: spec.train.deterministic,
         ..RemoteOptions::default()
     };
     let (server, endpoints) = match &spec.swarm {
@@ -156,6 +157,8 @@ fn connect(
         }
         SwarmSpec::Static(servers) => {
             options.call_timeout = Duration::from_millis(servers.timeout_ms);
+            options.wait = Duration::from_millis(servers.wait_ms);
+            options.hedge = servers.hedge;
             (None, addresses(&servers.servers)?)
         }
     };

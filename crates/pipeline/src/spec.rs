@@ -167,10 +167,18 @@ pub struct StaticSpec {
     #[serde(default = "default_micro_batch_tokens")]
     #[schemars(range(min = 1))]
     pub micro_batch_tokens: usize,
-    /// How long one call may take, in milliseconds, before another server is asked.
+    /// How long one call may take, in milliseconds, before another server is asked, however busy its server is. One that
+    /// does not answer at all is noticed much sooner, by its measured speed.
     #[serde(default = "default_timeout_ms")]
     #[schemars(range(min = 1))]
     pub timeout_ms: u64,
+    /// How long to wait for a server, in milliseconds, when none is left for some blocks. After that the run stops, and
+    /// what was trained is saved.
+    #[serde(default = "default_wait_ms")]
+    pub wait_ms: u64,
+    /// Gives a micro-batch that takes longer than usual to another server, too, if there is one; the first answer wins.
+    #[serde(default)]
+    pub hedge: bool,
 }
 
 const fn default_micro_batch_tokens() -> usize {
@@ -178,6 +186,10 @@ const fn default_micro_batch_tokens() -> usize {
 }
 
 const fn default_timeout_ms() -> u64 {
+    300_000
+}
+
+const fn default_wait_ms() -> u64 {
     60_000
 }
 
@@ -372,6 +384,10 @@ pub struct TrainSpec {
     /// Threads for computing; as many as there are cores if not given.
     #[schemars(range(min = 1))]
     pub threads: Option<usize>,
+    /// Cuts batches by `micro_batch_tokens` alone and never by what servers were measured at, so that sums are added up
+    /// in the same order in every run: losses are then the same to the last bit, whatever the servers and their
+    /// failures, if all compute with as many threads on processors of a kind.
+    pub deterministic: bool,
 }
 
 impl Default for TrainSpec {
@@ -384,6 +400,7 @@ impl Default for TrainSpec {
             precision: Precision::F32,
             seed: 42,
             threads: None,
+            deterministic: false,
         }
     }
 }

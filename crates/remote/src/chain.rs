@@ -1,33 +1,20 @@
 //! Micro-batches on their way through the chain of servers, forward and back.
 
-use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::{Either, select};
 use sepal_core::{DType, HostTensor, NamedHostTensor, Ragged, Span, Want};
-use sepal_route::{Hop, RouteError, Router, ServerId};
-use sepal_wire::Retry;
+use sepal_route::{Hop, Pass, ServerId, Work};
 use sepal_wire::codec::{GradWant, InputGrad, WireBatch};
 use sepal_wire::sepal_capnp as wire;
-use tokio::time::Instant;
 
 use crate::error::{CallError, RemoteError};
-use crate::peer::{Peer, Step};
-
-/// The wait before the same server is asked again; it doubles.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-
-/// The servers of one model, as the thread that speaks with them sees them.
-#[derive(Debug)]
-pub(crate) struct Servers {
-    pub(crate) peers: Vec<Peer>,
-    pub(crate) router: RefCell<Router>,
-    pub(crate) started: Instant,
-    /// How long a span may be without a server that answers.
-    pub(crate) wait: Duration,
-    pub(crate) wire_dtype: DType,
-}
+use crate::peer::{Output, Step};
+use crate::servers::{Servers, Trouble};
 
 /// One micro-batch's way, kept for backward.
 pub(crate) struct Chain {
@@ -60,26 +47,19 @@ pub(crate) struct ClientWant {
     pub(crate) tunables: bool,
 }
 
-/// Failures in a row of one piece of work.
-#[derive(Debug, Default)]
-struct Trouble {
-    since: Option<Instant>,
-    here: u32,
-    last: Option<String>,
-}
-
 impl Servers {
-    /// Runs a micro-batch through all of `span`; what is needed for backward is kept if `keep`.
+    /// Runs a micro-batch through all of `span`, on `route` as long as it works; what is needed for backward is kept
+    /// if `keep`.
     pub(crate) async fn forward(
-        &self,
+        self: &Rc<Self>,
         step: Arc<Step>,
         batch: WireBatch,
         span: Span,
         keep: bool,
-        turn: usize,
+        route: Vec<Hop>,
     ) -> Result<(HostTensor, Chain), RemoteError> {
         let mut chain = Chain { step, prefix_len: batch.prefix_len, rows: batch.rows.clone(), legs: Vec::new() };
-        let output = self.advance(&mut chain, batch, span, Want::LastOfRows, keep, turn).await?;
+        let output = self.advance(&mut chain, batch, span, Want::LastOfRows, keep, route).await?;
         self.check_finite(&chain, &output)?;
         Ok((output, chain))
     }
@@ -87,99 +67,107 @@ impl Servers {
     /// Moves `batch` through `span`, adding legs to the chain. A server that fails is left, and the
     /// way goes on from the block where it stood.
     async fn advance(
-        &self,
+        self: &Rc<Self>,
         chain: &mut Chain,
         mut batch: WireBatch,
         span: Span,
         want: Want,
         keep: bool,
-        turn: usize,
+        route: Vec<Hop>,
     ) -> Result<HostTensor, RemoteError> {
         let mut at = span.start();
+        let mut route = VecDeque::from(route);
         let mut trouble = Trouble::default();
         loop {
             let rest = Span::new(at, span.end()).map_err(RemoteError::local)?;
-            let hop = self.next_hop(rest, turn, &mut trouble).await?;
-            let peer = &self.peers[hop.server.0];
+            let next = route.pop_front().filter(|hop| self.router().is_well(hop.server));
+            let hop = match next {
+                Some(hop) => hop,
+                None => {
+                    route = self.route(rest, positions(&batch), &mut trouble).await?.into();
+                    continue;
+                }
+            };
             let is_last = hop.span.end() == span.end();
             let hop_want = if is_last { want } else { Want::All };
-            match peer.forward(hop.span, &chain.step, &batch, hop_want, keep).await {
-                Ok((output, tape)) => {
-                    self.router.borrow_mut().succeeded(hop.server);
-                    trouble = Trouble::default();
-                    let input = std::mem::replace(&mut batch.hidden, output);
-                    chain.legs.push(Leg { hop, input, want: hop_want, tape });
+            match self.hop(hop, &chain.step, &batch, hop_want, keep).await {
+                Ok((server, output)) => {
+                    trouble.over();
+                    let input = std::mem::replace(&mut batch.hidden, output.hidden);
+                    chain.legs.push(Leg { hop: Hop { server, ..hop }, input, want: hop_want, tape: output.tape });
                     at = hop.span.end();
                     if is_last {
                         return Ok(batch.hidden);
                     }
                 }
-                Err(error) => self.judge(hop, error, &mut trouble).await?,
+                Err(error) => {
+                    self.judge(hop, error, &mut trouble).await?;
+                    route.clear();
+                }
             }
         }
     }
 
-    /// The next hop; waits for servers whose ban ends in time.
-    async fn next_hop(&self, rest: Span, turn: usize, trouble: &mut Trouble) -> Result<Hop, RemoteError> {
-        loop {
-            let now = self.now_ms();
-            let planned = self.router.borrow().plan(rest, turn, now);
-            match planned {
-                Ok(route) => return Ok(route[0]),
-                Err(RouteError::Banned { block_idx, retry_at_ms }) => {
-                    let since = *trouble.since.get_or_insert_with(Instant::now);
-                    let pause = Duration::from_millis(retry_at_ms.saturating_sub(now).max(1));
-                    if since.elapsed() + pause > self.wait {
-                        let last = trouble.last.take().unwrap_or_else(|| "failed for another micro-batch".into());
-                        return Err(RemoteError::NoServer { span: rest, waited: since.elapsed(), last });
-                    }
-                    tracing::warn!(block_idx, wait_ms = pause.as_millis() as u64, "waiting for a server");
-                    tokio::time::sleep(pause).await;
+    /// One hop; with hedging, a straggler is also given to a replica, and the first answer wins. Says who answered.
+    async fn hop(
+        &self,
+        hop: Hop,
+        step: &Step,
+        batch: &WireBatch,
+        want: Want,
+        keep: bool,
+    ) -> Result<(ServerId, Output), CallError> {
+        let first = async { Ok((hop.server, self.hop_on(hop, step, batch, want, keep).await?)) };
+        let Some(after) = self.hedge_after(hop, batch) else { return first.await };
+        let second = async {
+            tokio::time::sleep(after).await;
+            let planned = self.router().plan_without(hop.span, &[positions(batch)], &[hop.server]);
+            let replica = planned.ok().and_then(|plan| plan.routes.concat().first().copied());
+            match replica.filter(|replica| replica.span == hop.span) {
+                Some(replica) => {
+                    self.hop_on(replica, step, batch, want, keep).await.ok().map(|out| (replica.server, out))
                 }
-                Err(RouteError::Uncovered { missing }) => {
-                    return Err(RemoteError::Uncovered { missing, unreachable: Vec::new() });
-                }
-                Err(error) => return Err(RemoteError::local(error)),
+                None => None,
             }
-        }
-    }
-
-    /// What follows from a failed call: an error if it must not be repeated, a pause if the same
-    /// server may be asked again, else the server is left.
-    async fn judge(&self, hop: Hop, error: CallError, trouble: &mut Trouble) -> Result<(), RemoteError> {
-        let peer = &self.peers[hop.server.0];
-        let server = peer.endpoint.to_string();
-        let retry = match error {
-            CallError::WrongModel(error) => return Err(error),
-            CallError::Failure(failure) if failure.retry == Retry::Never => {
-                return Err(RemoteError::Refused { server, span: hop.span, failure });
-            }
-            ref other => other.retry(),
         };
-        tracing::warn!(%server, span = %hop.span, %error, "a server failed");
-        trouble.since.get_or_insert_with(Instant::now);
-        trouble.last = Some(format!("server {server}: {error}"));
-        if retry == Retry::Here && trouble.here < 6 {
-            tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(trouble.here)).await;
-            trouble.here += 1;
-            return Ok(());
+        let (mut first, mut second) = (pin!(first), pin!(second));
+        match select(first.as_mut(), second.as_mut()).await {
+            Either::Left((outcome, _)) => outcome,
+            Either::Right((Some(answer), _)) => {
+                self.router().straggled(hop.server);
+                Ok(answer)
+            }
+            // No replica, or it failed, which is no reason to give up the first.
+            Either::Right((None, first)) => first.await,
         }
-        trouble.here = 0;
-        if !error.keeps_connection() {
-            peer.disconnect().await;
-        }
-        self.router.borrow_mut().failed(hop.server, self.now_ms());
-        Ok(())
+    }
+
+    fn hedge_after(&self, hop: Hop, batch: &WireBatch) -> Option<Duration> {
+        let work = Work { pass: Pass::Forward, blocks: hop.span.len(), tokens: positions(batch) };
+        self.options().hedge.then(|| self.router().hedge_after(hop.server, work)).flatten()
+    }
+
+    async fn hop_on(
+        &self,
+        hop: Hop,
+        step: &Step,
+        batch: &WireBatch,
+        want: Want,
+        keep: bool,
+    ) -> Result<Output, CallError> {
+        let peer = self.peer(hop.server);
+        let tuned = peer.patiently(None, peer.tuned(hop.span, step, batch)).await?;
+        let work = Work { pass: Pass::Forward, blocks: hop.span.len(), tokens: positions(batch) };
+        self.measured(hop.server, work, peer.forward(&tuned, batch, want, keep)).await
     }
 
     /// Runs a chain backward, last leg first. A leg whose server fails is made again, forward from
     /// its kept input on servers that are left, which may take several hops.
     pub(crate) async fn backward(
-        &self,
+        self: &Rc<Self>,
         mut chain: Chain,
         grad_output: HostTensor,
         want: ClientWant,
-        turn: usize,
     ) -> Result<ChainGrads, RemoteError> {
         let mut grads = ChainGrads { prefix: None, tunables: Vec::new() };
         let mut grad_output = Some(grad_output);
@@ -192,11 +180,10 @@ impl Servers {
                 (true, true) => InputGrad::Prefix,
                 (true, false) => InputGrad::None,
             };
-            let asked = GradWant { input, tunables: want.tunables, dtype: self.wire_dtype };
+            let asked = GradWant { input, tunables: want.tunables, dtype: self.options().wire_dtype };
             match self.leg_backward(&chain, &leg, grad, asked).await {
                 Ok(found) => {
-                    self.router.borrow_mut().succeeded(leg.hop.server);
-                    trouble = Trouble::default();
+                    trouble.over();
                     self.check_grad(&leg, found.input.as_ref())?;
                     grads.tunables.push((leg.hop.span, found.tunables));
                     grad_output = found.input;
@@ -209,7 +196,7 @@ impl Servers {
                 Err(error) => {
                     self.judge(leg.hop, error, &mut trouble).await?;
                     let batch = leg_batch(&chain, &leg);
-                    self.advance(&mut chain, batch, leg.hop.span, leg.want, true, turn).await?;
+                    self.advance(&mut chain, batch, leg.hop.span, leg.want, true, Vec::new()).await?;
                 }
             }
         }
@@ -224,14 +211,17 @@ impl Servers {
         grad_output: &HostTensor,
         want: GradWant,
     ) -> Result<sepal_wire::codec::Grads, CallError> {
-        let peer = &self.peers[leg.hop.server.0];
-        match &leg.tape {
-            Some(tape) => peer.backward_tape(tape, grad_output, want).await,
-            None => {
-                let batch = leg_batch(chain, leg);
-                peer.backward_stateless(leg.hop.span, &chain.step, &batch, leg.want, grad_output, want).await
-            }
+        let peer = self.peer(leg.hop.server);
+        let batch = leg_batch(chain, leg);
+        let (blocks, tokens) = (leg.hop.span.len(), positions(&batch));
+        if let Some(tape) = &leg.tape {
+            let work = Work { pass: Pass::Backward, blocks, tokens };
+            return self.measured(leg.hop.server, work, peer.backward_tape(tape, grad_output, want)).await;
         }
+        let work = Work { pass: Pass::Stateless, blocks, tokens };
+        let tuned = peer.patiently(None, peer.tuned(leg.hop.span, &chain.step, &batch)).await?;
+        let call = peer.backward_stateless(&tuned, &batch, leg.want, grad_output, want);
+        self.measured(leg.hop.server, work, call).await
     }
 
     /// Names the first server whose answer is not finite, if the last answer is not.
@@ -261,14 +251,11 @@ impl Servers {
     fn non_finite(&self, hop: Hop, what: &'static str) -> RemoteError {
         RemoteError::NonFinite { server: self.label(hop.server), span: hop.span, what }
     }
+}
 
-    fn label(&self, server: ServerId) -> String {
-        self.peers[server.0].endpoint.to_string()
-    }
-
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
+/// Positions of a batch, the prefix included.
+fn positions(batch: &WireBatch) -> usize {
+    batch.prefix_len + batch.rows.n_tokens()
 }
 
 /// What went into a leg.
@@ -287,9 +274,6 @@ fn is_finite(tensor: &HostTensor) -> bool {
         DType::Bf16 => data.chunks_exact(2).all(exponent(0x7f80)),
     }
 }
-
-/// Shared with the tasks of one thread.
-pub(crate) type SharedServers = Rc<Servers>;
 
 #[cfg(test)]
 mod tests {

@@ -102,6 +102,14 @@ pub(crate) enum CallError {
     Transport(capnp::Error),
     #[error("no answer within {} s", .0.as_secs_f64())]
     Timeout(Duration),
+    #[error("it does not answer {:.1} s after a call: {error}", after.as_secs_f64())]
+    Hung { after: Duration, error: Box<CallError> },
+    #[error("it is idle {:.1} s after a call: the call was lost", after.as_secs_f64())]
+    Lost { after: Duration },
+    #[error("it has finished nothing for a while, {:.1} s after a call", after.as_secs_f64())]
+    Stalled { after: Duration },
+    #[error("it was left after another call failed")]
+    Left,
     #[error("an answer that cannot be read: {0}")]
     Decode(#[from] DecodeError),
     #[error("{0}")]
@@ -125,9 +133,12 @@ impl CallError {
         }
     }
 
-    /// Whether the connection may still be used.
-    pub(crate) fn keeps_connection(&self) -> bool {
-        matches!(self, CallError::Failure(_))
+    /// Whether the server took too long, rather than being gone.
+    pub(crate) fn is_late(&self) -> bool {
+        matches!(
+            self,
+            CallError::Timeout(_) | CallError::Hung { .. } | CallError::Lost { .. } | CallError::Stalled { .. }
+        )
     }
 
     pub(crate) fn is_tape_expired(&self) -> bool {

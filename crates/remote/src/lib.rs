@@ -31,8 +31,10 @@
 
 mod chain;
 mod error;
+mod patience;
 mod peer;
 mod sequential;
+mod servers;
 mod thread;
 
 pub use error::RemoteError;

@@ -1,5 +1,6 @@
 //! One server: its connection, its sessions and what was uploaded to it.
 
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
 use std::time::Duration;
@@ -8,16 +9,21 @@ use capnp_rpc::{RpcSystem, rpc_twoparty_capnp, twoparty};
 use sepal_core::{DType, HostTensor, NamedHostTensor, Span, Want};
 use sepal_swarm::{Endpoint, Traffic};
 use sepal_wire::codec::{self, GradWant, Grads, WireBatch};
-use sepal_wire::{Failure, FailureCode, Limits, ServerInfo, sepal_capnp as wire};
+use sepal_wire::{Failure, FailureCode, Limits, ServerInfo, Timing, sepal_capnp as wire};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
+use tokio_util::sync::CancellationToken;
 
 use crate::error::{CallError, RemoteError};
+use crate::patience::{Pulse, give_up};
 use crate::sequential::{ModelExpectation, RemoteOptions};
 
 /// The largest message that a client reads.
 const MAX_MESSAGE_BYTES: u64 = 1 << 30;
+/// How long a server that is late may take to say that it is there, beside four round trips.
+const PULSE: Duration = Duration::from_millis(500);
 
 /// The tunables of one optimizer step, for the whole model, stacked by block.
 #[derive(Debug)]
@@ -54,6 +60,12 @@ pub(crate) struct Peer {
     connect_timeout: Duration,
     dtype: DType,
     connection: Mutex<Option<Connection>>,
+    /// What an empty call took.
+    round_trip: Cell<Duration>,
+    /// What the connection has moved.
+    moved: RefCell<Traffic>,
+    /// Set when the server is left: no call goes to it until it has answered again.
+    left: RefCell<CancellationToken>,
 }
 
 struct Connection {
@@ -92,40 +104,78 @@ impl Peer {
             connect_timeout: options.connect_timeout,
             dtype: options.wire_dtype,
             connection: Mutex::new(None),
+            round_trip: Cell::new(Duration::ZERO),
+            moved: RefCell::default(),
+            left: RefCell::default(),
         }
     }
 
-    /// Connects if need be, and asks the server what it is.
-    pub(crate) async fn describe(&self) -> Result<ServerInfo, CallError> {
-        let mut guard = self.connection.lock().await;
-        let connection = self.connected(&mut guard).await?;
-        let root = connection.root.clone();
-        drop(guard);
-        within(self.call_timeout, self.info(&root)).await
+    /// What an empty call took when the server was met.
+    pub(crate) fn round_trip(&self) -> Duration {
+        self.round_trip.get()
     }
 
-    /// Forgets the connection: the next call opens another.
-    pub(crate) async fn disconnect(&self) {
-        self.connection.lock().await.take();
+    /// Meets the server, for the first time or again. A connection that was left or lost is replaced.
+    pub(crate) async fn meet(&self) -> Result<ServerInfo, CallError> {
+        let mut slot = self.connection.lock().await;
+        let is_left = self.left.borrow().is_cancelled();
+        let alive = slot.as_ref().filter(|connection| !is_left && !connection.driver.is_finished());
+        let info = match alive {
+            Some(connection) => within(self.connect_timeout, self.info(&connection.root)).await?,
+            None => {
+                let (connection, info) = self.open_counted().await?;
+                *slot = Some(connection);
+                info
+            }
+        };
+        if info.draining {
+            return Err(CallError::Failure(Failure::new(FailureCode::ShuttingDown, "it is about to leave")));
+        }
+        if is_left {
+            self.left.replace(CancellationToken::new());
+        }
+        Ok(info)
     }
 
-    /// Runs `span` forward: the output and, if asked for, its tape.
+    /// Ends all calls to the server, those under way and those to come, until it is met again.
+    pub(crate) fn leave(&self) {
+        self.left.borrow().cancel();
+        // Whoever holds the lock is a call, and ends with the others.
+        if let Ok(mut connection) = self.connection.try_lock() {
+            *connection = None;
+        }
+    }
+
+    /// `call` to its end, unless the server is left or to be given up first.
+    pub(crate) async fn patiently<T>(
+        &self,
+        late_after: Option<Duration>,
+        call: impl Future<Output = Result<T, CallError>>,
+    ) -> Result<T, CallError> {
+        let left = self.left.borrow().clone();
+        tokio::select! {
+            biased;
+            () = left.cancelled() => Err(CallError::Left),
+            outcome = call => outcome,
+            error = give_up(self, late_after, self.call_timeout) => Err(error),
+        }
+    }
+
+    /// Runs a span forward: the output and, if asked for, its tape.
     pub(crate) async fn forward(
         &self,
-        span: Span,
-        step: &Step,
+        tuned: &wire::tuned::Client,
         batch: &WireBatch,
         want: Want,
         keep_tape: bool,
-    ) -> Result<(HostTensor, Option<wire::tape::Client>), CallError> {
-        let tuned = self.tuned(span, step, batch).await?;
+    ) -> Result<(Output, Timing), CallError> {
         let mut request = tuned.forward_request();
         let mut params = request.get();
         codec::write_batch(params.reborrow().init_batch(), batch);
         params.set_want(codec::want_to_wire(want));
         params.set_keep_tape(keep_tape);
         params.set_dtype(codec::dtype_to_wire(self.dtype));
-        let answer = within(self.call_timeout, async { Ok(request.send().promise.await?) }).await?;
+        let answer = request.send().promise.await?;
         let results = answer.get()?;
         if results.has_failure() {
             return Err(CallError::Failure(Failure::read(results.get_failure()?)?));
@@ -136,7 +186,7 @@ impl Peer {
             return Err(CallError::Missing("an output of the right shape"));
         }
         let tape = if keep_tape && results.has_tape() { Some(results.get_tape()?) } else { None };
-        Ok((output, tape))
+        Ok((Output { hidden: output, tape }, Timing::read(results.get_timing()?)))
     }
 
     /// Runs a tape backward.
@@ -145,46 +195,49 @@ impl Peer {
         tape: &wire::tape::Client,
         grad_output: &HostTensor,
         want: GradWant,
-    ) -> Result<Grads, CallError> {
+    ) -> Result<(Grads, Timing), CallError> {
         let mut request = tape.backward_request();
         codec::write_tensor(request.get().init_grad_output(), grad_output);
         codec::write_grad_want(request.get().init_grad(), want);
-        let answer = within(self.call_timeout, async { Ok(request.send().promise.await?) }).await?;
+        let answer = request.send().promise.await?;
         let results = answer.get()?;
         if results.has_failure() {
             return Err(CallError::Failure(Failure::read(results.get_failure()?)?));
         }
-        Ok(codec::read_grads(results.get_grads()?)?)
+        Ok((codec::read_grads(results.get_grads()?)?, Timing::read(results.get_timing()?)))
     }
 
     /// Runs forward again and then backward.
     pub(crate) async fn backward_stateless(
         &self,
-        span: Span,
-        step: &Step,
+        tuned: &wire::tuned::Client,
         batch: &WireBatch,
         want_output: Want,
         grad_output: &HostTensor,
         want: GradWant,
-    ) -> Result<Grads, CallError> {
-        let tuned = self.tuned(span, step, batch).await?;
+    ) -> Result<(Grads, Timing), CallError> {
         let mut request = tuned.backward_request();
         let mut params = request.get();
         codec::write_batch(params.reborrow().init_batch(), batch);
         params.set_want(codec::want_to_wire(want_output));
         codec::write_tensor(params.reborrow().init_grad_output(), grad_output);
         codec::write_grad_want(params.init_grad(), want);
-        let answer = within(self.call_timeout, async { Ok(request.send().promise.await?) }).await?;
+        let answer = request.send().promise.await?;
         let results = answer.get()?;
         if results.has_failure() {
             return Err(CallError::Failure(Failure::read(results.get_failure()?)?));
         }
-        Ok(codec::read_grads(results.get_grads()?)?)
+        Ok((codec::read_grads(results.get_grads()?)?, Timing::read(results.get_timing()?)))
     }
 
     /// The session of `span` with the tunables of `step`, which are uploaded once however many
     /// micro-batches ask at the same time.
-    async fn tuned(&self, span: Span, step: &Step, batch: &WireBatch) -> Result<wire::tuned::Client, CallError> {
+    pub(crate) async fn tuned(
+        &self,
+        span: Span,
+        step: &Step,
+        batch: &WireBatch,
+    ) -> Result<wire::tuned::Client, CallError> {
         let mut guard = self.connection.lock().await;
         let connection = self.connected(&mut guard).await?;
         check_size(batch, &connection.limits)?;
@@ -200,7 +253,7 @@ impl Peer {
         let mut request = session.tune_request();
         let length = u32::try_from(part.len()).unwrap_or(u32::MAX);
         codec::write_named(request.get().init_tunables(length), &part);
-        let answer = within(self.call_timeout, async { Ok(request.send().promise.await?) }).await?;
+        let answer = request.send().promise.await?;
         let results = answer.get()?;
         if results.has_failure() {
             return Err(CallError::Failure(Failure::read(results.get_failure()?)?));
@@ -216,7 +269,7 @@ impl Peer {
         }
         let mut request = connection.root.open_request();
         codec::write_span(request.get().init_span(), span);
-        let answer = within(self.call_timeout, async { Ok(request.send().promise.await?) }).await?;
+        let answer = request.send().promise.await?;
         let results = answer.get()?;
         if results.has_failure() {
             return Err(CallError::Failure(Failure::read(results.get_failure()?)?));
@@ -228,22 +281,23 @@ impl Peer {
 
     /// The connection, opened and checked if there is none.
     async fn connected<'a>(&self, slot: &'a mut Option<Connection>) -> Result<&'a mut Connection, CallError> {
-        if slot.as_ref().is_some_and(|connection| connection.driver.is_finished()) {
-            *slot = None;
-        }
-        let connection = match slot.take() {
+        let connection = match slot.take().filter(|connection| !connection.driver.is_finished()) {
             Some(connection) => connection,
-            None => {
-                let mut connection = within(self.connect_timeout, self.open()).await?;
-                connection.limits = within(self.call_timeout, self.info(&connection.root)).await?.limits;
-                connection
-            }
+            None => self.open_counted().await?.0,
         };
         Ok(slot.insert(connection))
     }
 
-    async fn open(&self) -> Result<Connection, CallError> {
-        let stream = self.endpoint.connect().await.map_err(CallError::Connect)?.counted(&self.traffic);
+    /// A connection for calls.
+    async fn open_counted(&self) -> Result<(Connection, ServerInfo), CallError> {
+        let moved = Traffic::default();
+        self.moved.replace(moved.clone());
+        within(self.connect_timeout, self.open(&moved)).await
+    }
+
+    async fn open(&self, moved: &Traffic) -> Result<(Connection, ServerInfo), CallError> {
+        let stream = self.endpoint.connect().await.map_err(CallError::Connect)?;
+        let stream = stream.counted(&self.traffic).counted(moved);
         let network = twoparty::VatNetwork::new(
             stream.reader.compat(),
             stream.writer.compat_write(),
@@ -251,14 +305,28 @@ impl Peer {
             sepal_wire::reader_options(MAX_MESSAGE_BYTES),
         );
         let mut system = RpcSystem::new(Box::new(network), None);
-        let root = system.bootstrap(rpc_twoparty_capnp::Side::Server);
+        let root: wire::block_server::Client = system.bootstrap(rpc_twoparty_capnp::Side::Server);
         let driver = tokio::task::spawn_local(async move {
             if let Err(error) = system.await {
                 tracing::debug!(%error, "a connection ended");
             }
         });
-        let limits = Limits::default();
-        Ok(Connection { root, limits, sessions: HashMap::new(), version: u64::MAX, tuned: HashMap::new(), driver })
+        let mut connection = Connection {
+            root,
+            limits: Limits::default(),
+            sessions: HashMap::new(),
+            version: u64::MAX,
+            tuned: HashMap::new(),
+            driver,
+        };
+        let mut info = self.info(&connection.root).await?;
+        if self.round_trip.get().is_zero() {
+            let asked = Instant::now();
+            info = self.info(&connection.root).await?;
+            self.round_trip.set(asked.elapsed());
+        }
+        connection.limits = info.limits;
+        Ok((connection, info))
     }
 
     /// What the server says of itself, checked against what this client expects.
@@ -288,6 +356,25 @@ impl Peer {
         }
         Ok(info)
     }
+}
+
+impl Pulse for Peer {
+    async fn ask(&self) -> Result<ServerInfo, CallError> {
+        // A connection of its own: the one in use may be what is stuck.
+        let (_, info) = within(PULSE + 4 * self.round_trip.get(), self.open(&Traffic::default())).await?;
+        Ok(info)
+    }
+
+    fn moved(&self) -> u64 {
+        let moved = self.moved.borrow();
+        moved.up() + moved.down()
+    }
+}
+
+/// What a forward gives.
+pub(crate) struct Output {
+    pub(crate) hidden: HostTensor,
+    pub(crate) tape: Option<wire::tape::Client>,
 }
 
 /// Refuses a message that the server would not read: it would only close the connection.

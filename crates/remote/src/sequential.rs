@@ -4,8 +4,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use sepal_autograd::BoxError;
-use sepal_core::{DType, HostTensor, NamedHostTensor, Ragged};
+use sepal_core::{DType, HostTensor, NamedHostTensor, Ragged, Span};
 use sepal_nn::host::{from_host, to_host};
+use sepal_route::Hop;
 use sepal_swarm::{Endpoint, Traffic};
 use sepal_wire::ServerInfo;
 use sepal_wire::codec::WireBatch;
@@ -15,7 +16,11 @@ use tokio::sync::{mpsc, oneshot};
 use crate::chain::{ChainGrads, ClientWant};
 use crate::error::RemoteError;
 use crate::peer::Step;
-use crate::thread::{self as rpc, CallId, Command};
+use crate::servers::SharedRouter;
+use crate::thread::{self as rpc, CallId, Command, Setup};
+
+/// The share of the time that smaller micro-batches must get below to be worth it.
+const WORTH_A_CUT: f64 = 0.97;
 
 /// The model that servers must serve.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +40,12 @@ pub struct RemoteOptions {
     pub wire_dtype: DType,
     /// Prefix and tokens of one micro-batch at the most; a longer row stands alone.
     pub micro_batch_tokens: usize,
-    /// How long one call may take.
+    /// Whether a batch is cut by `micro_batch_tokens` alone. If not, it is cut smaller where servers would be done
+    /// sooner by what was measured, so that its sums are added up in another order.
+    pub deterministic: bool,
+    /// Whether a micro-batch that takes longer than usual is also given to another server; the first answer wins.
+    pub hedge: bool,
+    /// How long one call may take, however busy its server is.
     pub call_timeout: Duration,
     /// How long opening a connection may take.
     pub connect_timeout: Duration,
@@ -48,6 +58,8 @@ impl Default for RemoteOptions {
         Self {
             wire_dtype: DType::F32,
             micro_batch_tokens: 2048,
+            deterministic: false,
+            hedge: false,
             call_timeout: Duration::from_secs(300),
             connect_timeout: Duration::from_secs(5),
             wait: Duration::from_secs(20),
@@ -64,6 +76,7 @@ pub struct RemoteSequential {
     expected: ModelExpectation,
     options: RemoteOptions,
     servers: Vec<ServerInfo>,
+    router: SharedRouter,
     next_version: Cell<u64>,
 }
 
@@ -82,16 +95,21 @@ impl RemoteSequential {
         let (commands, queue) = mpsc::unbounded_channel();
         let (ready, met) = oneshot::channel();
         let traffic = Traffic::default();
-        let (expected_there, options_there, traffic_there) = (expected.clone(), options.clone(), traffic.clone());
+        let router = SharedRouter::default();
+        let setup = Setup {
+            endpoints,
+            expected: expected.clone(),
+            options: options.clone(),
+            traffic: traffic.clone(),
+            router: router.clone(),
+        };
         let thread = thread::Builder::new()
             .name("sepal-remote".into())
-            .spawn(move || {
-                rpc::run(&runtime, endpoints, &expected_there, &options_there, &traffic_there, queue, ready);
-            })
+            .spawn(move || rpc::run(&runtime, setup, queue, ready))
             .map_err(RemoteError::local)?;
         let servers = met.blocking_recv().map_err(|_| RemoteError::Stopped)??;
         let next_version = Cell::new(0);
-        Ok(Self { commands, thread: Some(thread), traffic, expected, options, servers, next_version })
+        Ok(Self { commands, thread: Some(thread), traffic, expected, options, servers, router, next_version })
     }
 
     /// What the servers said of themselves when they were met.
@@ -169,8 +187,8 @@ impl Tuned<'_> {
         // An operation on a tracked tensor is tracked only where gradients are enabled.
         let tracked = |tensor: &&Tensor| tensor.requires_grad() && tensor.alias().requires_grad();
         let keep = inputs.iter().any(tracked);
-        let groups = rows.micro_batches(prefix_len, self.remote.options.micro_batch_tokens);
-        let batches = self.batches(prefix, tokens, rows, &groups)?;
+        let (groups, routes) = split(self.remote, prefix_len, rows)?;
+        let batches = self.batches(prefix, tokens, rows, &groups)?.into_iter().zip(routes).collect();
         let (reply, answer) = oneshot::channel();
         self.send(Command::Forward { step: Arc::clone(&self.step), batches, keep, reply })?;
         let (call, outputs) = answer.blocking_recv().map_err(|_| RemoteError::Stopped)??;
@@ -242,6 +260,39 @@ impl Tuned<'_> {
     fn send(&self, command: Command) -> Result<(), RemoteError> {
         self.remote.commands.send(command).map_err(|_| RemoteError::Stopped)
     }
+}
+
+/// Micro-batches, by their rows, and a route for each; an empty one where servers must be waited for.
+type Split = (Vec<Vec<usize>>, Vec<Vec<Hop>>);
+
+/// Cuts a batch into micro-batches. Each has a prefix of its own, so more of them are only made where servers that
+/// work at the same time gain more than that.
+fn split(remote: &RemoteSequential, prefix_len: usize, rows: &Ragged) -> Result<Split, RemoteError> {
+    let RemoteOptions { micro_batch_tokens, deterministic, .. } = remote.options;
+    let whole = Span::new(0, remote.expected.n_blocks).map_err(RemoteError::local)?;
+    let router = remote.router.lock();
+    let cut = |max_tokens: usize| {
+        let groups = rows.micro_batches(prefix_len, max_tokens);
+        let sizes: Vec<usize> = groups.iter().map(|group| prefix_len + rows.select(group).n_tokens()).collect();
+        (groups, router.plan(whole, &sizes))
+    };
+    let (mut groups, planned) = cut(micro_batch_tokens);
+    let Ok(mut plan) = planned else {
+        let routes = vec![Vec::new(); groups.len()];
+        return Ok((groups, routes));
+    };
+    for parts in [2, 4, 8, 16] {
+        let max_tokens = prefix_len + rows.n_tokens().div_ceil(parts);
+        if deterministic || router.len() == 1 || max_tokens < 2 * prefix_len {
+            break;
+        }
+        if let (smaller, Ok(better)) = cut(max_tokens.min(micro_batch_tokens))
+            && better.done < plan.done.mul_f64(WORTH_A_CUT)
+        {
+            (groups, plan) = (smaller, better);
+        }
+    }
+    Ok((groups, plan.routes))
 }
 
 /// The rows of all groups in the batch's order: `[rows, hidden]`.

@@ -7,17 +7,18 @@ use std::sync::Arc;
 
 use futures::future::{join_all, try_join_all};
 use sepal_core::{HostTensor, Span};
-use sepal_route::Router;
+use sepal_route::{Hop, RouteError};
 use sepal_swarm::{Endpoint, Traffic};
 use sepal_wire::ServerInfo;
 use sepal_wire::codec::WireBatch;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinSet, LocalSet};
 
-use crate::chain::{Chain, ChainGrads, ClientWant, Servers, SharedServers};
+use crate::chain::{Chain, ChainGrads, ClientWant};
 use crate::error::{CallError, RemoteError};
 use crate::peer::{Peer, Step};
 use crate::sequential::{ModelExpectation, RemoteOptions};
+use crate::servers::{Servers, SharedRouter, SharedServers};
 
 /// A forward whose chains are kept for backward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -27,24 +28,44 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, RemoteError>>;
 
 /// What the thread is asked to do.
 pub(crate) enum Command {
-    Forward { step: Arc<Step>, batches: Vec<WireBatch>, keep: bool, reply: Reply<(CallId, Vec<HostTensor>)> },
-    Backward { call: CallId, grads: Vec<HostTensor>, want: ClientWant, reply: Reply<Vec<ChainGrads>> },
-    Forget { call: CallId },
+    Forward {
+        step: Arc<Step>,
+        /// Each micro-batch with the route that was planned for it.
+        batches: Vec<(WireBatch, Vec<Hop>)>,
+        keep: bool,
+        reply: Reply<(CallId, Vec<HostTensor>)>,
+    },
+    Backward {
+        call: CallId,
+        grads: Vec<HostTensor>,
+        want: ClientWant,
+        reply: Reply<Vec<ChainGrads>>,
+    },
+    Forget {
+        call: CallId,
+    },
     Stop,
+}
+
+/// Whom to meet, and how to speak with them.
+pub(crate) struct Setup {
+    pub(crate) endpoints: Vec<Endpoint>,
+    pub(crate) expected: ModelExpectation,
+    pub(crate) options: RemoteOptions,
+    pub(crate) traffic: Traffic,
+    pub(crate) router: SharedRouter,
 }
 
 /// Runs until it is told to stop.
 pub(crate) fn run(
     runtime: &tokio::runtime::Runtime,
-    endpoints: Vec<Endpoint>,
-    expected: &ModelExpectation,
-    options: &RemoteOptions,
-    traffic: &Traffic,
+    setup: Setup,
     mut commands: mpsc::UnboundedReceiver<Command>,
     ready: Reply<Vec<ServerInfo>>,
 ) {
+    let whole = setup.expected.n_blocks;
     LocalSet::new().block_on(runtime, async {
-        let (servers, infos) = match meet(endpoints, expected, options, traffic).await {
+        let (servers, infos) = match meet(setup).await {
             Ok(met) => met,
             Err(error) => {
                 // The caller may have given up already.
@@ -55,12 +76,7 @@ pub(crate) fn run(
         if ready.send(Ok(infos)).is_err() {
             return;
         }
-        let thread = Rc::new(Thread {
-            servers: Rc::new(servers),
-            whole: expected.n_blocks,
-            kept: RefCell::default(),
-            next: Cell::new(0),
-        });
+        let thread = Rc::new(Thread { servers, whole, kept: RefCell::default(), next: Cell::new(0) });
         let mut tasks = JoinSet::new();
         while let Some(command) = commands.recv().await.filter(|command| !matches!(command, Command::Stop)) {
             tasks.spawn_local(Rc::clone(&thread).obey(command));
@@ -98,14 +114,13 @@ impl Thread {
     async fn forward(
         &self,
         step: Arc<Step>,
-        batches: Vec<WireBatch>,
+        batches: Vec<(WireBatch, Vec<Hop>)>,
         keep: bool,
     ) -> Result<(CallId, Vec<HostTensor>), RemoteError> {
         let whole = Span::new(0, self.whole).map_err(RemoteError::local)?;
         let runs = batches
             .into_iter()
-            .enumerate()
-            .map(|(turn, batch)| self.servers.forward(Arc::clone(&step), batch, whole, keep, turn));
+            .map(|(batch, route)| self.servers.forward(Arc::clone(&step), batch, whole, keep, route));
         let (outputs, chains): (Vec<_>, Vec<_>) = try_join_all(runs).await?.into_iter().unzip();
         let call = CallId(self.next.get());
         self.next.set(call.0 + 1);
@@ -123,54 +138,42 @@ impl Thread {
     ) -> Result<Vec<ChainGrads>, RemoteError> {
         let chains = self.kept.borrow_mut().remove(&call);
         let chains = chains.ok_or_else(|| RemoteError::local("the graph was run backward twice"))?;
-        let runs = chains
-            .into_iter()
-            .zip(grads)
-            .enumerate()
-            .map(|(turn, (chain, grad))| self.servers.backward(chain, grad, want, turn));
+        let runs = chains.into_iter().zip(grads).map(|(chain, grad)| self.servers.backward(chain, grad, want));
         try_join_all(runs).await
     }
 }
 
-/// Connects to all servers at once. Those that cannot be reached are left out if the others do.
-async fn meet(
-    endpoints: Vec<Endpoint>,
-    expected: &ModelExpectation,
-    options: &RemoteOptions,
-    traffic: &Traffic,
-) -> Result<(Servers, Vec<ServerInfo>), RemoteError> {
+/// Connects to all servers at once. Those that cannot be reached are waited for in the background if the others do.
+async fn meet(setup: Setup) -> Result<(SharedServers, Vec<ServerInfo>), RemoteError> {
+    let Setup { endpoints, expected, options, traffic, router } = setup;
     let peers: Vec<Peer> =
-        endpoints.into_iter().map(|e| Peer::new(e, traffic.clone(), expected.clone(), options)).collect();
-    let met = join_all(peers.iter().map(Peer::describe)).await;
-    let mut servers = Servers {
-        peers: Vec::new(),
-        router: RefCell::new(Router::new()),
-        started: tokio::time::Instant::now(),
-        wait: options.wait,
-        wire_dtype: options.wire_dtype,
-    };
-    let (mut infos, mut unreachable) = (Vec::new(), Vec::new());
+        endpoints.into_iter().map(|e| Peer::new(e, traffic.clone(), expected.clone(), &options)).collect();
+    let met = join_all(peers.iter().map(Peer::meet)).await;
+    let servers = Servers::new(router, options);
+    let (mut infos, mut missing, mut unreachable) = (Vec::new(), Vec::new(), Vec::new());
     for (peer, info) in peers.into_iter().zip(met) {
         match info {
             Ok(info) => {
-                servers.router.borrow_mut().add(info.span);
-                servers.peers.push(peer);
+                servers.add(peer, &info);
                 infos.push(info);
             }
             Err(CallError::WrongModel(error)) => return Err(error),
             Err(error) => {
                 tracing::warn!(server = %peer.endpoint, %error, "a server could not be reached");
                 unreachable.push(format!("server {} could not be reached ({error})", peer.endpoint));
+                missing.push(peer);
             }
         }
     }
     let whole = Span::new(0, expected.n_blocks).map_err(RemoteError::local)?;
-    match servers.router.borrow().plan(whole, 0, 0) {
+    let planned = servers.router().plan(whole, &[1]);
+    match planned {
         Ok(_) => {}
-        Err(sepal_route::RouteError::Uncovered { missing }) => {
-            return Err(RemoteError::Uncovered { missing, unreachable });
-        }
+        Err(RouteError::Uncovered { missing }) => return Err(RemoteError::Uncovered { missing, unreachable }),
         Err(error) => return Err(RemoteError::local(error)),
+    }
+    for peer in missing {
+        tokio::task::spawn_local(Rc::clone(&servers).expect(peer));
     }
     Ok((servers, infos))
 }

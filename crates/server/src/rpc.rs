@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use capnp::capability::Rc as CapRc;
 use sepal_core::{HostTensor, Span, in_one_line};
 use sepal_wire::codec::{self, DecodeError, GradWant, Grads, WireBatch};
-use sepal_wire::{Failure, FailureCode, Load, ServerInfo, sepal_capnp as wire};
+use sepal_wire::{Failure, FailureCode, Load, ServerInfo, Timing, sepal_capnp as wire};
 
 use crate::compute::{self, Tunables, invalid};
 use crate::engine::Engine;
@@ -18,13 +18,24 @@ pub(crate) struct Shared {
     pub(crate) tapes: Arc<Mutex<TapeStore>>,
     /// As it is described, but for the load.
     pub(crate) info: ServerInfo,
+    /// Measured seconds per token and block of a forward; 0 before the first.
+    pub(crate) rate: Cell<f64>,
     pub(crate) stopping: Cell<bool>,
 }
 
 impl Shared {
     fn info_now(&self) -> ServerInfo {
         let (tapes, tape_bytes) = lock(&self.tapes).load();
-        ServerInfo { load: Load { queue: self.engine.queue(), tapes, tape_bytes }, ..self.info.clone() }
+        let (queue, completed) = (self.engine.queue(), self.engine.completed());
+        let load = Load { queue, tapes, tape_bytes, completed, rate: self.rate.get() };
+        ServerInfo { load, draining: self.stopping.get(), ..self.info.clone() }
+    }
+
+    /// Takes in what a forward took.
+    fn measured(&self, token_blocks: usize, timing: Timing) {
+        const WEIGHT: f64 = 0.3;
+        let (rate, now) = (self.rate.get(), timing.computed.as_secs_f64() / token_blocks.max(1) as f64);
+        self.rate.set(if rate == 0.0 { now } else { rate + WEIGHT * (now - rate) });
     }
 
     fn check_open(&self) -> Result<(), Failure> {
@@ -121,7 +132,15 @@ struct TunedImpl {
 }
 
 impl TunedImpl {
-    async fn run_forward(&self, params: wire::tuned::ForwardParams) -> Result<(HostTensor, Option<TapeImpl>), Failure> {
+    /// Tokens times blocks of a batch.
+    fn token_blocks(&self, batch: &WireBatch) -> usize {
+        (batch.prefix_len + batch.rows.n_tokens()) * self.span.len()
+    }
+
+    async fn run_forward(
+        &self,
+        params: wire::tuned::ForwardParams,
+    ) -> Result<(HostTensor, Option<TapeImpl>, Timing), Failure> {
         self.shared.check_open()?;
         let (batch, want, keep, dtype) = {
             let params = params.get().map_err(decode)?;
@@ -134,22 +153,24 @@ impl TunedImpl {
         drop(params);
         self.shared.check_batch(&batch)?;
         let (span, tunables) = (self.span, Arc::clone(&self.tunables));
-        let (output, kept) = self
+        let token_blocks = self.token_blocks(&batch);
+        let ((output, kept), timing) = self
             .shared
             .engine
-            .run(move |stack| {
+            .run(token_blocks, move |stack| {
                 let (output, kept) = compute::forward(stack, span, &tunables, &batch, want, keep)?;
                 Ok((compute::host(&output, dtype)?, kept))
             })
             .await?;
+        self.shared.measured(token_blocks, timing);
         let tape = kept.map(|kept| {
             let id = lock(&self.shared.tapes).insert(kept);
-            TapeImpl { shared: Rc::clone(&self.shared), id }
+            TapeImpl { shared: Rc::clone(&self.shared), id, token_blocks }
         });
-        Ok((output, tape))
+        Ok((output, tape, timing))
     }
 
-    async fn run_backward(&self, params: wire::tuned::BackwardParams) -> Result<Grads, Failure> {
+    async fn run_backward(&self, params: wire::tuned::BackwardParams) -> Result<(Grads, Timing), Failure> {
         self.shared.check_open()?;
         let (batch, want, grad_output, grad) = {
             let params = params.get().map_err(decode)?;
@@ -163,7 +184,7 @@ impl TunedImpl {
         let (span, tunables) = (self.span, Arc::clone(&self.tunables));
         self.shared
             .engine
-            .run(move |stack| {
+            .run(2 * self.token_blocks(&batch), move |stack| {
                 let (_, kept) = compute::forward(stack, span, &tunables, &batch, want, true)?;
                 let kept = kept.ok_or_else(|| Failure::new(FailureCode::ComputeFailed, "no graph was kept"))?;
                 compute::backward(kept, &grad_output, grad)
@@ -179,7 +200,8 @@ impl wire::tuned::Server for TunedImpl {
         mut results: wire::tuned::ForwardResults,
     ) -> Result<(), capnp::Error> {
         match self.run_forward(params).await {
-            Ok((output, tape)) => {
+            Ok((output, tape, timing)) => {
+                timing.write(results.get().init_timing());
                 codec::write_tensor(results.get().init_output(), &output);
                 if let Some(tape) = tape {
                     results.get().set_tape(capnp_rpc::new_client(tape));
@@ -196,7 +218,10 @@ impl wire::tuned::Server for TunedImpl {
         mut results: wire::tuned::BackwardResults,
     ) -> Result<(), capnp::Error> {
         match self.run_backward(params).await {
-            Ok(grads) => codec::write_grads(results.get().init_grads(), &grads),
+            Ok((grads, timing)) => {
+                timing.write(results.get().init_timing());
+                codec::write_grads(results.get().init_grads(), &grads);
+            }
             Err(failure) => failure.write(results.get().init_failure()),
         }
         Ok(())
@@ -207,10 +232,11 @@ impl wire::tuned::Server for TunedImpl {
 struct TapeImpl {
     shared: Rc<Shared>,
     id: TapeId,
+    token_blocks: usize,
 }
 
 impl TapeImpl {
-    async fn run_backward(&self, params: wire::tape::BackwardParams) -> Result<Grads, Failure> {
+    async fn run_backward(&self, params: wire::tape::BackwardParams) -> Result<(Grads, Timing), Failure> {
         let (grad_output, grad) = {
             let params = params.get().map_err(decode)?;
             read_gradient(params.get_grad_output(), params.get_grad())?
@@ -218,7 +244,7 @@ impl TapeImpl {
         let (tapes, id) = (Arc::clone(&self.shared.tapes), self.id);
         self.shared
             .engine
-            .run(move |_| {
+            .run(self.token_blocks, move |_| {
                 let kept = lock(&tapes).take(id);
                 let gone = || Failure::new(FailureCode::TapeExpired, "the tape gave way to others");
                 compute::backward(kept.ok_or_else(gone)?, &grad_output, grad)
@@ -242,7 +268,10 @@ impl wire::tape::Server for TapeImpl {
         mut results: wire::tape::BackwardResults,
     ) -> Result<(), capnp::Error> {
         match self.run_backward(params).await {
-            Ok(grads) => codec::write_grads(results.get().init_grads(), &grads),
+            Ok((grads, timing)) => {
+                timing.write(results.get().init_timing());
+                codec::write_grads(results.get().init_grads(), &grads);
+            }
             Err(failure) => failure.write(results.get().init_failure()),
         }
         Ok(())
@@ -258,7 +287,9 @@ fn read_gradient(
 }
 
 fn decode(error: impl Into<DecodeError>) -> Failure {
-    invalid(in_one_line(&error.into()))
+    let error = error.into();
+    let code = if error.is_damage() { FailureCode::Unreadable } else { FailureCode::InvalidRequest };
+    Failure::new(code, in_one_line(&error))
 }
 
 /// A panic elsewhere leaves the store usable: every change to it is whole.

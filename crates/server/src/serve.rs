@@ -3,18 +3,19 @@ use std::io;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp, twoparty};
 use sepal_blocks::BlockStack;
 use sepal_checkpoint::Checkpoint;
-use sepal_core::DType;
+use sepal_core::{DType, Ragged, Want};
 use sepal_swarm::{Addr, Endpoint, InProcess, Listener, Stream};
 use sepal_wire::{Limits, Load, ServerInfo, sepal_capnp as wire};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineOptions};
 use crate::rpc::{Root, Shared};
 use crate::tapes::TapeStore;
 
@@ -27,11 +28,14 @@ pub struct ServerOptions {
     pub max_queue: u32,
     /// Threads of one computation; libtorch's choice if not set.
     pub threads: Option<u32>,
+    /// What a computation takes at least for each token and block (a backward alone counts once, forward and backward
+    /// twice). A server that must leave room for others waits that long; so do benchmarks of routing.
+    pub pace: Option<Duration>,
 }
 
 impl Default for ServerOptions {
     fn default() -> Self {
-        Self { limits: Limits::default(), max_queue: 1024, threads: None }
+        Self { limits: Limits::default(), max_queue: 1024, threads: None, pace: None }
     }
 }
 
@@ -144,15 +148,17 @@ impl BlockServer {
         endpoint: Endpoint,
     ) -> Result<Self, StartError> {
         let info = describe(&stack, identity, options.limits);
+        let ServerOptions { threads, max_queue, pace, .. } = options;
         let (engine, compute) =
-            Engine::start(stack, options.threads, options.max_queue).map_err(StartError::Threads)?;
+            Engine::start(stack, EngineOptions { threads, max_queue, pace }).map_err(StartError::Threads)?;
         let (stop, stopped) = watch::channel(false);
         let shared_info = info.clone();
         let thread = thread::Builder::new()
             .name("sepal-server".into())
             .spawn(move || {
                 let tapes = Arc::new(Mutex::new(TapeStore::new(shared_info.limits.tape_budget_bytes)));
-                let shared = Rc::new(Shared { engine, tapes, info: shared_info, stopping: Cell::new(false) });
+                let stopping = Cell::new(false);
+                let shared = Rc::new(Shared { engine, tapes, info: shared_info, rate: Cell::default(), stopping });
                 LocalSet::new().block_on(&runtime, serve(listener, shared, stopped));
                 // The last reference to the engine went with the tasks: the compute thread ends.
                 drop(runtime);
@@ -197,7 +203,17 @@ fn describe(stack: &BlockStack, identity: ModelIdentity, limits: Limits) -> Serv
         weights: identity.weights,
         limits,
         load: Load::default(),
+        tape_token_bytes: tape_token_bytes(stack),
+        draining: false,
     }
+}
+
+/// What a graph keeps for each token and block, in a batch of sentences.
+fn tape_token_bytes(stack: &BlockStack) -> u32 {
+    const ROW: usize = 32;
+    let bytes = Ragged::from_lengths([ROW; 32])
+        .map(|rows| stack.tape_bytes(stack.span(), 0, &rows, Want::All) / (rows.n_tokens() * stack.span().len()));
+    u32::try_from(bytes.unwrap_or(0)).unwrap_or(u32::MAX)
 }
 
 /// Accepts until told to stop, then waits for the calls under way.
@@ -210,7 +226,7 @@ async fn serve(mut listener: Listener, shared: Rc<Shared>, mut stopped: watch::R
                 Some(Err(error)) => {
                     // Out of file descriptors, say: others may still be served.
                     tracing::warn!(%error, "could not accept a connection");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 None => break,
             },
@@ -222,11 +238,11 @@ async fn serve(mut listener: Listener, shared: Rc<Shared>, mut stopped: watch::R
     drop(listener);
     shared.stopping.set(true);
     while shared.engine.queue() > 0 {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     // Answers of the last calls leave before their connections close.
     tokio::task::yield_now().await;
-    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    tokio::time::sleep(Duration::from_millis(10)).await;
     connections.shutdown().await;
 }
 

@@ -28,6 +28,12 @@ pub enum DecodeError {
     /// Text that is not UTF-8.
     #[error("read a text")]
     Text(#[from] std::str::Utf8Error),
+    /// A checksum that does not fit: the message was damaged on the way.
+    #[error("{what} was damaged on the way")]
+    Damaged {
+        /// Tensor or batch.
+        what: &'static str,
+    },
     /// Hidden states of another length than prefix and rows.
     #[error("a batch of {expected} positions (prefix and tokens) came with hidden states of shape {found:?}")]
     Positions {
@@ -41,6 +47,13 @@ pub enum DecodeError {
 impl From<capnp::NotInSchema> for DecodeError {
     fn from(error: capnp::NotInSchema) -> Self {
         DecodeError::Unknown(error.0)
+    }
+}
+
+impl DecodeError {
+    /// Whether the message is not what its sender wrote, so that it may be sent again.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Encoding(_) | Self::Unknown(_) | Self::Text(_) | Self::Damaged { .. })
     }
 }
 
@@ -93,17 +106,30 @@ pub fn write_tensor(mut builder: wire::tensor::Builder<'_>, tensor: &HostTensor)
     for (i, &dim) in tensor.shape().iter().enumerate() {
         shape.set(size(i), size(dim));
     }
+    builder.set_crc(tensor_crc(tensor.dtype(), tensor.shape(), tensor.data()));
     builder.set_data(tensor.data());
+}
+
+fn tensor_crc(dtype: DType, shape: &[usize], data: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&[dtype_to_wire(dtype) as u8]);
+    shape.iter().for_each(|&dim| crc.update(&size(dim).to_le_bytes()));
+    crc.update(data);
+    crc.finalize()
 }
 
 /// Reads a tensor; its bytes are copied out of the message once.
 ///
 /// # Errors
-/// [`DecodeError`] if shape, dtype and bytes do not agree.
+/// [`DecodeError`] if shape, dtype and bytes do not agree, or the checksum is wrong.
 pub fn read_tensor(reader: wire::tensor::Reader<'_>) -> Result<HostTensor, DecodeError> {
     let dtype = dtype_from_wire(reader.get_dtype()?);
-    let shape = reader.get_shape()?.iter().map(|dim| dim as usize).collect();
-    Ok(HostTensor::new(dtype, shape, Bytes::copy_from_slice(reader.get_data()?))?)
+    let shape: Vec<usize> = reader.get_shape()?.iter().map(|dim| dim as usize).collect();
+    let data = reader.get_data()?;
+    if tensor_crc(dtype, &shape, data) != reader.get_crc() {
+        return Err(DecodeError::Damaged { what: "a tensor" });
+    }
+    Ok(HostTensor::new(dtype, shape, Bytes::copy_from_slice(data))?)
 }
 
 /// Writes named tensors into a list of the same length.
@@ -138,16 +164,27 @@ pub fn write_batch(mut builder: wire::ragged_batch::Builder<'_>, batch: &WireBat
     for (i, &offset) in offsets.iter().enumerate() {
         list.set(size(i), offset);
     }
+    builder.set_crc(rows_crc(size(batch.prefix_len), offsets));
     write_tensor(builder.init_hidden(), &batch.hidden);
+}
+
+fn rows_crc(prefix_len: u32, offsets: &[u32]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    [prefix_len].iter().chain(offsets).for_each(|number| crc.update(&number.to_le_bytes()));
+    crc.finalize()
 }
 
 /// Reads a batch.
 ///
 /// # Errors
-/// [`DecodeError`] if rows and hidden states do not agree.
+/// [`DecodeError`] if rows and hidden states do not agree, or a checksum is wrong.
 pub fn read_batch(reader: wire::ragged_batch::Reader<'_>) -> Result<WireBatch, DecodeError> {
+    let offsets: Vec<u32> = reader.get_offsets()?.iter().collect();
+    if rows_crc(reader.get_prefix_len(), &offsets) != reader.get_crc() {
+        return Err(DecodeError::Damaged { what: "the rows of a batch" });
+    }
     let prefix_len = reader.get_prefix_len() as usize;
-    let rows = Ragged::from_offsets(reader.get_offsets()?.iter().collect())?;
+    let rows = Ragged::from_offsets(offsets)?;
     let hidden = read_tensor(reader.get_hidden()?)?;
     let expected = prefix_len + rows.n_tokens();
     if hidden.shape().len() != 2 || hidden.shape()[0] != expected {
@@ -297,10 +334,31 @@ mod tests {
     }
 
     #[test]
+    fn damage_is_found_wherever_it_is() {
+        let rows = Ragged::from_lengths([2, 3]).expect("rows");
+        let batch = WireBatch { prefix_len: 1, rows, hidden: tensor(DType::F32, vec![6, 2]) };
+        let mut message = Builder::new_default();
+        write_batch(message.init_root(), &batch);
+        let whole = capnp::serialize::write_message_to_words(&message);
+        for at in 8..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 4;
+            let reader = capnp::serialize::read_message(bytes.as_slice(), capnp::message::ReaderOptions::new());
+            let reader = reader.expect("the framing is whole");
+            let read = reader.get_root().map_err(DecodeError::from).and_then(read_batch);
+            // Padding may be damaged without harm.
+            if let Ok(read) = read {
+                assert_eq!((read.prefix_len, &read.rows, &read.hidden), (1, &batch.rows, &batch.hidden), "byte {at}");
+            }
+        }
+    }
+
+    #[test]
     fn lies_are_found() {
         let mut message = Builder::new_default();
         let mut builder = message.init_root::<wire::ragged_batch::Builder<'_>>();
         builder.set_prefix_len(3);
+        builder.set_crc(rows_crc(3, &[0, 4]));
         let mut offsets = builder.reborrow().init_offsets(2);
         offsets.set(1, 4);
         write_tensor(builder.init_hidden(), &tensor(DType::F32, vec![6, 2]));
@@ -311,6 +369,7 @@ mod tests {
         let mut builder = message.init_root::<wire::tensor::Builder<'_>>();
         builder.reborrow().init_shape(1).set(0, 5);
         builder.set_data(&[0; 8]);
+        builder.set_crc(tensor_crc(DType::F32, &[5], &[0; 8]));
         let found = read_tensor(message.get_root_as_reader().expect("a root"));
         assert!(matches!(found, Err(DecodeError::Shape(_))), "{found:?}");
     }

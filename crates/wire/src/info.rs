@@ -1,4 +1,5 @@
 use std::fmt;
+use std::time::Duration;
 
 use sepal_core::{DType, Span};
 
@@ -32,6 +33,8 @@ pub enum FailureCode {
     ShuttingDown,
     /// Out of memory, or a bug.
     ComputeFailed,
+    /// Damaged on the way: send it again.
+    Unreadable,
 }
 
 /// A failure as a server states it.
@@ -51,7 +54,7 @@ impl Failure {
     pub fn new(code: FailureCode, message: impl fmt::Display) -> Self {
         let retry = match code {
             FailureCode::InvalidRequest => Retry::Never,
-            FailureCode::TapeExpired | FailureCode::Overloaded => Retry::Here,
+            FailureCode::TapeExpired | FailureCode::Overloaded | FailureCode::Unreadable => Retry::Here,
             FailureCode::NotServed | FailureCode::ShuttingDown | FailureCode::ComputeFailed => Retry::Elsewhere,
         };
         Self { retry, code, message: message.to_string() }
@@ -71,6 +74,7 @@ impl Failure {
             FailureCode::Overloaded => wire::FailureCode::Overloaded,
             FailureCode::ShuttingDown => wire::FailureCode::ShuttingDown,
             FailureCode::ComputeFailed => wire::FailureCode::ComputeFailed,
+            FailureCode::Unreadable => wire::FailureCode::Unreadable,
         });
         builder.set_message(&self.message);
     }
@@ -92,6 +96,7 @@ impl Failure {
             wire::FailureCode::Overloaded => FailureCode::Overloaded,
             wire::FailureCode::ShuttingDown => FailureCode::ShuttingDown,
             wire::FailureCode::ComputeFailed => FailureCode::ComputeFailed,
+            wire::FailureCode::Unreadable => FailureCode::Unreadable,
         };
         Ok(Self { retry, code, message: reader.get_message()?.to_str()?.to_owned() })
     }
@@ -117,7 +122,7 @@ impl Default for Limits {
 }
 
 /// How busy a server is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Load {
     /// Calls that wait or run.
     pub queue: u32,
@@ -125,10 +130,40 @@ pub struct Load {
     pub tapes: u32,
     /// Bytes held by them, estimated.
     pub tape_bytes: u64,
+    /// Computations finished since the start: a server that hangs counts no further.
+    pub completed: u64,
+    /// Measured seconds per token and block of a forward; 0 before the first.
+    pub rate: f64,
+}
+
+/// What a call took on the server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timing {
+    /// In the queue.
+    pub queued: Duration,
+    /// Computing.
+    pub computed: Duration,
+}
+
+impl Timing {
+    /// Writes it, in microseconds.
+    pub fn write(&self, mut builder: wire::timing::Builder<'_>) {
+        let microseconds = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        builder.set_queued_us(microseconds(self.queued));
+        builder.set_computed_us(microseconds(self.computed));
+    }
+
+    /// Reads it.
+    pub fn read(reader: wire::timing::Reader<'_>) -> Self {
+        Self {
+            queued: Duration::from_micros(reader.get_queued_us()),
+            computed: Duration::from_micros(reader.get_computed_us()),
+        }
+    }
 }
 
 /// What a server says of itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ServerInfo {
     /// See [`crate::PROTOCOL`].
     pub protocol: u32,
@@ -152,6 +187,10 @@ pub struct ServerInfo {
     pub limits: Limits,
     /// How busy it is.
     pub load: Load,
+    /// About how many bytes a kept graph holds for each token and block.
+    pub tape_token_bytes: u32,
+    /// It is about to leave: it finishes what it has and takes nothing new.
+    pub draining: bool,
 }
 
 impl ServerInfo {
@@ -172,10 +211,14 @@ impl ServerInfo {
         limits.set_max_tokens(self.limits.max_tokens);
         limits.set_max_message_bytes(self.limits.max_message_bytes);
         limits.set_tape_budget_bytes(self.limits.tape_budget_bytes);
+        builder.set_tape_token_bytes(self.tape_token_bytes);
+        builder.set_draining(self.draining);
         let mut load = builder.init_load();
         load.set_queue(self.load.queue);
         load.set_tapes(self.load.tapes);
         load.set_tape_bytes(self.load.tape_bytes);
+        load.set_completed(self.load.completed);
+        load.set_rate(self.load.rate);
     }
 
     /// Reads a description.
@@ -201,7 +244,15 @@ impl ServerInfo {
                 max_message_bytes: limits.get_max_message_bytes(),
                 tape_budget_bytes: limits.get_tape_budget_bytes(),
             },
-            load: Load { queue: load.get_queue(), tapes: load.get_tapes(), tape_bytes: load.get_tape_bytes() },
+            load: Load {
+                queue: load.get_queue(),
+                tapes: load.get_tapes(),
+                tape_bytes: load.get_tape_bytes(),
+                completed: load.get_completed(),
+                rate: load.get_rate(),
+            },
+            tape_token_bytes: reader.get_tape_token_bytes(),
+            draining: reader.get_draining(),
         })
     }
 }
@@ -225,11 +276,21 @@ mod tests {
             compute_dtype: DType::F32,
             weights: "gguf".into(),
             limits: Limits::default(),
-            load: Load { queue: 1, tapes: 2, tape_bytes: 3 },
+            load: Load { queue: 1, tapes: 2, tape_bytes: 3, completed: 4, rate: 5e-6 },
+            tape_token_bytes: 6,
+            draining: true,
         };
         let mut message = Builder::new_default();
         info.write(message.init_root());
         assert_eq!(ServerInfo::read(message.get_root_as_reader().expect("a root")).expect("info"), info);
+    }
+
+    #[test]
+    fn a_timing_survives() {
+        let timing = Timing { queued: Duration::from_micros(7), computed: Duration::from_secs(8) };
+        let mut message = Builder::new_default();
+        timing.write(message.init_root());
+        assert_eq!(Timing::read(message.get_root_as_reader().expect("a root")), timing);
     }
 
     #[test]
@@ -238,6 +299,7 @@ mod tests {
             (FailureCode::InvalidRequest, Retry::Never),
             (FailureCode::TapeExpired, Retry::Here),
             (FailureCode::ComputeFailed, Retry::Elsewhere),
+            (FailureCode::Unreadable, Retry::Here),
         ] {
             let failure = Failure::new(code, "so it is");
             assert_eq!(failure.retry, retry);

@@ -36,10 +36,10 @@ mod generated {
 }
 
 pub use generated::sepal_capnp;
-pub use info::{Failure, FailureCode, Limits, Load, Retry, ServerInfo};
+pub use info::{Failure, FailureCode, Limits, Load, Retry, ServerInfo, Timing};
 
 /// The version of the protocol; servers and clients of different versions refuse each other.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Reader limits for a connection: the largest message that is read, and how deep it may nest.
 ///

@@ -1,0 +1,257 @@
+//! The servers of one model: which of them work, what became of calls to them, and their return.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use sepal_core::Span;
+use sepal_route::{Call, Hop, RouteError, Router, Server, ServerId, Timing, Work};
+use sepal_wire::{Retry, ServerInfo};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::error::{CallError, RemoteError};
+use crate::peer::Peer;
+use crate::sequential::RemoteOptions;
+
+/// The wait before the same server is asked again; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// How often the same server is asked again before another is.
+const MOST_PAUSES: u32 = 6;
+
+/// A router that the thread that trains makes plans with, and the thread that speaks with servers tells what happens.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SharedRouter(Arc<Mutex<Router>>);
+
+impl SharedRouter {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Router> {
+        // A panic elsewhere leaves it usable: every change to it is whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The servers of one model, as the thread that speaks with them sees them.
+#[derive(Debug)]
+pub(crate) struct Servers {
+    /// By [`ServerId`].
+    peers: RefCell<Vec<Rc<Peer>>>,
+    router: SharedRouter,
+    started: Instant,
+    options: RemoteOptions,
+    /// Told when a server has come or come back.
+    came: Notify,
+}
+
+/// Shared with the tasks of one thread.
+pub(crate) type SharedServers = Rc<Servers>;
+
+/// Failures in a row of one piece of work.
+#[derive(Debug, Default)]
+pub(crate) struct Trouble {
+    since: Option<Instant>,
+    here: u32,
+    last: Option<String>,
+}
+
+impl Servers {
+    pub(crate) fn new(router: SharedRouter, options: RemoteOptions) -> SharedServers {
+        let (peers, came) = (RefCell::default(), Notify::new());
+        Rc::new(Self { peers, router, started: Instant::now(), options, came })
+    }
+
+    pub(crate) fn options(&self) -> &RemoteOptions {
+        &self.options
+    }
+
+    pub(crate) fn router(&self) -> MutexGuard<'_, Router> {
+        self.router.lock()
+    }
+
+    pub(crate) fn peer(&self, server: ServerId) -> Rc<Peer> {
+        Rc::clone(&self.peers.borrow()[server.0])
+    }
+
+    pub(crate) fn label(&self, server: ServerId) -> String {
+        self.peer(server).endpoint.to_string()
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Takes in a server that was met.
+    pub(crate) fn add(&self, peer: Peer, info: &ServerInfo) {
+        let room = info.limits.tape_budget_bytes.checked_div(info.tape_token_bytes.into());
+        let server = Server {
+            span: info.span,
+            round_trip: peer.round_trip(),
+            stated_rate: Some(info.load.rate),
+            tape_token_blocks: room,
+        };
+        self.router().add(server);
+        self.peers.borrow_mut().push(Rc::new(peer));
+        self.came.notify_waiters();
+    }
+
+    /// Goes on trying to meet a server that could not be reached.
+    pub(crate) async fn expect(self: Rc<Self>, peer: Peer) {
+        let mut pause = sepal_route::FIRST_BAN;
+        loop {
+            tokio::time::sleep(pause).await;
+            match peer.meet().await {
+                Ok(info) => {
+                    tracing::info!(server = %peer.endpoint, span = %info.span, "a server has come");
+                    return self.add(peer, &info);
+                }
+                Err(error) => tracing::debug!(server = %peer.endpoint, %error, "still not there"),
+            }
+            pause = (2 * pause).min(sepal_route::LONGEST_BAN);
+        }
+    }
+
+    /// Makes a call and tells the router what became of it.
+    pub(crate) async fn measured<T>(
+        &self,
+        server: ServerId,
+        work: Work,
+        call: impl Future<Output = Result<(T, sepal_wire::Timing), CallError>>,
+    ) -> Result<T, CallError> {
+        let mut under_way = UnderWay::new(&self.router, server, work);
+        let late_after = self.router().late_after(&under_way.call);
+        let begun = Instant::now();
+        let (value, there) = self.peer(server).patiently(late_after, call).await?;
+        under_way.finished(Timing { total: begun.elapsed(), queued: there.queued, computed: there.computed });
+        Ok(value)
+    }
+
+    /// A route through `rest`; waits for servers to come back if there is none.
+    pub(crate) async fn route(
+        &self,
+        rest: Span,
+        tokens: usize,
+        trouble: &mut Trouble,
+    ) -> Result<Vec<Hop>, RemoteError> {
+        loop {
+            let mut came = std::pin::pin!(self.came.notified());
+            came.as_mut().enable();
+            let planned = self.router().plan(rest, &[tokens]);
+            let missing = match planned {
+                Ok(plan) => return Ok(plan.routes.concat()),
+                Err(RouteError::Uncovered { missing }) => missing,
+                Err(RouteError::Banned { block_idx, .. }) => {
+                    Span::new(block_idx, block_idx + 1).map_err(RemoteError::local)?
+                }
+                Err(error) => return Err(RemoteError::local(error)),
+            };
+            let since = *trouble.since.get_or_insert_with(Instant::now);
+            let left = self.options.wait.saturating_sub(since.elapsed());
+            let wait_ms = left.as_millis() as u64;
+            tracing::warn!("no server is left for block {}; waiting {wait_ms} ms for one", missing.start());
+            if tokio::time::timeout(left, came).await.is_err() {
+                let last = trouble.last.take().unwrap_or_else(|| "failed for another micro-batch".into());
+                return Err(RemoteError::NoServer { span: rest, waited: since.elapsed(), last });
+            }
+        }
+    }
+
+    /// What follows from a failed call: an error if it must not be repeated, a pause if the same
+    /// server may be asked again, else the server is left until it has answered again.
+    pub(crate) async fn judge(
+        self: &Rc<Self>,
+        hop: Hop,
+        error: CallError,
+        trouble: &mut Trouble,
+    ) -> Result<(), RemoteError> {
+        let server = self.label(hop.server);
+        let retry = match error {
+            CallError::Failure(failure) if failure.retry == Retry::Never => {
+                return Err(RemoteError::Refused { server, span: hop.span, failure });
+            }
+            ref other => other.retry(),
+        };
+        trouble.since.get_or_insert_with(Instant::now);
+        trouble.last = Some(format!("server {server}: {error}"));
+        if retry == Retry::Here && trouble.here < MOST_PAUSES {
+            tracing::debug!(%server, span = %hop.span, %error, "asking again");
+            tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(trouble.here)).await;
+            trouble.here += 1;
+            return Ok(());
+        }
+        trouble.here = 0;
+        if !matches!(error, CallError::Left) && self.router().is_well(hop.server) {
+            tracing::warn!(%server, span = %hop.span, %error, "a server failed");
+            self.leave(hop.server, &error);
+        }
+        Ok(())
+    }
+
+    /// Takes a server out of all routes and has it asked whether it is back. Calls that are under way end with it,
+    /// unless it is still there and only says no: it may finish what it has.
+    fn leave(self: &Rc<Self>, server: ServerId, error: &CallError) {
+        let now = self.now();
+        match error.is_late() {
+            true => self.router().was_late(server, now),
+            false => self.router().failed(server, now),
+        }
+        if !matches!(error, CallError::Failure(_)) {
+            self.peer(server).leave();
+        }
+        tokio::task::spawn_local(Rc::clone(self).revive(server));
+    }
+
+    async fn revive(self: Rc<Self>, server: ServerId) {
+        let peer = self.peer(server);
+        loop {
+            let Some(ask_at) = self.router().ask_at(server) else { return };
+            tokio::time::sleep_until(self.started + ask_at).await;
+            match peer.meet().await {
+                Ok(info) => {
+                    tracing::info!(server = %peer.endpoint, span = %info.span, "a server is back");
+                    self.router().returned(server, info.span);
+                    self.came.notify_waiters();
+                    return;
+                }
+                Err(error) => {
+                    tracing::debug!(server = %peer.endpoint, %error, "not back");
+                    self.router().failed(server, self.now());
+                }
+            }
+        }
+    }
+}
+
+impl Trouble {
+    /// A call went well: what failed before counts no longer.
+    pub(crate) fn over(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// A call that the router knows of; it is told if the call is dropped.
+struct UnderWay<'a> {
+    router: &'a SharedRouter,
+    call: Call,
+    is_over: bool,
+}
+
+impl<'a> UnderWay<'a> {
+    fn new(router: &'a SharedRouter, server: ServerId, work: Work) -> Self {
+        let call = router.lock().started(server, work);
+        Self { router, call, is_over: false }
+    }
+
+    fn finished(&mut self, timing: Timing) {
+        self.is_over = true;
+        self.router.lock().finished(self.call, timing);
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.router.lock().abandoned(self.call);
+        }
+    }
+}

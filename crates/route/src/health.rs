@@ -1,0 +1,39 @@
+use std::time::Duration;
+
+/// The first ban; it doubles with each failure in a row.
+pub const FIRST_BAN: Duration = Duration::from_millis(250);
+/// The longest ban.
+pub const LONGEST_BAN: Duration = Duration::from_secs(60);
+
+/// Whether a server may be used, from what became of the calls to it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Health {
+    failures: u32,
+    /// When to ask it again; `None` while it is well.
+    ask_at: Option<Duration>,
+}
+
+impl Health {
+    pub(crate) fn is_well(self) -> bool {
+        self.ask_at.is_none()
+    }
+
+    pub(crate) fn ask_at(self) -> Option<Duration> {
+        self.ask_at
+    }
+
+    /// The server answered: its failures are forgotten.
+    pub(crate) fn answered(&mut self) {
+        *self = Self::default();
+    }
+
+    /// The server failed. Failures of calls that were under way together count once.
+    pub(crate) fn failed(&mut self, now: Duration) {
+        if self.ask_at.is_some_and(|ask_at| now < ask_at) {
+            return;
+        }
+        let ban = FIRST_BAN.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX)).min(LONGEST_BAN);
+        self.ask_at = Some(now + ban);
+        self.failures += 1;
+    }
+}

@@ -1,0 +1,295 @@
+//! A router against servers that only sleep, in virtual time: replicas of different speed, slow and lying ones,
+//! failures and returns.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use sepal_core::Span;
+use sepal_route::{Call, FIRST_BAN, Hop, LONGEST_BAN, Pass, Plan, RouteError, Router, Server, ServerId, Timing, Work};
+
+fn span(start: usize, end: usize) -> Span {
+    Span::new(start, end).expect("a span")
+}
+
+/// How a simulated server really is.
+#[derive(Debug, Clone, Copy)]
+struct Truth {
+    span: Span,
+    /// Seconds per token and block.
+    rate: f64,
+    round_trip: f64,
+}
+
+/// Servers, and a router that learns what they are by their answers.
+struct World {
+    truths: Vec<Truth>,
+    router: Router,
+}
+
+impl World {
+    fn new(truths: &[Truth]) -> Self {
+        let mut router = Router::new();
+        for truth in truths {
+            router.add(Server { round_trip: seconds(truth.round_trip), ..Server::new(truth.span) });
+        }
+        Self { truths: truths.to_vec(), router }
+    }
+
+    /// Plans a step and plays it: each micro-batch goes through its route, servers do one thing at a time, in the
+    /// order in which things come. Returns how long it took.
+    fn step(&mut self, whole: Span, tokens: &[usize]) -> (Plan, f64) {
+        let plan = self.router.plan(whole, tokens).expect("a plan");
+        let mut free = vec![0.0_f64; self.truths.len()];
+        let mut events: Vec<Event> =
+            (0..tokens.len()).map(|batch| Event { at: 0.0, batch, hop: 0, answered: None }).collect();
+        let mut done = 0.0;
+        while !events.is_empty() {
+            let next = (0..events.len()).min_by(|&a, &b| events[a].at.total_cmp(&events[b].at)).expect("an event");
+            let Event { at, batch, hop, answered } = events.swap_remove(next);
+            if let Some((call, timing)) = answered {
+                self.router.finished(call, timing);
+                done = at;
+            }
+            let Some(&Hop { server, span }) = plan.routes[batch].get(hop) else { continue };
+            let truth = self.truths[server.0];
+            let work = Work { pass: Pass::Forward, blocks: span.len(), tokens: tokens[batch] };
+            let computed = truth.rate * (work.blocks * work.tokens) as f64;
+            let arrived = at + truth.round_trip / 2.0;
+            let begun = arrived.max(free[server.0]);
+            free[server.0] = begun + computed;
+            let back = begun + computed + truth.round_trip / 2.0;
+            let timing =
+                Timing { total: seconds(back - at), queued: seconds(begun - arrived), computed: seconds(computed) };
+            let answered = Some((self.router.started(server, work), timing));
+            events.push(Event { at: back, batch, hop: hop + 1, answered });
+        }
+        (plan, done)
+    }
+}
+
+/// A micro-batch sets out for a hop of its route, with the answer of the hop before.
+struct Event {
+    at: f64,
+    batch: usize,
+    hop: usize,
+    answered: Option<(Call, Timing)>,
+}
+
+fn seconds(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds.max(0.0))
+}
+
+fn first_servers(plan: &Plan) -> Vec<usize> {
+    plan.routes.iter().map(|route| route[0].server.0).collect()
+}
+
+/// The part of the work of equal micro-batches that a server gets.
+fn share(plan: &Plan, server: usize) -> f64 {
+    let blocks = |hops: &mut dyn Iterator<Item = &Hop>| hops.map(|hop| hop.span.len()).sum::<usize>() as f64;
+    let hops = || plan.routes.iter().flatten();
+    blocks(&mut hops().filter(|hop| hop.server.0 == server)) / blocks(&mut hops())
+}
+
+#[test]
+fn equal_replicas_share_the_work() {
+    let replica = Truth { span: span(0, 30), rate: 20e-6, round_trip: 0.02 };
+    let mut world = World::new(&[replica, replica]);
+    let tokens = [100; 8];
+    let alone = 20e-6 * 30.0 * 800.0;
+    for _ in 0..4 {
+        let (plan, took) = world.step(span(0, 30), &tokens);
+        assert_eq!(share(&plan, 0), 0.5);
+        assert!((took - (alone / 2.0 + 0.02)).abs() < 1e-6, "{took}");
+    }
+    let (plan, took) = world.step(span(0, 30), &tokens);
+    assert!(
+        (plan.done.as_secs_f64() - 2.0 * took).abs() < 0.1 * took,
+        "{:?} was planned there and back, {took} it took there",
+        plan.done
+    );
+}
+
+#[test]
+fn a_slower_replica_gets_less_in_proportion() {
+    let fast = Truth { span: span(0, 30), rate: 20e-6, round_trip: 0.02 };
+    let mut world = World::new(&[Truth { rate: 80e-6, ..fast }, fast]);
+    let tokens = [50; 16];
+    // Measured in the first steps, then known.
+    world.step(span(0, 30), &tokens);
+    let (plan, took) = world.step(span(0, 30), &tokens);
+    let slow = share(&plan, 0);
+    assert!((slow - 0.2).abs() < 0.05, "{slow} is not a fifth");
+    let ideal = 20e-6 * 30.0 * 800.0 * 0.8 + 0.02;
+    assert!(took < 1.2 * ideal, "{took} against {ideal}");
+}
+
+#[test]
+fn plans_change_as_measurements_do() {
+    let replica = Truth { span: span(0, 4), rate: 20e-6, round_trip: 0.001 };
+    let mut world = World::new(&[replica, replica]);
+    let tokens = [400; 10];
+    world.step(span(0, 4), &tokens);
+    world.truths[0].rate *= 9.0;
+    let shares: Vec<f64> = (0..12).map(|_| share(&world.step(span(0, 4), &tokens).0, 0)).collect();
+    assert_eq!(shares.first(), Some(&0.5));
+    let last = shares.last().expect("shares");
+    assert!((last - 0.1).abs() < 0.05, "{shares:?}");
+}
+
+#[test]
+fn a_server_that_boasts_is_found_out() {
+    let honest = Truth { span: span(0, 10), rate: 20e-6, round_trip: 0.001 };
+    let mut world = World::new(&[]);
+    world.truths = vec![Truth { rate: 200e-6, ..honest }, honest];
+    for stated in [1e-6, 20e-6] {
+        let round_trip = Duration::from_millis(1);
+        world.router.add(Server { stated_rate: Some(stated), round_trip, ..Server::new(span(0, 10)) });
+    }
+    let (plan, _) = world.step(span(0, 10), &[100; 4]);
+    assert!(share(&plan, 0) > 0.9, "it is believed once");
+    let (plan, _) = world.step(span(0, 10), &[100; 4]);
+    assert!(share(&plan, 0) < 0.2, "and then known by its deeds: {}", share(&plan, 0));
+}
+
+#[test]
+fn nonsense_about_time_does_no_harm() {
+    let mut router = Router::new();
+    for stated in [Some(f64::NAN), Some(-1.0), Some(f64::INFINITY), Some(0.0), None] {
+        let server = router.add(Server { stated_rate: stated, ..Server::new(span(0, 4)) });
+        let call = router.started(server, Work { pass: Pass::Forward, blocks: 4, tokens: 10 });
+        let lie = Timing { total: seconds(0.01), queued: Duration::MAX, computed: Duration::MAX };
+        router.finished(call, lie);
+        let late = router.late_after(&router.clone().started(server, call_work())).expect("measured");
+        assert!(late < Duration::from_secs(2), "{late:?}");
+    }
+    assert_eq!(router.plan(span(0, 4), &[10; 9]).expect("a plan").routes.len(), 9);
+}
+
+fn call_work() -> Work {
+    Work { pass: Pass::Forward, blocks: 4, tokens: 10 }
+}
+
+#[test]
+fn lateness_follows_the_measured_speed() {
+    let mut router = Router::new();
+    let server = router.add(Server::new(span(0, 10)));
+    let work = Work { pass: Pass::Backward, blocks: 10, tokens: 100 };
+    let call = router.started(server, work);
+    assert_eq!(router.late_after(&call), None, "nothing was measured");
+    router.finished(call, Timing { total: seconds(1.1), queued: Duration::ZERO, computed: seconds(1.0) });
+    let call = router.started(server, work);
+    let usual = 1.1;
+    let late = router.late_after(&call).expect("measured").as_secs_f64();
+    assert!(late > 1.5 * usual && late < 3.0 * usual, "{late}");
+    let second = router.started(server, work);
+    let waiting = router.late_after(&second).expect("measured").as_secs_f64();
+    assert!(waiting > late + 1.0, "the first call is ahead of the second: {waiting}");
+    router.abandoned(call);
+    router.was_late(server, Duration::ZERO);
+    assert!(router.plan(span(0, 10), &[1]).is_err(), "banned");
+    let after = router.late_after(&router.clone().started(server, work)).expect("measured").as_secs_f64();
+    assert!(after > waiting, "it is taken to be slower: {after}");
+}
+
+#[test]
+fn what_does_not_fit_a_tape_budget_counts_for_more() {
+    let mut router = Router::new();
+    let server = Server { round_trip: Duration::from_millis(1), ..Server::new(span(0, 4)) };
+    router.add(Server { tape_token_blocks: Some(400), ..server });
+    router.add(server);
+    let plan = router.plan(span(0, 4), &[100; 5]).expect("a plan");
+    assert!(share(&plan, 0) < 0.5, "{}", share(&plan, 0));
+}
+
+#[test]
+fn a_ban_counts_at_once_and_grows() {
+    let mut router = Router::new();
+    let a = router.add(Server::new(span(0, 4)));
+    let b = router.add(Server::new(span(0, 4)));
+    let at = |ms: u64| Duration::from_millis(ms);
+    let servers = |router: &Router| first_servers(&router.plan(span(0, 4), &[1; 4]).expect("a plan"));
+    router.failed(a, at(10));
+    assert_eq!(servers(&router), [b.0; 4]);
+    router.failed(b, at(20));
+    router.failed(b, at(30));
+    let error = router.plan(span(0, 4), &[1]).expect_err("both are banned");
+    assert_eq!(error, RouteError::Banned { block_idx: 0, ask_at: at(10) + FIRST_BAN });
+    // Asked in time, neither answers: the next time is twice as far away.
+    router.failed(a, at(5_000));
+    assert_eq!(router.ask_at(a), Some(at(5_000) + 2 * FIRST_BAN));
+    assert_eq!(router.ask_at(b), Some(at(20) + FIRST_BAN));
+    router.returned(b, span(0, 4));
+    assert!(router.is_well(b) && !router.is_well(a));
+    assert_eq!(servers(&router), [b.0; 4]);
+    let mut now = at(6_000);
+    for _ in 0..40 {
+        router.failed(a, now);
+        now = router.ask_at(a).expect("banned");
+    }
+    router.failed(a, now);
+    assert_eq!(router.ask_at(a), Some(now + LONGEST_BAN));
+    router.returned(a, span(0, 4));
+    router.failed(a, now);
+    assert_eq!(router.ask_at(a), Some(now + FIRST_BAN), "an answer ends it all");
+}
+
+#[test]
+fn holes_are_named() {
+    let mut router = Router::new();
+    router.add(Server::new(span(0, 10)));
+    let last = router.add(Server::new(span(20, 30)));
+    let error = router.plan(span(0, 30), &[1]).expect_err("a hole");
+    assert_eq!(error, RouteError::Uncovered { missing: span(10, 20) });
+    router.returned(last, span(5, 30));
+    assert!(router.plan(span(0, 30), &[1]).is_ok());
+    let error = router.plan_without(span(0, 30), &[1], &[last]).expect_err("it is the only one");
+    assert!(matches!(error, RouteError::Banned { block_idx: 10, .. }));
+}
+
+proptest! {
+    #[test]
+    fn a_route_covers_its_span_exactly_once(
+        servers in prop::collection::vec((0_usize..20, 1_usize..12, 1_u32..90, 0_u64..50), 1..12),
+        dead in prop::collection::vec(0_usize..12, 0..6),
+        tokens in prop::collection::vec(1_usize..300, 1..9),
+    ) {
+        let mut router = Router::new();
+        for &(start, len, rate, round_trip) in &servers {
+            router.add(Server {
+                stated_rate: Some(f64::from(rate) * 1e-6),
+                round_trip: Duration::from_millis(round_trip),
+                ..Server::new(span(start, start + len))
+            });
+        }
+        for &server in dead.iter().filter(|&&server| server < servers.len()) {
+            router.failed(ServerId(server), Duration::ZERO);
+        }
+        let held = |server: usize| span(servers[server].0, servers[server].0 + servers[server].1);
+        let planned = router.plan(span(0, 20), &tokens);
+        prop_assert_eq!(&planned, &router.plan(span(0, 20), &tokens), "the same again");
+        match planned {
+            Ok(plan) => {
+                prop_assert_eq!(plan.routes.len(), tokens.len());
+                for route in &plan.routes {
+                    let mut at = 0;
+                    for Hop { server, span } in route {
+                        prop_assert_eq!(span.start(), at);
+                        prop_assert!(held(server.0).covers(*span));
+                        prop_assert!(!dead.contains(&server.0));
+                        at = span.end();
+                    }
+                    prop_assert_eq!(at, 20);
+                    let neighbours = route.windows(2).all(|pair| pair[0].server != pair[1].server);
+                    prop_assert!(neighbours, "two hops on one server are one hop");
+                }
+            }
+            Err(RouteError::Uncovered { missing }) => {
+                prop_assert!((0..servers.len()).all(|server| !held(server).contains(missing.start())));
+            }
+            Err(RouteError::Banned { block_idx, .. }) => {
+                prop_assert!((0..servers.len()).all(|server| dead.contains(&server) || !held(server).contains(block_idx)));
+            }
+            Err(_) => prop_assert!(false, "no such error"),
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Bad links and dying servers at random moments: the losses stay the same to the last bit.
+
+use std::net::TcpListener;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use sepal_blocks::BlockStack;
+use sepal_remote::{RemoteOptions, RemoteSequential};
+use sepal_server::{BlockServer, ModelIdentity, ServerOptions};
+use sepal_swarm::Endpoint;
+use tch::Tensor;
+
+use crate::program::{Bench, Server, signal, static_swarm};
+use crate::proxy::{Fault, Link, Proxy};
+use crate::support::{Golden, Trained, cross_entropy, span};
+
+/// Small micro-batches, so that there are many calls to hit, and always the same.
+fn options() -> RemoteOptions {
+    RemoteOptions { micro_batch_tokens: 14, deterministic: true, ..RemoteOptions::default() }
+}
+
+/// Servers that listen, each behind a proxy.
+struct Swarm {
+    golden: Golden,
+    proxies: Vec<Proxy>,
+    _servers: Vec<BlockServer>,
+}
+
+impl Swarm {
+    fn new(spans: &[&str]) -> Self {
+        let golden = Golden::open("llama-gqa");
+        let serve = |blocks: &&str| {
+            let stack = BlockStack::load(&golden.checkpoint, span(blocks)).expect("blocks");
+            let options = ServerOptions { threads: Some(1), ..ServerOptions::default() };
+            let identity = ModelIdentity::of(&golden.checkpoint);
+            BlockServer::listen(stack, identity, options, "127.0.0.1:0".parse().expect("an address")).expect("a server")
+        };
+        let servers: Vec<BlockServer> = spans.iter().map(serve).collect();
+        let proxy = |server: &BlockServer| Proxy::new(&server.endpoint().to_string(), Link::default());
+        let proxies = servers.iter().map(proxy).collect();
+        Self { golden, proxies, _servers: servers }
+    }
+
+    fn connect(&self) -> RemoteSequential {
+        let endpoint = |proxy: &Proxy| Endpoint::Addr(proxy.addr.parse().expect("an address"));
+        let endpoints = self.proxies.iter().map(endpoint).collect();
+        RemoteSequential::connect(endpoints, self.golden.expectation(), options()).expect("connected")
+    }
+
+    /// The bits of loss and gradients of one step.
+    fn step(&self, remote: &RemoteSequential) -> Vec<f32> {
+        let trained = Trained::of(&self.golden, true);
+        let logits = trained.logits(&self.golden, remote, &self.golden.ids, &self.golden.rows);
+        let loss = cross_entropy(&logits, &self.golden.get("labels"));
+        loss.backward();
+        let flat = |tensor: &Tensor| Vec::<f32>::try_from(tensor.detach().flatten(0, -1)).expect("numbers");
+        let grads = trained.grads();
+        flat(&loss.unsqueeze(0)).into_iter().chain(grads.iter().flat_map(|(_, grad)| flat(grad))).collect()
+    }
+}
+
+/// Steps with a fault on one of the links after a random number of bytes, until it has happened `times` times.
+fn check(fault: Fault, times: usize, at_most: Duration) {
+    let swarm = Swarm::new(&["0:2", "1:3", "0:3"]);
+    let remote = swarm.connect();
+    let expected = swarm.step(&remote);
+    let mut rng = ChaCha8Rng::seed_from_u64(fault as u64);
+    let mut slowest = Duration::ZERO;
+    for round in 0..times * 20 {
+        let happened: usize = swarm.proxies.iter().map(Proxy::faults).sum();
+        if happened >= times {
+            break;
+        }
+        // A fault hits one link at a time, so that there is always another way.
+        let proxy = &swarm.proxies[round % swarm.proxies.len()];
+        proxy.fail_after(rng.random_range(100..20_000), fault);
+        let started = Instant::now();
+        assert_eq!(swarm.step(&remote), expected, "round {round}: {fault:?} changes nothing");
+        if proxy.faults() > 0 {
+            slowest = slowest.max(started.elapsed());
+        }
+    }
+    let happened: usize = swarm.proxies.iter().map(Proxy::faults).sum();
+    assert!(happened >= times, "only {happened} faults of {fault:?} happened");
+    assert!(slowest < at_most, "a step with {fault:?} took {slowest:?}");
+}
+
+#[test]
+fn a_link_that_closes_is_replaced() {
+    check(Fault::Close, 12, Duration::from_secs(20));
+}
+
+#[test]
+fn a_link_that_stalls_in_mid_message_is_left() {
+    check(Fault::Stall, 5, Duration::from_secs(20));
+}
+
+#[test]
+fn what_is_lost_is_sent_again() {
+    check(Fault::Drop, 5, Duration::from_secs(20));
+}
+
+#[test]
+fn damage_on_the_way_is_noticed() {
+    check(Fault::Corrupt, 12, Duration::from_secs(20));
+}
+
+const SPANS: [&str; 3] = ["0:2", "1:3", "0:3"];
+/// Servers that take their time, so that there is a step to disturb.
+const PACE: [&str; 2] = ["--pace-us", "100"];
+
+/// The losses of a run on three servers, each block on two of them, that are disturbed while it goes.
+fn disturbed(bench: &Bench, steps: usize, mut disturb: impl FnMut(&mut [Server])) -> Vec<f64> {
+    let ports = free_ports(SPANS.len());
+    let serve = |(blocks, port): (&&str, &u16)| bench.serve_with(blocks, &format!("127.0.0.1:{port}"), &PACE);
+    let mut servers: Vec<Server> = SPANS.iter().zip(&ports).map(serve).collect();
+    let [kind, addresses] = static_swarm(&servers.iter().collect::<Vec<_>>());
+    let mut run = bench.sepal(&["run", "pipeline.yaml", "--set", &kind, &addresses, "output.folder=disturbed"]);
+    let mut child = run.args(sets(steps)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sepal runs");
+    while child.try_wait().expect("a state").is_none() {
+        disturb(&mut servers);
+    }
+    assert!(child.wait().expect("it ends").success(), "training goes on");
+    bench.run_in("disturbed").losses()
+}
+
+fn sets(steps: usize) -> Vec<String> {
+    let fixed = ["train.deterministic=true", "evaluate.every=never", "swarm.with.micro_batch_tokens=60"];
+    fixed.iter().map(|set| format!("--set={set}")).chain([format!("--set=train.max_steps={steps}")]).collect()
+}
+
+/// The same run on a server in its own process that nobody disturbs.
+fn undisturbed(bench: &Bench, steps: usize) -> Vec<f64> {
+    let mut run = bench.sepal(&["run", "pipeline.yaml", "--set", "output.folder=undisturbed"]);
+    let output = run.args(sets(steps)).output().expect("sepal runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    bench.run_in("undisturbed").losses()
+}
+
+fn free_ports(n: usize) -> Vec<u16> {
+    let listeners: Vec<TcpListener> = (0..n).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
+    listeners.iter().map(|listener| listener.local_addr().expect("an address").port()).collect()
+}
+
+#[test]
+fn a_hundred_kills_and_restarts_leave_the_losses_as_they_are() {
+    let bench = Bench::new("llama-gqa");
+    let expected = undisturbed(&bench, 200);
+    let mut rng = ChaCha8Rng::seed_from_u64(9);
+    let mut kills = 0;
+    let losses = disturbed(&bench, 200, |servers| {
+        std::thread::sleep(Duration::from_millis(rng.random_range(0..40)));
+        if kills < 100 {
+            let victim = rng.random_range(0..servers.len());
+            let addr = servers[victim].addr.clone();
+            signal(&servers[victim].child, "KILL");
+            servers[victim].child.wait().expect("it ends");
+            servers[victim] = bench.serve_with(SPANS[victim], &addr, &PACE);
+            kills += 1;
+        }
+    });
+    assert_eq!(losses, expected, "to the last bit");
+    assert_eq!(kills, 100);
+}
+
+#[test]
+fn a_server_that_is_stopped_is_left_and_used_again_when_it_goes_on() {
+    let bench = Bench::new("llama-gqa");
+    let expected = undisturbed(&bench, 150);
+    let mut rng = ChaCha8Rng::seed_from_u64(10);
+    let mut stops = 0;
+    let losses = disturbed(&bench, 150, |servers| {
+        std::thread::sleep(Duration::from_millis(rng.random_range(0..300)));
+        let victim = rng.random_range(0..servers.len());
+        signal(&servers[victim].child, "STOP");
+        std::thread::sleep(Duration::from_millis(rng.random_range(100..1500)));
+        signal(&servers[victim].child, "CONT");
+        stops += 1;
+    });
+    assert_eq!(losses, expected, "to the last bit");
+    assert!(stops > 3, "only {stops} stops");
+}

@@ -1,0 +1,183 @@
+//! A link between a client and a server that can be made slow, narrow and bad.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The largest piece that is passed on at once.
+const CHUNK: usize = 64 << 10;
+/// Pieces under way in one direction before the sender must wait.
+const WINDOW: usize = 256;
+
+/// What a link is like.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Link {
+    /// One way.
+    pub(crate) delay: Duration,
+    /// In each direction of each connection; unlimited if 0.
+    pub(crate) bytes_per_second: u64,
+}
+
+/// What is wrong with it. Only connections that are open when it happens are hit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Nothing moves any more, though nothing is closed.
+    Stall,
+    /// What is sent is lost.
+    Drop,
+    /// The connections are closed.
+    Close,
+    /// One bit of what is sent next is turned over.
+    Corrupt,
+}
+
+/// Listens on a port of its own and passes everything on to a server.
+pub(crate) struct Proxy {
+    pub(crate) addr: String,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    server: String,
+    link: Link,
+    /// Bytes to pass before the fault; `u64::MAX` for none.
+    left: AtomicU64,
+    fault: Mutex<Fault>,
+    connections: Mutex<Vec<Arc<Connection>>>,
+    hit: AtomicUsize,
+    stopped: AtomicBool,
+}
+
+struct Connection {
+    ends: [TcpStream; 2],
+    state: Mutex<Option<Fault>>,
+}
+
+impl Proxy {
+    pub(crate) fn new(server: &str, link: Link) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let addr = listener.local_addr().expect("an address").to_string();
+        let shared = Arc::new(Shared {
+            server: server.to_owned(),
+            link,
+            left: AtomicU64::new(u64::MAX),
+            fault: Mutex::new(Fault::Close),
+            connections: Mutex::default(),
+            hit: AtomicUsize::new(0),
+            stopped: AtomicBool::new(false),
+        });
+        let accepting = Arc::clone(&shared);
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                if accepting.stopped.load(Ordering::Relaxed) {
+                    break;
+                }
+                accepting.open(client);
+            }
+        });
+        Self { addr, shared }
+    }
+
+    /// The fault happens once so many more bytes have passed, in the middle of whatever they are part of.
+    pub(crate) fn fail_after(&self, bytes: u64, fault: Fault) {
+        *self.shared.fault.lock().expect("a lock") = fault;
+        self.shared.left.store(bytes, Ordering::SeqCst);
+    }
+
+    /// How many faults have happened.
+    pub(crate) fn faults(&self) -> usize {
+        self.shared.hit.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::Relaxed);
+        self.shared.hit(Fault::Close);
+        // Wakes the thread that accepts.
+        let _ = TcpStream::connect(&self.addr);
+    }
+}
+
+impl Shared {
+    fn open(self: &Arc<Self>, client: TcpStream) {
+        // A server that is gone is a connection that is closed at once.
+        let Ok(server) = TcpStream::connect(&self.server) else { return };
+        for stream in [&client, &server] {
+            stream.set_nodelay(true).expect("an option");
+        }
+        let clone = |stream: &TcpStream| stream.try_clone().expect("a handle");
+        let connection = Arc::new(Connection { ends: [clone(&client), clone(&server)], state: Mutex::new(None) });
+        self.connections.lock().expect("a lock").push(Arc::clone(&connection));
+        self.pump(clone(&client), clone(&server), &connection);
+        self.pump(server, client, &connection);
+    }
+
+    /// Passes on what comes from `from`: one thread reads and says when each piece is due, another writes it then.
+    fn pump(self: &Arc<Self>, mut from: TcpStream, mut to: TcpStream, connection: &Arc<Connection>) {
+        let (sender, due) = mpsc::sync_channel::<(Instant, Vec<u8>)>(WINDOW);
+        let (shared, connection) = (Arc::clone(self), Arc::clone(connection));
+        thread::spawn(move || {
+            let mut free = Instant::now();
+            let mut chunk = vec![0; CHUNK];
+            while let Ok(n @ 1..) = from.read(&mut chunk) {
+                let mut piece = chunk[..n].to_vec();
+                shared.count(n as u64);
+                let mut state = connection.state.lock().expect("a lock");
+                match *state {
+                    Some(Fault::Close) => break,
+                    Some(Fault::Drop | Fault::Stall) => continue,
+                    Some(Fault::Corrupt) => {
+                        piece[n / 2] ^= 1;
+                        *state = None;
+                    }
+                    None => {}
+                }
+                drop(state);
+                let width = shared.link.bytes_per_second;
+                let takes = if width == 0 { 0.0 } else { n as f64 / width as f64 };
+                free = free.max(Instant::now()) + Duration::from_secs_f64(takes);
+                if sender.send((free + shared.link.delay, piece)).is_err() {
+                    break;
+                }
+            }
+        });
+        thread::spawn(move || {
+            for (at, piece) in due {
+                thread::sleep(at.saturating_duration_since(Instant::now()));
+                if to.write_all(&piece).is_err() {
+                    break;
+                }
+            }
+            // The other side may have closed it.
+            let _ = to.shutdown(Shutdown::Write);
+        });
+    }
+
+    /// Counts bytes down to the fault.
+    fn count(&self, n: u64) {
+        let before = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+            (left != u64::MAX).then(|| left.saturating_sub(n))
+        });
+        if before.is_ok_and(|left| left <= n) && self.left.swap(u64::MAX, Ordering::SeqCst) != u64::MAX {
+            let fault = *self.fault.lock().expect("a lock");
+            self.hit(fault);
+            self.hit.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn hit(&self, fault: Fault) {
+        for connection in self.connections.lock().expect("a lock").drain(..) {
+            *connection.state.lock().expect("a lock") = Some(fault);
+            if fault == Fault::Close {
+                for end in &connection.ends {
+                    // Closed already is as good.
+                    let _ = end.shutdown(Shutdown::Both);
+                }
+            }
+        }
+    }
+}
