@@ -68,9 +68,9 @@ impl Swarm {
         started.elapsed()
     }
 
-    /// The median step, after some that teach the router how fast the servers are.
+    /// The median step, after some that teach the client how fast the servers are and how to cut a batch.
     fn usual(&self) -> f64 {
-        (0..4).for_each(|_| {
+        (0..12).for_each(|_| {
             self.step();
         });
         let mut times: Vec<Duration> = (0..7).map(|_| self.step()).collect();

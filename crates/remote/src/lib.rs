@@ -30,6 +30,7 @@
 //! ```
 
 mod chain;
+mod cuts;
 mod error;
 mod patience;
 mod peer;

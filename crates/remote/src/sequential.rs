@@ -1,7 +1,7 @@
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sepal_autograd::BoxError;
 use sepal_core::{DType, HostTensor, NamedHostTensor, Ragged, Span};
@@ -14,13 +14,11 @@ use tch::Tensor;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::chain::{ChainGrads, ClientWant};
+use crate::cuts::{Cuts, PARTS};
 use crate::error::RemoteError;
 use crate::peer::Step;
 use crate::servers::SharedRouter;
 use crate::thread::{self as rpc, CallId, Command, Setup};
-
-/// The share of the time that smaller micro-batches must get below to be worth it.
-const WORTH_A_CUT: f64 = 0.97;
 
 /// The model that servers must serve.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,8 +38,8 @@ pub struct RemoteOptions {
     pub wire_dtype: DType,
     /// Prefix and tokens of one micro-batch at the most; a longer row stands alone.
     pub micro_batch_tokens: usize,
-    /// Whether a batch is cut by `micro_batch_tokens` alone. If not, it is cut smaller where servers would be done
-    /// sooner by what was measured, so that its sums are added up in another order.
+    /// Whether a batch is cut by `micro_batch_tokens` alone. If not, it is cut finer where several servers are
+    /// done sooner by what was measured, so that its sums are added up in another order.
     pub deterministic: bool,
     /// Whether a micro-batch that takes longer than usual is also given to another server; the first answer wins.
     pub hedge: bool,
@@ -77,6 +75,7 @@ pub struct RemoteSequential {
     options: RemoteOptions,
     servers: Vec<ServerInfo>,
     router: SharedRouter,
+    cuts: RefCell<Cuts>,
     next_version: Cell<u64>,
 }
 
@@ -109,7 +108,17 @@ impl RemoteSequential {
             .map_err(RemoteError::local)?;
         let servers = met.blocking_recv().map_err(|_| RemoteError::Stopped)??;
         let next_version = Cell::new(0);
-        Ok(Self { commands, thread: Some(thread), traffic, expected, options, servers, router, next_version })
+        Ok(Self {
+            commands,
+            thread: Some(thread),
+            traffic,
+            expected,
+            options,
+            servers,
+            router,
+            cuts: RefCell::default(),
+            next_version,
+        })
     }
 
     /// What the servers said of themselves when they were met.
@@ -187,11 +196,16 @@ impl Tuned<'_> {
         // An operation on a tracked tensor is tracked only where gradients are enabled.
         let tracked = |tensor: &&Tensor| tensor.requires_grad() && tensor.alias().requires_grad();
         let keep = inputs.iter().any(tracked);
-        let (groups, routes) = split(self.remote, prefix_len, rows)?;
+        let Split { groups, routes, choice } = split(self.remote, prefix_len, rows)?;
+        let begun = Instant::now();
         let batches = self.batches(prefix, tokens, rows, &groups)?.into_iter().zip(routes).collect();
         let (reply, answer) = oneshot::channel();
         self.send(Command::Forward { step: Arc::clone(&self.step), batches, keep, reply })?;
         let (call, outputs) = answer.blocking_recv().map_err(|_| RemoteError::Stopped)??;
+        if let Some(choice) = choice {
+            let seconds = begun.elapsed().as_secs_f64();
+            self.remote.cuts.borrow_mut().took(choice, seconds / rows.n_tokens() as f64);
+        }
         let pooled = assemble(&outputs, &groups)?;
         if !keep {
             return Ok(pooled);
@@ -262,8 +276,15 @@ impl Tuned<'_> {
     }
 }
 
-/// Micro-batches, by their rows, and a route for each; an empty one where servers must be waited for.
-type Split = (Vec<Vec<usize>>, Vec<Vec<Hop>>);
+/// A batch cut into micro-batches.
+struct Split {
+    /// Their rows.
+    groups: Vec<Vec<usize>>,
+    /// A route for each; an empty one where servers must be waited for.
+    routes: Vec<Vec<Hop>>,
+    /// Which cut it is, if it was chosen by what cuts took.
+    choice: Option<usize>,
+}
 
 /// Cuts a batch into micro-batches. Each has a prefix of its own, so more of them are only made where servers that
 /// work at the same time gain more than that.
@@ -271,28 +292,25 @@ fn split(remote: &RemoteSequential, prefix_len: usize, rows: &Ragged) -> Result<
     let RemoteOptions { micro_batch_tokens, deterministic, .. } = remote.options;
     let whole = Span::new(0, remote.expected.n_blocks).map_err(RemoteError::local)?;
     let router = remote.router.lock();
-    let cut = |max_tokens: usize| {
-        let groups = rows.micro_batches(prefix_len, max_tokens);
+    let cut = |choice: usize| {
+        let max_tokens = prefix_len + rows.n_tokens().div_ceil(PARTS[choice]);
+        // More prefixes than text would be computed.
+        (choice == 0 || max_tokens > 2 * prefix_len)
+            .then(|| rows.micro_batches(prefix_len, max_tokens.min(micro_batch_tokens)))
+    };
+    let plan = |groups: &[Vec<usize>]| {
         let sizes: Vec<usize> = groups.iter().map(|group| prefix_len + rows.select(group).n_tokens()).collect();
-        (groups, router.plan(whole, &sizes))
+        router.plan(whole, &sizes)
     };
-    let (mut groups, planned) = cut(micro_batch_tokens);
-    let Ok(mut plan) = planned else {
-        let routes = vec![Vec::new(); groups.len()];
-        return Ok((groups, routes));
+    let promise = |choice: usize| {
+        let plan = plan(&cut(choice)?).ok()?;
+        Some(plan.done.as_secs_f64() / rows.n_tokens() as f64)
     };
-    for parts in [2, 4, 8, 16] {
-        let max_tokens = prefix_len + rows.n_tokens().div_ceil(parts);
-        if deterministic || router.len() == 1 || max_tokens < 2 * prefix_len {
-            break;
-        }
-        if let (smaller, Ok(better)) = cut(max_tokens.min(micro_batch_tokens))
-            && better.done < plan.done.mul_f64(WORTH_A_CUT)
-        {
-            (groups, plan) = (smaller, better);
-        }
-    }
-    Ok((groups, plan.routes))
+    let choice =
+        (!deterministic && router.len() > 1).then(|| remote.cuts.borrow_mut().choose(router.changes(), promise));
+    let groups = cut(choice.unwrap_or(0)).unwrap_or_default();
+    let routes = plan(&groups).map_or_else(|_| vec![Vec::new(); groups.len()], |plan| plan.routes);
+    Ok(Split { groups, routes, choice })
 }
 
 /// The rows of all groups in the batch's order: `[rows, hidden]`.

@@ -142,6 +142,7 @@ struct Known {
 #[derive(Debug, Clone, Default)]
 pub struct Router {
     servers: Vec<Known>,
+    changes: u64,
 }
 
 impl Router {
@@ -160,8 +161,14 @@ impl Router {
         self.servers.is_empty()
     }
 
+    /// How often a server has come, gone or come back.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
     /// Adds a server.
     pub fn add(&mut self, server: Server) -> ServerId {
+        self.changes += 1;
         let speed = Speed::new(server.round_trip, server.stated_rate);
         self.servers.push(Known { server, health: Health::default(), speed, outstanding: 0.0, computed: 0.0 });
         ServerId(self.servers.len() - 1)
@@ -169,6 +176,7 @@ impl Router {
 
     /// A server that had failed has answered: it is used again, for the blocks that it holds now.
     pub fn returned(&mut self, server: ServerId, span: Span) {
+        self.changes += 1;
         let known = &mut self.servers[server.0];
         known.server.span = span;
         known.health.answered();
@@ -206,14 +214,14 @@ impl Router {
     /// A server failed: it is in no route until it has answered again. Failures before it is to be asked
     /// (of calls that were under way together) count once.
     pub fn failed(&mut self, server: ServerId, now: Duration) {
+        self.changes += u64::from(self.is_well(server));
         self.servers[server.0].health.failed(now);
     }
 
     /// The server took too long: it failed, and is taken to be slower until it is measured again.
     pub fn was_late(&mut self, server: ServerId, now: Duration) {
-        let known = &mut self.servers[server.0];
-        known.speed.was_late();
-        known.health.failed(now);
+        self.servers[server.0].speed.was_late();
+        self.failed(server, now);
     }
 
     /// Whether routes may use the server.
