@@ -46,6 +46,29 @@ fn a_server_that_goes_before_backward_is_replaced_by_two() {
 }
 
 #[test]
+fn a_server_that_drains_finishes_what_it_has_and_takes_nothing_new() {
+    let golden = Golden::open("llama-gqa");
+    let first = golden.serve(span("0:3"), 1 << 30);
+    let remote = golden.connect(std::slice::from_ref(&first), options());
+    let trained = Trained::of(&golden, true);
+    let logits = trained.logits(&golden, &remote, &golden.ids, &golden.rows);
+    let started = Instant::now();
+    let draining = std::thread::spawn(move || first.drain(Duration::from_secs(30)));
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!draining.is_finished(), "a tape is left");
+    let tuned = remote.tune(tunables(&trained)).expect("tuned");
+    let tokens = golden.ends.embed(&golden.ids).expect("tokens");
+    let error = tuned.forward(Some(&trained.prompts), &tokens, &golden.rows).expect_err("nothing new");
+    assert!(error.to_string().contains("the server is stopping"), "{error}");
+    cross_entropy(&logits, &golden.get("labels")).backward();
+    for (name, grad) in trained.grads() {
+        assert_grad(name, &grad, &golden.get(&format!("deep.grad.{name}")));
+    }
+    draining.join().expect("it ends");
+    assert!(started.elapsed() < Duration::from_secs(15), "it did not wait for the end of its patience");
+}
+
+#[test]
 fn without_a_server_the_error_says_which_blocks() {
     let golden = Golden::open("llama-gqa");
     let mut servers = vec![golden.serve(span("0:2"), 1 << 30), golden.serve(span("2:3"), 1 << 30)];

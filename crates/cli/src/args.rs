@@ -73,6 +73,9 @@ pub(crate) struct ServeArgs {
     /// Threads of one computation; libtorch's choice if not given
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<u32>,
+    /// Seconds to go on for clients that have begun something here, after Ctrl-C or SIGTERM
+    #[arg(long, value_name = "S", default_value_t = 30)]
+    pub(crate) drain_s: u64,
     /// Microseconds that a computation takes at least for each token and block, to leave room for others
     #[arg(long, value_name = "US")]
     pub(crate) pace_us: Option<u64>,

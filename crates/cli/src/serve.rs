@@ -14,7 +14,7 @@ use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
 use crate::args::ServeArgs;
 use crate::{Failure, print};
 
-/// Serves until it is told to stop (Ctrl-C, SIGTERM), then finishes the calls under way.
+/// Serves until it is told to stop (Ctrl-C, SIGTERM), then finishes what clients have begun.
 pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
     start_with_sleeping_threads();
     let asset = Assets::from_env().fetch_first(&args.model, Kind::Model, &mut |line| eprintln!("{line}"))?;
@@ -43,8 +43,8 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
     print(&format!("serving blocks {span} of {} ({}) on {}", asset.source, checkpoint.describe(), server.endpoint()))?;
     // Errors only if the handler is gone, which it is not while the process lives.
     let _ = stopped.recv();
-    eprintln!("stopping: finishing the calls under way");
-    server.shutdown();
+    eprintln!("leaving: nothing new is taken; what clients have begun here is finished within {} s", args.drain_s);
+    server.drain(Duration::from_secs(args.drain_s));
     Ok(())
 }
 

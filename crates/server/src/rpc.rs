@@ -38,6 +38,11 @@ impl Shared {
         self.rate.set(if rate == 0.0 { now } else { rate + WEIGHT * (now - rate) });
     }
 
+    /// Whether a call is under way or a client has yet to run a tape backward.
+    pub(crate) fn is_in_use(&self) -> bool {
+        self.engine.queue() > 0 || lock(&self.tapes).load().0 > 0
+    }
+
     fn check_open(&self) -> Result<(), Failure> {
         match self.stopping.get() {
             true => Err(Failure::new(FailureCode::ShuttingDown, "the server is stopping")),

@@ -3,7 +3,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp, twoparty};
 use sepal_blocks::BlockStack;
@@ -86,12 +86,21 @@ pub enum StartError {
     Threads(#[source] io::Error),
 }
 
+/// What a server is told to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    /// Nothing new, until the tapes are gone or this time has come.
+    Draining(Instant),
+    Stopping,
+}
+
 /// A running server. Dropping it stops it as [`BlockServer::shutdown`] does.
 #[derive(Debug)]
 pub struct BlockServer {
     endpoint: Endpoint,
     info: ServerInfo,
-    stop: watch::Sender<bool>,
+    phase: watch::Sender<Phase>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -139,6 +148,13 @@ impl BlockServer {
         self.stop_and_join();
     }
 
+    /// Leaves without loss to its clients: says that it is about to leave and takes nothing new, but finishes the graphs
+    /// that are kept here for their backward. Returns when there are none left, or after `patience`.
+    pub fn drain(mut self, patience: Duration) {
+        self.phase.send_replace(Phase::Draining(Instant::now() + patience));
+        self.join();
+    }
+
     fn start(
         stack: BlockStack,
         identity: ModelIdentity,
@@ -151,7 +167,7 @@ impl BlockServer {
         let ServerOptions { threads, max_queue, pace, .. } = options;
         let (engine, compute) =
             Engine::start(stack, EngineOptions { threads, max_queue, pace }).map_err(StartError::Threads)?;
-        let (stop, stopped) = watch::channel(false);
+        let (phase, told) = watch::channel(Phase::Serving);
         let shared_info = info.clone();
         let thread = thread::Builder::new()
             .name("sepal-server".into())
@@ -159,7 +175,7 @@ impl BlockServer {
                 let tapes = Arc::new(Mutex::new(TapeStore::new(shared_info.limits.tape_budget_bytes)));
                 let stopping = Cell::new(false);
                 let shared = Rc::new(Shared { engine, tapes, info: shared_info, rate: Cell::default(), stopping });
-                LocalSet::new().block_on(&runtime, serve(listener, shared, stopped));
+                LocalSet::new().block_on(&runtime, serve(listener, shared, told));
                 // The last reference to the engine went with the tasks: the compute thread ends.
                 drop(runtime);
                 if compute.join().is_err() {
@@ -167,11 +183,15 @@ impl BlockServer {
                 }
             })
             .map_err(StartError::Threads)?;
-        Ok(Self { endpoint, info, stop, thread: Some(thread) })
+        Ok(Self { endpoint, info, phase, thread: Some(thread) })
     }
 
     fn stop_and_join(&mut self) {
-        self.stop.send_replace(true);
+        self.phase.send_replace(Phase::Stopping);
+        self.join();
+    }
+
+    fn join(&mut self) {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -216,8 +236,8 @@ fn tape_token_bytes(stack: &BlockStack) -> u32 {
     u32::try_from(bytes.unwrap_or(0)).unwrap_or(u32::MAX)
 }
 
-/// Accepts until told to stop, then waits for the calls under way.
-async fn serve(mut listener: Listener, shared: Rc<Shared>, mut stopped: watch::Receiver<bool>) {
+/// Accepts until told to stop, or until it has drained; then waits for the calls under way.
+async fn serve(mut listener: Listener, shared: Rc<Shared>, mut told: watch::Receiver<Phase>) {
     let mut connections = tokio::task::JoinSet::new();
     loop {
         tokio::select! {
@@ -231,8 +251,7 @@ async fn serve(mut listener: Listener, shared: Rc<Shared>, mut stopped: watch::R
                 None => break,
             },
             Some(_) = connections.join_next() => {}
-            // An error means that the server's handle is gone.
-            _ = stopped.wait_for(|stopped| *stopped) => break,
+            () = finished(&shared, &mut told) => break,
         }
     }
     drop(listener);
@@ -244,6 +263,33 @@ async fn serve(mut listener: Listener, shared: Rc<Shared>, mut stopped: watch::R
     tokio::task::yield_now().await;
     tokio::time::sleep(Duration::from_millis(10)).await;
     connections.shutdown().await;
+}
+
+/// Ends when the server is to stop, or has drained.
+async fn finished(shared: &Shared, told: &mut watch::Receiver<Phase>) {
+    loop {
+        let phase = *told.borrow_and_update();
+        match phase {
+            Phase::Serving => {}
+            Phase::Draining(until) => {
+                shared.stopping.set(true);
+                if Instant::now() >= until || !shared.is_in_use() {
+                    return;
+                }
+            }
+            Phase::Stopping => return,
+        }
+        let changed = told.changed();
+        match phase {
+            Phase::Draining(_) => {
+                // Tapes end one by one: it is looked at again in a while.
+                let _ = tokio::time::timeout(Duration::from_millis(20), changed).await;
+            }
+            // An error means that the server's handle is gone.
+            _ if changed.await.is_err() => return,
+            _ => {}
+        }
+    }
 }
 
 async fn converse(stream: Stream, shared: Rc<Shared>) {
