@@ -101,3 +101,23 @@ fn a_server_shuts_down_cleanly() {
     assert!(server.child.wait().expect("it ends").success());
     assert!(!socket.exists(), "the socket's file is removed");
 }
+
+#[test]
+fn the_status_of_a_swarm_names_servers_and_holes() {
+    let bench = Bench::new("llama-gqa");
+    let servers = [bench.serve("0:1", "127.0.0.1:0"), bench.serve("2:3", "127.0.0.1:0")];
+    let addresses = [servers[0].addr.as_str(), servers[1].addr.as_str(), "127.0.0.1:9"];
+    let status = |more: &[&str]| {
+        let output = bench.sepal(&["swarm", "status"]).args(addresses).args(more).output().expect("sepal runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let table = status(&[]);
+    assert!(table.contains("0:1") && table.contains("nobody holds blocks 1:2"), "{table}");
+    assert!(table.contains("127.0.0.1:9") && table.contains("could not connect"), "{table}");
+    let json: serde_json::Value = serde_json::from_str(&status(&["--json"])).expect("JSON");
+    assert_eq!(json["models"][0]["servers_per_block"], serde_json::json!([1, 0, 1]));
+    assert_eq!(json["models"][0]["holes"], serde_json::json!(["1:2"]));
+    assert_eq!(json["servers"][1]["span"], "2:3");
+    assert!(json["servers"][2]["error"].is_string());
+}

@@ -23,6 +23,9 @@ pub(crate) enum Command {
     Fetch(PipelineArgs),
     /// Serve blocks of a model to other machines
     Serve(ServeArgs),
+    /// Look at servers
+    #[command(subcommand)]
+    Swarm(SwarmCommand),
     /// Say what this machine has, and what is missing with its fix
     Doctor,
     /// List the plugins and their options
@@ -79,4 +82,25 @@ pub(crate) struct ServeArgs {
     /// Microseconds that a computation takes at least for each token and block, to leave room for others
     #[arg(long, value_name = "US")]
     pub(crate) pace_us: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SwarmCommand {
+    /// Say once what servers hold, how fast they are and how busy, and which blocks nobody holds
+    Status(SwarmArgs),
+    /// The same, again every second, until Ctrl-C
+    Watch(SwarmArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct SwarmArgs {
+    /// The servers: HOST:PORT or unix:PATH
+    #[arg(required = true, value_name = "ADDR")]
+    pub(crate) servers: Vec<Addr>,
+    /// Print JSON, one object to a line
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// How long a server may take to answer, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 2000)]
+    pub(crate) timeout_ms: u64,
 }

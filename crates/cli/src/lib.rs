@@ -16,6 +16,7 @@ mod doctor;
 mod plugins;
 mod run;
 mod serve;
+mod swarm;
 
 use std::error::Error;
 use std::io::Write;
@@ -41,6 +42,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Command::Schema => run::schema(&registry),
         Command::Plugins(args) => run::list(&registry, &args),
         Command::Serve(args) => serve::serve(&args),
+        Command::Swarm(command) => swarm::swarm(&command),
         Command::Doctor => doctor::doctor(),
     };
     match done {

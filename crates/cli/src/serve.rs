@@ -2,6 +2,7 @@
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -35,8 +36,13 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let pace = args.pace_us.map(Duration::from_micros);
     let options = ServerOptions { limits, threads: args.threads, pace, ..ServerOptions::default() };
     let (stop, stopped) = mpsc::channel();
-    // A second signal while calls finish changes nothing; the receiver may be gone by then.
+    let told = AtomicBool::new(false);
     ctrlc::set_handler(move || {
+        // Whoever says it twice does not want to wait.
+        if told.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        // The receiver is there until the process ends.
         let _ = stop.send(());
     })?;
     let server = BlockServer::listen(stack, identity, options, args.listen.clone())?;

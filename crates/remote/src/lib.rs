@@ -36,7 +36,9 @@ mod patience;
 mod peer;
 mod sequential;
 mod servers;
+mod survey;
 mod thread;
 
 pub use error::RemoteError;
 pub use sequential::{ModelExpectation, RemoteOptions, RemoteSequential, Tuned};
+pub use survey::{Surveyed, survey};

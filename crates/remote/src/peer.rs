@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp, twoparty};
 use sepal_core::{DType, HostTensor, NamedHostTensor, Span, Want};
-use sepal_swarm::{Endpoint, Traffic};
+use sepal_swarm::{Endpoint, Stream, Traffic};
 use sepal_wire::codec::{self, GradWant, Grads, WireBatch};
 use sepal_wire::{Failure, FailureCode, Limits, ServerInfo, Timing, sepal_capnp as wire};
 use tokio::sync::Mutex;
@@ -298,19 +298,7 @@ impl Peer {
     async fn open(&self, moved: &Traffic) -> Result<(Connection, ServerInfo), CallError> {
         let stream = self.endpoint.connect().await.map_err(CallError::Connect)?;
         let stream = stream.counted(&self.traffic).counted(moved);
-        let network = twoparty::VatNetwork::new(
-            stream.reader.compat(),
-            stream.writer.compat_write(),
-            rpc_twoparty_capnp::Side::Client,
-            sepal_wire::reader_options(MAX_MESSAGE_BYTES),
-        );
-        let mut system = RpcSystem::new(Box::new(network), None);
-        let root: wire::block_server::Client = system.bootstrap(rpc_twoparty_capnp::Side::Server);
-        let driver = tokio::task::spawn_local(async move {
-            if let Err(error) = system.await {
-                tracing::debug!(%error, "a connection ended");
-            }
-        });
+        let (root, driver) = bootstrap(stream);
         let mut connection = Connection {
             root,
             limits: Limits::default(),
@@ -391,7 +379,28 @@ fn check_size(batch: &WireBatch, limits: &Limits) -> Result<(), CallError> {
     Err(CallError::Failure(Failure::new(FailureCode::InvalidRequest, message)))
 }
 
+/// The server at the other end of a stream, and the task that speaks with it.
+pub(crate) fn bootstrap(stream: Stream) -> (wire::block_server::Client, JoinHandle<()>) {
+    let network = twoparty::VatNetwork::new(
+        stream.reader.compat(),
+        stream.writer.compat_write(),
+        rpc_twoparty_capnp::Side::Client,
+        sepal_wire::reader_options(MAX_MESSAGE_BYTES),
+    );
+    let mut system = RpcSystem::new(Box::new(network), None);
+    let root = system.bootstrap(rpc_twoparty_capnp::Side::Server);
+    let driver = tokio::task::spawn_local(async move {
+        if let Err(error) = system.await {
+            tracing::debug!(%error, "a connection ended");
+        }
+    });
+    (root, driver)
+}
+
 /// `work`, or that it took too long.
-async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, CallError>>) -> Result<T, CallError> {
+pub(crate) async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, CallError>>,
+) -> Result<T, CallError> {
     tokio::time::timeout(limit, work).await.unwrap_or(Err(CallError::Timeout(limit)))
 }

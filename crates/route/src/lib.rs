@@ -42,6 +42,11 @@ mod speed;
 pub use health::{FIRST_BAN, LONGEST_BAN};
 pub use speed::{Pass, Timing, Work};
 
+/// How many of the spans hold each block of a model.
+pub fn coverage(spans: &[Span], n_blocks: usize) -> Vec<usize> {
+    (0..n_blocks).map(|block_idx| spans.iter().filter(|span| span.contains(block_idx)).count()).collect()
+}
+
 /// Seconds that a hop is taken to cost in a plan with as few of them as there can be.
 const AT_ANY_COST: f64 = 1e6;
 

@@ -1,0 +1,179 @@
+//! `sepal swarm`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::Duration;
+
+use sepal_core::Span;
+use sepal_remote::{Surveyed, survey};
+use sepal_swarm::Endpoint;
+use serde_json::{Value, json};
+
+use crate::args::{SwarmArgs, SwarmCommand};
+use crate::{Failure, print};
+
+/// What `watch` waits between two looks.
+const PAUSE: Duration = Duration::from_secs(1);
+
+pub(crate) fn swarm(command: &SwarmCommand) -> Result<(), Failure> {
+    match command {
+        SwarmCommand::Status(args) => print(&look(args)?),
+        SwarmCommand::Watch(args) => loop {
+            let text = look(args)?;
+            // To the top left, and what was there is gone.
+            print(&if args.json { text } else { format!("\x1b[H\x1b[J{text}") })?;
+            std::thread::sleep(PAUSE);
+        },
+    }
+}
+
+fn look(args: &SwarmArgs) -> Result<String, Failure> {
+    let endpoints: Vec<Endpoint> = args.servers.iter().cloned().map(Endpoint::Addr).collect();
+    let servers = survey(&endpoints, Duration::from_millis(args.timeout_ms))?;
+    let models = models(&servers);
+    Ok(if args.json { to_json(&servers, &models).to_string() } else { table(&servers, &models) })
+}
+
+/// A model that some of the servers hold.
+struct Model {
+    n_blocks: usize,
+    /// Of the servers that take work.
+    spans: Vec<Span>,
+}
+
+impl Model {
+    fn holes(&self) -> Vec<Span> {
+        let coverage = sepal_route::coverage(&self.spans, self.n_blocks);
+        let mut holes: Vec<Span> = Vec::new();
+        for block_idx in (0..self.n_blocks).filter(|&block_idx| coverage[block_idx] == 0) {
+            let start = holes.pop_if(|hole| hole.end() == block_idx).map_or(block_idx, Span::start);
+            holes.extend(Span::new(start, block_idx + 1));
+        }
+        holes
+    }
+
+    /// The least and the most servers that any block is on.
+    fn depth(&self) -> (usize, usize) {
+        let coverage = sepal_route::coverage(&self.spans, self.n_blocks);
+        (coverage.iter().copied().min().unwrap_or(0), coverage.iter().copied().max().unwrap_or(0))
+    }
+}
+
+/// By digest.
+fn models(servers: &[Surveyed]) -> BTreeMap<String, Model> {
+    let mut models = BTreeMap::new();
+    for (info, _) in servers.iter().filter_map(|server| server.answer.as_ref().ok()) {
+        let model = models
+            .entry(info.model_digest.clone())
+            .or_insert_with(|| Model { n_blocks: info.n_blocks, spans: Vec::new() });
+        if !info.draining {
+            model.spans.push(info.span);
+        }
+    }
+    models
+}
+
+fn table(servers: &[Surveyed], models: &BTreeMap<String, Model>) -> String {
+    let width = servers.iter().map(|server| server.endpoint.to_string().len()).max().unwrap_or(0).max(6);
+    let mut text = format!(
+        "{:width$}  {:>9}  {:>12}  {:>5}  {:>16}  {:>10}  model\n",
+        "server", "blocks", "tokens/s", "queue", "tapes", "round trip"
+    );
+    for Surveyed { endpoint, answer } in servers {
+        let endpoint = endpoint.to_string();
+        // Writing to a string does not fail.
+        let _ = match answer {
+            Ok((info, round_trip)) => {
+                let load = info.load;
+                // Through all blocks that it holds, forward.
+                let speed = match load.rate {
+                    0.0 => "-".to_owned(),
+                    rate => format!("{:.0}", 1.0 / (rate * info.span.len() as f64)),
+                };
+                let mb = |bytes: u64| bytes >> 20;
+                let tapes = format!("{}, {}/{} MB", load.tapes, mb(load.tape_bytes), mb(info.limits.tape_budget_bytes));
+                let state = if info.draining { " (leaving)" } else { "" };
+                writeln!(
+                    text,
+                    "{endpoint:width$}  {:>9}  {speed:>12}  {:>5}  {tapes:>16}  {:>7.1} ms  {} {}{state}",
+                    info.span.to_string(),
+                    load.queue,
+                    round_trip.as_secs_f64() * 1e3,
+                    info.family,
+                    short(&info.model_digest),
+                )
+            }
+            Err(error) => writeln!(text, "{endpoint:width$}  {error}"),
+        };
+    }
+    for (digest, model) in models {
+        let (least, most) = model.depth();
+        let holes: Vec<String> = model.holes().iter().map(Span::to_string).collect();
+        let coverage = match holes.as_slice() {
+            [] if most == 1 => "every block on 1 server".to_owned(),
+            [] if least == most => format!("every block on {most} servers"),
+            [] => format!("every block on {least} to {most} servers"),
+            holes => format!("nobody holds blocks {}", holes.join(", ")),
+        };
+        let _ = writeln!(text, "\nmodel {}: {} blocks, {coverage}", short(digest), model.n_blocks);
+    }
+    text.trim_end().to_owned()
+}
+
+fn short(digest: &str) -> &str {
+    let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
+    hex.get(..8).unwrap_or(hex)
+}
+
+fn to_json(servers: &[Surveyed], models: &BTreeMap<String, Model>) -> Value {
+    let server = |Surveyed { endpoint, answer }: &Surveyed| match answer {
+        Ok((info, round_trip)) => json!({
+            "server": endpoint.to_string(),
+            "span": info.span,
+            "model_digest": info.model_digest,
+            "family": info.family,
+            "weights": info.weights,
+            "software": info.software,
+            "draining": info.draining,
+            "queue": info.load.queue,
+            "completed": info.load.completed,
+            "seconds_per_token_block": info.load.rate,
+            "tapes": info.load.tapes,
+            "tape_bytes": info.load.tape_bytes,
+            "tape_budget_bytes": info.limits.tape_budget_bytes,
+            "round_trip_ms": round_trip.as_secs_f64() * 1e3,
+        }),
+        Err(error) => json!({ "server": endpoint.to_string(), "error": error }),
+    };
+    let model = |(digest, model): (&String, &Model)| {
+        json!({
+            "digest": digest,
+            "n_blocks": model.n_blocks,
+            "servers_per_block": sepal_route::coverage(&model.spans, model.n_blocks),
+            "holes": model.holes(),
+        })
+    };
+    json!({
+        "servers": servers.iter().map(server).collect::<Vec<_>>(),
+        "models": models.iter().map(model).collect::<Vec<_>>(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(spans: &[&str], expected: &[&str], depth: (usize, usize)) {
+        let spans = spans.iter().map(|span| span.parse().expect("a span")).collect();
+        let model = Model { n_blocks: 10, spans };
+        let holes: Vec<String> = model.holes().iter().map(Span::to_string).collect();
+        assert_eq!((holes, model.depth()), (expected.iter().map(|&hole| hole.to_owned()).collect(), depth));
+    }
+
+    #[test]
+    fn holes_are_runs_of_blocks() {
+        check(&[], &["0:10"], (0, 0));
+        check(&["0:4", "2:10"], &[], (1, 2));
+        check(&["1:3", "5:8"], &["0:1", "3:5", "8:10"], (0, 1));
+    }
+}
