@@ -8,9 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// The largest piece that is passed on at once.
-const CHUNK: usize = 64 << 10;
+const CHUNK: usize = 16 << 10;
 /// Pieces under way in one direction before the sender must wait.
-const WINDOW: usize = 256;
+const WINDOW: usize = 16;
 
 /// What a link is like.
 #[derive(Debug, Clone, Copy, Default)]
@@ -87,7 +87,12 @@ impl Proxy {
         self.shared.left.store(bytes, Ordering::SeqCst);
     }
 
-    /// How many faults have happened.
+    /// No fault will happen any more.
+    pub(crate) fn disarm(&self) {
+        self.shared.left.store(u64::MAX, Ordering::SeqCst);
+    }
+
+    /// How many connections were hit by a fault.
     pub(crate) fn faults(&self) -> usize {
         self.shared.hit.load(Ordering::SeqCst)
     }
@@ -129,7 +134,15 @@ impl Shared {
                 let mut state = connection.state.lock().expect("a lock");
                 match *state {
                     Some(Fault::Close) => break,
-                    Some(Fault::Drop | Fault::Stall) => continue,
+                    Some(Fault::Drop) => continue,
+                    Some(Fault::Stall) => {
+                        drop(state);
+                        // Nothing is read any more, so that the sender comes to a stop.
+                        while !shared.stopped.load(Ordering::Relaxed) {
+                            thread::sleep(Duration::from_millis(20));
+                        }
+                        break;
+                    }
                     Some(Fault::Corrupt) => {
                         piece[n / 2] ^= 1;
                         *state = None;
@@ -165,12 +178,12 @@ impl Shared {
         if before.is_ok_and(|left| left <= n) && self.left.swap(u64::MAX, Ordering::SeqCst) != u64::MAX {
             let fault = *self.fault.lock().expect("a lock");
             self.hit(fault);
-            self.hit.fetch_add(1, Ordering::SeqCst);
         }
     }
 
+    /// Those that can go on are hit again another time.
     fn hit(&self, fault: Fault) {
-        for connection in self.connections.lock().expect("a lock").drain(..) {
+        self.connections.lock().expect("a lock").retain(|connection| {
             *connection.state.lock().expect("a lock") = Some(fault);
             if fault == Fault::Close {
                 for end in &connection.ends {
@@ -178,6 +191,8 @@ impl Shared {
                     let _ = end.shutdown(Shutdown::Both);
                 }
             }
-        }
+            self.hit.fetch_add(1, Ordering::SeqCst);
+            fault == Fault::Corrupt
+        });
     }
 }

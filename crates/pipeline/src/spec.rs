@@ -386,7 +386,7 @@ pub struct TrainSpec {
     pub threads: Option<usize>,
     /// Cuts batches by `micro_batch_tokens` alone and never by what servers were measured at, so that sums are added up
     /// in the same order in every run: losses are then the same to the last bit, whatever the servers and their
-    /// failures, if all compute with as many threads on processors of a kind.
+    /// failures, if all compute with as many threads on processors of a kind and hidden states travel as `f32`.
     pub deterministic: bool,
 }
 

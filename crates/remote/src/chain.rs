@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::future::{Either, select};
 use sepal_core::{DType, HostTensor, NamedHostTensor, Ragged, Span, Want};
 use sepal_route::{Hop, Pass, ServerId, Work};
-use sepal_wire::codec::{GradWant, InputGrad, WireBatch};
+use sepal_wire::codec::{GradWant, Grads, InputGrad, WireBatch};
 use sepal_wire::sepal_capnp as wire;
 
 use crate::error::{CallError, RemoteError};
@@ -30,6 +30,8 @@ struct Leg {
     input: HostTensor,
     want: Want,
     tape: Option<wire::tape::Client>,
+    /// The connection that the tape belongs to.
+    generation: u64,
 }
 
 /// What a chain's backward gives.
@@ -94,7 +96,8 @@ impl Servers {
                 Ok((server, output)) => {
                     trouble.over();
                     let input = std::mem::replace(&mut batch.hidden, output.hidden);
-                    chain.legs.push(Leg { hop: Hop { server, ..hop }, input, want: hop_want, tape: output.tape });
+                    let (hop, tape, generation) = (Hop { server, ..hop }, output.tape, output.generation);
+                    chain.legs.push(Leg { hop, input, want: hop_want, tape, generation });
                     at = hop.span.end();
                     if is_last {
                         return Ok(batch.hidden);
@@ -180,6 +183,10 @@ impl Servers {
                 (true, true) => InputGrad::Prefix,
                 (true, false) => InputGrad::None,
             };
+            if self.peer(leg.hop.server).generation() != leg.generation {
+                // The server was left since: the tape went with its connection.
+                leg.tape = None;
+            }
             let asked = GradWant { input, tunables: want.tunables, dtype: self.options().wire_dtype };
             match self.leg_backward(&chain, &leg, grad, asked).await {
                 Ok(found) => {
@@ -188,7 +195,7 @@ impl Servers {
                     grads.tunables.push((leg.hop.span, found.tunables));
                     grad_output = found.input;
                 }
-                Err(error) if error.is_tape_expired() => {
+                Err(error) if leg.tape.is_some() && error.is_tape_expired() => {
                     tracing::debug!(span = %leg.hop.span, "a tape expired; sending the inputs again");
                     leg.tape = None;
                     chain.legs.push(leg);
@@ -210,18 +217,44 @@ impl Servers {
         leg: &Leg,
         grad_output: &HostTensor,
         want: GradWant,
-    ) -> Result<sepal_wire::codec::Grads, CallError> {
+    ) -> Result<Grads, CallError> {
         let peer = self.peer(leg.hop.server);
         let batch = leg_batch(chain, leg);
         let (blocks, tokens) = (leg.hop.span.len(), positions(&batch));
         if let Some(tape) = &leg.tape {
             let work = Work { pass: Pass::Backward, blocks, tokens };
-            return self.measured(leg.hop.server, work, peer.backward_tape(tape, grad_output, want)).await;
+            let grads = self.measured(leg.hop.server, work, peer.backward_tape(tape, grad_output, want)).await?;
+            return self.check_grads(chain, leg, want, grads);
         }
         let work = Work { pass: Pass::Stateless, blocks, tokens };
         let tuned = peer.patiently(None, peer.tuned(leg.hop.span, &chain.step, &batch)).await?;
         let call = peer.backward_stateless(&tuned, &batch, leg.want, grad_output, want);
-        self.measured(leg.hop.server, work, call).await
+        let grads = self.measured(leg.hop.server, work, call).await?;
+        self.check_grads(chain, leg, want, grads)
+    }
+
+    /// Gradients that are what was asked for: a part that is missing would count as zero.
+    fn check_grads(&self, chain: &Chain, leg: &Leg, want: GradWant, grads: Grads) -> Result<Grads, CallError> {
+        let positions = match want.input {
+            InputGrad::All => Some(chain.prefix_len + chain.rows.n_tokens()),
+            InputGrad::Prefix => Some(chain.prefix_len),
+            InputGrad::None => None,
+        };
+        let found = grads.input.as_ref().and_then(|grad| Some((*grad.shape().first()?, grad.dtype())));
+        if found != positions.map(|positions| (positions, want.dtype)) {
+            return Err(CallError::Missing("the gradient of the input that was asked for"));
+        }
+        let asked = chain.step.tunables.iter().filter(|_| want.tunables);
+        let all_there = asked.clone().count() == grads.tunables.len()
+            && asked.zip(&grads.tunables).all(|(asked, found)| {
+                let rest = &asked.tensor.shape()[1..];
+                let shape = [&[leg.hop.span.len()], rest].concat();
+                (&found.name, found.tensor.shape(), found.tensor.dtype()) == (&asked.name, &shape[..], want.dtype)
+            });
+        if !all_there {
+            return Err(CallError::Missing("the gradients of the tunables that were asked for"));
+        }
+        Ok(grads)
     }
 
     /// Names the first server whose answer is not finite, if the last answer is not.

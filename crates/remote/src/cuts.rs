@@ -36,25 +36,28 @@ impl Cuts {
             *self = Self { changes, ..Self::default() };
         }
         self.calls += 1;
-        let (mut best, mut best_time) = (0, f64::INFINITY);
-        for (i, learned) in self.learned.iter().enumerate().filter(|(_, learned)| learned.times > 0) {
-            if learned.took < best_time * WORTH_IT {
-                (best, best_time) = (i, learned.took);
-            }
-        }
+        let mut best: Option<(usize, f64)> = None;
         // How far the next coarser cut that was measured fell short of its promise: a finer one will, too.
         let mut shortfall = None;
+        let mut untried: Vec<(usize, f64)> = Vec::new();
         for (i, learned) in self.learned.iter().enumerate() {
             let Some(promised) = predict(i) else { break };
             match (learned.times, shortfall) {
                 // The coarsest cut is measured before any other.
-                (0, None) | (1..ENOUGH, _) => return i,
-                (0, Some(shortfall)) if promised * shortfall < best_time * WORTH_IT => return i,
-                (0, Some(_)) => {}
+                (0, None) => return i,
+                (0, Some(shortfall)) => {
+                    untried.push((i, promised * shortfall));
+                    continue;
+                }
+                (1..ENOUGH, _) => return i,
                 _ => shortfall = Some(learned.took / promised),
             }
+            if best.is_none_or(|(_, time)| learned.took < time * WORTH_IT) {
+                best = Some((i, learned.took));
+            }
         }
-        best
+        let Some((best, time)) = best else { return 0 };
+        untried.iter().find(|(_, promised)| *promised < time * WORTH_IT).map_or(best, |&(i, _)| i)
     }
 
     /// What the cut took.
@@ -112,6 +115,10 @@ mod tests {
         }
         assert_eq!(cuts.choose(1, |i| Some(1.0 / PARTS[i] as f64)), 1);
         cuts.took(1, 0.5);
+        for _ in 0..5 {
+            cuts.took(1, 0.5);
+        }
+        assert_eq!(cuts.choose(1, |i| (i == 0).then_some(1.0)), 0, "a batch too small for the best cut");
         assert_eq!(cuts.choose(2, |i| Some(1.0 / PARTS[i] as f64)), 0, "another server has come");
     }
 }

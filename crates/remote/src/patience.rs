@@ -10,10 +10,12 @@ use crate::error::CallError;
 
 /// When a server is first asked whether it is there, if such a call was never measured.
 const UNMEASURED: Duration = Duration::from_secs(1);
-/// How long a connection to an idle server may be silent before the call counts as lost.
-const GRACE: Duration = Duration::from_millis(500);
-/// How long a server that answers may go without finishing any computation before it counts as hung.
-const STALLED: Duration = Duration::from_secs(5);
+/// How long a connection to an idle server may be silent before the call counts as lost. The system may hold a few
+/// megabytes that it has yet to send.
+const SILENCE: Duration = Duration::from_secs(4);
+/// How long a server that answers may go without finishing any computation before it counts as hung. Another client's
+/// call may be much longer than ours.
+const STALLED: Duration = Duration::from_secs(60);
 
 /// What may be known of a server beside the call that is waited for.
 pub(crate) trait Pulse {
@@ -26,8 +28,8 @@ pub(crate) trait Pulse {
 
 /// Ends when a call that has begun now is to be given up, and says why.
 ///
-/// The server is asked when the call is late by its measured speed. One that does not answer has hung. One that does
-/// is waited for, but for three cases: it has nothing in its queue and nothing moves on the call's connection (so that
+/// The server is asked when the call is late by its measured speed. One that does not answer has hung, if nothing moves
+/// on the call's connection either (else the link is full of our own). One that does answer is waited for, but for three cases: it has nothing in its queue and nothing moves on the call's connection (so that
 /// the call or its answer was lost), it has finished no computation for a while (unless such a call was never measured
 /// there: it may take its time), or `limit` is over.
 pub(crate) async fn give_up(pulse: &impl Pulse, late_after: Option<Duration>, limit: Duration) -> CallError {
@@ -40,22 +42,24 @@ pub(crate) async fn give_up(pulse: &impl Pulse, late_after: Option<Duration>, li
         if after >= limit {
             return CallError::Timeout(limit);
         }
+        let before = pulse.moved();
         let load = match pulse.ask().await {
             Ok(info) => info.load,
-            Err(error) => return CallError::Hung { after, error: Box::new(error) },
+            Err(error) if pulse.moved() == before => return CallError::Hung { after, error: Box::new(error) },
+            Err(_) => continue,
         };
         if load.queue == 0 {
             if silent_since.replace(pulse.moved()) == Some(pulse.moved()) {
                 return CallError::Lost { after };
             }
-            patience = GRACE;
+            patience = SILENCE;
             continue;
         }
         silent_since = None;
         if completed.replace(load.completed) == Some(load.completed) && late_after.is_some() {
             return CallError::Stalled { after };
         }
-        patience = (2 * patience).max(STALLED);
+        patience = STALLED;
     }
 }
 
@@ -77,8 +81,8 @@ mod tests {
         }
 
         async fn ask(&self) -> Result<ServerInfo, CallError> {
-            let load = self.0.ok_or(CallError::Timeout(Duration::from_millis(500)))?;
             self.1.set(self.1.get() + 1);
+            let load = self.0.ok_or(CallError::Timeout(Duration::from_millis(500)))?;
             Ok(ServerInfo {
                 protocol: sepal_wire::PROTOCOL,
                 software: String::new(),
@@ -115,21 +119,22 @@ mod tests {
 
     #[test]
     fn a_server_that_is_silent_has_hung() {
-        check(fake(None, true), Some(700), "it does not answer", 700);
-        check(fake(None, true), None, "it does not answer", 1_000);
+        check(fake(None, false), Some(700), "it does not answer", 700);
+        check(fake(None, false), None, "it does not answer", 1_000);
+        check(fake(None, true), Some(700), "no answer within 100 s", 100_000);
     }
 
     #[test]
     fn a_call_that_an_idle_server_does_not_have_is_lost_unless_it_is_still_on_its_way() {
-        check(fake(Some(|_| Load::default()), false), Some(700), "it is idle", 1_200);
-        check(fake(Some(|_| Load::default()), false), None, "it is idle", 1_500);
+        check(fake(Some(|_| Load::default()), false), Some(700), "it is idle", 4_700);
+        check(fake(Some(|_| Load::default()), false), None, "it is idle", 5_000);
         check(fake(Some(|_| Load::default()), true), Some(700), "no answer within 100 s", 100_000);
     }
 
     #[test]
     fn a_busy_server_is_waited_for_as_long_as_it_gets_things_done() {
         let stuck = |_| Load { queue: 1, completed: 9, ..Load::default() };
-        check(fake(Some(stuck), false), Some(700), "it has finished nothing", 5_700);
+        check(fake(Some(stuck), false), Some(700), "it has finished nothing", 60_700);
         check(fake(Some(stuck), false), None, "no answer within 100 s", 100_000);
         let busy = |asked| Load { queue: 2, completed: asked, ..Load::default() };
         check(fake(Some(busy), false), Some(700), "no answer within 100 s", 100_000);

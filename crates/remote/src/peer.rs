@@ -64,6 +64,8 @@ pub(crate) struct Peer {
     round_trip: Cell<Duration>,
     /// What the connection has moved.
     moved: RefCell<Traffic>,
+    /// Connections opened for calls so far.
+    generation: Cell<u64>,
     /// Set when the server is left: no call goes to it until it has answered again.
     left: RefCell<CancellationToken>,
 }
@@ -106,6 +108,7 @@ impl Peer {
             connection: Mutex::new(None),
             round_trip: Cell::new(Duration::ZERO),
             moved: RefCell::default(),
+            generation: Cell::new(0),
             left: RefCell::default(),
         }
     }
@@ -115,14 +118,19 @@ impl Peer {
         self.round_trip.get()
     }
 
-    /// Meets the server, for the first time or again. A connection that was left or lost is replaced.
+    /// Meets the server, for the first time or again. A connection that was left, lost or is silent is replaced.
     pub(crate) async fn meet(&self) -> Result<ServerInfo, CallError> {
         let mut slot = self.connection.lock().await;
-        let is_left = self.left.borrow().is_cancelled();
-        let alive = slot.as_ref().filter(|connection| !is_left && !connection.driver.is_finished());
-        let info = match alive {
-            Some(connection) => within(self.connect_timeout, self.info(&connection.root)).await?,
+        let left = self.left.borrow().clone();
+        let alive = slot.as_ref().filter(|connection| !left.is_cancelled() && !connection.driver.is_finished());
+        let known = match alive {
+            Some(connection) => within(PULSE + 4 * self.round_trip.get(), self.info(&connection.root)).await.ok(),
+            None => None,
+        };
+        let info = match known {
+            Some(info) => info,
             None => {
+                *slot = None;
                 let (connection, info) = self.open_counted().await?;
                 *slot = Some(connection);
                 info
@@ -131,10 +139,16 @@ impl Peer {
         if info.draining {
             return Err(CallError::Failure(Failure::new(FailureCode::ShuttingDown, "it is about to leave")));
         }
-        if is_left {
+        // It may have been left, again, while it was asked; what is in the slot was opened since or has just answered.
+        if self.left.borrow().is_cancelled() {
             self.left.replace(CancellationToken::new());
         }
         Ok(info)
+    }
+
+    /// Which of the connections to this server is in use: capabilities of an earlier one are gone with it.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.get()
     }
 
     /// Ends all calls to the server, those under way and those to come, until it is met again.
@@ -182,11 +196,11 @@ impl Peer {
         }
         let output = codec::read_tensor(results.get_output()?)?;
         let expected = [want.positions(batch.prefix_len, &batch.rows), self.expected.hidden];
-        if output.shape() != expected {
-            return Err(CallError::Missing("an output of the right shape"));
+        if output.shape() != expected || output.dtype() != self.dtype {
+            return Err(CallError::Missing("an output of the right shape and dtype"));
         }
         let tape = if keep_tape && results.has_tape() { Some(results.get_tape()?) } else { None };
-        Ok((Output { hidden: output, tape }, Timing::read(results.get_timing()?)))
+        Ok((Output { hidden: output, tape, generation: self.generation() }, Timing::read(results.get_timing()?)))
     }
 
     /// Runs a tape backward.
@@ -292,7 +306,9 @@ impl Peer {
     async fn open_counted(&self) -> Result<(Connection, ServerInfo), CallError> {
         let moved = Traffic::default();
         self.moved.replace(moved.clone());
-        within(self.connect_timeout, self.open(&moved)).await
+        let opened = within(self.connect_timeout, self.open(&moved)).await?;
+        self.generation.set(self.generation.get() + 1);
+        Ok(opened)
     }
 
     async fn open(&self, moved: &Traffic) -> Result<(Connection, ServerInfo), CallError> {
@@ -363,6 +379,8 @@ impl Pulse for Peer {
 pub(crate) struct Output {
     pub(crate) hidden: HostTensor,
     pub(crate) tape: Option<wire::tape::Client>,
+    /// The connection that the tape belongs to.
+    pub(crate) generation: u64,
 }
 
 /// Refuses a message that the server would not read: it would only close the connection.

@@ -308,7 +308,7 @@ fn split(remote: &RemoteSequential, prefix_len: usize, rows: &Ragged) -> Result<
     };
     let choice =
         (!deterministic && router.len() > 1).then(|| remote.cuts.borrow_mut().choose(router.changes(), promise));
-    let groups = cut(choice.unwrap_or(0)).unwrap_or_default();
+    let groups = cut(choice.unwrap_or(0)).or_else(|| cut(0)).unwrap_or_default();
     let routes = plan(&groups).map_or_else(|_| vec![Vec::new(); groups.len()], |plan| plan.routes);
     Ok(Split { groups, routes, choice })
 }

@@ -149,10 +149,9 @@ impl Servers {
             let left = self.options.wait.saturating_sub(since.elapsed());
             let wait_ms = left.as_millis() as u64;
             tracing::warn!("no server is left for block {}; waiting {wait_ms} ms for one", missing.start());
-            if tokio::time::timeout(left, came).await.is_err() {
-                let last = trouble.last.take().unwrap_or_else(|| "failed for another micro-batch".into());
-                return Err(RemoteError::NoServer { span: rest, waited: since.elapsed(), last });
-            }
+            // Whether one came or the time is over is seen in what follows.
+            let _ = tokio::time::timeout(left, came).await;
+            trouble.check(self.options.wait, rest)?;
         }
     }
 
@@ -173,6 +172,7 @@ impl Servers {
         };
         trouble.since.get_or_insert_with(Instant::now);
         trouble.last = Some(format!("server {server}: {error}"));
+        trouble.check(self.options.wait, hop.span)?;
         if retry == Retry::Here && trouble.here < MOST_PAUSES {
             tracing::debug!(%server, span = %hop.span, %error, "asking again");
             tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(trouble.here)).await;
@@ -180,6 +180,8 @@ impl Servers {
             return Ok(());
         }
         trouble.here = 0;
+        // Another call's failure may be what ended this one: let it be dealt with first.
+        tokio::task::yield_now().await;
         if !matches!(error, CallError::Left) && self.router().is_well(hop.server) {
             tracing::warn!(%server, span = %hop.span, %error, "a server failed");
             self.leave(hop.server, &error);
@@ -198,6 +200,7 @@ impl Servers {
         if !matches!(error, CallError::Failure(_)) {
             self.peer(server).leave();
         }
+        // `judge` leaves a server only while it is well, and it is well again only when this has ended.
         tokio::task::spawn_local(Rc::clone(self).revive(server));
     }
 
@@ -226,6 +229,16 @@ impl Trouble {
     /// A call went well: what failed before counts no longer.
     pub(crate) fn over(&mut self) {
         *self = Self::default();
+    }
+
+    /// Whether it has gone on for too long.
+    fn check(&mut self, wait: Duration, span: Span) -> Result<(), RemoteError> {
+        let waited = self.since.map_or(Duration::ZERO, |since| since.elapsed());
+        if waited < wait {
+            return Ok(());
+        }
+        let last = self.last.take().unwrap_or_else(|| "failed for another micro-batch".into());
+        Err(RemoteError::NoServer { span, waited, last })
     }
 }
 

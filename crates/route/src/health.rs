@@ -22,9 +22,17 @@ impl Health {
         self.ask_at
     }
 
-    /// The server answered: its failures are forgotten.
-    pub(crate) fn answered(&mut self) {
-        *self = Self::default();
+    /// The server has done what it was asked: its failures are forgotten. One that was left stays so: what it finishes
+    /// may be the last.
+    pub(crate) fn did_well(&mut self) {
+        if self.is_well() {
+            self.failures = 0;
+        }
+    }
+
+    /// The server says that it is there. Its failures count until it has done something well.
+    pub(crate) fn returned(&mut self) {
+        self.ask_at = None;
     }
 
     /// The server failed. Failures of calls that were under way together count once.

@@ -179,12 +179,13 @@ impl Router {
         ServerId(self.servers.len() - 1)
     }
 
-    /// A server that had failed has answered: it is used again, for the blocks that it holds now.
+    /// A server that had failed says that it is there: it is used again, for the blocks that it holds now. If it fails
+    /// before a call [`finished`](Self::finished), it is left for longer than before.
     pub fn returned(&mut self, server: ServerId, span: Span) {
         self.changes += 1;
         let known = &mut self.servers[server.0];
         known.server.span = span;
-        known.health.answered();
+        known.health.returned();
     }
 
     /// A call goes out: until it is [`finished`](Self::finished) or [`abandoned`](Self::abandoned), the server is
@@ -199,12 +200,12 @@ impl Router {
         Call { server, work, ahead, computed_before: known.computed, expected }
     }
 
-    /// The server answered: its failures are forgotten and its speed is known better. To be told in the order in which
+    /// The server answered: its speed is known better and, if it is well, its failures are forgotten. To be told in the order in which
     /// answers come.
     pub fn finished(&mut self, call: Call, timing: Timing) {
         self.abandoned(call);
         let known = &mut self.servers[call.server.0];
-        known.health.answered();
+        known.health.did_well();
         // A server works in the order in which things come: what it has answered us since was ahead of this call.
         known.speed.add(call.work, timing, known.computed - call.computed_before);
         known.computed += timing.computed.min(timing.total).as_secs_f64();

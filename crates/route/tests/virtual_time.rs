@@ -228,9 +228,18 @@ fn a_ban_counts_at_once_and_grows() {
     }
     router.failed(a, now);
     assert_eq!(router.ask_at(a), Some(now + LONGEST_BAN));
+    let good = Timing { total: at(1), queued: Duration::ZERO, computed: at(1) };
+    let call = router.started(a, call_work());
+    router.finished(call, good);
+    assert!(!router.is_well(a), "what it finishes may be the last");
     router.returned(a, span(0, 4));
     router.failed(a, now);
-    assert_eq!(router.ask_at(a), Some(now + FIRST_BAN), "an answer ends it all");
+    assert_eq!(router.ask_at(a), Some(now + LONGEST_BAN), "to be there is not to do well");
+    router.returned(a, span(0, 4));
+    let call = router.started(a, call_work());
+    router.finished(call, good);
+    router.failed(a, now);
+    assert_eq!(router.ask_at(a), Some(now + FIRST_BAN), "a good answer ends it all");
 }
 
 #[test]

@@ -21,6 +21,24 @@ pub(crate) struct Shared {
     /// Measured seconds per token and block of a forward; 0 before the first.
     pub(crate) rate: Cell<f64>,
     pub(crate) stopping: Cell<bool>,
+    /// Calls whose answer has yet to be written.
+    pub(crate) calls: Cell<usize>,
+}
+
+/// A call, from its coming until its answer is handed over.
+struct Answering(Rc<Shared>);
+
+impl Answering {
+    fn new(shared: &Rc<Shared>) -> Self {
+        shared.calls.set(shared.calls.get() + 1);
+        Self(Rc::clone(shared))
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.calls.set(self.0.calls.get() - 1);
+    }
 }
 
 impl Shared {
@@ -40,7 +58,7 @@ impl Shared {
 
     /// Whether a call is under way or a client has yet to run a tape backward.
     pub(crate) fn is_in_use(&self) -> bool {
-        self.engine.queue() > 0 || lock(&self.tapes).load().0 > 0
+        self.calls.get() > 0 || self.engine.queue() > 0 || lock(&self.tapes).load().0 > 0
     }
 
     fn check_open(&self) -> Result<(), Failure> {
@@ -204,6 +222,7 @@ impl wire::tuned::Server for TunedImpl {
         params: wire::tuned::ForwardParams,
         mut results: wire::tuned::ForwardResults,
     ) -> Result<(), capnp::Error> {
+        let _answering = Answering::new(&self.shared);
         match self.run_forward(params).await {
             Ok((output, tape, timing)) => {
                 timing.write(results.get().init_timing());
@@ -222,6 +241,7 @@ impl wire::tuned::Server for TunedImpl {
         params: wire::tuned::BackwardParams,
         mut results: wire::tuned::BackwardResults,
     ) -> Result<(), capnp::Error> {
+        let _answering = Answering::new(&self.shared);
         match self.run_backward(params).await {
             Ok((grads, timing)) => {
                 timing.write(results.get().init_timing());
@@ -272,6 +292,7 @@ impl wire::tape::Server for TapeImpl {
         params: wire::tape::BackwardParams,
         mut results: wire::tape::BackwardResults,
     ) -> Result<(), capnp::Error> {
+        let _answering = Answering::new(&self.shared);
         match self.run_backward(params).await {
             Ok((grads, timing)) => {
                 timing.write(results.get().init_timing());

@@ -9,7 +9,7 @@ use capnp_rpc::{RpcSystem, rpc_twoparty_capnp, twoparty};
 use sepal_blocks::BlockStack;
 use sepal_checkpoint::Checkpoint;
 use sepal_core::{DType, Ragged, Want};
-use sepal_swarm::{Addr, Endpoint, InProcess, Listener, Stream};
+use sepal_swarm::{Addr, Endpoint, InProcess, Listener, Stream, Traffic};
 use sepal_wire::{Limits, Load, ServerInfo, sepal_capnp as wire};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
@@ -85,6 +85,9 @@ pub enum StartError {
     #[error("start the server's threads")]
     Threads(#[source] io::Error),
 }
+
+/// How long nothing may be written to any client before a server that stops takes its last answers to have left.
+const LAST_ANSWERS: Duration = Duration::from_millis(100);
 
 /// What a server is told to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,7 +177,14 @@ impl BlockServer {
             .spawn(move || {
                 let tapes = Arc::new(Mutex::new(TapeStore::new(shared_info.limits.tape_budget_bytes)));
                 let stopping = Cell::new(false);
-                let shared = Rc::new(Shared { engine, tapes, info: shared_info, rate: Cell::default(), stopping });
+                let shared = Rc::new(Shared {
+                    engine,
+                    tapes,
+                    info: shared_info,
+                    rate: Cell::default(),
+                    stopping,
+                    calls: Cell::default(),
+                });
                 LocalSet::new().block_on(&runtime, serve(listener, shared, told));
                 // The last reference to the engine went with the tasks: the compute thread ends.
                 drop(runtime);
@@ -238,11 +248,14 @@ fn tape_token_bytes(stack: &BlockStack) -> u32 {
 
 /// Accepts until told to stop, or until it has drained; then waits for the calls under way.
 async fn serve(mut listener: Listener, shared: Rc<Shared>, mut told: watch::Receiver<Phase>) {
+    let traffic = Traffic::default();
     let mut connections = tokio::task::JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Some(Ok(stream)) => { connections.spawn_local(converse(stream, Rc::clone(&shared))); }
+                Some(Ok(stream)) => {
+                    connections.spawn_local(converse(stream.counted(&traffic), Rc::clone(&shared)));
+                }
                 Some(Err(error)) => {
                     // Out of file descriptors, say: others may still be served.
                     tracing::warn!(%error, "could not accept a connection");
@@ -256,12 +269,15 @@ async fn serve(mut listener: Listener, shared: Rc<Shared>, mut told: watch::Rece
     }
     drop(listener);
     shared.stopping.set(true);
-    while shared.engine.queue() > 0 {
+    while shared.calls.get() > 0 || shared.engine.queue() > 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // Answers of the last calls leave before their connections close.
-    tokio::task::yield_now().await;
-    tokio::time::sleep(Duration::from_millis(10)).await;
+    // Answers of the last calls leave before their connections close: as long as anything moves it is waited for.
+    let mut written = None;
+    while !connections.is_empty() && written.replace(traffic.up()) != Some(traffic.up()) {
+        tokio::time::sleep(LAST_ANSWERS).await;
+        while connections.try_join_next().is_some() {}
+    }
     connections.shutdown().await;
 }
 
