@@ -19,6 +19,26 @@ use crate::proxy::{Fault, Link, Proxy};
 use crate::support::{Golden, Trained, cross_entropy, span};
 
 #[test]
+fn a_straggler_is_overtaken_by_a_replica_if_that_is_asked_for() {
+    let swarm = Swarm::new(&["0:3", "0:3"]);
+    let remote = swarm.connect_with(RemoteOptions { hedge: true, ..options() });
+    let expected = swarm.step(&remote);
+    // What is usual is known after some steps.
+    (0..3).for_each(|_| assert_eq!(swarm.step(&remote), expected));
+    for _ in 0..100 {
+        swarm.proxies[0].fail_after(100, Fault::Drop);
+        let started = Instant::now();
+        assert_eq!(swarm.step(&remote), expected);
+        if swarm.proxies[0].faults() > 0 {
+            // Without a replica it is four seconds before a call counts as lost.
+            assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+            return;
+        }
+    }
+    panic!("the link was never in use");
+}
+
+#[test]
 fn a_narrow_link_is_only_slow() {
     let golden = Golden::open("llama-gqa");
     let server = Swarm::serve(&golden, "0:3");
@@ -66,9 +86,13 @@ impl Swarm {
     }
 
     fn connect(&self) -> RemoteSequential {
+        self.connect_with(options())
+    }
+
+    fn connect_with(&self, options: RemoteOptions) -> RemoteSequential {
         let endpoint = |proxy: &Proxy| Endpoint::Addr(proxy.addr.parse().expect("an address"));
         let endpoints = self.proxies.iter().map(endpoint).collect();
-        RemoteSequential::connect(endpoints, self.golden.expectation(), options()).expect("connected")
+        RemoteSequential::connect(endpoints, self.golden.expectation(), options).expect("connected")
     }
 
     /// The bits of loss and gradients of one step.
