@@ -2,14 +2,14 @@
 
 use std::net::TcpListener;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sepal_blocks::BlockStack;
 use sepal_core::Ragged;
-use sepal_remote::{RemoteOptions, RemoteSequential};
+use sepal_remote::{RemoteError, RemoteOptions, RemoteSequential};
 use sepal_server::{BlockServer, ModelIdentity, ServerOptions};
 use sepal_swarm::Endpoint;
 use tch::{Device, Kind, Tensor};
@@ -48,13 +48,48 @@ fn a_narrow_link_is_only_slow() {
     let endpoint = Endpoint::Addr(proxy.addr.parse().expect("an address"));
     let remote = RemoteSequential::connect(vec![endpoint], golden.expectation(), RemoteOptions::default());
     let remote = remote.expect("connected");
-    let trained = Trained::of(&golden, true);
-    let rows = Ragged::from_lengths([100; 32]).expect("rows");
-    let ids = Tensor::ones([3200], (Kind::Int64, Device::Cpu));
     let up = remote.traffic().up();
-    trained.logits(&golden, &remote, &ids, &rows).sum(Kind::Float).backward();
+    large_forward(&golden, &remote).expect("a forward").sum(Kind::Float).backward();
     let (up, batch) = (remote.traffic().up() - up, 3200 * 32 * 4);
     assert!(up < batch * 3 / 2, "{up} bytes went up: the batch of {batch} was sent more than once");
+}
+
+/// 400 kB of hidden states.
+fn large_forward(golden: &Golden, remote: &RemoteSequential) -> Result<Tensor, RemoteError> {
+    let trained = Trained::of(golden, true);
+    let rows = Ragged::from_lengths([100; 32]).expect("rows");
+    let tokens = golden.ends.embed(&Tensor::ones([3200], (Kind::Int64, Device::Cpu))).expect("tokens");
+    let deep = trained.deep_prompts.as_ref().expect("deep prompts").shallow_clone();
+    let tuned = remote.tune(vec![("deep_prompts".to_owned(), deep)]).expect("tuned");
+    tuned.forward(Some(&trained.prompts), &tokens, &rows)
+}
+
+#[test]
+fn servers_that_are_there_but_get_nothing_done_are_not_asked_for_ever() {
+    let swarm = Swarm::new(&["0:3", "0:3"]);
+    let remote = swarm.connect_with(RemoteOptions { wait: Duration::from_millis(1500), ..RemoteOptions::default() });
+    let is_over = AtomicBool::new(false);
+    let outcome = std::thread::scope(|scope| {
+        let proxies = &swarm.proxies;
+        let is_over = &is_over;
+        scope.spawn(move || {
+            // They say what they are, but no batch gets through.
+            while !is_over.load(Ordering::SeqCst) {
+                for proxy in proxies.iter().filter(|proxy| !proxy.is_armed()) {
+                    proxy.fail_after(50_000, Fault::Close);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let started = Instant::now();
+        let outcome = large_forward(&swarm.golden, &remote);
+        is_over.store(true, Ordering::SeqCst);
+        assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
+        outcome
+    });
+    let error = outcome.expect_err("no batch gets through");
+    assert!(matches!(&error, RemoteError::NoServer { .. }), "{error}");
+    assert!(swarm.proxies.iter().all(|proxy| proxy.faults() > 1), "they were tried again");
 }
 
 /// Small micro-batches, so that there are many calls to hit, and always the same.

@@ -92,6 +92,11 @@ impl Proxy {
         self.shared.left.store(u64::MAX, Ordering::SeqCst);
     }
 
+    /// Whether a fault has yet to happen.
+    pub(crate) fn is_armed(&self) -> bool {
+        self.shared.left.load(Ordering::SeqCst) != u64::MAX
+    }
+
     /// How many connections were hit by a fault.
     pub(crate) fn faults(&self) -> usize {
         self.shared.hit.load(Ordering::SeqCst)
