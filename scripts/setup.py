@@ -196,9 +196,25 @@ def write_config(libtorch):
     say(f"wrote {path.relative_to(ROOT)} (libtorch: {libtorch})")
 
 
+def claim_target():
+    """All checkouts share a target folder, so that none builds the dependencies again. But cargo takes what one checkout
+    built of the workspace itself for what another needs, paths compiled into it included, if the sources are older.
+    So whoever takes over makes its sources newer."""
+    target = Path(os.environ.get("CARGO_TARGET_DIR") or cache_dir() / "target")
+    owner = target / ".checkout"
+    if owner.is_file() and owner.read_text() == str(ROOT):
+        return
+    for folder in ("crates", "plugins", "integration-tests"):
+        for source in (ROOT / folder).rglob("*.rs"):
+            source.touch()
+    target.mkdir(parents=True, exist_ok=True)
+    owner.write_text(str(ROOT))
+
+
 def main():
     check_tools()
     write_config(from_environment() or from_python() or download())
+    claim_target()
 
 
 if __name__ == "__main__":

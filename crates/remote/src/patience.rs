@@ -10,6 +10,8 @@ use crate::error::CallError;
 
 /// When a server is first asked whether it is there, if such a call was never measured.
 const UNMEASURED: Duration = Duration::from_secs(1);
+/// How often it is asked after that.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How long a connection to an idle server may be silent before the call counts as lost. The system may hold a few
 /// megabytes that it has yet to send.
 const SILENCE: Duration = Duration::from_secs(4);
@@ -26,18 +28,37 @@ pub(crate) trait Pulse {
     fn moved(&self) -> u64;
 }
 
+/// A count, and since when it has not changed while it was looked at.
+#[derive(Debug, Default)]
+struct Unchanged(Option<(u64, Instant)>);
+
+impl Unchanged {
+    /// Takes in what the count is now; says for how long it has been that.
+    fn look(&mut self, count: u64) -> Duration {
+        match self.0 {
+            Some((before, since)) if before == count => since.elapsed(),
+            _ => {
+                self.0 = Some((count, Instant::now()));
+                Duration::ZERO
+            }
+        }
+    }
+}
+
 /// Ends when a call that has begun now is to be given up, and says why.
 ///
-/// The server is asked when the call is late by its measured speed. One that does not answer has hung, if nothing moves
-/// on the call's connection either (else the link is full of our own). One that does answer is waited for, but for three cases: it has nothing in its queue and nothing moves on the call's connection (so that
-/// the call or its answer was lost), it has finished no computation for a while (unless such a call was never measured
-/// there: it may take its time), or `limit` is over.
+/// The server is asked when the call is late by its measured speed, and from then on every second. One that does not
+/// answer has hung, if nothing moves on the call's connection either (else the link is full of our own). One that does
+/// answer is waited for, but for three cases: it has nothing in its queue and nothing moves on the call's connection (so
+/// that the call or its answer was lost), it has finished no computation for a while (unless such a call was never
+/// measured there: it may take its time), or `limit` is over.
 pub(crate) async fn give_up(pulse: &impl Pulse, late_after: Option<Duration>, limit: Duration) -> CallError {
     let begun = Instant::now();
-    let mut patience = late_after.unwrap_or(UNMEASURED);
-    let (mut completed, mut silent_since) = (None, None);
+    let mut pause = late_after.unwrap_or(UNMEASURED);
+    let (mut completed, mut moved) = (Unchanged::default(), Unchanged::default());
     loop {
-        tokio::time::sleep(patience.min(limit.saturating_sub(begun.elapsed()))).await;
+        tokio::time::sleep(pause.min(limit.saturating_sub(begun.elapsed()))).await;
+        pause = AGAIN;
         let after = begun.elapsed();
         if after >= limit {
             return CallError::Timeout(limit);
@@ -48,18 +69,14 @@ pub(crate) async fn give_up(pulse: &impl Pulse, late_after: Option<Duration>, li
             Err(error) if pulse.moved() == before => return CallError::Hung { after, error: Box::new(error) },
             Err(_) => continue,
         };
-        if load.queue == 0 {
-            if silent_since.replace(pulse.moved()) == Some(pulse.moved()) {
-                return CallError::Lost { after };
+        if load.queue > 0 {
+            moved = Unchanged::default();
+            if completed.look(load.completed) >= STALLED && late_after.is_some() {
+                return CallError::Stalled { after };
             }
-            patience = SILENCE;
-            continue;
+        } else if moved.look(pulse.moved()) >= SILENCE {
+            return CallError::Lost { after };
         }
-        silent_since = None;
-        if completed.replace(load.completed) == Some(load.completed) && late_after.is_some() {
-            return CallError::Stalled { after };
-        }
-        patience = STALLED;
     }
 }
 
@@ -74,6 +91,27 @@ mod tests {
 
     /// A server that says this of its load, or nothing, each time it is asked; and whether bytes still move.
     struct Fake(Option<fn(u64) -> Load>, Cell<u64>, bool);
+
+    /// Answers so many times and then no more.
+    struct Dying {
+        fake: Fake,
+        answers: u64,
+    }
+
+    impl Pulse for Dying {
+        fn moved(&self) -> u64 {
+            self.fake.moved()
+        }
+
+        async fn ask(&self) -> Result<ServerInfo, CallError> {
+            let info = self.fake.ask().await?;
+            if self.fake.1.get() > self.answers {
+                Err(CallError::Timeout(Duration::from_millis(500)))
+            } else {
+                Ok(info)
+            }
+        }
+    }
 
     impl Pulse for Fake {
         fn moved(&self) -> u64 {
@@ -122,6 +160,22 @@ mod tests {
         check(fake(None, false), Some(700), "it does not answer", 700);
         check(fake(None, false), None, "it does not answer", 1_000);
         check(fake(None, true), Some(700), "no answer within 100 s", 100_000);
+    }
+
+    #[test]
+    fn a_server_that_was_busy_and_then_hangs_is_noticed_soon() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        runtime.expect("a runtime").block_on(async {
+            for late_after in [None, Some(Duration::from_millis(700))] {
+                let begun = Instant::now();
+                let fake =
+                    Fake(Some(|asked| Load { queue: 1, completed: asked, ..Load::default() }), Cell::new(0), false);
+                let dying = Dying { fake, answers: 5 };
+                let error = give_up(&dying, late_after, Duration::from_secs(100)).await;
+                assert!(matches!(error, CallError::Hung { .. }), "{error}");
+                assert!(begun.elapsed() < Duration::from_secs(7), "{:?}", begun.elapsed());
+            }
+        });
     }
 
     #[test]

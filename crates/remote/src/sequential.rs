@@ -302,15 +302,22 @@ fn split(remote: &RemoteSequential, prefix_len: usize, rows: &Ragged) -> Result<
         let sizes: Vec<usize> = groups.iter().map(|group| prefix_len + rows.select(group).n_tokens()).collect();
         router.plan(whole, &sizes)
     };
+    let mut made = [const { None }; PARTS.len()];
     let promise = |choice: usize| {
-        let plan = plan(&cut(choice)?).ok()?;
-        Some(plan.done.as_secs_f64() / rows.n_tokens() as f64)
+        let groups = cut(choice)?;
+        let plan = plan(&groups).ok()?;
+        let seconds = plan.done.as_secs_f64() / rows.n_tokens() as f64;
+        made[choice] = Some((groups, plan.routes));
+        Some(seconds)
     };
     let choice =
         (!deterministic && router.len() > 1).then(|| remote.cuts.borrow_mut().choose(router.changes(), promise));
-    let groups = cut(choice.unwrap_or(0)).or_else(|| cut(0)).unwrap_or_default();
+    if let Some((groups, routes)) = choice.and_then(|choice| made[choice].take()) {
+        return Ok(Split { groups, routes, choice });
+    }
+    let groups = cut(0).unwrap_or_default();
     let routes = plan(&groups).map_or_else(|_| vec![Vec::new(); groups.len()], |plan| plan.routes);
-    Ok(Split { groups, routes, choice })
+    Ok(Split { groups, routes, choice: None })
 }
 
 /// The rows of all groups in the batch's order: `[rows, hidden]`.

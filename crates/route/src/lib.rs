@@ -200,8 +200,8 @@ impl Router {
         Call { server, work, ahead, computed_before: known.computed, expected }
     }
 
-    /// The server answered: its speed is known better and, if it is well, its failures are forgotten. To be told in the order in which
-    /// answers come.
+    /// The server answered: its speed is known better and, if it is well, its failures are forgotten. To be told in the
+    /// order in which answers come.
     pub fn finished(&mut self, call: Call, timing: Timing) {
         self.abandoned(call);
         let known = &mut self.servers[call.server.0];
