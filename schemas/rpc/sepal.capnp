@@ -75,6 +75,7 @@ enum FailureCode {
   shuttingDown @4;
   computeFailed @5;   # out of memory, or a bug
   unreadable @6;      # damaged on the way: send it again
+  notRelayed @7;      # the result could not be handed on: the way through the client is open
 }
 
 struct Failure {
@@ -120,10 +121,20 @@ struct ServerInfo {
   draining @12 :Bool;          # it is about to leave: it finishes what it has and takes nothing new
 }
 
+struct Relay {
+  # A call's place in a chain of servers that hand tensors on to each other. A key is 16 bytes that only
+  # the client and the two servers know.
+  from @0 :Data;         # the input comes from another server, under this key; empty: it is in the call
+  nextAddress @1 :Text;  # the result goes to this server, as the client reaches it; empty: to the caller
+  nextKey @2 :Data;      # under this key
+}
+
 interface BlockServer {
   # The bootstrap object.
   describe @0 () -> (info :ServerInfo);
   open @1 (span :Span) -> (session :Session, failure :Failure);
+  # From another server: a tensor for the call that waits, or will wait, under this key.
+  deliver @2 (key :Data, tensor :Tensor) -> (failure :Failure);
 }
 
 interface Session {
@@ -134,12 +145,15 @@ interface Session {
 interface Tuned {
   # A session with the injected tensors of one optimizer step, for as many batches as there are.
   # Tunables are stacked by block: deep_prompts [n_blocks of the session, prefixLen, hidden].
-  forward @0 (batch :RaggedBatch, want :Want, keepTape :Bool, dtype :DType) -> (output :Tensor, tape :Tape, failure :Failure, timing :Timing);
+  # Where the result is handed on, there is no output; where the input comes from another server, the batch
+  # has no hidden states.
+  forward @0 (batch :RaggedBatch, want :Want, keepTape :Bool, dtype :DType, relay :Relay) -> (output :Tensor, tape :Tape, failure :Failure, timing :Timing);
   # Without a tape: forward again, then backward.
   backward @1 (batch :RaggedBatch, want :Want, gradOutput :Tensor, grad :GradWant) -> (grads :Grads, failure :Failure, timing :Timing);
 }
 
 interface Tape {
   # The graph of one forward, kept on the server. It answers once; dropping it frees the memory.
-  backward @0 (gradOutput :Tensor, grad :GradWant) -> (grads :Grads, failure :Failure, timing :Timing);
+  # Where the gradient of the input is handed on, it is not in the answer.
+  backward @0 (gradOutput :Tensor, grad :GradWant, relay :Relay) -> (grads :Grads, failure :Failure, timing :Timing);
 }

@@ -10,10 +10,11 @@ use futures::future::{Either, select};
 use sepal_core::{DType, HostTensor, NamedHostTensor, Ragged, Span, Want};
 use sepal_route::{Hop, Pass, ServerId, Work};
 use sepal_wire::codec::{GradWant, Grads, InputGrad, WireBatch};
-use sepal_wire::sepal_capnp as wire;
+use sepal_wire::{Relay, sepal_capnp as wire};
 
 use crate::error::{CallError, RemoteError};
 use crate::peer::{Output, Step};
+use crate::relay::Relayed;
 use crate::servers::{Servers, Trouble};
 
 /// One micro-batch's way, kept for backward.
@@ -22,6 +23,8 @@ pub(crate) struct Chain {
     prefix_len: usize,
     rows: Ragged,
     legs: Vec<Leg>,
+    /// Instead of legs, where servers handed on to each other.
+    relayed: Option<Relayed>,
 }
 
 /// A hop that was made: what went in, and the server's tape of it.
@@ -60,7 +63,18 @@ impl Servers {
         keep: bool,
         route: Vec<Hop>,
     ) -> Result<(HostTensor, Chain), RemoteError> {
-        let mut chain = Chain { step, prefix_len: batch.prefix_len, rows: batch.rows.clone(), legs: Vec::new() };
+        let (prefix_len, rows) = (batch.prefix_len, batch.rows.clone());
+        let mut chain = Chain { step, prefix_len, rows, legs: Vec::new(), relayed: None };
+        if self.may_relay(&route) {
+            match self.relay_forward(&chain.step, &batch, keep, &route).await {
+                Ok((output, relayed)) if is_finite(&output) => {
+                    return Ok((output, Chain { relayed: Some(relayed), ..chain }));
+                }
+                // Whose numbers are not finite is seen on the way through the client.
+                Ok(_) => {}
+                Err(broken) => self.relay_broke(&route, broken).await?,
+            }
+        }
         let output = self.advance(&mut chain, batch, span, Want::LastOfRows, keep, route).await?;
         self.check_finite(&chain, &output)?;
         Ok((output, chain))
@@ -86,7 +100,7 @@ impl Servers {
             let hop = match next {
                 Some(hop) => hop,
                 None => {
-                    route = self.route(rest, positions(&batch), &mut trouble).await?.into();
+                    route = self.route(rest, batch.positions(), &mut trouble).await?.into();
                     continue;
                 }
             };
@@ -124,7 +138,7 @@ impl Servers {
         let Some(after) = self.hedge_after(hop, batch) else { return first.await };
         let second = async {
             tokio::time::sleep(after).await;
-            let planned = self.router().plan_without(hop.span, &[positions(batch)], &[hop.server]);
+            let planned = self.router().plan_without(hop.span, &[batch.positions()], &[hop.server]);
             let replica = planned.ok().and_then(|plan| plan.routes.concat().first().copied());
             match replica.filter(|replica| replica.span == hop.span) {
                 Some(replica) => {
@@ -146,7 +160,7 @@ impl Servers {
     }
 
     fn hedge_after(&self, hop: Hop, batch: &WireBatch) -> Option<Duration> {
-        let work = Work { pass: Pass::Forward, blocks: hop.span.len(), tokens: positions(batch) };
+        let work = Work { pass: Pass::Forward, blocks: hop.span.len(), tokens: batch.positions() };
         self.options().hedge.then(|| self.router().hedge_after(hop.server, work)).flatten()
     }
 
@@ -160,7 +174,7 @@ impl Servers {
     ) -> Result<Output, CallError> {
         let peer = self.peer(hop.server);
         let tuned = peer.patiently(None, peer.tuned(hop.span, step, batch)).await?;
-        let work = Work { pass: Pass::Forward, blocks: hop.span.len(), tokens: positions(batch) };
+        let work = Work { pass: Pass::Forward, blocks: hop.span.len(), tokens: batch.positions() };
         self.measured(hop.server, work, peer.forward(&tuned, batch, want, keep)).await
     }
 
@@ -172,6 +186,15 @@ impl Servers {
         grad_output: HostTensor,
         want: ClientWant,
     ) -> Result<ChainGrads, RemoteError> {
+        if let Some(relayed) = chain.relayed.take() {
+            match self.relay_backward(&chain.step, &relayed, &grad_output, want).await {
+                Ok(grads) if grads.prefix.as_ref().is_none_or(is_finite) => return Ok(grads),
+                Ok(_) => {}
+                Err(broken) => self.relay_broke(&relayed.route(), broken).await?,
+            }
+            let span = relayed.span()?;
+            self.advance(&mut chain, relayed.batch, span, Want::LastOfRows, true, Vec::new()).await?;
+        }
         let mut grads = ChainGrads { prefix: None, tunables: Vec::new() };
         let mut grad_output = Some(grad_output);
         let mut trouble = Trouble::default();
@@ -220,35 +243,44 @@ impl Servers {
     ) -> Result<Grads, CallError> {
         let peer = self.peer(leg.hop.server);
         let batch = leg_batch(chain, leg);
-        let (blocks, tokens) = (leg.hop.span.len(), positions(&batch));
+        let (blocks, tokens) = (leg.hop.span.len(), batch.positions());
         if let Some(tape) = &leg.tape {
             let work = Work { pass: Pass::Backward, blocks, tokens };
-            let grads = self.measured(leg.hop.server, work, peer.backward_tape(tape, grad_output, want)).await?;
-            return self.check_grads(chain, leg, want, grads);
+            let no_relay = Relay::default();
+            let call = peer.backward_tape(tape, Some(grad_output), want, &no_relay);
+            let grads = self.measured(leg.hop.server, work, call).await?;
+            return self.check_grads(&chain.step, leg.hop.span, &batch, want, grads);
         }
         let work = Work { pass: Pass::Stateless, blocks, tokens };
         let tuned = peer.patiently(None, peer.tuned(leg.hop.span, &chain.step, &batch)).await?;
         let call = peer.backward_stateless(&tuned, &batch, leg.want, grad_output, want);
         let grads = self.measured(leg.hop.server, work, call).await?;
-        self.check_grads(chain, leg, want, grads)
+        self.check_grads(&chain.step, leg.hop.span, &batch, want, grads)
     }
 
     /// Gradients that are what was asked for: a part that is missing would count as zero.
-    fn check_grads(&self, chain: &Chain, leg: &Leg, want: GradWant, grads: Grads) -> Result<Grads, CallError> {
+    pub(crate) fn check_grads(
+        &self,
+        step: &Step,
+        span: Span,
+        batch: &WireBatch,
+        want: GradWant,
+        grads: Grads,
+    ) -> Result<Grads, CallError> {
         let positions = match want.input {
-            InputGrad::All => Some(chain.prefix_len + chain.rows.n_tokens()),
-            InputGrad::Prefix => Some(chain.prefix_len),
+            InputGrad::All => Some(batch.positions()),
+            InputGrad::Prefix => Some(batch.prefix_len),
             InputGrad::None => None,
         };
         let found = grads.input.as_ref().and_then(|grad| Some((*grad.shape().first()?, grad.dtype())));
         if found != positions.map(|positions| (positions, want.dtype)) {
             return Err(CallError::Missing("the gradient of the input that was asked for"));
         }
-        let asked = chain.step.tunables.iter().filter(|_| want.tunables);
+        let asked = step.tunables.iter().filter(|_| want.tunables);
         let all_there = asked.clone().count() == grads.tunables.len()
             && asked.zip(&grads.tunables).all(|(asked, found)| {
                 let rest = &asked.tensor.shape()[1..];
-                let shape = [&[leg.hop.span.len()], rest].concat();
+                let shape = [&[span.len()], rest].concat();
                 (&found.name, found.tensor.shape(), found.tensor.dtype()) == (&asked.name, &shape[..], want.dtype)
             });
         if !all_there {
@@ -284,11 +316,6 @@ impl Servers {
     fn non_finite(&self, hop: Hop, what: &'static str) -> RemoteError {
         RemoteError::NonFinite { server: self.label(hop.server), span: hop.span, what }
     }
-}
-
-/// Positions of a batch, the prefix included.
-fn positions(batch: &WireBatch) -> usize {
-    batch.prefix_len + batch.rows.n_tokens()
 }
 
 /// What went into a leg.

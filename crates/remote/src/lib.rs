@@ -34,11 +34,12 @@ mod cuts;
 mod error;
 mod patience;
 mod peer;
+mod relay;
 mod sequential;
 mod servers;
 mod survey;
 mod thread;
 
 pub use error::RemoteError;
-pub use sequential::{ModelExpectation, RemoteOptions, RemoteSequential, Tuned};
+pub use sequential::{ModelExpectation, RemoteOptions, RemoteSequential, SwarmPath, Tuned};
 pub use survey::{Surveyed, survey};

@@ -5,11 +5,10 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::time::Duration;
 
-use capnp_rpc::{RpcSystem, rpc_twoparty_capnp, twoparty};
 use sepal_core::{DType, HostTensor, NamedHostTensor, Span, Want};
 use sepal_swarm::{Endpoint, Stream, Traffic};
 use sepal_wire::codec::{self, GradWant, Grads, WireBatch};
-use sepal_wire::{Failure, FailureCode, Limits, ServerInfo, Timing, sepal_capnp as wire};
+use sepal_wire::{Failure, FailureCode, Limits, Relay, ServerInfo, Timing, conversation, sepal_capnp as wire};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -166,12 +165,26 @@ impl Peer {
         late_after: Option<Duration>,
         call: impl Future<Output = Result<T, CallError>>,
     ) -> Result<T, CallError> {
+        let patient = async {
+            tokio::select! {
+                biased;
+                outcome = call => outcome,
+                error = give_up(self, late_after, self.call_timeout) => Err(error),
+            }
+        };
+        self.unless_left(patient).await
+    }
+
+    /// `call` to its end, unless the server is left first.
+    pub(crate) async fn unless_left<T>(
+        &self,
+        call: impl Future<Output = Result<T, CallError>>,
+    ) -> Result<T, CallError> {
         let left = self.left.borrow().clone();
         tokio::select! {
             biased;
             () = left.cancelled() => Err(CallError::Left),
             outcome = call => outcome,
-            error = give_up(self, late_after, self.call_timeout) => Err(error),
         }
     }
 
@@ -183,36 +196,63 @@ impl Peer {
         want: Want,
         keep_tape: bool,
     ) -> Result<(Output, Timing), CallError> {
+        let no_relay = Relay::default();
+        let ((hidden, tape), timing) = self.forward_relayed(tuned, batch, want, keep_tape, &no_relay).await?;
+        let hidden = hidden.ok_or(CallError::Missing("an output"))?;
+        Ok((Output { hidden, tape, generation: self.generation() }, timing))
+    }
+
+    /// As [`forward`](Self::forward), at a place in a chain: there is an output if it is not handed on.
+    pub(crate) async fn forward_relayed(
+        &self,
+        tuned: &wire::tuned::Client,
+        batch: &WireBatch,
+        want: Want,
+        keep_tape: bool,
+        relay: &Relay,
+    ) -> Result<((Option<HostTensor>, Option<wire::tape::Client>), Timing), CallError> {
         let mut request = tuned.forward_request();
         let mut params = request.get();
-        codec::write_batch(params.reborrow().init_batch(), batch);
+        match relay.from {
+            None => codec::write_batch(params.reborrow().init_batch(), batch),
+            Some(_) => codec::write_rows(params.reborrow().init_batch(), batch.prefix_len, &batch.rows),
+        }
         params.set_want(codec::want_to_wire(want));
         params.set_keep_tape(keep_tape);
         params.set_dtype(codec::dtype_to_wire(self.dtype));
+        relay.write(params.init_relay());
         let answer = request.send().promise.await?;
         let results = answer.get()?;
         if results.has_failure() {
             return Err(CallError::Failure(Failure::read(results.get_failure()?)?));
         }
-        let output = codec::read_tensor(results.get_output()?)?;
+        let output = match relay.next {
+            None => Some(codec::read_tensor(results.get_output()?)?),
+            Some(_) => None,
+        };
         let expected = [want.positions(batch.prefix_len, &batch.rows), self.expected.hidden];
-        if output.shape() != expected || output.dtype() != self.dtype {
+        if output.as_ref().is_some_and(|output| output.shape() != expected || output.dtype() != self.dtype) {
             return Err(CallError::Missing("an output of the right shape and dtype"));
         }
         let tape = if keep_tape && results.has_tape() { Some(results.get_tape()?) } else { None };
-        Ok((Output { hidden: output, tape, generation: self.generation() }, Timing::read(results.get_timing()?)))
+        Ok(((output, tape), Timing::read(results.get_timing()?)))
     }
 
-    /// Runs a tape backward.
+    /// Runs a tape backward; `grad_output` is given unless another server sends it.
     pub(crate) async fn backward_tape(
         &self,
         tape: &wire::tape::Client,
-        grad_output: &HostTensor,
+        grad_output: Option<&HostTensor>,
         want: GradWant,
+        relay: &Relay,
     ) -> Result<(Grads, Timing), CallError> {
         let mut request = tape.backward_request();
-        codec::write_tensor(request.get().init_grad_output(), grad_output);
-        codec::write_grad_want(request.get().init_grad(), want);
+        let mut params = request.get();
+        if let Some(grad_output) = grad_output {
+            codec::write_tensor(params.reborrow().init_grad_output(), grad_output);
+        }
+        codec::write_grad_want(params.reborrow().init_grad(), want);
+        relay.write(params.init_relay());
         let answer = request.send().promise.await?;
         let results = answer.get()?;
         if results.has_failure() {
@@ -399,14 +439,8 @@ fn check_size(batch: &WireBatch, limits: &Limits) -> Result<(), CallError> {
 
 /// The server at the other end of a stream, and the task that speaks with it.
 pub(crate) fn bootstrap(stream: Stream) -> (wire::block_server::Client, JoinHandle<()>) {
-    let network = twoparty::VatNetwork::new(
-        stream.reader.compat(),
-        stream.writer.compat_write(),
-        rpc_twoparty_capnp::Side::Client,
-        sepal_wire::reader_options(MAX_MESSAGE_BYTES),
-    );
-    let mut system = RpcSystem::new(Box::new(network), None);
-    let root = system.bootstrap(rpc_twoparty_capnp::Side::Server);
+    let Stream { reader, writer } = stream;
+    let (root, system) = conversation::client(reader.compat(), writer.compat_write(), MAX_MESSAGE_BYTES);
     let driver = tokio::task::spawn_local(async move {
         if let Err(error) = system.await {
             tracing::debug!(%error, "a connection ended");

@@ -31,6 +31,17 @@ pub struct ModelExpectation {
     pub hidden: usize,
 }
 
+/// Which way hidden states and gradients go from server to server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SwarmPath {
+    /// Through the client, which can go on from any hop when a server fails.
+    #[default]
+    Star,
+    /// Directly, so that the client sends and receives one hop's worth however long the chain is. A micro-batch whose
+    /// relay fails goes through the client.
+    Relay,
+}
+
 /// How remote blocks are called.
 #[derive(Debug, Clone)]
 pub struct RemoteOptions {
@@ -43,6 +54,8 @@ pub struct RemoteOptions {
     pub deterministic: bool,
     /// Whether a micro-batch that takes longer than usual is also given to another server; the first answer wins.
     pub hedge: bool,
+    /// Which way hidden states go from server to server.
+    pub path: SwarmPath,
     /// How long one call may take, however busy its server is.
     pub call_timeout: Duration,
     /// How long opening a connection may take.
@@ -58,6 +71,7 @@ impl Default for RemoteOptions {
             micro_batch_tokens: 2048,
             deterministic: false,
             hedge: false,
+            path: SwarmPath::Star,
             call_timeout: Duration::from_secs(300),
             connect_timeout: Duration::from_secs(5),
             wait: Duration::from_secs(20),

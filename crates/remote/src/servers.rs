@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::error::{CallError, RemoteError};
 use crate::peer::Peer;
+use crate::relay::Rests;
 use crate::sequential::RemoteOptions;
 
 /// The wait before the same server is asked again; it doubles.
@@ -42,6 +43,7 @@ pub(crate) struct Servers {
     options: RemoteOptions,
     /// Told when a server has come or come back.
     came: Notify,
+    rests: Rests,
 }
 
 /// Shared with the tasks of one thread.
@@ -57,8 +59,8 @@ pub(crate) struct Trouble {
 
 impl Servers {
     pub(crate) fn new(router: SharedRouter, options: RemoteOptions) -> SharedServers {
-        let (peers, came) = (RefCell::default(), Notify::new());
-        Rc::new(Self { peers, router, started: Instant::now(), options, came })
+        let (peers, came, rests) = (RefCell::default(), Notify::new(), Rests::default());
+        Rc::new(Self { peers, router, started: Instant::now(), options, came, rests })
     }
 
     pub(crate) fn options(&self) -> &RemoteOptions {
@@ -67,6 +69,14 @@ impl Servers {
 
     pub(crate) fn router(&self) -> MutexGuard<'_, Router> {
         self.router.lock()
+    }
+
+    pub(crate) fn shared_router(&self) -> &SharedRouter {
+        &self.router
+    }
+
+    pub(crate) fn rests(&self) -> &Rests {
+        &self.rests
     }
 
     pub(crate) fn peer(&self, server: ServerId) -> Rc<Peer> {
@@ -120,9 +130,8 @@ impl Servers {
     ) -> Result<T, CallError> {
         let mut under_way = UnderWay::new(&self.router, server, work);
         let late_after = self.router().late_after(&under_way.call);
-        let begun = Instant::now();
         let (value, there) = self.peer(server).patiently(late_after, call).await?;
-        under_way.finished(Timing { total: begun.elapsed(), queued: there.queued, computed: there.computed });
+        under_way.finished(there);
         Ok(value)
     }
 
@@ -243,21 +252,31 @@ impl Trouble {
 }
 
 /// A call that the router knows of; it is told if the call is dropped.
-struct UnderWay<'a> {
+pub(crate) struct UnderWay<'a> {
     router: &'a SharedRouter,
     call: Call,
+    begun: Instant,
     is_over: bool,
 }
 
 impl<'a> UnderWay<'a> {
-    fn new(router: &'a SharedRouter, server: ServerId, work: Work) -> Self {
+    pub(crate) fn new(router: &'a SharedRouter, server: ServerId, work: Work) -> Self {
         let call = router.lock().started(server, work);
-        Self { router, call, is_over: false }
+        Self { router, call, begun: Instant::now(), is_over: false }
     }
 
-    fn finished(&mut self, timing: Timing) {
+    fn finished(&mut self, there: sepal_wire::Timing) {
         self.is_over = true;
+        let timing = Timing { total: self.begun.elapsed(), queued: there.queued, computed: there.computed };
         self.router.lock().finished(self.call, timing);
+    }
+
+    /// It ended well, but what it took on the way says nothing of the server's link to the client.
+    pub(crate) fn computed(&mut self, timing: sepal_wire::Timing) {
+        self.is_over = true;
+        // A server may say what it likes: it is at most what has passed.
+        let passed = self.begun.elapsed();
+        self.router.lock().computed(self.call, timing.queued.min(passed), timing.computed.min(passed));
     }
 }
 

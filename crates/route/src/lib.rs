@@ -211,6 +211,16 @@ impl Router {
         known.computed += timing.computed.min(timing.total).as_secs_f64();
     }
 
+    /// As [`finished`](Self::finished), where what was on the way says nothing of the server's link: its input came from
+    /// another server, or its result went there.
+    pub fn computed(&mut self, call: Call, queued: Duration, computed: Duration) {
+        self.abandoned(call);
+        let known = &mut self.servers[call.server.0];
+        known.health.did_well();
+        known.speed.add_computed(call.work, computed, queued, known.computed - call.computed_before);
+        known.computed += computed.as_secs_f64();
+    }
+
     /// The call has ended without an answer that counts; follow with [`failed`](Self::failed) if the server is to blame.
     pub fn abandoned(&mut self, call: Call) {
         let known = &mut self.servers[call.server.0];
@@ -256,6 +266,12 @@ impl Router {
     /// measured there.
     pub fn late_after(&self, call: &Call) -> Option<Duration> {
         self.servers[call.server.0].speed.late_after(call.work, call.ahead)
+    }
+
+    /// When a call that would begin now would be late, from its start; `None` if such a call was never measured there.
+    pub fn late_after_now(&self, server: ServerId, work: Work) -> Option<Duration> {
+        let known = &self.servers[server.0];
+        known.speed.late_after(work, known.outstanding)
     }
 
     /// Routes through `span` for micro-batches of `tokens` positions each, the prefix included.

@@ -25,6 +25,7 @@
 
 mod compute;
 mod engine;
+mod relay;
 mod rpc;
 mod serve;
 mod tapes;

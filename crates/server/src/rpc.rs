@@ -3,12 +3,13 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use capnp::capability::Rc as CapRc;
-use sepal_core::{HostTensor, Span, in_one_line};
-use sepal_wire::codec::{self, DecodeError, GradWant, Grads, WireBatch};
-use sepal_wire::{Failure, FailureCode, Load, ServerInfo, Timing, sepal_capnp as wire};
+use sepal_core::{HostTensor, Ragged, Span, in_one_line};
+use sepal_wire::codec::{self, DecodeError, Grads, WireBatch};
+use sepal_wire::{Failure, FailureCode, Load, ParcelKey, Relay, ServerInfo, Timing, sepal_capnp as wire};
 
 use crate::compute::{self, Tunables, invalid};
 use crate::engine::Engine;
+use crate::relay::{Links, Parcels};
 use crate::tapes::{TapeId, TapeStore};
 
 /// What all clients of a server share.
@@ -16,6 +17,10 @@ use crate::tapes::{TapeId, TapeStore};
 pub(crate) struct Shared {
     pub(crate) engine: Engine,
     pub(crate) tapes: Arc<Mutex<TapeStore>>,
+    /// From other servers.
+    pub(crate) parcels: Rc<Parcels>,
+    /// To other servers.
+    pub(crate) links: Links,
     /// As it is described, but for the load.
     pub(crate) info: ServerInfo,
     /// Measured seconds per token and block of a forward; 0 before the first.
@@ -44,7 +49,7 @@ impl Drop for Answering {
 impl Shared {
     fn info_now(&self) -> ServerInfo {
         let (tapes, tape_bytes) = lock(&self.tapes).load();
-        let (queue, completed) = (self.engine.queue(), self.engine.completed());
+        let (queue, completed) = (self.engine.queue() + self.links.under_way(), self.engine.completed());
         let load = Load { queue, tapes, tape_bytes, completed, rate: self.rate.get() };
         ServerInfo { load, draining: self.stopping.get(), ..self.info.clone() }
     }
@@ -54,6 +59,24 @@ impl Shared {
         const WEIGHT: f64 = 0.3;
         let (rate, now) = (self.rate.get(), timing.computed.as_secs_f64() / token_blocks.max(1) as f64);
         self.rate.set(if rate == 0.0 { now } else { rate + WEIGHT * (now - rate) });
+    }
+
+    /// The input of a call: what came with it, or what another server sends.
+    async fn input(&self, given: Option<HostTensor>, relay: &Relay) -> Result<HostTensor, Failure> {
+        match (relay.from, given) {
+            (Some(key), _) => self.parcels.receive(key).await,
+            (None, Some(given)) => Ok(given),
+            (None, None) => Err(invalid("a call without its input")),
+        }
+    }
+
+    /// Brings a result to the next server, if there is one, else gives it back for the caller.
+    async fn hand_on(&self, result: Option<HostTensor>, relay: &Relay) -> Result<Option<HostTensor>, Failure> {
+        match (&relay.next, result) {
+            (Some(next), Some(result)) => self.links.hand_on(next, &result).await.map(|()| None),
+            (Some(_), None) => Err(invalid("nothing to hand on: the gradient of the input was not asked for")),
+            (None, result) => Ok(result),
+        }
     }
 
     /// Whether a call is under way or a client has yet to run a tape backward.
@@ -68,17 +91,22 @@ impl Shared {
         }
     }
 
-    fn check_batch(&self, batch: &WireBatch) -> Result<(), Failure> {
-        let (limits, hidden) = (self.info.limits, self.info.hidden);
-        let tokens = batch.prefix_len + batch.rows.n_tokens();
-        if batch.rows.len() > limits.max_rows as usize {
-            return Err(invalid(format!("{} rows, but this server takes {}", batch.rows.len(), limits.max_rows)));
+    fn check_rows(&self, prefix_len: usize, rows: &Ragged) -> Result<(), Failure> {
+        let (limits, tokens) = (self.info.limits, prefix_len + rows.n_tokens());
+        if rows.len() > limits.max_rows as usize {
+            return Err(invalid(format!("{} rows, but this server takes {}", rows.len(), limits.max_rows)));
         }
         if tokens > limits.max_tokens as usize {
             return Err(invalid(format!("{tokens} tokens, but this server takes {}", limits.max_tokens)));
         }
-        if batch.hidden.shape()[1] != hidden {
-            return Err(invalid(format!("hidden states of size {}, expected {hidden}", batch.hidden.shape()[1])));
+        Ok(())
+    }
+
+    fn check_batch(&self, batch: &WireBatch) -> Result<(), Failure> {
+        self.check_rows(batch.prefix_len, &batch.rows)?;
+        let (found, hidden) = (batch.hidden.shape()[1], self.info.hidden);
+        if found != hidden {
+            return Err(invalid(format!("hidden states of size {found}, expected {hidden}")));
         }
         Ok(())
     }
@@ -115,6 +143,23 @@ impl wire::block_server::Server for Root {
         match opened() {
             Ok(session) => results.get().set_session(capnp_rpc::new_client(session)),
             Err(failure) => failure.write(results.get().init_failure()),
+        }
+        Ok(())
+    }
+
+    async fn deliver(
+        self: CapRc<Self>,
+        params: wire::block_server::DeliverParams,
+        mut results: wire::block_server::DeliverResults,
+    ) -> Result<(), capnp::Error> {
+        let delivered = || {
+            let params = params.get().map_err(decode)?;
+            let key = ParcelKey::read(params.get_key().map_err(decode)?).map_err(decode)?;
+            let tensor = codec::read_tensor(params.get_tensor().map_err(decode)?).map_err(decode)?;
+            self.0.parcels.deliver(key, tensor)
+        };
+        if let Err(failure) = delivered() {
+            failure.write(results.get().init_failure());
         }
         Ok(())
     }
@@ -157,23 +202,33 @@ struct TunedImpl {
 impl TunedImpl {
     /// Tokens times blocks of a batch.
     fn token_blocks(&self, batch: &WireBatch) -> usize {
-        (batch.prefix_len + batch.rows.n_tokens()) * self.span.len()
+        batch.positions() * self.span.len()
     }
 
+    /// Computes, and hands the output on if that is asked for.
     async fn run_forward(
         &self,
         params: wire::tuned::ForwardParams,
-    ) -> Result<(HostTensor, Option<TapeImpl>, Timing), Failure> {
+    ) -> Result<(Option<HostTensor>, Option<TapeImpl>, Timing), Failure> {
         self.shared.check_open()?;
-        let (batch, want, keep, dtype) = {
+        let (rows, hidden, want, keep, dtype, relay) = {
             let params = params.get().map_err(decode)?;
-            let batch = codec::read_batch(params.get_batch().map_err(decode)?).map_err(decode)?;
+            let relay = Relay::read(params.get_relay().map_err(decode)?).map_err(decode)?;
+            let batch = params.get_batch().map_err(decode)?;
+            let rows = codec::read_rows(batch).map_err(decode)?;
+            let hidden = match relay.from {
+                None => Some(codec::read_tensor(batch.get_hidden().map_err(decode)?).map_err(decode)?),
+                Some(_) => None,
+            };
             let want = codec::want_from_wire(params.get_want().map_err(decode)?);
             let dtype = codec::dtype_from_wire(params.get_dtype().map_err(decode)?);
-            (batch, want, params.get_keep_tape(), dtype)
+            (rows, hidden, want, params.get_keep_tape(), dtype, relay)
         };
         // The message is as large as the batch: free it before the batch waits in the queue.
         drop(params);
+        self.shared.check_rows(rows.0, &rows.1)?;
+        let hidden = self.shared.input(hidden, &relay).await?;
+        let batch = WireBatch::new(rows.0, rows.1, hidden).map_err(decode)?;
         self.shared.check_batch(&batch)?;
         let (span, tunables) = (self.span, Arc::clone(&self.tunables));
         let token_blocks = self.token_blocks(&batch);
@@ -190,6 +245,7 @@ impl TunedImpl {
             let id = lock(&self.shared.tapes).insert(kept);
             TapeImpl { shared: Rc::clone(&self.shared), id, token_blocks }
         });
+        let output = self.shared.hand_on(Some(output), &relay).await?;
         Ok((output, tape, timing))
     }
 
@@ -199,7 +255,8 @@ impl TunedImpl {
             let params = params.get().map_err(decode)?;
             let batch = codec::read_batch(params.get_batch().map_err(decode)?).map_err(decode)?;
             let want = codec::want_from_wire(params.get_want().map_err(decode)?);
-            let (grad_output, grad) = read_gradient(params.get_grad_output(), params.get_grad())?;
+            let grad_output = codec::read_tensor(params.get_grad_output().map_err(decode)?).map_err(decode)?;
+            let grad = codec::read_grad_want(params.get_grad().map_err(decode)?).map_err(decode)?;
             (batch, want, grad_output, grad)
         };
         drop(params);
@@ -226,7 +283,9 @@ impl wire::tuned::Server for TunedImpl {
         match self.run_forward(params).await {
             Ok((output, tape, timing)) => {
                 timing.write(results.get().init_timing());
-                codec::write_tensor(results.get().init_output(), &output);
+                if let Some(output) = output {
+                    codec::write_tensor(results.get().init_output(), &output);
+                }
                 if let Some(tape) = tape {
                     results.get().set_tape(capnp_rpc::new_client(tape));
                 }
@@ -262,19 +321,30 @@ struct TapeImpl {
 
 impl TapeImpl {
     async fn run_backward(&self, params: wire::tape::BackwardParams) -> Result<(Grads, Timing), Failure> {
-        let (grad_output, grad) = {
+        let (given, grad, relay) = {
             let params = params.get().map_err(decode)?;
-            read_gradient(params.get_grad_output(), params.get_grad())?
+            let relay = Relay::read(params.get_relay().map_err(decode)?).map_err(decode)?;
+            let grad = codec::read_grad_want(params.get_grad().map_err(decode)?).map_err(decode)?;
+            let given = match relay.from {
+                None => Some(codec::read_tensor(params.get_grad_output().map_err(decode)?).map_err(decode)?),
+                Some(_) => None,
+            };
+            (given, grad, relay)
         };
+        drop(params);
+        let grad_output = self.shared.input(given, &relay).await?;
         let (tapes, id) = (Arc::clone(&self.shared.tapes), self.id);
-        self.shared
+        let (mut grads, timing) = self
+            .shared
             .engine
             .run(self.token_blocks, move |_| {
                 let kept = lock(&tapes).take(id);
                 let gone = || Failure::new(FailureCode::TapeExpired, "the tape gave way to others");
                 compute::backward(kept.ok_or_else(gone)?, &grad_output, grad)
             })
-            .await
+            .await?;
+        grads.input = self.shared.hand_on(grads.input, &relay).await?;
+        Ok((grads, timing))
     }
 }
 
@@ -302,14 +372,6 @@ impl wire::tape::Server for TapeImpl {
         }
         Ok(())
     }
-}
-
-fn read_gradient(
-    grad_output: capnp::Result<wire::tensor::Reader<'_>>,
-    want: capnp::Result<wire::grad_want::Reader<'_>>,
-) -> Result<(HostTensor, GradWant), Failure> {
-    let grad_output = codec::read_tensor(grad_output.map_err(decode)?).map_err(decode)?;
-    Ok((grad_output, codec::read_grad_want(want.map_err(decode)?).map_err(decode)?))
 }
 
 fn decode(error: impl Into<DecodeError>) -> Failure {

@@ -5,17 +5,17 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use capnp_rpc::{RpcSystem, rpc_twoparty_capnp, twoparty};
 use sepal_blocks::BlockStack;
 use sepal_checkpoint::Checkpoint;
 use sepal_core::{DType, Ragged, Want};
 use sepal_swarm::{Addr, Endpoint, InProcess, Listener, Stream, Traffic};
-use sepal_wire::{Limits, Load, ServerInfo, sepal_capnp as wire};
+use sepal_wire::{Limits, Load, ServerInfo, conversation};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
 use crate::engine::{Engine, EngineOptions};
+use crate::relay::{Links, Parcels};
 use crate::rpc::{Root, Shared};
 use crate::tapes::TapeStore;
 
@@ -180,6 +180,8 @@ impl BlockServer {
                 let shared = Rc::new(Shared {
                     engine,
                     tapes,
+                    parcels: Parcels::new(shared_info.limits.max_message_bytes),
+                    links: Links::default(),
                     info: shared_info,
                     rate: Cell::default(),
                     stopping,
@@ -309,15 +311,10 @@ async fn finished(shared: &Shared, told: &mut watch::Receiver<Phase>) {
 }
 
 async fn converse(stream: Stream, shared: Rc<Shared>) {
-    let options = sepal_wire::reader_options(shared.info.limits.max_message_bytes);
-    let network = twoparty::VatNetwork::new(
-        stream.reader.compat(),
-        stream.writer.compat_write(),
-        rpc_twoparty_capnp::Side::Server,
-        options,
-    );
-    let root: wire::block_server::Client = capnp_rpc::new_client(Root(shared));
-    if let Err(error) = RpcSystem::new(Box::new(network), Some(root.client)).await {
+    let max_message_bytes = shared.info.limits.max_message_bytes;
+    let root = capnp_rpc::new_client(Root(shared));
+    let Stream { reader, writer } = stream;
+    if let Err(error) = conversation::server(reader.compat(), writer.compat_write(), max_message_bytes, root).await {
         tracing::debug!(%error, "a connection ended");
     }
 }

@@ -42,6 +42,12 @@ pub enum DecodeError {
         /// The shape of the hidden states.
         found: Vec<usize>,
     },
+    /// A key of a length that none has.
+    #[error("a key of {found} bytes, expected 16")]
+    Key {
+        /// Its length.
+        found: usize,
+    },
 }
 
 impl From<capnp::NotInSchema> for DecodeError {
@@ -66,6 +72,26 @@ pub struct WireBatch {
     pub rows: Ragged,
     /// `[prefix_len + n_tokens, hidden]`.
     pub hidden: HostTensor,
+}
+
+impl WireBatch {
+    /// A batch.
+    ///
+    /// # Errors
+    /// [`DecodeError::Positions`] if rows and hidden states do not agree.
+    pub fn new(prefix_len: usize, rows: Ragged, hidden: HostTensor) -> Result<Self, DecodeError> {
+        let batch = Self { prefix_len, rows, hidden };
+        let expected = batch.positions();
+        if batch.hidden.shape().len() != 2 || batch.hidden.shape()[0] != expected {
+            return Err(DecodeError::Positions { expected, found: batch.hidden.shape().to_vec() });
+        }
+        Ok(batch)
+    }
+
+    /// How many positions it has, the prefix included.
+    pub fn positions(&self) -> usize {
+        self.prefix_len + self.rows.n_tokens()
+    }
 }
 
 /// Which part of the input's gradient comes back.
@@ -158,14 +184,19 @@ pub fn read_named(
 
 /// Writes a batch.
 pub fn write_batch(mut builder: wire::ragged_batch::Builder<'_>, batch: &WireBatch) {
-    builder.set_prefix_len(size(batch.prefix_len));
-    let offsets = batch.rows.offsets();
+    write_rows(builder.reborrow(), batch.prefix_len, &batch.rows);
+    write_tensor(builder.init_hidden(), &batch.hidden);
+}
+
+/// Writes a batch whose hidden states come another way.
+pub fn write_rows(mut builder: wire::ragged_batch::Builder<'_>, prefix_len: usize, rows: &Ragged) {
+    builder.set_prefix_len(size(prefix_len));
+    let offsets = rows.offsets();
     let mut list = builder.reborrow().init_offsets(size(offsets.len()));
     for (i, &offset) in offsets.iter().enumerate() {
         list.set(size(i), offset);
     }
-    builder.set_crc(rows_crc(size(batch.prefix_len), offsets));
-    write_tensor(builder.init_hidden(), &batch.hidden);
+    builder.set_crc(rows_crc(size(prefix_len), offsets));
 }
 
 fn rows_crc(prefix_len: u32, offsets: &[u32]) -> u32 {
@@ -179,18 +210,20 @@ fn rows_crc(prefix_len: u32, offsets: &[u32]) -> u32 {
 /// # Errors
 /// [`DecodeError`] if rows and hidden states do not agree, or a checksum is wrong.
 pub fn read_batch(reader: wire::ragged_batch::Reader<'_>) -> Result<WireBatch, DecodeError> {
+    let (prefix_len, rows) = read_rows(reader)?;
+    WireBatch::new(prefix_len, rows, read_tensor(reader.get_hidden()?)?)
+}
+
+/// Reads prefix length and rows of a batch.
+///
+/// # Errors
+/// [`DecodeError`] if they are not well formed, or their checksum is wrong.
+pub fn read_rows(reader: wire::ragged_batch::Reader<'_>) -> Result<(usize, Ragged), DecodeError> {
     let offsets: Vec<u32> = reader.get_offsets()?.iter().collect();
     if rows_crc(reader.get_prefix_len(), &offsets) != reader.get_crc() {
         return Err(DecodeError::Damaged { what: "the rows of a batch" });
     }
-    let prefix_len = reader.get_prefix_len() as usize;
-    let rows = Ragged::from_offsets(offsets)?;
-    let hidden = read_tensor(reader.get_hidden()?)?;
-    let expected = prefix_len + rows.n_tokens();
-    if hidden.shape().len() != 2 || hidden.shape()[0] != expected {
-        return Err(DecodeError::Positions { expected, found: hidden.shape().to_vec() });
-    }
-    Ok(WireBatch { prefix_len, rows, hidden })
+    Ok((reader.get_prefix_len() as usize, Ragged::from_offsets(offsets)?))
 }
 
 /// Writes which gradients are wanted.

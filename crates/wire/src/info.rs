@@ -35,6 +35,8 @@ pub enum FailureCode {
     ComputeFailed,
     /// Damaged on the way: send it again.
     Unreadable,
+    /// The result could not be handed on to the next server.
+    NotRelayed,
 }
 
 /// A failure as a server states it.
@@ -55,7 +57,10 @@ impl Failure {
         let retry = match code {
             FailureCode::InvalidRequest => Retry::Never,
             FailureCode::TapeExpired | FailureCode::Overloaded | FailureCode::Unreadable => Retry::Here,
-            FailureCode::NotServed | FailureCode::ShuttingDown | FailureCode::ComputeFailed => Retry::Elsewhere,
+            FailureCode::NotServed
+            | FailureCode::ShuttingDown
+            | FailureCode::ComputeFailed
+            | FailureCode::NotRelayed => Retry::Elsewhere,
         };
         Self { retry, code, message: message.to_string() }
     }
@@ -75,6 +80,7 @@ impl Failure {
             FailureCode::ShuttingDown => wire::FailureCode::ShuttingDown,
             FailureCode::ComputeFailed => wire::FailureCode::ComputeFailed,
             FailureCode::Unreadable => wire::FailureCode::Unreadable,
+            FailureCode::NotRelayed => wire::FailureCode::NotRelayed,
         });
         builder.set_message(&self.message);
     }
@@ -97,6 +103,7 @@ impl Failure {
             wire::FailureCode::ShuttingDown => FailureCode::ShuttingDown,
             wire::FailureCode::ComputeFailed => FailureCode::ComputeFailed,
             wire::FailureCode::Unreadable => FailureCode::Unreadable,
+            wire::FailureCode::NotRelayed => FailureCode::NotRelayed,
         };
         Ok(Self { retry, code, message: reader.get_message()?.to_str()?.to_owned() })
     }

@@ -1,6 +1,6 @@
 //! Cap'n Proto messages, and the codec between them and Sepal's own types.
 //!
-//! This crate opens no connection and knows no tensor library: it turns bytes into checked values
+//! This crate opens no connection (it is given streams) and knows no tensor library: it turns bytes into checked values
 //! and back. The schema is `schemas/rpc/sepal.capnp`; the code made from it is committed, so that a
 //! build needs no `capnp` compiler.
 //!
@@ -21,7 +21,9 @@
 //! ```
 
 pub mod codec;
+pub mod conversation;
 mod info;
+mod relay;
 
 #[expect(
     missing_docs,
@@ -37,14 +39,7 @@ mod generated {
 
 pub use generated::sepal_capnp;
 pub use info::{Failure, FailureCode, Limits, Load, Retry, ServerInfo, Timing};
+pub use relay::{Next, ParcelKey, Relay};
 
 /// The version of the protocol; servers and clients of different versions refuse each other.
-pub const PROTOCOL: u32 = 2;
-
-/// Reader limits for a connection: the largest message that is read, and how deep it may nest.
-///
-/// Cap'n Proto counts in words of eight bytes; a message is traversed at most twice.
-pub fn reader_options(max_message_bytes: u64) -> capnp::message::ReaderOptions {
-    let words = usize::try_from(max_message_bytes / 8 * 2).unwrap_or(usize::MAX);
-    capnp::message::ReaderOptions { traversal_limit_in_words: Some(words.max(1 << 16)), nesting_limit: 32 }
-}
+pub const PROTOCOL: u32 = 3;

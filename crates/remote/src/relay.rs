@@ -1,0 +1,288 @@
+//! Micro-batches that servers hand on to each other, so that the client sends and receives one hop's worth.
+//!
+//! The client calls every server of a route at once and tells each what it will get from the one before (under a key that
+//! only they know) and where its result goes. Each answers for itself: with its tape or its gradients, or with what went
+//! wrong. So failures are as typed, and speeds as measured, as on the way through the client; but what was under way is
+//! lost with any of them, and the micro-batch is done again through the client.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures::future::{join_all, try_join_all};
+use sepal_core::{HostTensor, Span, Want};
+use sepal_route::{Hop, Pass, ServerId, Work};
+use sepal_swarm::Endpoint;
+use sepal_wire::codec::{GradWant, Grads, InputGrad, WireBatch};
+use sepal_wire::{FailureCode, Next, ParcelKey, Relay, ServerInfo, Timing, sepal_capnp as wire};
+use tokio::time::Instant;
+
+use crate::chain::{ChainGrads, ClientWant};
+use crate::error::{CallError, RemoteError};
+use crate::patience::{Pulse, give_up};
+use crate::peer::{Peer, Step};
+use crate::sequential::SwarmPath;
+use crate::servers::{Servers, Trouble, UnderWay};
+
+/// How long servers that could not hand on to each other are not asked to; it doubles each time.
+const FIRST_REST: Duration = Duration::from_secs(1);
+/// At the most.
+const LONGEST_REST: Duration = Duration::from_mins(1);
+
+/// A way that servers went without the client in between, kept for backward.
+pub(crate) struct Relayed {
+    /// What went into the first hop: enough to do all of it again.
+    pub(crate) batch: WireBatch,
+    legs: Vec<Leg>,
+}
+
+struct Leg {
+    hop: Hop,
+    tape: Option<wire::tape::Client>,
+    /// The connection that the tape belongs to.
+    generation: u64,
+}
+
+impl Relayed {
+    /// Its hops, in the order of the blocks.
+    pub(crate) fn route(&self) -> Vec<Hop> {
+        self.legs.iter().map(|leg| leg.hop).collect()
+    }
+
+    /// The blocks that it went through.
+    pub(crate) fn span(&self) -> Result<Span, RemoteError> {
+        let start = self.legs.first().map_or(0, |leg| leg.hop.span.start());
+        let end = self.legs.last().map_or(0, |leg| leg.hop.span.end());
+        Span::new(start, end).map_err(RemoteError::local)
+    }
+}
+
+/// Why a relay came to nothing.
+#[derive(Debug)]
+pub(crate) struct Broken {
+    /// Who is to blame, if that is known.
+    hop: Option<Hop>,
+    error: CallError,
+}
+
+/// Which servers could not hand on to each other lately.
+#[derive(Debug, Default)]
+pub(crate) struct Rests(RefCell<HashMap<(ServerId, ServerId), Rest>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Rest {
+    until: Instant,
+    next: Duration,
+}
+
+impl Rests {
+    fn is_resting(&self, route: &[Hop]) -> bool {
+        let now = Instant::now();
+        pairs(route).any(|pair| self.0.borrow().get(&pair).is_some_and(|rest| now < rest.until))
+    }
+
+    fn failed(&self, route: &[Hop]) {
+        let now = Instant::now();
+        for pair in pairs(route) {
+            let mut rests = self.0.borrow_mut();
+            let rest = rests.entry(pair).or_insert(Rest { until: now, next: FIRST_REST });
+            // Micro-batches that fail together count once.
+            if rest.until <= now {
+                *rest = Rest { until: now + rest.next, next: (2 * rest.next).min(LONGEST_REST) };
+            }
+        }
+    }
+
+    fn went_well(&self, route: &[Hop]) {
+        pairs(route).for_each(|pair| {
+            self.0.borrow_mut().remove(&pair);
+        });
+    }
+}
+
+fn pairs(route: &[Hop]) -> impl Iterator<Item = (ServerId, ServerId)> {
+    route.windows(2).map(|pair| (pair[0].server, pair[1].server))
+}
+
+impl Servers {
+    /// Whether the servers of a route may hand on to each other.
+    pub(crate) fn may_relay(&self, route: &[Hop]) -> bool {
+        self.options().path == SwarmPath::Relay
+            && route.len() > 1
+            && !self.rests().is_resting(route)
+            && route.iter().all(|hop| {
+                let has_address = matches!(self.peer(hop.server).endpoint, Endpoint::Addr(_));
+                has_address && self.router().is_well(hop.server)
+            })
+    }
+
+    /// Runs a micro-batch forward along `route`, and says what came out of its end.
+    pub(crate) async fn relay_forward(
+        &self,
+        step: &Step,
+        batch: &WireBatch,
+        keep: bool,
+        route: &[Hop],
+    ) -> Result<(HostTensor, Relayed), Broken> {
+        let places = self.places(route);
+        let calls = route.iter().zip(&places).map(async |(&hop, relay)| {
+            let peer = self.peer(hop.server);
+            let tuned = peer.patiently(None, peer.tuned(hop.span, step, batch)).await.map_err(|e| by(hop, e))?;
+            let want = if relay.next.is_some() { Want::All } else { Want::LastOfRows };
+            let work = work(Pass::Forward, hop, batch);
+            let (hidden, tape) = self.part(hop, work, peer.forward_relayed(&tuned, batch, want, keep, relay)).await?;
+            Ok((hidden, Leg { hop, tape, generation: peer.generation() }))
+        });
+        let answers = self.convoy(route, Pass::Forward, batch, try_join_all(calls)).await?;
+        let (mut outputs, legs): (Vec<_>, Vec<_>) = answers.into_iter().unzip();
+        let missing = || Broken { hop: route.last().copied(), error: CallError::Missing("its output") };
+        let output = outputs.pop().flatten().ok_or_else(missing)?;
+        self.rests().went_well(route);
+        Ok((output, Relayed { batch: batch.clone(), legs }))
+    }
+
+    /// Runs a relayed way backward: the last server begins, and each hands the gradient on to the one before it.
+    pub(crate) async fn relay_backward(
+        &self,
+        step: &Step,
+        relayed: &Relayed,
+        grad_output: &HostTensor,
+        want: ClientWant,
+    ) -> Result<ChainGrads, Broken> {
+        let batch = &relayed.batch;
+        let backward: Vec<&Leg> = relayed.legs.iter().rev().collect();
+        let route: Vec<Hop> = backward.iter().map(|leg| leg.hop).collect();
+        let places = self.places(&route);
+        let calls = backward.iter().zip(&places).map(async |(leg, relay)| {
+            let (hop, peer) = (leg.hop, self.peer(leg.hop.server));
+            let tape = leg.tape.as_ref().filter(|_| peer.generation() == leg.generation);
+            // The server was left since: the tape went with its connection.
+            let tape = tape.ok_or(Broken { hop: None, error: CallError::Left })?;
+            let given = relay.from.is_none().then_some(grad_output);
+            let input = match relay.next {
+                Some(_) => InputGrad::All,
+                None if want.prefix && batch.prefix_len > 0 => InputGrad::Prefix,
+                None => InputGrad::None,
+            };
+            let asked = GradWant { input, tunables: want.tunables, dtype: self.options().wire_dtype };
+            let call = peer.backward_tape(tape, given, asked, relay);
+            let grads = self.part(hop, work(Pass::Backward, hop, batch), call).await?;
+            // What was handed on is not in the answer.
+            let answered = if relay.next.is_some() { GradWant { input: InputGrad::None, ..asked } } else { asked };
+            self.check_grads(step, hop.span, batch, answered, grads).map_err(|e| by(hop, e))
+        });
+        let answers: Vec<Grads> = self.convoy(&route, Pass::Backward, batch, try_join_all(calls)).await?;
+        self.rests().went_well(&route);
+        let mut grads = ChainGrads { prefix: None, tunables: Vec::new() };
+        for (hop, answer) in route.iter().zip(answers) {
+            grads.prefix = answer.input;
+            grads.tunables.push((hop.span, answer.tunables));
+        }
+        Ok(grads)
+    }
+
+    /// What follows from a relay that came to nothing. The micro-batch goes through the client then.
+    pub(crate) async fn relay_broke(self: &Rc<Self>, route: &[Hop], broken: Broken) -> Result<(), RemoteError> {
+        let Broken { hop, error } = broken;
+        let server = hop.map_or_else(|| "a server".to_owned(), |hop| self.label(hop.server));
+        tracing::debug!(%server, %error, "a relay broke; going through the client");
+        let code = if let CallError::Failure(failure) = &error { Some(failure.code) } else { None };
+        if code != Some(FailureCode::TapeExpired) {
+            self.rests().failed(route);
+        }
+        match (hop, code) {
+            // It says so itself and goes on: what follows is seen on the way through the client.
+            (_, Some(_)) | (None, None) => Ok(()),
+            (Some(hop), None) => self.judge(hop, error, &mut Trouble::default()).await,
+        }
+    }
+
+    /// Who gets what from whom, along a route.
+    fn places(&self, route: &[Hop]) -> Vec<Relay> {
+        let keys: Vec<ParcelKey> = route.iter().skip(1).map(|_| ParcelKey(rand::random())).collect();
+        let place = |i: usize| Relay {
+            from: i.checked_sub(1).map(|before| keys[before]),
+            next: keys.get(i).map(|&key| Next { address: self.label(route[i + 1].server), key }),
+        };
+        (0..route.len()).map(place).collect()
+    }
+
+    /// One server's part; the router is told how fast it computed.
+    async fn part<T>(
+        &self,
+        hop: Hop,
+        work: Work,
+        call: impl Future<Output = Result<(T, Timing), CallError>>,
+    ) -> Result<T, Broken> {
+        let mut under_way = UnderWay::new(self.shared_router(), hop.server, work);
+        let (value, timing) = self.peer(hop.server).unless_left(call).await.map_err(|error| by(hop, error))?;
+        under_way.computed(timing);
+        Ok(value)
+    }
+
+    /// All parts to their end, unless one of the servers is to be given up before.
+    async fn convoy<T>(
+        &self,
+        route: &[Hop],
+        pass: Pass,
+        batch: &WireBatch,
+        parts: impl Future<Output = Result<T, Broken>>,
+    ) -> Result<T, Broken> {
+        let late = |&hop: &Hop| self.router().late_after_now(hop.server, work(pass, hop, batch));
+        let late_after = route.iter().map(late).sum();
+        let convoy = Convoy {
+            peers: route.iter().map(|&hop| (hop, self.peer(hop.server))).collect(),
+            silent: Cell::new(None),
+        };
+        tokio::select! {
+            biased;
+            outcome = parts => outcome,
+            error = give_up(&convoy, late_after, self.options().call_timeout) => {
+                Err(Broken { hop: convoy.silent.get(), error })
+            }
+        }
+    }
+}
+
+/// The servers of a route, asked together: they are silent if one of them is, and idle if all are.
+struct Convoy {
+    peers: Vec<(Hop, Rc<Peer>)>,
+    /// Who did not answer last.
+    silent: Cell<Option<Hop>>,
+}
+
+impl Pulse for Convoy {
+    async fn ask(&self) -> Result<ServerInfo, CallError> {
+        self.silent.set(None);
+        let asked = self.peers.iter().map(async |(hop, peer)| peer.ask().await.map_err(|error| (*hop, error)));
+        let mut together: Option<ServerInfo> = None;
+        for answer in join_all(asked).await {
+            let info = answer.map_err(|(hop, error)| {
+                self.silent.set(Some(hop));
+                error
+            })?;
+            let load = info.load;
+            match &mut together {
+                Some(all) => {
+                    all.load.queue = all.load.queue.saturating_add(load.queue);
+                    all.load.completed = all.load.completed.wrapping_add(load.completed);
+                }
+                None => together = Some(info),
+            }
+        }
+        together.ok_or(CallError::Missing("any server"))
+    }
+
+    fn moved(&self) -> u64 {
+        self.peers.iter().map(|(_, peer)| peer.moved()).sum()
+    }
+}
+
+fn work(pass: Pass, hop: Hop, batch: &WireBatch) -> Work {
+    Work { pass, blocks: hop.span.len(), tokens: batch.positions() }
+}
+
+fn by(hop: Hop, error: CallError) -> Broken {
+    Broken { hop: Some(hop), error }
+}

@@ -1,0 +1,278 @@
+//! Tensors that servers hand on to each other, without the client in between.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use sepal_core::HostTensor;
+use sepal_swarm::{Addr, Endpoint, Stream, Traffic};
+use sepal_wire::{Failure, FailureCode, Next, ParcelKey, codec, conversation, sepal_capnp as wire};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
+
+/// How long a tensor is kept for a call that has not come yet.
+const PARKED: Duration = Duration::from_secs(30);
+/// How long opening a connection to the next server may take.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long a connection to the next server may be silent before it counts as lost.
+const SILENCE: Duration = Duration::from_secs(4);
+/// The largest answer of another server: only failures come back.
+const MAX_ANSWER_BYTES: u64 = 1 << 20;
+
+/// What has come from other servers, and what is awaited from them.
+#[derive(Debug)]
+pub(crate) struct Parcels {
+    slots: RefCell<HashMap<ParcelKey, Slot>>,
+    /// Bytes of tensors that nobody has asked for yet, and how many there may be.
+    parked: Cell<u64>,
+    room: u64,
+}
+
+#[derive(Debug)]
+enum Slot {
+    Awaited(oneshot::Sender<HostTensor>),
+    Parked(HostTensor),
+}
+
+impl Parcels {
+    pub(crate) fn new(room: u64) -> Rc<Self> {
+        Rc::new(Self { slots: RefCell::default(), parked: Cell::new(0), room })
+    }
+
+    /// The tensor that comes, or has come, under this key.
+    pub(crate) async fn receive(self: &Rc<Self>, key: ParcelKey) -> Result<HostTensor, Failure> {
+        let taken_twice = || Failure::new(FailureCode::InvalidRequest, "two calls wait for the same tensor");
+        if let Some(tensor) = self.take_parked(key) {
+            return Ok(tensor);
+        }
+        let (sender, coming) = oneshot::channel();
+        if self.slots.borrow().contains_key(&key) {
+            return Err(taken_twice());
+        }
+        self.slots.borrow_mut().insert(key, Slot::Awaited(sender));
+        // A call that is given up awaits nothing.
+        let _awaiting = Awaiting { parcels: self, key };
+        coming.await.map_err(|_| taken_twice())
+    }
+
+    /// Hands a tensor to the call that awaits it, or keeps it a while until that comes.
+    pub(crate) fn deliver(self: &Rc<Self>, key: ParcelKey, tensor: HostTensor) -> Result<(), Failure> {
+        let slot = self.slots.borrow_mut().remove(&key);
+        if let Some(Slot::Awaited(call)) = slot {
+            return call.send(tensor).map_err(|_| Failure::new(FailureCode::NotRelayed, "the call was given up"));
+        }
+        if let Some(Slot::Parked(first)) = slot {
+            self.parked.set(self.parked.get() - first.data().len() as u64);
+        }
+        let parked = self.parked.get() + tensor.data().len() as u64;
+        if parked > self.room {
+            return Err(Failure::new(FailureCode::NotRelayed, "too many tensors wait for their calls"));
+        }
+        self.parked.set(parked);
+        self.slots.borrow_mut().insert(key, Slot::Parked(tensor));
+        let parcels = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(PARKED).await;
+            parcels.take_parked(key);
+        });
+        Ok(())
+    }
+
+    fn take_parked(&self, key: ParcelKey) -> Option<HostTensor> {
+        let mut slots = self.slots.borrow_mut();
+        match slots.remove(&key)? {
+            Slot::Parked(tensor) => {
+                self.parked.set(self.parked.get() - tensor.data().len() as u64);
+                Some(tensor)
+            }
+            awaited => {
+                slots.insert(key, awaited);
+                None
+            }
+        }
+    }
+}
+
+/// A call that awaits a tensor.
+struct Awaiting<'a> {
+    parcels: &'a Parcels,
+    key: ParcelKey,
+}
+
+impl Drop for Awaiting<'_> {
+    fn drop(&mut self) {
+        self.parcels.slots.borrow_mut().remove(&self.key);
+    }
+}
+
+/// Connections to other servers, by address.
+#[derive(Debug, Default)]
+pub(crate) struct Links {
+    open: RefCell<HashMap<String, Rc<Link>>>,
+    /// Tensors on their way to others.
+    under_way: Cell<u32>,
+}
+
+struct Link {
+    root: wire::block_server::Client,
+    traffic: Traffic,
+    driver: JoinHandle<()>,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Link")
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl Links {
+    /// Tensors that are on their way to other servers.
+    pub(crate) fn under_way(&self) -> u32 {
+        self.under_way.get()
+    }
+
+    /// Brings a tensor to the next server; returns when that has it.
+    pub(crate) async fn hand_on(&self, next: &Next, tensor: &HostTensor) -> Result<(), Failure> {
+        let mut sending = Sending::new(self, &next.address);
+        let broken = |error: &dyn std::fmt::Display| {
+            Failure::new(FailureCode::NotRelayed, format!("could not hand on to {}: {error}", next.address))
+        };
+        let link = self.link(&next.address).await.map_err(|error| broken(&error))?;
+        let mut request = link.root.deliver_request();
+        request.get().set_key(&next.key.0);
+        codec::write_tensor(request.get().init_tensor(), tensor);
+        let mut answer = std::pin::pin!(request.send().promise);
+        let answer = loop {
+            let before = link.traffic.up() + link.traffic.down();
+            match tokio::time::timeout(SILENCE, answer.as_mut()).await {
+                Ok(answer) => break answer.map_err(|error| broken(&error))?,
+                Err(_) if link.traffic.up() + link.traffic.down() == before => {
+                    return Err(broken(&format_args!("nothing has moved for {} s", SILENCE.as_secs())));
+                }
+                Err(_) => {}
+            }
+        };
+        let results = answer.get().map_err(|error| broken(&error))?;
+        if results.has_failure() {
+            let failure = results.get_failure().map_err(|error| broken(&error))?;
+            return Err(broken(&Failure::read(failure).map_err(|error| broken(&error))?));
+        }
+        sending.is_done = true;
+        Ok(())
+    }
+
+    async fn link(&self, address: &str) -> Result<Rc<Link>, Box<dyn std::error::Error>> {
+        let open = self.open.borrow().get(address).filter(|link| !link.driver.is_finished()).cloned();
+        if let Some(link) = open {
+            return Ok(link);
+        }
+        let endpoint = Endpoint::Addr(address.parse::<Addr>()?);
+        let traffic = Traffic::default();
+        let Stream { reader, writer } = tokio::time::timeout(CONNECT, endpoint.connect()).await??.counted(&traffic);
+        let (root, system) = conversation::client(reader.compat(), writer.compat_write(), MAX_ANSWER_BYTES);
+        let driver = tokio::task::spawn_local(async move {
+            if let Err(error) = system.await {
+                tracing::debug!(%error, "a connection to another server ended");
+            }
+        });
+        let link = Rc::new(Link { root, traffic, driver });
+        self.open.borrow_mut().insert(address.to_owned(), Rc::clone(&link));
+        Ok(link)
+    }
+}
+
+/// A tensor on its way. If it does not arrive, the connection is not used again: it may be what is broken.
+struct Sending<'a> {
+    links: &'a Links,
+    address: &'a str,
+    is_done: bool,
+}
+
+impl<'a> Sending<'a> {
+    fn new(links: &'a Links, address: &'a str) -> Self {
+        links.under_way.set(links.under_way.get() + 1);
+        Self { links, address, is_done: false }
+    }
+}
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        self.links.under_way.set(self.links.under_way.get() - 1);
+        if !self.is_done {
+            self.links.open.borrow_mut().remove(self.address);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    const KEY: ParcelKey = ParcelKey([7; 16]);
+
+    fn tensor() -> HostTensor {
+        HostTensor::from_f32(vec![2], &[1.0, 2.0]).expect("a tensor")
+    }
+
+    /// Runs `work` with virtual time and room for one tensor.
+    fn check(work: impl AsyncFnOnce(Rc<Parcels>)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        LocalSet::new().block_on(&runtime.expect("a runtime"), work(Parcels::new(8)));
+    }
+
+    #[test]
+    fn a_tensor_meets_its_call_whichever_comes_first() {
+        check(async |parcels| {
+            parcels.deliver(KEY, tensor()).expect("kept");
+            assert_eq!(parcels.receive(KEY).await.expect("it is there"), tensor());
+            let (received, delivered) =
+                tokio::join!(parcels.receive(KEY), async { parcels.deliver(KEY, tensor()).map(drop) });
+            delivered.expect("awaited");
+            assert_eq!(received.expect("it came"), tensor());
+            assert!(parcels.slots.borrow().is_empty() && parcels.parked.get() == 0);
+        });
+    }
+
+    #[test]
+    fn what_nobody_asks_for_is_dropped_and_does_not_pile_up() {
+        check(async |parcels| {
+            parcels.deliver(KEY, tensor()).expect("kept");
+            let failure = parcels.deliver(ParcelKey([8; 16]), tensor()).expect_err("no room");
+            assert_eq!(failure.code, FailureCode::NotRelayed);
+            tokio::time::sleep(2 * PARKED).await;
+            assert!(parcels.slots.borrow().is_empty() && parcels.parked.get() == 0);
+            parcels.deliver(ParcelKey([8; 16]), tensor()).expect("room again");
+        });
+    }
+
+    #[test]
+    fn a_call_that_is_given_up_awaits_nothing() {
+        check(async |parcels| {
+            let given_up = tokio::time::timeout(Duration::from_secs(1), parcels.receive(KEY)).await;
+            assert!(given_up.is_err() && parcels.slots.borrow().is_empty());
+        });
+    }
+
+    #[test]
+    fn only_one_call_may_wait_under_a_key() {
+        check(async |parcels| {
+            let second = async {
+                let failure = parcels.receive(KEY).await.expect_err("refused");
+                assert_eq!(failure.code, FailureCode::InvalidRequest);
+                parcels.deliver(KEY, tensor()).expect("for the first");
+            };
+            let (first, ()) = tokio::join!(parcels.receive(KEY), second);
+            assert_eq!(first.expect("it came"), tensor());
+        });
+    }
+}
