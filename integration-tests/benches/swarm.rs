@@ -19,6 +19,8 @@ mod program;
 #[path = "../tests/proxy.rs"]
 #[expect(dead_code, reason = "shared with the tests")]
 mod proxy;
+#[path = "relay.rs"]
+mod relay;
 #[path = "../tests/support.rs"]
 #[expect(dead_code, reason = "shared with the tests")]
 mod support;
@@ -123,6 +125,16 @@ fn main() {
         rows.push(Row { what, seconds: cost, against: ("beyond 1/3 by two, 2/3 by one", limit, 1.0) });
     }
 
+    let (star, relay) = relay::chain();
+    let what = "chain of 4, 100 ms, 100 Mbit/s: relay";
+    rows.push(Row { what, seconds: relay.seconds, against: ("through the client", star.seconds, 1.0 / 1.5) });
+    println!(
+        "chain of 4: {} bytes passed the client, {} with relay; tensors of one hop have {}\n",
+        star.bytes,
+        relay.bytes,
+        relay::one_hop()
+    );
+
     let (one, eight) = (plan(1), plan(8));
     rows.push(Row { what: "plan: 10,000 servers, 100 blocks", seconds: one, against: ("one micro-batch", 0.02, 1.0) });
     rows.push(Row { what: "plan: the same, 8 micro-batches", seconds: eight, against: ("each", 0.02 * 8.0, 1.0) });
@@ -151,11 +163,11 @@ fn plan(micro_batches: usize) -> f64 {
 }
 
 fn report(rows: &[Row]) {
-    println!("{:<36}{:>10}{:>12}  {:<30}{:>8}", "", "measured", "against", "", "ratio");
+    println!("{:<38}{:>10}{:>12}  {:<30}{:>8}", "", "measured", "against", "", "ratio");
     let mut json = serde_json::Map::new();
     for Row { what, seconds, against: (name, expected, at_most) } in rows {
         let ratio = seconds / expected;
-        println!("{what:<36}{seconds:>8.4} s{expected:>10.4} s  {name:<30}{ratio:>8.3} (at most {at_most})");
+        println!("{what:<38}{seconds:>8.4} s{expected:>10.4} s  {name:<30}{ratio:>8.3} (at most {at_most})");
         let row = serde_json::json!({ "seconds": seconds, "against": expected, "ratio": ratio, "at_most": at_most });
         json.insert((*what).to_owned(), row);
     }

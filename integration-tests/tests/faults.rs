@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use sepal_blocks::BlockStack;
 use sepal_core::Ragged;
-use sepal_remote::{RemoteError, RemoteOptions, RemoteSequential};
-use sepal_server::{BlockServer, ModelIdentity, ServerOptions};
+use sepal_remote::{RemoteError, RemoteOptions, RemoteSequential, SwarmPath};
+use sepal_server::BlockServer;
 use sepal_swarm::Endpoint;
 use tch::{Device, Kind, Tensor};
 
@@ -93,12 +92,12 @@ fn servers_that_are_there_but_get_nothing_done_are_not_asked_for_ever() {
 }
 
 /// Small micro-batches, so that there are many calls to hit, and always the same.
-fn options() -> RemoteOptions {
+pub(crate) fn options() -> RemoteOptions {
     RemoteOptions { micro_batch_tokens: 14, deterministic: true, ..RemoteOptions::default() }
 }
 
 /// Servers that listen, each behind a proxy.
-struct Swarm {
+pub(crate) struct Swarm {
     golden: Golden,
     proxies: Vec<Proxy>,
     _servers: Vec<BlockServer>,
@@ -113,15 +112,8 @@ impl Swarm {
         Self { golden, proxies, _servers: servers }
     }
 
-    fn serve(golden: &Golden, blocks: &str) -> BlockServer {
-        let stack = BlockStack::load(&golden.checkpoint, span(blocks)).expect("blocks");
-        let options = ServerOptions { threads: Some(1), ..ServerOptions::default() };
-        let identity = ModelIdentity::of(&golden.checkpoint);
-        BlockServer::listen(stack, identity, options, "127.0.0.1:0".parse().expect("an address")).expect("a server")
-    }
-
-    fn connect(&self) -> RemoteSequential {
-        self.connect_with(options())
+    pub(crate) fn serve(golden: &Golden, blocks: &str) -> BlockServer {
+        golden.serve_listening(span(blocks), 4 << 30)
     }
 
     fn connect_with(&self, options: RemoteOptions) -> RemoteSequential {
@@ -143,9 +135,9 @@ impl Swarm {
 }
 
 /// Steps with a fault on one of the links after a random number of bytes, until it has happened `times` times.
-fn check(fault: Fault, times: usize, at_most: Duration) {
-    let swarm = Swarm::new(&["0:2", "1:3", "0:3"]);
-    let remote = swarm.connect();
+pub(crate) fn check(spans: &[&str], options: RemoteOptions, fault: Fault, times: usize, at_most_s: u64) {
+    let swarm = Swarm::new(spans);
+    let remote = swarm.connect_with(options);
     let expected = swarm.step(&remote);
     let mut rng = ChaCha8Rng::seed_from_u64(fault as u64);
     let mut slowest = Duration::ZERO;
@@ -167,30 +159,32 @@ fn check(fault: Fault, times: usize, at_most: Duration) {
     }
     let happened: usize = swarm.proxies.iter().map(Proxy::faults).sum();
     assert!(happened >= times, "only {happened} faults of {fault:?} happened");
-    assert!(slowest < at_most, "a step with {fault:?} took {slowest:?}");
+    assert!(slowest < Duration::from_secs(at_most_s), "a step with {fault:?} took {slowest:?}");
 }
 
 #[test]
 fn a_link_that_closes_is_replaced() {
-    check(Fault::Close, 12, Duration::from_secs(20));
+    check(&SPANS, options(), Fault::Close, 12, 20);
 }
 
 #[test]
 fn a_link_that_stalls_in_mid_message_is_left() {
-    check(Fault::Stall, 4, Duration::from_secs(20));
+    check(&SPANS, options(), Fault::Stall, 4, 20);
 }
 
 #[test]
 fn what_is_lost_is_sent_again() {
-    check(Fault::Drop, 4, Duration::from_secs(20));
+    check(&SPANS, options(), Fault::Drop, 4, 20);
 }
 
 #[test]
 fn damage_on_the_way_is_noticed() {
-    check(Fault::Corrupt, 12, Duration::from_secs(20));
+    check(&SPANS, options(), Fault::Corrupt, 12, 20);
 }
 
 const SPANS: [&str; 3] = ["0:2", "1:3", "0:3"];
+/// Each block on two servers, and none that has all.
+pub(crate) const TWICE: [&str; 4] = ["0:2", "2:3", "0:1", "1:3"];
 /// Servers that take their time, so that there is a step to disturb.
 const PACE: [&str; 2] = ["--pace-us", "200"];
 
@@ -228,10 +222,16 @@ fn free_ports(n: usize) -> Vec<u16> {
 }
 
 /// The losses of so many steps of plain gradient descent on these servers; `pace` is called before each.
-fn train(golden: &Golden, servers: &[String], steps: usize, mut pace: impl FnMut(usize)) -> Vec<f32> {
+fn train(
+    golden: &Golden,
+    servers: &[String],
+    options: RemoteOptions,
+    steps: usize,
+    mut pace: impl FnMut(usize),
+) -> Vec<f32> {
     let endpoint = |addr: &String| Endpoint::Addr(addr.parse().expect("an address"));
     let endpoints = servers.iter().map(endpoint).collect();
-    let options = RemoteOptions { wait: Duration::from_secs(60), ..options() };
+    let options = RemoteOptions { wait: Duration::from_secs(60), ..options };
     let remote = RemoteSequential::connect(endpoints, golden.expectation(), options).expect("connected");
     let mut trained = Trained::of(golden, true);
     let mut losses = Vec::new();
@@ -253,24 +253,34 @@ fn train(golden: &Golden, servers: &[String], steps: usize, mut pace: impl FnMut
 
 #[test]
 fn a_hundred_kills_and_restarts_leave_the_losses_as_they_are() {
+    kills(&SPANS, options(), 100);
+}
+
+#[test]
+fn kills_in_the_middle_of_relays_leave_the_losses_as_they_are() {
+    kills(&TWICE, RemoteOptions { path: SwarmPath::Relay, ..options() }, 40);
+}
+
+/// Kills and restarts servers at random, so many times in twice as many steps.
+fn kills(spans: &[&str], options: RemoteOptions, times: usize) {
     let (golden, bench) = (Golden::open("llama-gqa"), Bench::new("llama-gqa"));
     let one = bench.serve("0:3", "127.0.0.1:0");
-    let expected = train(&golden, std::slice::from_ref(&one.addr), 200, |_| {});
+    let expected = train(&golden, std::slice::from_ref(&one.addr), options.clone(), 2 * times, |_| {});
     let serve = |(blocks, addr): (&str, &str)| bench.serve_with(blocks, addr, &PACE);
-    let mut servers: Vec<Server> = SPANS.iter().map(|blocks| serve((blocks, "127.0.0.1:0"))).collect();
+    let mut servers: Vec<Server> = spans.iter().map(|blocks| serve((blocks, "127.0.0.1:0"))).collect();
     let addresses: Vec<String> = servers.iter().map(|server| server.addr.clone()).collect();
     let kills = AtomicUsize::new(0);
     let losses = std::thread::scope(|scope| {
         let (kills, addresses, serve) = (&kills, &addresses, &serve);
         let killer = scope.spawn(move || {
             let mut rng = ChaCha8Rng::seed_from_u64(9);
-            while kills.load(Ordering::SeqCst) < 100 {
+            while kills.load(Ordering::SeqCst) < times {
                 std::thread::sleep(Duration::from_millis(rng.random_range(0..60)));
                 let victim = rng.random_range(0..servers.len());
                 servers[victim].child.kill().expect("killed");
                 servers[victim].child.wait().expect("it ends");
                 kills.fetch_add(1, Ordering::SeqCst);
-                servers[victim] = serve((SPANS[victim], &addresses[victim]));
+                servers[victim] = serve((spans[victim], &addresses[victim]));
             }
             servers
         });
@@ -280,12 +290,12 @@ fn a_hundred_kills_and_restarts_leave_the_losses_as_they_are() {
                 std::thread::sleep(Duration::from_millis(1));
             }
         };
-        let losses = train(&golden, addresses, 200, pace);
+        let losses = train(&golden, addresses, options, 2 * times, pace);
         drop(killer.join().expect("it ends"));
         losses
     });
     assert_eq!(losses, expected, "to the last bit");
-    assert_eq!(kills.into_inner(), 100);
+    assert_eq!(kills.into_inner(), times);
 }
 
 #[test]

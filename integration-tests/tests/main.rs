@@ -8,5 +8,6 @@ mod new_plugin;
 mod processes;
 mod program;
 mod proxy;
+mod relay;
 mod runs;
 mod support;

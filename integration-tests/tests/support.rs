@@ -65,6 +65,15 @@ impl Golden {
         BlockServer::embedded(stack, ModelIdentity::of(&self.checkpoint), options).expect("a server")
     }
 
+    /// A server with a port of its own.
+    pub(crate) fn serve_listening(&self, span: Span, tape_budget_bytes: u64) -> BlockServer {
+        let stack = BlockStack::load(&self.checkpoint, span).expect("blocks");
+        let limits = Limits { tape_budget_bytes, ..Limits::default() };
+        let options = ServerOptions { limits, threads: Some(1), ..ServerOptions::default() };
+        let addr = "127.0.0.1:0".parse().expect("an address");
+        BlockServer::listen(stack, ModelIdentity::of(&self.checkpoint), options, addr).expect("a server")
+    }
+
     pub(crate) fn connect(&self, servers: &[BlockServer], options: RemoteOptions) -> RemoteSequential {
         let endpoints: Vec<Endpoint> = servers.iter().map(|server| server.endpoint().clone()).collect();
         RemoteSequential::connect(endpoints, self.expectation(), options).expect("connected")

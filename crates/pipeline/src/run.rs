@@ -13,7 +13,7 @@ use sepal_nn::Parameters;
 use sepal_plugin::{
     Head, HeadContext, Opt, OptContext, Registry, Sched, SchedContext, Tuning, TuningContext, TuningMode,
 };
-use sepal_remote::{ModelExpectation, RemoteOptions, RemoteSequential};
+use sepal_remote::{ModelExpectation, RemoteOptions, RemoteSequential, SwarmPath};
 use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
 use sepal_swarm::{Addr, Endpoint};
 use sepal_track::{Bytes, Manifest, ModelFacts, RunFolder, Status, Versions};
@@ -23,7 +23,7 @@ use crate::data::{self, Prepared};
 use crate::error::RunError;
 use crate::model::Model;
 use crate::progress::{Event, Observer, Summary};
-use crate::spec::{Spec, SwarmSpec};
+use crate::spec::{PathSpec, Spec, SwarmSpec};
 use crate::train::{Outcome, Training};
 
 /// Trains as the pipeline says and leaves a run folder.
@@ -159,6 +159,10 @@ fn connect(
             options.call_timeout = Duration::from_millis(servers.timeout_ms);
             options.wait = Duration::from_millis(servers.wait_ms);
             options.hedge = servers.hedge;
+            options.path = match servers.path {
+                PathSpec::Star => SwarmPath::Star,
+                PathSpec::Relay => SwarmPath::Relay,
+            };
             (None, addresses(&servers.servers)?)
         }
     };

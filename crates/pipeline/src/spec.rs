@@ -179,6 +179,22 @@ pub struct StaticSpec {
     /// Gives a micro-batch that takes longer than usual to another server, too, if there is one; the first answer wins.
     #[serde(default)]
     pub hedge: bool,
+    /// Which way hidden states and gradients go from server to server: `star` is through this machine, `relay` directly,
+    /// which is faster where this machine's connection is slow. What fails on the direct way goes through this machine.
+    #[serde(default)]
+    pub path: PathSpec,
+}
+
+/// Which way hidden states go from server to server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum PathSpec {
+    /// Through the client.
+    #[default]
+    Star,
+    /// Directly.
+    Relay,
 }
 
 const fn default_micro_batch_tokens() -> usize {

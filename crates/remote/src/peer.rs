@@ -145,6 +145,16 @@ impl Peer {
         Ok(info)
     }
 
+    /// Whether the connection that is in use still works, if there is one.
+    pub(crate) async fn check_connection(&self) -> Result<(), CallError> {
+        // Whoever holds the lock is a call, and notices by itself.
+        let root = self.connection.try_lock().ok().and_then(|slot| slot.as_ref().map(|open| open.root.clone()));
+        match root {
+            Some(root) => within(PULSE + 4 * self.round_trip.get(), self.info(&root)).await.map(drop),
+            None => Ok(()),
+        }
+    }
+
     /// Which of the connections to this server is in use: capabilities of an earlier one are gone with it.
     pub(crate) fn generation(&self) -> u64 {
         self.generation.get()

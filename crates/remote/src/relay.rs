@@ -14,7 +14,7 @@ use futures::future::{join_all, try_join_all};
 use sepal_core::{HostTensor, Span, Want};
 use sepal_route::{Hop, Pass, ServerId, Work};
 use sepal_swarm::Endpoint;
-use sepal_wire::codec::{GradWant, Grads, InputGrad, WireBatch};
+use sepal_wire::codec::{GradWant, InputGrad, WireBatch};
 use sepal_wire::{FailureCode, Next, ParcelKey, Relay, ServerInfo, Timing, sepal_capnp as wire};
 use tokio::time::Instant;
 
@@ -131,14 +131,13 @@ impl Servers {
             let tuned = peer.patiently(None, peer.tuned(hop.span, step, batch)).await.map_err(|e| by(hop, e))?;
             let want = if relay.next.is_some() { Want::All } else { Want::LastOfRows };
             let work = work(Pass::Forward, hop, batch);
-            let (hidden, tape) = self.part(hop, work, peer.forward_relayed(&tuned, batch, want, keep, relay)).await?;
-            Ok((hidden, Leg { hop, tape, generation: peer.generation() }))
+            let part = self.part(hop, work, peer.forward_relayed(&tuned, batch, want, keep, relay)).await?;
+            part.map(|(hidden, tape)| Ok((hidden, Leg { hop, tape, generation: peer.generation() })))
         });
-        let answers = self.convoy(route, Pass::Forward, batch, try_join_all(calls)).await?;
+        let answers = self.convoy(route, Pass::Forward, batch, calls).await?;
         let (mut outputs, legs): (Vec<_>, Vec<_>) = answers.into_iter().unzip();
         let missing = || Broken { hop: route.last().copied(), error: CallError::Missing("its output") };
         let output = outputs.pop().flatten().ok_or_else(missing)?;
-        self.rests().went_well(route);
         Ok((output, Relayed { batch: batch.clone(), legs }))
     }
 
@@ -167,13 +166,12 @@ impl Servers {
             };
             let asked = GradWant { input, tunables: want.tunables, dtype: self.options().wire_dtype };
             let call = peer.backward_tape(tape, given, asked, relay);
-            let grads = self.part(hop, work(Pass::Backward, hop, batch), call).await?;
+            let part = self.part(hop, work(Pass::Backward, hop, batch), call).await?;
             // What was handed on is not in the answer.
             let answered = if relay.next.is_some() { GradWant { input: InputGrad::None, ..asked } } else { asked };
-            self.check_grads(step, hop.span, batch, answered, grads).map_err(|e| by(hop, e))
+            part.map(|grads| self.check_grads(step, hop.span, batch, answered, grads).map_err(|e| by(hop, e)))
         });
-        let answers: Vec<Grads> = self.convoy(&route, Pass::Backward, batch, try_join_all(calls)).await?;
-        self.rests().went_well(&route);
+        let answers = self.convoy(&route, Pass::Backward, batch, calls).await?;
         let mut grads = ChainGrads { prefix: None, tunables: Vec::new() };
         for (hop, answer) in route.iter().zip(answers) {
             grads.prefix = answer.input;
@@ -192,10 +190,23 @@ impl Servers {
             self.rests().failed(route);
         }
         match (hop, code) {
-            // It says so itself and goes on: what follows is seen on the way through the client.
-            (_, Some(_)) | (None, None) => Ok(()),
             (Some(hop), None) => self.judge(hop, error, &mut Trouble::default()).await,
+            // Something was lost between servers, which may have cut them off from the client, too.
+            (None, None) | (_, Some(FailureCode::NotRelayed)) => self.check_connections(route).await,
+            // It says so itself and goes on: what follows is seen on the way through the client.
+            (_, Some(_)) => Ok(()),
         }
+    }
+
+    /// Leaves the servers of a route whose connections do not work any more.
+    async fn check_connections(self: &Rc<Self>, route: &[Hop]) -> Result<(), RemoteError> {
+        let checks = route.iter().map(async |hop| self.peer(hop.server).check_connection().await);
+        for (hop, outcome) in route.iter().zip(join_all(checks).await) {
+            if let Err(error) = outcome {
+                self.judge(*hop, error, &mut Trouble::default()).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Who gets what from whom, along a route.
@@ -208,40 +219,61 @@ impl Servers {
         (0..route.len()).map(place).collect()
     }
 
-    /// One server's part; the router is told how fast it computed.
+    /// One server's part.
     async fn part<T>(
         &self,
         hop: Hop,
         work: Work,
         call: impl Future<Output = Result<(T, Timing), CallError>>,
-    ) -> Result<T, Broken> {
-        let mut under_way = UnderWay::new(self.shared_router(), hop.server, work);
+    ) -> Result<Part<'_, T>, Broken> {
+        let under_way = UnderWay::new(self.shared_router(), hop.server, work);
         let (value, timing) = self.peer(hop.server).unless_left(call).await.map_err(|error| by(hop, error))?;
-        under_way.computed(timing);
-        Ok(value)
+        Ok(Part { value, timing, under_way })
     }
 
-    /// All parts to their end, unless one of the servers is to be given up before.
-    async fn convoy<T>(
+    /// All parts to their end, unless one of the servers is to be given up before. The router is told what they took.
+    async fn convoy<'a, T>(
         &self,
         route: &[Hop],
         pass: Pass,
         batch: &WireBatch,
-        parts: impl Future<Output = Result<T, Broken>>,
-    ) -> Result<T, Broken> {
+        parts: impl Iterator<Item = impl Future<Output = Result<Part<'a, T>, Broken>>>,
+    ) -> Result<Vec<T>, Broken> {
         let late = |&hop: &Hop| self.router().late_after_now(hop.server, work(pass, hop, batch));
         let late_after = route.iter().map(late).sum();
-        let convoy = Convoy {
-            peers: route.iter().map(|&hop| (hop, self.peer(hop.server))).collect(),
-            silent: Cell::new(None),
-        };
-        tokio::select! {
+        let peers = route.iter().map(|&hop| (hop, self.peer(hop.server))).collect();
+        let convoy = Convoy { peers, silent: Cell::new(None) };
+        let begun = Instant::now();
+        let parts = tokio::select! {
             biased;
-            outcome = parts => outcome,
+            outcome = try_join_all(parts) => outcome?,
             error = give_up(&convoy, late_after, self.options().call_timeout) => {
-                Err(Broken { hop: convoy.silent.get(), error })
+                return Err(Broken { hop: convoy.silent.get(), error });
             }
-        }
+        };
+        self.rests().went_well(route);
+        // What was not spent on servers was spent between them, on each of the ways alike as far as can be told.
+        let on_servers = parts.iter().map(|part| part.timing.queued + part.timing.computed).sum();
+        let on_the_way = begun.elapsed().saturating_sub(on_servers) / u32::try_from(route.len()).unwrap_or(u32::MAX);
+        let told = parts.into_iter().map(|Part { value, timing, under_way }| {
+            under_way.finished(timing, Some(on_the_way));
+            value
+        });
+        Ok(told.collect())
+    }
+}
+
+/// What one server made of its part.
+struct Part<'a, T> {
+    value: T,
+    timing: Timing,
+    under_way: UnderWay<'a>,
+}
+
+impl<'a, T> Part<'a, T> {
+    fn map<U>(self, f: impl FnOnce(T) -> Result<U, Broken>) -> Result<Part<'a, U>, Broken> {
+        let Self { value, timing, under_way } = self;
+        Ok(Part { value: f(value)?, timing, under_way })
     }
 }
 

@@ -128,10 +128,10 @@ impl Servers {
         work: Work,
         call: impl Future<Output = Result<(T, sepal_wire::Timing), CallError>>,
     ) -> Result<T, CallError> {
-        let mut under_way = UnderWay::new(&self.router, server, work);
+        let under_way = UnderWay::new(&self.router, server, work);
         let late_after = self.router().late_after(&under_way.call);
         let (value, there) = self.peer(server).patiently(late_after, call).await?;
-        under_way.finished(there);
+        under_way.finished(there, None);
         Ok(value)
     }
 
@@ -265,18 +265,12 @@ impl<'a> UnderWay<'a> {
         Self { router, call, begun: Instant::now(), is_over: false }
     }
 
-    fn finished(&mut self, there: sepal_wire::Timing) {
+    /// The answer is there; beside waiting and computing it took the rest of the time, or `on_the_way` if that is known.
+    pub(crate) fn finished(mut self, there: sepal_wire::Timing, on_the_way: Option<Duration>) {
         self.is_over = true;
-        let timing = Timing { total: self.begun.elapsed(), queued: there.queued, computed: there.computed };
-        self.router.lock().finished(self.call, timing);
-    }
-
-    /// It ended well, but what it took on the way says nothing of the server's link to the client.
-    pub(crate) fn computed(&mut self, timing: sepal_wire::Timing) {
-        self.is_over = true;
-        // A server may say what it likes: it is at most what has passed.
-        let passed = self.begun.elapsed();
-        self.router.lock().computed(self.call, timing.queued.min(passed), timing.computed.min(passed));
+        let sepal_wire::Timing { queued, computed } = there;
+        let total = on_the_way.map_or(self.begun.elapsed(), |on_the_way| queued + computed + on_the_way);
+        self.router.lock().finished(self.call, Timing { total, queued, computed });
     }
 }
 

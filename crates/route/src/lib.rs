@@ -211,16 +211,6 @@ impl Router {
         known.computed += timing.computed.min(timing.total).as_secs_f64();
     }
 
-    /// As [`finished`](Self::finished), where what was on the way says nothing of the server's link: its input came from
-    /// another server, or its result went there.
-    pub fn computed(&mut self, call: Call, queued: Duration, computed: Duration) {
-        self.abandoned(call);
-        let known = &mut self.servers[call.server.0];
-        known.health.did_well();
-        known.speed.add_computed(call.work, computed, queued, known.computed - call.computed_before);
-        known.computed += computed.as_secs_f64();
-    }
-
     /// The call has ended without an answer that counts; follow with [`failed`](Self::failed) if the server is to blame.
     pub fn abandoned(&mut self, call: Call) {
         let known = &mut self.servers[call.server.0];

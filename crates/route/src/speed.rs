@@ -92,15 +92,6 @@ impl Speed {
         let on_the_way = total - computed - queued;
         self.round_trip = self.round_trip.min(on_the_way);
         self.transfer.add((on_the_way - self.round_trip) / work.tokens.max(1) as f64);
-        self.learn(work, computed, queued, ahead);
-    }
-
-    /// As [`add`](Self::add), for a call whose way says nothing.
-    pub(crate) fn add_computed(&mut self, work: Work, computed: Duration, queued: Duration, ahead: f64) {
-        self.learn(work, computed.as_secs_f64(), queued.as_secs_f64(), ahead);
-    }
-
-    fn learn(&mut self, work: Work, computed: f64, queued: f64, ahead: f64) {
         self.rates[work.pass as usize].add(computed / work.token_blocks());
         self.foreign.add((queued - ahead).max(0.0));
     }

@@ -52,9 +52,9 @@ impl Engine {
         self.queue.load(Ordering::Relaxed)
     }
 
-    /// Computations finished since the start.
-    pub(crate) fn completed(&self) -> u64 {
-        self.completed.load(Ordering::Relaxed)
+    /// The count of calls that wait or run, and that of computations finished since the start.
+    pub(crate) fn counts(&self) -> (Arc<AtomicU32>, Arc<AtomicU64>) {
+        (Arc::clone(&self.queue), Arc::clone(&self.completed))
     }
 
     /// Runs `work` of so many tokens times blocks on the compute thread, and says what it took. If the caller goes

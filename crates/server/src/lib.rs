@@ -23,6 +23,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod board;
 mod compute;
 mod engine;
 mod relay;
@@ -30,5 +31,6 @@ mod rpc;
 mod serve;
 mod tapes;
 
+pub use board::Board;
 pub use sepal_wire::Limits;
 pub use serve::{BlockServer, ModelIdentity, ServerOptions, StartError};

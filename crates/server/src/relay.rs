@@ -3,6 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sepal_core::HostTensor;
@@ -11,6 +13,8 @@ use sepal_wire::{Failure, FailureCode, Next, ParcelKey, codec, conversation, sep
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
+
+use crate::board::Board;
 
 /// How long a tensor is kept for a call that has not come yet.
 const PARKED: Duration = Duration::from_secs(30);
@@ -108,11 +112,10 @@ impl Drop for Awaiting<'_> {
 }
 
 /// Connections to other servers, by address.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Links {
     open: RefCell<HashMap<String, Rc<Link>>>,
-    /// Tensors on their way to others.
-    under_way: Cell<u32>,
+    board: Arc<Board>,
 }
 
 struct Link {
@@ -134,9 +137,8 @@ impl Drop for Link {
 }
 
 impl Links {
-    /// Tensors that are on their way to other servers.
-    pub(crate) fn under_way(&self) -> u32 {
-        self.under_way.get()
+    pub(crate) fn new(board: Arc<Board>) -> Self {
+        Self { open: RefCell::default(), board }
     }
 
     /// Brings a tensor to the next server; returns when that has it.
@@ -198,14 +200,14 @@ struct Sending<'a> {
 
 impl<'a> Sending<'a> {
     fn new(links: &'a Links, address: &'a str) -> Self {
-        links.under_way.set(links.under_way.get() + 1);
+        links.board.relaying.fetch_add(1, Ordering::Relaxed);
         Self { links, address, is_done: false }
     }
 }
 
 impl Drop for Sending<'_> {
     fn drop(&mut self) {
-        self.links.under_way.set(self.links.under_way.get() - 1);
+        self.links.board.relaying.fetch_sub(1, Ordering::Relaxed);
         if !self.is_done {
             self.links.open.borrow_mut().remove(self.address);
         }

@@ -1,12 +1,15 @@
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use capnp::capability::Rc as CapRc;
 use sepal_core::{HostTensor, Ragged, Span, in_one_line};
 use sepal_wire::codec::{self, DecodeError, Grads, WireBatch};
-use sepal_wire::{Failure, FailureCode, Load, ParcelKey, Relay, ServerInfo, Timing, sepal_capnp as wire};
+use sepal_wire::{Failure, FailureCode, ParcelKey, Relay, ServerInfo, Timing, sepal_capnp as wire};
 
+use crate::board::{Board, Method};
 use crate::compute::{self, Tunables, invalid};
 use crate::engine::Engine;
 use crate::relay::{Links, Parcels};
@@ -17,50 +20,43 @@ use crate::tapes::{TapeId, TapeStore};
 pub(crate) struct Shared {
     pub(crate) engine: Engine,
     pub(crate) tapes: Arc<Mutex<TapeStore>>,
+    pub(crate) board: Arc<Board>,
     /// From other servers.
     pub(crate) parcels: Rc<Parcels>,
     /// To other servers.
     pub(crate) links: Links,
     /// As it is described, but for the load.
     pub(crate) info: ServerInfo,
-    /// Measured seconds per token and block of a forward; 0 before the first.
-    pub(crate) rate: Cell<f64>,
-    pub(crate) stopping: Cell<bool>,
     /// Calls whose answer has yet to be written.
     pub(crate) calls: Cell<usize>,
 }
 
 /// A call, from its coming until its answer is handed over.
-struct Answering(Rc<Shared>);
+struct Answering {
+    shared: Rc<Shared>,
+    method: Method,
+    came: Instant,
+}
 
 impl Answering {
-    fn new(shared: &Rc<Shared>) -> Self {
+    fn new(shared: &Rc<Shared>, method: Method) -> Self {
         shared.calls.set(shared.calls.get() + 1);
-        Self(Rc::clone(shared))
+        Self { shared: Rc::clone(shared), method, came: Instant::now() }
+    }
+
+    /// It has an answer. A call that has none was given up by its caller.
+    fn answered<T>(&self, outcome: &Result<T, Failure>) {
+        self.shared.board.called(self.method, self.came.elapsed().as_secs_f64(), outcome.as_ref().err());
     }
 }
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        self.0.calls.set(self.0.calls.get() - 1);
+        self.shared.calls.set(self.shared.calls.get() - 1);
     }
 }
 
 impl Shared {
-    fn info_now(&self) -> ServerInfo {
-        let (tapes, tape_bytes) = lock(&self.tapes).load();
-        let (queue, completed) = (self.engine.queue() + self.links.under_way(), self.engine.completed());
-        let load = Load { queue, tapes, tape_bytes, completed, rate: self.rate.get() };
-        ServerInfo { load, draining: self.stopping.get(), ..self.info.clone() }
-    }
-
-    /// Takes in what a forward took.
-    fn measured(&self, token_blocks: usize, timing: Timing) {
-        const WEIGHT: f64 = 0.3;
-        let (rate, now) = (self.rate.get(), timing.computed.as_secs_f64() / token_blocks.max(1) as f64);
-        self.rate.set(if rate == 0.0 { now } else { rate + WEIGHT * (now - rate) });
-    }
-
     /// The input of a call: what came with it, or what another server sends.
     async fn input(&self, given: Option<HostTensor>, relay: &Relay) -> Result<HostTensor, Failure> {
         match (relay.from, given) {
@@ -85,7 +81,7 @@ impl Shared {
     }
 
     fn check_open(&self) -> Result<(), Failure> {
-        match self.stopping.get() {
+        match self.board.draining.load(Ordering::Relaxed) {
             true => Err(Failure::new(FailureCode::ShuttingDown, "the server is stopping")),
             false => Ok(()),
         }
@@ -121,7 +117,7 @@ impl wire::block_server::Server for Root {
         _: wire::block_server::DescribeParams,
         mut results: wire::block_server::DescribeResults,
     ) -> Result<(), capnp::Error> {
-        self.0.info_now().write(results.get().init_info());
+        self.0.board.info().write(results.get().init_info());
         Ok(())
     }
 
@@ -231,7 +227,7 @@ impl TunedImpl {
         let batch = WireBatch::new(rows.0, rows.1, hidden).map_err(decode)?;
         self.shared.check_batch(&batch)?;
         let (span, tunables) = (self.span, Arc::clone(&self.tunables));
-        let token_blocks = self.token_blocks(&batch);
+        let (tokens, token_blocks) = (batch.positions(), self.token_blocks(&batch));
         let ((output, kept), timing) = self
             .shared
             .engine
@@ -240,10 +236,10 @@ impl TunedImpl {
                 Ok((compute::host(&output, dtype)?, kept))
             })
             .await?;
-        self.shared.measured(token_blocks, timing);
+        self.shared.board.computed(Method::Forward, tokens, self.span.len(), timing);
         let tape = kept.map(|kept| {
             let id = lock(&self.shared.tapes).insert(kept);
-            TapeImpl { shared: Rc::clone(&self.shared), id, token_blocks }
+            TapeImpl { shared: Rc::clone(&self.shared), id, tokens, blocks: self.span.len() }
         });
         let output = self.shared.hand_on(Some(output), &relay).await?;
         Ok((output, tape, timing))
@@ -261,15 +257,18 @@ impl TunedImpl {
         };
         drop(params);
         self.shared.check_batch(&batch)?;
-        let (span, tunables) = (self.span, Arc::clone(&self.tunables));
-        self.shared
+        let (span, tunables, tokens) = (self.span, Arc::clone(&self.tunables), batch.positions());
+        let (grads, timing) = self
+            .shared
             .engine
             .run(2 * self.token_blocks(&batch), move |stack| {
                 let (_, kept) = compute::forward(stack, span, &tunables, &batch, want, true)?;
                 let kept = kept.ok_or_else(|| Failure::new(FailureCode::ComputeFailed, "no graph was kept"))?;
                 compute::backward(kept, &grad_output, grad)
             })
-            .await
+            .await?;
+        self.shared.board.computed(Method::Stateless, tokens, span.len(), timing);
+        Ok((grads, timing))
     }
 }
 
@@ -279,8 +278,10 @@ impl wire::tuned::Server for TunedImpl {
         params: wire::tuned::ForwardParams,
         mut results: wire::tuned::ForwardResults,
     ) -> Result<(), capnp::Error> {
-        let _answering = Answering::new(&self.shared);
-        match self.run_forward(params).await {
+        let answering = Answering::new(&self.shared, Method::Forward);
+        let outcome = self.run_forward(params).await;
+        answering.answered(&outcome);
+        match outcome {
             Ok((output, tape, timing)) => {
                 timing.write(results.get().init_timing());
                 if let Some(output) = output {
@@ -300,8 +301,10 @@ impl wire::tuned::Server for TunedImpl {
         params: wire::tuned::BackwardParams,
         mut results: wire::tuned::BackwardResults,
     ) -> Result<(), capnp::Error> {
-        let _answering = Answering::new(&self.shared);
-        match self.run_backward(params).await {
+        let answering = Answering::new(&self.shared, Method::Stateless);
+        let outcome = self.run_backward(params).await;
+        answering.answered(&outcome);
+        match outcome {
             Ok((grads, timing)) => {
                 timing.write(results.get().init_timing());
                 codec::write_grads(results.get().init_grads(), &grads);
@@ -316,7 +319,8 @@ impl wire::tuned::Server for TunedImpl {
 struct TapeImpl {
     shared: Rc<Shared>,
     id: TapeId,
-    token_blocks: usize,
+    tokens: usize,
+    blocks: usize,
 }
 
 impl TapeImpl {
@@ -337,12 +341,13 @@ impl TapeImpl {
         let (mut grads, timing) = self
             .shared
             .engine
-            .run(self.token_blocks, move |_| {
+            .run(self.tokens * self.blocks, move |_| {
                 let kept = lock(&tapes).take(id);
                 let gone = || Failure::new(FailureCode::TapeExpired, "the tape gave way to others");
                 compute::backward(kept.ok_or_else(gone)?, &grad_output, grad)
             })
             .await?;
+        self.shared.board.computed(Method::Backward, self.tokens, self.blocks, timing);
         grads.input = self.shared.hand_on(grads.input, &relay).await?;
         Ok((grads, timing))
     }
@@ -362,8 +367,10 @@ impl wire::tape::Server for TapeImpl {
         params: wire::tape::BackwardParams,
         mut results: wire::tape::BackwardResults,
     ) -> Result<(), capnp::Error> {
-        let _answering = Answering::new(&self.shared);
-        match self.run_backward(params).await {
+        let answering = Answering::new(&self.shared, Method::Backward);
+        let outcome = self.run_backward(params).await;
+        answering.answered(&outcome);
+        match outcome {
             Ok((grads, timing)) => {
                 timing.write(results.get().init_timing());
                 codec::write_grads(results.get().init_grads(), &grads);
@@ -381,6 +388,6 @@ fn decode(error: impl Into<DecodeError>) -> Failure {
 }
 
 /// A panic elsewhere leaves the store usable: every change to it is whole.
-fn lock(tapes: &Mutex<TapeStore>) -> MutexGuard<'_, TapeStore> {
+pub(crate) fn lock(tapes: &Mutex<TapeStore>) -> MutexGuard<'_, TapeStore> {
     tapes.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,6 +1,7 @@
 use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -8,12 +9,13 @@ use std::time::{Duration, Instant};
 use sepal_blocks::BlockStack;
 use sepal_checkpoint::Checkpoint;
 use sepal_core::{DType, Ragged, Want};
-use sepal_swarm::{Addr, Endpoint, InProcess, Listener, Stream, Traffic};
+use sepal_swarm::{Addr, Endpoint, InProcess, Listener, Stream};
 use sepal_wire::{Limits, Load, ServerInfo, conversation};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
+use crate::board::Board;
 use crate::engine::{Engine, EngineOptions};
 use crate::relay::{Links, Parcels};
 use crate::rpc::{Root, Shared};
@@ -102,7 +104,7 @@ enum Phase {
 #[derive(Debug)]
 pub struct BlockServer {
     endpoint: Endpoint,
-    info: ServerInfo,
+    board: Arc<Board>,
     phase: watch::Sender<Phase>,
     thread: Option<JoinHandle<()>>,
 }
@@ -141,9 +143,9 @@ impl BlockServer {
         &self.endpoint
     }
 
-    /// What it says of itself, without its load.
-    pub fn info(&self) -> &ServerInfo {
-        &self.info
+    /// What it says of itself now, and what it has counted.
+    pub fn board(&self) -> &Arc<Board> {
+        &self.board
     }
 
     /// Takes no more connections or calls, finishes those under way, and returns when all is done.
@@ -171,20 +173,20 @@ impl BlockServer {
         let (engine, compute) =
             Engine::start(stack, EngineOptions { threads, max_queue, pace }).map_err(StartError::Threads)?;
         let (phase, told) = watch::channel(Phase::Serving);
-        let shared_info = info.clone();
+        let tapes = Arc::new(Mutex::new(TapeStore::new(info.limits.tape_budget_bytes)));
+        let (queue, completed) = engine.counts();
+        let board = Arc::new(Board::new(info.clone(), queue, completed, Arc::clone(&tapes)));
+        let (shared_info, shared_board) = (info.clone(), Arc::clone(&board));
         let thread = thread::Builder::new()
             .name("sepal-server".into())
             .spawn(move || {
-                let tapes = Arc::new(Mutex::new(TapeStore::new(shared_info.limits.tape_budget_bytes)));
-                let stopping = Cell::new(false);
                 let shared = Rc::new(Shared {
                     engine,
                     tapes,
+                    links: Links::new(Arc::clone(&shared_board)),
+                    board: shared_board,
                     parcels: Parcels::new(shared_info.limits.max_message_bytes),
-                    links: Links::default(),
                     info: shared_info,
-                    rate: Cell::default(),
-                    stopping,
                     calls: Cell::default(),
                 });
                 LocalSet::new().block_on(&runtime, serve(listener, shared, told));
@@ -195,7 +197,7 @@ impl BlockServer {
                 }
             })
             .map_err(StartError::Threads)?;
-        Ok(Self { endpoint, info, phase, thread: Some(thread) })
+        Ok(Self { endpoint, board, phase, thread: Some(thread) })
     }
 
     fn stop_and_join(&mut self) {
@@ -250,7 +252,7 @@ fn tape_token_bytes(stack: &BlockStack) -> u32 {
 
 /// Accepts until told to stop, or until it has drained; then waits for the calls under way.
 async fn serve(mut listener: Listener, shared: Rc<Shared>, mut told: watch::Receiver<Phase>) {
-    let traffic = Traffic::default();
+    let traffic = shared.board.traffic.clone();
     let mut connections = tokio::task::JoinSet::new();
     loop {
         tokio::select! {
@@ -270,7 +272,7 @@ async fn serve(mut listener: Listener, shared: Rc<Shared>, mut told: watch::Rece
         }
     }
     drop(listener);
-    shared.stopping.set(true);
+    shared.board.draining.store(true, Ordering::Relaxed);
     while shared.calls.get() > 0 || shared.engine.queue() > 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -290,7 +292,7 @@ async fn finished(shared: &Shared, told: &mut watch::Receiver<Phase>) {
         match phase {
             Phase::Serving => {}
             Phase::Draining(until) => {
-                shared.stopping.set(true);
+                shared.board.draining.store(true, Ordering::Relaxed);
                 if Instant::now() >= until || !shared.is_in_use() {
                     return;
                 }

@@ -1,0 +1,86 @@
+//! A chain of four servers behind slow links: through the client, and from server to server.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use sepal_checkpoint::Checkpoint;
+use sepal_core::Ragged;
+use sepal_remote::{ModelExpectation, RemoteOptions, RemoteSequential, SwarmPath};
+use sepal_swarm::Endpoint;
+use tch::{Device, Kind, Tensor};
+
+use crate::program::{Bench, Server};
+use crate::proxy::{Link, Proxy};
+
+const HIDDEN: i64 = 32;
+const PROMPTS: i64 = 5;
+const ROW: usize = 64;
+const ROWS: usize = 128;
+/// 100 Mbit/s and 100 ms there and back.
+const LINK: Link = Link { delay: Duration::from_millis(50), bytes_per_second: 12_500_000 };
+
+/// What a step takes, and the client's bytes.
+pub(crate) struct Measured {
+    pub(crate) seconds: f64,
+    pub(crate) bytes: u64,
+}
+
+/// Bytes of a batch's hidden states with all prompts' gradients both ways: one hop.
+pub(crate) fn one_hop() -> u64 {
+    let hidden = (PROMPTS as u64 + (ROW * ROWS) as u64) * HIDDEN as u64 * 4;
+    let pooled = 2 * ROWS as u64 * HIDDEN as u64 * 4;
+    let prompts = (2 * 4 + 1) * (PROMPTS * HIDDEN) as u64 * 4;
+    hidden + pooled + prompts
+}
+
+/// The median step through the client, and the median one from server to server.
+pub(crate) fn chain() -> (Measured, Measured) {
+    let bench = Bench::new("llama-gqa");
+    let checkpoint = with_four_blocks(&bench.path("model"));
+    let servers: Vec<Server> = (0..4).map(|at| bench.serve(&format!("{at}:{}", at + 1), "127.0.0.1:0")).collect();
+    let links: Vec<Proxy> = servers.iter().map(|server| Proxy::new(&server.addr, LINK)).collect();
+    let measure = |path: SwarmPath| {
+        let endpoint = |link: &Proxy| Endpoint::Addr(link.addr.parse().expect("an address"));
+        let endpoints = links.iter().map(endpoint).collect();
+        let (digest, n_blocks, hidden) = (checkpoint.digest().to_owned(), 4, HIDDEN as usize);
+        let options = RemoteOptions { path, micro_batch_tokens: 1 << 20, ..RemoteOptions::default() };
+        let expected = ModelExpectation { digest, n_blocks, hidden };
+        let remote = RemoteSequential::connect(endpoints, expected, options).expect("connected");
+        (0..12).for_each(|_| {
+            step(&remote);
+        });
+        let mut steps: Vec<(Duration, u64)> = (0..7).map(|_| step(&remote)).collect();
+        steps.sort_unstable();
+        Measured { seconds: steps[3].0.as_secs_f64(), bytes: steps[3].1 }
+    };
+    (measure(SwarmPath::Star), measure(SwarmPath::Relay))
+}
+
+fn step(remote: &RemoteSequential) -> (Duration, u64) {
+    let random = |size: &[i64]| Tensor::randn(size, (Kind::Float, Device::Cpu));
+    let prompts = random(&[PROMPTS, HIDDEN]).set_requires_grad(true);
+    let deep = random(&[4, PROMPTS, HIDDEN]).set_requires_grad(true);
+    let (tokens, rows) = (random(&[(ROW * ROWS) as i64, HIDDEN]), Ragged::from_lengths([ROW; ROWS]).expect("rows"));
+    let traffic = || remote.traffic().up() + remote.traffic().down();
+    let (before, started) = (traffic(), Instant::now());
+    let tuned = remote.tune(vec![("deep_prompts".to_owned(), deep.shallow_clone())]).expect("tuned");
+    tuned.forward(Some(&prompts), &tokens, &rows).expect("a forward").sum(Kind::Float).backward();
+    (started.elapsed(), traffic() - before)
+}
+
+/// Gives the tiny model a fourth block, a copy of the third.
+fn with_four_blocks(folder: &Path) -> Checkpoint {
+    let config = folder.join("config.json");
+    let text = std::fs::read_to_string(&config)
+        .expect("a config")
+        .replace("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 4");
+    std::fs::write(&config, text).expect("a config");
+    let weights = folder.join("model.safetensors");
+    let bytes = std::fs::read(&weights).expect("weights");
+    let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let mut tensors = file.tensors();
+    let copies: Vec<_> = tensors.iter().filter(|(name, _)| name.contains("layers.2.")).cloned().collect();
+    tensors.extend(copies.into_iter().map(|(name, tensor)| (name.replace("layers.2.", "layers.3."), tensor)));
+    safetensors::serialize_to_file(tensors, None, &weights).expect("weights");
+    Checkpoint::open(folder).expect("a checkpoint")
+}

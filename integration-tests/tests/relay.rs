@@ -1,0 +1,89 @@
+//! Servers that hand on to each other: the same numbers, and one hop's traffic for the client.
+
+use sepal_core::Ragged;
+use sepal_remote::{RemoteOptions, SwarmPath};
+use sepal_server::BlockServer;
+use tch::{Device, Kind, Tensor};
+
+use crate::faults::{Swarm, TWICE, check, options};
+use crate::proxy::Fault;
+use crate::support::{Golden, Trained, span};
+
+const CHAIN: [&str; 3] = ["0:1", "1:2", "2:3"];
+
+fn relaying() -> RemoteOptions {
+    RemoteOptions { path: SwarmPath::Relay, ..options() }
+}
+
+#[test]
+fn a_relay_gives_the_same_bits_and_moves_one_hop_through_the_client() {
+    let golden = Golden::open("llama-gqa");
+    let servers: Vec<BlockServer> = CHAIN.iter().map(|blocks| Swarm::serve(&golden, blocks)).collect();
+    let rows = Ragged::from_lengths([20; 40]).expect("rows");
+    let ids = Tensor::randint_low(1, 60, [800], (Kind::Int64, Device::Cpu));
+    // Gradients, bytes up and bytes down of the second of two steps.
+    let step = |path: SwarmPath| {
+        let remote = golden.connect(&servers, RemoteOptions { path, deterministic: true, ..RemoteOptions::default() });
+        let run = || {
+            let trained = Trained::of(&golden, true);
+            trained.logits(&golden, &remote, &ids, &rows).square().sum(Kind::Float).backward();
+            trained.grads()
+        };
+        run();
+        let before = (remote.traffic().up(), remote.traffic().down());
+        let grads = run();
+        (grads, remote.traffic().up() - before.0, remote.traffic().down() - before.1)
+    };
+    let (star, star_up, star_down) = step(SwarmPath::Star);
+    let (relay, relay_up, relay_down) = step(SwarmPath::Relay);
+    for ((name, star), (_, relay)) in star.iter().zip(&relay) {
+        assert_eq!(star, relay, "the gradient of {name}");
+    }
+    // The batch and the gradient of its pooled rows; deep prompts and their gradients; the rest is frames.
+    let hop = (5 + 800) * 32 * 4;
+    let small = 40 * 32 * 4 + 3 * 5 * 32 * 4 + 8_000;
+    assert!(relay_up < hop + small && star_up > 4 * hop, "up: {relay_up} relayed, {star_up} through the client");
+    assert!(
+        relay_down < 2 * small && star_down > 4 * hop,
+        "down: {relay_down} relayed, {star_down} through the client"
+    );
+}
+
+#[test]
+fn a_relay_without_tapes_does_the_micro_batch_again_through_the_client() {
+    let golden = Golden::open("llama-gqa");
+    let step = |tape_budget_bytes: u64, path: SwarmPath| {
+        let servers: Vec<BlockServer> =
+            CHAIN.iter().map(|blocks| golden.serve_listening(span(blocks), tape_budget_bytes)).collect();
+        let remote = golden.connect(&servers, RemoteOptions { path, ..options() });
+        let trained = Trained::of(&golden, true);
+        trained.logits(&golden, &remote, &golden.ids, &golden.rows).square().sum(Kind::Float).backward();
+        trained.grads()
+    };
+    let expected = step(1 << 30, SwarmPath::Star);
+    for ((name, found), (_, expected)) in step(0, SwarmPath::Relay).iter().zip(&expected) {
+        assert_eq!(found, expected, "the gradient of {name}");
+    }
+}
+
+#[test]
+fn links_between_servers_may_close() {
+    check(&TWICE, relaying(), Fault::Close, 12, 20);
+}
+
+// Every connection of a link is hit and found out for itself: two servers' and the client's, each within five seconds.
+
+#[test]
+fn links_between_servers_may_stall() {
+    check(&TWICE, relaying(), Fault::Stall, 4, 40);
+}
+
+#[test]
+fn tensors_may_be_lost_between_servers() {
+    check(&TWICE, relaying(), Fault::Drop, 4, 40);
+}
+
+#[test]
+fn tensors_may_be_damaged_between_servers() {
+    check(&TWICE, relaying(), Fault::Corrupt, 12, 20);
+}
