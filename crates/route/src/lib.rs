@@ -35,10 +35,12 @@ use crate::health::Health;
 use crate::plan::{Candidate, Timed, search, way_back};
 use crate::speed::Speed;
 
+mod balance;
 mod health;
 mod plan;
 mod speed;
 
+pub use balance::{BALANCE_QUALITY, Share, better_span, weakest_span};
 pub use health::{FIRST_BAN, LONGEST_BAN};
 pub use speed::{Pass, Timing, Work};
 

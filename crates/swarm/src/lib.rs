@@ -1,4 +1,4 @@
-//! Transports between clients and block servers: TCP, Unix sockets, and pipes inside a process.
+//! Transports between clients and block servers: TCP, Unix sockets, pipes inside a process, and what others add.
 //!
 //! This crate moves bytes and counts them; it knows nothing of messages.
 //!
@@ -17,4 +17,7 @@ mod addr;
 mod stream;
 
 pub use addr::{Addr, AddrError};
-pub use stream::{Endpoint, InProcess, Incoming, Listener, Reader, SocketFile, Stream, Traffic, Writer};
+pub use stream::{
+    Connect, Connecting, Dial, Endpoint, InProcess, Incoming, Listener, Reader, Sighting, Sightings, SocketFile, Stream,
+    Streams, Traffic, Writer,
+};

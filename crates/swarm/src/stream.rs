@@ -1,4 +1,5 @@
 use std::fmt;
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -34,9 +35,9 @@ impl Traffic {
 }
 
 /// The reading half of a stream.
-pub type Reader = Box<dyn AsyncRead + Unpin>;
+pub type Reader = Box<dyn AsyncRead + Send + Unpin>;
 /// The writing half of a stream.
-pub type Writer = Box<dyn AsyncWrite + Unpin>;
+pub type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// A connection, in halves.
 pub struct Stream {
@@ -53,7 +54,11 @@ impl fmt::Debug for Stream {
 }
 
 impl Stream {
-    fn new(reader: impl AsyncRead + Unpin + 'static, writer: impl AsyncWrite + Unpin + 'static) -> Self {
+    /// A connection of any kind.
+    pub fn new(
+        reader: impl AsyncRead + Send + Unpin + 'static,
+        writer: impl AsyncWrite + Send + Unpin + 'static,
+    ) -> Self {
         Self { reader: Box::new(reader), writer: Box::new(writer) }
     }
 
@@ -84,6 +89,24 @@ impl Stream {
     }
 }
 
+/// A server that is reached in a way of its own, a peer-to-peer network for example.
+pub trait Connect: fmt::Debug + Send + Sync {
+    /// What it is called; a [`Dial`] on another machine finds it by that.
+    fn name(&self) -> String;
+
+    /// Opens a connection.
+    fn connect(&self) -> Connecting<'_>;
+}
+
+/// A connection that is being opened.
+pub type Connecting<'a> = Pin<Box<dyn Future<Output = io::Result<Stream>> + Send + 'a>>;
+
+/// Finds servers by what other machines call them.
+pub trait Dial: fmt::Debug + Send + Sync {
+    /// The server of that name, if names of this kind are known here.
+    fn find(&self, name: &str) -> Option<Endpoint>;
+}
+
 /// Where a client finds a server.
 #[derive(Debug, Clone)]
 pub enum Endpoint {
@@ -91,7 +114,21 @@ pub enum Endpoint {
     Addr(Addr),
     /// In this process.
     InProcess(InProcess),
+    /// In a way of its own.
+    Custom(Arc<dyn Connect>),
 }
+
+/// What became known of a server while servers are looked for.
+#[derive(Debug, Clone)]
+pub enum Sighting {
+    /// It is there; it may have been before.
+    Here(Endpoint),
+    /// It has not been heard of for too long, or said that it leaves; by its name.
+    Gone(String),
+}
+
+/// Servers that come and go; it ends when they are no longer looked for.
+pub type Sightings = mpsc::UnboundedReceiver<Sighting>;
 
 impl Endpoint {
     /// Opens a connection.
@@ -103,7 +140,13 @@ impl Endpoint {
             Endpoint::Addr(Addr::Tcp(host_port)) => Stream::tcp(TcpStream::connect(host_port).await?),
             Endpoint::Addr(Addr::Unix(path)) => Ok(Stream::unix(UnixStream::connect(path).await?)),
             Endpoint::InProcess(server) => server.connect(),
+            Endpoint::Custom(server) => server.connect().await,
         }
+    }
+
+    /// Whether other machines can reach it by its name.
+    pub fn is_reachable(&self) -> bool {
+        !matches!(self, Endpoint::InProcess(_))
     }
 }
 
@@ -112,6 +155,7 @@ impl fmt::Display for Endpoint {
         match self {
             Endpoint::Addr(addr) => addr.fmt(f),
             Endpoint::InProcess(_) => f.write_str("embedded"),
+            Endpoint::Custom(server) => f.write_str(&server.name()),
         }
     }
 }
@@ -151,6 +195,20 @@ pub enum Listener {
     Unix(UnixListener, SocketFile),
     /// Pipes from inside the process.
     InProcess(Incoming),
+    /// Connections that something else accepts.
+    Streams(Streams),
+}
+
+/// Connections that something else accepts.
+#[derive(Debug)]
+pub struct Streams(mpsc::UnboundedReceiver<Stream>);
+
+impl Streams {
+    /// Where accepted connections go, and what a server takes them from.
+    pub fn new() -> (mpsc::UnboundedSender<Stream>, Self) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (sender, Self(receiver))
+    }
 }
 
 /// A socket's file, removed on drop.
@@ -188,7 +246,7 @@ impl Listener {
         match self {
             Listener::Tcp(listener) => listener.local_addr().ok().map(|addr| Addr::Tcp(addr.to_string())),
             Listener::Unix(_, file) => Some(Addr::Unix(file.0.clone())),
-            Listener::InProcess(_) => None,
+            Listener::InProcess(_) | Listener::Streams(_) => None,
         }
     }
 
@@ -203,6 +261,7 @@ impl Listener {
                 Err(error) => Err(error),
             }),
             Listener::Unix(listener, _) => Some(listener.accept().await.map(|(stream, _)| Stream::unix(stream))),
+            Listener::Streams(streams) => streams.0.recv().await.map(Ok),
             Listener::InProcess(incoming) => incoming.0.recv().await.map(|pipe| Ok(Stream::pipe(pipe))),
         }
     }

@@ -1,0 +1,137 @@
+use std::fmt;
+use std::str::FromStr;
+
+use data_encoding::BASE32_NOPAD;
+use hmac::{Hmac, KeyInit, Mac};
+use iroh::{EndpointAddr, EndpointId, SecretKey};
+use iroh_gossip::proto::TopicId;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+const PREFIX: &str = "sepal1";
+/// Bytes of a [`SwarmSecret::proof`].
+pub(crate) const PROOF_BYTES: usize = 32;
+
+/// What the members of a swarm share, and nobody else knows.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SwarmSecret([u8; 32]);
+
+impl fmt::Debug for SwarmSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SwarmSecret")
+    }
+}
+
+impl SwarmSecret {
+    /// Of the swarm that a machine begins: always the same one.
+    pub(crate) fn of_founder(key: &SecretKey) -> Self {
+        Self(Sha256::new().chain_update(b"sepal swarm").chain_update(key.to_bytes()).finalize().into())
+    }
+
+    /// What members talk under.
+    pub(crate) fn topic(&self) -> TopicId {
+        TopicId::from_bytes(self.mac(&[b"topic"]).finalize().into_bytes().into())
+    }
+
+    /// Shows a server that a client knows the secret; of no use to anybody else, since connections prove who their
+    /// ends are.
+    pub(crate) fn proof(&self, client: EndpointId, server: EndpointId) -> [u8; PROOF_BYTES] {
+        self.proof_mac(client, server).finalize().into_bytes().into()
+    }
+
+    pub(crate) fn is_proof(&self, proof: &[u8], client: EndpointId, server: EndpointId) -> bool {
+        self.proof_mac(client, server).verify_slice(proof).is_ok()
+    }
+
+    fn proof_mac(&self, client: EndpointId, server: EndpointId) -> Hmac<Sha256> {
+        self.mac(&[b"client", client.as_bytes(), server.as_bytes()])
+    }
+
+    fn mac(&self, parts: &[&[u8]]) -> Hmac<Sha256> {
+        // The secret and its prefix are shorter than a block of the hash, so they fill its key.
+        let mut key = [0; 64];
+        key[..32].copy_from_slice(&self.0);
+        let mut mac = <Hmac<Sha256> as KeyInit>::new(&key.into());
+        parts.iter().for_each(|part| mac.update(part));
+        mac
+    }
+}
+
+/// All that is needed to join a swarm: its secret, and where some members are. Whoever has it is a member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ticket {
+    pub(crate) secret: SwarmSecret,
+    pub(crate) members: Vec<EndpointAddr>,
+}
+
+/// Text that is no ticket.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a ticket: {problem}; copy all of the line that `sepal serve` prints, from `{PREFIX}` on")]
+pub struct TicketError {
+    /// What is wrong.
+    pub problem: &'static str,
+}
+
+impl fmt::Display for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut bytes = postcard::to_stdvec(self).map_err(|_| fmt::Error)?;
+        bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
+        write!(f, "{PREFIX}{}", BASE32_NOPAD.encode(&bytes).to_ascii_lowercase())
+    }
+}
+
+impl FromStr for Ticket {
+    type Err = TicketError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let error = |problem| TicketError { problem };
+        let rest = text.trim().strip_prefix(PREFIX).ok_or(error("it begins otherwise"))?;
+        let bytes = BASE32_NOPAD.decode(rest.to_ascii_uppercase().as_bytes());
+        let bytes = bytes.map_err(|_| error("it has letters that tickets have not, or an end is missing"))?;
+        let (body, crc) = bytes.split_last_chunk::<4>().ok_or(error("it is too short"))?;
+        if crc32fast::hash(body).to_le_bytes() != *crc {
+            return Err(error("letters are wrong or missing"));
+        }
+        postcard::from_bytes(body).map_err(|_| error("it is of another version"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ticket() -> Ticket {
+        let member = EndpointAddr::new(SecretKey::from_bytes(&[3; 32]).public())
+            .with_ip_addr("127.0.0.1:4000".parse().expect("an address"));
+        Ticket { secret: SwarmSecret::of_founder(&SecretKey::from_bytes(&[2; 32])), members: vec![member] }
+    }
+
+    #[test]
+    fn text_round_trip() {
+        let text = ticket().to_string();
+        assert_eq!(text.parse::<Ticket>().expect("a ticket"), ticket());
+        assert_eq!(format!(" {text}\n").parse::<Ticket>().expect("a ticket"), ticket());
+    }
+
+    #[test]
+    fn every_slip_is_noticed() {
+        let text = ticket().to_string();
+        for (i, letter) in text.char_indices() {
+            let other = if letter == 'a' { 'b' } else { 'a' };
+            let wrong = format!("{}{other}{}", &text[..i], &text[i + 1..]);
+            assert!(wrong.parse::<Ticket>().is_err(), "{wrong}");
+            assert!(text[..i].parse::<Ticket>().is_err(), "{}", &text[..i]);
+        }
+    }
+
+    #[test]
+    fn a_proof_is_for_one_client_one_server_and_one_swarm() {
+        let id = |n: u8| SecretKey::from_bytes(&[n; 32]).public();
+        let (secret, other) = (ticket().secret, SwarmSecret::of_founder(&SecretKey::from_bytes(&[9; 32])));
+        let proof = secret.proof(id(1), id(2));
+        assert!(secret.is_proof(&proof, id(1), id(2)));
+        assert!(!secret.is_proof(&proof, id(2), id(1)) && !secret.is_proof(&proof, id(3), id(2)));
+        assert!(!other.is_proof(&proof, id(1), id(2)) && !secret.is_proof(&proof[1..], id(1), id(2)));
+        assert_ne!(secret.topic(), other.topic());
+    }
+}

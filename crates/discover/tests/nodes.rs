@@ -1,0 +1,150 @@
+//! Nodes of one swarm on loopback.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sepal_core::DType;
+use sepal_discover::p2p::{Identity, Node, NodeOptions, Ticket};
+use sepal_discover::{Discovery, Notice};
+use sepal_swarm::{Dial, Endpoint, Sighting, Sightings, Stream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn node(ticket: Option<Ticket>) -> Arc<Node> {
+    let bind = Some("127.0.0.1:0".parse().expect("an address"));
+    let options = NodeOptions { identity: Identity::passing(), ticket, bind, relays: Vec::new() };
+    Arc::new(Node::start(options).expect("a node"))
+}
+
+fn notice(digest: &str) -> Notice {
+    Notice {
+        digest: digest.into(),
+        family: "llama".into(),
+        n_blocks: 3,
+        span: "0:3".parse().expect("a span"),
+        dtype: DType::F32,
+        rate: 1e-5,
+        queue: 0,
+        free_tape_bytes: 7,
+        draining: false,
+        software: "sepal".into(),
+    }
+}
+
+/// The next thing that is seen.
+fn next(sightings: &mut Sightings) -> Sighting {
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until {
+        match sightings.try_recv() {
+            Ok(sighting) => return sighting,
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
+    panic!("nothing was seen")
+}
+
+fn here(sightings: &mut Sightings) -> Endpoint {
+    match next(sightings) {
+        Sighting::Here(endpoint) => endpoint,
+        Sighting::Gone(name) => panic!("{name} has gone"),
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+/// Says something each way.
+async fn converse(client: &mut Stream, server: &mut Stream) {
+    client.writer.write_all(b"hello").await.expect("written");
+    client.writer.flush().await.expect("flushed");
+    let mut heard = [0; 5];
+    server.reader.read_exact(&mut heard).await.expect("read");
+    assert_eq!(&heard, b"hello");
+    server.writer.write_all(&vec![7; 3 << 20]).await.expect("written");
+    let mut heard = vec![0; 3 << 20];
+    client.reader.read_exact(&mut heard).await.expect("read");
+    assert!(heard.iter().all(|&byte| byte == 7));
+}
+
+#[test]
+fn servers_are_found_by_ticket_and_reached_by_name() {
+    let server = node(None);
+    server.announce(|| Some(notice("x")));
+    let mut listener = server.listener();
+    let client = node(Some(server.ticket()));
+    let mut sightings = client.sightings("x");
+    let endpoint = here(&mut sightings);
+    assert_eq!(endpoint.to_string(), server.name());
+    assert_eq!(client.members()[0].notice, notice("x"));
+    runtime().block_on(async {
+        for endpoint in [endpoint, client.find(&server.name()).expect("a name of a peer")] {
+            let (connected, accepted) = tokio::join!(endpoint.connect(), listener.accept());
+            converse(&mut connected.expect("connected"), &mut accepted.expect("one").expect("a good one")).await;
+        }
+    });
+    assert!(client.find("127.0.0.1:4000").is_none());
+    server.withdraw();
+    loop {
+        match next(&mut sightings) {
+            Sighting::Gone(name) => break assert_eq!(name, server.name()),
+            // Said before it left.
+            Sighting::Here(_) => {}
+        }
+    }
+}
+
+#[test]
+fn a_third_member_hears_of_all_and_a_newcomer_of_who_was_there() {
+    let first = node(None);
+    first.announce(|| Some(notice("x")));
+    let second = node(Some(first.ticket()));
+    second.announce(|| Some(notice("x")));
+    let third = node(Some(second.ticket()));
+    let mut sightings = third.sightings("x");
+    let mut names = vec![here(&mut sightings).to_string()];
+    while names.len() < 2 {
+        let name = here(&mut sightings).to_string();
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let mut expected = vec![first.name(), second.name()];
+    (names.sort(), expected.sort());
+    assert_eq!(names, expected);
+}
+
+#[test]
+fn the_swarm_outlives_its_founder() {
+    let founder = node(None);
+    founder.announce(|| Some(notice("x")));
+    let second = node(Some(founder.ticket()));
+    assert!(second.wait_for_neighbour(PATIENCE));
+    second.announce(|| Some(notice("x")));
+    let ticket = second.ticket();
+    drop(founder);
+    let third = node(Some(ticket));
+    let mut sightings = third.sightings("x");
+    while here(&mut sightings).to_string() != second.name() {}
+}
+
+#[test]
+fn who_has_no_ticket_is_not_let_in() {
+    let (server, stranger) = (node(None), node(None));
+    let mut listener = server.listener();
+    server.announce(|| Some(notice("x")));
+    // It knows where the server is, but not the swarm's secret.
+    let member = node(Some(server.ticket()));
+    assert!(member.wait_for_neighbour(PATIENCE));
+    stranger.learn_addresses(&server.ticket());
+    let endpoint = stranger.find(&server.name()).expect("a name");
+    runtime().block_on(async {
+        let mut stream = endpoint.connect().await.expect("the connection itself is open to all");
+        let read = tokio::time::timeout(PATIENCE, stream.reader.read_u8()).await.expect("it is closed at once");
+        let error = read.expect_err("nothing is said");
+        assert!(format!("{error:?}").contains("not a member"), "{error:?}");
+        assert!(tokio::time::timeout(Duration::from_millis(200), listener.accept()).await.is_err(), "no connection");
+    });
+    assert!(!stranger.wait_for_neighbour(Duration::from_millis(500)) && stranger.members().is_empty());
+}
