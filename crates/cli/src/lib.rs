@@ -13,6 +13,7 @@
 mod args;
 mod console;
 mod doctor;
+mod place;
 mod plugins;
 mod run;
 mod serve;

@@ -2,18 +2,26 @@
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use sepal_assets::{Assets, Kind};
 use sepal_blocks::BlockStack;
 use sepal_checkpoint::Checkpoint;
 use sepal_core::Span;
+use sepal_discover::{Discovery, Notice};
+use sepal_route::{BALANCE_QUALITY, Share, better_span, weakest_span};
 use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
+use sepal_status::{StatusServer, View};
 
 use crate::args::ServeArgs;
+use crate::place::{Own, Place};
 use crate::{Failure, print};
+
+/// Memory that is left to the system and to messages, whatever the blocks take.
+const SPARE_BYTES: u64 = 512 << 20;
 
 /// Serves until it is told to stop (Ctrl-C, SIGTERM), then finishes what clients have begun.
 pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
@@ -21,12 +29,169 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let asset = Assets::from_env().fetch_first(&args.model, Kind::Model, &mut |line| eprintln!("{line}"))?;
     let checkpoint = Checkpoint::open(&asset.path)?;
     let whole = Span::new(0, checkpoint.config().n_blocks)?;
-    let span = args.blocks.unwrap_or(whole);
-    if !whole.covers(span) {
+    if let Some(span) = args.blocks.filter(|&span| !whole.covers(span)) {
         return Err(format!("serve blocks {span}: the model has blocks {whole}").into());
     }
-    let stack = BlockStack::load(&checkpoint, span)?;
-    let identity = ModelIdentity::of(&checkpoint);
+    let stopped = stop_signal()?;
+    let mut place = Place::open(args)?;
+    let swarm = Swarm { discovery: place.discovery(), digest: checkpoint.digest().to_owned(), n_blocks: whole.len() };
+    let mut span = match args.blocks {
+        Some(span) => span,
+        None => swarm.weakest(how_many(args, &checkpoint)?)?,
+    };
+    let own = Own::default();
+    let mut shown: Option<Shown> = None;
+    loop {
+        let stack = BlockStack::load(&checkpoint, span)?;
+        let server = place.start(stack, ModelIdentity::of(&checkpoint), options(args))?;
+        own.is(server.board());
+        let line =
+            format!("serving blocks {span} of {} ({}) on {}", asset.source, checkpoint.describe(), server.endpoint());
+        print(&line)?;
+        match &shown {
+            Some(shown) => shown.view.show(Some(Arc::clone(server.board()))),
+            None => {
+                place.announce(&own)?;
+                shown = Some(Shown::start(args, &place, &server)?);
+            }
+        }
+        let Some(better) = wait(args, &stopped, &swarm, &server) else {
+            eprintln!(
+                "leaving: nothing new is taken; what clients have begun here is finished within {} s",
+                args.drain_s
+            );
+            if let Some(discovery) = &swarm.discovery {
+                discovery.withdraw();
+            }
+            server.drain(Duration::from_secs(args.drain_s));
+            return Ok(());
+        };
+        eprintln!("moving from blocks {span} to {better}, which the swarm lacks");
+        own.moves_to(better);
+        server.drain(Duration::from_secs(args.drain_s));
+        span = better;
+    }
+}
+
+/// What people see of the server beside its first line.
+struct Shown {
+    view: Arc<View>,
+    _http: Option<StatusServer>,
+}
+
+impl Shown {
+    fn start(args: &ServeArgs, place: &Place, server: &BlockServer) -> Result<Self, Failure> {
+        let view = Arc::new(View::new(server.endpoint().to_string(), place.discovery()));
+        view.show(Some(Arc::clone(server.board())));
+        let http = args.http.map(|addr| StatusServer::start(addr, Arc::clone(&view))).transpose()?;
+        if let Some(ticket) = place.ticket() {
+            print(&format!("ticket {ticket}"))?;
+            if let Some(path) = &args.ticket_file {
+                ticket.write(path).map_err(|error| format!("write the ticket into {}: {error}", path.display()))?;
+            }
+        }
+        if let Some(http) = &http {
+            print(&format!("status on http://{}/", http.addr()))?;
+        }
+        Ok(Self { view, _http: http })
+    }
+}
+
+/// The other servers, as far as there is a way to find them.
+struct Swarm {
+    discovery: Option<Arc<dyn Discovery>>,
+    digest: String,
+    n_blocks: usize,
+}
+
+impl Swarm {
+    /// What the others of the model say, without the server of this name.
+    fn others(&self, name: &str) -> Vec<Notice> {
+        let members = self.discovery.as_ref().map(|discovery| discovery.members()).unwrap_or_default();
+        let is_other = |member: &sepal_discover::Member| {
+            member.notice.digest == self.digest && member.endpoint.to_string() != name
+        };
+        members.into_iter().filter(is_other).map(|member| member.notice).collect()
+    }
+
+    fn weakest(&self, len: usize) -> Result<Span, Failure> {
+        let others = self.others("");
+        let typical = typical(&others);
+        let shares: Vec<Share> = others.iter().map(|other| Share::new(other.span, other.rate, typical)).collect();
+        Ok(weakest_span(&shares, self.n_blocks, len).ok_or("choose blocks: the model has none")?)
+    }
+
+    /// Where the server would help more than where it is.
+    fn better(&self, server: &BlockServer) -> Option<Span> {
+        let (name, info) = (server.endpoint().to_string(), server.board().info());
+        let others = self.others(&name);
+        let typical = typical(&others);
+        let shares: Vec<Share> = others.iter().map(|other| Share::new(other.span, other.rate, typical)).collect();
+        let own = Share::new(info.span, info.load.rate, typical);
+        better_span(own, &shares, self.n_blocks, BALANCE_QUALITY)
+    }
+}
+
+/// The middle of the measured speeds; only ratios count where none is measured.
+fn typical(notices: &[Notice]) -> f64 {
+    let mut rates: Vec<f64> = notices.iter().map(|notice| notice.rate).filter(|rate| *rate > 0.0).collect();
+    rates.sort_unstable_by(f64::total_cmp);
+    rates.get(rates.len() / 2).copied().unwrap_or(1.0)
+}
+
+/// Waits until told to stop, or until the server would help more elsewhere: then it says where.
+fn wait(args: &ServeArgs, stopped: &Receiver<()>, swarm: &Swarm, server: &BlockServer) -> Option<Span> {
+    if args.blocks.is_some() || swarm.discovery.is_none() {
+        // An error only if the handler is gone, which it is not while the process lives.
+        let _ = stopped.recv();
+        return None;
+    }
+    loop {
+        // Not all servers of a swarm at the same time.
+        let pause = Duration::from_secs(args.balance_s).mul_f64(rand::random_range(0.5..1.5));
+        match stopped.recv_timeout(pause) {
+            Err(RecvTimeoutError::Timeout) => {
+                if let Some(span) = swarm.better(server) {
+                    return Some(span);
+                }
+            }
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => return None,
+        }
+    }
+}
+
+/// How many blocks to serve: as many as are allowed, and fit into the memory that is free.
+fn how_many(args: &ServeArgs, checkpoint: &Checkpoint) -> Result<usize, Failure> {
+    let n_blocks = checkpoint.config().n_blocks;
+    let allowed = args.max_blocks.map_or(n_blocks, |max| n_blocks.min(max as usize));
+    let Some(free) = free_memory() else { return Ok(allowed) };
+    // Embeddings are counted, too, which leaves some room.
+    let block_bytes = (checkpoint.parameter_count() * 4).div_ceil(n_blocks as u64).max(1);
+    let room = free.saturating_sub((args.tape_budget_mb << 20) + SPARE_BYTES) / block_bytes;
+    match usize::try_from(room).unwrap_or(usize::MAX).min(allowed) {
+        0 => Err(format!(
+            "serve a block: {} MB are free, and {} MB of them are for graphs; lower --tape-budget-mb, or say --blocks",
+            free >> 20,
+            args.tape_budget_mb
+        )
+        .into()),
+        fits => {
+            if fits < allowed {
+                eprintln!("{fits} of {allowed} blocks fit into the {} MB of memory that are free", free >> 20);
+            }
+            Ok(fits)
+        }
+    }
+}
+
+/// Bytes of memory that can be had; `None` where the system does not say.
+fn free_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
+}
+
+fn options(args: &ServeArgs) -> ServerOptions {
     let limits = Limits {
         max_rows: args.max_rows,
         max_tokens: args.max_tokens,
@@ -34,24 +199,21 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
         tape_budget_bytes: args.tape_budget_mb << 20,
     };
     let pace = args.pace_us.map(Duration::from_micros);
-    let options = ServerOptions { limits, threads: args.threads, pace, ..ServerOptions::default() };
+    ServerOptions { limits, threads: args.threads, pace, ..ServerOptions::default() }
+}
+
+/// Is told once when the process is to stop; whoever says it twice does not want to wait.
+fn stop_signal() -> Result<Receiver<()>, Failure> {
     let (stop, stopped) = mpsc::channel();
     let told = AtomicBool::new(false);
     ctrlc::set_handler(move || {
-        // Whoever says it twice does not want to wait.
         if told.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
         // The receiver is there until the process ends.
         let _ = stop.send(());
     })?;
-    let server = BlockServer::listen(stack, identity, options, args.listen.clone())?;
-    print(&format!("serving blocks {span} of {} ({}) on {}", asset.source, checkpoint.describe(), server.endpoint()))?;
-    // Errors only if the handler is gone, which it is not while the process lives.
-    let _ = stopped.recv();
-    eprintln!("leaving: nothing new is taken; what clients have begun here is finished within {} s", args.drain_s);
-    server.drain(Duration::from_secs(args.drain_s));
-    Ok(())
+    Ok(stopped)
 }
 
 /// Starts the program anew with threads that sleep while they wait for each other, which is decided when libgomp is

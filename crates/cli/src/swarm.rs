@@ -5,6 +5,9 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use sepal_core::Span;
+use sepal_discover::Discovery;
+use sepal_discover::lan::Lan;
+use sepal_discover::p2p::{Identity, Node, NodeOptions, Ticket};
 use sepal_remote::{Surveyed, survey};
 use sepal_swarm::Endpoint;
 use serde_json::{Value, json};
@@ -16,10 +19,12 @@ use crate::{Failure, print};
 const PAUSE: Duration = Duration::from_secs(1);
 
 pub(crate) fn swarm(command: &SwarmCommand) -> Result<(), Failure> {
+    let (SwarmCommand::Status(args) | SwarmCommand::Watch(args)) = command;
+    let found = discovery(args)?;
     match command {
-        SwarmCommand::Status(args) => print(&look(args)?),
-        SwarmCommand::Watch(args) => loop {
-            let text = look(args)?;
+        SwarmCommand::Status(_) => print(&look(args, found.as_deref())?),
+        SwarmCommand::Watch(_) => loop {
+            let text = look(args, found.as_deref())?;
             // To the top left, and what was there is gone.
             print(&if args.json { text } else { format!("\x1b[H\x1b[J{text}") })?;
             std::thread::sleep(PAUSE);
@@ -27,8 +32,31 @@ pub(crate) fn swarm(command: &SwarmCommand) -> Result<(), Failure> {
     }
 }
 
-fn look(args: &SwarmArgs) -> Result<String, Failure> {
-    let endpoints: Vec<Endpoint> = args.servers.iter().cloned().map(Endpoint::Addr).collect();
+/// What finds the servers, if they are not listed; it has had time to do so.
+fn discovery(args: &SwarmArgs) -> Result<Option<Box<dyn Discovery>>, Failure> {
+    const NEIGHBOUR: Duration = Duration::from_secs(10);
+    const NEWS: Duration = Duration::from_secs(2);
+    let found: Box<dyn Discovery> = if let Some(ticket) = &args.ticket {
+        let (ticket, identity) = (Some(Ticket::read(ticket)?), Identity::passing());
+        let node = Node::start(NodeOptions { identity, ticket, bind: args.bind, relays: Vec::new() })?;
+        if !node.wait_for_neighbour(NEIGHBOUR) {
+            return Err("look at the swarm: no member that the ticket names has answered; ask for a newer one".into());
+        }
+        Box::new(node)
+    } else if args.lan {
+        Box::new(Lan::start(args.interface.as_deref())?)
+    } else {
+        return Ok(None);
+    };
+    std::thread::sleep(NEWS);
+    Ok(Some(found))
+}
+
+fn look(args: &SwarmArgs, found: Option<&dyn Discovery>) -> Result<String, Failure> {
+    let endpoints: Vec<Endpoint> = match found {
+        Some(found) => found.members().into_iter().map(|member| member.endpoint).collect(),
+        None => args.servers.iter().cloned().map(Endpoint::Addr).collect(),
+    };
     let servers = survey(&endpoints, Duration::from_millis(args.timeout_ms))?;
     let models = models(&servers);
     Ok(if args.json { to_json(&servers, &models).to_string() } else { table(&servers, &models) })
@@ -43,13 +71,7 @@ struct Model {
 
 impl Model {
     fn holes(&self) -> Vec<Span> {
-        let coverage = sepal_route::coverage(&self.spans, self.n_blocks);
-        let mut holes: Vec<Span> = Vec::new();
-        for block_idx in (0..self.n_blocks).filter(|&block_idx| coverage[block_idx] == 0) {
-            let start = holes.pop_if(|hole| hole.end() == block_idx).map_or(block_idx, Span::start);
-            holes.extend(Span::new(start, block_idx + 1));
-        }
-        holes
+        sepal_route::holes(&self.spans, self.n_blocks)
     }
 
     /// The least and the most servers that any block is on.

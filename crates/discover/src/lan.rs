@@ -113,7 +113,7 @@ impl Lan {
         let thread = thread::Builder::new().name("sepal-lan-say".into()).spawn(move || {
             let (mut said, mut said_at) = (notice, Instant::now());
             while !wait(&mut stopped, LOOK) {
-                let Some(notice) = describe() else { return };
+                let Some(notice) = describe() else { continue };
                 let has_changed = (notice.span, notice.draining) != (said.span, said.draining);
                 if !has_changed && said_at.elapsed() < SAY {
                     continue;

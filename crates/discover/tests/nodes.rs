@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sepal_core::DType;
 use sepal_discover::p2p::{Identity, Node, NodeOptions, Ticket};
 use sepal_discover::{Discovery, Notice};
-use sepal_swarm::{Dial, Endpoint, Sighting, Sightings, Stream};
+use sepal_swarm::{Dial, Endpoint, Listener, Sighting, Sightings, Stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -72,7 +72,7 @@ async fn converse(client: &mut Stream, server: &mut Stream) {
 fn servers_are_found_by_ticket_and_reached_by_name() {
     let server = node(None);
     server.announce(|| Some(notice("x")));
-    let mut listener = server.listener();
+    let mut listener = Listener::Streams(server.connections());
     let client = node(Some(server.ticket()));
     let mut sightings = client.sightings("x");
     let endpoint = here(&mut sightings);
@@ -132,7 +132,7 @@ fn the_swarm_outlives_its_founder() {
 #[test]
 fn who_has_no_ticket_is_not_let_in() {
     let (server, stranger) = (node(None), node(None));
-    let mut listener = server.listener();
+    let mut listener = Listener::Streams(server.connections());
     server.announce(|| Some(notice("x")));
     // It knows where the server is, but not the swarm's secret.
     let member = node(Some(server.ticket()));

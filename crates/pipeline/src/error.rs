@@ -57,6 +57,15 @@ pub enum RunError {
         /// What is wrong.
         source: sepal_swarm::AddrError,
     },
+    /// The ticket of a swarm cannot be read.
+    #[error("read `swarm.with.ticket`")]
+    Ticket {
+        /// What is wrong.
+        source: sepal_discover::p2p::TicketError,
+    },
+    /// Servers cannot be looked for.
+    #[error("look for servers")]
+    Discovery(#[source] BoxError),
     /// The embedded server did not start.
     #[error("start the embedded server")]
     Server(#[source] sepal_server::StartError),

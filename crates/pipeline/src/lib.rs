@@ -18,6 +18,7 @@
 //! ```
 
 mod checks;
+mod connect;
 mod data;
 mod diagnose;
 mod error;
@@ -31,6 +32,7 @@ mod progress;
 mod run;
 mod schema;
 pub mod spec;
+mod swarm;
 mod train;
 mod words;
 mod yaml;

@@ -3,27 +3,25 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use sepal_assets::{Asset, Assets, Kind};
-use sepal_blocks::{BlockStack, Ends};
+use sepal_blocks::Ends;
 use sepal_checkpoint::Checkpoint;
 use sepal_core::{Span, in_one_line};
 use sepal_nn::Parameters;
 use sepal_plugin::{
     Head, HeadContext, Opt, OptContext, Registry, Sched, SchedContext, Tuning, TuningContext, TuningMode,
 };
-use sepal_remote::{ModelExpectation, RemoteOptions, RemoteSequential, SwarmPath};
-use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
-use sepal_swarm::{Addr, Endpoint};
 use sepal_track::{Bytes, Manifest, ModelFacts, RunFolder, Status, Versions};
 use tch::Tensor;
 
+use crate::connect::connect;
 use crate::data::{self, Prepared};
 use crate::error::RunError;
 use crate::model::Model;
 use crate::progress::{Event, Observer, Summary};
-use crate::spec::{PathSpec, Spec, SwarmSpec};
+use crate::spec::Spec;
 use crate::train::{Outcome, Training};
 
 /// Trains as the pipeline says and leaves a run folder.
@@ -58,7 +56,7 @@ pub fn run(
     let ends = Ends::load(&checkpoint)
         .map_err(|source| RunError::Load { what: "embeddings and final norm", source: source.into() })?;
     let tuning = build_tuning(spec, registry, &checkpoint, ends.embedding_matrix(), &mut params)?;
-    let (server, remote) = connect(spec, &checkpoint, observer)?;
+    let (kept, remote) = connect(spec, &checkpoint, observer)?;
     let whole = whole(&checkpoint)?;
     let mut model = Model { ends, remote, tuning, head, params, whole };
 
@@ -71,7 +69,7 @@ pub fn run(
     let end = End { spec, started, folder: &folder, facts, checkpoint: &checkpoint, prepared: &prepared };
     let summary = end.save(&model, &outcome, trained.as_ref().err());
     drop(model);
-    drop(server);
+    drop(kept);
     trained?;
     summary
 }
@@ -128,59 +126,6 @@ fn build_tuning(
     registry
         .build::<Tuning>(&spec.tuning.name, spec.tuning.options(), &mut cx)
         .map_err(|source| RunError::Build { key: "tuning", source })
-}
-
-/// The servers, started if they are to run in this process.
-fn connect(
-    spec: &Spec,
-    checkpoint: &Checkpoint,
-    observer: &mut dyn Observer,
-) -> Result<(Option<BlockServer>, RemoteSequential), RunError> {
-    let config = checkpoint.config();
-    let mut options = RemoteOptions {
-        wire_dtype: spec.swarm.wire_dtype(),
-        micro_batch_tokens: spec.swarm.micro_batch_tokens(),
-        deterministic: spec.train.deterministic,
-        ..RemoteOptions::default()
-    };
-    let (server, endpoints) = match &spec.swarm {
-        SwarmSpec::Embedded(embedded) => {
-            let stack = BlockStack::load(checkpoint, whole(checkpoint)?)
-                .map_err(|source| RunError::Load { what: "blocks", source: source.into() })?;
-            let limits = Limits { tape_budget_bytes: embedded.tape_budget_mb << 20, ..Limits::default() };
-            let threads = spec.train.threads.and_then(|threads| u32::try_from(threads).ok());
-            let server_options = ServerOptions { limits, threads, ..ServerOptions::default() };
-            let server = BlockServer::embedded(stack, ModelIdentity::of(checkpoint), server_options)
-                .map_err(RunError::Server)?;
-            let endpoint = server.endpoint().clone();
-            (Some(server), vec![endpoint])
-        }
-        SwarmSpec::Static(servers) => {
-            options.call_timeout = Duration::from_millis(servers.timeout_ms);
-            options.wait = Duration::from_millis(servers.wait_ms);
-            options.hedge = servers.hedge;
-            options.path = match servers.path {
-                PathSpec::Star => SwarmPath::Star,
-                PathSpec::Relay => SwarmPath::Relay,
-            };
-            (None, addresses(&servers.servers)?)
-        }
-    };
-    let expected =
-        ModelExpectation { digest: checkpoint.digest().to_owned(), n_blocks: config.n_blocks, hidden: config.hidden };
-    let remote = RemoteSequential::connect(endpoints, expected, options).map_err(RunError::Remote)?;
-    let spans: Vec<String> = remote.servers().iter().map(|info| info.span.to_string()).collect();
-    let servers = if spans.len() == 1 { "1 server".to_owned() } else { format!("{} servers", spans.len()) };
-    observer.event(Event::Notice(&format!("blocks: {} on {servers}", spans.join(", "))));
-    Ok((server, remote))
-}
-
-fn addresses(servers: &[String]) -> Result<Vec<Endpoint>, RunError> {
-    let parse = |text: &String| -> Result<Endpoint, RunError> {
-        let addr: Addr = text.parse().map_err(|error| RunError::Address { source: error })?;
-        Ok(Endpoint::Addr(addr))
-    };
-    servers.iter().map(parse).collect()
 }
 
 #[expect(clippy::too_many_arguments, reason = "the one place where everything meets")]

@@ -5,7 +5,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use sepal_plugin::{Entry, Head, Opt, Registry, Sched, Slot, Tuning};
 use serde_json::{Map, Value, json};
 
-use crate::spec::{EmbeddedSpec, Spec, StaticSpec};
+use crate::spec::{EmbeddedSpec, LanSpec, P2pSpec, Spec, StaticSpec};
 
 /// The JSON schema of a pipeline file with these plugins: complete in itself, with documentation, defaults and
 /// examples for editors.
@@ -66,6 +66,8 @@ fn swarms() -> Vec<Choice> {
     vec![
         choice("embedded", of::<EmbeddedSpec>(), json!({})),
         choice("static", of::<StaticSpec>(), json!({ "servers": ["127.0.0.1:4000", "127.0.0.1:4001"] })),
+        choice("lan", of::<LanSpec>(), json!({})),
+        choice("p2p", of::<P2pSpec>(), json!({ "ticket": "swarm.ticket" })),
     ]
 }
 

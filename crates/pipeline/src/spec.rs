@@ -6,10 +6,11 @@ use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use sepal_assets::Sources;
-use sepal_core::DType;
 use serde::de::{Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+pub use crate::swarm::{EmbeddedSpec, LanSpec, P2pSpec, PathSpec, RemoteSpec, StaticSpec, SwarmSpec};
 
 /// A pipeline: which frozen model is adapted to which task, by what, on which data.
 ///
@@ -96,117 +97,6 @@ impl PluginSpec {
 pub struct ModelSpec {
     /// A Hugging Face folder or a GGUF file, or a list of which the first that can be had is used.
     pub source: Sources,
-}
-
-/// Where the model's blocks run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "use", content = "with", rename_all = "kebab-case")]
-pub enum SwarmSpec {
-    /// In this process.
-    Embedded(EmbeddedSpec),
-    /// On servers that run already.
-    Static(StaticSpec),
-}
-
-impl SwarmSpec {
-    /// The number format of hidden states and gradients between machines.
-    pub fn wire_dtype(&self) -> DType {
-        match self {
-            SwarmSpec::Embedded(options) => options.wire_dtype,
-            SwarmSpec::Static(options) => options.wire_dtype,
-        }
-    }
-
-    /// Tokens that one message to a server holds at most, prefix included.
-    pub fn micro_batch_tokens(&self) -> usize {
-        match self {
-            SwarmSpec::Embedded(options) => options.micro_batch_tokens,
-            SwarmSpec::Static(options) => options.micro_batch_tokens,
-        }
-    }
-}
-
-impl Default for SwarmSpec {
-    fn default() -> Self {
-        SwarmSpec::Embedded(EmbeddedSpec::default())
-    }
-}
-
-/// Runs the blocks in this process, through the same protocol as on servers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct EmbeddedSpec {
-    /// The number format of hidden states and gradients on the way.
-    #[schemars(schema_with = "crate::schema::dtype")]
-    pub wire_dtype: DType,
-    /// Tokens that one message holds at most, prompts included.
-    #[schemars(range(min = 1))]
-    pub micro_batch_tokens: usize,
-    /// Memory for graphs that wait for their backward pass, in MiB. Graphs that do not fit are computed again.
-    pub tape_budget_mb: u64,
-}
-
-impl Default for EmbeddedSpec {
-    fn default() -> Self {
-        Self { wire_dtype: DType::F32, micro_batch_tokens: default_micro_batch_tokens(), tape_budget_mb: 4096 }
-    }
-}
-
-/// Uses servers that run already (`sepal serve`).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct StaticSpec {
-    /// Their addresses, each `HOST:PORT` or `unix:PATH`. Together they have all blocks, in any order.
-    #[schemars(length(min = 1), extend("uniqueItems" = true))]
-    pub servers: Vec<String>,
-    /// The number format of hidden states and gradients on the way.
-    #[serde(default)]
-    #[schemars(schema_with = "crate::schema::dtype")]
-    pub wire_dtype: DType,
-    /// Tokens that one message holds at most, prompts included.
-    #[serde(default = "default_micro_batch_tokens")]
-    #[schemars(range(min = 1))]
-    pub micro_batch_tokens: usize,
-    /// How long one call may take, in milliseconds, before another server is asked, however busy its server is. One that
-    /// does not answer at all is noticed much sooner, by its measured speed.
-    #[serde(default = "default_timeout_ms")]
-    #[schemars(range(min = 1))]
-    pub timeout_ms: u64,
-    /// How long to wait for a server, in milliseconds, when none is left for some blocks. After that the run stops, and
-    /// what was trained is saved.
-    #[serde(default = "default_wait_ms")]
-    pub wait_ms: u64,
-    /// Gives a micro-batch that takes longer than usual to another server, too, if there is one; the first answer wins.
-    #[serde(default)]
-    pub hedge: bool,
-    /// Which way hidden states and gradients go from server to server: `star` is through this machine, `relay` directly,
-    /// which is faster where this machine's connection is slow. What fails on the direct way goes through this machine.
-    #[serde(default)]
-    pub path: PathSpec,
-}
-
-/// Which way hidden states go from server to server.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-#[schemars(inline)]
-pub enum PathSpec {
-    /// Through the client.
-    #[default]
-    Star,
-    /// Directly.
-    Relay,
-}
-
-const fn default_micro_batch_tokens() -> usize {
-    2048
-}
-
-const fn default_timeout_ms() -> u64 {
-    300_000
-}
-
-const fn default_wait_ms() -> u64 {
-    60_000
 }
 
 /// The labelled texts.

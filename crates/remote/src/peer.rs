@@ -9,7 +9,7 @@ use sepal_core::{DType, HostTensor, NamedHostTensor, Span, Want};
 use sepal_swarm::{Endpoint, Stream, Traffic};
 use sepal_wire::codec::{self, GradWant, Grads, WireBatch};
 use sepal_wire::{Failure, FailureCode, Limits, Relay, ServerInfo, Timing, conversation, sepal_capnp as wire};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
@@ -67,6 +67,10 @@ pub(crate) struct Peer {
     generation: Cell<u64>,
     /// Set when the server is left: no call goes to it until it has answered again.
     left: RefCell<CancellationToken>,
+    /// Told when something has been heard of the server.
+    pub(crate) heard: Notify,
+    /// It has said that it leaves, or has not been heard of for too long.
+    pub(crate) is_gone: Cell<bool>,
 }
 
 struct Connection {
@@ -109,6 +113,21 @@ impl Peer {
             moved: RefCell::default(),
             generation: Cell::new(0),
             left: RefCell::default(),
+            heard: Notify::new(),
+            is_gone: Cell::new(false),
+        }
+    }
+
+    /// Waits until it is time to ask the server whether it is there: at `due`, or as soon as something is heard of it;
+    /// not at all while it is gone.
+    pub(crate) async fn until_due(&self, due: Instant) {
+        let heard = self.heard.notified();
+        if self.is_gone.get() {
+            return heard.await;
+        }
+        tokio::select! {
+            () = tokio::time::sleep_until(due) => {}
+            () = heard => {}
         }
     }
 

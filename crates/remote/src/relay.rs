@@ -13,7 +13,6 @@ use std::time::Duration;
 use futures::future::{join_all, try_join_all};
 use sepal_core::{HostTensor, Span, Want};
 use sepal_route::{Hop, Pass, ServerId, Work};
-use sepal_swarm::Endpoint;
 use sepal_wire::codec::{GradWant, InputGrad, WireBatch};
 use sepal_wire::{FailureCode, Next, ParcelKey, Relay, ServerInfo, Timing, sepal_capnp as wire};
 use tokio::time::Instant;
@@ -111,10 +110,9 @@ impl Servers {
         self.options().path == SwarmPath::Relay
             && route.len() > 1
             && !self.rests().is_resting(route)
-            && route.iter().all(|hop| {
-                let has_address = matches!(self.peer(hop.server).endpoint, Endpoint::Addr(_));
-                has_address && self.router().is_well(hop.server)
-            })
+            && route
+                .iter()
+                .all(|hop| self.peer(hop.server).endpoint.is_reachable() && self.router().is_well(hop.server))
     }
 
     /// Runs a micro-batch forward along `route`, and says what came out of its end.

@@ -7,7 +7,7 @@ use sepal_autograd::BoxError;
 use sepal_core::{DType, HostTensor, NamedHostTensor, Ragged, Span};
 use sepal_nn::host::{from_host, to_host};
 use sepal_route::Hop;
-use sepal_swarm::{Endpoint, Traffic};
+use sepal_swarm::{Endpoint, Sightings, Traffic};
 use sepal_wire::ServerInfo;
 use sepal_wire::codec::WireBatch;
 use tch::Tensor;
@@ -18,7 +18,7 @@ use crate::cuts::{Cuts, PARTS};
 use crate::error::RemoteError;
 use crate::peer::Step;
 use crate::servers::SharedRouter;
-use crate::thread::{self as rpc, CallId, Command, Setup};
+use crate::thread::{self as rpc, CallId, Command, Setup, Source};
 
 /// The model that servers must serve.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,13 +104,29 @@ impl RemoteSequential {
         expected: ModelExpectation,
         options: RemoteOptions,
     ) -> Result<Self, RemoteError> {
+        Self::start(Source::Fixed(endpoints), expected, options)
+    }
+
+    /// Connects to servers as they are found, and goes on when those that are there have all blocks.
+    ///
+    /// # Errors
+    /// [`RemoteError::Uncovered`] if they do not within [`RemoteOptions::wait`].
+    pub fn discover(
+        sightings: Sightings,
+        expected: ModelExpectation,
+        options: RemoteOptions,
+    ) -> Result<Self, RemoteError> {
+        Self::start(Source::Found(sightings), expected, options)
+    }
+
+    fn start(source: Source, expected: ModelExpectation, options: RemoteOptions) -> Result<Self, RemoteError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RemoteError::local)?;
         let (commands, queue) = mpsc::unbounded_channel();
         let (ready, met) = oneshot::channel();
         let traffic = Traffic::default();
         let router = SharedRouter::default();
         let setup = Setup {
-            endpoints,
+            source,
             expected: expected.clone(),
             options: options.clone(),
             traffic: traffic.clone(),

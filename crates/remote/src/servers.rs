@@ -1,6 +1,7 @@
 //! The servers of one model: which of them work, what became of calls to them, and their return.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use sepal_core::Span;
 use sepal_route::{Call, Hop, RouteError, Router, Server, ServerId, Timing, Work};
+use sepal_swarm::{Endpoint, Sighting};
 use sepal_wire::{Retry, ServerInfo};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -36,8 +38,11 @@ impl SharedRouter {
 /// The servers of one model, as the thread that speaks with them sees them.
 #[derive(Debug)]
 pub(crate) struct Servers {
-    /// By [`ServerId`].
+    /// By [`ServerId`], with what each said when it was met.
     peers: RefCell<Vec<Rc<Peer>>>,
+    infos: RefCell<Vec<ServerInfo>>,
+    /// Servers that have been heard of and not been met, by name.
+    unmet: RefCell<HashMap<String, Rc<Peer>>>,
     router: SharedRouter,
     started: Instant,
     options: RemoteOptions,
@@ -59,8 +64,16 @@ pub(crate) struct Trouble {
 
 impl Servers {
     pub(crate) fn new(router: SharedRouter, options: RemoteOptions) -> SharedServers {
-        let (peers, came, rests) = (RefCell::default(), Notify::new(), Rests::default());
-        Rc::new(Self { peers, router, started: Instant::now(), options, came, rests })
+        Rc::new(Self {
+            peers: RefCell::default(),
+            infos: RefCell::default(),
+            unmet: RefCell::default(),
+            router,
+            started: Instant::now(),
+            options,
+            came: Notify::new(),
+            rests: Rests::default(),
+        })
     }
 
     pub(crate) fn options(&self) -> &RemoteOptions {
@@ -92,7 +105,7 @@ impl Servers {
     }
 
     /// Takes in a server that was met.
-    pub(crate) fn add(&self, peer: Peer, info: &ServerInfo) {
+    pub(crate) fn add(&self, peer: Rc<Peer>, info: &ServerInfo) {
         let room = info.limits.tape_budget_bytes.checked_div(info.tape_token_bytes.into());
         let server = Server {
             span: info.span,
@@ -101,23 +114,76 @@ impl Servers {
             tape_token_blocks: room,
         };
         self.router().add(server);
-        self.peers.borrow_mut().push(Rc::new(peer));
+        self.peers.borrow_mut().push(peer);
+        self.infos.borrow_mut().push(info.clone());
         self.came.notify_waiters();
     }
 
-    /// Goes on trying to meet a server that could not be reached.
-    pub(crate) async fn expect(self: Rc<Self>, peer: Peer) {
-        let mut pause = sepal_route::FIRST_BAN;
+    /// What servers said when they were met.
+    pub(crate) fn infos(&self) -> Vec<ServerInfo> {
+        self.infos.borrow().clone()
+    }
+
+    /// The first of the model's blocks that no server has, if there are such.
+    pub(crate) fn hole(&self, n_blocks: usize) -> Result<Option<Span>, RemoteError> {
+        let whole = Span::new(0, n_blocks).map_err(RemoteError::local)?;
+        match self.router().plan(whole, &[1]) {
+            Ok(_) => Ok(None),
+            Err(RouteError::Uncovered { missing }) => Ok(Some(missing)),
+            Err(RouteError::Banned { block_idx, .. }) => {
+                Span::new(block_idx, block_idx + 1).map(Some).map_err(RemoteError::local)
+            }
+            Err(error) => Err(RemoteError::local(error)),
+        }
+    }
+
+    /// Told when a server has come or come back.
+    pub(crate) fn came(&self) -> &Notify {
+        &self.came
+    }
+
+    /// Something was heard of a server, perhaps for the first time; `meet` makes what it is met with.
+    pub(crate) fn sighted(self: &Rc<Self>, sighting: Sighting, meet: impl FnOnce(Endpoint) -> Peer) {
+        let name = match &sighting {
+            Sighting::Here(endpoint) => endpoint.to_string(),
+            Sighting::Gone(name) => name.clone(),
+        };
+        let met = self.peers.borrow().iter().find(|peer| peer.endpoint.to_string() == name).cloned();
+        let known = met.or_else(|| self.unmet.borrow().get(&name).cloned());
+        match (known, sighting) {
+            (Some(peer), Sighting::Here(_)) => {
+                peer.is_gone.set(false);
+                peer.heard.notify_waiters();
+            }
+            (Some(peer), Sighting::Gone(_)) => peer.is_gone.set(true),
+            (None, Sighting::Here(endpoint)) => {
+                let peer = Rc::new(meet(endpoint));
+                self.unmet.borrow_mut().insert(name, Rc::clone(&peer));
+                tokio::task::spawn_local(Rc::clone(self).expect(peer, Duration::ZERO));
+            }
+            (None, Sighting::Gone(_)) => {}
+        }
+    }
+
+    /// Goes on trying to meet a server, for the first time after `pause`.
+    pub(crate) async fn expect(self: Rc<Self>, peer: Rc<Peer>, mut pause: Duration) {
         loop {
-            tokio::time::sleep(pause).await;
+            peer.until_due(Instant::now() + pause).await;
             match peer.meet().await {
                 Ok(info) => {
                     tracing::info!(server = %peer.endpoint, span = %info.span, "a server has come");
+                    self.unmet.borrow_mut().remove(&peer.endpoint.to_string());
                     return self.add(peer, &info);
+                }
+                Err(CallError::WrongModel(error)) => {
+                    // Whoever starts with another model there is heard of again.
+                    tracing::warn!(%error, "a server is not used");
+                    self.unmet.borrow_mut().remove(&peer.endpoint.to_string());
+                    return;
                 }
                 Err(error) => tracing::debug!(server = %peer.endpoint, %error, "still not there"),
             }
-            pause = (2 * pause).min(sepal_route::LONGEST_BAN);
+            pause = (2 * pause).clamp(sepal_route::FIRST_BAN, sepal_route::LONGEST_BAN);
         }
     }
 
@@ -217,7 +283,7 @@ impl Servers {
         let peer = self.peer(server);
         loop {
             let Some(ask_at) = self.router().ask_at(server) else { return };
-            tokio::time::sleep_until(self.started + ask_at).await;
+            peer.until_due(self.started + ask_at).await;
             match peer.meet().await {
                 Ok(info) => {
                     tracing::info!(server = %peer.endpoint, span = %info.span, "a server is back");

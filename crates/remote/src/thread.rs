@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use futures::future::{join_all, try_join_all};
 use sepal_core::{HostTensor, Span};
-use sepal_route::{Hop, RouteError};
-use sepal_swarm::{Endpoint, Traffic};
+use sepal_route::Hop;
+use sepal_swarm::{Endpoint, Sightings, Traffic};
 use sepal_wire::ServerInfo;
 use sepal_wire::codec::WireBatch;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinSet, LocalSet};
+use tokio::time::Instant;
 
 use crate::chain::{Chain, ChainGrads, ClientWant};
 use crate::error::{CallError, RemoteError};
@@ -49,11 +50,19 @@ pub(crate) enum Command {
 
 /// Whom to meet, and how to speak with them.
 pub(crate) struct Setup {
-    pub(crate) endpoints: Vec<Endpoint>,
+    pub(crate) source: Source,
     pub(crate) expected: ModelExpectation,
     pub(crate) options: RemoteOptions,
     pub(crate) traffic: Traffic,
     pub(crate) router: SharedRouter,
+}
+
+/// Where servers are known from.
+pub(crate) enum Source {
+    /// These, and no others.
+    Fixed(Vec<Endpoint>),
+    /// Those that are found, as they come and go.
+    Found(Sightings),
 }
 
 /// Runs until it is told to stop.
@@ -65,7 +74,16 @@ pub(crate) fn run(
 ) {
     let whole = setup.expected.n_blocks;
     LocalSet::new().block_on(runtime, async {
-        let (servers, infos) = match meet(setup).await {
+        let peer = setup.meeting();
+        let met = match setup.source {
+            Source::Fixed(endpoints) => {
+                let met = meet(endpoints, &peer, whole, setup.router, setup.options).await;
+                // Nothing more is found, ever.
+                met.map(|servers| (servers, mpsc::unbounded_channel().1))
+            }
+            Source::Found(sightings) => find(sightings, &peer, whole, setup.router, setup.options).await,
+        };
+        let (servers, mut sightings) = match met {
             Ok(met) => met,
             Err(error) => {
                 // The caller may have given up already.
@@ -73,16 +91,31 @@ pub(crate) fn run(
                 return;
             }
         };
-        if ready.send(Ok(infos)).is_err() {
+        if ready.send(Ok(servers.infos())).is_err() {
             return;
         }
+        let known = Rc::clone(&servers);
         let thread = Rc::new(Thread { servers, whole, kept: RefCell::default(), next: Cell::new(0) });
         let mut tasks = JoinSet::new();
-        while let Some(command) = commands.recv().await.filter(|command| !matches!(command, Command::Stop)) {
-            tasks.spawn_local(Rc::clone(&thread).obey(command));
-            while tasks.try_join_next().is_some() {}
+        loop {
+            tokio::select! {
+                command = commands.recv() => match command {
+                    None | Some(Command::Stop) => break,
+                    Some(command) => drop(tasks.spawn_local(Rc::clone(&thread).obey(command))),
+                },
+                Some(sighting) = sightings.recv() => known.sighted(sighting, &peer),
+                Some(_) = tasks.join_next() => {}
+            }
         }
     });
+}
+
+impl Setup {
+    /// What makes a peer of an endpoint.
+    fn meeting(&self) -> impl Fn(Endpoint) -> Peer + use<> {
+        let (traffic, expected, options) = (self.traffic.clone(), self.expected.clone(), self.options.clone());
+        move |endpoint| Peer::new(endpoint, traffic.clone(), expected.clone(), &options)
+    }
 }
 
 struct Thread {
@@ -144,19 +177,20 @@ impl Thread {
 }
 
 /// Connects to all servers at once. Those that cannot be reached are waited for in the background if the others do.
-async fn meet(setup: Setup) -> Result<(SharedServers, Vec<ServerInfo>), RemoteError> {
-    let Setup { endpoints, expected, options, traffic, router } = setup;
-    let peers: Vec<Peer> =
-        endpoints.into_iter().map(|e| Peer::new(e, traffic.clone(), expected.clone(), &options)).collect();
-    let met = join_all(peers.iter().map(Peer::meet)).await;
+async fn meet(
+    endpoints: Vec<Endpoint>,
+    peer: &impl Fn(Endpoint) -> Peer,
+    whole: usize,
+    router: SharedRouter,
+    options: RemoteOptions,
+) -> Result<SharedServers, RemoteError> {
+    let peers: Vec<Rc<Peer>> = endpoints.into_iter().map(|endpoint| Rc::new(peer(endpoint))).collect();
+    let met = join_all(peers.iter().map(|peer| peer.meet())).await;
     let servers = Servers::new(router, options);
-    let (mut infos, mut missing, mut unreachable) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut missing, mut unreachable) = (Vec::new(), Vec::new());
     for (peer, info) in peers.into_iter().zip(met) {
         match info {
-            Ok(info) => {
-                servers.add(peer, &info);
-                infos.push(info);
-            }
+            Ok(info) => servers.add(peer, &info),
             Err(CallError::WrongModel(error)) => return Err(error),
             Err(error) => {
                 tracing::warn!(server = %peer.endpoint, %error, "a server could not be reached");
@@ -165,15 +199,37 @@ async fn meet(setup: Setup) -> Result<(SharedServers, Vec<ServerInfo>), RemoteEr
             }
         }
     }
-    let whole = Span::new(0, expected.n_blocks).map_err(RemoteError::local)?;
-    let planned = servers.router().plan(whole, &[1]);
-    match planned {
-        Ok(_) => {}
-        Err(RouteError::Uncovered { missing }) => return Err(RemoteError::Uncovered { missing, unreachable }),
-        Err(error) => return Err(RemoteError::local(error)),
+    if let Some(missing) = servers.hole(whole)? {
+        return Err(RemoteError::Uncovered { missing, unreachable });
     }
     for peer in missing {
-        tokio::task::spawn_local(Rc::clone(&servers).expect(peer));
+        tokio::task::spawn_local(Rc::clone(&servers).expect(peer, sepal_route::FIRST_BAN));
     }
-    Ok((servers, infos))
+    Ok(servers)
+}
+
+/// Meets the servers that are found, until they have all blocks.
+async fn find(
+    mut sightings: Sightings,
+    peer: &impl Fn(Endpoint) -> Peer,
+    whole: usize,
+    router: SharedRouter,
+    options: RemoteOptions,
+) -> Result<(SharedServers, Sightings), RemoteError> {
+    let until = Instant::now() + options.wait;
+    let servers = Servers::new(router, options);
+    loop {
+        let mut came = std::pin::pin!(servers.came().notified());
+        came.as_mut().enable();
+        let Some(missing) = servers.hole(whole)? else { return Ok((Rc::clone(&servers), sightings)) };
+        tokio::select! {
+            () = came => {}
+            Some(sighting) = sightings.recv() => servers.sighted(sighting, peer),
+            () = tokio::time::sleep_until(until) => {
+                let met = servers.infos().len();
+                let unreachable = vec![format!("{met} servers of this model were found and could be reached")];
+                return Err(RemoteError::Uncovered { missing, unreachable });
+            }
+        }
+    }
 }

@@ -49,6 +49,17 @@ pub fn coverage(spans: &[Span], n_blocks: usize) -> Vec<usize> {
     (0..n_blocks).map(|block_idx| spans.iter().filter(|span| span.contains(block_idx)).count()).collect()
 }
 
+/// The runs of blocks that none of the spans holds.
+pub fn holes(spans: &[Span], n_blocks: usize) -> Vec<Span> {
+    let coverage = coverage(spans, n_blocks);
+    let mut holes: Vec<Span> = Vec::new();
+    for block_idx in (0..n_blocks).filter(|&block_idx| coverage[block_idx] == 0) {
+        let start = holes.pop_if(|hole| hole.end() == block_idx).map_or(block_idx, Span::start);
+        holes.extend(Span::new(start, block_idx + 1));
+    }
+    holes
+}
+
 /// Seconds that a hop is taken to cost in a plan with as few of them as there can be.
 const AT_ANY_COST: f64 = 1e6;
 

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sepal_core::HostTensor;
-use sepal_swarm::{Addr, Endpoint, Stream, Traffic};
+use sepal_swarm::{Addr, Dial, Endpoint, Stream, Traffic};
 use sepal_wire::{Failure, FailureCode, Next, ParcelKey, codec, conversation, sepal_capnp as wire};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -116,6 +116,7 @@ impl Drop for Awaiting<'_> {
 pub(crate) struct Links {
     open: RefCell<HashMap<String, Rc<Link>>>,
     board: Arc<Board>,
+    dial: Option<Arc<dyn Dial>>,
 }
 
 struct Link {
@@ -137,8 +138,8 @@ impl Drop for Link {
 }
 
 impl Links {
-    pub(crate) fn new(board: Arc<Board>) -> Self {
-        Self { open: RefCell::default(), board }
+    pub(crate) fn new(board: Arc<Board>, dial: Option<Arc<dyn Dial>>) -> Self {
+        Self { open: RefCell::default(), board, dial }
     }
 
     /// Brings a tensor to the next server; returns when that has it.
@@ -176,7 +177,10 @@ impl Links {
         if let Some(link) = open {
             return Ok(link);
         }
-        let endpoint = Endpoint::Addr(address.parse::<Addr>()?);
+        let endpoint = match self.dial.as_ref().and_then(|dial| dial.find(address)) {
+            Some(endpoint) => endpoint,
+            None => Endpoint::Addr(address.parse::<Addr>()?),
+        };
         let traffic = Traffic::default();
         let Stream { reader, writer } = tokio::time::timeout(CONNECT, endpoint.connect()).await??.counted(&traffic);
         let (root, system) = conversation::client(reader.compat(), writer.compat_write(), MAX_ANSWER_BYTES);

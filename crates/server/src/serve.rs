@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use sepal_blocks::BlockStack;
 use sepal_checkpoint::Checkpoint;
 use sepal_core::{DType, Ragged, Want};
-use sepal_swarm::{Addr, Endpoint, InProcess, Listener, Stream};
+use sepal_swarm::{Addr, Dial, Endpoint, InProcess, Listener, Stream, Streams};
 use sepal_wire::{Limits, Load, ServerInfo, conversation};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
@@ -33,11 +33,13 @@ pub struct ServerOptions {
     /// What a computation takes at least for each token and block (a backward alone counts once, forward and backward
     /// twice). A server that must leave room for others waits that long; so do benchmarks of routing.
     pub pace: Option<Duration>,
+    /// How servers are found that results are handed on to, beside those at addresses of the network.
+    pub dial: Option<Arc<dyn Dial>>,
 }
 
 impl Default for ServerOptions {
     fn default() -> Self {
-        Self { limits: Limits::default(), max_queue: 1024, threads: None, pace: None }
+        Self { limits: Limits::default(), max_queue: 1024, threads: None, pace: None, dial: None }
     }
 }
 
@@ -128,6 +130,20 @@ impl BlockServer {
         Self::start(stack, identity, options, runtime, listener, endpoint)
     }
 
+    /// Serves connections that something else accepts; `endpoint` is where clients find it.
+    ///
+    /// # Errors
+    /// [`StartError::Threads`].
+    pub fn accept(
+        stack: BlockStack,
+        identity: ModelIdentity,
+        options: ServerOptions,
+        connections: Streams,
+        endpoint: Endpoint,
+    ) -> Result<Self, StartError> {
+        Self::start(stack, identity, options, runtime()?, Listener::Streams(connections), endpoint)
+    }
+
     /// Serves connections from inside this process.
     ///
     /// # Errors
@@ -169,7 +185,7 @@ impl BlockServer {
         endpoint: Endpoint,
     ) -> Result<Self, StartError> {
         let info = describe(&stack, identity, options.limits);
-        let ServerOptions { threads, max_queue, pace, .. } = options;
+        let ServerOptions { threads, max_queue, pace, dial, .. } = options;
         let (engine, compute) =
             Engine::start(stack, EngineOptions { threads, max_queue, pace }).map_err(StartError::Threads)?;
         let (phase, told) = watch::channel(Phase::Serving);
@@ -183,7 +199,7 @@ impl BlockServer {
                 let shared = Rc::new(Shared {
                     engine,
                     tapes,
-                    links: Links::new(Arc::clone(&shared_board)),
+                    links: Links::new(Arc::clone(&shared_board), dial),
                     board: shared_board,
                     parcels: Parcels::new(shared_info.limits.max_message_bytes),
                     info: shared_info,

@@ -68,22 +68,32 @@ impl Identity {
     }
 }
 
-/// Writes a new key beside and moves it into place, unless another process was faster.
+/// Makes a new key, unless another process was faster.
 fn create(path: &Path) -> io::Result<()> {
+    let key = hex::encode(SecretKey::generate().to_bytes());
+    // A link, unlike a new name, replaces nothing.
+    let link = |new: &Path| {
+        let linked = fs::hard_link(new, path);
+        fs::remove_file(new)?;
+        linked
+    };
+    match private_file(path, key.as_bytes(), link) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+/// Writes a line into a new file beside `path` that only its owner can read, and has `place` move it there.
+pub(super) fn private_file(path: &Path, line: &[u8], place: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let new = folder.join(format!(".{name}.{}", std::process::id()));
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(hex::encode(SecretKey::generate().to_bytes()).as_bytes())?;
+    file.write_all(line)?;
     file.write_all(b"\n")?;
     file.sync_all()?;
-    let linked = fs::hard_link(&new, path);
-    fs::remove_file(&new)?;
-    match linked {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        other => other,
-    }
+    place(&new)
 }
 
 #[cfg(test)]

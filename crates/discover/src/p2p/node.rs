@@ -13,7 +13,7 @@ use iroh::endpoint::{Connection, QuicTransportConfig, RecvStream, SendStream, Va
 use iroh::{EndpointAddr, EndpointId, NetReportConfig, RelayMode, RelayUrl};
 use iroh_gossip::api::{Event, GossipReceiver, GossipSender};
 use iroh_gossip::net::{GOSSIP_ALPN, Gossip};
-use sepal_swarm::{Connect, Connecting, Dial, Endpoint, Listener, Sightings, Stream, Streams};
+use sepal_swarm::{Connect, Connecting, Dial, Endpoint, Sightings, Stream, Streams};
 use tokio::sync::{mpsc, watch};
 
 use super::announcement::{Announcement, Saying};
@@ -161,7 +161,7 @@ impl Node {
     }
 
     /// Connections from members. One server takes them at a time; the next one goes on where it stopped.
-    pub fn listener(self: &Arc<Self>) -> Listener {
+    pub fn connections(self: &Arc<Self>) -> Streams {
         let (sender, streams) = Streams::new();
         let node = Arc::clone(self);
         self.shared.runtime.spawn(async move {
@@ -176,7 +176,7 @@ impl Node {
                 }
             }
         });
-        Listener::Streams(streams)
+        streams
     }
 }
 

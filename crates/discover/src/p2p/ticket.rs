@@ -1,4 +1,6 @@
 use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use data_encoding::BASE32_NOPAD;
@@ -7,6 +9,8 @@ use iroh::{EndpointAddr, EndpointId, SecretKey};
 use iroh_gossip::proto::TopicId;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use super::identity::private_file;
 
 const PREFIX: &str = "sepal1";
 /// Bytes of a [`SwarmSecret::proof`].
@@ -65,11 +69,46 @@ pub struct Ticket {
 }
 
 /// Text that is no ticket.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a ticket: {problem}; copy all of the line that `sepal serve` prints, from `{PREFIX}` on")]
-pub struct TicketError {
-    /// What is wrong.
-    pub problem: &'static str,
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TicketError {
+    /// The text itself.
+    #[error("not a ticket: {problem}; copy all of what `sepal serve --p2p` prints, from `{PREFIX}` on")]
+    Text {
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// The file that should hold it.
+    #[error("neither a ticket (they begin with `{PREFIX}`) nor a file that can be read: {path}")]
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Ticket {
+    /// The ticket that a text is, or that the file of that name holds.
+    ///
+    /// # Errors
+    /// [`TicketError`].
+    pub fn read(text: &str) -> Result<Self, TicketError> {
+        if text.trim_start().starts_with(PREFIX) {
+            return text.parse();
+        }
+        let path = PathBuf::from(text);
+        std::fs::read_to_string(&path).map_err(|source| TicketError::File { path, source })?.parse()
+    }
+
+    /// Writes it into a file that only its owner can read; whole or not at all.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        private_file(path, self.to_string().as_bytes(), |new| std::fs::rename(new, path))
+    }
 }
 
 impl fmt::Display for Ticket {
@@ -84,7 +123,7 @@ impl FromStr for Ticket {
     type Err = TicketError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let error = |problem| TicketError { problem };
+        let error = |problem| TicketError::Text { problem };
         let rest = text.trim().strip_prefix(PREFIX).ok_or(error("it begins otherwise"))?;
         let bytes = BASE32_NOPAD.decode(rest.to_ascii_uppercase().as_bytes());
         let bytes = bytes.map_err(|_| error("it has letters that tickets have not, or an end is missing"))?;
@@ -111,6 +150,18 @@ mod tests {
         let text = ticket().to_string();
         assert_eq!(text.parse::<Ticket>().expect("a ticket"), ticket());
         assert_eq!(format!(" {text}\n").parse::<Ticket>().expect("a ticket"), ticket());
+    }
+
+    #[test]
+    fn a_file_may_hold_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("ticket");
+        let name = path.to_str().expect("a name");
+        let error = Ticket::read(name).expect_err("there is no file");
+        assert!(error.to_string().starts_with("neither a ticket"), "{error}");
+        ticket().write(&path).expect("written");
+        assert_eq!(Ticket::read(name).expect("a ticket"), ticket());
+        assert_eq!(Ticket::read(&ticket().to_string()).expect("a ticket"), ticket());
     }
 
     #[test]

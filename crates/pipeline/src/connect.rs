@@ -1,0 +1,116 @@
+//! The servers of a run: started here, listed, or found.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sepal_blocks::BlockStack;
+use sepal_checkpoint::Checkpoint;
+use sepal_core::Span;
+use sepal_discover::Discovery;
+use sepal_discover::lan::Lan;
+use sepal_discover::p2p::{Identity, Node, NodeOptions, Ticket};
+use sepal_remote::{ModelExpectation, RemoteOptions, RemoteSequential, SwarmPath};
+use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
+use sepal_swarm::{Addr, Endpoint};
+
+use crate::error::RunError;
+use crate::progress::{Event, Observer};
+use crate::spec::{EmbeddedSpec, P2pSpec, PathSpec, Spec, SwarmSpec};
+
+/// What must be kept as long as remote blocks are used.
+#[derive(Debug)]
+pub(crate) enum Kept {
+    Nothing,
+    /// The server of this process.
+    Server(#[expect(dead_code, reason = "kept")] BlockServer),
+    /// What finds servers.
+    Discovery(#[expect(dead_code, reason = "kept")] Arc<dyn Discovery>),
+}
+
+/// The blocks of the run, on servers that are started if they are to run in this process.
+pub(crate) fn connect(
+    spec: &Spec,
+    checkpoint: &Checkpoint,
+    observer: &mut dyn Observer,
+) -> Result<(Kept, RemoteSequential), RunError> {
+    let config = checkpoint.config();
+    let expected =
+        ModelExpectation { digest: checkpoint.digest().to_owned(), n_blocks: config.n_blocks, hidden: config.hidden };
+    let options = options(spec);
+    let (kept, remote) = match &spec.swarm {
+        SwarmSpec::Embedded(embedded) => {
+            let server = embed(spec, embedded, checkpoint)?;
+            let endpoints = vec![server.endpoint().clone()];
+            (Kept::Server(server), RemoteSequential::connect(endpoints, expected, options))
+        }
+        SwarmSpec::Static(servers) => {
+            (Kept::Nothing, RemoteSequential::connect(addresses(&servers.servers)?, expected, options))
+        }
+        SwarmSpec::Lan(lan) => {
+            let found: Arc<dyn Discovery> =
+                Arc::new(Lan::start(lan.interface.as_deref()).map_err(|source| RunError::Discovery(source.into()))?);
+            look(found, expected, options, observer)
+        }
+        SwarmSpec::P2p(p2p) => look(join(p2p)?, expected, options, observer),
+    };
+    let remote = remote.map_err(RunError::Remote)?;
+    let spans: Vec<String> = remote.servers().iter().map(|info| info.span.to_string()).collect();
+    let servers = if spans.len() == 1 { "1 server".to_owned() } else { format!("{} servers", spans.len()) };
+    observer.event(Event::Notice(&format!("blocks: {} on {servers}", spans.join(", "))));
+    Ok((kept, remote))
+}
+
+fn options(spec: &Spec) -> RemoteOptions {
+    let remote = spec.swarm.remote();
+    RemoteOptions {
+        wire_dtype: remote.wire_dtype,
+        micro_batch_tokens: remote.micro_batch_tokens,
+        deterministic: spec.train.deterministic,
+        hedge: remote.hedge,
+        path: match remote.path {
+            PathSpec::Star => SwarmPath::Star,
+            PathSpec::Relay => SwarmPath::Relay,
+        },
+        call_timeout: Duration::from_millis(remote.timeout_ms),
+        wait: Duration::from_millis(remote.wait_ms),
+        ..RemoteOptions::default()
+    }
+}
+
+fn embed(spec: &Spec, embedded: &EmbeddedSpec, checkpoint: &Checkpoint) -> Result<BlockServer, RunError> {
+    let load = |source: Box<dyn std::error::Error + Send + Sync>| RunError::Load { what: "blocks", source };
+    let whole = Span::new(0, checkpoint.config().n_blocks).map_err(|source| load(source.into()))?;
+    let stack = BlockStack::load(checkpoint, whole).map_err(|source| load(source.into()))?;
+    let limits = Limits { tape_budget_bytes: embedded.tape_budget_mb << 20, ..Limits::default() };
+    let threads = spec.train.threads.and_then(|threads| u32::try_from(threads).ok());
+    let options = ServerOptions { limits, threads, ..ServerOptions::default() };
+    BlockServer::embedded(stack, ModelIdentity::of(checkpoint), options).map_err(RunError::Server)
+}
+
+fn addresses(servers: &[String]) -> Result<Vec<Endpoint>, RunError> {
+    let parse = |text: &String| -> Result<Endpoint, RunError> {
+        let addr: Addr = text.parse().map_err(|error| RunError::Address { source: error })?;
+        Ok(Endpoint::Addr(addr))
+    };
+    servers.iter().map(parse).collect()
+}
+
+fn look(
+    found: Arc<dyn Discovery>,
+    expected: ModelExpectation,
+    options: RemoteOptions,
+    observer: &mut dyn Observer,
+) -> (Kept, Result<RemoteSequential, sepal_remote::RemoteError>) {
+    observer.event(Event::Notice("blocks: looking for servers of the model"));
+    let sightings = found.sightings(&expected.digest);
+    let remote = RemoteSequential::discover(sightings, expected, options);
+    (Kept::Discovery(found), remote)
+}
+
+fn join(p2p: &P2pSpec) -> Result<Arc<dyn Discovery>, RunError> {
+    let ticket = Ticket::read(&p2p.ticket).map_err(|source| RunError::Ticket { source })?;
+    let (bind, relays) = (p2p.bind, p2p.relays.clone());
+    let options = NodeOptions { identity: Identity::passing(), ticket: Some(ticket), bind, relays };
+    let node = Node::start(options).map_err(|source| RunError::Discovery(source.into()))?;
+    Ok(Arc::new(node))
+}

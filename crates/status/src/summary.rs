@@ -1,0 +1,125 @@
+//! What the page is made of.
+
+use std::time::Duration;
+
+use sepal_core::Span;
+use sepal_discover::{Member, Notice};
+use sepal_route::{coverage, holes};
+use sepal_wire::ServerInfo;
+use serde_json::{Value, json};
+
+/// The server and the others of its model, as JSON.
+pub(crate) fn summary(name: &str, own: Option<&ServerInfo>, others: &[Member], up: Duration) -> Value {
+    let Some(info) = own else {
+        return json!({ "name": name, "state": "loading", "up_seconds": up.as_secs() });
+    };
+    let mut servers = vec![(name.to_owned(), true, notice_of(info))];
+    let of_model = |member: &&Member| member.notice.digest == info.model_digest && member.endpoint.to_string() != name;
+    let others = others.iter().filter(of_model);
+    servers.extend(others.map(|member| (member.endpoint.to_string(), false, member.notice.clone())));
+    servers.sort_by_key(|(name, is_own, notice)| (notice.span.start(), notice.span.end(), !is_own, name.clone()));
+    let spans: Vec<Span> =
+        servers.iter().filter(|(_, _, notice)| !notice.draining).map(|(_, _, notice)| notice.span).collect();
+    let server = |(name, is_own, notice): &(String, bool, Notice)| {
+        let rate = (notice.rate > 0.0).then(|| 1.0 / (notice.rate * notice.span.len() as f64));
+        json!({
+            "name": name,
+            "is_this": is_own,
+            "start": notice.span.start(),
+            "end": notice.span.end(),
+            "tokens_per_second": rate,
+            "queue": notice.queue,
+            "free_tape_bytes": notice.free_tape_bytes,
+            "draining": notice.draining,
+        })
+    };
+    json!({
+        "name": name,
+        "state": if info.draining { "leaving" } else { "serving" },
+        "up_seconds": up.as_secs(),
+        "software": info.software,
+        "model": { "digest": info.model_digest, "family": info.family, "weights": info.weights,
+                   "n_blocks": info.n_blocks, "hidden": info.hidden, "dtype": info.compute_dtype },
+        "load": { "queue": info.load.queue, "tapes": info.load.tapes, "tape_bytes": info.load.tape_bytes,
+                  "tape_budget_bytes": info.limits.tape_budget_bytes, "completed": info.load.completed },
+        "servers": servers.iter().map(server).collect::<Vec<_>>(),
+        "servers_per_block": coverage(&spans, info.n_blocks),
+        "holes": holes(&spans, info.n_blocks).iter().map(|hole| [hole.start(), hole.end()]).collect::<Vec<_>>(),
+    })
+}
+
+/// What a server lets others know of itself.
+pub fn notice_of(info: &ServerInfo) -> Notice {
+    Notice {
+        digest: info.model_digest.clone(),
+        family: info.family.clone(),
+        n_blocks: info.n_blocks,
+        span: info.span,
+        dtype: info.compute_dtype,
+        rate: info.load.rate,
+        queue: info.load.queue,
+        free_tape_bytes: info.limits.tape_budget_bytes.saturating_sub(info.load.tape_bytes),
+        draining: info.draining,
+        software: info.software.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sepal_core::DType;
+    use sepal_swarm::Endpoint;
+    use sepal_wire::{Limits, Load};
+
+    use super::*;
+
+    fn info(span: &str) -> ServerInfo {
+        ServerInfo {
+            protocol: sepal_wire::PROTOCOL,
+            software: "sepal".into(),
+            model_digest: "sha256:ab".into(),
+            family: "llama".into(),
+            n_blocks: 10,
+            hidden: 8,
+            span: span.parse().expect("a span"),
+            compute_dtype: DType::F32,
+            weights: "random".into(),
+            limits: Limits { tape_budget_bytes: 100, ..Limits::default() },
+            load: Load { tape_bytes: 30, rate: 1e-3, ..Load::default() },
+            tape_token_bytes: 1,
+            draining: false,
+        }
+    }
+
+    fn member(name: &str, notice: Notice) -> Member {
+        Member { endpoint: Endpoint::Addr(name.parse().expect("an address")), notice }
+    }
+
+    #[test]
+    fn servers_of_the_model_are_listed_by_their_blocks_and_those_that_leave_cover_nothing() {
+        let others = [
+            member("b:1", notice_of(&info("5:8"))),
+            member("c:1", Notice { draining: true, ..notice_of(&info("0:10")) }),
+            member("d:1", Notice { digest: "sha256:cd".into(), ..notice_of(&info("0:10")) }),
+            // Itself, as others hear of it.
+            member("a:1", notice_of(&info("3:5"))),
+        ];
+        let summary = summary("a:1", Some(&info("2:6")), &others, Duration::from_secs(3));
+        let names: Vec<&str> = summary["servers"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter_map(|server| server["name"].as_str())
+            .collect();
+        assert_eq!(names, ["c:1", "a:1", "b:1"]);
+        assert_eq!(summary["servers"][1]["is_this"], true);
+        assert_eq!(summary["servers"][1]["tokens_per_second"], 250.0);
+        assert_eq!(summary["servers"][1]["free_tape_bytes"], 70);
+        assert_eq!(summary["servers_per_block"], json!([0, 0, 1, 1, 1, 2, 1, 1, 0, 0]));
+        assert_eq!(summary["holes"], json!([[0, 2], [8, 10]]));
+    }
+
+    #[test]
+    fn a_server_that_loads_is_shown_as_such() {
+        assert_eq!(summary("a:1", None, &[], Duration::ZERO)["state"], "loading");
+    }
+}
