@@ -11,3 +11,4 @@ mod proxy;
 mod relay;
 mod runs;
 mod support;
+mod swarm;

@@ -40,7 +40,7 @@ fn a_killed_server_is_not_noticed_by_training() {
 }
 
 /// The metrics file below `folder`, once it has that many lines.
-fn wait_for_metrics(folder: &std::path::Path, lines: usize) -> std::path::PathBuf {
+pub(crate) fn wait_for_metrics(folder: &std::path::Path, lines: usize) -> std::path::PathBuf {
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(60) {
         for entry in std::fs::read_dir(folder).into_iter().flatten() {

@@ -1,9 +1,9 @@
 //! The real program, on tiny models and sentences.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use sepal_testkit::tiny;
 use serde_json::Value;
@@ -87,18 +87,24 @@ impl Bench {
     }
 
     pub(crate) fn serve_with(&self, blocks: &str, listen: &str, more: &[&str]) -> Server {
-        let mut child = self
-            .sepal(&["serve", "model", "--blocks", blocks, "--listen", listen, "--threads", "1"])
-            .args(more)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("sepal serves");
+        let args = [&["--blocks", blocks, "--listen", listen, "--threads", "1"], more].concat();
+        let server = self.serve_args(&args);
+        assert_eq!(server.blocks, blocks);
+        server
+    }
+
+    /// `sepal serve model` with these arguments, once it says that it serves.
+    pub(crate) fn serve_args(&self, args: &[&str]) -> Server {
+        let mut command = self.sepal(&["serve", "model"]);
+        let command = command.args(args).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("sepal serves");
+        let mut lines = BufReader::new(child.stdout.take().expect("piped"));
         let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
-        let addr = line.trim().rsplit(" on ").next().expect("an address").to_owned();
-        assert!(line.starts_with(&format!("serving blocks {blocks} of model")), "{line}");
-        Server { child, addr }
+        lines.read_line(&mut line).expect("a line");
+        let what = line.trim().strip_prefix("serving blocks ").unwrap_or_else(|| panic!("it serves nothing: {line}"));
+        let (blocks, rest) = what.split_once(" of model").expect("the model");
+        let addr = rest.rsplit(" on ").next().expect("an address").to_owned();
+        Server { child, addr, blocks: blocks.to_owned(), lines }
     }
 }
 
@@ -151,6 +157,18 @@ impl Run {
 pub(crate) struct Server {
     pub(crate) child: Child,
     pub(crate) addr: String,
+    pub(crate) blocks: String,
+    /// What it has to say after that.
+    lines: BufReader<ChildStdout>,
+}
+
+impl Server {
+    /// The rest of the next line that begins so.
+    pub(crate) fn line(&mut self, begin: &str) -> String {
+        let lines = self.lines.by_ref().lines().map_while(Result::ok);
+        let rest = lines.filter_map(|line| Some(line.strip_prefix(begin)?.to_owned())).next();
+        rest.unwrap_or_else(|| panic!("it ended without `{begin}`"))
+    }
 }
 
 impl Drop for Server {

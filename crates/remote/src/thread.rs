@@ -227,7 +227,8 @@ async fn find(
             Some(sighting) = sightings.recv() => servers.sighted(sighting, peer),
             () = tokio::time::sleep_until(until) => {
                 let met = servers.infos().len();
-                let unreachable = vec![format!("{met} servers of this model were found and could be reached")];
+                let were = if met == 1 { "server of this model was" } else { "servers of this model were" };
+                let unreachable = vec![format!("{met} {were} found and could be reached")];
                 return Err(RemoteError::Uncovered { missing, unreachable });
             }
         }

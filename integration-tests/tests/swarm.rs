@@ -1,0 +1,193 @@
+//! Swarms that find themselves: by ticket, on the local network; servers that choose their blocks, move, and show
+//! themselves over HTTP.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::processes::wait_for_metrics;
+use crate::program::{Bench, Server, signal};
+
+const LOOPBACK: [&str; 4] = ["--listen", "127.0.0.1:0", "--threads", "1"];
+
+/// A member of the bench's swarm, which the first of them begins; it chooses two blocks, unless told otherwise.
+fn peer(bench: &Bench, name: &str, more: &[&str]) -> Server {
+    let ticket = bench.path("ticket");
+    let ticket = ticket.to_str().expect("a path");
+    let joins = bench.path("ticket").exists();
+    let swarm = if joins { ["--join", ticket] } else { ["--ticket-file", ticket] };
+    let choice: &[&str] = if more.contains(&"--blocks") { &[] } else { &["--max-blocks", "2"] };
+    let args = [&["--p2p", "--identity", name][..], &swarm, choice, &LOOPBACK, more].concat();
+    let server = bench.serve_args(&args);
+    wait_for("the ticket", || bench.path("ticket").exists().then_some(()));
+    server
+}
+
+/// What `look` gives, within half a minute.
+fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(30) {
+        if let Some(found) = look() {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("{what} did not come");
+}
+
+/// `--set` for the bench's swarm.
+fn p2p(bench: &Bench) -> [String; 3] {
+    let ticket = format!("swarm.with.ticket={}", bench.path("ticket").display());
+    ["swarm.use=p2p".to_owned(), ticket, "swarm.with.bind=127.0.0.1:0".to_owned()]
+}
+
+fn status(bench: &Bench) -> Value {
+    let mut command = bench.sepal(&["swarm", "status", "--json", "--bind", "127.0.0.1:0", "--ticket"]);
+    let output = command.arg(bench.path("ticket")).output().expect("sepal runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+#[test]
+fn peers_train_while_one_is_killed_and_another_joins() {
+    let bench = Bench::new("llama-gqa");
+    let sets = ["train.max_steps=150", "evaluate.every=end", "train.deterministic=true"];
+    let embedded = bench.run(&sets);
+    // Slow enough that all of it happens during the run.
+    let pace = ["--pace-us", "40"];
+    let mut peers: Vec<Server> = ["a", "b", "c", "d"].iter().map(|name| peer(&bench, name, &pace)).collect();
+    let spans: Vec<&str> = peers.iter().map(|peer| peer.blocks.as_str()).collect();
+    assert_eq!(spans, ["0:2", "1:3", "0:2", "1:3"], "each goes where the swarm is weakest");
+    let mut run = bench.sepal(&["run", "pipeline.yaml", "--set", "output.folder=swarm"]);
+    run.args(sets.iter().map(|set| format!("--set={set}")));
+    run.args(p2p(&bench).iter().map(|set| format!("--set={set}")));
+    let mut child = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sepal runs");
+    wait_for_metrics(&bench.path("swarm"), 10);
+    peers[0].child.kill().expect("killed");
+    peers.push(peer(&bench, "e", &pace));
+    assert!(child.wait().expect("it ends").success(), "training goes on");
+    assert_eq!(bench.run_in("swarm").losses(), embedded.losses(), "to the last bit");
+}
+
+#[test]
+fn peers_relay_to_each_other() {
+    let bench = Bench::new("llama-gqa");
+    let embedded = bench.run(&["train.max_steps=20", "train.deterministic=true"]);
+    let _peers = [("a", "0:1"), ("b", "1:2"), ("c", "2:3")].map(|(name, span)| peer(&bench, name, &["--blocks", span]));
+    let p2p = p2p(&bench);
+    let mut sets: Vec<&str> = p2p.iter().map(String::as_str).collect();
+    sets.extend(["train.max_steps=20", "train.deterministic=true", "swarm.with.path=relay"]);
+    let relayed = bench.run(&sets);
+    assert_eq!(relayed.losses(), embedded.losses(), "to the last bit");
+    // Less comes back than one hop's hidden states, let alone three's.
+    let bytes = |run: &crate::program::Run| run.records("step").iter().map(|step| step["bytes_down"].as_f64()).sum();
+    let (relayed, embedded): (Option<f64>, Option<f64>) = (bytes(&relayed), bytes(&embedded));
+    let (relayed, embedded) = (relayed.expect("bytes"), embedded.expect("bytes"));
+    assert!(relayed < 3.0 * embedded, "{relayed} bytes came from three peers, {embedded} from one server");
+}
+
+#[test]
+fn a_server_moves_to_the_blocks_that_another_left() {
+    let bench = Bench::new("llama-gqa");
+    let balance = ["--balance-s", "1"];
+    let mut peers = ["a", "b", "c"].map(|name| peer(&bench, name, &balance));
+    assert_eq!(peers.each_ref().map(|peer| peer.blocks.as_str()), ["0:2", "1:3", "0:2"]);
+    signal(&peers[1].child, "TERM");
+    assert!(peers[1].child.wait().expect("it ends").success());
+    wait_for("a balance", || {
+        let status = status(&bench);
+        (status["models"][0]["holes"] == json!([]) && status["servers"].as_array()?.len() == 2).then_some(())
+    });
+    let p2p = p2p(&bench);
+    let sets: Vec<&str> = p2p.iter().map(String::as_str).chain(["train.max_steps=5"]).collect();
+    bench.run(&sets);
+}
+
+#[test]
+fn the_local_network_is_enough() {
+    let bench = Bench::new("llama-gqa");
+    let lan = ["--lan", "--interface", "127.0.0.1"];
+    let serve = |blocks| bench.serve_args(&[&["--blocks", blocks], &lan[..], &LOOPBACK].concat());
+    let _servers = [serve("0:2"), serve("2:3")];
+    let embedded = bench.run(&["train.max_steps=5", "train.deterministic=true"]);
+    let sets = ["train.max_steps=5", "train.deterministic=true", "swarm.use=lan", "swarm.with.interface=127.0.0.1"];
+    assert_eq!(bench.run(&sets).losses(), embedded.losses());
+    let output = bench.sepal(&["swarm", "status", "--lan", "--interface", "127.0.0.1"]).output().expect("sepal runs");
+    let table = String::from_utf8(output.stdout).expect("text");
+    assert!(table.contains("0:2") && table.contains("every block on 1 server"), "{table}");
+}
+
+#[test]
+fn a_swarm_that_lacks_blocks_is_waited_for_and_then_said_to() {
+    let bench = Bench::new("llama-gqa");
+    let _peer = peer(&bench, "a", &["--blocks", "0:2"]);
+    let p2p = p2p(&bench);
+    let sets: Vec<&str> = p2p.iter().map(String::as_str).chain(["swarm.with.wait_ms=3000"]).collect();
+    let text = bench.failure(&sets);
+    assert!(text.contains("no server holds blocks 2:3; 1 server of this model was found"), "{text}");
+    let text = bench.failure(&["swarm.use=p2p", "swarm.with.ticket=nowhere"]);
+    assert!(text.contains("swarm.with.ticket") && text.contains("neither a ticket"), "{text}");
+}
+
+/// Status and body of a page.
+fn get(addr: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(addr).expect("connected");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n").expect("asked");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("answered");
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    (status, answer.split_once("\r\n\r\n").expect("a body").1.to_owned())
+}
+
+#[test]
+fn a_server_shows_its_health_metrics_and_page() {
+    let bench = Bench::new("llama-gqa");
+    let mut first = peer(&bench, "a", &["--http", "127.0.0.1:0"]);
+    let second = peer(&bench, "b", &[]);
+    let http = first.line("status on http://").trim_end_matches('/').to_owned();
+    assert_eq!(get(&http, "/healthz"), (200, "ok\n".to_owned()));
+    let p2p = p2p(&bench);
+    let sets: Vec<&str> = p2p.iter().map(String::as_str).chain(["train.max_steps=5"]).collect();
+    bench.run(&sets);
+    let (status, metrics) = get(&http, "/metrics");
+    assert_eq!(status, 200);
+    let value = |name: &str| {
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in\n{metrics}")).parse::<f64>().expect("a number")
+    };
+    assert!(value("sepal_calls_total{method=\"forward\"}") >= 5.0);
+    assert!(value("sepal_calls_total{method=\"backward\"}") >= 5.0);
+    assert!(value("sepal_tokens_total{method=\"forward\"}") > 100.0);
+    assert!(value("sepal_compute_seconds_sum{method=\"forward\"}") > 0.0);
+    assert!(value("sepal_received_bytes_total") > 10_000.0 && value("sepal_blocks") == 2.0);
+    assert!(metrics.ends_with("# EOF\n"));
+    let status: Value = serde_json::from_str(&get(&http, "/status.json").1).expect("JSON");
+    assert_eq!((&status["servers_per_block"], &status["holes"]), (&json!([1, 2, 1]), &json!([])));
+    assert_eq!(get(&http, "/elsewhere").0, 404);
+    let Some(page) = in_browser(&bench, &format!("http://{http}/"), 390) else {
+        eprintln!("skipped: no Chromium was found, so that the page is not looked at");
+        return;
+    };
+    for expected in ["serving", "2 servers", "(this one)", "block 0: 1 server", "block 1: 2 servers", &second.addr] {
+        assert!(page.contains(expected), "`{expected}` is not on the page:\n{page}");
+    }
+}
+
+/// The document that a browser makes of a page, in a window of that width.
+fn in_browser(bench: &Bench, url: &str, width: u32) -> Option<String> {
+    let names = ["chromium", "chromium-browser", "google-chrome"];
+    let browser = names.iter().find(|name| Command::new(name).arg("--version").output().is_ok())?;
+    let profile = bench.path("browser");
+    let output = Command::new(browser)
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
+        .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
+        .arg(format!("--user-data-dir={}", profile.display()))
+        .arg(format!("--window-size={width},844"))
+        .args(["--virtual-time-budget=5000", "--dump-dom", url])
+        .output()
+        .expect("the browser runs");
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
+}
