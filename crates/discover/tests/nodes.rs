@@ -111,7 +111,8 @@ fn a_third_member_hears_of_all_and_a_newcomer_of_who_was_there() {
         }
     }
     let mut expected = vec![first.name(), second.name()];
-    (names.sort(), expected.sort());
+    names.sort();
+    expected.sort();
     assert_eq!(names, expected);
 }
 

@@ -88,7 +88,7 @@ fn a_good_file_has_its_defaults_filled_in() {
     assert_eq!(spec.optimizer.with["betas"], json!([0.9, 0.999]));
     assert_eq!((spec.train.accumulate, spec.train.clip_norm, spec.train.max_steps), (1, Some(1.0), None));
     assert_eq!(spec.evaluate.every, EvaluateEvery::Epoch);
-    assert_eq!(spec.swarm.micro_batch_tokens(), 2048);
+    assert_eq!(spec.swarm.remote().micro_batch_tokens, 2048);
     let alternatives: Vec<_> = spec.data.alternatives().collect();
     assert_eq!(alternatives.len(), 2);
     assert_eq!(alternatives[1].filter["year"].0, "2002");
@@ -196,7 +196,7 @@ fn unknown_plugins() {
     assert_snapshot!(with("use: deep-ptune", "use: deep_ptune"), @r#"sst2.yaml:9:3: tuning.use: unknown tuning mode "deep_ptune"; known: deep-ptune, ptune; did you mean `deep-ptune`?"#);
     assert_snapshot!(with("use: sequence-classification", "use: regression"), @r#"sst2.yaml:6:3: task.use: unknown task head "regression"; known: sequence-classification"#);
     assert_snapshot!(with("use: adamw", "uses: adamw"), @"sst2.yaml:24:14: optimizer.uses: unknown key; did you mean `use`?");
-    assert_snapshot!(with("use: embedded", "use: swarm"), @r#"sst2.yaml:4:10: swarm.use: unknown swarm "swarm"; known: embedded, static"#);
+    assert_snapshot!(with("use: embedded", "use: swarm"), @r#"sst2.yaml:4:10: swarm.use: unknown swarm "swarm"; known: embedded, static, lan, p2p"#);
 }
 
 #[test]

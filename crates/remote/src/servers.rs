@@ -41,8 +41,8 @@ pub(crate) struct Servers {
     /// By [`ServerId`], with what each said when it was met.
     peers: RefCell<Vec<Rc<Peer>>>,
     infos: RefCell<Vec<ServerInfo>>,
-    /// Servers that have been heard of and not been met, by name.
-    unmet: RefCell<HashMap<String, Rc<Peer>>>,
+    /// Servers that were found, met or not, by name.
+    found: RefCell<HashMap<String, Rc<Peer>>>,
     router: SharedRouter,
     started: Instant,
     options: RemoteOptions,
@@ -67,7 +67,7 @@ impl Servers {
         Rc::new(Self {
             peers: RefCell::default(),
             infos: RefCell::default(),
-            unmet: RefCell::default(),
+            found: RefCell::default(),
             router,
             started: Instant::now(),
             options,
@@ -148,8 +148,7 @@ impl Servers {
             Sighting::Here(endpoint) => endpoint.to_string(),
             Sighting::Gone(name) => name.clone(),
         };
-        let met = self.peers.borrow().iter().find(|peer| peer.endpoint.to_string() == name).cloned();
-        let known = met.or_else(|| self.unmet.borrow().get(&name).cloned());
+        let known = self.found.borrow().get(&name).cloned();
         match (known, sighting) {
             (Some(peer), Sighting::Here(_)) => {
                 peer.is_gone.set(false);
@@ -158,7 +157,7 @@ impl Servers {
             (Some(peer), Sighting::Gone(_)) => peer.is_gone.set(true),
             (None, Sighting::Here(endpoint)) => {
                 let peer = Rc::new(meet(endpoint));
-                self.unmet.borrow_mut().insert(name, Rc::clone(&peer));
+                self.found.borrow_mut().insert(name, Rc::clone(&peer));
                 tokio::task::spawn_local(Rc::clone(self).expect(peer, Duration::ZERO));
             }
             (None, Sighting::Gone(_)) => {}
@@ -172,13 +171,12 @@ impl Servers {
             match peer.meet().await {
                 Ok(info) => {
                     tracing::info!(server = %peer.endpoint, span = %info.span, "a server has come");
-                    self.unmet.borrow_mut().remove(&peer.endpoint.to_string());
                     return self.add(peer, &info);
                 }
                 Err(CallError::WrongModel(error)) => {
                     // Whoever starts with another model there is heard of again.
                     tracing::warn!(%error, "a server is not used");
-                    self.unmet.borrow_mut().remove(&peer.endpoint.to_string());
+                    self.found.borrow_mut().remove(&peer.endpoint.to_string());
                     return;
                 }
                 Err(error) => tracing::debug!(server = %peer.endpoint, %error, "still not there"),

@@ -73,10 +73,11 @@ pub enum NodeError {
     Gossip(String),
 }
 
-/// A member of a swarm: it hears who is there, and connects to servers. Dropping it leaves.
+/// A member of a swarm: it hears who is there, and connects to servers. Dropping it leaves. Its methods wait for each
+/// other and for the network: they are not for asynchronous code.
 pub struct Node {
     shared: Arc<Shared>,
-    streams: Mutex<mpsc::UnboundedReceiver<Stream>>,
+    streams: Arc<Mutex<mpsc::UnboundedReceiver<Stream>>>,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
@@ -125,7 +126,7 @@ impl Node {
             .map_err(NodeError::Threads)?;
         let (streams, incoming) = mpsc::unbounded_channel();
         let shared = runtime.block_on(join(options, streams, runtime.handle().clone()))?;
-        Ok(Self { shared, streams: Mutex::new(incoming), runtime: Some(runtime) })
+        Ok(Self { shared, streams: Arc::new(Mutex::new(incoming)), runtime: Some(runtime) })
     }
 
     /// Its name, as others call it.
@@ -161,14 +162,15 @@ impl Node {
     }
 
     /// Connections from members. One server takes them at a time; the next one goes on where it stopped.
-    pub fn connections(self: &Arc<Self>) -> Streams {
+    pub fn connections(&self) -> Streams {
         let (sender, streams) = Streams::new();
-        let node = Arc::clone(self);
+        // Not the node: it must not be dropped by a task of its own.
+        let incoming = Arc::clone(&self.streams);
         self.shared.runtime.spawn(async move {
             loop {
                 tokio::select! {
                     () = sender.closed() => return,
-                    stream = std::future::poll_fn(|cx| lock(&node.streams).poll_recv(cx)) => match stream {
+                    stream = std::future::poll_fn(|cx| lock(&incoming).poll_recv(cx)) => match stream {
                         // If the server has just stopped, the client sees its connection close.
                         Some(stream) => drop(sender.send(stream)),
                         None => return,
@@ -206,9 +208,14 @@ impl Drop for Node {
     fn drop(&mut self) {
         let Some(runtime) = self.runtime.take() else { return };
         let endpoint = self.shared.endpoint.clone();
-        // Members and listeners hold each other; what is under way ends with the endpoint.
-        runtime.block_on(async { tokio::time::timeout(Duration::from_secs(1), endpoint.close()).await.ok() });
-        runtime.shutdown_background();
+        // On a thread of its own: whoever drops a node may be within another runtime.
+        let closing = std::thread::spawn(move || {
+            runtime.block_on(async { tokio::time::timeout(Duration::from_secs(1), endpoint.close()).await.ok() });
+            runtime.shutdown_background();
+        });
+        if closing.join().is_err() {
+            tracing::error!("a node was not closed");
+        }
     }
 }
 
