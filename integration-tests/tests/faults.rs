@@ -137,6 +137,7 @@ impl Swarm {
 /// Steps with a fault on one of the links after a random number of bytes, until it has happened `times` times.
 pub(crate) fn check(spans: &[&str], options: RemoteOptions, fault: Fault, times: usize, at_most_s: u64) {
     let swarm = Swarm::new(spans);
+    let is_relay = options.path == SwarmPath::Relay;
     let remote = swarm.connect_with(options);
     let expected = swarm.step(&remote);
     let mut rng = ChaCha8Rng::seed_from_u64(fault as u64);
@@ -148,6 +149,11 @@ pub(crate) fn check(spans: &[&str], options: RemoteOptions, fault: Fault, times:
         }
         // A fault hits one link at a time, so that there is always another way.
         swarm.proxies.iter().for_each(Proxy::disarm);
+        // Relays rest after a fault; the next one hits them again.
+        let relays = remote.relays();
+        while is_relay && remote.relays() == relays {
+            assert_eq!(swarm.step(&remote), expected, "round {round}: a step without a fault");
+        }
         let proxy = &swarm.proxies[round % swarm.proxies.len()];
         let before = proxy.faults();
         proxy.fail_after(rng.random_range(100..20_000), fault);
@@ -232,6 +238,7 @@ fn train(
     let endpoint = |addr: &String| Endpoint::Addr(addr.parse().expect("an address"));
     let endpoints = servers.iter().map(endpoint).collect();
     let options = RemoteOptions { wait: Duration::from_secs(60), ..options };
+    let is_relay = options.path == SwarmPath::Relay && servers.len() > 1;
     let remote = RemoteSequential::connect(endpoints, golden.expectation(), options).expect("connected");
     let mut trained = Trained::of(golden, true);
     let mut losses = Vec::new();
@@ -248,6 +255,7 @@ fn train(
             score: moved(&trained.score),
         };
     }
+    assert!(!is_relay || remote.relays() > steps as u64 / 4, "only {} relays in {steps} steps", remote.relays());
     losses
 }
 

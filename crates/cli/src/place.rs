@@ -115,7 +115,7 @@ impl Place {
                 Ok(server)
             }
             Place::P2p(node) => {
-                let endpoint = node.find(&node.name()).ok_or("find this server by its own name")?;
+                let endpoint = node.peer(&node.name()).ok_or("find this server by its own name")?;
                 let dial: Arc<dyn Dial> = Arc::clone(node) as Arc<dyn Dial>;
                 let options = ServerOptions { dial: Some(dial), ..options };
                 Ok(BlockServer::accept(stack, identity, options, node.connections(), endpoint)?)

@@ -37,24 +37,40 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let swarm = Swarm { discovery: place.discovery(), digest: checkpoint.digest().to_owned(), n_blocks: whole.len() };
     let mut span = match args.blocks {
         Some(span) => span,
+        // A server that stands alone holds all, as far as it is not told otherwise.
+        None if swarm.discovery.is_none() && args.max_blocks.is_none() => whole,
         None => swarm.weakest(how_many(args, &checkpoint)?)?,
     };
     let own = Own::default();
     let mut shown: Option<Shown> = None;
+    // Whatever ends this, others are told.
+    let _announced = Announced(place.discovery());
+    let mut before = None;
     loop {
-        let stack = BlockStack::load(&checkpoint, span)?;
-        let server = place.start(stack, ModelIdentity::of(&checkpoint), options(args))?;
+        let server = match start(args, &mut place, &checkpoint, span) {
+            Ok(server) => server,
+            Err(error) => {
+                let Some(old) = before.take() else { return Err(error) };
+                eprintln!("could not move to blocks {span}: {}; going back to {old}", crate::describe(&*error));
+                span = old;
+                continue;
+            }
+        };
         own.is(server.board());
-        let line =
-            format!("serving blocks {span} of {} ({}) on {}", asset.source, checkpoint.describe(), server.endpoint());
-        print(&line)?;
-        match &shown {
-            Some(shown) => shown.view.show(Some(Arc::clone(server.board()))),
+        print(&format!(
+            "serving blocks {span} of {} ({}) on {}",
+            asset.source,
+            checkpoint.describe(),
+            server.endpoint()
+        ))?;
+        let shown = match &mut shown {
+            Some(shown) => shown,
             None => {
                 place.announce(&own)?;
-                shown = Some(Shown::start(args, &place, &server)?);
+                shown.insert(Shown::start(args, &place, &server)?)
             }
-        }
+        };
+        shown.view.show(Some(Arc::clone(server.board())));
         let Some(better) = wait(args, &stopped, &swarm, &server) else {
             eprintln!(
                 "leaving: nothing new is taken; what clients have begun here is finished within {} s",
@@ -69,7 +85,26 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
         eprintln!("moving from blocks {span} to {better}, which the swarm lacks");
         own.moves_to(better);
         server.drain(Duration::from_secs(args.drain_s));
-        span = better;
+        if stopped.try_recv().is_ok() {
+            return Ok(());
+        }
+        shown.view.show(None);
+        before = Some(std::mem::replace(&mut span, better));
+    }
+}
+
+fn start(args: &ServeArgs, place: &mut Place, checkpoint: &Checkpoint, span: Span) -> Result<BlockServer, Failure> {
+    place.start(BlockStack::load(checkpoint, span)?, ModelIdentity::of(checkpoint), options(args))
+}
+
+/// Tells others that the server is gone when it is dropped.
+struct Announced(Option<Arc<dyn Discovery>>);
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        if let Some(discovery) = &self.0 {
+            discovery.withdraw();
+        }
     }
 }
 
@@ -82,7 +117,6 @@ struct Shown {
 impl Shown {
     fn start(args: &ServeArgs, place: &Place, server: &BlockServer) -> Result<Self, Failure> {
         let view = Arc::new(View::new(server.endpoint().to_string(), place.discovery()));
-        view.show(Some(Arc::clone(server.board())));
         let http = args.http.map(|addr| StatusServer::start(addr, Arc::clone(&view))).transpose()?;
         if let Some(ticket) = place.ticket() {
             print(&format!("ticket {ticket}"))?;
@@ -109,7 +143,9 @@ impl Swarm {
     fn others(&self, name: &str) -> Vec<Notice> {
         let members = self.discovery.as_ref().map(|discovery| discovery.members()).unwrap_or_default();
         let is_other = |member: &sepal_discover::Member| {
-            member.notice.digest == self.digest && member.endpoint.to_string() != name
+            let notice = &member.notice;
+            let is_possible = notice.n_blocks == self.n_blocks && notice.span.end() <= self.n_blocks;
+            notice.digest == self.digest && is_possible && member.endpoint.to_string() != name
         };
         members.into_iter().filter(is_other).map(|member| member.notice).collect()
     }
@@ -167,12 +203,14 @@ fn how_many(args: &ServeArgs, checkpoint: &Checkpoint) -> Result<usize, Failure>
     let Some(free) = free_memory() else { return Ok(allowed) };
     // Embeddings are counted, too, which leaves some room.
     let block_bytes = (checkpoint.parameter_count() * 4).div_ceil(n_blocks as u64).max(1);
-    let room = free.saturating_sub((args.tape_budget_mb << 20) + SPARE_BYTES) / block_bytes;
+    // The budget of graphs is a limit; a quarter of the memory does for most.
+    let graphs = (args.tape_budget_mb << 20).min(free / 4);
+    let room = free.saturating_sub(graphs + SPARE_BYTES) / block_bytes;
     match usize::try_from(room).unwrap_or(usize::MAX).min(allowed) {
         0 => Err(format!(
-            "serve a block: {} MB are free, and {} MB of them are for graphs; lower --tape-budget-mb, or say --blocks",
+            "serve a block: {} MB are free, and {} MB of them are for graphs and messages; say --blocks to do it anyway",
             free >> 20,
-            args.tape_budget_mb
+            (graphs + SPARE_BYTES) >> 20
         )
         .into()),
         fits => {

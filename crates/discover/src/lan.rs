@@ -37,6 +37,8 @@ pub enum LanError {
 /// The servers of the local network. Dropping it ends the search, and takes back what was announced.
 pub struct Lan {
     daemon: ServiceDaemon,
+    /// Told apart from all others by this.
+    id: String,
     members: Arc<Mutex<Members>>,
     announced: Mutex<Option<Announced>>,
 }
@@ -70,29 +72,26 @@ impl Lan {
             daemon.enable_interface(kind)?;
         }
         let events = daemon.browse(SERVICE)?;
+        let id = format!("sepal-{:016x}", rand::random::<u64>());
+        let own = format!("{id}.{SERVICE}");
         let members = Arc::new(Mutex::new(Members::default()));
-        let known = Arc::clone(&members);
+        let mut seen = Seen { members: Arc::clone(&members), names: HashMap::new() };
         // It ends with the daemon.
         thread::Builder::new().name("sepal-lan".into()).spawn(move || {
-            let mut names = HashMap::new();
             for event in events {
                 match event {
-                    ServiceEvent::ServiceResolved(service) => {
+                    // What it says itself comes back to it.
+                    ServiceEvent::ServiceResolved(service) if service.get_fullname() != own => {
                         if let Some((endpoint, notice)) = read(&service) {
-                            names.insert(service.get_fullname().to_owned(), endpoint.to_string());
-                            lock(&known).heard(endpoint, notice, Duration::MAX, Instant::now());
+                            seen.heard(service.get_fullname(), endpoint, notice);
                         }
                     }
-                    ServiceEvent::ServiceRemoved(_, fullname) => {
-                        if let Some(name) = names.remove(&fullname) {
-                            lock(&known).left(&name);
-                        }
-                    }
+                    ServiceEvent::ServiceRemoved(_, fullname) => seen.removed(&fullname),
                     _ => {}
                 }
             }
         })?;
-        Ok(Self { daemon, members, announced: Mutex::default() })
+        Ok(Self { daemon, id, members, announced: Mutex::default() })
     }
 
     /// Tells the network of a server that listens at `addr`, from now on and as it changes.
@@ -105,11 +104,11 @@ impl Lan {
         describe: impl Fn() -> Option<Notice> + Send + 'static,
     ) -> Result<(), LanError> {
         let Some(notice) = describe() else { return Ok(()) };
-        let service = write(addr, &notice)?;
+        let service = write(&self.id, addr, &notice)?;
         let fullname = service.get_fullname().to_owned();
         self.daemon.register(service)?;
         let (stop, mut stopped) = watch::channel(false);
-        let daemon = self.daemon.clone();
+        let (daemon, id) = (self.daemon.clone(), self.id.clone());
         let thread = thread::Builder::new().name("sepal-lan-say".into()).spawn(move || {
             let (mut said, mut said_at) = (notice, Instant::now());
             while !wait(&mut stopped, LOOK) {
@@ -118,7 +117,7 @@ impl Lan {
                 if !has_changed && said_at.elapsed() < SAY {
                     continue;
                 }
-                if let Err(error) = write(addr, &notice).map(|service| daemon.register(service)) {
+                if let Err(error) = write(&id, addr, &notice).map(|service| daemon.register(service)) {
                     tracing::debug!(%error, "an announcement was not sent");
                 }
                 (said, said_at) = (notice, Instant::now());
@@ -126,6 +125,31 @@ impl Lan {
         })?;
         *lock(&self.announced) = Some(Announced { fullname, stop, thread });
         Ok(())
+    }
+}
+
+/// Which server each announcement is of.
+struct Seen {
+    members: Arc<Mutex<Members>>,
+    names: HashMap<String, String>,
+}
+
+impl Seen {
+    fn heard(&mut self, fullname: &str, endpoint: Endpoint, notice: Notice) {
+        let name = endpoint.to_string();
+        if self.names.get(fullname).is_some_and(|before| *before != name) {
+            self.removed(fullname);
+        }
+        self.names.insert(fullname.to_owned(), name);
+        lock(&self.members).heard(endpoint, notice, Duration::MAX, Instant::now());
+    }
+
+    /// The server has left, unless it, or another at its place, is announced under another name as well.
+    fn removed(&mut self, fullname: &str) {
+        let Some(name) = self.names.remove(fullname) else { return };
+        if !self.names.values().any(|other| *other == name) {
+            lock(&self.members).left(&name);
+        }
     }
 }
 
@@ -173,9 +197,8 @@ fn wait(stopped: &mut watch::Receiver<bool>, time: Duration) -> bool {
     *stopped.borrow()
 }
 
-fn write(addr: SocketAddr, notice: &Notice) -> Result<ServiceInfo, mdns_sd::Error> {
-    let id = format!("{}-{}", std::process::id(), addr.port());
-    let (instance, host) = (format!("sepal-{id}"), format!("sepal-{id}.local."));
+fn write(id: &str, addr: SocketAddr, notice: &Notice) -> Result<ServiceInfo, mdns_sd::Error> {
+    let (instance, host) = (id, format!("{id}.local."));
     let number = |n: f64| format!("{n:e}");
     let properties = [
         ("digest", notice.digest.clone()),
@@ -191,9 +214,9 @@ fn write(addr: SocketAddr, notice: &Notice) -> Result<ServiceInfo, mdns_sd::Erro
     ];
     match addr.ip() {
         ip if ip.is_unspecified() => {
-            Ok(ServiceInfo::new(SERVICE, &instance, &host, (), addr.port(), &properties[..])?.enable_addr_auto())
+            Ok(ServiceInfo::new(SERVICE, instance, &host, (), addr.port(), &properties[..])?.enable_addr_auto())
         }
-        ip => ServiceInfo::new(SERVICE, &instance, &host, ip, addr.port(), &properties[..]),
+        ip => ServiceInfo::new(SERVICE, instance, &host, ip, addr.port(), &properties[..]),
     }
 }
 
@@ -213,7 +236,8 @@ fn read(service: &ResolvedService) -> Option<(Endpoint, Notice)> {
         software: text("software")?.to_owned(),
     };
     let mut addresses: Vec<IpAddr> = service.get_addresses().iter().map(mdns_sd::ScopedIp::to_ip_addr).collect();
-    // Of several the one that others can reach, too, and always the same.
+    // Of several the one that others can reach, too, and always the same. A link-local one is nothing without its link.
+    addresses.retain(|ip| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()));
     addresses.sort_by_key(|ip| (ip.is_loopback(), ip.is_ipv6(), *ip));
     let addr = SocketAddr::new(*addresses.first()?, service.get_port());
     Some((Endpoint::Addr(Addr::Tcp(addr.to_string())), notice))
@@ -222,4 +246,55 @@ fn read(service: &ResolvedService) -> Option<(Endpoint, Notice)> {
 /// A panic elsewhere leaves these usable: every change to them is whole.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use sepal_core::DType;
+
+    use super::*;
+
+    fn notice() -> Notice {
+        Notice {
+            digest: "x".into(),
+            family: "llama".into(),
+            n_blocks: 3,
+            span: "0:3".parse().expect("a span"),
+            dtype: DType::F32,
+            rate: 1.5e-5,
+            queue: 2,
+            free_tape_bytes: 7,
+            draining: true,
+            software: "sepal".into(),
+        }
+    }
+
+    fn endpoint(name: &str) -> Endpoint {
+        Endpoint::Addr(name.parse().expect("an address"))
+    }
+
+    #[test]
+    fn a_record_says_what_was_announced() {
+        let addr: SocketAddr = "10.0.0.5:4000".parse().expect("an address");
+        let service = write("sepal-1", addr, &notice()).expect("a record").as_resolved_service();
+        let (endpoint, found) = read(&service).expect("a server");
+        assert_eq!((endpoint.to_string(), found), ("10.0.0.5:4000".to_owned(), notice()));
+    }
+
+    #[test]
+    fn a_server_is_known_once_whatever_its_announcements_are_called() {
+        let mut seen = Seen { members: Arc::default(), names: HashMap::new() };
+        let names = |seen: &Seen| -> Vec<String> {
+            lock(&seen.members).all().iter().map(|member| member.endpoint.to_string()).collect()
+        };
+        seen.heard("one", endpoint("a:1"), notice());
+        seen.heard("one", endpoint("b:1"), notice());
+        assert_eq!(names(&seen), ["b:1"], "it has another address now");
+        // Started again at the same place: the old name is forgotten later.
+        seen.heard("two", endpoint("b:1"), notice());
+        seen.removed("one");
+        assert_eq!(names(&seen), ["b:1"]);
+        seen.removed("two");
+        assert!(names(&seen).is_empty());
+    }
 }

@@ -3,7 +3,8 @@
 //! This crate opens connections and says who is there; it knows nothing of what is said over them.
 //!
 //! Invariants: nothing outside the swarm is contacted unless a relay is configured; what a peer announces counts only
-//! with its signature; a connection between peers is encrypted, and both know who the other is and that it is a member.
+//! with its signature for this swarm; connections between peers are encrypted, their ends know who the other is, and a
+//! server takes only those of members. On the local network nothing of that holds.
 
 pub mod lan;
 mod members;

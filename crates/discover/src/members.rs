@@ -61,6 +61,11 @@ impl Members {
         }
     }
 
+    /// Whether a server of this name is there.
+    pub(crate) fn knows(&self, name: &str) -> bool {
+        self.known.contains_key(name)
+    }
+
     /// Forgets those that were not heard of for too long.
     pub(crate) fn expire(&mut self, now: Instant) {
         let expired = self.known.iter().filter(|(_, known)| known.expires <= now);

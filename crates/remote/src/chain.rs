@@ -190,7 +190,7 @@ impl Servers {
             match self.relay_backward(&chain.step, &relayed, &grad_output, want).await {
                 Ok(grads) if grads.prefix.as_ref().is_none_or(is_finite) => return Ok(grads),
                 Ok(_) => {}
-                Err(broken) => self.relay_broke(&relayed.route(), broken).await?,
+                Err(broken) => self.relay_broke(&relayed.way_back(), broken).await?,
             }
             let span = relayed.span()?;
             self.advance(&mut chain, relayed.batch, span, Want::LastOfRows, true, Vec::new()).await?;

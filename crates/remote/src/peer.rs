@@ -6,7 +6,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use sepal_core::{DType, HostTensor, NamedHostTensor, Span, Want};
-use sepal_swarm::{Endpoint, Stream, Traffic};
+use sepal_swarm::{Endpoint, Progress, Stream, Traffic};
 use sepal_wire::codec::{self, GradWant, Grads, WireBatch};
 use sepal_wire::{Failure, FailureCode, Limits, Relay, ServerInfo, Timing, conversation, sepal_capnp as wire};
 use tokio::sync::{Mutex, Notify};
@@ -61,8 +61,8 @@ pub(crate) struct Peer {
     connection: Mutex<Option<Connection>>,
     /// What an empty call took.
     round_trip: Cell<Duration>,
-    /// What the connection has moved.
-    moved: RefCell<Traffic>,
+    /// What the connection has moved, and how it gets on beside.
+    moved: RefCell<(Traffic, Option<Progress>)>,
     /// Connections opened for calls so far.
     generation: Cell<u64>,
     /// Set when the server is left: no call goes to it until it has answered again.
@@ -129,6 +129,11 @@ impl Peer {
             () = tokio::time::sleep_until(due) => {}
             () = heard => {}
         }
+    }
+
+    /// Whether the server has ever answered.
+    pub(crate) fn is_met(&self) -> bool {
+        self.generation.get() > 0
     }
 
     /// What an empty call took when the server was met.
@@ -374,15 +379,17 @@ impl Peer {
     /// A connection for calls.
     async fn open_counted(&self) -> Result<(Connection, ServerInfo), CallError> {
         let moved = Traffic::default();
-        self.moved.replace(moved.clone());
-        let opened = within(self.connect_timeout, self.open(&moved)).await?;
+        self.moved.replace((moved.clone(), None));
+        let (connection, info, progress) = within(self.connect_timeout, self.open(&moved)).await?;
+        self.moved.borrow_mut().1 = Some(progress);
         self.generation.set(self.generation.get() + 1);
-        Ok(opened)
+        Ok((connection, info))
     }
 
-    async fn open(&self, moved: &Traffic) -> Result<(Connection, ServerInfo), CallError> {
+    async fn open(&self, moved: &Traffic) -> Result<(Connection, ServerInfo, Progress), CallError> {
         let stream = self.endpoint.connect().await.map_err(CallError::Connect)?;
         let stream = stream.counted(&self.traffic).counted(moved);
+        let progress = stream.progress.clone();
         let (root, driver) = bootstrap(stream);
         let mut connection = Connection {
             root,
@@ -399,7 +406,7 @@ impl Peer {
             self.round_trip.set(asked.elapsed());
         }
         connection.limits = info.limits;
-        Ok((connection, info))
+        Ok((connection, info, progress))
     }
 
     /// What the server says of itself, checked against what this client expects.
@@ -434,13 +441,13 @@ impl Peer {
 impl Pulse for Peer {
     async fn ask(&self) -> Result<ServerInfo, CallError> {
         // A connection of its own: the one in use may be what is stuck.
-        let (_, info) = within(PULSE + 4 * self.round_trip.get(), self.open(&Traffic::default())).await?;
+        let (_, info, _) = within(PULSE + 4 * self.round_trip.get(), self.open(&Traffic::default())).await?;
         Ok(info)
     }
 
     fn moved(&self) -> u64 {
-        let moved = self.moved.borrow();
-        moved.up() + moved.down()
+        let (traffic, progress) = &*self.moved.borrow();
+        traffic.up() + traffic.down() + progress.as_ref().map_or(0, Progress::now)
     }
 }
 
@@ -468,7 +475,7 @@ fn check_size(batch: &WireBatch, limits: &Limits) -> Result<(), CallError> {
 
 /// The server at the other end of a stream, and the task that speaks with it.
 pub(crate) fn bootstrap(stream: Stream) -> (wire::block_server::Client, JoinHandle<()>) {
-    let Stream { reader, writer } = stream;
+    let Stream { reader, writer, .. } = stream;
     let (root, system) = conversation::client(reader.compat(), writer.compat_write(), MAX_MESSAGE_BYTES);
     let driver = tokio::task::spawn_local(async move {
         if let Err(error) = system.await {

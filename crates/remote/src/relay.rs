@@ -44,9 +44,9 @@ struct Leg {
 }
 
 impl Relayed {
-    /// Its hops, in the order of the blocks.
-    pub(crate) fn route(&self) -> Vec<Hop> {
-        self.legs.iter().map(|leg| leg.hop).collect()
+    /// Its hops, last first.
+    pub(crate) fn way_back(&self) -> Vec<Hop> {
+        self.legs.iter().rev().map(|leg| leg.hop).collect()
     }
 
     /// The blocks that it went through.
@@ -65,7 +65,7 @@ pub(crate) struct Broken {
     error: CallError,
 }
 
-/// Which servers could not hand on to each other lately.
+/// Which servers could not hand on to each other lately, in this direction.
 #[derive(Debug, Default)]
 pub(crate) struct Rests(RefCell<HashMap<(ServerId, ServerId), Rest>>);
 
@@ -107,9 +107,11 @@ fn pairs(route: &[Hop]) -> impl Iterator<Item = (ServerId, ServerId)> {
 impl Servers {
     /// Whether the servers of a route may hand on to each other.
     pub(crate) fn may_relay(&self, route: &[Hop]) -> bool {
+        let back: Vec<Hop> = route.iter().rev().copied().collect();
         self.options().path == SwarmPath::Relay
             && route.len() > 1
             && !self.rests().is_resting(route)
+            && !self.rests().is_resting(&back)
             && route
                 .iter()
                 .all(|hop| self.peer(hop.server).endpoint.is_reachable() && self.router().is_well(hop.server))
@@ -148,10 +150,9 @@ impl Servers {
         want: ClientWant,
     ) -> Result<ChainGrads, Broken> {
         let batch = &relayed.batch;
-        let backward: Vec<&Leg> = relayed.legs.iter().rev().collect();
-        let route: Vec<Hop> = backward.iter().map(|leg| leg.hop).collect();
+        let route = relayed.way_back();
         let places = self.places(&route);
-        let calls = backward.iter().zip(&places).map(async |(leg, relay)| {
+        let calls = relayed.legs.iter().rev().zip(&places).map(async |(leg, relay)| {
             let (hop, peer) = (leg.hop, self.peer(leg.hop.server));
             let tape = leg.tape.as_ref().filter(|_| peer.generation() == leg.generation);
             // The server was left since: the tape went with its connection.
@@ -184,9 +185,7 @@ impl Servers {
         let server = hop.map_or_else(|| "a server".to_owned(), |hop| self.label(hop.server));
         tracing::debug!(%server, %error, "a relay broke; going through the client");
         let code = if let CallError::Failure(failure) = &error { Some(failure.code) } else { None };
-        if code != Some(FailureCode::TapeExpired) {
-            self.rests().failed(route);
-        }
+        self.rests().failed(route);
         match (hop, code) {
             (Some(hop), None) => self.judge(hop, error, &mut Trouble::default()).await,
             // Something was lost between servers, which may have cut them off from the client, too.
@@ -241,7 +240,6 @@ impl Servers {
         let late_after = route.iter().map(late).sum();
         let peers = route.iter().map(|&hop| (hop, self.peer(hop.server))).collect();
         let convoy = Convoy { peers, silent: Cell::new(None) };
-        let begun = Instant::now();
         let parts = tokio::select! {
             biased;
             outcome = try_join_all(parts) => outcome?,
@@ -250,8 +248,11 @@ impl Servers {
             }
         };
         self.rests().went_well(route);
+        self.count_relay();
         // What was not spent on servers was spent between them, on each of the ways alike as far as can be told.
         let on_servers = parts.iter().map(|part| part.timing.queued + part.timing.computed).sum();
+        // Tunables may have gone up first, which is no part of it.
+        let begun = parts.iter().map(|part| part.under_way.begun()).min().unwrap_or_else(Instant::now);
         let on_the_way = begun.elapsed().saturating_sub(on_servers) / u32::try_from(route.len()).unwrap_or(u32::MAX);
         let told = parts.into_iter().map(|Part { value, timing, under_way }| {
             under_way.finished(timing, Some(on_the_way));

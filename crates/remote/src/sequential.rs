@@ -1,5 +1,6 @@
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -89,6 +90,7 @@ pub struct RemoteSequential {
     options: RemoteOptions,
     servers: Vec<ServerInfo>,
     router: SharedRouter,
+    relays: Arc<AtomicU64>,
     cuts: RefCell<Cuts>,
     next_version: Cell<u64>,
 }
@@ -125,12 +127,14 @@ impl RemoteSequential {
         let (ready, met) = oneshot::channel();
         let traffic = Traffic::default();
         let router = SharedRouter::default();
+        let relays = Arc::<AtomicU64>::default();
         let setup = Setup {
             source,
             expected: expected.clone(),
             options: options.clone(),
             traffic: traffic.clone(),
             router: router.clone(),
+            relays: Arc::clone(&relays),
         };
         let thread = thread::Builder::new()
             .name("sepal-remote".into())
@@ -146,6 +150,7 @@ impl RemoteSequential {
             options,
             servers,
             router,
+            relays,
             cuts: RefCell::default(),
             next_version,
         })
@@ -159,6 +164,11 @@ impl RemoteSequential {
     /// Bytes sent and received so far, everything included.
     pub fn traffic(&self) -> &Traffic {
         &self.traffic
+    }
+
+    /// How often a micro-batch went forward or back through servers that handed it on to each other.
+    pub fn relays(&self) -> u64 {
+        self.relays.load(Ordering::Relaxed)
     }
 
     /// The tunables of one optimizer step, stacked by block: each `[n_blocks, ..]`. They go up to each

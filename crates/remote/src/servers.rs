@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::Future;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -49,6 +50,7 @@ pub(crate) struct Servers {
     /// Told when a server has come or come back.
     came: Notify,
     rests: Rests,
+    relays: Arc<AtomicU64>,
 }
 
 /// Shared with the tasks of one thread.
@@ -63,7 +65,7 @@ pub(crate) struct Trouble {
 }
 
 impl Servers {
-    pub(crate) fn new(router: SharedRouter, options: RemoteOptions) -> SharedServers {
+    pub(crate) fn new(router: SharedRouter, options: RemoteOptions, relays: Arc<AtomicU64>) -> SharedServers {
         Rc::new(Self {
             peers: RefCell::default(),
             infos: RefCell::default(),
@@ -73,6 +75,7 @@ impl Servers {
             options,
             came: Notify::new(),
             rests: Rests::default(),
+            relays,
         })
     }
 
@@ -86,6 +89,11 @@ impl Servers {
 
     pub(crate) fn shared_router(&self) -> &SharedRouter {
         &self.router
+    }
+
+    /// A micro-batch has gone through servers that handed it on to each other.
+    pub(crate) fn count_relay(&self) {
+        self.relays.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn rests(&self) -> &Rests {
@@ -154,7 +162,13 @@ impl Servers {
                 peer.is_gone.set(false);
                 peer.heard.notify_waiters();
             }
-            (Some(peer), Sighting::Gone(_)) => peer.is_gone.set(true),
+            (Some(peer), Sighting::Gone(_)) => {
+                peer.is_gone.set(true);
+                if !peer.is_met() {
+                    self.found.borrow_mut().remove(&name);
+                    peer.heard.notify_waiters();
+                }
+            }
             (None, Sighting::Here(endpoint)) => {
                 let peer = Rc::new(meet(endpoint));
                 self.found.borrow_mut().insert(name, Rc::clone(&peer));
@@ -168,6 +182,9 @@ impl Servers {
     pub(crate) async fn expect(self: Rc<Self>, peer: Rc<Peer>, mut pause: Duration) {
         loop {
             peer.until_due(Instant::now() + pause).await;
+            if peer.is_gone.get() {
+                return;
+            }
             match peer.meet().await {
                 Ok(info) => {
                     tracing::info!(server = %peer.endpoint, span = %info.span, "a server has come");
@@ -327,6 +344,10 @@ impl<'a> UnderWay<'a> {
     pub(crate) fn new(router: &'a SharedRouter, server: ServerId, work: Work) -> Self {
         let call = router.lock().started(server, work);
         Self { router, call, begun: Instant::now(), is_over: false }
+    }
+
+    pub(crate) fn begun(&self) -> Instant {
+        self.begun
     }
 
     /// The answer is there; beside waiting and computing it took the rest of the time, or `on_the_way` if that is known.

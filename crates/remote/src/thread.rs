@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use futures::future::{join_all, try_join_all};
 use sepal_core::{HostTensor, Span};
@@ -55,6 +56,8 @@ pub(crate) struct Setup {
     pub(crate) options: RemoteOptions,
     pub(crate) traffic: Traffic,
     pub(crate) router: SharedRouter,
+    /// Micro-batches that servers handed on to each other.
+    pub(crate) relays: Arc<AtomicU64>,
 }
 
 /// Where servers are known from.
@@ -77,11 +80,13 @@ pub(crate) fn run(
         let peer = setup.meeting();
         let met = match setup.source {
             Source::Fixed(endpoints) => {
-                let met = meet(endpoints, &peer, whole, setup.router, setup.options).await;
+                let met = meet(endpoints, &peer, whole, Servers::new(setup.router, setup.options, setup.relays)).await;
                 // Nothing more is found, ever.
                 met.map(|servers| (servers, mpsc::unbounded_channel().1))
             }
-            Source::Found(sightings) => find(sightings, &peer, whole, setup.router, setup.options).await,
+            Source::Found(sightings) => {
+                find(sightings, &peer, whole, Servers::new(setup.router, setup.options, setup.relays)).await
+            }
         };
         let (servers, mut sightings) = match met {
             Ok(met) => met,
@@ -181,12 +186,10 @@ async fn meet(
     endpoints: Vec<Endpoint>,
     peer: &impl Fn(Endpoint) -> Peer,
     whole: usize,
-    router: SharedRouter,
-    options: RemoteOptions,
+    servers: SharedServers,
 ) -> Result<SharedServers, RemoteError> {
     let peers: Vec<Rc<Peer>> = endpoints.into_iter().map(|endpoint| Rc::new(peer(endpoint))).collect();
     let met = join_all(peers.iter().map(|peer| peer.meet())).await;
-    let servers = Servers::new(router, options);
     let (mut missing, mut unreachable) = (Vec::new(), Vec::new());
     for (peer, info) in peers.into_iter().zip(met) {
         match info {
@@ -213,11 +216,9 @@ async fn find(
     mut sightings: Sightings,
     peer: &impl Fn(Endpoint) -> Peer,
     whole: usize,
-    router: SharedRouter,
-    options: RemoteOptions,
+    servers: SharedServers,
 ) -> Result<(SharedServers, Sightings), RemoteError> {
-    let until = Instant::now() + options.wait;
-    let servers = Servers::new(router, options);
+    let until = Instant::now() + servers.options().wait;
     loop {
         let mut came = std::pin::pin!(servers.came().notified());
         came.as_mut().enable();

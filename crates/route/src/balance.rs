@@ -82,10 +82,10 @@ fn throughputs(shares: &[Share], n_blocks: usize) -> Vec<f64> {
 }
 
 fn add(sums: &mut [f64], share: Share, sign: f64) {
-    for block_idx in share.span.blocks() {
-        if let Some(sum) = sums.get_mut(block_idx) {
-            *sum = (*sum + sign * share.throughput).max(0.0);
-        }
+    // A span may be whatever somebody says it is.
+    let end = share.span.end().min(sums.len());
+    for sum in &mut sums[share.span.start().min(end)..end] {
+        *sum = (*sum + sign * share.throughput).max(0.0);
     }
 }
 
@@ -130,6 +130,11 @@ mod tests {
         check_new(&[share("0:10", 1.0), share("0:5", 2.0)], 5, "5:10");
         // Two weak blocks count more than one that is weaker still only once it is tied.
         check_new(&[share("0:3", 1.0), share("5:10", 1.0)], 3, "2:5");
+    }
+
+    #[test]
+    fn spans_beyond_the_model_cost_nothing() {
+        check_new(&[share("0:18446744073709551615", 1.0), share("20:30", 1.0)], 4, "0:4");
     }
 
     #[test]

@@ -8,11 +8,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sepal_core::HostTensor;
-use sepal_swarm::{Addr, Dial, Endpoint, Stream, Traffic};
+use sepal_swarm::{Addr, Dial, Endpoint, Progress, Stream, Traffic};
 use sepal_wire::{Failure, FailureCode, Next, ParcelKey, codec, conversation, sepal_capnp as wire};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
+use tokio_util::sync::CancellationToken;
 
 use crate::board::Board;
 
@@ -22,6 +23,8 @@ const PARKED: Duration = Duration::from_secs(30);
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long a connection to the next server may be silent before it counts as lost.
 const SILENCE: Duration = Duration::from_secs(4);
+/// Connections to other servers that are kept open.
+const MOST_LINKS: usize = 64;
 /// The largest answer of another server: only failures come back.
 const MAX_ANSWER_BYTES: u64 = 1 << 20;
 
@@ -29,6 +32,8 @@ const MAX_ANSWER_BYTES: u64 = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Parcels {
     slots: RefCell<HashMap<ParcelKey, Slot>>,
+    /// Nothing is waited for any more.
+    closed: CancellationToken,
     /// Bytes of tensors that nobody has asked for yet, and how many there may be.
     parked: Cell<u64>,
     room: u64,
@@ -42,7 +47,7 @@ enum Slot {
 
 impl Parcels {
     pub(crate) fn new(room: u64) -> Rc<Self> {
-        Rc::new(Self { slots: RefCell::default(), parked: Cell::new(0), room })
+        Rc::new(Self { slots: RefCell::default(), closed: CancellationToken::new(), parked: Cell::new(0), room })
     }
 
     /// The tensor that comes, or has come, under this key.
@@ -58,7 +63,16 @@ impl Parcels {
         self.slots.borrow_mut().insert(key, Slot::Awaited(sender));
         // A call that is given up awaits nothing.
         let _awaiting = Awaiting { parcels: self, key };
-        coming.await.map_err(|_| taken_twice())
+        tokio::select! {
+            biased;
+            tensor = coming => tensor.map_err(|_| taken_twice()),
+            () = self.closed.cancelled() => Err(stopping()),
+        }
+    }
+
+    /// Ends calls that wait for tensors, and all that will.
+    pub(crate) fn close(&self) {
+        self.closed.cancel();
     }
 
     /// Hands a tensor to the call that awaits it, or keeps it a while until that comes.
@@ -99,6 +113,10 @@ impl Parcels {
     }
 }
 
+fn stopping() -> Failure {
+    Failure::new(FailureCode::ShuttingDown, "the server is stopping")
+}
+
 /// A call that awaits a tensor.
 struct Awaiting<'a> {
     parcels: &'a Parcels,
@@ -107,7 +125,11 @@ struct Awaiting<'a> {
 
 impl Drop for Awaiting<'_> {
     fn drop(&mut self) {
-        self.parcels.slots.borrow_mut().remove(&self.key);
+        let mut slots = self.parcels.slots.borrow_mut();
+        // What has come under the same key since is dropped in its time.
+        if matches!(slots.get(&self.key), Some(Slot::Awaited(_))) {
+            slots.remove(&self.key);
+        }
     }
 }
 
@@ -117,12 +139,22 @@ pub(crate) struct Links {
     open: RefCell<HashMap<String, Rc<Link>>>,
     board: Arc<Board>,
     dial: Option<Arc<dyn Dial>>,
+    /// Nothing is handed on any more.
+    closed: CancellationToken,
 }
 
 struct Link {
     root: wire::block_server::Client,
     traffic: Traffic,
+    progress: Progress,
     driver: JoinHandle<()>,
+}
+
+impl Link {
+    /// Grows as long as something moves.
+    fn moved(&self) -> u64 {
+        self.traffic.up() + self.traffic.down() + self.progress.now()
+    }
 }
 
 impl std::fmt::Debug for Link {
@@ -139,11 +171,24 @@ impl Drop for Link {
 
 impl Links {
     pub(crate) fn new(board: Arc<Board>, dial: Option<Arc<dyn Dial>>) -> Self {
-        Self { open: RefCell::default(), board, dial }
+        Self { open: RefCell::default(), board, dial, closed: CancellationToken::new() }
+    }
+
+    /// Ends what is on its way.
+    pub(crate) fn close(&self) {
+        self.closed.cancel();
     }
 
     /// Brings a tensor to the next server; returns when that has it.
     pub(crate) async fn hand_on(&self, next: &Next, tensor: &HostTensor) -> Result<(), Failure> {
+        tokio::select! {
+            biased;
+            done = self.deliver(next, tensor) => done,
+            () = self.closed.cancelled() => Err(stopping()),
+        }
+    }
+
+    async fn deliver(&self, next: &Next, tensor: &HostTensor) -> Result<(), Failure> {
         let mut sending = Sending::new(self, &next.address);
         let broken = |error: &dyn std::fmt::Display| {
             Failure::new(FailureCode::NotRelayed, format!("could not hand on to {}: {error}", next.address))
@@ -154,10 +199,10 @@ impl Links {
         codec::write_tensor(request.get().init_tensor(), tensor);
         let mut answer = std::pin::pin!(request.send().promise);
         let answer = loop {
-            let before = link.traffic.up() + link.traffic.down();
+            let before = link.moved();
             match tokio::time::timeout(SILENCE, answer.as_mut()).await {
                 Ok(answer) => break answer.map_err(|error| broken(&error))?,
-                Err(_) if link.traffic.up() + link.traffic.down() == before => {
+                Err(_) if link.moved() == before => {
                     return Err(broken(&format_args!("nothing has moved for {} s", SILENCE.as_secs())));
                 }
                 Err(_) => {}
@@ -172,25 +217,41 @@ impl Links {
         Ok(())
     }
 
+    /// Where the next server is. It is the caller who says so: a member of a swarm is sent to other members alone, and
+    /// nobody is sent to files of this machine.
+    fn endpoint(&self, address: &str) -> Result<Endpoint, Box<dyn std::error::Error>> {
+        if let Some(dial) = &self.dial {
+            return Ok(dial.find(address).ok_or("no server of the swarm is called so")?);
+        }
+        match address.parse::<Addr>()? {
+            addr @ Addr::Tcp(_) => Ok(Endpoint::Addr(addr)),
+            Addr::Unix(_) => Err("a Unix socket is no place for other machines".into()),
+        }
+    }
+
     async fn link(&self, address: &str) -> Result<Rc<Link>, Box<dyn std::error::Error>> {
         let open = self.open.borrow().get(address).filter(|link| !link.driver.is_finished()).cloned();
         if let Some(link) = open {
             return Ok(link);
         }
-        let endpoint = match self.dial.as_ref().and_then(|dial| dial.find(address)) {
-            Some(endpoint) => endpoint,
-            None => Endpoint::Addr(address.parse::<Addr>()?),
-        };
+        let endpoint = self.endpoint(address)?;
         let traffic = Traffic::default();
-        let Stream { reader, writer } = tokio::time::timeout(CONNECT, endpoint.connect()).await??.counted(&traffic);
+        let stream = tokio::time::timeout(CONNECT, endpoint.connect()).await??.counted(&traffic);
+        let Stream { reader, writer, progress } = stream;
         let (root, system) = conversation::client(reader.compat(), writer.compat_write(), MAX_ANSWER_BYTES);
         let driver = tokio::task::spawn_local(async move {
             if let Err(error) = system.await {
                 tracing::debug!(%error, "a connection to another server ended");
             }
         });
-        let link = Rc::new(Link { root, traffic, driver });
-        self.open.borrow_mut().insert(address.to_owned(), Rc::clone(&link));
+        let link = Rc::new(Link { root, traffic, progress, driver });
+        let mut open = self.open.borrow_mut();
+        open.retain(|_, link| !link.driver.is_finished());
+        if open.len() >= MOST_LINKS {
+            // Those in use live on until they have done what they do.
+            open.clear();
+        }
+        open.insert(address.to_owned(), Rc::clone(&link));
         Ok(link)
     }
 }
@@ -266,6 +327,29 @@ mod tests {
         check(async |parcels| {
             let given_up = tokio::time::timeout(Duration::from_secs(1), parcels.receive(KEY)).await;
             assert!(given_up.is_err() && parcels.slots.borrow().is_empty());
+        });
+    }
+
+    #[test]
+    fn a_server_that_stops_waits_for_nothing() {
+        check(async |parcels| {
+            let (received, ()) = tokio::join!(parcels.receive(KEY), async { parcels.close() });
+            assert_eq!(received.expect_err("it ends").code, FailureCode::ShuttingDown);
+            assert_eq!(parcels.receive(KEY).await.expect_err("at once").code, FailureCode::ShuttingDown);
+        });
+    }
+
+    #[test]
+    fn a_tensor_that_comes_twice_takes_no_room_for_ever() {
+        check(async |parcels| {
+            let twice = async {
+                parcels.deliver(KEY, tensor()).expect("awaited");
+                parcels.deliver(KEY, tensor()).expect("kept");
+            };
+            let (received, ()) = tokio::join!(parcels.receive(KEY), twice);
+            assert_eq!(received.expect("it came"), tensor());
+            tokio::time::sleep(2 * PARKED).await;
+            assert!(parcels.slots.borrow().is_empty() && parcels.parked.get() == 0);
         });
     }
 

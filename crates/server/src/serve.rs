@@ -289,6 +289,9 @@ async fn serve(mut listener: Listener, shared: Rc<Shared>, mut told: watch::Rece
     }
     drop(listener);
     shared.board.draining.store(true, Ordering::Relaxed);
+    // What waits for other servers would wait for ever.
+    shared.parcels.close();
+    shared.links.close();
     while shared.calls.get() > 0 || shared.engine.queue() > 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -331,7 +334,7 @@ async fn finished(shared: &Shared, told: &mut watch::Receiver<Phase>) {
 async fn converse(stream: Stream, shared: Rc<Shared>) {
     let max_message_bytes = shared.info.limits.max_message_bytes;
     let root = capnp_rpc::new_client(Root(shared));
-    let Stream { reader, writer } = stream;
+    let Stream { reader, writer, .. } = stream;
     if let Err(error) = conversation::server(reader.compat(), writer.compat_write(), max_message_bytes, root).await {
         tracing::debug!(%error, "a connection ended");
     }

@@ -18,6 +18,6 @@ mod stream;
 
 pub use addr::{Addr, AddrError};
 pub use stream::{
-    Connect, Connecting, Dial, Endpoint, InProcess, Incoming, Listener, Reader, Sighting, Sightings, SocketFile,
-    Stream, Streams, Traffic, Writer,
+    Connect, Connecting, Dial, Endpoint, InProcess, Incoming, Listener, Progress, Reader, Sighting, Sightings,
+    SocketFile, Stream, Streams, Traffic, Writer,
 };

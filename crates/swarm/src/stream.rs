@@ -45,6 +45,30 @@ pub struct Stream {
     pub reader: Reader,
     /// What goes out.
     pub writer: Writer,
+    /// Grows as long as something arrives at the other side, where what was written may wait for long before it is sent.
+    pub progress: Progress,
+}
+
+/// A number that grows as a connection gets on.
+#[derive(Clone)]
+pub struct Progress(Arc<dyn Fn() -> u64 + Send + Sync>);
+
+impl Progress {
+    /// What `now` says.
+    pub fn new(now: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+
+    /// The number now.
+    pub fn now(&self) -> u64 {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Progress")
+    }
 }
 
 impl fmt::Debug for Stream {
@@ -59,7 +83,13 @@ impl Stream {
         reader: impl AsyncRead + Send + Unpin + 'static,
         writer: impl AsyncWrite + Send + Unpin + 'static,
     ) -> Self {
-        Self { reader: Box::new(reader), writer: Box::new(writer) }
+        Self { reader: Box::new(reader), writer: Box::new(writer), progress: Progress::new(|| 0) }
+    }
+
+    /// The same stream, with something that tells how it gets on.
+    #[must_use]
+    pub fn with_progress(self, progress: Progress) -> Self {
+        Self { progress, ..self }
     }
 
     fn tcp(stream: TcpStream) -> io::Result<Self> {
@@ -85,6 +115,7 @@ impl Stream {
         Self {
             reader: Box::new(Counted { inner: self.reader, bytes: count(&traffic.down) }),
             writer: Box::new(Counted { inner: self.writer, bytes: count(&traffic.up) }),
+            progress: self.progress,
         }
     }
 }
@@ -146,7 +177,7 @@ impl Endpoint {
 
     /// Whether other machines can reach it by its name.
     pub fn is_reachable(&self) -> bool {
-        !matches!(self, Endpoint::InProcess(_))
+        matches!(self, Endpoint::Addr(Addr::Tcp(_)) | Endpoint::Custom(_))
     }
 }
 

@@ -2,7 +2,11 @@
 
 mod announcement;
 mod identity;
+mod link;
 mod node;
+mod talk;
+#[cfg(test)]
+mod tests;
 mod ticket;
 
 pub use identity::{Identity, IdentityError};

@@ -1,23 +1,24 @@
 //! A member of a swarm.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
 use iroh::address_lookup::memory::MemoryLookup;
 use iroh::endpoint::{Connection, QuicTransportConfig, RecvStream, SendStream, VarInt, presets};
 use iroh::{EndpointAddr, EndpointId, NetReportConfig, RelayMode, RelayUrl};
-use iroh_gossip::api::{Event, GossipReceiver, GossipSender};
-use iroh_gossip::net::{GOSSIP_ALPN, Gossip};
+use iroh_gossip::api::GossipSender;
+use iroh_gossip::net::Gossip;
 use sepal_swarm::{Connect, Connecting, Dial, Endpoint, Sightings, Stream, Streams};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
-use super::announcement::{Announcement, Saying};
+use super::announcement::Saying;
 use super::identity::Identity;
+use super::link::Ends;
+use super::talk::{Own, listen, tick};
 use super::ticket::{PROOF_BYTES, SwarmSecret, Ticket};
 use crate::Discovery;
 use crate::members::{Member, Members};
@@ -27,9 +28,6 @@ use crate::notice::Notice;
 const ALPN: &[u8] = b"sepal/3";
 /// What a peer's name begins with, among addresses.
 const SCHEME: &str = "p2p:";
-/// How often a server says that it is there, and how long that holds.
-const EVERY: Duration = Duration::from_secs(5);
-const TTL: Duration = Duration::from_secs(16);
 /// How long a client may take to show that it is a member.
 const PROOF_WITHIN: Duration = Duration::from_secs(5);
 /// Members that a ticket names.
@@ -37,10 +35,16 @@ const IN_TICKET: usize = 4;
 /// Bytes under way to one peer: what a link of 1 Gbit/s and 100 ms holds.
 const WINDOW: u32 = 16 << 20;
 /// How long a connection may be silent.
-const IDLE: Duration = Duration::from_secs(20);
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const IDLE: Duration = Duration::from_secs(30);
+/// Longer than a connection may be silent before a call over it counts as lost.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Streams that a neighbour may have open.
+const GOSSIP_STREAMS: u32 = 32;
+/// Connections at a time that have yet to show that they are of members.
+const STRANGERS: usize = 16;
 /// Why a connection was refused.
 const NO_MEMBER: u32 = 1;
+const NO_SERVER: u32 = 2;
 
 /// How a machine joins a swarm.
 #[derive(Debug)]
@@ -77,33 +81,27 @@ pub enum NodeError {
 /// other and for the network: they are not for asynchronous code.
 pub struct Node {
     shared: Arc<Shared>,
-    streams: Arc<Mutex<mpsc::UnboundedReceiver<Stream>>>,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
-struct Shared {
-    endpoint: iroh::Endpoint,
-    secret: SwarmSecret,
+pub(super) struct Shared {
+    /// Locked as long as it is in use.
+    _identity: Identity,
+    pub(super) endpoint: iroh::Endpoint,
+    pub(super) ends: Ends,
+    /// Where connections to the server here go, if there is one.
+    server: Mutex<Option<mpsc::UnboundedSender<Stream>>>,
+    pub(super) secret: SwarmSecret,
     /// Addresses of peers.
-    book: MemoryLookup,
-    sender: GossipSender,
-    members: Mutex<Members>,
-    /// Members to ask when no neighbour is left.
-    bootstrap: Mutex<BTreeSet<EndpointId>>,
-    /// The last number of each speaker.
-    numbers: Mutex<HashMap<EndpointId, u64>>,
-    own: Mutex<Own>,
-    neighbours: watch::Sender<usize>,
-    runtime: tokio::runtime::Handle,
-}
-
-type Describe = Arc<dyn Fn() -> Option<Notice> + Send + Sync>;
-
-/// What this machine says of itself.
-#[derive(Default)]
-struct Own {
-    describe: Option<Describe>,
-    last_number: u64,
+    pub(super) book: MemoryLookup,
+    pub(super) sender: GossipSender,
+    pub(super) members: Mutex<Members>,
+    /// Members to ask when no neighbour is left: those of the ticket, and when others were last heard of.
+    pub(super) bootstrap: Mutex<HashMap<EndpointId, Option<Instant>>>,
+    /// The last number of each speaker, and when it came.
+    pub(super) numbers: Mutex<HashMap<EndpointId, (u64, Instant)>>,
+    pub(super) own: Mutex<Own>,
+    pub(super) neighbours: watch::Sender<usize>,
 }
 
 impl fmt::Debug for Node {
@@ -124,9 +122,8 @@ impl Node {
             .enable_all()
             .build()
             .map_err(NodeError::Threads)?;
-        let (streams, incoming) = mpsc::unbounded_channel();
-        let shared = runtime.block_on(join(options, streams, runtime.handle().clone()))?;
-        Ok(Self { shared, streams: Arc::new(Mutex::new(incoming)), runtime: Some(runtime) })
+        let shared = runtime.block_on(join(options, Ends::new(runtime.handle().clone())))?;
+        Ok(Self { shared, runtime: Some(runtime) })
     }
 
     /// Its name, as others call it.
@@ -137,48 +134,35 @@ impl Node {
     /// What others need to join: the swarm's secret, this member's addresses, and those of some others.
     pub fn ticket(&self) -> Ticket {
         let known = lock(&self.shared.bootstrap).clone();
-        let others = known.into_iter().filter_map(|id| self.shared.book.get_endpoint_info(id));
+        let others = known.into_keys().filter_map(|id| self.shared.book.get_endpoint_info(id));
         let members = [self.shared.addr()].into_iter().chain(others.map(|info| info.to_endpoint_addr()));
         Ticket { secret: self.shared.secret, members: members.take(IN_TICKET).collect() }
-    }
-
-    /// Takes in where members of another swarm are, without joining it.
-    pub fn learn_addresses(&self, ticket: &Ticket) {
-        ticket.members.iter().for_each(|addr| self.shared.book.add_endpoint_info(addr.clone()));
     }
 
     /// Waits until a neighbour in the swarm is found; says whether one was.
     pub fn wait_for_neighbour(&self, patience: Duration) -> bool {
         let mut neighbours = self.shared.neighbours.subscribe();
         let found = async { neighbours.wait_for(|&n| n > 0).await.is_ok() };
-        self.shared.runtime.block_on(async { tokio::time::timeout(patience, found).await.unwrap_or(false) })
+        self.shared.ends.runtime.block_on(async { tokio::time::timeout(patience, found).await.unwrap_or(false) })
     }
 
     /// Tells the swarm of a server here, from now on and as it changes, until `describe` gives nothing.
     pub fn announce(&self, describe: impl Fn() -> Option<Notice> + Send + Sync + 'static) {
         lock(&self.shared.own).describe = Some(Arc::new(describe));
         let shared = Arc::clone(&self.shared);
-        self.shared.runtime.spawn(async move { shared.say_here().await });
+        self.shared.ends.runtime.spawn(async move { shared.say_here().await });
     }
 
-    /// Connections from members. One server takes them at a time; the next one goes on where it stopped.
+    /// Connections from members, from now on; there is one server at a time.
     pub fn connections(&self) -> Streams {
         let (sender, streams) = Streams::new();
-        // Not the node: it must not be dropped by a task of its own.
-        let incoming = Arc::clone(&self.streams);
-        self.shared.runtime.spawn(async move {
-            loop {
-                tokio::select! {
-                    () = sender.closed() => return,
-                    stream = std::future::poll_fn(|cx| lock(&incoming).poll_recv(cx)) => match stream {
-                        // If the server has just stopped, the client sees its connection close.
-                        Some(stream) => drop(sender.send(stream)),
-                        None => return,
-                    },
-                }
-            }
-        });
+        *lock(&self.shared.server) = Some(sender);
         streams
+    }
+
+    /// The peer of that name, whether it was heard of or not.
+    pub fn peer(&self, name: &str) -> Option<Endpoint> {
+        Some(peer(&self.shared, name.strip_prefix(SCHEME)?.parse().ok()?))
     }
 }
 
@@ -193,24 +177,27 @@ impl Discovery for Node {
 
     fn withdraw(&self) {
         lock(&self.shared.own).describe = None;
-        self.shared.runtime.block_on(self.shared.say(Saying::Gone));
+        self.shared.ends.runtime.block_on(self.shared.say(Saying::Gone));
     }
 }
 
 impl Dial for Node {
     fn find(&self, name: &str) -> Option<Endpoint> {
-        let id = name.strip_prefix(SCHEME)?.parse().ok()?;
-        Some(peer(&self.shared, id))
+        // Only who has shown, by its signature for this swarm, that it is a member.
+        lock(&self.shared.members).knows(name).then(|| self.peer(name)).flatten()
     }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
         let Some(runtime) = self.runtime.take() else { return };
-        let endpoint = self.shared.endpoint.clone();
+        let (endpoint, ends) = (self.shared.endpoint.clone(), self.shared.ends.clone());
         // On a thread of its own: whoever drops a node may be within another runtime.
         let closing = std::thread::spawn(move || {
-            runtime.block_on(async { tokio::time::timeout(Duration::from_secs(1), endpoint.close()).await.ok() });
+            runtime.block_on(async {
+                ends.all().await;
+                tokio::time::timeout(Duration::from_secs(1), endpoint.close()).await.ok()
+            });
             runtime.shutdown_background();
         });
         if closing.join().is_err() {
@@ -219,27 +206,27 @@ impl Drop for Node {
     }
 }
 
-async fn join(
-    options: NodeOptions,
-    streams: mpsc::UnboundedSender<Stream>,
-    runtime: tokio::runtime::Handle,
-) -> Result<Arc<Shared>, NodeError> {
+async fn join(options: NodeOptions, ends: Ends) -> Result<Arc<Shared>, NodeError> {
     let NodeOptions { identity, ticket, bind, relays } = options;
     let secret = ticket.as_ref().map_or_else(|| SwarmSecret::of_founder(&identity.key), |ticket| ticket.secret);
     let book = MemoryLookup::new();
-    let endpoint = bind_endpoint(&identity, bind, &relays, book.clone()).await?;
+    let gossip_alpn = secret.gossip_alpn();
+    let endpoint = bind_endpoint(&identity, bind, &relays, book.clone(), &gossip_alpn).await?;
     let others = ticket.into_iter().flat_map(|ticket| ticket.members).filter(|addr| addr.id != endpoint.id());
-    let bootstrap: BTreeSet<EndpointId> = others
+    let bootstrap: HashMap<EndpointId, Option<Instant>> = others
         .map(|addr| {
             book.add_endpoint_info(addr.clone());
-            addr.id
+            (addr.id, None)
         })
         .collect();
-    let gossip = Gossip::builder().spawn(endpoint.clone());
-    let topic = gossip.subscribe(secret.topic(), bootstrap.iter().copied().collect()).await;
+    let gossip = Gossip::builder().alpn(&gossip_alpn).spawn(endpoint.clone());
+    let topic = gossip.subscribe(secret.topic(), bootstrap.keys().copied().collect()).await;
     let (sender, receiver) = topic.map_err(|error| NodeError::Gossip(error.to_string()))?.split();
     let shared = Arc::new(Shared {
+        _identity: identity,
         endpoint,
+        ends,
+        server: Mutex::default(),
         secret,
         book,
         sender,
@@ -248,9 +235,8 @@ async fn join(
         numbers: Mutex::default(),
         own: Mutex::default(),
         neighbours: watch::Sender::new(0),
-        runtime,
     });
-    tokio::spawn(accept(Arc::clone(&shared), gossip, streams));
+    tokio::spawn(accept(Arc::clone(&shared), gossip));
     tokio::spawn(listen(Arc::clone(&shared), receiver));
     tokio::spawn(tick(Arc::clone(&shared)));
     Ok(shared)
@@ -261,19 +247,24 @@ async fn bind_endpoint(
     bind: Option<SocketAddr>,
     relays: &[String],
     book: MemoryLookup,
+    gossip_alpn: &[u8],
 ) -> Result<iroh::Endpoint, NodeError> {
     let urls = relays.iter().map(|url| url.parse::<RelayUrl>().map_err(|_| NodeError::Relay(url.clone())));
     let urls: Vec<RelayUrl> = urls.collect::<Result<_, _>>()?;
     let idle = IDLE.try_into().map_err(|_| NodeError::Bind("a timeout out of range".into()))?;
     let transport = QuicTransportConfig::builder()
         .stream_receive_window(VarInt::from_u32(WINDOW))
+        .receive_window(VarInt::from_u32(2 * WINDOW))
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(GOSSIP_STREAMS))
+        .default_path_keep_alive_interval(KEEP_ALIVE)
         .send_window(WINDOW.into())
         .keep_alive_interval(KEEP_ALIVE)
         .max_idle_timeout(Some(idle))
         .build();
     let mut builder = iroh::Endpoint::builder(presets::Minimal)
         .secret_key(identity.key.clone())
-        .alpns(vec![ALPN.to_vec(), GOSSIP_ALPN.to_vec()])
+        .alpns(vec![ALPN.to_vec(), gossip_alpn.to_vec()])
         .address_lookup(book)
         .transport_config(transport)
         // No question to anybody but the relays that are configured.
@@ -297,83 +288,35 @@ fn in_words(error: &dyn std::error::Error) -> String {
 }
 
 /// Takes connections of members.
-async fn accept(shared: Arc<Shared>, gossip: Gossip, streams: mpsc::UnboundedSender<Stream>) {
+async fn accept(shared: Arc<Shared>, gossip: Gossip) {
+    let strangers = Arc::new(Semaphore::new(STRANGERS));
     while let Some(incoming) = shared.endpoint.accept().await {
-        let (shared, gossip, streams) = (Arc::clone(&shared), gossip.clone(), streams.clone());
+        let Ok(permit) = Arc::clone(&strangers).try_acquire_owned() else {
+            incoming.refuse();
+            continue;
+        };
+        let (shared, gossip) = (Arc::clone(&shared), gossip.clone());
         tokio::spawn(async move {
-            let Ok(connection) = incoming.await else { return };
-            if connection.alpn() == GOSSIP_ALPN {
+            let Ok(Ok(connection)) = tokio::time::timeout(PROOF_WITHIN, incoming).await else { return };
+            // Only members know what their gossip is called.
+            if connection.alpn() != ALPN {
+                drop(permit);
                 if let Err(error) = gossip.handle_connection(connection).await {
                     tracing::debug!(%error, "a neighbour's connection ended");
                 }
                 return;
             }
-            match tokio::time::timeout(PROOF_WITHIN, shared.admit(&connection)).await {
-                // A node that no server listens on keeps no connections.
-                Ok(Some((send, recv))) => drop(streams.send(stream(connection, send, recv))),
-                _ => connection.close(VarInt::from_u32(NO_MEMBER), b"not a member of this swarm"),
+            let admitted = tokio::time::timeout(PROOF_WITHIN, shared.admit(&connection)).await;
+            drop(permit);
+            let Ok(Some((send, recv))) = admitted else {
+                return connection.close(VarInt::from_u32(NO_MEMBER), b"not a member of this swarm");
+            };
+            let server = lock(&shared.server).clone();
+            let stream = shared.ends.stream(connection.clone(), send, recv);
+            if server.is_none_or(|server| server.send(stream).is_err()) {
+                connection.close(VarInt::from_u32(NO_SERVER), b"no server here");
             }
         });
-    }
-}
-
-/// Both directions of a stream, with the connection that they need.
-fn stream(connection: Connection, send: SendStream, recv: RecvStream) -> Stream {
-    Stream::new(Held { inner: recv, _connection: connection }, send)
-}
-
-/// Keeps its connection open.
-struct Held {
-    inner: RecvStream,
-    _connection: Connection,
-}
-
-impl tokio::io::AsyncRead for Held {
-    fn poll_read(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        buf: &mut tokio::io::ReadBuf<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        tokio::io::AsyncRead::poll_read(std::pin::Pin::new(&mut self.inner), cx, buf)
-    }
-}
-
-/// Hears what is said.
-async fn listen(shared: Arc<Shared>, mut receiver: GossipReceiver) {
-    while let Some(event) = receiver.next().await {
-        match event {
-            Ok(Event::NeighborUp(id)) => {
-                shared.neighbours.send_modify(|n| *n += 1);
-                lock(&shared.bootstrap).insert(id);
-                // Whoever has just come knows nobody, and we may be the one who has.
-                shared.say(Saying::Hello).await;
-                shared.say_here().await;
-            }
-            Ok(Event::NeighborDown(_)) => shared.neighbours.send_modify(|n| *n = n.saturating_sub(1)),
-            Ok(Event::Received(message)) => shared.hear(&message.content).await,
-            Ok(Event::Lagged) => tracing::warn!("some announcements of the swarm were missed"),
-            Err(error) => {
-                tracing::warn!(%error, "the swarm's announcements are heard no longer");
-                return;
-            }
-        }
-    }
-}
-
-/// Says at intervals that this server is there, forgets those that do not, and looks for neighbours if there are none.
-async fn tick(shared: Arc<Shared>) {
-    loop {
-        tokio::time::sleep(EVERY).await;
-        shared.say_here().await;
-        lock(&shared.members).expire(Instant::now());
-        if *shared.neighbours.borrow() == 0 {
-            let peers: Vec<EndpointId> = lock(&shared.bootstrap).iter().copied().collect();
-            if !peers.is_empty()
-                && let Err(error) = shared.sender.join_peers(peers).await
-            {
-                tracing::debug!(%error, "no neighbour");
-            }
-        }
     }
 }
 
@@ -393,70 +336,21 @@ impl Shared {
         let (mut send, recv) = connection.open_bi().await.map_err(|error| failed(&error))?;
         let proof = self.secret.proof(self.endpoint.id(), id);
         send.write_all(&proof).await.map_err(|error| failed(&error))?;
-        Ok(stream(connection, send, recv))
+        Ok(self.ends.stream(connection, send, recv))
     }
 
     /// Where this machine is. An endpoint that is bound to one address is there and nowhere else.
-    fn addr(&self) -> EndpointAddr {
+    pub(super) fn addr(&self) -> EndpointAddr {
         let bound = self.endpoint.bound_sockets().into_iter().filter(|addr| !addr.ip().is_unspecified());
         bound.fold(self.endpoint.addr(), EndpointAddr::with_ip_addr)
     }
-
-    async fn say_here(&self) {
-        let describe = lock(&self.own).describe.clone();
-        let Some(notice) = describe.and_then(|describe| describe()) else { return };
-        let addrs = self.addr().addrs.into_iter().collect();
-        self.say(Saying::Here { notice, addrs, ttl_ms: TTL.as_millis() as u64 }).await;
-    }
-
-    async fn say(&self, saying: Saying) {
-        let announcement = {
-            let mut own = lock(&self.own);
-            let announcement = Announcement::new(saying, own.last_number);
-            own.last_number = announcement.number;
-            announcement
-        };
-        let message = match announcement.sign(self.endpoint.secret_key(), self.secret.topic()) {
-            Ok(message) => message,
-            Err(error) => return tracing::error!(%error, "an announcement cannot be written"),
-        };
-        if let Err(error) = self.sender.broadcast(message).await {
-            tracing::debug!(%error, "an announcement was not sent");
-        }
-    }
-
-    async fn hear(self: &Arc<Self>, message: &[u8]) {
-        let Some((speaker, announcement)) = Announcement::verify(message, self.secret.topic()) else {
-            return tracing::debug!("an announcement that nobody has signed");
-        };
-        let Announcement { number, saying } = announcement;
-        {
-            // What was said before is not believed again.
-            let mut numbers = lock(&self.numbers);
-            let last = numbers.entry(speaker).or_default();
-            if number <= *last {
-                return;
-            }
-            *last = number;
-        }
-        match saying {
-            Saying::Here { notice, addrs, ttl_ms } => {
-                self.book.set_endpoint_info(EndpointAddr::from_parts(speaker, addrs));
-                lock(&self.bootstrap).insert(speaker);
-                let ttl = Duration::from_millis(ttl_ms);
-                lock(&self.members).heard(peer(self, speaker), notice, ttl, Instant::now());
-            }
-            Saying::Gone => lock(&self.members).left(&name(speaker)),
-            Saying::Hello => self.say_here().await,
-        }
-    }
 }
 
-fn name(id: EndpointId) -> String {
+pub(super) fn name(id: EndpointId) -> String {
     format!("{SCHEME}{id}")
 }
 
-fn peer(shared: &Arc<Shared>, id: EndpointId) -> Endpoint {
+pub(super) fn peer(shared: &Arc<Shared>, id: EndpointId) -> Endpoint {
     Endpoint::Custom(Arc::new(Peer { shared: Arc::downgrade(shared), id }))
 }
 
@@ -483,13 +377,13 @@ impl Connect for Peer {
             let left = || io::Error::new(io::ErrorKind::NotConnected, "this machine has left the swarm");
             let (shared, id) = (self.shared.upgrade().ok_or_else(left)?, self.id);
             // What an endpoint does is done on its own threads.
-            let opened = shared.runtime.clone().spawn(async move { shared.open(id).await });
+            let opened = shared.ends.runtime.clone().spawn(async move { shared.open(id).await });
             opened.await.map_err(|_| left())?
         })
     }
 }
 
 /// A panic elsewhere leaves these usable: every change to them is whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -37,6 +37,12 @@ impl SwarmSecret {
         TopicId::from_bytes(self.mac(&[b"topic"]).finalize().into_bytes().into())
     }
 
+    /// What their gossip is called on the wire, which strangers do not know either.
+    pub(crate) fn gossip_alpn(&self) -> Vec<u8> {
+        let name = self.mac(&[b"gossip"]).finalize().into_bytes();
+        format!("sepal-gossip/{}", hex::encode(&name[..8])).into_bytes()
+    }
+
     /// Shows a server that a client knows the secret; of no use to anybody else, since connections prove who their
     /// ends are.
     pub(crate) fn proof(&self, client: EndpointId, server: EndpointId) -> [u8; PROOF_BYTES] {
