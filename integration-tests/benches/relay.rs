@@ -25,21 +25,17 @@ pub(crate) struct Measured {
     pub(crate) bytes: u64,
 }
 
-/// Bytes of a batch's hidden states with all prompts' gradients both ways: one hop.
-pub(crate) fn one_hop() -> u64 {
-    let hidden = (PROMPTS as u64 + (ROW * ROWS) as u64) * HIDDEN as u64 * 4;
-    let pooled = 2 * ROWS as u64 * HIDDEN as u64 * 4;
-    let prompts = (2 * 4 + 1) * (PROMPTS * HIDDEN) as u64 * 4;
-    hidden + pooled + prompts
-}
-
-/// The median step through the client, and the median one from server to server.
-pub(crate) fn chain() -> (Measured, Measured) {
+/// The median step of a chain of four through the client, of the same from server to server, and of one server that has
+/// all blocks.
+pub(crate) fn chain() -> [Measured; 3] {
     let bench = Bench::new("llama-gqa");
     let checkpoint = with_four_blocks(&bench.path("model"));
-    let servers: Vec<Server> = (0..4).map(|at| bench.serve(&format!("{at}:{}", at + 1), "127.0.0.1:0")).collect();
-    let links: Vec<Proxy> = servers.iter().map(|server| Proxy::new(&server.addr, LINK)).collect();
-    let measure = |path: SwarmPath| {
+    let serve = |blocks: &str| bench.serve(blocks, "127.0.0.1:0");
+    let chain: Vec<Server> = ["0:1", "1:2", "2:3", "3:4"].map(serve).into();
+    let alone = [serve("0:4")];
+    let links = |servers: &[Server]| -> Vec<Proxy> { servers.iter().map(|s| Proxy::new(&s.addr, LINK)).collect() };
+    let (chain_links, alone_link) = (links(&chain), links(&alone));
+    let measure = |links: &[Proxy], path: SwarmPath| {
         let endpoint = |link: &Proxy| Endpoint::Addr(link.addr.parse().expect("an address"));
         let endpoints = links.iter().map(endpoint).collect();
         let (digest, n_blocks, hidden) = (checkpoint.digest().to_owned(), 4, HIDDEN as usize);
@@ -53,7 +49,8 @@ pub(crate) fn chain() -> (Measured, Measured) {
         steps.sort_unstable();
         Measured { seconds: steps[3].0.as_secs_f64(), bytes: steps[3].1 }
     };
-    (measure(SwarmPath::Star), measure(SwarmPath::Relay))
+    let (star, relay) = (measure(&chain_links, SwarmPath::Star), measure(&chain_links, SwarmPath::Relay));
+    [star, relay, measure(&alone_link, SwarmPath::Star)]
 }
 
 fn step(remote: &RemoteSequential) -> (Duration, u64) {

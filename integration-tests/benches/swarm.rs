@@ -125,14 +125,12 @@ fn main() {
         rows.push(Row { what, seconds: cost, against: ("beyond 1/3 by two, 2/3 by one", limit, 1.0) });
     }
 
-    let (star, relay) = relay::chain();
+    let [star, relay, alone] = relay::chain();
     let what = "chain of 4, 100 ms, 100 Mbit/s: relay";
     rows.push(Row { what, seconds: relay.seconds, against: ("through the client", star.seconds, 1.0 / 1.5) });
     println!(
-        "chain of 4: {} bytes passed the client, {} with relay; tensors of one hop have {}\n",
-        star.bytes,
-        relay.bytes,
-        relay::one_hop()
+        "chain of 4: {} bytes pass the client in a step, {} with relay; one server of all: {}\n",
+        star.bytes, relay.bytes, alone.bytes
     );
 
     let (one, eight) = (plan(1), plan(8));

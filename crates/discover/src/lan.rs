@@ -250,23 +250,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use sepal_core::DType;
-
     use super::*;
 
     fn notice() -> Notice {
-        Notice {
-            digest: "x".into(),
-            family: "llama".into(),
-            n_blocks: 3,
-            span: "0:3".parse().expect("a span"),
-            dtype: DType::F32,
-            rate: 1.5e-5,
-            queue: 2,
-            free_tape_bytes: 7,
-            draining: true,
-            software: "sepal".into(),
-        }
+        Notice { draining: true, ..Notice::sample("x") }
     }
 
     fn endpoint(name: &str) -> Endpoint {

@@ -100,24 +100,7 @@ impl Members {
 
 #[cfg(test)]
 mod tests {
-    use sepal_core::DType;
-
     use super::*;
-
-    fn notice(digest: &str) -> Notice {
-        Notice {
-            digest: digest.into(),
-            family: "llama".into(),
-            n_blocks: 3,
-            span: "0:3".parse().expect("a span"),
-            dtype: DType::F32,
-            rate: 0.0,
-            queue: 0,
-            free_tape_bytes: 0,
-            draining: false,
-            software: String::new(),
-        }
-    }
 
     fn endpoint(name: &str) -> Endpoint {
         Endpoint::Addr(name.parse().expect("an address"))
@@ -135,11 +118,11 @@ mod tests {
     #[test]
     fn listeners_hear_of_their_model_alone_and_of_what_was_there_before() {
         let (mut members, now, ttl) = (Members::default(), Instant::now(), Duration::from_secs(10));
-        members.heard(endpoint("a:1"), notice("x"), ttl, now);
-        members.heard(endpoint("b:1"), notice("y"), ttl, now);
+        members.heard(endpoint("a:1"), Notice::sample("x"), ttl, now);
+        members.heard(endpoint("b:1"), Notice::sample("y"), ttl, now);
         let mut sightings = members.listen("x");
-        members.heard(endpoint("c:1"), notice("x"), ttl, now);
-        members.heard(endpoint("d:1"), Notice { draining: true, ..notice("x") }, ttl, now);
+        members.heard(endpoint("c:1"), Notice::sample("x"), ttl, now);
+        members.heard(endpoint("d:1"), Notice { draining: true, ..Notice::sample("x") }, ttl, now);
         assert_eq!(told(&mut sightings), ["here a:1", "here c:1"]);
         members.left("c:1");
         members.left("b:1");
@@ -150,8 +133,8 @@ mod tests {
     fn who_is_not_heard_of_is_forgotten() {
         let (mut members, now, ttl) = (Members::default(), Instant::now(), Duration::from_secs(10));
         let mut sightings = members.listen("x");
-        members.heard(endpoint("a:1"), notice("x"), ttl, now);
-        members.heard(endpoint("b:1"), notice("x"), ttl, now + ttl / 2);
+        members.heard(endpoint("a:1"), Notice::sample("x"), ttl, now);
+        members.heard(endpoint("b:1"), Notice::sample("x"), ttl, now + ttl / 2);
         members.expire(now + ttl);
         assert_eq!(told(&mut sightings), ["here a:1", "here b:1", "gone a:1"]);
         let names: Vec<String> = members.all().iter().map(|member| member.endpoint.to_string()).collect();

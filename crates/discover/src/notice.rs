@@ -25,3 +25,22 @@ pub struct Notice {
     /// Name and version of the program.
     pub software: String,
 }
+
+#[cfg(test)]
+impl Notice {
+    /// Of a server of all three blocks of some model.
+    pub(crate) fn sample(digest: &str) -> Self {
+        Self {
+            digest: digest.into(),
+            family: "llama".into(),
+            n_blocks: 3,
+            span: "0:3".parse().expect("a span"),
+            dtype: DType::F32,
+            rate: 1.5e-5,
+            queue: 2,
+            free_tape_bytes: 7,
+            draining: false,
+            software: "sepal".into(),
+        }
+    }
+}

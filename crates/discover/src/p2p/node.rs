@@ -81,12 +81,12 @@ pub enum NodeError {
 /// other and for the network: they are not for asynchronous code.
 pub struct Node {
     shared: Arc<Shared>,
+    /// Locked as long as it is in use.
+    _identity: Identity,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
 pub(super) struct Shared {
-    /// Locked as long as it is in use.
-    _identity: Identity,
     pub(super) endpoint: iroh::Endpoint,
     pub(super) ends: Ends,
     /// Where connections to the server here go, if there is one.
@@ -122,8 +122,8 @@ impl Node {
             .enable_all()
             .build()
             .map_err(NodeError::Threads)?;
-        let shared = runtime.block_on(join(options, Ends::new(runtime.handle().clone())))?;
-        Ok(Self { shared, runtime: Some(runtime) })
+        let shared = runtime.block_on(join(&options, Ends::new(runtime.handle().clone())))?;
+        Ok(Self { shared, _identity: options.identity, runtime: Some(runtime) })
     }
 
     /// Its name, as others call it.
@@ -206,13 +206,13 @@ impl Drop for Node {
     }
 }
 
-async fn join(options: NodeOptions, ends: Ends) -> Result<Arc<Shared>, NodeError> {
+async fn join(options: &NodeOptions, ends: Ends) -> Result<Arc<Shared>, NodeError> {
     let NodeOptions { identity, ticket, bind, relays } = options;
     let secret = ticket.as_ref().map_or_else(|| SwarmSecret::of_founder(&identity.key), |ticket| ticket.secret);
     let book = MemoryLookup::new();
     let gossip_alpn = secret.gossip_alpn();
-    let endpoint = bind_endpoint(&identity, bind, &relays, book.clone(), &gossip_alpn).await?;
-    let others = ticket.into_iter().flat_map(|ticket| ticket.members).filter(|addr| addr.id != endpoint.id());
+    let endpoint = bind_endpoint(identity, *bind, relays, book.clone(), &gossip_alpn).await?;
+    let others = ticket.iter().flat_map(|ticket| &ticket.members).filter(|addr| addr.id != endpoint.id());
     let bootstrap: HashMap<EndpointId, Option<Instant>> = others
         .map(|addr| {
             book.add_endpoint_info(addr.clone());
@@ -223,7 +223,6 @@ async fn join(options: NodeOptions, ends: Ends) -> Result<Arc<Shared>, NodeError
     let topic = gossip.subscribe(secret.topic(), bootstrap.keys().copied().collect()).await;
     let (sender, receiver) = topic.map_err(|error| NodeError::Gossip(error.to_string()))?.split();
     let shared = Arc::new(Shared {
-        _identity: identity,
         endpoint,
         ends,
         server: Mutex::default(),
