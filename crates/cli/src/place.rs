@@ -9,16 +9,15 @@ use sepal_blocks::BlockStack;
 use sepal_core::Span;
 use sepal_discover::lan::Lan;
 use sepal_discover::p2p::{Identity, Node, NodeOptions, Ticket};
-use sepal_discover::{Discovery, Notice};
+use sepal_discover::{Discovery, Notice, settle};
 use sepal_server::{BlockServer, Board, ModelIdentity, ServerOptions};
 use sepal_swarm::{Addr, Dial, Endpoint};
 
 use crate::Failure;
 use crate::args::ServeArgs;
 
-/// How long a newcomer waits for a neighbour in its swarm, and then for what the members say.
+/// How long a newcomer waits for a neighbour in its swarm.
 const NEIGHBOUR: Duration = Duration::from_secs(10);
-const NEWS: Duration = Duration::from_millis(1500);
 
 /// Where a server is found.
 pub(crate) enum Place {
@@ -81,7 +80,7 @@ impl Place {
             return Err("tell the local network of a Unix socket: --lan needs --listen IP:PORT".into());
         }
         let lan = Lan::start(args.interface.as_deref())?;
-        std::thread::sleep(NEWS);
+        settle(&lan);
         Ok(Place::Lan(addr, Arc::new(lan)))
     }
 
@@ -151,7 +150,7 @@ fn join(args: &ServeArgs) -> Result<Node, Failure> {
         if !node.wait_for_neighbour(NEIGHBOUR) {
             eprintln!("no member of the swarm has answered yet; going on, and trying further");
         }
-        std::thread::sleep(NEWS);
+        settle(&node);
     }
     Ok(node)
 }

@@ -5,9 +5,9 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use sepal_core::Span;
-use sepal_discover::Discovery;
 use sepal_discover::lan::Lan;
 use sepal_discover::p2p::{Identity, Node, NodeOptions, Ticket};
+use sepal_discover::{Discovery, settle};
 use sepal_remote::{Surveyed, survey};
 use sepal_swarm::Endpoint;
 use serde_json::{Value, json};
@@ -35,7 +35,6 @@ pub(crate) fn swarm(command: &SwarmCommand) -> Result<(), Failure> {
 /// What finds the servers, if they are not listed; it has had time to do so.
 fn discovery(args: &SwarmArgs) -> Result<Option<Box<dyn Discovery>>, Failure> {
     const NEIGHBOUR: Duration = Duration::from_secs(10);
-    const NEWS: Duration = Duration::from_secs(2);
     let found: Box<dyn Discovery> = if let Some(ticket) = &args.ticket {
         let (ticket, identity) = (Some(Ticket::read(ticket)?), Identity::passing());
         let node = Node::start(NodeOptions { identity, ticket, bind: args.bind, relays: Vec::new() })?;
@@ -48,7 +47,7 @@ fn discovery(args: &SwarmArgs) -> Result<Option<Box<dyn Discovery>>, Failure> {
     } else {
         return Ok(None);
     };
-    std::thread::sleep(NEWS);
+    settle(&*found);
     Ok(Some(found))
 }
 

@@ -15,6 +15,7 @@ pub use members::Member;
 pub use notice::Notice;
 
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use sepal_swarm::Sightings;
 
@@ -28,4 +29,18 @@ pub trait Discovery: fmt::Debug + Send + Sync {
 
     /// Takes back what was announced.
     fn withdraw(&self);
+}
+
+/// Waits until those who are there have become known: until no server has for a second and a half, or for eight seconds.
+pub fn settle(discovery: &dyn Discovery) {
+    const QUIET: Duration = Duration::from_millis(1500);
+    const AT_MOST: Duration = Duration::from_secs(8);
+    let (begun, mut since, mut known) = (Instant::now(), Instant::now(), 0);
+    while since.elapsed() < QUIET && begun.elapsed() < AT_MOST {
+        std::thread::sleep(Duration::from_millis(50));
+        let now = discovery.members().len();
+        if std::mem::replace(&mut known, now) != now {
+            since = Instant::now();
+        }
+    }
 }
