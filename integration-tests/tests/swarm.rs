@@ -90,6 +90,30 @@ fn peers_relay_to_each_other() {
 }
 
 #[test]
+fn a_peer_that_comes_back_is_used_again() {
+    let bench = Bench::new("llama-gqa");
+    // Others find it where they knew it to be.
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let listen = socket.local_addr().expect("an address").to_string();
+    drop(socket);
+    let ticket = bench.path("ticket").display().to_string();
+    let swarm = ["--p2p", "--identity", "a", "--ticket-file", &ticket, "--listen", &listen];
+    let serve = || bench.serve_args(&[&["--blocks", "0:3", "--pace-us", "40", "--threads", "1"], &swarm[..]].concat());
+    let mut server = serve();
+    wait_for("the ticket", || bench.path("ticket").exists().then_some(()));
+    let _other = peer(&bench, "b", &["--blocks", "0:1"]);
+    let mut run = bench.sepal(&["run", "pipeline.yaml", "--set", "train.max_steps=60", "evaluate.every=never"]);
+    run.args(p2p(&bench).iter().map(|set| format!("--set={set}")));
+    let mut child = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sepal runs");
+    wait_for_metrics(&bench.path("runs"), 10);
+    signal(&server.child, "TERM");
+    assert!(server.child.wait().expect("it ends").success());
+    let _again = serve();
+    assert!(child.wait().expect("it ends").success(), "it goes on where it stood");
+    assert_eq!(bench.only_run().losses().len(), 60);
+}
+
+#[test]
 fn a_server_moves_to_the_blocks_that_another_left() {
     let bench = Bench::new("llama-gqa");
     let balance = ["--balance-s", "1"];

@@ -45,14 +45,14 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let mut shown: Option<Shown> = None;
     // Whatever ends this, others are told.
     let _announced = Announced(place.discovery());
-    let mut before = None;
+    let (mut before, mut refused) = (None, None);
     loop {
         let server = match start(args, &mut place, &checkpoint, span) {
             Ok(server) => server,
             Err(error) => {
                 let Some(old) = before.take() else { return Err(error) };
                 eprintln!("could not move to blocks {span}: {}; going back to {old}", crate::describe(&*error));
-                span = old;
+                refused = Some(std::mem::replace(&mut span, old));
                 continue;
             }
         };
@@ -71,14 +71,12 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
             }
         };
         shown.view.show(Some(Arc::clone(server.board())));
-        let Some(better) = wait(args, &stopped, &swarm, &server) else {
+        let Some(better) = wait(args, &stopped, &swarm, &server, refused) else {
             eprintln!(
                 "leaving: nothing new is taken; what clients have begun here is finished within {} s",
                 args.drain_s
             );
-            if let Some(discovery) = &swarm.discovery {
-                discovery.withdraw();
-            }
+            // Others see that it leaves; its name is needed until what they have begun is done.
             server.drain(Duration::from_secs(args.drain_s));
             return Ok(());
         };
@@ -175,8 +173,15 @@ fn typical(notices: &[Notice]) -> f64 {
     rates.get(rates.len() / 2).copied().unwrap_or(1.0)
 }
 
-/// Waits until told to stop, or until the server would help more elsewhere: then it says where.
-fn wait(args: &ServeArgs, stopped: &Receiver<()>, swarm: &Swarm, server: &BlockServer) -> Option<Span> {
+/// Waits until told to stop, or until the server would help more elsewhere: then it says where. Where it could not go
+/// before it does not try again.
+fn wait(
+    args: &ServeArgs,
+    stopped: &Receiver<()>,
+    swarm: &Swarm,
+    server: &BlockServer,
+    refused: Option<Span>,
+) -> Option<Span> {
     if args.blocks.is_some() || swarm.discovery.is_none() {
         // An error only if the handler is gone, which it is not while the process lives.
         let _ = stopped.recv();
@@ -187,7 +192,7 @@ fn wait(args: &ServeArgs, stopped: &Receiver<()>, swarm: &Swarm, server: &BlockS
         let pause = Duration::from_secs(args.balance_s).mul_f64(rand::random_range(0.5..1.5));
         match stopped.recv_timeout(pause) {
             Err(RecvTimeoutError::Timeout) => {
-                if let Some(span) = swarm.better(server) {
+                if let Some(span) = swarm.better(server).filter(|span| Some(*span) != refused) {
                     return Some(span);
                 }
             }

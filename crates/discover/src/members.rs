@@ -77,7 +77,8 @@ impl Members {
     pub(crate) fn listen(&mut self, digest: &str) -> Sightings {
         let (sightings, receiver) = mpsc::unbounded_channel();
         self.listeners.push(Listener { digest: digest.to_owned(), sightings });
-        for Known { member, .. } in self.known.values().filter(|known| known.member.notice.digest == digest) {
+        let is_wanted = |known: &&Known| known.member.notice.digest == digest && !known.member.notice.draining;
+        for Known { member, .. } in self.known.values().filter(is_wanted) {
             // The receiver is here.
             let _ = self.listeners[self.listeners.len() - 1].sightings.send(Sighting::Here(member.endpoint.clone()));
         }

@@ -71,6 +71,8 @@ pub(crate) struct Peer {
     pub(crate) heard: Notify,
     /// It has said that it leaves, or has not been heard of for too long.
     pub(crate) is_gone: Cell<bool>,
+    /// It was met, and is known to the router.
+    pub(crate) is_met: Cell<bool>,
 }
 
 struct Connection {
@@ -115,6 +117,7 @@ impl Peer {
             left: RefCell::default(),
             heard: Notify::new(),
             is_gone: Cell::new(false),
+            is_met: Cell::new(false),
         }
     }
 
@@ -129,11 +132,6 @@ impl Peer {
             () = tokio::time::sleep_until(due) => {}
             () = heard => {}
         }
-    }
-
-    /// Whether the server has ever answered.
-    pub(crate) fn is_met(&self) -> bool {
-        self.generation.get() > 0
     }
 
     /// What an empty call took when the server was met.

@@ -126,12 +126,16 @@ impl Servers {
         route: &[Hop],
     ) -> Result<(HostTensor, Relayed), Broken> {
         let places = self.places(route);
-        let calls = route.iter().zip(&places).map(async |(&hop, relay)| {
+        let tuned = try_join_all(route.iter().map(async |&hop| {
             let peer = self.peer(hop.server);
-            let tuned = peer.patiently(None, peer.tuned(hop.span, step, batch)).await.map_err(|e| by(hop, e))?;
+            peer.patiently(None, peer.tuned(hop.span, step, batch)).await.map_err(|error| by(hop, error))
+        }));
+        let tuned = tuned.await?;
+        let calls = route.iter().zip(&places).zip(&tuned).map(async |((&hop, relay), tuned)| {
+            let peer = self.peer(hop.server);
             let want = if relay.next.is_some() { Want::All } else { Want::LastOfRows };
             let work = work(Pass::Forward, hop, batch);
-            let part = self.part(hop, work, peer.forward_relayed(&tuned, batch, want, keep, relay)).await?;
+            let part = self.part(hop, work, peer.forward_relayed(tuned, batch, want, keep, relay)).await?;
             part.map(|(hidden, tape)| Ok((hidden, Leg { hop, tape, generation: peer.generation() })))
         });
         let answers = self.convoy(route, Pass::Forward, batch, calls).await?;
@@ -240,6 +244,7 @@ impl Servers {
         let late_after = route.iter().map(late).sum();
         let peers = route.iter().map(|&hop| (hop, self.peer(hop.server))).collect();
         let convoy = Convoy { peers, silent: Cell::new(None) };
+        let begun = Instant::now();
         let parts = tokio::select! {
             biased;
             outcome = try_join_all(parts) => outcome?,
@@ -251,8 +256,6 @@ impl Servers {
         self.count_relay();
         // What was not spent on servers was spent between them, on each of the ways alike as far as can be told.
         let on_servers = parts.iter().map(|part| part.timing.queued + part.timing.computed).sum();
-        // Tunables may have gone up first, which is no part of it.
-        let begun = parts.iter().map(|part| part.under_way.begun()).min().unwrap_or_else(Instant::now);
         let on_the_way = begun.elapsed().saturating_sub(on_servers) / u32::try_from(route.len()).unwrap_or(u32::MAX);
         let told = parts.into_iter().map(|Part { value, timing, under_way }| {
             under_way.finished(timing, Some(on_the_way));

@@ -122,6 +122,7 @@ impl Servers {
             tape_token_blocks: room,
         };
         self.router().add(server);
+        peer.is_met.set(true);
         self.peers.borrow_mut().push(peer);
         self.infos.borrow_mut().push(info.clone());
         self.came.notify_waiters();
@@ -164,7 +165,7 @@ impl Servers {
             }
             (Some(peer), Sighting::Gone(_)) => {
                 peer.is_gone.set(true);
-                if !peer.is_met() {
+                if !peer.is_met.get() {
                     self.found.borrow_mut().remove(&name);
                     peer.heard.notify_waiters();
                 }
@@ -186,6 +187,8 @@ impl Servers {
                 return;
             }
             match peer.meet().await {
+                // It may have been said to be gone while it was asked; whoever is heard of again is met anew.
+                Ok(_) if peer.is_gone.get() => return,
                 Ok(info) => {
                     tracing::info!(server = %peer.endpoint, span = %info.span, "a server has come");
                     return self.add(peer, &info);
@@ -193,7 +196,7 @@ impl Servers {
                 Err(CallError::WrongModel(error)) => {
                     // Whoever starts with another model there is heard of again.
                     tracing::warn!(%error, "a server is not used");
-                    self.found.borrow_mut().remove(&peer.endpoint.to_string());
+                    self.found.borrow_mut().retain(|_, known| !Rc::ptr_eq(known, &peer));
                     return;
                 }
                 Err(error) => tracing::debug!(server = %peer.endpoint, %error, "still not there"),
@@ -344,10 +347,6 @@ impl<'a> UnderWay<'a> {
     pub(crate) fn new(router: &'a SharedRouter, server: ServerId, work: Work) -> Self {
         let call = router.lock().started(server, work);
         Self { router, call, begun: Instant::now(), is_over: false }
-    }
-
-    pub(crate) fn begun(&self) -> Instant {
-        self.begun
     }
 
     /// The answer is there; beside waiting and computing it took the rest of the time, or `on_the_way` if that is known.

@@ -2,16 +2,23 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Mutex;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use iroh::endpoint::{Connection, RecvStream, SendStream};
 use sepal_swarm::{Progress, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::task::TaskTracker;
 
-/// How long what was written may take to arrive after its stream was dropped.
+use super::node::lock;
+
+/// How long nothing may arrive of what was written to a stream that was dropped, and how long it may take at most.
 const LINGER: Duration = Duration::from_secs(3);
+const LONGEST: Duration = Duration::from_secs(60);
+/// What pings and their answers are less than: bytes at once, and for each second.
+const PINGS: u64 = 400;
+const PINGS_PER_SECOND: u64 = 200;
 
 /// Where streams end in the background.
 #[derive(Debug, Clone)]
@@ -36,7 +43,31 @@ impl Ends {
         let reader = Reader { inner: recv, _connection: connection.clone() };
         let writer = Writer { inner: Some(send), connection: connection.clone(), ends: self.clone() };
         // Written is not sent, and sent has not arrived: what the other side acknowledges says that something moves.
-        Stream::new(reader, writer).with_progress(Progress::new(move || connection.stats().udp_rx.bytes))
+        let heard = Mutex::new(Heard::new(connection.stats().udp_rx.bytes));
+        Stream::new(reader, writer)
+            .with_progress(Progress::new(move || lock(&heard).look(connection.stats().udp_rx.bytes)))
+    }
+}
+
+/// What has come from the other side, so that it shows whether there was more than pings.
+#[derive(Debug)]
+struct Heard {
+    bytes: u64,
+    at: Instant,
+    steps: u64,
+}
+
+impl Heard {
+    fn new(bytes: u64) -> Self {
+        Self { bytes, at: Instant::now(), steps: 0 }
+    }
+
+    /// Takes in what has come by now; how often it was more than pings.
+    fn look(&mut self, bytes: u64) -> u64 {
+        if bytes.saturating_sub(self.bytes) > PINGS + PINGS_PER_SECOND * self.at.elapsed().as_secs() {
+            *self = Self { bytes, at: Instant::now(), steps: self.steps + 1 };
+        }
+        self.steps
     }
 }
 
@@ -86,10 +117,33 @@ impl Drop for Writer {
         let end = async move {
             // Errors mean that the other side is gone, or has said that it wants no more.
             if send.finish().is_ok() {
-                let _ = tokio::time::timeout(LINGER, send.stopped()).await;
+                let mut arrived = std::pin::pin!(send.stopped());
+                let begun = Instant::now();
+                let mut heard = Heard::new(connection.stats().udp_rx.bytes);
+                while tokio::time::timeout(LINGER, arrived.as_mut()).await.is_err() && begun.elapsed() < LONGEST {
+                    let steps = heard.steps;
+                    if heard.look(connection.stats().udp_rx.bytes) == steps {
+                        break;
+                    }
+                }
             }
             drop(connection);
         };
         self.ends.tasks.spawn_on(end, &self.ends.runtime);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pings_are_no_progress_and_acknowledgements_are() {
+        let mut heard = Heard::new(1000);
+        assert_eq!(heard.look(1150), 0, "a ping");
+        assert_eq!(heard.look(1300), 0, "and another");
+        assert_eq!(heard.look(1500), 1, "too many for pings");
+        assert_eq!(heard.look(1600), 1);
+        assert_eq!(heard.look(3000), 2);
     }
 }

@@ -36,12 +36,13 @@ const IN_TICKET: usize = 4;
 const WINDOW: u32 = 16 << 20;
 /// How long a connection may be silent.
 const IDLE: Duration = Duration::from_secs(30);
-/// Longer than a connection may be silent before a call over it counts as lost.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Streams that a neighbour may have open.
 const GOSSIP_STREAMS: u32 = 32;
 /// Connections at a time that have yet to show that they are of members.
-const STRANGERS: usize = 16;
+const STRANGERS: usize = 256;
+/// What a goodbye takes to get out, since a node that is dropped closes its connections at once.
+const GOODBYE: Duration = Duration::from_millis(200);
 /// Why a connection was refused.
 const NO_MEMBER: u32 = 1;
 const NO_SERVER: u32 = 2;
@@ -177,7 +178,11 @@ impl Discovery for Node {
 
     fn withdraw(&self) {
         lock(&self.shared.own).describe = None;
-        self.shared.ends.runtime.block_on(self.shared.say(Saying::Gone));
+        let said = async {
+            self.shared.say(Saying::Gone).await;
+            tokio::time::sleep(GOODBYE).await;
+        };
+        self.shared.ends.runtime.block_on(said);
     }
 }
 
@@ -256,7 +261,6 @@ async fn bind_endpoint(
         .receive_window(VarInt::from_u32(2 * WINDOW))
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
         .max_concurrent_uni_streams(VarInt::from_u32(GOSSIP_STREAMS))
-        .default_path_keep_alive_interval(KEEP_ALIVE)
         .send_window(WINDOW.into())
         .keep_alive_interval(KEEP_ALIVE)
         .max_idle_timeout(Some(idle))
@@ -291,13 +295,18 @@ async fn accept(shared: Arc<Shared>, gossip: Gossip) {
     let strangers = Arc::new(Semaphore::new(STRANGERS));
     while let Some(incoming) = shared.endpoint.accept().await {
         let Ok(permit) = Arc::clone(&strangers).try_acquire_owned() else {
-            incoming.refuse();
+            // Whoever is really there at its address tries again; a member is not turned away.
+            if incoming.remote_addr_validated() {
+                incoming.ignore();
+            } else if incoming.retry().is_err() {
+                tracing::debug!("a connection could not be put off");
+            }
             continue;
         };
         let (shared, gossip) = (Arc::clone(&shared), gossip.clone());
         tokio::spawn(async move {
             let Ok(Ok(connection)) = tokio::time::timeout(PROOF_WITHIN, incoming).await else { return };
-            // Only members know what their gossip is called.
+            // Its name is no secret to whoever sees a member connect, but its topic is, and what is said is signed.
             if connection.alpn() != ALPN {
                 drop(permit);
                 if let Err(error) = gossip.handle_connection(connection).await {

@@ -16,6 +16,8 @@ const EVERY: Duration = Duration::from_secs(5);
 const TTL: Duration = Duration::from_secs(16);
 /// How long what is known of members that are not heard of is kept.
 const REMEMBER: Duration = Duration::from_mins(10);
+/// How many lost members are looked for at a time.
+const SOME: usize = 4;
 /// How long nobody who asks is answered after something was said.
 const SAY_AGAIN: Duration = Duration::from_millis(500);
 
@@ -35,9 +37,8 @@ pub(super) struct Own {
 pub(super) async fn listen(shared: Arc<Shared>, mut receiver: GossipReceiver) {
     while let Some(event) = receiver.next().await {
         match event {
-            Ok(Event::NeighborUp(id)) => {
+            Ok(Event::NeighborUp(_)) => {
                 shared.neighbours.send_modify(|n| *n += 1);
-                lock(&shared.bootstrap).entry(id).or_insert(Some(Instant::now()));
                 // Whoever has just come knows nobody, and we may be the one who has.
                 shared.say(Saying::Hello).await;
                 shared.say_here().await;
@@ -53,25 +54,33 @@ pub(super) async fn listen(shared: Arc<Shared>, mut receiver: GossipReceiver) {
     }
 }
 
-/// Says at intervals that this server is there, forgets those that do not, and looks for neighbours if there are none.
+/// Says at intervals that this server is there, forgets those that do not, and looks for those that are lost.
 pub(super) async fn tick(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(EVERY).await;
         shared.say_here().await;
         lock(&shared.members).expire(Instant::now());
         shared.forget();
-        if *shared.neighbours.borrow() == 0 {
-            let peers: Vec<EndpointId> = lock(&shared.bootstrap).keys().copied().collect();
-            if !peers.is_empty()
-                && let Err(error) = shared.sender.join_peers(peers).await
-            {
-                tracing::debug!(%error, "no neighbour");
-            }
+        // Those who are gone may be back, or may be all there without us: a swarm that was split finds together again.
+        let peers = shared.lost();
+        if !peers.is_empty()
+            && let Err(error) = shared.sender.join_peers(peers).await
+        {
+            tracing::debug!(%error, "no neighbour");
         }
     }
 }
 
 impl Shared {
+    /// Members to look for: all that are known of, if there is no neighbour; else some that are not heard of any more.
+    fn lost(&self) -> Vec<EndpointId> {
+        let has_neighbour = *self.neighbours.borrow() > 0;
+        let known: Vec<EndpointId> = lock(&self.bootstrap).keys().copied().collect();
+        let members = lock(&self.members);
+        let lost = known.into_iter().filter(|id| !has_neighbour || !members.knows(&name(*id)));
+        lost.take(if has_neighbour { SOME } else { usize::MAX }).collect()
+    }
+
     /// Forgets members that were not heard of for long, but for those of the ticket.
     fn forget(&self) {
         let is_recent = |at: Instant| at.elapsed() < REMEMBER;

@@ -37,7 +37,7 @@ impl SwarmSecret {
         TopicId::from_bytes(self.mac(&[b"topic"]).finalize().into_bytes().into())
     }
 
-    /// What their gossip is called on the wire, which strangers do not know either.
+    /// What their gossip is called on the wire. Who sees a member connect learns it, and nothing by it.
     pub(crate) fn gossip_alpn(&self) -> Vec<u8> {
         let name = self.mac(&[b"gossip"]).finalize().into_bytes();
         format!("sepal-gossip/{}", hex::encode(&name[..8])).into_bytes()
