@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -11,9 +11,9 @@ use mdns_sd::{IfKind, ResolvedService, ServiceDaemon, ServiceEvent, ServiceInfo}
 use sepal_swarm::{Addr, Endpoint, Sightings};
 use tokio::sync::watch;
 
-use crate::Discovery;
 use crate::members::{Member, Members};
 use crate::notice::Notice;
+use crate::{Discovery, lock};
 
 const SERVICE: &str = "_sepal._tcp.local.";
 /// How often a server looks whether what it says of itself has changed, and how often it says it anyway.
@@ -241,11 +241,6 @@ fn read(service: &ResolvedService) -> Option<(Endpoint, Notice)> {
     addresses.sort_by_key(|ip| (ip.is_loopback(), ip.is_ipv6(), *ip));
     let addr = SocketAddr::new(*addresses.first()?, service.get_port());
     Some((Endpoint::Addr(Addr::Tcp(addr.to_string())), notice))
-}
-
-/// A panic elsewhere leaves these usable: every change to them is whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

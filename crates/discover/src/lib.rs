@@ -15,6 +15,7 @@ pub use members::Member;
 pub use notice::Notice;
 
 use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use sepal_swarm::Sightings;
@@ -43,4 +44,9 @@ pub fn settle(discovery: &dyn Discovery) {
             since = Instant::now();
         }
     }
+}
+
+/// A panic elsewhere leaves what is locked here usable: every change to it is whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -138,11 +138,7 @@ impl Servers {
         let whole = Span::new(0, n_blocks).map_err(RemoteError::local)?;
         match self.router().plan(whole, &[1]) {
             Ok(_) => Ok(None),
-            Err(RouteError::Uncovered { missing }) => Ok(Some(missing)),
-            Err(RouteError::Banned { block_idx, .. }) => {
-                Span::new(block_idx, block_idx + 1).map(Some).map_err(RemoteError::local)
-            }
-            Err(error) => Err(RemoteError::local(error)),
+            Err(error) => missing(error).map(Some),
         }
     }
 
@@ -232,11 +228,7 @@ impl Servers {
             let planned = self.router().plan(rest, &[tokens]);
             let missing = match planned {
                 Ok(plan) => return Ok(plan.routes.concat()),
-                Err(RouteError::Uncovered { missing }) => missing,
-                Err(RouteError::Banned { block_idx, .. }) => {
-                    Span::new(block_idx, block_idx + 1).map_err(RemoteError::local)?
-                }
-                Err(error) => return Err(RemoteError::local(error)),
+                Err(error) => missing(error)?,
             };
             let since = *trouble.since.get_or_insert_with(Instant::now);
             let left = self.options.wait.saturating_sub(since.elapsed());
@@ -315,6 +307,15 @@ impl Servers {
                 }
             }
         }
+    }
+}
+
+/// The blocks that there is no route through.
+fn missing(error: RouteError) -> Result<Span, RemoteError> {
+    match error {
+        RouteError::Uncovered { missing } => Ok(missing),
+        RouteError::Banned { block_idx, .. } => Span::new(block_idx, block_idx + 1).map_err(RemoteError::local),
+        error => Err(RemoteError::local(error)),
     }
 }
 

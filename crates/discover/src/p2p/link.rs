@@ -11,7 +11,7 @@ use sepal_swarm::{Progress, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::task::TaskTracker;
 
-use super::node::lock;
+use crate::lock;
 
 /// How long nothing may arrive of what was written to a stream that was dropped, and how long it may take at most.
 const LINGER: Duration = Duration::from_secs(3);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use iroh::address_lookup::memory::MemoryLookup;
@@ -20,9 +20,9 @@ use super::identity::Identity;
 use super::link::Ends;
 use super::talk::{Own, listen, tick};
 use super::ticket::{PROOF_BYTES, SwarmSecret, Ticket};
-use crate::Discovery;
 use crate::members::{Member, Members};
 use crate::notice::Notice;
+use crate::{Discovery, lock};
 
 /// What Sepal's protocol is called among those that an endpoint speaks.
 const ALPN: &[u8] = b"sepal/3";
@@ -389,9 +389,4 @@ impl Connect for Peer {
             opened.await.map_err(|_| left())?
         })
     }
-}
-
-/// A panic elsewhere leaves these usable: every change to them is whole.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -8,7 +8,8 @@ use iroh::{EndpointAddr, EndpointId};
 use iroh_gossip::api::{Event, GossipReceiver};
 
 use super::announcement::{Announcement, Saying};
-use super::node::{Shared, lock, name, peer};
+use super::node::{Shared, name, peer};
+use crate::lock;
 use crate::notice::Notice;
 
 /// How often a server says that it is there, and how long that holds.
