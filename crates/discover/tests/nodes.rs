@@ -96,6 +96,36 @@ fn servers_are_found_by_ticket_and_reached_by_name() {
 }
 
 #[test]
+fn a_reader_that_is_late_loses_nothing() {
+    const BYTES: usize = 8 << 20;
+    let server = node(None);
+    server.announce(|| Some(notice("x")));
+    let mut listener = Listener::Streams(server.connections());
+    let client = node(Some(server.ticket()));
+    let endpoint = here(&mut client.sightings("x"));
+    runtime().block_on(async {
+        let reading = async {
+            let mut stream = endpoint.connect().await.expect("connected");
+            stream.writer.write_all(b"go").await.expect("written");
+            stream.writer.flush().await.expect("flushed");
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let mut heard = vec![0; BYTES];
+            stream.reader.read_exact(&mut heard).await.expect("read");
+            heard
+        };
+        let writing = async {
+            let mut stream = listener.accept().await.expect("one").expect("a good one");
+            stream.reader.read_exact(&mut [0; 2]).await.expect("read");
+            stream.writer.write_all(&vec![7; BYTES]).await.expect("written");
+            stream.writer.flush().await.expect("flushed");
+            stream
+        };
+        let (heard, _stream) = tokio::join!(reading, writing);
+        assert!(heard.iter().all(|&byte| byte == 7));
+    });
+}
+
+#[test]
 fn a_third_member_hears_of_all_and_a_newcomer_of_who_was_there() {
     let first = node(None);
     first.announce(|| Some(notice("x")));
