@@ -62,9 +62,11 @@ async fn converse(client: &mut Stream, server: &mut Stream) {
     let mut heard = [0; 5];
     server.reader.read_exact(&mut heard).await.expect("read");
     assert_eq!(&heard, b"hello");
-    server.writer.write_all(&vec![7; 3 << 20]).await.expect("written");
-    let mut heard = vec![0; 3 << 20];
-    client.reader.read_exact(&mut heard).await.expect("read");
+    // More than may be under way unread.
+    let (said, mut heard) = (vec![7; 3 << 20], vec![0; 3 << 20]);
+    let (wrote, read) = tokio::join!(server.writer.write_all(&said), client.reader.read_exact(&mut heard));
+    wrote.expect("written");
+    read.expect("read");
     assert!(heard.iter().all(|&byte| byte == 7));
 }
 
@@ -191,10 +193,13 @@ fn what_was_written_arrives_after_the_stream_is_dropped() {
         let (connected, accepted) = tokio::join!(endpoint.connect(), listener.accept());
         let (mut connected, mut accepted) =
             (connected.expect("connected"), accepted.expect("one").expect("a good one"));
-        accepted.writer.write_all(&vec![7; 5 << 20]).await.expect("written");
-        drop(accepted);
+        let saying = async move {
+            accepted.writer.write_all(&vec![7; 5 << 20]).await.expect("written");
+            drop(accepted);
+        };
         let mut heard = Vec::new();
-        connected.reader.read_to_end(&mut heard).await.expect("read");
+        let ((), read) = tokio::join!(saying, connected.reader.read_to_end(&mut heard));
+        read.expect("read");
         assert_eq!(heard.len(), 5 << 20);
     });
 }
