@@ -1,10 +1,11 @@
-//! Compiles the C++ shim against the headers of the libtorch that `torch-sys` found.
+//! Compiles the C++ parts against the headers of the libtorch that `torch-sys` found.
 
 use std::env;
 use std::path::PathBuf;
 
 fn main() {
     println!("cargo:rerun-if-changed=src/shim.cpp");
+    println!("cargo:rerun-if-changed=src/fused.cpp");
     let lib = env::var_os("DEP_TCH_LIBTORCH_LIB")
         .map(PathBuf::from)
         .expect("torch-sys says where libtorch is; run `just setup` first");
@@ -13,8 +14,15 @@ fn main() {
         .cpp(true)
         .std("c++20")
         .warnings(false)
+        // Optimized in every profile: its loops are where a step would lose time.
+        .opt_level(3)
+        .flag("-fopenmp")
+        .flag("-fno-math-errno")
         .include(include.join("torch/csrc/api/include"))
         .include(include)
         .file("src/shim.cpp")
+        .file("src/fused.cpp")
         .compile("sepal_autograd_shim");
+    // By its name alone, so that it is the one that libtorch has loaded, with its threads.
+    println!("cargo:rustc-link-lib=gomp");
 }

@@ -8,7 +8,9 @@
 //! Invariants: the closure is called at most once; it is dropped with the graph, called or not;
 //! its error comes out of [`tch::Tensor::f_backward`] as an error; a panic in it is one, too.
 //!
-//! This is the one crate with `unsafe`: a small C++ shim over `torch::autograd::Function`.
+//! [`fused`] has the element-wise steps of transformer blocks that libtorch would make in several passes.
+//!
+//! This is the one crate with `unsafe`: a small C++ shim over `torch::autograd::Function`, and kernels.
 //!
 //! ```
 //! use tch::{Kind, Tensor};
@@ -23,6 +25,8 @@
 //! assert_eq!(Vec::<f32>::try_from(x.grad())?, [2.0, 4.0, 6.0]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+
+pub mod fused;
 
 use std::ffi::{CStr, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,6 +1,7 @@
 use tch::{TchError, Tensor};
 
-use crate::layout::{Group, Layout, Pooled};
+use crate::layout::{Group, Layout};
+use crate::run::{Run, of};
 
 /// How queries, keys and values are cut into heads.
 #[derive(Debug, Clone, Copy)]
@@ -26,82 +27,251 @@ impl Heads {
     }
 }
 
-/// Attention of slots: the prefix on itself, each row on the prefix and on its past. `q [n, q_size]`, `k` and `v`
-/// `[n, kv_size]`, to `[n, q_size]`.
-pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, layout: &Layout) -> Result<Tensor, TchError> {
-    let queries = q.f_split_with_sizes(&layout.sizes, 0)?;
-    let keys = KeysAndValues::new(k, v, heads, layout)?;
-    let mut outputs = Vec::with_capacity(queries.len());
-    for (i, (group, queries)) in layout.groups.iter().zip(&queries).enumerate() {
-        outputs.push(keys.attend(i, group, queries, group.len, &group.mask)?);
-    }
-    concat(outputs)
+/// What attention gave, and what its backward needs of it.
+pub(crate) struct Attended {
+    /// `[n, q_size]`, or `[rows, q_size]` in the caller's order of rows where only last tokens asked.
+    pub(crate) out: Tensor,
+    /// Of each part.
+    pub(crate) parts: Vec<Outputs>,
 }
 
-/// Attention of the last token of each row only: `q [rows, q_size]` to `[rows, q_size]`, all in the caller's order
-/// of rows.
+/// The outputs of one part as the kernel made them.
+#[derive(Debug)]
+pub(crate) struct Outputs {
+    /// Those of its groups one after another, `[.., q_size]`.
+    pub(crate) raw: Tensor,
+    /// The logarithms of each group's softmax sums, `[bins, kv, queries]`.
+    log_sums: Vec<Tensor>,
+}
+
+impl Outputs {
+    /// Numbers held.
+    pub(crate) fn numel(&self) -> usize {
+        self.raw.numel() + self.log_sums.iter().map(Tensor::numel).sum::<usize>()
+    }
+}
+
+/// Attention of all slots: the prefix on itself, each row on the prefix and on its past. `q [n, q_size]`, `kv`
+/// `[n, 2 kv_size]`; `kept` are the prefixes' keys and values of the parts whose prefix has no slots.
+pub(crate) fn attend(
+    q: &Tensor,
+    kv: &Tensor,
+    heads: Heads,
+    run: &Run<'_>,
+    kept: &[Option<&Tensor>],
+) -> Result<Attended, TchError> {
+    let (mut outputs, mut log_sums) = (Vec::new(), Vec::new());
+    for ((part, &slots), kept) in run.parts.iter().zip(&run.slots).zip(kept) {
+        let keys = Keys::new(&of(kv, slots)?, heads, part.layout, *kept)?;
+        let queries = of(q, slots)?.f_split_with_sizes(&part.layout.sizes, 0)?;
+        let mut sums = Vec::with_capacity(queries.len());
+        for (i, (group, queries)) in part.layout.groups.iter().zip(&queries).enumerate() {
+            let (output, sum) = keys.attend(i, queries, group.len, &group.mask)?;
+            outputs.push(output);
+            sums.push(sum);
+        }
+        log_sums.push(sums);
+    }
+    let out = concat(outputs)?;
+    let parts = run.slots.iter().zip(log_sums);
+    let parts = parts.map(|(&slots, log_sums)| Ok(Outputs { raw: of(&out, slots)?, log_sums }));
+    Ok(Attended { parts: parts.collect::<Result<_, TchError>>()?, out })
+}
+
+/// Attention of the last token of each row only: `q [rows, q_size]`, all in the caller's order of rows.
 pub(crate) fn attend_pooled(
     q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
+    kv: &Tensor,
+    heads: Heads,
+    run: &Run<'_>,
+    kept: &[Option<&Tensor>],
+) -> Result<Attended, TchError> {
+    let (mut selected, mut parts) = (Vec::new(), Vec::new());
+    for (at, (part, kept)) in run.parts.iter().zip(kept).enumerate() {
+        let keys = Keys::new(&of(kv, run.slots[at])?, heads, part.layout, *kept)?;
+        let q = of(q, run.rows[at])?;
+        let (mut outputs, mut log_sums) = (Vec::new(), Vec::new());
+        for (i, asking) in part.layout.asking() {
+            let queries = q.f_index_select(0, &asking.rows)?; // [bins * per_bin, q_size]
+            let (output, sum) = keys.attend(i, &queries, asking.per_bin, &asking.mask)?;
+            outputs.push(output);
+            log_sums.push(sum);
+        }
+        let raw = concat(outputs)?;
+        if let Some(pooled) = &part.layout.pooled {
+            selected.push(raw.f_index_select(0, &pooled.results)?);
+        }
+        parts.push(Outputs { raw, log_sums });
+    }
+    Ok(Attended { out: concat(selected)?, parts })
+}
+
+/// The way back of [`attend`] for one part: from the gradient of its outputs `[n, q_size]` into those of its queries
+/// `grad_q [n, q_size]` and of keys and values `grad_kv [n, 2 kv_size]`, all of the part's slots.
+pub(crate) fn attend_back(
+    (q, kv, outputs): (&Tensor, &Tensor, &Outputs),
+    grad: &Tensor,
     heads: Heads,
     layout: &Layout,
-    pooled: &Pooled,
-) -> Result<Tensor, TchError> {
-    let keys = KeysAndValues::new(k, v, heads, layout)?;
-    let mut outputs = Vec::with_capacity(pooled.groups.len());
-    let groups = layout.groups.iter().enumerate().filter(|(_, group)| group.after_prefix);
-    for ((i, group), asking) in groups.zip(&pooled.groups) {
-        let queries = q.f_index_select(0, &asking.rows)?; // [bins * per_bin, q_size]
-        outputs.push(keys.attend(i, group, &queries, asking.per_bin, &asking.mask)?);
+    (grad_q, grad_kv): (&Tensor, &Tensor),
+) -> Result<(), TchError> {
+    let keys = Keys::new(kv, heads, layout, None)?;
+    let split = |tensor: &Tensor| tensor.f_split_with_sizes(&layout.sizes, 0);
+    let (q, grad, raw, into_q) = (split(q)?, split(grad)?, split(&outputs.raw)?, split(grad_q)?);
+    let into_kv = split(grad_kv)?;
+    for (i, group) in layout.groups.iter().enumerate() {
+        let given = Given { q: &q[i], output: &raw[i], log_sums: &outputs.log_sums[i], grad: &grad[i] };
+        let (gq, gk, gv) = keys.back(i, given, group.len, &group.mask)?;
+        keys.cut(&into_q[i], group, group.len)?.f_copy_(&keys.cut(&gq, group, group.len)?)?;
+        keys.add_grads(i, &gk, &gv, &into_kv)?;
     }
-    concat(outputs)?.f_index_select(0, &pooled.results)
+    Ok(())
 }
 
-/// Keys and values of the groups: each `[bins * len, kv_size]`.
-struct KeysAndValues {
+/// The way back of [`attend_pooled`] for one part; `q`, `grad` and `grad_q` are `[rows, q_size]`, `grad_q` is zero.
+pub(crate) fn attend_pooled_back(
+    (q, kv, outputs): (&Tensor, &Tensor, &Outputs),
+    grad: &Tensor,
     heads: Heads,
-    prefix_len: i64,
-    keys: Vec<Tensor>,
-    values: Vec<Tensor>,
+    layout: &Layout,
+    (grad_q, grad_kv): (&mut Tensor, &Tensor),
+) -> Result<(), TchError> {
+    let Some(pooled) = &layout.pooled else { return Ok(()) };
+    let keys = Keys::new(kv, heads, layout, None)?;
+    // Queries that only fill up their bin have no gradient.
+    let grad = outputs.raw.f_zeros_like()?.f_index_copy_(0, &pooled.results, grad)?;
+    let sizes: Vec<i64> = pooled.groups.iter().map(|asking| asking.rows.size()[0]).collect();
+    let (grad, raw) = (grad.f_split_with_sizes(&sizes, 0)?, outputs.raw.f_split_with_sizes(&sizes, 0)?);
+    let into_kv = grad_kv.f_split_with_sizes(&layout.sizes, 0)?;
+    if layout.prefix_slots > 0 {
+        // Nothing asks from the prefix, which adds up what the rows send.
+        let _ = into_kv[0].shallow_clone().f_zero_()?;
+    }
+    for (at, (i, asking)) in layout.asking().enumerate() {
+        let q = q.f_index_select(0, &asking.rows)?;
+        let given = Given { q: &q, output: &raw[at], log_sums: &outputs.log_sums[at], grad: &grad[at] };
+        let (gq, gk, gv) = keys.back(i, given, asking.per_bin, &asking.mask)?;
+        let _ = grad_q.f_index_add_(0, &asking.rows, &gq.f_reshape([-1, heads.q_size()])?)?;
+        keys.add_grads(i, &gk, &gv, &into_kv)?;
+    }
+    Ok(())
 }
 
-impl KeysAndValues {
-    fn new(k: &Tensor, v: &Tensor, heads: Heads, layout: &Layout) -> Result<Self, TchError> {
-        Ok(Self {
-            heads,
-            prefix_len: layout.prefix_len,
-            keys: k.f_split_with_sizes(&layout.sizes, 0)?,
-            values: v.f_split_with_sizes(&layout.sizes, 0)?,
-        })
+/// What one group's way back starts from.
+struct Given<'a> {
+    q: &'a Tensor,
+    output: &'a Tensor,
+    log_sums: &'a Tensor,
+    grad: &'a Tensor,
+}
+
+/// Keys and values of one part's groups: each `[bins * len, 2 kv_size]`.
+struct Keys<'a> {
+    heads: Heads,
+    layout: &'a Layout,
+    of_groups: Vec<Tensor>,
+    /// Of the prefix, `[prefix_len, 2 kv_size]`.
+    prefix: Option<Tensor>,
+}
+
+impl<'a> Keys<'a> {
+    fn new(kv: &Tensor, heads: Heads, layout: &'a Layout, kept: Option<&Tensor>) -> Result<Self, TchError> {
+        let of_groups = kv.f_split_with_sizes(&layout.sizes, 0)?;
+        let computed = of_groups.first().filter(|_| layout.prefix_slots > 0);
+        let prefix = kept.or(computed).map(Tensor::shallow_clone);
+        Ok(Self { heads, layout, of_groups, prefix })
     }
 
-    /// `queries [bins * len, q_size]` of group `i` to an output of the same shape.
-    fn attend(&self, i: usize, group: &Group, queries: &Tensor, len: i64, mask: &Tensor) -> Result<Tensor, TchError> {
+    /// `queries [bins * len, q_size]` of group `i` to an output of the same shape, and the log-sums.
+    fn attend(&self, i: usize, queries: &Tensor, len: i64, mask: &Tensor) -> Result<(Tensor, Tensor), TchError> {
+        let group = &self.layout.groups[i];
+        let queries = self.cut(queries, group, len)?.f_transpose(1, 2)?;
+        let [keys, values] = self.of_group(i)?;
+        let (output, log_sums) = Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu(
+            &queries,
+            &keys,
+            &values,
+            0.0,
+            false,
+            Some(mask),
+            None,
+        )?;
+        let output = output.f_transpose(1, 2)?.f_reshape([group.bins * len, self.heads.q_size()])?;
+        Ok((output, log_sums))
+    }
+
+    /// The gradients of queries `[bins, len * repeat, kv, dim]` and of keys and values `[bins, .., kv, dim]`.
+    fn back(
+        &self,
+        i: usize,
+        given: Given<'_>,
+        len: i64,
+        mask: &Tensor,
+    ) -> Result<(Tensor, Tensor, Tensor), TchError> {
+        let group = &self.layout.groups[i];
+        let by_head = |tensor: &Tensor| self.cut(tensor, group, len)?.f_transpose(1, 2);
+        let [keys, values] = self.of_group(i)?;
+        let (q, k, v) = Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu_backward(
+            &by_head(given.grad)?,
+            &by_head(given.q)?,
+            &keys,
+            &values,
+            &by_head(given.output)?,
+            given.log_sums,
+            0.0,
+            false,
+            Some(mask),
+            None,
+        )?;
+        Ok((q.f_transpose(1, 2)?, k.f_transpose(1, 2)?, v.f_transpose(1, 2)?))
+    }
+
+    /// `[bins * len, q_size]` as `[bins, len * repeat, kv, dim]`.
+    fn cut(&self, queries: &Tensor, group: &Group, len: i64) -> Result<Tensor, TchError> {
         let Heads { kv, repeat, dim } = self.heads;
-        let queries = queries.f_view([group.bins, len * repeat, kv, dim])?.f_transpose(1, 2)?;
-        let keys = self.of_group(&self.keys, i, group)?;
-        let values = self.of_group(&self.values, i, group)?;
-        Tensor::f_scaled_dot_product_attention(&queries, &keys, &values, Some(mask), 0.0, false, None, false)?
-            .f_transpose(1, 2)?
-            .f_reshape([group.bins * len, repeat * kv * dim])
+        queries.f_view([group.bins, len * repeat, kv, dim])
     }
 
-    /// `[bins, kv, prefix_len + len, dim]`, or without the prefix for the prefix itself.
-    fn of_group(&self, parts: &[Tensor], i: usize, group: &Group) -> Result<Tensor, TchError> {
+    /// Keys and values `[bins, kv, prefix_len + len, dim]`, or without the prefix for the prefix itself.
+    fn of_group(&self, i: usize) -> Result<[Tensor; 2], TchError> {
         let Heads { kv, dim, .. } = self.heads;
-        let own = parts[i].f_view([group.bins, group.len, kv, dim])?;
-        let whole = if group.after_prefix && self.prefix_len > 0 {
-            let prefix = parts[0].f_view([1, self.prefix_len, kv, dim])?;
-            Tensor::f_cat(&[prefix.f_expand([group.bins, self.prefix_len, kv, dim], false)?, own], 1)?
-        } else {
-            own
+        let group = &self.layout.groups[i];
+        let width = 2 * self.heads.kv_size();
+        let own = self.of_groups[i].f_view([group.bins, group.len, width])?;
+        let whole = match &self.prefix {
+            Some(prefix) if group.after_prefix => {
+                let prefix = prefix.f_unsqueeze(0)?.f_expand([group.bins, self.layout.prefix_len, width], false)?;
+                Tensor::f_cat(&[prefix, own], 1)?
+            }
+            _ => own,
         };
-        whole.f_transpose(1, 2)
+        let whole = whole.f_view([group.bins, -1, 2, kv, dim])?;
+        Ok([whole.f_select(2, 0)?.f_transpose(1, 2)?, whole.f_select(2, 1)?.f_transpose(1, 2)?])
+    }
+
+    /// Puts the gradients of group `i` where those of its slots belong and adds what falls to the prefix. The group of
+    /// the prefix comes first.
+    fn add_grads(&self, i: usize, keys: &Tensor, values: &Tensor, into: &[Tensor]) -> Result<(), TchError> {
+        let Heads { kv, dim, .. } = self.heads;
+        let group = &self.layout.groups[i];
+        let before = keys.size()[1] - group.len;
+        let own = into[i].f_view([group.bins, group.len, 2, kv, dim])?;
+        for (which, grad) in [(0, keys), (1, values)] {
+            own.f_select(2, which)?.f_copy_(&grad.f_narrow(1, before, group.len)?)?;
+            if before > 0 {
+                let prefix = into[0].f_view([before, 2, kv, dim])?.f_select(1, which)?;
+                let _ = prefix.shallow_clone().f_add_(&grad.f_narrow(1, 0, before)?.f_sum_dim_intlist(
+                    0,
+                    false,
+                    tch::Kind::Float,
+                )?)?;
+            }
+        }
+        Ok(())
     }
 }
 
-fn concat(mut parts: Vec<Tensor>) -> Result<Tensor, TchError> {
+pub(crate) fn concat(mut parts: Vec<Tensor>) -> Result<Tensor, TchError> {
     match parts.len() {
         1 => Ok(parts.swap_remove(0)),
         _ => Tensor::f_cat(&parts, 0),

@@ -1,83 +1,47 @@
 use sepal_core::ModelConfig;
 use tch::{TchError, Tensor};
 
-use crate::attention::{Heads, attend, attend_pooled};
-use crate::layout::{Layout, Pooled};
+use crate::attention::Heads;
+use crate::block::{Activation, Block};
 use crate::linear::Linear;
-use crate::stack::Block;
+use crate::norm::Norm;
 use crate::weights::{LoadError, Reader};
 
 /// One block of BLOOM (arXiv 2211.05100): LayerNorm, attention with linear biases, LayerNorm, GELU.
-#[derive(Debug)]
-pub(crate) struct BloomBlock {
-    heads: Heads,
-    hidden: i64,
-    norm_eps: f64,
-    /// `[hidden, 3 hidden]`: all queries, all keys, all values.
-    qkv: Linear,
-    output: Linear,
-    up: Linear,
-    down: Linear,
-}
-
-impl BloomBlock {
-    pub(crate) fn load(reader: &Reader<'_>, config: &ModelConfig) -> Result<Self, LoadError> {
-        let &ModelConfig { hidden, n_heads, head_dim, ffn, .. } = config;
-        let heads = Heads { kv: n_heads as i64, repeat: 1, dim: head_dim as i64 };
-        let norm = |name: &str| {
-            let scale = reader.tensor(&format!("{name}.weight"), &[hidden])?;
-            Ok::<_, LoadError>((scale, reader.tensor(&format!("{name}.bias"), &[hidden])?))
-        };
-        let layer = |name: &str, out: usize, inner: usize| {
-            let weight = reader.tensor(&format!("{name}.weight"), &[out, inner])?;
-            Ok::<_, LoadError>((weight, reader.optional(&format!("{name}.bias"), &[out])?))
-        };
-        let (scale, shift) = norm("input_layernorm")?;
-        let (qkv, qkv_bias) = layer("self_attention.query_key_value", 3 * hidden, hidden)?;
-        let qkv_bias = qkv_bias.map(|bias| apart(&bias, heads)).transpose()?;
-        let qkv = Linear::after_norm(&apart(&qkv, heads)?, qkv_bias, &scale, Some(&shift))?;
-        let (output, output_bias) = layer("self_attention.dense", hidden, hidden)?;
-        let (scale, shift) = norm("post_attention_layernorm")?;
-        let (up, up_bias) = layer("mlp.dense_h_to_4h", ffn, hidden)?;
-        let (down, down_bias) = layer("mlp.dense_4h_to_h", hidden, ffn)?;
-        Ok(Self {
-            heads,
-            hidden: hidden as i64,
-            norm_eps: config.norm_eps,
-            qkv,
-            output: Linear::new(&output, output_bias)?,
-            up: Linear::after_norm(&up, up_bias, &scale, Some(&shift))?,
-            down: Linear::new(&down, down_bias)?,
-        })
-    }
-
-    /// LayerNorm without its weight and bias, which the next layer has taken in.
-    fn norm(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        x.f_layer_norm(self.hidden, None::<Tensor>, None::<Tensor>, self.norm_eps, false)
-    }
-
-    fn mlp(&self, hidden: &Tensor) -> Result<Tensor, TchError> {
-        self.down.add_to(hidden, &self.up.forward(&self.norm(hidden)?)?.f_gelu("tanh")?)
-    }
-}
-
-impl Block for BloomBlock {
-    type Context = ();
-
-    fn forward(&self, hidden: &Tensor, layout: &Layout, (): &()) -> Result<Tensor, TchError> {
-        let qkv = self.qkv.forward(&self.norm(hidden)?)?.f_split(self.hidden, 1)?;
-        let attention = attend(&qkv[0], &qkv[1], &qkv[2], self.heads, layout)?;
-        self.mlp(&self.output.add_to(hidden, &attention)?)
-    }
-
-    fn forward_pooled(&self, hidden: &Tensor, layout: &Layout, pooled: &Pooled, (): &()) -> Result<Tensor, TchError> {
-        let x = self.norm(hidden)?;
-        let k_and_v = self.qkv.forward_part(&x, self.hidden, 2 * self.hidden)?.f_split(self.hidden, 1)?;
-        let q = self.qkv.forward_part(&x.f_index_select(0, &pooled.slots)?, 0, self.hidden)?;
-        let attention = attend_pooled(&q, &k_and_v[0], &k_and_v[1], self.heads, layout, pooled)?;
-        let hidden = hidden.f_index_select(0, &pooled.slots)?; // [rows, hidden]
-        self.mlp(&self.output.add_to(&hidden, &attention)?)
-    }
+pub(crate) fn load(reader: &Reader<'_>, config: &ModelConfig) -> Result<Block, LoadError> {
+    let &ModelConfig { hidden, n_heads, head_dim, ffn, .. } = config;
+    let heads = Heads { kv: n_heads as i64, repeat: 1, dim: head_dim as i64 };
+    let norm = |name: &str| {
+        let scale = reader.tensor(&format!("{name}.weight"), &[hidden])?;
+        Ok::<_, LoadError>((scale, reader.tensor(&format!("{name}.bias"), &[hidden])?))
+    };
+    let layer = |name: &str, out: usize, inner: usize| {
+        let weight = reader.tensor(&format!("{name}.weight"), &[out, inner])?;
+        Ok::<_, LoadError>((weight, reader.optional(&format!("{name}.bias"), &[out])?))
+    };
+    let (scale, shift) = norm("input_layernorm")?;
+    let (qkv, qkv_bias) = layer("self_attention.query_key_value", 3 * hidden, hidden)?;
+    let (qkv, qkv_bias) = (apart(&qkv, heads)?, qkv_bias.map(|bias| apart(&bias, heads)).transpose()?);
+    let size = hidden as i64;
+    let part = |start: i64, len: i64| {
+        let bias = qkv_bias.as_ref().map(|bias| bias.f_narrow(0, start, len)).transpose()?;
+        Linear::after_norm(&qkv.f_narrow(0, start, len)?, bias, &scale, Some(&shift))
+    };
+    let (q, kv) = (part(0, size)?, part(size, 2 * size)?);
+    let (output, output_bias) = layer("self_attention.dense", hidden, hidden)?;
+    let (scale, shift) = norm("post_attention_layernorm")?;
+    let (up, up_bias) = layer("mlp.dense_h_to_4h", ffn, hidden)?;
+    let (down, down_bias) = layer("mlp.dense_4h_to_h", hidden, ffn)?;
+    Ok(Block {
+        heads,
+        norm: Norm::Layer { eps: config.norm_eps },
+        activation: Activation::GeluTanh,
+        q,
+        kv,
+        output: Linear::new(&output, output_bias)?,
+        up: Linear::after_norm(&up, up_bias, &scale, Some(&shift))?,
+        down: Linear::new(&down, down_bias)?,
+    })
 }
 
 /// How much each head's scores lose per position (arXiv 2108.12409). Where the number of heads is no power of two,

@@ -24,10 +24,12 @@ pub(crate) struct Layout {
     /// Positions of the slots in the sequence, `[n]`, i64.
     pub(crate) positions: Tensor,
     pub(crate) prefix_len: i64,
-    /// `0..prefix_len`.
-    pub(crate) prefix_slots: Tensor,
+    /// `prefix_len`, or 0 where the prefix's keys and values were kept.
+    pub(crate) prefix_slots: i64,
     pub(crate) pooled: Option<Pooled>,
     order: Option<Order>,
+    /// Numbers of all masks.
+    mask_numel: usize,
 }
 
 /// Bins of equal length.
@@ -71,30 +73,56 @@ struct Order {
 }
 
 impl Layout {
-    pub(crate) fn new(prefix_len: usize, rows: &Ragged, want: Want, scores: &Scores) -> Result<Self, TchError> {
-        let plan = Plan::new(prefix_len, rows);
+    /// `kept`: the prefix's keys and values are there, and it has no slots.
+    pub(crate) fn new(
+        prefix_len: usize,
+        kept: bool,
+        rows: &Ragged,
+        want: Want,
+        scores: &Scores,
+    ) -> Result<Self, TchError> {
+        let prefix_slots = if kept { 0 } else { prefix_len };
+        let plan = Plan::new(prefix_len, prefix_slots, rows);
         let masks = Masks::new(scores, prefix_len, rows, longest(&plan.bins))?;
         let mut layout = Self {
             sizes: Vec::new(),
             groups: Vec::new(),
             positions: Tensor::f_from_slice(&plan.positions(rows))?,
             prefix_len: prefix_len as i64,
-            prefix_slots: Tensor::f_from_slice(&(0..prefix_len as i64).collect::<Vec<_>>())?,
+            prefix_slots: prefix_slots as i64,
             pooled: (want == Want::LastOfRows).then(|| Pooled::new(&plan, &masks, rows)).transpose()?,
             order: Order::new(&plan, rows)?,
+            mask_numel: 0,
         };
-        if prefix_len > 0 {
+        if prefix_slots > 0 {
             layout.push(1, prefix_len, false, masks.prefix()?);
         }
         for (&len, bins) in &plan.bins {
             layout.push(bins.len(), len, true, masks.group(len, bins)?);
         }
+        layout.mask_numel = masks.numel();
         Ok(layout)
+    }
+
+    /// Memory held, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.mask_numel * size_of::<f32>() + self.positions.numel() * size_of::<i64>()
+    }
+
+    /// The groups of rows, by their place among all groups, with who asks in them.
+    pub(crate) fn asking(&self) -> impl Iterator<Item = (usize, &PooledGroup)> {
+        let rows = self.groups.iter().enumerate().filter(|(_, group)| group.after_prefix).map(|(i, _)| i);
+        rows.zip(self.pooled.iter().flat_map(|pooled| &pooled.groups))
     }
 
     fn push(&mut self, bins: usize, len: usize, after_prefix: bool, mask: Tensor) {
         self.sizes.push((bins * len) as i64);
         self.groups.push(Group { bins: bins as i64, len: len as i64, after_prefix, mask });
+    }
+
+    /// Rows of the output.
+    pub(crate) fn outputs(&self) -> i64 {
+        self.pooled.as_ref().map_or(self.positions.size()[0], |pooled| pooled.slots.size()[0])
     }
 
     /// From the caller's order to slots.
@@ -151,8 +179,6 @@ impl PooledGroup {
 
 /// What a layout takes beside the hidden states.
 pub(crate) struct Cost {
-    /// Bins of rows, each of which keeps the prefix's keys and values once.
-    pub(crate) bins: usize,
     /// Scores that the masks cover, for one head and one query head per key head.
     pub(crate) mask_scores: usize,
 }
@@ -163,7 +189,7 @@ impl Cost {
         let shared = bins.iter().filter(|(_, bins)| bins.iter().any(|bin| bin.len() > 1));
         let shared: usize = shared.map(|(len, bins)| bins.len() * len * (prefix_len + len)).sum();
         let lone = prefix_len + longest(&bins);
-        Self { bins: bins.values().map(Vec::len).sum(), mask_scores: shared + lone * lone }
+        Self { mask_scores: shared + lone * lone }
     }
 }
 
@@ -202,6 +228,7 @@ fn longest(bins: &BTreeMap<usize, Vec<Bin>>) -> usize {
 
 struct Plan {
     prefix_len: usize,
+    prefix_slots: usize,
     bins: BTreeMap<usize, Vec<Bin>>,
     /// The first slot of each row.
     starts: Vec<usize>,
@@ -210,22 +237,22 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(prefix_len: usize, rows: &Ragged) -> Self {
+    fn new(prefix_len: usize, prefix_slots: usize, rows: &Ragged) -> Self {
         let bins = pack(rows);
         let order: Vec<usize> = bins.values().flatten().flatten().copied().collect();
         let mut starts = vec![0; rows.len()];
-        let mut slot = prefix_len;
+        let mut slot = prefix_slots;
         for &row in &order {
             starts[row] = slot;
             slot += rows.row_len(row);
         }
-        Self { prefix_len, bins, starts, rows: order }
+        Self { prefix_len, prefix_slots, bins, starts, rows: order }
     }
 
     /// The position in the sequence of each slot.
     fn positions(&self, rows: &Ragged) -> Vec<i64> {
         let text = self.rows.iter().flat_map(|&row| self.prefix_len..self.prefix_len + rows.row_len(row));
-        (0..self.prefix_len).chain(text).map(|position| position as i64).collect()
+        (0..self.prefix_slots).chain(text).map(|position| position as i64).collect()
     }
 
     fn last_slots(&self, rows: &Ragged) -> Vec<i64> {
@@ -239,8 +266,8 @@ impl Order {
         if plan.rows.is_sorted() {
             return Ok(None);
         }
-        let text = plan.rows.iter().flat_map(|&row| rows.range(row).map(|token| plan.prefix_len + token));
-        let of_slots: Vec<i64> = (0..plan.prefix_len).chain(text).map(|position| position as i64).collect();
+        let text = plan.rows.iter().flat_map(|&row| rows.range(row).map(|token| plan.prefix_slots + token));
+        let of_slots: Vec<i64> = (0..plan.prefix_slots).chain(text).map(|position| position as i64).collect();
         let mut of_positions = vec![0; of_slots.len()];
         for (slot, &position) in of_slots.iter().enumerate() {
             of_positions[position as usize] = slot as i64;
@@ -265,7 +292,7 @@ mod tests {
             prefix_len in 0_usize..9,
         ) {
             let rows = Ragged::from_lengths(lengths.clone()).expect("rows");
-            let layout = Layout::new(prefix_len, &rows, Want::LastOfRows, &NO_ALIBI).expect("a layout");
+            let layout = Layout::new(prefix_len, false, &rows, Want::LastOfRows, &NO_ALIBI).expect("a layout");
             let n = prefix_len + rows.n_tokens();
             prop_assert_eq!(layout.sizes.iter().sum::<i64>(), n as i64);
             for (&len, bins) in &pack(&rows) {
@@ -292,6 +319,6 @@ mod tests {
         assert_eq!(bins[&100], [vec![0], vec![6]]);
         assert_eq!(bins[&70], [vec![3]]);
         let cost = Cost::new(3, &rows);
-        assert_eq!((cost.bins, cost.mask_scores), (5, 2 * 64 * 67 + 103 * 103));
+        assert_eq!(cost.mask_scores, 2 * 64 * 67 + 103 * 103);
     }
 }

@@ -52,16 +52,23 @@
 //! ```
 
 mod attention;
+mod block;
 mod bloom;
 mod ends;
 mod layout;
 mod linear;
 mod llama;
 mod masks;
+mod norm;
+mod passes;
 mod rope;
+mod run;
 mod stack;
+mod tape;
 mod weights;
 
 pub use ends::{Ends, EndsError};
+pub use passes::{Batch, Grads, InputGrad, Keep, KeptPrefix, Output, Prefix, WantGrads};
 pub use stack::{BlockStack, ForwardError};
+pub use tape::Tape;
 pub use weights::{BoxError, LoadError, Weights};

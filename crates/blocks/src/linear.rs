@@ -32,13 +32,10 @@ impl Linear {
 
     /// `[n, in]` to `[n, out]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        Self::product(x, &self.weight, self.bias.as_ref())
-    }
-
-    /// The outputs `start..start + len` only.
-    pub(crate) fn forward_part(&self, x: &Tensor, start: i64, len: i64) -> Result<Tensor, TchError> {
-        let bias = self.bias.as_ref().map(|bias| bias.f_narrow(0, start, len)).transpose()?;
-        Self::product(x, &self.weight.f_narrow(1, start, len)?, bias.as_ref())
+        match &self.bias {
+            Some(bias) => bias.f_addmm(x, &self.weight),
+            None => x.f_mm(&self.weight),
+        }
     }
 
     /// `residual [n, out]` plus the layer's output.
@@ -51,10 +48,18 @@ impl Linear {
         }
     }
 
-    fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
-        match bias {
-            Some(bias) => bias.f_addmm(x, weight),
-            None => x.f_mm(weight),
-        }
+    /// From the gradient of the output `[n, out]` to that of the input `[n, in]`.
+    pub(crate) fn backward(&self, grad: &Tensor) -> Result<Tensor, TchError> {
+        grad.f_mm(&self.weight.f_transpose(0, 1)?)
+    }
+
+    /// `sum [n, in]` plus the gradient of the input.
+    pub(crate) fn add_backward(&self, mut sum: Tensor, grad: &Tensor) -> Result<Tensor, TchError> {
+        sum.f_addmm_(grad, &self.weight.f_transpose(0, 1)?)
+    }
+
+    /// Numbers of the output of a position.
+    pub(crate) fn outputs(&self) -> i64 {
+        self.weight.size()[1]
     }
 }

@@ -1,111 +1,46 @@
 use sepal_core::ModelConfig;
 use tch::{TchError, Tensor};
 
-use crate::attention::{Heads, attend, attend_pooled};
-use crate::layout::{Layout, Pooled};
+use crate::attention::Heads;
+use crate::block::{Activation, Block};
 use crate::linear::Linear;
-use crate::rope::{pair_order, rotate};
-use crate::stack::Block;
+use crate::norm::Norm;
 use crate::weights::{LoadError, Reader};
 
 /// One block of the Llama family: RMSNorm, attention with rotary positions and grouped queries, RMSNorm, SwiGLU.
 /// Biases wherever the checkpoint has them.
-#[derive(Debug)]
-pub(crate) struct LlamaBlock {
-    heads: Heads,
-    hidden: i64,
-    norm_eps: f64,
-    /// `[hidden, q_size + 2 kv_size]`, query heads in the order of [`Heads`], pairs of queries and keys side by side.
-    qkv: Linear,
-    output: Linear,
-    /// Not one layer with `up`: cutting its output in two costs more than the larger product gains.
-    gate: Linear,
-    up: Linear,
-    down: Linear,
-}
-
-impl LlamaBlock {
-    pub(crate) fn load(reader: &Reader<'_>, config: &ModelConfig) -> Result<Self, LoadError> {
-        let &ModelConfig { hidden, n_heads, n_kv_heads, head_dim, ffn, .. } = config;
-        for name in ["self_attn.q_norm.weight", "self_attn.k_norm.weight", "post_feedforward_layernorm.weight"] {
-            reader.refuse(name)?;
-        }
-        let repeat = n_heads / n_kv_heads;
-        let heads = Heads { kv: n_kv_heads as i64, repeat: repeat as i64, dim: head_dim as i64 };
-        let layer = |name: &str, out: usize, inner: usize| {
-            let weight = reader.tensor(&format!("{name}.weight"), &[out, inner])?;
-            Ok::<_, LoadError>((weight, reader.optional(&format!("{name}.bias"), &[out])?))
-        };
-        let attention_norm = reader.tensor("input_layernorm.weight", &[hidden])?;
-        let mlp_norm = reader.tensor("post_attention_layernorm.weight", &[hidden])?;
-
-        let query_heads: Vec<usize> = head_order(n_kv_heads, repeat).collect();
-        let q = reordered(layer("self_attn.q_proj", n_heads * head_dim, hidden)?, &pairs(&query_heads, head_dim)?)?;
-        let key_heads: Vec<usize> = (0..n_kv_heads).collect();
-        let k = reordered(layer("self_attn.k_proj", n_kv_heads * head_dim, hidden)?, &pairs(&key_heads, head_dim)?)?;
-        let v = layer("self_attn.v_proj", n_kv_heads * head_dim, hidden)?;
-        let (qkv, qkv_bias) = stacked(&[q, k, v])?;
-        let (output, output_bias) = layer("self_attn.o_proj", hidden, n_heads * head_dim)?;
-        let output = output.f_index_select(1, &whole(&query_heads, head_dim)?)?;
-        let (gate, gate_bias) = layer("mlp.gate_proj", ffn, hidden)?;
-        let (up, up_bias) = layer("mlp.up_proj", ffn, hidden)?;
-        let (down, down_bias) = layer("mlp.down_proj", hidden, ffn)?;
-        Ok(Self {
-            heads,
-            hidden: hidden as i64,
-            norm_eps: config.norm_eps,
-            qkv: Linear::after_norm(&qkv, qkv_bias, &attention_norm, None)?,
-            output: Linear::new(&output, output_bias)?,
-            gate: Linear::after_norm(&gate, gate_bias, &mlp_norm, None)?,
-            up: Linear::after_norm(&up, up_bias, &mlp_norm, None)?,
-            down: Linear::new(&down, down_bias)?,
-        })
+pub(crate) fn load(reader: &Reader<'_>, config: &ModelConfig) -> Result<Block, LoadError> {
+    let &ModelConfig { hidden, n_heads, n_kv_heads, head_dim, ffn, .. } = config;
+    for name in ["self_attn.q_norm.weight", "self_attn.k_norm.weight", "post_feedforward_layernorm.weight"] {
+        reader.refuse(name)?;
     }
-
-    /// RMSNorm without its weight, which the next layer has taken in.
-    fn norm(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        x.f_rms_norm(self.hidden, None::<Tensor>, self.norm_eps)
-    }
-
-    fn mlp(&self, hidden: &Tensor) -> Result<Tensor, TchError> {
-        let x = self.norm(hidden)?;
-        let inner = self.gate.forward(&x)?.f_silu()?.f_mul(&self.up.forward(&x)?)?;
-        self.down.add_to(hidden, &inner)
-    }
-}
-
-impl Block for LlamaBlock {
-    /// The rotations of the slots.
-    type Context = Tensor;
-
-    fn forward(&self, hidden: &Tensor, layout: &Layout, rotations: &Tensor) -> Result<Tensor, TchError> {
-        let Heads { kv, repeat, dim } = self.heads;
-        let (q_size, kv_size) = (self.heads.q_size(), self.heads.kv_size());
-        let qkv = self.qkv.forward(&self.norm(hidden)?)?.f_split_with_sizes([q_size, kv_size, kv_size], 1)?;
-        let q = rotate(&qkv[0], rotations, kv * repeat, dim)?;
-        let k = rotate(&qkv[1], rotations, kv, dim)?;
-        let attention = attend(&q, &k, &qkv[2], self.heads, layout)?;
-        self.mlp(&self.output.add_to(hidden, &attention)?)
-    }
-
-    fn forward_pooled(
-        &self,
-        hidden: &Tensor,
-        layout: &Layout,
-        pooled: &Pooled,
-        rotations: &Tensor,
-    ) -> Result<Tensor, TchError> {
-        let Heads { kv, repeat, dim } = self.heads;
-        let (q_size, kv_size) = (self.heads.q_size(), self.heads.kv_size());
-        let x = self.norm(hidden)?;
-        let k_and_v = self.qkv.forward_part(&x, q_size, 2 * kv_size)?.f_split_with_sizes([kv_size, kv_size], 1)?;
-        let k = rotate(&k_and_v[0], rotations, kv, dim)?;
-        let q = self.qkv.forward_part(&x.f_index_select(0, &pooled.slots)?, 0, q_size)?;
-        let q = rotate(&q, &rotations.f_index_select(0, &pooled.slots)?, kv * repeat, dim)?;
-        let attention = attend_pooled(&q, &k, &k_and_v[1], self.heads, layout, pooled)?;
-        let hidden = hidden.f_index_select(0, &pooled.slots)?; // [rows, hidden]
-        self.mlp(&self.output.add_to(&hidden, &attention)?)
-    }
+    let repeat = n_heads / n_kv_heads;
+    let heads = Heads { kv: n_kv_heads as i64, repeat: repeat as i64, dim: head_dim as i64 };
+    let layer = |name: &str, out: usize, inner: usize| {
+        let weight = reader.tensor(&format!("{name}.weight"), &[out, inner])?;
+        Ok::<_, LoadError>((weight, reader.optional(&format!("{name}.bias"), &[out])?))
+    };
+    let attention_norm = reader.tensor("input_layernorm.weight", &[hidden])?;
+    let mlp_norm = reader.tensor("post_attention_layernorm.weight", &[hidden])?;
+    let order = rows_of_heads(head_order(n_kv_heads, repeat), head_dim)?;
+    let (q, q_bias) = reordered(layer("self_attn.q_proj", n_heads * head_dim, hidden)?, &order)?;
+    let k = layer("self_attn.k_proj", n_kv_heads * head_dim, hidden)?;
+    let v = layer("self_attn.v_proj", n_kv_heads * head_dim, hidden)?;
+    let (kv, kv_bias) = stacked(&[k, v])?;
+    let (output, output_bias) = layer("self_attn.o_proj", hidden, n_heads * head_dim)?;
+    let output = output.f_index_select(1, &order)?;
+    let (up, up_bias) = stacked(&[layer("mlp.gate_proj", ffn, hidden)?, layer("mlp.up_proj", ffn, hidden)?])?;
+    let (down, down_bias) = layer("mlp.down_proj", hidden, ffn)?;
+    Ok(Block {
+        heads,
+        norm: Norm::Rms { eps: config.norm_eps },
+        activation: Activation::SwiGlu,
+        q: Linear::after_norm(&q, q_bias, &attention_norm, None)?,
+        kv: Linear::after_norm(&kv, kv_bias, &attention_norm, None)?,
+        output: Linear::new(&output, output_bias)?,
+        up: Linear::after_norm(&up, up_bias, &mlp_norm, None)?,
+        down: Linear::new(&down, down_bias)?,
+    })
 }
 
 type WeightAndBias = (Tensor, Option<Tensor>);
@@ -116,14 +51,8 @@ fn head_order(n_kv_heads: usize, repeat: usize) -> impl Iterator<Item = usize> {
 }
 
 /// The checkpoint's rows of these heads, in order.
-fn whole(heads: &[usize], head_dim: usize) -> Result<Tensor, TchError> {
-    let rows = heads.iter().flat_map(|head| head * head_dim..(head + 1) * head_dim);
-    Tensor::f_from_slice(&rows.map(|row| row as i64).collect::<Vec<_>>())
-}
-
-/// The checkpoint's rows of these heads, in order, those that rotate together side by side.
-fn pairs(heads: &[usize], head_dim: usize) -> Result<Tensor, TchError> {
-    let rows = heads.iter().flat_map(|head| pair_order(head_dim).map(move |i| head * head_dim + i));
+fn rows_of_heads(heads: impl Iterator<Item = usize>, head_dim: usize) -> Result<Tensor, TchError> {
+    let rows = heads.flat_map(|head| head * head_dim..(head + 1) * head_dim);
     Tensor::f_from_slice(&rows.map(|row| row as i64).collect::<Vec<_>>())
 }
 
@@ -151,13 +80,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn heads_and_pairs_are_put_in_order() {
-        let heads: Vec<usize> = head_order(2, 3).collect();
-        assert_eq!(heads, [0, 3, 1, 4, 2, 5]);
-        let rows = Vec::<i64>::try_from(pairs(&heads[..2], 4).expect("rows")).expect("numbers");
-        assert_eq!(rows, [0, 2, 1, 3, 12, 14, 13, 15]);
-        let rows = Vec::<i64>::try_from(whole(&heads[..2], 2).expect("rows")).expect("numbers");
-        assert_eq!(rows, [0, 1, 6, 7]);
+    fn heads_are_put_in_order() {
+        assert_eq!(head_order(2, 3).collect::<Vec<_>>(), [0, 3, 1, 4, 2, 5]);
+        let rows = Vec::<i64>::try_from(rows_of_heads(head_order(2, 2), 2).expect("rows")).expect("numbers");
+        assert_eq!(rows, [0, 1, 4, 5, 2, 3, 6, 7]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What is added to attention scores: -inf where a query must not look, and ALiBi.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use sepal_core::Ragged;
@@ -24,6 +25,8 @@ pub(crate) struct Masks<'a> {
     /// Causal over the prefix and the longest row with a bin of its own: `[1, heads or 1, n * repeat, n]`. The
     /// masks of lone rows are views of it, so that many different lengths do not take many masks.
     causal: Tensor,
+    /// Numbers of the masks made so far.
+    numel: Cell<usize>,
 }
 
 impl<'a> Masks<'a> {
@@ -36,7 +39,13 @@ impl<'a> Masks<'a> {
     ) -> Result<Self, TchError> {
         let sequence: Vec<Place> = (0..prefix_len + longest).map(|position| Place { row: None, position }).collect();
         let causal = mask(scores, &[(sequence.clone(), sequence)])?;
-        Ok(Self { scores, prefix_len, rows, causal })
+        let numel = Cell::new(causal.numel());
+        Ok(Self { scores, prefix_len, rows, causal, numel })
+    }
+
+    /// Numbers of all masks made so far.
+    pub(crate) fn numel(&self) -> usize {
+        self.numel.get()
     }
 
     /// The prefix on itself.
@@ -57,7 +66,7 @@ impl<'a> Masks<'a> {
                 (keys[self.prefix_len..].to_vec(), keys)
             })
             .collect();
-        mask(self.scores, &bins)
+        self.counted(&bins)
     }
 
     /// The last tokens of the rows in such bins, `per_bin` in each; the last row is repeated in bins with fewer.
@@ -71,7 +80,13 @@ impl<'a> Masks<'a> {
             .iter()
             .map(|bin| ((0..per_bin).map(|i| last(bin[i.min(bin.len() - 1)])).collect(), self.places(bin)))
             .collect();
-        mask(self.scores, &bins)
+        self.counted(&bins)
+    }
+
+    fn counted(&self, bins: &[(Vec<Place>, Vec<Place>)]) -> Result<Tensor, TchError> {
+        let mask = mask(self.scores, bins)?;
+        self.numel.set(self.numel.get() + mask.numel());
+        Ok(mask)
     }
 
     /// The queries at `queries` of a lone row with its prefix, on its first `keys` positions.

@@ -3,8 +3,7 @@ use std::f64::consts::TAU;
 use sepal_core::{Rope, RopeScaling};
 use tch::{Kind, TchError, Tensor};
 
-/// Rotary position embedding (arXiv 2104.09864) on heads whose numbers lie in pairs: the layer before must put
-/// the two numbers that turn together side by side, see [`pair_order`].
+/// Rotary position embedding (arXiv 2104.09864): the numbers `i` and `i + head_dim / 2` of a head turn together.
 #[derive(Debug)]
 pub(crate) struct Rotary {
     /// `[1, head_dim / 2]`
@@ -20,26 +19,19 @@ impl Rotary {
         Ok(Self { frequencies: Tensor::f_from_slice(&frequencies)?.f_unsqueeze(0)?, amplitude })
     }
 
-    /// The rotations of `positions [n]`: complex, `[n, 1, head_dim / 2]`.
-    pub(crate) fn rotations(&self, positions: &Tensor) -> Result<Tensor, TchError> {
+    /// The rotations of `positions [n]`.
+    pub(crate) fn rotations(&self, positions: &Tensor) -> Result<Rotations, TchError> {
         let angles = positions.f_to_kind(Kind::Float)?.f_unsqueeze(1)?.f_mul(&self.frequencies)?;
-        Tensor::f_polar(&angles.f_full_like(self.amplitude)?, &angles)?.f_unsqueeze(1)
+        let scaled = |turn: Tensor| if self.amplitude == 1.0 { Ok(turn) } else { turn.f_mul_scalar(self.amplitude) };
+        Ok(Rotations { cos: scaled(angles.f_cos()?)?, sin: scaled(angles.f_sin()?)? })
     }
 }
 
-/// Turns `x [n, heads * head_dim]` by `rotations [n, 1, head_dim / 2]`.
-pub(crate) fn rotate(x: &Tensor, rotations: &Tensor, heads: i64, head_dim: i64) -> Result<Tensor, TchError> {
-    x.f_view([-1, heads, head_dim / 2, 2])?
-        .f_view_as_complex()?
-        .f_mul(rotations)?
-        .f_view_as_real()?
-        .f_view([-1, heads * head_dim])
-}
-
-/// The order that puts the pairs `i, i + head_dim / 2` of a checkpoint's head side by side.
-pub(crate) fn pair_order(head_dim: usize) -> impl Iterator<Item = usize> {
-    let half = head_dim / 2;
-    (0..half).flat_map(move |i| [i, i + half])
+/// Cosine and sine of the angle of each position and pair, `[n, head_dim / 2]`, times the amplitude.
+#[derive(Debug)]
+pub(crate) struct Rotations {
+    pub(crate) cos: Tensor,
+    pub(crate) sin: Tensor,
 }
 
 /// The angle per position of each pair, and the amplitude.
@@ -126,20 +118,14 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_turns_pairs_and_keeps_lengths() {
+    fn angles_grow_with_the_position() {
         let rotary = Rotary::new(&Rope { theta: 100.0, scaling: RopeScaling::Default }, 4).expect("rotary");
         let rotations = rotary.rotations(&Tensor::from_slice(&[0_i64, 3])).expect("rotations");
-        let x = Tensor::from_slice(&[1.0_f32, 0.0, 0.0, 2.0]).repeat([2, 2]); // [2, 2 heads * 4]
-        let turned = rotate(&x, &rotations, 2, 4).expect("turned");
-        let at = |row, i| turned.double_value(&[row, i]) as f32;
-        assert_eq!([at(0, 0), at(0, 1), at(0, 2), at(0, 3)], [1.0, 0.0, 0.0, 2.0]);
-        let (fast, slow) = (3.0_f32, 0.3_f32);
-        let expected = [fast.cos(), fast.sin(), -2.0 * slow.sin(), 2.0 * slow.cos()];
-        for head in 0..2 {
-            for (i, expected) in expected.iter().enumerate() {
-                assert!((at(1, head * 4 + i as i64) - expected).abs() < 1e-6);
+        for (at, angle) in [(0, 0.0_f64), (1, 3.0)] {
+            for (pair, frequency) in [(0, 1.0), (1, 0.1)] {
+                let (cos, sin) = (rotations.cos.double_value(&[at, pair]), rotations.sin.double_value(&[at, pair]));
+                assert!((cos - (angle * frequency).cos()).abs() < 1e-6 && (sin - (angle * frequency).sin()).abs() < 1e-6);
             }
         }
-        assert_eq!(pair_order(6).collect::<Vec<_>>(), [0, 3, 1, 4, 2, 5]);
     }
 }

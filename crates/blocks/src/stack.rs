@@ -1,14 +1,18 @@
 use std::fmt;
 use std::num::NonZero;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sepal_core::{Family, ModelConfig, Ragged, Span, Want};
 use tch::{Kind, TchError, Tensor};
 
-use crate::bloom::{BloomBlock, alibi_slopes};
-use crate::layout::{Cost, Layout, Pooled};
-use crate::llama::LlamaBlock;
+use crate::block::Block;
+use crate::bloom::{self, alibi_slopes};
+use crate::layout::Cost;
+use crate::llama;
 use crate::masks::Scores;
+use crate::passes::{Batch, Blocks, Grads, InputGrad, Keep, Output, Prefix, WantGrads};
 use crate::rope::Rotary;
+use crate::tape::Tape;
 use crate::weights::{LoadError, Reader, Weights};
 
 /// Consecutive frozen blocks of one model.
@@ -16,12 +20,8 @@ pub struct BlockStack {
     span: Span,
     config: ModelConfig,
     scores: Scores,
-    blocks: Blocks,
-}
-
-enum Blocks {
-    Llama { rotary: Rotary, blocks: Vec<LlamaBlock> },
-    Bloom { blocks: Vec<BloomBlock> },
+    /// Shared with the graphs of [`forward`](Self::forward), which go back through them.
+    blocks: Arc<Mutex<Blocks>>,
 }
 
 /// A forward pass that did not happen.
@@ -56,6 +56,17 @@ pub enum ForwardError {
         /// The blocks held.
         span: Span,
     },
+    /// The gradient does not fit the output.
+    #[error("run blocks backward from a gradient of shape {found:?}: the output had {expected:?}")]
+    Gradient {
+        /// The output's shape.
+        expected: Vec<i64>,
+        /// The gradient's.
+        found: Vec<i64>,
+    },
+    /// Tapes of other blocks or outputs than the first one's.
+    #[error("run blocks backward: the tapes are not of the same blocks and the same kind of output")]
+    Mixed,
     /// libtorch refused, for example for want of memory.
     #[error("run blocks {span}")]
     Torch {
@@ -65,24 +76,6 @@ pub enum ForwardError {
         #[source]
         source: TchError,
     },
-}
-
-/// What the stack asks of a family's block. Hidden states are in slots, see [`Layout`].
-pub(crate) trait Block {
-    /// What all blocks of a call share beside the layout.
-    type Context;
-
-    /// `[n, hidden]` to `[n, hidden]`.
-    fn forward(&self, hidden: &Tensor, layout: &Layout, context: &Self::Context) -> Result<Tensor, TchError>;
-
-    /// `[n, hidden]` to the last token of each row, `[rows, hidden]`, in the caller's order.
-    fn forward_pooled(
-        &self,
-        hidden: &Tensor,
-        layout: &Layout,
-        pooled: &Pooled,
-        context: &Self::Context,
-    ) -> Result<Tensor, TchError>;
 }
 
 impl BlockStack {
@@ -98,19 +91,19 @@ impl BlockStack {
         }
         check(&config)?;
         let reader = |block_idx| Reader::new(weights, weights.block_prefix(block_idx));
-        let (scores, blocks) = match config.family {
+        let (scores, rotary) = match config.family {
             Family::Llama => {
                 let Some(rope) = &config.rope else { return Err(problem("a llama block needs rotary positions")) };
-                let rotary = Rotary::new(rope, config.head_dim)?;
-                let blocks = load_all(span, |block_idx| LlamaBlock::load(&reader(block_idx), &config))?;
                 let scores = Scores { repeat: config.n_heads / config.n_kv_heads, slopes: Vec::new() };
-                (scores, Blocks::Llama { rotary, blocks })
+                (scores, Some(Rotary::new(rope, config.head_dim)?))
             }
-            Family::Bloom => {
-                let blocks = load_all(span, |block_idx| BloomBlock::load(&reader(block_idx), &config))?;
-                (Scores { repeat: 1, slopes: alibi_slopes(config.n_heads) }, Blocks::Bloom { blocks })
-            }
+            Family::Bloom => (Scores { repeat: 1, slopes: alibi_slopes(config.n_heads) }, None),
         };
+        let blocks = load_all(span, |block_idx| match config.family {
+            Family::Llama => llama::load(&reader(block_idx), &config),
+            Family::Bloom => bloom::load(&reader(block_idx), &config),
+        })?;
+        let blocks = Arc::new(Mutex::new(Blocks { first: span.start(), blocks, rotary }));
         Ok(Self { span, config, scores, blocks })
     }
 
@@ -157,71 +150,111 @@ impl BlockStack {
         deep_prompts: Option<&Tensor>,
         want: Want,
     ) -> Result<Tensor, ForwardError> {
+        let batch = Batch { hidden, prefix: Prefix::Computed(prefix_len), rows, deep_prompts };
+        let inputs: Vec<&Tensor> = [hidden].into_iter().chain(deep_prompts).collect();
+        // An operation on a tracked tensor is tracked only where gradients are enabled.
+        let is_tracked = inputs.iter().any(|input| input.requires_grad() && input.alias().requires_grad());
+        let keep = if is_tracked { Keep::Tape } else { Keep::Nothing };
+        let Some(Output { hidden: output, tape, .. }) = self.run(part, &[batch], want, keep)?.pop() else {
+            return Err(ForwardError::Mixed);
+        };
+        let Some(tape) = tape else { return Ok(output) };
+        let (blocks, deep) = (Arc::clone(&self.blocks), deep_prompts.is_some());
+        let back = move |grad: &Tensor| {
+            let wanted = WantGrads { input: InputGrad::All, deep_prompts: deep };
+            let grads = tch::no_grad(|| lock(&blocks).backward(vec![(tape, grad.shallow_clone())], wanted))?;
+            let of_inputs = |grads: Grads| [Some(grads.input), grads.deep_prompts].into_iter().take(1 + usize::from(deep));
+            Ok(grads.into_iter().flat_map(of_inputs).collect())
+        };
+        sepal_autograd::attach(&inputs, output, back)
+            .map_err(|error| ForwardError::Torch { span: part, source: TchError::Torch(error.to_string()) })
+    }
+
+    /// Runs the blocks of `part` on the batches of several callers at once, none of which sees another's: linear layers
+    /// see all of them together. Outputs are in the order of the batches. libtorch's autograd has no part in it: what
+    /// [`backward`](Self::backward) needs is in the tapes, if they are asked for.
+    ///
+    /// # Errors
+    /// As [`forward_part`](Self::forward_part), for the first batch that does not fit.
+    pub fn run(
+        &self,
+        part: Span,
+        batches: &[Batch<'_>],
+        want: Want,
+        keep: Keep,
+    ) -> Result<Vec<Output>, ForwardError> {
         if !self.span.covers(part) {
             return Err(ForwardError::Part { part, span: self.span });
         }
-        let expected = [prefix_len + rows.n_tokens(), self.config.hidden];
+        batches.iter().try_for_each(|batch| self.check(part, batch))?;
+        let run = || lock(&self.blocks).forward(part, batches, want, keep, &self.scores);
+        tch::no_grad(run).map_err(|source| ForwardError::Torch { span: part, source })
+    }
+
+    /// Runs tapes of the same blocks and kind of output backward together, each from the gradient of its output. Grads
+    /// are in the order of the tapes; tapes are used up.
+    ///
+    /// # Errors
+    /// [`ForwardError::Mixed`] and [`ForwardError::Gradient`] if they do not fit; [`ForwardError::Torch`].
+    pub fn backward(&self, tapes: Vec<(Tape, Tensor)>, want: WantGrads) -> Result<Vec<Grads>, ForwardError> {
+        let Some((first, _)) = tapes.first() else { return Ok(Vec::new()) };
+        let (span, wanted) = (first.span, first.want);
+        if tapes.iter().any(|(tape, _)| (tape.span, tape.want) != (span, wanted)) || !self.span.covers(span) {
+            return Err(ForwardError::Mixed);
+        }
+        for (tape, grad) in &tapes {
+            let expected = vec![tape.layout.outputs(), self.config.hidden as i64];
+            if grad.size() != expected {
+                return Err(ForwardError::Gradient { expected, found: grad.size() });
+            }
+        }
+        let run = || lock(&self.blocks).backward(tapes, want);
+        tch::no_grad(run).map_err(|source| ForwardError::Torch { span, source })
+    }
+
+    fn check(&self, part: Span, batch: &Batch<'_>) -> Result<(), ForwardError> {
+        let (hidden, prefix_len) = (batch.hidden, batch.prefix.len());
+        let expected = [batch.prefix.slots() + batch.rows.n_tokens(), self.config.hidden];
         if !has_shape(hidden, &expected) {
             return Err(ForwardError::Hidden { expected, found: hidden.size(), kind: hidden.kind() });
         }
-        if let Some(deep) = deep_prompts {
-            let expected = [part.len(), prefix_len, self.config.hidden];
-            if !has_shape(deep, &expected) {
-                return Err(ForwardError::DeepPrompts { expected, found: deep.size(), kind: deep.kind() });
-            }
+        if let Prefix::Kept(kept) = batch.prefix
+            && kept.span() != part
+        {
+            return Err(ForwardError::Part { part, span: kept.span() });
         }
-        let deep_prompts = deep_prompts.filter(|_| prefix_len > 0);
-        self.run(part, hidden, prefix_len, rows, deep_prompts, want)
-            .map_err(|source| ForwardError::Torch { span: part, source })
-    }
-
-    fn run(
-        &self,
-        part: Span,
-        hidden: &Tensor,
-        prefix_len: usize,
-        rows: &Ragged,
-        deep_prompts: Option<&Tensor>,
-        want: Want,
-    ) -> Result<Tensor, TchError> {
-        let layout = Layout::new(prefix_len, rows, want, &self.scores)?;
-        let deep_prompts = deep_prompts.map(|deep| deep.f_unbind(0)).transpose()?;
-        let range = part.start() - self.span.start()..part.end() - self.span.start();
-        match &self.blocks {
-            Blocks::Llama { rotary, blocks } => {
-                let rotations = rotary.rotations(&layout.positions)?;
-                run(&blocks[range], hidden, &layout, deep_prompts.as_deref(), &rotations)
+        match batch.deep_prompts {
+            Some(deep) if !has_shape(deep, &[part.len(), prefix_len, self.config.hidden]) => {
+                let expected = [part.len(), prefix_len, self.config.hidden];
+                Err(ForwardError::DeepPrompts { expected, found: deep.size(), kind: deep.kind() })
             }
-            Blocks::Bloom { blocks } => run(&blocks[range], hidden, &layout, deep_prompts.as_deref(), &()),
+            _ => Ok(()),
         }
     }
 
-    /// About how many bytes autograd keeps between a forward and its backward, for the activations of the
-    /// blocks `part`.
+    /// How many bytes a [`Tape`] holds for the blocks `part`.
     ///
-    /// Frozen linear layers keep nothing of their input. With `n = prefix_len + n_tokens`, `Q` and `K` the sizes of
-    /// all query heads and all key heads, and `p = bins * prefix_len` for the prefix's keys and values that stand
-    /// before each bin of rows, a block keeps, in fp32:
+    /// With `n = prefix_len + n_tokens`, `Q` and `K` the sizes of all query heads and of all key heads, a block keeps,
+    /// in fp32:
     ///
-    /// - llama: `n (2 hidden + Q + K + Q + n_heads + 3 ffn + 2) + (n + p) 2 K`: the input of each norm, the rotated
-    ///   queries, the layer output that the values are a view of, attention's output and its log-sums, gate, SiLU of
-    ///   gate, up; keys and values.
-    /// - bloom: `n (2 hidden + 3 Q + Q + n_heads + ffn + 4) + (n + p) 2 K`: the input of each norm, the fused layer's
-    ///   output that queries are a view of, attention's output and its log-sums, GELU's input; keys and values.
+    /// - llama: `n (2 hidden + 2 Q + 2 K + 2 ffn + n_heads + 2)`: the input of each norm, the rotated queries, keys and
+    ///   values, attention's output and its log-sums, gate and up, one scale for each norm. SiLU and the product with
+    ///   the gate are computed again, and so are the keys and values that stand before each bin of rows.
+    /// - bloom: `n (2 hidden + 2 Q + 2 K + ffn + n_heads + 4)`: the same, with GELU's input, and two numbers per norm.
     ///
     /// The last block keeps queries, outputs and MLP for the wanted positions only. Masks come once per call.
     pub fn tape_bytes(&self, part: Span, prefix_len: usize, rows: &Ragged, want: Want) -> usize {
         let ModelConfig { hidden, n_heads, n_kv_heads, head_dim, ffn, .. } = self.config;
         let n = prefix_len + rows.n_tokens();
         let (q, kv) = (n_heads * head_dim, n_kv_heads * head_dim);
-        let cost = Cost::new(prefix_len, rows);
-        let keys = (n + cost.bins * prefix_len) * 2 * kv;
-        let (everywhere, where_wanted) = match self.config.family {
-            Family::Llama => (hidden + 1, hidden + 2 * q + n_heads + 3 * ffn + 1),
-            Family::Bloom => (hidden + 2, hidden + 4 * q + n_heads + ffn + 2),
+        let (inner, stats) = match self.config.family {
+            Family::Llama => (2 * ffn, 1),
+            Family::Bloom => (ffn, 2),
         };
-        let block = |wanted: usize| n * everywhere + wanted * where_wanted + keys;
-        let masks = self.scores.repeat * self.scores.slopes.len().max(1) * cost.mask_scores;
+        let block = |asking: usize| {
+            n * (hidden + 2 * kv + stats) + asking * (hidden + 2 * q + inner + n_heads + stats)
+        };
+        let masks = self.scores.repeat * self.scores.slopes.len().max(1) * Cost::new(prefix_len, rows).mask_scores;
         let floats = (part.len() - 1) * block(n) + block(want.positions(prefix_len, rows)) + masks;
         floats * size_of::<f32>()
     }
@@ -233,35 +266,21 @@ impl fmt::Debug for BlockStack {
     }
 }
 
-/// Runs the blocks in slots; the last one pools if the layout does.
-fn run<B: Block>(
-    blocks: &[B],
-    hidden: &Tensor,
-    layout: &Layout,
-    deep_prompts: Option<&[Tensor]>,
-    context: &B::Context,
-) -> Result<Tensor, TchError> {
-    let mut hidden = layout.enter(hidden)?;
-    for (i, block) in blocks.iter().enumerate() {
-        if let Some(deep) = deep_prompts {
-            // index_add and not a sum of two parts: its backward copies nothing.
-            hidden = hidden.f_index_add(0, &layout.prefix_slots, &deep[i])?;
-        }
-        match &layout.pooled {
-            Some(pooled) if i + 1 == blocks.len() => return block.forward_pooled(&hidden, layout, pooled, context),
-            _ => hidden = block.forward(&hidden, layout, context)?,
-        }
-    }
-    layout.leave(&hidden)
+/// A panic elsewhere leaves frozen weights as they were.
+fn lock(blocks: &Mutex<Blocks>) -> MutexGuard<'_, Blocks> {
+    blocks.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Loads the blocks of the span on as many threads as there are cores, in order.
-fn load_all<B: Send>(span: Span, load: impl Fn(usize) -> Result<B, LoadError> + Sync) -> Result<Vec<B>, LoadError> {
+fn load_all(
+    span: Span,
+    load: impl Fn(usize) -> Result<Block, LoadError> + Sync,
+) -> Result<Vec<Block>, LoadError> {
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(span.len());
     let blocks: Vec<usize> = span.blocks().collect();
     let load_part = |part: &[usize]| {
         // Grad mode is a matter of the thread.
-        tch::no_grad(|| part.iter().map(|&block_idx| load(block_idx)).collect::<Result<Vec<B>, LoadError>>())
+        tch::no_grad(|| part.iter().map(|&block_idx| load(block_idx)).collect::<Result<Vec<Block>, LoadError>>())
     };
     std::thread::scope(|scope| {
         let parts = blocks.chunks(span.len().div_ceil(threads));

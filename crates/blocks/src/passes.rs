@@ -1,0 +1,273 @@
+//! Forward and backward through consecutive blocks.
+
+use sepal_core::{Ragged, Span, Want};
+use tch::{TchError, Tensor};
+
+use crate::block::{Block, Forwarded, Wanted};
+use crate::layout::Layout;
+use crate::masks::Scores;
+use crate::rope::Rotary;
+use crate::run::{Run, of};
+use crate::tape::Tape;
+
+/// One caller's batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// `[prefix.slots() + n_tokens, hidden]`.
+    pub hidden: &'a Tensor,
+    /// What stands before each row.
+    pub prefix: Prefix<'a>,
+    /// The rows, behind the prefix.
+    pub rows: &'a Ragged,
+    /// `[blocks, prefix_len, hidden]`, added to the prefix before each block. Without effect on a kept prefix.
+    pub deep_prompts: Option<&'a Tensor>,
+}
+
+/// The prefix that all rows of a batch share.
+#[derive(Debug, Clone, Copy)]
+pub enum Prefix<'a> {
+    /// So many positions, which come first in the hidden states; there may be none.
+    Computed(usize),
+    /// Keys and values of an earlier run.
+    Kept(&'a KeptPrefix),
+}
+
+impl Prefix<'_> {
+    /// Positions.
+    #[expect(clippy::len_without_is_empty, reason = "a number of positions, not a collection")]
+    pub fn len(self) -> usize {
+        match self {
+            Prefix::Computed(len) => len,
+            Prefix::Kept(kept) => kept.len,
+        }
+    }
+
+    /// Positions that are in the hidden states.
+    pub fn slots(self) -> usize {
+        match self {
+            Prefix::Computed(len) => len,
+            Prefix::Kept(_) => 0,
+        }
+    }
+}
+
+/// Keys and values of a prefix in each block of a span. Under a causal mask they do not depend on what follows, so that
+/// other batches with the same prefix and deep prompts need not compute them.
+#[derive(Debug)]
+pub struct KeptPrefix {
+    span: Span,
+    len: usize,
+    /// Of each block, `[len, 2 kv_size]`.
+    blocks: Vec<Tensor>,
+}
+
+impl KeptPrefix {
+    /// The blocks.
+    pub fn span(&self) -> Span {
+        self.span
+    }
+
+    /// Memory held.
+    pub fn bytes(&self) -> usize {
+        self.blocks.iter().map(|kv| kv.numel() * size_of::<f32>()).sum()
+    }
+}
+
+/// What a run keeps beside its outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing.
+    Nothing,
+    /// What the way back needs.
+    Tape,
+    /// The prefix's keys and values.
+    Prefix,
+}
+
+/// What a run gave for one batch.
+#[derive(Debug)]
+pub struct Output {
+    /// What was wanted, in the caller's order.
+    pub hidden: Tensor,
+    /// If it was to be kept.
+    pub tape: Option<Tape>,
+    /// If it was to be kept, and there is a prefix that was computed.
+    pub prefix: Option<KeptPrefix>,
+}
+
+/// Which gradient of a batch's hidden states is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InputGrad {
+    /// `[prefix_len + n_tokens, hidden]`.
+    All,
+    /// `[prefix_len, hidden]`: the first block leaves out what only text needs.
+    Prefix,
+}
+
+/// Which gradients a backward gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WantGrads {
+    /// Of the hidden states.
+    pub input: InputGrad,
+    /// Of the deep prompts, where there are any.
+    pub deep_prompts: bool,
+}
+
+/// The gradients of one batch.
+#[derive(Debug)]
+pub struct Grads {
+    /// As wanted.
+    pub input: Tensor,
+    /// `[blocks, prefix_len, hidden]`, if wanted and if the forward had them.
+    pub deep_prompts: Option<Tensor>,
+}
+
+/// Consecutive blocks.
+#[derive(Debug)]
+pub(crate) struct Blocks {
+    /// Where in the model they begin.
+    pub(crate) first: usize,
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) rotary: Option<Rotary>,
+}
+
+impl Blocks {
+    fn of(&self, span: Span) -> &[Block] {
+        &self.blocks[span.start() - self.first..span.end() - self.first]
+    }
+
+    pub(crate) fn forward(
+        &self,
+        span: Span,
+        batches: &[Batch<'_>],
+        want: Want,
+        keep: Keep,
+        scores: &Scores,
+    ) -> Result<Vec<Output>, TchError> {
+        let layout = |batch: &Batch<'_>| {
+            let kept = matches!(batch.prefix, Prefix::Kept(_));
+            Layout::new(batch.prefix.len(), kept, batch.rows, want, scores)
+        };
+        let layouts: Vec<Layout> = batches.iter().map(layout).collect::<Result<_, _>>()?;
+        let run = Run::new(&layouts.iter().collect::<Vec<_>>(), self.rotary.as_ref())?;
+        let entered = layouts.iter().zip(batches).map(|(layout, batch)| layout.enter(batch.hidden));
+        let mut hidden = match &entered.collect::<Result<Vec<_>, _>>()?[..] {
+            // The caller's own numbers are not written to.
+            [only] if only.data_ptr() == batches[0].hidden.data_ptr() => only.f_detach_copy()?,
+            [only] => only.shallow_clone(),
+            all => Tensor::f_cat(all, 0)?,
+        };
+        let blocks = self.of(span);
+        let mut kept: Vec<Kept> = batches.iter().map(|_| Kept::default()).collect();
+        for (i, block) in blocks.iter().enumerate() {
+            add_deep_prompts(&hidden, batches, &run, i)?;
+            let prefixes: Vec<Option<&Tensor>> = batches.iter().map(|batch| match batch.prefix {
+                Prefix::Kept(kept) => kept.blocks.get(i),
+                Prefix::Computed(_) => None,
+            }).collect();
+            let pools = want == Want::LastOfRows && i + 1 == blocks.len();
+            let done = if pools {
+                block.forward_pooled(hidden, &run, &prefixes)?
+            } else {
+                block.forward(hidden, &run, &prefixes)?
+            };
+            hidden = keep_of(done, keep, &run, &mut kept)?;
+        }
+        let shares = if want == Want::LastOfRows { run.rows.clone() } else { run.slots.clone() };
+        let outputs = shares.iter().zip(&layouts).map(|(&share, layout)| {
+            let output = of(&hidden, share)?;
+            if want == Want::All { layout.leave(&output) } else { Ok(output) }
+        });
+        let outputs: Vec<Tensor> = outputs.collect::<Result<_, _>>()?;
+        drop(run);
+        let finished = outputs.into_iter().zip(layouts).zip(kept).zip(batches);
+        Ok(finished.map(|(((hidden, layout), kept), batch)| kept.output(hidden, layout, batch, span, want, keep)).collect())
+    }
+
+    pub(crate) fn backward(&self, tapes: Vec<(Tape, Tensor)>, want: WantGrads) -> Result<Vec<Grads>, TchError> {
+        let (mut tapes, grads): (Vec<Tape>, Vec<Tensor>) = tapes.into_iter().unzip();
+        let Some(first) = tapes.first() else { return Ok(Vec::new()) };
+        let (span, output) = (first.span, first.want);
+        let mut saved: Vec<_> = tapes.iter_mut().map(|tape| std::mem::take(&mut tape.blocks)).collect();
+        let layouts: Vec<&Layout> = tapes.iter().map(|tape| &tape.layout).collect();
+        let run = Run::new(&layouts, self.rotary.as_ref())?;
+        let entered = layouts.iter().zip(&grads).map(|(layout, grad)| match output {
+            Want::All => layout.enter(grad),
+            Want::LastOfRows => Ok(grad.shallow_clone()),
+        });
+        // A copy: gradients are added to in place.
+        let mut grad = Tensor::f_cat(&entered.collect::<Result<Vec<_>, _>>()?, 0)?;
+        let mut deep: Vec<Vec<Tensor>> = tapes.iter().map(|_| Vec::new()).collect();
+        for (i, block) in self.of(span).iter().enumerate().rev() {
+            let kept: Vec<_> = saved.iter_mut().filter_map(Vec::pop).collect();
+            let wanted = if i == 0 && want.input == InputGrad::Prefix { Wanted::Prefixes } else { Wanted::All };
+            let pooled = output == Want::LastOfRows && i + 1 == span.len();
+            grad = if pooled {
+                block.backward_pooled(&kept, grad, &run, wanted)?
+            } else {
+                block.backward(&kept, grad, &run, wanted)?
+            };
+            let shares = if wanted == Wanted::Prefixes { &run.prefixes } else { &run.slots };
+            for ((tape, deep), (share, prefix)) in tapes.iter().zip(&mut deep).zip(shares.iter().zip(&run.prefixes)) {
+                if tape.has_deep_prompts && want.deep_prompts {
+                    deep.push(grad.f_narrow(0, share.first, prefix.n)?.f_detach_copy()?);
+                }
+            }
+        }
+        let parts = tapes.iter().zip(deep).enumerate();
+        parts.map(|(at, (tape, mut deep))| {
+            deep.reverse();
+            let input = match want.input {
+                InputGrad::All => tape.layout.leave(&of(&grad, run.slots[at])?)?,
+                InputGrad::Prefix => of(&grad, run.prefixes[at])?,
+            };
+            let deep_prompts = if deep.is_empty() { None } else { Some(Tensor::f_stack(&deep, 0)?) };
+            Ok(Grads { input, deep_prompts })
+        }).collect()
+    }
+}
+
+/// What is kept of one batch.
+#[derive(Default)]
+struct Kept {
+    saved: Vec<crate::tape::Saved>,
+    prefix: Vec<Tensor>,
+}
+
+impl Kept {
+    fn output(self, hidden: Tensor, layout: Layout, batch: &Batch<'_>, span: Span, want: Want, keep: Keep) -> Output {
+        let has_deep_prompts = batch.deep_prompts.is_some();
+        let prefix = (!self.prefix.is_empty()).then(|| KeptPrefix { span, len: batch.prefix.len(), blocks: self.prefix });
+        let tape = (keep == Keep::Tape).then(|| Tape { span, want, layout, has_deep_prompts, blocks: self.saved });
+        Output { hidden, tape, prefix }
+    }
+}
+
+/// Takes from a block what is kept, and gives back its hidden states.
+fn keep_of(done: Forwarded, keep: Keep, run: &Run<'_>, kept: &mut [Kept]) -> Result<Tensor, TchError> {
+    let Forwarded { hidden, saved, kv } = done;
+    match keep {
+        Keep::Nothing => {}
+        Keep::Tape => kept.iter_mut().zip(saved).for_each(|(kept, saved)| kept.saved.push(saved)),
+        Keep::Prefix => {
+            for ((kept, slots), prefix) in kept.iter_mut().zip(&run.slots).zip(&run.prefixes) {
+                if prefix.n > 0 {
+                    kept.prefix.push(kv.f_narrow(0, slots.first, prefix.n)?.f_detach_copy()?);
+                }
+            }
+        }
+    }
+    Ok(hidden)
+}
+
+/// Adds block `i`'s deep prompts to the prefixes, in place: nobody else holds these hidden states.
+fn add_deep_prompts(hidden: &Tensor, batches: &[Batch<'_>], run: &Run<'_>, i: usize) -> Result<(), TchError> {
+    for ((batch, slots), prefix) in batches.iter().zip(&run.slots).zip(&run.prefixes) {
+        if let Some(deep) = batch.deep_prompts
+            && prefix.n > 0
+        {
+            let _ = hidden.f_narrow(0, slots.first, prefix.n)?.f_add_(&deep.f_select(0, i as i64)?)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! What several callers' batches need when they go through the blocks together.
+
+use sepal_autograd::fused::{self, Turn};
+use tch::{TchError, Tensor};
+
+use crate::layout::Layout;
+use crate::rope::{Rotary, Rotations};
+
+/// Rows of a matrix that belong to one part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Share {
+    pub(crate) first: i64,
+    pub(crate) n: i64,
+}
+
+impl Share {
+    /// As many rows from the first on.
+    pub(crate) fn from_zero(self) -> Self {
+        Self { first: 0, n: self.n }
+    }
+}
+
+/// The rows of `share`.
+pub(crate) fn of(matrix: &Tensor, share: Share) -> Result<Tensor, TchError> {
+    matrix.f_narrow(0, share.first, share.n)
+}
+
+/// One caller's batch in a run.
+#[derive(Debug)]
+pub(crate) struct Part<'a> {
+    pub(crate) layout: &'a Layout,
+}
+
+/// Batches that go through the blocks together: their slots lie one part after another, and linear layers see them
+/// all at once. Only attention goes part by part.
+#[derive(Debug)]
+pub(crate) struct Run<'a> {
+    pub(crate) parts: Vec<Part<'a>>,
+    /// Slots of all parts.
+    pub(crate) n: i64,
+    /// The parts' slots.
+    pub(crate) slots: Vec<Share>,
+    /// The parts' rows, where there is one entry for each row.
+    pub(crate) rows: Vec<Share>,
+    /// The parts' prefixes, where there are only these.
+    pub(crate) prefixes: Vec<Share>,
+    rotations: Option<Rotations>,
+}
+
+impl<'a> Run<'a> {
+    pub(crate) fn new(layouts: &[&'a Layout], rotary: Option<&Rotary>) -> Result<Self, TchError> {
+        let positions: Vec<&Tensor> = layouts.iter().map(|layout| &layout.positions).collect();
+        let rotations = rotary.map(|rotary| rotary.rotations(&Tensor::f_cat(&positions, 0)?)).transpose()?;
+        let slots = shares(layouts.iter().map(|layout| layout.positions.size()[0]));
+        let pooled = layouts.iter().map(|layout| layout.pooled.as_ref().map_or(0, |pooled| pooled.slots.size()[0]));
+        Ok(Self {
+            n: slots.last().map_or(0, |last| last.first + last.n),
+            slots,
+            rows: shares(pooled),
+            prefixes: shares(layouts.iter().map(|layout| layout.prefix_slots)),
+            rotations,
+            parts: layouts.iter().map(|&layout| Part { layout }).collect(),
+        })
+    }
+
+    /// The rows of all prefixes, of a matrix with a row for each slot.
+    pub(crate) fn prefixes_of(&self, matrix: &Tensor) -> Result<Tensor, TchError> {
+        let part = |(slots, prefix): (&Share, &Share)| matrix.f_narrow(0, slots.first, prefix.n);
+        let parts: Vec<Tensor> = self.slots.iter().zip(&self.prefixes).map(part).collect::<Result<_, _>>()?;
+        Tensor::f_cat(&parts, 0)
+    }
+
+    /// The slots of the last tokens of all rows, part by part in the caller's order.
+    pub(crate) fn pooled_slots(&self) -> Result<Tensor, TchError> {
+        let pooled = self.parts.iter().zip(&self.slots).filter_map(|(part, slots)| {
+            part.layout.pooled.as_ref().map(|pooled| pooled.slots.f_add_scalar(slots.first))
+        });
+        Tensor::f_cat(&pooled.collect::<Result<Vec<_>, _>>()?, 0)
+    }
+
+    /// Turns heads `x [n, heads * head_dim]` to their positions or back, in place; nothing without rotations.
+    pub(crate) fn turn(&self, x: &mut Tensor, head_dim: i64, turn: Turn) -> Result<(), TchError> {
+        match &self.rotations {
+            Some(Rotations { cos, sin }) => fused::rotate(x, cos, sin, head_dim, turn),
+            None => Ok(()),
+        }
+    }
+
+    /// As [`turn`](Self::turn), of the slots `pooled` alone.
+    pub(crate) fn turn_pooled(
+        &self,
+        x: &mut Tensor,
+        pooled: &Tensor,
+        head_dim: i64,
+        turn: Turn,
+    ) -> Result<(), TchError> {
+        match &self.rotations {
+            Some(Rotations { cos, sin }) => {
+                fused::rotate(x, &cos.f_index_select(0, pooled)?, &sin.f_index_select(0, pooled)?, head_dim, turn)
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn shares(sizes: impl Iterator<Item = i64>) -> Vec<Share> {
+    let mut first = 0;
+    sizes
+        .map(|n| {
+            let share = Share { first, n };
+            first += n;
+            share
+        })
+        .collect()
+}
