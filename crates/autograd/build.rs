@@ -1,10 +1,11 @@
-//! Compiles the C++ shim against the headers of the libtorch that `torch-sys` found.
+//! Compiles the C++ shims against the headers of the libtorch that `torch-sys` found.
 
 use std::env;
 use std::path::PathBuf;
 
 fn main() {
     println!("cargo:rerun-if-changed=src/shim.cpp");
+    println!("cargo:rerun-if-changed=src/memory.cpp");
     let lib = env::var_os("DEP_TCH_LIBTORCH_LIB")
         .map(PathBuf::from)
         .expect("torch-sys says where libtorch is; run `just setup` first");
@@ -16,5 +17,6 @@ fn main() {
         .include(include.join("torch/csrc/api/include"))
         .include(include)
         .file("src/shim.cpp")
+        .file("src/memory.cpp")
         .compile("sepal_autograd_shim");
 }

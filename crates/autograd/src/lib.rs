@@ -1,4 +1,4 @@
-//! An outside computation as one node of the libtorch graph.
+//! What libtorch offers to C++ alone: an outside computation as one node of its graph, and tensors over shared memory.
 //!
 //! [`attach`] takes an output that was computed elsewhere (on another machine, say) and makes it a
 //! differentiable function of its inputs: when the graph is run backward, a Rust closure is given
@@ -8,7 +8,9 @@
 //! Invariants: the closure is called at most once; it is dropped with the graph, called or not;
 //! its error comes out of [`tch::Tensor::f_backward`] as an error; a panic in it is one, too.
 //!
-//! This is the one crate with `unsafe`: a small C++ shim over `torch::autograd::Function`.
+//! [`memory`] shares a tensor's memory with [`bytes::Bytes`], both ways.
+//!
+//! This is the one crate with `unsafe`: small C++ shims over `torch::autograd::Function` and `at::from_blob`.
 //!
 //! ```
 //! use tch::{Kind, Tensor};
@@ -23,6 +25,8 @@
 //! assert_eq!(Vec::<f32>::try_from(x.grad())?, [2.0, 4.0, 6.0]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+
+pub mod memory;
 
 use std::ffi::{CStr, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
