@@ -1,6 +1,6 @@
 use sepal_blocks::BlockStack;
 use sepal_core::{DType, HostTensor, NamedHostTensor, Span, Want, in_one_line};
-use sepal_nn::host::{from_host, to_host};
+use sepal_nn::host::{share_from_host, share_to_host};
 use sepal_wire::codec::{GradWant, Grads, InputGrad, WireBatch};
 use sepal_wire::{Failure, FailureCode};
 use tch::{Kind, Tensor};
@@ -65,7 +65,8 @@ pub(crate) fn forward(
     keep: bool,
 ) -> Result<(Tensor, Option<Kept>), Failure> {
     let leaf = |host: &HostTensor| -> Result<Tensor, Failure> {
-        let tensor = from_host(host).map_err(|error| failed(&error))?;
+        // Blocks write into neither, so the memory of what came is used as it is.
+        let tensor = share_from_host(host).map_err(|error| failed(&error))?;
         Ok(tensor.set_requires_grad(keep))
     };
     let input = leaf(&batch.hidden)?;
@@ -94,7 +95,7 @@ pub(crate) fn backward(kept: Kept, grad_output: &HostTensor, want: GradWant) -> 
             grad_output.shape()
         )));
     }
-    let grad_output = from_host(grad_output).map_err(|error| failed(&error))?;
+    let grad_output = share_from_host(grad_output).map_err(|error| failed(&error))?;
     let deep_prompts = kept.deep_prompts.as_ref().filter(|_| want.tunables);
     let mut leaves: Vec<&Tensor> = Vec::new();
     if want.input != InputGrad::None {
@@ -123,9 +124,9 @@ pub(crate) fn backward(kept: Kept, grad_output: &HostTensor, want: GradWant) -> 
     Ok(Grads { input, tunables })
 }
 
-/// A tensor's numbers as they cross the wire.
+/// A tensor's numbers as they cross the wire: of an output or a gradient, which nobody writes into any more.
 pub(crate) fn host(tensor: &Tensor, dtype: DType) -> Result<HostTensor, Failure> {
-    to_host(tensor, dtype).map_err(|error| failed(&error))
+    share_to_host(tensor, dtype).map_err(|error| failed(&error))
 }
 
 pub(crate) fn invalid(message: impl std::fmt::Display) -> Failure {
