@@ -9,6 +9,7 @@ enum DType {
   f32 @0;
   f16 @1;
   bf16 @2;
+  q8 @3;  # blocks of 64 numbers (the last may be shorter), each a binary32 scale and that many signed bytes
 }
 
 struct Tensor {
@@ -53,7 +54,7 @@ enum InputGrad {
 struct GradWant {
   input @0 :InputGrad;
   tunables @1 :Bool;
-  dtype @2 :DType;
+  dtype @2 :DType;  # of a gradient of hidden states; where that is q8, those of prefix and tunables are bf16
 }
 
 struct Grads {
@@ -119,6 +120,7 @@ struct ServerInfo {
   load @10 :Load;
   tapeTokenBytes @11 :UInt32;  # about what a kept graph holds for each token and block
   draining @12 :Bool;          # it is about to leave: it finishes what it has and takes nothing new
+  knowsQ8 @13 :Bool;           # it reads and writes tensors in q8
 }
 
 struct Relay {

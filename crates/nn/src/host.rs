@@ -38,7 +38,10 @@ pub enum HostError {
 /// # Errors
 /// [`HostError`] if libtorch cannot convert or copy it.
 pub fn to_host(tensor: &Tensor, dtype: DType) -> Result<HostTensor, HostError> {
-    let copy = tch::no_grad(|| tensor.f_internal_to_copy((kind(dtype), Device::Cpu), false));
+    let Some(kind) = kind(dtype) else {
+        return share_to_host(tensor, dtype);
+    };
+    let copy = tch::no_grad(|| tensor.f_internal_to_copy((kind, Device::Cpu), false));
     share_to_host(&copy.map_err(|source| torch(tensor, source))?, dtype)
 }
 
@@ -49,9 +52,11 @@ pub fn to_host(tensor: &Tensor, dtype: DType) -> Result<HostTensor, HostError> {
 /// [`HostError`] if libtorch cannot convert or copy it.
 pub fn share_to_host(tensor: &Tensor, dtype: DType) -> Result<HostTensor, HostError> {
     let shape: Vec<usize> = tensor.size().iter().map(|&dim| dim.unsigned_abs() as usize).collect();
-    let plain = tch::no_grad(|| {
-        tensor.f_to_device(Device::Cpu).and_then(|t| t.f_to_kind(kind(dtype))).and_then(|t| t.f_contiguous())
-    });
+    let Some(kind) = kind(dtype) else {
+        return Ok(share_to_host(tensor, DType::F32)?.to_q8());
+    };
+    let plain =
+        tch::no_grad(|| tensor.f_to_device(Device::Cpu).and_then(|t| t.f_to_kind(kind)).and_then(|t| t.f_contiguous()));
     let data = memory::bytes_of(&plain.map_err(|source| torch(tensor, source))?)?;
     Ok(HostTensor::new(dtype, shape, data)?)
 }
@@ -66,7 +71,7 @@ pub fn from_host(host: &HostTensor) -> Result<Tensor, HostError> {
         DType::F32 => {
             tensor.f_internal_to_copy((Kind::Float, Device::Cpu), false).map_err(|source| torch(&tensor, source))
         }
-        DType::F16 | DType::Bf16 => Ok(tensor),
+        DType::F16 | DType::Bf16 | DType::Q8 => Ok(tensor),
     }
 }
 
@@ -82,7 +87,11 @@ pub fn share_from_host(host: &HostTensor) -> Result<Tensor, HostError> {
         .map(|&dim| i64::try_from(dim))
         .collect::<Result<Vec<i64>, _>>()
         .map_err(|_| HostError::TooLarge { shape: host.shape().to_vec() })?;
-    let tensor = memory::tensor_over(host.data().clone(), &shape, kind(host.dtype()))?;
+    let Some(kind) = kind(host.dtype()) else {
+        return Tensor::f_from_data_size(bytemuck::cast_slice(&host.to_f32()), &shape, Kind::Float)
+            .map_err(|source| HostError::Torch { shape, source });
+    };
+    let tensor = memory::tensor_over(host.data().clone(), &shape, kind)?;
     tensor.f_to_kind(Kind::Float).map_err(|source| HostError::Torch { shape, source })
 }
 
@@ -90,11 +99,13 @@ fn torch(tensor: &Tensor, source: TchError) -> HostError {
     HostError::Torch { shape: tensor.size(), source }
 }
 
-fn kind(dtype: DType) -> Kind {
+/// libtorch's word for a format, if it has it.
+fn kind(dtype: DType) -> Option<Kind> {
     match dtype {
-        DType::F32 => Kind::Float,
-        DType::F16 => Kind::Half,
-        DType::Bf16 => Kind::BFloat16,
+        DType::F32 => Some(Kind::Float),
+        DType::F16 => Some(Kind::Half),
+        DType::Bf16 => Some(Kind::BFloat16),
+        DType::Q8 => None,
     }
 }
 
@@ -125,6 +136,18 @@ mod tests {
             check(&tensor, dtype, &[1.5, -2.0, 0.25, 0.0, 8.0, -0.5]);
             check(&tensor.tr(), dtype, &[1.5, 0.0, -2.0, 8.0, 0.25, -0.5]);
         }
+    }
+
+    #[test]
+    fn eight_bits_go_by_blocks_of_64() {
+        // Every block has a 127, so that its scale is one and nothing is lost.
+        let values = [127.0_f32, -64.0, 3.0, 0.0].repeat(33)[..130].to_vec();
+        let tensor = Tensor::from_slice(&values).view([2, 65]);
+        let expected = share_to_host(&tensor, DType::F32).expect("to the host").to_q8();
+        assert_eq!(to_host(&tensor, DType::Q8).expect("to the host"), expected);
+        assert_eq!(expected.data().len(), 130 + 3 * 4);
+        check(&tensor.narrow(0, 0, 1), DType::Q8, &values[..65]);
+        check(&Tensor::zeros([0, 4], (Kind::Float, Device::Cpu)), DType::Q8, &[]);
     }
 
     #[test]

@@ -410,10 +410,13 @@ impl Peer {
     /// What the server says of itself, checked against what this client expects.
     async fn info(&self, root: &wire::block_server::Client) -> Result<ServerInfo, CallError> {
         let answer = root.describe_request().send().promise.await?;
-        let info = ServerInfo::read(answer.get()?.get_info()?)?;
+        self.check(ServerInfo::read(answer.get()?.get_info()?)?)
+    }
+
+    fn check(&self, info: ServerInfo) -> Result<ServerInfo, CallError> {
         let wrong = |what, expected: &dyn ToString, found: &dyn ToString| {
             let (expected, found) = (expected.to_string(), found.to_string());
-            Err(CallError::WrongModel(RemoteError::WrongModel {
+            Err(CallError::Unusable(RemoteError::WrongModel {
                 server: self.endpoint.to_string(),
                 what,
                 expected,
@@ -431,6 +434,10 @@ impl Peer {
         }
         if info.model_digest != self.expected.digest {
             return wrong("the digest of the weights", &self.expected.digest, &info.model_digest);
+        }
+        if self.dtype == DType::Q8 && !info.knows_q8 {
+            let error = RemoteError::WireDtype { server: self.endpoint.to_string(), dtype: self.dtype };
+            return Err(CallError::Unusable(error));
         }
         Ok(info)
     }
@@ -489,4 +496,31 @@ pub(crate) async fn within<T>(
     work: impl Future<Output = Result<T, CallError>>,
 ) -> Result<T, CallError> {
     tokio::time::timeout(limit, work).await.unwrap_or(Err(CallError::Timeout(limit)))
+}
+
+#[cfg(test)]
+mod tests {
+    use sepal_wire::Load;
+
+    use super::*;
+    use crate::patience::tests::info;
+
+    #[test]
+    fn a_server_of_before_is_not_used_with_q8() {
+        let check = |wire_dtype, knows_q8| {
+            let info = ServerInfo { knows_q8, ..info(Load::default()) };
+            let expected =
+                ModelExpectation { digest: info.model_digest.clone(), n_blocks: info.n_blocks, hidden: info.hidden };
+            let endpoint = Endpoint::Addr("127.0.0.1:1".parse().expect("an address"));
+            let options = RemoteOptions { wire_dtype, ..RemoteOptions::default() };
+            Peer::new(endpoint, Traffic::default(), expected, &options).check(info).map(drop)
+        };
+        assert!(check(DType::Q8, true).is_ok());
+        assert!(check(DType::Bf16, false).is_ok());
+        let error = check(DType::Q8, false).expect_err("it does not know q8");
+        assert_eq!(
+            error.to_string(),
+            "server 127.0.0.1:1 does not know q8; update it, or set swarm.with.wire_dtype to bf16"
+        );
+    }
 }

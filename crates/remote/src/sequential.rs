@@ -46,7 +46,8 @@ pub enum SwarmPath {
 /// How remote blocks are called.
 #[derive(Debug, Clone)]
 pub struct RemoteOptions {
-    /// The format of hidden states and gradients on the wire.
+    /// The format of hidden states and gradients on the wire. With [`DType::Q8`], tunables and the gradients of what
+    /// trains go as [`DType::for_parameters`] says.
     pub wire_dtype: DType,
     /// Prefix and tokens of one micro-batch at the most, and fewer where they would take more than 16 MB; a longer row
     /// stands alone.
@@ -187,7 +188,7 @@ impl RemoteSequential {
                 return Err(RemoteError::Shape { what: "a tunable", expected, found: tensor.size() });
             }
             // A copy: the optimizer updates parameters in place, while a retry may still send these.
-            let tensor = to_host(tensor, self.options.wire_dtype).map_err(RemoteError::local)?;
+            let tensor = to_host(tensor, self.options.wire_dtype.for_parameters()).map_err(RemoteError::local)?;
             named.push(NamedHostTensor { name: name.clone(), tensor });
         }
         let step = Arc::new(Step { version, tunables: named });
@@ -324,7 +325,8 @@ const MAX_MICRO_BATCH_BYTES: usize = 16_000_000;
 
 /// Positions of one micro-batch at the most.
 fn most_positions(options: &RemoteOptions, hidden: usize) -> usize {
-    options.micro_batch_tokens.min(MAX_MICRO_BATCH_BYTES / (hidden * options.wire_dtype.size()).max(1))
+    let bytes = options.wire_dtype.n_bytes(hidden).unwrap_or(usize::MAX);
+    options.micro_batch_tokens.min(MAX_MICRO_BATCH_BYTES / bytes.max(1))
 }
 
 /// A batch cut into micro-batches.
@@ -466,6 +468,7 @@ mod tests {
         check(8192, 576, DType::F32, 6944);
         check(2048, 8192, DType::F32, 488);
         check(2048, 8192, DType::Bf16, 976);
+        check(2048, 8192, DType::Q8, 1838);
         check(100, 8192, DType::Bf16, 100);
         // Nothing fits: each row stands alone.
         check(2048, 5_000_000, DType::F32, 0);

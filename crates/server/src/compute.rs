@@ -116,9 +116,11 @@ pub(crate) fn backward(kept: Kept, grad_output: &HostTensor, want: GradWant) -> 
         InputGrad::All => grads.next(),
         InputGrad::Prefix => grads.next().map(|grad| grad.narrow(0, 0, kept.prefix_len as i64)),
     };
-    let input = input.map(|grad| host(&grad, want.dtype)).transpose()?;
+    let input = input.map(|grad| host(&grad, want.input_dtype())).transpose()?;
     let tunables = match grads.next() {
-        Some(grad) => vec![NamedHostTensor { name: DEEP_PROMPTS.to_owned(), tensor: host(&grad, want.dtype)? }],
+        Some(grad) => {
+            vec![NamedHostTensor { name: DEEP_PROMPTS.to_owned(), tensor: host(&grad, want.tunables_dtype())? }]
+        }
         None => Vec::new(),
     };
     Ok(Grads { input, tunables })

@@ -255,6 +255,7 @@ fn describe(stack: &BlockStack, identity: ModelIdentity, limits: Limits) -> Serv
         load: Load::default(),
         tape_token_bytes: tape_token_bytes(stack),
         draining: false,
+        knows_q8: true,
     }
 }
 

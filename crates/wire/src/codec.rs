@@ -112,8 +112,20 @@ pub struct GradWant {
     pub input: InputGrad,
     /// Of the tunables.
     pub tunables: bool,
-    /// In which format.
+    /// In which format hidden states and their gradients go.
     pub dtype: DType,
+}
+
+impl GradWant {
+    /// The format of the input's gradient. That of the prefix is a parameter's.
+    pub fn input_dtype(self) -> DType {
+        if self.input == InputGrad::Prefix { self.tunables_dtype() } else { self.dtype }
+    }
+
+    /// The format of the tunables' gradients.
+    pub fn tunables_dtype(self) -> DType {
+        self.dtype.for_parameters()
+    }
 }
 
 /// What a backward returns.
@@ -303,6 +315,7 @@ pub fn dtype_to_wire(dtype: DType) -> wire::DType {
         DType::F32 => wire::DType::F32,
         DType::F16 => wire::DType::F16,
         DType::Bf16 => wire::DType::Bf16,
+        DType::Q8 => wire::DType::Q8,
     }
 }
 
@@ -312,6 +325,7 @@ pub fn dtype_from_wire(dtype: wire::DType) -> DType {
         wire::DType::F32 => DType::F32,
         wire::DType::F16 => DType::F16,
         wire::DType::Bf16 => DType::Bf16,
+        wire::DType::Q8 => DType::Q8,
     }
 }
 
@@ -329,7 +343,7 @@ mod tests {
 
     fn tensor(dtype: DType, shape: Vec<usize>) -> HostTensor {
         let n: usize = shape.iter().product();
-        let data: Vec<u8> = (0..n * dtype.size()).map(|i| (i % 251) as u8).collect();
+        let data: Vec<u8> = (0..dtype.n_bytes(n).expect("few")).map(|i| (i % 251) as u8).collect();
         HostTensor::new(dtype, shape, Bytes::from(data)).expect("fits")
     }
 
@@ -339,7 +353,7 @@ mod tests {
             lengths in prop::collection::vec(1_usize..9, 1..9),
             prefix_len in 0_usize..5,
             hidden in 1_usize..7,
-            dtype in prop::sample::select(vec![DType::F32, DType::F16, DType::Bf16]),
+            dtype in prop::sample::select(DType::ALL.to_vec()),
         ) {
             let rows = Ragged::from_lengths(lengths).expect("rows");
             let hidden = tensor(dtype, vec![prefix_len + rows.n_tokens(), hidden]);
