@@ -1,4 +1,5 @@
 //! Compiles the C++ parts against the headers of the libtorch that `torch-sys` found.
+//! Compiles the C++ shims against the headers of the libtorch that `torch-sys` found.
 
 use std::env;
 use std::path::PathBuf;
@@ -6,6 +7,7 @@ use std::path::PathBuf;
 fn main() {
     println!("cargo:rerun-if-changed=src/shim.cpp");
     println!("cargo:rerun-if-changed=src/fused.cpp");
+    println!("cargo:rerun-if-changed=src/memory.cpp");
     let lib = env::var_os("DEP_TCH_LIBTORCH_LIB")
         .map(PathBuf::from)
         .expect("torch-sys says where libtorch is; run `just setup` first");
@@ -22,6 +24,7 @@ fn main() {
         .include(include)
         .file("src/shim.cpp")
         .file("src/fused.cpp")
+        .file("src/memory.cpp")
         .compile("sepal_autograd_shim");
     // By its name alone, so that it is the one that libtorch has loaded, with its threads.
     println!("cargo:rustc-link-lib=gomp");

@@ -248,12 +248,7 @@ fn train(
         let loss = cross_entropy(&logits, &golden.get("labels"));
         loss.backward();
         losses.push(f32::try_from(&loss).expect("a number"));
-        let moved = |tensor: &Tensor| (tensor.detach() - tensor.grad() * 0.05).set_requires_grad(true);
-        trained = Trained {
-            prompts: moved(&trained.prompts),
-            deep_prompts: trained.deep_prompts.as_ref().map(moved),
-            score: moved(&trained.score),
-        };
+        trained = trained.step(0.05);
     }
     assert!(!is_relay || remote.relays() > steps as u64 / 4, "only {} relays in {steps} steps", remote.relays());
     losses

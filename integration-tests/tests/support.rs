@@ -120,6 +120,16 @@ impl Trained {
         golden.ends.final_norm(&pooled).expect("a norm").linear(&self.score, None::<Tensor>)
     }
 
+    /// As it is after one step of plain gradient descent.
+    pub(crate) fn step(&self, lr: f64) -> Self {
+        let moved = |tensor: &Tensor| (tensor.detach() - tensor.grad() * lr).set_requires_grad(true);
+        Self {
+            prompts: moved(&self.prompts),
+            deep_prompts: self.deep_prompts.as_ref().map(moved),
+            score: moved(&self.score),
+        }
+    }
+
     /// Names and gradients.
     pub(crate) fn grads(&self) -> Vec<(&'static str, Tensor)> {
         let deep = self.deep_prompts.as_ref().map(|deep| ("deep_prompts", deep.grad()));

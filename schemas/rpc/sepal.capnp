@@ -9,6 +9,7 @@ enum DType {
   f32 @0;
   f16 @1;
   bf16 @2;
+  q8 @3;  # blocks of 64 numbers (the last may be shorter), each a binary32 scale and that many signed bytes
 }
 
 struct Tensor {
@@ -31,12 +32,14 @@ struct Span {
 }
 
 struct RaggedBatch {
-  # hidden [prefixLen + n_tokens, hidden]: the shared prefix, then the rows end to end.
+  # hidden [prefixLen + n_tokens, hidden]: the shared prefix, then the rows end to end; without the prefix if the
+  # server has kept its keys and values.
   # Row r is positions offsets[r]..offsets[r + 1] behind the prefix; offsets [rows + 1].
   prefixLen @0 :UInt32;
   offsets @1 :List(UInt32);
   hidden @2 :Tensor;
   crc @3 :UInt32;  # CRC-32 (IEEE) of prefixLen and offsets as 32-bit little-endian numbers
+  prefixKept @4 :Bool;
 }
 
 enum Want {
@@ -53,7 +56,7 @@ enum InputGrad {
 struct GradWant {
   input @0 :InputGrad;
   tunables @1 :Bool;
-  dtype @2 :DType;
+  dtype @2 :DType;  # of a gradient of hidden states; where that is q8, those of prefix and tunables are bf16
 }
 
 struct Grads {
@@ -119,6 +122,7 @@ struct ServerInfo {
   load @10 :Load;
   tapeTokenBytes @11 :UInt32;  # about what a kept graph holds for each token and block
   draining @12 :Bool;          # it is about to leave: it finishes what it has and takes nothing new
+  knowsQ8 @13 :Bool;           # it reads and writes tensors in q8
 }
 
 struct Relay {
@@ -139,12 +143,14 @@ interface BlockServer {
 
 interface Session {
   # A part of the server's span, for one client.
-  tune @0 (tunables :List(NamedTensor)) -> (tuned :Tuned, failure :Failure);
+  # alone: never computed together with calls of other clients, so that the last bits do not depend on them.
+  tune @0 (tunables :List(NamedTensor), alone :Bool) -> (tuned :Tuned, failure :Failure);
 }
 
 interface Tuned {
   # A session with the injected tensors of one optimizer step, for as many batches as there are.
   # Tunables are stacked by block: deep_prompts [n_blocks of the session, prefixLen, hidden].
+  # A forward without a tape keeps the prefix's keys and values here, for batches that come without it.
   # Where the result is handed on, there is no output; where the input comes from another server, the batch
   # has no hidden states.
   forward @0 (batch :RaggedBatch, want :Want, keepTape :Bool, dtype :DType, relay :Relay) -> (output :Tensor, tape :Tape, failure :Failure, timing :Timing);

@@ -1,4 +1,4 @@
-//! An outside computation as one node of the libtorch graph.
+//! What libtorch offers to C++ alone: an outside computation as one node of its graph, and tensors over shared memory.
 //!
 //! [`attach`] takes an output that was computed elsewhere (on another machine, say) and makes it a
 //! differentiable function of its inputs: when the graph is run backward, a Rust closure is given
@@ -9,8 +9,10 @@
 //! its error comes out of [`tch::Tensor::f_backward`] as an error; a panic in it is one, too.
 //!
 //! [`fused`] has the element-wise steps of transformer blocks that libtorch would make in several passes.
+//! [`memory`] shares a tensor's memory with [`bytes::Bytes`], both ways.
 //!
-//! This is the one crate with `unsafe`: a small C++ shim over `torch::autograd::Function`, and kernels.
+//! This is the one crate with `unsafe`: small C++ shims over `torch::autograd::Function` and `at::from_blob`, and
+//! kernels.
 //!
 //! ```
 //! use tch::{Kind, Tensor};
@@ -27,6 +29,7 @@
 //! ```
 
 pub mod fused;
+pub mod memory;
 
 use std::ffi::{CStr, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};

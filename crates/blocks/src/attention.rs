@@ -201,13 +201,7 @@ impl<'a> Keys<'a> {
     }
 
     /// The gradients of queries `[bins, len * repeat, kv, dim]` and of keys and values `[bins, .., kv, dim]`.
-    fn back(
-        &self,
-        i: usize,
-        given: Given<'_>,
-        len: i64,
-        mask: &Tensor,
-    ) -> Result<(Tensor, Tensor, Tensor), TchError> {
+    fn back(&self, i: usize, given: Given<'_>, len: i64, mask: &Tensor) -> Result<(Tensor, Tensor, Tensor), TchError> {
         let group = &self.layout.groups[i];
         let by_head = |tensor: &Tensor| self.cut(tensor, group, len)?.f_transpose(1, 2);
         let [keys, values] = self.of_group(i)?;

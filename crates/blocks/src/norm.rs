@@ -17,9 +17,7 @@ impl Norm {
     pub(crate) fn forward(self, x: &Tensor) -> Result<(Tensor, Stats), TchError> {
         match self {
             Norm::Rms { eps } => fused::rms_norm(x, eps).map(|(y, scales)| (y, Stats(vec![scales]))),
-            Norm::Layer { eps } => {
-                fused::layer_norm(x, eps).map(|(y, means, scales)| (y, Stats(vec![means, scales])))
-            }
+            Norm::Layer { eps } => fused::layer_norm(x, eps).map(|(y, means, scales)| (y, Stats(vec![means, scales]))),
         }
     }
 

@@ -67,9 +67,10 @@ impl KeptPrefix {
         self.span
     }
 
-    /// Memory held.
-    pub fn bytes(&self) -> usize {
-        self.blocks.iter().map(|kv| kv.numel() * size_of::<f32>()).sum()
+    /// Positions.
+    #[expect(clippy::len_without_is_empty, reason = "never empty")]
+    pub fn len(&self) -> usize {
+        self.len
     }
 }
 
@@ -161,10 +162,13 @@ impl Blocks {
         let mut kept: Vec<Kept> = batches.iter().map(|_| Kept::default()).collect();
         for (i, block) in blocks.iter().enumerate() {
             add_deep_prompts(&hidden, batches, &run, i)?;
-            let prefixes: Vec<Option<&Tensor>> = batches.iter().map(|batch| match batch.prefix {
-                Prefix::Kept(kept) => kept.blocks.get(i),
-                Prefix::Computed(_) => None,
-            }).collect();
+            let prefixes: Vec<Option<&Tensor>> = batches
+                .iter()
+                .map(|batch| match batch.prefix {
+                    Prefix::Kept(kept) => kept.blocks.get(i),
+                    Prefix::Computed(_) => None,
+                })
+                .collect();
             let pools = want == Want::LastOfRows && i + 1 == blocks.len();
             let done = if pools {
                 block.forward_pooled(hidden, &run, &prefixes)?
@@ -181,7 +185,9 @@ impl Blocks {
         let outputs: Vec<Tensor> = outputs.collect::<Result<_, _>>()?;
         drop(run);
         let finished = outputs.into_iter().zip(layouts).zip(kept).zip(batches);
-        Ok(finished.map(|(((hidden, layout), kept), batch)| kept.output(hidden, layout, batch, span, want, keep)).collect())
+        Ok(finished
+            .map(|(((hidden, layout), kept), batch)| kept.output(hidden, layout, batch, span, want, keep))
+            .collect())
     }
 
     pub(crate) fn backward(&self, tapes: Vec<(Tape, Tensor)>, want: WantGrads) -> Result<Vec<Grads>, TchError> {
@@ -215,15 +221,17 @@ impl Blocks {
             }
         }
         let parts = tapes.iter().zip(deep).enumerate();
-        parts.map(|(at, (tape, mut deep))| {
-            deep.reverse();
-            let input = match want.input {
-                InputGrad::All => tape.layout.leave(&of(&grad, run.slots[at])?)?,
-                InputGrad::Prefix => of(&grad, run.prefixes[at])?,
-            };
-            let deep_prompts = if deep.is_empty() { None } else { Some(Tensor::f_stack(&deep, 0)?) };
-            Ok(Grads { input, deep_prompts })
-        }).collect()
+        parts
+            .map(|(at, (tape, mut deep))| {
+                deep.reverse();
+                let input = match want.input {
+                    InputGrad::All => tape.layout.leave(&of(&grad, run.slots[at])?)?,
+                    InputGrad::Prefix => of(&grad, run.prefixes[at])?,
+                };
+                let deep_prompts = if deep.is_empty() { None } else { Some(Tensor::f_stack(&deep, 0)?) };
+                Ok(Grads { input, deep_prompts })
+            })
+            .collect()
     }
 }
 
@@ -237,7 +245,8 @@ struct Kept {
 impl Kept {
     fn output(self, hidden: Tensor, layout: Layout, batch: &Batch<'_>, span: Span, want: Want, keep: Keep) -> Output {
         let has_deep_prompts = batch.deep_prompts.is_some();
-        let prefix = (!self.prefix.is_empty()).then(|| KeptPrefix { span, len: batch.prefix.len(), blocks: self.prefix });
+        let prefix =
+            (!self.prefix.is_empty()).then(|| KeptPrefix { span, len: batch.prefix.len(), blocks: self.prefix });
         let tape = (keep == Keep::Tape).then(|| Tape { span, want, layout, has_deep_prompts, blocks: self.saved });
         Output { hidden, tape, prefix }
     }

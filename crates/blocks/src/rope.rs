@@ -124,7 +124,9 @@ mod tests {
         for (at, angle) in [(0, 0.0_f64), (1, 3.0)] {
             for (pair, frequency) in [(0, 1.0), (1, 0.1)] {
                 let (cos, sin) = (rotations.cos.double_value(&[at, pair]), rotations.sin.double_value(&[at, pair]));
-                assert!((cos - (angle * frequency).cos()).abs() < 1e-6 && (sin - (angle * frequency).sin()).abs() < 1e-6);
+                assert!(
+                    (cos - (angle * frequency).cos()).abs() < 1e-6 && (sin - (angle * frequency).sin()).abs() < 1e-6
+                );
             }
         }
     }

@@ -163,7 +163,8 @@ impl BlockStack {
         let back = move |grad: &Tensor| {
             let wanted = WantGrads { input: InputGrad::All, deep_prompts: deep };
             let grads = tch::no_grad(|| lock(&blocks).backward(vec![(tape, grad.shallow_clone())], wanted))?;
-            let of_inputs = |grads: Grads| [Some(grads.input), grads.deep_prompts].into_iter().take(1 + usize::from(deep));
+            let of_inputs =
+                |grads: Grads| [Some(grads.input), grads.deep_prompts].into_iter().take(1 + usize::from(deep));
             Ok(grads.into_iter().flat_map(of_inputs).collect())
         };
         sepal_autograd::attach(&inputs, output, back)
@@ -176,13 +177,7 @@ impl BlockStack {
     ///
     /// # Errors
     /// As [`forward_part`](Self::forward_part), for the first batch that does not fit.
-    pub fn run(
-        &self,
-        part: Span,
-        batches: &[Batch<'_>],
-        want: Want,
-        keep: Keep,
-    ) -> Result<Vec<Output>, ForwardError> {
+    pub fn run(&self, part: Span, batches: &[Batch<'_>], want: Want, keep: Keep) -> Result<Vec<Output>, ForwardError> {
         if !self.span.covers(part) {
             return Err(ForwardError::Part { part, span: self.span });
         }
@@ -251,9 +246,7 @@ impl BlockStack {
             Family::Llama => (2 * ffn, 1),
             Family::Bloom => (ffn, 2),
         };
-        let block = |asking: usize| {
-            n * (hidden + 2 * kv + stats) + asking * (hidden + 2 * q + inner + n_heads + stats)
-        };
+        let block = |asking: usize| n * (hidden + 2 * kv + stats) + asking * (hidden + 2 * q + inner + n_heads + stats);
         let masks = self.scores.repeat * self.scores.slopes.len().max(1) * Cost::new(prefix_len, rows).mask_scores;
         let floats = (part.len() - 1) * block(n) + block(want.positions(prefix_len, rows)) + masks;
         floats * size_of::<f32>()
@@ -272,10 +265,7 @@ fn lock(blocks: &Mutex<Blocks>) -> MutexGuard<'_, Blocks> {
 }
 
 /// Loads the blocks of the span on as many threads as there are cores, in order.
-fn load_all(
-    span: Span,
-    load: impl Fn(usize) -> Result<Block, LoadError> + Sync,
-) -> Result<Vec<Block>, LoadError> {
+fn load_all(span: Span, load: impl Fn(usize) -> Result<Block, LoadError> + Sync) -> Result<Vec<Block>, LoadError> {
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(span.len());
     let blocks: Vec<usize> = span.blocks().collect();
     let load_part = |part: &[usize]| {

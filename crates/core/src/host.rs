@@ -1,10 +1,13 @@
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// The number formats that tensors have on the wire and in checkpoints once read.
+use crate::q8;
+
+/// The number formats that tensors have on the wire and, but for [`DType::Q8`], in checkpoints once read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum DType {
@@ -15,23 +18,41 @@ pub enum DType {
     F16,
     /// The upper half of a binary32.
     Bf16,
+    /// Eight bits each and a scale for every 64 numbers: 1.0625 bytes. A number is off by a 254th of the largest of its 64
+    /// at the most. For the wire alone: no checkpoint holds it and no file is written in it.
+    Q8,
 }
 
 impl DType {
-    /// Bytes of one number.
-    pub fn size(self) -> usize {
+    /// All there are.
+    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::Q8];
+
+    /// Bytes of so many numbers, if they can be counted.
+    pub fn n_bytes(self, numel: usize) -> Option<usize> {
         match self {
-            DType::F32 => 4,
-            DType::F16 | DType::Bf16 => 2,
+            DType::F32 => numel.checked_mul(4),
+            DType::F16 | DType::Bf16 => numel.checked_mul(2),
+            DType::Q8 => q8::n_bytes(numel),
         }
     }
 
-    /// The name as it is written in a pipeline file: `f32`, `f16`, `bf16`.
+    /// The format of tunables, and of the gradients of whatever trains, where hidden states go as `self`: bf16 for q8, as
+    /// optimizers weigh every number by itself, and those that are small beside their neighbours would be none.
+    #[must_use]
+    pub fn for_parameters(self) -> Self {
+        match self {
+            DType::Q8 => DType::Bf16,
+            plain => plain,
+        }
+    }
+
+    /// The name as it is written in a pipeline file: `f32`, `f16`, `bf16`, `q8`.
     pub fn name(self) -> &'static str {
         match self {
             DType::F32 => "f32",
             DType::F16 => "f16",
             DType::Bf16 => "bf16",
+            DType::Q8 => "q8",
         }
     }
 }
@@ -46,10 +67,10 @@ impl FromStr for DType {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        [DType::F32, DType::F16, DType::Bf16]
+        Self::ALL
             .into_iter()
             .find(|dtype| dtype.name() == text)
-            .ok_or_else(|| format!("`{text}` is not a dtype; write f32, f16 or bf16"))
+            .ok_or_else(|| format!("`{text}` is not a dtype; write f32, f16, bf16 or q8"))
     }
 }
 
@@ -69,7 +90,8 @@ impl HostTensor {
     pub fn new(dtype: DType, shape: Vec<usize>, data: Bytes) -> Result<Self, ShapeError> {
         let expected = shape
             .iter()
-            .try_fold(dtype.size(), |bytes, &dim| bytes.checked_mul(dim))
+            .try_fold(1_usize, |numel, &dim| numel.checked_mul(dim))
+            .and_then(|numel| dtype.n_bytes(numel))
             .ok_or_else(|| ShapeError { dtype, shape: shape.clone(), expected: usize::MAX, found: data.len() })?;
         if expected == data.len() {
             Ok(Self { dtype, shape, data })
@@ -95,6 +117,61 @@ impl HostTensor {
             }
             DType::F16 => halves().map(|pair| half::f16::from_le_bytes(pair).to_f32()).collect(),
             DType::Bf16 => halves().map(|pair| half::bf16::from_le_bytes(pair).to_f32()).collect(),
+            DType::Q8 => q8::decode(&self.data),
+        }
+    }
+
+    /// The part `range` along the first dimension; shares the bytes. `None` if it is out of bounds, or if the parts have
+    /// blocks of eight-bit numbers in common.
+    pub fn rows(&self, range: Range<usize>) -> Option<Self> {
+        let n = *self.shape.first()?;
+        let row: usize = self.shape[1..].iter().product();
+        let start = self.dtype.n_bytes(range.start * row)?;
+        let end = self.dtype.n_bytes(range.end * row)?;
+        if range.start > range.end || range.end > n || (self.dtype == DType::Q8 && !row.is_multiple_of(q8::BLOCK)) {
+            return None;
+        }
+        let mut shape = self.shape.clone();
+        shape[0] = range.len();
+        Some(Self { dtype: self.dtype, shape, data: self.data.slice(start..end) })
+    }
+
+    /// This and then `other` along the first dimension. `None` if they do not fit each other, or have blocks of eight-bit
+    /// numbers in common.
+    pub fn followed_by(&self, other: &Self) -> Option<Self> {
+        let row: usize = self.shape.get(1..)?.iter().product();
+        let fits = self.dtype == other.dtype && self.shape.get(1..) == other.shape.get(1..);
+        if !fits || (self.dtype == DType::Q8 && !row.is_multiple_of(q8::BLOCK)) {
+            return None;
+        }
+        let mut shape = self.shape.clone();
+        shape[0] += other.shape.first()?;
+        Some(Self { dtype: self.dtype, shape, data: [&self.data[..], &other.data[..]].concat().into() })
+    }
+
+    /// The numbers as [`DType::Q8`], whatever the dtype. Those that are not finite become not a number, and with them the
+    /// numbers around them.
+    #[must_use]
+    pub fn to_q8(&self) -> Self {
+        let data = match self.dtype {
+            DType::F32 => q8::encode(&self.data).into(),
+            DType::F16 | DType::Bf16 => q8::encode(bytemuck::cast_slice(&self.to_f32())).into(),
+            DType::Q8 => self.data.clone(),
+        };
+        Self { dtype: DType::Q8, shape: self.shape.clone(), data }
+    }
+
+    /// Whether no number is infinite or not a number.
+    pub fn is_finite(&self) -> bool {
+        let exponent = |mask: u16| move |pair: &[u8]| u16::from_le_bytes([pair[0], pair[1]]) & mask != mask;
+        match self.dtype {
+            DType::F32 => self
+                .data
+                .chunks_exact(4)
+                .all(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]).is_finite()),
+            DType::F16 => self.data.chunks_exact(2).all(exponent(0x7c00)),
+            DType::Bf16 => self.data.chunks_exact(2).all(exponent(0x7f80)),
+            DType::Q8 => q8::is_finite(&self.data),
         }
     }
 
@@ -152,6 +229,9 @@ mod tests {
         assert!(HostTensor::from_f32(vec![2, 3], &[0.0; 6]).is_ok());
         assert!(HostTensor::from_f32(vec![2, 3], &[0.0; 5]).is_err());
         assert!(HostTensor::new(DType::F16, vec![usize::MAX, 3], Bytes::new()).is_err());
+        // Two blocks: 64 numbers and 26.
+        assert!(HostTensor::new(DType::Q8, vec![9, 10], vec![0; 98].into()).is_ok());
+        assert!(HostTensor::new(DType::Q8, vec![9, 10], vec![0; 90].into()).is_err());
     }
 
     #[test]
@@ -159,5 +239,26 @@ mod tests {
         let one = half::bf16::from_f32(1.5).to_le_bytes();
         let tensor = HostTensor::new(DType::Bf16, vec![1], Bytes::copy_from_slice(&one)).expect("fits");
         assert_eq!(tensor.to_f32(), [1.5]);
+    }
+
+    #[test]
+    fn infinities_are_found_in_every_dtype() {
+        for dtype in DType::ALL {
+            let tensor = |value: f32| {
+                let numbers = [1.0, value];
+                let data = match dtype {
+                    DType::F16 => numbers.map(|number| half::f16::from_f32(number).to_le_bytes()).concat(),
+                    DType::Bf16 => numbers.map(|number| half::bf16::from_f32(number).to_le_bytes()).concat(),
+                    DType::F32 => numbers.map(f32::to_le_bytes).concat(),
+                    DType::Q8 => return HostTensor::from_f32(vec![2], &numbers).expect("fits").to_q8(),
+                };
+                HostTensor::new(dtype, vec![2], data.into()).expect("fits")
+            };
+            assert!(tensor(-60_000.0).is_finite());
+            for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                assert!(!tensor(value).is_finite(), "{value} as {dtype}");
+                assert!(!tensor(value).to_q8().is_finite(), "{value} as {dtype}");
+            }
+        }
     }
 }

@@ -19,6 +19,7 @@
 
 mod host;
 mod model;
+mod q8;
 mod ragged;
 mod span;
 

@@ -159,6 +159,7 @@ fn header(
             DType::F32 => Dtype::F32,
             DType::F16 => Dtype::F16,
             DType::Bf16 => Dtype::BF16,
+            DType::Q8 => return Err(format!("`{name}` is q8, which is for the wire alone").into()),
         };
         infos.push((name.clone(), TensorInfo { dtype, shape: tensor.shape().to_vec(), data_offsets: (start, end) }));
     }

@@ -32,5 +32,5 @@ pub mod host;
 pub mod init;
 mod params;
 
-pub use host::{HostError, from_host, to_host};
+pub use host::{HostError, from_host, share_from_host, share_to_host, to_host};
 pub use params::{AddError, LoadError, Parameters, SaveError};

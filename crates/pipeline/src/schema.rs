@@ -145,7 +145,7 @@ fn of<T: JsonSchema>() -> Value {
 
 /// The schema of a number format.
 pub(crate) fn dtype(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "string", "enum": ["f32", "f16", "bf16"] })
+    json_schema!({ "type": "string", "enum": ["f32", "f16", "bf16", "q8"] })
 }
 
 /// The schema of a column's value.

@@ -44,10 +44,11 @@ impl Default for SwarmSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EmbeddedSpec {
-    /// The number format of hidden states and gradients on the way.
+    /// The number format of hidden states and gradients on the way. `q8`, for slow links, takes eight bits and a scale for
+    /// every 64 numbers; tunables and the gradients of what trains are `bf16` then.
     #[schemars(schema_with = "crate::schema::dtype")]
     pub wire_dtype: DType,
-    /// Tokens that one message holds at most, prompts included.
+    /// Tokens that one message holds at most, prompts included; fewer where they would take more than 16 MB.
     #[schemars(range(min = 1))]
     pub micro_batch_tokens: usize,
     /// Memory for graphs that wait for their backward pass, in MiB. Graphs that do not fit are computed again.
@@ -69,11 +70,12 @@ macro_rules! servers {
         #[serde(deny_unknown_fields)]
         pub struct $name {
             $($(#[$field_meta])* pub $field: $kind,)*
-            /// The number format of hidden states and gradients on the way.
+            /// The number format of hidden states and gradients on the way. `q8`, for slow links, takes eight bits and a
+            /// scale for every 64 numbers; tunables and the gradients of what trains are `bf16` then.
             #[serde(default)]
             #[schemars(schema_with = "crate::schema::dtype")]
             pub wire_dtype: DType,
-            /// Tokens that one message holds at most, prompts included.
+            /// Tokens that one message holds at most, prompts included; fewer where they would take more than 16 MB.
             #[serde(default = "micro_batch_tokens")]
             #[schemars(range(min = 1))]
             pub micro_batch_tokens: usize,

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::{Either, select};
-use sepal_core::{DType, HostTensor, NamedHostTensor, Ragged, Span, Want};
+use sepal_core::{HostTensor, NamedHostTensor, Ragged, Span, Want};
 use sepal_route::{Hop, Pass, ServerId, Work};
 use sepal_wire::codec::{GradWant, Grads, InputGrad, WireBatch};
 use sepal_wire::{Relay, sepal_capnp as wire};
 
 use crate::error::{CallError, RemoteError};
+use crate::kept;
 use crate::peer::{Output, Step};
 use crate::relay::Relayed;
 use crate::servers::{Servers, Trouble};
@@ -67,7 +68,7 @@ impl Servers {
         let mut chain = Chain { step, prefix_len, rows, legs: Vec::new(), relayed: None };
         if self.may_relay(&route) {
             match self.relay_forward(&chain.step, &batch, keep, &route).await {
-                Ok((output, relayed)) if is_finite(&output) => {
+                Ok((output, relayed)) if output.is_finite() => {
                     return Ok((output, Chain { relayed: Some(relayed), ..chain }));
                 }
                 // Whose numbers are not finite is seen on the way through the client.
@@ -174,8 +175,20 @@ impl Servers {
     ) -> Result<Output, CallError> {
         let peer = self.peer(hop.server);
         let tuned = peer.patiently(None, peer.tuned(hop.span, step, batch)).await?;
-        let work = Work { pass: Pass::Forward, blocks: hop.span.len(), tokens: batch.positions() };
-        self.measured(hop.server, work, peer.forward(&tuned, batch, want, keep)).await
+        let generation = peer.generation();
+        let may_go_without = !keep && !self.options().deterministic && peer.has_kept(hop.span, step);
+        let short = if may_go_without { kept::without_prefix(step, hop.span, batch, want) } else { None };
+        let sent = short.as_ref().unwrap_or(batch);
+        let work = Work { pass: Pass::Forward, blocks: hop.span.len(), tokens: sent.positions() };
+        let mut output = self.measured(hop.server, work, peer.forward(&tuned, sent, want, keep)).await?;
+        if short.is_some() {
+            let whole = kept::with_prefix(step, hop.span, output.hidden, want);
+            output.hidden = whole.ok_or(CallError::Missing("an output that fits the prefix"))?;
+        } else if !keep && batch.prefix_len > 0 {
+            kept::see(step, hop.span, batch, &output.hidden, want);
+            peer.note_kept(hop.span, step, generation);
+        }
+        Ok(output)
     }
 
     /// Runs a chain backward, last leg first. A leg whose server fails is made again, forward from
@@ -188,7 +201,7 @@ impl Servers {
     ) -> Result<ChainGrads, RemoteError> {
         if let Some(relayed) = chain.relayed.take() {
             match self.relay_backward(&chain.step, &relayed, &grad_output, want).await {
-                Ok(grads) if grads.prefix.as_ref().is_none_or(is_finite) => return Ok(grads),
+                Ok(grads) if grads.prefix.as_ref().is_none_or(HostTensor::is_finite) => return Ok(grads),
                 Ok(_) => {}
                 Err(broken) => self.relay_broke(&relayed.way_back(), broken).await?,
             }
@@ -273,7 +286,7 @@ impl Servers {
             InputGrad::None => None,
         };
         let found = grads.input.as_ref().and_then(|grad| Some((*grad.shape().first()?, grad.dtype())));
-        if found != positions.map(|positions| (positions, want.dtype)) {
+        if found != positions.map(|positions| (positions, want.input_dtype())) {
             return Err(CallError::Missing("the gradient of the input that was asked for"));
         }
         let asked = step.tunables.iter().filter(|_| want.tunables);
@@ -281,7 +294,8 @@ impl Servers {
             && asked.zip(&grads.tunables).all(|(asked, found)| {
                 let rest = &asked.tensor.shape()[1..];
                 let shape = [&[span.len()], rest].concat();
-                (&found.name, found.tensor.shape(), found.tensor.dtype()) == (&asked.name, &shape[..], want.dtype)
+                (&found.name, found.tensor.shape(), found.tensor.dtype())
+                    == (&asked.name, &shape[..], want.tunables_dtype())
             });
         if !all_there {
             return Err(CallError::Missing("the gradients of the tunables that were asked for"));
@@ -291,15 +305,15 @@ impl Servers {
 
     /// Names the first server whose answer is not finite, if the last answer is not.
     fn check_finite(&self, chain: &Chain, output: &HostTensor) -> Result<(), RemoteError> {
-        if is_finite(output) {
+        if output.is_finite() {
             return Ok(());
         }
         let outputs = chain.legs.iter().skip(1).map(|leg| &leg.input).chain([output]);
-        if chain.legs.first().is_some_and(|leg| !is_finite(&leg.input)) {
+        if chain.legs.first().is_some_and(|leg| !leg.input.is_finite()) {
             return Err(RemoteError::NonFiniteInput { what: "prompts" });
         }
         for (leg, output) in chain.legs.iter().zip(outputs) {
-            if !is_finite(output) {
+            if !output.is_finite() {
                 return Err(self.non_finite(leg.hop, "hidden states"));
             }
         }
@@ -308,7 +322,7 @@ impl Servers {
 
     fn check_grad(&self, leg: &Leg, grad: Option<&HostTensor>) -> Result<(), RemoteError> {
         match grad {
-            Some(grad) if !is_finite(grad) => Err(self.non_finite(leg.hop, "gradients")),
+            Some(grad) if !grad.is_finite() => Err(self.non_finite(leg.hop, "gradients")),
             _ => Ok(()),
         }
     }
@@ -320,41 +334,5 @@ impl Servers {
 
 /// What went into a leg.
 fn leg_batch(chain: &Chain, leg: &Leg) -> WireBatch {
-    WireBatch { prefix_len: chain.prefix_len, rows: chain.rows.clone(), hidden: leg.input.clone() }
-}
-
-fn is_finite(tensor: &HostTensor) -> bool {
-    let exponent = |mask: u16| move |pair: &[u8]| u16::from_le_bytes([pair[0], pair[1]]) & mask != mask;
-    let data = tensor.data();
-    match tensor.dtype() {
-        DType::F32 => {
-            data.chunks_exact(4).all(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]).is_finite())
-        }
-        DType::F16 => data.chunks_exact(2).all(exponent(0x7c00)),
-        DType::Bf16 => data.chunks_exact(2).all(exponent(0x7f80)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn infinities_are_found_in_every_dtype() {
-        for dtype in [DType::F32, DType::F16, DType::Bf16] {
-            let bytes = |value: f32| match dtype {
-                DType::F32 => value.to_le_bytes().to_vec(),
-                DType::F16 => half::f16::from_f32(value).to_le_bytes().to_vec(),
-                DType::Bf16 => half::bf16::from_f32(value).to_le_bytes().to_vec(),
-            };
-            let tensor = |value: f32| {
-                let data = [bytes(1.0), bytes(value)].concat();
-                HostTensor::new(dtype, vec![2], data.into()).expect("fits")
-            };
-            assert!(is_finite(&tensor(-60_000.0)));
-            for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                assert!(!is_finite(&tensor(value)), "{value} as {dtype}");
-            }
-        }
-    }
+    WireBatch { prefix_len: chain.prefix_len, prefix_kept: false, rows: chain.rows.clone(), hidden: leg.input.clone() }
 }

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use sepal_core::Span;
+use sepal_core::{DType, Span};
 use sepal_wire::codec::DecodeError;
 use sepal_wire::{Failure, FailureCode, Retry};
 
@@ -19,6 +19,14 @@ pub enum RemoteError {
         expected: String,
         /// As the server has it.
         found: String,
+    },
+    /// A server of before, which does not know how tensors shall go.
+    #[error("server {server} does not know {dtype}; update it, or set swarm.with.wire_dtype to {}", dtype.for_parameters())]
+    WireDtype {
+        /// Its address.
+        server: String,
+        /// What hidden states shall go as.
+        dtype: DType,
     },
     /// No server holds these blocks.
     #[error("no server holds blocks {missing}{}; start one with `sepal serve MODEL --blocks {missing}`", unreachable.iter().map(|u| format!("; {u}")).collect::<String>())]
@@ -112,8 +120,9 @@ pub(crate) enum CallError {
     Left,
     #[error("an answer that cannot be read: {0}")]
     Decode(#[from] DecodeError),
+    /// It serves another model, or speaks otherwise.
     #[error("{0}")]
-    WrongModel(RemoteError),
+    Unusable(RemoteError),
     #[error("an answer without {0}")]
     Missing(&'static str),
 }

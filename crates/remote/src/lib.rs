@@ -32,6 +32,7 @@
 mod chain;
 mod cuts;
 mod error;
+mod kept;
 mod patience;
 mod peer;
 mod relay;

@@ -81,13 +81,33 @@ pub(crate) async fn give_up(pulse: &impl Pulse, late_after: Option<Duration>, li
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::cell::Cell;
 
     use sepal_core::{DType, Span};
     use sepal_wire::{Limits, Load};
 
     use super::*;
+
+    /// What a server of one block says of itself.
+    pub(crate) fn info(load: Load) -> ServerInfo {
+        ServerInfo {
+            protocol: sepal_wire::PROTOCOL,
+            software: String::new(),
+            model_digest: String::new(),
+            family: String::new(),
+            n_blocks: 1,
+            hidden: 1,
+            span: Span::new(0, 1).expect("a span"),
+            compute_dtype: DType::F32,
+            weights: String::new(),
+            limits: Limits::default(),
+            load,
+            tape_token_bytes: 0,
+            draining: false,
+            knows_q8: true,
+        }
+    }
 
     /// A server that says this of its load, or nothing, each time it is asked; and whether bytes still move.
     struct Fake(Option<fn(u64) -> Load>, Cell<u64>, bool);
@@ -121,21 +141,7 @@ mod tests {
         async fn ask(&self) -> Result<ServerInfo, CallError> {
             self.1.set(self.1.get() + 1);
             let load = self.0.ok_or(CallError::Timeout(Duration::from_millis(500)))?;
-            Ok(ServerInfo {
-                protocol: sepal_wire::PROTOCOL,
-                software: String::new(),
-                model_digest: String::new(),
-                family: String::new(),
-                n_blocks: 1,
-                hidden: 1,
-                span: Span::new(0, 1).expect("a span"),
-                compute_dtype: DType::F32,
-                weights: String::new(),
-                limits: Limits::default(),
-                load: load(self.1.get()),
-                tape_token_bytes: 0,
-                draining: false,
-            })
+            Ok(info(load(self.1.get())))
         }
     }
 

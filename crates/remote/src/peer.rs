@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use sepal_core::{DType, HostTensor, NamedHostTensor, Span, Want};
@@ -16,6 +17,7 @@ use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{CallError, RemoteError};
+use crate::kept::{KeptSpans, PrefixStates};
 use crate::patience::{Pulse, give_up};
 use crate::sequential::{ModelExpectation, RemoteOptions};
 
@@ -31,9 +33,16 @@ pub(crate) struct Step {
     pub(crate) version: u64,
     /// Each `[n_blocks, ..]`.
     pub(crate) tunables: Vec<NamedHostTensor>,
+    /// The prefix that came with it without a tape, if one did: what servers keep is of this one.
+    pub(crate) prefix: OnceLock<HostTensor>,
+    pub(crate) prefix_states: PrefixStates,
 }
 
 impl Step {
+    pub(crate) fn new(version: u64, tunables: Vec<NamedHostTensor>) -> Self {
+        Self { version, tunables, prefix: OnceLock::new(), prefix_states: PrefixStates::default() }
+    }
+
     /// The part of the blocks `span`; shares the bytes.
     fn part(&self, span: Span) -> Result<Vec<NamedHostTensor>, CallError> {
         let slice = |named: &NamedHostTensor| {
@@ -65,6 +74,9 @@ pub(crate) struct Peer {
     moved: RefCell<(Traffic, Option<Progress>)>,
     /// Connections opened for calls so far.
     generation: Cell<u64>,
+    kept: RefCell<KeptSpans>,
+    /// Whether calls are never to be computed with those of others.
+    alone: bool,
     /// Set when the server is left: no call goes to it until it has answered again.
     left: RefCell<CancellationToken>,
     /// Told when something has been heard of the server.
@@ -114,6 +126,8 @@ impl Peer {
             round_trip: Cell::new(Duration::ZERO),
             moved: RefCell::default(),
             generation: Cell::new(0),
+            kept: RefCell::default(),
+            alone: options.deterministic,
             left: RefCell::default(),
             heard: Notify::new(),
             is_gone: Cell::new(false),
@@ -182,6 +196,16 @@ impl Peer {
         self.generation.get()
     }
 
+    /// Whether it has kept the prefix of `step` in `span`.
+    pub(crate) fn has_kept(&self, span: Span, step: &Step) -> bool {
+        self.kept.borrow().has(span, step.version, self.generation())
+    }
+
+    /// It has kept the prefix of `step` in `span`, on the connection of this generation.
+    pub(crate) fn note_kept(&self, span: Span, step: &Step, generation: u64) {
+        self.kept.borrow_mut().add(span, step.version, generation);
+    }
+
     /// Ends all calls to the server, those under way and those to come, until it is met again.
     pub(crate) fn leave(&self) {
         self.left.borrow().cancel();
@@ -247,7 +271,7 @@ impl Peer {
         let mut params = request.get();
         match relay.from {
             None => codec::write_batch(params.reborrow().init_batch(), batch),
-            Some(_) => codec::write_rows(params.reborrow().init_batch(), batch.prefix_len, &batch.rows),
+            Some(_) => codec::write_rows(params.reborrow().init_batch(), batch),
         }
         params.set_want(codec::want_to_wire(want));
         params.set_keep_tape(keep_tape);
@@ -262,7 +286,7 @@ impl Peer {
             None => Some(codec::read_tensor(results.get_output()?)?),
             Some(_) => None,
         };
-        let expected = [want.positions(batch.prefix_len, &batch.rows), self.expected.hidden];
+        let expected = [want.positions(batch.prefix_slots(), &batch.rows), self.expected.hidden];
         if output.as_ref().is_some_and(|output| output.shape() != expected || output.dtype() != self.dtype) {
             return Err(CallError::Missing("an output of the right shape and dtype"));
         }
@@ -339,6 +363,7 @@ impl Peer {
         let mut request = session.tune_request();
         let length = u32::try_from(part.len()).unwrap_or(u32::MAX);
         codec::write_named(request.get().init_tunables(length), &part);
+        request.get().set_alone(self.alone);
         let answer = request.send().promise.await?;
         let results = answer.get()?;
         if results.has_failure() {
@@ -410,10 +435,13 @@ impl Peer {
     /// What the server says of itself, checked against what this client expects.
     async fn info(&self, root: &wire::block_server::Client) -> Result<ServerInfo, CallError> {
         let answer = root.describe_request().send().promise.await?;
-        let info = ServerInfo::read(answer.get()?.get_info()?)?;
+        self.check(ServerInfo::read(answer.get()?.get_info()?)?)
+    }
+
+    fn check(&self, info: ServerInfo) -> Result<ServerInfo, CallError> {
         let wrong = |what, expected: &dyn ToString, found: &dyn ToString| {
             let (expected, found) = (expected.to_string(), found.to_string());
-            Err(CallError::WrongModel(RemoteError::WrongModel {
+            Err(CallError::Unusable(RemoteError::WrongModel {
                 server: self.endpoint.to_string(),
                 what,
                 expected,
@@ -431,6 +459,10 @@ impl Peer {
         }
         if info.model_digest != self.expected.digest {
             return wrong("the digest of the weights", &self.expected.digest, &info.model_digest);
+        }
+        if self.dtype == DType::Q8 && !info.knows_q8 {
+            let error = RemoteError::WireDtype { server: self.endpoint.to_string(), dtype: self.dtype };
+            return Err(CallError::Unusable(error));
         }
         Ok(info)
     }
@@ -489,4 +521,31 @@ pub(crate) async fn within<T>(
     work: impl Future<Output = Result<T, CallError>>,
 ) -> Result<T, CallError> {
     tokio::time::timeout(limit, work).await.unwrap_or(Err(CallError::Timeout(limit)))
+}
+
+#[cfg(test)]
+mod tests {
+    use sepal_wire::Load;
+
+    use super::*;
+    use crate::patience::tests::info;
+
+    #[test]
+    fn a_server_of_before_is_not_used_with_q8() {
+        let check = |wire_dtype, knows_q8| {
+            let info = ServerInfo { knows_q8, ..info(Load::default()) };
+            let expected =
+                ModelExpectation { digest: info.model_digest.clone(), n_blocks: info.n_blocks, hidden: info.hidden };
+            let endpoint = Endpoint::Addr("127.0.0.1:1".parse().expect("an address"));
+            let options = RemoteOptions { wire_dtype, ..RemoteOptions::default() };
+            Peer::new(endpoint, Traffic::default(), expected, &options).check(info).map(drop)
+        };
+        assert!(check(DType::Q8, true).is_ok());
+        assert!(check(DType::Bf16, false).is_ok());
+        let error = check(DType::Q8, false).expect_err("it does not know q8");
+        assert_eq!(
+            error.to_string(),
+            "server 127.0.0.1:1 does not know q8; update it, or set swarm.with.wire_dtype to bf16"
+        );
+    }
 }

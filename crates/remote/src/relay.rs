@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use crate::chain::{ChainGrads, ClientWant};
 use crate::error::{CallError, RemoteError};
+use crate::kept;
 use crate::patience::{Pulse, give_up};
 use crate::peer::{Peer, Step};
 use crate::sequential::SwarmPath;
@@ -131,17 +132,25 @@ impl Servers {
             peer.patiently(None, peer.tuned(hop.span, step, batch)).await.map_err(|error| by(hop, error))
         }));
         let tuned = tuned.await?;
+        let all_have_kept = || route.iter().all(|hop| self.peer(hop.server).has_kept(hop.span, step));
+        let may_go_without = !keep && !self.options().deterministic && all_have_kept();
+        let last = route.last().filter(|_| may_go_without);
+        let short = last.and_then(|hop| kept::without_prefix(step, hop.span, batch, Want::LastOfRows));
+        let sent = short.as_ref().unwrap_or(batch);
         let calls = route.iter().zip(&places).zip(&tuned).map(async |((&hop, relay), tuned)| {
             let peer = self.peer(hop.server);
             let want = if relay.next.is_some() { Want::All } else { Want::LastOfRows };
-            let work = work(Pass::Forward, hop, batch);
-            let part = self.part(hop, work, peer.forward_relayed(tuned, batch, want, keep, relay)).await?;
+            let work = work(Pass::Forward, hop, sent);
+            let part = self.part(hop, work, peer.forward_relayed(tuned, sent, want, keep, relay)).await?;
             part.map(|(hidden, tape)| Ok((hidden, Leg { hop, tape, generation: peer.generation() })))
         });
-        let answers = self.convoy(route, Pass::Forward, batch, calls).await?;
-        let (mut outputs, legs): (Vec<_>, Vec<_>) = answers.into_iter().unzip();
+        let answers = self.convoy(route, Pass::Forward, sent, calls).await?;
+        let (mut outputs, legs): (Vec<_>, Vec<Leg>) = answers.into_iter().unzip();
         let missing = || Broken { hop: route.last().copied(), error: CallError::Missing("its output") };
         let output = outputs.pop().flatten().ok_or_else(missing)?;
+        if !keep && short.is_none() && batch.prefix_len > 0 {
+            legs.iter().for_each(|leg| self.peer(leg.hop.server).note_kept(leg.hop.span, step, leg.generation));
+        }
         Ok((output, Relayed { batch: batch.clone(), legs }))
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use sepal_autograd::BoxError;
 use sepal_core::{DType, HostTensor, NamedHostTensor, Ragged, Span};
-use sepal_nn::host::{from_host, to_host};
+use sepal_nn::host::{from_host, share_from_host, share_to_host, to_host};
 use sepal_route::Hop;
 use sepal_swarm::{Endpoint, Sightings, Traffic};
 use sepal_wire::ServerInfo;
@@ -46,11 +46,13 @@ pub enum SwarmPath {
 /// How remote blocks are called.
 #[derive(Debug, Clone)]
 pub struct RemoteOptions {
-    /// The format of hidden states and gradients on the wire.
+    /// The format of hidden states and gradients on the wire. With [`DType::Q8`], tunables and the gradients of what
+    /// trains go as [`DType::for_parameters`] says.
     pub wire_dtype: DType,
-    /// Prefix and tokens of one micro-batch at the most; a longer row stands alone.
+    /// Prefix and tokens of one micro-batch at the most, and fewer where they would take more than 16 MB; a longer row
+    /// stands alone.
     pub micro_batch_tokens: usize,
-    /// Whether a batch is cut by `micro_batch_tokens` alone. If not, it is cut finer where several servers are
+    /// Whether a batch is cut by size alone. If not, it is cut finer where several servers are
     /// done sooner by what was measured, so that its sums are added up in another order.
     pub deterministic: bool,
     /// Whether a micro-batch that takes longer than usual is also given to another server; the first answer wins.
@@ -177,19 +179,27 @@ impl RemoteSequential {
     /// # Errors
     /// [`RemoteError::Shape`] if a tensor is not stacked by block.
     pub fn tune(&self, tunables: Vec<(String, Tensor)>) -> Result<Tuned<'_>, RemoteError> {
-        let version = self.next_version.get();
-        self.next_version.set(version + 1);
+        let version = self.new_version();
         let mut named = Vec::with_capacity(tunables.len());
         for (name, tensor) in &tunables {
             if tensor.size().first() != Some(&(self.expected.n_blocks as i64)) {
                 let expected = format!("[{}, ..]", self.expected.n_blocks);
                 return Err(RemoteError::Shape { what: "a tunable", expected, found: tensor.size() });
             }
-            let tensor = to_host(tensor, self.options.wire_dtype).map_err(RemoteError::local)?;
+            // A copy: the optimizer updates parameters in place, while a retry may still send these.
+            let tensor = to_host(tensor, self.options.wire_dtype.for_parameters()).map_err(RemoteError::local)?;
             named.push(NamedHostTensor { name: name.clone(), tensor });
         }
-        let step = Arc::new(Step { version, tunables: named });
+        let step = RefCell::new(Arc::new(Step::new(version, named)));
         Ok(Tuned { remote: self, step, tensors: tunables.into_iter().map(|(_, tensor)| tensor).collect() })
+    }
+}
+
+impl RemoteSequential {
+    fn new_version(&self) -> u64 {
+        let version = self.next_version.get();
+        self.next_version.set(version + 1);
+        version
     }
 }
 
@@ -210,7 +220,7 @@ impl Drop for RemoteSequential {
 #[derive(Debug)]
 pub struct Tuned<'a> {
     remote: &'a RemoteSequential,
-    step: Arc<Step>,
+    step: RefCell<Arc<Step>>,
     tensors: Vec<Tensor>,
 }
 
@@ -240,7 +250,8 @@ impl Tuned<'_> {
         let begun = Instant::now();
         let batches = self.batches(prefix, tokens, rows, &groups)?.into_iter().zip(routes).collect();
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Forward { step: Arc::clone(&self.step), batches, keep, reply })?;
+        let step = self.step_for(prefix.filter(|_| !keep))?;
+        self.send(Command::Forward { step: Arc::clone(&step), batches, keep, reply })?;
         let (call, outputs) = answer.blocking_recv().map_err(|_| RemoteError::Stopped)??;
         if let Some(choice) = choice {
             let seconds = begun.elapsed().as_secs_f64();
@@ -260,14 +271,22 @@ impl Tuned<'_> {
                 tunables: self.tensors.iter().any(Tensor::requires_grad),
             },
             has_prefix: prefix.is_some(),
-            tunables: self
-                .step
-                .tunables
-                .iter()
-                .map(|named| (named.name.clone(), named.tensor.shape().to_vec()))
-                .collect(),
+            tunables: step.tunables.iter().map(|named| (named.name.clone(), named.tensor.shape().to_vec())).collect(),
         };
         sepal_autograd::attach(&inputs, pooled, move |grad| backward.run(grad)).map_err(RemoteError::local)
+    }
+
+    /// The step that `prefix` goes with: servers keep one prefix for each, so that another one begins a new step.
+    fn step_for(&self, prefix: Option<&Tensor>) -> Result<Arc<Step>, RemoteError> {
+        let mut step = self.step.borrow_mut();
+        if let Some(prefix) = prefix {
+            let prefix = to_host(prefix, DType::F32).map_err(RemoteError::local)?;
+            if *step.prefix.get_or_init(|| prefix.clone()) != prefix {
+                *step = Arc::new(Step::new(self.remote.new_version(), step.tunables.clone()));
+                step.prefix.get_or_init(|| prefix);
+            }
+        }
+        Ok(Arc::clone(&step))
     }
 
     fn check(&self, prefix: Option<&Tensor>, tokens: &Tensor, rows: &Ragged) -> Result<usize, RemoteError> {
@@ -305,8 +324,8 @@ impl Tuned<'_> {
                 _ => parts.extend(group.iter().map(part)),
             }
             let hidden = tch::no_grad(|| Tensor::f_cat(&parts, 0)).map_err(RemoteError::local)?;
-            let hidden = to_host(&hidden, self.remote.options.wire_dtype).map_err(RemoteError::local)?;
-            Ok(WireBatch { prefix_len, rows: rows.select(group), hidden })
+            let hidden = share_to_host(&hidden, self.remote.options.wire_dtype).map_err(RemoteError::local)?;
+            WireBatch::new(prefix_len, rows.select(group), hidden).map_err(RemoteError::local)
         };
         groups.iter().map(batch).collect()
     }
@@ -314,6 +333,16 @@ impl Tuned<'_> {
     fn send(&self, command: Command) -> Result<(), RemoteError> {
         self.remote.commands.send(command).map_err(|_| RemoteError::Stopped)
     }
+}
+
+/// Hidden states of one micro-batch at the most. Whatever else goes over a connection waits behind a message, and a call
+/// that is asked for too long whether it is there counts as hung. (A backward without a tape sends as much again.)
+const MAX_MICRO_BATCH_BYTES: usize = 16_000_000;
+
+/// Positions of one micro-batch at the most.
+fn most_positions(options: &RemoteOptions, hidden: usize) -> usize {
+    let bytes = options.wire_dtype.n_bytes(hidden).unwrap_or(usize::MAX);
+    options.micro_batch_tokens.min(MAX_MICRO_BATCH_BYTES / bytes.max(1))
 }
 
 /// A batch cut into micro-batches.
@@ -329,14 +358,14 @@ struct Split {
 /// Cuts a batch into micro-batches. Each has a prefix of its own, so more of them are only made where servers that
 /// work at the same time gain more than that.
 fn split(remote: &RemoteSequential, prefix_len: usize, rows: &Ragged) -> Result<Split, RemoteError> {
-    let RemoteOptions { micro_batch_tokens, deterministic, .. } = remote.options;
+    let deterministic = remote.options.deterministic;
+    let most = most_positions(&remote.options, remote.expected.hidden);
     let whole = Span::new(0, remote.expected.n_blocks).map_err(RemoteError::local)?;
     let router = remote.router.lock();
     let cut = |choice: usize| {
         let max_tokens = prefix_len + rows.n_tokens().div_ceil(PARTS[choice]);
         // More prefixes than text would be computed.
-        (choice == 0 || max_tokens > 2 * prefix_len)
-            .then(|| rows.micro_batches(prefix_len, max_tokens.min(micro_batch_tokens)))
+        (choice == 0 || max_tokens > 2 * prefix_len).then(|| rows.micro_batches(prefix_len, max_tokens.min(most)))
     };
     let plan = |groups: &[Vec<usize>]| {
         let sizes: Vec<usize> = groups.iter().map(|group| prefix_len + rows.select(group).n_tokens()).collect();
@@ -362,10 +391,12 @@ fn split(remote: &RemoteSequential, prefix_len: usize, rows: &Ragged) -> Result<
 
 /// The rows of all groups in the batch's order: `[rows, hidden]`.
 fn assemble(outputs: &[HostTensor], groups: &[Vec<usize>]) -> Result<Tensor, RemoteError> {
-    let parts: Vec<Tensor> = outputs.iter().map(from_host).collect::<Result<_, _>>().map_err(RemoteError::local)?;
-    if let [only] = parts.as_slice() {
-        return Ok(only.shallow_clone());
+    if let [only] = outputs {
+        // A copy: the caller may write into it.
+        return from_host(only).map_err(RemoteError::local);
     }
+    let parts: Vec<Tensor> =
+        outputs.iter().map(share_from_host).collect::<Result<_, _>>().map_err(RemoteError::local)?;
     let order: Vec<i64> = groups.concat().iter().map(|&row| row as i64).collect();
     let stacked = Tensor::f_cat(&parts, 0).map_err(RemoteError::local)?;
     let empty = stacked.f_empty_like().map_err(RemoteError::local)?;
@@ -387,7 +418,8 @@ impl Backward {
     fn run(&self, grad_output: &Tensor) -> Result<Vec<Option<Tensor>>, BoxError> {
         let part = |group: &Vec<usize>| {
             let order: Vec<i64> = group.iter().map(|&row| row as i64).collect();
-            to_host(&grad_output.f_index_select(0, &Tensor::from_slice(&order))?, self.dtype).map_err(BoxError::from)
+            let grad = grad_output.f_index_select(0, &Tensor::from_slice(&order))?;
+            share_to_host(&grad, self.dtype).map_err(BoxError::from)
         };
         let grads = self.groups.iter().map(part).collect::<Result<Vec<HostTensor>, BoxError>>()?;
         let (reply, answer) = oneshot::channel();
@@ -416,10 +448,10 @@ impl Drop for Backward {
 fn sum<'a>(parts: impl Iterator<Item = &'a HostTensor>) -> Result<Option<Tensor>, BoxError> {
     let mut total: Option<Tensor> = None;
     for part in parts {
-        let part = from_host(part)?;
         total = Some(match total {
-            None => part,
-            Some(total) => total.f_add(&part)?,
+            // A copy: it becomes a gradient, and libtorch adds up gradients in place.
+            None => from_host(part)?,
+            Some(total) => total.f_add(&share_from_host(part)?)?,
         });
     }
     Ok(total)
@@ -432,8 +464,29 @@ fn sum_tunable(chains: &[ChainGrads], name: &str, shape: &[usize]) -> Result<Ten
     for (span, tunables) in chains.iter().flat_map(|chain| &chain.tunables) {
         for named in tunables.iter().filter(|named| named.name == name) {
             let mut part = total.f_narrow(0, span.start() as i64, span.len() as i64)?;
-            let _ = part.f_add_(&from_host(&named.tensor)?)?;
+            let _ = part.f_add_(&share_from_host(&named.tensor)?)?;
         }
     }
     Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_micro_batch_stays_under_16_mb() {
+        let check = |micro_batch_tokens, hidden, wire_dtype, expected| {
+            let options = RemoteOptions { micro_batch_tokens, wire_dtype, ..RemoteOptions::default() };
+            assert_eq!(most_positions(&options, hidden), expected, "{hidden} as {wire_dtype}");
+        };
+        check(2048, 576, DType::F32, 2048);
+        check(8192, 576, DType::F32, 6944);
+        check(2048, 8192, DType::F32, 488);
+        check(2048, 8192, DType::Bf16, 976);
+        check(2048, 8192, DType::Q8, 1838);
+        check(100, 8192, DType::Bf16, 100);
+        // Nothing fits: each row stands alone.
+        check(2048, 5_000_000, DType::F32, 0);
+    }
 }

@@ -189,7 +189,7 @@ impl Servers {
                     tracing::info!(server = %peer.endpoint, span = %info.span, "a server has come");
                     return self.add(peer, &info);
                 }
-                Err(CallError::WrongModel(error)) => {
+                Err(CallError::Unusable(error)) => {
                     // Whoever starts with another model there is heard of again.
                     tracing::warn!(%error, "a server is not used");
                     self.found.borrow_mut().retain(|_, known| !Rc::ptr_eq(known, &peer));

@@ -194,7 +194,7 @@ async fn meet(
     for (peer, info) in peers.into_iter().zip(met) {
         match info {
             Ok(info) => servers.add(peer, &info),
-            Err(CallError::WrongModel(error)) => return Err(error),
+            Err(CallError::Unusable(error)) => return Err(error),
             Err(error) => {
                 tracing::warn!(server = %peer.endpoint, %error, "a server could not be reached");
                 unreachable.push(format!("server {} could not be reached ({error})", peer.endpoint));

@@ -1,18 +1,25 @@
-use sepal_blocks::BlockStack;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use sepal_blocks::{Batch, BlockStack, ForwardError, InputGrad, Keep, KeptPrefix, Output, Prefix, Tape, WantGrads};
 use sepal_core::{DType, HostTensor, NamedHostTensor, Span, Want, in_one_line};
-use sepal_nn::host::{from_host, to_host};
-use sepal_wire::codec::{GradWant, Grads, InputGrad, WireBatch};
+use sepal_nn::host::{share_from_host, share_to_host};
+use sepal_wire::codec::{self, GradWant, Grads, WireBatch};
 use sepal_wire::{Failure, FailureCode};
-use tch::{Kind, Tensor};
+use tch::Tensor;
+
+use crate::rpc::lock;
+use crate::tapes::{TapeId, TapeStore};
 
 /// The one tunable that blocks know: added to the prefix before every block.
 const DEEP_PROMPTS: &str = "deep_prompts";
 
 /// What a client has the server inject, checked against its span.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Tunables {
     /// `[span.len(), prefix_len, hidden]`.
     deep_prompts: Option<HostTensor>,
+    /// Keys and values of the prefix, once a forward without a tape has computed them.
+    prefix: Mutex<Option<KeptPrefix>>,
 }
 
 impl Tunables {
@@ -41,95 +48,234 @@ impl Tunables {
     }
 }
 
-/// The graph of one forward.
+/// One call's work.
+#[derive(Debug)]
+pub(crate) enum Job {
+    Forward(Forward),
+    /// Forward, then backward from this gradient.
+    Stateless(Forward, HostTensor, GradWant),
+    Backward(Backward),
+}
+
+#[derive(Debug)]
+pub(crate) struct Forward {
+    pub(crate) span: Span,
+    pub(crate) tunables: Arc<Tunables>,
+    pub(crate) batch: WireBatch,
+    pub(crate) want: Want,
+    pub(crate) keep: bool,
+    pub(crate) dtype: DType,
+}
+
+#[derive(Debug)]
+pub(crate) struct Backward {
+    pub(crate) tapes: Arc<Mutex<TapeStore>>,
+    pub(crate) id: TapeId,
+    /// What the tape is of.
+    pub(crate) of: TapeOf,
+    pub(crate) grad_output: HostTensor,
+    pub(crate) want: GradWant,
+}
+
+/// What a tape is of, known without it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TapeOf {
+    pub(crate) span: Span,
+    pub(crate) want: Want,
+    pub(crate) positions: usize,
+}
+
+/// What a job comes to.
+#[derive(Debug)]
+pub(crate) enum Done {
+    Forward(HostTensor, Option<Kept>),
+    Grads(Grads),
+}
+
+/// A tape, and what it takes.
 #[derive(Debug)]
 pub(crate) struct Kept {
-    /// `[prefix_len + n_tokens, hidden]`, a leaf.
-    pub(crate) input: Tensor,
-    /// `[span.len(), prefix_len, hidden]`, a leaf.
-    pub(crate) deep_prompts: Option<Tensor>,
-    /// What the forward gave.
-    pub(crate) output: Tensor,
-    pub(crate) prefix_len: usize,
-    /// Memory held, estimated.
+    /// None in tests of the store.
+    pub(crate) tape: Option<Tape>,
+    /// Memory held.
     pub(crate) bytes: u64,
 }
 
-/// Runs `span` forward; with `keep`, the graph is kept for backward.
-pub(crate) fn forward(
-    stack: &BlockStack,
-    span: Span,
-    tunables: &Tunables,
-    batch: &WireBatch,
-    want: Want,
-    keep: bool,
-) -> Result<(Tensor, Option<Kept>), Failure> {
-    let leaf = |host: &HostTensor| -> Result<Tensor, Failure> {
-        let tensor = from_host(host).map_err(|error| failed(&error))?;
-        Ok(tensor.set_requires_grad(keep))
+impl Job {
+    /// Positions that the blocks see.
+    pub(crate) fn positions(&self) -> usize {
+        match self {
+            Job::Forward(forward) | Job::Stateless(forward, ..) => forward.batch.positions(),
+            Job::Backward(backward) => backward.of.positions,
+        }
+    }
+
+    /// Positions times blocks times passes.
+    pub(crate) fn token_blocks(&self) -> usize {
+        match self {
+            Job::Forward(forward) => self.positions() * forward.span.len(),
+            Job::Stateless(forward, ..) => 2 * self.positions() * forward.span.len(),
+            Job::Backward(backward) => self.positions() * backward.of.span.len(),
+        }
+    }
+
+    /// Whether both can go through the blocks together.
+    pub(crate) fn goes_with(&self, other: &Job) -> bool {
+        match (self, other) {
+            (Job::Forward(a), Job::Forward(b)) => (a.span, a.want, a.keep) == (b.span, b.want, b.keep),
+            (Job::Backward(a), Job::Backward(b)) => {
+                (a.of.span, a.of.want, a.want.input, a.want.tunables)
+                    == (b.of.span, b.of.want, b.want.input, b.want.tunables)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Runs jobs that go together; each has an outcome of its own, in order.
+pub(crate) fn run(stack: &BlockStack, jobs: Vec<Job>) -> Vec<Result<Done, Failure>> {
+    let (mut forwards, mut backwards, mut alone) = (Vec::new(), Vec::new(), Vec::new());
+    for job in jobs {
+        match job {
+            Job::Forward(forward) => forwards.push(forward),
+            Job::Backward(backward) => backwards.push(backward),
+            Job::Stateless(forward, grad_output, want) => alone.push(stateless(stack, forward, &grad_output, want)),
+        }
+    }
+    alone.extend(run_forwards(stack, &forwards));
+    alone.extend(run_backwards(stack, backwards));
+    alone
+}
+
+/// Numbers of one forward, as tensors.
+struct Inputs<'a> {
+    hidden: Tensor,
+    deep_prompts: Option<Tensor>,
+    prefix: MutexGuard<'a, Option<KeptPrefix>>,
+}
+
+impl<'a> Inputs<'a> {
+    /// Blocks write into none of it, so the memory of what came is used as it is.
+    fn new(forward: &'a Forward) -> Result<Self, Failure> {
+        let tensor = |host: &HostTensor| share_from_host(host).map_err(|error| failed(&error));
+        let prefix = forward.tunables.prefix.lock().unwrap_or_else(PoisonError::into_inner);
+        if forward.batch.prefix_kept && prefix.as_ref().is_none_or(|kept| kept.len() != forward.batch.prefix_len) {
+            return Err(invalid("a batch without its prefix, which was not kept here"));
+        }
+        let deep_prompts = forward.tunables.deep_prompts.as_ref().map(tensor).transpose()?;
+        Ok(Self { hidden: tensor(&forward.batch.hidden)?, deep_prompts, prefix })
+    }
+
+    fn batch<'b>(&'b self, forward: &'b Forward) -> Batch<'b> {
+        let WireBatch { prefix_len, prefix_kept, rows, .. } = &forward.batch;
+        let prefix = match &*self.prefix {
+            Some(kept) if *prefix_kept => Prefix::Kept(kept),
+            _ => Prefix::Computed(*prefix_len),
+        };
+        let deep_prompts = self.deep_prompts.as_ref().filter(|_| *prefix_len > 0);
+        Batch { hidden: &self.hidden, prefix, rows, deep_prompts }
+    }
+}
+
+fn run_forwards(stack: &BlockStack, jobs: &[Forward]) -> Vec<Result<Done, Failure>> {
+    let Some(first) = jobs.first() else { return Vec::new() };
+    let mut inputs: Vec<Result<Inputs<'_>, Failure>> = jobs.iter().map(Inputs::new).collect();
+    let keep = if first.keep { Keep::Tape } else { Keep::Prefix };
+    let batches: Vec<Batch<'_>> =
+        jobs.iter().zip(&inputs).filter_map(|(job, input)| Some(input.as_ref().ok()?.batch(job))).collect();
+    let outputs = stack.run(first.span, &batches, first.want, keep).map_err(|error| refused(&error));
+    let mut outputs = match outputs {
+        Ok(outputs) => Ok(outputs.into_iter()),
+        Err(failure) => Err(failure),
     };
-    let input = leaf(&batch.hidden)?;
-    let deep_prompts = tunables.deep_prompts.as_ref().map(leaf).transpose()?;
-    let run = || stack.forward_part(span, &input, batch.prefix_len, &batch.rows, deep_prompts.as_ref(), want);
-    let output = if keep { run() } else { tch::no_grad(run) }.map_err(|error| match error {
-        sepal_blocks::ForwardError::Torch { .. } => failed(&error),
-        _ => invalid(in_one_line(&error)),
-    })?;
-    let kept = keep.then(|| Kept {
-        bytes: stack.tape_bytes(span, batch.prefix_len, &batch.rows, want) as u64,
-        prefix_len: batch.prefix_len,
-        output: output.shallow_clone(),
-        input,
-        deep_prompts,
+    let done = jobs.iter().zip(&mut inputs).map(|(job, input)| {
+        let input = input.as_mut().map_err(|failure| failure.clone())?;
+        let outputs = outputs.as_mut().map_err(|failure| failure.clone())?;
+        let Output { hidden, tape, prefix } = outputs.next().ok_or_else(|| invalid("no output"))?;
+        if let Some(prefix) = prefix {
+            *input.prefix = Some(prefix);
+        }
+        let kept = tape.map(|tape| Kept { bytes: tape.bytes() as u64, tape: Some(tape) });
+        Ok(Done::Forward(host(&hidden, job.dtype)?, kept))
     });
-    Ok((output.detach(), kept))
+    done.collect()
 }
 
-/// Runs a kept graph backward.
-pub(crate) fn backward(kept: Kept, grad_output: &HostTensor, want: GradWant) -> Result<Grads, Failure> {
-    let expected: Vec<usize> = kept.output.size().iter().map(|&dim| dim.unsigned_abs() as usize).collect();
-    if grad_output.shape() != expected {
-        return Err(invalid(format!(
-            "the gradient has shape {:?}, but the output had {expected:?}",
-            grad_output.shape()
-        )));
+fn run_backwards(stack: &BlockStack, jobs: Vec<Backward>) -> Vec<Result<Done, Failure>> {
+    let (mut wants, mut tapes) = (Vec::new(), Vec::new());
+    for job in jobs {
+        let Backward { id, grad_output, want, .. } = job;
+        let kept = lock(&job.tapes).take(id).and_then(|kept| kept.tape);
+        let gone = || Failure::new(FailureCode::TapeExpired, "the tape gave way to others");
+        let given = kept.ok_or_else(gone).and_then(|tape| Ok((tape, gradient(&grad_output)?)));
+        wants.push(given.map(|given| {
+            tapes.push(given);
+            want
+        }));
     }
-    let grad_output = from_host(grad_output).map_err(|error| failed(&error))?;
-    let deep_prompts = kept.deep_prompts.as_ref().filter(|_| want.tunables);
-    let mut leaves: Vec<&Tensor> = Vec::new();
-    if want.input != InputGrad::None {
-        leaves.push(&kept.input);
-    }
-    leaves.extend(deep_prompts);
-    if leaves.is_empty() {
-        return Ok(Grads { input: None, tunables: Vec::new() });
-    }
-    // The gradient of this sum by the output is `grad_output`.
-    let target = kept.output.f_mul(&grad_output).and_then(|product| product.f_sum(Kind::Float));
-    let mut grads = target
-        .and_then(|target| Tensor::f_run_backward(&[target], &leaves, false, false))
-        .map_err(|error| failed(&error))?
-        .into_iter();
+    let Some(&want) = wants.iter().flatten().next() else {
+        return wants.into_iter().map(|want| want.map(|_| Done::Grads(Grads::default()))).collect();
+    };
+    let mut grads = back(stack, tapes, want).map(Vec::into_iter);
+    let done = wants.into_iter().map(|want| {
+        let (want, grads) = (want?, grads.as_mut().map_err(|failure| failure.clone())?);
+        grads_on_wire(grads.next().ok_or_else(|| invalid("no gradient"))?, want).map(Done::Grads)
+    });
+    done.collect()
+}
+
+fn stateless(stack: &BlockStack, forward: Forward, grad_output: &HostTensor, want: GradWant) -> Result<Done, Failure> {
+    let kept = match run_forwards(stack, &[forward]).pop() {
+        Some(Ok(Done::Forward(_, Some(kept)))) => kept,
+        Some(Err(failure)) => return Err(failure),
+        _ => return Err(Failure::new(FailureCode::ComputeFailed, "no tape was kept")),
+    };
+    let tape = kept.tape.ok_or_else(|| Failure::new(FailureCode::ComputeFailed, "no tape was kept"))?;
+    let grads = back(stack, vec![(tape, gradient(grad_output)?)], want)?;
+    grads
+        .into_iter()
+        .next()
+        .ok_or_else(|| invalid("no gradient"))
+        .and_then(|grads| grads_on_wire(grads, want))
+        .map(Done::Grads)
+}
+
+fn gradient(grad_output: &HostTensor) -> Result<Tensor, Failure> {
+    share_from_host(grad_output).map_err(|error| failed(&error))
+}
+
+fn back(stack: &BlockStack, tapes: Vec<(Tape, Tensor)>, want: GradWant) -> Result<Vec<sepal_blocks::Grads>, Failure> {
     let input = match want.input {
-        InputGrad::None => None,
-        InputGrad::All => grads.next(),
-        InputGrad::Prefix => grads.next().map(|grad| grad.narrow(0, 0, kept.prefix_len as i64)),
+        codec::InputGrad::All => InputGrad::All,
+        codec::InputGrad::Prefix | codec::InputGrad::None => InputGrad::Prefix,
     };
-    let input = input.map(|grad| host(&grad, want.dtype)).transpose()?;
-    let tunables = match grads.next() {
-        Some(grad) => vec![NamedHostTensor { name: DEEP_PROMPTS.to_owned(), tensor: host(&grad, want.dtype)? }],
-        None => Vec::new(),
-    };
-    Ok(Grads { input, tunables })
+    stack.backward(tapes, WantGrads { input, deep_prompts: want.tunables }).map_err(|error| refused(&error))
 }
 
-/// A tensor's numbers as they cross the wire.
-pub(crate) fn host(tensor: &Tensor, dtype: DType) -> Result<HostTensor, Failure> {
-    to_host(tensor, dtype).map_err(|error| failed(&error))
+fn grads_on_wire(grads: sepal_blocks::Grads, want: GradWant) -> Result<Grads, Failure> {
+    let input = match want.input {
+        codec::InputGrad::None => None,
+        _ => Some(host(&grads.input, want.input_dtype())?),
+    };
+    let named = |tensor| Ok(NamedHostTensor { name: DEEP_PROMPTS.to_owned(), tensor });
+    let deep_prompts = grads.deep_prompts.map(|grad| host(&grad, want.tunables_dtype()).and_then(named));
+    Ok(Grads { input, tunables: deep_prompts.into_iter().collect::<Result<_, _>>()? })
+}
+
+/// A tensor's numbers as they cross the wire: of an output or a gradient, which nobody writes into any more.
+fn host(tensor: &Tensor, dtype: DType) -> Result<HostTensor, Failure> {
+    share_to_host(tensor, dtype).map_err(|error| failed(&error))
 }
 
 pub(crate) fn invalid(message: impl std::fmt::Display) -> Failure {
     Failure::new(FailureCode::InvalidRequest, message)
+}
+
+fn refused(error: &ForwardError) -> Failure {
+    match error {
+        ForwardError::Torch { .. } => failed(error),
+        _ => invalid(in_one_line(error)),
+    }
 }
 
 fn failed(error: &dyn std::error::Error) -> Failure {

@@ -1,8 +1,7 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -10,15 +9,20 @@ use sepal_blocks::BlockStack;
 use sepal_wire::{Failure, FailureCode, Timing};
 use tokio::sync::oneshot;
 
-type Job = Box<dyn FnOnce(&BlockStack) + Send>;
+use crate::compute::{self, Done, Job};
+use crate::queue::{ClientId, FairQueue};
 
-/// The compute thread and its queue: first come, first served.
+/// Positions up to which calls of several clients are run together: beyond, products gain nothing from more rows, and
+/// the first caller would only wait for the last.
+const TOGETHER: usize = 1024;
+
+/// The compute thread and its queue.
 #[derive(Debug)]
 pub(crate) struct Engine {
-    jobs: mpsc::Sender<Job>,
+    orders: Arc<Orders>,
     queue: Arc<AtomicU32>,
     completed: Arc<AtomicU64>,
-    options: EngineOptions,
+    max_queue: u32,
 }
 
 /// How an engine runs.
@@ -32,19 +36,64 @@ pub(crate) struct EngineOptions {
     pub(crate) pace: Option<Duration>,
 }
 
+/// What waits for the compute thread.
+#[derive(Debug, Default)]
+struct Orders {
+    state: Mutex<State>,
+    came: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    queue: FairQueue<Order>,
+    is_closed: bool,
+}
+
+impl Orders {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One call.
+#[derive(Debug)]
+struct Order {
+    job: Job,
+    alone: bool,
+    came: Instant,
+    reply: oneshot::Sender<Result<(Done, Timing), Failure>>,
+    waiting: Waiting,
+}
+
+impl Order {
+    /// Whether it may be run with those that were taken already.
+    fn joins(&self, taken: &[Order]) -> bool {
+        let positions: usize = taken.iter().map(|order| order.job.positions()).sum();
+        !self.alone
+            && positions + self.job.positions() <= TOGETHER
+            && taken.first().is_some_and(|first| !first.alone && first.job.goes_with(&self.job))
+    }
+}
+
 impl Engine {
     /// Starts the thread. It ends when the engine is dropped and the queue is empty.
     pub(crate) fn start(stack: BlockStack, options: EngineOptions) -> io::Result<(Self, JoinHandle<()>)> {
-        let (jobs, queue) = mpsc::channel::<Job>();
+        let engine = Self {
+            orders: Arc::default(),
+            queue: Arc::default(),
+            completed: Arc::default(),
+            max_queue: options.max_queue,
+        };
+        let (orders, completed) = (Arc::clone(&engine.orders), Arc::clone(&engine.completed));
         let thread = thread::Builder::new().name("sepal-compute".into()).spawn(move || {
             if let Some(threads) = options.threads {
                 tch::set_num_threads(threads.try_into().unwrap_or(i32::MAX));
             }
-            for job in queue {
-                job(&stack);
+            while let Some(taken) = next(&orders) {
+                run(&stack, taken, options.pace, &completed);
             }
         })?;
-        Ok((Self { jobs, queue: Arc::default(), completed: Arc::default(), options }, thread))
+        Ok((engine, thread))
     }
 
     /// Calls that wait or run.
@@ -57,48 +106,76 @@ impl Engine {
         (Arc::clone(&self.queue), Arc::clone(&self.completed))
     }
 
-    /// Runs `work` of so many tokens times blocks on the compute thread, and says what it took. If the caller goes
-    /// away first, it is not run at all.
-    pub(crate) async fn run<T: Send + 'static>(
-        &self,
-        token_blocks: usize,
-        work: impl FnOnce(&BlockStack) -> Result<T, Failure> + Send + 'static,
-    ) -> Result<(T, Timing), Failure> {
-        let EngineOptions { max_queue, pace, .. } = self.options;
-        if self.queue() >= max_queue {
-            return Err(Failure::new(FailureCode::Overloaded, format!("{max_queue} calls wait already")));
+    /// Runs a client's job on the compute thread, possibly with those of other clients unless it is to be `alone`, and
+    /// says what it took: computing that was shared counts by positions. If the caller goes away first, it is not run.
+    pub(crate) async fn run(&self, client: ClientId, job: Job, alone: bool) -> Result<(Done, Timing), Failure> {
+        if self.queue() >= self.max_queue {
+            return Err(Failure::new(FailureCode::Overloaded, format!("{} calls wait already", self.max_queue)));
         }
-        let waiting = Waiting::new(&self.queue);
-        let completed = Arc::clone(&self.completed);
-        let came = Instant::now();
         let (reply, answer) = oneshot::channel();
-        let job: Job = Box::new(move |stack| {
-            if !reply.is_closed() {
-                let begun = Instant::now();
-                let result = catch_unwind(AssertUnwindSafe(|| work(stack))).unwrap_or_else(|panic| {
-                    let text = panic.downcast_ref::<String>().map(String::as_str);
-                    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-                    tracing::error!(%text, "a computation panicked");
-                    Err(Failure::new(FailureCode::ComputeFailed, format!("a bug in the server: {text}")))
-                });
-                if let Some(pace) = pace {
-                    let least = pace.saturating_mul(u32::try_from(token_blocks).unwrap_or(u32::MAX));
-                    thread::sleep(least.saturating_sub(begun.elapsed()));
-                }
-                completed.fetch_add(1, Ordering::Relaxed);
-                let timing = Timing { queued: begun - came, computed: begun.elapsed() };
-                // A caller that has gone in the meantime wants no answer.
-                let _ = reply.send(result.map(|value| (value, timing)));
-            }
-            drop(waiting);
-        });
-        let stopped = || Failure::new(FailureCode::ShuttingDown, "the server is stopping");
-        self.jobs.send(job).map_err(|_| stopped())?;
-        answer.await.map_err(|_| stopped())?
+        let cost = job.token_blocks();
+        let order = Order { job, alone, came: Instant::now(), reply, waiting: Waiting::new(&self.queue) };
+        self.orders.lock().queue.push(client, cost, order);
+        self.orders.came.notify_one();
+        answer.await.map_err(|_| Failure::new(FailureCode::ShuttingDown, "the server is stopping"))?
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.orders.lock().is_closed = true;
+        self.orders.came.notify_one();
+    }
+}
+
+/// The orders that are run next, or nothing when there will be none.
+fn next(orders: &Orders) -> Option<Vec<Order>> {
+    let mut state = orders.lock();
+    loop {
+        let taken = state.queue.take(|taken, order| order.joins(taken));
+        if !taken.is_empty() {
+            return Some(taken);
+        }
+        if state.is_closed {
+            return None;
+        }
+        state = orders.came.wait(state).unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
+fn run(stack: &BlockStack, taken: Vec<Order>, pace: Option<Duration>, completed: &AtomicU64) {
+    let begun = Instant::now();
+    let (mut jobs, mut callers) = (Vec::new(), Vec::new());
+    for Order { job, came, reply, waiting, .. } in taken.into_iter().filter(|order| !order.reply.is_closed()) {
+        callers.push((job.positions(), came, reply, waiting));
+        jobs.push(job);
+    }
+    let Some(all) = callers.iter().map(|(positions, ..)| *positions).reduce(|a, b| a + b) else { return };
+    let token_blocks: usize = jobs.iter().map(Job::token_blocks).sum();
+    let results = catch_unwind(AssertUnwindSafe(|| compute::run(stack, jobs))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        tracing::error!(%text, "a computation panicked");
+        let bug = || Err(Failure::new(FailureCode::ComputeFailed, format!("a bug in the server: {text}")));
+        callers.iter().map(|_| bug()).collect()
+    });
+    if let Some(pace) = pace {
+        let least = pace.saturating_mul(u32::try_from(token_blocks).unwrap_or(u32::MAX));
+        thread::sleep(least.saturating_sub(begun.elapsed()));
+    }
+    let took = begun.elapsed();
+    for ((positions, came, reply, waiting), result) in callers.into_iter().zip(results) {
+        completed.fetch_add(1, Ordering::Relaxed);
+        let computed = took.mul_f64(positions as f64 / all.max(1) as f64);
+        let timing = Timing { queued: came.elapsed().saturating_sub(computed), computed };
+        // A caller that has gone in the meantime wants no answer.
+        let _ = reply.send(result.map(|done| (done, timing)));
+        drop(waiting);
     }
 }
 
 /// Counts one call from its coming to its end.
+#[derive(Debug)]
 struct Waiting(Arc<AtomicU32>);
 
 impl Waiting {

@@ -26,6 +26,7 @@
 mod board;
 mod compute;
 mod engine;
+mod queue;
 mod relay;
 mod rpc;
 mod serve;

@@ -5,13 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use capnp::capability::Rc as CapRc;
-use sepal_core::{HostTensor, Ragged, Span, in_one_line};
-use sepal_wire::codec::{self, DecodeError, Grads, WireBatch};
+use sepal_core::{HostTensor, Span, in_one_line};
+use sepal_wire::codec::{self, DecodeError, Grads, WireBatch, WireRows};
 use sepal_wire::{Failure, FailureCode, ParcelKey, Relay, ServerInfo, Timing, sepal_capnp as wire};
 
 use crate::board::{Board, Method};
-use crate::compute::{self, Tunables, invalid};
+use crate::compute::{Backward, Done, Forward, Job, TapeOf, Tunables, invalid};
 use crate::engine::Engine;
+use crate::queue::ClientId;
 use crate::relay::{Links, Parcels};
 use crate::tapes::{TapeId, TapeStore};
 
@@ -29,6 +30,8 @@ pub(crate) struct Shared {
     pub(crate) info: ServerInfo,
     /// Calls whose answer has yet to be written.
     pub(crate) calls: Cell<usize>,
+    /// Connections so far.
+    pub(crate) clients: Cell<u64>,
 }
 
 /// A call, from its coming until its answer is handed over.
@@ -57,6 +60,12 @@ impl Drop for Answering {
 }
 
 impl Shared {
+    /// A name for a new connection.
+    pub(crate) fn next_client(&self) -> ClientId {
+        self.clients.set(self.clients.get() + 1);
+        ClientId(self.clients.get())
+    }
+
     /// The input of a call: what came with it, or what another server sends.
     async fn input(&self, given: Option<HostTensor>, relay: &Relay) -> Result<HostTensor, Failure> {
         match (relay.from, given) {
@@ -87,7 +96,7 @@ impl Shared {
         }
     }
 
-    fn check_rows(&self, prefix_len: usize, rows: &Ragged) -> Result<(), Failure> {
+    fn check_rows(&self, WireRows { prefix_len, rows, .. }: &WireRows) -> Result<(), Failure> {
         let (limits, tokens) = (self.info.limits, prefix_len + rows.n_tokens());
         if rows.len() > limits.max_rows as usize {
             return Err(invalid(format!("{} rows, but this server takes {}", rows.len(), limits.max_rows)));
@@ -99,7 +108,6 @@ impl Shared {
     }
 
     fn check_batch(&self, batch: &WireBatch) -> Result<(), Failure> {
-        self.check_rows(batch.prefix_len, &batch.rows)?;
         let (found, hidden) = (batch.hidden.shape()[1], self.info.hidden);
         if found != hidden {
             return Err(invalid(format!("hidden states of size {found}, expected {hidden}")));
@@ -109,7 +117,11 @@ impl Shared {
 }
 
 /// The bootstrap object.
-pub(crate) struct Root(pub(crate) Rc<Shared>);
+pub(crate) struct Root {
+    pub(crate) shared: Rc<Shared>,
+    /// Whose connection it is of.
+    pub(crate) client: ClientId,
+}
 
 impl wire::block_server::Server for Root {
     async fn describe(
@@ -117,7 +129,7 @@ impl wire::block_server::Server for Root {
         _: wire::block_server::DescribeParams,
         mut results: wire::block_server::DescribeResults,
     ) -> Result<(), capnp::Error> {
-        self.0.board.info().write(results.get().init_info());
+        self.shared.board.info().write(results.get().init_info());
         Ok(())
     }
 
@@ -127,12 +139,12 @@ impl wire::block_server::Server for Root {
         mut results: wire::block_server::OpenResults,
     ) -> Result<(), capnp::Error> {
         let opened = || {
-            self.0.check_open()?;
+            self.shared.check_open()?;
             let span = codec::read_span(params.get().and_then(|p| p.get_span()).map_err(decode)?).map_err(decode)?;
-            if self.0.info.span.covers(span) {
-                Ok(SessionImpl { shared: Rc::clone(&self.0), span })
+            if self.shared.info.span.covers(span) {
+                Ok(SessionImpl { shared: Rc::clone(&self.shared), client: self.client, span })
             } else {
-                let held = self.0.info.span;
+                let held = self.shared.info.span;
                 Err(Failure::new(FailureCode::NotServed, format!("blocks {span} were asked for, {held} are here")))
             }
         };
@@ -152,7 +164,7 @@ impl wire::block_server::Server for Root {
             let params = params.get().map_err(decode)?;
             let key = ParcelKey::read(params.get_key().map_err(decode)?).map_err(decode)?;
             let tensor = codec::read_tensor(params.get_tensor().map_err(decode)?).map_err(decode)?;
-            self.0.parcels.deliver(key, tensor)
+            self.shared.parcels.deliver(key, tensor)
         };
         if let Err(failure) = delivered() {
             failure.write(results.get().init_failure());
@@ -164,6 +176,7 @@ impl wire::block_server::Server for Root {
 /// A part of the span, for one client.
 struct SessionImpl {
     shared: Rc<Shared>,
+    client: ClientId,
     span: Span,
 }
 
@@ -175,10 +188,12 @@ impl wire::session::Server for SessionImpl {
     ) -> Result<(), capnp::Error> {
         let tuned = || {
             self.shared.check_open()?;
-            let list = params.get().and_then(|p| p.get_tunables()).map_err(decode)?;
-            let tunables = codec::read_named(list).map_err(decode)?;
+            let params = params.get().map_err(decode)?;
+            let tunables = codec::read_named(params.get_tunables().map_err(decode)?).map_err(decode)?;
             let tunables = Arc::new(Tunables::check(tunables, self.span, self.shared.info.hidden)?);
-            Ok::<_, Failure>(TunedImpl { shared: Rc::clone(&self.shared), span: self.span, tunables })
+            let alone = params.get_alone();
+            let (shared, client, span) = (Rc::clone(&self.shared), self.client, self.span);
+            Ok::<_, Failure>(TunedImpl { shared, client, span, tunables, alone })
         };
         match tuned() {
             Ok(tuned) => results.get().set_tuned(capnp_rpc::new_client(tuned)),
@@ -191,16 +206,14 @@ impl wire::session::Server for SessionImpl {
 /// A session with the tunables of one step.
 struct TunedImpl {
     shared: Rc<Shared>,
+    client: ClientId,
     span: Span,
     tunables: Arc<Tunables>,
+    /// Never computed with calls of others.
+    alone: bool,
 }
 
 impl TunedImpl {
-    /// Tokens times blocks of a batch.
-    fn token_blocks(&self, batch: &WireBatch) -> usize {
-        batch.positions() * self.span.len()
-    }
-
     /// Computes, and hands the output on if that is asked for.
     async fn run_forward(
         &self,
@@ -222,24 +235,23 @@ impl TunedImpl {
         };
         // The message is as large as the batch: free it before the batch waits in the queue.
         drop(params);
-        self.shared.check_rows(rows.0, &rows.1)?;
+        self.shared.check_rows(&rows)?;
         let hidden = self.shared.input(hidden, &relay).await?;
-        let batch = WireBatch::new(rows.0, rows.1, hidden).map_err(decode)?;
+        let batch = rows.with(hidden).map_err(decode)?;
         self.shared.check_batch(&batch)?;
-        let (span, tunables) = (self.span, Arc::clone(&self.tunables));
-        let (tokens, token_blocks) = (batch.positions(), self.token_blocks(&batch));
-        let ((output, kept), timing) = self
-            .shared
-            .engine
-            .run(token_blocks, move |stack| {
-                let (output, kept) = compute::forward(stack, span, &tunables, &batch, want, keep)?;
-                Ok((compute::host(&output, dtype)?, kept))
-            })
-            .await?;
-        self.shared.board.computed(Method::Forward, tokens, self.span.len(), timing);
+        if batch.prefix_kept && keep {
+            return Err(invalid("a tape of a batch without its prefix"));
+        }
+        let of = TapeOf { span: self.span, want, positions: batch.positions() };
+        let tunables = Arc::clone(&self.tunables);
+        let job = Job::Forward(Forward { span: self.span, tunables, batch, want, keep, dtype });
+        let (Done::Forward(output, kept), timing) = self.shared.engine.run(self.client, job, self.alone).await? else {
+            return Err(invalid("a forward without an output"));
+        };
+        self.shared.board.computed(Method::Forward, of.positions, self.span.len(), timing);
         let tape = kept.map(|kept| {
             let id = lock(&self.shared.tapes).insert(kept);
-            TapeImpl { shared: Rc::clone(&self.shared), id, tokens, blocks: self.span.len() }
+            TapeImpl { shared: Rc::clone(&self.shared), client: self.client, alone: self.alone, id, of }
         });
         let output = self.shared.hand_on(Some(output), &relay).await?;
         Ok((output, tape, timing))
@@ -249,7 +261,9 @@ impl TunedImpl {
         self.shared.check_open()?;
         let (batch, want, grad_output, grad) = {
             let params = params.get().map_err(decode)?;
-            let batch = codec::read_batch(params.get_batch().map_err(decode)?).map_err(decode)?;
+            let batch = params.get_batch().map_err(decode)?;
+            self.shared.check_rows(&codec::read_rows(batch).map_err(decode)?)?;
+            let batch = codec::read_batch(batch).map_err(decode)?;
             let want = codec::want_from_wire(params.get_want().map_err(decode)?);
             let grad_output = codec::read_tensor(params.get_grad_output().map_err(decode)?).map_err(decode)?;
             let grad = codec::read_grad_want(params.get_grad().map_err(decode)?).map_err(decode)?;
@@ -258,15 +272,15 @@ impl TunedImpl {
         drop(params);
         self.shared.check_batch(&batch)?;
         let (span, tunables, tokens) = (self.span, Arc::clone(&self.tunables), batch.positions());
-        let (grads, timing) = self
-            .shared
-            .engine
-            .run(2 * self.token_blocks(&batch), move |stack| {
-                let (_, kept) = compute::forward(stack, span, &tunables, &batch, want, true)?;
-                let kept = kept.ok_or_else(|| Failure::new(FailureCode::ComputeFailed, "no graph was kept"))?;
-                compute::backward(kept, &grad_output, grad)
-            })
-            .await?;
+        if batch.prefix_kept {
+            return Err(invalid("a backward of a batch without its prefix"));
+        }
+        let dtype = grad.dtype;
+        let forward = Forward { span, tunables, batch, want, keep: true, dtype };
+        let job = Job::Stateless(forward, grad_output, grad);
+        let (Done::Grads(grads), timing) = self.shared.engine.run(self.client, job, self.alone).await? else {
+            return Err(invalid("a backward without gradients"));
+        };
         self.shared.board.computed(Method::Stateless, tokens, span.len(), timing);
         Ok((grads, timing))
     }
@@ -318,9 +332,10 @@ impl wire::tuned::Server for TunedImpl {
 /// A kept graph; dropped with the client's last reference, or its connection.
 struct TapeImpl {
     shared: Rc<Shared>,
+    client: ClientId,
+    alone: bool,
     id: TapeId,
-    tokens: usize,
-    blocks: usize,
+    of: TapeOf,
 }
 
 impl TapeImpl {
@@ -337,17 +352,12 @@ impl TapeImpl {
         };
         drop(params);
         let grad_output = self.shared.input(given, &relay).await?;
-        let (tapes, id) = (Arc::clone(&self.shared.tapes), self.id);
-        let (mut grads, timing) = self
-            .shared
-            .engine
-            .run(self.tokens * self.blocks, move |_| {
-                let kept = lock(&tapes).take(id);
-                let gone = || Failure::new(FailureCode::TapeExpired, "the tape gave way to others");
-                compute::backward(kept.ok_or_else(gone)?, &grad_output, grad)
-            })
-            .await?;
-        self.shared.board.computed(Method::Backward, self.tokens, self.blocks, timing);
+        let (tapes, id, of) = (Arc::clone(&self.shared.tapes), self.id, self.of);
+        let job = Job::Backward(Backward { tapes, id, of, grad_output, want: grad });
+        let (Done::Grads(mut grads), timing) = self.shared.engine.run(self.client, job, self.alone).await? else {
+            return Err(invalid("a backward without gradients"));
+        };
+        self.shared.board.computed(Method::Backward, of.positions, of.span.len(), timing);
         grads.input = self.shared.hand_on(grads.input, &relay).await?;
         Ok((grads, timing))
     }

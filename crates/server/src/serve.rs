@@ -204,6 +204,7 @@ impl BlockServer {
                     parcels: Parcels::new(shared_info.limits.max_message_bytes),
                     info: shared_info,
                     calls: Cell::default(),
+                    clients: Cell::default(),
                 });
                 LocalSet::new().block_on(&runtime, serve(listener, shared, told));
                 // The last reference to the engine went with the tasks: the compute thread ends.
@@ -255,6 +256,7 @@ fn describe(stack: &BlockStack, identity: ModelIdentity, limits: Limits) -> Serv
         load: Load::default(),
         tape_token_bytes: tape_token_bytes(stack),
         draining: false,
+        knows_q8: true,
     }
 }
 
@@ -333,7 +335,8 @@ async fn finished(shared: &Shared, told: &mut watch::Receiver<Phase>) {
 
 async fn converse(stream: Stream, shared: Rc<Shared>) {
     let max_message_bytes = shared.info.limits.max_message_bytes;
-    let root = capnp_rpc::new_client(Root(shared));
+    let client = shared.next_client();
+    let root = capnp_rpc::new_client(Root { shared, client });
     let Stream { reader, writer, .. } = stream;
     if let Err(error) = conversation::server(reader.compat(), writer.compat_write(), max_message_bytes, root).await {
         tracing::debug!(%error, "a connection ended");

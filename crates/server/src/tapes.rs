@@ -51,12 +51,10 @@ impl TapeStore {
 
 #[cfg(test)]
 mod tests {
-    use tch::Tensor;
-
     use super::*;
 
     fn tape(bytes: u64) -> Kept {
-        Kept { input: Tensor::new(), deep_prompts: None, output: Tensor::new(), prefix_len: 0, bytes }
+        Kept { tape: None, bytes }
     }
 
     #[test]

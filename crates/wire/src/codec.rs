@@ -68,29 +68,61 @@ impl DecodeError {
 pub struct WireBatch {
     /// Positions of the shared prefix.
     pub prefix_len: usize,
+    /// Whether the server has kept the prefix, so that it does not come with the batch.
+    pub prefix_kept: bool,
     /// The rows behind it.
     pub rows: Ragged,
-    /// `[prefix_len + n_tokens, hidden]`.
+    /// `[positions, hidden]`.
     pub hidden: HostTensor,
 }
 
+/// A batch without its hidden states.
+#[derive(Debug, Clone)]
+pub struct WireRows {
+    /// Positions of the shared prefix.
+    pub prefix_len: usize,
+    /// Whether the server has kept the prefix.
+    pub prefix_kept: bool,
+    /// The rows behind it.
+    pub rows: Ragged,
+}
+
+impl WireRows {
+    /// The batch with its hidden states.
+    ///
+    /// # Errors
+    /// [`DecodeError::Positions`] if rows and hidden states do not agree.
+    pub fn with(self, hidden: HostTensor) -> Result<WireBatch, DecodeError> {
+        let Self { prefix_len, prefix_kept, rows } = self;
+        WireBatch { prefix_len, prefix_kept, rows, hidden }.checked()
+    }
+}
+
 impl WireBatch {
-    /// A batch.
+    /// A batch with its prefix.
     ///
     /// # Errors
     /// [`DecodeError::Positions`] if rows and hidden states do not agree.
     pub fn new(prefix_len: usize, rows: Ragged, hidden: HostTensor) -> Result<Self, DecodeError> {
-        let batch = Self { prefix_len, rows, hidden };
-        let expected = batch.positions();
-        if batch.hidden.shape().len() != 2 || batch.hidden.shape()[0] != expected {
-            return Err(DecodeError::Positions { expected, found: batch.hidden.shape().to_vec() });
-        }
-        Ok(batch)
+        Self { prefix_len, prefix_kept: false, rows, hidden }.checked()
     }
 
-    /// How many positions it has, the prefix included.
+    fn checked(self) -> Result<Self, DecodeError> {
+        let expected = self.positions();
+        if self.hidden.shape().len() != 2 || self.hidden.shape()[0] != expected {
+            return Err(DecodeError::Positions { expected, found: self.hidden.shape().to_vec() });
+        }
+        Ok(self)
+    }
+
+    /// How many positions the blocks see: the prefix, unless it was kept, and the tokens.
     pub fn positions(&self) -> usize {
-        self.prefix_len + self.rows.n_tokens()
+        self.prefix_slots() + self.rows.n_tokens()
+    }
+
+    /// Positions of the prefix that come with the batch.
+    pub fn prefix_slots(&self) -> usize {
+        if self.prefix_kept { 0 } else { self.prefix_len }
     }
 }
 
@@ -112,12 +144,24 @@ pub struct GradWant {
     pub input: InputGrad,
     /// Of the tunables.
     pub tunables: bool,
-    /// In which format.
+    /// In which format hidden states and their gradients go.
     pub dtype: DType,
 }
 
+impl GradWant {
+    /// The format of the input's gradient. That of the prefix is a parameter's.
+    pub fn input_dtype(self) -> DType {
+        if self.input == InputGrad::Prefix { self.tunables_dtype() } else { self.dtype }
+    }
+
+    /// The format of the tunables' gradients.
+    pub fn tunables_dtype(self) -> DType {
+        self.dtype.for_parameters()
+    }
+}
+
 /// What a backward returns.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Grads {
     /// Of the input, as asked.
     pub input: Option<HostTensor>,
@@ -184,19 +228,21 @@ pub fn read_named(
 
 /// Writes a batch.
 pub fn write_batch(mut builder: wire::ragged_batch::Builder<'_>, batch: &WireBatch) {
-    write_rows(builder.reborrow(), batch.prefix_len, &batch.rows);
+    write_rows(builder.reborrow(), batch);
     write_tensor(builder.init_hidden(), &batch.hidden);
 }
 
 /// Writes a batch whose hidden states come another way.
-pub fn write_rows(mut builder: wire::ragged_batch::Builder<'_>, prefix_len: usize, rows: &Ragged) {
-    builder.set_prefix_len(size(prefix_len));
+pub fn write_rows(mut builder: wire::ragged_batch::Builder<'_>, batch: &WireBatch) {
+    let WireBatch { prefix_len, prefix_kept, rows, .. } = batch;
+    builder.set_prefix_len(size(*prefix_len));
+    builder.set_prefix_kept(*prefix_kept);
     let offsets = rows.offsets();
     let mut list = builder.reborrow().init_offsets(size(offsets.len()));
     for (i, &offset) in offsets.iter().enumerate() {
         list.set(size(i), offset);
     }
-    builder.set_crc(rows_crc(size(prefix_len), offsets));
+    builder.set_crc(rows_crc(size(*prefix_len), offsets));
 }
 
 fn rows_crc(prefix_len: u32, offsets: &[u32]) -> u32 {
@@ -210,20 +256,20 @@ fn rows_crc(prefix_len: u32, offsets: &[u32]) -> u32 {
 /// # Errors
 /// [`DecodeError`] if rows and hidden states do not agree, or a checksum is wrong.
 pub fn read_batch(reader: wire::ragged_batch::Reader<'_>) -> Result<WireBatch, DecodeError> {
-    let (prefix_len, rows) = read_rows(reader)?;
-    WireBatch::new(prefix_len, rows, read_tensor(reader.get_hidden()?)?)
+    read_rows(reader)?.with(read_tensor(reader.get_hidden()?)?)
 }
 
 /// Reads prefix length and rows of a batch.
 ///
 /// # Errors
 /// [`DecodeError`] if they are not well formed, or their checksum is wrong.
-pub fn read_rows(reader: wire::ragged_batch::Reader<'_>) -> Result<(usize, Ragged), DecodeError> {
+pub fn read_rows(reader: wire::ragged_batch::Reader<'_>) -> Result<WireRows, DecodeError> {
     let offsets: Vec<u32> = reader.get_offsets()?.iter().collect();
     if rows_crc(reader.get_prefix_len(), &offsets) != reader.get_crc() {
         return Err(DecodeError::Damaged { what: "the rows of a batch" });
     }
-    Ok((reader.get_prefix_len() as usize, Ragged::from_offsets(offsets)?))
+    let (prefix_len, prefix_kept) = (reader.get_prefix_len() as usize, reader.get_prefix_kept());
+    Ok(WireRows { prefix_len, prefix_kept, rows: Ragged::from_offsets(offsets)? })
 }
 
 /// Writes which gradients are wanted.
@@ -303,6 +349,7 @@ pub fn dtype_to_wire(dtype: DType) -> wire::DType {
         DType::F32 => wire::DType::F32,
         DType::F16 => wire::DType::F16,
         DType::Bf16 => wire::DType::Bf16,
+        DType::Q8 => wire::DType::Q8,
     }
 }
 
@@ -312,6 +359,7 @@ pub fn dtype_from_wire(dtype: wire::DType) -> DType {
         wire::DType::F32 => DType::F32,
         wire::DType::F16 => DType::F16,
         wire::DType::Bf16 => DType::Bf16,
+        wire::DType::Q8 => DType::Q8,
     }
 }
 
@@ -329,7 +377,7 @@ mod tests {
 
     fn tensor(dtype: DType, shape: Vec<usize>) -> HostTensor {
         let n: usize = shape.iter().product();
-        let data: Vec<u8> = (0..n * dtype.size()).map(|i| (i % 251) as u8).collect();
+        let data: Vec<u8> = (0..dtype.n_bytes(n).expect("few")).map(|i| (i % 251) as u8).collect();
         HostTensor::new(dtype, shape, Bytes::from(data)).expect("fits")
     }
 
@@ -339,11 +387,11 @@ mod tests {
             lengths in prop::collection::vec(1_usize..9, 1..9),
             prefix_len in 0_usize..5,
             hidden in 1_usize..7,
-            dtype in prop::sample::select(vec![DType::F32, DType::F16, DType::Bf16]),
+            dtype in prop::sample::select(DType::ALL.to_vec()),
         ) {
             let rows = Ragged::from_lengths(lengths).expect("rows");
             let hidden = tensor(dtype, vec![prefix_len + rows.n_tokens(), hidden]);
-            let batch = WireBatch { prefix_len, rows, hidden };
+            let batch = WireBatch { prefix_len, prefix_kept: false, rows, hidden };
             let mut message = Builder::new_default();
             write_batch(message.init_root(), &batch);
             let back = read_batch(message.get_root_as_reader().expect("a root")).expect("a batch");
@@ -369,7 +417,7 @@ mod tests {
     #[test]
     fn damage_is_found_wherever_it_is() {
         let rows = Ragged::from_lengths([2, 3]).expect("rows");
-        let batch = WireBatch { prefix_len: 1, rows, hidden: tensor(DType::F32, vec![6, 2]) };
+        let batch = WireBatch { prefix_len: 1, prefix_kept: false, rows, hidden: tensor(DType::F32, vec![6, 2]) };
         let mut message = Builder::new_default();
         write_batch(message.init_root(), &batch);
         let whole = capnp::serialize::write_message_to_words(&message);

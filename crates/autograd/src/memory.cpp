@@ -1,0 +1,25 @@
+// A tensor over memory that somebody else owns.
+
+#include <torch/csrc/autograd/variable.h>
+#include <ATen/ops/from_blob.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <memory>
+
+extern "C" {
+
+// A CPU tensor over `data`, row-major, in the number format of `like`. Takes over `owner` whether or not it succeeds: `drop` is called once, with the
+// last tensor that shares the memory. Returns a new tensor, or null and *error.
+at::Tensor *sepal_memory_over(void *data, const int64_t *shape, size_t n_dims, const at::Tensor *like,
+                              void *owner, void (*drop)(void *owner), char **error) {
+  try {
+    std::shared_ptr<void> guard(owner, drop);
+    return new at::Tensor(at::from_blob(data, at::IntArrayRef(shape, n_dims), [guard](void *) {}, like->options()));
+  } catch (const std::exception &e) {
+    *error = strdup(e.what());
+    return nullptr;
+  }
+}
+}

@@ -1,0 +1,71 @@
+//! Batches without their prefix, for servers that have kept its keys and values.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
+
+use sepal_core::{HostTensor, Span, Want};
+use sepal_wire::codec::WireBatch;
+
+use crate::peer::Step;
+
+/// The hidden states of one step's prefix between blocks, as far as they have been seen: `[prefix_len, hidden]` before the
+/// block that is the key.
+#[derive(Debug, Default)]
+pub(crate) struct PrefixStates(Mutex<HashMap<usize, HostTensor>>);
+
+impl PrefixStates {
+    fn at(&self, block_idx: usize) -> Option<HostTensor> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&block_idx).cloned()
+    }
+
+    fn see(&self, block_idx: usize, states: HostTensor) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(block_idx, states);
+    }
+}
+
+/// The spans whose prefix a server has kept, of one step and one connection.
+#[derive(Debug, Default)]
+pub(crate) struct KeptSpans {
+    version: u64,
+    generation: u64,
+    spans: HashSet<Span>,
+}
+
+impl KeptSpans {
+    pub(crate) fn has(&self, span: Span, version: u64, generation: u64) -> bool {
+        (self.version, self.generation) == (version, generation) && self.spans.contains(&span)
+    }
+
+    pub(crate) fn add(&mut self, span: Span, version: u64, generation: u64) {
+        if (self.version, self.generation) != (version, generation) {
+            *self = Self { version, generation, spans: HashSet::new() };
+        }
+        self.spans.insert(span);
+    }
+}
+
+/// `batch` without its prefix, if what `span` makes of the prefix is known where it is wanted.
+pub(crate) fn without_prefix(step: &Step, span: Span, batch: &WireBatch, want: Want) -> Option<WireBatch> {
+    if want == Want::All {
+        step.prefix_states.at(span.end())?;
+    }
+    let hidden = batch.hidden.rows(batch.prefix_len..batch.positions())?;
+    Some(WireBatch { prefix_len: batch.prefix_len, prefix_kept: true, rows: batch.rows.clone(), hidden })
+}
+
+/// The output of `span` for a batch that went without its prefix, as if it had gone with it.
+pub(crate) fn with_prefix(step: &Step, span: Span, output: HostTensor, want: Want) -> Option<HostTensor> {
+    match want {
+        Want::LastOfRows => Some(output),
+        Want::All => step.prefix_states.at(span.end())?.followed_by(&output),
+    }
+}
+
+/// Remembers what `span` made of the prefix.
+pub(crate) fn see(step: &Step, span: Span, batch: &WireBatch, output: &HostTensor, want: Want) {
+    if want == Want::All
+        && let Some(states) = output.rows(0..batch.prefix_len)
+    {
+        step.prefix_states.see(span.end(), states);
+    }
+}
