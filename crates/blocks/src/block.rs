@@ -196,7 +196,7 @@ impl Block {
         shares: &[Share],
     ) -> Result<Tensor, TchError> {
         for (saved, &share) in saved.iter().zip(shares) {
-            let (input, stats) = (of(&saved.input, share.from_zero())?, saved.input_stats.of(share.from_zero())?);
+            let (input, stats) = (of(&saved.input, share.at_start())?, saved.input_stats.of(share.at_start())?);
             self.norm.add_grad(&mut of(&grad, share)?, &of(of_norm, share)?, &input, &stats)?;
         }
         Ok(grad)

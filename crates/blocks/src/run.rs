@@ -15,7 +15,7 @@ pub(crate) struct Share {
 
 impl Share {
     /// As many rows from the first on.
-    pub(crate) fn from_zero(self) -> Self {
+    pub(crate) fn at_start(self) -> Self {
         Self { first: 0, n: self.n }
     }
 }

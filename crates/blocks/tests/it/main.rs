@@ -5,3 +5,4 @@ mod goldens;
 mod invariants;
 mod model;
 mod refusals;
+mod together;
