@@ -1,6 +1,6 @@
 //! Servers that hand on to each other: the same numbers, and one hop's traffic for the client.
 
-use sepal_core::Ragged;
+use sepal_core::{DType, Ragged};
 use sepal_remote::{RemoteOptions, SwarmPath};
 use sepal_server::BlockServer;
 use tch::{Device, Kind, Tensor};
@@ -21,32 +21,35 @@ fn a_relay_gives_the_same_bits_and_moves_one_hop_through_the_client() {
     let servers: Vec<BlockServer> = CHAIN.iter().map(|blocks| Swarm::serve(&golden, blocks)).collect();
     let rows = Ragged::from_lengths([20; 40]).expect("rows");
     let ids = Tensor::randint_low(1, 60, [800], (Kind::Int64, Device::Cpu));
-    // Gradients, bytes up and bytes down of the second of two steps.
-    let step = |path: SwarmPath| {
-        let remote = golden.connect(&servers, RemoteOptions { path, deterministic: true, ..RemoteOptions::default() });
-        let run = || {
-            let trained = Trained::of(&golden, true);
-            trained.logits(&golden, &remote, &ids, &rows).square().sum(Kind::Float).backward();
-            trained.grads()
+    for wire_dtype in [DType::F32, DType::Q8] {
+        // Gradients, bytes up and bytes down of the second of two steps.
+        let step = |path: SwarmPath| {
+            let remote = golden
+                .connect(&servers, RemoteOptions { path, wire_dtype, deterministic: true, ..RemoteOptions::default() });
+            let run = || {
+                let trained = Trained::of(&golden, true);
+                trained.logits(&golden, &remote, &ids, &rows).square().sum(Kind::Float).backward();
+                trained.grads()
+            };
+            run();
+            let before = (remote.traffic().up(), remote.traffic().down());
+            let grads = run();
+            (grads, remote.traffic().up() - before.0, remote.traffic().down() - before.1)
         };
-        run();
-        let before = (remote.traffic().up(), remote.traffic().down());
-        let grads = run();
-        (grads, remote.traffic().up() - before.0, remote.traffic().down() - before.1)
-    };
-    let (star, star_up, star_down) = step(SwarmPath::Star);
-    let (relay, relay_up, relay_down) = step(SwarmPath::Relay);
-    for ((name, star), (_, relay)) in star.iter().zip(&relay) {
-        assert_eq!(star, relay, "the gradient of {name}");
+        let (star, star_up, star_down) = step(SwarmPath::Star);
+        let (relay, relay_up, relay_down) = step(SwarmPath::Relay);
+        for ((name, star), (_, relay)) in star.iter().zip(&relay) {
+            assert_eq!(star, relay, "the gradient of {name} as {wire_dtype}");
+        }
+        // The batch and the gradient of its pooled rows; deep prompts and their gradients; the rest is frames.
+        let hop = wire_dtype.n_bytes((5 + 800) * 32).expect("few") as u64;
+        let small = 40 * 32 * 4 + 3 * 5 * 32 * 4 + 8_000;
+        assert!(relay_up < hop + small && star_up > 4 * hop, "up: {relay_up} relayed, {star_up} through the client");
+        assert!(
+            relay_down < 2 * small && star_down > 4 * hop,
+            "down: {relay_down} relayed, {star_down} through the client"
+        );
     }
-    // The batch and the gradient of its pooled rows; deep prompts and their gradients; the rest is frames.
-    let hop = (5 + 800) * 32 * 4;
-    let small = 40 * 32 * 4 + 3 * 5 * 32 * 4 + 8_000;
-    assert!(relay_up < hop + small && star_up > 4 * hop, "up: {relay_up} relayed, {star_up} through the client");
-    assert!(
-        relay_down < 2 * small && star_down > 4 * hop,
-        "down: {relay_down} relayed, {star_down} through the client"
-    );
 }
 
 #[test]

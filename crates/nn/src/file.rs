@@ -245,6 +245,9 @@ mod tests {
         let before = std::fs::read(&path).expect("bytes");
         let error = write(&path, &[named("a", &[1], 0.0), named("a", &[2], 0.0)], &BTreeMap::new());
         assert!(matches!(error, Err(WriteError::Layout { .. })));
+        let NamedHostTensor { name, tensor } = named("a", &[1], 0.0);
+        let error = write(&path, &[NamedHostTensor { name, tensor: tensor.to_q8() }], &BTreeMap::new());
+        assert!(matches!(error, Err(WriteError::Layout { .. })), "q8 is for the wire alone");
         let full = write_atomically(&path, |_| Err(io::Error::new(io::ErrorKind::StorageFull, "no room")));
         assert_eq!(full.expect_err("must fail").kind(), io::ErrorKind::StorageFull);
         assert_eq!(std::fs::read(&path).expect("bytes"), before);
