@@ -10,5 +10,6 @@ mod program;
 mod proxy;
 mod relay;
 mod runs;
+mod shared;
 mod support;
 mod swarm;

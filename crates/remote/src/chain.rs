@@ -14,9 +14,10 @@ use sepal_wire::{Relay, sepal_capnp as wire};
 
 use crate::error::{CallError, RemoteError};
 use crate::kept;
-use crate::peer::{Output, Step};
+use crate::peer::Output;
 use crate::relay::Relayed;
 use crate::servers::{Servers, Trouble};
+use crate::step::Step;
 
 /// One micro-batch's way, kept for backward.
 pub(crate) struct Chain {

@@ -1,27 +1,11 @@
 //! Batches without their prefix, for servers that have kept its keys and values.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, PoisonError};
+use std::collections::HashSet;
 
 use sepal_core::{HostTensor, Span, Want};
 use sepal_wire::codec::WireBatch;
 
-use crate::peer::Step;
-
-/// The hidden states of one step's prefix between blocks, as far as they have been seen: `[prefix_len, hidden]` before the
-/// block that is the key.
-#[derive(Debug, Default)]
-pub(crate) struct PrefixStates(Mutex<HashMap<usize, HostTensor>>);
-
-impl PrefixStates {
-    fn at(&self, block_idx: usize) -> Option<HostTensor> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&block_idx).cloned()
-    }
-
-    fn see(&self, block_idx: usize, states: HostTensor) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(block_idx, states);
-    }
-}
+use crate::step::Step;
 
 /// The spans whose prefix a server has kept, of one step and one connection.
 #[derive(Debug, Default)]

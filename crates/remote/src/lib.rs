@@ -38,6 +38,7 @@ mod peer;
 mod relay;
 mod sequential;
 mod servers;
+mod step;
 mod survey;
 mod thread;
 

@@ -3,10 +3,9 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::OnceLock;
 use std::time::Duration;
 
-use sepal_core::{DType, HostTensor, NamedHostTensor, Span, Want};
+use sepal_core::{DType, HostTensor, Span, Want};
 use sepal_swarm::{Endpoint, Progress, Stream, Traffic};
 use sepal_wire::codec::{self, GradWant, Grads, WireBatch};
 use sepal_wire::{Failure, FailureCode, Limits, Relay, ServerInfo, Timing, conversation, sepal_capnp as wire};
@@ -17,46 +16,15 @@ use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{CallError, RemoteError};
-use crate::kept::{KeptSpans, PrefixStates};
+use crate::kept::KeptSpans;
 use crate::patience::{Pulse, give_up};
 use crate::sequential::{ModelExpectation, RemoteOptions};
+use crate::step::Step;
 
 /// The largest message that a client reads.
 const MAX_MESSAGE_BYTES: u64 = 1 << 30;
 /// How long a server that is late may take to say that it is there, beside four round trips.
 const PULSE: Duration = Duration::from_millis(500);
-
-/// The tunables of one optimizer step, for the whole model, stacked by block.
-#[derive(Debug)]
-pub(crate) struct Step {
-    /// Told apart by this number.
-    pub(crate) version: u64,
-    /// Each `[n_blocks, ..]`.
-    pub(crate) tunables: Vec<NamedHostTensor>,
-    /// The prefix that came with it without a tape, if one did: what servers keep is of this one.
-    pub(crate) prefix: OnceLock<HostTensor>,
-    pub(crate) prefix_states: PrefixStates,
-}
-
-impl Step {
-    pub(crate) fn new(version: u64, tunables: Vec<NamedHostTensor>) -> Self {
-        Self { version, tunables, prefix: OnceLock::new(), prefix_states: PrefixStates::default() }
-    }
-
-    /// The part of the blocks `span`; shares the bytes.
-    fn part(&self, span: Span) -> Result<Vec<NamedHostTensor>, CallError> {
-        let slice = |named: &NamedHostTensor| {
-            let tensor = &named.tensor;
-            let per_block = tensor.data().len() / tensor.shape()[0].max(1);
-            let data = tensor.data().slice(span.start() * per_block..span.end() * per_block);
-            let mut shape = tensor.shape().to_vec();
-            shape[0] = span.len();
-            let tensor = HostTensor::new(tensor.dtype(), shape, data).map_err(codec::DecodeError::from)?;
-            Ok(NamedHostTensor { name: named.name.clone(), tensor })
-        };
-        self.tunables.iter().map(slice).collect()
-    }
-}
 
 /// One server.
 #[derive(Debug)]

@@ -21,9 +21,10 @@ use crate::chain::{ChainGrads, ClientWant};
 use crate::error::{CallError, RemoteError};
 use crate::kept;
 use crate::patience::{Pulse, give_up};
-use crate::peer::{Peer, Step};
+use crate::peer::Peer;
 use crate::sequential::SwarmPath;
 use crate::servers::{Servers, Trouble, UnderWay};
+use crate::step::Step;
 
 /// How long servers that could not hand on to each other are not asked to; it doubles each time.
 const FIRST_REST: Duration = Duration::from_secs(1);

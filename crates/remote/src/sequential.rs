@@ -17,8 +17,8 @@ use tokio::sync::{mpsc, oneshot};
 use crate::chain::{ChainGrads, ClientWant};
 use crate::cuts::{Cuts, PARTS};
 use crate::error::RemoteError;
-use crate::peer::Step;
 use crate::servers::SharedRouter;
+use crate::step::Step;
 use crate::thread::{self as rpc, CallId, Command, Setup, Source};
 
 /// The model that servers must serve.

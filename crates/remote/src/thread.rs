@@ -18,9 +18,10 @@ use tokio::time::Instant;
 
 use crate::chain::{Chain, ChainGrads, ClientWant};
 use crate::error::{CallError, RemoteError};
-use crate::peer::{Peer, Step};
+use crate::peer::Peer;
 use crate::sequential::{ModelExpectation, RemoteOptions};
 use crate::servers::{Servers, SharedRouter, SharedServers};
+use crate::step::Step;
 
 /// A forward whose chains are kept for backward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

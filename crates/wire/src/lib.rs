@@ -42,4 +42,4 @@ pub use info::{Failure, FailureCode, Limits, Load, Retry, ServerInfo, Timing};
 pub use relay::{Next, ParcelKey, Relay};
 
 /// The version of the protocol; servers and clients of different versions refuse each other.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;

@@ -25,7 +25,7 @@ use crate::notice::Notice;
 use crate::{Discovery, lock};
 
 /// What Sepal's protocol is called among those that an endpoint speaks.
-const ALPN: &[u8] = b"sepal/3";
+const ALPN: &[u8] = b"sepal/4";
 /// What a peer's name begins with, among addresses.
 const SCHEME: &str = "p2p:";
 /// How long a client may take to show that it is a member.
