@@ -117,12 +117,16 @@ fn measure(asked: &Asked) {
         section.print();
         println!("  ({name}: {:.0} s)", begun.elapsed().as_secs_f64());
         sections.insert(name.to_owned(), section.json(asked.rounds));
+        write(&sections);
     }
-    let names = SECTIONS.iter().map(|(name, _)| *name);
-    let sections: Map<String, Value> =
-        names.filter_map(|name| Some((name.to_owned(), sections.remove(name)?))).collect();
-    let picture = picture::draw(&sections);
+}
+
+/// Writes what there is by now, in the order of the sections.
+fn write(sections: &Map<String, Value>) {
+    let named = SECTIONS.iter().filter_map(|(name, _)| Some(((*name).to_owned(), sections.get(*name)?.clone())));
+    let sections: Map<String, Value> = named.collect();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let picture = picture::draw(&sections);
     let json = json!({ "command": "just bench", "cores": cores, "sections": sections });
     let text = serde_json::to_string_pretty(&json).expect("numbers") + "\n";
     std::fs::write(docs("bench.json"), text).expect("docs/ can be written");

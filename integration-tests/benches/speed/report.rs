@@ -55,11 +55,6 @@ impl Cell {
         Self::Number(n as f64, 0)
     }
 
-    /// Nothing for what was not measured.
-    pub(crate) fn maybe(value: Option<f64>, digits: usize) -> Self {
-        value.map_or(Self::Nothing, |value| Self::Number(value, digits))
-    }
-
     fn text(&self) -> String {
         match self {
             Self::Text(text) => text.clone(),
