@@ -18,8 +18,8 @@ pub(crate) fn measure(rounds: usize, checkpoint: &Checkpoint) -> Section {
     let (inputs, products) = (Inputs::new(&config, &work), Products::new(&config, &work));
     let random = Random::new(config.clone());
     let (stack, embedded) = (random.whole(), Embedded::new(&random, &config));
-    let server = checkpoint.serve("0:30");
-    let process = checkpoint.connect(&[server]);
+    let servers = [checkpoint.serve("0:30")];
+    let process = checkpoint.connect(&servers);
     let turns = Turns::all(rounds);
     let [bare, direct, embedded_s, process_s, padded] = turns.medians([
         &|| products.run(),

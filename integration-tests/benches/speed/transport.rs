@@ -1,5 +1,7 @@
 //! What a call costs beside what it carries, and how fast tensors move, against bare TCP.
 
+use sepal_server::{BlockServer, ServerOptions};
+
 use crate::echo::{Bare, Caller, echo_server};
 use crate::model::{Random, bloom, whole};
 use crate::processes::Checkpoint;
@@ -7,7 +9,6 @@ use crate::report::Target::{AtLeast, AtMost};
 use crate::report::{Cell, Section};
 use crate::step::identity;
 use crate::turns::{Turns, seconds};
-use sepal_server::{BlockServer, ServerOptions};
 
 const COLUMNS: &[&str] = &["there and back", "RPC ms", "bare TCP ms", "RPC MB/s", "bare TCP MB/s"];
 /// Sizes in bytes, and how often each goes there and back in a round.
