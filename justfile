@@ -31,9 +31,13 @@ lint: setup
     cargo fmt --all -- --check
     cargo clippy --workspace --all-targets -- -D warnings
 
-# Speed, as ratios measured side by side in one run; writes docs/bench.json
-bench *ARGS: setup
-    cargo bench --profile dev --workspace --bench step -- {{ ARGS }}
+# Speed, as ratios measured side by side in one run; writes docs/bench.json and docs/bench.svg (--rounds N, --only SECTION)
+bench *ARGS: _build
+    cargo bench --profile dev --workspace --bench speed -- {{ ARGS }}
+
+# The same step by transformers and PEFT, in a Python environment of its own
+bench-peers *ARGS:
+    @python3 benchmarks/peers/peft.py {{ ARGS }}
 
 # What the swarm makes of its servers: replicas, failures, plans; writes docs/bench-swarm.json
 bench-swarm: _build

@@ -1,0 +1,140 @@
+//! A server that sends tensors back, its client, and the same with a bare socket.
+
+use std::cell::RefCell;
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc;
+
+use bytes::Bytes;
+use capnp::capability::Rc;
+use sepal_core::{DType, HostTensor, Ragged, Want};
+use sepal_swarm::{Endpoint, Listener, Stream};
+use sepal_wire::codec::{self, WireBatch};
+use sepal_wire::sepal_capnp::{block_server, tuned};
+use sepal_wire::{Limits, conversation};
+use tokio::runtime::Runtime;
+use tokio::task::LocalSet;
+use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
+
+/// Numbers of a row of the tensors that are sent.
+const ROW: usize = 1024;
+
+/// A forward that changes nothing.
+struct Echo;
+
+impl tuned::Server for Echo {
+    async fn forward(
+        self: Rc<Self>,
+        params: tuned::ForwardParams,
+        mut results: tuned::ForwardResults,
+    ) -> Result<(), capnp::Error> {
+        let batch = codec::read_batch(params.get()?.get_batch()?);
+        let batch = batch.map_err(|error| capnp::Error::failed(error.to_string()))?;
+        codec::write_tensor(results.get().init_output(), &batch.hidden);
+        Ok(())
+    }
+}
+
+/// Starts the server, which ends with its only connection.
+pub(crate) fn echo_server() -> Endpoint {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        LocalSet::new().block_on(&runtime(), async {
+            let mut listener = Listener::bind(&"127.0.0.1:0".parse().expect("an address")).await.expect("bound");
+            sender.send(listener.addr().expect("an address")).expect("somebody waits");
+            let Stream { reader, writer, .. } = listener.accept().await.expect("a client").expect("a connection");
+            let root = block_server::Client { client: capnp_rpc::new_client::<tuned::Client, _>(Echo).client };
+            let limit = Limits::default().max_message_bytes;
+            // It ends when the client goes.
+            let _ = conversation::server(reader.compat(), writer.compat_write(), limit, root).await;
+        });
+    });
+    Endpoint::Addr(receiver.recv().expect("an address"))
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+/// A client of the protocol that calls and waits.
+pub(crate) struct Caller {
+    root: block_server::Client,
+    tasks: LocalSet,
+    runtime: Runtime,
+}
+
+impl Caller {
+    pub(crate) fn connect(endpoint: &Endpoint) -> Self {
+        let (runtime, tasks) = (runtime(), LocalSet::new());
+        let root = tasks.block_on(&runtime, async {
+            let Stream { reader, writer, .. } = endpoint.connect().await.expect("connected");
+            let limit = Limits::default().max_message_bytes;
+            let (root, conversation) = conversation::client(reader.compat(), writer.compat_write(), limit);
+            tokio::task::spawn_local(conversation);
+            root
+        });
+        Self { root, tasks, runtime }
+    }
+
+    /// An empty call.
+    pub(crate) fn describe(&self) {
+        let call = async { self.root.describe_request().send().promise.await.map(|_| ()) };
+        self.tasks.block_on(&self.runtime, call).expect("described");
+    }
+
+    /// A tensor of so many bytes.
+    pub(crate) fn batch(&self, bytes: usize) -> WireBatch {
+        let n_tokens = bytes / 4 / ROW;
+        let data: Vec<u8> = (0..bytes).map(|i| (i % 251) as u8).collect();
+        let hidden = HostTensor::new(DType::F32, vec![n_tokens, ROW], Bytes::from(data)).expect("it fits");
+        WireBatch::new(0, Ragged::from_lengths([n_tokens]).expect("rows"), hidden).expect("a batch")
+    }
+
+    /// The batch there, its tensor back.
+    pub(crate) fn echo(&self, batch: &WireBatch) {
+        let echo = tuned::Client { client: self.root.client.clone() };
+        let call = async {
+            let mut request = echo.forward_request();
+            codec::write_batch(request.get().init_batch(), batch);
+            request.get().set_want(codec::want_to_wire(Want::All));
+            let answer = request.send().promise.await?;
+            let tensor = codec::read_tensor(answer.get()?.get_output()?);
+            tensor.map_err(|error| capnp::Error::failed(error.to_string()))
+        };
+        let back = self.tasks.block_on(&self.runtime, call).expect("sent back");
+        assert_eq!(back.shape(), batch.hidden.shape());
+    }
+}
+
+/// Bytes through a socket and back, whole.
+pub(crate) struct Bare(RefCell<(TcpStream, Vec<u8>)>);
+
+impl Bare {
+    pub(crate) fn new(bytes: usize) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let addr = listener.local_addr().expect("an address");
+        std::thread::spawn(move || {
+            let (stream, _) = listener.accept().expect("a connection");
+            send_back(stream, bytes)
+        });
+        let stream = TcpStream::connect(addr).expect("connected");
+        stream.set_nodelay(true).expect("set");
+        Self(RefCell::new((stream, vec![1; bytes])))
+    }
+
+    pub(crate) fn echo(&self) {
+        let (stream, buffer) = &mut *self.0.borrow_mut();
+        stream.write_all(buffer).expect("sent");
+        stream.read_exact(buffer).expect("sent back");
+    }
+}
+
+/// Until the client goes.
+fn send_back(mut stream: TcpStream, bytes: usize) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut buffer = vec![0; bytes];
+    loop {
+        stream.read_exact(&mut buffer)?;
+        stream.write_all(&buffer)?;
+    }
+}

@@ -1,0 +1,85 @@
+//! Servers that are processes, as `sepal serve` starts them.
+
+use std::cell::OnceCell;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+
+use sepal_remote::RemoteSequential;
+use sepal_swarm::Endpoint;
+
+use crate::model::{smollm2, write_checkpoint};
+use crate::program::{Bench, Server};
+use crate::step::connect;
+
+/// SmolLM2's shape in a folder, written when it is first needed.
+#[derive(Default)]
+pub(crate) struct Checkpoint(OnceCell<(Bench, String)>);
+
+impl Checkpoint {
+    fn written(&self) -> &(Bench, String) {
+        self.0.get_or_init(|| {
+            let bench = Bench { folder: tempfile::tempdir().expect("a folder") };
+            write_checkpoint(&bench.path("model"));
+            let checkpoint = sepal_checkpoint::Checkpoint::open(bench.path("model")).expect("a checkpoint");
+            (bench, checkpoint.digest().to_owned())
+        })
+    }
+
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.written().0.path("model")
+    }
+
+    pub(crate) fn digest(&self) -> &str {
+        &self.written().1
+    }
+
+    /// A server of these blocks on loopback, with as many threads as libtorch chooses.
+    pub(crate) fn serve(&self, blocks: &str) -> Process {
+        let args = ["--blocks", blocks, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+        let mut server = self.written().0.serve_args(&args);
+        let url = server.line("status on ");
+        let http = url.trim_start_matches("http://").trim_end_matches('/').to_owned();
+        Process { server, http }
+    }
+
+    /// A client of servers.
+    pub(crate) fn connect(&self, servers: &[Process]) -> RemoteSequential {
+        connect(servers.iter().map(Process::endpoint).collect(), self.digest(), &smollm2())
+    }
+}
+
+/// A server that is a process.
+pub(crate) struct Process {
+    pub(crate) server: Server,
+    http: String,
+}
+
+impl Process {
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        Endpoint::Addr(self.server.addr.parse().expect("an address"))
+    }
+
+    /// Seconds that it has computed so far, by its metrics.
+    pub(crate) fn computed(&self) -> f64 {
+        let mut stream = TcpStream::connect(&self.http).expect("connected");
+        let request = format!("GET /metrics HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.http);
+        stream.write_all(request.as_bytes()).expect("asked");
+        let mut page = String::new();
+        stream.read_to_string(&mut page).expect("an answer");
+        let sums = page.lines().filter(|line| line.starts_with("sepal_compute_seconds_sum"));
+        sums.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    pub(crate) fn peak_bytes(&self) -> Option<u64> {
+        peak_bytes(&self.server.child.id().to_string())
+    }
+}
+
+/// The most memory that a process has had, where the system says so.
+pub(crate) fn peak_bytes(process: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    Some(kilobytes * 1024)
+}

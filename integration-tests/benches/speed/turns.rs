@@ -1,0 +1,43 @@
+//! Ways of doing the same, measured in turns, so that what else the machine does is shared by all of them.
+
+use std::time::Instant;
+
+/// How often.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Turns {
+    pub(crate) rounds: usize,
+    /// A way whose first turn takes longer, in seconds, is measured by that turn alone: it needs no warming up.
+    pub(crate) once_beyond: f64,
+}
+
+impl Turns {
+    /// Every way in every round.
+    pub(crate) fn all(rounds: usize) -> Self {
+        Self { rounds, once_beyond: f64::INFINITY }
+    }
+
+    /// The median seconds of each way. The first round warms up and is not counted.
+    pub(crate) fn medians<const N: usize>(self, ways: [&dyn Fn(); N]) -> [f64; N] {
+        let first = ways.map(seconds);
+        let is_once = |seconds: f64| seconds > self.once_beyond;
+        let mut times = first.map(|seconds| if is_once(seconds) { vec![seconds] } else { Vec::new() });
+        for _ in 0..self.rounds {
+            for (i, way) in ways.iter().enumerate().filter(|&(i, _)| !is_once(first[i])) {
+                times[i].push(seconds(way));
+            }
+        }
+        times.map(median)
+    }
+}
+
+/// What it takes.
+pub(crate) fn seconds(way: &dyn Fn()) -> f64 {
+    let begun = Instant::now();
+    way();
+    begun.elapsed().as_secs_f64()
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
