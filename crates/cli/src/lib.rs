@@ -13,6 +13,7 @@
 mod args;
 mod console;
 mod doctor;
+mod environment;
 mod place;
 mod plugins;
 mod run;
@@ -37,7 +38,10 @@ pub fn main(registry: Registry) -> ExitCode {
     let args = Args::parse();
     start_logging();
     let done = match args.command {
-        Command::Run(args) => run::run(&registry, &args),
+        Command::Run(args) => {
+            environment::start_with(&[]);
+            run::run(&registry, &args)
+        }
         Command::Validate(args) => run::validate(&registry, &args),
         Command::Fetch(args) => run::fetch(&registry, &args),
         Command::Schema => run::schema(&registry),

@@ -1,7 +1,5 @@
 //! `sepal serve`.
 
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -17,6 +15,7 @@ use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
 use sepal_status::{StatusServer, View};
 
 use crate::args::ServeArgs;
+use crate::environment;
 use crate::place::{Own, Place};
 use crate::{Failure, print};
 
@@ -25,7 +24,7 @@ const SPARE_BYTES: u64 = 512 << 20;
 
 /// Serves until it is told to stop (Ctrl-C, SIGTERM), then finishes what clients have begun.
 pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
-    start_with_sleeping_threads();
+    environment::start_with(&[environment::SLEEPING_THREADS]);
     let asset = Assets::from_env().fetch_first(&args.model, Kind::Model, &mut |line| eprintln!("{line}"))?;
     let checkpoint = Checkpoint::open(&asset.path)?;
     let whole = Span::new(0, checkpoint.config().n_blocks)?;
@@ -257,19 +256,4 @@ fn stop_signal() -> Result<Receiver<()>, Failure> {
         let _ = stop.send(());
     })?;
     Ok(stopped)
-}
-
-/// Starts the program anew with threads that sleep while they wait for each other, which is decided when libgomp is
-/// loaded. Servers that share a machine spin against each other otherwise: three on two cores took five times as long
-/// for a step as one, against one and a half times as long; one server alone loses two per cent.
-fn start_with_sleeping_threads() {
-    const POLICY: &str = "OMP_WAIT_POLICY";
-    if std::env::var_os(POLICY).is_some() {
-        return;
-    }
-    let again = |program| Command::new(program).args(std::env::args_os().skip(1)).env(POLICY, "passive").exec();
-    // Only an error comes back, and then it goes on as it is.
-    match std::env::current_exe().map(again) {
-        Ok(error) | Err(error) => eprintln!("could not start anew with {POLICY}=passive: {error}"),
-    }
 }

@@ -80,7 +80,7 @@ impl Asked {
 }
 
 fn main() -> ExitCode {
-    start_with_sleeping_threads();
+    start_with_settings();
     let args: Vec<String> = std::env::args().skip(1).collect();
     if args.first().is_some_and(|arg| arg == memory::CLIENT) {
         memory::client(&args[1..]);
@@ -96,13 +96,19 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Starts anew with threads that sleep while they wait, as `sepal serve` does: here, too, a thread that spins would take
-/// its core from a server beside it.
-fn start_with_sleeping_threads() {
-    const POLICY: &str = "OMP_WAIT_POLICY";
-    if std::env::var_os(POLICY).is_none() {
+/// Starts anew with the settings that `sepal serve` has: a thread that spins would take its core from a server beside it,
+/// and a heap that gives memory back would measure the system's clearing of pages.
+fn start_with_settings() {
+    const SETTINGS: [(&str, &str); 4] = [
+        ("OMP_WAIT_POLICY", "passive"),
+        ("MALLOC_ARENA_MAX", "1"),
+        ("MALLOC_MMAP_THRESHOLD_", "67108864"),
+        ("MALLOC_TRIM_THRESHOLD_", "1073741824"),
+    ];
+    let missing: Vec<_> = SETTINGS.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()).collect();
+    if !missing.is_empty() {
         let again = std::env::current_exe().expect("this is a file");
-        let error = Command::new(again).args(std::env::args_os().skip(1)).env(POLICY, "passive").exec();
+        let error = Command::new(again).args(std::env::args_os().skip(1)).envs(missing).exec();
         panic!("could not start anew: {error}");
     }
 }
