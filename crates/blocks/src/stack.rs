@@ -152,8 +152,7 @@ impl BlockStack {
     ) -> Result<Tensor, ForwardError> {
         let batch = Batch { hidden, prefix: Prefix::Computed(prefix_len), rows, deep_prompts };
         let inputs: Vec<&Tensor> = [hidden].into_iter().chain(deep_prompts).collect();
-        // An operation on a tracked tensor is tracked only where gradients are enabled.
-        let is_tracked = inputs.iter().any(|input| input.requires_grad() && input.alias().requires_grad());
+        let is_tracked = sepal_nn::grad_is_enabled() && inputs.iter().any(|input| input.requires_grad());
         let keep = if is_tracked { Keep::Tape } else { Keep::Nothing };
         let Some(Output { hidden: output, tape, .. }) = self.run(part, &[batch], want, keep)?.pop() else {
             return Err(ForwardError::Mixed);

@@ -28,9 +28,11 @@
 //! ```
 
 pub mod file;
+mod grad;
 pub mod host;
 pub mod init;
 mod params;
 
+pub use grad::grad_is_enabled;
 pub use host::{HostError, from_host, share_from_host, share_to_host, to_host};
 pub use params::{AddError, LoadError, Parameters, SaveError};

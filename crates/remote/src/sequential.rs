@@ -243,9 +243,7 @@ impl Tuned<'_> {
     pub fn forward(&self, prefix: Option<&Tensor>, tokens: &Tensor, rows: &Ragged) -> Result<Tensor, RemoteError> {
         let prefix_len = self.check(prefix, tokens, rows)?;
         let inputs: Vec<&Tensor> = prefix.into_iter().chain(&self.tensors).collect();
-        // An operation on a tracked tensor is tracked only where gradients are enabled.
-        let tracked = |tensor: &&Tensor| tensor.requires_grad() && tensor.alias().requires_grad();
-        let keep = inputs.iter().any(tracked);
+        let keep = sepal_nn::grad_is_enabled() && inputs.iter().any(|input| input.requires_grad());
         let Split { groups, routes, choice } = split(self.remote, prefix_len, rows)?;
         let begun = Instant::now();
         let batches = self.batches(prefix, tokens, rows, &groups)?.into_iter().zip(routes).collect();
