@@ -68,8 +68,30 @@ fn evaluation_sends_text_alone() {
         // In deterministic mode every batch is computed alike, so that its bits do not depend on those before.
         let whole = check(MODELS[0], RemoteOptions { deterministic: true, ..options.clone() }, n_servers);
         assert_eq!(whole - text, times * prefix, "{n_servers} servers, {path:?}");
-        MODELS[1..].iter().for_each(|model| drop(check(model, options.clone(), n_servers)));
+        for model in &MODELS[1..] {
+            check(model, options.clone(), n_servers);
+        }
     }
+}
+
+#[test]
+fn what_a_server_has_forgotten_is_sent_again() {
+    let golden = Golden::open(MODELS[0]);
+    let server = golden.serve_listening(span(&format!("0:{}", golden.n_blocks())), 1 << 30);
+    let remote = golden.connect(std::slice::from_ref(&server), RemoteOptions::default());
+    let trained = Trained::of(&golden, true);
+    let deep = trained.deep_prompts.as_ref().expect("deep prompts");
+    let kept = remote.tune(vec![("deep_prompts".to_owned(), deep.shallow_clone())]).expect("tuned");
+    let evaluate = || tch::no_grad(|| pooled(&golden, &remote, &kept, &trained.prompts, &[0, 2]).0);
+    let first = evaluate();
+    // A step of training between: its tunables replace those of the evaluation.
+    trained.logits(&golden, &remote, &golden.ids, &golden.rows).sum(tch::Kind::Float).backward();
+    assert!(distance(&evaluate(), &first) < 1e-5);
+    // And a call that has no prefix at all.
+    let tokens = golden.ends.embed(&golden.ids).expect("tokens");
+    let none = tch::no_grad(|| kept.forward(None, &tokens, &golden.rows)).expect("a forward without a prefix");
+    assert_eq!(none.size()[0] as usize, golden.rows.len());
+    assert!(distance(&evaluate(), &first) < 1e-5);
 }
 
 /// Losses and gradients of clients that train at the same time, each on rows of its own.

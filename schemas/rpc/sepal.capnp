@@ -38,7 +38,7 @@ struct RaggedBatch {
   prefixLen @0 :UInt32;
   offsets @1 :List(UInt32);
   hidden @2 :Tensor;
-  crc @3 :UInt32;  # CRC-32 (IEEE) of prefixLen and offsets as 32-bit little-endian numbers
+  crc @3 :UInt32;  # CRC-32 (IEEE) of prefixLen, prefixKept and offsets as 32-bit little-endian numbers
   prefixKept @4 :Bool;
 }
 

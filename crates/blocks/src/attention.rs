@@ -45,6 +45,11 @@ pub(crate) struct Outputs {
 }
 
 impl Outputs {
+    /// With memory of its own.
+    pub(crate) fn alone(self) -> Result<Self, TchError> {
+        Ok(Self { raw: self.raw.f_detach_copy()?, ..self })
+    }
+
     /// Numbers held.
     pub(crate) fn numel(&self) -> usize {
         self.raw.numel() + self.log_sums.iter().map(Tensor::numel).sum::<usize>()

@@ -257,7 +257,12 @@ fn keep_of(done: Forwarded, keep: Keep, run: &Run<'_>, kept: &mut [Kept]) -> Res
     let Forwarded { hidden, saved, kv } = done;
     match keep {
         Keep::Nothing => {}
-        Keep::Tape => kept.iter_mut().zip(saved).for_each(|(kept, saved)| kept.saved.push(saved)),
+        Keep::Tape => {
+            let is_shared = kept.len() > 1;
+            for (kept, saved) in kept.iter_mut().zip(saved) {
+                kept.saved.push(if is_shared { saved.alone()? } else { saved });
+            }
+        }
         Keep::Prefix => {
             for ((kept, slots), prefix) in kept.iter_mut().zip(&run.slots).zip(&run.prefixes) {
                 if prefix.n > 0 {

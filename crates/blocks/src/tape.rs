@@ -1,5 +1,5 @@
 use sepal_core::{Span, Want};
-use tch::Tensor;
+use tch::{TchError, Tensor};
 
 use crate::attention::Outputs;
 use crate::layout::Layout;
@@ -28,6 +28,12 @@ impl Tape {
         self.want
     }
 
+    /// `[n or rows, hidden]`, of the output and of its gradient.
+    pub fn output_shape(&self) -> [usize; 2] {
+        let hidden = self.blocks.first().map_or(0, |saved| saved.input.size()[1]);
+        [self.layout.outputs(), hidden].map(|dim| usize::try_from(dim).unwrap_or(0))
+    }
+
     /// Memory held, in bytes: that of its tensors and masks.
     pub fn bytes(&self) -> usize {
         let floats: usize = self.blocks.iter().map(Saved::numel).sum();
@@ -54,6 +60,19 @@ pub(crate) struct Saved {
 }
 
 impl Saved {
+    /// With memory of its own: parts of several callers' matrices would keep all of them.
+    pub(crate) fn alone(self) -> Result<Self, TchError> {
+        Ok(Self {
+            input: self.input.f_detach_copy()?,
+            q: self.q.f_detach_copy()?,
+            kv: self.kv.f_detach_copy()?,
+            outputs: self.outputs.alone()?,
+            middle: self.middle.f_detach_copy()?,
+            inner: self.inner.f_detach_copy()?,
+            ..self
+        })
+    }
+
     pub(crate) fn attention(&self) -> (&Tensor, &Tensor, &Outputs) {
         (&self.q, &self.kv, &self.outputs)
     }

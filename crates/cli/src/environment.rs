@@ -12,7 +12,7 @@ pub(crate) const SLEEPING_THREADS: (&str, &str) = ("OMP_WAIT_POLICY", "passive")
 /// gives out again: messages and activations of one step are as large as those of the last. A tensor of 16 MB went through
 /// a call and back in 22 ms instead of 58.
 const HEAP: [(&str, &str); 3] =
-    [("MALLOC_ARENA_MAX", "1"), ("MALLOC_MMAP_THRESHOLD_", "67108864"), ("MALLOC_TRIM_THRESHOLD_", "1073741824")];
+    [("MALLOC_ARENA_MAX", "1"), ("MALLOC_MMAP_THRESHOLD_", "33554432"), ("MALLOC_TRIM_THRESHOLD_", "1073741824")];
 
 /// Starts the program anew with these settings and those of the heap, unless they are made. Only one that is not made is
 /// set, so that whoever starts the program decides.

@@ -20,6 +20,11 @@ impl KeptSpans {
         (self.version, self.generation) == (version, generation) && self.spans.contains(&span)
     }
 
+    /// The server has a new `Tuned` for the span, which has kept nothing.
+    pub(crate) fn forget(&mut self, span: Span) {
+        self.spans.remove(&span);
+    }
+
     pub(crate) fn add(&mut self, span: Span, version: u64, generation: u64) {
         if (self.version, self.generation) != (version, generation) {
             *self = Self { version, generation, spans: HashSet::new() };
@@ -30,6 +35,9 @@ impl KeptSpans {
 
 /// `batch` without its prefix, if what `span` makes of the prefix is known where it is wanted.
 pub(crate) fn without_prefix(step: &Step, span: Span, batch: &WireBatch, want: Want) -> Option<WireBatch> {
+    if batch.prefix_len == 0 {
+        return None;
+    }
     if want == Want::All {
         step.prefix_states.at(span.end())?;
     }
@@ -48,7 +56,7 @@ pub(crate) fn with_prefix(step: &Step, span: Span, output: HostTensor, want: Wan
 /// Remembers what `span` made of the prefix.
 pub(crate) fn see(step: &Step, span: Span, batch: &WireBatch, output: &HostTensor, want: Want) {
     if want == Want::All
-        && let Some(states) = output.rows(0..batch.prefix_len)
+        && let Some(states) = output.rows(0..batch.prefix_len).filter(HostTensor::is_finite)
     {
         step.prefix_states.see(span.end(), states);
     }

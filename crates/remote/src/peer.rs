@@ -339,6 +339,7 @@ impl Peer {
         }
         let tuned = results.get_tuned()?;
         connection.tuned.insert(span, tuned.clone());
+        self.kept.borrow_mut().forget(span);
         Ok(tuned)
     }
 

@@ -102,10 +102,12 @@ pub(crate) struct Kept {
 }
 
 impl Job {
-    /// Positions that the blocks see.
+    /// Positions that the blocks see, and those of a prefix that was kept, which attention sees.
     pub(crate) fn positions(&self) -> usize {
         match self {
-            Job::Forward(forward) | Job::Stateless(forward, ..) => forward.batch.positions(),
+            Job::Forward(Forward { batch, .. }) | Job::Stateless(Forward { batch, .. }, ..) => {
+                batch.prefix_len + batch.rows.n_tokens()
+            }
             Job::Backward(backward) => backward.of.positions,
         }
     }
@@ -162,7 +164,15 @@ impl<'a> Inputs<'a> {
         if forward.batch.prefix_kept && prefix.as_ref().is_none_or(|kept| kept.len() != forward.batch.prefix_len) {
             return Err(invalid("a batch without its prefix, which was not kept here"));
         }
-        let deep_prompts = forward.tunables.deep_prompts.as_ref().map(tensor).transpose()?;
+        let deep_prompts = forward.tunables.deep_prompts.as_ref().filter(|_| forward.batch.prefix_len > 0);
+        // Checked here, so that it fails this call alone and not those that are run with it.
+        if let Some(deep) = deep_prompts.filter(|deep| deep.shape()[1] != forward.batch.prefix_len) {
+            let (found, prefix_len) = (deep.shape(), forward.batch.prefix_len);
+            return Err(invalid(format!(
+                "{DEEP_PROMPTS} have shape {found:?}, but the prefix has {prefix_len} positions"
+            )));
+        }
+        let deep_prompts = deep_prompts.map(tensor).transpose()?;
         Ok(Self { hidden: tensor(&forward.batch.hidden)?, deep_prompts, prefix })
     }
 
@@ -172,8 +182,7 @@ impl<'a> Inputs<'a> {
             Some(kept) if *prefix_kept => Prefix::Kept(kept),
             _ => Prefix::Computed(*prefix_len),
         };
-        let deep_prompts = self.deep_prompts.as_ref().filter(|_| *prefix_len > 0);
-        Batch { hidden: &self.hidden, prefix, rows, deep_prompts }
+        Batch { hidden: &self.hidden, prefix, rows, deep_prompts: self.deep_prompts.as_ref() }
     }
 }
 
@@ -207,7 +216,7 @@ fn run_backwards(stack: &BlockStack, jobs: Vec<Backward>) -> Vec<Result<Done, Fa
         let Backward { id, grad_output, want, .. } = job;
         let kept = lock(&job.tapes).take(id).and_then(|kept| kept.tape);
         let gone = || Failure::new(FailureCode::TapeExpired, "the tape gave way to others");
-        let given = kept.ok_or_else(gone).and_then(|tape| Ok((tape, gradient(&grad_output)?)));
+        let given = kept.ok_or_else(gone).and_then(|tape| gradient(&grad_output, &tape).map(|grad| (tape, grad)));
         wants.push(given.map(|given| {
             tapes.push(given);
             want
@@ -231,7 +240,8 @@ fn stateless(stack: &BlockStack, forward: Forward, grad_output: &HostTensor, wan
         _ => return Err(Failure::new(FailureCode::ComputeFailed, "no tape was kept")),
     };
     let tape = kept.tape.ok_or_else(|| Failure::new(FailureCode::ComputeFailed, "no tape was kept"))?;
-    let grads = back(stack, vec![(tape, gradient(grad_output)?)], want)?;
+    let grad_output = gradient(grad_output, &tape)?;
+    let grads = back(stack, vec![(tape, grad_output)], want)?;
     grads
         .into_iter()
         .next()
@@ -240,7 +250,12 @@ fn stateless(stack: &BlockStack, forward: Forward, grad_output: &HostTensor, wan
         .map(Done::Grads)
 }
 
-fn gradient(grad_output: &HostTensor) -> Result<Tensor, Failure> {
+/// The gradient of a tape's output; checked here, so that a wrong one fails its own call alone.
+fn gradient(grad_output: &HostTensor, tape: &Tape) -> Result<Tensor, Failure> {
+    let (expected, found) = (tape.output_shape(), grad_output.shape());
+    if found != expected {
+        return Err(invalid(format!("the gradient has shape {found:?}, but the output had {expected:?}")));
+    }
     share_from_host(grad_output).map_err(|error| failed(&error))
 }
 

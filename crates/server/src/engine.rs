@@ -14,7 +14,7 @@ use crate::queue::{ClientId, FairQueue};
 
 /// Positions up to which calls of several clients are run together: beyond, products gain nothing from more rows, and
 /// the first caller would only wait for the last.
-const TOGETHER: usize = 1024;
+const TOGETHER: usize = 512;
 
 /// The compute thread and its queue.
 #[derive(Debug)]

@@ -242,12 +242,12 @@ pub fn write_rows(mut builder: wire::ragged_batch::Builder<'_>, batch: &WireBatc
     for (i, &offset) in offsets.iter().enumerate() {
         list.set(size(i), offset);
     }
-    builder.set_crc(rows_crc(size(*prefix_len), offsets));
+    builder.set_crc(rows_crc(size(*prefix_len), *prefix_kept, offsets));
 }
 
-fn rows_crc(prefix_len: u32, offsets: &[u32]) -> u32 {
+fn rows_crc(prefix_len: u32, prefix_kept: bool, offsets: &[u32]) -> u32 {
     let mut crc = crc32fast::Hasher::new();
-    [prefix_len].iter().chain(offsets).for_each(|number| crc.update(&number.to_le_bytes()));
+    [prefix_len, prefix_kept.into()].iter().chain(offsets).for_each(|number| crc.update(&number.to_le_bytes()));
     crc.finalize()
 }
 
@@ -265,7 +265,7 @@ pub fn read_batch(reader: wire::ragged_batch::Reader<'_>) -> Result<WireBatch, D
 /// [`DecodeError`] if they are not well formed, or their checksum is wrong.
 pub fn read_rows(reader: wire::ragged_batch::Reader<'_>) -> Result<WireRows, DecodeError> {
     let offsets: Vec<u32> = reader.get_offsets()?.iter().collect();
-    if rows_crc(reader.get_prefix_len(), &offsets) != reader.get_crc() {
+    if rows_crc(reader.get_prefix_len(), reader.get_prefix_kept(), &offsets) != reader.get_crc() {
         return Err(DecodeError::Damaged { what: "the rows of a batch" });
     }
     let (prefix_len, prefix_kept) = (reader.get_prefix_len() as usize, reader.get_prefix_kept());
@@ -439,7 +439,7 @@ mod tests {
         let mut message = Builder::new_default();
         let mut builder = message.init_root::<wire::ragged_batch::Builder<'_>>();
         builder.set_prefix_len(3);
-        builder.set_crc(rows_crc(3, &[0, 4]));
+        builder.set_crc(rows_crc(3, false, &[0, 4]));
         let mut offsets = builder.reborrow().init_offsets(2);
         offsets.set(1, 4);
         write_tensor(builder.init_hidden(), &tensor(DType::F32, vec![6, 2]));

@@ -102,7 +102,7 @@ fn start_with_settings() {
     const SETTINGS: [(&str, &str); 4] = [
         ("OMP_WAIT_POLICY", "passive"),
         ("MALLOC_ARENA_MAX", "1"),
-        ("MALLOC_MMAP_THRESHOLD_", "67108864"),
+        ("MALLOC_MMAP_THRESHOLD_", "33554432"),
         ("MALLOC_TRIM_THRESHOLD_", "1073741824"),
     ];
     let missing: Vec<_> = SETTINGS.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()).collect();
