@@ -12,8 +12,8 @@ use tokio::sync::oneshot;
 use crate::compute::{self, Done, Job};
 use crate::queue::{ClientId, FairQueue};
 
-/// Positions up to which calls of several clients are run together: beyond, products gain nothing from more rows, and
-/// the first caller would only wait for the last.
+/// Positions up to which calls of several clients are run together. A larger one has enough rows for its products alone;
+/// together, the first caller would only wait for the last.
 const TOGETHER: usize = 512;
 
 /// The compute thread and its queue.
