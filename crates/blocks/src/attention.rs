@@ -66,11 +66,11 @@ pub(crate) fn attend(
     kept: &[Option<&Tensor>],
 ) -> Result<Attended, TchError> {
     let (mut outputs, mut log_sums) = (Vec::new(), Vec::new());
-    for ((part, &slots), kept) in run.parts.iter().zip(&run.slots).zip(kept) {
-        let keys = Keys::new(&of(kv, slots)?, heads, part.layout, *kept)?;
-        let queries = of(q, slots)?.f_split_with_sizes(&part.layout.sizes, 0)?;
+    for ((&layout, &slots), kept) in run.layouts.iter().zip(&run.slots).zip(kept) {
+        let keys = Keys::new(&of(kv, slots)?, heads, layout, *kept)?;
+        let queries = of(q, slots)?.f_split_with_sizes(&layout.sizes, 0)?;
         let mut sums = Vec::with_capacity(queries.len());
-        for (i, (group, queries)) in part.layout.groups.iter().zip(&queries).enumerate() {
+        for (i, (group, queries)) in layout.groups.iter().zip(&queries).enumerate() {
             let (output, sum) = keys.attend(i, queries, group.len, &group.mask)?;
             outputs.push(output);
             sums.push(sum);
@@ -92,18 +92,18 @@ pub(crate) fn attend_pooled(
     kept: &[Option<&Tensor>],
 ) -> Result<Attended, TchError> {
     let (mut selected, mut parts) = (Vec::new(), Vec::new());
-    for (at, (part, kept)) in run.parts.iter().zip(kept).enumerate() {
-        let keys = Keys::new(&of(kv, run.slots[at])?, heads, part.layout, *kept)?;
+    for (at, (&layout, kept)) in run.layouts.iter().zip(kept).enumerate() {
+        let keys = Keys::new(&of(kv, run.slots[at])?, heads, layout, *kept)?;
         let q = of(q, run.rows[at])?;
         let (mut outputs, mut log_sums) = (Vec::new(), Vec::new());
-        for (i, asking) in part.layout.asking() {
+        for (i, asking) in layout.asking() {
             let queries = q.f_index_select(0, &asking.rows)?; // [bins * per_bin, q_size]
             let (output, sum) = keys.attend(i, &queries, asking.per_bin, &asking.mask)?;
             outputs.push(output);
             log_sums.push(sum);
         }
         let raw = concat(outputs)?;
-        if let Some(pooled) = &part.layout.pooled {
+        if let Some(pooled) = &layout.pooled {
             selected.push(raw.f_index_select(0, &pooled.results)?);
         }
         parts.push(Outputs { raw, log_sums });

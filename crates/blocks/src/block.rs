@@ -96,7 +96,7 @@ impl Block {
         let (y, middle_stats) = self.norm.forward(&middle)?;
         let inner = self.up.forward(&y)?;
         let result = self.down.add_to(&middle, &self.activation.forward(&inner)?)?;
-        let mut saved = Vec::with_capacity(run.parts.len());
+        let mut saved = Vec::with_capacity(run.layouts.len());
         for ((outputs, &slots), &asking) in attended.parts.into_iter().zip(&run.slots).zip(asking) {
             saved.push(Saved {
                 input: of(&hidden, slots)?,
@@ -124,9 +124,9 @@ impl Block {
         self.mlp_back(saved, &mut grad, &run.slots)?;
         let of_output = self.output.backward(&grad)?; // [n, q_size]
         let (mut grad_q, grad_kv) = (of_output.f_empty_like()?, self.empty_kv(&grad, run)?);
-        for ((part, saved), &slots) in run.parts.iter().zip(saved).zip(&run.slots) {
+        for ((&layout, saved), &slots) in run.layouts.iter().zip(saved).zip(&run.slots) {
             let into = (&of(&grad_q, slots)?, &of(&grad_kv, slots)?);
-            attend_back(saved.attention(), &of(&of_output, slots)?, self.heads, part.layout, into)?;
+            attend_back(saved.attention(), &of(&of_output, slots)?, self.heads, layout, into)?;
         }
         run.turn(&mut grad_q, self.heads.dim, Turn::Back)?;
         run.turn(&mut self.keys(&grad_kv)?, self.heads.dim, Turn::Back)?;
@@ -155,9 +155,9 @@ impl Block {
         let of_output = self.output.backward(&grad)?; // [rows, q_size]
         let (mut grad_q, grad_kv) = (of_output.f_zeros_like()?, self.empty_kv(&grad, run)?);
         let shares = run.slots.iter().zip(&run.rows);
-        for ((part, saved), (&slots, &rows)) in run.parts.iter().zip(saved).zip(shares) {
+        for ((&layout, saved), (&slots, &rows)) in run.layouts.iter().zip(saved).zip(shares) {
             let into = (&mut of(&grad_q, rows)?, &of(&grad_kv, slots)?);
-            attend_pooled_back(saved.attention(), &of(&of_output, rows)?, self.heads, part.layout, into)?;
+            attend_pooled_back(saved.attention(), &of(&of_output, rows)?, self.heads, layout, into)?;
         }
         let pooled = run.pooled_slots()?;
         run.turn_pooled(&mut grad_q, &pooled, self.heads.dim, Turn::Back)?;

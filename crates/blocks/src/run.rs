@@ -25,17 +25,12 @@ pub(crate) fn of(matrix: &Tensor, share: Share) -> Result<Tensor, TchError> {
     matrix.f_narrow(0, share.first, share.n)
 }
 
-/// One caller's batch in a run.
-#[derive(Debug)]
-pub(crate) struct Part<'a> {
-    pub(crate) layout: &'a Layout,
-}
-
 /// Batches that go through the blocks together: their slots lie one part after another, and linear layers see them
 /// all at once. Only attention goes part by part.
 #[derive(Debug)]
 pub(crate) struct Run<'a> {
-    pub(crate) parts: Vec<Part<'a>>,
+    /// How each part's slots lie.
+    pub(crate) layouts: Vec<&'a Layout>,
     /// Slots of all parts.
     pub(crate) n: i64,
     /// The parts' slots.
@@ -59,7 +54,7 @@ impl<'a> Run<'a> {
             rows: shares(pooled),
             prefixes: shares(layouts.iter().map(|layout| layout.prefix_slots)),
             rotations,
-            parts: layouts.iter().map(|&layout| Part { layout }).collect(),
+            layouts: layouts.to_vec(),
         })
     }
 
@@ -72,9 +67,10 @@ impl<'a> Run<'a> {
 
     /// The slots of the last tokens of all rows, part by part in the caller's order.
     pub(crate) fn pooled_slots(&self) -> Result<Tensor, TchError> {
-        let pooled = self.parts.iter().zip(&self.slots).filter_map(|(part, slots)| {
-            part.layout.pooled.as_ref().map(|pooled| pooled.slots.f_add_scalar(slots.first))
-        });
+        let pooled =
+            self.layouts.iter().zip(&self.slots).filter_map(|(layout, slots)| {
+                layout.pooled.as_ref().map(|pooled| pooled.slots.f_add_scalar(slots.first))
+            });
         Tensor::f_cat(&pooled.collect::<Result<Vec<_>, _>>()?, 0)
     }
 
