@@ -24,7 +24,7 @@ mod ragged;
 mod span;
 
 pub use host::{DType, HostTensor, NamedHostTensor, ShapeError};
-pub use model::{Family, ModelConfig, Rope, RopeScaling};
+pub use model::{Activation, Experts, Family, ModelConfig, Rope, RopeScaling, ScoreRule, Window};
 pub use ragged::{Ragged, RaggedError};
 pub use span::{Span, SpanError};
 

@@ -100,14 +100,14 @@ def falcon(**changes):
 def neox(**changes):
     shape = dict(
         vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=56,
-        max_position_embeddings=32, num_labels=LABELS, bos_token_id=0, eos_token_id=0, pad_token_id=None,
+        max_position_embeddings=256, num_labels=LABELS, bos_token_id=0, eos_token_id=0, pad_token_id=None,
     )
     return {**shape, **changes}
 
 
 def gpt2(**changes):
     shape = dict(
-        vocab_size=VOCAB, n_embd=32, n_layer=3, n_head=4, n_positions=32, num_labels=LABELS, bos_token_id=1,
+        vocab_size=VOCAB, n_embd=32, n_layer=3, n_head=4, n_positions=256, num_labels=LABELS, bos_token_id=1,
         eos_token_id=1, pad_token_id=None,
     )
     return {**shape, **changes}
@@ -176,7 +176,7 @@ MODELS = {
         use_parallel_residual=False, rope_parameters=dict(rope_theta=10000.0, partial_rotary_factor=1.0)))),
     "opt": (OPTForSequenceClassification, OPTConfig(
         vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=56,
-        max_position_embeddings=32, num_labels=LABELS, pad_token_id=None)),
+        max_position_embeddings=256, num_labels=LABELS, pad_token_id=None)),
     "gemma3-pattern": (Gemma3TextForSequenceClassification, Gemma3TextConfig(**llama(
         **GEMMA3, sliding_window_pattern=2,
         rope_parameters=dict(full_attention=dict(GLOBAL_ROPE), sliding_attention=dict(LOCAL_ROPE))))),
