@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 /// The architecture of a model, by the `model_type` of its `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "the names are those of the models")]
+#[expect(missing_docs, reason = "the names are those of the models")]
 pub enum Family {
     Bloom,
     Falcon,
@@ -153,7 +153,7 @@ impl ModelConfig {
             vocab_size,
             norm_eps: 1e-5,
             initializer_range: 0.02,
-            rope: has_rope.then(|| Rope { theta: 10_000.0, dim: head_dim, scaling: RopeScaling::Default }),
+            rope: has_rope.then_some(Rope { theta: 10_000.0, dim: head_dim, scaling: RopeScaling::Default }),
             max_positions: None,
             scores: ScoreRule { alibi: family == Family::Bloom, ..ScoreRule::default() },
             activation,
