@@ -211,6 +211,6 @@ fn what_is_not_finite_is_found_in_every_format() {
         let prompts = golden.get("prompts").copy();
         let _ = prompts.narrow(0, 0, 1).fill_(f64::INFINITY);
         let error = tuned.forward(Some(&prompts), &tokens, &golden.rows).expect_err("not finite");
-        assert!(matches!(error, RemoteError::NonFiniteInput { what: "prompts" }), "{wire_dtype}: {error}");
+        assert!(matches!(error, RemoteError::NonFiniteInput { what: "prompts", .. }), "{wire_dtype}: {error}");
     }
 }

@@ -5,6 +5,7 @@ mod exact;
 mod failures;
 mod faults;
 mod new_plugin;
+mod precision;
 mod processes;
 mod program;
 mod proxy;

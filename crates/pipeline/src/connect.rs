@@ -63,7 +63,7 @@ pub(crate) fn connect(
 fn options(spec: &Spec) -> RemoteOptions {
     let remote = spec.swarm.remote();
     RemoteOptions {
-        wire_dtype: remote.wire_dtype,
+        wire_dtype: spec.wire_dtype(),
         micro_batch_tokens: remote.micro_batch_tokens,
         deterministic: spec.train.deterministic,
         hedge: remote.hedge,
@@ -71,6 +71,7 @@ fn options(spec: &Spec) -> RemoteOptions {
             PathSpec::Star => SwarmPath::Star,
             PathSpec::Relay => SwarmPath::Relay,
         },
+        expects_overflow: spec.scaler().is_some(),
         call_timeout: Duration::from_millis(remote.timeout_ms),
         wait: Duration::from_millis(remote.wait_ms),
         ..RemoteOptions::default()

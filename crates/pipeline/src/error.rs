@@ -90,14 +90,30 @@ pub enum RunError {
     /// The head failed.
     #[error("compute with the task head")]
     Head(#[source] sepal_plugin::HeadError),
-    /// The graph could not be run backward; the text of the server's error is in the source.
+    /// The graph could not be run backward.
     #[error("run step {step} backward")]
     Backward {
         /// Counted from 1.
         step: u64,
-        /// What libtorch was told.
+        /// What a server or libtorch said.
         #[source]
-        source: TchError,
+        source: sepal_remote::RemoteError,
+    },
+    /// Gradients overflow whatever the loss is scaled by.
+    #[error(
+        "make step {step}: {skips} steps in a row were skipped because numbers overflowed, the last at a loss scale of \
+         {scale:.2e} ({reason}); try `train.precision: bf16` or `f32`, a lower \
+         `optimizer.with.lr` or a smaller `train.scaler.init_scale`"
+    )]
+    Overflow {
+        /// Counted from 1.
+        step: u64,
+        /// Steps skipped in a row, this one included.
+        skips: u64,
+        /// What the loss was multiplied by.
+        scale: f64,
+        /// Where numbers overflowed.
+        reason: String,
     },
     /// Loss or gradients are infinite or not numbers.
     #[error(
@@ -136,6 +152,19 @@ pub enum RunError {
         /// What is wrong.
         message: String,
     },
+}
+
+impl RunError {
+    /// Where numbers were too large, if that is what is wrong.
+    pub(crate) fn overflow(&self) -> Option<String> {
+        match self {
+            RunError::Remote(source) | RunError::Backward { source, .. } if source.is_overflow() => {
+                Some(source.to_string())
+            }
+            RunError::NonFinite { what, .. } => Some(format!("the {what} is not finite")),
+            _ => None,
+        }
+    }
 }
 
 /// An error of a library, with its text.

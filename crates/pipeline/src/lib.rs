@@ -27,6 +27,7 @@ mod load;
 mod model;
 mod path;
 mod positions;
+mod precision;
 mod problem;
 mod progress;
 mod run;

@@ -6,6 +6,8 @@ use sepal_remote::{RemoteSequential, Tuned};
 use tch::Tensor;
 
 use crate::error::RunError;
+use crate::precision::{rounded, rounded_forward};
+use crate::spec::Precision;
 
 /// What trains, with the frozen model around it: ends in this process, blocks on servers.
 pub(crate) struct Model {
@@ -16,6 +18,8 @@ pub(crate) struct Model {
     pub(crate) params: Parameters,
     /// All blocks.
     pub(crate) whole: Span,
+    /// Of what goes to the blocks and comes to the head.
+    pub(crate) precision: Precision,
 }
 
 impl Model {
@@ -39,12 +43,21 @@ impl Model {
         rows: &Ragged,
         phase: Phase,
     ) -> Result<Logits, RunError> {
-        let tokens = self.ends.embed(&Tensor::from_slice(ids)).map_err(ends)?; // [n_tokens, hidden]
+        let tokens = self.rounded(self.ends.embed(&Tensor::from_slice(ids)))?; // [n_tokens, hidden]
         let prompts = self.tuning.prefix().map_err(RunError::Tuning)?;
-        let prefix = prompts.map(|prompts| self.ends.embed_prompts(&prompts)).transpose().map_err(ends)?;
+        let prefix = prompts.map(|prompts| self.prefix(&prompts)).transpose()?;
         let pooled = tuned.forward(prefix.as_ref(), &tokens, rows).map_err(RunError::Remote)?; // [rows, hidden]
-        let hidden = Hidden { pooled: self.ends.final_norm(&pooled).map_err(ends)? };
+        let hidden = Hidden { pooled: self.rounded(self.ends.final_norm(&pooled))? };
         self.head.forward(&hidden, phase).map_err(RunError::Head)
+    }
+
+    fn prefix(&self, prompts: &Tensor) -> Result<Tensor, RunError> {
+        let embedded = self.ends.embed_prompts(prompts).map_err(ends)?;
+        rounded_forward(&embedded, self.precision).map_err(RunError::Torch)
+    }
+
+    fn rounded(&self, tensor: Result<Tensor, EndsError>) -> Result<Tensor, RunError> {
+        rounded(tensor.map_err(ends)?, self.precision).map_err(RunError::Torch)
     }
 }
 

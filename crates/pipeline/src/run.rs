@@ -20,6 +20,7 @@ use crate::connect::connect;
 use crate::data::{self, Prepared};
 use crate::error::RunError;
 use crate::model::Model;
+use crate::precision::Scaling;
 use crate::progress::{Event, Observer, Summary};
 use crate::spec::Spec;
 use crate::train::{Outcome, Training};
@@ -58,7 +59,7 @@ pub fn run(
     let tuning = build_tuning(spec, registry, &checkpoint, ends.embedding_matrix(), &mut params)?;
     let (kept, remote) = connect(spec, &checkpoint, observer)?;
     let whole = whole(&checkpoint)?;
-    let mut model = Model { ends, remote, tuning, head, params, whole };
+    let mut model = Model { ends, remote, tuning, head, params, whole, precision: spec.train.precision };
 
     let folder = RunFolder::create(&spec.output.folder, &spec.name).map_err(RunError::Write)?;
     let yaml = spec.to_yaml().map_err(|error| RunError::Resolved { message: error.to_string() })?;
@@ -155,6 +156,7 @@ fn train(
         model,
         optimizer,
         schedule,
+        scaling: Scaling::new(spec.scaler()),
         train: &prepared.train,
         validation: prepared.validation.as_ref(),
         spec: &spec.train,
@@ -224,6 +226,8 @@ impl End<'_> {
             data: self.prepared.facts.clone(),
             parameters: sepal_track::Parameters { trainable, total: trainable + self.checkpoint.parameter_count() },
             steps: outcome.steps,
+            skipped_steps: outcome.skipped,
+            scale: outcome.scale,
             bytes: Bytes { sent: traffic.up(), received: traffic.down() },
             started: self.started.stamp.clone(),
             seconds: self.started.instant.elapsed().as_secs_f64(),
@@ -245,6 +249,7 @@ impl End<'_> {
             metrics: manifest.metrics.clone(),
             headline: outcome.last.as_ref().and_then(|last| last.headline.clone()),
             steps: outcome.steps,
+            skipped_steps: outcome.skipped,
             rows_per_second: per_second(outcome.rows),
             tokens_per_second: per_second(outcome.tokens),
             bytes_sent: manifest.bytes.sent,

@@ -143,9 +143,9 @@ fn of<T: JsonSchema>() -> Value {
     settings.into_generator().into_root_schema_for::<T>().to_value()
 }
 
-/// The schema of a number format.
+/// The schema of a number format, or of none.
 pub(crate) fn dtype(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "string", "enum": ["f32", "f16", "bf16", "q8"] })
+    json_schema!({ "anyOf": [{ "type": "string", "enum": ["f32", "f16", "bf16", "q8"] }, { "type": "null" }] })
 }
 
 /// The schema of a column's value.

@@ -12,7 +12,7 @@ use sepal_route::{Hop, Pass, ServerId, Work};
 use sepal_wire::codec::{GradWant, Grads, InputGrad, WireBatch};
 use sepal_wire::{Relay, sepal_capnp as wire};
 
-use crate::error::{CallError, RemoteError};
+use crate::error::{CallError, GRADIENTS, RemoteError};
 use crate::kept;
 use crate::peer::Output;
 use crate::relay::Relayed;
@@ -45,6 +45,13 @@ pub(crate) struct ChainGrads {
     pub(crate) prefix: Option<HostTensor>,
     /// By the spans that they belong to.
     pub(crate) tunables: Vec<(Span, Vec<NamedHostTensor>)>,
+}
+
+impl ChainGrads {
+    fn are_finite(&self) -> bool {
+        let tunables = self.tunables.iter().flat_map(|(_, tunables)| tunables).map(|named| &named.tensor);
+        self.prefix.iter().chain(tunables).all(HostTensor::is_finite)
+    }
 }
 
 /// Which gradients a client wants.
@@ -202,7 +209,11 @@ impl Servers {
     ) -> Result<ChainGrads, RemoteError> {
         if let Some(relayed) = chain.relayed.take() {
             match self.relay_backward(&chain.step, &relayed, &grad_output, want).await {
-                Ok(grads) if grads.prefix.as_ref().is_none_or(HostTensor::is_finite) => return Ok(grads),
+                Ok(grads) if grads.are_finite() => return Ok(grads),
+                // Somebody between the first and the last; it is worth no second backward if the loss is only too large.
+                Ok(_) if self.options().expects_overflow => {
+                    return Err(self.non_finite_relay(&relayed, GRADIENTS)?);
+                }
                 Ok(_) => {}
                 Err(broken) => self.relay_broke(&relayed.way_back(), broken).await?,
             }
@@ -228,7 +239,7 @@ impl Servers {
             match self.leg_backward(&chain, &leg, grad, asked).await {
                 Ok(found) => {
                     trouble.over();
-                    self.check_grad(&leg, found.input.as_ref())?;
+                    self.check_finite_grads(leg.hop, &found)?;
                     grads.tunables.push((leg.hop.span, found.tunables));
                     grad_output = found.input;
                 }
@@ -311,7 +322,7 @@ impl Servers {
         }
         let outputs = chain.legs.iter().skip(1).map(|leg| &leg.input).chain([output]);
         if chain.legs.first().is_some_and(|leg| !leg.input.is_finite()) {
-            return Err(RemoteError::NonFiniteInput { what: "prompts" });
+            return Err(RemoteError::NonFiniteInput { what: "prompts", dtype: self.options().wire_dtype });
         }
         for (leg, output) in chain.legs.iter().zip(outputs) {
             if !output.is_finite() {
@@ -321,15 +332,24 @@ impl Servers {
         Ok(())
     }
 
-    fn check_grad(&self, leg: &Leg, grad: Option<&HostTensor>) -> Result<(), RemoteError> {
-        match grad {
-            Some(grad) if !grad.is_finite() => Err(self.non_finite(leg.hop, "gradients")),
-            _ => Ok(()),
+    /// Servers are given gradients that are finite: what comes back and is not was made so by `hop`.
+    fn check_finite_grads(&self, hop: Hop, grads: &Grads) -> Result<(), RemoteError> {
+        let tunables = grads.tunables.iter().map(|named| &named.tensor);
+        match grads.input.iter().chain(tunables).all(HostTensor::is_finite) {
+            true => Ok(()),
+            false => Err(self.non_finite(hop, GRADIENTS)),
         }
     }
 
     fn non_finite(&self, hop: Hop, what: &'static str) -> RemoteError {
         RemoteError::NonFinite { server: self.label(hop.server), span: hop.span, what }
+    }
+
+    /// One of the servers of a way, whichever it was.
+    fn non_finite_relay(&self, relayed: &Relayed, what: &'static str) -> Result<RemoteError, RemoteError> {
+        let mut servers: Vec<String> = relayed.way_back().iter().map(|hop| self.label(hop.server)).collect();
+        servers.reverse();
+        Ok(RemoteError::NonFinite { server: servers.join(" or "), span: relayed.span()?, what })
     }
 }
 
