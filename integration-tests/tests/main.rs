@@ -5,6 +5,7 @@ mod exact;
 mod failures;
 mod faults;
 mod new_plugin;
+mod places;
 mod precision;
 mod processes;
 mod program;

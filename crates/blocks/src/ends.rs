@@ -1,9 +1,9 @@
 use tch::{Kind, TchError, Tensor};
 
 use crate::families::{self, EndNorm};
-use crate::matrix::WeightFormat;
 use crate::norm::NormWeights;
 use crate::weights::{LoadError, Reader, Weights};
+use sepal_core::WeightFormat;
 
 /// The frozen ends of a model, which stay with the user: the embeddings before the first block and the norm after
 /// the last.

@@ -68,7 +68,6 @@ mod tape;
 mod weights;
 
 pub use ends::{Ends, EndsError};
-pub use matrix::WeightFormat;
 pub use passes::{Batch, Grads, InputGrad, Keep, KeptPrefix, Output, Prefix, WantGrads};
 pub use stack::{BlockStack, ForwardError};
 pub use tape::Tape;

@@ -1,7 +1,8 @@
 use tch::{TchError, Tensor};
 
-use crate::matrix::{Matrix, WeightFormat};
+use crate::matrix::Matrix;
 use crate::norm::NormWeights;
+use sepal_core::WeightFormat;
 
 /// A linear layer as a checkpoint has it, on its way to a [`Linear`].
 pub(crate) struct Layer {

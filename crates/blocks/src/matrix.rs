@@ -1,44 +1,11 @@
-//! Frozen weights in the formats that a server may keep them in.
+//! Frozen weights in the formats that a server may keep them in. One that is not fp32 is widened for each product: a CPU
+//! without 16-bit arithmetic would compute in it a hundred times slower.
 
 use std::ops::Deref;
 
 use sepal_autograd::codes;
+use sepal_core::WeightFormat;
 use tch::{Kind, TchError, Tensor};
-
-/// How a server keeps the weights of its linear layers. Products are computed in fp32 whatever the format, because a
-/// CPU without 16-bit arithmetic computes them a hundred times slower otherwise; a weight that is not fp32 is widened
-/// for each product.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub enum WeightFormat {
-    /// 4 bytes a number, as they are.
-    #[default]
-    F32,
-    /// 2 bytes, the range of fp32.
-    Bf16,
-    /// 2 bytes, three more bits than bf16.
-    F16,
-    /// 1 byte: whole numbers up to 127 times a factor for each output.
-    Int8,
-    /// Half a byte: one of 16 quantiles of the normal distribution (NF4, arXiv 2305.14314) times a factor for each 64
-    /// numbers of an output.
-    Nf4,
-}
-
-impl WeightFormat {
-    /// All of them.
-    pub const ALL: [WeightFormat; 5] = [Self::F32, Self::Bf16, Self::F16, Self::Int8, Self::Nf4];
-
-    /// The name that people give.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::F16 => "f16",
-            Self::Int8 => "int8",
-            Self::Nf4 => "nf4",
-        }
-    }
-}
 
 /// A frozen matrix `[in, out]`.
 #[derive(Debug)]

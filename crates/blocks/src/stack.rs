@@ -9,11 +9,11 @@ use crate::block::Block;
 use crate::families;
 use crate::layout::Cost;
 use crate::masks::{Alibi, Scores};
-use crate::matrix::WeightFormat;
 use crate::passes::{Batch, Blocks, Grads, InputGrad, Keep, Output, Prefix, WantGrads};
 use crate::rope::Rotaries;
 use crate::tape::Tape;
 use crate::weights::{LoadError, Reader, Weights};
+use sepal_core::WeightFormat;
 
 /// Consecutive frozen blocks of one model.
 pub struct BlockStack {

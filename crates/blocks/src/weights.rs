@@ -4,8 +4,8 @@ use sepal_nn::HostError;
 use tch::{TchError, Tensor};
 
 use crate::linear::{Layer, Linear};
-use crate::matrix::WeightFormat;
 use crate::norm::NormWeights;
+use sepal_core::WeightFormat;
 
 /// Any error, as a source of weights gives it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

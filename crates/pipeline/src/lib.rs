@@ -17,6 +17,7 @@
 //! assert_eq!(schema(&registry)["type"], "object");
 //! ```
 
+mod blocks;
 mod checks;
 mod connect;
 mod data;

@@ -9,6 +9,7 @@ use sepal_assets::{Asset, Assets, Kind};
 use sepal_blocks::Ends;
 use sepal_checkpoint::Checkpoint;
 use sepal_core::{Span, in_one_line};
+use sepal_data::Loader;
 use sepal_nn::Parameters;
 use sepal_plugin::{
     Head, HeadContext, Opt, OptContext, Registry, Sched, SchedContext, Tuning, TuningContext, TuningMode,
@@ -57,9 +58,10 @@ pub fn run(
     let ends = Ends::load(&checkpoint)
         .map_err(|source| RunError::Load { what: "embeddings and final norm", source: source.into() })?;
     let tuning = build_tuning(spec, registry, &checkpoint, ends.embedding_matrix(), &mut params)?;
-    let (kept, remote) = connect(spec, &checkpoint, observer)?;
+    check_positions(&checkpoint, &prepared, tuning.pre_seq_len())?;
+    let (kept, blocks) = connect(spec, &checkpoint, observer)?;
     let whole = whole(&checkpoint)?;
-    let mut model = Model { ends, remote, tuning, head, params, whole, precision: spec.train.precision };
+    let mut model = Model { ends, blocks, tuning, head, params, whole, precision: spec.train.precision };
 
     let folder = RunFolder::create(&spec.output.folder, &spec.name).map_err(RunError::Write)?;
     let yaml = spec.to_yaml().map_err(|error| RunError::Resolved { message: error.to_string() })?;
@@ -101,6 +103,18 @@ fn fetch_model(spec: &Spec, assets: &Assets, observer: &mut dyn Observer) -> Res
 
 fn open(path: &Path) -> Result<Checkpoint, RunError> {
     Checkpoint::open(path).map_err(|source| RunError::Checkpoint { path: path.to_owned(), source: source.into() })
+}
+
+/// Every row fits the model, with its prompts.
+fn check_positions(checkpoint: &Checkpoint, prepared: &Prepared, prompts: usize) -> Result<(), RunError> {
+    let validation = prepared.validation.as_ref().map_or(0, Loader::longest_row);
+    let tokens = prepared.train.longest_row().max(validation);
+    match checkpoint.config().max_positions {
+        Some(max_positions) if tokens + prompts > max_positions => {
+            Err(RunError::Positions { tokens, prompts, max_positions })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn whole(checkpoint: &Checkpoint) -> Result<Span, RunError> {
@@ -214,7 +228,7 @@ impl End<'_> {
             None if outcome.interrupted => Status::Interrupted,
             None => Status::Finished,
         };
-        let traffic = model.remote.traffic();
+        let traffic = model.blocks.traffic();
         let trainable = model.params.count() as u64;
         let versions = Versions { sepal: env!("CARGO_PKG_VERSION").to_owned(), libtorch: LIBTORCH.to_owned() };
         Ok(Manifest {

@@ -1,8 +1,8 @@
-use sepal_blocks::{BlockStack, Ends, WeightFormat};
-use sepal_core::{Ragged, Span, Want};
+use sepal_blocks::{BlockStack, Ends};
+use sepal_core::{Ragged, Span, Want, WeightFormat};
 use tch::{Kind, Tensor};
 
-use crate::model::{MODELS, Tiny};
+use crate::model::{models, Tiny};
 
 fn largest(tensor: &Tensor) -> f64 {
     f64::try_from(tensor.abs().max()).expect("a number")
@@ -11,7 +11,7 @@ fn largest(tensor: &Tensor) -> f64 {
 /// Hidden states and gradients with weights of 16, 8 and 4 bits lie near those of fp32, and nearer the more bits.
 #[test]
 fn formats_are_near_fp32() {
-    for name in MODELS {
+    for name in &models() {
         let model = Tiny::open(name);
         let rows = Ragged::from_lengths([7, 2, 4]).expect("rows");
         let prompts = model.random(&[3, model.config.hidden as i64], 3);

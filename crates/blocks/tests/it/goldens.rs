@@ -5,7 +5,7 @@ use safetensors::{Dtype, SafeTensors};
 use sepal_core::{DType, HostTensor, Ragged, Want};
 use tch::{Kind, Tensor};
 
-use crate::model::{MODELS, Tiny, assert_close, goldens};
+use crate::model::{models, Tiny, assert_close, goldens};
 
 pub(crate) struct Golden {
     pub(crate) floats: HashMap<String, Tensor>,
@@ -82,14 +82,14 @@ const PREFIX: usize = 5;
 
 #[test]
 fn soft_prompts_equal_transformers() {
-    for name in MODELS {
+    for name in &models() {
         [0, 1, PREFIX].into_iter().for_each(|prefix_len| check(name, "ptune", prefix_len));
     }
 }
 
 #[test]
 fn deep_prompts_equal_transformers() {
-    for name in MODELS {
+    for name in &models() {
         [1, PREFIX].into_iter().for_each(|prefix_len| check(name, "deep", prefix_len));
     }
 }
