@@ -9,11 +9,17 @@ use crate::take_text;
 
 // SAFETY: these are the functions of codes.cpp, with the same signatures.
 unsafe extern "C" {
-    fn sepal_codes_int8(codes: *const C_tensor, scales: *const C_tensor, out: *const C_tensor) -> *mut c_char;
+    fn sepal_codes_int8(
+        codes: *const C_tensor,
+        scales: *const C_tensor,
+        columns: *const C_tensor,
+        out: *const C_tensor,
+    ) -> *mut c_char;
     fn sepal_codes_nf4(
         codes: *const C_tensor,
         scales: *const C_tensor,
         levels: *const C_tensor,
+        columns: *const C_tensor,
         out: *const C_tensor,
     ) -> *mut c_char;
 }
@@ -54,14 +60,14 @@ pub fn to_int8(numbers: &Tensor) -> Result<(Tensor, Tensor), TchError> {
     Ok((codes, scales.f_view([-1])?))
 }
 
-/// The way back of [`to_int8`], `[n, width]`.
+/// The way back of [`to_int8`], `[n, width]`, with each column times its number of `columns [width]`.
 ///
 /// # Errors
 /// [`TchError`] if shapes do not agree.
-pub fn from_int8(codes: &Tensor, scales: &Tensor) -> Result<Tensor, TchError> {
+pub fn from_int8(codes: &Tensor, scales: &Tensor, columns: &Tensor) -> Result<Tensor, TchError> {
     let out = scales.f_new_empty(codes.size().as_slice(), (Kind::Float, scales.device()))?;
     // SAFETY: live tensors; the function checks their shapes and reports by its text.
-    check(unsafe { sepal_codes_int8(codes.as_ptr(), scales.as_ptr(), out.as_ptr()) })?;
+    check(unsafe { sepal_codes_int8(codes.as_ptr(), scales.as_ptr(), columns.as_ptr(), out.as_ptr()) })?;
     Ok(out)
 }
 
@@ -84,15 +90,17 @@ pub fn to_nf4(numbers: &Tensor) -> Result<(Tensor, Tensor), TchError> {
     Ok((codes, scales.f_reshape([n, -1])?))
 }
 
-/// The way back of [`to_nf4`], `[n, width]`.
+/// The way back of [`to_nf4`], `[n, width]`, with each column times its number of `columns [width]`.
 ///
 /// # Errors
 /// [`TchError`] if shapes do not agree.
-pub fn from_nf4(codes: &Tensor, scales: &Tensor, width: i64) -> Result<Tensor, TchError> {
-    let out = scales.f_new_empty([scales.size()[0], width], (Kind::Float, scales.device()))?;
+pub fn from_nf4(codes: &Tensor, scales: &Tensor, columns: &Tensor) -> Result<Tensor, TchError> {
+    let out = scales.f_new_empty([scales.size()[0], columns.size()[0]], (Kind::Float, scales.device()))?;
     let levels = Tensor::f_from_slice(&NF4_LEVELS)?;
     // SAFETY: as above.
-    check(unsafe { sepal_codes_nf4(codes.as_ptr(), scales.as_ptr(), levels.as_ptr(), out.as_ptr()) })?;
+    check(unsafe {
+        sepal_codes_nf4(codes.as_ptr(), scales.as_ptr(), levels.as_ptr(), columns.as_ptr(), out.as_ptr())
+    })?;
     Ok(out)
 }
 
@@ -110,13 +118,34 @@ mod tests {
         Tensor::randn([n, width], (Kind::Float, Device::Cpu))
     }
 
+    fn ones(width: i64) -> Tensor {
+        Tensor::ones([width], (Kind::Float, Device::Cpu))
+    }
+
+    #[test]
+    fn columns_have_factors() {
+        let (numbers, columns) = (random(3, 130), random(1, 130).view([130]));
+        let (codes, scales) = to_int8(&numbers).expect("codes");
+        let plain = from_int8(&codes, &scales, &ones(130)).expect("numbers");
+        assert!(from_int8(&codes, &scales, &columns).expect("numbers").allclose(
+            &(plain * &columns),
+            1e-6,
+            1e-6,
+            false
+        ));
+        let (codes, scales) = to_nf4(&numbers).expect("codes");
+        let plain = from_nf4(&codes, &scales, &ones(130)).expect("numbers");
+        assert!(from_nf4(&codes, &scales, &columns).expect("numbers").allclose(&(plain * &columns), 1e-6, 1e-6, false));
+    }
+
     #[test]
     fn int8_is_off_by_half_a_step_at_most() {
         for (n, width) in [(1, 1), (5, 7), (300, 200)] {
             let numbers = random(n, width);
             let (codes, scales) = to_int8(&numbers).expect("codes");
             assert_eq!((codes.kind(), codes.size(), scales.size()), (Kind::Int8, vec![n, width], vec![n]));
-            let off = (from_int8(&codes, &scales).expect("numbers") - &numbers).abs() / scales.unsqueeze(1);
+            let off =
+                (from_int8(&codes, &scales, &ones(width)).expect("numbers") - &numbers).abs() / scales.unsqueeze(1);
             assert!(f64::try_from(off.max()).expect("a number") <= 0.5001);
         }
     }
@@ -128,7 +157,7 @@ mod tests {
             let (codes, scales) = to_nf4(&numbers).expect("codes");
             let groups = (width + 63) / 64;
             assert_eq!((codes.size(), scales.size()), (vec![n, groups * 32], vec![n, groups]));
-            let found = from_nf4(&codes, &scales, width).expect("numbers");
+            let found = from_nf4(&codes, &scales, &ones(width)).expect("numbers");
             // By brute force: no level of the group is nearer.
             let of_numbers = scales.repeat_interleave_self_int(64, 1, None).narrow(1, 0, width);
             let levels = Tensor::from_slice(&NF4_LEVELS) * of_numbers.unsqueeze(2);
@@ -142,16 +171,16 @@ mod tests {
     fn zeros_stay_zeros() {
         let zeros = Tensor::zeros([2, 70], (Kind::Float, Device::Cpu));
         let (codes, scales) = to_int8(&zeros).expect("codes");
-        assert_eq!(from_int8(&codes, &scales).expect("numbers"), zeros);
+        assert_eq!(from_int8(&codes, &scales, &ones(70)).expect("numbers"), zeros);
         let (codes, scales) = to_nf4(&zeros).expect("codes");
-        assert_eq!(from_nf4(&codes, &scales, 70).expect("numbers"), zeros);
+        assert_eq!(from_nf4(&codes, &scales, &ones(70)).expect("numbers"), zeros);
     }
 
     #[test]
     fn wrong_shapes_are_refused() {
         let (codes, scales) = to_nf4(&random(3, 100)).expect("codes");
-        assert!(from_nf4(&codes, &scales, 200).is_err());
+        assert!(from_nf4(&codes, &scales, &ones(200)).is_err());
         let (codes, scales) = to_int8(&random(3, 100)).expect("codes");
-        assert!(from_int8(&codes, &scales.narrow(0, 0, 2)).is_err());
+        assert!(from_int8(&codes, &scales.narrow(0, 0, 2), &ones(100)).is_err());
     }
 }

@@ -10,27 +10,35 @@ pub(crate) struct Layer {
     pub(crate) weight: Tensor,
     /// `[out]`
     pub(crate) bias: Option<Tensor>,
+    /// Factors of the inputs, `[in]`.
+    pub(crate) inputs: Option<Tensor>,
 }
 
 impl Layer {
-    /// The outputs of all layers one after another. A bias that is missing among others is zero.
+    /// The outputs of all layers, none of which is behind a norm, one after another. A bias that is missing among others is zero.
     pub(crate) fn stacked(layers: &[Layer]) -> Result<Self, TchError> {
         let weights: Vec<&Tensor> = layers.iter().map(|layer| &layer.weight).collect();
         let weight = Tensor::f_cat(&weights, 0)?;
         if layers.iter().all(|layer| layer.bias.is_none()) {
-            return Ok(Self { weight, bias: None });
+            return Ok(Self { weight, bias: None, inputs: None });
         }
-        let bias = |Layer { weight, bias }: &Layer| match bias {
+        let bias = |Layer { weight, bias, .. }: &Layer| match bias {
             Some(bias) => Ok(bias.shallow_clone()),
             None => weight.f_new_zeros([weight.size()[0]], (weight.kind(), weight.device())),
         };
         let biases: Vec<Tensor> = layers.iter().map(bias).collect::<Result<_, TchError>>()?;
-        Ok(Self { weight, bias: Some(Tensor::f_cat(&biases, 0)?) })
+        Ok(Self { weight, bias: Some(Tensor::f_cat(&biases, 0)?), inputs: None })
     }
 
     /// With the rows, and entries of the bias, that `pick` makes of them.
-    pub(crate) fn map_rows(self, pick: impl Fn(&Tensor) -> Result<Tensor, TchError>) -> Result<Self, TchError> {
-        Ok(Self { weight: pick(&self.weight)?, bias: self.bias.map(|bias| pick(&bias)).transpose()? })
+    pub(crate) fn map_rows(&self, pick: impl Fn(&Tensor) -> Result<Tensor, TchError>) -> Result<Self, TchError> {
+        let bias = self.bias.as_ref().map(&pick).transpose()?;
+        Ok(Self { weight: pick(&self.weight)?, bias, inputs: self.inputs.as_ref().map(Tensor::shallow_clone) })
+    }
+
+    /// The outputs `start..start + len`.
+    pub(crate) fn part(&self, start: usize, len: usize) -> Result<Self, TchError> {
+        self.map_rows(|rows| rows.f_narrow(0, start as i64, len as i64))
     }
 
     /// The layer on a norm without weights does what this one does on the norm with `norm`: both are linear and frozen,
@@ -41,11 +49,11 @@ impl Layer {
             (None, Some(shift)) => Some(self.weight.f_mv(shift)?),
             (bias, None) => bias,
         };
-        Ok(Self { weight: self.weight.f_mul(&norm.scale)?, bias })
+        Ok(Self { bias, inputs: Some(norm.scale.shallow_clone()), ..self })
     }
 
     pub(crate) fn frozen(self, format: WeightFormat) -> Result<Linear, TchError> {
-        Ok(Linear { weight: Matrix::new(&self.weight.f_transpose(0, 1)?, format)?, bias: self.bias })
+        Ok(Linear { weight: Matrix::new(&self.weight, self.inputs.as_ref(), format)?, bias: self.bias })
     }
 }
 
@@ -104,7 +112,8 @@ mod tests {
 
     #[test]
     fn a_missing_bias_among_others_is_zero() {
-        let layer = |bias| Layer { weight: Tensor::ones([2, 3], (tch::Kind::Float, tch::Device::Cpu)), bias };
+        let ones = || Tensor::ones([2, 3], (tch::Kind::Float, tch::Device::Cpu));
+        let layer = |bias| Layer { weight: ones(), bias, inputs: None };
         let bias = Tensor::from_slice(&[5.0_f32, 6.0]);
         let both = Layer::stacked(&[layer(Some(bias)), layer(None)]).expect("stacked");
         assert_eq!(both.weight.size(), [4, 3]);

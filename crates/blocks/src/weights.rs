@@ -137,7 +137,7 @@ impl<'a> Reader<'a> {
     /// The linear layer `name`, with its bias if it has one.
     pub(crate) fn layer(&self, name: &str, out: usize, inner: usize) -> Result<Layer, LoadError> {
         let weight = self.tensor(&format!("{name}.weight"), &[out, inner])?;
-        Ok(Layer { weight, bias: self.optional(&format!("{name}.bias"), &[out])? })
+        Ok(Layer { weight, bias: self.optional(&format!("{name}.bias"), &[out])?, inputs: None })
     }
 
     /// The layer in the format in which layers are kept.

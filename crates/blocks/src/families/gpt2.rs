@@ -20,21 +20,16 @@ pub(super) fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize)
     let heads = heads(config, block_idx);
     let layer = |name: &str, out: usize, inner: usize| {
         let weight = reader.tensor(&format!("{name}.weight"), &[inner, out])?.f_transpose(0, 1)?;
-        Ok::<_, LoadError>(Layer { weight, bias: reader.optional(&format!("{name}.bias"), &[out])? })
+        Ok::<_, LoadError>(Layer { weight, bias: reader.optional(&format!("{name}.bias"), &[out])?, inputs: None })
     };
     let fused = layer("attn.c_attn", 3 * hidden, hidden)?.after(&reader.layer_norm("ln_1", hidden)?)?;
-    let part = |start: usize, len: usize| {
-        let pick = |rows: &Tensor| rows.f_narrow(0, (start * hidden) as i64, (len * hidden) as i64);
-        let bias = fused.bias.as_ref().map(pick).transpose()?;
-        Ok::<_, LoadError>(Layer { weight: pick(&fused.weight)?, bias })
-    };
     let up = layer("mlp.c_fc", ffn, hidden)?.after(&reader.layer_norm("ln_2", hidden)?)?;
     Ok(Block {
         heads,
         norm: layer_norm(config),
         is_parallel: false,
-        q: reader.frozen(part(0, 1)?)?,
-        kv: reader.frozen(part(1, 2)?)?,
+        q: reader.frozen(fused.part(0, hidden)?)?,
+        kv: reader.frozen(fused.part(hidden, 2 * hidden)?)?,
         head_norms: None,
         output: reader.frozen(layer("attn.c_proj", hidden, hidden)?)?,
         attention_norm: None,

@@ -19,7 +19,7 @@ pub(super) fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize)
     let expert =
         |expert: usize| gated(reader, config, &format!("block_sparse_moe.experts.{expert}"), ["w1", "w3", "w2"], &norm);
     let mlp = Mlp::Routed(Router {
-        router: reader.exact(Layer { weight, bias: None }.after(&norm)?)?,
+        router: reader.exact(Layer { weight, bias: None, inputs: None }.after(&norm)?)?,
         per_token: experts.per_token as i64,
         experts: (0..experts.count).map(expert).collect::<Result<_, _>>()?,
     });

@@ -126,13 +126,11 @@ fn from_queries(heads: Heads, layer: Layer) -> Result<Layer, TchError> {
 /// Queries, and keys with values, out of a layer that has, for each head of keys, its queries, the key and the value.
 fn apart(heads: Heads, fused: &Layer) -> Result<(Layer, Layer), TchError> {
     let part = |start: i64, len: i64| {
-        let pick = |rows: &Tensor| {
+        fused.map_rows(|rows| {
             let shape = [&[heads.kv, heads.repeat + 2, heads.dim], &rows.size()[1..]].concat();
             let picked = rows.f_view(shape.as_slice())?.f_narrow(1, start, len)?.f_transpose(0, 1)?;
             picked.f_reshape([&[heads.kv * len * heads.dim], &rows.size()[1..]].concat().as_slice())
-        };
-        let weight = pick(&fused.weight)?;
-        Ok::<_, TchError>(Layer { weight, bias: fused.bias.as_ref().map(pick).transpose()? })
+        })
     };
     Ok((part(0, heads.repeat)?, part(heads.repeat, 2)?))
 }
@@ -172,7 +170,7 @@ mod tests {
         // Two heads of two: q q k k v v of head 0, then of head 1.
         let heads = Heads { repeat: 1, ..HEADS };
         let weight = Tensor::from_slice(&[0_i64, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
-        let (q, kv) = apart(heads, &Layer { weight, bias: None }).expect("apart");
+        let (q, kv) = apart(heads, &Layer { weight, bias: None, inputs: None }).expect("apart");
         assert_eq!(numbers(&q.weight), [0, 1, 6, 7]);
         assert_eq!(numbers(&kv.weight), [2, 3, 8, 9, 4, 5, 10, 11]);
     }

@@ -4,7 +4,6 @@ use sepal_core::ModelConfig;
 
 use super::{from_queries, heads, queries, rms_norm};
 use crate::block::Block;
-use crate::linear::Layer;
 use crate::mlp::{Activate, Dense, Mlp};
 use crate::weights::{LoadError, Reader};
 
@@ -14,10 +13,6 @@ pub(super) fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize)
     let (q_size, kv_size) = (n_heads * head_dim, n_kv_heads * head_dim);
     let norm = reader.rms("input_layernorm", hidden)?;
     let fused = reader.layer("self_attn.qkv_proj", q_size + 2 * kv_size, hidden)?.after(&norm)?;
-    let part = |start: usize, len: usize| {
-        let pick = |rows: &tch::Tensor| rows.f_narrow(0, start as i64, len as i64);
-        Ok::<_, LoadError>(Layer { weight: pick(&fused.weight)?, bias: fused.bias.as_ref().map(pick).transpose()? })
-    };
     let output = reader.layer("self_attn.o_proj", hidden, q_size)?;
     let mlp_norm = reader.rms("post_attention_layernorm", hidden)?;
     let up = reader.layer("mlp.gate_up_proj", 2 * ffn, hidden)?.after(&mlp_norm)?;
@@ -27,8 +22,8 @@ pub(super) fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize)
         heads,
         norm: rms_norm(config),
         is_parallel: false,
-        q: reader.frozen(part(0, q_size)?.map_rows(|rows| queries(heads, rows))?)?,
-        kv: reader.frozen(part(q_size, 2 * kv_size)?)?,
+        q: reader.frozen(fused.part(0, q_size)?.map_rows(|rows| queries(heads, rows))?)?,
+        kv: reader.frozen(fused.part(q_size, 2 * kv_size)?)?,
         head_norms: None,
         output: reader.frozen(from_queries(heads, output)?)?,
         attention_norm: None,

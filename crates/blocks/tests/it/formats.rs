@@ -2,7 +2,7 @@ use sepal_blocks::{BlockStack, Ends};
 use sepal_core::{Ragged, Span, Want, WeightFormat};
 use tch::{Kind, Tensor};
 
-use crate::model::{models, Tiny};
+use crate::model::{Tiny, models};
 
 fn largest(tensor: &Tensor) -> f64 {
     f64::try_from(tensor.abs().max()).expect("a number")

@@ -5,7 +5,7 @@ use safetensors::{Dtype, SafeTensors};
 use sepal_core::{DType, HostTensor, Ragged, Want};
 use tch::{Kind, Tensor};
 
-use crate::model::{models, Tiny, assert_close, goldens};
+use crate::model::{Tiny, assert_close, goldens, models};
 
 pub(crate) struct Golden {
     pub(crate) floats: HashMap<String, Tensor>,

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use sepal_core::{Ragged, Span, Want};
 use tch::{Kind, Tensor};
 
-use crate::model::{models, Outcome, Tiny, assert_close, forward, last_of_rows, outcome};
+use crate::model::{Outcome, Tiny, assert_close, forward, last_of_rows, models, outcome};
 
 const LENGTHS: [usize; 8] = [5, 1, 70, 3, 12, 1, 66, 70];
 const PREFIX: usize = 4;

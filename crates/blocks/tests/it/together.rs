@@ -4,7 +4,7 @@ use sepal_blocks::{Batch, BlockStack, Grads, InputGrad, Keep, Output, Prefix, Wa
 use sepal_core::{Ragged, Span, Want};
 use tch::Tensor;
 
-use crate::model::{models, Tiny, assert_close};
+use crate::model::{Tiny, assert_close, models};
 
 /// One caller.
 struct Caller {
