@@ -83,7 +83,7 @@ pub enum FetchError {
         found: String,
     },
     /// Somebody wanted the fetch to end. What came is kept.
-    #[error("go on: it was told to stop; what came is kept")]
+    #[error("finish: it was told to stop; what came is kept, and the next fetch goes on from there")]
     Stopped,
     /// A file that belongs to a folder of this machine is not there, and nobody knows where else it could be.
     #[error("find {file} in {}, which was not fetched from the hub", folder.display())]

@@ -24,7 +24,7 @@ pub(crate) enum Command {
     Fetch(PipelineArgs),
     /// Serve blocks of a model to other machines
     Serve(ServeArgs),
-    /// Note in a model's folder what is in its shards, to be copied to where only some of them are
+    /// Note in a model's folder what is in its shards, for machines that hold only some of them
     Outline(OutlineArgs),
     /// Look at servers
     #[command(subcommand)]

@@ -1,6 +1,7 @@
 //! Downloads as people see them: a bar on a terminal, lines elsewhere.
 
 use std::io::{IsTerminal, Write};
+use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use sepal_assets::FetchEvent;
@@ -15,11 +16,16 @@ const LARGE: u64 = 100_000_000;
 pub(crate) struct Downloads {
     bar: Option<ProgressBar>,
     plain: bool,
+    file: String,
+    size: u64,
+    /// When the file began to come, and how many bytes of it were here then.
+    began: (Instant, u64),
 }
 
 impl Downloads {
     pub(crate) fn new() -> Self {
-        Self { bar: None, plain: !std::io::stderr().is_terminal() }
+        let plain = !std::io::stderr().is_terminal();
+        Self { bar: None, plain, file: String::new(), size: 0, began: (Instant::now(), 0) }
     }
 
     /// A line that stays, above the bar if there is one.
@@ -38,6 +44,7 @@ impl Downloads {
             FetchEvent::Progress { here } => {
                 if let Some(bar) = &self.bar {
                     bar.set_position(here);
+                    bar.set_message(self.status(here));
                 }
             }
             FetchEvent::End { file, size, received, seconds } => {
@@ -50,17 +57,28 @@ impl Downloads {
 
     fn begin(&mut self, file: &str, bytes: u64, here: u64) {
         self.clear();
+        (self.file, self.size, self.began) = (file.to_owned(), bytes, (Instant::now(), here));
         if !self.plain {
-            let template = "{bar:24} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec}, {eta} left {msg}";
-            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-            // Speed and time left are those of what is still to come.
-            let bar = ProgressBar::new(bytes).with_style(style).with_message(file.to_owned()).with_position(here);
-            bar.reset_eta();
+            let style = ProgressStyle::with_template("{bar:24} {decimal_bytes}/{decimal_total_bytes} {msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            let bar = ProgressBar::new(bytes).with_style(style).with_position(here);
+            bar.set_message(file.to_owned());
             self.bar = Some(bar);
         } else if bytes >= LARGE {
             let kept = if here > 0 { format!(", {} of it are here already", size(here)) } else { String::new() };
             self.line(&format!("fetching {file}, {}{kept}", size(bytes)));
         }
+    }
+
+    /// Speed and time left of what comes now, and the file.
+    fn status(&self, here: u64) -> String {
+        let (time, before) = (self.began.0.elapsed().as_secs_f64(), self.began.1);
+        let rate = here.saturating_sub(before) as f64 / time.max(0.001);
+        let left = match rate {
+            0.0 => String::new(),
+            rate => format!(", {} left", clock(self.size.saturating_sub(here) as f64 / rate)),
+        };
+        format!("{}/s{left} {}", size(rate as u64), self.file)
     }
 
     fn clear(&mut self) {
