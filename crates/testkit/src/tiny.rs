@@ -54,6 +54,33 @@ pub fn model(folder: &Path, name: &str) -> PathBuf {
     to
 }
 
+/// Deals the weights of a model's folder out to shards, one for the ends and one for each block, with an index, in place
+/// of `model.safetensors`; their names, that of the ends first.
+///
+/// # Panics
+/// If the files cannot be read or written.
+pub fn shard(folder: &Path) -> Vec<String> {
+    let single = folder.join("model.safetensors");
+    let bytes = std::fs::read(&single).expect("weights in one file");
+    let weights = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let mut shards: BTreeMap<Option<usize>, Vec<_>> = BTreeMap::new();
+    for (name, view) in weights.tensors() {
+        shards.entry(name.split('.').find_map(|part| part.parse().ok())).or_default().push((name, view));
+    }
+    let (n_shards, mut files, mut weight_map) = (shards.len(), Vec::new(), serde_json::Map::new());
+    for (at, tensors) in shards.into_values().enumerate() {
+        let file = format!("model-{:05}-of-{n_shards:05}.safetensors", at + 1);
+        weight_map.extend(tensors.iter().map(|(name, _)| (name.clone(), json!(file))));
+        let shard = safetensors::serialize(tensors, None).expect("serializes");
+        std::fs::write(folder.join(&file), shard).expect("a shard");
+        files.push(file);
+    }
+    let index = json!({ "metadata": {}, "weight_map": weight_map });
+    std::fs::write(folder.join("model.safetensors.index.json"), index.to_string()).expect("an index");
+    std::fs::remove_file(single).expect("removed");
+    files
+}
+
 /// `rows` sentences of 3 to 9 words with their class (0 bad, 1 good), the same for the same seed. A sentence has
 /// one word that tells its class, at its end.
 pub fn sentences(rows: usize, seed: u64) -> Vec<(String, usize)> {

@@ -11,8 +11,8 @@ use crate::weights::{LoadError, Reader};
 pub(super) const ENDS: EndNames =
     EndNames { embedding: "wte", embedding_scale: 1.0, embedding_norm: None, final_norm: "ln_f", kind: EndNorm::Layer };
 
-pub(super) fn positions(reader: &Reader<'_>, config: &ModelConfig) -> Result<Tensor, LoadError> {
-    reader.tensor("wpe.weight", &[config.max_positions.unwrap_or(1024), config.hidden])
+pub(super) fn positions(reader: &Reader<'_>, config: &ModelConfig, name: &str) -> Result<Tensor, LoadError> {
+    reader.tensor(name, &[config.max_positions.unwrap_or(1024), config.hidden])
 }
 
 pub(super) fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {

@@ -86,9 +86,9 @@ pub(crate) fn ends(config: &ModelConfig) -> EndNames {
 /// They are added before the first block, so they belong to it and not to the embeddings: whoever runs the first block
 /// knows where each position stands, and soft prompts get their positions there as well.
 pub(crate) fn positions(reader: &Reader<'_>, config: &ModelConfig) -> Result<Option<Tensor>, LoadError> {
-    match config.family {
-        Family::Gpt2 => gpt2::positions(reader, config).map(Some),
-        Family::Opt => opt::positions(reader, config).map(Some),
+    match (config.family, config.family.positions()) {
+        (Family::Gpt2, Some(name)) => gpt2::positions(reader, config, name).map(Some),
+        (Family::Opt, Some(name)) => opt::positions(reader, config, name).map(Some),
         _ => Ok(None),
     }
 }

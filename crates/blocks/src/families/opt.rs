@@ -19,9 +19,9 @@ pub(super) const ENDS: EndNames = EndNames {
 /// The file has two more in front, which no position uses.
 const UNUSED: usize = 2;
 
-pub(super) fn positions(reader: &Reader<'_>, config: &ModelConfig) -> Result<Tensor, LoadError> {
+pub(super) fn positions(reader: &Reader<'_>, config: &ModelConfig, name: &str) -> Result<Tensor, LoadError> {
     let count = config.max_positions.unwrap_or(2048);
-    let all = reader.tensor("decoder.embed_positions.weight", &[count + UNUSED, config.hidden])?;
+    let all = reader.tensor(name, &[count + UNUSED, config.hidden])?;
     Ok(all.f_narrow(0, UNUSED as i64, count as i64)?)
 }
 
