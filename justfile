@@ -43,6 +43,10 @@ bench-peers *ARGS:
 bench-swarm: _build
     cargo bench --profile dev --workspace --bench swarm
 
+# Writes the table of docs/families.md anew, from the goldens
+families: _build
+    SEPAL_WRITE_DOCS=1 cargo test --workspace --test it -- families
+
 # Regenerate what is generated and committed: RPC code and the pipeline schema (needs capnproto)
 schemas: setup
     scripts/schemas.sh

@@ -62,6 +62,7 @@ struct GradWant {
 struct Grads {
   input @0 :Tensor;                  # absent for InputGrad.none
   tunables @1 :List(NamedTensor);    # summed over the rows
+  notFinite @2 :UInt32;              # 1 + the last block of the model whose gradients were not finite; 0: all were
 }
 
 enum Retry {
@@ -152,8 +153,8 @@ interface Tuned {
   # Tunables are stacked by block: deep_prompts [n_blocks of the session, prefixLen, hidden].
   # A forward without a tape keeps the prefix's keys and values here, for batches that come without it.
   # Where the result is handed on, there is no output; where the input comes from another server, the batch
-  # has no hidden states.
-  forward @0 (batch :RaggedBatch, want :Want, keepTape :Bool, dtype :DType, relay :Relay) -> (output :Tensor, tape :Tape, failure :Failure, timing :Timing);
+  # has no hidden states. notFinite: 1 + the first block of the model whose hidden states were not finite; 0: all were.
+  forward @0 (batch :RaggedBatch, want :Want, keepTape :Bool, dtype :DType, relay :Relay) -> (output :Tensor, tape :Tape, failure :Failure, timing :Timing, notFinite :UInt32);
   # Without a tape: forward again, then backward.
   backward @1 (batch :RaggedBatch, want :Want, gradOutput :Tensor, grad :GradWant) -> (grads :Grads, failure :Failure, timing :Timing);
 }

@@ -1,13 +1,13 @@
 //! Forward and backward through consecutive blocks.
 
 use sepal_core::{Ragged, Span, Want};
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 use crate::block::{Block, Forwarded, Wanted};
 use crate::layout::Layout;
 use crate::masks::Scores;
 use crate::rope::Rotaries;
-use crate::run::{Run, of};
+use crate::run::{Run, Share, of};
 use crate::tape::Tape;
 
 /// One caller's batch.
@@ -94,6 +94,8 @@ pub struct Output {
     pub tape: Option<Tape>,
     /// If it was to be kept, and there is a prefix that was computed.
     pub prefix: Option<KeptPrefix>,
+    /// The first block of the model whose hidden states are not all finite, if there is one.
+    pub not_finite: Option<usize>,
 }
 
 /// Which gradient of a batch's hidden states is wanted.
@@ -121,6 +123,8 @@ pub struct Grads {
     pub input: Tensor,
     /// `[blocks, prefix_len, hidden]`, if wanted and if the forward had them.
     pub deep_prompts: Option<Tensor>,
+    /// The last block of the model whose gradients are not all finite, if there is one: the first on the way back.
+    pub not_finite: Option<usize>,
 }
 
 /// Consecutive blocks.
@@ -181,6 +185,9 @@ impl Blocks {
                 block.forward(hidden, &run, &prefixes)?
             };
             hidden = keep_of(done, keep, &run, &mut kept)?;
+            let shares = if pools { &run.rows } else { &run.slots };
+            let marks = kept.iter_mut().map(|kept| &mut kept.not_finite);
+            mark_not_finite(&hidden, shares, span.start() + i, marks)?;
         }
         let shares = if want == Want::LastOfRows { run.rows.clone() } else { run.slots.clone() };
         let outputs = shares.iter().zip(&layouts).map(|(&share, layout)| {
@@ -209,6 +216,7 @@ impl Blocks {
         // A copy: gradients are added to in place.
         let mut grad = Tensor::f_cat(&entered.collect::<Result<Vec<_>, _>>()?, 0)?;
         let mut deep: Vec<Vec<Tensor>> = tapes.iter().map(|_| Vec::new()).collect();
+        let mut not_finite: Vec<Option<usize>> = vec![None; tapes.len()];
         for (i, block) in self.of(span).iter().enumerate().rev() {
             let kept: Vec<_> = saved.iter_mut().filter_map(Vec::pop).collect();
             let wanted = if i == 0 && want.input == InputGrad::Prefix { Wanted::Prefixes } else { Wanted::All };
@@ -219,6 +227,7 @@ impl Blocks {
                 block.backward(&kept, grad, &run, wanted)?
             };
             let shares = if wanted == Wanted::Prefixes { &run.prefixes } else { &run.slots };
+            mark_not_finite(&grad, shares, span.start() + i, not_finite.iter_mut())?;
             for ((tape, deep), (share, prefix)) in tapes.iter().zip(&mut deep).zip(shares.iter().zip(&run.prefixes)) {
                 if tape.has_deep_prompts && want.deep_prompts {
                     deep.push(grad.f_narrow(0, share.first, prefix.n)?.f_detach_copy()?);
@@ -234,7 +243,7 @@ impl Blocks {
                     InputGrad::Prefix => of(&grad, run.prefixes[at])?,
                 };
                 let deep_prompts = if deep.is_empty() { None } else { Some(Tensor::f_stack(&deep, 0)?) };
-                Ok(Grads { input, deep_prompts })
+                Ok(Grads { input, deep_prompts, not_finite: not_finite[at] })
             })
             .collect()
     }
@@ -245,6 +254,7 @@ impl Blocks {
 struct Kept {
     saved: Vec<crate::tape::Saved>,
     prefix: Vec<Tensor>,
+    not_finite: Option<usize>,
 }
 
 impl Kept {
@@ -253,8 +263,26 @@ impl Kept {
         let prefix =
             (!self.prefix.is_empty()).then(|| KeptPrefix { span, len: batch.prefix.len(), blocks: self.prefix });
         let tape = (keep == Keep::Tape).then(|| Tape { span, want, layout, has_deep_prompts, blocks: self.saved });
-        Output { hidden, tape, prefix }
+        Output { hidden, tape, prefix, not_finite: self.not_finite }
     }
+}
+
+/// Marks the parts whose numbers are not finite for the first time with `block_idx`. One look at the sum of all does
+/// where they are.
+fn mark_not_finite<'a>(
+    numbers: &Tensor,
+    shares: &[Share],
+    block_idx: usize,
+    marks: impl Iterator<Item = &'a mut Option<usize>>,
+) -> Result<(), TchError> {
+    if f64::try_from(numbers.f_sum(Kind::Float)?)?.is_finite() {
+        return Ok(());
+    }
+    for (mark, &share) in marks.zip(shares).filter(|(mark, _)| mark.is_none()) {
+        let are_finite = bool::try_from(of(numbers, share)?.f_isfinite()?.f_all()?)?;
+        *mark = (!are_finite).then_some(block_idx);
+    }
+    Ok(())
 }
 
 /// Takes from a block what is kept, and gives back its hidden states.

@@ -35,6 +35,8 @@ struct Leg {
     input: HostTensor,
     want: Want,
     tape: Option<wire::tape::Client>,
+    /// The first block whose hidden states were not finite.
+    not_finite: Option<usize>,
     /// The connection that the tape belongs to.
     generation: u64,
 }
@@ -127,8 +129,9 @@ impl Servers {
                 Ok((server, output)) => {
                     trouble.over();
                     let input = std::mem::replace(&mut batch.hidden, output.hidden);
-                    let (hop, tape, generation) = (Hop { server, ..hop }, output.tape, output.generation);
-                    chain.legs.push(Leg { hop, input, want: hop_want, tape, generation });
+                    let Output { tape, not_finite, generation, .. } = output;
+                    let hop = Hop { server, ..hop };
+                    chain.legs.push(Leg { hop, input, want: hop_want, tape, not_finite, generation });
                     at = hop.span.end();
                     if is_last {
                         return Ok(batch.hidden);
@@ -330,7 +333,7 @@ impl Servers {
         }
         for (leg, output) in chain.legs.iter().zip(outputs) {
             if !output.is_finite() {
-                return Err(self.non_finite(leg.hop, "hidden states"));
+                return Err(self.non_finite(leg.hop, leg.not_finite, "hidden states"));
             }
         }
         Ok(())
@@ -341,12 +344,15 @@ impl Servers {
         let tunables = grads.tunables.iter().map(|named| &named.tensor);
         match grads.input.iter().chain(tunables).all(HostTensor::is_finite) {
             true => Ok(()),
-            false => Err(self.non_finite(hop, GRADIENTS)),
+            false => Err(self.non_finite(hop, grads.not_finite, GRADIENTS)),
         }
     }
 
-    fn non_finite(&self, hop: Hop, what: &'static str) -> RemoteError {
-        RemoteError::NonFinite { server: self.label(hop.server), span: hop.span, what }
+    /// Names the block, if the server does.
+    fn non_finite(&self, hop: Hop, block_idx: Option<usize>, what: &'static str) -> RemoteError {
+        let block = block_idx.and_then(|block_idx| Span::new(block_idx, block_idx + 1).ok());
+        let span = block.filter(|&block| hop.span.covers(block)).unwrap_or(hop.span);
+        RemoteError::NonFinite { server: self.label(hop.server), span, what }
     }
 
     /// One of the servers of a way, whichever it was.

@@ -61,7 +61,7 @@ pub enum RemoteError {
     NonFinite {
         /// Its address.
         server: String,
-        /// The blocks.
+        /// The block, or where the server names none, its blocks.
         span: Span,
         /// Hidden states or gradients.
         what: &'static str,

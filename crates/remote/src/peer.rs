@@ -221,9 +221,10 @@ impl Peer {
         keep_tape: bool,
     ) -> Result<(Output, Timing), CallError> {
         let no_relay = Relay::default();
-        let ((hidden, tape), timing) = self.forward_relayed(tuned, batch, want, keep_tape, &no_relay).await?;
-        let hidden = hidden.ok_or(CallError::Missing("an output"))?;
-        Ok((Output { hidden, tape, generation: self.generation() }, timing))
+        let (part, timing) = self.forward_relayed(tuned, batch, want, keep_tape, &no_relay).await?;
+        let RelayedPart { output, tape, not_finite } = part;
+        let hidden = output.ok_or(CallError::Missing("an output"))?;
+        Ok((Output { hidden, tape, not_finite, generation: self.generation() }, timing))
     }
 
     /// As [`forward`](Self::forward), at a place in a chain: there is an output if it is not handed on.
@@ -234,7 +235,7 @@ impl Peer {
         want: Want,
         keep_tape: bool,
         relay: &Relay,
-    ) -> Result<((Option<HostTensor>, Option<wire::tape::Client>), Timing), CallError> {
+    ) -> Result<(RelayedPart, Timing), CallError> {
         let mut request = tuned.forward_request();
         let mut params = request.get();
         match relay.from {
@@ -259,7 +260,8 @@ impl Peer {
             return Err(CallError::Missing("an output of the right shape and dtype"));
         }
         let tape = if keep_tape && results.has_tape() { Some(results.get_tape()?) } else { None };
-        Ok(((output, tape), Timing::read(results.get_timing()?)))
+        let not_finite = codec::block_from_wire(results.get_not_finite());
+        Ok((RelayedPart { output, tape, not_finite }, Timing::read(results.get_timing()?)))
     }
 
     /// Runs a tape backward; `grad_output` is given unless another server sends it.
@@ -454,8 +456,18 @@ impl Pulse for Peer {
 pub(crate) struct Output {
     pub(crate) hidden: HostTensor,
     pub(crate) tape: Option<wire::tape::Client>,
+    /// The first block whose hidden states were not finite.
+    pub(crate) not_finite: Option<usize>,
     /// The connection that the tape belongs to.
     pub(crate) generation: u64,
+}
+
+/// What a forward at a place in a chain gives.
+pub(crate) struct RelayedPart {
+    /// If it was not handed on.
+    pub(crate) output: Option<HostTensor>,
+    pub(crate) tape: Option<wire::tape::Client>,
+    pub(crate) not_finite: Option<usize>,
 }
 
 /// Refuses a message that the server would not read: it would only close the connection.

@@ -143,7 +143,7 @@ impl Servers {
             let want = if relay.next.is_some() { Want::All } else { Want::LastOfRows };
             let work = work(Pass::Forward, hop, sent);
             let part = self.part(hop, work, peer.forward_relayed(tuned, sent, want, keep, relay)).await?;
-            part.map(|(hidden, tape)| Ok((hidden, Leg { hop, tape, generation: peer.generation() })))
+            part.map(|part| Ok((part.output, Leg { hop, tape: part.tape, generation: peer.generation() })))
         });
         let answers = self.convoy(route, Pass::Forward, sent, calls).await?;
         let (mut outputs, legs): (Vec<_>, Vec<Leg>) = answers.into_iter().unzip();

@@ -88,7 +88,12 @@ pub(crate) struct TapeOf {
 /// What a job comes to.
 #[derive(Debug)]
 pub(crate) enum Done {
-    Forward(HostTensor, Option<Kept>),
+    Forward {
+        output: HostTensor,
+        kept: Option<Kept>,
+        /// The first block whose hidden states are not finite.
+        not_finite: Option<usize>,
+    },
     Grads(Grads),
 }
 
@@ -200,12 +205,12 @@ fn run_forwards(stack: &BlockStack, jobs: &[Forward]) -> Vec<Result<Done, Failur
     let done = jobs.iter().zip(&mut inputs).map(|(job, input)| {
         let input = input.as_mut().map_err(|failure| failure.clone())?;
         let outputs = outputs.as_mut().map_err(|failure| failure.clone())?;
-        let Output { hidden, tape, prefix } = outputs.next().ok_or_else(|| invalid("no output"))?;
+        let Output { hidden, tape, prefix, not_finite } = outputs.next().ok_or_else(|| invalid("no output"))?;
         if let Some(prefix) = prefix {
             *input.prefix = Some(prefix);
         }
         let kept = tape.map(|tape| Kept { bytes: tape.bytes() as u64, tape: Some(tape) });
-        Ok(Done::Forward(host(&hidden, job.dtype)?, kept))
+        Ok(Done::Forward { output: host(&hidden, job.dtype)?, kept, not_finite })
     });
     done.collect()
 }
@@ -235,7 +240,7 @@ fn run_backwards(stack: &BlockStack, jobs: Vec<Backward>) -> Vec<Result<Done, Fa
 
 fn stateless(stack: &BlockStack, forward: Forward, grad_output: &HostTensor, want: GradWant) -> Result<Done, Failure> {
     let kept = match run_forwards(stack, &[forward]).pop() {
-        Some(Ok(Done::Forward(_, Some(kept)))) => kept,
+        Some(Ok(Done::Forward { kept: Some(kept), .. })) => kept,
         Some(Err(failure)) => return Err(failure),
         _ => return Err(Failure::new(FailureCode::ComputeFailed, "no tape was kept")),
     };
@@ -274,7 +279,8 @@ fn grads_on_wire(grads: sepal_blocks::Grads, want: GradWant) -> Result<Grads, Fa
     };
     let named = |tensor| Ok(NamedHostTensor { name: DEEP_PROMPTS.to_owned(), tensor });
     let deep_prompts = grads.deep_prompts.map(|grad| host(&grad, want.tunables_dtype()).and_then(named));
-    Ok(Grads { input, tunables: deep_prompts.into_iter().collect::<Result<_, _>>()? })
+    let tunables = deep_prompts.into_iter().collect::<Result<_, _>>()?;
+    Ok(Grads { input, tunables, not_finite: grads.not_finite })
 }
 
 /// A tensor's numbers as they cross the wire: of an output or a gradient, which nobody writes into any more.

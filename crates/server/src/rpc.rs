@@ -213,12 +213,17 @@ struct TunedImpl {
     alone: bool,
 }
 
+/// What a forward answers with.
+struct Forwarded {
+    /// If it was not handed on.
+    output: Option<HostTensor>,
+    tape: Option<TapeImpl>,
+    not_finite: Option<usize>,
+}
+
 impl TunedImpl {
     /// Computes, and hands the output on if that is asked for.
-    async fn run_forward(
-        &self,
-        params: wire::tuned::ForwardParams,
-    ) -> Result<(Option<HostTensor>, Option<TapeImpl>, Timing), Failure> {
+    async fn run_forward(&self, params: wire::tuned::ForwardParams) -> Result<(Forwarded, Timing), Failure> {
         self.shared.check_open()?;
         let (rows, hidden, want, keep, dtype, relay) = {
             let params = params.get().map_err(decode)?;
@@ -245,7 +250,8 @@ impl TunedImpl {
         let of = TapeOf { span: self.span, want, positions: batch.positions() };
         let tunables = Arc::clone(&self.tunables);
         let job = Job::Forward(Forward { span: self.span, tunables, batch, want, keep, dtype });
-        let (Done::Forward(output, kept), timing) = self.shared.engine.run(self.client, job, self.alone).await? else {
+        let (done, timing) = self.shared.engine.run(self.client, job, self.alone).await?;
+        let Done::Forward { output, kept, not_finite } = done else {
             return Err(invalid("a forward without an output"));
         };
         self.shared.board.computed(Method::Forward, of.positions, self.span.len(), timing);
@@ -254,7 +260,7 @@ impl TunedImpl {
             TapeImpl { shared: Rc::clone(&self.shared), client: self.client, alone: self.alone, id, of }
         });
         let output = self.shared.hand_on(Some(output), &relay).await?;
-        Ok((output, tape, timing))
+        Ok((Forwarded { output, tape, not_finite }, timing))
     }
 
     async fn run_backward(&self, params: wire::tuned::BackwardParams) -> Result<(Grads, Timing), Failure> {
@@ -296,8 +302,9 @@ impl wire::tuned::Server for TunedImpl {
         let outcome = self.run_forward(params).await;
         answering.answered(&outcome);
         match outcome {
-            Ok((output, tape, timing)) => {
+            Ok((Forwarded { output, tape, not_finite }, timing)) => {
                 timing.write(results.get().init_timing());
+                results.get().set_not_finite(codec::block_to_wire(not_finite));
                 if let Some(output) = output {
                     codec::write_tensor(results.get().init_output(), &output);
                 }

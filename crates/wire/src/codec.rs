@@ -167,6 +167,8 @@ pub struct Grads {
     pub input: Option<HostTensor>,
     /// Of the tunables, summed over the rows.
     pub tunables: Vec<NamedHostTensor>,
+    /// The last block of the model whose gradients were not finite, if there was one.
+    pub not_finite: Option<usize>,
 }
 
 /// Writes a tensor.
@@ -301,6 +303,7 @@ pub fn write_grads(mut builder: wire::grads::Builder<'_>, grads: &Grads) {
     if let Some(input) = &grads.input {
         write_tensor(builder.reborrow().init_input(), input);
     }
+    builder.set_not_finite(block_to_wire(grads.not_finite));
     write_named(builder.init_tunables(size(grads.tunables.len())), &grads.tunables);
 }
 
@@ -310,7 +313,18 @@ pub fn write_grads(mut builder: wire::grads::Builder<'_>, grads: &Grads) {
 /// [`DecodeError`] if one is not well formed.
 pub fn read_grads(reader: wire::grads::Reader<'_>) -> Result<Grads, DecodeError> {
     let input = if reader.has_input() { Some(read_tensor(reader.get_input()?)?) } else { None };
-    Ok(Grads { input, tunables: read_named(reader.get_tunables()?)? })
+    let not_finite = block_from_wire(reader.get_not_finite());
+    Ok(Grads { input, tunables: read_named(reader.get_tunables()?)?, not_finite })
+}
+
+/// A block that may be none: 0 on the wire, and blocks count from 1 there.
+pub fn block_to_wire(block_idx: Option<usize>) -> u32 {
+    block_idx.map_or(0, |block_idx| size(block_idx + 1))
+}
+
+/// The way back of [`block_to_wire`].
+pub fn block_from_wire(block: u32) -> Option<usize> {
+    block.checked_sub(1).map(|block_idx| block_idx as usize)
 }
 
 /// Writes a span.
@@ -405,7 +419,7 @@ mod tests {
     fn gradients_survive() {
         let named = NamedHostTensor { name: "deep_prompts".into(), tensor: tensor(DType::F32, vec![3, 2, 4]) };
         for input in [None, Some(tensor(DType::F16, vec![2, 4]))] {
-            let grads = Grads { input, tunables: vec![named.clone()] };
+            let grads = Grads { input, tunables: vec![named.clone()], not_finite: Some(7) };
             let mut message = Builder::new_default();
             write_grads(message.init_root(), &grads);
             let back = read_grads(message.get_root_as_reader().expect("a root")).expect("gradients");
