@@ -6,6 +6,8 @@ mod exact;
 mod failures;
 mod faults;
 mod new_plugin;
+mod places;
+mod precision;
 mod processes;
 mod program;
 mod proxy;

@@ -7,7 +7,7 @@ use safetensors::tensor::Metadata;
 use sepal_core::ModelConfig;
 use serde_json::{Map, Value};
 
-use crate::config_json::model_config;
+use crate::config::model_config;
 use crate::error::OpenError;
 use crate::file::WeightsFile;
 use crate::outline::{OUTLINE, Outline};

@@ -31,13 +31,12 @@
 //!
 //! let checkpoint = Checkpoint::open(folder.path())?;
 //! assert_eq!(checkpoint.config().head_dim, 2);
-//! assert_eq!(checkpoint.block_prefix(0), "model.layers.0.");
 //! assert_eq!(checkpoint.tensor("norm.weight")?.shape(), [4]);
 //! assert_eq!(checkpoint.describe().to_string(), "safetensors, F32, 0.0 MB");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod config_json;
+mod config;
 mod digest;
 mod error;
 mod file;
@@ -54,7 +53,7 @@ mod tests;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use sepal_core::{Family, HostTensor, ModelConfig};
+use sepal_core::{HostTensor, ModelConfig};
 use sepal_tokenize::Tokenizer;
 
 pub use error::{OpenError, ReadError, TokenizerError};
@@ -129,8 +128,8 @@ impl Checkpoint {
         &self.digest
     }
 
-    /// Reads a tensor by its HF name; `model.` or `transformer.` before it may be left out, or be
-    /// there where the checkpoint has none.
+    /// Reads a tensor by its HF name; what the family's names begin with (`model.`, `transformer.`) may
+    /// be left out, or be there where the checkpoint has none.
     ///
     /// # Errors
     /// [`ReadError`] if it is not there, cannot be read, or is of a type that no weight has.
@@ -152,14 +151,6 @@ impl Checkpoint {
     /// How many numbers all its tensors have together.
     pub fn parameter_count(&self) -> u64 {
         self.store.tensors.values().map(|stored| stored.shape.iter().product::<usize>() as u64).sum()
-    }
-
-    /// What stands before the names of a block's tensors: `model.layers.3.` or `transformer.h.3.`.
-    pub fn block_prefix(&self, block_idx: usize) -> String {
-        match self.config.family {
-            Family::Llama => format!("model.layers.{block_idx}."),
-            Family::Bloom => format!("transformer.h.{block_idx}."),
-        }
     }
 
     /// What the checkpoint is, for people.
@@ -187,10 +178,7 @@ impl Checkpoint {
     }
 
     fn find(&self, name: &str) -> Option<&Stored> {
-        let prefix = match self.config.family {
-            Family::Llama => "model.",
-            Family::Bloom => "transformer.",
-        };
+        let prefix = self.config.family.prefix();
         let tensors = &self.store.tensors;
         let without = || name.strip_prefix(prefix).and_then(|name| tensors.get(name));
         tensors.get(name).or_else(|| tensors.get(&format!("{prefix}{name}"))).or_else(without)

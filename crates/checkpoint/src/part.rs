@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
+use std::ops::Range;
 
-use sepal_core::Span;
+use sepal_core::{ModelConfig, Span};
 
 use crate::Checkpoint;
 
@@ -19,18 +20,7 @@ impl Checkpoint {
     /// The weights files that hold tensors of this part and are not here, by their names in the folder, sorted. Of a
     /// checkpoint that came in parts some are not; once they are put there, they are found without opening it again.
     pub fn missing_files(&self, part: Part) -> Vec<String> {
-        let blocks = match part {
-            Part::Blocks(span) => span.blocks(),
-            Part::Ends | Part::Whole => 0..self.config().n_blocks,
-        };
-        let prefixes: Vec<String> = blocks.map(|block_idx| bare(&self.block_prefix(block_idx)).to_owned()).collect();
-        let is_in_blocks = |name: &str| prefixes.iter().any(|prefix| bare(name).starts_with(prefix));
-        let is_part = |name: &str| match part {
-            Part::Whole => true,
-            Part::Blocks(_) => is_in_blocks(name),
-            Part::Ends => !name.starts_with("lm_head.") && !is_in_blocks(name),
-        };
-        let tensors = self.store.tensors.iter().filter(|(name, _)| is_part(name));
+        let tensors = self.store.tensors.iter().filter(|(name, _)| part.has(name, self.config()));
         let files: BTreeSet<usize> = tensors.map(|(_, stored)| stored.file).collect();
         let missing = files.into_iter().filter(|file| !self.store.files[*file].is_here());
         let name = |file: usize| self.store.files[file].path().file_name().unwrap_or_default().to_string_lossy();
@@ -40,7 +30,22 @@ impl Checkpoint {
     }
 }
 
-/// A name without what stands before it in some files and not in others.
-fn bare(name: &str) -> &str {
-    ["model.", "transformer."].iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name)
+impl Part {
+    /// Whether the tensor `name` belongs to it.
+    fn has(self, name: &str, config: &ModelConfig) -> bool {
+        let family = config.family;
+        // Files of the bare model leave out what stands before the names.
+        let bare = |name: &str| name.strip_prefix(family.prefix()).unwrap_or(name).to_owned();
+        let name = bare(name);
+        let is_in = |mut blocks: Range<usize>| blocks.any(|block| name.starts_with(&bare(&family.block_prefix(block))));
+        let are_positions = family.positions() == Some(&name);
+        match self {
+            Part::Whole => true,
+            Part::Blocks(span) => is_in(span.blocks()) || (are_positions && span.start() == 0),
+            Part::Ends => {
+                let is_output = ["lm_head.", "embed_out."].iter().any(|output| name.starts_with(output));
+                !is_output && !are_positions && !is_in(0..config.n_blocks)
+            }
+        }
+    }
 }

@@ -113,8 +113,7 @@ impl Read<'_> {
             return Err(self.unsupported());
         }
         let values = self.dequantize(dtype)?;
-        let n_rows = self.stored.shape.first().copied().unwrap_or(1);
-        let values = self.stored.rows.restore(values, n_rows).map_err(|source| self.decode(source))?;
+        let values = self.stored.rows.restore(values, &self.stored.shape).map_err(|source| self.decode(source))?;
         self.host(DType::F32, Bytes::from_owner(Numbers(values)))
     }
 

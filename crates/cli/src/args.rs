@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use sepal_assets::Source;
-use sepal_core::Span;
+use sepal_core::{Span, WeightFormat};
 use sepal_swarm::Addr;
 
 /// Prompt tuning of large language models for text classification, with the frozen blocks on other machines
@@ -69,6 +69,10 @@ pub(crate) struct ServeArgs {
     /// the server then moves when the balance is bad
     #[arg(long, value_name = "START:END")]
     pub(crate) blocks: Option<Span>,
+    /// How the weights of the blocks are kept: f32, bf16, f16, int8 or nf4. Only clients that ask for the same
+    /// (`model.weights`) use this server
+    #[arg(long, value_name = "FORMAT", default_value_t)]
+    pub(crate) weights: WeightFormat,
     /// How many blocks to serve at most, where --blocks does not say which
     #[arg(long, value_name = "N", conflicts_with = "blocks", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_blocks: Option<u32>,

@@ -27,6 +27,9 @@ pub(crate) struct Console {
     seconds: f64,
     loss: Option<f64>,
     accuracy: Option<f64>,
+    /// What the loss is multiplied by, and the steps that were skipped because it was too much.
+    scale: Option<f64>,
+    skipped: u64,
 }
 
 impl Console {
@@ -42,6 +45,8 @@ impl Console {
             seconds: 0.0,
             loss: None,
             accuracy: None,
+            scale: None,
+            skipped: 0,
         }
     }
 
@@ -65,12 +70,19 @@ impl Console {
     }
 
     fn step(&mut self, record: &StepRecord, accuracy: Option<f64>) {
+        let (step, total) = (record.step, self.total_steps);
+        self.steps = step;
+        self.tokens += record.tokens as u64;
+        self.seconds += record.seconds;
+        self.scale = record.scale;
+        self.skipped = record.skipped_steps.unwrap_or(0);
+        if let Some(reason) = &record.skipped {
+            let scale = scale_text(record.scale.unwrap_or(1.0));
+            return self.line(&format!("step {step}/{total} skipped, loss scale {scale}: {reason}"));
+        }
         let smooth = |old: Option<f64>, new: f64| Some(old.map_or(new, |old| old + SMOOTHING * (new - old)));
         self.loss = smooth(self.loss, record.loss);
         self.accuracy = accuracy.and_then(|new| smooth(self.accuracy, new));
-        self.steps = record.step;
-        self.tokens += record.tokens as u64;
-        self.seconds += record.seconds;
         let text = self.status();
         match &self.bar {
             Some(bar) => {
@@ -78,7 +90,7 @@ impl Console {
                 bar.set_message(text);
             }
             None if self.is_line_due() => {
-                self.line(&format!("step {}/{} {text} lr {:.2e}", record.step, self.total_steps, record.lr));
+                self.line(&format!("step {step}/{total} {text} lr {:.2e}", record.lr));
             }
             None => {}
         }
@@ -94,6 +106,12 @@ impl Console {
         let mut text = format!("loss {:.4}", self.loss.unwrap_or(f64::NAN));
         if let Some(accuracy) = self.accuracy {
             text.push_str(&format!(" acc {:.1}%", accuracy * 100.0));
+        }
+        if let Some(scale) = self.scale {
+            text.push_str(&format!(" scale {}", scale_text(scale)));
+        }
+        if self.skipped > 0 {
+            text.push_str(&format!(" ({} skipped)", self.skipped));
         }
         let elapsed = self.started.elapsed().as_secs_f64();
         let left = elapsed / self.steps.max(1) as f64 * (self.total_steps - self.steps.min(self.total_steps)) as f64;
@@ -148,8 +166,12 @@ pub(crate) fn summary(summary: &Summary) -> String {
         let shown = if name == "accuracy" { format!("{:.2} %", value * 100.0) } else { format!("{value:.4}") };
         lines.push(format!("{name:<11} {shown}"));
     }
+    let skipped = match summary.skipped_steps {
+        0 => String::new(),
+        n => format!(", {n} of them skipped"),
+    };
     lines.push(format!(
-        "throughput  {:.1} rows/s, {:.0} tokens/s over {} steps",
+        "throughput  {:.1} rows/s, {:.0} tokens/s over {} steps{skipped}",
         summary.rows_per_second, summary.tokens_per_second, summary.steps
     ));
     lines.push(format!("bytes       {} sent, {} received", size(summary.bytes_sent), size(summary.bytes_received)));
@@ -183,6 +205,11 @@ pub(crate) fn size(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
 }
 
+/// `65536`, but `2.50e11` and `1.22e-4`.
+fn scale_text(scale: f64) -> String {
+    if (1.0..1e7).contains(&scale) { format!("{scale:.0}") } else { format!("{scale:.2e}") }
+}
+
 /// Seconds as `1:02:03` or `2:03`.
 pub(crate) fn clock(seconds: f64) -> String {
     let seconds = if seconds.is_finite() { seconds.round() as u64 } else { 0 };
@@ -200,6 +227,7 @@ mod tests {
         assert_eq!(grouped(1_234_567), "1,234,567");
         assert_eq!(size(999), "999 B");
         assert_eq!(size(1_500_000), "1.5 MB");
+        assert_eq!((scale_text(65536.0), scale_text(2.5e11)), ("65536".to_owned(), "2.50e11".to_owned()));
         assert_eq!(clock(59.6), "1:00");
         assert_eq!(clock(3723.0), "1:02:03");
     }

@@ -35,7 +35,8 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
         return Err(format!("serve blocks {span}: the model has blocks {whole}").into());
     }
     let mut place = Place::open(args)?;
-    let swarm = Swarm { discovery: place.discovery(), digest: checkpoint.digest().to_owned(), n_blocks: whole.len() };
+    let swarm =
+        Swarm { discovery: place.discovery(), digest: args.weights.digest(checkpoint.digest()), n_blocks: whole.len() };
     let mut span = match args.blocks {
         Some(span) => span,
         // A server that stands alone holds all, as far as it is not told otherwise.
@@ -96,7 +97,8 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
 }
 
 fn start(args: &ServeArgs, place: &mut Place, checkpoint: &Checkpoint, span: Span) -> Result<BlockServer, Failure> {
-    place.start(BlockStack::load(checkpoint, span)?, ModelIdentity::of(checkpoint), options(args))
+    let stack = BlockStack::load_as(checkpoint, span, args.weights)?;
+    place.start(stack, ModelIdentity::of(checkpoint).kept_as(args.weights), options(args))
 }
 
 /// The model that is served, as far as its files are here.
@@ -262,7 +264,8 @@ fn how_many(args: &ServeArgs, checkpoint: &Checkpoint) -> Result<usize, Failure>
     let allowed = args.max_blocks.map_or(n_blocks, |max| n_blocks.min(max as usize));
     let Some(free) = free_memory() else { return Ok(allowed) };
     // Embeddings are counted, too, which leaves some room.
-    let block_bytes = (checkpoint.parameter_count() * 4).div_ceil(n_blocks as u64).max(1);
+    let model_bytes = checkpoint.parameter_count() as f64 * args.weights.bits() / 8.0;
+    let block_bytes = (model_bytes / n_blocks as f64).ceil().max(1.0) as u64;
     // The budget of graphs is a limit; a quarter of the memory does for most.
     let graphs = (args.tape_budget_mb << 20).min(free / 4);
     let room = free.saturating_sub(graphs + SPARE_BYTES) / block_bytes;

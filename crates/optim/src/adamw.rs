@@ -126,30 +126,13 @@ impl Moments {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-
-    use safetensors::SafeTensors;
     use tch::{Kind, no_grad};
 
     use super::*;
+    use crate::goldens::goldens;
     use crate::{Linear, LinearConfig, Schedule, clip_grad_norm};
 
     const NAMES: [&str; 3] = ["prompts", "deep_prompts", "score.weight"];
-
-    fn goldens() -> HashMap<String, Tensor> {
-        let bytes = include_bytes!("../../testkit/goldens/adamw.safetensors");
-        let file = SafeTensors::deserialize(bytes).expect("goldens");
-        let tensor = |view: safetensors::tensor::TensorView<'_>| {
-            let numbers: Vec<f32> = view
-                .data()
-                .chunks_exact(4)
-                .map(|four| f32::from_le_bytes(four.try_into().expect("four bytes")))
-                .collect();
-            let shape: Vec<i64> = view.shape().iter().map(|&dim| dim as i64).collect();
-            Tensor::from_slice(&numbers).view(&shape[..])
-        };
-        file.tensors().into_iter().map(|(name, view)| (name, tensor(view))).collect()
-    }
 
     fn set_grad(param: &Tensor, grad: &Tensor) {
         (param * grad).sum(Kind::Float).backward();
@@ -161,7 +144,7 @@ mod tests {
 
     #[test]
     fn ten_steps_equal_pytorch() {
-        let goldens = goldens();
+        let goldens = goldens(include_bytes!("../../testkit/goldens/adamw.safetensors"));
         let mut params = Parameters::new();
         for name in NAMES {
             drop(params.add(name, &goldens[&format!("init.{name}")]).expect("new"));

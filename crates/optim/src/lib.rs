@@ -1,4 +1,4 @@
-//! What moves the parameters: optimizers, learning-rate schedules and clipping of gradients.
+//! What moves the parameters: optimizers, learning-rate schedules, clipping and scaling of gradients.
 //!
 //! This crate computes no gradients, counts no steps for the caller and knows no pipeline file. It works on
 //! the named tensors of [`sepal_nn::Parameters`] and changes them in place.
@@ -27,12 +27,16 @@
 
 mod adamw;
 mod clip;
+#[cfg(test)]
+mod goldens;
+mod scaler;
 mod schedule;
 mod sgd;
 mod state;
 
 pub use adamw::{AdamW, AdamWConfig};
 pub use clip::clip_grad_norm;
+pub use scaler::{GradScaler, GradScalerConfig};
 pub use schedule::{Constant, ConstantConfig, Cosine, CosineConfig, Linear, LinearConfig, Schedule};
 pub use sgd::{Sgd, SgdConfig};
 pub use state::StateError;

@@ -101,9 +101,14 @@ impl Saved {
                 all.insert(name.to_owned(), take(&mut self, name, &tensor.size())?);
             }
         }
-        match self.0.into_keys().next() {
-            Some(name) => Err(StateError::Unknown { name }),
-            None => Ok(all),
+        self.is_empty().map(|()| all)
+    }
+
+    /// Nothing is left over.
+    pub(crate) fn is_empty(&self) -> Result<(), StateError> {
+        match self.0.keys().next() {
+            Some(name) => Err(StateError::Unknown { name: name.clone() }),
+            None => Ok(()),
         }
     }
 }

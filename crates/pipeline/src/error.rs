@@ -78,6 +78,38 @@ pub enum RunError {
         #[source]
         source: sepal_plugin::BuildError,
     },
+    /// The blocks of this process failed.
+    #[error("run the blocks of this process")]
+    Blocks(#[source] BoxError),
+    /// The tuning mode needs what blocks of this process do not have.
+    #[error("tune the blocks: {problem}")]
+    Tunable {
+        /// What is missing.
+        problem: String,
+    },
+    /// More blocks are to run here than there are.
+    #[error("run the first {local_blocks} blocks in this process (`model.local_blocks`): the model has {n_blocks}")]
+    LocalBlocks {
+        /// Asked for.
+        local_blocks: usize,
+        /// There are.
+        n_blocks: usize,
+    },
+    /// A row is longer than the model takes.
+    #[error(
+        "train on a row of {tokens} tokens and {prompts} prompts, {} positions: the model takes {max_positions}; set \
+         `data.max_length` to at most {}",
+        tokens + prompts,
+        max_positions.saturating_sub(*prompts)
+    )]
+    Positions {
+        /// Of the longest row.
+        tokens: usize,
+        /// Prompts before each row.
+        prompts: usize,
+        /// Positions that the model takes.
+        max_positions: usize,
+    },
     /// The servers cannot be used.
     #[error("run the remote blocks")]
     Remote(#[source] sepal_remote::RemoteError),
@@ -90,14 +122,30 @@ pub enum RunError {
     /// The head failed.
     #[error("compute with the task head")]
     Head(#[source] sepal_plugin::HeadError),
-    /// The graph could not be run backward; the text of the server's error is in the source.
+    /// The graph could not be run backward.
     #[error("run step {step} backward")]
     Backward {
         /// Counted from 1.
         step: u64,
-        /// What libtorch was told.
+        /// What a server or libtorch said.
         #[source]
-        source: TchError,
+        source: sepal_remote::RemoteError,
+    },
+    /// Gradients overflow whatever the loss is scaled by.
+    #[error(
+        "make step {step}: {skips} steps in a row were skipped because numbers overflowed, the last at a loss scale of \
+         {scale:.2e} ({reason}); try `train.precision: bf16` or `f32`, a lower \
+         `optimizer.with.lr` or a smaller `train.scaler.init_scale`"
+    )]
+    Overflow {
+        /// Counted from 1.
+        step: u64,
+        /// Steps skipped in a row, this one included.
+        skips: u64,
+        /// What the loss was multiplied by.
+        scale: f64,
+        /// Where numbers overflowed.
+        reason: String,
     },
     /// Loss or gradients are infinite or not numbers.
     #[error(
@@ -136,6 +184,19 @@ pub enum RunError {
         /// What is wrong.
         message: String,
     },
+}
+
+impl RunError {
+    /// Where numbers were too large, if that is what is wrong.
+    pub(crate) fn overflow(&self) -> Option<String> {
+        match self {
+            RunError::Remote(source) | RunError::Backward { source, .. } if source.is_overflow() => {
+                Some(source.to_string())
+            }
+            RunError::NonFinite { what, .. } => Some(format!("the {what} is not finite")),
+            _ => None,
+        }
+    }
 }
 
 /// An error of a library, with its text.

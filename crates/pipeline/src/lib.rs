@@ -17,6 +17,7 @@
 //! assert_eq!(schema(&registry)["type"], "object");
 //! ```
 
+mod blocks;
 mod checks;
 mod connect;
 mod data;
@@ -28,6 +29,7 @@ mod model;
 mod model_files;
 mod path;
 mod positions;
+mod precision;
 mod problem;
 mod progress;
 mod run;

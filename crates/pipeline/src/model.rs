@@ -2,20 +2,24 @@ use sepal_blocks::{Ends, EndsError};
 use sepal_core::{Ragged, Span};
 use sepal_nn::Parameters;
 use sepal_plugin::{Hidden, Logits, Phase, TaskHead, TuningMode};
-use sepal_remote::{RemoteSequential, Tuned};
 use tch::Tensor;
 
+use crate::blocks::{Blocks, Tuned};
 use crate::error::RunError;
+use crate::precision::{rounded, rounded_forward};
+use crate::spec::Precision;
 
-/// What trains, with the frozen model around it: ends in this process, blocks on servers.
+/// What trains, with the frozen model around it: ends in this process, blocks wherever they run.
 pub(crate) struct Model {
     pub(crate) ends: Ends,
-    pub(crate) remote: RemoteSequential,
+    pub(crate) blocks: Blocks,
     pub(crate) tuning: Box<dyn TuningMode>,
     pub(crate) head: Box<dyn TaskHead>,
     pub(crate) params: Parameters,
     /// All blocks.
     pub(crate) whole: Span,
+    /// Of what goes to the blocks and comes to the head.
+    pub(crate) precision: Precision,
 }
 
 impl Model {
@@ -23,12 +27,6 @@ impl Model {
     pub(crate) fn tunables(&self) -> Result<Vec<(String, Tensor)>, RunError> {
         let named = self.tuning.tunables(self.whole).map_err(RunError::Tuning)?;
         Ok(named.into_iter().map(|named| (named.name, named.tensor)).collect())
-    }
-
-    /// The servers that there are, for messages.
-    pub(crate) fn servers(&self) -> String {
-        let spans: Vec<String> = self.remote.servers().iter().map(|info| info.span.to_string()).collect();
-        format!("blocks {}", spans.join(", "))
     }
 
     /// The logits of a batch: `[rows, n_labels]`.
@@ -39,12 +37,21 @@ impl Model {
         rows: &Ragged,
         phase: Phase,
     ) -> Result<Logits, RunError> {
-        let tokens = self.ends.embed(&Tensor::from_slice(ids)).map_err(ends)?; // [n_tokens, hidden]
+        let tokens = self.rounded(self.ends.embed(&Tensor::from_slice(ids)))?; // [n_tokens, hidden]
         let prompts = self.tuning.prefix().map_err(RunError::Tuning)?;
-        let prefix = prompts.map(|prompts| self.ends.embed_prompts(&prompts)).transpose().map_err(ends)?;
-        let pooled = tuned.forward(prefix.as_ref(), &tokens, rows).map_err(RunError::Remote)?; // [rows, hidden]
-        let hidden = Hidden { pooled: self.ends.final_norm(&pooled).map_err(ends)? };
+        let prefix = prompts.map(|prompts| self.prefix(&prompts)).transpose()?;
+        let pooled = tuned.forward(prefix.as_ref(), &tokens, rows)?; // [rows, hidden]
+        let hidden = Hidden { pooled: self.rounded(self.ends.final_norm(&pooled))? };
         self.head.forward(&hidden, phase).map_err(RunError::Head)
+    }
+
+    fn prefix(&self, prompts: &Tensor) -> Result<Tensor, RunError> {
+        let embedded = self.ends.embed_prompts(prompts).map_err(ends)?;
+        rounded_forward(&embedded, self.precision).map_err(RunError::Torch)
+    }
+
+    fn rounded(&self, tensor: Result<Tensor, EndsError>) -> Result<Tensor, RunError> {
+        rounded(tensor.map_err(ends)?, self.precision).map_err(RunError::Torch)
     }
 }
 

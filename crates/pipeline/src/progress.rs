@@ -19,7 +19,7 @@ pub enum Event<'a> {
         /// Numbers that train.
         trainable: usize,
     },
-    /// A step was made.
+    /// A step was made, or skipped.
     Step {
         /// Its record.
         record: &'a StepRecord,
@@ -62,8 +62,10 @@ pub struct Summary {
     pub metrics: BTreeMap<String, f64>,
     /// The metric that comes first for the task.
     pub headline: Option<(String, f64)>,
-    /// Optimizer steps made.
+    /// Optimizer steps made, and those that were skipped.
     pub steps: u64,
+    /// Steps skipped because their gradients overflowed.
+    pub skipped_steps: u64,
     /// Training rows per second, over the training steps.
     pub rows_per_second: f64,
     /// Tokens per second, over the training steps.

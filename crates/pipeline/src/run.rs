@@ -8,6 +8,7 @@ use sepal_assets::{Asset, Assets};
 use sepal_blocks::Ends;
 use sepal_checkpoint::{Checkpoint, Part};
 use sepal_core::{Span, in_one_line};
+use sepal_data::Loader;
 use sepal_nn::Parameters;
 use sepal_plugin::{
     Head, HeadContext, Opt, OptContext, Registry, Sched, SchedContext, Tuning, TuningContext, TuningMode,
@@ -20,6 +21,7 @@ use crate::data::{self, Prepared};
 use crate::error::RunError;
 use crate::model::Model;
 use crate::model_files::{ModelFiles, watched};
+use crate::precision::Scaling;
 use crate::progress::{Event, Observer, Summary};
 use crate::spec::{Spec, SwarmSpec};
 use crate::train::{Outcome, Training};
@@ -55,9 +57,10 @@ pub fn run(
     let ends = Ends::load(&checkpoint)
         .map_err(|source| RunError::Load { what: "embeddings and final norm", source: source.into() })?;
     let tuning = build_tuning(spec, registry, &checkpoint, ends.embedding_matrix(), &mut params)?;
-    let (kept, remote) = connect(spec, &checkpoint, observer)?;
+    check_positions(&checkpoint, &prepared, tuning.pre_seq_len())?;
+    let (kept, blocks) = connect(spec, &checkpoint, observer)?;
     let whole = whole(&checkpoint)?;
-    let mut model = Model { ends, remote, tuning, head, params, whole };
+    let mut model = Model { ends, blocks, tuning, head, params, whole, precision: spec.train.precision };
 
     let folder = RunFolder::create(&spec.output.folder, &spec.name).map_err(RunError::Write)?;
     let yaml = spec.to_yaml().map_err(|error| RunError::Resolved { message: error.to_string() })?;
@@ -98,9 +101,29 @@ fn fetch_model(
 ) -> Result<ModelFiles, RunError> {
     let mut watch = watched("model", observer, stop);
     let files = ModelFiles::open(assets, &spec.model.source, &mut watch)?;
-    let part = if matches!(spec.swarm, SwarmSpec::Embedded(_)) { Part::Whole } else { Part::Ends };
-    files.bring(assets, part, &mut watch)?;
+    match (&spec.swarm, Span::new(0, spec.model.local_blocks.min(files.checkpoint.config().n_blocks))) {
+        (SwarmSpec::Embedded(_) | SwarmSpec::None(_), _) => files.bring(assets, Part::Whole, &mut watch)?,
+        (_, first) => {
+            files.bring(assets, Part::Ends, &mut watch)?;
+            // There is no span of no blocks.
+            if let Ok(first) = first {
+                files.bring(assets, Part::Blocks(first), &mut watch)?;
+            }
+        }
+    }
     Ok(files)
+}
+
+/// Every row fits the model, with its prompts.
+fn check_positions(checkpoint: &Checkpoint, prepared: &Prepared, prompts: usize) -> Result<(), RunError> {
+    let validation = prepared.validation.as_ref().map_or(0, Loader::longest_row);
+    let tokens = prepared.train.longest_row().max(validation);
+    match checkpoint.config().max_positions {
+        Some(max_positions) if tokens + prompts > max_positions => {
+            Err(RunError::Positions { tokens, prompts, max_positions })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn whole(checkpoint: &Checkpoint) -> Result<Span, RunError> {
@@ -156,6 +179,7 @@ fn train(
         model,
         optimizer,
         schedule,
+        scaling: Scaling::new(spec.scaler()),
         train: &prepared.train,
         validation: prepared.validation.as_ref(),
         spec: &spec.train,
@@ -213,7 +237,7 @@ impl End<'_> {
             None if outcome.interrupted => Status::Interrupted,
             None => Status::Finished,
         };
-        let traffic = model.remote.traffic();
+        let traffic = model.blocks.traffic();
         let trainable = model.params.count() as u64;
         let versions = Versions { sepal: env!("CARGO_PKG_VERSION").to_owned(), libtorch: LIBTORCH.to_owned() };
         Ok(Manifest {
@@ -225,6 +249,8 @@ impl End<'_> {
             data: self.prepared.facts.clone(),
             parameters: sepal_track::Parameters { trainable, total: trainable + self.checkpoint.parameter_count() },
             steps: outcome.steps,
+            skipped_steps: outcome.skipped,
+            scale: outcome.scale,
             bytes: Bytes { sent: traffic.up(), received: traffic.down() },
             started: self.started.stamp.clone(),
             seconds: self.started.instant.elapsed().as_secs_f64(),
@@ -246,6 +272,7 @@ impl End<'_> {
             metrics: manifest.metrics.clone(),
             headline: outcome.last.as_ref().and_then(|last| last.headline.clone()),
             steps: outcome.steps,
+            skipped_steps: outcome.skipped,
             rows_per_second: per_second(outcome.rows),
             tokens_per_second: per_second(outcome.tokens),
             bytes_sent: manifest.bytes.sent,

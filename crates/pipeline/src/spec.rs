@@ -6,11 +6,13 @@ use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use sepal_assets::Sources;
+use sepal_core::{DType, WeightFormat};
+use sepal_optim::GradScalerConfig;
 use serde::de::{Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-pub use crate::swarm::{EmbeddedSpec, LanSpec, P2pSpec, PathSpec, RemoteSpec, StaticSpec, SwarmSpec};
+pub use crate::swarm::{EmbeddedSpec, LanSpec, NoneSpec, P2pSpec, PathSpec, RemoteSpec, StaticSpec, SwarmSpec};
 
 /// A pipeline: which frozen model is adapted to which task, by what, on which data.
 ///
@@ -65,6 +67,18 @@ impl Spec {
     pub fn to_yaml(&self) -> Result<String, WriteError> {
         serde_saphyr::to_string(self).map_err(WriteError)
     }
+
+    /// How hidden states and gradients travel.
+    pub fn wire_dtype(&self) -> DType {
+        self.swarm.remote().wire_dtype.unwrap_or(self.train.precision.dtype())
+    }
+
+    /// How the loss is scaled; not at all if neither asked for nor needed. Wherever gradients are `f16`, small ones
+    /// would be lost without it: beneath 6e-8 nothing is left of them.
+    pub fn scaler(&self) -> Option<GradScalerConfig> {
+        let is_f16 = [self.train.precision.dtype(), self.wire_dtype()].contains(&DType::F16);
+        self.train.scaler.clone().or_else(|| is_f16.then(GradScalerConfig::default))
+    }
 }
 
 /// A spec that has no YAML form.
@@ -97,6 +111,14 @@ impl PluginSpec {
 pub struct ModelSpec {
     /// A Hugging Face folder or a GGUF file, or a list of which the first that can be had is used.
     pub source: Sources,
+    /// How the weights of all blocks are kept, in this process and on servers; servers that keep them otherwise are not
+    /// used.
+    #[serde(default)]
+    #[schemars(schema_with = "crate::schema::weight_format")]
+    pub weights: WeightFormat,
+    /// So many blocks, the first ones, run in this process, so that servers see less of the text.
+    #[serde(default)]
+    pub local_blocks: usize,
 }
 
 /// The labelled texts.
@@ -283,8 +305,12 @@ pub struct TrainSpec {
     /// Longest gradient, over all parameters together; a longer one is scaled down to it. `null` lets it be.
     #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub clip_norm: Option<f64>,
-    /// The number format that is computed in.
+    /// The number format of what goes to the blocks and comes to the head, and of its gradients; see
+    /// docs/precision.md. What trains, the optimizer and the loss are `f32` in any case.
     pub precision: Precision,
+    /// How the loss is scaled, so that small gradients do not vanish in `f16`; a step whose gradients overflow is skipped.
+    /// If not given, it is scaled as by default where `precision` or `swarm.with.wire_dtype` is `f16`, and not elsewhere.
+    pub scaler: Option<GradScalerConfig>,
     /// Decides everything that is left to chance: initial numbers, the order of rows, splits.
     pub seed: u64,
     /// Threads for computing; as many as there are cores if not given.
@@ -304,6 +330,7 @@ impl Default for TrainSpec {
             accumulate: 1,
             clip_norm: Some(1.0),
             precision: Precision::F32,
+            scaler: None,
             seed: 42,
             threads: None,
             deterministic: false,
@@ -311,13 +338,28 @@ impl Default for TrainSpec {
     }
 }
 
-/// The number format that is computed in.
+/// A number format to train in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
     /// Single precision.
     #[default]
     F32,
+    /// 16 bits with the range of `f32`: 8 bits of precision, and nothing overflows.
+    Bf16,
+    /// 16 bits with 11 bits of precision, up to 65504: the loss is scaled (`scaler`).
+    F16,
+}
+
+impl Precision {
+    /// The format's name elsewhere.
+    pub fn dtype(self) -> DType {
+        match self {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::Bf16,
+            Precision::F16 => DType::F16,
+        }
+    }
 }
 
 /// When the validation rows are predicted.

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "use", content = "with", rename_all = "kebab-case")]
 pub enum SwarmSpec {
-    /// In this process.
+    /// Nowhere else: all blocks run in this process, without a server.
+    None(NoneSpec),
+    /// In this process, through the same protocol as on servers.
     Embedded(EmbeddedSpec),
     /// On servers that run already.
     Static(StaticSpec),
@@ -22,6 +24,7 @@ impl SwarmSpec {
     /// How servers are called, wherever they are.
     pub fn remote(&self) -> RemoteSpec {
         match self {
+            SwarmSpec::None(_) => RemoteSpec::default(),
             SwarmSpec::Embedded(options) => RemoteSpec {
                 wire_dtype: options.wire_dtype,
                 micro_batch_tokens: options.micro_batch_tokens,
@@ -40,14 +43,19 @@ impl Default for SwarmSpec {
     }
 }
 
+/// Runs all blocks in this process and no server: for small models, or to compare.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NoneSpec {}
+
 /// Runs the blocks in this process, through the same protocol as on servers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EmbeddedSpec {
-    /// The number format of hidden states and gradients on the way. `q8`, for slow links, takes eight bits and a scale for
-    /// every 64 numbers; tunables and the gradients of what trains are `bf16` then.
+    /// The number format of hidden states and gradients on the way; that of `train.precision` if not set. `q8`, for slow
+    /// links, takes eight bits and a scale for every 64 numbers; tunables and the gradients of what trains are `bf16` then.
     #[schemars(schema_with = "crate::schema::dtype")]
-    pub wire_dtype: DType,
+    pub wire_dtype: Option<DType>,
     /// Tokens that one message holds at most, prompts included; fewer where they would take more than 16 MB.
     #[schemars(range(min = 1))]
     pub micro_batch_tokens: usize,
@@ -57,7 +65,7 @@ pub struct EmbeddedSpec {
 
 impl Default for EmbeddedSpec {
     fn default() -> Self {
-        Self { wire_dtype: DType::F32, micro_batch_tokens: micro_batch_tokens(), tape_budget_mb: 4096 }
+        Self { wire_dtype: None, micro_batch_tokens: micro_batch_tokens(), tape_budget_mb: 4096 }
     }
 }
 
@@ -70,11 +78,12 @@ macro_rules! servers {
         #[serde(deny_unknown_fields)]
         pub struct $name {
             $($(#[$field_meta])* pub $field: $kind,)*
-            /// The number format of hidden states and gradients on the way. `q8`, for slow links, takes eight bits and a
-            /// scale for every 64 numbers; tunables and the gradients of what trains are `bf16` then.
+            /// The number format of hidden states and gradients on the way; that of `train.precision` if not set. `q8`,
+            /// for slow links, takes eight bits and a scale for every 64 numbers; tunables and the gradients of what
+            /// trains are `bf16` then.
             #[serde(default)]
             #[schemars(schema_with = "crate::schema::dtype")]
-            pub wire_dtype: DType,
+            pub wire_dtype: Option<DType>,
             /// Tokens that one message holds at most, prompts included; fewer where they would take more than 16 MB.
             #[serde(default = "micro_batch_tokens")]
             #[schemars(range(min = 1))]
@@ -143,8 +152,8 @@ servers! {
 /// How servers are called.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RemoteSpec {
-    /// The number format of hidden states and gradients on the way.
-    pub wire_dtype: DType,
+    /// The number format of hidden states and gradients on the way; that of the training if not set.
+    pub wire_dtype: Option<DType>,
     /// Tokens of one message at most.
     pub micro_batch_tokens: usize,
     /// How long one call may take.
@@ -160,7 +169,7 @@ pub struct RemoteSpec {
 impl Default for RemoteSpec {
     fn default() -> Self {
         Self {
-            wire_dtype: DType::F32,
+            wire_dtype: None,
             micro_batch_tokens: micro_batch_tokens(),
             timeout_ms: timeout_ms(),
             wait_ms: wait_ms(),

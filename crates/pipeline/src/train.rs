@@ -6,13 +6,14 @@ use std::time::Instant;
 use sepal_data::{Batch, Loader};
 use sepal_optim::{Optimizer, Schedule, clip_grad_norm};
 use sepal_plugin::{Labels, Phase, Prediction};
-use sepal_remote::Tuned;
 use sepal_track::{EvaluationRecord, MetricsLog, StepRecord};
 use tch::{Kind, Tensor};
 
+use crate::blocks::Tuned;
 use crate::data::to_tensor;
 use crate::error::RunError;
 use crate::model::Model;
+use crate::precision::Scaling;
 use crate::progress::{Event, Observer};
 use crate::spec::{EvaluateEvery, TrainSpec};
 
@@ -21,6 +22,7 @@ pub(crate) struct Training<'a> {
     pub(crate) model: &'a mut Model,
     pub(crate) optimizer: Box<dyn Optimizer>,
     pub(crate) schedule: Box<dyn Schedule>,
+    pub(crate) scaling: Scaling,
     pub(crate) train: &'a Loader,
     pub(crate) validation: Option<&'a Loader>,
     pub(crate) spec: &'a TrainSpec,
@@ -34,7 +36,11 @@ pub(crate) struct Training<'a> {
 /// What the loop came to, also when it ended early.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
+    /// Made or skipped.
     pub(crate) steps: u64,
+    pub(crate) skipped: u64,
+    /// What the loss was multiplied by in the last of them.
+    pub(crate) scale: Option<f64>,
     pub(crate) rows: u64,
     pub(crate) tokens: u64,
     pub(crate) seconds: f64,
@@ -51,12 +57,32 @@ pub(crate) struct Evaluated {
     pub(crate) prediction: Prediction,
 }
 
-/// What one step was made of.
+/// What one step was made of, as far as it came.
 struct Sums {
+    /// Each batch's mean loss times its share of all rows.
     loss: f64,
     rows: usize,
+    /// Rows whose loss is known.
+    seen: usize,
     tokens: usize,
     right: Option<usize>,
+}
+
+impl Sums {
+    fn of(group: &[Batch]) -> Self {
+        let rows = group.iter().map(|batch| batch.rows.len()).sum();
+        Self { loss: 0.0, rows, seen: 0, tokens: 0, right: Some(0) }
+    }
+
+    /// Of the rows whose loss is known; not a number if there are none.
+    fn mean_loss(&self) -> f64 {
+        if self.seen == self.rows { self.loss } else { self.loss * self.rows as f64 / self.seen as f64 }
+    }
+
+    /// Share of the rows that the model had right, if they have a class and were all seen.
+    fn accuracy(&self) -> Option<f64> {
+        self.right.filter(|_| self.seen == self.rows).map(|right| right as f64 / self.rows as f64)
+    }
 }
 
 impl Training<'_> {
@@ -100,23 +126,22 @@ impl Training<'_> {
     fn step(&mut self, group: &[Batch], epoch: f64, outcome: &mut Outcome) -> Result<(), RunError> {
         let started = Instant::now();
         let number = outcome.steps + 1;
-        let traffic = self.model.remote.traffic().clone();
+        let traffic = self.model.blocks.traffic().clone();
         let (up, down) = (traffic.up(), traffic.down());
-        self.model.params.zero_grad();
-        let sums = self.accumulate(group, number)?;
-        let grad_norm = self.clip()?;
-        if !grad_norm.is_finite() {
-            let (what, rows) = ("norm of the gradients", rows_of(group));
-            return Err(RunError::NonFinite { what, step: number, rows, servers: self.model.servers() });
-        }
-        let lr = self.optimizer.lr() * self.schedule.factor(outcome.steps as usize);
-        self.optimizer.step(&self.model.params, lr).map_err(RunError::Optimizer)?;
+        let scale = self.scaling.scale();
+        // A step that was skipped moves neither the parameters nor the schedule.
+        let lr = self.optimizer.lr() * self.schedule.factor((outcome.steps - self.scaling.skipped()) as usize);
+        let mut sums = Sums::of(group);
+        let (grad_norm, skipped) = self.attempt(group, number, lr, &mut sums)?;
         let record = StepRecord {
             step: number,
             epoch,
-            loss: sums.loss,
+            loss: sums.mean_loss(),
             lr,
             grad_norm,
+            scale,
+            skipped,
+            skipped_steps: scale.map(|_| self.scaling.skipped()),
             rows: sums.rows,
             tokens: sums.tokens,
             seconds: started.elapsed().as_secs_f64(),
@@ -124,25 +149,47 @@ impl Training<'_> {
             bytes_down: traffic.down() - down,
         };
         outcome.steps = number;
+        outcome.skipped = self.scaling.skipped();
+        outcome.scale = scale;
         outcome.rows += sums.rows as u64;
         outcome.tokens += sums.tokens as u64;
         outcome.seconds += record.seconds;
         self.log.step(&record).map_err(RunError::Write)?;
-        let accuracy = sums.right.map(|right| right as f64 / sums.rows as f64);
-        self.observer.event(Event::Step { record: &record, accuracy });
-        Ok(())
+        self.observer.event(Event::Step { record: &record, accuracy: sums.accuracy() });
+        match record.skipped.and_then(|reason| self.scaling.hopeless(number, reason)) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
     }
 
-    /// Gradients of the mean loss over all rows of the group.
-    fn accumulate(&self, group: &[Batch], step: u64) -> Result<Sums, RunError> {
-        let rows: usize = group.iter().map(|batch| batch.rows.len()).sum();
-        let mut sums = Sums { loss: 0.0, rows, tokens: 0, right: Some(0) };
+    /// Makes a step, or skips it if numbers overflow while the loss is scaled. Returns the norm of the gradients, or why
+    /// it was skipped.
+    fn attempt(
+        &mut self,
+        group: &[Batch],
+        step: u64,
+        lr: f64,
+        sums: &mut Sums,
+    ) -> Result<(f64, Option<String>), RunError> {
+        self.model.params.zero_grad();
+        let made = self.accumulate(group, step, sums).and_then(|()| self.update(group, step, lr));
+        match made {
+            Ok(grad_norm) => Ok((grad_norm, None)),
+            Err(error) => match error.overflow().filter(|_| self.scaling.skip()) {
+                Some(reason) => Ok((f64::NAN, Some(reason))),
+                None => Err(error),
+            },
+        }
+    }
+
+    /// Gradients of the mean loss over all rows of the group, times the scale.
+    fn accumulate(&self, group: &[Batch], step: u64, sums: &mut Sums) -> Result<(), RunError> {
         let mut tuned: Option<Tuned<'_>> = None;
         for batch in group {
             // A graph of its own for each backward; the numbers go up once.
             let tunables = self.model.tunables()?;
             let current = match tuned.take() {
-                None => self.model.remote.tune(tunables).map_err(RunError::Remote)?,
+                None => self.model.blocks.tune(tunables)?,
                 Some(earlier) => earlier.with_graph(tunables),
             };
             let tuned = tuned.insert(current);
@@ -151,19 +198,34 @@ impl Training<'_> {
             let loss = self.model.head.loss(&logits, &labels).map_err(RunError::Head)?;
             let value = f64::try_from(&loss).map_err(RunError::Torch)?;
             if !value.is_finite() {
-                let (rows, servers) = (batch.indices.clone(), self.model.servers());
+                let (rows, servers) = (batch.indices.clone(), self.model.blocks.places());
                 return Err(RunError::NonFinite { what: "loss", step, rows, servers });
             }
-            let share = batch.rows.len() as f64 / rows as f64;
-            (loss * share).f_backward().map_err(|source| RunError::Backward { step, source })?;
+            let share = batch.rows.len() as f64 / sums.rows as f64;
             sums.loss += value * share;
+            sums.seen += batch.rows.len();
             sums.tokens += batch.rows.n_tokens();
             sums.right = match (&labels, sums.right) {
                 (Labels::Class(classes), Some(right)) => Some(right + count_right(&logits.values, classes)?),
                 _ => None,
             };
+            let scaled = self.scaling.scaled(loss * share).map_err(RunError::Torch)?;
+            self.model.blocks.backward(&scaled).map_err(|source| RunError::Backward { step, source })?;
         }
-        Ok(sums)
+        Ok(())
+    }
+
+    /// Moves the parameters by the gradients that were added up. Returns the norm of these, without scale and before
+    /// clipping.
+    fn update(&mut self, group: &[Batch], step: u64, lr: f64) -> Result<f64, RunError> {
+        let are_finite = self.scaling.unscale(&self.model.params).map_err(RunError::Torch)?;
+        let grad_norm = if are_finite { self.clip()? } else { f64::NAN };
+        if !grad_norm.is_finite() {
+            let (what, rows) = ("norm of the gradients", rows_of(group));
+            return Err(RunError::NonFinite { what, step, rows, servers: self.model.blocks.places() });
+        }
+        self.scaling.step(&mut *self.optimizer, &self.model.params, lr).map_err(RunError::Optimizer)?;
+        Ok(grad_norm)
     }
 
     fn clip(&self) -> Result<f64, RunError> {
@@ -190,13 +252,13 @@ pub(crate) fn evaluate(
     observer: &mut dyn Observer,
 ) -> Result<Evaluated, RunError> {
     let started = Instant::now();
-    let traffic = model.remote.traffic();
+    let traffic = model.blocks.traffic();
     let (up, down) = (traffic.up(), traffic.down());
     let mut prediction = Prediction::default();
     let mut labels = Vec::new();
     let (mut loss, mut tokens) = (0.0, 0);
     tch::no_grad(|| {
-        let tuned = model.remote.tune(model.tunables()?).map_err(RunError::Remote)?;
+        let tuned = model.blocks.tune(model.tunables()?)?;
         for batch in loader.epoch(0) {
             let logits = model.forward(&tuned, &batch.ids, &batch.rows, Phase::Evaluate)?;
             let truth = to_tensor(batch.labels.as_ref())?;

@@ -1,6 +1,7 @@
 //! Pipeline files: what is read, what is refused, and in which words.
 
 use insta::assert_snapshot;
+use sepal_core::DType;
 use sepal_deep_ptune::DeepPtune;
 use sepal_pipeline::spec::{EvaluateEvery, SwarmSpec};
 use sepal_pipeline::{Layers, Loaded, schema};
@@ -89,6 +90,7 @@ fn a_good_file_has_its_defaults_filled_in() {
     assert_eq!((spec.train.accumulate, spec.train.clip_norm, spec.train.max_steps), (1, Some(1.0), None));
     assert_eq!(spec.evaluate.every, EvaluateEvery::Epoch);
     assert_eq!(spec.swarm.remote().micro_batch_tokens, 2048);
+    assert_eq!((spec.wire_dtype(), spec.scaler()), (DType::F32, None));
     let alternatives: Vec<_> = spec.data.alternatives().collect();
     assert_eq!(alternatives.len(), 2);
     assert_eq!(alternatives[1].filter["year"].0, "2002");
@@ -103,7 +105,8 @@ fn a_resolved_pipeline_reads_as_itself() {
         "train.clip_norm=null",
         "task.with.labels=['no', \"1\", ' a', 'b: c', 'd\\ne']",
     ];
-    for sets in [&[][..], &odd, &["swarm={use: static, with: {servers: ['h:1', unix:/s]}}"]] {
+    let f16 = ["train.precision=f16", "train.scaler={init_scale: 1024}", "swarm.with.wire_dtype=bf16"];
+    for sets in [&[][..], &odd, &f16, &["swarm={use: static, with: {servers: ['h:1', unix:/s]}}"]] {
         let spec = good(&[], sets).spec;
         let yaml = spec.to_yaml().expect("a spec can be written");
         let again = layers(&yaml, &[], &[]).load(&registry()).unwrap_or_else(|problems| panic!("{problems}\n{yaml}"));
@@ -147,6 +150,35 @@ fn values_of_the_command_line_are_yaml() {
 }
 
 #[test]
+fn the_precision_decides_what_is_not_said() {
+    let check = |sets: &[&str], wire_dtype: DType, init_scale: Option<f64>| {
+        let spec = good(&[], sets).spec;
+        let found = (spec.wire_dtype(), spec.scaler().map(|scaler| scaler.init_scale));
+        assert_eq!(found, (wire_dtype, init_scale), "{sets:?}");
+    };
+    check(&["train.precision=bf16"], DType::Bf16, None);
+    check(&["train.precision=f16"], DType::F16, Some(65536.0));
+    check(&["train.precision=f16", "swarm.with.wire_dtype=f32"], DType::F32, Some(65536.0));
+    check(&["train.precision=f16", "swarm={use: lan, with: {wire_dtype: q8}}"], DType::Q8, Some(65536.0));
+    check(&["train.precision=f16", "swarm={use: lan}"], DType::F16, Some(65536.0));
+    check(&["swarm.with.wire_dtype=f16"], DType::F16, Some(65536.0));
+    check(&["swarm.with.wire_dtype=null", "train.scaler={init_scale: 8}"], DType::F32, Some(8.0));
+    check(&["train.precision=bf16", "train.scaler={}"], DType::Bf16, Some(65536.0));
+
+    assert_snapshot!(over(&[], &["train.precision=fp16"]), @r#"--set train.precision=fp16: train.precision: expected one of f32, bf16, f16, found the text "fp16"; did you mean `f16`?"#);
+    assert_snapshot!(over(&[], &["swarm.with.wire_dtype=f8"]), @r#"--set swarm.with.wire_dtype=f8: swarm.with.wire_dtype: expected one of f32, f16, bf16, q8, found the text "f8""#);
+    let sets = ["init_scale=0", "growth_factor=1", "backoff_factor=1", "growth_interval=0", "enabled=true"];
+    let sets = sets.map(|set| format!("train.scaler.{set}"));
+    assert_snapshot!(over(&[], &sets.each_ref().map(String::as_str)), @"
+        --set train.scaler.backoff_factor=1: train.scaler.backoff_factor: expected a number above 0 and below 1, found 1
+        --set train.scaler.enabled=true: train.scaler.enabled: unknown key; known: init_scale, growth_factor, backoff_factor, growth_interval
+        --set train.scaler.growth_factor=1: train.scaler.growth_factor: expected a number above 1, found 1
+        --set train.scaler.growth_interval=0: train.scaler.growth_interval: expected a whole number of at least 1 and at most 16777216, found 0
+        --set train.scaler.init_scale=0: train.scaler.init_scale: expected a number above 0, found 0
+    ");
+}
+
+#[test]
 fn another_choice_leaves_out_options_it_does_not_have() {
     let text = GOOD.replace("pre_seq_len: 8", "pre_seq_len: 8, deep_init: normal");
     let Loaded { spec, notices } = layers(&text, &[], &["tuning.use=ptune"]).load(&registry()).expect("it is sound");
@@ -162,7 +194,7 @@ fn another_choice_leaves_out_options_it_does_not_have() {
 fn unknown_keys() {
     assert_snapshot!(with("max_length", "max_lenght"), @"sst2.yaml:16:3: data.max_lenght: unknown key; did you mean `max_length`?");
     assert_snapshot!(with("loader:", "loaders:"), @"sst2.yaml:23:1: loaders: unknown key; did you mean `loader`?");
-    assert_snapshot!(with("seed: 7", "zebra: 7"), @"sst2.yaml:26:21: train.zebra: unknown key; known: epochs, max_steps, accumulate, clip_norm, precision, seed, threads, deterministic");
+    assert_snapshot!(with("seed: 7", "zebra: 7"), @"sst2.yaml:26:21: train.zebra: unknown key; known: epochs, max_steps, accumulate, clip_norm, precision, scaler, seed, threads, deterministic");
     assert_snapshot!(with("seed: 7", "shuffle: false"), @"sst2.yaml:26:21: train.shuffle: unknown key; there is one at `loader.shuffle`");
     assert_snapshot!(with("lr: 1.0e-2", "learning_rate: 1"), @"sst2.yaml:24:34: optimizer.with.learning_rate: unknown key; known: lr, betas, eps, weight_decay");
     assert_snapshot!(with("      text: text", "      txt: text"), @"sst2.yaml:20:7: data.otherwise[0].txt: unknown key; did you mean `text`?");
@@ -196,7 +228,7 @@ fn unknown_plugins() {
     assert_snapshot!(with("use: deep-ptune", "use: deep_ptune"), @r#"sst2.yaml:9:3: tuning.use: unknown tuning mode "deep_ptune"; known: deep-ptune, ptune; did you mean `deep-ptune`?"#);
     assert_snapshot!(with("use: sequence-classification", "use: regression"), @r#"sst2.yaml:6:3: task.use: unknown task head "regression"; known: sequence-classification"#);
     assert_snapshot!(with("use: adamw", "uses: adamw"), @"sst2.yaml:24:14: optimizer.uses: unknown key; did you mean `use`?");
-    assert_snapshot!(with("use: embedded", "use: swarm"), @r#"sst2.yaml:4:10: swarm.use: unknown swarm "swarm"; known: embedded, static, lan, p2p"#);
+    assert_snapshot!(with("use: embedded", "use: swarm"), @r#"sst2.yaml:4:10: swarm.use: unknown swarm "swarm"; known: none, embedded, static, lan, p2p"#);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use sepal_route::{Hop, Pass, ServerId, Work};
 use sepal_wire::codec::{GradWant, Grads, InputGrad, WireBatch};
 use sepal_wire::{Relay, sepal_capnp as wire};
 
-use crate::error::{CallError, RemoteError};
+use crate::error::{CallError, GRADIENTS, RemoteError};
 use crate::kept;
 use crate::peer::Output;
 use crate::relay::Relayed;
@@ -41,17 +41,32 @@ struct Leg {
 
 /// What a chain's backward gives.
 pub(crate) struct ChainGrads {
-    /// `[prefix_len, hidden]`.
-    pub(crate) prefix: Option<HostTensor>,
+    /// Of what was wanted of the input: `[prefix_len, hidden]`, or of all positions.
+    pub(crate) input: Option<HostTensor>,
     /// By the spans that they belong to.
     pub(crate) tunables: Vec<(Span, Vec<NamedHostTensor>)>,
+}
+
+impl ChainGrads {
+    fn are_finite(&self) -> bool {
+        let tunables = self.tunables.iter().flat_map(|(_, tunables)| tunables).map(|named| &named.tensor);
+        self.input.iter().chain(tunables).all(HostTensor::is_finite)
+    }
 }
 
 /// Which gradients a client wants.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ClientWant {
-    pub(crate) prefix: bool,
+    /// Of what goes into the first hop.
+    pub(crate) input: InputGrad,
     pub(crate) tunables: bool,
+}
+
+impl ClientWant {
+    /// The gradient of the first hop's input.
+    pub(crate) fn input_of(self, prefix_len: usize) -> InputGrad {
+        if self.input == InputGrad::Prefix && prefix_len == 0 { InputGrad::None } else { self.input }
+    }
 }
 
 impl Servers {
@@ -202,24 +217,24 @@ impl Servers {
     ) -> Result<ChainGrads, RemoteError> {
         if let Some(relayed) = chain.relayed.take() {
             match self.relay_backward(&chain.step, &relayed, &grad_output, want).await {
-                Ok(grads) if grads.prefix.as_ref().is_none_or(HostTensor::is_finite) => return Ok(grads),
+                Ok(grads) if grads.are_finite() => return Ok(grads),
+                // Somebody between the first and the last; it is worth no second backward if the loss is only too large.
+                Ok(_) if self.options().expects_overflow => {
+                    return Err(self.non_finite_relay(&relayed, GRADIENTS)?);
+                }
                 Ok(_) => {}
                 Err(broken) => self.relay_broke(&relayed.way_back(), broken).await?,
             }
             let span = relayed.span()?;
             self.advance(&mut chain, relayed.batch, span, Want::LastOfRows, true, Vec::new()).await?;
         }
-        let mut grads = ChainGrads { prefix: None, tunables: Vec::new() };
+        let mut grads = ChainGrads { input: None, tunables: Vec::new() };
         let mut grad_output = Some(grad_output);
         let mut trouble = Trouble::default();
         while let Some(mut leg) = chain.legs.pop() {
             let Some(grad) = grad_output.as_ref() else { break };
-            let is_first = leg.hop.span.start() == 0;
-            let input = match (is_first, want.prefix && chain.prefix_len > 0) {
-                (false, _) => InputGrad::All,
-                (true, true) => InputGrad::Prefix,
-                (true, false) => InputGrad::None,
-            };
+            let is_first = leg.hop.span.start() == self.options().first_block;
+            let input = if is_first { want.input_of(chain.prefix_len) } else { InputGrad::All };
             if self.peer(leg.hop.server).generation() != leg.generation {
                 // The server was left since: the tape went with its connection.
                 leg.tape = None;
@@ -228,7 +243,7 @@ impl Servers {
             match self.leg_backward(&chain, &leg, grad, asked).await {
                 Ok(found) => {
                     trouble.over();
-                    self.check_grad(&leg, found.input.as_ref())?;
+                    self.check_finite_grads(leg.hop, &found)?;
                     grads.tunables.push((leg.hop.span, found.tunables));
                     grad_output = found.input;
                 }
@@ -244,7 +259,7 @@ impl Servers {
                 }
             }
         }
-        grads.prefix = grad_output;
+        grads.input = grad_output;
         Ok(grads)
     }
 
@@ -311,7 +326,7 @@ impl Servers {
         }
         let outputs = chain.legs.iter().skip(1).map(|leg| &leg.input).chain([output]);
         if chain.legs.first().is_some_and(|leg| !leg.input.is_finite()) {
-            return Err(RemoteError::NonFiniteInput { what: "prompts" });
+            return Err(RemoteError::NonFiniteInput { what: "prompts", dtype: self.options().wire_dtype });
         }
         for (leg, output) in chain.legs.iter().zip(outputs) {
             if !output.is_finite() {
@@ -321,15 +336,24 @@ impl Servers {
         Ok(())
     }
 
-    fn check_grad(&self, leg: &Leg, grad: Option<&HostTensor>) -> Result<(), RemoteError> {
-        match grad {
-            Some(grad) if !grad.is_finite() => Err(self.non_finite(leg.hop, "gradients")),
-            _ => Ok(()),
+    /// Servers are given gradients that are finite: what comes back and is not was made so by `hop`.
+    fn check_finite_grads(&self, hop: Hop, grads: &Grads) -> Result<(), RemoteError> {
+        let tunables = grads.tunables.iter().map(|named| &named.tensor);
+        match grads.input.iter().chain(tunables).all(HostTensor::is_finite) {
+            true => Ok(()),
+            false => Err(self.non_finite(hop, GRADIENTS)),
         }
     }
 
     fn non_finite(&self, hop: Hop, what: &'static str) -> RemoteError {
         RemoteError::NonFinite { server: self.label(hop.server), span: hop.span, what }
+    }
+
+    /// One of the servers of a way, whichever it was.
+    fn non_finite_relay(&self, relayed: &Relayed, what: &'static str) -> Result<RemoteError, RemoteError> {
+        let mut servers: Vec<String> = relayed.way_back().iter().map(|hop| self.label(hop.server)).collect();
+        servers.reverse();
+        Ok(RemoteError::NonFinite { server: servers.join(" or "), span: relayed.span()?, what })
     }
 }
 

@@ -66,11 +66,13 @@ pub enum RemoteError {
         /// Hidden states or gradients.
         what: &'static str,
     },
-    /// The client's own hidden states or gradients are not finite.
-    #[error("send {what} that are not finite")]
+    /// The client's own prompts or gradients are not finite, or not so in the format that they go in.
+    #[error("send {what} that are not finite in {dtype}")]
     NonFiniteInput {
         /// Prompts or gradients.
         what: &'static str,
+        /// What they go as.
+        dtype: DType,
     },
     /// Shapes that do not fit together.
     #[error("run remote blocks: {what} has shape {found:?}, expected {expected}")]
@@ -93,7 +95,20 @@ pub enum RemoteError {
     Stopped,
 }
 
+/// What [`RemoteError::NonFinite`] and [`RemoteError::NonFiniteInput`] call what goes back.
+pub(crate) const GRADIENTS: &str = "gradients";
+
 impl RemoteError {
+    /// Whether numbers were too large for the format that they go in, or grew out of all bounds on a server. The same
+    /// call with a smaller loss, or with other rows, may do; prompts that are not finite stay so.
+    pub fn is_overflow(&self) -> bool {
+        match self {
+            RemoteError::NonFinite { .. } => true,
+            RemoteError::NonFiniteInput { what, .. } => *what == GRADIENTS,
+            _ => false,
+        }
+    }
+
     pub(crate) fn local(error: impl std::fmt::Display) -> Self {
         RemoteError::Local { message: error.to_string() }
     }

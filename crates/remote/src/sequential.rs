@@ -4,22 +4,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use sepal_autograd::BoxError;
 use sepal_core::{DType, HostTensor, NamedHostTensor, Ragged, Span};
 use sepal_nn::host::{from_host, share_from_host, share_to_host, to_host};
 use sepal_route::Hop;
 use sepal_swarm::{Endpoint, Sightings, Traffic};
 use sepal_wire::ServerInfo;
-use sepal_wire::codec::WireBatch;
+use sepal_wire::codec::{InputGrad, WireBatch};
 use tch::Tensor;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::chain::{ChainGrads, ClientWant};
+use crate::backward::{Backward, Failed};
+use crate::chain::ClientWant;
 use crate::cuts::{Cuts, PARTS};
 use crate::error::RemoteError;
 use crate::servers::SharedRouter;
 use crate::step::Step;
-use crate::thread::{self as rpc, CallId, Command, Setup, Source};
+use crate::thread::{self as rpc, Command, Setup, Source};
 
 /// The model that servers must serve.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,12 +59,18 @@ pub struct RemoteOptions {
     pub hedge: bool,
     /// Which way hidden states go from server to server.
     pub path: SwarmPath,
+    /// Whether gradients that are not finite are no surprise, as those of a loss that was scaled too much are. An error
+    /// is then returned at once; if not, a relay's work is done again through the client, to find out whose they are.
+    pub expects_overflow: bool,
     /// How long one call may take, however busy its server is.
     pub call_timeout: Duration,
     /// How long opening a connection may take.
     pub connect_timeout: Duration,
     /// How long blocks may be without a server that answers before a call fails.
     pub wait: Duration,
+    /// The first of the blocks that servers run: the caller runs those before it, and gives hidden states that come out
+    /// of them.
+    pub first_block: usize,
 }
 
 impl Default for RemoteOptions {
@@ -75,14 +81,16 @@ impl Default for RemoteOptions {
             deterministic: false,
             hedge: false,
             path: SwarmPath::Star,
+            expects_overflow: false,
             call_timeout: Duration::from_secs(300),
             connect_timeout: Duration::from_secs(5),
             wait: Duration::from_secs(20),
+            first_block: 0,
         }
     }
 }
 
-/// All blocks of a model, on other machines.
+/// All blocks of a model, or all from one on, on other machines.
 #[derive(Debug)]
 pub struct RemoteSequential {
     commands: mpsc::UnboundedSender<Command>,
@@ -95,6 +103,7 @@ pub struct RemoteSequential {
     relays: Arc<AtomicU64>,
     cuts: RefCell<Cuts>,
     next_version: Cell<u64>,
+    failed: Failed,
 }
 
 impl RemoteSequential {
@@ -155,6 +164,7 @@ impl RemoteSequential {
             relays,
             cuts: RefCell::default(),
             next_version,
+            failed: Failed::default(),
         })
     }
 
@@ -171,6 +181,17 @@ impl RemoteSequential {
     /// How often a micro-batch went forward or back through servers that handed it on to each other.
     pub fn relays(&self) -> u64 {
         self.relays.load(Ordering::Relaxed)
+    }
+
+    /// Runs the graph of `loss` backward, as [`Tensor::f_backward`] does, whose error is text alone: what servers failed
+    /// with comes out as it was.
+    ///
+    /// # Errors
+    /// [`RemoteError`]; gradients that were computed before it have been added up.
+    pub fn backward(&self, loss: &Tensor) -> Result<(), RemoteError> {
+        // A backward of before may have failed that was run without this.
+        drop(self.failed.take());
+        loss.f_backward().map_err(|error| self.failed.take().unwrap_or_else(|| RemoteError::local(error)))
     }
 
     /// The tunables of one optimizer step, stacked by block: each `[n_blocks, ..]`. They go up to each
@@ -236,13 +257,14 @@ impl Tuned<'_> {
     /// token, before the final norm: `[rows, hidden]`.
     ///
     /// `prefix` is `[prefix_len, hidden]`, shared by all rows; `tokens` is `[n_tokens, hidden]`, the rows
-    /// end to end. The result is differentiable in the prefix and in the tunables; the tokens are frozen.
+    /// end to end. The result is differentiable in the prefix, in the tunables and in the tokens; text that nothing
+    /// trainable went into has frozen tokens, whose gradient servers leave out.
     ///
     /// # Errors
     /// [`RemoteError`]; an error in the backward comes out of `f_backward`.
     pub fn forward(&self, prefix: Option<&Tensor>, tokens: &Tensor, rows: &Ragged) -> Result<Tensor, RemoteError> {
         let prefix_len = self.check(prefix, tokens, rows)?;
-        let inputs: Vec<&Tensor> = prefix.into_iter().chain(&self.tensors).collect();
+        let inputs: Vec<&Tensor> = prefix.into_iter().chain([tokens]).chain(&self.tensors).collect();
         let keep = sepal_nn::grad_is_enabled() && inputs.iter().any(|input| input.requires_grad());
         let Split { groups, routes, choice } = split(self.remote, prefix_len, rows)?;
         let begun = Instant::now();
@@ -261,14 +283,20 @@ impl Tuned<'_> {
         }
         let backward = Backward {
             commands: self.remote.commands.clone(),
+            failed: self.remote.failed.clone(),
             call,
             groups,
             dtype: self.remote.options.wire_dtype,
             want: ClientWant {
-                prefix: prefix.is_some_and(Tensor::requires_grad),
+                input: match (tokens.requires_grad(), prefix.is_some_and(Tensor::requires_grad)) {
+                    (true, _) => InputGrad::All,
+                    (false, true) => InputGrad::Prefix,
+                    (false, false) => InputGrad::None,
+                },
                 tunables: self.tensors.iter().any(Tensor::requires_grad),
             },
-            has_prefix: prefix.is_some(),
+            prefix_len: prefix.map(|_| prefix_len),
+            rows: rows.clone(),
             tunables: step.tunables.iter().map(|named| (named.name.clone(), named.tensor.shape().to_vec())).collect(),
         };
         sepal_autograd::attach(&inputs, pooled, move |grad| backward.run(grad)).map_err(RemoteError::local)
@@ -343,6 +371,11 @@ fn most_positions(options: &RemoteOptions, hidden: usize) -> usize {
     options.micro_batch_tokens.min(MAX_MICRO_BATCH_BYTES / bytes.max(1))
 }
 
+/// The blocks that servers run.
+pub(crate) fn remote_span(options: &RemoteOptions, expected: &ModelExpectation) -> Result<Span, RemoteError> {
+    Span::new(options.first_block, expected.n_blocks).map_err(RemoteError::local)
+}
+
 /// A batch cut into micro-batches.
 struct Split {
     /// Their rows.
@@ -358,7 +391,7 @@ struct Split {
 fn split(remote: &RemoteSequential, prefix_len: usize, rows: &Ragged) -> Result<Split, RemoteError> {
     let deterministic = remote.options.deterministic;
     let most = most_positions(&remote.options, remote.expected.hidden);
-    let whole = Span::new(0, remote.expected.n_blocks).map_err(RemoteError::local)?;
+    let whole = remote_span(&remote.options, &remote.expected)?;
     let router = remote.router.lock();
     let cut = |choice: usize| {
         let max_tokens = prefix_len + rows.n_tokens().div_ceil(PARTS[choice]);
@@ -399,73 +432,6 @@ fn assemble(outputs: &[HostTensor], groups: &[Vec<usize>]) -> Result<Tensor, Rem
     let stacked = Tensor::f_cat(&parts, 0).map_err(RemoteError::local)?;
     let empty = stacked.f_empty_like().map_err(RemoteError::local)?;
     empty.f_index_copy(0, &Tensor::from_slice(&order), &stacked).map_err(RemoteError::local)
-}
-
-/// The backward of one forward; dropping it frees the tapes.
-struct Backward {
-    commands: mpsc::UnboundedSender<Command>,
-    call: CallId,
-    groups: Vec<Vec<usize>>,
-    dtype: DType,
-    want: ClientWant,
-    has_prefix: bool,
-    tunables: Vec<(String, Vec<usize>)>,
-}
-
-impl Backward {
-    fn run(&self, grad_output: &Tensor) -> Result<Vec<Option<Tensor>>, BoxError> {
-        let part = |group: &Vec<usize>| {
-            let order: Vec<i64> = group.iter().map(|&row| row as i64).collect();
-            let grad = grad_output.f_index_select(0, &Tensor::from_slice(&order))?;
-            share_to_host(&grad, self.dtype).map_err(BoxError::from)
-        };
-        let grads = self.groups.iter().map(part).collect::<Result<Vec<HostTensor>, BoxError>>()?;
-        let (reply, answer) = oneshot::channel();
-        let command = Command::Backward { call: self.call, grads, want: self.want, reply };
-        self.commands.send(command).map_err(|_| RemoteError::Stopped)?;
-        let chains = answer.blocking_recv().map_err(|_| RemoteError::Stopped)??;
-        let mut result = Vec::new();
-        if self.has_prefix {
-            result.push(sum(chains.iter().filter_map(|chain| chain.prefix.as_ref()))?);
-        }
-        for (name, shape) in &self.tunables {
-            result.push(if self.want.tunables { Some(sum_tunable(&chains, name, shape)?) } else { None });
-        }
-        Ok(result)
-    }
-}
-
-impl Drop for Backward {
-    fn drop(&mut self) {
-        // If the thread is gone, so are the tapes.
-        let _ = self.commands.send(Command::Forget { call: self.call });
-    }
-}
-
-/// The sum over the micro-batches, in their order.
-fn sum<'a>(parts: impl Iterator<Item = &'a HostTensor>) -> Result<Option<Tensor>, BoxError> {
-    let mut total: Option<Tensor> = None;
-    for part in parts {
-        total = Some(match total {
-            // A copy: it becomes a gradient, and libtorch adds up gradients in place.
-            None => from_host(part)?,
-            Some(total) => total.f_add(&share_from_host(part)?)?,
-        });
-    }
-    Ok(total)
-}
-
-/// The gradient of a tunable `[n_blocks, ..]`: spans side by side, micro-batches summed in their order.
-fn sum_tunable(chains: &[ChainGrads], name: &str, shape: &[usize]) -> Result<Tensor, BoxError> {
-    let size: Vec<i64> = shape.iter().map(|&dim| dim as i64).collect();
-    let total = Tensor::f_zeros(size, (tch::Kind::Float, tch::Device::Cpu))?;
-    for (span, tunables) in chains.iter().flat_map(|chain| &chain.tunables) {
-        for named in tunables.iter().filter(|named| named.name == name) {
-            let mut part = total.f_narrow(0, span.start() as i64, span.len() as i64)?;
-            let _ = part.f_add_(&share_from_host(&named.tensor)?)?;
-        }
-    }
-    Ok(total)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use sepal_core::Family;
 use serde_json::json;
 
 /// The folder of the goldens: `tiny-NAME/` and `tiny-NAME.golden.safetensors`.
@@ -10,8 +11,22 @@ pub fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens")
 }
 
-/// The names of the tiny models among the goldens.
-pub const MODELS: [&str; 5] = ["llama-gqa", "llama-tied", "qwen2", "bloom", "bloom-six-heads"];
+/// The names of the tiny models among the goldens, sorted: every family in every form that it has.
+///
+/// # Panics
+/// If the folder cannot be read.
+pub fn models() -> Vec<String> {
+    let entries = std::fs::read_dir(goldens()).expect("the goldens");
+    let folder = |entry: std::io::Result<std::fs::DirEntry>| {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name()?.to_str()?.strip_prefix("tiny-")?.to_owned();
+        path.join("config.json").is_file().then_some(name)
+    };
+    let mut names: Vec<String> = entries.filter_map(folder).collect();
+    names.sort();
+    assert!(names.len() >= Family::ALL.len(), "models are missing among the goldens: {names:?}");
+    names
+}
 
 /// Words of the tiny tokenizer: the first are of bad sentences, the next of good ones, the rest of both.
 const BAD: [&str; 8] = ["awful", "boring", "clumsy", "dull", "empty", "flat", "grim", "hollow"];

@@ -21,8 +21,14 @@ pub struct Manifest {
     pub data: DataFacts,
     /// How many numbers train, and how many there are.
     pub parameters: Parameters,
-    /// Optimizer steps made.
+    /// Optimizer steps made, and those that were skipped.
     pub steps: u64,
+    /// Steps skipped because their gradients overflowed.
+    #[serde(default)]
+    pub skipped_steps: u64,
+    /// What the loss was multiplied by in the last step; none if it was not scaled.
+    #[serde(default)]
+    pub scale: Option<f64>,
     /// Bytes moved between this process and the servers, framing included.
     pub bytes: Bytes,
     /// When the run started, RFC 3339.

@@ -7,19 +7,28 @@ use serde::Serialize;
 
 use crate::WriteError;
 
-/// One optimizer step.
+/// One optimizer step, made or skipped.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct StepRecord {
     /// Counted from 1.
     pub step: u64,
     /// Epochs finished, with the fraction of the current one.
     pub epoch: f64,
-    /// Mean loss of the step's rows.
+    /// Mean loss of the step's rows; of those that it is known of, if the step was skipped, and null without any.
     pub loss: f64,
     /// Learning rate of the step.
     pub lr: f64,
-    /// L2 norm of all gradients before clipping.
+    /// L2 norm of all gradients before clipping, without the scale; null in a step that was skipped.
     pub grad_norm: f64,
+    /// What the loss was multiplied by, if it was scaled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scale: Option<f64>,
+    /// Where gradients overflowed, so that the step was skipped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<String>,
+    /// Steps skipped so far, if the loss is scaled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped_steps: Option<u64>,
     /// Rows of the step.
     pub rows: usize,
     /// Tokens of those rows, without prompts.

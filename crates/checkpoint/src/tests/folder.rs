@@ -45,7 +45,7 @@ fn one_file() {
     assert!(checkpoint.has("norm.weight") && !checkpoint.has("lm_head.weight"));
     let error = checkpoint.tensor("lm_head.weight").expect_err("is not there");
     assert!(error.to_string().contains("`lm_head.weight`"), "{error}");
-    assert_eq!(checkpoint.block_prefix(3), "model.layers.3.");
+    assert_eq!(checkpoint.config().family.block_prefix(3), "model.layers.3.");
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn the_prefix_may_be_missing_in_the_file() {
     write_config(folder.path(), &bloom);
     write_shard(&folder.path().join("model.safetensors"), &[("h.0.input_layernorm.bias", vec![8], numbers(8))]);
     let checkpoint = Checkpoint::open(folder.path()).expect("opens");
-    let name = format!("{}input_layernorm.bias", checkpoint.block_prefix(0));
+    let name = format!("{}input_layernorm.bias", checkpoint.config().family.block_prefix(0));
     assert_eq!(name, "transformer.h.0.input_layernorm.bias");
     assert_eq!(checkpoint.tensor(&name).expect("is there").to_f32(), numbers(8));
 }

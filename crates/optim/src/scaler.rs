@@ -1,0 +1,276 @@
+use schemars::JsonSchema;
+use sepal_core::NamedHostTensor;
+use sepal_nn::Parameters;
+use serde::{Deserialize, Serialize};
+use tch::{TchError, Tensor};
+
+use crate::state::{Saved, StateError, save};
+use crate::{Optimizer, StepError};
+
+/// Loss scaling that adapts itself (Micikevicius et al., arXiv 1710.03740, section 3.2).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct GradScalerConfig {
+    /// What the loss is multiplied by in the first step.
+    #[schemars(range(max = 3.4e38), extend("exclusiveMinimum" = 0.0))]
+    pub init_scale: f64,
+    /// What the scale is multiplied by after `growth_interval` steps in a row whose gradients were finite.
+    #[schemars(extend("exclusiveMinimum" = 1.0))]
+    pub growth_factor: f64,
+    /// What the scale is multiplied by after a step whose gradients were not finite, and which was skipped for that.
+    #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
+    pub backoff_factor: f64,
+    /// Steps in a row with finite gradients before the scale grows. (At most as many as fp32 counts without a gap.)
+    #[schemars(range(min = 1, max = 16_777_216))]
+    pub growth_interval: u32,
+}
+
+impl Default for GradScalerConfig {
+    /// PyTorch's defaults.
+    fn default() -> Self {
+        Self { init_scale: 65536.0, growth_factor: 2.0, backoff_factor: 0.5, growth_interval: 2000 }
+    }
+}
+
+/// Multiplies losses so that small gradients do not vanish in 16 bits, and skips the steps in which large ones
+/// overflowed; each step equals `torch.amp.GradScaler`'s.
+///
+/// One step is [`scaled`](Self::scaled) for each loss and its backward, [`unscale`](Self::unscale), whatever works on
+/// plain gradients (clipping), [`step`](Self::step), and [`update`](Self::update).
+#[derive(Debug, Clone)]
+pub struct GradScaler {
+    config: GradScalerConfig,
+    scale: f32,
+    /// Steps in a row with finite gradients since the scale last changed.
+    growth_tracker: u32,
+    /// Whether a gradient of the current step is not finite.
+    found: bool,
+}
+
+const SCALER: &str = "scaler";
+const SCALE: &str = "scale";
+const GROWTH_TRACKER: &str = "growth_tracker";
+
+impl GradScaler {
+    /// With these options and no past.
+    pub fn new(config: GradScalerConfig) -> Self {
+        Self { scale: config.init_scale as f32, config, growth_tracker: 0, found: false }
+    }
+
+    /// What losses are multiplied by now.
+    pub fn scale(&self) -> f64 {
+        self.scale.into()
+    }
+
+    /// The loss to go backward from, attached to the graph of `loss`.
+    ///
+    /// # Errors
+    /// Whatever libtorch says.
+    pub fn scaled(&self, loss: &Tensor) -> Result<Tensor, TchError> {
+        loss.f_mul_scalar(self.scale())
+    }
+
+    /// Divides all gradients by the scale, in place, and says whether they are all finite. Once for each step, after
+    /// its last backward.
+    ///
+    /// # Errors
+    /// Whatever libtorch says.
+    pub fn unscale(&mut self, params: &Parameters) -> Result<bool, TchError> {
+        let inverse = Tensor::from((1.0 / self.scale()) as f32);
+        let mut found = Tensor::from(0.0_f32);
+        for (_, param) in params.iter() {
+            let mut grad = param.f_grad()?;
+            if grad.defined() {
+                // libtorch's own, as `torch.amp` calls it: one pass.
+                tch::no_grad(|| grad.f_internal_amp_non_finite_check_and_unscale(&mut found, &inverse))?;
+            }
+        }
+        self.found |= f64::try_from(&found)? != 0.0;
+        Ok(!self.found)
+    }
+
+    /// A gradient of this step is known not to be finite, be it that it never came to the parameters.
+    pub fn overflowed(&mut self) {
+        self.found = true;
+    }
+
+    /// One step of `optimizer` at the learning rate `lr`, unless a gradient was not finite; says whether it was made.
+    ///
+    /// # Errors
+    /// [`StepError`] if libtorch refuses.
+    pub fn step(&self, optimizer: &mut dyn Optimizer, params: &Parameters, lr: f64) -> Result<bool, StepError> {
+        if !self.found {
+            optimizer.step(params, lr)?;
+        }
+        Ok(!self.found)
+    }
+
+    /// The scale of the next step: smaller after one that was skipped, larger after enough that were not. Once at the
+    /// end of each step.
+    pub fn update(&mut self) {
+        let GradScalerConfig { growth_factor, backoff_factor, growth_interval, .. } = self.config;
+        // In double precision and then rounded, as libtorch does it.
+        let times = |factor: f64| (self.scale() * factor) as f32;
+        if self.found {
+            self.scale = times(backoff_factor);
+            self.growth_tracker = 0;
+        } else if self.growth_tracker + 1 < growth_interval {
+            self.growth_tracker += 1;
+        } else {
+            self.scale = Some(times(growth_factor)).filter(|scale| scale.is_finite()).unwrap_or(self.scale);
+            self.growth_tracker = 0;
+        }
+        self.found = false;
+    }
+
+    /// All that the next step depends on, as named tensors to be saved, under names that no optimizer's have.
+    ///
+    /// # Errors
+    /// [`StateError`] if libtorch cannot copy them.
+    pub fn state(&self) -> Result<Vec<NamedHostTensor>, StateError> {
+        let tracker = Tensor::from(self.growth_tracker as f32);
+        Ok(vec![save(SCALER, SCALE, &Tensor::from(self.scale))?, save(SCALER, GROWTH_TRACKER, &tracker)?])
+    }
+
+    /// Goes on from what [`state`](Self::state) gave.
+    ///
+    /// # Errors
+    /// [`StateError`], and nothing changes, if a tensor is missing or not a number.
+    pub fn load_state(&mut self, state: &[NamedHostTensor]) -> Result<(), StateError> {
+        let mut saved = Saved::new(state)?;
+        let mut number = |name: &str| {
+            let torch = |source| StateError::Torch { name: format!("{SCALER}.{name}"), source };
+            f64::try_from(saved.take(SCALER, name, &[])?).map_err(torch)
+        };
+        let (scale, tracker) = (number(SCALE)?, number(GROWTH_TRACKER)?);
+        saved.is_empty()?;
+        (self.scale, self.growth_tracker, self.found) = (scale as f32, tracker as u32, false);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use tch::{Kind, no_grad};
+
+    use super::*;
+    use crate::goldens::goldens;
+    use crate::{AdamW, AdamWConfig, Linear, LinearConfig, Schedule, clip_grad_norm};
+
+    const NAMES: [&str; 2] = ["prompts", "score.weight"];
+    const STEPS: usize = 24;
+
+    fn scalar(goldens: &HashMap<String, Tensor>, key: &str) -> f64 {
+        goldens[key].double_value(&[])
+    }
+
+    /// The sum of `weights` times each parameter as a 16-bit float: what the gradient of a large loss overflows in.
+    fn loss(params: &Parameters, goldens: &HashMap<String, Tensor>, step: &str) -> Tensor {
+        let term = |(name, param): (&str, &Tensor)| {
+            let halved = param.to_kind(Kind::Half).to_kind(Kind::Float);
+            (halved * &goldens[&format!("{step}.weights.{name}")]).sum(Kind::Float)
+        };
+        params.iter().map(term).sum()
+    }
+
+    /// Makes the steps of the golden run `run` and compares each with PyTorch's; scaler and optimizer are saved and
+    /// restored in the middle. Says which steps were skipped.
+    fn check(run: &str, config: GradScalerConfig) -> Vec<usize> {
+        let goldens = goldens(include_bytes!("../../testkit/goldens/scaler.safetensors"));
+        let mut params = Parameters::new();
+        for name in NAMES {
+            drop(params.add(name, &goldens[&format!("init.{name}")]).expect("new"));
+        }
+        let adamw = AdamWConfig { lr: 1e-2, weight_decay: 0.01, ..AdamWConfig::default() };
+        let mut optimizer = AdamW::new(adamw.clone());
+        let schedule = Linear::new(LinearConfig { warmup_steps: 3 }, STEPS);
+        let mut scaler = GradScaler::new(config.clone());
+        let (mut made, mut skipped) = (0, Vec::new());
+        for step in 0..STEPS {
+            if step == STEPS / 2 {
+                let (of_scaler, of_optimizer) = (scaler.state().expect("a state"), optimizer.state().expect("a state"));
+                (scaler, optimizer) = (GradScaler::new(config.clone()), AdamW::new(adamw.clone()));
+                scaler.load_state(&of_scaler).expect("its own");
+                optimizer.load_state(&params, &of_optimizer).expect("the same parameters");
+            }
+            let key = format!("{run}.step{step}");
+            assert_eq!(scaler.scale(), scalar(&goldens, &format!("{key}.scale")), "{key}");
+            params.zero_grad();
+            scaler.scaled(&loss(&params, &goldens, &format!("step{step}"))).expect("a loss").backward();
+            let finite = scaler.unscale(&params).expect("unscaled");
+            assert_eq!(!finite, scalar(&goldens, &format!("{key}.skipped")) != 0.0, "{key}");
+            let norm = clip_grad_norm(&params, 1.0).expect("a norm");
+            if finite {
+                assert!((norm - scalar(&goldens, &format!("{key}.norm"))).abs() < 1e-5, "{key}: {norm}");
+            }
+            let lr = optimizer.lr() * schedule.factor(made);
+            assert!((lr - scalar(&goldens, &format!("{key}.lr"))).abs() < 1e-8, "{key}: {lr}");
+            match scaler.step(&mut optimizer, &params, lr).expect("a step") {
+                true => made += 1,
+                false => skipped.push(step),
+            }
+            scaler.update();
+            let tracker = scalar(&goldens, &format!("{key}.growth_tracker"));
+            assert_eq!(f64::from(scaler.growth_tracker), tracker, "{key}");
+            for (name, param) in params.iter() {
+                let far = no_grad(|| (param - &goldens[&format!("{key}.param.{name}")]).abs().max()).double_value(&[]);
+                assert!(far < 1e-6, "{name} is {far} away after {key}");
+            }
+        }
+        skipped
+    }
+
+    #[test]
+    fn overflow_skip_backoff_and_recovery_equal_pytorch() {
+        // Overflows at the scale that it starts with, twice on purpose, at a NaN, and wherever it grows too far.
+        let skipped = check("usual", GradScalerConfig { growth_interval: 3, ..GradScalerConfig::default() });
+        assert!([7, 8, 14].iter().all(|step| skipped.contains(step)), "on purpose: {skipped:?}");
+        assert!(skipped.len() > 3 && skipped.len() < STEPS / 2, "by itself, too: {skipped:?}");
+    }
+
+    #[test]
+    fn factors_that_are_no_powers_of_two_round_as_in_pytorch() {
+        let config =
+            GradScalerConfig { init_scale: 1.0e6, growth_factor: 1.7, backoff_factor: 0.3, growth_interval: 2 };
+        assert!(check("odd", config).len() > 3);
+    }
+
+    #[test]
+    fn what_never_came_to_the_parameters_counts() {
+        let mut params = Parameters::new();
+        let x = params.add("x", &Tensor::from(1.0_f32)).expect("new");
+        let mut optimizer = AdamW::new(AdamWConfig::default());
+        let mut scaler = GradScaler::new(GradScalerConfig { init_scale: 8.0, ..GradScalerConfig::default() });
+        scaler.scaled(&(&x * 2.0)).expect("a loss").backward();
+        scaler.overflowed();
+        assert!(!scaler.unscale(&params).expect("unscaled"));
+        assert_eq!(x.grad().double_value(&[]), 2.0);
+        assert!(!scaler.step(&mut optimizer, &params, 0.1).expect("skipped"));
+        assert_eq!(x.double_value(&[]), 1.0);
+        assert!(optimizer.state().expect("a state").is_empty(), "the optimizer counts no step");
+        scaler.update();
+        assert_eq!(scaler.scale(), 4.0);
+        assert!(scaler.step(&mut optimizer, &params, 0.1).expect("a step"), "the next one is made");
+    }
+
+    #[test]
+    fn the_scale_does_not_grow_past_what_fp32_holds() {
+        let config = GradScalerConfig { init_scale: 2.0_f64.powi(127), growth_interval: 1, ..Default::default() };
+        let mut scaler = GradScaler::new(config);
+        scaler.update();
+        assert_eq!(scaler.scale(), 2.0_f64.powi(127));
+    }
+
+    #[test]
+    fn a_state_of_something_else_is_refused() {
+        let mut scaler = GradScaler::new(GradScalerConfig::default());
+        let state = scaler.state().expect("a state");
+        assert!(matches!(scaler.load_state(&state[..1]), Err(StateError::Missing { .. })));
+        let other = NamedHostTensor { name: "step.x".to_owned(), tensor: state[0].tensor.clone() };
+        let more = [state.clone(), vec![other]].concat();
+        assert!(matches!(scaler.load_state(&more), Err(StateError::Unknown { .. })));
+        assert_eq!(scaler.state().expect("a state"), state);
+    }
+}
