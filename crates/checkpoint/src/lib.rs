@@ -7,8 +7,8 @@
 //! behaviour, which no safe interface can rule out. Positioned reads serve the same end: only the
 //! bytes of the tensors asked for are read, and processes share them in the page cache.
 //!
-//! Of a model in shards only some need to be here. Its index names the others, and an [`outline`] of a few hundred
-//! kilobytes says what is in them; [`Checkpoint::missing_files`] names those that somebody needs. Whoever uses this crate
+//! Of a model in shards only some need to be here. Its index names the others, and an [`outline`] of less than a
+//! megabyte says what is in them; [`Checkpoint::missing_files`] names those that somebody needs. Whoever uses this crate
 //! brings them.
 //!
 //! Invariants: a [`Checkpoint`] that is open has a configuration that the blocks can compute, and

@@ -21,7 +21,7 @@ pub(crate) const OUTLINE: &str = ".sepal-outline.json";
 const VERSION: u32 = 1;
 
 /// Bytes of a file that are asked for first. Headers of shards are seldom longer.
-const HEAD: u64 = 1 << 17;
+const HEAD: u64 = 1 << 15;
 
 /// Bytes of files that are not here, each by the file's name and where they lie in it: `Ok` has as many answers as were
 /// asked for, each shorter than asked for only where its file ends.
@@ -58,7 +58,7 @@ pub fn missing_shards(folder: impl AsRef<Path>) -> Result<Vec<String>, OpenError
 /// where only some of the shards are. Where it is there already, and has shards that are not here, it is left as it is.
 /// Says where it is, or nothing where the model is not in shards.
 ///
-/// `elsewhere` shows bytes of shards that are not here: a few hundred kilobytes of all together. The outline of a whole
+/// `elsewhere` shows bytes of shards that are not here: 32 KiB of each shard and 4 KiB of each block, about. The outline of a whole
 /// folder can be copied to where only a part of it is.
 ///
 /// # Errors

@@ -309,3 +309,26 @@ fn pickled_weights_are_refused_with_the_way_out() {
     assert!(matches!(&error, OpenError::Pickled { file, .. } if file == "pytorch_model-00001-of-00002.bin"), "{text}");
     assert!(text.contains("never read") && text.contains("save_pretrained"), "{text}");
 }
+
+#[test]
+fn a_long_header_comes_in_two_pieces() {
+    let whole = in_parts();
+    let names: Vec<String> = (0..800).map(|at| format!("model.layers.0.some.matrix.{at}.weight")).collect();
+    let tensors: Vec<(&str, Vec<usize>, Vec<f32>)> =
+        names.iter().map(|name| (name.as_str(), vec![1, 1], vec![1.0])).collect();
+    write_shard(&whole.path().join("long.safetensors"), &tensors);
+    let weight_map: serde_json::Map<String, Value> =
+        names.iter().map(|name| (name.clone(), json!("long.safetensors"))).collect();
+    write_index(whole.path(), &json!({ "weight_map": weight_map }));
+    let (folder, mut show) = without_shards(whole.path());
+    let mut asked = Vec::new();
+    outline(folder.path(), &mut |wanted| {
+        asked.push(wanted.to_vec());
+        show(wanted)
+    })
+    .expect("an outline");
+    let starts: Vec<u64> = asked.iter().map(|wanted| wanted[0].1.start).collect();
+    assert_eq!((asked.len(), &starts[..2]), (3, [0, 1 << 15].as_slice()), "the head, the rest of it, and a block");
+    let (part, all) = (Checkpoint::open(folder.path()), Checkpoint::open(whole.path()));
+    assert_eq!(part.expect("opens").digest(), all.expect("opens").digest());
+}
