@@ -118,6 +118,15 @@ fn overflow_that_does_not_end_stops_the_run() {
     assert_eq!(run.records("step").len(), 50);
 }
 
+#[test]
+fn prompts_that_outgrow_their_format_stop_the_run_at_once() {
+    let bench = Bench::new("llama-gqa");
+    let sets = ["train.precision=f16", "optimizer.with.lr=1.0e+5", "schedule.with.warmup_steps=0"];
+    let text = bench.failure(&sets);
+    assert!(text.contains("send prompts that are not finite in f16"), "no smaller scale is any help: {text}");
+    assert_eq!(bench.only_run().records("step").len(), 1);
+}
+
 fn servers(golden: &Golden) -> [BlockServer; 2] {
     ["0:1", "1:3"].map(|blocks| golden.serve_listening(span(blocks), 1 << 30))
 }
