@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 fn main() {
     println!("cargo:rerun-if-changed=src/shim.cpp");
+    println!("cargo:rerun-if-changed=src/codes.cpp");
     println!("cargo:rerun-if-changed=src/fused.cpp");
     println!("cargo:rerun-if-changed=src/memory.cpp");
     let lib = env::var_os("DEP_TCH_LIBTORCH_LIB")
@@ -23,6 +24,7 @@ fn main() {
         .include(include.join("torch/csrc/api/include"))
         .include(include)
         .file("src/shim.cpp")
+        .file("src/codes.cpp")
         .file("src/fused.cpp")
         .file("src/memory.cpp")
         .compile("sepal_autograd_shim");

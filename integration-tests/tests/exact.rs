@@ -2,7 +2,7 @@
 
 use sepal_core::{DType, Ragged};
 use sepal_remote::{RemoteError, RemoteOptions};
-use sepal_testkit::tiny::MODELS;
+use sepal_testkit::tiny::models;
 use tch::Tensor;
 
 use crate::support::{Golden, TOLERANCE, Trained, assert_grad, cross_entropy, distance, span};
@@ -43,7 +43,7 @@ fn check(model: &str, deep: bool, case: Case) {
 
 #[test]
 fn one_server_equals_pytorch() {
-    for model in MODELS {
+    for model in &models() {
         check(model, true, PLAIN);
         check(model, false, PLAIN);
     }
@@ -51,7 +51,7 @@ fn one_server_equals_pytorch() {
 
 #[test]
 fn three_servers_equal_pytorch() {
-    for model in MODELS {
+    for model in &models() {
         check(model, true, Case { servers: 3, ..PLAIN });
         check(model, false, Case { servers: 3, ..PLAIN });
     }
@@ -59,7 +59,7 @@ fn three_servers_equal_pytorch() {
 
 #[test]
 fn many_micro_batches_equal_pytorch() {
-    for model in MODELS {
+    for model in &models() {
         for micro_batch_tokens in [1, 11, 16] {
             check(model, true, Case { micro_batch_tokens, ..PLAIN });
         }
@@ -69,7 +69,7 @@ fn many_micro_batches_equal_pytorch() {
 
 #[test]
 fn without_tapes_it_equals_pytorch() {
-    for model in MODELS {
+    for model in &models() {
         check(model, true, Case { tape_budget_bytes: 0, ..PLAIN });
         check(model, true, Case { servers: 3, micro_batch_tokens: 12, tape_budget_bytes: 0 });
     }
@@ -86,7 +86,7 @@ fn batch(golden: &Golden, order: &[usize]) -> (Tensor, Ragged) {
 
 #[test]
 fn rows_do_not_depend_on_each_other() {
-    for model in MODELS {
+    for model in &models() {
         let golden = Golden::open(model);
         let servers = [golden.serve(span(&format!("0:{}", golden.n_blocks())), 1 << 30)];
         let remote = golden.connect(&servers, RemoteOptions::default());

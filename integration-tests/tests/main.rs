@@ -1,10 +1,12 @@
 //! What the parts do together: exactness against PyTorch through servers, failures, whole runs of the real program.
 
 mod bad_input;
+mod downloads;
 mod exact;
 mod failures;
 mod faults;
 mod new_plugin;
+mod places;
 mod precision;
 mod processes;
 mod program;

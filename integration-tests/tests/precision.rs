@@ -47,6 +47,8 @@ fn sixteen_bits_end_where_32_do() {
         let wide = bench.run(&["train.precision=f16", "swarm.with.wire_dtype=f32"]);
         assert_within_2_percent(&format!("{model} f16 over f32"), &wide, &plain);
         assert!(bytes(&wide) > 0.99 * bytes(&plain));
+        let first_here = bench.run(&["train.precision=f16", "model.local_blocks=1"]);
+        assert_within_2_percent(&format!("{model} f16, one block here"), &first_here, &plain);
         let narrow = bench.run(&["swarm.with.wire_dtype=f16"]);
         assert_eq!(narrow.manifest()["scale"], 65536.0, "gradients that travel as f16 are scaled");
     }

@@ -32,8 +32,8 @@ fn a_run_learns_and_leaves_its_files() {
 
 #[test]
 fn every_family_and_mode_trains() {
-    for model in tiny::MODELS {
-        let bench = Bench::new(model);
+    for model in tiny::models() {
+        let bench = Bench::new(&model);
         for tuning in ["ptune", "deep-ptune"] {
             let run = bench.run(&[&format!("tuning.use={tuning}"), "train.max_steps=24"]);
             let losses = run.losses();

@@ -2,7 +2,7 @@
 
 use sepal_core::{Ragged, Span};
 use sepal_remote::{RemoteOptions, RemoteSequential, SwarmPath, Tuned};
-use sepal_testkit::tiny::MODELS;
+use sepal_testkit::tiny::models;
 use tch::Tensor;
 
 use crate::support::{Golden, Trained, distance, span};
@@ -60,15 +60,15 @@ fn check(model: &str, options: RemoteOptions, n_servers: usize) -> u64 {
 
 #[test]
 fn evaluation_sends_text_alone() {
-    let prefix = Golden::open(MODELS[0]).get("prompts").numel() as u64 * 4;
+    let prefix = Golden::open("llama-gqa").get("prompts").numel() as u64 * 4;
     // Through the client, each server is sent what the one before it gave.
     for (n_servers, path, times) in [(1, SwarmPath::Star, 1), (2, SwarmPath::Star, 2), (2, SwarmPath::Relay, 1)] {
         let options = RemoteOptions { path, ..RemoteOptions::default() };
-        let text = check(MODELS[0], options.clone(), n_servers);
+        let text = check("llama-gqa", options.clone(), n_servers);
         // In deterministic mode every batch is computed alike, so that its bits do not depend on those before.
-        let whole = check(MODELS[0], RemoteOptions { deterministic: true, ..options.clone() }, n_servers);
+        let whole = check("llama-gqa", RemoteOptions { deterministic: true, ..options.clone() }, n_servers);
         assert_eq!(whole - text, times * prefix, "{n_servers} servers, {path:?}");
-        for model in &MODELS[1..] {
+        for model in &models() {
             check(model, options.clone(), n_servers);
         }
     }
@@ -76,7 +76,7 @@ fn evaluation_sends_text_alone() {
 
 #[test]
 fn what_a_server_has_forgotten_is_sent_again() {
-    let golden = Golden::open(MODELS[0]);
+    let golden = Golden::open("llama-gqa");
     let server = golden.serve_listening(span(&format!("0:{}", golden.n_blocks())), 1 << 30);
     let remote = golden.connect(std::slice::from_ref(&server), RemoteOptions::default());
     let trained = Trained::of(&golden, true);
@@ -97,10 +97,10 @@ fn what_a_server_has_forgotten_is_sent_again() {
 /// Losses and gradients of clients that train at the same time, each on rows of its own.
 #[test]
 fn clients_of_one_server_do_not_notice_each_other() {
-    let golden = Golden::open(MODELS[0]);
+    let golden = Golden::open("llama-gqa");
     let server = golden.serve_listening(span(&format!("0:{}", golden.n_blocks())), 1 << 30);
     let client = |seed: i64, deterministic: bool| {
-        let golden = Golden::open(MODELS[0]);
+        let golden = Golden::open("llama-gqa");
         let options = RemoteOptions { deterministic, ..RemoteOptions::default() };
         let remote = golden.connect(std::slice::from_ref(&server), options);
         let mut trained = Trained::of(&golden, true);

@@ -2,8 +2,9 @@
 //! `cargo run -p sepal-assets --example fetch -- dataset hub:stanfordnlp/sst2 data/train.tsv`.
 
 use std::error::Error;
+use std::ops::ControlFlow;
 
-use sepal_assets::{Assets, Kind, Source};
+use sepal_assets::{Assets, FetchEvent, Kind, Source};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut words = std::env::args().skip(1);
@@ -13,8 +14,17 @@ fn main() -> Result<(), Box<dyn Error>> {
         _ => return Err("usage: fetch model|dataset SOURCE...".into()),
     };
     let sources = words.map(|word| word.parse()).collect::<Result<Vec<Source>, _>>()?;
-    let asset = Assets::from_env().fetch_first(&sources, kind, &mut |line| println!("{line}"))?;
+    let mut watch = |event: FetchEvent<'_>| {
+        match event {
+            FetchEvent::Notice(line) => println!("{line}"),
+            FetchEvent::End { file, size, .. } => println!("{file}: {size} bytes"),
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    };
+    let asset = Assets::from_env().fetch_first(&sources, kind, &mut watch)?;
     println!("path    {}", asset.path.display());
+    println!("source  {}", asset.pinned());
     println!("sha256  {}", asset.sha256.as_deref().unwrap_or("not known"));
     Ok(())
 }

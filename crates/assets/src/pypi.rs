@@ -105,7 +105,7 @@ mod tests {
     use zip::write::SimpleFileOptions;
 
     use super::*;
-    use crate::{AssetOptions, Kind, Source};
+    use crate::{AssetOptions, Kind, Source, unwatched};
 
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
@@ -142,7 +142,9 @@ mod tests {
 
         fn fetch(&self, text: &str) -> Result<(PathBuf, String), FetchError> {
             let source: Source = text.parse().expect("a source");
-            self.assets.fetch(&source, Kind::Dataset).map(|asset| (asset.path, asset.sha256.expect("a digest")))
+            self.assets
+                .fetch(&source, Kind::Dataset, &mut unwatched)
+                .map(|asset| (asset.path, asset.sha256.expect("a digest")))
         }
 
         fn calls(&self) -> usize {
@@ -222,7 +224,8 @@ mod tests {
         options.cache = folder.path().to_owned();
         options.python = folder.path().join("no-python");
         let source: Source = "pypi:demo==1.0/x".parse().expect("a source");
-        let error = Assets::new(options).fetch(&source, Kind::Dataset).expect_err("no python").to_string();
+        let error =
+            Assets::new(options).fetch(&source, Kind::Dataset, &mut unwatched).expect_err("no python").to_string();
         assert!(error.contains("no-python") && error.contains("SEPAL_PYTHON"), "{error}");
     }
 

@@ -64,6 +64,12 @@ impl HubSource {
     pub fn path(&self) -> Option<&str> {
         self.path.as_deref()
     }
+
+    /// The same with this commit for a revision.
+    #[must_use]
+    pub fn at(&self, commit: &str) -> Self {
+        Self { revision: Some(commit.to_owned()), ..self.clone() }
+    }
 }
 
 /// `pypi:NAME==VERSION/PATH[#sha256=HEX]`.
@@ -250,7 +256,7 @@ fn is_word(text: &str) -> bool {
 }
 
 /// A relative path that stays below its root.
-fn checked_path(path: &str) -> Result<String, &'static str> {
+pub(crate) fn checked_path(path: &str) -> Result<String, &'static str> {
     let fine = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', '\0']);
     if path.split('/').all(fine) {
         Ok(path.to_owned())

@@ -9,6 +9,7 @@
 //! its error comes out of [`tch::Tensor::f_backward`] as an error; a panic in it is one, too.
 //!
 //! [`fused`] has the element-wise steps of transformer blocks that libtorch would make in several passes.
+//! [`codes`] keeps weights in 8 and in 4 bits.
 //! [`memory`] shares a tensor's memory with [`bytes::Bytes`], both ways.
 //!
 //! This is the one crate with `unsafe`: small C++ shims over `torch::autograd::Function` and `at::from_blob`, and
@@ -28,6 +29,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod codes;
 pub mod fused;
 pub mod memory;
 

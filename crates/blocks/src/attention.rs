@@ -1,9 +1,19 @@
 use tch::{TchError, Tensor};
 
+use crate::kernel;
 use crate::layout::{Group, Layout};
 use crate::run::{Run, of};
 
-/// How queries, keys and values are cut into heads.
+/// Which positions a block's queries see of those before them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// All.
+    All,
+    /// Those in the model's window.
+    Window,
+}
+
+/// How queries, keys and values are cut into heads, and what is done with their scores.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Heads {
     /// Heads of keys and values.
@@ -13,9 +23,19 @@ pub(crate) struct Heads {
     /// repeated. Projections are put in this order when they are loaded.
     pub(crate) repeat: i64,
     pub(crate) dim: i64,
+    /// The factor of scores; `1 / sqrt(dim)` if there is none.
+    pub(crate) scale: Option<f64>,
+    /// `cap tanh(score / cap)` in the place of a score.
+    pub(crate) cap: Option<f64>,
+    pub(crate) reach: Reach,
 }
 
 impl Heads {
+    /// The factor of scores.
+    pub(crate) fn scale(self) -> f64 {
+        self.scale.unwrap_or_else(|| (self.dim as f64).powf(-0.5))
+    }
+
     /// Numbers of all query heads.
     pub(crate) fn q_size(self) -> i64 {
         self.kv * self.repeat * self.dim
@@ -71,7 +91,7 @@ pub(crate) fn attend(
         let queries = of(q, slots)?.f_split_with_sizes(&layout.sizes, 0)?;
         let mut sums = Vec::with_capacity(queries.len());
         for (i, (group, queries)) in layout.groups.iter().zip(&queries).enumerate() {
-            let (output, sum) = keys.attend(i, queries, group.len, &group.mask)?;
+            let (output, sum) = keys.attend(i, queries, group.len, group.mask.of(heads.reach))?;
             outputs.push(output);
             sums.push(sum);
         }
@@ -98,7 +118,7 @@ pub(crate) fn attend_pooled(
         let (mut outputs, mut log_sums) = (Vec::new(), Vec::new());
         for (i, asking) in layout.asking() {
             let queries = q.f_index_select(0, &asking.rows)?; // [bins * per_bin, q_size]
-            let (output, sum) = keys.attend(i, &queries, asking.per_bin, &asking.mask)?;
+            let (output, sum) = keys.attend(i, &queries, asking.per_bin, asking.mask.of(heads.reach))?;
             outputs.push(output);
             log_sums.push(sum);
         }
@@ -126,7 +146,7 @@ pub(crate) fn attend_back(
     let into_kv = split(grad_kv)?;
     for (i, group) in layout.groups.iter().enumerate() {
         let given = Given { q: &q[i], output: &raw[i], log_sums: &outputs.log_sums[i], grad: &grad[i] };
-        let (gq, gk, gv) = keys.back(i, given, group.len, &group.mask)?;
+        let (gq, gk, gv) = keys.back(i, given, group.len, group.mask.of(heads.reach))?;
         keys.cut(&into_q[i], group, group.len)?.f_copy_(&keys.cut(&gq, group, group.len)?)?;
         keys.add_grads(i, &gk, &gv, &into_kv)?;
     }
@@ -155,7 +175,7 @@ pub(crate) fn attend_pooled_back(
     for (at, (i, asking)) in layout.asking().enumerate() {
         let q = q.f_index_select(0, &asking.rows)?;
         let given = Given { q: &q, output: &raw[at], log_sums: &outputs.log_sums[at], grad: &grad[at] };
-        let (gq, gk, gv) = keys.back(i, given, asking.per_bin, &asking.mask)?;
+        let (gq, gk, gv) = keys.back(i, given, asking.per_bin, asking.mask.of(heads.reach))?;
         let _ = grad_q.f_index_add_(0, &asking.rows, &gq.f_reshape([-1, heads.q_size()])?)?;
         keys.add_grads(i, &gk, &gv, &into_kv)?;
     }
@@ -191,16 +211,7 @@ impl<'a> Keys<'a> {
     fn attend(&self, i: usize, queries: &Tensor, len: i64, mask: &Tensor) -> Result<(Tensor, Tensor), TchError> {
         let group = &self.layout.groups[i];
         let queries = self.cut(queries, group, len)?.f_transpose(1, 2)?;
-        let [keys, values] = self.of_group(i)?;
-        let (output, log_sums) = Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu(
-            &queries,
-            &keys,
-            &values,
-            0.0,
-            false,
-            Some(mask),
-            None,
-        )?;
+        let (output, log_sums) = kernel::forward(&queries, &self.of_group(i)?, mask, self.heads)?;
         let output = output.f_transpose(1, 2)?.f_reshape([group.bins * len, self.heads.q_size()])?;
         Ok((output, log_sums))
     }
@@ -209,25 +220,15 @@ impl<'a> Keys<'a> {
     fn back(&self, i: usize, given: Given<'_>, len: i64, mask: &Tensor) -> Result<(Tensor, Tensor, Tensor), TchError> {
         let group = &self.layout.groups[i];
         let by_head = |tensor: &Tensor| self.cut(tensor, group, len)?.f_transpose(1, 2);
-        let [keys, values] = self.of_group(i)?;
-        let (q, k, v) = Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu_backward(
-            &by_head(given.grad)?,
-            &by_head(given.q)?,
-            &keys,
-            &values,
-            &by_head(given.output)?,
-            given.log_sums,
-            0.0,
-            false,
-            Some(mask),
-            None,
-        )?;
+        let (grad, queries, outputs) = (by_head(given.grad)?, by_head(given.q)?, by_head(given.output)?);
+        let given = kernel::Given { grad: &grad, queries: &queries, outputs: &outputs, log_sums: given.log_sums };
+        let (q, k, v) = kernel::backward(&given, &self.of_group(i)?, mask, self.heads)?;
         Ok((q.f_transpose(1, 2)?, k.f_transpose(1, 2)?, v.f_transpose(1, 2)?))
     }
 
     /// `[bins * len, q_size]` as `[bins, len * repeat, kv, dim]`.
     fn cut(&self, queries: &Tensor, group: &Group, len: i64) -> Result<Tensor, TchError> {
-        let Heads { kv, repeat, dim } = self.heads;
+        let Heads { kv, repeat, dim, .. } = self.heads;
         queries.f_view([group.bins, len * repeat, kv, dim])
     }
 

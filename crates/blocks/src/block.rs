@@ -1,38 +1,35 @@
-use sepal_autograd::fused::{self, Turn};
+use sepal_autograd::fused::Turn;
 use tch::{TchError, Tensor};
 
-use crate::attention::{Attended, Heads, attend, attend_back, attend_pooled, attend_pooled_back};
+use crate::attention::{Attended, Heads, attend, attend_pooled};
 use crate::linear::Linear;
-use crate::norm::{Norm, Stats};
+use crate::mlp::Mlp;
+use crate::norm::{HeadNorms, Norm, Normed, WeightedNorm};
 use crate::run::{Run, Share, of};
 use crate::tape::Saved;
 
-/// A frozen block: norm, attention, norm, MLP, each pair added to what went in. Families differ in its parts.
+/// A frozen block: attention and an MLP, each behind a norm and added to what went in. Families differ in its parts.
 ///
-/// Forward and backward are written out, because a frozen block needs much less than a graph would do: linear layers
-/// keep nothing, gates are computed again, gradients are added where they belong, and what nobody asks for is left out.
+/// Forward and backward (`back.rs`) are written out, because a frozen block needs much less than a graph would do:
+/// linear layers keep nothing, gates are computed again, gradients are added where they belong, and what nobody asks
+/// for is left out.
 #[derive(Debug)]
 pub(crate) struct Block {
     pub(crate) heads: Heads,
     pub(crate) norm: Norm,
-    pub(crate) activation: Activation,
+    /// Whether attention and MLP both read the input, instead of one after the other.
+    pub(crate) is_parallel: bool,
     /// `[hidden, q_size]`, heads in the order of [`Heads`].
     pub(crate) q: Linear,
     /// `[hidden, 2 kv_size]`: all keys, all values.
     pub(crate) kv: Linear,
+    pub(crate) head_norms: Option<HeadNorms>,
     pub(crate) output: Linear,
-    /// `[hidden, inner]`, or `[hidden, 2 inner]` with the gate first.
-    pub(crate) up: Linear,
-    pub(crate) down: Linear,
-}
-
-/// What stands between the layers of the MLP.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Activation {
-    /// `silu(gate) up` (arXiv 2002.05202).
-    SwiGlu,
-    /// GELU by its approximation with tanh (arXiv 1606.08415).
-    GeluTanh,
+    /// On what attention adds.
+    pub(crate) attention_norm: Option<WeightedNorm>,
+    pub(crate) mlp: Mlp,
+    /// On what the MLP adds.
+    pub(crate) mlp_norm: Option<WeightedNorm>,
 }
 
 /// The part of a block's input whose gradient is wanted.
@@ -53,6 +50,20 @@ pub(crate) struct Forwarded {
     pub(crate) kv: Tensor,
 }
 
+/// What a block has when attention is done, and the positions that ask: all, or the last of each row.
+struct Asked {
+    /// The block's input.
+    hidden: Normed,
+    /// The input of the positions that ask, and the same behind the norm.
+    base: Tensor,
+    x: Tensor,
+    q: Tensor,
+    q_normed: Option<Normed>,
+    kv: Tensor,
+    k_normed: Option<Normed>,
+    attended: Attended,
+}
+
 impl Block {
     /// `hidden [n, hidden]` in slots to the same. `kept` are the keys and values of prefixes without slots.
     pub(crate) fn forward(
@@ -62,13 +73,14 @@ impl Block {
         kept: &[Option<&Tensor>],
     ) -> Result<Forwarded, TchError> {
         let (x, stats) = self.norm.forward(&hidden)?;
+        let (kv, k_normed) = self.keys_and_values(&x, run)?;
         let mut q = self.q.forward(&x)?;
-        let kv = self.kv.forward(&x)?;
-        run.turn(&mut q, self.heads.dim, Turn::Forward)?;
-        run.turn(&mut self.keys(&kv)?, self.heads.dim, Turn::Forward)?;
+        let q_normed = self.norm_queries(&q)?;
+        run.turn(&mut q, self.heads, Turn::Forward)?;
         let attended = attend(&q, &kv, self.heads, run, kept)?;
-        let middle = self.output.add_to(&hidden, &attended.out)?;
-        self.finish(run, &run.slots, Before { hidden, stats, q, kv, attended, middle })
+        let base = hidden.shallow_clone();
+        let hidden = Normed { input: hidden, stats };
+        self.finish(run, &run.slots, Asked { hidden, base, x, q, q_normed, kv, k_normed, attended })
     }
 
     /// `hidden [n, hidden]` to the last token of each row, `[rows, hidden]`, in the caller's order: only they have
@@ -80,160 +92,101 @@ impl Block {
         kept: &[Option<&Tensor>],
     ) -> Result<Forwarded, TchError> {
         let (x, stats) = self.norm.forward(&hidden)?;
-        let kv = self.kv.forward(&x)?;
-        run.turn(&mut self.keys(&kv)?, self.heads.dim, Turn::Forward)?;
+        let (kv, k_normed) = self.keys_and_values(&x, run)?;
         let pooled = run.pooled_slots()?;
-        let mut q = self.q.forward(&x.f_index_select(0, &pooled)?)?;
-        run.turn_pooled(&mut q, &pooled, self.heads.dim, Turn::Forward)?;
+        let x = x.f_index_select(0, &pooled)?;
+        let mut q = self.q.forward(&x)?;
+        let q_normed = self.norm_queries(&q)?;
+        run.turn_pooled(&mut q, &pooled, self.heads, Turn::Forward)?;
         let attended = attend_pooled(&q, &kv, self.heads, run, kept)?;
-        let middle = self.output.add_to(&hidden.f_index_select(0, &pooled)?, &attended.out)?;
-        self.finish(run, &run.rows, Before { hidden, stats, q, kv, attended, middle })
+        let base = hidden.f_index_select(0, &pooled)?;
+        let hidden = Normed { input: hidden, stats };
+        self.finish(run, &run.rows, Asked { hidden, base, x, q, q_normed, kv, k_normed, attended })
     }
 
-    /// The MLP, and what is saved of each part; `asking` are the parts' shares of queries and MLP.
-    fn finish(&self, run: &Run<'_>, asking: &[Share], before: Before) -> Result<Forwarded, TchError> {
-        let Before { hidden, stats, q, kv, attended, middle } = before;
-        let (y, middle_stats) = self.norm.forward(&middle)?;
-        let inner = self.up.forward(&y)?;
-        let result = self.down.add_to(&middle, &self.activation.forward(&inner)?)?;
+    /// Keys, normed and turned, and values of `x [n, hidden]`.
+    fn keys_and_values(&self, x: &Tensor, run: &Run<'_>) -> Result<(Tensor, Option<Normed>), TchError> {
+        let kv = self.kv.forward(x)?;
+        let keys = self.keys(&kv)?;
+        let normed = self.head_norms.as_ref().map(|norms| norms.forward(&norms.k, &keys)).transpose()?;
+        run.turn(&mut self.keys(&kv)?, self.heads, Turn::Forward)?;
+        Ok((kv, normed))
+    }
+
+    fn norm_queries(&self, q: &Tensor) -> Result<Option<Normed>, TchError> {
+        self.head_norms.as_ref().map(|norms| norms.forward(&norms.q, q)).transpose()
+    }
+
+    /// Attention's output, the MLP, and what is saved of each part; `asking` are the parts' shares of those that ask.
+    fn finish(&self, run: &Run<'_>, asking: &[Share], asked: Asked) -> Result<Forwarded, TchError> {
+        let Asked { hidden, base, x, q, q_normed, kv, k_normed, attended } = asked;
+        let (middle, attention_normed) = match &self.attention_norm {
+            None => (self.output.add_to(&base, &attended.out)?, None),
+            Some(norm) => {
+                let (y, normed) = norm.forward(self.output.forward(&attended.out)?)?;
+                (base.f_add(&y)?, Some(normed))
+            }
+        };
+        let (y, stats) = match self.is_parallel {
+            true => (x, None),
+            false => self.norm.forward(&middle).map(|(y, stats)| (y, Some(stats)))?,
+        };
+        let (result, inner, mlp_normed) = match &self.mlp_norm {
+            None => self.mlp.add_to(&middle, &y, asking).map(|(result, inner)| (result, inner, None))?,
+            Some(norm) => {
+                let (output, inner) = self.mlp.forward(&y, asking)?;
+                let (y, normed) = norm.forward(output)?;
+                (middle.f_add(&y)?, inner, Some(normed))
+            }
+        };
+        let middle = stats.map(|stats| Normed { input: middle, stats });
+        let part = |normed: &Option<Normed>, share| normed.as_ref().map(|normed| normed.of(share)).transpose();
+        let (q_heads, k_heads) = (self.heads.kv * self.heads.repeat, self.heads.kv);
         let mut saved = Vec::with_capacity(run.layouts.len());
-        for ((outputs, &slots), &asking) in attended.parts.into_iter().zip(&run.slots).zip(asking) {
+        let shares = run.slots.iter().zip(asking);
+        for ((outputs, inner), (&slots, &asking)) in attended.parts.into_iter().zip(inner).zip(shares) {
             saved.push(Saved {
-                input: of(&hidden, slots)?,
-                input_stats: stats.of(slots)?,
+                input: hidden.of(slots)?,
                 q: of(&q, asking)?,
+                q_normed: part(&q_normed, asking.times(q_heads))?,
                 kv: of(&kv, slots)?,
+                k_normed: part(&k_normed, slots.times(k_heads))?,
                 outputs,
-                middle: of(&middle, asking)?,
-                middle_stats: middle_stats.of(asking)?,
-                inner: of(&inner, asking)?,
+                attention_normed: part(&attention_normed, asking)?,
+                middle: part(&middle, asking)?,
+                inner,
+                mlp_normed: part(&mlp_normed, asking)?,
             });
         }
         Ok(Forwarded { hidden: result, saved, kv })
     }
 
-    /// The way back of [`forward`](Self::forward): from the gradient of the output, which is used up, to that of the
-    /// input, `[n, hidden]` or `[all prefixes, hidden]`.
-    pub(crate) fn backward(
-        &self,
-        saved: &[Saved],
-        mut grad: Tensor,
-        run: &Run<'_>,
-        wanted: Wanted,
-    ) -> Result<Tensor, TchError> {
-        self.mlp_back(saved, &mut grad, &run.slots)?;
-        let of_output = self.output.backward(&grad)?; // [n, q_size]
-        let (mut grad_q, grad_kv) = (of_output.f_empty_like()?, self.empty_kv(&grad, run)?);
-        for ((&layout, saved), &slots) in run.layouts.iter().zip(saved).zip(&run.slots) {
-            let into = (&of(&grad_q, slots)?, &of(&grad_kv, slots)?);
-            attend_back(saved.attention(), &of(&of_output, slots)?, self.heads, layout, into)?;
-        }
-        run.turn(&mut grad_q, self.heads.dim, Turn::Back)?;
-        run.turn(&mut self.keys(&grad_kv)?, self.heads.dim, Turn::Back)?;
-        match wanted {
-            Wanted::All => {
-                let of_norm = self.kv.add_backward(self.q.backward(&grad_q)?, &grad_kv)?;
-                self.input_back(saved, grad, &of_norm, &run.slots)
-            }
-            Wanted::Prefixes => {
-                let [q, kv, grad] = [run.prefixes_of(&grad_q)?, run.prefixes_of(&grad_kv)?, run.prefixes_of(&grad)?];
-                let of_norm = self.kv.add_backward(self.q.backward(&q)?, &kv)?;
-                self.input_back(saved, grad, &of_norm, &run.prefixes)
-            }
-        }
-    }
-
-    /// The way back of [`forward_pooled`](Self::forward_pooled), from `[rows, hidden]`.
-    pub(crate) fn backward_pooled(
-        &self,
-        saved: &[Saved],
-        mut grad: Tensor,
-        run: &Run<'_>,
-        wanted: Wanted,
-    ) -> Result<Tensor, TchError> {
-        self.mlp_back(saved, &mut grad, &run.rows)?;
-        let of_output = self.output.backward(&grad)?; // [rows, q_size]
-        let (mut grad_q, grad_kv) = (of_output.f_zeros_like()?, self.empty_kv(&grad, run)?);
-        let shares = run.slots.iter().zip(&run.rows);
-        for ((&layout, saved), (&slots, &rows)) in run.layouts.iter().zip(saved).zip(shares) {
-            let into = (&mut of(&grad_q, rows)?, &of(&grad_kv, slots)?);
-            attend_pooled_back(saved.attention(), &of(&of_output, rows)?, self.heads, layout, into)?;
-        }
-        let pooled = run.pooled_slots()?;
-        run.turn_pooled(&mut grad_q, &pooled, self.heads.dim, Turn::Back)?;
-        run.turn(&mut self.keys(&grad_kv)?, self.heads.dim, Turn::Back)?;
-        if wanted == Wanted::Prefixes {
-            // No query stands in a prefix.
-            let of_norm = self.kv.backward(&run.prefixes_of(&grad_kv)?)?;
-            return self.input_back(saved, of_norm.f_zeros_like()?, &of_norm, &run.prefixes);
-        }
-        let of_norm = self.kv.backward(&grad_kv)?.f_index_add_(0, &pooled, &self.q.backward(&grad_q)?)?;
-        let sum = of_norm.f_zeros_like()?.f_index_add_(0, &pooled, &grad)?;
-        self.input_back(saved, sum, &of_norm, &run.slots)
-    }
-
-    /// Back through the MLP: `grad` of its output becomes that of its input.
-    fn mlp_back(&self, saved: &[Saved], grad: &mut Tensor, shares: &[Share]) -> Result<(), TchError> {
-        let of_down = self.down.backward(grad)?;
-        let of_up = of_down.f_new_empty([of_down.size()[0], self.up.outputs()], (of_down.kind(), of_down.device()))?;
-        for (saved, &share) in saved.iter().zip(shares) {
-            self.activation.backward(&mut of(&of_up, share)?, &of(&of_down, share)?, &saved.inner)?;
-        }
-        let of_norm = self.up.backward(&of_up)?;
-        for (saved, &share) in saved.iter().zip(shares) {
-            let sum = &mut of(grad, share)?;
-            self.norm.add_grad(sum, &of(&of_norm, share)?, &saved.middle, &saved.middle_stats)?;
-        }
-        Ok(())
-    }
-
-    /// Back through the first norm: adds to `grad` what comes through it, for the first positions of each part.
-    fn input_back(
-        &self,
-        saved: &[Saved],
-        grad: Tensor,
-        of_norm: &Tensor,
-        shares: &[Share],
-    ) -> Result<Tensor, TchError> {
-        for (saved, &share) in saved.iter().zip(shares) {
-            let (input, stats) = (of(&saved.input, share.at_start())?, saved.input_stats.of(share.at_start())?);
-            self.norm.add_grad(&mut of(&grad, share)?, &of(of_norm, share)?, &input, &stats)?;
-        }
-        Ok(grad)
-    }
-
-    fn keys(&self, kv: &Tensor) -> Result<Tensor, TchError> {
+    /// Of `kv [n, 2 kv_size]` those of the keys.
+    pub(crate) fn keys(&self, kv: &Tensor) -> Result<Tensor, TchError> {
         kv.f_narrow(1, 0, self.heads.kv_size())
     }
 
-    fn empty_kv(&self, like: &Tensor, run: &Run<'_>) -> Result<Tensor, TchError> {
-        like.f_new_empty([run.n, 2 * self.heads.kv_size()], (like.kind(), like.device()))
-    }
-}
-
-/// What a block has when its MLP begins.
-struct Before {
-    hidden: Tensor,
-    stats: Stats,
-    q: Tensor,
-    kv: Tensor,
-    attended: Attended,
-    middle: Tensor,
-}
-
-impl Activation {
-    fn forward(self, inner: &Tensor) -> Result<Tensor, TchError> {
-        match self {
-            Activation::SwiGlu => fused::silu_mul(inner),
-            Activation::GeluTanh => inner.f_gelu("tanh"),
+    /// Numbers of fp32 that a tape keeps for `n` positions of which `asking` have queries, masks excepted.
+    pub(crate) fn kept(&self, hidden: usize, n: usize, asking: usize) -> usize {
+        let size = |numbers: i64| usize::try_from(numbers).unwrap_or(0);
+        let (q, kv) = (size(self.heads.q_size()), size(self.heads.kv_size()));
+        let q_heads = size(self.heads.kv * self.heads.repeat);
+        let mut of_all = hidden + self.norm.stats() + 2 * kv;
+        let mut of_asking = 2 * q + q_heads + self.mlp.kept();
+        if !self.is_parallel {
+            of_asking += hidden + self.norm.stats();
         }
+        if self.head_norms.is_some() {
+            of_all += kv + size(self.heads.kv);
+            of_asking += q + q_heads;
+        }
+        let after = [&self.attention_norm, &self.mlp_norm].into_iter().flatten();
+        of_asking += after.map(|after| hidden + after.norm.stats()).sum::<usize>();
+        n * of_all + asking * of_asking
     }
 
-    /// Writes the gradient of `inner` into `out`.
-    fn backward(self, out: &mut Tensor, grad: &Tensor, inner: &Tensor) -> Result<(), TchError> {
-        match self {
-            Activation::SwiGlu => fused::silu_mul_grad(out, grad, inner),
-            Activation::GeluTanh => inner.f_gelu_backward_grad_input(out, grad, "tanh").map(drop),
-        }
+    /// Memory of its weights, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.q.bytes() + self.kv.bytes() + self.output.bytes() + self.mlp.bytes()
     }
 }

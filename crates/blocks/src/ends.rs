@@ -1,7 +1,9 @@
-use sepal_core::{Family, ModelConfig};
 use tch::{Kind, TchError, Tensor};
 
+use crate::families::{self, EndNorm};
+use crate::norm::NormWeights;
 use crate::weights::{LoadError, Reader, Weights};
+use sepal_core::WeightFormat;
 
 /// The frozen ends of a model, which stay with the user: the embeddings before the first block and the norm after
 /// the last.
@@ -51,8 +53,8 @@ pub enum EndsError {
 
 #[derive(Debug)]
 enum Norm {
-    Rms { weight: Tensor },
-    Layer { weight: Tensor, bias: Tensor },
+    Rms(NormWeights),
+    Layer(NormWeights),
 }
 
 impl Ends {
@@ -61,33 +63,34 @@ impl Ends {
     /// # Errors
     /// [`LoadError`] if a tensor is missing, unreadable or of another shape.
     pub fn load(weights: &dyn Weights) -> Result<Self, LoadError> {
-        tch::no_grad(|| match weights.config().family {
-            Family::Llama => Self::load_llama(&Reader::new(weights, "model."), weights.config()),
-            Family::Bloom => Self::load_bloom(&Reader::new(weights, "transformer."), weights.config()),
+        tch::no_grad(|| {
+            let config = weights.config();
+            let names = families::ends(config);
+            let reader = Reader::new(weights, config.family.prefix(), WeightFormat::F32);
+            let mut embedding =
+                reader.tensor(&format!("{}.weight", names.embedding), &[config.vocab_size, config.hidden])?;
+            if names.embedding_scale != 1.0 {
+                embedding = embedding.f_mul_scalar_(names.embedding_scale)?;
+            }
+            let norm = |name| reader.layer_norm(name, config.hidden).map(Norm::Layer);
+            let final_norm = match names.kind {
+                EndNorm::Rms => Norm::Rms(reader.rms(names.final_norm, config.hidden)?),
+                EndNorm::RmsFromOne => Norm::Rms(reader.rms_from_one(names.final_norm, config.hidden)?),
+                EndNorm::Layer => norm(names.final_norm)?,
+            };
+            Ok(Self {
+                hidden: config.hidden as i64,
+                vocab_size: config.vocab_size as i64,
+                norm_eps: config.norm_eps,
+                embedding,
+                embedding_norm: names.embedding_norm.map(norm).transpose()?,
+                final_norm,
+            })
         })
     }
 
-    fn load_llama(reader: &Reader<'_>, config: &ModelConfig) -> Result<Self, LoadError> {
-        let embedding = reader.tensor("embed_tokens.weight", &[config.vocab_size, config.hidden])?;
-        let final_norm = Norm::Rms { weight: reader.tensor("norm.weight", &[config.hidden])? };
-        Ok(Self::new(config, embedding, None, final_norm))
-    }
-
-    fn load_bloom(reader: &Reader<'_>, config: &ModelConfig) -> Result<Self, LoadError> {
-        let norm = |name: &str| {
-            let weight = reader.tensor(&format!("{name}.weight"), &[config.hidden])?;
-            Ok::<_, LoadError>(Norm::Layer { weight, bias: reader.tensor(&format!("{name}.bias"), &[config.hidden])? })
-        };
-        let embedding = reader.tensor("word_embeddings.weight", &[config.vocab_size, config.hidden])?;
-        Ok(Self::new(config, embedding, Some(norm("word_embeddings_layernorm")?), norm("ln_f")?))
-    }
-
-    fn new(config: &ModelConfig, embedding: Tensor, embedding_norm: Option<Norm>, final_norm: Norm) -> Self {
-        let (hidden, vocab_size) = (config.hidden as i64, config.vocab_size as i64);
-        Self { hidden, vocab_size, norm_eps: config.norm_eps, embedding, embedding_norm, final_norm }
-    }
-
-    /// What the first block takes for the tokens `ids [n]`, int64: `[n, hidden]`.
+    /// What the first block takes for the tokens `ids [n]`, int64: `[n, hidden]`. Learned positions are not in it: the
+    /// first block adds them.
     ///
     /// # Errors
     /// [`EndsError`] if `ids` is something else or holds a token outside of the vocabulary.
@@ -125,7 +128,7 @@ impl Ends {
         Ok(self.final_norm.forward(hidden, self.hidden, self.norm_eps)?)
     }
 
-    /// The vocabulary's embeddings as the checkpoint has them, `[vocab_size, hidden]`; what soft prompts are
+    /// The vocabulary's embeddings, `[vocab_size, hidden]`, scaled where the family scales them; what soft prompts are
     /// sampled from.
     pub fn embedding_matrix(&self) -> &Tensor {
         &self.embedding
@@ -142,8 +145,8 @@ impl Ends {
 impl Norm {
     fn forward(&self, x: &Tensor, hidden: i64, eps: f64) -> Result<Tensor, TchError> {
         match self {
-            Norm::Rms { weight } => x.f_rms_norm(hidden, Some(weight), eps),
-            Norm::Layer { weight, bias } => x.f_layer_norm(hidden, Some(weight), Some(bias), eps, false),
+            Norm::Rms(weights) => x.f_rms_norm(hidden, Some(&weights.scale), eps),
+            Norm::Layer(weights) => x.f_layer_norm(hidden, Some(&weights.scale), weights.shift.as_ref(), eps, false),
         }
     }
 }

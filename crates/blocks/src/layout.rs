@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use sepal_core::{Ragged, Want};
 use tch::{TchError, Tensor};
 
+use crate::attention::Reach;
 use crate::masks::{Masks, Scores};
 
 /// Short rows are put together in bins of this many tokens: few, large kernel calls for a few masked scores more.
@@ -40,7 +41,23 @@ pub(crate) struct Group {
     /// Whether the prefix stands before each bin; not so for the prefix itself.
     pub(crate) after_prefix: bool,
     /// `[bins or 1, heads or 1, len * repeat, keys]`, added to the scores.
-    pub(crate) mask: Tensor,
+    pub(crate) mask: Mask,
+}
+
+/// What is added to the scores of blocks that see everything, and of those with a window where it hides something.
+#[derive(Debug)]
+pub(crate) struct Mask {
+    all: Tensor,
+    in_window: Option<Tensor>,
+}
+
+impl Mask {
+    pub(crate) fn of(&self, reach: Reach) -> &Tensor {
+        match reach {
+            Reach::Window => self.in_window.as_ref().unwrap_or(&self.all),
+            Reach::All => &self.all,
+        }
+    }
 }
 
 /// The last tokens of the rows.
@@ -61,7 +78,7 @@ pub(crate) struct PooledGroup {
     /// The rows that ask, `[bins * per_bin]`.
     pub(crate) rows: Tensor,
     /// `[bins, heads or 1, per_bin * repeat, keys]`
-    pub(crate) mask: Tensor,
+    pub(crate) mask: Mask,
 }
 
 #[derive(Debug)]
@@ -83,7 +100,7 @@ impl Layout {
     ) -> Result<Self, TchError> {
         let prefix_slots = if kept { 0 } else { prefix_len };
         let plan = Plan::new(prefix_len, prefix_slots, rows);
-        let masks = Masks::new(scores, prefix_len, rows, longest(&plan.bins))?;
+        let masks = Both::new(scores, prefix_len, rows, &plan.bins)?;
         let mut layout = Self {
             sizes: Vec::new(),
             groups: Vec::new(),
@@ -95,10 +112,10 @@ impl Layout {
             mask_numel: 0,
         };
         if prefix_slots > 0 {
-            layout.push(1, prefix_len, false, masks.prefix()?);
+            layout.push(1, prefix_len, false, masks.mask(Masks::prefix)?);
         }
         for (&len, bins) in &plan.bins {
-            layout.push(bins.len(), len, true, masks.group(len, bins)?);
+            layout.push(bins.len(), len, true, masks.mask(|masks| masks.group(len, bins))?);
         }
         layout.mask_numel = masks.numel();
         Ok(layout)
@@ -115,7 +132,7 @@ impl Layout {
         rows.zip(self.pooled.iter().flat_map(|pooled| &pooled.groups))
     }
 
-    fn push(&mut self, bins: usize, len: usize, after_prefix: bool, mask: Tensor) {
+    fn push(&mut self, bins: usize, len: usize, after_prefix: bool, mask: Mask) {
         self.sizes.push((bins * len) as i64);
         self.groups.push(Group { bins: bins as i64, len: len as i64, after_prefix, mask });
     }
@@ -143,7 +160,7 @@ impl Layout {
 }
 
 impl Pooled {
-    fn new(plan: &Plan, masks: &Masks<'_>, rows: &Ragged) -> Result<Self, TchError> {
+    fn new(plan: &Plan, masks: &Both<'_>, rows: &Ragged) -> Result<Self, TchError> {
         let mut groups = Vec::with_capacity(plan.bins.len());
         let mut results = vec![0; rows.len()];
         let mut n_results = 0;
@@ -159,11 +176,11 @@ impl Pooled {
 }
 
 impl PooledGroup {
-    fn new(masks: &Masks<'_>, len: usize, bins: &[Bin]) -> Result<Self, TchError> {
+    fn new(masks: &Both<'_>, len: usize, bins: &[Bin]) -> Result<Self, TchError> {
         let per_bin = bins.iter().map(Vec::len).max().unwrap_or(0);
         let rows: Vec<i64> =
             bins.iter().flat_map(|bin| (0..per_bin).map(|i| bin[i.min(bin.len() - 1)] as i64)).collect();
-        let mask = masks.pooled_group(len, bins, per_bin)?;
+        let mask = masks.mask(|masks| masks.pooled_group(len, bins, per_bin))?;
         Ok(Self { per_bin: per_bin as i64, rows: Tensor::f_from_slice(&rows)?, mask })
     }
 
@@ -177,6 +194,33 @@ impl PooledGroup {
     }
 }
 
+/// The masks without and with the window.
+struct Both<'a> {
+    all: Masks<'a>,
+    in_window: Option<Masks<'a>>,
+}
+
+impl<'a> Both<'a> {
+    fn new(
+        scores: &'a Scores,
+        prefix_len: usize,
+        rows: &'a Ragged,
+        bins: &BTreeMap<usize, Vec<Bin>>,
+    ) -> Result<Self, TchError> {
+        let new = |window| Masks::new(scores, window, prefix_len, rows, longest(bins));
+        let window = scores.window.filter(|&window| window < prefix_len + longest_row(rows));
+        Ok(Self { all: new(None)?, in_window: window.map(|window| new(Some(window))).transpose()? })
+    }
+
+    fn mask(&self, make: impl Fn(&Masks<'a>) -> Result<Tensor, TchError>) -> Result<Mask, TchError> {
+        Ok(Mask { all: make(&self.all)?, in_window: self.in_window.as_ref().map(make).transpose()? })
+    }
+
+    fn numel(&self) -> usize {
+        self.all.numel() + self.in_window.as_ref().map_or(0, Masks::numel)
+    }
+}
+
 /// What a layout takes beside the hidden states.
 pub(crate) struct Cost {
     /// Scores that the masks cover, for one head and one query head per key head.
@@ -184,12 +228,13 @@ pub(crate) struct Cost {
 }
 
 impl Cost {
-    pub(crate) fn new(prefix_len: usize, rows: &Ragged) -> Self {
+    pub(crate) fn new(prefix_len: usize, rows: &Ragged, window: Option<usize>) -> Self {
         let bins = pack(rows);
+        let masks = if window.is_some_and(|window| window < prefix_len + longest_row(rows)) { 2 } else { 1 };
         let shared = bins.iter().filter(|(_, bins)| bins.iter().any(|bin| bin.len() > 1));
         let shared: usize = shared.map(|(len, bins)| bins.len() * len * (prefix_len + len)).sum();
         let lone = prefix_len + longest(&bins);
-        Self { mask_scores: shared + lone * lone }
+        Self { mask_scores: masks * (shared + lone * lone) }
     }
 }
 
@@ -224,6 +269,10 @@ fn pack(rows: &Ragged) -> BTreeMap<usize, Vec<Bin>> {
 fn longest(bins: &BTreeMap<usize, Vec<Bin>>) -> usize {
     let alone = bins.iter().filter(|(_, bins)| bins.iter().any(|bin| bin.len() == 1));
     alone.map(|(&len, _)| len).max().unwrap_or(0)
+}
+
+fn longest_row(rows: &Ragged) -> usize {
+    rows.lengths().max().unwrap_or(0)
 }
 
 struct Plan {
@@ -283,7 +332,7 @@ mod tests {
 
     use super::*;
 
-    const NO_ALIBI: Scores = Scores { repeat: 1, slopes: Vec::new() };
+    const PLAIN: Scores = Scores { repeat: 1, alibi: None, window: None };
 
     proptest! {
         #[test]
@@ -292,7 +341,7 @@ mod tests {
             prefix_len in 0_usize..9,
         ) {
             let rows = Ragged::from_lengths(lengths.clone()).expect("rows");
-            let layout = Layout::new(prefix_len, false, &rows, Want::LastOfRows, &NO_ALIBI).expect("a layout");
+            let layout = Layout::new(prefix_len, false, &rows, Want::LastOfRows, &PLAIN).expect("a layout");
             let n = prefix_len + rows.n_tokens();
             prop_assert_eq!(layout.sizes.iter().sum::<i64>(), n as i64);
             for (&len, bins) in &pack(&rows) {
@@ -318,7 +367,9 @@ mod tests {
         assert_eq!(bins[&64], [vec![1, 2], vec![4, 5]]);
         assert_eq!(bins[&100], [vec![0], vec![6]]);
         assert_eq!(bins[&70], [vec![3]]);
-        let cost = Cost::new(3, &rows);
-        assert_eq!(cost.mask_scores, 2 * 64 * 67 + 103 * 103);
+        let scores = 2 * 64 * 67 + 103 * 103;
+        assert_eq!(Cost::new(3, &rows, None).mask_scores, scores);
+        assert_eq!(Cost::new(3, &rows, Some(103)).mask_scores, scores);
+        assert_eq!(Cost::new(3, &rows, Some(102)).mask_scores, 2 * scores);
     }
 }

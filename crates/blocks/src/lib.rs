@@ -9,12 +9,11 @@
 //!
 //! ```
 //! # use sepal_blocks::{BlockStack, BoxError, Ends, Weights};
-//! # use sepal_core::{Family, HostTensor, ModelConfig, Ragged, Rope, RopeScaling, Span, Want};
+//! # use sepal_core::{Family, HostTensor, ModelConfig, Ragged, Span, Want};
 //! # struct Random(ModelConfig);
 //! # impl Weights for Random {
 //! #     fn config(&self) -> &ModelConfig { &self.0 }
 //! #     fn has(&self, _: &str) -> bool { false }
-//! #     fn block_prefix(&self, block_idx: usize) -> String { format!("model.layers.{block_idx}.") }
 //! #     fn tensor(&self, name: &str) -> Result<HostTensor, BoxError> {
 //! #         let shape = match name.rsplit('.').nth(1) {
 //! #             Some("q_proj" | "o_proj") => vec![8, 8],
@@ -28,11 +27,8 @@
 //! #         Ok(HostTensor::from_f32(shape, &numbers)?)
 //! #     }
 //! # }
-//! # let rope = Some(Rope { theta: 1e4, scaling: RopeScaling::Default });
-//! # let checkpoint = Random(ModelConfig {
-//! #     family: Family::Llama, n_blocks: 2, hidden: 8, n_heads: 2, n_kv_heads: 1, head_dim: 4, ffn: 12,
-//! #     vocab_size: 32, norm_eps: 1e-5, initializer_range: 0.02, rope, max_positions: None,
-//! # });
+//! # let plain = ModelConfig::plain(Family::Llama, 2, 8, 2, 12, 32);
+//! # let checkpoint = Random(ModelConfig { n_kv_heads: 1, ..plain });
 //! use tch::Tensor;
 //!
 //! let ends = Ends::load(&checkpoint)?;
@@ -52,13 +48,17 @@
 //! ```
 
 mod attention;
+mod back;
 mod block;
-mod bloom;
 mod ends;
+mod experts;
+mod families;
+mod kernel;
 mod layout;
 mod linear;
-mod llama;
 mod masks;
+mod matrix;
+mod mlp;
 mod norm;
 mod passes;
 mod rope;

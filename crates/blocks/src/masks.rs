@@ -13,13 +13,63 @@ use crate::layout::Bin;
 pub(crate) struct Scores {
     /// Query heads that share one head of keys and values: their queries lie one after another.
     pub(crate) repeat: usize,
-    /// What a score loses, per head, for each position between key and query (ALiBi); empty for nothing.
-    pub(crate) slopes: Vec<f32>,
+    pub(crate) alibi: Option<Alibi>,
+    /// Positions that a query of a block with a window sees, its own included.
+    pub(crate) window: Option<usize>,
+}
+
+/// What scores lose by distance (arXiv 2108.12409).
+#[derive(Debug)]
+pub(crate) struct Alibi {
+    /// Of each head, for each position between key and query.
+    slopes: Vec<f32>,
+    /// Falcon's: the products of slope and position are rounded to bf16, and then have this factor.
+    rounded: Option<f32>,
+}
+
+impl Alibi {
+    /// Where the number of heads is no power of two, the heads beyond the last power take every other slope of the next.
+    pub(crate) fn new(n_heads: usize) -> Self {
+        let power = if n_heads.is_power_of_two() { n_heads } else { n_heads.next_power_of_two() / 2 };
+        let slope = |heads: usize, i: usize| (-8.0 / heads as f64 * i as f64).exp2() as f32;
+        let first = (1..=power).map(|i| slope(power, i));
+        let rest = (0..n_heads - power).map(|i| slope(2 * power, 2 * i + 1));
+        Self { slopes: first.chain(rest).collect(), rounded: None }
+    }
+
+    /// Falcon's, for heads of `head_dim`.
+    pub(crate) fn rounded(n_heads: usize, head_dim: usize) -> Self {
+        let Self { slopes, .. } = Self::new(n_heads);
+        let slopes = slopes.into_iter().map(to_bf16).collect();
+        Self { slopes, rounded: Some((head_dim as f32).sqrt().recip()) }
+    }
+
+    /// Number of heads.
+    pub(crate) fn heads(&self) -> usize {
+        self.slopes.len()
+    }
+
+    /// Added to the score of a query on a key.
+    fn bias(&self, head: usize, query: usize, key: usize) -> f32 {
+        let slope = self.slopes[head];
+        match self.rounded {
+            // Distances for positions: softmax does not see the difference, and large numbers lose digits.
+            None => -slope * (query - key) as f32,
+            Some(factor) => (to_bf16(slope * key as f32) - to_bf16(slope * query as f32)) * factor,
+        }
+    }
+}
+
+/// Rounded to the nearest number of bf16, ties to even.
+fn to_bf16(number: f32) -> f32 {
+    let bits = number.to_bits();
+    f32::from_bits((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF_0000)
 }
 
 /// The masks of one call, each `[bins or 1, heads or 1, queries * repeat, keys]`.
 pub(crate) struct Masks<'a> {
     scores: &'a Scores,
+    window: Option<usize>,
     prefix_len: usize,
     rows: &'a Ragged,
     /// Causal over the prefix and the longest row with a bin of its own: `[1, heads or 1, n * repeat, n]`. The
@@ -33,14 +83,15 @@ impl<'a> Masks<'a> {
     /// `longest` is the length of the longest row that has a bin of its own.
     pub(crate) fn new(
         scores: &'a Scores,
+        window: Option<usize>,
         prefix_len: usize,
         rows: &'a Ragged,
         longest: usize,
     ) -> Result<Self, TchError> {
         let sequence: Vec<Place> = (0..prefix_len + longest).map(|position| Place { row: None, position }).collect();
-        let causal = mask(scores, &[(sequence.clone(), sequence)])?;
+        let causal = mask(scores, window, &[(sequence.clone(), sequence)])?;
         let numel = Cell::new(causal.numel());
-        Ok(Self { scores, prefix_len, rows, causal, numel })
+        Ok(Self { scores, window, prefix_len, rows, causal, numel })
     }
 
     /// Numbers of all masks made so far.
@@ -84,7 +135,7 @@ impl<'a> Masks<'a> {
     }
 
     fn counted(&self, bins: &[(Vec<Place>, Vec<Place>)]) -> Result<Tensor, TchError> {
-        let mask = mask(self.scores, bins)?;
+        let mask = mask(self.scores, self.window, bins)?;
         self.numel.set(self.numel.get() + mask.numel());
         Ok(mask)
     }
@@ -119,35 +170,36 @@ struct Place {
 }
 
 impl Place {
-    /// What is added to the score of the query `self` on `key`.
-    fn bias(self, key: Place, slope: f32) -> f32 {
-        if key.position > self.position || (key.row.is_some() && key.row != self.row) {
-            f32::NEG_INFINITY
-        } else {
-            // Distances for positions: softmax does not see the difference, and large numbers lose digits.
-            -slope * (self.position - key.position) as f32
-        }
+    /// Whether the query `self` sees `key`.
+    fn sees(self, key: Place, window: Option<usize>) -> bool {
+        let is_near = || window.is_none_or(|window| self.position - key.position < window);
+        key.position <= self.position && (key.row.is_none() || key.row == self.row) && is_near()
     }
 }
 
 /// The mask of bins that are as large as each other, each with its queries and its keys.
-fn mask(scores: &Scores, bins: &[(Vec<Place>, Vec<Place>)]) -> Result<Tensor, TchError> {
-    let Scores { repeat, slopes } = scores;
-    let slopes: &[f32] = if slopes.is_empty() { &[0.0] } else { slopes };
+fn mask(scores: &Scores, window: Option<usize>, bins: &[(Vec<Place>, Vec<Place>)]) -> Result<Tensor, TchError> {
+    let Scores { repeat, alibi, .. } = scores;
+    let heads = alibi.as_ref().map_or(1, Alibi::heads);
     let (n_queries, n_keys) = bins.first().map_or((0, 0), |(queries, keys)| (queries.len(), keys.len()));
-    let mut numbers = Vec::with_capacity(bins.len() * slopes.len() * n_queries * repeat * n_keys);
+    let mut numbers = Vec::with_capacity(bins.len() * heads * n_queries * repeat * n_keys);
     for (queries, keys) in bins {
-        for &slope in slopes {
+        for head in 0..heads {
             for query in queries {
                 let start = numbers.len();
-                numbers.extend(keys.iter().map(|&key| query.bias(key, slope)));
+                let bias = |key: &Place| match alibi {
+                    _ if !query.sees(*key, window) => f32::NEG_INFINITY,
+                    Some(alibi) => alibi.bias(head, query.position, key.position),
+                    None => 0.0,
+                };
+                numbers.extend(keys.iter().map(bias));
                 for _ in 1..*repeat {
                     numbers.extend_from_within(start..start + n_keys);
                 }
             }
         }
     }
-    let shape = [bins.len(), slopes.len(), n_queries * repeat, n_keys].map(|dim| dim as i64);
+    let shape = [bins.len(), heads, n_queries * repeat, n_keys].map(|dim| dim as i64);
     Tensor::f_from_slice(&numbers)?.f_view(shape)
 }
 
@@ -165,8 +217,8 @@ mod tests {
     #[test]
     fn rows_of_a_bin_do_not_see_each_other() {
         let rows = Ragged::from_lengths([2, 1]).expect("rows");
-        let scores = Scores { repeat: 2, slopes: Vec::new() };
-        let masks = Masks::new(&scores, 1, &rows, 0).expect("masks");
+        let scores = Scores { repeat: 2, alibi: None, window: None };
+        let masks = Masks::new(&scores, None, 1, &rows, 0).expect("masks");
         check(&masks.prefix().expect("a mask"), [1, 1, 2, 1], &[0.0, 0.0]);
         #[rustfmt::skip]
         let expected = [
@@ -182,8 +234,9 @@ mod tests {
     #[test]
     fn a_lone_row_sees_the_prefix_and_its_past_less_by_distance() {
         let rows = Ragged::from_lengths([2]).expect("rows");
-        let scores = Scores { repeat: 1, slopes: vec![0.5, 0.25] };
-        let masks = Masks::new(&scores, 1, &rows, 2).expect("masks");
+        let alibi = Alibi { slopes: vec![0.5, 0.25], rounded: None };
+        let scores = Scores { repeat: 1, alibi: Some(alibi), window: None };
+        let masks = Masks::new(&scores, None, 1, &rows, 2).expect("masks");
         #[rustfmt::skip]
         let expected = [
             -0.5, 0.0, NO,   -1.0, -0.5, 0.0,
@@ -192,5 +245,34 @@ mod tests {
         check(&masks.group(2, &[vec![0]]).expect("a mask"), [1, 2, 2, 3], &expected);
         let last = [-1.0, -0.5, 0.0, -0.5, -0.25, 0.0];
         check(&masks.pooled_group(2, &[vec![0]], 1).expect("a mask"), [1, 2, 1, 3], &last);
+    }
+
+    #[test]
+    fn a_window_hides_what_is_far() {
+        let rows = Ragged::from_lengths([3]).expect("rows");
+        let scores = Scores { repeat: 1, alibi: None, window: Some(2) };
+        let masks = Masks::new(&scores, scores.window, 1, &rows, 3).expect("masks");
+        #[rustfmt::skip]
+        let expected = [
+            0.0, 0.0, NO, NO,
+            NO, 0.0, 0.0, NO,
+            NO, NO, 0.0, 0.0,
+        ];
+        check(&masks.group(3, &[vec![0]]).expect("a mask"), [1, 1, 3, 4], &expected);
+    }
+
+    #[test]
+    fn slopes_of_powers_of_two_and_others() {
+        assert_eq!(Alibi::new(4).slopes, [0.25, 0.0625, 0.015625, 0.00390625]);
+        assert_eq!(Alibi::new(6).slopes, [0.25, 0.0625, 0.015625, 0.00390625, 0.5, 0.125]);
+        assert_eq!(Alibi::new(1).slopes, [0.00390625]);
+        assert_eq!(Alibi::new(3).slopes.len(), 3);
+    }
+
+    #[test]
+    fn rounding_to_bf16() {
+        // 8 bits of fraction: 257 lies between 256 and 258, and goes to the even one.
+        assert_eq!([1.0, 257.0, 259.0, -257.0].map(to_bf16), [1.0, 256.0, 260.0, -256.0]);
+        assert_eq!(to_bf16(3.0), 3.0);
     }
 }

@@ -6,7 +6,7 @@ use tch::{TchError, Tensor};
 use crate::block::{Block, Forwarded, Wanted};
 use crate::layout::Layout;
 use crate::masks::Scores;
-use crate::rope::Rotary;
+use crate::rope::Rotaries;
 use crate::run::{Run, of};
 use crate::tape::Tape;
 
@@ -129,11 +129,13 @@ pub(crate) struct Blocks {
     /// Where in the model they begin.
     pub(crate) first: usize,
     pub(crate) blocks: Vec<Block>,
-    pub(crate) rotary: Option<Rotary>,
+    pub(crate) rotaries: Rotaries,
+    /// Learned positions `[max_positions, hidden]`, where the first block is here and the family has such.
+    pub(crate) positions: Option<Tensor>,
 }
 
 impl Blocks {
-    fn of(&self, span: Span) -> &[Block] {
+    pub(crate) fn of(&self, span: Span) -> &[Block] {
         &self.blocks[span.start() - self.first..span.end() - self.first]
     }
 
@@ -150,7 +152,7 @@ impl Blocks {
             Layout::new(batch.prefix.len(), kept, batch.rows, want, scores)
         };
         let layouts: Vec<Layout> = batches.iter().map(layout).collect::<Result<_, _>>()?;
-        let run = Run::new(&layouts.iter().collect::<Vec<_>>(), self.rotary.as_ref())?;
+        let run = Run::new(&layouts.iter().collect::<Vec<_>>(), &self.rotaries)?;
         let entered = layouts.iter().zip(batches).map(|(layout, batch)| layout.enter(batch.hidden));
         let mut hidden = match &entered.collect::<Result<Vec<_>, _>>()?[..] {
             // The caller's own numbers are not written to.
@@ -158,6 +160,9 @@ impl Blocks {
             [only] => only.shallow_clone(),
             all => Tensor::f_cat(all, 0)?,
         };
+        if let Some(positions) = self.positions.as_ref().filter(|_| span.start() == 0) {
+            add_positions(&hidden, positions, &run)?;
+        }
         let blocks = self.of(span);
         let mut kept: Vec<Kept> = batches.iter().map(|_| Kept::default()).collect();
         for (i, block) in blocks.iter().enumerate() {
@@ -196,7 +201,7 @@ impl Blocks {
         let (span, output) = (first.span, first.want);
         let mut saved: Vec<_> = tapes.iter_mut().map(|tape| std::mem::take(&mut tape.blocks)).collect();
         let layouts: Vec<&Layout> = tapes.iter().map(|tape| &tape.layout).collect();
-        let run = Run::new(&layouts, self.rotary.as_ref())?;
+        let run = Run::new(&layouts, &self.rotaries)?;
         let entered = layouts.iter().zip(&grads).map(|(layout, grad)| match output {
             Want::All => layout.enter(grad),
             Want::LastOfRows => Ok(grad.shallow_clone()),
@@ -272,6 +277,14 @@ fn keep_of(done: Forwarded, keep: Keep, run: &Run<'_>, kept: &mut [Kept]) -> Res
         }
     }
     Ok(hidden)
+}
+
+/// Adds learned positions to hidden states in slots, in place.
+fn add_positions(hidden: &Tensor, positions: &Tensor, run: &Run<'_>) -> Result<(), TchError> {
+    for (layout, &slots) in run.layouts.iter().zip(&run.slots) {
+        let _ = of(hidden, slots)?.f_add_(&positions.f_index_select(0, &layout.positions)?)?;
+    }
+    Ok(())
 }
 
 /// Adds block `i`'s deep prompts to the prefixes, in place: nobody else holds these hidden states.

@@ -1,20 +1,39 @@
 use std::f64::consts::TAU;
 
-use sepal_core::{Rope, RopeScaling};
+use sepal_core::{ModelConfig, Rope, RopeScaling};
 use tch::{Kind, TchError, Tensor};
 
-/// Rotary position embedding (arXiv 2104.09864): the numbers `i` and `i + head_dim / 2` of a head turn together.
+/// The rotary positions of a model's blocks.
+#[derive(Debug, Default)]
+pub(crate) struct Rotaries {
+    pub(crate) all: Option<Rotary>,
+    /// Of blocks with a window, where they are others.
+    pub(crate) in_window: Option<Rotary>,
+}
+
+impl Rotaries {
+    pub(crate) fn new(config: &ModelConfig) -> Result<Self, TchError> {
+        let window = config.scores.window.as_ref();
+        Ok(Self {
+            all: config.rope.as_ref().map(Rotary::new).transpose()?,
+            in_window: window.and_then(|window| window.rope.as_ref()).map(Rotary::new).transpose()?,
+        })
+    }
+}
+
+/// Rotary position embedding (arXiv 2104.09864): of the `dim` numbers of a head that turn, `i` and `i + dim / 2` turn
+/// together.
 #[derive(Debug)]
 pub(crate) struct Rotary {
-    /// `[1, head_dim / 2]`
+    /// `[1, dim / 2]`
     frequencies: Tensor,
     /// Both queries and keys are scaled by it.
     amplitude: f64,
 }
 
 impl Rotary {
-    pub(crate) fn new(rope: &Rope, head_dim: usize) -> Result<Self, TchError> {
-        let (frequencies, amplitude) = frequencies(rope, head_dim);
+    pub(crate) fn new(rope: &Rope) -> Result<Self, TchError> {
+        let (frequencies, amplitude) = frequencies(rope);
         let frequencies: Vec<f32> = frequencies.into_iter().map(|frequency| frequency as f32).collect();
         Ok(Self { frequencies: Tensor::f_from_slice(&frequencies)?.f_unsqueeze(0)?, amplitude })
     }
@@ -27,7 +46,7 @@ impl Rotary {
     }
 }
 
-/// Cosine and sine of the angle of each position and pair, `[n, head_dim / 2]`, times the amplitude.
+/// Cosine and sine of the angle of each position and pair, `[n, dim / 2]`, times the amplitude.
 #[derive(Debug)]
 pub(crate) struct Rotations {
     pub(crate) cos: Tensor,
@@ -35,13 +54,17 @@ pub(crate) struct Rotations {
 }
 
 /// The angle per position of each pair, and the amplitude.
-fn frequencies(rope: &Rope, head_dim: usize) -> (Vec<f64>, f64) {
-    let exponent = |i: usize| (2 * i) as f64 / head_dim as f64;
-    let plain: Vec<f64> = (0..head_dim / 2).map(|i| rope.theta.powf(-exponent(i))).collect();
-    match rope.scaling {
+fn frequencies(rope: &Rope) -> (Vec<f64>, f64) {
+    let dim = rope.dim;
+    let exponent = |i: usize| (2 * i) as f64 / dim as f64;
+    let plain: Vec<f64> = (0..dim / 2).map(|i| rope.theta.powf(-exponent(i))).collect();
+    match &rope.scaling {
         RopeScaling::Default => (plain, 1.0),
         RopeScaling::Linear { factor } => (plain.iter().map(|frequency| frequency / factor).collect(), 1.0),
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+        RopeScaling::Longrope { factors, attention_factor } => {
+            (plain.iter().zip(factors).map(|(frequency, factor)| frequency / factor).collect(), *attention_factor)
+        }
+        &RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
             let stretch = |frequency: f64| {
                 let turns = original_max_positions as f64 * frequency / TAU;
                 let keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
@@ -49,14 +72,14 @@ fn frequencies(rope: &Rope, head_dim: usize) -> (Vec<f64>, f64) {
             };
             (plain.into_iter().map(stretch).collect(), 1.0)
         }
-        RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_positions, attention_factor } => {
+        &RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_positions, attention_factor } => {
             // The pair that turns `beta` times within the original length.
             let pair = |beta: f64| {
                 let turns = original_max_positions as f64 / (beta * TAU);
-                head_dim as f64 * turns.ln() / (2.0 * rope.theta.ln())
+                dim as f64 * turns.ln() / (2.0 * rope.theta.ln())
             };
             let first = pair(beta_fast).floor().max(0.0);
-            let last = pair(beta_slow).ceil().min((head_dim - 1) as f64);
+            let last = pair(beta_slow).ceil().min((dim - 1) as f64);
             let width = if first == last { 0.001 } else { last - first };
             let stretch = |(i, frequency): (usize, f64)| {
                 let interpolate = ((i as f64 - first) / width).clamp(0.0, 1.0);
@@ -76,12 +99,22 @@ mod tests {
 
     const GOLDENS: &str = include_str!("../../testkit/goldens/rope.json");
 
-    fn scaling(value: &Value) -> RopeScaling {
+    fn scaling(golden: &Value) -> RopeScaling {
+        let value = &golden["scaling"];
         let number = |key: &str| value[key].as_f64();
         let factor = number("factor").unwrap_or(1.0);
         let original_max_positions = value["original_max_position_embeddings"].as_u64().unwrap_or(0) as usize;
         match value["rope_type"].as_str() {
-            Some("default") => RopeScaling::Default,
+            // Within the maximum, dynamic is the default.
+            Some("default" | "dynamic") => RopeScaling::Default,
+            Some("longrope") => {
+                let factors = value["short_factor"].as_array().expect("factors");
+                RopeScaling::Longrope {
+                    factors: factors.iter().map(|factor| factor.as_f64().expect("a factor")).collect(),
+                    // Worked out where the file is read; see the checkpoint's tests.
+                    attention_factor: golden["attention_factor"].as_f64().expect("a factor"),
+                }
+            }
             Some("linear") => RopeScaling::Linear { factor },
             Some("llama3") => RopeScaling::Llama3 {
                 factor,
@@ -103,10 +136,11 @@ mod tests {
     #[test]
     fn frequencies_equal_those_of_transformers() {
         let goldens: Vec<Value> = serde_json::from_str(GOLDENS).expect("goldens");
-        assert_eq!(goldens.len(), 5);
+        assert_eq!(goldens.len(), 9);
         for golden in goldens {
-            let rope = Rope { theta: golden["theta"].as_f64().expect("theta"), scaling: scaling(&golden["scaling"]) };
-            let (found, amplitude) = frequencies(&rope, golden["head_dim"].as_u64().expect("head_dim") as usize);
+            let dim = golden["head_dim"].as_u64().expect("head_dim") as usize;
+            let theta = golden["theta"].as_f64().expect("theta");
+            let (found, amplitude) = frequencies(&Rope { theta, dim, scaling: scaling(&golden) });
             let expected = golden["inv_freq"].as_array().expect("frequencies");
             assert_eq!(found.len(), expected.len());
             for (found, expected) in found.iter().zip(expected) {
@@ -119,7 +153,7 @@ mod tests {
 
     #[test]
     fn angles_grow_with_the_position() {
-        let rotary = Rotary::new(&Rope { theta: 100.0, scaling: RopeScaling::Default }, 4).expect("rotary");
+        let rotary = Rotary::new(&Rope { theta: 100.0, dim: 4, scaling: RopeScaling::Default }).expect("rotary");
         let rotations = rotary.rotations(&Tensor::from_slice(&[0_i64, 3])).expect("rotations");
         for (at, angle) in [(0, 0.0_f64), (1, 3.0)] {
             for (pair, frequency) in [(0, 1.0), (1, 0.1)] {

@@ -3,8 +3,9 @@
 use sepal_autograd::fused::{self, Turn};
 use tch::{TchError, Tensor};
 
+use crate::attention::{Heads, Reach};
 use crate::layout::Layout;
-use crate::rope::{Rotary, Rotations};
+use crate::rope::{Rotaries, Rotations};
 
 /// Rows of a matrix that belong to one part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +15,11 @@ pub(crate) struct Share {
 }
 
 impl Share {
+    /// The same where each row is as many rows.
+    pub(crate) fn times(self, rows: i64) -> Self {
+        Self { first: self.first * rows, n: self.n * rows }
+    }
+
     /// As many rows from the first on.
     pub(crate) fn at_start(self) -> Self {
         Self { first: 0, n: self.n }
@@ -40,12 +46,16 @@ pub(crate) struct Run<'a> {
     /// The parts' prefixes, where there are only these.
     pub(crate) prefixes: Vec<Share>,
     rotations: Option<Rotations>,
+    /// Of blocks with a window, where they are others.
+    in_window: Option<Rotations>,
 }
 
 impl<'a> Run<'a> {
-    pub(crate) fn new(layouts: &[&'a Layout], rotary: Option<&Rotary>) -> Result<Self, TchError> {
+    pub(crate) fn new(layouts: &[&'a Layout], rotaries: &Rotaries) -> Result<Self, TchError> {
         let positions: Vec<&Tensor> = layouts.iter().map(|layout| &layout.positions).collect();
-        let rotations = rotary.map(|rotary| rotary.rotations(&Tensor::f_cat(&positions, 0)?)).transpose()?;
+        let positions = Tensor::f_cat(&positions, 0)?;
+        let [rotations, in_window] = [&rotaries.all, &rotaries.in_window]
+            .map(|rotary| rotary.as_ref().map(|rotary| rotary.rotations(&positions)).transpose());
         let slots = shares(layouts.iter().map(|layout| layout.positions.size()[0]));
         let pooled = layouts.iter().map(|layout| layout.pooled.as_ref().map_or(0, |pooled| pooled.slots.size()[0]));
         Ok(Self {
@@ -53,7 +63,8 @@ impl<'a> Run<'a> {
             slots,
             rows: shares(pooled),
             prefixes: shares(layouts.iter().map(|layout| layout.prefix_slots)),
-            rotations,
+            rotations: rotations?,
+            in_window: in_window?,
             layouts: layouts.to_vec(),
         })
     }
@@ -74,10 +85,10 @@ impl<'a> Run<'a> {
         Tensor::f_cat(&pooled.collect::<Result<Vec<_>, _>>()?, 0)
     }
 
-    /// Turns heads `x [n, heads * head_dim]` to their positions or back, in place; nothing without rotations.
-    pub(crate) fn turn(&self, x: &mut Tensor, head_dim: i64, turn: Turn) -> Result<(), TchError> {
-        match &self.rotations {
-            Some(Rotations { cos, sin }) => fused::rotate(x, cos, sin, head_dim, turn),
+    /// Turns `heads` of `x [n, heads * head_dim]` to their positions or back, in place; nothing without rotations.
+    pub(crate) fn turn(&self, x: &mut Tensor, heads: Heads, turn: Turn) -> Result<(), TchError> {
+        match self.rotations(heads.reach) {
+            Some(Rotations { cos, sin }) => fused::rotate(x, cos, sin, heads.dim, turn),
             None => Ok(()),
         }
     }
@@ -87,14 +98,21 @@ impl<'a> Run<'a> {
         &self,
         x: &mut Tensor,
         pooled: &Tensor,
-        head_dim: i64,
+        heads: Heads,
         turn: Turn,
     ) -> Result<(), TchError> {
-        match &self.rotations {
+        match self.rotations(heads.reach) {
             Some(Rotations { cos, sin }) => {
-                fused::rotate(x, &cos.f_index_select(0, pooled)?, &sin.f_index_select(0, pooled)?, head_dim, turn)
+                fused::rotate(x, &cos.f_index_select(0, pooled)?, &sin.f_index_select(0, pooled)?, heads.dim, turn)
             }
             None => Ok(()),
+        }
+    }
+
+    fn rotations(&self, reach: Reach) -> Option<&Rotations> {
+        match reach {
+            Reach::Window => self.in_window.as_ref().or(self.rotations.as_ref()),
+            Reach::All => self.rotations.as_ref(),
         }
     }
 }

@@ -6,14 +6,14 @@ use sepal_core::{Family, ModelConfig, Ragged, Span, Want};
 use tch::{Kind, TchError, Tensor};
 
 use crate::block::Block;
-use crate::bloom::{self, alibi_slopes};
+use crate::families;
 use crate::layout::Cost;
-use crate::llama;
-use crate::masks::Scores;
+use crate::masks::{Alibi, Scores};
 use crate::passes::{Batch, Blocks, Grads, InputGrad, Keep, Output, Prefix, WantGrads};
-use crate::rope::Rotary;
+use crate::rope::Rotaries;
 use crate::tape::Tape;
 use crate::weights::{LoadError, Reader, Weights};
+use sepal_core::WeightFormat;
 
 /// Consecutive frozen blocks of one model.
 pub struct BlockStack {
@@ -56,6 +56,14 @@ pub enum ForwardError {
         /// The blocks held.
         span: Span,
     },
+    /// A sequence is longer than the positions that the model has learned.
+    #[error("run blocks on {length} positions, prompts included: the model has learned {learned}")]
+    Positions {
+        /// Of the longest row, with the prefix.
+        length: usize,
+        /// That the model has.
+        learned: usize,
+    },
     /// The gradient does not fit the output.
     #[error("run blocks backward from a gradient of shape {found:?}: the output had {expected:?}")]
     Gradient {
@@ -85,26 +93,28 @@ impl BlockStack {
     /// [`LoadError`] if the model has no such blocks, is of an architecture that is not supported, or a tensor is
     /// missing, unreadable or of another shape.
     pub fn load(weights: &dyn Weights, span: Span) -> Result<Self, LoadError> {
+        Self::load_as(weights, span, WeightFormat::F32)
+    }
+
+    /// As [`load`](Self::load), with the linear layers kept in `format`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_as(weights: &dyn Weights, span: Span, format: WeightFormat) -> Result<Self, LoadError> {
         let config = weights.config().clone();
         if span.end() > config.n_blocks {
             return Err(LoadError::Span { span, n_blocks: config.n_blocks });
         }
         check(&config)?;
-        let reader = |block_idx| Reader::new(weights, weights.block_prefix(block_idx));
-        let (scores, rotary) = match config.family {
-            Family::Llama => {
-                let Some(rope) = &config.rope else { return Err(problem("a llama block needs rotary positions")) };
-                let scores = Scores { repeat: config.n_heads / config.n_kv_heads, slopes: Vec::new() };
-                (scores, Some(Rotary::new(rope, config.head_dim)?))
-            }
-            Family::Bloom => (Scores { repeat: 1, slopes: alibi_slopes(config.n_heads) }, None),
-        };
-        let blocks = load_all(span, |block_idx| match config.family {
-            Family::Llama => llama::load(&reader(block_idx), &config),
-            Family::Bloom => bloom::load(&reader(block_idx), &config),
+        let model = Reader::new(weights, config.family.prefix(), format);
+        let positions = if span.start() == 0 { families::positions(&model, &config)? } else { None };
+        let blocks = load_all(span, |block_idx| {
+            let reader = Reader::new(weights, config.family.block_prefix(block_idx), format);
+            families::block(&reader, &config, block_idx)
         })?;
-        let blocks = Arc::new(Mutex::new(Blocks { first: span.start(), blocks, rotary }));
-        Ok(Self { span, config, scores, blocks })
+        let rotaries = Rotaries::new(&config)?;
+        let blocks = Arc::new(Mutex::new(Blocks { first: span.start(), blocks, rotaries, positions }));
+        Ok(Self { span, scores: scores(&config), config, blocks })
     }
 
     /// The blocks.
@@ -217,6 +227,13 @@ impl BlockStack {
         {
             return Err(ForwardError::Part { part, span: kept.span() });
         }
+        let learned = lock(&self.blocks).positions.as_ref().filter(|_| part.start() == 0).map(|table| table.size()[0]);
+        let length = prefix_len + batch.rows.lengths().max().unwrap_or(0);
+        if let Some(learned) = learned.and_then(|learned| usize::try_from(learned).ok())
+            && length > learned
+        {
+            return Err(ForwardError::Positions { length, learned });
+        }
         match batch.deep_prompts {
             Some(deep) if !has_shape(deep, &[part.len(), prefix_len, self.config.hidden]) => {
                 let expected = [part.len(), prefix_len, self.config.hidden];
@@ -226,30 +243,43 @@ impl BlockStack {
         }
     }
 
-    /// How many bytes a [`Tape`] holds for the blocks `part`.
+    /// How many bytes a [`Tape`] holds for the blocks `part`, which the stack holds.
     ///
-    /// With `n = prefix_len + n_tokens`, `Q` and `K` the sizes of all query heads and of all key heads, a block keeps,
-    /// in fp32:
-    ///
-    /// - llama: `n (2 hidden + 2 Q + 2 K + 2 ffn + n_heads + 2)`: the input of each norm, the rotated queries, keys and
-    ///   values, attention's output and its log-sums, gate and up, one scale for each norm. SiLU and the product with
-    ///   the gate are computed again, and so are the keys and values that stand before each bin of rows.
-    /// - bloom: `n (2 hidden + 2 Q + 2 K + ffn + n_heads + 4)`: the same, with GELU's input, and two numbers per norm.
+    /// With `n = prefix_len + n_tokens`, `Q` and `K` the sizes of all query heads and of all key heads, a block of a
+    /// Llama keeps, in fp32, `n (2 hidden + 2 Q + 2 K + 2 ffn + n_heads + 2)`: the input of each norm, the turned
+    /// queries, keys and values, attention's output and its log-sums, gate and up, one scale for each norm. The
+    /// activation and the product with the gate are computed again, and so are the keys and values that stand before
+    /// each bin of rows. Without a gate it is `ffn`, a LayerNorm has two numbers, a parallel block has no second norm's
+    /// input, and further norms (of heads, of what is added) keep what goes into them. Of a mixture of experts the chosen
+    /// ones count.
     ///
     /// The last block keeps queries, outputs and MLP for the wanted positions only. Masks come once per call.
     pub fn tape_bytes(&self, part: Span, prefix_len: usize, rows: &Ragged, want: Want) -> usize {
-        let ModelConfig { hidden, n_heads, n_kv_heads, head_dim, ffn, .. } = self.config;
         let n = prefix_len + rows.n_tokens();
-        let (q, kv) = (n_heads * head_dim, n_kv_heads * head_dim);
-        let (inner, stats) = match self.config.family {
-            Family::Llama => (2 * ffn, 1),
-            Family::Bloom => (ffn, 2),
-        };
-        let block = |asking: usize| n * (hidden + 2 * kv + stats) + asking * (hidden + 2 * q + inner + n_heads + stats);
-        let masks = self.scores.repeat * self.scores.slopes.len().max(1) * Cost::new(prefix_len, rows).mask_scores;
-        let floats = (part.len() - 1) * block(n) + block(want.positions(prefix_len, rows)) + masks;
-        floats * size_of::<f32>()
+        let asking = want.positions(prefix_len, rows);
+        let blocks = lock(&self.blocks);
+        let hidden = self.config.hidden;
+        let last = part.len() - 1;
+        let of_blocks = blocks.of(part).iter().enumerate();
+        let floats: usize = of_blocks.map(|(i, block)| block.kept(hidden, n, if i == last { asking } else { n })).sum();
+        let heads = self.scores.alibi.as_ref().map_or(1, Alibi::heads);
+        let masks = self.scores.repeat * heads * Cost::new(prefix_len, rows, self.scores.window).mask_scores;
+        (floats + masks) * size_of::<f32>()
     }
+
+    /// Memory of the weights of linear layers, in bytes.
+    pub fn weight_bytes(&self) -> usize {
+        lock(&self.blocks).blocks.iter().map(Block::bytes).sum()
+    }
+}
+
+fn scores(config: &ModelConfig) -> Scores {
+    let alibi = config.scores.alibi.then(|| match config.family {
+        Family::Falcon => Alibi::rounded(config.n_heads, config.head_dim),
+        _ => Alibi::new(config.n_heads),
+    });
+    let window = config.scores.window.as_ref().map(|window| window.size);
+    Scores { repeat: config.n_heads / config.n_kv_heads, alibi, window }
 }
 
 impl fmt::Debug for BlockStack {
@@ -290,14 +320,27 @@ fn check(config: &ModelConfig) -> Result<(), LoadError> {
     if [hidden, n_heads, n_kv_heads, head_dim, ffn].contains(&0) {
         return Err(problem("a size is zero"));
     }
-    match config.family {
-        Family::Llama if n_heads % n_kv_heads != 0 => {
-            Err(problem(&format!("{n_heads} query heads do not share {n_kv_heads} heads of keys evenly")))
-        }
-        Family::Llama if head_dim % 2 != 0 => Err(problem(&format!("a head of {head_dim} has no pairs to rotate"))),
-        Family::Bloom if n_heads != n_kv_heads || n_heads * head_dim != hidden => Err(problem(&format!(
+    if n_heads % n_kv_heads != 0 {
+        return Err(problem(&format!("{n_heads} query heads do not share {n_kv_heads} heads of keys evenly")));
+    }
+    if config.scores.alibi && n_heads != n_kv_heads {
+        return Err(problem(&format!(
+            "ALiBi has a slope for each head of keys: {n_heads} query heads share {n_kv_heads} of them"
+        )));
+    }
+    let fused_by_head = matches!(config.family, Family::Bloom | Family::Gpt2 | Family::GptNeox | Family::Opt);
+    if fused_by_head && (n_heads != n_kv_heads || n_heads * head_dim != hidden) {
+        return Err(problem(&format!(
             "{n_heads} heads of {head_dim}, {n_kv_heads} of keys, do not make up a hidden size of {hidden}"
-        ))),
+        )));
+    }
+    match &config.rope {
+        None if !config.scores.alibi && !matches!(config.family, Family::Gpt2 | Family::Opt) => {
+            Err(problem(&format!("a {} block needs rotary positions", config.family.name())))
+        }
+        Some(rope) if rope.dim % 2 != 0 || rope.dim > head_dim => {
+            Err(problem(&format!("{} numbers of a head of {head_dim} do not turn in pairs", rope.dim)))
+        }
         _ => Ok(()),
     }
 }

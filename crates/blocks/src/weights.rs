@@ -3,6 +3,10 @@ use sepal_core::{HostTensor, ModelConfig, Span};
 use sepal_nn::HostError;
 use tch::{TchError, Tensor};
 
+use crate::linear::{Layer, Linear};
+use crate::norm::NormWeights;
+use sepal_core::WeightFormat;
+
 /// Any error, as a source of weights gives it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -19,9 +23,6 @@ pub trait Weights: Sync {
 
     /// Whether there is a tensor `name`.
     fn has(&self, name: &str) -> bool;
-
-    /// What the names of the tensors of one block begin with, for example `model.layers.3.`.
-    fn block_prefix(&self, block_idx: usize) -> String;
 }
 
 impl Weights for Checkpoint {
@@ -35,10 +36,6 @@ impl Weights for Checkpoint {
 
     fn has(&self, name: &str) -> bool {
         self.has(name)
-    }
-
-    fn block_prefix(&self, block_idx: usize) -> String {
-        self.block_prefix(block_idx)
     }
 }
 
@@ -101,15 +98,17 @@ pub enum LoadError {
     Torch(#[from] TchError),
 }
 
-/// The tensors whose names begin with `prefix`, checked against the shapes they must have.
+/// The tensors whose names begin with `prefix`, checked against the shapes they must have, and the format in which
+/// linear layers are kept.
 pub(crate) struct Reader<'a> {
     weights: &'a dyn Weights,
     prefix: String,
+    format: WeightFormat,
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(weights: &'a dyn Weights, prefix: impl Into<String>) -> Self {
-        Self { weights, prefix: prefix.into() }
+    pub(crate) fn new(weights: &'a dyn Weights, prefix: impl Into<String>, format: WeightFormat) -> Self {
+        Self { weights, prefix: prefix.into(), format }
     }
 
     /// fp32, of exactly this shape.
@@ -125,9 +124,47 @@ impl<'a> Reader<'a> {
         sepal_nn::from_host(&host).map_err(|source| LoadError::Host { name, source })
     }
 
+    /// Whether there is a tensor of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.weights.has(&format!("{}{name}", self.prefix))
+    }
+
     /// As [`tensor`](Self::tensor), if it is there.
     pub(crate) fn optional(&self, name: &str, shape: &[usize]) -> Result<Option<Tensor>, LoadError> {
-        if self.weights.has(&format!("{}{name}", self.prefix)) { self.tensor(name, shape).map(Some) } else { Ok(None) }
+        if self.has(name) { self.tensor(name, shape).map(Some) } else { Ok(None) }
+    }
+
+    /// The linear layer `name`, with its bias if it has one.
+    pub(crate) fn layer(&self, name: &str, out: usize, inner: usize) -> Result<Layer, LoadError> {
+        let weight = self.tensor(&format!("{name}.weight"), &[out, inner])?;
+        Ok(Layer { weight, bias: self.optional(&format!("{name}.bias"), &[out])?, inputs: None })
+    }
+
+    /// The layer in the format in which layers are kept.
+    pub(crate) fn frozen(&self, layer: Layer) -> Result<Linear, LoadError> {
+        Ok(layer.frozen(self.format)?)
+    }
+
+    /// The layer in fp32: one that is small, and decides much.
+    pub(crate) fn exact(&self, layer: Layer) -> Result<Linear, LoadError> {
+        Ok(layer.frozen(WeightFormat::F32)?)
+    }
+
+    /// The RMSNorm `name`.
+    pub(crate) fn rms(&self, name: &str, hidden: usize) -> Result<NormWeights, LoadError> {
+        Ok(NormWeights { scale: self.tensor(&format!("{name}.weight"), &[hidden])?, shift: None })
+    }
+
+    /// The RMSNorm `name` of which the file has what its weight exceeds 1 by.
+    pub(crate) fn rms_from_one(&self, name: &str, hidden: usize) -> Result<NormWeights, LoadError> {
+        let NormWeights { scale, shift } = self.rms(name, hidden)?;
+        Ok(NormWeights { scale: scale.f_add_scalar(1.0)?, shift })
+    }
+
+    /// The LayerNorm `name`.
+    pub(crate) fn layer_norm(&self, name: &str, hidden: usize) -> Result<NormWeights, LoadError> {
+        let scale = self.tensor(&format!("{name}.weight"), &[hidden])?;
+        Ok(NormWeights { scale, shift: Some(self.tensor(&format!("{name}.bias"), &[hidden])?) })
     }
 
     /// Refuses a tensor that the family would silently leave out.

@@ -72,6 +72,42 @@ pub enum OpenError {
         /// What is supported.
         supported: String,
     },
+    /// The weights are in pickled files alone.
+    #[error(
+        "open {} as a checkpoint: its weights are in {file}, a pickled file, which runs code when it is opened and is \
+         never read here. Convert it where you trust it (pip install torch transformers):\n  python3 -c \"from transformers \
+         import AutoModelForCausalLM as M; M.from_pretrained('{0}', torch_dtype='auto').save_pretrained('{0}')\"\n\
+         which writes model.safetensors beside it",
+        path.display()
+    )]
+    Pickled {
+        /// The folder.
+        path: PathBuf,
+        /// The first of its pickled files.
+        file: String,
+    },
+    /// A shard is not here, and what is in it is not known either.
+    #[error(
+        "open {}: this shard is not here, and no outline beside it says what is in it. Copy the shard, or the file \
+         {outline}, which `sepal outline FOLDER` writes where the whole model is; or name the model as hub:OWNER/NAME, \
+         of which only the shards that are needed are fetched",
+        path.display()
+    )]
+    NoOutline {
+        /// The shard.
+        path: PathBuf,
+        /// The name of the outline.
+        outline: &'static str,
+    },
+    /// A shard that is not here cannot be looked into.
+    #[error("look into the shards of {}, which are not here", path.display())]
+    Elsewhere {
+        /// The folder.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The index names a tensor that its shard does not hold.
     #[error("open {}: the index says that it holds `{name}`, which it does not", path.display())]
     NotInShard {
@@ -92,6 +128,20 @@ pub enum ReadError {
         /// What was asked for.
         name: String,
         /// The checkpoint.
+        path: PathBuf,
+    },
+    /// The shard that has it is not here.
+    #[error(
+        "read tensor `{name}`: its shard {} is not here. Copy it there, for example with `hf download OWNER/NAME \
+         {}`; of a model that is named as hub:OWNER/NAME, `sepal serve --blocks` and `sepal fetch` bring the shards that \
+         they need",
+        path.display(),
+        path.file_name().unwrap_or_default().display()
+    )]
+    NotHere {
+        /// The tensor.
+        name: String,
+        /// The shard.
         path: PathBuf,
     },
     /// The file cannot be read any more.

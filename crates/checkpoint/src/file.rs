@@ -2,16 +2,19 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use crate::error::OpenError;
 
-/// An open weights file. Reads say where they read, so that threads share it; the file stays the one
-/// that was opened even if another is moved into its place.
+/// A weights file. Reads say where they read, so that threads share it; the file stays the one
+/// that was opened even if another is moved into its place. It may come later than it is named.
 #[derive(Debug)]
 pub(crate) struct WeightsFile {
     path: PathBuf,
-    file: File,
+    file: OnceLock<File>,
     len: u64,
+    /// What it must begin with when it comes.
+    head: Vec<u8>,
 }
 
 impl WeightsFile {
@@ -19,7 +22,17 @@ impl WeightsFile {
         let io = |source| OpenError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
         let len = file.metadata().map_err(io)?.len();
-        Ok(Self { path: path.to_owned(), file, len })
+        Ok(Self { path: path.to_owned(), file: OnceLock::from(file), len, head: Vec::new() })
+    }
+
+    /// A file that is not there yet, of this length and beginning.
+    pub(crate) fn absent(path: &Path, head: Vec<u8>, len: u64) -> Self {
+        Self { path: path.to_owned(), file: OnceLock::new(), len, head }
+    }
+
+    /// Whether it can be read, be it that it came just now.
+    pub(crate) fn is_here(&self) -> bool {
+        self.file.get().is_some() || self.path.is_file()
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -32,12 +45,26 @@ impl WeightsFile {
 
     /// Fills `buffer` from `offset` on.
     pub(crate) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buffer, offset)
+        self.here()?.read_exact_at(buffer, offset)
     }
 
     /// A reader of the whole file with a position of its own.
     pub(crate) fn reader(&self) -> impl Read + Seek + '_ {
         io::BufReader::with_capacity(1 << 16, Cursor { file: self, position: 0 })
+    }
+
+    /// The open file; opens it if it was not there before.
+    fn here(&self) -> io::Result<&File> {
+        if let Some(file) = self.file.get() {
+            return Ok(file);
+        }
+        let file = File::open(&self.path)?;
+        let mut head = vec![0; self.head.len()];
+        if file.metadata()?.len() != self.len || file.read_exact_at(&mut head, 0).is_err() || head != self.head {
+            let problem = "it is another file than the outline beside it describes";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+        }
+        Ok(self.file.get_or_init(|| file))
     }
 
     /// An I/O error of this file.
@@ -59,7 +86,7 @@ struct Cursor<'a> {
 
 impl Read for Cursor<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.file.read_at(buffer, self.position)?;
+        let read = self.file.here()?.read_at(buffer, self.position)?;
         self.position += read as u64;
         Ok(read)
     }

@@ -77,7 +77,17 @@ impl<'a> Keys<'a> {
 
     /// True if the key is there and true.
     pub(crate) fn flag(&self, key: &str) -> Result<bool, OpenError> {
-        Ok(self.optional(key, "true or false", Value::as_bool)?.unwrap_or(false))
+        Ok(self.optional_flag(key)?.unwrap_or(false))
+    }
+
+    /// True, false or nothing.
+    pub(crate) fn optional_flag(&self, key: &str) -> Result<Option<bool>, OpenError> {
+        self.optional(key, "true or false", Value::as_bool)
+    }
+
+    /// A whole number, be it 0, or nothing.
+    pub(crate) fn optional_index(&self, key: &str) -> Result<Option<usize>, OpenError> {
+        self.optional(key, "a whole number", |value| value.as_u64().and_then(|index| usize::try_from(index).ok()))
     }
 
     /// The value as it is; nothing for `null`.

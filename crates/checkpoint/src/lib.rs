@@ -7,11 +7,15 @@
 //! behaviour, which no safe interface can rule out. Positioned reads serve the same end: only the
 //! bytes of the tensors asked for are read, and processes share them in the page cache.
 //!
+//! Of a model in shards only some need to be here. Its index names the others, and an [`outline`] of a few hundred
+//! kilobytes says what is in them; [`Checkpoint::missing_files`] names those that somebody needs. Whoever uses this crate
+//! brings them.
+//!
 //! Invariants: a [`Checkpoint`] that is open has a configuration that the blocks can compute, and
 //! every tensor it names lies within its file, so that a truncated file is refused before any
 //! tensor is used. What is converted or quantized in GGUF comes out as the model had it: fp32, and
 //! rows in the order of the HF layout. Two processes that open the same weights find the same
-//! [`Checkpoint::digest`].
+//! [`Checkpoint::digest`], whichever shards they have.
 //!
 //! ```
 //! use safetensors::tensor::{Dtype, TensorView};
@@ -27,18 +31,20 @@
 //!
 //! let checkpoint = Checkpoint::open(folder.path())?;
 //! assert_eq!(checkpoint.config().head_dim, 2);
-//! assert_eq!(checkpoint.block_prefix(0), "model.layers.0.");
 //! assert_eq!(checkpoint.tensor("norm.weight")?.shape(), [4]);
 //! assert_eq!(checkpoint.describe().to_string(), "safetensors, F32, 0.0 MB");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod config_json;
+mod config;
+mod digest;
 mod error;
 mod file;
 mod folder;
 mod gguf;
 mod keys;
+mod outline;
+mod part;
 mod rows;
 mod store;
 #[cfg(test)]
@@ -47,11 +53,14 @@ mod tests;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use sepal_core::{Family, HostTensor, ModelConfig};
+use sepal_core::{HostTensor, ModelConfig};
 use sepal_tokenize::Tokenizer;
 
 pub use error::{OpenError, ReadError, TokenizerError};
+pub use outline::{Elsewhere, missing_shards, outline};
+pub use part::Part;
 
+use crate::outline::Outline;
 use crate::store::{Store, Stored};
 
 /// An open checkpoint; threads may share it.
@@ -86,18 +95,20 @@ pub struct Description {
 
 impl Checkpoint {
     /// Opens a folder in the HF layout, a GGUF file, or a folder with one GGUF file in it. Reads the
-    /// headers and, for the digest, a few kilobytes of each tensor.
+    /// headers and, for the digest, a few kilobytes of each block. Shards that are not here must be in an
+    /// [`outline`] in the folder.
     ///
     /// # Errors
     /// [`OpenError`] if there is no such checkpoint, a file is truncated or damaged, or the model is not supported.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         let path = path.as_ref();
         let found = locate(path)?;
+        let outline = if missing_shards(path)?.is_empty() { Outline::default() } else { Outline::read(path) };
         let (format, (config, store)) = match &found {
-            Found::Folder => (Format::Safetensors, folder::open(path)?),
+            Found::Folder => (Format::Safetensors, folder::open(path, &outline)?),
             Found::Gguf(file) => (Format::Gguf, gguf::open(file)?),
         };
-        let digest = format!("sha256:{}", store.fingerprint(&config)?);
+        let digest = format!("sha256:{}", digest::fingerprint(&config, &store, &outline)?);
         Ok(Self { path: path.to_owned(), format, config, store, digest })
     }
 
@@ -106,18 +117,19 @@ impl Checkpoint {
         &self.config
     }
 
-    /// `sha256:` and the digest of the configuration and, for each tensor, of its name, its type, its
-    /// shape and the first and last 4 KiB of its bytes.
+    /// `sha256:` and the digest of the configuration, of every tensor's name, type and shape, and of 4 KiB from the
+    /// middle of one tensor of each block and of each tensor outside of blocks.
     ///
-    /// Servers and clients compare it at each start. Reading 100 GB for that would take minutes; both
-    /// ends of every tensor tell apart what people mix up (another model, another fine-tuning, another
-    /// quantization). It does not guard against someone who forges weights.
+    /// Servers and clients compare it at each start. It tells apart what people mix up: another model, another
+    /// fine-tuning (of any block, or of any kind of matrix in all of them), another quantization. It does not depend on
+    /// how tensors are dealt out to files, nor on which files are here. It does not guard against someone who forges
+    /// weights.
     pub fn digest(&self) -> &str {
         &self.digest
     }
 
-    /// Reads a tensor by its HF name; `model.` or `transformer.` before it may be left out, or be
-    /// there where the checkpoint has none.
+    /// Reads a tensor by its HF name; what the family's names begin with (`model.`, `transformer.`) may
+    /// be left out, or be there where the checkpoint has none.
     ///
     /// # Errors
     /// [`ReadError`] if it is not there, cannot be read, or is of a type that no weight has.
@@ -139,14 +151,6 @@ impl Checkpoint {
     /// How many numbers all its tensors have together.
     pub fn parameter_count(&self) -> u64 {
         self.store.tensors.values().map(|stored| stored.shape.iter().product::<usize>() as u64).sum()
-    }
-
-    /// What stands before the names of a block's tensors: `model.layers.3.` or `transformer.h.3.`.
-    pub fn block_prefix(&self, block_idx: usize) -> String {
-        match self.config.family {
-            Family::Llama => format!("model.layers.{block_idx}."),
-            Family::Bloom => format!("transformer.h.{block_idx}."),
-        }
     }
 
     /// What the checkpoint is, for people.
@@ -174,10 +178,7 @@ impl Checkpoint {
     }
 
     fn find(&self, name: &str) -> Option<&Stored> {
-        let prefix = match self.config.family {
-            Family::Llama => "model.",
-            Family::Bloom => "transformer.",
-        };
+        let prefix = self.config.family.prefix();
         let tensors = &self.store.tensors;
         let without = || name.strip_prefix(prefix).and_then(|name| tensors.get(name));
         tensors.get(name).or_else(|| tensors.get(&format!("{prefix}{name}"))).or_else(without)

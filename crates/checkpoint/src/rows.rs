@@ -11,24 +11,33 @@ pub(crate) enum Rows {
         /// Heads of the matrix.
         heads: usize,
     },
-    /// The fused queries, keys and values of a BLOOM in GGUF: all queries, all keys, all values,
-    /// where the model has query, key and value of one head after the other.
+    /// Fused queries, keys and values in GGUF: all queries, all keys, all values, where the model has, for each head
+    /// of keys, its queries, the key and the value.
     Concatenated {
-        /// Heads of each of the three.
+        /// Heads of keys.
         heads: usize,
+        /// Query heads for each of them.
+        repeat: usize,
     },
+    /// The whole matrix the other way round.
+    Transposed,
+    /// As the model has them, with 1 added to each number.
+    OneMore,
 }
 
 impl Rows {
-    /// The numbers of a stored tensor, whose first dimension is `n_rows`, in the model's order.
+    /// The numbers of a stored tensor, in the order of the model, where its shape is `shape`.
     ///
     /// # Errors
     /// [`RowsError`] if the rows cannot be dealt out to the heads.
-    pub(crate) fn restore(self, values: Vec<f32>, n_rows: usize) -> Result<Vec<f32>, RowsError> {
+    pub(crate) fn restore(self, values: Vec<f32>, shape: &[usize]) -> Result<Vec<f32>, RowsError> {
+        let n_rows = shape.first().copied().unwrap_or(1);
         let parts = match self {
             Rows::Same => return Ok(values),
+            Rows::OneMore => return Ok(values.into_iter().map(|value| value - 1.0).collect()),
+            Rows::Transposed => return Ok(transposed(&values, n_rows)),
             Rows::InterleavedHalves { heads } => heads * 2,
-            Rows::Concatenated { heads } => heads * 3,
+            Rows::Concatenated { heads, repeat } => heads * (repeat + 2),
         };
         if n_rows == 0 || !n_rows.is_multiple_of(parts) {
             return Err(RowsError { n_rows, parts });
@@ -45,21 +54,30 @@ impl Rows {
     /// Where the model's row `row` is stored.
     fn stored(self, row: usize, n_rows: usize) -> usize {
         match self {
-            Rows::Same => row,
+            Rows::Same | Rows::Transposed | Rows::OneMore => row,
             Rows::InterleavedHalves { heads } => {
                 let head_dim = n_rows / heads;
                 let (head, within) = (row / head_dim, row % head_dim);
                 let (half, at) = (within / (head_dim / 2), within % (head_dim / 2));
                 head * head_dim + at * 2 + half
             }
-            Rows::Concatenated { heads } => {
-                let head_dim = n_rows / heads / 3;
-                let (head, within) = (row / (3 * head_dim), row % (3 * head_dim));
+            Rows::Concatenated { heads, repeat } => {
+                let head_dim = n_rows / (heads * (repeat + 2));
+                let (group, within) = (row / ((repeat + 2) * head_dim), row % ((repeat + 2) * head_dim));
                 let (part, at) = (within / head_dim, within % head_dim);
-                part * heads * head_dim + head * head_dim + at
+                let head = match part.checked_sub(repeat) {
+                    None => group * repeat + part,
+                    Some(kind) => heads * (repeat + kind) + group,
+                };
+                head * head_dim + at
             }
         }
     }
+}
+
+/// From `[width, n_rows]` to `[n_rows, width]`.
+fn transposed(values: &[f32], n_rows: usize) -> Vec<f32> {
+    (0..n_rows).flat_map(|row| values.iter().skip(row).step_by(n_rows).copied()).collect()
 }
 
 /// Rows that cannot be dealt out to heads.
@@ -91,14 +109,17 @@ pub(crate) mod tests {
         stored
     }
 
-    /// What a converter does to a BLOOM's fused matrix: `reshape(heads, 3, head_dim, width)`, then q, k, v one after the other.
-    pub(crate) fn concatenate(values: &[f32], heads: usize, n_rows: usize) -> Vec<f32> {
-        let (width, head_dim) = (values.len() / n_rows, n_rows / heads / 3);
+    /// What a converter does to a fused matrix: `reshape(heads, repeat + 2, head_dim, width)`, then q, k, v one after
+    /// the other.
+    pub(crate) fn concatenate(values: &[f32], heads: usize, repeat: usize, n_rows: usize) -> Vec<f32> {
+        let (width, head_dim) = (values.len() / n_rows, n_rows / heads / (repeat + 2));
         let mut stored = Vec::with_capacity(values.len());
-        for part in 0..3 {
+        for parts in [0..repeat, repeat..repeat + 1, repeat + 1..repeat + 2] {
             for head in 0..heads {
-                let start = (head * 3 + part) * head_dim * width;
-                stored.extend_from_slice(&values[start..start + head_dim * width]);
+                for part in parts.clone() {
+                    let start = (head * (repeat + 2) + part) * head_dim * width;
+                    stored.extend_from_slice(&values[start..start + head_dim * width]);
+                }
             }
         }
         stored
@@ -108,22 +129,31 @@ pub(crate) mod tests {
     fn a_head_of_four() {
         // The model's rows 0 1 | 2 3 are stored as 0 2 1 3.
         let rows = Rows::InterleavedHalves { heads: 1 };
-        assert_eq!(rows.restore(vec![0.0, 2.0, 1.0, 3.0], 4), Ok(vec![0.0, 1.0, 2.0, 3.0]));
-        assert_eq!(rows.restore(vec![0.0; 3], 3), Err(RowsError { n_rows: 3, parts: 2 }));
+        assert_eq!(rows.restore(vec![0.0, 2.0, 1.0, 3.0], &[4]), Ok(vec![0.0, 1.0, 2.0, 3.0]));
+        assert_eq!(rows.restore(vec![0.0; 3], &[3]), Err(RowsError { n_rows: 3, parts: 2 }));
+    }
+
+    #[test]
+    fn a_matrix_the_other_way_round() {
+        let stored = vec![0.0, 3.0, 1.0, 4.0, 2.0, 5.0]; // [3, 2] of [2, 3]
+        assert_eq!(Rows::Transposed.restore(stored, &[2, 3]), Ok(vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0]));
+        assert_eq!(Rows::OneMore.restore(vec![1.0, 3.5], &[2]), Ok(vec![0.0, 2.5]));
     }
 
     proptest! {
         #[test]
-        fn restoring_undoes_the_conversion(heads in 1_usize..5, half in 1_usize..5, width in 1_usize..4) {
+        fn restoring_undoes_the_conversion(
+            heads in 1_usize..5, repeat in 1_usize..4, half in 1_usize..5, width in 1_usize..4,
+        ) {
             let n_rows = heads * half * 2;
             let values: Vec<f32> = (0..n_rows * width).map(|at| at as f32).collect();
             let stored = interleave(&values, heads, n_rows);
-            prop_assert_eq!(Rows::InterleavedHalves { heads }.restore(stored, n_rows).expect("fits"), values);
+            prop_assert_eq!(Rows::InterleavedHalves { heads }.restore(stored, &[n_rows, width]).expect("fits"), values);
 
-            let n_rows = heads * half * 3;
+            let n_rows = heads * half * (repeat + 2);
             let values: Vec<f32> = (0..n_rows * width).map(|at| at as f32).collect();
-            let stored = concatenate(&values, heads, n_rows);
-            prop_assert_eq!(Rows::Concatenated { heads }.restore(stored, n_rows).expect("fits"), values);
+            let stored = concatenate(&values, heads, repeat, n_rows);
+            prop_assert_eq!(Rows::Concatenated { heads, repeat }.restore(stored, &[n_rows, width]).expect("fits"), values);
         }
     }
 }

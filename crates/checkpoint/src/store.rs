@@ -8,18 +8,14 @@ use bytes::Bytes;
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{Device, Error as CandleError};
 use safetensors::Dtype;
-use sepal_core::{DType, HostTensor, ModelConfig};
-use sha2::{Digest, Sha256};
+use sepal_core::{DType, HostTensor};
 
-use crate::error::{OpenError, ReadError};
+use crate::error::ReadError;
 use crate::file::WeightsFile;
 use crate::rows::Rows;
 
 /// How many numbers of a quantized tensor are widened at a time, which bounds the memory beside the result.
 const CHUNK: usize = 1 << 22;
-
-/// How many bytes of each end of a tensor the digest takes in.
-const FINGERPRINT: u64 = 4096;
 
 /// The tensors of a checkpoint by their names in the HF layout.
 #[derive(Debug)]
@@ -71,6 +67,9 @@ impl Store {
     /// Reads one tensor, and nothing else.
     pub(crate) fn read(&self, name: &str, stored: &Stored) -> Result<HostTensor, ReadError> {
         let read = Read { name, stored, file: &self.files[stored.file] };
+        if !read.file.is_here() {
+            return Err(ReadError::NotHere { name: name.to_owned(), path: read.path().to_owned() });
+        }
         match stored.encoding {
             Encoding::Plain(Dtype::F32) => read.plain(DType::F32),
             Encoding::Plain(Dtype::F16) => read.plain(DType::F16),
@@ -79,31 +78,6 @@ impl Store {
             Encoding::Ggml(dtype) => read.widened(dtype),
             Encoding::Plain(_) => Err(read.unsupported()),
         }
-    }
-
-    /// What the weights are, in 64 hex digits: the configuration, and of every tensor the name, the
-    /// type, the shape and both ends of its stored bytes.
-    pub(crate) fn fingerprint(&self, config: &ModelConfig) -> Result<String, OpenError> {
-        let mut hash = Sha256::new();
-        let mut field = |bytes: &[u8]| {
-            hash.update((bytes.len() as u64).to_le_bytes());
-            hash.update(bytes);
-        };
-        field(b"sepal checkpoint 1");
-        field(&serde_json::to_vec(config).expect("a configuration has no key that JSON cannot have"));
-        for (name, stored) in &self.tensors {
-            field(name.as_bytes());
-            field(stored.encoding.name().as_bytes());
-            field(format!("{:?}", stored.shape).as_bytes());
-            let file = &self.files[stored.file];
-            let ends = stored.len.min(FINGERPRINT);
-            for offset in [stored.offset, stored.offset + stored.len - ends] {
-                let mut bytes = vec![0; ends as usize];
-                file.read_at(offset, &mut bytes).map_err(|source| file.io(source))?;
-                field(&bytes);
-            }
-        }
-        Ok(hex::encode(hash.finalize()))
     }
 
     /// The names of the tensors' types, the one with the most bytes first.
@@ -139,8 +113,7 @@ impl Read<'_> {
             return Err(self.unsupported());
         }
         let values = self.dequantize(dtype)?;
-        let n_rows = self.stored.shape.first().copied().unwrap_or(1);
-        let values = self.stored.rows.restore(values, n_rows).map_err(|source| self.decode(source))?;
+        let values = self.stored.rows.restore(values, &self.stored.shape).map_err(|source| self.decode(source))?;
         self.host(DType::F32, Bytes::from_owner(Numbers(values)))
     }
 

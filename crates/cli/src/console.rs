@@ -1,11 +1,13 @@
 //! A run as people see it: a bar on a terminal, plain lines elsewhere.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use sepal_pipeline::{Event, Observer, Summary};
 use sepal_track::{EvaluationRecord, StepRecord};
+
+use crate::downloads::Downloads;
 
 /// Steps between plain lines: about fifty in a run.
 const PLAIN_LINES: u64 = 50;
@@ -15,6 +17,7 @@ const SMOOTHING: f64 = 0.1;
 /// Watches a run and tells a person.
 #[derive(Debug)]
 pub(crate) struct Console {
+    downloads: Downloads,
     bar: Option<ProgressBar>,
     plain: bool,
     started: Instant,
@@ -32,6 +35,7 @@ pub(crate) struct Console {
 impl Console {
     pub(crate) fn new() -> Self {
         Self {
+            downloads: Downloads::new(),
             bar: None,
             plain: !std::io::stderr().is_terminal(),
             started: Instant::now(),
@@ -50,8 +54,7 @@ impl Console {
     fn line(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            // A closed standard error is no reason to stop a run.
-            None => drop(writeln!(std::io::stderr(), "{text}")),
+            None => self.downloads.line(text),
         }
     }
 
@@ -131,6 +134,7 @@ impl Observer for Console {
     fn event(&mut self, event: Event<'_>) {
         match event {
             Event::Notice(text) => self.line(text),
+            Event::Fetch(event) => self.downloads.event(event),
             Event::Started { total_steps, trainable } => self.start(total_steps, trainable),
             Event::Step { record, accuracy } => self.step(record, accuracy),
             Event::Evaluating { done, total } => {
@@ -207,7 +211,7 @@ fn scale_text(scale: f64) -> String {
 }
 
 /// Seconds as `1:02:03` or `2:03`.
-fn clock(seconds: f64) -> String {
+pub(crate) fn clock(seconds: f64) -> String {
     let seconds = if seconds.is_finite() { seconds.round() as u64 } else { 0 };
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }

@@ -13,6 +13,7 @@
 mod args;
 mod console;
 mod doctor;
+mod downloads;
 mod environment;
 mod place;
 mod plugins;
@@ -47,6 +48,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Command::Schema => run::schema(&registry),
         Command::Plugins(args) => run::list(&registry, &args),
         Command::Serve(args) => serve::serve(&args),
+        Command::Outline(args) => run::outline(&args),
         Command::Swarm(command) => swarm::swarm(&command),
         Command::Doctor => doctor::doctor(),
     };

@@ -1,4 +1,4 @@
-//! `sepal run`, `validate`, `fetch`, `schema` and `plugins`.
+//! `sepal run`, `validate`, `fetch`, `outline`, `schema` and `plugins`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,7 +7,7 @@ use sepal_pipeline::{Layers, Loaded, Spec};
 use sepal_plugin::{Entry, Head, Opt, Registry, Sched, Slot, Tuning};
 use serde_json::{Value, json};
 
-use crate::args::{PipelineArgs, PluginsArgs};
+use crate::args::{OutlineArgs, PipelineArgs, PluginsArgs};
 use crate::console::{Console, summary};
 use crate::{Failure, print};
 
@@ -28,6 +28,20 @@ pub(crate) fn validate(registry: &Registry, args: &PipelineArgs) -> Result<(), F
 pub(crate) fn fetch(registry: &Registry, args: &PipelineArgs) -> Result<(), Failure> {
     let spec = load(registry, args)?;
     Ok(sepal_pipeline::fetch(&spec, &mut Console::new())?)
+}
+
+pub(crate) fn outline(args: &OutlineArgs) -> Result<(), Failure> {
+    let folder = &args.folder;
+    let written = sepal_checkpoint::outline(folder, &mut |parts| {
+        let shard = parts.first().map(|(shard, _)| shard.as_str()).unwrap_or_default();
+        Err(format!("{shard} is not there; an outline is made where all shards are").into())
+    })?;
+    match written {
+        Some(path) => print(&format!("wrote {}; copy it with the shards that a server needs", path.display())),
+        None => {
+            Err(format!("outline {}: it holds no model.safetensors.index.json, so no shards", folder.display()).into())
+        }
+    }
 }
 
 pub(crate) fn schema(registry: &Registry) -> Result<(), Failure> {

@@ -1,20 +1,23 @@
 //! `sepal serve`.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use sepal_assets::{Assets, Kind};
+use sepal_assets::{Assets, FetchEvent};
 use sepal_blocks::BlockStack;
-use sepal_checkpoint::Checkpoint;
+use sepal_checkpoint::{Checkpoint, Part};
 use sepal_core::Span;
 use sepal_discover::{Discovery, Notice};
+use sepal_pipeline::ModelFiles;
 use sepal_route::{BALANCE_QUALITY, Share, better_span, weakest_span};
 use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
 use sepal_status::{StatusServer, View};
 
 use crate::args::ServeArgs;
+use crate::downloads::Downloads;
 use crate::environment;
 use crate::place::{Own, Place};
 use crate::{Failure, print};
@@ -25,28 +28,31 @@ const SPARE_BYTES: u64 = 512 << 20;
 /// Serves until it is told to stop (Ctrl-C, SIGTERM), then finishes what clients have begun.
 pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
     environment::start_with(&[environment::SLEEPING_THREADS]);
-    let asset = Assets::from_env().fetch_first(&args.model, Kind::Model, &mut |line| eprintln!("{line}"))?;
-    let checkpoint = Checkpoint::open(&asset.path)?;
+    let model = Model::open(args)?;
+    let checkpoint = &model.files.checkpoint;
     let whole = Span::new(0, checkpoint.config().n_blocks)?;
     if let Some(span) = args.blocks.filter(|&span| !whole.covers(span)) {
         return Err(format!("serve blocks {span}: the model has blocks {whole}").into());
     }
-    let stopped = stop_signal()?;
     let mut place = Place::open(args)?;
-    let swarm = Swarm { discovery: place.discovery(), digest: checkpoint.digest().to_owned(), n_blocks: whole.len() };
+    let swarm =
+        Swarm { discovery: place.discovery(), digest: args.weights.digest(checkpoint.digest()), n_blocks: whole.len() };
     let mut span = match args.blocks {
         Some(span) => span,
         // A server that stands alone holds all, as far as it is not told otherwise.
         None if swarm.discovery.is_none() && args.max_blocks.is_none() => whole,
-        None => swarm.weakest(how_many(args, &checkpoint)?)?,
+        None => swarm.weakest(how_many(args, checkpoint)?)?,
     };
+    // Before signals are handled and anything is announced: whoever stops this waits for nothing.
+    model.bring(span, &AtomicBool::new(false))?;
+    let stop = Stop::on_signal()?;
     let own = Own::default();
     let mut shown: Option<Shown> = None;
     // Whatever ends this, others are told.
     let _announced = Announced(place.discovery());
     let (mut before, mut refused) = (None, None);
     loop {
-        let server = match start(args, &mut place, &checkpoint, span) {
+        let server = match start(args, &mut place, checkpoint, span) {
             Ok(server) => server,
             Err(error) => {
                 let Some(old) = before.take() else { return Err(error) };
@@ -58,7 +64,7 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
         own.is(server.board());
         print(&format!(
             "serving blocks {span} of {} ({}) on {}",
-            asset.source,
+            model.files.asset.pinned(),
             checkpoint.describe(),
             server.endpoint()
         ))?;
@@ -70,7 +76,7 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
             }
         };
         shown.view.show(Some(Arc::clone(server.board())));
-        let Some(better) = wait(args, &stopped, &swarm, &server, refused) else {
+        let Some(better) = model.next_span(args, &stop, &swarm, &server, &mut refused) else {
             eprintln!(
                 "leaving: nothing new is taken; what clients have begun here is finished within {} s",
                 args.drain_s
@@ -82,7 +88,7 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
         eprintln!("moving from blocks {span} to {better}, which the swarm lacks");
         own.moves_to(better);
         server.drain(Duration::from_secs(args.drain_s));
-        if stopped.try_recv().is_ok() {
+        if stop.told.load(Ordering::Relaxed) {
             return Ok(());
         }
         shown.view.show(None);
@@ -91,7 +97,59 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
 }
 
 fn start(args: &ServeArgs, place: &mut Place, checkpoint: &Checkpoint, span: Span) -> Result<BlockServer, Failure> {
-    place.start(BlockStack::load(checkpoint, span)?, ModelIdentity::of(checkpoint), options(args))
+    let stack = BlockStack::load_as(checkpoint, span, args.weights)?;
+    place.start(stack, ModelIdentity::of(checkpoint).kept_as(args.weights), options(args))
+}
+
+/// The model that is served, as far as its files are here.
+struct Model {
+    assets: Assets,
+    files: ModelFiles,
+}
+
+impl Model {
+    fn open(args: &ServeArgs) -> Result<Self, Failure> {
+        let (assets, mut downloads) = (Assets::from_env(), Downloads::new());
+        let mut watch = |event: FetchEvent<'_>| {
+            downloads.event(event);
+            ControlFlow::Continue(())
+        };
+        let files = ModelFiles::open(&assets, &args.model, &mut watch)?;
+        Ok(Self { assets, files })
+    }
+
+    /// Fetches the shards of these blocks that are not here.
+    fn bring(&self, span: Span, stop: &AtomicBool) -> Result<(), Failure> {
+        let mut downloads = Downloads::new();
+        let mut watch = |event: FetchEvent<'_>| {
+            downloads.event(event);
+            if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        Ok(self.files.bring(&self.assets, Part::Blocks(span), &mut watch)?)
+    }
+
+    /// Waits until told to stop, or until the server would help more elsewhere: then it says where, once the shards of
+    /// those blocks are here. The server works on meanwhile.
+    fn next_span(
+        &self,
+        args: &ServeArgs,
+        stop: &Stop,
+        swarm: &Swarm,
+        server: &BlockServer,
+        refused: &mut Option<Span>,
+    ) -> Option<Span> {
+        loop {
+            let better = wait(args, &stop.signal, swarm, server, *refused)?;
+            match self.bring(better, &stop.told) {
+                Ok(()) => return Some(better),
+                Err(_) if stop.told.load(Ordering::Relaxed) => return None,
+                Err(error) => {
+                    eprintln!("could not move to blocks {better}: {}; staying", crate::describe(&*error));
+                    *refused = Some(better);
+                }
+            }
+        }
+    }
 }
 
 /// Tells others that the server is gone when it is dropped.
@@ -206,7 +264,8 @@ fn how_many(args: &ServeArgs, checkpoint: &Checkpoint) -> Result<usize, Failure>
     let allowed = args.max_blocks.map_or(n_blocks, |max| n_blocks.min(max as usize));
     let Some(free) = free_memory() else { return Ok(allowed) };
     // Embeddings are counted, too, which leaves some room.
-    let block_bytes = (checkpoint.parameter_count() * 4).div_ceil(n_blocks as u64).max(1);
+    let model_bytes = checkpoint.parameter_count() as f64 * args.weights.bits() / 8.0;
+    let block_bytes = (model_bytes / n_blocks as f64).ceil().max(1.0) as u64;
     // The budget of graphs is a limit; a quarter of the memory does for most.
     let graphs = (args.tape_budget_mb << 20).min(free / 4);
     let room = free.saturating_sub(graphs + SPARE_BYTES) / block_bytes;
@@ -245,15 +304,24 @@ fn options(args: &ServeArgs) -> ServerOptions {
 }
 
 /// Is told once when the process is to stop; whoever says it twice does not want to wait.
-fn stop_signal() -> Result<Receiver<()>, Failure> {
-    let (stop, stopped) = mpsc::channel();
-    let told = AtomicBool::new(false);
-    ctrlc::set_handler(move || {
-        if told.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        // The receiver is there until the process ends.
-        let _ = stop.send(());
-    })?;
-    Ok(stopped)
+struct Stop {
+    signal: Receiver<()>,
+    told: Arc<AtomicBool>,
+}
+
+impl Stop {
+    /// On Ctrl-C and SIGTERM.
+    fn on_signal() -> Result<Self, Failure> {
+        let (stop, signal) = mpsc::channel();
+        let told = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&told);
+        ctrlc::set_handler(move || {
+            if flag.swap(true, Ordering::Relaxed) {
+                std::process::exit(130);
+            }
+            // The receiver is there until the process ends.
+            let _ = stop.send(());
+        })?;
+        Ok(Self { signal, told })
+    }
 }

@@ -17,14 +17,16 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod format;
 mod host;
 mod model;
 mod q8;
 mod ragged;
 mod span;
 
+pub use format::WeightFormat;
 pub use host::{DType, HostTensor, NamedHostTensor, ShapeError};
-pub use model::{Family, ModelConfig, Rope, RopeScaling};
+pub use model::{Activation, Experts, Family, ModelConfig, Rope, RopeScaling, ScoreRule, Window};
 pub use ragged::{Ragged, RaggedError};
 pub use span::{Span, SpanError};
 

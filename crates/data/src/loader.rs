@@ -86,6 +86,11 @@ impl Loader {
         self.shared.tokens.len()
     }
 
+    /// Tokens of the longest row; 0 if there is none.
+    pub fn longest_row(&self) -> usize {
+        self.shared.tokens.rows().lengths().max().unwrap_or(0)
+    }
+
     /// The batches of epoch `epoch`, from 0. Epochs do not depend on each other.
     pub fn epoch(&self, epoch: u64) -> Epoch {
         self.epoch_from(epoch, 0)

@@ -13,6 +13,7 @@ use sepal_remote::{ModelExpectation, RemoteOptions, RemoteSequential, SwarmPath}
 use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
 use sepal_swarm::{Addr, Endpoint};
 
+use crate::blocks::Blocks;
 use crate::error::RunError;
 use crate::progress::{Event, Observer};
 use crate::spec::{EmbeddedSpec, P2pSpec, PathSpec, Spec, SwarmSpec};
@@ -27,19 +28,51 @@ pub(crate) enum Kept {
     Discovery(#[expect(dead_code, reason = "kept")] Arc<dyn Discovery>),
 }
 
-/// The blocks of the run, on servers that are started if they are to run in this process.
+/// The blocks of the run: those that run here are loaded, and servers are found, or started if they are to run in this
+/// process.
 pub(crate) fn connect(
     spec: &Spec,
     checkpoint: &Checkpoint,
     observer: &mut dyn Observer,
+) -> Result<(Kept, Blocks), RunError> {
+    let n_blocks = checkpoint.config().n_blocks;
+    let local_blocks = match spec.swarm {
+        SwarmSpec::None(_) => n_blocks,
+        _ if spec.model.local_blocks > n_blocks => {
+            return Err(RunError::LocalBlocks { local_blocks: spec.model.local_blocks, n_blocks });
+        }
+        _ => spec.model.local_blocks,
+    };
+    let here = (local_blocks > 0).then(|| load(spec, checkpoint, 0, local_blocks)).transpose()?;
+    let (kept, there) = match local_blocks == n_blocks {
+        true => (Kept::Nothing, None),
+        false => remote(spec, checkpoint, local_blocks, observer).map(|(kept, remote)| (kept, Some(remote)))?,
+    };
+    let servers = match there.as_ref().map_or(0, |remote| remote.servers().len()) {
+        0 => String::new(),
+        1 => " on 1 server".to_owned(),
+        servers => format!(" on {servers} servers"),
+    };
+    let blocks = Blocks::new(here, there);
+    observer.event(Event::Notice(&format!("{}{servers}", blocks.places())));
+    Ok((kept, blocks))
+}
+
+/// The blocks from `first_block` on, on servers.
+fn remote(
+    spec: &Spec,
+    checkpoint: &Checkpoint,
+    first_block: usize,
+    observer: &mut dyn Observer,
 ) -> Result<(Kept, RemoteSequential), RunError> {
     let config = checkpoint.config();
-    let expected =
-        ModelExpectation { digest: checkpoint.digest().to_owned(), n_blocks: config.n_blocks, hidden: config.hidden };
-    let options = options(spec);
+    let digest = spec.model.weights.digest(checkpoint.digest());
+    let expected = ModelExpectation { digest, n_blocks: config.n_blocks, hidden: config.hidden };
+    let options = RemoteOptions { first_block, ..options(spec) };
     let (kept, remote) = match &spec.swarm {
+        SwarmSpec::None(_) => return Err(RunError::Tunable { problem: "no servers are to be used".to_owned() }),
         SwarmSpec::Embedded(embedded) => {
-            let server = embed(spec, embedded, checkpoint)?;
+            let server = embed(spec, embedded, checkpoint, first_block)?;
             let endpoints = vec![server.endpoint().clone()];
             (Kept::Server(server), RemoteSequential::connect(endpoints, expected, options))
         }
@@ -53,11 +86,7 @@ pub(crate) fn connect(
         }
         SwarmSpec::P2p(p2p) => look(join(p2p)?, expected, options, observer),
     };
-    let remote = remote.map_err(RunError::Remote)?;
-    let spans: Vec<String> = remote.servers().iter().map(|info| info.span.to_string()).collect();
-    let servers = if spans.len() == 1 { "1 server".to_owned() } else { format!("{} servers", spans.len()) };
-    observer.event(Event::Notice(&format!("blocks: {} on {servers}", spans.join(", "))));
-    Ok((kept, remote))
+    Ok((kept, remote.map_err(RunError::Remote)?))
 }
 
 fn options(spec: &Spec) -> RemoteOptions {
@@ -78,14 +107,25 @@ fn options(spec: &Spec) -> RemoteOptions {
     }
 }
 
-fn embed(spec: &Spec, embedded: &EmbeddedSpec, checkpoint: &Checkpoint) -> Result<BlockServer, RunError> {
-    let load = |source: Box<dyn std::error::Error + Send + Sync>| RunError::Load { what: "blocks", source };
-    let whole = Span::new(0, checkpoint.config().n_blocks).map_err(|source| load(source.into()))?;
-    let stack = BlockStack::load(checkpoint, whole).map_err(|source| load(source.into()))?;
+/// The blocks `start..end`, in the format of the run.
+fn load(spec: &Spec, checkpoint: &Checkpoint, start: usize, end: usize) -> Result<BlockStack, RunError> {
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| RunError::Load { what: "blocks", source };
+    let span = Span::new(start, end).map_err(|source| failed(source.into()))?;
+    BlockStack::load_as(checkpoint, span, spec.model.weights).map_err(|source| failed(source.into()))
+}
+
+fn embed(
+    spec: &Spec,
+    embedded: &EmbeddedSpec,
+    checkpoint: &Checkpoint,
+    first_block: usize,
+) -> Result<BlockServer, RunError> {
+    let stack = load(spec, checkpoint, first_block, checkpoint.config().n_blocks)?;
     let limits = Limits { tape_budget_bytes: embedded.tape_budget_mb << 20, ..Limits::default() };
     let threads = spec.train.threads.and_then(|threads| u32::try_from(threads).ok());
     let options = ServerOptions { limits, threads, ..ServerOptions::default() };
-    BlockServer::embedded(stack, ModelIdentity::of(checkpoint), options).map_err(RunError::Server)
+    BlockServer::embedded(stack, ModelIdentity::of(checkpoint).kept_as(spec.model.weights), options)
+        .map_err(RunError::Server)
 }
 
 fn addresses(servers: &[String]) -> Result<Vec<Endpoint>, RunError> {

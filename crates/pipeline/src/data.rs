@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use sepal_assets::{Asset, Assets, Attempt, FetchError, Kind};
 use sepal_data::{
@@ -14,6 +15,7 @@ use sepal_track::{DataFacts, RunFolder};
 use tch::Tensor;
 
 use crate::error::{BoxError, RunError};
+use crate::model_files::watched;
 use crate::progress::{Event, Observer};
 use crate::spec::{AlternativeSpec, FileFormat, Spec};
 
@@ -43,8 +45,9 @@ pub(crate) fn prepare(
     tokenizer: &Tokenizer,
     head: &dyn TaskHead,
     observer: &mut dyn Observer,
+    stop: &AtomicBool,
 ) -> Result<Prepared, RunError> {
-    let chosen = choose(spec, assets, observer)?;
+    let chosen = choose(spec, assets, observer, stop)?;
     let set = LabelSet::new(head.label_names()).map_err(training)?;
     let (train, validation) = tables(&chosen, spec.train.seed, &set, head)?;
     let read = |table: &Table| -> Result<Labels, BoxError> { Ok(set.labels_as(table, label_kind(head))?) };
@@ -94,8 +97,13 @@ pub(crate) fn prepare(
 }
 
 /// Fetches the data into the cache.
-pub(crate) fn fetch(spec: &Spec, assets: &Assets, observer: &mut dyn Observer) -> Result<(), RunError> {
-    choose(spec, assets, observer).map(drop)
+pub(crate) fn fetch(
+    spec: &Spec,
+    assets: &Assets,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<(), RunError> {
+    choose(spec, assets, observer, stop).map(drop)
 }
 
 /// Attempts as the manifest has them.
@@ -138,10 +146,10 @@ pub(crate) fn to_tensor(labels: Option<&Labels>) -> Result<sepal_plugin::Labels,
 }
 
 /// The first of the alternatives whose files can all be had.
-fn choose(spec: &Spec, assets: &Assets, observer: &mut dyn Observer) -> Result<Chosen, RunError> {
+fn choose(spec: &Spec, assets: &Assets, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Chosen, RunError> {
     let mut tried: Vec<Attempt> = Vec::new();
     for alternative in spec.data.alternatives() {
-        match fetch_alternative(&alternative, assets, observer) {
+        match fetch_alternative(&alternative, assets, observer, stop) {
             Ok((train, validation)) => {
                 let attempts = [train.attempts.as_slice(), validation.as_ref().map_or(&[], |asset| &asset.attempts)];
                 let passed_over = passed_over(&[&tried, attempts.concat().as_slice()].concat());
@@ -158,14 +166,15 @@ fn fetch_alternative(
     alternative: &AlternativeSpec,
     assets: &Assets,
     observer: &mut dyn Observer,
+    stop: &AtomicBool,
 ) -> Result<(Asset, Option<Asset>), FetchError> {
-    let mut notice = |line: &str| observer.event(Event::Notice(&format!("data: {line}")));
-    let train = assets.fetch_first(&alternative.train, Kind::Dataset, &mut notice)?;
+    let mut watch = watched("data", observer, stop);
+    let train = assets.fetch_first(&alternative.train, Kind::Dataset, &mut watch)?;
     // The same source twice is the two splits of one folder.
     let again = alternative.validation.as_ref().is_some_and(|sources| *sources == alternative.train);
     let validation = match &alternative.validation {
         Some(_) if again => Some(Asset { attempts: Vec::new(), ..train.clone() }),
-        Some(sources) => Some(assets.fetch_first(sources, Kind::Dataset, &mut notice)?),
+        Some(sources) => Some(assets.fetch_first(sources, Kind::Dataset, &mut watch)?),
         None => None,
     };
     Ok((train, validation))
@@ -208,12 +217,12 @@ fn read(alternative: &AlternativeSpec, asset: &Asset, splits: &[&str]) -> Result
 
 fn facts(chosen: &Chosen, train: &Table, validation: Option<&Table>, truncated_rows: usize) -> DataFacts {
     let described = match (&chosen.validation, chosen.spec.validation_split) {
-        (Some(asset), _) => asset.source.to_string(),
+        (Some(asset), _) => asset.pinned().to_string(),
         (None, Some(fraction)) => format!("{fraction} of the training source, by seed"),
         (None, None) => "none".to_owned(),
     };
     DataFacts {
-        train: chosen.train.source.to_string(),
+        train: chosen.train.pinned().to_string(),
         validation: described,
         passed_over: chosen.passed_over.clone(),
         train_digest: train.digest().to_owned(),

@@ -78,6 +78,38 @@ pub enum RunError {
         #[source]
         source: sepal_plugin::BuildError,
     },
+    /// The blocks of this process failed.
+    #[error("run the blocks of this process")]
+    Blocks(#[source] BoxError),
+    /// The tuning mode needs what blocks of this process do not have.
+    #[error("tune the blocks: {problem}")]
+    Tunable {
+        /// What is missing.
+        problem: String,
+    },
+    /// More blocks are to run here than there are.
+    #[error("run the first {local_blocks} blocks in this process (`model.local_blocks`): the model has {n_blocks}")]
+    LocalBlocks {
+        /// Asked for.
+        local_blocks: usize,
+        /// There are.
+        n_blocks: usize,
+    },
+    /// A row is longer than the model takes.
+    #[error(
+        "train on a row of {tokens} tokens and {prompts} prompts, {} positions: the model takes {max_positions}; set \
+         `data.max_length` to at most {}",
+        tokens + prompts,
+        max_positions.saturating_sub(*prompts)
+    )]
+    Positions {
+        /// Of the longest row.
+        tokens: usize,
+        /// Prompts before each row.
+        prompts: usize,
+        /// Positions that the model takes.
+        max_positions: usize,
+    },
     /// The servers cannot be used.
     #[error("run the remote blocks")]
     Remote(#[source] sepal_remote::RemoteError),

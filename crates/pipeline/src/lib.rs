@@ -17,6 +17,7 @@
 //! assert_eq!(schema(&registry)["type"], "object");
 //! ```
 
+mod blocks;
 mod checks;
 mod connect;
 mod data;
@@ -25,6 +26,7 @@ mod error;
 mod layers;
 mod load;
 mod model;
+mod model_files;
 mod path;
 mod positions;
 mod precision;
@@ -40,6 +42,7 @@ mod yaml;
 
 pub use error::RunError;
 pub use load::{Layers, Loaded, ReadError};
+pub use model_files::ModelFiles;
 pub use path::KeyPath;
 pub use positions::Position;
 pub use problem::{Origin, Problem, Problems};

@@ -2,17 +2,17 @@ use sepal_blocks::{Ends, EndsError};
 use sepal_core::{Ragged, Span};
 use sepal_nn::Parameters;
 use sepal_plugin::{Hidden, Logits, Phase, TaskHead, TuningMode};
-use sepal_remote::{RemoteSequential, Tuned};
 use tch::Tensor;
 
+use crate::blocks::{Blocks, Tuned};
 use crate::error::RunError;
 use crate::precision::{rounded, rounded_forward};
 use crate::spec::Precision;
 
-/// What trains, with the frozen model around it: ends in this process, blocks on servers.
+/// What trains, with the frozen model around it: ends in this process, blocks wherever they run.
 pub(crate) struct Model {
     pub(crate) ends: Ends,
-    pub(crate) remote: RemoteSequential,
+    pub(crate) blocks: Blocks,
     pub(crate) tuning: Box<dyn TuningMode>,
     pub(crate) head: Box<dyn TaskHead>,
     pub(crate) params: Parameters,
@@ -29,12 +29,6 @@ impl Model {
         Ok(named.into_iter().map(|named| (named.name, named.tensor)).collect())
     }
 
-    /// The servers that there are, for messages.
-    pub(crate) fn servers(&self) -> String {
-        let spans: Vec<String> = self.remote.servers().iter().map(|info| info.span.to_string()).collect();
-        format!("blocks {}", spans.join(", "))
-    }
-
     /// The logits of a batch: `[rows, n_labels]`.
     pub(crate) fn forward(
         &self,
@@ -46,7 +40,7 @@ impl Model {
         let tokens = self.rounded(self.ends.embed(&Tensor::from_slice(ids)))?; // [n_tokens, hidden]
         let prompts = self.tuning.prefix().map_err(RunError::Tuning)?;
         let prefix = prompts.map(|prompts| self.prefix(&prompts)).transpose()?;
-        let pooled = tuned.forward(prefix.as_ref(), &tokens, rows).map_err(RunError::Remote)?; // [rows, hidden]
+        let pooled = tuned.forward(prefix.as_ref(), &tokens, rows)?; // [rows, hidden]
         let hidden = Hidden { pooled: self.rounded(self.ends.final_norm(&pooled))? };
         self.head.forward(&hidden, phase).map_err(RunError::Head)
     }

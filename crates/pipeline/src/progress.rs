@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use sepal_assets::FetchEvent;
 use sepal_track::{EvaluationRecord, StepRecord};
 
 /// What a run tells whoever watches it.
@@ -9,6 +10,8 @@ use sepal_track::{EvaluationRecord, StepRecord};
 pub enum Event<'a> {
     /// One line for people: a source that was used or passed over, a server that was started.
     Notice(&'a str),
+    /// A file of the model or the data comes from the hub.
+    Fetch(FetchEvent<'a>),
     /// Training begins.
     Started {
         /// Optimizer steps of the whole run.

@@ -1,14 +1,14 @@
 //! From a checked pipeline to a run folder.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use sepal_assets::{Asset, Assets, Kind};
+use sepal_assets::{Asset, Assets};
 use sepal_blocks::Ends;
-use sepal_checkpoint::Checkpoint;
+use sepal_checkpoint::{Checkpoint, Part};
 use sepal_core::{Span, in_one_line};
+use sepal_data::Loader;
 use sepal_nn::Parameters;
 use sepal_plugin::{
     Head, HeadContext, Opt, OptContext, Registry, Sched, SchedContext, Tuning, TuningContext, TuningMode,
@@ -20,9 +20,10 @@ use crate::connect::connect;
 use crate::data::{self, Prepared};
 use crate::error::RunError;
 use crate::model::Model;
+use crate::model_files::{ModelFiles, watched};
 use crate::precision::Scaling;
 use crate::progress::{Event, Observer, Summary};
-use crate::spec::Spec;
+use crate::spec::{Spec, SwarmSpec};
 use crate::train::{Outcome, Training};
 
 /// Trains as the pipeline says and leaves a run folder.
@@ -42,8 +43,7 @@ pub fn run(
         tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
     }
     let assets = Assets::from_env();
-    let asset = fetch_model(spec, &assets, observer)?;
-    let checkpoint = open(&asset.path)?;
+    let ModelFiles { asset, checkpoint } = fetch_model(spec, &assets, observer, stop)?;
     let tokenizer = checkpoint
         .tokenizer()
         .map_err(|source| RunError::Tokenizer { path: asset.path.clone(), source: source.into() })?;
@@ -53,13 +53,14 @@ pub fn run(
     let head = registry
         .build::<Head>(&spec.task.name, spec.task.options(), &mut cx)
         .map_err(|source| RunError::Build { key: "task", source })?;
-    let prepared = data::prepare(spec, &assets, &tokenizer, &*head, observer)?;
+    let prepared = data::prepare(spec, &assets, &tokenizer, &*head, observer, stop)?;
     let ends = Ends::load(&checkpoint)
         .map_err(|source| RunError::Load { what: "embeddings and final norm", source: source.into() })?;
     let tuning = build_tuning(spec, registry, &checkpoint, ends.embedding_matrix(), &mut params)?;
-    let (kept, remote) = connect(spec, &checkpoint, observer)?;
+    check_positions(&checkpoint, &prepared, tuning.pre_seq_len())?;
+    let (kept, blocks) = connect(spec, &checkpoint, observer)?;
     let whole = whole(&checkpoint)?;
-    let mut model = Model { ends, remote, tuning, head, params, whole, precision: spec.train.precision };
+    let mut model = Model { ends, blocks, tuning, head, params, whole, precision: spec.train.precision };
 
     let folder = RunFolder::create(&spec.output.folder, &spec.name).map_err(RunError::Write)?;
     let yaml = spec.to_yaml().map_err(|error| RunError::Resolved { message: error.to_string() })?;
@@ -80,9 +81,9 @@ pub fn run(
 /// # Errors
 /// [`RunError::Fetch`] if a source cannot be had.
 pub fn fetch(spec: &Spec, observer: &mut dyn Observer) -> Result<(), RunError> {
-    let assets = Assets::from_env();
-    fetch_model(spec, &assets, observer)?;
-    data::fetch(spec, &assets, observer)?;
+    let (assets, never) = (Assets::from_env(), AtomicBool::new(false));
+    fetch_model(spec, &assets, observer, &never)?;
+    data::fetch(spec, &assets, observer, &never)?;
     Ok(())
 }
 
@@ -91,16 +92,38 @@ struct Started {
     stamp: String,
 }
 
-fn fetch_model(spec: &Spec, assets: &Assets, observer: &mut dyn Observer) -> Result<Asset, RunError> {
-    assets
-        .fetch_first(&spec.model.source, Kind::Model, &mut |line| {
-            observer.event(Event::Notice(&format!("model: {line}")))
-        })
-        .map_err(|source| RunError::Fetch { what: "model", source })
+/// The model, with the shards that this process needs: all of them only where the blocks run here.
+fn fetch_model(
+    spec: &Spec,
+    assets: &Assets,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<ModelFiles, RunError> {
+    let mut watch = watched("model", observer, stop);
+    let files = ModelFiles::open(assets, &spec.model.source, &mut watch)?;
+    match (&spec.swarm, Span::new(0, spec.model.local_blocks.min(files.checkpoint.config().n_blocks))) {
+        (SwarmSpec::Embedded(_) | SwarmSpec::None(_), _) => files.bring(assets, Part::Whole, &mut watch)?,
+        (_, first) => {
+            files.bring(assets, Part::Ends, &mut watch)?;
+            // There is no span of no blocks.
+            if let Ok(first) = first {
+                files.bring(assets, Part::Blocks(first), &mut watch)?;
+            }
+        }
+    }
+    Ok(files)
 }
 
-fn open(path: &Path) -> Result<Checkpoint, RunError> {
-    Checkpoint::open(path).map_err(|source| RunError::Checkpoint { path: path.to_owned(), source: source.into() })
+/// Every row fits the model, with its prompts.
+fn check_positions(checkpoint: &Checkpoint, prepared: &Prepared, prompts: usize) -> Result<(), RunError> {
+    let validation = prepared.validation.as_ref().map_or(0, Loader::longest_row);
+    let tokens = prepared.train.longest_row().max(validation);
+    match checkpoint.config().max_positions {
+        Some(max_positions) if tokens + prompts > max_positions => {
+            Err(RunError::Positions { tokens, prompts, max_positions })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn whole(checkpoint: &Checkpoint) -> Result<Span, RunError> {
@@ -171,7 +194,7 @@ fn train(
 
 fn model_facts(asset: &Asset, checkpoint: &Checkpoint, tokenizer: &str) -> ModelFacts {
     ModelFacts {
-        source: asset.source.to_string(),
+        source: asset.pinned().to_string(),
         passed_over: data::passed_over(&asset.attempts),
         digest: checkpoint.digest().to_owned(),
         weights: checkpoint.describe().to_string(),
@@ -214,7 +237,7 @@ impl End<'_> {
             None if outcome.interrupted => Status::Interrupted,
             None => Status::Finished,
         };
-        let traffic = model.remote.traffic();
+        let traffic = model.blocks.traffic();
         let trainable = model.params.count() as u64;
         let versions = Versions { sepal: env!("CARGO_PKG_VERSION").to_owned(), libtorch: LIBTORCH.to_owned() };
         Ok(Manifest {

@@ -5,7 +5,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use sepal_plugin::{Entry, Head, Opt, Registry, Sched, Slot, Tuning};
 use serde_json::{Map, Value, json};
 
-use crate::spec::{EmbeddedSpec, LanSpec, P2pSpec, Spec, StaticSpec};
+use crate::spec::{EmbeddedSpec, LanSpec, NoneSpec, P2pSpec, Spec, StaticSpec};
 
 /// The JSON schema of a pipeline file with these plugins: complete in itself, with documentation, defaults and
 /// examples for editors.
@@ -64,6 +64,7 @@ fn swarms() -> Vec<Choice> {
         Choice { name, summary, schema, example }
     };
     vec![
+        choice("none", of::<NoneSpec>(), json!({})),
         choice("embedded", of::<EmbeddedSpec>(), json!({})),
         choice("static", of::<StaticSpec>(), json!({ "servers": ["127.0.0.1:4000", "127.0.0.1:4001"] })),
         choice("lan", of::<LanSpec>(), json!({})),
@@ -146,6 +147,11 @@ fn of<T: JsonSchema>() -> Value {
 /// The schema of a number format, or of none.
 pub(crate) fn dtype(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "anyOf": [{ "type": "string", "enum": ["f32", "f16", "bf16", "q8"] }, { "type": "null" }] })
+}
+
+/// The schema of a format of weights.
+pub(crate) fn weight_format(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "enum": ["f32", "bf16", "f16", "int8", "nf4"] })
 }
 
 /// The schema of a column's value.

@@ -6,13 +6,13 @@ use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use sepal_assets::Sources;
-use sepal_core::DType;
+use sepal_core::{DType, WeightFormat};
 use sepal_optim::GradScalerConfig;
 use serde::de::{Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-pub use crate::swarm::{EmbeddedSpec, LanSpec, P2pSpec, PathSpec, RemoteSpec, StaticSpec, SwarmSpec};
+pub use crate::swarm::{EmbeddedSpec, LanSpec, NoneSpec, P2pSpec, PathSpec, RemoteSpec, StaticSpec, SwarmSpec};
 
 /// A pipeline: which frozen model is adapted to which task, by what, on which data.
 ///
@@ -111,6 +111,14 @@ impl PluginSpec {
 pub struct ModelSpec {
     /// A Hugging Face folder or a GGUF file, or a list of which the first that can be had is used.
     pub source: Sources,
+    /// How the weights of all blocks are kept, in this process and on servers; servers that keep them otherwise are not
+    /// used.
+    #[serde(default)]
+    #[schemars(schema_with = "crate::schema::weight_format")]
+    pub weights: WeightFormat,
+    /// So many blocks, the first ones, run in this process, so that servers see less of the text.
+    #[serde(default)]
+    pub local_blocks: usize,
 }
 
 /// The labelled texts.

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "use", content = "with", rename_all = "kebab-case")]
 pub enum SwarmSpec {
-    /// In this process.
+    /// Nowhere else: all blocks run in this process, without a server.
+    None(NoneSpec),
+    /// In this process, through the same protocol as on servers.
     Embedded(EmbeddedSpec),
     /// On servers that run already.
     Static(StaticSpec),
@@ -22,6 +24,7 @@ impl SwarmSpec {
     /// How servers are called, wherever they are.
     pub fn remote(&self) -> RemoteSpec {
         match self {
+            SwarmSpec::None(_) => RemoteSpec::default(),
             SwarmSpec::Embedded(options) => RemoteSpec {
                 wire_dtype: options.wire_dtype,
                 micro_batch_tokens: options.micro_batch_tokens,
@@ -39,6 +42,11 @@ impl Default for SwarmSpec {
         SwarmSpec::Embedded(EmbeddedSpec::default())
     }
 }
+
+/// Runs all blocks in this process and no server: for small models, or to compare.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NoneSpec {}
 
 /// Runs the blocks in this process, through the same protocol as on servers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -6,10 +6,10 @@ use std::time::Instant;
 use sepal_data::{Batch, Loader};
 use sepal_optim::{Optimizer, Schedule, clip_grad_norm};
 use sepal_plugin::{Labels, Phase, Prediction};
-use sepal_remote::Tuned;
 use sepal_track::{EvaluationRecord, MetricsLog, StepRecord};
 use tch::{Kind, Tensor};
 
+use crate::blocks::Tuned;
 use crate::data::to_tensor;
 use crate::error::RunError;
 use crate::model::Model;
@@ -126,7 +126,7 @@ impl Training<'_> {
     fn step(&mut self, group: &[Batch], epoch: f64, outcome: &mut Outcome) -> Result<(), RunError> {
         let started = Instant::now();
         let number = outcome.steps + 1;
-        let traffic = self.model.remote.traffic().clone();
+        let traffic = self.model.blocks.traffic().clone();
         let (up, down) = (traffic.up(), traffic.down());
         let scale = self.scaling.scale();
         // A step that was skipped moves neither the parameters nor the schedule.
@@ -189,7 +189,7 @@ impl Training<'_> {
             // A graph of its own for each backward; the numbers go up once.
             let tunables = self.model.tunables()?;
             let current = match tuned.take() {
-                None => self.model.remote.tune(tunables).map_err(RunError::Remote)?,
+                None => self.model.blocks.tune(tunables)?,
                 Some(earlier) => earlier.with_graph(tunables),
             };
             let tuned = tuned.insert(current);
@@ -198,7 +198,7 @@ impl Training<'_> {
             let loss = self.model.head.loss(&logits, &labels).map_err(RunError::Head)?;
             let value = f64::try_from(&loss).map_err(RunError::Torch)?;
             if !value.is_finite() {
-                let (rows, servers) = (batch.indices.clone(), self.model.servers());
+                let (rows, servers) = (batch.indices.clone(), self.model.blocks.places());
                 return Err(RunError::NonFinite { what: "loss", step, rows, servers });
             }
             let share = batch.rows.len() as f64 / sums.rows as f64;
@@ -210,7 +210,7 @@ impl Training<'_> {
                 _ => None,
             };
             let scaled = self.scaling.scaled(loss * share).map_err(RunError::Torch)?;
-            self.model.remote.backward(&scaled).map_err(|source| RunError::Backward { step, source })?;
+            self.model.blocks.backward(&scaled).map_err(|source| RunError::Backward { step, source })?;
         }
         Ok(())
     }
@@ -222,7 +222,7 @@ impl Training<'_> {
         let grad_norm = if are_finite { self.clip()? } else { f64::NAN };
         if !grad_norm.is_finite() {
             let (what, rows) = ("norm of the gradients", rows_of(group));
-            return Err(RunError::NonFinite { what, step, rows, servers: self.model.servers() });
+            return Err(RunError::NonFinite { what, step, rows, servers: self.model.blocks.places() });
         }
         self.scaling.step(&mut *self.optimizer, &self.model.params, lr).map_err(RunError::Optimizer)?;
         Ok(grad_norm)
@@ -252,13 +252,13 @@ pub(crate) fn evaluate(
     observer: &mut dyn Observer,
 ) -> Result<Evaluated, RunError> {
     let started = Instant::now();
-    let traffic = model.remote.traffic();
+    let traffic = model.blocks.traffic();
     let (up, down) = (traffic.up(), traffic.down());
     let mut prediction = Prediction::default();
     let mut labels = Vec::new();
     let (mut loss, mut tokens) = (0.0, 0);
     tch::no_grad(|| {
-        let tuned = model.remote.tune(model.tunables()?).map_err(RunError::Remote)?;
+        let tuned = model.blocks.tune(model.tunables()?)?;
         for batch in loader.epoch(0) {
             let logits = model.forward(&tuned, &batch.ids, &batch.rows, Phase::Evaluate)?;
             let truth = to_tensor(batch.labels.as_ref())?;

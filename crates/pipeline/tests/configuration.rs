@@ -228,7 +228,7 @@ fn unknown_plugins() {
     assert_snapshot!(with("use: deep-ptune", "use: deep_ptune"), @r#"sst2.yaml:9:3: tuning.use: unknown tuning mode "deep_ptune"; known: deep-ptune, ptune; did you mean `deep-ptune`?"#);
     assert_snapshot!(with("use: sequence-classification", "use: regression"), @r#"sst2.yaml:6:3: task.use: unknown task head "regression"; known: sequence-classification"#);
     assert_snapshot!(with("use: adamw", "uses: adamw"), @"sst2.yaml:24:14: optimizer.uses: unknown key; did you mean `use`?");
-    assert_snapshot!(with("use: embedded", "use: swarm"), @r#"sst2.yaml:4:10: swarm.use: unknown swarm "swarm"; known: embedded, static, lan, p2p"#);
+    assert_snapshot!(with("use: embedded", "use: swarm"), @r#"sst2.yaml:4:10: swarm.use: unknown swarm "swarm"; known: none, embedded, static, lan, p2p"#);
 }
 
 #[test]

@@ -3,8 +3,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sepal_autograd::BoxError;
-use sepal_core::{DType, HostTensor};
-use sepal_nn::host::{from_host, share_from_host, share_to_host};
+use sepal_core::{DType, HostTensor, Ragged};
+use sepal_nn::host::{share_from_host, share_to_host};
+use sepal_wire::codec::InputGrad;
 use tch::Tensor;
 use tokio::sync::{mpsc, oneshot};
 
@@ -38,12 +39,14 @@ pub(crate) struct Backward {
     pub(crate) groups: Vec<Vec<usize>>,
     pub(crate) dtype: DType,
     pub(crate) want: ClientWant,
-    pub(crate) has_prefix: bool,
+    /// If there is a prefix.
+    pub(crate) prefix_len: Option<usize>,
+    pub(crate) rows: Ragged,
     pub(crate) tunables: Vec<(String, Vec<usize>)>,
 }
 
 impl Backward {
-    /// The gradients of prefix and tunables.
+    /// The gradients of prefix, tokens and tunables.
     pub(crate) fn run(&self, grad_output: &Tensor) -> Result<Vec<Option<Tensor>>, BoxError> {
         self.gradients(grad_output).inspect_err(|error| self.failed.note(error.downcast_ref()))
     }
@@ -63,13 +66,32 @@ impl Backward {
         self.commands.send(command).map_err(|_| RemoteError::Stopped)?;
         let chains = answer.blocking_recv().map_err(|_| RemoteError::Stopped)??;
         let mut result = Vec::new();
-        if self.has_prefix {
-            result.push(sum(chains.iter().filter_map(|chain| chain.prefix.as_ref()))?);
+        if let Some(prefix_len) = self.prefix_len {
+            result.push(sum(&chains, prefix_len)?);
         }
+        let is_whole = self.want.input == InputGrad::All;
+        result.push(is_whole.then(|| self.tokens(&chains)).transpose()?);
         for (name, shape) in &self.tunables {
             result.push(if self.want.tunables { Some(sum_tunable(&chains, name, shape)?) } else { None });
         }
         Ok(result)
+    }
+
+    /// The gradient of the tokens, `[n_tokens, hidden]`, in the batch's order.
+    fn tokens(&self, chains: &[ChainGrads]) -> Result<Tensor, BoxError> {
+        let mut rows: Vec<Option<Tensor>> = (0..self.rows.len()).map(|_| None).collect();
+        for (group, chain) in self.groups.iter().zip(chains) {
+            let Some(input) = &chain.input else { continue };
+            let input = share_from_host(input)?;
+            let mut start = self.prefix_len.unwrap_or(0);
+            for &row in group {
+                let len = self.rows.row_len(row);
+                rows[row] = Some(input.f_narrow(0, start as i64, len as i64)?);
+                start += len;
+            }
+        }
+        let rows: Vec<Tensor> = rows.into_iter().flatten().collect();
+        Ok(Tensor::f_cat(&rows, 0)?)
     }
 }
 
@@ -80,14 +102,15 @@ impl Drop for Backward {
     }
 }
 
-/// The sum over the micro-batches, in their order.
-fn sum<'a>(parts: impl Iterator<Item = &'a HostTensor>) -> Result<Option<Tensor>, BoxError> {
+/// The gradient of the prefix: the sum over the micro-batches, in their order.
+fn sum(chains: &[ChainGrads], prefix_len: usize) -> Result<Option<Tensor>, BoxError> {
     let mut total: Option<Tensor> = None;
-    for part in parts {
+    for part in chains.iter().filter_map(|chain| chain.input.as_ref()) {
+        let part = share_from_host(part)?.f_narrow(0, 0, prefix_len as i64)?;
         total = Some(match total {
             // A copy: it becomes a gradient, and libtorch adds up gradients in place.
-            None => from_host(part)?,
-            Some(total) => total.f_add(&share_from_host(part)?)?,
+            None => part.f_detach_copy()?,
+            Some(total) => total.f_add(&part)?,
         });
     }
     Ok(total)

@@ -12,7 +12,7 @@ use sepal_route::{Hop, Pass, ServerId, Work};
 use sepal_wire::codec::{GradWant, Grads, InputGrad, WireBatch};
 use sepal_wire::{Relay, sepal_capnp as wire};
 
-use crate::error::{CallError, GRADIENTS, RemoteError};
+use crate::error::{CallError, GRADIENTS, HIDDEN_STATES, PROMPTS, RemoteError};
 use crate::kept;
 use crate::peer::Output;
 use crate::relay::Relayed;
@@ -41,8 +41,8 @@ struct Leg {
 
 /// What a chain's backward gives.
 pub(crate) struct ChainGrads {
-    /// `[prefix_len, hidden]`.
-    pub(crate) prefix: Option<HostTensor>,
+    /// Of what was wanted of the input: `[prefix_len, hidden]`, or of all positions.
+    pub(crate) input: Option<HostTensor>,
     /// By the spans that they belong to.
     pub(crate) tunables: Vec<(Span, Vec<NamedHostTensor>)>,
 }
@@ -50,15 +50,23 @@ pub(crate) struct ChainGrads {
 impl ChainGrads {
     fn are_finite(&self) -> bool {
         let tunables = self.tunables.iter().flat_map(|(_, tunables)| tunables).map(|named| &named.tensor);
-        self.prefix.iter().chain(tunables).all(HostTensor::is_finite)
+        self.input.iter().chain(tunables).all(HostTensor::is_finite)
     }
 }
 
 /// Which gradients a client wants.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ClientWant {
-    pub(crate) prefix: bool,
+    /// Of what goes into the first hop.
+    pub(crate) input: InputGrad,
     pub(crate) tunables: bool,
+}
+
+impl ClientWant {
+    /// The gradient of the first hop's input.
+    pub(crate) fn input_of(self, prefix_len: usize) -> InputGrad {
+        if self.input == InputGrad::Prefix && prefix_len == 0 { InputGrad::None } else { self.input }
+    }
 }
 
 impl Servers {
@@ -220,17 +228,13 @@ impl Servers {
             let span = relayed.span()?;
             self.advance(&mut chain, relayed.batch, span, Want::LastOfRows, true, Vec::new()).await?;
         }
-        let mut grads = ChainGrads { prefix: None, tunables: Vec::new() };
+        let mut grads = ChainGrads { input: None, tunables: Vec::new() };
         let mut grad_output = Some(grad_output);
         let mut trouble = Trouble::default();
         while let Some(mut leg) = chain.legs.pop() {
             let Some(grad) = grad_output.as_ref() else { break };
-            let is_first = leg.hop.span.start() == 0;
-            let input = match (is_first, want.prefix && chain.prefix_len > 0) {
-                (false, _) => InputGrad::All,
-                (true, true) => InputGrad::Prefix,
-                (true, false) => InputGrad::None,
-            };
+            let is_first = leg.hop.span.start() == self.options().first_block;
+            let input = if is_first { want.input_of(chain.prefix_len) } else { InputGrad::All };
             if self.peer(leg.hop.server).generation() != leg.generation {
                 // The server was left since: the tape went with its connection.
                 leg.tape = None;
@@ -255,7 +259,7 @@ impl Servers {
                 }
             }
         }
-        grads.prefix = grad_output;
+        grads.input = grad_output;
         Ok(grads)
     }
 
@@ -322,11 +326,13 @@ impl Servers {
         }
         let outputs = chain.legs.iter().skip(1).map(|leg| &leg.input).chain([output]);
         if chain.legs.first().is_some_and(|leg| !leg.input.is_finite()) {
-            return Err(RemoteError::NonFiniteInput { what: "prompts", dtype: self.options().wire_dtype });
+            // What the caller's own blocks gave is no parameter.
+            let what = if self.options().first_block > 0 { HIDDEN_STATES } else { PROMPTS };
+            return Err(RemoteError::NonFiniteInput { what, dtype: self.options().wire_dtype });
         }
         for (leg, output) in chain.legs.iter().zip(outputs) {
             if !output.is_finite() {
-                return Err(self.non_finite(leg.hop, "hidden states"));
+                return Err(self.non_finite(leg.hop, HIDDEN_STATES));
             }
         }
         Ok(())

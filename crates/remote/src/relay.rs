@@ -174,8 +174,7 @@ impl Servers {
             let given = relay.from.is_none().then_some(grad_output);
             let input = match relay.next {
                 Some(_) => InputGrad::All,
-                None if want.prefix && batch.prefix_len > 0 => InputGrad::Prefix,
-                None => InputGrad::None,
+                None => want.input_of(batch.prefix_len),
             };
             let asked = GradWant { input, tunables: want.tunables, dtype: self.options().wire_dtype };
             let call = peer.backward_tape(tape, given, asked, relay);
@@ -185,9 +184,9 @@ impl Servers {
             part.map(|grads| self.check_grads(step, hop.span, batch, answered, grads).map_err(|e| by(hop, e)))
         });
         let answers = self.convoy(&route, Pass::Backward, batch, calls).await?;
-        let mut grads = ChainGrads { prefix: None, tunables: Vec::new() };
+        let mut grads = ChainGrads { input: None, tunables: Vec::new() };
         for (hop, answer) in route.iter().zip(answers) {
-            grads.prefix = answer.input;
+            grads.input = answer.input;
             grads.tunables.push((hop.span, answer.tunables));
         }
         Ok(grads)

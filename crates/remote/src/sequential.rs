@@ -9,7 +9,7 @@ use sepal_nn::host::{from_host, share_from_host, share_to_host, to_host};
 use sepal_route::Hop;
 use sepal_swarm::{Endpoint, Sightings, Traffic};
 use sepal_wire::ServerInfo;
-use sepal_wire::codec::WireBatch;
+use sepal_wire::codec::{InputGrad, WireBatch};
 use tch::Tensor;
 use tokio::sync::{mpsc, oneshot};
 
@@ -68,6 +68,9 @@ pub struct RemoteOptions {
     pub connect_timeout: Duration,
     /// How long blocks may be without a server that answers before a call fails.
     pub wait: Duration,
+    /// The first of the blocks that servers run: the caller runs those before it, and gives hidden states that come out
+    /// of them.
+    pub first_block: usize,
 }
 
 impl Default for RemoteOptions {
@@ -82,11 +85,12 @@ impl Default for RemoteOptions {
             call_timeout: Duration::from_secs(300),
             connect_timeout: Duration::from_secs(5),
             wait: Duration::from_secs(20),
+            first_block: 0,
         }
     }
 }
 
-/// All blocks of a model, on other machines.
+/// All blocks of a model, or all from one on, on other machines.
 #[derive(Debug)]
 pub struct RemoteSequential {
     commands: mpsc::UnboundedSender<Command>,
@@ -253,13 +257,14 @@ impl Tuned<'_> {
     /// token, before the final norm: `[rows, hidden]`.
     ///
     /// `prefix` is `[prefix_len, hidden]`, shared by all rows; `tokens` is `[n_tokens, hidden]`, the rows
-    /// end to end. The result is differentiable in the prefix and in the tunables; the tokens are frozen.
+    /// end to end. The result is differentiable in the prefix, in the tunables and in the tokens; text that nothing
+    /// trainable went into has frozen tokens, whose gradient servers leave out.
     ///
     /// # Errors
     /// [`RemoteError`]; an error in the backward comes out of `f_backward`.
     pub fn forward(&self, prefix: Option<&Tensor>, tokens: &Tensor, rows: &Ragged) -> Result<Tensor, RemoteError> {
         let prefix_len = self.check(prefix, tokens, rows)?;
-        let inputs: Vec<&Tensor> = prefix.into_iter().chain(&self.tensors).collect();
+        let inputs: Vec<&Tensor> = prefix.into_iter().chain([tokens]).chain(&self.tensors).collect();
         let keep = sepal_nn::grad_is_enabled() && inputs.iter().any(|input| input.requires_grad());
         let Split { groups, routes, choice } = split(self.remote, prefix_len, rows)?;
         let begun = Instant::now();
@@ -283,10 +288,15 @@ impl Tuned<'_> {
             groups,
             dtype: self.remote.options.wire_dtype,
             want: ClientWant {
-                prefix: prefix.is_some_and(Tensor::requires_grad),
+                input: match (tokens.requires_grad(), prefix.is_some_and(Tensor::requires_grad)) {
+                    (true, _) => InputGrad::All,
+                    (false, true) => InputGrad::Prefix,
+                    (false, false) => InputGrad::None,
+                },
                 tunables: self.tensors.iter().any(Tensor::requires_grad),
             },
-            has_prefix: prefix.is_some(),
+            prefix_len: prefix.map(|_| prefix_len),
+            rows: rows.clone(),
             tunables: step.tunables.iter().map(|named| (named.name.clone(), named.tensor.shape().to_vec())).collect(),
         };
         sepal_autograd::attach(&inputs, pooled, move |grad| backward.run(grad)).map_err(RemoteError::local)
@@ -361,6 +371,11 @@ fn most_positions(options: &RemoteOptions, hidden: usize) -> usize {
     options.micro_batch_tokens.min(MAX_MICRO_BATCH_BYTES / bytes.max(1))
 }
 
+/// The blocks that servers run.
+pub(crate) fn remote_span(options: &RemoteOptions, expected: &ModelExpectation) -> Result<Span, RemoteError> {
+    Span::new(options.first_block, expected.n_blocks).map_err(RemoteError::local)
+}
+
 /// A batch cut into micro-batches.
 struct Split {
     /// Their rows.
@@ -376,7 +391,7 @@ struct Split {
 fn split(remote: &RemoteSequential, prefix_len: usize, rows: &Ragged) -> Result<Split, RemoteError> {
     let deterministic = remote.options.deterministic;
     let most = most_positions(&remote.options, remote.expected.hidden);
-    let whole = Span::new(0, remote.expected.n_blocks).map_err(RemoteError::local)?;
+    let whole = remote_span(&remote.options, &remote.expected)?;
     let router = remote.router.lock();
     let cut = |choice: usize| {
         let max_tokens = prefix_len + rows.n_tokens().div_ceil(PARTS[choice]);

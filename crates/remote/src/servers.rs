@@ -133,9 +133,8 @@ impl Servers {
         self.infos.borrow().clone()
     }
 
-    /// The first of the model's blocks that no server has, if there are such.
-    pub(crate) fn hole(&self, n_blocks: usize) -> Result<Option<Span>, RemoteError> {
-        let whole = Span::new(0, n_blocks).map_err(RemoteError::local)?;
+    /// The first of the blocks `whole` that no server has, if there are such.
+    pub(crate) fn hole(&self, whole: Span) -> Result<Option<Span>, RemoteError> {
         match self.router().plan(whole, &[1]) {
             Ok(_) => Ok(None),
             Err(error) => missing(error).map(Some),

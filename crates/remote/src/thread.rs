@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::chain::{Chain, ChainGrads, ClientWant};
 use crate::error::{CallError, RemoteError};
 use crate::peer::Peer;
-use crate::sequential::{ModelExpectation, RemoteOptions};
+use crate::sequential::{ModelExpectation, RemoteOptions, remote_span};
 use crate::servers::{Servers, SharedRouter, SharedServers};
 use crate::step::Step;
 
@@ -76,7 +76,14 @@ pub(crate) fn run(
     mut commands: mpsc::UnboundedReceiver<Command>,
     ready: Reply<Vec<ServerInfo>>,
 ) {
-    let whole = setup.expected.n_blocks;
+    let whole = match remote_span(&setup.options, &setup.expected) {
+        Ok(whole) => whole,
+        Err(error) => {
+            // The caller waits for nothing else.
+            let _ = ready.send(Err(error));
+            return;
+        }
+    };
     LocalSet::new().block_on(runtime, async {
         let peer = setup.meeting();
         let met = match setup.source {
@@ -126,7 +133,7 @@ impl Setup {
 
 struct Thread {
     servers: SharedServers,
-    whole: usize,
+    whole: Span,
     kept: RefCell<HashMap<CallId, Vec<Chain>>>,
     next: Cell<u64>,
 }
@@ -156,7 +163,7 @@ impl Thread {
         batches: Vec<(WireBatch, Vec<Hop>)>,
         keep: bool,
     ) -> Result<(CallId, Vec<HostTensor>), RemoteError> {
-        let whole = Span::new(0, self.whole).map_err(RemoteError::local)?;
+        let whole = self.whole;
         let runs = batches
             .into_iter()
             .map(|(batch, route)| self.servers.forward(Arc::clone(&step), batch, whole, keep, route));
@@ -186,7 +193,7 @@ impl Thread {
 async fn meet(
     endpoints: Vec<Endpoint>,
     peer: &impl Fn(Endpoint) -> Peer,
-    whole: usize,
+    whole: Span,
     servers: SharedServers,
 ) -> Result<SharedServers, RemoteError> {
     let peers: Vec<Rc<Peer>> = endpoints.into_iter().map(|endpoint| Rc::new(peer(endpoint))).collect();
@@ -216,7 +223,7 @@ async fn meet(
 async fn find(
     mut sightings: Sightings,
     peer: &impl Fn(Endpoint) -> Peer,
-    whole: usize,
+    whole: Span,
     servers: SharedServers,
 ) -> Result<(SharedServers, Sightings), RemoteError> {
     let until = Instant::now() + servers.options().wait;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use sepal_blocks::BlockStack;
 use sepal_checkpoint::Checkpoint;
-use sepal_core::{DType, Ragged, Want};
+use sepal_core::{DType, Ragged, Want, WeightFormat};
 use sepal_swarm::{Addr, Dial, Endpoint, InProcess, Listener, Stream, Streams};
 use sepal_wire::{Limits, Load, ServerInfo, conversation};
 use tokio::sync::watch;
@@ -68,6 +68,19 @@ impl ModelIdentity {
             n_blocks: config.n_blocks,
             hidden: config.hidden,
             weights: checkpoint.describe().to_string(),
+        }
+    }
+
+    /// The same with the blocks' weights kept in `format`: another model, where that rounds.
+    #[must_use]
+    pub fn kept_as(self, format: WeightFormat) -> Self {
+        match format {
+            WeightFormat::F32 => self,
+            rounded => Self {
+                digest: format.digest(&self.digest),
+                weights: format!("{}, kept as {rounded}", self.weights),
+                ..self
+            },
         }
     }
 }

@@ -4,29 +4,71 @@
     pip install torch==2.13.0 transformers safetensors && python make_goldens.py
 
 tiny-NAME/                    a random model in the Hugging Face layout: config.json, model.safetensors (no score head)
-tiny-NAME.golden.safetensors  inputs, logits, losses and gradients of soft-prompt tuning on it, in fp32
+tiny-NAME.golden.safetensors  inputs, logits, losses and gradients of soft-prompt tuning on it, in fp32: `ptune.*` and
+                              `deep.*` with five prompts, `p1.ptune.*` and `p1.deep.*` with the first of them,
+                              `p0.ptune.*` with none
 rope.json                     rotary frequencies of every scaling variant
 adamw.safetensors             ten steps of AdamW with weight decay, clipping and a linear schedule
 schedules.json                learning-rate factors of the schedules with warm-up
 
 The reference is the plain way: rows padded to the right, prompts concatenated by hand in front of each row, deep
-prompts added before every block by a forward pre-hook, pooling by the row's length.
+prompts added before every block by a forward pre-hook, pooling by the row's length. Positions count from 0 over the
+prompts and the text.
+
+The files are as published checkpoints are: tensor names and config keys of the causal language model, some in the
+form of transformers 5, some in the older one (see `on_disk`). Each folder is read back by AutoModelForCausalLM, which
+must give the same hidden states.
+
+What transformers 5.23 does with `inputs_embeds`, where it is not plain:
+- gemma, gemma2, gemma3: nothing. The factor sqrt(hidden) is a part of the embedding module, so looked-up tokens carry
+  it and prompts, which are given as `inputs_embeds`, do not.
+- gpt2, opt: the learned positions are added to all of them. OPT counts positions by the attention mask (0 to n - 1 over
+  what is not padding, +2 in the table).
+- falcon with alibi: "eager" adds the bias twice, once in the mask and once to the scores. "sdpa" adds it once, as the
+  model was trained, and is the reference here. The bias is slope times position rounded to bfloat16, and is divided by
+  sqrt(head_dim) together with the scores; BLOOM's is neither.
 """
 
+import copy
 import json
 import pathlib
 import platform
+import re
 
+import safetensors
 import torch
 import transformers
 from safetensors.torch import save_file
 from transformers import (
+    AutoModelForCausalLM,
     BloomConfig,
     BloomForSequenceClassification,
+    FalconConfig,
+    FalconForSequenceClassification,
+    Gemma2Config,
+    Gemma2ForSequenceClassification,
+    Gemma3TextConfig,
+    Gemma3TextForSequenceClassification,
+    GemmaConfig,
+    GemmaForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPTNeoXConfig,
+    GPTNeoXForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
+    MistralConfig,
+    MistralForSequenceClassification,
+    MixtralConfig,
+    MixtralForSequenceClassification,
+    OPTConfig,
+    OPTForSequenceClassification,
+    Phi3Config,
+    Phi3ForSequenceClassification,
     Qwen2Config,
     Qwen2ForSequenceClassification,
+    Qwen3Config,
+    Qwen3ForSequenceClassification,
     get_constant_schedule_with_warmup,
     get_cosine_schedule_with_warmup,
     get_linear_schedule_with_warmup,
@@ -47,6 +89,34 @@ def llama(**changes):
     return {**shape, **changes}
 
 
+def falcon(**changes):
+    shape = dict(
+        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=128, num_labels=LABELS, bos_token_id=1, eos_token_id=2, pad_token_id=None,
+    )
+    return {**shape, **changes}
+
+
+def neox(**changes):
+    shape = dict(
+        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=56,
+        max_position_embeddings=256, num_labels=LABELS, bos_token_id=0, eos_token_id=0, pad_token_id=None,
+    )
+    return {**shape, **changes}
+
+
+def gpt2(**changes):
+    shape = dict(
+        vocab_size=VOCAB, n_embd=32, n_layer=3, n_head=4, n_positions=256, num_labels=LABELS, bos_token_id=1,
+        eos_token_id=1, pad_token_id=None,
+    )
+    return {**shape, **changes}
+
+
+GEMMA = dict(head_dim=12, rms_norm_eps=1e-6, tie_word_embeddings=True)
+GEMMA3 = dict(**GEMMA, num_key_value_heads=1, query_pre_attn_scalar=20, sliding_window=6)
+GLOBAL_ROPE = dict(rope_type="linear", factor=8.0, rope_theta=1000.0)
+LOCAL_ROPE = dict(rope_type="default", rope_theta=100.0)
 LLAMA3 = dict(
     rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16
 )
@@ -64,17 +134,87 @@ MODELS = {
         vocab_size=VOCAB, hidden_size=32, n_layer=3, n_head=4, num_labels=LABELS, pad_token_id=None)),
     "bloom-six-heads": (BloomForSequenceClassification, BloomConfig(
         vocab_size=VOCAB, hidden_size=48, n_layer=2, n_head=6, num_labels=LABELS, pad_token_id=None)),
+    "llama-linear": (LlamaForSequenceClassification, LlamaConfig(**llama(
+        num_hidden_layers=2, rope_parameters=dict(rope_type="linear", factor=2.0, rope_theta=10000.0)))),
+    "llama-yarn": (LlamaForSequenceClassification, LlamaConfig(**llama(
+        num_hidden_layers=2, head_dim=16, max_position_embeddings=64, rope_parameters=dict(
+            rope_type="yarn", factor=4.0, original_max_position_embeddings=16, rope_theta=100.0)))),
+    "llama-dynamic": (LlamaForSequenceClassification, LlamaConfig(**llama(
+        num_hidden_layers=2, rope_parameters=dict(rope_type="dynamic", factor=2.0, rope_theta=10000.0)))),
+    "mistral": (MistralForSequenceClassification, MistralConfig(**llama(sliding_window=6))),
+    "qwen2-window": (Qwen2ForSequenceClassification, Qwen2Config(**llama(
+        use_sliding_window=True, sliding_window=6, max_window_layers=1))),
+    "qwen3": (Qwen3ForSequenceClassification, Qwen3Config(**llama(num_hidden_layers=2, head_dim=12))),
+    "gemma": (GemmaForSequenceClassification, GemmaConfig(**llama(
+        **GEMMA | dict(num_hidden_layers=2, num_key_value_heads=1)))),
+    "gemma2": (Gemma2ForSequenceClassification, Gemma2Config(**llama(
+        **GEMMA, query_pre_attn_scalar=20, attn_logit_softcapping=2.0, sliding_window=6))),
+    "gemma3": (Gemma3TextForSequenceClassification, Gemma3TextConfig(**llama(
+        **GEMMA3, layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        rope_parameters=dict(full_attention=dict(GLOBAL_ROPE), sliding_attention=dict(LOCAL_ROPE))))),
+    "phi3": (Phi3ForSequenceClassification, Phi3Config(**llama(num_hidden_layers=2, sliding_window=6))),
+    "phi3-longrope": (Phi3ForSequenceClassification, Phi3Config(**llama(
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, original_max_position_embeddings=64,
+        partial_rotary_factor=0.5, rope_parameters=dict(
+            rope_type="longrope", rope_theta=100.0, short_factor=[1.0, 1.25, 1.5, 3.0],
+            long_factor=[1.5, 2.0, 4.0, 8.0])))),
+    "falcon-7b": (FalconForSequenceClassification, FalconConfig(**falcon())),
+    "falcon-40b": (FalconForSequenceClassification, FalconConfig(**falcon(
+        new_decoder_architecture=True, num_kv_heads=2))),
+    "falcon-11b": (FalconForSequenceClassification, FalconConfig(**falcon(
+        new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1, ffn_hidden_size=56,
+        tie_word_embeddings=False))),
+    # Twelve heads: not a power of two, and slopes that bfloat16 does not hold.
+    "falcon-rw": (FalconForSequenceClassification, FalconConfig(**falcon(
+        hidden_size=48, num_attention_heads=12, alibi=True, multi_query=False, parallel_attn=False, bias=True))),
+    "mixtral": (MixtralForSequenceClassification, MixtralConfig(**llama(
+        num_hidden_layers=2, num_local_experts=4, num_experts_per_tok=2))),
+    "gpt2": (GPT2ForSequenceClassification, GPT2Config(**gpt2())),
+    "gpt2-scaled": (GPT2ForSequenceClassification, GPT2Config(**gpt2(scale_attn_by_inverse_layer_idx=True))),
+    "gpt-neox": (GPTNeoXForSequenceClassification, GPTNeoXConfig(**neox())),
+    "gpt-neox-sequential": (GPTNeoXForSequenceClassification, GPTNeoXConfig(**neox(
+        use_parallel_residual=False, rope_parameters=dict(rope_theta=10000.0, partial_rotary_factor=1.0)))),
+    "opt": (OPTForSequenceClassification, OPTConfig(
+        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=56,
+        max_position_embeddings=256, num_labels=LABELS, pad_token_id=None)),
+    "gemma3-pattern": (Gemma3TextForSequenceClassification, Gemma3TextConfig(**llama(
+        **GEMMA3, sliding_window_pattern=2,
+        rope_parameters=dict(full_attention=dict(GLOBAL_ROPE), sliding_attention=dict(LOCAL_ROPE))))),
+}
+# What a golden must be able to tell: with this changed, the logits are others.
+TELLS = {
+    "llama-linear": [dict(rope_parameters=dict(rope_type="default", rope_theta=10000.0))],
+    "llama-yarn": [dict(rope_parameters=dict(rope_type="default", rope_theta=100.0))],
+    "mistral": [dict(sliding_window=None)],
+    "qwen2-window": [dict(layer_types=["full_attention"] * 3), dict(layer_types=["sliding_attention"] * 3)],
+    "gemma": [dict(hidden_act="gelu")],
+    "gemma2": [dict(attn_logit_softcapping=None), dict(sliding_window=99), dict(query_pre_attn_scalar=12),
+               dict(layer_types=["full_attention", "sliding_attention", "full_attention"])],
+    "gemma3": [dict(query_pre_attn_scalar=12), dict(sliding_window=99),
+               dict(rope_parameters=dict(full_attention=GLOBAL_ROPE, sliding_attention=GLOBAL_ROPE)),
+               dict(rope_parameters=dict(full_attention=LOCAL_ROPE, sliding_attention=LOCAL_ROPE))],
+    "phi3": [dict(sliding_window=None)],
+    "phi3-longrope": [dict(rope_parameters=dict(
+        rope_type="default", rope_theta=100.0, partial_rotary_factor=0.5))],
+    "falcon-rw": [dict(alibi=False)],
+    "mixtral": [dict(num_experts_per_tok=3)],
+    "gpt2-scaled": [dict(scale_attn_by_inverse_layer_idx=False)],
+    "gpt-neox": [dict(rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5))],
+    "gpt-neox-sequential": [dict(use_parallel_residual=True)],
+    "gemma3-pattern": [dict(layer_types=["sliding_attention"] * 3)],
 }
 
 
 def randomise(model, generator):
-    """Weights that leave nothing trivial: no zero bias, no norm of ones."""
+    """Weights that leave nothing trivial: no zero bias, no norm of ones (of zeros where the factor is 1 + weight)."""
+    gemma = model.config.model_type.startswith("gemma")
     with torch.no_grad():
         for name, tensor in sorted(model.named_parameters()):
             noise = torch.randn(tensor.shape, generator=generator)
-            is_norm = ("norm" in name or "ln_f" in name) and name.endswith("weight")
-            std = 0.5 if "embed" in name and not is_norm else 0.2
-            tensor.copy_(1.0 + 0.2 * noise if is_norm else std * noise)
+            is_norm = re.search(r"norm|\.ln_", name) and name.endswith("weight")
+            is_embedding = re.search(r"embed|wte|wpe", name) and not is_norm
+            std = (0.5 / model.config.hidden_size**0.5 if gemma else 0.5) if is_embedding else 0.2
+            tensor.copy_(1.0 + 0.2 * noise if is_norm and not gemma else std * noise)
 
 
 def save_model(name, model, generator):
@@ -83,28 +223,96 @@ def save_model(name, model, generator):
     state = {key: tensor.contiguous() for key, tensor in model.state_dict().items() if not key.startswith("score.")}
     if not model.config.tie_word_embeddings:
         state["lm_head.weight"] = 0.2 * torch.randn(VOCAB, model.config.hidden_size, generator=generator)
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads(model.config.to_json_string(use_diff=True))
     for key in ("id2label", "label2id", "transformers_version"):
         config.pop(key, None)
-    config["architectures"] = [type(model).__name__.replace("ForSequenceClassification", "ForCausalLM")]
+    config["architectures"] = [
+        "GPT2LMHeadModel" if model.config.model_type == "gpt2"
+        else re.sub(r"(Text)?ForSequenceClassification", "ForCausalLM", type(model).__name__)
+    ]
     config["tie_word_embeddings"] = model.config.tie_word_embeddings
-    if name == "llama-tied":  # the form of files from before transformers 5
-        rope = config.pop("rope_parameters")
-        config["rope_theta"] = rope.pop("rope_theta")
-        config["rope_scaling"] = rope
+    state = on_disk(name, state, config)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def older_rope(config, type_key):
+    """The keys of files from before transformers 5."""
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    kind = rope.pop("rope_type")
+    for key in ("partial_rotary_factor", "original_max_position_embeddings"):
+        if config["model_type"] == "phi3" and key in rope:
+            config[key] = rope.pop(key)
+    config["rope_scaling"] = None if kind == "default" else {type_key: kind, **rope}
+
+
+def on_disk(name, state, config):
+    """The tensors, with the names that published checkpoints have, and changes the config to the form they have."""
+    older = {
+        "llama-tied": "rope_type", "llama-linear": "type", "llama-dynamic": "type", "mistral": "type",
+        "qwen2-window": "type", "gemma": "type", "gemma2": "type", "phi3": "type", "phi3-longrope": "type",
+        "falcon-7b": "type", "mixtral": "type",
+    }
+    if name in older:
+        older_rope(config, older[name])
+    if name in ("qwen2-window", "gemma2", "gemma3-pattern"):
+        config.pop("layer_types")  # follow from max_window_layers, are every other one, follow from the pattern
+    if name == "gemma":
+        config["hidden_act"] = "gelu"  # stands for gelu_pytorch_tanh in this family
+    if name == "falcon-40b":
+        config.pop("num_ln_in_parallel_attn")  # two where the new architecture does not say
+    if name == "gemma3-pattern":
+        rope = config.pop("rope_parameters")
+        full, local = rope["full_attention"], rope["sliding_attention"]
+        config |= dict(rope_theta=full.pop("rope_theta"), rope_scaling=full, rope_local_base_freq=local["rope_theta"],
+                       sliding_window_pattern=config.pop("_sliding_window_pattern", 2))
+    if name == "gpt-neox":
+        rope = config.pop("rope_parameters")
+        config |= dict(rotary_pct=rope["partial_rotary_factor"], rotary_emb_base=rope["rope_theta"])
+    if name == "gpt2":  # without the prefix, and with the causal mask among the tensors
+        state = {key.removeprefix("transformer."): tensor for key, tensor in state.items()}
+        n = config["n_positions"]
+        for layer in range(config["n_layer"]):
+            state[f"h.{layer}.attn.bias"] = torch.ones(n, n).tril()[None, None]
+    if config["model_type"] == "gpt_neox":
+        state["embed_out.weight"] = state.pop("lm_head.weight")
+    if name == "gpt-neox":
+        n = config["max_position_embeddings"]
+        for layer in range(config["num_hidden_layers"]):
+            attention = f"gpt_neox.layers.{layer}.attention"
+            state[f"{attention}.bias"] = torch.ones(n, n, dtype=torch.bool).tril()[None, None]
+            state[f"{attention}.masked_bias"] = torch.tensor(-1e9)
+            state[f"{attention}.rotary_emb.inv_freq"] = 1.0 / 10000.0 ** (torch.arange(0, 4, 2).float() / 4)
+    if name == "mixtral":  # in memory the experts are stacked, gate and up in one
+        for layer in range(config["num_hidden_layers"]):
+            moe = f"model.layers.{layer}.block_sparse_moe"
+            mlp = f"model.layers.{layer}.mlp"
+            state[f"{moe}.gate.weight"] = state.pop(f"{mlp}.gate.weight")
+            gate_up, down = state.pop(f"{mlp}.experts.gate_up_proj"), state.pop(f"{mlp}.experts.down_proj")
+            for expert in range(config["num_local_experts"]):
+                gate, up = gate_up[expert].chunk(2)
+                for key, tensor in (("w1", gate), ("w2", down[expert]), ("w3", up)):
+                    state[f"{moe}.experts.{expert}.{key}.weight"] = tensor.contiguous().clone()
+    return state
+
+
+def blocks_of(base):
+    for name in ("layers", "h"):
+        if hasattr(base, name):
+            return getattr(base, name)
+    return base.decoder.layers
 
 
 def logits_of(model, rows, prompts, deep_prompts, lengths):
     """[rows, labels] of the padded batch."""
-    base = model.get_decoder() if hasattr(model, "model") else model.transformer
-    blocks = base.layers if hasattr(base, "layers") else base.h
+    base = model.base_model
+    n_prompts = prompts.shape[0]
     hooks = []
-    for block, added in zip(blocks, deep_prompts if deep_prompts is not None else []):
+    for block, added in zip(blocks_of(base), deep_prompts if deep_prompts is not None else []):
         def hook(_module, args, kwargs, added=added):
             hidden = args[0] if args else kwargs["hidden_states"]
-            hidden = torch.cat([hidden[:, :PREFIX] + added, hidden[:, PREFIX:]], dim=1)
+            hidden = torch.cat([hidden[:, :n_prompts] + added, hidden[:, n_prompts:]], dim=1)
             if args:
                 return (hidden, *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": hidden}
@@ -113,11 +321,11 @@ def logits_of(model, rows, prompts, deep_prompts, lengths):
     n_rows = rows.shape[0]
     embedded = base.get_input_embeddings()(rows)
     inputs = torch.cat([prompts.expand(n_rows, -1, -1), embedded], dim=1)
-    mask = (torch.arange(inputs.shape[1])[None] < PREFIX + lengths[:, None]).long()
+    mask = (torch.arange(inputs.shape[1])[None] < n_prompts + lengths[:, None]).long()
     hidden = base(inputs_embeds=inputs, attention_mask=mask, use_cache=False).last_hidden_state
     for hook in hooks:
         hook.remove()
-    return model.score(hidden[torch.arange(n_rows), PREFIX + lengths - 1])
+    return model.score(hidden[torch.arange(n_rows), n_prompts + lengths - 1])
 
 
 def check_against_the_whole_class(model, rows, prompts, lengths, logits):
@@ -129,9 +337,45 @@ def check_against_the_whole_class(model, rows, prompts, lengths, logits):
         torch.testing.assert_close(one, logits[row], rtol=1e-4, atol=1e-5)
 
 
+def check_against_the_folder(name, model, inputs):
+    """Read from its files, the model gives the same hidden states, and no tensor is missing or left over."""
+    read, info = AutoModelForCausalLM.from_pretrained(
+        HERE / f"tiny-{name}", attn_implementation=model.config._attn_implementation, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), f"{name}: {info}"
+    with torch.no_grad():
+        expected = model.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        got = read.eval().base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
+    torch.testing.assert_close(got, expected, rtol=0.0, atol=1e-6)
+
+
+def check_that_it_tells(name, model, logits_of_model, logits):
+    for changes in TELLS.get(name, []):
+        config = copy.deepcopy(model.config)
+        config._attn_implementation = model.config._attn_implementation
+        for key, value in changes.items():
+            setattr(config, key, copy.deepcopy(value))
+        other = type(model)(config).eval()
+        other.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            change = (logits_of_model(other) - logits).abs().max().item()
+        assert change > 5e-4, f"{name}: {changes} changes the logits by {change} only"
+
+
+def tune(model, rows, lengths, labels, prompts, deep_prompts):
+    """Logits, loss and the gradients of what trains."""
+    logits = logits_of(model, rows, prompts, deep_prompts, lengths)
+    loss = torch.nn.functional.cross_entropy(logits, labels)
+    trained = {"prompts": prompts} if prompts.shape[0] else {}
+    trained["score.weight"] = model.score.weight
+    if deep_prompts is not None:
+        trained["deep_prompts"] = deep_prompts
+    grads = torch.autograd.grad(loss, list(trained.values()))
+    return dict(logits=logits, loss=loss) | {f"grad.{key}": grad for key, grad in zip(trained, grads)}
+
+
 def golden(name, seed, cls, config):
     generator = torch.Generator().manual_seed(seed)
-    config._attn_implementation = "eager"
+    config._attn_implementation = "sdpa" if name == "falcon-rw" else "eager"
     model = cls(config).eval()
     randomise(model, generator)
     save_model(name, model, generator)
@@ -153,17 +397,18 @@ def golden(name, seed, cls, config):
         "ids": ids, "offsets": offsets, "labels": labels, "prompts": prompts, "deep_prompts": deep_prompts,
         "score.weight": model.score.weight,
     }
-    for mode, deep in (("ptune", None), ("deep", deep_prompts)):
-        logits = logits_of(model, rows, prompts, deep, lengths)
-        if deep is None:
-            check_against_the_whole_class(model, rows, prompts, lengths, logits)
-        loss = torch.nn.functional.cross_entropy(logits, labels)
-        trained = {"prompts": prompts, "score.weight": model.score.weight}
-        if deep is not None:
-            trained["deep_prompts"] = deep
-        grads = torch.autograd.grad(loss, list(trained.values()))
-        out |= {f"{mode}.logits": logits, f"{mode}.loss": loss}
-        out |= {f"{mode}.grad.{key}": grad for key, grad in zip(trained, grads)}
+    for key, n_prompts in (("", PREFIX), ("p1.", 1), ("p0.", 0)):
+        some = prompts[:n_prompts].detach().requires_grad_(True)
+        some_deep = deep_prompts[:, :n_prompts].detach().requires_grad_(True)
+        modes = dict(ptune=None, deep=some_deep) if n_prompts else dict(ptune=None)
+        for mode, deep in modes.items():
+            got = tune(model, rows, lengths, labels, some, deep)
+            out |= {f"{key}{mode}.{what}": tensor for what, tensor in got.items()}
+        check_against_the_whole_class(model, rows, some, lengths, out[f"{key}ptune.logits"])
+    with torch.no_grad():
+        check_against_the_folder(name, model, torch.cat([prompts, model.get_input_embeddings()(ids[:9])])[None])
+    check_that_it_tells(
+        name, model, lambda other: logits_of(other, rows, prompts, deep_prompts, lengths), out["deep.logits"])
     save_file({key: tensor.detach().contiguous().clone() for key, tensor in out.items()},
               HERE / f"tiny-{name}.golden.safetensors")
     spread = out["deep.logits"].std(0).min().item()
@@ -179,6 +424,16 @@ def rope():
         "yarn": dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64),
         "yarn-stated": dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, beta_fast=16.0,
                             beta_slow=2.0, attention_factor=1.25),
+        # Within max_position_embeddings, as the default; the frequencies change beyond it only.
+        "dynamic": dict(rope_type="dynamic", factor=2.0),
+        # The short factors, which hold up to original_max_position_embeddings; max_position_embeddings over that is
+        # the factor from which the attention factor follows.
+        "longrope": dict(rope_type="longrope", short_factor=[1.0 + 0.125 * i for i in range(16)],
+                         long_factor=[2.0 + 0.5 * i for i in range(16)], original_max_position_embeddings=64),
+        "longrope-factor": dict(rope_type="longrope", short_factor=[1.5] * 16, long_factor=[4.0] * 16, factor=16.0,
+                                original_max_position_embeddings=64),
+        "longrope-stated": dict(rope_type="longrope", short_factor=[1.5] * 16, long_factor=[4.0] * 16,
+                                original_max_position_embeddings=64, attention_factor=1.25),
     }
     out = []
     for name, variant in variants.items():
@@ -188,8 +443,11 @@ def rope():
             inv_freq, factor = 1.0 / 10000.0 ** (torch.arange(0, 32, 2).float() / 32), 1.0
         else:
             inv_freq, factor = ROPE_INIT_FUNCTIONS[variant["rope_type"]](config, "cpu")
-        out.append(dict(name=name, theta=10000.0, head_dim=32, scaling=variant,
-                        inv_freq=[float(x) for x in inv_freq], attention_factor=float(factor)))
+        entry = dict(name=name, theta=10000.0, head_dim=32, scaling=variant,
+                     inv_freq=[float(x) for x in inv_freq], attention_factor=float(factor))
+        if variant["rope_type"] in ("dynamic", "longrope"):
+            entry["max_position_embeddings"] = 256
+        out.append(entry)
     (HERE / "rope.json").write_text(json.dumps(out, indent=1) + "\n")
 
 
@@ -238,6 +496,7 @@ def schedules():
 
 def main():
     torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
     for seed, (name, (cls, config)) in enumerate(MODELS.items()):
         golden(name, seed, cls, config)
     rope()
@@ -245,8 +504,11 @@ def main():
     schedules()
     for path in HERE.rglob("*.safetensors"):
         path.chmod(0o644)
-    (HERE / "VERSIONS.txt").write_text(
-        f"python {platform.python_version()}\ntorch {torch.__version__}\ntransformers {transformers.__version__}\n")
+    versions = HERE / "VERSIONS.txt"
+    others = [line for line in versions.read_text().splitlines() if line.startswith(("gguf ", "numpy "))]
+    versions.write_text("\n".join([
+        f"python {platform.python_version()}", f"torch {torch.__version__}",
+        f"transformers {transformers.__version__}", f"safetensors {safetensors.__version__}", *others]) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-//! What tests of other crates share: the contract that every plugin keeps, and goldens made by PyTorch.
+//! What tests of other crates share: the contract that every plugin keeps, and goldens made by PyTorch, and a hub on
+//! loopback.
 //!
 //! This crate is for tests only and is not published; nothing of it is part of a binary.
 //!
@@ -12,4 +13,5 @@
 //! ```
 
 pub mod contract;
+pub mod hub;
 pub mod tiny;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use sepal_core::Family;
 use serde_json::json;
 
 /// The folder of the goldens: `tiny-NAME/` and `tiny-NAME.golden.safetensors`.
@@ -10,8 +11,22 @@ pub fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens")
 }
 
-/// The names of the tiny models among the goldens.
-pub const MODELS: [&str; 5] = ["llama-gqa", "llama-tied", "qwen2", "bloom", "bloom-six-heads"];
+/// The names of the tiny models among the goldens, sorted: every family in every form that it has.
+///
+/// # Panics
+/// If the folder cannot be read.
+pub fn models() -> Vec<String> {
+    let entries = std::fs::read_dir(goldens()).expect("the goldens");
+    let folder = |entry: std::io::Result<std::fs::DirEntry>| {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name()?.to_str()?.strip_prefix("tiny-")?.to_owned();
+        path.join("config.json").is_file().then_some(name)
+    };
+    let mut names: Vec<String> = entries.filter_map(folder).collect();
+    names.sort();
+    assert!(names.len() >= Family::ALL.len(), "models are missing among the goldens: {names:?}");
+    names
+}
 
 /// Words of the tiny tokenizer: the first are of bad sentences, the next of good ones, the rest of both.
 const BAD: [&str; 8] = ["awful", "boring", "clumsy", "dull", "empty", "flat", "grim", "hollow"];
@@ -37,6 +52,33 @@ pub fn model(folder: &Path, name: &str) -> PathBuf {
     });
     std::fs::write(to.join("tokenizer.json"), tokenizer.to_string()).expect("a tokenizer");
     to
+}
+
+/// Deals the weights of a model's folder out to shards, one for the ends and one for each block, with an index, in place
+/// of `model.safetensors`; their names, that of the ends first.
+///
+/// # Panics
+/// If the files cannot be read or written.
+pub fn shard(folder: &Path) -> Vec<String> {
+    let single = folder.join("model.safetensors");
+    let bytes = std::fs::read(&single).expect("weights in one file");
+    let weights = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let mut shards: BTreeMap<Option<usize>, Vec<_>> = BTreeMap::new();
+    for (name, view) in weights.tensors() {
+        shards.entry(name.split('.').find_map(|part| part.parse().ok())).or_default().push((name, view));
+    }
+    let (n_shards, mut files, mut weight_map) = (shards.len(), Vec::new(), serde_json::Map::new());
+    for (at, tensors) in shards.into_values().enumerate() {
+        let file = format!("model-{:05}-of-{n_shards:05}.safetensors", at + 1);
+        weight_map.extend(tensors.iter().map(|(name, _)| (name.clone(), json!(file))));
+        let shard = safetensors::serialize(tensors, None).expect("serializes");
+        std::fs::write(folder.join(&file), shard).expect("a shard");
+        files.push(file);
+    }
+    let index = json!({ "metadata": {}, "weight_map": weight_map });
+    std::fs::write(folder.join("model.safetensors.index.json"), index.to_string()).expect("an index");
+    std::fs::remove_file(single).expect("removed");
+    files
 }
 
 /// `rows` sentences of 3 to 9 words with their class (0 bad, 1 good), the same for the same seed. A sentence has

@@ -16,6 +16,7 @@ mod chain;
 mod clients;
 mod echo;
 mod floor;
+mod formats;
 mod growth;
 mod memory;
 mod model;
@@ -38,7 +39,7 @@ use report::Section;
 type Measure = fn(usize, &Checkpoint) -> Section;
 
 /// The sections, by the names that `--only` takes.
-const SECTIONS: [(&str, Measure); 7] = [
+const SECTIONS: [(&str, Measure); 8] = [
     ("steps", steps::measure),
     ("floor", floor::measure),
     ("servers", chain::measure),
@@ -46,6 +47,7 @@ const SECTIONS: [(&str, Measure); 7] = [
     ("transport", transport::measure),
     ("memory", memory::measure),
     ("growth", growth::measure),
+    ("formats", formats::measure),
 ];
 
 /// What was asked for.

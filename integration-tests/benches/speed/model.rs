@@ -66,10 +66,6 @@ impl Weights for Random {
         false
     }
 
-    fn block_prefix(&self, block_idx: usize) -> String {
-        format!("model.layers.{block_idx}.")
-    }
-
     fn tensor(&self, name: &str) -> Result<HostTensor, BoxError> {
         let layer = name.rsplit('.').nth(1).unwrap_or(name);
         let mut drawn = self.drawn.lock().unwrap_or_else(PoisonError::into_inner);
@@ -89,37 +85,18 @@ pub(crate) fn whole(config: &ModelConfig) -> Span {
 /// SmolLM2-135M.
 pub(crate) fn smollm2() -> ModelConfig {
     ModelConfig {
-        family: Family::Llama,
-        n_blocks: 30,
-        hidden: 576,
-        n_heads: 9,
         n_kv_heads: 3,
-        head_dim: 64,
-        ffn: 1536,
-        vocab_size: 49152,
-        norm_eps: 1e-5,
         initializer_range: 0.04,
-        rope: Some(Rope { theta: 100_000.0, scaling: RopeScaling::Default }),
+        rope: Some(Rope { theta: 100_000.0, dim: 64, scaling: RopeScaling::Default }),
         max_positions: Some(8192),
+        ..ModelConfig::plain(Family::Llama, 30, 576, 9, 1536, 49152)
     }
 }
 
 /// A BLOOM with this many blocks, this size of a hidden state and as many heads.
 pub(crate) fn bloom(n_blocks: usize, hidden: usize, n_heads: usize) -> ModelConfig {
-    ModelConfig {
-        family: Family::Bloom,
-        n_blocks,
-        hidden,
-        n_heads,
-        n_kv_heads: n_heads,
-        head_dim: hidden / n_heads,
-        ffn: 4 * hidden,
-        vocab_size: 250_880,
-        norm_eps: 1e-5,
-        initializer_range: 0.02,
-        rope: None,
-        max_positions: Some(2048),
-    }
+    let plain = ModelConfig::plain(Family::Bloom, n_blocks, hidden, n_heads, 4 * hidden, 250_880);
+    ModelConfig { max_positions: Some(2048), ..plain }
 }
 
 /// fp32 bytes of one block's linear layers.
@@ -153,7 +130,7 @@ pub(crate) fn write_checkpoint(folder: &Path) {
     let names = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"];
     let mlp = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm"];
     let blocks = (0..n_blocks).flat_map(|block_idx| {
-        let prefix = random.block_prefix(block_idx);
+        let prefix = random.config.family.block_prefix(block_idx);
         names.into_iter().chain(mlp).map(move |name| format!("{prefix}{name}.weight"))
     });
     let ends = ["model.embed_tokens.weight", "model.norm.weight"].map(str::to_owned);

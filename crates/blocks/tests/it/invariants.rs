@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use sepal_core::{Ragged, Span, Want};
 use tch::{Kind, Tensor};
 
-use crate::model::{MODELS, Outcome, Tiny, assert_close, forward, last_of_rows, outcome};
+use crate::model::{Outcome, Tiny, assert_close, forward, last_of_rows, models, outcome};
 
 const LENGTHS: [usize; 8] = [5, 1, 70, 3, 12, 1, 66, 70];
 const PREFIX: usize = 4;
@@ -29,7 +29,7 @@ fn whole(model: &Tiny, want: Want) -> Outcome {
 
 #[test]
 fn a_chain_of_stacks_is_one_stack() {
-    for name in MODELS {
+    for name in &models() {
         let model = Tiny::open(name);
         for want in [Want::All, Want::LastOfRows] {
             let (hidden, deep, pull) = some_inputs(&model, want);
@@ -51,7 +51,7 @@ fn a_chain_of_stacks_is_one_stack() {
 
 #[test]
 fn a_part_of_a_stack_is_the_stack_of_that_part() {
-    for name in MODELS {
+    for name in &models() {
         let model = Tiny::open(name);
         let (stack, part) = (model.whole(), Span::new(1, 2).expect("a span"));
         let (hidden, deep, _) = some_inputs(&model, Want::All);
@@ -66,7 +66,7 @@ fn a_part_of_a_stack_is_the_stack_of_that_part() {
 
 #[test]
 fn pooling_everything_is_wanting_the_last_tokens() {
-    for name in MODELS {
+    for name in &models() {
         let model = Tiny::open(name);
         let (hidden, deep, pull) = some_inputs(&model, Want::LastOfRows);
         let stack = model.whole();
@@ -80,7 +80,7 @@ fn pooling_everything_is_wanting_the_last_tokens() {
 
 #[test]
 fn deep_prompts_of_zero_change_nothing() {
-    for name in MODELS {
+    for name in &models() {
         let model = Tiny::open(name);
         let (hidden, deep, _) = some_inputs(&model, Want::All);
         let stack = model.whole();
@@ -92,7 +92,7 @@ fn deep_prompts_of_zero_change_nothing() {
 
 #[test]
 fn without_gradients_the_numbers_are_the_same_and_nothing_is_written_to() {
-    for name in MODELS {
+    for name in &models() {
         let model = Tiny::open(name);
         for want in [Want::All, Want::LastOfRows] {
             let (hidden, deep, _) = some_inputs(&model, want);
@@ -153,7 +153,7 @@ fn check_rows_alone(model: &Tiny, prefix_len: usize, lengths: &[usize], want: Wa
 
 #[test]
 fn a_batch_gives_what_its_rows_give_one_by_one() {
-    for name in MODELS {
+    for name in &models() {
         let model = Tiny::open(name);
         for want in [Want::All, Want::LastOfRows] {
             check_rows_alone(&model, PREFIX, &LENGTHS, want, 5);
@@ -167,22 +167,22 @@ proptest! {
 
     #[test]
     fn rows_of_any_lengths_stand_alone(
-        model in 0..MODELS.len(),
+        model in 0..models().len(),
         prefix_len in 0_usize..9,
         lengths in prop::collection::vec(prop_oneof![1_usize..20, 60_usize..70], 1..9),
         pooled: bool,
         seed in 0_u64..1000,
     ) {
         let want = if pooled { Want::LastOfRows } else { Want::All };
-        check_rows_alone(&Tiny::open(MODELS[model]), prefix_len, &lengths, want, seed);
+        check_rows_alone(&Tiny::open(&models()[model]), prefix_len, &lengths, want, seed);
     }
 
     #[test]
     fn the_order_of_rows_does_not_matter(
-        model in 0..MODELS.len(),
+        model in 0..models().len(),
         order in Just((0..LENGTHS.len()).collect::<Vec<_>>()).prop_shuffle(),
     ) {
-        let model = Tiny::open(MODELS[model]);
+        let model = Tiny::open(&models()[model]);
         let (rows, stack) = (some_rows(), model.whole());
         let hidden = model.hidden(PREFIX, &rows, 1);
         let expected = forward(&stack, &hidden, PREFIX, &rows, Want::LastOfRows);

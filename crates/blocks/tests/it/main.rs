@@ -1,6 +1,7 @@
 //! The blocks against PyTorch and transformers, and against themselves.
 
-mod checkpoint;
+mod formats;
+mod gguf;
 mod goldens;
 mod invariants;
 mod model;

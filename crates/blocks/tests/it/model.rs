@@ -1,39 +1,44 @@
-//! The tiny golden models, read by hand so that a fault of the checkpoint reader cannot hide one of the blocks.
+//! The tiny golden models.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
-use safetensors::SafeTensors;
 use sepal_blocks::{BlockStack, BoxError, Ends, Weights};
-use sepal_core::{DType, Family, HostTensor, ModelConfig, Ragged, Rope, RopeScaling, Span, Want};
-use serde_json::Value;
+use sepal_checkpoint::Checkpoint;
+use sepal_core::{Family, HostTensor, ModelConfig, Ragged, Span, Want};
 use tch::{Kind, Tensor};
 
-/// Every tiny model: both families, heads in groups or not a power of two, with biases, tied, with scaled rotations.
-pub(crate) const MODELS: [&str; 5] = ["llama-gqa", "llama-tied", "qwen2", "bloom", "bloom-six-heads"];
+/// The names of the tiny models: each family in each of its forms.
+pub(crate) fn models() -> Vec<String> {
+    let entries = std::fs::read_dir(goldens()).expect("the goldens").map(|entry| entry.expect("an entry").path());
+    let folders = entries.filter(|path| path.join("config.json").is_file());
+    let name = |path: PathBuf| Some(path.file_name()?.to_str()?.strip_prefix("tiny-")?.to_owned());
+    let mut names: Vec<String> = folders.filter_map(name).collect();
+    names.sort();
+    assert!(names.len() >= Family::ALL.len(), "models are missing among the goldens: {names:?}");
+    names
+}
 
 pub(crate) fn goldens() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../testkit/goldens"))
 }
 
+/// A golden model; tests may change its configuration and hide tensors.
 pub(crate) struct Tiny {
     pub(crate) config: ModelConfig,
-    pub(crate) tensors: HashMap<String, HostTensor>,
+    /// Tensors in the place of the checkpoint's, or nothing.
+    pub(crate) changed: HashMap<String, Option<HostTensor>>,
+    checkpoint: Checkpoint,
 }
 
 impl Tiny {
     pub(crate) fn open(name: &str) -> Self {
-        let folder = goldens().join(format!("tiny-{name}"));
-        let config = std::fs::read(folder.join("config.json")).expect("config.json");
-        let config: Value = serde_json::from_slice(&config).expect("JSON");
-        let bytes = std::fs::read(folder.join("model.safetensors")).expect("model.safetensors");
-        let file = SafeTensors::deserialize(&bytes).expect("safetensors");
-        let host = |view: safetensors::tensor::TensorView<'_>| {
-            HostTensor::new(DType::F32, view.shape().to_vec(), Bytes::copy_from_slice(view.data())).expect("fp32")
-        };
-        let tensors: HashMap<_, _> = file.tensors().into_iter().map(|(name, view)| (name, host(view))).collect();
-        Self { config: model_config(&config, &tensors), tensors }
+        Self::read(&goldens().join(format!("tiny-{name}")))
+    }
+
+    pub(crate) fn read(path: &Path) -> Self {
+        let checkpoint = Checkpoint::open(path).expect("a checkpoint");
+        Self { config: checkpoint.config().clone(), changed: HashMap::new(), checkpoint }
     }
 
     pub(crate) fn stack(&self, start: usize, end: usize) -> BlockStack {
@@ -65,64 +70,15 @@ impl Weights for Tiny {
     }
 
     fn tensor(&self, name: &str) -> Result<HostTensor, BoxError> {
-        self.tensors.get(name).cloned().ok_or_else(|| format!("no tensor `{name}`").into())
+        match self.changed.get(name) {
+            Some(changed) => changed.clone().ok_or_else(|| format!("no tensor `{name}`").into()),
+            None => Ok(self.checkpoint.tensor(name)?),
+        }
     }
 
     fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.changed.get(name).map_or_else(|| self.checkpoint.has(name), Option::is_some)
     }
-
-    fn block_prefix(&self, block_idx: usize) -> String {
-        match self.config.family {
-            Family::Llama => format!("model.layers.{block_idx}."),
-            Family::Bloom => format!("transformer.h.{block_idx}."),
-        }
-    }
-}
-
-fn model_config(json: &Value, tensors: &HashMap<String, HostTensor>) -> ModelConfig {
-    let size = |keys: [&str; 2]| keys.iter().find_map(|key| json[key].as_u64()).map(|size| size as usize);
-    let family = if json["model_type"] == "bloom" { Family::Bloom } else { Family::Llama };
-    let hidden = size(["hidden_size", "n_embed"]).expect("hidden_size");
-    let n_heads = size(["num_attention_heads", "n_head"]).expect("num_attention_heads");
-    let ffn = match family {
-        Family::Llama => size(["intermediate_size", "-"]).expect("intermediate_size"),
-        Family::Bloom => 4 * hidden,
-    };
-    let eps = json["rms_norm_eps"].as_f64().or(json["layer_norm_epsilon"].as_f64());
-    let embedding = if family == Family::Bloom { "transformer.word_embeddings" } else { "model.embed_tokens" };
-    ModelConfig {
-        family,
-        n_blocks: size(["num_hidden_layers", "n_layer"]).expect("num_hidden_layers"),
-        hidden,
-        n_heads,
-        n_kv_heads: size(["num_key_value_heads", "-"]).unwrap_or(n_heads),
-        head_dim: size(["head_dim", "-"]).unwrap_or(hidden / n_heads),
-        ffn,
-        vocab_size: tensors[&format!("{embedding}.weight")].shape()[0],
-        norm_eps: eps.expect("an epsilon"),
-        initializer_range: 0.02,
-        rope: (family == Family::Llama).then(|| rope(json)),
-        max_positions: None,
-    }
-}
-
-fn rope(json: &Value) -> Rope {
-    let new = &json["rope_parameters"];
-    let theta = new["rope_theta"].as_f64().or(json["rope_theta"].as_f64()).expect("rope_theta");
-    let old = &json["rope_scaling"];
-    let scaling = if old["rope_type"] == "llama3" {
-        RopeScaling::Llama3 {
-            factor: old["factor"].as_f64().expect("factor"),
-            low_freq_factor: old["low_freq_factor"].as_f64().expect("low_freq_factor"),
-            high_freq_factor: old["high_freq_factor"].as_f64().expect("high_freq_factor"),
-            original_max_positions: old["original_max_position_embeddings"].as_u64().expect("positions") as usize,
-        }
-    } else {
-        assert_eq!(new["rope_type"], "default");
-        RopeScaling::Default
-    };
-    Rope { theta, scaling }
 }
 
 /// One forward and the gradients, as host numbers, of a sum over the output with fixed weights.

@@ -1,54 +1,57 @@
 //! The shape of a model by GGUF metadata.
 
-use std::f64::consts::PI;
+use sepal_core::{Experts, ModelConfig, Rope, RopeScaling, ScoreRule, Window};
+use serde_json::Value;
 
-use sepal_core::{Family, ModelConfig, Rope, RopeScaling};
-
-use super::Architecture;
+use super::architecture::Architecture;
 use crate::error::OpenError;
 use crate::keys::Keys;
 use crate::store::Store;
 
 const EMBEDDING: &str = "token_embd.weight";
 const ROPE_FREQS: &str = "rope_freqs.weight";
+const SHORT_FACTORS: &str = "rope_factors_short.weight";
 
 /// Reads the architecture's keys. `store` has the tensors by the names of the file.
 pub(super) fn model_config(
-    keys: Keys<'_>,
+    file: Keys<'_>,
     architecture: Architecture,
     store: &Store,
 ) -> Result<ModelConfig, OpenError> {
-    let file = keys;
-    let keys = keys.with_prefix(architecture.prefix());
+    let prefix = architecture.prefix();
+    let keys = file.with_prefix(&prefix);
     let (hidden, n_heads) = (keys.count("embedding_length")?, keys.count("attention.head_count")?);
-    let head_dim = head_dim(keys, hidden, n_heads)?;
+    let n_blocks = keys.count("block_count")?;
+    let experts = experts(keys)?;
+    let family = architecture.family(experts.is_some());
+    let vocab_size = vocab_size(keys, store)?;
+    let plain = ModelConfig::plain(family, n_blocks, hidden, n_heads, keys.count("feed_forward_length")?, vocab_size);
     let n_kv_heads = keys.optional_count("attention.head_count_kv")?.unwrap_or(n_heads);
     if !n_heads.is_multiple_of(n_kv_heads) {
         return Err(keys.wrong("attention.head_count_kv", format!("a divisor of attention.head_count, {n_heads}")));
     }
-    let max_positions = keys.optional_count("context_length")?;
-    let (family, norm_key, rope) = match architecture {
-        Architecture::Bloom => (Family::Bloom, "attention.layer_norm_epsilon", None),
-        Architecture::Llama | Architecture::Qwen2 => {
-            let rope = rope(keys, head_dim, max_positions, store)?;
-            (Family::Llama, "attention.layer_norm_rms_epsilon", Some(rope))
-        }
+    let norm_key = match architecture.has_rms_norms() {
+        true => "attention.layer_norm_rms_epsilon",
+        false => "attention.layer_norm_epsilon",
     };
-    dense_and_full(keys, max_positions)?;
-    Ok(ModelConfig {
-        family,
-        n_blocks: keys.count("block_count")?,
-        hidden,
-        n_heads,
+    let mut config = ModelConfig {
         n_kv_heads,
-        head_dim,
-        ffn: keys.count("feed_forward_length")?,
-        vocab_size: vocab_size(file, architecture, store)?,
+        head_dim: head_dim(keys, hidden, n_heads)?,
         norm_eps: keys.positive(norm_key)?,
-        initializer_range: 0.02, // GGUF does not state it.
-        rope,
-        max_positions,
-    })
+        max_positions: keys.optional_count("context_length")?,
+        is_parallel: match architecture {
+            Architecture::Falcon => true,
+            Architecture::GptNeox => keys.optional_flag("use_parallel_residual")?.unwrap_or(true),
+            _ => false,
+        },
+        experts,
+        ..plain
+    };
+    if config.rope.is_some() {
+        config.rope = Some(rope(keys, store, &mut config)?);
+    }
+    config.scores = scores(keys, architecture, &config)?;
+    Ok(config)
 }
 
 fn head_dim(keys: Keys<'_>, hidden: usize, n_heads: usize) -> Result<usize, OpenError> {
@@ -57,53 +60,111 @@ fn head_dim(keys: Keys<'_>, hidden: usize, n_heads: usize) -> Result<usize, Open
         None if hidden.is_multiple_of(n_heads) => hidden / n_heads,
         None => return Err(keys.wrong("attention.head_count", format!("a divisor of embedding_length, {hidden}"))),
     };
-    for key in ["attention.value_length", "rope.dimension_count"] {
-        if keys.optional_count(key)?.is_some_and(|length| length != head_dim) {
-            return Err(keys.unsupported(key, format!("the size of a head, {head_dim}")));
+    match keys.optional_count("attention.value_length")? {
+        Some(length) if length != head_dim => {
+            Err(keys.unsupported("attention.value_length", format!("the size of a head, {head_dim}")))
         }
+        _ => Ok(head_dim),
     }
-    Ok(head_dim)
 }
 
-/// Refuses mixtures of experts and windows that would hide positions from each other.
-fn dense_and_full(keys: Keys<'_>, max_positions: Option<usize>) -> Result<(), OpenError> {
-    if keys.get("expert_count").is_some_and(|count| count != 0) {
-        return Err(keys.unsupported("expert_count", "0"));
-    }
-    match keys.get("attention.sliding_window").and_then(serde_json::Value::as_u64) {
-        Some(window) if window > 0 && max_positions.is_none_or(|positions| window < positions as u64) => {
-            Err(keys.unsupported("attention.sliding_window", "none, or at least context_length"))
+fn experts(keys: Keys<'_>) -> Result<Option<Experts>, OpenError> {
+    match keys.optional_index("expert_count")? {
+        None | Some(0) => Ok(None),
+        Some(count) => {
+            let per_token = keys.count("expert_used_count")?;
+            if per_token > count {
+                return Err(keys.wrong("expert_used_count", format!("at most expert_count, {count}")));
+            }
+            Ok(Some(Experts { count, per_token }))
         }
-        _ => Ok(()),
     }
 }
 
 /// The rows of the embedding matrix; without it, what the metadata says.
-fn vocab_size(keys: Keys<'_>, architecture: Architecture, store: &Store) -> Result<usize, OpenError> {
+fn vocab_size(keys: Keys<'_>, store: &Store) -> Result<usize, OpenError> {
     match store.tensors.get(EMBEDDING).and_then(|embedding| embedding.shape.first()) {
         Some(&rows) => Ok(rows),
-        None => keys.with_prefix(architecture.prefix()).count("vocab_size"),
+        None => keys.count("vocab_size"),
     }
 }
 
-fn rope(keys: Keys<'_>, head_dim: usize, max_positions: Option<usize>, store: &Store) -> Result<Rope, OpenError> {
-    if !head_dim.is_multiple_of(2) {
-        return Err(keys.wrong("attention.key_length", format!("an even number; it comes to {head_dim}")));
+/// What the file says of scores, and what it leaves to the reader.
+fn scores(keys: Keys<'_>, architecture: Architecture, config: &ModelConfig) -> Result<ScoreRule, OpenError> {
+    let plain = config.scores.clone();
+    let cap = keys.optional_positive("attn_logit_softcapping")?;
+    // Gemmas of 27B scale by the share of a head in the hidden state, whatever its size.
+    let is_27b = match architecture {
+        Architecture::Gemma2 => config.n_blocks == 46,
+        Architecture::Gemma3 => config.n_blocks == 62,
+        _ => false,
+    };
+    let scale = is_27b.then(|| ((config.hidden / config.n_heads) as f64).powf(-0.5));
+    Ok(ScoreRule { cap, scale, window: window(keys, architecture, config)?, ..plain })
+}
+
+fn window(keys: Keys<'_>, architecture: Architecture, config: &ModelConfig) -> Result<Option<Window>, OpenError> {
+    let Some(size) = keys.optional_index("attention.sliding_window")?.filter(|&size| size > 0) else {
+        return Ok(None);
+    };
+    let period = match architecture {
+        Architecture::Gemma2 => Some(2),
+        Architecture::Gemma3 => Some(6),
+        _ => None,
+    };
+    // A number of blocks of which the last sees everything, or one entry for each block.
+    let pattern = "attention.sliding_window_pattern";
+    let flags = |values: &Vec<Value>| values.iter().map(Value::as_bool).collect::<Option<Vec<bool>>>();
+    let blocks: Vec<bool> = match keys.get(pattern).and_then(Value::as_array) {
+        Some(values) => {
+            let flags = flags(values).filter(|flags| flags.len() == config.n_blocks);
+            flags.ok_or_else(|| keys.wrong(pattern, format!("{} flags", config.n_blocks)))?
+        }
+        None => {
+            let period = keys.optional_count(pattern)?.or(period);
+            (0..config.n_blocks).map(|block| period.is_none_or(|period| (block + 1) % period != 0)).collect()
+        }
+    };
+    let rope = match architecture {
+        Architecture::Gemma3 => {
+            let theta = keys.optional_positive("rope.freq_base_swa")?.unwrap_or(10_000.0);
+            Some(Rope { theta, dim: config.head_dim, scaling: RopeScaling::Default })
+        }
+        _ => None,
+    };
+    let hides = rope.is_some() || config.max_positions.is_none_or(|positions| size < positions);
+    Ok(hides.then_some(Window { size, blocks, rope }))
+}
+
+/// The rotary positions; sets the longest sequence where they do not hold for all that the file says.
+fn rope(keys: Keys<'_>, store: &Store, config: &mut ModelConfig) -> Result<Rope, OpenError> {
+    let dim = keys.optional_count("rope.dimension_count")?.unwrap_or(config.head_dim);
+    if !dim.is_multiple_of(2) || dim > config.head_dim {
+        let expected = format!("an even number, at most the size of a head, {}", config.head_dim);
+        return Err(keys.wrong("rope.dimension_count", format!("{expected}; it comes to {dim}")));
     }
     let theta = keys.optional_positive("rope.freq_base")?.unwrap_or(10_000.0);
-    let scaling = rope_scaling(keys, max_positions)?;
-    let Some(stored) = store.tensors.get(ROPE_FREQS) else {
-        return Ok(Rope { theta, scaling });
-    };
-    let refused = || keys.unsupported(ROPE_FREQS, "the factors of Llama 3.1, without another scaling");
-    let factors = store.read(ROPE_FREQS, stored).map_err(|_| refused())?.to_f32();
-    match scaling {
-        RopeScaling::Default => {
-            let scaling = llama3(theta, head_dim, &factors).ok_or_else(refused)?;
-            Ok(Rope { theta, scaling })
+    let factors = |name: &'static str| match store.tensors.get(name) {
+        None => Ok(None),
+        Some(stored) => {
+            let expected = || keys.unsupported(name, format!("{} factors, without another scaling", dim / 2));
+            let factors = store.read(name, stored).map_err(|_| expected())?.to_f32();
+            let factors: Vec<f64> = factors.into_iter().map(f64::from).collect();
+            if factors.len() == dim / 2 { Ok(Some(factors)) } else { Err(expected()) }
         }
-        _ => Err(refused()),
+    };
+    if let Some(factors) = factors(SHORT_FACTORS)? {
+        // The other list is for sequences beyond the original maximum, which is the limit here.
+        config.max_positions = Some(keys.count("rope.scaling.original_context_length")?);
+        let attention_factor = keys.optional_positive("rope.scaling.attn_factor")?.unwrap_or(1.0);
+        return Ok(Rope { theta, dim, scaling: RopeScaling::Longrope { factors, attention_factor } });
     }
+    let scaling = match (factors(ROPE_FREQS)?, rope_scaling(keys, config.max_positions)?) {
+        (None, scaling) => scaling,
+        (Some(factors), RopeScaling::Default) => RopeScaling::Longrope { factors, attention_factor: 1.0 },
+        (Some(_), _) => return Err(keys.unsupported("rope.scaling.type", format!("none beside {ROPE_FREQS}"))),
+    };
+    Ok(Rope { theta, dim, scaling })
 }
 
 fn rope_scaling(keys: Keys<'_>, max_positions: Option<usize>) -> Result<RopeScaling, OpenError> {
@@ -133,30 +194,4 @@ fn rope_scaling(keys: Keys<'_>, max_positions: Option<usize>) -> Result<RopeScal
         }
         Some(_) => Err(keys.unsupported("rope.scaling.type", "none, linear and yarn")),
     }
-}
-
-/// The scaling whose factors these are. A file states them for each wavelength instead of the four
-/// numbers that they come from; every Llama has the same three of those, and the fourth is the
-/// factor of the longest wavelength. Nothing if the factors are not Llama's.
-fn llama3(theta: f64, head_dim: usize, factors: &[f32]) -> Option<RopeScaling> {
-    const LOW: f64 = 1.0;
-    const HIGH: f64 = 4.0;
-    const ORIGINAL: usize = 8192;
-    let factor = f64::from(*factors.last()?);
-    if factors.iter().all(|&factor| factor == 1.0) {
-        return Some(RopeScaling::Default);
-    }
-    let expected = |at: usize| {
-        let wavelength = 2.0 * PI * theta.powf(2.0 * at as f64 / head_dim as f64);
-        let smooth = ((ORIGINAL as f64 / wavelength - LOW) / (HIGH - LOW)).clamp(0.0, 1.0);
-        1.0 / ((1.0 - smooth) / factor + smooth)
-    };
-    let same = |(at, &found): (usize, &f32)| (f64::from(found) / expected(at) - 1.0).abs() < 1e-3;
-    let llamas = factors.len() == head_dim / 2 && factors.iter().enumerate().all(same);
-    llamas.then_some(RopeScaling::Llama3 {
-        factor,
-        low_freq_factor: LOW,
-        high_freq_factor: HIGH,
-        original_max_positions: ORIGINAL,
-    })
 }

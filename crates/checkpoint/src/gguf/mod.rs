@@ -1,5 +1,6 @@
 //! GGUF files, read through candle: metadata, where the tensors lie, and the vocabulary.
 
+mod architecture;
 mod config;
 mod names;
 mod vocab;
@@ -12,6 +13,7 @@ use sepal_core::ModelConfig;
 use sepal_tokenize::GgufVocab;
 use serde_json::{Map, Number};
 
+use self::architecture::Architecture;
 use crate::error::OpenError;
 use crate::file::WeightsFile;
 use crate::keys::Keys;
@@ -20,17 +22,6 @@ use crate::store::{Encoding, Store, Stored};
 
 /// Lists longer than this are vocabularies, which have no place in a configuration.
 const LONGEST_LIST: usize = 4096;
-
-/// The architectures that are read, as `general.architecture` names them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Architecture {
-    /// Llama and Mistral: the rows of queries and keys are interleaved.
-    Llama,
-    /// Qwen2: as Llama, but the rows are as the model has them.
-    Qwen2,
-    /// BLOOM: fused queries, keys and values.
-    Bloom,
-}
 
 /// Reads the metadata and checks that every tensor lies within the file.
 pub(crate) fn open(path: &Path) -> Result<(ModelConfig, Store), OpenError> {
@@ -51,26 +42,6 @@ pub(crate) fn open(path: &Path) -> Result<(ModelConfig, Store), OpenError> {
 /// The vocabulary inside the file.
 pub(crate) fn vocab(file: &WeightsFile) -> Result<GgufVocab, OpenError> {
     vocab::vocab(file.path(), &content(file)?.metadata)
-}
-
-impl Architecture {
-    fn of(keys: Keys<'_>) -> Result<Self, OpenError> {
-        match keys.text("general.architecture")? {
-            "llama" => Ok(Self::Llama),
-            "qwen2" => Ok(Self::Qwen2),
-            "bloom" => Ok(Self::Bloom),
-            _ => Err(keys.unsupported("general.architecture", "llama, qwen2 and bloom")),
-        }
-    }
-
-    /// What stands before the architecture's own keys.
-    fn prefix(self) -> &'static str {
-        match self {
-            Self::Llama => "llama.",
-            Self::Qwen2 => "qwen2.",
-            Self::Bloom => "bloom.",
-        }
-    }
 }
 
 fn content(file: &WeightsFile) -> Result<Content, OpenError> {

@@ -1,9 +1,11 @@
 use std::fs;
+use std::ops::Range;
 
 use sepal_core::{DType, Family};
 
 use super::*;
-use crate::{ReadError, TokenizerError};
+use crate::outline::OUTLINE;
+use crate::{Elsewhere, Part, ReadError, TokenizerError, missing_shards, outline};
 
 fn single() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
@@ -43,7 +45,7 @@ fn one_file() {
     assert!(checkpoint.has("norm.weight") && !checkpoint.has("lm_head.weight"));
     let error = checkpoint.tensor("lm_head.weight").expect_err("is not there");
     assert!(error.to_string().contains("`lm_head.weight`"), "{error}");
-    assert_eq!(checkpoint.block_prefix(3), "model.layers.3.");
+    assert_eq!(checkpoint.config().family.block_prefix(3), "model.layers.3.");
 }
 
 #[test]
@@ -69,7 +71,7 @@ fn the_prefix_may_be_missing_in_the_file() {
     write_config(folder.path(), &bloom);
     write_shard(&folder.path().join("model.safetensors"), &[("h.0.input_layernorm.bias", vec![8], numbers(8))]);
     let checkpoint = Checkpoint::open(folder.path()).expect("opens");
-    let name = format!("{}input_layernorm.bias", checkpoint.block_prefix(0));
+    let name = format!("{}input_layernorm.bias", checkpoint.config().family.block_prefix(0));
     assert_eq!(name, "transformer.h.0.input_layernorm.bias");
     assert_eq!(checkpoint.tensor(&name).expect("is there").to_f32(), numbers(8));
 }
@@ -173,4 +175,137 @@ fn the_tokenizer_lies_beside_the_configuration() {
         "model": {"type": "WordLevel", "unk_token": "x", "vocab": {"x": 0, "y": 1}}});
     fs::write(folder.path().join("tokenizer.json"), definition.to_string()).expect("writes");
     assert_eq!(checkpoint.tokenizer().expect("loads").encode("y", None, 4).expect("encodes").ids, [1]);
+}
+
+/// Two blocks of one matrix each in a shard of their own, the ends in a third.
+fn in_parts() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = llama_config();
+    config["num_hidden_layers"] = json!(2);
+    write_config(folder.path(), &config);
+    let mut weight_map = serde_json::Map::new();
+    let shards = [
+        ("a.safetensors", vec!["model.layers.0.mlp.up_proj.weight", "model.layers.1.input_layernorm.weight"]),
+        ("b.safetensors", vec!["model.layers.1.mlp.up_proj.weight"]),
+        ("c.safetensors", vec!["model.embed_tokens.weight", "model.norm.weight"]),
+        ("d.safetensors", vec!["lm_head.weight"]),
+    ];
+    for (file, names) in shards {
+        let tensors: Vec<(&str, Vec<usize>, Vec<f32>)> = names
+            .iter()
+            .map(|name| (*name, vec![8, 600], numbers(4800).into_iter().map(|n| n + file.len() as f32).collect()))
+            .collect();
+        write_shard(&folder.path().join(file), &tensors);
+        weight_map.extend(names.into_iter().map(|name| (name.to_owned(), json!(file))));
+    }
+    write_index(folder.path(), &json!({ "weight_map": weight_map }));
+    folder
+}
+
+/// A copy of the folder without its shards, and what shows bytes of them.
+fn without_shards(whole: &Path) -> (tempfile::TempDir, Box<Elsewhere<'static>>) {
+    let folder = tempfile::tempdir().expect("a folder");
+    for file in ["config.json", "model.safetensors.index.json"] {
+        fs::copy(whole.join(file), folder.path().join(file)).expect("copied");
+    }
+    let whole = whole.to_owned();
+    let show = move |wanted: &[(String, Range<u64>)]| {
+        let part = |(file, range): &(String, Range<u64>)| {
+            let bytes = fs::read(whole.join(file))?;
+            let end = bytes.len().min(range.end as usize);
+            Ok(bytes[range.start as usize..end].to_vec())
+        };
+        wanted.iter().map(part).collect()
+    };
+    (folder, Box::new(show))
+}
+
+#[test]
+fn some_shards_are_enough() {
+    let whole = in_parts();
+    let all = Checkpoint::open(whole.path()).expect("opens");
+    assert_eq!(all.missing_files(Part::Whole), Vec::<String>::new());
+    let (folder, mut show) = without_shards(whole.path());
+    assert_eq!(missing_shards(folder.path()).expect("an index").len(), 4);
+    outline(folder.path(), &mut *show).expect("an outline");
+    let part = Checkpoint::open(folder.path()).expect("opens without a shard");
+    assert_eq!(part.digest(), all.digest());
+    assert_eq!(part.parameter_count(), all.parameter_count());
+    assert_eq!(part.describe(), all.describe());
+    assert!(part.names().eq(all.names()));
+
+    let blocks = |text: &str| part.missing_files(Part::Blocks(text.parse().expect("a span")));
+    assert_eq!(blocks("0:1"), ["a.safetensors"]);
+    assert_eq!(blocks("1:2"), ["a.safetensors", "b.safetensors"]);
+    assert_eq!(part.missing_files(Part::Ends), ["c.safetensors"]);
+    assert_eq!(part.missing_files(Part::Whole).len(), 4);
+
+    let name = "model.layers.1.mlp.up_proj.weight";
+    let error = part.tensor(name).expect_err("its shard is not here");
+    assert!(matches!(&error, ReadError::NotHere { path, .. } if path.ends_with("b.safetensors")), "{error}");
+    assert!(error.to_string().contains("hf download OWNER/NAME b.safetensors"), "{error}");
+
+    // A shard that comes later is found.
+    fs::copy(whole.path().join("b.safetensors"), folder.path().join("b.safetensors")).expect("copied");
+    assert_eq!(part.tensor(name).expect("it came"), all.tensor(name).expect("reads"));
+    assert_eq!(blocks("1:2"), ["a.safetensors"]);
+    let reopened = Checkpoint::open(folder.path()).expect("opens");
+    assert_eq!((reopened.digest(), reopened.tensor(name).is_ok()), (all.digest(), true));
+}
+
+#[test]
+fn any_set_of_shards_has_the_same_digest() {
+    let whole = in_parts();
+    let all = Checkpoint::open(whole.path()).expect("opens");
+    // The outline of the whole, copied to where only a part is.
+    outline(whole.path(), &mut |_| panic!("all is here")).expect("an outline");
+    for present in 0..16_u32 {
+        let (folder, _) = without_shards(whole.path());
+        fs::copy(whole.path().join(OUTLINE), folder.path().join(OUTLINE)).expect("copied");
+        for (at, shard) in ["a", "b", "c", "d"].iter().enumerate().filter(|(at, _)| present >> at & 1 == 1) {
+            let file = format!("{shard}.safetensors");
+            fs::copy(whole.path().join(&file), folder.path().join(&file)).unwrap_or_else(|_| panic!("copied {at}"));
+        }
+        let part = Checkpoint::open(folder.path()).expect("opens");
+        assert_eq!(part.digest(), all.digest(), "{present:b}");
+    }
+}
+
+#[test]
+fn a_shard_that_nothing_is_known_of() {
+    let whole = in_parts();
+    fs::remove_file(whole.path().join("b.safetensors")).expect("removed");
+    let (error, text) = complaint(whole.path());
+    assert!(matches!(&error, OpenError::NoOutline { path, .. } if path.ends_with("b.safetensors")), "{text}");
+    assert!(text.contains("sepal outline FOLDER") && text.contains("hub:OWNER/NAME"), "{text}");
+    let failed = outline(whole.path(), &mut |_| Err("no network".into())).expect_err("it cannot be looked into");
+    assert!(matches!(&failed, OpenError::Elsewhere { source, .. } if source.to_string() == "no network"), "{failed}");
+    for answer in [vec![], vec![0; 4], vec![255; 1000]] {
+        let error = outline(whole.path(), &mut |_| Ok(vec![answer.clone()])).expect_err("no shard");
+        assert!(matches!(error, OpenError::Elsewhere { .. }), "{error}");
+    }
+    assert!(!whole.path().join(OUTLINE).exists());
+}
+
+#[test]
+fn another_shard_than_the_outline_says_is_refused() {
+    let whole = in_parts();
+    let (folder, mut show) = without_shards(whole.path());
+    outline(folder.path(), &mut *show).expect("an outline");
+    let part = Checkpoint::open(folder.path()).expect("opens");
+    fs::copy(whole.path().join("c.safetensors"), folder.path().join("b.safetensors")).expect("copied");
+    let error = part.tensor("model.layers.1.mlp.up_proj.weight").expect_err("another shard");
+    assert!(matches!(&error, ReadError::Io { source, .. } if source.to_string().contains("another file")), "{error:?}");
+}
+
+#[test]
+fn pickled_weights_are_refused_with_the_way_out() {
+    let folder = tempfile::tempdir().expect("a folder");
+    write_config(folder.path(), &llama_config());
+    for name in ["pytorch_model-00002-of-00002.bin", "pytorch_model-00001-of-00002.bin", "training_args.bin"] {
+        fs::write(folder.path().join(name), "pickled").expect("writes");
+    }
+    let (error, text) = complaint(folder.path());
+    assert!(matches!(&error, OpenError::Pickled { file, .. } if file == "pytorch_model-00001-of-00002.bin"), "{text}");
+    assert!(text.contains("never read") && text.contains("save_pretrained"), "{text}");
 }

@@ -76,7 +76,7 @@ fn llama() {
     assert_eq!((config.family, config.n_blocks, config.hidden, config.ffn), (Family::Llama, 1, 8, 16));
     assert_eq!((config.n_heads, config.n_kv_heads, config.head_dim, config.vocab_size), (2, 1, 4, 5));
     assert_eq!((config.norm_eps, config.max_positions), (1e-5, Some(64)));
-    assert_eq!(config.rope, Some(Rope { theta: 100_000.0, scaling: RopeScaling::Default }));
+    assert_eq!(config.rope, Some(Rope { theta: 100_000.0, dim: 4, scaling: RopeScaling::Default }));
     let read = |name: &str| checkpoint.tensor(name).expect("is there").to_f32();
     assert_eq!(read("model.embed_tokens.weight"), numbers(40));
     assert_eq!(read("model.layers.0.self_attn.q_proj.weight"), numbers(64));
@@ -117,8 +117,8 @@ fn bloom() {
     ];
     let tensors = [
         ("token_embd_norm.weight", f32s(&[6], numbers(6))),
-        ("blk.0.attn_qkv.weight", f32s(&[18, 6], concatenate(&numbers(108), 3, 18))),
-        ("blk.0.attn_qkv.bias", f32s(&[18], concatenate(&numbers(18), 3, 18))),
+        ("blk.0.attn_qkv.weight", f32s(&[18, 6], concatenate(&numbers(108), 3, 1, 18))),
+        ("blk.0.attn_qkv.bias", f32s(&[18], concatenate(&numbers(18), 3, 1, 18))),
     ];
     let checkpoint = opened(&metadata, &tensors).expect("opens");
     assert_eq!((checkpoint.config().family, checkpoint.config().rope.clone()), (Family::Bloom, None));
@@ -196,22 +196,21 @@ fn complaints_name_file_and_key() {
         assert!(error.contains("model.gguf") && error.contains(needle), "{error}");
     };
     check("general.architecture", None, "`general.architecture` is missing");
-    check("general.architecture", Some(Meta::String("mamba".into())), "llama, qwen2 and bloom");
+    check("general.architecture", Some(Meta::String("mamba".into())), "llama, qwen2, qwen3, gemma");
     check("llama.block_count", None, "`llama.block_count` is missing");
     check("llama.block_count", Some(Meta::U32(0)), "`llama.block_count` is 0");
     check("llama.embedding_length", Some(Meta::String("x".into())), "`llama.embedding_length` is \"x\"");
     check("llama.attention.head_count_kv", Some(Meta::U32(3)), "`llama.attention.head_count_kv` is 3");
     let per_block = Meta::Array(vec![Meta::U32(1), Meta::U32(2)]);
     check("llama.attention.head_count_kv", Some(per_block), "the same for all blocks");
-    check("llama.rope.dimension_count", Some(Meta::U32(2)), "`llama.rope.dimension_count` is 2");
     check("llama.rope.scaling.type", Some(Meta::String("longrope".into())), "none, linear and yarn");
     check("llama.rope.scaling.type", Some(Meta::String("yarn".into())), "`llama.rope.scaling.factor` is missing");
-    check("llama.expert_count", Some(Meta::U32(8)), "`llama.expert_count` is 8");
-    check("llama.attention.sliding_window", Some(Meta::U32(16)), "`llama.attention.sliding_window` is 16");
+    check("llama.expert_count", Some(Meta::U32(8)), "`llama.expert_used_count` is missing");
+    check("llama.rope.dimension_count", Some(Meta::U32(6)), "`llama.rope.dimension_count` is 6");
     check("split.count", Some(Meta::U16(2)), "`split.count` is 2");
-    let gate = [("blk.0.ffn_gate_inp.weight", f32s(&[8], numbers(8)))];
+    let gate = [("blk.0.ffn_sub_norm.weight", f32s(&[8], numbers(8)))];
     let error = opened(&changed(&[("llama.vocab_size", Some(Meta::U32(5)))]), &gate).expect_err("unknown").to_string();
-    assert!(error.contains("`blk.0.ffn_gate_inp.weight`"), "{error}");
+    assert!(error.contains("`blk.0.ffn_sub_norm.weight`"), "{error}");
 }
 
 #[test]
@@ -244,38 +243,13 @@ fn rope_variants() {
 }
 
 #[test]
-fn llama3_factors_are_recognised() {
-    // Factors of Llama 3.1 as a converter writes them: theta 500000, heads of 128, 8 times the length.
-    let (theta, head_dim, factor): (f64, usize, f64) = (500_000.0, 128, 8.0);
-    let (low, high, original) = (1.0, 4.0, 8192.0);
-    let mut factors: Vec<f32> = Vec::new();
-    for at in (0..head_dim).step_by(2) {
-        let wavelength = 2.0 * std::f64::consts::PI * theta.powf(at as f64 / head_dim as f64);
-        factors.push(if wavelength < original / high {
-            1.0
-        } else if wavelength > original / low {
-            factor as f32
-        } else {
-            let smooth = (original / wavelength - low) / (high - low);
-            (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
-        });
-    }
-    let heads = [
-        ("llama.embedding_length", Some(Meta::U32(128))),
-        ("llama.attention.head_count", Some(Meta::U32(1))),
-        ("llama.rope.dimension_count", None),
-        ("llama.rope.freq_base", Some(Meta::F32(500_000.0))),
-    ];
-    let open = |factors: Vec<f32>| {
-        opened(&changed(&heads), &[("rope_freqs.weight", f32s(&[64], factors)), llama_tensors().remove(0)])
-    };
-    let checkpoint = open(factors.clone()).expect("opens");
-    let expected =
-        RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions: 8192 };
-    assert_eq!(checkpoint.config().rope.clone().expect("has positions").scaling, expected);
+fn stated_factors_stretch_the_wavelengths() {
+    let factors = |n: usize| [("rope_freqs.weight", f32s(&[n], vec![2.5; n])), llama_tensors().remove(0)];
+    let checkpoint = opened(&llama_metadata(), &factors(2)).expect("opens");
+    let expected = RopeScaling::Longrope { factors: vec![2.5, 2.5], attention_factor: 1.0 };
+    assert_eq!(checkpoint.config().rope.as_ref().expect("rope").scaling, expected);
     assert!(!checkpoint.has("rope_freqs.weight"));
-    factors[40] *= 1.5;
-    let error = open(factors).expect_err("not Llama's").to_string();
+    let error = opened(&llama_metadata(), &factors(3)).expect_err("three factors for two pairs").to_string();
     assert!(error.contains("rope_freqs.weight"), "{error}");
 }
 

@@ -1,0 +1,39 @@
+//! GPT-2: learned positions, LayerNorm, attention, LayerNorm, GELU. Its files have layers as `[in, out]`.
+
+use sepal_core::ModelConfig;
+use tch::Tensor;
+
+use super::{EndNames, EndNorm, heads, layer_norm, plain_mlp};
+use crate::block::Block;
+use crate::linear::Layer;
+use crate::weights::{LoadError, Reader};
+
+pub(super) const ENDS: EndNames =
+    EndNames { embedding: "wte", embedding_scale: 1.0, embedding_norm: None, final_norm: "ln_f", kind: EndNorm::Layer };
+
+pub(super) fn positions(reader: &Reader<'_>, config: &ModelConfig, name: &str) -> Result<Tensor, LoadError> {
+    reader.tensor(name, &[config.max_positions.unwrap_or(1024), config.hidden])
+}
+
+pub(super) fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {
+    let &ModelConfig { hidden, ffn, .. } = config;
+    let heads = heads(config, block_idx);
+    let layer = |name: &str, out: usize, inner: usize| {
+        let weight = reader.tensor(&format!("{name}.weight"), &[inner, out])?.f_transpose(0, 1)?;
+        Ok::<_, LoadError>(Layer { weight, bias: reader.optional(&format!("{name}.bias"), &[out])?, inputs: None })
+    };
+    let fused = layer("attn.c_attn", 3 * hidden, hidden)?.after(&reader.layer_norm("ln_1", hidden)?)?;
+    let up = layer("mlp.c_fc", ffn, hidden)?.after(&reader.layer_norm("ln_2", hidden)?)?;
+    Ok(Block {
+        heads,
+        norm: layer_norm(config),
+        is_parallel: false,
+        q: reader.frozen(fused.part(0, hidden)?)?,
+        kv: reader.frozen(fused.part(hidden, 2 * hidden)?)?,
+        head_norms: None,
+        output: reader.frozen(layer("attn.c_proj", hidden, hidden)?)?,
+        attention_norm: None,
+        mlp: plain_mlp(reader, config, up, layer("mlp.c_proj", hidden, ffn)?)?,
+        mlp_norm: None,
+    })
+}

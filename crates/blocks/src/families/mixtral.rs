@@ -1,0 +1,28 @@
+//! Mixtral (arXiv 2401.04088): as Llama, with a mixture of experts for an MLP.
+
+use sepal_core::ModelConfig;
+
+use super::heads;
+use super::llama::{gated, with_attention};
+use crate::block::Block;
+use crate::experts::Router;
+use crate::linear::Layer;
+use crate::mlp::Mlp;
+use crate::weights::{LoadError, Reader};
+
+pub(super) fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {
+    let Some(experts) = config.experts else {
+        return Err(LoadError::Config { problem: "a mixtral block needs a number of experts".to_owned() });
+    };
+    let norm = reader.rms("post_attention_layernorm", config.hidden)?;
+    let weight = reader.tensor("block_sparse_moe.gate.weight", &[experts.count, config.hidden])?;
+    let expert =
+        |expert: usize| gated(reader, config, &format!("block_sparse_moe.experts.{expert}"), ["w1", "w3", "w2"], &norm);
+    let mlp = Mlp::Routed(Router {
+        router: reader.exact(Layer { weight, bias: None, inputs: None }.after(&norm)?)?,
+        per_token: experts.per_token as i64,
+        experts: (0..experts.count).map(expert).collect::<Result<_, _>>()?,
+    });
+    let norm = reader.rms("input_layernorm", config.hidden)?;
+    with_attention(reader, config, heads(config, block_idx), &norm, mlp)
+}

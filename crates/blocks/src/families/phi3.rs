@@ -1,0 +1,33 @@
+//! Phi-3 and Phi-4: as Llama, with queries, keys and values in one layer, and gate and up in another.
+
+use sepal_core::ModelConfig;
+
+use super::{from_queries, heads, queries, rms_norm};
+use crate::block::Block;
+use crate::mlp::{Activate, Dense, Mlp};
+use crate::weights::{LoadError, Reader};
+
+pub(super) fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {
+    let &ModelConfig { hidden, n_heads, n_kv_heads, head_dim, ffn, .. } = config;
+    let heads = heads(config, block_idx);
+    let (q_size, kv_size) = (n_heads * head_dim, n_kv_heads * head_dim);
+    let norm = reader.rms("input_layernorm", hidden)?;
+    let fused = reader.layer("self_attn.qkv_proj", q_size + 2 * kv_size, hidden)?.after(&norm)?;
+    let output = reader.layer("self_attn.o_proj", hidden, q_size)?;
+    let mlp_norm = reader.rms("post_attention_layernorm", hidden)?;
+    let up = reader.layer("mlp.gate_up_proj", 2 * ffn, hidden)?.after(&mlp_norm)?;
+    let down = reader.layer("mlp.down_proj", hidden, ffn)?;
+    let activation = Activate { function: config.activation, is_gated: true };
+    Ok(Block {
+        heads,
+        norm: rms_norm(config),
+        is_parallel: false,
+        q: reader.frozen(fused.part(0, q_size)?.map_rows(|rows| queries(heads, rows))?)?,
+        kv: reader.frozen(fused.part(q_size, 2 * kv_size)?)?,
+        head_norms: None,
+        output: reader.frozen(from_queries(heads, output)?)?,
+        attention_norm: None,
+        mlp: Mlp::Dense(Dense { activation, up: reader.frozen(up)?, down: reader.frozen(down)? }),
+        mlp_norm: None,
+    })
+}

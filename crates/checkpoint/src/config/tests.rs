@@ -1,0 +1,150 @@
+use std::path::Path;
+
+use sepal_core::{Family, ModelConfig, Rope, RopeScaling, Window};
+use serde_json::{Value, json};
+
+use super::model_config;
+use crate::error::OpenError;
+
+fn parse(value: Value) -> Result<ModelConfig, OpenError> {
+    model_config(Path::new("config.json"), value.as_object().expect("an object"))
+}
+
+/// A Llama of transformers 5, with `changes` laid over it; `null` removes a key.
+fn llama_with(changes: Value) -> Result<ModelConfig, OpenError> {
+    let mut config = json!({
+        "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": 100, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 128, "hidden_act": "silu",
+        "rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"},
+    });
+    let map = config.as_object_mut().expect("an object");
+    for (key, value) in changes.as_object().expect("an object") {
+        if value.is_null() {
+            map.remove(key)
+        } else {
+            map.insert(key.clone(), value.clone())
+        };
+    }
+    parse(config)
+}
+
+fn scaling(changes: Value) -> RopeScaling {
+    llama_with(changes).expect("a configuration").rope.expect("has positions").scaling
+}
+
+#[test]
+fn llama() {
+    let config = llama_with(json!({})).expect("a configuration");
+    assert_eq!(
+        config,
+        ModelConfig {
+            n_kv_heads: 2,
+            rope: Some(Rope { theta: 500_000.0, dim: 8, scaling: RopeScaling::Default }),
+            max_positions: Some(128),
+            ..ModelConfig::plain(Family::Llama, 2, 32, 4, 64, 100)
+        }
+    );
+    let old = json!({"rope_parameters": null, "rope_theta": 5000.0, "rope_scaling": null, "head_dim": 16, "num_key_value_heads": null});
+    let config = llama_with(old).expect("a configuration");
+    assert_eq!((config.head_dim, config.n_kv_heads, config.rope.expect("rope").theta), (16, 4, 5000.0));
+}
+
+#[test]
+fn rope_variants() {
+    let linear = json!({"rope_scaling": {"type": "linear", "factor": 2.0}});
+    assert_eq!(scaling(linear), RopeScaling::Linear { factor: 2.0 });
+    let llama3 = json!({"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1.0}});
+    let expected =
+        RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions: 64 };
+    assert_eq!(scaling(llama3), expected);
+    let yarn = |more: Value| {
+        let mut yarn = json!({"rope_type": "yarn", "factor": 4.0});
+        yarn.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        json!({"rope_parameters": yarn})
+    };
+    let expected = |attention_factor| RopeScaling::Yarn {
+        factor: 4.0,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        original_max_positions: 128,
+        attention_factor,
+    };
+    assert_eq!(scaling(yarn(json!({}))), expected(None));
+    assert_eq!(scaling(yarn(json!({"mscale": 1.0, "mscale_all_dim": 1.0}))), expected(Some(1.0)));
+    assert_eq!(scaling(yarn(json!({"attention_factor": 0.5, "mscale": 3.0}))), expected(Some(0.5)));
+    assert!(matches!(llama_with(yarn(json!({"truncate": false}))), Err(OpenError::Unsupported { .. })));
+}
+
+#[test]
+fn bloom() {
+    let config =
+        parse(json!({"model_type": "bloom", "n_embed": 48, "n_layer": 3, "num_attention_heads": 6, "vocab_size": 9}));
+    let config = config.expect("a configuration");
+    assert_eq!((config.family, config.hidden, config.n_blocks), (Family::Bloom, 48, 3));
+    assert_eq!((config.n_heads, config.n_kv_heads, config.head_dim, config.ffn), (6, 6, 8, 192));
+    assert_eq!((config.norm_eps, config.rope), (1e-5, None));
+    let post = json!({"model_type": "bloom", "apply_residual_connection_post_layernorm": true});
+    assert!(matches!(parse(post), Err(OpenError::Unsupported { .. })));
+}
+
+fn window(config: Result<ModelConfig, OpenError>) -> Option<(usize, Vec<bool>)> {
+    config.expect("a configuration").scores.window.map(|Window { size, blocks, .. }| (size, blocks))
+}
+
+#[test]
+fn sliding_windows() {
+    let mistral = |stated: Value| {
+        let mut config = json!({"model_type": "mistral", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": 100, "max_position_embeddings": 8192});
+        config.as_object_mut().expect("an object").extend(stated.as_object().expect("an object").clone());
+        window(parse(config))
+    };
+    assert_eq!(mistral(json!({"sliding_window": null})), None);
+    assert_eq!(mistral(json!({"sliding_window": 8192})), None, "it hides nothing");
+    assert_eq!(mistral(json!({"sliding_window": 100})), Some((100, vec![true, true])));
+    assert_eq!(mistral(json!({})), Some((4096, vec![true, true])), "the default");
+    let qwen = |used: bool| json!({"model_type": "qwen2", "use_sliding_window": used, "sliding_window": 16, "max_window_layers": 1});
+    assert_eq!(window(llama_with(qwen(true))), Some((16, vec![false, true])));
+    assert_eq!(window(llama_with(qwen(false))), None);
+    let listed = json!({"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"]});
+    assert_eq!(window(llama_with(listed)), Some((16, vec![true, false])));
+    let few = json!({"model_type": "qwen2", "use_sliding_window": true, "layer_types": ["sliding_attention"]});
+    assert!(matches!(llama_with(few), Err(OpenError::WrongKey { .. })));
+}
+
+#[test]
+fn positions_that_depend_on_the_length_hold_up_to_a_maximum() {
+    let dynamic = llama_with(json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}})).expect("a configuration");
+    assert_eq!((dynamic.rope.expect("rope").scaling, dynamic.max_positions), (RopeScaling::Default, Some(128)));
+    let longrope = json!({"model_type": "phi3", "original_max_position_embeddings": 32, "rope_scaling":
+        {"type": "longrope", "short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [4.0, 4.0, 4.0, 4.0]}});
+    let longrope = llama_with(longrope).expect("a configuration");
+    let attention_factor = (1.0 + 4_f64.ln() / 32_f64.ln()).sqrt();
+    let expected = RopeScaling::Longrope { factors: vec![1.0, 1.5, 2.0, 2.5], attention_factor };
+    assert_eq!((longrope.rope.expect("rope").scaling, longrope.max_positions), (expected, Some(32)));
+}
+
+#[test]
+fn complaints_name_file_and_key() {
+    let check = |changes: Value, needle: &str| {
+        let error = llama_with(changes).expect_err(needle).to_string();
+        assert!(error.contains("config.json") && error.contains(needle), "{error}");
+    };
+    check(json!({"hidden_size": null}), "`hidden_size` is missing");
+    check(json!({"hidden_size": 0}), "`hidden_size` is 0, expected a whole number");
+    check(json!({"vocab_size": "many"}), "`vocab_size` is \"many\"");
+    check(json!({"num_key_value_heads": 3}), "`num_key_value_heads` is 3, expected a divisor");
+    check(json!({"num_attention_heads": 5, "num_key_value_heads": 5}), "`num_attention_heads` is 5");
+    check(json!({"head_dim": 7}), "`head_dim` is 7, expected an even number");
+    check(json!({"hidden_act": "gelu"}), "`hidden_act` is \"gelu\"");
+    check(json!({"rms_norm_eps": -1.0}), "`rms_norm_eps` is -1.0");
+    check(json!({"model_type": "t5"}), "bloom, falcon, gemma");
+    check(json!({"rope_scaling": {"type": "other", "factor": 2.0}}), "`rope_scaling.type` is \"other\"");
+    check(json!({"rope_scaling": {"type": "linear"}}), "`rope_scaling.factor` is missing");
+    check(json!({"partial_rotary_factor": 0.5}), "`partial_rotary_factor` is 0.5");
+    check(json!({"rope_parameters": 3}), "`rope_parameters` is 3, expected an object");
+    check(json!({"model_type": "qwen2", "num_key_value_heads": null}), "`num_key_value_heads` is missing");
+}

@@ -1,0 +1,112 @@
+//! Downloads as people see them: a bar on a terminal, lines elsewhere.
+
+use std::io::{IsTerminal, Write};
+use std::time::Instant;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use sepal_assets::FetchEvent;
+
+use crate::console::{clock, size};
+
+/// Bytes of a file whose beginning is told where there is no bar: it takes a while.
+const LARGE: u64 = 100_000_000;
+
+/// Watches fetches and tells a person.
+#[derive(Debug)]
+pub(crate) struct Downloads {
+    bar: Option<ProgressBar>,
+    plain: bool,
+    file: String,
+    size: u64,
+    /// When the file began to come, and how many bytes of it were here then.
+    began: (Instant, u64),
+}
+
+impl Downloads {
+    pub(crate) fn new() -> Self {
+        let plain = !std::io::stderr().is_terminal();
+        Self { bar: None, plain, file: String::new(), size: 0, began: (Instant::now(), 0) }
+    }
+
+    /// A line that stays, above the bar if there is one.
+    pub(crate) fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(text),
+            // A closed standard error is no reason to stop.
+            None => drop(writeln!(std::io::stderr(), "{text}")),
+        }
+    }
+
+    pub(crate) fn event(&mut self, event: FetchEvent<'_>) {
+        match event {
+            FetchEvent::Notice(line) => self.line(line),
+            FetchEvent::Begin { file, size, here } => self.begin(file, size, here),
+            FetchEvent::Progress { here } => {
+                if let Some(bar) = &self.bar {
+                    bar.set_position(here);
+                    bar.set_message(self.status(here));
+                }
+            }
+            FetchEvent::End { file, size, received, seconds } => {
+                self.clear();
+                self.line(&ended(file, size, received, seconds));
+            }
+            _ => {}
+        }
+    }
+
+    fn begin(&mut self, file: &str, bytes: u64, here: u64) {
+        self.clear();
+        (self.file, self.size, self.began) = (file.to_owned(), bytes, (Instant::now(), here));
+        if !self.plain {
+            let style = ProgressStyle::with_template("{bar:24} {decimal_bytes}/{decimal_total_bytes} {msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            let bar = ProgressBar::new(bytes).with_style(style).with_position(here);
+            bar.set_message(file.to_owned());
+            self.bar = Some(bar);
+        } else if bytes >= LARGE {
+            let kept = if here > 0 { format!(", {} of it are here already", size(here)) } else { String::new() };
+            self.line(&format!("fetching {file}, {}{kept}", size(bytes)));
+        }
+    }
+
+    /// Speed and time left of what comes now, and the file.
+    fn status(&self, here: u64) -> String {
+        let (time, before) = (self.began.0.elapsed().as_secs_f64(), self.began.1);
+        let rate = here.saturating_sub(before) as f64 / time.max(0.001);
+        let left = match rate {
+            0.0 => String::new(),
+            rate => format!(", {} left", clock(self.size.saturating_sub(here) as f64 / rate)),
+        };
+        format!("{}/s{left} {}", size(rate as u64), self.file)
+    }
+
+    fn clear(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Drop for Downloads {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+fn ended(file: &str, bytes: u64, received: u64, seconds: f64) -> String {
+    let kept = if received < bytes { format!(", {} of it now", size(received)) } else { String::new() };
+    let time = if seconds < 1.0 { String::new() } else { format!(" in {}", clock(seconds)) };
+    format!("fetched {file}, {}{kept}{time}", size(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_what_came() {
+        assert_eq!(ended("a/b/config.json", 700, 700, 0.1), "fetched a/b/config.json, 700 B");
+        assert_eq!(ended("a/b/x", 5_000_000_000, 1_000_000, 83.0), "fetched a/b/x, 5.0 GB, 1.0 MB of it now in 1:23");
+    }
+}

@@ -1,0 +1,75 @@
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// How the weights of frozen linear layers are kept in memory. Norms and embeddings stay in fp32, and products are
+/// computed in fp32 whatever the format.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightFormat {
+    /// 4 bytes a number, as they are.
+    #[default]
+    F32,
+    /// 2 bytes, the range of fp32.
+    Bf16,
+    /// 2 bytes, three more bits than bf16.
+    F16,
+    /// 1 byte: whole numbers up to 127 times a factor for each output.
+    Int8,
+    /// Half a byte: one of 16 quantiles of the normal distribution (NF4, arXiv 2305.14314) times a factor for each 64
+    /// numbers of an output.
+    Nf4,
+}
+
+impl WeightFormat {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::F32, Self::Bf16, Self::F16, Self::Int8, Self::Nf4];
+
+    /// The name as it is written in a pipeline file: `f32`, `bf16`, `f16`, `int8`, `nf4`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+            Self::Int8 => "int8",
+            Self::Nf4 => "nf4",
+        }
+    }
+
+    /// Bits that a number takes, its share of factors included.
+    pub fn bits(self) -> f64 {
+        match self {
+            Self::F32 => 32.0,
+            Self::Bf16 | Self::F16 => 16.0,
+            Self::Int8 => 8.0,
+            Self::Nf4 => 4.5,
+        }
+    }
+
+    /// The digest of a model whose blocks are kept in this format, from that of its checkpoint: servers that round
+    /// differently are of different models, so that no route mixes them.
+    pub fn digest(self, checkpoint: &str) -> String {
+        match self {
+            Self::F32 => checkpoint.to_owned(),
+            rounded => format!("{checkpoint}+{rounded}"),
+        }
+    }
+}
+
+impl fmt::Display for WeightFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for WeightFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|format| format.name() == text)
+            .ok_or_else(|| format!("`{text}` is no format of weights; write f32, bf16, f16, int8 or nf4"))
+    }
+}

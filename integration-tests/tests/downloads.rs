@@ -1,0 +1,162 @@
+//! Models from a hub on loopback, fetched in parts by the real program.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use sepal_testkit::hub::{COMMIT, Fault, LoopbackHub};
+use sepal_testkit::tiny;
+
+use crate::program::{Bench, assert_close};
+
+const COMMON: [&str; 3] = ["config.json", "model.safetensors.index.json", "tokenizer.json"];
+
+/// A tiny model in shards in the bench's folder `model`, on a hub; the names of its shards, that of the ends first.
+fn sharded() -> (Bench, LoopbackHub, Vec<String>) {
+    let bench = Bench::new("llama-gqa");
+    let shards = tiny::shard(&bench.path("model"));
+    let hub = LoopbackHub::of_folder(&bench.path("model"));
+    (bench, hub, shards)
+}
+
+/// `sepal` with a cache of its own.
+fn on_its_own(bench: &Bench, hub: &LoopbackHub, cache: &str, args: &[&str]) -> Command {
+    let mut command = bench.sepal(args);
+    command.env("HF_ENDPOINT", hub.endpoint()).env("HF_HUB_OFFLINE", "0");
+    command.env("SEPAL_CACHE", bench.path(&format!("{cache}/sepal")));
+    command.env("HF_HUB_CACHE", bench.path(&format!("{cache}/hub")));
+    command
+}
+
+/// A server that is killed when dropped, and what it serves.
+struct Server {
+    child: Child,
+    addr: String,
+    line: String,
+}
+
+impl Server {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("sepal serves");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
+        let addr = line.trim().rsplit(" on ").next().expect("an address").to_owned();
+        Self { child, addr, line }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn serve(bench: &Bench, hub: &LoopbackHub, cache: &str, model: &str, blocks: &str) -> Server {
+    let args = ["serve", model, "--blocks", blocks, "--listen", "127.0.0.1:0", "--threads", "1"];
+    Server::start(on_its_own(bench, hub, cache, &args))
+}
+
+/// What is asked for by all, and these.
+fn with_common(shards: &[String]) -> Vec<String> {
+    let mut files: Vec<String> = COMMON.iter().map(|file| (*file).to_owned()).chain(shards.iter().cloned()).collect();
+    files.sort();
+    files
+}
+
+fn shards_in(folder: &Path) -> usize {
+    let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").file_name());
+    entries.filter(|name| name.to_string_lossy().ends_with(".safetensors")).count()
+}
+
+#[test]
+fn each_fetches_what_it_needs_and_all_agree() {
+    let (bench, hub, shards) = sharded();
+    let embedded = bench.run(&["train.max_steps=6"]);
+
+    let first = serve(&bench, &hub, "first", "hub:a/b@main", "0:1");
+    assert_eq!(hub.downloads(), with_common(&shards[1..2]), "a server fetches the shards of its blocks");
+    assert!(first.line.contains(&format!(" of hub:a/b@{COMMIT} ")), "it says which commit: {}", first.line);
+    let second = serve(&bench, &hub, "second", "hub:a/b", "1:3");
+    assert_eq!(hub.downloads(), with_common(&shards[2..]));
+    // A replica with a whole copy of the same files on its disk is of the same model.
+    let replica = serve(&bench, &hub, "replica", "model", "1:3");
+    assert_eq!(hub.requests(), []);
+
+    let servers = [&first, &second, &replica].map(|server| format!("\"{}\"", server.addr)).join(", ");
+    let servers = format!("swarm.with.servers=[{servers}]");
+    let sets = ["train.max_steps=6", "model.source=hub:a/b", "swarm.use=static", servers.as_str()];
+    let mut run = on_its_own(&bench, &hub, "client", &["run", "pipeline.yaml"]);
+    for set in sets {
+        run.args(["--set", set]);
+    }
+    let output = run.arg("--set").arg("output.folder=remote").output().expect("sepal runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    assert_eq!(hub.downloads(), with_common(&shards[..1]), "a client fetches the ends");
+    assert!(said.contains(&format!("fetched a/b/{}", shards[0])), "a line for each file: {said}");
+
+    let remote = bench.run_in("remote");
+    assert_close(&remote.losses(), &embedded.losses());
+    assert_eq!(remote.manifest()["model"]["source"], format!("hub:a/b@{COMMIT}"));
+    assert_eq!(remote.manifest()["model"]["digest"], embedded.manifest()["model"]["digest"]);
+    assert_eq!(remote.manifest()["parameters"], embedded.manifest()["parameters"]);
+}
+
+#[test]
+fn fetching_for_an_embedded_run_brings_all_shards_once() {
+    let (bench, hub, shards) = sharded();
+    let fetch = || {
+        let args = ["fetch", "pipeline.yaml", "--set", "model.source=hub:a/b"];
+        on_its_own(&bench, &hub, "own", &args).output().expect("sepal fetches")
+    };
+    // It breaks off in the second shard and is refused in the third: the next requests go on from there.
+    hub.fail(&shards[1], [Fault::Cut(1000)]);
+    hub.fail(&shards[2], [Fault::Refuse(503)]);
+    let output = fetch();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("trying again in"), "{said}");
+    let resumed: Vec<_> = hub.requests().into_iter().filter(|request| request.file == shards[1]).collect();
+    assert_eq!(resumed.last().expect("a request").range.as_deref(), Some("bytes=1000-"));
+    assert_eq!(shards_in(&bench.path("own/hub/models--a--b/snapshots").join(COMMIT)), shards.len());
+    assert!(fetch().status.success());
+    assert_eq!(hub.requests(), [], "what is here is not asked for again");
+}
+
+#[test]
+fn a_part_of_a_folder_is_served_with_its_outline() {
+    let (bench, hub, shards) = sharded();
+    let outline = bench.sepal(&["outline", "model"]).output().expect("sepal runs");
+    assert!(outline.status.success(), "{}", String::from_utf8_lossy(&outline.stderr));
+    fs::create_dir(bench.path("part")).expect("a folder");
+    for file in ["config.json", "model.safetensors.index.json", &shards[3]] {
+        fs::copy(bench.path("model").join(file), bench.path("part").join(file)).expect("copied");
+    }
+    let refused = bench.sepal(&["serve", "part", "--blocks", "2:3"]).output().expect("sepal runs");
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains(&shards[0]) && said.contains("sepal outline"), "{said}");
+
+    let name = ".sepal-outline.json";
+    fs::copy(bench.path("model").join(name), bench.path("part").join(name)).expect("copied");
+    let server = serve(&bench, &hub, "own", "part", "2:3");
+    assert!(server.line.starts_with("serving blocks 2:3 of part"), "{}", server.line);
+    let refused = bench.sepal(&["serve", "part", "--blocks", "1:3"]).output().expect("sepal runs");
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains(&shards[2]), "{said}");
+}
+
+#[test]
+fn pickled_weights_are_refused() {
+    let bench = Bench::new("llama-gqa");
+    fs::rename(bench.path("model/model.safetensors"), bench.path("model/pytorch_model.bin")).expect("renamed");
+    let hub = LoopbackHub::of_folder(&bench.path("model"));
+    for model in ["model", "hub:a/b"] {
+        let output = on_its_own(&bench, &hub, "own", &["serve", model]).output().expect("sepal runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("pytorch_model.bin") && said.contains("save_pretrained"), "{said}");
+    }
+}
