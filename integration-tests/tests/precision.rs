@@ -47,6 +47,8 @@ fn sixteen_bits_end_where_32_do() {
         let wide = bench.run(&["train.precision=f16", "swarm.with.wire_dtype=f32"]);
         assert_within_2_percent(&format!("{model} f16 over f32"), &wide, &plain);
         assert!(bytes(&wide) > 0.99 * bytes(&plain));
+        let first_here = bench.run(&["train.precision=f16", "model.local_blocks=1"]);
+        assert_within_2_percent(&format!("{model} f16, one block here"), &first_here, &plain);
         let narrow = bench.run(&["swarm.with.wire_dtype=f16"]);
         assert_eq!(narrow.manifest()["scale"], 65536.0, "gradients that travel as f16 are scaled");
     }
@@ -116,6 +118,15 @@ fn overflow_that_does_not_end_stops_the_run() {
     let run = bench.only_run();
     assert_eq!((&run.manifest()["status"]["state"], &run.manifest()["skipped_steps"]), (&"failed".into(), &50.into()));
     assert_eq!(run.records("step").len(), 50);
+}
+
+#[test]
+fn prompts_that_outgrow_their_format_stop_the_run_at_once() {
+    let bench = Bench::new("llama-gqa");
+    let sets = ["train.precision=f16", "optimizer.with.lr=1.0e+5", "schedule.with.warmup_steps=0"];
+    let text = bench.failure(&sets);
+    assert!(text.contains("send prompts that are not finite in f16"), "no smaller scale is any help: {text}");
+    assert_eq!(bench.only_run().records("step").len(), 1);
 }
 
 fn servers(golden: &Golden) -> [BlockServer; 2] {

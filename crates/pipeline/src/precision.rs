@@ -12,8 +12,8 @@ const MOST_SKIPS: u64 = 50;
 /// The scale under which a skipped step is no matter of scale.
 const LEAST_SCALE: f64 = 1e-4;
 
-/// The numbers of `tensor` rounded to `precision`, in fp32: products are not computed in 16 bits, which processors
-/// without such arithmetic do a hundred times slower. Differentiable; gradients are rounded in the same way.
+/// The numbers of `tensor` rounded to `precision`, in fp32: products are not computed in 16 bits, for which processors
+/// without such arithmetic take 30 to 130 times as long. Differentiable; gradients are rounded in the same way.
 pub(crate) fn rounded(tensor: Tensor, precision: Precision) -> Result<Tensor, TchError> {
     let kind = match precision {
         Precision::F32 => return Ok(tensor),

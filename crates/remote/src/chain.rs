@@ -12,7 +12,7 @@ use sepal_route::{Hop, Pass, ServerId, Work};
 use sepal_wire::codec::{GradWant, Grads, InputGrad, WireBatch};
 use sepal_wire::{Relay, sepal_capnp as wire};
 
-use crate::error::{CallError, GRADIENTS, RemoteError};
+use crate::error::{CallError, GRADIENTS, HIDDEN_STATES, PROMPTS, RemoteError};
 use crate::kept;
 use crate::peer::Output;
 use crate::relay::Relayed;
@@ -329,11 +329,13 @@ impl Servers {
         }
         let outputs = chain.legs.iter().skip(1).map(|leg| &leg.input).chain([output]);
         if chain.legs.first().is_some_and(|leg| !leg.input.is_finite()) {
-            return Err(RemoteError::NonFiniteInput { what: "prompts", dtype: self.options().wire_dtype });
+            // What the caller's own blocks gave is no parameter.
+            let what = if self.options().first_block > 0 { HIDDEN_STATES } else { PROMPTS };
+            return Err(RemoteError::NonFiniteInput { what, dtype: self.options().wire_dtype });
         }
         for (leg, output) in chain.legs.iter().zip(outputs) {
             if !output.is_finite() {
-                return Err(self.non_finite(leg.hop, leg.not_finite, "hidden states"));
+                return Err(self.non_finite(leg.hop, leg.not_finite, HIDDEN_STATES));
             }
         }
         Ok(())

@@ -66,10 +66,10 @@ pub enum RemoteError {
         /// Hidden states or gradients.
         what: &'static str,
     },
-    /// The client's own prompts or gradients are not finite, or not so in the format that they go in.
+    /// What the client sends is not finite, or not so in the format that it goes in.
     #[error("send {what} that are not finite in {dtype}")]
     NonFiniteInput {
-        /// Prompts or gradients.
+        /// Prompts, hidden states or gradients.
         what: &'static str,
         /// What they go as.
         dtype: DType,
@@ -95,8 +95,10 @@ pub enum RemoteError {
     Stopped,
 }
 
-/// What [`RemoteError::NonFinite`] and [`RemoteError::NonFiniteInput`] call what goes back.
+/// What is not finite in [`RemoteError::NonFinite`] and [`RemoteError::NonFiniteInput`].
 pub(crate) const GRADIENTS: &str = "gradients";
+pub(crate) const HIDDEN_STATES: &str = "hidden states";
+pub(crate) const PROMPTS: &str = "prompts";
 
 impl RemoteError {
     /// Whether numbers were too large for the format that they go in, or grew out of all bounds on a server. The same
@@ -104,7 +106,7 @@ impl RemoteError {
     pub fn is_overflow(&self) -> bool {
         match self {
             RemoteError::NonFinite { .. } => true,
-            RemoteError::NonFiniteInput { what, .. } => *what == GRADIENTS,
+            RemoteError::NonFiniteInput { what, .. } => *what != PROMPTS,
             _ => false,
         }
     }
