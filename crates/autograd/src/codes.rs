@@ -2,10 +2,10 @@
 
 use std::ffi::c_char;
 
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 use torch_sys::C_tensor;
 
-use crate::take_text;
+use crate::{portable, take_text};
 
 // SAFETY: these are the functions of codes.cpp, with the same signatures.
 unsafe extern "C" {
@@ -28,7 +28,7 @@ unsafe extern "C" {
 pub const NF4_GROUP: i64 = 64;
 
 /// Levels of NF4: quantiles of the normal distribution, with 0 among them and ends at 1 (arXiv 2305.14314, appendix E).
-const NF4_LEVELS: [f32; 16] = [
+pub(crate) const NF4_LEVELS: [f32; 16] = [
     -1.0,
     -0.696_192_8,
     -0.525_073_05,
@@ -65,6 +65,9 @@ pub fn to_int8(numbers: &Tensor) -> Result<(Tensor, Tensor), TchError> {
 /// # Errors
 /// [`TchError`] if shapes do not agree.
 pub fn from_int8(codes: &Tensor, scales: &Tensor, columns: &Tensor) -> Result<Tensor, TchError> {
+    if codes.device() != Device::Cpu {
+        return portable::from_int8(codes, scales, columns);
+    }
     let out = scales.f_new_empty(codes.size().as_slice(), (Kind::Float, scales.device()))?;
     // SAFETY: live tensors; the function checks their shapes and reports by its text.
     check(unsafe { sepal_codes_int8(codes.as_ptr(), scales.as_ptr(), columns.as_ptr(), out.as_ptr()) })?;
@@ -83,7 +86,9 @@ pub fn to_nf4(numbers: &Tensor) -> Result<(Tensor, Tensor), TchError> {
     let scales = whole.f_abs()?.f_amax([2], true)?;
     let divisors = scales.f_where_self(&scales.f_gt(0.0)?, &scales.f_ones_like()?)?;
     let between: Vec<f32> = NF4_LEVELS.windows(2).map(|pair| f32::midpoint(pair[0], pair[1])).collect();
-    let levels = whole.f_div(&divisors)?.f_bucketize(&Tensor::f_from_slice(&between)?, false, false)?;
+    let levels = whole.f_div(&divisors)?;
+    let between = Tensor::f_from_slice(&between)?.f_to_device(numbers.device())?;
+    let levels = levels.f_bucketize(&between, false, false)?;
     let levels = levels.f_to_kind(Kind::Uint8)?;
     let (low, high) = (levels.f_narrow(2, 0, NF4_GROUP / 2)?, levels.f_narrow(2, NF4_GROUP / 2, NF4_GROUP / 2)?);
     let codes = high.f_mul_scalar(16)?.f_add(&low)?.f_reshape([n, -1])?;
@@ -95,6 +100,10 @@ pub fn to_nf4(numbers: &Tensor) -> Result<(Tensor, Tensor), TchError> {
 /// # Errors
 /// [`TchError`] if shapes do not agree.
 pub fn from_nf4(codes: &Tensor, scales: &Tensor, columns: &Tensor) -> Result<Tensor, TchError> {
+    if codes.device() != Device::Cpu {
+        let levels = Tensor::f_from_slice(&NF4_LEVELS)?.f_to_device(codes.device())?;
+        return portable::from_nf4(codes, scales, columns, &levels, NF4_GROUP);
+    }
     let out = scales.f_new_empty([scales.size()[0], columns.size()[0]], (Kind::Float, scales.device()))?;
     let levels = Tensor::f_from_slice(&NF4_LEVELS)?;
     // SAFETY: as above.
@@ -110,8 +119,6 @@ fn check(error: *mut c_char) -> Result<(), TchError> {
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
-
     use super::*;
 
     fn random(n: i64, width: i64) -> Tensor {

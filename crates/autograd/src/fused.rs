@@ -1,14 +1,14 @@
 //! Element-wise steps of transformer blocks, forward and backward, each in one pass over memory.
 //!
-//! Matrices are fp32 on the CPU, `[n, width]`; rows may lie apart, so that parts of a matrix can be given. None of
-//! these is seen by libtorch's autograd.
+//! Matrices are fp32, `[n, width]`; rows may lie apart, so that parts of a matrix can be given. On other devices than the
+//! CPU libtorch's own operations do the same, in several passes. None of these is seen by libtorch's autograd.
 
 use std::ffi::c_char;
 
-use tch::{TchError, Tensor};
+use tch::{Device, TchError, Tensor};
 use torch_sys::C_tensor;
 
-use crate::take_text;
+use crate::{portable, take_text};
 
 // SAFETY: these are the functions of fused.cpp, with the same signatures.
 unsafe extern "C" {
@@ -50,6 +50,9 @@ unsafe extern "C" {
 /// # Errors
 /// [`TchError`] if `x` is no such matrix.
 pub fn rms_norm(x: &Tensor, eps: f64) -> Result<(Tensor, Tensor), TchError> {
+    if is_elsewhere(x) {
+        return portable::rms_norm(x, eps);
+    }
     let y = x.f_empty_like()?;
     let scales = x.f_new_empty([x.size()[0], 1], (x.kind(), x.device()))?;
     // SAFETY: live tensors; the function checks their shapes and reports by its text.
@@ -62,6 +65,9 @@ pub fn rms_norm(x: &Tensor, eps: f64) -> Result<(Tensor, Tensor), TchError> {
 /// # Errors
 /// [`TchError`] if shapes do not agree.
 pub fn add_rms_norm_grad(sum: &mut Tensor, grad: &Tensor, x: &Tensor, scales: &Tensor) -> Result<(), TchError> {
+    if is_elsewhere(x) {
+        return portable::add_rms_norm_grad(sum, grad, x, scales);
+    }
     // SAFETY: as above.
     check(unsafe { sepal_fused_rms_norm_back(grad.as_ptr(), x.as_ptr(), scales.as_ptr(), sum.as_ptr()) })
 }
@@ -72,6 +78,9 @@ pub fn add_rms_norm_grad(sum: &mut Tensor, grad: &Tensor, x: &Tensor, scales: &T
 /// # Errors
 /// [`TchError`] if `x` is no such matrix.
 pub fn layer_norm(x: &Tensor, eps: f64) -> Result<(Tensor, Tensor, Tensor), TchError> {
+    if is_elsewhere(x) {
+        return portable::layer_norm(x, eps);
+    }
     let y = x.f_empty_like()?;
     let of_rows = || x.f_new_empty([x.size()[0], 1], (x.kind(), x.device()));
     let (means, scales) = (of_rows()?, of_rows()?);
@@ -91,6 +100,9 @@ pub fn add_layer_norm_grad(
     means: &Tensor,
     scales: &Tensor,
 ) -> Result<(), TchError> {
+    if is_elsewhere(x) {
+        return portable::add_layer_norm_grad(sum, grad, x, means, scales);
+    }
     // SAFETY: as above.
     check(unsafe {
         sepal_fused_layer_norm_back(grad.as_ptr(), x.as_ptr(), means.as_ptr(), scales.as_ptr(), sum.as_ptr())
@@ -102,6 +114,9 @@ pub fn add_layer_norm_grad(
 /// # Errors
 /// [`TchError`] if `gate_up` is no such matrix.
 pub fn silu_mul(gate_up: &Tensor) -> Result<Tensor, TchError> {
+    if is_elsewhere(gate_up) {
+        return portable::silu_mul(gate_up);
+    }
     let (n, width) = gate_up.size2()?;
     let y = gate_up.f_new_empty([n, width / 2], (gate_up.kind(), gate_up.device()))?;
     // SAFETY: as above.
@@ -114,6 +129,9 @@ pub fn silu_mul(gate_up: &Tensor) -> Result<Tensor, TchError> {
 /// # Errors
 /// [`TchError`] if shapes do not agree.
 pub fn silu_mul_grad(out: &mut Tensor, grad: &Tensor, gate_up: &Tensor) -> Result<(), TchError> {
+    if is_elsewhere(gate_up) {
+        return portable::silu_mul_grad(out, grad, gate_up);
+    }
     // SAFETY: as above.
     check(unsafe { sepal_fused_silu_mul_back(grad.as_ptr(), gate_up.as_ptr(), out.as_ptr()) })
 }
@@ -134,8 +152,16 @@ pub enum Turn {
 /// [`TchError`] if shapes do not agree.
 pub fn rotate(x: &mut Tensor, cos: &Tensor, sin: &Tensor, head_dim: i64, turn: Turn) -> Result<(), TchError> {
     let direction = if turn == Turn::Forward { 1.0 } else { -1.0 };
+    if is_elsewhere(x) {
+        return portable::rotate(x, cos, sin, head_dim, direction);
+    }
     // SAFETY: as above.
     check(unsafe { sepal_fused_rotate(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), head_dim, direction) })
+}
+
+/// Whether a tensor lies where the kernels do not run.
+fn is_elsewhere(tensor: &Tensor) -> bool {
+    tensor.device() != Device::Cpu
 }
 
 fn check(error: *mut c_char) -> Result<(), TchError> {
@@ -144,7 +170,7 @@ fn check(error: *mut c_char) -> Result<(), TchError> {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::Kind;
 
     use super::*;
 

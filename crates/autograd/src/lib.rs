@@ -32,6 +32,7 @@
 pub mod codes;
 pub mod fused;
 pub mod memory;
+mod portable;
 
 use std::ffi::{CStr, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -2,8 +2,7 @@ use tch::{Kind, TchError, Tensor};
 
 use crate::families::{self, EndNorm};
 use crate::norm::NormWeights;
-use crate::weights::{LoadError, Reader, Weights};
-use sepal_core::WeightFormat;
+use crate::weights::{LoadError, Placement, Reader, Weights};
 
 /// The frozen ends of a model, which stay with the user: the embeddings before the first block and the norm after
 /// the last.
@@ -66,7 +65,7 @@ impl Ends {
         tch::no_grad(|| {
             let config = weights.config();
             let names = families::ends(config);
-            let reader = Reader::new(weights, config.family.prefix(), WeightFormat::F32);
+            let reader = Reader::new(weights, config.family.prefix(), Placement::default());
             let mut embedding =
                 reader.tensor(&format!("{}.weight", names.embedding), &[config.vocab_size, config.hidden])?;
             if names.embedding_scale != 1.0 {

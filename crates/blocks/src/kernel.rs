@@ -1,7 +1,8 @@
 //! Attention of queries `[bins, heads, queries, dim]` on keys and values `[bins, heads, keys, dim]`, with a mask
-//! `[bins or 1, heads or 1, queries, keys]` added to the scores.
+//! `[bins or 1, heads or 1, queries, keys]` added to the scores. libtorch's kernel for the CPU does it without ever having
+//! all scores; where scores are capped, and on other devices, it is done in plain operations.
 
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::attention::Heads;
 
@@ -12,8 +13,8 @@ pub(crate) fn forward(
     mask: &Tensor,
     heads: Heads,
 ) -> Result<(Tensor, Tensor), TchError> {
-    match heads.cap {
-        None => Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu(
+    if has_kernel(queries, heads) {
+        return Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu(
             queries,
             keys,
             values,
@@ -21,14 +22,17 @@ pub(crate) fn forward(
             false,
             Some(mask),
             heads.scale,
-        ),
-        Some(cap) => {
-            let scores = capped(queries, keys, heads, cap)?.f_mul_scalar(cap)?.f_add(mask)?;
-            let sums = scores.f_logsumexp([-1], true)?;
-            let output = scores.f_sub(&sums)?.f_exp()?.f_matmul(values)?;
-            Ok((output, sums.f_squeeze_dim(-1)?))
-        }
+        );
     }
+    let (scores, _) = scored(queries, keys, heads)?;
+    let scores = scores.f_add(mask)?;
+    let sums = scores.f_logsumexp([-1], true)?;
+    let output = scores.f_sub(&sums)?.f_exp()?.f_matmul(values)?;
+    Ok((output, sums.f_squeeze_dim(-1)?))
+}
+
+fn has_kernel(queries: &Tensor, heads: Heads) -> bool {
+    heads.cap.is_none() && queries.device() == Device::Cpu
 }
 
 /// What the way back starts from: the gradient of the outputs, and what went in and came out.
@@ -47,7 +51,7 @@ pub(crate) fn backward(
     heads: Heads,
 ) -> Result<(Tensor, Tensor, Tensor), TchError> {
     let &Given { grad, queries, outputs, log_sums } = given;
-    let Some(cap) = heads.cap else {
+    if has_kernel(queries, heads) {
         return Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu_backward(
             grad,
             queries,
@@ -60,28 +64,39 @@ pub(crate) fn backward(
             Some(mask),
             heads.scale,
         );
-    };
-    let curve = capped(queries, keys, heads, cap)?;
-    let weights = curve.f_mul_scalar(cap)?.f_add(mask)?.f_sub(&log_sums.f_unsqueeze(-1)?)?.f_exp()?;
+    }
+    plain_backward(given, [keys, values], mask, heads)
+}
+
+fn plain_backward(
+    given: &Given<'_>,
+    [keys, values]: [&Tensor; 2],
+    mask: &Tensor,
+    heads: Heads,
+) -> Result<(Tensor, Tensor, Tensor), TchError> {
+    let &Given { grad, queries, outputs, log_sums } = given;
+    let (scores, slope) = scored(queries, keys, heads)?;
+    let weights = scores.f_add(mask)?.f_sub(&log_sums.f_unsqueeze(-1)?)?.f_exp()?;
     let of_values = weights.f_transpose(-2, -1)?.f_matmul(grad)?;
     let mean = grad.f_mul(outputs)?.f_sum_dim_intlist(-1, true, Kind::Float)?;
     let of_capped = grad.f_matmul(&values.f_transpose(-2, -1)?)?.f_sub_(&mean)?.f_mul_(&weights)?;
-    // The slope of cap tanh(score / cap).
-    let slope = curve.f_square()?.f_neg()?.f_add_scalar(1.0)?;
-    let of_products = of_capped.f_mul(&slope)?.f_mul_scalar(heads.scale())?;
+    let of_scores = slope.map_or_else(|| Ok(of_capped.shallow_clone()), |slope| of_capped.f_mul(&slope))?;
+    let of_products = of_scores.f_mul_scalar(heads.scale())?;
     let of_keys = of_products.f_transpose(-2, -1)?.f_matmul(queries)?;
     Ok((of_products.f_matmul(keys)?, of_keys, of_values))
 }
 
-/// `tanh(score / cap)`
-fn capped(queries: &Tensor, keys: &Tensor, heads: Heads, cap: f64) -> Result<Tensor, TchError> {
-    queries.f_matmul(&keys.f_transpose(-2, -1)?)?.f_mul_scalar(heads.scale() / cap)?.f_tanh()
+/// The scores, and the slope of the cap on them, if there is one.
+fn scored(queries: &Tensor, keys: &Tensor, heads: Heads) -> Result<(Tensor, Option<Tensor>), TchError> {
+    let scores = queries.f_matmul(&keys.f_transpose(-2, -1)?)?.f_mul_scalar(heads.scale())?;
+    let Some(cap) = heads.cap else { return Ok((scores, None)) };
+    let curve = scores.f_div_scalar(cap)?.f_tanh()?;
+    let slope = curve.f_square()?.f_neg()?.f_add_scalar(1.0)?;
+    Ok((curve.f_mul_scalar(cap)?, Some(slope)))
 }
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
-
     use super::*;
     use crate::attention::Reach;
 
@@ -120,6 +135,11 @@ mod tests {
             assert_close(&gq, &dq);
             assert_close(&gk, &dk);
             assert_close(&gv, &dv);
+            // Without a cap the plain way is that of other devices.
+            let (pq, pk, pv) = plain_backward(&given, [&kv[0], &kv[1]], &mask, heads).expect("gradients");
+            [(pq, dq), (pk, dk), (pv, dv)].iter().for_each(|(found, expected)| assert_close(found, expected));
+            let scores = scored(&q, &kv[0], heads).expect("scores").0 + &mask;
+            assert_close(&scores.softmax(-1, Kind::Float).matmul(&kv[1]), &expected.detach());
         }
     }
 }

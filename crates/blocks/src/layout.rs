@@ -104,11 +104,11 @@ impl Layout {
         let mut layout = Self {
             sizes: Vec::new(),
             groups: Vec::new(),
-            positions: Tensor::f_from_slice(&plan.positions(rows))?,
+            positions: scores.place(&plan.positions(rows))?,
             prefix_len: prefix_len as i64,
             prefix_slots: prefix_slots as i64,
             pooled: (want == Want::LastOfRows).then(|| Pooled::new(&plan, &masks, rows)).transpose()?,
-            order: Order::new(&plan, rows)?,
+            order: Order::new(&plan, rows, scores)?,
             mask_numel: 0,
         };
         if prefix_slots > 0 {
@@ -119,6 +119,11 @@ impl Layout {
         }
         layout.mask_numel = masks.numel();
         Ok(layout)
+    }
+
+    /// Where the blocks are.
+    pub(crate) fn device(&self) -> tch::Device {
+        self.positions.device()
     }
 
     /// Memory held, in bytes.
@@ -170,7 +175,7 @@ impl Pooled {
             n_results += group.per_bin * bins.len() as i64;
             groups.push(group);
         }
-        let (slots, results) = (Tensor::f_from_slice(&plan.last_slots(rows))?, Tensor::f_from_slice(&results)?);
+        let (slots, results) = (masks.scores().place(&plan.last_slots(rows))?, masks.scores().place(&results)?);
         Ok(Self { slots, results, groups })
     }
 }
@@ -181,7 +186,7 @@ impl PooledGroup {
         let rows: Vec<i64> =
             bins.iter().flat_map(|bin| (0..per_bin).map(|i| bin[i.min(bin.len() - 1)] as i64)).collect();
         let mask = masks.mask(|masks| masks.pooled_group(len, bins, per_bin))?;
-        Ok(Self { per_bin: per_bin as i64, rows: Tensor::f_from_slice(&rows)?, mask })
+        Ok(Self { per_bin: per_bin as i64, rows: masks.scores().place(&rows)?, mask })
     }
 
     /// Where the results of the rows in `bins` lie, those of the group starting at `first`.
@@ -214,6 +219,10 @@ impl<'a> Both<'a> {
 
     fn mask(&self, make: impl Fn(&Masks<'a>) -> Result<Tensor, TchError>) -> Result<Mask, TchError> {
         Ok(Mask { all: make(&self.all)?, in_window: self.in_window.as_ref().map(make).transpose()? })
+    }
+
+    fn scores(&self) -> &'a Scores {
+        self.all.scores()
     }
 
     fn numel(&self) -> usize {
@@ -311,7 +320,7 @@ impl Plan {
 
 impl Order {
     /// `None` if the caller's order is that of the slots.
-    fn new(plan: &Plan, rows: &Ragged) -> Result<Option<Self>, TchError> {
+    fn new(plan: &Plan, rows: &Ragged, scores: &Scores) -> Result<Option<Self>, TchError> {
         if plan.rows.is_sorted() {
             return Ok(None);
         }
@@ -321,7 +330,7 @@ impl Order {
         for (slot, &position) in of_slots.iter().enumerate() {
             of_positions[position as usize] = slot as i64;
         }
-        let (of_slots, of_positions) = (Tensor::f_from_slice(&of_slots)?, Tensor::f_from_slice(&of_positions)?);
+        let (of_slots, of_positions) = (scores.place(&of_slots)?, scores.place(&of_positions)?);
         Ok(Some(Self { of_slots, of_positions }))
     }
 }
@@ -332,7 +341,7 @@ mod tests {
 
     use super::*;
 
-    const PLAIN: Scores = Scores { repeat: 1, alibi: None, window: None };
+    const PLAIN: Scores = Scores { repeat: 1, alibi: None, window: None, device: tch::Device::Cpu };
 
     proptest! {
         #[test]

@@ -71,4 +71,4 @@ pub use ends::{Ends, EndsError};
 pub use passes::{Batch, Grads, InputGrad, Keep, KeptPrefix, Output, Prefix, WantGrads};
 pub use stack::{BlockStack, ForwardError};
 pub use tape::Tape;
-pub use weights::{BoxError, LoadError, Weights};
+pub use weights::{BoxError, LoadError, Placement, Weights};

@@ -4,7 +4,8 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use sepal_core::Ragged;
-use tch::{TchError, Tensor};
+use tch::kind::Element;
+use tch::{Device, TchError, Tensor};
 
 use crate::layout::Bin;
 
@@ -16,6 +17,15 @@ pub(crate) struct Scores {
     pub(crate) alibi: Option<Alibi>,
     /// Positions that a query of a block with a window sees, its own included.
     pub(crate) window: Option<usize>,
+    /// Where the blocks are.
+    pub(crate) device: Device,
+}
+
+impl Scores {
+    /// Numbers where the blocks are.
+    pub(crate) fn place<T: Element>(&self, numbers: &[T]) -> Result<Tensor, TchError> {
+        Tensor::f_from_slice(numbers)?.f_to_device(self.device)
+    }
 }
 
 /// What scores lose by distance (arXiv 2108.12409).
@@ -92,6 +102,10 @@ impl<'a> Masks<'a> {
         let causal = mask(scores, window, &[(sequence.clone(), sequence)])?;
         let numel = Cell::new(causal.numel());
         Ok(Self { scores, window, prefix_len, rows, causal, numel })
+    }
+
+    pub(crate) fn scores(&self) -> &'a Scores {
+        self.scores
     }
 
     /// Numbers of all masks made so far.
@@ -200,7 +214,7 @@ fn mask(scores: &Scores, window: Option<usize>, bins: &[(Vec<Place>, Vec<Place>)
         }
     }
     let shape = [bins.len(), heads, n_queries * repeat, n_keys].map(|dim| dim as i64);
-    Tensor::f_from_slice(&numbers)?.f_view(shape)
+    scores.place(&numbers)?.f_view(shape)
 }
 
 #[cfg(test)]
@@ -217,7 +231,7 @@ mod tests {
     #[test]
     fn rows_of_a_bin_do_not_see_each_other() {
         let rows = Ragged::from_lengths([2, 1]).expect("rows");
-        let scores = Scores { repeat: 2, alibi: None, window: None };
+        let scores = Scores { repeat: 2, alibi: None, window: None, device: Device::Cpu };
         let masks = Masks::new(&scores, None, 1, &rows, 0).expect("masks");
         check(&masks.prefix().expect("a mask"), [1, 1, 2, 1], &[0.0, 0.0]);
         #[rustfmt::skip]
@@ -235,7 +249,7 @@ mod tests {
     fn a_lone_row_sees_the_prefix_and_its_past_less_by_distance() {
         let rows = Ragged::from_lengths([2]).expect("rows");
         let alibi = Alibi { slopes: vec![0.5, 0.25], rounded: None };
-        let scores = Scores { repeat: 1, alibi: Some(alibi), window: None };
+        let scores = Scores { repeat: 1, alibi: Some(alibi), window: None, device: Device::Cpu };
         let masks = Masks::new(&scores, None, 1, &rows, 2).expect("masks");
         #[rustfmt::skip]
         let expected = [
@@ -250,7 +264,7 @@ mod tests {
     #[test]
     fn a_window_hides_what_is_far() {
         let rows = Ragged::from_lengths([3]).expect("rows");
-        let scores = Scores { repeat: 1, alibi: None, window: Some(2) };
+        let scores = Scores { repeat: 1, alibi: None, window: Some(2), device: Device::Cpu };
         let masks = Masks::new(&scores, scores.window, 1, &rows, 3).expect("masks");
         #[rustfmt::skip]
         let expected = [

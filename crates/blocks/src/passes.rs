@@ -157,7 +157,8 @@ impl Blocks {
         };
         let layouts: Vec<Layout> = batches.iter().map(layout).collect::<Result<_, _>>()?;
         let run = Run::new(&layouts.iter().collect::<Vec<_>>(), &self.rotaries)?;
-        let entered = layouts.iter().zip(batches).map(|(layout, batch)| layout.enter(batch.hidden));
+        let entered = layouts.iter().zip(batches);
+        let entered = entered.map(|(layout, batch)| layout.enter(&batch.hidden.f_to_device(scores.device)?));
         let mut hidden = match &entered.collect::<Result<Vec<_>, _>>()?[..] {
             // The caller's own numbers are not written to.
             [only] if only.data_ptr() == batches[0].hidden.data_ptr() => only.f_detach_copy()?,
@@ -209,9 +210,12 @@ impl Blocks {
         let mut saved: Vec<_> = tapes.iter_mut().map(|tape| std::mem::take(&mut tape.blocks)).collect();
         let layouts: Vec<&Layout> = tapes.iter().map(|tape| &tape.layout).collect();
         let run = Run::new(&layouts, &self.rotaries)?;
-        let entered = layouts.iter().zip(&grads).map(|(layout, grad)| match output {
-            Want::All => layout.enter(grad),
-            Want::LastOfRows => Ok(grad.shallow_clone()),
+        let entered = layouts.iter().zip(&grads).map(|(layout, grad)| {
+            let grad = grad.f_to_device(layout.device())?;
+            match output {
+                Want::All => layout.enter(&grad),
+                Want::LastOfRows => Ok(grad),
+            }
         });
         // A copy: gradients are added to in place.
         let mut grad = Tensor::f_cat(&entered.collect::<Result<Vec<_>, _>>()?, 0)?;
@@ -321,7 +325,9 @@ fn add_deep_prompts(hidden: &Tensor, batches: &[Batch<'_>], run: &Run<'_>, i: us
         if let Some(deep) = batch.deep_prompts
             && prefix.n > 0
         {
-            let _ = hidden.f_narrow(0, slots.first, prefix.n)?.f_add_(&deep.f_select(0, i as i64)?)?;
+            let _ = hidden
+                .f_narrow(0, slots.first, prefix.n)?
+                .f_add_(&deep.f_select(0, i as i64)?.f_to_device(hidden.device())?)?;
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
 use std::f64::consts::TAU;
 
 use sepal_core::{ModelConfig, Rope, RopeScaling};
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 /// The rotary positions of a model's blocks.
 #[derive(Debug, Default)]
@@ -12,11 +12,12 @@ pub(crate) struct Rotaries {
 }
 
 impl Rotaries {
-    pub(crate) fn new(config: &ModelConfig) -> Result<Self, TchError> {
+    pub(crate) fn new(config: &ModelConfig, device: Device) -> Result<Self, TchError> {
+        let rotary = |rope: &Rope| Rotary::new(rope, device);
         let window = config.scores.window.as_ref();
         Ok(Self {
-            all: config.rope.as_ref().map(Rotary::new).transpose()?,
-            in_window: window.and_then(|window| window.rope.as_ref()).map(Rotary::new).transpose()?,
+            all: config.rope.as_ref().map(rotary).transpose()?,
+            in_window: window.and_then(|window| window.rope.as_ref()).map(rotary).transpose()?,
         })
     }
 }
@@ -32,10 +33,11 @@ pub(crate) struct Rotary {
 }
 
 impl Rotary {
-    pub(crate) fn new(rope: &Rope) -> Result<Self, TchError> {
+    fn new(rope: &Rope, device: Device) -> Result<Self, TchError> {
         let (frequencies, amplitude) = frequencies(rope);
         let frequencies: Vec<f32> = frequencies.into_iter().map(|frequency| frequency as f32).collect();
-        Ok(Self { frequencies: Tensor::f_from_slice(&frequencies)?.f_unsqueeze(0)?, amplitude })
+        let frequencies = Tensor::f_from_slice(&frequencies)?.f_to_device(device)?;
+        Ok(Self { frequencies: frequencies.f_unsqueeze(0)?, amplitude })
     }
 
     /// The rotations of `positions [n]`.
@@ -153,7 +155,8 @@ mod tests {
 
     #[test]
     fn angles_grow_with_the_position() {
-        let rotary = Rotary::new(&Rope { theta: 100.0, dim: 4, scaling: RopeScaling::Default }).expect("rotary");
+        let rotary =
+            Rotary::new(&Rope { theta: 100.0, dim: 4, scaling: RopeScaling::Default }, Device::Cpu).expect("rotary");
         let rotations = rotary.rotations(&Tensor::from_slice(&[0_i64, 3])).expect("rotations");
         for (at, angle) in [(0, 0.0_f64), (1, 3.0)] {
             for (pair, frequency) in [(0, 1.0), (1, 0.1)] {

@@ -3,7 +3,7 @@ use std::num::NonZero;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sepal_core::{Family, ModelConfig, Ragged, Span, Want};
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::block::Block;
 use crate::families;
@@ -12,8 +12,7 @@ use crate::masks::{Alibi, Scores};
 use crate::passes::{Batch, Blocks, Grads, InputGrad, Keep, Output, Prefix, WantGrads};
 use crate::rope::Rotaries;
 use crate::tape::Tape;
-use crate::weights::{LoadError, Reader, Weights};
-use sepal_core::WeightFormat;
+use crate::weights::{LoadError, Placement, Reader, Weights};
 
 /// Consecutive frozen blocks of one model.
 pub struct BlockStack {
@@ -93,28 +92,30 @@ impl BlockStack {
     /// [`LoadError`] if the model has no such blocks, is of an architecture that is not supported, or a tensor is
     /// missing, unreadable or of another shape.
     pub fn load(weights: &dyn Weights, span: Span) -> Result<Self, LoadError> {
-        Self::load_as(weights, span, WeightFormat::F32)
+        Self::load_as(weights, span, Placement::default())
     }
 
-    /// As [`load`](Self::load), with the linear layers kept in `format`.
+    /// As [`load`](Self::load), kept as and where `placement` says. A stack on another device takes tensors from any,
+    /// and gives those of [`run`](Self::run) and [`backward`](Self::backward) where it is.
     ///
     /// # Errors
     /// As there.
-    pub fn load_as(weights: &dyn Weights, span: Span, format: WeightFormat) -> Result<Self, LoadError> {
+    pub fn load_as(weights: &dyn Weights, span: Span, placement: impl Into<Placement>) -> Result<Self, LoadError> {
+        let placement = placement.into();
         let config = weights.config().clone();
         if span.end() > config.n_blocks {
             return Err(LoadError::Span { span, n_blocks: config.n_blocks });
         }
         check(&config)?;
-        let model = Reader::new(weights, config.family.prefix(), format);
+        let model = Reader::new(weights, config.family.prefix(), placement);
         let positions = if span.start() == 0 { families::positions(&model, &config)? } else { None };
         let blocks = load_all(span, |block_idx| {
-            let reader = Reader::new(weights, config.family.block_prefix(block_idx), format);
+            let reader = Reader::new(weights, config.family.block_prefix(block_idx), placement);
             families::block(&reader, &config, block_idx)
         })?;
-        let rotaries = Rotaries::new(&config)?;
+        let rotaries = Rotaries::new(&config, placement.device)?;
         let blocks = Arc::new(Mutex::new(Blocks { first: span.start(), blocks, rotaries, positions }));
-        Ok(Self { span, scores: scores(&config), config, blocks })
+        Ok(Self { span, scores: scores(&config, placement.device), config, blocks })
     }
 
     /// The blocks.
@@ -167,6 +168,9 @@ impl BlockStack {
         let Some(Output { hidden: output, tape, .. }) = self.run(part, &[batch], want, keep)?.pop() else {
             return Err(ForwardError::Mixed);
         };
+        let failed = |source: TchError| ForwardError::Torch { span: part, source };
+        let device = hidden.device();
+        let output = output.f_to_device(device).map_err(failed)?;
         let Some(tape) = tape else { return Ok(output) };
         let (blocks, deep) = (Arc::clone(&self.blocks), deep_prompts.is_some());
         let back = move |grad: &Tensor| {
@@ -174,10 +178,12 @@ impl BlockStack {
             let grads = tch::no_grad(|| lock(&blocks).backward(vec![(tape, grad.shallow_clone())], wanted))?;
             let of_inputs =
                 |grads: Grads| [Some(grads.input), grads.deep_prompts].into_iter().take(1 + usize::from(deep));
-            Ok(grads.into_iter().flat_map(of_inputs).collect())
+            let grads = grads.into_iter().flat_map(of_inputs);
+            Ok(grads
+                .map(|grad| grad.map(|grad| grad.f_to_device(device)).transpose())
+                .collect::<Result<_, TchError>>()?)
         };
-        sepal_autograd::attach(&inputs, output, back)
-            .map_err(|error| ForwardError::Torch { span: part, source: TchError::Torch(error.to_string()) })
+        sepal_autograd::attach(&inputs, output, back).map_err(|error| failed(TchError::Torch(error.to_string())))
     }
 
     /// Runs the blocks of `part` on the batches of several callers at once, none of which sees another's: linear layers
@@ -273,13 +279,13 @@ impl BlockStack {
     }
 }
 
-fn scores(config: &ModelConfig) -> Scores {
+fn scores(config: &ModelConfig, device: Device) -> Scores {
     let alibi = config.scores.alibi.then(|| match config.family {
         Family::Falcon => Alibi::rounded(config.n_heads, config.head_dim),
         _ => Alibi::new(config.n_heads),
     });
     let window = config.scores.window.as_ref().map(|window| window.size);
-    Scores { repeat: config.n_heads / config.n_kv_heads, alibi, window }
+    Scores { repeat: config.n_heads / config.n_kv_heads, alibi, window, device }
 }
 
 impl fmt::Debug for BlockStack {

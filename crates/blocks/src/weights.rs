@@ -1,7 +1,7 @@
 use sepal_checkpoint::Checkpoint;
 use sepal_core::{HostTensor, ModelConfig, Span};
 use sepal_nn::HostError;
-use tch::{TchError, Tensor};
+use tch::{Device, TchError, Tensor};
 
 use crate::linear::{Layer, Linear};
 use crate::norm::NormWeights;
@@ -39,6 +39,42 @@ impl Weights for Checkpoint {
     }
 }
 
+/// How and where blocks are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    /// Of the linear layers.
+    pub format: WeightFormat,
+    /// Where they lie and compute.
+    pub device: Device,
+}
+
+impl Placement {
+    /// On a device that this machine must have.
+    ///
+    /// # Errors
+    /// [`LoadError::Device`] if it has not.
+    pub fn on(device: sepal_core::Device, format: WeightFormat) -> Result<Self, LoadError> {
+        let there = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
+        match device {
+            sepal_core::Device::Cpu => Ok(format.into()),
+            sepal_core::Device::Cuda(index) if index < there => Ok(Self { format, device: Device::Cuda(index) }),
+            sepal_core::Device::Cuda(_) => Err(LoadError::Device { device, there }),
+        }
+    }
+}
+
+impl Default for Placement {
+    fn default() -> Self {
+        WeightFormat::F32.into()
+    }
+}
+
+impl From<WeightFormat> for Placement {
+    fn from(format: WeightFormat) -> Self {
+        Self { format, device: Device::Cpu }
+    }
+}
+
 /// Weights that could not be loaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -56,6 +92,17 @@ pub enum LoadError {
     Config {
         /// What is wrong with it.
         problem: String,
+    },
+    /// A device that is not there.
+    #[error(
+        "use {device}: libtorch sees {there} CUDA devices here; where there is a GPU, `SEPAL_CUDA=1 just setup` brings a \
+         libtorch that uses it"
+    )]
+    Device {
+        /// The device asked for.
+        device: sepal_core::Device,
+        /// CUDA devices that there are.
+        there: usize,
     },
     /// The checkpoint holds a tensor that the family does not use: it is another architecture.
     #[error("build a {family} block: `{name}` belongs to another architecture")]
@@ -98,17 +145,17 @@ pub enum LoadError {
     Torch(#[from] TchError),
 }
 
-/// The tensors whose names begin with `prefix`, checked against the shapes they must have, and the format in which
-/// linear layers are kept.
+/// The tensors whose names begin with `prefix`, checked against the shapes they must have, and how and where they
+/// are kept.
 pub(crate) struct Reader<'a> {
     weights: &'a dyn Weights,
     prefix: String,
-    format: WeightFormat,
+    placement: Placement,
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(weights: &'a dyn Weights, prefix: impl Into<String>, format: WeightFormat) -> Self {
-        Self { weights, prefix: prefix.into(), format }
+    pub(crate) fn new(weights: &'a dyn Weights, prefix: impl Into<String>, placement: Placement) -> Self {
+        Self { weights, prefix: prefix.into(), placement }
     }
 
     /// fp32, of exactly this shape.
@@ -121,7 +168,8 @@ impl<'a> Reader<'a> {
         if host.shape() != shape {
             return Err(LoadError::Shape { name, expected: shape.to_vec(), found: host.shape().to_vec() });
         }
-        sepal_nn::from_host(&host).map_err(|source| LoadError::Host { name, source })
+        let tensor = sepal_nn::from_host(&host).map_err(|source| LoadError::Host { name, source })?;
+        Ok(tensor.f_to_device(self.placement.device)?)
     }
 
     /// Whether there is a tensor of this name.
@@ -142,7 +190,7 @@ impl<'a> Reader<'a> {
 
     /// The layer in the format in which layers are kept.
     pub(crate) fn frozen(&self, layer: Layer) -> Result<Linear, LoadError> {
-        Ok(layer.frozen(self.format)?)
+        Ok(layer.frozen(self.placement.format)?)
     }
 
     /// The layer in fp32: one that is small, and decides much.

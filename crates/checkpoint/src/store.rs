@@ -169,3 +169,49 @@ impl AsRef<[u8]> for Numbers {
         bytemuck::cast_slice(&self.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use safetensors::SafeTensors;
+
+    use super::*;
+
+    const TYPES: [(&str, GgmlDType); 12] = [
+        ("F16", GgmlDType::F16),
+        ("BF16", GgmlDType::BF16),
+        ("Q4_0", GgmlDType::Q4_0),
+        ("Q4_1", GgmlDType::Q4_1),
+        ("Q5_0", GgmlDType::Q5_0),
+        ("Q5_1", GgmlDType::Q5_1),
+        ("Q8_0", GgmlDType::Q8_0),
+        ("Q2_K", GgmlDType::Q2K),
+        ("Q3_K", GgmlDType::Q3K),
+        ("Q4_K", GgmlDType::Q4K),
+        ("Q5_K", GgmlDType::Q5K),
+        ("Q6_K", GgmlDType::Q6K),
+    ];
+
+    /// Blocks of every type, and the numbers that the `gguf` package reads from them.
+    #[test]
+    fn every_type_is_widened_as_gguf_widens_it() {
+        let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../testkit/goldens/quants.safetensors"));
+        let file = std::fs::read(path).expect("the goldens");
+        let goldens = SafeTensors::deserialize(&file).expect("safetensors");
+        for (name, dtype) in TYPES {
+            let bytes = goldens.tensor(&format!("{name}.bytes")).expect("bytes");
+            let values = goldens.tensor(&format!("{name}.values")).expect("values");
+            let expected: Vec<f32> = bytemuck::pod_collect_to_vec(values.data());
+            // Aligned, as where blocks are read.
+            let words: Vec<u64> = bytemuck::pod_collect_to_vec(bytes.data());
+            let blocks = &bytemuck::cast_slice(&words)[..bytes.data().len()];
+            let found = widen(dtype, blocks, expected.len()).expect("widened");
+            assert_eq!(Encoding::Ggml(dtype).name(), name);
+            for (found, expected) in found.iter().zip(&expected) {
+                let off = (found - expected).abs();
+                assert!(off <= 1e-6 * expected.abs().max(1e-3), "{name}: {found} for {expected}");
+            }
+        }
+    }
+}

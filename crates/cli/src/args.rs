@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use sepal_assets::Source;
-use sepal_core::{Span, WeightFormat};
+use sepal_core::{Device, Span, WeightFormat};
 use sepal_swarm::Addr;
 
 /// Prompt tuning of large language models for text classification, with the frozen blocks on other machines
@@ -73,6 +73,9 @@ pub(crate) struct ServeArgs {
     /// (`model.weights`) use this server
     #[arg(long, value_name = "FORMAT", default_value_t)]
     pub(crate) weights: WeightFormat,
+    /// What to compute on: cpu or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    pub(crate) device: Device,
     /// How many blocks to serve at most, where --blocks does not say which
     #[arg(long, value_name = "N", conflicts_with = "blocks", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_blocks: Option<u32>,

@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use sepal_assets::{Assets, FetchEvent};
-use sepal_blocks::BlockStack;
+use sepal_blocks::{BlockStack, Placement};
 use sepal_checkpoint::{Checkpoint, Part};
 use sepal_core::Span;
 use sepal_discover::{Discovery, Notice};
@@ -97,7 +97,7 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
 }
 
 fn start(args: &ServeArgs, place: &mut Place, checkpoint: &Checkpoint, span: Span) -> Result<BlockServer, Failure> {
-    let stack = BlockStack::load_as(checkpoint, span, args.weights)?;
+    let stack = BlockStack::load_as(checkpoint, span, Placement::on(args.device, args.weights)?)?;
     place.start(stack, ModelIdentity::of(checkpoint).kept_as(args.weights), options(args))
 }
 

@@ -17,6 +17,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod device;
 mod format;
 mod host;
 mod model;
@@ -24,6 +25,7 @@ mod q8;
 mod ragged;
 mod span;
 
+pub use device::Device;
 pub use format::WeightFormat;
 pub use host::{DType, HostTensor, NamedHostTensor, ShapeError};
 pub use model::{Activation, Experts, Family, ModelConfig, Rope, RopeScaling, ScoreRule, Window};

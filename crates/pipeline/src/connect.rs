@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sepal_blocks::BlockStack;
+use sepal_blocks::{BlockStack, Placement};
 use sepal_checkpoint::Checkpoint;
 use sepal_core::Span;
 use sepal_discover::Discovery;
@@ -111,7 +111,8 @@ fn options(spec: &Spec) -> RemoteOptions {
 fn load(spec: &Spec, checkpoint: &Checkpoint, start: usize, end: usize) -> Result<BlockStack, RunError> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| RunError::Load { what: "blocks", source };
     let span = Span::new(start, end).map_err(|source| failed(source.into()))?;
-    BlockStack::load_as(checkpoint, span, spec.model.weights).map_err(|source| failed(source.into()))
+    let placement = Placement::on(spec.model.device, spec.model.weights).map_err(|source| failed(source.into()))?;
+    BlockStack::load_as(checkpoint, span, placement).map_err(|source| failed(source.into()))
 }
 
 fn embed(

@@ -149,6 +149,11 @@ pub(crate) fn dtype(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "anyOf": [{ "type": "string", "enum": ["f32", "f16", "bf16", "q8"] }, { "type": "null" }] })
 }
 
+/// The schema of a device.
+pub(crate) fn device(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "pattern": "^(cpu|cuda(:[0-9]+)?)$" })
+}
+
 /// The schema of a format of weights.
 pub(crate) fn weight_format(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "enum": ["f32", "bf16", "f16", "int8", "nf4"] })

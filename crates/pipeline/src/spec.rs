@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use sepal_assets::Sources;
-use sepal_core::{DType, WeightFormat};
+use sepal_core::{DType, Device, WeightFormat};
 use sepal_optim::GradScalerConfig;
 use serde::de::{Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
@@ -116,6 +116,10 @@ pub struct ModelSpec {
     #[serde(default)]
     #[schemars(schema_with = "crate::schema::weight_format")]
     pub weights: WeightFormat,
+    /// What the blocks of this process compute on: `cpu`, or `cuda:0` and so on.
+    #[serde(default)]
+    #[schemars(schema_with = "crate::schema::device")]
+    pub device: Device,
     /// So many blocks, the first ones, run in this process, so that servers see less of the text.
     #[serde(default)]
     pub local_blocks: usize,
