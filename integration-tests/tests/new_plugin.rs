@@ -10,10 +10,17 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the repository")
 }
 
-/// Makes `to` a copy of the repository's sources, without what is built or run. A file that is the same already
-/// keeps its time, so that only what changed is built again.
+/// Makes `to` a copy of the repository's sources, without what is built or run and without what an earlier copy had
+/// and they have no more. A file that is the same already keeps its time, so that only what changed is built again.
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(to).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if !from.join(path.file_name().expect("a name")).exists() {
+            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            removed.expect("removed");
+        }
+    }
     for entry in std::fs::read_dir(from).expect("a folder") {
         let path = entry.expect("an entry").path();
         let name = path.file_name().expect("a name");

@@ -27,6 +27,9 @@ unsafe extern "C" {
 /// Numbers of a row that have one scale in NF4.
 pub const NF4_GROUP: i64 = 64;
 
+/// Numbers that are made NF4 at a time.
+const AT_A_TIME: i64 = 1 << 22;
+
 /// Levels of NF4: quantiles of the normal distribution, with 0 among them and ends at 1 (arXiv 2305.14314, appendix E).
 pub(crate) const NF4_LEVELS: [f32; 16] = [
     -1.0,
@@ -80,6 +83,16 @@ pub fn from_int8(codes: &Tensor, scales: &Tensor, columns: &Tensor) -> Result<Te
 /// # Errors
 /// [`TchError`] if libtorch refuses.
 pub fn to_nf4(numbers: &Tensor) -> Result<(Tensor, Tensor), TchError> {
+    let (n, width) = numbers.size2()?;
+    // A part at a time: what is between takes several times the memory of the numbers.
+    let rows = (AT_A_TIME / width.max(1)).max(1);
+    let starts = (0..n).step_by(usize::try_from(rows).unwrap_or(1));
+    let parts = starts.map(|start| part_to_nf4(&numbers.f_narrow(0, start, rows.min(n - start))?));
+    let (codes, scales): (Vec<Tensor>, Vec<Tensor>) = parts.collect::<Result<Vec<_>, TchError>>()?.into_iter().unzip();
+    Ok((Tensor::f_cat(&codes, 0)?, Tensor::f_cat(&scales, 0)?))
+}
+
+fn part_to_nf4(numbers: &Tensor) -> Result<(Tensor, Tensor), TchError> {
     let (n, width) = numbers.size2()?;
     let missing = (NF4_GROUP - width % NF4_GROUP) % NF4_GROUP;
     let whole = numbers.f_constant_pad_nd([0, missing])?.f_view([n, -1, NF4_GROUP])?;

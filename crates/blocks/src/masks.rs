@@ -33,7 +33,7 @@ impl Scores {
 pub(crate) struct Alibi {
     /// Of each head, for each position between key and query.
     slopes: Vec<f32>,
-    /// Falcon's: the products of slope and position are rounded to bf16, and then have this factor.
+    /// Falcon's: slopes, positions and their products are rounded to bf16, and the products then have this factor.
     rounded: Option<f32>,
 }
 
@@ -65,7 +65,10 @@ impl Alibi {
         match self.rounded {
             // Distances for positions: softmax does not see the difference, and large numbers lose digits.
             None => -slope * (query - key) as f32,
-            Some(factor) => (to_bf16(slope * key as f32) - to_bf16(slope * query as f32)) * factor,
+            Some(factor) => {
+                let at = |position: usize| to_bf16(slope * to_bf16(position as f32));
+                (at(key) - at(query)) * factor
+            }
         }
     }
 }
@@ -288,5 +291,8 @@ mod tests {
         // 8 bits of fraction: 257 lies between 256 and 258, and goes to the even one.
         assert_eq!([1.0, 257.0, 259.0, -257.0].map(to_bf16), [1.0, 256.0, 260.0, -256.0]);
         assert_eq!(to_bf16(3.0), 3.0);
+        // The position is rounded before the product: 257 is 256, and half of it 128.
+        let alibi = Alibi { slopes: vec![0.5], rounded: Some(1.0) };
+        assert_eq!(alibi.bias(0, 257, 0), -128.0);
     }
 }

@@ -2,7 +2,7 @@ use std::fmt;
 use std::num::NonZero;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sepal_core::{Family, ModelConfig, Ragged, Span, Want};
+use sepal_core::{Family, ModelConfig, Ragged, Span, Want, WeightFormat};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::block::Block;
@@ -109,7 +109,7 @@ impl BlockStack {
         check(&config)?;
         let model = Reader::new(weights, config.family.prefix(), placement);
         let positions = if span.start() == 0 { families::positions(&model, &config)? } else { None };
-        let blocks = load_all(span, |block_idx| {
+        let blocks = load_all(span, placement.format, |block_idx| {
             let reader = Reader::new(weights, config.family.block_prefix(block_idx), placement);
             families::block(&reader, &config, block_idx)
         })?;
@@ -299,9 +299,18 @@ fn lock(blocks: &Mutex<Blocks>) -> MutexGuard<'_, Blocks> {
     blocks.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Blocks that are loaded at a time where they are rounded, because each is there in fp32 meanwhile.
+const ROUNDED_AT_A_TIME: usize = 2;
+
 /// Loads the blocks of the span on as many threads as there are cores, in order.
-fn load_all(span: Span, load: impl Fn(usize) -> Result<Block, LoadError> + Sync) -> Result<Vec<Block>, LoadError> {
-    let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(span.len());
+fn load_all(
+    span: Span,
+    format: WeightFormat,
+    load: impl Fn(usize) -> Result<Block, LoadError> + Sync,
+) -> Result<Vec<Block>, LoadError> {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let most = if format == WeightFormat::F32 { cores } else { cores.min(ROUNDED_AT_A_TIME) };
+    let threads = most.min(span.len());
     let blocks: Vec<usize> = span.blocks().collect();
     let load_part = |part: &[usize]| {
         // Grad mode is a matter of the thread.

@@ -29,7 +29,7 @@ pub(crate) fn fingerprint(config: &ModelConfig, store: &Store, outline: &Outline
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
     };
-    field(b"sepal checkpoint 2");
+    field(b"sepal checkpoint 3");
     field(&serde_json::to_vec(config).expect("a configuration has no key that JSON cannot have"));
     for (name, stored) in &store.tensors {
         field(name.as_bytes());
@@ -47,7 +47,7 @@ pub(crate) fn fingerprint(config: &ModelConfig, store: &Store, outline: &Outline
 ///
 /// Block 0 is looked at in its first matrix by name, block 1 in its second, and so on in a circle, so that blocks in a
 /// row look at different kinds. A fine-tuning that changed one kind of matrix in all blocks is then seen, and so is one
-/// that changed all of one block. Vectors count only where there is no matrix: training hardly moves norms.
+/// that changed all of one block. (Masks, which some files have in each block, have four dimensions.) Vectors count only where there is no matrix: training hardly moves norms.
 pub(crate) fn probes(tensors: &BTreeMap<String, Stored>) -> Vec<Probe> {
     let mut blocks: BTreeMap<(&str, usize), Vec<&Stored>> = BTreeMap::new();
     let mut probes = Vec::new();
@@ -58,7 +58,7 @@ pub(crate) fn probes(tensors: &BTreeMap<String, Stored>) -> Vec<Probe> {
         }
     }
     for ((_, block_idx), stored) in blocks {
-        let matrices: Vec<&Stored> = stored.iter().copied().filter(|stored| stored.shape.len() > 1).collect();
+        let matrices: Vec<&Stored> = stored.iter().copied().filter(|stored| stored.shape.len() == 2).collect();
         let choice = if matrices.is_empty() { stored } else { matrices };
         probes.push(probe(choice[block_idx % choice.len()]));
     }

@@ -1,10 +1,14 @@
 //! The keys of a configuration, be it `config.json` or GGUF metadata: every complaint names file and key.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use crate::error::OpenError;
+
+/// What a number of things may be: more makes no model, and sums of them stay far from what a number holds.
+const COUNTS: RangeInclusive<usize> = 1..=1 << 24;
 
 /// An object of a configuration file.
 #[derive(Debug, Clone, Copy)]
@@ -45,9 +49,10 @@ impl<'a> Keys<'a> {
 
     /// A number of things, at least one, or nothing.
     pub(crate) fn optional_count(&self, key: &str) -> Result<Option<usize>, OpenError> {
-        let whole =
-            |value: &Value| value.as_u64().and_then(|count| usize::try_from(count).ok()).filter(|&count| count > 0);
-        self.optional(key, "a whole number of at least 1, the same for all blocks", |value| match value {
+        let whole = |value: &Value| {
+            value.as_u64().and_then(|count| usize::try_from(count).ok()).filter(|count| COUNTS.contains(count))
+        };
+        self.optional(key, "a whole number from 1 to 16777216, the same for all blocks", |value| match value {
             Value::Array(values) if values.windows(2).all(|pair| pair[0] == pair[1]) => values.first().and_then(whole),
             value => whole(value),
         })

@@ -18,7 +18,7 @@ use crate::folder::{self, MAX_HEADER, header, shards};
 pub(crate) const OUTLINE: &str = ".sepal-outline.json";
 
 /// The version of its layout; others are written anew.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Bytes of a file that are asked for first. Headers of shards are seldom longer.
 const HEAD: u64 = 1 << 15;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use sepal_assets::{Assets, FetchEvent};
 use sepal_blocks::{BlockStack, Placement};
 use sepal_checkpoint::{Checkpoint, Part};
-use sepal_core::Span;
+use sepal_core::{Span, WeightFormat};
 use sepal_discover::{Discovery, Notice};
 use sepal_pipeline::ModelFiles;
 use sepal_route::{BALANCE_QUALITY, Share, better_span, weakest_span};
@@ -268,12 +268,15 @@ fn how_many(args: &ServeArgs, checkpoint: &Checkpoint) -> Result<usize, Failure>
     let block_bytes = (model_bytes / n_blocks as f64).ceil().max(1.0) as u64;
     // The budget of graphs is a limit; a quarter of the memory does for most.
     let graphs = (args.tape_budget_mb << 20).min(free / 4);
-    let room = free.saturating_sub(graphs + SPARE_BYTES) / block_bytes;
+    // Where weights are rounded, two blocks are there in fp32 while they are loaded, and one matrix while it computes.
+    let in_f32 = (checkpoint.parameter_count() * 4).div_ceil(n_blocks as u64);
+    let loading = if args.weights == WeightFormat::F32 { 0 } else { 3 * in_f32 };
+    let room = free.saturating_sub(graphs + loading + SPARE_BYTES) / block_bytes;
     match usize::try_from(room).unwrap_or(usize::MAX).min(allowed) {
         0 => Err(format!(
             "serve a block: {} MB are free, and {} MB of them are for graphs and messages; say --blocks to do it anyway",
             free >> 20,
-            (graphs + SPARE_BYTES) >> 20
+            (graphs + loading + SPARE_BYTES) >> 20
         )
         .into()),
         fits => {

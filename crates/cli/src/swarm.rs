@@ -141,9 +141,12 @@ fn table(servers: &[Surveyed], models: &BTreeMap<String, Model>) -> String {
     text.trim_end().to_owned()
 }
 
-fn short(digest: &str) -> &str {
-    let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
-    hex.get(..8).unwrap_or(hex)
+/// The first digits, and the format of the weights if they are rounded.
+fn short(digest: &str) -> String {
+    let (hex, format) = digest.split_once('+').map_or((digest, None), |(hex, format)| (hex, Some(format)));
+    let hex = hex.strip_prefix("sha256:").unwrap_or(hex);
+    let hex = hex.get(..8).unwrap_or(hex);
+    format.map_or_else(|| hex.to_owned(), |format| format!("{hex}+{format}"))
 }
 
 fn to_json(servers: &[Surveyed], models: &BTreeMap<String, Model>) -> Value {

@@ -1,5 +1,7 @@
 //! Where the model's blocks run: in this process, on servers, or the first here and the others there.
 
+use std::cell::RefCell;
+
 use sepal_blocks::{BlockStack, ForwardError};
 use sepal_core::{Ragged, Want};
 use sepal_remote::{RemoteError, RemoteSequential};
@@ -47,7 +49,7 @@ impl Blocks {
         }
         let deep = tunables.iter().map(|(_, tensor)| tensor.shallow_clone()).next();
         let there = self.there.as_ref().map(|remote| remote.tune(tunables)).transpose().map_err(RunError::Remote)?;
-        Ok(Tuned { blocks: self, deep, there })
+        Ok(Tuned { blocks: self, deep, seen: RefCell::default(), there })
     }
 
     /// Runs the graph of `loss` backward.
@@ -64,6 +66,9 @@ pub(crate) struct Tuned<'a> {
     blocks: &'a Blocks,
     /// Of all blocks; for those of this process.
     deep: Option<Tensor>,
+    /// Without gradients: a prefix, and what came of it behind the blocks of this process. Servers know what they kept
+    /// of a prefix by its bits, and those may differ with the rows that it was computed with.
+    seen: RefCell<Option<[Tensor; 2]>>,
     there: Option<sepal_remote::Tuned<'a>>,
 }
 
@@ -92,8 +97,26 @@ impl Tuned<'_> {
         }
         let part = |start: i64, len: i64| hidden.f_narrow(0, start, len).map_err(RunError::Torch);
         let tokens = part(prefix_len, hidden.size()[0] - prefix_len)?;
-        let prefix = if prefix_len > 0 { Some(part(0, prefix_len)?) } else { None };
+        let prefix = match prefix {
+            Some(before) => Some(self.behind(before, part(0, prefix_len)?)),
+            None => None,
+        };
         self.remote(prefix.as_ref(), &tokens, rows)
+    }
+
+    /// What came of the prefix `before` behind the blocks of this process: `after`, or what came of it the first time.
+    fn behind(&self, before: &Tensor, after: Tensor) -> Tensor {
+        if sepal_nn::grad_is_enabled() {
+            return after;
+        }
+        let mut seen = self.seen.borrow_mut();
+        if let Some([known, first]) = seen.as_ref()
+            && known == before
+        {
+            return first.shallow_clone();
+        }
+        *seen = Some([before.detach(), after.shallow_clone()]);
+        after
     }
 
     fn remote(&self, prefix: Option<&Tensor>, tokens: &Tensor, rows: &Ragged) -> Result<Tensor, RunError> {

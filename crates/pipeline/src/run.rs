@@ -13,6 +13,7 @@ use sepal_nn::Parameters;
 use sepal_plugin::{
     Head, HeadContext, Opt, OptContext, Registry, Sched, SchedContext, Tuning, TuningContext, TuningMode,
 };
+use sepal_server::ModelIdentity;
 use sepal_track::{Bytes, Manifest, ModelFacts, RunFolder, Status, Versions};
 use tch::Tensor;
 
@@ -67,7 +68,7 @@ pub fn run(
     folder.write("pipeline.yaml", yaml.as_bytes()).map_err(RunError::Write)?;
     let mut outcome = Outcome::default();
     let trained = train(spec, registry, &mut model, &prepared, &folder, observer, stop, &mut outcome);
-    let facts = model_facts(&asset, &checkpoint, tokenizer.digest());
+    let facts = model_facts(spec, &asset, &checkpoint, tokenizer.digest());
     let end = End { spec, started, folder: &folder, facts, checkpoint: &checkpoint, prepared: &prepared };
     let summary = end.save(&model, &outcome, trained.as_ref().err());
     drop(model);
@@ -192,12 +193,14 @@ fn train(
     training.run(outcome)
 }
 
-fn model_facts(asset: &Asset, checkpoint: &Checkpoint, tokenizer: &str) -> ModelFacts {
+/// What the model is, in the format in which its blocks were kept.
+fn model_facts(spec: &Spec, asset: &Asset, checkpoint: &Checkpoint, tokenizer: &str) -> ModelFacts {
+    let model = ModelIdentity::of(checkpoint).kept_as(spec.model.weights);
     ModelFacts {
         source: asset.pinned().to_string(),
         passed_over: data::passed_over(&asset.attempts),
-        digest: checkpoint.digest().to_owned(),
-        weights: checkpoint.describe().to_string(),
+        digest: model.digest,
+        weights: model.weights,
         tokenizer: tokenizer.to_owned(),
     }
 }

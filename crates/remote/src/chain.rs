@@ -89,6 +89,10 @@ impl Servers {
                 Ok((output, relayed)) if output.is_finite() => {
                     return Ok((output, Chain { relayed: Some(relayed), ..chain }));
                 }
+                // A second forward is not worth it where the numbers are expected to grow too large now and then.
+                Ok((_, relayed)) if self.options().expects_overflow => {
+                    return Err(self.non_finite_relay(&relayed, HIDDEN_STATES)?);
+                }
                 // Whose numbers are not finite is seen on the way through the client.
                 Ok(_) => {}
                 Err(broken) => self.relay_broke(&route, broken).await?,

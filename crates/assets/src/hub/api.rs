@@ -305,12 +305,15 @@ impl Listed {
     }
 }
 
-/// Where the listing goes on, on the same hub.
+/// Where the listing goes on: on the same hub, whatever host the link names, as a mirror may pass on those of the hub.
 fn next_page(headers: &HeaderMap, url: &Url) -> Option<Url> {
     let links = headers.get(LINK)?.to_str().ok()?;
     let link = links.split(',').find(|link| link.contains("rel=\"next\""))?;
     let next = url.join(link.split_once('<')?.1.split_once('>')?.0).ok()?;
-    (next.origin() == url.origin()).then_some(next)
+    let mut here = url.clone();
+    here.set_path(next.path());
+    here.set_query(next.query());
+    Some(here)
 }
 
 /// The first byte that a part says that it has.

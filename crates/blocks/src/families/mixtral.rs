@@ -16,8 +16,12 @@ pub(super) fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize)
     };
     let norm = reader.rms("post_attention_layernorm", config.hidden)?;
     let weight = reader.tensor("block_sparse_moe.gate.weight", &[experts.count, config.hidden])?;
-    let expert =
-        |expert: usize| gated(reader, config, &format!("block_sparse_moe.experts.{expert}"), ["w1", "w3", "w2"], &norm);
+    let expert = |expert: usize| {
+        let folder = format!("block_sparse_moe.experts.{expert}");
+        // The router's gradients take outputs for products alone.
+        reader.refuse(&format!("{folder}.w2.bias"))?;
+        gated(reader, config, &folder, ["w1", "w3", "w2"], &norm)
+    };
     let mlp = Mlp::Routed(Router {
         router: reader.exact(Layer { weight, bias: None, inputs: None }.after(&norm)?)?,
         per_token: experts.per_token as i64,

@@ -17,7 +17,6 @@ pub(super) fn read(keys: Keys<'_>) -> Result<ModelConfig, OpenError> {
     Ok(ModelConfig {
         norm_eps: keys.optional_positive("layer_norm_epsilon")?.unwrap_or(1e-5),
         initializer_range: initializer_range(keys)?,
-        max_positions: keys.optional_count("seq_length")?,
         ..plain
     })
 }

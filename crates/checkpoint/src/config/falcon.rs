@@ -33,7 +33,8 @@ pub(super) fn read(keys: Keys<'_>) -> Result<ModelConfig, OpenError> {
         ..plain
     };
     (config.rope, config.max_positions) = match has_alibi {
-        true => (None, config.max_positions),
+        // Scores that fall with distance have no longest one.
+        true => (None, None),
         false => {
             let (rope, limit) = rotary(keys, &config, 1.0)?;
             (Some(rope), limit)

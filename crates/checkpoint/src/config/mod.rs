@@ -23,7 +23,11 @@ use crate::keys::Keys;
 /// The model's shape. A key that transformers has a default for may be absent.
 pub(crate) fn model_config(path: &Path, json: &Map<String, Value>) -> Result<ModelConfig, OpenError> {
     let keys = Keys::new(path, json);
-    let Some(family) = Family::named(keys.text("model_type")?) else {
+    let model_type = keys.text("model_type")?;
+    if model_type == "gemma3" {
+        return Err(keys.unsupported("model_type", "gemma3_text: of a Gemma 3 that sees pictures take a GGUF file"));
+    }
+    let Some(family) = Family::named(model_type) else {
         return Err(keys.unsupported("model_type", names_of(&Family::ALL)));
     };
     match family {

@@ -68,12 +68,15 @@ fn rope_scaling(
         "dynamic" if max_positions.is_some() => RopeScaling::Default,
         "default" => RopeScaling::Default,
         "linear" => RopeScaling::Linear { factor: keys.positive("factor")? },
-        "llama3" => RopeScaling::Llama3 {
-            factor: keys.positive("factor")?,
-            low_freq_factor: keys.positive("low_freq_factor")?,
-            high_freq_factor: keys.positive("high_freq_factor")?,
-            original_max_positions: original()?,
-        },
+        "llama3" => {
+            let low_freq_factor = keys.positive("low_freq_factor")?;
+            let high_freq_factor = keys.positive("high_freq_factor")?;
+            if high_freq_factor <= low_freq_factor {
+                return Err(keys.wrong("high_freq_factor", format!("more than low_freq_factor, {low_freq_factor}")));
+            }
+            let (factor, original_max_positions) = (keys.positive("factor")?, original()?);
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions }
+        }
         "yarn" if keys.get("truncate").is_some_and(|truncate| truncate != true) => {
             return Err(keys.unsupported("truncate", "true"));
         }
@@ -89,6 +92,9 @@ fn rope_scaling(
         }
         "longrope" | "su" => {
             let original = stated()?.ok_or_else(|| file.missing("original_max_position_embeddings"))?;
+            if original < 2 {
+                return Err(file.wrong("original_max_position_embeddings", "at least 2"));
+            }
             return Ok((longrope(keys, dim, original, max_positions)?, Some(original)));
         }
         _ => return Err(keys.unsupported(key, "default, linear, dynamic, llama3, yarn and longrope")),

@@ -50,6 +50,10 @@ pub(super) fn model_config(
     if config.rope.is_some() {
         config.rope = Some(rope(keys, store, &mut config)?);
     }
+    if config.scores.alibi {
+        // Scores that fall with distance have no longest one.
+        config.max_positions = None;
+    }
     config.scores = scores(keys, architecture, &config)?;
     Ok(config)
 }
@@ -92,7 +96,9 @@ fn vocab_size(keys: Keys<'_>, store: &Store) -> Result<usize, OpenError> {
 /// What the file says of scores, and what it leaves to the reader.
 fn scores(keys: Keys<'_>, architecture: Architecture, config: &ModelConfig) -> Result<ScoreRule, OpenError> {
     let plain = config.scores.clone();
-    let cap = keys.optional_positive("attn_logit_softcapping")?;
+    // The first files of Gemma 2 say neither its cap nor its window.
+    let default_cap = (architecture == Architecture::Gemma2).then_some(50.0);
+    let cap = keys.optional_positive("attn_logit_softcapping")?.or(default_cap);
     // Gemmas of 27B scale by the share of a head in the hidden state, whatever its size.
     let is_27b = match architecture {
         Architecture::Gemma2 => config.n_blocks == 46,
@@ -104,7 +110,9 @@ fn scores(keys: Keys<'_>, architecture: Architecture, config: &ModelConfig) -> R
 }
 
 fn window(keys: Keys<'_>, architecture: Architecture, config: &ModelConfig) -> Result<Option<Window>, OpenError> {
-    let Some(size) = keys.optional_index("attention.sliding_window")?.filter(|&size| size > 0) else {
+    let default_size = (architecture == Architecture::Gemma2).then_some(4096);
+    let stated = keys.optional_index("attention.sliding_window")?.or(default_size);
+    let Some(size) = stated.filter(|&size| size > 0) else {
         return Ok(None);
     };
     let period = match architecture {
