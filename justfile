@@ -51,7 +51,7 @@ families: _build
 schemas: setup
     scripts/schemas.sh
 
-# A new plugin crate that builds and passes its contract: just new-plugin head my-head (or: tuning)
+# A new plugin crate that passes its contract, or the skeleton of a model family: just new-plugin head my-head (or: tuning, family)
 new-plugin KIND NAME:
     @python3 scripts/new_plugin.py {{ KIND }} {{ NAME }}
 

@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""Make a plugin crate under plugins/ that builds and passes its contract.
+"""Make a plugin crate that passes its contract, or the skeleton of a model family.
 
     python3 scripts/new_plugin.py head my-head
     python3 scripts/new_plugin.py tuning my-tuning
+    python3 scripts/new_plugin.py family my-family
 
-Copies the template of its kind, and adds the crate to the workspace's dependencies, to the program's and to
-the one list of plugins. Nothing is left half done: all texts are made before the first is written.
+A head or a tuning mode is a crate under plugins/, and a line each in the workspace's dependencies, in the program's
+and in the one list of plugins. A family is a variant of `Family`, a file in `blocks` and one in `checkpoint`, and a
+tiny model among the goldens; it computes what a Llama does until it is changed. Nothing is left half done: all texts
+are made before the first is written.
 """
 
 import os
@@ -14,7 +17,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = {"head": "Head", "tuning": "Tuning"}
+KINDS = {"head": "Head", "tuning": "Tuning", "family": None}
+CORE = "crates/core/src/model.rs"
+BLOCKS = "crates/blocks/src/families"
+CONFIG = "crates/checkpoint/src/config"
+GOLDENS = "crates/testkit/goldens/make_goldens.py"
 
 
 def fail(text):
@@ -39,40 +46,164 @@ def after_marker(text, marker, line, path):
     return "\n".join(lines) + "\n"
 
 
-def main():
-    if len(sys.argv) != 3 or sys.argv[1] not in KINDS:
-        fail("write: just new-plugin head my-head, or: just new-plugin tuning my-tuning")
-    kind, name = sys.argv[1:]
-    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
-        fail(f"`{name}` is not a plugin's name; write lower-case words with hyphens, for example my-{kind}")
+def sort_key(line):
+    """Of an item by its name, with numbers as numbers: gpt2, gpt10, gpt_neox."""
+    name = re.match(r"(?:mod |Self::|Family::)?(\w+)", line.strip())
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.group(1) if name else "")]
+
+
+def find(lines, begins, start, path):
+    """The first line from ``start`` on that begins so."""
+    for i in range(start, len(lines)):
+        if lines[i].strip().startswith(begins):
+            return i
+    fail(f"{path} has no line `{begins}`")
+
+
+def among(text, path, anchors, item):
+    """``text`` with ``item`` sorted into the braces or brackets that the last of ``anchors`` opens; each anchor is the
+    beginning of a line, below the one before."""
+    lines = text.splitlines()
+    start = -1
+    for anchor in anchors:
+        start = find(lines, anchor, start + 1, path)
+    outer = re.match(" *", lines[start]).group()
+    inner = outer + 4 * " "
+    end = next((i for i in range(start + 1, len(lines)) if re.match(rf"{outer}[}}\]]", lines[i])), None)
+    if end is None:
+        fail(f"{path}: `{anchors[-1]}` does not end")
+    lines.insert(place(lines, start + 1, end, inner, item), inner + item)
+    return "\n".join(lines) + "\n"
+
+
+def among_mods(text, path, item):
+    """``text`` with ``item`` sorted into the declarations of modules."""
+    lines = text.splitlines()
+    start = find(lines, "mod ", 0, path)
+    end = next((i for i in range(start, len(lines)) if not lines[i].strip()), len(lines))
+    lines.insert(place(lines, start, end, "", item), item)
+    return "\n".join(lines) + "\n"
+
+
+def place(lines, start, end, indent, item):
+    """Where ``item`` stands among the items of that indent: before the first that sorts after it."""
+    for i in range(start, end):
+        if re.match(rf"{indent}\w", lines[i]) and sort_key(lines[i]) > sort_key(item):
+            while lines[i - 1].strip().startswith(("#[", "//")):
+                i -= 1
+            return i
+    return end
+
+
+def at_end(text, path, anchor, line):
+    """``text`` with ``line`` as the last one before the brace that ends what ``anchor`` opens."""
+    lines = text.splitlines()
+    start = find(lines, anchor, 0, path)
+    lines.insert(find(lines, "}", start, path), line)
+    return "\n".join(lines) + "\n"
+
+
+def one_more(text, path, before):
+    """``text`` with the number behind ``before`` raised by one."""
+    raised, count = re.subn(rf"(?<={re.escape(before)})\d+", lambda found: str(int(found.group()) + 1), text)
+    if count != 1:
+        fail(f"{path} has no line `{before}`")
+    return raised
+
+
+def type_name(name):
+    return "".join(part.capitalize() for part in name.split("-"))
+
+
+def plugin(kind, name):
+    """The files of a head or a tuning mode, and what to say of them."""
     folder = ROOT / "plugins" / name
     if folder.exists():
         fail(f"plugins/{name} exists already")
     if (ROOT / "crates" / name).exists():
         fail(f"there is a crate `sepal-{name}` already; choose another name")
-    type_name = "".join(part.capitalize() for part in name.split("-"))
     ident = "sepal_" + name.replace("-", "_")
 
     files = {}
     for template in ("Cargo.toml", "lib.rs"):
         text = read(f"scripts/templates/{kind}.{template}")
-        text = text.replace("@NAME@", name).replace("@TYPE@", type_name).replace("@IDENT@", ident)
+        text = text.replace("@NAME@", name).replace("@TYPE@", type_name(name)).replace("@IDENT@", ident)
         files[folder / ("Cargo.toml" if template == "Cargo.toml" else "src/lib.rs")] = text
     for path, marker, line in [
         ("Cargo.toml", "# plugins", f'sepal-{name} = {{ path = "plugins/{name}" }}'),
         ("crates/cli/Cargo.toml", "# plugins", f"sepal-{name}.workspace = true"),
         ("crates/cli/src/plugins.rs", "// the list",
-         f"    registry.register::<{KINDS[kind]}, {ident}::{type_name}>()?;"),
+         f"    registry.register::<{KINDS[kind]}, {ident}::{type_name(name)}>()?;"),
     ]:
         files[ROOT / path] = after_marker(read(path), marker, line, path)
+    return files, (
+        f"plugins/{name} is made: `cargo test -p sepal-{name}` checks its contract,\n"
+        f"and a pipeline names it by `{'task' if kind == 'head' else 'tuning'}: {{ use: {name} }}`. See docs/plugins.md.")
 
+
+def family(name):
+    """The files of a model family, and what to say of them."""
+    module, variant = name.replace("-", "_"), type_name(name)
+    core, goldens = read(CORE), read(GOLDENS)
+    for path in (f"{BLOCKS}/{module}.rs", f"{CONFIG}/{module}.rs"):
+        if (ROOT / path).exists():
+            fail(f"{path} exists already")
+    if f"Self::{variant} =>" in core or f'"{module}"' in core:
+        fail(f"there is a family `{module}` already")
+    if f'    "{name}": ' in goldens:
+        fail(f"{GOLDENS} has a tiny model `{name}` already")
+
+    core = among(core, CORE, ["pub enum Family {"], f"{variant},")
+    core = one_more(core, CORE, "pub const ALL: [Family; ")
+    core = among(core, CORE, ["pub const ALL: [Family;"], f"Self::{variant},")
+    core = among(core, CORE, ["pub fn name(self)", "match self {"], f'Self::{variant} => "{module}",')
+    files = {ROOT / CORE: core}
+
+    path = f"{BLOCKS}/mod.rs"
+    text = among_mods(read(path), path, f"mod {module};")
+    arm = f"Family::{variant} => {module}::block(reader, config, block_idx),"
+    text = among(text, path, ["pub(crate) fn block(", "match config.family {"], arm)
+    arm = f"Family::{variant} => {module}::ENDS,"
+    files[ROOT / path] = among(text, path, ["pub(crate) fn ends(", "match config.family {"], arm)
+
+    path = f"{CONFIG}/mod.rs"
+    text = among_mods(read(path), path, f"mod {module};")
+    arm = f"Family::{variant} => {module}::read(keys),"
+    files[ROOT / path] = among(text, path, ["pub(crate) fn model_config(", "match family {"], arm)
+
+    # At the end: a tiny model's place is the seed of its numbers.
+    entry = f'    "{name}": auto("{module}", **llama(num_hidden_layers=2)),'
+    files[ROOT / GOLDENS] = at_end(goldens, GOLDENS, "MODELS = {", entry)
+    for folder, template in ((BLOCKS, "family.block.rs"), (CONFIG, "family.config.rs")):
+        files[ROOT / folder / f"{module}.rs"] = read(f"scripts/templates/{template}").replace("@TYPE@", variant)
+    return files, f"""\
+The family `{module}` is made. It computes what a Llama does; next:
+1. {BLOCKS}/{module}.rs: its blocks and ends. {CONFIG}/{module}.rs: its config.json.
+   What its tensors' names begin with, if not as a Llama's: `prefix` and `block_prefix` in {CORE}.
+2. {GOLDENS}: its entry at the end of MODELS, and one for each form that it has.
+   `python3 {GOLDENS} {name}` makes tiny-{name} and its golden, with torch and
+   transformers as VERSIONS.txt beside it says.
+3. `cargo test --workspace --test it` compares them; it fails for a family without a golden.
+4. If llama.cpp has it: names and keys in crates/checkpoint/src/gguf/, files by make_gguf.py beside the goldens.
+5. `just families` adds it to the table in docs/families.md, which has each step in full."""
+
+
+def main():
+    if len(sys.argv) != 3 or sys.argv[1] not in KINDS:
+        fail("write: just new-plugin head my-head, or: just new-plugin tuning my-tuning, or: "
+             "just new-plugin family my-family")
+    kind, name = sys.argv[1:]
+    # A family's word begins with a letter, so that `my_family` and `MyFamily` say the same.
+    word = "[a-z][a-z0-9]*" if kind == "family" else "[a-z0-9]+"
+    if not re.fullmatch(rf"[a-z][a-z0-9]*(-{word})*", name):
+        fail(f"`{name}` is not a name; write lower-case words with hyphens, for example my-{kind}")
+    files, said = family(name) if kind == "family" else plugin(kind, name)
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".new")
         temporary.write_text(text)
         os.replace(temporary, path)
-    print(f"plugins/{name} is made: `cargo test -p sepal-{name}` checks its contract,")
-    print(f"and a pipeline names it by `{'task' if kind == 'head' else 'tuning'}: {{ use: {name} }}`. See docs/plugins.md.")
+    print(said)
 
 
 if __name__ == "__main__":

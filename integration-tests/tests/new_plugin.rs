@@ -1,4 +1,4 @@
-//! `just new-plugin` makes crates that build, keep their contract and train.
+//! `just new-plugin` makes crates that build, keep their contract and train, and families that compute as a Llama.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -44,32 +44,61 @@ fn succeed(command: &mut Command) -> String {
     text
 }
 
-#[test]
-fn a_new_head_and_a_new_tuning_mode_build_and_train() {
-    let repository = Path::new(env!("CARGO_TARGET_TMPDIR")).join("new-plugin");
-    copy(&root(), &repository);
-    let plugins = repository.join("plugins");
-    // Left by an earlier test.
-    ["my-head", "my-tuning"].iter().for_each(|name| drop(std::fs::remove_dir_all(plugins.join(name))));
+/// Changes `path` in the repository.
+fn edit(repository: &Path, path: &str, change: impl Fn(String) -> String) {
+    let path = repository.join(path);
+    let text = std::fs::read_to_string(&path).expect("readable");
+    std::fs::write(path, change(text)).expect("written");
+}
+
+/// `just new-plugin KIND NAME` in the repository: whether it succeeds, and what it says.
+fn new_plugin(repository: &Path, kind: &str, name: &str) -> (bool, String) {
     let script = repository.join("scripts/new_plugin.py");
-    let make = |kind: &str, name: &str| Command::new("python3").arg(&script).args([kind, name]).output().expect("runs");
-    assert!(make("head", "my-head").status.success());
-    assert!(make("tuning", "my-tuning").status.success());
-    let again = make("head", "my-head");
-    assert!(!again.status.success() && String::from_utf8_lossy(&again.stderr).contains("exists already"));
-    assert!(!make("head", "My Head").status.success());
+    let output = Command::new("python3").arg(script).args([kind, name]).output().expect("it runs");
+    (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+}
+
+/// The repository in a temporary folder, before cargo sees it.
+fn fresh_copy() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    copy(&root(), folder.path());
+    folder
+}
+
+#[test]
+fn a_new_head_tuning_mode_and_family_build_and_train() {
+    // Made in a fresh copy and then carried over into one that stays, so that what did not change is not built again.
+    let fresh = fresh_copy();
+    for (kind, name) in [("head", "my-head"), ("tuning", "my-tuning"), ("family", "my-family")] {
+        let (succeeds, text) = new_plugin(fresh.path(), kind, name);
+        assert!(succeeds, "{kind}: {text}");
+        let (succeeds, text) = new_plugin(fresh.path(), kind, name);
+        assert!(!succeeds && text.contains("exists already"), "{kind}: {text}");
+        assert!(!new_plugin(fresh.path(), kind, "My Name").0);
+    }
+    // The tiny model is made by hand, with transformers; here the script need only be one.
+    let goldens = "crates/testkit/goldens/make_goldens.py";
+    let entry = "    \"my-family\": auto(\"my_family\", **llama(num_hidden_layers=2)),\n}\n";
+    assert!(std::fs::read_to_string(fresh.path().join(goldens)).expect("readable").contains(entry));
+    let parse = "import ast, sys; ast.parse(open(sys.argv[1]).read())";
+    succeed(Command::new("python3").current_dir(fresh.path()).args(["-c", parse, goldens]));
 
     // The program under another name, so that it does not replace the one that other tests run; in the tests' own
     // target folder, where every dependency is built already.
-    let manifest = repository.join("crates/cli/Cargo.toml");
-    let text = std::fs::read_to_string(&manifest).expect("readable");
-    std::fs::write(&manifest, text.replace("name = \"sepal\"", "name = \"sepal-with-plugins\"")).expect("written");
+    edit(fresh.path(), "crates/cli/Cargo.toml", |text| {
+        text.replace("name = \"sepal\"", "name = \"sepal-with-plugins\"")
+    });
     // Another version: cargo tells crates of one workspace-relative path apart by nothing else, and would replace
     // what these tests were built from.
-    let root_manifest = repository.join("Cargo.toml");
-    let text = std::fs::read_to_string(&root_manifest).expect("readable");
-    std::fs::write(&root_manifest, text.replace("version = \"0.1.0\"", "version = \"0.1.0-plugins\""))
-        .expect("written");
+    edit(fresh.path(), "Cargo.toml", |text| text.replace("version = \"0.1.0\"", "version = \"0.1.0-plugins\""));
+    // Only the plugins' own tests are built: those of the other crates run anyway.
+    for entry in std::fs::read_dir(fresh.path().join("crates")).expect("crates") {
+        let name = entry.expect("an entry").file_name().into_string().expect("a name");
+        edit(fresh.path(), &format!("crates/{name}/Cargo.toml"), |text| text + "\n[lib]\ntest = false\n");
+    }
+    let repository = Path::new(env!("CARGO_TARGET_TMPDIR")).join("new-plugin");
+    copy(fresh.path(), &repository);
+
     let target = binary().parent().and_then(Path::parent).expect("target/debug/sepal").to_owned();
     let cargo = |args: &[&str]| {
         let mut command = Command::new(env!("CARGO"));
@@ -77,29 +106,60 @@ fn a_new_head_and_a_new_tuning_mode_build_and_train() {
         command.env_remove("CARGO_TARGET_DIR");
         command
     };
-    // Only the plugins' own tests are built: those of the other crates run anyway.
-    for entry in std::fs::read_dir(repository.join("crates")).expect("crates") {
-        let manifest = entry.expect("an entry").path().join("Cargo.toml");
-        let text = std::fs::read_to_string(&manifest).expect("readable");
-        std::fs::write(&manifest, text + "\n[lib]\ntest = false\n").expect("written");
-    }
     let tests = ["test", "--workspace", "--exclude", "sepal-integration-tests", "--lib", "--", "it_keeps_the_contract"];
     let listed = succeed(cargo(&tests[..5]).args(&tests[5..]));
     assert_eq!(listed.matches("it_keeps_the_contract ... ok").count(), 5, "{listed}");
-    succeed(&mut cargo(&["build", "--workspace", "--bins"]));
+    let built = succeed(&mut cargo(&["build", "--workspace", "--bins"]));
+    assert!(!built.contains("warning"), "{built}");
     let program = target.join("debug/sepal-with-plugins");
 
     let bench = Bench::new("llama-gqa");
-    let mut run = bench.sepal(&[]);
-    let sets = ["task.use=my-head", "tuning.use=my-tuning", "task.with.smoothing=0.05", "train.max_steps=40"];
-    let output = Command::new(&program)
-        .current_dir(bench.folder.path())
-        .envs(run.env("SEPAL_LOG", "warn").get_envs().filter_map(|(key, value)| Some((key, value?))))
-        .args(["run", "pipeline.yaml", "--set"])
-        .args(sets)
-        .output()
-        .expect("it runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let losses = bench.only_run().losses();
+    let sets = [
+        "task.use=my-head",
+        "tuning.use=my-tuning",
+        "task.with.smoothing=0.05",
+        "train.max_steps=40",
+        "train.deterministic=true",
+    ];
+    let run = |runs: &str| {
+        let mut sepal = bench.sepal(&[]);
+        let output = Command::new(&program)
+            .current_dir(bench.folder.path())
+            .envs(sepal.env("SEPAL_LOG", "warn").get_envs().filter_map(|(key, value)| Some((key, value?))))
+            .args(["run", "pipeline.yaml", "--set", &format!("output.folder={runs}")])
+            .args(sets)
+            .output()
+            .expect("it runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        bench.run_in(runs).losses()
+    };
+    let losses = run("plugins");
     assert!(losses[36..].iter().sum::<f64>() < losses[..4].iter().sum::<f64>(), "{losses:?}");
+
+    // A Llama that says that it is of the new family trains as it did.
+    edit(bench.folder.path(), "model/config.json", |text| text.replace("\"llama\"", "\"my_family\""));
+    assert_eq!(run("family"), losses, "to the last bit");
+}
+
+/// Where the list that a line belongs to is not found, nothing is written.
+#[test]
+fn a_family_without_its_place_is_an_error() {
+    let fresh = fresh_copy();
+    for (path, anchor) in [
+        ("crates/core/src/model.rs", "pub const ALL: [Family; "),
+        ("crates/blocks/src/families/mod.rs", "pub(crate) fn ends("),
+        ("crates/checkpoint/src/config/mod.rs", "match family {"),
+        ("crates/testkit/goldens/make_goldens.py", "MODELS = {"),
+    ] {
+        let file = fresh.path().join(path);
+        let before = std::fs::read_to_string(&file).expect("readable");
+        edit(fresh.path(), path, |text| text.replace(anchor, "elsewhere {"));
+        let (succeeds, text) = new_plugin(fresh.path(), "family", "my-family");
+        assert!(!succeeds && text.contains(&format!("{path} has no line `{anchor}`")), "{text}");
+        for part in ["crates/blocks/src/families/my_family.rs", "crates/checkpoint/src/config/my_family.rs"] {
+            assert!(!fresh.path().join(part).exists(), "{part} is left, without {anchor}");
+        }
+        std::fs::write(file, before).expect("written");
+    }
+    assert!(new_plugin(fresh.path(), "family", "my-family").0);
 }

@@ -2,6 +2,7 @@
 """Makes the golden files of this folder with PyTorch and transformers; VERSIONS.txt says which.
 
     pip install torch==2.13.0 transformers safetensors && python make_goldens.py
+    python make_goldens.py stablelm    # some of the models alone
 
 tiny-NAME/                    a random model in the Hugging Face layout: config.json, model.safetensors (no score head)
 tiny-NAME.golden.safetensors  inputs, logits, losses and gradients of soft-prompt tuning on it, in fp32: `ptune.*` and
@@ -34,12 +35,16 @@ import json
 import pathlib
 import platform
 import re
+import sys
 
 import safetensors
 import torch
 import transformers
 from safetensors.torch import save_file
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     BloomConfig,
     BloomForSequenceClassification,
@@ -73,6 +78,7 @@ from transformers import (
     get_cosine_schedule_with_warmup,
     get_linear_schedule_with_warmup,
 )
+from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 HERE = pathlib.Path(__file__).parent
@@ -113,6 +119,20 @@ def gpt2(**changes):
     return {**shape, **changes}
 
 
+def auto(model_type, **shape):
+    """Classifier and config of a family by its `model_type`. Where transformers has no classifier it is the generic one,
+    as it is of most families. Keys that the config does not have are left out, and named."""
+    plain = AutoConfig.for_model(model_type)
+    if unknown := [key for key in shape if not hasattr(plain, key)]:
+        print(f"{model_type}: no {', '.join(unknown)}")
+    config = AutoConfig.for_model(model_type, **{key: shape[key] for key in shape if key not in unknown})
+    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)], config
+    base = MODEL_MAPPING[type(config)]
+    name = base.__name__.removesuffix("Model") + "ForSequenceClassification"
+    return type(name, (GenericForSequenceClassification, base.__bases__[0]), {}), config
+
+
 GEMMA = dict(head_dim=12, rms_norm_eps=1e-6, tie_word_embeddings=True)
 GEMMA3 = dict(**GEMMA, num_key_value_heads=1, query_pre_attn_scalar=20, sliding_window=6)
 GLOBAL_ROPE = dict(rope_type="linear", factor=8.0, rope_theta=1000.0)
@@ -120,6 +140,7 @@ LOCAL_ROPE = dict(rope_type="default", rope_theta=100.0)
 LLAMA3 = dict(
     rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16
 )
+# A model's place is the seed of its numbers: a new one comes last.
 MODELS = {
     "llama-gqa": (LlamaForSequenceClassification, LlamaConfig(**llama())),
     "llama-tied": (
@@ -495,20 +516,29 @@ def schedules():
 
 
 def main():
+    names = sys.argv[1:]
+    if unknown := sorted(set(names) - set(MODELS)):
+        sys.exit(f"MODELS has no {', '.join(unknown)}")
+    versions = HERE / "VERSIONS.txt"
+    written = versions.read_text().splitlines()
+    ours = [f"python {platform.python_version()}", f"torch {torch.__version__}",
+            f"transformers {transformers.__version__}", f"safetensors {safetensors.__version__}"]
+    for line in ours[1:3]:
+        if names and line.split("+")[0] not in [other.split("+")[0] for other in written]:
+            sys.exit(f"this is {line}, but the other goldens were made with what VERSIONS.txt says")
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     for seed, (name, (cls, config)) in enumerate(MODELS.items()):
-        golden(name, seed, cls, config)
-    rope()
-    adamw()
-    schedules()
+        if name in names or not names:
+            golden(name, seed, cls, config)
+    if not names:
+        rope()
+        adamw()
+        schedules()
+        others = [line for line in written if line.startswith(("gguf ", "numpy "))]
+        versions.write_text("\n".join([*ours, *others]) + "\n")
     for path in HERE.rglob("*.safetensors"):
         path.chmod(0o644)
-    versions = HERE / "VERSIONS.txt"
-    others = [line for line in versions.read_text().splitlines() if line.startswith(("gguf ", "numpy "))]
-    versions.write_text("\n".join([
-        f"python {platform.python_version()}", f"torch {torch.__version__}",
-        f"transformers {transformers.__version__}", f"safetensors {safetensors.__version__}", *others]) + "\n")
 
 
 if __name__ == "__main__":

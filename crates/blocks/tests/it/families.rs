@@ -41,7 +41,7 @@ fn table(numbers: bool) -> String {
         if numbers { format!("{off:.0e}") } else { "exact".to_owned() }
     };
     for (family, row) in rows {
-        assert!(!row.models.is_empty(), "{family} has no golden");
+        assert!(!row.models.is_empty(), "{family} has no golden: make_goldens.py makes one");
         let gguf = row.gguf.map_or_else(|| "-".to_owned(), verdict);
         let (logits, grads) = (verdict(row.off.logits), verdict(row.off.grads));
         text += &format!("| {family} | {} | {logits} | {grads} | {gguf} |\n", row.models.join(", "));

@@ -118,3 +118,17 @@ fn every_model_equals_transformers() {
         assert!(off.logits < EXACT && off.loss < EXACT && off.grads < EXACT, "{name} is off: {off:?}");
     }
 }
+
+/// A tensor that nobody reads is missing from the result: a bias, a norm, a layer.
+#[test]
+fn every_tensor_is_read() {
+    // Heads of language models; masks and frequencies, which files of old have among the weights.
+    let others = ["lm_head.weight", "embed_out.weight", ".attn.bias", ".attention.bias", ".masked_bias", ".inv_freq"];
+    for name in &models() {
+        let model = Tiny::open(name);
+        let _ = (model.whole(), model.ends());
+        let unread = model.unread();
+        let left: Vec<_> = unread.iter().filter(|name| !others.iter().any(|other| name.ends_with(other))).collect();
+        assert!(left.is_empty(), "{name}: no block and no end reads {left:?}");
+    }
+}

@@ -1,7 +1,8 @@
 //! The tiny golden models.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use sepal_blocks::{BlockStack, BoxError, Ends, Weights};
 use sepal_checkpoint::Checkpoint;
@@ -29,6 +30,8 @@ pub(crate) struct Tiny {
     /// Tensors in the place of the checkpoint's, or nothing.
     pub(crate) changed: HashMap<String, Option<HostTensor>>,
     checkpoint: Checkpoint,
+    /// The names of tensors that were asked for.
+    asked: Mutex<HashSet<String>>,
 }
 
 impl Tiny {
@@ -38,7 +41,16 @@ impl Tiny {
 
     pub(crate) fn read(path: &Path) -> Self {
         let checkpoint = Checkpoint::open(path).expect("a checkpoint");
-        Self { config: checkpoint.config().clone(), changed: HashMap::new(), checkpoint }
+        let config = checkpoint.config().clone();
+        Self { config, changed: HashMap::new(), checkpoint, asked: Mutex::default() }
+    }
+
+    /// The tensors of the checkpoint that nobody has asked for.
+    pub(crate) fn unread(&self) -> Vec<&str> {
+        let (asked, prefix) = (self.asked.lock().expect("no panic"), self.config.family.prefix());
+        let bare = |name: &str| name.strip_prefix(prefix).unwrap_or(name).to_owned();
+        let asked: HashSet<String> = asked.iter().map(|name| bare(name)).collect();
+        self.checkpoint.names().filter(|name| !asked.contains(&bare(name))).collect()
     }
 
     pub(crate) fn stack(&self, start: usize, end: usize) -> BlockStack {
@@ -70,6 +82,7 @@ impl Weights for Tiny {
     }
 
     fn tensor(&self, name: &str) -> Result<HostTensor, BoxError> {
+        self.asked.lock().expect("no panic").insert(name.to_owned());
         match self.changed.get(name) {
             Some(changed) => changed.clone().ok_or_else(|| format!("no tensor `{name}`").into()),
             None => Ok(self.checkpoint.tensor(name)?),
