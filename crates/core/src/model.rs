@@ -20,11 +20,12 @@ pub enum Family {
     Phi3,
     Qwen2,
     Qwen3,
+    Stablelm,
 }
 
 impl Family {
     /// All of them, by name.
-    pub const ALL: [Family; 14] = [
+    pub const ALL: [Family; 15] = [
         Self::Bloom,
         Self::Falcon,
         Self::Gemma,
@@ -39,6 +40,7 @@ impl Family {
         Self::Phi3,
         Self::Qwen2,
         Self::Qwen3,
+        Self::Stablelm,
     ];
 
     /// Its `model_type`, which messages print.
@@ -58,6 +60,7 @@ impl Family {
             Self::Phi3 => "phi3",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Stablelm => "stablelm",
         }
     }
 

@@ -23,7 +23,7 @@ What a file does not say, so that the reader has to know it from the architectur
 - gemma2, gemma3: the scale of the scores. It is 1 / sqrt(key length), but for the models of 27B.
 - Mistral: the sliding window, so there is none.
 - gemma2: which layers have the window. Each even one. For gemma3 the default is five of six, unless stated.
-- Falcon, GPT-NeoX: the base of the rotary frequencies, 10000. BLOOM: that there is ALiBi.
+- Falcon, GPT-NeoX, StableLM: the base of the rotary frequencies, 10000. BLOOM: that there is ALiBi.
 - All: the activation.
 
 llama.cpp of October 2026 was compared by hand and gives the same: to 1e-5 with F32 matrices and SiLU, to 3e-3 with
@@ -68,6 +68,8 @@ FILES = {
     "bloom": (MODEL_ARCH.BLOOM, F32),
     "gpt2": (MODEL_ARCH.GPT2, F32),
     "gpt-neox": (MODEL_ARCH.GPTNEOX, F32),
+    "stablelm": (MODEL_ARCH.STABLELM, F32),
+    "stablelm-parallel": (MODEL_ARCH.STABLELM, F32),
 }
 # What the loader of transformers is able to check: the tensors and the config that it reads from the metadata, or the
 # tensors with the config given ("tensors"), as it does not read all keys. The others it does not read, or not rightly
@@ -76,6 +78,7 @@ LOADER = {
     "llama-gqa": "all", "mistral": "all", "qwen2": "all", "falcon-7b": "all", "bloom": "all",
     "llama-tied": "tensors", "llama-yarn": "tensors", "qwen3": "tensors", "gemma2": "tensors",
     "gemma3": "tensors", "phi3": "tensors", "phi3-longrope": "tensors", "gpt2": "tensors",
+    "stablelm": "all", "stablelm-parallel": "tensors",
 }
 
 
@@ -187,6 +190,14 @@ def add_shape(out, arch, config):
         out.add_parallel_residual(config.use_parallel_residual)
         return
     if arch == MODEL_ARCH.GPT2:
+        return
+    if arch == MODEL_ARCH.STABLELM:
+        head_dim = config.hidden_size // config.num_attention_heads
+        out.add_feed_forward_length(config.intermediate_size)
+        out.add_head_count_kv(config.num_key_value_heads)
+        out.add_layer_norm_eps(config.layer_norm_eps)
+        out.add_rope_dimension_count(int(rope["partial_rotary_factor"] * head_dim))
+        out.add_parallel_residual(config.use_parallel_residual)
         return
 
     out.add_feed_forward_length(config.intermediate_size)
@@ -305,6 +316,8 @@ def reference(name, arch, kind):
         config.sliding_window = None
     if arch in (MODEL_ARCH.GEMMA2, MODEL_ARCH.GEMMA3):
         config.query_pre_attn_scalar = config.head_dim
+    if arch == MODEL_ARCH.STABLELM:
+        config.rope_parameters["rope_theta"] = 10000.0
     state = load_file(folder / "model.safetensors")
     for key, tensor in state.items():
         own = kind_of("", tensor, kind)

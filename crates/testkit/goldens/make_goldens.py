@@ -201,6 +201,11 @@ MODELS = {
     "gemma3-pattern": (Gemma3TextForSequenceClassification, Gemma3TextConfig(**llama(
         **GEMMA3, sliding_window_pattern=2,
         rope_parameters=dict(full_attention=dict(GLOBAL_ROPE), sliding_attention=dict(LOCAL_ROPE))))),
+    "stablelm": auto("stablelm", **llama(
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, layer_norm_eps=1e-3, use_qkv_bias=True)),
+    "stablelm-parallel": auto("stablelm", **llama(
+        num_hidden_layers=2, use_parallel_residual=True,
+        rope_parameters=dict(rope_theta=1000.0, partial_rotary_factor=0.5))),
 }
 # What a golden must be able to tell: with this changed, the logits are others.
 TELLS = {
@@ -223,6 +228,9 @@ TELLS = {
     "gpt-neox": [dict(rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5))],
     "gpt-neox-sequential": [dict(use_parallel_residual=True)],
     "gemma3-pattern": [dict(layer_types=["sliding_attention"] * 3)],
+    "stablelm": [
+        dict(rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5)),
+        dict(layer_norm_eps=1e-5)],
 }
 
 
@@ -263,7 +271,7 @@ def older_rope(config, type_key):
     config["rope_theta"] = rope.pop("rope_theta")
     kind = rope.pop("rope_type")
     for key in ("partial_rotary_factor", "original_max_position_embeddings"):
-        if config["model_type"] == "phi3" and key in rope:
+        if config["model_type"] in ("phi3", "stablelm") and key in rope:
             config[key] = rope.pop(key)
     config["rope_scaling"] = None if kind == "default" else {type_key: kind, **rope}
 
@@ -273,7 +281,7 @@ def on_disk(name, state, config):
     older = {
         "llama-tied": "rope_type", "llama-linear": "type", "llama-dynamic": "type", "mistral": "type",
         "qwen2-window": "type", "gemma": "type", "gemma2": "type", "phi3": "type", "phi3-longrope": "type",
-        "falcon-7b": "type", "mixtral": "type",
+        "falcon-7b": "type", "mixtral": "type", "stablelm": "type",
     }
     if name in older:
         older_rope(config, older[name])

@@ -9,6 +9,7 @@ mod llama;
 mod mixtral;
 mod opt;
 mod phi3;
+mod stablelm;
 
 use sepal_core::{Family, ModelConfig};
 use tch::{TchError, Tensor};
@@ -32,6 +33,7 @@ pub(crate) fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize)
         Family::Mixtral => mixtral::block(reader, config, block_idx),
         Family::Opt => opt::block(reader, config, block_idx),
         Family::Phi3 => phi3::block(reader, config, block_idx),
+        Family::Stablelm => stablelm::block(reader, config, block_idx),
     }
 }
 
@@ -78,6 +80,7 @@ pub(crate) fn ends(config: &ModelConfig) -> EndNames {
         Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 | Family::Mixtral | Family::Phi3 => {
             EndNames::USUAL
         }
+        Family::Stablelm => stablelm::ENDS,
     }
 }
 

@@ -68,6 +68,13 @@ fn architectures_that_only_look_alike_are_refused() {
     let norm = HostTensor::from_f32(vec![8], &[1.0; 8]).expect("fits");
     model.changed.insert("model.layers.0.self_attn.q_norm.weight".to_owned(), Some(norm));
     assert!(matches!(load(&model, 0, 1), Err(LoadError::Unsupported { .. })));
+    // The two names of a StableLM's norms of heads: in a folder, and of a GGUF file.
+    for name in ["q_layernorm.norms.0", "q_norm"] {
+        let mut model = Tiny::open("stablelm");
+        let norm = HostTensor::from_f32(vec![16], &[1.0; 16]).expect("fits");
+        model.changed.insert(format!("model.layers.0.self_attn.{name}.weight"), Some(norm));
+        assert!(matches!(load(&model, 0, 1), Err(LoadError::Unsupported { .. })), "{name}");
+    }
 
     let mut model = Tiny::open("llama-gqa");
     model.config.n_kv_heads = 3;

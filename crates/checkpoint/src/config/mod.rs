@@ -9,6 +9,7 @@ mod llama;
 mod opt;
 mod phi3;
 mod rope;
+mod stablelm;
 #[cfg(test)]
 mod tests;
 
@@ -39,6 +40,7 @@ pub(crate) fn model_config(path: &Path, json: &Map<String, Value>) -> Result<Mod
         Family::Llama | Family::Mistral | Family::Mixtral | Family::Qwen2 | Family::Qwen3 => llama::read(keys, family),
         Family::Opt => opt::read(keys),
         Family::Phi3 => phi3::read(keys),
+        Family::Stablelm => stablelm::read(keys),
     }
 }
 

@@ -128,6 +128,23 @@ fn positions_that_depend_on_the_length_hold_up_to_a_maximum() {
 }
 
 #[test]
+fn stablelm() {
+    let stablelm = |changes: Value| {
+        let mut keys = json!({"model_type": "stablelm", "rope_parameters": null, "rope_theta": 5000.0});
+        keys.as_object_mut().expect("an object").extend(changes.as_object().expect("an object").clone());
+        llama_with(keys)
+    };
+    let config = stablelm(json!({"layer_norm_eps": 1e-3})).expect("a configuration");
+    // A quarter of eight numbers turns.
+    let rope = Rope { theta: 5000.0, dim: 2, scaling: RopeScaling::Default };
+    assert_eq!((config.rope, config.norm_eps, config.is_parallel), (Some(rope), 1e-3, false));
+    let beside = stablelm(json!({"partial_rotary_factor": 0.5, "use_parallel_residual": true}));
+    let beside = beside.expect("a configuration");
+    assert_eq!((beside.rope.expect("rope").dim, beside.norm_eps, beside.is_parallel), (4, 1e-5, true));
+    assert!(matches!(stablelm(json!({"qk_layernorm": true})), Err(OpenError::Unsupported { .. })));
+}
+
+#[test]
 fn complaints_name_file_and_key() {
     let check = |changes: Value, needle: &str| {
         let error = llama_with(changes).expect_err(needle).to_string();

@@ -20,9 +20,10 @@ pub(super) enum Architecture {
     Bloom,
     Gpt2,
     GptNeox,
+    Stablelm,
 }
 
-const ALL: [(&str, Architecture); 11] = [
+const ALL: [(&str, Architecture); 12] = [
     ("llama", Architecture::Llama),
     ("qwen2", Architecture::Qwen2),
     ("qwen3", Architecture::Qwen3),
@@ -34,6 +35,7 @@ const ALL: [(&str, Architecture); 11] = [
     ("bloom", Architecture::Bloom),
     ("gpt2", Architecture::Gpt2),
     ("gptneox", Architecture::GptNeox),
+    ("stablelm", Architecture::Stablelm),
 ];
 
 /// Names in a GGUF file, without `.weight` and `.bias`, and in the HF layout.
@@ -158,11 +160,12 @@ impl Architecture {
             Self::Bloom => Family::Bloom,
             Self::Gpt2 => Family::Gpt2,
             Self::GptNeox => Family::GptNeox,
+            Self::Stablelm => Family::Stablelm,
         }
     }
 
     pub(super) fn has_rms_norms(self) -> bool {
-        !matches!(self, Self::Falcon | Self::Bloom | Self::Gpt2 | Self::GptNeox)
+        !matches!(self, Self::Falcon | Self::Bloom | Self::Gpt2 | Self::GptNeox | Self::Stablelm)
     }
 
     pub(super) fn is_gemma(self) -> bool {
@@ -172,7 +175,7 @@ impl Architecture {
     /// The HF name of a block's tensor `part`, after the block's prefix; `{}` stands for an expert.
     pub(super) fn of_block(self, part: &str, has_two_norms: bool) -> Option<&'static str> {
         let names = match self {
-            Self::Llama | Self::Qwen2 | Self::Qwen3 | Self::Gemma => LLAMA,
+            Self::Llama | Self::Qwen2 | Self::Qwen3 | Self::Gemma | Self::Stablelm => LLAMA,
             Self::Gemma2 | Self::Gemma3 => GEMMA2,
             Self::Phi3 => PHI3,
             Self::Falcon if has_two_norms && part.starts_with("attn_norm") => FALCON_TWO_NORMS,

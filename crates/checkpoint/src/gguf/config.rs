@@ -10,6 +10,7 @@ use crate::store::Store;
 
 const EMBEDDING: &str = "token_embd.weight";
 const ROPE_FREQS: &str = "rope_freqs.weight";
+const MLP_NORM: &str = "blk.0.ffn_norm.weight";
 const SHORT_FACTORS: &str = "rope_factors_short.weight";
 
 /// Reads the architecture's keys. `store` has the tensors by the names of the file.
@@ -42,6 +43,8 @@ pub(super) fn model_config(
         is_parallel: match architecture {
             Architecture::Falcon => true,
             Architecture::GptNeox => keys.optional_flag("use_parallel_residual")?.unwrap_or(true),
+            // llama.cpp goes by the tensors, not by the key.
+            Architecture::Stablelm => !store.tensors.contains_key(MLP_NORM),
             _ => false,
         },
         experts,

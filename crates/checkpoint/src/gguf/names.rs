@@ -125,6 +125,7 @@ mod tests {
             Some("model.layers.1.post_feedforward_layernorm.weight"),
         );
         check(Architecture::GptNeox, "blk.1.attn_qkv.bias", Some("gpt_neox.layers.1.attention.query_key_value.bias"));
+        check(Architecture::Stablelm, "blk.1.ffn_norm.bias", Some("model.layers.1.post_attention_layernorm.bias"));
         check(Architecture::Llama, "blk.0.ffn_sub_norm.weight", None);
         check(Architecture::Llama, "blk.x.attn_q.weight", None);
         check(Architecture::Llama, "rope_freqs.weight", None);
