@@ -8,6 +8,7 @@ fn main() {
     println!("cargo:rerun-if-changed=src/shim.cpp");
     println!("cargo:rerun-if-changed=src/codes.cpp");
     println!("cargo:rerun-if-changed=src/fused.cpp");
+    println!("cargo:rerun-if-changed=src/kernels.h");
     println!("cargo:rerun-if-changed=src/memory.cpp");
     let lib = env::var_os("DEP_TCH_LIBTORCH_LIB")
         .map(PathBuf::from)

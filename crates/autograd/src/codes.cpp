@@ -1,23 +1,9 @@
 // Weights in 8 and in 4 bits, widened to fp32 in one pass over memory and with all threads of libtorch.
 
-#include <ATen/Parallel.h>
-#include <torch/types.h>
-
-#include <algorithm>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define SEPAL_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define SEPAL_CLONES
-#endif
+#include "kernels.h"
 
 namespace {
 
-// Numbers that one thread should have at least.
-constexpr int64_t GRAIN = 16384;
 // Numbers with one scale in NF4, and bytes that they take: byte j has the numbers j and j + BYTES.
 constexpr int64_t GROUP = 64, BYTES = GROUP / 2;
 
@@ -51,19 +37,6 @@ void nf4_rows(const uint8_t *codes, const float *scales, const float *levels, co
         numbers[j] = scaled[in[j - BYTES] >> 4] * factors[j];
     }
   }
-}
-
-template <typename F> char *caught(const F &f) {
-  try {
-    f();
-    return nullptr;
-  } catch (const std::exception &e) {
-    return strdup(e.what());
-  }
-}
-
-template <typename F> void for_rows(int64_t n, int64_t width, const F &f) {
-  at::parallel_for(0, n, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, width)), f);
 }
 
 void check(const at::Tensor &tensor, at::ScalarType type, int64_t numel) {

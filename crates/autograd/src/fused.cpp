@@ -2,26 +2,11 @@
 //
 // Numbers are fp32 in rows: the last dimension lies side by side, rows may lie apart.
 
-#include <ATen/Parallel.h>
-#include <torch/types.h>
+#include "kernels.h"
 
-#include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-
-// A copy of each kernel for what the processor has.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define SEPAL_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define SEPAL_CLONES
-#endif
 
 namespace {
-
-// Numbers that one thread should have at least.
-constexpr int64_t GRAIN = 16384;
 
 struct Rows {
   float *data;
@@ -35,10 +20,6 @@ Rows rows_of(const at::Tensor &tensor) {
               "expected a matrix of fp32 on the CPU");
   TORCH_CHECK(tensor.size(1) <= 1 || tensor.stride(1) == 1, "expected rows that lie side by side");
   return {tensor.data_ptr<float>(), tensor.size(0), tensor.size(1), tensor.stride(0)};
-}
-
-template <typename F> void for_rows(int64_t n, int64_t width, const F &f) {
-  at::parallel_for(0, n, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, width)), f);
 }
 
 // e^x to 2 units in the last place, without a call, so that loops over it use vectors: 2^n e^r with
@@ -166,15 +147,6 @@ SEPAL_CLONES void rotate_rows(const Rows &x, const Rows &cos, const Rows &sin, i
         second[j] = b * c[j] + a * turn;
       }
     }
-  }
-}
-
-template <typename F> char *caught(const F &f) {
-  try {
-    f();
-    return nullptr;
-  } catch (const std::exception &e) {
-    return strdup(e.what());
   }
 }
 

@@ -132,9 +132,9 @@ impl Block {
             false => self.norm.forward(&middle).map(|(y, stats)| (y, Some(stats)))?,
         };
         let (result, inner, mlp_normed) = match &self.mlp_norm {
-            None => self.mlp.add_to(&middle, &y, asking).map(|(result, inner)| (result, inner, None))?,
+            None => self.mlp.forward(&y, Some(&middle), asking).map(|(result, inner)| (result, inner, None))?,
             Some(norm) => {
-                let (output, inner) = self.mlp.forward(&y, asking)?;
+                let (output, inner) = self.mlp.forward(&y, None, asking)?;
                 let (y, normed) = norm.forward(output)?;
                 (middle.f_add(&y)?, inner, Some(normed))
             }

@@ -40,40 +40,27 @@ pub(crate) enum Inner {
 }
 
 impl Mlp {
-    /// `residual [n, hidden]` plus the output for `y [n, hidden]`, and what is kept of each part.
-    pub(crate) fn add_to(
+    /// The output for `y [n, hidden]`, plus `residual [n, hidden]` if there is one, and what is kept of each part.
+    pub(crate) fn forward(
         &self,
-        residual: &Tensor,
         y: &Tensor,
+        residual: Option<&Tensor>,
         shares: &[Share],
     ) -> Result<(Tensor, Vec<Inner>), TchError> {
         match self {
             Mlp::Dense(dense) => {
                 let inner = dense.up.forward(y)?;
-                let result = dense.down.add_to(residual, &dense.activation.forward(&inner)?)?;
-                Ok((result, parts(&inner, shares)?))
-            }
-            Mlp::Routed(_) => {
-                let (output, inner) = self.forward(y, shares)?;
-                Ok((residual.f_add(&output)?, inner))
-            }
-        }
-    }
-
-    /// The output for `y [n, hidden]`, and what is kept of each part.
-    pub(crate) fn forward(&self, y: &Tensor, shares: &[Share]) -> Result<(Tensor, Vec<Inner>), TchError> {
-        match self {
-            Mlp::Dense(dense) => {
-                let inner = dense.up.forward(y)?;
-                let result = dense.down.forward(&dense.activation.forward(&inner)?)?;
+                let active = dense.activation.forward(&inner)?;
+                let result = match residual {
+                    Some(residual) => dense.down.add_to(residual, &active)?,
+                    None => dense.down.forward(&active)?,
+                };
                 Ok((result, parts(&inner, shares)?))
             }
             Mlp::Routed(router) => {
-                let result = y.f_zeros_like()?;
-                let inner = shares
-                    .iter()
-                    .map(|&share| router.forward(&of(y, share)?, &mut of(&result, share)?).map(Inner::Routed));
-                let inner = inner.collect::<Result<_, _>>()?;
+                let result = residual.map_or_else(|| y.f_zeros_like(), Tensor::f_detach_copy)?;
+                let route = |&share| router.forward(&of(y, share)?, &mut of(&result, share)?).map(Inner::Routed);
+                let inner = shares.iter().map(route).collect::<Result<_, _>>()?;
                 Ok((result, inner))
             }
         }

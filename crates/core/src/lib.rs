@@ -34,6 +34,9 @@ pub use span::{Span, SpanError};
 
 use serde::{Deserialize, Serialize};
 
+/// The name of the tunable that every block knows: `[n_blocks, prefix_len, hidden]`, added to the prefix before each block.
+pub const DEEP_PROMPTS: &str = "deep_prompts";
+
 /// The text of an error and of its causes, on one line.
 pub fn in_one_line(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -2,30 +2,48 @@
 
 use std::cell::RefCell;
 
-use sepal_blocks::{BlockStack, ForwardError};
-use sepal_core::{Ragged, Want};
+use sepal_blocks::BlockStack;
+use sepal_core::{DEEP_PROMPTS, Ragged, Want};
 use sepal_remote::{RemoteError, RemoteSequential};
 use sepal_swarm::Traffic;
 use tch::Tensor;
 
 use crate::error::RunError;
 
-/// The tunable that blocks of this process know.
-const DEEP_PROMPTS: &str = "deep_prompts";
-
 /// All blocks of the model.
 pub(crate) struct Blocks {
-    /// The first ones, or all.
-    here: Option<BlockStack>,
-    /// The others.
-    there: Option<RemoteSequential>,
+    place: Place,
     traffic: Traffic,
 }
 
+/// Where they run.
+pub(crate) enum Place {
+    Here(Box<BlockStack>),
+    There(RemoteSequential),
+    /// The first ones here, the others there.
+    Both(Box<BlockStack>, RemoteSequential),
+}
+
+impl Place {
+    fn here(&self) -> Option<&BlockStack> {
+        match self {
+            Place::Here(stack) | Place::Both(stack, _) => Some(stack),
+            Place::There(_) => None,
+        }
+    }
+
+    fn there(&self) -> Option<&RemoteSequential> {
+        match self {
+            Place::There(remote) | Place::Both(_, remote) => Some(remote),
+            Place::Here(_) => None,
+        }
+    }
+}
+
 impl Blocks {
-    pub(crate) fn new(here: Option<BlockStack>, there: Option<RemoteSequential>) -> Self {
-        let traffic = there.as_ref().map(|remote| remote.traffic().clone()).unwrap_or_default();
-        Self { here, there, traffic }
+    pub(crate) fn new(place: Place) -> Self {
+        let traffic = place.there().map(|remote| remote.traffic().clone()).unwrap_or_default();
+        Self { place, traffic }
     }
 
     /// Bytes sent and received so far.
@@ -35,73 +53,107 @@ impl Blocks {
 
     /// Where they are, for messages.
     pub(crate) fn places(&self) -> String {
-        let here = self.here.iter().map(|stack| format!("{} in this process", stack.span()));
-        let servers = self.there.iter().flat_map(RemoteSequential::servers);
-        let places: Vec<String> = here.chain(servers.map(|info| info.span.to_string())).collect();
+        let here = self.place.here().map(|stack| format!("{} in this process", stack.span()));
+        let servers = self.place.there().into_iter().flat_map(RemoteSequential::servers);
+        let places: Vec<String> = here.into_iter().chain(servers.map(|info| info.span.to_string())).collect();
         format!("blocks {}", places.join(", "))
+    }
+
+    /// Servers that were met.
+    pub(crate) fn n_servers(&self) -> usize {
+        self.place.there().map_or(0, |remote| remote.servers().len())
     }
 
     /// With the tunables of one optimizer step, stacked by block: each `[n_blocks, ..]`.
     pub(crate) fn tune(&self, tunables: Vec<(String, Tensor)>) -> Result<Tuned<'_>, RunError> {
-        if let Some((name, _)) = tunables.iter().find(|(name, _)| self.here.is_some() && name != DEEP_PROMPTS) {
-            let known = format!("`{name}` is no tunable that blocks of this process know; they know {DEEP_PROMPTS}");
-            return Err(RunError::Tunable { problem: known });
+        let is_known = |name: &str| self.place.here().is_none() || name == DEEP_PROMPTS;
+        if let Some((name, _)) = tunables.iter().find(|(name, _)| !is_known(name)) {
+            return Err(RunError::Tunable { name: name.clone() });
         }
-        let deep = tunables.iter().map(|(_, tensor)| tensor.shallow_clone()).next();
-        let there = self.there.as_ref().map(|remote| remote.tune(tunables)).transpose().map_err(RunError::Remote)?;
-        Ok(Tuned { blocks: self, deep, seen: RefCell::default(), there })
+        let deep = deep_prompts(&tunables);
+        let place = match &self.place {
+            Place::Here(stack) => TunedPlace::Here(stack),
+            Place::There(remote) => TunedPlace::There(remote.tune(tunables).map_err(RunError::Remote)?),
+            Place::Both(stack, remote) => TunedPlace::Both(stack, remote.tune(tunables).map_err(RunError::Remote)?),
+        };
+        Ok(Tuned { place, deep, seen: RefCell::default() })
     }
 
     /// Runs the graph of `loss` backward.
     pub(crate) fn backward(&self, loss: &Tensor) -> Result<(), RemoteError> {
-        match &self.there {
+        match self.place.there() {
             Some(remote) => remote.backward(loss),
             None => loss.f_backward().map_err(|error| RemoteError::Local { message: error.to_string() }),
         }
     }
 }
 
+/// Of all blocks, for those of this process.
+fn deep_prompts(tunables: &[(String, Tensor)]) -> Option<Tensor> {
+    tunables.iter().find(|(name, _)| name == DEEP_PROMPTS).map(|(_, tensor)| tensor.shallow_clone())
+}
+
 /// Blocks with the tunables of one optimizer step.
 pub(crate) struct Tuned<'a> {
-    blocks: &'a Blocks,
-    /// Of all blocks; for those of this process.
+    place: TunedPlace<'a>,
     deep: Option<Tensor>,
     /// Without gradients: a prefix, and what came of it behind the blocks of this process. Servers know what they kept
     /// of a prefix by its bits, and those may differ with the rows that it was computed with.
     seen: RefCell<Option<[Tensor; 2]>>,
-    there: Option<sepal_remote::Tuned<'a>>,
+}
+
+enum TunedPlace<'a> {
+    Here(&'a BlockStack),
+    There(sepal_remote::Tuned<'a>),
+    Both(&'a BlockStack, sepal_remote::Tuned<'a>),
 }
 
 impl Tuned<'_> {
     /// The same numbers, already uploaded, from another graph: for a second backward within one step.
     pub(crate) fn with_graph(self, tunables: Vec<(String, Tensor)>) -> Self {
-        let deep = tunables.iter().map(|(_, tensor)| tensor.shallow_clone()).next();
-        Self { deep, there: self.there.map(|there| there.with_graph(tunables)), ..self }
+        let deep = deep_prompts(&tunables);
+        let place = match self.place {
+            TunedPlace::Here(stack) => TunedPlace::Here(stack),
+            TunedPlace::There(tuned) => TunedPlace::There(tuned.with_graph(tunables)),
+            TunedPlace::Both(stack, tuned) => TunedPlace::Both(stack, tuned.with_graph(tunables)),
+        };
+        Self { place, deep, ..self }
     }
 
     /// The hidden state of each row's last token behind the last block, `[rows, hidden]`, from the prefix
     /// `[prefix_len, hidden]` and the rows' tokens `[n_tokens, hidden]`. Differentiable.
     pub(crate) fn forward(&self, prefix: Option<&Tensor>, tokens: &Tensor, rows: &Ragged) -> Result<Tensor, RunError> {
-        let Some(stack) = &self.blocks.here else { return self.remote(prefix, tokens, rows) };
-        let prefix_len = prefix.map_or(0, |prefix| prefix.size()[0]);
+        match &self.place {
+            TunedPlace::Here(stack) => self.run(stack, prefix, tokens, rows, Want::LastOfRows),
+            TunedPlace::There(tuned) => tuned.forward(prefix, tokens, rows).map_err(RunError::Remote),
+            TunedPlace::Both(stack, tuned) => {
+                let hidden = self.run(stack, prefix, tokens, rows, Want::All)?;
+                let (start, len) = (prefix.map_or(0, |prefix| prefix.size()[0]), rows.n_tokens() as i64);
+                let tokens = hidden.f_narrow(0, start, len).map_err(RunError::Torch)?;
+                let behind = |before| Ok(self.behind(before, hidden.f_narrow(0, 0, start)?));
+                let prefix = prefix.map(behind).transpose().map_err(RunError::Torch)?;
+                tuned.forward(prefix.as_ref(), &tokens, rows).map_err(RunError::Remote)
+            }
+        }
+    }
+
+    /// Through the blocks of this process.
+    fn run(
+        &self,
+        stack: &BlockStack,
+        prefix: Option<&Tensor>,
+        tokens: &Tensor,
+        rows: &Ragged,
+        want: Want,
+    ) -> Result<Tensor, RunError> {
         let inputs: Vec<&Tensor> = prefix.into_iter().chain([tokens]).collect();
         let hidden = Tensor::f_cat(&inputs, 0).map_err(RunError::Torch)?;
-        let deep = self.deep.as_ref().filter(|_| prefix_len > 0);
-        let deep =
-            deep.map(|deep| deep.f_narrow(0, 0, stack.span().len() as i64)).transpose().map_err(RunError::Torch)?;
-        let want = if self.there.is_some() { Want::All } else { Want::LastOfRows };
-        let run = stack.forward(&hidden, prefix_len.unsigned_abs() as usize, rows, deep.as_ref(), want);
-        let hidden = run.map_err(blocks)?;
-        if self.there.is_none() {
-            return Ok(hidden);
-        }
-        let part = |start: i64, len: i64| hidden.f_narrow(0, start, len).map_err(RunError::Torch);
-        let tokens = part(prefix_len, hidden.size()[0] - prefix_len)?;
-        let prefix = match prefix {
-            Some(before) => Some(self.behind(before, part(0, prefix_len)?)),
-            None => None,
-        };
-        self.remote(prefix.as_ref(), &tokens, rows)
+        let prefix_len = prefix.map_or(0, |prefix| prefix.size()[0].unsigned_abs() as usize);
+        let first = |deep: &Tensor| deep.f_narrow(0, 0, stack.span().len() as i64);
+        let deep = self.deep.as_ref().filter(|_| prefix.is_some()).map(first);
+        let deep = deep.transpose().map_err(RunError::Torch)?;
+        let output = stack.forward(&hidden, prefix_len, rows, deep.as_ref(), want);
+        output.map_err(|error| RunError::Blocks(error.into()))
     }
 
     /// What came of the prefix `before` behind the blocks of this process: `after`, or what came of it the first time.
@@ -118,15 +170,4 @@ impl Tuned<'_> {
         *seen = Some([before.detach(), after.shallow_clone()]);
         after
     }
-
-    fn remote(&self, prefix: Option<&Tensor>, tokens: &Tensor, rows: &Ragged) -> Result<Tensor, RunError> {
-        match &self.there {
-            Some(there) => there.forward(prefix, tokens, rows).map_err(RunError::Remote),
-            None => Err(RunError::Tunable { problem: "no blocks are there to run".to_owned() }),
-        }
-    }
-}
-
-fn blocks(error: ForwardError) -> RunError {
-    RunError::Blocks(error.into())
 }

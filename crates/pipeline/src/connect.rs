@@ -13,7 +13,7 @@ use sepal_remote::{ModelExpectation, RemoteOptions, RemoteSequential, SwarmPath}
 use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
 use sepal_swarm::{Addr, Endpoint};
 
-use crate::blocks::Blocks;
+use crate::blocks::{Blocks, Place};
 use crate::error::RunError;
 use crate::progress::{Event, Observer};
 use crate::spec::{EmbeddedSpec, P2pSpec, PathSpec, Spec, SwarmSpec};
@@ -35,42 +35,41 @@ pub(crate) fn connect(
     checkpoint: &Checkpoint,
     observer: &mut dyn Observer,
 ) -> Result<(Kept, Blocks), RunError> {
-    let n_blocks = checkpoint.config().n_blocks;
-    let local_blocks = match spec.swarm {
-        SwarmSpec::None(_) => n_blocks,
-        _ if spec.model.local_blocks > n_blocks => {
-            return Err(RunError::LocalBlocks { local_blocks: spec.model.local_blocks, n_blocks });
-        }
-        _ => spec.model.local_blocks,
+    let (local_blocks, n_blocks) = (spec.model.local_blocks, checkpoint.config().n_blocks);
+    if local_blocks > n_blocks {
+        return Err(RunError::LocalBlocks { local_blocks, n_blocks });
+    }
+    let (kept, place) = match remote(spec, checkpoint, observer)? {
+        None => (Kept::Nothing, Place::Here(load(spec, checkpoint, 0, n_blocks)?.into())),
+        Some((kept, remote)) if local_blocks == 0 => (kept, Place::There(remote)),
+        Some((kept, remote)) => (kept, Place::Both(load(spec, checkpoint, 0, local_blocks)?.into(), remote)),
     };
-    let here = (local_blocks > 0).then(|| load(spec, checkpoint, 0, local_blocks)).transpose()?;
-    let (kept, there) = match local_blocks == n_blocks {
-        true => (Kept::Nothing, None),
-        false => remote(spec, checkpoint, local_blocks, observer).map(|(kept, remote)| (kept, Some(remote)))?,
-    };
-    let servers = match there.as_ref().map_or(0, |remote| remote.servers().len()) {
+    let blocks = Blocks::new(place);
+    let servers = match blocks.n_servers() {
         0 => String::new(),
         1 => " on 1 server".to_owned(),
         servers => format!(" on {servers} servers"),
     };
-    let blocks = Blocks::new(here, there);
     observer.event(Event::Notice(&format!("{}{servers}", blocks.places())));
     Ok((kept, blocks))
 }
 
-/// The blocks from `first_block` on, on servers.
+/// The blocks that do not run in this process, on servers; nothing if all do.
 fn remote(
     spec: &Spec,
     checkpoint: &Checkpoint,
-    first_block: usize,
     observer: &mut dyn Observer,
-) -> Result<(Kept, RemoteSequential), RunError> {
+) -> Result<Option<(Kept, RemoteSequential)>, RunError> {
+    let first_block = spec.model.local_blocks;
+    if first_block == checkpoint.config().n_blocks {
+        return Ok(None);
+    }
     let config = checkpoint.config();
     let digest = spec.model.weights.digest(checkpoint.digest());
     let expected = ModelExpectation { digest, n_blocks: config.n_blocks, hidden: config.hidden };
     let options = RemoteOptions { first_block, ..options(spec) };
     let (kept, remote) = match &spec.swarm {
-        SwarmSpec::None(_) => return Err(RunError::Tunable { problem: "no servers are to be used".to_owned() }),
+        SwarmSpec::None(_) => return Ok(None),
         SwarmSpec::Embedded(embedded) => {
             let server = embed(spec, embedded, checkpoint, first_block)?;
             let endpoints = vec![server.endpoint().clone()];
@@ -86,7 +85,7 @@ fn remote(
         }
         SwarmSpec::P2p(p2p) => look(join(p2p)?, expected, options, observer),
     };
-    Ok((kept, remote.map_err(RunError::Remote)?))
+    Ok(Some((kept, remote.map_err(RunError::Remote)?)))
 }
 
 fn options(spec: &Spec) -> RemoteOptions {

@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use sepal_core::DEEP_PROMPTS;
 use tch::TchError;
 
 /// A run that could not start or go on. What was trained until then is saved.
@@ -82,10 +83,10 @@ pub enum RunError {
     #[error("run the blocks of this process")]
     Blocks(#[source] BoxError),
     /// The tuning mode needs what blocks of this process do not have.
-    #[error("tune the blocks: {problem}")]
+    #[error("tune the blocks of this process: they know {DEEP_PROMPTS}, not `{name}`")]
     Tunable {
-        /// What is missing.
-        problem: String,
+        /// The tunable that it gives.
+        name: String,
     },
     /// More blocks are to run here than there are.
     #[error("run the first {local_blocks} blocks in this process (`model.local_blocks`): the model has {n_blocks}")]

@@ -1,7 +1,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sepal_blocks::{Batch, BlockStack, ForwardError, InputGrad, Keep, KeptPrefix, Output, Prefix, Tape, WantGrads};
-use sepal_core::{DType, HostTensor, NamedHostTensor, Span, Want, in_one_line};
+use sepal_core::{DEEP_PROMPTS, DType, HostTensor, NamedHostTensor, Span, Want, in_one_line};
 use sepal_nn::host::{share_from_host, share_to_host};
 use sepal_wire::codec::{self, GradWant, Grads, WireBatch};
 use sepal_wire::{Failure, FailureCode};
@@ -9,9 +9,6 @@ use tch::Tensor;
 
 use crate::rpc::lock;
 use crate::tapes::{TapeId, TapeStore};
-
-/// The one tunable that blocks know: added to the prefix before every block.
-const DEEP_PROMPTS: &str = "deep_prompts";
 
 /// What a client has the server inject, checked against its span.
 #[derive(Debug, Default)]

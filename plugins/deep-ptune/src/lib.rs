@@ -19,7 +19,7 @@
 use std::num::NonZeroUsize;
 
 use schemars::JsonSchema;
-use sepal_core::Span;
+use sepal_core::{DEEP_PROMPTS, Span};
 use sepal_nn::init::{normal, rng, sample_rows};
 use sepal_plugin::{BuildError, NamedTensor, Plugin, Tuning, TuningContext, TuningError, TuningMode};
 use serde::{Deserialize, Serialize};
@@ -74,9 +74,8 @@ pub struct DeepPtune {
     n_blocks: usize,
 }
 
-/// The parameters' names in an adapter; the second is also what the blocks know.
+/// The prompts' name in an adapter; the deep prompts have the one that the blocks know.
 const PROMPTS: &str = "prompts";
-const DEEP_PROMPTS: &str = "deep_prompts";
 
 impl Plugin<Tuning> for DeepPtune {
     const NAME: &'static str = "deep-ptune";

@@ -18,7 +18,7 @@ use crate::attention::{Heads, Reach};
 use crate::block::Block;
 use crate::linear::Layer;
 use crate::mlp::{Activate, Dense, Mlp};
-use crate::norm::Norm;
+use crate::norm::{Norm, NormWeights};
 use crate::weights::{LoadError, Reader};
 
 /// Block `block_idx`; `reader` reads its tensors.
@@ -136,6 +136,34 @@ fn apart(heads: Heads, fused: &Layer) -> Result<(Layer, Layer), TchError> {
         })
     };
     Ok((part(0, heads.repeat)?, part(heads.repeat, 2)?))
+}
+
+/// A block of LayerNorms with a fused layer for queries, keys and values in `attention`, and an MLP without a gate.
+fn fused_block(
+    reader: &Reader<'_>,
+    config: &ModelConfig,
+    heads: Heads,
+    attention: &str,
+    [norm, mlp_norm]: [&NormWeights; 2],
+) -> Result<Block, LoadError> {
+    let &ModelConfig { hidden, n_heads, n_kv_heads, head_dim, ffn, .. } = config;
+    let fused_rows = (n_heads + 2 * n_kv_heads) * head_dim;
+    let fused = reader.layer(&format!("{attention}.query_key_value"), fused_rows, hidden)?.after(norm)?;
+    let (q, kv) = apart(heads, &fused)?;
+    let output = reader.layer(&format!("{attention}.dense"), hidden, n_heads * head_dim)?;
+    let up = reader.layer("mlp.dense_h_to_4h", ffn, hidden)?.after(mlp_norm)?;
+    Ok(Block {
+        heads,
+        norm: layer_norm(config),
+        is_parallel: config.is_parallel,
+        q: reader.frozen(q)?,
+        kv: reader.frozen(kv)?,
+        head_norms: None,
+        output: reader.frozen(from_queries(heads, output)?)?,
+        attention_norm: None,
+        mlp: plain_mlp(reader, config, up, reader.layer("mlp.dense_4h_to_h", hidden, ffn)?)?,
+        mlp_norm: None,
+    })
 }
 
 /// An MLP without a gate.

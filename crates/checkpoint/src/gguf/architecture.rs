@@ -59,19 +59,10 @@ const LLAMA: Names = &[
     ("ffn_up_exps", "block_sparse_moe.experts.{}.w3"),
     ("ffn_down_exps", "block_sparse_moe.experts.{}.w2"),
 ];
+/// What Gemma 2 and 3 call otherwise than a Llama.
 const GEMMA2: Names = &[
-    ("attn_norm", "input_layernorm"),
-    ("attn_q", "self_attn.q_proj"),
-    ("attn_k", "self_attn.k_proj"),
-    ("attn_v", "self_attn.v_proj"),
-    ("attn_q_norm", "self_attn.q_norm"),
-    ("attn_k_norm", "self_attn.k_norm"),
-    ("attn_output", "self_attn.o_proj"),
     ("post_attention_norm", "post_attention_layernorm"),
     ("ffn_norm", "pre_feedforward_layernorm"),
-    ("ffn_gate", "mlp.gate_proj"),
-    ("ffn_up", "mlp.up_proj"),
-    ("ffn_down", "mlp.down_proj"),
     ("post_ffw_norm", "post_feedforward_layernorm"),
 ];
 const PHI3: Names = &[
@@ -176,7 +167,7 @@ impl Architecture {
     pub(super) fn of_block(self, part: &str, has_two_norms: bool) -> Option<&'static str> {
         let names = match self {
             Self::Llama | Self::Qwen2 | Self::Qwen3 | Self::Gemma | Self::Stablelm => LLAMA,
-            Self::Gemma2 | Self::Gemma3 => GEMMA2,
+            Self::Gemma2 | Self::Gemma3 => return find(GEMMA2, part).or_else(|| find(LLAMA, part)),
             Self::Phi3 => PHI3,
             Self::Falcon if has_two_norms && part.starts_with("attn_norm") => FALCON_TWO_NORMS,
             Self::Falcon => FALCON,

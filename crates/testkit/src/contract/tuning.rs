@@ -1,4 +1,4 @@
-use sepal_core::Span;
+use sepal_core::{DEEP_PROMPTS, Span};
 use sepal_nn::Parameters;
 use sepal_plugin::{NamedTensor, Plugin, Tuning, TuningContext, TuningMode};
 use tch::{Kind, Tensor};
@@ -56,7 +56,7 @@ fn check_shapes(name: &str, mode: &dyn TuningMode) {
     }
     for NamedTensor { name: tunable, tensor } in tunables(mode, 0, N_BLOCKS) {
         assert_eq!(tensor.size()[0], N_BLOCKS as i64, "`{name}`: `{tunable}` has an entry per block of the span");
-        if tunable == "deep_prompts" {
+        if tunable == DEEP_PROMPTS {
             let expected = [N_BLOCKS as i64, pre_seq_len, HIDDEN];
             assert_eq!(tensor.size(), expected, "`{name}`: deep prompts are [span, pre_seq_len, hidden]");
         }

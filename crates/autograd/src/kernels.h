@@ -1,0 +1,39 @@
+// What the kernels share: copies for processors, shares for threads, errors as text.
+
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <torch/types.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+// A copy of each kernel for what the processor has.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define SEPAL_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define SEPAL_CLONES
+#endif
+
+namespace {
+
+// Numbers that one thread should have at least.
+constexpr int64_t GRAIN = 16384;
+
+template <typename F> void for_rows(int64_t n, int64_t width, const F &f) {
+  at::parallel_for(0, n, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, width)), f);
+}
+
+// Runs `f`; what it throws becomes a text that the caller frees, nothing else null.
+template <typename F> char *caught(const F &f) {
+  try {
+    f();
+    return nullptr;
+  } catch (const std::exception &e) {
+    return strdup(e.what());
+  }
+}
+
+} // namespace
