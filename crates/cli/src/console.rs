@@ -69,7 +69,7 @@ impl Console {
         }
     }
 
-    fn step(&mut self, record: &StepRecord, accuracy: Option<f64>) {
+    fn step(&mut self, record: &StepRecord) {
         let (step, total) = (record.step, self.total_steps);
         self.steps = step;
         self.tokens += record.tokens as u64;
@@ -82,7 +82,7 @@ impl Console {
         }
         let smooth = |old: Option<f64>, new: f64| Some(old.map_or(new, |old| old + SMOOTHING * (new - old)));
         self.loss = smooth(self.loss, record.loss);
-        self.accuracy = accuracy.and_then(|new| smooth(self.accuracy, new));
+        self.accuracy = record.accuracy.and_then(|new| smooth(self.accuracy, new));
         let text = self.status();
         match &self.bar {
             Some(bar) => {
@@ -136,7 +136,7 @@ impl Observer for Console {
             Event::Notice(text) => self.line(text),
             Event::Fetch(event) => self.downloads.event(event),
             Event::Started { total_steps, trainable } => self.start(total_steps, trainable),
-            Event::Step { record, accuracy } => self.step(record, accuracy),
+            Event::Step(record) => self.step(record),
             Event::Evaluating { done, total } => {
                 if let Some(bar) = &self.bar {
                     bar.set_message(format!("evaluating {done}/{total} rows"));

@@ -20,12 +20,7 @@ pub enum Event<'a> {
         trainable: usize,
     },
     /// A step was made, or skipped.
-    Step {
-        /// Its record.
-        record: &'a StepRecord,
-        /// Share of the step's rows that the model had right before it, where rows have a class.
-        accuracy: Option<f64>,
-    },
+    Step(&'a StepRecord),
     /// Validation rows were predicted.
     Evaluating {
         /// Rows done.

@@ -264,6 +264,12 @@ impl End<'_> {
                 .params
                 .digest()
                 .map_err(|source| RunError::Load { what: "adapter", source: source.into() })?,
+            labels: model.head.label_names().to_vec(),
+            best: None,
+            ended_early: None,
+            resumed_at: Vec::new(),
+            servers: Vec::new(),
+            near_words: Vec::new(),
         })
     }
 

@@ -137,6 +137,7 @@ impl Training<'_> {
             step: number,
             epoch,
             loss: sums.mean_loss(),
+            accuracy: sums.accuracy(),
             lr,
             grad_norm,
             scale,
@@ -155,7 +156,7 @@ impl Training<'_> {
         outcome.tokens += sums.tokens as u64;
         outcome.seconds += record.seconds;
         self.log.step(&record).map_err(RunError::Write)?;
-        self.observer.event(Event::Step { record: &record, accuracy: sums.accuracy() });
+        self.observer.event(Event::Step(&record));
         match record.skipped.and_then(|reason| self.scaling.hopeless(number, reason)) {
             Some(error) => Err(error),
             None => Ok(()),

@@ -20,8 +20,10 @@
 mod folder;
 mod manifest;
 mod records;
+mod tracker;
 
 pub use folder::now;
 pub use folder::{RunFolder, WriteError, write_whole};
-pub use manifest::{Bytes, DataFacts, Manifest, ModelFacts, Parameters, Status, Versions};
+pub use manifest::{Best, Bytes, DataFacts, Manifest, ModelFacts, NearWords, Parameters, ServerUse, Status, Versions};
 pub use records::{EvaluationRecord, MetricsLog, StepRecord};
+pub use tracker::{RunInfo, TrackError, Tracker};

@@ -43,6 +43,57 @@ pub struct Manifest {
     pub metrics: BTreeMap<String, f64>,
     /// SHA-256 of the trained parameters.
     pub adapter_digest: String,
+    /// The labels' names, in the order of the logits.
+    #[serde(default)]
+    pub labels: Vec<String>,
+    /// The evaluation whose parameters were kept; none if nothing was evaluated.
+    #[serde(default)]
+    pub best: Option<Best>,
+    /// Why training ended before its last step, if it did without an error: early stopping, or its time was up.
+    #[serde(default)]
+    pub ended_early: Option<String>,
+    /// Steps after which the run went on from a checkpoint.
+    #[serde(default)]
+    pub resumed_at: Vec<u64>,
+    /// The servers that were used.
+    #[serde(default)]
+    pub servers: Vec<ServerUse>,
+    /// Of each soft prompt, the words of the vocabulary whose embeddings are nearest.
+    #[serde(default)]
+    pub near_words: Vec<NearWords>,
+}
+
+/// The evaluation whose parameters were kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Optimizer steps made before it.
+    pub step: u64,
+    /// The metric that decided.
+    pub metric: String,
+    /// Its value.
+    pub value: f64,
+}
+
+/// A server that was used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerUse {
+    /// Its address, or what stands for it.
+    pub server: String,
+    /// The blocks that it holds, as `0:10`.
+    pub blocks: String,
+    /// Calls that it answered.
+    pub calls: u64,
+    /// Calls that it failed, and which were made again, there or elsewhere.
+    pub failures: u64,
+}
+
+/// The words nearest to one soft prompt.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NearWords {
+    /// Which prompt, counted from 0.
+    pub prompt: usize,
+    /// The words with their cosine similarity, the nearest first.
+    pub words: Vec<(String, f64)>,
 }
 
 /// What became of a run.

@@ -16,6 +16,9 @@ pub struct StepRecord {
     pub epoch: f64,
     /// Mean loss of the step's rows; of those that it is known of, if the step was skipped, and null without any.
     pub loss: f64,
+    /// Share of the rows that the model had right, if they have a class each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
     /// Learning rate of the step.
     pub lr: f64,
     /// L2 norm of all gradients before clipping, without the scale; null in a step that was skipped.
