@@ -12,6 +12,7 @@ mod processes;
 mod program;
 mod proxy;
 mod relay;
+mod resume;
 mod runs;
 mod shared;
 mod support;

@@ -84,7 +84,7 @@ fn an_interrupt_stops_cleanly_and_saves() {
     let output = child.wait_with_output().expect("it ends");
     assert!(output.status.success());
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(stdout.contains("what was trained is saved"), "{stdout}");
+    assert!(stdout.contains("go on with: sepal run --resume"), "{stdout}");
     let run = bench.only_run();
     assert_eq!(run.manifest()["status"]["state"], "interrupted");
     assert_eq!(run.records("step").len() as u64, run.manifest()["steps"].as_u64().expect("steps"));

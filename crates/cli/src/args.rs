@@ -16,8 +16,8 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Train from a pipeline file
-    Run(PipelineArgs),
+    /// Train from a pipeline file, or go on with a run that was interrupted
+    Run(RunArgs),
     /// Check a pipeline file and print it with every default filled in
     Validate(PipelineArgs),
     /// Fetch the model and the data of a pipeline file into the cache
@@ -44,6 +44,21 @@ pub(crate) struct PipelineArgs {
     /// Set a key, over the file and the environment: --set train.max_steps=100
     #[arg(long = "set", value_name = "KEY=VALUE", num_args = 1..)]
     pub(crate) set: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RunArgs {
+    /// The pipeline file; with --resume FOLDER, that of the run if not given
+    #[arg(required_unless_present = "resume")]
+    pub(crate) file: Option<PathBuf>,
+    /// Set a key, over the file and the environment: --set train.max_steps=100
+    #[arg(long = "set", value_name = "KEY=VALUE", num_args = 1..)]
+    pub(crate) set: Vec<String>,
+    /// Go on with the run in this folder from its newest checkpoint; without a folder, with the newest run of the pipeline
+    /// that did not end well, or begin if there is none
+    #[arg(long, value_name = "FOLDER")]
+    #[expect(clippy::option_option, reason = "not given, given, and given with a folder are three things")]
+    pub(crate) resume: Option<Option<PathBuf>>,
 }
 
 #[derive(Debug, ClapArgs)]

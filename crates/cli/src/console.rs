@@ -22,6 +22,8 @@ pub(crate) struct Console {
     plain: bool,
     started: Instant,
     total_steps: u64,
+    /// Steps made before the run went on from a checkpoint.
+    done_before: u64,
     steps: u64,
     tokens: u64,
     seconds: f64,
@@ -40,6 +42,7 @@ impl Console {
             plain: !std::io::stderr().is_terminal(),
             started: Instant::now(),
             total_steps: 0,
+            done_before: 0,
             steps: 0,
             tokens: 0,
             seconds: 0.0,
@@ -51,21 +54,22 @@ impl Console {
     }
 
     /// A line that stays, above the bar if there is one.
-    fn line(&self, text: &str) {
+    pub(crate) fn line(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
             None => self.downloads.line(text),
         }
     }
 
-    fn start(&mut self, total_steps: u64, trainable: usize) {
-        self.total_steps = total_steps;
+    fn start(&mut self, total_steps: u64, done: u64, trainable: usize) {
+        (self.total_steps, self.done_before) = (total_steps, done);
         self.started = Instant::now();
-        self.line(&format!("training {} numbers for {total_steps} steps", grouped(trainable as u64)));
+        let from = if done > 0 { format!(" from step {}", done + 1) } else { String::new() };
+        self.line(&format!("training {} numbers for {total_steps} steps{from}", grouped(trainable as u64)));
         if !self.plain && total_steps > 0 {
             let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
-            self.bar = Some(ProgressBar::new(total_steps).with_style(style));
+            self.bar = Some(ProgressBar::new(total_steps).with_position(done).with_style(style));
         }
     }
 
@@ -114,7 +118,8 @@ impl Console {
             text.push_str(&format!(" ({} skipped)", self.skipped));
         }
         let elapsed = self.started.elapsed().as_secs_f64();
-        let left = elapsed / self.steps.max(1) as f64 * (self.total_steps - self.steps.min(self.total_steps)) as f64;
+        let made = self.steps.saturating_sub(self.done_before).max(1);
+        let left = elapsed / made as f64 * (self.total_steps - self.steps.min(self.total_steps)) as f64;
         text.push_str(&format!(" {:.0} tokens/s, {} left", self.tokens as f64 / self.seconds, clock(left)));
         text
     }
@@ -135,7 +140,7 @@ impl Observer for Console {
         match event {
             Event::Notice(text) => self.line(text),
             Event::Fetch(event) => self.downloads.event(event),
-            Event::Started { total_steps, trainable } => self.start(total_steps, trainable),
+            Event::Started { total_steps, done, trainable } => self.start(total_steps, done, trainable),
             Event::Step(record) => self.step(record),
             Event::Evaluating { done, total } => {
                 if let Some(bar) = &self.bar {
@@ -160,11 +165,17 @@ impl Drop for Console {
 pub(crate) fn summary(summary: &Summary) -> String {
     let mut lines = Vec::new();
     if summary.interrupted {
-        lines.push(format!("stopped after {} steps; what was trained is saved", summary.steps));
+        let folder = summary.folder.display();
+        lines.push(format!("stopped after {} steps; go on with: sepal run --resume {folder}", summary.steps));
+    }
+    if let Some(reason) = &summary.ended_early {
+        lines.push(format!("ended after {} steps: {reason}", summary.steps));
     }
     if let Some((name, value)) = &summary.headline {
         let shown = if name == "accuracy" { format!("{:.2} %", value * 100.0) } else { format!("{value:.4}") };
-        lines.push(format!("{name:<11} {shown}"));
+        let at = summary.best_step.filter(|&step| step != summary.steps);
+        let at = at.map(|step| format!(" (the best evaluation, after step {step}, is kept)")).unwrap_or_default();
+        lines.push(format!("{name:<11} {shown}{at}"));
     }
     let skipped = match summary.skipped_steps {
         0 => String::new(),

@@ -7,15 +7,33 @@ use sepal_pipeline::{Layers, Loaded, Spec};
 use sepal_plugin::{Entry, Head, Opt, Registry, Sched, Slot, Tuning};
 use serde_json::{Value, json};
 
-use crate::args::{OutlineArgs, PipelineArgs, PluginsArgs};
+use crate::args::{OutlineArgs, PipelineArgs, PluginsArgs, RunArgs};
 use crate::console::{Console, summary};
 use crate::{Failure, print};
 
-pub(crate) fn run(registry: &Registry, args: &PipelineArgs) -> Result<(), Failure> {
-    let spec = load(registry, args)?;
+pub(crate) fn run(registry: &Registry, args: &RunArgs) -> Result<(), Failure> {
+    let folder = args.resume.clone().flatten();
+    let file = match (&args.file, &folder) {
+        (Some(file), _) => file.clone(),
+        (None, Some(folder)) => folder.join("pipeline.yaml"),
+        (None, None) => return Err("resume: name a pipeline file, or the run's folder after --resume".into()),
+    };
+    let spec = load(registry, &PipelineArgs { file, set: args.set.clone() })?;
     let stop = stop_on_interrupt()?;
     let mut console = Console::new();
-    let done = sepal_pipeline::run(&spec, registry, &mut console, &stop);
+    let folder = match &args.resume {
+        Some(None) => sepal_pipeline::unfinished_run(&spec),
+        _ => folder,
+    };
+    match (&folder, &args.resume) {
+        (Some(folder), _) => console.line(&format!("resuming {}", folder.display())),
+        (None, Some(_)) => console.line("nothing to resume: a new run begins"),
+        (None, None) => {}
+    }
+    let done = match folder {
+        Some(folder) => sepal_pipeline::resume(&spec, &folder, registry, &mut console, &stop),
+        None => sepal_pipeline::run(&spec, registry, &mut console, &stop),
+    };
     // The bar goes before the last words come.
     drop(console);
     print(&summary(&done?))

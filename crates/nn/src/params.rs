@@ -112,15 +112,28 @@ impl Parameters {
     /// [`LoadError`], which names what is missing, unexpected or of another shape.
     pub fn load(&mut self, path: &Path) -> Result<BTreeMap<String, String>, LoadError> {
         let file::Contents { tensors, metadata } = file::read(path).map_err(|source| LoadError::Read { source })?;
+        self.replace(path, tensors)?;
+        Ok(metadata)
+    }
+
+    /// Replaces all numbers, in place, by those that [`to_host`](Self::to_host) gave. As strict as [`load`](Self::load).
+    ///
+    /// # Errors
+    /// [`LoadError`], which names what is missing, unexpected or of another shape.
+    pub fn set(&mut self, tensors: Vec<NamedHostTensor>) -> Result<(), LoadError> {
+        self.replace(Path::new("the saved parameters"), tensors)
+    }
+
+    fn replace(&mut self, origin: &Path, tensors: Vec<NamedHostTensor>) -> Result<(), LoadError> {
         let mut found: HashMap<String, HostTensor> =
             tensors.into_iter().map(|named| (named.name, named.tensor)).collect();
-        let found = self.matching(path, &mut found)?;
+        let found = self.matching(origin, &mut found)?;
         tch::no_grad(|| {
             for ((name, tensor), host) in self.entries.iter_mut().zip(&found) {
                 let numbers = from_host(host).map_err(|source| LoadError::Host { name: name.clone(), source })?;
                 tensor.f_copy_(&numbers).map_err(|source| LoadError::Torch { name: name.clone(), source })?;
             }
-            Ok(metadata)
+            Ok(())
         })
     }
 

@@ -170,6 +170,49 @@ pub enum RunError {
     /// libtorch refused.
     #[error("compute a step")]
     Torch(#[source] TchError),
+    /// There is no such metric to decide by.
+    #[error("find `evaluate.metric` `{metric}` among those of the task: {}", known.join(", "))]
+    Metric {
+        /// Asked for.
+        metric: String,
+        /// Those there are.
+        known: Vec<String>,
+    },
+    /// The parameters of the best evaluation cannot be put back.
+    #[error("put back the parameters of the best evaluation")]
+    Restore(#[source] sepal_nn::LoadError),
+    /// Parameters cannot be copied.
+    #[error("copy the parameters")]
+    Numbers(#[source] sepal_nn::host::HostError),
+    /// The state of the optimizer or of what scales the loss cannot be copied.
+    #[error("copy the optimizer's state")]
+    State(#[source] sepal_optim::StateError),
+    /// The state of the loop has no written form.
+    #[error("write the checkpoint's state")]
+    CheckpointState {
+        /// Why not.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A checkpoint of the run cannot be written.
+    #[error("save a checkpoint")]
+    SaveCheckpoint(#[source] sepal_nn::file::WriteError),
+    /// A checkpoint of the run cannot be used.
+    #[error("go on from {}: {problem}; remove it to go on from the one before it, if there is one", path.display())]
+    RunCheckpoint {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A run cannot be gone on with.
+    #[error("resume {}: {problem}", path.display())]
+    Resume {
+        /// The run's folder.
+        path: PathBuf,
+        /// Why not.
+        problem: String,
+    },
     /// A file of the run folder cannot be written.
     #[error("record the run")]
     Write(#[source] sepal_track::WriteError),

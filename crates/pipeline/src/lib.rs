@@ -17,12 +17,14 @@
 //! assert_eq!(schema(&registry)["type"], "object");
 //! ```
 
+mod assemble;
 mod blocks;
 mod checks;
 mod connect;
 mod data;
 mod diagnose;
 mod error;
+mod evaluate;
 mod layers;
 mod load;
 mod model;
@@ -33,10 +35,13 @@ mod precision;
 mod problem;
 mod progress;
 mod run;
+mod run_checkpoint;
 mod schema;
 pub mod spec;
+mod step;
 mod swarm;
 mod train;
+mod unfinished;
 mod words;
 mod yaml;
 
@@ -47,6 +52,7 @@ pub use path::KeyPath;
 pub use positions::Position;
 pub use problem::{Origin, Problem, Problems};
 pub use progress::{Event, Observer, Silent, Summary};
-pub use run::{fetch, run};
+pub use run::{fetch, resume, run};
 pub use schema::schema;
 pub use spec::Spec;
+pub use unfinished::{pipeline_of, unfinished_run};

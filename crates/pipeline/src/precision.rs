@@ -1,7 +1,8 @@
 //! Rounding to 16 bits, and the scale of the loss.
 
+use sepal_core::NamedHostTensor;
 use sepal_nn::Parameters;
-use sepal_optim::{GradScaler, GradScalerConfig, Optimizer, StepError};
+use sepal_optim::{GradScaler, GradScalerConfig, Optimizer, StateError, StepError};
 use tch::{Kind, TchError, Tensor};
 
 use crate::error::RunError;
@@ -101,6 +102,30 @@ impl Scaling {
         self.skipped += 1;
         self.in_a_row += 1;
         true
+    }
+
+    /// Steps skipped in a row, and what the loss was multiplied by in the last of them.
+    pub(crate) fn skips(&self) -> (u64, f64) {
+        (self.in_a_row, self.overflowed_at)
+    }
+
+    /// All that the next step depends on besides [`skipped`](Self::skipped) and [`skips`](Self::skips).
+    pub(crate) fn state(&self) -> Result<Vec<NamedHostTensor>, StateError> {
+        self.scaler.as_ref().map_or(Ok(Vec::new()), GradScaler::state)
+    }
+
+    /// Goes on from what was saved.
+    pub(crate) fn load_state(
+        &mut self,
+        state: &[NamedHostTensor],
+        skipped: u64,
+        skips: (u64, f64),
+    ) -> Result<(), StateError> {
+        if let Some(scaler) = &mut self.scaler {
+            scaler.load_state(state)?;
+        }
+        (self.skipped, (self.in_a_row, self.overflowed_at)) = (skipped, skips);
+        Ok(())
     }
 
     /// The error that ends the run, if so many steps in a row were skipped that a lower scale is no help.

@@ -16,6 +16,8 @@ pub enum Event<'a> {
     Started {
         /// Optimizer steps of the whole run.
         total_steps: u64,
+        /// Of these, made before the run went on from a checkpoint.
+        done: u64,
         /// Numbers that train.
         trainable: usize,
     },
@@ -53,10 +55,14 @@ pub struct Summary {
     pub folder: PathBuf,
     /// Whether it was stopped before its last step.
     pub interrupted: bool,
-    /// Metrics of the last evaluation, by name.
+    /// Metrics of the evaluation whose parameters were kept, by name.
     pub metrics: BTreeMap<String, f64>,
-    /// The metric that comes first for the task.
+    /// The one that decided which.
     pub headline: Option<(String, f64)>,
+    /// Optimizer steps made before that evaluation.
+    pub best_step: Option<u64>,
+    /// Why training ended before its last step, without an error or an interruption.
+    pub ended_early: Option<String>,
     /// Optimizer steps made, and those that were skipped.
     pub steps: u64,
     /// Steps skipped because their gradients overflowed.

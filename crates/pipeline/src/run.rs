@@ -1,31 +1,28 @@
 //! From a checked pipeline to a run folder.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use sepal_assets::{Asset, Assets};
-use sepal_blocks::Ends;
-use sepal_checkpoint::{Checkpoint, Part};
-use sepal_core::{Span, in_one_line};
+use sepal_assets::Assets;
+use sepal_core::in_one_line;
 use sepal_data::Loader;
 use sepal_nn::Parameters;
-use sepal_plugin::{
-    Head, HeadContext, Opt, OptContext, Registry, Sched, SchedContext, Tuning, TuningContext, TuningMode,
-};
-use sepal_server::ModelIdentity;
-use sepal_track::{Bytes, Manifest, ModelFacts, RunFolder, Status, Versions};
-use tch::Tensor;
+use sepal_plugin::{Opt, OptContext, Registry, Sched, SchedContext};
+use sepal_track::{Bytes, Manifest, MetricsLog, RunFolder, Status, Versions};
 
-use crate::connect::connect;
+use crate::assemble::{Frozen, assemble, build_head, fetch_model};
 use crate::data::{self, Prepared};
 use crate::error::RunError;
+use crate::evaluate::Judge;
 use crate::model::Model;
-use crate::model_files::{ModelFiles, watched};
 use crate::precision::Scaling;
 use crate::progress::{Event, Observer, Summary};
-use crate::spec::{Spec, SwarmSpec};
-use crate::train::{Outcome, Training};
+use crate::run_checkpoint::{MadeOf, Saver};
+use crate::spec::{KeptAdapter, Spec};
+use crate::train::{Length, Outcome, Training};
+use crate::unfinished;
 
 /// Trains as the pipeline says and leaves a run folder.
 ///
@@ -39,42 +36,24 @@ pub fn run(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Summary, RunError> {
-    let started = Started { instant: Instant::now(), stamp: sepal_track::now() };
-    if let Some(threads) = spec.train.threads {
-        tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
-    }
-    let assets = Assets::from_env();
-    let ModelFiles { asset, checkpoint } = fetch_model(spec, &assets, observer, stop)?;
-    let tokenizer = checkpoint
-        .tokenizer()
-        .map_err(|source| RunError::Tokenizer { path: asset.path.clone(), source: source.into() })?;
-    let mut params = Parameters::new();
-    let hidden = checkpoint.config().hidden;
-    let mut cx = HeadContext { params: &mut params, hidden, seed: spec.train.seed };
-    let head = registry
-        .build::<Head>(&spec.task.name, spec.task.options(), &mut cx)
-        .map_err(|source| RunError::Build { key: "task", source })?;
-    let prepared = data::prepare(spec, &assets, &tokenizer, &*head, observer, stop)?;
-    let ends = Ends::load(&checkpoint)
-        .map_err(|source| RunError::Load { what: "embeddings and final norm", source: source.into() })?;
-    let tuning = build_tuning(spec, registry, &checkpoint, ends.embedding_matrix(), &mut params)?;
-    check_positions(&checkpoint, &prepared, tuning.pre_seq_len())?;
-    let (kept, blocks) = connect(spec, &checkpoint, observer)?;
-    let whole = whole(&checkpoint)?;
-    let mut model = Model { ends, blocks, tuning, head, params, whole, precision: spec.train.precision };
+    Run { spec, registry, stop }.go(None, observer)
+}
 
-    let folder = RunFolder::create(&spec.output.folder, &spec.name).map_err(RunError::Write)?;
-    let yaml = spec.to_yaml().map_err(|error| RunError::Resolved { message: error.to_string() })?;
-    folder.write("pipeline.yaml", yaml.as_bytes()).map_err(RunError::Write)?;
-    let mut outcome = Outcome::default();
-    let trained = train(spec, registry, &mut model, &prepared, &folder, observer, stop, &mut outcome);
-    let facts = model_facts(spec, &asset, &checkpoint, tokenizer.digest());
-    let end = End { spec, started, folder: &folder, facts, checkpoint: &checkpoint, prepared: &prepared };
-    let summary = end.save(&model, &outcome, trained.as_ref().err());
-    drop(model);
-    drop(kept);
-    trained?;
-    summary
+/// Goes on with the run in `folder` from its newest checkpoint: in deterministic mode, on processors of a kind, to the
+/// adapter that it would have come to without the interruption, to the last bit. A run that is complete is left as it is.
+///
+/// # Errors
+/// [`RunError`] as for [`run`]; [`RunError::Resume`] and [`RunError::RunCheckpoint`] if the folder's run is another one,
+/// or has no checkpoint that can be used. The folder is as it was then.
+pub fn resume(
+    spec: &Spec,
+    folder: &Path,
+    registry: &Registry,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Summary, RunError> {
+    unfinished::check_same(folder, &unfinished::pipeline_of(folder, registry)?, spec)?;
+    Run { spec, registry, stop }.go(Some(folder), observer)
 }
 
 /// Fetches the model and the data of a pipeline into the cache.
@@ -88,146 +67,136 @@ pub fn fetch(spec: &Spec, observer: &mut dyn Observer) -> Result<(), RunError> {
     Ok(())
 }
 
-struct Started {
-    instant: Instant,
-    stamp: String,
+struct Run<'a> {
+    spec: &'a Spec,
+    registry: &'a Registry,
+    stop: &'a AtomicBool,
 }
 
-/// The model, with the shards that this process needs: all of them only where the blocks run here.
-fn fetch_model(
-    spec: &Spec,
-    assets: &Assets,
-    observer: &mut dyn Observer,
-    stop: &AtomicBool,
-) -> Result<ModelFiles, RunError> {
-    let mut watch = watched("model", observer, stop);
-    let files = ModelFiles::open(assets, &spec.model.source, &mut watch)?;
-    match (&spec.swarm, Span::new(0, spec.model.local_blocks.min(files.checkpoint.config().n_blocks))) {
-        (SwarmSpec::Embedded(_) | SwarmSpec::None(_), _) => files.bring(assets, Part::Whole, &mut watch)?,
-        (_, first) => {
-            files.bring(assets, Part::Ends, &mut watch)?;
-            // There is no span of no blocks.
-            if let Ok(first) = first {
-                files.bring(assets, Part::Blocks(first), &mut watch)?;
-            }
+impl Run<'_> {
+    fn go(&self, resumed: Option<&Path>, observer: &mut dyn Observer) -> Result<Summary, RunError> {
+        let Self { spec, registry, stop } = *self;
+        let started = Instant::now();
+        if let Some(threads) = spec.train.threads {
+            tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
         }
-    }
-    Ok(files)
-}
+        let assets = Assets::from_env();
+        let frozen = Frozen::fetch(spec, &assets, observer, stop)?;
+        let mut params = Parameters::new();
+        let head = build_head(spec, registry, &frozen, &mut params)?;
+        let prepared = data::prepare(spec, &assets, &frozen.tokenizer, &*head, observer, stop)?;
+        let longest = prepared.validation.as_ref().map_or(0, Loader::longest_row).max(prepared.train.longest_row());
+        let (mut model, servers) = assemble(spec, registry, &frozen, (head, params), longest, observer)?;
 
-/// Every row fits the model, with its prompts.
-fn check_positions(checkpoint: &Checkpoint, prepared: &Prepared, prompts: usize) -> Result<(), RunError> {
-    let validation = prepared.validation.as_ref().map_or(0, Loader::longest_row);
-    let tokens = prepared.train.longest_row().max(validation);
-    match checkpoint.config().max_positions {
-        Some(max_positions) if tokens + prompts > max_positions => {
-            Err(RunError::Positions { tokens, prompts, max_positions })
+        let folder = match resumed {
+            Some(path) => RunFolder::open(path),
+            None => RunFolder::create(&spec.output.folder, &spec.name),
+        };
+        let folder = folder.map_err(RunError::Write)?;
+        let mut log = folder.metrics().map_err(RunError::Write)?;
+        let end = End { spec, started, folder: &folder, frozen: &frozen, prepared: &prepared };
+        let mut outcome = Outcome::default();
+        outcome.progress.started = sepal_track::now();
+        let trained = self.train(&mut model, &end, resumed.is_some(), &mut log, observer, &mut outcome);
+        let is_untouched = resumed.is_some() && outcome.progress.steps == 0;
+        let summary = match &trained {
+            // What could not be gone on with stays as it was.
+            Err(_) if is_untouched => None,
+            _ => Some(end.save(&mut model, &outcome, trained.as_ref().err())),
+        };
+        drop(model);
+        drop(servers);
+        trained?;
+        summary.unwrap_or_else(|| unreachable!("it is saved where there is no error"))
+    }
+
+    fn train(
+        &self,
+        model: &mut Model,
+        end: &End<'_>,
+        is_resumed: bool,
+        log: &mut MetricsLog,
+        observer: &mut dyn Observer,
+        outcome: &mut Outcome,
+    ) -> Result<(), RunError> {
+        let (spec, prepared, folder) = (self.spec, end.prepared, end.folder);
+        let length = Length::of(spec, &prepared.train);
+        let optimizer = self
+            .registry
+            .build::<Opt>(&spec.optimizer.name, spec.optimizer.options(), &mut OptContext {})
+            .map_err(|source| RunError::Build { key: "optimizer", source })?;
+        let mut cx = SchedContext { total_steps: usize::try_from(length.total_steps).unwrap_or(usize::MAX) };
+        let schedule = self
+            .registry
+            .build::<Sched>(&spec.schedule.name, spec.schedule.options(), &mut cx)
+            .map_err(|source| RunError::Build { key: "schedule", source })?;
+        let trainable = model.params.count();
+        let mut saver = Saver::new(&spec.checkpoint, folder, end.made_of(), end.started);
+        let mut training = Training {
+            model,
+            optimizer,
+            schedule,
+            scaling: Scaling::new(spec.scaler()),
+            train: &prepared.train,
+            validation: prepared.validation.as_ref(),
+            spec,
+            length,
+            judge: Judge::new(&spec.evaluate, None),
+            log,
+            observer,
+            stop: self.stop,
+        };
+        if is_resumed {
+            *outcome = saver.restore(&mut training)?;
+            let progress = &outcome.progress;
+            let (steps, is_evaluated) = (progress.steps, progress.evaluated_at == Some(progress.steps));
+            training.log.cut_behind(steps, is_evaluated).map_err(RunError::Write)?;
+            training.observer.event(Event::Notice(&format!("goes on after step {steps}")));
         }
-        _ => Ok(()),
-    }
-}
-
-fn whole(checkpoint: &Checkpoint) -> Result<Span, RunError> {
-    Span::new(0, checkpoint.config().n_blocks)
-        .map_err(|source| RunError::Load { what: "blocks", source: source.into() })
-}
-
-fn build_tuning(
-    spec: &Spec,
-    registry: &Registry,
-    checkpoint: &Checkpoint,
-    embeddings: &Tensor,
-    params: &mut Parameters,
-) -> Result<Box<dyn TuningMode>, RunError> {
-    let config = checkpoint.config();
-    let mut cx = TuningContext {
-        params,
-        n_blocks: config.n_blocks,
-        hidden: config.hidden,
-        initializer_range: config.initializer_range,
-        embeddings,
-        seed: spec.train.seed,
-    };
-    registry
-        .build::<Tuning>(&spec.tuning.name, spec.tuning.options(), &mut cx)
-        .map_err(|source| RunError::Build { key: "tuning", source })
-}
-
-#[expect(clippy::too_many_arguments, reason = "the one place where everything meets")]
-fn train(
-    spec: &Spec,
-    registry: &Registry,
-    model: &mut Model,
-    prepared: &Prepared,
-    folder: &RunFolder,
-    observer: &mut dyn Observer,
-    stop: &AtomicBool,
-    outcome: &mut Outcome,
-) -> Result<(), RunError> {
-    let batches = prepared.train.batches_per_epoch() as u64;
-    let steps_per_epoch = batches.div_ceil(spec.train.accumulate as u64);
-    let total_steps = spec.train.max_steps.unwrap_or(spec.train.epochs * steps_per_epoch);
-    let optimizer = registry
-        .build::<Opt>(&spec.optimizer.name, spec.optimizer.options(), &mut OptContext {})
-        .map_err(|source| RunError::Build { key: "optimizer", source })?;
-    let mut cx = SchedContext { total_steps: usize::try_from(total_steps).unwrap_or(usize::MAX) };
-    let schedule = registry
-        .build::<Sched>(&spec.schedule.name, spec.schedule.options(), &mut cx)
-        .map_err(|source| RunError::Build { key: "schedule", source })?;
-    observer.event(Event::Started { total_steps, trainable: model.params.count() });
-    let mut log = folder.metrics().map_err(RunError::Write)?;
-    let mut training = Training {
-        model,
-        optimizer,
-        schedule,
-        scaling: Scaling::new(spec.scaler()),
-        train: &prepared.train,
-        validation: prepared.validation.as_ref(),
-        spec: &spec.train,
-        every: spec.evaluate.every,
-        total_steps,
-        log: &mut log,
-        observer,
-        stop,
-    };
-    training.run(outcome)
-}
-
-/// What the model is, in the format in which its blocks were kept.
-fn model_facts(spec: &Spec, asset: &Asset, checkpoint: &Checkpoint, tokenizer: &str) -> ModelFacts {
-    let model = ModelIdentity::of(checkpoint).kept_as(spec.model.weights);
-    ModelFacts {
-        source: asset.pinned().to_string(),
-        passed_over: data::passed_over(&asset.attempts),
-        digest: model.digest,
-        weights: model.weights,
-        tokenizer: tokenizer.to_owned(),
+        let yaml = spec.to_yaml().map_err(|error| RunError::Resolved { message: error.to_string() })?;
+        folder.write("pipeline.yaml", yaml.as_bytes()).map_err(RunError::Write)?;
+        let (total_steps, done) = (length.total_steps, outcome.progress.steps);
+        training.observer.event(Event::Started { total_steps, done, trainable });
+        training.run(outcome, &mut saver)
     }
 }
 
 /// What is known at the end of a run.
 struct End<'a> {
     spec: &'a Spec,
-    started: Started,
+    started: Instant,
     folder: &'a RunFolder,
-    facts: ModelFacts,
-    checkpoint: &'a Checkpoint,
+    frozen: &'a Frozen,
     prepared: &'a Prepared,
 }
 
 impl End<'_> {
+    fn made_of(&self) -> MadeOf {
+        let (model, data) = (self.frozen.facts(self.spec), &self.prepared.facts);
+        MadeOf {
+            pipeline: unfinished::digest(self.spec),
+            model: model.digest,
+            tokenizer: model.tokenizer,
+            training_rows: data.train_digest.clone(),
+            validation_rows: data.validation_digest.clone(),
+        }
+    }
+
     /// Writes what was trained, predicted and learned, also after an error.
-    fn save(&self, model: &Model, outcome: &Outcome, error: Option<&RunError>) -> Result<Summary, RunError> {
+    fn save(&self, model: &mut Model, outcome: &Outcome, error: Option<&RunError>) -> Result<Summary, RunError> {
+        if let Some(kept) = outcome.kept.as_ref().filter(|_| self.spec.output.adapter == KeptAdapter::Best) {
+            model.params.set(kept.params.clone()).map_err(RunError::Restore)?;
+        }
         let metadata = BTreeMap::from([
             ("format".to_owned(), "pt".to_owned()),
-            ("model_digest".to_owned(), self.facts.digest.clone()),
+            ("model_digest".to_owned(), self.frozen.facts(self.spec).digest),
             ("task".to_owned(), self.spec.task.name.clone()),
             ("tuning".to_owned(), self.spec.tuning.name.clone()),
             ("labels".to_owned(), model.head.label_names().join("\n")),
         ]);
         model.params.save(&self.folder.path().join("adapter.safetensors"), &metadata).map_err(RunError::Save)?;
-        if let Some(last) = &outcome.last {
-            self.prepared.write_predictions(self.folder, &last.prediction)?;
+        if let Some(kept) = &outcome.kept {
+            self.prepared.write_predictions(self.folder, &kept.evaluated.prediction)?;
         }
         let manifest = self.manifest(model, outcome, error)?;
         manifest.save(self.folder).map_err(RunError::Write)?;
@@ -240,50 +209,59 @@ impl End<'_> {
             None if outcome.interrupted => Status::Interrupted,
             None => Status::Finished,
         };
+        let progress = &outcome.progress;
         let traffic = model.blocks.traffic();
         let trainable = model.params.count() as u64;
         let versions = Versions { sepal: env!("CARGO_PKG_VERSION").to_owned(), libtorch: LIBTORCH.to_owned() };
+        let kept = outcome.kept.as_ref();
         Ok(Manifest {
             name: self.spec.name.clone(),
             status,
             versions,
             seed: self.spec.train.seed,
-            model: self.facts.clone(),
+            model: self.frozen.facts(self.spec),
             data: self.prepared.facts.clone(),
-            parameters: sepal_track::Parameters { trainable, total: trainable + self.checkpoint.parameter_count() },
-            steps: outcome.steps,
-            skipped_steps: outcome.skipped,
-            scale: outcome.scale,
-            bytes: Bytes { sent: traffic.up(), received: traffic.down() },
-            started: self.started.stamp.clone(),
-            seconds: self.started.instant.elapsed().as_secs_f64(),
-            train_seconds: outcome.seconds,
-            train_tokens: outcome.tokens,
-            metrics: outcome.last.as_ref().map(|last| last.record.metrics.clone()).unwrap_or_default(),
-            adapter_digest: model
-                .params
-                .digest()
-                .map_err(|source| RunError::Load { what: "adapter", source: source.into() })?,
+            parameters: sepal_track::Parameters {
+                trainable,
+                total: trainable + self.frozen.checkpoint.parameter_count(),
+            },
+            steps: progress.steps,
+            skipped_steps: progress.skipped,
+            scale: progress.scale,
+            bytes: Bytes {
+                sent: progress.sent_before + traffic.up(),
+                received: progress.received_before + traffic.down(),
+            },
+            started: progress.started.clone(),
+            seconds: progress.seconds_before + self.started.elapsed().as_secs_f64(),
+            train_seconds: progress.train_seconds,
+            train_tokens: progress.tokens,
+            metrics: kept.map(|kept| kept.evaluated.record.metrics.clone()).unwrap_or_default(),
+            adapter_digest: model.params.digest().map_err(RunError::Numbers)?,
             labels: model.head.label_names().to_vec(),
-            best: None,
-            ended_early: None,
-            resumed_at: Vec::new(),
+            best: kept.map(|kept| kept.best.clone()),
+            ended_early: progress.ended_early.clone(),
+            resumed_at: progress.resumed_at.clone(),
             servers: Vec::new(),
             near_words: Vec::new(),
         })
     }
 
     fn summary(&self, outcome: &Outcome, manifest: &Manifest) -> Summary {
-        let per_second = |count: u64| if outcome.seconds > 0.0 { count as f64 / outcome.seconds } else { 0.0 };
+        let progress = &outcome.progress;
+        let per_second =
+            |count: u64| if progress.train_seconds > 0.0 { count as f64 / progress.train_seconds } else { 0.0 };
         Summary {
             folder: self.folder.path().to_owned(),
             interrupted: outcome.interrupted,
             metrics: manifest.metrics.clone(),
-            headline: outcome.last.as_ref().and_then(|last| last.headline.clone()),
-            steps: outcome.steps,
-            skipped_steps: outcome.skipped,
-            rows_per_second: per_second(outcome.rows),
-            tokens_per_second: per_second(outcome.tokens),
+            headline: outcome.kept.as_ref().map(|kept| (kept.best.metric.clone(), kept.best.value)),
+            best_step: outcome.kept.as_ref().map(|kept| kept.best.step),
+            ended_early: progress.ended_early.clone(),
+            steps: progress.steps,
+            skipped_steps: progress.skipped,
+            rows_per_second: per_second(progress.rows),
+            tokens_per_second: per_second(progress.tokens),
             bytes_sent: manifest.bytes.sent,
             bytes_received: manifest.bytes.received,
             seconds: manifest.seconds,

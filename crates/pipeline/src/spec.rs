@@ -12,6 +12,9 @@ use serde::de::{Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+mod train;
+
+pub use self::train::{CheckpointSpec, EarlyStoppingSpec, EvaluateEvery, EvaluateSpec, Goal, Precision, TrainSpec};
 pub use crate::swarm::{EmbeddedSpec, LanSpec, NoneSpec, P2pSpec, PathSpec, RemoteSpec, StaticSpec, SwarmSpec};
 
 /// A pipeline: which frozen model is adapted to which task, by what, on which data.
@@ -54,6 +57,9 @@ pub struct Spec {
     /// When the validation rows are predicted.
     #[serde(default)]
     pub evaluate: EvaluateSpec,
+    /// What an interrupted run goes on from.
+    #[serde(default)]
+    pub checkpoint: CheckpointSpec,
     /// What a run leaves behind.
     #[serde(default)]
     pub output: OutputSpec,
@@ -294,113 +300,6 @@ impl Default for LoaderSpec {
     }
 }
 
-/// The training loop.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct TrainSpec {
-    /// Passes over the training rows.
-    #[schemars(range(min = 1))]
-    pub epochs: u64,
-    /// Optimizer steps; if given, it counts instead of `epochs`. 0 only evaluates and writes the untrained adapter.
-    pub max_steps: Option<u64>,
-    /// Batches whose gradients make one optimizer step.
-    #[schemars(range(min = 1))]
-    pub accumulate: usize,
-    /// Longest gradient, over all parameters together; a longer one is scaled down to it. `null` lets it be.
-    #[schemars(extend("exclusiveMinimum" = 0.0))]
-    pub clip_norm: Option<f64>,
-    /// The number format of what goes to the blocks and comes to the head, and of its gradients; see
-    /// docs/precision.md. What trains, the optimizer and the loss are `f32` in any case.
-    pub precision: Precision,
-    /// How the loss is scaled, so that small gradients do not vanish in `f16`; a step whose gradients overflow is skipped.
-    /// If not given, it is scaled as by default where `precision` or `swarm.with.wire_dtype` is `f16`, and not elsewhere.
-    pub scaler: Option<GradScalerConfig>,
-    /// Decides everything that is left to chance: initial numbers, the order of rows, splits.
-    pub seed: u64,
-    /// Threads for computing; as many as there are cores if not given.
-    #[schemars(range(min = 1))]
-    pub threads: Option<usize>,
-    /// Cuts batches by `micro_batch_tokens` alone and never by what servers were measured at, so that sums are added up
-    /// in the same order in every run: losses are then the same to the last bit, whatever the servers and their
-    /// failures, if all compute with as many threads on processors of a kind and hidden states travel as `f32`.
-    pub deterministic: bool,
-}
-
-impl Default for TrainSpec {
-    fn default() -> Self {
-        Self {
-            epochs: 1,
-            max_steps: None,
-            accumulate: 1,
-            clip_norm: Some(1.0),
-            precision: Precision::F32,
-            scaler: None,
-            seed: 42,
-            threads: None,
-            deterministic: false,
-        }
-    }
-}
-
-/// A number format to train in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Precision {
-    /// Single precision.
-    #[default]
-    F32,
-    /// 16 bits with the range of `f32`: 8 bits of precision, and nothing overflows.
-    Bf16,
-    /// 16 bits with 11 bits of precision, up to 65504: the loss is scaled (`scaler`).
-    F16,
-}
-
-impl Precision {
-    /// The format's name elsewhere.
-    pub fn dtype(self) -> DType {
-        match self {
-            Precision::F32 => DType::F32,
-            Precision::Bf16 => DType::Bf16,
-            Precision::F16 => DType::F16,
-        }
-    }
-}
-
-/// When the validation rows are predicted.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct EvaluateSpec {
-    /// How often.
-    pub every: EvaluateEvery,
-    /// Rows of a batch.
-    #[schemars(range(min = 1))]
-    pub batch_size: usize,
-}
-
-impl Default for EvaluateSpec {
-    fn default() -> Self {
-        Self { every: EvaluateEvery::Epoch, batch_size: 64 }
-    }
-}
-
-/// How often the validation rows are predicted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum EvaluateEvery {
-    /// After each pass, and at the end.
-    Epoch,
-    /// At the end.
-    End,
-    /// Not at all.
-    Never,
-    /// After each this many optimizer steps, and at the end.
-    Steps(
-        /// How many optimizer steps.
-        #[schemars(range(min = 1))]
-        u64,
-    ),
-}
-
 /// What a run leaves behind.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -408,10 +307,22 @@ pub struct OutputSpec {
     /// The folder in which each run makes its own.
     #[schemars(with = "String")]
     pub folder: PathBuf,
+    /// Which parameters become the adapter.
+    pub adapter: KeptAdapter,
+}
+
+/// Which parameters become the adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum KeptAdapter {
+    /// Those of the evaluation that was best by `evaluate.metric`.
+    Best,
+    /// Those of the last step.
+    Last,
 }
 
 impl Default for OutputSpec {
     fn default() -> Self {
-        Self { folder: PathBuf::from("runs") }
+        Self { folder: PathBuf::from("runs"), adapter: KeptAdapter::Best }
     }
 }

@@ -1,21 +1,21 @@
-//! The training loop, and evaluation.
+//! The training loop: steps, evaluations and checkpoints, in this order, until the run is complete.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use sepal_data::{Batch, Loader};
-use sepal_optim::{Optimizer, Schedule, clip_grad_norm};
-use sepal_plugin::{Labels, Phase, Prediction};
-use sepal_track::{EvaluationRecord, MetricsLog, StepRecord};
-use tch::{Kind, Tensor};
+use sepal_core::in_one_line;
+use sepal_data::{Batch, Epoch, Loader};
+use sepal_optim::{Optimizer, Schedule};
+use sepal_track::{Best, MetricsLog};
+use serde::{Deserialize, Serialize};
 
-use crate::blocks::Tuned;
-use crate::data::to_tensor;
 use crate::error::RunError;
+use crate::evaluate::{Judge, Kept, evaluate};
 use crate::model::Model;
 use crate::precision::Scaling;
 use crate::progress::{Event, Observer};
-use crate::spec::{EvaluateEvery, TrainSpec};
+use crate::run_checkpoint::Saver;
+use crate::spec::{EvaluateEvery, KeptAdapter, Spec};
 
 /// Everything that the loop turns on.
 pub(crate) struct Training<'a> {
@@ -25,17 +25,33 @@ pub(crate) struct Training<'a> {
     pub(crate) scaling: Scaling,
     pub(crate) train: &'a Loader,
     pub(crate) validation: Option<&'a Loader>,
-    pub(crate) spec: &'a TrainSpec,
-    pub(crate) every: EvaluateEvery,
-    pub(crate) total_steps: u64,
+    pub(crate) spec: &'a Spec,
+    pub(crate) length: Length,
+    pub(crate) judge: Judge,
     pub(crate) log: &'a mut MetricsLog,
     pub(crate) observer: &'a mut dyn Observer,
     pub(crate) stop: &'a AtomicBool,
 }
 
-/// What the loop came to, also when it ended early.
-#[derive(Debug, Default)]
-pub(crate) struct Outcome {
+/// How many steps there are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Length {
+    pub(crate) steps_per_epoch: u64,
+    pub(crate) total_steps: u64,
+}
+
+impl Length {
+    pub(crate) fn of(spec: &Spec, train: &Loader) -> Self {
+        let steps_per_epoch = (train.batches_per_epoch() as u64).div_ceil(spec.train.accumulate as u64);
+        let total_steps = spec.train.max_steps.unwrap_or(spec.train.epochs * steps_per_epoch);
+        Self { steps_per_epoch, total_steps }
+    }
+}
+
+/// How far a run has come. What a checkpoint holds of it is how far it had come then.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Progress {
     /// Made or skipped.
     pub(crate) steps: u64,
     pub(crate) skipped: u64,
@@ -43,257 +59,170 @@ pub(crate) struct Outcome {
     pub(crate) scale: Option<f64>,
     pub(crate) rows: u64,
     pub(crate) tokens: u64,
-    pub(crate) seconds: f64,
+    pub(crate) train_seconds: f64,
+    /// Of training and evaluation.
+    pub(crate) loop_seconds: f64,
+    /// Of all, in processes before this one.
+    pub(crate) seconds_before: f64,
+    /// Moved by processes before this one.
+    pub(crate) sent_before: u64,
+    pub(crate) received_before: u64,
+    /// When the run began.
+    pub(crate) started: String,
+    pub(crate) resumed_at: Vec<u64>,
+    /// The step after which the validation rows were last predicted.
+    pub(crate) evaluated_at: Option<u64>,
+    /// The evaluation that was best.
+    pub(crate) best: Option<Best>,
+    /// Evaluations since then.
+    pub(crate) without_improvement: u64,
+    /// Why it ends before its last step.
+    pub(crate) ended_early: Option<String>,
+}
+
+/// What the loop came to, also when it ended early.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) progress: Progress,
     pub(crate) interrupted: bool,
-    pub(crate) last: Option<Evaluated>,
-}
-
-/// One pass over the validation rows.
-#[derive(Debug)]
-pub(crate) struct Evaluated {
-    pub(crate) record: EvaluationRecord,
-    /// The metric that comes first for the task.
-    pub(crate) headline: Option<(String, f64)>,
-    pub(crate) prediction: Prediction,
-}
-
-/// What one step was made of, as far as it came.
-struct Sums {
-    /// Each batch's mean loss times its share of all rows.
-    loss: f64,
-    rows: usize,
-    /// Rows whose loss is known.
-    seen: usize,
-    tokens: usize,
-    right: Option<usize>,
-}
-
-impl Sums {
-    fn of(group: &[Batch]) -> Self {
-        let rows = group.iter().map(|batch| batch.rows.len()).sum();
-        Self { loss: 0.0, rows, seen: 0, tokens: 0, right: Some(0) }
-    }
-
-    /// Of the rows whose loss is known; not a number if there are none.
-    fn mean_loss(&self) -> f64 {
-        if self.seen == self.rows { self.loss } else { self.loss * self.rows as f64 / self.seen as f64 }
-    }
-
-    /// Share of the rows that the model had right, if they have a class and were all seen.
-    fn accuracy(&self) -> Option<f64> {
-        self.right.filter(|_| self.seen == self.rows).map(|right| right as f64 / self.rows as f64)
-    }
+    pub(crate) kept: Option<Kept>,
 }
 
 impl Training<'_> {
-    /// Makes the steps; `outcome` is up to date whenever this returns, with or without an error.
-    pub(crate) fn run(&mut self, outcome: &mut Outcome) -> Result<(), RunError> {
-        let accumulate = self.spec.accumulate;
-        let mut epoch = 0;
-        while outcome.steps < self.total_steps {
-            let mut batches = self.train.epoch(epoch);
-            for in_epoch in 1_u64.. {
-                let group: Vec<Batch> = batches.by_ref().take(accumulate).collect();
-                if group.is_empty() || outcome.steps >= self.total_steps {
-                    break;
-                }
-                if self.stop.load(Ordering::Relaxed) {
-                    outcome.interrupted = true;
-                    return Ok(());
-                }
-                let batches_done = (in_epoch - 1) * accumulate as u64 + group.len() as u64;
-                let share = batches_done as f64 / self.train.batches_per_epoch() as f64;
-                self.step(&group, epoch as f64 + share, outcome)?;
-                if let EvaluateEvery::Steps(steps) = self.every
-                    && outcome.steps.is_multiple_of(steps)
-                    && outcome.steps < self.total_steps
-                {
-                    self.evaluate_into(outcome)?;
-                }
-            }
-            epoch += 1;
-            if self.every == EvaluateEvery::Epoch && outcome.steps < self.total_steps {
-                self.evaluate_into(outcome)?;
+    /// Makes the steps that are left; `outcome` is up to date whenever this returns, with or without an error.
+    pub(crate) fn run(&mut self, outcome: &mut Outcome, saver: &mut Saver<'_>) -> Result<(), RunError> {
+        let result = self.turn(outcome, saver);
+        let is_complete = result.is_ok() && !outcome.interrupted;
+        // An optimizer that failed may have moved some parameters and not the others.
+        if is_complete || outcome.progress.steps == 0 || matches!(result, Err(RunError::Optimizer(_))) {
+            return result;
+        }
+        match (self.save(outcome, saver), result) {
+            (saved, Ok(())) => saved,
+            (Ok(()), error) => error,
+            (Err(unsaved), error) => {
+                self.observer.event(Event::Notice(&format!("no checkpoint: {}", in_one_line(&unsaved))));
+                error
             }
         }
-        if self.every != EvaluateEvery::Never {
-            self.evaluate_into(outcome)?;
-        }
-        Ok(())
     }
 
-    /// One optimizer step over the batches of `group`.
-    fn step(&mut self, group: &[Batch], epoch: f64, outcome: &mut Outcome) -> Result<(), RunError> {
+    fn turn(&mut self, outcome: &mut Outcome, saver: &mut Saver<'_>) -> Result<(), RunError> {
+        let mut dealt = Dealt::new(self.train, self.length, self.spec.train.accumulate);
+        let earlier = outcome.progress.loop_seconds;
         let started = Instant::now();
-        let number = outcome.steps + 1;
-        let traffic = self.model.blocks.traffic().clone();
-        let (up, down) = (traffic.up(), traffic.down());
-        let scale = self.scaling.scale();
-        // A step that was skipped moves neither the parameters nor the schedule.
-        let lr = self.optimizer.lr() * self.schedule.factor((outcome.steps - self.scaling.skipped()) as usize);
-        let mut sums = Sums::of(group);
-        let (grad_norm, skipped) = self.attempt(group, number, lr, &mut sums)?;
-        let record = StepRecord {
-            step: number,
-            epoch,
-            loss: sums.mean_loss(),
-            accuracy: sums.accuracy(),
-            lr,
-            grad_norm,
-            scale,
-            skipped,
-            skipped_steps: scale.map(|_| self.scaling.skipped()),
-            rows: sums.rows,
-            tokens: sums.tokens,
-            seconds: started.elapsed().as_secs_f64(),
-            bytes_up: traffic.up() - up,
-            bytes_down: traffic.down() - down,
-        };
-        outcome.steps = number;
-        outcome.skipped = self.scaling.skipped();
-        outcome.scale = scale;
-        outcome.rows += sums.rows as u64;
-        outcome.tokens += sums.tokens as u64;
-        outcome.seconds += record.seconds;
-        self.log.step(&record).map_err(RunError::Write)?;
-        self.observer.event(Event::Step(&record));
-        match record.skipped.and_then(|reason| self.scaling.hopeless(number, reason)) {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
-    }
-
-    /// Makes a step, or skips it if numbers overflow while the loss is scaled. Returns the norm of the gradients, or why
-    /// it was skipped.
-    fn attempt(
-        &mut self,
-        group: &[Batch],
-        step: u64,
-        lr: f64,
-        sums: &mut Sums,
-    ) -> Result<(f64, Option<String>), RunError> {
-        self.model.params.zero_grad();
-        let made = self.accumulate(group, step, sums).and_then(|()| self.update(group, step, lr));
-        match made {
-            Ok(grad_norm) => Ok((grad_norm, None)),
-            Err(error) => match error.overflow().filter(|_| self.scaling.skip()) {
-                Some(reason) => Ok((f64::NAN, Some(reason))),
-                None => Err(error),
-            },
-        }
-    }
-
-    /// Gradients of the mean loss over all rows of the group, times the scale.
-    fn accumulate(&self, group: &[Batch], step: u64, sums: &mut Sums) -> Result<(), RunError> {
-        let mut tuned: Option<Tuned<'_>> = None;
-        for batch in group {
-            // A graph of its own for each backward; the numbers go up once.
-            let tunables = self.model.tunables()?;
-            let current = match tuned.take() {
-                None => self.model.blocks.tune(tunables)?,
-                Some(earlier) => earlier.with_graph(tunables),
-            };
-            let tuned = tuned.insert(current);
-            let logits = self.model.forward(tuned, &batch.ids, &batch.rows, Phase::Train)?;
-            let labels = to_tensor(batch.labels.as_ref())?;
-            let loss = self.model.head.loss(&logits, &labels).map_err(RunError::Head)?;
-            let value = f64::try_from(&loss).map_err(RunError::Torch)?;
-            if !value.is_finite() {
-                let (rows, servers) = (batch.indices.clone(), self.model.blocks.places());
-                return Err(RunError::NonFinite { what: "loss", step, rows, servers });
+        loop {
+            outcome.progress.loop_seconds = earlier + started.elapsed().as_secs_f64();
+            self.end_by_time(outcome);
+            if self.evaluation_is_due(outcome) {
+                self.evaluate_into(outcome)?;
+                continue;
             }
-            let share = batch.rows.len() as f64 / sums.rows as f64;
-            sums.loss += value * share;
-            sums.seen += batch.rows.len();
-            sums.tokens += batch.rows.n_tokens();
-            sums.right = match (&labels, sums.right) {
-                (Labels::Class(classes), Some(right)) => Some(right + count_right(&logits.values, classes)?),
-                _ => None,
-            };
-            let scaled = self.scaling.scaled(loss * share).map_err(RunError::Torch)?;
-            self.model.blocks.backward(&scaled).map_err(|source| RunError::Backward { step, source })?;
+            if saver.is_due(outcome.progress.steps) {
+                self.save(outcome, saver)?;
+            }
+            if self.is_complete(outcome) {
+                return Ok(());
+            }
+            if self.stop.load(Ordering::Relaxed) {
+                outcome.interrupted = true;
+                return Ok(());
+            }
+            let (group, epoch) = dealt.group(outcome.progress.steps);
+            self.step(&group, epoch, outcome)?;
         }
-        Ok(())
     }
 
-    /// Moves the parameters by the gradients that were added up. Returns the norm of these, without scale and before
-    /// clipping.
-    fn update(&mut self, group: &[Batch], step: u64, lr: f64) -> Result<f64, RunError> {
-        let are_finite = self.scaling.unscale(&self.model.params).map_err(RunError::Torch)?;
-        let grad_norm = if are_finite { self.clip()? } else { f64::NAN };
-        if !grad_norm.is_finite() {
-            let (what, rows) = ("norm of the gradients", rows_of(group));
-            return Err(RunError::NonFinite { what, step, rows, servers: self.model.blocks.places() });
-        }
-        self.scaling.step(&mut *self.optimizer, &self.model.params, lr).map_err(RunError::Optimizer)?;
-        Ok(grad_norm)
+    fn is_complete(&self, outcome: &Outcome) -> bool {
+        outcome.progress.steps >= self.length.total_steps || outcome.progress.ended_early.is_some()
     }
 
-    fn clip(&self) -> Result<f64, RunError> {
-        let max_norm = self.spec.clip_norm.unwrap_or(f64::INFINITY);
-        clip_grad_norm(&self.model.params, max_norm).map_err(RunError::Torch)
+    /// Whether the rows are to be predicted now, and were not since the last step.
+    fn evaluation_is_due(&self, outcome: &Outcome) -> bool {
+        let steps = outcome.progress.steps;
+        let in_between = match self.spec.evaluate.every {
+            EvaluateEvery::Never => return false,
+            EvaluateEvery::End => false,
+            EvaluateEvery::Epoch => steps > 0 && steps.is_multiple_of(self.length.steps_per_epoch),
+            EvaluateEvery::Steps(every) => steps > 0 && steps.is_multiple_of(every),
+        };
+        let is_due = in_between || self.is_complete(outcome);
+        is_due && self.validation.is_some() && outcome.progress.evaluated_at != Some(steps)
+    }
+
+    fn end_by_time(&self, outcome: &mut Outcome) {
+        let minutes = self.spec.train.max_minutes.filter(|minutes| outcome.progress.loop_seconds >= minutes * 60.0);
+        if let (Some(minutes), false) = (minutes, self.is_complete(outcome)) {
+            outcome.progress.ended_early = Some(format!("`train.max_minutes` is {minutes}"));
+        }
     }
 
     fn evaluate_into(&mut self, outcome: &mut Outcome) -> Result<(), RunError> {
-        if let Some(loader) = self.validation {
-            let evaluated = evaluate(self.model, loader, outcome.steps, self.observer)?;
-            self.log.evaluation(&evaluated.record).map_err(RunError::Write)?;
-            self.observer.event(Event::Evaluated(&evaluated.record));
-            outcome.last = Some(evaluated);
+        let Some(loader) = self.validation else { return Ok(()) };
+        let progress = &mut outcome.progress;
+        let evaluated = evaluate(self.model, loader, progress.steps, self.observer)?;
+        let value = self.judge.value(&evaluated)?;
+        self.log.evaluation(&evaluated.record).map_err(RunError::Write)?;
+        self.observer.event(Event::Evaluated(&evaluated.record));
+        progress.evaluated_at = Some(progress.steps);
+        let min_delta = self.spec.train.early_stopping.as_ref().map_or(0.0, |early| early.min_delta);
+        let is_improved = self.judge.is_better(&value, progress.best.as_ref(), min_delta);
+        let is_best = self.judge.is_better(&value, progress.best.as_ref(), 0.0);
+        progress.without_improvement = if is_improved { 0 } else { progress.without_improvement + 1 };
+        if let Some(early) = &self.spec.train.early_stopping
+            && progress.without_improvement >= early.patience
+            && progress.ended_early.is_none()
+        {
+            let evaluations = progress.without_improvement;
+            progress.ended_early = Some(format!("no better {} in {evaluations} evaluations", value.metric));
+        }
+        if is_best {
+            progress.best = Some(value.clone());
+        }
+        let keeps_best = self.spec.output.adapter == KeptAdapter::Best;
+        if is_best || !keeps_best {
+            let params = if keeps_best { self.model.params.to_host().map_err(RunError::Numbers)? } else { Vec::new() };
+            outcome.kept = Some(Kept { evaluated, best: value, params });
         }
         Ok(())
     }
+
+    fn save(&mut self, outcome: &Outcome, saver: &mut Saver<'_>) -> Result<(), RunError> {
+        self.log.sync().map_err(RunError::Write)?;
+        saver.save(self, outcome)
+    }
 }
 
-/// Predicts all rows of the loader, in its order.
-pub(crate) fn evaluate(
-    model: &Model,
-    loader: &Loader,
-    steps: u64,
-    observer: &mut dyn Observer,
-) -> Result<Evaluated, RunError> {
-    let started = Instant::now();
-    let traffic = model.blocks.traffic();
-    let (up, down) = (traffic.up(), traffic.down());
-    let mut prediction = Prediction::default();
-    let mut labels = Vec::new();
-    let (mut loss, mut tokens) = (0.0, 0);
-    tch::no_grad(|| {
-        let tuned = model.blocks.tune(model.tunables()?)?;
-        for batch in loader.epoch(0) {
-            let logits = model.forward(&tuned, &batch.ids, &batch.rows, Phase::Evaluate)?;
-            let truth = to_tensor(batch.labels.as_ref())?;
-            let mean = model.head.loss(&logits, &truth).map_err(RunError::Head)?;
-            loss += f64::try_from(&mean).map_err(RunError::Torch)? * batch.rows.len() as f64;
-            tokens += batch.rows.n_tokens();
-            prediction.append(model.head.predict(&logits).map_err(RunError::Head)?);
-            labels.push(truth);
-            observer.event(Event::Evaluating { done: prediction.rows(), total: loader.rows() });
-        }
-        Ok::<(), RunError>(())
-    })?;
-    let labels = Labels::cat(&labels).map_err(RunError::Head)?;
-    let named = model.head.metrics(&prediction, &labels).map_err(RunError::Head)?;
-    let record = EvaluationRecord {
-        step: steps,
-        loss: loss / prediction.rows() as f64,
-        metrics: named.iter().cloned().collect(),
-        rows: prediction.rows(),
-        tokens,
-        seconds: started.elapsed().as_secs_f64(),
-        bytes_up: traffic.up() - up,
-        bytes_down: traffic.down() - down,
-    };
-    Ok(Evaluated { record, headline: named.into_iter().next(), prediction })
+/// Deals the batches of one step after the other; only the first of them needs to be looked for.
+struct Dealt<'a> {
+    train: &'a Loader,
+    length: Length,
+    accumulate: usize,
+    /// The epoch that is being dealt, and the step that is next in it.
+    open: Option<(u64, u64, Epoch)>,
 }
 
-/// Rows whose largest logit is that of their class.
-fn count_right(logits: &Tensor, classes: &Tensor) -> Result<usize, RunError> {
-    let right = logits.argmax(-1, false).f_eq_tensor(classes).and_then(|right| right.f_sum(Kind::Int64));
-    let right = right.and_then(|right| i64::try_from(&right)).map_err(RunError::Torch)?;
-    Ok(right.unsigned_abs() as usize)
+impl<'a> Dealt<'a> {
+    fn new(train: &'a Loader, length: Length, accumulate: usize) -> Self {
+        Self { train, length, accumulate, open: None }
+    }
+
+    /// The batches of the step after `steps` others, and how many epochs they end after.
+    fn group(&mut self, steps: u64) -> (Vec<Batch>, f64) {
+        let (epoch, in_epoch) = (steps / self.length.steps_per_epoch, steps % self.length.steps_per_epoch);
+        let first = in_epoch as usize * self.accumulate;
+        let mut batches = match self.open.take() {
+            Some((open, next, batches)) if (open, next) == (epoch, in_epoch) => batches,
+            _ => self.train.epoch_from(epoch, first),
+        };
+        let group: Vec<Batch> = batches.by_ref().take(self.accumulate).collect();
+        self.open = Some((epoch, in_epoch + 1, batches));
+        let share = (first + group.len()) as f64 / self.train.batches_per_epoch() as f64;
+        (group, epoch as f64 + share)
+    }
 }
 
-fn rows_of(group: &[Batch]) -> Vec<usize> {
-    group.iter().flat_map(|batch| batch.indices.iter().copied()).collect()
+/// Seconds as a span of time, for options given in minutes.
+pub(crate) fn minutes(minutes: f64) -> Duration {
+    Duration::try_from_secs_f64(minutes * 60.0).unwrap_or(Duration::MAX)
 }

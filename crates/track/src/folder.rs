@@ -42,6 +42,15 @@ impl RunFolder {
         unreachable!("the loop above returns")
     }
 
+    /// A folder that is there, with what an interrupted write left removed.
+    ///
+    /// # Errors
+    /// [`WriteError`] if it is not there.
+    pub fn open(path: &Path) -> Result<Self, WriteError> {
+        remove_unfinished(path).map_err(|source| WriteError { path: path.to_owned(), source })?;
+        Ok(Self { path: path.to_owned() })
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -55,13 +64,32 @@ impl RunFolder {
         write_whole(&self.path.join(name), content)
     }
 
-    /// Opens `metrics.jsonl` for appending.
+    /// Opens `metrics.jsonl` for appending. No other process can as long as this one has it.
     ///
     /// # Errors
-    /// [`WriteError`] if the system refuses.
+    /// [`WriteError`] if the system refuses, or another process has it.
     pub fn metrics(&self) -> Result<MetricsLog, WriteError> {
         MetricsLog::open(self.path.join("metrics.jsonl"))
     }
+}
+
+/// What begins the name of a file until it is whole.
+const WRITING: &str = ".writing-";
+
+/// Removes what processes that were killed left of files that they were about to write into `folder`.
+///
+/// # Errors
+/// If the folder cannot be listed.
+pub fn remove_unfinished(folder: &Path) -> io::Result<()> {
+    // What other writers of this program name them.
+    let is_left = |name: &str| name.starts_with(WRITING) || name.starts_with(".tmp");
+    for entry in std::fs::read_dir(folder)?.flatten() {
+        if entry.file_name().to_str().is_some_and(is_left) {
+            // One that stays is in nobody's way.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
 }
 
 /// The time now, RFC 3339 with the local zone.
@@ -76,7 +104,7 @@ pub fn now() -> String {
 pub fn write_whole(path: &Path, content: &[u8]) -> Result<(), WriteError> {
     let write = || {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::Builder::new().prefix(".writing-").tempfile_in(parent)?;
+        let mut file = tempfile::Builder::new().prefix(WRITING).tempfile_in(parent)?;
         file.write_all(content)?;
         file.as_file().sync_all()?;
         file.persist(path).map_err(|error| error.error)?;

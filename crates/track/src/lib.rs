@@ -23,7 +23,9 @@ mod records;
 mod tracker;
 
 pub use folder::now;
-pub use folder::{RunFolder, WriteError, write_whole};
-pub use manifest::{Best, Bytes, DataFacts, Manifest, ModelFacts, NearWords, Parameters, ServerUse, Status, Versions};
+pub use folder::{RunFolder, WriteError, remove_unfinished, write_whole};
+pub use manifest::{
+    Best, Bytes, DataFacts, Manifest, ModelFacts, NearWords, Parameters, ReadError, ServerUse, Status, Versions,
+};
 pub use records::{EvaluationRecord, MetricsLog, StepRecord};
 pub use tracker::{RunInfo, TrackError, Tracker};

@@ -1,4 +1,6 @@
 use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -39,7 +41,7 @@ pub struct Manifest {
     pub train_seconds: f64,
     /// Tokens of the training rows, without prompts.
     pub train_tokens: u64,
-    /// Metrics of the last evaluation.
+    /// Metrics of the evaluation whose parameters were kept.
     pub metrics: BTreeMap<String, f64>,
     /// SHA-256 of the trained parameters.
     pub adapter_digest: String,
@@ -94,6 +96,17 @@ pub struct NearWords {
     pub prompt: usize,
     /// The words with their cosine similarity, the nearest first.
     pub words: Vec<(String, f64)>,
+}
+
+/// A manifest that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("read {}", path.display())]
+pub struct ReadError {
+    /// Where it should be.
+    pub path: PathBuf,
+    /// Why not.
+    #[source]
+    pub source: io::Error,
 }
 
 /// What became of a run.
@@ -175,6 +188,16 @@ pub struct Bytes {
 }
 
 impl Manifest {
+    /// Reads that of the run in `folder`.
+    ///
+    /// # Errors
+    /// [`ReadError`] if it is not there, or is not one.
+    pub fn read(folder: &Path) -> Result<Self, ReadError> {
+        let path = folder.join("manifest.json");
+        let read = || serde_json::from_slice(&std::fs::read(&path)?).map_err(io::Error::from);
+        read().map_err(|source| ReadError { path, source })
+    }
+
     /// Writes `manifest.json`.
     ///
     /// # Errors

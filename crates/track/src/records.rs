@@ -1,9 +1,9 @@
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
+use std::fs::{File, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::WriteError;
 
@@ -45,11 +45,12 @@ pub struct StepRecord {
 }
 
 /// One pass over the validation rows.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct EvaluationRecord {
     /// Optimizer steps made before it.
     pub step: u64,
-    /// Mean loss of the rows.
+    /// Mean loss of the rows; null if it is not finite.
+    #[serde(deserialize_with = "number")]
     pub loss: f64,
     /// The task's metrics by name.
     pub metrics: BTreeMap<String, f64>,
@@ -65,11 +66,23 @@ pub struct EvaluationRecord {
     pub bytes_down: u64,
 }
 
+/// A number; not one where the file has `null`, as JSON knows no other way to say it.
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
 /// `metrics.jsonl`: one JSON object per line, told apart by `kind`.
 #[derive(Debug)]
 pub struct MetricsLog {
     path: PathBuf,
     file: File,
+}
+
+/// What every line begins with.
+#[derive(Deserialize)]
+struct LineHead {
+    kind: String,
+    step: u64,
 }
 
 #[derive(Serialize)]
@@ -81,10 +94,51 @@ struct Line<'a, T> {
 
 impl MetricsLog {
     pub(crate) fn open(path: PathBuf) -> Result<Self, WriteError> {
-        match File::options().create(true).append(true).open(&path) {
+        let open = || {
+            let file = File::options().create(true).read(true).append(true).open(&path)?;
+            match file.try_lock() {
+                Ok(()) => Ok(file),
+                Err(TryLockError::WouldBlock) => Err(io::Error::other("another process is at work on this run")),
+                Err(TryLockError::Error(error)) => Err(error),
+            }
+        };
+        match open() {
             Ok(file) => Ok(Self { path, file }),
             Err(source) => Err(WriteError { path, source }),
         }
+    }
+
+    /// Cuts off what was written behind step `steps`, and behind its evaluation if it `is_evaluated`, as these lines will
+    /// be written again; also half a line that a crash left.
+    ///
+    /// # Errors
+    /// [`WriteError`] if the system refuses.
+    pub fn cut_behind(&mut self, steps: u64, is_evaluated: bool) -> Result<(), WriteError> {
+        let last_evaluation = if is_evaluated { Some(steps) } else { steps.checked_sub(1) };
+        let stays = |line: &str| {
+            let head = line.ends_with('\n').then(|| serde_json::from_str::<LineHead>(line).ok()).flatten();
+            head.is_some_and(|head| match head.kind.as_str() {
+                "evaluation" => Some(head.step) <= last_evaluation,
+                _ => head.step <= steps,
+            })
+        };
+        let mut cut = || {
+            let mut text = Vec::new();
+            self.file.seek(SeekFrom::Start(0))?;
+            self.file.read_to_end(&mut text)?;
+            let text = String::from_utf8_lossy(&text);
+            let length: usize = text.split_inclusive('\n').take_while(|line| stays(line)).map(str::len).sum();
+            self.file.set_len(length as u64)
+        };
+        cut().map_err(|source| WriteError { path: self.path.clone(), source })
+    }
+
+    /// Waits until what was appended is on the disk.
+    ///
+    /// # Errors
+    /// [`WriteError`] if the system refuses.
+    pub fn sync(&self) -> Result<(), WriteError> {
+        self.file.sync_data().map_err(|source| WriteError { path: self.path.clone(), source })
     }
 
     /// Appends a step.
@@ -131,5 +185,45 @@ mod tests {
             text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
         assert_eq!((lines[0]["kind"].as_str(), lines[0]["loss"].as_f64()), (Some("step"), Some(0.5)));
         assert_eq!(lines[1]["metrics"]["accuracy"].as_f64(), Some(0.9));
+    }
+
+    /// Steps and evaluations after these, 1 to 4, cut behind `steps`, as `s1` and `e2`.
+    fn check_cut(steps: u64, is_evaluated: bool, expected: &str) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("metrics.jsonl");
+        let mut log = MetricsLog::open(path.clone()).expect("opened");
+        for step in 1..=4 {
+            log.step(&StepRecord { step, loss: f64::NAN, ..StepRecord::default() }).expect("written");
+            if step % 2 == 0 {
+                log.evaluation(&EvaluationRecord { step, ..EvaluationRecord::default() }).expect("written");
+            }
+        }
+        log.file.write_all(b"{\"kind\":\"step\",\"st").expect("half a line");
+        log.cut_behind(steps, is_evaluated).expect("cut");
+        log.step(&StepRecord { step: 9, ..StepRecord::default() }).expect("written");
+        let text = std::fs::read_to_string(path).expect("read");
+        let heads = text.lines().map(|line| serde_json::from_str::<LineHead>(line).expect("a line"));
+        let found: Vec<String> = heads.map(|head| format!("{}{}", &head.kind[..1], head.step)).collect();
+        assert_eq!(found.join(" "), expected);
+    }
+
+    #[test]
+    fn what_will_be_written_again_is_cut_off() {
+        check_cut(4, true, "s1 s2 e2 s3 s4 e4 s9");
+        check_cut(4, false, "s1 s2 e2 s3 s4 s9");
+        check_cut(3, false, "s1 s2 e2 s3 s9");
+        check_cut(2, false, "s1 s2 s9");
+        check_cut(0, false, "s9");
+    }
+
+    #[test]
+    fn a_run_is_one_process_s() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("metrics.jsonl");
+        let first = MetricsLog::open(path.clone()).expect("opened");
+        let error = MetricsLog::open(path.clone()).expect_err("taken");
+        assert_eq!(error.source.to_string(), "another process is at work on this run");
+        drop(first);
+        MetricsLog::open(path).expect("free again");
     }
 }

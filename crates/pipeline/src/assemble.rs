@@ -1,0 +1,144 @@
+//! The model of a pipeline, put together: frozen parts, blocks wherever they run, what trains, and the head.
+
+use std::sync::atomic::AtomicBool;
+
+use sepal_assets::{Asset, Assets};
+use sepal_blocks::Ends;
+use sepal_checkpoint::{Checkpoint, Part};
+use sepal_core::Span;
+use sepal_nn::Parameters;
+use sepal_plugin::{Head, HeadContext, Registry, TaskHead, Tuning, TuningContext, TuningMode};
+use sepal_server::ModelIdentity;
+use sepal_tokenize::Tokenizer;
+use sepal_track::ModelFacts;
+use tch::Tensor;
+
+use crate::connect::{Kept, connect};
+use crate::data;
+use crate::error::RunError;
+use crate::model::Model;
+use crate::model_files::{ModelFiles, watched};
+use crate::progress::Observer;
+use crate::spec::{Spec, SwarmSpec};
+
+/// The frozen model's files, and its tokenizer.
+pub(crate) struct Frozen {
+    pub(crate) asset: Asset,
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) tokenizer: Tokenizer,
+}
+
+impl Frozen {
+    /// Fetches what this process needs of the model: all shards only where the blocks run here.
+    pub(crate) fn fetch(
+        spec: &Spec,
+        assets: &Assets,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<Self, RunError> {
+        let ModelFiles { asset, checkpoint } = fetch_model(spec, assets, observer, stop)?;
+        let tokenizer = checkpoint
+            .tokenizer()
+            .map_err(|source| RunError::Tokenizer { path: asset.path.clone(), source: source.into() })?;
+        Ok(Self { asset, checkpoint, tokenizer })
+    }
+
+    /// What the model is, in the format in which its blocks are kept.
+    pub(crate) fn facts(&self, spec: &Spec) -> ModelFacts {
+        let model = ModelIdentity::of(&self.checkpoint).kept_as(spec.model.weights);
+        ModelFacts {
+            source: self.asset.pinned().to_string(),
+            passed_over: data::passed_over(&self.asset.attempts),
+            digest: model.digest,
+            weights: model.weights,
+            tokenizer: self.tokenizer.digest().to_owned(),
+        }
+    }
+
+    /// Rows of so many tokens fit the model, with so many prompts.
+    pub(crate) fn check_positions(&self, tokens: usize, prompts: usize) -> Result<(), RunError> {
+        match self.checkpoint.config().max_positions {
+            Some(max_positions) if tokens + prompts > max_positions => {
+                Err(RunError::Positions { tokens, prompts, max_positions })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Fetches the model's files.
+pub(crate) fn fetch_model(
+    spec: &Spec,
+    assets: &Assets,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<ModelFiles, RunError> {
+    let mut watch = watched("model", observer, stop);
+    let files = ModelFiles::open(assets, &spec.model.source, &mut watch)?;
+    match (&spec.swarm, Span::new(0, spec.model.local_blocks.min(files.checkpoint.config().n_blocks))) {
+        (SwarmSpec::Embedded(_) | SwarmSpec::None(_), _) => files.bring(assets, Part::Whole, &mut watch)?,
+        (_, first) => {
+            files.bring(assets, Part::Ends, &mut watch)?;
+            // There is no span of no blocks.
+            if let Ok(first) = first {
+                files.bring(assets, Part::Blocks(first), &mut watch)?;
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// The head, which comes before everything that is large, since labels are read by it.
+pub(crate) fn build_head(
+    spec: &Spec,
+    registry: &Registry,
+    frozen: &Frozen,
+    params: &mut Parameters,
+) -> Result<Box<dyn TaskHead>, RunError> {
+    let hidden = frozen.checkpoint.config().hidden;
+    let mut cx = HeadContext { params, hidden, seed: spec.train.seed };
+    registry
+        .build::<Head>(&spec.task.name, spec.task.options(), &mut cx)
+        .map_err(|source| RunError::Build { key: "task", source })
+}
+
+/// The model with everything around it. `longest_row` is the most tokens that a row will have.
+pub(crate) fn assemble(
+    spec: &Spec,
+    registry: &Registry,
+    frozen: &Frozen,
+    (head, mut params): (Box<dyn TaskHead>, Parameters),
+    longest_row: usize,
+    observer: &mut dyn Observer,
+) -> Result<(Model, Kept), RunError> {
+    let checkpoint = &frozen.checkpoint;
+    let ends = Ends::load(checkpoint)
+        .map_err(|source| RunError::Load { what: "embeddings and final norm", source: source.into() })?;
+    let tuning = build_tuning(spec, registry, checkpoint, ends.embedding_matrix(), &mut params)?;
+    frozen.check_positions(longest_row, tuning.pre_seq_len())?;
+    let (kept, blocks) = connect(spec, checkpoint, observer)?;
+    let whole = Span::new(0, checkpoint.config().n_blocks)
+        .map_err(|source| RunError::Load { what: "blocks", source: source.into() })?;
+    Ok((Model { ends, blocks, tuning, head, params, whole, precision: spec.train.precision }, kept))
+}
+
+fn build_tuning(
+    spec: &Spec,
+    registry: &Registry,
+    checkpoint: &Checkpoint,
+    embeddings: &Tensor,
+    params: &mut Parameters,
+) -> Result<Box<dyn TuningMode>, RunError> {
+    let config = checkpoint.config();
+    let mut cx = TuningContext {
+        params,
+        n_blocks: config.n_blocks,
+        hidden: config.hidden,
+        initializer_range: config.initializer_range,
+        embeddings,
+        seed: spec.train.seed,
+    };
+    registry
+        .build::<Tuning>(&spec.tuning.name, spec.tuning.options(), &mut cx)
+        .map_err(|source| RunError::Build { key: "tuning", source })
+}
