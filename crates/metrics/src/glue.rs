@@ -80,7 +80,8 @@ fn of_split(word: &str) -> bool {
     const SPLITS: [&str; 7] = ["train", "training", "dev", "valid", "validation", "val", "test"];
     const PARTS: [&str; 5] = ["matched", "mismatched", "m", "mm", "of"];
     const FOLDERS: [&str; 5] = ["data", "refs", "convert", "parquet", "default"];
-    [&SPLITS[..], &PARTS, &FOLDERS].concat().contains(&word) || word.chars().all(|c| c.is_ascii_digit())
+    [&SPLITS[..], &PARTS, &FOLDERS].iter().any(|words| words.contains(&word))
+        || word.chars().all(|c| c.is_ascii_digit())
 }
 
 #[cfg(test)]
