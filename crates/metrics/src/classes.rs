@@ -1,6 +1,5 @@
-use std::collections::BTreeMap;
-
-use crate::{MetricError, check_lengths, quotient};
+use crate::counts::{Counts, average, counts};
+use crate::{Average, MetricError, Scores, check_classes, check_lengths, quotient};
 
 /// The share of rows whose prediction is the label: `hits / rows`, from 0 to 1.
 ///
@@ -21,7 +20,7 @@ pub fn accuracy<T: PartialEq>(predicted: &[T], actual: &[T]) -> Result<f64, Metr
 /// [`MetricError`] if there is no row or the lengths differ.
 pub fn binary_f1(predicted: &[i64], actual: &[i64], positive: i64) -> Result<f64, MetricError> {
     check_lengths(predicted.len(), actual.len())?;
-    Ok(counts(predicted, actual).get(&positive).map_or(0.0, Counts::f1))
+    Ok(counts(predicted, actual).get(&positive).map_or(0.0, |class| class.scores().f1))
 }
 
 /// The plain mean of the F1 of each class that is predicted or a label (scikit-learn's
@@ -32,9 +31,7 @@ pub fn binary_f1(predicted: &[i64], actual: &[i64], positive: i64) -> Result<f64
 /// # Errors
 /// [`MetricError`] if there is no row or the lengths differ.
 pub fn macro_f1(predicted: &[i64], actual: &[i64]) -> Result<f64, MetricError> {
-    check_lengths(predicted.len(), actual.len())?;
-    let classes = counts(predicted, actual);
-    Ok(classes.values().map(Counts::f1).sum::<f64>() / classes.len() as f64)
+    Ok(averaged(predicted, actual, Average::Macro)?.f1)
 }
 
 /// Matthews' correlation of predictions and labels, from -1 to 1.
@@ -49,44 +46,96 @@ pub fn macro_f1(predicted: &[i64], actual: &[i64]) -> Result<f64, MetricError> {
 /// [`MetricError`] if there is no row or the lengths differ.
 pub fn matthews(predicted: &[i64], actual: &[i64]) -> Result<f64, MetricError> {
     check_lengths(predicted.len(), actual.len())?;
-    let rows = actual.len() as f64;
-    let (mut hits, mut both, mut predictions, mut labels) = (0.0, 0.0, 0.0, 0.0);
-    for class in counts(predicted, actual).values() {
-        let (p, t) = (class.predicted as f64, class.actual as f64);
-        hits += class.hits as f64;
-        both += p * t;
-        predictions += p * p;
-        labels += t * t;
-    }
+    let Sums { rows, hits, both, predictions, labels } = Sums::of(predicted, actual);
     let spread = (rows * rows - predictions) * (rows * rows - labels);
     Ok(quotient(hits * rows - both, spread.sqrt()))
 }
 
-/// How often one class occurs.
-#[derive(Default)]
-struct Counts {
-    predicted: usize,
-    actual: usize,
-    hits: usize,
+/// Cohen's kappa of predictions and labels, from -1 to 1: how much more they agree than two raters would who draw by
+/// the same shares of classes, `(agreement - chance) / (1 - chance)` (Cohen 1960).
+///
+/// It is 0 if both sides know one and the same class only, where scikit-learn says NaN.
+///
+/// # Errors
+/// [`MetricError`] if there is no row or the lengths differ.
+pub fn cohen_kappa(predicted: &[i64], actual: &[i64]) -> Result<f64, MetricError> {
+    check_lengths(predicted.len(), actual.len())?;
+    let Sums { rows, hits, both, .. } = Sums::of(predicted, actual);
+    Ok(quotient(hits * rows - both, rows * rows - both))
 }
 
-impl Counts {
-    /// `2 tp / (predicted + actual)`; a class that was counted occurs at least once.
-    fn f1(&self) -> f64 {
-        2.0 * self.hits as f64 / (self.predicted + self.actual) as f64
-    }
+/// The mean recall of the classes that are a label (scikit-learn's `balanced_accuracy_score`), from 0 to 1.
+///
+/// # Errors
+/// [`MetricError`] if there is no row or the lengths differ.
+pub fn balanced_accuracy(predicted: &[i64], actual: &[i64]) -> Result<f64, MetricError> {
+    check_lengths(predicted.len(), actual.len())?;
+    let labels: Vec<Counts> = counts(predicted, actual).into_values().filter(|class| class.actual > 0).collect();
+    Ok(average(&labels, Average::Macro).recall)
 }
 
-/// Counts of each class that occurs.
-fn counts(predicted: &[i64], actual: &[i64]) -> BTreeMap<i64, Counts> {
-    let mut classes: BTreeMap<i64, Counts> = BTreeMap::new();
+/// Precision, recall and F1 of each class, `[n_labels]`.
+///
+/// # Errors
+/// [`MetricError`] if there is no row, the lengths differ, or a class is not in `0..n_labels`.
+pub fn per_class(predicted: &[i64], actual: &[i64], n_labels: usize) -> Result<Vec<Scores>, MetricError> {
+    check_both(predicted, actual, n_labels)?;
+    let found = counts(predicted, actual);
+    let of = |class: usize| found.get(&(class as i64)).copied().unwrap_or_default().scores();
+    Ok((0..n_labels).map(of).collect())
+}
+
+/// Precision, recall and F1 over all classes that are predicted or a label, as in scikit-learn's
+/// `precision_recall_fscore_support`; a class that occurs on neither side does not count.
+///
+/// # Errors
+/// [`MetricError`] if there is no row or the lengths differ.
+pub fn averaged(predicted: &[i64], actual: &[i64], how: Average) -> Result<Scores, MetricError> {
+    check_lengths(predicted.len(), actual.len())?;
+    Ok(average(&counts(predicted, actual).into_values().collect::<Vec<_>>(), how))
+}
+
+/// How many rows of each class were predicted to be of which: `[actual][predicted]`, both `n_labels` long.
+///
+/// # Errors
+/// [`MetricError`] if there is no row, the lengths differ, or a class is not in `0..n_labels`.
+pub fn confusion(predicted: &[i64], actual: &[i64], n_labels: usize) -> Result<Vec<Vec<usize>>, MetricError> {
+    check_both(predicted, actual, n_labels)?;
+    let mut matrix = vec![vec![0; n_labels]; n_labels];
     for (&p, &a) in predicted.iter().zip(actual) {
-        classes.entry(p).or_default().predicted += 1;
-        let label = classes.entry(a).or_default();
-        label.actual += 1;
-        label.hits += usize::from(p == a);
+        matrix[a as usize][p as usize] += 1;
     }
-    classes
+    Ok(matrix)
+}
+
+fn check_both(predicted: &[i64], actual: &[i64], n_labels: usize) -> Result<(), MetricError> {
+    check_lengths(predicted.len(), actual.len())?;
+    check_classes(predicted, n_labels)?;
+    check_classes(actual, n_labels)
+}
+
+/// What Matthews' correlation and Cohen's kappa are made of.
+struct Sums {
+    rows: f64,
+    hits: f64,
+    /// Over classes: predicted times label, predicted squared, label squared.
+    both: f64,
+    predictions: f64,
+    labels: f64,
+}
+
+impl Sums {
+    fn of(predicted: &[i64], actual: &[i64]) -> Self {
+        let mut sums = Self { rows: actual.len() as f64, hits: 0.0, both: 0.0, predictions: 0.0, labels: 0.0 };
+        for class in counts(predicted, actual).values() {
+            let (p, t) = (class.predicted as f64, class.actual as f64);
+            sums.hits += class.hits as f64;
+            sums.both += p * t;
+            sums.predictions += p * p;
+            sums.labels += t * t;
+        }
+        sums
+    }
 }
 
 #[cfg(test)]
@@ -128,7 +177,35 @@ mod tests {
         check(binary_f1(&[0, 0], &[0, 0], 1), 0.0);
         check(matthews(&[1, 1, 1], &[0, 1, 0]), 0.0);
         check(matthews(&[0, 1, 0], &[1, 1, 1]), 0.0);
+        check(cohen_kappa(&[1, 1], &[1, 1]), 0.0);
         check(macro_f1(&[7, 7], &[7, 7]), 1.0);
+    }
+
+    #[test]
+    fn each_class_has_its_scores() {
+        let scores = per_class(&PREDICTED, &ACTUAL, 3).expect("scores");
+        let [zero, one, two] = scores[..] else { panic!("not three") };
+        assert_eq!(one, Scores { precision: 0.8, recall: 4.0 / 6.0, f1: 8.0 / 11.0, support: 6 });
+        assert_eq!(zero, Scores { precision: 0.6, recall: 0.75, f1: 6.0 / 9.0, support: 4 });
+        assert_eq!(two, Scores { precision: 0.0, recall: 0.0, f1: 0.0, support: 0 });
+        assert_eq!(confusion(&PREDICTED, &ACTUAL, 3), Ok(vec![vec![3, 1, 0], vec![2, 4, 0], vec![0, 0, 0]]));
+        check(balanced_accuracy(&PREDICTED, &ACTUAL), (4.0 / 6.0 + 0.75) / 2.0);
+        // Agreement 0.7, chance 0.5 * 0.6 + 0.5 * 0.4.
+        check(cohen_kappa(&PREDICTED, &ACTUAL), (0.7 - 0.5) / 0.5);
+    }
+
+    #[test]
+    fn averages_weigh_as_they_say() {
+        let averaged = |how| averaged(&PREDICTED, &ACTUAL, how).map(|scores| scores.precision);
+        check(averaged(Average::Macro), 0.7);
+        check(averaged(Average::Weighted), 0.6 * 0.8 + 0.4 * 0.6);
+        check(averaged(Average::Micro), 0.7);
+    }
+
+    #[test]
+    fn a_class_without_a_name_is_refused() {
+        assert_eq!(per_class(&[0, 2], &[0, 1], 2), Err(MetricError::Class { row: 1, class: 2, n_labels: 2 }));
+        assert_eq!(confusion(&[0], &[-1], 2), Err(MetricError::Class { row: 0, class: -1, n_labels: 2 }));
     }
 
     #[test]
@@ -139,7 +216,8 @@ mod tests {
     #[test]
     fn what_cannot_be_measured_is_refused() {
         type Metric = fn(&[i64], &[i64]) -> Result<f64, MetricError>;
-        let metrics: [Metric; 4] = [accuracy, macro_f1, matthews, |p, a| binary_f1(p, a, 1)];
+        let metrics: [Metric; 6] =
+            [accuracy, macro_f1, matthews, cohen_kappa, balanced_accuracy, |p, a| binary_f1(p, a, 1)];
         for metric in metrics {
             assert_eq!(metric(&[], &[]), Err(MetricError::Empty));
             assert_eq!(metric(&[1], &[1, 0]), Err(MetricError::Lengths { predicted: 1, actual: 2 }));

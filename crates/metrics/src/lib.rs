@@ -4,7 +4,8 @@
 //!
 //! Invariants: an empty input, a number that is not finite and inputs of different lengths are errors,
 //! never a number. Where a formula divides zero by zero the result is 0, and the
-//! function says so.
+//! function says so; an area under a curve that has no points is none. Values are those of scikit-learn and SciPy,
+//! but where a function says otherwise.
 //!
 //! ```
 //! let predicted = [1, 0, 1, 1];
@@ -15,13 +16,25 @@
 //! ```
 
 mod classes;
+mod counts;
+pub mod glue;
+mod names;
+mod probabilities;
+mod ranking;
+pub mod several;
 mod values;
 
-pub use classes::{accuracy, binary_f1, macro_f1, matthews};
-pub use values::{mean_squared_error, pearson, spearman};
+pub use classes::{
+    accuracy, averaged, balanced_accuracy, binary_f1, cohen_kappa, confusion, macro_f1, matthews, per_class,
+};
+pub use counts::{Average, Scores};
+pub use names::{METRICS, Metric, UnknownMetric, names};
+pub use probabilities::{Bin, Calibration, brier, calibration, log_loss, top_k_accuracy};
+pub use ranking::{auroc, average_precision, binary_auroc};
+pub use values::{mean_absolute_error, mean_squared_error, pearson, r2, root_mean_squared_error, spearman};
 
 /// Inputs that have no measure.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MetricError {
     /// There is nothing to measure.
@@ -41,6 +54,34 @@ pub enum MetricError {
         /// The first such row.
         row: usize,
     },
+    /// Each row has a number per label.
+    #[error("measure predictions: row {row} has {found} labels instead of {expected}")]
+    Width {
+        /// The first such row.
+        row: usize,
+        /// How many labels there are.
+        expected: usize,
+        /// How many the row has.
+        found: usize,
+    },
+    /// A class that does not exist.
+    #[error("measure predictions: row {row} is of class {class}, but there are {n_labels} labels")]
+    Class {
+        /// The first such row.
+        row: usize,
+        /// Its class.
+        class: i64,
+        /// How many labels there are.
+        n_labels: usize,
+    },
+    /// A number that is not from 0 to 1.
+    #[error("measure predictions: row {row} has {value} for a probability")]
+    NotProbability {
+        /// The first such row.
+        row: usize,
+        /// The number.
+        value: f64,
+    },
 }
 
 /// Refuses what no metric is defined on.
@@ -49,6 +90,15 @@ fn check_lengths(predicted: usize, actual: usize) -> Result<(), MetricError> {
         _ if predicted != actual => Err(MetricError::Lengths { predicted, actual }),
         (0, _) => Err(MetricError::Empty),
         _ => Ok(()),
+    }
+}
+
+/// Refuses classes outside of `0..n_labels`.
+fn check_classes(classes: &[i64], n_labels: usize) -> Result<(), MetricError> {
+    let known = |class: i64| usize::try_from(class).is_ok_and(|class| class < n_labels);
+    match classes.iter().position(|&class| !known(class)) {
+        Some(row) => Err(MetricError::Class { row, class: classes[row], n_labels }),
+        None => Ok(()),
     }
 }
 

@@ -6,7 +6,42 @@ use crate::{MetricError, check_lengths, quotient};
 /// [`MetricError`] if there is no row, the lengths differ, or a number is not finite.
 pub fn mean_squared_error(predicted: &[f64], actual: &[f64]) -> Result<f64, MetricError> {
     check(predicted, actual)?;
-    Ok(predicted.iter().zip(actual).map(|(p, a)| (p - a).powi(2)).sum::<f64>() / actual.len() as f64)
+    Ok(squared(predicted, actual) / actual.len() as f64)
+}
+
+/// The root of [`mean_squared_error`], in the unit of the labels.
+///
+/// # Errors
+/// [`MetricError`] if there is no row, the lengths differ, or a number is not finite.
+pub fn root_mean_squared_error(predicted: &[f64], actual: &[f64]) -> Result<f64, MetricError> {
+    mean_squared_error(predicted, actual).map(f64::sqrt)
+}
+
+/// The mean of `|predicted - actual|`, in the unit of the labels.
+///
+/// # Errors
+/// [`MetricError`] if there is no row, the lengths differ, or a number is not finite.
+pub fn mean_absolute_error(predicted: &[f64], actual: &[f64]) -> Result<f64, MetricError> {
+    check(predicted, actual)?;
+    Ok(predicted.iter().zip(actual).map(|(p, a)| (p - a).abs()).sum::<f64>() / actual.len() as f64)
+}
+
+/// The share of the labels' variance that the predictions explain, at most 1:
+/// `1 - sum (a - p)² / sum (a - mean a)²`. It is negative where the mean of the labels predicts better.
+///
+/// Where all labels are equal (so also for a single row) it is 1 if each prediction is right and else 0, as in
+/// scikit-learn, which for a single row says NaN.
+///
+/// # Errors
+/// [`MetricError`] if there is no row, the lengths differ, or a number is not finite.
+pub fn r2(predicted: &[f64], actual: &[f64]) -> Result<f64, MetricError> {
+    check(predicted, actual)?;
+    let (left, whole) = (squared(predicted, actual), deviations(actual).iter().map(|d| d * d).sum::<f64>());
+    Ok(match (left == 0.0, whole == 0.0) {
+        (true, _) => 1.0,
+        (false, true) => 0.0,
+        (false, false) => 1.0 - left / whole,
+    })
 }
 
 /// Pearson's correlation, from -1 to 1: `sum dp da / sqrt(sum dp² sum da²)`, where `dp` and `da`
@@ -35,6 +70,11 @@ pub fn spearman(predicted: &[f64], actual: &[f64]) -> Result<f64, MetricError> {
     pearson(&ranks(predicted), &ranks(actual))
 }
 
+/// The sum of squared differences.
+fn squared(predicted: &[f64], actual: &[f64]) -> f64 {
+    predicted.iter().zip(actual).map(|(p, a)| (p - a).powi(2)).sum()
+}
+
 fn check(predicted: &[f64], actual: &[f64]) -> Result<(), MetricError> {
     check_lengths(predicted.len(), actual.len())?;
     match predicted.iter().zip(actual).position(|(p, a)| !(p.is_finite() && a.is_finite())) {
@@ -53,7 +93,7 @@ fn deviations(values: &[f64]) -> Vec<f64> {
 }
 
 /// Ranks from 1, ties averaged.
-fn ranks(values: &[f64]) -> Vec<f64> {
+pub(crate) fn ranks(values: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|&i, &j| values[i].total_cmp(&values[j]));
     let mut ranks = vec![0.0; values.len()];
@@ -82,6 +122,10 @@ mod tests {
         near(pearson(&[1.0, 2.0, 3.0], &[2.0, 4.0, 6.5]), 4.5 / (2.0_f64 * 10.166_666_666_666_666).sqrt());
         near(pearson(&[1.0, 2.0], &[5.0, 3.0]), -1.0);
         near(mean_squared_error(&[1.0, 2.0], &[0.0, 4.0]), 2.5);
+        near(root_mean_squared_error(&[1.0, 5.0], &[0.0, -2.0]), 5.0);
+        near(mean_absolute_error(&[1.0, 2.0], &[0.0, 4.0]), 1.5);
+        // 1 + 4 of (-2)² + 2².
+        near(r2(&[1.0, 2.0], &[0.0, 4.0]), 3.0 / 8.0);
     }
 
     #[test]
@@ -97,12 +141,15 @@ mod tests {
         near(pearson(&[0.1, 0.1, 0.1], &[1.0, 2.0, 3.0]), 0.0);
         near(spearman(&[1.0, 2.0, 3.0], &[0.1, 0.1, 0.1]), 0.0);
         near(pearson(&[1.0], &[2.0]), 0.0);
+        near(r2(&[1.0, 2.0], &[0.1, 0.1]), 0.0);
+        near(r2(&[0.1, 0.1], &[0.1, 0.1]), 1.0);
     }
 
     #[test]
     fn what_cannot_be_measured_is_refused() {
         type Metric = fn(&[f64], &[f64]) -> Result<f64, MetricError>;
-        let metrics: [Metric; 3] = [pearson, spearman, mean_squared_error];
+        let metrics: [Metric; 6] =
+            [pearson, spearman, mean_squared_error, root_mean_squared_error, mean_absolute_error, r2];
         for metric in metrics {
             assert_eq!(metric(&[], &[]), Err(MetricError::Empty));
             assert_eq!(metric(&[1.0, 2.0], &[1.0]), Err(MetricError::Lengths { predicted: 2, actual: 1 }));

@@ -40,14 +40,19 @@ pub trait TaskHead: Send {
 
     /// How well predictions agree with the labels of the same rows: names and values, the headline first.
     ///
-    /// Unless a head says otherwise: `accuracy`, `f1` (of the second class if there are two, else the mean over
-    /// classes) and `mcc` for classes; `pearson`, `spearman` and `mse` for values; `accuracy` and `f1` over all
-    /// pairs of row and label, at a probability of one half, for several labels.
+    /// Unless a head says otherwise:
+    /// - for classes `accuracy`; `f1`, `precision` and `recall`, of the second class if there are two, else the mean
+    ///   over classes; `f1_macro`, `f1_micro`, `mcc`, `auroc`, `ece` in 15 bins, and of each label `f1/NAME`;
+    /// - for values `pearson`, `spearman`, `mse`, `mae` and `r2`;
+    /// - for several labels, at a probability of one half, `accuracy` and `f1` over all pairs of row and label,
+    ///   `f1_macro`, `exact_match` and `auroc`.
+    ///
+    /// There is no `auroc` where a class is no row's, or each row's; neither it nor `ece` where a probability is NaN.
     ///
     /// # Errors
     /// [`HeadError`] if there are no rows, or not as many labels as predictions.
     fn metrics(&self, predictions: &Prediction, labels: &Labels) -> Result<Vec<(String, f64)>, HeadError> {
-        measure::usual(self.label_names().len(), predictions, labels)
+        measure::usual(self.label_names(), predictions, labels)
     }
 }
 

@@ -1,41 +1,97 @@
-use sepal_metrics::{accuracy, binary_f1, macro_f1, matthews, mean_squared_error, pearson, spearman};
+use sepal_metrics::{
+    Average, MetricError, Scores, accuracy, auroc, averaged, calibration, matthews, mean_absolute_error,
+    mean_squared_error, pearson, per_class, r2, several, spearman,
+};
 use tch::{Kind, TchError, Tensor};
 
 use crate::{HeadError, Labels, Prediction};
 
+/// Parts of 0 to 1 for the expected calibration error, as in Guo et al. 2017.
+const N_BINS: usize = 15;
+
 /// The metrics that every head has unless it says otherwise.
 pub(crate) fn usual(
-    n_labels: usize,
+    label_names: &[String],
     predictions: &Prediction,
     labels: &Labels,
 ) -> Result<Vec<(String, f64)>, HeadError> {
-    let named = match labels {
-        Labels::Class(tensor) => of_classes(n_labels, &predictions.class, &Vec::<i64>::try_from(tensor)?)?,
-        Labels::Value(tensor) => of_values(&flat(&predictions.logits), &numbers(tensor)?)?,
-        Labels::Multi(tensor) => of_several(&flat(&predictions.probabilities), &numbers(tensor)?)?,
-    };
-    Ok(named.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+    match labels {
+        Labels::Class(tensor) => {
+            let actual = Vec::<i64>::try_from(tensor)?;
+            let scores = per_class(&predictions.class, &actual, label_names.len())?;
+            let mut named = owned(of_classes(&scores, predictions, &actual)?);
+            named.extend(label_names.iter().zip(&scores).map(|(label, scores)| (format!("f1/{label}"), scores.f1)));
+            Ok(named)
+        }
+        Labels::Value(tensor) => Ok(owned(of_values(&flat(&predictions.logits), &numbers(tensor)?)?)),
+        Labels::Multi(tensor) => {
+            let actual = Vec::<Vec<f64>>::try_from(&tensor.f_to_kind(Kind::Double)?)?; // [rows, n_labels]
+            Ok(owned(of_several(&wide(&predictions.probabilities), &actual)?))
+        }
+    }
 }
 
 type Named = Vec<(&'static str, f64)>;
 
-fn of_classes(n_labels: usize, predicted: &[i64], actual: &[i64]) -> Result<Named, HeadError> {
-    let f1 = if n_labels == 2 { binary_f1(predicted, actual, 1)? } else { macro_f1(predicted, actual)? };
-    Ok(vec![("accuracy", accuracy(predicted, actual)?), ("f1", f1), ("mcc", matthews(predicted, actual)?)])
+fn of_classes(per_class: &[Scores], predictions: &Prediction, actual: &[i64]) -> Result<Named, MetricError> {
+    let predicted = &predictions.class;
+    let over_classes = averaged(predicted, actual, Average::Macro)?;
+    let shown = if let [_, second] = per_class { *second } else { over_classes };
+    let mut named = vec![
+        ("accuracy", accuracy(predicted, actual)?),
+        ("f1", shown.f1),
+        ("precision", shown.precision),
+        ("recall", shown.recall),
+        ("f1_macro", over_classes.f1),
+        ("f1_micro", averaged(predicted, actual, Average::Micro)?.f1),
+        ("mcc", matthews(predicted, actual)?),
+    ];
+    let probabilities = wide(&predictions.probabilities);
+    named.extend(if_finite(auroc(&probabilities, actual))?.flatten().map(|area| ("auroc", area)));
+    named.extend(if_finite(calibration(&probabilities, actual, N_BINS))?.map(|found| ("ece", found.error)));
+    Ok(named)
 }
 
-fn of_values(predicted: &[f64], actual: &[f64]) -> Result<Named, HeadError> {
+fn of_values(predicted: &[f64], actual: &[f64]) -> Result<Named, MetricError> {
     Ok(vec![
         ("pearson", pearson(predicted, actual)?),
         ("spearman", spearman(predicted, actual)?),
         ("mse", mean_squared_error(predicted, actual)?),
+        ("mae", mean_absolute_error(predicted, actual)?),
+        ("r2", r2(predicted, actual)?),
     ])
 }
 
-fn of_several(probabilities: &[f64], actual: &[f64]) -> Result<Named, HeadError> {
-    let whether = |numbers: &[f64]| numbers.iter().map(|&number| i64::from(number >= 0.5)).collect::<Vec<_>>();
+fn of_several(probabilities: &[Vec<f64>], actual: &[Vec<f64>]) -> Result<Named, MetricError> {
     let (predicted, actual) = (whether(probabilities), whether(actual));
-    Ok(vec![("accuracy", accuracy(&predicted, &actual)?), ("f1", binary_f1(&predicted, &actual, 1)?)])
+    let mut named = vec![
+        ("accuracy", 1.0 - several::hamming_loss(&predicted, &actual)?),
+        ("f1", several::averaged(&predicted, &actual, Average::Micro)?.f1),
+        ("f1_macro", several::averaged(&predicted, &actual, Average::Macro)?.f1),
+        ("exact_match", several::exact_match(&predicted, &actual)?),
+    ];
+    named.extend(if_finite(several::auroc(probabilities, &actual))?.flatten().map(|area| ("auroc", area)));
+    Ok(named)
+}
+
+/// None where training went astray and left no numbers: what can be said of the classes alone is still said.
+fn if_finite<T>(found: Result<T, MetricError>) -> Result<Option<T>, MetricError> {
+    match found {
+        Err(MetricError::NotFinite { .. }) => Ok(None),
+        found => found.map(Some),
+    }
+}
+
+fn whether(rows: &[Vec<f64>]) -> Vec<Vec<bool>> {
+    rows.iter().map(|row| row.iter().map(|&number| number >= 0.5).collect()).collect()
+}
+
+fn owned(named: Named) -> Vec<(String, f64)> {
+    named.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+fn wide(rows: &[Vec<f32>]) -> Vec<Vec<f64>> {
+    rows.iter().map(|row| row.iter().map(|&number| f64::from(number)).collect()).collect()
 }
 
 fn flat(rows: &[Vec<f32>]) -> Vec<f64> {
@@ -48,45 +104,96 @@ fn numbers(tensor: &Tensor) -> Result<Vec<f64>, TchError> {
 
 #[cfg(test)]
 mod tests {
+    use sepal_metrics::Metric;
+
     use super::*;
 
-    fn check(n_labels: usize, predictions: &Prediction, labels: &Labels, expected: &[(&str, f64)]) {
-        let found = usual(n_labels, predictions, labels).expect("metrics");
-        assert_eq!(found.len(), expected.len());
-        for ((name, value), (expected_name, expected)) in found.iter().zip(expected) {
-            assert_eq!(name, expected_name);
+    fn check(label_names: &[&str], predictions: &Prediction, labels: &Labels, expected: &[(&str, f64)]) {
+        let label_names: Vec<String> = label_names.iter().map(|&name| name.to_owned()).collect();
+        let found = usual(&label_names, predictions, labels).expect("metrics");
+        let names = |named: &[(&str, f64)]| named.iter().map(|(name, _)| (*name).to_owned()).collect::<Vec<_>>();
+        assert_eq!(found.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>(), names(expected));
+        for ((name, value), (_, expected)) in found.iter().zip(expected) {
             assert!((value - expected).abs() < 1e-6, "{name}: expected {expected}, found {value}");
+            assert!(Metric::find(name).is_ok(), "{name} is in the list of metrics");
         }
     }
 
+    fn classes(class: &[i64], probabilities: &[&[f32]]) -> Prediction {
+        let probabilities = probabilities.iter().map(|row| row.to_vec()).collect();
+        Prediction { class: class.to_vec(), probabilities, ..Prediction::default() }
+    }
+
     #[test]
-    fn each_kind_has_its_metrics() {
-        let classes = |class: &[i64]| Prediction { class: class.to_vec(), ..Prediction::default() };
+    fn of_two_classes_the_second_counts() {
+        let predictions = classes(&[1, 0, 0, 0], &[&[0.2, 0.8], &[0.6, 0.4], &[0.9, 0.1], &[0.5, 0.5]]);
         let labels = Labels::Class(Tensor::from_slice(&[1_i64, 1, 0, 0]));
-        check(
-            2,
-            &classes(&[1, 0, 0, 0]),
-            &labels,
-            &[("accuracy", 0.75), ("f1", 2.0 / 3.0), ("mcc", 2.0 / 12.0_f64.sqrt())],
-        );
+        let expected = [
+            ("accuracy", 0.75),
+            ("f1", 2.0 / 3.0),
+            ("precision", 1.0),
+            ("recall", 0.5),
+            ("f1_macro", (2.0 / 3.0 + 0.8) / 2.0),
+            ("f1_micro", 0.75),
+            ("mcc", 2.0 / 12.0_f64.sqrt()),
+            ("auroc", 0.75),
+            ("ece", (0.2 + 0.6 + 0.1 + 0.5) / 4.0),
+            ("f1/bad", 0.8),
+            ("f1/good", 2.0 / 3.0),
+        ];
+        check(&["bad", "good"], &predictions, &labels, &expected);
+    }
+
+    #[test]
+    fn of_three_classes_the_mean_counts() {
+        let predictions = classes(&[2, 1, 1], &[&[0.1, 0.2, 0.7], &[0.2, 0.5, 0.3], &[0.15, 0.55, 0.3]]);
         let labels = Labels::Class(Tensor::from_slice(&[2_i64, 1, 0]));
-        check(
-            3,
-            &classes(&[2, 1, 1]),
-            &labels,
-            &[("accuracy", 2.0 / 3.0), ("f1", (1.0 + 2.0 / 3.0) / 3.0), ("mcc", 3.0 / 24.0_f64.sqrt())],
-        );
+        let expected = [
+            ("accuracy", 2.0 / 3.0),
+            ("f1", (1.0 + 2.0 / 3.0) / 3.0),
+            ("precision", 0.5),
+            ("recall", 2.0 / 3.0),
+            ("f1_macro", (1.0 + 2.0 / 3.0) / 3.0),
+            ("f1_micro", 2.0 / 3.0),
+            ("mcc", 3.0 / 24.0_f64.sqrt()),
+            ("auroc", (0.5 + 0.5 + 1.0) / 3.0),
+            ("ece", (0.3 + 0.5 + 0.55) / 3.0),
+            ("f1/a", 0.0),
+            ("f1/b", 2.0 / 3.0),
+            ("f1/c", 1.0),
+        ];
+        check(&["a", "b", "c"], &predictions, &labels, &expected);
+    }
+
+    #[test]
+    fn what_is_not_defined_is_left_out() {
+        let labels = Labels::Class(Tensor::from_slice(&[1_i64, 1]));
+        let label_names = ["bad".to_owned(), "good".to_owned()];
+        let has = |probabilities: &[&[f32]]| {
+            let found = usual(&label_names, &classes(&[1, 0], probabilities), &labels).expect("metrics");
+            ["accuracy", "auroc", "ece"].map(|name| found.iter().any(|(found, _)| found == name))
+        };
+        assert_eq!(has(&[&[0.2, 0.8], &[0.6, 0.4]]), [true, false, true], "no row of the first class");
+        assert_eq!(has(&[&[f32::NAN; 2], &[0.6, 0.4]]), [true, false, false], "no numbers");
+    }
+
+    #[test]
+    fn values_and_several_labels_have_their_own() {
         let values = Prediction { logits: vec![vec![1.0], vec![2.0], vec![4.0]], ..Prediction::default() };
         let labels = Labels::Value(Tensor::from_slice(&[2.0_f32, 4.0, 8.0]));
-        check(1, &values, &labels, &[("pearson", 1.0), ("spearman", 1.0), ("mse", 7.0)]);
+        let expected = [("pearson", 1.0), ("spearman", 1.0), ("mse", 7.0), ("mae", 7.0 / 3.0), ("r2", -0.125)];
+        check(&["score"], &values, &labels, &expected);
         let several = Prediction { probabilities: vec![vec![0.9, 0.1], vec![0.5, 0.6]], ..Prediction::default() };
         let labels = Labels::Multi(Tensor::from_slice(&[1.0_f32, 0.0, 0.0, 1.0]).view([2, 2]));
-        check(2, &several, &labels, &[("accuracy", 0.75), ("f1", 0.8)]);
+        let expected = [("accuracy", 0.75), ("f1", 0.8), ("f1_macro", 5.0 / 6.0), ("exact_match", 0.5), ("auroc", 1.0)];
+        check(&["a", "b"], &several, &labels, &expected);
     }
 
     #[test]
     fn rows_must_agree() {
         let labels = Labels::Class(Tensor::from_slice(&[1_i64, 1]));
-        assert!(matches!(usual(2, &Prediction::default(), &labels), Err(HeadError::Metric(_))));
+        let label_names = ["bad".to_owned(), "good".to_owned()];
+        let found = usual(&label_names, &Prediction::default(), &labels);
+        assert!(matches!(found, Err(HeadError::Metric(_))));
     }
 }

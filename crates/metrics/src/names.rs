@@ -1,0 +1,151 @@
+/// A metric that runs report, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metric {
+    /// As it is written: `accuracy`, `f1_macro`.
+    pub name: &'static str,
+    /// Whether a larger value is a better one.
+    pub larger_is_better: bool,
+    /// Whether there is also one per label, written `NAME/LABEL`.
+    pub per_label: bool,
+    /// What it measures, in one line.
+    pub about: &'static str,
+}
+
+/// All metrics, the same for every task; which of them a run has depends on its labels.
+pub const METRICS: &[Metric] = &[
+    smaller("loss", "the mean loss that training makes smaller"),
+    larger("accuracy", "the share of rows (with several labels a row: of pairs of row and label) that are right"),
+    larger("balanced_accuracy", "the mean recall of the classes"),
+    larger("top_k_accuracy", "the share of rows whose label is among the k most probable"),
+    each("precision", "of two classes the second one's, else the mean over classes"),
+    each("recall", "of two classes the second one's, else the mean over classes"),
+    each("f1", "of two classes the second one's, else the mean over classes; over pairs with several labels a row"),
+    larger("precision_macro", "the plain mean over classes"),
+    larger("precision_micro", "over all decisions"),
+    larger("precision_weighted", "the mean over classes, each as often as it is a label"),
+    larger("recall_macro", "the plain mean over classes"),
+    larger("recall_micro", "over all decisions"),
+    larger("recall_weighted", "the mean over classes, each as often as it is a label"),
+    larger("f1_macro", "the plain mean over classes"),
+    larger("f1_micro", "over all decisions"),
+    larger("f1_weighted", "the mean over classes, each as often as it is a label"),
+    larger("mcc", "Matthews' correlation of classes"),
+    larger("kappa", "Cohen's kappa"),
+    larger("auroc", "the area under the receiver operating characteristic; of several classes the mean"),
+    larger("average_precision", "the area under precision over recall"),
+    larger("exact_match", "the share of rows that have exactly the predicted labels"),
+    smaller("hamming_loss", "the share of pairs of row and label that are wrong"),
+    smaller("log_loss", "the mean of -ln of the label's probability"),
+    smaller("brier", "the mean squared distance of probabilities and labels"),
+    smaller("ece", "the expected calibration error"),
+    smaller("mse", "the mean squared error"),
+    smaller("rmse", "the root of the mean squared error"),
+    smaller("mae", "the mean absolute error"),
+    larger("r2", "the share of the labels' variance that the predictions explain"),
+    larger("pearson", "Pearson's correlation"),
+    larger("spearman", "Spearman's correlation of ranks"),
+];
+
+const fn larger(name: &'static str, about: &'static str) -> Metric {
+    Metric { name, larger_is_better: true, per_label: false, about }
+}
+
+const fn smaller(name: &'static str, about: &'static str) -> Metric {
+    Metric { larger_is_better: false, ..larger(name, about) }
+}
+
+const fn each(name: &'static str, about: &'static str) -> Metric {
+    Metric { per_label: true, ..larger(name, about) }
+}
+
+impl Metric {
+    /// The metric of this name; `f1/LABEL` is the `f1` of one label, whatever the label's name is.
+    ///
+    /// ```
+    /// use sepal_metrics::Metric;
+    ///
+    /// assert!(Metric::find("f1/positive")?.larger_is_better);
+    /// assert!(!Metric::find("loss")?.larger_is_better);
+    /// # Ok::<(), sepal_metrics::UnknownMetric>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`UnknownMetric`], which lists the known ones.
+    pub fn find(name: &str) -> Result<&'static Metric, UnknownMetric> {
+        let (base, of_label) = name.split_once('/').map_or((name, false), |(base, label)| (base, !label.is_empty()));
+        let whole = base.len() == name.len();
+        let fits = |metric: &&Metric| metric.name == base && (whole || metric.per_label && of_label);
+        METRICS.iter().find(fits).ok_or_else(|| UnknownMetric { name: name.to_owned() })
+    }
+
+    /// Whether `value` is better than `best`; a NaN never is, and anything else is better than a NaN.
+    pub fn is_better(&self, value: f64, best: f64) -> bool {
+        let ahead = if self.larger_is_better { value > best } else { value < best };
+        ahead || (best.is_nan() && !value.is_nan())
+    }
+}
+
+/// The names of all metrics, in the order of [`METRICS`].
+pub fn names() -> impl Iterator<Item = &'static str> {
+    METRICS.iter().map(|metric| metric.name)
+}
+
+/// A name that no metric has.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("find the metric {name:?}: there are {}", listed())]
+pub struct UnknownMetric {
+    /// What was asked for.
+    pub name: String,
+}
+
+/// `loss, accuracy, f1, f1/LABEL`.
+fn listed() -> String {
+    let both = |metric: &Metric| match metric.per_label {
+        true => format!("{0}, {0}/LABEL", metric.name),
+        false => metric.name.to_owned(),
+    };
+    METRICS.iter().map(both).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn each_name_is_there_once_and_plain() {
+        let all: HashSet<_> = names().collect();
+        assert_eq!(all.len(), METRICS.len());
+        for metric in METRICS {
+            assert_eq!(Metric::find(metric.name), Ok(metric));
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            assert!(metric.name.chars().all(plain), "{}", metric.name);
+            assert!(!metric.about.is_empty() && !metric.about.ends_with('.'), "{}", metric.name);
+        }
+    }
+
+    #[test]
+    fn labels_may_be_called_anything() {
+        for name in ["f1/positive", "precision/a/b", "recall/ü"] {
+            assert_eq!(Metric::find(name).map(|metric| Some(metric.name)), Ok(name.split('/').next()));
+        }
+        for name in ["f1/", "accuracy/positive", "/f1", "F1", "f1 ", "", "acc"] {
+            assert_eq!(Metric::find(name), Err(UnknownMetric { name: name.to_owned() }));
+        }
+        let text = UnknownMetric { name: "acc".to_owned() }.to_string();
+        assert!(text.starts_with("find the metric \"acc\": there are loss, accuracy, "), "{text}");
+        assert!(text.contains(", f1, f1/LABEL, "), "{text}");
+    }
+
+    #[test]
+    fn better_is_the_metrics_own_way() {
+        let (loss, f1) = (Metric::find("loss").expect("known"), Metric::find("f1").expect("known"));
+        assert!(loss.is_better(0.1, 0.2) && !loss.is_better(0.2, 0.1) && !loss.is_better(0.1, 0.1));
+        assert!(f1.is_better(0.2, 0.1) && !f1.is_better(0.1, 0.2) && !f1.is_better(0.1, 0.1));
+        for metric in [loss, f1] {
+            assert!(metric.is_better(0.1, f64::NAN));
+            assert!(!metric.is_better(f64::NAN, 0.1) && !metric.is_better(f64::NAN, f64::NAN));
+        }
+    }
+}
