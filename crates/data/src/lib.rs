@@ -61,4 +61,4 @@ pub use spec::{Format, TableSpec, split_files};
 pub use split::{SplitError, split};
 pub use table::{Place, RawLabel, Table};
 pub use template::{Template, TemplateError};
-pub use tokens::{Encode, TokenSpec, TokenTable, TokenizeError};
+pub use tokens::{Encode, TokenSpec, TokenTable, TokenizeError, encode_texts};

@@ -179,6 +179,27 @@ impl TokenTable {
     }
 }
 
+/// The ids of each text, or pair, with the template around it: at most `max_length`.
+///
+/// # Errors
+/// Whatever keeps a text from being encoded.
+///
+/// # Panics
+/// If there are fewer pairs than texts.
+pub fn encode_texts(
+    texts: &[&str],
+    pairs: Option<&[&str]>,
+    template: Option<&Template>,
+    encoder: &dyn Encode,
+    max_length: usize,
+) -> Result<Vec<Vec<u32>>, Box<dyn Error + Send + Sync>> {
+    let Some(template) = template else { return encoder.encode_batch(texts, pairs, max_length) };
+    let pair = |row: usize| pairs.map_or("", |pairs| pairs[row]);
+    let rendered: Vec<String> = (0..texts.len()).map(|row| template.render(texts[row], pair(row))).collect();
+    let rendered: Vec<&str> = rendered.iter().map(String::as_str).collect();
+    encoder.encode_batch(&rendered, pairs.filter(|_| !template.takes_pair()), max_length)
+}
+
 /// A table on its way to tokens.
 struct Work<'a> {
     table: &'a Table,
@@ -193,18 +214,10 @@ impl Work<'_> {
     }
 
     fn encode_rows(&self, rows: &[usize], max_length: usize) -> Result<Vec<Vec<u32>>, Box<dyn Error + Send + Sync>> {
-        let pair = |row: usize| self.table.pairs().map_or("", |pairs| pairs[row].as_str());
-        let text = |row: usize| self.table.texts()[row].as_str();
+        let texts: Vec<&str> = rows.iter().map(|&row| self.table.texts()[row].as_str()).collect();
+        let pairs = self.table.pairs().map(|pairs| rows.iter().map(|&row| pairs[row].as_str()).collect::<Vec<_>>());
         let template = self.spec.template.as_ref();
-        let rendered: Option<Vec<String>> =
-            template.map(|template| rows.iter().map(|&row| template.render(text(row), pair(row))).collect());
-        let texts: Vec<&str> = match &rendered {
-            Some(rendered) => rendered.iter().map(String::as_str).collect(),
-            None => rows.iter().map(|&row| text(row)).collect(),
-        };
-        let is_pair = self.table.pairs().is_some() && !template.is_some_and(Template::takes_pair);
-        let pairs: Option<Vec<&str>> = is_pair.then(|| rows.iter().map(|&row| pair(row)).collect());
-        let encoded = self.encoder.encode_batch(&texts, pairs.as_deref(), max_length)?;
+        let encoded = encode_texts(&texts, pairs.as_deref(), template, self.encoder, max_length)?;
         if encoded.len() == rows.len() && encoded.iter().all(|tokens| tokens.len() <= max_length) {
             Ok(encoded)
         } else {

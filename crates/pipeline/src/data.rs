@@ -1,6 +1,6 @@
 //! From sources to batches.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -203,16 +203,22 @@ fn read(alternative: &AlternativeSpec, asset: &Asset, splits: &[&str]) -> Result
         label: Some(alternative.label.clone()),
         filter: alternative.filter.iter().map(|(column, cell)| (column.clone(), cell.0.clone())).collect(),
     };
-    if !asset.path.is_dir() {
+    read_split(&asset.path, &spec, splits)
+}
+
+/// The rows of a file, or of the first of these splits that a folder has.
+pub(crate) fn read_split(path: &Path, columns: &TableSpec, splits: &[&str]) -> Result<Table, BoxError> {
+    let spec = TableSpec { path: path.to_owned(), ..columns.clone() };
+    if !path.is_dir() {
         return Ok(Table::read(&spec)?);
     }
     for split in splits {
-        let files: Vec<PathBuf> = sepal_data::split_files(&asset.path, split)?;
+        let files: Vec<PathBuf> = sepal_data::split_files(path, split)?;
         if !files.is_empty() {
             return Ok(Table::read_files(&spec, &files)?);
         }
     }
-    Err(format!("{} has no files of a split named {}", asset.path.display(), splits.join(", ")).into())
+    Err(format!("{} has no files of a split named {}", path.display(), splits.join(", ")).into())
 }
 
 fn facts(chosen: &Chosen, train: &Table, validation: Option<&Table>, truncated_rows: usize) -> DataFacts {
@@ -230,10 +236,14 @@ fn facts(chosen: &Chosen, train: &Table, validation: Option<&Table>, truncated_r
         train_rows: train.len(),
         validation_rows: validation.map_or(0, Table::len),
         truncated_rows,
+        text: chosen.spec.text.clone(),
+        text_pair: chosen.spec.text_pair.clone(),
+        label: chosen.spec.label.clone(),
+        template: chosen.spec.template.clone(),
     }
 }
 
-fn label_kind(head: &dyn TaskHead) -> LabelKind {
+pub(crate) fn label_kind(head: &dyn TaskHead) -> LabelKind {
     match head.label_kind() {
         sepal_plugin::LabelKind::Class => LabelKind::Class,
         sepal_plugin::LabelKind::Value => LabelKind::Value,

@@ -205,6 +205,14 @@ pub enum RunError {
         /// What is wrong.
         problem: String,
     },
+    /// What a run trained cannot be used.
+    #[error("use what was trained in {}: {problem}", path.display())]
+    Adapter {
+        /// The run's folder.
+        path: PathBuf,
+        /// Why not.
+        problem: String,
+    },
     /// A run cannot be gone on with.
     #[error("resume {}: {problem}", path.display())]
     Resume {

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use sepal_core::NamedHostTensor;
 use sepal_data::Loader;
+use sepal_metrics::Metric;
 use sepal_plugin::{Labels, Phase, Prediction};
 use sepal_track::{Best, EvaluationRecord};
 
@@ -115,10 +116,50 @@ impl Judge {
     }
 }
 
-/// Of a metric by its name.
+/// Of a metric by its name; larger values are taken for better where it is a head's own.
 fn goal_of(metric: &str) -> Goal {
-    match metric {
-        LOSS | "mse" | "rmse" | "mae" | "ece" | "brier" | "log_loss" | "hamming_loss" => Goal::Min,
+    match Metric::find(metric) {
+        Ok(metric) if !metric.larger_is_better => Goal::Min,
         _ => Goal::Max,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn evaluated(step: u64, loss: f64, accuracy: f64) -> Evaluated {
+        let metrics = [("accuracy".to_owned(), accuracy), ("mse".to_owned(), loss)].into();
+        let record = EvaluationRecord { step, loss, metrics, ..EvaluationRecord::default() };
+        Evaluated { record, headline: "accuracy".to_owned(), prediction: Prediction::default() }
+    }
+
+    fn judge(metric: Option<&str>, usual: Option<&str>, goal: Option<Goal>) -> Judge {
+        let spec = EvaluateSpec { metric: metric.map(str::to_owned), goal, ..EvaluateSpec::default() };
+        Judge::new(&spec, usual)
+    }
+
+    fn check(judge: &Judge, metric: &str, expected: bool) {
+        let [old, new] = [evaluated(1, 0.5, 0.8), evaluated(2, 0.6, 0.9)].map(|e| judge.value(&e).expect("a value"));
+        assert_eq!((old.metric.as_str(), new.step), (metric, 2));
+        assert_eq!(judge.is_better(&new, Some(&old), 0.0), expected);
+        assert!(judge.is_better(&new, None, 0.0) && !judge.is_better(&new, Some(&old), 0.2));
+        let nan = Best { value: f64::NAN, ..new.clone() };
+        assert!(!judge.is_better(&nan, Some(&old), 0.0) && judge.is_better(&new, Some(&nan), 0.0));
+    }
+
+    #[test]
+    fn the_metric_says_what_is_better() {
+        check(&judge(None, None, None), "accuracy", true);
+        check(&judge(None, Some("mse"), None), "mse", false);
+        check(&judge(Some("loss"), Some("accuracy"), None), "loss", false);
+        check(&judge(Some("loss"), None, Some(Goal::Max)), "loss", true);
+    }
+
+    #[test]
+    fn a_metric_that_the_task_does_not_have_is_refused() {
+        let error = judge(Some("auroc"), None, None).value(&evaluated(1, 0.5, 0.8)).expect_err("there is none");
+        let text = "find `evaluate.metric` `auroc` among those of the task: accuracy, mse, loss";
+        assert_eq!(error.to_string(), text);
     }
 }

@@ -20,6 +20,7 @@
 mod assemble;
 mod blocks;
 mod checks;
+mod classifier;
 mod connect;
 mod data;
 mod diagnose;
@@ -42,9 +43,11 @@ mod step;
 mod swarm;
 mod train;
 mod unfinished;
+
 mod words;
 mod yaml;
 
+pub use classifier::{Classifier, Evaluation, Session};
 pub use error::RunError;
 pub use load::{Layers, Loaded, ReadError};
 pub use model_files::ModelFiles;

@@ -141,7 +141,7 @@ impl Run<'_> {
             validation: prepared.validation.as_ref(),
             spec,
             length,
-            judge: Judge::new(&spec.evaluate, None),
+            judge: Judge::new(&spec.evaluate, usual_metric(&prepared.facts.train)),
             log,
             observer,
             stop: self.stop,
@@ -267,6 +267,11 @@ impl End<'_> {
             seconds: manifest.seconds,
         }
     }
+}
+
+/// The metric that GLUE's table has of these rows, if they are of a task of GLUE.
+fn usual_metric(source: &str) -> Option<&'static str> {
+    sepal_metrics::glue::Task::find(source)?.metrics.first().copied()
 }
 
 /// The libtorch that the bindings are made for.

@@ -167,6 +167,18 @@ pub struct DataFacts {
     pub validation_rows: usize,
     /// Rows of both that were cut to `max_length`.
     pub truncated_rows: usize,
+    /// The column of the texts.
+    #[serde(default)]
+    pub text: String,
+    /// The column of second texts.
+    #[serde(default)]
+    pub text_pair: Option<String>,
+    /// The column of the labels.
+    #[serde(default)]
+    pub label: String,
+    /// What was put around each text.
+    #[serde(default)]
+    pub template: Option<String>,
 }
 
 /// How many numbers train, and how many there are.

@@ -1,0 +1,240 @@
+//! A trained classifier: the adapter of a run over the same frozen model.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use sepal_assets::{Assets, Kind, Sources};
+use sepal_core::Ragged;
+use sepal_data::{
+    LabelSet, Labels, Loader, LoaderConfig, Table, TableSpec, Template, TokenSpec, TokenTable, encode_texts,
+};
+use sepal_nn::Parameters;
+use sepal_plugin::{Phase, Prediction, Registry};
+use sepal_track::{EvaluationRecord, Manifest};
+
+use crate::assemble::{Frozen, assemble, build_head};
+use crate::blocks::Tuned;
+use crate::connect::Kept;
+use crate::data::{label_kind, read_split};
+use crate::error::{BoxError, RunError};
+use crate::evaluate::evaluate;
+use crate::model::Model;
+use crate::model_files::watched;
+use crate::progress::Observer;
+use crate::spec::Spec;
+
+/// The classifier that a run trained, ready to be asked.
+pub struct Classifier {
+    model: Model,
+    frozen: Frozen,
+    manifest: Manifest,
+    template: Option<Template>,
+    max_length: usize,
+    batch_size: usize,
+    prefetch: usize,
+    /// Servers are used as long as this is there.
+    _servers: Kept,
+}
+
+/// Rows of which all have been asked for at once, and what the servers were given for them.
+pub struct Session<'a> {
+    classifier: &'a Classifier,
+    tuned: Tuned<'a>,
+}
+
+/// Rows that were predicted, with their labels.
+#[derive(Debug)]
+pub struct Evaluation {
+    /// The metrics.
+    pub record: EvaluationRecord,
+    /// The name of the one that comes first for the task.
+    pub headline: String,
+    /// `predictions.parquet` of these rows.
+    pub predictions: Vec<u8>,
+}
+
+impl Classifier {
+    /// Loads the adapter in the folder `run`, and the model as `spec` says, which is the run's pipeline with other servers
+    /// perhaps.
+    ///
+    /// # Errors
+    /// [`RunError`] if a part cannot be had, or the adapter was trained on another model.
+    pub fn open(
+        spec: &Spec,
+        run: &Path,
+        registry: &Registry,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<Self, RunError> {
+        let refused = |problem: String| RunError::Adapter { path: run.into(), problem };
+        let manifest = Manifest::read(run).map_err(|error| refused(sepal_core::in_one_line(&error)))?;
+        if let Some(threads) = spec.train.threads {
+            tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+        }
+        let frozen = Frozen::fetch(spec, &Assets::from_env(), observer, stop)?;
+        let facts = frozen.facts(spec);
+        for (what, own, others) in [
+            ("model", &facts.digest, &manifest.model.digest),
+            ("tokenizer", &facts.tokenizer, &manifest.model.tokenizer),
+        ] {
+            if own != others {
+                return Err(refused(format!("it was trained with another {what} ({others}, this one is {own})")));
+            }
+        }
+        let template = manifest.data.template.as_deref().map(str::parse).transpose();
+        let template = template.map_err(|error: sepal_data::TemplateError| refused(error.to_string()))?;
+        let mut params = Parameters::new();
+        let head = build_head(spec, registry, &frozen, &mut params)?;
+        let longest = spec.data.max_length;
+        let (mut model, servers) = assemble(spec, registry, &frozen, (head, params), longest, observer)?;
+        let path = run.join("adapter.safetensors");
+        model.params.load(&path).map_err(|error| refused(sepal_core::in_one_line(&error)))?;
+        Ok(Self {
+            model,
+            frozen,
+            manifest,
+            template,
+            max_length: spec.data.max_length,
+            batch_size: spec.evaluate.batch_size,
+            prefetch: spec.loader.prefetch,
+            _servers: servers,
+        })
+    }
+
+    /// What is known of the run.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The names of the labels, in the order of the probabilities.
+    pub fn label_names(&self) -> &[String] {
+        self.model.head.label_names()
+    }
+
+    /// What is predicted for a row.
+    pub fn label_kind(&self) -> sepal_plugin::LabelKind {
+        self.model.head.label_kind()
+    }
+
+    /// Whether rows are pairs of texts.
+    pub fn takes_pairs(&self) -> bool {
+        self.manifest.data.text_pair.is_some()
+    }
+
+    /// Gives the servers what was trained, once for all that is asked in the session.
+    ///
+    /// # Errors
+    /// [`RunError`] if the blocks cannot be had.
+    pub fn session(&self) -> Result<Session<'_>, RunError> {
+        let tuned = tch::no_grad(|| self.model.blocks.tune(self.model.tunables()?))?;
+        Ok(Session { classifier: self, tuned })
+    }
+
+    /// Predicts labelled rows, of a file or any other source, and measures how right that is.
+    ///
+    /// `files` are the splits of which the first that the source has is read, if it has several.
+    ///
+    /// # Errors
+    /// [`RunError`] if the rows cannot be had, or have other labels.
+    pub fn evaluate(
+        &self,
+        sources: &Sources,
+        columns: &TableSpec,
+        splits: &[&str],
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<Evaluation, RunError> {
+        let data = |source: BoxError| RunError::Data { split: "labelled", source };
+        let asset = {
+            let mut watch = watched("data", observer, stop);
+            Assets::from_env().fetch_first(sources, Kind::Dataset, &mut watch)
+        };
+        let asset = asset.map_err(|source| RunError::Fetch { what: "data", source })?;
+        let table = read_split(&asset.path, columns, splits).map_err(data)?;
+        let set = LabelSet::new(self.label_names()).map_err(|error| data(error.into()))?;
+        let labels = set.labels_as(&table, label_kind(&*self.model.head)).map_err(|error| data(error.into()))?;
+        let loader = self.loader(&table, labels.clone()).map_err(data)?;
+        let evaluated = evaluate(&self.model, &loader, self.manifest.steps, observer)?;
+        let Prediction { class, probabilities, logits } = &evaluated.prediction;
+        let predicted = sepal_data::Predicted { class, logits, probabilities };
+        let predictions = sepal_data::predictions_parquet(&table, &labels, self.label_names(), predicted)
+            .map_err(|source| RunError::Predictions(source.into()))?;
+        Ok(Evaluation { record: evaluated.record, headline: evaluated.headline, predictions })
+    }
+
+    fn loader(&self, table: &Table, labels: Labels) -> Result<Loader, BoxError> {
+        let mut spec = TokenSpec::new(self.max_length);
+        if let Some(template) = &self.template {
+            spec = spec.with_template(template.clone());
+        }
+        let tokens = Arc::new(TokenTable::build(table, &self.frozen.tokenizer, &spec)?);
+        let config = LoaderConfig {
+            batch_size: self.batch_size,
+            drop_last: false,
+            shuffle: false,
+            seed: 0,
+            prefetch: self.prefetch,
+        };
+        Ok(Loader::new(tokens, Some(labels), config)?)
+    }
+}
+
+impl Session<'_> {
+    /// Predicts these rows; the answer is in their order, whatever the batches that they go in.
+    ///
+    /// # Errors
+    /// [`RunError`] if a text cannot be encoded, or the blocks failed.
+    ///
+    /// # Panics
+    /// If there are second texts, but fewer than first ones.
+    pub fn classify(&self, texts: &[&str], pairs: Option<&[&str]>) -> Result<Prediction, RunError> {
+        let Classifier { frozen, template, max_length, batch_size, .. } = self.classifier;
+        let encoded = encode_texts(texts, pairs, template.as_ref(), &frozen.tokenizer, *max_length)
+            .map_err(|source| RunError::Data { split: "given", source })?;
+        // Rows of similar length go together; servers pad nothing then.
+        let mut order: Vec<usize> = (0..encoded.len()).collect();
+        order.sort_by_key(|&row| encoded[row].len());
+        let mut predicted = Prediction::default();
+        for rows in order.chunks(*batch_size) {
+            predicted.append(self.batch(&encoded, rows)?);
+        }
+        Ok(in_order(predicted, &order))
+    }
+
+    fn batch(&self, encoded: &[Vec<u32>], rows: &[usize]) -> Result<Prediction, RunError> {
+        let ids: Vec<i64> = rows.iter().flat_map(|&row| &encoded[row]).map(|&id| i64::from(id)).collect();
+        let given = |source: BoxError| RunError::Data { split: "given", source };
+        let ragged =
+            Ragged::from_lengths(rows.iter().map(|&row| encoded[row].len())).map_err(|error| given(error.into()))?;
+        let model = &self.classifier.model;
+        tch::no_grad(|| {
+            let logits = model.forward(&self.tuned, &ids, &ragged, Phase::Evaluate)?;
+            model.head.predict(&logits).map_err(RunError::Head)
+        })
+    }
+}
+
+impl std::fmt::Debug for Classifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Classifier").field("run", &self.manifest.name).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Session<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("classifier", self.classifier).finish_non_exhaustive()
+    }
+}
+
+/// What was predicted for the rows `order`, in the order of the rows.
+fn in_order(predicted: Prediction, order: &[usize]) -> Prediction {
+    let mut place = vec![0; order.len()];
+    order.iter().enumerate().for_each(|(at, &row)| place[row] = at);
+    let pick = |rows: &[Vec<f32>]| place.iter().filter_map(|&at| rows.get(at)).cloned().collect();
+    Prediction {
+        class: place.iter().filter_map(|&at| predicted.class.get(at)).copied().collect(),
+        probabilities: pick(&predicted.probabilities),
+        logits: pick(&predicted.logits),
+    }
+}
