@@ -81,6 +81,11 @@ impl Loader {
         if config.drop_last { rows / config.batch_size } else { rows.div_ceil(config.batch_size) }
     }
 
+    /// The labels of all rows, in the file's order, dropped ones included.
+    pub fn labels(&self) -> Option<&Labels> {
+        self.shared.labels.as_ref()
+    }
+
     /// The number of rows, dropped ones included.
     pub fn rows(&self) -> usize {
         self.shared.tokens.len()

@@ -6,6 +6,7 @@ use sepal_blocks::BlockStack;
 use sepal_core::{DEEP_PROMPTS, Ragged, Want};
 use sepal_remote::{RemoteError, RemoteSequential};
 use sepal_swarm::Traffic;
+use sepal_track::ServerUse;
 use tch::Tensor;
 
 use crate::error::RunError;
@@ -62,6 +63,24 @@ impl Blocks {
     /// Servers that were met.
     pub(crate) fn n_servers(&self) -> usize {
         self.place.there().map_or(0, |remote| remote.servers().len())
+    }
+
+    /// What was made of each server, those of `before` included, which processes before this one used.
+    pub(crate) fn uses(&self, before: &[ServerUse]) -> Vec<ServerUse> {
+        let mut uses = before.to_vec();
+        for now in self.place.there().map(RemoteSequential::uses).unwrap_or_default() {
+            let blocks = now.span.to_string();
+            match uses.iter_mut().find(|earlier| earlier.server == now.server && earlier.blocks == blocks) {
+                Some(earlier) => {
+                    earlier.calls += now.calls;
+                    earlier.failures += now.failures;
+                }
+                None => {
+                    uses.push(ServerUse { server: now.server, blocks, calls: now.calls, failures: now.failures });
+                }
+            }
+        }
+        uses
     }
 
     /// With the tunables of one optimizer step, stacked by block: each `[n_blocks, ..]`.

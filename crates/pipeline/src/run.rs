@@ -13,7 +13,7 @@ use sepal_plugin::{Opt, OptContext, Registry, Sched, SchedContext};
 use sepal_track::{Bytes, Manifest, MetricsLog, RunFolder, Status, Versions};
 
 use crate::assemble::{Frozen, assemble, build_head, fetch_model};
-use crate::data::{self, Prepared};
+use crate::data::{self, Prepared, to_tensor};
 use crate::error::RunError;
 use crate::evaluate::Judge;
 use crate::model::Model;
@@ -83,8 +83,9 @@ impl Run<'_> {
         let assets = Assets::from_env();
         let frozen = Frozen::fetch(spec, &assets, observer, stop)?;
         let mut params = Parameters::new();
-        let head = build_head(spec, registry, &frozen, &mut params)?;
+        let mut head = build_head(spec, registry, &frozen, &mut params)?;
         let prepared = data::prepare(spec, &assets, &frozen.tokenizer, &*head, observer, stop)?;
+        head.see_training(&to_tensor(prepared.train.labels())?).map_err(RunError::Head)?;
         let longest = prepared.validation.as_ref().map_or(0, Loader::longest_row).max(prepared.train.longest_row());
         let (mut model, servers) = assemble(spec, registry, &frozen, (head, params), longest, observer)?;
 
@@ -242,7 +243,7 @@ impl End<'_> {
             best: kept.map(|kept| kept.best.clone()),
             ended_early: progress.ended_early.clone(),
             resumed_at: progress.resumed_at.clone(),
-            servers: Vec::new(),
+            servers: model.blocks.uses(&progress.servers_before),
             near_words: Vec::new(),
         })
     }

@@ -101,6 +101,7 @@ impl<'a> Saver<'a> {
     pub(crate) fn save(&mut self, training: &Training<'_>, outcome: &Outcome) -> Result<(), RunError> {
         let mut progress = outcome.progress.clone();
         progress.seconds_before += self.started.elapsed().as_secs_f64();
+        progress.servers_before = training.model.blocks.uses(&progress.servers_before);
         let traffic = training.model.blocks.traffic();
         progress.sent_before += traffic.up();
         progress.received_before += traffic.down();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sepal_core::in_one_line;
 use sepal_data::{Batch, Epoch, Loader};
 use sepal_optim::{Optimizer, Schedule};
-use sepal_track::{Best, MetricsLog};
+use sepal_track::{Best, MetricsLog, ServerUse};
 use serde::{Deserialize, Serialize};
 
 use crate::error::RunError;
@@ -67,6 +67,8 @@ pub(crate) struct Progress {
     /// Moved by processes before this one.
     pub(crate) sent_before: u64,
     pub(crate) received_before: u64,
+    /// Used by processes before this one.
+    pub(crate) servers_before: Vec<ServerUse>,
     /// When the run began.
     pub(crate) started: String,
     pub(crate) resumed_at: Vec<u64>,

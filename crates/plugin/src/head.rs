@@ -26,6 +26,16 @@ pub trait TaskHead: Send {
     /// [`HeadError`] if the labels are of another kind, or out of range.
     fn loss(&self, logits: &Logits, labels: &Labels) -> Result<Tensor, HeadError>;
 
+    /// Shows it the labels of all training rows, once before the first of them is trained on; weights of classes may
+    /// depend on them.
+    ///
+    /// # Errors
+    /// [`HeadError`] if the labels are of another kind.
+    fn see_training(&mut self, labels: &Labels) -> Result<(), HeadError> {
+        let _ = labels;
+        Ok(())
+    }
+
     /// What the logits say, as plain numbers.
     ///
     /// # Errors

@@ -45,4 +45,5 @@ mod thread;
 
 pub use error::RemoteError;
 pub use sequential::{ModelExpectation, RemoteOptions, RemoteSequential, SwarmPath, Tuned};
+pub use servers::ServerUse;
 pub use survey::{Surveyed, survey};

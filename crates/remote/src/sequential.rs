@@ -17,7 +17,7 @@ use crate::backward::{Backward, Failed};
 use crate::chain::ClientWant;
 use crate::cuts::{Cuts, PARTS};
 use crate::error::RemoteError;
-use crate::servers::SharedRouter;
+use crate::servers::{ServerUse, SharedRouter};
 use crate::step::Step;
 use crate::thread::{self as rpc, Command, Setup, Source};
 
@@ -171,6 +171,11 @@ impl RemoteSequential {
     /// What the servers said of themselves when they were met.
     pub fn servers(&self) -> &[ServerInfo] {
         &self.servers
+    }
+
+    /// What was made of each server so far, in the order in which they were met.
+    pub fn uses(&self) -> Vec<ServerUse> {
+        self.router.uses().clone()
     }
 
     /// Bytes sent and received so far, everything included.

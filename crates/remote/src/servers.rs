@@ -27,12 +27,33 @@ const MOST_PAUSES: u32 = 6;
 
 /// A router that the thread that trains makes plans with, and the thread that speaks with servers tells what happens.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct SharedRouter(Arc<Mutex<Router>>);
+pub(crate) struct SharedRouter {
+    router: Arc<Mutex<Router>>,
+    /// By [`ServerId`].
+    uses: Arc<Mutex<Vec<ServerUse>>>,
+}
+
+/// What was made of a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerUse {
+    /// Its address, or what stands for it.
+    pub server: String,
+    /// The blocks that it held when it was met.
+    pub span: Span,
+    /// Calls that it answered.
+    pub calls: u64,
+    /// Calls that it failed, and which were made again, there or elsewhere.
+    pub failures: u64,
+}
 
 impl SharedRouter {
     pub(crate) fn lock(&self) -> MutexGuard<'_, Router> {
         // A panic elsewhere leaves it usable: every change to it is whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.router.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn uses(&self) -> MutexGuard<'_, Vec<ServerUse>> {
+        self.uses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -122,6 +143,8 @@ impl Servers {
             tape_token_blocks: room,
         };
         self.router().add(server);
+        let server = peer.endpoint.to_string();
+        self.router.uses().push(ServerUse { server, span: info.span, calls: 0, failures: 0 });
         peer.is_met.set(true);
         self.peers.borrow_mut().push(peer);
         self.infos.borrow_mut().push(info.clone());
@@ -254,6 +277,9 @@ impl Servers {
             }
             ref other => other.retry(),
         };
+        if !matches!(error, CallError::Left) {
+            self.router.uses()[hop.server.0].failures += 1;
+        }
         trouble.since.get_or_insert_with(Instant::now);
         trouble.last = Some(format!("server {server}: {error}"));
         trouble.check(self.options.wait, hop.span)?;
@@ -338,6 +364,7 @@ impl Trouble {
 /// A call that the router knows of; it is told if the call is dropped.
 pub(crate) struct UnderWay<'a> {
     router: &'a SharedRouter,
+    server: ServerId,
     call: Call,
     begun: Instant,
     is_over: bool,
@@ -346,7 +373,7 @@ pub(crate) struct UnderWay<'a> {
 impl<'a> UnderWay<'a> {
     pub(crate) fn new(router: &'a SharedRouter, server: ServerId, work: Work) -> Self {
         let call = router.lock().started(server, work);
-        Self { router, call, begun: Instant::now(), is_over: false }
+        Self { router, server, call, begun: Instant::now(), is_over: false }
     }
 
     /// The answer is there; beside waiting and computing it took the rest of the time, or `on_the_way` if that is known.
@@ -355,6 +382,7 @@ impl<'a> UnderWay<'a> {
         let sepal_wire::Timing { queued, computed } = there;
         let total = on_the_way.map_or(self.begun.elapsed(), |on_the_way| queued + computed + on_the_way);
         self.router.lock().finished(self.call, Timing { total, queued, computed });
+        self.router.uses()[self.server.0].calls += 1;
     }
 }
 

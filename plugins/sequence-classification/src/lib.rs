@@ -15,16 +15,21 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod weights;
+
 use schemars::JsonSchema;
 use sepal_nn::init::{normal, rng};
 use sepal_plugin::{
-    BuildError, Head, HeadContext, HeadError, Hidden, LabelKind, Labels, Logits, Phase, Plugin, Prediction, TaskHead,
+    BuildError, Head, HeadContext, HeadError, Hidden, LabelKind, Labels, Logits, OptionProblem, Phase, Plugin,
+    Prediction, TaskHead,
 };
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
 
+pub use crate::weights::ClassWeights;
+
 /// Gives each text a label, a number, or several labels.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SequenceClassificationConfig {
     /// The labels' names, in the order of the numbers that stand for them in the data. One alone: the label is a
@@ -34,6 +39,17 @@ pub struct SequenceClassificationConfig {
     /// Any number of the labels may be right for a text (binary cross entropy).
     #[serde(default)]
     pub multi_label: bool,
+    /// How much of the truth is taken from the right label and spread evenly over all (with several labels a text: moved
+    /// from 0 and 1 towards a half); for numbers it means nothing.
+    #[serde(default)]
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
+    pub label_smoothing: f64,
+    /// What the loss of a row of each label is multiplied by: one number to a label, in their order, or `balanced` for
+    /// weights that make all labels count the same, however often they occur among the training rows (with one label a
+    /// text). Unlike PyTorch's weighted mean the loss is divided by the number of rows, not by their weights, so that it
+    /// does not depend on how rows fall into batches.
+    #[serde(default)]
+    pub class_weights: Option<ClassWeights>,
 }
 
 /// A linear layer without bias from a hidden state to logits, as transformers' `*ForSequenceClassification`.
@@ -42,6 +58,9 @@ pub struct SequenceClassification {
     score: Tensor, // [n_labels, hidden]
     labels: Vec<String>,
     kind: LabelKind,
+    label_smoothing: f64,
+    weights: Option<Tensor>, // [n_labels]
+    is_balanced: bool,
 }
 
 /// The parameter's name in an adapter.
@@ -55,7 +74,26 @@ impl Plugin<Head> for SequenceClassification {
     type Config = SequenceClassificationConfig;
 
     fn example() -> SequenceClassificationConfig {
-        SequenceClassificationConfig { labels: vec!["negative".to_owned(), "positive".to_owned()], multi_label: false }
+        let labels = vec!["negative".to_owned(), "positive".to_owned()];
+        SequenceClassificationConfig { labels, multi_label: false, label_smoothing: 0.0, class_weights: None }
+    }
+
+    fn check(config: &SequenceClassificationConfig) -> Vec<OptionProblem> {
+        let n_labels = config.labels.len();
+        let problem = |message: String| vec![OptionProblem { key: "class_weights".to_owned(), message }];
+        match &config.class_weights {
+            Some(_) if n_labels == 1 => problem("expected none for a task that predicts a number".to_owned()),
+            Some(ClassWeights::Balanced) if config.multi_label => {
+                problem("expected one number to a label where a text has any number of labels".to_owned())
+            }
+            Some(ClassWeights::Each(weights)) if weights.len() != n_labels => {
+                problem(format!("expected {n_labels} numbers, one to a label, found {}", weights.len()))
+            }
+            Some(ClassWeights::Each(weights)) if !weights.iter().all(|weight| weight.is_finite() && *weight >= 0.0) => {
+                problem("expected numbers of at least 0".to_owned())
+            }
+            _ => Vec::new(),
+        }
     }
 
     fn build(config: SequenceClassificationConfig, cx: &mut HeadContext<'_>) -> Result<Box<dyn TaskHead>, BuildError> {
@@ -66,7 +104,18 @@ impl Plugin<Head> for SequenceClassification {
             (false, _) => LabelKind::Class,
         };
         let init = normal(&[config.labels.len() as i64, cx.hidden as i64], STD, &mut rng(cx.seed, SCORE))?;
-        Ok(Box::new(Self { score: cx.params.add(SCORE, &init)?, labels: config.labels, kind }))
+        let weights = match &config.class_weights {
+            Some(ClassWeights::Each(weights)) => Some(Tensor::f_from_slice(weights)?.f_to_kind(Kind::Float)?),
+            _ => None,
+        };
+        Ok(Box::new(Self {
+            score: cx.params.add(SCORE, &init)?,
+            labels: config.labels,
+            kind,
+            label_smoothing: config.label_smoothing,
+            weights,
+            is_balanced: config.class_weights == Some(ClassWeights::Balanced),
+        }))
     }
 }
 
@@ -88,7 +137,10 @@ impl TaskHead for SequenceClassification {
             (LabelKind::Class, Labels::Class(classes)) => {
                 check_shape(classes, &[rows])?;
                 check_classes(classes, self.labels.len())?;
-                Ok(logits.f_cross_entropy_loss(classes, None::<Tensor>, Reduction::Mean, -100, 0.0)?)
+                let weights = self.weights.as_ref();
+                let each =
+                    logits.f_cross_entropy_loss(classes, weights, Reduction::None, -100, self.label_smoothing)?;
+                Ok(each.f_mean(Kind::Float)?) // [rows] -> []
             }
             (LabelKind::Value, Labels::Value(values)) => {
                 check_shape(values, &[rows])?;
@@ -96,10 +148,20 @@ impl TaskHead for SequenceClassification {
             }
             (LabelKind::Multi, Labels::Multi(whether)) => {
                 check_shape(whether, &[rows, n_labels])?;
-                Ok(logits.f_binary_cross_entropy_with_logits(whether, None::<Tensor>, None, Reduction::Mean)?)
+                let weights = self.weights.as_ref();
+                let smooth = self.label_smoothing;
+                let whether = whether.f_mul_scalar(1.0 - smooth)?.f_add_scalar(smooth / 2.0)?;
+                Ok(logits.f_binary_cross_entropy_with_logits(&whether, weights, None, Reduction::Mean)?)
             }
             (expected, labels) => Err(HeadError::Kind { expected, found: labels.kind() }),
         }
+    }
+
+    fn see_training(&mut self, labels: &Labels) -> Result<(), HeadError> {
+        if let (true, Labels::Class(classes)) = (self.is_balanced, labels) {
+            self.weights = Some(balanced(classes, self.labels.len())?);
+        }
+        Ok(())
     }
 
     fn predict(&self, logits: &Logits) -> Result<Prediction, HeadError> {
@@ -122,6 +184,15 @@ impl TaskHead for SequenceClassification {
     fn label_kind(&self) -> LabelKind {
         self.kind
     }
+}
+
+/// For each class the rows that it would have if all had as many, through those that it has (scikit-learn's `balanced`);
+/// 0 for one that has none.
+fn balanced(classes: &Tensor, n_labels: usize) -> Result<Tensor, HeadError> {
+    let counts = classes.f_bincount(None::<Tensor>, n_labels as i64)?.f_to_kind(Kind::Float)?; // [n_labels]
+    let rows = counts.f_sum(Kind::Float)?.f_div_scalar(n_labels as f64)?;
+    let weights = rows.f_div(&counts)?;
+    Ok(weights.f_masked_fill(&counts.f_eq(0.0)?, 0.0)?)
 }
 
 fn check_shape(labels: &Tensor, expected: &[i64]) -> Result<(), HeadError> {
@@ -149,8 +220,18 @@ mod tests {
     use super::*;
 
     fn head(labels: &[&str], multi_label: bool) -> Box<dyn TaskHead> {
+        weighted(labels, multi_label, 0.0, None)
+    }
+
+    fn weighted(
+        labels: &[&str],
+        multi_label: bool,
+        label_smoothing: f64,
+        class_weights: Option<ClassWeights>,
+    ) -> Box<dyn TaskHead> {
+        let labels: Vec<String> = labels.iter().map(|&name| name.to_owned()).collect();
         let config =
-            SequenceClassificationConfig { labels: labels.iter().map(|&name| name.to_owned()).collect(), multi_label };
+            SequenceClassificationConfig { labels: labels.clone(), multi_label, label_smoothing, class_weights };
         let mut params = Parameters::new();
         let mut cx = HeadContext { params: &mut params, hidden: 2, seed: 42 };
         let head = SequenceClassification::build(config, &mut cx).expect("built");
@@ -206,6 +287,52 @@ mod tests {
         check_loss(&*head, &logits, &labels, -(0.5_f64.ln() + 0.25_f64.ln()) / 2.0);
         let prediction = head.predict(&logits).expect("predicted");
         assert!((prediction.probabilities[0][0] - 0.5).abs() < 1e-6 && prediction.class == [1]);
+    }
+
+    #[test]
+    fn rows_count_by_the_weights_of_their_labels() {
+        let logits = logits(&[&[0.0, 3.0_f32.ln()], &[0.0, 0.0], &[0.0, 0.0]]);
+        let labels = Labels::Class(Tensor::from_slice(&[1_i64, 0, 0]));
+        let (sure, even) = (-0.75_f64.ln(), -0.5_f64.ln());
+        let each = weighted(&["bad", "good"], false, 0.0, Some(ClassWeights::Each(vec![0.5, 3.0])));
+        check_loss(&*each, &logits, &labels, (3.0 * sure + 2.0 * 0.5 * even) / 3.0);
+        let mut balanced = weighted(&["bad", "good"], false, 0.0, Some(ClassWeights::Balanced));
+        balanced.see_training(&Labels::Class(Tensor::from_slice(&[1_i64, 0, 0, 0]))).expect("counted");
+        check_loss(&*balanced, &logits, &labels, (2.0 * sure + 2.0 * (2.0 / 3.0) * even) / 3.0);
+
+        let several = weighted(&["short", "funny"], true, 0.0, Some(ClassWeights::Each(vec![2.0, 1.0])));
+        let labels = Labels::Multi(Tensor::from_slice(&[1.0_f32, 0.0]).view([1, 2]));
+        check_loss(&*several, &self::logits(&[&[0.0, 3.0_f32.ln()]]), &labels, (2.0 * even - 0.25_f64.ln()) / 2.0);
+    }
+
+    #[test]
+    fn a_smooth_truth_is_less_sure() {
+        let logits = logits(&[&[0.0, 3.0_f32.ln()]]);
+        let smooth = weighted(&["bad", "good"], false, 0.2, None);
+        let expected = -(0.9 * 0.75_f64.ln() + 0.1 * 0.25_f64.ln());
+        check_loss(&*smooth, &logits, &Labels::Class(Tensor::from_slice(&[1_i64])), expected);
+        let smooth = weighted(&["short", "funny"], true, 0.2, None);
+        let labels = Labels::Multi(Tensor::from_slice(&[1.0_f32, 1.0]).view([1, 2]));
+        let expected = -(0.5_f64.ln() + 0.9 * 0.75_f64.ln() + 0.1 * 0.25_f64.ln()) / 2.0;
+        check_loss(&*smooth, &logits, &labels, expected);
+    }
+
+    #[test]
+    fn weights_that_do_not_fit_are_refused() {
+        let problems = |options: serde_json::Value| {
+            let config: SequenceClassificationConfig = serde_json::from_value(options).expect("options");
+            let problems = SequenceClassification::check(&config);
+            problems.into_iter().map(|problem| format!("{}: {}", problem.key, problem.message)).collect::<Vec<_>>()
+        };
+        let json = serde_json::json!({ "labels": ["a", "b"], "class_weights": [1.0] });
+        assert_eq!(problems(json), ["class_weights: expected 2 numbers, one to a label, found 1"]);
+        let json = serde_json::json!({ "labels": ["a"], "class_weights": "balanced" });
+        assert_eq!(problems(json), ["class_weights: expected none for a task that predicts a number"]);
+        let json = serde_json::json!({ "labels": ["a", "b"], "multi_label": true, "class_weights": "balanced" });
+        assert_eq!(problems(json).len(), 1);
+        let json = serde_json::json!({ "labels": ["a", "b"], "class_weights": "even" });
+        let error = serde_json::from_value::<SequenceClassificationConfig>(json).expect_err("no such word");
+        assert!(error.to_string().contains("`balanced` or one number to a label"), "{error}");
     }
 
     #[test]
