@@ -10,8 +10,9 @@ use sepal_checkpoint::{Checkpoint, Part};
 use sepal_core::{Span, in_one_line};
 use sepal_data::Loader;
 use sepal_nn::Parameters;
+use sepal_optim::Schedule;
 use sepal_plugin::{
-    Head, HeadContext, Opt, OptContext, Registry, Sched, SchedContext, Tuning, TuningContext, TuningMode,
+    BuildError, Head, HeadContext, Opt, OptContext, Registry, Sched, SchedContext, Tuning, TuningContext, TuningMode,
 };
 use sepal_server::ModelIdentity;
 use sepal_track::{Bytes, Manifest, ModelFacts, RunFolder, Status, Versions};
@@ -24,7 +25,7 @@ use crate::model::Model;
 use crate::model_files::{ModelFiles, watched};
 use crate::precision::Scaling;
 use crate::progress::{Event, Observer, Summary};
-use crate::spec::{Spec, SwarmSpec};
+use crate::spec::{EvaluateEvery, Spec, SwarmSpec};
 use crate::train::{Outcome, Training};
 
 /// Trains as the pipeline says and leaves a run folder.
@@ -180,6 +181,7 @@ fn train(
         model,
         optimizer,
         schedule,
+    check_watched(&*schedule, spec, prepared)?;
         scaling: Scaling::new(spec.scaler()),
         train: &prepared.train,
         validation: prepared.validation.as_ref(),
@@ -199,6 +201,20 @@ fn model_facts(spec: &Spec, asset: &Asset, checkpoint: &Checkpoint, tokenizer: &
     ModelFacts {
         source: asset.pinned().to_string(),
         passed_over: data::passed_over(&asset.attempts),
+/// A schedule that follows evaluations has some.
+fn check_watched(schedule: &dyn Schedule, spec: &Spec, prepared: &Prepared) -> Result<(), RunError> {
+    let evaluates =
+        prepared.validation.is_some() && !matches!(spec.evaluate.every, EvaluateEvery::Never | EvaluateEvery::End);
+    match schedule.watches() {
+        Some(watched) if !evaluates => {
+            let message =
+                format!("expected evaluations while it trains (`evaluate.every`), because `{watched}` is watched");
+            Err(RunError::Build { key: "schedule", source: BuildError::Option { key: "metric", message } })
+        }
+        _ => Ok(()),
+    }
+}
+
         digest: model.digest,
         weights: model.weights,
         tokenizer: tokenizer.to_owned(),

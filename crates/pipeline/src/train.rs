@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use sepal_data::{Batch, Loader};
 use sepal_optim::{Optimizer, Schedule, clip_grad_norm};
-use sepal_plugin::{Labels, Phase, Prediction};
+use sepal_plugin::{BuildError, Labels, Phase, Prediction};
 use sepal_track::{EvaluationRecord, MetricsLog, StepRecord};
 use tch::{Kind, Tensor};
 
@@ -239,8 +239,26 @@ impl Training<'_> {
             let evaluated = evaluate(self.model, loader, outcome.steps, self.observer)?;
             self.log.evaluation(&evaluated.record).map_err(RunError::Write)?;
             self.observer.event(Event::Evaluated(&evaluated.record));
+            self.tell_schedule(&evaluated.record)?;
             outcome.last = Some(evaluated);
         }
+        Ok(())
+    }
+}
+
+impl Training<'_> {
+    /// Gives the schedule what it watches of an evaluation.
+    fn tell_schedule(&mut self, record: &EvaluationRecord) -> Result<(), RunError> {
+        let Some(watched) = self.schedule.watches() else { return Ok(()) };
+        let metric = || record.metrics.iter().find(|(name, _)| *name == watched).map(|(_, value)| *value);
+        let value = if watched == "loss" { Some(record.loss) } else { metric() };
+        let Some(value) = value else {
+            let known: Vec<&str> = record.metrics.iter().map(|(name, _)| name.as_str()).collect();
+            let message = format!("expected one of loss, {}, found `{watched}`", known.join(", "));
+            let source = BuildError::Option { key: "metric", message };
+            return Err(RunError::Build { key: "schedule", source });
+        };
+        self.schedule.evaluated((record.step - self.scaling.skipped()) as usize, value);
         Ok(())
     }
 }
