@@ -12,9 +12,11 @@ use sepal_data::Loader;
 use sepal_nn::Parameters;
 use sepal_optim::Schedule;
 use sepal_plugin::{
-    BuildError, Head, HeadContext, Opt, OptContext, Registry, Sched, SchedContext, Tuning, TuningContext, TuningMode,
+    BuildError, Head, HeadContext, Opt, OptContext, Registry, Sched, SchedContext, TaskHead, Tuning, TuningContext,
+    TuningMode,
 };
 use sepal_server::ModelIdentity;
+use sepal_tokenize::Tokenizer;
 use sepal_track::{Bytes, Manifest, ModelFacts, RunFolder, Status, Versions};
 use tch::Tensor;
 
@@ -58,7 +60,7 @@ pub fn run(
     let prepared = data::prepare(spec, &assets, &tokenizer, &*head, observer, stop)?;
     let ends = Ends::load(&checkpoint)
         .map_err(|source| RunError::Load { what: "embeddings and final norm", source: source.into() })?;
-    let tuning = build_tuning(spec, registry, &checkpoint, ends.embedding_matrix(), &mut params)?;
+    let tuning = build_tuning(spec, registry, &checkpoint, ends.embedding_matrix(), &tokenizer, &*head, &mut params)?;
     check_positions(&checkpoint, &prepared, tuning.pre_seq_len())?;
     let (kept, blocks) = connect(spec, &checkpoint, observer)?;
     let whole = whole(&checkpoint)?;
@@ -138,6 +140,8 @@ fn build_tuning(
     registry: &Registry,
     checkpoint: &Checkpoint,
     embeddings: &Tensor,
+    tokenizer: &Tokenizer,
+    head: &dyn TaskHead,
     params: &mut Parameters,
 ) -> Result<Box<dyn TuningMode>, RunError> {
     let config = checkpoint.config();
@@ -147,6 +151,8 @@ fn build_tuning(
         hidden: config.hidden,
         initializer_range: config.initializer_range,
         embeddings,
+        tokenize: &|text| Ok(tokenizer.encode_plain(text)?.into_iter().map(i64::from).collect()),
+        labels: head.label_names(),
         seed: spec.train.seed,
     };
     registry
@@ -175,13 +181,13 @@ fn train(
     let schedule = registry
         .build::<Sched>(&spec.schedule.name, spec.schedule.options(), &mut cx)
         .map_err(|source| RunError::Build { key: "schedule", source })?;
+    check_watched(&*schedule, spec, prepared)?;
     observer.event(Event::Started { total_steps, trainable: model.params.count() });
     let mut log = folder.metrics().map_err(RunError::Write)?;
     let mut training = Training {
         model,
         optimizer,
         schedule,
-    check_watched(&*schedule, spec, prepared)?;
         scaling: Scaling::new(spec.scaler()),
         train: &prepared.train,
         validation: prepared.validation.as_ref(),
@@ -195,12 +201,6 @@ fn train(
     training.run(outcome)
 }
 
-/// What the model is, in the format in which its blocks were kept.
-fn model_facts(spec: &Spec, asset: &Asset, checkpoint: &Checkpoint, tokenizer: &str) -> ModelFacts {
-    let model = ModelIdentity::of(checkpoint).kept_as(spec.model.weights);
-    ModelFacts {
-        source: asset.pinned().to_string(),
-        passed_over: data::passed_over(&asset.attempts),
 /// A schedule that follows evaluations has some.
 fn check_watched(schedule: &dyn Schedule, spec: &Spec, prepared: &Prepared) -> Result<(), RunError> {
     let evaluates =
@@ -215,6 +215,12 @@ fn check_watched(schedule: &dyn Schedule, spec: &Spec, prepared: &Prepared) -> R
     }
 }
 
+/// What the model is, in the format in which its blocks were kept.
+fn model_facts(spec: &Spec, asset: &Asset, checkpoint: &Checkpoint, tokenizer: &str) -> ModelFacts {
+    let model = ModelIdentity::of(checkpoint).kept_as(spec.model.weights);
+    ModelFacts {
+        source: asset.pinned().to_string(),
+        passed_over: data::passed_over(&asset.attempts),
         digest: model.digest,
         weights: model.weights,
         tokenizer: tokenizer.to_owned(),

@@ -27,6 +27,7 @@
 mod head;
 mod measure;
 mod nearest;
+mod prompts;
 mod registry;
 mod slot;
 pub mod standard;
@@ -34,6 +35,7 @@ mod tuning;
 
 pub use head::{HeadError, Hidden, LabelKind, Labels, Logits, Phase, Prediction, TaskHead};
 pub use nearest::nearest;
+pub use prompts::{PROMPTS, PromptInit, saved_tensor};
 pub use registry::{BuildError, Entry, OptionProblem, Plugin, RegisterError, Registry};
-pub use slot::{Head, HeadContext, Opt, OptContext, Sched, SchedContext, Slot, Tuning, TuningContext};
+pub use slot::{Head, HeadContext, Opt, OptContext, Sched, SchedContext, Slot, Tokenize, Tuning, TuningContext};
 pub use tuning::{NamedTensor, TuningError, TuningMode};
