@@ -250,10 +250,9 @@ impl Training<'_> {
     /// Gives the schedule what it watches of an evaluation.
     fn tell_schedule(&mut self, record: &EvaluationRecord) -> Result<(), RunError> {
         let Some(watched) = self.schedule.watches() else { return Ok(()) };
-        let metric = || record.metrics.iter().find(|(name, _)| *name == watched).map(|(_, value)| *value);
-        let value = if watched == "loss" { Some(record.loss) } else { metric() };
+        let value = if watched == "loss" { Some(record.loss) } else { record.metrics.get(watched).copied() };
         let Some(value) = value else {
-            let known: Vec<&str> = record.metrics.iter().map(|(name, _)| name.as_str()).collect();
+            let known: Vec<&str> = record.metrics.keys().map(String::as_str).collect();
             let message = format!("expected one of loss, {}, found `{watched}`", known.join(", "));
             let source = BuildError::Option { key: "metric", message };
             return Err(RunError::Build { key: "schedule", source });
