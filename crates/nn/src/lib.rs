@@ -31,8 +31,10 @@ pub mod file;
 mod grad;
 pub mod host;
 pub mod init;
+mod nearest;
 mod params;
 
 pub use grad::grad_is_enabled;
 pub use host::{HostError, from_host, share_from_host, share_to_host, to_host};
+pub use nearest::nearest_words;
 pub use params::{AddError, LoadError, Parameters, SaveError};

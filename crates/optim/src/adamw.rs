@@ -1,12 +1,9 @@
-use std::collections::BTreeMap;
-
 use schemars::JsonSchema;
 use sepal_core::NamedHostTensor;
 use sepal_nn::Parameters;
 use serde::{Deserialize, Serialize};
-use tch::{TchError, Tensor};
 
-use crate::state::{Saved, save};
+use crate::moments::Moments;
 use crate::{Optimizer, StateError, StepError, update_each};
 
 /// Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101).
@@ -38,25 +35,13 @@ impl Default for AdamWConfig {
 #[derive(Debug)]
 pub struct AdamW {
     config: AdamWConfig,
-    moments: BTreeMap<String, Moments>,
+    moments: Moments,
 }
-
-/// What a parameter's past steps left: both means in the parameter's shape.
-#[derive(Debug)]
-struct Moments {
-    step: i32,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-}
-
-const STEP: &str = "step";
-const EXP_AVG: &str = "exp_avg";
-const EXP_AVG_SQ: &str = "exp_avg_sq";
 
 impl AdamW {
     /// With these options and no past.
     pub fn new(config: AdamWConfig) -> Self {
-        Self { config, moments: BTreeMap::new() }
+        Self { config, moments: Moments::default() }
     }
 }
 
@@ -66,67 +51,26 @@ impl Optimizer for AdamW {
     }
 
     fn step(&mut self, params: &Parameters, lr: f64) -> Result<(), StepError> {
-        let Self { config, moments } = self;
+        let Self { config: AdamWConfig { betas, eps, weight_decay, .. }, moments } = self;
         update_each(params, |name, param, grad| {
-            if !moments.contains_key(name) {
-                moments.insert(name.to_owned(), Moments::new(param)?);
-            }
-            match moments.get_mut(name) {
-                Some(moments) => moments.update(config, param, grad, lr),
-                None => Ok(()),
-            }
+            drop(param.f_mul_scalar_(1.0 - lr * *weight_decay)?);
+            moments.update(name, param, grad, *betas, *eps, lr)
         })
     }
 
     fn state(&self) -> Result<Vec<NamedHostTensor>, StateError> {
-        let mut state = Vec::with_capacity(3 * self.moments.len());
-        for (name, moments) in &self.moments {
-            state.push(save(STEP, name, &Tensor::from(moments.step as f32))?);
-            state.push(save(EXP_AVG, name, &moments.exp_avg)?);
-            state.push(save(EXP_AVG_SQ, name, &moments.exp_avg_sq)?);
-        }
-        Ok(state)
+        self.moments.state()
     }
 
     fn load_state(&mut self, params: &Parameters, state: &[NamedHostTensor]) -> Result<(), StateError> {
-        self.moments = Saved::new(state)?.for_each(params, STEP, |saved, name, shape| {
-            let step = f64::try_from(saved.take(STEP, name, &[])?)
-                .map_err(|source| StateError::Torch { name: name.to_owned(), source })?;
-            Ok(Moments {
-                step: step as i32,
-                exp_avg: saved.take(EXP_AVG, name, shape)?,
-                exp_avg_sq: saved.take(EXP_AVG_SQ, name, shape)?,
-            })
-        })?;
-        Ok(())
-    }
-}
-
-impl Moments {
-    fn new(param: &Tensor) -> Result<Self, TchError> {
-        Ok(Self { step: 0, exp_avg: param.f_zeros_like()?, exp_avg_sq: param.f_zeros_like()? })
-    }
-
-    /// The formulas in the order in which `torch.optim.AdamW` computes them.
-    fn update(&mut self, config: &AdamWConfig, param: &mut Tensor, grad: &Tensor, lr: f64) -> Result<(), TchError> {
-        let [beta1, beta2] = config.betas;
-        self.step += 1;
-        let correction1 = 1.0 - beta1.powi(self.step);
-        let correction2 = 1.0 - beta2.powi(self.step);
-        drop(param.f_mul_scalar_(1.0 - lr * config.weight_decay)?);
-        drop(self.exp_avg.f_lerp_(grad, 1.0 - beta1)?);
-        let squared = grad.f_square()?.f_mul_scalar(1.0 - beta2)?;
-        drop(self.exp_avg_sq.f_mul_scalar_(beta2)?.f_add_(&squared)?);
-        let denominator = self.exp_avg_sq.f_sqrt()?.f_div_scalar(correction2.sqrt())?.f_add_scalar(config.eps)?;
-        let change = self.exp_avg.f_div(&denominator)?.f_mul_scalar(lr / correction1)?;
-        drop(param.f_sub_(&change)?);
+        self.moments = Moments::load(params, state)?;
         Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tch::{Kind, no_grad};
+    use tch::{Kind, Tensor, no_grad};
 
     use super::*;
     use crate::goldens::goldens;
@@ -150,7 +94,7 @@ mod tests {
             drop(params.add(name, &goldens[&format!("init.{name}")]).expect("new"));
         }
         let mut optimizer = AdamW::new(AdamWConfig { lr: 1e-2, weight_decay: 0.01, ..AdamWConfig::default() });
-        let schedule = Linear::new(LinearConfig { warmup_steps: 3 }, 10);
+        let schedule = Linear::new(LinearConfig { warmup_steps: 3, ..LinearConfig::default() }, 10);
         for step in 0..10 {
             if step == 5 {
                 let state = optimizer.state().expect("a state");

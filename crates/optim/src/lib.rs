@@ -4,7 +4,8 @@
 //! the named tensors of [`sepal_nn::Parameters`] and changes them in place.
 //!
 //! Invariants: a step equals PyTorch's; a parameter without a gradient is left as it is and its state does
-//! not age; a schedule is a pure function of the step.
+//! not age; a schedule is a pure function of the step and of the evaluations that it was told of; what is saved as
+//! a state and restored goes on to the last bit.
 //!
 //! ```
 //! use sepal_nn::Parameters;
@@ -14,7 +15,7 @@
 //! let mut params = Parameters::new();
 //! let x = params.add("x", &Tensor::from_slice(&[1.0_f32, -2.0]))?;
 //! let mut optimizer = AdamW::new(AdamWConfig { lr: 0.1, ..AdamWConfig::default() });
-//! let schedule = Linear::new(LinearConfig { warmup_steps: 2 }, 100);
+//! let schedule = Linear::new(LinearConfig { warmup_steps: 2, ..LinearConfig::default() }, 100);
 //! for step in 0..100 {
 //!     params.zero_grad();
 //!     x.square().f_sum(Kind::Float)?.f_backward()?;
@@ -25,19 +26,30 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod adafactor;
+mod adam;
 mod adamw;
 mod clip;
 #[cfg(test)]
 mod goldens;
+mod lion;
+mod moments;
 mod scaler;
 mod schedule;
 mod sgd;
 mod state;
 
+pub use adafactor::{Adafactor, AdafactorConfig};
+pub use adam::{Adam, AdamConfig};
 pub use adamw::{AdamW, AdamWConfig};
 pub use clip::clip_grad_norm;
+pub use lion::{Lion, LionConfig};
 pub use scaler::{GradScaler, GradScalerConfig};
-pub use schedule::{Constant, ConstantConfig, Cosine, CosineConfig, Linear, LinearConfig, Schedule};
+pub use schedule::{
+    Constant, ConstantConfig, Cosine, CosineConfig, CosineWithRestarts, CosineWithRestartsConfig, Decay, InverseSqrt,
+    InverseSqrtConfig, Linear, LinearConfig, PlateauMode, Polynomial, PolynomialConfig, ReduceOnPlateau,
+    ReduceOnPlateauConfig, Schedule, ThresholdMode, WarmupStableDecay, WarmupStableDecayConfig, share_of,
+};
 pub use sgd::{Sgd, SgdConfig};
 pub use state::StateError;
 

@@ -185,7 +185,7 @@ mod tests {
         }
         let adamw = AdamWConfig { lr: 1e-2, weight_decay: 0.01, ..AdamWConfig::default() };
         let mut optimizer = AdamW::new(adamw.clone());
-        let schedule = Linear::new(LinearConfig { warmup_steps: 3 }, STEPS);
+        let schedule = Linear::new(LinearConfig { warmup_steps: 3, ..LinearConfig::default() }, STEPS);
         let mut scaler = GradScaler::new(config.clone());
         let (mut made, mut skipped) = (0, Vec::new());
         for step in 0..STEPS {

@@ -1,133 +1,84 @@
-use std::f64::consts::PI;
+mod decay;
+mod falling;
+mod plateau;
+mod warmup;
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use sepal_core::NamedHostTensor;
 
-/// The learning rate over a run, as a factor of the optimizer's own: a pure function of the step.
+pub use decay::{Decay, WarmupStableDecay, WarmupStableDecayConfig};
+pub use falling::{
+    Constant, ConstantConfig, Cosine, CosineConfig, CosineWithRestarts, CosineWithRestartsConfig, InverseSqrt,
+    InverseSqrtConfig, Linear, LinearConfig, Polynomial, PolynomialConfig,
+};
+pub use plateau::{PlateauMode, ReduceOnPlateau, ReduceOnPlateauConfig, ThresholdMode};
+pub use warmup::share_of;
+
+use crate::StateError;
+use crate::state::Saved;
+
+/// The learning rate over a run, as a factor of the optimizer's own.
+///
+/// Most are pure functions of the step, and need to implement [`factor`](Self::factor) alone. One that follows evaluations
+/// says which number of them it [`watches`](Self::watches), is [told](Self::evaluated) of each, and has a state.
 pub trait Schedule: Send + Sync {
-    /// The factor of optimizer step `step`, counted from 0.
+    /// The factor of optimizer step `step`, counted from 0, by what is known now.
     fn factor(&self, step: usize) -> f64;
-}
 
-/// Warm-up, then the full rate.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct ConstantConfig {
-    /// Steps over which the rate rises evenly from zero.
-    pub warmup_steps: usize,
-}
-
-/// Transformers' `get_constant_schedule_with_warmup`.
-#[derive(Debug, Clone)]
-pub struct Constant {
-    config: ConstantConfig,
-}
-
-impl Constant {
-    /// With these options.
-    pub fn new(config: ConstantConfig) -> Self {
-        Self { config }
+    /// What it wants to know of each evaluation: `loss`, or the name of a metric. `None` if the step is all that it needs.
+    fn watches(&self) -> Option<&str> {
+        None
     }
-}
 
-impl Schedule for Constant {
-    fn factor(&self, step: usize) -> f64 {
-        rising(step, self.config.warmup_steps).unwrap_or(1.0)
+    /// The evaluation after `steps` optimizer steps gave this `value` of what it [watches](Self::watches).
+    fn evaluated(&mut self, steps: usize, value: f64) {
+        let _ = (steps, value);
     }
-}
 
-/// Warm-up, then down evenly to zero at the end of the run.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct LinearConfig {
-    /// Steps over which the rate rises evenly from zero.
-    pub warmup_steps: usize,
-}
-
-/// Transformers' `get_linear_schedule_with_warmup`.
-#[derive(Debug, Clone)]
-pub struct Linear {
-    config: LinearConfig,
-    total_steps: usize,
-}
-
-impl Linear {
-    /// With these options, for a run of `total_steps` optimizer steps.
-    pub fn new(config: LinearConfig, total_steps: usize) -> Self {
-        Self { config, total_steps }
+    /// All that the next factor depends on besides options and step, as named tensors to be saved, under names that no
+    /// optimizer's have.
+    ///
+    /// # Errors
+    /// [`StateError`] if libtorch cannot copy them.
+    fn state(&self) -> Result<Vec<NamedHostTensor>, StateError> {
+        Ok(Vec::new())
     }
-}
 
-impl Schedule for Linear {
-    fn factor(&self, step: usize) -> f64 {
-        let warmup_steps = self.config.warmup_steps;
-        let left = self.total_steps.saturating_sub(step) as f64;
-        rising(step, warmup_steps).unwrap_or(left / falling_steps(warmup_steps, self.total_steps))
+    /// Goes on from what [`state`](Self::state) gave.
+    ///
+    /// # Errors
+    /// [`StateError`], and nothing changes, if a tensor is missing, of something else, or damaged.
+    fn load_state(&mut self, state: &[NamedHostTensor]) -> Result<(), StateError> {
+        Saved::new(state)?.is_empty()
     }
-}
-
-/// Warm-up, then half a cosine down to zero at the end of the run.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct CosineConfig {
-    /// Steps over which the rate rises evenly from zero.
-    pub warmup_steps: usize,
-}
-
-/// Transformers' `get_cosine_schedule_with_warmup` with its default of half a cycle. It rises again past
-/// the end, as there.
-#[derive(Debug, Clone)]
-pub struct Cosine {
-    config: CosineConfig,
-    total_steps: usize,
-}
-
-impl Cosine {
-    /// With these options, for a run of `total_steps` optimizer steps.
-    pub fn new(config: CosineConfig, total_steps: usize) -> Self {
-        Self { config, total_steps }
-    }
-}
-
-impl Schedule for Cosine {
-    fn factor(&self, step: usize) -> f64 {
-        let warmup_steps = self.config.warmup_steps;
-        rising(step, warmup_steps).unwrap_or_else(|| {
-            let done = (step - warmup_steps) as f64 / falling_steps(warmup_steps, self.total_steps);
-            (0.5 * (1.0 + (PI * done).cos())).max(0.0)
-        })
-    }
-}
-
-/// The factor during the warm-up; `None` afterwards.
-fn rising(step: usize, warmup_steps: usize) -> Option<f64> {
-    (step < warmup_steps).then(|| step as f64 / warmup_steps as f64)
-}
-
-/// The steps after the warm-up, at least one.
-fn falling_steps(warmup_steps: usize, total_steps: usize) -> f64 {
-    total_steps.saturating_sub(warmup_steps).max(1) as f64
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde::Deserialize;
+    use serde_json::{Value, from_value, json};
 
     use super::*;
 
     #[derive(Deserialize)]
     struct Golden {
         schedule: String,
-        warmup_steps: usize,
+        options: Value,
         steps: usize,
         factors: Vec<f64>,
     }
 
-    fn build(name: &str, warmup_steps: usize, steps: usize) -> Box<dyn Schedule> {
+    fn build(name: &str, options: Value, steps: usize) -> Box<dyn Schedule> {
+        let what = format!("options of {name}: {options}");
         match name {
-            "constant" => Box::new(Constant::new(ConstantConfig { warmup_steps })),
-            "linear" => Box::new(Linear::new(LinearConfig { warmup_steps }, steps)),
-            "cosine" => Box::new(Cosine::new(CosineConfig { warmup_steps }, steps)),
+            "constant" => Box::new(Constant::new(from_value(options).expect(&what), steps)),
+            "linear" => Box::new(Linear::new(from_value(options).expect(&what), steps)),
+            "cosine" => Box::new(Cosine::new(from_value(options).expect(&what), steps)),
+            "cosine-with-restarts" => Box::new(CosineWithRestarts::new(from_value(options).expect(&what), steps)),
+            "polynomial" => Box::new(Polynomial::new(from_value(options).expect(&what), steps)),
+            "inverse-sqrt" => Box::new(InverseSqrt::new(from_value(options).expect(&what), steps)),
+            "warmup-stable-decay" => Box::new(WarmupStableDecay::new(from_value(options).expect(&what), steps)),
+            "reduce-on-plateau" => Box::new(ReduceOnPlateau::new(from_value(options).expect(&what), steps)),
             other => panic!("the goldens know a schedule `{other}`"),
         }
     }
@@ -136,36 +87,53 @@ mod tests {
     fn factors_are_those_of_transformers() {
         let text = include_str!("../../testkit/goldens/schedules.json");
         let goldens: Vec<Golden> = serde_json::from_str(text).expect("goldens");
-        assert!(goldens.len() >= 15);
-        for golden in goldens {
-            let schedule = build(&golden.schedule, golden.warmup_steps, golden.steps);
-            for (step, expected) in golden.factors.iter().enumerate() {
+        assert!(goldens.len() >= 90);
+        for Golden { schedule: name, options, steps, factors } in goldens {
+            let schedule = build(&name, options.clone(), steps);
+            for (step, expected) in factors.iter().enumerate() {
                 let found = schedule.factor(step);
-                let Golden { schedule, warmup_steps, steps, .. } = &golden;
                 assert!(
                     (found - expected).abs() < 1e-12,
-                    "{schedule} {warmup_steps}/{steps} at {step}: expected {expected}, found {found}"
+                    "{name} {options} of {steps} steps at {step}: expected {expected}, found {found}"
                 );
             }
         }
     }
 
+    #[test]
+    fn a_function_of_the_step_has_no_state() {
+        let mut schedule = build("linear", json!({}), 10);
+        assert_eq!(schedule.watches(), None);
+        assert!(schedule.state().expect("a state").is_empty());
+        schedule.load_state(&[]).expect("nothing to restore");
+        let other = build("reduce-on-plateau", json!({}), 10).state().expect("a state");
+        assert!(matches!(schedule.load_state(&other), Err(StateError::Unknown { .. })));
+    }
+
     proptest! {
         #[test]
         fn up_then_down(
-            name in prop::sample::select(vec!["constant", "linear", "cosine"]),
+            name in prop::sample::select(vec!["constant", "linear", "cosine", "polynomial", "inverse-sqrt"]),
             warmup in 0_usize..50,
             after in 1_usize..200,
         ) {
-            let schedule = build(name, warmup, warmup + after);
+            let schedule = build(name, json!({ "warmup_steps": warmup }), warmup + after);
             let factors: Vec<f64> = (0..=warmup + after).map(|step| schedule.factor(step)).collect();
             prop_assert!(factors.iter().all(|factor| (0.0..=1.0).contains(factor)));
             prop_assert!(factors[..=warmup].is_sorted());
             prop_assert!(factors[warmup..].iter().rev().is_sorted());
             prop_assert_eq!(factors[warmup], 1.0);
-            if name != "constant" {
+            if ["linear", "cosine", "polynomial"].contains(&name) {
                 prop_assert!(factors[warmup + after].abs() < 1e-12);
             }
+        }
+
+        #[test]
+        fn restarts_begin_at_the_full_rate(warmup in 0_usize..50, cycle in 1_usize..40, cycles in 1_usize..6) {
+            let options = json!({ "warmup_steps": warmup, "cycles": cycles });
+            let schedule = build("cosine-with-restarts", options, warmup + cycle * cycles);
+            let full = (0..warmup + cycle * cycles).filter(|&step| schedule.factor(step) > 1.0 - 1e-9).count();
+            prop_assert_eq!(full, cycles);
         }
     }
 }

@@ -19,6 +19,11 @@ pub struct SgdConfig {
     /// Share of the last step's direction that is kept.
     #[schemars(range(min = 0.0))]
     pub momentum: f64,
+    /// Share of the gradient that is left out of the direction from the second step on, if there is momentum.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub dampening: f64,
+    /// Whether a step goes where the momentum will be, not where it is (Nesterov); needs `momentum` and no `dampening`.
+    pub nesterov: bool,
     /// Times the weight, added to its gradient.
     #[schemars(range(min = 0.0))]
     pub weight_decay: f64,
@@ -27,7 +32,7 @@ pub struct SgdConfig {
 impl Default for SgdConfig {
     /// PyTorch's defaults.
     fn default() -> Self {
-        Self { lr: 1e-3, momentum: 0.0, weight_decay: 0.0 }
+        Self { lr: 1e-3, momentum: 0.0, dampening: 0.0, nesterov: false, weight_decay: 0.0 }
     }
 }
 
@@ -57,10 +62,15 @@ impl Optimizer for Sgd {
         update_each(params, |name, param, grad| {
             let mut direction = grad.f_add(&param.f_mul_scalar(config.weight_decay)?)?;
             if config.momentum != 0.0 {
-                if let Some(last) = directions.get(name) {
-                    direction = last.f_mul_scalar(config.momentum)?.f_add(&direction)?;
-                }
-                directions.insert(name.to_owned(), direction.shallow_clone());
+                let kept = match directions.get(name) {
+                    Some(last) => {
+                        let new = direction.f_mul_scalar(1.0 - config.dampening)?;
+                        last.f_mul_scalar(config.momentum)?.f_add(&new)?
+                    }
+                    None => direction.shallow_clone(),
+                };
+                directions.insert(name.to_owned(), kept.shallow_clone());
+                direction = if config.nesterov { direction.f_add(&kept.f_mul_scalar(config.momentum)?)? } else { kept };
             }
             param.f_sub_(&direction.f_mul_scalar(lr)?).map(drop)
         })
@@ -80,12 +90,25 @@ impl Optimizer for Sgd {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::goldens::check_run;
+
+    #[test]
+    fn twelve_steps_equal_pytorch() {
+        let plain = SgdConfig { lr: 0.3, weight_decay: 0.1, ..SgdConfig::default() };
+        let momentum = SgdConfig { momentum: 0.9, ..plain.clone() };
+        let dampened = SgdConfig { dampening: 0.4, ..momentum.clone() };
+        let nesterov = SgdConfig { nesterov: true, ..momentum.clone() };
+        let runs = [("sgd", plain), ("sgd-momentum", momentum), ("sgd-dampened", dampened), ("sgd-nesterov", nesterov)];
+        for (run, config) in runs {
+            check_run(run, || Box::new(Sgd::new(config.clone())));
+        }
+    }
 
     #[test]
     fn two_steps_by_hand() {
         let mut params = Parameters::new();
         let x = params.add("x", &Tensor::from(1.0_f32)).expect("new");
-        let mut optimizer = Sgd::new(SgdConfig { lr: 0.1, momentum: 0.5, weight_decay: 0.1 });
+        let mut optimizer = Sgd::new(SgdConfig { lr: 0.1, momentum: 0.5, weight_decay: 0.1, ..SgdConfig::default() });
         // Direction 2 + 0.1 * 1 = 2.1, then 0.5 * 2.1 + 2 + 0.1 * 0.79 = 3.129.
         for expected in [1.0 - 0.21, 0.79 - 0.3129] {
             params.zero_grad();

@@ -114,7 +114,7 @@ pub(crate) fn assemble(
     let checkpoint = &frozen.checkpoint;
     let ends = Ends::load(checkpoint)
         .map_err(|source| RunError::Load { what: "embeddings and final norm", source: source.into() })?;
-    let tuning = build_tuning(spec, registry, checkpoint, ends.embedding_matrix(), &mut params)?;
+    let tuning = build_tuning(spec, registry, frozen, ends.embedding_matrix(), &*head, &mut params)?;
     frozen.check_positions(longest_row, tuning.pre_seq_len())?;
     let (kept, blocks) = connect(spec, checkpoint, observer)?;
     let whole = Span::new(0, checkpoint.config().n_blocks)
@@ -125,17 +125,20 @@ pub(crate) fn assemble(
 fn build_tuning(
     spec: &Spec,
     registry: &Registry,
-    checkpoint: &Checkpoint,
+    frozen: &Frozen,
     embeddings: &Tensor,
+    head: &dyn TaskHead,
     params: &mut Parameters,
 ) -> Result<Box<dyn TuningMode>, RunError> {
-    let config = checkpoint.config();
+    let config = frozen.checkpoint.config();
     let mut cx = TuningContext {
         params,
         n_blocks: config.n_blocks,
         hidden: config.hidden,
         initializer_range: config.initializer_range,
         embeddings,
+        tokenize: &|text| Ok(frozen.tokenizer.encode_plain(text)?.into_iter().map(i64::from).collect()),
+        labels: head.label_names(),
         seed: spec.train.seed,
     };
     registry

@@ -171,8 +171,10 @@ pub enum RunError {
     #[error("compute a step")]
     Torch(#[source] TchError),
     /// There is no such metric to decide by.
-    #[error("find `evaluate.metric` `{metric}` among those of the task: {}", known.join(", "))]
+    #[error("find `{metric}` (`{key}`) among the metrics of the task: {}", known.join(", "))]
     Metric {
+        /// The key of the pipeline that asks for it.
+        key: &'static str,
         /// Asked for.
         metric: String,
         /// Those there are.

@@ -97,13 +97,8 @@ impl Judge {
     /// [`RunError::Metric`] if the task has no such metric.
     pub(crate) fn value(&self, evaluated: &Evaluated) -> Result<Best, RunError> {
         let metric = self.metric.as_ref().unwrap_or(&evaluated.headline);
-        let Evaluated { record: EvaluationRecord { step, loss, metrics, .. }, .. } = evaluated;
-        let value = if metric == LOSS { Some(*loss) } else { metrics.get(metric).copied() };
-        let known = || metrics.keys().cloned().chain([LOSS.to_owned()]).collect();
-        match value {
-            Some(value) => Ok(Best { step: *step, metric: metric.clone(), value }),
-            None => Err(RunError::Metric { metric: metric.clone(), known: known() }),
-        }
+        let value = value_of(&evaluated.record, metric, "evaluate.metric")?;
+        Ok(Best { step: evaluated.record.step, metric: metric.clone(), value })
     }
 
     /// Whether `new` is better than `old` by more than `min_delta`; what is not a number never is.
@@ -114,6 +109,18 @@ impl Judge {
             Goal::Min => new.value < old.value - min_delta,
         }
     }
+}
+
+/// What an evaluation gave for the metric that `key` of the pipeline names.
+///
+/// # Errors
+/// [`RunError::Metric`] if the task has no such metric.
+pub(crate) fn value_of(record: &EvaluationRecord, metric: &str, key: &'static str) -> Result<f64, RunError> {
+    let value = if metric == LOSS { Some(record.loss) } else { record.metrics.get(metric).copied() };
+    value.ok_or_else(|| {
+        let known = record.metrics.keys().cloned().chain([LOSS.to_owned()]).collect();
+        RunError::Metric { key, metric: metric.to_owned(), known }
+    })
 }
 
 /// Of a metric by its name; larger values are taken for better where it is a head's own.
@@ -159,7 +166,7 @@ mod tests {
     #[test]
     fn a_metric_that_the_task_does_not_have_is_refused() {
         let error = judge(Some("auroc"), None, None).value(&evaluated(1, 0.5, 0.8)).expect_err("there is none");
-        let text = "find `evaluate.metric` `auroc` among those of the task: accuracy, mse, loss";
+        let text = "find `auroc` (`evaluate.metric`) among the metrics of the task: accuracy, mse, loss";
         assert_eq!(error.to_string(), text);
     }
 }

@@ -9,7 +9,8 @@ use sepal_assets::Assets;
 use sepal_core::in_one_line;
 use sepal_data::Loader;
 use sepal_nn::Parameters;
-use sepal_plugin::{Opt, OptContext, Registry, Sched, SchedContext};
+use sepal_optim::Schedule;
+use sepal_plugin::{BuildError, Opt, OptContext, Registry, Sched, SchedContext};
 use sepal_track::{Bytes, Manifest, MetricsLog, RunFolder, Status, Versions};
 
 use crate::assemble::{Frozen, assemble, build_head, fetch_model};
@@ -20,7 +21,7 @@ use crate::model::Model;
 use crate::precision::Scaling;
 use crate::progress::{Event, Observer, Summary};
 use crate::run_checkpoint::{MadeOf, Saver};
-use crate::spec::{KeptAdapter, Spec};
+use crate::spec::{EvaluateEvery, KeptAdapter, Spec};
 use crate::train::{Length, Outcome, Training};
 use crate::unfinished;
 
@@ -131,6 +132,7 @@ impl Run<'_> {
             .registry
             .build::<Sched>(&spec.schedule.name, spec.schedule.options(), &mut cx)
             .map_err(|source| RunError::Build { key: "schedule", source })?;
+        check_watched(&*schedule, spec, prepared)?;
         let trainable = model.params.count();
         let mut saver = Saver::new(&spec.checkpoint, folder, end.made_of(), end.started);
         let mut training = Training {
@@ -159,6 +161,20 @@ impl Run<'_> {
         let (total_steps, done) = (length.total_steps, outcome.progress.steps);
         training.observer.event(Event::Started { total_steps, done, trainable });
         training.run(outcome, &mut saver)
+    }
+}
+
+/// A schedule that follows evaluations has some.
+fn check_watched(schedule: &dyn Schedule, spec: &Spec, prepared: &Prepared) -> Result<(), RunError> {
+    let evaluates =
+        prepared.validation.is_some() && !matches!(spec.evaluate.every, EvaluateEvery::Never | EvaluateEvery::End);
+    match schedule.watches() {
+        Some(watched) if !evaluates => {
+            let message =
+                format!("expected evaluations while it trains (`evaluate.every`), because `{watched}` is watched");
+            Err(RunError::Build { key: "schedule", source: BuildError::Option { key: "metric", message } })
+        }
+        _ => Ok(()),
     }
 }
 

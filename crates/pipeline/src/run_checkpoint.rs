@@ -26,6 +26,7 @@ const FORMAT: &str = "sepal run checkpoint 1";
 /// Groups of tensors, each named `GROUP/NAME` in the file.
 const PARAMETERS: &str = "parameters";
 const OPTIMIZER: &str = "optimizer";
+const SCHEDULE: &str = "schedule";
 const SCALER: &str = "scaler";
 const KEPT: &str = "kept";
 const PREDICTION: &str = "prediction";
@@ -186,6 +187,7 @@ impl Read {
         let mut group = |name: &str| self.groups.remove(name).unwrap_or_default();
         training.model.params.set(group(PARAMETERS))?;
         training.optimizer.load_state(&training.model.params, &group(OPTIMIZER))?;
+        training.schedule.load_state(&group(SCHEDULE))?;
         training.scaling.load_state(&group(SCALER), self.state.progress.skipped, self.state.skips)?;
         let (params, prediction) = (group(KEPT), prediction(&group(PREDICTION)));
         let mut progress = self.state.progress;
@@ -227,11 +229,12 @@ fn tensors(training: &Training<'_>, outcome: &Outcome) -> Result<Vec<NamedHostTe
     };
     let params = training.model.params.to_host().map_err(RunError::Numbers)?;
     let optimizer = training.optimizer.state().map_err(RunError::State)?;
+    let schedule = training.schedule.state().map_err(RunError::State)?;
     let scaler = training.scaling.state().map_err(RunError::State)?;
     let kept = outcome.kept.as_ref();
     let kept_params = kept.map(|kept| kept.params.clone()).unwrap_or_default();
     let predicted = kept.map(|kept| prediction_tensors(&kept.evaluated.prediction)).unwrap_or_default();
-    let groups = [(PARAMETERS, params), (OPTIMIZER, optimizer), (SCALER, scaler)];
+    let groups = [(PARAMETERS, params), (OPTIMIZER, optimizer), (SCHEDULE, schedule), (SCALER, scaler)];
     let groups = groups.into_iter().chain([(KEPT, kept_params), (PREDICTION, predicted)]);
     Ok(groups.flat_map(|(group, tensors)| tensors.into_iter().map(in_group(group))).collect())
 }

@@ -10,7 +10,7 @@ use sepal_track::{Best, MetricsLog, ServerUse};
 use serde::{Deserialize, Serialize};
 
 use crate::error::RunError;
-use crate::evaluate::{Judge, Kept, evaluate};
+use crate::evaluate::{Judge, Kept, evaluate, value_of};
 use crate::model::Model;
 use crate::precision::Scaling;
 use crate::progress::{Event, Observer};
@@ -166,6 +166,10 @@ impl Training<'_> {
         let value = self.judge.value(&evaluated)?;
         self.log.evaluation(&evaluated.record).map_err(RunError::Write)?;
         self.observer.event(Event::Evaluated(&evaluated.record));
+        if let Some(watched) = self.schedule.watches() {
+            let watched = value_of(&evaluated.record, watched, "schedule.with.metric")?;
+            self.schedule.evaluated((progress.steps - self.scaling.skipped()) as usize, watched);
+        }
         progress.evaluated_at = Some(progress.steps);
         let min_delta = self.spec.train.early_stopping.as_ref().map_or(0.0, |early| early.min_delta);
         let is_improved = self.judge.is_better(&value, progress.best.as_ref(), min_delta);

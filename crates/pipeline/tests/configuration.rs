@@ -85,7 +85,7 @@ fn over(env: &[(&str, &str)], sets: &[&str]) -> String {
 fn a_good_file_has_its_defaults_filled_in() {
     let Loaded { spec, notices } = good(&[], &[]);
     assert!(notices.is_empty());
-    assert_eq!(spec.tuning.options(), json!({ "pre_seq_len": 8, "init": "vocabulary", "deep_init": "zero" }));
+    assert_eq!(spec.tuning.options(), json!({ "pre_seq_len": 8, "init": "vocabulary", "deep_init": null }));
     assert_eq!(spec.optimizer.with["betas"], json!([0.9, 0.999]));
     assert_eq!((spec.train.accumulate, spec.train.clip_norm, spec.train.max_steps), (1, Some(1.0), None));
     assert_eq!(spec.evaluate.every, EvaluateEvery::Epoch);
@@ -218,7 +218,7 @@ fn wrong_values() {
     assert_snapshot!(with("{ batch_size: 32, drop_last: true }", "32"), @"sst2.yaml:23:1: loader: expected a map with `batch_size`, `drop_last`, `shuffle`, …, found 32");
     assert_snapshot!(with("{ pre_seq_len: 8 }", "{ pre_seq_len: 0, init: vocab }"), @r#"
         sst2.yaml:10:11: tuning.with.pre_seq_len: expected a whole number of at least 1, found 0
-        sst2.yaml:10:27: tuning.with.init: expected one of vocabulary, normal, found the text "vocab"; did you mean `vocabulary`?
+        sst2.yaml:10:27: tuning.with.init: expected one of vocabulary, normal, class-names, a map with `text` or a map with `adapter`, found the text "vocab"; did you mean `vocabulary`?
     "#);
     assert_snapshot!(with("lr: 1.0e-2", "lr: fast"), @r#"sst2.yaml:24:34: optimizer.with.lr: expected a number of at least 0, found the text "fast""#);
 }
@@ -381,7 +381,7 @@ fn the_schema_tells_editors_what_there_is() {
     let ptune = &tuning["allOf"][1]["then"]["properties"]["with"]["properties"];
     assert_eq!(ptune["pre_seq_len"]["default"], 16);
     assert_eq!(ptune["pre_seq_len"]["minimum"], 1);
-    assert_eq!(ptune["init"]["enum"], json!(["vocabulary", "normal"]));
+    assert_eq!(ptune["init"]["oneOf"][0]["enum"], json!(["vocabulary", "normal", "class-names"]));
     assert_eq!(tuning["examples"][1], json!({ "use": "ptune", "with": { "pre_seq_len": 16, "init": "vocabulary" } }));
     assert!(!schema.to_string().contains("$ref"), "it is complete in itself");
     documented(&schema, "");

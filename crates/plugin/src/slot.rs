@@ -1,3 +1,6 @@
+use std::error::Error;
+use std::fmt;
+
 use sepal_nn::Parameters;
 use sepal_optim::{Optimizer, Schedule};
 use tch::Tensor;
@@ -39,8 +42,10 @@ impl Slot for Head {
 #[derive(Debug, Clone, Copy)]
 pub enum Tuning {}
 
+/// A text's tokens, without those that a model puts around a text.
+pub type Tokenize<'a> = dyn Fn(&str) -> Result<Vec<i64>, Box<dyn Error + Send + Sync>> + 'a;
+
 /// What a tuning mode is built with.
-#[derive(Debug)]
 pub struct TuningContext<'a> {
     /// Where the tuning mode adds what it trains.
     pub params: &'a mut Parameters,
@@ -52,8 +57,27 @@ pub struct TuningContext<'a> {
     pub initializer_range: f64,
     /// The model's embedding matrix `[vocab_size, hidden]`.
     pub embeddings: &'a Tensor,
+    /// Texts to rows of `embeddings`.
+    pub tokenize: &'a Tokenize<'a>,
+    /// The task's label names.
+    pub labels: &'a [String],
     /// Seed of the run; draw from `sepal_nn::init::rng(seed, NAME_OF_THE_PARAMETER)`.
     pub seed: u64,
+}
+
+impl fmt::Debug for TuningContext<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { params, n_blocks, hidden, initializer_range, embeddings, tokenize: _, labels, seed } = self;
+        f.debug_struct("TuningContext")
+            .field("params", params)
+            .field("n_blocks", n_blocks)
+            .field("hidden", hidden)
+            .field("initializer_range", initializer_range)
+            .field("embeddings", embeddings)
+            .field("labels", labels)
+            .field("seed", seed)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Slot for Tuning {

@@ -1,85 +1,162 @@
 //! The optimizers and schedules of `sepal-optim` as plugins.
 
+use std::num::NonZeroUsize;
+
 use sepal_optim::{
-    AdamW, AdamWConfig, Constant, ConstantConfig, Cosine, CosineConfig, Linear, LinearConfig, Optimizer, Schedule, Sgd,
-    SgdConfig,
+    Adafactor, AdafactorConfig, Adam, AdamConfig, AdamW, AdamWConfig, Constant, ConstantConfig, Cosine, CosineConfig,
+    CosineWithRestarts, CosineWithRestartsConfig, Decay, InverseSqrt, InverseSqrtConfig, Linear, LinearConfig, Lion,
+    LionConfig, Optimizer, PlateauMode, Polynomial, PolynomialConfig, ReduceOnPlateau, ReduceOnPlateauConfig, Schedule,
+    Sgd, SgdConfig, WarmupStableDecay, WarmupStableDecayConfig,
 };
 
-use crate::{BuildError, Opt, OptContext, Plugin, RegisterError, Registry, Sched, SchedContext};
+use crate::{BuildError, Opt, OptContext, OptionProblem, Plugin, RegisterError, Registry, Sched, SchedContext};
 
-/// Registers the optimizers `adamw` and `sgd` and the schedules `constant`, `cosine` and `linear`.
+/// Registers the optimizers `adafactor`, `adam`, `adamw`, `lion` and `sgd`, and the schedules `constant`, `cosine`,
+/// `cosine-with-restarts`, `inverse-sqrt`, `linear`, `polynomial`, `reduce-on-plateau` and `warmup-stable-decay`.
 ///
 /// # Errors
 /// [`RegisterError`] if one of the names is taken.
 pub fn register(registry: &mut Registry) -> Result<(), RegisterError> {
-    registry.register::<Opt, AdamW>()?.register::<Opt, Sgd>()?;
-    registry.register::<Sched, Constant>()?.register::<Sched, Cosine>()?.register::<Sched, Linear>()?;
+    registry.register::<Opt, Adafactor>()?.register::<Opt, Adam>()?.register::<Opt, AdamW>()?;
+    registry.register::<Opt, Lion>()?.register::<Opt, Sgd>()?;
+    registry.register::<Sched, Constant>()?.register::<Sched, Cosine>()?.register::<Sched, CosineWithRestarts>()?;
+    registry.register::<Sched, InverseSqrt>()?.register::<Sched, Linear>()?.register::<Sched, Polynomial>()?;
+    registry.register::<Sched, ReduceOnPlateau>()?.register::<Sched, WarmupStableDecay>()?;
     Ok(())
 }
 
-impl Plugin<Opt> for AdamW {
-    const NAME: &'static str = "adamw";
-    type Config = AdamWConfig;
+/// Makes `$optimizer` a plugin.
+macro_rules! optimizer {
+    ($optimizer:ident, $config:ident, $name:literal, $example:expr, $problems:expr) => {
+        impl Plugin<Opt> for $optimizer {
+            const NAME: &'static str = $name;
+            type Config = $config;
 
-    fn example() -> AdamWConfig {
-        AdamWConfig { lr: 1e-2, weight_decay: 0.0, ..AdamWConfig::default() }
-    }
+            fn example() -> $config {
+                $example
+            }
 
-    fn build(config: AdamWConfig, _: &mut OptContext) -> Result<Box<dyn Optimizer>, BuildError> {
-        Ok(Box::new(AdamW::new(config)))
-    }
+            fn check(config: &$config) -> Vec<OptionProblem> {
+                let problems: fn(&$config) -> Vec<OptionProblem> = $problems;
+                problems(config)
+            }
+
+            fn build(config: $config, _: &mut OptContext) -> Result<Box<dyn Optimizer>, BuildError> {
+                Ok(Box::new($optimizer::new(config)))
+            }
+        }
+    };
 }
 
-impl Plugin<Opt> for Sgd {
-    const NAME: &'static str = "sgd";
-    type Config = SgdConfig;
+optimizer!(
+    Adafactor,
+    AdafactorConfig,
+    "adafactor",
+    AdafactorConfig { lr: 0.3, weight_decay: 1e-5, ..AdafactorConfig::default() },
+    |_| Vec::new()
+);
+optimizer!(Adam, AdamConfig, "adam", AdamConfig { lr: 1e-2, ..AdamConfig::default() }, |_| Vec::new());
+optimizer!(AdamW, AdamWConfig, "adamw", AdamWConfig { lr: 1e-2, weight_decay: 0.0, ..AdamWConfig::default() }, |_| {
+    Vec::new()
+});
+optimizer!(Lion, LionConfig, "lion", LionConfig { lr: 1e-3, ..LionConfig::default() }, |_| Vec::new());
+optimizer!(Sgd, SgdConfig, "sgd", SgdConfig { lr: 1e-1, momentum: 0.9, ..SgdConfig::default() }, nesterov);
 
-    fn example() -> SgdConfig {
-        SgdConfig { lr: 1e-1, momentum: 0.9, ..SgdConfig::default() }
-    }
+/// Makes `$schedule`, whose options have a warm-up, a plugin.
+macro_rules! schedule {
+    ($schedule:ident, $config:ident, $name:literal, $example:expr, $problems:expr) => {
+        impl Plugin<Sched> for $schedule {
+            const NAME: &'static str = $name;
+            type Config = $config;
 
-    fn build(config: SgdConfig, _: &mut OptContext) -> Result<Box<dyn Optimizer>, BuildError> {
-        Ok(Box::new(Sgd::new(config)))
-    }
+            fn example() -> $config {
+                $example
+            }
+
+            fn check(config: &$config) -> Vec<OptionProblem> {
+                let problems: fn(&$config) -> Vec<OptionProblem> = $problems;
+                let warmup = not_both("warmup", config.warmup_steps, config.warmup_ratio);
+                warmup.into_iter().chain(problems(config)).collect()
+            }
+
+            fn build(config: $config, cx: &mut SchedContext) -> Result<Box<dyn Schedule>, BuildError> {
+                Ok(Box::new($schedule::new(config, cx.total_steps)))
+            }
+        }
+    };
 }
 
-impl Plugin<Sched> for Constant {
-    const NAME: &'static str = "constant";
-    type Config = ConstantConfig;
+schedule!(
+    Constant,
+    ConstantConfig,
+    "constant",
+    ConstantConfig { warmup_steps: 10, ..ConstantConfig::default() },
+    |_| Vec::new()
+);
+schedule!(Cosine, CosineConfig, "cosine", CosineConfig { warmup_steps: 10, ..CosineConfig::default() }, |_| Vec::new());
+schedule!(
+    CosineWithRestarts,
+    CosineWithRestartsConfig,
+    "cosine-with-restarts",
+    CosineWithRestartsConfig { warmup_ratio: 0.05, cycles: NonZeroUsize::MIN.saturating_add(2), ..Default::default() },
+    |_| Vec::new()
+);
+schedule!(
+    InverseSqrt,
+    InverseSqrtConfig,
+    "inverse-sqrt",
+    InverseSqrtConfig { warmup_steps: 100, ..InverseSqrtConfig::default() },
+    |_| Vec::new()
+);
+schedule!(Linear, LinearConfig, "linear", LinearConfig { warmup_steps: 10, ..LinearConfig::default() }, |_| Vec::new());
+schedule!(
+    Polynomial,
+    PolynomialConfig,
+    "polynomial",
+    PolynomialConfig { warmup_ratio: 0.05, power: 2.0, ..PolynomialConfig::default() },
+    |_| Vec::new()
+);
+schedule!(
+    ReduceOnPlateau,
+    ReduceOnPlateauConfig,
+    "reduce-on-plateau",
+    ReduceOnPlateauConfig { metric: "accuracy".to_owned(), factor: 0.5, patience: 2, ..Default::default() },
+    loss_is_no_gain
+);
+schedule!(
+    WarmupStableDecay,
+    WarmupStableDecayConfig,
+    "warmup-stable-decay",
+    WarmupStableDecayConfig { warmup_ratio: 0.05, decay_ratio: 0.2, decay: Decay::Linear, ..Default::default() },
+    decays
+);
 
-    fn example() -> ConstantConfig {
-        ConstantConfig { warmup_steps: 10 }
-    }
-
-    fn build(config: ConstantConfig, _: &mut SchedContext) -> Result<Box<dyn Schedule>, BuildError> {
-        Ok(Box::new(Constant::new(config)))
-    }
+/// A share of the run's steps is given in one way.
+fn not_both(what: &str, steps: usize, ratio: f64) -> Option<OptionProblem> {
+    let message = format!("expected either `{what}_steps` or `{what}_ratio`, found both");
+    (steps > 0 && ratio > 0.0).then(|| OptionProblem { key: format!("{what}_ratio"), message })
 }
 
-impl Plugin<Sched> for Cosine {
-    const NAME: &'static str = "cosine";
-    type Config = CosineConfig;
-
-    fn example() -> CosineConfig {
-        CosineConfig { warmup_steps: 10 }
+fn decays(config: &WarmupStableDecayConfig) -> Vec<OptionProblem> {
+    let mut problems: Vec<_> = not_both("decay", config.decay_steps, config.decay_ratio).into_iter().collect();
+    if config.decay_steps == 0 && config.decay_ratio == 0.0 {
+        let message = "expected `decay_steps` or `decay_ratio` above 0, found neither".to_owned();
+        problems.push(OptionProblem { key: "decay_steps".to_owned(), message });
     }
-
-    fn build(config: CosineConfig, cx: &mut SchedContext) -> Result<Box<dyn Schedule>, BuildError> {
-        Ok(Box::new(Cosine::new(config, cx.total_steps)))
-    }
+    problems
 }
 
-impl Plugin<Sched> for Linear {
-    const NAME: &'static str = "linear";
-    type Config = LinearConfig;
+fn loss_is_no_gain(config: &ReduceOnPlateauConfig) -> Vec<OptionProblem> {
+    let is_wrong = config.metric == "loss" && config.mode == Some(PlateauMode::Max);
+    let message = "expected min, or another `metric` than loss, of which less is better".to_owned();
+    is_wrong.then(|| OptionProblem { key: "mode".to_owned(), message }).into_iter().collect()
+}
 
-    fn example() -> LinearConfig {
-        LinearConfig { warmup_steps: 10 }
-    }
-
-    fn build(config: LinearConfig, cx: &mut SchedContext) -> Result<Box<dyn Schedule>, BuildError> {
-        Ok(Box::new(Linear::new(config, cx.total_steps)))
-    }
+/// Nesterov's momentum is one that is not dampened, as in PyTorch.
+fn nesterov(config: &SgdConfig) -> Vec<OptionProblem> {
+    let is_wrong = config.nesterov && (config.momentum == 0.0 || config.dampening != 0.0);
+    let message = "expected false, or `momentum` above 0 and no `dampening`".to_owned();
+    is_wrong.then(|| OptionProblem { key: "nesterov".to_owned(), message }).into_iter().collect()
 }
 
 #[cfg(test)]
@@ -110,13 +187,31 @@ mod tests {
     #[test]
     fn they_are_listed_by_name() {
         check::<Opt>(&[
+            (
+                "adafactor",
+                "Adafactor: squared gradients are kept by row and column alone (Shazeer and Stern, arXiv 1804.04235).",
+            ),
+            ("adam", "Adam (Kingma and Ba, arXiv 1412.6980), with weight decay as a part of the gradient."),
             ("adamw", "Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101)."),
+            (
+                "lion",
+                "Lion: every number moves by the learning rate, in the direction of a running mean's sign (Chen et al., \
+                 arXiv 2302.06675).",
+            ),
             ("sgd", "Gradient descent, with momentum if asked."),
         ]);
         check::<Sched>(&[
             ("constant", "Warm-up, then the full rate."),
             ("cosine", "Warm-up, then half a cosine down to zero at the end of the run."),
+            ("cosine-with-restarts", "Warm-up, then several times half a cosine from the full rate down to zero."),
+            ("inverse-sqrt", "Warm-up, then down as one over the root of the steps."),
             ("linear", "Warm-up, then down evenly to zero at the end of the run."),
+            ("polynomial", "Warm-up, then down as a power of what is left of the run."),
+            (
+                "reduce-on-plateau",
+                "The full rate, and a part of it each time evaluations have not become better for a while.",
+            ),
+            ("warmup-stable-decay", "Warm-up, then the full rate, then a decay up to the end of the run."),
         ]);
     }
 
@@ -133,14 +228,17 @@ mod tests {
         let mut registry = registry();
         let error = registry.register::<Opt, AdamW>().expect_err("taken");
         assert_eq!(error.to_string(), "register optimizer `adamw`: there is one of this name already");
-        assert_eq!(registry.entries::<Opt>().count(), 2);
+        assert_eq!(registry.entries::<Opt>().count(), 5);
     }
 
     #[test]
     fn an_unknown_name_lists_the_known() {
-        match registry().build::<Opt>("adam", json!({}), &mut OptContext {}) {
+        match registry().build::<Opt>("adamx", json!({}), &mut OptContext {}) {
             Err(BuildError::Unknown { known, nearest, .. }) => {
-                assert_eq!((known, nearest.as_deref()), (vec!["adamw", "sgd"], Some("adamw")));
+                assert_eq!(
+                    (known, nearest.as_deref()),
+                    (vec!["adafactor", "adam", "adamw", "lion", "sgd"], Some("adamw"))
+                );
             }
             other => panic!("expected an error, got {:?}", other.err()),
         }
@@ -153,5 +251,30 @@ mod tests {
         let mut cx = SchedContext { total_steps: 10 };
         let schedule = registry().build::<Sched>("cosine", json!({ "warmup_steps": 4 }), &mut cx).expect("built");
         assert_eq!((schedule.factor(2), schedule.factor(7)), (0.5, 0.5));
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_a_problem() {
+        fn problems<S: Slot>(name: &str, options: serde_json::Value) -> Vec<(String, String)> {
+            let problems = registry().check::<S>(name, options).expect("options");
+            problems.into_iter().map(|problem| (problem.key, problem.message)).collect()
+        }
+        let both = json!({ "warmup_steps": 5, "warmup_ratio": 0.1 });
+        let registry = registry();
+        for entry in registry.entries::<Sched>().filter(|entry| entry.name != "warmup-stable-decay") {
+            let expected = ("warmup_ratio", "expected either `warmup_steps` or `warmup_ratio`, found both");
+            let expected = (expected.0.to_owned(), expected.1.to_owned());
+            assert_eq!(problems::<Sched>(entry.name, both.clone()), [expected], "{}", entry.name);
+        }
+        let keys = |found: Vec<(String, String)>| found.into_iter().map(|(key, _)| key).collect::<Vec<_>>();
+        assert_eq!(keys(problems::<Sched>("warmup-stable-decay", both)), ["warmup_ratio", "decay_steps"]);
+        let decays = json!({ "decay_steps": 5, "decay_ratio": 0.1 });
+        assert_eq!(keys(problems::<Sched>("warmup-stable-decay", decays)), ["decay_ratio"]);
+        assert_eq!(keys(problems::<Sched>("reduce-on-plateau", json!({ "mode": "max" }))), ["mode"]);
+        assert!(problems::<Sched>("reduce-on-plateau", json!({ "mode": "max", "metric": "f1" })).is_empty());
+        for options in [json!({ "nesterov": true }), json!({ "nesterov": true, "momentum": 0.9, "dampening": 0.1 })] {
+            assert_eq!(keys(problems::<Opt>("sgd", options)), ["nesterov"]);
+        }
+        assert!(problems::<Opt>("sgd", json!({ "nesterov": true, "momentum": 0.9 })).is_empty());
     }
 }

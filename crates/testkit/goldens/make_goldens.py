@@ -9,8 +9,8 @@ tiny-NAME.golden.safetensors  inputs, logits, losses and gradients of soft-promp
                               `deep.*` with five prompts, `p1.ptune.*` and `p1.deep.*` with the first of them,
                               `p0.ptune.*` with none
 rope.json                     rotary frequencies of every scaling variant
-adamw.safetensors             ten steps of AdamW with weight decay, clipping and a linear schedule
-schedules.json                learning-rate factors of the schedules with warm-up
+
+Those of optimizers and schedules are made by make_optim.py.
 
 The reference is the plain way: rows padded to the right, prompts concatenated by hand in front of each row, deep
 prompts added before every block by a forward pre-hook, pooling by the row's length. Positions count from 0 over the
@@ -74,9 +74,6 @@ from transformers import (
     Qwen2ForSequenceClassification,
     Qwen3Config,
     Qwen3ForSequenceClassification,
-    get_constant_schedule_with_warmup,
-    get_cosine_schedule_with_warmup,
-    get_linear_schedule_with_warmup,
 )
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -480,49 +477,6 @@ def rope():
     (HERE / "rope.json").write_text(json.dumps(out, indent=1) + "\n")
 
 
-def adamw():
-    generator = torch.Generator().manual_seed(11)
-    shapes = {"prompts": (3, 4), "deep_prompts": (2, 3, 4), "score.weight": (2, 4)}
-    params = {name: torch.randn(shape, generator=generator).requires_grad_(True) for name, shape in shapes.items()}
-    optimizer = torch.optim.AdamW(params.values(), lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
-    schedule = get_linear_schedule_with_warmup(optimizer, num_warmup_steps=3, num_training_steps=10)
-    out = {f"init.{name}": param.detach().clone() for name, param in params.items()}
-    for step in range(10):
-        scale = [0.05, 1.0][step % 2]  # small gradients are not clipped, large ones are
-        for name, param in params.items():
-            param.grad = scale * torch.randn(param.shape, generator=generator)
-            out[f"step{step}.grad.{name}"] = param.grad.clone()
-        out[f"step{step}.lr"] = torch.tensor(optimizer.param_groups[0]["lr"], dtype=torch.float32)
-        out[f"step{step}.norm"] = torch.nn.utils.clip_grad_norm_(params.values(), 1.0)
-        optimizer.step()
-        schedule.step()
-        for name, param in params.items():
-            out[f"step{step}.param.{name}"] = param.detach().clone()
-    settings = dict(lr=0.01, betas=[0.9, 0.999], eps=1e-8, weight_decay=0.01, max_norm=1.0, warmup_steps=3, steps=10)
-    # One key only: the writer does not keep an order of keys.
-    save_file(out, HERE / "adamw.safetensors", metadata=dict(settings=json.dumps(settings)))
-
-
-def schedules():
-    make = {
-        "linear": lambda opt, warmup, total: get_linear_schedule_with_warmup(opt, warmup, total),
-        "cosine": lambda opt, warmup, total: get_cosine_schedule_with_warmup(opt, warmup, total),
-        "constant": lambda opt, warmup, total: get_constant_schedule_with_warmup(opt, warmup),
-    }
-    out = []
-    for name, build in make.items():
-        for warmup, total in ((0, 10), (3, 10), (10, 10), (5, 23), (1, 1)):
-            optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-            schedule = build(optimizer, warmup, total)
-            factors = []
-            for _ in range(total + 3):
-                factors.append(float(schedule.get_last_lr()[0]))
-                optimizer.step()
-                schedule.step()
-            out.append(dict(schedule=name, warmup_steps=warmup, steps=total, factors=factors))
-    (HERE / "schedules.json").write_text(json.dumps(out, indent=1) + "\n")
-
-
 def main():
     names = sys.argv[1:]
     if unknown := sorted(set(names) - set(MODELS)):
@@ -541,9 +495,7 @@ def main():
             golden(name, seed, cls, config)
     if not names:
         rope()
-        adamw()
-        schedules()
-        others = [line for line in written if line.startswith(("gguf ", "numpy "))]
+        others = [line for line in written if line.startswith(("gguf ", "numpy ", "lion-pytorch "))]
         versions.write_text("\n".join([*ours, *others]) + "\n")
     for path in HERE.rglob("*.safetensors"):
         path.chmod(0o644)

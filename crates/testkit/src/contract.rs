@@ -8,6 +8,7 @@
 //! Every function here panics where the contract is broken; that is its purpose.
 
 mod head;
+mod optimizer;
 mod schedule;
 mod tuning;
 
@@ -19,6 +20,7 @@ use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
 pub use head::check_head;
+pub use optimizer::check_optimizer;
 pub use schedule::check_schedule;
 pub use tuning::check_tuning;
 
@@ -114,9 +116,12 @@ fn numbers(shape: &[i64]) -> Tensor {
 #[cfg(test)]
 mod tests {
     use schemars::JsonSchema;
-    use sepal_optim::{AdamW, Constant, ConstantConfig, Cosine, Linear, Schedule, Sgd};
+    use sepal_optim::{
+        Adafactor, Adam, AdamW, Constant, ConstantConfig, Cosine, CosineWithRestarts, InverseSqrt, Linear, Lion,
+        Polynomial, ReduceOnPlateau, Schedule, Sgd, WarmupStableDecay,
+    };
     use sepal_plugin::{
-        BuildError, Head, HeadContext, HeadError, Hidden, LabelKind, Labels, Logits, Opt, Phase, Prediction, Sched,
+        BuildError, Head, HeadContext, HeadError, Hidden, LabelKind, Labels, Logits, Phase, Prediction, Sched,
         SchedContext, TaskHead,
     };
     use serde::{Deserialize, Serialize};
@@ -125,11 +130,19 @@ mod tests {
 
     #[test]
     fn the_standard_plugins_keep_it() {
-        check_options::<Opt, AdamW>();
-        check_options::<Opt, Sgd>();
+        check_optimizer::<Adafactor>();
+        check_optimizer::<Adam>();
+        check_optimizer::<AdamW>();
+        check_optimizer::<Lion>();
+        check_optimizer::<Sgd>();
         check_schedule::<Constant>();
         check_schedule::<Cosine>();
+        check_schedule::<CosineWithRestarts>();
+        check_schedule::<InverseSqrt>();
         check_schedule::<Linear>();
+        check_schedule::<Polynomial>();
+        check_schedule::<ReduceOnPlateau>();
+        check_schedule::<WarmupStableDecay>();
     }
 
     /// Declares a schedule that is constant, with these options.
@@ -146,7 +159,7 @@ mod tests {
                 }
 
                 fn build(_: Self::Config, _: &mut SchedContext) -> Result<Box<dyn Schedule>, BuildError> {
-                    Ok(Box::new(Constant::new(ConstantConfig::default())))
+                    Ok(Box::new(Constant::new(ConstantConfig::default(), 1)))
                 }
             }
         };

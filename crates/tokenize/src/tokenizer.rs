@@ -98,6 +98,14 @@ impl Tokenizer {
         Ok(Encoding { ids: whole.get_ids().to_vec(), offsets: whole.get_offsets().to_vec() })
     }
 
+    /// The ids of a text alone, without special tokens around it and however long it is.
+    ///
+    /// # Errors
+    /// [`EncodeError`] if the text yields no token.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, EncodeError> {
+        Ok(self.tokens(text, Which::First)?.get_ids().to_vec())
+    }
+
     /// Encodes rows as [`Tokenizer::encode`] does, in parallel (`TOKENIZERS_PARALLELISM=false` switches that off).
     ///
     /// # Errors
@@ -264,6 +272,8 @@ mod tests {
         assert_eq!(whole.ids, [1, 3, 4, 5, 6, 2]);
         assert_eq!(whole.offsets, [(0, 0), (0, 1), (2, 3), (4, 5), (6, 7), (0, 0)]);
         assert_eq!(tokenizer.encode("a b c d", None, 4).expect("encodes").ids, [1, 3, 4, 2]);
+        assert_eq!(tokenizer.encode_plain("A b c d").expect("encodes"), [3, 4, 5, 6]);
+        assert!(matches!(tokenizer.encode_plain(" "), Err(EncodeError::NoToken { .. })));
     }
 
     #[test]

@@ -17,11 +17,14 @@
 //! ```
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use sepal_core::{DEEP_PROMPTS, Span};
-use sepal_nn::init::{normal, rng, sample_rows};
-use sepal_plugin::{BuildError, NamedTensor, Plugin, Tuning, TuningContext, TuningError, TuningMode};
+use sepal_nn::init::{normal, rng};
+use sepal_plugin::{
+    BuildError, NamedTensor, PROMPTS, Plugin, PromptInit, Tuning, TuningContext, TuningError, TuningMode, saved_tensor,
+};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -32,37 +35,34 @@ pub struct DeepPtuneConfig {
     /// How many prompts, each as wide as a hidden state.
     pub pre_seq_len: NonZeroUsize,
     /// How the prompts in front of the rows start.
-    pub init: Init,
-    /// How the prompts before each block start.
-    pub deep_init: DeepInit,
+    pub init: PromptInit,
+    /// How the prompts before each block start; if not given, as those of the adapter where `init` names one, and as zero
+    /// otherwise.
+    pub deep_init: Option<DeepInit>,
 }
 
 impl Default for DeepPtuneConfig {
     /// 16 prompts that start as words, and nothing added before the blocks.
     fn default() -> Self {
         let pre_seq_len = NonZeroUsize::MIN.saturating_add(15);
-        Self { pre_seq_len, init: Init::Vocabulary, deep_init: DeepInit::Zero }
+        Self { pre_seq_len, init: PromptInit::Vocabulary, deep_init: None }
     }
 }
 
-/// How the prompts in front of the rows start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Init {
-    /// As the embeddings of words drawn from the vocabulary.
-    Vocabulary,
-    /// From N(0, `initializer_range`²), as the model's own weights did.
-    Normal,
-}
-
 /// How the prompts before each block start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeepInit {
     /// As zero: the first step sees the untouched model.
     Zero,
     /// From N(0, `initializer_range`²); slow to train.
     Normal,
+    /// As those of an earlier run, which had as many and a model of as many blocks and the same width.
+    Adapter(
+        /// Its `adapter.safetensors`.
+        #[schemars(with = "String")]
+        PathBuf,
+    ),
 }
 
 /// Soft prompts in front of every row, and additions to them before every block.
@@ -74,9 +74,6 @@ pub struct DeepPtune {
     n_blocks: usize,
 }
 
-/// The prompts' name in an adapter; the deep prompts have the one that the blocks know.
-const PROMPTS: &str = "prompts";
-
 impl Plugin<Tuning> for DeepPtune {
     const NAME: &'static str = "deep-ptune";
     type Config = DeepPtuneConfig;
@@ -87,8 +84,8 @@ impl Plugin<Tuning> for DeepPtune {
 
     fn build(config: DeepPtuneConfig, cx: &mut TuningContext<'_>) -> Result<Box<dyn TuningMode>, BuildError> {
         let (pre_seq_len, n_blocks) = (config.pre_seq_len.get(), cx.n_blocks);
-        let prompts = initial_prompts(config.init, pre_seq_len, cx)?;
-        let deep_prompts = initial_deep_prompts(config.deep_init, pre_seq_len, cx)?;
+        let prompts = config.init.prompts(pre_seq_len, cx)?;
+        let deep_prompts = initial_deep_prompts(&config, cx)?;
         Ok(Box::new(Self {
             prompts: cx.params.add(PROMPTS, &prompts)?,
             deep_prompts: cx.params.add(DEEP_PROMPTS, &deep_prompts)?,
@@ -116,30 +113,29 @@ impl TuningMode for DeepPtune {
     }
 }
 
-fn initial_prompts(init: Init, pre_seq_len: usize, cx: &TuningContext<'_>) -> Result<Tensor, BuildError> {
-    let mut rng = rng(cx.seed, PROMPTS);
-    Ok(match init {
-        Init::Vocabulary => sample_rows(cx.embeddings, pre_seq_len, &mut rng)?,
-        Init::Normal => normal(&[pre_seq_len as i64, cx.hidden as i64], cx.initializer_range, &mut rng)?,
-    })
-}
-
-fn initial_deep_prompts(init: DeepInit, pre_seq_len: usize, cx: &TuningContext<'_>) -> Result<Tensor, BuildError> {
-    let shape = [cx.n_blocks as i64, pre_seq_len as i64, cx.hidden as i64];
-    Ok(match init {
-        DeepInit::Zero => Tensor::f_zeros(shape, (Kind::Float, Device::Cpu))?,
-        DeepInit::Normal => normal(&shape, cx.initializer_range, &mut rng(cx.seed, DEEP_PROMPTS))?,
-    })
+fn initial_deep_prompts(config: &DeepPtuneConfig, cx: &TuningContext<'_>) -> Result<Tensor, BuildError> {
+    let shape = [cx.n_blocks as i64, config.pre_seq_len.get() as i64, cx.hidden as i64];
+    match (&config.deep_init, &config.init) {
+        (Some(DeepInit::Adapter(path)), _) => saved_tensor("deep_init", path, DEEP_PROMPTS, &shape),
+        (None, PromptInit::Adapter(path)) => saved_tensor("init", path, DEEP_PROMPTS, &shape),
+        (Some(DeepInit::Normal), _) => Ok(normal(&shape, cx.initializer_range, &mut rng(cx.seed, DEEP_PROMPTS))?),
+        (Some(DeepInit::Zero) | None, _) => Ok(Tensor::f_zeros(shape, (Kind::Float, Device::Cpu))?),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use sepal_nn::Parameters;
     use sepal_testkit::contract;
 
     use super::*;
 
-    fn built(deep_init: DeepInit) -> (Parameters, Box<dyn TuningMode>) {
+    fn try_build(
+        init: PromptInit,
+        deep_init: Option<DeepInit>,
+    ) -> Result<(Parameters, Box<dyn TuningMode>), BuildError> {
         let embeddings = Tensor::arange(80, (Kind::Float, Device::Cpu)).view([20, 4]);
         let mut params = Parameters::new();
         let mut cx = TuningContext {
@@ -148,12 +144,17 @@ mod tests {
             hidden: 4,
             initializer_range: 0.5,
             embeddings: &embeddings,
+            tokenize: &|text| Ok(vec![text.len() as i64]),
+            labels: &[],
             seed: 42,
         };
         let pre_seq_len = NonZeroUsize::MIN.saturating_add(2);
-        let config = DeepPtuneConfig { pre_seq_len, init: Init::Vocabulary, deep_init };
-        let mode = DeepPtune::build(config, &mut cx).expect("built");
-        (params, mode)
+        let mode = DeepPtune::build(DeepPtuneConfig { pre_seq_len, init, deep_init }, &mut cx)?;
+        Ok((params, mode))
+    }
+
+    fn built(deep_init: DeepInit) -> (Parameters, Box<dyn TuningMode>) {
+        try_build(PromptInit::Vocabulary, Some(deep_init)).expect("built")
     }
 
     fn deep_prompts(mode: &dyn TuningMode, span: &str) -> Tensor {
@@ -176,6 +177,28 @@ mod tests {
         assert_eq!(names, ["prompts", "deep_prompts"]);
         assert_eq!(deep_prompts(&*mode, "0:5").detach().abs().max().double_value(&[]), 0.0);
         assert_eq!(deep_prompts(&*mode, "1:3").size(), [2, 3, 4]);
+    }
+
+    #[test]
+    fn an_adapter_gives_both_kinds_of_prompts() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("adapter.safetensors");
+        let adapter = || PromptInit::Adapter(path.clone());
+        let (saved, _) = built(DeepInit::Normal);
+        saved.save(&path, &BTreeMap::new()).expect("saved");
+        let digest = |params: &Parameters| params.digest().expect("read");
+        assert_eq!(digest(&try_build(adapter(), None).expect("built").0), digest(&saved));
+        let both = try_build(PromptInit::Vocabulary, Some(DeepInit::Adapter(path.clone()))).expect("built");
+        assert_eq!(digest(&both.0), digest(&saved), "the same seed draws the same words");
+        let (_, mode) = try_build(adapter(), Some(DeepInit::Zero)).expect("built");
+        assert_eq!(deep_prompts(&*mode, "0:5").detach().abs().max().double_value(&[]), 0.0);
+
+        let mut prompts = Parameters::new();
+        drop(prompts.add("prompts", saved.get("prompts").expect("there")).expect("new"));
+        prompts.save(&path, &BTreeMap::new()).expect("saved");
+        let error = try_build(adapter(), None).err().expect("no deep prompts").to_string();
+        assert!(error.ends_with("adapter.safetensors has no `deep_prompts`, only prompts"), "{error}");
+        assert!(try_build(adapter(), Some(DeepInit::Zero)).is_ok());
     }
 
     #[test]

@@ -18,8 +18,9 @@ use std::num::NonZeroUsize;
 
 use schemars::JsonSchema;
 use sepal_core::Span;
-use sepal_nn::init::{normal, rng, sample_rows};
-use sepal_plugin::{BuildError, NamedTensor, Plugin, Tuning, TuningContext, TuningError, TuningMode};
+use sepal_plugin::{
+    BuildError, NamedTensor, PROMPTS, Plugin, PromptInit, Tuning, TuningContext, TuningError, TuningMode,
+};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -30,24 +31,14 @@ pub struct PtuneConfig {
     /// How many prompts, each as wide as a hidden state.
     pub pre_seq_len: NonZeroUsize,
     /// How the prompts start.
-    pub init: Init,
+    pub init: PromptInit,
 }
 
 impl Default for PtuneConfig {
     /// 16 prompts that start as words.
     fn default() -> Self {
-        Self { pre_seq_len: NonZeroUsize::MIN.saturating_add(15), init: Init::Vocabulary }
+        Self { pre_seq_len: NonZeroUsize::MIN.saturating_add(15), init: PromptInit::Vocabulary }
     }
-}
-
-/// How prompts start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Init {
-    /// As the embeddings of words drawn from the vocabulary.
-    Vocabulary,
-    /// From N(0, `initializer_range`²), as the model's own weights did.
-    Normal,
 }
 
 /// Soft prompts in front of every row (Lester et al., arXiv 2104.08691).
@@ -56,9 +47,6 @@ pub struct Ptune {
     prompts: Tensor, // [pre_seq_len, hidden]
     pre_seq_len: usize,
 }
-
-/// The parameter's name in an adapter.
-const PROMPTS: &str = "prompts";
 
 impl Plugin<Tuning> for Ptune {
     const NAME: &'static str = "ptune";
@@ -70,11 +58,7 @@ impl Plugin<Tuning> for Ptune {
 
     fn build(config: PtuneConfig, cx: &mut TuningContext<'_>) -> Result<Box<dyn TuningMode>, BuildError> {
         let pre_seq_len = config.pre_seq_len.get();
-        let mut rng = rng(cx.seed, PROMPTS);
-        let init = match config.init {
-            Init::Vocabulary => sample_rows(cx.embeddings, pre_seq_len, &mut rng)?,
-            Init::Normal => normal(&[pre_seq_len as i64, cx.hidden as i64], cx.initializer_range, &mut rng)?,
-        };
+        let init = config.init.prompts(pre_seq_len, cx)?;
         Ok(Box::new(Self { prompts: cx.params.add(PROMPTS, &init)?, pre_seq_len }))
     }
 }
@@ -101,7 +85,7 @@ mod tests {
 
     use super::*;
 
-    fn built(init: Init) -> (Parameters, Tensor) {
+    fn built(init: PromptInit) -> (Parameters, Tensor) {
         let embeddings = Tensor::arange(80, (Kind::Float, Device::Cpu)).view([20, 4]);
         let mut params = Parameters::new();
         let mut cx = TuningContext {
@@ -110,6 +94,8 @@ mod tests {
             hidden: 4,
             initializer_range: 0.5,
             embeddings: &embeddings,
+            tokenize: &|text| Ok(vec![text.len() as i64]),
+            labels: &["no".to_owned(), "yes".to_owned()],
             seed: 42,
         };
         let config = PtuneConfig { pre_seq_len: NonZeroUsize::MIN.saturating_add(9), init };
@@ -125,7 +111,7 @@ mod tests {
 
     #[test]
     fn prompts_start_as_words() {
-        let (params, prefix) = built(Init::Vocabulary);
+        let (params, prefix) = built(PromptInit::Vocabulary);
         let names: Vec<&str> = params.iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["prompts"]);
         assert_eq!(prefix.size(), [10, 4]);
@@ -135,9 +121,16 @@ mod tests {
 
     #[test]
     fn prompts_start_normal_if_asked() {
-        let (_, prefix) = built(Init::Normal);
+        let (_, prefix) = built(PromptInit::Normal);
         let largest = prefix.detach().abs().max().double_value(&[]);
         assert!(largest > 0.1 && largest < 3.0, "{largest} does not fit N(0, 0.5²)");
+    }
+
+    #[test]
+    fn prompts_start_as_a_text_or_as_classes_if_asked() {
+        let firsts = |init| Vec::<f32>::try_from(built(init).1.detach().select(1, 0)).expect("numbers");
+        assert_eq!(firsts(PromptInit::Text("ten letter".to_owned())), [40.0; 10]);
+        assert_eq!(firsts(PromptInit::ClassNames)[..2], [8.0, 12.0]);
     }
 
     #[test]

@@ -39,6 +39,8 @@ fn build<P: Plugin<Tuning>>(seed: u64, embeddings: &Tensor) -> (Parameters, Box<
         hidden: HIDDEN as usize,
         initializer_range: 0.02,
         embeddings,
+        tokenize: &|text| Ok(text.bytes().map(i64::from).collect()),
+        labels: &["negative".to_owned(), "positive".to_owned()],
         seed,
     };
     let mode = P::build(P::example(), &mut cx).expect("the example builds");

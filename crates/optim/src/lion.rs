@@ -1,0 +1,95 @@
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use sepal_core::NamedHostTensor;
+use sepal_nn::Parameters;
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use crate::state::{Saved, save};
+use crate::{Optimizer, StateError, StepError, update_each};
+
+/// Lion: every number moves by the learning rate, in the direction of a running mean's sign (Chen et al., arXiv 2302.06675).
+///
+/// Its authors suggest a learning rate 3 to 10 times smaller than `adamw`'s, and a weight decay as many times larger.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LionConfig {
+    /// Learning rate; the schedule multiplies it.
+    #[schemars(range(min = 0.0))]
+    pub lr: f64,
+    /// How much of the past counts: in the direction of a step, and in the running mean that is kept. Each at least 0 and
+    /// at most 1.
+    #[schemars(inner(range(min = 0.0, max = 1.0)))]
+    pub betas: [f64; 2],
+    /// Share of each weight that one step at learning rate 1 takes away.
+    #[schemars(range(min = 0.0))]
+    pub weight_decay: f64,
+}
+
+impl Default for LionConfig {
+    /// The paper's defaults.
+    fn default() -> Self {
+        Self { lr: 1e-4, betas: [0.9, 0.99], weight_decay: 0.0 }
+    }
+}
+
+/// Lion; each step equals algorithm 2 of the paper, and the package `lion-pytorch`.
+#[derive(Debug)]
+pub struct Lion {
+    config: LionConfig,
+    /// Running means of the gradients, in their parameters' shapes.
+    means: BTreeMap<String, Tensor>,
+}
+
+const MEAN: &str = "exp_avg";
+
+impl Lion {
+    /// With these options and no past.
+    pub fn new(config: LionConfig) -> Self {
+        Self { config, means: BTreeMap::new() }
+    }
+}
+
+impl Optimizer for Lion {
+    fn lr(&self) -> f64 {
+        self.config.lr
+    }
+
+    fn step(&mut self, params: &Parameters, lr: f64) -> Result<(), StepError> {
+        let Self { config: LionConfig { betas: [beta1, beta2], weight_decay, .. }, means } = self;
+        update_each(params, |name, param, grad| {
+            let mean = match means.get(name) {
+                Some(mean) => mean.shallow_clone(),
+                None => param.f_zeros_like()?,
+            };
+            let mix = |beta: f64| mean.f_mul_scalar(beta)?.f_add(&grad.f_mul_scalar(1.0 - beta)?);
+            let direction = mix(*beta1)?.f_sign()?;
+            drop(param.f_mul_scalar_(1.0 - lr * *weight_decay)?);
+            drop(param.f_sub_(&direction.f_mul_scalar(lr)?)?);
+            means.insert(name.to_owned(), mix(*beta2)?);
+            Ok(())
+        })
+    }
+
+    fn state(&self) -> Result<Vec<NamedHostTensor>, StateError> {
+        self.means.iter().map(|(name, mean)| save(MEAN, name, mean)).collect()
+    }
+
+    fn load_state(&mut self, params: &Parameters, state: &[NamedHostTensor]) -> Result<(), StateError> {
+        self.means = Saved::new(state)?.for_each(params, MEAN, |saved, name, shape| saved.take(MEAN, name, shape))?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::goldens::check_run;
+
+    #[test]
+    fn twelve_steps_equal_lion_pytorch() {
+        let config = LionConfig { lr: 1e-2, betas: [0.9, 0.99], weight_decay: 0.3 };
+        check_run("lion", || Box::new(Lion::new(config.clone())));
+    }
+}

@@ -1,0 +1,95 @@
+//! The running means of Adam and AdamW.
+
+use std::collections::BTreeMap;
+
+use sepal_core::NamedHostTensor;
+use sepal_nn::Parameters;
+use tch::{TchError, Tensor};
+
+use crate::StateError;
+use crate::state::{Saved, save, step_of};
+
+/// What each parameter's past steps left.
+#[derive(Debug, Default)]
+pub(crate) struct Moments(BTreeMap<String, Moment>);
+
+/// What one parameter's past steps left: both means in the parameter's shape.
+#[derive(Debug)]
+struct Moment {
+    step: i32,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+}
+
+const STEP: &str = "step";
+const EXP_AVG: &str = "exp_avg";
+const EXP_AVG_SQ: &str = "exp_avg_sq";
+
+impl Moments {
+    /// Takes `grad` into the means of the parameter `name` and moves it against them.
+    pub(crate) fn update(
+        &mut self,
+        name: &str,
+        param: &mut Tensor,
+        grad: &Tensor,
+        betas: [f64; 2],
+        eps: f64,
+        lr: f64,
+    ) -> Result<(), TchError> {
+        if !self.0.contains_key(name) {
+            self.0.insert(name.to_owned(), Moment::new(param)?);
+        }
+        match self.0.get_mut(name) {
+            Some(moment) => moment.update(param, grad, betas, eps, lr),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn state(&self) -> Result<Vec<NamedHostTensor>, StateError> {
+        let mut state = Vec::with_capacity(3 * self.0.len());
+        for (name, moment) in &self.0 {
+            state.push(save(STEP, name, &Tensor::from(moment.step as f32))?);
+            state.push(save(EXP_AVG, name, &moment.exp_avg)?);
+            state.push(save(EXP_AVG_SQ, name, &moment.exp_avg_sq)?);
+        }
+        Ok(state)
+    }
+
+    pub(crate) fn load(params: &Parameters, state: &[NamedHostTensor]) -> Result<Self, StateError> {
+        let moments = Saved::new(state)?.for_each(params, STEP, |saved, name, shape| {
+            Ok(Moment {
+                step: step_of(saved, STEP, name)?,
+                exp_avg: saved.take(EXP_AVG, name, shape)?,
+                exp_avg_sq: saved.take(EXP_AVG_SQ, name, shape)?,
+            })
+        })?;
+        Ok(Self(moments))
+    }
+}
+
+impl Moment {
+    fn new(param: &Tensor) -> Result<Self, TchError> {
+        Ok(Self { step: 0, exp_avg: param.f_zeros_like()?, exp_avg_sq: param.f_zeros_like()? })
+    }
+
+    /// The formulas in the order in which `torch.optim.Adam` computes them.
+    fn update(
+        &mut self,
+        param: &mut Tensor,
+        grad: &Tensor,
+        [beta1, beta2]: [f64; 2],
+        eps: f64,
+        lr: f64,
+    ) -> Result<(), TchError> {
+        self.step += 1;
+        let correction1 = 1.0 - beta1.powi(self.step);
+        let correction2 = 1.0 - beta2.powi(self.step);
+        drop(self.exp_avg.f_lerp_(grad, 1.0 - beta1)?);
+        let squared = grad.f_square()?.f_mul_scalar(1.0 - beta2)?;
+        drop(self.exp_avg_sq.f_mul_scalar_(beta2)?.f_add_(&squared)?);
+        let denominator = self.exp_avg_sq.f_sqrt()?.f_div_scalar(correction2.sqrt())?.f_add_scalar(eps)?;
+        let change = self.exp_avg.f_div(&denominator)?.f_mul_scalar(lr / correction1)?;
+        drop(param.f_sub_(&change)?);
+        Ok(())
+    }
+}

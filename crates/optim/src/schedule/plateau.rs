@@ -1,0 +1,252 @@
+//! The rate goes down when evaluations no longer get better.
+
+use schemars::JsonSchema;
+use sepal_core::NamedHostTensor;
+use serde::{Deserialize, Serialize};
+
+use super::warmup::rising;
+use super::{Schedule, share_of};
+use crate::StateError;
+use crate::state::{Saved, save_bits};
+
+/// The full rate, and a part of it each time evaluations have not become better for a while.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReduceOnPlateauConfig {
+    /// Steps over which the rate rises evenly from zero. Evaluations during these only say what is the best so far.
+    pub warmup_steps: usize,
+    /// Instead of `warmup_steps`: their share of the run's steps, rounded up.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub warmup_ratio: f64,
+    /// What is compared: `loss`, of the validation rows, or one of the metrics that the task reports.
+    #[schemars(length(min = 1))]
+    pub metric: String,
+    /// Whether less of it is better, or more; if not given, less for `loss` and more for all else.
+    pub mode: Option<PlateauMode>,
+    /// What the rate is multiplied by.
+    #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
+    pub factor: f64,
+    /// Evaluations in a row that may be no better than the best, before the one that lowers the rate.
+    pub patience: u32,
+    /// How much better than the best counts as better.
+    #[schemars(range(min = 0.0))]
+    pub threshold: f64,
+    /// What `threshold` is a part of.
+    pub threshold_mode: ThresholdMode,
+    /// Evaluations after a reduction that are not counted.
+    pub cooldown: u32,
+    /// What at least is left of the rate.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub min_factor: f64,
+}
+
+impl Default for ReduceOnPlateauConfig {
+    /// PyTorch's defaults, on the loss.
+    fn default() -> Self {
+        Self {
+            warmup_steps: 0,
+            warmup_ratio: 0.0,
+            metric: LOSS.to_owned(),
+            mode: None,
+            factor: 0.1,
+            patience: 10,
+            threshold: 1e-4,
+            threshold_mode: ThresholdMode::Rel,
+            cooldown: 0,
+            min_factor: 0.0,
+        }
+    }
+}
+
+/// Which way is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PlateauMode {
+    /// Less.
+    Min,
+    /// More.
+    Max,
+}
+
+/// What a threshold is a part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ThresholdMode {
+    /// A share of the best.
+    Rel,
+    /// A difference from the best.
+    Abs,
+}
+
+/// `torch.optim.lr_scheduler.ReduceLROnPlateau` with `eps=0`, which there stops reductions of less than 1e-8.
+#[derive(Debug, Clone)]
+pub struct ReduceOnPlateau {
+    config: ReduceOnPlateauConfig,
+    mode: PlateauMode,
+    warmup_steps: usize,
+    now: State,
+}
+
+/// What all evaluations so far came to.
+#[derive(Debug, Clone, Copy)]
+struct State {
+    factor: f64,
+    best: f64,
+    /// Evaluations in a row that were no better.
+    bad: u64,
+    /// Evaluations that are still not counted.
+    cooldown: u64,
+}
+
+/// What the loss is called among metrics.
+const LOSS: &str = "loss";
+
+const SCHEDULE: &str = "schedule";
+const FACTOR: &str = "factor";
+const BEST: &str = "best";
+const BAD: &str = "bad";
+const COOLDOWN: &str = "cooldown";
+
+impl ReduceOnPlateau {
+    /// With these options, for a run of `total_steps` optimizer steps.
+    pub fn new(config: ReduceOnPlateauConfig, total_steps: usize) -> Self {
+        let by_metric = if config.metric == LOSS { PlateauMode::Min } else { PlateauMode::Max };
+        let mode = config.mode.unwrap_or(by_metric);
+        let worst = match mode {
+            PlateauMode::Min => f64::INFINITY,
+            PlateauMode::Max => f64::NEG_INFINITY,
+        };
+        let warmup_steps = share_of(total_steps, config.warmup_steps, config.warmup_ratio);
+        Self { config, mode, warmup_steps, now: State { factor: 1.0, best: worst, bad: 0, cooldown: 0 } }
+    }
+
+    /// Never so for what is not a number.
+    fn is_better(&self, value: f64) -> bool {
+        let (best, threshold) = (self.now.best, self.config.threshold);
+        match (self.mode, self.config.threshold_mode) {
+            (PlateauMode::Min, ThresholdMode::Rel) => value < best * (1.0 - threshold),
+            (PlateauMode::Min, ThresholdMode::Abs) => value < best - threshold,
+            (PlateauMode::Max, ThresholdMode::Rel) => value > best * (threshold + 1.0),
+            (PlateauMode::Max, ThresholdMode::Abs) => value > best + threshold,
+        }
+    }
+}
+
+impl Schedule for ReduceOnPlateau {
+    fn factor(&self, step: usize) -> f64 {
+        rising(step, self.warmup_steps).unwrap_or(1.0) * self.now.factor
+    }
+
+    fn watches(&self) -> Option<&str> {
+        Some(&self.config.metric)
+    }
+
+    fn evaluated(&mut self, steps: usize, value: f64) {
+        let is_better = self.is_better(value);
+        let State { factor, best, bad, cooldown } = &mut self.now;
+        if is_better {
+            *best = value;
+            *bad = 0;
+        } else if steps >= self.warmup_steps {
+            *bad += 1;
+        }
+        if *cooldown > 0 {
+            *cooldown -= 1;
+            *bad = 0;
+        }
+        if *bad > u64::from(self.config.patience) {
+            *factor = (*factor * self.config.factor).max(self.config.min_factor);
+            *cooldown = self.config.cooldown.into();
+            *bad = 0;
+        }
+    }
+
+    fn state(&self) -> Result<Vec<NamedHostTensor>, StateError> {
+        let State { factor, best, bad, cooldown } = self.now;
+        let bits = [(FACTOR, factor.to_bits()), (BEST, best.to_bits()), (BAD, bad), (COOLDOWN, cooldown)];
+        bits.into_iter().map(|(name, bits)| save_bits(SCHEDULE, name, bits)).collect()
+    }
+
+    fn load_state(&mut self, state: &[NamedHostTensor]) -> Result<(), StateError> {
+        let mut saved = Saved::new(state)?;
+        let now = State {
+            factor: f64::from_bits(saved.take_bits(SCHEDULE, FACTOR)?),
+            best: f64::from_bits(saved.take_bits(SCHEDULE, BEST)?),
+            bad: saved.take_bits(SCHEDULE, BAD)?,
+            cooldown: saved.take_bits(SCHEDULE, COOLDOWN)?,
+        };
+        saved.is_empty()?;
+        self.now = now;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Golden {
+        options: ReduceOnPlateauConfig,
+        /// `None` stands for NaN.
+        values: Vec<Option<f64>>,
+        factors: Vec<f64>,
+    }
+
+    #[test]
+    fn factors_are_those_of_pytorch() {
+        let text = include_str!("../../../testkit/goldens/plateau.json");
+        let goldens: Vec<Golden> = serde_json::from_str(text).expect("goldens");
+        assert_eq!(goldens.len(), 6);
+        for Golden { options, values, factors } in goldens {
+            let mut schedule = ReduceOnPlateau::new(options.clone(), 0);
+            for (i, (value, expected)) in values.iter().zip(&factors).enumerate() {
+                let state = schedule.state().expect("a state");
+                schedule = ReduceOnPlateau::new(options.clone(), 0);
+                schedule.load_state(&state).expect("its own");
+                assert_eq!(schedule.state().expect("a state"), state, "to the last bit");
+                schedule.evaluated(i, value.unwrap_or(f64::NAN));
+                assert_eq!(schedule.factor(i), *expected, "{options:?} after {i}");
+            }
+        }
+    }
+
+    #[test]
+    fn more_of_a_metric_is_better_unless_it_is_said() {
+        let reductions = |metric: &str, mode: Option<PlateauMode>, values: [f64; 3]| {
+            let config = ReduceOnPlateauConfig { metric: metric.to_owned(), mode, patience: 0, ..Default::default() };
+            let mut schedule = ReduceOnPlateau::new(config, 10);
+            assert_eq!(schedule.watches(), Some(metric));
+            values.into_iter().for_each(|value| schedule.evaluated(1, value));
+            -schedule.factor(1).log10().round()
+        };
+        assert_eq!(reductions("accuracy", None, [0.1, 0.2, 0.3]), 0.0);
+        assert_eq!(reductions("accuracy", Some(PlateauMode::Min), [0.1, 0.2, 0.3]), 2.0);
+        assert_eq!(reductions("loss", None, [0.1, 0.2, 0.3]), 2.0);
+        assert_eq!(reductions("loss", None, [0.3, 0.2, 0.1]), 0.0);
+    }
+
+    #[test]
+    fn nothing_is_lowered_during_the_warmup() {
+        let config = ReduceOnPlateauConfig { warmup_ratio: 0.1, patience: 1, factor: 0.5, ..Default::default() };
+        let mut schedule = ReduceOnPlateau::new(config, 100);
+        (1..10).for_each(|steps| schedule.evaluated(steps, 1.0));
+        assert_eq!((schedule.factor(5), schedule.factor(10)), (0.5, 1.0));
+        schedule.evaluated(10, 1.0);
+        assert_eq!(schedule.factor(10), 1.0);
+        schedule.evaluated(11, 1.0);
+        assert_eq!(schedule.factor(11), 0.5);
+    }
+
+    #[test]
+    fn a_state_of_something_else_is_refused() {
+        let mut schedule = ReduceOnPlateau::new(ReduceOnPlateauConfig::default(), 10);
+        schedule.evaluated(1, 0.1 + 0.2);
+        let state = schedule.state().expect("a state");
+        assert!(matches!(schedule.load_state(&state[1..]), Err(StateError::Missing { .. })));
+        let other = NamedHostTensor { name: "scaler.scale".to_owned(), tensor: state[0].tensor.clone() };
+        let more = [state.clone(), vec![other]].concat();
+        assert!(matches!(schedule.load_state(&more), Err(StateError::Unknown { .. })));
+        assert_eq!(schedule.state().expect("a state"), state);
+    }
+}

@@ -1,0 +1,207 @@
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use sepal_core::in_one_line;
+use sepal_nn::init::{normal, rng, sample_rows};
+use sepal_nn::{file, from_host};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use crate::{BuildError, TuningContext};
+
+/// How soft prompts start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PromptInit {
+    /// As the embeddings of words drawn from the vocabulary.
+    Vocabulary,
+    /// From N(0, `initializer_range`²), as the model's own weights did.
+    Normal,
+    /// One prompt for each class, as the mean of its name's tokens; the rest as words drawn from the vocabulary (Lester et
+    /// al., arXiv 2104.08691).
+    ClassNames,
+    /// As the tokens of a text: repeated if they are fewer than the prompts, the first of them if they are more.
+    Text(
+        /// The text.
+        #[schemars(length(min = 1))]
+        String,
+    ),
+    /// As those of an earlier run, which had as many and a model of the same width.
+    Adapter(
+        /// Its `adapter.safetensors`.
+        #[schemars(with = "String")]
+        PathBuf,
+    ),
+}
+
+/// The name of soft prompts among parameters and in an adapter.
+pub const PROMPTS: &str = "prompts";
+
+impl PromptInit {
+    /// The prompts `[pre_seq_len, hidden]` as they start. What is left to chance is drawn from the stream [`PROMPTS`].
+    ///
+    /// Tokens of texts and names are those without what a model puts around a text, such as a token of beginning:
+    /// every row brings its own after the prompts.
+    ///
+    /// # Errors
+    /// [`BuildError`] if the vocabulary has too few words, a text has no tokens, there are more classes than prompts, or
+    /// the adapter does not fit.
+    pub fn prompts(&self, pre_seq_len: usize, cx: &TuningContext<'_>) -> Result<Tensor, BuildError> {
+        let shape = [pre_seq_len as i64, cx.hidden as i64];
+        let mut rng = rng(cx.seed, PROMPTS);
+        match self {
+            PromptInit::Vocabulary => Ok(sample_rows(cx.embeddings, pre_seq_len, &mut rng)?),
+            PromptInit::Normal => Ok(normal(&shape, cx.initializer_range, &mut rng)?),
+            PromptInit::ClassNames => {
+                let names = class_names(pre_seq_len, cx)?; // [n_labels, hidden]
+                let rest = sample_rows(cx.embeddings, pre_seq_len - cx.labels.len(), &mut rng)?;
+                Ok(Tensor::f_cat(&[names, rest], 0)?) // [pre_seq_len, hidden]
+            }
+            PromptInit::Text(text) => {
+                let ids: Vec<i64> = tokens(text, cx)?.into_iter().cycle().take(pre_seq_len).collect();
+                rows(cx.embeddings, &ids)
+            }
+            PromptInit::Adapter(path) => saved_tensor("init", path, PROMPTS, &shape),
+        }
+    }
+}
+
+/// The tensor `name` of a saved adapter, which must have this shape; `key` is the option that messages name.
+///
+/// # Errors
+/// [`BuildError::Option`] if the file cannot be read, or has no such tensor, or one of another shape.
+pub fn saved_tensor(key: &'static str, path: &Path, name: &str, shape: &[i64]) -> Result<Tensor, BuildError> {
+    let refused = |message: String| BuildError::Option { key, message };
+    let contents = file::read(path).map_err(|error| refused(in_one_line(&error)))?;
+    let Some(named) = contents.tensors.iter().find(|named| named.name == name) else {
+        let found: Vec<&str> = contents.tensors.iter().map(|named| named.name.as_str()).collect();
+        return Err(refused(format!("{} has no `{name}`, only {}", path.display(), found.join(", "))));
+    };
+    let tensor = from_host(&named.tensor).map_err(|error| refused(in_one_line(&error)))?;
+    if tensor.size() != shape {
+        let found = tensor.size();
+        return Err(refused(format!("expected `{name}` of shape {shape:?}, found {found:?} in {}", path.display())));
+    }
+    Ok(tensor)
+}
+
+/// The mean of each class name's tokens `[n_labels, hidden]`.
+fn class_names(pre_seq_len: usize, cx: &TuningContext<'_>) -> Result<Tensor, BuildError> {
+    let n_labels = cx.labels.len();
+    if n_labels > pre_seq_len || n_labels == 0 {
+        let message =
+            format!("expected class names for at most {pre_seq_len} prompts (`pre_seq_len`), found {n_labels}");
+        return Err(BuildError::Option { key: "init", message });
+    }
+    let mean = |name: &String| {
+        Ok(rows(cx.embeddings, &tokens(name, cx)?)?.f_mean_dim([0_i64].as_slice(), false, Kind::Float)?)
+    };
+    let means: Vec<Tensor> = cx.labels.iter().map(mean).collect::<Result<_, BuildError>>()?;
+    Ok(Tensor::f_stack(&means, 0)?)
+}
+
+/// The tokens of a text, at least one.
+fn tokens(text: &str, cx: &TuningContext<'_>) -> Result<Vec<i64>, BuildError> {
+    let refused = |message: String| BuildError::Option { key: "init", message };
+    let ids = (cx.tokenize)(text).map_err(|error| refused(in_one_line(&*error)))?;
+    if ids.is_empty() { Err(refused(format!("expected a text with tokens, found `{text}`"))) } else { Ok(ids) }
+}
+
+/// These rows of a matrix, as fp32.
+fn rows(matrix: &Tensor, ids: &[i64]) -> Result<Tensor, BuildError> {
+    let ids = Tensor::f_from_slice(ids)?;
+    Ok(tch::no_grad(|| matrix.f_index_select(0, &ids)?.f_to_kind(Kind::Float))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use sepal_nn::Parameters;
+    use serde_json::json;
+    use tch::Device;
+
+    use super::*;
+
+    /// Prompts of a model whose embedding of id `i` is `[i, i, i]`; ids are the text's bytes.
+    fn starts(init: serde_json::Value, pre_seq_len: usize, labels: &[&str]) -> Result<Vec<f32>, BuildError> {
+        let init: PromptInit = serde_json::from_value(init).expect("an option");
+        let embeddings = Tensor::arange(256, (Kind::Float, Device::Cpu)).view([256, 1]).expand([256, 3], false);
+        let labels: Vec<String> = labels.iter().map(|&label| label.to_owned()).collect();
+        let cx = TuningContext {
+            params: &mut Parameters::new(),
+            n_blocks: 2,
+            hidden: 3,
+            initializer_range: 0.5,
+            embeddings: &embeddings,
+            tokenize: &|text| {
+                if text == "?" { Err("no token".into()) } else { Ok(text.bytes().map(i64::from).collect()) }
+            },
+            labels: &labels,
+            seed: 42,
+        };
+        let prompts = init.prompts(pre_seq_len, &cx)?;
+        assert_eq!(prompts.size(), [pre_seq_len as i64, 3]);
+        Ok(Vec::try_from(prompts.select(1, 2)).expect("numbers"))
+    }
+
+    fn refusal(init: serde_json::Value, pre_seq_len: usize, labels: &[&str]) -> String {
+        starts(init, pre_seq_len, labels).expect_err("it does not fit").to_string()
+    }
+
+    #[test]
+    fn a_text_is_repeated_or_cut() {
+        let text = || json!({ "text": "abc" });
+        assert_eq!(starts(text(), 7, &[]).expect("prompts"), [97.0, 98.0, 99.0, 97.0, 98.0, 99.0, 97.0]);
+        assert_eq!(starts(text(), 2, &[]).expect("prompts"), [97.0, 98.0]);
+        assert_eq!(refusal(json!({ "text": "?" }), 2, &[]), "use option `init`: no token");
+        assert_eq!(refusal(json!({ "text": "" }), 2, &[]), "use option `init`: expected a text with tokens, found ``");
+    }
+
+    #[test]
+    fn class_names_come_first_and_words_fill_up() {
+        let found = starts(json!("class-names"), 5, &["ac", "z"]).expect("prompts");
+        assert_eq!(found[..2], [98.0, 122.0], "each is the mean of its tokens");
+        assert!(found[2..].iter().all(|&word| word.fract() == 0.0 && word < 256.0), "{found:?}");
+        assert_eq!(starts(json!("class-names"), 2, &["a", "z"]).expect("prompts"), [97.0, 122.0]);
+        let expected = "use option `init`: expected class names for at most 2 prompts (`pre_seq_len`), found 3";
+        assert_eq!(refusal(json!("class-names"), 2, &["a", "b", "c"]), expected);
+    }
+
+    #[test]
+    fn words_and_normal_numbers_are_of_the_seed() {
+        let words = starts(json!("vocabulary"), 9, &[]).expect("prompts");
+        assert_eq!(words, starts(json!("vocabulary"), 9, &[]).expect("prompts"));
+        assert!(words.iter().all(|word| word.fract() == 0.0));
+        let largest = starts(json!("normal"), 9, &[]).expect("prompts").into_iter().map(f32::abs).fold(0.0, f32::max);
+        assert!(largest > 0.05 && largest < 3.0, "{largest} does not fit N(0, 0.5²)");
+    }
+
+    #[test]
+    fn an_adapter_gives_its_prompts_if_they_fit() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("adapter.safetensors");
+        let mut params = Parameters::new();
+        let saved = Tensor::arange(6, (Kind::Float, Device::Cpu)).view([2, 3]) / 7.0;
+        drop(params.add(PROMPTS, &saved).expect("new"));
+        params.save(&path, &BTreeMap::new()).expect("saved");
+        let adapter = json!({ "adapter": path });
+        assert_eq!(starts(adapter.clone(), 2, &[]).expect("prompts"), [2.0 / 7.0, 5.0 / 7.0]);
+        let shown = path.display();
+        let expected = format!("use option `init`: expected `prompts` of shape [4, 3], found [2, 3] in {shown}");
+        assert_eq!(refusal(adapter, 4, &[]), expected);
+        let other = saved_tensor("deep_init", &path, "deep_prompts", &[1, 2, 3]).expect_err("there are none");
+        let expected = format!("use option `deep_init`: {shown} has no `deep_prompts`, only prompts");
+        assert_eq!(other.to_string(), expected);
+        let missing = json!({ "adapter": folder.path().join("none") });
+        let text = refusal(missing, 2, &[]);
+        assert!(text.starts_with("use option `init`: read ") && text.contains("No such file"), "{text}");
+    }
+
+    #[test]
+    fn other_forms_are_refused() {
+        for wrong in [json!("words"), json!({ "text": "a", "adapter": "b" }), json!({ "texts": "a" }), json!("text")] {
+            assert!(serde_json::from_value::<PromptInit>(wrong.clone()).is_err(), "{wrong}");
+        }
+    }
+}
