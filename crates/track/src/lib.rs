@@ -17,13 +17,17 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+#[cfg(test)]
+mod examples;
 mod folder;
 mod manifest;
 mod records;
 mod tracker;
+mod trackers;
 
 pub use folder::now;
 pub use folder::{RunFolder, WriteError, write_whole};
 pub use manifest::{Best, Bytes, DataFacts, Manifest, ModelFacts, NearWords, Parameters, ServerUse, Status, Versions};
 pub use records::{EvaluationRecord, MetricsLog, StepRecord};
 pub use tracker::{RunInfo, TrackError, Tracker};
+pub use trackers::{TrackerLimits, Trackers, Warn};
