@@ -21,7 +21,11 @@
 mod examples;
 mod folder;
 mod manifest;
+#[cfg(test)]
+mod python;
 mod records;
+mod scalars;
+mod tensorboard;
 mod tracker;
 mod trackers;
 
@@ -29,5 +33,6 @@ pub use folder::now;
 pub use folder::{RunFolder, WriteError, write_whole};
 pub use manifest::{Best, Bytes, DataFacts, Manifest, ModelFacts, NearWords, Parameters, ServerUse, Status, Versions};
 pub use records::{EvaluationRecord, MetricsLog, StepRecord};
+pub use tensorboard::{TensorBoard, TensorBoardConfig};
 pub use tracker::{RunInfo, TrackError, Tracker};
 pub use trackers::{TrackerLimits, Trackers, Warn};
