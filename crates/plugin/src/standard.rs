@@ -1,19 +1,22 @@
-//! The optimizers and schedules of `sepal-optim` as plugins.
+//! The optimizers and schedules of `sepal-optim` and the trackers of `sepal-track` as plugins.
 
 use sepal_optim::{
     AdamW, AdamWConfig, Constant, ConstantConfig, Cosine, CosineConfig, Linear, LinearConfig, Optimizer, Schedule, Sgd,
     SgdConfig,
 };
+use sepal_track::{TensorBoard, TensorBoardConfig, Tracker};
 
-use crate::{BuildError, Opt, OptContext, Plugin, RegisterError, Registry, Sched, SchedContext};
+use crate::{BuildError, Opt, OptContext, Plugin, RegisterError, Registry, Sched, SchedContext, Track, TrackContext};
 
-/// Registers the optimizers `adamw` and `sgd` and the schedules `constant`, `cosine` and `linear`.
+/// Registers the optimizers `adamw` and `sgd`, the schedules `constant`, `cosine` and `linear`, and the tracker
+/// `tensorboard`.
 ///
 /// # Errors
 /// [`RegisterError`] if one of the names is taken.
 pub fn register(registry: &mut Registry) -> Result<(), RegisterError> {
     registry.register::<Opt, AdamW>()?.register::<Opt, Sgd>()?;
     registry.register::<Sched, Constant>()?.register::<Sched, Cosine>()?.register::<Sched, Linear>()?;
+    registry.register::<Track, TensorBoard>()?;
     Ok(())
 }
 
@@ -82,6 +85,19 @@ impl Plugin<Sched> for Linear {
     }
 }
 
+impl Plugin<Track> for TensorBoard {
+    const NAME: &'static str = "tensorboard";
+    type Config = TensorBoardConfig;
+
+    fn example() -> TensorBoardConfig {
+        TensorBoardConfig::default()
+    }
+
+    fn build(config: TensorBoardConfig, _: &mut TrackContext) -> Result<Box<dyn Tracker>, BuildError> {
+        Ok(Box::new(TensorBoard::new(config)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -118,6 +134,7 @@ mod tests {
             ("cosine", "Warm-up, then half a cosine down to zero at the end of the run."),
             ("linear", "Warm-up, then down evenly to zero at the end of the run."),
         ]);
+        check::<Track>(&[("tensorboard", "Event files that TensorBoard reads.")]);
     }
 
     #[test]

@@ -117,8 +117,9 @@ mod tests {
     use sepal_optim::{AdamW, Constant, ConstantConfig, Cosine, Linear, Schedule, Sgd};
     use sepal_plugin::{
         BuildError, Head, HeadContext, HeadError, Hidden, LabelKind, Labels, Logits, Opt, Phase, Prediction, Sched,
-        SchedContext, TaskHead,
+        SchedContext, TaskHead, Track,
     };
+    use sepal_track::TensorBoard;
     use serde::{Deserialize, Serialize};
 
     use super::*;
@@ -127,6 +128,7 @@ mod tests {
     fn the_standard_plugins_keep_it() {
         check_options::<Opt, AdamW>();
         check_options::<Opt, Sgd>();
+        check_options::<Track, TensorBoard>();
         check_schedule::<Constant>();
         check_schedule::<Cosine>();
         check_schedule::<Linear>();

@@ -21,6 +21,7 @@
 mod examples;
 mod folder;
 mod manifest;
+mod mlflow;
 #[cfg(test)]
 mod python;
 mod records;
@@ -28,11 +29,14 @@ mod scalars;
 mod tensorboard;
 mod tracker;
 mod trackers;
+mod wandb;
 
 pub use folder::now;
 pub use folder::{RunFolder, WriteError, write_whole};
 pub use manifest::{Best, Bytes, DataFacts, Manifest, ModelFacts, NearWords, Parameters, ServerUse, Status, Versions};
+pub use mlflow::{Mlflow, MlflowAccess, MlflowConfig, MlflowError};
 pub use records::{EvaluationRecord, MetricsLog, StepRecord};
 pub use tensorboard::{TensorBoard, TensorBoardConfig};
 pub use tracker::{RunInfo, TrackError, Tracker};
 pub use trackers::{TrackerLimits, Trackers, Warn};
+pub use wandb::{Wandb, WandbConfig};
