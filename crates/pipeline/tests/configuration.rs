@@ -252,14 +252,14 @@ fn without_plugins_nothing_can_be_chosen() {
 fn trackers_are_a_list() {
     let track = |list: &str| format!("{GOOD}track:\n{list}");
     assert!(good(&[], &[]).spec.track.is_empty());
-    let two = layers(&track("  - use: tensorboard\n  - { use: tensorboard, with: { folder: boards } }\n"), &[], &[]);
+    let two = layers(&track("  - use: tensorboard\n  - { use: wandb, with: { project: prompts } }\n"), &[], &[]);
     let Loaded { spec, notices } = two.load(&registry()).unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!((spec.track.len(), notices.len()), (2, 0));
     assert_eq!(spec.track[0].options(), json!({ "folder": null }));
-    assert_eq!(spec.track[1].options(), json!({ "folder": "boards" }));
+    assert_eq!((&spec.track[1].with["project"], &spec.track[1].with["tags"]), (&json!("prompts"), &json!([])));
     assert_eq!(good(&[("SEPAL__TRACK", "[{use: tensorboard}]")], &[]).spec.track.len(), 1);
 
-    assert_snapshot!(bad(&track("  - use: tensorboard\n  - use: tensorboard\n    with: { foldr: boards }\n")), @"");
+    assert_snapshot!(bad(&track("  - use: tensorboard\n  - use: mlflow\n    with: { uri: http://h:5000, run_nam: a, tracking_uri: mlruns }\n")), @"");
     assert_snapshot!(bad(&track("  - use: tensorbord\n  - with: {}\n  - tensorboard\n")), @"");
     assert_snapshot!(bad(&track("  use: tensorboard\n")), @"");
 }

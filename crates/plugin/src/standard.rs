@@ -4,19 +4,22 @@ use sepal_optim::{
     AdamW, AdamWConfig, Constant, ConstantConfig, Cosine, CosineConfig, Linear, LinearConfig, Optimizer, Schedule, Sgd,
     SgdConfig,
 };
-use sepal_track::{TensorBoard, TensorBoardConfig, Tracker};
+use sepal_track::{Mlflow, MlflowAccess, MlflowConfig, TensorBoard, TensorBoardConfig, Tracker, Wandb, WandbConfig};
 
-use crate::{BuildError, Opt, OptContext, Plugin, RegisterError, Registry, Sched, SchedContext, Track, TrackContext};
+use crate::{
+    BuildError, Opt, OptContext, OptionProblem, Plugin, RegisterError, Registry, Sched, SchedContext, Track,
+    TrackContext,
+};
 
-/// Registers the optimizers `adamw` and `sgd`, the schedules `constant`, `cosine` and `linear`, and the tracker
-/// `tensorboard`.
+/// Registers the optimizers `adamw` and `sgd`, the schedules `constant`, `cosine` and `linear`, and the trackers
+/// `mlflow`, `tensorboard` and `wandb`.
 ///
 /// # Errors
 /// [`RegisterError`] if one of the names is taken.
 pub fn register(registry: &mut Registry) -> Result<(), RegisterError> {
     registry.register::<Opt, AdamW>()?.register::<Opt, Sgd>()?;
     registry.register::<Sched, Constant>()?.register::<Sched, Cosine>()?.register::<Sched, Linear>()?;
-    registry.register::<Track, TensorBoard>()?;
+    registry.register::<Track, Mlflow>()?.register::<Track, TensorBoard>()?.register::<Track, Wandb>()?;
     Ok(())
 }
 
@@ -85,6 +88,27 @@ impl Plugin<Sched> for Linear {
     }
 }
 
+impl Plugin<Track> for Mlflow {
+    const NAME: &'static str = "mlflow";
+    type Config = MlflowConfig;
+
+    fn example() -> MlflowConfig {
+        MlflowConfig { tracking_uri: Some("http://127.0.0.1:5000".to_owned()), ..MlflowConfig::default() }
+    }
+
+    fn check(config: &MlflowConfig) -> Vec<OptionProblem> {
+        let problem = |error| OptionProblem { key: "tracking_uri".to_owned(), message: format!("{error}") };
+        config.problem().map(problem).into_iter().collect()
+    }
+
+    fn build(config: MlflowConfig, _: &mut TrackContext) -> Result<Box<dyn Tracker>, BuildError> {
+        match Mlflow::new(config, MlflowAccess::from_env()) {
+            Ok(mlflow) => Ok(Box::new(mlflow)),
+            Err(error) => Err(BuildError::Other(error.into())),
+        }
+    }
+}
+
 impl Plugin<Track> for TensorBoard {
     const NAME: &'static str = "tensorboard";
     type Config = TensorBoardConfig;
@@ -95,6 +119,19 @@ impl Plugin<Track> for TensorBoard {
 
     fn build(config: TensorBoardConfig, _: &mut TrackContext) -> Result<Box<dyn Tracker>, BuildError> {
         Ok(Box::new(TensorBoard::new(config)))
+    }
+}
+
+impl Plugin<Track> for Wandb {
+    const NAME: &'static str = "wandb";
+    type Config = WandbConfig;
+
+    fn example() -> WandbConfig {
+        WandbConfig { project: Some("prompts".to_owned()), ..WandbConfig::default() }
+    }
+
+    fn build(config: WandbConfig, _: &mut TrackContext) -> Result<Box<dyn Tracker>, BuildError> {
+        Ok(Box::new(Wandb::new(config)))
     }
 }
 
@@ -134,7 +171,14 @@ mod tests {
             ("cosine", "Warm-up, then half a cosine down to zero at the end of the run."),
             ("linear", "Warm-up, then down evenly to zero at the end of the run."),
         ]);
-        check::<Track>(&[("tensorboard", "Event files that TensorBoard reads.")]);
+        check::<Track>(&[
+            (
+                "mlflow",
+                "A run on an MLflow server: options as parameters, losses and metrics, and the files of the run's folder.",
+            ),
+            ("tensorboard", "Event files that TensorBoard reads."),
+            ("wandb", "An offline run of Weights & Biases; `wandb sync` sends it, then or later."),
+        ]);
     }
 
     #[test]

@@ -119,7 +119,7 @@ mod tests {
         BuildError, Head, HeadContext, HeadError, Hidden, LabelKind, Labels, Logits, Opt, Phase, Prediction, Sched,
         SchedContext, TaskHead, Track,
     };
-    use sepal_track::TensorBoard;
+    use sepal_track::{Mlflow, TensorBoard, Wandb};
     use serde::{Deserialize, Serialize};
 
     use super::*;
@@ -128,7 +128,9 @@ mod tests {
     fn the_standard_plugins_keep_it() {
         check_options::<Opt, AdamW>();
         check_options::<Opt, Sgd>();
+        check_options::<Track, Mlflow>();
         check_options::<Track, TensorBoard>();
+        check_options::<Track, Wandb>();
         check_schedule::<Constant>();
         check_schedule::<Cosine>();
         check_schedule::<Linear>();

@@ -49,7 +49,7 @@ pub enum MlflowError {
     #[error("find the MLflow server: neither `tracking_uri` nor MLFLOW_TRACKING_URI says where it is")]
     Nowhere,
     /// No address of a server.
-    #[error("expected http://HOST:PORT or https://HOST, found {0:?}")]
+    #[error("expected http://HOST:PORT or https://HOST, found the text {0:?}")]
     Address(String),
     /// The server was not reached, or broke off.
     #[error("reach the MLflow server")]
