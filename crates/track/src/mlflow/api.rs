@@ -284,9 +284,11 @@ fn json_of(response: Response) -> Value {
 
 fn refusal(what: &str, response: Response) -> MlflowError {
     let status = response.status();
-    let said = json_of(response);
-    let field = |key: &str| said[key].as_str().unwrap_or_default().chars().take(300).collect::<String>();
-    MlflowError::Refused { what: what.to_owned(), status, code: field("error_code"), message: field("message") }
+    let text = response.text().unwrap_or_default();
+    let said: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
+    let message = said["message"].as_str().unwrap_or(&text).chars().take(300).collect();
+    let code = said["error_code"].as_str().unwrap_or_default().to_owned();
+    MlflowError::Refused { what: what.to_owned(), status, code, message }
 }
 
 /// Nothing where the server says that there is no such thing.
