@@ -13,7 +13,7 @@ fn crc32c(bytes: &[u8]) -> u32 {
 
 fn masked(bytes: &[u8]) -> u32 {
     let crc = crc32c(bytes);
-    ((crc >> 15) | (crc << 17)).wrapping_add(0xa282_ead8)
+    crc.rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
 /// A field of a message: its number and what it holds.
@@ -63,11 +63,11 @@ fn fields(mut bytes: &[u8]) -> Vec<(u64, Field<'_>)> {
     fields
 }
 
-fn field<'a>(message: &'a [u8], number: u64) -> Option<Field<'a>> {
+fn field(message: &[u8], number: u64) -> Option<Field<'_>> {
     fields(message).into_iter().find(|&(n, _)| n == number).map(|(_, field)| field)
 }
 
-fn bytes<'a>(message: &'a [u8], number: u64) -> &'a [u8] {
+fn bytes(message: &[u8], number: u64) -> &[u8] {
     match field(message, number) {
         Some(Field::Bytes(bytes)) => bytes,
         other => panic!("expected bytes in field {number}, found {other:?}"),
