@@ -259,9 +259,17 @@ fn trackers_are_a_list() {
     assert_eq!((&spec.track[1].with["project"], &spec.track[1].with["tags"]), (&json!("prompts"), &json!([])));
     assert_eq!(good(&[("SEPAL__TRACK", "[{use: tensorboard}]")], &[]).spec.track.len(), 1);
 
-    assert_snapshot!(bad(&track("  - use: tensorboard\n  - use: mlflow\n    with: { uri: http://h:5000, run_nam: a, tracking_uri: mlruns }\n")), @"");
-    assert_snapshot!(bad(&track("  - use: tensorbord\n  - with: {}\n  - tensorboard\n")), @"");
-    assert_snapshot!(bad(&track("  use: tensorboard\n")), @"");
+    assert_snapshot!(bad(&track("  - use: tensorboard\n  - use: mlflow\n    with: { uri: a, run_nam: a }\n")), @r"
+        sst2.yaml:31:13: track[1].with.uri: unknown key; known: tracking_uri, experiment, run_name, flush_seconds, artifacts
+        sst2.yaml:31:21: track[1].with.run_nam: unknown key; did you mean `run_name`?
+    ");
+    assert_snapshot!(bad(&track("  - { use: mlflow, with: { tracking_uri: mlruns } }\n")), @r#"sst2.yaml:29:28: track[0].with.tracking_uri: expected http://HOST:PORT or https://HOST, found the text "mlruns""#);
+    assert_snapshot!(bad(&track("  - use: tensorbord\n  - with: {}\n  - tensorboard\n")), @r#"
+        sst2.yaml:29:5: track[0].use: unknown tracker "tensorbord"; known: mlflow, tensorboard, wandb; did you mean `tensorboard`?
+        sst2.yaml:30:5: track[1].use: missing, expected one of mlflow, tensorboard, wandb
+        sst2.yaml:31:5: track[2]: expected a map with `use`, found the text "tensorboard"
+    "#);
+    assert_snapshot!(bad(&track("  use: tensorboard\n")), @"sst2.yaml:28:1: track: expected a list of a map with `use`, found a map");
 }
 
 #[test]
