@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sepal_pipeline::{Layers, Loaded, Spec};
-use sepal_plugin::{Entry, Head, Opt, Registry, Sched, Slot, Tuning};
+use sepal_plugin::{Entry, Head, Opt, Registry, Sched, Slot, Track, Tuning};
 use serde_json::{Value, json};
 
 use crate::args::{OutlineArgs, PipelineArgs, PluginsArgs, RunArgs};
@@ -72,6 +72,7 @@ pub(crate) fn list(registry: &Registry, args: &PluginsArgs) -> Result<(), Failur
         slot::<Tuning>(registry, "tuning"),
         slot::<Opt>(registry, "optimizer"),
         slot::<Sched>(registry, "schedule"),
+        slot::<Track>(registry, "track"),
     ];
     if args.json {
         let json: serde_json::Map<String, Value> = slots

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use sepal_assets::Source;
 use sepal_data::Template;
-use sepal_plugin::{Head, Opt, Registry, Sched, Slot, Tuning};
+use sepal_plugin::{Head, Opt, Registry, Sched, Slot, Track, Tuning};
 use sepal_swarm::Addr;
 use serde_json::Value;
 
@@ -24,10 +24,14 @@ pub(crate) fn findings(value: &Value, registry: &Registry) -> Vec<Finding> {
     for (i, other) in value["data"]["otherwise"].as_array().into_iter().flatten().enumerate() {
         data(&KeyPath::keys(["data", "otherwise"]).index(i), other, evaluated, &mut findings);
     }
-    options::<Head>("task", value, registry, &mut findings);
-    options::<Tuning>("tuning", value, registry, &mut findings);
-    options::<Opt>("optimizer", value, registry, &mut findings);
-    options::<Sched>("schedule", value, registry, &mut findings);
+    let key = |key| KeyPath::keys([key]);
+    options::<Head>(&key("task"), &value["task"], registry, &mut findings);
+    options::<Tuning>(&key("tuning"), &value["tuning"], registry, &mut findings);
+    options::<Opt>(&key("optimizer"), &value["optimizer"], registry, &mut findings);
+    options::<Sched>(&key("schedule"), &value["schedule"], registry, &mut findings);
+    for (i, choice) in value["track"].as_array().into_iter().flatten().enumerate() {
+        options::<Track>(&key("track").index(i), choice, registry, &mut findings);
+    }
     findings
 }
 
@@ -105,9 +109,9 @@ fn columns(key: &KeyPath, data: &Value, findings: &mut Vec<Finding>) {
 }
 
 /// What the plugin itself has to say about options that it can read.
-fn options<S: Slot>(key: &str, value: &Value, registry: &Registry, findings: &mut Vec<Finding>) {
-    let Some(name) = value[key]["use"].as_str() else { return };
-    let problems = registry.check::<S>(name, value[key]["with"].clone()).unwrap_or_default();
-    let below = KeyPath::keys([key, "with"]);
+fn options<S: Slot>(key: &KeyPath, choice: &Value, registry: &Registry, findings: &mut Vec<Finding>) {
+    let Some(name) = choice["use"].as_str() else { return };
+    let problems = registry.check::<S>(name, choice["with"].clone()).unwrap_or_default();
+    let below = key.key("with");
     findings.extend(problems.into_iter().map(|problem| Finding::new(below.key(&problem.key), problem.message)));
 }

@@ -1,7 +1,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use sepal_plugin::{Head, Opt, Registry, Sched, Slot, Tuning};
+use sepal_plugin::{Head, Opt, Registry, Sched, Slot, Track, Tuning};
 use serde_json::{Map, Value};
 
 use crate::checks;
@@ -70,7 +70,11 @@ impl Layers {
         let unmerged = |error: String| Problems::one(self.problem(error));
         let mut merged = Merged::of(&layers, &self.text).map_err(unmerged)?;
         let places = places(registry);
-        let notices = places.iter().flat_map(|place| drop_stale(place, &layers, &mut merged)).collect();
+        let notices = places
+            .iter()
+            .filter(|place| !place.many)
+            .flat_map(|place| drop_stale(place, &layers, &mut merged))
+            .collect();
 
         let mut findings = violations(&schema(registry), &merged.value);
         findings.extend(checks::findings(&merged.value, registry));
@@ -139,24 +143,27 @@ fn changed_choice(key: &str, layers: &[Layer]) -> Option<(String, usize)> {
 
 /// The typed pipeline of a value without problems, every plugin's defaults filled in.
 fn fill_in(mut value: Value, registry: &Registry) -> Result<Spec, String> {
-    resolve::<Head>("task", &mut value, registry)?;
-    resolve::<Tuning>("tuning", &mut value, registry)?;
-    resolve::<Opt>("optimizer", &mut value, registry)?;
-    resolve::<Sched>("schedule", &mut value, registry)?;
+    resolve::<Head>(&mut value["task"], registry)?;
+    resolve::<Tuning>(&mut value["tuning"], registry)?;
+    resolve::<Opt>(&mut value["optimizer"], registry)?;
+    resolve::<Sched>(&mut value["schedule"], registry)?;
     // `get_mut` and not an index: indexing would write `null` where there is nothing.
+    for choice in value.get_mut("track").and_then(Value::as_array_mut).into_iter().flatten() {
+        resolve::<Track>(choice, registry)?;
+    }
     if let Some(swarm) = value.get_mut("swarm").and_then(Value::as_object_mut) {
         swarm.entry("with").or_insert_with(|| Value::Object(Map::new()));
     }
     serde_json::from_value(value).map_err(|error| error.to_string())
 }
 
-fn resolve<S: Slot>(key: &str, value: &mut Value, registry: &Registry) -> Result<(), String> {
-    let name = value[key]["use"].as_str().unwrap_or_default().to_owned();
-    let resolved = registry.resolve::<S>(&name, value[key]["with"].take()).map_err(|error| {
+fn resolve<S: Slot>(choice: &mut Value, registry: &Registry) -> Result<(), String> {
+    let name = choice["use"].as_str().unwrap_or_default().to_owned();
+    let resolved = registry.resolve::<S>(&name, choice["with"].take()).map_err(|error| {
         let cause = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
         format!("{error}{cause}")
     })?;
-    value[key]["with"] = resolved;
+    choice["with"] = resolved;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use sepal_plugin::{Entry, Head, Opt, Registry, Sched, Slot, Tuning};
+use sepal_plugin::{Entry, Head, Opt, Registry, Sched, Slot, Track, Tuning};
 use serde_json::{Map, Value, json};
 
 use crate::spec::{EmbeddedSpec, LanSpec, NoneSpec, P2pSpec, Spec, StaticSpec};
@@ -24,13 +24,15 @@ pub fn schema(registry: &Registry) -> Value {
     Value::Object(whole)
 }
 
-/// A key of the file whose value is a choice: `use` names it, `with` are its options.
+/// A key of the file whose value is a choice, or a list of them: `use` names it, `with` are its options.
 #[derive(Debug)]
 pub(crate) struct Place {
     /// The key.
     pub(crate) key: &'static str,
     /// What messages call a choice.
     pub(crate) noun: &'static str,
+    /// Whether there may be several, in a list.
+    pub(crate) many: bool,
     choices: Vec<Choice>,
 }
 
@@ -45,17 +47,18 @@ struct Choice {
 /// Every place of the file that has a choice.
 pub(crate) fn places(registry: &Registry) -> Vec<Place> {
     vec![
-        Place { key: "swarm", noun: "swarm", choices: swarms() },
+        Place { key: "swarm", noun: "swarm", many: false, choices: swarms() },
         place::<Head>("task", registry),
         place::<Tuning>("tuning", registry),
         place::<Opt>("optimizer", registry),
         place::<Sched>("schedule", registry),
+        Place { many: true, ..place::<Track>("track", registry) },
     ]
 }
 
 fn place<S: Slot>(key: &'static str, registry: &Registry) -> Place {
     let choice = |Entry { name, summary, schema, example }: Entry| Choice { name, summary, schema, example };
-    Place { key, noun: S::NAME, choices: registry.entries::<S>().cloned().map(choice).collect() }
+    Place { key, noun: S::NAME, many: false, choices: registry.entries::<S>().cloned().map(choice).collect() }
 }
 
 fn swarms() -> Vec<Choice> {
@@ -83,6 +86,9 @@ impl Place {
     fn put_into(&self, schema: &mut Value) {
         let slot = &mut schema["properties"][self.key];
         let mut own = self.schema();
+        if self.many {
+            own = json!({ "type": "array", "items": own });
+        }
         for kept in ["description", "default"] {
             if let Some(value) = slot.get(kept) {
                 own[kept] = value.clone();

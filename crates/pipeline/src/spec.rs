@@ -63,6 +63,10 @@ pub struct Spec {
     /// What a run leaves behind.
     #[serde(default)]
     pub output: OutputSpec,
+    /// Where the run is shown as it goes, besides its folder. None of them can stop or slow a run.
+    #[serde(default)]
+    #[schemars(with = "Value")]
+    pub track: Vec<PluginSpec>,
 }
 
 impl Spec {

@@ -106,7 +106,8 @@ fn a_resolved_pipeline_reads_as_itself() {
         "task.with.labels=['no', \"1\", ' a', 'b: c', 'd\\ne']",
     ];
     let f16 = ["train.precision=f16", "train.scaler={init_scale: 1024}", "swarm.with.wire_dtype=bf16"];
-    for sets in [&[][..], &odd, &f16, &["swarm={use: static, with: {servers: ['h:1', unix:/s]}}"]] {
+    let tracked = ["track=[{use: tensorboard, with: {folder: boards}}, {use: tensorboard}]"];
+    for sets in [&[][..], &odd, &f16, &tracked, &["swarm={use: static, with: {servers: ['h:1', unix:/s]}}"]] {
         let spec = good(&[], sets).spec;
         let yaml = spec.to_yaml().expect("a spec can be written");
         let again = layers(&yaml, &[], &[]).load(&registry()).unwrap_or_else(|problems| panic!("{problems}\n{yaml}"));
@@ -248,6 +249,30 @@ fn without_plugins_nothing_can_be_chosen() {
 }
 
 #[test]
+fn trackers_are_a_list() {
+    let track = |list: &str| format!("{GOOD}track:\n{list}");
+    assert!(good(&[], &[]).spec.track.is_empty());
+    let two = layers(&track("  - use: tensorboard\n  - { use: wandb, with: { project: prompts } }\n"), &[], &[]);
+    let Loaded { spec, notices } = two.load(&registry()).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!((spec.track.len(), notices.len()), (2, 0));
+    assert_eq!(spec.track[0].options(), json!({ "folder": null }));
+    assert_eq!((&spec.track[1].with["project"], &spec.track[1].with["tags"]), (&json!("prompts"), &json!([])));
+    assert_eq!(good(&[("SEPAL__TRACK", "[{use: tensorboard}]")], &[]).spec.track.len(), 1);
+
+    assert_snapshot!(bad(&track("  - use: tensorboard\n  - use: mlflow\n    with: { uri: a, run_nam: a }\n")), @r"
+        sst2.yaml:31:13: track[1].with.uri: unknown key; known: tracking_uri, experiment, run_name, flush_seconds, artifacts
+        sst2.yaml:31:21: track[1].with.run_nam: unknown key; did you mean `run_name`?
+    ");
+    assert_snapshot!(bad(&track("  - { use: mlflow, with: { tracking_uri: mlruns } }\n")), @r#"sst2.yaml:29:28: track[0].with.tracking_uri: expected http://HOST:PORT or https://HOST, found the text "mlruns""#);
+    assert_snapshot!(bad(&track("  - use: tensorbord\n  - with: {}\n  - tensorboard\n")), @r#"
+        sst2.yaml:29:5: track[0].use: unknown tracker "tensorbord"; known: mlflow, tensorboard, wandb; did you mean `tensorboard`?
+        sst2.yaml:30:5: track[1].use: missing, expected one of mlflow, tensorboard, wandb
+        sst2.yaml:31:5: track[2]: expected a map with `use`, found the text "tensorboard"
+    "#);
+    assert_snapshot!(bad(&track("  use: tensorboard\n")), @"sst2.yaml:28:1: track: expected a list of a map with `use`, found a map");
+}
+
+#[test]
 fn labels_and_servers() {
     assert_snapshot!(with("[negative, positive]", "[good, bad, good]"), @r#"sst2.yaml:7:11: task.with.labels: expected different entries, found the text "good" twice"#);
     assert_snapshot!(with("[negative, positive]", "[]"), @"sst2.yaml:7:11: task.with.labels: expected a non-empty list of non-empty text, found an empty list");
@@ -365,6 +390,9 @@ fn the_schema_accepts_what_is_good_and_refuses_what_is_not() {
         ("/train/epochs", json!(0)),
         ("/data/where", json!({ "a": null })),
         ("/swarm", json!({ "use": "static" })),
+        ("/track", json!({ "use": "tensorboard" })),
+        ("/track", json!([{ "use": "tensorbord" }])),
+        ("/track", json!([{ "use": "tensorboard", "with": { "uri": "x" } }])),
     ] {
         let mut changed = good.clone();
         *changed.pointer_mut(pointer).expect("there is such a key") = value;

@@ -1,10 +1,11 @@
 //! What a plugin author implements, and the registry that finds plugins by name.
 //!
-//! A plugin fills a [`Slot`]: a task head ([`Head`]), a tuning mode ([`Tuning`]), an optimizer ([`Opt`]) or a
-//! schedule ([`Sched`]). It is a [`Plugin`]: a name, a documented options struct and a function that builds it.
+//! A plugin fills a [`Slot`]: a task head ([`Head`]), a tuning mode ([`Tuning`]), an optimizer ([`Opt`]), a
+//! schedule ([`Sched`]) or a tracker ([`Track`]). It is a [`Plugin`]: a name, a documented options struct and a function that builds it.
 //!
 //! This crate reads no pipeline file, moves no bytes and runs no training loop; the [`Registry`] itself knows
-//! no concrete plugin. Only [`standard`] names any: the optimizers and schedules of `sepal-optim`.
+//! no concrete plugin. Only [`standard`] names any: the optimizers and schedules of `sepal-optim` and the
+//! trackers of `sepal-track`.
 //!
 //! Invariants: a name is registered once per slot; options with unknown keys are refused; the schema and the
 //! manual of a plugin both come from the doc comments of its options.
@@ -37,5 +38,7 @@ pub use head::{HeadError, Hidden, LabelKind, Labels, Logits, Phase, Prediction, 
 pub use nearest::nearest;
 pub use prompts::{PROMPTS, PromptInit, saved_tensor};
 pub use registry::{BuildError, Entry, OptionProblem, Plugin, RegisterError, Registry};
-pub use slot::{Head, HeadContext, Opt, OptContext, Sched, SchedContext, Slot, Tokenize, Tuning, TuningContext};
+pub use slot::{
+    Head, HeadContext, Opt, OptContext, Sched, SchedContext, Slot, Tokenize, Track, TrackContext, Tuning, TuningContext,
+};
 pub use tuning::{NamedTensor, TuningError, TuningMode};

@@ -3,6 +3,7 @@ use std::fmt;
 
 use sepal_nn::Parameters;
 use sepal_optim::{Optimizer, Schedule};
+use sepal_track::Tracker;
 use tch::Tensor;
 
 use crate::{TaskHead, TuningMode};
@@ -115,4 +116,18 @@ impl Slot for Sched {
     const NAME: &'static str = "schedule";
     type Object = dyn Schedule;
     type Context<'a> = SchedContext;
+}
+
+/// The slot of trackers, which show a run elsewhere as it goes. A pipeline may have several.
+#[derive(Debug, Clone, Copy)]
+pub enum Track {}
+
+/// What a tracker is built with: nothing, what is known of the run is told at its start.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TrackContext {}
+
+impl Slot for Track {
+    const NAME: &'static str = "tracker";
+    type Object = dyn Tracker;
+    type Context<'a> = TrackContext;
 }

@@ -1,4 +1,4 @@
-//! The optimizers and schedules of `sepal-optim` as plugins.
+//! The optimizers and schedules of `sepal-optim` and the trackers of `sepal-track` as plugins.
 
 use std::num::NonZeroUsize;
 
@@ -8,11 +8,16 @@ use sepal_optim::{
     LionConfig, Optimizer, PlateauMode, Polynomial, PolynomialConfig, ReduceOnPlateau, ReduceOnPlateauConfig, Schedule,
     Sgd, SgdConfig, WarmupStableDecay, WarmupStableDecayConfig,
 };
+use sepal_track::{Mlflow, MlflowAccess, MlflowConfig, TensorBoard, TensorBoardConfig, Tracker, Wandb, WandbConfig};
 
-use crate::{BuildError, Opt, OptContext, OptionProblem, Plugin, RegisterError, Registry, Sched, SchedContext};
+use crate::{
+    BuildError, Opt, OptContext, OptionProblem, Plugin, RegisterError, Registry, Sched, SchedContext, Track,
+    TrackContext,
+};
 
-/// Registers the optimizers `adafactor`, `adam`, `adamw`, `lion` and `sgd`, and the schedules `constant`, `cosine`,
-/// `cosine-with-restarts`, `inverse-sqrt`, `linear`, `polynomial`, `reduce-on-plateau` and `warmup-stable-decay`.
+/// Registers the optimizers `adafactor`, `adam`, `adamw`, `lion` and `sgd`, the schedules `constant`, `cosine`,
+/// `cosine-with-restarts`, `inverse-sqrt`, `linear`, `polynomial`, `reduce-on-plateau` and `warmup-stable-decay`, and the
+/// trackers `mlflow`, `tensorboard` and `wandb`.
 ///
 /// # Errors
 /// [`RegisterError`] if one of the names is taken.
@@ -22,6 +27,7 @@ pub fn register(registry: &mut Registry) -> Result<(), RegisterError> {
     registry.register::<Sched, Constant>()?.register::<Sched, Cosine>()?.register::<Sched, CosineWithRestarts>()?;
     registry.register::<Sched, InverseSqrt>()?.register::<Sched, Linear>()?.register::<Sched, Polynomial>()?;
     registry.register::<Sched, ReduceOnPlateau>()?.register::<Sched, WarmupStableDecay>()?;
+    registry.register::<Track, Mlflow>()?.register::<Track, TensorBoard>()?.register::<Track, Wandb>()?;
     Ok(())
 }
 
@@ -159,6 +165,53 @@ fn nesterov(config: &SgdConfig) -> Vec<OptionProblem> {
     is_wrong.then(|| OptionProblem { key: "nesterov".to_owned(), message }).into_iter().collect()
 }
 
+impl Plugin<Track> for Mlflow {
+    const NAME: &'static str = "mlflow";
+    type Config = MlflowConfig;
+
+    fn example() -> MlflowConfig {
+        MlflowConfig { tracking_uri: Some("http://127.0.0.1:5000".to_owned()), ..MlflowConfig::default() }
+    }
+
+    fn check(config: &MlflowConfig) -> Vec<OptionProblem> {
+        let problem = |error| OptionProblem { key: "tracking_uri".to_owned(), message: format!("{error}") };
+        config.problem().map(problem).into_iter().collect()
+    }
+
+    fn build(config: MlflowConfig, _: &mut TrackContext) -> Result<Box<dyn Tracker>, BuildError> {
+        match Mlflow::new(config, MlflowAccess::from_env()) {
+            Ok(mlflow) => Ok(Box::new(mlflow)),
+            Err(error) => Err(BuildError::Other(error.into())),
+        }
+    }
+}
+
+impl Plugin<Track> for TensorBoard {
+    const NAME: &'static str = "tensorboard";
+    type Config = TensorBoardConfig;
+
+    fn example() -> TensorBoardConfig {
+        TensorBoardConfig::default()
+    }
+
+    fn build(config: TensorBoardConfig, _: &mut TrackContext) -> Result<Box<dyn Tracker>, BuildError> {
+        Ok(Box::new(TensorBoard::new(config)))
+    }
+}
+
+impl Plugin<Track> for Wandb {
+    const NAME: &'static str = "wandb";
+    type Config = WandbConfig;
+
+    fn example() -> WandbConfig {
+        WandbConfig { project: Some("prompts".to_owned()), ..WandbConfig::default() }
+    }
+
+    fn build(config: WandbConfig, _: &mut TrackContext) -> Result<Box<dyn Tracker>, BuildError> {
+        Ok(Box::new(Wandb::new(config)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -212,6 +265,14 @@ mod tests {
                 "The full rate, and a part of it each time evaluations have not become better for a while.",
             ),
             ("warmup-stable-decay", "Warm-up, then the full rate, then a decay up to the end of the run."),
+        ]);
+        check::<Track>(&[
+            (
+                "mlflow",
+                "A run on an MLflow server: options as parameters, losses and metrics, and the files of the run's folder.",
+            ),
+            ("tensorboard", "Event files that TensorBoard reads."),
+            ("wandb", "An offline run of Weights & Biases; `wandb sync` sends it, then or later."),
         ]);
     }
 

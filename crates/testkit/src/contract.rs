@@ -122,8 +122,9 @@ mod tests {
     };
     use sepal_plugin::{
         BuildError, Head, HeadContext, HeadError, Hidden, LabelKind, Labels, Logits, Phase, Prediction, Sched,
-        SchedContext, TaskHead,
+        SchedContext, TaskHead, Track,
     };
+    use sepal_track::{Mlflow, TensorBoard, Wandb};
     use serde::{Deserialize, Serialize};
 
     use super::*;
@@ -135,6 +136,9 @@ mod tests {
         check_optimizer::<AdamW>();
         check_optimizer::<Lion>();
         check_optimizer::<Sgd>();
+        check_options::<Track, Mlflow>();
+        check_options::<Track, TensorBoard>();
+        check_options::<Track, Wandb>();
         check_schedule::<Constant>();
         check_schedule::<Cosine>();
         check_schedule::<CosineWithRestarts>();

@@ -1,0 +1,36 @@
+//! The official Python packages, where tests find them.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The interpreter of `SEPAL_TEST_PYTHON` if it has the package; else says that the test is skipped.
+pub(crate) fn python_with(package: &str) -> Option<PathBuf> {
+    let Some(python) = std::env::var_os("SEPAL_TEST_PYTHON") else {
+        eprintln!("skipped: SEPAL_TEST_PYTHON names no Python with the package `{package}`");
+        return None;
+    };
+    let has_it = Command::new(&python).args(["-c", &format!("import {package}")]).output();
+    if has_it.is_ok_and(|output| output.status.success()) {
+        return Some(python.into());
+    }
+    eprintln!("skipped: {} has no package `{package}`", python.display());
+    None
+}
+
+/// A script that prints JSON.
+pub(crate) struct Script<'a> {
+    pub(crate) python: &'a Path,
+    pub(crate) code: &'a str,
+}
+
+impl Script<'_> {
+    /// What it prints, called with these arguments.
+    pub(crate) fn json(&self, arguments: &[&dyn AsRef<OsStr>]) -> serde_json::Value {
+        let arguments = arguments.iter().map(|argument| argument.as_ref());
+        let output = Command::new(self.python).args(["-c", self.code]).args(arguments).output().expect("Python starts");
+        let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{text}\n{errors}");
+        serde_json::from_str(text.lines().last().unwrap_or_default()).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+}

@@ -1,0 +1,74 @@
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use prost::Message;
+
+use super::proto::{Event, What};
+use crate::WriteError;
+use crate::scalars::since_epoch;
+
+/// An event file that grows.
+#[derive(Debug)]
+pub(super) struct EventFile {
+    path: PathBuf,
+    file: File,
+}
+
+const PREFIX: &str = "events.out.tfevents.";
+
+impl EventFile {
+    /// A new file in the folder, whose name comes after those of all event files that are there: readers go by names.
+    pub(super) fn create(folder: &Path) -> Result<Self, WriteError> {
+        let create = || {
+            std::fs::create_dir_all(folder)?;
+            let mut second = since_epoch().as_secs().max(last_second(folder)?.map_or(0, |last| last + 1));
+            loop {
+                let path = folder.join(format!("{PREFIX}{second:010}.sepal"));
+                match File::options().append(true).create_new(true).open(&path) {
+                    Ok(file) => return Ok(Self { path, file }),
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => second += 1,
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        create().map_err(|source| WriteError { path: folder.to_owned(), source })
+    }
+
+    /// Appends what is known after a step, in one write: a reader sees all of it or a frame that is not whole yet.
+    pub(super) fn append(&mut self, step: u64, what: What) -> Result<(), WriteError> {
+        let event = Event {
+            wall_time: since_epoch().as_secs_f64(),
+            step: i64::try_from(step).unwrap_or(i64::MAX),
+            what: Some(what),
+        };
+        let frame = frame(&event.encode_to_vec());
+        self.file.write_all(&frame).map_err(|source| WriteError { path: self.path.clone(), source })
+    }
+}
+
+/// The latest second in the name of an event file.
+fn last_second(folder: &Path) -> io::Result<Option<u64>> {
+    let mut last = None;
+    for entry in std::fs::read_dir(folder)? {
+        let name = entry?.file_name();
+        let second = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('.').next()?.parse().ok());
+        last = last.max(second);
+    }
+    Ok(last)
+}
+
+fn frame(payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u64).to_le_bytes();
+    let mut frame = Vec::with_capacity(payload.len() + 16);
+    frame.extend_from_slice(&length);
+    frame.extend_from_slice(&masked_crc(&length).to_le_bytes());
+    frame.extend_from_slice(payload);
+    frame.extend_from_slice(&masked_crc(payload).to_le_bytes());
+    frame
+}
+
+/// CRC-32C, rotated and moved, so that the CRC of data that holds CRCs is none of a pattern.
+fn masked_crc(bytes: &[u8]) -> u32 {
+    crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
+}

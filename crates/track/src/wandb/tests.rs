@@ -1,0 +1,111 @@
+use super::*;
+use crate::examples::{evaluation, manifest, run_info, step};
+use crate::python::{Script, python_with};
+
+fn config() -> WandbConfig {
+    WandbConfig { tags: vec!["first".to_owned()], ..WandbConfig::default() }
+}
+
+/// Three steps and an evaluation, interrupted; then on from step 2, to step 4. Gives the offline run's folder.
+fn interrupted_run(folder: &Path) -> PathBuf {
+    let mut run = run_info(folder.to_owned());
+    let mut first = Wandb::new(config());
+    first.start(&run).expect("begun");
+    (1..=3).for_each(|i| first.step(&step(i)).expect("written"));
+    first.evaluation(&evaluation(3)).expect("written");
+    first.finish(&Manifest { status: Status::Interrupted, ..manifest() }).expect("written");
+    run.resumed_at = 2;
+    let mut second = Wandb::new(config());
+    second.start(&run).expect("gone on");
+    (3..=4).for_each(|i| second.step(&StepRecord { loss: 10.0 * i as f64, ..step(i) }).expect("written"));
+    second.evaluation(&evaluation(4)).expect("written");
+    second.finish(&manifest()).expect("written");
+    Mark::read(&folder.join("wandb.json")).expect("it is remembered").folder
+}
+
+fn records(folder: &Path) -> Vec<Record> {
+    let entries = std::fs::read_dir(folder).expect("listed").map(|entry| entry.expect("an entry").path());
+    let files: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|end| end == "wandb")).collect();
+    assert_eq!(files.len(), 1);
+    let content = std::fs::read(&files[0]).expect("read");
+    log::records(&content).iter().map(|record| Record::decode(&**record).expect("a record")).collect()
+}
+
+fn history(records: &[Record], key: &str) -> Vec<(i64, String)> {
+    let row = |record: &Record| match &record.kind {
+        Some(Kind::History(history)) => {
+            let item = history.item.iter().find(|item| item.key == key)?;
+            Some((history.step.as_ref()?.num, item.value_json.clone()))
+        }
+        _ => None,
+    };
+    records.iter().filter_map(row).collect()
+}
+
+#[test]
+fn a_run_that_goes_on_is_one_run() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = interrupted_run(folder.path());
+    let records = records(&run);
+    let name = run.file_name().and_then(|name| name.to_str()).expect("a name");
+    assert!(name.starts_with("offline-run-2") && run.join("files").is_dir(), "{name}");
+    assert_eq!(records.iter().map(|record| record.num).collect::<Vec<_>>(), (1..=9).collect::<Vec<_>>());
+    assert!(matches!(&records[0].kind, Some(Kind::Header(_))));
+    match &records[1].kind {
+        Some(Kind::Run(run)) => {
+            assert_eq!((&*run.project, &*run.display_name, &*run.tags), ("demo", "demo-1", &["first".to_owned()][..]));
+            let config = run.config.as_ref().expect("options");
+            assert!(config.update.contains(&Item::new("optimizer.with.lr", &json!(0.01))));
+            assert!(config.update.contains(&Item::new("loader.drop_last", &json!(true))));
+        }
+        other => panic!("expected a run, found {other:?}"),
+    }
+    let losses = [(1, "1.0"), (2, "0.5"), (3, "30.0"), (4, "40.0")].map(|(step, loss)| (step, loss.to_owned()));
+    assert_eq!(history(&records, "train/loss"), losses);
+    assert_eq!(history(&records, "eval/accuracy"), [(4, "0.75".to_owned())]);
+    assert!(matches!(&records[8].kind, Some(Kind::Exit(Exit { exit_code: 0, .. }))));
+}
+
+#[test]
+fn without_its_file_a_run_is_a_new_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let lost = interrupted_run(folder.path());
+    std::fs::remove_dir_all(&lost).expect("removed");
+    let other = interrupted_run(folder.path());
+    assert_ne!(other, lost);
+    assert_eq!(history(&records(&other), "train/loss").len(), 4);
+}
+
+#[test]
+fn a_row_and_a_summary_are_there_after_each_evaluation_but_the_last_step_may_wait() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut tracker = Wandb::new(WandbConfig { folder: Some(folder.path().join("all")), ..WandbConfig::default() });
+    tracker.start(&run_info(folder.path().to_owned())).expect("begun");
+    tracker.step(&step(1)).expect("written");
+    tracker.evaluation(&evaluation(1)).expect("written");
+    tracker.step(&step(2)).expect("kept");
+    let run = Mark::read(&folder.path().join("wandb.json")).expect("remembered").folder;
+    assert!(run.starts_with(folder.path().join("all/wandb")));
+    let records = records(&run);
+    assert_eq!(history(&records, "eval/accuracy").len(), 1);
+    assert!(matches!(&records[3].kind, Some(Kind::Summary(_))));
+}
+
+#[test]
+fn wandb_sync_sends_it() {
+    let Some(python) = python_with("wandb") else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = interrupted_run(folder.path());
+    let sent = Script { python: &python, code: include_str!("sync.py") }.json(&[&run]);
+    assert_eq!((&sent["code"], &sent["complete"], &sent["exitcode"]), (&json!(0), &json!(true), &json!(0)), "{sent}");
+    let about = |key: &str| sent["run"][key].as_str().unwrap_or_default();
+    assert_eq!((about("project"), about("displayName"), &sent["run"]["tags"]), ("demo", "demo-1", &json!(["first"])));
+    assert_eq!(sent["config"]["optimizer.with.lr"], json!({ "value": 0.01 }), "{sent}");
+    let column = |key: &str| {
+        let rows = sent["history"].as_array().into_iter().flatten();
+        rows.filter_map(|row| Some((row["_step"].as_u64()?, row[key].as_f64()?))).collect::<Vec<_>>()
+    };
+    assert_eq!(column("train/loss"), [(1, 1.0), (2, 0.5), (3, 30.0), (4, 40.0)]);
+    assert_eq!(column("eval/accuracy"), [(4, 0.75)]);
+    assert_eq!(sent["summary"]["train/loss"].as_f64(), Some(40.0));
+}
