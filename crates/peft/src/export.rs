@@ -15,7 +15,7 @@ use crate::family;
 use crate::fold::{Trained, fold, table};
 use crate::folder::{FolderError, Staged};
 use crate::side::{self, SIDE, Side, TRAINED};
-use crate::verify::{Verified, verify};
+use crate::verify::{Verified, sample_rows, verify};
 
 /// As which of PEFT's methods prompts are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -63,6 +63,18 @@ impl std::str::FromStr for Form {
     }
 }
 
+/// The rows whose logits by what was written are compared with those of the trained prompts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// None: nothing is compared.
+    #[default]
+    Nothing,
+    /// A few of several lengths, spread over the vocabulary.
+    Samples,
+    /// These, as token ids.
+    Rows(Vec<Vec<i64>>),
+}
+
 /// How an adapter is exported.
 #[derive(Debug, Clone, Default)]
 pub struct ExportOptions {
@@ -72,8 +84,8 @@ pub struct ExportOptions {
     pub revision: Option<String>,
     /// As which method.
     pub form: Form,
-    /// Rows, as token ids, whose logits are compared before anything is left behind; none: nothing is compared.
-    pub verify: Option<Vec<Vec<i64>>>,
+    /// Whether logits are compared before anything is left behind.
+    pub verify: Verify,
     /// What the run says of itself, for the model card.
     pub manifest: Option<Manifest>,
     /// Puts the export in the place of an older one.
@@ -110,12 +122,12 @@ pub enum ExportError {
         found: String,
     },
     /// PEFT cannot compute what we do.
-    #[error("export a prefix for {family}: {reason}")]
+    #[error("export an adapter of {family}: {reason}")]
     Family {
         /// The model's family.
         family: &'static str,
         /// Why.
-        reason: String,
+        reason: &'static str,
     },
     /// Deep prompts have no place there.
     #[error(
@@ -170,7 +182,11 @@ pub fn export(
     let verifier = Made::new(options, &adapter, checkpoint)?;
     let embeddings = verifier.embeddings()?;
     write_tensors(&staged, &embeddings, &adapter.score)?;
-    let verified = options.verify.as_ref().map(|rows| verifier.verify(rows, &staged)).transpose()?;
+    let verified = match &options.verify {
+        Verify::Nothing => None,
+        Verify::Samples => Some(verifier.verify(&sample_rows(checkpoint.config(), adapter.prefix_len()), &staged)?),
+        Verify::Rows(rows) => Some(verifier.verify(rows, &staged)?),
+    };
     let mut notices = notices(options, checkpoint, rounded);
     notices.extend(adapter.facts.model_digest.is_empty().then(|| UNKNOWN_MODEL.to_owned()));
     write_texts(&staged, options, &adapter, checkpoint, verified)?;
@@ -208,12 +224,10 @@ struct Made<'a> {
 impl<'a> Made<'a> {
     fn new(options: &ExportOptions, adapter: &'a Adapter, checkpoint: &'a Checkpoint) -> Result<Self, ExportError> {
         let config = checkpoint.config();
-        let reason = match (options.form, &adapter.deep_prompts) {
-            (Form::PromptTuning, Some(_)) => return Err(ExportError::DeepPrompts),
-            (Form::PromptTuning, None) => family::not_as_prompts(config),
-            (Form::PrefixTuning, _) => family::not_as_prefix(config, adapter.prefix_len()),
-        };
-        if let Some(reason) = reason {
+        if options.form == Form::PromptTuning && adapter.deep_prompts.is_some() {
+            return Err(ExportError::DeepPrompts);
+        }
+        if let Some(reason) = family::refused(config) {
             return Err(ExportError::Family { family: config.family.name(), reason });
         }
         let ends = Ends::load(checkpoint).map_err(ComputeError::from)?;
@@ -221,14 +235,9 @@ impl<'a> Made<'a> {
         Ok(Self { form: options.form, adapter, checkpoint, ends, trained })
     }
 
-    fn folded(&self) -> Result<HostTensor, ComputeError> {
-        let table = table(&fold(&self.trained, self.checkpoint)?)?;
-        Ok(to_host(&table, DType::F32)?)
-    }
-
     fn embeddings(&self) -> Result<HostTensor, ComputeError> {
         match self.form {
-            Form::PrefixTuning => self.folded(),
+            Form::PrefixTuning => folded(&self.trained, self.checkpoint),
             Form::PromptTuning => Ok(to_host(&share_from_host(&self.adapter.prompts)?, DType::F32)?),
         }
     }
@@ -246,11 +255,9 @@ impl<'a> Made<'a> {
             Form::PrefixTuning => None,
             Form::PromptTuning => {
                 let read = Adapter { prompts: embeddings.clone(), ..self.adapter.clone() };
-                let trained = Trained::new(&read, &self.ends)?;
-                Some(to_host(&table(&fold(&trained, self.checkpoint)?).map_err(ComputeError::from)?, DType::F32))
+                Some(folded(&Trained::new(&read, &self.ends)?, self.checkpoint)?)
             }
         };
-        let folded = folded.transpose().map_err(ComputeError::from)?;
         let table = folded.as_ref().unwrap_or(embeddings);
         let found = verify(rows, (&self.trained, table, score), &self.ends, self.checkpoint)?;
         // The other way round it would let numbers pass that are none.
@@ -260,6 +267,12 @@ impl<'a> Made<'a> {
             Err(ExportError::Differs { found })
         }
     }
+}
+
+/// The prompts as PEFT's table of keys and values.
+fn folded(trained: &Trained, checkpoint: &Checkpoint) -> Result<HostTensor, ComputeError> {
+    let table = table(&fold(trained, checkpoint)?, checkpoint.config())?;
+    Ok(to_host(&table, DType::F32)?)
 }
 
 fn notices(options: &ExportOptions, checkpoint: &Checkpoint, rounded: Option<WeightFormat>) -> Vec<String> {
@@ -302,9 +315,10 @@ fn write_texts(
 ) -> Result<(), ExportError> {
     let config = checkpoint.config();
     let is_prefix = options.form == Form::PrefixTuning;
-    // PEFT counts heads of keys for a prefix, and works this out anew since 0.16; before it takes what stands here.
+    // For a prefix PEFT counts heads of keys; before 0.16 it takes what stands here as it is.
+    let cached_heads = config.n_kv_heads * family::copies(config);
     let (heads, width) = match options.form {
-        Form::PrefixTuning => (config.n_kv_heads, config.n_kv_heads * config.head_dim),
+        Form::PrefixTuning => (cached_heads, cached_heads * config.head_dim),
         Form::PromptTuning => (config.n_heads, config.hidden),
     };
     let written = Written {

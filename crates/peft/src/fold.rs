@@ -9,6 +9,7 @@ use tch::{TchError, Tensor};
 
 use crate::adapter::Adapter;
 use crate::compute::ComputeError;
+use crate::family;
 
 /// What the blocks are given: the prefix as the first block sees it, and what is added before each block.
 pub(crate) struct Trained {
@@ -54,10 +55,17 @@ pub(crate) fn fold(trained: &Trained, checkpoint: &Checkpoint) -> Result<Vec<Key
     Ok(folded)
 }
 
-/// PEFT's table: `[prefix_len, n_blocks * 2 * n_kv_heads * head_dim]`, in each row `K_0 V_0 K_1 V_1 ..`, each of them head
+/// PEFT's table: `[prefix_len, n_blocks * 2 * cached_heads * head_dim]`, in each row `K_0 V_0 K_1 V_1 ..`, each of them head
 /// after head.
-pub(crate) fn table(blocks: &[KeysValues]) -> Result<Tensor, TchError> {
-    let flat = |tensor: &Tensor| tensor.f_transpose(0, 1)?.f_flatten(1, 2); // [prefix_len, n_kv_heads * head_dim]
+pub(crate) fn table(blocks: &[KeysValues], config: &ModelConfig) -> Result<Tensor, TchError> {
+    let copies = family::copies(config) as i64;
+    let flat = |tensor: &Tensor| {
+        let cached = match copies {
+            1 => tensor.shallow_clone(),
+            copies => tensor.f_repeat_interleave_self_int(copies, Some(0), None)?,
+        };
+        cached.f_transpose(0, 1)?.f_flatten(1, 2) // [prefix_len, cached_heads * head_dim]
+    };
     let parts = blocks.iter().flat_map(|block| [flat(&block.keys), flat(&block.values)]);
     Tensor::f_cat(&parts.collect::<Result<Vec<_>, _>>()?, 1)
 }
@@ -65,8 +73,10 @@ pub(crate) fn table(blocks: &[KeysValues]) -> Result<Tensor, TchError> {
 /// The way back: the keys and values of every block, from such a table. As PEFT cuts it: `[prefix_len, 2 n_blocks, heads,
 /// dim]`.
 pub(crate) fn cut(table: &Tensor, config: &ModelConfig) -> Result<Vec<KeysValues>, TchError> {
+    let copies = family::copies(config) as i64;
     let [n_blocks, heads, dim] = [config.n_blocks, config.n_kv_heads, config.head_dim].map(|size| size as i64);
-    let by_head = table.f_view([-1, 2 * n_blocks, heads, dim])?.f_permute([1, 2, 0, 3])?; // [2 n_blocks, heads, P, dim]
+    let by_head = table.f_view([-1, 2 * n_blocks, heads * copies, dim])?;
+    let by_head = by_head.f_permute([1, 2, 0, 3])?.f_slice(1, None, None, copies)?; // [2 n_blocks, heads, prefix_len, dim]
     let of = |block: i64| -> Result<KeysValues, TchError> {
         let at = |which| by_head.f_select(0, 2 * block + which)?.f_contiguous();
         Ok(KeysValues { keys: at(0)?, values: at(1)? })

@@ -11,12 +11,12 @@
 //! use std::path::Path;
 //!
 //! use sepal_checkpoint::Checkpoint;
-//! use sepal_peft::{ExportOptions, export, sample_rows};
+//! use sepal_peft::{ExportOptions, Verify, export};
 //!
 //! let checkpoint = Checkpoint::open("models/SmolLM2-135M")?;
 //! let options = ExportOptions {
 //!     base_model: "HuggingFaceTB/SmolLM2-135M".to_owned(),
-//!     verify: Some(sample_rows(checkpoint.config(), 16)),
+//!     verify: Verify::Samples,
 //!     ..ExportOptions::default()
 //! };
 //! let adapter = Path::new("runs/demo/adapter.safetensors");
@@ -41,7 +41,7 @@ mod verify;
 
 pub use adapter::AdapterError;
 pub use compute::ComputeError;
-pub use export::{ExportError, ExportOptions, Exported, Form, export};
+pub use export::{ExportError, ExportOptions, Exported, Form, Verify, export};
 pub use folder::FolderError;
 pub use import::{ImportError, ImportOptions, Imported, import};
-pub use verify::{Verified, sample_rows};
+pub use verify::Verified;

@@ -24,8 +24,8 @@ pub struct Verified {
     pub largest: f64,
 }
 
-/// The rows that are compared if the caller has none, as token ids: several lengths, spread over the vocabulary.
-pub fn sample_rows(config: &ModelConfig, prefix_len: usize) -> Vec<Vec<i64>> {
+/// Rows of token ids of several lengths, spread over the vocabulary.
+pub(crate) fn sample_rows(config: &ModelConfig, prefix_len: usize) -> Vec<Vec<i64>> {
     let longest = config.max_positions.map_or(usize::MAX, |positions| positions.saturating_sub(prefix_len)).max(1);
     let vocab = config.vocab_size.max(1);
     let row = |(at, len): (usize, usize)| (0..len).map(|i| ((7919 * i + 104_729 * at + 13) % vocab) as i64).collect();

@@ -13,7 +13,7 @@ use sepal_nn::{share_from_host, to_host};
 use tch::Tensor;
 
 use crate::adapter::Adapter;
-use crate::{ExportError, ExportOptions, Exported, Form, export};
+use crate::{ExportError, ExportOptions, Exported, Form, Verify, export};
 
 const PREFIX_LEN: usize = 5;
 
@@ -32,8 +32,12 @@ struct Random {
 
 impl Random {
     fn new(checkpoint: &Checkpoint, deep: bool) -> Self {
+        Self::of_len(PREFIX_LEN, checkpoint, deep)
+    }
+
+    fn of_len(prefix_len: usize, checkpoint: &Checkpoint, deep: bool) -> Self {
         let config = checkpoint.config();
-        let (hidden, prefix_len) = (config.hidden as i64, PREFIX_LEN as i64);
+        let (hidden, prefix_len) = (config.hidden as i64, prefix_len as i64);
         let mut tensors = vec![named("prompts", &[prefix_len, hidden])];
         if deep {
             tensors.push(named("deep_prompts", &[config.n_blocks as i64, prefix_len, hidden]));
@@ -66,7 +70,7 @@ fn try_export(folder: &Path, checkpoint: &Checkpoint, adapter: &Path, form: Form
     let options = ExportOptions {
         base_model: "owner/name".to_owned(),
         form,
-        verify: Some(crate::sample_rows(checkpoint.config(), PREFIX_LEN)),
+        verify: Verify::Samples,
         ..ExportOptions::default()
     };
     export(&options, checkpoint, adapter, &folder.join("out"))
