@@ -1,6 +1,7 @@
 //! Folders that are there whole or not at all.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -23,9 +24,6 @@ pub enum FolderError {
         /// A file that such a folder has.
         expected: &'static str,
     },
-    /// A file cannot be written.
-    #[error("write a file of the folder")]
-    File(#[from] sepal_track::WriteError),
     /// Tensors cannot be written.
     #[error("write tensors")]
     Tensors(#[from] sepal_nn::file::WriteError),
@@ -71,8 +69,14 @@ impl Staged {
         self.folder.path()
     }
 
+    /// Writes a file. The folder has its place only once all are written, so that nobody sees a half of one.
     pub(crate) fn write(&self, name: &str, content: &[u8]) -> Result<(), FolderError> {
-        Ok(sepal_track::write_whole(&self.path().join(name), content)?)
+        let write = || {
+            let mut file = File::create(self.path().join(name))?;
+            file.write_all(content)?;
+            file.sync_all()
+        };
+        write().map_err(|source| FolderError::Io { path: self.place.join(name), source })
     }
 
     /// Moves it to its place. Files are on disk already; then the folder is, too.
@@ -114,7 +118,7 @@ fn check(place: &Path, mark: &'static str, overwrite: bool) -> Result<(), Folder
 
 /// Not every file system can sync a folder.
 fn sync(folder: &Path) {
-    if let Ok(folder) = std::fs::File::open(folder) {
+    if let Ok(folder) = File::open(folder) {
         folder.sync_all().ok();
     }
 }

@@ -1,4 +1,7 @@
+use sepal_blocks::{BlockStack, ForwardError, KeysValues};
+use sepal_core::Span;
 use serde_json::Value;
+use tch::{Device, Kind, Tensor};
 
 use super::{PREFIX_LEN, Random, named, tiny, try_export};
 use crate::config::{CONFIG, HEAD, PROMPT_EMBEDDINGS, TENSORS};
@@ -147,4 +150,23 @@ fn a_model_that_peft_computes_otherwise_is_refused() {
         let error = try_export(folder.path(), &checkpoint, &adapter, form).expect_err("ALiBi in bf16");
         assert!(error.to_string().contains("Falcon with ALiBi"), "{error}");
     }
+}
+
+#[test]
+fn blocks_refuse_keys_of_another_shape() {
+    let (_, checkpoint) = tiny("llama-gqa");
+    let config = checkpoint.config();
+    let block = Span::new(1, 2).expect("a block");
+    let stack = BlockStack::load(&checkpoint, block).expect("loads");
+    let zeros = |heads, len| Tensor::zeros([heads, len, config.head_dim as i64], (Kind::Float, Device::Cpu));
+    let heads = config.n_kv_heads as i64;
+    let prefix_of = |span, heads, len| {
+        let given = KeysValues { keys: zeros(heads, 3), values: zeros(heads, len) };
+        stack.prefix_of(span, &[given]).map(|kept| kept.len())
+    };
+    assert_eq!(prefix_of(block, heads, 3).expect("fits"), 3);
+    assert!(matches!(prefix_of(block, heads, 2), Err(ForwardError::KeysValues { .. })));
+    assert!(matches!(prefix_of(block, heads + 1, 3), Err(ForwardError::KeysValues { .. })));
+    let elsewhere = Span::new(0, 1).expect("a block");
+    assert!(matches!(prefix_of(elsewhere, heads, 3), Err(ForwardError::Part { .. })));
 }

@@ -89,7 +89,8 @@ fn what_cannot_be_prompts_is_refused() {
     ];
     let of_lora = [(PROMPT_EMBEDDINGS, prompts), ("base_model.model.score.weight", head.clone())];
     let fewer = [(PROMPT_EMBEDDINGS, numbers(&[2, 8], DType::F32)), (HEAD, head)];
-    let cases: [(&str, &[(&str, HostTensor)], &str); 6] = [
+    type Tensors<'a> = &'a [(&'a str, HostTensor)];
+    let cases: [(&str, Tensors<'_>, &str); 6] = [
         ("PREFIX_TUNING", &whole, "of no prompts"),
         ("LORA", &whole, "import LORA"),
         ("PROMPT_TUNING", &no_head, "no `base_model.score.weight`"),
