@@ -53,6 +53,7 @@ mod block;
 mod ends;
 mod experts;
 mod families;
+mod kept;
 mod kernel;
 mod layout;
 mod linear;
@@ -68,6 +69,7 @@ mod tape;
 mod weights;
 
 pub use ends::{Ends, EndsError};
+pub use kept::KeysValues;
 pub use passes::{Batch, Grads, InputGrad, Keep, KeptPrefix, Output, Prefix, WantGrads};
 pub use stack::{BlockStack, ForwardError};
 pub use tape::Tape;

@@ -55,10 +55,10 @@ impl Prefix<'_> {
 /// other batches with the same prefix and deep prompts need not compute them.
 #[derive(Debug)]
 pub struct KeptPrefix {
-    span: Span,
-    len: usize,
+    pub(crate) span: Span,
+    pub(crate) len: usize,
     /// Of each block, `[len, 2 kv_size]`.
-    blocks: Vec<Tensor>,
+    pub(crate) blocks: Vec<Tensor>,
 }
 
 impl KeptPrefix {

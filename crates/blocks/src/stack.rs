@@ -47,6 +47,16 @@ pub enum ForwardError {
         /// Its number format.
         kind: Kind,
     },
+    /// Keys and values of a prefix that do not fit the blocks.
+    #[error("take keys or values of shape {found:?} and kind {kind:?} for a prefix: expected {expected:?} of float32")]
+    KeysValues {
+        /// `[n_kv_heads, prefix_len, head_dim]`
+        expected: [i64; 3],
+        /// The shape of what was given.
+        found: Vec<i64>,
+        /// Its number format.
+        kind: Kind,
+    },
     /// Blocks that the stack does not hold.
     #[error("run blocks {part}: this stack holds {span}")]
     Part {
@@ -121,6 +131,11 @@ impl BlockStack {
     /// The blocks.
     pub fn span(&self) -> Span {
         self.span
+    }
+
+    /// Where the blocks are.
+    pub(crate) fn device(&self) -> Device {
+        self.scores.device
     }
 
     /// The shape of the model that the blocks are of.

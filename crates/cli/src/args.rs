@@ -26,6 +26,12 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// Note in a model's folder what is in its shards, for machines that hold only some of them
     Outline(OutlineArgs),
+    /// Give what a run trained to other programs
+    #[command(subcommand)]
+    Export(ExportCommand),
+    /// Take what other programs trained
+    #[command(subcommand)]
+    Import(ImportCommand),
     /// Look at servers
     #[command(subcommand)]
     Swarm(SwarmCommand),
@@ -145,6 +151,60 @@ pub(crate) struct ServeArgs {
     /// Microseconds that a computation takes at least for each token and block, to leave room for others
     #[arg(long, value_name = "US")]
     pub(crate) pace_us: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ExportCommand {
+    /// Write a run's adapter as a folder that PEFT loads
+    Peft(ExportPeftArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ExportPeftArgs {
+    /// The run's folder, with adapter.safetensors, manifest.json and pipeline.yaml
+    pub(crate) run: PathBuf,
+    /// The folder to write
+    pub(crate) folder: PathBuf,
+    /// How prompts are written: prefix-tuning (exact, deep prompts as well) or prompt-tuning (shallow ones; PEFT pools
+    /// padded batches wrongly with it)
+    #[arg(long = "as", value_name = "FORM", default_value_t)]
+    pub(crate) form: sepal_peft::Form,
+    /// Compare logits by what was written with those of the trained prompts, and write nothing if they differ
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// What PEFT loads the frozen model from, for example OWNER/NAME on the hub; if not given, the run's own model where
+    /// that is on the hub or a folder with config.json
+    #[arg(long, value_name = "NAME")]
+    pub(crate) base_model: Option<String>,
+    /// The model, if not from where the run had it; several are tried in order
+    #[arg(long, value_name = "SOURCE")]
+    pub(crate) model: Vec<Source>,
+    /// Put it in the place of an older export
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImportCommand {
+    /// Make an adapter of a PEFT folder: PROMPT_TUNING of anybody, or what `sepal export peft` wrote
+    Peft(ImportPeftArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ImportPeftArgs {
+    /// PEFT's folder
+    pub(crate) folder: PathBuf,
+    /// The folder to write, which will hold adapter.safetensors
+    pub(crate) out: PathBuf,
+    /// The model that it is of, to check that and to write it down; several are tried in order
+    #[arg(long, value_name = "SOURCE")]
+    pub(crate) model: Vec<Source>,
+    /// The labels' names, in the order of the logits
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub(crate) labels: Vec<String>,
+    /// Put it in the place of an older import
+    #[arg(long)]
+    pub(crate) overwrite: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -15,6 +15,7 @@ mod console;
 mod doctor;
 mod downloads;
 mod environment;
+mod peft;
 mod place;
 mod plugins;
 mod run;
@@ -29,7 +30,7 @@ use clap::Parser;
 use sepal_plugin::Registry;
 use tracing_subscriber::EnvFilter;
 
-use args::{Args, Command};
+use args::{Args, Command, ExportCommand, ImportCommand};
 pub use plugins::plugins;
 
 type Failure = Box<dyn Error>;
@@ -49,6 +50,11 @@ pub fn main(registry: Registry) -> ExitCode {
         Command::Plugins(args) => run::list(&registry, &args),
         Command::Serve(args) => serve::serve(&args),
         Command::Outline(args) => run::outline(&args),
+        Command::Export(ExportCommand::Peft(args)) => {
+            environment::start_with(&[]);
+            peft::export(&registry, &args)
+        }
+        Command::Import(ImportCommand::Peft(args)) => peft::import(&args),
         Command::Swarm(command) => swarm::swarm(&command),
         Command::Doctor => doctor::doctor(),
     };

@@ -1,0 +1,113 @@
+//! Adapters as PEFT folders, and back.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use sepal_assets::{Asset, Assets, FetchEvent, Source};
+use sepal_checkpoint::{Format, Part};
+use sepal_peft::{ExportOptions, ImportOptions, Verify};
+use sepal_pipeline::{Layers, ModelFiles};
+use sepal_plugin::Registry;
+use sepal_track::Manifest;
+
+use crate::args::{ExportPeftArgs, ImportPeftArgs};
+use crate::downloads::Downloads;
+use crate::{Failure, print};
+
+pub(crate) fn export(registry: &Registry, args: &ExportPeftArgs) -> Result<(), Failure> {
+    let manifest = manifest(&args.run)?;
+    let sources = match &args.model[..] {
+        [] => sources(registry, &args.run, manifest.as_ref())?,
+        given => given.to_vec(),
+    };
+    let model = open(&sources, Part::Whole)?;
+    let (base_model, revision) = match &args.base_model {
+        Some(name) => (name.clone(), None),
+        None => base_model(&model),
+    };
+    let adapter = args.run.join("adapter.safetensors");
+    let options = ExportOptions {
+        base_model,
+        revision,
+        form: args.form,
+        verify: if args.verify { Verify::Samples } else { Verify::Nothing },
+        manifest,
+        overwrite: args.overwrite,
+    };
+    let exported = sepal_peft::export(&options, &model.checkpoint, &adapter, &args.folder)?;
+    for notice in &exported.notices {
+        eprintln!("note: {notice}");
+    }
+    let (prompts, labels) = (exported.prefix_len, exported.labels.join(", "));
+    print(&format!("wrote {}: {prompts} prompts as {}, labels {labels}", args.folder.display(), args.form))?;
+    if let Some(verified) = exported.verified {
+        print(&format!(
+            "verified: logits of {} rows differ by at most {:.1e}; the largest is {:.3}",
+            verified.rows, verified.difference, verified.largest
+        ))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn import(args: &ImportPeftArgs) -> Result<(), Failure> {
+    let model = match &args.model[..] {
+        [] => None,
+        sources => Some(open(sources, Part::Ends)?),
+    };
+    let options =
+        ImportOptions { labels: (!args.labels.is_empty()).then(|| args.labels.clone()), overwrite: args.overwrite };
+    let checkpoint = model.as_ref().map(|model| &model.checkpoint);
+    let imported = sepal_peft::import(&options, checkpoint, &args.folder, &args.out)?;
+    for notice in &imported.notices {
+        eprintln!("note: {notice}");
+    }
+    let (prompts, labels) = (imported.prefix_len, imported.labels.join(", "));
+    print(&format!("wrote {}: {}, {prompts} prompts, labels {labels}", imported.adapter.display(), imported.tuning))
+}
+
+/// What the run says of itself, if it got so far.
+fn manifest(run: &Path) -> Result<Option<Manifest>, Failure> {
+    let path = run.join("manifest.json");
+    match std::fs::read(&path) {
+        Ok(text) => {
+            Ok(Some(serde_json::from_slice(&text).map_err(|error| format!("read {}: {error}", path.display()))?))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("read {}: {error}", path.display()).into()),
+    }
+}
+
+/// Where the run had its model from, or where its pipeline would look.
+fn sources(registry: &Registry, run: &Path, manifest: Option<&Manifest>) -> Result<Vec<Source>, Failure> {
+    if let Some(manifest) = manifest {
+        return Ok(vec![manifest.model.source.parse()?]);
+    }
+    let loaded = Layers::read(&run.join("pipeline.yaml"))?.load(registry)?;
+    Ok(loaded.spec.model.source.to_vec())
+}
+
+fn open(sources: &[Source], part: Part) -> Result<ModelFiles, Failure> {
+    let assets = Assets::from_env();
+    let mut downloads = Downloads::new();
+    let mut watch = |event: FetchEvent<'_>| {
+        downloads.event(event);
+        ControlFlow::Continue(())
+    };
+    let files = ModelFiles::open(&assets, sources, &mut watch)?;
+    files.bring(&assets, part, &mut watch)?;
+    Ok(files)
+}
+
+/// The name and revision under which PEFT finds the model itself; empty if it cannot, as with GGUF files.
+fn base_model(model: &ModelFiles) -> (String, Option<String>) {
+    let Asset { path, commit, source, .. } = &model.asset;
+    match source {
+        _ if model.checkpoint.describe().format != Format::Safetensors => (String::new(), None),
+        Source::Hub(hub) if hub.path().is_none() => (format!("{}/{}", hub.owner(), hub.name()), commit.clone()),
+        Source::Local(_) => {
+            let whole = path.canonicalize().unwrap_or_else(|_| path.clone());
+            (whole.display().to_string(), None)
+        }
+        _ => (String::new(), None),
+    }
+}

@@ -1,0 +1,85 @@
+//! Soft prompts, shallow and deep, as keys and values: exact, because under a causal mask what the blocks make of a
+//! prefix does not depend on what follows it.
+
+use sepal_blocks::{Batch, BlockStack, Ends, Keep, KeysValues, Prefix};
+use sepal_checkpoint::Checkpoint;
+use sepal_core::{ModelConfig, Ragged, Span, Want};
+use sepal_nn::share_from_host;
+use tch::{TchError, Tensor};
+
+use crate::adapter::Adapter;
+use crate::compute::ComputeError;
+use crate::family;
+
+/// What the blocks are given: the prefix as the first block sees it, and what is added before each block.
+pub(crate) struct Trained {
+    /// `[prefix_len, hidden]`
+    pub(crate) prefix: Tensor,
+    /// `[n_blocks, prefix_len, hidden]`
+    pub(crate) deep_prompts: Option<Tensor>,
+}
+
+impl Trained {
+    pub(crate) fn new(adapter: &Adapter, ends: &Ends) -> Result<Self, ComputeError> {
+        let prompts = share_from_host(&adapter.prompts)?;
+        let deep_prompts = adapter.deep_prompts.as_ref().map(share_from_host).transpose()?;
+        Ok(Self { prefix: ends.embed_prompts(&prompts)?, deep_prompts })
+    }
+
+    /// Of one block, `[1, prefix_len, hidden]`.
+    pub(crate) fn deep_of(&self, block_idx: usize) -> Result<Option<Tensor>, TchError> {
+        self.deep_prompts.as_ref().map(|deep| deep.f_narrow(0, block_idx as i64, 1)).transpose()
+    }
+}
+
+/// Keys and values of the prefix in every block. One block at a time is in memory.
+pub(crate) fn fold(trained: &Trained, checkpoint: &Checkpoint) -> Result<Vec<KeysValues>, ComputeError> {
+    let prefix_len = trained.prefix.size()[0];
+    let row = Ragged::from_lengths([1])?;
+    let mut hidden = trained.prefix.shallow_clone();
+    let mut folded = Vec::with_capacity(checkpoint.config().n_blocks);
+    for block_idx in 0..checkpoint.config().n_blocks {
+        let block = Span::new(block_idx, block_idx + 1)?;
+        let stack = BlockStack::load(checkpoint, block)?;
+        // A batch has a row; nothing of the prefix depends on it.
+        let with_row = Tensor::f_cat(&[&hidden, &hidden.f_narrow(0, prefix_len - 1, 1)?], 0)?;
+        let deep = trained.deep_of(block_idx)?;
+        let prefix = Prefix::Computed(prefix_len.unsigned_abs() as usize);
+        let batch = Batch { hidden: &with_row, prefix, rows: &row, deep_prompts: deep.as_ref() };
+        let output = stack.run(block, &[batch], Want::All, Keep::Prefix)?.pop();
+        let output = output.ok_or(ComputeError::Nothing { block_idx })?;
+        let kept = output.prefix.ok_or(ComputeError::Nothing { block_idx })?;
+        folded.extend(stack.keys_and_values(&kept)?);
+        hidden = output.hidden.f_narrow(0, 0, prefix_len)?;
+    }
+    Ok(folded)
+}
+
+/// PEFT's table: `[prefix_len, n_blocks * 2 * cached_heads * head_dim]`, in each row `K_0 V_0 K_1 V_1 ..`, each of them head
+/// after head.
+pub(crate) fn table(blocks: &[KeysValues], config: &ModelConfig) -> Result<Tensor, TchError> {
+    let copies = family::copies(config) as i64;
+    let flat = |tensor: &Tensor| {
+        let cached = match copies {
+            1 => tensor.shallow_clone(),
+            copies => tensor.f_repeat_interleave_self_int(copies, Some(0), None)?,
+        };
+        cached.f_transpose(0, 1)?.f_flatten(1, 2) // [prefix_len, cached_heads * head_dim]
+    };
+    let parts = blocks.iter().flat_map(|block| [flat(&block.keys), flat(&block.values)]);
+    Tensor::f_cat(&parts.collect::<Result<Vec<_>, _>>()?, 1)
+}
+
+/// The way back: the keys and values of every block, from such a table. As PEFT cuts it: `[prefix_len, 2 n_blocks, heads,
+/// dim]`.
+pub(crate) fn cut(table: &Tensor, config: &ModelConfig) -> Result<Vec<KeysValues>, TchError> {
+    let copies = family::copies(config) as i64;
+    let [n_blocks, heads, dim] = [config.n_blocks, config.n_kv_heads, config.head_dim].map(|size| size as i64);
+    let by_head = table.f_view([-1, 2 * n_blocks, heads * copies, dim])?;
+    let by_head = by_head.f_permute([1, 2, 0, 3])?.f_slice(1, None, None, copies)?; // [2 n_blocks, heads, prefix_len, dim]
+    let of = |block: i64| -> Result<KeysValues, TchError> {
+        let at = |which| by_head.f_select(0, 2 * block + which)?.f_contiguous();
+        Ok(KeysValues { keys: at(0)?, values: at(1)? })
+    };
+    (0..n_blocks).map(of).collect()
+}

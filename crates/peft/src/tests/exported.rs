@@ -1,0 +1,172 @@
+use sepal_blocks::{BlockStack, ForwardError, KeysValues};
+use sepal_core::Span;
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+
+use super::{PREFIX_LEN, Random, named, tiny, try_export};
+use crate::config::{CONFIG, HEAD, PROMPT_EMBEDDINGS, TENSORS};
+use crate::{ExportOptions, Form, export};
+
+#[test]
+fn every_export_computes_what_was_trained() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in sepal_testkit::tiny::models().into_iter().filter(|name| name != "falcon-rw") {
+        let (_, checkpoint) = tiny(&name);
+        for (form, deep) in [(Form::PrefixTuning, true), (Form::PromptTuning, false)] {
+            let home = folder.path().join(format!("{name}-{form}"));
+            std::fs::create_dir(&home).expect("a folder");
+            let adapter = Random::new(&checkpoint, deep).write(&home);
+            let verified =
+                try_export(&home, &checkpoint, &adapter, form).expect("exported").verified.expect("verified");
+            assert_eq!(verified.rows, 5);
+            assert!(verified.largest > 0.1, "{name}: {verified:?}");
+            assert!(verified.difference <= 1e-5 * verified.largest.max(1.0), "{name}: {verified:?}");
+        }
+    }
+}
+
+#[test]
+fn files_are_as_peft_has_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (_, checkpoint) = tiny("llama-gqa");
+    let config = checkpoint.config();
+    let random = Random::new(&checkpoint, true);
+    let exported = try_export(folder.path(), &checkpoint, &random.write(folder.path()), Form::PrefixTuning);
+    assert_eq!(exported.expect("exported").labels, ["bad", "\"good\""]);
+    let out = folder.path().join("out");
+
+    let text = std::fs::read(out.join(CONFIG)).expect("a configuration");
+    let written: Value = serde_json::from_slice(&text).expect("JSON");
+    let width = config.n_kv_heads * config.head_dim;
+    assert_eq!(
+        written,
+        serde_json::json!({
+            "base_model_name_or_path": "owner/name", "inference_mode": true, "num_attention_heads": config.n_kv_heads,
+            "num_layers": config.n_blocks, "num_virtual_tokens": PREFIX_LEN, "peft_type": "PREFIX_TUNING",
+            "prefix_projection": false, "task_type": "SEQ_CLS", "token_dim": width,
+        })
+    );
+    let contents = sepal_nn::file::read(&out.join(TENSORS)).expect("tensors");
+    assert_eq!(contents.metadata.into_iter().collect::<Vec<_>>(), [("format".to_owned(), "pt".to_owned())]);
+    let shape = |name| contents.tensors.iter().find(|named| named.name == name).map(|named| named.tensor.shape());
+    assert_eq!(shape(PROMPT_EMBEDDINGS), Some(&[PREFIX_LEN, config.n_blocks * 2 * width][..]));
+    assert_eq!(shape(HEAD), Some(&[2, config.hidden][..]));
+    let card = std::fs::read_to_string(out.join("README.md")).expect("a card");
+    assert!(card.contains(r#"id2label={0: "bad", 1: "\"good\""}"#), "{card}");
+}
+
+#[test]
+fn what_is_there_is_not_written_over() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (_, checkpoint) = tiny("gpt2");
+    let adapter = Random::new(&checkpoint, false).write(folder.path());
+    let out = folder.path().join("out");
+    let overwriting = ExportOptions { base_model: "b".to_owned(), overwrite: true, ..ExportOptions::default() };
+
+    std::fs::create_dir(&out).expect("a folder");
+    std::fs::write(out.join("thesis.txt"), "mine").expect("written");
+    let error = try_export(folder.path(), &checkpoint, &adapter, Form::PrefixTuning).expect_err("it is there");
+    assert!(sepal_core::in_one_line(&error).contains("is there already"), "{error:?}");
+    let error = export(&overwriting, &checkpoint, &adapter, &out).expect_err("it is no export");
+    assert!(sepal_core::in_one_line(&error).contains("no folder that holds"), "{error:?}");
+    std::fs::remove_dir_all(&out).expect("removed");
+
+    try_export(folder.path(), &checkpoint, &adapter, Form::PromptTuning).expect("exported");
+    let other = ExportOptions { form: Form::PrefixTuning, ..overwriting };
+    export(&other, &checkpoint, &adapter, &out).expect("exported");
+    let text = std::fs::read_to_string(out.join(CONFIG)).expect("a configuration");
+    assert!(text.contains("PREFIX_TUNING"), "{text}");
+    let mut left: Vec<_> =
+        std::fs::read_dir(folder.path()).expect("entries").map(|entry| entry.expect("one").file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["adapter.safetensors", "out"]);
+}
+
+#[test]
+fn what_peft_cannot_do_is_refused() {
+    let (_, checkpoint) = tiny("gpt2");
+    let (_, other) = tiny("gpt2-scaled");
+    let hidden = checkpoint.config().hidden as i64;
+    type Change = fn(&mut Random, i64);
+    let cases: [(Form, Change, &str); 7] = [
+        (Form::PrefixTuning, |random, _| random.tensors.push(named("score.bias", &[2])), "its head has a bias"),
+        (
+            Form::PrefixTuning,
+            |random, _| random.tensors.push(named("dense.weight", &[2, 2])),
+            "it holds `dense.weight`",
+        ),
+        (Form::PrefixTuning, |random, _| drop(random.tensors.pop()), "it has no `score.weight`"),
+        (Form::PromptTuning, |_, _| (), "PEFT has no such thing"),
+        (
+            Form::PrefixTuning,
+            |random, hidden| random.tensors[1] = named("deep_prompts", &[1, 4, hidden]),
+            "`deep_prompts` is [1, 4,",
+        ),
+        (
+            Form::PrefixTuning,
+            |random, hidden| random.tensors[1] = named("deep_prompts", &[77, 5, hidden]),
+            "one for each of the model's",
+        ),
+        (
+            Form::PrefixTuning,
+            |random, _| drop(random.metadata.insert("model_digest".to_owned(), "sha256:0".to_owned())),
+            "it was trained on the model sha256:0",
+        ),
+    ];
+    for (form, change, expected) in cases {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut random = Random::new(&checkpoint, true);
+        change(&mut random, hidden);
+        let adapter = random.write(folder.path());
+        let error = try_export(folder.path(), &checkpoint, &adapter, form).expect_err(expected);
+        let text = sepal_core::in_one_line(&error);
+        assert!(text.contains(expected), "{text}");
+        assert!(!folder.path().join("out").exists(), "{expected}");
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let adapter = Random::new(&checkpoint, true).write(folder.path());
+    try_export(folder.path(), &other, &adapter, Form::PrefixTuning).expect_err("another model");
+}
+
+#[test]
+fn numbers_that_are_none_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (_, checkpoint) = tiny("gpt2");
+    let mut random = Random::new(&checkpoint, false);
+    let shape = random.tensors[0].tensor.shape().to_vec();
+    let numbers = vec![f32::NAN; shape.iter().product()];
+    random.tensors[0].tensor = sepal_core::HostTensor::from_f32(shape, &numbers).expect("fits");
+    let adapter = random.write(folder.path());
+    let error = try_export(folder.path(), &checkpoint, &adapter, Form::PrefixTuning).expect_err("not numbers");
+    assert!(sepal_core::in_one_line(&error).contains("not finite"), "{error:?}");
+}
+
+#[test]
+fn a_model_that_peft_computes_otherwise_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (_, checkpoint) = tiny("falcon-rw");
+    let adapter = Random::new(&checkpoint, false).write(folder.path());
+    for form in Form::ALL {
+        let error = try_export(folder.path(), &checkpoint, &adapter, form).expect_err("ALiBi in bf16");
+        assert!(error.to_string().contains("Falcon with ALiBi"), "{error}");
+    }
+}
+
+#[test]
+fn blocks_refuse_keys_of_another_shape() {
+    let (_, checkpoint) = tiny("llama-gqa");
+    let config = checkpoint.config();
+    let block = Span::new(1, 2).expect("a block");
+    let stack = BlockStack::load(&checkpoint, block).expect("loads");
+    let zeros = |heads, len| Tensor::zeros([heads, len, config.head_dim as i64], (Kind::Float, Device::Cpu));
+    let heads = config.n_kv_heads as i64;
+    let prefix_of = |span, heads, len| {
+        let given = KeysValues { keys: zeros(heads, 3), values: zeros(heads, len) };
+        stack.prefix_of(span, &[given]).map(|kept| kept.len())
+    };
+    assert_eq!(prefix_of(block, heads, 3).expect("fits"), 3);
+    assert!(matches!(prefix_of(block, heads, 2), Err(ForwardError::KeysValues { .. })));
+    assert!(matches!(prefix_of(block, heads + 1, 3), Err(ForwardError::KeysValues { .. })));
+    let elsewhere = Span::new(0, 1).expect("a block");
+    assert!(matches!(prefix_of(elsewhere, heads, 3), Err(ForwardError::Part { .. })));
+}

@@ -1,0 +1,95 @@
+mod exported;
+mod imported;
+mod with_peft;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use sepal_blocks::{BlockStack, Ends};
+use sepal_checkpoint::Checkpoint;
+use sepal_core::{DType, NamedHostTensor, Ragged, Span, Want};
+use sepal_nn::init::{normal, rng};
+use sepal_nn::{share_from_host, to_host};
+use tch::Tensor;
+
+use crate::adapter::Adapter;
+use crate::{ExportError, ExportOptions, Exported, Form, Verify, export};
+
+const PREFIX_LEN: usize = 5;
+
+/// The tiny model `tiny-NAME` of the goldens.
+fn tiny(name: &str) -> (PathBuf, Checkpoint) {
+    let path = sepal_testkit::tiny::goldens().join(format!("tiny-{name}"));
+    let checkpoint = Checkpoint::open(&path).expect("a golden");
+    (path, checkpoint)
+}
+
+/// Random tensors of an adapter for two labels, and what it says of itself.
+struct Random {
+    tensors: Vec<NamedHostTensor>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Random {
+    fn new(checkpoint: &Checkpoint, deep: bool) -> Self {
+        Self::of_len(PREFIX_LEN, checkpoint, deep)
+    }
+
+    fn of_len(prefix_len: usize, checkpoint: &Checkpoint, deep: bool) -> Self {
+        let config = checkpoint.config();
+        let (hidden, prefix_len) = (config.hidden as i64, prefix_len as i64);
+        let mut tensors = vec![named("prompts", &[prefix_len, hidden])];
+        if deep {
+            tensors.push(named("deep_prompts", &[config.n_blocks as i64, prefix_len, hidden]));
+        }
+        tensors.push(named("score.weight", &[2, hidden]));
+        let metadata = [
+            ("model_digest", checkpoint.digest()),
+            ("task", "sequence-classification"),
+            ("tuning", if deep { "deep-ptune" } else { "ptune" }),
+            ("labels", "bad\n\"good\""),
+        ];
+        let metadata = metadata.map(|(key, text)| (key.to_owned(), text.to_owned()));
+        Self { tensors, metadata: metadata.into() }
+    }
+
+    fn write(&self, folder: &Path) -> PathBuf {
+        let path = folder.join("adapter.safetensors");
+        sepal_nn::file::write(&path, &self.tensors, &self.metadata).expect("written");
+        path
+    }
+}
+
+fn named(name: &str, shape: &[i64]) -> NamedHostTensor {
+    let numbers = normal(shape, 0.5, &mut rng(7, name)).expect("numbers");
+    NamedHostTensor { name: name.to_owned(), tensor: to_host(&numbers, DType::F32).expect("on the host") }
+}
+
+/// Exports to `folder/out` after comparing logits of rows.
+fn try_export(folder: &Path, checkpoint: &Checkpoint, adapter: &Path, form: Form) -> Result<Exported, ExportError> {
+    let options = ExportOptions {
+        base_model: "owner/name".to_owned(),
+        form,
+        verify: Verify::Samples,
+        ..ExportOptions::default()
+    };
+    export(&options, checkpoint, adapter, &folder.join("out"))
+}
+
+/// Logits `[rows, n_labels]`, row after row, of the whole model behind the adapter's prompts: as in training.
+fn logits(checkpoint: &Checkpoint, adapter: &Path, rows: &[Vec<i64>]) -> Vec<f64> {
+    let adapter = Adapter::read(adapter).expect("an adapter");
+    let ends = Ends::load(checkpoint).expect("loads");
+    let all = Span::new(0, checkpoint.config().n_blocks).expect("blocks");
+    let blocks = BlockStack::load(checkpoint, all).expect("loads");
+    let lengths = Ragged::from_lengths(rows.iter().map(Vec::len)).expect("rows");
+    let tensor = |host| share_from_host(host).expect("a tensor");
+    let tokens = ends.embed(&Tensor::from_slice(&rows.concat())).expect("embedded");
+    let prefix = ends.embed_prompts(&tensor(&adapter.prompts)).expect("embedded");
+    let deep = adapter.deep_prompts.as_ref().map(tensor);
+    let hidden = Tensor::cat(&[prefix, tokens], 0);
+    let pooled = blocks.forward(&hidden, adapter.prefix_len(), &lengths, deep.as_ref(), Want::LastOfRows);
+    let pooled = ends.final_norm(&pooled.expect("computed")).expect("normed");
+    let logits = pooled.linear(&tensor(&adapter.score), None::<Tensor>);
+    Vec::try_from(logits.flatten(0, -1).to_kind(tch::Kind::Double)).expect("numbers")
+}
