@@ -41,6 +41,7 @@ mod columns;
 mod labels;
 mod loader;
 mod nearest;
+mod numbers;
 mod order;
 mod predictions;
 mod read;
@@ -55,6 +56,7 @@ mod tokens;
 
 pub use labels::{LabelError, LabelKind, LabelSet, Labels, check_classes};
 pub use loader::{Batch, Epoch, Loader, LoaderConfig, LoaderError};
+pub use numbers::metrics_parquet;
 pub use predictions::{Predicted, PredictionError, predictions_parquet};
 pub use read::ReadError;
 pub use spec::{Format, TableSpec, split_files};

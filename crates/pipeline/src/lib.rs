@@ -35,6 +35,7 @@ mod positions;
 mod precision;
 mod problem;
 mod progress;
+mod records;
 mod run;
 mod run_checkpoint;
 mod schema;

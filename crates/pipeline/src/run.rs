@@ -10,8 +10,8 @@ use sepal_core::in_one_line;
 use sepal_data::Loader;
 use sepal_nn::Parameters;
 use sepal_optim::Schedule;
-use sepal_plugin::{BuildError, Opt, OptContext, Registry, Sched, SchedContext};
-use sepal_track::{Bytes, Manifest, MetricsLog, RunFolder, Status, Versions};
+use sepal_plugin::{BuildError, Opt, OptContext, PROMPTS, Registry, Sched, SchedContext};
+use sepal_track::{Bytes, Manifest, NearWords, RunFolder, Status, Tracker, Versions};
 
 use crate::assemble::{Frozen, assemble, build_head, fetch_model};
 use crate::data::{self, Prepared, to_tensor};
@@ -20,6 +20,7 @@ use crate::evaluate::Judge;
 use crate::model::Model;
 use crate::precision::Scaling;
 use crate::progress::{Event, Observer, Summary};
+use crate::records::{self, Records, run_info};
 use crate::run_checkpoint::{MadeOf, Saver};
 use crate::spec::{EvaluateEvery, KeptAdapter, Spec};
 use crate::train::{Length, Outcome, Training};
@@ -81,6 +82,7 @@ impl Run<'_> {
         if let Some(threads) = spec.train.threads {
             tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
         }
+        let trackers = records::trackers(spec, registry)?;
         let assets = Assets::from_env();
         let frozen = Frozen::fetch(spec, &assets, observer, stop)?;
         let mut params = Parameters::new();
@@ -95,21 +97,23 @@ impl Run<'_> {
             None => RunFolder::create(&spec.output.folder, &spec.name),
         };
         let folder = folder.map_err(RunError::Write)?;
-        let mut log = folder.metrics().map_err(RunError::Write)?;
+        let mut records = Records::open(&folder)?;
         let end = End { spec, started, folder: &folder, frozen: &frozen, prepared: &prepared };
         let mut outcome = Outcome::default();
         outcome.progress.started = sepal_track::now();
-        let trained = self.train(&mut model, &end, resumed.is_some(), &mut log, observer, &mut outcome);
+        let trained = self.train(&mut model, &end, resumed.is_some(), (&mut records, trackers), observer, &mut outcome);
         let is_untouched = resumed.is_some() && outcome.progress.steps == 0;
-        let summary = match &trained {
-            // What could not be gone on with stays as it was.
-            Err(_) if is_untouched => None,
-            _ => Some(end.save(&mut model, &outcome, trained.as_ref().err())),
+        // What could not be gone on with stays as it was.
+        let trained = match trained {
+            Err(error) if is_untouched => return Err(error),
+            other => other,
         };
+        let manifest = end.save(&mut model, &outcome, trained.as_ref().err())?;
+        records.finish(&manifest);
         drop(model);
         drop(servers);
         trained?;
-        summary.unwrap_or_else(|| unreachable!("it is saved where there is no error"))
+        Ok(end.summary(&outcome, &manifest))
     }
 
     fn train(
@@ -117,7 +121,7 @@ impl Run<'_> {
         model: &mut Model,
         end: &End<'_>,
         is_resumed: bool,
-        log: &mut MetricsLog,
+        (records, trackers): (&mut Records, Vec<(String, Box<dyn Tracker>)>),
         observer: &mut dyn Observer,
         outcome: &mut Outcome,
     ) -> Result<(), RunError> {
@@ -145,7 +149,7 @@ impl Run<'_> {
             spec,
             length,
             judge: Judge::new(&spec.evaluate, usual_metric(&prepared.facts.train)),
-            log,
+            records,
             observer,
             stop: self.stop,
         };
@@ -153,11 +157,13 @@ impl Run<'_> {
             *outcome = saver.restore(&mut training)?;
             let progress = &outcome.progress;
             let (steps, is_evaluated) = (progress.steps, progress.evaluated_at == Some(progress.steps));
-            training.log.cut_behind(steps, is_evaluated).map_err(RunError::Write)?;
+            training.records.cut_behind(steps, is_evaluated)?;
             training.observer.event(Event::Notice(&format!("goes on after step {steps}")));
         }
         let yaml = spec.to_yaml().map_err(|error| RunError::Resolved { message: error.to_string() })?;
         folder.write("pipeline.yaml", yaml.as_bytes()).map_err(RunError::Write)?;
+        let info = run_info(spec, folder, trainable, outcome.progress.steps);
+        training.records.follow(trackers, &info);
         let (total_steps, done) = (length.total_steps, outcome.progress.steps);
         training.observer.event(Event::Started { total_steps, done, trainable });
         training.run(outcome, &mut saver)
@@ -200,7 +206,7 @@ impl End<'_> {
     }
 
     /// Writes what was trained, predicted and learned, also after an error.
-    fn save(&self, model: &mut Model, outcome: &Outcome, error: Option<&RunError>) -> Result<Summary, RunError> {
+    fn save(&self, model: &mut Model, outcome: &Outcome, error: Option<&RunError>) -> Result<Manifest, RunError> {
         if let Some(kept) = outcome.kept.as_ref().filter(|_| self.spec.output.adapter == KeptAdapter::Best) {
             model.params.set(kept.params.clone()).map_err(RunError::Restore)?;
         }
@@ -217,7 +223,10 @@ impl End<'_> {
         }
         let manifest = self.manifest(model, outcome, error)?;
         manifest.save(self.folder).map_err(RunError::Write)?;
-        Ok(self.summary(outcome, &manifest))
+        let numbers = sepal_data::metrics_parquet(&self.folder.path().join("metrics.jsonl"));
+        let numbers = numbers.map_err(|source| RunError::Metrics(source.into()))?;
+        self.folder.write("metrics.parquet", &numbers).map_err(RunError::Write)?;
+        Ok(manifest)
     }
 
     fn manifest(&self, model: &Model, outcome: &Outcome, error: Option<&RunError>) -> Result<Manifest, RunError> {
@@ -260,8 +269,20 @@ impl End<'_> {
             ended_early: progress.ended_early.clone(),
             resumed_at: progress.resumed_at.clone(),
             servers: model.blocks.uses(&progress.servers_before),
-            near_words: Vec::new(),
+            near_words: self.near_words(model),
         })
+    }
+
+    /// Of the soft prompts, if there are such; nothing else is the worse for it if that cannot be computed.
+    fn near_words(&self, model: &Model) -> Vec<NearWords> {
+        let Some(prompts) = model.params.get(PROMPTS).filter(|prompts| prompts.dim() == 2) else { return Vec::new() };
+        let nearest = sepal_nn::nearest_words(prompts, model.ends.embedding_matrix(), NEAR_WORDS).unwrap_or_default();
+        let word = |(id, near): (usize, f64)| (self.frozen.tokenizer.text_of(id as u32).unwrap_or_default(), near);
+        let words = |(prompt, found): (usize, Vec<(usize, f64)>)| NearWords {
+            prompt,
+            words: found.into_iter().map(word).collect(),
+        };
+        nearest.into_iter().enumerate().map(words).collect()
     }
 
     fn summary(&self, outcome: &Outcome, manifest: &Manifest) -> Summary {
@@ -290,6 +311,9 @@ impl End<'_> {
 fn usual_metric(source: &str) -> Option<&'static str> {
     sepal_metrics::glue::Task::find(source)?.metrics.first().copied()
 }
+
+/// Words that the manifest names of each soft prompt.
+const NEAR_WORDS: usize = 5;
 
 /// The libtorch that the bindings are made for.
 const LIBTORCH: &str = "2.13.0";

@@ -78,7 +78,7 @@ impl Training<'_> {
         progress.rows += sums.rows as u64;
         progress.tokens += sums.tokens as u64;
         progress.train_seconds += record.seconds;
-        self.log.step(&record).map_err(RunError::Write)?;
+        self.records.step(&record)?;
         self.observer.event(Event::Step(&record));
         match record.skipped.and_then(|reason| self.scaling.hopeless(number, reason)) {
             Some(error) => Err(error),

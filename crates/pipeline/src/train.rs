@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sepal_core::in_one_line;
 use sepal_data::{Batch, Epoch, Loader};
 use sepal_optim::{Optimizer, Schedule};
-use sepal_track::{Best, MetricsLog, ServerUse};
+use sepal_track::{Best, ServerUse};
 use serde::{Deserialize, Serialize};
 
 use crate::error::RunError;
@@ -14,6 +14,7 @@ use crate::evaluate::{Judge, Kept, evaluate, value_of};
 use crate::model::Model;
 use crate::precision::Scaling;
 use crate::progress::{Event, Observer};
+use crate::records::Records;
 use crate::run_checkpoint::Saver;
 use crate::spec::{EvaluateEvery, KeptAdapter, Spec};
 
@@ -28,7 +29,7 @@ pub(crate) struct Training<'a> {
     pub(crate) spec: &'a Spec,
     pub(crate) length: Length,
     pub(crate) judge: Judge,
-    pub(crate) log: &'a mut MetricsLog,
+    pub(crate) records: &'a mut Records,
     pub(crate) observer: &'a mut dyn Observer,
     pub(crate) stop: &'a AtomicBool,
 }
@@ -164,7 +165,7 @@ impl Training<'_> {
         let progress = &mut outcome.progress;
         let evaluated = evaluate(self.model, loader, progress.steps, self.observer)?;
         let value = self.judge.value(&evaluated)?;
-        self.log.evaluation(&evaluated.record).map_err(RunError::Write)?;
+        self.records.evaluation(&evaluated.record)?;
         self.observer.event(Event::Evaluated(&evaluated.record));
         if let Some(watched) = self.schedule.watches() {
             let watched = value_of(&evaluated.record, watched, "schedule.with.metric")?;
@@ -194,7 +195,7 @@ impl Training<'_> {
     }
 
     fn save(&mut self, outcome: &Outcome, saver: &mut Saver<'_>) -> Result<(), RunError> {
-        self.log.sync().map_err(RunError::Write)?;
+        self.records.sync()?;
         saver.save(self, outcome)
     }
 }

@@ -126,6 +126,13 @@ impl Tokenizer {
         &self.digest
     }
 
+    /// The text that an id stands for, with the space before it if it has one; `None` if there is no such id, or it is no
+    /// text by itself.
+    pub fn text_of(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)?;
+        self.inner.decode(&[id], false).ok().filter(|text| !text.is_empty() && !text.contains('\u{fffd}'))
+    }
+
     /// One more than the greatest id; the embedding matrix has at least as many rows.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
