@@ -1,0 +1,85 @@
+//! Whole runs with each optimizer, each schedule and each start of prompts.
+
+use std::collections::HashMap;
+
+use safetensors::SafeTensors;
+
+use crate::program::{Bench, Run};
+
+/// The prompts of an adapter, one after the other.
+fn prompts(run: &Run) -> Vec<Vec<f32>> {
+    rows(&run.adapter(), "prompts")
+}
+
+/// The rows of a matrix in a safetensors file.
+fn rows(bytes: &[u8], name: &str) -> Vec<Vec<f32>> {
+    let file = SafeTensors::deserialize(bytes).expect("safetensors");
+    let tensor = file.tensor(name).expect("it is there");
+    let number = |four: &[u8]| f32::from_le_bytes(four.try_into().expect("four bytes"));
+    let numbers: Vec<f32> = tensor.data().chunks_exact(4).map(number).collect();
+    numbers.chunks_exact(tensor.shape()[1]).map(<[f32]>::to_vec).collect()
+}
+
+#[test]
+fn every_optimizer_learns() {
+    let bench = Bench::new("llama-gqa");
+    for optimizer in ["adafactor", "adam", "adamw", "lion", "sgd"] {
+        let lr = HashMap::from([("adafactor", 0.1), ("lion", 0.01), ("sgd", 0.3)]);
+        let with = format!("optimizer={{ use: {optimizer}, with: {{ lr: {} }} }}", lr.get(optimizer).unwrap_or(&0.03));
+        let run = bench.run(&[&with]);
+        let losses = run.losses();
+        let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+        let (first, last) = (mean(&losses[..6]), mean(&losses[losses.len() - 6..]));
+        assert!(last < 0.8 * first, "{optimizer}: from {first} to {last}");
+    }
+}
+
+#[test]
+fn a_plateau_lowers_the_rate() {
+    let bench = Bench::new("llama-gqa");
+    // No evaluation is ever so much better than the best.
+    let plateau = "schedule={ use: reduce-on-plateau, with: { patience: 0, factor: 0.5, threshold: 0.99, warmup_steps: 0, warmup_ratio: 0.1 } }";
+    let run = bench.run(&[plateau]);
+    let rates: Vec<f64> = run.records("step").iter().map(|step| step["lr"].as_f64().expect("a rate")).collect();
+    assert_eq!(rates.len(), 60);
+    // The first evaluation, after 12 steps, is the best so far; the next three are not better.
+    let expected = |step: usize| match step {
+        0..6 => 0.03 * step as f64 / 6.0,
+        6..24 => 0.03,
+        24..36 => 0.015,
+        36..48 => 0.0075,
+        _ => 0.00375,
+    };
+    for (step, rate) in rates.iter().enumerate() {
+        assert!((rate - expected(step)).abs() < 1e-12, "step {step} is made at {rate}");
+    }
+    let text = bench.failure(&[plateau, "schedule.with.metric=f9"]);
+    assert!(text.contains("use option `metric`: expected one of loss, accuracy") && text.contains("`f9`"), "{text}");
+    let text = bench.failure(&[plateau, "evaluate.every=end"]);
+    assert!(text.contains("expected evaluations while it trains (`evaluate.every`)"), "{text}");
+}
+
+#[test]
+fn prompts_start_as_they_are_told() {
+    let bench = Bench::new("llama-gqa");
+    let model = std::fs::read(bench.path("model").join("model.safetensors")).expect("a model");
+    let words = rows(&model, "model.embed_tokens.weight");
+    let start = |init: &str| bench.run(&["train.max_steps=0", &format!("tuning.with.init={init}")]);
+    // Of the tiny tokenizer's words `awful` is 1 and `bright` 9; it knows neither `bad` nor `good`.
+    let from_text = start("{ text: awful bright awful }");
+    assert_eq!(prompts(&from_text), [&words[1], &words[9], &words[1], &words[1]].map(Vec::clone));
+    assert_eq!(prompts(&start("class-names"))[..2], [&words[0], &words[0]].map(Vec::clone));
+
+    let trained = bench.run(&[]);
+    let adapter = trained.folder.join("adapter.safetensors");
+    let again = start(&format!("{{ adapter: {} }}", adapter.display()));
+    assert_eq!(prompts(&again), prompts(&trained));
+    let deep = |run: &Run| {
+        let bytes = run.adapter();
+        SafeTensors::deserialize(&bytes).expect("safetensors").tensor("deep_prompts").expect("there").data().to_vec()
+    };
+    assert_eq!(deep(&again), deep(&trained));
+    let init = format!("tuning.with={{ pre_seq_len: 5, init: {{ adapter: {} }} }}", adapter.display());
+    let text = bench.failure(&[&init]);
+    assert!(text.contains("use option `init`: expected `prompts` of shape [5, "), "{text}");
+}
