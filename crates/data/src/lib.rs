@@ -44,21 +44,29 @@ mod nearest;
 mod order;
 mod predictions;
 mod read;
+mod rows;
 mod spec;
 mod split;
+mod survey;
 mod table;
 mod template;
 #[cfg(test)]
 mod testing;
 mod token_cache;
 mod tokens;
+mod write;
 
 pub use labels::{LabelError, LabelKind, LabelSet, Labels, check_classes};
 pub use loader::{Batch, Epoch, Loader, LoaderConfig, LoaderError};
 pub use predictions::{Predicted, PredictionError, predictions_parquet};
 pub use read::ReadError;
+pub use rows::{BadRow, Carry, CellProblem, Chosen, Layout, OnBadRow, RowSpec, RowStream, Rows};
 pub use spec::{Format, TableSpec, split_files};
 pub use split::{SplitError, split};
+pub use survey::{
+    Balance, Choice, ClassCount, ColumnKind, ColumnSurvey, Count, LabelChoice, Lengths, Survey, SurveyOptions, survey,
+};
 pub use table::{Place, RawLabel, Table};
 pub use template::{Template, TemplateError};
 pub use tokens::{Encode, TokenSpec, TokenTable, TokenizeError};
+pub use write::{OutputSpec, PredictionWriter, WriteError};
