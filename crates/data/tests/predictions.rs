@@ -137,6 +137,11 @@ fn several_labels_and_values() {
     let value = spec(&["score"], LabelKind::Value);
     let value = OutputSpec { text: false, probabilities: true, ..value };
     assert_eq!(write(Format::Csv, value, &[vec![-1.5], vec![0.1]]), "label,predicted\n,-1.5\n,0.1\n");
+    let not_a_number = [vec![f32::NAN], vec![0.1]];
+    assert_eq!(
+        write(Format::Jsonl, spec(&["score"], LabelKind::Value), &not_a_number),
+        "{\"text\":\"x\",\"label\":null,\"predicted\":null}\n{\"text\":\"y\",\"label\":null,\"predicted\":0.1}\n"
+    );
     let joined =
         PredictionWriter::to_writer(io::sink(), Format::Csv, spec(&["a|b", "c"], LabelKind::Multi), &input().layout());
     assert!(matches!(joined, Err(WriteError::Name { .. })));

@@ -263,9 +263,11 @@ fn lists_among_names_are_labels() {
 
 const ROWS: usize = 100_000;
 
+type MakeRow = fn(usize) -> String;
+
 /// Makes rows as they are read, and counts them.
 struct Endless {
-    row: fn(usize) -> String,
+    row: MakeRow,
     made: Arc<AtomicUsize>,
     rest: Cursor<Vec<u8>>,
 }
@@ -288,8 +290,7 @@ fn no_more_than_a_chunk_is_read_ahead() {
     let csv = |i: usize| if i == 0 { "id,text\n0,\"row\n0\"\n".to_owned() } else { format!("{i},\"row\n{i}\"\n") };
     let jsonl = |i: usize| format!("{{\"id\": {i}, \"text\": \"row\\n{i}\"}}\n");
     let lines = |i: usize| format!("row {i}\n");
-    let cases: [(fn(usize) -> String, Format); 3] =
-        [(csv, Format::Csv), (jsonl, Format::Jsonl), (lines, Format::Lines)];
+    let cases: [(MakeRow, Format); 3] = [(csv, Format::Csv), (jsonl, Format::Jsonl), (lines, Format::Lines)];
     for (row, format) in cases {
         let made = Arc::new(AtomicUsize::new(0));
         let source = Endless { row, made: made.clone(), rest: Cursor::default() };

@@ -24,7 +24,7 @@ fn text(survey: &Survey) -> &str {
 fn reviews_with_named_classes() {
     let words = ["a", "good film", "the plot is thin but the cast is fine", "no"];
     let row = |i: usize| {
-        let sentiment = if i % 4 == 0 { "negative" } else { "positive" };
+        let sentiment = if i.is_multiple_of(4) { "negative" } else { "positive" };
         format!("{i},https://x.example/{i},\"{} {i}\",{sentiment}\n", words[i % 4])
     };
     let mut content = "id,url,review,sentiment\n".to_owned() + &(0..100).map(row).collect::<String>();
