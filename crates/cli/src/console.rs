@@ -125,7 +125,9 @@ impl Console {
     }
 
     fn evaluated(&self, record: &EvaluationRecord) {
-        let metrics: Vec<String> = record.metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+        // Those of single labels are in the records and in the report.
+        let whole = record.metrics.iter().filter(|(name, _)| !name.contains('/'));
+        let metrics: Vec<String> = whole.map(|(name, value)| format!("{name} {value:.4}")).collect();
         let (step, rows, loss) = (record.step, record.rows, record.loss);
         let seconds = record.seconds;
         self.line(&format!(

@@ -18,6 +18,7 @@ mod environment;
 mod peft;
 mod place;
 mod plugins;
+mod predict;
 mod run;
 mod serve;
 mod swarm;
@@ -48,6 +49,14 @@ pub fn main(registry: Registry) -> ExitCode {
         Command::Fetch(args) => run::fetch(&registry, &args),
         Command::Schema => run::schema(&registry),
         Command::Plugins(args) => run::list(&registry, &args),
+        Command::Predict(args) => {
+            environment::start_with(&[]);
+            predict::predict(&registry, &args)
+        }
+        Command::Evaluate(args) => {
+            environment::start_with(&[]);
+            predict::evaluate(&registry, &args)
+        }
         Command::Serve(args) => serve::serve(&args),
         Command::Outline(args) => run::outline(&args),
         Command::Export(ExportCommand::Peft(args)) => {

@@ -90,7 +90,7 @@ pub(crate) fn list(registry: &Registry, args: &PluginsArgs) -> Result<(), Failur
     Ok(())
 }
 
-fn load(registry: &Registry, args: &PipelineArgs) -> Result<Spec, Failure> {
+pub(crate) fn load(registry: &Registry, args: &PipelineArgs) -> Result<Spec, Failure> {
     // Variables of others need not be Unicode; ours are.
     let variables =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
@@ -103,7 +103,7 @@ fn load(registry: &Registry, args: &PipelineArgs) -> Result<Spec, Failure> {
 }
 
 /// Set by the first Ctrl-C; the second one ends the program at once.
-fn stop_on_interrupt() -> Result<Arc<AtomicBool>, Failure> {
+pub(crate) fn stop_on_interrupt() -> Result<Arc<AtomicBool>, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     ctrlc::set_handler(move || {

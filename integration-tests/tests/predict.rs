@@ -1,0 +1,122 @@
+//! Asking what a run trained: predictions of files and streams, evaluation, and the pipelines to copy.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Output, Stdio};
+
+use serde_json::Value;
+
+use crate::program::{Bench, Run};
+
+fn trained() -> (Bench, Run) {
+    let bench = Bench::new("llama-gqa");
+    let run = bench.run(&["train.max_steps=20"]);
+    (bench, run)
+}
+
+fn sepal(bench: &Bench, args: &[&str]) -> Output {
+    bench.sepal(args).output().expect("sepal runs")
+}
+
+fn succeeds(bench: &Bench, args: &[&str]) -> String {
+    let output = sepal(bench, args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn an_evaluation_says_what_the_run_said() {
+    let (bench, run) = trained();
+    let folder = run.folder.to_str().expect("a path");
+    let text = succeeds(&bench, &["evaluate", folder, "--data", "validation.csv", "--json"]);
+    let found: Value = serde_json::from_str(&text).expect("JSON");
+    for (name, expected) in run.manifest()["metrics"].as_object().expect("metrics") {
+        let (found, expected) = (found["metrics"][name].as_f64(), expected.as_f64());
+        let far = (found.expect(name) - expected.expect("a number")).abs();
+        assert!(far < 1e-6, "{name}: {found:?}, the run had {expected:?}");
+    }
+    assert_eq!(found["rows"], 48);
+}
+
+#[test]
+fn predictions_come_in_the_order_of_the_rows_with_what_stood_beside_them() {
+    let (bench, run) = trained();
+    let folder = run.folder.to_str().expect("a path");
+    let rows = fs::read_to_string(bench.path("validation.csv")).expect("rows");
+    let rows: Vec<&str> = rows.lines().collect();
+    let with_ids = |(i, row): (usize, &&str)| if i == 0 { format!("id,{row}") } else { format!("{i},{row}") };
+    let csv: Vec<String> = rows.iter().enumerate().map(with_ids).chain(["49,,good".to_owned()]).collect();
+    fs::write(bench.path("input.csv"), csv.join("\n")).expect("written");
+
+    let args = ["predict", folder, "-i", "input.csv", "-o", "out.jsonl", "--label", "label", "--probabilities"];
+    let output = sepal(&bench, &args);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("predicted 48 rows, 1 left out"), "{said}");
+    let lines = fs::read_to_string(bench.path("out.jsonl")).expect("predictions");
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(lines.len(), 48);
+    let mut right = 0;
+    for (i, line) in lines.iter().enumerate() {
+        assert_eq!(line["id"].as_str().map(str::to_owned), Some((i + 1).to_string()), "{line}");
+        let predicted = line["predicted"].as_str().expect("a name");
+        let probability = line[&format!("probability_{predicted}")].as_f64().expect("its probability");
+        assert!((line["probability"].as_f64().expect("one") - probability).abs() < 1e-9 && probability >= 0.5);
+        right += usize::from(line["label"] == line["predicted"]);
+    }
+    assert!((right as f64 / 48.0 - run.accuracy()).abs() < 1e-9, "as right as the run says");
+
+    let again = sepal(&bench, &args);
+    assert!(!again.status.success() && String::from_utf8_lossy(&again.stderr).contains("it exists"));
+}
+
+#[test]
+fn texts_from_standard_input_are_answered_on_standard_output() {
+    let (bench, run) = trained();
+    let mut command = bench.sepal(&["predict", run.folder.to_str().expect("a path")]);
+    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().expect("sepal runs");
+    child.stdin.take().expect("piped").write_all(b"one two three\nfour, \"five\"\n").expect("written");
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success());
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 3, "{text}");
+    assert_eq!(lines[0], "text,predicted,probability");
+    assert!(lines[2].starts_with("\"four, \"\"five\"\"\","), "{text}");
+}
+
+#[test]
+fn what_cannot_be_asked_is_said_before_the_model_is_loaded() {
+    let (bench, run) = trained();
+    let folder = run.folder.to_str().expect("a path");
+    for (args, expected) in [
+        (vec!["predict", "nowhere", "-i", "validation.csv"], "nowhere/manifest.json"),
+        (vec!["predict", folder, "-i", "missing.csv"], "open missing.csv"),
+        (vec!["predict", folder, "-i", "validation.csv", "--text", "sentense"], "did you mean `sentence`"),
+    ] {
+        let output = sepal(&bench, &args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(expected) && !said.contains("blocks "), "{said}");
+    }
+    let manifest = fs::read_to_string(run.folder.join("manifest.json")).expect("read");
+    let digest = run.manifest()["model"]["digest"].as_str().expect("a digest").to_owned();
+    fs::write(run.folder.join("manifest.json"), manifest.replace(&digest, "another")).expect("written");
+    let output = sepal(&bench, &["predict", folder, "-i", "validation.csv"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("it was trained with another model"), "{said}");
+}
+
+#[test]
+fn every_pipeline_to_copy_is_one() {
+    let bench = Bench::new("llama-gqa");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../pipelines");
+    let files: Vec<_> = fs::read_dir(folder).expect("pipelines").map(|entry| entry.expect("an entry").path()).collect();
+    assert!(files.len() >= 8);
+    for file in files {
+        succeeds(&bench, &["validate", file.to_str().expect("a path")]);
+        let text = fs::read_to_string(&file).expect("read");
+        assert!(text.contains("# Time:") || text.contains("Time:") || text.contains("quarter of an hour"), "{file:?}");
+    }
+}
