@@ -42,6 +42,7 @@ mod labels;
 mod loader;
 mod nearest;
 mod order;
+mod predicted;
 mod predictions;
 mod read;
 mod spec;
@@ -55,6 +56,7 @@ mod tokens;
 
 pub use labels::{LabelError, LabelKind, LabelSet, Labels, check_classes};
 pub use loader::{Batch, Epoch, Loader, LoaderConfig, LoaderError};
+pub use predicted::{Outcomes, Predictions};
 pub use predictions::{Predicted, PredictionError, predictions_parquet};
 pub use read::ReadError;
 pub use spec::{Format, TableSpec, split_files};

@@ -18,12 +18,15 @@
 //! ```
 
 mod folder;
+mod history;
 mod manifest;
+mod nullable;
 mod records;
 mod tracker;
 
 pub use folder::now;
 pub use folder::{RunFolder, WriteError, write_whole};
+pub use history::{History, HistoryError};
 pub use manifest::{Best, Bytes, DataFacts, Manifest, ModelFacts, NearWords, Parameters, ServerUse, Status, Versions};
 pub use records::{EvaluationRecord, MetricsLog, StepRecord};
 pub use tracker::{RunInfo, TrackError, Tracker};

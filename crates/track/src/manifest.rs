@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{RunFolder, WriteError};
+use crate::{RunFolder, WriteError, nullable};
 
 /// `manifest.json`: what a run was made of and what became of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,6 +40,7 @@ pub struct Manifest {
     /// Tokens of the training rows, without prompts.
     pub train_tokens: u64,
     /// Metrics of the last evaluation.
+    #[serde(deserialize_with = "nullable::numbers")]
     pub metrics: BTreeMap<String, f64>,
     /// SHA-256 of the trained parameters.
     pub adapter_digest: String,
@@ -71,6 +72,7 @@ pub struct Best {
     /// The metric that decided.
     pub metric: String,
     /// Its value.
+    #[serde(deserialize_with = "nullable::number")]
     pub value: f64,
 }
 
