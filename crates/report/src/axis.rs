@@ -48,8 +48,7 @@ impl Axis {
             -3..4 => trimmed_power(power),
             _ => text::digits(10f64.powi(power) * 1.000_000_1, 1),
         };
-        axis.ticks =
-            (low..=high).step_by(every).map(|power| axis.tick(10f64.powi(power), label(power))).collect();
+        axis.ticks = (low..=high).step_by(every).map(|power| axis.tick(10f64.powi(power), label(power))).collect();
         axis
     }
 

@@ -223,7 +223,8 @@ impl Curve {
             Style::Limit => "limit",
             _ => "line",
         };
-        let dash = colour / PALETTE % 3;
+        // Four colours can be told apart by everyone; the next four are dashed.
+        let dash = colour / 4 % 3;
         let class = format!("{kind} c{} d{dash}", colour % PALETTE);
         let place = |point: &Point| (x.at(point.0), 1.0 - y.at(point.1));
         let dots = match series.style {

@@ -15,9 +15,9 @@ use askama::Template;
 /// Runs whose curves are drawn at most; more could not be told apart.
 const DRAWN: usize = 24;
 /// Runs that a table lists at most.
-const LISTED: usize = 500;
+const LISTED: usize = 100;
 /// Options that a table shows at most.
-const OPTIONS: usize = 40;
+const OPTIONS: usize = 24;
 
 #[derive(Template)]
 #[template(path = "compare.html")]
@@ -63,13 +63,17 @@ fn results(runs: &[Run]) -> Vec<String> {
         parts.push(paragraph(&format!("The first {LISTED} of {} runs are listed.", runs.len())));
     }
     let incomplete = runs.iter().filter(|run| !run.problems.is_empty()).take(20);
-    parts.extend(incomplete.map(|run| missing(&format!("{}: {}", text::cut(&run.id(), 80), text::cut(&run.problems.join("; "), 400)))));
+    parts
+        .extend(incomplete.map(|run| {
+            missing(&format!("{}: {}", text::cut(&run.id(), 80), text::cut(&run.problems.join("; "), 400)))
+        }));
     parts
 }
 
 /// The best value of a metric, if runs differ in it.
 fn best(runs: &[Run], name: &str) -> Option<f64> {
-    let values = runs.iter().filter_map(|run| run.manifest.metrics.get(name)).copied().filter(|value| value.is_finite());
+    let values =
+        runs.iter().filter_map(|run| run.manifest.metrics.get(name)).copied().filter(|value| value.is_finite());
     let values: Vec<f64> = values.collect();
     let better = if text::less_is_better(name) { f64::min } else { f64::max };
     let best = values.iter().copied().reduce(better)?;
@@ -79,7 +83,10 @@ fn best(runs: &[Run], name: &str) -> Option<f64> {
 fn row(run: &Run, metrics: &[&str], best: &[Option<f64>]) -> Vec<Cell> {
     let manifest = &run.manifest;
     let state = state(run);
-    let mut cells = vec![Cell::cut(&run.id(), 60), Cell { class: state.class, ..Cell::words(format!("{} {}", state.sign, state.word)) }];
+    let mut cells = vec![
+        Cell::cut(&run.id(), 60),
+        Cell { class: state.class, ..Cell::words(format!("{} {}", state.sign, state.word)) },
+    ];
     cells.extend(metrics.iter().zip(best).map(|(name, best)| {
         let value = manifest.metrics.get(*name).copied();
         let shown = text::or_missing(value, |value| text::metric(name, value));
@@ -88,9 +95,10 @@ fn row(run: &Run, metrics: &[&str], best: &[Option<f64>]) -> Vec<Cell> {
             false => Cell::number(shown),
         }
     }));
-    let kept = manifest.best.as_ref().map(|best| {
-        format!("{} at {}", text::metric(&best.metric, best.value), text::count(best.step))
-    });
+    let kept = manifest
+        .best
+        .as_ref()
+        .map(|best| format!("{} at {}", text::metric(&best.metric, best.value), text::count(best.step)));
     let speed = (manifest.train_seconds > 0.0).then(|| manifest.train_tokens as f64 / manifest.train_seconds);
     cells.extend(
         [
@@ -116,8 +124,11 @@ fn options(runs: &[Run]) -> Vec<String> {
     let shown: Vec<&Run> = runs.iter().take(LISTED).collect();
     let head: Vec<String> =
         std::iter::once("Run".to_owned()).chain(keys.iter().take(OPTIONS).map(|key| text::cut(key, 60))).collect();
-    let mut table = Table::new("Options in which the runs differ", &head.iter().map(String::as_str).collect::<Vec<_>>());
-    let value = |run: &Run, key: &str| run.options.get(key).map_or_else(|| Cell::words(text::MISSING), |value| Cell::cut(value, 60));
+    let mut table =
+        Table::new("Options in which the runs differ", &head.iter().map(String::as_str).collect::<Vec<_>>());
+    let value = |run: &Run, key: &str| {
+        run.options.get(key).map_or_else(|| Cell::words(text::MISSING), |value| Cell::words(text::cut(value, 40)))
+    };
     let cells = |run: &&Run| {
         let values = keys.iter().take(OPTIONS).map(|key| value(run, key));
         std::iter::once(Cell::cut(&run.id(), 60)).chain(values).collect()
@@ -162,7 +173,16 @@ fn curves(runs: &[Run]) -> Vec<String> {
     };
     let mut charts = vec![
         Chart { note: "smoothed".into(), ..Chart::new("loss", "Training loss", training(|step| step.loss)) },
-        Chart { note: "smoothed".into(), from_zero: false, unit: " %", ..Chart::new("accuracy", "Training accuracy, %", training(|step| step.accuracy.map_or(f64::NAN, |a| a * 100.0))) },
+        Chart {
+            note: "smoothed".into(),
+            from_zero: false,
+            unit: " %",
+            ..Chart::new(
+                "accuracy",
+                "Training accuracy, %",
+                training(|step| step.accuracy.map_or(f64::NAN, |a| a * 100.0)),
+            )
+        },
     ];
     let validation = |id: String, title: String, scale: f64, value: &dyn Fn(&EvaluationRecord) -> f64| {
         let points = |run: &Run| -> Vec<Point> {

@@ -99,7 +99,8 @@ impl Run {
 
     /// The folder's name, which tells runs of one pipeline apart.
     pub fn id(&self) -> String {
-        let name = self.folder.file_name().or_else(|| self.folder.components().next_back().map(|part| part.as_os_str()));
+        let name =
+            self.folder.file_name().or_else(|| self.folder.components().next_back().map(|part| part.as_os_str()));
         match name.map(|name| name.to_string_lossy().into_owned()) {
             Some(name) if name != "." && name != ".." => name,
             _ => self.manifest.name.clone(),

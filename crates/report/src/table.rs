@@ -38,7 +38,7 @@ impl Cell {
     /// Words of which only the first `limit` characters are shown.
     pub(crate) fn cut(text: &str, limit: usize) -> Self {
         let shown = crate::text::cut(text, limit);
-        let title = if shown == text { String::new() } else { crate::text::cut(text, 300) };
+        let title = if shown == text { String::new() } else { crate::text::cut(text, 120) };
         Self { text: shown, title, class: "" }
     }
 }

@@ -94,7 +94,11 @@ pub(crate) fn metric(name: &str, value: f64) -> String {
     if name.ends_with("accuracy") {
         return percent(value, 2);
     }
-    if value.abs() < 10.0 { format!("{value:.4}").replace('-', "−").replace("NaN", MISSING) } else { digits(value, 5) }
+    if value.abs() < 10.0 {
+        format!("{value:.4}").replace('-', "−").replace("NaN", MISSING)
+    } else {
+        digits(value, 5)
+    }
 }
 
 /// A metric's name as a person writes it.
@@ -158,10 +162,7 @@ mod tests {
     #[test]
     fn numbers_have_sensible_digits() {
         let found = [0.0, 0.003, -0.25, 12.3456, 401.4, 123_456.0, 6.67e-5, 1.0e-8, 2.5e9].map(|n| digits(n, 3));
-        assert_eq!(
-            found,
-            ["0.00", "0.00300", "−0.250", "12.3", "401", "123,456", "6.67×10⁻⁵", "1×10⁻⁸", "2.5×10⁹"]
-        );
+        assert_eq!(found, ["0.00", "0.00300", "−0.250", "12.3", "401", "123,456", "6.67×10⁻⁵", "1×10⁻⁸", "2.5×10⁹"]);
         assert_eq!((metric("accuracy", 0.8617), metric("mcc", -0.25)), ("86.17 %".into(), "−0.2500".into()));
         assert_eq!((metric("mse", 1234.5678), metric("f1", f64::NAN)), ("1234.6".into(), MISSING.into()));
         assert_eq!(["0.500", "10", "2.0"].map(trimmed), ["0.5", "10", "2"]);

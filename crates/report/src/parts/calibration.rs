@@ -13,7 +13,11 @@ const BINS: usize = 10;
 /// Whether the probability of the predicted class is the share of rows that are of it.
 pub(crate) fn of_classes(classes: &Classes) -> String {
     let rows = 0..classes.actual.len();
-    html(bins(rows.map(|row| (classes.confidence(row), classes.hit(row))), BINS), "Probability of the prediction", "right")
+    html(
+        bins(rows.map(|row| (classes.confidence(row), classes.hit(row))), BINS),
+        "Probability of the prediction",
+        "right",
+    )
 }
 
 /// Whether the probability of a label is the share of rows that have it. Both are `[rows][n_labels]`.

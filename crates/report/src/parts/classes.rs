@@ -9,7 +9,7 @@ use crate::text;
 /// Labels that a table lists at most.
 const LISTED: usize = 200;
 /// Classes that a confusion matrix shows at most.
-const SHOWN: usize = 40;
+const SHOWN: usize = 30;
 /// Classes of a confusion matrix with shares beside the counts.
 const ROOMY: usize = 8;
 
@@ -37,16 +37,21 @@ pub(crate) fn several(names: &[String], actual: &[Vec<f32>], predicted: &[Vec<f3
     };
     let scores: Vec<ClassScore> = (0..names.len()).map(score).collect();
     let mut table = scores_table("Label", names, &scores);
-    let exact = actual.iter().zip(predicted).filter(|(actual, predicted)| {
-        actual.iter().zip(*predicted).all(|(a, p)| (*a >= 0.5) == (*p >= 0.5))
-    });
+    let exact = actual
+        .iter()
+        .zip(predicted)
+        .filter(|(actual, predicted)| actual.iter().zip(*predicted).all(|(a, p)| (*a >= 0.5) == (*p >= 0.5)));
     let exact = exact.count() as f64 / actual.len() as f64;
     table.caption = format!("Each label; {} of rows have all labels right{}", text::percent(exact, 2), table.caption);
     heading("Labels") + &table.html()
 }
 
 fn scores_table(what: &str, names: &[String], scores: &[ClassScore]) -> Table {
-    let cut = if names.len() > LISTED { format!("; the first {LISTED} of {} are listed", names.len()) } else { String::new() };
+    let cut = if names.len() > LISTED {
+        format!("; the first {LISTED} of {} are listed", names.len())
+    } else {
+        String::new()
+    };
     let mut table = Table::new(cut, &[what, "Precision", "Recall", "F1", "Rows"]);
     let show = |value: Option<f64>| Cell::number(text::or_missing(value, |value| format!("{value:.4}")));
     let row = |name: Cell, score: &ClassScore| {
@@ -92,7 +97,7 @@ struct Field {
 }
 
 fn name(name: &str) -> Name {
-    Name { short: text::cut(name, 24), whole: text::cut(name, 200) }
+    Name { short: text::cut(name, 24), whole: text::cut(name, 120) }
 }
 
 fn matrix(names: &[String], confusion: &Confusion) -> String {
@@ -131,7 +136,7 @@ fn shown(confusion: &Confusion) -> Vec<usize> {
 }
 
 /// From this share of a row on, letters are drawn in the colour of the paper.
-const DARK: f64 = 0.6;
+const DARK: f64 = 0.72;
 
 fn field(names: &[String], confusion: &Confusion, actual: usize, predicted: usize) -> Field {
     let count = confusion.count(actual, predicted);
@@ -143,7 +148,7 @@ fn field(names: &[String], confusion: &Confusion, actual: usize, predicted: usiz
         (false, false) => "",
         (false, true) => "deep",
     };
-    let (from, to) = (text::cut(&names[actual], 60), text::cut(&names[predicted], 60));
+    let (from, to) = (text::cut(&names[actual], 40), text::cut(&names[predicted], 40));
     let rows = text::counted(count, "row", "rows");
     Field {
         count: text::count(count),

@@ -39,7 +39,8 @@ fn accuracy(run: &Run) -> Chart {
     let known = run.history.steps.iter().any(|step| step.accuracy.is_some());
     let training = of_steps(run, |step| step.accuracy.map_or(f64::NAN, percent));
     let mut series = if known { Series::smoothed("training", training) } else { Vec::new() };
-    let validation = of_evaluations(run, |evaluation| evaluation.metrics.get("accuracy").map_or(f64::NAN, |a| percent(*a)));
+    let validation =
+        of_evaluations(run, |evaluation| evaluation.metrics.get("accuracy").map_or(f64::NAN, |a| percent(*a)));
     series.push(Series::dots("validation", validation));
     let shown = known || run.history.evaluations.len() > 1;
     let series = if shown { series } else { Vec::new() };
@@ -54,9 +55,8 @@ fn metrics(run: &Run) -> Vec<Chart> {
     let names: BTreeSet<&String> = run.history.evaluations.iter().flat_map(|one| one.metrics.keys()).collect();
     let curve = |name: &str| of_evaluations(run, |one| one.metrics.get(name).copied().unwrap_or(f64::NAN));
     let bounded = |name: &str| curve(name).iter().all(|(_, value)| value.is_nan() || value.abs() <= 1.0);
-    let others = names.iter().filter(|name| **name != "accuracy").take(16);
-    let (together, alone): (Vec<_>, Vec<_>) =
-        others.partition(|name| bounded(name) && !text::less_is_better(name));
+    let others = names.into_iter().filter(|name| *name != "accuracy").take(16);
+    let (together, alone): (Vec<&String>, Vec<&String>) = others.partition(|name| bounded(name) && !text::less_is_better(name));
     let together = together.iter().take(8).map(|name| Series::dots(text::metric_name(name), curve(name))).collect();
     let mut charts = vec![Chart { from_zero: false, ..Chart::new("metrics", "Validation metrics", together) }];
     charts.extend(alone.iter().enumerate().map(|(i, name)| {
@@ -76,7 +76,11 @@ fn grad_norm(run: &Run) -> Chart {
     let mut note = "before clipping".to_owned();
     if let Some(limit) = limit.filter(|limit| *limit > 0.0 && limit.is_finite()) {
         let clipped = run.history.steps.iter().filter(|step| step.grad_norm > limit).count();
-        note = format!("clipped in {} of {} steps", text::count(clipped as u64), text::count(run.history.steps.len() as u64));
+        note = format!(
+            "clipped in {} of {} steps",
+            text::count(clipped as u64),
+            text::count(run.history.steps.len() as u64)
+        );
         series.push(Series::limit(format!("clipped above {}", text::trimmed(&limit.to_string())), limit));
     }
     Chart { note, ..Chart::new("norm", "Gradient norm", series) }

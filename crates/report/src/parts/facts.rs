@@ -28,8 +28,8 @@ struct Listing {
     text: String,
 }
 
-/// Lines and characters of a pipeline file that are shown at most.
-const LISTED: usize = 100_000;
+/// Characters of a pipeline file that are shown at most.
+const LISTED: usize = 40_000;
 
 /// What was run.
 pub(crate) fn section(run: &Run) -> Option<Section> {
@@ -75,7 +75,11 @@ fn data(run: &Run) -> Vec<Line> {
         some => format!("{}{length}, {} of both", rows(some), text::percent(share, 1)),
     };
     let mut lines = vec![code("training", &data.train), words("", rows(data.train_rows))];
-    lines.extend([code("validation", &data.validation), words("", rows(data.validation_rows)), words("cut", truncated)]);
+    lines.extend([
+        code("validation", &data.validation),
+        words("", rows(data.validation_rows)),
+        words("cut", truncated),
+    ]);
     lines.extend(data.passed_over.iter().take(20).map(|source| words("passed over", source)));
     if !run.manifest.labels.is_empty() {
         let shown: Vec<String> = run.manifest.labels.iter().take(30).map(|label| text::cut(label, 40)).collect();
@@ -92,7 +96,8 @@ fn training(run: &Run) -> Vec<Line> {
     let option = |key: &str| run.options.get(key).filter(|value| *value != "none");
     let mut lines = Vec::new();
     let steps = text::counted(manifest.steps, "step", "steps");
-    let epochs = run.history.steps.last().map(|step| format!(", {} epochs", text::trimmed(&format!("{:.2}", step.epoch))));
+    let epochs =
+        run.history.steps.last().map(|step| format!(", {} epochs", text::trimmed(&format!("{:.2}", step.epoch))));
     lines.push(words("steps", format!("{steps}{}", epochs.unwrap_or_default())));
     if manifest.skipped_steps > 0 {
         lines.push(words("skipped", text::counted(manifest.skipped_steps, "step", "steps")));
@@ -108,9 +113,13 @@ fn training(run: &Run) -> Vec<Line> {
     lines.extend(option("optimizer.with.lr").map(|lr| words("learning rate", lr)));
     lines.push(words("tokens", format!("{} without prompts", text::count(manifest.train_tokens))));
     lines.push(words("time", format!("{}, of it training {}", clock(manifest.seconds), clock(manifest.train_seconds))));
-    lines.push(words("ended", manifest.ended_early.clone().unwrap_or_else(|| super::headline::state(run).word.to_owned())));
+    lines.push(words(
+        "ended",
+        manifest.ended_early.clone().unwrap_or_else(|| super::headline::state(run).word.to_owned()),
+    ));
     lines.push(words("seed", manifest.seed.to_string()));
-    lines.push(words("versions", format!("Sepal {}, libtorch {}", manifest.versions.sepal, manifest.versions.libtorch)));
+    lines
+        .push(words("versions", format!("Sepal {}, libtorch {}", manifest.versions.sepal, manifest.versions.libtorch)));
     lines
 }
 

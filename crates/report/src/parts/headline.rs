@@ -102,8 +102,7 @@ fn others(run: &Run) -> Vec<Large> {
     let main = main_metric(run);
     let same = |name: &str, value: f64| main.as_ref().is_some_and(|(n, v, _)| n == name && *v == value);
     let last = run.history.evaluations.last();
-    let mut all: Vec<(String, f64)> =
-        run.manifest.metrics.iter().map(|(name, value)| (name.clone(), *value)).collect();
+    let mut all: Vec<(String, f64)> = run.manifest.metrics.iter().map(|(name, value)| (name.clone(), *value)).collect();
     all.extend(last.map(|last| ("loss".to_owned(), last.loss)));
     let all = all.into_iter().filter(|(name, value)| !same(name, *value)).take(4);
     let large = |(name, value): (String, f64)| {
@@ -117,12 +116,25 @@ fn others(run: &Run) -> Vec<Large> {
 fn facts(run: &Run) -> Vec<Large> {
     let manifest = &run.manifest;
     let large = |value: String, what: &str| Large { value, what: what.to_owned() };
-    let skipped = if manifest.skipped_steps > 0 { format!("steps, {} skipped", manifest.skipped_steps) } else { "steps".into() };
+    let skipped =
+        if manifest.skipped_steps > 0 { format!("steps, {} skipped", manifest.skipped_steps) } else { "steps".into() };
     let share = manifest.parameters.trainable as f64 / manifest.parameters.total as f64;
     let mut facts = vec![
-        large(text::seconds(manifest.seconds), if manifest.seconds < 59.5 { "in all" } else if manifest.seconds < 3600.0 { "minutes in all" } else { "hours in all" }),
+        large(
+            text::seconds(manifest.seconds),
+            if manifest.seconds < 59.5 {
+                "in all"
+            } else if manifest.seconds < 3600.0 {
+                "minutes in all"
+            } else {
+                "hours in all"
+            },
+        ),
         Large { value: text::count(manifest.steps), what: skipped },
-        large(text::count(manifest.parameters.trainable), &format!("numbers trained, {} of all", text::percent(share, 2))),
+        large(
+            text::count(manifest.parameters.trainable),
+            &format!("numbers trained, {} of all", text::percent(share, 2)),
+        ),
     ];
     if manifest.train_seconds > 0.0 {
         let speed = manifest.train_tokens as f64 / manifest.train_seconds;

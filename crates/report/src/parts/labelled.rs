@@ -19,7 +19,12 @@ pub(crate) struct Classes<'a> {
 
 impl<'a> Classes<'a> {
     /// `labels` are the names in the order of the logits, as far as they are known.
-    pub(crate) fn new(labels: &[String], predictions: &'a Predictions, actual: &[String], predicted: &[String]) -> Self {
+    pub(crate) fn new(
+        labels: &[String],
+        predictions: &'a Predictions,
+        actual: &[String],
+        predicted: &[String],
+    ) -> Self {
         let probabilities = &predictions.probabilities;
         let known = if labels.is_empty() { by_probability(predicted, probabilities) } else { labels.to_vec() };
         let mut names = Vec::new();

@@ -9,9 +9,9 @@ use crate::text;
 /// Mistakes that are shown at most.
 const SHOWN: usize = 50;
 /// Characters of a text that are shown at most.
-const WHOLE: usize = 1200;
+const WHOLE: usize = 800;
 /// Characters of a text that are shown before it is unfolded.
-const SHORT: usize = 280;
+const SHORT: usize = 240;
 
 /// What the model had most wrong.
 pub(crate) fn section(run: &Run) -> Option<Section> {
@@ -143,7 +143,11 @@ fn of_labels(
             let (there, given, p) = (*actual >= 0.5, *predicted >= 0.5, f64::from(*p));
             if there != given {
                 let facts = vec![
-                    fact(if there { "missed" } else { "wrongly given" }, &names[label], if there { "true" } else { "wrong" }),
+                    fact(
+                        if there { "missed" } else { "wrongly given" },
+                        &names[label],
+                        if there { "true" } else { "wrong" },
+                    ),
                     fact("its probability", &text::percent(p, 1), ""),
                 ];
                 mistakes.push(Mistake { row, weight: if there { 1.0 - p } else { p }, facts });

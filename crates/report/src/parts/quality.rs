@@ -56,7 +56,8 @@ fn metrics(run: &Run) -> Vec<String> {
     });
     let times = text::counted(evaluations.len() as u64, "evaluation", "evaluations");
     let rows = text::counted(last.rows as u64, "validation row", "validation rows");
-    let caption = format!("{times} of {rows}, the last after step {}{}", text::count(last.step), kept.unwrap_or_default());
+    let caption =
+        format!("{times} of {rows}, the last after step {}{}", text::count(last.step), kept.unwrap_or_default());
     let mut table = Table::new(caption, head);
     let names = std::iter::once("loss").chain(last.metrics.keys().map(String::as_str).take(60));
     table.rows = names.map(|name| row(evaluations, name)).collect();
@@ -113,9 +114,9 @@ fn all(evaluations: &[EvaluationRecord]) -> String {
         .step_by(every)
         .map(|one| {
             let step = Cell::words(text::count(one.step));
-            let measures = names.iter().map(|name| {
-                Cell::number(text::or_missing(Some(value(one, name)), |value| text::metric(name, value)))
-            });
+            let measures = names
+                .iter()
+                .map(|name| Cell::number(text::or_missing(Some(value(one, name)), |value| text::metric(name, value))));
             std::iter::once(step).chain(measures).chain([Cell::number(text::seconds(one.seconds))]).collect()
         })
         .collect();

@@ -37,7 +37,9 @@ pub(crate) fn section(run: &Run) -> Option<Section> {
             .words
             .iter()
             .take(WORDS)
-            .map(|(word, cosine)| (text::cut(word, 32), text::or_missing(Some(*cosine), |c| format!("{c:.2}").replace('-', "−"))))
+            .map(|(word, cosine)| {
+                (text::cut(word, 32), text::or_missing(Some(*cosine), |c| format!("{c:.2}").replace('-', "−")))
+            })
             .collect(),
     });
     Some(Section::new("words", "Prompts", [paragraph(&lead), render(&Words { prompts: prompts.collect() })]))

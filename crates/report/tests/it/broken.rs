@@ -12,7 +12,11 @@ fn without_a_manifest_there_is_no_run() {
     assert!(matches!(Run::read(&missing), Err(ReadError::NoFolder { .. })));
     let error = Run::read(parent.path()).expect_err("no manifest");
     assert!(matches!(error, ReadError::NoManifest { .. }));
-    assert!(error.to_string().ends_with("it is written when a run ends, so this folder is of no run or of one that goes on"));
+    assert!(
+        error
+            .to_string()
+            .ends_with("it is written when a run ends, so this folder is of no run or of one that goes on")
+    );
     std::fs::write(parent.path().join("manifest.json"), "{\"name\": 3}").expect("written");
     assert!(matches!(Run::read(parent.path()), Err(ReadError::Manifest { .. })));
 }
@@ -45,7 +49,9 @@ fn damaged_files_are_told_of() {
     let run = Run::read(&folder).expect("a run");
     let html = parse(&report(&run));
     let notices = texts(&html, ".notice.alarm").join(" ");
-    for part in ["predictions.parquet cannot be read", "pipeline.yaml is shown but not understood", "1 lines cannot be read"] {
+    for part in
+        ["predictions.parquet cannot be read", "pipeline.yaml is shown but not understood", "1 lines cannot be read"]
+    {
         assert!(notices.contains(part), "{notices}");
     }
 }

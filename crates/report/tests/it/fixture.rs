@@ -5,13 +5,12 @@ use std::path::{Path, PathBuf};
 
 use sepal_data::{Labels, Predicted, Table, TableSpec, predictions_parquet};
 use sepal_track::{
-    Best, Bytes, DataFacts, EvaluationRecord, Manifest, ModelFacts, NearWords, Parameters, RunFolder, ServerUse, Status,
-    StepRecord, Versions,
+    Best, Bytes, DataFacts, EvaluationRecord, Manifest, ModelFacts, NearWords, Parameters, RunFolder, ServerUse,
+    Status, StepRecord, Versions,
 };
 
 /// Text that breaks out of whatever does not escape it.
-pub(crate) const HOSTILE: &str =
-    "</script></title></style><script>alert(1)</script><img src=\"https://example.org/x.png\" onerror='x'>&lt; {{ 1 }} \u{1} end";
+pub(crate) const HOSTILE: &str = "</script></title></style><script>alert(1)</script><img src=\"https://example.org/x.png\" onerror='x'>&lt; {{ 1 }} \u{1} end";
 
 /// A run to be written.
 pub(crate) struct Made {
@@ -182,11 +181,23 @@ fn softmax(logits: &[f32]) -> Vec<f32> {
 fn texts(n: usize) -> Vec<String> {
     let subjects = ["the film", "this comedy", "a sequel", "the plot", "its cast", "the whole affair", "every joke"];
     let verbs = ["is", "turns out to be", "remains", "never stops being", "wants to be"];
-    let ends = ["a delight from first to last", "dull and far too long", "clever , warm and moving", "a mess", "quietly devastating"];
+    let ends = [
+        "a delight from first to last",
+        "dull and far too long",
+        "clever , warm and moving",
+        "a mess",
+        "quietly devastating",
+    ];
     let pick = |list: &[&str], seed: u64| list[(chance(seed) * list.len() as f64) as usize].to_owned();
     let sentence = |i: usize| {
         let seed = i as u64 * 5;
-        format!("{} {} {} , {} .", pick(&subjects, seed), pick(&verbs, seed + 1), pick(&ends, seed + 2), pick(&ends, seed + 3))
+        format!(
+            "{} {} {} , {} .",
+            pick(&subjects, seed),
+            pick(&verbs, seed + 1),
+            pick(&ends, seed + 2),
+            pick(&ends, seed + 3)
+        )
     };
     let mut texts: Vec<String> = (0..n).map(sentence).collect();
     texts[0] = HOSTILE.to_owned();
@@ -198,16 +209,31 @@ fn texts(n: usize) -> Vec<String> {
 /// Classes whose predictions are right with a chance of about `skill`. The first rows are wrong for certain.
 pub(crate) fn classes(names: &[&str], n: usize, skill: f64) -> Rows {
     let k = names.len() as u64;
-    let labels: Vec<i64> = (0..n as u64).map(|i| (chance(i * 3) * chance(i * 3 + 1).powf(0.3) * k as f64) as i64).collect();
+    let labels: Vec<i64> =
+        (0..n as u64).map(|i| (chance(i * 3) * chance(i * 3 + 1).powf(0.3) * k as f64) as i64).collect();
     let logits: Vec<Vec<f32>> = labels
         .iter()
         .enumerate()
         .map(|(i, &label)| {
-            let near = if chance(i as u64 + 99) < 0.6 { (label + 1) % k as i64 } else { (chance(i as u64 + 9) * k as f64) as i64 };
+            let near = if chance(i as u64 + 99) < 0.6 {
+                (label + 1) % k as i64
+            } else {
+                (chance(i as u64 + 9) * k as f64) as i64
+            };
             let right = i > 2 && chance(i as u64 + 77_777) < skill;
-            let wanted = if right { label } else if near == label { (label + 1) % k as i64 } else { near };
+            let wanted = if right {
+                label
+            } else if near == label {
+                (label + 1) % k as i64
+            } else {
+                near
+            };
             let strength = if i < 3 { 6.0 } else { 1.0 + 2.2 * chance(i as u64 + 5) };
-            (0..k as i64).map(|c| (normal((i as i64 * 40 + c) as u64) * 0.4 + strength * f64::from(u8::from(c == wanted))) as f32).collect()
+            (0..k as i64)
+                .map(|c| {
+                    (normal((i as i64 * 40 + c) as u64) * 0.4 + strength * f64::from(u8::from(c == wanted))) as f32
+                })
+                .collect()
         })
         .collect();
     let most = |row: &Vec<f32>| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).expect("classes") as i64;
@@ -232,7 +258,12 @@ pub(crate) fn sentiment() -> Made {
         .map(|i| {
             let done = i as f64 / 10.0;
             let a = accuracy - 0.25 * (1.0 - done).powi(2) + if i == 9 { 0.004 } else { 0.0 };
-            evaluation(i * 29, 853, 0.33 + 0.3 * (1.0 - done).powi(2), &[("accuracy", a), ("f1", a - 0.004), ("mcc", 2.0 * a - 1.0)])
+            evaluation(
+                i * 29,
+                853,
+                0.33 + 0.3 * (1.0 - done).powi(2),
+                &[("accuracy", a), ("f1", a - 0.004), ("mcc", 2.0 * a - 1.0)],
+            )
         })
         .collect();
     let mut manifest = manifest("sst2");
@@ -241,14 +272,22 @@ pub(crate) fn sentiment() -> Made {
     manifest.best = Some(Best { step: 261, metric: "accuracy".into(), value: evaluations[8].metrics["accuracy"] });
     manifest.labels = rows.names.clone();
     manifest.resumed_at = vec![116];
-    manifest.servers = [("10.0.0.5:4000", "0:15", 1740, 0), ("10.0.0.6:4000", "15:30", 1702, 3), ("10.0.0.7:4000", "10:30", 41, 12)]
-        .map(|(server, blocks, calls, failures)| ServerUse { server: server.into(), blocks: blocks.into(), calls, failures })
-        .to_vec();
+    manifest.servers =
+        [("10.0.0.5:4000", "0:15", 1740, 0), ("10.0.0.6:4000", "15:30", 1702, 3), ("10.0.0.7:4000", "10:30", 41, 12)]
+            .map(|(server, blocks, calls, failures)| ServerUse {
+                server: server.into(),
+                blocks: blocks.into(),
+                calls,
+                failures,
+            })
+            .to_vec();
     let words = ["Ġreview", "Ġfilm", "Ġopinion", "▁sentiment", "Ġverdict", "<|endoftext|>", "Ġjudgment", "Ġgood"];
     manifest.near_words = (0..16)
         .map(|prompt| NearWords {
             prompt,
-            words: (0..6).map(|i| (words[(prompt + i) % 8].to_owned(), 0.71 - 0.07 * i as f64 - 0.02 * prompt as f64)).collect(),
+            words: (0..6)
+                .map(|i| (words[(prompt + i) % 8].to_owned(), 0.71 - 0.07 * i as f64 - 0.02 * prompt as f64))
+                .collect(),
         })
         .collect();
     let pipeline = pipeline("sst2", &rows.names);
@@ -258,10 +297,26 @@ pub(crate) fn sentiment() -> Made {
 /// Twenty classes.
 pub(crate) fn topics() -> Made {
     let names = [
-        "alt.atheism", "comp.graphics", "comp.os.ms-windows.misc", "comp.sys.ibm.pc.hardware", "comp.sys.mac.hardware",
-        "comp.windows.x", "misc.forsale", "rec.autos", "rec.motorcycles", "rec.sport.baseball", "rec.sport.hockey",
-        "sci.crypt", "sci.electronics", "sci.med", "sci.space", "soc.religion.christian", "talk.politics.guns",
-        "talk.politics.mideast", "talk.politics.misc", "talk.religion.misc",
+        "alt.atheism",
+        "comp.graphics",
+        "comp.os.ms-windows.misc",
+        "comp.sys.ibm.pc.hardware",
+        "comp.sys.mac.hardware",
+        "comp.windows.x",
+        "misc.forsale",
+        "rec.autos",
+        "rec.motorcycles",
+        "rec.sport.baseball",
+        "rec.sport.hockey",
+        "sci.crypt",
+        "sci.electronics",
+        "sci.med",
+        "sci.space",
+        "soc.religion.christian",
+        "talk.politics.guns",
+        "talk.politics.mideast",
+        "talk.politics.misc",
+        "talk.religion.misc",
     ];
     let rows = classes(&names, 4000, 0.71);
     let mut manifest = manifest("topics");
@@ -298,7 +353,12 @@ pub(crate) fn scores() -> Made {
         .map(|i| {
             let done = i as f64 / 4.0;
             let p = 0.91 - 0.5 * (1.0 - done).powi(2);
-            evaluation(i * 100, n as usize, 0.42 + (1.0 - done), &[("pearson", p), ("spearman", p - 0.01), ("mse", 0.42 + (1.0 - done))])
+            evaluation(
+                i * 100,
+                n as usize,
+                0.42 + (1.0 - done),
+                &[("pearson", p), ("spearman", p - 0.01), ("mse", 0.42 + (1.0 - done))],
+            )
         })
         .collect();
     let mut steps = steps(400, 9);
@@ -321,7 +381,12 @@ pub(crate) fn tags() -> Made {
     let logits: Vec<Vec<f32>> = labels
         .iter()
         .enumerate()
-        .map(|(i, row)| row.iter().enumerate().map(|(l, y)| (3.4 * (f64::from(*y) - 0.5) + 1.1 * normal((i * 6 + l) as u64)) as f32).collect())
+        .map(|(i, row)| {
+            row.iter()
+                .enumerate()
+                .map(|(l, y)| (3.4 * (f64::from(*y) - 0.5) + 1.1 * normal((i * 6 + l) as u64)) as f32)
+                .collect()
+        })
         .collect();
     let sigmoid = |row: &Vec<f32>| row.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect();
     let rows = Rows {
@@ -359,7 +424,8 @@ pub(crate) fn failed() -> Made {
     let mut manifest = manifest("sst2");
     manifest.steps = 3;
     (manifest.seconds, manifest.train_seconds) = (9.13, 7.4);
-    let error = "make step 4: call block 10 on 10.0.0.6:4000: no server holds the blocks 10:30, after 3 attempts in 60 s";
+    let error =
+        "make step 4: call block 10 on 10.0.0.6:4000: no server holds the blocks 10:30, after 3 attempts in 60 s";
     manifest.status = Status::Failed { error: error.into() };
     let labels = ["negative", "positive"].map(str::to_owned);
     Made { manifest, pipeline: pipeline("sst2", &labels), steps: steps(3, 1), evaluations: vec![], predictions: None }
@@ -376,12 +442,22 @@ pub(crate) fn long() -> Made {
     manifest.labels = names.clone();
     manifest.resumed_at = (1..400).map(|i| i * 500).collect();
     manifest.servers = (0..3000)
-        .map(|i| ServerUse { server: format!("{HOSTILE}{i}").repeat(3), blocks: "0:30".into(), calls: i, failures: i / 9 })
+        .map(|i| ServerUse {
+            server: format!("{HOSTILE}{i}").repeat(3),
+            blocks: "0:30".into(),
+            calls: i,
+            failures: i / 9,
+        })
         .collect();
     manifest.near_words = (0..3000)
-        .map(|prompt| NearWords { prompt, words: (0..50).map(|i| (HOSTILE.repeat(3), 0.5 - 0.01 * f64::from(i))).collect() })
+        .map(|prompt| NearWords {
+            prompt,
+            words: (0..50).map(|i| (HOSTILE.repeat(3), 0.5 - 0.01 * f64::from(i))).collect(),
+        })
         .collect();
-    let metrics = |i: u64| vec![("accuracy", chance(i)), ("f1", chance(i + 1)), ("mse", 2.0 + chance(i)), ("own_score", 5.0 + chance(i))];
+    let metrics = |i: u64| {
+        vec![("accuracy", chance(i)), ("f1", chance(i + 1)), ("mse", 2.0 + chance(i)), ("own_score", 5.0 + chance(i))]
+    };
     let evaluations: Vec<_> = (1..=400).map(|i| evaluation(i * 500, 20_000, 1.0, &metrics(i))).collect();
     manifest.metrics = evaluations[399].metrics.clone();
     let pipeline = pipeline("long", &names) + &"# <&>\n".repeat(50_000);

@@ -17,7 +17,11 @@ fn check(name: &str, page: &str) -> Html {
     let all = Selector::parse("*").expect("it");
     let mut ids = std::collections::BTreeSet::new();
     for element in html.select(&all).map(|element| element.value()) {
-        assert!(!["img", "iframe", "object", "embed", "base", "form"].contains(&element.name()), "{name}: {}", element.name());
+        assert!(
+            !["img", "iframe", "object", "embed", "base", "form"].contains(&element.name()),
+            "{name}: {}",
+            element.name()
+        );
         for (key, value) in element.attrs() {
             assert!(!key.starts_with("on") && key != "src" && key != "srcset", "{name}: {key}={value}");
             assert!(key != "href" || value.starts_with('#') || value == "data:,", "{name}: {key}={value}");
@@ -69,7 +73,7 @@ fn texts_from_outside_stay_texts() {
     made.manifest.servers[0].server = hostile();
     made.manifest.near_words[0].words[0].0 = hostile();
     made.manifest.adapter_digest = hostile();
-    made.evaluations.iter_mut().for_each(|one| drop(one.metrics.insert(hostile(), 0.5)));
+    made.evaluations.iter_mut().for_each(|one| _ = one.metrics.insert(hostile(), 0.5));
     made.manifest.metrics.insert(hostile(), 0.5);
     made.manifest.best = Some(sepal_track::Best { step: 1, metric: hostile(), value: 0.5 });
     made.pipeline = format!("name: {}\n", serde_json::json!(HOSTILE));
