@@ -46,7 +46,7 @@ impl Axis {
         let mut axis = Self { from: 10f64.powi(low), to: 10f64.powi(high), log: true, ticks: Vec::new() };
         let label = |power| match power {
             -3..4 => trimmed_power(power),
-            _ => text::digits(10f64.powi(power) * 1.000_000_1, 1),
+            _ => text::scientific(10f64.powi(power), 1),
         };
         axis.ticks = (low..=high).step_by(every).map(|power| axis.tick(10f64.powi(power), label(power))).collect();
         axis
@@ -104,7 +104,7 @@ fn label(number: f64, step: f64, most: f64) -> String {
         return "0".to_owned();
     }
     if most < 1e-3 {
-        return text::digits(number, 2);
+        return text::scientific(number, 2);
     }
     let places = usize::try_from(-((step / unit).log10() + 1e-9).floor() as i32).unwrap_or(0);
     let text = format!("{:.places$}", number / unit);

@@ -57,8 +57,8 @@ impl Series {
             return vec![Self::line(name, points)];
         }
         let mean = smooth(&points, half_life(points.len()));
-        let raw = Self { name: format!("{name}, each step"), points, style: Style::Raw };
-        vec![raw, Self::line(format!("{name}, smoothed"), mean)]
+        let raw = Self { name: name.to_owned(), points, style: Style::Raw };
+        vec![raw, Self::line("smoothed", mean)]
     }
 
     fn is_empty(&self) -> bool {

@@ -21,7 +21,11 @@ pub(crate) fn counted(number: u64, one: &str, many: &str) -> String {
 /// Bytes with three digits: `1.03 GB`.
 pub(crate) fn bytes(number: u64) -> String {
     let (unit, name) = byte_unit(number as f64);
-    if unit == 1.0 { format!("{number} {name}") } else { format!("{} {name}", digits(number as f64 / unit, 3)) }
+    if unit == 1.0 {
+        format!("{number}\u{a0}{name}")
+    } else {
+        format!("{}\u{a0}{name}", digits(number as f64 / unit, 3))
+    }
 }
 
 /// The decimal unit for an amount of bytes: how many bytes it is, and its name.
@@ -36,7 +40,7 @@ pub(crate) fn seconds(seconds: f64) -> String {
         return MISSING.to_owned();
     }
     if seconds < 59.5 {
-        return format!("{} s", if seconds < 10.0 { digits(seconds, 2) } else { format!("{seconds:.0}") });
+        return format!("{}\u{a0}s", if seconds < 10.0 { digits(seconds, 2) } else { format!("{seconds:.0}") });
     }
     let whole = seconds.round() as u64;
     let (hours, minutes, rest) = (whole / 3600, whole / 60 % 60, whole % 60);
@@ -46,17 +50,14 @@ pub(crate) fn seconds(seconds: f64) -> String {
 /// What stands for a number that there is not.
 pub(crate) const MISSING: &str = "–";
 
-/// A number with about this many significant digits, in powers of ten where it is very large or small.
+/// A number with this many significant digits, in powers of ten where it is very large or small.
 pub(crate) fn digits(number: f64, significant: usize) -> String {
     if !number.is_finite() {
         return MISSING.to_owned();
     }
-    let size = if number == 0.0 { 0 } else { number.abs().log10().floor() as i32 };
+    let size = split(number, significant).1;
     if !(-4..7).contains(&size) {
-        let text = format!("{number:.*e}", significant.saturating_sub(1));
-        let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-        let mantissa = if mantissa.contains('.') { trimmed(mantissa) } else { mantissa };
-        return format!("{mantissa}×10{}", exponent.chars().map(superscript).collect::<String>());
+        return scientific(number, significant);
     }
     let places = usize::try_from(significant as i32 - 1 - size).unwrap_or(0);
     let text = format!("{number:.places$}");
@@ -67,6 +68,20 @@ pub(crate) fn digits(number: f64, significant: usize) -> String {
     };
     let sign = if whole.starts_with('-') { "−" } else { "" };
     if rest.is_empty() { format!("{sign}{grouped}") } else { format!("{sign}{grouped}.{rest}") }
+}
+
+/// A number as `2.5×10⁻⁴`.
+pub(crate) fn scientific(number: f64, significant: usize) -> String {
+    let (mantissa, exponent) = split(number, significant);
+    let mantissa = trimmed(&mantissa).replace('-', "−");
+    format!("{mantissa}×10{}", exponent.to_string().chars().map(superscript).collect::<String>())
+}
+
+/// The digits of a finite number, rounded, and its power of ten.
+fn split(number: f64, significant: usize) -> (String, i32) {
+    let text = format!("{number:.*e}", significant.saturating_sub(1));
+    let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+    (mantissa.to_owned(), exponent.parse().unwrap_or(0))
 }
 
 /// A number without the zeros at the end of its fraction.
@@ -86,7 +101,11 @@ fn superscript(digit: char) -> char {
 
 /// A share from 0 to 1: `86.17 %`.
 pub(crate) fn percent(share: f64, places: usize) -> String {
-    if share.is_finite() { format!("{:.places$} %", share * 100.0).replace('-', "−") } else { MISSING.to_owned() }
+    if share.is_finite() {
+        format!("{:.places$}\u{a0}%", share * 100.0).replace('-', "−")
+    } else {
+        MISSING.to_owned()
+    }
 }
 
 /// A metric by its name: shares of rows in percent, everything else with four digits.
@@ -147,15 +166,15 @@ mod tests {
     #[test]
     fn counts_and_bytes() {
         assert_eq!([0, 999, 1000, 9596, 1_234_567].map(count), ["0", "999", "1,000", "9,596", "1,234,567"]);
-        assert_eq!([0, 999, 1000, 354_900_000].map(bytes), ["0 B", "999 B", "1.00 kB", "355 MB"]);
-        assert_eq!((bytes(999_999), bytes(1_034_000_000_000)), ("1.00 MB".to_owned(), "1.03 TB".to_owned()));
+        assert_eq!([0, 999, 1000, 354_900_000].map(bytes), ["0\u{a0}B", "999\u{a0}B", "1.00\u{a0}kB", "355\u{a0}MB"]);
+        assert_eq!((bytes(999_999), bytes(1_034_000_000_000)), ("1.00\u{a0}MB".to_owned(), "1.03\u{a0}TB".to_owned()));
         assert_eq!((counted(1, "step", "steps"), counted(0, "step", "steps")), ("1 step".into(), "0 steps".into()));
     }
 
     #[test]
     fn durations() {
         let found = [0.2256, 9.99, 42.4, 59.6, 711.0, 11_235.0].map(seconds);
-        assert_eq!(found, ["0.23 s", "10 s", "42 s", "1:00", "11:51", "3:07:15"]);
+        assert_eq!(found, ["0.23\u{a0}s", "10\u{a0}s", "42\u{a0}s", "1:00", "11:51", "3:07:15"]);
         assert_eq!(seconds(f64::NAN), MISSING);
     }
 
@@ -163,7 +182,7 @@ mod tests {
     fn numbers_have_sensible_digits() {
         let found = [0.0, 0.003, -0.25, 12.3456, 401.4, 123_456.0, 6.67e-5, 1.0e-8, 2.5e9].map(|n| digits(n, 3));
         assert_eq!(found, ["0.00", "0.00300", "−0.250", "12.3", "401", "123,456", "6.67×10⁻⁵", "1×10⁻⁸", "2.5×10⁹"]);
-        assert_eq!((metric("accuracy", 0.8617), metric("mcc", -0.25)), ("86.17 %".into(), "−0.2500".into()));
+        assert_eq!((metric("accuracy", 0.8617), metric("mcc", -0.25)), ("86.17\u{a0}%".into(), "−0.2500".into()));
         assert_eq!((metric("mse", 1234.5678), metric("f1", f64::NAN)), ("1234.6".into(), MISSING.into()));
         assert_eq!(["0.500", "10", "2.0"].map(trimmed), ["0.5", "10", "2"]);
     }

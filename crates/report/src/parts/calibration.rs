@@ -3,7 +3,7 @@ use askama::Template;
 use super::labelled::Classes;
 use crate::chart::short;
 use crate::measures::{Bin, bins, calibration_error};
-use crate::page::{folded, heading, missing, render, side_by_side};
+use crate::page::{heading, missing, render, side_by_side};
 use crate::table::{Cell, Table};
 use crate::text;
 
@@ -66,7 +66,7 @@ fn html(bins: Vec<Bin>, x_name: &'static str, hits: &'static str) -> String {
     let bars = bins.iter().filter(|bin| bin.count > 0).map(|bin| bar(bin, most)).collect();
     let diagram = render(&Diagram { error, desc, x_name, hits, bars });
     let table = table(&bins, hits);
-    heading("Calibration") + &side_by_side([diagram, folded("The bins in numbers", &table)])
+    heading("Calibration") + &side_by_side([diagram, table])
 }
 
 fn bar(bin: &Bin, most: usize) -> Bar {
@@ -75,8 +75,8 @@ fn bar(bin: &Bin, most: usize) -> Bar {
     Bar {
         x: short(bin.from * 100.0 + 0.5, 2),
         width: short((bin.to - bin.from) * 100.0 - 1.0, 2),
-        y: short((1.0 - bin.hits) * 100.0, 2),
-        height: short(bin.hits * 100.0, 2),
+        y: short((1.0 - low) * 100.0, 2),
+        height: short(low * 100.0, 2),
         gap_y: short((1.0 - high) * 100.0, 2),
         gap_height: short((high - low) * 100.0, 2),
         crowd: short(crowd, 2),

@@ -2,7 +2,7 @@ use askama::Template;
 
 use super::labelled::Classes;
 use crate::measures::{ClassScore, Confusion, label_score, macro_mean, weighted_mean};
-use crate::page::{heading, paragraph, render};
+use crate::page::{heading, paragraph, render, side_by_side};
 use crate::table::{Cell, Table};
 use crate::text;
 
@@ -20,8 +20,13 @@ pub(crate) fn html(classes: &Classes) -> Vec<String> {
     let mut table = scores_table("Class", &classes.names, &scores);
     let accuracy = text::or_missing(confusion.accuracy(), |share| text::percent(share, 2));
     table.caption = format!("Each class; accuracy over all {accuracy}{}", table.caption);
-    let mut parts = vec![heading("Classes"), table.html(), heading("Confusion")];
-    parts.push(matrix(&classes.names, &confusion));
+    let matrix = matrix(&classes.names, &confusion);
+    let mut parts = vec![heading("Classes")];
+    if confusion.len() <= ROOMY {
+        parts.push(side_by_side([table.html(), matrix]));
+    } else {
+        parts.extend([table.html(), heading("Confusion"), matrix]);
+    }
     if confusion.len() > 3 {
         parts.push(pairs(&classes.names, &confusion));
     }

@@ -56,7 +56,8 @@ fn metrics(run: &Run) -> Vec<Chart> {
     let curve = |name: &str| of_evaluations(run, |one| one.metrics.get(name).copied().unwrap_or(f64::NAN));
     let bounded = |name: &str| curve(name).iter().all(|(_, value)| value.is_nan() || value.abs() <= 1.0);
     let others = names.into_iter().filter(|name| *name != "accuracy").take(16);
-    let (together, alone): (Vec<&String>, Vec<&String>) = others.partition(|name| bounded(name) && !text::less_is_better(name));
+    let (together, alone): (Vec<&String>, Vec<&String>) =
+        others.partition(|name| bounded(name) && !text::less_is_better(name));
     let together = together.iter().take(8).map(|name| Series::dots(text::metric_name(name), curve(name))).collect();
     let mut charts = vec![Chart { from_zero: false, ..Chart::new("metrics", "Validation metrics", together) }];
     charts.extend(alone.iter().enumerate().map(|(i, name)| {

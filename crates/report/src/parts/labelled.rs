@@ -9,6 +9,8 @@ use sepal_data::Predictions;
 pub(crate) struct Classes<'a> {
     /// The classes' names. Those that the model knows come first, in the order of its logits.
     pub(crate) names: Vec<String>,
+    /// Of each class, its place among the probabilities.
+    places: Vec<Option<usize>>,
     /// The true class of each row.
     pub(crate) actual: Vec<usize>,
     /// What it got.
@@ -18,7 +20,7 @@ pub(crate) struct Classes<'a> {
 }
 
 impl<'a> Classes<'a> {
-    /// `labels` are the names in the order of the logits, as far as they are known.
+    /// `labels` are the names in the order of the logits; if there are none, they are told by the probabilities.
     pub(crate) fn new(
         labels: &[String],
         predictions: &'a Predictions,
@@ -26,22 +28,28 @@ impl<'a> Classes<'a> {
         predicted: &[String],
     ) -> Self {
         let probabilities = &predictions.probabilities;
-        let known = if labels.is_empty() { by_probability(predicted, probabilities) } else { labels.to_vec() };
-        let mut names = Vec::new();
-        let mut numbers = HashMap::new();
-        for name in known.iter().chain(predicted).chain(actual) {
-            if !numbers.contains_key(name) {
-                numbers.insert(name.clone(), names.len());
+        let placed = match labels {
+            [] => by_probability(actual, predicted, probabilities),
+            known => known.iter().map(Some).collect(),
+        };
+        let (mut names, mut places, mut numbers) = (Vec::new(), Vec::new(), HashMap::new());
+        let known = placed.into_iter().enumerate().filter_map(|(place, name)| Some((name?, Some(place))));
+        for (name, place) in known.chain(predicted.iter().chain(actual).map(|name| (name, None))) {
+            numbers.entry(name).or_insert_with(|| {
                 names.push(name.clone());
-            }
+                places.push(place);
+                names.len() - 1
+            });
         }
         let number = |names: &[String]| names.iter().map(|name| numbers[name]).collect();
-        Self { actual: number(actual), predicted: number(predicted), probabilities, names }
+        let (actual, predicted) = (number(actual), number(predicted));
+        Self { names, places, actual, predicted, probabilities }
     }
 
-    /// The probability of a class in a row; NaN if it has none.
+    /// The probability of a class in a row; NaN if it is not known.
     pub(crate) fn probability(&self, row: usize, class: usize) -> f64 {
-        self.probabilities.get(row).and_then(|all| all.get(class)).map_or(f64::NAN, |p| f64::from(*p))
+        let find = || self.probabilities.get(row)?.get(self.places[class]?);
+        find().map_or(f64::NAN, |p| f64::from(*p))
     }
 
     /// The probability of what a row got.
@@ -56,19 +64,28 @@ impl<'a> Classes<'a> {
     }
 }
 
-/// The names in the order of the probabilities, told by what was predicted where each is highest; those that were never
-/// predicted are named by their number.
-fn by_probability(predicted: &[String], probabilities: &[Vec<f32>]) -> Vec<String> {
+/// The names in the order of the probabilities, as far as it can be told: by what was predicted where each is highest,
+/// and the last one by what is left.
+fn by_probability<'a>(
+    actual: &'a [String],
+    predicted: &'a [String],
+    probabilities: &[Vec<f32>],
+) -> Vec<Option<&'a String>> {
     let n = probabilities.first().map_or(0, Vec::len);
     let mut names: Vec<Option<&String>> = vec![None; n];
     for (name, row) in predicted.iter().zip(probabilities) {
         let highest = (0..row.len().min(n)).max_by(|&i, &j| row[i].total_cmp(&row[j]));
-        if let Some(place) = highest {
+        if let Some(place) = highest.filter(|_| !names.contains(&Some(name))) {
             names[place].get_or_insert(name);
         }
     }
-    let unique = |(i, name): (usize, Option<&String>)| name.cloned().unwrap_or_else(|| format!("label {i}"));
-    names.into_iter().enumerate().map(unique).collect()
+    let mut left: Vec<&String> = actual.iter().filter(|name| !names.contains(&Some(name))).collect();
+    left.sort_unstable();
+    left.dedup();
+    if let ([name], 1) = (&left[..], names.iter().filter(|name| name.is_none()).count()) {
+        names.iter_mut().filter(|place| place.is_none()).for_each(|place| *place = Some(name));
+    }
+    names
 }
 
 /// The names of so many labels; those that are not known are numbered.

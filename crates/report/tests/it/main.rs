@@ -38,17 +38,21 @@ fn parse(page: &str) -> Html {
 /// The texts of all elements that a CSS selector finds.
 fn texts(html: &Html, selector: &str) -> Vec<String> {
     let selector = Selector::parse(selector).expect("a selector");
-    html.select(&selector).map(|element| element.text().collect::<String>().trim().to_owned()).collect()
+    html.select(&selector).map(plain).collect()
+}
+
+/// An element's text, with a space for each that does not break.
+fn plain(element: scraper::ElementRef<'_>) -> String {
+    element.text().collect::<String>().trim().replace('\u{a0}', " ")
 }
 
 /// The cells of the row that begins with `first`, in tables whose caption begins with `caption`.
 fn row(html: &Html, caption: &str, first: &str) -> Vec<String> {
     let (tables, captions) = (Selector::parse("table").expect("it"), Selector::parse("caption").expect("it"));
     let (rows, cells) = (Selector::parse("tbody tr").expect("it"), Selector::parse("th, td").expect("it"));
-    let text = |element: scraper::ElementRef<'_>| element.text().collect::<String>().trim().to_owned();
     let mut found = Vec::new();
-    for table in html.select(&tables).filter(|table| table.select(&captions).any(|c| text(c).starts_with(caption))) {
-        let all = table.select(&rows).map(|row| row.select(&cells).map(text).collect::<Vec<_>>());
+    for table in html.select(&tables).filter(|table| table.select(&captions).any(|c| plain(c).starts_with(caption))) {
+        let all = table.select(&rows).map(|row| row.select(&cells).map(plain).collect::<Vec<_>>());
         found.extend(all.filter(|row| row[0] == first));
     }
     assert_eq!(found.len(), 1, "one row of `{first}` in `{caption}`");

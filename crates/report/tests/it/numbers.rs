@@ -9,7 +9,7 @@ use crate::{parse, row, run, texts};
 /// Four rows of three classes: a, a, b, c, predicted a, b, b, a.
 fn small() -> Made {
     let probabilities: Vec<Vec<f32>> =
-        vec![vec![0.8, 0.1, 0.1], vec![0.25, 0.7, 0.05], vec![0.2, 0.6, 0.2], vec![0.95, 0.03, 0.02]];
+        vec![vec![0.8, 0.1, 0.1], vec![0.25, 0.72, 0.03], vec![0.2, 0.6, 0.2], vec![0.95, 0.03, 0.02]];
     let names = ["a", "b", "c"].map(str::to_owned).to_vec();
     let rows = Rows {
         texts: ["first", "second", "third", "fourth"].map(str::to_owned).to_vec(),
@@ -38,8 +38,8 @@ fn classes() {
     assert_eq!(row(&html, "Each class", "mean by rows")[1..], ["0.3750", "0.5000", "0.4167", "4"]);
     assert_eq!(row(&html, "Rows of each true class", "a"), ["a", "150.0 %", "150.0 %", "00.0 %", "2"]);
     assert_eq!(row(&html, "Rows of each true class", "c"), ["c", "1100.0 %", "00.0 %", "00.0 %", "1"]);
-    // |0 - 0.95| + |1 - 0.8| + |0 - 0.7| + |1 - 0.6|, over four rows in bins of their own.
-    assert_eq!(texts(&html, "figure.square figcaption span"), ["expected calibration error 0.5625"]);
+    // |0 - 0.95| + |1 - 0.8| + |0 - 0.72| + |1 - 0.6|, over four rows in bins of their own.
+    assert_eq!(texts(&html, "figure.square figcaption span"), ["expected calibration error 0.5675"]);
     assert_eq!(row(&html, "Bins of probability", "90–100 %")[1..], ["1", "95.0 %", "0.0 %"]);
     let mistakes = texts(&html, ".mistakes > li .text");
     assert_eq!(mistakes, ["fourth", "second"]);
