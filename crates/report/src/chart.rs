@@ -13,6 +13,8 @@ pub(crate) struct Series {
     pub(crate) name: String,
     points: Vec<Point>,
     style: Style,
+    /// Its colour where other charts show the same; otherwise the next one.
+    colour: Option<usize>,
 }
 
 /// How a curve is drawn.
@@ -33,22 +35,22 @@ enum Style {
 impl Series {
     /// A line.
     pub(crate) fn line(name: impl Into<String>, points: Vec<Point>) -> Self {
-        Self { name: name.into(), points, style: Style::Line }
+        Self { name: name.into(), points, style: Style::Line, colour: None }
     }
 
     /// A line through dots, for few points.
     pub(crate) fn dots(name: impl Into<String>, points: Vec<Point>) -> Self {
-        Self { name: name.into(), points, style: Style::Dots }
+        Self { name: name.into(), points, style: Style::Dots, colour: None }
     }
 
     /// Crosses alone.
     pub(crate) fn crosses(name: impl Into<String>, points: Vec<Point>) -> Self {
-        Self { name: name.into(), points, style: Style::Crosses }
+        Self { name: name.into(), points, style: Style::Crosses, colour: None }
     }
 
     /// A limit across the chart.
     pub(crate) fn limit(name: impl Into<String>, y: f64) -> Self {
-        Self { name: name.into(), points: vec![(0.0, y)], style: Style::Limit }
+        Self { name: name.into(), points: vec![(0.0, y)], style: Style::Limit, colour: None }
     }
 
     /// A curve with its smoothed one over it; short ones are not smoothed.
@@ -57,8 +59,14 @@ impl Series {
             return vec![Self::line(name, points)];
         }
         let mean = smooth(&points, half_life(points.len()));
-        let raw = Self { name: name.to_owned(), points, style: Style::Raw };
+        let raw = Self { name: name.to_owned(), points, style: Style::Raw, colour: None };
         vec![raw, Self::line("smoothed", mean)]
+    }
+
+    /// The same in this colour, counted from 0.
+    pub(crate) fn coloured(mut self, colour: usize) -> Self {
+        self.colour = Some(colour);
+        self
     }
 
     fn is_empty(&self) -> bool {
@@ -119,13 +127,13 @@ impl Chart {
             .iter()
             .filter(|series| !series.is_empty())
             .map(|series| {
-                let curve = Curve::new(series, &x, &y, colour, self.limit);
+                let curve = Curve::new(series, &x, &y, series.colour.unwrap_or(colour), self.limit);
                 // A raw curve has the colour of the smoothed one after it.
                 colour += usize::from(series.style != Style::Raw && series.style != Style::Limit);
                 curve
             })
             .collect();
-        let legend = curves.len() > 1;
+        let legend = curves.len() > 1 || self.series.iter().any(|series| series.colour.is_some());
         crate::page::render(&Figure { chart: self, desc: self.description(), x, y, curves, legend })
     }
 
@@ -202,6 +210,7 @@ struct Curve {
     class: String,
     path: String,
     dots: Vec<Dot>,
+    cross: bool,
     limit: Option<String>,
 }
 
@@ -209,7 +218,6 @@ struct Curve {
 struct Dot {
     x: String,
     y: String,
-    cross: bool,
 }
 
 /// Dots of a curve that are drawn at most; denser ones would be a band.
@@ -233,17 +241,14 @@ impl Curve {
             _ if points.len() == 1 && series.style != Style::Limit => points.clone(),
             _ => Vec::new(),
         };
-        let dots = dots.iter().map(place).map(|(x, y)| Dot {
-            x: short(x * 100.0, 2),
-            y: short(y * 100.0, 2),
-            cross: series.style == Style::Crosses,
-        });
+        let dots = dots.iter().map(place).map(|(x, y)| Dot { x: short(x * 100.0, 2), y: short(y * 100.0, 2) });
         let drawn = !matches!(series.style, Style::Limit | Style::Crosses);
         Self {
             name: series.name.clone(),
             class,
             path: if drawn { path(points.iter().map(place)) } else { String::new() },
             dots: dots.collect(),
+            cross: series.style == Style::Crosses,
             limit: (series.style == Style::Limit).then(|| short(place(&points[0]).1 * 100.0, 2)),
         }
     }

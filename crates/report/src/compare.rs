@@ -168,8 +168,8 @@ fn curves(runs: &[Run]) -> Vec<String> {
         .flat_map(|one| one.metrics.keys().map(String::as_str))
         .collect();
     let training = |value: fn(&sepal_track::StepRecord) -> f64| {
-        let of = |run: &Run| Series::line(name(run), smoothed(run, value));
-        drawn.iter().map(of).collect::<Vec<_>>()
+        let of = |(i, run): (usize, &Run)| Series::line(name(run), smoothed(run, value)).coloured(i);
+        drawn.iter().enumerate().map(of).collect::<Vec<_>>()
     };
     let mut charts = vec![
         Chart { note: "smoothed".into(), ..Chart::new("loss", "Training loss", training(|step| step.loss)) },
@@ -188,7 +188,8 @@ fn curves(runs: &[Run]) -> Vec<String> {
         let points = |run: &Run| -> Vec<Point> {
             run.history.evaluations.iter().map(|one| (one.step as f64, scale * value(one))).collect()
         };
-        let series = drawn.iter().map(|run| Series::dots(name(run), points(run))).collect();
+        let of = |(i, run): (usize, &Run)| Series::dots(name(run), points(run)).coloured(i);
+        let series = drawn.iter().enumerate().map(of).collect();
         Chart { from_zero: false, ..Chart::new(id, title, series) }
     };
     charts.push(validation("eval-loss".into(), "Validation loss".into(), 1.0, &|one| one.loss));

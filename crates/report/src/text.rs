@@ -125,6 +125,8 @@ pub(crate) fn metric_name(name: &str) -> String {
     match name {
         "f1" => "F1".to_owned(),
         "mcc" => "MCC".to_owned(),
+        "pearson" => "Pearson".to_owned(),
+        "spearman" => "Spearman".to_owned(),
         "mse" | "mae" | "rmse" | "auc" => name.to_uppercase(),
         other => other.replace('_', " ").replace(" f1", " F1"),
     }

@@ -76,7 +76,7 @@ fn data(run: &Run) -> Vec<Line> {
     };
     let mut lines = vec![code("training", &data.train), words("", rows(data.train_rows))];
     lines.extend([
-        code("validation", &data.validation),
+        words("validation", &data.validation),
         words("", rows(data.validation_rows)),
         words("cut", truncated),
     ]);

@@ -153,7 +153,7 @@ fn notices(run: &Run) -> Vec<Notice> {
     match &manifest.status {
         Status::Failed { error } => tell(true, "The run failed", format!("after {made}: {error}")),
         Status::Interrupted => {
-            tell(true, "The run was interrupted", format!("after {made}; what was trained until then is saved."));
+            tell(false, "The run was interrupted", format!("after {made}; what was trained until then is saved."));
         }
         Status::Finished => {}
     }

@@ -56,8 +56,9 @@ fn metrics(run: &Run) -> Vec<String> {
     });
     let times = text::counted(evaluations.len() as u64, "evaluation", "evaluations");
     let rows = text::counted(last.rows as u64, "validation row", "validation rows");
-    let caption =
-        format!("{times} of {rows}, the last after step {}{}", text::count(last.step), kept.unwrap_or_default());
+    let last_one = if several { "the last " } else { "" };
+    let step = text::count(last.step);
+    let caption = format!("{times} of {rows}, {last_one}after step {step}{}", kept.unwrap_or_default());
     let mut table = Table::new(caption, head);
     let names = std::iter::once("loss").chain(last.metrics.keys().map(String::as_str).take(60));
     table.rows = names.map(|name| row(evaluations, name)).collect();
