@@ -93,13 +93,13 @@ fn bar(bin: &Bin, most: usize) -> Bar {
 }
 
 fn table(bins: &[Bin], hits: &str) -> String {
-    let mut table = Table::new("Bins of probability", &["From", "Predictions", "Mean probability", hits]);
+    let mut table = Table::new("Bins of probability", &["From", "Predictions", "Probability", hits]);
     table.rows = bins
         .iter()
         .map(|bin| {
             let shown = |share: f64| if bin.count > 0 { text::percent(share, 1) } else { text::MISSING.to_owned() };
             let numbers = [text::count(bin.count as u64), shown(bin.confidence), shown(bin.hits)].map(Cell::number);
-            let range = format!("{:.0}–{:.0} %", bin.from * 100.0, bin.to * 100.0);
+            let range = format!("{:.0}–{:.0}\u{a0}%", bin.from * 100.0, bin.to * 100.0);
             std::iter::once(Cell::words(range)).chain(numbers).collect()
         })
         .collect();

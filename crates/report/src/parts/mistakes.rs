@@ -34,10 +34,10 @@ pub(crate) fn section(run: &Run) -> Option<Section> {
     let items: Vec<Item> = mistakes.into_iter().take(SHOWN).map(|mistake| mistake.item(predictions)).collect();
     let rows = text::count(predictions.len() as u64);
     let shown = if all > SHOWN { format!(" The {SHOWN} worst are below.") } else { String::new() };
-    let lead = if all == 0 {
-        format!("None in {rows} rows.")
-    } else {
-        format!("In {rows} rows, {} {what}.{shown}", text::count(all as u64))
+    let lead = match (all, &predictions.outcomes) {
+        (0, _) => format!("None in {rows} rows."),
+        (_, Outcomes::Multi { .. }) => format!("In {rows} rows, {} {what}.{shown}", text::count(all as u64)),
+        _ => format!("{} of {rows} {what}.{shown}", text::count(all as u64)),
     };
     let mut parts = vec![paragraph(&lead)];
     if !items.is_empty() {
@@ -104,12 +104,15 @@ fn of_classes(classes: &Classes) -> Vec<Mistake> {
     let mistakes = wrong.map(|row| {
         let (actual, predicted) = (classes.actual[row], classes.predicted[row]);
         let weight = classes.confidence(row);
-        let facts = vec![
+        let mut facts = vec![
             fact("true", &classes.names[actual], "true"),
             fact("predicted", &classes.names[predicted], "wrong"),
             fact("probability", &text::percent(weight, 1), ""),
-            fact("of the true one", &text::percent(classes.probability(row, actual), 1), ""),
         ];
+        // Of two classes the other has the rest.
+        if classes.names.len() > 2 {
+            facts.push(fact("of the true one", &text::percent(classes.probability(row, actual), 1), ""));
+        }
         Mistake { row, weight, facts }
     });
     sorted(mistakes.collect())
