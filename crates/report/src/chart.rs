@@ -3,7 +3,7 @@
 use askama::Template;
 
 use crate::axis::Axis;
-use crate::curve::{Point, half_life, smooth, thin};
+use crate::curve::{Point, SMOOTHED_FROM, half_life, smooth, thin};
 use crate::text;
 
 /// A curve of a chart.
@@ -55,7 +55,7 @@ impl Series {
 
     /// A curve with its smoothed one over it; short ones are not smoothed.
     pub(crate) fn smoothed(name: &str, points: Vec<Point>) -> Vec<Self> {
-        if points.len() < 12 {
+        if points.len() < SMOOTHED_FROM {
             return vec![Self::line(name, points)];
         }
         let mean = smooth(&points, half_life(points.len()));

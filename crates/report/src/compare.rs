@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use sepal_track::EvaluationRecord;
 
 use crate::chart::{Chart, Series};
-use crate::curve::{Point, half_life, smooth};
+use crate::curve::{Point, SMOOTHED_FROM, half_life, smooth};
 use crate::page::{Section, missing, page, paragraph, render, side_by_side};
 use crate::parts::headline::state;
 use crate::read::Run;
@@ -208,5 +208,5 @@ fn curves(runs: &[Run]) -> Vec<String> {
 
 fn smoothed(run: &Run, value: fn(&sepal_track::StepRecord) -> f64) -> Vec<Point> {
     let points: Vec<Point> = run.history.steps.iter().map(|step| (step.step as f64, value(step))).collect();
-    if points.len() < 12 { points } else { smooth(&points, half_life(points.len())) }
+    if points.len() < SMOOTHED_FROM { points } else { smooth(&points, half_life(points.len())) }
 }

@@ -23,6 +23,9 @@ pub(crate) fn thin(points: &[Point], limit: usize) -> Vec<Point> {
     thinned
 }
 
+/// Points from which on a curve is smoothed; shorter ones show better as they are.
+pub(crate) const SMOOTHED_FROM: usize = 30;
+
 /// How many steps back a value counts half in [`smooth`]: a fiftieth of the curve.
 pub(crate) fn half_life(points: usize) -> usize {
     points.div_ceil(50).max(2)

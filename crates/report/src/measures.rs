@@ -62,7 +62,7 @@ impl Confusion {
     pub(crate) fn mistaken(&self) -> Vec<(usize, usize, u64)> {
         let pairs = (0..self.n).flat_map(|a| (0..self.n).map(move |p| (a, p))).filter(|(a, p)| a != p);
         let mut pairs: Vec<_> = pairs.map(|(a, p)| (a, p, self.count(a, p))).filter(|pair| pair.2 > 0).collect();
-        pairs.sort_by(|x, y| y.2.cmp(&x.2));
+        pairs.sort_by_key(|pair| std::cmp::Reverse(pair.2));
         pairs
     }
 }

@@ -2,12 +2,14 @@ use askama::Template;
 
 use super::labelled::Classes;
 use crate::measures::{ClassScore, Confusion, label_score, macro_mean, weighted_mean};
-use crate::page::{heading, paragraph, render, side_by_side};
+use crate::page::{folded, heading, paragraph, render, side_by_side};
 use crate::table::{Cell, Table};
 use crate::text;
 
 /// Labels that a table lists at most.
 const LISTED: usize = 200;
+/// Labels from which on their table is folded.
+const FOLDED: usize = 40;
 /// Classes that a confusion matrix shows at most.
 const SHOWN: usize = 30;
 /// Classes of a confusion matrix with shares beside the counts.
@@ -25,7 +27,7 @@ pub(crate) fn html(classes: &Classes) -> Vec<String> {
     if confusion.len() <= ROOMY {
         parts.push(side_by_side([table.html(), matrix]));
     } else {
-        parts.extend([table.html(), heading("Confusion"), matrix]);
+        parts.extend([list(&table, classes.names.len()), heading("Confusion"), matrix]);
     }
     if confusion.len() > 3 {
         parts.push(pairs(&classes.names, &confusion));
@@ -48,7 +50,12 @@ pub(crate) fn several(names: &[String], actual: &[Vec<f32>], predicted: &[Vec<f3
         .filter(|(actual, predicted)| actual.iter().zip(*predicted).all(|(a, p)| (*a >= 0.5) == (*p >= 0.5)));
     let exact = exact.count() as f64 / actual.len() as f64;
     table.caption = format!("Each label; {} of rows have all labels right{}", text::percent(exact, 2), table.caption);
-    heading("Labels") + &table.html()
+    heading("Labels") + &list(&table, names.len())
+}
+
+/// A long table is shown when it is asked for.
+fn list(table: &Table, labels: usize) -> String {
+    if labels > FOLDED { folded(&table.caption, &table.html()) } else { table.html() }
 }
 
 fn scores_table(what: &str, names: &[String], scores: &[ClassScore]) -> Table {

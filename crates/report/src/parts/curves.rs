@@ -44,7 +44,8 @@ fn accuracy(run: &Run) -> Chart {
     series.push(Series::dots("validation", validation));
     let shown = known || run.history.evaluations.len() > 1;
     let series = if shown { series } else { Vec::new() };
-    Chart { unit: " %", note: "% of rows".into(), from_zero: false, ..Chart::new("accuracy", "Accuracy", series) }
+    let note = if known { "% of rows" } else { "validation, % of rows" };
+    Chart { unit: " %", note: note.into(), from_zero: false, ..Chart::new("accuracy", "Accuracy", series) }
 }
 
 /// Metrics of several evaluations: those between -1 and 1 together, any other by itself.

@@ -162,11 +162,12 @@ fn notices(run: &Run) -> Vec<Notice> {
     }
     if !manifest.resumed_at.is_empty() {
         let steps: Vec<String> = manifest.resumed_at.iter().take(40).map(|step| text::count(*step)).collect();
+        let more = if manifest.resumed_at.len() > steps.len() { " and others" } else { "" };
         let times = match manifest.resumed_at.len() {
             1 => String::new(),
             more => format!("{} times, ", text::count(more as u64)),
         };
-        tell(false, "The run went on from a checkpoint", format!("{times}after step {}.", steps.join(", ")));
+        tell(false, "The run went on from a checkpoint", format!("{times}after step {}{more}.", steps.join(", ")));
     }
     for problem in &run.problems {
         tell(true, "Not everything could be read", problem.clone());
