@@ -22,10 +22,12 @@
 #[cfg(test)]
 mod examples;
 mod folder;
+mod history;
 mod manifest;
 mod mlflow;
 #[cfg(test)]
 mod python;
+mod nullable;
 mod records;
 mod scalars;
 mod tensorboard;
@@ -35,6 +37,7 @@ mod wandb;
 
 pub use folder::now;
 pub use folder::{RunFolder, WriteError, remove_unfinished, write_whole};
+pub use history::{History, HistoryError};
 pub use manifest::{
     Best, Bytes, DataFacts, Manifest, ModelFacts, NearWords, Parameters, ReadError, ServerUse, Status, Versions,
 };

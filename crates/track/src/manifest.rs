@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{RunFolder, WriteError};
+use crate::{RunFolder, WriteError, nullable};
 
 /// `manifest.json`: what a run was made of and what became of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,6 +42,7 @@ pub struct Manifest {
     /// Tokens of the training rows, without prompts.
     pub train_tokens: u64,
     /// Metrics of the evaluation whose parameters were kept.
+    #[serde(deserialize_with = "nullable::numbers")]
     pub metrics: BTreeMap<String, f64>,
     /// SHA-256 of the trained parameters.
     pub adapter_digest: String,
@@ -73,6 +74,7 @@ pub struct Best {
     /// The metric that decided.
     pub metric: String,
     /// Its value.
+    #[serde(deserialize_with = "nullable::number")]
     pub value: f64,
 }
 

@@ -3,34 +3,36 @@ use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
-use crate::WriteError;
+use crate::{WriteError, nullable};
 
 /// One optimizer step, made or skipped.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
     /// Counted from 1.
     pub step: u64,
     /// Epochs finished, with the fraction of the current one.
     pub epoch: f64,
     /// Mean loss of the step's rows; of those that it is known of, if the step was skipped, and null without any.
+    #[serde(deserialize_with = "nullable::number")]
     pub loss: f64,
     /// Share of the rows that the model had right, if they have a class each.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
     /// Learning rate of the step.
     pub lr: f64,
     /// L2 norm of all gradients before clipping, without the scale; null in a step that was skipped.
+    #[serde(deserialize_with = "nullable::number")]
     pub grad_norm: f64,
     /// What the loss was multiplied by, if it was scaled.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale: Option<f64>,
     /// Where gradients overflowed, so that the step was skipped.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
     /// Steps skipped so far, if the loss is scaled.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped_steps: Option<u64>,
     /// Rows of the step.
     pub rows: usize,
@@ -50,9 +52,10 @@ pub struct EvaluationRecord {
     /// Optimizer steps made before it.
     pub step: u64,
     /// Mean loss of the rows; null if it is not finite.
-    #[serde(deserialize_with = "number")]
+    #[serde(deserialize_with = "nullable::number")]
     pub loss: f64,
     /// The task's metrics by name.
+    #[serde(deserialize_with = "nullable::numbers")]
     pub metrics: BTreeMap<String, f64>,
     /// Rows of the pass.
     pub rows: usize,
@@ -64,11 +67,6 @@ pub struct EvaluationRecord {
     pub bytes_up: u64,
     /// Bytes received from servers.
     pub bytes_down: u64,
-}
-
-/// A number; not one where the file has `null`, as JSON knows no other way to say it.
-fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 /// `metrics.jsonl`: one JSON object per line, told apart by `kind`.

@@ -1,0 +1,210 @@
+use std::path::Path;
+
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::{DataType, Float32Type};
+
+use crate::read::read;
+use crate::{Format, ReadError};
+
+/// What a `predictions.parquet` holds, row by row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Predictions {
+    /// The texts.
+    pub texts: Vec<String>,
+    /// The second texts of pairs, if rows are pairs.
+    pub pairs: Option<Vec<String>>,
+    /// Labels beside predictions.
+    pub outcomes: Outcomes,
+    /// `[rows][n_labels]`
+    pub logits: Vec<Vec<f32>>,
+    /// `[rows][n_labels]`
+    pub probabilities: Vec<Vec<f32>>,
+}
+
+/// Labels and what was predicted instead.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcomes {
+    /// One class of several, by name: `[rows]`.
+    Class {
+        /// The true names.
+        label: Vec<String>,
+        /// The most probable names.
+        predicted: Vec<String>,
+    },
+    /// A number: `[rows]`.
+    Value {
+        /// The true numbers.
+        label: Vec<f32>,
+        /// The predicted ones.
+        predicted: Vec<f32>,
+    },
+    /// Any number of classes: `[rows][n_labels]`.
+    Multi {
+        /// From 0 to 1.
+        label: Vec<Vec<f32>>,
+        /// 0 or 1.
+        predicted: Vec<Vec<f32>>,
+    },
+}
+
+const COLUMNS: [&str; 6] = ["text", "label", "predicted", "logits", "probabilities", "text_pair"];
+
+impl Predictions {
+    /// Reads what [`predictions_parquet`](crate::predictions_parquet) wrote.
+    ///
+    /// # Errors
+    /// [`ReadError`] if the file is not there, damaged, or of other columns.
+    pub fn read(path: &Path) -> Result<Self, ReadError> {
+        let batches = match read(path, Format::Parquet, &COLUMNS) {
+            Err(ReadError::MissingColumn { column, .. }) if column == "text_pair" => {
+                read(path, Format::Parquet, &COLUMNS[..5])?
+            }
+            other => other?,
+        };
+        let file = File { path, batches: &batches };
+        Ok(Self {
+            texts: file.strings("text")?,
+            pairs: if file.kind("text_pair").is_some() { Some(file.strings("text_pair")?) } else { None },
+            outcomes: file.outcomes()?,
+            logits: file.lists("logits")?,
+            probabilities: file.lists("probabilities")?,
+        })
+    }
+
+    /// The number of rows.
+    pub fn len(&self) -> usize {
+        self.texts.len()
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.texts.is_empty()
+    }
+}
+
+struct File<'a> {
+    path: &'a Path,
+    batches: &'a [RecordBatch],
+}
+
+impl File<'_> {
+    fn outcomes(&self) -> Result<Outcomes, ReadError> {
+        Ok(match self.kind("label") {
+            Some(DataType::Float32) => {
+                Outcomes::Value { label: self.numbers("label")?, predicted: self.numbers("predicted")? }
+            }
+            Some(DataType::FixedSizeList(..)) => {
+                Outcomes::Multi { label: self.lists("label")?, predicted: self.lists("predicted")? }
+            }
+            _ => Outcomes::Class { label: self.strings("label")?, predicted: self.strings("predicted")? },
+        })
+    }
+
+    fn kind(&self, column: &str) -> Option<&DataType> {
+        Some(self.batches.first()?.column_by_name(column)?.data_type())
+    }
+
+    fn strings(&self, column: &'static str) -> Result<Vec<String>, ReadError> {
+        self.rows(column, "texts", |array| {
+            let texts = array.as_string_opt::<i32>()?;
+            Some(texts.iter().map(|text| text.unwrap_or_default().to_owned()).collect())
+        })
+    }
+
+    fn numbers(&self, column: &'static str) -> Result<Vec<f32>, ReadError> {
+        self.rows(column, "fp32 numbers", floats)
+    }
+
+    fn lists(&self, column: &'static str) -> Result<Vec<Vec<f32>>, ReadError> {
+        self.rows(column, "lists of fp32 numbers", |array| {
+            let lists = array.as_fixed_size_list_opt()?;
+            lists.iter().map(|list| list.map_or(Some(Vec::new()), |list| floats(&*list))).collect()
+        })
+    }
+
+    fn rows<T>(
+        &self,
+        column: &'static str,
+        expected: &'static str,
+        take: impl Fn(&dyn Array) -> Option<Vec<T>>,
+    ) -> Result<Vec<T>, ReadError> {
+        let mut rows = Vec::new();
+        for batch in self.batches {
+            let array = batch.column_by_name(column);
+            rows.extend(array.and_then(|array| take(&**array)).ok_or_else(|| ReadError::ColumnType {
+                path: self.path.to_owned(),
+                column: column.to_owned(),
+                expected,
+                found: array.map_or_else(|| "nothing".to_owned(), |array| array.data_type().to_string()),
+            })?);
+        }
+        Ok(rows)
+    }
+}
+
+/// Null is NaN.
+fn floats(array: &dyn Array) -> Option<Vec<f32>> {
+    let numbers = array.as_primitive_opt::<Float32Type>()?;
+    Some(numbers.iter().map(|number| number.unwrap_or(f32::NAN)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::{Labels, Predicted, Table, TableSpec, predictions_parquet};
+
+    /// Writes predictions for two rows and reads them.
+    fn round(pairs: bool, labels: &Labels, names: &[&str], class: &[i64], numbers: &[Vec<f32>; 2]) -> Predictions {
+        let folder = tempfile::tempdir().expect("a folder");
+        let rows = folder.path().join("rows.tsv");
+        std::fs::write(&rows, "text\tother\tlabel\ngood film\tyes\t1\nbad film\tno\t0\n").expect("written");
+        let spec = TableSpec::new(rows, "text").with_label("label");
+        let spec = if pairs { spec.with_pair("other") } else { spec };
+        let table = Table::read(&spec).expect("a table");
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let predicted = Predicted { class, logits: numbers, probabilities: numbers };
+        let bytes = predictions_parquet(&table, labels, &names, predicted).expect("a file");
+        let path = folder.path().join("predictions.parquet");
+        std::fs::write(&path, bytes).expect("written");
+        Predictions::read(&path).expect("read")
+    }
+
+    #[test]
+    fn classes_come_back_by_name() {
+        let numbers = [vec![0.25, 0.75], vec![0.5, 0.5]];
+        let found = round(true, &Labels::Class(vec![1, 1]), &["bad", "good"], &[1, 0], &numbers);
+        assert_eq!(found.texts, ["good film", "bad film"]);
+        assert_eq!(found.pairs.as_deref(), Some(&["yes".to_owned(), "no".to_owned()][..]));
+        let owned = |names: [&str; 2]| names.map(str::to_owned).to_vec();
+        let expected = Outcomes::Class { label: owned(["good", "good"]), predicted: owned(["good", "bad"]) };
+        assert_eq!(found.outcomes, expected);
+        assert_eq!((found.logits, found.probabilities, found.texts.len()), (numbers.to_vec(), numbers.to_vec(), 2));
+    }
+
+    #[test]
+    fn values_and_several_labels_come_back() {
+        let found =
+            round(false, &Labels::Value(vec![0.5, 2.0]), &["score"], &[0, 0], &[vec![f32::INFINITY], vec![1.5]]);
+        let expected = Outcomes::Value { label: vec![0.5, 2.0], predicted: vec![f32::INFINITY, 1.5] };
+        assert_eq!((found.outcomes, found.pairs), (expected, None));
+        let hot = Labels::Multi(vec![vec![1.0, 0.0], vec![0.0, 0.0]]);
+        let found = round(false, &hot, &["a", "b"], &[0, 0], &[vec![0.25, 0.75], vec![0.5, 0.1]]);
+        let label = vec![vec![1.0, 0.0], vec![0.0, 0.0]];
+        assert_eq!(found.outcomes, Outcomes::Multi { label, predicted: vec![vec![0.0, 1.0], vec![1.0, 0.0]] });
+    }
+
+    #[test]
+    fn what_is_no_predictions_file_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("predictions.parquet");
+        assert!(matches!(Predictions::read(&path), Err(ReadError::Open { .. })));
+        std::fs::write(&path, "PAR1 and no more").expect("written");
+        assert!(matches!(Predictions::read(&path), Err(ReadError::Corrupt { .. })));
+        assert!(matches!(
+            Predictions::read(&PathBuf::from("/")),
+            Err(ReadError::Corrupt { .. } | ReadError::Open { .. })
+        ));
+    }
+}

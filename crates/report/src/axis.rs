@@ -1,0 +1,146 @@
+//! Axes with ticks at round numbers.
+
+use crate::text;
+
+/// One axis of a chart: what numbers it spans, and its ticks.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Axis {
+    /// The number at its beginning.
+    pub(crate) from: f64,
+    /// The number at its end.
+    pub(crate) to: f64,
+    /// Whether equal lengths are equal factors.
+    pub(crate) log: bool,
+    /// Numbers that are marked.
+    pub(crate) ticks: Vec<Tick>,
+}
+
+/// A number that is marked on an axis.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Tick {
+    /// Its place, from 0 to 1.
+    pub(crate) at: f64,
+    /// The number as it is written.
+    pub(crate) label: String,
+}
+
+impl Axis {
+    /// An axis from the tick below the lowest number to the tick above the highest.
+    pub(crate) fn enclosing(low: f64, high: f64) -> Self {
+        let (low, high) = widened(low, high);
+        let step = step(low, high, 4.0);
+        Self::linear((low / step).floor() * step, (high / step).ceil() * step, step)
+    }
+
+    /// An axis that ends at the highest number.
+    pub(crate) fn exact(low: f64, high: f64) -> Self {
+        let (low, high) = widened(low, high);
+        Self::linear(low, high, step(low, high, 4.0))
+    }
+
+    /// An axis of powers of ten, for numbers above 0.
+    pub(crate) fn powers(low: f64, high: f64) -> Self {
+        let (low, high) = (low.log10().floor() as i32, high.log10().ceil() as i32);
+        let high = high.max(low + 1);
+        let every = usize::try_from((high - low + 4) / 5).unwrap_or(1).max(1);
+        let mut axis = Self { from: 10f64.powi(low), to: 10f64.powi(high), log: true, ticks: Vec::new() };
+        let label = |power| match power {
+            -3..4 => trimmed_power(power),
+            _ => text::scientific(10f64.powi(power), 1),
+        };
+        axis.ticks = (low..=high).step_by(every).map(|power| axis.tick(10f64.powi(power), label(power))).collect();
+        axis
+    }
+
+    fn linear(from: f64, to: f64, step: f64) -> Self {
+        let mut axis = Self { from, to, log: false, ticks: Vec::new() };
+        let (first, last) = ((from / step - 1e-9).ceil() as i64, (to / step + 1e-9).floor() as i64);
+        let most = from.abs().max(to.abs());
+        axis.ticks = (first..=last).map(|i| axis.tick(i as f64 * step, label(i as f64 * step, step, most))).collect();
+        axis
+    }
+
+    fn tick(&self, number: f64, label: String) -> Tick {
+        Tick { at: self.at(number), label }
+    }
+
+    /// The place of a number, from 0 to 1 for those that the axis spans.
+    pub(crate) fn at(&self, number: f64) -> f64 {
+        if self.log {
+            (number / self.from).log10() / (self.to / self.from).log10()
+        } else {
+            (number - self.from) / (self.to - self.from)
+        }
+    }
+}
+
+fn trimmed_power(power: i32) -> String {
+    format!("{:.*}", usize::try_from(-power).unwrap_or(0), 10f64.powi(power))
+}
+
+/// A span that is none is made one.
+fn widened(low: f64, high: f64) -> (f64, f64) {
+    let room = if low == 0.0 { 1.0 } else { low.abs() * 0.1 };
+    if (high - low).abs() > low.abs().max(high.abs()) * 1e-9 { (low, high) } else { (low - room, high + room) }
+}
+
+/// 1, 2 or 5 times a power of ten, for about so many steps.
+fn step(low: f64, high: f64, steps: f64) -> f64 {
+    let rough = (high - low) / steps;
+    let power = 10f64.powf(rough.log10().floor());
+    let nice = [1.0, 2.0, 5.0, 10.0].into_iter().find(|nice| nice * power >= rough * 0.85).unwrap_or(10.0);
+    nice * power
+}
+
+/// A tick's number: no more digits than its neighbours need to differ, thousands as k and M.
+fn label(number: f64, step: f64, most: f64) -> String {
+    let (unit, name) = match most {
+        1e9.. => (1e9, "G"),
+        1e6.. => (1e6, "M"),
+        1e4.. => (1e3, "k"),
+        _ => (1.0, ""),
+    };
+    if number.abs() < step * 1e-6 {
+        return "0".to_owned();
+    }
+    if most < 1e-3 {
+        return text::scientific(number, 2);
+    }
+    let places = usize::try_from(-((step / unit).log10() + 1e-9).floor() as i32).unwrap_or(0);
+    let text = format!("{:.places$}", number / unit);
+    format!("{}{name}", text.replace('-', "−"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(axis: &Axis) -> Vec<&str> {
+        axis.ticks.iter().map(|tick| tick.label.as_str()).collect()
+    }
+
+    #[test]
+    fn ticks_are_round() {
+        assert_eq!(labels(&Axis::enclosing(0.0, 0.97)), ["0", "0.5", "1.0"]);
+        assert_eq!(labels(&Axis::exact(0.0, 290.0)), ["0", "100", "200"]);
+        assert_eq!(labels(&Axis::exact(0.0, 200_000.0)), ["0", "50k", "100k", "150k", "200k"]);
+        assert_eq!(labels(&Axis::enclosing(-0.3, 0.3)), ["−0.4", "−0.2", "0", "0.2", "0.4"]);
+        assert_eq!(labels(&Axis::enclosing(0.0, 3e-4)), ["0", "1×10⁻⁴", "2×10⁻⁴", "3×10⁻⁴"]);
+        assert_eq!(labels(&Axis::enclosing(72.0, 88.0)), ["70", "75", "80", "85", "90"]);
+        assert_eq!(labels(&Axis::powers(0.02, 30.0)), ["0.01", "0.1", "1", "10", "100"]);
+        assert_eq!(labels(&Axis::powers(1024.0, 65536.0)), ["1000", "1×10⁴", "1×10⁵"]);
+    }
+
+    #[test]
+    fn every_axis_spans_something_and_has_few_ticks() {
+        for (low, high) in [(0.0, 0.0), (5.0, 5.0), (-1e-9, 1e12), (0.1, 0.100_001), (3.0, 1e5), (1e-7, 2e-7)] {
+            for axis in [Axis::enclosing(low, high), Axis::exact(low, high)] {
+                assert!(axis.from < axis.to && axis.from <= low && axis.to >= high, "{axis:?}");
+                assert!((1..=8).contains(&axis.ticks.len()), "{axis:?}");
+                assert!(axis.ticks.iter().all(|tick| (-1e-6..=1.000_001).contains(&tick.at)), "{axis:?}");
+            }
+        }
+        let axis = Axis::powers(0.5, 0.5);
+        assert_eq!((axis.from, axis.to, axis.at(1.0)), (0.1, 1.0, 1.0));
+    }
+}

@@ -1,0 +1,277 @@
+//! Curves over steps, drawn as SVG that keeps the size of its letters at every width.
+
+use askama::Template;
+
+use crate::axis::Axis;
+use crate::curve::{Point, SMOOTHED_FROM, half_life, smooth, thin};
+use crate::text;
+
+/// A curve of a chart.
+#[derive(Debug, Clone)]
+pub(crate) struct Series {
+    /// What it is, for the legend and the readout.
+    pub(crate) name: String,
+    points: Vec<Point>,
+    style: Style,
+    /// Its colour where other charts show the same; otherwise the next one.
+    colour: Option<usize>,
+}
+
+/// How a curve is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Style {
+    /// Faint, under what was smoothed from it.
+    Raw,
+    /// A line.
+    Line,
+    /// A line through dots.
+    Dots,
+    /// Crosses alone.
+    Crosses,
+    /// A straight line across the chart, which is no measurement.
+    Limit,
+}
+
+impl Series {
+    /// A line.
+    pub(crate) fn line(name: impl Into<String>, points: Vec<Point>) -> Self {
+        Self { name: name.into(), points, style: Style::Line, colour: None }
+    }
+
+    /// A line through dots, for few points.
+    pub(crate) fn dots(name: impl Into<String>, points: Vec<Point>) -> Self {
+        Self { name: name.into(), points, style: Style::Dots, colour: None }
+    }
+
+    /// Crosses alone.
+    pub(crate) fn crosses(name: impl Into<String>, points: Vec<Point>) -> Self {
+        Self { name: name.into(), points, style: Style::Crosses, colour: None }
+    }
+
+    /// A limit across the chart.
+    pub(crate) fn limit(name: impl Into<String>, y: f64) -> Self {
+        Self { name: name.into(), points: vec![(0.0, y)], style: Style::Limit, colour: None }
+    }
+
+    /// A curve with its smoothed one over it; short ones are not smoothed.
+    pub(crate) fn smoothed(name: &str, points: Vec<Point>) -> Vec<Self> {
+        if points.len() < SMOOTHED_FROM {
+            return vec![Self::line(name, points)];
+        }
+        let mean = smooth(&points, half_life(points.len()));
+        let raw = Self { name: name.to_owned(), points, style: Style::Raw, colour: None };
+        vec![raw, Self::line("smoothed", mean)]
+    }
+
+    /// The same in this colour, counted from 0.
+    pub(crate) fn coloured(mut self, colour: usize) -> Self {
+        self.colour = Some(colour);
+        self
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.points.iter().any(|(x, y)| x.is_finite() && y.is_finite())
+    }
+}
+
+/// A chart to be drawn.
+#[derive(Debug, Clone)]
+pub(crate) struct Chart {
+    /// Unique on the page.
+    pub(crate) id: String,
+    /// What it shows.
+    pub(crate) title: String,
+    /// What stands behind the title: the unit, how often something happened.
+    pub(crate) note: String,
+    /// What follows each number in the readout.
+    pub(crate) unit: &'static str,
+    /// What the horizontal axis counts.
+    pub(crate) x_name: &'static str,
+    /// The curves; each raw one before its smoothed one.
+    pub(crate) series: Vec<Series>,
+    /// Whether the vertical axis begins at 0.
+    pub(crate) from_zero: bool,
+    /// Points of each curve that are drawn at most.
+    pub(crate) limit: usize,
+}
+
+impl Chart {
+    /// A chart over steps with the vertical axis from 0.
+    pub(crate) fn new(id: impl Into<String>, title: impl Into<String>, series: Vec<Series>) -> Self {
+        Self {
+            id: id.into(),
+            title: title.into(),
+            note: String::new(),
+            unit: "",
+            x_name: "step",
+            series,
+            from_zero: true,
+            limit: 1000,
+        }
+    }
+
+    /// Whether there is nothing to draw.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.series.iter().filter(|series| series.style != Style::Limit).all(Series::is_empty)
+    }
+
+    /// The chart as HTML; nothing if there is nothing to draw.
+    pub(crate) fn html(&self) -> String {
+        if self.is_empty() {
+            return String::new();
+        }
+        let (x, y) = (self.x_axis(), self.y_axis());
+        let mut colour = 0;
+        let curves: Vec<Curve> = self
+            .series
+            .iter()
+            .filter(|series| !series.is_empty())
+            .map(|series| {
+                let curve = Curve::new(series, &x, &y, series.colour.unwrap_or(colour), self.limit);
+                // A raw curve has the colour of the smoothed one after it.
+                colour += usize::from(series.style != Style::Raw && series.style != Style::Limit);
+                curve
+            })
+            .collect();
+        let legend = curves.len() > 1 || self.series.iter().any(|series| series.colour.is_some());
+        crate::page::render(&Figure { chart: self, desc: self.description(), x, y, curves, legend })
+    }
+
+    fn all(&self) -> impl Iterator<Item = Point> {
+        let points = self.series.iter().filter(|series| series.style != Style::Limit).flat_map(|series| &series.points);
+        points.copied().filter(|(x, y)| x.is_finite() && y.is_finite())
+    }
+
+    fn x_axis(&self) -> Axis {
+        let last = self.all().map(|point| point.0).fold(0.0, f64::max);
+        Axis::exact(0.0, if last > 0.0 { last } else { 1.0 })
+    }
+
+    fn y_axis(&self) -> Axis {
+        let mut values: Vec<f64> = self.all().map(|point| point.1).collect();
+        values.sort_by(f64::total_cmp);
+        let (low, high) = (values[0], values[values.len() - 1]);
+        // Numbers of very different sizes are told apart by their powers of ten alone.
+        if low > 0.0 && (high / values[values.len() / 2] > 25.0 || values[values.len() / 2] / low > 1e4) {
+            return Axis::powers(low, high);
+        }
+        let limits = self.series.iter().filter(|series| series.style == Style::Limit).map(|series| series.points[0].1);
+        let high = limits.filter(|limit| *limit < high * 3.0).fold(high, f64::max);
+        Axis::enclosing(if self.from_zero { low.min(0.0) } else { low }, high)
+    }
+
+    /// The chart in words, for those who do not see it.
+    fn description(&self) -> String {
+        let curves = self.series.iter().filter(|series| !series.is_empty() && series.style != Style::Raw);
+        let of = |series: &Series| {
+            let points: Vec<Point> =
+                series.points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
+            let show = |value: f64| format!("{}{}", text::digits(value, 3), self.unit);
+            match (series.style, points.first(), points.last()) {
+                (Style::Limit, Some(point), _) => format!("{} at {}", series.name, show(point.1)),
+                (Style::Crosses, ..) => format!("{}: {}", series.name, points.len()),
+                (_, Some(first), Some(last)) => {
+                    let low = points.iter().map(|point| point.1).fold(f64::INFINITY, f64::min);
+                    let high = points.iter().map(|point| point.1).fold(f64::NEG_INFINITY, f64::max);
+                    format!(
+                        "{}: from {} at {} {} to {} at {} {}, lowest {}, highest {}",
+                        series.name,
+                        show(first.1),
+                        self.x_name,
+                        text::digits(first.0, 3),
+                        show(last.1),
+                        self.x_name,
+                        text::digits(last.0, 6),
+                        show(low),
+                        show(high)
+                    )
+                }
+                _ => series.name.clone(),
+            }
+        };
+        curves.map(of).collect::<Vec<_>>().join(". ")
+    }
+}
+
+#[derive(Template)]
+#[template(path = "chart.html")]
+struct Figure<'a> {
+    chart: &'a Chart,
+    desc: String,
+    x: Axis,
+    y: Axis,
+    curves: Vec<Curve>,
+    legend: bool,
+}
+
+/// A curve as it is drawn, in thousandths of the chart.
+struct Curve {
+    name: String,
+    class: String,
+    path: String,
+    dots: Vec<Dot>,
+    cross: bool,
+    limit: Option<String>,
+}
+
+/// A mark, in percent of the chart.
+struct Dot {
+    x: String,
+    y: String,
+}
+
+/// Dots of a curve that are drawn at most; denser ones would be a band.
+const DOTS: usize = 60;
+
+impl Curve {
+    fn new(series: &Series, x: &Axis, y: &Axis, colour: usize, limit: usize) -> Self {
+        let points = thin(&series.points, limit);
+        let kind = match series.style {
+            Style::Raw => "raw",
+            Style::Limit => "limit",
+            _ => "line",
+        };
+        // Four colours can be told apart by everyone; the next four are dashed.
+        let dash = colour / 4 % 3;
+        let class = format!("{kind} c{} d{dash}", colour % PALETTE);
+        let place = |point: &Point| (x.at(point.0), 1.0 - y.at(point.1));
+        let dots = match series.style {
+            Style::Crosses => thin(&points, 200),
+            Style::Dots if points.len() <= DOTS => points.clone(),
+            _ if points.len() == 1 && series.style != Style::Limit => points.clone(),
+            _ => Vec::new(),
+        };
+        let dots = dots.iter().map(place).map(|(x, y)| Dot { x: short(x * 100.0, 2), y: short(y * 100.0, 2) });
+        let drawn = !matches!(series.style, Style::Limit | Style::Crosses);
+        Self {
+            name: series.name.clone(),
+            class,
+            path: if drawn { path(points.iter().map(place)) } else { String::new() },
+            dots: dots.collect(),
+            cross: series.style == Style::Crosses,
+            limit: (series.style == Style::Limit).then(|| short(place(&points[0]).1 * 100.0, 2)),
+        }
+    }
+}
+
+/// Colours of the style sheet.
+const PALETTE: usize = 8;
+
+/// `M0 500L3.4 498...`, in thousandths.
+fn path(points: impl Iterator<Item = (f64, f64)>) -> String {
+    let mut path = String::new();
+    for (i, (x, y)) in points.enumerate() {
+        path.push(if i == 0 { 'M' } else { 'L' });
+        path.push_str(&short(x * 1000.0, 1));
+        path.push(' ');
+        path.push_str(&short(y * 1000.0, 1));
+    }
+    path
+}
+
+/// A number for an attribute, with so many places at most.
+pub(crate) fn short(number: f64, places: usize) -> String {
+    let text = format!("{number:.places$}");
+    let text = text::trimmed(&text);
+    if text == "-0" { "0".to_owned() } else { text.to_owned() }
+}

@@ -1,0 +1,133 @@
+use serde_json::Value;
+
+const WITHHELD: &str = "(withheld)";
+
+/// The options of a run: a resolved pipeline file, with what admits to a swarm withheld.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Options {
+    text: String,
+    flat: Vec<(String, String)>,
+    problem: Option<String>,
+}
+
+impl Options {
+    /// Reads a pipeline file.
+    pub(crate) fn new(text: &str) -> Self {
+        match serde_saphyr::from_str::<Value>(text) {
+            Ok(value) => {
+                let mut secrets = Vec::new();
+                let mut flat = Vec::new();
+                flatten("", &value, &mut flat, &mut secrets);
+                Self { text: redacted(text, &secrets), flat, problem: None }
+            }
+            Err(error) => {
+                let problem = error.to_string().lines().next().unwrap_or_default().to_owned();
+                Self { text: redacted(text, &[]), flat: Vec::new(), problem: Some(problem) }
+            }
+        }
+    }
+
+    /// The file's text.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// One value to a key, in the file's order: `train.seed`, `data.train.0`.
+    pub fn flat(&self) -> &[(String, String)] {
+        &self.flat
+    }
+
+    /// The value of a key.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.flat.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+    }
+
+    pub(crate) fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+}
+
+/// Whether a key's value is for nobody else.
+fn secret(key: &str) -> bool {
+    let key = key.rsplit('.').next().unwrap_or(key);
+    ["ticket", "token", "secret", "password"].iter().any(|word| key == *word || key.ends_with(&format!("_{word}")))
+}
+
+fn flatten(key: &str, value: &Value, flat: &mut Vec<(String, String)>, secrets: &mut Vec<String>) {
+    let inner = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
+    match value {
+        Value::Object(fields) if !fields.is_empty() => {
+            fields.iter().for_each(|(name, value)| flatten(&inner(name), value, flat, secrets));
+        }
+        Value::Array(items) if !items.is_empty() => {
+            items.iter().enumerate().for_each(|(i, value)| flatten(&inner(&i.to_string()), value, flat, secrets));
+        }
+        Value::String(text) if secret(key) => {
+            secrets.push(text.clone());
+            flat.push((key.to_owned(), WITHHELD.to_owned()));
+        }
+        Value::String(text) => flat.push((key.to_owned(), text.clone())),
+        Value::Null => flat.push((key.to_owned(), "none".to_owned())),
+        other => flat.push((key.to_owned(), other.to_string())),
+    }
+}
+
+/// The text without secrets: without these values, and without whatever stands behind such a key.
+fn redacted(text: &str, secrets: &[String]) -> String {
+    let mut lines = Vec::new();
+    let mut inside: Option<usize> = None;
+    for line in text.lines() {
+        let indent = line.len() - line.trim_start().len();
+        if inside.is_some_and(|outer| indent > outer || line.trim().is_empty()) {
+            continue;
+        }
+        inside = None;
+        match line.split_once(':') {
+            Some((key, _)) if secret(key.trim_start_matches([' ', '-', '"', '\'']).trim_end_matches(['"', '\''])) => {
+                lines.push(format!("{key}: {WITHHELD}"));
+                inside = Some(indent);
+            }
+            _ => lines.push(line.to_owned()),
+        }
+    }
+    let long = secrets.iter().filter(|secret| secret.len() > 3);
+    long.fold(lines.join("\n"), |text, secret| text.replace(secret.as_str(), WITHHELD))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_value_to_a_key() {
+        let options = Options::new("name: a\ntrain: { seed: 7, clip_norm: null }\nlabels: [x, y]\nwhere: {}\n");
+        let keys: Vec<&str> = options.flat().iter().map(|(key, _)| key.as_str()).collect();
+        assert_eq!(keys, ["name", "train.seed", "train.clip_norm", "labels.0", "labels.1", "where"]);
+        assert_eq!((options.get("train.seed"), options.get("train.clip_norm")), (Some("7"), Some("none")));
+        assert_eq!((options.get("where"), options.get("missing")), (Some("{}"), None));
+    }
+
+    #[test]
+    fn what_admits_to_a_swarm_is_withheld() {
+        for text in [
+            "swarm:\n  with:\n    ticket: abcdef\n    bind: null\n",
+            "swarm:\n  with:\n    ticket: >-\n      abcdef\n\n      more\n    bind: null\n",
+            "swarm: { with: { ticket: abcdef, bind: null } }\n",
+            "swarm:\n  with:\n    \"hub_token\": abcdef\n    bind: null\n",
+            "swarm:\n  with:\n    ticket: abcdef\n    bind: null\n  broken: [\n",
+        ] {
+            let options = Options::new(text);
+            assert!(!options.text().contains("abcdef") && !options.text().contains("more"), "{}", options.text());
+            assert!(options.text().contains(WITHHELD) && options.text().contains("bind: null"), "{}", options.text());
+            assert!(options.flat().iter().all(|(_, value)| !value.contains("abcdef")));
+        }
+        assert_eq!(Options::new("micro_batch_tokens: 2048\n").get("micro_batch_tokens"), Some("2048"));
+    }
+
+    #[test]
+    fn what_is_no_yaml_is_shown() {
+        let options = Options::new("name: [\n");
+        assert!(options.problem().is_some());
+        assert_eq!((options.text(), options.flat().len()), ("name: [", 0));
+    }
+}

@@ -1,0 +1,176 @@
+use askama::Template;
+use sepal_track::Status;
+
+use crate::read::Run;
+use crate::text;
+
+#[derive(Template)]
+#[template(path = "headline.html")]
+struct Headline {
+    name: String,
+    id: String,
+    task: String,
+    model: String,
+    state: State,
+    started: String,
+    stamp: String,
+    main: Option<Large>,
+    others: Vec<Large>,
+    facts: Vec<Large>,
+    notices: Vec<Notice>,
+}
+
+/// A number and what it is.
+struct Large {
+    value: String,
+    what: String,
+}
+
+/// Something that is to be known first.
+struct Notice {
+    alarm: bool,
+    title: &'static str,
+    text: String,
+}
+
+/// What became of the run: a word, a sign and a class of the style sheet.
+pub(crate) struct State {
+    pub(crate) word: &'static str,
+    pub(crate) sign: &'static str,
+    pub(crate) class: &'static str,
+}
+
+/// What became of a run.
+pub(crate) fn state(run: &Run) -> State {
+    match (&run.manifest.status, &run.manifest.ended_early) {
+        (Status::Finished, None) => State { word: "finished", sign: "✓", class: "good" },
+        (Status::Finished, Some(_)) => State { word: "finished early", sign: "✓", class: "good" },
+        (Status::Interrupted, _) => State { word: "interrupted", sign: "‖", class: "fair" },
+        (Status::Failed { .. }, _) => State { word: "failed", sign: "✕", class: "bad" },
+    }
+}
+
+/// The metric by which a run is known, with its value and where that is from.
+pub(crate) fn main_metric(run: &Run) -> Option<(String, f64, String)> {
+    let manifest = &run.manifest;
+    if let Some(best) = manifest.best.as_ref().filter(|best| best.value.is_finite()) {
+        return Some((best.metric.clone(), best.value, format!("best, after step {}", text::count(best.step))));
+    }
+    let name = ["accuracy", "f1", "pearson"].into_iter().find(|name| manifest.metrics.contains_key(*name));
+    let name = name.map(str::to_owned).or_else(|| manifest.metrics.keys().next().cloned())?;
+    let step = run.history.evaluations.last().map_or(manifest.steps, |last| last.step);
+    let value = manifest.metrics[&name];
+    Some((name, value, format!("last, after step {}", text::count(step))))
+}
+
+/// The page's head: what it was, how good it became, and whether all went well.
+pub(crate) fn html(run: &Run) -> String {
+    let manifest = &run.manifest;
+    crate::page::render(&Headline {
+        name: text::cut(&manifest.name, 80),
+        id: text::cut(&run.id(), 120),
+        task: task(run),
+        model: text::cut(&manifest.model.source, 160),
+        state: state(run),
+        started: text::moment(&manifest.started),
+        stamp: manifest.started.clone(),
+        main: main(run),
+        others: others(run),
+        facts: facts(run),
+        notices: notices(run),
+    })
+}
+
+/// The task and what trains, as the pipeline names them.
+fn task(run: &Run) -> String {
+    let named = ["task.use", "tuning.use"].into_iter().filter_map(|key| run.options.get(key));
+    text::cut(&named.collect::<Vec<_>>().join(" by "), 120)
+}
+
+fn main(run: &Run) -> Option<Large> {
+    if let Some((name, value, place)) = main_metric(run) {
+        let what = format!("{}, {place}", text::metric_name(&name));
+        return Some(Large { value: text::metric(&name, value), what });
+    }
+    let last = run.history.steps.iter().rev().find(|step| step.loss.is_finite())?;
+    let what = format!("training loss in step {}; nothing was evaluated", text::count(last.step));
+    Some(Large { value: format!("{:.4}", last.loss), what })
+}
+
+/// Metrics of the last evaluation, the large one left out where it is the same.
+fn others(run: &Run) -> Vec<Large> {
+    let main = main_metric(run);
+    let same = |name: &str, value: f64| main.as_ref().is_some_and(|(n, v, _)| n == name && *v == value);
+    let last = run.history.evaluations.last();
+    let mut all: Vec<(String, f64)> = run.manifest.metrics.iter().map(|(name, value)| (name.clone(), *value)).collect();
+    all.extend(last.map(|last| ("loss".to_owned(), last.loss)));
+    let all = all.into_iter().filter(|(name, value)| !same(name, *value)).take(4);
+    let large = |(name, value): (String, f64)| {
+        let again = main.as_ref().is_some_and(|(n, ..)| *n == name);
+        let what = if name == "loss" { "validation loss".to_owned() } else { text::metric_name(&name) };
+        Large { value: text::metric(&name, value), what: if again { format!("{what}, last") } else { what } }
+    };
+    all.map(large).collect()
+}
+
+fn facts(run: &Run) -> Vec<Large> {
+    let manifest = &run.manifest;
+    let large = |value: String, what: &str| Large { value, what: what.to_owned() };
+    let skipped =
+        if manifest.skipped_steps > 0 { format!("steps, {} skipped", manifest.skipped_steps) } else { "steps".into() };
+    let share = manifest.parameters.trainable as f64 / manifest.parameters.total as f64;
+    let mut facts = vec![
+        large(
+            text::seconds(manifest.seconds),
+            if manifest.seconds < 59.5 {
+                "in all"
+            } else if manifest.seconds < 3600.0 {
+                "minutes in all"
+            } else {
+                "hours in all"
+            },
+        ),
+        Large { value: text::count(manifest.steps), what: skipped },
+        large(
+            text::count(manifest.parameters.trainable),
+            &format!("numbers trained, {} of all", text::percent(share, 2)),
+        ),
+    ];
+    if manifest.train_seconds > 0.0 {
+        let speed = manifest.train_tokens as f64 / manifest.train_seconds;
+        facts.push(large(text::digits(speed, 3), "tokens/s in training"));
+    }
+    facts.push(large(text::bytes(manifest.bytes.sent), "sent to servers"));
+    facts.push(large(text::bytes(manifest.bytes.received), "received"));
+    facts
+}
+
+fn notices(run: &Run) -> Vec<Notice> {
+    let manifest = &run.manifest;
+    let mut notices = Vec::new();
+    let mut tell = |alarm, title, text: String| notices.push(Notice { alarm, title, text: text::cut(&text, 2000) });
+    let made = text::counted(manifest.steps, "step", "steps");
+    match &manifest.status {
+        Status::Failed { error } => tell(true, "The run failed", format!("after {made}: {error}")),
+        Status::Interrupted => {
+            tell(false, "The run was interrupted", format!("after {made}; what was trained until then is saved."));
+        }
+        Status::Finished => {}
+    }
+    if let Some(reason) = &manifest.ended_early {
+        tell(false, "Training ended early", reason.clone());
+    }
+    if !manifest.resumed_at.is_empty() {
+        let steps: Vec<String> = manifest.resumed_at.iter().take(40).map(|step| text::count(*step)).collect();
+        let more = if manifest.resumed_at.len() > steps.len() { " and others" } else { "" };
+        let times = match manifest.resumed_at.len() {
+            1 => String::new(),
+            more => format!("{} times, ", text::count(more as u64)),
+        };
+        tell(false, "The run went on from a checkpoint", format!("{times}after step {}{more}.", steps.join(", ")));
+    }
+    for problem in &run.problems {
+        tell(true, "Not everything could be read", problem.clone());
+    }
+    notices
+}

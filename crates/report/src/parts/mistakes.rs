@@ -1,0 +1,161 @@
+use askama::Template;
+use sepal_data::{Outcomes, Predictions};
+
+use super::labelled::{self, Classes};
+use crate::page::{Section, paragraph, render};
+use crate::read::Run;
+use crate::text;
+
+/// Mistakes that are shown at most.
+const SHOWN: usize = 50;
+/// Characters of a text that are shown at most.
+const WHOLE: usize = 800;
+/// Characters of a text that are shown before it is unfolded.
+const SHORT: usize = 240;
+
+/// What the model had most wrong.
+pub(crate) fn section(run: &Run) -> Option<Section> {
+    let predictions = run.predictions.as_ref()?;
+    let (title, what, mistakes) = match &predictions.outcomes {
+        Outcomes::Class { label, predicted } => {
+            let classes = Classes::new(&run.manifest.labels, predictions, label, predicted);
+            ("Most confident mistakes", "rows got a class that is not theirs", of_classes(&classes))
+        }
+        Outcomes::Value { label, predicted } => {
+            ("Largest errors", "rows got a number that is not exactly theirs", of_values(label, predicted))
+        }
+        Outcomes::Multi { label, predicted } => {
+            let names = labelled::names(&run.manifest.labels, label.first().map_or(0, Vec::len));
+            let found = of_labels(&names, label, predicted, &predictions.probabilities);
+            ("Most confident mistakes", "times a label was given or missed wrongly", found)
+        }
+    };
+    let all = mistakes.len();
+    let items: Vec<Item> = mistakes.into_iter().take(SHOWN).map(|mistake| mistake.item(predictions)).collect();
+    let rows = text::count(predictions.len() as u64);
+    let shown = if all > SHOWN { format!(" The {SHOWN} worst are below.") } else { String::new() };
+    let lead = match (all, &predictions.outcomes) {
+        (0, _) => format!("None in {rows} rows."),
+        (_, Outcomes::Multi { .. }) => format!("In {rows} rows, {} {what}.{shown}", text::count(all as u64)),
+        _ => format!("{} of {rows} {what}.{shown}", text::count(all as u64)),
+    };
+    let mut parts = vec![paragraph(&lead)];
+    if !items.is_empty() {
+        parts.push(render(&List { items }));
+    }
+    Some(Section::new("mistakes", title, parts))
+}
+
+/// A row and how wrong it is.
+struct Mistake {
+    row: usize,
+    weight: f64,
+    facts: Vec<Fact>,
+}
+
+struct Fact {
+    name: &'static str,
+    value: String,
+    class: &'static str,
+}
+
+#[derive(Template)]
+#[template(path = "mistakes.html")]
+struct List {
+    items: Vec<Item>,
+}
+
+struct Item {
+    row: String,
+    texts: Vec<Text>,
+    facts: Vec<Fact>,
+}
+
+/// A text, with what is shown of it while it is folded.
+struct Text {
+    short: Option<String>,
+    whole: String,
+}
+
+impl Mistake {
+    fn item(self, predictions: &Predictions) -> Item {
+        let pair = predictions.pairs.as_ref().and_then(|pairs| pairs.get(self.row));
+        let texts = predictions.texts.get(self.row).into_iter().chain(pair).map(|text| Text {
+            short: (text.chars().nth(SHORT + 40).is_some()).then(|| text::cut(text, SHORT)),
+            whole: text::cut(text, WHOLE),
+        });
+        Item { row: text::count(self.row as u64 + 1), texts: texts.collect(), facts: self.facts }
+    }
+}
+
+fn fact(name: &'static str, value: &str, class: &'static str) -> Fact {
+    Fact { name, value: text::cut(value, 60), class }
+}
+
+/// The worst first; rows of the same weight in their order.
+fn sorted(mut mistakes: Vec<Mistake>) -> Vec<Mistake> {
+    let weight = |mistake: &Mistake| if mistake.weight.is_nan() { f64::NEG_INFINITY } else { mistake.weight };
+    mistakes.sort_by(|a, b| weight(b).total_cmp(&weight(a)));
+    mistakes
+}
+
+fn of_classes(classes: &Classes) -> Vec<Mistake> {
+    let wrong = (0..classes.actual.len()).filter(|&row| !classes.hit(row));
+    let mistakes = wrong.map(|row| {
+        let (actual, predicted) = (classes.actual[row], classes.predicted[row]);
+        let weight = classes.confidence(row);
+        let mut facts = vec![
+            fact("true", &classes.names[actual], "true"),
+            fact("predicted", &classes.names[predicted], "wrong"),
+            fact("probability", &text::percent(weight, 1), ""),
+        ];
+        // Of two classes the other has the rest.
+        if classes.names.len() > 2 {
+            facts.push(fact("of the true one", &text::percent(classes.probability(row, actual), 1), ""));
+        }
+        Mistake { row, weight, facts }
+    });
+    sorted(mistakes.collect())
+}
+
+fn of_values(actual: &[f32], predicted: &[f32]) -> Vec<Mistake> {
+    let pairs = actual.iter().zip(predicted).enumerate().filter(|(_, (a, p))| a != p);
+    let mistakes = pairs.map(|(row, (a, p))| {
+        let error = f64::from(*p) - f64::from(*a);
+        let sign = if error > 0.0 { "+" } else { "" };
+        let facts = vec![
+            fact("true", &text::digits(f64::from(*a), 4), "true"),
+            fact("predicted", &text::digits(f64::from(*p), 4), "wrong"),
+            fact("error", &format!("{sign}{}", text::digits(error, 4)), ""),
+        ];
+        // A prediction that is no number is the worst of all.
+        Mistake { row, weight: if error.is_nan() { f64::INFINITY } else { error.abs() }, facts }
+    });
+    sorted(mistakes.collect())
+}
+
+fn of_labels(
+    names: &[String],
+    actual: &[Vec<f32>],
+    predicted: &[Vec<f32>],
+    probabilities: &[Vec<f32>],
+) -> Vec<Mistake> {
+    let mut mistakes = Vec::new();
+    for (row, ((actual, predicted), probabilities)) in actual.iter().zip(predicted).zip(probabilities).enumerate() {
+        for (label, ((actual, predicted), p)) in actual.iter().zip(predicted).zip(probabilities).enumerate() {
+            let (there, given, p) = (*actual >= 0.5, *predicted >= 0.5, f64::from(*p));
+            if there != given {
+                let facts = vec![
+                    fact(
+                        if there { "missed" } else { "wrongly given" },
+                        &names[label],
+                        if there { "true" } else { "wrong" },
+                    ),
+                    fact("its probability", &text::percent(p, 1), ""),
+                ];
+                mistakes.push(Mistake { row, weight: if there { 1.0 - p } else { p }, facts });
+            }
+        }
+    }
+    sorted(mistakes)
+}

@@ -1,0 +1,47 @@
+use crate::page::{Section, missing, paragraph};
+use crate::read::Run;
+use crate::table::{Cell, Table};
+use crate::text;
+
+/// Servers that are listed at most.
+const LISTED: usize = 100;
+
+/// Who computed, how dependably, and what went over the wire.
+pub(crate) fn section(run: &Run) -> Option<Section> {
+    let servers = &run.manifest.servers;
+    let bytes = run.manifest.bytes;
+    let lead = format!("{} were sent and {} received in all.", text::bytes(bytes.sent), text::bytes(bytes.received));
+    let mut parts = vec![paragraph(&lead)];
+    if servers.is_empty() {
+        parts.push(missing("The run did not write down which servers it used."));
+    } else {
+        let (calls, failures) = servers.iter().fold((0, 0), |sum, one| (sum.0 + one.calls, sum.1 + one.failures));
+        let cut = if servers.len() > LISTED { format!("; the {LISTED} with the most calls") } else { String::new() };
+        let (calls, failures) = (text::counted(calls, "call", "calls"), text::counted(failures, "failure", "failures"));
+        let all = text::counted(servers.len() as u64, "server", "servers");
+        let mut table = Table::new(
+            format!("{all}, {calls}, {failures}{cut}"),
+            &["Server", "Blocks", "Calls", "Failures", "Failed"],
+        );
+        let mut listed: Vec<_> = servers.iter().collect();
+        if listed.len() > LISTED {
+            listed.sort_by_key(|one| std::cmp::Reverse(one.calls));
+            listed.truncate(LISTED);
+        }
+        table.rows = listed
+            .iter()
+            .map(|one| {
+                let failed = one.failures as f64 / (one.calls + one.failures).max(1) as f64;
+                let numbers = [
+                    text::cut(&one.blocks, 40),
+                    text::count(one.calls),
+                    text::count(one.failures),
+                    text::percent(failed, 1),
+                ];
+                std::iter::once(Cell::cut(&one.server, 48)).chain(numbers.map(Cell::number)).collect()
+            })
+            .collect();
+        parts.push(table.html());
+    }
+    Some(Section::new("servers", "Servers", parts))
+}

@@ -1,0 +1,78 @@
+use askama::Template;
+
+use crate::axis::Axis;
+use crate::chart::short;
+use crate::measures::value_score;
+use crate::page::{heading, missing, render, side_by_side};
+use crate::table::{Cell, Table};
+use crate::text;
+
+/// Points of the scatter plot at most.
+const DRAWN: usize = 1500;
+
+/// Measures of predicted numbers, and a plot of them against the true ones: `[rows]`.
+pub(crate) fn html(actual: &[f32], predicted: &[f32]) -> Vec<String> {
+    let pairs: Vec<(f64, f64)> = actual.iter().zip(predicted).map(|(a, p)| (f64::from(*a), f64::from(*p))).collect();
+    let Some(score) = value_score(&pairs) else {
+        return vec![missing("No predicted number is finite.")];
+    };
+    let finite: Vec<(f64, f64)> = pairs.into_iter().filter(|(a, p)| a.is_finite() && p.is_finite()).collect();
+    let (actual, predicted): (Vec<f64>, Vec<f64>) = finite.iter().copied().unzip();
+    let mut table = Table::new("Predicted numbers against the true ones", &["Measure", "Value"]);
+    let rows = [
+        ("Pearson's correlation", sepal_metrics::pearson(&predicted, &actual).ok()),
+        ("Spearman's correlation", sepal_metrics::spearman(&predicted, &actual).ok()),
+        ("R²", score.r2),
+        ("Root mean squared error", Some(score.rmse)),
+        ("Mean absolute error", Some(score.mae)),
+        ("Mean error", Some(score.bias)),
+    ];
+    table.rows = rows
+        .map(|(name, value)| {
+            vec![Cell::words(name), Cell::number(text::or_missing(value, |value| text::digits(value, 4)))]
+        })
+        .to_vec();
+    table.rows.push(vec![Cell::words("Rows"), Cell::number(text::count(score.rows as u64))]);
+    vec![heading("Values"), side_by_side([scatter(&finite), table.html()])]
+}
+
+#[derive(Template)]
+#[template(path = "scatter.html")]
+struct Scatter {
+    note: String,
+    desc: String,
+    x: Axis,
+    y: Axis,
+    dots: Vec<(String, String)>,
+}
+
+fn scatter(pairs: &[(f64, f64)]) -> String {
+    let low = pairs.iter().map(|(a, p)| a.min(*p)).fold(f64::INFINITY, f64::min);
+    let high = pairs.iter().map(|(a, p)| a.max(*p)).fold(f64::NEG_INFINITY, f64::max);
+    let axis = Axis::enclosing(low, high);
+    let place = |(a, p): &(f64, f64)| (short(axis.at(*a) * 100.0, 1), short(100.0 - axis.at(*p) * 100.0, 1));
+    let dots: Vec<_> = sampled(pairs).iter().map(place).collect();
+    let all = text::counted(pairs.len() as u64, "row", "rows");
+    let note = if dots.len() < pairs.len() { format!("{} of {all}", text::count(dots.len() as u64)) } else { all };
+    let desc = format!(
+        "Each row a dot, the true number across and the predicted one up, both from {} to {}; the line is where they are \
+         equal.",
+        text::digits(axis.from, 3),
+        text::digits(axis.to, 3)
+    );
+    render(&Scatter { note, desc, x: axis.clone(), y: axis, dots })
+}
+
+/// Every so many rows, and of each stretch the one with the largest error.
+fn sampled(pairs: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let error = |pair: &&(f64, f64)| (pair.0 - pair.1).abs();
+    if pairs.len() <= DRAWN {
+        return pairs.to_vec();
+    }
+    let stretches = pairs.chunks(pairs.len().div_ceil(DRAWN / 2));
+    let two = |part: &[(f64, f64)]| {
+        let worst = part.iter().max_by(|a, b| error(a).total_cmp(&error(b))).copied();
+        part.first().copied().into_iter().chain(worst).collect::<Vec<_>>()
+    };
+    stretches.flat_map(two).collect()
+}

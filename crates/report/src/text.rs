@@ -1,0 +1,199 @@
+//! Numbers and texts as people read them.
+
+/// A count with separators: `9,596`.
+pub(crate) fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A count and what is counted: `1 step`, `2,000 steps`.
+pub(crate) fn counted(number: u64, one: &str, many: &str) -> String {
+    format!("{} {}", count(number), if number == 1 { one } else { many })
+}
+
+/// Bytes with three digits: `1.03 GB`.
+pub(crate) fn bytes(number: u64) -> String {
+    let (unit, name) = byte_unit(number as f64);
+    if unit == 1.0 {
+        format!("{number}\u{a0}{name}")
+    } else {
+        format!("{}\u{a0}{name}", digits(number as f64 / unit, 3))
+    }
+}
+
+/// The decimal unit for an amount of bytes: how many bytes it is, and its name.
+pub(crate) fn byte_unit(bytes: f64) -> (f64, &'static str) {
+    let units = [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
+    units.into_iter().find(|(unit, _)| bytes >= unit * 0.9995).unwrap_or((1.0, "B"))
+}
+
+/// A duration: `0.23 s`, `42 s`, `11:51`, `3:07:15`.
+pub(crate) fn seconds(seconds: f64) -> String {
+    if !seconds.is_finite() || seconds < 0.0 {
+        return MISSING.to_owned();
+    }
+    if seconds < 59.5 {
+        return format!("{}\u{a0}s", if seconds < 10.0 { digits(seconds, 2) } else { format!("{seconds:.0}") });
+    }
+    let whole = seconds.round() as u64;
+    let (hours, minutes, rest) = (whole / 3600, whole / 60 % 60, whole % 60);
+    if hours > 0 { format!("{hours}:{minutes:02}:{rest:02}") } else { format!("{minutes}:{rest:02}") }
+}
+
+/// What stands for a number that there is not.
+pub(crate) const MISSING: &str = "–";
+
+/// A number with this many significant digits, in powers of ten where it is very large or small.
+pub(crate) fn digits(number: f64, significant: usize) -> String {
+    if !number.is_finite() {
+        return MISSING.to_owned();
+    }
+    let size = split(number, significant).1;
+    if !(-4..7).contains(&size) {
+        return scientific(number, significant);
+    }
+    let places = usize::try_from(significant as i32 - 1 - size).unwrap_or(0);
+    let text = format!("{number:.places$}");
+    let (whole, rest) = text.split_once('.').unwrap_or((&text, ""));
+    let grouped = match whole.trim_start_matches('-').parse() {
+        Ok(whole @ 10_000..) => count(whole),
+        _ => whole.trim_start_matches('-').to_owned(),
+    };
+    let sign = if whole.starts_with('-') { "−" } else { "" };
+    if rest.is_empty() { format!("{sign}{grouped}") } else { format!("{sign}{grouped}.{rest}") }
+}
+
+/// A number as `2.5×10⁻⁴`.
+pub(crate) fn scientific(number: f64, significant: usize) -> String {
+    let (mantissa, exponent) = split(number, significant);
+    let mantissa = trimmed(&mantissa).replace('-', "−");
+    format!("{mantissa}×10{}", exponent.to_string().chars().map(superscript).collect::<String>())
+}
+
+/// The digits of a finite number, rounded, and its power of ten.
+fn split(number: f64, significant: usize) -> (String, i32) {
+    let text = format!("{number:.*e}", significant.saturating_sub(1));
+    let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+    (mantissa.to_owned(), exponent.parse().unwrap_or(0))
+}
+
+/// A number without the zeros at the end of its fraction.
+pub(crate) fn trimmed(number: &str) -> &str {
+    if number.contains('.') { number.trim_end_matches('0').trim_end_matches('.') } else { number }
+}
+
+fn superscript(digit: char) -> char {
+    match digit {
+        '-' => '⁻',
+        '1' => '¹',
+        '2' => '²',
+        '3' => '³',
+        other => other.to_digit(10).and_then(|digit| char::from_u32(0x2070 + digit)).unwrap_or(other),
+    }
+}
+
+/// A share from 0 to 1: `86.17 %`.
+pub(crate) fn percent(share: f64, places: usize) -> String {
+    if share.is_finite() {
+        format!("{:.places$}\u{a0}%", share * 100.0).replace('-', "−")
+    } else {
+        MISSING.to_owned()
+    }
+}
+
+/// A metric by its name: shares of rows in percent, everything else with four digits.
+pub(crate) fn metric(name: &str, value: f64) -> String {
+    if name.ends_with("accuracy") {
+        return percent(value, 2);
+    }
+    if value.abs() < 10.0 {
+        format!("{value:.4}").replace('-', "−").replace("NaN", MISSING)
+    } else {
+        digits(value, 5)
+    }
+}
+
+/// A metric's name as a person writes it.
+pub(crate) fn metric_name(name: &str) -> String {
+    match name {
+        "f1" => "F1".to_owned(),
+        "mcc" => "MCC".to_owned(),
+        "pearson" => "Pearson".to_owned(),
+        "spearman" => "Spearman".to_owned(),
+        "mse" | "mae" | "rmse" | "auc" => name.to_uppercase(),
+        other => other.replace('_', " ").replace(" f1", " F1"),
+    }
+}
+
+/// Whether less of a metric is better.
+pub(crate) fn less_is_better(name: &str) -> bool {
+    ["loss", "mse", "mae", "rmse", "error", "perplexity", "ece", "brier"]
+        .iter()
+        .any(|word| name == *word || name.ends_with(&format!("_{word}")))
+}
+
+/// A number that may not be there.
+pub(crate) fn or_missing(value: Option<f64>, show: impl Fn(f64) -> String) -> String {
+    value.filter(|value| value.is_finite()).map_or_else(|| MISSING.to_owned(), show)
+}
+
+/// At most `limit` characters of a text, with an ellipsis where it was cut.
+pub(crate) fn cut(text: &str, limit: usize) -> String {
+    match text.char_indices().nth(limit) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", text[..end].trim_end()),
+    }
+}
+
+/// A moment in RFC 3339 for reading: `2026-11-24 17:15:19 +01:00`.
+pub(crate) fn moment(stamp: &str) -> String {
+    let spaced = stamp.replacen('T', " ", 1);
+    match spaced.rfind(['+', '-']).filter(|&at| at > 18) {
+        Some(at) => format!("{} {}", &spaced[..at], &spaced[at..]),
+        None => spaced,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_and_bytes() {
+        assert_eq!([0, 999, 1000, 9596, 1_234_567].map(count), ["0", "999", "1,000", "9,596", "1,234,567"]);
+        assert_eq!([0, 999, 1000, 354_900_000].map(bytes), ["0\u{a0}B", "999\u{a0}B", "1.00\u{a0}kB", "355\u{a0}MB"]);
+        assert_eq!((bytes(999_999), bytes(1_034_000_000_000)), ("1.00\u{a0}MB".to_owned(), "1.03\u{a0}TB".to_owned()));
+        assert_eq!((counted(1, "step", "steps"), counted(0, "step", "steps")), ("1 step".into(), "0 steps".into()));
+    }
+
+    #[test]
+    fn durations() {
+        let found = [0.2256, 9.99, 42.4, 59.6, 711.0, 11_235.0].map(seconds);
+        assert_eq!(found, ["0.23\u{a0}s", "10\u{a0}s", "42\u{a0}s", "1:00", "11:51", "3:07:15"]);
+        assert_eq!(seconds(f64::NAN), MISSING);
+    }
+
+    #[test]
+    fn numbers_have_sensible_digits() {
+        let found = [0.0, 0.003, -0.25, 12.3456, 401.4, 123_456.0, 6.67e-5, 1.0e-8, 2.5e9].map(|n| digits(n, 3));
+        assert_eq!(found, ["0.00", "0.00300", "−0.250", "12.3", "401", "123,456", "6.67×10⁻⁵", "1×10⁻⁸", "2.5×10⁹"]);
+        assert_eq!((metric("accuracy", 0.8617), metric("mcc", -0.25)), ("86.17\u{a0}%".into(), "−0.2500".into()));
+        assert_eq!((metric("mse", 1234.5678), metric("f1", f64::NAN)), ("1234.6".into(), MISSING.into()));
+        assert_eq!(["0.500", "10", "2.0"].map(trimmed), ["0.5", "10", "2"]);
+    }
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        assert_eq!((cut("añb", 2), cut("añb", 3), cut("", 0)), ("añ…".into(), "añb".into(), "".into()));
+        assert_eq!(moment("2026-11-24T17:15:19+01:00"), "2026-11-24 17:15:19 +01:00");
+        assert_eq!(moment("2026-11-24T17:15:19Z"), "2026-11-24 17:15:19Z");
+        assert!(less_is_better("eval_loss") && less_is_better("mse") && !less_is_better("accuracy"));
+    }
+}

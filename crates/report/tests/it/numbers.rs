@@ -1,0 +1,122 @@
+//! The numbers of a page are those of the run.
+
+use sepal_data::Labels;
+use sepal_report::{compare, report};
+
+use crate::fixture::{self, Made, Rows, evaluation, manifest, pipeline, steps};
+use crate::{parse, row, run, texts};
+
+/// Four rows of three classes: a, a, b, c, predicted a, b, b, a.
+fn small() -> Made {
+    let probabilities: Vec<Vec<f32>> =
+        vec![vec![0.8, 0.1, 0.1], vec![0.25, 0.72, 0.03], vec![0.2, 0.6, 0.2], vec![0.95, 0.03, 0.02]];
+    let names = ["a", "b", "c"].map(str::to_owned).to_vec();
+    let rows = Rows {
+        texts: ["first", "second", "third", "fourth"].map(str::to_owned).to_vec(),
+        pairs: None,
+        labels: Labels::Class(vec![0, 0, 1, 2]),
+        class: vec![0, 1, 1, 0],
+        logits: probabilities.clone(),
+        probabilities,
+        names: names.clone(),
+    };
+    let mut manifest = manifest("small");
+    manifest.steps = 20;
+    manifest.metrics = [("accuracy".to_owned(), 0.5), ("f1".to_owned(), 0.3889)].into();
+    let first = evaluation(10, 4, 1.5, &[("accuracy", 0.75), ("f1", 0.2)]);
+    let evaluations = vec![first, evaluation(20, 4, 1.25, &[("accuracy", 0.5), ("f1", 0.3889)])];
+    Made { manifest, pipeline: pipeline("small", &names), steps: steps(20, 4), evaluations, predictions: Some(rows) }
+}
+
+#[test]
+fn classes() {
+    let html = parse(&report(&run("small", &small())));
+    assert_eq!(row(&html, "Each class", "a"), ["a", "0.5000", "0.5000", "0.5000", "2"]);
+    assert_eq!(row(&html, "Each class", "b"), ["b", "0.5000", "1.0000", "0.6667", "1"]);
+    assert_eq!(row(&html, "Each class", "c"), ["c", "–", "0.0000", "0.0000", "1"]);
+    assert_eq!(row(&html, "Each class", "mean of all")[1..], ["0.3333", "0.5000", "0.3889", "4"]);
+    assert_eq!(row(&html, "Each class", "mean by rows")[1..], ["0.3750", "0.5000", "0.4167", "4"]);
+    assert_eq!(row(&html, "Rows of each true class", "a"), ["a", "150.0 %", "150.0 %", "00.0 %", "2"]);
+    assert_eq!(row(&html, "Rows of each true class", "c"), ["c", "1100.0 %", "00.0 %", "00.0 %", "1"]);
+    // |0 - 0.95| + |1 - 0.8| + |0 - 0.72| + |1 - 0.6|, over four rows in bins of their own.
+    assert_eq!(texts(&html, "figure.square figcaption span"), ["expected calibration error 0.5675"]);
+    assert_eq!(row(&html, "Bins of probability", "90–100 %")[1..], ["1", "95.0 %", "0.0 %"]);
+    let mistakes = texts(&html, ".mistakes > li .text");
+    assert_eq!(mistakes, ["fourth", "second"]);
+    assert_eq!(texts(&html, ".mistakes > li:first-child dd"), ["c", "a", "95.0 %", "2.0 %", "4"]);
+}
+
+#[test]
+fn metrics_and_headline() {
+    let mut made = small();
+    let html = parse(&report(&run("small", &made)));
+    assert_eq!(texts(&html, ".main b"), ["50.00 %"]);
+    assert_eq!(texts(&html, ".main span"), ["accuracy, last, after step 20"]);
+    assert_eq!(row(&html, "2 evaluations", "accuracy"), ["accuracy", "75.00 %", "75.00 %", "10", "50.00 %"]);
+    assert_eq!(row(&html, "2 evaluations", "loss"), ["loss", "1.5000", "1.2500", "20", "1.2500"]);
+    made.manifest.best = Some(sepal_track::Best { step: 10, metric: "accuracy".into(), value: 0.75 });
+    let html = parse(&report(&run("small", &made)));
+    assert_eq!(texts(&html, ".main b"), ["75.00 %"]);
+    assert_eq!(texts(&html, ".main span"), ["accuracy, best, after step 10"]);
+    let facts = texts(&html, ".facts b");
+    assert_eq!(facts, ["11:51", "20", "286,818", "401", "1.03 GB", "355 MB"]);
+}
+
+#[test]
+fn clipped_steps_are_counted() {
+    let made = small();
+    let clipped = made.steps.iter().filter(|step| step.grad_norm > 1.0).count();
+    assert!(clipped > 0 && clipped < 20);
+    let html = parse(&report(&run("small", &made)));
+    assert!(texts(&html, "figcaption span").contains(&format!("clipped in {clipped} of 20 steps")));
+}
+
+#[test]
+fn values() {
+    let mut made = fixture::scores();
+    let rows = made.predictions.as_mut().expect("rows");
+    rows.texts = ["p", "q", "r"].map(str::to_owned).to_vec();
+    rows.pairs = Some(["s", "t", "u"].map(str::to_owned).to_vec());
+    rows.labels = Labels::Value(vec![0.0, 2.0, 4.0]);
+    rows.logits = vec![vec![1.0], vec![2.0], vec![2.0]];
+    (rows.class, rows.probabilities) = (vec![0; 3], vec![vec![1.0]; 3]);
+    let html = parse(&report(&run("values", &made)));
+    let measure = |name: &str| row(&html, "Predicted numbers", name)[1].clone();
+    assert_eq!((measure("Mean absolute error"), measure("Mean error")), ("1.000".into(), "−0.3333".into()));
+    assert_eq!((measure("Root mean squared error"), measure("R²")), ("1.291".into(), "0.3750".into()));
+    assert_eq!(measure("Pearson's correlation"), "0.8660");
+    assert_eq!(texts(&html, ".cloud circle").len(), 3);
+    assert_eq!(texts(&html, ".mistakes > li:first-child .text"), ["r", "u"]);
+    assert_eq!(texts(&html, ".mistakes > li:first-child dd"), ["4.000", "2.000", "−2.000", "3"]);
+}
+
+#[test]
+fn several_labels() {
+    let mut made = fixture::tags();
+    let rows = made.predictions.as_mut().expect("rows");
+    rows.texts = ["p", "q"].map(str::to_owned).to_vec();
+    rows.names = ["x", "y"].map(str::to_owned).to_vec();
+    made.manifest.labels = rows.names.clone();
+    rows.labels = Labels::Multi(vec![vec![1.0, 0.0], vec![1.0, 1.0]]);
+    rows.probabilities = vec![vec![0.9, 0.75], vec![0.125, 0.5]];
+    (rows.logits, rows.class) = (rows.probabilities.clone(), vec![0; 2]);
+    let html = parse(&report(&run("tags", &made)));
+    assert_eq!(row(&html, "Each label; 0.00 % of rows", "x"), ["x", "1.0000", "0.5000", "0.6667", "2"]);
+    assert_eq!(row(&html, "Each label", "y"), ["y", "0.5000", "1.0000", "0.6667", "1"]);
+    assert_eq!(texts(&html, ".mistakes > li:first-child dt"), ["missed", "its probability", "row"]);
+    assert_eq!(texts(&html, ".mistakes > li:first-child dd"), ["x", "12.5 %", "2"]);
+    assert_eq!(texts(&html, ".mistakes > li:last-child dd"), ["y", "75.0 %", "1"]);
+    assert!(texts(&html, "figcaption span").contains(&"4 steps skipped".to_owned()));
+}
+
+#[test]
+fn runs_beside_each_other() {
+    let (one, mut other) = (small(), small());
+    other.manifest.metrics.insert("accuracy".into(), 0.25);
+    other.pipeline = other.pipeline.replace("lr: 0.003", "lr: 0.01");
+    let html = parse(&compare(&[run("one", &one), run("other", &other)]));
+    assert_eq!(row(&html, "Metrics", "one")[1..4], ["✓ finished", "★ 50.00 %", "0.3889"]);
+    assert_eq!(row(&html, "Metrics", "other")[2], "25.00 %");
+    assert_eq!(texts(&html, "#options thead th"), ["Run", "optimizer.with.lr"]);
+    assert_eq!(row(&html, "Options", "other"), ["other", "0.01"]);
+}
