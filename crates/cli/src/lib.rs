@@ -19,6 +19,7 @@ mod place;
 mod plugins;
 mod run;
 mod serve;
+mod serve_task;
 mod swarm;
 
 use std::error::Error;
@@ -48,6 +49,10 @@ pub fn main(registry: Registry) -> ExitCode {
         Command::Schema => run::schema(&registry),
         Command::Plugins(args) => run::list(&registry, &args),
         Command::Serve(args) => serve::serve(&args),
+        Command::ServeTask(args) => {
+            environment::start_with(&[]);
+            serve_task::serve(&registry, &args)
+        }
         Command::Outline(args) => run::outline(&args),
         Command::Swarm(command) => swarm::swarm(&command),
         Command::Doctor => doctor::doctor(),

@@ -89,7 +89,8 @@ pub(crate) fn list(registry: &Registry, args: &PluginsArgs) -> Result<(), Failur
     Ok(())
 }
 
-fn load(registry: &Registry, args: &PipelineArgs) -> Result<Spec, Failure> {
+/// The pipeline file with the environment and the command line over it.
+pub(crate) fn load(registry: &Registry, args: &PipelineArgs) -> Result<Spec, Failure> {
     // Variables of others need not be Unicode; ours are.
     let variables =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
