@@ -133,7 +133,8 @@ impl Drop for Closing {
     }
 }
 
-async fn listen(listener: TcpListener, routes: Router, options: Options, mut stop: watch::Receiver<bool>) {
+async fn listen(listener: TcpListener, routes: Router, options: Options, stop: watch::Receiver<bool>) {
+    let mut told = stop.clone();
     let slots = Arc::new(Semaphore::new(options.max_connections));
     let connections = TaskTracker::new();
     loop {
@@ -143,7 +144,7 @@ async fn listen(listener: TcpListener, routes: Router, options: Options, mut sto
             Ok::<_, io::Error>((slot, stream))
         };
         tokio::select! {
-            _ = stop.wait_for(|is_told| *is_told) => break,
+            _ = told.wait_for(|is_told| *is_told) => break,
             next = next => match next {
                 Ok((slot, stream)) => {
                     connections.spawn(speak(stream, routes.clone(), options.head_timeout, stop.clone(), slot));
