@@ -128,7 +128,7 @@ fn answers_are_those_of_the_run_whoever_asks_at_the_same_time() {
     let run = bench.run(&["train.max_steps=20"]);
     let expected = predictions(&run);
     assert_eq!(expected.len(), 48);
-    for sets in [vec![], vec!["--set", "swarm.use=none", "swarm.with={}"]] {
+    for sets in [vec![], vec!["--set", "swarm.use=none"]] {
         let mut task = Task::start(&bench, &run, &sets);
         task.until("ready");
         let mut line = String::new();
