@@ -140,8 +140,12 @@ fn facts(manifest: &Manifest) -> Vec<(String, String)> {
     let metrics: Vec<String> = manifest.metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
     let parameters = manifest.parameters;
     let share = 100.0 * parameters.trainable as f64 / parameters.total.max(1) as f64;
+    // Where a file lies on this machine is nobody's business.
+    let is_public = ["hub:", "pypi:"].iter().any(|kind| manifest.model.source.starts_with(kind));
+    let source = if is_public { format!("{}: ", manifest.model.source) } else { String::new() };
+    let model = format!("{source}{}", manifest.model.weights);
     let mut facts = vec![
-        ("model", manifest.model.weights.clone()),
+        ("model", model),
         ("trained", format!("{} ({} steps)", manifest.started, manifest.steps)),
         ("trainable", format!("{} numbers, {share:.3} % of all", crate::console::grouped(parameters.trainable))),
         ("training rows", crate::console::grouped(manifest.data.train_rows as u64)),
