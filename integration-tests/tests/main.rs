@@ -6,6 +6,7 @@ mod downloads;
 mod exact;
 mod failures;
 mod faults;
+mod http;
 mod new_plugin;
 mod places;
 mod precision;

@@ -27,8 +27,12 @@ pub(crate) enum Command {
     Predict(PredictArgs),
     /// Measure what a run trained on labelled rows
     Evaluate(EvaluateArgs),
+    /// Write the page of a run anew, or one that compares several
+    Report(ReportArgs),
     /// Serve blocks of a model to other machines
     Serve(ServeArgs),
+    /// Answer over HTTP with the classifier that a run trained
+    ServeTask(ServeTaskArgs),
     /// Note in a model's folder what is in its shards, for machines that hold only some of them
     Outline(OutlineArgs),
     /// Give what a run trained to other programs
@@ -156,6 +160,16 @@ fn format(text: &str) -> Result<Format, String> {
 }
 
 #[derive(Debug, ClapArgs)]
+pub(crate) struct ReportArgs {
+    /// The folders of the runs
+    #[arg(required = true)]
+    pub(crate) runs: Vec<PathBuf>,
+    /// Where the page is written; report.html in the run's folder, or comparison.html here for several, if not given
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
 pub(crate) struct OutlineArgs {
     /// The folder, with config.json, model.safetensors.index.json and all shards
     pub(crate) folder: PathBuf,
@@ -239,6 +253,48 @@ pub(crate) struct ServeArgs {
     /// Microseconds that a computation takes at least for each token and block, to leave room for others
     #[arg(long, value_name = "US")]
     pub(crate) pace_us: Option<u64>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ServeTaskArgs {
+    /// The run's folder
+    pub(crate) run: PathBuf,
+    /// Set a key of the run's pipeline, over the file and the environment: --set swarm.use=static
+    #[arg(long = "set", value_name = "KEY=VALUE", num_args = 1..)]
+    pub(crate) set: Vec<String>,
+    /// Where to listen; port 0 takes a free one. Connections are not encrypted
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8000")]
+    pub(crate) listen: SocketAddr,
+    /// Answer only those who send what is in this file as `Authorization: Bearer ...`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token: Option<PathBuf>,
+    /// Texts of one request at the most
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = positive)]
+    pub(crate) max_rows: usize,
+    /// Size of one text at the most, in kilobytes
+    #[arg(long, value_name = "KB", default_value_t = 16, value_parser = positive)]
+    pub(crate) max_text_kb: usize,
+    /// Size of a request's body at the most, in kilobytes
+    #[arg(long, value_name = "KB", default_value_t = 1024, value_parser = positive)]
+    pub(crate) max_body_kb: usize,
+    /// Requests that wait or are worked on at the most; those beyond are told to come back
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = positive)]
+    pub(crate) max_requests: usize,
+    /// Open connections at the most
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = positive)]
+    pub(crate) max_connections: usize,
+    /// Texts that are computed together at the most, of whichever requests
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = positive)]
+    pub(crate) batch_rows: usize,
+    /// Size of the texts that are computed together at the most, in kilobytes
+    #[arg(long, value_name = "KB", default_value_t = 64, value_parser = positive)]
+    pub(crate) batch_kb: usize,
+    /// Seconds that a request may take
+    #[arg(long, value_name = "S", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) timeout_s: u64,
+    /// Seconds without work after which it is seen whether the servers of the model still answer; 0 for never
+    #[arg(long, value_name = "S", default_value_t = 15)]
+    pub(crate) check_s: u64,
 }
 
 #[derive(Debug, Subcommand)]
@@ -326,4 +382,12 @@ pub(crate) struct SwarmArgs {
     /// How long a server may take to answer, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 2000)]
     pub(crate) timeout_ms: u64,
+}
+
+/// A number from 1 to one million, so that no sum of sizes overflows.
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if (1..=1_000_000).contains(&number) => Ok(number),
+        _ => Err("expected a whole number from 1 to 1000000".into()),
+    }
 }

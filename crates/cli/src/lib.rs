@@ -19,8 +19,10 @@ mod peft;
 mod place;
 mod plugins;
 mod predict;
+mod report;
 mod run;
 mod serve;
+mod serve_task;
 mod swarm;
 
 use std::error::Error;
@@ -57,7 +59,12 @@ pub fn main(registry: Registry) -> ExitCode {
             environment::start_with(&[]);
             predict::evaluate(&registry, &args)
         }
+        Command::Report(args) => report::write(&args),
         Command::Serve(args) => serve::serve(&args),
+        Command::ServeTask(args) => {
+            environment::start_with(&[]);
+            serve_task::serve(&registry, &args)
+        }
         Command::Outline(args) => run::outline(&args),
         Command::Export(ExportCommand::Peft(args)) => {
             environment::start_with(&[]);

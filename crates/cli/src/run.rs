@@ -90,6 +90,7 @@ pub(crate) fn list(registry: &Registry, args: &PluginsArgs) -> Result<(), Failur
     Ok(())
 }
 
+/// The pipeline file with the environment and the command line over it.
 pub(crate) fn load(registry: &Registry, args: &PipelineArgs) -> Result<Spec, Failure> {
     // Variables of others need not be Unicode; ours are.
     let variables =

@@ -3,7 +3,7 @@ use std::path::Path;
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Float32Type};
 
-use crate::read::read;
+use crate::read;
 use crate::{Format, ReadError};
 
 /// What a `predictions.parquet` holds, row by row.
@@ -55,12 +55,7 @@ impl Predictions {
     /// # Errors
     /// [`ReadError`] if the file is not there, damaged, or of other columns.
     pub fn read(path: &Path) -> Result<Self, ReadError> {
-        let batches = match read(path, Format::Parquet, &COLUMNS) {
-            Err(ReadError::MissingColumn { column, .. }) if column == "text_pair" => {
-                read(path, Format::Parquet, &COLUMNS[..5])?
-            }
-            other => other?,
-        };
+        let batches = batches(path)?;
         let file = File { path, batches: &batches };
         Ok(Self {
             texts: file.strings("text")?,
@@ -81,6 +76,15 @@ impl Predictions {
         self.texts.is_empty()
     }
 }
+
+/// All batches of the file, with the second texts if it has any.
+fn batches(path: &Path) -> Result<Vec<RecordBatch>, ReadError> {
+    let opened = read::open(read::Source::open(path)?, path, Format::Parquet, 0)?;
+    let mut indices = COLUMNS[..5].iter().map(|name| opened.find(name)).collect::<Result<Vec<_>, _>>()?;
+    indices.extend(opened.find(COLUMNS[5]).ok());
+    opened.batches(indices, usize::MAX)?.collect()
+}
+
 
 struct File<'a> {
     path: &'a Path,

@@ -58,5 +58,5 @@ pub use problem::{Origin, Problem, Problems};
 pub use progress::{Event, Observer, Silent, Summary};
 pub use run::{fetch, resume, run};
 pub use schema::schema;
-pub use spec::Spec;
+pub use spec::{Spec, SwarmSpec};
 pub use unfinished::{pipeline_of, unfinished_run};

@@ -114,7 +114,7 @@ fn drop_stale(place: &Place, layers: &[Layer], merged: &mut Merged) -> Vec<Strin
     let Some((name, changed_by)) = changed_choice(place.key, layers) else { return Vec::new() };
     let Some(known) = place.options(&name) else { return Vec::new() };
     let with = KeyPath::keys([place.key, "with"]);
-    let is_stale = |option: &str| !known.contains_key(option) && merged.layer_of(&with.key(option)) < changed_by;
+    let is_stale = |option: &str| !known.contains(&option) && merged.layer_of(&with.key(option)) < changed_by;
     let written = merged.value[place.key]["with"].as_object();
     let stale: Vec<String> = written.into_iter().flat_map(Map::keys).filter(|key| is_stale(key)).cloned().collect();
     let options = merged.value.get_mut(place.key).and_then(|choice| choice.get_mut("with"));

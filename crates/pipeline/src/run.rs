@@ -226,7 +226,19 @@ impl End<'_> {
         let numbers = sepal_data::metrics_parquet(&self.folder.path().join("metrics.jsonl"));
         let numbers = numbers.map_err(|source| RunError::Metrics(source.into()))?;
         self.folder.write("metrics.parquet", &numbers).map_err(RunError::Write)?;
+        self.report();
         Ok(manifest)
+    }
+
+    /// Writes `report.html`. What was trained is none the worse without it.
+    fn report(&self) {
+        let page = sepal_report::Run::read(self.folder.path()).map(|run| sepal_report::report(&run));
+        let written = page
+            .map_err(|error| in_one_line(&error))
+            .and_then(|page| self.folder.write("report.html", page.as_bytes()).map_err(|error| in_one_line(&error)));
+        if let Err(error) = written {
+            tracing::warn!(error, "there is no report of this run");
+        }
     }
 
     fn manifest(&self, model: &Model, outcome: &Outcome, error: Option<&RunError>) -> Result<Manifest, RunError> {

@@ -77,9 +77,11 @@ fn swarms() -> Vec<Choice> {
 
 impl Place {
     /// The options that the choice `name` knows; `None` if there is no such choice.
-    pub(crate) fn options(&self, name: &str) -> Option<&Map<String, Value>> {
+    pub(crate) fn options(&self, name: &str) -> Option<Vec<&str>> {
         let choice = self.choices.iter().find(|choice| choice.name == name)?;
-        choice.schema["properties"].as_object()
+        // The schema of a choice without options has no properties.
+        let known = choice.schema["properties"].as_object().into_iter().flat_map(Map::keys);
+        Some(known.map(String::as_str).collect())
     }
 
     /// Replaces the key's schema, keeping its description and default.

@@ -186,6 +186,12 @@ fn another_choice_leaves_out_options_it_does_not_have() {
     assert_eq!(spec.tuning.options(), json!({ "pre_seq_len": 8, "init": "vocabulary" }));
     assert_eq!(notices, ["tuning.with.deep_init is left out: tuning mode `ptune` has no such option"]);
 
+    // Nor a choice that has none at all.
+    let text = GOOD.replace("use: embedded", "use: embedded, with: { micro_batch_tokens: 64 }");
+    let Loaded { spec, notices } = layers(&text, &[], &["swarm.use=none"]).load(&registry()).expect("it is sound");
+    assert!(matches!(spec.swarm, sepal_pipeline::SwarmSpec::None(_)));
+    assert_eq!(notices, ["swarm.with.micro_batch_tokens is left out: swarm `none` has no such option"]);
+
     // The same choice keeps its options, and what the override itself says is checked.
     assert_snapshot!(over(&[], &["tuning.use=deep-ptune", "tuning.with.deep=1"]), @"--set tuning.with.deep=1: tuning.with.deep: unknown key; did you mean `deep_init`?");
     assert_snapshot!(over(&[], &["tuning.use=ptune", "tuning.with.deep_init=zero"]), @"--set tuning.with.deep_init=zero: tuning.with.deep_init: unknown key; known: pre_seq_len, init");

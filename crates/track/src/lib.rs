@@ -25,9 +25,9 @@ mod folder;
 mod history;
 mod manifest;
 mod mlflow;
+mod nullable;
 #[cfg(test)]
 mod python;
-mod nullable;
 mod records;
 mod scalars;
 mod tensorboard;

@@ -1,0 +1,196 @@
+//! Requests that wait, and whose rows come next.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use tokio::sync::oneshot;
+
+use crate::about::{Answer, Row};
+
+/// Why a request that waited is not answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// What it takes is not there at the moment.
+    Unavailable,
+    /// Its rows could not be computed.
+    Failed,
+}
+
+/// What becomes of a request.
+pub(crate) type Outcome = Result<Vec<Answer>, Refusal>;
+
+/// Which request a row is of.
+pub(crate) type JobId = u64;
+
+/// The rows of a request, taken and answered in their order.
+#[derive(Debug)]
+struct Job {
+    waiting: VecDeque<Row>,
+    n_rows: usize,
+    answers: Vec<Answer>,
+    reply: oneshot::Sender<Outcome>,
+}
+
+/// Requests that wait or of which rows are computed.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    jobs: BTreeMap<JobId, Job>,
+    /// Those with rows that wait, in the order in which it is their turn.
+    turns: VecDeque<JobId>,
+    next: JobId,
+}
+
+impl Queue {
+    /// Takes in a request; its outcome comes out of what is returned. Whoever drops that has no more interest.
+    pub(crate) fn push(&mut self, rows: Vec<Row>) -> oneshot::Receiver<Outcome> {
+        let (reply, outcome) = oneshot::channel();
+        let n_rows = rows.len();
+        self.jobs.insert(self.next, Job { waiting: rows.into(), n_rows, answers: Vec::with_capacity(n_rows), reply });
+        self.turns.push_back(self.next);
+        self.next += 1;
+        outcome
+    }
+
+    /// The next rows to compute, a row of each request in turn until it is enough. Nobody's rows are left out.
+    pub(crate) fn take(&mut self, most_rows: usize, most_bytes: usize) -> Vec<(JobId, Row)> {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        while batch.len() < most_rows.max(1)
+            && let Some(id) = self.turns.pop_front()
+        {
+            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            if job.reply.is_closed() {
+                self.jobs.remove(&id);
+                continue;
+            }
+            let Some(row) = job.waiting.pop_front() else { continue };
+            if !batch.is_empty() && bytes + row.bytes() > most_bytes {
+                job.waiting.push_front(row);
+                self.turns.push_front(id);
+                break;
+            }
+            bytes += row.bytes();
+            batch.push((id, row));
+            if !job.waiting.is_empty() {
+                self.turns.push_back(id);
+            }
+        }
+        batch
+    }
+
+    /// Takes in the answer to the next row of a request that was taken.
+    pub(crate) fn answer(&mut self, id: JobId, answer: Answer) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.answers.push(answer);
+        if job.answers.len() == job.n_rows
+            && let Some(job) = self.jobs.remove(&id)
+        {
+            // Whoever asked may have gone.
+            let _ = job.reply.send(Ok(job.answers));
+        }
+    }
+
+    pub(crate) fn refuse(&mut self, id: JobId, refusal: Refusal) {
+        if let Some(job) = self.jobs.remove(&id) {
+            // Whoever asked may have gone.
+            let _ = job.reply.send(Err(refusal));
+        }
+    }
+
+    pub(crate) fn refuse_all(&mut self, refusal: Refusal) {
+        self.turns.clear();
+        let ids: Vec<JobId> = self.jobs.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.refuse(id, refusal));
+    }
+
+    /// Rows that wait to be taken.
+    pub(crate) fn waiting_rows(&self) -> usize {
+        self.jobs.values().map(|job| job.waiting.len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(texts: &str) -> Vec<Row> {
+        texts.split(' ').map(|text| Row { text: text.into(), pair: None }).collect()
+    }
+
+    fn texts(batch: &[(JobId, Row)]) -> String {
+        batch.iter().map(|(_, row)| row.text.as_str()).collect::<Vec<_>>().join(" ")
+    }
+
+    /// Answers each row with its length.
+    fn answer(queue: &mut Queue, batch: Vec<(JobId, Row)>) {
+        batch.into_iter().for_each(|(id, row)| queue.answer(id, Answer::Value(row.text.len() as f32)));
+    }
+
+    #[test]
+    fn requests_take_turns() {
+        let mut queue = Queue::default();
+        let mut giant = queue.push(rows("a1 a2 a3 a4 a5 a6"));
+        let first = queue.take(2, 100);
+        assert_eq!(texts(&first), "a1 a2");
+        answer(&mut queue, first);
+        let mut small = queue.push(rows("b1"));
+        let mut other = queue.push(rows("c1 c2"));
+        let second = queue.take(3, 100);
+        assert_eq!(texts(&second), "a3 b1 c1");
+        answer(&mut queue, second);
+        assert!(small.try_recv().expect("done before the giant").is_ok());
+        let third = queue.take(2, 100);
+        assert_eq!(texts(&third), "a4 c2");
+        answer(&mut queue, third);
+        assert!(other.try_recv().expect("done").is_ok());
+        assert_eq!(queue.waiting_rows(), 2);
+        let last = queue.take(9, 100);
+        assert_eq!(texts(&last), "a5 a6");
+        answer(&mut queue, last);
+        assert_eq!(giant.try_recv().expect("done").expect("answers").len(), 6);
+        assert!(queue.jobs.is_empty() && queue.turns.is_empty());
+    }
+
+    #[test]
+    fn whoever_was_left_out_is_first_in_the_next_batch() {
+        let mut queue = Queue::default();
+        let _kept: Vec<_> = ["a1 a2", "b1 b2", "c1 c2"].map(|texts| queue.push(rows(texts))).into();
+        assert_eq!(texts(&queue.take(2, 100)), "a1 b1");
+        assert_eq!(texts(&queue.take(2, 100)), "c1 a2");
+        assert_eq!(texts(&queue.take(2, 100)), "b2 c2");
+        assert!(queue.take(2, 100).is_empty());
+    }
+
+    #[test]
+    fn batches_are_cut_by_bytes_and_a_long_row_stands_alone() {
+        let mut queue = Queue::default();
+        let _kept: Vec<_> = ["aaaa bb", "cccccccc"].map(|texts| queue.push(rows(texts))).into();
+        assert_eq!(texts(&queue.take(9, 5)), "aaaa");
+        assert_eq!(texts(&queue.take(9, 5)), "cccccccc");
+        assert_eq!(texts(&queue.take(9, 5)), "bb");
+    }
+
+    #[test]
+    fn whoever_has_gone_is_not_computed() {
+        let mut queue = Queue::default();
+        drop(queue.push(rows("a1 a2")));
+        let mut kept = queue.push(rows("b1"));
+        let batch = queue.take(9, 100);
+        assert_eq!(texts(&batch), "b1");
+        answer(&mut queue, batch);
+        assert_eq!(kept.try_recv().expect("done"), Ok(vec![Answer::Value(2.0)]));
+        assert!(queue.jobs.is_empty());
+    }
+
+    #[test]
+    fn a_request_that_is_refused_is_told_and_its_other_rows_are_dropped() {
+        let mut queue = Queue::default();
+        let (mut first, mut second) = (queue.push(rows("a1 a2")), queue.push(rows("b1")));
+        let batch = queue.take(1, 100);
+        queue.refuse(batch[0].0, Refusal::Failed);
+        queue.answer(batch[0].0, Answer::Value(0.0));
+        assert_eq!(first.try_recv().expect("told"), Err(Refusal::Failed));
+        assert_eq!(texts(&queue.take(9, 100)), "b1");
+        queue.refuse_all(Refusal::Unavailable);
+        assert_eq!(second.try_recv().expect("told"), Err(Refusal::Unavailable));
+        assert!(queue.jobs.is_empty());
+    }
+}
