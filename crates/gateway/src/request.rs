@@ -18,7 +18,8 @@ pub(crate) fn rows(body: &[u8], about: &About, options: &Options) -> Result<Vec<
     let Value::Object(fields) = value else {
         return Err(one("#", format!("expected an object, found {}", what(&value))));
     };
-    let mut wrong: Vec<Wrong> = fields.keys().filter(|key| !is_known(key)).take(MOST_WRONG).map(unknown).collect();
+    let mut wrong: Vec<Wrong> =
+        fields.keys().filter(|key| !is_known(key)).take(MOST_WRONG).map(|key| unknown(key)).collect();
     let (prefix, given) =
         given(fields).map_err(|problem| if wrong.is_empty() { problem } else { refuse(&mut wrong) })?;
     if given.is_empty() {
@@ -43,7 +44,7 @@ fn is_known(key: &str) -> bool {
     key == "text" || key == "texts"
 }
 
-fn unknown(key: &String) -> Wrong {
+fn unknown(key: &str) -> Wrong {
     // A pointer's own signs, and what a fragment cannot have, are escaped only as far as needed to read them.
     let key = key.replace('~', "~0").replace('/', "~1");
     Wrong { pointer: format!("#/{key}"), detail: "there is no such field; expected texts, or text".into() }
