@@ -15,11 +15,15 @@ mod console;
 mod doctor;
 mod downloads;
 mod environment;
+mod manual;
 mod place;
+mod plan;
 mod plugins;
+mod render;
 mod run;
 mod serve;
 mod swarm;
+mod table;
 
 use std::error::Error;
 use std::io::Write;
@@ -44,13 +48,20 @@ pub fn main(registry: Registry) -> ExitCode {
             run::run(&registry, &args)
         }
         Command::Validate(args) => run::validate(&registry, &args),
+        Command::Render(args) => render::render(&registry, &args),
+        Command::Plan(args) => {
+            environment::start_with(&[]);
+            plan::plan(&registry, &args)
+        }
         Command::Fetch(args) => run::fetch(&registry, &args),
         Command::Schema => run::schema(&registry),
         Command::Plugins(args) => run::list(&registry, &args),
         Command::Serve(args) => serve::serve(&args),
         Command::Outline(args) => run::outline(&args),
         Command::Swarm(command) => swarm::swarm(&command),
-        Command::Doctor => doctor::doctor(),
+        Command::Doctor(args) => doctor::doctor(&args),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

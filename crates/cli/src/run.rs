@@ -89,12 +89,16 @@ pub(crate) fn list(registry: &Registry, args: &PluginsArgs) -> Result<(), Failur
     Ok(())
 }
 
-fn load(registry: &Registry, args: &PipelineArgs) -> Result<Spec, Failure> {
+/// The file, and what the environment and the command line lay over it.
+pub(crate) fn layers(args: &PipelineArgs) -> Result<Layers, Failure> {
     // Variables of others need not be Unicode; ours are.
     let variables =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let layers = Layers::read(&args.file)?.env(variables).sets(args.set.iter().cloned());
-    let Loaded { spec, notices } = layers.load(registry)?;
+    Ok(Layers::read(&args.file)?.env(variables).sets(args.set.iter().cloned()))
+}
+
+pub(crate) fn load(registry: &Registry, args: &PipelineArgs) -> Result<Spec, Failure> {
+    let Loaded { spec, notices } = layers(args)?.load(registry)?;
     for notice in notices {
         eprintln!("{notice}");
     }
@@ -102,7 +106,7 @@ fn load(registry: &Registry, args: &PipelineArgs) -> Result<Spec, Failure> {
 }
 
 /// Set by the first Ctrl-C; the second one ends the program at once.
-fn stop_on_interrupt() -> Result<Arc<AtomicBool>, Failure> {
+pub(crate) fn stop_on_interrupt() -> Result<Arc<AtomicBool>, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     ctrlc::set_handler(move || {
