@@ -150,10 +150,9 @@ sources
 
     #[test]
     fn what_is_not_right_has_a_fix() {
-        for finding in
-            LOOKS.iter().filter(|&&look| look != reach::hub as fn() -> _ && look != reach::index as fn() -> _)
-        {
-            let finding = finding();
+        // Hub and package index are not asked by a test.
+        for look in LOOKS[..8].iter().chain(&LOOKS[10..]) {
+            let finding = look();
             assert_eq!(finding.state == State::Ok, finding.fix.is_none(), "{finding:?}");
             assert!(!finding.found.is_empty(), "{finding:?}");
         }
