@@ -128,3 +128,60 @@ fn the_doctor_fails_where_nothing_can_be_cached() {
     assert_eq!(state(&found(&doctor("cache")), "cache"), "ok");
     assert_eq!(state(&found(&broken), "libtorch"), "ok");
 }
+
+/// 300 sentences with such labels.
+fn labelled(bench: &Bench, name: &str, labels: [&str; 2]) {
+    let row =
+        |i: usize| format!("the film was {} and the plot, number {i}\t{}\n", ["dull", "warm"][i % 2], labels[i % 2]);
+    let rows: String = (0..300).map(row).collect();
+    fs::write(bench.path(name), format!("sentence\tlabel\n{rows}")).expect("written");
+}
+
+#[test]
+fn a_first_pipeline_is_right_and_can_be_planned_and_run() {
+    let bench = Bench::new("llama-gqa");
+    labelled(&bench, "reviews.tsv", ["bad", "good"]);
+    let output = bench.sepal(&["init", "reviews.tsv", "--model", "model"]).output().expect("sepal runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "next: sepal plan reviews.yaml");
+    for words in ["text        `sentence`", "label       `label`", "bad 150, good 150", "tokenizer of model"] {
+        assert!(said.contains(words), "{words} is not in\n{said}");
+    }
+    let spec = json(&done(&mut bench.sepal(&["render", "reviews.yaml", "--json"])));
+    let value = |key: &str| spec[key]["value"].clone();
+    assert_eq!(value("task.with.labels"), serde_json::json!(["bad", "good"]));
+    assert_eq!(value("data.validation_split"), 0.1);
+    // Nine words, a comma and the template's: 11 tokens and 3 more, in steps of 8.
+    assert_eq!(value("data.max_length"), 16);
+    done(&mut bench.sepal(&["validate", "reviews.yaml"]));
+    let plan = json(&done(&mut bench.sepal(&["plan", "reviews.yaml", "--json", "--probe-steps", "1"])));
+    assert_eq!(plan["data"]["train_rows"], 270);
+    done(&mut bench.sepal(&["run", "reviews.yaml", "--set", "train.max_steps=4", "train.threads=1"]));
+
+    let again = bench.sepal(&["init", "reviews.tsv", "--model", "model"]).output().expect("sepal runs");
+    assert_eq!(again.status.code(), Some(1), "nothing is written over");
+    done(&mut bench.sepal(&["init", "reviews.tsv", "--model", "model", "--force"]));
+}
+
+#[test]
+fn labels_that_are_numbers_get_names() {
+    let bench = Bench::new("llama-gqa");
+    labelled(&bench, "reviews.tsv", ["0", "1"]);
+    let labels = |more: &[&str]| {
+        let args = [&["init", "reviews.tsv", "--output", "p.yaml", "--force", "--model", "not-here"], more].concat();
+        let output = bench.sepal(&args).output().expect("sepal runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        let spec = json(&done(&mut bench.sepal(&["render", "p.yaml", "--json"])));
+        (spec["task.with.labels"]["value"].clone(), said)
+    };
+    let (unnamed, said) = labels(&[]);
+    assert_eq!(unnamed, serde_json::json!(["label_0", "label_1"]));
+    assert!(said.contains("name them by --labels") && said.contains("words, taken for 1.5 tokens each"), "{said}");
+    assert_eq!(labels(&["--labels", "bad,good"]).0, serde_json::json!(["bad", "good"]));
+    let wrong =
+        bench.sepal(&["init", "reviews.tsv", "--output", "q.yaml", "--labels", "a,b,c"]).output().expect("runs");
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(!bench.path("q.yaml").exists());
+}

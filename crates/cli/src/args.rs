@@ -16,6 +16,8 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Write a pipeline file for a data file
+    Init(crate::init::InitArgs),
     /// Train from a pipeline file, or go on with a run that was interrupted
     Run(RunArgs),
     /// Check a pipeline file and print it with every default filled in

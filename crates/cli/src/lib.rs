@@ -15,6 +15,7 @@ mod console;
 mod doctor;
 mod downloads;
 mod environment;
+mod init;
 mod manual;
 mod place;
 mod plan;
@@ -53,6 +54,7 @@ pub fn main(registry: Registry) -> ExitCode {
             environment::start_with(&[]);
             plan::plan(&registry, &args)
         }
+        Command::Init(args) => init::init(&registry, &args),
         Command::Fetch(args) => run::fetch(&registry, &args),
         Command::Schema => run::schema(&registry),
         Command::Plugins(args) => run::list(&registry, &args),

@@ -1,22 +1,73 @@
 //! Cells of arrow columns as texts and raw labels.
 
+use std::borrow::Cow;
+
 use arrow::array::{Array, ArrayRef, AsArray, StringArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type, Int64Type};
+use serde_json::value::RawValue;
 
 use crate::RawLabel;
 
-/// The cells as texts; numbers and booleans are written out. `None` if the column holds something else.
-pub(crate) fn texts(column: &ArrayRef) -> Option<StringArray> {
-    let plain = match column.data_type() {
+/// Whether [`texts`] can be had of such a column.
+pub(crate) fn is_textual(kind: &DataType) -> bool {
+    let plain = match kind {
         DataType::Dictionary(_, values) => values.as_ref(),
         other => other,
     };
     let is_text = matches!(plain, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Boolean);
-    if !is_text && !plain.is_integer() && !plain.is_floating() && !plain.is_null() {
+    is_text || plain.is_integer() || plain.is_floating() || plain.is_null()
+}
+
+/// The cells as texts; numbers and booleans are written out. `None` if the column holds something else.
+pub(crate) fn texts(column: &ArrayRef) -> Option<StringArray> {
+    if !is_textual(column.data_type()) {
         return None;
     }
     cast(column, &DataType::Utf8).ok().map(|texts| texts.as_string::<i32>().clone())
+}
+
+/// The cells of JSON as texts: strings as they are meant, numbers and booleans as they are written, null for all else.
+pub(crate) fn json_texts(column: &ArrayRef) -> Option<StringArray> {
+    let cells = column.as_string_opt::<i32>()?;
+    Some(cells.iter().map(|cell| cell.and_then(json_text)).collect())
+}
+
+/// The text of a JSON value that is neither list nor object nor null.
+pub(crate) fn json_text(value: &str) -> Option<Cow<'_, str>> {
+    match value.as_bytes().first()? {
+        b'"' => serde_json::from_str(value).ok().map(Cow::Owned),
+        b'[' | b'{' => None,
+        _ if value == "null" => None,
+        _ => Some(Cow::Borrowed(value)),
+    }
+}
+
+/// The cells of JSON as labels: a list of numbers with a decimal point is one of numbers, all else is names. `None` if
+/// there is an object.
+pub(crate) fn json_labels(column: &ArrayRef) -> Option<Vec<Option<RawLabel>>> {
+    let label = |cell: Option<&str>| cell.map_or(Some(None), json_label);
+    column.as_string_opt::<i32>()?.iter().map(label).collect()
+}
+
+/// `Some(None)` for a list with a null in it.
+fn json_label(value: &str) -> Option<Option<RawLabel>> {
+    if !value.starts_with('[') {
+        return json_text(value).map(|name| Some(RawLabel::Name(name.into_owned())));
+    }
+    let items: Vec<&RawValue> = serde_json::from_str(value).ok()?;
+    let items: Vec<&str> = items.into_iter().map(RawValue::get).collect();
+    if items.contains(&"null") {
+        return Some(None);
+    }
+    let has_point = |item: &&str| !item.starts_with('"') && item.contains(['.', 'e', 'E']);
+    if items.iter().all(has_point)
+        && let Ok(numbers) = items.iter().map(|item| item.parse()).collect::<Result<Vec<f64>, _>>()
+    {
+        return Some(Some(RawLabel::Many(numbers.into_iter().map(RawLabel::Float).collect())));
+    }
+    let names = items.into_iter().map(|item| json_text(item).map(|name| RawLabel::Name(name.into_owned())));
+    names.collect::<Option<Vec<_>>>().map(|names| Some(RawLabel::Many(names)))
 }
 
 /// The cells as labels, `None` where one is null. `None` if the column holds something else.

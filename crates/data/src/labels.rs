@@ -1,7 +1,8 @@
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use crate::nearest::{hint, nearest};
-use crate::{Place, RawLabel, Table};
+use crate::{Place, RawLabel, Rows, Table};
 
 /// The names of a task's labels; a label's number is its place among them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,7 +125,35 @@ impl LabelSet {
     /// [`LabelError`] with file and row for the first that is no label.
     pub fn labels_as(&self, table: &Table, kind: LabelKind) -> Result<Labels, LabelError> {
         let rows = table.labels().ok_or(LabelError::NoColumn)?;
-        let rows = || rows.iter().enumerate().map(|(row, label)| (Site { set: self, table, row }, label));
+        self.convert(rows.iter(), &|row| table.place(row), kind)
+    }
+
+    /// The labels of a chunk of rows, of this kind; as [`LabelSet::labels_as`].
+    ///
+    /// # Errors
+    /// [`LabelError`] with file and row for the first that is no label, or is missing.
+    pub fn labels_of(&self, rows: &Rows, kind: LabelKind) -> Result<Labels, LabelError> {
+        let labels = rows.labels.as_ref().ok_or(LabelError::NoColumn)?;
+        let place = |row| rows.place(row);
+        if let Some(row) = labels.iter().position(Option::is_none) {
+            return Err(LabelError::Missing { place: place(row) });
+        }
+        self.convert(labels.iter().flatten(), &place, kind)
+    }
+
+    /// The number of the class that a label stands for, if it is one.
+    pub(crate) fn class_of(&self, label: &RawLabel) -> Option<usize> {
+        let nowhere = |row| Place { path: PathBuf::new(), row };
+        Site { set: self, places: &nowhere, row: 0 }.class(label).ok().and_then(|class| usize::try_from(class).ok())
+    }
+
+    fn convert<'a>(
+        &self,
+        labels: impl Iterator<Item = &'a RawLabel>,
+        places: &dyn Fn(usize) -> Place,
+        kind: LabelKind,
+    ) -> Result<Labels, LabelError> {
+        let rows = || labels.enumerate().map(|(row, label)| (Site { set: self, places, row }, label));
         Ok(match kind {
             LabelKind::Class => Labels::Class(rows().map(|(site, label)| site.class(label)).collect::<Result<_, _>>()?),
             LabelKind::Value => Labels::Value(rows().map(|(site, label)| site.value(label)).collect::<Result<_, _>>()?),
@@ -159,7 +188,7 @@ pub fn check_classes(labels: &Labels, set: &LabelSet) -> Result<(), LabelError> 
 /// One label of a table.
 struct Site<'a> {
     set: &'a LabelSet,
-    table: &'a Table,
+    places: &'a dyn Fn(usize) -> Place,
     row: usize,
 }
 
@@ -239,7 +268,7 @@ impl Site<'_> {
     }
 
     fn place(&self) -> Place {
-        self.table.place(self.row)
+        (self.places)(self.row)
     }
 }
 
@@ -260,6 +289,12 @@ pub enum LabelError {
     /// The table was read without labels.
     #[error("find labels: no column of labels was named")]
     NoColumn,
+    /// A row without a label.
+    #[error("use {place}: there is no label")]
+    Missing {
+        /// The file and row.
+        place: Place,
+    },
     /// A name that is not in the set.
     #[error("use {place}: `{name}` is no label; the labels are {}{}", list(known), hint(nearest.as_deref()))]
     UnknownName {

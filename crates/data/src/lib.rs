@@ -3,10 +3,14 @@
 //! A [`TableSpec`] names the columns of a parquet, arrow, csv, tsv or jsonl file; [`Table::read`] decodes those and no
 //! others. A [`LabelSet`] makes what the label column holds [`Labels`] to train on, [`split`] sets rows aside,
 //! [`TokenTable::build`] tokenizes (once: it keeps the result by content), and a [`Loader`] deals batches, prepared in
-//! the background. This crate fetches nothing, pads nothing, and does not know libtorch.
+//! the background. What does not fit into memory is read as a [`RowStream`], in chunks, and predictions for it leave by
+//! a [`PredictionWriter`], as they come; [`survey`] says what an unknown file holds. This crate fetches nothing, pads
+//! nothing, and does not know libtorch.
 //!
-//! Invariants: a table has at least one row and no empty text; every error about a row names its file and number; the
-//! same files, seed and options give the same batches in every process and in every version.
+//! Invariants: a table has at least one row and no empty text, and a chunk no empty text; a stream and a writer hold no
+//! more than a chunk (of an arrow file, one of its batches; in parquet, 16 MiB of a row group); a file of predictions is
+//! there whole or not at all; every error about a row names its file and number; the same files, seed and options give
+//! the same batches in every process and in every version.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -44,21 +48,29 @@ mod nearest;
 mod order;
 mod predictions;
 mod read;
+mod rows;
 mod spec;
 mod split;
+mod survey;
 mod table;
 mod template;
 #[cfg(test)]
 mod testing;
 mod token_cache;
 mod tokens;
+mod write;
 
 pub use labels::{LabelError, LabelKind, LabelSet, Labels, check_classes};
 pub use loader::{Batch, Epoch, Loader, LoaderConfig, LoaderError};
 pub use predictions::{Predicted, PredictionError, predictions_parquet};
 pub use read::ReadError;
+pub use rows::{BadRow, Carry, CellProblem, Chosen, Layout, OnBadRow, RowSpec, RowStream, Rows};
 pub use spec::{Format, TableSpec, split_files};
 pub use split::{SplitError, split};
+pub use survey::{
+    Balance, Choice, ClassCount, ColumnKind, ColumnSurvey, Count, LabelChoice, Lengths, Survey, SurveyOptions, survey,
+};
 pub use table::{Place, RawLabel, Table};
 pub use template::{Template, TemplateError};
 pub use tokens::{Encode, TokenSpec, TokenTable, TokenizeError, encode_texts};
+pub use write::{OutputSpec, PredictionWriter, WriteError};

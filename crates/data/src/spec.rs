@@ -20,6 +20,8 @@ pub enum Format {
     Tsv,
     /// One JSON object per line.
     Jsonl,
+    /// One text per line; the column is called `text`. No ending means this format.
+    Lines,
 }
 
 impl Format {
@@ -48,6 +50,7 @@ impl Format {
             Format::Csv => "csv",
             Format::Tsv => "tsv",
             Format::Jsonl => "jsonl",
+            Format::Lines => "lines",
         }
     }
 }

@@ -1,13 +1,10 @@
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, RecordBatch, StringArray};
 use sha2::{Digest, Sha256};
 
-use crate::columns;
-use crate::read::{ReadError, read};
-use crate::{Format, TableSpec};
+use crate::{Carry, Format, OnBadRow, ReadError, RowSpec, RowStream, Rows, TableSpec};
 
 /// Texts with their labels, in file order. At least one row; no text is empty.
 #[derive(Debug, Clone)]
@@ -63,18 +60,15 @@ impl Table {
     /// # Errors
     /// [`ReadError`] as [`Table::read`].
     pub fn read_files(spec: &TableSpec, files: &[PathBuf]) -> Result<Self, ReadError> {
-        let mut rows = Rows::default();
+        let mut rows = Read::default();
         for (file, path) in files.iter().enumerate() {
-            let format = match spec.format {
-                Some(format) => format,
-                None => Format::of(path).ok_or_else(|| ReadError::UnknownFormat { path: path.clone() })?,
-            };
-            let reader = FileRows { spec, path, file };
-            let mut number = 0;
-            for batch in read(path, format, &wanted(spec))? {
-                reader.append(&batch, &mut number, &mut rows)?;
+            let format = spec.format.or_else(|| Format::of(path));
+            let format = format.ok_or_else(|| ReadError::UnknownFormat { path: path.clone() })?;
+            let mut stream = RowStream::open(path, &wanted(spec, format))?;
+            for chunk in &mut stream {
+                rows.append(chunk?, spec, file)?;
             }
-            rows.read += number;
+            rows.read += stream.read();
         }
         if rows.texts.is_empty() {
             let conditions: Vec<String> =
@@ -148,18 +142,23 @@ impl Table {
     }
 }
 
-/// The columns that are used, first the text.
-fn wanted(spec: &TableSpec) -> Vec<&str> {
-    let mut names = vec![spec.text.as_str()];
-    names.extend(spec.text_pair.as_deref());
-    names.extend(spec.label.as_deref());
-    names.extend(spec.filter.keys().map(String::as_str));
-    names
+/// As training reads: no row may be without a text.
+fn wanted(spec: &TableSpec, format: Format) -> RowSpec {
+    RowSpec {
+        format: Some(format),
+        text: Some(spec.text.clone()),
+        text_pair: spec.text_pair.clone(),
+        label: spec.label.clone(),
+        filter: spec.filter.clone(),
+        carry: Carry::Nothing,
+        on_bad_row: OnBadRow::Error,
+        chunk_rows: usize::MAX,
+    }
 }
 
 /// What has been read so far.
 #[derive(Default)]
-struct Rows {
+struct Read {
     texts: Vec<String>,
     pairs: Vec<String>,
     labels: Vec<RawLabel>,
@@ -167,89 +166,17 @@ struct Rows {
     read: usize,
 }
 
-/// One file on its way into a table.
-struct FileRows<'a> {
-    spec: &'a TableSpec,
-    path: &'a Path,
-    file: usize,
-}
-
-impl FileRows<'_> {
-    fn append(&self, batch: &RecordBatch, number: &mut usize, rows: &mut Rows) -> Result<(), ReadError> {
-        let texts = self.texts(batch, &self.spec.text)?;
-        let pairs = self.spec.text_pair.as_deref().map(|name| Ok((name, self.texts(batch, name)?))).transpose()?;
-        let labels = self.spec.label.as_deref().map(|name| Ok((name, self.labels(batch, name)?))).transpose()?;
-        let conditions = self
-            .spec
-            .filter
-            .iter()
-            .map(|(column, value)| Ok((self.texts(batch, column)?, value)))
-            .collect::<Result<Vec<_>, ReadError>>()?;
-        for row in 0..batch.num_rows() {
-            *number += 1;
-            if !conditions.iter().all(|(column, value)| column.is_valid(row) && column.value(row) == value.as_str()) {
-                continue;
-            }
-            rows.texts.push(self.text(&texts, &self.spec.text, row, *number)?);
-            if let Some((name, pairs)) = &pairs {
-                rows.pairs.push(self.text(pairs, name, row, *number)?);
-            }
-            if let Some((name, labels)) = &labels {
-                rows.labels.push(labels[row].clone().ok_or_else(|| self.null(name, *number))?);
-            }
-            rows.origins.push((self.file, *number));
+impl Read {
+    fn append(&mut self, chunk: Rows, spec: &TableSpec, file: usize) -> Result<(), ReadError> {
+        for (row, label) in chunk.labels.iter().flatten().enumerate() {
+            let column = || spec.label.clone().unwrap_or_default();
+            let label = label.clone().ok_or_else(|| ReadError::Null { place: chunk.place(row), column: column() })?;
+            self.labels.push(label);
         }
+        self.origins.extend(chunk.numbers.iter().map(|&number| (file, number)));
+        self.texts.extend(chunk.texts);
+        self.pairs.extend(chunk.pairs.into_iter().flatten());
         Ok(())
-    }
-
-    fn text(&self, column: &StringArray, name: &str, row: usize, number: usize) -> Result<String, ReadError> {
-        if column.is_null(row) {
-            return Err(self.null(name, number));
-        }
-        let text = column.value(row);
-        if text.trim().is_empty() {
-            return Err(ReadError::EmptyText { place: self.place(number), column: name.to_owned() });
-        }
-        Ok(text.to_owned())
-    }
-
-    fn texts(&self, batch: &RecordBatch, name: &str) -> Result<StringArray, ReadError> {
-        let column = self.column(batch, name)?;
-        columns::texts(column).ok_or_else(|| self.wrong_type(column, name, "texts"))
-    }
-
-    fn labels(&self, batch: &RecordBatch, name: &str) -> Result<Vec<Option<RawLabel>>, ReadError> {
-        let column = self.column(batch, name)?;
-        columns::labels(column).ok_or_else(|| self.wrong_type(column, name, "numbers, names or lists of them"))
-    }
-
-    fn column<'b>(&self, batch: &'b RecordBatch, name: &str) -> Result<&'b ArrayRef, ReadError> {
-        batch.column_by_name(name).ok_or_else(|| ReadError::MissingColumn {
-            path: self.path.to_owned(),
-            column: name.to_owned(),
-            columns: batch.schema().fields().iter().map(|field| field.name().clone()).collect(),
-            nearest: None,
-        })
-    }
-
-    fn wrong_type(&self, column: &ArrayRef, name: &str, expected: &'static str) -> ReadError {
-        let found = column.data_type().to_string();
-        ReadError::ColumnType { path: self.path.to_owned(), column: name.to_owned(), expected, found }
-    }
-
-    /// In csv and tsv files an empty cell is a null.
-    fn null(&self, name: &str, number: usize) -> ReadError {
-        let (place, column) = (self.place(number), name.to_owned());
-        let format = self.spec.format.or_else(|| Format::of(self.path));
-        let is_text = Some(name) != self.spec.label.as_deref();
-        match format {
-            Some(Format::Csv | Format::Tsv) if is_text => ReadError::EmptyText { place, column },
-            _ => ReadError::Null { place, column },
-        }
-    }
-
-    fn place(&self, number: usize) -> Place {
-        Place { path: self.path.to_owned(), row: number }
     }
 }
 

@@ -1,38 +1,47 @@
 use std::fs::File;
 use std::io::{BufReader, Read, Seek};
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::Schema;
-use arrow::error::ArrowError;
+use arrow::datatypes::SchemaRef;
 use arrow::ipc::reader::{FileReader, StreamReader};
 
-use super::{Failure, project};
+use super::{Decode, Decoded, Failure};
 
 /// A file begins with this, a stream does not.
 const MAGIC: &[u8; 6] = b"ARROW1";
 
-pub(super) fn read(mut file: File, wanted: &[&str]) -> Result<Vec<RecordBatch>, Failure> {
+struct Arrow {
+    file: File,
+    /// Whether it is a file with an index at its end, or a stream.
+    indexed: bool,
+    schema: SchemaRef,
+}
+
+pub(super) fn open(mut file: File) -> Result<Box<dyn Decode>, Failure> {
     let mut start = Vec::new();
     (&mut file).take(MAGIC.len() as u64).read_to_end(&mut start)?;
     file.rewind()?;
-    let mut again = file.try_clone()?;
-    // The schema is needed to say which columns are wanted, so a reader is made twice.
-    if start == MAGIC {
-        let indices = indices(&FileReader::try_new(BufReader::new(file), None)?.schema(), wanted)?;
-        again.rewind()?;
-        collect(FileReader::try_new(BufReader::new(again), Some(indices))?)
-    } else {
-        let indices = indices(&StreamReader::try_new(BufReader::new(file), None)?.schema(), wanted)?;
-        again.rewind()?;
-        collect(StreamReader::try_new(BufReader::new(again), Some(indices))?)
+    let indexed = start == MAGIC;
+    let first = BufReader::new(file.try_clone()?);
+    let schema = match indexed {
+        true => FileReader::try_new(first, None)?.schema(),
+        false => StreamReader::try_new(first, None)?.schema(),
+    };
+    Ok(Box::new(Arrow { file, indexed, schema }))
+}
+
+impl Decode for Arrow {
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone()
     }
-}
 
-fn indices(schema: &Schema, wanted: &[&str]) -> Result<Vec<usize>, Failure> {
-    let columns: Vec<String> = schema.fields().iter().map(|field| field.name().clone()).collect();
-    project(&columns, wanted)
-}
-
-fn collect(batches: impl Iterator<Item = Result<RecordBatch, ArrowError>>) -> Result<Vec<RecordBatch>, Failure> {
-    Ok(batches.collect::<Result<_, _>>()?)
+    /// The file's own batches, however large.
+    fn batches(mut self: Box<Self>, indices: Vec<usize>, _: usize) -> Result<Decoded, Failure> {
+        // A reader must know the columns from its beginning.
+        self.file.rewind()?;
+        let reader = BufReader::new(self.file);
+        Ok(match self.indexed {
+            true => Box::new(FileReader::try_new(reader, Some(indices))?.map(|batch| Ok(batch?))),
+            false => Box::new(StreamReader::try_new(reader, Some(indices))?.map(|batch| Ok(batch?))),
+        })
+    }
 }

@@ -1,81 +1,91 @@
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Seek};
+use std::collections::{HashMap, VecDeque};
+use std::io::{BufReader, Read};
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::{DataType, Field, Schema};
-use arrow::json::ReaderBuilder;
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, StringBuilder};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::{Failure, project};
+use super::{Decode, Decoded, Failure, Lines};
 
-/// How many lines say which columns there are.
+/// No more lines say which columns there are.
 const PEEK: usize = 100;
 
-pub(super) fn read(mut file: File, wanted: &[&str]) -> Result<Vec<RecordBatch>, Failure> {
-    let found = peek(BufReader::new(&mut file))?;
-    if found.is_empty() {
-        return Ok(Vec::new());
-    }
-    file.rewind()?;
-    let columns: Vec<String> = found.keys().cloned().collect();
-    let fields: Vec<Field> = project(&columns, wanted)?
-        .into_iter()
-        .map(|index| {
-            let name = &columns[index];
-            let kind = match found[name] {
-                Shape::Single => DataType::Utf8,
-                Shape::List => DataType::new_list(DataType::Utf8, true),
-                Shape::Floats => DataType::new_list(DataType::Float64, true),
-            };
-            Field::new(name, kind, true)
-        })
-        .collect();
-    // Only these fields are decoded, and numbers as they are written.
-    let builder = ReaderBuilder::new(Arc::new(Schema::new(fields))).with_coerce_primitive(true);
-    Ok(builder.build(BufReader::new(file))?.collect::<Result<_, _>>()?)
+/// One object to a line. A cell is the JSON of its value as it is written, null where that is null or missing.
+struct Jsonl {
+    /// The lines that were looked at, with their numbers.
+    seen: VecDeque<(usize, String)>,
+    lines: Lines<BufReader<Box<dyn Read + Send>>>,
+    schema: SchemaRef,
 }
 
-/// What a column holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Shape {
-    Single,
-    /// Lists of numbers with a decimal point.
-    Floats,
-    /// Lists of anything else.
-    List,
-}
-
-impl Shape {
-    fn of(value: &Value) -> Self {
-        match value.as_array() {
-            None => Shape::Single,
-            Some(items) if items.iter().all(Value::is_f64) => Shape::Floats,
-            Some(_) => Shape::List,
-        }
-    }
-}
-
-/// The columns of the first lines, each with the widest shape that it has in them.
-fn peek(reader: impl BufRead) -> Result<BTreeMap<String, Shape>, Failure> {
-    let mut found = BTreeMap::new();
-    let mut objects = 0;
-    for (number, line) in reader.lines().enumerate() {
-        let line = line?;
+pub(super) fn open(reader: Box<dyn Read + Send>, peek: usize) -> Result<Box<dyn Decode>, Failure> {
+    let mut lines = Lines::new(BufReader::new(reader));
+    let mut seen = VecDeque::new();
+    let mut columns = Map::new();
+    while seen.len() < peek.clamp(1, PEEK) {
+        let Some(line) = lines.next()?.map(str::to_owned) else { break };
         if line.trim().is_empty() {
             continue;
         }
-        let object: Map<String, Value> = serde_json::from_str(&line)
-            .map_err(|error| Failure::Broken(format!("line {}: {error}", number + 1).into()))?;
-        for (name, value) in object {
-            let shape = found.entry(name).or_insert(Shape::Single);
-            *shape = Shape::of(&value).max(*shape);
+        let object: Map<String, Value> = serde_json::from_str(&line).map_err(|error| lines.broken(error))?;
+        columns.extend(object);
+        seen.push_back((lines.number, line));
+    }
+    let fields: Vec<Field> = columns.keys().map(|name| Field::new(name, DataType::Utf8, true)).collect();
+    Ok(Box::new(Jsonl { seen, lines, schema: Arc::new(Schema::new(fields)) }))
+}
+
+impl Decode for Jsonl {
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+
+    fn batches(mut self: Box<Self>, indices: Vec<usize>, rows: usize) -> Result<Decoded, Failure> {
+        let schema = Arc::new(self.schema.project(&indices)?);
+        if schema.fields().is_empty() && self.schema.fields().is_empty() {
+            return Ok(Box::new(std::iter::empty()));
         }
-        objects += 1;
-        if objects == PEEK {
-            break;
+        Ok(Box::new(std::iter::from_fn(move || self.batch(&schema, rows).transpose())))
+    }
+}
+
+impl Jsonl {
+    fn batch(&mut self, schema: &SchemaRef, rows: usize) -> Result<Option<RecordBatch>, Failure> {
+        let mut columns: Vec<StringBuilder> = schema.fields().iter().map(|_| StringBuilder::new()).collect();
+        let mut n = 0;
+        while n < rows && self.append(schema, &mut columns)? {
+            n += 1;
+        }
+        if n == 0 {
+            return Ok(None);
+        }
+        let columns = columns.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef).collect();
+        let options = RecordBatchOptions::new().with_row_count(Some(n));
+        Ok(Some(RecordBatch::try_new_with_options(schema.clone(), columns, &options)?))
+    }
+
+    /// Appends the next object; whether there is one.
+    fn append(&mut self, schema: &Schema, columns: &mut [StringBuilder]) -> Result<bool, Failure> {
+        if let Some((number, line)) = self.seen.pop_front() {
+            cells(&line, schema, columns).map_err(|error| Failure::Broken(format!("line {number}: {error}").into()))?;
+            return Ok(true);
+        }
+        loop {
+            let Some(line) = self.lines.next()? else { return Ok(false) };
+            if !line.trim().is_empty() {
+                let result = cells(line, schema, columns);
+                return result.map(|()| true).map_err(|error| self.lines.broken(error));
+            }
         }
     }
-    Ok(found)
+}
+
+fn cells(line: &str, schema: &Schema, columns: &mut [StringBuilder]) -> Result<(), serde_json::Error> {
+    let object: HashMap<String, &RawValue> = serde_json::from_str(line)?;
+    for (field, column) in schema.fields().iter().zip(columns) {
+        column.append_option(object.get(field.name()).map(|value| value.get()).filter(|value| *value != "null"));
+    }
+    Ok(())
 }

@@ -1,15 +1,25 @@
 use std::fs::File;
 
-use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-use super::{Failure, project};
+use super::{Decode, Decoded, Failure};
 
-pub(super) fn read(file: File, wanted: &[&str]) -> Result<Vec<RecordBatch>, Failure> {
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file)?;
-    let columns: Vec<String> = builder.schema().fields().iter().map(|field| field.name().clone()).collect();
-    let mask = ProjectionMask::roots(builder.parquet_schema(), project(&columns, wanted)?);
-    let batches = builder.with_projection(mask).with_batch_size(8192).build()?;
-    Ok(batches.collect::<Result<_, _>>()?)
+struct Parquet(ParquetRecordBatchReaderBuilder<File>);
+
+pub(super) fn open(file: File) -> Result<Box<dyn Decode>, Failure> {
+    Ok(Box::new(Parquet(ParquetRecordBatchReaderBuilder::try_new(file)?)))
+}
+
+impl Decode for Parquet {
+    fn schema(&self) -> SchemaRef {
+        self.0.schema().clone()
+    }
+
+    fn batches(self: Box<Self>, indices: Vec<usize>, rows: usize) -> Result<Decoded, Failure> {
+        let mask = ProjectionMask::roots(self.0.parquet_schema(), indices);
+        let batches = self.0.with_projection(mask).with_batch_size(rows).build()?;
+        Ok(Box::new(batches.map(|batch| Ok(batch?))))
+    }
 }

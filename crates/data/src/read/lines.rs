@@ -1,0 +1,42 @@
+use std::io::{BufReader, Read};
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, RecordBatch, StringBuilder};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+
+use super::{Decode, Decoded, Failure, Lines};
+
+/// One text to a line.
+struct Plain {
+    lines: Lines<BufReader<Box<dyn Read + Send>>>,
+    schema: SchemaRef,
+}
+
+pub(super) fn open(reader: Box<dyn Read + Send>) -> Box<dyn Decode> {
+    let schema = Arc::new(Schema::new(vec![Field::new("text", DataType::Utf8, true)]));
+    Box::new(Plain { lines: Lines::new(BufReader::new(reader)), schema })
+}
+
+impl Decode for Plain {
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+
+    fn batches(mut self: Box<Self>, indices: Vec<usize>, rows: usize) -> Result<Decoded, Failure> {
+        Ok(Box::new(std::iter::from_fn(move || self.batch(&indices, rows).transpose())))
+    }
+}
+
+impl Plain {
+    fn batch(&mut self, indices: &[usize], rows: usize) -> Result<Option<RecordBatch>, Failure> {
+        let mut texts = StringBuilder::new();
+        let mut n = 0;
+        while n < rows {
+            let Some(line) = self.lines.next()? else { break };
+            texts.append_value(line);
+            n += 1;
+        }
+        let batch = RecordBatch::try_new(self.schema.clone(), vec![Arc::new(texts.finish()) as ArrayRef])?;
+        Ok((n > 0).then(|| batch.project(indices)).transpose()?)
+    }
+}

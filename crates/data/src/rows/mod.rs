@@ -1,0 +1,183 @@
+//! Rows of a file or a stream of any size, a chunk at a time.
+
+mod choose;
+mod stream;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+
+use crate::{Format, Place, RawLabel, ReadError};
+
+pub(crate) use choose::TEXT_NAMES;
+pub use stream::RowStream;
+
+/// What is wanted of each row of a file or stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowSpec {
+    /// The format; by the file's ending if not given, where `.txt` is [`Format::Lines`].
+    pub format: Option<Format>,
+    /// The column of texts. If none is named, one with a name that such columns often have (`text`, `sentence`,
+    /// `review` and others), or else the only column of texts.
+    pub text: Option<String>,
+    /// The column of second texts.
+    pub text_pair: Option<String>,
+    /// The column of labels.
+    pub label: Option<String>,
+    /// Only rows whose column has this value are used.
+    pub filter: BTreeMap<String, String>,
+    /// The columns that go along to what is written.
+    pub carry: Carry,
+    /// What to do about a row without a text.
+    pub on_bad_row: OnBadRow,
+    /// The most rows of a chunk; more than 8192 are taken for 8192.
+    pub chunk_rows: usize,
+}
+
+impl Default for RowSpec {
+    fn default() -> Self {
+        Self {
+            format: None,
+            text: None,
+            text_pair: None,
+            label: None,
+            filter: BTreeMap::new(),
+            carry: Carry::Nothing,
+            on_bad_row: OnBadRow::Skip,
+            chunk_rows: 1024,
+        }
+    }
+}
+
+/// Columns that are kept beside texts and labels.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Carry {
+    /// None.
+    #[default]
+    Nothing,
+    /// Each that is neither text nor second text nor label.
+    Others,
+    /// These, in this order.
+    Columns(Vec<String>),
+}
+
+/// What to do about a row without a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum OnBadRow {
+    /// The rows before it are given, and then its error.
+    Error,
+    /// It is left out, and listed in [`Rows::skipped`].
+    #[default]
+    Skip,
+}
+
+/// A row that nothing can be predicted for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadRow {
+    /// The file and row.
+    pub place: Place,
+    /// The column.
+    pub column: String,
+    /// What is wrong there.
+    pub problem: CellProblem,
+}
+
+/// What is wrong with the text of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CellProblem {
+    /// It has no letter; in csv and tsv files, nothing stands there.
+    Empty,
+    /// It is null or missing.
+    Null,
+    /// It is a list or an object.
+    NotText,
+}
+
+impl fmt::Display for CellProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            CellProblem::Empty => "empty",
+            CellProblem::Null => "null",
+            CellProblem::NotText => "no text",
+        })
+    }
+}
+
+impl fmt::Display for BadRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: `{}` is {}", self.place, self.column, self.problem)
+    }
+}
+
+impl From<BadRow> for ReadError {
+    fn from(BadRow { place, column, problem }: BadRow) -> Self {
+        match problem {
+            CellProblem::Empty => ReadError::EmptyText { place, column },
+            CellProblem::Null => ReadError::Null { place, column },
+            CellProblem::NotText => ReadError::NotText { place, column },
+        }
+    }
+}
+
+/// A chunk of rows, in the order of the file. There may be none, if all were skipped.
+#[derive(Debug, Clone)]
+pub struct Rows {
+    /// The texts, none of them empty.
+    pub texts: Vec<String>,
+    /// The second texts, if a column of them was named.
+    pub pairs: Option<Vec<String>>,
+    /// The labels as the file has them, if a column of them was named; `None` where the file has none.
+    pub labels: Option<Vec<Option<RawLabel>>>,
+    /// The data row of each, from 1; a header does not count.
+    pub numbers: Vec<usize>,
+    /// Rows that were left out, those of the chunk and no others.
+    pub skipped: Vec<BadRow>,
+    /// A row for each of the texts.
+    pub(crate) carried: RecordBatch,
+    path: Arc<Path>,
+}
+
+impl Rows {
+    /// The number of rows.
+    pub fn len(&self) -> usize {
+        self.texts.len()
+    }
+
+    /// Whether all rows of the chunk were skipped.
+    pub fn is_empty(&self) -> bool {
+        self.texts.is_empty()
+    }
+
+    /// Where a row comes from.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn place(&self, row: usize) -> Place {
+        Place { path: PathBuf::from(&*self.path), row: self.numbers[row] }
+    }
+}
+
+/// The columns that the rows of a stream have, for what is written from them.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    pub(crate) pair: bool,
+    pub(crate) label: bool,
+    pub(crate) carried: SchemaRef,
+    /// Whether what is carried is JSON.
+    pub(crate) json: bool,
+}
+
+/// How the column of texts was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Chosen {
+    /// It was named.
+    Named,
+    /// Its name is one that columns of texts often have.
+    Usual,
+    /// No other holds texts.
+    Only,
+}

@@ -1,0 +1,241 @@
+use std::path::PathBuf;
+
+use arrow::datatypes::Schema;
+use serde_json::Value;
+
+use super::tally::Tally;
+use super::{Balance, Choice, ClassCount, ColumnKind, ColumnSurvey, LabelChoice, Survey};
+use crate::rows::TEXT_NAMES;
+use crate::{Format, LabelKind};
+
+/// What columns of labels are often called, the surest first.
+const LABEL_NAMES: [&str; 24] = [
+    "label",
+    "labels",
+    "class",
+    "target",
+    "sentiment",
+    "category",
+    "intent",
+    "emotion",
+    "emotions",
+    "topic",
+    "score",
+    "rating",
+    "stars",
+    "gold",
+    "gold_label",
+    "polarity",
+    "stance",
+    "toxicity",
+    "toxic",
+    "is_duplicate",
+    "answer",
+    "similarity",
+    "y",
+    "classes",
+];
+
+/// What the columns of pairs are often called, first and second.
+const PAIR_NAMES: [(&str, &str); 16] = [
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("text", "text_pair"),
+    ("text_a", "text_b"),
+    ("text1", "text2"),
+    ("question", "sentence"),
+    ("question", "passage"),
+    ("question", "context"),
+    ("question", "paragraph"),
+    ("query", "passage"),
+    ("query", "document"),
+    ("claim", "evidence"),
+    ("sentence_a", "sentence_b"),
+    ("sent1", "sent2"),
+    ("s1", "s2"),
+];
+
+/// Whole numbers of more values are rather numbers than classes, unless they count from 0.
+const MAX_INTEGER_CLASSES: usize = 20;
+
+/// The columns with what was chosen among them; path, format and whether all rows were read are the caller's to say.
+pub(super) fn choose(columns: Vec<ColumnSurvey>, tallies: &[Tally], schema: &Schema, rows: usize) -> Survey {
+    let mut texts = texts(&columns, rows);
+    let pair = pair(&columns);
+    if let Some((first, _)) = &pair {
+        texts.retain(|choice| choice.column != first.column);
+        texts.insert(0, first.clone());
+    }
+    let pair = pair.map(|(_, second)| second);
+    texts.retain(|choice| pair.as_ref().is_none_or(|pair| pair.column != choice.column));
+    let mut texts = texts.into_iter();
+    let text = texts.next();
+    let taken = |name: &str| [&text, &pair].into_iter().flatten().any(|choice| choice.column == name);
+    let usable = columns.iter().zip(tallies).filter(|(column, _)| !taken(&column.name));
+    let mut labels: Vec<(usize, LabelChoice)> =
+        usable.flat_map(|(column, tally)| labels(column, tally, schema, rows)).collect();
+    labels.sort_by_key(|(score, _)| std::cmp::Reverse(*score));
+    let mut labels = labels.into_iter().map(|(_, choice)| choice);
+    let label = labels.next();
+    let is_label = |choice: &Choice| label.as_ref().is_some_and(|label| label.column == choice.column);
+    let text_alternatives = texts.filter(|choice| !is_label(choice)).collect();
+    Survey {
+        path: PathBuf::new(),
+        format: Format::Csv,
+        rows,
+        whole: true,
+        text,
+        text_alternatives,
+        pair,
+        label,
+        label_alternatives: labels.collect(),
+        columns,
+    }
+}
+
+/// Columns of texts, the likelier first.
+fn texts(columns: &[ColumnSurvey], rows: usize) -> Vec<Choice> {
+    let mut found: Vec<&ColumnSurvey> = columns.iter().filter(|column| column.kind == ColumnKind::Text).collect();
+    let rank = |column: &ColumnSurvey| place(&TEXT_NAMES, &column.name);
+    // Words alone are identifiers if each is another, and classes if there are few.
+    let is_prose = |column: &ColumnSurvey| {
+        let unique = column.distinct.n * 10 >= (rows - column.missing - column.empty) * 9;
+        let few = column.distinct.n * 10 <= rows;
+        column.words.mean >= 1.5 && !(few && column.words.mean < 4.0) || rank(column).is_some() || !(unique || few)
+    };
+    if found.iter().any(|column| is_prose(column)) {
+        found.retain(|column| {
+            is_prose(column) && (place(&LABEL_NAMES, &column.name).is_none() || column.words.mean > 4.0)
+        });
+    }
+    let longest = found.iter().map(|column| column.words.mean).fold(0.0, f64::max);
+    let is_usual = |column: &ColumnSurvey| rank(column).filter(|_| column.words.mean * 4.0 >= longest);
+    found.sort_by(|a, b| {
+        let (first, second) = (is_usual(a).unwrap_or(usize::MAX), is_usual(b).unwrap_or(usize::MAX));
+        first.cmp(&second).then(b.words.mean.total_cmp(&a.words.mean))
+    });
+    let reason = |column: &&ColumnSurvey| {
+        let mean = format!("{:.1} words in the mean", column.words.mean);
+        match () {
+            () if is_usual(column).is_some() => format!("texts are often called so, and it has {mean}"),
+            () if column.words.mean == longest => format!("its texts are the longest, with {mean}"),
+            () => format!("it holds texts, with {mean}"),
+        }
+    };
+    found.iter().map(|column| Choice { column: column.name.clone(), reason: reason(column) }).collect()
+}
+
+/// First and second texts, if two columns are named as such.
+fn pair(columns: &[ColumnSurvey]) -> Option<(Choice, Choice)> {
+    let text = |name: &str| {
+        columns.iter().find(|column| column.kind == ColumnKind::Text && column.name.eq_ignore_ascii_case(name))
+    };
+    let (first, second) = PAIR_NAMES.iter().find_map(|(first, second)| Some((text(first)?, text(second)?)))?;
+    let reason = format!("`{}` and `{}` are names of pairs of texts", first.name, second.name);
+    let choice = |column: &ColumnSurvey| Choice { column: column.name.clone(), reason: reason.clone() };
+    Some((choice(first), choice(second)))
+}
+
+/// The ways to take a column as labels, each with how likely it is.
+fn labels(column: &ColumnSurvey, tally: &Tally, schema: &Schema, rows: usize) -> Vec<(usize, LabelChoice)> {
+    let name = place(&LABEL_NAMES, &column.name);
+    let filled = tally.filled();
+    let distinct = column.distinct.n;
+    let few = tally.values().is_some() && distinct >= 2 && (name.is_some() || distinct * 2 <= filled);
+    let class = |score: usize| (score, classes(column, tally, schema, rows, LabelKind::Class));
+    let value = |score: usize| (score, values(column, tally, rows));
+    // A name is worth more than anything that the cells say.
+    let base = name.map_or(0, |rank| 1000 - rank * 10);
+    match column.kind {
+        ColumnKind::List if tally.values().is_some_and(|items| !items.is_empty()) || tally.multi_hot() => {
+            vec![(base + 5, classes(column, tally, schema, rows, LabelKind::Multi))]
+        }
+        ColumnKind::Boolean if distinct == 2 => vec![class(base + 6)],
+        ColumnKind::Text if few && column.words.mean < 5.0 => vec![class(base + 6)],
+        ColumnKind::Integer if few && (distinct <= MAX_INTEGER_CLASSES || numbered(tally)) => {
+            vec![class(base + 6), value(1)]
+        }
+        ColumnKind::Integer | ColumnKind::Number if distinct >= 2 => {
+            // Numbers that are all different, and whole, rather tell rows apart.
+            let id = column.kind == ColumnKind::Integer && distinct * 10 >= filled * 9;
+            if id && name.is_none() { Vec::new() } else { vec![value(base + 3)] }
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn classes(column: &ColumnSurvey, tally: &Tally, schema: &Schema, rows: usize, kind: LabelKind) -> LabelChoice {
+    let numbered = kind == LabelKind::Class && numbered(tally);
+    let names = class_names(schema, &column.name);
+    let name = |value: &str| names.get(value.parse::<f64>().ok()? as usize).cloned();
+    // Of multi-hot vectors the items are no classes.
+    let counts = tally.values().into_iter().flatten().filter(|_| kind == LabelKind::Class || !tally.multi_hot());
+    let mut classes: Vec<ClassCount> =
+        counts.map(|(value, &rows)| ClassCount { value: value.clone(), name: name(value), rows }).collect();
+    let number = |class: &ClassCount| class.value.parse::<f64>().unwrap_or(f64::INFINITY);
+    classes.sort_by(|a, b| number(a).total_cmp(&number(b)));
+    let what = match kind {
+        LabelKind::Multi if tally.multi_hot() => "lists of numbers from 0 to 1, one for each class".to_owned(),
+        LabelKind::Multi => format!("lists of {} different labels", classes.len()),
+        _ if numbered => format!("the numbers 0 to {}, which stand for classes", classes.len() - 1),
+        _ => format!("{} different values in {} rows", classes.len(), tally.filled()),
+    };
+    let counts = || classes.iter().map(|class| class.rows);
+    let (most, least, all) = (counts().max(), counts().min(), counts().sum::<usize>());
+    let balance = most
+        .zip(least)
+        .map(|(most, least)| Balance { largest: most as f64 / all as f64, ratio: most as f64 / least as f64 });
+    LabelChoice {
+        column: column.name.clone(),
+        kind,
+        reason: reason(column, &what),
+        numbered,
+        missing: rows - tally.filled(),
+        balance,
+        range: None,
+        classes,
+    }
+}
+
+fn values(column: &ColumnSurvey, tally: &Tally, rows: usize) -> LabelChoice {
+    let (least, greatest) = tally.range().unwrap_or_default();
+    let what = format!("numbers from {least} to {greatest}");
+    LabelChoice {
+        column: column.name.clone(),
+        kind: LabelKind::Value,
+        reason: reason(column, &what),
+        classes: Vec::new(),
+        numbered: false,
+        missing: rows - tally.filled(),
+        balance: None,
+        range: tally.range(),
+    }
+}
+
+fn reason(column: &ColumnSurvey, what: &str) -> String {
+    match place(&LABEL_NAMES, &column.name) {
+        Some(_) => format!("labels are often called so, and it holds {what}"),
+        None => format!("it holds {what}"),
+    }
+}
+
+/// Whether the values are the numbers from 0 on, without a gap.
+fn numbered(tally: &Tally) -> bool {
+    let numbers = |value: &String| value.parse::<f64>().ok().filter(|number| number.fract() == 0.0 && *number >= 0.0);
+    let Some(values) = tally.values().filter(|values| values.len() >= 2) else { return false };
+    let Some(mut numbers) = values.keys().map(numbers).collect::<Option<Vec<f64>>>() else { return false };
+    numbers.sort_by(f64::total_cmp);
+    numbers.iter().enumerate().all(|(i, number)| *number == i as f64)
+}
+
+/// The names of a column's classes, where the library `datasets` left them in the file.
+fn class_names(schema: &Schema, column: &str) -> Vec<String> {
+    let metadata = schema.metadata().get("huggingface").and_then(|text| serde_json::from_str::<Value>(text).ok());
+    let names = metadata.as_ref().and_then(|value| value["info"]["features"][column]["names"].as_array());
+    names.into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect()
+}
+
+fn place(names: &[&str], name: &str) -> Option<usize> {
+    names.iter().position(|known| known.eq_ignore_ascii_case(name.trim()))
+}

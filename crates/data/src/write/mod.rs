@@ -1,0 +1,251 @@
+//! Predictions as a file or stream, a chunk at a time.
+
+mod encode;
+mod layout;
+mod target;
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
+use parquet::errors::ParquetError;
+
+use crate::{Format, LabelKind, LabelSet, Layout, Predicted, Rows};
+use encode::Encoder;
+use target::Target;
+
+/// Joins several labels in one cell of a csv or tsv file.
+const JOIN: char = '|';
+
+/// What is written of each prediction.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutputSpec {
+    /// The format; by the file's ending if not given.
+    pub format: Option<Format>,
+    /// The names of the classes.
+    pub labels: LabelSet,
+    /// What the labels are.
+    pub kind: LabelKind,
+    /// Whether the texts are written again, as `text` and `text_pair`.
+    pub text: bool,
+    /// Whether there is a column `probability_NAME` for each class.
+    pub probabilities: bool,
+    /// Of several labels, those of at least this probability are predicted.
+    pub threshold: f32,
+    /// Whether a file of this name is replaced.
+    pub overwrite: bool,
+}
+
+impl OutputSpec {
+    /// Texts and predictions; no probabilities but that of what is predicted, and nothing is replaced.
+    pub fn new(labels: LabelSet, kind: LabelKind) -> Self {
+        Self { format: None, labels, kind, text: true, probabilities: false, threshold: 0.5, overwrite: false }
+    }
+}
+
+/// Writes predictions chunk by chunk as csv, tsv, jsonl or parquet; no more than a chunk is held, or 16 MiB of a row
+/// group.
+///
+/// The columns, in this order: those that the rows carry; `text` and `text_pair`; `label`, if the rows have it, by its
+/// name; `predicted`: the name of the class, the number, or the list of labels; `probability`, but for numbers: that
+/// of the class, or one for each label of the list; and `probability_NAME` for each class if asked for. Probabilities
+/// of classes are columns of numbers in every format, for those are what pandas computes with: a list in a cell is an
+/// object to it.
+///
+/// In csv and tsv files lists are joined by `|`, and a missing value is an empty cell. Tsv files know no quotation
+/// marks (for pandas: `quoting=3`), so that a tab or line break in a text becomes a space there. What comes from a
+/// csv or jsonl file is text in parquet; from jsonl to jsonl values are carried as they were written.
+pub struct PredictionWriter {
+    spec: OutputSpec,
+    layout: Layout,
+    schema: SchemaRef,
+    encoder: Encoder,
+    target: Target,
+    rows: u64,
+    /// An error came before, and what is written is not whole.
+    failed: bool,
+}
+
+impl PredictionWriter {
+    /// Writes a file. It stands under a temporary name beside it until [`PredictionWriter::finish`]; without that,
+    /// nothing is left.
+    ///
+    /// # Errors
+    /// [`WriteError`] if it cannot be made, if there is one and `spec.overwrite` is not set, or if two columns would
+    /// have one name.
+    pub fn create(path: &Path, spec: OutputSpec, layout: &Layout) -> Result<Self, WriteError> {
+        let format = spec.format.or_else(|| Format::of(path));
+        let format = format.ok_or_else(|| WriteError::Format { path: path.to_owned() })?;
+        let schema = layout::schema(&spec, layout, format)?;
+        let target = Target::file(path, spec.overwrite)?;
+        Self::new(spec, layout, format, schema, target)
+    }
+
+    /// Writes to a stream, such as standard output, and flushes it after each chunk. The format is csv, tsv or jsonl;
+    /// `spec.format` is not used.
+    ///
+    /// # Errors
+    /// [`WriteError`] if two columns would have one name, if the format is one of files, or if it cannot be written to.
+    pub fn to_writer(
+        out: impl Write + Send + 'static,
+        format: Format,
+        spec: OutputSpec,
+        layout: &Layout,
+    ) -> Result<Self, WriteError> {
+        if format == Format::Parquet {
+            return Err(WriteError::NeedsFile { format });
+        }
+        let schema = layout::schema(&spec, layout, format)?;
+        Self::new(spec, layout, format, schema, Target::stream(out))
+    }
+
+    fn new(
+        spec: OutputSpec,
+        layout: &Layout,
+        format: Format,
+        schema: SchemaRef,
+        mut target: Target,
+    ) -> Result<Self, WriteError> {
+        let encoder = match format {
+            Format::Csv => Encoder::Csv,
+            Format::Tsv => Encoder::Tsv,
+            Format::Jsonl => Encoder::Jsonl,
+            Format::Parquet => Encoder::parquet(&schema, &target)?,
+            Format::Arrow | Format::Lines => return Err(WriteError::Unsupported { format }),
+        };
+        target.write(&encoder.header(&schema)?)?;
+        Ok(Self { spec, layout: layout.clone(), schema, encoder, target, rows: 0, failed: false })
+    }
+
+    /// Writes the predictions of a chunk, one for each of its rows.
+    ///
+    /// # Errors
+    /// [`WriteError::Rows`] if there is not one for each, [`WriteError::Closed`] if nobody reads any more, and others.
+    pub fn write(&mut self, rows: &Rows, predicted: Predicted<'_>) -> Result<(), WriteError> {
+        let written = self.chunk(rows, predicted);
+        self.failed |= written.is_err();
+        written
+    }
+
+    fn chunk(&mut self, rows: &Rows, predicted: Predicted<'_>) -> Result<(), WriteError> {
+        layout::check(&self.spec, rows, predicted)?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let columns = layout::columns(&self.spec, &self.layout, rows, predicted)?;
+        let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns)?;
+        let carried = if self.layout.json { rows.carried.num_columns() } else { 0 };
+        let bytes = self.encoder.encode(&batch, carried)?;
+        self.target.write(&bytes)?;
+        self.rows += rows.len() as u64;
+        Ok(())
+    }
+
+    /// The rows so far.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Brings all to the disk and gives the file its name; the number of rows.
+    ///
+    /// # Errors
+    /// [`WriteError`] if that fails, or if a chunk failed before; then there is no file.
+    pub fn finish(self) -> Result<u64, WriteError> {
+        if self.failed {
+            return Err(WriteError::Unfinished { rows: self.rows });
+        }
+        self.encoder.finish()?;
+        self.target.finish()?;
+        Ok(self.rows)
+    }
+}
+
+impl std::fmt::Debug for PredictionWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PredictionWriter").field("spec", &self.spec).field("rows", &self.rows).finish_non_exhaustive()
+    }
+}
+
+/// Predictions that are not written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// The ending says nothing.
+    #[error("tell the format of {}: its ending is none of csv, tsv, jsonl, parquet", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A format that predictions are not written in.
+    #[error("write predictions as {format}: expected csv, tsv, jsonl or parquet")]
+    Unsupported {
+        /// The format.
+        format: Format,
+    },
+    /// A format that has its index at the end.
+    #[error("write {format} to a stream: that takes a file; streams are csv, tsv or jsonl")]
+    NeedsFile {
+        /// The format.
+        format: Format,
+    },
+    /// There is such a file already.
+    #[error("write {}: it exists; allow it to be overwritten, or give another name", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A folder or a device has the name.
+    #[error("write {}: it is no file", path.display())]
+    NotAFile {
+        /// What has the name.
+        path: PathBuf,
+    },
+    /// Two columns would have one name.
+    #[error("write two columns `{column}`: one is the input's; do not carry it")]
+    Column {
+        /// Their name.
+        column: String,
+    },
+    /// A name that cannot be told from two.
+    #[error("join the label `{name}` with others by `|`: it holds one; write jsonl or parquet")]
+    Name {
+        /// The label.
+        name: String,
+    },
+    /// Not one prediction for each row, or not one number for each class.
+    #[error("write predictions: {predictions} for {rows} {of}")]
+    Rows {
+        /// Predictions.
+        predictions: usize,
+        /// How many there should be.
+        rows: usize,
+        /// Of what.
+        of: &'static str,
+    },
+    /// Whoever read the stream has closed it: a reason to stop, and none to complain.
+    #[error("write to a stream that was closed")]
+    Closed,
+    /// The file or stream takes no more.
+    #[error("write {}", path.display())]
+    Io {
+        /// The file, or what stands for the stream.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// An error came before, so there is no file.
+    #[error("finish predictions: an error came after {rows} rows")]
+    Unfinished {
+        /// The rows before the error.
+        rows: u64,
+    },
+    /// A column cannot be built or written out.
+    #[error("lay out predictions")]
+    Arrow(#[from] ArrowError),
+    /// A parquet file cannot be written.
+    #[error("write predictions as parquet")]
+    Parquet(#[from] ParquetError),
+}

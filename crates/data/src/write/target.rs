@@ -1,0 +1,90 @@
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+use super::WriteError;
+
+/// Where bytes go.
+pub(super) enum Target {
+    File { file: NamedTempFile, path: PathBuf, overwrite: bool },
+    Stream(Box<dyn Write + Send>),
+}
+
+impl Target {
+    /// A file that gets its name at the end.
+    pub(super) fn file(path: &Path, overwrite: bool) -> Result<Self, WriteError> {
+        // The file that a link points to is replaced, not the link.
+        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        match fs::metadata(&path) {
+            Ok(found) if !found.is_file() => return Err(WriteError::NotAFile { path }),
+            Ok(_) if !overwrite => return Err(WriteError::Exists { path }),
+            _ => {}
+        }
+        let name = path.file_name().ok_or_else(|| WriteError::NotAFile { path: path.clone() })?;
+        let prefix = format!(".{}.", name.to_string_lossy());
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&prefix).suffix(".part");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            // As for any new file: what the umask leaves.
+            builder.permissions(fs::Permissions::from_mode(0o666));
+        }
+        let file = builder.tempfile_in(folder(&path)).map_err(|source| failed(&path, source))?;
+        Ok(Target::File { file, path, overwrite })
+    }
+
+    pub(super) fn stream(out: impl Write + Send + 'static) -> Self {
+        Target::Stream(Box::new(out))
+    }
+
+    /// Another handle of the file, if it is one.
+    pub(super) fn handle(&self) -> Result<Option<File>, WriteError> {
+        let Target::File { file, path, .. } = self else { return Ok(None) };
+        file.as_file().try_clone().map(Some).map_err(|source| failed(path, source))
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        match self {
+            Target::File { file, path, .. } => file.write_all(bytes).map_err(|source| failed(path, source)),
+            Target::Stream(out) => {
+                let written = out.write_all(bytes).and_then(|()| out.flush());
+                written.map_err(|source| failed(Path::new("the stream"), source))
+            }
+        }
+    }
+
+    pub(super) fn finish(self) -> Result<(), WriteError> {
+        let Target::File { file, path, overwrite } = self else { return Ok(()) };
+        file.as_file().sync_all().map_err(|source| failed(&path, source))?;
+        let named = if overwrite { file.persist(&path) } else { file.persist_noclobber(&path) };
+        match named {
+            Ok(_) => {}
+            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(WriteError::Exists { path });
+            }
+            Err(error) => return Err(failed(&path, error.error)),
+        }
+        // The name is on the disk too, where folders can be synced.
+        if let Ok(folder) = File::open(folder(&path)) {
+            folder.sync_all().ok();
+        }
+        Ok(())
+    }
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn failed(path: &Path, source: io::Error) -> WriteError {
+    match source.kind() {
+        io::ErrorKind::BrokenPipe => WriteError::Closed,
+        _ => WriteError::Io { path: path.to_owned(), source },
+    }
+}

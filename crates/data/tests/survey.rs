@@ -1,0 +1,137 @@
+//! What a survey says of files as people have them.
+
+use std::fs;
+use std::fs::File;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Float64Array, Int64Array, ListArray, RecordBatch, StringArray};
+use arrow::datatypes::Int64Type;
+use parquet::arrow::ArrowWriter;
+use sepal_data::{ColumnKind, Count, LabelKind, ReadError, Survey, SurveyOptions, survey};
+
+fn look(name: &str, content: &str) -> Survey {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join(name);
+    fs::write(&path, content).expect("written");
+    survey(&path, &SurveyOptions::default()).expect(name)
+}
+
+fn text(survey: &Survey) -> &str {
+    &survey.text.as_ref().expect("a text").column
+}
+
+#[test]
+fn reviews_with_named_classes() {
+    let words = ["a", "good film", "the plot is thin but the cast is fine", "no"];
+    let row = |i: usize| {
+        let sentiment = if i.is_multiple_of(4) { "negative" } else { "positive" };
+        format!("{i},https://x.example/{i},\"{} {i}\",{sentiment}\n", words[i % 4])
+    };
+    let mut content = "id,url,review,sentiment\n".to_owned() + &(0..100).map(row).collect::<String>();
+    content.push_str("100,https://x.example/100,a 0,positive\n101,https://x.example/101,,negative\n");
+    let survey = look("x.csv", &content);
+    assert_eq!((survey.rows, survey.whole, text(&survey)), (102, true, "review"));
+    assert!(survey.text.as_ref().expect("a text").reason.contains("words in the mean"));
+    let review = survey.column("review").expect("the column");
+    assert_eq!((review.kind, review.empty, review.missing), (ColumnKind::Text, 1, 0));
+    assert_eq!((review.distinct, review.duplicates), (Count { n: 100, exact: true }, Count { n: 1, exact: true }));
+    assert_eq!((review.words.p50, review.words.p90, review.words.max), (2, 10, 10));
+    assert_eq!(review.examples.len(), 3);
+    let label = survey.label.as_ref().expect("a label");
+    assert_eq!((label.column.as_str(), label.kind, label.numbered), ("sentiment", LabelKind::Class, false));
+    let counts: Vec<_> = label.classes.iter().map(|class| (class.value.as_str(), class.rows)).collect();
+    assert_eq!(counts, [("negative", 26), ("positive", 76)]);
+    let balance = label.balance.expect("classes");
+    assert!((balance.largest - 76.0 / 102.0).abs() < 1e-9 && (balance.ratio - 76.0 / 26.0).abs() < 1e-9);
+    assert_eq!(survey.column("id").expect("ids").kind, ColumnKind::Integer);
+    assert!(survey.label_alternatives.iter().all(|choice| choice.column != "id" && choice.column != "url"));
+}
+
+#[test]
+fn numbers_that_stand_for_classes() {
+    let content = (0..90).map(|i| format!("{{\"idx\": {i}, \"text\": \"some words {i}\", \"label\": {}}}\n", i % 3));
+    let survey = look("x.jsonl", &content.collect::<String>());
+    let label = survey.label.as_ref().expect("a label");
+    assert_eq!((text(&look("y.csv", "a\nx y\n")), label.column.as_str(), label.numbered), ("a", "label", true));
+    assert_eq!(label.classes.iter().map(|class| class.rows).collect::<Vec<_>>(), [30, 30, 30]);
+    assert!(label.reason.contains("0 to 2"), "{}", label.reason);
+    let other = &survey.label_alternatives[0];
+    assert_eq!((other.column.as_str(), other.kind, other.range), ("label", LabelKind::Value, Some((0.0, 2.0))));
+}
+
+#[test]
+fn pairs_and_scores() {
+    let row = |i: usize| format!("{i}\tfirst text {i}\tsecond text {i}\t{}\n", (i * 7 % 50) as f64 / 10.0);
+    let survey =
+        look("x.tsv", &("index\tsentence1\tsentence2\tscore\n".to_owned() + &(0..60).map(row).collect::<String>()));
+    let pair = survey.pair.as_ref().expect("a pair");
+    assert_eq!((text(&survey), pair.column.as_str()), ("sentence1", "sentence2"));
+    let label = survey.label.as_ref().expect("a label");
+    assert_eq!((label.column.as_str(), label.kind, label.range), ("score", LabelKind::Value, Some((0.0, 4.9))));
+    assert!(label.classes.is_empty() && label.balance.is_none());
+}
+
+#[test]
+fn lists_and_metadata_of_parquet() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("x.parquet");
+    let lists = (0..40).map(|i| Some((0..i % 3).map(|item| Some(item as i64)).collect::<Vec<_>>()));
+    let columns: [(&str, ArrayRef); 4] = [
+        ("weight", Arc::new(Float64Array::from_iter_values((0..40).map(f64::from)))),
+        ("body", Arc::new(StringArray::from_iter_values((0..40).map(|i| format!("a text of words {i}"))))),
+        ("tags", Arc::new(ListArray::from_iter_primitive::<Int64Type, _, _>(lists))),
+        ("label", Arc::new(Int64Array::from_iter_values((0..40).map(|i| i % 2)))),
+    ];
+    let batch = RecordBatch::try_from_iter(columns).expect("a batch");
+    let metadata = r#"{"info": {"features": {"label": {"names": ["ham", "spam"], "_type": "ClassLabel"}}}}"#;
+    let schema = batch.schema().as_ref().clone();
+    let schema = Arc::new(schema.with_metadata([("huggingface".to_owned(), metadata.to_owned())]));
+    let mut writer =
+        ArrowWriter::try_new(File::create(&path).expect("a file"), schema.clone(), None).expect("a writer");
+    writer.write(&batch.with_schema(schema).expect("a schema")).expect("written");
+    writer.close().expect("closed");
+
+    let survey = sepal_data::survey(&path, &SurveyOptions::default()).expect("a survey");
+    assert_eq!(text(&survey), "body");
+    let label = survey.label.as_ref().expect("a label");
+    assert_eq!((label.column.as_str(), label.classes[1].name.as_deref()), ("label", Some("spam")));
+    let tags = survey.label_alternatives.iter().find(|choice| choice.column == "tags").expect("tags");
+    assert_eq!(tags.kind, LabelKind::Multi);
+    assert_eq!(
+        tags.classes.iter().map(|class| (class.value.as_str(), class.rows)).collect::<Vec<_>>(),
+        [("0", 26), ("1", 13)]
+    );
+
+    let some = SurveyOptions { max_rows: Some(10), ..SurveyOptions::default() };
+    let part = sepal_data::survey(&path, &some).expect("a survey");
+    assert_eq!((part.rows, part.whole), (10, false));
+    let all = SurveyOptions { max_rows: Some(40), ..SurveyOptions::default() };
+    assert!(sepal_data::survey(&path, &all).expect("a survey").whole);
+}
+
+#[test]
+fn what_is_unclear_is_not_chosen() {
+    let survey = look("x.csv", "id,n\n1,2\n2,3\n3,5\n");
+    assert_eq!((survey.text, survey.label), (None, None));
+    let survey = look("x.csv", "text,label\nsome words,x\nmore words,x\n");
+    assert_eq!(survey.label, None, "one value is no label");
+    let survey = look("x.jsonl", "{\"text\": \"a b\", \"meta\": {\"x\": 1}}\n{\"text\": null}\n{\"text\": \" \"}\n");
+    assert_eq!(survey.column("meta").expect("a column").kind, ColumnKind::Other);
+    let text = survey.column("text").expect("a column");
+    assert_eq!((text.missing, text.empty), (1, 1));
+}
+
+#[test]
+fn files_without_rows_and_damaged_ones_are_errors() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, content) in [("a.csv", "text,label\n"), ("b.jsonl", ""), ("c.csv", "")] {
+        let path = folder.path().join(name);
+        fs::write(&path, content).expect("written");
+        let error = survey(&path, &SurveyOptions::default()).expect_err("no rows");
+        assert!(matches!(error, ReadError::NoRows { .. }), "{error}");
+    }
+    let path = folder.path().join("x.parquet");
+    fs::write(&path, "PAR1 and no more").expect("written");
+    let error = survey(&path, &SurveyOptions::default()).expect_err("damaged");
+    assert!(matches!(error, ReadError::Corrupt { .. }), "{error}");
+}
