@@ -1,6 +1,7 @@
 //! What the parts do together: exactness against PyTorch through servers, failures, whole runs of the real program.
 
 mod bad_input;
+mod before;
 mod choices;
 mod downloads;
 mod exact;

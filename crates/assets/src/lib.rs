@@ -48,6 +48,7 @@ mod options;
 mod pypi;
 mod source;
 mod sources;
+mod space;
 mod wheel;
 
 pub use assets::{Asset, Assets, Attempt, Kind};
@@ -56,3 +57,4 @@ pub use event::{FetchEvent, Watch, unwatched};
 pub use options::{AssetOptions, Token};
 pub use source::{HubSource, LocalSource, PypiSource, Source, SourceError};
 pub use sources::{NoSourceError, Sources};
+pub use space::free_space;

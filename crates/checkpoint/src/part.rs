@@ -28,6 +28,12 @@ impl Checkpoint {
         names.sort();
         names
     }
+
+    /// How many numbers the tensors of this part have together.
+    pub fn part_parameter_count(&self, part: Part) -> u64 {
+        let tensors = self.store.tensors.iter().filter(|(name, _)| part.has(name, self.config()));
+        tensors.map(|(_, stored)| stored.shape.iter().product::<usize>() as u64).sum()
+    }
 }
 
 impl Part {

@@ -17,10 +17,16 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Write a pipeline file for a data file
+    Init(crate::init::InitArgs),
     /// Train from a pipeline file, or go on with a run that was interrupted
     Run(RunArgs),
     /// Check a pipeline file and print it with every default filled in
     Validate(PipelineArgs),
+    /// Print a pipeline file with every default filled in, and where each value comes from
+    Render(crate::render::RenderArgs),
+    /// Say what a run will take: the model, the data, servers, bytes, time and disk space
+    Plan(crate::plan::PlanArgs),
     /// Fetch the model and the data of a pipeline file into the cache
     Fetch(PipelineArgs),
     /// Predict the rows of a file, or of standard input, with what a run trained
@@ -45,7 +51,11 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Swarm(SwarmCommand),
     /// Say what this machine has, and what is missing with its fix
-    Doctor,
+    Doctor(crate::doctor::DoctorArgs),
+    /// Print the completions of a shell: bash, elvish, fish, powershell or zsh
+    Completions(crate::manual::CompletionsArgs),
+    /// Write the manual pages of all commands
+    Man(crate::manual::ManArgs),
     /// List the plugins and their options
     Plugins(PluginsArgs),
     /// Print the JSON schema of pipeline files, plugins included

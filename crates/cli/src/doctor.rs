@@ -1,16 +1,40 @@
 //! `sepal doctor`: what this machine has, and what is missing with its fix.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use clap::Args as ClapArgs;
+use serde::Serialize;
 
-use sepal_assets::Source;
-
-use crate::console::size;
+use crate::table::styled;
 use crate::{Failure, print};
 
+mod machine;
+mod reach;
+mod storage;
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DoctorArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    Ok,
+    /// Something does not work, or works slowly, that not everybody needs.
+    Warning,
+    /// Hardly anything will work.
+    Problem,
+}
+
 /// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Finding {
+    /// What it belongs to.
+    part: &'static str,
     what: &'static str,
+    state: State,
     /// What was found, or what is wrong.
     found: String,
     /// What to do, if something is missing.
@@ -18,103 +42,119 @@ struct Finding {
 }
 
 impl Finding {
-    fn good(what: &'static str, found: impl Into<String>) -> Self {
-        Self { what, found: found.into(), fix: None }
+    fn ok(part: &'static str, what: &'static str, found: impl Into<String>) -> Self {
+        Self { part, what, state: State::Ok, found: found.into(), fix: None }
     }
 
-    fn bad(what: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { what, found: found.into(), fix: Some(fix.into()) }
+    fn warning(part: &'static str, what: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { part, what, state: State::Warning, found: found.into(), fix: Some(fix.into()) }
+    }
+
+    fn problem(part: &'static str, what: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { state: State::Problem, ..Self::warning(part, what, found, fix) }
     }
 }
 
-pub(crate) fn doctor() -> Result<(), Failure> {
-    let findings = [libtorch(), device(), memory(), cache(), python(), hub()];
-    for Finding { what, found, fix } in &findings {
-        let mark = if fix.is_none() { "ok  " } else { "MISS" };
-        print(&format!("{mark} {what:<10} {found}"))?;
-        if let Some(fix) = fix {
-            print(&format!("     {:<10} -> {fix}", ""))?;
+/// What is looked at, in order.
+const LOOKS: [fn() -> Finding; 13] = [
+    machine::libtorch,
+    machine::processor,
+    machine::threads,
+    machine::device,
+    machine::memory,
+    storage::cache,
+    storage::hub_cache,
+    storage::space,
+    reach::hub,
+    reach::index,
+    reach::proxy,
+    reach::open_files,
+    reach::peers,
+];
+
+pub(crate) fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
+    let findings: Vec<Finding> = LOOKS.iter().map(|look| look()).collect();
+    match args.json {
+        true => print(&serde_json::to_string_pretty(&findings)?)?,
+        false => print(&text(&findings))?,
+    }
+    match count(&findings, State::Problem) {
+        0 => Ok(()),
+        1 => Err("find this machine ready: there is 1 problem".into()),
+        problems => Err(format!("find this machine ready: there are {problems} problems").into()),
+    }
+}
+
+fn count(findings: &[Finding], state: State) -> usize {
+    findings.iter().filter(|finding| finding.state == state).count()
+}
+
+/// Parts under headings, then the sum of it.
+fn text(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    let mut part = "";
+    for finding in findings {
+        if finding.part != part {
+            part = finding.part;
+            text.push_str(&format!("{}{}\n", if text.is_empty() { "" } else { "\n" }, styled("1", part)));
+        }
+        let mark = match finding.state {
+            State::Ok => styled("32", "ok     "),
+            State::Warning => styled("33", "warning"),
+            State::Problem => styled("31", "problem"),
+        };
+        text.push_str(&format!("  {mark}  {:<14}{}\n", finding.what, finding.found));
+        if let Some(fix) = &finding.fix {
+            text.push_str(&format!("  {:<7}  {:<14}{} {fix}\n", "", "", styled("1", "->")));
         }
     }
-    Ok(())
+    text.push('\n');
+    text.push_str(&sum(count(findings, State::Warning), count(findings, State::Problem)));
+    text
 }
 
-/// That this program runs at all means that libtorch was found and loads.
-fn libtorch() -> Finding {
-    let threads = tch::get_num_threads();
-    Finding::good("libtorch", format!("loaded, {threads} threads"))
-}
-
-fn device() -> Finding {
-    match tch::Cuda::is_available() {
-        true => Finding::good("device", format!("CPU, and {} CUDA device(s)", tch::Cuda::device_count())),
-        false => Finding::good("device", "CPU (no CUDA; SEPAL_CUDA=1 just setup brings it where there is a GPU)"),
+fn sum(warnings: usize, problems: usize) -> String {
+    let several = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    match (warnings, problems) {
+        (0, 0) => "everything is there".to_owned(),
+        (warnings, 0) => format!("ready, with {}", several(warnings, "warning")),
+        (0, problems) => several(problems, "problem"),
+        (warnings, problems) => format!("{} and {}", several(problems, "problem"), several(warnings, "warning")),
     }
 }
 
-fn memory() -> Finding {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kilobytes = |key: &str| {
-        let line = text.lines().find(|line| line.starts_with(key))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok()
-    };
-    match (kilobytes("MemTotal:"), kilobytes("MemAvailable:")) {
-        (Some(total), Some(free)) if free < 2_000_000 => Finding::bad(
-            "memory",
-            format!("{} of {} free", size(free * 1024), size(total * 1024)),
-            "the default model needs about 2 GB; close other programs or serve fewer blocks here",
-        ),
-        (Some(total), Some(free)) => {
-            Finding::good("memory", format!("{} of {} free", size(free * 1024), size(total * 1024)))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_stand_under_headings_and_fixes_below_what_they_fix() {
+        let findings = [
+            Finding::ok("computing", "libtorch", "2.13.0"),
+            Finding::warning("sources", "hub", "no answer", "wait"),
+            Finding::problem("sources", "cache", "full", "make room"),
+        ];
+        let expected = "\
+computing
+  ok       libtorch      2.13.0
+
+sources
+  warning  hub           no answer
+                         -> wait
+  problem  cache         full
+                         -> make room
+
+1 problem and 1 warning";
+        assert_eq!(text(&findings), expected);
+    }
+
+    #[test]
+    fn what_is_not_right_has_a_fix() {
+        // Hub and package index are not asked by a test.
+        for look in LOOKS[..8].iter().chain(&LOOKS[10..]) {
+            let finding = look();
+            assert_eq!(finding.state == State::Ok, finding.fix.is_none(), "{finding:?}");
+            assert!(!finding.found.is_empty(), "{finding:?}");
         }
-        _ => Finding::good("memory", "not known on this system"),
-    }
-}
-
-fn cache() -> Finding {
-    let folder = sepal_assets::AssetOptions::from_env().cache;
-    match writable(&folder) {
-        Ok(()) => Finding::good("cache", folder.display().to_string()),
-        Err(error) => Finding::bad(
-            "cache",
-            format!("{} cannot be written ({error})", folder.display()),
-            "set SEPAL_CACHE to a folder that can be",
-        ),
-    }
-}
-
-fn writable(folder: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(folder)?;
-    let probe: PathBuf = folder.join(format!(".doctor-{}", std::process::id()));
-    std::fs::write(&probe, b"")?;
-    std::fs::remove_file(probe)
-}
-
-fn python() -> Finding {
-    let python = std::env::var("SEPAL_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    match Command::new(&python).args(["-m", "pip", "--version"]).output() {
-        Ok(output) if output.status.success() => {
-            let text = String::from_utf8_lossy(&output.stdout);
-            Finding::good("pip", text.split(" from ").next().unwrap_or_default().trim())
-        }
-        _ => Finding::bad(
-            "pip",
-            format!("`{python} -m pip` does not run"),
-            "install Python 3 with pip, or set SEPAL_PYTHON; only `pypi:` sources need it",
-        ),
-    }
-}
-
-fn hub() -> Finding {
-    let Ok(Source::Hub(repository)) = "hub:HuggingFaceTB/SmolLM2-135M".parse::<Source>() else {
-        return Finding::good("hub", "not asked");
-    };
-    match sepal_assets::Assets::from_env().probe_hub(&repository) {
-        Ok(()) => Finding::good("hub", "reachable"),
-        Err(error) => Finding::bad(
-            "hub",
-            error.in_one_line(),
-            "`hub:` sources are passed over; name a `pypi:` source or a path after them",
-        ),
     }
 }

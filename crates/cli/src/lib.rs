@@ -15,15 +15,20 @@ mod console;
 mod doctor;
 mod downloads;
 mod environment;
+mod init;
+mod manual;
 mod peft;
 mod place;
+mod plan;
 mod plugins;
 mod predict;
+mod render;
 mod report;
 mod run;
 mod serve;
 mod serve_task;
 mod swarm;
+mod table;
 
 use std::error::Error;
 use std::io::Write;
@@ -48,6 +53,12 @@ pub fn main(registry: Registry) -> ExitCode {
             run::run(&registry, &args)
         }
         Command::Validate(args) => run::validate(&registry, &args),
+        Command::Render(args) => render::render(&registry, &args),
+        Command::Plan(args) => {
+            environment::start_with(&[]);
+            plan::plan(&registry, &args)
+        }
+        Command::Init(args) => init::init(&registry, &args),
         Command::Fetch(args) => run::fetch(&registry, &args),
         Command::Schema => run::schema(&registry),
         Command::Plugins(args) => run::list(&registry, &args),
@@ -72,7 +83,9 @@ pub fn main(registry: Registry) -> ExitCode {
         }
         Command::Import(ImportCommand::Peft(args)) => peft::import(&args),
         Command::Swarm(command) => swarm::swarm(&command),
-        Command::Doctor => doctor::doctor(),
+        Command::Doctor(args) => doctor::doctor(&args),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

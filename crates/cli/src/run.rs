@@ -90,13 +90,16 @@ pub(crate) fn list(registry: &Registry, args: &PluginsArgs) -> Result<(), Failur
     Ok(())
 }
 
-/// The pipeline file with the environment and the command line over it.
-pub(crate) fn load(registry: &Registry, args: &PipelineArgs) -> Result<Spec, Failure> {
+/// The file, and what the environment and the command line lay over it.
+pub(crate) fn layers(args: &PipelineArgs) -> Result<Layers, Failure> {
     // Variables of others need not be Unicode; ours are.
     let variables =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let layers = Layers::read(&args.file)?.env(variables).sets(args.set.iter().cloned());
-    let Loaded { spec, notices } = layers.load(registry)?;
+    Ok(Layers::read(&args.file)?.env(variables).sets(args.set.iter().cloned()))
+}
+
+pub(crate) fn load(registry: &Registry, args: &PipelineArgs) -> Result<Spec, Failure> {
+    let Loaded { spec, notices } = layers(args)?.load(registry)?;
     for notice in notices {
         eprintln!("{notice}");
     }

@@ -42,7 +42,9 @@ fn the_pipelines_of_the_repository_are_right() {
 #[test]
 fn the_doctor_looks_at_everything() {
     let said = sepal(&["doctor"]);
-    for what in ["libtorch", "device", "memory", "cache", "pip", "hub"] {
+    for what in
+        ["libtorch", "processor", "threads", "memory", "cache", "space", "hub", "package index", "open files", "peers"]
+    {
         assert!(said.contains(what), "{what} is missing from\n{said}");
     }
 }

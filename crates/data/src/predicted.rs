@@ -85,7 +85,6 @@ fn batches(path: &Path) -> Result<Vec<RecordBatch>, ReadError> {
     opened.batches(indices, usize::MAX)?.collect()
 }
 
-
 struct File<'a> {
     path: &'a Path,
     batches: &'a [RecordBatch],

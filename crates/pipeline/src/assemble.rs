@@ -36,7 +36,11 @@ impl Frozen {
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<Self, RunError> {
-        let ModelFiles { asset, checkpoint } = fetch_model(spec, assets, observer, stop)?;
+        Self::of(fetch_model(spec, assets, observer, stop)?)
+    }
+
+    /// These files, with their tokenizer.
+    pub(crate) fn of(ModelFiles { asset, checkpoint }: ModelFiles) -> Result<Self, RunError> {
         let tokenizer = checkpoint
             .tokenizer()
             .map_err(|source| RunError::Tokenizer { path: asset.path.clone(), source: source.into() })?;
@@ -122,7 +126,8 @@ pub(crate) fn assemble(
     Ok((Model { ends, blocks, tuning, head, params, whole, precision: spec.train.precision }, kept))
 }
 
-fn build_tuning(
+/// What trains besides the head.
+pub(crate) fn build_tuning(
     spec: &Spec,
     registry: &Registry,
     frozen: &Frozen,

@@ -23,9 +23,21 @@ use crate::spec::{EmbeddedSpec, P2pSpec, PathSpec, Spec, SwarmSpec};
 pub(crate) enum Kept {
     Nothing,
     /// The server of this process.
-    Server(#[expect(dead_code, reason = "kept")] BlockServer),
+    Server(BlockServer),
     /// What finds servers.
-    Discovery(#[expect(dead_code, reason = "kept")] Arc<dyn Discovery>),
+    Discovery(Arc<dyn Discovery>),
+}
+
+impl Kept {
+    /// The servers that `spec` names or that were found, whatever they serve.
+    pub(crate) fn endpoints(&self, spec: &Spec) -> Result<Vec<Endpoint>, RunError> {
+        Ok(match (self, &spec.swarm) {
+            (Kept::Server(server), _) => vec![server.endpoint().clone()],
+            (Kept::Discovery(found), _) => found.members().into_iter().map(|member| member.endpoint).collect(),
+            (Kept::Nothing, SwarmSpec::Static(servers)) => addresses(&servers.servers)?,
+            (Kept::Nothing, _) => Vec::new(),
+        })
+    }
 }
 
 /// The blocks of the run: those that run here are loaded, and servers are found, or started if they are to run in this

@@ -30,6 +30,15 @@ pub struct Loaded {
     pub notices: Vec<String>,
 }
 
+/// A pipeline that was read, and the layers that it is made of.
+#[derive(Debug)]
+pub(crate) struct Traced {
+    pub(crate) loaded: Loaded,
+    /// What was written, without the defaults.
+    pub(crate) merged: Merged,
+    pub(crate) layers: Vec<Layer>,
+}
+
 impl Layers {
     /// The file at `path`.
     ///
@@ -66,6 +75,11 @@ impl Layers {
     /// # Errors
     /// [`Problems`]: all of them at once, each with where it was written.
     pub fn load(&self, registry: &Registry) -> Result<Loaded, Problems> {
+        self.load_traced(registry).map(|traced| traced.loaded)
+    }
+
+    /// As [`load`](Self::load), with what is needed to say where each value comes from.
+    pub(crate) fn load_traced(&self, registry: &Registry) -> Result<Traced, Problems> {
         let layers = self.layers()?;
         let unmerged = |error: String| Problems::one(self.problem(error));
         let mut merged = Merged::of(&layers, &self.text).map_err(unmerged)?;
@@ -83,8 +97,8 @@ impl Layers {
             Problem { origin, key, message, suggestion }
         };
         Problems::check(findings.into_iter().map(problem).collect())?;
-        let spec = fill_in(merged.value, registry).map_err(unmerged)?;
-        Ok(Loaded { spec, notices })
+        let spec = fill_in(merged.value.clone(), registry).map_err(unmerged)?;
+        Ok(Traced { loaded: Loaded { spec, notices }, merged, layers })
     }
 
     fn layers(&self) -> Result<Vec<Layer>, Problems> {

@@ -11,6 +11,8 @@ use tch::{Kind, Tensor};
 use crate::blocks::Tuned;
 use crate::data::to_tensor;
 use crate::error::RunError;
+use crate::model::Model;
+use crate::precision::Scaling;
 use crate::progress::Event;
 use crate::train::{Outcome, Training};
 
@@ -96,7 +98,7 @@ impl Training<'_> {
         sums: &mut Sums,
     ) -> Result<(f64, Option<String>), RunError> {
         self.model.params.zero_grad();
-        let made = self.accumulate(group, step, sums).and_then(|()| self.update(group, step, lr));
+        let made = accumulate(self.model, &self.scaling, group, step, sums).and_then(|()| self.update(group, step, lr));
         match made {
             Ok(grad_norm) => Ok((grad_norm, None)),
             Err(error) => match error.overflow().filter(|_| self.scaling.skip()) {
@@ -104,39 +106,6 @@ impl Training<'_> {
                 None => Err(error),
             },
         }
-    }
-
-    /// Gradients of the mean loss over all rows of the group, times the scale.
-    fn accumulate(&self, group: &[Batch], step: u64, sums: &mut Sums) -> Result<(), RunError> {
-        let mut tuned: Option<Tuned<'_>> = None;
-        for batch in group {
-            // A graph of its own for each backward; the numbers go up once.
-            let tunables = self.model.tunables()?;
-            let current = match tuned.take() {
-                None => self.model.blocks.tune(tunables)?,
-                Some(earlier) => earlier.with_graph(tunables),
-            };
-            let tuned = tuned.insert(current);
-            let logits = self.model.forward(tuned, &batch.ids, &batch.rows, Phase::Train)?;
-            let labels = to_tensor(batch.labels.as_ref())?;
-            let loss = self.model.head.loss(&logits, &labels).map_err(RunError::Head)?;
-            let value = f64::try_from(&loss).map_err(RunError::Torch)?;
-            if !value.is_finite() {
-                let (rows, servers) = (batch.indices.clone(), self.model.blocks.places());
-                return Err(RunError::NonFinite { what: "loss", step, rows, servers });
-            }
-            let share = batch.rows.len() as f64 / sums.rows as f64;
-            sums.loss += value * share;
-            sums.seen += batch.rows.len();
-            sums.tokens += batch.rows.n_tokens();
-            sums.right = match (&labels, sums.right) {
-                (Labels::Class(classes), Some(right)) => Some(right + count_right(&logits.values, classes)?),
-                _ => None,
-            };
-            let scaled = self.scaling.scaled(loss * share).map_err(RunError::Torch)?;
-            self.model.blocks.backward(&scaled).map_err(|source| RunError::Backward { step, source })?;
-        }
-        Ok(())
     }
 
     /// Moves the parameters by the gradients that were added up. Returns the norm of these, without scale and before
@@ -156,6 +125,74 @@ impl Training<'_> {
         let max_norm = self.spec.train.clip_norm.unwrap_or(f64::INFINITY);
         clip_grad_norm(&self.model.params, max_norm).map_err(RunError::Torch)
     }
+}
+
+/// What a step took that moved nothing.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Measured {
+    pub(crate) seconds: f64,
+    pub(crate) tokens: usize,
+    pub(crate) bytes_up: u64,
+    pub(crate) bytes_down: u64,
+}
+
+/// Everything of a step but the optimizer's part: the parameters stay as they are, and so do their gradients, which are
+/// none. Nothing if it would have been skipped for overflow.
+pub(crate) fn measure(
+    model: &mut Model,
+    scaling: &Scaling,
+    group: &[Batch],
+    step: u64,
+) -> Result<Option<Measured>, RunError> {
+    let traffic = model.blocks.traffic().clone();
+    let (started, up, down) = (Instant::now(), traffic.up(), traffic.down());
+    let mut sums = Sums::of(group);
+    let made = accumulate(model, scaling, group, step, &mut sums);
+    let measured = Measured {
+        seconds: started.elapsed().as_secs_f64(),
+        tokens: sums.tokens,
+        bytes_up: traffic.up() - up,
+        bytes_down: traffic.down() - down,
+    };
+    model.params.zero_grad();
+    match made {
+        Ok(()) => Ok(Some(measured)),
+        Err(error) if scaling.scale().is_some() && error.overflow().is_some() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Gradients of the mean loss over all rows of the group, times the scale.
+fn accumulate(model: &Model, scaling: &Scaling, group: &[Batch], step: u64, sums: &mut Sums) -> Result<(), RunError> {
+    let mut tuned: Option<Tuned<'_>> = None;
+    for batch in group {
+        // A graph of its own for each backward; the numbers go up once.
+        let tunables = model.tunables()?;
+        let current = match tuned.take() {
+            None => model.blocks.tune(tunables)?,
+            Some(earlier) => earlier.with_graph(tunables),
+        };
+        let tuned = tuned.insert(current);
+        let logits = model.forward(tuned, &batch.ids, &batch.rows, Phase::Train)?;
+        let labels = to_tensor(batch.labels.as_ref())?;
+        let loss = model.head.loss(&logits, &labels).map_err(RunError::Head)?;
+        let value = f64::try_from(&loss).map_err(RunError::Torch)?;
+        if !value.is_finite() {
+            let (rows, servers) = (batch.indices.clone(), model.blocks.places());
+            return Err(RunError::NonFinite { what: "loss", step, rows, servers });
+        }
+        let share = batch.rows.len() as f64 / sums.rows as f64;
+        sums.loss += value * share;
+        sums.seen += batch.rows.len();
+        sums.tokens += batch.rows.n_tokens();
+        sums.right = match (&labels, sums.right) {
+            (Labels::Class(classes), Some(right)) => Some(right + count_right(&logits.values, classes)?),
+            _ => None,
+        };
+        let scaled = scaling.scaled(loss * share).map_err(RunError::Torch)?;
+        model.blocks.backward(&scaled).map_err(|source| RunError::Backward { step, source })?;
+    }
+    Ok(())
 }
 
 /// What libtorch draws from in a step, dropout for example. It depends on seed and step alone, so that nothing of it needs

@@ -201,7 +201,7 @@ impl Training<'_> {
 }
 
 /// Deals the batches of one step after the other; only the first of them needs to be looked for.
-struct Dealt<'a> {
+pub(crate) struct Dealt<'a> {
     train: &'a Loader,
     length: Length,
     accumulate: usize,
@@ -210,12 +210,12 @@ struct Dealt<'a> {
 }
 
 impl<'a> Dealt<'a> {
-    fn new(train: &'a Loader, length: Length, accumulate: usize) -> Self {
+    pub(crate) fn new(train: &'a Loader, length: Length, accumulate: usize) -> Self {
         Self { train, length, accumulate, open: None }
     }
 
     /// The batches of the step after `steps` others, and how many epochs they end after.
-    fn group(&mut self, steps: u64) -> (Vec<Batch>, f64) {
+    pub(crate) fn group(&mut self, steps: u64) -> (Vec<Batch>, f64) {
         let (epoch, in_epoch) = (steps / self.length.steps_per_epoch, steps % self.length.steps_per_epoch);
         let first = in_epoch as usize * self.accumulate;
         let mut batches = match self.open.take() {

@@ -104,7 +104,15 @@ pub fn now() -> String {
 pub fn write_whole(path: &Path, content: &[u8]) -> Result<(), WriteError> {
     let write = || {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::Builder::new().prefix(WRITING).tempfile_in(parent)?;
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(WRITING);
+        #[cfg(unix)]
+        {
+            // The usual mode of a new file: the umask takes away what the user does not grant.
+            use std::os::unix::fs::PermissionsExt;
+            builder.permissions(std::fs::Permissions::from_mode(0o666));
+        }
+        let mut file = builder.tempfile_in(parent)?;
         file.write_all(content)?;
         file.as_file().sync_all()?;
         file.persist(path).map_err(|error| error.error)?;

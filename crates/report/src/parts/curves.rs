@@ -53,7 +53,9 @@ fn metrics(run: &Run) -> Vec<Chart> {
     if run.history.evaluations.len() < 2 {
         return Vec::new();
     }
-    let names: BTreeSet<&String> = run.history.evaluations.iter().flat_map(|one| one.metrics.keys()).collect();
+    let names = run.history.evaluations.iter().flat_map(|one| one.metrics.keys());
+    // Those of single labels have a table of their own.
+    let names: BTreeSet<&String> = names.filter(|name| !name.contains('/')).collect();
     let curve = |name: &str| of_evaluations(run, |one| one.metrics.get(name).copied().unwrap_or(f64::NAN));
     let bounded = |name: &str| curve(name).iter().all(|(_, value)| value.is_nan() || value.abs() <= 1.0);
     let others = names.into_iter().filter(|name| *name != "accuracy").take(16);

@@ -104,7 +104,7 @@ fn others(run: &Run) -> Vec<Large> {
     let last = run.history.evaluations.last();
     let mut all: Vec<(String, f64)> = run.manifest.metrics.iter().map(|(name, value)| (name.clone(), *value)).collect();
     all.extend(last.map(|last| ("loss".to_owned(), last.loss)));
-    let all = all.into_iter().filter(|(name, value)| !same(name, *value)).take(4);
+    let all = all.into_iter().filter(|(name, value)| !name.contains('/') && !same(name, *value)).take(4);
     let large = |(name, value): (String, f64)| {
         let again = main.as_ref().is_some_and(|(n, ..)| *n == name);
         let what = if name == "loss" { "validation loss".to_owned() } else { text::metric_name(&name) };

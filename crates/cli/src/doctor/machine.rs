@@ -1,0 +1,177 @@
+//! Processor, memory and libtorch.
+
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+
+use super::Finding;
+use crate::console::size;
+
+const PART: &str = "computing";
+/// The libtorch that the bindings are made for.
+const LIBTORCH: &str = "2.13.0";
+/// What training SmolLM2-135M takes at the most: weights in fp32 are 540 MB, embeddings another 110, libtorch 300.
+const SMALL_MODEL: u64 = 2_000_000_000;
+/// Beneath this not even its weights fit.
+const TOO_LITTLE: u64 = 700_000_000;
+
+/// That this program runs at all means that libtorch was found and loads.
+pub(super) fn libtorch() -> Finding {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let Some(folder) = library_folder(&maps, "libtorch_cpu.so") else {
+        return Finding::ok(PART, "libtorch", format!("loaded; this program is made for {LIBTORCH}"));
+    };
+    let version = version_of(&folder);
+    let place = folder.display();
+    match version {
+        Some(version) if !version.starts_with(LIBTORCH) => Finding::warning(
+            PART,
+            "libtorch",
+            format!("{version} from {place}, but this program is made for {LIBTORCH}"),
+            format!("`just setup` brings {LIBTORCH}; see LIBTORCH and LD_LIBRARY_PATH"),
+        ),
+        Some(version) => Finding::ok(PART, "libtorch", format!("{version} from {place}")),
+        None => Finding::ok(PART, "libtorch", format!("loaded from {place}; it does not say its version")),
+    }
+}
+
+/// The folder that a library was loaded from, by the table of what is in memory.
+fn library_folder(maps: &str, name: &str) -> Option<PathBuf> {
+    let path = maps.lines().filter_map(|line| line.find('/').map(|at| Path::new(&line[at..])));
+    let mut found = path.filter(|path| path.file_name().is_some_and(|file| file == name));
+    found.next()?.parent().map(Path::to_owned)
+}
+
+/// The distribution has `build-version` above `lib`; the Python package has `version.py` there.
+fn version_of(folder: &Path) -> Option<String> {
+    let above = folder.parent()?;
+    if let Ok(text) = std::fs::read_to_string(above.join("build-version")) {
+        return Some(text.trim().to_owned());
+    }
+    let text = std::fs::read_to_string(above.join("version.py")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("__version__ = "))?;
+    Some(line.trim_matches(|c| c == '\'' || c == '"').to_owned())
+}
+
+pub(super) fn processor() -> Finding {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    let name = name.map_or(std::env::consts::ARCH, |(_, name)| name.trim());
+    let features = features();
+    let listed = if features.is_empty() { "none of the usual extensions".to_owned() } else { features.join(", ") };
+    let found = format!("{name}: {listed}");
+    if cfg!(target_arch = "x86_64") && !features.contains(&"AVX2") {
+        let fix = "products take several times as long without AVX2; let another machine serve the blocks";
+        return Finding::warning(PART, "processor", found, fix);
+    }
+    let bits = if features.contains(&"bf16") { "" } else { "; no bf16 arithmetic, so products stay in fp32" };
+    Finding::ok(PART, "processor", format!("{found}{bits}"))
+}
+
+/// What libtorch's kernels ask for.
+fn features() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    let known = [
+        ("AVX2", std::arch::is_x86_feature_detected!("avx2")),
+        ("FMA", std::arch::is_x86_feature_detected!("fma")),
+        ("AVX-512", std::arch::is_x86_feature_detected!("avx512f")),
+        ("VNNI", std::arch::is_x86_feature_detected!("avx512vnni")),
+        ("bf16", std::arch::is_x86_feature_detected!("avx512bf16")),
+    ];
+    #[cfg(target_arch = "aarch64")]
+    let known = [
+        ("NEON", std::arch::is_aarch64_feature_detected!("neon")),
+        ("SVE", std::arch::is_aarch64_feature_detected!("sve")),
+        ("bf16", std::arch::is_aarch64_feature_detected!("bf16")),
+    ];
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let known: [(&str, bool); 0] = [];
+    known.into_iter().filter(|(_, is_there)| *is_there).map(|(name, _)| name).collect()
+}
+
+pub(super) fn threads() -> Finding {
+    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
+    let cores = std::thread::available_parallelism().map_or(threads, NonZero::get);
+    let found = format!("{threads} for products, on {cores} processors");
+    if threads > cores {
+        let fix = format!("set `train.threads: {cores}`, `--threads {cores}` or OMP_NUM_THREADS={cores}");
+        return Finding::warning(PART, "threads", format!("{found}: they wait for each other"), fix);
+    }
+    Finding::ok(PART, "threads", found)
+}
+
+pub(super) fn device() -> Finding {
+    match tch::Cuda::is_available() {
+        true => Finding::ok(PART, "device", format!("CPU, and {} CUDA device(s)", tch::Cuda::device_count())),
+        false => Finding::ok(PART, "device", "CPU (no CUDA; SEPAL_CUDA=1 just setup brings it where there is a GPU)"),
+    }
+}
+
+pub(super) fn memory() -> Finding {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let Some(free) = kilobytes(&text, "MemAvailable:").map(|kilobytes| kilobytes << 10) else {
+        return Finding::ok(PART, "memory", "not known on this system");
+    };
+    let (free, of) = match group_free() {
+        Some((group_free, limit)) if group_free < free => (group_free, limit),
+        _ => (free, kilobytes(&text, "MemTotal:").unwrap_or(0) << 10),
+    };
+    judge_memory(free, of)
+}
+
+fn judge_memory(free: u64, of: u64) -> Finding {
+    let found = format!("{} of {} free", size(free), size(of));
+    let needed = size(SMALL_MODEL);
+    let fix =
+        format!("SmolLM2-135M takes about {needed}; close other programs, or let other machines serve its blocks");
+    match free {
+        _ if free < TOO_LITTLE => Finding::problem(PART, "memory", found, fix),
+        _ if free < SMALL_MODEL => Finding::warning(PART, "memory", found, fix),
+        _ => Finding::ok(PART, "memory", format!("{found}; SmolLM2-135M takes about {needed}")),
+    }
+}
+
+fn kilobytes(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// What a container may still take, and its limit.
+fn group_free() -> Option<(u64, u64)> {
+    let read = |name: &str| std::fs::read_to_string(Path::new("/sys/fs/cgroup").join(name)).ok()?.trim().parse().ok();
+    let (limit, used): (u64, u64) = (read("memory.max")?, read("memory.current")?);
+    // Pages of files are given back when memory is wanted.
+    let stat = std::fs::read_to_string("/sys/fs/cgroup/memory.stat").unwrap_or_default();
+    let files = kilobytes(&stat, "inactive_file ").unwrap_or(0);
+    Some((limit.saturating_sub(used.saturating_sub(files)), limit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::State;
+
+    #[test]
+    fn a_library_is_found_in_the_table_of_what_is_loaded() {
+        let maps = "7f-80 r-xp 00 08:01 12   /opt/lib torch/lib/libtorch_cpu.so\n7f r-xp 00 0 0 [heap]\n";
+        assert_eq!(library_folder(maps, "libtorch_cpu.so"), Some(PathBuf::from("/opt/lib torch/lib")));
+        assert_eq!(library_folder(maps, "libtorch_cuda.so"), None);
+    }
+
+    #[test]
+    fn the_library_says_its_version() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let lib = folder.path().join("lib");
+        assert_eq!(version_of(&lib), None);
+        std::fs::write(folder.path().join("version.py"), "__version__ = '2.13.0+cpu'\ndebug = False\n")
+            .expect("written");
+        assert_eq!(version_of(&lib).as_deref(), Some("2.13.0+cpu"));
+        std::fs::write(folder.path().join("build-version"), "2.12.1\n").expect("written");
+        assert_eq!(version_of(&lib).as_deref(), Some("2.12.1"));
+    }
+
+    #[test]
+    fn little_memory_is_a_warning_and_none_a_problem() {
+        let state = |free| judge_memory(free, 16_000_000_000).state;
+        assert_eq!([state(3_000_000_000), state(1_000_000_000), state(1)], [State::Ok, State::Warning, State::Problem]);
+    }
+}

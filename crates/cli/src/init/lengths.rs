@@ -1,0 +1,66 @@
+//! How long rows are, in tokens if the model is here.
+
+use std::path::Path;
+
+use sepal_assets::{AssetOptions, Assets, Kind, unwatched};
+use sepal_checkpoint::Checkpoint;
+use sepal_data::{Survey, Table, TableSpec, Template, TokenSpec, TokenTable};
+
+use super::draft::Draft;
+
+/// Rows that are tokenized: the first ones, enough for a hundredth of them.
+const SAMPLE: usize = 5000;
+/// Tokens of a word about, where there is no tokenizer.
+const PER_WORD: f64 = 1.5;
+/// Attention's share grows with the square; who wants more can have it.
+const MOST: usize = 512;
+const LEAST: usize = 16;
+
+/// `data.max_length`, and why.
+pub(super) fn max_length(data: &Path, draft: &Draft, survey: &Survey) -> (usize, String) {
+    let (tokens, reason) = match by_tokenizer(data, draft) {
+        Some((p99, rows, model)) => {
+            (p99, format!("99 % of {rows} rows have at most {p99} tokens, by the tokenizer of {model}"))
+        }
+        None => by_words(draft, survey),
+    };
+    let length = tokens.next_multiple_of(8).clamp(LEAST, MOST);
+    let cut = if tokens > MOST { format!("; {MOST} is as long as is proposed") } else { String::new() };
+    (length, format!("{reason}{cut}"))
+}
+
+fn by_words(draft: &Draft, survey: &Survey) -> (usize, String) {
+    let p99 = |column: &str| survey.column(column).map_or(0, |column| column.words.p99);
+    let words = p99(&draft.text) + draft.pair.as_deref().map_or(0, p99);
+    // The template's own words come on top.
+    let around = draft.template().split_whitespace().filter(|word| !word.starts_with('{')).count() + 1;
+    let tokens = (words as f64 * PER_WORD).ceil() as usize + 2 * around;
+    (
+        tokens,
+        format!(
+            "99 % of rows have at most {words} words, taken for {PER_WORD} tokens each, as the model is not here yet"
+        ),
+    )
+}
+
+/// The 99th percentile of rows' tokens, of how many rows, and by which model; nothing if it is not in the cache.
+fn by_tokenizer(data: &Path, draft: &Draft) -> Option<(usize, usize, String)> {
+    let mut options = AssetOptions::from_env();
+    // Nothing is fetched: the hub is not asked, and there is no pip by this name.
+    options.hub_offline = true;
+    options.python = "/dev/null/no-python".into();
+    let asset = Assets::new(options).fetch_first(&draft.model, Kind::Model, &mut unwatched).ok()?;
+    let tokenizer = Checkpoint::open(&asset.path).ok()?.tokenizer().ok()?;
+    let mut spec = TableSpec::new(data, &draft.text);
+    if let Some(pair) = &draft.pair {
+        spec = spec.with_pair(pair);
+    }
+    let table = Table::read(&spec).ok()?;
+    let table = table.select(&(0..table.len().min(SAMPLE)).collect::<Vec<_>>());
+    let template = draft.template().parse::<Template>().ok()?;
+    let tokens = TokenTable::build(&table, &tokenizer, &TokenSpec::new(usize::MAX).with_template(template)).ok()?;
+    let mut lengths: Vec<usize> = tokens.rows().lengths().collect();
+    lengths.sort_unstable();
+    let at = (lengths.len() * 99).div_ceil(100).max(1) - 1;
+    Some((*lengths.get(at)?, lengths.len(), asset.source.to_string()))
+}

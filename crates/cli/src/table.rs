@@ -1,0 +1,62 @@
+//! Text in columns.
+
+use std::io::IsTerminal;
+
+/// Lines under headings: a name, then what is to be said of it.
+#[derive(Debug, Default)]
+pub(crate) struct Table(String);
+
+impl Table {
+    /// Begins a part.
+    pub(crate) fn heading(&mut self, text: &str) {
+        if !self.0.is_empty() {
+            self.0.push('\n');
+        }
+        self.0.push_str(&bold(text));
+        self.0.push('\n');
+    }
+
+    /// A line of the part.
+    pub(crate) fn line(&mut self, name: &str, value: impl AsRef<str>) {
+        self.0.push_str(format!("  {name:<14} {}", value.as_ref()).trim_end());
+        self.0.push('\n');
+    }
+
+    /// Lines of cells that stand below each other, the first column to the left and the others to the right.
+    pub(crate) fn rows(&mut self, rows: &[Vec<String>]) {
+        let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width =
+            |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+        let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+        for row in rows {
+            let mut line = String::from(" ");
+            for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+                let gap = if column == 0 { " " } else { "  " };
+                let cell = if column == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") };
+                line.push_str(gap);
+                line.push_str(&cell);
+            }
+            self.0.push_str(line.trim_end());
+            self.0.push('\n');
+        }
+    }
+
+    /// All of it.
+    pub(crate) fn text(&self) -> &str {
+        self.0.trim_end()
+    }
+}
+
+/// Whether standard output may have colours.
+pub(crate) fn is_coloured() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Text in one of the terminal's ways (`1` bold, `32` green), where it has such.
+pub(crate) fn styled(code: &str, text: &str) -> String {
+    if is_coloured() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+}
+
+fn bold(text: &str) -> String {
+    styled("1", text)
+}

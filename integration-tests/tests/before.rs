@@ -1,0 +1,187 @@
+//! What a user asks before a run: what a file means, what it will take, whether the machine is ready.
+
+use std::fs;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::program::{Bench, static_swarm};
+
+fn done(command: &mut Command) -> String {
+    let output = command.output().expect("sepal runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text}"))
+}
+
+#[test]
+fn a_rendered_pipeline_says_where_values_come_from_and_is_the_same_pipeline() {
+    let bench = Bench::new("llama-gqa");
+    let mut command = bench.sepal(&["render", "pipeline.yaml", "--origin", "--set", "train.epochs=2"]);
+    let text = done(command.env("SEPAL__TRAIN__SEED", "11"));
+    let line =
+        |key: &str| text.lines().find(|line| line.trim_start().starts_with(key)).unwrap_or_else(|| panic!("{text}"));
+    assert!(line("name:").ends_with("# pipeline.yaml:1"), "{text}");
+    assert!(line("epochs: 2").ends_with("# --set train.epochs"), "{text}");
+    assert!(line("seed: 11").ends_with("# SEPAL__TRAIN__SEED"), "{text}");
+    assert!(line("prefetch:").ends_with("# default"), "{text}");
+
+    fs::write(bench.path("again.yaml"), &text).expect("written");
+    let first =
+        done(bench.sepal(&["validate", "pipeline.yaml", "--set", "train.epochs=2", "train.seed=11"]).env_remove("X"));
+    assert_eq!(done(&mut bench.sepal(&["validate", "again.yaml"])), first);
+
+    let by_key = json(&done(&mut bench.sepal(&["render", "pipeline.yaml", "--json"])));
+    assert_eq!(by_key["train.seed"], serde_json::json!({ "value": 7, "origin": "pipeline.yaml:10" }));
+}
+
+#[test]
+fn a_plan_says_what_the_run_then_takes_and_leaves_nothing() {
+    let bench = Bench::new("llama-gqa");
+    let plan = json(&done(&mut bench.sepal(&["plan", "pipeline.yaml", "--json", "--probe-steps", "2"])));
+    assert!(!bench.path("runs").exists(), "nothing is written");
+    let run = bench.run(&[]);
+    let manifest = run.manifest();
+    assert_eq!(plan["steps"]["total"], manifest["steps"]);
+    assert_eq!(plan["data"]["train_rows"], 192);
+    let trainable: u64 = plan["trainable"]
+        .as_array()
+        .expect("tensors")
+        .iter()
+        .map(|tensor| tensor["numbers"].as_u64().expect("numbers"))
+        .sum();
+    assert_eq!(Some(trainable), manifest["parameters"]["trainable"].as_u64());
+    assert_eq!(plan["steps"]["evaluations"], run.records("evaluation").len());
+    assert_eq!(plan["time"]["probe_steps"], 2);
+
+    // The probe's steps are the run's second and third.
+    let steps = run.records("step");
+    for (key, record) in [("measured_up", "bytes_up"), ("measured_down", "bytes_down")] {
+        let measured = plan["bytes"][key].as_f64().expect("bytes");
+        let taken = steps[1..3].iter().map(|step| step[record].as_f64().expect("bytes")).sum::<f64>() / 2.0;
+        assert!((measured - taken).abs() < 0.05 * taken, "{key}: {measured}, the run {taken}");
+    }
+    let (counted, measured) = (&plan["bytes"]["counted_up"], &plan["bytes"]["measured_up"]);
+    let ratio = measured.as_f64().expect("bytes") / counted.as_f64().expect("bytes");
+    assert!((0.9..1.6).contains(&ratio), "counted {counted}, measured {measured}");
+}
+
+#[test]
+fn a_plan_names_the_servers_of_the_route() {
+    let bench = Bench::new("llama-gqa");
+    let [first, second] = [bench.serve("0:2", "127.0.0.1:0"), bench.serve("2:3", "127.0.0.1:0")];
+    let sets = static_swarm(&[&first, &second]);
+    let text = done(&mut bench.sepal(&["plan", "pipeline.yaml", "--set", &sets[0], &sets[1]]));
+    for place in [&first.addr, &second.addr] {
+        assert!(text.contains(place.as_str()), "{place} is not in\n{text}");
+    }
+    for words in ["blocks 0:2", "blocks 2:3", "through 2 servers in a row", "round trip", "estimated"] {
+        assert!(text.contains(words), "{words} is not in\n{text}");
+    }
+}
+
+#[test]
+fn a_plan_without_a_probe_connects_to_nobody() {
+    let bench = Bench::new("llama-gqa");
+    let sets = ["swarm.use=static", "swarm.with.servers=[\"127.0.0.1:1\"]"];
+    let text = done(&mut bench.sepal(&["plan", "pipeline.yaml", "--probe-steps", "0", "--set", sets[0], sets[1]]));
+    assert!(text.contains("nothing was measured") && text.contains("if one server has all blocks"), "{text}");
+}
+
+#[test]
+fn completions_can_be_sourced_and_pages_are_written() {
+    let bench = Bench::new("llama-gqa");
+    fs::write(bench.path("sepal.bash"), done(&mut bench.sepal(&["completions", "bash"]))).expect("written");
+    let script = "source sepal.bash && complete -p sepal";
+    match Command::new("bash").current_dir(bench.folder.path()).args(["-c", script]).output() {
+        Ok(output) => {
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            assert!(String::from_utf8_lossy(&output.stdout).contains("_sepal"));
+        }
+        Err(error) => eprintln!("skipped: bash does not run ({error})"),
+    }
+    done(&mut bench.sepal(&["man", "pages"]));
+    for page in ["sepal.1", "sepal-run.1", "sepal-swarm-status.1"] {
+        assert!(bench.path("pages").join(page).is_file(), "{page}");
+    }
+}
+
+#[test]
+fn the_doctor_fails_where_nothing_can_be_cached() {
+    let bench = Bench::new("llama-gqa");
+    fs::write(bench.path("file"), "").expect("written");
+    let doctor = |cache: &str| -> Output {
+        let mut command = bench.sepal(&["doctor", "--json"]);
+        command.env("SEPAL_CACHE", bench.path(cache)).env("PIP_NO_INDEX", "1").output().expect("sepal runs")
+    };
+    let found = |output: &Output| json(&String::from_utf8_lossy(&output.stdout));
+    let state = |findings: &Value, what: &str| {
+        let finding = findings.as_array().expect("findings").iter().find(|finding| finding["what"] == what);
+        finding.unwrap_or_else(|| panic!("no {what}"))["state"].clone()
+    };
+    let broken = doctor("file/below");
+    assert_eq!(broken.status.code(), Some(1));
+    assert_eq!(state(&found(&broken), "cache"), "problem");
+    assert_eq!(state(&found(&doctor("cache")), "cache"), "ok");
+    assert_eq!(state(&found(&broken), "libtorch"), "ok");
+}
+
+/// 300 sentences with such labels.
+fn labelled(bench: &Bench, name: &str, labels: [&str; 2]) {
+    let row =
+        |i: usize| format!("the film was {} and the plot, number {i}\t{}\n", ["dull", "warm"][i % 2], labels[i % 2]);
+    let rows: String = (0..300).map(row).collect();
+    fs::write(bench.path(name), format!("sentence\tlabel\n{rows}")).expect("written");
+}
+
+#[test]
+fn a_first_pipeline_is_right_and_can_be_planned_and_run() {
+    let bench = Bench::new("llama-gqa");
+    labelled(&bench, "reviews.tsv", ["bad", "good"]);
+    let output = bench.sepal(&["init", "reviews.tsv", "--model", "model"]).output().expect("sepal runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "next: sepal plan reviews.yaml");
+    for words in ["text        `sentence`", "label       `label`", "bad 150, good 150", "tokenizer of model"] {
+        assert!(said.contains(words), "{words} is not in\n{said}");
+    }
+    let spec = json(&done(&mut bench.sepal(&["render", "reviews.yaml", "--json"])));
+    let value = |key: &str| spec[key]["value"].clone();
+    assert_eq!(value("task.with.labels"), serde_json::json!(["bad", "good"]));
+    assert_eq!(value("data.validation_split"), 0.1);
+    // Nine words, a comma and the template's: 11 tokens and 3 more, in steps of 8.
+    assert_eq!(value("data.max_length"), 16);
+    done(&mut bench.sepal(&["validate", "reviews.yaml"]));
+    let plan = json(&done(&mut bench.sepal(&["plan", "reviews.yaml", "--json", "--probe-steps", "1"])));
+    assert_eq!(plan["data"]["train_rows"], 270);
+    done(&mut bench.sepal(&["run", "reviews.yaml", "--set", "train.max_steps=4", "train.threads=1"]));
+
+    let again = bench.sepal(&["init", "reviews.tsv", "--model", "model"]).output().expect("sepal runs");
+    assert_eq!(again.status.code(), Some(1), "nothing is written over");
+    done(&mut bench.sepal(&["init", "reviews.tsv", "--model", "model", "--force"]));
+}
+
+#[test]
+fn labels_that_are_numbers_get_names() {
+    let bench = Bench::new("llama-gqa");
+    labelled(&bench, "reviews.tsv", ["0", "1"]);
+    let labels = |more: &[&str]| {
+        let args = [&["init", "reviews.tsv", "--output", "p.yaml", "--force", "--model", "not-here"], more].concat();
+        let output = bench.sepal(&args).output().expect("sepal runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        let spec = json(&done(&mut bench.sepal(&["render", "p.yaml", "--json"])));
+        (spec["task.with.labels"]["value"].clone(), said)
+    };
+    let (unnamed, said) = labels(&[]);
+    assert_eq!(unnamed, serde_json::json!(["label_0", "label_1"]));
+    assert!(said.contains("name them by --labels") && said.contains("words, taken for 1.5 tokens each"), "{said}");
+    assert_eq!(labels(&["--labels", "bad,good"]).0, serde_json::json!(["bad", "good"]));
+    let wrong =
+        bench.sepal(&["init", "reviews.tsv", "--output", "q.yaml", "--labels", "a,b,c"]).output().expect("runs");
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(!bench.path("q.yaml").exists());
+}
