@@ -7,6 +7,9 @@ use serde_json::Value;
 use crate::error::RunError;
 use crate::spec::{PluginSpec, Spec};
 
+/// Trackers with the names that warnings call them by.
+pub(crate) type NamedTrackers = Vec<(String, Box<dyn Tracker>)>;
+
 /// The records of one run.
 pub(crate) struct Records {
     log: MetricsLog,
@@ -25,7 +28,7 @@ impl Records {
     }
 
     /// Has the trackers follow from here on.
-    pub(crate) fn follow(&mut self, trackers: Vec<(String, Box<dyn Tracker>)>, run: &RunInfo) {
+    pub(crate) fn follow(&mut self, trackers: NamedTrackers, run: &RunInfo) {
         self.trackers = Some(Trackers::start_with_defaults(trackers, run));
     }
 
@@ -58,7 +61,7 @@ impl Records {
 }
 
 /// The trackers of a pipeline, with their names.
-pub(crate) fn trackers(spec: &Spec, registry: &Registry) -> Result<Vec<(String, Box<dyn Tracker>)>, RunError> {
+pub(crate) fn trackers(spec: &Spec, registry: &Registry) -> Result<NamedTrackers, RunError> {
     let build = |tracker: &PluginSpec| {
         let built = registry.build::<Track>(&tracker.name, tracker.options(), &mut TrackContext {});
         Ok((tracker.name.clone(), built.map_err(|source| RunError::Build { key: "track", source })?))

@@ -11,7 +11,7 @@ use sepal_data::Loader;
 use sepal_nn::Parameters;
 use sepal_optim::Schedule;
 use sepal_plugin::{BuildError, Opt, OptContext, PROMPTS, Registry, Sched, SchedContext};
-use sepal_track::{Bytes, Manifest, NearWords, RunFolder, Status, Tracker, Versions};
+use sepal_track::{Bytes, Manifest, NearWords, RunFolder, Status, Versions};
 
 use crate::assemble::{Frozen, assemble, build_head, fetch_model};
 use crate::data::{self, Prepared, to_tensor};
@@ -20,7 +20,7 @@ use crate::evaluate::Judge;
 use crate::model::Model;
 use crate::precision::Scaling;
 use crate::progress::{Event, Observer, Summary};
-use crate::records::{self, Records, run_info};
+use crate::records::{self, NamedTrackers, Records, run_info};
 use crate::run_checkpoint::{MadeOf, Saver};
 use crate::spec::{EvaluateEvery, KeptAdapter, Spec};
 use crate::train::{Length, Outcome, Training};
@@ -121,7 +121,7 @@ impl Run<'_> {
         model: &mut Model,
         end: &End<'_>,
         is_resumed: bool,
-        (records, trackers): (&mut Records, Vec<(String, Box<dyn Tracker>)>),
+        (records, trackers): (&mut Records, NamedTrackers),
         observer: &mut dyn Observer,
         outcome: &mut Outcome,
     ) -> Result<(), RunError> {
@@ -224,7 +224,7 @@ impl End<'_> {
         let manifest = self.manifest(model, outcome, error)?;
         manifest.save(self.folder).map_err(RunError::Write)?;
         let numbers = sepal_data::metrics_parquet(&self.folder.path().join("metrics.jsonl"));
-        let numbers = numbers.map_err(|source| RunError::Metrics(source.into()))?;
+        let numbers = numbers.map_err(RunError::Metrics)?;
         self.folder.write("metrics.parquet", &numbers).map_err(RunError::Write)?;
         self.report();
         Ok(manifest)
