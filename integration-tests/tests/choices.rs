@@ -54,7 +54,7 @@ fn a_plateau_lowers_the_rate() {
         assert!((rate - expected(step)).abs() < 1e-12, "step {step} is made at {rate}");
     }
     let text = bench.failure(&[plateau, "schedule.with.metric=f9"]);
-    assert!(text.contains("use option `metric`: expected one of loss, accuracy") && text.contains("`f9`"), "{text}");
+    assert!(text.contains("find `f9` (`schedule.with.metric`) among the metrics of the task: accuracy"), "{text}");
     let text = bench.failure(&[plateau, "evaluate.every=end"]);
     assert!(text.contains("expected evaluations while it trains (`evaluate.every`)"), "{text}");
 }

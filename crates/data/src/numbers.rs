@@ -9,13 +9,15 @@ use serde_json::{Map, Value};
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// The lines of a `metrics.jsonl`, one JSON object each, as a parquet file: a row for each, texts as texts and numbers as
-/// fp64, null where a line does not have them. Objects in a line become columns `outer.inner`.
+/// fp64, null where a line does not have them. Objects in a line become columns `outer.inner`. A last line without its
+/// end, which a full disk leaves, is left out.
 ///
 /// # Errors
 /// If the file cannot be read, or a line is not an object.
 pub fn metrics_parquet(path: &Path) -> Result<Vec<u8>, Failure> {
     let text = std::fs::read_to_string(path)?;
-    let rows = text.lines().map(|line| Ok(flat(serde_json::from_str(line)?))).collect::<Result<Vec<_>, Failure>>()?;
+    let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+    let rows = whole.map(|line| Ok(flat(serde_json::from_str(line)?))).collect::<Result<Vec<_>, Failure>>()?;
     let mut names: Vec<&String> = Vec::new();
     for name in rows.iter().flat_map(Map::keys) {
         if !names.contains(&name) {

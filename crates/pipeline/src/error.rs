@@ -229,9 +229,6 @@ pub enum RunError {
     /// The adapter cannot be saved.
     #[error("save the adapter")]
     Save(#[source] sepal_nn::SaveError),
-    /// The records cannot be put into columns.
-    #[error("write the records as parquet")]
-    Metrics(#[source] BoxError),
     /// The predictions cannot be written.
     #[error("write the predictions")]
     Predictions(#[source] BoxError),

@@ -108,12 +108,15 @@ impl Run<'_> {
             Err(error) if is_untouched => return Err(error),
             other => other,
         };
-        let manifest = end.save(&mut model, &outcome, trained.as_ref().err())?;
-        records.finish(&manifest);
+        let saved = end.save(&mut model, &outcome, trained.as_ref().err());
+        if let Ok(manifest) = &saved {
+            records.finish(manifest);
+        }
         drop(model);
         drop(servers);
+        // What ended the training comes before what kept it from being saved.
         trained?;
-        Ok(end.summary(&outcome, &manifest))
+        Ok(end.summary(&outcome, &saved?))
     }
 
     fn train(
@@ -223,21 +226,23 @@ impl End<'_> {
         }
         let manifest = self.manifest(model, outcome, error)?;
         manifest.save(self.folder).map_err(RunError::Write)?;
-        let numbers = sepal_data::metrics_parquet(&self.folder.path().join("metrics.jsonl"));
-        let numbers = numbers.map_err(RunError::Metrics)?;
-        self.folder.write("metrics.parquet", &numbers).map_err(RunError::Write)?;
-        self.report();
+        self.show();
         Ok(manifest)
     }
 
-    /// Writes `report.html`. What was trained is none the worse without it.
-    fn report(&self) {
-        let page = sepal_report::Run::read(self.folder.path()).map(|run| sepal_report::report(&run));
-        let written = page
-            .map_err(|error| in_one_line(&error))
-            .and_then(|page| self.folder.write("report.html", page.as_bytes()).map_err(|error| in_one_line(&error)));
-        if let Err(error) = written {
-            tracing::warn!(error, "there is no report of this run");
+    /// Writes `metrics.parquet` and `report.html`. What was trained is none the worse without them.
+    fn show(&self) {
+        let folder = self.folder.path();
+        let numbers = sepal_data::metrics_parquet(&folder.join("metrics.jsonl")).map_err(|error| in_one_line(&*error));
+        let page = sepal_report::Run::read(folder).map(|run| sepal_report::report(&run).into_bytes());
+        for (name, content) in
+            [("metrics.parquet", numbers), ("report.html", page.map_err(|error| in_one_line(&error)))]
+        {
+            let written =
+                content.and_then(|content| self.folder.write(name, &content).map_err(|error| in_one_line(&error)));
+            if let Err(error) = written {
+                tracing::warn!(error, "this run has no {name}");
+            }
         }
     }
 
