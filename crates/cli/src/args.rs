@@ -96,22 +96,9 @@ pub(crate) struct PredictArgs {
     /// Where predictions go, in the order of the rows: a csv, tsv, jsonl or parquet file, or - for standard output
     #[arg(long, short, value_name = "FILE", default_value = "-")]
     pub(crate) output: PathBuf,
-    /// The format of the input, where its name does not tell: csv, tsv, jsonl, parquet, arrow, lines. Standard input is
-    /// lines, one text to each, if not given
-    #[arg(long, value_name = "FORMAT", value_parser = format)]
-    pub(crate) format: Option<Format>,
     /// The format of the output, where its name does not tell. Standard output is csv if not given
     #[arg(long, value_name = "FORMAT", value_parser = format)]
     pub(crate) output_format: Option<Format>,
-    /// The column of the texts. If not given, that of the run, or one that looks like it
-    #[arg(long, value_name = "COLUMN")]
-    pub(crate) text: Option<String>,
-    /// The column of the second texts; that of the run if not given
-    #[arg(long, value_name = "COLUMN")]
-    pub(crate) text_pair: Option<String>,
-    /// A column of labels, to be written beside the predictions
-    #[arg(long, value_name = "COLUMN")]
-    pub(crate) label: Option<String>,
     /// Write the probability of each label, too
     #[arg(long)]
     pub(crate) probabilities: bool,
@@ -124,9 +111,8 @@ pub(crate) struct PredictArgs {
     /// Replace the output file if it is there
     #[arg(long)]
     pub(crate) overwrite: bool,
-    /// Set a key of the run's pipeline, for example other servers: --set swarm.use=embedded
-    #[arg(long = "set", value_name = "KEY=VALUE", num_args = 1..)]
-    pub(crate) set: Vec<String>,
+    #[command(flatten)]
+    pub(crate) rows: RowArgs,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -139,24 +125,32 @@ pub(crate) struct EvaluateArgs {
     /// The split of a data set; the first of test, validation and train that it has, if not given
     #[arg(long, value_name = "NAME")]
     pub(crate) split: Option<String>,
-    /// The format of the file, where its name does not tell
-    #[arg(long, value_name = "FORMAT", value_parser = format)]
-    pub(crate) format: Option<Format>,
-    /// The column of the texts; that of the run if not given
-    #[arg(long, value_name = "COLUMN")]
-    pub(crate) text: Option<String>,
-    /// The column of the second texts; that of the run if not given
-    #[arg(long, value_name = "COLUMN")]
-    pub(crate) text_pair: Option<String>,
-    /// The column of the labels; that of the run if not given
-    #[arg(long, value_name = "COLUMN")]
-    pub(crate) label: Option<String>,
     /// Write what was predicted into this parquet file
     #[arg(long, value_name = "FILE")]
     pub(crate) predictions: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) rows: RowArgs,
+}
+
+/// How rows are read, and what of the run's pipeline is changed.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RowArgs {
+    /// The format of the rows, where the name does not tell: csv, tsv, jsonl, parquet, arrow, or lines, one text to each,
+    /// which standard input is taken for
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    pub(crate) format: Option<Format>,
+    /// The column of the texts. If not given, that of the run (to predict, or one that looks like it)
+    #[arg(long, value_name = "COLUMN")]
+    pub(crate) text: Option<String>,
+    /// The column of the second texts; that of the run if not given
+    #[arg(long, value_name = "COLUMN")]
+    pub(crate) text_pair: Option<String>,
+    /// The column of the labels: to be written beside predictions, if given; to evaluate, that of the run if not given
+    #[arg(long, value_name = "COLUMN")]
+    pub(crate) label: Option<String>,
     /// Set a key of the run's pipeline, for example other servers: --set swarm.use=embedded
     #[arg(long = "set", value_name = "KEY=VALUE", num_args = 1..)]
     pub(crate) set: Vec<String>,

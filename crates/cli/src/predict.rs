@@ -31,7 +31,7 @@ pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Fai
     let stop = stop_on_interrupt()?;
     let mut console = Console::new();
     // What is wrong with input and output is said before the model is loaded.
-    let classifier = Open { run: &args.run, set: &args.set, registry, stop: &stop };
+    let classifier = Open { run: &args.run, set: &args.rows.set, registry, stop: &stop };
     let manifest = sepal_track::Manifest::read(&args.run)?;
     let mut rows = input(args, &manifest.data)?;
     let spec = classifier.spec()?;
@@ -83,16 +83,16 @@ pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Fai
 pub(crate) fn evaluate(registry: &Registry, args: &EvaluateArgs) -> Result<(), Failure> {
     let stop = stop_on_interrupt()?;
     let mut console = Console::new();
-    let open = Open { run: &args.run, set: &args.set, registry, stop: &stop };
+    let open = Open { run: &args.run, set: &args.rows.set, registry, stop: &stop };
     let spec = open.spec()?;
     let classifier = open.classifier(&spec, &mut console)?;
     let facts = &classifier.manifest().data;
     let columns = TableSpec {
         path: PathBuf::new(),
-        format: args.format,
-        text: args.text.clone().unwrap_or_else(|| facts.text.clone()),
-        text_pair: args.text_pair.clone().or_else(|| facts.text_pair.clone()),
-        label: Some(args.label.clone().unwrap_or_else(|| facts.label.clone())),
+        format: args.rows.format,
+        text: args.rows.text.clone().unwrap_or_else(|| facts.text.clone()),
+        text_pair: args.rows.text_pair.clone().or_else(|| facts.text_pair.clone()),
+        label: Some(args.rows.label.clone().unwrap_or_else(|| facts.label.clone())),
         filter: Default::default(),
     };
     let splits: Vec<&str> = match &args.split {
@@ -141,25 +141,27 @@ impl Open<'_> {
 /// The rows to predict. Without a name the texts' column is the run's, if the file has it.
 fn input(args: &PredictArgs, facts: &sepal_track::DataFacts) -> Result<RowStream, Failure> {
     let spec = |text: Option<String>| RowSpec {
-        format: args.format,
+        format: args.rows.format,
         text,
-        text_pair: args.text_pair.clone().or_else(|| facts.text_pair.clone()),
-        label: args.label.clone(),
+        text_pair: args.rows.text_pair.clone().or_else(|| facts.text_pair.clone()),
+        label: args.rows.label.clone(),
         carry: if args.only_predictions { Carry::Nothing } else { Carry::Others },
         on_bad_row: if args.strict { OnBadRow::Error } else { OnBadRow::Skip },
         chunk_rows: CHUNK_ROWS,
         ..RowSpec::default()
     };
     if args.input == Path::new(STANDARD) {
-        let format = args.format.unwrap_or(Format::Lines);
-        return Ok(RowStream::from_reader(io::stdin(), "standard input", format, &spec(args.text.clone()))?);
+        let format = args.rows.format.unwrap_or(Format::Lines);
+        return Ok(RowStream::from_reader(io::stdin(), "standard input", format, &spec(args.rows.text.clone()))?);
     }
-    match (&args.text, RowStream::open(&args.input, &spec(Some(facts.text.clone())))) {
-        (Some(text), _) => Ok(RowStream::open(&args.input, &spec(Some(text.clone())))?),
-        (None, Err(ReadError::MissingColumn { column, .. })) if column == facts.text => {
+    if args.rows.text.is_some() {
+        return Ok(RowStream::open(&args.input, &spec(args.rows.text.clone()))?);
+    }
+    match RowStream::open(&args.input, &spec(Some(facts.text.clone()))) {
+        Err(ReadError::MissingColumn { column, .. }) if column == facts.text => {
             Ok(RowStream::open(&args.input, &spec(None))?)
         }
-        (None, rows) => Ok(rows?),
+        rows => Ok(rows?),
     }
 }
 

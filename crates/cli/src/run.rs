@@ -22,7 +22,7 @@ pub(crate) fn run(registry: &Registry, args: &RunArgs) -> Result<(), Failure> {
     let stop = stop_on_interrupt()?;
     let mut console = Console::new();
     let folder = match &args.resume {
-        Some(None) => sepal_pipeline::unfinished_run(&spec),
+        Some(None) => sepal_pipeline::unfinished_run(&spec, registry),
         _ => folder,
     };
     match (&folder, &args.resume) {

@@ -5,8 +5,9 @@ use std::time::Instant;
 use sepal_core::NamedHostTensor;
 use sepal_data::Loader;
 use sepal_metrics::Metric;
-use sepal_plugin::{Labels, Phase, Prediction};
+use sepal_plugin::{Labels, Logits, Phase, Prediction};
 use sepal_track::{Best, EvaluationRecord};
+use tch::{Device, Kind, Tensor};
 
 use crate::data::to_tensor;
 use crate::error::RunError;
@@ -75,6 +76,16 @@ pub(crate) fn evaluate(
     Ok(Evaluated { record, headline, prediction })
 }
 
+/// The metrics that evaluations of these rows will have: those of a prediction that knows nothing.
+pub(crate) fn metric_names(model: &Model, loader: &Loader) -> Result<Vec<String>, RunError> {
+    let labels = to_tensor(loader.labels())?;
+    let size = [labels.rows() as i64, model.head.label_names().len() as i64]; // [rows, n_labels]
+    let values = Tensor::f_zeros(size, (Kind::Float, Device::Cpu)).map_err(RunError::Torch)?;
+    let prediction = model.head.predict(&Logits { values }).map_err(RunError::Head)?;
+    let named = model.head.metrics(&prediction, &labels).map_err(RunError::Head)?;
+    Ok(named.into_iter().map(|(name, _)| name).chain([LOSS.to_owned()]).collect())
+}
+
 /// The loss under the name by which it can be the metric that decides.
 const LOSS: &str = "loss";
 
@@ -103,7 +114,10 @@ impl Judge {
 
     /// Whether `new` is better than `old` by more than `min_delta`; what is not a number never is.
     pub(crate) fn is_better(&self, new: &Best, old: Option<&Best>, min_delta: f64) -> bool {
-        let Some(old) = old.filter(|old| !old.value.is_nan()) else { return true };
+        let Some(old) = old else { return true };
+        if old.value.is_nan() {
+            return !new.value.is_nan();
+        }
         match self.goal.unwrap_or_else(|| goal_of(&new.metric)) {
             Goal::Max => new.value > old.value + min_delta,
             Goal::Min => new.value < old.value - min_delta,
@@ -153,6 +167,7 @@ mod tests {
         assert!(judge.is_better(&new, None, 0.0) && !judge.is_better(&new, Some(&old), 0.2));
         let nan = Best { value: f64::NAN, ..new.clone() };
         assert!(!judge.is_better(&nan, Some(&old), 0.0) && judge.is_better(&new, Some(&nan), 0.0));
+        assert!(!judge.is_better(&nan, Some(&nan), 0.0), "nothing gets better by not being a number");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use sepal_track::{Bytes, Manifest, NearWords, RunFolder, Status, Versions};
 use crate::assemble::{Frozen, assemble, build_head, fetch_model};
 use crate::data::{self, Prepared, to_tensor};
 use crate::error::RunError;
-use crate::evaluate::Judge;
+use crate::evaluate::{Judge, Kept, metric_names};
 use crate::model::Model;
 use crate::precision::Scaling;
 use crate::progress::{Event, Observer, Summary};
@@ -42,7 +42,8 @@ pub fn run(
 }
 
 /// Goes on with the run in `folder` from its newest checkpoint: in deterministic mode, on processors of a kind, to the
-/// adapter that it would have come to without the interruption, to the last bit. A run that is complete is left as it is.
+/// adapter that it would have come to without the interruption, to the last bit. A run that is complete is refused, unless
+/// its time was up.
 ///
 /// # Errors
 /// [`RunError`] as for [`run`]; [`RunError::Resume`] and [`RunError::RunCheckpoint`] if the folder's run is another one,
@@ -55,6 +56,7 @@ pub fn resume(
     stop: &AtomicBool,
 ) -> Result<Summary, RunError> {
     unfinished::check_same(folder, &unfinished::pipeline_of(folder, registry)?, spec)?;
+    unfinished::check_incomplete(folder)?;
     Run { spec, registry, stop }.go(Some(folder), observer)
 }
 
@@ -98,6 +100,8 @@ impl Run<'_> {
         };
         let folder = folder.map_err(RunError::Write)?;
         let mut records = Records::open(&folder)?;
+        // Nobody else is at work here now. What cannot be removed is in nobody's way.
+        let _ = sepal_track::remove_unfinished(folder.path());
         let end = End { spec, started, folder: &folder, frozen: &frozen, prepared: &prepared };
         let mut outcome = Outcome::default();
         outcome.progress.started = sepal_track::now();
@@ -115,6 +119,9 @@ impl Run<'_> {
         drop(model);
         drop(servers);
         // What ended the training comes before what kept it from being saved.
+        if let (Err(_), Err(unsaved)) = (&trained, &saved) {
+            observer.event(Event::Notice(&format!("not all was saved: {}", in_one_line(unsaved))));
+        }
         trained?;
         Ok(end.summary(&outcome, &saved?))
     }
@@ -140,6 +147,7 @@ impl Run<'_> {
             .build::<Sched>(&spec.schedule.name, spec.schedule.options(), &mut cx)
             .map_err(|source| RunError::Build { key: "schedule", source })?;
         check_watched(&*schedule, spec, prepared)?;
+        check_metrics(&*schedule, spec, prepared, model)?;
         let trainable = model.params.count();
         let mut saver = Saver::new(&spec.checkpoint, folder, end.made_of(), end.started);
         let mut training = Training {
@@ -187,6 +195,19 @@ fn check_watched(schedule: &dyn Schedule, spec: &Spec, prepared: &Prepared) -> R
     }
 }
 
+/// The metrics that are named are some that evaluations have, as far as there are any.
+fn check_metrics(schedule: &dyn Schedule, spec: &Spec, prepared: &Prepared, model: &Model) -> Result<(), RunError> {
+    let Some(validation) = &prepared.validation else { return Ok(()) };
+    let asked = [("evaluate.metric", spec.evaluate.metric.as_deref()), ("schedule.with.metric", schedule.watches())];
+    for (key, metric) in asked.into_iter().filter_map(|(key, metric)| Some((key, metric?))) {
+        let known = metric_names(model, validation)?;
+        if !known.iter().any(|name| name == metric) {
+            return Err(RunError::Metric { key, metric: metric.to_owned(), known });
+        }
+    }
+    Ok(())
+}
+
 /// What is known at the end of a run.
 struct End<'a> {
     spec: &'a Spec,
@@ -208,9 +229,15 @@ impl End<'_> {
         }
     }
 
+    /// The evaluation of the parameters that are saved, if there was one.
+    fn kept<'k>(&self, outcome: &'k Outcome) -> Option<&'k Kept> {
+        let is_last = |kept: &&Kept| kept.best.step == outcome.progress.steps;
+        outcome.kept.as_ref().filter(|kept| self.spec.output.adapter == KeptAdapter::Best || is_last(kept))
+    }
+
     /// Writes what was trained, predicted and learned, also after an error.
     fn save(&self, model: &mut Model, outcome: &Outcome, error: Option<&RunError>) -> Result<Manifest, RunError> {
-        if let Some(kept) = outcome.kept.as_ref().filter(|_| self.spec.output.adapter == KeptAdapter::Best) {
+        if let Some(kept) = self.kept(outcome).filter(|_| self.spec.output.adapter == KeptAdapter::Best) {
             model.params.set(kept.params.clone()).map_err(RunError::Restore)?;
         }
         let metadata = BTreeMap::from([
@@ -221,7 +248,7 @@ impl End<'_> {
             ("labels".to_owned(), model.head.label_names().join("\n")),
         ]);
         model.params.save(&self.folder.path().join("adapter.safetensors"), &metadata).map_err(RunError::Save)?;
-        if let Some(kept) = &outcome.kept {
+        if let Some(kept) = self.kept(outcome) {
             self.prepared.write_predictions(self.folder, &kept.evaluated.prediction)?;
         }
         let manifest = self.manifest(model, outcome, error)?;
@@ -256,7 +283,7 @@ impl End<'_> {
         let traffic = model.blocks.traffic();
         let trainable = model.params.count() as u64;
         let versions = Versions { sepal: env!("CARGO_PKG_VERSION").to_owned(), libtorch: LIBTORCH.to_owned() };
-        let kept = outcome.kept.as_ref();
+        let kept = self.kept(outcome);
         Ok(Manifest {
             name: self.spec.name.clone(),
             status,
@@ -310,8 +337,8 @@ impl End<'_> {
             folder: self.folder.path().to_owned(),
             interrupted: outcome.interrupted,
             metrics: manifest.metrics.clone(),
-            headline: outcome.kept.as_ref().map(|kept| (kept.best.metric.clone(), kept.best.value)),
-            best_step: outcome.kept.as_ref().map(|kept| kept.best.step),
+            headline: self.kept(outcome).map(|kept| (kept.best.metric.clone(), kept.best.value)),
+            best_step: self.kept(outcome).map(|kept| kept.best.step),
             ended_early: progress.ended_early.clone(),
             steps: progress.steps,
             skipped_steps: progress.skipped,

@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use crate::error::RunError;
 use crate::evaluate::{Evaluated, Kept};
 use crate::spec::CheckpointSpec;
-use crate::train::{Outcome, Progress, Training, minutes};
+use crate::train::{Outcome, Progress, Training, is_by_time, minutes};
 
 /// The folder of a run in which they lie.
 const FOLDER: &str = "checkpoints";
@@ -192,6 +192,8 @@ impl Read {
         let (params, prediction) = (group(KEPT), prediction(&group(PREDICTION)));
         let mut progress = self.state.progress;
         progress.resumed_at.push(progress.steps);
+        // If the time is still up, the loop says so again.
+        progress.ended_early = progress.ended_early.filter(|reason| !is_by_time(Some(reason)));
         let kept = self.state.kept.map(|KeptState { record, headline, best }| Kept {
             evaluated: Evaluated { record, headline, prediction },
             best,

@@ -156,7 +156,7 @@ impl Training<'_> {
     fn end_by_time(&self, outcome: &mut Outcome) {
         let minutes = self.spec.train.max_minutes.filter(|minutes| outcome.progress.loop_seconds >= minutes * 60.0);
         if let (Some(minutes), false) = (minutes, self.is_complete(outcome)) {
-            outcome.progress.ended_early = Some(format!("`train.max_minutes` is {minutes}"));
+            outcome.progress.ended_early = Some(format!("{BY_TIME} is {minutes}"));
         }
     }
 
@@ -227,6 +227,14 @@ impl<'a> Dealt<'a> {
         let share = (first + group.len()) as f64 / self.train.batches_per_epoch() as f64;
         (group, epoch as f64 + share)
     }
+}
+
+/// How the reason begins that a run ended because its time was up.
+const BY_TIME: &str = "`train.max_minutes`";
+
+/// Whether a run ended early because its time was up: with more time it may go on.
+pub(crate) fn is_by_time(ended_early: Option<&str>) -> bool {
+    ended_early.is_some_and(|reason| reason.starts_with(BY_TIME))
 }
 
 /// Seconds as a span of time, for options given in minutes.

@@ -11,11 +11,12 @@ use crate::error::RunError;
 use crate::load::Layers;
 use crate::run_checkpoint::has_checkpoint;
 use crate::spec::Spec;
+use crate::train::is_by_time;
 
 /// Keys that change nothing of what is trained, and may differ in what goes on.
 const FREE: [&[&str]; 10] = [
     &["checkpoint"],
-    &["output"],
+    &["output", "folder"],
     &["swarm"],
     &["track"],
     &["loader", "prefetch"],
@@ -26,18 +27,43 @@ const FREE: [&[&str]; 10] = [
     &["train", "threads"],
 ];
 
-/// The newest run of this pipeline's name that did not end well, and has something to go on from.
-pub fn unfinished_run(spec: &Spec) -> Option<PathBuf> {
+/// The newest run of this pipeline, by its name and by all options that decide what is trained, that did not end well and
+/// has something to go on from.
+pub fn unfinished_run(spec: &Spec, registry: &Registry) -> Option<PathBuf> {
     let entries = std::fs::read_dir(&spec.output.folder).into_iter().flatten().flatten();
     let is_of_name = |path: &PathBuf| {
         let stamp = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix(&spec.name));
-        stamp.is_some_and(|stamp| stamp.starts_with('-') && stamp[1..].starts_with(|c: char| c.is_ascii_digit()))
+        stamp.is_some_and(is_stamp)
     };
     let is_unfinished = |path: &PathBuf| {
         let finished = Manifest::read(path).is_ok_and(|manifest| manifest.status == Status::Finished);
         !finished && has_checkpoint(path)
     };
-    entries.map(|entry| entry.path()).filter(is_of_name).filter(is_unfinished).max()
+    let is_same = |path: &PathBuf| pipeline_of(path, registry).is_ok_and(|old| check_same(path, &old, spec).is_ok());
+    entries.map(|entry| entry.path()).filter(is_of_name).filter(is_unfinished).filter(is_same).max()
+}
+
+/// What follows the name in that of a run's folder: `-20261125-134019`, and `-1` if there was one already.
+fn is_stamp(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('-').collect();
+    let digits = |part: &str, len: usize| part.len() == len && part.bytes().all(|byte| byte.is_ascii_digit());
+    match parts.as_slice() {
+        ["", day, time, rest @ ..] => {
+            digits(day, 8) && digits(time, 6) && rest.len() < 2 && rest.iter().all(|part| digits(part, part.len()))
+        }
+        _ => false,
+    }
+}
+
+/// A run that is complete has nothing to go on with, unless its time was up.
+pub(crate) fn check_incomplete(run: &Path) -> Result<(), RunError> {
+    match Manifest::read(run) {
+        Ok(manifest) if manifest.status == Status::Finished && !is_by_time(manifest.ended_early.as_deref()) => {
+            let problem = "it is complete; begin a new run without `--resume`".to_owned();
+            Err(RunError::Resume { path: run.into(), problem })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The pipeline that a run was made from.
@@ -73,6 +99,9 @@ pub(crate) fn digest(spec: &Spec) -> String {
 
 fn fixed(spec: &Spec) -> Value {
     let mut value = serde_json::to_value(spec).unwrap_or_default();
+    // Of the swarm, what numbers are rounded to and in which order they are added up.
+    value["swarm.with.wire_dtype"] = serde_json::to_value(spec.wire_dtype()).unwrap_or_default();
+    value["swarm.with.micro_batch_tokens"] = serde_json::to_value(spec.swarm.remote().micro_batch_tokens).unwrap_or_default();
     for path in FREE {
         if let [above @ .., key] = path
             && let Some(fields) = above.iter().try_fold(&mut value, |value, key| value.get_mut(*key))
@@ -96,5 +125,24 @@ fn compare(key: &str, old: &Value, new: &Value, differences: &mut Vec<String>) {
         }
         _ if old != new => differences.push(format!("`{key}` was {old}, is {new}")),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_of_other_names_are_no_runs_of_this_one() {
+        for (text, expected) in [
+            ("-20261125-134019", true),
+            ("-20261125-134019-12", true),
+            ("-4-20261125-134019", false),
+            ("-20261125", false),
+            ("-20261125-134019-a", false),
+            ("", false),
+        ] {
+            assert_eq!(is_stamp(text), expected, "{text}");
+        }
     }
 }

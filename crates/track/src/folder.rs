@@ -42,12 +42,12 @@ impl RunFolder {
         unreachable!("the loop above returns")
     }
 
-    /// A folder that is there, with what an interrupted write left removed.
+    /// A folder that is there.
     ///
     /// # Errors
     /// [`WriteError`] if it is not there.
     pub fn open(path: &Path) -> Result<Self, WriteError> {
-        remove_unfinished(path).map_err(|source| WriteError { path: path.to_owned(), source })?;
+        std::fs::read_dir(path).map_err(|source| WriteError { path: path.to_owned(), source })?;
         Ok(Self { path: path.to_owned() })
     }
 
