@@ -201,7 +201,7 @@ fn another_choice_leaves_out_options_it_does_not_have() {
 fn unknown_keys() {
     assert_snapshot!(with("max_length", "max_lenght"), @"sst2.yaml:16:3: data.max_lenght: unknown key; did you mean `max_length`?");
     assert_snapshot!(with("loader:", "loaders:"), @"sst2.yaml:23:1: loaders: unknown key; did you mean `loader`?");
-    assert_snapshot!(with("seed: 7", "zebra: 7"), @"sst2.yaml:26:21: train.zebra: unknown key; known: epochs, max_steps, accumulate, clip_norm, precision, scaler, seed, threads, deterministic");
+    assert_snapshot!(with("seed: 7", "zebra: 7"), @"sst2.yaml:26:21: train.zebra: unknown key; known: epochs, max_steps, max_minutes, early_stopping, accumulate, clip_norm, precision, scaler, seed, threads, deterministic");
     assert_snapshot!(with("seed: 7", "shuffle: false"), @"sst2.yaml:26:21: train.shuffle: unknown key; there is one at `loader.shuffle`");
     assert_snapshot!(with("lr: 1.0e-2", "learning_rate: 1"), @"sst2.yaml:24:34: optimizer.with.learning_rate: unknown key; known: lr, betas, eps, weight_decay");
     assert_snapshot!(with("      text: text", "      txt: text"), @"sst2.yaml:20:7: data.otherwise[0].txt: unknown key; did you mean `text`?");
