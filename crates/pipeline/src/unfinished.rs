@@ -101,7 +101,8 @@ fn fixed(spec: &Spec) -> Value {
     let mut value = serde_json::to_value(spec).unwrap_or_default();
     // Of the swarm, what numbers are rounded to and in which order they are added up.
     value["swarm.with.wire_dtype"] = serde_json::to_value(spec.wire_dtype()).unwrap_or_default();
-    value["swarm.with.micro_batch_tokens"] = serde_json::to_value(spec.swarm.remote().micro_batch_tokens).unwrap_or_default();
+    value["swarm.with.micro_batch_tokens"] =
+        serde_json::to_value(spec.swarm.remote().micro_batch_tokens).unwrap_or_default();
     for path in FREE {
         if let [above @ .., key] = path
             && let Some(fields) = above.iter().try_fold(&mut value, |value, key| value.get_mut(*key))
