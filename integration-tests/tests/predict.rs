@@ -27,7 +27,16 @@ fn succeeds(bench: &Bench, args: &[&str]) -> String {
 
 #[test]
 fn an_evaluation_says_what_the_run_said() {
-    let (bench, run) = trained();
+    let bench = Bench::new("llama-gqa");
+    // Three rows of one class for each of the other, so that weights are not all 1.
+    let rows = fs::read_to_string(bench.path("train.csv")).expect("rows");
+    let label = |row: &str| row.rsplit(',').next().map(str::to_owned);
+    let first = rows.lines().nth(1).and_then(label);
+    let rows = rows.lines().enumerate().filter(|(i, row)| *i == 0 || label(row) != first || i % 3 == 1);
+    fs::write(bench.path("train.csv"), rows.map(|(_, row)| row).collect::<Vec<_>>().join("\n")).expect("written");
+    let run = bench.run(&["train.max_steps=20", "evaluate.every=end", "task.with.class_weights=balanced"]);
+    let counts = run.manifest()["data"]["class_rows"].clone();
+    assert_ne!(counts[0], counts[1], "{counts}");
     let folder = run.folder.to_str().expect("a path");
     let text = succeeds(&bench, &["evaluate", folder, "--data", "validation.csv", "--json"]);
     let found: Value = serde_json::from_str(&text).expect("JSON");
@@ -36,6 +45,9 @@ fn an_evaluation_says_what_the_run_said() {
         let far = (found.expect(name) - expected.expect("a number")).abs();
         assert!(far < 1e-6, "{name}: {found:?}, the run had {expected:?}");
     }
+    let loss = run.records("evaluation")[0]["loss"].as_f64().expect("a loss");
+    let far = (found["loss"].as_f64().expect("a loss") - loss).abs();
+    assert!(far < 1e-6, "the loss is weighted as in training: {} and {loss}", found["loss"]);
     assert_eq!(found["rows"], 48);
 }
 

@@ -8,8 +8,8 @@ use std::time::Instant;
 use indicatif::{ProgressBar, ProgressStyle};
 use sepal_assets::Sources;
 use sepal_data::{
-    Carry, Format, LabelKind, LabelSet, OnBadRow, OutputSpec, Predicted, PredictionWriter, ReadError, RowSpec,
-    RowStream, TableSpec, WriteError,
+    Carry, Format, OnBadRow, OutputSpec, Predicted, PredictionWriter, ReadError, RowSpec, RowStream, TableSpec,
+    WriteError,
 };
 use sepal_pipeline::{Classifier, Observer};
 use sepal_plugin::Registry;
@@ -166,17 +166,12 @@ fn input(args: &PredictArgs, facts: &sepal_track::DataFacts) -> Result<RowStream
 }
 
 fn output(args: &PredictArgs, classifier: &Classifier, rows: &RowStream) -> Result<PredictionWriter, Failure> {
-    let kind = match classifier.label_kind() {
-        sepal_plugin::LabelKind::Class => LabelKind::Class,
-        sepal_plugin::LabelKind::Value => LabelKind::Value,
-        sepal_plugin::LabelKind::Multi => LabelKind::Multi,
-    };
     let spec = OutputSpec {
         format: args.output_format,
         text: !args.only_predictions,
         probabilities: args.probabilities,
         overwrite: args.overwrite,
-        ..OutputSpec::new(LabelSet::new(classifier.label_names())?, kind)
+        ..classifier.output()?
     };
     if args.output == Path::new(STANDARD) {
         let format = args.output_format.unwrap_or(Format::Csv);

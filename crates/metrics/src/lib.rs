@@ -29,7 +29,9 @@ pub use classes::{
 };
 pub use counts::{Average, Scores};
 pub use names::{METRICS, Metric, UnknownMetric, names};
-pub use probabilities::{Bin, Calibration, brier, calibration, log_loss, top_k_accuracy};
+pub use probabilities::{
+    Bin, CALIBRATION_BINS, Calibration, brier, calibration, log_loss, reliability, top_k_accuracy,
+};
 pub use ranking::{auroc, average_precision, binary_auroc};
 pub use values::{mean_absolute_error, mean_squared_error, pearson, r2, root_mean_squared_error, spearman};
 

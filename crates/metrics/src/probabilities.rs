@@ -53,6 +53,9 @@ pub fn top_k_accuracy(probabilities: &[Vec<f64>], actual: &[i64], k: usize) -> R
     Ok(probabilities.iter().zip(actual).filter(hit).count() as f64 / actual.len() as f64)
 }
 
+/// Bins of the `ece` that runs report.
+pub const CALIBRATION_BINS: usize = 15;
+
 /// How far the probability of the predicted class is from how often it is right.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Calibration {
@@ -85,16 +88,36 @@ pub struct Bin {
 /// probabilities.
 pub fn calibration(probabilities: &[Vec<f64>], actual: &[i64], n_bins: usize) -> Result<Calibration, MetricError> {
     check_probabilities(probabilities, actual)?;
+    let rows = probabilities.iter().zip(actual).map(|(row, &label)| {
+        let (class, confidence) = top(row);
+        (confidence, class as i64 == label)
+    });
+    reliability(rows, n_bins)
+}
+
+/// As [`calibration`], of predictions that are a probability each and whether they came true.
+///
+/// # Errors
+/// [`MetricError`] if there is none, or one is no probability.
+pub fn reliability(
+    predictions: impl IntoIterator<Item = (f64, bool)>,
+    n_bins: usize,
+) -> Result<Calibration, MetricError> {
     let edges = edges(n_bins);
     let mut sums = vec![(0, 0.0, 0_usize); edges.len() + 1];
-    for (row, &label) in probabilities.iter().zip(actual) {
-        let (class, confidence) = top(row);
+    let mut all = 0;
+    for (row, (confidence, hit)) in predictions.into_iter().enumerate() {
+        if !(-SLACK..=1.0 + SLACK).contains(&confidence) {
+            return Err(MetricError::NotProbability { row, value: confidence });
+        }
         let bin = &mut sums[edges.partition_point(|&edge| edge < confidence)];
-        *bin = (bin.0 + 1, bin.1 + confidence, bin.2 + usize::from(class as i64 == label));
+        *bin = (bin.0 + 1, bin.1 + confidence, bin.2 + usize::from(hit));
+        all += 1;
     }
+    check_lengths(all, all)?;
     let bins: Vec<Bin> = sums.into_iter().map(|(count, confidence, hits)| bin(count, confidence, hits)).collect();
     let gap = |bin: &Bin| bin.count as f64 * (bin.accuracy - bin.confidence).abs();
-    let error = bins.iter().map(gap).sum::<f64>() / actual.len() as f64;
+    let error = bins.iter().map(gap).sum::<f64>() / all as f64;
     Ok(Calibration { error, bins })
 }
 

@@ -106,19 +106,22 @@ pub(crate) fn build_head(
         .map_err(|source| RunError::Build { key: "task", source })
 }
 
-/// The model with everything around it. `longest_row` is the most tokens that a row will have.
+/// The model with everything around it. `longest_row` is the most tokens that a row will have, and
+/// what trains `is_restored` if its numbers are replaced by saved ones.
 pub(crate) fn assemble(
     spec: &Spec,
     registry: &Registry,
     frozen: &Frozen,
     (head, mut params): (Box<dyn TaskHead>, Parameters),
     longest_row: usize,
+    is_restored: bool,
     observer: &mut dyn Observer,
 ) -> Result<(Model, Kept), RunError> {
     let checkpoint = &frozen.checkpoint;
     let ends = Ends::load(checkpoint)
         .map_err(|source| RunError::Load { what: "embeddings and final norm", source: source.into() })?;
-    let tuning = build_tuning(spec, registry, frozen, ends.embedding_matrix(), &*head, &mut params)?;
+    let cx = (&*head, ends.embedding_matrix(), is_restored);
+    let tuning = build_tuning(spec, registry, frozen, cx, &mut params)?;
     frozen.check_positions(longest_row, tuning.pre_seq_len())?;
     let (kept, blocks) = connect(spec, checkpoint, observer)?;
     let whole = Span::new(0, checkpoint.config().n_blocks)
@@ -131,8 +134,7 @@ pub(crate) fn build_tuning(
     spec: &Spec,
     registry: &Registry,
     frozen: &Frozen,
-    embeddings: &Tensor,
-    head: &dyn TaskHead,
+    (head, embeddings, is_restored): (&dyn TaskHead, &Tensor, bool),
     params: &mut Parameters,
 ) -> Result<Box<dyn TuningMode>, RunError> {
     let config = frozen.checkpoint.config();
@@ -144,6 +146,7 @@ pub(crate) fn build_tuning(
         embeddings,
         tokenize: &|text| Ok(frozen.tokenizer.encode_plain(text)?.into_iter().map(i64::from).collect()),
         labels: head.label_names(),
+        is_restored,
         seed: spec.train.seed,
     };
     registry

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use sepal_assets::{Assets, Kind, Sources};
 use sepal_core::Ragged;
 use sepal_data::{
-    LabelSet, Labels, Loader, LoaderConfig, Table, TableSpec, Template, TokenSpec, TokenTable, encode_texts,
+    LabelSet, Labels, Loader, LoaderConfig, OutputSpec, Table, TableSpec, Template, TokenSpec, TokenTable, encode_texts,
 };
 use sepal_nn::Parameters;
 use sepal_plugin::{Phase, Prediction, Registry};
@@ -85,9 +85,10 @@ impl Classifier {
         let template = manifest.data.template.as_deref().map(str::parse).transpose();
         let template = template.map_err(|error: sepal_data::TemplateError| refused(error.to_string()))?;
         let mut params = Parameters::new();
-        let head = build_head(spec, registry, &frozen, &mut params)?;
+        let mut head = build_head(spec, registry, &frozen, &mut params)?;
+        head.see_class_rows(&manifest.data.class_rows).map_err(RunError::Head)?;
         let longest = spec.data.max_length;
-        let (mut model, servers) = assemble(spec, registry, &frozen, (head, params), longest, observer)?;
+        let (mut model, servers) = assemble(spec, registry, &frozen, (head, params), longest, true, observer)?;
         let path = run.join("adapter.safetensors");
         model.params.load(&path).map_err(|error| refused(sepal_core::in_one_line(&error)))?;
         Ok(Self {
@@ -115,6 +116,15 @@ impl Classifier {
     /// What is predicted for a row.
     pub fn label_kind(&self) -> sepal_plugin::LabelKind {
         self.model.head.label_kind()
+    }
+
+    /// How its predictions are written, as far as that is a matter of its labels.
+    ///
+    /// # Errors
+    /// [`RunError::Predictions`] if the names of its labels cannot be told apart.
+    pub fn output(&self) -> Result<OutputSpec, RunError> {
+        let labels = LabelSet::new(self.label_names()).map_err(|error| RunError::Predictions(error.into()))?;
+        Ok(OutputSpec::new(labels, label_kind(&*self.model.head)))
     }
 
     /// Whether rows are pairs of texts.

@@ -68,8 +68,11 @@ pub(crate) fn prepare(
         seed: spec.train.seed,
         prefetch: loader.prefetch,
     };
+    let class_rows = class_rows(&train_labels, set.names().len());
     let train_loader = Loader::new(train_tokens, Some(train_labels), config).map_err(training)?;
-    let facts = |validation: Option<&Table>, truncated_rows| facts(&chosen, &train, validation, truncated_rows);
+    let facts = |validation: Option<&Table>, truncated_rows| {
+        facts(&chosen, &train, validation, truncated_rows, class_rows.clone())
+    };
     let Some(table) = validation else {
         let facts = facts(None, truncated_rows);
         return Ok(Prepared { train: train_loader, validation: None, facts, rows: None, names: set.names().to_vec() });
@@ -221,7 +224,13 @@ pub(crate) fn read_split(path: &Path, columns: &TableSpec, splits: &[&str]) -> R
     Err(format!("{} has no files of a split named {}", path.display(), splits.join(", ")).into())
 }
 
-fn facts(chosen: &Chosen, train: &Table, validation: Option<&Table>, truncated_rows: usize) -> DataFacts {
+fn facts(
+    chosen: &Chosen,
+    train: &Table,
+    validation: Option<&Table>,
+    truncated_rows: usize,
+    class_rows: Vec<u64>,
+) -> DataFacts {
     let described = match (&chosen.validation, chosen.spec.validation_split) {
         (Some(asset), _) => asset.pinned().to_string(),
         (None, Some(fraction)) => format!("{fraction} of the training source, by seed"),
@@ -240,7 +249,18 @@ fn facts(chosen: &Chosen, train: &Table, validation: Option<&Table>, truncated_r
         text_pair: chosen.spec.text_pair.clone(),
         label: chosen.spec.label.clone(),
         template: chosen.spec.template.clone(),
+        class_rows,
     }
+}
+
+/// Rows of each class, if each row has one.
+fn class_rows(labels: &Labels, n_labels: usize) -> Vec<u64> {
+    let Labels::Class(classes) = labels else { return Vec::new() };
+    let mut rows = vec![0; n_labels];
+    for class in classes.iter().filter_map(|&class| usize::try_from(class).ok()) {
+        rows[class] += 1;
+    }
+    rows
 }
 
 pub(crate) fn label_kind(head: &dyn TaskHead) -> LabelKind {

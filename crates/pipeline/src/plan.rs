@@ -191,12 +191,12 @@ pub fn plan(
     let step = if probe_steps == 0 {
         let ends = sepal_blocks::Ends::load(&frozen.checkpoint)
             .map_err(|source| RunError::Load { what: "embeddings and final norm", source: source.into() })?;
-        let tuning = build_tuning(spec, registry, &frozen, ends.embedding_matrix(), &*head, &mut params)?;
+        let tuning = build_tuning(spec, registry, &frozen, (&*head, ends.embedding_matrix(), false), &mut params)?;
         plan.trainable = tensors(&params);
         Step::of(spec, &frozen, &*tuning, &plan.data)?
     } else {
         let longest = prepared.validation.as_ref().map_or(0, Loader::longest_row).max(prepared.train.longest_row());
-        let (mut model, kept) = assemble(spec, registry, &frozen, (head, params), longest, observer)?;
+        let (mut model, kept) = assemble(spec, registry, &frozen, (head, params), longest, false, observer)?;
         plan.trainable = tensors(&model.params);
         let step = Step::of(spec, &frozen, &*model.tuning, &plan.data)?;
         let (route, servers) = route::look(spec, &frozen, &kept, step.positions())?;

@@ -14,7 +14,7 @@ use sepal_plugin::{BuildError, Opt, OptContext, PROMPTS, Registry, Sched, SchedC
 use sepal_track::{Bytes, Manifest, NearWords, RunFolder, Status, Versions};
 
 use crate::assemble::{Frozen, assemble, build_head, fetch_model};
-use crate::data::{self, Prepared, to_tensor};
+use crate::data::{self, Prepared};
 use crate::error::RunError;
 use crate::evaluate::{Judge, Kept, metric_names};
 use crate::model::Model;
@@ -90,9 +90,10 @@ impl Run<'_> {
         let mut params = Parameters::new();
         let mut head = build_head(spec, registry, &frozen, &mut params)?;
         let prepared = data::prepare(spec, &assets, &frozen.tokenizer, &*head, observer, stop)?;
-        head.see_training(&to_tensor(prepared.train.labels())?).map_err(RunError::Head)?;
+        head.see_class_rows(&prepared.facts.class_rows).map_err(RunError::Head)?;
         let longest = prepared.validation.as_ref().map_or(0, Loader::longest_row).max(prepared.train.longest_row());
-        let (mut model, servers) = assemble(spec, registry, &frozen, (head, params), longest, observer)?;
+        let (mut model, servers) =
+            assemble(spec, registry, &frozen, (head, params), longest, resumed.is_some(), observer)?;
 
         let folder = match resumed {
             Some(path) => RunFolder::open(path),

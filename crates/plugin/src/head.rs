@@ -26,13 +26,13 @@ pub trait TaskHead: Send {
     /// [`HeadError`] if the labels are of another kind, or out of range.
     fn loss(&self, logits: &Logits, labels: &Labels) -> Result<Tensor, HeadError>;
 
-    /// Shows it the labels of all training rows, once before the first of them is trained on; weights of classes may
-    /// depend on them.
+    /// Tells how many training rows each class has, where rows have one class: once, before the first loss. Weights of
+    /// classes may depend on it.
     ///
     /// # Errors
-    /// [`HeadError`] if the labels are of another kind.
-    fn see_training(&mut self, labels: &Labels) -> Result<(), HeadError> {
-        let _ = labels;
+    /// [`HeadError`] if libtorch refuses.
+    fn see_class_rows(&mut self, rows: &[u64]) -> Result<(), HeadError> {
+        let _ = rows;
         Ok(())
     }
 

@@ -1,13 +1,10 @@
 use sepal_metrics::{
-    Average, MetricError, Scores, accuracy, auroc, averaged, calibration, matthews, mean_absolute_error,
-    mean_squared_error, pearson, per_class, r2, several, spearman,
+    Average, CALIBRATION_BINS, MetricError, Scores, accuracy, auroc, averaged, calibration, matthews,
+    mean_absolute_error, mean_squared_error, pearson, per_class, r2, several, spearman,
 };
 use tch::{Kind, TchError, Tensor};
 
 use crate::{HeadError, Labels, Prediction};
-
-/// Parts of 0 to 1 for the expected calibration error, as in Guo et al. 2017.
-const N_BINS: usize = 15;
 
 /// The metrics that every head has unless it says otherwise.
 pub(crate) fn usual(
@@ -48,7 +45,7 @@ fn of_classes(per_class: &[Scores], predictions: &Prediction, actual: &[i64]) ->
     ];
     let probabilities = wide(&predictions.probabilities);
     named.extend(if_finite(auroc(&probabilities, actual))?.flatten().map(|area| ("auroc", area)));
-    named.extend(if_finite(calibration(&probabilities, actual, N_BINS))?.map(|found| ("ece", found.error)));
+    named.extend(if_finite(calibration(&probabilities, actual, CALIBRATION_BINS))?.map(|found| ("ece", found.error)));
     Ok(named)
 }
 

@@ -5,7 +5,7 @@ use sepal_core::in_one_line;
 use sepal_nn::init::{normal, rng, sample_rows};
 use sepal_nn::{file, from_host};
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::{BuildError, TuningContext};
 
@@ -61,16 +61,26 @@ impl PromptInit {
                 let ids: Vec<i64> = tokens(text, cx)?.into_iter().cycle().take(pre_seq_len).collect();
                 rows(cx.embeddings, &ids)
             }
-            PromptInit::Adapter(path) => saved_tensor("init", path, PROMPTS, &shape),
+            PromptInit::Adapter(path) => saved_tensor("init", path, PROMPTS, &shape, cx),
         }
     }
 }
 
-/// The tensor `name` of a saved adapter, which must have this shape; `key` is the option that messages name.
+/// The tensor `name` of a saved adapter, which must have this shape; `key` is the option that messages name. Where all is
+/// restored from elsewhere afterwards, zeros, and the file is not read.
 ///
 /// # Errors
 /// [`BuildError::Option`] if the file cannot be read, or has no such tensor, or one of another shape.
-pub fn saved_tensor(key: &'static str, path: &Path, name: &str, shape: &[i64]) -> Result<Tensor, BuildError> {
+pub fn saved_tensor(
+    key: &'static str,
+    path: &Path,
+    name: &str,
+    shape: &[i64],
+    cx: &TuningContext<'_>,
+) -> Result<Tensor, BuildError> {
+    if cx.is_restored {
+        return Ok(Tensor::f_zeros(shape, (Kind::Float, Device::Cpu))?);
+    }
     let refused = |message: String| BuildError::Option { key, message };
     let contents = file::read(path).map_err(|error| refused(in_one_line(&error)))?;
     let Some(named) = contents.tensors.iter().find(|named| named.name == name) else {
@@ -119,16 +129,14 @@ mod tests {
 
     use sepal_nn::Parameters;
     use serde_json::json;
-    use tch::Device;
 
     use super::*;
 
-    /// Prompts of a model whose embedding of id `i` is `[i, i, i]`; ids are the text's bytes.
-    fn starts(init: serde_json::Value, pre_seq_len: usize, labels: &[&str]) -> Result<Vec<f32>, BuildError> {
-        let init: PromptInit = serde_json::from_value(init).expect("an option");
+    /// In a model whose embedding of id `i` is `[i, i, i]`; ids are the text's bytes.
+    fn in_context<T>(labels: &[&str], is_restored: bool, build: impl FnOnce(&TuningContext<'_>) -> T) -> T {
         let embeddings = Tensor::arange(256, (Kind::Float, Device::Cpu)).view([256, 1]).expand([256, 3], false);
         let labels: Vec<String> = labels.iter().map(|&label| label.to_owned()).collect();
-        let cx = TuningContext {
+        build(&TuningContext {
             params: &mut Parameters::new(),
             n_blocks: 2,
             hidden: 3,
@@ -138,9 +146,14 @@ mod tests {
                 if text == "?" { Err("no token".into()) } else { Ok(text.bytes().map(i64::from).collect()) }
             },
             labels: &labels,
+            is_restored,
             seed: 42,
-        };
-        let prompts = init.prompts(pre_seq_len, &cx)?;
+        })
+    }
+
+    fn starts(init: serde_json::Value, pre_seq_len: usize, labels: &[&str]) -> Result<Vec<f32>, BuildError> {
+        let init: PromptInit = serde_json::from_value(init).expect("an option");
+        let prompts = in_context(labels, false, |cx| init.prompts(pre_seq_len, cx))?;
         assert_eq!(prompts.size(), [pre_seq_len as i64, 3]);
         Ok(Vec::try_from(prompts.select(1, 2)).expect("numbers"))
     }
@@ -190,12 +203,15 @@ mod tests {
         let shown = path.display();
         let expected = format!("use option `init`: expected `prompts` of shape [4, 3], found [2, 3] in {shown}");
         assert_eq!(refusal(adapter, 4, &[]), expected);
-        let other = saved_tensor("deep_init", &path, "deep_prompts", &[1, 2, 3]).expect_err("there are none");
+        let deep = |cx: &TuningContext<'_>| saved_tensor("deep_init", &path, "deep_prompts", &[1, 2, 3], cx);
+        let other = in_context(&[], false, deep).expect_err("there are none");
         let expected = format!("use option `deep_init`: {shown} has no `deep_prompts`, only prompts");
         assert_eq!(other.to_string(), expected);
         let missing = json!({ "adapter": folder.path().join("none") });
         let text = refusal(missing, 2, &[]);
         assert!(text.starts_with("use option `init`: read ") && text.contains("No such file"), "{text}");
+        let restored = in_context(&[], true, |cx| PromptInit::Adapter("none".into()).prompts(2, cx)).expect("prompts");
+        assert_eq!(restored, Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)), "the file is not asked for");
     }
 
     #[test]

@@ -62,13 +62,17 @@ pub struct TuningContext<'a> {
     pub tokenize: &'a Tokenize<'a>,
     /// The task's label names.
     pub labels: &'a [String],
+    /// Whether all numbers are replaced by saved ones afterwards, so that only shapes matter: files to start from need not
+    /// be there any more.
+    pub is_restored: bool,
     /// Seed of the run; draw from `sepal_nn::init::rng(seed, NAME_OF_THE_PARAMETER)`.
     pub seed: u64,
 }
 
 impl fmt::Debug for TuningContext<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { params, n_blocks, hidden, initializer_range, embeddings, tokenize: _, labels, seed } = self;
+        let Self { params, n_blocks, hidden, initializer_range, embeddings, tokenize: _, labels, is_restored, seed } =
+            self;
         f.debug_struct("TuningContext")
             .field("params", params)
             .field("n_blocks", n_blocks)
@@ -76,6 +80,7 @@ impl fmt::Debug for TuningContext<'_> {
             .field("initializer_range", initializer_range)
             .field("embeddings", embeddings)
             .field("labels", labels)
+            .field("is_restored", is_restored)
             .field("seed", seed)
             .finish_non_exhaustive()
     }

@@ -181,6 +181,9 @@ pub struct DataFacts {
     /// What was put around each text.
     #[serde(default)]
     pub template: Option<String>,
+    /// How many training rows each class has; none where rows do not have one class each.
+    #[serde(default)]
+    pub class_rows: Vec<u64>,
 }
 
 /// How many numbers train, and how many there are.

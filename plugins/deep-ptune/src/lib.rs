@@ -116,8 +116,8 @@ impl TuningMode for DeepPtune {
 fn initial_deep_prompts(config: &DeepPtuneConfig, cx: &TuningContext<'_>) -> Result<Tensor, BuildError> {
     let shape = [cx.n_blocks as i64, config.pre_seq_len.get() as i64, cx.hidden as i64];
     match (&config.deep_init, &config.init) {
-        (Some(DeepInit::Adapter(path)), _) => saved_tensor("deep_init", path, DEEP_PROMPTS, &shape),
-        (None, PromptInit::Adapter(path)) => saved_tensor("init", path, DEEP_PROMPTS, &shape),
+        (Some(DeepInit::Adapter(path)), _) => saved_tensor("deep_init", path, DEEP_PROMPTS, &shape, cx),
+        (None, PromptInit::Adapter(path)) => saved_tensor("init", path, DEEP_PROMPTS, &shape, cx),
         (Some(DeepInit::Normal), _) => Ok(normal(&shape, cx.initializer_range, &mut rng(cx.seed, DEEP_PROMPTS))?),
         (Some(DeepInit::Zero) | None, _) => Ok(Tensor::f_zeros(shape, (Kind::Float, Device::Cpu))?),
     }
@@ -146,6 +146,7 @@ mod tests {
             embeddings: &embeddings,
             tokenize: &|text| Ok(vec![text.len() as i64]),
             labels: &[],
+            is_restored: false,
             seed: 42,
         };
         let pre_seq_len = NonZeroUsize::MIN.saturating_add(2);

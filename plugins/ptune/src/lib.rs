@@ -96,6 +96,7 @@ mod tests {
             embeddings: &embeddings,
             tokenize: &|text| Ok(vec![text.len() as i64]),
             labels: &["no".to_owned(), "yes".to_owned()],
+            is_restored: false,
             seed: 42,
         };
         let config = PtuneConfig { pre_seq_len: NonZeroUsize::MIN.saturating_add(9), init };

@@ -157,9 +157,9 @@ impl TaskHead for SequenceClassification {
         }
     }
 
-    fn see_training(&mut self, labels: &Labels) -> Result<(), HeadError> {
-        if let (true, Labels::Class(classes)) = (self.is_balanced, labels) {
-            self.weights = Some(balanced(classes, self.labels.len())?);
+    fn see_class_rows(&mut self, rows: &[u64]) -> Result<(), HeadError> {
+        if self.is_balanced && rows.len() == self.labels.len() {
+            self.weights = Some(balanced(rows)?);
         }
         Ok(())
     }
@@ -188,11 +188,10 @@ impl TaskHead for SequenceClassification {
 
 /// For each class the rows that it would have if all had as many, through those that it has (scikit-learn's `balanced`);
 /// 0 for one that has none.
-fn balanced(classes: &Tensor, n_labels: usize) -> Result<Tensor, HeadError> {
-    let counts = classes.f_bincount(None::<Tensor>, n_labels as i64)?.f_to_kind(Kind::Float)?; // [n_labels]
-    let rows = counts.f_sum(Kind::Float)?.f_div_scalar(n_labels as f64)?;
-    let weights = rows.f_div(&counts)?;
-    Ok(weights.f_masked_fill(&counts.f_eq(0.0)?, 0.0)?)
+fn balanced(rows: &[u64]) -> Result<Tensor, HeadError> {
+    let even = rows.iter().sum::<u64>() as f64 / rows.len() as f64;
+    let weight = |&rows: &u64| if rows > 0 { (even / rows as f64) as f32 } else { 0.0 };
+    Ok(Tensor::f_from_slice(&rows.iter().map(weight).collect::<Vec<f32>>())?) // [n_labels]
 }
 
 fn check_shape(labels: &Tensor, expected: &[i64]) -> Result<(), HeadError> {
@@ -297,7 +296,7 @@ mod tests {
         let each = weighted(&["bad", "good"], false, 0.0, Some(ClassWeights::Each(vec![0.5, 3.0])));
         check_loss(&*each, &logits, &labels, (3.0 * sure + 2.0 * 0.5 * even) / 3.0);
         let mut balanced = weighted(&["bad", "good"], false, 0.0, Some(ClassWeights::Balanced));
-        balanced.see_training(&Labels::Class(Tensor::from_slice(&[1_i64, 0, 0, 0]))).expect("counted");
+        balanced.see_class_rows(&[3, 1]).expect("counted");
         check_loss(&*balanced, &logits, &labels, (2.0 * sure + 2.0 * (2.0 / 3.0) * even) / 3.0);
 
         let several = weighted(&["short", "funny"], true, 0.0, Some(ClassWeights::Each(vec![2.0, 1.0])));

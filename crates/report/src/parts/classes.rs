@@ -1,8 +1,9 @@
 use askama::Template;
+use sepal_metrics::{Average, MetricError, Scores, several as labels};
 
 use super::labelled::Classes;
-use crate::measures::{ClassScore, Confusion, label_score, macro_mean, weighted_mean};
-use crate::page::{folded, heading, paragraph, render, side_by_side};
+use crate::measures::Confusion;
+use crate::page::{folded, heading, missing, paragraph, render, side_by_side};
 use crate::table::{Cell, Table};
 use crate::text;
 
@@ -17,10 +18,13 @@ const ROOMY: usize = 8;
 
 /// The table of classes and the confusion matrix.
 pub(crate) fn html(classes: &Classes) -> Vec<String> {
-    let confusion = Confusion::new(classes.names.len(), &classes.actual, &classes.predicted);
-    let scores: Vec<ClassScore> = (0..confusion.len()).map(|class| confusion.score(class)).collect();
-    let mut table = scores_table("Class", &classes.names, &scores);
-    let accuracy = text::or_missing(confusion.accuracy(), |share| text::percent(share, 2));
+    let Ok(confusion) = Confusion::new(classes.names.len(), &classes.actual, &classes.predicted) else {
+        return vec![heading("Classes"), missing("There are no rows to measure.")];
+    };
+    let got: Vec<usize> = (0..confusion.len()).map(|class| confusion.predicted(class)).collect();
+    let mut table = scores_table("Class", &classes.names, &confusion.scores, &got, confusion.means);
+    let hits: usize = (0..confusion.len()).map(|class| confusion.count(class, class)).sum();
+    let accuracy = text::percent(hits as f64 / classes.actual.len() as f64, 2);
     table.caption = format!("Each class; accuracy over all {accuracy}{}", table.caption);
     let matrix = matrix(&classes.names, &confusion);
     let mut parts = vec![heading("Classes")];
@@ -37,20 +41,23 @@ pub(crate) fn html(classes: &Classes) -> Vec<String> {
 
 /// The table of labels of which a row may have several. Both are `[rows][n_labels]`.
 pub(crate) fn several(names: &[String], actual: &[Vec<f32>], predicted: &[Vec<f32>]) -> String {
-    let score = |label: usize| {
-        let rows = actual.iter().zip(predicted);
-        let is = |row: &[f32]| row.get(label).is_some_and(|value| *value >= 0.5);
-        label_score(rows.map(|(actual, predicted)| (is(actual), is(predicted))))
+    let is = |rows: &[Vec<f32>]| -> Vec<Vec<bool>> {
+        let whether = |label: usize, row: &[f32]| row.get(label).is_some_and(|value| *value >= 0.5);
+        rows.iter().map(|row| (0..names.len()).map(|label| whether(label, row)).collect()).collect()
     };
-    let scores: Vec<ClassScore> = (0..names.len()).map(score).collect();
-    let mut table = scores_table("Label", names, &scores);
-    let exact = actual
-        .iter()
-        .zip(predicted)
-        .filter(|(actual, predicted)| actual.iter().zip(*predicted).all(|(a, p)| (*a >= 0.5) == (*p >= 0.5)));
-    let exact = exact.count() as f64 / actual.len() as f64;
-    table.caption = format!("Each label; {} of rows have all labels right{}", text::percent(exact, 2), table.caption);
-    heading("Labels") + &list(&table, names.len())
+    let table = labels_table(names, &is(actual), &is(predicted));
+    let shown = table.map_or_else(|_| missing("There are no rows to measure."), |table| list(&table, names.len()));
+    heading("Labels") + &shown
+}
+
+fn labels_table(names: &[String], actual: &[Vec<bool>], predicted: &[Vec<bool>]) -> Result<Table, MetricError> {
+    let mean = |how| labels::averaged(predicted, actual, how);
+    let got: Vec<usize> = (0..names.len()).map(|label| predicted.iter().filter(|row| row[label]).count()).collect();
+    let means = [mean(Average::Macro)?, mean(Average::Weighted)?];
+    let mut table = scores_table("Label", names, &labels::per_label(predicted, actual)?, &got, means);
+    let exact = text::percent(labels::exact_match(predicted, actual)?, 2);
+    table.caption = format!("Each label; {exact} of rows have all labels right{}", table.caption);
+    Ok(table)
 }
 
 /// A long table is shown when it is asked for.
@@ -58,23 +65,27 @@ fn list(table: &Table, labels: usize) -> String {
     if labels > FOLDED { folded(&table.caption, &table.html()) } else { table.html() }
 }
 
-fn scores_table(what: &str, names: &[String], scores: &[ClassScore]) -> Table {
+/// `got` are the rows that each was predicted for. What nothing divides is shown as missing, not as 0.
+fn scores_table(what: &str, names: &[String], scores: &[Scores], got: &[usize], means: [Scores; 2]) -> Table {
     let cut = if names.len() > LISTED {
         format!("; the first {LISTED} of {} are listed", names.len())
     } else {
         String::new()
     };
     let mut table = Table::new(cut, &[what, "Precision", "Recall", "F1", "Rows"]);
-    let show = |value: Option<f64>| Cell::number(text::or_missing(value, |value| format!("{value:.4}")));
-    let row = |name: Cell, score: &ClassScore| {
-        vec![name, show(score.precision), show(score.recall), show(score.f1), Cell::number(text::count(score.support))]
+    let show = |value: f64, of: usize| {
+        Cell::number(text::or_missing((of > 0).then_some(value), |value| format!("{value:.4}")))
     };
-    let listed = names.iter().zip(scores).take(LISTED);
-    table.rows = listed.map(|(name, score)| row(Cell::cut(name, 48), score)).collect();
-    let mean = |name: &str| Cell { class: "mean", ..Cell::words(name) };
+    let row = |name: Cell, Scores { precision, recall, f1, support }: Scores, got: usize| {
+        let measures = [show(precision, got), show(recall, support), show(f1, got + support)];
+        std::iter::once(name).chain(measures).chain([Cell::number(text::count(support as u64))]).collect()
+    };
+    let listed = names.iter().zip(scores.iter().zip(got)).take(LISTED);
+    table.rows = listed.map(|(name, (score, &got))| row(Cell::cut(name, 48), *score, got)).collect();
     if names.len() > 1 {
-        table.rows.extend(macro_mean(scores).map(|score| row(mean("mean of all"), &score)));
-        table.rows.extend(weighted_mean(scores).map(|score| row(mean("mean by rows"), &score)));
+        let mean = |name: &str| Cell { class: "mean", ..Cell::words(name) };
+        let all = ["mean of all", "mean by rows"].into_iter().zip(means);
+        table.rows.extend(all.map(|(name, score)| row(mean(name), score, score.support)));
     }
     table
 }
@@ -122,7 +133,7 @@ fn matrix(names: &[String], confusion: &Confusion) -> String {
     let rows = shown.iter().map(|&actual| Row {
         name: name(&names[actual]),
         cells: shown.iter().map(|&predicted| field(names, confusion, actual, predicted)).collect(),
-        total: text::count(confusion.support(actual)),
+        total: text::count(confusion.support(actual) as u64),
     });
     render(&Matrix {
         caption: format!("Rows of each true class (down) by what was predicted (across){cut}"),
@@ -136,7 +147,7 @@ fn matrix(names: &[String], confusion: &Confusion) -> String {
 fn shown(confusion: &Confusion) -> Vec<usize> {
     let mut classes: Vec<usize> = (0..confusion.len()).collect();
     if classes.len() > SHOWN {
-        let mistakes: Vec<u64> = classes
+        let mistakes: Vec<usize> = classes
             .iter()
             .map(|&class| confusion.support(class) + confusion.predicted(class) - 2 * confusion.count(class, class))
             .collect();
@@ -161,9 +172,9 @@ fn field(names: &[String], confusion: &Confusion, actual: usize, predicted: usiz
         (false, true) => "deep",
     };
     let (from, to) = (text::cut(&names[actual], 40), text::cut(&names[predicted], 40));
-    let rows = text::counted(count, "row", "rows");
+    let rows = text::counted(count as u64, "row", "rows");
     Field {
-        count: text::count(count),
+        count: text::count(count as u64),
         share: text::percent(share, 1),
         title: format!("{from} taken for {to}: {rows}, {}", text::percent(share, 1)),
         class,
@@ -184,7 +195,7 @@ fn pairs(names: &[String], confusion: &Confusion) -> String {
         .take(10)
         .map(|&(actual, predicted, rows)| {
             let share = rows as f64 / confusion.support(actual) as f64;
-            let numbers = [text::count(rows), text::percent(share, 1)].map(Cell::number);
+            let numbers = [text::count(rows as u64), text::percent(share, 1)].map(Cell::number);
             [Cell::cut(&names[actual], 48), Cell::cut(&names[predicted], 48)].into_iter().chain(numbers).collect()
         })
         .collect();

@@ -2,7 +2,6 @@ use askama::Template;
 
 use crate::axis::Axis;
 use crate::chart::short;
-use crate::measures::value_score;
 use crate::page::{heading, missing, render, side_by_side};
 use crate::table::{Cell, Table};
 use crate::text;
@@ -13,26 +12,28 @@ const DRAWN: usize = 1500;
 /// Measures of predicted numbers, and a plot of them against the true ones: `[rows]`.
 pub(crate) fn html(actual: &[f32], predicted: &[f32]) -> Vec<String> {
     let pairs: Vec<(f64, f64)> = actual.iter().zip(predicted).map(|(a, p)| (f64::from(*a), f64::from(*p))).collect();
-    let Some(score) = value_score(&pairs) else {
-        return vec![missing("No predicted number is finite.")];
-    };
     let finite: Vec<(f64, f64)> = pairs.into_iter().filter(|(a, p)| a.is_finite() && p.is_finite()).collect();
+    if finite.is_empty() {
+        return vec![missing("No predicted number is finite.")];
+    }
     let (actual, predicted): (Vec<f64>, Vec<f64>) = finite.iter().copied().unzip();
+    let bias = finite.iter().map(|(a, p)| p - a).sum::<f64>() / finite.len() as f64;
+    let varies = actual.iter().any(|value| *value != actual[0]);
     let mut table = Table::new("Predicted numbers against the true ones", &["Measure", "Value"]);
     let rows = [
         ("Pearson's correlation", sepal_metrics::pearson(&predicted, &actual).ok()),
         ("Spearman's correlation", sepal_metrics::spearman(&predicted, &actual).ok()),
-        ("R²", score.r2),
-        ("Root mean squared error", Some(score.rmse)),
-        ("Mean absolute error", Some(score.mae)),
-        ("Mean error", Some(score.bias)),
+        ("R²", sepal_metrics::r2(&predicted, &actual).ok().filter(|_| varies)),
+        ("Root mean squared error", sepal_metrics::root_mean_squared_error(&predicted, &actual).ok()),
+        ("Mean absolute error", sepal_metrics::mean_absolute_error(&predicted, &actual).ok()),
+        ("Mean error", Some(bias)),
     ];
     table.rows = rows
         .map(|(name, value)| {
             vec![Cell::words(name), Cell::number(text::or_missing(value, |value| text::digits(value, 4)))]
         })
         .to_vec();
-    table.rows.push(vec![Cell::words("Rows"), Cell::number(text::count(score.rows as u64))]);
+    table.rows.push(vec![Cell::words("Rows"), Cell::number(text::count(finite.len() as u64))]);
     vec![heading("Values"), side_by_side([scatter(&finite), table.html()])]
 }
 

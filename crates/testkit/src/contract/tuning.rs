@@ -41,6 +41,7 @@ fn build<P: Plugin<Tuning>>(seed: u64, embeddings: &Tensor) -> (Parameters, Box<
         embeddings,
         tokenize: &|text| Ok(text.bytes().map(i64::from).collect()),
         labels: &["negative".to_owned(), "positive".to_owned()],
+        is_restored: false,
         seed,
     };
     let mode = P::build(P::example(), &mut cx).expect("the example builds");
