@@ -40,7 +40,7 @@ fn classes() {
     assert_eq!(row(&html, "Rows of each true class", "c"), ["c", "1100.0 %", "00.0 %", "00.0 %", "1"]);
     // |0 - 0.95| + |1 - 0.8| + |0 - 0.72| + |1 - 0.6|, over four rows in bins of their own.
     assert_eq!(texts(&html, "figure.square figcaption span"), ["expected calibration error 0.5675"]);
-    assert_eq!(row(&html, "Bins of probability", "90–100 %")[1..], ["1", "95.0 %", "0.0 %"]);
+    assert_eq!(row(&html, "Bins of probability", "93–100 %")[1..], ["1", "95.0 %", "0.0 %"]);
     let mistakes = texts(&html, ".mistakes > li .text");
     assert_eq!(mistakes, ["fourth", "second"]);
     assert_eq!(texts(&html, ".mistakes > li:first-child dd"), ["c", "a", "95.0 %", "2.0 %", "4"]);
