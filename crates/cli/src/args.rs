@@ -294,7 +294,7 @@ pub(crate) struct ServeTaskArgs {
     #[arg(long, value_name = "KB", default_value_t = 64, value_parser = positive)]
     pub(crate) batch_kb: usize,
     /// Seconds that a request may take
-    #[arg(long, value_name = "S", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "S", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub(crate) timeout_s: u64,
     /// Seconds without work after which it is seen whether the servers of the model still answer; 0 for never
     #[arg(long, value_name = "S", default_value_t = 15)]

@@ -67,7 +67,9 @@ pub(crate) fn init(registry: &Registry, args: &InitArgs) -> Result<(), Failure> 
 
 /// `reviews.csv` to `reviews.yaml`.
 fn default_output(data: &Path) -> PathBuf {
-    Path::new(data.file_stem().unwrap_or("pipeline".as_ref())).with_extension("yaml")
+    let mut name = data.file_stem().unwrap_or("pipeline".as_ref()).to_owned();
+    name.push(".yaml");
+    name.into()
 }
 
 /// The pipeline, and what people should know of how it came about, one line each.

@@ -67,6 +67,12 @@ mod tests {
                 assert!(text.contains(last), "{shell}: {name}");
             }
         }
+        // Words may stand anywhere; in this one a command has a case of its own.
+        let bash = completions_of(Shell::Bash).expect("completions");
+        for command in Args::command().get_subcommands() {
+            let case = format!("sepal,{})", command.get_name());
+            assert!(bash.contains(&case), "{case}");
+        }
     }
 
     #[test]

@@ -67,13 +67,10 @@ pub(crate) fn import(args: &ImportPeftArgs) -> Result<(), Failure> {
 
 /// What the run says of itself, if it got so far.
 fn manifest(run: &Path) -> Result<Option<Manifest>, Failure> {
-    let path = run.join("manifest.json");
-    match std::fs::read(&path) {
-        Ok(text) => {
-            Ok(Some(serde_json::from_slice(&text).map_err(|error| format!("read {}: {error}", path.display()))?))
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(format!("read {}: {error}", path.display()).into()),
+    match Manifest::read(run) {
+        Ok(manifest) => Ok(Some(manifest)),
+        Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

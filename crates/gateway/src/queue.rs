@@ -42,6 +42,8 @@ pub(crate) struct Queue {
 impl Queue {
     /// Takes in a request; its outcome comes out of what is returned. Whoever drops that has no more interest.
     pub(crate) fn push(&mut self, rows: Vec<Row>) -> oneshot::Receiver<Outcome> {
+        // Those that nobody waits for any more would count as waiting until it is their turn.
+        self.jobs.retain(|_, job| !job.reply.is_closed());
         let (reply, outcome) = oneshot::channel();
         let n_rows = rows.len();
         self.jobs.insert(self.next, Job { waiting: rows.into(), n_rows, answers: Vec::with_capacity(n_rows), reply });

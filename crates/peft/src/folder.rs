@@ -93,8 +93,10 @@ impl Staged {
             std::fs::rename(&self.place, &before).map_err(io)?;
         }
         if let Err(error) = std::fs::rename(self.folder.path(), &self.place) {
-            if replaces {
-                std::fs::rename(&before, &self.place).map_err(io)?;
+            if replaces && let Err(source) = std::fs::rename(&before, &self.place) {
+                // It is not removed with its place.
+                let kept = aside.keep().join("before");
+                return Err(FolderError::Io { path: kept, source });
             }
             return Err(io(error));
         }

@@ -1,7 +1,9 @@
 //! What a run says of itself as it goes: lines of `metrics.jsonl`, and whoever follows it elsewhere.
 
 use sepal_plugin::{Registry, Track, TrackContext};
-use sepal_track::{EvaluationRecord, Manifest, MetricsLog, RunFolder, RunInfo, StepRecord, Tracker, Trackers};
+use sepal_track::{
+    EvaluationRecord, Manifest, MetricsLog, RunFolder, RunInfo, StepRecord, Tracker, Trackers, WITHHELD, is_secret,
+};
 use serde_json::Value;
 
 use crate::error::RunError;
@@ -89,6 +91,8 @@ pub(crate) fn run_info(spec: &Spec, folder: &RunFolder, trainable: usize, resume
 fn flatten(key: &str, value: &Value, options: &mut Vec<(String, String)>) {
     let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
     match value {
+        // What is shown elsewhere admits nobody to the swarm.
+        value if is_secret(key) && !value.is_null() => options.push((key.to_owned(), WITHHELD.to_owned())),
         Value::Object(fields) => fields.iter().for_each(|(name, value)| flatten(&below(name), value, options)),
         Value::Array(items) => {
             items.iter().enumerate().for_each(|(i, value)| flatten(&below(&i.to_string()), value, options));
@@ -107,8 +111,13 @@ mod tests {
     #[test]
     fn options_are_one_value_to_a_key() {
         let mut options = Vec::new();
-        flatten("", &json!({ "train": { "seed": 7 }, "data": { "train": ["a", null] } }), &mut options);
-        let expected = [("train.seed", "7"), ("data.train.0", "a"), ("data.train.1", "null")];
+        flatten(
+            "",
+            &json!({ "train": { "seed": 7 }, "data": { "train": ["a", null] }, "swarm": { "ticket": "sepal1" } }),
+            &mut options,
+        );
+        let expected =
+            [("train.seed", "7"), ("data.train.0", "a"), ("data.train.1", "null"), ("swarm.ticket", WITHHELD)];
         assert_eq!(options, expected.map(|(key, value)| (key.to_owned(), value.to_owned())));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 
+use sepal_metrics::Metric;
 use sepal_optim::{
     Adafactor, AdafactorConfig, Adam, AdamConfig, AdamW, AdamWConfig, Constant, ConstantConfig, Cosine, CosineConfig,
     CosineWithRestarts, CosineWithRestartsConfig, Decay, InverseSqrt, InverseSqrtConfig, Linear, LinearConfig, Lion,
@@ -123,13 +124,6 @@ schedule!(
     |_| Vec::new()
 );
 schedule!(
-    ReduceOnPlateau,
-    ReduceOnPlateauConfig,
-    "reduce-on-plateau",
-    ReduceOnPlateauConfig { metric: "accuracy".to_owned(), factor: 0.5, patience: 2, ..Default::default() },
-    loss_is_no_gain
-);
-schedule!(
     WarmupStableDecay,
     WarmupStableDecayConfig,
     "warmup-stable-decay",
@@ -152,10 +146,31 @@ fn decays(config: &WarmupStableDecayConfig) -> Vec<OptionProblem> {
     problems
 }
 
-fn loss_is_no_gain(config: &ReduceOnPlateauConfig) -> Vec<OptionProblem> {
-    let is_wrong = config.metric == "loss" && config.mode == Some(PlateauMode::Max);
-    let message = "expected min, or another `metric` than loss, of which less is better".to_owned();
-    is_wrong.then(|| OptionProblem { key: "mode".to_owned(), message }).into_iter().collect()
+impl Plugin<Sched> for ReduceOnPlateau {
+    const NAME: &'static str = "reduce-on-plateau";
+    type Config = ReduceOnPlateauConfig;
+
+    fn example() -> ReduceOnPlateauConfig {
+        ReduceOnPlateauConfig { metric: "accuracy".to_owned(), factor: 0.5, patience: 2, ..Default::default() }
+    }
+
+    fn check(config: &ReduceOnPlateauConfig) -> Vec<OptionProblem> {
+        let is_wrong = better(&config.metric) == Some(PlateauMode::Min) && config.mode == Some(PlateauMode::Max);
+        let message = format!("expected min, or another `metric` than {}, of which less is better", config.metric);
+        let mode = is_wrong.then(|| OptionProblem { key: "mode".to_owned(), message });
+        not_both("warmup", config.warmup_steps, config.warmup_ratio).into_iter().chain(mode).collect()
+    }
+
+    fn build(config: ReduceOnPlateauConfig, cx: &mut SchedContext) -> Result<Box<dyn Schedule>, BuildError> {
+        let mode = config.mode.or_else(|| better(&config.metric));
+        Ok(Box::new(ReduceOnPlateau::new(ReduceOnPlateauConfig { mode, ..config }, cx.total_steps)))
+    }
+}
+
+/// Which way a metric gets better, if it is a usual one.
+fn better(metric: &str) -> Option<PlateauMode> {
+    let known = Metric::find(metric).ok()?;
+    Some(if known.larger_is_better { PlateauMode::Max } else { PlateauMode::Min })
 }
 
 /// Nesterov's momentum is one that is not dampened, as in PyTorch.

@@ -54,7 +54,7 @@ fn results(runs: &[Run]) -> Vec<String> {
     head.extend(metrics.iter().map(|name| text::metric_name(name)));
     head.extend(["Kept", "Steps", "Time", "Tokens/s", "Sent", "Received", "Trained"].map(str::to_owned));
     let head: Vec<&str> = head.iter().map(String::as_str).collect();
-    let mut table = Table::new("Metrics of the last evaluation; the best of each is marked with ★", &head);
+    let mut table = Table::new("Metrics of the kept evaluation; the best of each is marked with ★", &head);
     table.head[1].class = "";
     let best: Vec<Option<f64>> = metrics.iter().map(|name| best(runs, name)).collect();
     table.rows = runs.iter().take(LISTED).map(|run| row(run, &metrics, &best)).collect();

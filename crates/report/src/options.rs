@@ -1,6 +1,5 @@
+use sepal_track::{WITHHELD, is_secret};
 use serde_json::Value;
-
-const WITHHELD: &str = "(withheld)";
 
 /// The options of a run: a resolved pipeline file, with what admits to a swarm withheld.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -47,12 +46,6 @@ impl Options {
     }
 }
 
-/// Whether a key's value is for nobody else.
-fn secret(key: &str) -> bool {
-    let key = key.rsplit('.').next().unwrap_or(key);
-    ["ticket", "token", "secret", "password"].iter().any(|word| key == *word || key.ends_with(&format!("_{word}")))
-}
-
 fn flatten(key: &str, value: &Value, flat: &mut Vec<(String, String)>, secrets: &mut Vec<String>) {
     let inner = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
     match value {
@@ -62,7 +55,7 @@ fn flatten(key: &str, value: &Value, flat: &mut Vec<(String, String)>, secrets: 
         Value::Array(items) if !items.is_empty() => {
             items.iter().enumerate().for_each(|(i, value)| flatten(&inner(&i.to_string()), value, flat, secrets));
         }
-        Value::String(text) if secret(key) => {
+        Value::String(text) if is_secret(key) => {
             secrets.push(text.clone());
             flat.push((key.to_owned(), WITHHELD.to_owned()));
         }
@@ -83,7 +76,9 @@ fn redacted(text: &str, secrets: &[String]) -> String {
         }
         inside = None;
         match line.split_once(':') {
-            Some((key, _)) if secret(key.trim_start_matches([' ', '-', '"', '\'']).trim_end_matches(['"', '\''])) => {
+            Some((key, _))
+                if is_secret(key.trim_start_matches([' ', '-', '"', '\'']).trim_end_matches(['"', '\''])) =>
+            {
                 lines.push(format!("{key}: {WITHHELD}"));
                 inside = Some(indent);
             }

@@ -132,11 +132,9 @@ pub(crate) fn metric_name(name: &str) -> String {
     }
 }
 
-/// Whether less of a metric is better.
+/// Whether less of a metric is better; of one that a head alone knows, more is taken to be.
 pub(crate) fn less_is_better(name: &str) -> bool {
-    ["loss", "mse", "mae", "rmse", "error", "perplexity", "ece", "brier"]
-        .iter()
-        .any(|word| name == *word || name.ends_with(&format!("_{word}")))
+    sepal_metrics::Metric::find(name).is_ok_and(|metric| !metric.larger_is_better)
 }
 
 /// A number that may not be there.
@@ -194,6 +192,7 @@ mod tests {
         assert_eq!((cut("añb", 2), cut("añb", 3), cut("", 0)), ("añ…".into(), "añb".into(), "".into()));
         assert_eq!(moment("2026-11-24T17:15:19+01:00"), "2026-11-24 17:15:19 +01:00");
         assert_eq!(moment("2026-11-24T17:15:19Z"), "2026-11-24 17:15:19Z");
-        assert!(less_is_better("eval_loss") && less_is_better("mse") && !less_is_better("accuracy"));
+        assert!(less_is_better("loss") && less_is_better("mse") && !less_is_better("accuracy"));
+        assert!(!less_is_better("f1/weight_loss"), "the name of a label says nothing");
     }
 }

@@ -30,6 +30,7 @@ mod nullable;
 mod python;
 mod records;
 mod scalars;
+mod secret;
 mod tensorboard;
 mod tracker;
 mod trackers;
@@ -43,6 +44,7 @@ pub use manifest::{
 };
 pub use mlflow::{Mlflow, MlflowAccess, MlflowConfig, MlflowError};
 pub use records::{EvaluationRecord, MetricsLog, StepRecord};
+pub use secret::{WITHHELD, is_secret};
 pub use tensorboard::{TensorBoard, TensorBoardConfig};
 pub use tracker::{RunInfo, TrackError, Tracker};
 pub use trackers::{TrackerLimits, Trackers, Warn};

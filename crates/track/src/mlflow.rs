@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 pub use api::{MlflowAccess, MlflowError};
 
 use crate::scalars::{of_evaluation, of_step, since_epoch};
-use crate::{EvaluationRecord, Manifest, RunInfo, Status, StepRecord, TrackError, Tracker, write_whole};
+use crate::{EvaluationRecord, Manifest, RunInfo, Status, StepRecord, TrackError, Tracker, WITHHELD, write_whole};
 use api::{Api, ApiRun};
 
 /// A run on an MLflow server: options as parameters, losses and metrics, and the files of the run's folder.
@@ -77,7 +77,8 @@ impl Mlflow {
 }
 
 /// Files of a run's folder that are stored with the run.
-const ARTIFACTS: [&str; 4] = ["adapter.safetensors", "pipeline.yaml", "report.html", "manifest.json"];
+const ARTIFACTS: [&str; 4] = ["adapter.safetensors", PIPELINE, "report.html", "manifest.json"];
+const PIPELINE: &str = "pipeline.yaml";
 
 /// What an MLflow server takes at most, in one request and in one value. Servers before 2.8 take no longer values.
 const METRICS_PER_REQUEST: usize = 1000;
@@ -104,12 +105,13 @@ impl Tracker for Mlflow {
                 let experiment = self.config.experiment.as_deref().unwrap_or(&run.name);
                 let name = self.config.run_name.as_deref().unwrap_or(&run.id);
                 let there = api.create_run(&api.experiment(experiment)?, name, &run.id)?;
-                let known = Mark { server: api.server(), run_id: there.run_id.clone() };
-                write_whole(&mark, &serde_json::to_vec_pretty(&known)?)?;
                 // They cannot be changed there, so they are those of the beginning.
                 for params in params(run).chunks(PARAMS_PER_REQUEST) {
                     api.log_batch(&there.run_id, "params", params)?;
                 }
+                // A run without them is not gone on with.
+                let known = Mark { server: api.server(), run_id: there.run_id.clone() };
+                write_whole(&mark, &serde_json::to_vec_pretty(&known)?)?;
                 there
             }
         };
@@ -118,6 +120,7 @@ impl Tracker for Mlflow {
             api,
             run: there,
             folder: run.folder.clone(),
+            has_secrets: run.options.iter().any(|(_, value)| value == WITHHELD),
             pending: Vec::new(),
             pause,
             next: Instant::now() + pause,
@@ -163,6 +166,8 @@ struct Session {
     api: Api,
     run: ApiRun,
     folder: PathBuf,
+    /// Whether the pipeline file holds what admits to a swarm.
+    has_secrets: bool,
     /// Numbers that are not sent yet, the oldest first.
     pending: Vec<Value>,
     pause: Duration,
@@ -196,7 +201,8 @@ impl Session {
 
     /// Stores the files of the run's folder that are there.
     fn store(&self) -> Result<(), MlflowError> {
-        let there = ARTIFACTS.into_iter().filter(|name| self.folder.join(name).is_file());
+        let may_go = |name: &&str| !(self.has_secrets && *name == PIPELINE);
+        let there = ARTIFACTS.into_iter().filter(may_go).filter(|name| self.folder.join(name).is_file());
         there.map(|name| self.api.store(&self.run, name, &self.folder.join(name))).fold(Ok(()), Result::and)
     }
 }

@@ -42,7 +42,7 @@ pub struct RunInfo {
     pub id: String,
     /// The run's folder. A tracker may keep files of its own there.
     pub folder: PathBuf,
-    /// The resolved pipeline, one value to a key: `train.seed`, `data.train.0`.
+    /// The resolved pipeline, one value to a key: `train.seed`, `data.train.0`; secrets are [withheld](crate::WITHHELD).
     pub options: Vec<(String, String)>,
     /// Numbers that train.
     pub trainable: u64,

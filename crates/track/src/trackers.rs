@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
+use sepal_core::in_one_line;
+
 use crate::{EvaluationRecord, Manifest, RunInfo, StepRecord, TrackError, Tracker};
 
 /// How far trackers may fall behind, how long they are waited for and how much is said of them.
@@ -267,11 +269,9 @@ impl Voice {
     }
 }
 
-/// An error with its causes, in one line.
-fn in_full(error: &(dyn Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |&error| error.source());
-    let line = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
-    line.split_whitespace().collect::<Vec<_>>().join(" ")
+/// An error with its causes, whatever lines it has, in one.
+fn in_full(error: &dyn Error) -> String {
+    in_one_line(error).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn words(panic: &(dyn Any + Send)) -> &str {

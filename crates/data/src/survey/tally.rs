@@ -98,7 +98,11 @@ impl Tally {
         self.words.add(cell.split_whitespace().count());
         self.distinct.add(text.as_bytes());
         self.example(text);
-        self.value(cell);
+        // A class is called 1 and not 1.0, as it is when it is read.
+        match cell.parse::<f64>() {
+            Ok(number) if number.fract() == 0.0 && number.abs() < 1e15 => self.value(&format!("{number}")),
+            _ => self.value(cell),
+        }
     }
 
     fn value(&mut self, value: &str) {

@@ -21,7 +21,7 @@ pub struct ReduceOnPlateauConfig {
     /// What is compared: `loss`, of the validation rows, or one of the metrics that the task reports.
     #[schemars(length(min = 1))]
     pub metric: String,
-    /// Whether less of it is better, or more; if not given, less for `loss` and more for all else.
+    /// Whether less of it is better, or more; if not given, what is known of the usual metrics, and more for others.
     pub mode: Option<PlateauMode>,
     /// What the rate is multiplied by.
     #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]

@@ -97,13 +97,15 @@ fn main(run: &Run) -> Option<Large> {
     Some(Large { value: format!("{:.4}", last.loss), what })
 }
 
-/// Metrics of the last evaluation, the large one left out where it is the same.
+/// Metrics of the kept evaluation, the large one left out where it is the same.
 fn others(run: &Run) -> Vec<Large> {
     let main = main_metric(run);
     let same = |name: &str, value: f64| main.as_ref().is_some_and(|(n, v, _)| n == name && *v == value);
-    let last = run.history.evaluations.last();
+    let step = run.manifest.best.as_ref().map(|best| best.step);
+    let evaluations = &run.history.evaluations;
+    let kept = evaluations.iter().rfind(|one| step.is_none_or(|step| one.step == step));
     let mut all: Vec<(String, f64)> = run.manifest.metrics.iter().map(|(name, value)| (name.clone(), *value)).collect();
-    all.extend(last.map(|last| ("loss".to_owned(), last.loss)));
+    all.extend(kept.map(|kept| ("loss".to_owned(), kept.loss)));
     let all = all.into_iter().filter(|(name, value)| !name.contains('/') && !same(name, *value)).take(4);
     let large = |(name, value): (String, f64)| {
         let again = main.as_ref().is_some_and(|(n, ..)| *n == name);

@@ -145,6 +145,21 @@ fn a_run_is_told_in_few_requests() {
 }
 
 #[test]
+fn a_pipeline_file_with_a_secret_stays_here() {
+    let stored = |value: &str| {
+        let (folder, server) = (tempfile::tempdir().expect("a folder"), Server::start(mlflow));
+        let mut tracker = tracker(&server.uri, 3600.0);
+        let mut run = run_info(folder.path().to_owned());
+        run.options.push(("swarm.with.ticket".to_owned(), value.to_owned()));
+        std::fs::write(folder.path().join(PIPELINE), b"name: demo").expect("written");
+        tracker.start(&run).expect("begun");
+        tracker.finish(&manifest()).expect("ended");
+        server.asked().iter().any(|request| request.line.ends_with(PIPELINE))
+    };
+    assert!(stored("null") && !stored(WITHHELD));
+}
+
+#[test]
 fn a_run_that_goes_on_is_the_same_there() {
     let (folder, server) = (tempfile::tempdir().expect("a folder"), Server::start(mlflow));
     let mut run = run_info(folder.path().to_owned());
