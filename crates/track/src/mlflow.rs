@@ -120,7 +120,7 @@ impl Tracker for Mlflow {
             api,
             run: there,
             folder: run.folder.clone(),
-            has_secrets: run.options.iter().any(|(_, value)| value == WITHHELD),
+            is_private: run.options.iter().any(|(_, value)| value == WITHHELD),
             pending: Vec::new(),
             pause,
             next: Instant::now() + pause,
@@ -167,7 +167,7 @@ struct Session {
     run: ApiRun,
     folder: PathBuf,
     /// Whether the pipeline file holds what admits to a swarm.
-    has_secrets: bool,
+    is_private: bool,
     /// Numbers that are not sent yet, the oldest first.
     pending: Vec<Value>,
     pause: Duration,
@@ -201,7 +201,7 @@ impl Session {
 
     /// Stores the files of the run's folder that are there.
     fn store(&self) -> Result<(), MlflowError> {
-        let may_go = |name: &&str| !(self.has_secrets && *name == PIPELINE);
+        let may_go = |name: &&str| !(self.is_private && *name == PIPELINE);
         let there = ARTIFACTS.into_iter().filter(may_go).filter(|name| self.folder.join(name).is_file());
         there.map(|name| self.api.store(&self.run, name, &self.folder.join(name))).fold(Ok(()), Result::and)
     }
