@@ -58,6 +58,9 @@ fn check(model: &str, options: RemoteOptions, n_servers: usize) -> u64 {
     })
 }
 
+/// The name, the length and the checksum of numbers that go beside a message.
+const BESIDE: u64 = 20;
+
 #[test]
 fn evaluation_sends_text_alone() {
     let prefix = Golden::open("llama-gqa").get("prompts").numel() as u64 * 4;
@@ -67,7 +70,9 @@ fn evaluation_sends_text_alone() {
         let text = check("llama-gqa", options.clone(), n_servers);
         // In deterministic mode every batch is computed alike, so that its bits do not depend on those before.
         let whole = check("llama-gqa", RemoteOptions { deterministic: true, ..options.clone() }, n_servers);
-        assert_eq!(whole - text, times * prefix, "{n_servers} servers, {path:?}");
+        // What is larger goes beside its message, which takes a few bytes more.
+        let (found, expected) = (whole - text, times * prefix..=times * (prefix + BESIDE));
+        assert!(expected.contains(&found), "{found} of {expected:?}: {n_servers} servers, {path:?}");
         for model in &models() {
             check(model, options.clone(), n_servers);
         }

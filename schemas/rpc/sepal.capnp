@@ -3,6 +3,7 @@
 #
 # A batch is ragged: no padding crosses the wire. Every row starts with the same soft prompts, whose
 # hidden states under a causal mask do not depend on what follows; they are sent once per batch.
+# Messages go in frames, with a checksum, and the numbers of large tensors beside them (crates/wire/src/frame.rs).
 # Every result may carry a `failure` in place of its other fields.
 
 enum DType {
@@ -17,7 +18,7 @@ struct Tensor {
   dtype @0 :DType;
   shape @1 :List(UInt32);
   data @2 :Data;
-  crc @3 :UInt32;  # CRC-32 (IEEE) of dtype as a byte, shape as 32-bit little-endian numbers, data
+  part @3 :UInt64;  # the numbers came beside this message under this name, and data is empty; 0: they are in data
 }
 
 struct NamedTensor {
@@ -38,8 +39,7 @@ struct RaggedBatch {
   prefixLen @0 :UInt32;
   offsets @1 :List(UInt32);
   hidden @2 :Tensor;
-  crc @3 :UInt32;  # CRC-32 (IEEE) of prefixLen, prefixKept and offsets as 32-bit little-endian numbers
-  prefixKept @4 :Bool;
+  prefixKept @3 :Bool;
 }
 
 enum Want {
@@ -123,7 +123,6 @@ struct ServerInfo {
   load @10 :Load;
   tapeTokenBytes @11 :UInt32;  # about what a kept graph holds for each token and block
   draining @12 :Bool;          # it is about to leave: it finishes what it has and takes nothing new
-  knowsQ8 @13 :Bool;           # it reads and writes tensors in q8
 }
 
 struct Relay {

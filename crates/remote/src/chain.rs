@@ -9,10 +9,11 @@ use std::time::Duration;
 use futures::future::{Either, select};
 use sepal_core::{HostTensor, NamedHostTensor, Ragged, Span, Want};
 use sepal_route::{Hop, Pass, ServerId, Work};
+use sepal_wire::Relay;
 use sepal_wire::codec::{GradWant, Grads, InputGrad, WireBatch};
-use sepal_wire::{Relay, sepal_capnp as wire};
 
 use crate::error::{CallError, GRADIENTS, HIDDEN_STATES, PROMPTS, RemoteError};
+use crate::held::Tape;
 use crate::kept;
 use crate::peer::Output;
 use crate::relay::Relayed;
@@ -34,7 +35,7 @@ struct Leg {
     hop: Hop,
     input: HostTensor,
     want: Want,
-    tape: Option<wire::tape::Client>,
+    tape: Option<Tape>,
     /// The first block whose hidden states were not finite.
     not_finite: Option<usize>,
     /// The connection that the tape belongs to.

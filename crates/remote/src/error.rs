@@ -20,14 +20,6 @@ pub enum RemoteError {
         /// As the server has it.
         found: String,
     },
-    /// A server of before, which does not know how tensors shall go.
-    #[error("server {server} does not know {dtype}; update it, or set swarm.with.wire_dtype to {}", dtype.for_parameters())]
-    WireDtype {
-        /// Its address.
-        server: String,
-        /// What hidden states shall go as.
-        dtype: DType,
-    },
     /// No server holds these blocks.
     #[error("no server holds blocks {missing}{}; start one with `sepal serve MODEL --blocks {missing}`", unreachable.iter().map(|u| format!("; {u}")).collect::<String>())]
     Uncovered {

@@ -33,6 +33,7 @@ mod backward;
 mod chain;
 mod cuts;
 mod error;
+mod held;
 mod kept;
 mod patience;
 mod peer;

@@ -105,7 +105,6 @@ pub(crate) mod tests {
             load,
             tape_token_bytes: 0,
             draining: false,
-            knows_q8: true,
         }
     }
 

@@ -8,14 +8,14 @@ use std::time::Duration;
 use sepal_core::{DType, HostTensor, Span, Want};
 use sepal_swarm::{Endpoint, Progress, Stream, Traffic};
 use sepal_wire::codec::{self, GradWant, Grads, WireBatch};
-use sepal_wire::{Failure, FailureCode, Limits, Relay, ServerInfo, Timing, conversation, sepal_capnp as wire};
+use sepal_wire::{Failure, FailureCode, Limits, Parts, Relay, ServerInfo, Timing, conversation, sepal_capnp as wire};
 use tokio::sync::{Mutex, Notify};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{CallError, RemoteError};
+use crate::held::{Held, Tape, Tuned};
 use crate::kept::KeptSpans;
 use crate::patience::{Pulse, give_up};
 use crate::sequential::{ModelExpectation, RemoteOptions};
@@ -57,10 +57,11 @@ pub(crate) struct Peer {
 
 struct Connection {
     root: wire::block_server::Client,
+    parts: Parts,
     limits: Limits,
     sessions: HashMap<Span, wire::session::Client>,
     version: u64,
-    tuned: HashMap<Span, wire::tuned::Client>,
+    tuned: HashMap<Span, Tuned>,
     driver: JoinHandle<()>,
 }
 
@@ -215,7 +216,7 @@ impl Peer {
     /// Runs a span forward: the output and, if asked for, its tape.
     pub(crate) async fn forward(
         &self,
-        tuned: &wire::tuned::Client,
+        tuned: &Tuned,
         batch: &WireBatch,
         want: Want,
         keep_tape: bool,
@@ -230,16 +231,17 @@ impl Peer {
     /// As [`forward`](Self::forward), at a place in a chain: there is an output if it is not handed on.
     pub(crate) async fn forward_relayed(
         &self,
-        tuned: &wire::tuned::Client,
+        tuned: &Tuned,
         batch: &WireBatch,
         want: Want,
         keep_tape: bool,
         relay: &Relay,
     ) -> Result<(RelayedPart, Timing), CallError> {
-        let mut request = tuned.forward_request();
+        let parts = &tuned.parts;
+        let mut request = tuned.client.forward_request();
         let mut params = request.get();
         match relay.from {
-            None => codec::write_batch(params.reborrow().init_batch(), batch),
+            None => codec::write_batch(params.reborrow().init_batch(), batch, parts),
             Some(_) => codec::write_rows(params.reborrow().init_batch(), batch),
         }
         params.set_want(codec::want_to_wire(want));
@@ -252,14 +254,14 @@ impl Peer {
             return Err(CallError::Failure(Failure::read(results.get_failure()?)?));
         }
         let output = match relay.next {
-            None => Some(codec::read_tensor(results.get_output()?)?),
+            None => Some(codec::read_tensor(results.get_output()?, parts)?),
             Some(_) => None,
         };
         let expected = [want.positions(batch.prefix_slots(), &batch.rows), self.expected.hidden];
         if output.as_ref().is_some_and(|output| output.shape() != expected || output.dtype() != self.dtype) {
             return Err(CallError::Missing("an output of the right shape and dtype"));
         }
-        let tape = if keep_tape && results.has_tape() { Some(results.get_tape()?) } else { None };
+        let tape = if keep_tape && results.has_tape() { Some(tuned.held(results.get_tape()?)) } else { None };
         let not_finite = codec::block_from_wire(results.get_not_finite());
         Ok((RelayedPart { output, tape, not_finite }, Timing::read(results.get_timing()?)))
     }
@@ -267,15 +269,16 @@ impl Peer {
     /// Runs a tape backward; `grad_output` is given unless another server sends it.
     pub(crate) async fn backward_tape(
         &self,
-        tape: &wire::tape::Client,
+        tape: &Tape,
         grad_output: Option<&HostTensor>,
         want: GradWant,
         relay: &Relay,
     ) -> Result<(Grads, Timing), CallError> {
-        let mut request = tape.backward_request();
+        let parts = &tape.parts;
+        let mut request = tape.client.backward_request();
         let mut params = request.get();
         if let Some(grad_output) = grad_output {
-            codec::write_tensor(params.reborrow().init_grad_output(), grad_output);
+            codec::write_tensor(params.reborrow().init_grad_output(), grad_output, parts);
         }
         codec::write_grad_want(params.reborrow().init_grad(), want);
         relay.write(params.init_relay());
@@ -284,40 +287,36 @@ impl Peer {
         if results.has_failure() {
             return Err(CallError::Failure(Failure::read(results.get_failure()?)?));
         }
-        Ok((codec::read_grads(results.get_grads()?)?, Timing::read(results.get_timing()?)))
+        Ok((codec::read_grads(results.get_grads()?, parts)?, Timing::read(results.get_timing()?)))
     }
 
     /// Runs forward again and then backward.
     pub(crate) async fn backward_stateless(
         &self,
-        tuned: &wire::tuned::Client,
+        tuned: &Tuned,
         batch: &WireBatch,
         want_output: Want,
         grad_output: &HostTensor,
         want: GradWant,
     ) -> Result<(Grads, Timing), CallError> {
-        let mut request = tuned.backward_request();
+        let parts = &tuned.parts;
+        let mut request = tuned.client.backward_request();
         let mut params = request.get();
-        codec::write_batch(params.reborrow().init_batch(), batch);
+        codec::write_batch(params.reborrow().init_batch(), batch, parts);
         params.set_want(codec::want_to_wire(want_output));
-        codec::write_tensor(params.reborrow().init_grad_output(), grad_output);
+        codec::write_tensor(params.reborrow().init_grad_output(), grad_output, parts);
         codec::write_grad_want(params.init_grad(), want);
         let answer = request.send().promise.await?;
         let results = answer.get()?;
         if results.has_failure() {
             return Err(CallError::Failure(Failure::read(results.get_failure()?)?));
         }
-        Ok((codec::read_grads(results.get_grads()?)?, Timing::read(results.get_timing()?)))
+        Ok((codec::read_grads(results.get_grads()?, parts)?, Timing::read(results.get_timing()?)))
     }
 
     /// The session of `span` with the tunables of `step`, which are uploaded once however many
     /// micro-batches ask at the same time.
-    pub(crate) async fn tuned(
-        &self,
-        span: Span,
-        step: &Step,
-        batch: &WireBatch,
-    ) -> Result<wire::tuned::Client, CallError> {
+    pub(crate) async fn tuned(&self, span: Span, step: &Step, batch: &WireBatch) -> Result<Tuned, CallError> {
         let mut guard = self.connection.lock().await;
         let connection = self.connected(&mut guard).await?;
         check_size(batch, &connection.limits)?;
@@ -332,14 +331,14 @@ impl Peer {
         let part = step.part(span)?;
         let mut request = session.tune_request();
         let length = u32::try_from(part.len()).unwrap_or(u32::MAX);
-        codec::write_named(request.get().init_tunables(length), &part);
+        codec::write_named(request.get().init_tunables(length), &part, &connection.parts);
         request.get().set_alone(self.alone);
         let answer = request.send().promise.await?;
         let results = answer.get()?;
         if results.has_failure() {
             return Err(CallError::Failure(Failure::read(results.get_failure()?)?));
         }
-        let tuned = results.get_tuned()?;
+        let tuned = Held { client: results.get_tuned()?, parts: connection.parts.clone() };
         connection.tuned.insert(span, tuned.clone());
         self.kept.borrow_mut().forget(span);
         Ok(tuned)
@@ -384,9 +383,10 @@ impl Peer {
         let stream = self.endpoint.connect().await.map_err(CallError::Connect)?;
         let stream = stream.counted(&self.traffic).counted(moved);
         let progress = stream.progress.clone();
-        let (root, driver) = bootstrap(stream);
+        let (root, parts, driver) = bootstrap(stream);
         let mut connection = Connection {
             root,
+            parts,
             limits: Limits::default(),
             sessions: HashMap::new(),
             version: u64::MAX,
@@ -431,10 +431,6 @@ impl Peer {
         if info.model_digest != self.expected.digest {
             return wrong("the digest of the weights", &self.expected.digest, &info.model_digest);
         }
-        if self.dtype == DType::Q8 && !info.knows_q8 {
-            let error = RemoteError::WireDtype { server: self.endpoint.to_string(), dtype: self.dtype };
-            return Err(CallError::Unusable(error));
-        }
         Ok(info)
     }
 }
@@ -455,7 +451,7 @@ impl Pulse for Peer {
 /// What a forward gives.
 pub(crate) struct Output {
     pub(crate) hidden: HostTensor,
-    pub(crate) tape: Option<wire::tape::Client>,
+    pub(crate) tape: Option<Tape>,
     /// The first block whose hidden states were not finite.
     pub(crate) not_finite: Option<usize>,
     /// The connection that the tape belongs to.
@@ -466,7 +462,7 @@ pub(crate) struct Output {
 pub(crate) struct RelayedPart {
     /// If it was not handed on.
     pub(crate) output: Option<HostTensor>,
-    pub(crate) tape: Option<wire::tape::Client>,
+    pub(crate) tape: Option<Tape>,
     pub(crate) not_finite: Option<usize>,
 }
 
@@ -485,15 +481,16 @@ fn check_size(batch: &WireBatch, limits: &Limits) -> Result<(), CallError> {
 }
 
 /// The server at the other end of a stream, and the task that speaks with it.
-pub(crate) fn bootstrap(stream: Stream) -> (wire::block_server::Client, JoinHandle<()>) {
+pub(crate) fn bootstrap(stream: Stream) -> (wire::block_server::Client, Parts, JoinHandle<()>) {
     let Stream { reader, writer, .. } = stream;
-    let (root, system) = conversation::client(reader.compat(), writer.compat_write(), MAX_MESSAGE_BYTES);
+    let parts = Parts::default();
+    let (root, system) = conversation::client(reader, writer, MAX_MESSAGE_BYTES, &parts);
     let driver = tokio::task::spawn_local(async move {
         if let Err(error) = system.await {
             tracing::debug!(%error, "a connection ended");
         }
     });
-    (root, driver)
+    (root, parts, driver)
 }
 
 /// `work`, or that it took too long.
@@ -502,31 +499,4 @@ pub(crate) async fn within<T>(
     work: impl Future<Output = Result<T, CallError>>,
 ) -> Result<T, CallError> {
     tokio::time::timeout(limit, work).await.unwrap_or(Err(CallError::Timeout(limit)))
-}
-
-#[cfg(test)]
-mod tests {
-    use sepal_wire::Load;
-
-    use super::*;
-    use crate::patience::tests::info;
-
-    #[test]
-    fn a_server_of_before_is_not_used_with_q8() {
-        let check = |wire_dtype, knows_q8| {
-            let info = ServerInfo { knows_q8, ..info(Load::default()) };
-            let expected =
-                ModelExpectation { digest: info.model_digest.clone(), n_blocks: info.n_blocks, hidden: info.hidden };
-            let endpoint = Endpoint::Addr("127.0.0.1:1".parse().expect("an address"));
-            let options = RemoteOptions { wire_dtype, ..RemoteOptions::default() };
-            Peer::new(endpoint, Traffic::default(), expected, &options).check(info).map(drop)
-        };
-        assert!(check(DType::Q8, true).is_ok());
-        assert!(check(DType::Bf16, false).is_ok());
-        let error = check(DType::Q8, false).expect_err("it does not know q8");
-        assert_eq!(
-            error.to_string(),
-            "server 127.0.0.1:1 does not know q8; update it, or set swarm.with.wire_dtype to bf16"
-        );
-    }
 }

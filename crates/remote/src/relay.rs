@@ -14,11 +14,12 @@ use futures::future::{join_all, try_join_all};
 use sepal_core::{HostTensor, Span, Want};
 use sepal_route::{Hop, Pass, ServerId, Work};
 use sepal_wire::codec::{GradWant, InputGrad, WireBatch};
-use sepal_wire::{FailureCode, Next, ParcelKey, Relay, ServerInfo, Timing, sepal_capnp as wire};
+use sepal_wire::{FailureCode, Next, ParcelKey, Relay, ServerInfo, Timing};
 use tokio::time::Instant;
 
 use crate::chain::{ChainGrads, ClientWant};
 use crate::error::{CallError, RemoteError};
+use crate::held::Tape;
 use crate::kept;
 use crate::patience::{Pulse, give_up};
 use crate::peer::Peer;
@@ -40,7 +41,7 @@ pub(crate) struct Relayed {
 
 struct Leg {
     hop: Hop,
-    tape: Option<wire::tape::Client>,
+    tape: Option<Tape>,
     /// The connection that the tape belongs to.
     generation: u64,
 }

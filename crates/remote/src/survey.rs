@@ -36,7 +36,7 @@ pub fn survey(endpoints: &[Endpoint], patience: Duration) -> io::Result<Vec<Surv
 }
 
 async fn ask(endpoint: &Endpoint) -> Result<(ServerInfo, Duration), CallError> {
-    let (root, driver) = bootstrap(endpoint.connect().await.map_err(CallError::Connect)?);
+    let (root, _, driver) = bootstrap(endpoint.connect().await.map_err(CallError::Connect)?);
     // The first call waits for the bootstrap, too.
     root.describe_request().send().promise.await?;
     let begun = Instant::now();

@@ -26,6 +26,7 @@
 mod board;
 mod compute;
 mod engine;
+pub mod environment;
 mod queue;
 mod relay;
 mod rpc;

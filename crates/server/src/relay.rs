@@ -9,10 +9,9 @@ use std::time::Duration;
 
 use sepal_core::HostTensor;
 use sepal_swarm::{Addr, Dial, Endpoint, Progress, Stream, Traffic};
-use sepal_wire::{Failure, FailureCode, Next, ParcelKey, codec, conversation, sepal_capnp as wire};
+use sepal_wire::{Failure, FailureCode, Next, ParcelKey, Parts, codec, conversation, sepal_capnp as wire};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::board::Board;
@@ -145,6 +144,7 @@ pub(crate) struct Links {
 
 struct Link {
     root: wire::block_server::Client,
+    parts: Parts,
     traffic: Traffic,
     progress: Progress,
     driver: JoinHandle<()>,
@@ -196,7 +196,7 @@ impl Links {
         let link = self.link(&next.address).await.map_err(|error| broken(&error))?;
         let mut request = link.root.deliver_request();
         request.get().set_key(&next.key.0);
-        codec::write_tensor(request.get().init_tensor(), tensor);
+        codec::write_tensor(request.get().init_tensor(), tensor, &link.parts);
         let mut answer = std::pin::pin!(request.send().promise);
         let answer = loop {
             let before = link.moved();
@@ -238,13 +238,14 @@ impl Links {
         let traffic = Traffic::default();
         let stream = tokio::time::timeout(CONNECT, endpoint.connect()).await??.counted(&traffic);
         let Stream { reader, writer, progress } = stream;
-        let (root, system) = conversation::client(reader.compat(), writer.compat_write(), MAX_ANSWER_BYTES);
+        let parts = Parts::default();
+        let (root, system) = conversation::client(reader, writer, MAX_ANSWER_BYTES, &parts);
         let driver = tokio::task::spawn_local(async move {
             if let Err(error) = system.await {
                 tracing::debug!(%error, "a connection to another server ended");
             }
         });
-        let link = Rc::new(Link { root, traffic, progress, driver });
+        let link = Rc::new(Link { root, parts, traffic, progress, driver });
         let mut open = self.open.borrow_mut();
         open.retain(|_, link| !link.driver.is_finished());
         if open.len() >= MOST_LINKS {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use capnp::capability::Rc as CapRc;
 use sepal_core::{HostTensor, Span, in_one_line};
 use sepal_wire::codec::{self, DecodeError, Grads, WireBatch, WireRows};
-use sepal_wire::{Failure, FailureCode, ParcelKey, Relay, ServerInfo, Timing, sepal_capnp as wire};
+use sepal_wire::{Failure, FailureCode, ParcelKey, Parts, Relay, ServerInfo, Timing, sepal_capnp as wire};
 
 use crate::board::{Board, Method};
 use crate::compute::{Backward, Done, Forward, Job, TapeOf, Tunables, invalid};
@@ -116,11 +116,18 @@ impl Shared {
     }
 }
 
+/// The other side of a connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    pub(crate) client: ClientId,
+    /// With which its tensors are read and written.
+    pub(crate) parts: Parts,
+}
+
 /// The bootstrap object.
 pub(crate) struct Root {
     pub(crate) shared: Rc<Shared>,
-    /// Whose connection it is of.
-    pub(crate) client: ClientId,
+    pub(crate) caller: Caller,
 }
 
 impl wire::block_server::Server for Root {
@@ -142,7 +149,7 @@ impl wire::block_server::Server for Root {
             self.shared.check_open()?;
             let span = codec::read_span(params.get().and_then(|p| p.get_span()).map_err(decode)?).map_err(decode)?;
             if self.shared.info.span.covers(span) {
-                Ok(SessionImpl { shared: Rc::clone(&self.shared), client: self.client, span })
+                Ok(SessionImpl { shared: Rc::clone(&self.shared), caller: self.caller.clone(), span })
             } else {
                 let held = self.shared.info.span;
                 Err(Failure::new(FailureCode::NotServed, format!("blocks {span} were asked for, {held} are here")))
@@ -163,7 +170,8 @@ impl wire::block_server::Server for Root {
         let delivered = || {
             let params = params.get().map_err(decode)?;
             let key = ParcelKey::read(params.get_key().map_err(decode)?).map_err(decode)?;
-            let tensor = codec::read_tensor(params.get_tensor().map_err(decode)?).map_err(decode)?;
+            let tensor =
+                codec::read_tensor(params.get_tensor().map_err(decode)?, &self.caller.parts).map_err(decode)?;
             self.shared.parcels.deliver(key, tensor)
         };
         if let Err(failure) = delivered() {
@@ -176,7 +184,7 @@ impl wire::block_server::Server for Root {
 /// A part of the span, for one client.
 struct SessionImpl {
     shared: Rc<Shared>,
-    client: ClientId,
+    caller: Caller,
     span: Span,
 }
 
@@ -189,11 +197,12 @@ impl wire::session::Server for SessionImpl {
         let tuned = || {
             self.shared.check_open()?;
             let params = params.get().map_err(decode)?;
-            let tunables = codec::read_named(params.get_tunables().map_err(decode)?).map_err(decode)?;
+            let tunables =
+                codec::read_named(params.get_tunables().map_err(decode)?, &self.caller.parts).map_err(decode)?;
             let tunables = Arc::new(Tunables::check(tunables, self.span, self.shared.info.hidden)?);
             let alone = params.get_alone();
-            let (shared, client, span) = (Rc::clone(&self.shared), self.client, self.span);
-            Ok::<_, Failure>(TunedImpl { shared, client, span, tunables, alone })
+            let (shared, caller, span) = (Rc::clone(&self.shared), self.caller.clone(), self.span);
+            Ok::<_, Failure>(TunedImpl { shared, caller, span, tunables, alone })
         };
         match tuned() {
             Ok(tuned) => results.get().set_tuned(capnp_rpc::new_client(tuned)),
@@ -206,7 +215,7 @@ impl wire::session::Server for SessionImpl {
 /// A session with the tunables of one step.
 struct TunedImpl {
     shared: Rc<Shared>,
-    client: ClientId,
+    caller: Caller,
     span: Span,
     tunables: Arc<Tunables>,
     /// Never computed with calls of others.
@@ -231,14 +240,16 @@ impl TunedImpl {
             let batch = params.get_batch().map_err(decode)?;
             let rows = codec::read_rows(batch).map_err(decode)?;
             let hidden = match relay.from {
-                None => Some(codec::read_tensor(batch.get_hidden().map_err(decode)?).map_err(decode)?),
+                None => {
+                    Some(codec::read_tensor(batch.get_hidden().map_err(decode)?, &self.caller.parts).map_err(decode)?)
+                }
                 Some(_) => None,
             };
             let want = codec::want_from_wire(params.get_want().map_err(decode)?);
             let dtype = codec::dtype_from_wire(params.get_dtype().map_err(decode)?);
             (rows, hidden, want, params.get_keep_tape(), dtype, relay)
         };
-        // The message is as large as the batch: free it before the batch waits in the queue.
+        // The batch is the only one that holds its bytes while it waits in the queue.
         drop(params);
         self.shared.check_rows(&rows)?;
         let hidden = self.shared.input(hidden, &relay).await?;
@@ -250,14 +261,14 @@ impl TunedImpl {
         let of = TapeOf { span: self.span, want, positions: batch.positions() };
         let tunables = Arc::clone(&self.tunables);
         let job = Job::Forward(Forward { span: self.span, tunables, batch, want, keep, dtype });
-        let (done, timing) = self.shared.engine.run(self.client, job, self.alone).await?;
+        let (done, timing) = self.shared.engine.run(self.caller.client, job, self.alone).await?;
         let Done::Forward { output, kept, not_finite } = done else {
             return Err(invalid("a forward without an output"));
         };
         self.shared.board.computed(Method::Forward, of.positions, self.span.len(), timing);
         let tape = kept.map(|kept| {
             let id = lock(&self.shared.tapes).insert(kept);
-            TapeImpl { shared: Rc::clone(&self.shared), client: self.client, alone: self.alone, id, of }
+            TapeImpl { shared: Rc::clone(&self.shared), caller: self.caller.clone(), alone: self.alone, id, of }
         });
         let output = self.shared.hand_on(Some(output), &relay).await?;
         Ok((Forwarded { output, tape, not_finite }, timing))
@@ -269,9 +280,10 @@ impl TunedImpl {
             let params = params.get().map_err(decode)?;
             let batch = params.get_batch().map_err(decode)?;
             self.shared.check_rows(&codec::read_rows(batch).map_err(decode)?)?;
-            let batch = codec::read_batch(batch).map_err(decode)?;
+            let batch = codec::read_batch(batch, &self.caller.parts).map_err(decode)?;
             let want = codec::want_from_wire(params.get_want().map_err(decode)?);
-            let grad_output = codec::read_tensor(params.get_grad_output().map_err(decode)?).map_err(decode)?;
+            let grad_output =
+                codec::read_tensor(params.get_grad_output().map_err(decode)?, &self.caller.parts).map_err(decode)?;
             let grad = codec::read_grad_want(params.get_grad().map_err(decode)?).map_err(decode)?;
             (batch, want, grad_output, grad)
         };
@@ -284,7 +296,7 @@ impl TunedImpl {
         let dtype = grad.dtype;
         let forward = Forward { span, tunables, batch, want, keep: true, dtype };
         let job = Job::Stateless(forward, grad_output, grad);
-        let (Done::Grads(grads), timing) = self.shared.engine.run(self.client, job, self.alone).await? else {
+        let (Done::Grads(grads), timing) = self.shared.engine.run(self.caller.client, job, self.alone).await? else {
             return Err(invalid("a backward without gradients"));
         };
         self.shared.board.computed(Method::Stateless, tokens, span.len(), timing);
@@ -306,7 +318,7 @@ impl wire::tuned::Server for TunedImpl {
                 timing.write(results.get().init_timing());
                 results.get().set_not_finite(codec::block_to_wire(not_finite));
                 if let Some(output) = output {
-                    codec::write_tensor(results.get().init_output(), &output);
+                    codec::write_tensor(results.get().init_output(), &output, &self.caller.parts);
                 }
                 if let Some(tape) = tape {
                     results.get().set_tape(capnp_rpc::new_client(tape));
@@ -328,7 +340,7 @@ impl wire::tuned::Server for TunedImpl {
         match outcome {
             Ok((grads, timing)) => {
                 timing.write(results.get().init_timing());
-                codec::write_grads(results.get().init_grads(), &grads);
+                codec::write_grads(results.get().init_grads(), &grads, &self.caller.parts);
             }
             Err(failure) => failure.write(results.get().init_failure()),
         }
@@ -339,7 +351,7 @@ impl wire::tuned::Server for TunedImpl {
 /// A kept graph; dropped with the client's last reference, or its connection.
 struct TapeImpl {
     shared: Rc<Shared>,
-    client: ClientId,
+    caller: Caller,
     alone: bool,
     id: TapeId,
     of: TapeOf,
@@ -352,7 +364,10 @@ impl TapeImpl {
             let relay = Relay::read(params.get_relay().map_err(decode)?).map_err(decode)?;
             let grad = codec::read_grad_want(params.get_grad().map_err(decode)?).map_err(decode)?;
             let given = match relay.from {
-                None => Some(codec::read_tensor(params.get_grad_output().map_err(decode)?).map_err(decode)?),
+                None => Some(
+                    codec::read_tensor(params.get_grad_output().map_err(decode)?, &self.caller.parts)
+                        .map_err(decode)?,
+                ),
                 Some(_) => None,
             };
             (given, grad, relay)
@@ -361,7 +376,8 @@ impl TapeImpl {
         let grad_output = self.shared.input(given, &relay).await?;
         let (tapes, id, of) = (Arc::clone(&self.shared.tapes), self.id, self.of);
         let job = Job::Backward(Backward { tapes, id, of, grad_output, want: grad });
-        let (Done::Grads(mut grads), timing) = self.shared.engine.run(self.client, job, self.alone).await? else {
+        let (Done::Grads(mut grads), timing) = self.shared.engine.run(self.caller.client, job, self.alone).await?
+        else {
             return Err(invalid("a backward without gradients"));
         };
         self.shared.board.computed(Method::Backward, of.positions, of.span.len(), timing);
@@ -390,7 +406,7 @@ impl wire::tape::Server for TapeImpl {
         match outcome {
             Ok((grads, timing)) => {
                 timing.write(results.get().init_timing());
-                codec::write_grads(results.get().init_grads(), &grads);
+                codec::write_grads(results.get().init_grads(), &grads, &self.caller.parts);
             }
             Err(failure) => failure.write(results.get().init_failure()),
         }

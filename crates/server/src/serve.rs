@@ -10,15 +10,14 @@ use sepal_blocks::BlockStack;
 use sepal_checkpoint::Checkpoint;
 use sepal_core::{DType, Ragged, Want, WeightFormat};
 use sepal_swarm::{Addr, Dial, Endpoint, InProcess, Listener, Stream, Streams};
-use sepal_wire::{Limits, Load, ServerInfo, conversation};
+use sepal_wire::{Limits, Load, Parts, ServerInfo, conversation};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
-use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
 use crate::board::Board;
 use crate::engine::{Engine, EngineOptions};
 use crate::relay::{Links, Parcels};
-use crate::rpc::{Root, Shared};
+use crate::rpc::{Caller, Root, Shared};
 use crate::tapes::TapeStore;
 
 /// How a server runs.
@@ -269,7 +268,6 @@ fn describe(stack: &BlockStack, identity: ModelIdentity, limits: Limits) -> Serv
         load: Load::default(),
         tape_token_bytes: tape_token_bytes(stack),
         draining: false,
-        knows_q8: true,
     }
 }
 
@@ -348,10 +346,11 @@ async fn finished(shared: &Shared, told: &mut watch::Receiver<Phase>) {
 
 async fn converse(stream: Stream, shared: Rc<Shared>) {
     let max_message_bytes = shared.info.limits.max_message_bytes;
-    let client = shared.next_client();
-    let root = capnp_rpc::new_client(Root { shared, client });
+    let parts = Parts::default();
+    let caller = Caller { client: shared.next_client(), parts: parts.clone() };
+    let root = capnp_rpc::new_client(Root { shared, caller });
     let Stream { reader, writer, .. } = stream;
-    if let Err(error) = conversation::server(reader.compat(), writer.compat_write(), max_message_bytes, root).await {
+    if let Err(error) = conversation::server(reader, writer, max_message_bytes, root, &parts).await {
         tracing::debug!(%error, "a connection ended");
     }
 }

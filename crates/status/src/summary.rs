@@ -87,7 +87,6 @@ mod tests {
             load: Load { tape_bytes: 30, rate: 1e-3, ..Load::default() },
             tape_token_bytes: 1,
             draining: false,
-            knows_q8: true,
         }
     }
 

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use capnp::struct_list;
 use sepal_core::{DType, HostTensor, NamedHostTensor, Ragged, RaggedError, ShapeError, Span, SpanError, Want};
 
+use crate::parts::{PartError, Parts};
 use crate::sepal_capnp as wire;
 
 /// A message that is not what it should be.
@@ -28,12 +29,12 @@ pub enum DecodeError {
     /// Text that is not UTF-8.
     #[error("read a text")]
     Text(#[from] std::str::Utf8Error),
-    /// A checksum that does not fit: the message was damaged on the way.
-    #[error("{what} was damaged on the way")]
-    Damaged {
-        /// Tensor or batch.
-        what: &'static str,
-    },
+    /// A checksum that does not fit.
+    #[error("a tensor was damaged on the way")]
+    Damaged,
+    /// A message that names what did not come with it.
+    #[error("a tensor came without its numbers")]
+    Missing,
     /// Hidden states of another length than prefix and rows.
     #[error("a batch of {expected} positions (prefix and tokens) came with hidden states of shape {found:?}")]
     Positions {
@@ -56,10 +57,19 @@ impl From<capnp::NotInSchema> for DecodeError {
     }
 }
 
+impl From<PartError> for DecodeError {
+    fn from(error: PartError) -> Self {
+        match error {
+            PartError::Missing => DecodeError::Missing,
+            PartError::Damaged => DecodeError::Damaged,
+        }
+    }
+}
+
 impl DecodeError {
     /// Whether the message is not what its sender wrote, so that it may be sent again.
     pub fn is_damage(&self) -> bool {
-        matches!(self, Self::Encoding(_) | Self::Unknown(_) | Self::Text(_) | Self::Damaged { .. })
+        matches!(self, Self::Encoding(_) | Self::Unknown(_) | Self::Text(_) | Self::Damaged)
     }
 }
 
@@ -171,45 +181,43 @@ pub struct Grads {
     pub not_finite: Option<usize>,
 }
 
-/// Writes a tensor.
-pub fn write_tensor(mut builder: wire::tensor::Builder<'_>, tensor: &HostTensor) {
+/// Writes a tensor. Its numbers go beside the message, uncopied, unless they are few.
+pub fn write_tensor(mut builder: wire::tensor::Builder<'_>, tensor: &HostTensor, parts: &Parts) {
     builder.set_dtype(dtype_to_wire(tensor.dtype()));
     let mut shape = builder.reborrow().init_shape(size(tensor.shape().len()));
     for (i, &dim) in tensor.shape().iter().enumerate() {
         shape.set(size(i), size(dim));
     }
-    builder.set_crc(tensor_crc(tensor.dtype(), tensor.shape(), tensor.data()));
-    builder.set_data(tensor.data());
+    match parts.leave(tensor.data()) {
+        Some(id) => builder.set_part(id),
+        None => builder.set_data(tensor.data()),
+    }
 }
 
-fn tensor_crc(dtype: DType, shape: &[usize], data: &[u8]) -> u32 {
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&[dtype_to_wire(dtype) as u8]);
-    shape.iter().for_each(|&dim| crc.update(&size(dim).to_le_bytes()));
-    crc.update(data);
-    crc.finalize()
-}
-
-/// Reads a tensor; its bytes are copied out of the message once.
+/// Reads a tensor, of a message that came with `parts`; its numbers are where they arrived, unless they are few.
 ///
 /// # Errors
 /// [`DecodeError`] if shape, dtype and bytes do not agree, or the checksum is wrong.
-pub fn read_tensor(reader: wire::tensor::Reader<'_>) -> Result<HostTensor, DecodeError> {
+pub fn read_tensor(reader: wire::tensor::Reader<'_>, parts: &Parts) -> Result<HostTensor, DecodeError> {
     let dtype = dtype_from_wire(reader.get_dtype()?);
-    let shape: Vec<usize> = reader.get_shape()?.iter().map(|dim| dim as usize).collect();
-    let data = reader.get_data()?;
-    if tensor_crc(dtype, &shape, data) != reader.get_crc() {
-        return Err(DecodeError::Damaged { what: "a tensor" });
-    }
-    Ok(HostTensor::new(dtype, shape, Bytes::copy_from_slice(data))?)
+    let shape = reader.get_shape()?.iter().map(|dim| dim as usize).collect();
+    let data = match reader.get_part() {
+        0 => Bytes::copy_from_slice(reader.get_data()?),
+        id => parts.part(id)?,
+    };
+    Ok(HostTensor::new(dtype, shape, data)?)
 }
 
 /// Writes named tensors into a list of the same length.
-pub fn write_named(mut list: struct_list::Builder<'_, wire::named_tensor::Owned>, tensors: &[NamedHostTensor]) {
+pub fn write_named(
+    mut list: struct_list::Builder<'_, wire::named_tensor::Owned>,
+    tensors: &[NamedHostTensor],
+    parts: &Parts,
+) {
     for (i, named) in tensors.iter().enumerate() {
         let mut item = list.reborrow().get(size(i));
         item.set_name(&named.name);
-        write_tensor(item.init_tensor(), &named.tensor);
+        write_tensor(item.init_tensor(), &named.tensor, parts);
     }
 }
 
@@ -219,19 +227,20 @@ pub fn write_named(mut list: struct_list::Builder<'_, wire::named_tensor::Owned>
 /// [`DecodeError`] if one is not well formed.
 pub fn read_named(
     list: struct_list::Reader<'_, wire::named_tensor::Owned>,
+    parts: &Parts,
 ) -> Result<Vec<NamedHostTensor>, DecodeError> {
     list.iter()
         .map(|item| {
             let name = item.get_name()?.to_str()?.to_owned();
-            Ok(NamedHostTensor { name, tensor: read_tensor(item.get_tensor()?)? })
+            Ok(NamedHostTensor { name, tensor: read_tensor(item.get_tensor()?, parts)? })
         })
         .collect()
 }
 
 /// Writes a batch.
-pub fn write_batch(mut builder: wire::ragged_batch::Builder<'_>, batch: &WireBatch) {
+pub fn write_batch(mut builder: wire::ragged_batch::Builder<'_>, batch: &WireBatch, parts: &Parts) {
     write_rows(builder.reborrow(), batch);
-    write_tensor(builder.init_hidden(), &batch.hidden);
+    write_tensor(builder.init_hidden(), &batch.hidden, parts);
 }
 
 /// Writes a batch whose hidden states come another way.
@@ -244,32 +253,22 @@ pub fn write_rows(mut builder: wire::ragged_batch::Builder<'_>, batch: &WireBatc
     for (i, &offset) in offsets.iter().enumerate() {
         list.set(size(i), offset);
     }
-    builder.set_crc(rows_crc(size(*prefix_len), *prefix_kept, offsets));
-}
-
-fn rows_crc(prefix_len: u32, prefix_kept: bool, offsets: &[u32]) -> u32 {
-    let mut crc = crc32fast::Hasher::new();
-    [prefix_len, prefix_kept.into()].iter().chain(offsets).for_each(|number| crc.update(&number.to_le_bytes()));
-    crc.finalize()
 }
 
 /// Reads a batch.
 ///
 /// # Errors
 /// [`DecodeError`] if rows and hidden states do not agree, or a checksum is wrong.
-pub fn read_batch(reader: wire::ragged_batch::Reader<'_>) -> Result<WireBatch, DecodeError> {
-    read_rows(reader)?.with(read_tensor(reader.get_hidden()?)?)
+pub fn read_batch(reader: wire::ragged_batch::Reader<'_>, parts: &Parts) -> Result<WireBatch, DecodeError> {
+    read_rows(reader)?.with(read_tensor(reader.get_hidden()?, parts)?)
 }
 
 /// Reads prefix length and rows of a batch.
 ///
 /// # Errors
-/// [`DecodeError`] if they are not well formed, or their checksum is wrong.
+/// [`DecodeError`] if they are not well formed.
 pub fn read_rows(reader: wire::ragged_batch::Reader<'_>) -> Result<WireRows, DecodeError> {
     let offsets: Vec<u32> = reader.get_offsets()?.iter().collect();
-    if rows_crc(reader.get_prefix_len(), reader.get_prefix_kept(), &offsets) != reader.get_crc() {
-        return Err(DecodeError::Damaged { what: "the rows of a batch" });
-    }
     let (prefix_len, prefix_kept) = (reader.get_prefix_len() as usize, reader.get_prefix_kept());
     Ok(WireRows { prefix_len, prefix_kept, rows: Ragged::from_offsets(offsets)? })
 }
@@ -299,22 +298,22 @@ pub fn read_grad_want(reader: wire::grad_want::Reader<'_>) -> Result<GradWant, D
 }
 
 /// Writes gradients.
-pub fn write_grads(mut builder: wire::grads::Builder<'_>, grads: &Grads) {
+pub fn write_grads(mut builder: wire::grads::Builder<'_>, grads: &Grads, parts: &Parts) {
     if let Some(input) = &grads.input {
-        write_tensor(builder.reborrow().init_input(), input);
+        write_tensor(builder.reborrow().init_input(), input, parts);
     }
     builder.set_not_finite(block_to_wire(grads.not_finite));
-    write_named(builder.init_tunables(size(grads.tunables.len())), &grads.tunables);
+    write_named(builder.init_tunables(size(grads.tunables.len())), &grads.tunables, parts);
 }
 
 /// Reads gradients.
 ///
 /// # Errors
 /// [`DecodeError`] if one is not well formed.
-pub fn read_grads(reader: wire::grads::Reader<'_>) -> Result<Grads, DecodeError> {
-    let input = if reader.has_input() { Some(read_tensor(reader.get_input()?)?) } else { None };
+pub fn read_grads(reader: wire::grads::Reader<'_>, parts: &Parts) -> Result<Grads, DecodeError> {
+    let input = if reader.has_input() { Some(read_tensor(reader.get_input()?, parts)?) } else { None };
     let not_finite = block_from_wire(reader.get_not_finite());
-    Ok(Grads { input, tunables: read_named(reader.get_tunables()?)?, not_finite })
+    Ok(Grads { input, tunables: read_named(reader.get_tunables()?, parts)?, not_finite })
 }
 
 /// A block that may be none: 0 on the wire, and blocks count from 1 there.
@@ -407,8 +406,9 @@ mod tests {
             let hidden = tensor(dtype, vec![prefix_len + rows.n_tokens(), hidden]);
             let batch = WireBatch { prefix_len, prefix_kept: false, rows, hidden };
             let mut message = Builder::new_default();
-            write_batch(message.init_root(), &batch);
-            let back = read_batch(message.get_root_as_reader().expect("a root")).expect("a batch");
+            let parts = Parts::default();
+            write_batch(message.init_root(), &batch, &parts);
+            let back = read_batch(message.get_root_as_reader().expect("a root"), &parts).expect("a batch");
             prop_assert_eq!(back.prefix_len, batch.prefix_len);
             prop_assert_eq!(back.rows, batch.rows);
             prop_assert_eq!(back.hidden, batch.hidden);
@@ -420,52 +420,35 @@ mod tests {
         let named = NamedHostTensor { name: "deep_prompts".into(), tensor: tensor(DType::F32, vec![3, 2, 4]) };
         for input in [None, Some(tensor(DType::F16, vec![2, 4]))] {
             let grads = Grads { input, tunables: vec![named.clone()], not_finite: Some(7) };
-            let mut message = Builder::new_default();
-            write_grads(message.init_root(), &grads);
-            let back = read_grads(message.get_root_as_reader().expect("a root")).expect("gradients");
+            let (mut message, parts) = (Builder::new_default(), Parts::default());
+            write_grads(message.init_root(), &grads, &parts);
+            let back = read_grads(message.get_root_as_reader().expect("a root"), &parts).expect("gradients");
             assert_eq!(back.input, grads.input);
             assert_eq!(back.tunables, grads.tunables);
         }
     }
 
     #[test]
-    fn damage_is_found_wherever_it_is() {
-        let rows = Ragged::from_lengths([2, 3]).expect("rows");
-        let batch = WireBatch { prefix_len: 1, prefix_kept: false, rows, hidden: tensor(DType::F32, vec![6, 2]) };
-        let mut message = Builder::new_default();
-        write_batch(message.init_root(), &batch);
-        let whole = capnp::serialize::write_message_to_words(&message);
-        for at in 8..whole.len() {
-            let mut bytes = whole.clone();
-            bytes[at] ^= 4;
-            let reader = capnp::serialize::read_message(bytes.as_slice(), capnp::message::ReaderOptions::new());
-            let reader = reader.expect("the framing is whole");
-            let read = reader.get_root().map_err(DecodeError::from).and_then(read_batch);
-            // Padding may be damaged without harm.
-            if let Ok(read) = read {
-                assert_eq!((read.prefix_len, &read.rows, &read.hidden), (1, &batch.rows, &batch.hidden), "byte {at}");
-            }
-        }
-    }
-
-    #[test]
     fn lies_are_found() {
+        let parts = Parts::default();
         let mut message = Builder::new_default();
         let mut builder = message.init_root::<wire::ragged_batch::Builder<'_>>();
         builder.set_prefix_len(3);
-        builder.set_crc(rows_crc(3, false, &[0, 4]));
         let mut offsets = builder.reborrow().init_offsets(2);
         offsets.set(1, 4);
-        write_tensor(builder.init_hidden(), &tensor(DType::F32, vec![6, 2]));
-        let found = read_batch(message.get_root_as_reader().expect("a root"));
+        write_tensor(builder.init_hidden(), &tensor(DType::F32, vec![6, 2]), &parts);
+        let found = read_batch(message.get_root_as_reader().expect("a root"), &parts);
         assert!(matches!(found, Err(DecodeError::Positions { expected: 7, .. })), "{found:?}");
 
         let mut message = Builder::new_default();
         let mut builder = message.init_root::<wire::tensor::Builder<'_>>();
         builder.reborrow().init_shape(1).set(0, 5);
         builder.set_data(&[0; 8]);
-        builder.set_crc(tensor_crc(DType::F32, &[5], &[0; 8]));
-        let found = read_tensor(message.get_root_as_reader().expect("a root"));
+        let found = read_tensor(message.get_root_as_reader().expect("a root"), &parts);
         assert!(matches!(found, Err(DecodeError::Shape(_))), "{found:?}");
+        let mut builder = message.get_root::<wire::tensor::Builder<'_>>().expect("a root");
+        builder.set_part(7);
+        let found = read_tensor(message.get_root_as_reader().expect("a root"), &parts);
+        assert!(matches!(found, Err(DecodeError::Missing)), "{found:?}");
     }
 }

@@ -198,8 +198,6 @@ pub struct ServerInfo {
     pub tape_token_bytes: u32,
     /// It is about to leave: it finishes what it has and takes nothing new.
     pub draining: bool,
-    /// Whether it reads and writes tensors as [`DType::Q8`], which servers of before do not.
-    pub knows_q8: bool,
 }
 
 impl ServerInfo {
@@ -222,7 +220,6 @@ impl ServerInfo {
         limits.set_tape_budget_bytes(self.limits.tape_budget_bytes);
         builder.set_tape_token_bytes(self.tape_token_bytes);
         builder.set_draining(self.draining);
-        builder.set_knows_q8(self.knows_q8);
         let mut load = builder.init_load();
         load.set_queue(self.load.queue);
         load.set_tapes(self.load.tapes);
@@ -263,7 +260,6 @@ impl ServerInfo {
             },
             tape_token_bytes: reader.get_tape_token_bytes(),
             draining: reader.get_draining(),
-            knows_q8: reader.get_knows_q8(),
         })
     }
 }
@@ -290,7 +286,6 @@ mod tests {
             load: Load { queue: 1, tapes: 2, tape_bytes: 3, completed: 4, rate: 5e-6 },
             tape_token_bytes: 6,
             draining: true,
-            knows_q8: true,
         };
         let mut message = Builder::new_default();
         info.write(message.init_root());

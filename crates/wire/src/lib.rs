@@ -10,19 +10,23 @@
 //! ```
 //! use capnp::message::Builder;
 //! use sepal_core::HostTensor;
-//! use sepal_wire::{codec, sepal_capnp};
+//! use sepal_wire::{Parts, codec, sepal_capnp};
 //!
 //! let tensor = HostTensor::from_f32(vec![2, 2], &[1.0, 2.0, 3.0, 4.0])?;
+//! let parts = Parts::default();
 //! let mut message = Builder::new_default();
-//! codec::write_tensor(message.init_root::<sepal_capnp::tensor::Builder>(), &tensor);
-//! let back = codec::read_tensor(message.get_root_as_reader::<sepal_capnp::tensor::Reader>()?)?;
+//! codec::write_tensor(message.init_root::<sepal_capnp::tensor::Builder>(), &tensor, &parts);
+//! let back = codec::read_tensor(message.get_root_as_reader::<sepal_capnp::tensor::Reader>()?, &parts)?;
 //! assert_eq!(back, tensor);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 pub mod codec;
 pub mod conversation;
+mod frame;
 mod info;
+mod network;
+mod parts;
 mod relay;
 
 #[expect(
@@ -39,7 +43,8 @@ mod generated {
 
 pub use generated::sepal_capnp;
 pub use info::{Failure, FailureCode, Limits, Load, Retry, ServerInfo, Timing};
+pub use parts::Parts;
 pub use relay::{Next, ParcelKey, Relay};
 
 /// The version of the protocol; servers and clients of different versions refuse each other.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;

@@ -11,16 +11,15 @@ use sepal_core::{DType, HostTensor, Ragged, Want};
 use sepal_swarm::{Endpoint, Listener, Stream};
 use sepal_wire::codec::{self, WireBatch};
 use sepal_wire::sepal_capnp::{block_server, tuned};
-use sepal_wire::{Limits, conversation};
+use sepal_wire::{Limits, Parts, conversation};
 use tokio::runtime::Runtime;
 use tokio::task::LocalSet;
-use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
 /// Numbers of a row of the tensors that are sent.
 const ROW: usize = 1024;
 
 /// A forward that changes nothing.
-struct Echo;
+struct Echo(Parts);
 
 impl tuned::Server for Echo {
     async fn forward(
@@ -28,9 +27,9 @@ impl tuned::Server for Echo {
         params: tuned::ForwardParams,
         mut results: tuned::ForwardResults,
     ) -> Result<(), capnp::Error> {
-        let batch = codec::read_batch(params.get()?.get_batch()?);
+        let batch = codec::read_batch(params.get()?.get_batch()?, &self.0);
         let batch = batch.map_err(|error| capnp::Error::failed(error.to_string()))?;
-        codec::write_tensor(results.get().init_output(), &batch.hidden);
+        codec::write_tensor(results.get().init_output(), &batch.hidden, &self.0);
         Ok(())
     }
 }
@@ -43,10 +42,12 @@ pub(crate) fn echo_server() -> Endpoint {
             let mut listener = Listener::bind(&"127.0.0.1:0".parse().expect("an address")).await.expect("bound");
             sender.send(listener.addr().expect("an address")).expect("somebody waits");
             let Stream { reader, writer, .. } = listener.accept().await.expect("a client").expect("a connection");
-            let root = block_server::Client { client: capnp_rpc::new_client::<tuned::Client, _>(Echo).client };
+            let parts = Parts::default();
+            let echo = capnp_rpc::new_client::<tuned::Client, _>(Echo(parts.clone()));
+            let root = block_server::Client { client: echo.client };
             let limit = Limits::default().max_message_bytes;
             // It ends when the client goes.
-            let _ = conversation::server(reader.compat(), writer.compat_write(), limit, root).await;
+            let _ = conversation::server(reader, writer, limit, root, &parts).await;
         });
     });
     Endpoint::Addr(receiver.recv().expect("an address"))
@@ -59,6 +60,7 @@ fn runtime() -> Runtime {
 /// A client of the protocol that calls and waits.
 pub(crate) struct Caller {
     root: block_server::Client,
+    parts: Parts,
     tasks: LocalSet,
     runtime: Runtime,
 }
@@ -66,14 +68,15 @@ pub(crate) struct Caller {
 impl Caller {
     pub(crate) fn connect(endpoint: &Endpoint) -> Self {
         let (runtime, tasks) = (runtime(), LocalSet::new());
+        let parts = Parts::default();
         let root = tasks.block_on(&runtime, async {
             let Stream { reader, writer, .. } = endpoint.connect().await.expect("connected");
             let limit = Limits::default().max_message_bytes;
-            let (root, conversation) = conversation::client(reader.compat(), writer.compat_write(), limit);
+            let (root, conversation) = conversation::client(reader, writer, limit, &parts);
             tokio::task::spawn_local(conversation);
             root
         });
-        Self { root, tasks, runtime }
+        Self { root, parts, tasks, runtime }
     }
 
     /// An empty call.
@@ -95,10 +98,10 @@ impl Caller {
         let echo = tuned::Client { client: self.root.client.clone() };
         let call = async {
             let mut request = echo.forward_request();
-            codec::write_batch(request.get().init_batch(), batch);
+            codec::write_batch(request.get().init_batch(), batch, &self.parts);
             request.get().set_want(codec::want_to_wire(Want::All));
             let answer = request.send().promise.await?;
-            let tensor = codec::read_tensor(answer.get()?.get_output()?);
+            let tensor = codec::read_tensor(answer.get()?.get_output()?, &self.parts);
             tensor.map_err(|error| capnp::Error::failed(error.to_string()))
         };
         let back = self.tasks.block_on(&self.runtime, call).expect("sent back");

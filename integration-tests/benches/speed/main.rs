@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
+use sepal_server::environment::{HEAP, SLEEPING_THREADS};
 use serde_json::{Map, Value, json};
 
 mod chain;
@@ -101,13 +102,8 @@ fn main() -> ExitCode {
 /// Starts anew with the settings that `sepal serve` has: a thread that spins would take its core from a server beside it,
 /// and a heap that gives memory back would measure the system's clearing of pages.
 fn start_with_settings() {
-    const SETTINGS: [(&str, &str); 4] = [
-        ("OMP_WAIT_POLICY", "passive"),
-        ("MALLOC_ARENA_MAX", "1"),
-        ("MALLOC_MMAP_THRESHOLD_", "33554432"),
-        ("MALLOC_TRIM_THRESHOLD_", "1073741824"),
-    ];
-    let missing: Vec<_> = SETTINGS.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()).collect();
+    let missing = [SLEEPING_THREADS].into_iter().chain(HEAP).filter(|(name, _)| std::env::var_os(name).is_none());
+    let missing: Vec<_> = missing.collect();
     if !missing.is_empty() {
         let again = std::env::current_exe().expect("this is a file");
         let error = Command::new(again).args(std::env::args_os().skip(1)).envs(missing).exec();

@@ -1,0 +1,237 @@
+//! Cap'n Proto's remote calls between two sides, with parts beside the messages.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use capnp::capability::Promise;
+use capnp::message::{Builder, HeapAllocator, ReaderOptions};
+use capnp_rpc::rpc_twoparty_capnp::Side;
+use capnp_rpc::{Connection, IncomingMessage, OutgoingMessage, VatNetwork};
+use futures::future::{FutureExt, Shared, TryFutureExt};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::frame::{self, Frame, Received};
+use crate::parts::Parts;
+
+/// Small messages are read in one go; what is larger than this goes straight to where it belongs.
+const READ_AHEAD_BYTES: usize = 8 << 10;
+
+/// What the task that writes is told.
+enum Item {
+    Frame(Frame, oneshot::Sender<()>),
+    End(Result<(), capnp::Error>, oneshot::Sender<()>),
+}
+
+type Queue = mpsc::UnboundedSender<Item>;
+
+/// The two ends of a stream.
+pub(crate) struct Network<R> {
+    side: Side,
+    /// Until it is accepted.
+    connection: Option<Inner<R>>,
+    /// For who connects.
+    open: std::rc::Weak<RefCell<State<R>>>,
+    writing: Shared<Promise<(), capnp::Error>>,
+}
+
+type Inner<R> = Rc<RefCell<State<R>>>;
+
+struct State<R> {
+    side: Side,
+    /// Away while a message is read, which does not keep the connection.
+    reader: Rc<RefCell<Option<BufReader<R>>>>,
+    queue: Queue,
+    parts: Parts,
+    options: ReaderOptions,
+    max_bytes: u64,
+    /// Told, by being dropped, that nobody uses the connection.
+    _in_use: oneshot::Sender<()>,
+}
+
+impl<R: AsyncRead + Unpin + 'static> Network<R> {
+    pub(crate) fn new(
+        reader: R,
+        writer: impl AsyncWrite + Unpin + 'static,
+        side: Side,
+        parts: Parts,
+        max_bytes: u64,
+    ) -> Self {
+        let (queue, items) = mpsc::unbounded_channel();
+        let (in_use, unused) = oneshot::channel::<()>();
+        // The conversation goes on for as long as the connection is used, even if nothing can be written any more.
+        let writing = async move {
+            let result = write(writer, items).await;
+            let _ = unused.await;
+            result
+        };
+        let state = State {
+            side,
+            reader: Rc::new(RefCell::new(Some(BufReader::with_capacity(READ_AHEAD_BYTES, reader)))),
+            queue,
+            parts,
+            options: reader_options(max_bytes),
+            max_bytes,
+            _in_use: in_use,
+        };
+        let connection = Rc::new(RefCell::new(state));
+        let open = Rc::downgrade(&connection);
+        Self { side, connection: Some(connection), open, writing: Promise::from_future(writing).shared() }
+    }
+}
+
+/// Limits for a reader: Cap'n Proto counts in words of eight bytes, and a message is traversed at most twice.
+fn reader_options(max_bytes: u64) -> ReaderOptions {
+    let words = usize::try_from(max_bytes / 8 * 2).unwrap_or(usize::MAX);
+    ReaderOptions { traversal_limit_in_words: Some(words.max(1 << 16)), nesting_limit: 32 }
+}
+
+async fn write(
+    mut writer: impl AsyncWrite + Unpin,
+    mut items: mpsc::UnboundedReceiver<Item>,
+) -> Result<(), capnp::Error> {
+    while let Some(item) = items.recv().await {
+        match item {
+            Item::Frame(frame, written) => {
+                frame.write(&mut writer).await?;
+                let _ = written.send(());
+            }
+            Item::End(result, done) => {
+                let _ = done.send(());
+                return result;
+            }
+        }
+    }
+    Ok(())
+}
+
+impl<R: AsyncRead + Unpin + 'static> VatNetwork<Side> for Network<R> {
+    fn connect(&mut self, host: Side) -> Option<Box<dyn Connection<Side>>> {
+        if host == self.side {
+            return None;
+        }
+        Some(Box::new(Handle(self.open.upgrade()?)))
+    }
+
+    fn accept(&mut self) -> Promise<Box<dyn Connection<Side>>, capnp::Error> {
+        match self.connection.take() {
+            Some(connection) => Promise::ok(Box::new(Handle(connection))),
+            None => Promise::from_future(futures::future::pending()),
+        }
+    }
+
+    fn drive_until_shutdown(&mut self) -> Promise<(), capnp::Error> {
+        Promise::from_future(self.writing.clone())
+    }
+}
+
+struct Handle<R>(Inner<R>);
+
+impl<R: AsyncRead + Unpin + 'static> Connection<Side> for Handle<R> {
+    fn get_peer_vat_id(&self) -> Side {
+        self.0.borrow().side
+    }
+
+    fn new_outgoing_message(&mut self, first_segment_words: u32) -> Box<dyn OutgoingMessage> {
+        let state = self.0.borrow();
+        let message = Builder::new(HeapAllocator::new().first_segment_words(first_segment_words));
+        Box::new(Outgoing { message: Some(message), queue: state.queue.clone(), parts: state.parts.clone() })
+    }
+
+    fn receive_incoming_message(&mut self) -> Promise<Option<Box<dyn IncomingMessage>>, capnp::Error> {
+        let state = self.0.borrow();
+        let (place, options, max_bytes, parts) =
+            (Rc::clone(&state.reader), state.options, state.max_bytes, state.parts.clone());
+        Promise::from_future(async move {
+            let reader = place.borrow_mut().take();
+            let mut reader = reader.ok_or_else(|| capnp::Error::failed("a message is being read".to_owned()))?;
+            let received = frame::read(&mut reader, options, max_bytes, &parts).await?;
+            place.replace(Some(reader));
+            Ok(received.map(|received| Box::new(Incoming { received, parts }) as Box<dyn IncomingMessage>))
+        })
+    }
+
+    fn shutdown(&mut self, result: capnp::Result<()>) -> Promise<(), capnp::Error> {
+        told(&self.0.borrow().queue, |done| Item::End(result, done))
+    }
+}
+
+/// Tells the task that writes something, and waits until it is done.
+fn told(queue: &Queue, item: impl FnOnce(oneshot::Sender<()>) -> Item) -> Promise<(), capnp::Error> {
+    let (done, outcome) = oneshot::channel();
+    // If the task is gone, so is `done`.
+    let _ = queue.send(item(done));
+    Promise::from_future(outcome.map_err(|_| capnp::Error::disconnected("the connection has ended".to_owned())))
+}
+
+/// A message that is being written.
+struct Outgoing {
+    /// Until it is sent.
+    message: Option<Builder<HeapAllocator>>,
+    queue: Queue,
+    parts: Parts,
+}
+
+impl Outgoing {
+    /// The message, which is not sent: what it names goes nowhere.
+    fn withdraw(&mut self) -> Option<Builder<HeapAllocator>> {
+        let message = self.message.take()?;
+        drop(self.parts.named_in(&message.get_segments_for_output()));
+        Some(message)
+    }
+}
+
+impl OutgoingMessage for Outgoing {
+    fn get_body(&mut self) -> capnp::Result<capnp::any_pointer::Builder<'_>> {
+        self.message.as_mut().ok_or_else(sent)?.get_root()
+    }
+
+    fn get_body_as_reader(&self) -> capnp::Result<capnp::any_pointer::Reader<'_>> {
+        self.message.as_ref().ok_or_else(sent)?.get_root_as_reader()
+    }
+
+    fn send(mut self: Box<Self>) -> (Promise<(), capnp::Error>, Rc<Builder<HeapAllocator>>) {
+        let message = self.message.take().unwrap_or_default();
+        let written = match Frame::new(&message, &self.parts) {
+            Ok(frame) => told(&self.queue, |done| Item::Frame(frame, done)),
+            Err(error) => Promise::err(error),
+        };
+        (written, Rc::new(message))
+    }
+
+    fn take(mut self: Box<Self>) -> Builder<HeapAllocator> {
+        self.withdraw().unwrap_or_default()
+    }
+
+    fn size_in_words(&self) -> usize {
+        self.message.as_ref().map_or(0, Builder::size_in_words)
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        self.withdraw();
+    }
+}
+
+fn sent() -> capnp::Error {
+    capnp::Error::failed("the message was sent".to_owned())
+}
+
+/// A message that has come. Its parts go with it.
+struct Incoming {
+    received: Received,
+    parts: Parts,
+}
+
+impl IncomingMessage for Incoming {
+    fn get_body(&self) -> capnp::Result<capnp::any_pointer::Reader<'_>> {
+        self.received.message.get_root()
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        self.parts.forget(&self.received.ids);
+    }
+}
