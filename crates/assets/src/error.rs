@@ -182,6 +182,11 @@ impl FetchError {
     }
 }
 
+/// What an error comes from in the end.
+pub(crate) fn last_cause<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
+    std::iter::successors(Some(error), |&error| error.source()).last().unwrap_or(error)
+}
+
 /// The texts of an error and its causes. Some libraries repeat the cause in the text; it is said once.
 pub(crate) fn one_line(error: &dyn Error) -> String {
     let mut text = error.to_string();

@@ -1,7 +1,6 @@
 //! A run as people see it: a bar on a terminal, plain lines elsewhere.
 
 use std::io::IsTerminal;
-use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use sepal_pipeline::{Event, Observer, Summary};
@@ -20,7 +19,6 @@ pub(crate) struct Console {
     downloads: Downloads,
     bar: Option<ProgressBar>,
     plain: bool,
-    started: Instant,
     total_steps: u64,
     /// Steps made before the run went on from a checkpoint.
     done_before: u64,
@@ -40,7 +38,6 @@ impl Console {
             downloads: Downloads::new(),
             bar: None,
             plain: !std::io::stderr().is_terminal(),
-            started: Instant::now(),
             total_steps: 0,
             done_before: 0,
             steps: 0,
@@ -63,7 +60,6 @@ impl Console {
 
     fn start(&mut self, total_steps: u64, done: u64, trainable: usize) {
         (self.total_steps, self.done_before) = (total_steps, done);
-        self.started = Instant::now();
         let from = if done > 0 { format!(" from step {}", done + 1) } else { String::new() };
         self.line(&format!("training {} numbers for {total_steps} steps{from}", grouped(trainable as u64)));
         if !self.plain && total_steps > 0 {
@@ -117,9 +113,8 @@ impl Console {
         if self.skipped > 0 {
             text.push_str(&format!(" ({} skipped)", self.skipped));
         }
-        let elapsed = self.started.elapsed().as_secs_f64();
         let made = self.steps.saturating_sub(self.done_before).max(1);
-        let left = elapsed / made as f64 * (self.total_steps - self.steps.min(self.total_steps)) as f64;
+        let left = self.seconds / made as f64 * (self.total_steps - self.steps.min(self.total_steps)) as f64;
         text.push_str(&format!(" {:.0} tokens/s, {} left", self.tokens as f64 / self.seconds, clock(left)));
         text
     }
@@ -149,7 +144,12 @@ impl Observer for Console {
                     bar.set_message(format!("evaluating {done}/{total} rows"));
                 }
             }
-            Event::Evaluated(record) => self.evaluated(record),
+            Event::Evaluated(record) => {
+                self.evaluated(record);
+                if let Some(bar) = self.bar.as_ref().filter(|_| self.steps > self.done_before) {
+                    bar.set_message(self.status());
+                }
+            }
             _ => {}
         }
     }

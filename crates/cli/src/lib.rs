@@ -31,7 +31,7 @@ mod swarm;
 mod table;
 
 use std::error::Error;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -108,6 +108,11 @@ pub(crate) fn describe(error: &dyn Error) -> String {
     text
 }
 
+/// Ends the program now. Libraries are not told: what they would tidy up is still in use by other threads.
+pub(crate) fn end_at_once() -> ! {
+    signal_hook::low_level::exit(130)
+}
+
 /// Writes to standard output; a reader that has gone (`sepal schema | head`) is no error.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     match writeln!(std::io::stdout(), "{text}") {
@@ -122,6 +127,7 @@ fn start_logging() {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .without_time()
         .init();

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::args::{OutlineArgs, PipelineArgs, PluginsArgs, RunArgs};
 use crate::console::{Console, summary};
-use crate::{Failure, print};
+use crate::{Failure, end_at_once, print};
 
 pub(crate) fn run(registry: &Registry, args: &RunArgs) -> Result<(), Failure> {
     let folder = args.resume.clone().flatten();
@@ -112,7 +112,7 @@ pub(crate) fn stop_on_interrupt() -> Result<Arc<AtomicBool>, Failure> {
     let flag = Arc::clone(&stop);
     ctrlc::set_handler(move || {
         if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
+            end_at_once();
         }
         eprintln!("\nstopping after this step, and saving; press Ctrl-C again to stop at once");
     })?;

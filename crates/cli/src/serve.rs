@@ -13,6 +13,7 @@ use sepal_core::{Span, WeightFormat};
 use sepal_discover::{Discovery, Notice};
 use sepal_pipeline::ModelFiles;
 use sepal_route::{BALANCE_QUALITY, Share, better_span, weakest_span};
+use sepal_server::environment::SLEEPING_THREADS;
 use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
 use sepal_status::{StatusServer, View};
 
@@ -20,14 +21,14 @@ use crate::args::ServeArgs;
 use crate::downloads::Downloads;
 use crate::environment;
 use crate::place::{Own, Place};
-use crate::{Failure, print};
+use crate::{Failure, end_at_once, print};
 
 /// Memory that is left to the system and to messages, whatever the blocks take.
 const SPARE_BYTES: u64 = 512 << 20;
 
 /// Serves until it is told to stop (Ctrl-C, SIGTERM), then finishes what clients have begun.
 pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
-    environment::start_with(&[environment::SLEEPING_THREADS]);
+    environment::start_with(&[SLEEPING_THREADS]);
     let model = Model::open(args)?;
     let checkpoint = &model.files.checkpoint;
     let whole = Span::new(0, checkpoint.config().n_blocks)?;
@@ -320,7 +321,7 @@ impl Stop {
         let flag = Arc::clone(&told);
         ctrlc::set_handler(move || {
             if flag.swap(true, Ordering::Relaxed) {
-                std::process::exit(130);
+                end_at_once();
             }
             // The receiver is there until the process ends.
             let _ = stop.send(());

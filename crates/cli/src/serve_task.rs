@@ -14,7 +14,7 @@ use sepal_track::Manifest;
 use crate::args::{PipelineArgs, ServeTaskArgs};
 use crate::console::Console;
 use crate::run::load;
-use crate::{Failure, print};
+use crate::{Failure, end_at_once, print};
 
 /// How long it is waited before servers are looked for again, the first time; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -193,7 +193,7 @@ fn stop_on_signal(stopper: Stopper) -> Result<Arc<AtomicBool>, Failure> {
     let flag = Arc::clone(&told);
     ctrlc::set_handler(move || {
         if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
+            end_at_once();
         }
         eprintln!("stopping once all that was asked is answered; press Ctrl-C again to stop at once");
         stopper.stop();

@@ -139,8 +139,7 @@ impl<'a> Saver<'a> {
     /// # Errors
     /// [`RunError::RunCheckpoint`] if it is damaged, or of another run; [`RunError::Resume`] if there is none.
     pub(crate) fn restore(&mut self, training: &mut Training<'_>) -> Result<Outcome, RunError> {
-        let none =
-            || RunError::Resume { path: self.folder.clone(), problem: "there is no checkpoint in it".to_owned() };
+        let none = || RunError::Resume { path: self.folder.clone(), problem: NO_CHECKPOINT.to_owned() };
         let path = newest_first(&self.folder).into_iter().next().ok_or_else(none)?;
         // A folder that cannot be listed will say so when it is written to.
         let _ = sepal_track::remove_unfinished(&self.folder);
@@ -202,6 +201,9 @@ impl Read {
         Ok(Outcome { progress, interrupted: false, kept })
     }
 }
+
+/// What is wrong with a run that has nothing to go on from.
+pub(crate) const NO_CHECKPOINT: &str = "there is no checkpoint in it";
 
 /// Whether the run in this folder has something to go on from.
 pub(crate) fn has_checkpoint(run: &Path) -> bool {

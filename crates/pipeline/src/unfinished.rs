@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::RunError;
 use crate::load::Layers;
-use crate::run_checkpoint::has_checkpoint;
+use crate::run_checkpoint::{NO_CHECKPOINT, has_checkpoint};
 use crate::spec::Spec;
 use crate::train::is_by_time;
 
@@ -55,13 +55,15 @@ fn is_stamp(text: &str) -> bool {
     }
 }
 
-/// A run that is complete has nothing to go on with, unless its time was up.
+/// A run that is complete has nothing to go on with, unless its time was up; nor has one that was ended too early.
 pub(crate) fn check_incomplete(run: &Path) -> Result<(), RunError> {
     match Manifest::read(run) {
         Ok(manifest) if manifest.status == Status::Finished && !is_by_time(manifest.ended_early.as_deref()) => {
             let problem = "it is complete; begin a new run without `--resume`".to_owned();
             Err(RunError::Resume { path: run.into(), problem })
         }
+        // Said before anything is loaded.
+        _ if !has_checkpoint(run) => Err(RunError::Resume { path: run.into(), problem: NO_CHECKPOINT.to_owned() }),
         _ => Ok(()),
     }
 }

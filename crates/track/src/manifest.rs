@@ -212,7 +212,15 @@ impl Manifest {
     pub fn read(folder: &Path) -> Result<Self, ReadError> {
         let path = folder.join("manifest.json");
         let read = || serde_json::from_slice(&std::fs::read(&path)?).map_err(io::Error::from);
-        read().map_err(|source| ReadError { path, source })
+        let unfinished = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound if folder.join("pipeline.yaml").is_file() => {
+                let folder = folder.display();
+                let problem = format!("it is not there: the run has not ended (`sepal run --resume {folder}`)");
+                io::Error::new(io::ErrorKind::NotFound, problem)
+            }
+            _ => error,
+        };
+        read().map_err(|error| ReadError { source: unfinished(error), path })
     }
 
     /// Writes `manifest.json`.
