@@ -11,7 +11,7 @@ use reqwest::{Client, Response, StatusCode, Url};
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 
-use crate::error::one_line;
+use crate::error::{last_cause, one_line};
 use crate::options::Token;
 use crate::source::checked_path;
 use crate::{AssetOptions, HubSource, Kind};
@@ -53,7 +53,7 @@ pub(crate) struct Entry {
 pub(crate) enum ApiError {
     #[error("{}", refusal(*status, said))]
     Status { status: StatusCode, said: Option<String>, retry_after: Option<Duration> },
-    #[error("{}", one_line(.0))]
+    #[error("{}", if .0.is_connect() { last_cause(.0).to_string() } else { one_line(.0) })]
     Http(reqwest::Error),
     #[error("nothing came for {} s", .0.as_secs_f32())]
     Stalled(Duration),

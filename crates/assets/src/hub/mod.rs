@@ -11,7 +11,7 @@ use futures::{StreamExt, TryStreamExt};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
-use crate::error::{last_cause, one_line};
+use crate::error::one_line;
 use crate::{Asset, AssetOptions, Assets, FetchError, FetchEvent, HubSource, Kind, Source, Watch};
 
 use api::{Api, ApiError, Entry, RepoId};
@@ -127,7 +127,7 @@ impl Hub {
         let id = RepoId { source, kind: Kind::Model };
         match runtime.block_on(async { timeout(patience, api.probe(id)).await }) {
             Ok(Ok(())) => Ok(Self { api, runtime }),
-            Ok(Err(error)) => Err(last_cause(&error).to_string()),
+            Ok(Err(error)) => Err(one_line(&error)),
             Err(_) => {
                 // A name may still be looked up, on a thread that nobody waits for.
                 runtime.shutdown_background();
