@@ -171,6 +171,9 @@ pub(crate) struct ReportArgs {
     /// Where the page is written; report.html in the run's folder, or comparison.html here for several, if not given
     #[arg(long, short, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
+    /// Replace the page if it is there; a run's own report.html always is
+    #[arg(long)]
+    pub(crate) overwrite: bool,
 }
 
 #[derive(Debug, ClapArgs)]

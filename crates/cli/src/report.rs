@@ -8,12 +8,48 @@ use crate::args::ReportArgs;
 use crate::{Failure, print};
 
 pub(crate) fn write(args: &ReportArgs) -> Result<(), Failure> {
+    let path = target(args)?;
     let runs = args.runs.iter().map(|folder| Run::read(folder)).collect::<Result<Vec<_>, _>>()?;
-    let (page, usual) = match runs.as_slice() {
-        [run] => (report(run), args.runs[0].join("report.html")),
-        runs => (compare(runs), PathBuf::from("comparison.html")),
-    };
-    let path = args.output.clone().unwrap_or(usual);
+    let page = if let [run] = runs.as_slice() { report(run) } else { compare(&runs) };
     sepal_track::write_whole(&path, page.as_bytes())?;
     print(&format!("wrote {}", path.display()))
+}
+
+/// Where the page goes. Only a run's own report, which is of the run whatever is in it, takes the place of another.
+fn target(args: &ReportArgs) -> Result<PathBuf, Failure> {
+    let path = match (&args.output, args.runs.as_slice()) {
+        (None, [run]) => return Ok(run.join("report.html")),
+        (None, _) => PathBuf::from("comparison.html"),
+        (Some(output), _) => output.clone(),
+    };
+    if !args.overwrite && path.is_file() {
+        return Err(
+            format!("write {}: it exists; give another name by --output, or --overwrite", path.display()).into()
+        );
+    }
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_that_is_there_is_kept() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let page = folder.path().join("page.html");
+        let args = |runs: &[&str], output: Option<&PathBuf>, overwrite| ReportArgs {
+            runs: runs.iter().map(|run| folder.path().join(run)).collect(),
+            output: output.cloned(),
+            overwrite,
+        };
+        assert_eq!(target(&args(&["a", "b"], Some(&page), false)).expect("a free place"), page);
+        std::fs::write(&page, "").expect("written");
+        let refused = target(&args(&["a", "b"], Some(&page), false)).expect_err("a taken place").to_string();
+        assert!(refused.ends_with("page.html: it exists; give another name by --output, or --overwrite"), "{refused}");
+        assert_eq!(target(&args(&["a", "b"], Some(&page), true)).expect("replaced"), page);
+        std::fs::create_dir(folder.path().join("a")).expect("made");
+        std::fs::write(folder.path().join("a/report.html"), "").expect("written");
+        assert!(target(&args(&["a"], None, false)).is_ok());
+    }
 }

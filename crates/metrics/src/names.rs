@@ -3,6 +3,8 @@
 pub struct Metric {
     /// As it is written: `accuracy`, `f1_macro`.
     pub name: &'static str,
+    /// As people read it: `Accuracy`, `F1 macro`.
+    pub title: &'static str,
     /// Whether a larger value is a better one.
     pub larger_is_better: bool,
     /// Whether there is also one per label, written `NAME/LABEL`.
@@ -13,49 +15,57 @@ pub struct Metric {
 
 /// All metrics, the same for every task; which of them a run has depends on its labels.
 pub const METRICS: &[Metric] = &[
-    smaller("loss", "the mean loss that training makes smaller"),
-    larger("accuracy", "the share of rows (with several labels a row: of pairs of row and label) that are right"),
-    larger("balanced_accuracy", "the mean recall of the classes"),
-    larger("top_k_accuracy", "the share of rows whose label is among the k most probable"),
-    each("precision", "of two classes the second one's, else the mean over classes"),
-    each("recall", "of two classes the second one's, else the mean over classes"),
-    each("f1", "of two classes the second one's, else the mean over classes; over pairs with several labels a row"),
-    larger("precision_macro", "the plain mean over classes"),
-    larger("precision_micro", "over all decisions"),
-    larger("precision_weighted", "the mean over classes, each as often as it is a label"),
-    larger("recall_macro", "the plain mean over classes"),
-    larger("recall_micro", "over all decisions"),
-    larger("recall_weighted", "the mean over classes, each as often as it is a label"),
-    larger("f1_macro", "the plain mean over classes"),
-    larger("f1_micro", "over all decisions"),
-    larger("f1_weighted", "the mean over classes, each as often as it is a label"),
-    larger("mcc", "Matthews' correlation of classes"),
-    larger("kappa", "Cohen's kappa"),
-    larger("auroc", "the area under the receiver operating characteristic; of several classes the mean"),
-    larger("average_precision", "the area under precision over recall"),
-    larger("exact_match", "the share of rows that have exactly the predicted labels"),
-    smaller("hamming_loss", "the share of pairs of row and label that are wrong"),
-    smaller("log_loss", "the mean of -ln of the label's probability"),
-    smaller("brier", "the mean squared distance of probabilities and labels"),
-    smaller("ece", "the expected calibration error"),
-    smaller("mse", "the mean squared error"),
-    smaller("rmse", "the root of the mean squared error"),
-    smaller("mae", "the mean absolute error"),
-    larger("r2", "the share of the labels' variance that the predictions explain"),
-    larger("pearson", "Pearson's correlation"),
-    larger("spearman", "Spearman's correlation of ranks"),
+    smaller("loss", "Loss", "the mean loss that training makes smaller"),
+    larger(
+        "accuracy",
+        "Accuracy",
+        "the share of rows (with several labels a row: of pairs of row and label) that are right",
+    ),
+    larger("balanced_accuracy", "Balanced accuracy", "the mean recall of the classes"),
+    larger("top_k_accuracy", "Top-k accuracy", "the share of rows whose label is among the k most probable"),
+    each("precision", "Precision", "of two classes the second one's, else the mean over classes"),
+    each("recall", "Recall", "of two classes the second one's, else the mean over classes"),
+    each(
+        "f1",
+        "F1",
+        "of two classes the second one's, else the mean over classes; over pairs with several labels a row",
+    ),
+    larger("precision_macro", "Precision macro", "the plain mean over classes"),
+    larger("precision_micro", "Precision micro", "over all decisions"),
+    larger("precision_weighted", "Precision weighted", "the mean over classes, each as often as it is a label"),
+    larger("recall_macro", "Recall macro", "the plain mean over classes"),
+    larger("recall_micro", "Recall micro", "over all decisions"),
+    larger("recall_weighted", "Recall weighted", "the mean over classes, each as often as it is a label"),
+    larger("f1_macro", "F1 macro", "the plain mean over classes"),
+    larger("f1_micro", "F1 micro", "over all decisions"),
+    larger("f1_weighted", "F1 weighted", "the mean over classes, each as often as it is a label"),
+    larger("mcc", "MCC", "Matthews' correlation of classes"),
+    larger("kappa", "Kappa", "Cohen's kappa"),
+    larger("auroc", "AUROC", "the area under the receiver operating characteristic; of several classes the mean"),
+    larger("average_precision", "Average precision", "the area under precision over recall"),
+    larger("exact_match", "Exact match", "the share of rows that have exactly the predicted labels"),
+    smaller("hamming_loss", "Hamming loss", "the share of pairs of row and label that are wrong"),
+    smaller("log_loss", "Log loss", "the mean of -ln of the label's probability"),
+    smaller("brier", "Brier score", "the mean squared distance of probabilities and labels"),
+    smaller("ece", "Calibration error", "the expected calibration error"),
+    smaller("mse", "MSE", "the mean squared error"),
+    smaller("rmse", "RMSE", "the root of the mean squared error"),
+    smaller("mae", "MAE", "the mean absolute error"),
+    larger("r2", "R²", "the share of the labels' variance that the predictions explain"),
+    larger("pearson", "Pearson", "Pearson's correlation"),
+    larger("spearman", "Spearman", "Spearman's correlation of ranks"),
 ];
 
-const fn larger(name: &'static str, about: &'static str) -> Metric {
-    Metric { name, larger_is_better: true, per_label: false, about }
+const fn larger(name: &'static str, title: &'static str, about: &'static str) -> Metric {
+    Metric { name, title, larger_is_better: true, per_label: false, about }
 }
 
-const fn smaller(name: &'static str, about: &'static str) -> Metric {
-    Metric { larger_is_better: false, ..larger(name, about) }
+const fn smaller(name: &'static str, title: &'static str, about: &'static str) -> Metric {
+    Metric { larger_is_better: false, ..larger(name, title, about) }
 }
 
-const fn each(name: &'static str, about: &'static str) -> Metric {
-    Metric { per_label: true, ..larger(name, about) }
+const fn each(name: &'static str, title: &'static str, about: &'static str) -> Metric {
+    Metric { per_label: true, ..larger(name, title, about) }
 }
 
 impl Metric {

@@ -72,4 +72,9 @@ if (navigator.clipboard) {
   }
 }
 // Paper cannot be unfolded.
-addEventListener("beforeprint", () => document.querySelectorAll("details.text").forEach(text => { text.open = true; }));
+let unfolded = [];
+addEventListener("beforeprint", () => {
+  unfolded = Array.from(document.querySelectorAll("details.text:not([open]), details.more:not([open])"));
+  unfolded.forEach(part => { part.open = true; });
+});
+addEventListener("afterprint", () => unfolded.forEach(part => { part.open = false; }));

@@ -40,7 +40,12 @@ impl Series {
 
     /// A line through dots, for few points.
     pub(crate) fn dots(name: impl Into<String>, points: Vec<Point>) -> Self {
-        Self { name: name.into(), points, style: Style::Dots, colour: None }
+        Self::line(name, points).dotted()
+    }
+
+    /// The same through dots.
+    pub(crate) fn dotted(self) -> Self {
+        Self { style: Style::Dots, ..self }
     }
 
     /// Crosses alone.
@@ -93,6 +98,8 @@ pub(crate) struct Chart {
     pub(crate) from_zero: bool,
     /// Points of each curve that are drawn at most.
     pub(crate) limit: usize,
+    /// Whether the curves are named below; several charts of the same ones share a [`legend`].
+    pub(crate) legend: bool,
 }
 
 impl Chart {
@@ -107,6 +114,7 @@ impl Chart {
             series,
             from_zero: true,
             limit: 1000,
+            legend: true,
         }
     }
 
@@ -133,8 +141,15 @@ impl Chart {
                 curve
             })
             .collect();
-        let legend = curves.len() > 1 || self.series.iter().any(|series| series.colour.is_some());
-        crate::page::render(&Figure { chart: self, desc: self.description(), x, y, curves, legend })
+        let several = curves.len() > 1 || self.series.iter().any(|series| series.colour.is_some());
+        crate::page::render(&Figure {
+            chart: self,
+            desc: self.description(),
+            x,
+            y,
+            curves,
+            legend: several && self.legend,
+        })
     }
 
     fn all(&self) -> impl Iterator<Item = Point> {
@@ -204,6 +219,19 @@ struct Figure<'a> {
     legend: bool,
 }
 
+/// The names of curves, for charts that all show them.
+pub(crate) fn legend(series: &[Series]) -> String {
+    let unit = Axis::exact(0.0, 1.0);
+    let curve = |(i, series): (usize, &Series)| Curve::new(series, &unit, &unit, series.colour.unwrap_or(i), 0);
+    crate::page::render(&Legend { curves: series.iter().enumerate().map(curve).collect() })
+}
+
+#[derive(Template)]
+#[template(path = "legend.html")]
+struct Legend {
+    curves: Vec<Curve>,
+}
+
 /// A curve as it is drawn, in thousandths of the chart.
 struct Curve {
     name: String,
@@ -220,7 +248,7 @@ struct Dot {
     y: String,
 }
 
-/// Dots of a curve that are drawn at most; denser ones would be a band.
+/// Dots of a curve that are drawn at most; denser ones would be a band. Many curves share what room there is.
 const DOTS: usize = 60;
 
 impl Curve {
@@ -237,7 +265,7 @@ impl Curve {
         let place = |point: &Point| (x.at(point.0), 1.0 - y.at(point.1));
         let dots = match series.style {
             Style::Crosses => thin(&points, 200),
-            Style::Dots if points.len() <= DOTS => points.clone(),
+            Style::Dots if points.len() <= DOTS.min(limit / 16) => points.clone(),
             _ if points.len() == 1 && series.style != Style::Limit => points.clone(),
             _ => Vec::new(),
         };

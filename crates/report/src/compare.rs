@@ -1,10 +1,10 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use sepal_track::EvaluationRecord;
+use sepal_track::{EvaluationRecord, StepRecord};
 
-use crate::chart::{Chart, Series};
+use crate::chart::{Chart, Series, legend};
 use crate::curve::{Point, SMOOTHED_FROM, half_life, smooth};
-use crate::page::{Section, missing, page, paragraph, render, side_by_side};
+use crate::page::{Section, missing, multiples, page, paragraph, render};
 use crate::parts::headline::state;
 use crate::read::Run;
 use crate::table::{Cell, Table};
@@ -18,6 +18,10 @@ const DRAWN: usize = 24;
 const LISTED: usize = 100;
 /// Options that a table shows at most.
 const OPTIONS: usize = 24;
+/// Metrics that are shown at most.
+const METRICS: usize = 16;
+/// Runs that have a column each; of more, each has a row.
+const BESIDE: usize = 6;
 
 #[derive(Template)]
 #[template(path = "compare.html")]
@@ -48,17 +52,18 @@ fn results(runs: &[Run]) -> Vec<String> {
     if runs.is_empty() {
         return vec![missing("There are no runs.")];
     }
-    let metrics: BTreeSet<&str> = runs.iter().flat_map(|run| run.manifest.metrics.keys().map(String::as_str)).collect();
-    let metrics: Vec<&str> = metrics.into_iter().take(12).collect();
+    let metrics = metrics(runs);
     let mut head = vec!["Run".to_owned(), "Outcome".to_owned()];
     head.extend(metrics.iter().map(|name| text::metric_name(name)));
-    head.extend(["Kept", "Steps", "Time", "Tokens/s", "Sent", "Received", "Trained"].map(str::to_owned));
+    head.extend(
+        ["Kept", "Steps", "Time", "Tokens/s", "Blocks", "Sent to them", "Received", "Trained"].map(str::to_owned),
+    );
     let head: Vec<&str> = head.iter().map(String::as_str).collect();
     let mut table = Table::new("Metrics of the kept evaluation; the best of each is marked with ★", &head);
     table.head[1].class = "";
     let best: Vec<Option<f64>> = metrics.iter().map(|name| best(runs, name)).collect();
     table.rows = runs.iter().take(LISTED).map(|run| row(run, &metrics, &best)).collect();
-    let mut parts = vec![table.html()];
+    let mut parts = vec![beside(table, runs).html()];
     if runs.len() > LISTED {
         parts.push(paragraph(&format!("The first {LISTED} of {} runs are listed.", runs.len())));
     }
@@ -68,6 +73,37 @@ fn results(runs: &[Run]) -> Vec<String> {
             missing(&format!("{}: {}", text::cut(&run.id(), 80), text::cut(&run.problems.join("; "), 400)))
         }));
     parts
+}
+
+/// A table of runs, with a column for each where they are few: so it needs no more room than there is.
+fn beside(table: Table, runs: &[Run]) -> Table {
+    if runs.len() <= BESIDE { table.turned() } else { table }
+}
+
+/// The metrics that runs have, as they are listed in `sepal-metrics`, those of heads after them. Those of single labels
+/// are in each run's own report, and what is the accuracy under another name is left out.
+fn metrics(runs: &[Run]) -> Vec<&str> {
+    let all = runs.iter().flat_map(values).flat_map(|values| values.keys().map(String::as_str));
+    let all: BTreeSet<&str> = all.filter(|name| !name.contains('/') && *name != "loss").collect();
+    let place = |name: &&str| sepal_metrics::names().position(|known| known == *name).unwrap_or(usize::MAX);
+    let mut shown: Vec<&str> = all.into_iter().filter(|name| !is_accuracy_again(runs, name)).collect();
+    shown.sort_by_key(place);
+    shown.truncate(METRICS);
+    shown
+}
+
+/// What was measured of a run, each time and in the end.
+fn values(run: &Run) -> impl Iterator<Item = &BTreeMap<String, f64>> {
+    run.history.evaluations.iter().map(|one| &one.metrics).chain([&run.manifest.metrics])
+}
+
+/// With one label a row, what is counted over all decisions is the accuracy.
+fn is_accuracy_again(runs: &[Run], name: &str) -> bool {
+    let same = |values: &BTreeMap<String, f64>| match (values.get(name), values.get("accuracy")) {
+        (Some(value), Some(accuracy)) => (value - accuracy).abs() < 1e-9,
+        (value, _) => value.is_none(),
+    };
+    name.ends_with("_micro") && runs.iter().flat_map(values).all(same)
 }
 
 /// The best value of a metric, if runs differ in it.
@@ -106,6 +142,7 @@ fn row(run: &Run, metrics: &[&str], best: &[Option<f64>]) -> Vec<Cell> {
             text::count(manifest.steps),
             text::seconds(manifest.seconds),
             text::or_missing(speed, |speed| text::digits(speed, 3)),
+            blocks(run),
             text::bytes(manifest.bytes.sent),
             text::bytes(manifest.bytes.received),
             text::count(manifest.parameters.trainable),
@@ -115,7 +152,16 @@ fn row(run: &Run, metrics: &[&str], best: &[Option<f64>]) -> Vec<Cell> {
     cells
 }
 
-/// The options, one a row, in which runs differ.
+/// Where a run's blocks were.
+fn blocks(run: &Run) -> String {
+    match run.manifest.servers.len() {
+        0 => text::MISSING.to_owned(),
+        _ if run.is_in_process() => "in its process".to_owned(),
+        some => format!("on {}", text::counted(some as u64, "server", "servers")),
+    }
+}
+
+/// The options in which runs differ.
 fn options(runs: &[Run]) -> Vec<String> {
     let keys = differing(runs);
     if runs.len() < 2 || keys.is_empty() {
@@ -127,7 +173,7 @@ fn options(runs: &[Run]) -> Vec<String> {
     let mut table =
         Table::new("Options in which the runs differ", &head.iter().map(String::as_str).collect::<Vec<_>>());
     let value = |run: &Run, key: &str| {
-        run.options.get(key).map_or_else(|| Cell::words(text::MISSING), |value| Cell::words(text::cut(value, 40)))
+        Cell::words(option(run, key).map_or_else(|| text::MISSING.to_owned(), |value| text::cut(value, 40)))
     };
     let cells = |run: &&Run| {
         let values = keys.iter().take(OPTIONS).map(|key| value(run, key));
@@ -135,14 +181,20 @@ fn options(runs: &[Run]) -> Vec<String> {
     };
     table.head.iter_mut().for_each(|cell| cell.class = "");
     table.rows = shown.iter().map(cells).collect();
-    let mut parts = vec![table.html()];
+    let mut parts = vec![beside(table, runs).html()];
     if keys.len() > OPTIONS {
         parts.push(paragraph(&format!("The first {OPTIONS} of {} are shown.", keys.len())));
     }
     parts
 }
 
-/// Keys that do not have the same value in all runs, in the files' order.
+/// The value of a key, or of the map that it would be in: `evaluate.every.steps` is none where `evaluate.every` is.
+fn option<'a>(run: &'a Run, key: &str) -> Option<&'a str> {
+    let outer = std::iter::successors(Some(key), |key| key.rsplit_once('.').map(|(outer, _)| outer));
+    outer.filter_map(|key| run.options.get(key)).next()
+}
+
+/// Keys that do not have the same value in all runs, in the files' order; of a map that some runs lack, those in it.
 fn differing(runs: &[Run]) -> Vec<String> {
     let mut keys = Vec::new();
     let mut seen = BTreeSet::new();
@@ -151,62 +203,69 @@ fn differing(runs: &[Run]) -> Vec<String> {
             keys.push(key.clone());
         }
     }
-    keys
+    let is_map =
+        |key: &String| keys.iter().any(|inner| inner.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')));
+    keys.iter().filter(|key| !is_map(key)).cloned().collect()
 }
 
+/// A chart for each thing that was measured, all with the same colours and one legend.
 fn curves(runs: &[Run]) -> Vec<String> {
     let mut parts = Vec::new();
     let drawn = &runs[..runs.len().min(DRAWN)];
     if drawn.len() < runs.len() {
         parts.push(paragraph(&format!("The curves of the first {DRAWN} runs.")));
     }
-    let limit = (4000 / drawn.len().max(1)).clamp(150, 1000);
-    let name = |run: &Run| text::cut(&run.id(), 48);
-    let metrics: BTreeSet<&str> = drawn
-        .iter()
-        .flat_map(|run| &run.history.evaluations)
-        .flat_map(|one| one.metrics.keys().map(String::as_str))
-        .collect();
-    let training = |value: fn(&sepal_track::StepRecord) -> f64| {
-        let of = |(i, run): (usize, &Run)| Series::line(name(run), smoothed(run, value)).coloured(i);
-        drawn.iter().enumerate().map(of).collect::<Vec<_>>()
-    };
     let mut charts = vec![
-        Chart { note: "smoothed".into(), ..Chart::new("loss", "Training loss", training(|step| step.loss)) },
-        Chart {
-            note: "smoothed".into(),
-            from_zero: false,
-            unit: " %",
-            ..Chart::new(
-                "accuracy",
-                "Training accuracy, %",
-                training(|step| step.accuracy.map_or(f64::NAN, |a| a * 100.0)),
-            )
-        },
+        Chart { from_zero: true, ..training(drawn, "loss", "Training loss", |step| step.loss) },
+        percent(training(drawn, "accuracy", "Training accuracy", |step| step.accuracy.map_or(f64::NAN, |a| a * 100.0))),
+        validation(drawn, "eval-loss".to_owned(), "Loss", &|one| one.loss),
     ];
-    let validation = |id: String, title: String, scale: f64, value: &dyn Fn(&EvaluationRecord) -> f64| {
-        let points = |run: &Run| -> Vec<Point> {
-            run.history.evaluations.iter().map(|one| (one.step as f64, scale * value(one))).collect()
-        };
-        let of = |(i, run): (usize, &Run)| Series::dots(name(run), points(run)).coloured(i);
-        let series = drawn.iter().enumerate().map(of).collect();
-        Chart { from_zero: false, ..Chart::new(id, title, series) }
-    };
-    charts.push(validation("eval-loss".into(), "Validation loss".into(), 1.0, &|one| one.loss));
-    for (i, metric) in metrics.iter().take(8).enumerate() {
-        let value = |one: &EvaluationRecord| one.metrics.get(*metric).copied().unwrap_or(f64::NAN);
-        let shares = metric.ends_with("accuracy");
-        let title = format!("Validation {}{}", text::metric_name(metric), if shares { ", %" } else { "" });
-        let chart = validation(format!("eval-{i}"), title, if shares { 100.0 } else { 1.0 }, &value);
-        charts.push(Chart { unit: if shares { " %" } else { "" }, ..chart });
+    for (i, metric) in metrics(drawn).into_iter().enumerate() {
+        let is_share = metric.ends_with("accuracy");
+        let scale = if is_share { 100.0 } else { 1.0 };
+        let value = |one: &EvaluationRecord| scale * one.metrics.get(metric).copied().unwrap_or(f64::NAN);
+        let chart = validation(drawn, format!("eval-{i}"), &text::metric_name(metric), &value);
+        charts.push(if is_share { percent(chart) } else { chart });
     }
-    charts.iter_mut().for_each(|chart| chart.limit = limit);
-    let html = side_by_side(charts.iter().map(Chart::html));
-    parts.push(if html.is_empty() { missing("No run has recorded a step.") } else { html });
+    let limit = (4000 / drawn.len().max(1)).clamp(150, 1000);
+    charts.iter_mut().for_each(|chart| (chart.limit, chart.legend) = (limit, false));
+    let html = multiples(charts.iter().map(Chart::html));
+    if html.is_empty() {
+        parts.push(missing("No run has recorded a step."));
+    } else {
+        parts.extend([legend(&lines(drawn, |_| Vec::new())), html]);
+    }
     parts
 }
 
-fn smoothed(run: &Run, value: fn(&sepal_track::StepRecord) -> f64) -> Vec<Point> {
+/// A line for each run, in its colour.
+fn lines(runs: &[Run], points: impl Fn(&Run) -> Vec<Point>) -> Vec<Series> {
+    let of = |(i, run): (usize, &Run)| Series::line(text::cut(&run.id(), 48), points(run)).coloured(i);
+    runs.iter().enumerate().map(of).collect()
+}
+
+fn percent(chart: Chart) -> Chart {
+    Chart { unit: " %", title: format!("{}, %", chart.title), ..chart }
+}
+
+fn training(runs: &[Run], id: &str, title: &str, value: fn(&StepRecord) -> f64) -> Chart {
+    let raw =
+        runs.iter().filter(|run| !run.history.steps.is_empty() && run.history.steps.len() < SMOOTHED_FROM).count();
+    let note = match raw {
+        0 => "smoothed".to_owned(),
+        raw if raw == runs.len() => String::new(),
+        _ => format!("smoothed from {SMOOTHED_FROM} steps on, shorter runs as they are"),
+    };
+    Chart { note, from_zero: false, ..Chart::new(id, title, lines(runs, |run| smoothed(run, value))) }
+}
+
+fn validation(runs: &[Run], id: String, title: &str, value: &dyn Fn(&EvaluationRecord) -> f64) -> Chart {
+    let points = |run: &Run| run.history.evaluations.iter().map(|one| (one.step as f64, value(one))).collect();
+    let series = lines(runs, points).into_iter().map(Series::dotted).collect();
+    Chart { note: "validation".to_owned(), from_zero: false, ..Chart::new(id, title, series) }
+}
+
+fn smoothed(run: &Run, value: fn(&StepRecord) -> f64) -> Vec<Point> {
     let points: Vec<Point> = run.history.steps.iter().map(|step| (step.step as f64, value(step))).collect();
     if points.len() < SMOOTHED_FROM { points } else { smooth(&points, half_life(points.len())) }
 }

@@ -61,13 +61,27 @@ pub(crate) fn heading(text: &str) -> String {
 
 /// Things side by side where there is room.
 pub(crate) fn side_by_side(parts: impl IntoIterator<Item = String>) -> String {
+    grid("grid", parts)
+}
+
+/// Small charts that are read together, as many side by side as there is room for.
+pub(crate) fn multiples(parts: impl IntoIterator<Item = String>) -> String {
+    grid("grid multiples", parts)
+}
+
+fn grid(class: &'static str, parts: impl IntoIterator<Item = String>) -> String {
     let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
-    if parts.is_empty() { String::new() } else { render(&Grid { parts }) }
+    if parts.is_empty() { String::new() } else { render(&Grid { class, parts }) }
 }
 
 /// Something that is shown when it is asked for.
 pub(crate) fn folded(summary: &str, html: &str) -> String {
-    render(&Folded { summary, html })
+    folded_in("", summary, html)
+}
+
+/// The same in this class of the style sheet: what is `more` lies open on paper.
+pub(crate) fn folded_in(class: &'static str, summary: &str, html: &str) -> String {
+    render(&Folded { class, summary, html })
 }
 
 #[derive(Template)]
@@ -84,14 +98,22 @@ struct Heading<'a> {
 }
 
 #[derive(Template)]
-#[template(source = r#"<div class="grid">{% for part in parts %}{{ part|safe }}{% endfor %}</div>"#, ext = "html")]
+#[template(
+    source = r#"<div class="{{ class }}">{% for part in parts %}{{ part|safe }}{% endfor %}</div>"#,
+    ext = "html"
+)]
 struct Grid {
+    class: &'static str,
     parts: Vec<String>,
 }
 
 #[derive(Template)]
-#[template(source = "<details><summary>{{ summary }}</summary>{{ html|safe }}</details>", ext = "html")]
+#[template(
+    source = r#"<details class="{{ class }}"><summary>{{ summary }}</summary>{{ html|safe }}</details>"#,
+    ext = "html"
+)]
 struct Folded<'a> {
+    class: &'static str,
     summary: &'a str,
     html: &'a str,
 }

@@ -7,6 +7,9 @@ use sepal_track::{History, Manifest};
 
 use crate::options::Options;
 
+/// What a manifest calls the server within the run's process.
+const EMBEDDED: &str = "embedded";
+
 /// A run folder, read.
 #[derive(Debug, Clone)]
 pub struct Run {
@@ -95,6 +98,12 @@ impl Run {
             }
         };
         Ok(Self { folder: folder.to_owned(), manifest, options, history, predictions, problems })
+    }
+
+    /// Whether the blocks ran in the run's own process, so that nothing went over a network.
+    pub(crate) fn is_in_process(&self) -> bool {
+        let servers = &self.manifest.servers;
+        !servers.is_empty() && servers.iter().all(|one| one.server == EMBEDDED)
     }
 
     /// The folder's name, which tells runs of one pipeline apart.

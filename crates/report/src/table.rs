@@ -11,6 +11,8 @@ pub(crate) struct Table {
     pub(crate) head: Vec<Cell>,
     /// Rows of as many cells; the first of each is its header.
     pub(crate) rows: Vec<Vec<Cell>>,
+    /// Whether the columns are what the rows of another table are.
+    turned: bool,
 }
 
 /// A cell of a table.
@@ -54,7 +56,20 @@ impl Table {
     pub(crate) fn new(caption: impl Into<String>, head: &[&str]) -> Self {
         let first = head.iter().take(1).map(|&name| Cell::words(name));
         let head = first.chain(head.iter().skip(1).map(|&name| Cell::number(name))).collect();
-        Self { caption: caption.into(), head, rows: Vec::new() }
+        Self { caption: caption.into(), head, rows: Vec::new(), turned: false }
+    }
+
+    /// The same with a column for each row.
+    pub(crate) fn turned(self) -> Self {
+        let mut columns: Vec<_> = std::iter::once(self.head).chain(self.rows).map(Vec::into_iter).collect();
+        let mut row = || columns.iter_mut().map_while(Iterator::next).collect::<Vec<_>>();
+        let head = row();
+        let first = |mut row: Vec<Cell>| {
+            row.iter_mut().take(1).for_each(|cell| cell.class = "");
+            row
+        };
+        let rows = std::iter::from_fn(|| Some(row()).filter(|row| !row.is_empty())).map(first).collect();
+        Self { caption: self.caption, head, rows, turned: !self.turned }
     }
 
     /// The table as HTML; nothing without rows.

@@ -1,5 +1,7 @@
 //! Numbers and texts as people read them.
 
+use sepal_metrics::Metric;
+
 /// A count with separators: `9,596`.
 pub(crate) fn count(number: u64) -> String {
     let digits = number.to_string();
@@ -120,21 +122,25 @@ pub(crate) fn metric(name: &str, value: f64) -> String {
     }
 }
 
-/// A metric's name as a person writes it.
+/// A metric's name as a person writes it; that of a label is kept as it is.
 pub(crate) fn metric_name(name: &str) -> String {
-    match name {
-        "f1" => "F1".to_owned(),
-        "mcc" => "MCC".to_owned(),
-        "pearson" => "Pearson".to_owned(),
-        "spearman" => "Spearman".to_owned(),
-        "mse" | "mae" | "rmse" | "auc" => name.to_uppercase(),
-        other => other.replace('_', " ").replace(" f1", " F1"),
+    match (Metric::find(name), name.split_once('/')) {
+        (Ok(metric), Some((_, label))) => format!("{} of {label}", metric.title),
+        (Ok(metric), None) => metric.title.to_owned(),
+        // Of a head's own: its name is all that is known.
+        (Err(_), _) => capital(&name.replace('_', " ")),
     }
+}
+
+/// A text that begins with a capital letter.
+pub(crate) fn capital(text: &str) -> String {
+    let mut rest = text.chars();
+    rest.next().map_or_else(String::new, |first| first.to_uppercase().chain(rest).collect())
 }
 
 /// Whether less of a metric is better; of one that a head alone knows, more is taken to be.
 pub(crate) fn less_is_better(name: &str) -> bool {
-    sepal_metrics::Metric::find(name).is_ok_and(|metric| !metric.larger_is_better)
+    Metric::find(name).is_ok_and(|metric| !metric.larger_is_better)
 }
 
 /// A number that may not be there.
@@ -194,5 +200,11 @@ mod tests {
         assert_eq!(moment("2026-11-24T17:15:19Z"), "2026-11-24 17:15:19Z");
         assert!(less_is_better("loss") && less_is_better("mse") && !less_is_better("accuracy"));
         assert!(!less_is_better("f1/weight_loss"), "the name of a label says nothing");
+    }
+
+    #[test]
+    fn metrics_have_names_for_people() {
+        let found = ["f1", "f1_macro", "ece", "f1/weight_loss", "own_score"].map(metric_name);
+        assert_eq!(found, ["F1", "F1 macro", "Calibration error", "F1 of weight_loss", "Own score"]);
     }
 }

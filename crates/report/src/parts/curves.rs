@@ -109,7 +109,8 @@ fn traffic(run: &Run) -> Chart {
         "kB" => " kB",
         _ => " B",
     };
-    Chart { note: format!("{name} in each step"), unit, ..Chart::new("bytes", "Traffic", series) }
+    let place = if run.is_in_process() { ", within this process" } else { "" };
+    Chart { note: format!("{name} in each step{place}"), unit, ..Chart::new("bytes", "Traffic", series) }
 }
 
 fn scale(run: &Run) -> Chart {

@@ -109,7 +109,7 @@ fn others(run: &Run) -> Vec<Large> {
     let all = all.into_iter().filter(|(name, value)| !name.contains('/') && !same(name, *value)).take(4);
     let large = |(name, value): (String, f64)| {
         let again = main.as_ref().is_some_and(|(n, ..)| *n == name);
-        let what = if name == "loss" { "validation loss".to_owned() } else { text::metric_name(&name) };
+        let what = if name == "loss" { "Validation loss".to_owned() } else { text::metric_name(&name) };
         Large { value: text::metric(&name, value), what: if again { format!("{what}, last") } else { what } }
     };
     all.map(large).collect()
@@ -142,8 +142,13 @@ fn facts(run: &Run) -> Vec<Large> {
         let speed = manifest.train_tokens as f64 / manifest.train_seconds;
         facts.push(large(text::digits(speed, 3), "tokens/s in training"));
     }
-    facts.push(large(text::bytes(manifest.bytes.sent), "sent to servers"));
-    facts.push(large(text::bytes(manifest.bytes.received), "received"));
+    let (sent, received) = if run.is_in_process() {
+        ("to the blocks, in this process", "back from them")
+    } else {
+        ("sent to servers", "received")
+    };
+    facts.push(large(text::bytes(manifest.bytes.sent), sent));
+    facts.push(large(text::bytes(manifest.bytes.received), received));
     facts
 }
 

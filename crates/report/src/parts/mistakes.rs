@@ -2,12 +2,14 @@ use askama::Template;
 use sepal_data::{Outcomes, Predictions};
 
 use super::labelled::{self, Classes};
-use crate::page::{Section, paragraph, render};
+use crate::page::{Section, folded_in, paragraph, render};
 use crate::read::Run;
 use crate::text;
 
 /// Mistakes that are shown at most.
 const SHOWN: usize = 50;
+/// Mistakes that are shown before the others are unfolded.
+const FIRST: usize = 10;
 /// Characters of a text that are shown at most.
 const WHOLE: usize = 800;
 /// Characters of a text that are shown before it is unfolded.
@@ -31,7 +33,7 @@ pub(crate) fn section(run: &Run) -> Option<Section> {
         }
     };
     let all = mistakes.len();
-    let items: Vec<Item> = mistakes.into_iter().take(SHOWN).map(|mistake| mistake.item(predictions)).collect();
+    let mut items: Vec<Item> = mistakes.into_iter().take(SHOWN).map(|mistake| mistake.item(predictions)).collect();
     let rows = text::count(predictions.len() as u64);
     let shown = if all > SHOWN { format!(" The {SHOWN} worst are below.") } else { String::new() };
     let lead = match (all, &predictions.outcomes) {
@@ -40,8 +42,12 @@ pub(crate) fn section(run: &Run) -> Option<Section> {
         _ => format!("{} of {rows} {what}.{shown}", text::count(all as u64)),
     };
     let mut parts = vec![paragraph(&lead)];
+    let others = items.split_off(items.len().min(FIRST));
     if !items.is_empty() {
         parts.push(render(&List { items }));
+    }
+    if !others.is_empty() {
+        parts.push(folded_in("more", &format!("{} more", others.len()), &render(&List { items: others })));
     }
     Some(Section::new("mistakes", title, parts))
 }
@@ -105,13 +111,13 @@ fn of_classes(classes: &Classes) -> Vec<Mistake> {
         let (actual, predicted) = (classes.actual[row], classes.predicted[row]);
         let weight = classes.confidence(row);
         let mut facts = vec![
-            fact("true", &classes.names[actual], "true"),
+            fact("labelled", &classes.names[actual], "true"),
             fact("predicted", &classes.names[predicted], "wrong"),
             fact("probability", &text::percent(weight, 1), ""),
         ];
         // Of two classes the other has the rest.
         if classes.names.len() > 2 {
-            facts.push(fact("of the true one", &text::percent(classes.probability(row, actual), 1), ""));
+            facts.push(fact("of the label", &text::percent(classes.probability(row, actual), 1), ""));
         }
         Mistake { row, weight, facts }
     });
@@ -124,7 +130,7 @@ fn of_values(actual: &[f32], predicted: &[f32]) -> Vec<Mistake> {
         let error = f64::from(*p) - f64::from(*a);
         let sign = if error > 0.0 { "+" } else { "" };
         let facts = vec![
-            fact("true", &text::digits(f64::from(*a), 4), "true"),
+            fact("labelled", &text::digits(f64::from(*a), 4), "true"),
             fact("predicted", &text::digits(f64::from(*p), 4), "wrong"),
             fact("error", &format!("{sign}{}", text::digits(error, 4)), ""),
         ];

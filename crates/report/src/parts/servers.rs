@@ -10,7 +10,14 @@ const LISTED: usize = 100;
 pub(crate) fn section(run: &Run) -> Option<Section> {
     let servers = &run.manifest.servers;
     let bytes = run.manifest.bytes;
-    let lead = format!("{} were sent and {} received in all.", text::bytes(bytes.sent), text::bytes(bytes.received));
+    let (sent, received) = (text::bytes(bytes.sent), text::bytes(bytes.received));
+    let lead = if run.is_in_process() {
+        format!(
+            "The blocks ran in the run's own process: {sent} went to them and {received} came back, none over a network."
+        )
+    } else {
+        format!("{sent} were sent and {received} received in all.")
+    };
     let mut parts = vec![paragraph(&lead)];
     if servers.is_empty() {
         parts.push(missing("The run did not write down which servers it used."));

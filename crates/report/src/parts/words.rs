@@ -20,7 +20,7 @@ struct Prompt {
     words: Vec<(String, String)>,
 }
 
-/// The words that the learned prompts are nearest to.
+/// The tokens that the learned prompts are nearest to.
 pub(crate) fn section(run: &Run) -> Option<Section> {
     let all = &run.manifest.near_words;
     if all.is_empty() {
@@ -28,8 +28,9 @@ pub(crate) fn section(run: &Run) -> Option<Section> {
     }
     let cut = if all.len() > SHOWN { format!(" The first {SHOWN} of {} prompts.", all.len()) } else { String::new() };
     let lead = format!(
-        "Each learned prompt is a vector among those of words. These words of the vocabulary are nearest to it, with \
-         their cosine similarity; a low one says that the prompt has gone where no word is.{cut}"
+        "Each learned prompt is a vector among those of the vocabulary's tokens. These are nearest to it; the number \
+         with each is their cosine similarity, 1 for the same direction, and a low one says that the prompt has gone \
+         where no token is. A space is shown as ␣, a line break as \\n.{cut}"
     );
     let prompts = all.iter().take(SHOWN).map(|near| Prompt {
         number: near.prompt,
@@ -38,9 +39,37 @@ pub(crate) fn section(run: &Run) -> Option<Section> {
             .iter()
             .take(WORDS)
             .map(|(word, cosine)| {
-                (text::cut(word, 32), text::or_missing(Some(*cosine), |c| format!("{c:.2}").replace('-', "−")))
+                (
+                    text::cut(&visible(word), 32),
+                    text::or_missing(Some(*cosine), |c| format!("{c:.2}").replace('-', "−")),
+                )
             })
             .collect(),
     });
     Some(Section::new("words", "Prompts", [paragraph(&lead), render(&Words { prompts: prompts.collect() })]))
+}
+
+/// A token whose blanks can be seen; what has no shape is shown by its number.
+fn visible(token: &str) -> String {
+    let shapeless = |c: char| c.is_whitespace() || c.is_control() || "\u{200b}\u{2060}\u{feff}".contains(c);
+    let mut shown = String::with_capacity(token.len());
+    for c in token.chars() {
+        match c {
+            ' ' => shown.push('␣'),
+            c if shapeless(c) => shown.extend(c.escape_default()),
+            c => shown.push(c),
+        }
+    }
+    if shown.is_empty() { "(empty)".to_owned() } else { shown }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::visible;
+
+    #[test]
+    fn blanks_are_visible() {
+        let found = [" film", "\n\t", "\u{a0}", "", "film"].map(visible);
+        assert_eq!(found, ["␣film", r"\n\t", r"\u{a0}", "(empty)", "film"]);
+    }
 }

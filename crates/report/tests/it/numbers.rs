@@ -1,7 +1,7 @@
 //! The numbers of a page are those of the run.
 
 use sepal_data::Labels;
-use sepal_report::{compare, report};
+use sepal_report::{Run, compare, report};
 
 use crate::fixture::{self, Made, Rows, evaluation, manifest, pipeline, steps};
 use crate::{parse, row, run, texts};
@@ -41,8 +41,13 @@ fn classes() {
     // |0 - 0.95| + |1 - 0.8| + |0 - 0.72| + |1 - 0.6|, over four rows in bins of their own.
     assert_eq!(texts(&html, "figure.square figcaption span"), ["expected calibration error 0.5675"]);
     assert_eq!(row(&html, "Bins of probability", "93–100 %")[1..], ["1", "95.0 %", "0.0 %"]);
+    // Bins below the first and above the last with rows are left out, those between are not.
+    let bins = texts(&html, "tbody th").into_iter().filter(|first| first.contains('–') && first.ends_with('%'));
+    assert_eq!(bins.collect::<Vec<_>>(), ["60–67 %", "67–73 %", "73–80 %", "80–87 %", "87–93 %", "93–100 %"]);
     let mistakes = texts(&html, ".mistakes > li .text");
     assert_eq!(mistakes, ["fourth", "second"]);
+    let facts = ["labelled", "predicted", "probability", "of the label", "validation row"];
+    assert_eq!(texts(&html, ".mistakes > li:first-child dt"), facts);
     assert_eq!(texts(&html, ".mistakes > li:first-child dd"), ["c", "a", "95.0 %", "2.0 %", "4"]);
 }
 
@@ -51,13 +56,13 @@ fn metrics_and_headline() {
     let mut made = small();
     let html = parse(&report(&run("small", &made)));
     assert_eq!(texts(&html, ".main b"), ["50.00 %"]);
-    assert_eq!(texts(&html, ".main span"), ["accuracy, last, after step 20"]);
-    assert_eq!(row(&html, "2 evaluations", "accuracy"), ["accuracy", "75.00 %", "75.00 %", "10", "50.00 %"]);
-    assert_eq!(row(&html, "2 evaluations", "loss"), ["loss", "1.5000", "1.2500", "20", "1.2500"]);
+    assert_eq!(texts(&html, ".main span"), ["Accuracy, last, after step 20"]);
+    assert_eq!(row(&html, "2 evaluations", "Accuracy"), ["Accuracy", "75.00 %", "75.00 %", "10", "50.00 %"]);
+    assert_eq!(row(&html, "2 evaluations", "Loss"), ["Loss", "1.5000", "1.2500", "20", "1.2500"]);
     made.manifest.best = Some(sepal_track::Best { step: 10, metric: "accuracy".into(), value: 0.75 });
     let html = parse(&report(&run("small", &made)));
     assert_eq!(texts(&html, ".main b"), ["75.00 %"]);
-    assert_eq!(texts(&html, ".main span"), ["accuracy, best, after step 10"]);
+    assert_eq!(texts(&html, ".main span"), ["Accuracy, best, after step 10"]);
     let facts = texts(&html, ".facts b");
     assert_eq!(facts, ["11:51", "20", "286,818", "401", "1.03 GB", "355 MB"]);
 }
@@ -103,7 +108,7 @@ fn several_labels() {
     let html = parse(&report(&run("tags", &made)));
     assert_eq!(row(&html, "Each label; 0.00 % of rows", "x"), ["x", "1.0000", "0.5000", "0.6667", "2"]);
     assert_eq!(row(&html, "Each label", "y"), ["y", "0.5000", "1.0000", "0.6667", "1"]);
-    assert_eq!(texts(&html, ".mistakes > li:first-child dt"), ["missed", "its probability", "row"]);
+    assert_eq!(texts(&html, ".mistakes > li:first-child dt"), ["missed", "its probability", "validation row"]);
     assert_eq!(texts(&html, ".mistakes > li:first-child dd"), ["x", "12.5 %", "2"]);
     assert_eq!(texts(&html, ".mistakes > li:last-child dd"), ["y", "75.0 %", "1"]);
     assert!(texts(&html, "figcaption span").contains(&"4 steps skipped".to_owned()));
@@ -115,8 +120,50 @@ fn runs_beside_each_other() {
     other.manifest.metrics.insert("accuracy".into(), 0.25);
     other.pipeline = other.pipeline.replace("lr: 0.003", "lr: 0.01");
     let html = parse(&compare(&[run("one", &one), run("other", &other)]));
-    assert_eq!(row(&html, "Metrics", "one")[1..4], ["✓ finished", "★ 50.00 %", "0.3889"]);
-    assert_eq!(row(&html, "Metrics", "other")[2], "25.00 %");
-    assert_eq!(texts(&html, "#options thead th"), ["Run", "optimizer.with.lr"]);
-    assert_eq!(row(&html, "Options", "other"), ["other", "0.01"]);
+    assert_eq!(texts(&html, "#runs thead th"), ["Run", "one", "other"]);
+    assert_eq!(row(&html, "Metrics", "Outcome")[1..], ["✓ finished", "✓ finished"]);
+    assert_eq!(row(&html, "Metrics", "Accuracy")[1..], ["★ 50.00 %", "25.00 %"]);
+    assert_eq!(row(&html, "Metrics", "F1")[1..], ["0.3889", "0.3889"]);
+    assert_eq!(texts(&html, "#options tbody th"), ["optimizer.with.lr"]);
+    assert_eq!(row(&html, "Options", "optimizer.with.lr")[1..], ["0.003", "0.01"]);
+    // More runs than there is room for side by side have a row each.
+    let many: Vec<Run> = (0..7).map(|i| run(&format!("run-{i}"), &one)).collect();
+    let html = parse(&compare(&many));
+    assert_eq!(row(&html, "Metrics", "run-6")[1..4], ["✓ finished", "50.00 %", "0.3889"]);
+}
+
+#[test]
+fn an_option_that_is_a_map_in_one_run_is_shown_once() {
+    let (mut one, mut other) = (small(), small());
+    one.pipeline += "evaluate:\n  every: null\n";
+    other.pipeline += "evaluate:\n  every:\n    steps: 20\n";
+    let html = parse(&compare(&[run("one", &one), run("other", &other)]));
+    assert_eq!(texts(&html, "#options tbody th"), ["evaluate.every.steps"]);
+    assert_eq!(row(&html, "Options", "evaluate.every.steps")[1..], ["none", "20"]);
+}
+
+#[test]
+fn metrics_that_repeat_the_accuracy_are_not_compared() {
+    let with_micro = |micro: f64| {
+        let mut made = small();
+        made.evaluations.iter_mut().for_each(|one| _ = one.metrics.insert("f1_micro".into(), one.metrics["accuracy"]));
+        made.manifest.metrics.extend([("f1_micro".to_owned(), micro), ("f1/a".to_owned(), 0.5)]);
+        texts(&parse(&compare(&[run("one", &made), run("two", &small())])), "#curves figcaption b").join("; ")
+    };
+    assert_eq!(with_micro(0.5), "Training loss; Training accuracy, %; Loss; Accuracy, %; F1");
+    assert_eq!(with_micro(0.6), "Training loss; Training accuracy, %; Loss; Accuracy, %; F1; F1 micro");
+}
+
+#[test]
+fn what_stayed_in_the_process_was_not_sent() {
+    let mut made = small();
+    let server =
+        |name: &str| sepal_track::ServerUse { server: name.into(), blocks: "0:30".into(), calls: 9, failures: 0 };
+    made.manifest.servers = vec![server("embedded")];
+    let html = parse(&report(&run("here", &made)));
+    assert!(texts(&html, ".facts span").contains(&"to the blocks, in this process".to_owned()));
+    assert!(texts(&html, "#servers p")[0].contains("none over a network"));
+    made.manifest.servers.push(server("10.0.0.5:4000"));
+    let html = parse(&report(&run("there", &made)));
+    assert!(texts(&html, ".facts span").contains(&"sent to servers".to_owned()));
 }

@@ -55,7 +55,7 @@ fn runs_of_every_kind() {
         assert!(!page.contains("seaplx7q2vsecret"), "what admits to a swarm is not shown");
     }
     let html = check("compare.html", &compare(&runs));
-    assert_eq!(texts(&html, "#runs tbody tr").len(), 5);
+    assert_eq!(texts(&html, "#runs thead th").len(), 6);
     check("compare-none.html", &compare(&[]));
     check("compare-one.html", &compare(&runs[..1]));
 }
@@ -91,6 +91,7 @@ fn a_page_stays_small_whatever_the_run() {
     let page = report(&run);
     let html = check("long.html", &page);
     assert_eq!(texts(&html, ".mistakes > li").len(), 50);
+    assert_eq!(texts(&html, ".more .mistakes > li").len(), 40);
     let paths = Selector::parse("path[data-name]").expect("it");
     for path in html.select(&paths) {
         let points = path.value().attr("d").expect("a path").split('L').count();
