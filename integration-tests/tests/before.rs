@@ -165,6 +165,44 @@ fn a_first_pipeline_is_right_and_can_be_planned_and_run() {
 }
 
 #[test]
+fn what_a_run_would_refuse_is_said_at_once() {
+    let bench = Bench::new("llama-gqa");
+    labelled(&bench, "reviews.tsv", ["bad", "good"]);
+    let rows = fs::read_to_string(bench.path("reviews.tsv")).expect("rows");
+    fs::write(bench.path("reviews.tsv"), format!("{rows}an hour\t\n")).expect("written");
+    let output = bench.sepal(&["init", "reviews.tsv", "--model", "model"]).output().expect("sepal runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let note = "1 row has no label, row 301: a run stops there; take it out or give it one";
+    assert!(output.status.success() && said.contains(&format!("note        {note}\n")), "{said}");
+    let yaml = fs::read_to_string(bench.path("reviews.yaml")).expect("written");
+    assert!(yaml.contains(&format!("  # Note: {note}.\n")), "{yaml}");
+    let run = bench.sepal(&["run", "reviews.yaml"]).output().expect("sepal runs");
+    assert!(String::from_utf8_lossy(&run.stderr).contains("row 301 of reviews.tsv"));
+
+    let ids: String = (0..2000).map(|i| format!("{i},it is number {i},{}\n", ["bad", "good"][i % 2])).collect();
+    fs::write(bench.path("ids.csv"), format!("id,review,sentiment\n{ids}")).expect("written");
+    fs::write(bench.path("other.csv"), "id;review;sentiment\n1;good, or not;good\n").expect("written");
+    fs::write(bench.path("semicolons.csv"), "id;review;sentiment\n1;good;good\n").expect("written");
+    fs::write(bench.path("empty.csv"), "").expect("written");
+    fs::write(bench.path("header.csv"), "id,review\n").expect("written");
+    for (args, expected) in [
+        (vec!["ids.csv", "--label", "sentimnt"], "did you mean `sentiment`?"),
+        (vec!["ids.csv", "--label", "sent"], "did you mean `sentiment`?"),
+        (vec!["ids.csv", "--label", "id"], "it has 2000 different whole numbers"),
+        (vec!["ids.csv", "--label", "review"], "it is the column of texts"),
+        (vec!["semicolons.csv"], "separated by semicolons"),
+        (vec!["other.csv"], "separated by semicolons"),
+        (vec!["empty.csv"], "it is empty"),
+        (vec!["header.csv"], "it has the names of columns and no row"),
+    ] {
+        let args = [vec!["init"], args].concat();
+        let output = bench.sepal(&args).output().expect("sepal runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && said.contains(expected), "{args:?}: {said}");
+    }
+}
+
+#[test]
 fn labels_that_are_numbers_get_names() {
     let bench = Bench::new("llama-gqa");
     labelled(&bench, "reviews.tsv", ["0", "1"]);

@@ -79,23 +79,76 @@ fn predictions_come_in_the_order_of_the_rows_with_what_stood_beside_them() {
     assert!((right as f64 / 48.0 - run.accuracy()).abs() < 1e-9, "as right as the run says");
 
     let again = sepal(&bench, &args);
-    assert!(!again.status.success() && String::from_utf8_lossy(&again.stderr).contains("it exists"));
+    assert!(!again.status.success());
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(said.contains("it is there; --overwrite replaces it") && !said.contains("blocks "), "{said}");
+}
+
+#[test]
+fn columns_keep_their_names_and_places_and_predictions_can_be_predicted_again() {
+    let (bench, run) = trained();
+    let folder = run.folder.to_str().expect("a path");
+    fs::write(bench.path("in.csv"), "id,sentence,text,label\n1,good,other,x\n2,bad,\"an,other\",y\n").expect("written");
+    let predict = |input: &str, output: &str| {
+        let done = sepal(&bench, &["predict", folder, "-i", input, "-o", output, "--probabilities"]);
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.success(), "{said}");
+        (fs::read_to_string(bench.path(output)).unwrap_or_default(), said)
+    };
+    let (first, said) = predict("in.csv", "out.csv");
+    let lines: Vec<&str> = first.lines().collect();
+    assert!(lines[0].starts_with("id,sentence,text,label,predicted,probability,probability_"), "{first}");
+    assert!(lines[1].starts_with("1,good,other,x,") && lines[2].starts_with("2,bad,\"an,other\",y,"), "{first}");
+    assert!(!said.contains("note:"), "{said}");
+    let (again, said) = predict("out.csv", "again.csv");
+    assert_eq!(again, first);
+    assert_eq!(
+        said.matches("note: the input's columns `predicted`, `probability`, `probability_").count(),
+        1,
+        "{said}"
+    );
+    predict("out.csv", "out.parquet");
+    assert_eq!(predict("out.parquet", "back.csv").0, first);
+    let (jsonl, _) = predict("in.csv", "out.jsonl");
+    assert!(
+        jsonl.starts_with("{\"id\":\"1\",\"sentence\":\"good\",\"text\":\"other\",\"label\":\"x\",\"predicted\""),
+        "{jsonl}"
+    );
+}
+
+/// What `sepal predict` answers to this on standard input: success, and what it wrote.
+fn piped(bench: &Bench, args: &[&str], text: &str) -> (bool, String, String) {
+    let mut command = bench.sepal(args);
+    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("sepal runs");
+    child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("written");
+    let output = child.wait_with_output().expect("it ends");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.success(), text(&output.stdout), text(&output.stderr))
 }
 
 #[test]
 fn texts_from_standard_input_are_answered_on_standard_output() {
     let (bench, run) = trained();
-    let mut command = bench.sepal(&["predict", run.folder.to_str().expect("a path")]);
-    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = command.spawn().expect("sepal runs");
-    child.stdin.take().expect("piped").write_all(b"one two three\nfour, \"five\"\n").expect("written");
-    let output = child.wait_with_output().expect("it ends");
-    assert!(output.status.success());
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let folder = run.folder.to_str().expect("a path");
+    let (done, text, said) = piped(&bench, &["predict", folder], "one two three\nfour, \"five\"\n");
+    assert!(done, "{said}");
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 3, "{text}");
     assert_eq!(lines[0], "text,predicted,probability");
     assert!(lines[2].starts_with("\"four, \"\"five\"\"\","), "{text}");
+
+    let table = "id,sentence\n1,good\n";
+    let (done, text, said) = piped(&bench, &["predict", folder], table);
+    assert!(!done && text.is_empty() && said.contains("say --format csv") && !said.contains("blocks "), "{said}");
+    let (_, text, said) = piped(&bench, &["predict", folder, "--format", "csv"], table);
+    assert!(text.starts_with("id,sentence,predicted,probability\n1,good,"), "{text}{said}");
+    let (_, text, _) = piped(&bench, &["predict", folder, "--format", "lines"], table);
+    assert_eq!(text.lines().count(), 3, "{text}");
+    for (text, expected) in [("", "it is empty"), ("id,sentence\n", "no row")] {
+        let (done, text, said) = piped(&bench, &["predict", folder, "--format", "csv"], text);
+        assert!(!done && text.is_empty() && said.contains(expected), "{text}{said}");
+    }
 }
 
 #[test]
@@ -105,6 +158,8 @@ fn what_cannot_be_asked_is_said_before_the_model_is_loaded() {
     for (args, expected) in [
         (vec!["predict", "nowhere", "-i", "validation.csv"], "nowhere/manifest.json"),
         (vec!["predict", folder, "-i", "missing.csv"], "open missing.csv"),
+        (vec!["predict", folder, "-i", "validation.csv", "-o", "nowhere/a.csv"], "write into the folder nowhere\n"),
+        (vec!["predict", folder, "-i", "validation.csv", "--output-format", "parquet"], "that takes a file"),
         (vec!["predict", folder, "-i", "validation.csv", "--text", "sentense"], "did you mean `sentence`"),
     ] {
         let output = sepal(&bench, &args);

@@ -102,7 +102,7 @@ pub(crate) struct PredictArgs {
     /// Write the probability of each label, too
     #[arg(long)]
     pub(crate) probabilities: bool,
-    /// Write predictions alone, without the texts and the other columns of the input
+    /// Write predictions alone, without the columns of the input
     #[arg(long)]
     pub(crate) only_predictions: bool,
     /// Stop at a row that has no text; it is left out and counted otherwise
@@ -111,6 +111,16 @@ pub(crate) struct PredictArgs {
     /// Replace the output file if it is there
     #[arg(long)]
     pub(crate) overwrite: bool,
+    /// The format of the rows, where the name does not tell: csv, tsv, jsonl, parquet, arrow, or lines, one text to each,
+    /// which standard input is taken for
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    pub(crate) format: Option<Format>,
+    /// The column of the texts. If not given, that of the run, or one that looks like it
+    #[arg(long, value_name = "COLUMN")]
+    pub(crate) text: Option<String>,
+    /// A column of labels, to be written by their names beside the predictions, as `label`
+    #[arg(long, value_name = "COLUMN")]
+    pub(crate) label: Option<String>,
     #[command(flatten)]
     pub(crate) rows: RowArgs,
 }
@@ -131,36 +141,47 @@ pub(crate) struct EvaluateArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+    /// The format of the labelled rows, where the name does not tell: csv, tsv, jsonl, parquet or arrow
+    #[arg(long, value_name = "FORMAT", value_parser = table_format)]
+    pub(crate) format: Option<Format>,
+    /// The column of the texts; that of the run if not given
+    #[arg(long, value_name = "COLUMN")]
+    pub(crate) text: Option<String>,
+    /// The column of the labels that predictions are measured by; that of the run if not given
+    #[arg(long, value_name = "COLUMN")]
+    pub(crate) label: Option<String>,
     #[command(flatten)]
     pub(crate) rows: RowArgs,
 }
 
-/// How rows are read, and what of the run's pipeline is changed.
+/// What rows of every command have, and what of the run's pipeline is changed.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct RowArgs {
-    /// The format of the rows, where the name does not tell: csv, tsv, jsonl, parquet, arrow, or lines, one text to each,
-    /// which standard input is taken for
-    #[arg(long, value_name = "FORMAT", value_parser = format)]
-    pub(crate) format: Option<Format>,
-    /// The column of the texts. If not given, that of the run (to predict, or one that looks like it)
-    #[arg(long, value_name = "COLUMN")]
-    pub(crate) text: Option<String>,
     /// The column of the second texts; that of the run if not given
     #[arg(long, value_name = "COLUMN")]
     pub(crate) text_pair: Option<String>,
-    /// The column of the labels: to be written beside predictions, if given; to evaluate, that of the run if not given
-    #[arg(long, value_name = "COLUMN")]
-    pub(crate) label: Option<String>,
     /// Set a key of the run's pipeline, for example other servers: --set swarm.use=embedded
     #[arg(long = "set", value_name = "KEY=VALUE", num_args = 1..)]
     pub(crate) set: Vec<String>,
 }
 
+/// The formats with columns, and the one without.
+const FORMATS: [Format; 6] = [Format::Parquet, Format::Arrow, Format::Csv, Format::Tsv, Format::Jsonl, Format::Lines];
+
 /// A file format by its name.
 fn format(text: &str) -> Result<Format, String> {
-    let all = [Format::Parquet, Format::Arrow, Format::Csv, Format::Tsv, Format::Jsonl, Format::Lines];
-    let found = all.into_iter().find(|format| format.name() == text);
-    found.ok_or_else(|| format!("expected one of {}", all.map(Format::name).join(", ")))
+    one_of(&FORMATS, text)
+}
+
+/// A format whose rows may have labels.
+fn table_format(text: &str) -> Result<Format, String> {
+    one_of(&FORMATS[..5], text)
+}
+
+fn one_of(formats: &[Format], text: &str) -> Result<Format, String> {
+    let found = formats.iter().copied().find(|format| format.name() == text);
+    let names = || formats.iter().map(|format| format.name()).collect::<Vec<_>>().join(", ");
+    found.ok_or_else(|| format!("expected one of {}", names()))
 }
 
 #[derive(Debug, ClapArgs)]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 use sepal_assets::Source;
-use sepal_data::{ColumnKind, LabelChoice, LabelKind, Survey, SurveyOptions, survey};
+use sepal_data::{ColumnKind, ColumnSurvey, LabelChoice, LabelKind, Survey, SurveyOptions, survey};
 use sepal_pipeline::Layers;
 use sepal_plugin::Registry;
 
@@ -100,24 +100,25 @@ fn draft(args: &InitArgs, found: &Survey) -> Result<(Draft, Vec<String>), Failur
         kind: label.kind,
         labels,
         rows: found.rows - label.missing,
+        gaps: Vec::new(),
         max_length: 0,
         length_reason: String::new(),
     };
+    draft.gaps = gaps(&draft, label, found);
     (draft.max_length, draft.length_reason) = lengths::max_length(&args.data, &draft, found);
     said.push(format!("max_length  {}: {}", draft.max_length, draft.length_reason));
     said.push(format!("steps       {} of {} rows: {}", draft.steps(), draft.batch_size(), draft.steps_reason()));
-    notes(&draft, label, found, &mut said);
+    notes(&draft, found, &mut said);
     Ok((draft, said))
 }
 
 fn text_column(args: &InitArgs, found: &Survey, said: &mut Vec<String>) -> Result<String, Failure> {
     if let Some(text) = &args.text {
-        column(found, text)?;
+        found.named(text)?;
         said.push(format!("text        `{text}`, as --text says"));
         return Ok(text.clone());
     }
-    let none = || format!("find a column of texts among {}; name it by --text", columns(found));
-    let choice = found.text.as_ref().ok_or_else(none)?;
+    let choice = found.text.as_ref().ok_or_else(|| none_found(found, "texts", "--text"))?;
     let others: Vec<String> = found.text_alternatives.iter().map(|choice| format!("`{}`", choice.column)).collect();
     let others = if others.is_empty() { String::new() } else { format!(" (else {})", others.join(", ")) };
     said.push(format!("text        `{}`: {}{others}", choice.column, choice.reason));
@@ -133,13 +134,12 @@ fn label_column<'a>(
     let mut choices = found.label.iter().chain(&found.label_alternatives).filter(|choice| choice.column != text);
     let (choice, why) = match &args.label {
         Some(label) => {
-            column(found, label)?;
-            let unusable = || format!("take `{label}` for labels: it has neither a few values nor numbers");
-            (choices.find(|choice| choice.column == *label).ok_or_else(unusable)?, ", as --label says".to_owned())
+            let column = found.named(label)?;
+            let choice = choices.find(|choice| choice.column == *label);
+            (choice.ok_or_else(|| unusable(found, column, text))?, ", as --label says".to_owned())
         }
         None => {
-            let none = || format!("find a column of labels among {}; name it by --label", columns(found));
-            let choice = choices.next().ok_or_else(none)?;
+            let choice = choices.next().ok_or_else(|| none_found(found, "labels", "--label"))?;
             let other = choices.map(|choice| &choice.column).find(|other| **other != choice.column);
             let other = other.map(|other| format!(" (else `{other}`)")).unwrap_or_default();
             (choice, format!(": {}{other}", choice.reason))
@@ -149,15 +149,25 @@ fn label_column<'a>(
     Ok(choice)
 }
 
-fn column(found: &Survey, name: &str) -> Result<(), Failure> {
-    match found.column(name) {
-        Some(_) => Ok(()),
-        None => Err(format!("find a column `{name}` among {}", columns(found)).into()),
-    }
+fn none_found(found: &Survey, what: &str, option: &str) -> String {
+    let (path, columns) = (found.path.display(), found.columns_text());
+    format!("find a column of {what} in {path}, to be named by {option}: it has {columns}")
 }
 
-fn columns(found: &Survey) -> String {
-    found.columns.iter().map(|column| format!("`{}`", column.name)).collect::<Vec<_>>().join(", ")
+/// Why a column is no labels, and how it can be used as such all the same.
+fn unusable(found: &Survey, column: &ColumnSurvey, text: &str) -> String {
+    let name = &column.name;
+    if name == text {
+        return format!("take `{name}` for labels: it is the column of texts; name another by --text");
+    }
+    let force = match column.kind {
+        ColumnKind::Integer => format!(
+            ". To predict them as numbers, take any other label and write `label: {name}` and `labels: [{name}]` into the \
+             pipeline file"
+        ),
+        _ => String::new(),
+    };
+    format!("take `{name}` for labels: {}{force}", found.why_no_labels(column))
 }
 
 /// The task's labels, in the order of their numbers.
@@ -206,26 +216,39 @@ fn names(args: &InitArgs, label: &LabelChoice, said: &mut Vec<String>) -> Result
     Ok(named)
 }
 
+/// Rows that a run refuses, a sentence for each column.
+fn gaps(draft: &Draft, label: &LabelChoice, found: &Survey) -> Vec<String> {
+    let of = |name: &String, what: &str, bare: usize| {
+        let first = found.column(name).and_then(|column| column.first_bare).filter(|_| bare > 0)?;
+        Some(match bare {
+            1 => format!("1 row has no {what}, row {first}: a run stops there; take it out or give it one"),
+            _ => format!(
+                "{} rows have no {what}, the first is row {first}: a run stops there; take them out or give them one",
+                grouped(bare as u64)
+            ),
+        })
+    };
+    let texts = [Some(&draft.text), draft.pair.as_ref()].into_iter().flatten();
+    let texts = texts.filter_map(|name| {
+        let column = found.column(name)?;
+        of(name, &format!("text in `{name}`"), column.missing + column.empty)
+    });
+    of(&label.column, "label", label.missing).into_iter().chain(texts).collect()
+}
+
 /// What may surprise later.
-fn notes(draft: &Draft, label: &LabelChoice, found: &Survey, said: &mut Vec<String>) {
-    if label.missing > 0 {
-        said.push(format!("note        {} rows have no label", grouped(label.missing as u64)));
-    }
+fn notes(draft: &Draft, found: &Survey, said: &mut Vec<String>) {
+    said.extend(draft.gaps.iter().map(|gap| format!("note        {gap}")));
     for name in [Some(&draft.text), draft.pair.as_ref()].into_iter().flatten() {
         let Some(column) = found.column(name) else { continue };
-        let bare = column.missing + column.empty;
-        if bare > 0 {
-            said.push(format!("note        {} rows have no text in `{name}`", grouped(bare as u64)));
-        }
         if column.kind != ColumnKind::Text {
             said.push(format!("note        most cells of `{name}` are no texts"));
         }
         if draft.pair.is_none() && column.duplicates.n > 0 {
             let about = if column.duplicates.exact { "" } else { "about " };
-            said.push(format!(
-                "note        {about}{} texts are there more than once",
-                grouped(column.duplicates.n as u64)
-            ));
+            let are = if column.duplicates.n == 1 { "text is" } else { "texts are" };
+            let n = grouped(column.duplicates.n as u64);
+            said.push(format!("note        {about}{n} {are} there more than once"));
         }
     }
     if let Some(warning) = draft.imbalance() {

@@ -1,6 +1,6 @@
 //! `sepal predict` and `sepal evaluate`: asking what a run trained.
 
-use std::io;
+use std::io::{self, BufRead, BufReader, Cursor, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -33,10 +33,17 @@ pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Fai
     // What is wrong with input and output is said before the model is loaded.
     let classifier = Open { run: &args.run, set: &args.rows.set, registry, stop: &stop };
     let manifest = sepal_track::Manifest::read(&args.run)?;
+    check_output(args)?;
     let mut rows = input(args, &manifest.data)?;
+    if rows.text_column().is_none() {
+        return Err(rows.no_rows().into());
+    }
     let spec = classifier.spec()?;
     let classifier = classifier.classifier(&spec, &mut console)?;
     let mut writer = output(args, &classifier, &rows)?;
+    if let Some(note) = replaced(writer.replaced()) {
+        console.line(&note);
+    }
 
     let bar = bar();
     let (session, started) = (classifier.session()?, Instant::now());
@@ -64,7 +71,7 @@ pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Fai
     }
     bar.finish_and_clear();
     if rows.read() == 0 {
-        return Err("predict: there are no rows to read".into());
+        return Err(rows.no_rows().into());
     }
     let written = match writer.finish() {
         Err(WriteError::Closed) => return Ok(()),
@@ -89,10 +96,10 @@ pub(crate) fn evaluate(registry: &Registry, args: &EvaluateArgs) -> Result<(), F
     let facts = &classifier.manifest().data;
     let columns = TableSpec {
         path: PathBuf::new(),
-        format: args.rows.format,
-        text: args.rows.text.clone().unwrap_or_else(|| facts.text.clone()),
+        format: args.format,
+        text: args.text.clone().unwrap_or_else(|| facts.text.clone()),
         text_pair: args.rows.text_pair.clone().or_else(|| facts.text_pair.clone()),
-        label: Some(args.rows.label.clone().unwrap_or_else(|| facts.label.clone())),
+        label: Some(args.label.clone().unwrap_or_else(|| facts.label.clone())),
         filter: Default::default(),
     };
     let splits: Vec<&str> = match &args.split {
@@ -141,21 +148,27 @@ impl Open<'_> {
 /// The rows to predict. Without a name the texts' column is the run's, if the file has it.
 fn input(args: &PredictArgs, facts: &sepal_track::DataFacts) -> Result<RowStream, Failure> {
     let spec = |text: Option<String>| RowSpec {
-        format: args.rows.format,
+        format: args.format,
         text,
         text_pair: args.rows.text_pair.clone().or_else(|| facts.text_pair.clone()),
-        label: args.rows.label.clone(),
-        carry: if args.only_predictions { Carry::Nothing } else { Carry::Others },
+        label: args.label.clone(),
+        carry: if args.only_predictions { Carry::Nothing } else { Carry::All },
         on_bad_row: if args.strict { OnBadRow::Error } else { OnBadRow::Skip },
         chunk_rows: CHUNK_ROWS,
         ..RowSpec::default()
     };
     if args.input == Path::new(STANDARD) {
-        let format = args.rows.format.unwrap_or(Format::Lines);
-        return Ok(RowStream::from_reader(io::stdin(), "standard input", format, &spec(args.rows.text.clone()))?);
+        let spec = spec(args.text.clone());
+        return match args.format {
+            Some(format) => Ok(RowStream::from_reader(io::stdin(), "standard input", format, &spec)?),
+            None => {
+                let lines = lines(args.text.as_ref().unwrap_or(&facts.text))?;
+                Ok(RowStream::from_reader(lines, "standard input", Format::Lines, &spec)?)
+            }
+        };
     }
-    if args.rows.text.is_some() {
-        return Ok(RowStream::open(&args.input, &spec(args.rows.text.clone()))?);
+    if args.text.is_some() {
+        return Ok(RowStream::open(&args.input, &spec(args.text.clone()))?);
     }
     match RowStream::open(&args.input, &spec(Some(facts.text.clone()))) {
         Err(ReadError::MissingColumn { column, .. }) if column == facts.text => {
@@ -165,19 +178,64 @@ fn input(args: &PredictArgs, facts: &sepal_track::DataFacts) -> Result<RowStream
     }
 }
 
+/// Standard input as texts, one to a line; the header of a table with the column `text` is none.
+fn lines(text: &str) -> Result<Box<dyn Read + Send>, Failure> {
+    let mut input = BufReader::new(io::stdin());
+    let mut first = Vec::new();
+    // Nobody types a table, and who types is shown what is loaded before the first line.
+    if !io::stdin().is_terminal() {
+        input.read_until(b'\n', &mut first).map_err(|error| format!("read standard input: {error}"))?;
+    }
+    if let Some(format) = Format::by_header(&String::from_utf8_lossy(&first), text) {
+        return Err(format!(
+            "read standard input as texts, one to a line: its first line is the header of a {format} file, with the column \
+             `{text}`; say --format {format}, or --format lines if it is a text all the same"
+        )
+        .into());
+    }
+    Ok(Box::new(Cursor::new(first).chain(input)))
+}
+
 fn output(args: &PredictArgs, classifier: &Classifier, rows: &RowStream) -> Result<PredictionWriter, Failure> {
     let spec = OutputSpec {
         format: args.output_format,
-        text: !args.only_predictions,
         probabilities: args.probabilities,
         overwrite: args.overwrite,
         ..classifier.output()?
     };
     if args.output == Path::new(STANDARD) {
         let format = args.output_format.unwrap_or(Format::Csv);
-        return Ok(PredictionWriter::to_writer(io::stdout(), format, spec, &rows.layout())?);
+        return PredictionWriter::to_writer(io::stdout(), format, spec, &rows.layout()).map_err(with_option);
     }
-    Ok(PredictionWriter::create(&args.output, spec, &rows.layout())?)
+    PredictionWriter::create(&args.output, spec, &rows.layout()).map_err(with_option)
+}
+
+/// What is wrong with the output, as far as that can be said without the run.
+fn check_output(args: &PredictArgs) -> Result<(), Failure> {
+    let checked = match args.output == Path::new(STANDARD) {
+        true => PredictionWriter::check_stream(args.output_format.unwrap_or(Format::Csv)),
+        false => PredictionWriter::check(&args.output, args.output_format, args.overwrite),
+    };
+    checked.map_err(with_option)
+}
+
+/// The error with the option that is a way out, if there is one.
+fn with_option(error: WriteError) -> Failure {
+    match error {
+        WriteError::Exists { path } => format!("write {}: it is there; --overwrite replaces it", path.display()).into(),
+        WriteError::Column { .. } => format!("{error}; --only-predictions leaves out the input's columns").into(),
+        error => error.into(),
+    }
+}
+
+/// A note on the columns of the input that are not written, if there are any.
+fn replaced(columns: &[String]) -> Option<String> {
+    let names = columns.iter().map(|column| format!("`{column}`")).collect::<Vec<_>>().join(", ");
+    match columns.len() {
+        0 => None,
+        1 => Some(format!("note: the input's column {names} is replaced by the new one")),
+        _ => Some(format!("note: the input's columns {names} are replaced by the new ones")),
+    }
 }
 
 /// Shown on a terminal alone.

@@ -1,8 +1,14 @@
-/// The name most like `wanted`, if one is like it at all.
+/// The name most like `wanted`, if one is like it at all or begins with it.
 pub(crate) fn nearest<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     const LIKENESS: f64 = 0.5;
+    const LEAST_BEGINNING: usize = 3;
     let wanted = wanted.to_lowercase();
-    let score = |name: &str| strsim::normalized_damerau_levenshtein(&wanted, &name.to_lowercase());
+    let score = |name: &str| {
+        let name = name.to_lowercase();
+        let likeness = strsim::normalized_damerau_levenshtein(&wanted, &name);
+        let is_beginning = wanted.chars().count() >= LEAST_BEGINNING && name.starts_with(&wanted);
+        if is_beginning { likeness.max(LIKENESS) } else { likeness }
+    };
     let scored = names.into_iter().map(|name| (score(name), name)).filter(|(score, _)| *score >= LIKENESS);
     scored.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name)
 }
@@ -10,6 +16,19 @@ pub(crate) fn nearest<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>
 /// `; did you mean NAME?`, or nothing.
 pub(crate) fn hint(nearest: Option<&str>) -> String {
     nearest.map(|name| format!("; did you mean `{name}`?")).unwrap_or_default()
+}
+
+/// What to do about a csv file whose fields something else than commas seems to part, or nothing.
+pub(crate) fn separators<S: AsRef<str>>(columns: &[S]) -> &'static str {
+    match columns {
+        [one] if one.as_ref().contains('\t') => {
+            "; its fields seem to be separated by tabs: give it the ending tsv, or the format tsv"
+        }
+        [one] if one.as_ref().contains(';') => {
+            "; its fields seem to be separated by semicolons: separate them by commas"
+        }
+        _ => "",
+    }
 }
 
 #[cfg(test)]
@@ -20,5 +39,14 @@ mod tests {
     fn the_nearest_is_like_it() {
         assert_eq!(nearest("Sentense", ["label", "sentence", "idx"]), Some("sentence"));
         assert_eq!(nearest("zzz", ["label", "sentence"]), None);
+        assert_eq!(nearest("sent", ["label", "sentiment"]), Some("sentiment"));
+        assert_eq!(nearest("id", ["label", "identity"]), None);
+    }
+
+    #[test]
+    fn other_separators_are_hinted_at() {
+        assert!(separators(&["id;text;label"]).contains("semicolons"));
+        assert!(separators(&["id\ttext"]).contains("tsv"));
+        assert_eq!(separators(&["a;b", "c"]), "");
     }
 }

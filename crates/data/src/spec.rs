@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::read;
+
 /// The file formats that tables are read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -40,6 +42,16 @@ impl Format {
     pub fn of(path: &Path) -> Option<Self> {
         let ending = path.extension()?.to_str()?.to_ascii_lowercase();
         Self::ENDINGS.into_iter().find(|(known, _)| *known == ending).map(|(_, format)| format)
+    }
+
+    /// The format of a stream that begins with the line `first`, if that is the header of a table: csv or tsv, if
+    /// `column` and another one are among its cells.
+    pub fn by_header(first: &str, column: &str) -> Option<Self> {
+        let is_header = |format: &Format| {
+            let names = read::header(first, *format);
+            names.len() > 1 && names.iter().any(|name| name == column)
+        };
+        [Format::Csv, Format::Tsv].into_iter().find(is_header)
     }
 
     /// The name as it is written in a pipeline file.
@@ -145,6 +157,17 @@ mod tests {
         assert_eq!(Format::of(Path::new("x.feather")), Some(Format::Arrow));
         assert_eq!(Format::of(Path::new("x.txt")), None);
         assert_eq!(Format::of(Path::new("csv")), None);
+    }
+
+    #[test]
+    fn a_header_is_told_from_a_text() {
+        let check = |line: &str, expected| assert_eq!(Format::by_header(line, "review"), expected, "{line}");
+        check("id,\"review\",sentiment\n", Some(Format::Csv));
+        check("\u{feff}review,id\r\n", Some(Format::Csv));
+        check("id\treview", Some(Format::Tsv));
+        for text in ["review", "a review, and a long one", "id,text", "", "\"review, id"] {
+            check(text, None);
+        }
     }
 
     #[test]

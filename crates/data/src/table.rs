@@ -69,13 +69,17 @@ impl Table {
                 rows.append(chunk?, spec, file)?;
             }
             rows.read += stream.read();
+            rows.has_columns |= stream.text_column().is_some();
         }
         if rows.texts.is_empty() {
             let conditions: Vec<String> =
                 spec.filter.iter().map(|(column, value)| format!("{column} = {value}")).collect();
             let path = files.first().unwrap_or(&spec.path).clone();
             let filter = (!conditions.is_empty()).then(|| conditions.join(" and "));
-            return Err(ReadError::NoRows { path, read: rows.read, filter });
+            return Err(match rows.read {
+                0 => ReadError::no_rows(&path, rows.has_columns),
+                read => ReadError::NoRows { path, read, filter },
+            });
         }
         let pairs = spec.text_pair.is_some().then_some(rows.pairs);
         let labels = spec.label.is_some().then_some(rows.labels);
@@ -164,6 +168,7 @@ struct Read {
     labels: Vec<RawLabel>,
     origins: Vec<(usize, usize)>,
     read: usize,
+    has_columns: bool,
 }
 
 impl Read {

@@ -40,7 +40,7 @@ fn spec(names: &[&str], kind: LabelKind) -> OutputSpec {
 }
 
 fn carrying() -> RowSpec {
-    RowSpec { carry: Carry::Others, ..RowSpec::default() }
+    RowSpec { carry: Carry::All, ..RowSpec::default() }
 }
 
 fn rows(content: &str, format: Format, spec: &RowSpec) -> RowStream {
@@ -80,17 +80,17 @@ fn csv_tsv_and_jsonl_as_they_look() {
     let two = || spec(&["bad", "good"], LabelKind::Class);
     assert_eq!(
         written(input(), Format::Csv, OutputSpec { probabilities: true, ..two() }),
-        "id,note,text,label,predicted,probability,probability_bad,probability_good\n\
-         7,,\"a, \"\"b\"\"\nc\",good,good,0.75,0.25,0.75\n8,\"x,y\",été 🎬,bad,good,0.75,0.25,0.75\n"
+        "id,text,note,label,predicted,probability,probability_bad,probability_good\n\
+         7,\"a, \"\"b\"\"\nc\",,good,good,0.75,0.25,0.75\n8,été 🎬,\"x,y\",bad,good,0.75,0.25,0.75\n"
     );
     assert_eq!(
         written(input(), Format::Tsv, two()),
-        "id\tnote\ttext\tlabel\tpredicted\tprobability\n7\t\ta, \"b\" c\tgood\tgood\t0.75\n8\tx,y\tété 🎬\tbad\tgood\t0.75\n"
+        "id\ttext\tnote\tlabel\tpredicted\tprobability\n7\ta, \"b\" c\t\tgood\tgood\t0.75\n8\tété 🎬\tx,y\tbad\tgood\t0.75\n"
     );
     assert_eq!(
-        written(input(), Format::Jsonl, OutputSpec { text: false, ..two() }),
-        "{\"id\":\"7\",\"note\":null,\"label\":\"good\",\"predicted\":\"good\",\"probability\":0.75}\n\
-         {\"id\":\"8\",\"note\":\"x,y\",\"label\":\"bad\",\"predicted\":\"good\",\"probability\":0.75}\n"
+        written(input(), Format::Jsonl, two()),
+        "{\"id\":\"7\",\"text\":\"a, \\\"b\\\"\\nc\",\"note\":null,\"label\":\"good\",\"predicted\":\"good\",\"probability\":0.75}\n\
+         {\"id\":\"8\",\"text\":\"été 🎬\",\"note\":\"x,y\",\"label\":\"bad\",\"predicted\":\"good\",\"probability\":0.75}\n"
     );
 }
 
@@ -100,30 +100,31 @@ fn jsonl_values_are_carried_as_they_are_written() {
     let two = || spec(&["bad", "good"], LabelKind::Class);
     assert_eq!(
         written(rows(content, Format::Jsonl, &carrying()), Format::Jsonl, two()),
-        "{\"id\":1.50,\"meta\":{\"a\": [1, null]},\"s\":\"\\u00e9,\\n\",\"text\":\"x\",\"predicted\":\"good\",\"probability\":0.75}\n"
+        "{\"id\":1.50,\"meta\":{\"a\": [1, null]},\"text\":\"x\",\"s\":\"\\u00e9,\\n\",\"predicted\":\"good\",\"probability\":0.75}\n"
     );
     assert_eq!(
         written(rows(content, Format::Jsonl, &carrying()), Format::Csv, two()),
-        "id,meta,s,text,predicted,probability\n1.50,\"{\"\"a\"\": [1, null]}\",\"é,\n\",x,good,0.75\n"
+        "id,meta,text,s,predicted,probability\n1.50,\"{\"\"a\"\": [1, null]}\",x,\"é,\n\",good,0.75\n"
     );
     // the order is the caller's
     let spec = RowSpec { carry: Carry::Columns(vec!["s".to_owned(), "id".to_owned()]), ..RowSpec::default() };
-    assert!(written(rows(content, Format::Jsonl, &spec), Format::Csv, two()).starts_with("s,id,text,"));
+    assert!(written(rows(content, Format::Jsonl, &spec), Format::Csv, two()).starts_with("s,id,predicted,"));
 }
 
 #[test]
 fn several_labels_and_values() {
     let content = "{\"text\": \"x\", \"label\": [\"joy\", \"fear\"]}\n{\"text\": \"y\", \"label\": []}\n";
-    let input = || rows(content, Format::Jsonl, &RowSpec { label: Some("label".to_owned()), ..RowSpec::default() });
+    let labelled = |carry| RowSpec { label: Some("label".to_owned()), carry, ..RowSpec::default() };
+    let input = || rows(content, Format::Jsonl, &labelled(Carry::All));
     let probabilities = [vec![0.5, 0.25, 0.875], vec![0.125, 0.0, 0.25]];
-    let write = |format, output: OutputSpec, numbers: &[Vec<f32>]| {
+    let write_of = |mut stream: RowStream, format, output: OutputSpec, numbers: &[Vec<f32>]| {
         let sink = Sink::default();
-        let mut stream = input();
         let mut writer = PredictionWriter::to_writer(sink.clone(), format, output, &stream.layout()).expect("a writer");
         let rows = stream.next().expect("a chunk").expect("rows");
         writer.write(&rows, Predicted { class: &[], logits: numbers, probabilities: numbers }).expect("written");
         sink.text()
     };
+    let write = |format, output, numbers: &[Vec<f32>]| write_of(input(), format, output, numbers);
     let several = || spec(&["joy", "anger", "fear"], LabelKind::Multi);
     assert_eq!(
         write(Format::Csv, several(), &probabilities),
@@ -135,8 +136,10 @@ fn several_labels_and_values() {
          {\"text\":\"y\",\"label\":[],\"predicted\":[],\"probability\":[]}\n"
     );
     let value = spec(&["score"], LabelKind::Value);
-    let value = OutputSpec { text: false, probabilities: true, ..value };
-    assert_eq!(write(Format::Csv, value, &[vec![-1.5], vec![0.1]]), "label,predicted\n,-1.5\n,0.1\n");
+    let value = OutputSpec { probabilities: true, ..value };
+    let only = rows(content, Format::Jsonl, &labelled(Carry::Nothing));
+    let numbers = [vec![-1.5], vec![0.1]];
+    assert_eq!(write_of(only, Format::Csv, value, &numbers), "label,predicted\n,-1.5\n,0.1\n");
     let not_a_number = [vec![f32::NAN], vec![0.1]];
     assert_eq!(
         write(Format::Jsonl, spec(&["score"], LabelKind::Value), &not_a_number),
@@ -170,13 +173,13 @@ fn parquet_keeps_types_and_pandas_columns() {
     let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(&to).expect("a file")).expect("parquet");
     let batch = reader.build().expect("a reader").next().expect("a batch").expect("rows");
     let names: Vec<String> = batch.schema().fields().iter().map(|field| field.name().clone()).collect();
-    let expected = ["id", "at", "text", "predicted", "probability", "probability_bad", "probability_good"];
+    let expected = ["id", "text", "at", "predicted", "probability", "probability_bad", "probability_good"];
     assert_eq!(names, expected);
     assert_eq!(batch.column(0).data_type(), &DataType::Int64);
     assert_eq!(batch["probability_good"].as_primitive::<Float32Type>().values(), &[0.75, 0.75]);
     assert_eq!(
         written(input(), Format::Csv, OutputSpec { probabilities: false, ..output() }),
-        "id,at,text,predicted,probability\n1,1970-01-01T00:00:00,x,good,0.75\n2,1970-01-02T00:00:00,y,good,0.75\n"
+        "id,text,at,predicted,probability\n1,x,1970-01-01T00:00:00,good,0.75\n2,y,1970-01-02T00:00:00,good,0.75\n"
     );
 }
 
@@ -190,7 +193,7 @@ fn a_file_is_there_whole_or_not_at_all() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("out.csv");
     let two = || spec(&["bad", "good"], LabelKind::Class);
-    let input = || rows("x\ny\n", Format::Lines, &RowSpec::default());
+    let input = || rows("x\ny\n", Format::Lines, &carrying());
     let mut writer = PredictionWriter::create(&path, two(), &input().layout()).expect("a writer");
     write(input(), &mut writer, 2).expect("written");
     assert!(!path.exists(), "not before the end");
@@ -258,18 +261,18 @@ impl Write for Gone {
 fn a_closed_pipe_is_an_error_of_its_own() {
     let input = rows("x\n", Format::Lines, &RowSpec::default());
     let two = || spec(&["a", "b"], LabelKind::Class);
-    let csv = PredictionWriter::to_writer(Gone, Format::Csv, two(), &input.layout());
-    assert!(matches!(csv, Err(WriteError::Closed)));
+    let csv = PredictionWriter::to_writer(Gone, Format::Csv, two(), &input.layout()).expect("a writer");
+    assert!(matches!(csv.finish(), Err(WriteError::Closed)), "the header comes with the first rows, or at the end");
     let mut jsonl = PredictionWriter::to_writer(Gone, Format::Jsonl, two(), &input.layout()).expect("a writer");
     assert!(matches!(write(input, &mut jsonl, 2), Err(WriteError::Closed)));
 }
 
 #[test]
 fn what_cannot_be_written_is_refused_before_anything_is() {
-    let layout = rows("id,text,predicted\n1,x,y\n", Format::Csv, &carrying()).layout();
+    let layout = rows("id,text,id\n1,x,y\n", Format::Csv, &carrying()).layout();
     let two = || spec(&["a", "b"], LabelKind::Class);
     let refuse = |format| PredictionWriter::to_writer(io::sink(), format, two(), &layout).expect_err("refused");
-    assert!(matches!(refuse(Format::Csv), WriteError::Column { column } if column == "predicted"));
+    assert!(matches!(refuse(Format::Csv), WriteError::Column { column } if column == "id"));
     assert!(matches!(refuse(Format::Parquet), WriteError::NeedsFile { .. }));
     let layout = rows("x\n", Format::Lines, &RowSpec::default()).layout();
     let arrow = PredictionWriter::to_writer(io::sink(), Format::Arrow, two(), &layout);
@@ -277,8 +280,37 @@ fn what_cannot_be_written_is_refused_before_anything_is() {
     assert!(matches!(PredictionWriter::create(Path::new("x.out"), two(), &layout), Err(WriteError::Format { .. })));
     assert!(matches!(
         PredictionWriter::create(Path::new("nowhere/at/all.csv"), two(), &layout),
-        Err(WriteError::Io { .. })
+        Err(WriteError::Folder { folder, .. }) if folder == Path::new("nowhere/at")
     ));
+    let check = |path: &str, format| PredictionWriter::check(Path::new(path), format, false).expect_err("refused");
+    assert!(matches!(check("nowhere/at/all.csv", None), WriteError::Folder { .. }));
+    assert!(matches!(check("x.txt", None), WriteError::Format { .. }));
+    assert!(matches!(check("x.csv", Some(Format::Lines)), WriteError::Unsupported { .. }));
+    assert!(
+        PredictionWriter::check_stream(Format::Jsonl).is_ok() && PredictionWriter::check_stream(Format::Arrow).is_err()
+    );
+}
+
+#[test]
+fn columns_of_the_same_name_give_way() {
+    let content = "predicted,review,label,text\nold,x,1,y\n";
+    let spec_of = |label: Option<&str>| RowSpec {
+        text: Some("review".to_owned()),
+        label: label.map(str::to_owned),
+        ..carrying()
+    };
+    let two = || spec(&["bad", "good"], LabelKind::Class);
+    let input = || rows(content, Format::Csv, &spec_of(None));
+    let expected = "review,label,text,predicted,probability\nx,1,y,good,0.75\n";
+    assert_eq!(written(input(), Format::Csv, two()), expected);
+    let again = || rows(expected, Format::Csv, &spec_of(Some("label")));
+    assert_eq!(
+        written(again(), Format::Csv, two()),
+        "review,text,label,predicted,probability\nx,y,good,good,0.75\n",
+        "labels by their names"
+    );
+    let writer = PredictionWriter::to_writer(io::sink(), Format::Csv, two(), &again().layout()).expect("a writer");
+    assert_eq!(writer.replaced(), ["label", "predicted", "probability"]);
 }
 
 #[test]
@@ -286,7 +318,7 @@ fn a_hundred_thousand_rows_in_row_groups() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("out.parquet");
     let content: String = (0..100_000).map(|i| format!("row {i}\n")).collect();
-    let input = rows(&content, Format::Lines, &RowSpec { chunk_rows: 5000, ..RowSpec::default() });
+    let input = rows(&content, Format::Lines, &RowSpec { chunk_rows: 5000, ..carrying() });
     let two = spec(&["bad", "good"], LabelKind::Class);
     let mut writer = PredictionWriter::create(&path, two, &input.layout()).expect("a writer");
     write(input, &mut writer, 2).expect("written");

@@ -34,6 +34,7 @@ fn reviews_with_named_classes() {
     assert!(survey.text.as_ref().expect("a text").reason.contains("words in the mean"));
     let review = survey.column("review").expect("the column");
     assert_eq!((review.kind, review.empty, review.missing), (ColumnKind::Text, 1, 0));
+    assert_eq!(review.first_bare, Some(102));
     assert_eq!((review.distinct, review.duplicates), (Count { n: 100, exact: true }, Count { n: 1, exact: true }));
     assert_eq!((review.words.p50, review.words.p90, review.words.max), (2, 10, 10));
     assert_eq!(review.examples.len(), 3);
@@ -124,11 +125,15 @@ fn what_is_unclear_is_not_chosen() {
 #[test]
 fn files_without_rows_and_damaged_ones_are_errors() {
     let folder = tempfile::tempdir().expect("a folder");
-    for (name, content) in [("a.csv", "text,label\n"), ("b.jsonl", ""), ("c.csv", "")] {
+    for (name, content, expected) in [
+        ("a.csv", "text,label\n", "it has the names of columns and no row"),
+        ("b.jsonl", "", "it is empty"),
+        ("c.csv", "", "it is empty"),
+    ] {
         let path = folder.path().join(name);
         fs::write(&path, content).expect("written");
         let error = survey(&path, &SurveyOptions::default()).expect_err("no rows");
-        assert!(matches!(error, ReadError::NoRows { .. }), "{error}");
+        assert!(error.to_string().ends_with(expected), "{error}");
     }
     let path = folder.path().join("x.parquet");
     fs::write(&path, "PAR1 and no more").expect("written");

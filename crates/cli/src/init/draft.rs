@@ -28,6 +28,8 @@ pub(super) struct Draft {
     pub(super) labels: Vec<Class>,
     /// Rows of the file.
     pub(super) rows: usize,
+    /// What is said of rows that a run refuses.
+    pub(super) gaps: Vec<String>,
     pub(super) max_length: usize,
     pub(super) length_reason: String,
 }
@@ -162,8 +164,9 @@ impl Draft {
             }
         };
         let pair = self.pair.as_ref().map(|pair| format!("  text_pair: {}\n", quoted(pair))).unwrap_or_default();
+        let gaps: String = self.gaps.iter().map(|gap| format!("  # Note: {}.\n", one_line(gap))).collect();
         format!(
-            "data:\n  train: {}\n{validation}  text: {}\n{pair}  label: {}\n  template: {}\n  # {}.\n  max_length: {}\n",
+            "data:\n{gaps}  train: {}\n{validation}  text: {}\n{pair}  label: {}\n  template: {}\n  # {}.\n  max_length: {}\n",
             quoted(&self.train),
             quoted(&self.text),
             quoted(&self.label),
@@ -223,6 +226,7 @@ mod tests {
             kind: LabelKind::Class,
             labels: rows.iter().enumerate().map(class).collect(),
             rows: rows.iter().sum(),
+            gaps: vec!["1 row has no text in `a\nb`".to_owned()],
             max_length: 32,
             length_reason: "because".to_owned(),
         }

@@ -6,6 +6,7 @@ use arrow::csv::reader::Format;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use super::{Decode, Decoded, Failure};
+use crate::nearest::separators;
 
 /// How fields are told apart.
 #[derive(Debug, Clone, Copy)]
@@ -44,9 +45,15 @@ impl Decode for Delimited {
         if self.schema.fields().is_empty() {
             return Ok(Box::new(std::iter::empty()));
         }
-        let builder = ReaderBuilder::new(self.schema).with_format(self.format).with_batch_size(rows);
+        // Commas in the texts of a file with other separators make rows of too many fields.
+        let names: Vec<&String> = self.schema.fields().iter().map(|field| field.name()).collect();
+        let hint = separators(&names);
+        let builder = ReaderBuilder::new(self.schema.clone()).with_format(self.format).with_batch_size(rows);
         let batches = builder.with_projection(indices).build_buffered(BufReader::new(self.reader))?;
-        Ok(Box::new(batches.map(|batch| Ok(batch?))))
+        Ok(Box::new(batches.map(move |batch| match batch {
+            Err(error) if !hint.is_empty() => Err(Failure::Broken(format!("{error}{hint}").into())),
+            batch => Ok(batch?),
+        })))
     }
 }
 

@@ -2,7 +2,7 @@ use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::nearest::hint;
+use crate::nearest::{hint, nearest, separators};
 use crate::{Format, Place};
 
 /// A file that gives no table.
@@ -38,7 +38,11 @@ pub enum ReadError {
     },
     /// The file has no such column.
     #[error(
-        "find the column `{column}` in {}: it has {}{}", path.display(), columns.join(", "), hint(nearest.as_deref())
+        "find the column `{column}` in {}: it has {}{}{}",
+        path.display(),
+        columns.join(", "),
+        hint(nearest.as_deref()),
+        separators(columns)
     )]
     MissingColumn {
         /// The file.
@@ -71,7 +75,7 @@ pub enum ReadError {
         format: Format,
     },
     /// No column is clearly the one of texts.
-    #[error("choose the column of texts in {}: {problem}; it has {}", path.display(), columns.join(", "))]
+    #[error("choose the column of texts in {}: {problem}; it has {}{}", path.display(), columns.join(", "), separators(columns))]
     NoText {
         /// The file.
         path: PathBuf,
@@ -80,8 +84,14 @@ pub enum ReadError {
         /// The columns that there are.
         columns: Vec<String>,
     },
-    /// Nothing to work on.
-    #[error("find rows in {}: it has {read}{}", path.display(), filtered(filter))]
+    /// Nothing at all.
+    #[error("find rows in {}: it is empty", path.display())]
+    Empty {
+        /// The (first) file.
+        path: PathBuf,
+    },
+    /// Columns, and nothing to work on.
+    #[error("find rows in {}: it has {}", path.display(), no_rows(*read, filter.as_deref()))]
     NoRows {
         /// The (first) file.
         path: PathBuf,
@@ -121,11 +131,22 @@ impl ReadError {
         Self::Corrupt { path: path.to_owned(), format, source: source.into() }
     }
 
-    pub(crate) fn no_rows(path: &Path) -> Self {
-        Self::NoRows { path: path.to_owned(), read: 0, filter: None }
+    pub(crate) fn missing_column(path: &Path, name: &str, columns: Vec<String>) -> Self {
+        let nearest = nearest(name, columns.iter().map(String::as_str)).map(str::to_owned);
+        Self::MissingColumn { path: path.to_owned(), column: name.to_owned(), columns, nearest }
+    }
+
+    /// Of a file that was read without finding a row.
+    pub(crate) fn no_rows(path: &Path, has_columns: bool) -> Self {
+        let path = path.to_owned();
+        if has_columns { Self::NoRows { path, read: 0, filter: None } } else { Self::Empty { path } }
     }
 }
 
-fn filtered(filter: &Option<String>) -> String {
-    filter.as_ref().map(|filter| format!(", and none with {filter}")).unwrap_or_default()
+fn no_rows(read: usize, filter: Option<&str>) -> String {
+    match (read, filter) {
+        (0, _) => "the names of columns and no row".to_owned(),
+        (_, Some(filter)) => format!("{read}, and none with {filter}"),
+        (_, None) => read.to_string(),
+    }
 }

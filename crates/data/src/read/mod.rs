@@ -21,7 +21,6 @@ use ::arrow::error::ArrowError;
 use ::parquet::errors::ParquetError;
 
 use crate::Format;
-use crate::nearest::nearest;
 
 pub use error::ReadError;
 
@@ -83,19 +82,27 @@ pub(crate) fn open(source: Source, path: &Path, format: Format, peek: usize) -> 
     }
 }
 
+/// The names in the header of a csv or tsv file; none if it is not one.
+pub(crate) fn header(line: &str, format: Format) -> Vec<String> {
+    let source = Source::Stream(Box::new(io::Cursor::new(line.to_owned())));
+    let opened = open(source, Path::new(""), format, 0);
+    opened.map_or_else(|_| Vec::new(), |opened| opened.names())
+}
+
 impl Opened {
+    fn names(&self) -> Vec<String> {
+        self.schema().fields().iter().map(|field| field.name().clone()).collect()
+    }
+
     pub(crate) fn schema(&self) -> SchemaRef {
         self.decoder.schema()
     }
 
     /// The place of a column.
     pub(crate) fn find(&self, name: &str) -> Result<usize, ReadError> {
-        let schema = self.schema();
-        let columns: Vec<String> = schema.fields().iter().map(|field| field.name().clone()).collect();
-        columns.iter().position(|column| column == name).ok_or_else(|| {
-            let nearest = nearest(name, columns.iter().map(String::as_str)).map(str::to_owned);
-            ReadError::MissingColumn { path: self.path.to_path_buf(), column: name.to_owned(), columns, nearest }
-        })
+        let columns = self.names();
+        let place = columns.iter().position(|column| column == name);
+        place.ok_or_else(|| ReadError::missing_column(&self.path, name, columns))
     }
 
     /// The columns at `indices`, in the file's order, as batches of at most `rows` rows (and never above 8192).

@@ -53,14 +53,14 @@ impl Default for RowSpec {
     }
 }
 
-/// Columns that are kept beside texts and labels.
+/// Columns that go along as the file has them, those of texts and labels like any other.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Carry {
     /// None.
     #[default]
     Nothing,
-    /// Each that is neither text nor second text nor label.
-    Others,
+    /// All of them, in the order of the file.
+    All,
     /// These, in this order.
     Columns(Vec<String>),
 }
@@ -164,7 +164,6 @@ impl Rows {
 /// The columns that the rows of a stream have, for what is written from them.
 #[derive(Debug, Clone)]
 pub struct Layout {
-    pub(crate) pair: bool,
     pub(crate) label: bool,
     pub(crate) carried: SchemaRef,
     /// Whether what is carried is JSON.

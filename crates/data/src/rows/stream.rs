@@ -105,7 +105,6 @@ impl RowStream {
     pub fn layout(&self) -> Layout {
         let columns = self.columns.as_ref();
         Layout {
-            pair: columns.is_some_and(|columns| columns.pair.is_some()),
             label: columns.is_some_and(|columns| columns.label.is_some()),
             carried: columns.map_or_else(|| Arc::new(Schema::empty()), |c| c.carried_schema.clone()),
             json: self.format == Format::Jsonl,
@@ -122,12 +121,18 @@ impl RowStream {
         self.skipped
     }
 
+    /// The error of a stream that has ended without a row: whether it was empty, or had columns.
+    pub fn no_rows(&self) -> ReadError {
+        // Lines have a column whether there are any or not.
+        ReadError::no_rows(&self.path, self.columns.is_some() && self.format != Format::Lines)
+    }
+
     fn batch(&mut self) -> Option<Result<RecordBatch, ReadError>> {
         self.first.take().map(Ok).or_else(|| self.batches.next())
     }
 
     fn rows(&mut self, batch: &RecordBatch) -> Result<Rows, ReadError> {
-        let Some(columns) = &self.columns else { return Err(ReadError::no_rows(&self.path)) };
+        let Some(columns) = &self.columns else { return Err(self.no_rows()) };
         let cells = Cells { path: &self.path, format: self.format, before: self.read, batch };
         let texts = cells.texts(&columns.text)?;
         let pairs = columns.pair.as_ref().map(|pair| cells.texts(pair)).transpose()?;
@@ -219,15 +224,16 @@ impl Columns {
         // Where a column of the file is in the batches.
         let place = |index: usize| used.partition_point(|&used| used < index);
         let column = |index: usize| Column { name: schema.field(index).name().clone(), index: place(index) };
-        let carried = wanted.carried(text);
         let columns = Self {
             text: column(text),
             chosen,
             pair: wanted.pair.map(column),
             label: wanted.label.map(column),
             filter: wanted.filter.iter().map(|&index| column(index)).zip(spec.filter.values().cloned()).collect(),
-            carried_schema: Arc::new(schema.project(&carried).map_err(|error| ReadError::broken(path, format, error))?),
-            carried: carried.into_iter().map(place).collect(),
+            carried_schema: Arc::new(
+                schema.project(&wanted.carried).map_err(|error| ReadError::broken(path, format, error))?,
+            ),
+            carried: wanted.carried.into_iter().map(place).collect(),
         };
         Ok((columns, batches, first))
     }
@@ -240,8 +246,7 @@ struct Wanted {
     filter: Vec<usize>,
     /// All but second texts and labels.
     others: Vec<usize>,
-    /// What is carried by name; all others if `None`.
-    carried: Option<Vec<usize>>,
+    carried: Vec<usize>,
 }
 
 impl Wanted {
@@ -249,30 +254,25 @@ impl Wanted {
         let find = |name: &String| opened.find(name);
         let pair = spec.text_pair.as_ref().map(find).transpose()?;
         let label = spec.label.as_ref().map(find).transpose()?;
+        let all = 0..opened.schema().fields().len();
         let carried = match &spec.carry {
-            Carry::Nothing => Some(Vec::new()),
-            Carry::Columns(names) => Some(names.iter().map(find).collect::<Result<_, _>>()?),
-            Carry::Others => None,
+            Carry::Nothing => Vec::new(),
+            Carry::Columns(names) => names.iter().map(find).collect::<Result<_, _>>()?,
+            Carry::All => all.clone().collect(),
         };
-        let others = 0..opened.schema().fields().len();
         Ok(Self {
             pair,
             label,
             filter: spec.filter.keys().map(find).collect::<Result<_, _>>()?,
-            others: others.filter(|index| ![pair, label].contains(&Some(*index))).collect(),
+            others: all.filter(|index| ![pair, label].contains(&Some(*index))).collect(),
             carried,
         })
-    }
-
-    fn carried(&self, text: usize) -> Vec<usize> {
-        let others = || self.others.iter().copied().filter(|&index| index != text).collect();
-        self.carried.clone().unwrap_or_else(others)
     }
 
     /// All that are decoded, in the file's order.
     fn used(&self, text: usize) -> Vec<usize> {
         let mut used: Vec<usize> = [Some(text), self.pair, self.label].into_iter().flatten().collect();
-        used.extend(self.filter.iter().copied().chain(self.carried(text)));
+        used.extend(self.filter.iter().copied().chain(self.carried.iter().copied()));
         used.sort_unstable();
         used.dedup();
         used

@@ -58,6 +58,8 @@ const PAIR_NAMES: [(&str, &str); 16] = [
 
 /// Whole numbers of more values are rather numbers than classes, unless they count from 0.
 const MAX_INTEGER_CLASSES: usize = 20;
+/// Texts of more words in the mean are no names of classes.
+const MAX_NAME_WORDS: f64 = 5.0;
 
 /// The columns with what was chosen among them; path, format and whether all rows were read are the caller's to say.
 pub(super) fn choose(columns: Vec<ColumnSurvey>, tallies: &[Tally], schema: &Schema, rows: usize) -> Survey {
@@ -152,7 +154,7 @@ fn labels(column: &ColumnSurvey, tally: &Tally, schema: &Schema, rows: usize) ->
             vec![(base + 5, classes(column, tally, schema, rows, LabelKind::Multi))]
         }
         ColumnKind::Boolean if distinct == 2 => vec![class(base + 6)],
-        ColumnKind::Text if few && column.words.mean < 5.0 => vec![class(base + 6)],
+        ColumnKind::Text if few && column.words.mean < MAX_NAME_WORDS => vec![class(base + 6)],
         ColumnKind::Integer if few && (distinct <= MAX_INTEGER_CLASSES || numbered(tally)) => {
             vec![class(base + 6), value(1)]
         }
@@ -162,6 +164,25 @@ fn labels(column: &ColumnSurvey, tally: &Tally, schema: &Schema, rows: usize) ->
             if id && name.is_none() { Vec::new() } else { vec![value(base + 3)] }
         }
         _ => Vec::new(),
+    }
+}
+
+/// Why [`labels`] finds no way to take a column.
+pub(super) fn why_no_labels(column: &ColumnSurvey) -> String {
+    let distinct = column.distinct.n;
+    match column.kind {
+        ColumnKind::Empty => "nothing stands in it".to_owned(),
+        _ if distinct == 1 => "it has the same value in each row".to_owned(),
+        ColumnKind::Integer => format!(
+            "it has {distinct} different whole numbers; whole numbers are classes \
+             where there are at most {MAX_INTEGER_CLASSES} of them or they count from 0, each for two rows or more"
+        ),
+        ColumnKind::Text => format!(
+            "it has {distinct} different texts of {:.1} words in the mean; names of classes have fewer than \
+             {MAX_NAME_WORDS} words and two rows or more each",
+            column.words.mean
+        ),
+        _ => "it has neither a few values nor numbers".to_owned(),
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use arrow::array::{Array, ArrayRef};
 
+use crate::nearest::separators;
 use crate::read::{Source, open};
 use crate::{Format, LabelKind, RawLabel, ReadError, columns};
 use tally::{Cell, Tally};
@@ -51,6 +52,29 @@ impl Survey {
     pub fn column(&self, name: &str) -> Option<&ColumnSurvey> {
         self.columns.iter().find(|column| column.name == name)
     }
+
+    /// A column by the name that somebody gave.
+    ///
+    /// # Errors
+    /// [`ReadError::MissingColumn`] with the name most like it.
+    pub fn named(&self, name: &str) -> Result<&ColumnSurvey, ReadError> {
+        self.column(name).ok_or_else(|| ReadError::missing_column(&self.path, name, self.names()))
+    }
+
+    /// The columns' names, and what to do if they seem to be one that should be several.
+    pub fn columns_text(&self) -> String {
+        let names = self.names();
+        format!("{}{}", names.join(", "), separators(&names))
+    }
+
+    /// Why no labels are read from a column that [`survey`] does not propose for them.
+    pub fn why_no_labels(&self, column: &ColumnSurvey) -> String {
+        choose::why_no_labels(column)
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.columns.iter().map(|column| column.name.clone()).collect()
+    }
 }
 
 /// What a column holds.
@@ -64,6 +88,8 @@ pub struct ColumnSurvey {
     pub missing: usize,
     /// Cells without a letter, in csv and tsv files those without anything.
     pub empty: usize,
+    /// The row, from 1, of the first of the cells that are missing or empty.
+    pub first_bare: Option<usize>,
     /// How many different values there are.
     pub distinct: Count,
     /// How many cells repeat an earlier one.
@@ -195,7 +221,7 @@ pub fn survey(path: &Path, options: &SurveyOptions) -> Result<Survey, ReadError>
         }
     }
     if rows == 0 {
-        return Err(ReadError::no_rows(path));
+        return Err(ReadError::no_rows(path, !schema.fields().is_empty()));
     }
     let columns = schema.fields().iter().zip(&tallies).map(|(field, tally)| tally.survey(field.name())).collect();
     let chosen = choose::choose(columns, &tallies, &schema, rows);

@@ -27,6 +27,8 @@ pub(super) enum Cell<'a> {
 pub(super) struct Tally {
     missing: usize,
     empty: usize,
+    /// The row, from 1, of the first cell with nothing in it.
+    first_bare: Option<usize>,
     integers: usize,
     numbers: usize,
     booleans: usize,
@@ -49,6 +51,7 @@ impl Tally {
         Self {
             missing: 0,
             empty: 0,
+            first_bare: None,
             integers: 0,
             numbers: 0,
             booleans: 0,
@@ -66,9 +69,15 @@ impl Tally {
 
     pub(super) fn add(&mut self, cell: Cell<'_>) {
         match cell {
-            Cell::Missing => self.missing += 1,
+            Cell::Missing => {
+                self.bare();
+                self.missing += 1;
+            }
             Cell::Other => self.others += 1,
-            Cell::Text(text) if text.trim().is_empty() => self.empty += 1,
+            Cell::Text(text) if text.trim().is_empty() => {
+                self.bare();
+                self.empty += 1;
+            }
             Cell::Text(text) => self.text(text),
             Cell::List(items) => {
                 self.lists += 1;
@@ -80,6 +89,12 @@ impl Tally {
                 items.iter().for_each(|item| self.value(&item.to_string()));
             }
         }
+    }
+
+    /// Notes the row of a cell that is not counted yet.
+    fn bare(&mut self) {
+        let row = self.missing + self.empty + self.filled() + 1;
+        self.first_bare.get_or_insert(row);
     }
 
     fn text(&mut self, text: &str) {
@@ -173,6 +188,7 @@ impl Tally {
             kind: self.kind(),
             missing: self.missing,
             empty: self.empty,
+            first_bare: self.first_bare,
             distinct,
             duplicates: Count { n: self.filled() - self.others - distinct.n, ..distinct },
             examples: self.examples.clone(),

@@ -7,17 +7,41 @@ use arrow::datatypes::{DataType, Field, Float32Type, Schema, SchemaRef};
 use super::{JOIN, OutputSpec, WriteError};
 use crate::{Format, LabelKind, Layout, Predicted, RawLabel, Rows};
 
-/// The columns of what is written.
-pub(super) fn schema(spec: &OutputSpec, layout: &Layout, format: Format) -> Result<SchemaRef, WriteError> {
+/// The columns of what is written: those of the input that are kept, and the new ones behind them.
+pub(super) struct Plan {
+    pub(super) schema: SchemaRef,
+    /// The places of those that are kept among those that the rows carry.
+    pub(super) kept: Vec<usize>,
+    /// Columns of the input in whose place stand new ones of the same name.
+    pub(super) replaced: Vec<String>,
+}
+
+impl Plan {
+    fn new(layout: &Layout, new: Vec<Field>) -> Result<Self, WriteError> {
+        let carried = layout.carried.fields();
+        let is_new = |name: &String| new.iter().any(|field| field.name() == name);
+        let (replaced, kept): (Vec<usize>, Vec<usize>) =
+            (0..carried.len()).partition(|&index| is_new(carried[index].name()));
+        let mut seen = BTreeSet::new();
+        if let Some(&twice) = kept.iter().find(|&&index| !seen.insert(carried[index].name())) {
+            return Err(WriteError::Column { column: carried[twice].name().clone() });
+        }
+        let fields = kept.iter().map(|&index| carried[index].as_ref().clone()).chain(new);
+        Ok(Self {
+            schema: Arc::new(Schema::new(fields.collect::<Vec<_>>())),
+            replaced: replaced.into_iter().map(|index| carried[index].name().clone()).collect(),
+            kept,
+        })
+    }
+}
+
+/// What is written of such rows.
+pub(super) fn plan(spec: &OutputSpec, layout: &Layout, format: Format) -> Result<Plan, WriteError> {
     let joins = spec.kind == LabelKind::Multi && matches!(format, Format::Csv | Format::Tsv);
     if joins && let Some(name) = spec.labels.names().iter().find(|name| name.contains(JOIN)) {
         return Err(WriteError::Name { name: name.clone() });
     }
-    let mut fields: Vec<Field> = layout.carried.fields().iter().map(|field| field.as_ref().clone()).collect();
-    if spec.text {
-        fields.push(Field::new("text", DataType::Utf8, false));
-        fields.extend(layout.pair.then(|| Field::new("text_pair", DataType::Utf8, false)));
-    }
+    let mut fields = Vec::new();
     let list = |of: DataType| DataType::new_list(of, true);
     let (label, predicted, probability) = match spec.kind {
         LabelKind::Class => (DataType::Utf8, DataType::Utf8, Some(DataType::Float32)),
@@ -31,11 +55,7 @@ pub(super) fn schema(spec: &OutputSpec, layout: &Layout, format: Format) -> Resu
         let names = spec.labels.names().iter();
         fields.extend(names.map(|name| Field::new(format!("probability_{name}"), DataType::Float32, false)));
     }
-    let mut seen = BTreeSet::new();
-    match fields.iter().find(|field| !seen.insert(field.name())) {
-        Some(twice) => Err(WriteError::Column { column: twice.name().clone() }),
-        None => Ok(Arc::new(Schema::new(fields))),
-    }
+    Plan::new(layout, fields)
 }
 
 fn with_probabilities(spec: &OutputSpec) -> bool {
@@ -61,21 +81,15 @@ pub(super) fn check(spec: &OutputSpec, rows: &Rows, predicted: Predicted<'_>) ->
     }
 }
 
-/// The columns of [`schema`] for a chunk.
+/// The columns of a [`Plan`] for a chunk.
 pub(super) fn columns(
     spec: &OutputSpec,
-    layout: &Layout,
+    kept: &[usize],
     rows: &Rows,
     predicted: Predicted<'_>,
 ) -> Result<Vec<ArrayRef>, WriteError> {
-    let mut columns = rows.carried.columns().to_vec();
-    if spec.text {
-        columns.push(Arc::new(StringArray::from_iter_values(&rows.texts)));
-        if layout.pair {
-            columns.push(Arc::new(StringArray::from_iter_values(rows.pairs.iter().flatten())));
-        }
-    }
-    if let (true, Some(labels)) = (layout.label, &rows.labels) {
+    let mut columns: Vec<ArrayRef> = kept.iter().map(|&index| rows.carried.column(index).clone()).collect();
+    if let Some(labels) = &rows.labels {
         columns.push(label_column(spec, labels));
     }
     columns.extend(predictions(spec, predicted)?);

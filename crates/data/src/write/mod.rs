@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 use parquet::errors::ParquetError;
 
 use crate::{Format, LabelKind, LabelSet, Layout, Predicted, Rows};
 use encode::Encoder;
+use layout::Plan;
 use target::Target;
 
 /// Joins several labels in one cell of a csv or tsv file.
@@ -29,8 +29,6 @@ pub struct OutputSpec {
     pub labels: LabelSet,
     /// What the labels are.
     pub kind: LabelKind,
-    /// Whether the texts are written again, as `text` and `text_pair`.
-    pub text: bool,
     /// Whether there is a column `probability_NAME` for each class.
     pub probabilities: bool,
     /// Of several labels, those of at least this probability are predicted.
@@ -40,30 +38,33 @@ pub struct OutputSpec {
 }
 
 impl OutputSpec {
-    /// Texts and predictions; no probabilities but that of what is predicted, and nothing is replaced.
+    /// No probabilities but that of what is predicted, and no file is replaced.
     pub fn new(labels: LabelSet, kind: LabelKind) -> Self {
-        Self { format: None, labels, kind, text: true, probabilities: false, threshold: 0.5, overwrite: false }
+        Self { format: None, labels, kind, probabilities: false, threshold: 0.5, overwrite: false }
     }
 }
 
 /// Writes predictions chunk by chunk as csv, tsv, jsonl or parquet; no more than a chunk is held, or 16 MiB of a row
 /// group.
 ///
-/// The columns, in this order: those that the rows carry; `text` and `text_pair`; `label`, if the rows have it, by its
-/// name; `predicted`: the name of the class, the number, or the list of labels; `probability`, but for numbers: that
-/// of the class, or one for each label of the list; and `probability_NAME` for each class if asked for. Probabilities
-/// of classes are columns of numbers in every format, for those are what pandas computes with: a list in a cell is an
-/// object to it.
+/// The columns, in this order: those that the rows carry, but for those that have the name of one behind them; `label`,
+/// if the rows have it, by its name; `predicted`: the name of the class, the number, or the list of labels;
+/// `probability`, but for numbers: that of the class, or one for each label of the list; and `probability_NAME` for each
+/// class if asked for. Probabilities of classes are columns of numbers in every format, for those are what pandas
+/// computes with: a list in a cell is an object to it.
 ///
 /// In csv and tsv files lists are joined by `|`, and a missing value is an empty cell. Tsv files know no quotation
 /// marks (for pandas: `quoting=3`), so that a tab or line break in a text becomes a space there. What comes from a
 /// csv or jsonl file is text in parquet; from jsonl to jsonl values are carried as they were written.
 pub struct PredictionWriter {
     spec: OutputSpec,
-    layout: Layout,
-    schema: SchemaRef,
+    plan: Plan,
+    /// Whether the carried columns are JSON.
+    json: bool,
     encoder: Encoder,
     target: Target,
+    /// Whether what stands before the first row is written.
+    headed: bool,
     rows: u64,
     /// An error came before, and what is written is not whole.
     failed: bool,
@@ -74,50 +75,65 @@ impl PredictionWriter {
     /// nothing is left.
     ///
     /// # Errors
-    /// [`WriteError`] if it cannot be made, if there is one and `spec.overwrite` is not set, or if two columns would
-    /// have one name.
+    /// [`WriteError`] if it cannot be made, if there is one and `spec.overwrite` is not set, or if the rows carry two
+    /// columns of one name.
     pub fn create(path: &Path, spec: OutputSpec, layout: &Layout) -> Result<Self, WriteError> {
-        let format = spec.format.or_else(|| Format::of(path));
-        let format = format.ok_or_else(|| WriteError::Format { path: path.to_owned() })?;
-        let schema = layout::schema(&spec, layout, format)?;
+        let format = format_of(path, spec.format)?;
+        let plan = layout::plan(&spec, layout, format)?;
         let target = Target::file(path, spec.overwrite)?;
-        Self::new(spec, layout, format, schema, target)
+        Self::new(spec, layout, format, plan, target)
     }
 
-    /// Writes to a stream, such as standard output, and flushes it after each chunk. The format is csv, tsv or jsonl;
-    /// `spec.format` is not used.
+    /// Says what [`PredictionWriter::create`] would say of a file's name, format and folder.
     ///
     /// # Errors
-    /// [`WriteError`] if two columns would have one name, if the format is one of files, or if it cannot be written to.
+    /// [`WriteError`] if such a file cannot be made, or is there and not to be replaced.
+    pub fn check(path: &Path, format: Option<Format>, overwrite: bool) -> Result<(), WriteError> {
+        check_format(format_of(path, format)?)?;
+        Target::file(path, overwrite).map(drop)
+    }
+
+    /// Says what [`PredictionWriter::to_writer`] would say of a format.
+    ///
+    /// # Errors
+    /// [`WriteError`] if it is one of files, or one that predictions are not written in.
+    pub fn check_stream(format: Format) -> Result<(), WriteError> {
+        match format {
+            Format::Parquet => Err(WriteError::NeedsFile { format }),
+            _ => check_format(format),
+        }
+    }
+
+    /// Writes to a stream, such as standard output, and flushes it after each chunk; nothing before the first. The format
+    /// is csv, tsv or jsonl; `spec.format` is not used.
+    ///
+    /// # Errors
+    /// [`WriteError`] if the rows carry two columns of one name, or if the format is one of files.
     pub fn to_writer(
         out: impl Write + Send + 'static,
         format: Format,
         spec: OutputSpec,
         layout: &Layout,
     ) -> Result<Self, WriteError> {
-        if format == Format::Parquet {
-            return Err(WriteError::NeedsFile { format });
-        }
-        let schema = layout::schema(&spec, layout, format)?;
-        Self::new(spec, layout, format, schema, Target::stream(out))
+        Self::check_stream(format)?;
+        let plan = layout::plan(&spec, layout, format)?;
+        Self::new(spec, layout, format, plan, Target::stream(out))
     }
 
-    fn new(
-        spec: OutputSpec,
-        layout: &Layout,
-        format: Format,
-        schema: SchemaRef,
-        mut target: Target,
-    ) -> Result<Self, WriteError> {
+    fn new(spec: OutputSpec, layout: &Layout, format: Format, plan: Plan, target: Target) -> Result<Self, WriteError> {
         let encoder = match format {
             Format::Csv => Encoder::Csv,
             Format::Tsv => Encoder::Tsv,
             Format::Jsonl => Encoder::Jsonl,
-            Format::Parquet => Encoder::parquet(&schema, &target)?,
+            Format::Parquet => Encoder::parquet(&plan.schema, &target)?,
             Format::Arrow | Format::Lines => return Err(WriteError::Unsupported { format }),
         };
-        target.write(&encoder.header(&schema)?)?;
-        Ok(Self { spec, layout: layout.clone(), schema, encoder, target, rows: 0, failed: false })
+        Ok(Self { spec, plan, json: layout.json, encoder, target, headed: false, rows: 0, failed: false })
+    }
+
+    /// The columns of the input that are left out because a new one has their name.
+    pub fn replaced(&self) -> &[String] {
+        &self.plan.replaced
     }
 
     /// Writes the predictions of a chunk, one for each of its rows.
@@ -135,12 +151,21 @@ impl PredictionWriter {
         if rows.is_empty() {
             return Ok(());
         }
-        let columns = layout::columns(&self.spec, &self.layout, rows, predicted)?;
-        let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns)?;
-        let carried = if self.layout.json { rows.carried.num_columns() } else { 0 };
+        let columns = layout::columns(&self.spec, &self.plan.kept, rows, predicted)?;
+        let batch = RecordBatch::try_new(Arc::clone(&self.plan.schema), columns)?;
+        let carried = if self.json { self.plan.kept.len() } else { 0 };
+        self.head()?;
         let bytes = self.encoder.encode(&batch, carried)?;
         self.target.write(&bytes)?;
         self.rows += rows.len() as u64;
+        Ok(())
+    }
+
+    fn head(&mut self) -> Result<(), WriteError> {
+        if !self.headed {
+            self.target.write(&self.encoder.header(&self.plan.schema)?)?;
+            self.headed = true;
+        }
         Ok(())
     }
 
@@ -153,13 +178,25 @@ impl PredictionWriter {
     ///
     /// # Errors
     /// [`WriteError`] if that fails, or if a chunk failed before; then there is no file.
-    pub fn finish(self) -> Result<u64, WriteError> {
+    pub fn finish(mut self) -> Result<u64, WriteError> {
         if self.failed {
             return Err(WriteError::Unfinished { rows: self.rows });
         }
+        self.head()?;
         self.encoder.finish()?;
         self.target.finish()?;
         Ok(self.rows)
+    }
+}
+
+fn format_of(path: &Path, given: Option<Format>) -> Result<Format, WriteError> {
+    given.or_else(|| Format::of(path)).ok_or_else(|| WriteError::Format { path: path.to_owned() })
+}
+
+fn check_format(format: Format) -> Result<(), WriteError> {
+    match format {
+        Format::Arrow | Format::Lines => Err(WriteError::Unsupported { format }),
+        Format::Csv | Format::Tsv | Format::Jsonl | Format::Parquet => Ok(()),
     }
 }
 
@@ -203,8 +240,16 @@ pub enum WriteError {
         /// What has the name.
         path: PathBuf,
     },
+    /// The file's folder is not there, or takes no file.
+    #[error("write into the folder {}", folder.display())]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// Two columns would have one name.
-    #[error("write two columns `{column}`: one is the input's; do not carry it")]
+    #[error("write two columns `{column}`: the input has two of that name; rename one, or do not carry them")]
     Column {
         /// Their name.
         column: String,

@@ -32,7 +32,11 @@ impl Target {
             // As for any new file: what the umask leaves.
             builder.permissions(fs::Permissions::from_mode(0o666));
         }
-        let file = builder.tempfile_in(folder(&path)).map_err(|source| failed(&path, source))?;
+        let folder = folder(&path);
+        // The text of the error would tell the temporary name; that the folder is not there is said in full before.
+        let named = |source: io::Error| WriteError::Folder { folder: folder.to_owned(), source };
+        fs::metadata(folder).map_err(named)?;
+        let file = builder.tempfile_in(folder).map_err(|source| named(source.kind().into()))?;
         Ok(Target::File { file, path, overwrite })
     }
 
