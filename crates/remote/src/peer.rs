@@ -319,7 +319,8 @@ impl Peer {
     pub(crate) async fn tuned(&self, span: Span, step: &Step, batch: &WireBatch) -> Result<Tuned, CallError> {
         let mut guard = self.connection.lock().await;
         let connection = self.connected(&mut guard).await?;
-        check_size(batch, &connection.limits)?;
+        // The gradient of the output may come with the batch, and is no larger.
+        check_size(2 * batch.hidden.data().len(), &connection.limits, "lower swarm.with.micro_batch_tokens")?;
         if connection.version != step.version {
             connection.tuned.clear();
             connection.version = step.version;
@@ -329,6 +330,8 @@ impl Peer {
         }
         let session = self.session(connection, span).await?;
         let part = step.part(span)?;
+        let bytes = part.iter().map(|named| named.tensor.data().len()).sum();
+        check_size(bytes, &connection.limits, "use fewer prompts, or servers with fewer blocks each")?;
         let mut request = session.tune_request();
         let length = u32::try_from(part.len()).unwrap_or(u32::MAX);
         codec::write_named(request.get().init_tunables(length), &part, &connection.parts);
@@ -466,17 +469,13 @@ pub(crate) struct RelayedPart {
     pub(crate) not_finite: Option<usize>,
 }
 
-/// Refuses a message that the server would not read: it would only close the connection.
-fn check_size(batch: &WireBatch, limits: &Limits) -> Result<(), CallError> {
-    // The gradient of the output may come with the batch, and is no larger.
-    let bytes = 2 * batch.hidden.data().len() as u64;
-    if bytes <= limits.max_message_bytes {
+/// Refuses tensors that the server would not read: it would only close the connection.
+fn check_size(bytes: usize, limits: &Limits, what_helps: &str) -> Result<(), CallError> {
+    if bytes as u64 <= limits.max_message_bytes {
         return Ok(());
     }
-    let message = format!(
-        "a message of up to {bytes} bytes, but this server reads {}; lower swarm.with.micro_batch_tokens",
-        limits.max_message_bytes
-    );
+    let message =
+        format!("a message of up to {bytes} bytes, but this server reads {}; {what_helps}", limits.max_message_bytes);
     Err(CallError::Failure(Failure::new(FailureCode::InvalidRequest, message)))
 }
 

@@ -2,7 +2,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sepal_blocks::{Batch, BlockStack, ForwardError, InputGrad, Keep, KeptPrefix, Output, Prefix, Tape, WantGrads};
 use sepal_core::{DEEP_PROMPTS, DType, HostTensor, NamedHostTensor, Span, Want, in_one_line};
-use sepal_nn::host::{share_from_host, share_to_host};
+use sepal_nn::host::{share_from_host, share_to_host, to_host};
 use sepal_wire::codec::{self, GradWant, Grads, WireBatch};
 use sepal_wire::{Failure, FailureCode};
 use tch::Tensor;
@@ -199,6 +199,7 @@ fn run_forwards(stack: &BlockStack, jobs: &[Forward]) -> Vec<Result<Done, Failur
         Ok(outputs) => Ok(outputs.into_iter()),
         Err(failure) => Err(failure),
     };
+    let is_shared = jobs.len() > 1;
     let done = jobs.iter().zip(&mut inputs).map(|(job, input)| {
         let input = input.as_mut().map_err(|failure| failure.clone())?;
         let outputs = outputs.as_mut().map_err(|failure| failure.clone())?;
@@ -207,7 +208,7 @@ fn run_forwards(stack: &BlockStack, jobs: &[Forward]) -> Vec<Result<Done, Failur
             *input.prefix = Some(prefix);
         }
         let kept = tape.map(|tape| Kept { bytes: tape.bytes() as u64, tape: Some(tape) });
-        Ok(Done::Forward { output: host(&hidden, job.dtype)?, kept, not_finite })
+        Ok(Done::Forward { output: host(&hidden, job.dtype, is_shared)?, kept, not_finite })
     });
     done.collect()
 }
@@ -227,10 +228,11 @@ fn run_backwards(stack: &BlockStack, jobs: Vec<Backward>) -> Vec<Result<Done, Fa
     let Some(&want) = wants.iter().flatten().next() else {
         return wants.into_iter().map(|want| want.map(|_| Done::Grads(Grads::default()))).collect();
     };
+    let is_shared = tapes.len() > 1;
     let mut grads = back(stack, tapes, want).map(Vec::into_iter);
     let done = wants.into_iter().map(|want| {
         let (want, grads) = (want?, grads.as_mut().map_err(|failure| failure.clone())?);
-        grads_on_wire(grads.next().ok_or_else(|| invalid("no gradient"))?, want).map(Done::Grads)
+        grads_on_wire(grads.next().ok_or_else(|| invalid("no gradient"))?, want, is_shared).map(Done::Grads)
     });
     done.collect()
 }
@@ -248,7 +250,7 @@ fn stateless(stack: &BlockStack, forward: Forward, grad_output: &HostTensor, wan
         .into_iter()
         .next()
         .ok_or_else(|| invalid("no gradient"))
-        .and_then(|grads| grads_on_wire(grads, want))
+        .and_then(|grads| grads_on_wire(grads, want, false))
         .map(Done::Grads)
 }
 
@@ -269,20 +271,23 @@ fn back(stack: &BlockStack, tapes: Vec<(Tape, Tensor)>, want: GradWant) -> Resul
     stack.backward(tapes, WantGrads { input, deep_prompts: want.tunables }).map_err(|error| refused(&error))
 }
 
-fn grads_on_wire(grads: sepal_blocks::Grads, want: GradWant) -> Result<Grads, Failure> {
+fn grads_on_wire(grads: sepal_blocks::Grads, want: GradWant, is_shared: bool) -> Result<Grads, Failure> {
     let input = match want.input {
         codec::InputGrad::None => None,
-        _ => Some(host(&grads.input, want.input_dtype())?),
+        // The prefix is a small part of all positions.
+        input => Some(host(&grads.input, want.input_dtype(), is_shared || input == codec::InputGrad::Prefix)?),
     };
     let named = |tensor| Ok(NamedHostTensor { name: DEEP_PROMPTS.to_owned(), tensor });
-    let deep_prompts = grads.deep_prompts.map(|grad| host(&grad, want.tunables_dtype()).and_then(named));
+    let deep_prompts = grads.deep_prompts.map(|grad| host(&grad, want.tunables_dtype(), is_shared).and_then(named));
     let tunables = deep_prompts.into_iter().collect::<Result<_, _>>()?;
     Ok(Grads { input, tunables, not_finite: grads.not_finite })
 }
 
-/// A tensor's numbers as they cross the wire: of an output or a gradient, which nobody writes into any more.
-fn host(tensor: &Tensor, dtype: DType) -> Result<HostTensor, Failure> {
-    share_to_host(tensor, dtype).map_err(|error| failed(&error))
+/// A tensor's numbers as they cross the wire: of an output or a gradient, which nobody writes into any more. A part of a
+/// tensor that others share is copied: an answer that waits for a slow reader would hold all of it.
+fn host(tensor: &Tensor, dtype: DType, is_part: bool) -> Result<HostTensor, Failure> {
+    let host = if is_part { to_host(tensor, dtype) } else { share_to_host(tensor, dtype) };
+    host.map_err(|error| failed(&error))
 }
 
 pub(crate) fn invalid(message: impl std::fmt::Display) -> Failure {

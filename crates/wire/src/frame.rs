@@ -1,9 +1,9 @@
 //! Messages and their parts on a stream.
 //!
-//! A frame is a header (magic, bytes of the message, number of parts, checksum, each 32 bits), a table with name and bytes
-//! of each part (64 bits each), the message in Cap'n Proto's stream encoding, and the parts, each with its checksum behind
-//! it. The header's checksum is of the header before it, the table and the message. All numbers are little-endian, all
-//! checksums are CRC-32 (IEEE).
+//! A frame is a header (magic, bytes of the message, number of parts, checksum of what follows up to the parts, checksum of
+//! the header before it, each 32 bits), a table with name and bytes of each part (64 bits each), the message in Cap'n
+//! Proto's stream encoding, and the parts, each with its checksum behind it. All numbers are little-endian, all checksums
+//! are CRC-32 (IEEE).
 
 use std::io::{self, IoSlice};
 
@@ -17,13 +17,14 @@ use crate::parts::Parts;
 
 /// Sepal's frames, in the layout of the protocol 5.
 const MAGIC: [u8; 4] = *b"SPL5";
-const HEADER_BYTES: usize = 16;
+const HEADER_BYTES: usize = 20;
 const ENTRY_BYTES: usize = 16;
 /// No message has nearly as many tensors.
 const MOST_PARTS: usize = 1 << 12;
 /// What is written or read at a time: more than this leaves the processor's cache before it is summed.
 const CHUNK_BYTES: usize = 1024 << 10;
 const SUM_BYTES: usize = 4;
+const DAMAGED: &str = "a message was damaged on the way";
 
 /// A message that goes out.
 pub(crate) struct Frame {
@@ -35,6 +36,9 @@ impl Frame {
     /// The message with the parts that it names.
     pub(crate) fn new(message: &Builder<HeapAllocator>, parts: &Parts) -> Result<Self, capnp::Error> {
         let parts = parts.named_in(&message.get_segments_for_output());
+        if parts.len() > MOST_PARTS {
+            return Err(too_many(parts.len()));
+        }
         let table = parts.len() * ENTRY_BYTES;
         let mut head = vec![0; HEADER_BYTES];
         for (id, data) in &parts {
@@ -48,8 +52,10 @@ impl Frame {
         head[..4].copy_from_slice(&MAGIC);
         head[4..8].copy_from_slice(&message_bytes.to_le_bytes());
         head[8..12].copy_from_slice(&n_parts.to_le_bytes());
-        let crc = sum([&head[..12], &head[HEADER_BYTES..]]);
-        head[12..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+        let body = sum(&head[HEADER_BYTES..]);
+        head[12..16].copy_from_slice(&body.to_le_bytes());
+        let header = sum(&head[..16]);
+        head[16..HEADER_BYTES].copy_from_slice(&header.to_le_bytes());
         Ok(Self { head, parts: parts.into_iter().map(|(_, data)| data).collect() })
     }
 
@@ -87,19 +93,30 @@ async fn write_all<const N: usize>(writer: &mut (impl AsyncWrite + Unpin), slice
     Ok(())
 }
 
-fn sum<const N: usize>(slices: [&[u8]; N]) -> u32 {
-    let mut crc = Hasher::new();
-    slices.iter().for_each(|slice| crc.update(slice));
-    crc.finalize()
+fn sum(bytes: &[u8]) -> u32 {
+    crc32fast::hash(bytes)
 }
 
-/// The message of a frame that came in, and the names of its parts, which are in `parts` until they are forgotten.
+/// The message of a frame that came in, and its parts, which go with it.
 pub(crate) struct Received {
     pub(crate) message: Reader<OwnedSegments>,
-    pub(crate) ids: Vec<u64>,
+    _arrived: Arrived,
 }
 
-/// The next frame, of at most `max_bytes`. `None` where the stream ends between two.
+/// Parts that are there until this is dropped.
+struct Arrived {
+    parts: Parts,
+    ids: Vec<u64>,
+}
+
+impl Drop for Arrived {
+    fn drop(&mut self) {
+        self.parts.forget(&self.ids);
+    }
+}
+
+/// The next frame, whose message and whose parts together have at most `max_bytes` each. `None` where the stream ends
+/// between two.
 pub(crate) async fn read(
     reader: &mut (impl AsyncRead + Unpin),
     options: ReaderOptions,
@@ -113,36 +130,45 @@ pub(crate) async fn read(
     }
     reader.read_exact(&mut header[began..]).await?;
     if header[..4] != MAGIC {
-        return Err(failed("what came is no message of this version of the protocol: update the older side"));
+        return Err(failed(
+            "what came is no message of this version of the protocol; if it is so again, update the older side",
+        ));
     }
-    let [message_bytes, n_parts, crc] = [4, 8, 12].map(|at| number(&header, at));
+    let [message_bytes, n_parts, crc, header_crc] = [4, 8, 12, 16].map(|at| number(&header, at));
+    // Before it is waited for as much as it says.
+    if sum(&header[..16]) != header_crc {
+        return Err(failed(DAMAGED));
+    }
     let n_parts = n_parts as usize;
-    if u64::from(message_bytes) > max_bytes || n_parts > MOST_PARTS {
+    if n_parts > MOST_PARTS {
+        return Err(too_many(n_parts));
+    }
+    if u64::from(message_bytes) > max_bytes {
         return Err(too_large(max_bytes));
     }
     let mut body = vec![0; n_parts * ENTRY_BYTES + message_bytes as usize];
     reader.read_exact(&mut body).await?;
-    if sum([&header[..12], &body]) != crc {
-        return Err(failed("a message was damaged on the way"));
+    if sum(&body) != crc {
+        return Err(failed(DAMAGED));
     }
     let (table, message) = body.split_at(n_parts * ENTRY_BYTES);
     let message = serialize::read_message(message, options)?;
     let table: Vec<(u64, u64)> =
         table.chunks_exact(ENTRY_BYTES).map(|entry| (word(entry, 0), word(entry, 8))).collect();
-    let total = table.iter().try_fold(u64::from(message_bytes), |total, (_, bytes)| total.checked_add(*bytes));
+    let total = table.iter().try_fold(0_u64, |total, (_, bytes)| total.checked_add(*bytes));
     if total.is_none_or(|total| total > max_bytes) {
         return Err(too_large(max_bytes));
     }
-    let mut received = Received { message, ids: Vec::with_capacity(n_parts) };
+    let mut arrived = Arrived { parts: parts.clone(), ids: Vec::with_capacity(n_parts) };
     for (id, bytes) in table {
         let bytes = usize::try_from(bytes).map_err(|_| too_large(max_bytes))?;
         let data = read_part(reader, bytes).await?;
         if !parts.arrive(id, data) {
             return Err(failed("two parts of one name"));
         }
-        received.ids.push(id);
+        arrived.ids.push(id);
     }
-    Ok(Some(received))
+    Ok(Some(Received { message, _arrived: arrived }))
 }
 
 /// A part, unless its checksum is wrong.
@@ -178,6 +204,10 @@ fn too_large(max_bytes: u64) -> capnp::Error {
     failed(&format!("a message of more than {max_bytes} bytes"))
 }
 
+fn too_many(n_parts: usize) -> capnp::Error {
+    failed(&format!("a message with {n_parts} tensors"))
+}
+
 #[cfg(test)]
 mod tests {
     use sepal_core::{DType, HostTensor};
@@ -210,15 +240,15 @@ mod tests {
     /// What the tensor in a frame is read as.
     fn read_back(mut bytes: &[u8], max_bytes: u64) -> Result<Option<Result<HostTensor, DecodeError>>, capnp::Error> {
         let parts = Parts::default();
-        let received = run(read(&mut bytes, ReaderOptions::new(), max_bytes, &parts))?;
+        let received = run(read(&mut bytes, ReaderOptions::new(), max_bytes, &parts));
         let tensor = received.map(|received| {
-            let root = received.message.get_root::<tensor::Reader<'_>>();
-            let tensor = root.map_err(DecodeError::from).and_then(|root| codec::read_tensor(root, &parts));
-            parts.forget(&received.ids);
-            tensor
+            received.map(|received| {
+                let root = received.message.get_root::<tensor::Reader<'_>>();
+                root.map_err(DecodeError::from).and_then(|root| codec::read_tensor(root, &parts))
+            })
         });
         assert_eq!(format!("{parts:?}"), "Parts(0 leaving, 0 arrived)");
-        Ok(tensor)
+        tensor
     }
 
     #[test]
@@ -252,11 +282,16 @@ mod tests {
         for at in 0..frame.len() {
             let mut damaged = frame.clone();
             damaged[at] ^= 4;
+            // So that nothing ends where too much is waited for.
+            damaged.extend(&frame);
             match read_back(&damaged, LIMIT) {
                 // The call fails, and what follows can be read.
                 Ok(Some(Err(DecodeError::Damaged))) => assert!(at >= body, "byte {at}"),
                 Ok(read) => panic!("{read:?} with byte {at} damaged"),
-                Err(_) => assert!(at < body, "byte {at}"),
+                Err(error) => {
+                    let is_said = error.extra == DAMAGED || error.extra.contains("no message of this version");
+                    assert!(at < body && is_said, "byte {at}: {error}");
+                }
             }
         }
     }

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use capnp::capability::Promise;
 use capnp::message::{Builder, HeapAllocator, ReaderOptions};
+use capnp_rpc::rpc_capnp::{self, call::send_results_to};
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use capnp_rpc::{Connection, IncomingMessage, OutgoingMessage, VatNetwork};
 use futures::future::{FutureExt, Shared, TryFutureExt};
@@ -37,6 +38,12 @@ pub(crate) struct Network<R> {
 
 type Inner<R> = Rc<RefCell<State<R>>>;
 
+impl<R> Drop for State<R> {
+    fn drop(&mut self) {
+        self.parts.end();
+    }
+}
+
 struct State<R> {
     side: Side,
     /// Away while a message is read, which does not keep the connection.
@@ -57,6 +64,8 @@ impl<R: AsyncRead + Unpin + 'static> Network<R> {
         parts: Parts,
         max_bytes: u64,
     ) -> Self {
+        // Sums of lengths stay numbers, on machines with small ones too.
+        let max_bytes = max_bytes.min(usize::MAX as u64 / 4);
         let (queue, items) = mpsc::unbounded_channel();
         let (in_use, unused) = oneshot::channel::<()>();
         // The conversation goes on for as long as the connection is used, even if nothing can be written any more.
@@ -147,7 +156,10 @@ impl<R: AsyncRead + Unpin + 'static> Connection<Side> for Handle<R> {
             let mut reader = reader.ok_or_else(|| capnp::Error::failed("a message is being read".to_owned()))?;
             let received = frame::read(&mut reader, options, max_bytes, &parts).await?;
             place.replace(Some(reader));
-            Ok(received.map(|received| Box::new(Incoming { received, parts }) as Box<dyn IncomingMessage>))
+            if let Some(received) = &received {
+                check_results(received)?;
+            }
+            Ok(received.map(|received| Box::new(Incoming(received)) as Box<dyn IncomingMessage>))
         })
     }
 
@@ -194,7 +206,11 @@ impl OutgoingMessage for Outgoing {
         let message = self.message.take().unwrap_or_default();
         let written = match Frame::new(&message, &self.parts) {
             Ok(frame) => told(&self.queue, |done| Item::Frame(frame, done)),
-            Err(error) => Promise::err(error),
+            Err(error) => {
+                // Nobody looks at what comes of one message: without the connection, the caller would wait for ever.
+                drop(told(&self.queue, |done| Item::End(Err(error.clone()), done)));
+                Promise::err(error)
+            }
         };
         (written, Rc::new(message))
     }
@@ -218,20 +234,58 @@ fn sent() -> capnp::Error {
     capnp::Error::failed("the message was sent".to_owned())
 }
 
-/// A message that has come. Its parts go with it.
-struct Incoming {
-    received: Received,
-    parts: Parts,
-}
+/// A message that has come.
+struct Incoming(Received);
 
 impl IncomingMessage for Incoming {
     fn get_body(&self) -> capnp::Result<capnp::any_pointer::Reader<'_>> {
-        self.received.message.get_root()
+        self.0.message.get_root()
     }
 }
 
-impl Drop for Incoming {
-    fn drop(&mut self) {
-        self.parts.forget(&self.received.ids);
+/// Refuses calls whose results shall stay with whoever is called, which this protocol has no use for: they are in no
+/// message that is sent, and what they name would never leave.
+fn check_results(received: &Received) -> capnp::Result<()> {
+    let root = received.message.get_root::<rpc_capnp::message::Reader<'_>>()?;
+    let Ok(rpc_capnp::message::Call(call)) = root.which() else { return Ok(()) };
+    match call?.get_send_results_to().which()? {
+        send_results_to::Caller(()) => Ok(()),
+        _ => Err(capnp::Error::failed("a call whose results go elsewhere".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::conversation;
+    use crate::sepal_capnp::block_server;
+
+    /// What a server's conversation comes to after a call with its results left to be sent to the caller, or not.
+    fn called(change: impl FnOnce(rpc_capnp::call::Builder<'_>)) -> Result<(), capnp::Error> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        LocalSet::new().block_on(&runtime, async {
+            let (mut near, far) = tokio::io::duplex(1 << 12);
+            let (reader, writer) = tokio::io::split(far);
+            let root = block_server::Client { client: capnp_rpc::new_future_client(std::future::pending()) };
+            let serving = conversation::server(reader, writer, 1 << 20, root, &Parts::default());
+            let mut message = Builder::new_default();
+            change(message.init_root::<rpc_capnp::message::Builder<'_>>().init_call());
+            let frame = Frame::new(&message, &Parts::default()).expect("a frame");
+            frame.write(&mut near).await.expect("written");
+            near.shutdown().await.expect("ended");
+            serving.await
+        })
+    }
+
+    #[test]
+    fn results_that_would_stay_here_are_refused() {
+        let refused = "a call whose results go elsewhere";
+        let answered = called(|_| ()).err().map(|error| error.extra);
+        assert_ne!(answered.as_deref(), Some(refused));
+        let error = called(|call| call.get_send_results_to().set_yourself(())).expect_err("refused");
+        assert_eq!(error.extra, refused);
     }
 }

@@ -1,5 +1,6 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
@@ -22,12 +23,14 @@ struct Tables {
     leaving: HashMap<u64, Bytes>,
     /// Of messages that are being read; nothing, where it was damaged on the way.
     arrived: HashMap<u64, Option<Bytes>>,
+    /// The connection has ended: nothing leaves any more.
+    has_ended: bool,
 }
 
 /// A part that cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PartError {
-    /// The message came without it.
+    /// No message that is being read came with it.
     Missing,
     /// Its checksum is wrong.
     Damaged,
@@ -36,7 +39,7 @@ pub(crate) enum PartError {
 impl Default for Parts {
     fn default() -> Self {
         let next = RandomState::new().hash_one(0);
-        Self(Rc::new(RefCell::new(Tables { next, leaving: HashMap::new(), arrived: HashMap::new() })))
+        Self(Rc::new(RefCell::new(Tables { next, leaving: HashMap::new(), arrived: HashMap::new(), has_ended: false })))
     }
 }
 
@@ -57,7 +60,9 @@ impl Parts {
         // Zero names nothing.
         let id = tables.next.max(1);
         tables.next = id.wrapping_add(1);
-        tables.leaving.insert(id, data.clone());
+        if !tables.has_ended {
+            tables.leaving.insert(id, data.clone());
+        }
         Some(id)
     }
 
@@ -86,7 +91,20 @@ impl Parts {
 
     /// Takes in a part that came with a message. `false` if there is one of that name already.
     pub(crate) fn arrive(&self, id: u64, data: Option<Bytes>) -> bool {
-        self.0.borrow_mut().arrived.insert(id, data).is_none()
+        match self.0.borrow_mut().arrived.entry(id) {
+            Entry::Vacant(place) => {
+                place.insert(data);
+                true
+            }
+            Entry::Occupied(_) => false,
+        }
+    }
+
+    /// Nothing leaves any more. What has arrived can still be read.
+    pub(crate) fn end(&self) {
+        let mut tables = self.0.borrow_mut();
+        tables.has_ended = true;
+        tables.leaving.clear();
     }
 
     /// The message that named them is gone.

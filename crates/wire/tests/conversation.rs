@@ -8,7 +8,7 @@ use sepal_core::{DType, HostTensor, NamedHostTensor, Ragged};
 use sepal_wire::codec::{self, Grads, WireBatch};
 use sepal_wire::sepal_capnp::{block_server, tuned};
 use sepal_wire::{Parts, conversation};
-use tokio::task::LocalSet;
+use tokio::task::{JoinHandle, LocalSet};
 
 const LIMIT: u64 = 1 << 22;
 
@@ -58,6 +58,7 @@ struct Sides {
     server: Parts,
     /// Calls that never end.
     waiting: std::rc::Rc<Cell<usize>>,
+    serving: JoinHandle<Result<(), capnp::Error>>,
 }
 
 impl Sides {
@@ -92,11 +93,11 @@ fn check(work: impl AsyncFnOnce(Sides)) {
         let root = block_server::Client { client: capnp_rpc::new_client::<tuned::Client, _>(echo).client };
         let (reader, writer) = tokio::io::split(far);
         let serving = conversation::server(reader, writer, LIMIT, root, &server);
-        tokio::task::spawn_local(serving);
+        let serving = tokio::task::spawn_local(serving);
         let (reader, writer) = tokio::io::split(near);
         let (root, conversation) = conversation::client(reader, writer, LIMIT, &client);
         tokio::task::spawn_local(conversation);
-        let sides = Sides { echo: tuned::Client { client: root.client }, client, server, waiting };
+        let sides = Sides { echo: tuned::Client { client: root.client }, client, server, waiting, serving };
         tokio::time::timeout(Duration::from_secs(60), work(sides)).await.expect("it ends");
     });
 }
@@ -140,8 +141,10 @@ fn calls_that_are_not_made_or_given_up_leave_nothing() {
 #[test]
 fn a_message_beyond_the_limit_ends_the_connection() {
     check(async |sides| {
-        let error = sides.echoed(&batch(300_000)).await.expect_err("too large");
-        assert!(!error.extra.is_empty());
-        assert!(sides.echoed(&batch(1)).await.is_err());
+        sides.echoed(&batch(300_000)).await.expect_err("too large");
+        assert!(sides.echoed(&batch(1000)).await.is_err());
+        assert_eq!(sides.held().await, NOTHING, "calls on a connection that has ended");
+        let error = sides.serving.await.expect("no panic").expect_err("refused");
+        assert_eq!(error.extra, format!("a message of more than {LIMIT} bytes"));
     });
 }
