@@ -311,7 +311,7 @@ mod tests {
         let named = |n: usize| {
             let mut message = Builder::new_default();
             let mut root = message.init_root::<named_tensor::Builder<'_>>();
-            root.set_name(&"x".repeat(n % 9));
+            root.set_name("x".repeat(n % 9));
             codec::write_tensor(root.init_tensor(), &bytes(n), &parts);
             message
         };
