@@ -22,7 +22,7 @@ const ENTRY_BYTES: usize = 16;
 /// No message has nearly as many tensors.
 const MOST_PARTS: usize = 1 << 12;
 /// What is written or read at a time: more than this leaves the processor's cache before it is summed.
-const CHUNK_BYTES: usize = 1024 << 10;
+const CHUNK_BYTES: usize = 1 << 20;
 const SUM_BYTES: usize = 4;
 const DAMAGED: &str = "a message was damaged on the way";
 
@@ -100,6 +100,7 @@ fn sum(bytes: &[u8]) -> u32 {
 /// The message of a frame that came in, and its parts, which go with it.
 pub(crate) struct Received {
     pub(crate) message: Reader<OwnedSegments>,
+    /// Held for its end.
     _arrived: Arrived,
 }
 
@@ -115,6 +116,37 @@ impl Drop for Arrived {
     }
 }
 
+/// What a frame says of itself.
+struct Header {
+    message_bytes: u32,
+    n_parts: usize,
+    /// Of table and message.
+    crc: u32,
+}
+
+impl Header {
+    /// `None` where the stream ends before it.
+    async fn read(reader: &mut (impl AsyncRead + Unpin)) -> Result<Option<Self>, capnp::Error> {
+        let mut header = [0; HEADER_BYTES];
+        let began = reader.read(&mut header).await?;
+        if began == 0 {
+            return Ok(None);
+        }
+        reader.read_exact(&mut header[began..]).await?;
+        if header[..4] != MAGIC {
+            return Err(failed(
+                "what came is no message of this version of the protocol; if it is so again, update the older side",
+            ));
+        }
+        let [message_bytes, n_parts, crc, header_crc] = [4, 8, 12, 16].map(|at| number(&header, at));
+        // Before it is waited for as much as it says.
+        if sum(&header[..16]) != header_crc {
+            return Err(failed(DAMAGED));
+        }
+        Ok(Some(Self { message_bytes, n_parts: n_parts as usize, crc }))
+    }
+}
+
 /// The next frame, whose message and whose parts together have at most `max_bytes` each. `None` where the stream ends
 /// between two.
 pub(crate) async fn read(
@@ -123,23 +155,7 @@ pub(crate) async fn read(
     max_bytes: u64,
     parts: &Parts,
 ) -> Result<Option<Received>, capnp::Error> {
-    let mut header = [0; HEADER_BYTES];
-    let began = reader.read(&mut header).await?;
-    if began == 0 {
-        return Ok(None);
-    }
-    reader.read_exact(&mut header[began..]).await?;
-    if header[..4] != MAGIC {
-        return Err(failed(
-            "what came is no message of this version of the protocol; if it is so again, update the older side",
-        ));
-    }
-    let [message_bytes, n_parts, crc, header_crc] = [4, 8, 12, 16].map(|at| number(&header, at));
-    // Before it is waited for as much as it says.
-    if sum(&header[..16]) != header_crc {
-        return Err(failed(DAMAGED));
-    }
-    let n_parts = n_parts as usize;
+    let Some(Header { message_bytes, n_parts, crc }) = Header::read(reader).await? else { return Ok(None) };
     if n_parts > MOST_PARTS {
         return Err(too_many(n_parts));
     }
@@ -153,14 +169,24 @@ pub(crate) async fn read(
     }
     let (table, message) = body.split_at(n_parts * ENTRY_BYTES);
     let message = serialize::read_message(message, options)?;
-    let table: Vec<(u64, u64)> =
-        table.chunks_exact(ENTRY_BYTES).map(|entry| (word(entry, 0), word(entry, 8))).collect();
-    let total = table.iter().try_fold(0_u64, |total, (_, bytes)| total.checked_add(*bytes));
+    let _arrived = read_parts(reader, table, max_bytes, parts).await?;
+    Ok(Some(Received { message, _arrived }))
+}
+
+/// The parts that a frame's table tells of.
+async fn read_parts(
+    reader: &mut (impl AsyncRead + Unpin),
+    table: &[u8],
+    max_bytes: u64,
+    parts: &Parts,
+) -> Result<Arrived, capnp::Error> {
+    let table = || table.chunks_exact(ENTRY_BYTES).map(|entry| (word(entry, 0), word(entry, 8)));
+    let total = table().try_fold(0_u64, |total, (_, bytes)| total.checked_add(bytes));
     if total.is_none_or(|total| total > max_bytes) {
         return Err(too_large(max_bytes));
     }
-    let mut arrived = Arrived { parts: parts.clone(), ids: Vec::with_capacity(n_parts) };
-    for (id, bytes) in table {
+    let mut arrived = Arrived { parts: parts.clone(), ids: Vec::new() };
+    for (id, bytes) in table() {
         let bytes = usize::try_from(bytes).map_err(|_| too_large(max_bytes))?;
         let data = read_part(reader, bytes).await?;
         if !parts.arrive(id, data) {
@@ -168,7 +194,7 @@ pub(crate) async fn read(
         }
         arrived.ids.push(id);
     }
-    Ok(Some(Received { message, _arrived: arrived }))
+    Ok(arrived)
 }
 
 /// A part, unless its checksum is wrong.
