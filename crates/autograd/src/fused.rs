@@ -170,12 +170,19 @@ fn check(error: *mut c_char) -> Result<(), TchError> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use tch::Kind;
 
     use super::*;
 
+    /// Numbers within 5 of 0 that look like chance and are the same in every run, whatever other tests draw.
     fn random(n: i64, width: i64) -> Tensor {
-        Tensor::randn([n, width], (Kind::Float, Device::Cpu)) * 3.0
+        thread_local!(static CALLS: Cell<f64> = const { Cell::new(0.0) });
+        let call = CALLS.replace(CALLS.get() + 1.0);
+        let places = Tensor::arange(n * width, (Kind::Double, Device::Cpu)) * 12.9898 + call * 78.233;
+        let share = (places.sin() * 43758.5453).remainder(1.0);
+        ((share - 0.5) * 10.0).to_kind(Kind::Float).view([n, width])
     }
 
     /// Within so much of the largest number.
@@ -197,7 +204,11 @@ mod tests {
             let start = random(n, width);
             let mut sum = start.copy();
             add_rms_norm_grad(&mut sum, &grad, &x.detach(), &scales).expect("a gradient");
-            assert_close(&sum, &(start + x.grad()));
+            // A gradient may be what is left of large numbers: within so much of these.
+            let terms = (&grad * scales.view([n, 1])).abs().max();
+            let off = (&sum - &start - x.grad()).abs().max() / terms.maximum(&start.abs().max());
+            let off = f64::try_from(off).expect("a number");
+            assert!(off < 1e-6, "off by {off}");
         }
     }
 
