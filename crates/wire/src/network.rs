@@ -38,12 +38,6 @@ pub(crate) struct Network<R> {
 
 type Inner<R> = Rc<RefCell<State<R>>>;
 
-impl<R> Drop for State<R> {
-    fn drop(&mut self) {
-        self.parts.end();
-    }
-}
-
 struct State<R> {
     side: Side,
     /// Away while a message is read, which does not keep the connection.
@@ -52,8 +46,16 @@ struct State<R> {
     parts: Parts,
     options: ReaderOptions,
     max_bytes: u64,
+    /// Why nothing can be written any more.
+    failure: Shared<oneshot::Receiver<capnp::Error>>,
     /// Told, by being dropped, that nobody uses the connection.
     _in_use: oneshot::Sender<()>,
+}
+
+impl<R> Drop for State<R> {
+    fn drop(&mut self) {
+        self.parts.end();
+    }
 }
 
 impl<R: AsyncRead + Unpin + 'static> Network<R> {
@@ -68,9 +70,14 @@ impl<R: AsyncRead + Unpin + 'static> Network<R> {
         let max_bytes = max_bytes.min(usize::MAX as u64 / 4);
         let (queue, items) = mpsc::unbounded_channel();
         let (in_use, unused) = oneshot::channel::<()>();
-        // The conversation goes on for as long as the connection is used, even if nothing can be written any more.
+        let (failed, failure) = oneshot::channel();
+        // The conversation goes on for as long as the connection is used.
         let writing = async move {
             let result = write(writer, items).await;
+            if let Err(error) = &result {
+                // Whoever waits for an answer would not get one.
+                let _ = failed.send(error.clone());
+            }
             let _ = unused.await;
             result
         };
@@ -81,6 +88,7 @@ impl<R: AsyncRead + Unpin + 'static> Network<R> {
             parts,
             options: reader_options(max_bytes),
             max_bytes,
+            failure: failure.shared(),
             _in_use: in_use,
         };
         let connection = Rc::new(RefCell::new(state));
@@ -151,10 +159,15 @@ impl<R: AsyncRead + Unpin + 'static> Connection<Side> for Handle<R> {
         let state = self.0.borrow();
         let (place, options, max_bytes, parts) =
             (Rc::clone(&state.reader), state.options, state.max_bytes, state.parts.clone());
+        let failure = state.failure.clone();
         Promise::from_future(async move {
             let reader = place.borrow_mut().take();
             let mut reader = reader.ok_or_else(|| capnp::Error::failed("a message is being read".to_owned()))?;
-            let received = frame::read(&mut reader, options, max_bytes, &parts).await?;
+            let received = tokio::select! {
+                biased;
+                Ok(error) = failure => return Err(error),
+                received = frame::read(&mut reader, options, max_bytes, &parts) => received?,
+            };
             place.replace(Some(reader));
             if let Some(received) = &received {
                 check_results(received)?;
@@ -207,7 +220,7 @@ impl OutgoingMessage for Outgoing {
         let written = match Frame::new(&message, &self.parts) {
             Ok(frame) => told(&self.queue, |done| Item::Frame(frame, done)),
             Err(error) => {
-                // Nobody looks at what comes of one message: without the connection, the caller would wait for ever.
+                // Nobody looks at what comes of one message: the connection ends with it.
                 drop(told(&self.queue, |done| Item::End(Err(error.clone()), done)));
                 Promise::err(error)
             }
@@ -278,6 +291,21 @@ mod tests {
             near.shutdown().await.expect("ended");
             serving.await
         })
+    }
+
+    #[test]
+    fn a_connection_that_cannot_be_written_to_has_ended() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        LocalSet::new().block_on(&runtime, async {
+            // Something may still come, but nothing goes.
+            let ((reader, _silent), (writer, gone)) = (tokio::io::duplex(64), tokio::io::duplex(64));
+            drop(gone);
+            let (root, conversation) = conversation::client(reader, writer, 1 << 20, &Parts::default());
+            tokio::task::spawn_local(conversation);
+            let call = root.describe_request().send().promise;
+            let ended = tokio::time::timeout(std::time::Duration::from_secs(10), call).await;
+            assert!(ended.expect("not waited for for ever").is_err());
+        });
     }
 
     #[test]
