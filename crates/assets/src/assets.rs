@@ -13,6 +13,9 @@ pub enum Kind {
     /// `config.json`, `tokenizer.json` and `tokenizer_config.json`, in one folder with `model.safetensors`, or with
     /// `model.safetensors.index.json`: the shards that it names come with [`Assets::complete`].
     Model,
+    /// `adapter_config.json`, `adapter_model.safetensors`, and what an export of this project puts beside them, in one
+    /// folder.
+    Adapter,
     /// All parquet, arrow, csv, tsv and jsonl files, in one folder.
     Dataset,
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use reqwest::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONTENT_RANGE, HeaderMap, HeaderValue, LINK, RANGE, RETRY_AFTER,
 };
-use reqwest::{Client, Response, StatusCode, Url};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 
@@ -23,8 +23,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Api {
     client: Client,
-    endpoint: Url,
-    token: Option<HeaderValue>,
+    pub(super) endpoint: Url,
+    pub(super) token: Option<HeaderValue>,
     pub(crate) stall: Duration,
     pub(crate) retries: u32,
     pub(crate) backoff: Duration,
@@ -67,6 +67,10 @@ pub(crate) enum ApiError {
     Answer(#[from] serde_json::Error),
     #[error("{0} is no address")]
     Address(String),
+    #[error("{0}")]
+    Refused(String),
+    #[error("it was told to stop")]
+    Stopped,
     #[error("the token that is set for it has characters that no token has")]
     Token,
 }
@@ -81,7 +85,9 @@ impl ApiError {
             }
             Self::Http(error) => !(error.is_builder() || error.is_redirect()),
             Self::Stalled(_) | Self::Short => true,
-            Self::NoRanges | Self::Answer(_) | Self::Address(_) | Self::Token => false,
+            Self::NoRanges | Self::Answer(_) | Self::Address(_) | Self::Refused(_) | Self::Stopped | Self::Token => {
+                false
+            }
         }
     }
 
@@ -185,7 +191,7 @@ impl Api {
     pub(crate) fn file_url(&self, id: RepoId<'_>, commit: &str, path: &str) -> Url {
         let (owner, name) = (id.source.owner(), id.source.name());
         let parts = match id.kind {
-            Kind::Model => vec![owner, name, "resolve", commit],
+            Kind::Model | Kind::Adapter => vec![owner, name, "resolve", commit],
             Kind::Dataset => vec![id.plural(), owner, name, "resolve", commit],
         };
         self.url(&parts, Some(path))
@@ -212,16 +218,15 @@ impl Api {
 
     /// A small answer as a whole.
     async fn small(&self, url: Url) -> Result<(HeaderMap, Vec<u8>), ApiError> {
-        let mut response = self.get(url, None).await?;
-        let mut bytes = Vec::new();
-        while let Some(chunk) = self.in_time(response.chunk()).await?? {
-            bytes.extend_from_slice(&chunk);
-        }
-        Ok((response.headers().clone(), bytes))
+        let response = self.get(url, None).await?;
+        Ok((response.headers().clone(), self.body(response).await?))
     }
 
     /// Asks again where that may help.
-    async fn patiently<T, F: Future<Output = Result<T, ApiError>>>(&self, ask: impl Fn() -> F) -> Result<T, ApiError> {
+    pub(super) async fn patiently<T, F: Future<Output = Result<T, ApiError>>>(
+        &self,
+        ask: impl Fn() -> F,
+    ) -> Result<T, ApiError> {
         let mut pause = self.backoff;
         for _ in 0..self.retries {
             match ask().await {
@@ -235,23 +240,40 @@ impl Api {
 
     /// An answer that is no refusal, once its headers are there.
     async fn get(&self, url: Url, range: Option<String>) -> Result<Response, ApiError> {
-        let mut request = self.client.get(url);
-        if let Some(token) = &self.token {
-            // After a redirection to another host it is not sent.
-            request = request.header(AUTHORIZATION, token.clone());
-        }
+        let mut request = self.request(Method::GET, url);
         if let Some(range) = range {
             request = request.header(RANGE, range);
         }
-        let response = self.in_time(request.send()).await??;
-        let status = response.status();
-        if status.is_success() {
-            return Ok(response);
+        accepted(self.in_time(request.send()).await??)
+    }
+
+    /// A request to the hub itself, in the name of whoever is logged in.
+    pub(super) fn request(&self, method: Method, url: Url) -> RequestBuilder {
+        let request = self.client.request(method, url);
+        match &self.token {
+            // After a redirection to another host it is not sent.
+            Some(token) => request.header(AUTHORIZATION, token.clone()),
+            None => request,
         }
-        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
-        let said = header("x-error-message").map(str::to_owned);
-        let retry_after = header(RETRY_AFTER.as_str()).and_then(|text| text.parse().ok()).map(Duration::from_secs);
-        Err(ApiError::Status { status, said, retry_after })
+    }
+
+    /// A request to whatever host, in nobody's name.
+    pub(super) fn foreign(&self, method: Method, url: Url) -> RequestBuilder {
+        self.client.request(method, url)
+    }
+
+    /// Sends a request and reads its small answer.
+    pub(super) async fn ask(&self, request: RequestBuilder) -> Result<Vec<u8>, ApiError> {
+        let response = accepted(self.in_time(request.send()).await??)?;
+        self.body(response).await
+    }
+
+    async fn body(&self, mut response: Response) -> Result<Vec<u8>, ApiError> {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = self.in_time(response.chunk()).await?? {
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes)
     }
 
     async fn in_time<T>(&self, answer: impl Future<Output = T>) -> Result<T, ApiError> {
@@ -259,7 +281,7 @@ impl Api {
     }
 
     /// An address below the endpoint; each of `parts` is one segment, whatever is in it, and `path` one or more.
-    fn url(&self, parts: &[&str], path: Option<&str>) -> Url {
+    pub(super) fn url(&self, parts: &[&str], path: Option<&str>) -> Url {
         let mut url = self.endpoint.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(parts);
@@ -270,12 +292,24 @@ impl Api {
 }
 
 impl RepoId<'_> {
-    fn plural(&self) -> &'static str {
+    pub(super) fn plural(&self) -> &'static str {
         match self.kind {
-            Kind::Model => "models",
+            Kind::Model | Kind::Adapter => "models",
             Kind::Dataset => "datasets",
         }
     }
+}
+
+/// The answer, if it is no refusal.
+pub(super) fn accepted(response: Response) -> Result<Response, ApiError> {
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+    let said = header("x-error-message").map(str::to_owned);
+    let retry_after = header(RETRY_AFTER.as_str()).and_then(|text| text.parse().ok()).map(Duration::from_secs);
+    Err(ApiError::Status { status, said, retry_after })
 }
 
 /// An entry of a listing as the hub writes it.

@@ -13,6 +13,9 @@ const CONFIG: &str = "config.json";
 const TOKENIZERS: [&str; 2] = ["tokenizer.json", "tokenizer_config.json"];
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+/// What an adapter must have, and what it has if it was exported here.
+const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+const EXPORTED: [&str; 2] = ["sepal.json", "sepal_adapter.safetensors"];
 
 /// What is cached of one repository.
 #[derive(Debug)]
@@ -39,7 +42,7 @@ pub(crate) enum Holding {
 impl Repository {
     pub(crate) fn new(options: &AssetOptions, source: &HubSource, kind: Kind) -> Self {
         let kinds = match kind {
-            Kind::Model => "models",
+            Kind::Model | Kind::Adapter => "models",
             Kind::Dataset => "datasets",
         };
         let name = format!("{kinds}--{}--{}", source.owner(), source.name());
@@ -155,7 +158,7 @@ impl Repository {
 pub(crate) fn at_once(entries: &[Entry], kind: Kind) -> Vec<&Entry> {
     let is_sharded = entries.iter().any(|entry| entry.path == INDEX);
     let is_wanted = |entry: &&Entry| match kind {
-        Kind::Dataset => true,
+        Kind::Dataset | Kind::Adapter => true,
         Kind::Model if is_sharded => !is_weights(&entry.path),
         Kind::Model => !is_weights(&entry.path) || entry.path == SINGLE,
     };
@@ -175,6 +178,7 @@ pub(crate) fn belongs(name: &str, kind: Kind) -> bool {
                 name.contains('/') || ["consolidated", "adapter_"].iter().any(|start| name.starts_with(start));
             (is_weights(name) && !foreign) || [CONFIG, INDEX].contains(&name) || TOKENIZERS.contains(&name)
         }
+        Kind::Adapter => ADAPTER.contains(&name) || EXPORTED.contains(&name),
         Kind::Dataset => {
             let endings = [".parquet", ".arrow", ".feather", ".csv", ".tsv", ".jsonl"];
             endings.iter().any(|ending| name.ends_with(ending))
@@ -186,6 +190,7 @@ pub(crate) fn belongs(name: &str, kind: Kind) -> bool {
 pub(crate) fn is_whole(names: &[&str], kind: Kind) -> bool {
     match kind {
         Kind::Model => names.contains(&CONFIG) && (names.contains(&SINGLE) || names.contains(&INDEX)),
+        Kind::Adapter => ADAPTER.iter().all(|name| names.contains(name)),
         Kind::Dataset => !names.is_empty(),
     }
 }

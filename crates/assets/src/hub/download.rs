@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,6 +10,7 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use tokio::time::{sleep, timeout};
 
+use crate::event::tell;
 use crate::hub::api::{Api, ApiError, Entry};
 use crate::{FetchError, FetchEvent, Watch};
 
@@ -146,13 +146,6 @@ impl Download<'_> {
 impl From<FetchError> for Trouble {
     fn from(error: FetchError) -> Self {
         Self::Final(error)
-    }
-}
-
-fn tell(watch: &mut Watch<'_>, event: FetchEvent<'_>) -> Result<(), FetchError> {
-    match watch(event) {
-        ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(FetchError::Stopped),
     }
 }
 

@@ -3,6 +3,8 @@
 mod api;
 mod cache;
 mod download;
+mod push;
+mod upload;
 
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
@@ -217,6 +219,7 @@ impl Remote<'_> {
         let wanted = match (self.id.kind, pickled(&names)) {
             (Kind::Model, Some(file)) => return Err(FetchError::Pickled { repository, file: file.to_owned() }),
             (Kind::Model, None) => "config.json and safetensors weights",
+            (Kind::Adapter, _) => "adapter_config.json and adapter_model.safetensors",
             (Kind::Dataset, _) => "a parquet, arrow, csv, tsv or jsonl file",
         };
         Err(FetchError::NoFiles { repository, wanted })

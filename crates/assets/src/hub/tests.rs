@@ -12,7 +12,7 @@ const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// A hub that is not there, and a cache folder.
-fn bench(offline: bool) -> (TempDir, AssetOptions) {
+pub(super) fn bench(offline: bool) -> (TempDir, AssetOptions) {
     let folder = tempfile::tempdir().expect("a folder");
     let mut options = AssetOptions::from_env();
     options.cache = folder.path().join("sepal");

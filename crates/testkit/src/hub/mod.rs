@@ -1,4 +1,7 @@
-//! A Hugging Face Hub on loopback with the files of one repository, which notes what it is asked for and can fail.
+//! A Hugging Face Hub on loopback with the files of one repository, which notes what it is asked for and can fail. Files
+//! can be pushed to it.
+
+mod push;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{Read, Write};
@@ -10,6 +13,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
+
+use push::Pushes;
+pub use push::{Commit, TOKEN};
 
 /// The one commit that the hub has; `main` stands for it.
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -55,6 +61,7 @@ struct State {
     requests: Vec<Request>,
     /// By file, and whether a part of it is asked for.
     faults: BTreeMap<(String, bool), VecDeque<Fault>>,
+    pushes: Pushes,
 }
 
 impl LoopbackHub {
@@ -133,11 +140,17 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         request.push(byte[0]);
     }
     let request = String::from_utf8_lossy(&request).into_owned();
+    if !request.starts_with("GET ") {
+        return push::answer(&mut stream, &mut lock(state), &request);
+    }
     let target = request.split_whitespace().nth(1).unwrap_or_default();
     let path = target.split('?').next().unwrap_or_default();
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     match parts.as_slice() {
-        ["api", _, _, _] => send_json(&mut stream, &json!({ "id": "x" })),
+        ["api", _, _, _] => {
+            let private = lock(state).pushes.private;
+            send_json(&mut stream, &json!({ "id": "x", "private": private }))
+        }
         ["api", _, _, _, "revision", "main"] => send_json(&mut stream, &json!({ "sha": COMMIT })),
         ["api", _, _, _, "tree", commit, folder @ ..] if *commit == COMMIT => {
             let tree = tree(&lock(state).files, &folder.join("/"), target.ends_with("recursive=true"));
@@ -163,16 +176,21 @@ fn tree(files: &BTreeMap<String, Vec<u8>>, folder: &str, deep: bool) -> Value {
         None => false,
     };
     let entry = |(name, content): (&String, &Vec<u8>)| {
-        let git =
-            hex::encode(Sha1::new().chain_update(format!("blob {}\0", content.len())).chain_update(content).finalize());
-        let mut entry = json!({ "type": "file", "oid": git, "size": content.len(), "path": name });
+        let mut entry = json!({ "type": "file", "oid": git_hash(content), "size": content.len(), "path": name });
         if is_large(name) {
-            entry["lfs"] =
-                json!({ "oid": hex::encode(Sha256::digest(content)), "size": content.len(), "pointerSize": 135 });
+            entry["lfs"] = json!({ "oid": sha256(content), "size": content.len(), "pointerSize": 135 });
         }
         entry
     };
     files.iter().filter(|(name, _)| is_in(name)).map(entry).collect()
+}
+
+fn git_hash(content: &[u8]) -> String {
+    hex::encode(Sha1::new().chain_update(format!("blob {}\0", content.len())).chain_update(content).finalize())
+}
+
+fn sha256(content: &[u8]) -> String {
+    hex::encode(Sha256::digest(content))
 }
 
 fn is_large(name: &str) -> bool {

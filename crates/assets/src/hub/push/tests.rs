@@ -1,0 +1,207 @@
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::Duration;
+
+use sepal_testkit::hub::{COMMIT, Commit, LoopbackHub, TOKEN};
+use tempfile::TempDir;
+
+use super::*;
+use crate::hub::tests::bench;
+use crate::{AssetOptions, Token, unwatched};
+
+const CARD: &str = "README.md";
+const CONFIG: &str = "adapter_config.json";
+const TENSORS: &str = "adapter_model.safetensors";
+
+/// A hub, a folder with an adapter, and options with the right to push it.
+fn pushing(hub: &LoopbackHub) -> (TempDir, AssetOptions) {
+    let (folder, mut options) = bench(false);
+    options.hub_endpoint = hub.endpoint().to_owned();
+    options.hub_token = Token::new(TOKEN);
+    for (name, content) in [(CARD, "# A card"), (CONFIG, "{}"), (TENSORS, "tensors")] {
+        fs::write(folder.path().join(name), content).expect("written");
+    }
+    (folder, options)
+}
+
+fn target(text: &str) -> HubSource {
+    let Ok(Source::Hub(source)) = text.parse() else { panic!("{text} is of the hub") };
+    source
+}
+
+fn message(private: bool) -> PushOptions {
+    PushOptions { message: "Three files".to_owned(), private }
+}
+
+fn push(options: &AssetOptions, folder: &Path, to: &str) -> Result<Pushed, PushError> {
+    let files = [CARD, CONFIG, TENSORS].map(|name| folder.join(name));
+    Assets::new(options.clone()).push(&target(to), &files, &message(false), &mut unwatched)
+}
+
+fn empty() -> LoopbackHub {
+    LoopbackHub::new([])
+}
+
+#[test]
+fn what_is_pushed_can_be_fetched() {
+    let hub = empty();
+    let (folder, options) = pushing(&hub);
+    let mut told = Vec::new();
+    let mut watch = |event: FetchEvent<'_>| {
+        if let FetchEvent::End { file, size, received, .. } = event {
+            told.push((file.to_owned(), size, received));
+        }
+        ControlFlow::Continue(())
+    };
+    let files = [CARD, CONFIG, TENSORS].map(|name| folder.path().join(name));
+    let assets = Assets::new(options.clone());
+    let pushed = assets.push(&target("hub:a/b"), &files, &message(true), &mut watch).expect("pushed");
+    assert_eq!(pushed.commit.as_deref(), Some(COMMIT));
+    assert_eq!(pushed.url, format!("{}/a/b", hub.endpoint()));
+    assert_eq!(pushed.changed, [CARD, CONFIG, TENSORS]);
+    assert_eq!(told, [(TENSORS.to_owned(), 7, 7)], "small files go with the commit");
+    assert!(hub.is_private());
+    let files = [CARD, CONFIG, TENSORS].map(str::to_owned).to_vec();
+    assert_eq!(hub.commits(), [Commit { branch: "main".to_owned(), summary: "Three files".to_owned(), files }]);
+
+    let source: Source = "hub:a/b".parse().expect("a source");
+    let fetched = Assets::new(options).fetch(&source, Kind::Adapter, &mut unwatched).expect("fetched");
+    assert_eq!(fs::read_to_string(fetched.path.join(TENSORS)).expect("a file"), "tensors");
+    assert!(!fetched.path.join(CARD).exists(), "a card is for people");
+}
+
+#[test]
+fn what_is_there_does_not_go_again() {
+    let hub = empty();
+    let (folder, options) = pushing(&hub);
+    push(&options, folder.path(), "hub:a/b").expect("pushed");
+    let stored = hub.stored();
+    let again = push(&options, folder.path(), "hub:a/b").expect("pushed");
+    assert_eq!((again.commit, again.changed), (None, Vec::new()));
+    fs::write(folder.path().join(CARD), "# Another card").expect("written");
+    let other = push(&options, folder.path(), "hub:a/b@draft").expect("pushed");
+    assert_eq!(other.changed, [CARD]);
+    assert_eq!(hub.stored(), stored, "the tensors are there");
+    let branches: Vec<String> = hub.commits().into_iter().map(|commit| commit.branch).collect();
+    assert_eq!(branches, ["main", "draft"]);
+}
+
+#[test]
+fn a_repository_that_is_open_is_not_taken_for_a_private_one() {
+    let hub = empty();
+    hub.exists();
+    let (folder, options) = pushing(&hub);
+    let files = [folder.path().join(CARD)];
+    let error = Assets::new(options.clone()).push(&target("hub:a/b"), &files, &message(true), &mut unwatched);
+    let error = error.expect_err("it is open");
+    assert!(matches!(&error, PushError::Open { repository } if repository == "a/b"), "{error}");
+    assert!(hub.files().is_empty());
+    push(&options, folder.path(), "hub:a/b").expect("pushed");
+}
+
+#[test]
+fn whoever_may_not_write_is_told_so() {
+    let hub = empty();
+    let (folder, mut options) = pushing(&hub);
+    // This one may make no repository, but write to one that is there.
+    push(&options, folder.path(), "hub:locked/b").expect("pushed");
+    options.hub_token = Token::new("hf_of_somebody_else");
+    let error = push(&options, folder.path(), "hub:a/b").expect_err("no right");
+    assert!(matches!(&error, PushError::Forbidden { .. }), "{error}");
+    assert!(error.to_string().contains("401") && error.to_string().contains("right to write"), "{error}");
+    options.hub_token = None;
+    let error = push(&options, folder.path(), "hub:a/b").expect_err("nobody");
+    assert!(error.to_string().contains("HF_TOKEN"), "{error}");
+    options.hub_offline = true;
+    let error = push(&options, folder.path(), "hub:a/b").expect_err("offline");
+    assert!(error.to_string().contains("HF_HUB_OFFLINE"), "{error}");
+    assert_eq!(hub.commits().len(), 1);
+}
+
+#[test]
+fn an_upload_that_breaks_off_is_tried_again() {
+    let hub = empty();
+    let (folder, mut options) = pushing(&hub);
+    options.hub_retries = 2;
+    hub.fail_uploads([503, 0]);
+    push(&options, folder.path(), "hub:a/b").expect("pushed");
+    assert_eq!(hub.files()[TENSORS], b"tensors");
+    options.hub_retries = 0;
+    fs::write(folder.path().join(TENSORS), "others").expect("written");
+    hub.fail_uploads([503]);
+    let error = push(&options, folder.path(), "hub:a/b").expect_err("refused");
+    assert!(error.to_string().contains("send adapter_model.safetensors"), "{error}");
+    assert_eq!(hub.files()[TENSORS], b"tensors", "nothing changed");
+    hub.fail_uploads([403]);
+    let error = push(&options, folder.path(), "hub:a/b").expect_err("refused");
+    assert!(matches!(&error, PushError::Forbidden { .. }), "{error}");
+}
+
+#[test]
+fn a_commit_without_an_answer_is_not_made_twice() {
+    let hub = empty();
+    let (folder, mut options) = pushing(&hub);
+    options.hub_retries = 3;
+    hub.lose_answer();
+    let error = push(&options, folder.path(), "hub:a/b").expect_err("no answer");
+    assert!(matches!(&error, PushError::Unknown { .. }), "{error}");
+    assert_eq!(hub.commits().len(), 1);
+    assert_eq!(push(&options, folder.path(), "hub:a/b").expect("pushed").commit, None);
+}
+
+#[test]
+fn large_files_go_while_somebody_watches() {
+    let hub = empty();
+    let (folder, options) = pushing(&hub);
+    let content = vec![7; 3_000_000];
+    let path = folder.path().join("large.safetensors");
+    fs::write(&path, &content).expect("written");
+    fs::write(folder.path().join("empty.safetensors"), "").expect("written");
+    fs::write(folder.path().join("notes.log"), "x").expect("written");
+    let files = [path, folder.path().join("empty.safetensors"), folder.path().join("notes.log")];
+    let mut notices = Vec::new();
+    let mut watch = |event: FetchEvent<'_>| {
+        if let FetchEvent::Notice(line) = event {
+            notices.push(line.to_owned());
+        }
+        ControlFlow::Continue(())
+    };
+    let pushed = Assets::new(options.clone()).push(&target("hub:a/b"), &files, &message(false), &mut watch);
+    assert_eq!(pushed.expect("pushed").changed, ["large.safetensors", "empty.safetensors"]);
+    assert_eq!(hub.files()["large.safetensors"], content);
+    assert_eq!(hub.files()["empty.safetensors"], b"");
+    assert_eq!(notices, ["notes.log is ignored by the repository's .gitignore"]);
+
+    fs::write(&files[0], "other").expect("written");
+    let mut stop = |event: FetchEvent<'_>| match event {
+        FetchEvent::Begin { .. } => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    };
+    let error = Assets::new(options).push(&target("hub:a/b"), &files, &message(false), &mut stop).expect_err("stopped");
+    assert!(matches!(error, PushError::Stopped { .. }), "{error}");
+    assert_eq!(hub.files()["large.safetensors"], content);
+}
+
+#[test]
+fn only_a_branch_is_written_to() {
+    let hub = empty();
+    let (folder, options) = pushing(&hub);
+    for (to, part) in [("hub:a/b/x.json", "a file in"), (&*format!("hub:a/b@{COMMIT}"), "a commit")] {
+        let error = push(&options, folder.path(), to).expect_err("no branch");
+        assert!(error.to_string().contains(part) && error.to_string().contains(to), "{error}");
+    }
+    let error = push(&options, &folder.path().join("nowhere"), "hub:a/b").expect_err("no files");
+    assert!(error.to_string().contains("nowhere/README.md"), "{error}");
+}
+
+#[test]
+fn storage_that_says_nothing_has_failed() {
+    let hub = empty();
+    let (folder, mut options) = pushing(&hub);
+    options.hub_stall = Duration::from_millis(400);
+    hub.stall_upload();
+    let error = push(&options, folder.path(), "hub:a/b").expect_err("it stalls");
+    let text = crate::error::one_line(&error);
+    assert!(text.contains("send adapter_model.safetensors") && text.contains("nothing came for 0.4 s"), "{text}");
+}

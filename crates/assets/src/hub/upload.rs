@@ -1,0 +1,303 @@
+//! The hub's HTTP interface for whoever writes: the same requests that its Python tools make. Large files go by Git LFS's
+//! batch interface with its basic transfer, which every hub knows.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::ops::ControlFlow;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use reqwest::{Method, StatusCode, Url};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+
+use crate::hub::api::{Api, ApiError, RepoId, accepted};
+
+const JSON: &str = "application/json";
+const LFS: &str = "application/vnd.git-lfs+json";
+/// The hub looks at a file's beginning to tell text from bytes.
+const SAMPLE: usize = 512;
+/// Bytes that are handed to the connection at a time.
+const CHUNK: usize = 1 << 16;
+/// How often who watches is told of bytes.
+const TICK: Duration = Duration::from_millis(200);
+
+/// A file that goes up.
+#[derive(Debug, Clone)]
+pub(crate) struct Upload {
+    pub(crate) name: String,
+    pub(crate) content: Bytes,
+    /// Lower-case hexadecimal.
+    pub(crate) sha256: String,
+    pub(crate) git_hash: String,
+}
+
+/// How the hub wants a file.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Wanted {
+    pub(crate) path: String,
+    upload_mode: String,
+    #[serde(default)]
+    pub(crate) should_ignore: bool,
+    /// The digest of the file that is there under this name.
+    oid: Option<String>,
+}
+
+impl Wanted {
+    /// Whether it goes beside the commit, not in it.
+    pub(crate) fn is_large(&self) -> bool {
+        self.upload_mode == "lfs"
+    }
+
+    /// Whether it is there already, as it is.
+    pub(crate) fn has(&self, file: &Upload) -> bool {
+        let own = if self.is_large() { &file.sha256 } else { &file.git_hash };
+        self.oid.as_ref() == Some(own)
+    }
+}
+
+/// Where a large file goes, and who is told when it is there.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Actions {
+    upload: Option<Action>,
+    verify: Option<Action>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Action {
+    href: String,
+    #[serde(default)]
+    header: BTreeMap<String, String>,
+}
+
+/// A commit that was made.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Commit {
+    pub(crate) commit_oid: String,
+}
+
+impl Api {
+    pub(crate) fn has_token(&self) -> bool {
+        self.token.is_some()
+    }
+
+    /// The repository's page.
+    pub(crate) fn page(&self, id: RepoId<'_>) -> Url {
+        self.url(&[id.source.owner(), id.source.name()], None)
+    }
+
+    /// Makes the repository; it may be there already.
+    pub(crate) async fn create(&self, id: RepoId<'_>, private: bool) -> Result<(), ApiError> {
+        let url = self.url(&["api", "repos", "create"], None);
+        let (owner, name) = (id.source.owner(), id.source.name());
+        let body = json!({ "name": name, "organization": owner, "type": "model", "private": private });
+        match self.post(url, JSON, &body).await {
+            Err(ApiError::Status { status: StatusCode::CONFLICT, .. }) => Ok(()),
+            // A token for one repository may write there, but make none.
+            Err(ApiError::Status { status: StatusCode::FORBIDDEN, .. }) if self.is_private(id).await.is_ok() => Ok(()),
+            answer => answer.map(drop),
+        }
+    }
+
+    /// Whether only some may read it.
+    pub(crate) async fn is_private(&self, id: RepoId<'_>) -> Result<bool, ApiError> {
+        #[derive(Deserialize)]
+        struct Info {
+            private: bool,
+        }
+        let url = self.url(&["api", id.plural(), id.source.owner(), id.source.name()], None);
+        let body = self.patiently(|| self.ask(self.request(Method::GET, url.clone()))).await?;
+        Ok(serde_json::from_slice::<Info>(&body)?.private)
+    }
+
+    /// How the hub wants these files.
+    pub(crate) async fn wanted(&self, id: RepoId<'_>, branch: &str, files: &[Upload]) -> Result<Vec<Wanted>, ApiError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            files: Vec<Wanted>,
+        }
+        let file = |file: &Upload| {
+            let sample = STANDARD.encode(&file.content[..file.content.len().min(SAMPLE)]);
+            json!({ "path": file.name, "sample": sample, "size": file.content.len() })
+        };
+        let body = json!({ "files": files.iter().map(file).collect::<Vec<_>>() });
+        let url = self.url(&["api", id.plural(), id.source.owner(), id.source.name(), "preupload", branch], None);
+        Ok(serde_json::from_slice::<Answer>(&self.post(url, JSON, &body).await?)?.files)
+    }
+
+    /// Where a large file goes; nothing if the hub has its content, under whatever name.
+    pub(crate) async fn actions(
+        &self,
+        id: RepoId<'_>,
+        branch: &str,
+        file: &Upload,
+    ) -> Result<Option<Actions>, ApiError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            objects: Vec<Object>,
+        }
+        #[derive(Deserialize)]
+        struct Object {
+            actions: Option<Actions>,
+            error: Option<Problem>,
+        }
+        #[derive(Deserialize)]
+        struct Problem {
+            message: String,
+        }
+        let name = format!("{}.git", id.source.name());
+        let url = self.url(&[id.source.owner(), &name, "info", "lfs", "objects", "batch"], None);
+        let body = json!({
+            "operation": "upload", "transfers": ["basic"], "hash_algo": "sha256", "ref": { "name": branch },
+            "objects": [{ "oid": file.sha256, "size": file.content.len() }],
+        });
+        let answer: Answer = serde_json::from_slice(&self.post(url, LFS, &body).await?)?;
+        match answer.objects.into_iter().next() {
+            Some(Object { error: Some(problem), .. }) => Err(ApiError::Refused(problem.message)),
+            Some(object) => Ok(object.actions),
+            None => Err(ApiError::Refused("it says nothing of the file".to_owned())),
+        }
+    }
+
+    /// Brings a large file to its place. `watch` is told how many bytes went.
+    pub(crate) async fn bring(
+        &self,
+        actions: &Actions,
+        file: &Upload,
+        watch: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<(), ApiError> {
+        let Some(action) = &actions.upload else { return Ok(()) };
+        let (mut pause, mut left) = (self.backoff, self.retries);
+        loop {
+            match self.put(action, file, watch).await {
+                Err(error) if error.is_passing() && left > 0 => sleep(error.pause(pause)).await,
+                answer => break answer?,
+            }
+            (pause, left) = (pause * 2, left - 1);
+        }
+        let Some(action) = &actions.verify else { return Ok(()) };
+        let body = json!({ "oid": file.sha256, "size": file.content.len() });
+        self.post(address(&action.href)?, LFS, &body).await.map(drop)
+    }
+
+    /// Sends a file's content. It may take as long as it takes while bytes go.
+    async fn put(
+        &self,
+        action: &Action,
+        file: &Upload,
+        watch: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<(), ApiError> {
+        let went = Arc::new(AtomicU64::new(0));
+        let body = Counted { content: file.content.clone(), went: Arc::clone(&went) };
+        let mut request = self.foreign(Method::PUT, address(&action.href)?);
+        for (name, value) in &action.header {
+            request = request.header(name, value);
+        }
+        let mut answer = pin!(request.body(reqwest::Body::wrap(body)).send());
+        let (mut seen, mut since) = (0, Instant::now());
+        loop {
+            match timeout(TICK, &mut answer).await {
+                Ok(answer) => return accepted(answer?).map(drop),
+                Err(_) => {
+                    let now = went.load(Ordering::Relaxed);
+                    if now > seen {
+                        (seen, since) = (now, Instant::now());
+                    } else if since.elapsed() >= self.stall {
+                        return Err(ApiError::Stalled(self.stall));
+                    }
+                    if watch(now).is_break() {
+                        return Err(ApiError::Stopped);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes one commit of all files. It is asked for once: a second time it might be made twice.
+    pub(crate) async fn make_commit(
+        &self,
+        id: RepoId<'_>,
+        branch: &str,
+        message: &str,
+        files: &[(&Upload, bool)],
+    ) -> Result<Commit, ApiError> {
+        let mut lines = vec![json!({ "key": "header", "value": { "summary": message, "description": "" } })];
+        lines.extend(files.iter().map(|(file, is_large)| line(file, *is_large)));
+        let body: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        let url = self.url(&["api", id.plural(), id.source.owner(), id.source.name(), "commit", branch], None);
+        let request = self.request(Method::POST, url).header(CONTENT_TYPE, "application/x-ndjson").body(body);
+        Ok(serde_json::from_slice(&self.ask(request).await?)?)
+    }
+
+    /// Asks for something that may be asked for twice.
+    async fn post(&self, url: Url, format: &'static str, body: &Value) -> Result<Vec<u8>, ApiError> {
+        let body = Bytes::from(body.to_string());
+        let ask = || {
+            let request = if url.origin() == self.endpoint.origin() {
+                self.request(Method::POST, url.clone())
+            } else {
+                self.foreign(Method::POST, url.clone())
+            };
+            self.ask(request.header(ACCEPT, format).header(CONTENT_TYPE, format).body(body.clone()))
+        };
+        self.patiently(ask).await
+    }
+}
+
+/// A file as a line of a commit.
+fn line(file: &Upload, is_large: bool) -> Value {
+    let Upload { name, content, sha256, .. } = file;
+    if is_large {
+        let value = json!({ "path": name, "algo": "sha256", "oid": sha256, "size": content.len() });
+        return json!({ "key": "lfsFile", "value": value });
+    }
+    let value = json!({ "path": name, "encoding": "base64", "content": STANDARD.encode(content) });
+    json!({ "key": "file", "value": value })
+}
+
+/// An address that the hub gave.
+fn address(text: &str) -> Result<Url, ApiError> {
+    let url = Url::parse(text).ok().filter(|url| ["http", "https"].contains(&url.scheme()));
+    // Such addresses are signed: they are secrets.
+    url.ok_or_else(|| ApiError::Refused("it names a place that is no address".to_owned()))
+}
+
+/// A body that counts what of it the connection took.
+struct Counted {
+    content: Bytes,
+    went: Arc<AtomicU64>,
+}
+
+impl Body for Counted {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let this = self.get_mut();
+        if this.content.is_empty() {
+            return Poll::Ready(None);
+        }
+        let chunk = this.content.split_to(this.content.len().min(CHUNK));
+        this.went.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        Poll::Ready(Some(Ok(Frame::data(chunk))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.content.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.content.len() as u64)
+    }
+}

@@ -1,0 +1,207 @@
+//! The part of the hub that takes files. It is strict: what the real one would refuse, and what it should never be sent, is
+//! answered with an error.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use super::{COMMIT, LoopbackHub, State, git_hash, is_large, lock, refuse, send_json, sha256};
+
+/// The token of whoever may write.
+pub const TOKEN: &str = "hf_loopback";
+
+/// A commit that was pushed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Commit {
+    /// The branch.
+    pub branch: String,
+    /// The first line of its message.
+    pub summary: String,
+    /// The files that came in it, by their names.
+    pub files: Vec<String>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Pushes {
+    pub(super) private: bool,
+    exists: bool,
+    /// Large files by their digest, before a commit names them.
+    store: BTreeMap<String, Vec<u8>>,
+    commits: Vec<Commit>,
+    /// Statuses of the next answers to large files; 0 ends the connection.
+    faults: VecDeque<u16>,
+    loses_answer: bool,
+    stalls: bool,
+    sent: usize,
+}
+
+impl LoopbackHub {
+    /// The commits that were pushed, in order.
+    pub fn commits(&self) -> Vec<Commit> {
+        lock(&self.state).pushes.commits.clone()
+    }
+
+    /// The files as they are now.
+    pub fn files(&self) -> BTreeMap<String, Vec<u8>> {
+        lock(&self.state).files.clone()
+    }
+
+    /// Whether only some may read the repository.
+    pub fn is_private(&self) -> bool {
+        lock(&self.state).pushes.private
+    }
+
+    /// Bytes of large files that came.
+    pub fn stored(&self) -> usize {
+        lock(&self.state).pushes.sent
+    }
+
+    /// Makes the repository, open to all, before anybody pushes.
+    pub fn exists(&self) {
+        lock(&self.state).pushes.exists = true;
+    }
+
+    /// Answers the next large files with these statuses; 0 ends the connection.
+    pub fn fail_uploads(&self, statuses: impl IntoIterator<Item = u16>) {
+        lock(&self.state).pushes.faults.extend(statuses);
+    }
+
+    /// Takes the next large file, and says nothing for some seconds.
+    pub fn stall_upload(&self) {
+        lock(&self.state).pushes.stalls = true;
+    }
+
+    /// Makes the next commit, and ends the connection instead of saying so.
+    pub fn lose_answer(&self) {
+        lock(&self.state).pushes.loses_answer = true;
+    }
+}
+
+/// A request that is no GET.
+pub(super) fn answer(stream: &mut TcpStream, state: &mut State, request: &str) -> std::io::Result<()> {
+    let header = |name: &str| {
+        let value = |line: &str| {
+            Some(line.split_once(": ")?).filter(|(found, _)| found.eq_ignore_ascii_case(name)).map(|it| it.1.to_owned())
+        };
+        request.lines().find_map(value)
+    };
+    let size = header("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
+    let mut body = vec![0; size];
+    stream.read_exact(&mut body)?;
+    let path = request.split_whitespace().nth(1).unwrap_or_default();
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    let owner = format!("Bearer {TOKEN}");
+    if let ["store", oid] = parts.as_slice() {
+        // Whoever stores may be somebody else: the hub's token is none of their business.
+        let is_asked = header("authorization").is_none() && header("x-amz-note").as_deref() == Some("signed");
+        return if is_asked { store(stream, state, oid, body) } else { refuse(stream, 400) };
+    }
+    if header("authorization") != Some(owner) {
+        return refuse(stream, 401);
+    }
+    let json: Value = serde_json::from_slice(&body).unwrap_or_default();
+    match parts.as_slice() {
+        ["api", "repos", "create"] => create(stream, state, &json),
+        ["api", "models", _, _, "preupload", _] => send_json(stream, &wanted(state, &json)),
+        [_, _, "info", "lfs", "objects", "batch"] if json["transfers"] == json!(["basic"]) => {
+            let host = header("host").unwrap_or_default();
+            send_json(stream, &places(state, &json, &host))
+        }
+        ["verify"] => {
+            let found = json["oid"].as_str().and_then(|oid| state.pushes.store.get(oid));
+            let is_there = found.is_some_and(|content| json["size"] == content.len());
+            if is_there { send_json(stream, &json!({})) } else { refuse(stream, 404) }
+        }
+        ["api", "models", _, _, "commit", branch] => commit(stream, state, branch, &body),
+        _ => refuse(stream, 404),
+    }
+}
+
+fn create(stream: &mut TcpStream, state: &mut State, json: &Value) -> std::io::Result<()> {
+    match json["organization"].as_str() {
+        Some("locked") => refuse(stream, 403),
+        _ if state.pushes.exists => refuse(stream, 409),
+        _ => {
+            state.pushes.exists = true;
+            state.pushes.private = json["private"] == true;
+            send_json(stream, &json!({ "url": "http://hub/a/b" }))
+        }
+    }
+}
+
+fn wanted(state: &State, json: &Value) -> Value {
+    let file = |file: &Value| {
+        let name = file["path"].as_str().unwrap_or_default();
+        let mode = if is_large(name) { "lfs" } else { "regular" };
+        let digest = if is_large(name) { sha256 } else { git_hash };
+        let oid = state.files.get(name).map(|content| digest(content));
+        json!({ "path": name, "uploadMode": mode, "shouldIgnore": name.ends_with(".log"), "oid": oid })
+    };
+    let files = json["files"].as_array().map_or(&[][..], Vec::as_slice);
+    json!({ "files": files.iter().map(file).collect::<Vec<_>>() })
+}
+
+fn places(state: &State, json: &Value, host: &str) -> Value {
+    let object = |object: &Value| {
+        let oid = object["oid"].as_str().unwrap_or_default();
+        let mut answer = json!({ "oid": oid, "size": object["size"] });
+        if !state.pushes.store.contains_key(oid) {
+            let header = json!({ "x-amz-note": "signed" });
+            answer["actions"] = json!({
+                "upload": { "href": format!("http://{host}/store/{oid}"), "header": header },
+                "verify": { "href": format!("http://{host}/verify") },
+            });
+        }
+        answer
+    };
+    let objects = json["objects"].as_array().map_or(&[][..], Vec::as_slice);
+    json!({ "transfer": "basic", "objects": objects.iter().map(object).collect::<Vec<_>>() })
+}
+
+fn store(stream: &mut TcpStream, state: &mut State, oid: &str, content: Vec<u8>) -> std::io::Result<()> {
+    if std::mem::take(&mut state.pushes.stalls) {
+        std::thread::sleep(Duration::from_secs(3));
+    }
+    match state.pushes.faults.pop_front() {
+        Some(0) => return Ok(()),
+        Some(status) => return refuse(stream, status),
+        None if sha256(&content) != oid => return refuse(stream, 400),
+        None => {}
+    }
+    state.pushes.sent += content.len();
+    state.pushes.store.insert(oid.to_owned(), content);
+    write!(stream, "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+}
+
+fn commit(stream: &mut TcpStream, state: &mut State, branch: &str, body: &[u8]) -> std::io::Result<()> {
+    let lines: Option<Vec<Value>> = body
+        .split(|&byte| byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| serde_json::from_slice(line).ok())
+        .collect();
+    let Some((header, files)) = lines.as_deref().and_then(<[Value]>::split_first) else { return refuse(stream, 400) };
+    let mut new = BTreeMap::new();
+    for file in files {
+        let value = &file["value"];
+        let content = match file["key"].as_str() {
+            Some("file") => value["content"].as_str().and_then(|text| STANDARD.decode(text).ok()),
+            Some("lfsFile") => value["oid"].as_str().and_then(|oid| state.pushes.store.get(oid)).cloned(),
+            _ => None,
+        };
+        let (Some(name), Some(content)) = (value["path"].as_str(), content) else { return refuse(stream, 400) };
+        new.insert(name.to_owned(), content);
+    }
+    let summary = header["value"]["summary"].as_str().unwrap_or_default().to_owned();
+    let files = new.keys().cloned().collect();
+    state.pushes.commits.push(Commit { branch: branch.to_owned(), summary, files });
+    state.files.extend(new);
+    if std::mem::take(&mut state.pushes.loses_answer) {
+        return Ok(());
+    }
+    send_json(stream, &json!({ "commitUrl": "http://hub/a/b/commit", "commitOid": COMMIT }))
+}
