@@ -7,6 +7,7 @@ mod downloads;
 mod exact;
 mod failures;
 mod faults;
+mod given_on;
 mod http;
 mod new_plugin;
 mod places;

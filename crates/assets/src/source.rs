@@ -108,6 +108,20 @@ impl PypiSource {
     }
 }
 
+impl Source {
+    /// The source as others may see it: of a path on this machine the last part alone.
+    #[must_use]
+    pub fn without_folders(&self) -> Self {
+        match self {
+            Self::Local(local) => {
+                let name = local.path().file_name().map(|name| name.to_string_lossy().into_owned());
+                Self::Local(LocalSource { text: name.unwrap_or_else(|| local.text.clone()) })
+            }
+            other => other.clone(),
+        }
+    }
+}
+
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

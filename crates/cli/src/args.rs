@@ -47,6 +47,8 @@ pub(crate) enum Command {
     /// Take what other programs trained
     #[command(subcommand)]
     Import(ImportCommand),
+    /// Put what `sepal export peft` wrote into a repository of the hub
+    Push(PushArgs),
     /// Look at servers
     #[command(subcommand)]
     Swarm(SwarmCommand),
@@ -364,9 +366,10 @@ pub(crate) enum ImportCommand {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct ImportPeftArgs {
-    /// PEFT's folder
-    pub(crate) folder: PathBuf,
-    /// The folder to write, which will hold adapter.safetensors
+    /// PEFT's folder, or the repository hub:OWNER/NAME that holds one
+    pub(crate) folder: Source,
+    /// The folder to write, which will hold adapter.safetensors; and, of an export of this program, all that `sepal predict`
+    /// needs
     pub(crate) out: PathBuf,
     /// The model that it is of, to check that and to write it down; several are tried in order
     #[arg(long, value_name = "SOURCE")]
@@ -377,6 +380,20 @@ pub(crate) struct ImportPeftArgs {
     /// Put it in the place of an older import
     #[arg(long)]
     pub(crate) overwrite: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct PushArgs {
+    /// The folder that `sepal export peft` wrote. Its README.md is the model card: say there what others should know
+    pub(crate) folder: PathBuf,
+    /// The repository, which is made if it is not there: hub:OWNER/NAME, or hub:OWNER/NAME@BRANCH
+    pub(crate) to: Source,
+    /// Let nobody else read it; a repository that is open already is refused
+    #[arg(long)]
+    pub(crate) private: bool,
+    /// What the commit says of itself
+    #[arg(long, value_name = "TEXT", default_value = "A classifier trained with Sepal")]
+    pub(crate) message: String,
 }
 
 #[derive(Debug, Subcommand)]

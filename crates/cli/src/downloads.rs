@@ -1,6 +1,7 @@
 //! Downloads as people see them: a bar on a terminal, lines elsewhere.
 
 use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -16,16 +17,33 @@ const LARGE: u64 = 100_000_000;
 pub(crate) struct Downloads {
     bar: Option<ProgressBar>,
     plain: bool,
+    words: Words,
     file: String,
     size: u64,
     /// When the file began to come, and how many bytes of it were here then.
     began: (Instant, u64),
 }
 
+/// What happens to a file, and what has happened to it.
+#[derive(Debug, Clone, Copy)]
+struct Words {
+    doing: &'static str,
+    done: &'static str,
+}
+
 impl Downloads {
     pub(crate) fn new() -> Self {
+        Self::with(Words { doing: "fetching", done: "fetched" })
+    }
+
+    /// Files that go the other way.
+    pub(crate) fn of_uploads() -> Self {
+        Self::with(Words { doing: "sending", done: "sent" })
+    }
+
+    fn with(words: Words) -> Self {
         let plain = !std::io::stderr().is_terminal();
-        Self { bar: None, plain, file: String::new(), size: 0, began: (Instant::now(), 0) }
+        Self { bar: None, plain, words, file: String::new(), size: 0, began: (Instant::now(), 0) }
     }
 
     /// A line that stays, above the bar if there is one.
@@ -34,6 +52,14 @@ impl Downloads {
             Some(bar) => bar.println(text),
             // A closed standard error is no reason to stop.
             None => drop(writeln!(std::io::stderr(), "{text}")),
+        }
+    }
+
+    /// As what watches a fetch or a push.
+    pub(crate) fn watch(&mut self) -> impl FnMut(FetchEvent<'_>) -> ControlFlow<()> {
+        |event| {
+            self.event(event);
+            ControlFlow::Continue(())
         }
     }
 
@@ -49,7 +75,7 @@ impl Downloads {
             }
             FetchEvent::End { file, size, received, seconds } => {
                 self.clear();
-                self.line(&ended(file, size, received, seconds));
+                self.line(&ended(self.words.done, file, size, received, seconds));
             }
             _ => {}
         }
@@ -66,7 +92,7 @@ impl Downloads {
             self.bar = Some(bar);
         } else if bytes >= LARGE {
             let kept = if here > 0 { format!(", {} of it are here already", size(here)) } else { String::new() };
-            self.line(&format!("fetching {file}, {}{kept}", size(bytes)));
+            self.line(&format!("{} {file}, {}{kept}", self.words.doing, size(bytes)));
         }
     }
 
@@ -94,10 +120,10 @@ impl Drop for Downloads {
     }
 }
 
-fn ended(file: &str, bytes: u64, received: u64, seconds: f64) -> String {
+fn ended(done: &str, file: &str, bytes: u64, received: u64, seconds: f64) -> String {
     let kept = if received < bytes { format!(", {} of it now", size(received)) } else { String::new() };
     let time = if seconds < 1.0 { String::new() } else { format!(" in {}", clock(seconds)) };
-    format!("fetched {file}, {}{kept}{time}", size(bytes))
+    format!("{done} {file}, {}{kept}{time}", size(bytes))
 }
 
 #[cfg(test)]
@@ -106,7 +132,10 @@ mod tests {
 
     #[test]
     fn a_line_says_what_came() {
-        assert_eq!(ended("a/b/config.json", 700, 700, 0.1), "fetched a/b/config.json, 700 B");
-        assert_eq!(ended("a/b/x", 5_000_000_000, 1_000_000, 83.0), "fetched a/b/x, 5.0 GB, 1.0 MB of it now in 1:23");
+        assert_eq!(ended("fetched", "a/b/config.json", 700, 700, 0.1), "fetched a/b/config.json, 700 B");
+        assert_eq!(
+            ended("fetched", "a/b/x", 5_000_000_000, 1_000_000, 83.0),
+            "fetched a/b/x, 5.0 GB, 1.0 MB of it now in 1:23"
+        );
     }
 }

@@ -22,6 +22,7 @@ mod place;
 mod plan;
 mod plugins;
 mod predict;
+mod push;
 mod render;
 mod report;
 mod run;
@@ -82,6 +83,7 @@ pub fn main(registry: Registry) -> ExitCode {
             peft::export(&registry, &args)
         }
         Command::Import(ImportCommand::Peft(args)) => peft::import(&args),
+        Command::Push(args) => push::push(&args),
         Command::Swarm(command) => swarm::swarm(&command),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Completions(args) => manual::completions(&args),

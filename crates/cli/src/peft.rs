@@ -1,12 +1,11 @@
 //! Adapters as PEFT folders, and back.
 
-use std::ops::ControlFlow;
 use std::path::Path;
 
-use sepal_assets::{Asset, Assets, FetchEvent, Source};
+use sepal_assets::{Asset, Assets, Kind, Source};
 use sepal_checkpoint::{Format, Part};
-use sepal_peft::{ExportOptions, ImportOptions, Verify};
-use sepal_pipeline::{Layers, ModelFiles};
+use sepal_peft::{ExportOptions, ImportOptions, Run, Verify};
+use sepal_pipeline::{Layers, ModelFiles, portable};
 use sepal_plugin::Registry;
 use sepal_track::Manifest;
 
@@ -31,7 +30,7 @@ pub(crate) fn export(registry: &Registry, args: &ExportPeftArgs) -> Result<(), F
         revision,
         form: args.form,
         verify: if args.verify { Verify::Samples } else { Verify::Nothing },
-        manifest,
+        run: portable_run(registry, &args.run, manifest)?,
         overwrite: args.overwrite,
     };
     let exported = sepal_peft::export(&options, &model.checkpoint, &adapter, &args.folder)?;
@@ -57,12 +56,30 @@ pub(crate) fn import(args: &ImportPeftArgs) -> Result<(), Failure> {
     let options =
         ImportOptions { labels: (!args.labels.is_empty()).then(|| args.labels.clone()), overwrite: args.overwrite };
     let checkpoint = model.as_ref().map(|model| &model.checkpoint);
-    let imported = sepal_peft::import(&options, checkpoint, &args.folder, &args.out)?;
+    let mut downloads = Downloads::new();
+    let folder = Assets::from_env().fetch(&args.folder, Kind::Adapter, &mut downloads.watch())?.path;
+    drop(downloads);
+    let imported = sepal_peft::import(&options, checkpoint, &folder, &args.out)?;
     for notice in &imported.notices {
         eprintln!("note: {notice}");
     }
     let (prompts, labels) = (imported.prefix_len, imported.labels.join(", "));
-    print(&format!("wrote {}: {}, {prompts} prompts, labels {labels}", imported.adapter.display(), imported.tuning))
+    print(&format!("wrote {}: {}, {prompts} prompts, labels {labels}", imported.adapter.display(), imported.tuning))?;
+    if imported.is_run {
+        print(&format!("`sepal predict {} --input FILE` predicts with it", args.out.display()))?;
+    }
+    Ok(())
+}
+
+/// What of the run others may see.
+fn portable_run(registry: &Registry, run: &Path, manifest: Option<Manifest>) -> Result<Option<Run>, Failure> {
+    let Some(manifest) = manifest else {
+        eprintln!("note: the run has no manifest.json; others will not know its template, nor anything else of it");
+        return Ok(None);
+    };
+    let loaded = Layers::read(&run.join("pipeline.yaml"))?.load(registry)?;
+    let (spec, manifest) = portable(&loaded.spec, &manifest);
+    Ok(Some(Run { pipeline: spec.to_yaml()?, manifest }))
 }
 
 /// What the run says of itself, if it got so far.
@@ -86,10 +103,7 @@ fn sources(registry: &Registry, run: &Path, manifest: Option<&Manifest>) -> Resu
 fn open(sources: &[Source], part: Part) -> Result<ModelFiles, Failure> {
     let assets = Assets::from_env();
     let mut downloads = Downloads::new();
-    let mut watch = |event: FetchEvent<'_>| {
-        downloads.event(event);
-        ControlFlow::Continue(())
-    };
+    let mut watch = downloads.watch();
     let files = ModelFiles::open(&assets, sources, &mut watch)?;
     files.bring(&assets, part, &mut watch)?;
     Ok(files)

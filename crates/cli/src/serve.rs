@@ -111,11 +111,7 @@ struct Model {
 impl Model {
     fn open(args: &ServeArgs) -> Result<Self, Failure> {
         let (assets, mut downloads) = (Assets::from_env(), Downloads::new());
-        let mut watch = |event: FetchEvent<'_>| {
-            downloads.event(event);
-            ControlFlow::Continue(())
-        };
-        let files = ModelFiles::open(&assets, &args.model, &mut watch)?;
+        let files = ModelFiles::open(&assets, &args.model, &mut downloads.watch())?;
         Ok(Self { assets, files })
     }
 

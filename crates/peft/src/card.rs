@@ -2,11 +2,14 @@
 
 use std::fmt::Write;
 
-use sepal_track::Manifest;
+use sepal_track::{DataFacts, Manifest};
 
 use crate::adapter::Adapter;
 use crate::export::{ExportOptions, Form};
 use crate::verify::Verified;
+
+/// The file's name.
+pub(crate) const CARD: &str = "README.md";
 
 /// The model card, with the front matter that the hub reads.
 pub(crate) fn text(options: &ExportOptions, adapter: &Adapter, verified: Option<Verified>) -> String {
@@ -31,12 +34,16 @@ pub(crate) fn text(options: &ExportOptions, adapter: &Adapter, verified: Option<
         );
         push(&mut card, text);
     }
-    if let Some(manifest) = &options.manifest {
-        facts(&mut card, manifest);
+    if let Some(run) = &options.run {
+        push(&mut card, SEPAL.to_owned());
+        facts(&mut card, &run.manifest);
     }
     push(&mut card, "## Licence\n\nNot chosen yet: say here under which licence you give this on.".to_owned());
     card
 }
+
+const SEPAL: &str = "With Sepal, over the same swarm or alone (`hub:OWNER/NAME` in the place of `.` if it lies on the hub):\n\n\
+                     ```\nsepal import peft . classifier\nsepal predict classifier --input texts.csv\n```\n";
 
 const PADDING: &str = "**One row at a time, or rows of equal length:** PEFT pools rows of padded batches at their padding with this \
                        method (peft#764).\n";
@@ -67,14 +74,40 @@ model = AutoPeftModelForSequenceClassification.from_pretrained(
     id2label={{{labels}}},
     pad_token_id=tokenizer.pad_token_id,
 ).eval()
-rows = tokenizer(["a text", "another, longer text"], return_tensors="pt", padding=True)
+{rows}
 print(model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits)
 ```
 "#,
         base = quoted(&options.base_model),
         n_labels = adapter.n_labels(),
         labels = labels.join(", "),
+        rows = rows(options.run.as_ref().map(|run| &run.manifest.data)),
     )
+}
+
+/// The lines that make texts what they were in training. Templates are written as Python's `str.format` takes them.
+fn rows(data: Option<&DataFacts>) -> String {
+    let mut lines = vec!["texts = [\"a text\", \"another, longer text\"]".to_owned()];
+    let template = data.and_then(|data| data.template.as_deref());
+    let in_template = template.is_some_and(|template| template.contains("{text_pair}"));
+    let has_pairs = data.is_some_and(|data| data.text_pair.is_some());
+    if has_pairs {
+        lines.push("pairs = [\"what the first is compared with\", \"and the second\"]".to_owned());
+    }
+    if let Some(template) = template {
+        let (each, names) = if in_template {
+            ("text=text, text_pair=pair", "text, pair in zip(texts, pairs)")
+        } else {
+            ("text=text", "text in texts")
+        };
+        lines.push(format!("template = {}", quoted(template)));
+        lines.push(format!("texts = [template.format({each}) for {names}]"));
+    }
+    let pairs = if has_pairs && !in_template { "pairs, " } else { "" };
+    let cut = data.and_then(|data| data.max_length).map(|n| format!(", truncation=True, max_length={n}"));
+    let cut = cut.unwrap_or_default();
+    lines.push(format!("rows = tokenizer(texts, {pairs}return_tensors=\"pt\", padding=True{cut})"));
+    lines.join("\n")
 }
 
 fn facts(card: &mut String, manifest: &Manifest) {
@@ -109,4 +142,36 @@ fn quoted(text: &str) -> String {
 fn push(card: &mut String, line: String) {
     // Writing to a string does not fail.
     writeln!(card, "{line}").ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data(template: Option<&str>, pair: Option<&str>) -> DataFacts {
+        DataFacts {
+            template: template.map(str::to_owned),
+            text_pair: pair.map(str::to_owned),
+            max_length: Some(64),
+            ..DataFacts::default()
+        }
+    }
+
+    #[test]
+    fn texts_are_given_as_in_training() {
+        let tokenized = |data: &DataFacts| rows(Some(data)).lines().last().map(str::to_owned).unwrap_or_default();
+        let cut = "return_tensors=\"pt\", padding=True, truncation=True, max_length=64)";
+        let plain = data(None, None);
+        assert_eq!(tokenized(&plain), format!("rows = tokenizer(texts, {cut}"));
+        assert!(rows(None).ends_with("padding=True)"), "nobody knows how many tokens");
+        let around = data(Some("{text}\nSentiment:"), None);
+        let text = rows(Some(&around));
+        assert!(text.contains("template = \"{text}\\nSentiment:\"\n"), "{text}");
+        assert!(text.contains("[template.format(text=text) for text in texts]"), "{text}");
+        let pairs = data(Some("Premise: {text}"), Some("hypothesis"));
+        assert_eq!(tokenized(&pairs), format!("rows = tokenizer(texts, pairs, {cut}"));
+        let both = data(Some("{text} so {text_pair}"), Some("hypothesis"));
+        assert_eq!(tokenized(&both), format!("rows = tokenizer(texts, {cut}"));
+        assert!(rows(Some(&both)).contains("text_pair=pair) for text, pair in zip(texts, pairs)]"));
+    }
 }

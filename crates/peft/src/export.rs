@@ -5,16 +5,15 @@ use sepal_blocks::Ends;
 use sepal_checkpoint::Checkpoint;
 use sepal_core::{DType, HostTensor, NamedHostTensor, WeightFormat};
 use sepal_nn::{share_from_host, to_host};
-use sepal_track::Manifest;
 
 use crate::adapter::{Adapter, AdapterError};
-use crate::card;
+use crate::card::{self, CARD};
 use crate::compute::ComputeError;
 use crate::config::{CONFIG, HEAD, PREFIX_TUNING, PROMPT_EMBEDDINGS, PROMPT_TUNING, SEQ_CLS, TENSORS, Written};
 use crate::family;
 use crate::fold::{Trained, fold, table};
-use crate::folder::{FolderError, Staged};
-use crate::side::{self, SIDE, Side, TRAINED};
+use crate::folder::{FolderError, Staged, json};
+use crate::side::{self, Run, SIDE, Side, TRAINED};
 use crate::verify::{Verified, sample_rows, verify};
 
 /// As which of PEFT's methods prompts are written.
@@ -86,8 +85,8 @@ pub struct ExportOptions {
     pub form: Form,
     /// Whether logits are compared before anything is left behind.
     pub verify: Verify,
-    /// What the run says of itself, for the model card.
-    pub manifest: Option<Manifest>,
+    /// The run, which others will see: in the model card, and beside it for [`import`](crate::import).
+    pub run: Option<Run>,
     /// Puts the export in the place of an older one.
     pub overwrite: bool,
 }
@@ -343,14 +342,9 @@ fn write_texts(
         trained: side::digest(&trained)?,
         exported: side::digest(&staged.path().join(TENSORS))?,
         verified: verified.map(|found| found.difference),
+        run: options.run.clone(),
     };
     staged.write(SIDE, &json(&side)?)?;
-    staged.write("README.md", card::text(options, adapter, verified).as_bytes())?;
+    staged.write(CARD, card::text(options, adapter, verified).as_bytes())?;
     Ok(())
-}
-
-fn json(value: &impl serde::Serialize) -> Result<Vec<u8>, serde_json::Error> {
-    let mut text = serde_json::to_vec_pretty(value)?;
-    text.push(b'\n');
-    Ok(text)
 }

@@ -124,3 +124,10 @@ fn sync(folder: &Path) {
         folder.sync_all().ok();
     }
 }
+
+/// A value as a file of JSON.
+pub(crate) fn json(value: &impl serde::Serialize) -> Result<Vec<u8>, serde_json::Error> {
+    let mut text = serde_json::to_vec_pretty(value)?;
+    text.push(b'\n');
+    Ok(text)
+}

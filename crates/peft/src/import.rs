@@ -6,7 +6,7 @@ use sepal_nn::{share_from_host, to_host};
 
 use crate::adapter::{Adapter, AdapterError, Facts};
 use crate::config::{CONFIG, Found, HEAD, PREFIX_TUNING, PROMPT_EMBEDDINGS, PROMPT_TUNING, SEQ_CLS, TENSORS};
-use crate::folder::{FolderError, Staged};
+use crate::folder::{FolderError, Staged, json};
 use crate::side::{self, SIDE, Side, TRAINED};
 
 /// The file that an import leaves.
@@ -27,6 +27,8 @@ pub struct ImportOptions {
 pub struct Imported {
     /// The adapter, as a run leaves it.
     pub adapter: PathBuf,
+    /// Whether the folder holds the run's pipeline and manifest, too, so that it can predict.
+    pub is_run: bool,
     /// Its tuning mode: `ptune` or `deep-ptune`.
     pub tuning: String,
     /// Soft prompts.
@@ -111,9 +113,13 @@ pub enum ImportError {
     /// The result cannot be written.
     #[error("write the adapter")]
     Folder(#[from] FolderError),
+    /// The run's manifest has no JSON.
+    #[error("write JSON")]
+    Json(#[from] serde_json::Error),
 }
 
-/// Makes of the PEFT folder `folder` a folder `out` with an `adapter.safetensors` as a run leaves it. With `checkpoint` it
+/// Makes of the PEFT folder `folder` a folder `out` with an `adapter.safetensors` as a run leaves it, and with the run's
+/// pipeline and manifest if it was exported here with them. With `checkpoint` it
 /// is checked that the adapter is of this model, as far as the folder tells.
 ///
 /// # Errors
@@ -127,8 +133,9 @@ pub fn import(
     let staged = Staged::new(out, ADAPTER, options.overwrite)?;
     let found = read_config(folder)?;
     let mut notices = Vec::new();
-    let mut adapter = match (found.peft_type.as_deref().unwrap_or("no method"), own(folder)?) {
-        (PREFIX_TUNING | PROMPT_TUNING, Some(side)) => trained(folder, &side)?,
+    let mut side = own(folder)?;
+    let mut adapter = match (found.peft_type.as_deref().unwrap_or("no method"), &side) {
+        (PREFIX_TUNING | PROMPT_TUNING, Some(side)) => trained(folder, side)?,
         (PREFIX_TUNING, None) => return Err(ImportError::ForeignPrefix),
         (PROMPT_TUNING, None) => prompts(folder, &found)?,
         (other, _) => return Err(ImportError::Method { found: other.to_owned() }),
@@ -146,9 +153,15 @@ pub fn import(
     }
     let adapter = adapter.checked()?;
     adapter.write(&staged.path().join(ADAPTER)).map_err(FolderError::from)?;
+    let run = side.as_mut().and_then(|side| side.run.take());
+    if let Some(run) = &run {
+        staged.write("pipeline.yaml", run.pipeline.as_bytes())?;
+        staged.write("manifest.json", &json(&run.manifest)?)?;
+    }
     staged.finish()?;
     Ok(Imported {
         adapter: out.join(ADAPTER),
+        is_run: run.is_some(),
         tuning: adapter.facts.tuning.clone(),
         prefix_len: adapter.prefix_len(),
         labels: adapter.facts.labels.clone(),

@@ -34,6 +34,7 @@ mod family;
 mod fold;
 mod folder;
 mod import;
+mod share;
 mod side;
 #[cfg(test)]
 mod tests;
@@ -44,4 +45,6 @@ pub use compute::ComputeError;
 pub use export::{ExportError, ExportOptions, Exported, Form, Verify, export};
 pub use folder::FolderError;
 pub use import::{ImportError, ImportOptions, Imported, import};
+pub use share::{ShareError, Shared, share};
+pub use side::Run;
 pub use verify::Verified;

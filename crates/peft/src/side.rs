@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 
+use sepal_track::Manifest;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -28,6 +29,18 @@ pub(crate) struct Side {
     pub(crate) exported: String,
     /// The largest difference of logits that was found when it was written, if it was looked for.
     pub(crate) verified: Option<f64>,
+    /// The run, as far as it is of use elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) run: Option<Run>,
+}
+
+/// What makes a trained adapter a classifier, beside the frozen model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// `pipeline.yaml`.
+    pub pipeline: String,
+    /// `manifest.json`.
+    pub manifest: Manifest,
 }
 
 impl Side {

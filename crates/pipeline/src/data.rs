@@ -71,7 +71,9 @@ pub(crate) fn prepare(
     let class_rows = class_rows(&train_labels, set.names().len());
     let train_loader = Loader::new(train_tokens, Some(train_labels), config).map_err(training)?;
     let facts = |validation: Option<&Table>, truncated_rows| {
-        facts(&chosen, &train, validation, truncated_rows, class_rows.clone())
+        let mut facts = facts(&chosen, &train, validation, truncated_rows, class_rows.clone());
+        facts.max_length = Some(spec.data.max_length);
+        facts
     };
     let Some(table) = validation else {
         let facts = facts(None, truncated_rows);
@@ -249,6 +251,7 @@ fn facts(
         text_pair: chosen.spec.text_pair.clone(),
         label: chosen.spec.label.clone(),
         template: chosen.spec.template.clone(),
+        max_length: None,
         class_rows,
     }
 }

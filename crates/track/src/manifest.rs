@@ -151,7 +151,7 @@ pub struct ModelFacts {
 }
 
 /// The labelled text.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataFacts {
     /// The source of the training rows.
     pub train: String,
@@ -181,6 +181,9 @@ pub struct DataFacts {
     /// What was put around each text.
     #[serde(default)]
     pub template: Option<String>,
+    /// Tokens of a row at most.
+    #[serde(default)]
+    pub max_length: Option<usize>,
     /// How many training rows each class has; none where rows do not have one class each.
     #[serde(default)]
     pub class_rows: Vec<u64>,

@@ -111,6 +111,7 @@ pub(crate) fn manifest(name: &str) -> Manifest {
             text_pair: None,
             label: "label".to_owned(),
             template: None,
+            max_length: Some(64),
             class_rows: vec![],
         },
         parameters: Parameters { trainable: 286_818, total: 134_801_826 },
