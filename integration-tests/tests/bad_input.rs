@@ -24,6 +24,9 @@ fn pipeline_files() {
     let text = fs::read_to_string(bench.path("pipeline.yaml")).expect("read").replace("epochs: 5", "epohcs: 5");
     fs::write(bench.path("pipeline.yaml"), text).expect("written");
     check(&bench, &[], &["pipeline.yaml:10", "train.epohcs"]);
+    let output = bench.sepal(&["validate", "--set", "train.seed=1", "pipeline.yaml"]).output().expect("sepal runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("'pipeline.yaml'") && said.contains("names of files go before --set"), "{said}");
     fs::remove_file(bench.path("pipeline.yaml")).expect("removed");
     check(&bench, &[], &["pipeline.yaml"]);
 }
@@ -33,6 +36,8 @@ fn data_files() {
     let bench = Bench::new("llama-gqa");
     check(&bench, &["data.text=sentense"], &["sentense", "train.csv", "sentence"]);
     check(&bench, &["data.train=nowhere.csv"], &["nowhere.csv", "no such file"]);
+    // What is wrong with the rows is told before a model is fetched.
+    check(&bench, &["data.label=lable", "model.source=nowhere"], &["lable", "train.csv"]);
     let write = |text: &str| fs::write(bench.path("bad.csv"), text).expect("written");
     let bad = "data.train=bad.csv";
     write("sentence,label\nthe film,0\n\"  \",1\n");

@@ -316,6 +316,19 @@ mod tests {
     }
 
     #[test]
+    fn others_see_no_folders() {
+        for (text, seen) in [
+            ("/home/me/rows.csv", "rows.csv"),
+            ("~/models/tiny/", "tiny"),
+            ("0.1 of the rest", "0.1 of the rest"),
+            ("hub:a/b@v1/c/d.csv", "hub:a/b@v1/c/d.csv"),
+            ("pypi:a==1/b/c.csv", "pypi:a==1/b/c.csv"),
+        ] {
+            assert_eq!(parsed(text).without_folders().to_string(), seen);
+        }
+    }
+
+    #[test]
     fn nonsense_is_refused() {
         for text in [
             "",

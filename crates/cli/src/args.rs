@@ -69,7 +69,7 @@ pub(crate) struct PipelineArgs {
     /// The pipeline file
     pub(crate) file: PathBuf,
     /// Set a key, over the file and the environment: --set train.max_steps=100
-    #[arg(long = "set", value_name = "KEY=VALUE", num_args = 1..)]
+    #[arg(long = "set", value_name = "KEY=VALUE", num_args = 1.., value_parser = setting)]
     pub(crate) set: Vec<String>,
 }
 
@@ -79,7 +79,7 @@ pub(crate) struct RunArgs {
     #[arg(required_unless_present = "resume")]
     pub(crate) file: Option<PathBuf>,
     /// Set a key, over the file and the environment: --set train.max_steps=100
-    #[arg(long = "set", value_name = "KEY=VALUE", num_args = 1..)]
+    #[arg(long = "set", value_name = "KEY=VALUE", num_args = 1.., value_parser = setting)]
     pub(crate) set: Vec<String>,
     /// Go on with the run in this folder from its newest checkpoint; without a folder, with the newest run of the pipeline
     /// that did not end well, or begin if there is none
@@ -163,8 +163,13 @@ pub(crate) struct RowArgs {
     #[arg(long, value_name = "COLUMN")]
     pub(crate) text_pair: Option<String>,
     /// Set a key of the run's pipeline, for example other servers: --set swarm.use=embedded
-    #[arg(long = "set", value_name = "KEY=VALUE", num_args = 1..)]
+    #[arg(long = "set", value_name = "KEY=VALUE", num_args = 1.., value_parser = setting)]
     pub(crate) set: Vec<String>,
+}
+
+/// A key with its value. Settings take all words behind them, a file's name included.
+fn setting(text: &str) -> Result<String, &'static str> {
+    if text.contains('=') { Ok(text.to_owned()) } else { Err("expected KEY=VALUE; names of files go before --set") }
 }
 
 /// The formats with columns, and the one without.
@@ -290,7 +295,7 @@ pub(crate) struct ServeTaskArgs {
     /// The run's folder
     pub(crate) run: PathBuf,
     /// Set a key of the run's pipeline, over the file and the environment: --set swarm.use=static
-    #[arg(long = "set", value_name = "KEY=VALUE", num_args = 1..)]
+    #[arg(long = "set", value_name = "KEY=VALUE", num_args = 1.., value_parser = setting)]
     pub(crate) set: Vec<String>,
     /// Where to listen; port 0 takes a free one. Connections are not encrypted
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8000")]

@@ -83,7 +83,8 @@ pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Fai
     };
     let seconds = started.elapsed().as_secs_f64();
     let rate = written as f64 / seconds.max(1e-9);
-    console.line(&format!("predicted {} rows{left_out} in {seconds:.1} s, {rate:.0} rows/s", grouped(written)));
+    let rows = if written == 1 { "row" } else { "rows" };
+    console.line(&format!("predicted {} {rows}{left_out} in {seconds:.1} s, {rate:.0} rows/s", grouped(written)));
     Ok(())
 }
 
@@ -186,10 +187,10 @@ fn lines(text: &str) -> Result<Box<dyn Read + Send>, Failure> {
     if !io::stdin().is_terminal() {
         input.read_until(b'\n', &mut first).map_err(|error| format!("read standard input: {error}"))?;
     }
-    if let Some(format) = Format::by_header(&String::from_utf8_lossy(&first), text) {
+    if let Some(format) = Format::by_first_line(&String::from_utf8_lossy(&first), text) {
         return Err(format!(
-            "read standard input as texts, one to a line: its first line is the header of a {format} file, with the column \
-             `{text}`; say --format {format}, or --format lines if it is a text all the same"
+            "read standard input as texts, one to a line: its first line is that of a {format} file, with the column `{text}`; say \
+             --format {format}, or --format lines if it is a text all the same"
         )
         .into());
     }

@@ -44,14 +44,17 @@ impl Format {
         Self::ENDINGS.into_iter().find(|(known, _)| *known == ending).map(|(_, format)| format)
     }
 
-    /// The format of a stream that begins with the line `first`, if that is the header of a table: csv or tsv, if
-    /// `column` and another one are among its cells.
-    pub fn by_header(first: &str, column: &str) -> Option<Self> {
+    /// The format of a stream that begins with the line `first`, if that is of a table: csv or tsv, if `column` and another
+    /// one are among its cells; jsonl, if it is an object that has `column`.
+    pub fn by_first_line(first: &str, column: &str) -> Option<Self> {
         let is_header = |format: &Format| {
             let names = read::header(first, *format);
             names.len() > 1 && names.iter().any(|name| name == column)
         };
-        [Format::Csv, Format::Tsv].into_iter().find(is_header)
+        let is_object = serde_json::from_str::<serde_json::Map<_, serde_json::Value>>(first)
+            .is_ok_and(|object| object.contains_key(column));
+        let by_cells = || [Format::Csv, Format::Tsv].into_iter().find(is_header);
+        if is_object { Some(Format::Jsonl) } else { by_cells() }
     }
 
     /// The name as it is written in a pipeline file.
@@ -160,12 +163,13 @@ mod tests {
     }
 
     #[test]
-    fn a_header_is_told_from_a_text() {
-        let check = |line: &str, expected| assert_eq!(Format::by_header(line, "review"), expected, "{line}");
+    fn a_table_is_told_from_a_text() {
+        let check = |line: &str, expected| assert_eq!(Format::by_first_line(line, "review"), expected, "{line}");
         check("id,\"review\",sentiment\n", Some(Format::Csv));
         check("\u{feff}review,id\r\n", Some(Format::Csv));
         check("id\treview", Some(Format::Tsv));
-        for text in ["review", "a review, and a long one", "id,text", "", "\"review, id"] {
+        check("{\"id\": 1, \"review\": \"good\"}\n", Some(Format::Jsonl));
+        for text in ["review", "a review, and a long one", "id,text", "", "\"review, id", "{\"text\": 1}", "{review}"] {
             check(text, None);
         }
     }

@@ -38,18 +38,53 @@ struct Chosen {
     passed_over: Vec<String>,
 }
 
-/// Fetches the data, reads the columns that are asked for, tokenizes and splits.
+/// The rows of a run as they were read.
+pub(crate) struct Rows {
+    chosen: Chosen,
+    train: Table,
+    /// Where they come from elsewhere than the training rows.
+    validation: Option<Table>,
+}
+
+impl Rows {
+    /// Keeps some of the training rows aside, if there are no other validation rows and some are wanted.
+    fn split(self, seed: u64, set: &LabelSet, head: &dyn TaskHead) -> Result<Self, RunError> {
+        let Some(fraction) = self.chosen.spec.validation_split.filter(|_| self.validation.is_none()) else {
+            return Ok(self);
+        };
+        let labels = set.labels_as(&self.train, label_kind(head)).map_err(training)?;
+        let (kept, aside) = sepal_data::split(&labels, seed, fraction).map_err(training)?;
+        Ok(Self { train: self.train.select(&kept), validation: Some(self.train.select(&aside)), ..self })
+    }
+}
+
+/// Fetches the data and reads the columns that are asked for. It takes no model: what is wrong with the rows is told before
+/// one is fetched.
+pub(crate) fn read(
+    spec: &Spec,
+    assets: &Assets,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Rows, RunError> {
+    let chosen = choose(spec, assets, observer, stop)?;
+    let train = read_asset(&chosen.spec, &chosen.train, &["train"]).map_err(training)?;
+    let names = ["validation", "dev", "valid", "test"];
+    let validation = chosen.validation.as_ref().map(|asset| read_asset(&chosen.spec, asset, &names));
+    let validation = validation.transpose().map_err(validating)?;
+    Ok(Rows { chosen, train, validation })
+}
+
+/// Tokenizes rows and splits them.
 pub(crate) fn prepare(
     spec: &Spec,
+    rows: Rows,
     assets: &Assets,
     tokenizer: &Tokenizer,
     head: &dyn TaskHead,
     observer: &mut dyn Observer,
-    stop: &AtomicBool,
 ) -> Result<Prepared, RunError> {
-    let chosen = choose(spec, assets, observer, stop)?;
     let set = LabelSet::new(head.label_names()).map_err(training)?;
-    let (train, validation) = tables(&chosen, spec.train.seed, &set, head)?;
+    let Rows { chosen, train, validation } = rows.split(spec.train.seed, &set, head)?;
     let read = |table: &Table| -> Result<Labels, BoxError> { Ok(set.labels_as(table, label_kind(head))?) };
     let train_labels = read(&train).map_err(training)?;
     sepal_data::check_classes(&train_labels, &set).map_err(training)?;
@@ -185,21 +220,8 @@ fn fetch_alternative(
     Ok((train, validation))
 }
 
-/// Training and validation rows.
-fn tables(chosen: &Chosen, seed: u64, set: &LabelSet, head: &dyn TaskHead) -> Result<(Table, Option<Table>), RunError> {
-    let train = read(&chosen.spec, &chosen.train, &["train"]).map_err(training)?;
-    if let Some(asset) = &chosen.validation {
-        let names = ["validation", "dev", "valid", "test"];
-        return Ok((train, Some(read(&chosen.spec, asset, &names).map_err(validating)?)));
-    }
-    let Some(fraction) = chosen.spec.validation_split else { return Ok((train, None)) };
-    let labels = set.labels_as(&train, label_kind(head)).map_err(training)?;
-    let (kept, aside) = sepal_data::split(&labels, seed, fraction).map_err(training)?;
-    Ok((train.select(&kept), Some(train.select(&aside))))
-}
-
 /// Reads a file, or the files of the first of these splits that a folder has.
-fn read(alternative: &AlternativeSpec, asset: &Asset, splits: &[&str]) -> Result<Table, BoxError> {
+fn read_asset(alternative: &AlternativeSpec, asset: &Asset, splits: &[&str]) -> Result<Table, BoxError> {
     let spec = TableSpec {
         path: asset.path.clone(),
         format: alternative.format.map(format),

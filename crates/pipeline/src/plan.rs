@@ -166,13 +166,14 @@ pub fn plan(
         tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
     }
     let assets = Assets::from_env();
+    let rows = data::read(spec, &assets, observer, stop)?;
     let frozen = match probe_steps {
         0 => fetch_ends(spec, &assets, observer, stop)?,
         _ => Frozen::fetch(spec, &assets, observer, stop)?,
     };
     let mut params = Parameters::new();
     let head = build_head(spec, registry, &frozen, &mut params)?;
-    let prepared = data::prepare(spec, &assets, &frozen.tokenizer, &*head, observer, stop)?;
+    let prepared = data::prepare(spec, rows, &assets, &frozen.tokenizer, &*head, observer)?;
     let length = Length::of(spec, &prepared.train);
     let data = data_plan(spec, &prepared);
     let steps = steps_plan(spec, length, prepared.validation.is_some());

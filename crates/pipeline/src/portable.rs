@@ -50,3 +50,49 @@ fn portable_manifest(manifest: &Manifest) -> Manifest {
     }
     manifest
 }
+
+#[cfg(test)]
+mod tests {
+    use sepal_plugin::{Head, Registry, Tuning, standard};
+
+    use super::*;
+    use crate::Layers;
+
+    const PIPELINE: &str = "\
+name: demo
+model: { source: [/secret/models/tiny, hub:a/b], local_blocks: 2 }
+swarm: { use: static, with: { servers: ['secret:4000'] } }
+task: { use: sequence-classification, with: { labels: [negative, positive] } }
+tuning: { use: deep-ptune, with: { pre_seq_len: 4, init: { adapter: /secret/adapter.safetensors } } }
+data:
+  train: [../secret/train.csv, pypi:c==1.0/rows.csv]
+  validation: ~/secret/validation.csv
+  text: sentence
+  label: label
+  template: 'It says: {text}'
+  max_length: 32
+  otherwise: [{ train: /secret/b.csv, validation: ./secret/c.csv, text: text, label: label }]
+optimizer: { use: adamw }
+schedule: { use: linear }
+train: { threads: 1, seed: 7 }
+output: { folder: /secret/runs }
+track: [{ use: jsonl }]
+";
+
+    #[test]
+    fn others_see_what_predicts_and_nothing_of_this_machine() {
+        let mut registry = Registry::new();
+        standard::register(&mut registry).expect("the standard plugins");
+        registry.register::<Head, sepal_sequence_classification::SequenceClassification>().expect("a head");
+        registry.register::<Tuning, sepal_deep_ptune::DeepPtune>().expect("a tuning mode");
+        let spec = Layers::text("demo.yaml", PIPELINE).load(&registry).expect("a pipeline").spec;
+        let text = portable_spec(&spec).to_yaml().expect("YAML");
+        assert!(!text.contains("secret"), "{text}");
+        let read = Layers::text("demo.yaml", text).load(&registry).expect("a pipeline").spec;
+        assert_eq!(read.model.source.to_string(), "tiny, else hub:a/b");
+        assert_eq!(read.data.train.to_string(), "train.csv, else pypi:c==1.0/rows.csv");
+        assert_eq!((&read.data.template, read.data.max_length), (&spec.data.template, 32));
+        assert_eq!((read.task, read.tuning.with["pre_seq_len"].clone()), (spec.task, 4.into()));
+        assert_eq!((read.swarm, read.model.local_blocks, read.train.seed), (SwarmSpec::default(), 0, 7));
+    }
+}

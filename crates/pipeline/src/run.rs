@@ -86,10 +86,11 @@ impl Run<'_> {
         }
         let trackers = records::trackers(spec, registry)?;
         let assets = Assets::from_env();
+        let rows = data::read(spec, &assets, observer, stop)?;
         let frozen = Frozen::fetch(spec, &assets, observer, stop)?;
         let mut params = Parameters::new();
         let mut head = build_head(spec, registry, &frozen, &mut params)?;
-        let prepared = data::prepare(spec, &assets, &frozen.tokenizer, &*head, observer, stop)?;
+        let prepared = data::prepare(spec, rows, &assets, &frozen.tokenizer, &*head, observer)?;
         head.see_class_rows(&prepared.facts.class_rows).map_err(RunError::Head)?;
         let longest = prepared.validation.as_ref().map_or(0, Loader::longest_row).max(prepared.train.longest_row());
         let (mut model, servers) =
