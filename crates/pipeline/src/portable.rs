@@ -76,7 +76,7 @@ optimizer: { use: adamw }
 schedule: { use: linear }
 train: { threads: 1, seed: 7 }
 output: { folder: /secret/runs }
-track: [{ use: jsonl }]
+track: [{ use: mlflow, with: { tracking_uri: 'http://secret:5000' } }]
 ";
 
     #[test]
