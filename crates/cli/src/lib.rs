@@ -82,7 +82,7 @@ pub fn main(registry: Registry) -> ExitCode {
             environment::start_with(&[]);
             peft::export(&registry, &args)
         }
-        Command::Import(ImportCommand::Peft(args)) => peft::import(&args),
+        Command::Import(ImportCommand::Peft(args)) => peft::import(&registry, &args),
         Command::Push(args) => push::push(&args),
         Command::Swarm(command) => swarm::swarm(&command),
         Command::Doctor(args) => doctor::doctor(&args),

@@ -5,13 +5,13 @@ use std::path::Path;
 use sepal_assets::{Asset, Assets, Kind, Source};
 use sepal_checkpoint::{Format, Part};
 use sepal_peft::{ExportOptions, ImportOptions, Run, Verify};
-use sepal_pipeline::{Layers, ModelFiles, portable};
+use sepal_pipeline::{Layers, ModelFiles, Spec, portable};
 use sepal_plugin::Registry;
 use sepal_track::Manifest;
 
 use crate::args::{ExportPeftArgs, ImportPeftArgs};
 use crate::downloads::Downloads;
-use crate::{Failure, print};
+use crate::{Failure, describe, print};
 
 pub(crate) fn export(registry: &Registry, args: &ExportPeftArgs) -> Result<(), Failure> {
     let manifest = manifest(&args.run)?;
@@ -48,27 +48,58 @@ pub(crate) fn export(registry: &Registry, args: &ExportPeftArgs) -> Result<(), F
     Ok(())
 }
 
-pub(crate) fn import(args: &ImportPeftArgs) -> Result<(), Failure> {
+pub(crate) fn import(registry: &Registry, args: &ImportPeftArgs) -> Result<(), Failure> {
     let model = match &args.model[..] {
         [] => None,
         sources => Some(open(sources, Part::Ends)?),
     };
-    let options =
-        ImportOptions { labels: (!args.labels.is_empty()).then(|| args.labels.clone()), overwrite: args.overwrite };
-    let checkpoint = model.as_ref().map(|model| &model.checkpoint);
     let mut downloads = Downloads::new();
-    let folder = Assets::from_env().fetch(&args.folder, Kind::Adapter, &mut downloads.watch())?.path;
+    let asset = Assets::from_env().fetch(&args.folder, Kind::Adapter, &mut downloads.watch())?;
     drop(downloads);
-    let imported = sepal_peft::import(&options, checkpoint, &folder, &args.out)?;
+    if asset.commit.is_some() {
+        eprintln!("using {}", asset.pinned());
+    }
+    let run = match sepal_peft::exported_run(&asset.path)? {
+        Some(run) if args.labels.is_empty() => harmless(registry, &run),
+        Some(_) => Err("labels are other ones".into()),
+        None => Ok(None),
+    };
+    let run = run.unwrap_or_else(|problem| {
+        eprintln!("note: the adapter comes without its run: {}", describe(&*problem));
+        None
+    });
+    let (run, spec) = run.unzip();
+    let labels = (!args.labels.is_empty()).then(|| args.labels.clone());
+    let options = ImportOptions { labels, run, overwrite: args.overwrite };
+    let checkpoint = model.as_ref().map(|model| &model.checkpoint);
+    let imported = sepal_peft::import(&options, checkpoint, &asset.path, &args.out)?;
     for notice in &imported.notices {
         eprintln!("note: {notice}");
     }
     let (prompts, labels) = (imported.prefix_len, imported.labels.join(", "));
     print(&format!("wrote {}: {}, {prompts} prompts, labels {labels}", imported.adapter.display(), imported.tuning))?;
-    if imported.is_run {
-        print(&format!("`sepal predict {} --input FILE` predicts with it", args.out.display()))?;
+    match spec {
+        Some(spec) => print(&how_to_predict(&args.out, &spec)),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// The run of an export that may be a stranger's, such that it can do no harm.
+fn harmless(registry: &Registry, run: &Run) -> Result<Option<(Run, Spec)>, Failure> {
+    let loaded = Layers::text("the export's pipeline", run.pipeline.clone()).load(registry)?;
+    let (spec, manifest) = portable(&loaded.spec, &run.manifest);
+    Ok(Some((Run { pipeline: spec.to_yaml()?, manifest }, spec)))
+}
+
+fn how_to_predict(folder: &Path, spec: &Spec) -> String {
+    let is_local = |source: &Source| matches!(source, Source::Local(_));
+    let (folder, source) = (folder.display(), &spec.model.source);
+    let (set, model) = if source.iter().all(is_local) {
+        (" --set model.source=SOURCE", format!("its model was in a folder, {source}"))
+    } else {
+        ("", format!("its model is {source}"))
+    };
+    format!("`sepal predict {folder} --input FILE{set}` predicts with it; {model}")
 }
 
 /// What of the run others may see.

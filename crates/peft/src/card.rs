@@ -42,7 +42,7 @@ pub(crate) fn text(options: &ExportOptions, adapter: &Adapter, verified: Option<
     card
 }
 
-const SEPAL: &str = "With Sepal, over the same swarm or alone (`hub:OWNER/NAME` in the place of `.` if it lies on the hub):\n\n\
+const SEPAL: &str = "With Sepal (`hub:OWNER/NAME` in the place of `.` if it lies on the hub):\n\n\
                      ```\nsepal import peft . classifier\nsepal predict classifier --input texts.csv\n```\n";
 
 const PADDING: &str = "**One row at a time, or rows of equal length:** PEFT pools rows of padded batches at their padding with this \
@@ -65,7 +65,7 @@ from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoTokenizer
 
 folder = "."  # this folder
-tokenizer = AutoTokenizer.from_pretrained({base}, padding_side="right")
+tokenizer = AutoTokenizer.from_pretrained({base}, padding_side="right", truncation_side="right")
 if tokenizer.pad_token_id is None:
     tokenizer.pad_token = tokenizer.eos_token
 model = AutoPeftModelForSequenceClassification.from_pretrained(
@@ -89,7 +89,8 @@ print(model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).
 fn rows(data: Option<&DataFacts>) -> String {
     let mut lines = vec!["texts = [\"a text\", \"another, longer text\"]".to_owned()];
     let template = data.and_then(|data| data.template.as_deref());
-    let in_template = template.is_some_and(|template| template.contains("{text_pair}"));
+    // Two braces are one of the text.
+    let in_template = template.is_some_and(|template| template.replace("{{", "").contains("{text_pair}"));
     let has_pairs = data.is_some_and(|data| data.text_pair.is_some());
     if has_pairs {
         lines.push("pairs = [\"what the first is compared with\", \"and the second\"]".to_owned());
@@ -170,6 +171,8 @@ mod tests {
         assert!(text.contains("[template.format(text=text) for text in texts]"), "{text}");
         let pairs = data(Some("Premise: {text}"), Some("hypothesis"));
         assert_eq!(tokenized(&pairs), format!("rows = tokenizer(texts, pairs, {cut}"));
+        let escaped = data(Some("{text} {{text_pair}}"), Some("hypothesis"));
+        assert_eq!(tokenized(&escaped), format!("rows = tokenizer(texts, pairs, {cut}"));
         let both = data(Some("{text} so {text_pair}"), Some("hypothesis"));
         assert_eq!(tokenized(&both), format!("rows = tokenizer(texts, {cut}"));
         assert!(rows(Some(&both)).contains("text_pair=pair) for text, pair in zip(texts, pairs)]"));

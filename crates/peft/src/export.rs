@@ -341,6 +341,7 @@ fn write_texts(
         model_digest: checkpoint.digest().to_owned(),
         trained: side::digest(&trained)?,
         exported: side::digest(&staged.path().join(TENSORS))?,
+        config: Some(side::digest(&staged.path().join(CONFIG))?),
         verified: verified.map(|found| found.difference),
         run: options.run.clone(),
     };

@@ -7,7 +7,7 @@ use sepal_nn::{share_from_host, to_host};
 use crate::adapter::{Adapter, AdapterError, Facts};
 use crate::config::{CONFIG, Found, HEAD, PREFIX_TUNING, PROMPT_EMBEDDINGS, PROMPT_TUNING, SEQ_CLS, TENSORS};
 use crate::folder::{FolderError, Staged, json};
-use crate::side::{self, SIDE, Side, TRAINED};
+use crate::side::{self, Run, SIDE, Side, TRAINED};
 
 /// The file that an import leaves.
 const ADAPTER: &str = "adapter.safetensors";
@@ -17,6 +17,9 @@ const ADAPTER: &str = "adapter.safetensors";
 pub struct ImportOptions {
     /// The labels' names in the order of the logits, which PEFT does not keep; those of our own exports are known.
     pub labels: Option<Vec<String>>,
+    /// What is written beside the adapter so that it can predict: that of [`exported_run`], once somebody has seen that it
+    /// does nothing that it should not.
+    pub run: Option<Run>,
     /// Puts the import in the place of an older one.
     pub overwrite: bool,
 }
@@ -27,8 +30,6 @@ pub struct ImportOptions {
 pub struct Imported {
     /// The adapter, as a run leaves it.
     pub adapter: PathBuf,
-    /// Whether the folder holds the run's pipeline and manifest, too, so that it can predict.
-    pub is_run: bool,
     /// Its tuning mode: `ptune` or `deep-ptune`.
     pub tuning: String,
     /// Soft prompts.
@@ -113,13 +114,27 @@ pub enum ImportError {
     /// The result cannot be written.
     #[error("write the adapter")]
     Folder(#[from] FolderError),
+    /// A label that nobody can write.
+    #[error("import the folder: its label {label:?} holds control characters; give other names (--labels)")]
+    Label {
+        /// The label.
+        label: String,
+    },
     /// The run's manifest has no JSON.
     #[error("write JSON")]
     Json(#[from] serde_json::Error),
 }
 
-/// Makes of the PEFT folder `folder` a folder `out` with an `adapter.safetensors` as a run leaves it, and with the run's
-/// pipeline and manifest if it was exported here with them. With `checkpoint` it
+/// The run that the folder was exported from, as whoever exported it wrote it down: a stranger perhaps. `None` if the folder
+/// does not say.
+///
+/// # Errors
+/// [`ImportError`] if its side file cannot be read.
+pub fn exported_run(folder: &Path) -> Result<Option<Run>, ImportError> {
+    Ok(own(folder)?.and_then(|side| side.run))
+}
+
+/// Makes of the PEFT folder `folder` a folder `out` with an `adapter.safetensors` as a run leaves it. With `checkpoint` it
 /// is checked that the adapter is of this model, as far as the folder tells.
 ///
 /// # Errors
@@ -133,9 +148,8 @@ pub fn import(
     let staged = Staged::new(out, ADAPTER, options.overwrite)?;
     let found = read_config(folder)?;
     let mut notices = Vec::new();
-    let mut side = own(folder)?;
-    let mut adapter = match (found.peft_type.as_deref().unwrap_or("no method"), &side) {
-        (PREFIX_TUNING | PROMPT_TUNING, Some(side)) => trained(folder, side)?,
+    let mut adapter = match (found.peft_type.as_deref().unwrap_or("no method"), own(folder)?) {
+        (PREFIX_TUNING | PROMPT_TUNING, Some(side)) => trained(folder, &side)?,
         (PREFIX_TUNING, None) => return Err(ImportError::ForeignPrefix),
         (PROMPT_TUNING, None) => prompts(folder, &found)?,
         (other, _) => return Err(ImportError::Method { found: other.to_owned() }),
@@ -152,16 +166,18 @@ pub fn import(
         notices.push("which model it is of is not known; give one to have that checked and written down".to_owned());
     }
     let adapter = adapter.checked()?;
+    // They go to terminals and into tables.
+    if let Some(label) = adapter.facts.labels.iter().find(|label| label.chars().any(char::is_control)) {
+        return Err(ImportError::Label { label: label.clone() });
+    }
     adapter.write(&staged.path().join(ADAPTER)).map_err(FolderError::from)?;
-    let run = side.as_mut().and_then(|side| side.run.take());
-    if let Some(run) = &run {
+    if let Some(run) = &options.run {
         staged.write("pipeline.yaml", run.pipeline.as_bytes())?;
         staged.write("manifest.json", &json(&run.manifest)?)?;
     }
     staged.finish()?;
     Ok(Imported {
         adapter: out.join(ADAPTER),
-        is_run: run.is_some(),
         tuning: adapter.facts.tuning.clone(),
         prefix_len: adapter.prefix_len(),
         labels: adapter.facts.labels.clone(),

@@ -2,7 +2,7 @@
 //!
 //! [`export`] writes soft prompts, shallow and deep, as PEFT's PREFIX_TUNING: the frozen blocks make keys and values of
 //! them once. Under a causal mask these do not depend on the text behind them, so that nothing is lost. [`import`] reads
-//! what [`export`] wrote, and PROMPT_TUNING of anybody. This crate trains nothing, fetches nothing and runs no Python.
+//! what [`export`] wrote, and PROMPT_TUNING of anybody; [`share`] says whether an export can be given to others. This crate trains nothing, fetches nothing and runs no Python.
 //!
 //! Invariants: a folder is there whole or not at all, and one that is there is not written over unless asked to; what PEFT
 //! would compute otherwise is refused with the reason; nothing of ours stands in PEFT's own files; a pickle is never read.
@@ -44,7 +44,7 @@ pub use adapter::AdapterError;
 pub use compute::ComputeError;
 pub use export::{ExportError, ExportOptions, Exported, Form, Verify, export};
 pub use folder::FolderError;
-pub use import::{ImportError, ImportOptions, Imported, import};
+pub use import::{ImportError, ImportOptions, Imported, exported_run, import};
 pub use share::{ShareError, Shared, share};
 pub use side::Run;
 pub use verify::Verified;

@@ -58,8 +58,8 @@ pub enum ShareError {
     },
 }
 
-/// The files of an export, if others can use it: all are there, tensors are those that were exported, and the base model
-/// is one that others find. The card may have been edited.
+/// The files of an export, if others can use it: all are there, tensors and settings are those that were exported, and the
+/// base model is one that others find. The card may have been edited.
 ///
 /// # Errors
 /// [`ShareError`] with what to do.
@@ -74,8 +74,9 @@ pub fn share(folder: &Path) -> Result<Shared, ShareError> {
     };
     let side = Side::read(folder).map_err(failed(SIDE))?;
     let side = side.ok_or_else(|| ShareError::Foreign { folder: folder.to_owned(), missing: SIDE })?;
-    for (file, expected) in [(TRAINED, &side.trained), (TENSORS, &side.exported)] {
-        if &side::digest(&folder.join(file)).map_err(failed(file))? != expected {
+    let digests = [(TRAINED, Some(&side.trained)), (TENSORS, Some(&side.exported)), (CONFIG, side.config.as_ref())];
+    for (file, expected) in digests {
+        if Some(&side::digest(&folder.join(file)).map_err(failed(file))?) != expected {
             return Err(ShareError::Changed { folder: folder.to_owned(), file });
         }
     }

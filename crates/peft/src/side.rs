@@ -27,6 +27,9 @@ pub(crate) struct Side {
     pub(crate) trained: String,
     /// SHA-256 of PEFT's tensors; others would be of somebody else.
     pub(crate) exported: String,
+    /// That of PEFT's settings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) config: Option<String>,
     /// The largest difference of logits that was found when it was written, if it was looked for.
     pub(crate) verified: Option<f64>,
     /// The run, as far as it is of use elsewhere.

@@ -106,9 +106,8 @@ pub(crate) fn prepare(
     let class_rows = class_rows(&train_labels, set.names().len());
     let train_loader = Loader::new(train_tokens, Some(train_labels), config).map_err(training)?;
     let facts = |validation: Option<&Table>, truncated_rows| {
-        let mut facts = facts(&chosen, &train, validation, truncated_rows, class_rows.clone());
-        facts.max_length = Some(spec.data.max_length);
-        facts
+        let facts = facts(&chosen, &train, validation, truncated_rows, class_rows.clone());
+        DataFacts { max_length: Some(spec.data.max_length), ..facts }
     };
     let Some(table) = validation else {
         let facts = facts(None, truncated_rows);

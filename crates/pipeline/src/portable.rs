@@ -1,20 +1,25 @@
 //! A run as others may have it: without what is true of this machine alone.
 
 use sepal_assets::{Source, Sources};
-use sepal_track::Manifest;
+use sepal_track::{DataFacts, Manifest, Status};
 
 use crate::spec::{CheckpointSpec, OutputSpec, Spec};
-use crate::swarm::SwarmSpec;
+use crate::swarm::{EmbeddedSpec, SwarmSpec};
 
-/// The pipeline and the manifest of a run without servers, trackers, folders and other files of this machine. What was
-/// trained with them predicts the same.
+/// The pipeline and the manifest of a run without servers, trackers, folders and other files of this machine, and without its
+/// error if it failed. It predicts the same, with blocks in the process. What somebody else gave is harmless so: nothing is
+/// sent anywhere, and no file is named but by a plain name. Options of the task and of the tuning mode stay, but for secrets.
 pub fn portable(spec: &Spec, manifest: &Manifest) -> (Spec, Manifest) {
-    (portable_spec(spec), portable_manifest(manifest))
+    let manifest = portable_manifest(manifest);
+    let max_length = Some(spec.data.max_length);
+    (portable_spec(spec), Manifest { data: DataFacts { max_length, ..manifest.data }, ..manifest })
 }
 
 fn portable_spec(spec: &Spec) -> Spec {
     let mut spec = spec.clone();
-    spec.swarm = SwarmSpec::default();
+    // Rounding on the way is a part of what was trained.
+    let wire_dtype = spec.swarm.remote().wire_dtype;
+    spec.swarm = SwarmSpec::Embedded(EmbeddedSpec { wire_dtype, ..EmbeddedSpec::default() });
     spec.track = Vec::new();
     spec.output = OutputSpec::default();
     spec.checkpoint = CheckpointSpec::default();
@@ -22,6 +27,9 @@ fn portable_spec(spec: &Spec) -> Spec {
     (spec.model.device, spec.model.local_blocks) = Default::default();
     // Prompts that began as those of another adapter do not need its file any more.
     spec.tuning.with.retain(|_, value| value.get("adapter").is_none());
+    for plugin in [&mut spec.task, &mut spec.tuning] {
+        plugin.with.retain(|key, _| !sepal_track::is_secret(key));
+    }
     let data = &mut spec.data;
     let mut sources = vec![&mut spec.model.source, &mut data.train];
     sources.extend(data.validation.as_mut());
@@ -39,6 +47,9 @@ fn portable_spec(spec: &Spec) -> Spec {
 fn portable_manifest(manifest: &Manifest) -> Manifest {
     let mut manifest = manifest.clone();
     manifest.servers = Vec::new();
+    if let Status::Failed { error } = &mut manifest.status {
+        *error = "not told to others".to_owned();
+    }
     manifest.model.passed_over = Vec::new();
     let data = &mut manifest.data;
     data.passed_over = Vec::new();
@@ -54,6 +65,7 @@ fn portable_manifest(manifest: &Manifest) -> Manifest {
 #[cfg(test)]
 mod tests {
     use sepal_plugin::{Head, Registry, Tuning, standard};
+    use serde_json::json;
 
     use super::*;
     use crate::Layers;
@@ -61,7 +73,7 @@ mod tests {
     const PIPELINE: &str = "\
 name: demo
 model: { source: [/secret/models/tiny, hub:a/b], local_blocks: 2 }
-swarm: { use: static, with: { servers: ['secret:4000'] } }
+swarm: { use: static, with: { servers: ['secret:4000'], wire_dtype: q8 } }
 task: { use: sequence-classification, with: { labels: [negative, positive] } }
 tuning: { use: deep-ptune, with: { pre_seq_len: 4, init: { adapter: /secret/adapter.safetensors } } }
 data:
@@ -79,6 +91,26 @@ output: { folder: /secret/runs }
 track: [{ use: mlflow, with: { tracking_uri: 'http://secret:5000' } }]
 ";
 
+    fn manifest() -> Manifest {
+        let json = json!({
+            "name": "demo", "status": { "state": "failed", "error": "reach secret:4000" },
+            "versions": { "sepal": "1", "libtorch": "2" }, "seed": 7, "parameters": { "trainable": 1, "total": 2 },
+            "model": {
+                "source": "/secret/models/tiny", "passed_over": ["/secret: gone"], "digest": "d", "weights": "w",
+                "tokenizer": "t",
+            },
+            "data": {
+                "train": "hub:a/b@v1/rows.csv", "validation": "0.1 of the training source, by seed",
+                "passed_over": ["/secret.csv: gone"], "train_digest": "", "validation_digest": "", "train_rows": 9,
+                "validation_rows": 1, "truncated_rows": 0,
+            },
+            "steps": 1, "bytes": { "sent": 0, "received": 0 }, "started": "", "seconds": 1.0, "train_seconds": 1.0,
+            "train_tokens": 9, "metrics": {}, "adapter_digest": "",
+            "servers": [{ "server": "secret:4000", "blocks": "0:2", "calls": 1, "failures": 0 }],
+        });
+        serde_json::from_value(json).expect("a manifest")
+    }
+
     #[test]
     fn others_see_what_predicts_and_nothing_of_this_machine() {
         let mut registry = Registry::new();
@@ -86,13 +118,21 @@ track: [{ use: mlflow, with: { tracking_uri: 'http://secret:5000' } }]
         registry.register::<Head, sepal_sequence_classification::SequenceClassification>().expect("a head");
         registry.register::<Tuning, sepal_deep_ptune::DeepPtune>().expect("a tuning mode");
         let spec = Layers::text("demo.yaml", PIPELINE).load(&registry).expect("a pipeline").spec;
-        let text = portable_spec(&spec).to_yaml().expect("YAML");
+        let (portable, manifest) = portable(&spec, &manifest());
+        let text = portable.to_yaml().expect("YAML");
         assert!(!text.contains("secret"), "{text}");
         let read = Layers::text("demo.yaml", text).load(&registry).expect("a pipeline").spec;
         assert_eq!(read.model.source.to_string(), "tiny, else hub:a/b");
         assert_eq!(read.data.train.to_string(), "train.csv, else pypi:c==1.0/rows.csv");
         assert_eq!((&read.data.template, read.data.max_length), (&spec.data.template, 32));
-        assert_eq!((read.task, read.tuning.with["pre_seq_len"].clone()), (spec.task, 4.into()));
-        assert_eq!((read.swarm, read.model.local_blocks, read.train.seed), (SwarmSpec::default(), 0, 7));
+        assert_eq!((&read.task, &read.tuning.with["pre_seq_len"]), (&spec.task, &json!(4)));
+        assert_eq!((read.wire_dtype(), read.model.local_blocks, read.train.seed), (spec.wire_dtype(), 0, 7));
+        assert!(matches!(read.swarm, SwarmSpec::Embedded(_)));
+
+        let text = serde_json::to_string(&manifest).expect("JSON");
+        assert!(!text.contains("secret"), "{text}");
+        assert_eq!((manifest.model.source.as_str(), manifest.data.train.as_str()), ("tiny", "hub:a/b@v1/rows.csv"));
+        assert_eq!(manifest.data.validation, "0.1 of the training source, by seed");
+        assert_eq!(manifest.data.max_length, Some(32), "a run of before does not say");
     }
 }

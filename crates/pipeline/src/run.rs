@@ -150,6 +150,12 @@ impl Run<'_> {
             .map_err(|source| RunError::Build { key: "schedule", source })?;
         check_watched(&*schedule, spec, prepared)?;
         check_metrics(&*schedule, spec, prepared, model)?;
+        if still_rises(&*schedule, cx.total_steps) {
+            let steps = length.total_steps;
+            let notice =
+                format!("the learning rate still rises in the last of {steps} steps: is the warm-up too long?");
+            observer.event(Event::Notice(&notice));
+        }
         let trainable = model.params.count();
         let mut saver = Saver::new(&spec.checkpoint, folder, end.made_of(), end.started);
         let mut training = Training {
@@ -181,6 +187,11 @@ impl Run<'_> {
         training.observer.event(Event::Started { total_steps, done, trainable });
         training.run(outcome, &mut saver)
     }
+}
+
+/// Whether the learning rate has not come to its height when the run ends.
+fn still_rises(schedule: &dyn Schedule, total_steps: usize) -> bool {
+    total_steps > 1 && schedule.factor(total_steps - 1) > schedule.factor(total_steps - 2)
 }
 
 /// A schedule that follows evaluations has some.
@@ -363,3 +374,23 @@ const NEAR_WORDS: usize = 5;
 
 /// The libtorch that the bindings are made for.
 const LIBTORCH: &str = "2.13.0";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rises for so many steps.
+    struct Warmup(f64);
+
+    impl Schedule for Warmup {
+        fn factor(&self, step: usize) -> f64 {
+            (step as f64 / self.0).min(1.0)
+        }
+    }
+
+    #[test]
+    fn a_warm_up_as_long_as_the_run_is_noticed() {
+        assert!(still_rises(&Warmup(20.0), 20) && still_rises(&Warmup(100.0), 20));
+        assert!(!still_rises(&Warmup(20.0), 40) && !still_rises(&Warmup(0.5), 20) && !still_rises(&Warmup(5.0), 1));
+    }
+}

@@ -24,7 +24,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 pub(crate) struct Api {
     client: Client,
     pub(super) endpoint: Url,
-    pub(super) token: Option<HeaderValue>,
+    token: Option<HeaderValue>,
     pub(crate) stall: Duration,
     pub(crate) retries: u32,
     pub(crate) backoff: Duration,

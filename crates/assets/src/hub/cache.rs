@@ -149,7 +149,9 @@ impl Repository {
     }
 
     fn listing(&self, commit: &str) -> PathBuf {
-        self.listings.join(format!("{commit}.json"))
+        // A repository may hold a model and an adapter.
+        let kind = if self.kind == Kind::Adapter { ".adapter" } else { "" };
+        self.listings.join(format!("{commit}{kind}.json"))
     }
 }
 

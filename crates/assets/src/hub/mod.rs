@@ -46,9 +46,11 @@ impl Assets {
                 Some(path) => cached.file(&commit, path).map(|file| (file, Holding::All)),
                 None => Some((cached.snapshot(&commit), cached.held(&commit))),
             };
+            // Whoever asks for an adapter wants what was pushed last.
+            let stays = kind != Kind::Adapter || is_commit(cached.revision());
             match held {
-                Some((path, Holding::All)) => return Ok((path, commit)),
-                Some((path, Holding::Enough)) => enough = Some((path, commit)),
+                Some((path, Holding::All)) if stays => return Ok((path, commit)),
+                Some((path, Holding::All | Holding::Enough)) => enough = Some((path, commit)),
                 _ => {}
             }
         }

@@ -29,12 +29,16 @@ impl Assets {
     ) -> Result<Pushed, PushError> {
         check_target(to)?;
         let uploads = files.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        let repository = || format!("{}/{}", to.owner(), to.name());
+        if self.options().hub_offline {
+            return Err(PushError::Offline { repository: repository() });
+        }
+        if self.options().hub_token.is_none() {
+            return Err(PushError::NoToken { repository: repository() });
+        }
         let hub = self.answering_hub(to, None)?;
         let id = RepoId { source: to, kind: Kind::Model };
         let push = Push { api: &hub.api, id, branch: to.revision().unwrap_or("main"), options };
-        if !hub.api.has_token() {
-            return Err(PushError::NoToken { repository: push.repository() });
-        }
         hub.runtime.block_on(push.run(&uploads, watch))
     }
 }
@@ -69,14 +73,7 @@ struct Push<'a> {
 impl Push<'_> {
     async fn run(&self, files: &[Upload], watch: &mut Watch<'_>) -> Result<Pushed, PushError> {
         let (api, id, branch) = (self.api, self.id, self.branch);
-        let made = api.create(id, self.options.private).await;
-        made.map_err(|error| self.error("make the repository", error))?;
-        if self.options.private {
-            let found = api.is_private(id).await.map_err(|error| self.error("look at the repository", error))?;
-            if !found {
-                return Err(PushError::Open { repository: self.repository() });
-            }
-        }
+        self.prepare().await?;
         let wanted = api.wanted(id, branch, files).await.map_err(|error| self.error("announce the files", error))?;
         let mut changed = Vec::new();
         for (file, wanted) in self.in_pairs(files, &wanted)? {
@@ -99,7 +96,27 @@ impl Push<'_> {
         Ok(Pushed { url: api.page(id).to_string(), commit, changed })
     }
 
-    /// Each file with what the hub says of it.
+    /// Makes the repository if it is not there, and sees to it that it is private if that is wanted.
+    async fn prepare(&self) -> Result<(), PushError> {
+        let look =
+            async || self.api.is_private(self.id).await.map_err(|error| self.error("look at the repository", error));
+        let mut found = look().await?;
+        if found.is_none() {
+            if self.branch != "main" {
+                let target = format!("hub:{}@{}", self.repository(), self.branch);
+                return Err(PushError::Target { target, problem: "a branch of a repository that is not there" });
+            }
+            let made = self.api.create(self.id, self.options.private).await;
+            made.map_err(|error| self.error("make the repository", error))?;
+            found = look().await?;
+        }
+        match found {
+            Some(false) | None if self.options.private => Err(PushError::Open { repository: self.repository() }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Each file with what the hub says of it; none may be ignored.
     fn in_pairs<'f>(
         &self,
         files: &'f [Upload],
@@ -108,7 +125,11 @@ impl Push<'_> {
         let pair = |file: &'f Upload| {
             let found = wanted.iter().find(|wanted| wanted.path == file.name);
             let silent = || ApiError::Refused(format!("it says nothing of {}", file.name));
-            Ok((file, found.ok_or_else(|| self.error("announce the files", silent()))?))
+            let found = found.ok_or_else(|| self.error("announce the files", silent()))?;
+            if found.should_ignore {
+                return Err(PushError::Ignored { repository: self.repository(), file: file.name.clone() });
+            }
+            Ok((file, found))
         };
         files.iter().map(pair).collect()
     }
@@ -116,11 +137,10 @@ impl Push<'_> {
     /// Brings a large file to the hub's storage.
     async fn bring(&self, file: &Upload, watch: &mut Watch<'_>) -> Result<(), PushError> {
         let failed = |error| self.error(&format!("send {}", file.name), error);
-        let Some(actions) = self.api.actions(self.id, self.branch, file).await.map_err(failed)? else { return Ok(()) };
         let (size, started) = (file.content.len() as u64, Instant::now());
         self.tell(watch, FetchEvent::Begin { file: &file.name, size, here: 0 })?;
         let mut went = |here| watch(FetchEvent::Progress { here });
-        self.api.bring(&actions, file, &mut went).await.map_err(failed)?;
+        self.api.bring(self.id, self.branch, file, &mut went).await.map_err(failed)?;
         let seconds = started.elapsed().as_secs_f64();
         self.tell(watch, FetchEvent::End { file: &file.name, size, received: size, seconds })
     }
@@ -132,7 +152,7 @@ impl Push<'_> {
         }
         match self.api.make_commit(self.id, self.branch, &self.options.message, changed).await {
             Ok(commit) => Ok(Some(commit.commit_oid)),
-            Err(error @ ApiError::Status { .. }) => Err(self.error("make the commit", error)),
+            Err(error) if is_certain(&error) => Err(self.error("make the commit", error)),
             Err(source) => Err(PushError::Unknown { repository: self.repository(), source: source.into() }),
         }
     }
@@ -157,6 +177,15 @@ impl Push<'_> {
             }
             error => PushError::Hub { repository, action, source: error.into() },
         }
+    }
+}
+
+/// Whether nothing came of a request that ended so.
+fn is_certain(error: &ApiError) -> bool {
+    match error {
+        ApiError::Status { status, .. } => status.is_client_error() && *status != StatusCode::REQUEST_TIMEOUT,
+        ApiError::Http(error) => error.is_connect() || error.is_builder(),
+        _ => false,
     }
 }
 

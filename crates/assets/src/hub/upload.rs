@@ -22,6 +22,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::hub::api::{Api, ApiError, RepoId, accepted};
 
+const HUB: &str = "https://huggingface.co";
 const JSON: &str = "application/json";
 const LFS: &str = "application/vnd.git-lfs+json";
 /// The hub looks at a file's beginning to tell text from bytes.
@@ -68,7 +69,7 @@ impl Wanted {
 
 /// Where a large file goes, and who is told when it is there.
 #[derive(Debug, Deserialize)]
-pub(crate) struct Actions {
+struct Actions {
     upload: Option<Action>,
     verify: Option<Action>,
 }
@@ -88,37 +89,34 @@ pub(crate) struct Commit {
 }
 
 impl Api {
-    pub(crate) fn has_token(&self) -> bool {
-        self.token.is_some()
-    }
-
     /// The repository's page.
     pub(crate) fn page(&self, id: RepoId<'_>) -> Url {
         self.url(&[id.source.owner(), id.source.name()], None)
     }
 
-    /// Makes the repository; it may be there already.
+    /// Makes the repository.
     pub(crate) async fn create(&self, id: RepoId<'_>, private: bool) -> Result<(), ApiError> {
         let url = self.url(&["api", "repos", "create"], None);
         let (owner, name) = (id.source.owner(), id.source.name());
-        let body = json!({ "name": name, "organization": owner, "type": "model", "private": private });
-        match self.post(url, JSON, &body).await {
-            Err(ApiError::Status { status: StatusCode::CONFLICT, .. }) => Ok(()),
-            // A token for one repository may write there, but make none.
-            Err(ApiError::Status { status: StatusCode::FORBIDDEN, .. }) if self.is_private(id).await.is_ok() => Ok(()),
-            answer => answer.map(drop),
+        let mut body = json!({ "name": name, "organization": owner, "type": "model" });
+        // Where it is not said, it is as the organisation has it.
+        if private {
+            body["private"] = true.into();
         }
+        self.post(url, JSON, &body).await.map(drop)
     }
 
-    /// Whether only some may read it.
-    pub(crate) async fn is_private(&self, id: RepoId<'_>) -> Result<bool, ApiError> {
+    /// Whether only some may read the repository; nothing if it is not there.
+    pub(crate) async fn is_private(&self, id: RepoId<'_>) -> Result<Option<bool>, ApiError> {
         #[derive(Deserialize)]
         struct Info {
             private: bool,
         }
         let url = self.url(&["api", id.plural(), id.source.owner(), id.source.name()], None);
-        let body = self.patiently(|| self.ask(self.request(Method::GET, url.clone()))).await?;
-        Ok(serde_json::from_slice::<Info>(&body)?.private)
+        match self.patiently(|| self.ask(self.request(Method::GET, url.clone()))).await {
+            Err(ApiError::Status { status: StatusCode::NOT_FOUND, .. }) => Ok(None),
+            answer => Ok(Some(serde_json::from_slice::<Info>(&answer?)?.private)),
+        }
     }
 
     /// How the hub wants these files.
@@ -137,14 +135,10 @@ impl Api {
     }
 
     /// Where a large file goes; nothing if the hub has its content, under whatever name.
-    pub(crate) async fn actions(
-        &self,
-        id: RepoId<'_>,
-        branch: &str,
-        file: &Upload,
-    ) -> Result<Option<Actions>, ApiError> {
+    async fn actions(&self, id: RepoId<'_>, branch: &str, file: &Upload) -> Result<Option<Actions>, ApiError> {
         #[derive(Deserialize)]
         struct Answer {
+            transfer: Option<String>,
             objects: Vec<Object>,
         }
         #[derive(Deserialize)]
@@ -163,6 +157,9 @@ impl Api {
             "objects": [{ "oid": file.sha256, "size": file.content.len() }],
         });
         let answer: Answer = serde_json::from_slice(&self.post(url, LFS, &body).await?)?;
+        if answer.transfer.is_some_and(|transfer| transfer != "basic") {
+            return Err(ApiError::Refused("it wants large files in another way than was offered".to_owned()));
+        }
         match answer.objects.into_iter().next() {
             Some(Object { error: Some(problem), .. }) => Err(ApiError::Refused(problem.message)),
             Some(object) => Ok(object.actions),
@@ -170,25 +167,30 @@ impl Api {
         }
     }
 
-    /// Brings a large file to its place. `watch` is told how many bytes went.
+    /// Brings a large file to the hub's storage, unless its content is there. `watch` is told how many bytes went.
     pub(crate) async fn bring(
         &self,
-        actions: &Actions,
+        id: RepoId<'_>,
+        branch: &str,
         file: &Upload,
         watch: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<(), ApiError> {
-        let Some(action) = &actions.upload else { return Ok(()) };
         let (mut pause, mut left) = (self.backoff, self.retries);
         loop {
-            match self.put(action, file, watch).await {
+            // Addresses are signed for a while alone.
+            let Some(Actions { upload, verify }) = self.actions(id, branch, file).await? else { return Ok(()) };
+            let Some(action) = upload else { return Ok(()) };
+            match self.put(&action, file, watch).await {
                 Err(error) if error.is_passing() && left > 0 => sleep(error.pause(pause)).await,
-                answer => break answer?,
+                answer => {
+                    answer?;
+                    let Some(action) = verify else { return Ok(()) };
+                    let body = json!({ "oid": file.sha256, "size": file.content.len() });
+                    return self.post(self.address(&action.href)?, LFS, &body).await.map(drop);
+                }
             }
             (pause, left) = (pause * 2, left - 1);
         }
-        let Some(action) = &actions.verify else { return Ok(()) };
-        let body = json!({ "oid": file.sha256, "size": file.content.len() });
-        self.post(address(&action.href)?, LFS, &body).await.map(drop)
     }
 
     /// Sends a file's content. It may take as long as it takes while bytes go.
@@ -200,7 +202,7 @@ impl Api {
     ) -> Result<(), ApiError> {
         let went = Arc::new(AtomicU64::new(0));
         let body = Counted { content: file.content.clone(), went: Arc::clone(&went) };
-        let mut request = self.foreign(Method::PUT, address(&action.href)?);
+        let mut request = self.foreign(Method::PUT, self.address(&action.href)?);
         for (name, value) in &action.header {
             request = request.header(name, value);
         }
@@ -208,7 +210,7 @@ impl Api {
         let (mut seen, mut since) = (0, Instant::now());
         loop {
             match timeout(TICK, &mut answer).await {
-                Ok(answer) => return accepted(answer?).map(drop),
+                Ok(answer) => return accepted(answer?).map(drop).map_err(of_storage),
                 Err(_) => {
                     let now = went.load(Ordering::Relaxed);
                     if now > seen {
@@ -240,6 +242,21 @@ impl Api {
         Ok(serde_json::from_slice(&self.ask(request).await?)?)
     }
 
+    /// An address that the hub gave. A mirror may pass on those of the hub that it mirrors; they are asked for there.
+    fn address(&self, text: &str) -> Result<Url, ApiError> {
+        // Such addresses are signed: they are secrets.
+        let refused =
+            || ApiError::Refused("it names a place that is no address, or one that is not encrypted".to_owned());
+        let url = Url::parse(text).map_err(|_| refused())?;
+        if url.origin().ascii_serialization() == HUB {
+            let mut here = self.url(&[], Some(url.path()));
+            here.set_query(url.query());
+            return Ok(here);
+        }
+        let schemes: &[&str] = if self.endpoint.scheme() == "https" { &["https"] } else { &["http", "https"] };
+        if schemes.contains(&url.scheme()) { Ok(url) } else { Err(refused()) }
+    }
+
     /// Asks for something that may be asked for twice.
     async fn post(&self, url: Url, format: &'static str, body: &Value) -> Result<Vec<u8>, ApiError> {
         let body = Bytes::from(body.to_string());
@@ -266,11 +283,14 @@ fn line(file: &Upload, is_large: bool) -> Value {
     json!({ "key": "file", "value": value })
 }
 
-/// An address that the hub gave.
-fn address(text: &str) -> Result<Url, ApiError> {
-    let url = Url::parse(text).ok().filter(|url| ["http", "https"].contains(&url.scheme()));
-    // Such addresses are signed: they are secrets.
-    url.ok_or_else(|| ApiError::Refused("it names a place that is no address".to_owned()))
+/// A refusal by the storage says nothing of what whoever is logged in may do on the hub.
+fn of_storage(error: ApiError) -> ApiError {
+    match error {
+        ApiError::Status { status, .. } if !error.is_passing() => {
+            ApiError::Refused(format!("the hub's storage answered {status}"))
+        }
+        error => error,
+    }
 }
 
 /// A body that counts what of it the connection took.

@@ -68,12 +68,12 @@ fn prompts_of_others_become_an_adapter() {
     assert_eq!(adapter.score.to_f32(), tensors[0].1.to_f32());
 
     let labels = Some(["w", "x", "y", "z"].map(str::to_owned).to_vec());
-    let options = ImportOptions { labels, overwrite: false };
+    let options = ImportOptions { labels, ..ImportOptions::default() };
     let imported = import(&options, Some(&checkpoint), folder.path(), &folder.path().join("b")).expect("imported");
     assert_eq!(imported.notices, Vec::<String>::new());
     let adapter = Adapter::read(&imported.adapter).expect("an adapter");
     assert_eq!((adapter.facts.labels.len(), adapter.facts.model_digest.as_str()), (4, checkpoint.digest()));
-    let options = ImportOptions { labels: Some(vec!["alone".to_owned()]), overwrite: false };
+    let options = ImportOptions { labels: Some(vec!["alone".to_owned()]), ..ImportOptions::default() };
     import(&options, None, folder.path(), &folder.path().join("c")).expect_err("a name for each");
 }
 

@@ -62,6 +62,7 @@ struct State {
     /// By file, and whether a part of it is asked for.
     faults: BTreeMap<(String, bool), VecDeque<Fault>>,
     pushes: Pushes,
+    revisions: usize,
 }
 
 impl LoopbackHub {
@@ -118,6 +119,11 @@ impl LoopbackHub {
         std::mem::take(&mut lock(&self.state).requests)
     }
 
+    /// How often it was asked since it was asked last what `main` stands for.
+    pub fn revisions(&self) -> usize {
+        std::mem::take(&mut lock(&self.state).revisions)
+    }
+
     /// The files that were asked for as a whole, or from somewhere to their end, since requests were asked for last;
     /// sorted, each once.
     pub fn downloads(&self) -> Vec<String> {
@@ -146,12 +152,22 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     let target = request.split_whitespace().nth(1).unwrap_or_default();
     let path = target.split('?').next().unwrap_or_default();
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    let token = request.lines().find_map(|line| line.strip_prefix("authorization: "));
+    let is_seen = {
+        let state = lock(state);
+        // Files that are there from the start are open to all.
+        state.pushes.is_seen(token) || !(state.files.is_empty() || state.pushes.private)
+    };
     match parts.as_slice() {
-        ["api", _, _, _] => {
+        _ if !is_seen && lock(state).pushes.private => refuse(&mut stream, 401),
+        ["api", _, _, _] if is_seen => {
             let private = lock(state).pushes.private;
             send_json(&mut stream, &json!({ "id": "x", "private": private }))
         }
-        ["api", _, _, _, "revision", "main"] => send_json(&mut stream, &json!({ "sha": COMMIT })),
+        ["api", _, _, _, "revision", "main"] => {
+            lock(state).revisions += 1;
+            send_json(&mut stream, &json!({ "sha": COMMIT }))
+        }
         ["api", _, _, _, "tree", commit, folder @ ..] if *commit == COMMIT => {
             let tree = tree(&lock(state).files, &folder.join("/"), target.ends_with("recursive=true"));
             send_json(&mut stream, &tree)

@@ -1,5 +1,5 @@
-//! The part of the hub that takes files. It is strict: what the real one would refuse, and what it should never be sent, is
-//! answered with an error.
+//! The part of the hub that takes files. What the real one would refuse, and what it should never be sent, is answered with an
+//! error: a repository or branch that is not there, another format, a token for the storage.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{Read, Write};
@@ -29,15 +29,25 @@ pub struct Commit {
 #[derive(Debug, Default)]
 pub(super) struct Pushes {
     pub(super) private: bool,
-    exists: bool,
+    /// Its branches, once it is there.
+    branches: Vec<String>,
     /// Large files by their digest, before a commit names them.
     store: BTreeMap<String, Vec<u8>>,
     commits: Vec<Commit>,
     /// Statuses of the next answers to large files; 0 ends the connection.
     faults: VecDeque<u16>,
+    refuses_commit: Option<u16>,
     loses_answer: bool,
     stalls: bool,
     sent: usize,
+}
+
+impl Pushes {
+    /// Whether somebody with this token may see that the repository is there.
+    pub(super) fn is_seen(&self, authorization: Option<&str>) -> bool {
+        let is_owner = authorization == Some(&format!("Bearer {TOKEN}"));
+        !self.branches.is_empty() && (!self.private || is_owner)
+    }
 }
 
 impl LoopbackHub {
@@ -61,9 +71,14 @@ impl LoopbackHub {
         lock(&self.state).pushes.sent
     }
 
-    /// Makes the repository, open to all, before anybody pushes.
-    pub fn exists(&self) {
-        lock(&self.state).pushes.exists = true;
+    /// Makes the repository, open to all, before anybody pushes, or another branch of it.
+    pub fn add_branch(&self, name: &str) {
+        lock(&self.state).pushes.branches.push(name.to_owned());
+    }
+
+    /// Answers the next commit with this status, and does not make it.
+    pub fn refuse_commit(&self, status: u16) {
+        lock(&self.state).pushes.refuses_commit = Some(status);
     }
 
     /// Answers the next large files with these statuses; 0 ends the connection.
@@ -105,10 +120,17 @@ pub(super) fn answer(stream: &mut TcpStream, state: &mut State, request: &str) -
         return refuse(stream, 401);
     }
     let json: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let has = |branch: &str| state.pushes.branches.iter().any(|found| found == branch);
+    let is = |format: &str| header("content-type").as_deref() == Some(format);
     match parts.as_slice() {
         ["api", "repos", "create"] => create(stream, state, &json),
+        ["api", "models", _, _, "preupload" | "commit", branch] if !has(branch) => refuse(stream, 404),
         ["api", "models", _, _, "preupload", _] => send_json(stream, &wanted(state, &json)),
-        [_, _, "info", "lfs", "objects", "batch"] if json["transfers"] == json!(["basic"]) => {
+        [_, name, "info", "lfs", "objects", "batch"]
+            if name.ends_with(".git")
+                && json["transfers"] == json!(["basic"])
+                && is("application/vnd.git-lfs+json") =>
+        {
             let host = header("host").unwrap_or_default();
             send_json(stream, &places(state, &json, &host))
         }
@@ -117,7 +139,7 @@ pub(super) fn answer(stream: &mut TcpStream, state: &mut State, request: &str) -
             let is_there = found.is_some_and(|content| json["size"] == content.len());
             if is_there { send_json(stream, &json!({})) } else { refuse(stream, 404) }
         }
-        ["api", "models", _, _, "commit", branch] => commit(stream, state, branch, &body),
+        ["api", "models", _, _, "commit", branch] if is("application/x-ndjson") => commit(stream, state, branch, &body),
         _ => refuse(stream, 404),
     }
 }
@@ -125,9 +147,11 @@ pub(super) fn answer(stream: &mut TcpStream, state: &mut State, request: &str) -
 fn create(stream: &mut TcpStream, state: &mut State, json: &Value) -> std::io::Result<()> {
     match json["organization"].as_str() {
         Some("locked") => refuse(stream, 403),
-        _ if state.pushes.exists => refuse(stream, 409),
+        _ if !state.pushes.branches.is_empty() => refuse(stream, 409),
+        // Where nothing is said, the organisation decides.
+        _ if json["private"] == false => refuse(stream, 400),
         _ => {
-            state.pushes.exists = true;
+            state.pushes.branches.push("main".to_owned());
             state.pushes.private = json["private"] == true;
             send_json(stream, &json!({ "url": "http://hub/a/b" }))
         }
@@ -154,7 +178,8 @@ fn places(state: &State, json: &Value, host: &str) -> Value {
             let header = json!({ "x-amz-note": "signed" });
             answer["actions"] = json!({
                 "upload": { "href": format!("http://{host}/store/{oid}"), "header": header },
-                "verify": { "href": format!("http://{host}/verify") },
+                // As behind a mirror.
+                "verify": { "href": "https://huggingface.co/verify" },
             });
         }
         answer
@@ -195,6 +220,9 @@ fn commit(stream: &mut TcpStream, state: &mut State, branch: &str, body: &[u8]) 
         };
         let (Some(name), Some(content)) = (value["path"].as_str(), content) else { return refuse(stream, 400) };
         new.insert(name.to_owned(), content);
+    }
+    if let Some(status) = state.pushes.refuses_commit.take() {
+        return refuse(stream, status);
     }
     let summary = header["value"]["summary"].as_str().unwrap_or_default().to_owned();
     let files = new.keys().cloned().collect();

@@ -80,6 +80,9 @@ fn what_is_there_does_not_go_again() {
     let again = push(&options, folder.path(), "hub:a/b").expect("pushed");
     assert_eq!((again.commit, again.changed), (None, Vec::new()));
     fs::write(folder.path().join(CARD), "# Another card").expect("written");
+    let error = push(&options, folder.path(), "hub:a/b@draft").expect_err("no such branch");
+    assert!(crate::error::one_line(&error).contains("404"), "{error}");
+    hub.add_branch("draft");
     let other = push(&options, folder.path(), "hub:a/b@draft").expect("pushed");
     assert_eq!(other.changed, [CARD]);
     assert_eq!(hub.stored(), stored, "the tensors are there");
@@ -90,7 +93,7 @@ fn what_is_there_does_not_go_again() {
 #[test]
 fn a_repository_that_is_open_is_not_taken_for_a_private_one() {
     let hub = empty();
-    hub.exists();
+    hub.add_branch("main");
     let (folder, options) = pushing(&hub);
     let files = [folder.path().join(CARD)];
     let error = Assets::new(options.clone()).push(&target("hub:a/b"), &files, &message(true), &mut unwatched);
@@ -105,6 +108,9 @@ fn whoever_may_not_write_is_told_so() {
     let hub = empty();
     let (folder, mut options) = pushing(&hub);
     // This one may make no repository, but write to one that is there.
+    let error = push(&options, folder.path(), "hub:locked/b").expect_err("no right");
+    assert!(error.to_string().contains("403") && error.to_string().contains("to make it if it is new"), "{error}");
+    hub.add_branch("main");
     push(&options, folder.path(), "hub:locked/b").expect("pushed");
     options.hub_token = Token::new("hf_of_somebody_else");
     let error = push(&options, folder.path(), "hub:a/b").expect_err("no right");
@@ -135,7 +141,9 @@ fn an_upload_that_breaks_off_is_tried_again() {
     assert_eq!(hub.files()[TENSORS], b"tensors", "nothing changed");
     hub.fail_uploads([403]);
     let error = push(&options, folder.path(), "hub:a/b").expect_err("refused");
-    assert!(matches!(&error, PushError::Forbidden { .. }), "{error}");
+    // It says nothing of rights on the hub.
+    let text = crate::error::one_line(&error);
+    assert!(text.contains("the hub's storage answered 403"), "{text}");
 }
 
 #[test]
@@ -148,6 +156,15 @@ fn a_commit_without_an_answer_is_not_made_twice() {
     assert!(matches!(&error, PushError::Unknown { .. }), "{error}");
     assert_eq!(hub.commits().len(), 1);
     assert_eq!(push(&options, folder.path(), "hub:a/b").expect("pushed").commit, None);
+
+    // What stands between may have lost the answer, or the request.
+    fs::write(folder.path().join(CARD), "# Another card").expect("written");
+    hub.refuse_commit(502);
+    let error = push(&options, folder.path(), "hub:a/b").expect_err("no answer");
+    assert!(matches!(&error, PushError::Unknown { .. }), "{error}");
+    hub.refuse_commit(400);
+    let error = push(&options, folder.path(), "hub:a/b").expect_err("refused");
+    assert!(error.to_string().ends_with("make the commit"), "{error}");
 }
 
 #[test]
@@ -158,20 +175,12 @@ fn large_files_go_while_somebody_watches() {
     let path = folder.path().join("large.safetensors");
     fs::write(&path, &content).expect("written");
     fs::write(folder.path().join("empty.safetensors"), "").expect("written");
-    fs::write(folder.path().join("notes.log"), "x").expect("written");
-    let files = [path, folder.path().join("empty.safetensors"), folder.path().join("notes.log")];
-    let mut notices = Vec::new();
-    let mut watch = |event: FetchEvent<'_>| {
-        if let FetchEvent::Notice(line) = event {
-            notices.push(line.to_owned());
-        }
-        ControlFlow::Continue(())
-    };
-    let pushed = Assets::new(options.clone()).push(&target("hub:a/b"), &files, &message(false), &mut watch);
+    let files = [path, folder.path().join("empty.safetensors")];
+    let assets = Assets::new(options.clone());
+    let pushed = assets.push(&target("hub:a/b"), &files, &message(false), &mut unwatched);
     assert_eq!(pushed.expect("pushed").changed, ["large.safetensors", "empty.safetensors"]);
     assert_eq!(hub.files()["large.safetensors"], content);
     assert_eq!(hub.files()["empty.safetensors"], b"");
-    assert_eq!(notices, ["notes.log is ignored by the repository's .gitignore"]);
 
     fs::write(&files[0], "other").expect("written");
     let mut stop = |event: FetchEvent<'_>| match event {
@@ -184,10 +193,51 @@ fn large_files_go_while_somebody_watches() {
 }
 
 #[test]
+fn all_files_go_or_none() {
+    let hub = empty();
+    let (folder, options) = pushing(&hub);
+    let files = [folder.path().join(CARD), folder.path().join("notes.log")];
+    fs::write(&files[1], "x").expect("written");
+    let error = Assets::new(options).push(&target("hub:a/b"), &files, &message(false), &mut unwatched);
+    let error = error.expect_err("ignored there");
+    assert!(error.to_string().contains("its .gitignore ignores notes.log"), "{error}");
+    assert!(hub.files().is_empty());
+}
+
+#[test]
+fn adapters_are_asked_for_anew_and_beside_models() {
+    let hub = empty();
+    let (folder, mut options) = pushing(&hub);
+    fs::write(folder.path().join("config.json"), "{}").expect("written");
+    fs::write(folder.path().join("model.safetensors"), "weights").expect("written");
+    let files = [CARD, CONFIG, TENSORS, "config.json", "model.safetensors"].map(|name| folder.path().join(name));
+    Assets::new(options.clone()).push(&target("hub:a/b"), &files, &message(false), &mut unwatched).expect("pushed");
+    let fetch = |options: &AssetOptions, kind| {
+        let source: Source = "hub:a/b".parse().expect("a source");
+        Assets::new(options.clone()).fetch(&source, kind, &mut unwatched).expect("fetched").path
+    };
+    assert!(fetch(&options, Kind::Model).join("model.safetensors").is_file());
+    assert!(fetch(&options, Kind::Adapter).join(TENSORS).is_file());
+    hub.requests();
+    hub.revisions();
+    fetch(&options, Kind::Model);
+    assert_eq!(hub.revisions(), 0, "a model stays as it was fetched");
+    fetch(&options, Kind::Adapter);
+    assert_eq!(hub.revisions(), 1, "an adapter may have been pushed again");
+    assert!(hub.requests().is_empty(), "its files are here");
+    options.hub_endpoint = "http://127.0.0.1:1".to_owned();
+    assert!(fetch(&options, Kind::Adapter).join(TENSORS).is_file(), "as it was, without the hub");
+}
+
+#[test]
 fn only_a_branch_is_written_to() {
     let hub = empty();
     let (folder, options) = pushing(&hub);
-    for (to, part) in [("hub:a/b/x.json", "a file in"), (&*format!("hub:a/b@{COMMIT}"), "a commit")] {
+    for (to, part) in [
+        ("hub:a/b/x.json", "a file in"),
+        (&*format!("hub:a/b@{COMMIT}"), "a commit"),
+        ("hub:a/b@draft", "a branch of a repository that is not there"),
+    ] {
         let error = push(&options, folder.path(), to).expect_err("no branch");
         assert!(error.to_string().contains(part) && error.to_string().contains(to), "{error}");
     }
