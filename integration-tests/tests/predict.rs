@@ -187,3 +187,32 @@ fn every_pipeline_to_copy_is_one() {
         assert!(text.contains("# Time:") || text.contains("Time:") || text.contains("quarter of an hour"), "{file:?}");
     }
 }
+
+#[test]
+fn the_model_that_was_trained_on_is_preferred_to_others_that_came_since() {
+    let bench = Bench::new("llama-gqa");
+    let sources = "model.source=[later, model]";
+    let run = bench.run(&["train.max_steps=1", sources]);
+    let folder = run.folder.to_str().expect("a path");
+    let pipeline = fs::read_to_string(run.folder.join("pipeline.yaml")).expect("a pipeline");
+    let (own, other) = (pipeline.find("- model"), pipeline.find("- later"));
+    assert!(own.is_some() && own < other, "{pipeline}");
+    // What could not be had then is there now, and is another model.
+    fs::create_dir(bench.path("later")).expect("a folder");
+    for entry in fs::read_dir(bench.path("model")).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let mut content = fs::read(&path).expect("a file");
+        if path.extension().is_some_and(|ending| ending == "safetensors") {
+            let last = content.len() - 2;
+            content[last] ^= 1;
+        }
+        fs::write(bench.path("later").join(path.file_name().expect("a name")), content).expect("written");
+    }
+    let args = ["evaluate", folder, "--data", "validation.csv"];
+    succeeds(&bench, &args);
+    // As a run of before has them.
+    succeeds(&bench, &[&args[..], &["--set", sources]].concat());
+    let output = sepal(&bench, &[&args[..], &["--set", "model.source=later"]].concat());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("--set model.source=SOURCE"), "{said}");
+}

@@ -1,5 +1,5 @@
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use sepal_assets::Source;
@@ -20,6 +20,7 @@ pub(crate) enum Command {
     /// Write a pipeline file for a data file
     Init(crate::init::InitArgs),
     /// Train from a pipeline file, or go on with a run that was interrupted
+    #[command(override_usage = "sepal run [FILE] [OPTIONS]")]
     Run(RunArgs),
     /// Check a pipeline file and print it with every default filled in
     Validate(PipelineArgs),
@@ -169,7 +170,11 @@ pub(crate) struct RowArgs {
 
 /// A key with its value. Settings take all words behind them, a file's name included.
 fn setting(text: &str) -> Result<String, &'static str> {
-    if text.contains('=') { Ok(text.to_owned()) } else { Err("expected KEY=VALUE; names of files go before --set") }
+    match text.contains('=') {
+        true => Ok(text.to_owned()),
+        false if Path::new(text).exists() => Err("expected KEY=VALUE; names of files go before --set"),
+        false => Err("expected KEY=VALUE, for example train.seed=7"),
+    }
 }
 
 /// The formats with columns, and the one without.

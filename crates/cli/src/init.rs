@@ -251,6 +251,13 @@ fn notes(draft: &Draft, found: &Survey, said: &mut Vec<String>) {
             said.push(format!("note        {about}{n} {are} there more than once"));
         }
     }
+    if draft.labels.iter().any(|class| class.name == draft.label) {
+        let label = &draft.label;
+        said.push(format!(
+            "warning     `{label}` is the name of a column and one of its labels: if the file has no header, its first row was \
+             taken for one; give it one then"
+        ));
+    }
     if let Some(warning) = draft.imbalance() {
         said.push(format!("note        {warning}"));
     }

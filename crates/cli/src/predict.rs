@@ -173,7 +173,11 @@ fn input(args: &PredictArgs, facts: &sepal_track::DataFacts) -> Result<RowStream
     }
     match RowStream::open(&args.input, &spec(Some(facts.text.clone()))) {
         Err(ReadError::MissingColumn { column, .. }) if column == facts.text => {
-            Ok(RowStream::open(&args.input, &spec(None))?)
+            let rows = RowStream::open(&args.input, &spec(None))?;
+            if let Some((found, _)) = rows.text_column() {
+                eprintln!("note: there is no column `{column}`; texts are taken from `{found}` (--text names another)");
+            }
+            Ok(rows)
         }
         rows => Ok(rows?),
     }

@@ -39,9 +39,11 @@ fn answer(registry: &Registry, spec: &Spec, run: &Path, desk: &Desk, told: &Atom
     let Some(classifier) = open(registry, spec, run, desk, told)? else { return Ok(()) };
     let about = about(&classifier);
     let Some(session) = with_servers(desk, || classifier.session())? else { return Ok(()) };
-    print(&format!("serving {}: {}", about.name, about.labels.join(", ")))?;
+    let serving = format!("serving {}: {}", about.name, about.labels.join(", "));
     let is_remote = !matches!(spec.swarm, SwarmSpec::None(_) | SwarmSpec::Embedded(_));
-    Ok(desk.serve(about, &mut Asked { session, kind: classifier.label_kind(), is_remote })?)
+    let mut asked = Asked { session, kind: classifier.label_kind(), is_remote };
+    // Clients may be served though nobody reads this.
+    Ok(desk.serve(about, &mut asked, || drop(print(&serving)))?)
 }
 
 /// The classifier, once its servers are there; nothing if told to stop before.

@@ -70,11 +70,12 @@ enum Next {
 impl Desk {
     /// Predicts what clients ask, until the gateway was stopped and all that waited is done.
     ///
-    /// The classifier is tried with a text first; clients are told to come back until that was answered.
+    /// The classifier is tried with a text first; clients are told to come back until that was answered. Then `ready` is
+    /// called, once.
     ///
     /// # Errors
     /// [`DeskError`] if that fails for good.
-    pub fn serve(&self, about: About, classifier: &mut dyn Classify) -> Result<(), DeskError> {
+    pub fn serve(&self, about: About, classifier: &mut dyn Classify, ready: impl FnOnce()) -> Result<(), DeskError> {
         let example = about.example();
         let Some(answers) = self.first_answer(&example, classifier)? else { return Ok(()) };
         if answers.len() != 1 || !answers[0].fits(&about) {
@@ -87,6 +88,7 @@ impl Desk {
             about: about.clone(),
         };
         self.shared.show(shown);
+        ready();
         let mut last = Instant::now();
         loop {
             match self.next(last, classifier.needs_others()) {

@@ -22,7 +22,7 @@
 //! # let stop = gateway.stopper();
 //! # std::thread::spawn(move || stop.stop());
 //! println!("listening on http://{}/", gateway.addr());
-//! desk.serve(About::new("length", Kind::Value, &["bytes"]), &mut Length)?; // until `Stopper::stop`
+//! desk.serve(About::new("length", Kind::Value, &["bytes"]), &mut Length, || ())?; // until `Stopper::stop`
 //! gateway.finish()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

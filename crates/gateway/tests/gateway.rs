@@ -90,7 +90,7 @@ impl Served {
         let options = Options { listen: ([127, 0, 0, 1], 0).into(), retry: Duration::from_millis(20), ..options };
         let (gateway, desk) = Gateway::start(options).expect("it listens");
         let (addr, stopper, asked) = (gateway.addr(), gateway.stopper(), Arc::clone(&fake));
-        let desk = thread::spawn(move || desk.serve(about, &mut Shared(asked)));
+        let desk = thread::spawn(move || desk.serve(about, &mut Shared(asked), || ()));
         Self { fake, addr, stopper, gateway: Some(gateway), desk: Some(desk) }
     }
 
@@ -430,7 +430,7 @@ fn a_classifier_that_fails_from_the_start_is_not_served() {
     }
     let (gateway, desk) =
         Gateway::start(Options { listen: ([127, 0, 0, 1], 0).into(), ..Options::default() }).expect("it listens");
-    let error = desk.serve(About::new("a", Kind::Value, &["b"]), &mut Broken).expect_err("it fails");
+    let error = desk.serve(About::new("a", Kind::Value, &["b"]), &mut Broken, || ()).expect_err("it fails");
     assert!(matches!(error, DeskError::Trial(_)), "{error}");
     let taken = Gateway::start(Options { listen: gateway.addr(), ..Options::default() });
     assert!(taken.expect_err("the port is taken").to_string().starts_with("listen on http://127.0.0.1"));

@@ -12,7 +12,12 @@ use crate::verify::Verified;
 pub(crate) const CARD: &str = "README.md";
 
 /// The model card, with the front matter that the hub reads.
-pub(crate) fn text(options: &ExportOptions, adapter: &Adapter, verified: Option<Verified>) -> String {
+pub(crate) fn text(
+    options: &ExportOptions,
+    notices: &[String],
+    adapter: &Adapter,
+    verified: Option<Verified>,
+) -> String {
     let mut card = front_matter(options);
     let what = if adapter.deep_prompts.is_some() { "soft prompts and deep prompts" } else { "soft prompts" };
     let (prefix_len, base) = (adapter.prefix_len(), &options.base_model);
@@ -23,8 +28,8 @@ pub(crate) fn text(options: &ExportOptions, adapter: &Adapter, verified: Option<
     push(&mut card, format!("\n# Text classification with {base}\n"));
     push(&mut card, format!("{prefix_len} {what} and a linear head, trained with Sepal, {form}.\n"));
     push(&mut card, snippet(options, adapter));
-    if options.form == Form::PromptTuning {
-        push(&mut card, PADDING.to_owned());
+    for notice in notices {
+        push(&mut card, format!("**Note:** {notice}.\n"));
     }
     if let Some(found) = verified {
         let Verified { rows, difference, largest, .. } = found;
@@ -44,9 +49,6 @@ pub(crate) fn text(options: &ExportOptions, adapter: &Adapter, verified: Option<
 
 const SEPAL: &str = "With Sepal (`hub:OWNER/NAME` in the place of `.` if it lies on the hub):\n\n\
                      ```\nsepal import peft . classifier\nsepal predict classifier --input texts.csv\n```\n";
-
-const PADDING: &str = "**One row at a time, or rows of equal length:** PEFT pools rows of padded batches at their padding with this \
-                       method (peft#764).\n";
 
 fn front_matter(options: &ExportOptions) -> String {
     let base = quoted(&options.base_model);

@@ -188,7 +188,7 @@ pub fn export(
     };
     let mut notices = notices(options, checkpoint, rounded);
     notices.extend(adapter.facts.model_digest.is_empty().then(|| UNKNOWN_MODEL.to_owned()));
-    write_texts(&staged, options, &adapter, checkpoint, verified)?;
+    write_texts(&staged, (options, &notices), &adapter, checkpoint, verified)?;
     staged.finish()?;
     Ok(Exported { prefix_len: adapter.prefix_len(), labels: adapter.facts.labels.clone(), verified, notices })
 }
@@ -307,7 +307,7 @@ fn write_tensors(staged: &Staged, embeddings: &HostTensor, score: &HostTensor) -
 
 fn write_texts(
     staged: &Staged,
-    options: &ExportOptions,
+    (options, notices): (&ExportOptions, &[String]),
     adapter: &Adapter,
     checkpoint: &Checkpoint,
     verified: Option<Verified>,
@@ -346,6 +346,6 @@ fn write_texts(
         run: options.run.clone(),
     };
     staged.write(SIDE, &json(&side)?)?;
-    staged.write(CARD, card::text(options, adapter, verified).as_bytes())?;
+    staged.write(CARD, card::text(options, notices, adapter, verified).as_bytes())?;
     Ok(())
 }

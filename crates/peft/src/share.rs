@@ -29,6 +29,12 @@ pub enum ShareError {
         /// What such a folder has.
         missing: &'static str,
     },
+    /// It is a run.
+    #[error("share {0}: it is a run; `sepal export peft {0} DIR` makes of it what others can use", folder.display())]
+    Run {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// A file cannot be read.
     #[error("read {}", path.display())]
     Io {
@@ -64,6 +70,9 @@ pub enum ShareError {
 /// # Errors
 /// [`ShareError`] with what to do.
 pub fn share(folder: &Path) -> Result<Shared, ShareError> {
+    if folder.join("adapter.safetensors").is_file() {
+        return Err(ShareError::Run { folder: folder.to_owned() });
+    }
     let names = [CARD, CONFIG, TENSORS, SIDE, TRAINED];
     if let Some(missing) = names.into_iter().find(|name| !folder.join(name).is_file()) {
         return Err(ShareError::Foreign { folder: folder.to_owned(), missing });

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use sepal_assets::{Assets, Kind, Sources};
+use sepal_assets::{Assets, Kind, Source, Sources};
 use sepal_core::Ragged;
 use sepal_data::{
     LabelSet, Labels, Loader, LoaderConfig, OutputSpec, Table, TableSpec, Template, TokenSpec, TokenTable, encode_texts,
@@ -72,6 +72,8 @@ impl Classifier {
         if let Some(threads) = spec.train.threads {
             tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
         }
+        let used = manifest.model.source.parse::<Source>();
+        let spec = &used.map_or_else(|_| spec.clone(), |used| spec.preferring(&used));
         let frozen = Frozen::fetch(spec, &Assets::from_env(), observer, stop)?;
         let facts = frozen.facts(spec);
         for (what, own, others) in [
@@ -79,7 +81,11 @@ impl Classifier {
             ("tokenizer", &facts.tokenizer, &manifest.model.tokenizer),
         ] {
             if own != others {
-                return Err(refused(format!("it was trained with another {what} ({others}, this one is {own})")));
+                let source = &manifest.model.source;
+                return Err(refused(format!(
+                    "it was trained with another {what} ({others}, this one is {own}); it came from {source}, which can be \
+                     named by --set model.source=SOURCE"
+                )));
             }
         }
         let template = manifest.data.template.as_deref().map(str::parse).transpose();

@@ -55,8 +55,10 @@ pub fn resume(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Summary, RunError> {
-    unfinished::check_same(folder, &unfinished::pipeline_of(folder, registry)?, spec)?;
+    let old = unfinished::pipeline_of(folder, registry)?;
+    unfinished::check_same(folder, &old, spec)?;
     unfinished::check_incomplete(folder)?;
+    let spec = &old.model.source.first().map_or_else(|| spec.clone(), |used| spec.preferring(used));
     Run { spec, registry, stop }.go(Some(folder), observer)
 }
 
@@ -152,8 +154,11 @@ impl Run<'_> {
         check_metrics(&*schedule, spec, prepared, model)?;
         if still_rises(&*schedule, cx.total_steps) {
             let steps = length.total_steps;
-            let notice =
-                format!("the learning rate still rises in the last of {steps} steps: is the warm-up too long?");
+            let share = 100.0 * schedule.factor(cx.total_steps - 1);
+            let notice = format!(
+                "warning: the learning rate still rises in the last of {steps} steps, to {share:.1} % of `optimizer.with.lr`: \
+                 is the warm-up (`schedule.with`) too long?"
+            );
             observer.event(Event::Notice(&notice));
         }
         let trainable = model.params.count();
@@ -179,7 +184,10 @@ impl Run<'_> {
             training.records.cut_behind(steps, is_evaluated)?;
             training.observer.event(Event::Notice(&format!("goes on after step {steps}")));
         }
-        let yaml = spec.to_yaml().map_err(|error| RunError::Resolved { message: error.to_string() })?;
+        let yaml = spec
+            .preferring(&end.frozen.asset.source)
+            .to_yaml()
+            .map_err(|error| RunError::Resolved { message: error.to_string() })?;
         folder.write("pipeline.yaml", yaml.as_bytes()).map_err(RunError::Write)?;
         let info = run_info(spec, folder, trainable, outcome.progress.steps);
         training.records.follow(trackers, &info);

@@ -46,9 +46,9 @@ impl MadeOf {
     /// What differs from `other`, in words.
     fn difference(&self, other: &Self) -> Option<&'static str> {
         let pairs = [
-            ("pipeline", &self.pipeline, &other.pipeline),
-            ("model", &self.model, &other.model),
-            ("tokenizer", &self.tokenizer, &other.tokenizer),
+            ("options", &self.pipeline, &other.pipeline),
+            ("weights of the model", &self.model, &other.model),
+            ("tokens (another tokenizer)", &self.tokenizer, &other.tokenizer),
             ("training rows", &self.training_rows, &other.training_rows),
             ("validation rows", &self.validation_rows, &other.validation_rows),
         ];
@@ -146,7 +146,10 @@ impl<'a> Saver<'a> {
         let read = Read::open(&path)?;
         let refused = |problem: String| RunError::RunCheckpoint { path: path.clone(), problem };
         if let Some(what) = self.made_of.difference(&read.state.made_of) {
-            return Err(refused(format!("it is of a run with other {what}")));
+            let problem = format!(
+                "it was begun with other {what}; its checkpoint is sound, so that it goes on once they are what they were"
+            );
+            return Err(RunError::Resume { path: self.folder.clone(), problem });
         }
         let outcome = read.put_into(training).map_err(|error| refused(sepal_core::in_one_line(&*error)))?;
         self.last_steps = outcome.progress.steps;

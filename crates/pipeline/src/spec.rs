@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
-use sepal_assets::Sources;
+use sepal_assets::{Source, Sources};
 use sepal_core::{DType, Device, WeightFormat};
 use sepal_optim::GradScalerConfig;
 use serde::de::{Deserializer, Visitor};
@@ -76,6 +76,22 @@ impl Spec {
     /// [`WriteError`] if a value has no YAML form.
     pub fn to_yaml(&self) -> Result<String, WriteError> {
         serde_saphyr::to_string(self).map_err(WriteError)
+    }
+
+    /// With this source of the model before the others, if it is one of them. Others may be other models: that which a run
+    /// was trained on is the one to go on with.
+    #[must_use]
+    pub(crate) fn preferring(&self, used: &Source) -> Self {
+        let is_it = |source: &Source| match (source, used) {
+            (Source::Hub(source), Source::Hub(used)) if used.revision().is_some_and(|it| source.at(it) == *used) => {
+                true
+            }
+            _ => source == used,
+        };
+        let (mut sources, others): (Vec<Source>, Vec<Source>) = self.model.source.iter().cloned().partition(is_it);
+        sources.extend(others);
+        let source = Sources::new(sources).unwrap_or_else(|_| self.model.source.clone());
+        Self { model: ModelSpec { source, ..self.model.clone() }, ..self.clone() }
     }
 
     /// How hidden states and gradients travel.
