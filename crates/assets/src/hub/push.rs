@@ -77,12 +77,7 @@ impl Push<'_> {
         let wanted = api.wanted(id, branch, files).await.map_err(|error| self.error("announce the files", error))?;
         let mut changed = Vec::new();
         for (file, wanted) in self.in_pairs(files, &wanted)? {
-            if wanted.should_ignore {
-                self.tell(
-                    watch,
-                    FetchEvent::Notice(&format!("{} is ignored by the repository's .gitignore", file.name)),
-                )?;
-            } else if !wanted.has(file) {
+            if !wanted.has(file) {
                 // Storage for large files refuses empty ones.
                 let is_large = wanted.is_large() && !file.content.is_empty();
                 if is_large {

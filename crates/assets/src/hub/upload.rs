@@ -249,7 +249,9 @@ impl Api {
             || ApiError::Refused("it names a place that is no address, or one that is not encrypted".to_owned());
         let url = Url::parse(text).map_err(|_| refused())?;
         if url.origin().ascii_serialization() == HUB {
-            let mut here = self.url(&[], Some(url.path()));
+            let mut here = self.endpoint.clone();
+            // It is encoded already.
+            here.set_path(&format!("{}{}", self.endpoint.path().trim_end_matches('/'), url.path()));
             here.set_query(url.query());
             return Ok(here);
         }
