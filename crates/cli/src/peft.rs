@@ -60,7 +60,11 @@ pub(crate) fn import(registry: &Registry, args: &ImportPeftArgs) -> Result<(), F
         eprintln!("using {}", asset.pinned());
     }
     let run = match sepal_peft::exported_run(&asset.path)? {
-        Some(run) if args.labels.is_empty() => harmless(registry, &run),
+        // It may be a stranger's, and does no harm as others may see it.
+        Some(run) if args.labels.is_empty() => {
+            let layers = Layers::text("the export's pipeline", run.pipeline);
+            for_others(registry, &layers, &run.manifest).map(Some)
+        }
         Some(_) => Err("labels are other ones".into()),
         None => Ok(None),
     };
@@ -84,11 +88,10 @@ pub(crate) fn import(registry: &Registry, args: &ImportPeftArgs) -> Result<(), F
     }
 }
 
-/// The run of an export that may be a stranger's, such that it can do no harm.
-fn harmless(registry: &Registry, run: &Run) -> Result<Option<(Run, Spec)>, Failure> {
-    let loaded = Layers::text("the export's pipeline", run.pipeline.clone()).load(registry)?;
-    let (spec, manifest) = portable(&loaded.spec, &run.manifest);
-    Ok(Some((Run { pipeline: spec.to_yaml()?, manifest }, spec)))
+/// What of a run others may see, and its pipeline.
+fn for_others(registry: &Registry, layers: &Layers, manifest: &Manifest) -> Result<(Run, Spec), Failure> {
+    let (spec, manifest) = portable(&layers.load(registry)?.spec, manifest);
+    Ok((Run { pipeline: spec.to_yaml()?, manifest }, spec))
 }
 
 fn how_to_predict(folder: &Path, spec: &Spec) -> String {
@@ -102,15 +105,14 @@ fn how_to_predict(folder: &Path, spec: &Spec) -> String {
     format!("`sepal predict {folder} --input FILE{set}` predicts with it; {model}")
 }
 
-/// What of the run others may see.
+/// The run as it is exported.
 fn portable_run(registry: &Registry, run: &Path, manifest: Option<Manifest>) -> Result<Option<Run>, Failure> {
     let Some(manifest) = manifest else {
         eprintln!("note: the run has no manifest.json; others will not know its template, nor anything else of it");
         return Ok(None);
     };
-    let loaded = Layers::read(&run.join("pipeline.yaml"))?.load(registry)?;
-    let (spec, manifest) = portable(&loaded.spec, &manifest);
-    Ok(Some(Run { pipeline: spec.to_yaml()?, manifest }))
+    let (run, _) = for_others(registry, &Layers::read(&run.join("pipeline.yaml"))?, &manifest)?;
+    Ok(Some(run))
 }
 
 /// What the run says of itself, if it got so far.
