@@ -46,6 +46,10 @@ lint: setup
 bench *ARGS: _build
     cargo bench --profile dev --workspace --bench speed -- "$@"
 
+# The small pieces of a step, each alone: just bench-pieces kernels
+bench-pieces *ARGS: _build
+    cargo bench --profile dev --workspace --bench pieces -- "$@"
+
 # The same step by transformers and PEFT, in a Python environment of its own
 bench-peers *ARGS:
     @python3 benchmarks/peers/peft.py "$@"

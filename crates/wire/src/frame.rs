@@ -11,8 +11,9 @@ use bytes::{BufMut, Bytes};
 use capnp::message::{Builder, HeapAllocator, Reader, ReaderOptions};
 use capnp::serialize::{self, OwnedSegments};
 use crc32fast::Hasher;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
+use crate::eager::Eager;
 use crate::parts::Parts;
 
 /// Sepal's frames, in the layout of the protocol 5.
@@ -126,13 +127,14 @@ struct Header {
 
 impl Header {
     /// `None` where the stream ends before it.
-    async fn read(reader: &mut (impl AsyncRead + Unpin)) -> Result<Option<Self>, capnp::Error> {
+    async fn read(reader: &mut Eager<'_, impl AsyncRead + Unpin>) -> Result<Option<Self>, capnp::Error> {
         let mut header = [0; HEADER_BYTES];
-        let began = reader.read(&mut header).await?;
+        let began = reader.read(&mut &mut header[..]).await?;
         if began == 0 {
             return Ok(None);
         }
-        reader.read_exact(&mut header[began..]).await?;
+        reader.renew();
+        reader.fill(&mut header[began..]).await?;
         if header[..4] != MAGIC {
             return Err(failed(
                 "what came is no message of this version of the protocol; if it is so again, update the older side",
@@ -155,7 +157,8 @@ pub(crate) async fn read(
     max_bytes: u64,
     parts: &Parts,
 ) -> Result<Option<Received>, capnp::Error> {
-    let Some(Header { message_bytes, n_parts, crc }) = Header::read(reader).await? else { return Ok(None) };
+    let mut reader = Eager::new(reader);
+    let Some(Header { message_bytes, n_parts, crc }) = Header::read(&mut reader).await? else { return Ok(None) };
     if n_parts > MOST_PARTS {
         return Err(too_many(n_parts));
     }
@@ -163,19 +166,19 @@ pub(crate) async fn read(
         return Err(too_large(max_bytes));
     }
     let mut body = vec![0; n_parts * ENTRY_BYTES + message_bytes as usize];
-    reader.read_exact(&mut body).await?;
+    reader.fill(&mut body).await?;
     if sum(&body) != crc {
         return Err(failed(DAMAGED));
     }
     let (table, message) = body.split_at(n_parts * ENTRY_BYTES);
     let message = serialize::read_message(message, options)?;
-    let _arrived = read_parts(reader, table, max_bytes, parts).await?;
+    let _arrived = read_parts(&mut reader, table, max_bytes, parts).await?;
     Ok(Some(Received { message, _arrived }))
 }
 
 /// The parts that a frame's table tells of.
 async fn read_parts(
-    reader: &mut (impl AsyncRead + Unpin),
+    reader: &mut Eager<'_, impl AsyncRead + Unpin>,
     table: &[u8],
     max_bytes: u64,
     parts: &Parts,
@@ -198,13 +201,13 @@ async fn read_parts(
 }
 
 /// A part, unless its checksum is wrong.
-async fn read_part(reader: &mut (impl AsyncRead + Unpin), bytes: usize) -> io::Result<Option<Bytes>> {
+async fn read_part(reader: &mut Eager<'_, impl AsyncRead + Unpin>, bytes: usize) -> io::Result<Option<Bytes>> {
     let total = bytes + SUM_BYTES;
     let (mut data, mut crc) = (Vec::with_capacity(total), Hasher::new());
     while data.len() < total {
         let have = data.len();
         let room = (total - have).min(CHUNK_BYTES);
-        if reader.read_buf(&mut (&mut data).limit(room)).await? == 0 {
+        if reader.read(&mut (&mut data).limit(room)).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         crc.update(&data[have.min(bytes)..data.len().min(bytes)]);

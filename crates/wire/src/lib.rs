@@ -23,6 +23,7 @@
 
 pub mod codec;
 pub mod conversation;
+mod eager;
 mod frame;
 mod info;
 mod network;

@@ -1,32 +1,38 @@
 //! Many clients on one server against one client with as much work.
 
 use std::sync::Barrier;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::model::smollm2;
 use crate::processes::{Checkpoint, Process};
 use crate::report::Target::{AtLeast, AtMost};
 use crate::report::{Cell, Section};
 use crate::step::{Inputs, Workload};
-use crate::turns::seconds;
+use crate::turns::{Turns, seconds};
 
 const CLIENTS: usize = 8;
 const ROWS: usize = 32;
+/// Steps of a turn: at its beginning all clients ask at the same time.
+const STEPS: usize = 2;
 const COLUMNS: &[&str] = &["clients", "sentences each", "step s", "tokens/s", "fastest s", "slowest s"];
 
 pub(crate) fn measure(rounds: usize, checkpoint: &Checkpoint) -> Section {
-    let title = "Clients: one with a large batch, and many that share a server process";
+    let title = "Clients: one with a large batch, and many that share a server process, in turns";
     let mut section = Section::new(title, COLUMNS);
-    // In a client's first step it matters who came first.
-    let rounds = rounds.max(3);
     let server = checkpoint.serve("0:30");
     let large = Workload::sentences(CLIENTS * ROWS);
     let tokens = large.n_tokens() as f64;
     let inputs = Inputs::new(&smollm2(), &large);
     let remote = checkpoint.connect(std::slice::from_ref(&server));
-    inputs.remote(&remote);
-    let one = seconds(&|| (0..rounds).for_each(|_| inputs.remote(&remote))) / rounds as f64;
-    let (many, each) = together(rounds, checkpoint, &server);
+    let turns = Turn::new();
+    let (one, many, each) = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(|| turns.take(checkpoint, &server))).collect();
+        let alone = || (0..STEPS).for_each(|_| inputs.remote(&remote));
+        let [one, many] = Turns::all(rounds).medians([&alone, &|| turns.give()]);
+        turns.end();
+        let each: Vec<f64> = clients.into_iter().map(|client| client.join().expect("a client that trains")).collect();
+        (one / STEPS as f64, many / STEPS as f64, each)
+    });
     let (fastest, slowest) =
         (each.iter().copied().fold(f64::INFINITY, f64::min), each.iter().copied().fold(0.0, f64::max));
     let step = |n: usize, rows: usize, seconds: f64| {
@@ -40,22 +46,42 @@ pub(crate) fn measure(rounds: usize, checkpoint: &Checkpoint) -> Section {
     section
 }
 
-/// Seconds for a step of all clients, and for a step of each.
-fn together(rounds: usize, checkpoint: &Checkpoint, server: &Process) -> (f64, Vec<f64>) {
-    let (endpoint, digest) = (server.endpoint(), checkpoint.digest());
-    let start = Barrier::new(CLIENTS + 1);
-    let client = || {
+/// When the clients in their threads are to take their steps.
+struct Turn {
+    begins_or_ends: Barrier,
+    is_over: AtomicBool,
+}
+
+impl Turn {
+    fn new() -> Self {
+        Self { begins_or_ends: Barrier::new(CLIENTS + 1), is_over: AtomicBool::new(false) }
+    }
+
+    /// All clients take their steps.
+    fn give(&self) {
+        self.begins_or_ends.wait();
+        self.begins_or_ends.wait();
+    }
+
+    /// No turn comes any more.
+    fn end(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.begins_or_ends.wait();
+    }
+
+    /// One client, to the end: seconds for one of its steps.
+    fn take(&self, checkpoint: &Checkpoint, server: &Process) -> f64 {
         let inputs = Inputs::new(&smollm2(), &Workload::sentences(ROWS));
-        let remote = crate::step::connect(vec![endpoint.clone()], digest, &smollm2());
-        inputs.remote(&remote);
-        start.wait();
-        seconds(&|| (0..rounds).for_each(|_| inputs.remote(&remote))) / rounds as f64
-    };
-    std::thread::scope(|scope| {
-        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
-        start.wait();
-        let begun = Instant::now();
-        let each = clients.into_iter().map(|client| client.join().expect("a client that trains")).collect();
-        (begun.elapsed().as_secs_f64() / rounds as f64, each)
-    })
+        let remote = checkpoint.connect(std::slice::from_ref(server));
+        let (mut taken, mut steps) = (0.0, 0);
+        loop {
+            self.begins_or_ends.wait();
+            if self.is_over.load(Ordering::Relaxed) {
+                return taken / steps as f64;
+            }
+            taken += seconds(&|| (0..STEPS).for_each(|_| inputs.remote(&remote)));
+            steps += STEPS;
+            self.begins_or_ends.wait();
+        }
+    }
 }

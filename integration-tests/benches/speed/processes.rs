@@ -1,9 +1,9 @@
 //! Servers that are processes, as `sepal serve` starts them.
 
-use std::cell::OnceCell;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use sepal_remote::RemoteSequential;
 use sepal_swarm::Endpoint;
@@ -14,7 +14,7 @@ use crate::step::connect;
 
 /// SmolLM2's shape in a folder, written when it is first needed.
 #[derive(Default)]
-pub(crate) struct Checkpoint(OnceCell<(Bench, String)>);
+pub(crate) struct Checkpoint(OnceLock<(Bench, String)>);
 
 impl Checkpoint {
     fn written(&self) -> &(Bench, String) {
