@@ -1,4 +1,3 @@
-//! Compiles the C++ parts against the headers of the libtorch that `torch-sys` found.
 //! Compiles the C++ shims against the headers of the libtorch that `torch-sys` found.
 
 use std::env;

@@ -1,10 +1,8 @@
 //! Settings of libraries that are read before a program begins, for those that start one.
 
 /// Threads sleep while they wait for each other, which is decided when libgomp is loaded. Servers that share a machine
-/// spin against each other otherwise: three on two cores took five times as long for a step as one. Some microseconds are
-/// spun all the same, since the next loop mostly comes within them, and a virtual machine takes long to wake a core: four
-/// servers on two cores took 1.05 and 0.97 of the time of one so, and 1.81 and 1.73 without, in turns.
-pub const SLEEPING_THREADS: [(&str, &str); 2] = [("OMP_WAIT_POLICY", "passive"), ("GOMP_SPINCOUNT", "2000")];
+/// spin against each other otherwise: three on two cores took five times as long for a step as one.
+pub const SLEEPING_THREADS: [(&str, &str); 1] = [("OMP_WAIT_POLICY", "passive")];
 
 /// Memory that is freed is kept for the next call instead of given back to the system, which clears every page that it
 /// gives out again: messages and activations of one step are as large as those of the last. A tensor of 16 MB went through

@@ -13,8 +13,9 @@ use crate::turns::Turns;
 
 const COLUMNS: &[&str] = &["servers", "blocks", "step s", "of one", "idle share of each"];
 const CHAINS: [&[&str]; 3] = [&["0:30"], &["0:15", "15:30"], &["0:8", "8:15", "15:23", "23:30"]];
-/// Steps that teach the client how fast the servers are and how to cut a batch.
-const TEACHING: usize = 4;
+/// Steps that teach the client how fast the servers are and how to cut a batch: it may try five cuts twice, and what it tries is
+/// not what it does afterwards.
+const TEACHING: usize = 12;
 
 struct Chain {
     servers: Vec<Process>,
