@@ -35,7 +35,7 @@ fn main() {
     criterion.final_summary();
 }
 
-/// What it takes for as many positions as there are in a step.
+/// Measures `work` under this name.
 fn piece<T>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, mut work: impl FnMut() -> T) {
     group.bench_function(name, |bencher: &mut Bencher<'_>| bencher.iter(|| black_box(work())));
 }

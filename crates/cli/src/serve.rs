@@ -28,7 +28,7 @@ const SPARE_BYTES: u64 = 512 << 20;
 
 /// Serves until it is told to stop (Ctrl-C, SIGTERM), then finishes what clients have begun.
 pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
-    environment::start_with(&SLEEPING_THREADS);
+    environment::start_with(&[SLEEPING_THREADS]);
     let model = Model::open(args)?;
     let checkpoint = &model.files.checkpoint;
     let whole = Span::new(0, checkpoint.config().n_blocks)?;
