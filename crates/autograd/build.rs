@@ -8,6 +8,7 @@ fn main() {
     println!("cargo:rerun-if-changed=src/codes.cpp");
     println!("cargo:rerun-if-changed=src/fused.cpp");
     println!("cargo:rerun-if-changed=src/kernels.h");
+    println!("cargo:rerun-if-changed=src/linear.cpp");
     println!("cargo:rerun-if-changed=src/memory.cpp");
     let lib = env::var_os("DEP_TCH_LIBTORCH_LIB")
         .map(PathBuf::from)
@@ -26,6 +27,7 @@ fn main() {
         .file("src/shim.cpp")
         .file("src/codes.cpp")
         .file("src/fused.cpp")
+        .file("src/linear.cpp")
         .file("src/memory.cpp")
         .compile("sepal_autograd_shim");
     // By its name alone, so that it is the one that libtorch has loaded, with its threads.

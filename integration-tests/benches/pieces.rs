@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use criterion::{Bencher, BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 use sepal_autograd::fused::{self, Turn};
+use sepal_autograd::linear::{Rows, linear};
 use sepal_core::DType;
 use sepal_nn::host::{from_host, to_host};
 use sepal_nn::{Parameters, init};
@@ -29,6 +30,7 @@ fn main() {
     let criterion =
         Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
     let mut criterion = criterion.sample_size(30).without_plots().configure_from_args();
+    products(&mut criterion);
     kernels(&mut criterion);
     formats(&mut criterion);
     client(&mut criterion);
@@ -38,6 +40,25 @@ fn main() {
 /// Measures `work` under this name.
 fn piece<T>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, mut work: impl FnMut() -> T) {
     group.bench_function(name, |bencher: &mut Bencher<'_>| bencher.iter(|| black_box(work())));
+}
+
+/// Linear layers, each time with the weights of another block: those of one stay in the processor's cache.
+fn products(criterion: &mut Criterion) {
+    const BLOCKS: usize = 12;
+    let mut group = criterion.benchmark_group("products");
+    for (rows, inner, out) in
+        [(POSITIONS, HIDDEN, 2 * FFN), (POSITIONS, FFN, HIDDEN), (POSITIONS, HIDDEN, HIDDEN), (32, HIDDEN, 2 * FFN)]
+    {
+        group.throughput(Throughput::Elements((2 * rows * inner * out) as u64));
+        let x = random(&[rows, inner]);
+        let weights: Vec<Tensor> = (0..BLOCKS).map(|_| random(&[inner, out])).collect();
+        let name = format!("{rows} x {inner} x {out}");
+        let mut block = 0..;
+        let mut weight = || &weights[block.next().expect("no end") % BLOCKS];
+        piece(&mut group, &name, || linear(&x, weight(), None, None, Rows::Steady).expect("shapes agree"));
+        piece(&mut group, &format!("{name}, libtorch"), || x.mm(weight()));
+    }
+    group.finish();
 }
 
 /// Element-wise parts of a block.

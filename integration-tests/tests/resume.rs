@@ -37,7 +37,15 @@ fn lines(folder: &Path) -> usize {
     runs.map(|run| count(run.path().join("metrics.jsonl"))).sum()
 }
 
-/// Kills the run at random moments after it has begun to make steps, and lets it end at last.
+/// Whether there is a checkpoint; one that is half-written has another name.
+fn is_saved(folder: &Path) -> bool {
+    let runs = fs::read_dir(folder).into_iter().flatten().flatten();
+    let saved = runs.flat_map(|run| fs::read_dir(run.path().join("checkpoints")).into_iter().flatten().flatten());
+    saved.into_iter().any(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
+}
+
+/// Kills the run at random moments after it has begun to make steps, and lets it end at last. Without a checkpoint it
+/// would begin anew, in a folder of its own.
 fn run_with_kills(bench: &Bench, sets: &[String], seed: u64) -> Run {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let folder = bench.path("killed");
@@ -47,7 +55,7 @@ fn run_with_kills(bench: &Bench, sets: &[String], seed: u64) -> Run {
         let mut child = begin(bench, sets);
         let started = Instant::now();
         // A line more than before: what was cut off behind the checkpoint is there again.
-        while lines(&folder) <= before && child.try_wait().expect("asked").is_none() {
+        while (lines(&folder) <= before || !is_saved(&folder)) && child.try_wait().expect("asked").is_none() {
             assert!(started.elapsed() < Duration::from_secs(120), "no step is made");
             std::thread::sleep(Duration::from_millis(2));
         }

@@ -9,6 +9,7 @@
 //! its error comes out of [`tch::Tensor::f_backward`] as an error; a panic in it is one, too.
 //!
 //! [`fused`] has the element-wise steps of transformer blocks that libtorch would make in several passes.
+//! [`linear`] multiplies hidden states and frozen weights, with oneDNN where it is faster.
 //! [`codes`] keeps weights in 8 and in 4 bits.
 //! [`memory`] shares a tensor's memory with [`bytes::Bytes`], both ways.
 //!
@@ -31,6 +32,7 @@
 
 pub mod codes;
 pub mod fused;
+pub mod linear;
 pub mod memory;
 mod portable;
 

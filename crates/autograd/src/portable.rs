@@ -96,6 +96,21 @@ pub(crate) fn from_nf4(
     numbers.f_narrow(1, 0, width)?.f_mul(columns)
 }
 
+/// As [`crate::linear::linear`].
+pub(crate) fn linear(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    sum: Option<&Tensor>,
+) -> Result<Tensor, TchError> {
+    let Some(first) = sum.or(bias) else { return x.f_mm(weight) };
+    let mut all = first.f_addmm(x, weight)?;
+    match bias {
+        Some(bias) if sum.is_some() => all.f_add_(bias),
+        _ => Ok(all),
+    }
+}
+
 fn mean(x: &Tensor) -> Result<Tensor, TchError> {
     x.f_mean_dim(1, true, Kind::Float)
 }

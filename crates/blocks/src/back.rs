@@ -32,13 +32,13 @@ impl Block {
         match wanted {
             Wanted::All => {
                 let of_norm = plus(self.q.backward(&grad_q)?, of_mlp)?;
-                let of_norm = self.kv.add_backward(of_norm, &grad_kv)?;
+                let of_norm = self.kv.add_backward(&of_norm, &grad_kv)?;
                 self.input_back(saved, grad, &of_norm, &run.slots)
             }
             Wanted::Prefixes => {
                 let [q, kv, grad] = [run.prefixes_of(&grad_q)?, run.prefixes_of(&grad_kv)?, run.prefixes_of(&grad)?];
                 let of_mlp = of_mlp.map(|of_mlp| run.prefixes_of(&of_mlp)).transpose()?;
-                let of_norm = self.kv.add_backward(plus(self.q.backward(&q)?, of_mlp)?, &kv)?;
+                let of_norm = self.kv.add_backward(&plus(self.q.backward(&q)?, of_mlp)?, &kv)?;
                 self.input_back(saved, grad, &of_norm, &run.prefixes)
             }
         }

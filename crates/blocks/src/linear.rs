@@ -1,8 +1,9 @@
+use sepal_autograd::linear::{Rows, linear};
+use sepal_core::WeightFormat;
 use tch::{TchError, Tensor};
 
 use crate::matrix::Matrix;
 use crate::norm::NormWeights;
-use sepal_core::WeightFormat;
 
 /// A linear layer as a checkpoint has it, on its way to a [`Linear`].
 pub(crate) struct Layer {
@@ -53,7 +54,8 @@ impl Layer {
     }
 
     pub(crate) fn frozen(self, format: WeightFormat) -> Result<Linear, TchError> {
-        Ok(Linear { weight: Matrix::new(&self.weight, self.inputs.as_ref(), format)?, bias: self.bias })
+        let weight = Matrix::new(&self.weight, self.inputs.as_ref(), format)?;
+        Ok(Linear { weight, bias: self.bias, rows: Rows::Steady })
     }
 }
 
@@ -63,36 +65,33 @@ pub(crate) struct Linear {
     /// `[in, out]`, as a product reads it.
     weight: Matrix,
     bias: Option<Tensor>,
+    rows: Rows,
 }
 
 impl Linear {
+    /// Of as many rows as somebody else decides, block by block.
+    pub(crate) fn of_varying_rows(self) -> Self {
+        Self { rows: Rows::Varying, ..self }
+    }
+
     /// `[n, in]` to `[n, out]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        let weight = self.weight.numbers()?;
-        match &self.bias {
-            Some(bias) => bias.f_addmm(x, &weight),
-            None => x.f_mm(&weight),
-        }
+        linear(x, &*self.weight.numbers()?, self.bias.as_ref(), None, self.rows)
     }
 
     /// `residual [n, out]` plus the layer's output.
     pub(crate) fn add_to(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor, TchError> {
-        let mut sum = residual.f_addmm(x, &*self.weight.numbers()?)?;
-        match &self.bias {
-            // In place: nothing that is kept for the backward pass reads the sum.
-            Some(bias) => sum.f_add_(bias),
-            None => Ok(sum),
-        }
+        linear(x, &*self.weight.numbers()?, self.bias.as_ref(), Some(residual), self.rows)
     }
 
     /// From the gradient of the output `[n, out]` to that of the input `[n, in]`.
     pub(crate) fn backward(&self, grad: &Tensor) -> Result<Tensor, TchError> {
-        grad.f_mm(&self.weight.numbers()?.f_transpose(0, 1)?)
+        linear(grad, &self.weight.numbers()?.f_transpose(0, 1)?, None, None, self.rows)
     }
 
     /// `sum [n, in]` plus the gradient of the input.
-    pub(crate) fn add_backward(&self, mut sum: Tensor, grad: &Tensor) -> Result<Tensor, TchError> {
-        sum.f_addmm_(grad, &self.weight.numbers()?.f_transpose(0, 1)?)
+    pub(crate) fn add_backward(&self, sum: &Tensor, grad: &Tensor) -> Result<Tensor, TchError> {
+        linear(grad, &self.weight.numbers()?.f_transpose(0, 1)?, None, Some(sum), self.rows)
     }
 
     /// Numbers of the output of a position.

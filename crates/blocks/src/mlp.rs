@@ -112,6 +112,11 @@ impl Mlp {
 }
 
 impl Dense {
+    /// Of as many rows as a router sends here.
+    pub(crate) fn of_varying_rows(self) -> Self {
+        Self { up: self.up.of_varying_rows(), down: self.down.of_varying_rows(), ..self }
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         self.up.bytes() + self.down.bytes()
     }

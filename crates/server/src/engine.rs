@@ -14,7 +14,7 @@ use crate::queue::{ClientId, FairQueue};
 
 /// Positions up to which calls of several clients are run together. A larger one has enough rows for its products alone;
 /// together, the first caller would only wait for the last.
-const TOGETHER: usize = 512;
+const TOGETHER: usize = 1024;
 
 /// The compute thread and its queue.
 #[derive(Debug)]

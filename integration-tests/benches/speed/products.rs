@@ -3,23 +3,39 @@
 use std::collections::BTreeMap;
 use std::hint::black_box;
 
+use sepal_autograd::linear::{Rows, linear as product};
 use sepal_core::ModelConfig;
 use tch::{Device, Kind, Tensor};
 
 use crate::model::linear_layers;
 use crate::step::Workload;
 
-/// A product of the step: `x [batch, n, inner]` with `y [batch, inner, out]`.
-struct Product(Tensor, Tensor);
+/// Products of the step.
+enum Product {
+    /// `x [n, inner]` with the weight `[inner, out]`, as the blocks make it.
+    Linear(Tensor, Tensor),
+    /// `x [batch, n, inner]` with `y [batch, inner, out]`.
+    Batch(Tensor, Tensor),
+}
+
+fn ones<const N: usize>(size: [usize; N]) -> Tensor {
+    Tensor::ones(size.map(|dim| dim as i64), (Kind::Float, Device::Cpu))
+}
 
 impl Product {
-    fn new(batch: usize, n: usize, inner: usize, out: usize) -> Self {
-        let ones = |size: [usize; 3]| Tensor::ones(size.map(|dim| dim as i64), (Kind::Float, Device::Cpu));
-        Self(ones([batch, n, inner]), ones([batch, inner, out]))
+    fn linear(n: usize, inner: usize, out: usize) -> Self {
+        Self::Linear(ones([n, inner]), ones([inner, out]))
+    }
+
+    fn batch(batch: usize, n: usize, inner: usize, out: usize) -> Self {
+        Self::Batch(ones([batch, n, inner]), ones([batch, inner, out]))
     }
 
     fn run(&self) {
-        drop(black_box(self.0.bmm(&self.1)));
+        drop(black_box(match self {
+            Self::Linear(x, weight) => product(x, weight, None, None, Rows::Steady).expect("a product"),
+            Self::Batch(x, y) => x.bmm(y),
+        }));
     }
 }
 
@@ -67,7 +83,7 @@ fn linear(config: &ModelConfig, positions: impl Fn(usize) -> usize) -> Vec<Produ
     let layers = linear_layers(config).into_iter().enumerate();
     let both = |(layer, [inner, out]): (usize, [usize; 2])| {
         let n = positions(layer);
-        [Product::new(1, n, inner, out), Product::new(1, n, out, inner)]
+        [Product::linear(n, inner, out), Product::linear(n, out, inner)]
     };
     layers.flat_map(both).collect()
 }
@@ -84,13 +100,13 @@ fn attention(config: &ModelConfig, rows: usize, queries: usize, keys: usize) -> 
     let (batch, dim) = (rows * config.n_heads, config.head_dim);
     vec![
         // scores, and the gradient of what they weigh
-        Product::new(batch, queries, dim, keys),
-        Product::new(batch, queries, dim, keys),
+        Product::batch(batch, queries, dim, keys),
+        Product::batch(batch, queries, dim, keys),
         // the output, and the gradient of queries
-        Product::new(batch, queries, keys, dim),
-        Product::new(batch, queries, keys, dim),
+        Product::batch(batch, queries, keys, dim),
+        Product::batch(batch, queries, keys, dim),
         // gradients of keys and of values
-        Product::new(batch, keys, queries, dim),
-        Product::new(batch, keys, queries, dim),
+        Product::batch(batch, keys, queries, dim),
+        Product::batch(batch, keys, queries, dim),
     ]
 }
