@@ -127,6 +127,15 @@ mod tests {
         }
     }
 
+    /// Settings that both caches read when they are first used.
+    #[test]
+    fn few_kernels_are_kept() {
+        for name in ["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"] {
+            let kept: usize = std::env::var(name).expect("set before main").parse().expect("a number");
+            assert!(kept < 1024, "{name} is {kept}");
+        }
+    }
+
     #[test]
     fn wrong_shapes_are_refused() {
         for (n, inner) in [(2, 3), (64, 300)] {

@@ -162,6 +162,16 @@ fn a_batch_gives_what_its_rows_give_one_by_one() {
     }
 }
 
+/// The batch is large enough for a library of products that is not asked for a row alone.
+#[test]
+fn a_large_batch_does_so_too() {
+    for name in &models() {
+        let model = Tiny::open(name);
+        check_rows_alone(&model, PREFIX, &[150; 8], Want::All, 7);
+        check_rows_alone(&model, PREFIX, &[150; 8], Want::LastOfRows, 8);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
