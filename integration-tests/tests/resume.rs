@@ -37,11 +37,11 @@ fn lines(folder: &Path) -> usize {
     runs.map(|run| count(run.path().join("metrics.jsonl"))).sum()
 }
 
-/// Whether there is a checkpoint; one that is half-written has another name.
+/// Whether there is a checkpoint.
 fn is_saved(folder: &Path) -> bool {
     let runs = fs::read_dir(folder).into_iter().flatten().flatten();
     let saved = runs.flat_map(|run| fs::read_dir(run.path().join("checkpoints")).into_iter().flatten().flatten());
-    saved.into_iter().any(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
+    saved.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("step-"))
 }
 
 /// Kills the run at random moments after it has begun to make steps, and lets it end at last. Without a checkpoint it

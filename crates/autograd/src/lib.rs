@@ -9,12 +9,12 @@
 //! its error comes out of [`tch::Tensor::f_backward`] as an error; a panic in it is one, too.
 //!
 //! [`fused`] has the element-wise steps of transformer blocks that libtorch would make in several passes.
-//! [`linear`] multiplies hidden states and frozen weights, with oneDNN where it is faster.
+//! [`linear`] multiplies hidden states and frozen weights, with oneDNN where it pays.
 //! [`codes`] keeps weights in 8 and in 4 bits.
 //! [`memory`] shares a tensor's memory with [`bytes::Bytes`], both ways.
 //!
-//! This is the one crate with `unsafe`: small C++ shims over `torch::autograd::Function` and `at::from_blob`, and
-//! kernels.
+//! This is the one crate with `unsafe`: small C++ shims over `torch::autograd::Function`, `at::from_blob` and libtorch's
+//! oneDNN, and kernels.
 //!
 //! ```
 //! use tch::{Kind, Tensor};

@@ -17,46 +17,61 @@ using Linear = Tensor(const Tensor &, const Tensor &, const std::optional<Tensor
 using LinearPlus = Tensor(const Tensor &, const Tensor &, const Tensor &, const std::optional<Tensor> &,
                           std::string_view);
 
-// oneDNN makes a kernel for each number of rows and keeps 1024 of them, libtorch's layer above it as many descriptions:
-// with ragged batches that came to a gigabyte, most of it holes between activations. A step needs about ten of each.
-// Both read their setting when they are first used; before main() nobody else reads the environment.
+#if defined(__x86_64__)
+// oneDNN makes a kernel for each number of rows and keeps 1024 of them, libtorch's layer above it as many descriptions for
+// each thread: with ragged batches that came to a gigabyte, most of it holes between activations. A step has about ten
+// kernels that blocks share, which take two places each. Both settings are read when a first product is made; they are
+// made here, not where programs start, for tests and for programs of others. Before main() there are no other threads.
 __attribute__((constructor)) void keep_few_kernels() {
-  setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "24", 0);
-  setenv("LRU_CACHE_CAPACITY", "24", 0);
+  setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32", 0);
+  setenv("LRU_CACHE_CAPACITY", "32", 0);
 }
+#endif
 
-c10::OperatorHandle operation(const char *overload) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow("mkldnn::_linear_pointwise", overload);
+// libtorch's operations, which its own header does not have.
+struct Operations {
+  c10::TypedOperatorHandle<Linear> plain;
+  c10::TypedOperatorHandle<LinearPlus> plus;
+
+  Operations() : plain(find("").typed<Linear>()), plus(find("binary").typed<LinearPlus>()) {}
+
+  static c10::OperatorHandle find(const char *overload) {
+    return c10::Dispatcher::singleton().findSchemaOrThrow("mkldnn::_linear_pointwise", overload);
+  }
+
+  static const Operations &get() {
+    static const Operations operations;
+    return operations;
+  }
+};
+
+std::optional<Tensor> given(const Tensor *tensor) {
+  return tensor ? std::make_optional(tensor->contiguous()) : std::nullopt;
 }
-
-std::optional<Tensor> given(const Tensor *tensor) { return tensor ? std::make_optional(*tensor) : std::nullopt; }
 
 } // namespace
 
 extern "C" {
 
-// Whether this libtorch has oneDNN's products.
+// Whether this libtorch has oneDNN's products, as they are called here.
 bool sepal_linear_there() {
-  return at::globalContext().hasMKLDNN() &&
-         c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""}).has_value() &&
-         c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", "binary"}).has_value();
+  try {
+    Operations::get();
+    return at::globalContext().hasMKLDNN();
+  } catch (const std::exception &) {
+    return false;
+  }
 }
 
-// x [n, in] times weight [in, out], plus bias [out] and sum [n, out] where they are not null: a new tensor in *out.
+// x [n, in] times weight [in, out], plus bias [out] and sum [n, out] where they are not null: a new tensor in *out. The
+// caller has checked shapes, and that all is fp32 on the CPU.
 char *sepal_linear(const Tensor *x, const Tensor *weight, const Tensor *bias, const Tensor *sum, Tensor **out) {
   return caught([&] {
-    static const auto plain = operation("").typed<Linear>();
-    static const auto plus = operation("binary").typed<LinearPlus>();
-    TORCH_CHECK(x->dim() == 2 && weight->dim() == 2 && x->size(1) == weight->size(0), "shapes ", x->sizes(), " and ",
-                weight->sizes(), " cannot be multiplied");
-    TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == weight->size(1)), "a bias of shape ", bias->sizes());
-    TORCH_CHECK(!sum || (sum->dim() == 2 && sum->size(0) == x->size(0) && sum->size(1) == weight->size(1)),
-                "a sum of shape ", sum->sizes());
+    const Operations &operations = Operations::get();
     // A new thread has as many threads as there are processors until libtorch has told it otherwise.
     at::internal::lazy_init_num_threads();
-    const at::NoGradGuard frozen;
-    *out = new Tensor(sum ? plus.call(*x, *sum, weight->t(), given(bias), "add")
-                          : plain.call(*x, weight->t(), given(bias), "none", Scalars(), ""));
+    *out = new Tensor(sum ? operations.plus.call(*x, *sum, weight->t(), given(bias), "add")
+                          : operations.plain.call(*x, weight->t(), given(bias), "none", Scalars(), ""));
   });
 }
 }

@@ -1,5 +1,5 @@
-//! The fused steps in libtorch's own operations, for devices that the kernels do not run on. They take several passes
-//! over memory, and give the same.
+//! The same in libtorch's own operations, for devices that the kernels do not run on, and for products that are too small for
+//! oneDNN. The fused steps take several passes over memory.
 
 use tch::{Kind, TchError, Tensor};
 

@@ -12,7 +12,7 @@ use crate::step::Workload;
 
 /// Products of the step.
 enum Product {
-    /// `x [n, inner]` with the weight `[inner, out]`, as the blocks make it.
+    /// `x [n, inner]` with the weight `[inner, out]`, as the blocks make it, without bias and sum.
     Linear(Tensor, Tensor),
     /// `x [batch, n, inner]` with `y [batch, inner, out]`.
     Batch(Tensor, Tensor),
@@ -25,6 +25,11 @@ fn ones<const N: usize>(size: [usize; N]) -> Tensor {
 impl Product {
     fn linear(n: usize, inner: usize, out: usize) -> Self {
         Self::Linear(ones([n, inner]), ones([inner, out]))
+    }
+
+    /// With the gradient of the output.
+    fn linear_back(n: usize, inner: usize, out: usize) -> Self {
+        Self::Linear(ones([n, out]), ones([inner, out]).tr())
     }
 
     fn batch(batch: usize, n: usize, inner: usize, out: usize) -> Self {
@@ -83,7 +88,7 @@ fn linear(config: &ModelConfig, positions: impl Fn(usize) -> usize) -> Vec<Produ
     let layers = linear_layers(config).into_iter().enumerate();
     let both = |(layer, [inner, out]): (usize, [usize; 2])| {
         let n = positions(layer);
-        [Product::linear(n, inner, out), Product::linear(n, out, inner)]
+        [Product::linear(n, inner, out), Product::linear_back(n, inner, out)]
     };
     layers.flat_map(both).collect()
 }

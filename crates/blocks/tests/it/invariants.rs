@@ -162,13 +162,14 @@ fn a_batch_gives_what_its_rows_give_one_by_one() {
     }
 }
 
-/// The batch is large enough for a library of products that is not asked for a row alone.
+/// Most layers of the batch go to oneDNN, none of a row alone.
 #[test]
-fn a_large_batch_does_so_too() {
-    for name in &models() {
+fn a_large_batch_gives_what_its_rows_give() {
+    let lengths: Vec<usize> = (0..200).map(|row| 150 + row % 7).collect();
+    for name in ["llama-gqa", "bloom", "gpt2", "phi3"] {
         let model = Tiny::open(name);
-        check_rows_alone(&model, PREFIX, &[150; 8], Want::All, 7);
-        check_rows_alone(&model, PREFIX, &[150; 8], Want::LastOfRows, 8);
+        check_rows_alone(&model, PREFIX, &lengths, Want::All, 7);
+        check_rows_alone(&model, PREFIX, &lengths, Want::LastOfRows, 8);
     }
 }
 
