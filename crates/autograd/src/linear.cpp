@@ -21,7 +21,7 @@ using LinearPlus = Tensor(const Tensor &, const Tensor &, const Tensor &, const 
 // oneDNN makes a kernel for each number of rows and keeps 1024 of them, libtorch's layer above it as many descriptions for
 // each thread: with ragged batches that came to a gigabyte, most of it holes between activations. A step has about ten
 // kernels that blocks share, which take two places each. Both settings are read when a first product is made; they are
-// made here, not where programs start, for tests and for programs of others. Before main() there are no other threads.
+// made here, not where programs start, for tests and for programs of others. Before main() no other thread reads them.
 __attribute__((constructor)) void keep_few_kernels() {
   setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32", 0);
   setenv("LRU_CACHE_CAPACITY", "32", 0);
@@ -45,6 +45,7 @@ struct Operations {
   }
 };
 
+// oneDNN's operations read a bias and a sum as if they were in one piece.
 std::optional<Tensor> given(const Tensor *tensor) {
   return tensor ? std::make_optional(tensor->contiguous()) : std::nullopt;
 }
@@ -70,7 +71,7 @@ char *sepal_linear(const Tensor *x, const Tensor *weight, const Tensor *bias, co
     const Operations &operations = Operations::get();
     // A new thread has as many threads as there are processors until libtorch has told it otherwise.
     at::internal::lazy_init_num_threads();
-    *out = new Tensor(sum ? operations.plus.call(*x, *sum, weight->t(), given(bias), "add")
+    *out = new Tensor(sum ? operations.plus.call(*x, *given(sum), weight->t(), given(bias), "add")
                           : operations.plain.call(*x, weight->t(), given(bias), "none", Scalars(), ""));
   });
 }
