@@ -10,7 +10,7 @@ use crate::{AssetOptions, FetchError, FetchEvent, LocalSource, Source, Watch};
 /// What a hub source without a path stands for; also the kind of repository that it names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// `config.json`, `tokenizer.json` and `tokenizer_config.json`, in one folder with `model.safetensors`, or with
+    /// `config.json`, `tokenizer.json` and the files beside it, in one folder with `model.safetensors`, or with
     /// `model.safetensors.index.json`: the shards that it names come with [`Assets::complete`].
     Model,
     /// `adapter_config.json`, `adapter_model.safetensors`, and what an export of this project puts beside them, in one

@@ -86,12 +86,23 @@ fn data(table: &mut Table, data: &DataPlan) {
         &format!("batch of {}", data.batch_size),
         format!("{mean:.0} tokens on the mean, median {median}, longest {longest}"),
     );
-    let cut = match data.truncated_rows {
-        0 => "no row is cut".to_owned(),
-        1 => "1 row is cut".to_owned(),
-        rows => format!("{} rows are cut", grouped(rows as u64)),
-    };
-    table.line("longest row", format!("{} tokens; {cut}", data.longest_row_tokens));
+    table.line("longest row", format!("{} tokens", data.longest_row_tokens));
+    table.line("shortened", shortened(data));
+}
+
+/// Extent and manner of truncation.
+fn shortened(data: &DataPlan) -> String {
+    let end = if data.truncation_side == "left" { "beginning" } else { "end" };
+    let tokens = |tokens: usize| format!("{} token{}", grouped(tokens as u64), if tokens == 1 { "" } else { "s" });
+    let (all, most) = (tokens(data.truncated_tokens), tokens(data.most_truncated_tokens));
+    match data.truncated_rows {
+        0 => "no row".to_owned(),
+        1 => format!("1 row, which loses the {end} of its text, {all}; a template stays whole"),
+        rows => format!(
+            "{} rows, which lose the {end} of their texts, {most} at the most, {all} in all; a template stays whole",
+            grouped(rows as u64)
+        ),
+    }
 }
 
 fn steps(table: &mut Table, steps: &StepsPlan) {

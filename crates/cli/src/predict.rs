@@ -8,10 +8,10 @@ use std::time::Instant;
 use indicatif::{ProgressBar, ProgressStyle};
 use sepal_assets::Sources;
 use sepal_data::{
-    Carry, Format, OnBadRow, OutputSpec, Predicted, PredictionWriter, ReadError, RowSpec, RowStream, TableSpec,
-    WriteError,
+    Carry, Format, OnBadRow, OutputSpec, Predicted, PredictionWriter, ReadError, RowSpec, RowStream, Rows, TableSpec,
+    TokenRow, WriteError,
 };
-use sepal_pipeline::{Classifier, Observer};
+use sepal_pipeline::{Classifier, Observer, Session};
 use sepal_plugin::Registry;
 use serde_json::json;
 
@@ -47,23 +47,28 @@ pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Fai
 
     let bar = bar();
     let (session, started) = (classifier.session()?, Instant::now());
-    let mut told = 0;
+    let column = rows.text_column().map(|(name, _)| name.to_owned()).unwrap_or_default();
+    let mut skipped = 0;
     for chunk in rows.by_ref() {
-        let chunk = chunk?;
-        for bad in chunk.skipped.iter().take(NAMED_ROWS.saturating_sub(told)) {
-            console.line(&format!("left out {bad}"));
-            told += 1;
+        let mut chunk = chunk?;
+        let tokens = tokenize(&session, &mut chunk, &column)?;
+        if args.strict
+            && let Some(bad) = chunk.skipped.first()
+        {
+            return Err(ReadError::from(bad.clone()).into());
         }
-        let texts: Vec<&str> = chunk.texts.iter().map(String::as_str).collect();
-        let pairs: Option<Vec<&str>> = chunk.pairs.as_ref().map(|pairs| pairs.iter().map(String::as_str).collect());
-        if !texts.is_empty() {
-            let predicted = session.classify(&texts, pairs.as_deref())?;
+        for bad in chunk.skipped.iter().take(NAMED_ROWS.saturating_sub(skipped)) {
+            console.line(&format!("left out {bad}"));
+        }
+        skipped += chunk.skipped.len();
+        if !chunk.is_empty() {
+            let predicted = session.classify(&tokens)?;
             let (class, logits, probabilities) = (&predicted.class, &predicted.logits, &predicted.probabilities);
             match writer.write(&chunk, Predicted { class, logits, probabilities }) {
                 Err(WriteError::Closed) => return Ok(()),
                 written => written?,
             }
-            bar.inc(texts.len() as u64);
+            bar.inc(chunk.len() as u64);
         }
         if stop.load(Ordering::Relaxed) {
             return Err("predict: stopped; a file that was not complete is not left".into());
@@ -77,15 +82,25 @@ pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Fai
         Err(WriteError::Closed) => return Ok(()),
         written => written?,
     };
-    let left_out = match rows.skipped() {
-        0 => String::new(),
-        skipped => format!(", {} left out", grouped(skipped as u64)),
-    };
+    let left_out = if skipped > 0 { format!(", {} left out", grouped(skipped as u64)) } else { String::new() };
     let seconds = started.elapsed().as_secs_f64();
     let rate = written as f64 / seconds.max(1e-9);
     let rows = if written == 1 { "row" } else { "rows" };
     console.line(&format!("predicted {} {rows}{left_out} in {seconds:.1} s, {rate:.0} rows/s", grouped(written)));
     Ok(())
+}
+
+/// The tokens of a chunk's rows; rows without one are left out of it.
+fn tokenize(session: &Session<'_>, chunk: &mut Rows, column: &str) -> Result<Vec<TokenRow>, Failure> {
+    let texts: Vec<&str> = chunk.texts.iter().map(String::as_str).collect();
+    let pairs: Option<Vec<&str>> = chunk.pairs.as_ref().map(|pairs| pairs.iter().map(String::as_str).collect());
+    let mut tokens = session.encode(&texts, pairs.as_deref())?;
+    let has_tokens: Vec<bool> = tokens.iter().map(|row| !row.ids.is_empty()).collect();
+    if has_tokens.contains(&false) {
+        chunk.leave_out_without_tokens(column, &has_tokens)?;
+        tokens.retain(|row| !row.ids.is_empty());
+    }
+    Ok(tokens)
 }
 
 pub(crate) fn evaluate(registry: &Registry, args: &EvaluateArgs) -> Result<(), Failure> {

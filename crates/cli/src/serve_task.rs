@@ -95,7 +95,14 @@ struct Asked<'a> {
 
 impl Classify for Asked<'_> {
     fn classify(&mut self, texts: &[&str], pairs: Option<&[&str]>) -> Result<Vec<Answer>, ClassifyError> {
-        match self.session.classify(texts, pairs) {
+        let tokens = match self.session.encode(texts, pairs) {
+            Ok(tokens) => tokens,
+            Err(error) => return Err(ClassifyError::Failed(error.into())),
+        };
+        if tokens.iter().any(|row| row.ids.is_empty()) {
+            return Err(ClassifyError::NoToken);
+        }
+        match self.session.classify(&tokens) {
             Ok(prediction) => Ok(answers(prediction, self.kind)),
             Err(error) if is_passing(&error) => Err(ClassifyError::Unavailable(error.into())),
             Err(error) => Err(ClassifyError::Failed(error.into())),

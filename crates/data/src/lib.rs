@@ -15,16 +15,9 @@
 //! ```
 //! use std::sync::Arc;
 //! use sepal_data::{LabelSet, Loader, LoaderConfig, Table, TableSpec, TokenSpec, TokenTable};
-//! # use sepal_data::Encode;
-//! # struct Bytes;
-//! # impl Encode for Bytes {
-//! #     fn encode_batch(&self, texts: &[&str], _: Option<&[&str]>, max_length: usize)
-//! #     -> Result<Vec<Vec<u32>>, Box<dyn std::error::Error + Send + Sync>> {
-//! #         Ok(texts.iter().map(|text| text.bytes().take(max_length).map(u32::from).collect()).collect())
-//! #     }
-//! #     fn digest(&self) -> &str { "bytes" }
-//! # }
-//! # let tokenizer = Bytes;
+//! # let definition = r#"{"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"},
+//! #     "model": {"type": "WordLevel", "unk_token": "?", "vocab": {"?": 0, "dull": 1, "splendid": 2}}}"#;
+//! # let tokenizer = sepal_tokenize::Tokenizer::from_bytes(definition.as_bytes())?;
 //! # let folder = tempfile::tempdir()?;
 //! let path = folder.path().join("train.tsv");
 //! std::fs::write(&path, "sentence\tlabel\nsplendid\tpositive\ndull\tnegative\nawful\t0\n")?;
@@ -76,5 +69,5 @@ pub use survey::{
 };
 pub use table::{Place, RawLabel, Table};
 pub use template::{Template, TemplateError};
-pub use tokens::{Encode, TokenSpec, TokenTable, TokenizeError, encode_texts};
+pub use tokens::{Encode, TokenRow, TokenSpec, TokenTable, TokenizeError, encode_texts};
 pub use write::{OutputSpec, PredictionWriter, WriteError};

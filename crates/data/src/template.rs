@@ -1,6 +1,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use sepal_tokenize::{self as tokenize, Input};
+
 /// A text around the texts of a row: `Movie review: {text}`.
 ///
 /// `{text}` and `{text_pair}` are replaced; `{{` and `}}` are braces. Where `{text_pair}` does not occur, the second
@@ -19,19 +21,20 @@ enum Piece {
 }
 
 impl Template {
-    /// Whether it holds `{text_pair}`.
+    /// True if it holds `{text_pair}`.
     pub fn takes_pair(&self) -> bool {
         self.pieces.contains(&Piece::Pair)
     }
 
-    /// The template with these texts in it; `pair` is used only if [`Template::takes_pair`].
-    pub fn render(&self, text: &str, pair: &str) -> String {
-        let piece = |piece: &Piece| match piece {
-            Piece::Literal(literal) => literal.clone(),
-            Piece::Text => text.to_owned(),
-            Piece::Pair => pair.to_owned(),
+    /// The input of a model with these texts in it. `pair` goes where `{text_pair}` stands, or else becomes the second
+    /// sequence.
+    pub fn input<'a>(&'a self, text: &'a str, pair: Option<&'a str>) -> Input<'a> {
+        let piece = |piece: &'a Piece| match piece {
+            Piece::Literal(literal) => tokenize::Piece::Fixed(literal),
+            Piece::Text => tokenize::Piece::Text(text),
+            Piece::Pair => tokenize::Piece::Text(pair.unwrap_or_default()),
         };
-        self.pieces.iter().map(piece).collect()
+        Input::of_pieces(self.pieces.iter().map(piece).collect(), pair.filter(|_| !self.takes_pair()))
     }
 }
 
@@ -94,7 +97,7 @@ mod tests {
     use super::*;
 
     fn rendered(template: &str) -> String {
-        template.parse::<Template>().expect("a template").render("A{text}", "B")
+        template.parse::<Template>().expect("a template").input("A{text}", Some("B")).first().into_owned()
     }
 
     #[test]
@@ -104,6 +107,8 @@ mod tests {
         assert_eq!(rendered("{{{text}}} }}"), "{A{text}} }");
         assert!(!"{text}".parse::<Template>().expect("a template").takes_pair());
         assert!("{text} {text_pair}".parse::<Template>().expect("a template").takes_pair());
+        assert_eq!("<{text}>".parse::<Template>().expect("a template").input("A", Some("B")).second(), Some("B"));
+        assert_eq!("{text}{text_pair}".parse::<Template>().expect("a template").input("A", Some("B")).second(), None);
     }
 
     #[test]

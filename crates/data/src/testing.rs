@@ -4,7 +4,9 @@ use std::cell::Cell;
 use std::error::Error;
 use std::fs;
 
-use crate::{Encode, Format, Table, TableSpec};
+use sepal_tokenize::{Input, Tokenizer, Truncation};
+
+use crate::{Encode, Format, Table, TableSpec, TokenRow};
 
 /// A table of these texts.
 pub(crate) fn texts(texts: &[&str]) -> Table {
@@ -25,11 +27,12 @@ fn read(rows: &[String], with: impl FnOnce(TableSpec) -> TableSpec) -> Table {
     Table::read(&with(spec)).expect("a table")
 }
 
-/// One token per letter; none for a question mark, and an error for an exclamation mark.
+/// A tokenizer with one token per letter; none for a question mark, and an error for an exclamation mark.
 #[derive(Debug)]
 pub(crate) struct Letters {
     name: &'static str,
     calls: Cell<usize>,
+    tokenizer: Tokenizer,
 }
 
 impl Default for Letters {
@@ -40,7 +43,15 @@ impl Default for Letters {
 
 impl Letters {
     pub(crate) fn named(name: &'static str) -> Self {
-        Self { name, calls: Cell::new(0) }
+        let vocab: serde_json::Map<_, _> = (0..128_u8).map(|code| (char::from(code).into(), code.into())).collect();
+        let definition = serde_json::json!({
+            "version": "1.0", "added_tokens": [],
+            "normalizer": {"type": "Replace", "pattern": {"String": "?"}, "content": ""},
+            "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated", "invert": false},
+            "model": {"type": "WordLevel", "unk_token": "#", "vocab": vocab},
+        });
+        let tokenizer = Tokenizer::from_bytes(definition.to_string().as_bytes()).expect("a definition");
+        Self { name, calls: Cell::new(0), tokenizer }
     }
 
     pub(crate) fn calls(&self) -> usize {
@@ -51,20 +62,14 @@ impl Letters {
 impl Encode for Letters {
     fn encode_batch(
         &self,
-        texts: &[&str],
-        pairs: Option<&[&str]>,
-        max_length: usize,
-    ) -> Result<Vec<Vec<u32>>, Box<dyn Error + Send + Sync>> {
+        rows: &[Input<'_>],
+        truncation: Truncation,
+    ) -> Result<Vec<TokenRow>, Box<dyn Error + Send + Sync>> {
         self.calls.set(self.calls.get() + 1);
-        let encode = |(row, text): (usize, &&str)| {
-            let pair = pairs.map_or("", |pairs| pairs[row]);
-            let letters = text.chars().chain(pair.chars());
-            if letters.clone().any(|letter| letter == '!') {
-                return Err("an exclamation mark".into());
-            }
-            Ok(letters.filter(|letter| *letter != '?').map(u32::from).take(max_length).collect())
-        };
-        texts.iter().enumerate().map(encode).collect()
+        if rows.iter().any(|row| row.first().contains('!')) {
+            return Err("an exclamation mark".into());
+        }
+        Encode::encode_batch(&self.tokenizer, rows, truncation)
     }
 
     fn digest(&self) -> &str {

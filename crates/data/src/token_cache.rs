@@ -6,8 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, UInt32Array};
-use arrow::datatypes::{Schema, UInt32Type};
+use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, UInt32Array, UInt64Array};
+use arrow::datatypes::{Schema, UInt32Type, UInt64Type};
 use arrow::ipc::reader::FileReader;
 use arrow::ipc::writer::FileWriter;
 use sepal_core::Ragged;
@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use crate::{Encode, Table, TokenSpec, TokenTable};
 
 /// Part of every key: what is kept changes with it.
-const VERSION: &str = "sepal tokens 1";
+const VERSION: &str = "sepal tokens 2";
 
 /// Where one token table is kept: an arrow IPC file of two batches, ids and rows.
 #[derive(Debug)]
@@ -27,10 +27,11 @@ pub(crate) struct TokenCache {
 impl TokenCache {
     pub(crate) fn new(folder: &Path, table: &Table, encoder: &dyn Encode, spec: &TokenSpec) -> Self {
         let mut hash = Sha256::new();
-        let max_length = spec.max_length.to_string();
+        let max_length = spec.truncation.max_length.to_string();
+        let side = spec.truncation.side.name();
         // No template and the empty one must differ.
         let template = spec.template.as_ref().map_or_else(String::new, |template| format!("={template}"));
-        for part in [VERSION, encoder.digest(), table.digest(), &max_length, &template] {
+        for part in [VERSION, encoder.digest(), table.digest(), &max_length, side, &template] {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         }
@@ -62,19 +63,19 @@ impl TokenCache {
     }
 }
 
-/// One row per token: its id, and whether it begins a row, and whether that row was cut.
+/// One row per token: its id, whether it begins a row, and the number of tokens that truncation removed from that row.
 fn write(writer: BufWriter<&File>, tokens: &TokenTable) -> Result<(), Box<dyn Error>> {
     let mut begins = vec![false; tokens.ids().len()];
-    let mut cut = vec![false; tokens.ids().len()];
-    for row in 0..tokens.len() {
+    let mut truncated = vec![0; tokens.ids().len()];
+    for (row, &n_truncated) in tokens.truncated().iter().enumerate() {
         let start = tokens.rows().range(row).start;
         begins[start] = true;
-        cut[start] = tokens.truncations()[row];
+        truncated[start] = n_truncated as u64;
     }
     let columns: [(&str, ArrayRef); 3] = [
         ("id", Arc::new(UInt32Array::from(tokens.ids().to_vec()))),
         ("begins", Arc::new(BooleanArray::from(begins))),
-        ("cut", Arc::new(BooleanArray::from(cut))),
+        ("truncated", Arc::new(UInt64Array::from(truncated))),
     ];
     let batch = RecordBatch::try_from_iter(columns)?;
     let metadata = HashMap::from([("sha256".to_owned(), digest(tokens))]);
@@ -93,10 +94,10 @@ fn read(path: &Path) -> Result<TokenTable, Box<dyn Error>> {
     let batch = reader.next().ok_or("no batch")??;
     let column = |name: &str| batch.column_by_name(name).ok_or_else(|| format!("no column {name}"));
     let ids = column("id")?.as_primitive_opt::<UInt32Type>().ok_or("no ids")?.values().to_vec();
-    let (begins, cut) = (column("begins")?, column("cut")?);
-    let (begins, cut) = (begins.as_boolean_opt().ok_or("no rows")?, cut.as_boolean_opt().ok_or("no cuts")?);
+    let begins = column("begins")?.as_boolean_opt().ok_or("no rows")?;
+    let truncated = column("truncated")?.as_primitive_opt::<UInt64Type>().ok_or("no truncated rows")?;
     let starts: Vec<usize> = (0..ids.len()).filter(|&i| begins.value(i)).collect();
-    let truncated = starts.iter().map(|&start| cut.value(start)).collect();
+    let truncated = starts.iter().map(|&start| truncated.value(start) as usize).collect();
     let ends = starts.iter().skip(1).copied().chain([ids.len()]);
     let rows = Ragged::from_lengths(starts.iter().zip(ends).map(|(start, end)| end - start))?;
     let tokens = TokenTable::new(ids, rows, truncated).ok_or("rows and ids differ")?;
@@ -107,6 +108,6 @@ fn digest(tokens: &TokenTable) -> String {
     let mut hash = Sha256::new();
     let numbers = [tokens.ids(), tokens.rows().offsets()];
     numbers.into_iter().flatten().for_each(|number| hash.update(number.to_le_bytes()));
-    tokens.truncations().iter().for_each(|cut| hash.update([u8::from(*cut)]));
+    tokens.truncated().iter().for_each(|number| hash.update(number.to_le_bytes()));
     hex::encode(hash.finalize())
 }

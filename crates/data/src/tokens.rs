@@ -2,7 +2,7 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use sepal_core::{Ragged, RaggedError};
-use sepal_tokenize::Tokenizer;
+use sepal_tokenize::{Encoding, Input, Tokenizer, Truncation, TruncationSide};
 
 use crate::token_cache::TokenCache;
 use crate::{Place, Table, Template};
@@ -10,34 +10,39 @@ use crate::{Place, Table, Template};
 /// Rows that are encoded at a time.
 const CHUNK: usize = 4096;
 
-/// What makes texts token ids.
+/// Turns texts into token ids.
 pub trait Encode {
-    /// The ids of each text (or pair), special tokens included, at most `max_length`.
+    /// Encodes each input, special tokens included, within the limit. A row without a token is no error here.
     ///
     /// # Errors
-    /// Whatever keeps a text from being encoded.
+    /// Anything that keeps an input from being encoded.
     fn encode_batch(
         &self,
-        texts: &[&str],
-        pairs: Option<&[&str]>,
-        max_length: usize,
-    ) -> Result<Vec<Vec<u32>>, Box<dyn Error + Send + Sync>>;
+        rows: &[Input<'_>],
+        truncation: Truncation,
+    ) -> Result<Vec<TokenRow>, Box<dyn Error + Send + Sync>>;
 
-    /// What tells it apart from every other encoder: a digest of its definition.
+    /// A digest of its definition, which no other encoder has.
     fn digest(&self) -> &str;
+}
+
+/// The tokens of one row.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TokenRow {
+    /// The ids, special tokens included.
+    pub ids: Vec<u32>,
+    /// Number of tokens of text that truncation removed.
+    pub n_truncated: usize,
 }
 
 impl Encode for Tokenizer {
     fn encode_batch(
         &self,
-        texts: &[&str],
-        pairs: Option<&[&str]>,
-        max_length: usize,
-    ) -> Result<Vec<Vec<u32>>, Box<dyn Error + Send + Sync>> {
-        let rows: Vec<(&str, Option<&str>)> =
-            texts.iter().enumerate().map(|(row, text)| (*text, pairs.map(|pairs| pairs[row]))).collect();
-        let encodings = Tokenizer::encode_batch(self, &rows, max_length)?;
-        Ok(encodings.into_iter().map(|encoding| encoding.ids).collect())
+        rows: &[Input<'_>],
+        truncation: Truncation,
+    ) -> Result<Vec<TokenRow>, Box<dyn Error + Send + Sync>> {
+        let encodings = Tokenizer::encode_batch(self, rows, truncation)?;
+        Ok(encodings.into_iter().map(|Encoding { ids, n_truncated, .. }| TokenRow { ids, n_truncated }).collect())
     }
 
     fn digest(&self) -> &str {
@@ -45,22 +50,30 @@ impl Encode for Tokenizer {
     }
 }
 
-/// How a table is tokenized.
+/// Options of tokenizing a table.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct TokenSpec {
-    /// The most tokens of a row; longer texts are cut.
-    pub max_length: usize,
-    /// What stands around the texts.
+    /// Limit on the tokens of a row. Texts give way to it, the template does not.
+    pub truncation: Truncation,
+    /// Words around the texts.
     pub template: Option<Template>,
     /// The folder that keeps token tables; none to tokenize every time.
     pub cache: Option<PathBuf>,
 }
 
 impl TokenSpec {
-    /// At most `max_length` tokens of the text as it is, not kept.
+    /// At most `max_length` tokens of the text as it is, the end removed from longer ones, not kept.
     pub fn new(max_length: usize) -> Self {
-        Self { max_length, template: None, cache: None }
+        let truncation = Truncation { max_length, side: TruncationSide::Right };
+        Self { truncation, template: None, cache: None }
+    }
+
+    /// With this side of long texts removed.
+    #[must_use]
+    pub fn with_side(mut self, side: TruncationSide) -> Self {
+        self.truncation.side = side;
+        self
     }
 
     /// With this text around it.
@@ -83,7 +96,8 @@ impl TokenSpec {
 pub struct TokenTable {
     ids: Vec<u32>,
     rows: Ragged,
-    truncated: Vec<bool>,
+    /// Number of tokens that truncation removed from each row, `[rows]`.
+    truncated: Vec<usize>,
 }
 
 impl TokenTable {
@@ -109,7 +123,7 @@ impl TokenTable {
         Ok(tokens)
     }
 
-    pub(crate) fn new(ids: Vec<u32>, rows: Ragged, truncated: Vec<bool>) -> Option<Self> {
+    pub(crate) fn new(ids: Vec<u32>, rows: Ragged, truncated: Vec<usize>) -> Option<Self> {
         (rows.n_tokens() == ids.len() && rows.len() == truncated.len()).then_some(Self { ids, rows, truncated })
     }
 
@@ -137,12 +151,8 @@ impl TokenTable {
         &self.ids[self.rows.range(row)]
     }
 
-    /// How many rows lost tokens to `max_length`.
-    pub fn truncated(&self) -> usize {
-        self.truncated.iter().filter(|cut| **cut).count()
-    }
-
-    pub(crate) fn truncations(&self) -> &[bool] {
+    /// Number of tokens that truncation removed from each row, `[rows]`.
+    pub fn truncated(&self) -> &[usize] {
         &self.truncated
     }
 
@@ -164,14 +174,13 @@ impl TokenTable {
         let (mut ids, mut lengths, mut truncated) = (Vec::new(), Vec::with_capacity(table.len()), Vec::new());
         let rows: Vec<usize> = (0..table.len()).collect();
         for chunk in rows.chunks(CHUNK) {
-            let encoded = work.encode(chunk, spec.max_length)?;
-            truncated.extend(work.truncations(chunk, &encoded)?);
-            for (row, tokens) in chunk.iter().zip(&encoded) {
-                if tokens.is_empty() {
+            for (row, tokens) in chunk.iter().zip(work.encode(chunk)?) {
+                if tokens.ids.is_empty() {
                     return Err(TokenizeError::NoToken { place: table.place(*row) });
                 }
-                lengths.push(tokens.len());
-                ids.extend_from_slice(tokens);
+                lengths.push(tokens.ids.len());
+                ids.extend(tokens.ids);
+                truncated.push(tokens.n_truncated);
             }
         }
         let rows = Ragged::from_lengths(lengths).map_err(|source| TokenizeError::TooMany { source })?;
@@ -179,10 +188,10 @@ impl TokenTable {
     }
 }
 
-/// The ids of each text, or pair, with the template around it: at most `max_length`.
+/// The tokens of each text, or pair, with the template around it, within the limit.
 ///
 /// # Errors
-/// Whatever keeps a text from being encoded.
+/// Anything that keeps a text from being encoded.
 ///
 /// # Panics
 /// If there are fewer pairs than texts.
@@ -191,13 +200,14 @@ pub fn encode_texts(
     pairs: Option<&[&str]>,
     template: Option<&Template>,
     encoder: &dyn Encode,
-    max_length: usize,
-) -> Result<Vec<Vec<u32>>, Box<dyn Error + Send + Sync>> {
-    let Some(template) = template else { return encoder.encode_batch(texts, pairs, max_length) };
-    let pair = |row: usize| pairs.map_or("", |pairs| pairs[row]);
-    let rendered: Vec<String> = (0..texts.len()).map(|row| template.render(texts[row], pair(row))).collect();
-    let rendered: Vec<&str> = rendered.iter().map(String::as_str).collect();
-    encoder.encode_batch(&rendered, pairs.filter(|_| !template.takes_pair()), max_length)
+    truncation: Truncation,
+) -> Result<Vec<TokenRow>, Box<dyn Error + Send + Sync>> {
+    let input = |(row, &text)| {
+        let pair = pairs.map(|pairs| pairs[row]);
+        template.map_or_else(|| Input::new(text, pair), |template| template.input(text, pair))
+    };
+    let inputs: Vec<Input<'_>> = texts.iter().enumerate().map(input).collect();
+    encoder.encode_batch(&inputs, truncation)
 }
 
 /// A table on its way to tokens.
@@ -208,17 +218,17 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    fn encode(&self, rows: &[usize], max_length: usize) -> Result<Vec<Vec<u32>>, TokenizeError> {
-        let result = self.encode_rows(rows, max_length);
-        result.map_err(|source| self.first_error(rows, max_length).unwrap_or(TokenizeError::Encoder { source }))
+    fn encode(&self, rows: &[usize]) -> Result<Vec<TokenRow>, TokenizeError> {
+        let result = self.encode_rows(rows);
+        result.map_err(|source| self.first_error(rows).unwrap_or(TokenizeError::Encoder { source }))
     }
 
-    fn encode_rows(&self, rows: &[usize], max_length: usize) -> Result<Vec<Vec<u32>>, Box<dyn Error + Send + Sync>> {
+    fn encode_rows(&self, rows: &[usize]) -> Result<Vec<TokenRow>, Box<dyn Error + Send + Sync>> {
         let texts: Vec<&str> = rows.iter().map(|&row| self.table.texts()[row].as_str()).collect();
         let pairs = self.table.pairs().map(|pairs| rows.iter().map(|&row| pairs[row].as_str()).collect::<Vec<_>>());
-        let template = self.spec.template.as_ref();
-        let encoded = encode_texts(&texts, pairs.as_deref(), template, self.encoder, max_length)?;
-        if encoded.len() == rows.len() && encoded.iter().all(|tokens| tokens.len() <= max_length) {
+        let TokenSpec { truncation, template, .. } = self.spec;
+        let encoded = encode_texts(&texts, pairs.as_deref(), template.as_ref(), self.encoder, *truncation)?;
+        if encoded.len() == rows.len() && encoded.iter().all(|tokens| tokens.ids.len() <= truncation.max_length) {
             Ok(encoded)
         } else {
             Err("the encoder gave other rows than it was asked for, or longer ones".into())
@@ -226,25 +236,11 @@ impl Work<'_> {
     }
 
     /// The first row that cannot be encoded, on the way to an error only.
-    fn first_error(&self, rows: &[usize], max_length: usize) -> Option<TokenizeError> {
+    fn first_error(&self, rows: &[usize]) -> Option<TokenizeError> {
         rows.iter().find_map(|&row| {
-            let source = self.encode_rows(&[row], max_length).err()?;
+            let source = self.encode_rows(&[row]).err()?;
             Some(TokenizeError::Encode { place: self.table.place(row), source })
         })
-    }
-
-    /// Which rows lost tokens: those that have more if they may be one longer. Only full rows can have.
-    fn truncations(&self, rows: &[usize], encoded: &[Vec<u32>]) -> Result<Vec<bool>, TokenizeError> {
-        let max_length = self.spec.max_length;
-        let full: Vec<usize> = (0..rows.len()).filter(|&i| encoded[i].len() == max_length).collect();
-        let candidates: Vec<usize> = full.iter().map(|&i| rows[i]).collect();
-        let mut truncated = vec![false; rows.len()];
-        if !candidates.is_empty() {
-            for (i, longer) in full.into_iter().zip(self.encode(&candidates, max_length + 1)?) {
-                truncated[i] = longer.len() > max_length;
-            }
-        }
-        Ok(truncated)
     }
 }
 
@@ -301,16 +297,22 @@ mod tests {
         let tokens = build(&texts(&["abc", "de", "fghij"]), &TokenSpec::new(3)).expect("tokens");
         assert_eq!(tokens.rows().offsets(), [0, 3, 5, 8]);
         assert_eq!((letters(&tokens, 0).as_str(), letters(&tokens, 2).as_str()), ("abc", "fgh"));
-        assert_eq!(tokens.truncated(), 1, "only the row that lost a token");
+        assert_eq!(tokens.truncated(), [0, 0, 2]);
         let part = tokens.select(&[2, 0]);
-        assert_eq!((part.rows().offsets(), part.truncated()), (&[0, 3, 6][..], 1));
+        assert_eq!((part.rows().offsets(), part.truncated()), (&[0, 3, 6][..], &[2, 0][..]));
     }
 
     #[test]
     fn a_template_stands_around() {
         let template: Template = "<{text}>".parse().expect("a template");
-        let tokens = build(&texts(&["abc"]), &TokenSpec::new(9).with_template(template)).expect("tokens");
+        let tokens = build(&texts(&["abc"]), &TokenSpec::new(9).with_template(template.clone())).expect("tokens");
         assert_eq!(letters(&tokens, 0), "<abc>");
+        let tokens = build(&texts(&["abc"]), &TokenSpec::new(4).with_template(template.clone())).expect("tokens");
+        assert_eq!((letters(&tokens, 0).as_str(), tokens.truncated()), ("<ab>", &[1][..]));
+        let spec = TokenSpec::new(4).with_template(template.clone()).with_side(TruncationSide::Left);
+        assert_eq!(letters(&build(&texts(&["abc"]), &spec).expect("tokens"), 0), "<bc>");
+        let error = build(&texts(&["a", "abc"]), &TokenSpec::new(2).with_template(template)).expect_err("no room");
+        assert!(matches!(&error, TokenizeError::Encode { place, .. } if place.row == 1), "{error}");
         let template: Template = "{text}{text_pair}".parse().expect("a template");
         let error = build(&texts(&["abc"]), &TokenSpec::new(9).with_template(template)).expect_err("no pair");
         assert!(matches!(error, TokenizeError::NoPair));
@@ -335,11 +337,12 @@ mod tests {
         assert_eq!(TokenTable::build(&table, &encoder, &spec).expect("cached"), first);
         assert_eq!(encoder.calls(), calls, "tokenized again");
 
-        // Another length, template, table or tokenizer is another entry.
+        // Another length, side, template, table or tokenizer is another entry.
         let template = |text: &str| spec.clone().with_template(text.parse().expect("a template"));
-        let longer = TokenSpec { max_length: 4, ..spec.clone() };
+        let longer = TokenSpec::new(4).with_cache(folder.path().join("tokens"));
         for (table, encoder, spec) in [
             (&table, Letters::default(), longer),
+            (&table, Letters::default(), spec.clone().with_side(TruncationSide::Left)),
             (&table, Letters::default(), template("{text}.")),
             (&texts(&["abc", "de", "fghik"]), Letters::default(), spec.clone()),
             (&table, Letters::named("other"), spec.clone()),

@@ -34,6 +34,9 @@ pub enum ClassifyError {
     /// These rows cannot be computed.
     #[error("compute the rows")]
     Failed(#[source] Box<dyn Error + Send + Sync>),
+    /// A text yields no token, so that there is nothing to compute with.
+    #[error("compute a row whose text yields no token")]
+    NoToken,
 }
 
 /// A classifier that cannot be served at all.
@@ -124,6 +127,7 @@ impl Desk {
             match ask(classifier, &[row]) {
                 Ok(answers) => return Ok(Some(answers)),
                 Err(ClassifyError::Failed(source)) => return Err(DeskError::Trial(source)),
+                Err(error @ ClassifyError::NoToken) => return Err(DeskError::Trial(error.into())),
                 Err(error) => {
                     warn("not ready yet", &error);
                     self.unavailable();
@@ -186,7 +190,8 @@ impl Desk {
 
     fn failed(&self, id: JobId, error: &ClassifyError) {
         warn("a request failed", error);
-        self.shared.lock().queue.refuse(id, Refusal::Failed);
+        let refusal = if let ClassifyError::NoToken = error { Refusal::NoToken } else { Refusal::Failed };
+        self.shared.lock().queue.refuse(id, refusal);
     }
 
     fn try_compute(

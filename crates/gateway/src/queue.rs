@@ -13,6 +13,8 @@ pub(crate) enum Refusal {
     Unavailable,
     /// Its rows could not be computed.
     Failed,
+    /// One of its texts yields no token.
+    NoToken,
 }
 
 /// What becomes of a request.

@@ -82,7 +82,7 @@ fn row(value: Value, pointer: String, about: &About, options: &Options, wrong: &
 
 fn text(value: Value, pointer: String, options: &Options, wrong: &mut Vec<Wrong>) -> Option<String> {
     let detail = match value {
-        Value::String(text) if text.trim().is_empty() => "it is empty".to_owned(),
+        Value::String(text) if text.is_empty() => "it is empty".to_owned(),
         Value::String(text) if text.len() > options.max_text_bytes => {
             format!("expected {} bytes at the most, found {}", options.max_text_bytes, text.len())
         }

@@ -154,6 +154,10 @@ fn refused(shared: &Shared, refusal: Refusal) -> Problem {
         Refusal::Failed => {
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the rows could not be computed; the log says why")
         }
+        Refusal::NoToken => Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "a text yields no token: it holds nothing but blanks or characters that the tokenizer does not know",
+        ),
         Refusal::Unavailable => unready(match shared.health().0 {
             Health::Ready => Health::Unavailable,
             other => other,

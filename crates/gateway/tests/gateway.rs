@@ -31,6 +31,9 @@ impl Classify for Shared {
         }
         self.0.batches.lock().expect("a lock").push(texts.len());
         thread::sleep(Duration::from_millis(self.0.row_ms.load(Ordering::SeqCst)) * texts.len() as u32);
+        if texts.contains(&" ") {
+            return Err(ClassifyError::NoToken);
+        }
         if texts.contains(&"poison") {
             return Err(ClassifyError::Failed("it is poison".into()));
         }
@@ -230,7 +233,7 @@ fn wrong_requests_are_refused() {
     check(&served.ask(&json!({ "text": "x".repeat(300) })), 413, "200 bytes");
     check(&served.ask(&json!({ "text": "x".repeat(51) })), 422, "50 bytes at the most, found 51");
     check(&served.ask(&json!({ "texts": ["a", "b", "c"] })), 422, "2 texts at the most");
-    let reply = served.ask(&json!({ "texts": ["a", " "] }));
+    let reply = served.ask(&json!({ "texts": ["a", ""] }));
     check(&reply, 422, "#/texts/1: it is empty");
     assert_eq!(reply.json()["errors"], json!([{ "pointer": "#/texts/1", "detail": "it is empty" }]));
     let chunked = "POST /classify HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: application/json\r\n\
@@ -251,13 +254,14 @@ fn rows_that_fail_fail_no_other_request() {
                 move || served.ask(&json!({ "text": text }))
             })
         };
-        let asked: Vec<_> = ["good", "poison", "fine", "nan", "better"].map(ask).into();
+        let asked: Vec<_> = ["good", "poison", "fine", "nan", "better", " "].map(ask).into();
         let replies: Vec<Reply> = asked.into_iter().map(|reply| reply.join().expect("no panic")).collect();
         assert_eq!(replies[0].values(), [4.0]);
         check(&replies[1], 500, "could not be computed");
         assert_eq!(replies[2].values(), [4.0]);
         check(&replies[3], 500, "could not be computed");
         assert_eq!(replies[4].values(), [6.0]);
+        check(&replies[5], 422, "yields no token");
     });
     assert_eq!(served.get("/health").status, 200);
 }

@@ -59,15 +59,17 @@ fn front_matter(options: &ExportOptions) -> String {
 }
 
 fn snippet(options: &ExportOptions, adapter: &Adapter) -> String {
+    let data = options.run.as_ref().map(|run| &run.manifest.data);
+    let has_template = data.is_some_and(|data| data.template.is_some());
     let labels = adapter.facts.labels.iter().enumerate();
     let labels: Vec<String> = labels.map(|(at, label)| format!("{at}: {}", quoted(label))).collect();
     format!(
         r#"```python
-from peft import AutoPeftModelForSequenceClassification
+{imports}from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoTokenizer
 
 folder = "."  # this folder
-tokenizer = AutoTokenizer.from_pretrained({base}, padding_side="right", truncation_side="right")
+tokenizer = AutoTokenizer.from_pretrained({base}, padding_side="right", truncation_side="{side}")
 if tokenizer.pad_token_id is None:
     tokenizer.pad_token = tokenizer.eos_token
 model = AutoPeftModelForSequenceClassification.from_pretrained(
@@ -80,37 +82,83 @@ model = AutoPeftModelForSequenceClassification.from_pretrained(
 print(model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits)
 ```
 "#,
+        imports = if has_template { "from string import Formatter\n\n" } else { "" },
         base = quoted(&options.base_model),
         n_labels = adapter.n_labels(),
         labels = labels.join(", "),
-        rows = rows(options.run.as_ref().map(|run| &run.manifest.data)),
+        side = data.map_or("right", side),
+        rows = rows(data),
     )
 }
 
 /// The lines that make texts what they were in training. Templates are written as Python's `str.format` takes them.
 fn rows(data: Option<&DataFacts>) -> String {
     let mut lines = vec!["texts = [\"a text\", \"another, longer text\"]".to_owned()];
-    let template = data.and_then(|data| data.template.as_deref());
-    // Two braces are one of the text.
-    let in_template = template.is_some_and(|template| template.replace("{{", "").contains("{text_pair}"));
     let has_pairs = data.is_some_and(|data| data.text_pair.is_some());
     if has_pairs {
         lines.push("pairs = [\"what the first is compared with\", \"and the second\"]".to_owned());
     }
-    if let Some(template) = template {
-        let (each, names) = if in_template {
-            ("text=text, text_pair=pair", "text, pair in zip(texts, pairs)")
-        } else {
-            ("text=text", "text in texts")
-        };
-        lines.push(format!("template = {}", quoted(template)));
-        lines.push(format!("texts = [template.format({each}) for {names}]"));
-    }
-    let pairs = if has_pairs && !in_template { "pairs, " } else { "" };
-    let cut = data.and_then(|data| data.max_length).map(|n| format!(", truncation=True, max_length={n}"));
-    let cut = cut.unwrap_or_default();
-    lines.push(format!("rows = tokenizer(texts, {pairs}return_tensors=\"pt\", padding=True{cut})"));
+    let limit = data.and_then(|data| data.max_length);
+    lines.push(match data.and_then(|data| data.template.as_deref().map(|template| (data, template))) {
+        Some((data, template)) => in_template(data, template, limit),
+        None => {
+            let pairs = if has_pairs { "pairs, " } else { "" };
+            let cut = limit.map(|n| format!(", truncation=True, max_length={n}")).unwrap_or_default();
+            format!("rows = tokenizer(texts, {pairs}return_tensors=\"pt\", padding=True{cut})")
+        }
+    });
     lines.join("\n")
+}
+
+/// The lines for texts in a template: texts that are too long give way, the longest first, and the template stays.
+fn in_template(data: &DataFacts, template: &str, limit: Option<usize>) -> String {
+    // Two braces are one of the text.
+    let takes_pair = template.replace("{{", "").contains("{text_pair}");
+    let (each, names) = match &data.text_pair {
+        Some(_) => ("text, pair", "text, pair in zip(texts, pairs)"),
+        None => ("text", "text in texts"),
+    };
+    let fields = if takes_pair { "{\"text\": text, \"text_pair\": pair}" } else { "{\"text\": text}" };
+    let second = if data.text_pair.is_some() && !takes_pair { ", pair" } else { "" };
+    let removed = if side(data) == "left" { "owned[text][:-limit or None]" } else { "owned[text][limit:]" };
+    let limit = limit.map_or_else(|| "10**9".to_owned(), |limit| limit.to_string());
+    format!(
+        r#"template, max_length = {template}, {limit}
+
+
+def encode({each}):
+    # If the row is too long, tokens of its texts give way; those of the template stay.
+    prompt, spans, fields = "", [], {fields}
+    for words, field, _, _ in Formatter().parse(template):
+        prompt += words
+        if field is not None:
+            spans.append((len(prompt), len(prompt) + len(fields[field])))
+            prompt += fields[field]
+    row = tokenizer(prompt{second}, return_offsets_mapping=True)
+    owned = [[] for _ in range(len(spans) + 1)]
+    for at, (sequence, (start, end)) in enumerate(zip(row.sequence_ids(), row["offset_mapping"])):
+        inside = [begin <= start or begin < end and prompt[start:begin].isspace() for begin, _ in spans]
+        text = next((i for i, (_, stop) in enumerate(spans) if inside[i] and end <= stop), None)
+        text = len(spans) if sequence == 1 else text
+        if sequence is not None and text is not None:
+            owned[text].append(at)
+    room, removed = max_length - len(row["input_ids"]) + sum(map(len, owned)), set()
+    order = sorted(range(len(owned)), key=lambda text: len(owned[text]))
+    for rank, text in enumerate(order):
+        limit = min(len(owned[text]), room // (len(order) - rank))
+        room -= limit
+        removed.update({removed})
+    return [token for at, token in enumerate(row["input_ids"]) if at not in removed]
+
+
+rows = tokenizer.pad({{"input_ids": [encode({each}) for {names}]}}, return_tensors="pt")"#,
+        template = quoted(template),
+    )
+}
+
+/// End of long texts that was removed.
+fn side(data: &DataFacts) -> &str {
+    data.truncation_side.as_deref().unwrap_or("right")
 }
 
 fn facts(card: &mut String, manifest: &Manifest) {
@@ -167,16 +215,35 @@ mod tests {
         let plain = data(None, None);
         assert_eq!(tokenized(&plain), format!("rows = tokenizer(texts, {cut}"));
         assert!(rows(None).ends_with("padding=True)"), "nobody knows how many tokens");
-        let around = data(Some("{text}\nSentiment:"), None);
-        let text = rows(Some(&around));
-        assert!(text.contains("template = \"{text}\\nSentiment:\"\n"), "{text}");
-        assert!(text.contains("[template.format(text=text) for text in texts]"), "{text}");
-        let pairs = data(Some("Premise: {text}"), Some("hypothesis"));
+        let pairs = data(None, Some("hypothesis"));
         assert_eq!(tokenized(&pairs), format!("rows = tokenizer(texts, pairs, {cut}"));
-        let escaped = data(Some("{text} {{text_pair}}"), Some("hypothesis"));
-        assert_eq!(tokenized(&escaped), format!("rows = tokenizer(texts, pairs, {cut}"));
-        let both = data(Some("{text} so {text_pair}"), Some("hypothesis"));
-        assert_eq!(tokenized(&both), format!("rows = tokenizer(texts, {cut}"));
-        assert!(rows(Some(&both)).contains("text_pair=pair) for text, pair in zip(texts, pairs)]"));
+    }
+
+    #[test]
+    fn template_of_training_stays_whole() {
+        let check = |template: &str, pair: Option<&str>, lines: &[&str]| {
+            let text = rows(Some(&data(Some(template), pair)));
+            lines.iter().for_each(|line| assert!(text.contains(line), "{line} in {text}"));
+        };
+        check(
+            "{text}\nSentiment:",
+            None,
+            &[
+                "template, max_length = \"{text}\\nSentiment:\", 64\n",
+                "def encode(text):",
+                "fields = \"\", [], {\"text\": text}",
+                "tokenizer(prompt, return",
+                "[encode(text) for text in texts]",
+            ],
+        );
+        let in_pairs = "[encode(text, pair) for text, pair in zip(texts, pairs)]";
+        check("{text} {{text_pair}}", Some("hypothesis"), &["tokenizer(prompt, pair, return", in_pairs]);
+        check(
+            "{text} so {text_pair}",
+            Some("hypothesis"),
+            &["{\"text\": text, \"text_pair\": pair}", "tokenizer(prompt, return", in_pairs],
+        );
+        let left = DataFacts { truncation_side: Some("left".into()), ..data(Some("{text}"), None) };
+        assert!(rows(Some(&left)).contains("owned[text][:-limit or None]"));
     }
 }

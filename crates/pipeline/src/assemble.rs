@@ -44,6 +44,11 @@ impl Frozen {
         let tokenizer = checkpoint
             .tokenizer()
             .map_err(|source| RunError::Tokenizer { path: asset.path.clone(), source: source.into() })?;
+        let (ids, embeddings) = (tokenizer.vocab_size(), checkpoint.config().vocab_size);
+        if ids > embeddings {
+            let last = tokenizer.last_token().unwrap_or_default();
+            return Err(RunError::Vocabulary { path: asset.path, ids, embeddings, last });
+        }
         Ok(Self { asset, checkpoint, tokenizer })
     }
 

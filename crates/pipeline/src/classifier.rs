@@ -7,10 +7,12 @@ use std::sync::atomic::AtomicBool;
 use sepal_assets::{Assets, Kind, Source, Sources};
 use sepal_core::Ragged;
 use sepal_data::{
-    LabelSet, Labels, Loader, LoaderConfig, OutputSpec, Table, TableSpec, Template, TokenSpec, TokenTable, encode_texts,
+    LabelSet, Labels, Loader, LoaderConfig, OutputSpec, Table, TableSpec, Template, TokenRow, TokenSpec, TokenTable,
+    encode_texts,
 };
 use sepal_nn::Parameters;
 use sepal_plugin::{Phase, Prediction, Registry};
+use sepal_tokenize::{Truncation, TruncationSide};
 use sepal_track::{EvaluationRecord, Manifest};
 
 use crate::assemble::{Frozen, assemble, build_head};
@@ -30,7 +32,7 @@ pub struct Classifier {
     frozen: Frozen,
     manifest: Manifest,
     template: Option<Template>,
-    max_length: usize,
+    truncation: Truncation,
     batch_size: usize,
     prefetch: usize,
     /// Servers are used as long as this is there.
@@ -90,6 +92,11 @@ impl Classifier {
         }
         let template = manifest.data.template.as_deref().map(str::parse).transpose();
         let template = template.map_err(|error: sepal_data::TemplateError| refused(error.to_string()))?;
+        let side = match (spec.data.truncation_side, manifest.data.truncation_side.as_deref()) {
+            (Some(side), _) => side.into(),
+            (None, Some("left")) => TruncationSide::Left,
+            (None, _) => TruncationSide::Right,
+        };
         let mut params = Parameters::new();
         let mut head = build_head(spec, registry, &frozen, &mut params)?;
         head.see_class_rows(&manifest.data.class_rows).map_err(RunError::Head)?;
@@ -102,7 +109,7 @@ impl Classifier {
             frozen,
             manifest,
             template,
-            max_length: spec.data.max_length,
+            truncation: Truncation { max_length: spec.data.max_length, side },
             batch_size: spec.evaluate.batch_size,
             prefetch: spec.loader.prefetch,
             _servers: servers,
@@ -180,7 +187,8 @@ impl Classifier {
     }
 
     fn loader(&self, table: &Table, labels: Labels) -> Result<Loader, BoxError> {
-        let mut spec = TokenSpec::new(self.max_length);
+        let Truncation { max_length, side } = self.truncation;
+        let mut spec = TokenSpec::new(max_length).with_side(side);
         if let Some(template) = &self.template {
             spec = spec.with_template(template.clone());
         }
@@ -197,32 +205,41 @@ impl Classifier {
 }
 
 impl Session<'_> {
-    /// Predicts these rows; the answer is in their order, whatever the batches that they go in.
+    /// Tokenizes these rows as the run did. A text of blanks may be a row without a token, which cannot be predicted.
     ///
     /// # Errors
-    /// [`RunError`] if a text cannot be encoded, or the blocks failed.
+    /// [`RunError::Data`] if a text cannot be encoded.
     ///
     /// # Panics
     /// If there are second texts, but fewer than first ones.
-    pub fn classify(&self, texts: &[&str], pairs: Option<&[&str]>) -> Result<Prediction, RunError> {
-        let Classifier { frozen, template, max_length, batch_size, .. } = self.classifier;
-        let encoded = encode_texts(texts, pairs, template.as_ref(), &frozen.tokenizer, *max_length)
-            .map_err(|source| RunError::Data { split: "given", source })?;
+    pub fn encode(&self, texts: &[&str], pairs: Option<&[&str]>) -> Result<Vec<TokenRow>, RunError> {
+        let Classifier { frozen, template, truncation, .. } = self.classifier;
+        encode_texts(texts, pairs, template.as_ref(), &frozen.tokenizer, *truncation)
+            .map_err(|source| RunError::Data { split: "given", source })
+    }
+
+    /// Predicts these rows; the answer is in their order, whatever the batches that they go in.
+    ///
+    /// # Errors
+    /// [`RunError`] if a row has no token, or the blocks failed.
+    pub fn classify(&self, rows: &[TokenRow]) -> Result<Prediction, RunError> {
+        if rows.iter().any(|row| row.ids.is_empty()) {
+            return Err(RunError::Data { split: "given", source: "a text yields no token".into() });
+        }
         // Rows of similar length go together; servers pad nothing then.
-        let mut order: Vec<usize> = (0..encoded.len()).collect();
-        order.sort_by_key(|&row| encoded[row].len());
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        order.sort_by_key(|&row| rows[row].ids.len());
         let mut predicted = Prediction::default();
-        for rows in order.chunks(*batch_size) {
-            predicted.append(self.batch(&encoded, rows)?);
+        for batch in order.chunks(self.classifier.batch_size) {
+            predicted.append(self.batch(&batch.iter().map(|&row| &rows[row]).collect::<Vec<_>>())?);
         }
         Ok(in_order(predicted, &order))
     }
 
-    fn batch(&self, encoded: &[Vec<u32>], rows: &[usize]) -> Result<Prediction, RunError> {
-        let ids: Vec<i64> = rows.iter().flat_map(|&row| &encoded[row]).map(|&id| i64::from(id)).collect();
+    fn batch(&self, rows: &[&TokenRow]) -> Result<Prediction, RunError> {
+        let ids: Vec<i64> = rows.iter().flat_map(|row| &row.ids).map(|&id| i64::from(id)).collect();
         let given = |source: BoxError| RunError::Data { split: "given", source };
-        let ragged =
-            Ragged::from_lengths(rows.iter().map(|&row| encoded[row].len())).map_err(|error| given(error.into()))?;
+        let ragged = Ragged::from_lengths(rows.iter().map(|row| row.ids.len())).map_err(|error| given(error.into()))?;
         let model = &self.classifier.model;
         tch::no_grad(|| {
             let logits = model.forward(&self.tuned, &ids, &ragged, Phase::Evaluate)?;

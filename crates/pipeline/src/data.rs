@@ -10,7 +10,7 @@ use sepal_data::{
     TokenTable,
 };
 use sepal_plugin::{Prediction, TaskHead};
-use sepal_tokenize::Tokenizer;
+use sepal_tokenize::{Tokenizer, TruncationSide};
 use sepal_track::{DataFacts, RunFolder};
 use tch::Tensor;
 
@@ -25,9 +25,40 @@ pub(crate) struct Prepared {
     pub(crate) train: Loader,
     pub(crate) validation: Option<Loader>,
     pub(crate) facts: DataFacts,
+    pub(crate) truncated: Truncated,
     /// The validation rows, as they are written with their predictions.
     rows: Option<(Table, Labels)>,
     names: Vec<String>,
+}
+
+/// Extent of truncation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Truncated {
+    /// Rows that lost tokens.
+    pub(crate) rows: usize,
+    /// Tokens that they lost together.
+    pub(crate) tokens: usize,
+    /// Tokens that the longest of them lost.
+    pub(crate) most: usize,
+}
+
+impl Truncated {
+    fn of(tokens: &TokenTable) -> Self {
+        let numbers = tokens.truncated();
+        Self {
+            rows: numbers.iter().filter(|&&number| number > 0).count(),
+            tokens: numbers.iter().sum(),
+            most: numbers.iter().copied().max().unwrap_or(0),
+        }
+    }
+}
+
+impl std::ops::Add for Truncated {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { rows: self.rows + other.rows, tokens: self.tokens + other.tokens, most: self.most.max(other.most) }
+    }
 }
 
 /// The data that can be had.
@@ -88,13 +119,15 @@ pub(crate) fn prepare(
     let read = |table: &Table| -> Result<Labels, BoxError> { Ok(set.labels_as(table, label_kind(head))?) };
     let train_labels = read(&train).map_err(training)?;
     sepal_data::check_classes(&train_labels, &set).map_err(training)?;
-    let mut tokens = TokenSpec::new(spec.data.max_length).with_cache(assets.options().cache.join("tokens"));
+    let side = spec.data.truncation_side.map_or_else(|| tokenizer.truncation_side(), TruncationSide::from);
+    let mut tokens =
+        TokenSpec::new(spec.data.max_length).with_side(side).with_cache(assets.options().cache.join("tokens"));
     if let Some(template) = &chosen.spec.template {
         tokens = tokens.with_template(template.parse::<Template>().map_err(training)?);
     }
     let build = |table: &Table| TokenTable::build(table, tokenizer, &tokens);
     let train_tokens = Arc::new(build(&train).map_err(training)?);
-    let mut truncated_rows = train_tokens.truncated();
+    let mut truncated = Truncated::of(&train_tokens);
     let loader = &spec.loader;
     let config = LoaderConfig {
         batch_size: loader.batch_size,
@@ -105,17 +138,17 @@ pub(crate) fn prepare(
     };
     let class_rows = class_rows(&train_labels, set.names().len());
     let train_loader = Loader::new(train_tokens, Some(train_labels), config).map_err(training)?;
-    let facts = |validation: Option<&Table>, truncated_rows| {
-        let facts = facts(&chosen, &train, validation, truncated_rows, class_rows.clone());
-        DataFacts { max_length: Some(spec.data.max_length), ..facts }
+    let facts = |validation: Option<&Table>, truncated: Truncated| {
+        let facts = facts(&chosen, &train, validation, truncated.rows, class_rows.clone());
+        DataFacts { max_length: Some(spec.data.max_length), truncation_side: Some(side.name().to_owned()), ..facts }
     };
     let Some(table) = validation else {
-        let facts = facts(None, truncated_rows);
-        return Ok(Prepared { train: train_loader, validation: None, facts, rows: None, names: set.names().to_vec() });
+        let (facts, names) = (facts(None, truncated), set.names().to_vec());
+        return Ok(Prepared { train: train_loader, validation: None, facts, truncated, rows: None, names });
     };
     let labels = read(&table).map_err(validating)?;
     let validation_tokens = Arc::new(build(&table).map_err(validating)?);
-    truncated_rows += validation_tokens.truncated();
+    truncated = truncated + Truncated::of(&validation_tokens);
     let config = LoaderConfig {
         batch_size: spec.evaluate.batch_size,
         drop_last: false,
@@ -127,7 +160,8 @@ pub(crate) fn prepare(
     let prepared = Prepared {
         train: train_loader,
         validation: Some(validation),
-        facts: facts(Some(&table), truncated_rows),
+        facts: facts(Some(&table), truncated),
+        truncated,
         rows: Some((table, labels)),
         names: set.names().to_vec(),
     };
@@ -153,9 +187,10 @@ pub(crate) fn passed_over(attempts: &[Attempt]) -> Vec<String> {
 impl Prepared {
     fn describe(&self) -> String {
         let facts = &self.facts;
+        let max_length = facts.max_length.unwrap_or_default();
         let cut = match facts.truncated_rows {
             0 => String::new(),
-            rows => format!(", {rows} cut to the maximal length"),
+            rows => format!(", {rows} with a text shortened to fit {max_length} tokens"),
         };
         format!("data: {} training rows, {} validation rows{cut}", facts.train_rows, facts.validation_rows)
     }
@@ -273,6 +308,7 @@ fn facts(
         label: chosen.spec.label.clone(),
         template: chosen.spec.template.clone(),
         max_length: None,
+        truncation_side: None,
         class_rows,
     }
 }

@@ -34,6 +34,22 @@ pub enum RunError {
         #[source]
         source: BoxError,
     },
+    /// The tokenizer has ids without embeddings.
+    #[error(
+        "use the tokenizer of {}: it has {ids} ids, up to `{last}`, and the model {embeddings} embeddings; take the tokenizer \
+         files that belong to the model, or a model whose embeddings were resized for them",
+        path.display()
+    )]
+    Vocabulary {
+        /// The model's folder or file.
+        path: PathBuf,
+        /// One more than the greatest id.
+        ids: usize,
+        /// Rows of the embedding matrix.
+        embeddings: usize,
+        /// The token with the greatest id.
+        last: String,
+    },
     /// The labelled text is not usable.
     #[error("read the {split} rows")]
     Data {

@@ -114,8 +114,14 @@ pub struct DataPlan {
     pub longest_batch_tokens: usize,
     /// Tokens of the longest row.
     pub longest_row_tokens: usize,
-    /// Rows, of both kinds, that are cut to `data.max_length`.
+    /// Rows, of both kinds, whose texts are shortened to `data.max_length`.
     pub truncated_rows: usize,
+    /// Tokens that these rows lose together.
+    pub truncated_tokens: usize,
+    /// Tokens that the longest of them loses.
+    pub most_truncated_tokens: usize,
+    /// End of the texts that is removed, `left` or `right`.
+    pub truncation_side: String,
     /// Tokens of all training rows in the first pass.
     pub epoch_tokens: usize,
 }
@@ -289,7 +295,10 @@ fn data_plan(spec: &Spec, prepared: &Prepared) -> DataPlan {
         median_batch_tokens: tokens.get(tokens.len() / 2).copied().unwrap_or(0),
         longest_batch_tokens: tokens.last().copied().unwrap_or(0),
         longest_row_tokens: prepared.train.longest_row(),
-        truncated_rows: facts.truncated_rows,
+        truncated_rows: prepared.truncated.rows,
+        truncated_tokens: prepared.truncated.tokens,
+        most_truncated_tokens: prepared.truncated.most,
+        truncation_side: facts.truncation_side.clone().unwrap_or_default(),
         epoch_tokens,
     }
 }

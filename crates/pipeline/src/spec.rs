@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use sepal_assets::{Source, Sources};
 use sepal_core::{DType, Device, WeightFormat};
 use sepal_optim::GradScalerConfig;
+use sepal_tokenize::TruncationSide;
 use serde::de::{Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -180,10 +181,15 @@ pub struct DataSpec {
     /// What is put around the text, for example `Movie review: {text}`.
     #[serde(default)]
     pub template: Option<String>,
-    /// Tokens of a row at most; the rest is cut off. Prompts do not count.
+    /// Tokens of a row at most, special tokens and template included. Longer texts are shortened, of a pair the longer one
+    /// first; the template stays. Prompts do not count.
     #[serde(default = "default_max_length")]
     #[schemars(range(min = 1))]
     pub max_length: usize,
+    /// End of a long text that is removed; by default the one that the tokenizer's files name, or else the right one.
+    // Absent and not null: checkpoints of runs hold a digest of all that is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub truncation_side: Option<Side>,
     /// Other data, tried in order where the data above cannot be had.
     #[serde(default)]
     pub otherwise: Vec<AlternativeSpec>,
@@ -280,6 +286,25 @@ impl Visitor<'_> for CellVisitor {
 
     fn visit_f64<E>(self, value: f64) -> Result<Cell, E> {
         Ok(Cell(value.to_string()))
+    }
+}
+
+/// An end of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Side {
+    /// Its beginning.
+    Left,
+    /// Its end.
+    Right,
+}
+
+impl From<Side> for TruncationSide {
+    fn from(side: Side) -> Self {
+        match side {
+            Side::Left => TruncationSide::Left,
+            Side::Right => TruncationSide::Right,
+        }
     }
 }
 

@@ -1,14 +1,14 @@
-//! Text to token ids, by a `tokenizer.json` or by the vocabulary inside a GGUF file.
+//! Text to token ids, by a `tokenizer.json` and the files beside it, or by the vocabulary inside a GGUF file.
 //!
 //! This crate wraps `tokenizers`: it normalises, splits, encodes, truncates and adds the special
 //! tokens that the model's post-processor asks for. It does not pad, does not apply chat templates,
 //! fetches nothing, and does not know libtorch.
 //!
-//! Invariants: an [`Encoding`] has at least one token of text and at most `max_length` tokens; its
-//! offsets are bytes of the text that was given (for a pair each half counts in its own text), and
-//! `(0, 0)` where the post-processor added a token. Truncation cuts text on the right, never a
-//! special token of the post-processor. The same definition has the same [`Tokenizer::digest`] in
-//! every process.
+//! Invariants: an [`Encoding`] has at most `max_length` tokens; its offsets are bytes of the text that was
+//! given (for a pair each half counts in its own text), and `(0, 0)` where the post-processor added a
+//! token. Truncation removes tokens of texts, never a special token of the
+//! post-processor or the fixed words of an [`Input`]. Equal definitions have equal
+//! [digests](Tokenizer::digest) in every process, and equal texts equal ids: sampling is off.
 //!
 //! ```
 //! use sepal_tokenize::{GgufVocab, Tokenizer};
@@ -31,8 +31,16 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod error;
 mod gguf;
+mod input;
+mod side_files;
 mod tokenizer;
+mod truncate;
 
+pub use error::{BatchError, EncodeError, LoadError};
 pub use gguf::{GgufVocab, VocabError};
-pub use tokenizer::{BatchError, EncodeError, Encoding, LoadError, Tokenizer, Which};
+pub use input::{Input, Piece};
+pub use side_files::SIDE_FILES;
+pub use tokenizer::{Encoding, Tokenizer};
+pub use truncate::{Truncation, TruncationSide};

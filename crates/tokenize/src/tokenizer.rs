@@ -1,26 +1,24 @@
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use sha2::{Digest, Sha256};
 use tokenizers::parallelism::MaybeParallelIterator;
-use tokenizers::{
-    Encoding as Tokens, PostProcessor, PostProcessorWrapper, TruncationDirection, TruncationParams, TruncationStrategy,
-    truncate_encodings,
-};
+use tokenizers::{Encoding as Tokens, ModelWrapper, PostProcessor, PostProcessorWrapper, TruncationDirection};
 
+use crate::error::{BatchError, BoxError, EncodeError, LoadError};
 use crate::gguf::{GgufVocab, VocabError, definition};
-
-/// The error type of the `tokenizers` crate.
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+use crate::input::Input;
+use crate::side_files::SideFiles;
+use crate::truncate::{Truncation, TruncationSide, kept, owners};
 
 /// A model's tokenizer: immutable, shared by threads.
 #[derive(Debug)]
 pub struct Tokenizer {
-    /// Everything but the post-processor, which runs after truncation.
+    /// Everything but the post-processor, which is applied to both texts of a pair at once.
     inner: tokenizers::Tokenizer,
     post: Option<PostProcessorWrapper>,
     vocab_size: usize,
     digest: String,
+    truncation_side: TruncationSide,
 }
 
 /// The token ids of one text, or of one pair of texts.
@@ -28,20 +26,24 @@ pub struct Tokenizer {
 pub struct Encoding {
     /// The ids, special tokens included.
     pub ids: Vec<u32>,
-    /// The bytes of the text, `start..end`, that each id stands for. Tokens that the post-processor
-    /// added have `(0, 0)`. The second text of a pair counts from its own start.
+    /// Bytes of the text, `start..end`, of each id. Tokens that the post-processor added have `(0, 0)`. The second
+    /// text of a pair counts from its own start.
     pub offsets: Vec<(usize, usize)>,
+    /// Number of tokens of text that truncation removed.
+    pub n_truncated: usize,
 }
 
 impl Tokenizer {
-    /// The tokenizer that a `tokenizer.json` defines. Its truncation and padding are not used.
+    /// The tokenizer that a `tokenizer.json` and the files beside it ([`SIDE_FILES`](crate::SIDE_FILES)) define.
+    /// Padding and the greatest length that they name are not used.
     ///
     /// # Errors
-    /// [`LoadError`] if the file cannot be read or is no definition.
+    /// [`LoadError`] if a file cannot be read or is no definition.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, LoadError> {
         let path = path.as_ref();
         let bytes = std::fs::read(path).map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
-        Self::from_json(&bytes).map_err(|source| LoadError::File { path: path.to_owned(), source })
+        let side_files = SideFiles::read(path.parent().unwrap_or_else(|| Path::new("")))?;
+        Self::from_json(&bytes, side_files).map_err(|source| LoadError::File { path: path.to_owned(), source })
     }
 
     /// The tokenizer that the bytes of a `tokenizer.json` define.
@@ -49,7 +51,7 @@ impl Tokenizer {
     /// # Errors
     /// [`LoadError::Definition`] if they are no definition.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, LoadError> {
-        Self::from_json(bytes).map_err(|source| LoadError::Definition { source })
+        Self::from_json(bytes, SideFiles::default()).map_err(|source| LoadError::Definition { source })
     }
 
     /// The tokenizer that the vocabulary in a GGUF file describes.
@@ -60,42 +62,69 @@ impl Tokenizer {
         let definition = definition(vocab)?;
         serde_json::from_value(definition)
             .map_err(BoxError::from)
-            .and_then(Self::new)
+            .and_then(|inner| Self::new(inner, SideFiles::default()))
             .map_err(|source| VocabError::Build { source })
     }
 
-    fn from_json(bytes: &[u8]) -> Result<Self, BoxError> {
-        Self::new(serde_json::from_slice(bytes)?)
+    fn from_json(bytes: &[u8], side_files: SideFiles) -> Result<Self, BoxError> {
+        Self::new(serde_json::from_slice(bytes)?, side_files)
     }
 
-    fn new(mut inner: tokenizers::Tokenizer) -> Result<Self, BoxError> {
+    fn new(mut inner: tokenizers::Tokenizer, side_files: SideFiles) -> Result<Self, BoxError> {
+        let own_side = inner.get_truncation().map(|truncation| match truncation.direction {
+            TruncationDirection::Left => TruncationSide::Left,
+            TruncationDirection::Right => TruncationSide::Right,
+        });
+        let truncation_side = side_files.truncation_side().or(own_side).unwrap_or_default();
         inner.with_truncation(None)?;
         inner.with_padding(None);
+        side_files.apply(&mut inner)?;
         // The vocabulary is written by id, merges by rank, added tokens by id: equal tokenizers, equal bytes.
-        let digest = hex::encode(Sha256::digest(serde_json::to_vec(&inner)?));
+        let mut hash = Sha256::new_with_prefix(serde_json::to_vec(&inner)?);
+        if inner.get_encode_special_tokens() {
+            hash.update("split_special_tokens");
+        }
+        let digest = hex::encode(hash.finalize());
         let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         let post = inner.get_post_processor().cloned();
         inner.with_post_processor(None::<PostProcessorWrapper>);
-        Ok(Self { inner, post, vocab_size, digest })
+        switch_sampling_off(&mut inner);
+        Ok(Self { inner, post, vocab_size, digest, truncation_side })
     }
 
-    /// Encodes one text, or a pair, as the model wants it, in at most `max_length` tokens.
-    ///
-    /// A text that is too long loses its end; of a pair the longer one loses first. Texts such as
-    /// `<|im_end|>` become the special tokens that they name.
+    /// Encodes one text, or a pair, as the model wants it, in at most `max_length` tokens. Of a pair the longer text is
+    /// shortened first, on the [`truncation_side`](Tokenizer::truncation_side). Texts such as `<|im_end|>` become the
+    /// special tokens that they name.
     ///
     /// # Errors
-    /// [`EncodeError`] if a text yields no token or `max_length` leaves none to it.
+    /// [`EncodeError::MaxLength`] if `max_length` leaves no token to a text.
     pub fn encode(&self, text: &str, pair: Option<&str>, max_length: usize) -> Result<Encoding, EncodeError> {
-        let added = self.post.as_ref().map_or(0, |post| post.added_tokens(pair.is_some()));
-        let least = added + 1 + usize::from(pair.is_some());
-        if max_length < least {
-            return Err(EncodeError::MaxLength { max_length, least });
+        self.encode_input(&Input::new(text, pair), Truncation { max_length, side: self.truncation_side })
+    }
+
+    /// Encodes an input as the model wants it. If it is too long, tokens of its texts are removed, of the longest text
+    /// first; special tokens and fixed words stay. A text of blanks or unknown characters may yield no token.
+    ///
+    /// # Errors
+    /// [`EncodeError::MaxLength`] if the limit leaves no token to some text.
+    pub fn encode_input(&self, input: &Input<'_>, truncation: Truncation) -> Result<Encoding, EncodeError> {
+        let first = self.tokens(&input.first())?;
+        let second = input.second().map(|text| self.tokens(text)).transpose()?;
+        let whole = self.post_process(first, second).map_err(|source| EncodeError::Model { source })?;
+        let (ids, offsets) = (whole.get_ids(), whole.get_offsets());
+        let n_tokens = ids.len();
+        let max_length = truncation.max_length;
+        if n_tokens <= max_length {
+            return Ok(Encoding { ids: ids.to_vec(), offsets: offsets.to_vec(), n_truncated: 0 });
         }
-        let first = self.tokens(text, Which::First)?;
-        let second = pair.map(|pair| self.tokens(pair, Which::Second)).transpose()?;
-        let whole = self.finish(first, second, max_length - added).map_err(|source| EncodeError::Model { source })?;
-        Ok(Encoding { ids: whole.get_ids().to_vec(), offsets: whole.get_offsets().to_vec() })
+        let kept =
+            kept(&owners(input, &whole), truncation).map_err(|least| EncodeError::MaxLength { max_length, least })?;
+        let stays = |at: &usize| kept[*at];
+        Ok(Encoding {
+            ids: (0..n_tokens).filter(stays).map(|at| ids[at]).collect(),
+            offsets: (0..n_tokens).filter(stays).map(|at| offsets[at]).collect(),
+            n_truncated: kept.iter().filter(|stays| !**stays).count(),
+        })
     }
 
     /// The ids of a text alone, without special tokens around it and however long it is.
@@ -103,20 +132,18 @@ impl Tokenizer {
     /// # Errors
     /// [`EncodeError`] if the text yields no token.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, EncodeError> {
-        Ok(self.tokens(text, Which::First)?.get_ids().to_vec())
+        let tokens = self.tokens(text)?;
+        if tokens.is_empty() { Err(EncodeError::NoToken) } else { Ok(tokens.get_ids().to_vec()) }
     }
 
-    /// Encodes rows as [`Tokenizer::encode`] does, in parallel (`TOKENIZERS_PARALLELISM=false` switches that off).
+    /// Encodes rows as [`Tokenizer::encode_input`] does, in parallel (`TOKENIZERS_PARALLELISM=false` switches that off).
     ///
     /// # Errors
     /// [`BatchError`] for the first row that cannot be encoded.
-    pub fn encode_batch(&self, rows: &[(&str, Option<&str>)], max_length: usize) -> Result<Vec<Encoding>, BatchError> {
+    pub fn encode_batch(&self, rows: &[Input<'_>], truncation: Truncation) -> Result<Vec<Encoding>, BatchError> {
         let encoded: Vec<Result<Encoding, BatchError>> = (0..rows.len())
             .into_maybe_par_iter()
-            .map(|row| {
-                let (text, pair) = rows[row];
-                self.encode(text, pair, max_length).map_err(|source| BatchError { row, source })
-            })
+            .map(|row| self.encode_input(&rows[row], truncation).map_err(|source| BatchError { row, source }))
             .collect();
         encoded.into_iter().collect()
     }
@@ -133,131 +160,70 @@ impl Tokenizer {
         self.inner.decode(&[id], false).ok().filter(|text| !text.is_empty() && !text.contains('\u{fffd}'))
     }
 
+    /// Side of a long text that gives way, as the tokenizer's files say; the right one if they do not.
+    pub fn truncation_side(&self) -> TruncationSide {
+        self.truncation_side
+    }
+
     /// One more than the greatest id; the embedding matrix has at least as many rows.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
 
-    fn tokens(&self, text: &str, which: Which) -> Result<Tokens, EncodeError> {
-        let tokens = self.inner.encode(text, false).map_err(|source| EncodeError::Model { source })?;
-        if tokens.is_empty() { Err(EncodeError::NoToken { which }) } else { Ok(tokens) }
+    /// The token with the greatest id, as the vocabulary writes it.
+    pub fn last_token(&self) -> Option<String> {
+        u32::try_from(self.vocab_size.checked_sub(1)?).ok().and_then(|id| self.inner.id_to_token(id))
     }
 
-    /// Truncates both texts to `room` tokens in all, then adds the special tokens.
-    fn finish(&self, first: Tokens, second: Option<Tokens>, room: usize) -> Result<Tokens, BoxError> {
-        let params = TruncationParams {
-            direction: TruncationDirection::Right,
-            max_length: room,
-            strategy: TruncationStrategy::LongestFirst,
-            stride: 0,
-        };
-        let (first, second) = truncate_encodings(first, second, &params)?;
-        match &self.post {
-            Some(post) => post.process(first, second, true),
-            None => Ok(Tokens::merge([first].into_iter().chain(second), false)),
+    fn tokens(&self, text: &str) -> Result<Tokens, EncodeError> {
+        self.inner.encode(text, false).map_err(|source| EncodeError::Model { source })
+    }
+
+    /// Joins the sequences and adds the special tokens.
+    fn post_process(&self, first: Tokens, second: Option<Tokens>) -> Result<Tokens, BoxError> {
+        if let Some(post) = &self.post {
+            return post.process(first, second, true);
         }
+        let mut sequences: Vec<Tokens> = [first].into_iter().chain(second).collect();
+        for (sequence, tokens) in sequences.iter_mut().enumerate() {
+            tokens.set_sequence_id(sequence);
+        }
+        Ok(Tokens::merge(sequences, false))
     }
 }
 
-/// One of the two texts of a pair; a single text is the first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Which {
-    /// The text.
-    First,
-    /// The text of the second column.
-    Second,
-}
-
-impl fmt::Display for Which {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Which::First => "text",
-            Which::Second => "second text",
-        })
-    }
-}
-
-/// Why a `tokenizer.json` was not taken.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum LoadError {
-    /// The file cannot be read.
-    #[error("read the tokenizer {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The file is no tokenizer definition.
-    #[error("take {} for a tokenizer definition", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: BoxError,
-    },
-    /// The bytes are no tokenizer definition.
-    #[error("take the bytes for a tokenizer definition")]
-    Definition {
-        /// Why.
-        #[source]
-        source: BoxError,
-    },
-}
-
-/// Why a text has no encoding.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum EncodeError {
-    /// No token of text would be left.
-    #[error("encode in max_length {max_length}: the special tokens and one token of each text need {least}")]
-    MaxLength {
-        /// What was asked for.
-        max_length: usize,
-        /// The least that works.
-        least: usize,
-    },
-    /// The text is empty, or of characters that the vocabulary does not have.
-    #[error("encode the {which}: it yields no token")]
-    NoToken {
-        /// Which text of a pair.
-        which: Which,
-    },
-    /// The tokenizer failed.
-    #[error("encode the text")]
-    Model {
-        /// Why.
-        #[source]
-        source: BoxError,
-    },
-}
-
-/// The row of a batch that has no encoding.
-#[derive(Debug, thiserror::Error)]
-#[error("encode row {row}")]
-pub struct BatchError {
-    /// Its index in the batch.
-    pub row: usize,
-    /// Why.
-    #[source]
-    pub source: EncodeError,
+/// Makes the segmentation of texts a function of the text: dropout of merges and sampling are for training a model
+/// from scratch.
+fn switch_sampling_off(tokenizer: &mut tokenizers::Tokenizer) {
+    let model = match tokenizer.get_model() {
+        ModelWrapper::BPE(model) if model.dropout.is_some() => {
+            let mut model = model.clone();
+            model.dropout = None;
+            ModelWrapper::BPE(model)
+        }
+        ModelWrapper::Unigram(model) if model.alpha.is_some() || model.nbest_size.is_some() => {
+            let mut model = model.clone();
+            (model.alpha, model.nbest_size) = (None, None);
+            ModelWrapper::Unigram(model)
+        }
+        _ => return,
+    };
+    tokenizer.with_model(model);
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
+    use crate::input::Piece;
 
     /// A word-level tokenizer whose post-processor writes `[CLS] A [SEP] B [SEP]`.
     fn bert_like() -> Tokenizer {
         let definition = json!({
             "version": "1.0",
-            "truncation": {"direction": "Left", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
+            "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
             "padding": {"strategy": {"Fixed": 9}, "direction": "Left", "pad_to_multiple_of": null,
                         "pad_id": 0, "pad_type_id": 0, "pad_token": "[UNK]"},
             "added_tokens": [],
@@ -271,6 +237,13 @@ mod tests {
         Tokenizer::from_bytes(definition.to_string().as_bytes()).expect("a definition")
     }
 
+    /// Some of the words without a post-processor.
+    fn word_level() -> Tokenizer {
+        let definition = json!({"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"}, "model":
+            {"type": "WordLevel", "unk_token": "[UNK]", "vocab": {"[UNK]": 0, "a": 1, "b": 2, "c": 3}}});
+        Tokenizer::from_bytes(definition.to_string().as_bytes()).expect("a definition")
+    }
+
     #[test]
     fn special_tokens_survive_truncation() {
         let tokenizer = bert_like();
@@ -280,7 +253,7 @@ mod tests {
         assert_eq!(whole.offsets, [(0, 0), (0, 1), (2, 3), (4, 5), (6, 7), (0, 0)]);
         assert_eq!(tokenizer.encode("a b c d", None, 4).expect("encodes").ids, [1, 3, 4, 2]);
         assert_eq!(tokenizer.encode_plain("A b c d").expect("encodes"), [3, 4, 5, 6]);
-        assert!(matches!(tokenizer.encode_plain(" "), Err(EncodeError::NoToken { .. })));
+        assert!(matches!(tokenizer.encode_plain(" "), Err(EncodeError::NoToken)));
     }
 
     #[test]
@@ -301,13 +274,74 @@ mod tests {
     }
 
     #[test]
-    fn texts_without_a_token_are_refused() {
+    fn text_without_a_token_is_what_stands_around_it() {
         let tokenizer = bert_like();
+        let ids = |text, pair| tokenizer.encode(text, pair, 8).map(|encoding| encoding.ids);
+        assert_eq!(ids(" \n", None).expect("encodes"), [1, 2]);
+        assert_eq!(ids("a", Some("  ")).expect("encodes"), [1, 3, 2, 2]);
         assert!(matches!(tokenizer.encode("a", None, 0), Err(EncodeError::MaxLength { least: 3, .. })));
-        assert!(matches!(tokenizer.encode(" \n", None, 8), Err(EncodeError::NoToken { which: Which::First })));
-        assert!(matches!(tokenizer.encode("a", Some(""), 8), Err(EncodeError::NoToken { which: Which::Second })));
-        let error = tokenizer.encode_batch(&[("a", None), ("", None), ("", None)], 8).expect_err("row 1 is empty");
+        assert_eq!(word_level().encode(" \n", None, 8).expect("encodes").ids, [] as [u32; 0]);
+    }
+
+    #[test]
+    fn batch_names_the_row_that_does_not_fit() {
+        let tokenizer = bert_like();
+        let rows = [("a", None), ("a", Some("b")), ("a", Some("b"))].map(|(text, pair)| Input::new(text, pair));
+        let truncation = Truncation { max_length: 4, side: TruncationSide::Right };
+        let error = tokenizer.encode_batch(&rows, truncation).expect_err("row 1 is too long");
         assert_eq!((error.row, error.to_string()), (1, "encode row 1".to_owned()));
+    }
+
+    #[test]
+    fn template_stays_when_its_text_is_cut() {
+        let tokenizer = bert_like();
+        let encode = |text: &str, max_length, side| {
+            let pieces = vec![Piece::Fixed("d "), Piece::Text(text), Piece::Fixed(" d")];
+            let input = Input::of_pieces(pieces, None);
+            let encoding = tokenizer.encode_input(&input, Truncation { max_length, side });
+            encoding.map(|encoding| (encoding.ids, encoding.n_truncated))
+        };
+        let (right, left) = (TruncationSide::Right, TruncationSide::Left);
+        assert_eq!(encode("a b c", 7, right).expect("encodes"), (vec![1, 6, 3, 4, 5, 6, 2], 0));
+        assert_eq!(encode("a b c", 6, right).expect("encodes"), (vec![1, 6, 3, 4, 6, 2], 1));
+        assert_eq!(encode("a b c", 5, left).expect("encodes"), (vec![1, 6, 5, 6, 2], 2));
+        assert!(matches!(encode("a b c", 4, right), Err(EncodeError::MaxLength { max_length: 4, least: 5 })));
+        assert_eq!(encode(" ", 4, right).expect("encodes"), (vec![1, 6, 6, 2], 0), "a text without a token");
+    }
+
+    #[test]
+    fn dropout_of_merges_is_off() {
+        let model = |dropout: Value| {
+            let vocab = json!({"a": 0, "b": 1, "ab": 2, "abab": 3});
+            json!({"version": "1.0", "added_tokens": [], "model":
+                {"type": "BPE", "dropout": dropout, "vocab": vocab, "merges": [["a", "b"], ["ab", "ab"]]}})
+        };
+        let tokenizer = Tokenizer::from_bytes(model(json!(0.9)).to_string().as_bytes()).expect("a definition");
+        for _ in 0..50 {
+            assert_eq!(tokenizer.encode("abab", None, 8).expect("encodes").ids, [3]);
+        }
+    }
+
+    #[test]
+    fn side_file_that_is_wrong_is_named() {
+        let check = |name: &str, content: Value, needle: &str| {
+            let folder = tempfile::tempdir().expect("a folder");
+            let definition = json!({"version": "1.0", "added_tokens": [], "model":
+                {"type": "WordLevel", "unk_token": "x", "vocab": {"x": 0}}});
+            std::fs::write(folder.path().join("tokenizer.json"), definition.to_string()).expect("writes");
+            std::fs::write(folder.path().join(name), content.to_string()).expect("writes");
+            let error = Tokenizer::from_file(folder.path().join("tokenizer.json")).expect_err(needle);
+            let source = std::error::Error::source(&error).expect("a cause").to_string();
+            assert!(error.to_string().contains(name) && source.contains(needle), "{error}: {source}");
+        };
+        check("tokenizer_config.json", json!([]), "expected a map");
+        check("tokenizer_config.json", json!({"truncation_side": "up"}), "`truncation_side` is \"up\"");
+        check("tokenizer_config.json", json!({"added_tokens_decoder": {"x": "<t>"}}), "the id \"x\"");
+        check("tokenizer_config.json", json!({"added_tokens_decoder": {"3": {}}}), "id 3: it has no `content`");
+        check("tokenizer_config.json", json!({"pad_token": 3}), "`pad_token`: found 3");
+        check("tokenizer_config.json", json!({"extra_special_tokens": "a"}), "`extra_special_tokens` is \"a\"");
+        check("special_tokens_map.json", json!({"pad_token": 3}), "`pad_token`: found 3");
+        check("added_tokens.json", json!({"<t>": -1}), "`<t>` has the id -1");
     }
 
     #[test]
@@ -325,9 +359,7 @@ mod tests {
         let first = bert_like();
         assert_eq!(first.digest(), bert_like().digest());
         assert_eq!(first.digest().len(), 64);
-        let other = json!({"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "unk_token": "x", "vocab": {"x": 0}}});
-        let other = Tokenizer::from_bytes(other.to_string().as_bytes()).expect("a definition");
-        assert_ne!(first.digest(), other.digest());
+        assert_ne!(first.digest(), word_level().digest());
     }
 
     proptest! {
@@ -338,12 +370,41 @@ mod tests {
         ) {
             let tokenizer = bert_like();
             let rows: Vec<(&str, Option<&str>)> = rows.iter().map(|(text, pair)| (text.as_str(), pair.as_deref())).collect();
-            let batch = tokenizer.encode_batch(&rows, max_length).expect("encodes");
+            let inputs: Vec<Input<'_>> = rows.iter().map(|&(text, pair)| Input::new(text, pair)).collect();
+            let truncation = Truncation { max_length, side: TruncationSide::Right };
+            let batch = tokenizer.encode_batch(&inputs, truncation).expect("encodes");
             for (&(text, pair), encoding) in rows.iter().zip(&batch) {
                 prop_assert!(encoding.ids.len() <= max_length);
                 prop_assert_eq!(encoding.ids.len(), encoding.offsets.len());
                 prop_assert_eq!(encoding.ids.iter().filter(|&&id| id == 2).count(), 1 + usize::from(pair.is_some()));
                 prop_assert_eq!(&tokenizer.encode(text, pair, max_length).expect("encodes"), encoding);
+            }
+        }
+
+        #[test]
+        fn cut_row_is_the_whole_row_without_some_tokens_of_its_texts(
+            before in "[a-d]{0,2}[: ]{0,2}", text in "[abcd ]{0,30}", after in "[\n ]{0,2}[a-d]{0,3}:?",
+            pair in prop::option::of("[abcd ]{0,30}"), is_left in any::<bool>(), max_length in 1_usize..24,
+        ) {
+            let tokenizer = bert_like();
+            let pieces = vec![Piece::Fixed(&before), Piece::Text(&text), Piece::Fixed(&after)];
+            let input = Input::of_pieces(pieces, pair.as_deref());
+            let side = if is_left { TruncationSide::Left } else { TruncationSide::Right };
+            let whole = tokenizer.encode_input(&input, Truncation { max_length: usize::MAX, side }).expect("encodes");
+            match tokenizer.encode_input(&input, Truncation { max_length, side }) {
+                Err(EncodeError::MaxLength { least, .. }) => prop_assert!(max_length < least && least <= whole.ids.len()),
+                Err(error) => return Err(TestCaseError::fail(error.to_string())),
+                Ok(cut) => {
+                    prop_assert_eq!(cut.ids.len(), whole.ids.len().min(max_length));
+                    prop_assert_eq!(cut.ids.len() + cut.n_truncated, whole.ids.len());
+                    // The words around the text are there, but for blanks: tokenized with a text of nothing.
+                    let bare = Input::of_pieces(vec![Piece::Fixed(&before), Piece::Fixed(" "), Piece::Fixed(&after)], pair.as_deref().map(|_| ""));
+                    let bare = tokenizer.encode_input(&bare, Truncation { max_length: usize::MAX, side }).expect("encodes");
+                    if before.ends_with(' ') && after.starts_with(['\n', ' ']) {
+                        let mut ids = cut.ids.iter();
+                        prop_assert!(bare.ids.iter().all(|id| ids.any(|found| found == id)), "{:?} in {:?}", bare.ids, cut.ids);
+                    }
+                }
             }
         }
     }

@@ -167,7 +167,7 @@ pub struct DataFacts {
     pub train_rows: usize,
     /// Validation rows.
     pub validation_rows: usize,
-    /// Rows of both that were cut to `max_length`.
+    /// Rows of both whose texts were shortened to `max_length`.
     pub truncated_rows: usize,
     /// The column of the texts.
     #[serde(default)]
@@ -184,6 +184,9 @@ pub struct DataFacts {
     /// Tokens of a row at most.
     #[serde(default)]
     pub max_length: Option<usize>,
+    /// End of long texts that was removed, `left` or `right`. Runs of before do not say; they removed the right one.
+    #[serde(default)]
+    pub truncation_side: Option<String>,
     /// How many training rows each class has; none where rows do not have one class each.
     #[serde(default)]
     pub class_rows: Vec<u64>,

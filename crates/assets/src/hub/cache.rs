@@ -10,7 +10,8 @@ use crate::hub::api::Entry;
 use crate::{AssetOptions, FetchError, HubSource, Kind};
 
 const CONFIG: &str = "config.json";
-const TOKENIZERS: [&str; 2] = ["tokenizer.json", "tokenizer_config.json"];
+const TOKENIZERS: [&str; 4] =
+    ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"];
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// What an adapter must have, and what it has if it was exported here.
@@ -149,8 +150,13 @@ impl Repository {
     }
 
     fn listing(&self, commit: &str) -> PathBuf {
-        // A repository may hold a model and an adapter.
-        let kind = if self.kind == Kind::Adapter { ".adapter" } else { "" };
+        // A repository may hold a model and an adapter. What was noted of models before they had all files of a
+        // tokenizer has the name without an ending.
+        let kind = match self.kind {
+            Kind::Adapter => ".adapter",
+            Kind::Model => ".model",
+            Kind::Dataset => "",
+        };
         self.listings.join(format!("{commit}{kind}.json"))
     }
 }
@@ -201,7 +207,8 @@ fn holding(names: &[String], kind: Kind) -> Holding {
     let names: Vec<&str> = names.iter().map(String::as_str).filter(|name| belongs(name, kind)).collect();
     if !is_whole(&names, kind) || (kind == Kind::Dataset && !all_shards(&names)) {
         Holding::Part
-    } else if kind == Kind::Model && names.contains(&TOKENIZERS[0]) {
+    // Few repositories have the last one.
+    } else if kind == Kind::Model && TOKENIZERS[..3].iter().all(|name| names.contains(name)) {
         Holding::All
     } else {
         Holding::Enough
@@ -266,12 +273,15 @@ mod tests {
 
     #[test]
     fn a_model_needs_config_and_weights_or_their_index() {
-        check(&["config.json", "model.safetensors", "tokenizer.json"], Kind::Model, Holding::All);
+        let tokenizer = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"];
+        check(&[&["config.json", "model.safetensors"], &tokenizer[..]].concat(), Kind::Model, Holding::All);
+        check(&[&["config.json", INDEX], &tokenizer[..]].concat(), Kind::Model, Holding::All);
+        check(&["config.json", "model.safetensors", "tokenizer.json"], Kind::Model, Holding::Enough);
         check(&["config.json", "model.safetensors"], Kind::Model, Holding::Enough);
         check(&["model.safetensors", "tokenizer.json"], Kind::Model, Holding::Part);
         check(&["config.json", "tokenizer.json"], Kind::Model, Holding::Part);
         check(&["config.json", "tokenizer.json", "model-00001-of-00003.safetensors"], Kind::Model, Holding::Part);
-        check(&["config.json", "tokenizer.json", INDEX], Kind::Model, Holding::All);
+        check(&["config.json", "tokenizer.json", INDEX], Kind::Model, Holding::Enough);
     }
 
     #[test]

@@ -116,7 +116,15 @@ pub enum ReadError {
         /// The column.
         column: String,
     },
-    /// A text without a letter.
+    /// A text without a token.
+    #[error("use {place}: the text in the column `{column}` yields no token")]
+    NoToken {
+        /// The file and row.
+        place: Place,
+        /// The column.
+        column: String,
+    },
+    /// A text without a character.
     #[error("use {place}: the text in the column `{column}` is empty")]
     EmptyText {
         /// The file and row.

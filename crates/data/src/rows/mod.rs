@@ -8,7 +8,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{BooleanArray, RecordBatch};
+use arrow::compute::filter_record_batch;
 use arrow::datatypes::SchemaRef;
 
 use crate::{Format, Place, RawLabel, ReadError};
@@ -89,12 +90,14 @@ pub struct BadRow {
 /// What is wrong with the text of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CellProblem {
-    /// It has no letter; in csv and tsv files, nothing stands there.
+    /// It has no character; in csv and tsv files, nothing stands there.
     Empty,
     /// It is null or missing.
     Null,
     /// It is a list or an object.
     NotText,
+    /// It yields no token, as blanks do with some tokenizers.
+    NoToken,
 }
 
 impl fmt::Display for CellProblem {
@@ -103,6 +106,7 @@ impl fmt::Display for CellProblem {
             CellProblem::Empty => "empty",
             CellProblem::Null => "null",
             CellProblem::NotText => "no text",
+            CellProblem::NoToken => "without a token that the tokenizer knows",
         })
     }
 }
@@ -119,6 +123,7 @@ impl From<BadRow> for ReadError {
             CellProblem::Empty => ReadError::EmptyText { place, column },
             CellProblem::Null => ReadError::Null { place, column },
             CellProblem::NotText => ReadError::NotText { place, column },
+            CellProblem::NoToken => ReadError::NoToken { place, column },
         }
     }
 }
@@ -152,13 +157,51 @@ impl Rows {
         self.texts.is_empty()
     }
 
-    /// Where a row comes from.
+    /// Moves rows whose texts yield no token to the [skipped](Rows::skipped) ones. `has_tokens` says of each row that it
+    /// stays.
+    ///
+    /// # Errors
+    /// [`ReadError::Corrupt`] if the carried columns cannot be taken apart.
+    ///
+    /// # Panics
+    /// If `has_tokens` has another length.
+    pub fn leave_out_without_tokens(&mut self, column: &str, has_tokens: &[bool]) -> Result<(), ReadError> {
+        assert_eq!(has_tokens.len(), self.len(), "a flag for each row");
+        let bare = (0..self.len()).filter(|&row| !has_tokens[row]).map(|row| BadRow {
+            place: self.place(row),
+            column: column.to_owned(),
+            problem: CellProblem::NoToken,
+        });
+        self.skipped.extend(bare.collect::<Vec<_>>());
+        if self.carried.num_columns() > 0 {
+            let stays = BooleanArray::from(has_tokens.to_vec());
+            self.carried = filter_record_batch(&self.carried, &stays)
+                .map_err(|error| ReadError::broken(&self.path, Format::Arrow, error))?;
+        }
+        retain(&mut self.texts, has_tokens);
+        retain(&mut self.numbers, has_tokens);
+        if let Some(pairs) = &mut self.pairs {
+            retain(pairs, has_tokens);
+        }
+        if let Some(labels) = &mut self.labels {
+            retain(labels, has_tokens);
+        }
+        Ok(())
+    }
+
+    /// Place that a row comes from.
     ///
     /// # Panics
     /// If there is no such row.
     pub fn place(&self, row: usize) -> Place {
         Place { path: PathBuf::from(&*self.path), row: self.numbers[row] }
     }
+}
+
+/// Keeps the items that `stays` marks.
+fn retain<T>(items: &mut Vec<T>, stays: &[bool]) {
+    let mut flags = stays.iter();
+    items.retain(|_| flags.next().copied().unwrap_or(true));
 }
 
 /// The columns that the rows of a stream have, for what is written from them.

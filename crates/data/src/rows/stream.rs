@@ -313,7 +313,7 @@ impl Cells<'_> {
     /// What is wrong with the text of a row, if anything.
     fn problem(&self, column: &Column, texts: &StringArray, row: usize) -> Option<BadRow> {
         let problem = match texts.is_valid(row) {
-            true if texts.value(row).trim().is_empty() => CellProblem::Empty,
+            true if texts.value(row).is_empty() => CellProblem::Empty,
             true => return None,
             false if self.is_json() && self.batch.column(column.index).is_valid(row) => CellProblem::NotText,
             // An empty cell is a null to the decoder.

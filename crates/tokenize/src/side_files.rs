@@ -1,0 +1,217 @@
+//! The files beside a `tokenizer.json`, as transformers 5 reads them.
+//!
+//! | file | keys that change ids |
+//! | --- | --- |
+//! | `tokenizer_config.json` | `added_tokens_decoder`; `bos_token`, `eos_token` and other names that end in `_token`; `extra_special_tokens`, formerly `additional_special_tokens`; `split_special_tokens`; `truncation_side` |
+//! | `special_tokens_map.json` | the same tokens. It wins over `tokenizer_config.json`, and counts only where that has no `added_tokens_decoder` |
+//! | `added_tokens.json` | ids of tokens, which count on the same condition |
+//!
+//! The other keys, among them `add_bos_token`, `add_eos_token`, `model_max_length` and `padding_side`, have no effect
+//! on ids where there is a `tokenizer.json`: its post-processor decides about special tokens.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+use tokenizers::AddedToken;
+
+use crate::error::{BoxError, LoadError};
+use crate::truncate::TruncationSide;
+
+const CONFIG: &str = "tokenizer_config.json";
+const SPECIAL_TOKENS: &str = "special_tokens_map.json";
+const ADDED_TOKENS: &str = "added_tokens.json";
+
+/// Names of all files that [`Tokenizer::from_file`](crate::Tokenizer::from_file) reads beside `tokenizer.json`.
+pub const SIDE_FILES: [&str; 3] = [CONFIG, SPECIAL_TOKENS, ADDED_TOKENS];
+
+/// Special tokens with a name of their own, in the order in which they get ids.
+const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+const EXTRA: &str = "extra_special_tokens";
+/// The name that [`EXTRA`] had before transformers 5.
+const EXTRA_BEFORE: &str = "additional_special_tokens";
+
+/// Settings of a tokenizer that stand outside of its `tokenizer.json`.
+#[derive(Debug, Default)]
+pub(crate) struct SideFiles {
+    /// Tokens by id, from `added_tokens_decoder` or `added_tokens.json`.
+    added: BTreeMap<u32, AddedToken>,
+    /// Whether tokens come from `added_tokens_decoder`.
+    has_decoder: bool,
+    /// Tokens that have a name, in order.
+    named: Vec<AddedToken>,
+    /// Special tokens without one.
+    extra: Vec<AddedToken>,
+    splits_special_tokens: bool,
+    truncation_side: Option<TruncationSide>,
+}
+
+impl SideFiles {
+    /// Reads the files in `folder` that there are.
+    ///
+    /// # Errors
+    /// [`LoadError`] if one cannot be read or has another form.
+    pub(crate) fn read(folder: &Path) -> Result<Self, LoadError> {
+        let wrong = |name: &str, problem: String| LoadError::File { path: folder.join(name), source: problem.into() };
+        let mut settings = object(folder, CONFIG)?.unwrap_or_default();
+        let has_decoder = settings.contains_key("added_tokens_decoder");
+        let added = match settings.get("added_tokens_decoder") {
+            None | Some(Value::Null) => BTreeMap::new(),
+            Some(decoder) => decoded(decoder).map_err(|problem| wrong(CONFIG, problem))?,
+        };
+        let mut files = Self { has_decoder, added, ..Self::default() };
+        rename_extra(&mut settings);
+        if !files.has_decoder {
+            let mut special = object(folder, SPECIAL_TOKENS)?.unwrap_or_default();
+            rename_extra(&mut special);
+            Self::default().take_special(&special).map_err(|problem| wrong(SPECIAL_TOKENS, problem))?;
+            join_extra(&settings, &mut special);
+            settings.extend(special);
+        }
+        files.take_special(&settings).map_err(|problem| wrong(CONFIG, problem))?;
+        if !files.has_decoder
+            && let Some(ids) = object(folder, ADDED_TOKENS)?
+        {
+            files.added = files.numbered(&ids).map_err(|problem| wrong(ADDED_TOKENS, problem))?;
+        }
+        files.splits_special_tokens = settings.get("split_special_tokens").and_then(Value::as_bool).unwrap_or(false);
+        files.truncation_side = match settings.get("truncation_side") {
+            None | Some(Value::Null) => None,
+            Some(side) => match side.as_str() {
+                Some("left") => Some(TruncationSide::Left),
+                Some("right") => Some(TruncationSide::Right),
+                _ => return Err(wrong(CONFIG, format!("`truncation_side` is {side}, expected \"left\" or \"right\""))),
+            },
+        };
+        Ok(files)
+    }
+
+    /// Side of texts that truncation removes, if a file says so.
+    pub(crate) fn truncation_side(&self) -> Option<TruncationSide> {
+        self.truncation_side
+    }
+
+    /// Adds the tokens to a tokenizer. Those that its vocabulary has keep their ids, others follow behind it.
+    pub(crate) fn apply(self, tokenizer: &mut tokenizers::Tokenizer) -> Result<(), BoxError> {
+        let own = tokenizer.get_added_tokens_decoder();
+        let mut by_id = self.added;
+        if !self.has_decoder {
+            by_id.extend(own.iter().map(|(id, token)| (*id, token.clone())));
+        }
+        let find = |content: &str| by_id.values().find(|token| token.content == content).cloned();
+        let named: Vec<AddedToken> =
+            self.named.into_iter().map(|token| find(&token.content).unwrap_or(token)).collect();
+        let mut tokens: Vec<AddedToken> = by_id.values().cloned().collect();
+        for token in named.iter().chain(&self.extra) {
+            let is_known = |known: &AddedToken| known.content == token.content;
+            if !own.values().any(is_known) && !tokens.iter().any(is_known) {
+                tokens.push(token.clone());
+            }
+        }
+        for token in &mut tokens {
+            token.special |= named.iter().any(|named| named.content == token.content);
+        }
+        tokenizer.add_tokens(tokens)?;
+        tokenizer.set_encode_special_tokens(self.splits_special_tokens);
+        Ok(())
+    }
+
+    /// Takes the special tokens out of `settings`.
+    fn take_special(&mut self, settings: &Map<String, Value>) -> Result<(), String> {
+        let is_own_name = |name: &&String| name.ends_with("_token") && !NAMED.contains(&name.as_str());
+        let mut named: Vec<(&str, &Value)> =
+            NAMED.into_iter().filter_map(|name| settings.get(name).map(|value| (name, value))).collect();
+        // Flags such as `add_bos_token` end in `_token` as well.
+        let is_token = |value: &Value| value.is_string() || value.is_object();
+        let own_names = settings.keys().filter(is_own_name).map(|name| (name.as_str(), &settings[name]));
+        named.extend(own_names.filter(|(_, value)| is_token(value)));
+        match settings.get(EXTRA) {
+            None | Some(Value::Null) => {}
+            Some(Value::Object(tokens)) => named.extend(tokens.iter().map(|(name, value)| (name.as_str(), value))),
+            Some(Value::Array(tokens)) => {
+                let read = |value: &Value| token(value, true).map_err(|problem| format!("`{EXTRA}`: {problem}"));
+                self.extra = tokens.iter().map(read).collect::<Result<_, _>>()?;
+            }
+            Some(other) => return Err(format!("`{EXTRA}` is {other}, expected a list of tokens")),
+        }
+        let read = |(name, value): (&str, &Value)| token(value, true).map_err(|problem| format!("`{name}`: {problem}"));
+        self.named = named.into_iter().filter(|(_, value)| !value.is_null()).map(read).collect::<Result<_, _>>()?;
+        Ok(())
+    }
+
+    /// Tokens by the ids that `added_tokens.json` gives them.
+    fn numbered(&self, ids: &Map<String, Value>) -> Result<BTreeMap<u32, AddedToken>, String> {
+        let is_special = |content: &str| self.named.iter().chain(&self.extra).any(|token| token.content == content);
+        let read = |(content, id): (&String, &Value)| {
+            let number = id.as_u64().and_then(|id| u32::try_from(id).ok());
+            let number = number.ok_or_else(|| format!("`{content}` has the id {id}, expected a whole number"))?;
+            Ok((number, AddedToken::from(content.as_str(), is_special(content))))
+        };
+        ids.iter().map(read).collect()
+    }
+}
+
+/// The JSON object in a file; none if there is no such file.
+fn object(folder: &Path, name: &str) -> Result<Option<Map<String, Value>>, LoadError> {
+    let path = folder.join(name);
+    let bytes = match std::fs::read(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(|source| LoadError::Read { path: path.clone(), source })?,
+    };
+    serde_json::from_slice(&bytes).map(Some).map_err(|source| LoadError::File { path, source: source.into() })
+}
+
+fn rename_extra(settings: &mut Map<String, Value>) {
+    let is_said = |value: &Value| match value {
+        Value::Null => false,
+        Value::Array(tokens) => !tokens.is_empty(),
+        Value::Object(tokens) => !tokens.is_empty(),
+        _ => true,
+    };
+    if !settings.get(EXTRA).is_some_and(is_said)
+        && let Some(tokens) = settings.shift_remove(EXTRA_BEFORE)
+    {
+        settings.insert(EXTRA.to_owned(), tokens);
+    }
+}
+
+/// Lists of both files count.
+fn join_extra(settings: &Map<String, Value>, special: &mut Map<String, Value>) {
+    if let (Some(Value::Array(before)), Some(Value::Array(tokens))) = (settings.get(EXTRA), special.get_mut(EXTRA)) {
+        let new: Vec<Value> = tokens.drain(..).filter(|token| !before.contains(token)).collect();
+        tokens.extend(before.iter().cloned().chain(new));
+    }
+}
+
+/// `added_tokens_decoder`.
+fn decoded(decoder: &Value) -> Result<BTreeMap<u32, AddedToken>, String> {
+    let key = "`added_tokens_decoder`";
+    let decoder = decoder.as_object().ok_or_else(|| format!("{key} is no object of ids"))?;
+    let read = |(id, value): (&String, &Value)| {
+        let number = id.parse::<u32>().map_err(|_| format!("{key} has the id \"{id}\", expected a whole number"))?;
+        Ok((number, token(value, false).map_err(|problem| format!("{key}, id {id}: {problem}"))?))
+    };
+    decoder.iter().map(read).collect()
+}
+
+/// A token, as its text or as an object that says how it is found. It is special if the object does not say otherwise and
+/// `is_special` does.
+fn token(value: &Value, is_special: bool) -> Result<AddedToken, String> {
+    match value {
+        Value::String(content) => Ok(AddedToken::from(content.as_str(), is_special)),
+        Value::Object(map) => {
+            let content = map.get("content").and_then(Value::as_str).ok_or("it has no `content`")?;
+            let flag = |name: &str, default: bool| map.get(name).and_then(Value::as_bool).unwrap_or(default);
+            let special = flag("special", is_special);
+            let token = AddedToken::from(content, special);
+            Ok(AddedToken {
+                single_word: flag("single_word", false),
+                lstrip: flag("lstrip", false),
+                rstrip: flag("rstrip", false),
+                normalized: flag("normalized", !special),
+                ..token
+            })
+        }
+        other => Err(format!("found {other}, expected a token")),
+    }
+}

@@ -1,0 +1,34 @@
+//! Compares with transformers, by the golden that `goldens/make_side_files_golden.py` made.
+
+use sepal_tokenize::{EncodeError, Encoding, Tokenizer};
+use serde_json::Value;
+
+/// Second text of the golden's pairs.
+const PAIR: &str = "b c d a b";
+
+#[test]
+fn side_files_give_the_ids_of_transformers() {
+    let golden: Value = serde_json::from_str(include_str!("goldens/side_files.json")).expect("a golden is JSON");
+    let limit = golden["limit"].as_u64().expect("a number") as usize;
+    let texts = golden["texts"].as_array().expect("texts");
+    for case in golden["cases"].as_array().expect("cases") {
+        let name = case["name"].as_str().expect("a name");
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("tokenizer.json");
+        std::fs::write(&path, case["definition"].to_string()).expect("writes");
+        for (file, content) in case["files"].as_object().expect("files") {
+            std::fs::write(folder.path().join(file), content.to_string()).expect("writes");
+        }
+        let tokenizer = Tokenizer::from_file(&path).expect(name);
+        for (at, text) in texts.iter().enumerate() {
+            let text = text.as_str().expect("a text");
+            let check = |found: Result<Encoding, EncodeError>, key: &str| {
+                let ids = found.expect(name).ids;
+                assert_eq!(serde_json::json!(ids), case[key][at], "{name}, {key} of {text:?}");
+            };
+            check(tokenizer.encode(text, None, usize::MAX), "ids");
+            check(tokenizer.encode(text, None, limit), "cut");
+            check(tokenizer.encode(text, Some(PAIR), limit + 2), "pairs");
+        }
+    }
+}
