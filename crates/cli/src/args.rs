@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use sepal_assets::Source;
 use sepal_core::{Device, Span, WeightFormat};
-use sepal_data::Format;
+use sepal_data::{Delimiter, Dialect, Encoding, Format};
 use sepal_swarm::Addr;
 
 /// Prompt tuning of large language models for text classification, with the frozen blocks on other machines
@@ -163,9 +163,29 @@ pub(crate) struct RowArgs {
     /// The column of the second texts; that of the run if not given
     #[arg(long, value_name = "COLUMN")]
     pub(crate) text_pair: Option<String>,
+    #[command(flatten)]
+    pub(crate) dialect: DialectArgs,
     /// Set a key of the run's pipeline, for example other servers: --set swarm.use=embedded
     #[arg(long = "set", value_name = "KEY=VALUE", num_args = 1.., value_parser = setting)]
     pub(crate) set: Vec<String>,
+}
+
+/// What text files are like.
+#[derive(Debug, Clone, Copy, ClapArgs)]
+pub(crate) struct DialectArgs {
+    /// The character between the cells of a csv or tsv file, where the header does not tell: ';', tab or another
+    #[arg(long, value_name = "CHARACTER")]
+    pub(crate) delimiter: Option<Delimiter>,
+    /// The character encoding of a text file, where it is not UTF-8 and no byte order mark tells: windows-1252 (latin-1),
+    /// utf-16 or another
+    #[arg(long, value_name = "NAME")]
+    pub(crate) encoding: Option<Encoding>,
+}
+
+impl DialectArgs {
+    pub(crate) fn dialect(self) -> Dialect {
+        Dialect { delimiter: self.delimiter, encoding: self.encoding }
+    }
 }
 
 /// A key with its value. Settings take all words behind them, a file's name included.

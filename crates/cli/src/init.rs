@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 use sepal_assets::Source;
-use sepal_data::{ColumnKind, ColumnSurvey, LabelChoice, LabelKind, Survey, SurveyOptions, survey};
+use sepal_data::{ColumnKind, ColumnSurvey, Dialect, LabelChoice, LabelKind, Survey, SurveyOptions, survey};
 use sepal_pipeline::Layers;
 use sepal_plugin::Registry;
 
 use self::draft::{Class, Draft};
+use crate::args::DialectArgs;
 use crate::console::grouped;
 use crate::{Failure, print};
 
@@ -38,6 +39,8 @@ pub(crate) struct InitArgs {
     /// The column that holds the label; the likeliest if not given
     #[arg(long, value_name = "COLUMN")]
     label: Option<String>,
+    #[command(flatten)]
+    dialect: DialectArgs,
     /// Names for labels that are numbers, in their order: --labels negative,positive
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     labels: Vec<String>,
@@ -54,7 +57,7 @@ pub(crate) fn init(registry: &Registry, args: &InitArgs) -> Result<(), Failure> 
     if output.exists() && !args.force {
         return Err(format!("write {}: it is there; --force writes over it", output.display()).into());
     }
-    let found = survey(&args.data, &SurveyOptions::default())?;
+    let found = survey(&args.data, &SurveyOptions { dialect: args.dialect.dialect(), ..SurveyOptions::default() })?;
     let (draft, said) = draft(args, &found)?;
     said.iter().for_each(|line| eprintln!("{line}"));
     let yaml = draft.to_yaml();
@@ -76,6 +79,9 @@ fn default_output(data: &Path) -> PathBuf {
 fn draft(args: &InitArgs, found: &Survey) -> Result<(Draft, Vec<String>), Failure> {
     let path = args.data.display();
     let mut said = vec![format!("{path}: {} rows of {} columns", grouped(found.rows as u64), found.columns.len())];
+    let Dialect { delimiter, encoding } = found.dialect;
+    said.extend(delimiter.map(|delimiter| format!("delimiter   `{delimiter}`")));
+    said.extend(encoding.map(|encoding| format!("encoding    {encoding}")));
     let text = text_column(args, found, &mut said)?;
     let label = label_column(args, found, &text, &mut said)?;
     let pair = found.pair.as_ref().map(|pair| pair.column.clone());
@@ -94,6 +100,7 @@ fn draft(args: &InitArgs, found: &Survey) -> Result<(Draft, Vec<String>), Failur
         task: args.task.clone(),
         train: args.data.display().to_string(),
         validation: args.validation.as_ref().map(|path| path.display().to_string()),
+        dialect: found.dialect,
         text,
         pair,
         label: label.column.clone(),

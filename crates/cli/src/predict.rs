@@ -8,11 +8,12 @@ use std::time::Instant;
 use indicatif::{ProgressBar, ProgressStyle};
 use sepal_assets::Sources;
 use sepal_data::{
-    Carry, Format, OnBadRow, OutputSpec, Predicted, PredictionWriter, ReadError, RowSpec, RowStream, Rows, TableSpec,
-    TokenRow, WriteError,
+    Carry, Dialect, Format, OnBadRow, OutputSpec, Predicted, PredictionWriter, ReadError, RowSpec, RowStream, Rows,
+    TableSpec, TokenRow, WriteError,
 };
 use sepal_pipeline::{Classifier, Observer, Session};
 use sepal_plugin::Registry;
+use sepal_track::DataFacts;
 use serde_json::json;
 
 use crate::args::{EvaluateArgs, PipelineArgs, PredictArgs};
@@ -34,11 +35,12 @@ pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Fai
     let classifier = Open { run: &args.run, set: &args.rows.set, registry, stop: &stop };
     let manifest = sepal_track::Manifest::read(&args.run)?;
     check_output(args)?;
-    let mut rows = input(args, &manifest.data)?;
+    let spec = classifier.spec()?;
+    let mut rows = input(args, &manifest.data, spec.data.dialect())?;
     if rows.text_column().is_none() {
         return Err(rows.no_rows().into());
     }
-    let spec = classifier.spec()?;
+    PredictionWriter::check_layout(&rows.layout()).map_err(with_option)?;
     let classifier = classifier.classifier(&spec, &mut console)?;
     let mut writer = output(args, &classifier, &rows)?;
     if let Some(note) = replaced(writer.replaced()) {
@@ -66,7 +68,7 @@ pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Fai
             let (class, logits, probabilities) = (&predicted.class, &predicted.logits, &predicted.probabilities);
             match writer.write(&chunk, Predicted { class, logits, probabilities }) {
                 Err(WriteError::Closed) => return Ok(()),
-                written => written?,
+                written => written.map_err(with_option)?,
             }
             bar.inc(chunk.len() as u64);
         }
@@ -113,6 +115,7 @@ pub(crate) fn evaluate(registry: &Registry, args: &EvaluateArgs) -> Result<(), F
     let columns = TableSpec {
         path: PathBuf::new(),
         format: args.format,
+        dialect: args.rows.dialect.dialect(),
         text: args.text.clone().unwrap_or_else(|| facts.text.clone()),
         text_pair: args.rows.text_pair.clone().or_else(|| facts.text_pair.clone()),
         label: Some(args.label.clone().unwrap_or_else(|| facts.label.clone())),
@@ -161,10 +164,55 @@ impl Open<'_> {
     }
 }
 
-/// The rows to predict. Without a name the texts' column is the run's, if the file has it.
-fn input(args: &PredictArgs, facts: &sepal_track::DataFacts) -> Result<RowStream, Failure> {
-    let spec = |text: Option<String>| RowSpec {
+/// The rows to predict. A file is read once before, so that what is wrong with it is said before the model is loaded.
+fn input(args: &PredictArgs, facts: &DataFacts, trained: Dialect) -> Result<RowStream, Failure> {
+    let given = args.rows.dialect.dialect();
+    if args.input == Path::new(STANDARD) {
+        return standard_input(args, facts, given);
+    }
+    let checked = |dialect| -> Result<RowStream, ReadError> {
+        let mut rows = file(args, facts, dialect)?;
+        if !args.input.is_file() {
+            return Ok(rows);
+        }
+        let column = rows.text_column().map(|(name, _)| name.to_owned());
+        rows.by_ref().try_for_each(|chunk| chunk.map(drop))?;
+        RowStream::open(&args.input, &row_spec(args, facts, dialect, column))
+    };
+    let rows = match checked(given) {
+        Err(error) if given == Dialect::default() => as_trained(checked, trained).ok_or(error)?,
+        rows => rows?,
+    };
+    if let (None, Some((found, _))) = (&args.text, rows.text_column())
+        && found != facts.text
+    {
+        let column = &facts.text;
+        eprintln!("note: there is no column `{column}`; texts are taken from `{found}` (--text names another)");
+    }
+    Ok(rows)
+}
+
+/// The rows by what the training rows were given, if they can be read so: what a file does not tell may be as it was there.
+fn as_trained(read: impl Fn(Dialect) -> Result<RowStream, ReadError>, trained: Dialect) -> Option<RowStream> {
+    let Dialect { delimiter, encoding } = trained;
+    let part = |delimiter, encoding| Dialect { delimiter, encoding };
+    // UTF-8 is also text in most other encodings, so that these come later.
+    let tried = [part(delimiter, None), part(None, encoding), trained];
+    let (rows, used) = tried
+        .into_iter()
+        .filter(|dialect| *dialect != Dialect::default())
+        .find_map(|dialect| Some((read(dialect).ok()?, dialect)))?;
+    let delimiter = used.delimiter.map(|delimiter| format!("delimiter `{delimiter}`"));
+    let encoding = used.encoding.map(|encoding| format!("encoding {encoding}"));
+    let used: Vec<String> = delimiter.into_iter().chain(encoding).collect();
+    eprintln!("note: the input is read with {}, as the training rows were", used.join(" and "));
+    Some(rows)
+}
+
+fn row_spec(args: &PredictArgs, facts: &DataFacts, dialect: Dialect, text: Option<String>) -> RowSpec {
+    RowSpec {
         format: args.format,
+        dialect,
         text,
         text_pair: args.rows.text_pair.clone().or_else(|| facts.text_pair.clone()),
         label: args.label.clone(),
@@ -172,30 +220,30 @@ fn input(args: &PredictArgs, facts: &sepal_track::DataFacts) -> Result<RowStream
         on_bad_row: if args.strict { OnBadRow::Error } else { OnBadRow::Skip },
         chunk_rows: CHUNK_ROWS,
         ..RowSpec::default()
-    };
-    if args.input == Path::new(STANDARD) {
-        let spec = spec(args.text.clone());
-        return match args.format {
-            Some(format) => Ok(RowStream::from_reader(io::stdin(), "standard input", format, &spec)?),
-            None => {
-                let lines = lines(args.text.as_ref().unwrap_or(&facts.text))?;
-                Ok(RowStream::from_reader(lines, "standard input", Format::Lines, &spec)?)
-            }
-        };
     }
+}
+
+/// The rows of a file. Without a name the texts' column is the run's, if the file has it.
+fn file(args: &PredictArgs, facts: &DataFacts, dialect: Dialect) -> Result<RowStream, ReadError> {
+    let open = |text: Option<&String>| RowStream::open(&args.input, &row_spec(args, facts, dialect, text.cloned()));
     if args.text.is_some() {
-        return Ok(RowStream::open(&args.input, &spec(args.text.clone()))?);
+        return open(args.text.as_ref());
     }
-    match RowStream::open(&args.input, &spec(Some(facts.text.clone()))) {
-        Err(ReadError::MissingColumn { column, .. }) if column == facts.text => {
-            let rows = RowStream::open(&args.input, &spec(None))?;
-            if let Some((found, _)) = rows.text_column() {
-                eprintln!("note: there is no column `{column}`; texts are taken from `{found}` (--text names another)");
-            }
-            Ok(rows)
+    match open(Some(&facts.text)) {
+        Err(ReadError::MissingColumn { column, .. }) if column == facts.text => open(None),
+        rows => rows,
+    }
+}
+
+fn standard_input(args: &PredictArgs, facts: &DataFacts, dialect: Dialect) -> Result<RowStream, Failure> {
+    let spec = row_spec(args, facts, dialect, args.text.clone());
+    Ok(match args.format {
+        Some(format) => RowStream::from_reader(io::stdin(), "standard input", format, &spec)?,
+        None => {
+            let lines = lines(args.text.as_ref().unwrap_or(&facts.text))?;
+            RowStream::from_reader(lines, "standard input", Format::Lines, &spec)?
         }
-        rows => Ok(rows?),
-    }
+    })
 }
 
 /// Standard input as texts, one to a line; the header of a table with the column `text` is none.
@@ -243,7 +291,9 @@ fn check_output(args: &PredictArgs) -> Result<(), Failure> {
 fn with_option(error: WriteError) -> Failure {
     match error {
         WriteError::Exists { path } => format!("write {}: it is there; --overwrite replaces it", path.display()).into(),
-        WriteError::Column { .. } => format!("{error}; --only-predictions leaves out the input's columns").into(),
+        WriteError::Column { .. } | WriteError::Type { .. } | WriteError::LateKey { .. } => {
+            format!("{error}; --only-predictions leaves out the input's columns").into()
+        }
         error => error.into(),
     }
 }

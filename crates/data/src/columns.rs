@@ -7,7 +7,7 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type, Int64Type};
 use serde_json::value::RawValue;
 
-use crate::RawLabel;
+use crate::{RawLabel, json};
 
 /// Whether [`texts`] can be had of such a column.
 pub(crate) fn is_textual(kind: &DataType) -> bool {
@@ -36,9 +36,9 @@ pub(crate) fn json_texts(column: &ArrayRef) -> Option<StringArray> {
 /// The text of a JSON value that is neither list nor object nor null.
 pub(crate) fn json_text(value: &str) -> Option<Cow<'_, str>> {
     match value.as_bytes().first()? {
-        b'"' => serde_json::from_str(value).ok().map(Cow::Owned),
+        b'"' => json::string(value),
         b'[' | b'{' => None,
-        _ if value == "null" => None,
+        _ if matches!(value, "null" | "NaN") => None,
         _ => Some(Cow::Borrowed(value)),
     }
 }

@@ -7,6 +7,9 @@
 //! a [`PredictionWriter`], as they come; [`survey`] says what an unknown file holds. This crate fetches nothing, pads
 //! nothing, and does not know libtorch.
 //!
+//! A text file is UTF-8, unless a byte order mark or a [`Dialect`] says otherwise. Where its structure is cut off or
+//! ambiguous, it is refused with the line.
+//!
 //! Invariants: a table has at least one row and no empty text, and a chunk no empty text; a stream and a writer hold no
 //! more than a chunk (of an arrow file, one of its batches; in parquet, 16 MiB of a row group); a file of predictions is
 //! there whole or not at all; every error about a row names its file and number; the same files, seed and options give
@@ -35,6 +38,9 @@
 //! ```
 
 mod columns;
+mod dialect;
+mod folder;
+mod json;
 mod labels;
 mod loader;
 mod nearest;
@@ -55,6 +61,8 @@ mod token_cache;
 mod tokens;
 mod write;
 
+pub use dialect::{Delimiter, Dialect, DialectError, Encoding};
+pub use folder::{FolderError, split_files};
 pub use labels::{LabelError, LabelKind, LabelSet, Labels, check_classes};
 pub use loader::{Batch, Epoch, Loader, LoaderConfig, LoaderError};
 pub use numbers::metrics_parquet;
@@ -62,7 +70,7 @@ pub use predicted::{Outcomes, Predictions};
 pub use predictions::{Predicted, PredictionError, predictions_parquet};
 pub use read::ReadError;
 pub use rows::{BadRow, Carry, CellProblem, Chosen, Layout, OnBadRow, RowSpec, RowStream, Rows};
-pub use spec::{Format, TableSpec, split_files};
+pub use spec::{Format, TableSpec};
 pub use split::{SplitError, split};
 pub use survey::{
     Balance, Choice, ClassCount, ColumnKind, ColumnSurvey, Count, LabelChoice, Lengths, Survey, SurveyOptions, survey,

@@ -24,9 +24,8 @@ pub(crate) fn separators<S: AsRef<str>>(columns: &[S]) -> &'static str {
         [one] if one.as_ref().contains('\t') => {
             "; its fields seem to be separated by tabs: give it the ending tsv, or the format tsv"
         }
-        [one] if one.as_ref().contains(';') => {
-            "; its fields seem to be separated by semicolons: separate them by commas"
-        }
+        [one] if one.as_ref().contains(';') => "; its fields seem to be separated by semicolons: set `delimiter` to `;`",
+        [one] if one.as_ref().contains(',') => "; its fields seem to be separated by commas: give the format csv",
         _ => "",
     }
 }
@@ -47,6 +46,7 @@ mod tests {
     fn other_separators_are_hinted_at() {
         assert!(separators(&["id;text;label"]).contains("semicolons"));
         assert!(separators(&["id\ttext"]).contains("tsv"));
+        assert!(separators(&["id,text"]).contains("commas"));
         assert_eq!(separators(&["a;b", "c"]), "");
     }
 }

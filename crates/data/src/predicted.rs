@@ -4,7 +4,7 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Float32Type};
 
 use crate::read;
-use crate::{Format, ReadError};
+use crate::{Dialect, Format, ReadError};
 
 /// What a `predictions.parquet` holds, row by row.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,10 +79,11 @@ impl Predictions {
 
 /// All batches of the file, with the second texts if it has any.
 fn batches(path: &Path) -> Result<Vec<RecordBatch>, ReadError> {
-    let opened = read::open(read::Source::open(path)?, path, Format::Parquet, 0)?;
-    let mut indices = COLUMNS[..5].iter().map(|name| opened.find(name)).collect::<Result<Vec<_>, _>>()?;
-    indices.extend(opened.find(COLUMNS[5]).ok());
-    opened.batches(indices, usize::MAX)?.collect()
+    let how = read::Open { dialect: Dialect::default(), keys: read::Keys::First(1) };
+    let opened = read::open(read::Source::open(path)?, path, Format::Parquet, how)?;
+    let mut columns = COLUMNS[..5].iter().map(|name| opened.find(name)).collect::<Result<Vec<_>, _>>()?;
+    columns.extend(opened.find(COLUMNS[5]).ok());
+    opened.batches(read::Projection { columns, objects: false }, usize::MAX)?.collect()
 }
 
 struct File<'a> {

@@ -1,12 +1,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::read;
+use crate::dialect::{Delimiter, Dialect};
+use crate::{json, read};
 
 /// The file formats that tables are read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -47,13 +46,19 @@ impl Format {
     /// The format of a stream that begins with the line `first`, if that is of a table: csv or tsv, if `column` and another
     /// one are among its cells; jsonl, if it is an object that has `column`.
     pub fn by_first_line(first: &str, column: &str) -> Option<Self> {
-        let is_header = |format: &Format| {
-            let names = read::header(first, *format);
+        let [semicolon, _, bar] = Delimiter::OTHERS;
+        let dialects = [
+            (Format::Csv, Delimiter::COMMA),
+            (Format::Csv, semicolon),
+            (Format::Csv, bar),
+            (Format::Tsv, Delimiter::TAB),
+        ];
+        let is_header = |(format, delimiter): &(Format, Delimiter)| {
+            let names = read::header(first, *format, Some(*delimiter));
             names.len() > 1 && names.iter().any(|name| name == column)
         };
-        let is_object = serde_json::from_str::<serde_json::Map<_, serde_json::Value>>(first)
-            .is_ok_and(|object| object.contains_key(column));
-        let by_cells = || [Format::Csv, Format::Tsv].into_iter().find(is_header);
+        let is_object = json::members(first).is_ok_and(|members| members.iter().any(|member| member.name() == column));
+        let by_cells = || dialects.into_iter().find(is_header).map(|(format, _)| format);
         if is_object { Some(Format::Jsonl) } else { by_cells() }
     }
 
@@ -83,6 +88,8 @@ pub struct TableSpec {
     pub path: PathBuf,
     /// Its format; by the file's ending if not given.
     pub format: Option<Format>,
+    /// The conventions of a text file that its format and its first bytes do not tell.
+    pub dialect: Dialect,
     /// The column of texts.
     pub text: String,
     /// The column of second texts, for tasks on pairs.
@@ -97,7 +104,15 @@ impl TableSpec {
     /// The texts of a file, without labels.
     pub fn new(path: impl Into<PathBuf>, text: impl Into<String>) -> Self {
         let (path, text) = (path.into(), text.into());
-        Self { path, format: None, text, text_pair: None, label: None, filter: BTreeMap::new() }
+        Self {
+            path,
+            format: None,
+            dialect: Dialect::default(),
+            text,
+            text_pair: None,
+            label: None,
+            filter: BTreeMap::new(),
+        }
     }
 
     /// With this column of labels.
@@ -122,34 +137,6 @@ impl TableSpec {
     }
 }
 
-/// The data files of a folder that belong to a split, in order: their name, or that of a folder above them, is the
-/// split's, alone or with `-` or `_` and more behind it (`data/train-00000-of-00002.parquet`, `train/0.csv`).
-///
-/// # Errors
-/// If the folder cannot be read. That no file belongs to the split is an empty list.
-pub fn split_files(folder: &Path, split: &str) -> io::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    collect(folder, split, false, &mut found)?;
-    found.sort();
-    Ok(found)
-}
-
-fn collect(folder: &Path, split: &str, inside: bool, found: &mut Vec<PathBuf>) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-        let belongs =
-            inside || stem.strip_prefix(split).is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '_', '.']));
-        // Follows links: the hub's cache is made of them.
-        if path.is_dir() {
-            collect(&path, split, belongs, found)?;
-        } else if belongs && Format::of(&path).is_some() {
-            found.push(path);
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,36 +155,10 @@ mod tests {
         check("id,\"review\",sentiment\n", Some(Format::Csv));
         check("\u{feff}review,id\r\n", Some(Format::Csv));
         check("id\treview", Some(Format::Tsv));
+        check("id;review", Some(Format::Csv));
         check("{\"id\": 1, \"review\": \"good\"}\n", Some(Format::Jsonl));
         for text in ["review", "a review, and a long one", "id,text", "", "\"review, id", "{\"text\": 1}", "{review}"] {
             check(text, None);
         }
-    }
-
-    #[test]
-    fn the_files_of_a_split() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let names = [
-            "data/train-00001-of-00002.parquet",
-            "data/train-00000-of-00002.parquet",
-            "data/training.parquet",
-            "data/validation-00000-of-00001.parquet",
-            "train/0.csv",
-            "train.txt",
-            "test.csv",
-        ];
-        for name in names {
-            let path = folder.path().join(name);
-            fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
-            fs::write(path, "").expect("written");
-        }
-        let files = |split: &str| -> Vec<String> {
-            let files = split_files(folder.path(), split).expect("readable");
-            let below = |path: &PathBuf| path.strip_prefix(folder.path()).expect("below").display().to_string();
-            files.iter().map(below).collect()
-        };
-        assert_eq!(files("train"), [names[1], names[0], names[4]]);
-        assert_eq!(files("validation"), [names[3]]);
-        assert_eq!(files("dev"), Vec::<String>::new());
     }
 }

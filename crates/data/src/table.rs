@@ -150,6 +150,7 @@ impl Table {
 fn wanted(spec: &TableSpec, format: Format) -> RowSpec {
     RowSpec {
         format: Some(format),
+        dialect: spec.dialect,
         text: Some(spec.text.clone()),
         text_pair: spec.text_pair.clone(),
         label: spec.label.clone(),

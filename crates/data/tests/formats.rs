@@ -310,7 +310,7 @@ fn several_files_are_one_table() {
             path
         })
         .collect();
-    assert_eq!(sepal_data::split_files(folder.path(), "train").expect("files"), files);
+    assert_eq!(sepal_data::split_files(folder.path(), "train", None).expect("files"), files);
     let table = Table::read_files(&TableSpec::new("", "text"), &files).expect("a table");
     assert_eq!(table.texts(), ["one a", "one b", "two a", "two b"]);
     assert_eq!((table.place(3).path, table.place(3).row), (files[1].clone(), 2));

@@ -4,7 +4,7 @@
 use std::str::FromStr;
 
 use sepal_assets::Source;
-use sepal_data::Template;
+use sepal_data::{Delimiter, Encoding, Template};
 use sepal_plugin::{Head, Opt, Registry, Sched, Slot, Track, Tuning};
 use sepal_swarm::Addr;
 use serde_json::Value;
@@ -81,8 +81,20 @@ fn data(key: &KeyPath, data: &Value, evaluated: bool, findings: &mut Vec<Finding
         )),
         _ => {}
     }
+    dialect(key, data, findings);
     template(key, data, findings);
     columns(key, data, findings);
+}
+
+/// What text files are like.
+fn dialect(key: &KeyPath, data: &Value, findings: &mut Vec<Finding>) {
+    let text = |name: &str| data[name].as_str();
+    let problems = [
+        ("delimiter", text("delimiter").and_then(|text| text.parse::<Delimiter>().err())),
+        ("encoding", text("encoding").and_then(|text| text.parse::<Encoding>().err())),
+    ];
+    let found = problems.into_iter().filter_map(|(name, problem)| Some((name, problem?)));
+    findings.extend(found.map(|(name, problem)| Finding::new(key.key(name), problem.to_string())));
 }
 
 fn template(key: &KeyPath, data: &Value, findings: &mut Vec<Finding>) {

@@ -259,6 +259,7 @@ fn read_asset(alternative: &AlternativeSpec, asset: &Asset, splits: &[&str]) -> 
     let spec = TableSpec {
         path: asset.path.clone(),
         format: alternative.format.map(format),
+        dialect: alternative.dialect(),
         text: alternative.text.clone(),
         text_pair: alternative.text_pair.clone(),
         label: Some(alternative.label.clone()),
@@ -274,7 +275,7 @@ pub(crate) fn read_split(path: &Path, columns: &TableSpec, splits: &[&str]) -> R
         return Ok(Table::read(&spec)?);
     }
     for split in splits {
-        let files: Vec<PathBuf> = sepal_data::split_files(path, split)?;
+        let files: Vec<PathBuf> = sepal_data::split_files(path, split, spec.format)?;
         if !files.is_empty() {
             return Ok(Table::read_files(&spec, &files)?);
         }

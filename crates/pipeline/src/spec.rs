@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use sepal_assets::{Source, Sources};
 use sepal_core::{DType, Device, WeightFormat};
+use sepal_data::{Delimiter, Dialect, Encoding};
 use sepal_optim::GradScalerConfig;
 use sepal_tokenize::TruncationSide;
 use serde::de::{Deserializer, Visitor};
@@ -178,6 +179,17 @@ pub struct DataSpec {
     /// The file format, where its name does not tell.
     #[serde(default)]
     pub format: Option<FileFormat>,
+    // Of keys that came later, none is written where none is set: checkpoints hold a digest of what is written.
+    /// The character between the cells of a csv or tsv file: `;`, `tab` or another. If not given, a comma, or what parts the
+    /// header of a csv file without commas; a tab in tsv files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub delimiter: Option<Delimiter>,
+    /// The character encoding of text files, for example `windows-1252` (latin-1) or `utf-16`. If not given, UTF-8, or what a
+    /// byte order mark says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub encoding: Option<Encoding>,
     /// What is put around the text, for example `Movie review: {text}`.
     #[serde(default)]
     pub template: Option<String>,
@@ -187,7 +199,6 @@ pub struct DataSpec {
     #[schemars(range(min = 1))]
     pub max_length: usize,
     /// End of a long text that is removed; by default the one that the tokenizer's files name, or else the right one.
-    // Absent and not null: checkpoints of runs hold a digest of all that is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub truncation_side: Option<Side>,
     /// Other data, tried in order where the data above cannot be had.
@@ -200,6 +211,11 @@ const fn default_max_length() -> usize {
 }
 
 impl DataSpec {
+    /// The conventions of its text files that are given.
+    pub fn dialect(&self) -> Dialect {
+        Dialect { delimiter: self.delimiter, encoding: self.encoding }
+    }
+
     /// All data there is to try, in order, the first included.
     pub fn alternatives(&self) -> impl Iterator<Item = AlternativeSpec> {
         let first = AlternativeSpec {
@@ -211,6 +227,8 @@ impl DataSpec {
             label: self.label.clone(),
             filter: self.filter.clone(),
             format: self.format,
+            delimiter: self.delimiter,
+            encoding: self.encoding,
             template: self.template.clone(),
         };
         std::iter::once(first).chain(self.otherwise.iter().cloned())
@@ -243,9 +261,26 @@ pub struct AlternativeSpec {
     /// The file format, where its name does not tell.
     #[serde(default)]
     pub format: Option<FileFormat>,
+    /// The character between the cells of a csv or tsv file: `;`, `tab` or another. If not given, a comma, or what parts the
+    /// header of a csv file without commas; a tab in tsv files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub delimiter: Option<Delimiter>,
+    /// The character encoding of text files, for example `windows-1252` (latin-1) or `utf-16`. If not given, UTF-8, or what a
+    /// byte order mark says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub encoding: Option<Encoding>,
     /// What is put around the text, for example `Movie review: {text}`.
     #[serde(default)]
     pub template: Option<String>,
+}
+
+impl AlternativeSpec {
+    /// The conventions of its text files that are given.
+    pub(crate) fn dialect(&self) -> Dialect {
+        Dialect { delimiter: self.delimiter, encoding: self.encoding }
+    }
 }
 
 /// The value of a column, as text.

@@ -1,7 +1,7 @@
 //! A pipeline as it is first written: commented, and with reasons.
 
 use sepal_assets::Source;
-use sepal_data::LabelKind;
+use sepal_data::{Dialect, LabelKind};
 
 /// Passes over the rows, of a run that is not too long or too short by them.
 const PASSES: usize = 3;
@@ -21,6 +21,7 @@ pub(super) struct Draft {
     pub(super) task: String,
     pub(super) train: String,
     pub(super) validation: Option<String>,
+    pub(super) dialect: Dialect,
     pub(super) text: String,
     pub(super) pair: Option<String>,
     pub(super) label: String,
@@ -166,14 +167,23 @@ impl Draft {
         let pair = self.pair.as_ref().map(|pair| format!("  text_pair: {}\n", quoted(pair))).unwrap_or_default();
         let gaps: String = self.gaps.iter().map(|gap| format!("  # Note: {}.\n", one_line(gap))).collect();
         format!(
-            "data:\n{gaps}  train: {}\n{validation}  text: {}\n{pair}  label: {}\n  template: {}\n  # {}.\n  max_length: {}\n",
+            "data:\n{gaps}  train: {}\n{validation}{}  text: {}\n{pair}  label: {}\n  template: {}\n  # {}.\n  max_length: {}\n",
             quoted(&self.train),
+            self.dialect(),
             quoted(&self.text),
             quoted(&self.label),
             quoted(&self.template()),
             self.length_reason,
             self.max_length
         )
+    }
+
+    /// The conventions of the file that are not the usual ones.
+    fn dialect(&self) -> String {
+        let Dialect { delimiter, encoding } = self.dialect;
+        let delimiter = delimiter.map(|delimiter| format!("  delimiter: {}\n", quoted(&delimiter.to_string())));
+        let encoding = encoding.map(|encoding| format!("  encoding: {}\n", quoted(&encoding.to_string())));
+        [delimiter, encoding].into_iter().flatten().collect()
     }
 
     fn training(&self) -> String {
@@ -220,6 +230,7 @@ mod tests {
             task: "sequence-classification".to_owned(),
             train: "data/my reviews: #1.csv".to_owned(),
             validation: None,
+            dialect: Dialect::default(),
             text: "The Text".to_owned(),
             pair: None,
             label: "on".to_owned(),
@@ -240,6 +251,11 @@ mod tests {
             Draft { pair: Some("other: text".to_owned()), ..plain.clone() },
             Draft { kind: LabelKind::Multi, ..plain.clone() },
             Draft {
+                dialect: Dialect { delimiter: ";".parse().ok(), encoding: "latin-1".parse().ok() },
+                ..plain.clone()
+            },
+            Draft { dialect: Dialect { delimiter: "tab".parse().ok(), encoding: None }, ..plain.clone() },
+            Draft {
                 kind: LabelKind::Value,
                 labels: vec![Class { name: "true".to_owned(), rows: None }],
                 ..plain.clone()
@@ -253,6 +269,7 @@ mod tests {
             let yaml = draft.to_yaml();
             let loaded = Layers::text("draft.yaml", yaml.as_str()).load(&registry);
             let spec = loaded.unwrap_or_else(|problems| panic!("{problems}\n{yaml}")).spec;
+            assert_eq!(spec.data.dialect(), draft.dialect);
             assert_eq!((spec.data.label, spec.data.text), (draft.label, draft.text));
             assert_eq!(spec.train.max_steps, Some(spec.train.max_steps.expect("steps").clamp(1, 300)));
         }

@@ -51,7 +51,7 @@ fn by_tokenizer(data: &Path, draft: &Draft) -> Option<(usize, usize, String)> {
     options.python = "/dev/null/no-python".into();
     let asset = Assets::new(options).fetch_first(&draft.model, Kind::Model, &mut unwatched).ok()?;
     let tokenizer = Checkpoint::open(&asset.path).ok()?.tokenizer().ok()?;
-    let mut spec = TableSpec::new(data, &draft.text);
+    let mut spec = TableSpec { dialect: draft.dialect, ..TableSpec::new(data, &draft.text) };
     if let Some(pair) = &draft.pair {
         spec = spec.with_pair(pair);
     }

@@ -54,6 +54,24 @@ pub enum ReadError {
         /// The one most like it.
         nearest: Option<String>,
     },
+    /// The file has several columns of the name.
+    #[error("use the column `{column}` of {}: there are several of that name; rename all but one", path.display())]
+    AmbiguousColumn {
+        /// The file.
+        path: PathBuf,
+        /// The name.
+        column: String,
+    },
+    /// An option that the format has no use for.
+    #[error("read {} as {format}, which has no {option}; leave that out, or give another format", path.display())]
+    UnusedOption {
+        /// The file.
+        path: PathBuf,
+        /// `delimiter` or `encoding`.
+        option: &'static str,
+        /// The format.
+        format: Format,
+    },
     /// A column holds something else.
     #[error("use the column `{column}` of {}: it holds {found}, expected {expected}", path.display())]
     ColumnType {

@@ -4,17 +4,20 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, RecordBatch, StringBuilder};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
-use super::{Decode, Decoded, Failure, Lines};
+use super::text::{Lines, Text};
+use super::{Decode, Decoded, Failure, Projection};
+use crate::dialect::{Dialect, Encoding};
 
 /// One text to a line.
 struct Plain {
     lines: Lines<BufReader<Box<dyn Read + Send>>>,
+    encoding: Encoding,
     schema: SchemaRef,
 }
 
-pub(super) fn open(reader: Box<dyn Read + Send>) -> Box<dyn Decode> {
+pub(super) fn open(text: Text) -> Box<dyn Decode> {
     let schema = Arc::new(Schema::new(vec![Field::new("text", DataType::Utf8, true)]));
-    Box::new(Plain { lines: Lines::new(BufReader::new(reader)), schema })
+    Box::new(Plain { lines: Lines::new(BufReader::new(text.reader)), encoding: text.encoding, schema })
 }
 
 impl Decode for Plain {
@@ -22,8 +25,12 @@ impl Decode for Plain {
         self.schema.clone()
     }
 
-    fn batches(mut self: Box<Self>, indices: Vec<usize>, rows: usize) -> Result<Decoded, Failure> {
-        Ok(Box::new(std::iter::from_fn(move || self.batch(&indices, rows).transpose())))
+    fn dialect(&self) -> Dialect {
+        Dialect { delimiter: None, encoding: Some(self.encoding).filter(|encoding| *encoding != Encoding::UTF_8) }
+    }
+
+    fn batches(mut self: Box<Self>, wanted: Projection, rows: usize) -> Result<Decoded, Failure> {
+        Ok(Box::new(std::iter::from_fn(move || self.batch(&wanted.columns, rows).transpose())))
     }
 }
 

@@ -6,11 +6,12 @@ mod error;
 mod jsonl;
 mod lines;
 mod parquet;
+mod text;
 
 use std::any::Any;
 use std::error::Error;
 use std::fs::File;
-use std::io::{self, BufRead, Read};
+use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -21,6 +22,9 @@ use ::arrow::error::ArrowError;
 use ::parquet::errors::ParquetError;
 
 use crate::Format;
+use crate::dialect::{Delimiter, Dialect};
+
+use self::text::LineError;
 
 pub use error::ReadError;
 
@@ -36,7 +40,15 @@ pub(crate) enum Source {
 
 impl Source {
     pub(crate) fn open(path: &Path) -> Result<Self, ReadError> {
-        File::open(path).map(Self::File).map_err(|source| ReadError::Open { path: path.to_owned(), source })
+        let failed = |source| ReadError::Open { path: path.to_owned(), source };
+        let file = File::open(path).map_err(failed)?;
+        // A pipe can have a name, too.
+        let kind = file.metadata().map_err(failed)?.file_type();
+        match (kind.is_file(), kind.is_dir()) {
+            (true, _) => Ok(Self::File(file)),
+            (false, true) => Err(failed(io::ErrorKind::IsADirectory.into())),
+            (false, false) => Ok(Self::Stream(Box::new(file))),
+        }
     }
 
     fn into_read(self) -> Box<dyn Read + Send> {
@@ -45,6 +57,31 @@ impl Source {
             Source::Stream(stream) => stream,
         }
     }
+}
+
+/// How a file is opened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Open {
+    pub(crate) dialect: Dialect,
+    pub(crate) keys: Keys,
+}
+
+/// The lines of a jsonl file that say which columns it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keys {
+    /// All of them, for which a file is read twice; of a stream the first ones.
+    All,
+    /// So many, but at least one.
+    First(usize),
+}
+
+/// What is decoded of a file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Projection {
+    /// The places of columns, in the file's order.
+    pub(crate) columns: Vec<usize>,
+    /// Whether the whole objects of a jsonl file come behind them, as a column of their own.
+    pub(crate) objects: bool,
 }
 
 /// A file whose columns are known, and of which nothing else is decoded yet.
@@ -59,22 +96,37 @@ trait Decode {
     /// All columns. Those of csv and tsv files are texts, those of jsonl files texts with the JSON of each value.
     fn schema(&self) -> SchemaRef;
 
-    /// The batches, with the columns at `indices` (in order) alone, and of about `rows` rows.
-    fn batches(self: Box<Self>, indices: Vec<usize>, rows: usize) -> Result<Decoded, Failure>;
+    /// The conventions of a text file, as far as they are not the usual ones.
+    fn dialect(&self) -> Dialect {
+        Dialect::default()
+    }
+
+    /// The batches, with what is wanted alone, and of about `rows` rows.
+    fn batches(self: Box<Self>, wanted: Projection, rows: usize) -> Result<Decoded, Failure>;
 }
 
 type Decoded = Box<dyn Iterator<Item = Result<RecordBatch, Failure>> + Send>;
 
-/// Opens a file, which messages call `path`. `peek` lines of a jsonl file (at least one) say which columns there are.
-pub(crate) fn open(source: Source, path: &Path, format: Format, peek: usize) -> Result<Opened, ReadError> {
+/// Opens a file, which messages call `path`.
+pub(crate) fn open(source: Source, path: &Path, format: Format, how: Open) -> Result<Opened, ReadError> {
+    let Dialect { delimiter, encoding } = how.dialect;
+    let unused = match format {
+        Format::Csv | Format::Tsv => None,
+        Format::Jsonl | Format::Lines => delimiter.map(|_| "delimiter"),
+        Format::Parquet | Format::Arrow => delimiter.map(|_| "delimiter").or(encoding.map(|_| "encoding")),
+    };
+    if let Some(option) = unused {
+        return Err(ReadError::UnusedOption { path: path.to_owned(), option, format });
+    }
+    let text = |source: Source| text::open(source.into_read(), encoding);
     let decoder = guarded(|| match (format, source) {
         (Format::Parquet, Source::File(file)) => parquet::open(file),
         (Format::Arrow, Source::File(file)) => arrow::open(file),
         (Format::Parquet | Format::Arrow, Source::Stream(_)) => Err(Failure::NeedsFile),
-        (Format::Csv, source) => delimited::open(source.into_read(), delimited::COMMAS),
-        (Format::Tsv, source) => delimited::open(source.into_read(), delimited::TABS),
-        (Format::Jsonl, source) => jsonl::open(source.into_read(), peek),
-        (Format::Lines, source) => Ok(lines::open(source.into_read())),
+        (Format::Csv, source) => delimited::open(text(source)?, delimiter, delimited::COMMAS),
+        (Format::Tsv, source) => delimited::open(text(source)?, delimiter, delimited::TABS),
+        (Format::Jsonl, source) => jsonl::open(source, encoding, how.keys),
+        (Format::Lines, source) => Ok(lines::open(text(source)?)),
     });
     match decoder {
         Ok(decoder) => Ok(Opened { path: path.into(), format, decoder }),
@@ -83,9 +135,10 @@ pub(crate) fn open(source: Source, path: &Path, format: Format, peek: usize) -> 
 }
 
 /// The names in the header of a csv or tsv file; none if it is not one.
-pub(crate) fn header(line: &str, format: Format) -> Vec<String> {
+pub(crate) fn header(line: &str, format: Format, delimiter: Option<Delimiter>) -> Vec<String> {
     let source = Source::Stream(Box::new(io::Cursor::new(line.to_owned())));
-    let opened = open(source, Path::new(""), format, 0);
+    let how = Open { dialect: Dialect { delimiter, encoding: None }, keys: Keys::First(1) };
+    let opened = open(source, Path::new(""), format, how);
     opened.map_or_else(|_| Vec::new(), |opened| opened.names())
 }
 
@@ -98,20 +151,31 @@ impl Opened {
         self.decoder.schema()
     }
 
-    /// The place of a column.
-    pub(crate) fn find(&self, name: &str) -> Result<usize, ReadError> {
-        let columns = self.names();
-        let place = columns.iter().position(|column| column == name);
-        place.ok_or_else(|| ReadError::missing_column(&self.path, name, columns))
+    /// The conventions of a text file, as far as they are not the usual ones.
+    pub(crate) fn dialect(&self) -> Dialect {
+        self.decoder.dialect()
     }
 
-    /// The columns at `indices`, in the file's order, as batches of at most `rows` rows (and never above 8192).
-    pub(crate) fn batches(self, mut indices: Vec<usize>, rows: usize) -> Result<Batches, ReadError> {
-        indices.sort_unstable();
-        indices.dedup();
+    /// The place of a column, of whose name there may be no other.
+    pub(crate) fn find(&self, name: &str) -> Result<usize, ReadError> {
+        let columns = self.names();
+        let mut places = (0..columns.len()).filter(|&place| columns[place] == name);
+        match (places.next(), places.next()) {
+            (Some(place), None) => Ok(place),
+            (Some(_), Some(_)) => {
+                Err(ReadError::AmbiguousColumn { path: self.path.to_path_buf(), column: name.to_owned() })
+            }
+            (None, _) => Err(ReadError::missing_column(&self.path, name, columns)),
+        }
+    }
+
+    /// The columns at the places that are wanted, as batches of at most `rows` rows (and never above 8192).
+    pub(crate) fn batches(self, mut wanted: Projection, rows: usize) -> Result<Batches, ReadError> {
+        wanted.columns.sort_unstable();
+        wanted.columns.dedup();
         let Self { path, format, decoder } = self;
         let rows = rows.clamp(1, MAX_ROWS);
-        match guarded(|| decoder.batches(indices, rows)) {
+        match guarded(|| decoder.batches(wanted, rows)) {
             Ok(decoded) => Ok(Batches { path, format, rows, decoded: Some(decoded), rest: None, given: 0 }),
             Err(failure) => Err(failure.of(&path, format)),
         }
@@ -172,11 +236,12 @@ fn text(panic: &(dyn Any + Send)) -> String {
 /// What a decoder fails with; the path is added above.
 #[derive(Debug)]
 enum Failure {
+    Line(LineError),
     Broken(Box<dyn Error + Send + Sync>),
     NeedsFile,
 }
 
-/// Damage behind rows that were read.
+/// Damage behind rows that were read, in a file without lines.
 #[derive(Debug, thiserror::Error)]
 #[error("decode what follows row {row}")]
 struct Later {
@@ -195,6 +260,7 @@ impl Failure {
     fn of(self, path: &Path, format: Format) -> ReadError {
         let path = path.to_owned();
         match self {
+            Failure::Line(source) => ReadError::Corrupt { path, format, source: source.into() },
             Failure::Broken(source) => ReadError::Corrupt { path, format, source },
             Failure::NeedsFile => ReadError::NeedsFile { path, format },
         }
@@ -215,36 +281,9 @@ impl From<ParquetError> for Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Self::Broken(error.into())
-    }
-}
-
-/// The lines of a text, one at a time; the mark that some editors put before the first is no part of it.
-struct Lines<R> {
-    reader: R,
-    /// The number of the last line, from 1.
-    number: usize,
-    bytes: Vec<u8>,
-}
-
-impl<R: BufRead> Lines<R> {
-    fn new(reader: R) -> Self {
-        Self { reader, number: 0, bytes: Vec::new() }
-    }
-
-    /// The next line without its end.
-    fn next(&mut self) -> Result<Option<&str>, Failure> {
-        self.bytes.clear();
-        if self.reader.read_until(b'\n', &mut self.bytes)? == 0 {
-            return Ok(None);
+        match error.downcast::<LineError>() {
+            Ok(error) => Self::Line(error),
+            Err(error) => Self::Broken(error.into()),
         }
-        self.number += 1;
-        let line = str::from_utf8(&self.bytes).map_err(|error| self.broken(error))?;
-        let line = line.strip_suffix('\n').map_or(line, |line| line.strip_suffix('\r').unwrap_or(line));
-        Ok(Some(if self.number == 1 { line.strip_prefix('\u{feff}').unwrap_or(line) } else { line }))
-    }
-
-    fn broken(&self, error: impl std::fmt::Display) -> Failure {
-        Failure::Broken(format!("line {}: {error}", self.number).into())
     }
 }

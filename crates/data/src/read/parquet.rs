@@ -4,7 +4,7 @@ use arrow::datatypes::SchemaRef;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-use super::{Decode, Decoded, Failure};
+use super::{Decode, Decoded, Failure, Projection};
 
 struct Parquet(ParquetRecordBatchReaderBuilder<File>);
 
@@ -17,8 +17,8 @@ impl Decode for Parquet {
         self.0.schema().clone()
     }
 
-    fn batches(self: Box<Self>, indices: Vec<usize>, rows: usize) -> Result<Decoded, Failure> {
-        let mask = ProjectionMask::roots(self.0.parquet_schema(), indices);
+    fn batches(self: Box<Self>, wanted: Projection, rows: usize) -> Result<Decoded, Failure> {
+        let mask = ProjectionMask::roots(self.0.parquet_schema(), wanted.columns);
         let batches = self.0.with_projection(mask).with_batch_size(rows).build()?;
         Ok(Box::new(batches.map(|batch| Ok(batch?))))
     }

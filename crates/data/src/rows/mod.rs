@@ -12,7 +12,7 @@ use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::SchemaRef;
 
-use crate::{Format, Place, RawLabel, ReadError};
+use crate::{Dialect, Format, Place, RawLabel, ReadError};
 
 pub(crate) use choose::TEXT_NAMES;
 pub use stream::RowStream;
@@ -22,6 +22,8 @@ pub use stream::RowStream;
 pub struct RowSpec {
     /// The format; by the file's ending if not given, where `.txt` is [`Format::Lines`].
     pub format: Option<Format>,
+    /// The conventions of a text file that its format and its first bytes do not tell.
+    pub dialect: Dialect,
     /// The column of texts. If none is named, one with a name that such columns often have (`text`, `sentence`,
     /// `review` and others), or else the only column of texts.
     pub text: Option<String>,
@@ -43,6 +45,7 @@ impl Default for RowSpec {
     fn default() -> Self {
         Self {
             format: None,
+            dialect: Dialect::default(),
             text: None,
             text_pair: None,
             label: None,
@@ -141,7 +144,7 @@ pub struct Rows {
     pub numbers: Vec<usize>,
     /// Rows that were left out, those of the chunk and no others.
     pub skipped: Vec<BadRow>,
-    /// A row for each of the texts.
+    /// A row for each of the texts. Of whole objects, one column with their JSON.
     pub(crate) carried: RecordBatch,
     path: Arc<Path>,
 }
@@ -208,9 +211,20 @@ fn retain<T>(items: &mut Vec<T>, stays: &[bool]) {
 #[derive(Debug, Clone)]
 pub struct Layout {
     pub(crate) label: bool,
+    /// The columns that are carried; of objects, those that are known.
     pub(crate) carried: SchemaRef,
-    /// Whether what is carried is JSON.
-    pub(crate) json: bool,
+    pub(crate) form: Form,
+}
+
+/// The form of the rows that are carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Form {
+    /// Columns of arrow.
+    Arrow,
+    /// Columns with the JSON of each value.
+    Json,
+    /// One column with the JSON of each object.
+    Objects,
 }
 
 /// How the column of texts was found.

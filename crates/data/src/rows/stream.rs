@@ -6,8 +6,8 @@ use arrow::array::{Array, ArrayRef, RecordBatch, StringArray, UInt32Array};
 use arrow::compute::take_record_batch;
 use arrow::datatypes::{Schema, SchemaRef};
 
-use super::{BadRow, Carry, CellProblem, Chosen, Layout, OnBadRow, RowSpec, Rows, choose};
-use crate::read::{Batches, Opened, Source, open};
+use super::{BadRow, Carry, CellProblem, Chosen, Form, Layout, OnBadRow, RowSpec, Rows, choose};
+use crate::read::{Batches, Keys, Open, Opened, Projection, Source, open};
 use crate::{Format, Place, RawLabel, ReadError, columns};
 
 /// The rows of a file or stream, in chunks. No more than one chunk is held, or one batch of an arrow file, whose
@@ -42,8 +42,10 @@ struct Columns {
     pair: Option<Column>,
     label: Option<Column>,
     filter: Vec<(Column, String)>,
+    /// The places of what is carried in the batches.
     carried: Vec<usize>,
     carried_schema: SchemaRef,
+    form: Form,
 }
 
 impl RowStream {
@@ -55,7 +57,12 @@ impl RowStream {
         let by_ending = || if has_ending(path, "txt") { Some(Format::Lines) } else { Format::of(path) };
         let format = spec.format.or_else(by_ending);
         let format = format.ok_or_else(|| ReadError::UnknownFormat { path: path.to_owned() })?;
-        Self::new(Source::open(path)?, path, format, spec)
+        let opened = |keys| Self::new(Source::open(path)?, path, format, spec, keys);
+        match opened(keys(spec)) {
+            // The first lines of a jsonl file need not have all keys.
+            Err(ReadError::MissingColumn { .. }) if format == Format::Jsonl && path.is_file() => opened(Keys::All),
+            opened => opened,
+        }
     }
 
     /// The rows of a stream, such as standard input, which messages call `name`. Its format is csv, tsv, jsonl or
@@ -69,15 +76,14 @@ impl RowStream {
         format: Format,
         spec: &RowSpec,
     ) -> Result<Self, ReadError> {
-        Self::new(Source::Stream(Box::new(reader)), Path::new(name), format, spec)
+        Self::new(Source::Stream(Box::new(reader)), Path::new(name), format, spec, keys(spec))
     }
 
-    fn new(source: Source, path: &Path, format: Format, spec: &RowSpec) -> Result<Self, ReadError> {
-        // What waits for more lines than a chunk has would keep someone waiting who types them.
-        let opened = open(source, path, format, spec.chunk_rows)?;
+    fn new(source: Source, path: &Path, format: Format, spec: &RowSpec, keys: Keys) -> Result<Self, ReadError> {
+        let opened = open(source, path, format, Open { dialect: spec.dialect, keys })?;
         let schema = opened.schema();
         let (columns, batches, first) = if schema.fields().is_empty() {
-            (None, opened.batches(Vec::new(), spec.chunk_rows)?, None)
+            (None, opened.batches(Projection::default(), spec.chunk_rows)?, None)
         } else {
             let (columns, batches, first) = Columns::find(opened, path, format, spec)?;
             (Some(columns), batches, first)
@@ -107,7 +113,7 @@ impl RowStream {
         Layout {
             label: columns.is_some_and(|columns| columns.label.is_some()),
             carried: columns.map_or_else(|| Arc::new(Schema::empty()), |c| c.carried_schema.clone()),
-            json: self.format == Format::Jsonl,
+            form: columns.map_or(Form::Arrow, |columns| columns.form),
         }
     }
 
@@ -204,23 +210,34 @@ impl Columns {
     ) -> Result<(Self, Batches, Option<RecordBatch>), ReadError> {
         let schema = opened.schema();
         let wanted = Wanted::find(&opened, spec)?;
+        let form = match (format, &spec.carry) {
+            (Format::Jsonl, Carry::All) => Form::Objects,
+            (Format::Jsonl, _) => Form::Json,
+            _ => Form::Arrow,
+        };
+        let projection = |columns: &[usize]| Projection { columns: columns.to_vec(), objects: form == Form::Objects };
         let named = match &spec.text {
             Some(name) => Some((opened.find(name)?, Chosen::Named)),
             None => choose::by_name(&schema, &wanted.others),
         };
         let (text, chosen, used, batches, first) = match named {
             Some((text, chosen)) => {
-                let used = wanted.used(text);
-                (text, chosen, used.clone(), opened.batches(used, spec.chunk_rows)?, None)
+                let used = wanted.used(text, form);
+                let batches = opened.batches(projection(&used), spec.chunk_rows)?;
+                (text, chosen, used, batches, None)
             }
             None => {
                 let all: Vec<usize> = (0..schema.fields().len()).collect();
-                let mut batches = opened.batches(all.clone(), spec.chunk_rows)?;
+                let mut batches = opened.batches(projection(&all), spec.chunk_rows)?;
                 let first = batches.next().transpose()?;
                 let text = choose::by_content(&schema, &wanted.others, first.as_ref(), format == Format::Jsonl, path)?;
                 (text, Chosen::Only, all, batches, first)
             }
         };
+        let name = schema.field(text).name();
+        if schema.fields().iter().filter(|field| field.name() == name).nth(1).is_some() {
+            return Err(ReadError::AmbiguousColumn { path: path.to_owned(), column: name.clone() });
+        }
         // Where a column of the file is in the batches.
         let place = |index: usize| used.partition_point(|&used| used < index);
         let column = |index: usize| Column { name: schema.field(index).name().clone(), index: place(index) };
@@ -233,7 +250,12 @@ impl Columns {
             carried_schema: Arc::new(
                 schema.project(&wanted.carried).map_err(|error| ReadError::broken(path, format, error))?,
             ),
-            carried: wanted.carried.into_iter().map(place).collect(),
+            carried: match form {
+                // Behind the columns.
+                Form::Objects => vec![used.len()],
+                Form::Arrow | Form::Json => wanted.carried.into_iter().map(place).collect(),
+            },
+            form,
         };
         Ok((columns, batches, first))
     }
@@ -269,10 +291,13 @@ impl Wanted {
         })
     }
 
-    /// All that are decoded, in the file's order.
-    fn used(&self, text: usize) -> Vec<usize> {
+    /// All columns that are decoded, in the file's order.
+    fn used(&self, text: usize, form: Form) -> Vec<usize> {
         let mut used: Vec<usize> = [Some(text), self.pair, self.label].into_iter().flatten().collect();
-        used.extend(self.filter.iter().copied().chain(self.carried.iter().copied()));
+        used.extend(&self.filter);
+        if form != Form::Objects {
+            used.extend(&self.carried);
+        }
         used.sort_unstable();
         used.dedup();
         used
@@ -340,6 +365,15 @@ impl Cells<'_> {
     fn wrong_type(&self, column: &Column, cells: &ArrayRef, expected: &'static str) -> ReadError {
         let found = if self.is_json() { "objects".to_owned() } else { cells.data_type().to_string() };
         ReadError::ColumnType { path: self.path.to_owned(), column: column.name.clone(), expected, found }
+    }
+}
+
+/// The lines of a jsonl file that are looked at before any is given: all, if what is carried has to be known. A stream that
+/// waited for more than a chunk would keep someone waiting who types it.
+fn keys(spec: &RowSpec) -> Keys {
+    match spec.carry {
+        Carry::All => Keys::All,
+        Carry::Nothing | Carry::Columns(_) => Keys::First(spec.chunk_rows),
     }
 }
 

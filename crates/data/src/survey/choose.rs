@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::tally::Tally;
 use super::{Balance, Choice, ClassCount, ColumnKind, ColumnSurvey, LabelChoice, Survey};
 use crate::rows::TEXT_NAMES;
-use crate::{Format, LabelKind};
+use crate::{Dialect, Format, LabelKind};
 
 /// What columns of labels are often called, the surest first.
 const LABEL_NAMES: [&str; 24] = [
@@ -85,6 +85,7 @@ pub(super) fn choose(columns: Vec<ColumnSurvey>, tallies: &[Tally], schema: &Sch
     Survey {
         path: PathBuf::new(),
         format: Format::Csv,
+        dialect: Dialect::default(),
         rows,
         whole: true,
         text,

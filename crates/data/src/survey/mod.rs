@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use arrow::array::{Array, ArrayRef};
 
 use crate::nearest::separators;
-use crate::read::{Source, open};
-use crate::{Format, LabelKind, RawLabel, ReadError, columns};
+use crate::read::{Keys, Open, Projection, Source, open};
+use crate::{Dialect, Format, LabelKind, RawLabel, ReadError, columns};
 use tally::{Cell, Tally};
 
 /// How a file is surveyed.
@@ -18,6 +18,8 @@ use tally::{Cell, Tally};
 pub struct SurveyOptions {
     /// The format; by the file's ending if not given.
     pub format: Option<Format>,
+    /// The conventions of a text file that its format and its first bytes do not tell.
+    pub dialect: Dialect,
     /// No more rows than these are read, if given.
     pub max_rows: Option<usize>,
 }
@@ -29,6 +31,8 @@ pub struct Survey {
     pub path: PathBuf,
     /// Its format.
     pub format: Format,
+    /// The conventions of a text file, as far as they are not the usual ones of its format.
+    pub dialect: Dialect,
     /// The rows that were read.
     pub rows: usize,
     /// Whether these are all.
@@ -202,10 +206,11 @@ pub struct Balance {
 pub fn survey(path: &Path, options: &SurveyOptions) -> Result<Survey, ReadError> {
     let format = options.format.or_else(|| Format::of(path));
     let format = format.ok_or_else(|| ReadError::UnknownFormat { path: path.to_owned() })?;
-    let opened = open(Source::open(path)?, path, format, usize::MAX)?;
-    let schema = opened.schema();
+    let opened = open(Source::open(path)?, path, format, Open { dialect: options.dialect, keys: Keys::All })?;
+    let (schema, dialect) = (opened.schema(), opened.dialect());
     let mut tallies: Vec<Tally> = schema.fields().iter().map(|_| Tally::new(schema.fields().len())).collect();
-    let batches = opened.batches((0..schema.fields().len()).collect(), 2048)?;
+    let columns = (0..schema.fields().len()).collect();
+    let batches = opened.batches(Projection { columns, objects: false }, 2048)?;
     let (mut rows, mut whole) = (0, true);
     for batch in batches {
         let batch = batch?;
@@ -225,7 +230,7 @@ pub fn survey(path: &Path, options: &SurveyOptions) -> Result<Survey, ReadError>
     }
     let columns = schema.fields().iter().zip(&tallies).map(|(field, tally)| tally.survey(field.name())).collect();
     let chosen = choose::choose(columns, &tallies, &schema, rows);
-    Ok(Survey { path: path.to_owned(), format, rows, whole, ..chosen })
+    Ok(Survey { path: path.to_owned(), format, dialect, rows, whole, ..chosen })
 }
 
 fn cells(column: &ArrayRef, format: Format, tally: &mut Tally) {

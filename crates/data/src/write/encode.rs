@@ -2,18 +2,20 @@ use std::fs::File;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
-use arrow::compute::cast;
 use arrow::csv::{QuoteStyle, WriterBuilder};
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use arrow::error::ArrowError;
-use arrow::json::writer::{EncoderOptions, NullableEncoder, make_encoder};
+use arrow::json::writer::{NullableEncoder, make_encoder};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 
+use super::WriteError;
+use super::cells::{self, Ready};
+use super::layout::not_json;
 use super::target::Target;
-use super::{JOIN, WriteError};
 use crate::columns::json_text;
+use crate::json;
 
 /// A row group is ended once it holds so many bytes.
 const GROUP_BYTES: usize = 16 << 20;
@@ -99,47 +101,12 @@ fn texts(encoder: &Encoder, batch: &RecordBatch, json: usize) -> Result<RecordBa
     let mut fields = Vec::new();
     let mut columns: Vec<ArrayRef> = Vec::new();
     for (index, (field, column)) in schema.fields().iter().zip(batch.columns()).enumerate() {
-        let cells = if index < json { unquoted(column.as_string()) } else { written(field, column)? };
+        let cells = if index < json { unquoted(column.as_string()) } else { cells::texts(field, column)? };
         let cells: StringArray = cells.iter().map(|cell| cell.map(|cell| clean(encoder, cell))).collect();
         fields.push(Field::new(field.name(), DataType::Utf8, true));
         columns.push(Arc::new(cells));
     }
     Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
-}
-
-/// Values of any type as texts: simple ones alone, lists of simple ones joined, all others as JSON.
-fn written(field: &FieldRef, column: &ArrayRef) -> Result<StringArray, WriteError> {
-    match column.data_type() {
-        DataType::List(inner) if is_simple(inner.data_type()) => {
-            let lists = column.as_list::<i32>();
-            let joined = |row: usize| {
-                let items = cast(&lists.value(row), &DataType::Utf8)?;
-                let items: Vec<&str> = items.as_string::<i32>().iter().map(Option::unwrap_or_default).collect();
-                Ok(lists.is_valid(row).then(|| items.join(&JOIN.to_string())))
-            };
-            Ok((0..lists.len()).map(joined).collect::<Result<_, ArrowError>>()?)
-        }
-        kind if is_simple(kind) => Ok(cast(column, &DataType::Utf8)?.as_string().clone()),
-        _ => {
-            let options = EncoderOptions::default();
-            let mut encoder = make_encoder(field, column, &options)?;
-            let cell = |row: usize| {
-                let mut bytes = Vec::new();
-                cell(&mut encoder, row, &mut bytes);
-                String::from_utf8(bytes).ok().and_then(|value| json_text(&value).map(String::from).or(Some(value)))
-            };
-            let cells: Vec<Option<String>> = (0..column.len()).map(cell).collect();
-            Ok(cells.into_iter().map(|cell| cell.filter(|cell| cell != "null")).collect())
-        }
-    }
-}
-
-fn is_simple(kind: &DataType) -> bool {
-    match kind {
-        DataType::Dictionary(_, values) => is_simple(values),
-        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Boolean | DataType::Null => true,
-        kind => kind.is_primitive(),
-    }
 }
 
 /// JSON cells as texts: strings as they are meant, all else as it is written.
@@ -158,32 +125,68 @@ fn plain(batch: &RecordBatch, json: usize) -> Result<RecordBatch, ArrowError> {
 /// One object to a line. The first `json` columns are JSON already.
 fn lines(batch: &RecordBatch, json: usize) -> Result<Vec<u8>, WriteError> {
     let schema = batch.schema();
-    let options = EncoderOptions::default().with_explicit_nulls(true);
-    let names: Vec<String> = schema.fields().iter().map(|field| serde_json::json!(field.name()).to_string()).collect();
-    let rest = schema.fields().iter().zip(batch.columns()).skip(json);
-    let mut rest = rest.map(|(field, column)| make_encoder(field, column, &options)).collect::<Result<Vec<_>, _>>()?;
+    let rest = cells::ready(&batch.project(&(json..batch.num_columns()).collect::<Vec<_>>())?)?;
+    let mut encoders = Encoders::new(&rest)?;
+    let names: Vec<String> = schema.fields()[..json].iter().map(name).collect();
     let mut bytes = Vec::new();
     for row in 0..batch.num_rows() {
-        for (index, name) in names.iter().enumerate() {
-            bytes.push(if index == 0 { b'{' } else { b',' });
-            bytes.extend_from_slice(name.as_bytes());
-            bytes.push(b':');
-            if index < json {
-                let column = batch.column(index).as_string::<i32>();
-                let value = if column.is_valid(row) { column.value(row) } else { "null" };
-                bytes.extend_from_slice(value.as_bytes());
-            } else {
-                cell(&mut rest[index - json], row, &mut bytes);
-            }
-        }
-        bytes.extend_from_slice(b"}\n");
+        let carried = names.iter().enumerate().map(|(index, name)| {
+            let column = batch.column(index).as_string::<i32>();
+            (name.as_str(), if column.is_valid(row) { column.value(row) } else { "null" })
+        });
+        encoders.line(carried, row, &mut bytes);
     }
     Ok(bytes)
 }
 
-fn cell(encoder: &mut NullableEncoder<'_>, row: usize, bytes: &mut Vec<u8>) {
-    match encoder.is_null(row) {
-        true => bytes.extend_from_slice(b"null"),
-        false => encoder.encode(row, bytes),
+/// One object to a line: the members of the carried one as they are written, but for those of a new name, and the new ones.
+pub(super) fn object_lines(objects: &StringArray, new: &RecordBatch) -> Result<Vec<u8>, WriteError> {
+    let schema = new.schema();
+    let new = cells::ready(new)?;
+    let mut encoders = Encoders::new(&new)?;
+    let mut bytes = Vec::new();
+    for (row, object) in objects.iter().flatten().enumerate() {
+        let members = json::members(object).map_err(not_json)?;
+        let kept = members.into_iter().filter(|member| schema.field_with_name(&member.name()).is_err());
+        encoders.line(kept.map(|member| (member.key, member.value)), row, &mut bytes);
+    }
+    Ok(bytes)
+}
+
+fn name(field: &FieldRef) -> String {
+    serde_json::json!(field.name()).to_string()
+}
+
+/// Columns whose values are written as JSON, with their names.
+struct Encoders<'a>(Vec<(String, NullableEncoder<'a>)>);
+
+impl<'a> Encoders<'a> {
+    fn new(batch: &'a Ready) -> Result<Self, WriteError> {
+        let encoder = |(field, column): (&'a FieldRef, &'a ArrayRef)| {
+            Ok((name(field), make_encoder(field, column, batch.options())?))
+        };
+        Ok(Self(batch.columns().map(encoder).collect::<Result<_, ArrowError>>()?))
+    }
+
+    /// Appends an object of these members and those of a row.
+    fn line<'b>(&mut self, carried: impl Iterator<Item = (&'b str, &'b str)>, row: usize, bytes: &mut Vec<u8>) {
+        bytes.push(b'{');
+        let mut is_first = true;
+        let mut key = |key: &str, bytes: &mut Vec<u8>| {
+            if !std::mem::take(&mut is_first) {
+                bytes.push(b',');
+            }
+            bytes.extend_from_slice(key.as_bytes());
+            bytes.push(b':');
+        };
+        for (name, value) in carried {
+            key(name, bytes);
+            bytes.extend_from_slice(value.as_bytes());
+        }
+        for (name, encoder) in &mut self.0 {
+            key(name, bytes);
+            cells::encode(encoder, row, bytes);
+        }
+        bytes.extend_from_slice(b"}\n");
     }
 }

@@ -1,37 +1,154 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Float32Array, Float64Array, ListBuilder, PrimitiveBuilder, StringArray, StringBuilder};
-use arrow::datatypes::{DataType, Field, Float32Type, Schema, SchemaRef};
+use arrow::array::{ArrayRef, AsArray, Float32Array, Float64Array, ListBuilder, PrimitiveBuilder, RecordBatch};
+use arrow::array::{StringArray, StringBuilder, new_null_array};
+use arrow::datatypes::{DataType, Field, FieldRef, Float32Type, Schema, SchemaRef};
+use arrow::error::ArrowError;
+use parquet::arrow::ArrowWriter;
+use parquet::errors::ParquetError;
 
-use super::{JOIN, OutputSpec, WriteError};
-use crate::{Format, LabelKind, Layout, Predicted, RawLabel, Rows};
+use super::{JOIN, OutputSpec, WriteError, cells};
+use crate::rows::Form;
+use crate::{Format, LabelKind, Layout, Predicted, RawLabel, Rows, json};
 
 /// The columns of what is written: those of the input that are kept, and the new ones behind them.
 pub(super) struct Plan {
     pub(super) schema: SchemaRef,
+    /// The new ones alone.
+    pub(super) new: SchemaRef,
+    pub(super) form: Form,
     /// The places of those that are kept among those that the rows carry.
     pub(super) kept: Vec<usize>,
+    /// The kept columns that are written as texts, because the format has no such type.
+    texts: Vec<bool>,
+    /// The places among the kept columns of all that the rows carry, by name; none for those that are replaced.
+    places: HashMap<String, Option<usize>>,
     /// Columns of the input in whose place stand new ones of the same name.
     pub(super) replaced: Vec<String>,
 }
 
 impl Plan {
-    fn new(layout: &Layout, new: Vec<Field>) -> Result<Self, WriteError> {
+    fn new(layout: &Layout, new: Vec<Field>, format: Format) -> Result<Self, WriteError> {
         let carried = layout.carried.fields();
         let is_new = |name: &String| new.iter().any(|field| field.name() == name);
         let (replaced, kept): (Vec<usize>, Vec<usize>) =
             (0..carried.len()).partition(|&index| is_new(carried[index].name()));
-        let mut seen = BTreeSet::new();
-        if let Some(&twice) = kept.iter().find(|&&index| !seen.insert(carried[index].name())) {
-            return Err(WriteError::Column { column: carried[twice].name().clone() });
-        }
-        let fields = kept.iter().map(|&index| carried[index].as_ref().clone()).chain(new);
+        unique(kept.iter().map(|&index| carried[index].name()))?;
+        let texts: Vec<bool> = kept
+            .iter()
+            .map(|&index| layout.form == Form::Arrow && format == Format::Parquet && !parquet_has(&carried[index]))
+            .collect();
+        let field = |(&index, &text): (&usize, &bool)| match text {
+            true => Field::new(carried[index].name(), DataType::Utf8, true),
+            false => carried[index].as_ref().clone(),
+        };
+        let fields = kept.iter().zip(&texts).map(field).chain(new.iter().cloned());
+        let name = |index: usize| carried[index].name().clone();
+        let places = kept.iter().enumerate().map(|(place, &index)| (name(index), Some(place)));
         Ok(Self {
             schema: Arc::new(Schema::new(fields.collect::<Vec<_>>())),
-            replaced: replaced.into_iter().map(|index| carried[index].name().clone()).collect(),
+            new: Arc::new(Schema::new(new)),
+            form: layout.form,
+            texts,
+            places: places.chain(replaced.iter().map(|&index| (name(index), None))).collect(),
+            replaced: replaced.into_iter().map(name).collect(),
             kept,
         })
+    }
+
+    /// The kept columns of a chunk.
+    pub(super) fn carried(&self, rows: &Rows) -> Result<Vec<ArrayRef>, WriteError> {
+        if self.form == Form::Objects {
+            return self.members(rows);
+        }
+        let columns = self.kept.iter().zip(&self.texts).map(|(&index, &text)| {
+            let column = rows.carried.column(index);
+            if text {
+                Ok(Arc::new(cells::texts(rows.carried.schema_ref().field(index), column)?) as ArrayRef)
+            } else {
+                Ok(column.clone())
+            }
+        });
+        columns.collect()
+    }
+
+    /// The members of objects as columns with their JSON.
+    fn members(&self, rows: &Rows) -> Result<Vec<ArrayRef>, WriteError> {
+        let mut columns: Vec<StringBuilder> = self.kept.iter().map(|_| StringBuilder::new()).collect();
+        for (row, object) in objects(rows).iter().flatten().enumerate() {
+            let mut cells = vec![None; columns.len()];
+            for member in json::members(object).map_err(not_json)? {
+                match self.places.get(&*member.name()) {
+                    Some(Some(place)) => cells[*place] = member.cell(),
+                    Some(None) => {}
+                    None => {
+                        let key = member.name().into_owned();
+                        return Err(WriteError::LateKey { place: rows.place(row), key });
+                    }
+                }
+            }
+            columns.iter_mut().zip(cells).for_each(|(column, cell)| column.append_option(cell));
+        }
+        Ok(columns.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef).collect())
+    }
+}
+
+/// The objects that rows carry.
+pub(super) fn objects(rows: &Rows) -> &StringArray {
+    rows.carried.column(0).as_string()
+}
+
+/// Of what was read as JSON before.
+pub(super) fn not_json(error: serde_json::Error) -> WriteError {
+    ArrowError::from_external_error(error.into()).into()
+}
+
+/// Errors if two columns have one name.
+fn unique<'a>(names: impl Iterator<Item = &'a String>) -> Result<(), WriteError> {
+    let mut seen = BTreeSet::new();
+    let mut names = names;
+    names.find(|name| !seen.insert(*name)).map_or(Ok(()), |name| Err(WriteError::Column { column: name.clone() }))
+}
+
+/// Checks that the rows do not carry two columns of one name, unless new ones replace them in every case, and none of a
+/// type that cannot be written.
+pub(super) fn check_carried(layout: &Layout) -> Result<(), WriteError> {
+    let is_new = |name: &str| matches!(name, "predicted" | "probability") || (layout.label && name == "label");
+    unique(layout.carried.fields().iter().map(|field| field.name()).filter(|name| !is_new(name)))?;
+    let written = |field: &FieldRef| cells::texts(field, &new_null_array(field.data_type(), 1)).is_ok();
+    match layout.carried.fields().iter().find(|field| !written(field)) {
+        Some(field) => Err(WriteError::Type { column: field.name().clone(), found: field.data_type().to_string() }),
+        None => Ok(()),
+    }
+}
+
+/// Whether parquet files can have such a column.
+fn parquet_has(field: &FieldRef) -> bool {
+    let field = field.as_ref().clone().with_nullable(true);
+    let write = || -> Result<(), ParquetError> {
+        let schema = Arc::new(Schema::new(vec![field.clone()]));
+        let batch = RecordBatch::try_new(schema.clone(), vec![new_null_array(field.data_type(), 1)])?;
+        let mut writer = ArrowWriter::try_new(std::io::sink(), schema, None)?;
+        writer.write(&batch)?;
+        writer.close().map(drop)
+    };
+    // The writer panics at unions.
+    !has_union(field.data_type()) && write().is_ok()
+}
+
+fn has_union(kind: &DataType) -> bool {
+    match kind {
+        DataType::Union(..) => true,
+        DataType::Struct(fields) => fields.iter().any(|field| has_union(field.data_type())),
+        DataType::List(item)
+        | DataType::LargeList(item)
+        | DataType::ListView(item)
+        | DataType::LargeListView(item)
+        | DataType::FixedSizeList(item, _)
+        | DataType::Map(item, _)
+        | DataType::RunEndEncoded(_, item) => has_union(item.data_type()),
+        _ => false,
     }
 }
 
@@ -55,7 +172,7 @@ pub(super) fn plan(spec: &OutputSpec, layout: &Layout, format: Format) -> Result
         let names = spec.labels.names().iter();
         fields.extend(names.map(|name| Field::new(format!("probability_{name}"), DataType::Float32, false)));
     }
-    Plan::new(layout, fields)
+    Plan::new(layout, fields, format)
 }
 
 fn with_probabilities(spec: &OutputSpec) -> bool {
@@ -81,14 +198,13 @@ pub(super) fn check(spec: &OutputSpec, rows: &Rows, predicted: Predicted<'_>) ->
     }
 }
 
-/// The columns of a [`Plan`] for a chunk.
-pub(super) fn columns(
+/// The new columns of a [`Plan`] for a chunk.
+pub(super) fn new_columns(
     spec: &OutputSpec,
-    kept: &[usize],
     rows: &Rows,
     predicted: Predicted<'_>,
 ) -> Result<Vec<ArrayRef>, WriteError> {
-    let mut columns: Vec<ArrayRef> = kept.iter().map(|&index| rows.carried.column(index).clone()).collect();
+    let mut columns: Vec<ArrayRef> = Vec::new();
     if let Some(labels) = &rows.labels {
         columns.push(label_column(spec, labels));
     }

@@ -1,5 +1,6 @@
 //! Predictions as a file or stream, a chunk at a time.
 
+mod cells;
 mod encode;
 mod layout;
 mod target;
@@ -12,7 +13,8 @@ use arrow::array::RecordBatch;
 use arrow::error::ArrowError;
 use parquet::errors::ParquetError;
 
-use crate::{Format, LabelKind, LabelSet, Layout, Predicted, Rows};
+use crate::rows::Form;
+use crate::{Format, LabelKind, LabelSet, Layout, Place, Predicted, Rows};
 use encode::Encoder;
 use layout::Plan;
 use target::Target;
@@ -55,12 +57,11 @@ impl OutputSpec {
 ///
 /// In csv and tsv files lists are joined by `|`, and a missing value is an empty cell. Tsv files know no quotation
 /// marks (for pandas: `quoting=3`), so that a tab or line break in a text becomes a space there. What comes from a
-/// csv or jsonl file is text in parquet; from jsonl to jsonl values are carried as they were written.
+/// csv or jsonl file is text in parquet; from jsonl to jsonl members are carried as they were written, and none is added. Types
+/// that a format does not have are written as texts: times as in ISO 8601, binary data in hexadecimal, all others as JSON.
 pub struct PredictionWriter {
     spec: OutputSpec,
     plan: Plan,
-    /// Whether the carried columns are JSON.
-    json: bool,
     encoder: Encoder,
     target: Target,
     /// Whether what stands before the first row is written.
@@ -81,7 +82,7 @@ impl PredictionWriter {
         let format = format_of(path, spec.format)?;
         let plan = layout::plan(&spec, layout, format)?;
         let target = Target::file(path, spec.overwrite)?;
-        Self::new(spec, layout, format, plan, target)
+        Self::new(spec, format, plan, target)
     }
 
     /// Says what [`PredictionWriter::create`] would say of a file's name, format and folder.
@@ -91,6 +92,14 @@ impl PredictionWriter {
     pub fn check(path: &Path, format: Option<Format>, overwrite: bool) -> Result<(), WriteError> {
         check_format(format_of(path, format)?)?;
         Target::file(path, overwrite).map(drop)
+    }
+
+    /// Says what a writer would say of the columns that rows carry, whatever is predicted.
+    ///
+    /// # Errors
+    /// [`WriteError::Column`] if there are two of one name, [`WriteError::Type`] if one is of a type without texts.
+    pub fn check_layout(layout: &Layout) -> Result<(), WriteError> {
+        layout::check_carried(layout)
     }
 
     /// Says what [`PredictionWriter::to_writer`] would say of a format.
@@ -117,10 +126,10 @@ impl PredictionWriter {
     ) -> Result<Self, WriteError> {
         Self::check_stream(format)?;
         let plan = layout::plan(&spec, layout, format)?;
-        Self::new(spec, layout, format, plan, Target::stream(out))
+        Self::new(spec, format, plan, Target::stream(out))
     }
 
-    fn new(spec: OutputSpec, layout: &Layout, format: Format, plan: Plan, target: Target) -> Result<Self, WriteError> {
+    fn new(spec: OutputSpec, format: Format, plan: Plan, target: Target) -> Result<Self, WriteError> {
         let encoder = match format {
             Format::Csv => Encoder::Csv,
             Format::Tsv => Encoder::Tsv,
@@ -128,7 +137,7 @@ impl PredictionWriter {
             Format::Parquet => Encoder::parquet(&plan.schema, &target)?,
             Format::Arrow | Format::Lines => return Err(WriteError::Unsupported { format }),
         };
-        Ok(Self { spec, plan, json: layout.json, encoder, target, headed: false, rows: 0, failed: false })
+        Ok(Self { spec, plan, encoder, target, headed: false, rows: 0, failed: false })
     }
 
     /// The columns of the input that are left out because a new one has their name.
@@ -151,11 +160,20 @@ impl PredictionWriter {
         if rows.is_empty() {
             return Ok(());
         }
-        let columns = layout::columns(&self.spec, &self.plan.kept, rows, predicted)?;
-        let batch = RecordBatch::try_new(Arc::clone(&self.plan.schema), columns)?;
-        let carried = if self.json { self.plan.kept.len() } else { 0 };
+        let new = layout::new_columns(&self.spec, rows, predicted)?;
         self.head()?;
-        let bytes = self.encoder.encode(&batch, carried)?;
+        let bytes = match (self.plan.form, &self.encoder) {
+            (Form::Objects, Encoder::Jsonl) => {
+                let new = RecordBatch::try_new(Arc::clone(&self.plan.new), new)?;
+                encode::object_lines(layout::objects(rows), &new)?
+            }
+            (form, _) => {
+                let mut columns = self.plan.carried(rows)?;
+                let json = if form == Form::Arrow { 0 } else { columns.len() };
+                columns.extend(new);
+                self.encoder.encode(&RecordBatch::try_new(Arc::clone(&self.plan.schema), columns)?, json)?
+            }
+        };
         self.target.write(&bytes)?;
         self.rows += rows.len() as u64;
         Ok(())
@@ -253,6 +271,25 @@ pub enum WriteError {
     Column {
         /// Their name.
         column: String,
+    },
+    /// The header of a csv file, or the schema of a parquet file, was written before there was such a key.
+    #[error(
+        "write {place}: it has the key `{key}`, which the rows before have not, so that there is no column for it; read from a \
+         file instead of a stream, or write jsonl"
+    )]
+    LateKey {
+        /// The row.
+        place: Place,
+        /// The key.
+        key: String,
+    },
+    /// No format has a form for a carried column.
+    #[error("write the column `{column}`: nothing is known of how {found} is written; do not carry it")]
+    Type {
+        /// The column.
+        column: String,
+        /// Its type.
+        found: String,
     },
     /// A name that cannot be told from two.
     #[error("join the label `{name}` with others by `|`: it holds one; write jsonl or parquet")]

@@ -1,0 +1,199 @@
+//! The files of a folder that are the rows of a split.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::Format;
+
+/// A folder that does not say which files are meant.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FolderError {
+    /// It cannot be read.
+    #[error("read the folder {}", path.display())]
+    Read {
+        /// The folder, or one in it.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Files of several formats, which may hold the same rows.
+    #[error(
+        "choose the files of the split `{split}` in {}: they are of several formats, {}; keep those of one, or give the format",
+        folder.display(),
+        shown(folder, files)
+    )]
+    MixedFormats {
+        /// The folder.
+        folder: PathBuf,
+        /// The split.
+        split: String,
+        /// All files of the split.
+        files: Vec<PathBuf>,
+    },
+}
+
+fn shown(folder: &Path, files: &[PathBuf]) -> String {
+    const SHOWN: usize = 10;
+    let below = |file: &PathBuf| file.strip_prefix(folder).unwrap_or(file).display().to_string();
+    let mut names: Vec<String> = files.iter().take(SHOWN).map(below).collect();
+    if files.len() > SHOWN {
+        names.push(format!("and {} more", files.len() - SHOWN));
+    }
+    names.join(", ")
+}
+
+/// The data files of a folder that belong to a split, in order: their name, or that of a folder above them, is the
+/// split's, alone or with `-` or `_` and more behind it (`data/train-00000-of-00002.parquet`, `train/0.csv`).
+///
+/// Names below the folder that begin with `.` or `_` never belong to one, as with other readers of folders: they are of
+/// editors, archives and programs that were interrupted. A file that is reached by several links counts once. If the files
+/// are of several formats, those of `format` are taken.
+///
+/// # Errors
+/// [`FolderError`] if the folder cannot be read, or has files of several formats and none was given. That no file belongs
+/// to the split is an empty list.
+pub fn split_files(folder: &Path, split: &str, format: Option<Format>) -> Result<Vec<PathBuf>, FolderError> {
+    let mut found = Found { split, files: Vec::new(), seen: BTreeSet::new() };
+    found.collect(folder, false)?;
+    let mut files = found.files;
+    files.sort();
+    let is_of = |wanted: Format| move |file: &&PathBuf| Format::of(file) == Some(wanted);
+    match (files.iter().filter_map(|file| Format::of(file)).collect::<Vec<_>>().as_slice(), format) {
+        ([first, others @ ..], _) if others.iter().all(|other| other == first) => Ok(files),
+        ([], _) => Ok(files),
+        (_, Some(format)) if files.iter().any(|file| is_of(format)(&file)) => {
+            Ok(files.iter().filter(is_of(format)).cloned().collect())
+        }
+        _ => Err(FolderError::MixedFormats { folder: folder.to_owned(), split: split.to_owned(), files }),
+    }
+}
+
+struct Found<'a> {
+    split: &'a str,
+    files: Vec<PathBuf>,
+    /// Files and folders without links, and whether what is in them belongs to the split.
+    seen: BTreeSet<(PathBuf, bool)>,
+}
+
+impl Found<'_> {
+    fn collect(&mut self, folder: &Path, inside: bool) -> Result<(), FolderError> {
+        let failed = |source| FolderError::Read { path: folder.to_owned(), source };
+        let entries = fs::read_dir(folder).map_err(failed)?;
+        let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        // Files come first, so that they have their shortest names.
+        paths.sort_by_cached_key(|path| (path.is_dir(), path.clone()));
+        for path in paths {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+            let is_named = |rest: &str| rest.is_empty() || rest.starts_with(['-', '_', '.']);
+            let belongs = inside || stem.strip_prefix(self.split).is_some_and(is_named);
+            // Follows links: the hub's cache is made of them.
+            let is_folder = path.is_dir();
+            let is_wanted = is_folder || (belongs && Format::of(&path).is_some());
+            if name.starts_with(['.', '_']) || !is_wanted {
+                continue;
+            }
+            // A link without a file is an error when it is read.
+            let whole = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
+            match (is_folder, self.seen.insert((whole, belongs))) {
+                (_, false) => {}
+                (true, true) => self.collect(&path, belongs)?,
+                (false, true) => self.files.push(path),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(names: &[&str]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a folder");
+        for name in names {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+            fs::write(path, "").expect("written");
+        }
+        folder
+    }
+
+    fn files(folder: &tempfile::TempDir, split: &str, format: Option<Format>) -> Vec<String> {
+        let files = split_files(folder.path(), split, format).expect("readable");
+        let below = |path: &PathBuf| path.strip_prefix(folder.path()).expect("below").display().to_string();
+        files.iter().map(below).collect()
+    }
+
+    #[test]
+    fn the_files_of_a_split() {
+        let names = [
+            "data/train-00001-of-00002.parquet",
+            "data/train-00000-of-00002.parquet",
+            "data/training.parquet",
+            "data/validation-00000-of-00001.parquet",
+            "train/0.parquet",
+            "train.txt",
+            "test.csv",
+        ];
+        let folder = folder(&names);
+        assert_eq!(files(&folder, "train", None), [names[1], names[0], names[4]]);
+        assert_eq!(files(&folder, "validation", None), [names[3]]);
+        assert_eq!(files(&folder, "dev", None), Vec::<String>::new());
+    }
+
+    #[test]
+    fn hidden_names_are_of_no_split() {
+        let folder = folder(&[
+            "train.csv",
+            "train.csv~",
+            ".train.csv",
+            "._train.csv",
+            ".ipynb_checkpoints/train-checkpoint.csv",
+            "train/._0.csv",
+            "train/.ipynb_checkpoints/0-checkpoint.csv",
+            "train/deep/.cache/0.csv",
+            "train/_SUCCESS",
+            "train/_temporary/0/part-0.csv",
+            "__MACOSX/train/0.csv",
+            "train/0.csv",
+            "train/deep/1.csv",
+        ]);
+        assert_eq!(files(&folder, "train", None), ["train/0.csv", "train/deep/1.csv", "train.csv"]);
+    }
+
+    #[test]
+    fn a_hidden_folder_that_was_named_is_read() {
+        let parent = folder(&[".cache/train.csv"]);
+        let path = parent.path().join(".cache");
+        assert_eq!(split_files(&path, "train", None).expect("files"), [path.join("train.csv")]);
+    }
+
+    #[test]
+    fn mixed_formats_are_refused_unless_one_is_given() {
+        let folder = folder(&["train.csv", "train.parquet", "train/x.jsonl", "train.md", "test.csv"]);
+        let error = split_files(folder.path(), "train", None).expect_err("which?");
+        assert!(error.to_string().contains("train/x.jsonl, train.csv, train.parquet; keep"), "{error}");
+        assert_eq!(files(&folder, "train", Some(Format::Csv)), ["train.csv"]);
+        assert!(split_files(folder.path(), "train", Some(Format::Tsv)).is_err());
+        assert_eq!(files(&folder, "test", Some(Format::Tsv)), ["test.csv"], "the content may be of another format");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_once() {
+        use std::os::unix::fs::symlink;
+        let folder = folder(&["blobs/1", "blobs/2", "snapshots/main/readme.md"]);
+        let at = |name: &str| folder.path().join(name);
+        symlink(at("blobs/1"), at("snapshots/main/train-0.csv")).expect("a link");
+        symlink(at("blobs/2"), at("snapshots/main/train-1.csv")).expect("a link");
+        symlink(at("blobs/1"), at("snapshots/main/train-2.csv")).expect("a link");
+        symlink(at("snapshots"), at("snapshots/main/train")).expect("a link to a folder above");
+        symlink(at("snapshots/main"), at("test")).expect("a link to a folder");
+        assert_eq!(files(&folder, "train", None), ["snapshots/main/train-0.csv", "snapshots/main/train-1.csv"]);
+        assert_eq!(files(&folder, "test", None), ["test/train-0.csv", "test/train-1.csv"]);
+    }
+}

@@ -1,0 +1,225 @@
+//! Lines of JSON as they are written, so that nothing is lost of what is only carried: numbers of any size, duplicate
+//! keys, lone surrogates, and the constants `NaN` and `Infinity` that Python writes.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// One member of an object: its key and its value, both as JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Member<'a> {
+    pub(crate) key: &'a str,
+    pub(crate) value: &'a str,
+}
+
+impl<'a> Member<'a> {
+    /// The key as it is meant.
+    pub(crate) fn name(self) -> Cow<'a, str> {
+        string(self.key).unwrap_or(Cow::Borrowed(self.key))
+    }
+
+    /// The value, unless it stands for a missing one.
+    pub(crate) fn cell(self) -> Option<&'a str> {
+        Some(self.value).filter(|value| !matches!(*value, "null" | "NaN"))
+    }
+}
+
+/// The members of an object, in their order. A text has at most one object.
+pub(crate) fn members(text: &str) -> Result<Vec<Member<'_>>, serde_json::Error> {
+    match parse(text) {
+        Err(_) if CONSTANTS.iter().any(|(name, _)| text.contains(name)) => {
+            let masked = masked(text);
+            let part = |part: &str| {
+                let start = part.as_ptr().addr() - masked.as_ptr().addr();
+                text.get(start..start + part.len()).ok_or_else(|| serde_json::Error::custom("a constant is cut"))
+            };
+            let whole = |member: Member<'_>| Ok(Member { key: part(member.key)?, value: part(member.value)? });
+            parse(&masked)?.into_iter().map(whole).collect()
+        }
+        parsed => parsed,
+    }
+}
+
+/// The problem of a text that is no object, with the place in its line but without its line, which is always the first.
+pub(crate) fn problem(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    // Of what is no object at all, serde_json tells no place.
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    match text.strip_suffix(&place) {
+        Some(text) if error.column() > 0 => format!("{text} at column {}", error.column()),
+        Some(text) => text.to_owned(),
+        None => text,
+    }
+}
+
+/// A JSON string as it is meant, with a replacement character for each lone surrogate. `None` if it is no string.
+pub(crate) fn string(json: &str) -> Option<Cow<'_, str>> {
+    let plain = json.strip_prefix('"')?.strip_suffix('"')?;
+    if !plain.contains(['\\', '"']) {
+        return Some(Cow::Borrowed(plain));
+    }
+    if let Ok(text) = serde_json::from_str::<String>(json) {
+        return Some(Cow::Owned(text));
+    }
+    let mut bytes = serde_json::Deserializer::from_str(json).deserialize_bytes(Bytes).ok()?;
+    replace_surrogates(&mut bytes);
+    String::from_utf8(bytes).ok().map(Cow::Owned)
+}
+
+/// Constants that are no JSON, and numbers of the same length.
+const CONSTANTS: [(&str, &str); 2] = [("NaN", "1e1"), ("Infinity", "10000000")];
+
+/// The text with a number of the same length in the place of each constant that stands where a value may.
+fn masked(text: &str) -> String {
+    let mut masked = String::with_capacity(text.len());
+    let (mut quoted, mut escaped, mut before) = (false, false, ' ');
+    let mut rest = text;
+    while let Some(next) = rest.chars().next() {
+        let constant = CONSTANTS.iter().find(|(name, _)| {
+            let behind = rest.strip_prefix(name).map(|behind| behind.chars().next().unwrap_or(' '));
+            behind.is_some_and(|behind| " \t\r\n,]}".contains(behind))
+        });
+        if let Some((name, number)) = constant.filter(|_| !quoted && " \t\r\n,:[-".contains(before)) {
+            masked.push_str(number);
+            (rest, before) = (&rest[name.len()..], ' ');
+            continue;
+        }
+        (quoted, escaped) = match next {
+            '"' if !escaped => (!quoted, false),
+            '\\' if quoted => (quoted, !escaped),
+            _ => (quoted, false),
+        };
+        masked.push(next);
+        (rest, before) = (&rest[next.len_utf8()..], next);
+    }
+    masked
+}
+
+fn parse(text: &str) -> Result<Vec<Member<'_>>, serde_json::Error> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let members = deserializer.deserialize_map(Members)?;
+    deserializer.end()?;
+    Ok(members)
+}
+
+struct Members;
+
+impl<'de> Visitor<'de> for Members {
+    type Value = Vec<Member<'de>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("one object to a line")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut members = Vec::new();
+        while let Some((key, value)) = map.next_entry::<&RawValue, &RawValue>()? {
+            members.push(Member { key: key.get(), value: value.get() });
+        }
+        Ok(members)
+    }
+}
+
+/// Takes a string with lone surrogates, each of which comes as three bytes.
+struct Bytes;
+
+impl Visitor<'_> for Bytes {
+    type Value = Vec<u8>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+        Ok(bytes.to_vec())
+    }
+}
+
+/// Writes U+FFFD, which has three bytes as well, over each surrogate.
+fn replace_surrogates(bytes: &mut [u8]) {
+    for at in 0..bytes.len().saturating_sub(2) {
+        if bytes[at] == 0xed && bytes[at + 1] >= 0xa0 {
+            bytes[at..at + 3].copy_from_slice("\u{fffd}".as_bytes());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pairs(text: &str) -> Vec<(String, String)> {
+        let members = members(text).expect(text);
+        members.into_iter().map(|member| (member.name().into_owned(), member.value.to_owned())).collect()
+    }
+
+    #[test]
+    fn values_stay_as_they_are_written() {
+        let text = r#" {"a": 1.50, "b" : {"c": [1, null]}, "a": 123456789012345678901234567890, "\u00e9": "\ud83d", "\ud83d": 1e999} "#;
+        let expected = [
+            ("a", "1.50"),
+            ("b", "{\"c\": [1, null]}"),
+            ("a", "123456789012345678901234567890"),
+            ("é", "\"\\ud83d\""),
+            ("\u{fffd}", "1e999"),
+        ];
+        assert_eq!(pairs(text), expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    }
+
+    #[test]
+    fn constants_of_python_are_values() {
+        let text = r#"{"é NaN \" NaN,": NaN, "b": [-Infinity,Infinity, NaN ], "c": {"d":NaN}, "s": "\\", "e": NaN}"#;
+        let values: Vec<String> = pairs(text).into_iter().map(|(_, value)| value).collect();
+        assert_eq!(values, ["NaN", "[-Infinity,Infinity, NaN ]", "{\"d\":NaN}", "\"\\\\\"", "NaN"]);
+        assert_eq!(pairs(text)[0].0, "é NaN \" NaN,");
+        for text in ["{\"a\": 1NaN}", "{\"a\": NaN1}", "{\"a\": nan}", "{NaN: 1}", "{\"a\": NaN", "NaN"] {
+            assert!(members(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn problems_have_one_place() {
+        let check = |text: &str, expected: &str| {
+            assert_eq!(problem(&members(text).expect_err(text)), expected);
+        };
+        check("{\"a\": }", "expected value at column 7");
+        check("{\"a\": 1} {\"a\": 2}", "trailing characters at column 10");
+        check("{\"a\": NaN, ]", "key must be a string at column 12");
+        check("[{\"a\": 1},", "invalid type: sequence, expected one object to a line");
+    }
+
+    #[test]
+    fn strings_have_a_replacement_for_lone_surrogates() {
+        let check = |json: &str, expected: Option<&str>| assert_eq!(string(json).as_deref(), expected, "{json}");
+        check("\"plain é\"", Some("plain é"));
+        check(r#""a\n\u00e9\ud83c\udfac""#, Some("a\né🎬"));
+        check(r#""a\ud83cb""#, Some("a\u{fffd}b"));
+        check(r#""\ude00\ud83c""#, Some("\u{fffd}\u{fffd}"));
+        check(r#""\ud83c\ud83c\udfac\ud7ff""#, Some("\u{fffd}🎬\u{d7ff}"));
+        check("7", None);
+        check("[\"a\"]", None);
+    }
+
+    proptest! {
+        #[test]
+        fn objects_are_split_where_they_are(
+            entries in prop::collection::vec(("[a-zNaIfnity\"\\\\é ]{0,6}", "[a-zNaIfnity\"\\\\,:é ]{0,9}", 0_usize..6), 0..6),
+            space in "[ \\t]{0,2}",
+        ) {
+            let constants = ["NaN", "Infinity", "-Infinity", "[NaN, {\"NaN\": Infinity}]", "-1.50e+7"];
+            let json = |text: &String| serde_json::json!(text).to_string();
+            let value = |text: &String, at: usize| constants.get(at).map_or_else(|| json(text), |constant| (*constant).to_owned());
+            let parts: Vec<String> = entries
+                .iter()
+                .map(|(key, text, at)| format!("{space}{}{space}:{space}{}{space}", json(key), value(text, *at)))
+                .collect();
+            let text = format!("{{{}}}", parts.join(","));
+            let expected: Vec<_> = entries.iter().map(|(key, text, at)| (key.clone(), value(text, *at))).collect();
+            prop_assert_eq!(pairs(&text), expected);
+        }
+    }
+}

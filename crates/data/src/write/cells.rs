@@ -1,0 +1,136 @@
+//! Values of any arrow type as texts and as JSON. No value of a type that can be written is refused.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, FieldRef};
+use arrow::error::ArrowError;
+use arrow::json::writer::{EncoderOptions, NullableEncoder, make_encoder};
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+
+use super::JOIN;
+use crate::columns::json_text;
+
+/// Values as texts: simple ones alone, lists of simple ones joined, all others as JSON, or as arrow shows them where JSON
+/// has no form for them. Times of a zone that is not known are in UTC.
+pub(super) fn texts(field: &Field, column: &ArrayRef) -> Result<StringArray, ArrowError> {
+    written(field, column).or_else(|error| {
+        let in_utc = in_utc(column.data_type());
+        let column = cast(column, &in_utc).map_err(|_| error)?;
+        written(&field.clone().with_data_type(in_utc), &column)
+    })
+}
+
+fn written(field: &Field, column: &ArrayRef) -> Result<StringArray, ArrowError> {
+    match column.data_type() {
+        DataType::List(inner) if is_simple(inner.data_type()) => {
+            let lists = column.as_list::<i32>();
+            let joined = |row: usize| {
+                let items = simple(&lists.value(row))?;
+                let items: Vec<&str> = items.iter().map(Option::unwrap_or_default).collect();
+                Ok(lists.is_valid(row).then(|| items.join(&JOIN.to_string())))
+            };
+            (0..lists.len()).map(joined).collect()
+        }
+        kind if is_simple(kind) => simple(column),
+        _ => json(field, column).or_else(|_| shown(column)),
+    }
+}
+
+fn is_simple(kind: &DataType) -> bool {
+    match kind {
+        DataType::Dictionary(_, values) => is_simple(values),
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Boolean | DataType::Null => true,
+        kind => kind.is_primitive(),
+    }
+}
+
+fn simple(column: &ArrayRef) -> Result<StringArray, ArrowError> {
+    match column.data_type() {
+        DataType::Dictionary(_, values) => simple(&cast(column, values)?),
+        kind if kind.is_temporal() => shown(column),
+        _ => cast(column, &DataType::Utf8).map(|texts| texts.as_string().clone()),
+    }
+}
+
+/// The type with UTC in the place of every time zone.
+fn in_utc(kind: &DataType) -> DataType {
+    let field = |field: &FieldRef| Arc::new(field.as_ref().clone().with_data_type(in_utc(field.data_type())));
+    match kind {
+        DataType::Timestamp(unit, Some(_)) => DataType::Timestamp(*unit, Some("+00:00".into())),
+        DataType::Dictionary(keys, values) => DataType::Dictionary(keys.clone(), Box::new(in_utc(values))),
+        DataType::List(item) => DataType::List(field(item)),
+        DataType::LargeList(item) => DataType::LargeList(field(item)),
+        DataType::FixedSizeList(item, size) => DataType::FixedSizeList(field(item), *size),
+        DataType::Map(entries, sorted) => DataType::Map(field(entries), *sorted),
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(field).collect()),
+        other => other.clone(),
+    }
+}
+
+/// Values as arrow shows them. Times that no calendar has are shown as the numbers that stand for them.
+fn shown(column: &ArrayRef) -> Result<StringArray, ArrowError> {
+    let options = FormatOptions::default();
+    let formatter = ArrayFormatter::try_new(column, &options)?;
+    let nulls = column.logical_nulls();
+    let cell = |row: usize| {
+        if nulls.as_ref().is_some_and(|nulls| nulls.is_null(row)) {
+            return Ok(None);
+        }
+        let number = |error| {
+            let number = cast(&column.slice(row, 1), &DataType::Int64).and_then(|one| cast(&one, &DataType::Utf8));
+            number.map(|number| number.as_string::<i32>().value(0).to_owned()).map_err(|_| error)
+        };
+        formatter.value(row).try_to_string().or_else(number).map(Some)
+    };
+    (0..column.len()).map(cell).collect()
+}
+
+fn json(field: &Field, column: &ArrayRef) -> Result<StringArray, ArrowError> {
+    let (field, options) = (Arc::new(field.clone()), EncoderOptions::default());
+    let mut encoder = make_encoder(&field, column, &options)?;
+    let cell = |row: usize| {
+        let mut bytes = Vec::new();
+        encode(&mut encoder, row, &mut bytes);
+        String::from_utf8(bytes).ok().and_then(|value| json_text(&value).map(String::from).or(Some(value)))
+    };
+    let cells: Vec<Option<String>> = (0..column.len()).map(cell).collect();
+    Ok(cells.into_iter().map(|cell| cell.filter(|cell| cell != "null")).collect())
+}
+
+/// Columns of which each value has a form in JSON.
+pub(super) struct Ready {
+    batch: Vec<(FieldRef, ArrayRef)>,
+    options: EncoderOptions,
+}
+
+impl Ready {
+    pub(super) fn columns(&self) -> impl Iterator<Item = (&FieldRef, &ArrayRef)> {
+        self.batch.iter().map(|(field, column)| (field, column))
+    }
+
+    pub(super) fn options(&self) -> &EncoderOptions {
+        &self.options
+    }
+}
+
+/// The columns of a batch, times and what JSON has no form for as texts.
+pub(super) fn ready(batch: &RecordBatch) -> Result<Ready, ArrowError> {
+    let options = EncoderOptions::default().with_explicit_nulls(true);
+    let column = |(field, column): (&FieldRef, &ArrayRef)| {
+        let has_form = !column.data_type().is_temporal() && make_encoder(field, column, &options).is_ok();
+        let texts = || Ok::<_, ArrowError>(Arc::new(texts(field, column)?) as ArrayRef);
+        let ready = if has_form { column.clone() } else { texts()? };
+        Ok((Arc::new(Field::new(field.name(), ready.data_type().clone(), true)), ready))
+    };
+    let batch = batch.schema().fields().iter().zip(batch.columns()).map(column).collect::<Result<_, ArrowError>>()?;
+    Ok(Ready { batch, options })
+}
+
+pub(super) fn encode(encoder: &mut NullableEncoder<'_>, row: usize, bytes: &mut Vec<u8>) {
+    match encoder.is_null(row) {
+        true => bytes.extend_from_slice(b"null"),
+        false => encoder.encode(row, bytes),
+    }
+}
