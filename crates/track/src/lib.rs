@@ -25,6 +25,7 @@ mod folder;
 mod history;
 mod manifest;
 mod mlflow;
+mod names;
 mod nullable;
 #[cfg(test)]
 mod python;

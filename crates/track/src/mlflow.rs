@@ -1,19 +1,21 @@
 //! Runs on an MLflow server, through its REST interface.
 
 mod api;
+mod outbox;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 pub use api::{MlflowAccess, MlflowError};
 
+use crate::names::Rule;
 use crate::scalars::{of_evaluation, of_step, since_epoch};
 use crate::{EvaluationRecord, Manifest, RunInfo, Status, StepRecord, TrackError, Tracker, WITHHELD, write_whole};
 use api::{Api, ApiRun};
+use outbox::{Content, Entry, Kind, Outbox};
 
 /// A run on an MLflow server: options as parameters, losses and metrics, and the files of the run's folder.
 ///
@@ -53,6 +55,8 @@ impl MlflowConfig {
 /// Tells an MLflow server of a run; see [`MlflowConfig`].
 ///
 /// The server's name for the run is kept in `mlflow.json` of the run's folder: a run that goes on is the same run there.
+/// While the server cannot be reached, also at the start, numbers are kept and it is asked again every ten seconds. Names that
+/// it does not take are escaped, and what it refuses all the same is left out alone.
 #[derive(Debug)]
 pub struct Mlflow {
     config: MlflowConfig,
@@ -80,52 +84,24 @@ impl Mlflow {
 const ARTIFACTS: [&str; 4] = ["adapter.safetensors", PIPELINE, "report.html", "manifest.json"];
 const PIPELINE: &str = "pipeline.yaml";
 
-/// What an MLflow server takes at most, in one request and in one value. Servers before 2.8 take no longer values.
-const METRICS_PER_REQUEST: usize = 1000;
-const PARAMS_PER_REQUEST: usize = 100;
-const PARAM_LENGTH: usize = 500;
-const KEY_LENGTH: usize = 250;
-const TAG_LENGTH: usize = 5000;
+/// Names of experiments and runs: any characters but control characters, as long as the columns of the server's database.
+const TITLES: Rule = Rule { allows: |c| !c.is_control(), is_path: false, max_chars: 250 };
 
-/// Numbers that are kept at most while the server cannot be reached; the oldest go first.
-const KEPT_METRICS: usize = 50_000;
+/// How long a server is left alone that could not be reached.
+const LEAST_PAUSE: Duration = Duration::from_secs(10);
 
 impl Tracker for Mlflow {
     fn start(&mut self, run: &RunInfo) -> Result<(), TrackError> {
-        let api = Api::new(&self.access)?;
-        let mark = Mark::path(&run.folder);
-        let known = Mark::read(&mark).filter(|known| known.server == api.server());
-        let reopened = match known {
-            Some(known) => api.reopen_run(&known.run_id)?,
-            None => None,
-        };
-        let there = match reopened {
-            Some(there) => there,
-            None => {
-                let experiment = self.config.experiment.as_deref().unwrap_or(&run.name);
-                let name = self.config.run_name.as_deref().unwrap_or(&run.id);
-                let there = api.create_run(&api.experiment(experiment)?, name, &run.id)?;
-                // They cannot be changed there, so they are those of the beginning.
-                for params in params(run).chunks(PARAMS_PER_REQUEST) {
-                    api.log_batch(&there.run_id, "params", params)?;
-                }
-                // A run without them is not gone on with.
-                let known = Mark { server: api.server(), run_id: there.run_id.clone() };
-                write_whole(&mark, &serde_json::to_vec_pretty(&known)?)?;
-                there
-            }
-        };
-        let pause = Duration::try_from_secs_f64(self.config.flush_seconds).unwrap_or_default();
-        self.session = Some(Session {
-            api,
-            run: there,
-            folder: run.folder.clone(),
-            is_private: run.options.iter().any(|(_, value)| value == WITHHELD),
-            pending: Vec::new(),
-            pause,
-            next: Instant::now() + pause,
-        });
-        Ok(())
+        let mut session = Session::new(&self.config, &self.access, run)?;
+        let begun = session.flush();
+        if session.run.is_some() || begun.as_ref().err().is_some_and(MlflowError::is_passing) {
+            self.session = Some(session);
+        }
+        Ok(begun?)
+    }
+
+    fn goes_on(&self) -> bool {
+        self.session.is_some()
     }
 
     fn step(&mut self, record: &StepRecord) -> Result<(), TrackError> {
@@ -145,65 +121,150 @@ impl Tracker for Mlflow {
 
     fn finish(&mut self, manifest: &Manifest) -> Result<(), TrackError> {
         let wants_artifacts = self.config.artifacts;
-        let session = self.session()?;
-        // All is tried, whatever fails before.
-        let flushed = session.flush();
-        let tagged = session.api.log_batch(&session.run.run_id, "tags", &tags(manifest));
-        let stored = if wants_artifacts { session.store() } else { Ok(()) };
+        Ok(self.session()?.finish(manifest, wants_artifacts)?)
+    }
+}
+
+/// A run on a server, or one that is yet to be made there.
+#[derive(Debug)]
+struct Session {
+    api: Api,
+    /// What it is called on the server; none before the server could be reached.
+    run: Option<ApiRun>,
+    /// The run was deleted on the server.
+    is_deleted: bool,
+    experiment: String,
+    run_name: String,
+    /// The name of the run's folder.
+    id: String,
+    folder: PathBuf,
+    /// Whether the pipeline file holds what admits to a swarm.
+    is_private: bool,
+    params: Outbox,
+    metrics: Outbox,
+    pause: Duration,
+    /// When numbers are sent next.
+    next: Instant,
+}
+
+impl Session {
+    fn new(config: &MlflowConfig, access: &MlflowAccess, run: &RunInfo) -> Result<Self, MlflowError> {
+        let mut params = Outbox::new(Kind::Params);
+        params.extend(entries_of(run));
+        Ok(Self {
+            api: Api::new(access)?,
+            run: None,
+            is_deleted: false,
+            experiment: TITLES.rename(config.experiment.as_deref().unwrap_or(&run.name)),
+            run_name: TITLES.rename(config.run_name.as_deref().unwrap_or(&run.id)),
+            id: run.id.clone(),
+            folder: run.folder.clone(),
+            is_private: run.options.iter().any(|(_, value)| value == WITHHELD),
+            params,
+            metrics: Outbox::new(Kind::Metrics),
+            pause: Duration::try_from_secs_f64(config.flush_seconds).unwrap_or_default(),
+            next: Instant::now(),
+        })
+    }
+
+    fn add(&mut self, step: u64, numbers: Vec<(String, f64)>) {
+        let timestamp = since_epoch().as_millis() as u64;
+        let metric = |(name, value)| Entry { name, content: Content::Number { value, timestamp, step } };
+        self.metrics.extend(numbers.into_iter().map(metric));
+    }
+
+    /// Sends what is pending; what cannot be sent stays, and is tried again after a while.
+    fn flush(&mut self) -> Result<(), MlflowError> {
+        if self.is_deleted {
+            return Ok(());
+        }
+        let sent = self.connect().and_then(|()| self.send());
+        self.is_deleted = matches!(sent, Err(MlflowError::Deleted { .. }));
+        let is_down = sent.as_ref().is_err_and(|error| !matches!(error, MlflowError::LeftOut { .. }));
+        self.next = Instant::now() + if is_down { self.pause.max(LEAST_PAUSE) } else { self.pause };
+        sent
+    }
+
+    /// Makes the run on the server, or opens it again.
+    fn connect(&mut self) -> Result<(), MlflowError> {
+        if self.run.is_some() {
+            return Ok(());
+        }
+        let path = Mark::path(&self.folder);
+        let known = Mark::read(&path).filter(|known| known.server == self.api.server());
+        let reopened = match &known {
+            Some(known) => self.api.reopen_run(&known.run_id)?,
+            None => None,
+        };
+        let run = match reopened {
+            Some(run) => {
+                // They cannot be changed there, so they are those of the beginning.
+                if known.is_some_and(|known| known.has_params) {
+                    self.params = Outbox::new(Kind::Params);
+                }
+                run
+            }
+            None => {
+                let experiment = self.api.experiment(&self.experiment)?;
+                let run = self.api.create_run(&experiment, &self.run_name, &self.id)?;
+                self.mark(&run, false)?;
+                run
+            }
+        };
+        self.run = Some(run);
+        Ok(())
+    }
+
+    fn send(&mut self) -> Result<(), MlflowError> {
+        let Some(run) = &self.run else { return Ok(()) };
+        let has_params = self.params.unsent() == 0;
+        let params = self.params.send(&self.api, &run.run_id);
+        if !has_params && self.params.unsent() == 0 {
+            self.mark(run, true)?;
+        }
+        if matches!(params, Err(MlflowError::Deleted { .. })) {
+            return params;
+        }
+        let metrics = self.metrics.send(&self.api, &run.run_id);
+        params.and(metrics)
+    }
+
+    fn mark(&self, run: &ApiRun, has_params: bool) -> Result<(), MlflowError> {
+        let mark = Mark { server: self.api.server(), run_id: run.run_id.clone(), has_params };
+        let text = serde_json::to_vec_pretty(&mark).unwrap_or_default();
+        write_whole(&Mark::path(&self.folder), &text).map_err(MlflowError::Mark)
+    }
+
+    /// Tries all that is left, whatever fails before.
+    fn finish(&mut self, manifest: &Manifest, wants_artifacts: bool) -> Result<(), MlflowError> {
+        let flushed = self.flush();
+        if self.is_deleted {
+            return flushed;
+        }
+        let unsent = self.metrics.unsent();
+        let flushed = match flushed {
+            flushed if unsent == 0 => flushed,
+            flushed => Err(MlflowError::Unsent { n: unsent, source: flushed.err().map(Box::new) }),
+        };
+        let Some(run) = &self.run else { return flushed };
+        let mut tags = Outbox::new(Kind::Tags);
+        tags.extend(tags_of(manifest));
+        let tagged = tags.send(&self.api, &run.run_id);
+        let stored = if wants_artifacts { self.store(run) } else { Ok(()) };
         let status = match manifest.status {
             Status::Finished => "FINISHED",
             Status::Failed { .. } => "FAILED",
             Status::Interrupted => "KILLED",
         };
-        let ended = session.api.end_run(&session.run.run_id, status);
-        Ok(ended.and(flushed).and(tagged).and(stored)?)
-    }
-}
-
-/// A run on a server.
-#[derive(Debug)]
-struct Session {
-    api: Api,
-    run: ApiRun,
-    folder: PathBuf,
-    /// Whether the pipeline file holds what admits to a swarm.
-    is_private: bool,
-    /// Numbers that are not sent yet, the oldest first.
-    pending: Vec<Value>,
-    pause: Duration,
-    /// When they are sent next.
-    next: Instant,
-}
-
-impl Session {
-    fn add(&mut self, step: u64, numbers: Vec<(String, f64)>) {
-        let timestamp = since_epoch().as_millis() as u64;
-        let metric =
-            |(key, value)| json!({ "key": plain_key(key), "value": value, "timestamp": timestamp, "step": step });
-        self.pending.extend(numbers.into_iter().map(metric));
-        let too_many = self.pending.len().saturating_sub(KEPT_METRICS);
-        self.pending.drain(..too_many);
-    }
-
-    /// Sends what is pending; what cannot be sent stays, and is tried again after a while.
-    fn flush(&mut self) -> Result<(), MlflowError> {
-        while !self.pending.is_empty() {
-            let n = self.pending.len().min(METRICS_PER_REQUEST);
-            if let Err(error) = self.api.log_batch(&self.run.run_id, "metrics", &self.pending[..n]) {
-                self.next = Instant::now() + self.pause.max(Duration::from_secs(10));
-                return Err(error);
-            }
-            self.pending.drain(..n);
-        }
-        self.next = Instant::now() + self.pause;
-        Ok(())
+        let ended = self.api.end_run(&run.run_id, status);
+        ended.and(flushed).and(tagged).and(stored)
     }
 
     /// Stores the files of the run's folder that are there.
-    fn store(&self) -> Result<(), MlflowError> {
+    fn store(&self, run: &ApiRun) -> Result<(), MlflowError> {
         let may_go = |name: &&str| !(self.is_private && *name == PIPELINE);
         let there = ARTIFACTS.into_iter().filter(may_go).filter(|name| self.folder.join(name).is_file());
-        there.map(|name| self.api.store(&self.run, name, &self.folder.join(name))).fold(Ok(()), Result::and)
+        there.map(|name| self.api.store(run, name, &self.folder.join(name))).fold(Ok(()), Result::and)
     }
 }
 
@@ -212,6 +273,13 @@ impl Session {
 struct Mark {
     server: String,
     run_id: String,
+    /// The server has the parameters, as far as it takes them.
+    #[serde(default = "yes")]
+    has_params: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Mark {
@@ -225,18 +293,16 @@ impl Mark {
     }
 }
 
-/// The options as parameters: each key once, values cut.
-fn params(run: &RunInfo) -> Vec<Value> {
-    let mut keys = std::collections::BTreeSet::new();
+/// The options as parameters, each name once.
+fn entries_of(run: &RunInfo) -> Vec<Entry> {
+    let mut names = std::collections::BTreeSet::new();
     let trainable = ("trainable".to_owned(), run.trainable.to_string());
-    let options = run.options.iter().cloned().chain([trainable]).map(|(key, value)| (plain_key(key), value));
-    options
-        .filter(|(key, _)| keys.insert(key.clone()))
-        .map(|(key, value)| json!({ "key": key, "value": cut(&value, PARAM_LENGTH) }))
-        .collect()
+    let options = run.options.iter().cloned().chain([trainable]);
+    let options = options.filter(|(name, _)| names.insert(name.clone()));
+    options.map(|(name, value)| Entry { name, content: Content::Text(value) }).collect()
 }
 
-fn tags(manifest: &Manifest) -> Vec<Value> {
+fn tags_of(manifest: &Manifest) -> Vec<Entry> {
     let error = match &manifest.status {
         Status::Failed { error } => Some(("sepal.error", error.clone())),
         _ => None,
@@ -248,17 +314,8 @@ fn tags(manifest: &Manifest) -> Vec<Value> {
         ("sepal.train_digest", manifest.data.train_digest.clone()),
         ("sepal.adapter_digest", manifest.adapter_digest.clone()),
     ];
-    facts.into_iter().chain(error).map(|(key, value)| json!({ "key": key, "value": cut(&value, TAG_LENGTH) })).collect()
-}
-
-/// A key of characters that every server takes.
-fn plain_key(key: String) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-. /".contains(c);
-    key.chars().take(KEY_LENGTH).map(|c| if is_plain(c) { c } else { '_' }).collect()
-}
-
-fn cut(text: &str, length: usize) -> &str {
-    text.char_indices().nth(length).map_or(text, |(end, _)| &text[..end])
+    let entry = |(name, text): (&str, String)| Entry { name: name.to_owned(), content: Content::Text(text) };
+    facts.into_iter().chain(error).map(entry).collect()
 }
 
 #[cfg(test)]

@@ -86,9 +86,9 @@ impl Tracker for TensorBoard {
 /// The options as a table in Markdown.
 fn table(run: &RunInfo) -> String {
     let mut text = "| option | value |\n| --- | --- |\n".to_owned();
+    let cell = |text: &str| text.replace('|', "\\|").replace(['\n', '\r'], " ");
     for (key, value) in &run.options {
-        let value = value.replace('|', "\\|").replace(['\n', '\r'], " ");
-        text.push_str(&format!("| {key} | {value} |\n"));
+        text.push_str(&format!("| {} | {} |\n", cell(key), cell(value)));
     }
     text.push_str(&format!("| (trainable numbers) | {} |\n", run.trainable));
     text

@@ -11,8 +11,13 @@ pub trait Tracker: Send {
     /// The run begins, or goes on after an interruption.
     ///
     /// # Errors
-    /// [`TrackError`] if it cannot be followed; nothing more is told then.
+    /// [`TrackError`] if it cannot be followed; nothing more is told then, unless it [goes on](Self::goes_on).
     fn start(&mut self, run: &RunInfo) -> Result<(), TrackError>;
+
+    /// Returns true if the run is to be told although [`start`](Self::start) failed, because that is made up for later.
+    fn goes_on(&self) -> bool {
+        false
+    }
 
     /// An optimizer step was made, or skipped.
     ///

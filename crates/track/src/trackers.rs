@@ -217,7 +217,7 @@ impl Follower {
             let is_start = matches!(news, News::Start(_));
             match catch_unwind(AssertUnwindSafe(|| tell(&mut *tracker, &news))) {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) if is_start => {
+                Ok(Err(error)) if is_start && !tracker.goes_on() => {
                     voice.say(&format!("does not follow the run: {}", in_full(&*error)));
                     break;
                 }

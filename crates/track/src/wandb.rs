@@ -14,6 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::names::{Rule, apart_without_case};
 use crate::scalars::{of_evaluation, of_step, since_epoch};
 use crate::{EvaluationRecord, Manifest, RunInfo, Status, StepRecord, TrackError, Tracker, WriteError, write_whole};
 use log::Log;
@@ -61,11 +62,11 @@ impl Wandb {
         Run {
             run_id: mark.run_id.clone(),
             entity: text(&self.config.entity),
-            project: self.config.project.clone().unwrap_or_else(|| run.name.clone()),
+            project: PROJECTS.rename(self.config.project.as_deref().unwrap_or(&run.name)),
             config: Some(Items { update: options.chain([trainable]).collect() }),
             group: text(&self.config.group),
             display_name: self.config.run_name.clone().unwrap_or_else(|| run.id.clone()),
-            tags: self.config.tags.clone(),
+            tags: self.config.tags.iter().filter(|tag| !tag.is_empty()).map(|tag| TAGS.rename(tag)).collect(),
             start_time: Some(timestamp(since_epoch())),
         }
     }
@@ -74,6 +75,10 @@ impl Wandb {
         self.session.as_mut().ok_or_else(|| "no run was begun".into())
     }
 }
+
+/// Names of projects, as W&B's own client checks them.
+const PROJECTS: Rule = Rule { allows: |c| !c.is_control() && !"/\\#?%:".contains(c), is_path: false, max_chars: 128 };
+const TAGS: Rule = Rule { allows: |c| !c.is_control(), is_path: false, max_chars: 64 };
 
 impl Tracker for Wandb {
     fn start(&mut self, run: &RunInfo) -> Result<(), TrackError> {
@@ -161,6 +166,9 @@ impl Session {
         if self.row.as_ref().is_some_and(|&(last, _)| last != step) {
             self.write_row()?;
         }
+        let (names, values): (Vec<String>, Vec<f64>) = numbers.into_iter().unzip();
+        // W&B takes names that differ in case for the same.
+        let numbers = apart_without_case(&names).into_iter().zip(values);
         self.row.get_or_insert_with(|| (step, BTreeMap::new())).1.extend(numbers);
         Ok(())
     }

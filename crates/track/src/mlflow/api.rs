@@ -93,9 +93,73 @@ pub enum MlflowError {
         #[source]
         source: std::io::Error,
     },
+    /// Items that the server refuses, each of them tried alone.
+    #[error(
+        "record the {kind} {} on the MLflow server, which refuses {}: left out for the rest of the run",
+        listed(names), if names.len() == 1 { "it" } else { "them" }
+    )]
+    LeftOut {
+        /// `metrics`, `params` or `tags`.
+        kind: &'static str,
+        /// Their names, as the run has them.
+        names: Vec<String>,
+        /// What the server said of the first.
+        #[source]
+        source: Box<MlflowError>,
+    },
+    /// The run was deleted on the server while it went on here.
+    #[error("write to the run {run_id}: it was deleted on the MLflow server, which is told nothing more")]
+    Deleted {
+        /// The server's name for the run.
+        run_id: String,
+    },
+    /// Numbers that the server did not get.
+    #[error(
+        "send {n} numbers to the MLflow server before the run ended; metrics.jsonl in the run's folder has them all"
+    )]
+    Unsent {
+        /// How many.
+        n: usize,
+        /// Why they were not sent last, if the server was asked.
+        #[source]
+        source: Option<Box<MlflowError>>,
+    },
+    /// The server's name for the run cannot be kept in the run's folder.
+    #[error("keep the server's name for the run")]
+    Mark(#[source] crate::WriteError),
     /// A tracker that was not told that its run began.
     #[error("tell of a run that was not begun")]
     NotBegun,
+}
+
+impl MlflowError {
+    /// Whether the same request may be taken later, without anybody changing anything.
+    pub(super) fn is_passing(&self) -> bool {
+        match self {
+            Self::Http(_) => true,
+            Self::Refused { status, .. } => status.is_server_error() || [408, 429].contains(&status.as_u16()),
+            _ => false,
+        }
+    }
+
+    /// Whether one item of a request may be what the server refuses, or fails with.
+    pub(super) fn may_be_an_item(&self) -> bool {
+        matches!(self, Self::Refused { status, .. } if [400, 413, 422, 500].contains(&status.as_u16()))
+    }
+
+    /// Whether the server refused, rather than failed.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused { status, .. } if status.is_client_error())
+    }
+}
+
+/// A few names, and how many more there are.
+fn listed(names: &[String]) -> String {
+    let mut listed = names.iter().take(5).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    if names.len() > 5 {
+        listed.push_str(&format!(" and {} more", names.len() - 5));
+    }
+    listed
 }
 
 impl From<reqwest::Error> for MlflowError {
@@ -197,8 +261,12 @@ impl Api {
     /// Makes a run one that goes on; none if the server does not know it any more.
     pub(super) fn reopen_run(&self, run_id: &str) -> Result<Option<ApiRun>, MlflowError> {
         const WHAT: &str = "runs/update";
-        let answer = self.post(WHAT, &json!({ "run_id": run_id, "status": "RUNNING" }));
-        unless_missing(answer)?.map(|answer| run_of(&answer["run_info"], WHAT)).transpose()
+        let answer = match self.post(WHAT, &json!({ "run_id": run_id, "status": "RUNNING" })) {
+            // A run that was deleted is refused like any other mistake.
+            Err(error) if error.is_refusal() && self.check_active(run_id).is_err() => return Ok(None),
+            answer => unless_missing(answer)?,
+        };
+        answer.map(|answer| run_of(&answer["run_info"], WHAT)).transpose()
     }
 
     pub(super) fn end_run(&self, run_id: &str, status: &str) -> Result<(), MlflowError> {
@@ -207,7 +275,23 @@ impl Api {
 
     /// `kind` is `metrics`, `params` or `tags`.
     pub(super) fn log_batch(&self, run_id: &str, kind: &str, entries: &[Value]) -> Result<(), MlflowError> {
-        self.post("runs/log-batch", &json!({ "run_id": run_id, kind: entries })).map(drop)
+        let answer = self.post("runs/log-batch", &json!({ "run_id": run_id, kind: entries }));
+        unless_missing(answer)?.map(drop).ok_or_else(|| MlflowError::Deleted { run_id: run_id.to_owned() })
+    }
+
+    /// Asks the server if the run is still there. An answer that does not say so counts as yes.
+    pub(super) fn check_active(&self, run_id: &str) -> Result<(), MlflowError> {
+        const WHAT: &str = "runs/get";
+        let url = Url::parse_with_params(&self.url(WHAT), [("run_id", run_id)])
+            .map_err(|_| MlflowError::Address(self.server()))?;
+        let answer = self.send(WHAT, || self.with_auth(self.client.get(url.clone())));
+        let is_deleted = match unless_missing(answer) {
+            Ok(Some(answer)) => answer["run"]["info"]["lifecycle_stage"] == "deleted",
+            Ok(None) => true,
+            Err(error) if error.is_refusal() => false,
+            Err(error) => return Err(error),
+        };
+        if is_deleted { Err(MlflowError::Deleted { run_id: run_id.to_owned() }) } else { Ok(()) }
     }
 
     /// Stores a file with a run.

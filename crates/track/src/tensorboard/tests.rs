@@ -184,3 +184,23 @@ fn tensorboard_reads_them() {
     assert_eq!(read["hparams"], hparams);
     assert_eq!(read["status"], 1);
 }
+
+#[test]
+fn tensorboard_reads_odd_names() {
+    let Some(python) = python_with("tensorboard") else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let labels =
+        ["Spam", "spam", "/r/news", "..", ".", "", "a.b", "a/b", "差评", "好评", "a\\b", "\"", "\n", "C++", "😀"];
+    let metrics = labels.iter().enumerate().map(|(i, label)| (format!("f1/{label}"), i as f64)).collect();
+    let mut run = run_info(folder.path().to_owned());
+    run.options.push(("data.where.a|b".to_owned(), "c|d".to_owned()));
+    let mut tracker = TensorBoard::new(TensorBoardConfig::default());
+    tracker.start(&run).expect("begun");
+    tracker.evaluation(&EvaluationRecord { metrics, ..evaluation(1) }).expect("written");
+    tracker.finish(&manifest()).expect("written");
+    let read = Script { python: &python, code: include_str!("read.py") }.json(&[&folder.path().join("tensorboard")]);
+    for (i, label) in labels.iter().enumerate() {
+        assert_eq!(read[format!("eval/f1/{label}")], serde_json::json!([(1, i as f64)]), "{label:?}");
+    }
+    assert!(read["options"].as_str().is_some_and(|text| text.contains("| data.where.a\\|b | c\\|d |")), "{read}");
+}

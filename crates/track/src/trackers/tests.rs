@@ -109,6 +109,44 @@ fn who_fails_at_the_start_or_panics_hears_nothing_more() {
     );
 }
 
+/// Fails at the start, and makes up for it.
+struct Late(Log);
+
+impl Tracker for Late {
+    fn start(&mut self, _: &RunInfo) -> Result<(), TrackError> {
+        Err("no server yet".into())
+    }
+
+    fn goes_on(&self) -> bool {
+        true
+    }
+
+    fn step(&mut self, record: &StepRecord) -> Result<(), TrackError> {
+        note(&self.0, format!("step {}", record.step));
+        Ok(())
+    }
+
+    fn evaluation(&mut self, _: &EvaluationRecord) -> Result<(), TrackError> {
+        Ok(())
+    }
+
+    fn finish(&mut self, _: &Manifest) -> Result<(), TrackError> {
+        note(&self.0, "finish");
+        Ok(())
+    }
+}
+
+#[test]
+fn who_makes_up_for_a_failed_start_is_told_the_rest() {
+    let log = Log::default();
+    let late: Box<dyn Tracker> = Box::new(Late(Arc::clone(&log)));
+    let (mut trackers, warnings) = follow(vec![("late".to_owned(), late)], TrackerLimits::default());
+    trackers.step(&step(1));
+    assert!(trackers.finish(&manifest()).is_empty());
+    assert_eq!(lines(&log), ["step 1", "finish"]);
+    assert_eq!(lines(&warnings), ["tracker `late`: no server yet"]);
+}
+
 #[test]
 fn who_hangs_loses_steps_and_nothing_else_and_is_left_behind() {
     let (release, gate) = mpsc::channel::<()>();

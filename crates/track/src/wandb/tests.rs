@@ -109,3 +109,51 @@ fn wandb_sync_sends_it() {
     assert_eq!(column("eval/accuracy"), [(4, 0.75)]);
     assert_eq!(sent["summary"]["train/loss"].as_f64(), Some(40.0));
 }
+
+/// An evaluation with the `f1` of each of these labels: 0, 1, 2 and so on.
+fn of_labels(labels: &[&str]) -> EvaluationRecord {
+    let metrics = labels.iter().enumerate().map(|(i, label)| (format!("f1/{label}"), i as f64)).collect();
+    EvaluationRecord { metrics, ..evaluation(1) }
+}
+
+#[test]
+fn names_that_differ_in_case_alone_stay_apart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut tracker = Wandb::new(WandbConfig {
+        project: Some("a/b: 50%".to_owned()),
+        tags: vec![String::new(), "long ".repeat(20), "long ".repeat(21), "short".to_owned()],
+        ..WandbConfig::default()
+    });
+    tracker.start(&run_info(folder.path().to_owned())).expect("begun");
+    tracker.evaluation(&of_labels(&["Spam", "spam", "Ham", "a.b", "/r/news"])).expect("written");
+    tracker.finish(&manifest()).expect("written");
+    let records = records(&Mark::read(&folder.path().join("wandb.json")).expect("remembered").folder);
+    for (key, value) in [("_x53_pam", "0.0"), ("spam", "1.0"), ("Ham", "2.0"), ("a.b", "3.0"), ("/r/news", "4.0")] {
+        assert_eq!(history(&records, &format!("eval/f1/{key}")), [(1, value.to_owned())], "{key}");
+    }
+    let Some(Kind::Run(run)) = &records[1].kind else { panic!("expected a run, found {:?}", records[1]) };
+    assert_eq!(run.project, "a_x2F_b_x3A_ 50_x25_");
+    assert!(run.tags.iter().all(|tag| (1..=64).contains(&tag.chars().count())), "{:?}", run.tags);
+    assert_eq!((run.tags.len(), &*run.tags[2]), (3, "short"));
+    assert_ne!(run.tags[0], run.tags[1]);
+}
+
+#[test]
+fn wandb_sync_sends_odd_names() {
+    let Some(python) = python_with("wandb") else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let labels =
+        ["Spam", "spam", "/r/news", "..", ".", "", "a.b", "a/b", "差评", "好评", "a\\b", "\"", "\n", "C++", "😀"];
+    let mut tracker = Wandb::new(WandbConfig { project: Some("a/b#?".to_owned()), ..WandbConfig::default() });
+    tracker.start(&run_info(folder.path().to_owned())).expect("begun");
+    tracker.step(&step(1)).expect("written");
+    tracker.evaluation(&of_labels(&labels)).expect("written");
+    tracker.finish(&manifest()).expect("written");
+    let run = Mark::read(&folder.path().join("wandb.json")).expect("remembered").folder;
+    let sent = Script { python: &python, code: include_str!("sync.py") }.json(&[&run]);
+    let row = sent["history"].as_array().and_then(|rows| rows.last()).and_then(Value::as_object).expect("a row");
+    let mut found: Vec<f64> =
+        row.iter().filter(|(key, _)| key.starts_with("eval/f1")).filter_map(|(_, value)| value.as_f64()).collect();
+    found.sort_by(f64::total_cmp);
+    assert_eq!(found, (0..labels.len()).map(|i| i as f64).collect::<Vec<_>>(), "{sent}");
+}

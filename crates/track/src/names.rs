@@ -1,0 +1,252 @@
+//! Names as trackers take them.
+//!
+//! A character that a tracker refuses is written `_xHEX_`, its code point in hexadecimal: `eval/f1//r/news` becomes
+//! `eval/f1/_x2F_r/news`. A name depends on nothing but itself, so that a run that goes on uses the same ones, and different
+//! names stay different. A name that holds such a sequence already has its underscore written as `_x5F_`; every other name
+//! that the tracker takes stays as it is. A name that is too long ends in a digest of the whole.
+
+use std::collections::BTreeMap;
+use std::iter::once;
+
+use sha2::{Digest, Sha256};
+use unicode_general_category::{GeneralCategory as Category, get_general_category};
+
+/// Names that a tracker takes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rule {
+    /// Characters that stay as they are. Lower-case ASCII letters, digits and underscores are among them.
+    pub(crate) allows: fn(char) -> bool,
+    /// A name is a relative path, and has to be the path's normal form.
+    pub(crate) is_path: bool,
+    /// Characters of a name at the most, 64 or more.
+    pub(crate) max_chars: usize,
+}
+
+/// Stands for the empty name.
+const EMPTY: &str = "_x_";
+
+/// Hexadecimal digits of the digest that a long name ends in; a character has at most six.
+const DIGEST: usize = 16;
+
+impl Rule {
+    /// The name by which the tracker takes `name`.
+    pub(crate) fn rename(&self, name: &str) -> String {
+        if name.is_empty() {
+            return EMPTY.to_owned();
+        }
+        let chars: Vec<char> = name.chars().collect();
+        let mut is_escaped: Vec<bool> = chars.iter().map(|&c| !(self.allows)(c)).collect();
+        if self.is_path {
+            escape_path(&chars, &mut is_escaped);
+        }
+        escape_lookalikes(&chars, &mut is_escaped);
+        let mut renamed = String::with_capacity(name.len());
+        for (&c, is_escaped) in chars.iter().zip(is_escaped) {
+            match is_escaped {
+                true => renamed.push_str(&format!("_x{:X}_", u32::from(c))),
+                false => renamed.push(c),
+            }
+        }
+        self.shorten(renamed, name)
+    }
+
+    fn shorten(&self, renamed: String, name: &str) -> String {
+        if renamed.chars().count() <= self.max_chars {
+            return renamed;
+        }
+        let digest: String = Sha256::digest(name).iter().map(|byte| format!("{byte:02X}")).collect();
+        let end = format!("_x{}_", &digest[..DIGEST]);
+        renamed.chars().take(self.max_chars - end.len()).chain(end.chars()).collect()
+    }
+}
+
+/// Marks what keeps a path from being its own normal form: slashes at the ends and behind slashes, `.` and `..`.
+fn escape_path(chars: &[char], is_escaped: &mut [bool]) {
+    let last = chars.len() - 1;
+    for (i, _) in chars.iter().enumerate().filter(|&(_, &c)| c == '/') {
+        is_escaped[i] |= i == 0 || i == last || chars[i - 1] == '/';
+    }
+    let mut start = 0;
+    for segment in chars.split(|&c| c == '/') {
+        is_escaped[start.min(last)] |= matches!(segment, ['.'] | ['.', '.']);
+        start += segment.len() + 1;
+    }
+    is_escaped[0] |= chars.starts_with(&['.', '.']);
+}
+
+/// Marks underscores that would begin what reads as an escaped character.
+fn escape_lookalikes(chars: &[char], is_escaped: &mut [bool]) {
+    for i in 0..chars.len() {
+        let is_x = chars[i] == '_' && chars.get(i + 1).is_some_and(|c| c.eq_ignore_ascii_case(&'x'));
+        if !is_x || is_escaped[i + 1] {
+            continue;
+        }
+        let digits = (i + 2..chars.len()).take_while(|&at| chars[at].is_ascii_hexdigit() && !is_escaped[at]).count();
+        let is_closed = chars.get(i + 2 + digits).is_some_and(|&c| c == '_' || is_escaped[i + 2 + digits]);
+        is_escaped[i] |= is_closed && (digits > 0 || chars.len() == EMPTY.len());
+    }
+}
+
+/// Names for a tracker that takes any, but ignores case: those that differ in nothing else get their capitals escaped.
+pub(crate) fn apart_without_case(names: &[String]) -> Vec<String> {
+    let mut alike: BTreeMap<String, usize> = BTreeMap::new();
+    names.iter().for_each(|name| *alike.entry(name.to_lowercase()).or_default() += 1);
+    let is_alone = |name: &String| alike.get(&name.to_lowercase()) == Some(&1);
+    names.iter().map(|name| if is_alone(name) { ANY.rename(name) } else { WITHOUT_CASE.rename(name) }).collect()
+}
+
+const ANY: Rule = Rule { allows: |_| true, is_path: false, max_chars: usize::MAX };
+const WITHOUT_CASE: Rule = Rule { allows: |c| c.to_lowercase().eq(once(c)), ..ANY };
+
+/// The characters of Python's `\w`: letters, numbers and the underscore.
+pub(crate) fn is_word(c: char) -> bool {
+    use Category::{
+        DecimalNumber, LetterNumber, LowercaseLetter, ModifierLetter, OtherLetter, OtherNumber, TitlecaseLetter,
+        UppercaseLetter,
+    };
+    c == '_'
+        || matches!(
+            get_general_category(c),
+            UppercaseLetter
+                | LowercaseLetter
+                | TitlecaseLetter
+                | ModifierLetter
+                | OtherLetter
+                | DecimalNumber
+                | LetterNumber
+                | OtherNumber
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const WORDS: Rule = Rule { allows: |c| is_word(c) || "/.- :".contains(c), is_path: true, max_chars: 250 };
+    const LOWER: Rule =
+        Rule { allows: |c| c.is_ascii_lowercase() || c.is_ascii_digit() || "/._- ".contains(c), ..WORDS };
+    const SHORT: Rule = Rule { max_chars: 64, ..WORDS };
+
+    /// MLflow's rule, in the words of its `path_not_unique`.
+    fn is_taken(rule: &Rule, name: &str) -> bool {
+        let mut segments: Vec<&str> = Vec::new();
+        for segment in name.split('/').filter(|segment| !["", "."].contains(segment)) {
+            match (segment, segments.last()) {
+                ("..", Some(&last)) if last != ".." => drop(segments.pop()),
+                _ => segments.push(segment),
+            }
+        }
+        let is_normal = segments.join("/") == name && !name.is_empty() && !name.starts_with("..");
+        is_normal && name.chars().all(rule.allows) && name.chars().count() <= rule.max_chars
+    }
+
+    /// The name that was renamed, if it was not too long.
+    fn original(renamed: &str) -> String {
+        if renamed == EMPTY {
+            return String::new();
+        }
+        let (mut name, mut rest) = (String::new(), renamed);
+        while let Some(c) = rest.chars().next() {
+            let escaped = rest.strip_prefix("_x").and_then(|rest| rest.split_once('_'));
+            let code = escaped.and_then(|(digits, rest)| Some((u32::from_str_radix(digits, 16).ok()?, rest)));
+            match code.and_then(|(code, rest)| Some((char::from_u32(code)?, rest))) {
+                Some((escaped, after)) => (name, rest) = (name + &escaped.to_string(), after),
+                None => {
+                    name.push(c);
+                    rest = &rest[c.len_utf8()..];
+                }
+            }
+        }
+        name
+    }
+
+    /// Names with what matters to the rules, and with what reads as escaped.
+    fn names() -> impl Strategy<Value = String> {
+        let part = prop_oneof![
+            "[/._x5F2a ]{1,4}",
+            "[a-zA-Z]{1,6}",
+            "_[xX][0-9A-Fa-f]{0,6}_?",
+            any::<char>().prop_map(String::from),
+            Just("评".to_owned()),
+        ];
+        proptest::collection::vec(part, 0..8).prop_map(|parts| parts.concat())
+    }
+
+    #[test]
+    fn refused_characters_and_paths_are_escaped_and_nothing_else() {
+        for (name, expected) in [
+            ("eval/f1//r/news", "eval/f1/_x2F_r/news"),
+            ("eval/f1/..", "eval/f1/_x2E_."),
+            ("eval/f1/.", "eval/f1/_x2E_"),
+            ("eval/f1/", "eval/f1_x2F_"),
+            ("eval/f1/差评", "eval/f1/差评"),
+            ("eval/f1/C++", "eval/f1/C_x2B__x2B_"),
+            ("eval/f1/a:b c.d-e", "eval/f1/a:b c.d-e"),
+            ("eval/f1/e\u{301}", "eval/f1/e_x301_"),
+            ("eval/f1/_x2F_r", "eval/f1/_x5F_x2F_r"),
+            ("eval/f1/max_x2", "eval/f1/max_x2"),
+            ("...", "_x2E_.."),
+            ("a/../b", "a/_x2E_./b"),
+            ("/", "_x2F_"),
+            ("", "_x_"),
+            ("_x_", "_x5F_x_"),
+        ] {
+            assert_eq!(WORDS.rename(name), expected, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn long_names_are_cut_and_stay_different() {
+        let long = ["a", "b"].map(|end| WORDS.rename(&format!("{}{end}", "é".repeat(300))));
+        assert!(long[0] != long[1] && long.iter().all(|name| is_taken(&WORDS, name)), "{long:?}");
+        assert!(long[0].starts_with(&"é".repeat(231)));
+        assert_eq!(WORDS.rename(&"é".repeat(250)), "é".repeat(250));
+    }
+
+    #[test]
+    fn case_is_escaped_where_names_differ_in_nothing_else() {
+        let names = ["f1/Spam", "f1/spam", "f1/Ham", "f1/SPAM"].map(str::to_owned);
+        let expected = ["f1/_x53_pam", "f1/spam", "f1/Ham", "f1/_x53__x50__x41__x4D_"];
+        assert_eq!(apart_without_case(&names), expected);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn renamed_names_are_taken_and_lose_nothing(name in names()) {
+            for rule in [WORDS, LOWER] {
+                let renamed = rule.rename(&name);
+                prop_assert!(is_taken(&WORDS, &renamed), "{name:?} became {renamed:?}");
+                prop_assert_eq!(original(&renamed), &*name, "from {:?}", renamed);
+            }
+            let lower = LOWER.rename(&name);
+            prop_assert!(lower.is_ascii() && !lower.contains(':'), "{name:?} became {lower:?}");
+            let renamed = SHORT.rename(&name);
+            prop_assert!(is_taken(&SHORT, &renamed), "{name:?} became {renamed:?}");
+        }
+
+        #[test]
+        fn different_names_stay_different(names in proptest::collection::btree_set(names(), 2..40)) {
+            for rule in [WORDS, LOWER, SHORT] {
+                let renamed: BTreeSet<String> = names.iter().map(|name| rule.rename(name)).collect();
+                prop_assert_eq!(renamed.len(), names.len());
+            }
+            let names: Vec<String> = names.into_iter().collect();
+            let lower = apart_without_case(&names).into_iter().map(|name| name.to_lowercase());
+            prop_assert_eq!(lower.collect::<BTreeSet<_>>().len(), names.len());
+        }
+
+        #[test]
+        fn taken_names_stay_as_they_are(name in names()) {
+            let is_plain = !name.to_lowercase().contains("_x");
+            if is_plain && is_taken(&WORDS, &name) {
+                prop_assert_eq!(WORDS.rename(&name), name);
+            }
+        }
+    }
+}
