@@ -199,6 +199,35 @@ mod tests {
         }
     }
 
+    /// Prints the characters that Python knows, and those of them that MLflow's regular expression takes, as ranges.
+    const CHARACTERS: &str = r"
+import json, re, unicodedata
+def ranges(of):
+    found = []
+    for c in filter(of, range(0x110000)):
+        if found and found[-1][1] == c:
+            found[-1][1] = c + 1
+        else:
+            found.append([c, c + 1])
+    return found
+known = lambda c: unicodedata.category(chr(c)) not in ('Cn', 'Cs')
+print(json.dumps([ranges(known), ranges(lambda c: known(c) and re.match(r'^[/\w.\- :]*$', chr(c)) and c != 10)]))
+";
+
+    #[test]
+    fn characters_that_stay_are_those_that_python_takes() {
+        let Some(python) = crate::python::plain_python() else { return };
+        let ranges = crate::python::Script { python: &python, code: CHARACTERS }.json(&[]);
+        let characters = |ranges: &serde_json::Value| -> BTreeSet<char> {
+            let ranges: Vec<[u32; 2]> = serde_json::from_value(ranges.clone()).expect("ranges");
+            ranges.iter().flat_map(|&[start, end]| (start..end).filter_map(char::from_u32)).collect()
+        };
+        let known = characters(&ranges[0]);
+        assert!(known.len() > 100_000);
+        let taken: BTreeSet<char> = known.iter().copied().filter(|&c| (WORDS.allows)(c)).collect();
+        assert_eq!(taken, characters(&ranges[1]));
+    }
+
     #[test]
     fn long_names_are_cut_and_stay_different() {
         let long = ["a", "b"].map(|end| WORDS.rename(&format!("{}{end}", "é".repeat(300))));

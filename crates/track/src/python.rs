@@ -1,4 +1,4 @@
-//! The official Python packages, where tests find them.
+//! Python and the official packages, where tests find them.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,16 @@ pub(crate) fn python_with(package: &str) -> Option<PathBuf> {
         return Some(python.into());
     }
     eprintln!("skipped: {} has no package `{package}`", python.display());
+    None
+}
+
+/// Python without packages, if it is there; else says that the test is skipped.
+pub(crate) fn plain_python() -> Option<PathBuf> {
+    let has_it = Command::new("python3").args(["-c", "import re, unicodedata"]).output();
+    if has_it.is_ok_and(|output| output.status.success()) {
+        return Some("python3".into());
+    }
+    eprintln!("skipped: there is no python3");
     None
 }
 
