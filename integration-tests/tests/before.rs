@@ -1,11 +1,12 @@
 //! What a user asks before a run: what a file means, what it will take, whether the machine is ready.
 
 use std::fs;
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-use crate::program::{Bench, static_swarm};
+use crate::program::{Bench, signal, static_swarm};
 
 fn done(command: &mut Command) -> String {
     let output = command.output().expect("sepal runs");
@@ -89,6 +90,56 @@ fn a_plan_without_a_probe_connects_to_nobody() {
     let sets = ["swarm.use=static", "swarm.with.servers=[\"127.0.0.1:1\"]"];
     let text = done(&mut bench.sepal(&["plan", "pipeline.yaml", "--probe-steps", "0", "--set", sets[0], sets[1]]));
     assert!(text.contains("nothing was measured") && text.contains("if one server has all blocks"), "{text}");
+}
+
+#[test]
+fn plan_whose_time_is_up_uses_what_was_measured_and_says_so() {
+    let bench = Bench::new("llama-gqa");
+    let args = ["plan", "pipeline.yaml", "--probe-steps", "50", "--probe-seconds", "0"];
+    let output = bench.sepal(&[&args[..], &["--json"]].concat()).output().expect("sepal runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("probe: first step, to warm up") && !said.contains("probe: step 1 of"), "{said}");
+    let plan = json(&String::from_utf8_lossy(&output.stdout));
+    assert_eq!((&plan["time"]["ended_by"], &plan["time"]["probe_steps"]), (&"time_limit".into(), &1.into()));
+    assert!(plan["time"]["evaluation_tokens_per_second"].as_f64().is_some_and(|rate| rate > 0.0), "{plan}");
+    let text = done(&mut bench.sepal(&args));
+    assert!(text.contains("ended by --probe-seconds 0 before 50 steps and evaluation were measured"), "{text}");
+}
+
+#[test]
+fn plan_that_is_interrupted_shows_what_was_measured_and_saves_nothing() {
+    let bench = Bench::new("llama-gqa");
+    let args = ["plan", "pipeline.yaml", "--probe-steps", "1000000", "--probe-seconds", "3600"];
+    let mut child = bench.sepal(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("sepal runs");
+    let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines().map(|line| line.expect("text"));
+    assert!(lines.any(|line| line == "probe: step 2 of 1000000"), "it says what it measures");
+    signal(&child, "INT");
+    let said: Vec<String> = lines.filter(|line| line.contains("stopping")).collect();
+    assert_eq!(
+        said,
+        ["stopping after this batch, with a plan of what was measured; press Ctrl-C again to stop at once"]
+    );
+    let output = child.wait_with_output().expect("it ends");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("interrupted: fewer steps than asked for") && text.contains("estimated"), "{text}");
+    assert!(!bench.path("runs").exists(), "nothing is written");
+}
+
+#[test]
+fn evaluation_of_uneven_classes_is_one_line_with_the_macro_f1_first() {
+    let bench = Bench::new("llama-gqa");
+    let text = fs::read_to_string(bench.path("train.csv")).expect("read");
+    let is_kept = |(i, line): &(usize, &str)| *i < 2 || i % 8 == 0 || line.ends_with(",1");
+    let kept: Vec<&str> = text.lines().enumerate().filter(is_kept).map(|(_, line)| line).collect();
+    for (rows, headline) in [(text.clone(), "accuracy"), (kept.join("\n"), "f1_macro")] {
+        fs::write(bench.path("train.csv"), rows).expect("written");
+        let output = bench.output(&["train.max_steps=2"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let line = said.lines().find(|line| line.starts_with("evaluated")).expect("an evaluation");
+        assert!(line.starts_with(&format!("evaluated 48 rows after step 2: {headline} ")), "{line}");
+        assert!(line.len() <= 80, "{line}");
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod faults;
 mod given_on;
 mod http;
 mod new_plugin;
+mod non_finite;
 mod places;
 mod precision;
 mod predict;

@@ -7,6 +7,7 @@ use sepal_pipeline::{Event, Observer, Summary};
 use sepal_track::{EvaluationRecord, StepRecord};
 
 use crate::downloads::Downloads;
+use crate::probe_progress::ProbeProgress;
 
 /// Steps between plain lines: about fifty in a run.
 const PLAIN_LINES: u64 = 50;
@@ -18,6 +19,7 @@ const SMOOTHING: f64 = 0.1;
 pub(crate) struct Console {
     downloads: Downloads,
     bar: Option<ProgressBar>,
+    probe: Option<ProbeProgress>,
     plain: bool,
     total_steps: u64,
     /// Steps made before the run went on from a checkpoint.
@@ -37,6 +39,7 @@ impl Console {
         Self {
             downloads: Downloads::new(),
             bar: None,
+            probe: None,
             plain: !std::io::stderr().is_terminal(),
             total_steps: 0,
             done_before: 0,
@@ -52,9 +55,10 @@ impl Console {
 
     /// A line that stays, above the bar if there is one.
     pub(crate) fn line(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.println(text),
-            None => self.downloads.line(text),
+        match (&self.bar, &self.probe) {
+            (Some(bar), _) => bar.println(text),
+            (None, Some(probe)) => probe.line(text),
+            (None, None) => self.downloads.line(text),
         }
     }
 
@@ -118,18 +122,6 @@ impl Console {
         text.push_str(&format!(" {:.0} tokens/s, {} left", self.tokens as f64 / self.seconds, clock(left)));
         text
     }
-
-    fn evaluated(&self, record: &EvaluationRecord) {
-        // Those of single labels are in the records and in the report.
-        let whole = record.metrics.iter().filter(|(name, _)| !name.contains('/'));
-        let metrics: Vec<String> = whole.map(|(name, value)| format!("{name} {value:.4}")).collect();
-        let (step, rows, loss) = (record.step, record.rows, record.loss);
-        let seconds = record.seconds;
-        self.line(&format!(
-            "evaluated {rows} rows after step {step}: {} loss {loss:.4} ({seconds:.1} s)",
-            metrics.join(" ")
-        ));
-    }
 }
 
 impl Observer for Console {
@@ -144,8 +136,12 @@ impl Observer for Console {
                     bar.set_message(format!("evaluating {done}/{total} rows"));
                 }
             }
-            Event::Evaluated(record) => {
-                self.evaluated(record);
+            Event::Probing { what, number, last } => {
+                let plain = self.plain;
+                self.probe.get_or_insert_with(|| ProbeProgress::new(plain)).show(what, number, last);
+            }
+            Event::Evaluated { record, headline } => {
+                self.line(&evaluation_line(record, headline));
                 if let Some(bar) = self.bar.as_ref().filter(|_| self.steps > self.done_before) {
                     bar.set_message(self.status());
                 }
@@ -161,6 +157,42 @@ impl Drop for Console {
             bar.finish_and_clear();
         }
     }
+}
+
+/// Columns of a line that is to fit a terminal.
+const COLUMNS: usize = 80;
+
+/// Metrics beside the headline, those that say most first.
+const OTHERS: [&str; 10] =
+    ["accuracy", "f1", "f1_macro", "spearman", "pearson", "exact_match", "mse", "mcc", "auroc", "r2"];
+
+/// An evaluation in one line: the headline, and the loss and up to two other metrics as far as there is room. All metrics are
+/// in the records and in the report.
+fn evaluation_line(record: &EvaluationRecord, headline: &str) -> String {
+    let metric = |name: &'static str| Some((name, *record.metrics.get(name)?));
+    let text = |name: &str, value: f64| format!(" {name} {value:.4}");
+    let mut line = format!("evaluated {} rows after step {}:", record.rows, record.step);
+    let mut shown: Vec<(&str, f64)> =
+        record.metrics.get(headline).map(|&value| (headline, value)).into_iter().collect();
+    shown.iter().for_each(|&(name, value)| line.push_str(&text(name, value)));
+    let loss = text("loss", record.loss);
+    for (name, value) in OTHERS.into_iter().filter_map(metric) {
+        // Of more than two classes, `f1` and `f1_macro` are the same.
+        let is_f1_again =
+            |other: &str, number: f64| [name, other].iter().all(|name| name.starts_with("f1")) && number == value;
+        let is_shown = shown.iter().any(|&(other, number)| other == name || is_f1_again(other, number));
+        let more = text(name, value);
+        if !is_shown && shown.len() < 3 && line.len() + more.len() + loss.len() <= COLUMNS {
+            line.push_str(&more);
+            shown.push((name, value));
+        }
+    }
+    line.push_str(&loss);
+    let seconds = format!(" ({:.1} s)", record.seconds);
+    if line.len() + seconds.len() <= COLUMNS {
+        line.push_str(&seconds);
+    }
+    line
 }
 
 /// The last words of a run, for standard output.
@@ -233,6 +265,66 @@ pub(crate) fn clock(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn record(rows: usize, step: u64, metrics: &[(&str, f64)]) -> EvaluationRecord {
+        let metrics = metrics.iter().map(|&(name, value)| (name.to_owned(), value)).collect();
+        EvaluationRecord { rows, step, loss: 0.3512, seconds: 12.34, metrics, ..EvaluationRecord::default() }
+    }
+
+    #[test]
+    fn evaluation_is_one_line_with_the_headline_first() {
+        let binary = [
+            ("accuracy", 0.912),
+            ("auroc", 0.971),
+            ("ece", 0.05),
+            ("f1", 0.913),
+            ("f1/bad", 0.91),
+            ("f1_macro", 0.9119),
+            ("mcc", 0.8),
+        ];
+        let classes =
+            [("accuracy", 0.8), ("auroc", 0.9), ("f1", 0.5), ("f1_macro", 0.5), ("mcc", 0.4), ("recall", 0.5)];
+        let values = [("mae", 0.5), ("mse", 0.25), ("pearson", 0.9), ("r2", 0.8), ("spearman", 0.85)];
+        for (rows, step, metrics, headline, expected) in [
+            (
+                8,
+                2,
+                &binary[..],
+                "accuracy",
+                "evaluated 8 rows after step 2: accuracy 0.9120 f1 0.9130 loss 0.3512 (12.3 s)",
+            ),
+            (872, 300, &binary, "accuracy", "evaluated 872 rows after step 300: accuracy 0.9120 f1 0.9130 loss 0.3512"),
+            (
+                872,
+                300,
+                &classes,
+                "f1_macro",
+                "evaluated 872 rows after step 300: f1_macro 0.5000 accuracy 0.8000 loss 0.3512",
+            ),
+            (9, 3, &classes, "f1_macro", "evaluated 9 rows after step 3: f1_macro 0.5000 accuracy 0.8000 loss 0.3512"),
+            (9, 3, &classes, "loss", "evaluated 9 rows after step 3: accuracy 0.8000 f1 0.5000 mcc 0.4000 loss 0.3512"),
+            (9, 3, &values, "pearson", "evaluated 9 rows after step 3: pearson 0.9000 spearman 0.8500 loss 0.3512"),
+            (
+                9,
+                0,
+                &[("own/score", 1.0)],
+                "own/score",
+                "evaluated 9 rows after step 0: own/score 1.0000 loss 0.3512 (12.3 s)",
+            ),
+            (9, 0, &[], "loss", "evaluated 9 rows after step 0: loss 0.3512 (12.3 s)"),
+        ] {
+            assert_eq!(evaluation_line(&record(rows, step, metrics), headline), expected);
+        }
+    }
+
+    #[test]
+    fn evaluation_with_large_numbers_fits_a_terminal() {
+        let metrics = sepal_metrics::names().map(|name| (name, 0.5)).collect::<Vec<_>>();
+        for headline in sepal_metrics::names() {
+            let line = evaluation_line(&record(1_234_567, 1_000_000, &metrics), headline);
+            assert!(line.len() <= COLUMNS && line.contains(headline), "{line}");
+        }
+    }
 
     #[test]
     fn numbers_for_people() {

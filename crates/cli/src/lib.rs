@@ -22,12 +22,14 @@ mod place;
 mod plan;
 mod plugins;
 mod predict;
+mod probe_progress;
 mod push;
 mod render;
 mod report;
 mod run;
 mod serve;
 mod serve_task;
+mod suggest;
 mod swarm;
 mod table;
 
@@ -35,18 +37,17 @@ use std::error::Error;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
 use sepal_plugin::Registry;
 use tracing_subscriber::EnvFilter;
 
-use args::{Args, Command, ExportCommand, ImportCommand};
+use args::{Command, ExportCommand, ImportCommand};
 pub use plugins::plugins;
 
 type Failure = Box<dyn Error>;
 
 /// Runs the program with these plugins; the exit code is 0, or 1 after a message, or 2 for wrong arguments.
 pub fn main(registry: Registry) -> ExitCode {
-    let args = Args::parse();
+    let args = suggest::parse();
     start_logging();
     let done = match args.command {
         Command::Run(args) => {

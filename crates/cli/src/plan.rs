@@ -1,7 +1,12 @@
 //! `sepal plan`: what a run will take.
 
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
 use clap::Args as ClapArgs;
-use sepal_pipeline::plan::{BytesPlan, DataPlan, DiskPlan, HopPlan, ModelPlan, Plan, StepsPlan, TensorPlan, TimePlan};
+use sepal_pipeline::plan::{
+    BytesPlan, DataPlan, DiskPlan, HopPlan, ModelPlan, Plan, ProbeEnd, ProbeSpec, StepsPlan, TensorPlan,
+};
 use sepal_plugin::Registry;
 
 use crate::args::PipelineArgs;
@@ -17,6 +22,9 @@ pub(crate) struct PlanArgs {
     /// Steps to measure, after one that is not counted; nothing is trained or written. With 0 nothing is connected to
     #[arg(long, value_name = "N", default_value_t = 3)]
     probe_steps: u64,
+    /// Seconds that measuring may take, about; what was measured until then is used
+    #[arg(long, value_name = "S", default_value_t = 60)]
+    probe_seconds: u64,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -24,17 +32,18 @@ pub(crate) struct PlanArgs {
 
 pub(crate) fn plan(registry: &Registry, args: &PlanArgs) -> Result<(), Failure> {
     let spec = load(registry, &args.pipeline)?;
-    let stop = stop_on_interrupt()?;
+    let stop = stop_on_interrupt("stopping after this batch, with a plan of what was measured")?;
     let mut console = Console::new();
-    let plan = sepal_pipeline::plan::plan(&spec, registry, args.probe_steps, &mut console, &stop)?;
+    let probe = ProbeSpec { steps: args.probe_steps, limit: Duration::from_secs(args.probe_seconds) };
+    let plan = sepal_pipeline::plan::plan(&spec, registry, probe, &mut console, &stop)?;
     drop(console);
     match args.json {
         true => print(&serde_json::to_string_pretty(&plan)?),
-        false => print(&text(&plan)),
+        false => print(&text(&plan, args, stop.load(Ordering::Relaxed))),
     }
 }
 
-fn text(plan: &Plan) -> String {
+fn text(plan: &Plan, args: &PlanArgs, is_interrupted: bool) -> String {
     let mut table = Table::default();
     model(&mut table, &plan.model);
     trainable(&mut table, &plan.trainable, plan.model.parameters);
@@ -42,7 +51,7 @@ fn text(plan: &Plan) -> String {
     steps(&mut table, &plan.steps);
     bytes(&mut table, plan.bytes.as_ref());
     route(&mut table, plan);
-    time(&mut table, plan.time.as_ref(), &plan.steps);
+    time(&mut table, plan, args, is_interrupted);
     disk(&mut table, &plan.disk, &plan.model);
     table.text().to_owned()
 }
@@ -161,10 +170,16 @@ fn route(table: &mut Table, plan: &Plan) {
     }
 }
 
-fn time(table: &mut Table, time: Option<&TimePlan>, steps: &StepsPlan) {
+fn time(table: &mut Table, plan: &Plan, args: &PlanArgs, is_interrupted: bool) {
     table.heading("time");
-    let Some(time) = time else {
-        return table.line("unknown", "nothing was measured; --probe-steps 3 measures three steps");
+    let steps = &plan.steps;
+    let Some(time) = &plan.time else {
+        let why = match (is_interrupted, args.probe_steps) {
+            (true, _) => "it was interrupted before a step was measured",
+            (false, 0) => "nothing was measured; --probe-steps 3 measures three steps",
+            (false, _) => "no step could be measured: numbers overflowed in each of them",
+        };
+        return table.line("unknown", why);
     };
     let n = time.probe_steps;
     let measured = if n == 1 { "1 step".to_owned() } else { format!("{n} steps") };
@@ -175,8 +190,21 @@ fn time(table: &mut Table, time: Option<&TimePlan>, steps: &StepsPlan) {
             time.step_seconds, time.step_tokens, time.first_step_seconds, time.tokens_per_second
         ),
     );
-    if let Some(rate) = time.evaluation_tokens_per_second {
-        table.line("", format!("{rate:.0} tokens/s in evaluation"));
+    match time.evaluation_tokens_per_second {
+        Some(rate) => table.line("", format!("{rate:.0} tokens/s in evaluation")),
+        None if steps.evaluations > 0 => {
+            table.line("", "evaluation was not measured and is taken to be as fast as training");
+        }
+        None => {}
+    }
+    match time.ended_by {
+        Some(ProbeEnd::Interrupted) => table.line("", "interrupted: fewer steps than asked for, so a rougher estimate"),
+        Some(_) => {
+            let (steps, seconds) = (args.probe_steps, args.probe_seconds);
+            let why = format!("ended by --probe-seconds {seconds} before {steps} steps and evaluation were measured");
+            table.line("", why);
+        }
+        None => {}
     }
     let mut parts = vec![format!("{} of training", clock(time.estimated_training_seconds))];
     if steps.evaluations > 0 {

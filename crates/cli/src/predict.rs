@@ -29,7 +29,7 @@ const CHUNK_ROWS: usize = 1024;
 const NAMED_ROWS: usize = 5;
 
 pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Failure> {
-    let stop = stop_on_interrupt()?;
+    let stop = stop_on_interrupt("stopping after these rows; no incomplete file is left")?;
     let mut console = Console::new();
     // What is wrong with input and output is said before the model is loaded.
     let classifier = Open { run: &args.run, set: &args.rows.set, registry, stop: &stop };
@@ -64,7 +64,7 @@ pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Fai
         }
         skipped += chunk.skipped.len();
         if !chunk.is_empty() {
-            let predicted = session.classify(&tokens)?;
+            let predicted = session.classify(&tokens).map_err(|error| error.renumbered(&chunk.numbers))?;
             let (class, logits, probabilities) = (&predicted.class, &predicted.logits, &predicted.probabilities);
             match writer.write(&chunk, Predicted { class, logits, probabilities }) {
                 Err(WriteError::Closed) => return Ok(()),
@@ -106,7 +106,7 @@ fn tokenize(session: &Session<'_>, chunk: &mut Rows, column: &str) -> Result<Vec
 }
 
 pub(crate) fn evaluate(registry: &Registry, args: &EvaluateArgs) -> Result<(), Failure> {
-    let stop = stop_on_interrupt()?;
+    let stop = stop_on_interrupt("stopping after this batch; nothing is written")?;
     let mut console = Console::new();
     let open = Open { run: &args.run, set: &args.rows.set, registry, stop: &stop };
     let spec = open.spec()?;

@@ -19,7 +19,7 @@ pub(crate) fn run(registry: &Registry, args: &RunArgs) -> Result<(), Failure> {
         (None, None) => return Err("resume: name a pipeline file, or the run's folder after --resume".into()),
     };
     let spec = load(registry, &PipelineArgs { file, set: args.set.clone() })?;
-    let stop = stop_on_interrupt()?;
+    let stop = stop_on_interrupt("stopping after this step, and saving")?;
     let mut console = Console::new();
     let folder = match &args.resume {
         Some(None) => sepal_pipeline::unfinished_run(&spec, registry),
@@ -106,15 +106,15 @@ pub(crate) fn load(registry: &Registry, args: &PipelineArgs) -> Result<Spec, Fai
     Ok(spec)
 }
 
-/// Set by the first Ctrl-C; the second one ends the program at once.
-pub(crate) fn stop_on_interrupt() -> Result<Arc<AtomicBool>, Failure> {
+/// Set by the first Ctrl-C, which is answered by what the command does then; the second one ends the program at once.
+pub(crate) fn stop_on_interrupt(answer: &'static str) -> Result<Arc<AtomicBool>, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     ctrlc::set_handler(move || {
         if flag.swap(true, Ordering::Relaxed) {
             end_at_once();
         }
-        eprintln!("\nstopping after this step, and saving; press Ctrl-C again to stop at once");
+        eprintln!("\n{answer}; press Ctrl-C again to stop at once");
     })?;
     Ok(stop)
 }

@@ -20,7 +20,7 @@ use crate::blocks::Tuned;
 use crate::connect::Kept;
 use crate::data::{label_kind, read_split};
 use crate::error::{BoxError, RunError};
-use crate::evaluate::evaluate;
+use crate::evaluate::{Split, evaluate, shown_first};
 use crate::model::Model;
 use crate::model_files::watched;
 use crate::progress::Observer;
@@ -50,7 +50,7 @@ pub struct Session<'a> {
 pub struct Evaluation {
     /// The metrics.
     pub record: EvaluationRecord,
-    /// The name of the one that comes first for the task.
+    /// The name of the one that says most of the run's classes.
     pub headline: String,
     /// `predictions.parquet` of these rows.
     pub predictions: Vec<u8>,
@@ -159,7 +159,7 @@ impl Classifier {
     /// `files` are the splits of which the first that the source has is read, if it has several.
     ///
     /// # Errors
-    /// [`RunError`] if the rows cannot be had, or have other labels.
+    /// [`RunError`] if the rows cannot be had, or have other labels, or a prediction is NaN or infinite.
     pub fn evaluate(
         &self,
         sources: &Sources,
@@ -178,12 +178,14 @@ impl Classifier {
         let set = LabelSet::new(self.label_names()).map_err(|error| data(error.into()))?;
         let labels = set.labels_as(&table, label_kind(&*self.model.head)).map_err(|error| data(error.into()))?;
         let loader = self.loader(&table, labels.clone()).map_err(data)?;
-        let evaluated = evaluate(&self.model, &loader, self.manifest.steps, observer)?;
+        let rows = Split { loader: &loader, name: "labelled" };
+        let evaluated = evaluate(&self.model, rows, self.manifest.steps, observer, stop)?;
+        let headline = shown_first(&evaluated, &self.manifest.data.class_rows).to_owned();
         let Prediction { class, probabilities, logits } = &evaluated.prediction;
         let predicted = sepal_data::Predicted { class, logits, probabilities };
         let predictions = sepal_data::predictions_parquet(&table, &labels, self.label_names(), predicted)
             .map_err(|source| RunError::Predictions(source.into()))?;
-        Ok(Evaluation { record: evaluated.record, headline: evaluated.headline, predictions })
+        Ok(Evaluation { record: evaluated.record, headline, predictions })
     }
 
     fn loader(&self, table: &Table, labels: Labels) -> Result<Loader, BoxError> {
@@ -221,7 +223,8 @@ impl Session<'_> {
     /// Predicts these rows; the answer is in their order, whatever the batches that they go in.
     ///
     /// # Errors
-    /// [`RunError`] if a row has no token, or the blocks failed.
+    /// [`RunError`] if a row has no token, or the blocks failed; [`RunError::NonFiniteLogits`] with the places of the rows,
+    /// from 1, if a prediction is NaN or infinite.
     pub fn classify(&self, rows: &[TokenRow]) -> Result<Prediction, RunError> {
         if rows.iter().any(|row| row.ids.is_empty()) {
             return Err(RunError::Data { split: "given", source: "a text yields no token".into() });
@@ -231,18 +234,20 @@ impl Session<'_> {
         order.sort_by_key(|&row| rows[row].ids.len());
         let mut predicted = Prediction::default();
         for batch in order.chunks(self.classifier.batch_size) {
-            predicted.append(self.batch(&batch.iter().map(|&row| &rows[row]).collect::<Vec<_>>())?);
+            predicted.append(self.batch(rows, batch)?);
         }
         Ok(in_order(predicted, &order))
     }
 
-    fn batch(&self, rows: &[&TokenRow]) -> Result<Prediction, RunError> {
-        let ids: Vec<i64> = rows.iter().flat_map(|row| &row.ids).map(|&id| i64::from(id)).collect();
+    fn batch(&self, rows: &[TokenRow], batch: &[usize]) -> Result<Prediction, RunError> {
+        let ids: Vec<i64> = batch.iter().flat_map(|&row| &rows[row].ids).map(|&id| i64::from(id)).collect();
         let given = |source: BoxError| RunError::Data { split: "given", source };
-        let ragged = Ragged::from_lengths(rows.iter().map(|row| row.ids.len())).map_err(|error| given(error.into()))?;
+        let ragged =
+            Ragged::from_lengths(batch.iter().map(|&row| rows[row].ids.len())).map_err(|error| given(error.into()))?;
         let model = &self.classifier.model;
         tch::no_grad(|| {
-            let logits = model.forward(&self.tuned, &ids, &ragged, Phase::Evaluate)?;
+            let logits = model.forward(&self.tuned, &ids, &ragged, Phase::Evaluate);
+            let logits = logits.map_err(|error| error.of_rows("given", batch))?;
             model.head.predict(&logits).map_err(RunError::Head)
         })
     }

@@ -3,6 +3,8 @@ use std::path::PathBuf;
 use sepal_core::DEEP_PROMPTS;
 use tch::TchError;
 
+use crate::finite::NonFiniteOrigin;
+
 /// A run that could not start or go on. What was trained until then is saved.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -180,6 +182,22 @@ pub enum RunError {
         /// The servers that the batch went through.
         servers: String,
     },
+    /// Predictions that are NaN or infinite.
+    #[error("predict {split} row{} {}: the logits are NaN or infinite; {origin}", plural(rows), rows_text(rows))]
+    NonFiniteLogits {
+        /// `validation`, `labelled` or `given`.
+        split: &'static str,
+        /// The rows, from 1; all of the batch if it is not known which.
+        rows: Vec<usize>,
+        /// Where they come from.
+        origin: NonFiniteOrigin,
+        /// What servers had to do with it.
+        #[source]
+        source: Option<Box<sepal_remote::RemoteError>>,
+    },
+    /// An interruption before there was a result.
+    #[error("predict all rows: it was interrupted")]
+    Interrupted,
     /// The optimizer failed.
     #[error("move the parameters")]
     Optimizer(#[source] sepal_optim::StepError),
@@ -257,6 +275,31 @@ pub enum RunError {
 }
 
 impl RunError {
+    /// The error with the numbers that its rows have among others, `numbers` being those of the rows as they are counted
+    /// now.
+    #[must_use]
+    pub fn renumbered(self, numbers: &[usize]) -> Self {
+        let number = |row: usize| row.checked_sub(1).and_then(|at| numbers.get(at)).copied().unwrap_or(row);
+        match self {
+            Self::NonFiniteLogits { split, rows, origin, source } => {
+                let rows = rows.into_iter().map(number).collect();
+                Self::NonFiniteLogits { split, rows, origin, source }
+            }
+            other => other,
+        }
+    }
+
+    /// The error of a batch of these rows, counted from 0, of `split`.
+    pub(crate) fn of_rows(self, split: &'static str, indices: &[usize]) -> Self {
+        match self {
+            Self::NonFiniteLogits { rows, origin, source, .. } => {
+                let rows = rows.into_iter().filter_map(|row| Some(indices.get(row)? + 1)).collect();
+                Self::NonFiniteLogits { split, rows, origin, source }
+            }
+            other => other,
+        }
+    }
+
     /// Where numbers were too large, if that is what is wrong.
     pub(crate) fn overflow(&self) -> Option<String> {
         match self {
@@ -271,6 +314,10 @@ impl RunError {
 
 /// An error of a library, with its text.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+fn plural(rows: &[usize]) -> &'static str {
+    if rows.len() == 1 { "" } else { "s" }
+}
 
 /// The first rows of a batch by number.
 fn rows_text(rows: &[usize]) -> String {

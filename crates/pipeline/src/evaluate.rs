@@ -1,5 +1,6 @@
 //! Predicting validation rows, and which evaluation is best.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use sepal_core::NamedHostTensor;
@@ -33,12 +34,24 @@ pub(crate) struct Kept {
     pub(crate) params: Vec<NamedHostTensor>,
 }
 
-/// Predicts all rows of the loader, in its order.
+/// Rows that are to be predicted, and how they are called in errors.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Split<'a> {
+    pub(crate) loader: &'a Loader,
+    /// `validation` or `labelled`.
+    pub(crate) name: &'static str,
+}
+
+/// Predicts all rows of the split, in their order. `stop` is looked at between batches.
+///
+/// # Errors
+/// [`RunError::Interrupted`] if `stop` is set, [`RunError::NonFiniteLogits`] if a prediction is NaN or infinite.
 pub(crate) fn evaluate(
     model: &Model,
-    loader: &Loader,
+    Split { loader, name }: Split<'_>,
     steps: u64,
     observer: &mut dyn Observer,
+    stop: &AtomicBool,
 ) -> Result<Evaluated, RunError> {
     let started = Instant::now();
     let traffic = model.blocks.traffic();
@@ -49,7 +62,11 @@ pub(crate) fn evaluate(
     tch::no_grad(|| {
         let tuned = model.blocks.tune(model.tunables()?)?;
         for batch in loader.epoch(0) {
-            let logits = model.forward(&tuned, &batch.ids, &batch.rows, Phase::Evaluate)?;
+            if stop.load(Ordering::Relaxed) {
+                return Err(RunError::Interrupted);
+            }
+            let logits = model.forward(&tuned, &batch.ids, &batch.rows, Phase::Evaluate);
+            let logits = logits.map_err(|error| error.of_rows(name, &batch.indices))?;
             let truth = to_tensor(batch.labels.as_ref())?;
             let mean = model.head.loss(&logits, &truth).map_err(RunError::Head)?;
             loss += f64::try_from(&mean).map_err(RunError::Torch)? * batch.rows.len() as f64;
@@ -89,6 +106,23 @@ pub(crate) fn metric_names(model: &Model, loader: &Loader) -> Result<Vec<String>
 /// The loss under the name by which it can be the metric that decides.
 const LOSS: &str = "loss";
 
+/// Ratio of the rows of the most frequent class to those of the rarest from which on accuracy says little.
+const UNEVEN: u64 = 3;
+
+/// The metric that says most of predictions where classes are uneven.
+const OF_UNEVEN_CLASSES: &str = "f1_macro";
+
+/// The metric to show first: the task's first one, or [`OF_UNEVEN_CLASSES`] if the training rows of the classes are that
+/// many and the task has it.
+pub(crate) fn shown_first<'a>(evaluated: &'a Evaluated, class_rows: &[u64]) -> &'a str {
+    let (most, least) = (class_rows.iter().max().copied(), class_rows.iter().min().copied());
+    let is_uneven = most.unwrap_or(0) >= UNEVEN * least.unwrap_or(0).max(1) && class_rows.len() > 1;
+    if is_uneven && evaluated.record.metrics.contains_key(OF_UNEVEN_CLASSES) {
+        return OF_UNEVEN_CLASSES;
+    }
+    &evaluated.headline
+}
+
 /// Says which of two evaluations is better.
 #[derive(Debug, Clone)]
 pub(crate) struct Judge {
@@ -100,6 +134,11 @@ impl Judge {
     /// By what the pipeline asks for, or else `usual`, or else the task's first metric.
     pub(crate) fn new(spec: &EvaluateSpec, usual: Option<&str>) -> Self {
         Self { metric: spec.metric.clone().or_else(|| usual.map(str::to_owned)), goal: spec.goal }
+    }
+
+    /// The metric to show first: what was asked for, or else what says most of these classes.
+    pub(crate) fn shown_first<'a>(&'a self, evaluated: &'a Evaluated, class_rows: &[u64]) -> &'a str {
+        self.metric.as_deref().unwrap_or_else(|| shown_first(evaluated, class_rows))
     }
 
     /// The value that decides.
@@ -176,6 +215,25 @@ mod tests {
         check(&judge(None, Some("mse"), None), "mse", false);
         check(&judge(Some("loss"), Some("accuracy"), None), "loss", false);
         check(&judge(Some("loss"), None, Some(Goal::Max)), "loss", true);
+    }
+
+    #[test]
+    fn metric_shown_first_follows_the_classes_unless_one_is_asked_for() {
+        let mut evaluated = evaluated(1, 0.5, 0.8);
+        let first = |judge: Judge, evaluated: &Evaluated, rows: &[u64]| judge.shown_first(evaluated, rows).to_owned();
+        assert_eq!(first(judge(None, None, None), &evaluated, &[1, 9]), "accuracy", "there is no other");
+        evaluated.record.metrics.insert("f1_macro".to_owned(), 0.5);
+        for (rows, expected) in [
+            (&[10_u64, 29][..], "accuracy"),
+            (&[10, 30], "f1_macro"),
+            (&[0, 3, 5], "f1_macro"),
+            (&[], "accuracy"),
+            (&[7], "accuracy"),
+        ] {
+            assert_eq!(first(judge(None, None, None), &evaluated, rows), expected, "{rows:?}");
+        }
+        assert_eq!(first(judge(Some("loss"), None, None), &evaluated, &[1, 9]), "loss");
+        assert_eq!(first(judge(None, Some("mse"), None), &evaluated, &[1, 9]), "mse");
     }
 
     #[test]

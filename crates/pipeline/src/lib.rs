@@ -26,6 +26,7 @@ mod data;
 mod diagnose;
 mod error;
 mod evaluate;
+mod finite;
 mod layers;
 mod load;
 mod model;
@@ -53,6 +54,7 @@ mod yaml;
 
 pub use classifier::{Classifier, Evaluation, Session};
 pub use error::RunError;
+pub use finite::NonFiniteOrigin;
 pub use load::{Layers, Loaded, ReadError};
 pub use model_files::ModelFiles;
 pub use path::KeyPath;

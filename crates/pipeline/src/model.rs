@@ -6,6 +6,7 @@ use tch::Tensor;
 
 use crate::blocks::{Blocks, Tuned};
 use crate::error::RunError;
+use crate::finite::Trace;
 use crate::precision::{rounded, rounded_forward};
 use crate::spec::Precision;
 
@@ -30,6 +31,9 @@ impl Model {
     }
 
     /// The logits of a batch: `[rows, n_labels]`.
+    ///
+    /// # Errors
+    /// [`RunError`]; where only predictions are wanted, also [`RunError::NonFiniteLogits`], with places in the batch for rows.
     pub(crate) fn forward(
         &self,
         tuned: &Tuned<'_>,
@@ -40,9 +44,17 @@ impl Model {
         let tokens = self.rounded(self.ends.embed(&Tensor::from_slice(ids)))?; // [n_tokens, hidden]
         let prompts = self.tuning.prefix().map_err(RunError::Tuning)?;
         let prefix = prompts.map(|prompts| self.prefix(&prompts)).transpose()?;
-        let pooled = tuned.forward(prefix.as_ref(), &tokens, rows)?; // [rows, hidden]
+        let pooled = match tuned.forward(prefix.as_ref(), &tokens, rows) {
+            Err(error) if phase == Phase::Evaluate => return Err(self.blocks_failed(error, &tokens, rows.len())),
+            pooled => pooled?, // [rows, hidden]
+        };
         let hidden = Hidden { pooled: self.rounded(self.ends.final_norm(&pooled))? };
-        self.head.forward(&hidden, phase).map_err(RunError::Head)
+        let logits = self.head.forward(&hidden, phase).map_err(RunError::Head)?;
+        if phase == Phase::Evaluate {
+            let (normed, logits) = (&hidden.pooled, &logits.values);
+            self.check_finite(&Trace { tokens: &tokens, pooled: &pooled, normed, logits })?;
+        }
+        Ok(logits)
     }
 
     fn prefix(&self, prompts: &Tensor) -> Result<Tensor, RunError> {

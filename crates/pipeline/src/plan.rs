@@ -25,7 +25,7 @@ mod probe;
 mod route;
 
 pub use self::bytes::BytesPlan;
-pub use self::probe::TimePlan;
+pub use self::probe::{ProbeEnd, ProbeSpec, TimePlan};
 pub use self::route::{HopPlan, ServerPlan};
 
 /// What a run will take.
@@ -155,16 +155,17 @@ pub struct DiskPlan {
     pub free_bytes: Option<u64>,
 }
 
-/// Finds out what the run of `spec` will take. With `probe_steps`, the blocks are loaded or connected to, and so many steps
-/// are measured on the run's first batches, after one that is not counted; nothing is moved or written. With 0, nothing is
-/// connected to, and of the model only embeddings and norm are fetched.
+/// Finds out what the run of `spec` will take. With a probe of some steps, the blocks are loaded or connected to, and so many
+/// steps are measured on the run's first batches, after one that is not counted; nothing is moved or written. With 0, nothing
+/// is connected to, and of the model only embeddings and norm are fetched. When `stop` is set, the plan has what was measured
+/// until then.
 ///
 /// # Errors
 /// [`RunError`] if a part cannot be had, as the run would.
 pub fn plan(
     spec: &Spec,
     registry: &Registry,
-    probe_steps: u64,
+    probe: ProbeSpec,
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Plan, RunError> {
@@ -173,7 +174,7 @@ pub fn plan(
     }
     let assets = Assets::from_env();
     let rows = data::read(spec, &assets, observer, stop)?;
-    let frozen = match probe_steps {
+    let frozen = match probe.steps {
         0 => fetch_ends(spec, &assets, observer, stop)?,
         _ => Frozen::fetch(spec, &assets, observer, stop)?,
     };
@@ -195,7 +196,7 @@ pub fn plan(
         data,
         steps,
     };
-    let step = if probe_steps == 0 {
+    let step = if probe.steps == 0 {
         let ends = sepal_blocks::Ends::load(&frozen.checkpoint)
             .map_err(|source| RunError::Load { what: "embeddings and final norm", source: source.into() })?;
         let tuning = build_tuning(spec, registry, &frozen, (&*head, ends.embedding_matrix(), false), &mut params)?;
@@ -208,7 +209,7 @@ pub fn plan(
         let step = Step::of(spec, &frozen, &*model.tuning, &plan.data)?;
         let (route, servers) = route::look(spec, &frozen, &kept, step.positions())?;
         (plan.route, plan.servers) = (Some(route), servers);
-        let probe = Probe { spec, prepared: &prepared, length, steps: probe_steps, observer, stop };
+        let probe = Probe { spec, prepared: &prepared, length, probe, observer, stop };
         plan.time = probe.run(&mut model, &plan.data, &plan.steps)?;
         drop(model);
         drop(kept);

@@ -31,7 +31,21 @@ pub enum Event<'a> {
         total: usize,
     },
     /// An evaluation is complete.
-    Evaluated(&'a EvaluationRecord),
+    Evaluated {
+        /// What was measured.
+        record: &'a EvaluationRecord,
+        /// The metric, or the loss, that says most.
+        headline: &'a str,
+    },
+    /// A part of a probe begins.
+    Probing {
+        /// What is measured: `step`, or `batch of the evaluation`.
+        what: &'static str,
+        /// Which of them, from 0; the first is there to warm up.
+        number: u64,
+        /// The last of them.
+        last: u64,
+    },
 }
 
 /// Watches a run.

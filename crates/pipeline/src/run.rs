@@ -173,6 +173,7 @@ impl Run<'_> {
             spec,
             length,
             judge: Judge::new(&spec.evaluate, usual_metric(&prepared.facts.train)),
+            class_rows: &prepared.facts.class_rows,
             records,
             observer,
             stop: self.stop,

@@ -98,7 +98,8 @@ impl Training<'_> {
         sums: &mut Sums,
     ) -> Result<(f64, Option<String>), RunError> {
         self.model.params.zero_grad();
-        let made = accumulate(self.model, &self.scaling, group, step, sums).and_then(|()| self.update(group, step, lr));
+        let made = accumulate(self.model, &self.scaling, group, step, sums, &|| false);
+        let made = made.and_then(|()| self.update(group, step, lr));
         match made {
             Ok(grad_norm) => Ok((grad_norm, None)),
             Err(error) => match error.overflow().filter(|_| self.scaling.skip()) {
@@ -134,25 +135,32 @@ pub(crate) struct Measured {
     pub(crate) tokens: usize,
     pub(crate) bytes_up: u64,
     pub(crate) bytes_down: u64,
+    /// No batch was left out.
+    pub(crate) is_whole: bool,
 }
 
 /// Everything of a step but the optimizer's part: the parameters stay as they are, and so do their gradients, which are
-/// none. Nothing if it would have been skipped for overflow.
+/// none. Nothing if it would have been skipped for overflow. If `is_over` says so behind one of its batches, the step ends
+/// there; then the figures are those of a whole step, by its tokens.
 pub(crate) fn measure(
     model: &mut Model,
     scaling: &Scaling,
     group: &[Batch],
     step: u64,
+    is_over: &dyn Fn() -> bool,
 ) -> Result<Option<Measured>, RunError> {
     let traffic = model.blocks.traffic().clone();
     let (started, up, down) = (Instant::now(), traffic.up(), traffic.down());
     let mut sums = Sums::of(group);
-    let made = accumulate(model, scaling, group, step, &mut sums);
+    let made = accumulate(model, scaling, group, step, &mut sums, is_over);
+    let tokens = group.iter().map(|batch| batch.rows.n_tokens()).sum();
+    let share = tokens as f64 / sums.tokens.max(1) as f64;
     let measured = Measured {
-        seconds: started.elapsed().as_secs_f64(),
-        tokens: sums.tokens,
-        bytes_up: traffic.up() - up,
-        bytes_down: traffic.down() - down,
+        seconds: started.elapsed().as_secs_f64() * share,
+        tokens,
+        bytes_up: ((traffic.up() - up) as f64 * share) as u64,
+        bytes_down: ((traffic.down() - down) as f64 * share) as u64,
+        is_whole: sums.tokens == tokens,
     };
     model.params.zero_grad();
     match made {
@@ -162,10 +170,20 @@ pub(crate) fn measure(
     }
 }
 
-/// Gradients of the mean loss over all rows of the group, times the scale.
-fn accumulate(model: &Model, scaling: &Scaling, group: &[Batch], step: u64, sums: &mut Sums) -> Result<(), RunError> {
+/// Gradients of the mean loss over all rows of the group, times the scale, or of those of its batches until `is_over`.
+fn accumulate(
+    model: &Model,
+    scaling: &Scaling,
+    group: &[Batch],
+    step: u64,
+    sums: &mut Sums,
+    is_over: &dyn Fn() -> bool,
+) -> Result<(), RunError> {
     let mut tuned: Option<Tuned<'_>> = None;
-    for batch in group {
+    for (i, batch) in group.iter().enumerate() {
+        if i > 0 && is_over() {
+            break;
+        }
         // A graph of its own for each backward; the numbers go up once.
         let tunables = model.tunables()?;
         let current = match tuned.take() {
@@ -178,6 +196,9 @@ fn accumulate(model: &Model, scaling: &Scaling, group: &[Batch], step: u64, sums
         let loss = model.head.loss(&logits, &labels).map_err(RunError::Head)?;
         let value = f64::try_from(&loss).map_err(RunError::Torch)?;
         if !value.is_finite() {
+            if step == 1 && scaling.scale().is_none() {
+                check_untrained(model, tuned, batch)?;
+            }
             let (rows, servers) = (batch.indices.clone(), model.blocks.places());
             return Err(RunError::NonFinite { what: "loss", step, rows, servers });
         }
@@ -193,6 +214,12 @@ fn accumulate(model: &Model, scaling: &Scaling, group: &[Batch], step: u64, sums
         model.blocks.backward(&scaled).map_err(|source| RunError::Backward { step, source })?;
     }
     Ok(())
+}
+
+/// Errors if the model gives logits that are NaN or infinite before anything was trained.
+fn check_untrained(model: &Model, tuned: &Tuned<'_>, batch: &Batch) -> Result<(), RunError> {
+    let logits = tch::no_grad(|| model.forward(tuned, &batch.ids, &batch.rows, Phase::Evaluate));
+    logits.map(drop).map_err(|error| error.of_rows("training", &batch.indices))
 }
 
 /// What libtorch draws from in a step, dropout for example. It depends on seed and step alone, so that nothing of it needs

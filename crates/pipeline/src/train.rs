@@ -10,7 +10,7 @@ use sepal_track::{Best, ServerUse};
 use serde::{Deserialize, Serialize};
 
 use crate::error::RunError;
-use crate::evaluate::{Judge, Kept, evaluate, value_of};
+use crate::evaluate::{Judge, Kept, Split, evaluate, value_of};
 use crate::model::Model;
 use crate::precision::Scaling;
 use crate::progress::{Event, Observer};
@@ -29,6 +29,8 @@ pub(crate) struct Training<'a> {
     pub(crate) spec: &'a Spec,
     pub(crate) length: Length,
     pub(crate) judge: Judge,
+    /// Training rows of each class; empty where rows have no class.
+    pub(crate) class_rows: &'a [u64],
     pub(crate) records: &'a mut Records,
     pub(crate) observer: &'a mut dyn Observer,
     pub(crate) stop: &'a AtomicBool,
@@ -163,10 +165,13 @@ impl Training<'_> {
     fn evaluate_into(&mut self, outcome: &mut Outcome) -> Result<(), RunError> {
         let Some(loader) = self.validation else { return Ok(()) };
         let progress = &mut outcome.progress;
-        let evaluated = evaluate(self.model, loader, progress.steps, self.observer)?;
+        let (rows, never) = (Split { loader, name: "validation" }, AtomicBool::new(false));
+        // One that was begun is made whole: it would have to begin anew when the run goes on.
+        let evaluated = evaluate(self.model, rows, progress.steps, self.observer, &never)?;
         let value = self.judge.value(&evaluated)?;
         self.records.evaluation(&evaluated.record)?;
-        self.observer.event(Event::Evaluated(&evaluated.record));
+        let headline = self.judge.shown_first(&evaluated, self.class_rows);
+        self.observer.event(Event::Evaluated { record: &evaluated.record, headline });
         if let Some(watched) = self.schedule.watches() {
             let watched = value_of(&evaluated.record, watched, "schedule.with.metric")?;
             self.schedule.evaluated((progress.steps - self.scaling.skipped()) as usize, watched);

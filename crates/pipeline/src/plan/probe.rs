@@ -1,7 +1,7 @@
 //! A few steps and a few predictions on real batches, measured.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sepal_data::Loader;
 use sepal_plugin::Phase;
@@ -22,6 +22,8 @@ use crate::train::{Dealt, Length};
 pub struct TimePlan {
     /// Measured: steps that count.
     pub probe_steps: u64,
+    /// Why less was measured than was asked for; nothing if all was.
+    pub ended_by: Option<ProbeEnd>,
     /// Measured: seconds of the step before them, which opens connections and warms up.
     pub first_step_seconds: f64,
     /// Measured: seconds of a step, the mean. The optimizer's part is not in it.
@@ -34,7 +36,8 @@ pub struct TimePlan {
     pub step_bytes_up: u64,
     /// Measured: bytes that came down in a step, the mean.
     pub step_bytes_down: u64,
-    /// Measured: validation tokens per second; nothing if there are no validation rows.
+    /// Measured: validation tokens per second; nothing if there are no validation rows, or the probe was interrupted before
+    /// the first was predicted. Evaluations are then taken to be as fast as training.
     pub evaluation_tokens_per_second: Option<f64>,
     /// Estimated: seconds of all steps.
     pub estimated_training_seconds: f64,
@@ -45,12 +48,33 @@ pub struct TimePlan {
     pub estimated_seconds: f64,
 }
 
+/// How much is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProbeSpec {
+    /// Steps, after one that is not counted; with 0 nothing is connected to.
+    pub steps: u64,
+    /// Time that the steps and the predictions may take. What was begun is made whole, of a step a batch, and one of each is
+    /// always measured.
+    pub limit: Duration,
+}
+
+/// Why a probe measured less than it was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ProbeEnd {
+    /// Its time was up.
+    TimeLimit,
+    /// It was interrupted.
+    Interrupted,
+}
+
 /// What is to be measured.
 pub(super) struct Probe<'a> {
     pub(super) spec: &'a Spec,
     pub(super) prepared: &'a Prepared,
     pub(super) length: Length,
-    pub(super) steps: u64,
+    pub(super) probe: ProbeSpec,
     pub(super) observer: &'a mut dyn Observer,
     pub(super) stop: &'a AtomicBool,
 }
@@ -58,45 +82,86 @@ pub(super) struct Probe<'a> {
 impl Probe<'_> {
     /// Nothing if no step was made: it was interrupted, or all numbers overflowed.
     pub(super) fn run(
-        self,
+        mut self,
         model: &mut Model,
         data: &DataPlan,
         steps: &StepsPlan,
     ) -> Result<Option<TimePlan>, RunError> {
-        self.observer.event(Event::Notice(&format!("probe: {} steps after one to warm up", self.steps)));
+        let (n, limit) = (self.probe.steps, self.probe.limit);
+        self.observer.event(Event::Notice(&format!(
+            "probe: {n} steps after one to warm up, {} seconds at the most",
+            limit.as_secs_f64()
+        )));
+        let started = Instant::now();
+        // A third of the time is for predictions.
+        let mut clock = Clock { stop: self.stop, deadline: started.checked_add(limit.mul_f64(2.0 / 3.0)), end: None };
+        let Some(measured) = self.steps(model, &mut clock)? else { return Ok(None) };
+        clock.deadline = started.checked_add(limit);
+        let rate = match &self.prepared.validation {
+            Some(loader) => predict(model, loader, n, self.observer, &mut clock)?,
+            None => None,
+        };
+        Ok(Some(estimate(&measured, rate, clock.end, self.prepared, data, steps)))
+    }
+
+    /// The steps that were made, the one to warm up first. Nothing if there is none.
+    fn steps(&mut self, model: &mut Model, clock: &mut Clock<'_>) -> Result<Option<Vec<Measured>>, RunError> {
         let scaling = Scaling::new(self.spec.scaler());
         let mut dealt = Dealt::new(&self.prepared.train, self.length, self.spec.train.accumulate);
-        let (mut first, mut measured) = (None, Vec::new());
-        for step in 0..=self.steps {
-            if self.stop.load(Ordering::Relaxed) {
+        let mut measured = Vec::new();
+        for step in 0..=self.probe.steps {
+            if clock.is_over(step == 0) {
                 break;
             }
+            self.observer.event(Event::Probing { what: "step", number: step, last: self.probe.steps });
             // A run of one step has one.
             let (group, _) = dealt.group(step % self.length.total_steps.max(1));
-            if let Some(taken) = measure(model, &scaling, &group, step + 1)? {
-                match first {
-                    None => first = Some(taken),
-                    Some(_) => measured.push(taken),
-                }
+            let made = measure(model, &scaling, &group, step + 1, &|| clock.is_late())?;
+            if made.is_some_and(|made| !made.is_whole) {
+                clock.is_over(false);
             }
+            measured.extend(made);
         }
-        let Some(first) = first else { return Ok(None) };
-        if measured.is_empty() {
-            measured.push(first);
-        }
-        let rate = self.prepared.validation.as_ref().map(|loader| predict(model, loader, self.steps, self.stop));
-        Ok(Some(estimate(&measured, first.seconds, rate.transpose()?.flatten(), self.prepared, data, steps)))
+        Ok((!measured.is_empty()).then_some(measured))
+    }
+}
+
+/// What ends a probe.
+struct Clock<'a> {
+    stop: &'a AtomicBool,
+    /// None for a time that never comes.
+    deadline: Option<Instant>,
+    /// What has ended it.
+    end: Option<ProbeEnd>,
+}
+
+impl Clock<'_> {
+    fn is_late(&self) -> bool {
+        self.stop.load(Ordering::Relaxed) || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// Whether no more is begun, and why. Time is always left for what `is_first`.
+    fn is_over(&mut self, is_first: bool) -> bool {
+        let end = match self.stop.load(Ordering::Relaxed) {
+            true => Some(ProbeEnd::Interrupted),
+            false => (!is_first && self.is_late()).then_some(ProbeEnd::TimeLimit),
+        };
+        // An interruption says more than a limit.
+        self.end = if end == Some(ProbeEnd::Interrupted) { end } else { self.end.or(end) };
+        end.is_some()
     }
 }
 
 fn estimate(
-    measured: &[Measured],
-    first_step_seconds: f64,
+    made: &[Measured],
     evaluation_rate: Option<f64>,
+    ended_by: Option<ProbeEnd>,
     prepared: &Prepared,
     data: &DataPlan,
     steps: &StepsPlan,
 ) -> TimePlan {
+    // The one to warm up counts if there is no other.
+    let measured = if made.len() > 1 { &made[1..] } else { made };
     let n = measured.len() as f64;
     let mean = |get: fn(&Measured) -> f64| measured.iter().map(get).sum::<f64>() / n;
     let (seconds, tokens) = (mean(|step| step.seconds), mean(|step| step.tokens as f64));
@@ -105,12 +170,14 @@ fn estimate(
     let training_tokens = data.mean_batch_tokens * steps.accumulate as f64 * steps.total as f64;
     let training = training_tokens / tokens_per_second;
     let validation_tokens = prepared.validation.as_ref().map_or(0, tokens_of);
-    let evaluation = evaluation_rate.map_or(0.0, |rate| validation_tokens as f64 / rate);
+    // A prediction is faster than a step with as many tokens.
+    let evaluation = validation_tokens as f64 / evaluation_rate.unwrap_or(tokens_per_second);
     let whole = training + evaluation * steps.evaluations as f64;
     let limit = steps.max_minutes.map_or(f64::INFINITY, |minutes| minutes * 60.0 + evaluation);
     TimePlan {
         probe_steps: measured.len() as u64,
-        first_step_seconds,
+        ended_by,
+        first_step_seconds: made.first().map_or(0.0, |first| first.seconds),
         step_seconds: seconds,
         step_tokens: tokens,
         tokens_per_second,
@@ -128,21 +195,55 @@ fn tokens_of(loader: &Loader) -> usize {
 }
 
 /// Tokens per second of the predictions of so many batches, after one to warm up if there are several.
-fn predict(model: &Model, loader: &Loader, batches: u64, stop: &AtomicBool) -> Result<Option<f64>, RunError> {
+fn predict(
+    model: &Model,
+    loader: &Loader,
+    batches: u64,
+    observer: &mut dyn Observer,
+    clock: &mut Clock<'_>,
+) -> Result<Option<f64>, RunError> {
+    let last = batches.min(loader.batches_per_epoch().saturating_sub(1) as u64);
     tch::no_grad(|| {
         let tuned = model.blocks.tune(model.tunables()?)?;
         let (mut tokens, mut started) = (0, Instant::now());
-        for (i, batch) in loader.epoch(0).take(batches as usize + 1).enumerate() {
-            if stop.load(Ordering::Relaxed) {
+        let mut seconds = 0.0;
+        for (number, batch) in (0..=last).zip(loader.epoch(0)) {
+            if clock.is_over(number == 0) {
                 break;
             }
-            if i == 1 {
+            observer.event(Event::Probing { what: "batch of the evaluation", number, last });
+            if number == 1 {
                 (tokens, started) = (0, Instant::now());
             }
-            let logits = model.forward(&tuned, &batch.ids, &batch.rows, Phase::Evaluate)?;
+            let logits = model.forward(&tuned, &batch.ids, &batch.rows, Phase::Evaluate);
+            let logits = logits.map_err(|error| error.of_rows("validation", &batch.indices))?;
             model.head.predict(&logits).map_err(RunError::Head)?;
             tokens += batch.rows.n_tokens();
+            seconds = started.elapsed().as_secs_f64();
         }
-        Ok((tokens > 0).then(|| tokens as f64 / started.elapsed().as_secs_f64()))
+        Ok((tokens > 0).then(|| tokens as f64 / seconds))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clock(stop: &AtomicBool, seconds: u64) -> Clock<'_> {
+        Clock { stop, deadline: Instant::now().checked_add(Duration::from_secs(seconds)), end: None }
+    }
+
+    #[test]
+    fn time_is_left_for_the_first_but_not_after_an_interruption() {
+        let (go, stop) = (AtomicBool::new(false), AtomicBool::new(true));
+        let mut ahead = clock(&go, 3600);
+        assert!(!ahead.is_over(true) && !ahead.is_over(false) && ahead.end.is_none());
+        let mut late = clock(&go, 0);
+        assert!(!late.is_over(true) && late.end.is_none());
+        assert!(late.is_over(false) && late.end == Some(ProbeEnd::TimeLimit));
+        let mut stopped = clock(&stop, 3600);
+        assert!(stopped.is_over(true) && stopped.end == Some(ProbeEnd::Interrupted));
+        late.stop = &stop;
+        assert!(late.is_over(true) && late.end == Some(ProbeEnd::Interrupted), "an interruption says more");
+    }
 }

@@ -1,0 +1,76 @@
+//! Models and adapters with NaN or infinite numbers: one error that says what is wrong with what, whoever asks.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::program::Bench;
+
+/// Writes `value` in the place of each number of a tensor.
+fn spoil(path: &Path, tensor: &str, value: f32) {
+    let mut bytes = fs::read(path).expect("read");
+    let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + length]).expect("a header");
+    let [start, end] = [0, 1].map(|i| header[tensor]["data_offsets"][i].as_u64().expect("an offset") as usize);
+    for number in bytes[8 + length + start..8 + length + end].chunks_exact_mut(4) {
+        number.copy_from_slice(&value.to_le_bytes());
+    }
+    fs::write(path, bytes).expect("written");
+}
+
+#[test]
+fn model_that_is_not_finite_fails_the_run_and_is_named() {
+    let behind = "so are the hidden states behind blocks 0:3 in this process: check the model's files";
+    let server = "so are hidden states on the way through the servers";
+    let norm = "so are the hidden states behind the model's final norm: check the model's files";
+    for (tensor, value, swarm, expected) in [
+        ("model.embed_tokens.weight", f32::NAN, "none", "so are the model's embeddings: check the model's files"),
+        ("model.layers.1.mlp.down_proj.weight", f32::NAN, "none", behind),
+        ("model.layers.1.mlp.down_proj.weight", f32::INFINITY, "none", behind),
+        ("model.layers.1.mlp.down_proj.weight", f32::NAN, "embedded", server),
+        ("model.norm.weight", f32::NAN, "none", norm),
+        ("model.norm.weight", f32::NEG_INFINITY, "embedded", norm),
+    ] {
+        let bench = Bench::new("llama-gqa");
+        spoil(&bench.path("model/model.safetensors"), tensor, value);
+        let swarm = format!("swarm.use={swarm}");
+        let text = bench.failure(&["train.max_steps=0", &swarm]);
+        let what = "predict validation rows 1, 2, 3, 4, 5, 6, 7, 8 and 40 more: the logits are NaN or infinite; ";
+        assert!(text.contains(&format!("{what}{expected}")), "{tensor} {swarm}: {text}");
+        let is_named = text.contains("returned hidden states that are not finite for blocks 1:2");
+        assert_eq!(is_named, expected == server, "{text}");
+        assert_eq!(bench.only_run().manifest()["status"]["state"], "failed");
+    }
+}
+
+#[test]
+fn model_that_is_not_finite_fails_the_first_step_and_is_named() {
+    let bench = Bench::new("llama-gqa");
+    spoil(&bench.path("model/model.safetensors"), "model.norm.weight", f32::NAN);
+    let text = bench.failure(&["swarm.use=none"]);
+    assert!(text.contains("predict training row") && text.contains("the model's final norm"), "{text}");
+}
+
+#[test]
+fn adapter_that_is_not_finite_predicts_nothing_and_is_named() {
+    let bench = Bench::new("llama-gqa");
+    let run = bench.run(&["train.max_steps=2"]);
+    spoil(&run.folder.join("adapter.safetensors"), "score.weight", f32::INFINITY);
+    let folder = run.folder.to_str().expect("text");
+    fs::write(bench.path("one.csv"), "id,sentence\n1,\n2,a good film\n").expect("written");
+    let rows = format!("{}", bench.path("one.csv").display());
+    let commands: [(&[&str], &str); 3] = [
+        (&["predict", folder, "-i", &rows, "-o", "out.csv"], "predict given row 2"),
+        (&["evaluate", folder, "--data", "validation.csv"], "predict labelled rows 1, 2"),
+        (&["serve-task", folder, "--listen", "127.0.0.1:0"], "predict given row 1"),
+    ];
+    for (command, expected) in commands {
+        let output = bench.sepal(command).output().expect("sepal runs");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        let origin = "the logits are NaN or infinite; so are numbers of `score.weight`, which was trained";
+        assert!(text.contains(expected) && text.contains(origin), "{command:?}: {text}");
+    }
+    assert!(!bench.path("out.csv").exists(), "nothing half-written is left");
+}
