@@ -166,8 +166,8 @@ const COLUMNS: usize = 80;
 const OTHERS: [&str; 10] =
     ["accuracy", "f1", "f1_macro", "spearman", "pearson", "exact_match", "mse", "mcc", "auroc", "r2"];
 
-/// An evaluation in one line: the headline, and the loss and up to two other metrics as far as there is room. All metrics are
-/// in the records and in the report.
+/// An evaluation in one line: the headline, another metric, the loss and the time, as far as there is room. All metrics are in
+/// the records and in the report.
 fn evaluation_line(record: &EvaluationRecord, headline: &str) -> String {
     let metric = |name: &'static str| Some((name, *record.metrics.get(name)?));
     let text = |name: &str, value: f64| format!(" {name} {value:.4}");
@@ -182,7 +182,7 @@ fn evaluation_line(record: &EvaluationRecord, headline: &str) -> String {
             |other: &str, number: f64| [name, other].iter().all(|name| name.starts_with("f1")) && number == value;
         let is_shown = shown.iter().any(|&(other, number)| other == name || is_f1_again(other, number));
         let more = text(name, value);
-        if !is_shown && shown.len() < 3 && line.len() + more.len() + loss.len() <= COLUMNS {
+        if !is_shown && shown.len() < 2 && line.len() + more.len() + loss.len() <= COLUMNS {
             line.push_str(&more);
             shown.push((name, value));
         }
@@ -302,7 +302,7 @@ mod tests {
                 "evaluated 872 rows after step 300: f1_macro 0.5000 accuracy 0.8000 loss 0.3512",
             ),
             (9, 3, &classes, "f1_macro", "evaluated 9 rows after step 3: f1_macro 0.5000 accuracy 0.8000 loss 0.3512"),
-            (9, 3, &classes, "loss", "evaluated 9 rows after step 3: accuracy 0.8000 f1 0.5000 mcc 0.4000 loss 0.3512"),
+            (9, 3, &classes, "loss", "evaluated 9 rows after step 3: accuracy 0.8000 f1 0.5000 loss 0.3512 (12.3 s)"),
             (9, 3, &values, "pearson", "evaluated 9 rows after step 3: pearson 0.9000 spearman 0.8500 loss 0.3512"),
             (
                 9,
