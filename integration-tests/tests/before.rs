@@ -249,6 +249,52 @@ fn what_a_run_would_refuse_is_said_at_once() {
     }
 }
 
+/// Drafts and runs a pipeline for 200 rows with these labels in turn; the pipeline, and the messages of `sepal init`.
+fn drafted(bench: &Bench, name: &str, labels: &[&str], more: &[&str]) -> (Value, String) {
+    let row = |i: usize| format!("the film was {i},\"{}\"\n", labels[i % labels.len()]);
+    fs::write(bench.path(name), "text,topic\n".to_owned() + &(0..200).map(row).collect::<String>()).expect("written");
+    let args = [&["init", name, "--model", "model", "--output", "p.yaml", "--force"], more].concat();
+    let output = bench.sepal(&args).output().expect("sepal runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    done(&mut bench.sepal(&["run", "p.yaml", "--set", "train.max_steps=1", "train.threads=1"]));
+    (json(&done(&mut bench.sepal(&["render", "p.yaml", "--json"]))), said)
+}
+
+#[test]
+fn tags_are_drafted_as_several_labels() {
+    let bench = Bench::new("llama-gqa");
+    let cells = ["Refund; Account access", "Refund", "Billing;Refund", "Billing", "Account access; Billing"];
+    let task = |spec: &Value, key: &str| spec[format!("task.with.{key}")]["value"].clone();
+    let (spec, said) = drafted(&bench, "tags.csv", &cells, &[]);
+    assert_eq!(task(&spec, "labels"), serde_json::json!(["Account access", "Billing", "Refund"]));
+    assert_eq!(task(&spec, "multi_label"), true);
+    assert!(said.contains("several to a row: Account access 80, Billing 120, Refund 120"), "{said}");
+    assert!(said.contains("question    does each row have several labels?"), "{said}");
+    let (spec, said) = drafted(&bench, "tags.csv", &cells, &["--as", "class"]);
+    assert_eq!(task(&spec, "labels").as_array().map(Vec::len), Some(5), "{said}");
+}
+
+#[test]
+fn degrees_many_labels_and_rare_ones_are_questioned() {
+    let bench = Bench::new("llama-gqa");
+    let (spec, said) = drafted(&bench, "stars.csv", &["1", "2", "3", "4", "5"], &[]);
+    assert_eq!(spec["task.with.labels"]["value"], serde_json::json!(["1", "2", "3", "4", "5"]));
+    assert!(
+        said.contains("question    are the labels degrees, from 1 to 5?") && said.contains("--as number"),
+        "{said}"
+    );
+    let (spec, said) = drafted(&bench, "stars.csv", &["1", "2", "3", "4", "5"], &["--as", "number"]);
+    assert_eq!(spec["task.with.labels"]["value"], serde_json::json!(["topic"]));
+    assert!(!said.contains("question") && !said.contains("warning"), "{said}");
+    let many: Vec<String> = (0..40).map(|i| format!("class {i}")).collect();
+    let (_, said) = drafted(&bench, "many.csv", &many.iter().map(String::as_str).collect::<Vec<_>>(), &[]);
+    assert!(said.contains("question    are 40 labels meant? Each has 5.0 rows"), "{said}");
+    let rare: Vec<&str> = (0..200).map(|i| if i == 7 { "badd" } else { ["bad", "good"][i % 2] }).collect();
+    let (_, said) = drafted(&bench, "rare.csv", &rare, &[]);
+    assert!(said.contains("question    is `badd` a label? It has one row"), "{said}");
+}
+
 #[test]
 fn the_dialect_of_a_file_is_drafted() {
     let bench = Bench::new("llama-gqa");
@@ -295,5 +341,8 @@ fn labels_that_are_numbers_get_names() {
     let wrong =
         bench.sepal(&["init", "reviews.tsv", "--output", "q.yaml", "--labels", "a,b,c"]).output().expect("runs");
     assert_eq!(wrong.status.code(), Some(1));
+    let values = bench.sepal(&["init", "reviews.tsv", "--output", "q.yaml", "--labels", "1,2"]).output().expect("runs");
+    let said = String::from_utf8_lossy(&values.stderr).into_owned();
+    assert!(values.status.code() == Some(1) && said.contains("use names with a word in them"), "{said}");
     assert!(!bench.path("q.yaml").exists());
 }

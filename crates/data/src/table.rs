@@ -21,7 +21,9 @@ pub struct Table {
 /// A label as the file has it. What a csv or jsonl file holds is a name, digits included.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RawLabel {
-    /// A whole number, or a boolean as 0 or 1.
+    /// A truth value.
+    Bool(bool),
+    /// A whole number.
     Int(i64),
     /// A text.
     Name(String),
@@ -197,15 +199,25 @@ fn digest(texts: &[String], pairs: Option<&[String]>, labels: Option<&[RawLabel]
         column.iter().for_each(|text| add(text.as_bytes()));
     }
     for label in labels.into_iter().flatten() {
-        // Debug tells all values and all kinds apart.
-        add(format!("{label:?}").as_bytes());
+        add(hashed(label).as_bytes());
     }
     hex::encode(hash.finalize())
+}
+
+/// A text that tells all values and all kinds apart. A truth value has that of the number that stood for it when digests
+/// were first made, so that they stay as they were.
+fn hashed(label: &RawLabel) -> String {
+    match label {
+        RawLabel::Bool(truth) => hashed(&RawLabel::Int(i64::from(*truth))),
+        RawLabel::Many(items) => format!("Many([{}])", items.iter().map(hashed).collect::<Vec<_>>().join(", ")),
+        other => format!("{other:?}"),
+    }
 }
 
 impl fmt::Display for RawLabel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            RawLabel::Bool(truth) => write!(f, "{truth}"),
             RawLabel::Int(number) => write!(f, "{number}"),
             RawLabel::Name(name) => f.write_str(name),
             RawLabel::Float(number) => write!(f, "{number}"),

@@ -12,7 +12,7 @@ use arrow::ipc::writer::{FileWriter, IpcWriteOptions, StreamWriter};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
-use sepal_data::{Format, LabelSet, Labels, RawLabel, ReadError, Table, TableSpec};
+use sepal_data::{Format, LabelError, LabelKind, LabelSet, Labels, RawLabel, ReadError, Table, TableSpec};
 use tempfile::TempDir;
 
 const TEXTS: [&str; 4] = ["A \"fine\" film,\nin two lines", "dull", "007", "été 🎬"];
@@ -183,7 +183,7 @@ fn labels_of_every_type() {
     let set = |names: &[&str]| LabelSet::new(names.iter().copied()).expect("names");
     assert_eq!(set(&["bad", "good"]).labels(&read("name")), Ok(Labels::Class(vec![0, 1, 0])));
     assert_eq!(set(&["score"]).labels(&read("float")), Ok(Labels::Value(vec![0.5, -1.0, 3.0])));
-    assert_eq!(read("bool").labels().expect("labels")[1], RawLabel::Int(0));
+    assert_eq!(read("bool").labels().expect("labels")[1], RawLabel::Bool(false));
     let hot = vec![vec![1.0, 0.0, 1.0], vec![0.0; 3], vec![0.0, 1.0, 0.0]];
     assert_eq!(set(&["a", "b", "c"]).labels(&read("list")), Ok(Labels::Multi(hot)));
     let error = Table::read(&TableSpec::new(&path, "list")).expect_err("lists are no texts");
@@ -223,12 +223,27 @@ fn empty_and_null_cells_are_named() {
         assert!(error.to_string().contains("row 2 of ") && error.to_string().contains(name), "{error}");
     }
     for (name, content, wanted) in [
-        ("d.csv", "text,label\nfine,1\nfine,\n", "label"),
         ("e.jsonl", "{\"text\": \"fine\", \"label\": 1}\n{\"text\": null, \"label\": 0}\n", "text"),
         ("f.jsonl", "{\"text\": \"fine\", \"label\": 1}\n{\"text\": \"fine\"}\n", "label"),
     ] {
         let error = read(name, content);
         assert!(matches!(&error, ReadError::Null { place, column } if place.row == 2 && column == wanted), "{error}");
+    }
+}
+
+#[test]
+fn an_empty_label_is_missing_but_where_rows_have_several() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let set = LabelSet::new(["bad", "good"]).expect("names");
+    for (name, content) in [("x.csv", "text,label\nfine,good\nfine,\n"), ("x.tsv", "text\tlabel\nfine\tgood\nfine\t\n")]
+    {
+        let path = folder.path().join(name);
+        fs::write(&path, content).expect("written");
+        let table = Table::read(&TableSpec::new(path, "text").with_label("label")).expect("a table");
+        let error = set.labels_as(&table, LabelKind::Class).expect_err("a missing label");
+        assert!(matches!(&error, LabelError::Missing { place } if place.row == 2), "{error}");
+        let expected = Labels::Multi(vec![vec![0.0, 1.0], vec![0.0, 0.0]]);
+        assert_eq!(set.labels_as(&table, LabelKind::Multi), Ok(expected), "{name}");
     }
 }
 

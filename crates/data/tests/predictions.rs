@@ -135,6 +135,18 @@ fn several_labels_and_values() {
         "{\"text\":\"x\",\"label\":[\"joy\",\"fear\"],\"predicted\":[\"joy\",\"fear\"],\"probability\":[0.5,0.875]}\n\
          {\"text\":\"y\",\"label\":[],\"predicted\":[],\"probability\":[]}\n"
     );
+    let of_csv = rows("text,label\nx,fear; 0\ny,\n", Format::Csv, &labelled(Carry::Nothing));
+    assert_eq!(
+        write_of(of_csv, Format::Jsonl, several(), &probabilities),
+        "{\"label\":[\"joy\",\"fear\"],\"predicted\":[\"joy\",\"fear\"],\"probability\":[0.5,0.875]}\n\
+         {\"label\":[],\"predicted\":[],\"probability\":[]}\n"
+    );
+    let of_csv = rows("text,label\nx,1.0\ny,\n", Format::Csv, &labelled(Carry::Nothing));
+    assert_eq!(
+        written(of_csv, Format::Jsonl, spec(&["bad", "good"], LabelKind::Class)),
+        "{\"label\":\"good\",\"predicted\":\"good\",\"probability\":0.75}\n\
+         {\"label\":null,\"predicted\":\"good\",\"probability\":0.75}\n"
+    );
     let value = spec(&["score"], LabelKind::Value);
     let value = OutputSpec { probabilities: true, ..value };
     let only = rows(content, Format::Jsonl, &labelled(Carry::Nothing));

@@ -110,6 +110,109 @@ fn lists_and_metadata_of_parquet() {
     assert!(sepal_data::survey(&path, &all).expect("a survey").whole);
 }
 
+/// A csv file of texts with these labels, each of them so often.
+fn labelled(labels: &[&str], times: usize) -> Survey {
+    let rows = (0..times * labels.len()).map(|i| format!("some words of row {i},\"{}\"\n", labels[i % labels.len()]));
+    look("x.csv", &("text,topic\n".to_owned() + &rows.collect::<String>()))
+}
+
+fn counts(survey: &Survey) -> Vec<(&str, usize)> {
+    let label = survey.label.as_ref().expect("a label");
+    label.classes.iter().map(|class| (class.value.as_str(), class.rows)).collect()
+}
+
+#[test]
+fn tags_are_several_labels() {
+    for cells in [
+        ["Refund; Account access", "Refund", "Account access;Refund", "Billing", "Refund; Billing"],
+        ["Refund|Account access", "Refund", "Account access|Refund", "Billing", "Refund | Billing"],
+        ["Refund, Account access", "Refund", "Account access,Refund", "Billing", "Refund,Billing"],
+        [
+            "['Refund', 'Account access']",
+            "['Refund']",
+            "['Account access', 'Refund']",
+            "['Billing']",
+            "['Refund', 'Billing']",
+        ],
+        ["[Refund, Account access]", "[Refund]", "[Account access, Refund]", "[Billing]", "[Refund, Billing]"],
+    ] {
+        let survey = labelled(&cells, 8);
+        let label = survey.label.as_ref().expect("a label");
+        assert_eq!((label.kind, text(&survey)), (LabelKind::Multi, "text"), "{cells:?}");
+        assert_eq!(counts(&survey), [("Account access", 16), ("Billing", 16), ("Refund", 32)], "{cells:?}");
+        let other = &survey.label_alternatives[0];
+        assert_eq!((other.column.as_str(), other.kind, other.classes.len()), ("topic", LabelKind::Class, 5));
+    }
+    let survey = labelled(&["joy|fear", "anger"], 8);
+    assert_eq!(counts(&survey), [("anger", 8), ("fear", 8), ("joy", 8)], "`|` stands between labels");
+}
+
+#[test]
+fn names_with_separators_are_classes() {
+    for cells in [["Food, drink", "Arts, culture", "Cars"], ["A; 1", "A; 2", "B; 3"]] {
+        let survey = labelled(&cells, 8);
+        assert_eq!(survey.label.as_ref().map(|label| label.kind), Some(LabelKind::Class), "{cells:?}");
+        assert_eq!(counts(&survey).len(), 3);
+    }
+}
+
+#[test]
+fn nan_is_no_label() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("x.parquet");
+    let number = |i: usize| if i == 5 { f64::NAN } else { (i % 2) as f64 };
+    let columns: [(&str, ArrayRef); 2] = [
+        ("text", Arc::new(StringArray::from_iter_values((0..40).map(|i| format!("a text of words {i}"))))),
+        ("label", Arc::new(Float64Array::from_iter_values((0..40).map(number)))),
+    ];
+    let batch = RecordBatch::try_from_iter(columns).expect("a batch");
+    let mut writer =
+        ArrowWriter::try_new(File::create(&path).expect("a file"), batch.schema(), None).expect("a writer");
+    writer.write(&batch).expect("written");
+    writer.close().expect("closed");
+    let of_parquet = survey(&path, &SurveyOptions::default()).expect("a survey");
+    let row = |i: usize| format!("a text {i},{}\n", if i == 5 { "nan".to_owned() } else { format!("{}.0", i % 2) });
+    let of_csv = look("x.csv", &("text,label\n".to_owned() + &(0..40).map(row).collect::<String>()));
+    for survey in [of_parquet, of_csv] {
+        let label = survey.label.as_ref().expect("a label");
+        assert_eq!((label.kind, label.numbered), (LabelKind::Class, true));
+        assert_eq!((label.missing, label.first_missing), (1, Some(6)));
+        assert_eq!(counts(&survey), [("0", 20), ("1", 19)]);
+    }
+    let survey = labelled(&["joy", "nan", "fear", "<NA>"], 8);
+    assert_eq!(counts(&survey), [("fear", 8), ("joy", 8)]);
+    assert_eq!(survey.column("topic").expect("a column").kind, ColumnKind::Text);
+}
+
+#[test]
+fn labels_that_are_read_alike_are_one_class() {
+    let survey = labelled(&["\u{e9}t\u{e9}", "e\u{301}te\u{301}", " hiver", "hiver "], 8);
+    assert_eq!(counts(&survey), [("hiver", 16), ("\u{e9}t\u{e9}", 16)]);
+    let survey = labelled(&["True", "FALSE", "true", "False"], 8);
+    assert_eq!(counts(&survey), [("FALSE", 16), ("True", 16)]);
+}
+
+#[test]
+fn multi_hot_vectors_are_told_from_lists_of_indices() {
+    let lists = |cells: &[&str]| {
+        let row = |i: usize| format!("{{\"text\": \"some words {i}\", \"label\": {}}}\n", cells[i % cells.len()]);
+        look("x.jsonl", &(0..24).map(row).collect::<String>())
+    };
+    let check = |cells: &[&str], numbered: bool, expected: &[(&str, usize)]| {
+        let survey = lists(cells);
+        let label = survey.label.as_ref().expect("a label");
+        assert_eq!((label.kind, label.numbered), (LabelKind::Multi, numbered), "{cells:?}");
+        assert_eq!(counts(&survey), expected, "{cells:?}");
+    };
+    check(&["[1, 0]", "[0, 1]"], true, &[("0", 12), ("1", 12)]);
+    check(&["[1, 0, 1]", "[0, 0, 1]"], true, &[("0", 12), ("1", 0), ("2", 24)]);
+    check(&["[0.5, 0.0]", "[1.0, 1.0]"], true, &[("0", 24), ("1", 12)]);
+    check(&["[true, false]", "[false, false]"], true, &[("0", 12), ("1", 0)]);
+    check(&["[0, 1]", "[0]", "[2]"], true, &[("0", 16), ("1", 8), ("2", 8)]);
+    check(&["[0, 1]", "[]", "[1]"], true, &[("0", 8), ("1", 16)]);
+    check(&["[\"a\", \"b\"]", "[\"a\"]"], false, &[("a", 24), ("b", 12)]);
+}
+
 #[test]
 fn what_is_unclear_is_not_chosen() {
     let survey = look("x.csv", "id,n\n1,2\n2,3\n3,5\n");

@@ -7,8 +7,8 @@ use std::sync::atomic::AtomicBool;
 use sepal_assets::{Assets, Kind, Source, Sources};
 use sepal_core::Ragged;
 use sepal_data::{
-    LabelSet, Labels, Loader, LoaderConfig, OutputSpec, Table, TableSpec, Template, TokenRow, TokenSpec, TokenTable,
-    encode_texts,
+    LabelError, LabelSet, Labels, ListLayout, Loader, LoaderConfig, OutputSpec, Table, TableSpec, Template, TokenRow,
+    TokenSpec, TokenTable, encode_texts,
 };
 use sepal_nn::Parameters;
 use sepal_plugin::{Phase, Prediction, Registry};
@@ -136,7 +136,7 @@ impl Classifier {
     /// # Errors
     /// [`RunError::Predictions`] if the names of its labels cannot be told apart.
     pub fn output(&self) -> Result<OutputSpec, RunError> {
-        let labels = LabelSet::new(self.label_names()).map_err(|error| RunError::Predictions(error.into()))?;
+        let labels = self.label_set().map_err(|error| RunError::Predictions(error.into()))?;
         Ok(OutputSpec::new(labels, label_kind(&*self.model.head)))
     }
 
@@ -175,7 +175,7 @@ impl Classifier {
         };
         let asset = asset.map_err(|source| RunError::Fetch { what: "data", source })?;
         let table = read_split(&asset.path, columns, splits).map_err(data)?;
-        let set = LabelSet::new(self.label_names()).map_err(|error| data(error.into()))?;
+        let set = self.label_set().map_err(|error| data(error.into()))?;
         let labels = set.labels_as(&table, label_kind(&*self.model.head)).map_err(|error| data(error.into()))?;
         let loader = self.loader(&table, labels.clone()).map_err(data)?;
         let rows = Split { loader: &loader, name: "labelled" };
@@ -186,6 +186,12 @@ impl Classifier {
         let predictions = sepal_data::predictions_parquet(&table, &labels, self.label_names(), predicted)
             .map_err(|source| RunError::Predictions(source.into()))?;
         Ok(Evaluation { record: evaluated.record, headline, predictions })
+    }
+
+    /// The labels, as they were read for training.
+    fn label_set(&self) -> Result<LabelSet, LabelError> {
+        let layout = self.manifest.data.label_layout.as_deref().and_then(ListLayout::named);
+        Ok(LabelSet::new(self.label_names())?.with_layout(layout))
     }
 
     fn loader(&self, table: &Table, labels: Labels) -> Result<Loader, BoxError> {

@@ -78,6 +78,15 @@ pub(crate) struct Rows {
 }
 
 impl Rows {
+    /// The head's labels. Lists mean the same among training and validation rows.
+    fn label_set(&self, head: &dyn TaskHead) -> Result<LabelSet, RunError> {
+        let set = LabelSet::new(head.label_names()).map_err(training)?;
+        Ok(match label_kind(head) {
+            LabelKind::Multi => set.with_layout_of(std::iter::once(&self.train).chain(&self.validation)),
+            LabelKind::Class | LabelKind::Value => set,
+        })
+    }
+
     /// Keeps some of the training rows aside, if there are no other validation rows and some are wanted.
     fn split(self, seed: u64, set: &LabelSet, head: &dyn TaskHead) -> Result<Self, RunError> {
         let Some(fraction) = self.chosen.spec.validation_split.filter(|_| self.validation.is_none()) else {
@@ -114,7 +123,7 @@ pub(crate) fn prepare(
     head: &dyn TaskHead,
     observer: &mut dyn Observer,
 ) -> Result<Prepared, RunError> {
-    let set = LabelSet::new(head.label_names()).map_err(training)?;
+    let set = rows.label_set(head)?;
     let Rows { chosen, train, validation } = rows.split(spec.train.seed, &set, head)?;
     let read = |table: &Table| -> Result<Labels, BoxError> { Ok(set.labels_as(table, label_kind(head))?) };
     let train_labels = read(&train).map_err(training)?;
@@ -137,10 +146,17 @@ pub(crate) fn prepare(
         prefetch: loader.prefetch,
     };
     let class_rows = class_rows(&train_labels, set.names().len());
+    let train_digest = set.digest(&train, &train_labels);
     let train_loader = Loader::new(train_tokens, Some(train_labels), config).map_err(training)?;
     let facts = |validation: Option<&Table>, truncated: Truncated| {
         let facts = facts(&chosen, &train, validation, truncated.rows, class_rows.clone());
-        DataFacts { max_length: Some(spec.data.max_length), truncation_side: Some(side.name().to_owned()), ..facts }
+        DataFacts {
+            max_length: Some(spec.data.max_length),
+            truncation_side: Some(side.name().to_owned()),
+            label_layout: set.layout().map(|layout| layout.name().to_owned()),
+            train_digest: train_digest.clone(),
+            ..facts
+        }
     };
     let Some(table) = validation else {
         let (facts, names) = (facts(None, truncated), set.names().to_vec());
@@ -157,10 +173,11 @@ pub(crate) fn prepare(
         prefetch: loader.prefetch,
     };
     let validation = Loader::new(validation_tokens, Some(labels.clone()), config).map_err(validating)?;
+    let validation_digest = set.digest(&table, &labels);
     let prepared = Prepared {
         train: train_loader,
         validation: Some(validation),
-        facts: facts(Some(&table), truncated),
+        facts: DataFacts { validation_digest, ..facts(Some(&table), truncated) },
         truncated,
         rows: Some((table, labels)),
         names: set.names().to_vec(),
@@ -299,8 +316,6 @@ fn facts(
         train: chosen.train.pinned().to_string(),
         validation: described,
         passed_over: chosen.passed_over.clone(),
-        train_digest: train.digest().to_owned(),
-        validation_digest: validation.map(|table| table.digest().to_owned()).unwrap_or_default(),
         train_rows: train.len(),
         validation_rows: validation.map_or(0, Table::len),
         truncated_rows,
@@ -308,9 +323,8 @@ fn facts(
         text_pair: chosen.spec.text_pair.clone(),
         label: chosen.spec.label.clone(),
         template: chosen.spec.template.clone(),
-        max_length: None,
-        truncation_side: None,
         class_rows,
+        ..DataFacts::default()
     }
 }
 

@@ -171,7 +171,9 @@ pub struct DataSpec {
     /// The column that holds a second text, for tasks on pairs.
     #[serde(default)]
     pub text_pair: Option<String>,
-    /// The column that holds the label: its name, or its index in the task's labels.
+    /// The column that holds the label: its name, the value of its name (`true` for `True`, 1 for `1.0`), or, where no
+    /// name is a number or truth value, its index from 0. Several labels are a list of them, a multi-hot vector, or a text
+    /// in which `|`, `;` or `,` separates them.
     pub label: String,
     /// Only rows whose columns have these values.
     #[serde(default, rename = "where")]
@@ -253,7 +255,9 @@ pub struct AlternativeSpec {
     /// The column that holds a second text, for tasks on pairs.
     #[serde(default)]
     pub text_pair: Option<String>,
-    /// The column that holds the label: its name, or its index in the task's labels.
+    /// The column that holds the label: its name, the value of its name (`true` for `True`, 1 for `1.0`), or, where no
+    /// name is a number or truth value, its index from 0. Several labels are a list of them, a multi-hot vector, or a text
+    /// in which `|`, `;` or `,` separates them.
     pub label: String,
     /// Only rows whose columns have these values.
     #[serde(default, rename = "where")]

@@ -187,6 +187,9 @@ pub struct DataFacts {
     /// End of long texts that was removed, `left` or `right`. Runs of before do not say; they removed the right one.
     #[serde(default)]
     pub truncation_side: Option<String>,
+    /// Layout of lists of labels among the training rows, where rows have several labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label_layout: Option<String>,
     /// How many training rows each class has; none where rows do not have one class each.
     #[serde(default)]
     pub class_rows: Vec<u64>,

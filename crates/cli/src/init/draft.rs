@@ -10,6 +10,8 @@ const MOST_STEPS: usize = 300;
 const LEAST_STEPS: usize = 100;
 /// Few rows are seen more often, but not without end.
 const MOST_PASSES: usize = 20;
+/// More counts than these do not go into a comment.
+const MOST_COUNTS: usize = 100;
 /// Rows of the largest class to one of the smallest from which on accuracy says little.
 const IMBALANCED: f64 = 3.0;
 
@@ -31,6 +33,8 @@ pub(super) struct Draft {
     pub(super) rows: usize,
     /// What is said of rows that a run refuses.
     pub(super) gaps: Vec<String>,
+    /// Questions about the labels.
+    pub(super) doubts: Vec<String>,
     pub(super) max_length: usize,
     pub(super) length_reason: String,
 }
@@ -149,11 +153,13 @@ impl Draft {
         let counts: Vec<String> = self.labels.iter().filter_map(|class| Some(class.rows?.to_string())).collect();
         let mut comment = match counts.as_slice() {
             [] => String::new(),
+            counts if counts.len() > MOST_COUNTS => String::new(),
             counts => format!("    # In this order they have {} rows.\n", counts.join(", ")),
         };
         if let Some(warning) = self.imbalance() {
             comment.push_str(&format!("    # Note: {warning}.\n"));
         }
+        comment.extend(self.doubts.iter().map(|doubt| format!("    # Question: {}\n", one_line(doubt))));
         comment
     }
 
@@ -237,6 +243,7 @@ mod tests {
             kind: LabelKind::Class,
             labels: rows.iter().enumerate().map(class).collect(),
             rows: rows.iter().sum(),
+            doubts: vec!["is `a\nb` a label?".to_owned()],
             gaps: vec!["1 row has no text in `a\nb`".to_owned()],
             max_length: 32,
             length_reason: "because".to_owned(),

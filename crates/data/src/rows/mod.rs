@@ -138,7 +138,8 @@ pub struct Rows {
     pub texts: Vec<String>,
     /// The second texts, if a column of them was named.
     pub pairs: Option<Vec<String>>,
-    /// The labels as the file has them, if a column of them was named; `None` where the file has none.
+    /// The labels as the file has them, if a column of them was named; `None` where the file has none. An empty cell of
+    /// a csv or tsv file is an empty name.
     pub labels: Option<Vec<Option<RawLabel>>>,
     /// The data row of each, from 1; a header does not count.
     pub numbers: Vec<usize>,

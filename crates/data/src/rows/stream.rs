@@ -323,7 +323,10 @@ impl Cells<'_> {
     fn labels(&self, column: &Column) -> Result<Vec<Option<RawLabel>>, ReadError> {
         let cells = self.batch.column(column.index);
         let labels = if self.is_json() { columns::json_labels(cells) } else { columns::labels(cells) };
-        labels.ok_or_else(|| self.wrong_type(column, cells, "numbers, names or lists of them"))
+        let labels = labels.ok_or_else(|| self.wrong_type(column, cells, "numbers, names or lists of them"))?;
+        // An empty cell is a null to the decoder. It may stand for no label of several.
+        let empty = matches!(self.format, Format::Csv | Format::Tsv).then(|| RawLabel::Name(String::new()));
+        Ok(labels.into_iter().map(|label| label.or_else(|| empty.clone())).collect())
     }
 
     /// The rows that a filter leaves.

@@ -3,15 +3,19 @@ use std::path::PathBuf;
 use arrow::datatypes::Schema;
 use serde_json::Value;
 
+use super::tags::Split;
 use super::tally::Tally;
 use super::{Balance, Choice, ClassCount, ColumnKind, ColumnSurvey, LabelChoice, Survey};
+use crate::labels::JOIN;
 use crate::rows::TEXT_NAMES;
 use crate::{Dialect, Format, LabelKind};
 
 /// What columns of labels are often called, the surest first.
-const LABEL_NAMES: [&str; 24] = [
+const LABEL_NAMES: [&str; 32] = [
     "label",
     "labels",
+    "tags",
+    "tag",
     "class",
     "target",
     "sentiment",
@@ -20,6 +24,12 @@ const LABEL_NAMES: [&str; 24] = [
     "emotion",
     "emotions",
     "topic",
+    "topics",
+    "categories",
+    "intents",
+    "genres",
+    "genre",
+    "label_name",
     "score",
     "rating",
     "stars",
@@ -144,28 +154,36 @@ fn pair(columns: &[ColumnSurvey]) -> Option<(Choice, Choice)> {
 fn labels(column: &ColumnSurvey, tally: &Tally, schema: &Schema, rows: usize) -> Vec<(usize, LabelChoice)> {
     let name = place(&LABEL_NAMES, &column.name);
     let filled = tally.filled();
-    let distinct = column.distinct.n;
-    let few = tally.values().is_some() && distinct >= 2 && (name.is_some() || distinct * 2 <= filled);
-    let class = |score: usize| (score, classes(column, tally, schema, rows, LabelKind::Class));
-    let value = |score: usize| (score, values(column, tally, rows));
+    let values = tally.values();
+    let distinct = values.as_ref().map_or(column.distinct.n, Vec::len);
+    let is_few = |values: &[(&str, usize)]| values.len() >= 2 && (name.is_some() || values.len() * 2 <= filled);
+    let few = values.as_deref().is_some_and(is_few);
+    let about = About { column, tally, schema, rows };
+    let class = |score: usize| Some((score, about.classes(values.as_deref()?)));
+    let value = |score: usize| Some((score, about.values()));
     // A name is worth more than anything that the cells say.
     let base = name.map_or(0, |rank| 1000 - rank * 10);
-    match column.kind {
-        ColumnKind::List if tally.values().is_some_and(|items| !items.is_empty()) || tally.multi_hot() => {
-            vec![(base + 5, classes(column, tally, schema, rows, LabelKind::Multi))]
+    let found = match column.kind {
+        ColumnKind::List => [about.lists(base + 5), None],
+        ColumnKind::Boolean if distinct == 2 => [class(base + 6), None],
+        ColumnKind::Text => {
+            let is_short = column.words.mean < MAX_NAME_WORDS;
+            let several = about.lists(base + 5).or_else(|| about.tags(base + 5, distinct));
+            let class_score = if several.is_some() { base + 2 } else { base + 6 };
+            [several, class(class_score).filter(|_| few && is_short)]
         }
-        ColumnKind::Boolean if distinct == 2 => vec![class(base + 6)],
-        ColumnKind::Text if few && column.words.mean < MAX_NAME_WORDS => vec![class(base + 6)],
-        ColumnKind::Integer if few && (distinct <= MAX_INTEGER_CLASSES || numbered(tally)) => {
-            vec![class(base + 6), value(1)]
+        ColumnKind::Integer if few && (distinct <= MAX_INTEGER_CLASSES || numbered(values.as_deref())) => {
+            [class(base + 6), value(1)]
         }
         ColumnKind::Integer | ColumnKind::Number if distinct >= 2 => {
             // Numbers that are all different, and whole, rather tell rows apart.
             let id = column.kind == ColumnKind::Integer && distinct * 10 >= filled * 9;
-            if id && name.is_none() { Vec::new() } else { vec![value(base + 3)] }
+            let classes = class(0).filter(|_| few && !id && distinct <= MAX_INTEGER_CLASSES);
+            if id && name.is_none() { [None, None] } else { [value(base + 3), classes] }
         }
-        _ => Vec::new(),
-    }
+        _ => [None, None],
+    };
+    found.into_iter().flatten().collect()
 }
 
 /// Why [`labels`] finds no way to take a column.
@@ -187,51 +205,93 @@ pub(super) fn why_no_labels(column: &ColumnSurvey) -> String {
     }
 }
 
-fn classes(column: &ColumnSurvey, tally: &Tally, schema: &Schema, rows: usize, kind: LabelKind) -> LabelChoice {
-    let numbered = kind == LabelKind::Class && numbered(tally);
-    let names = class_names(schema, &column.name);
-    let name = |value: &str| names.get(value.parse::<f64>().ok()? as usize).cloned();
-    // Of multi-hot vectors the items are no classes.
-    let counts = tally.values().into_iter().flatten().filter(|_| kind == LabelKind::Class || !tally.multi_hot());
-    let mut classes: Vec<ClassCount> =
-        counts.map(|(value, &rows)| ClassCount { value: value.clone(), name: name(value), rows }).collect();
-    let number = |class: &ClassCount| class.value.parse::<f64>().unwrap_or(f64::INFINITY);
-    classes.sort_by(|a, b| number(a).total_cmp(&number(b)));
-    let what = match kind {
-        LabelKind::Multi if tally.multi_hot() => "lists of numbers from 0 to 1, one for each class".to_owned(),
-        LabelKind::Multi => format!("lists of {} different labels", classes.len()),
-        _ if numbered => format!("the numbers 0 to {}, which stand for classes", classes.len() - 1),
-        _ => format!("{} different values in {} rows", classes.len(), tally.filled()),
-    };
-    let counts = || classes.iter().map(|class| class.rows);
-    let (most, least, all) = (counts().max(), counts().min(), counts().sum::<usize>());
-    let balance = most
-        .zip(least)
-        .map(|(most, least)| Balance { largest: most as f64 / all as f64, ratio: most as f64 / least as f64 });
-    LabelChoice {
-        column: column.name.clone(),
-        kind,
-        reason: reason(column, &what),
-        numbered,
-        missing: rows - tally.filled(),
-        balance,
-        range: None,
-        classes,
-    }
+/// A column that may be labels.
+struct About<'a> {
+    column: &'a ColumnSurvey,
+    tally: &'a Tally,
+    schema: &'a Schema,
+    rows: usize,
 }
 
-fn values(column: &ColumnSurvey, tally: &Tally, rows: usize) -> LabelChoice {
-    let (least, greatest) = tally.range().unwrap_or_default();
-    let what = format!("numbers from {least} to {greatest}");
-    LabelChoice {
-        column: column.name.clone(),
-        kind: LabelKind::Value,
-        reason: reason(column, &what),
-        classes: Vec::new(),
-        numbered: false,
-        missing: rows - tally.filled(),
-        balance: None,
-        range: tally.range(),
+impl About<'_> {
+    fn classes(&self, values: &[(&str, usize)]) -> LabelChoice {
+        let numbered = numbered(Some(values));
+        let what = match numbered {
+            true => format!("the numbers 0 to {}, which stand for classes", values.len() - 1),
+            false => format!("{} different values in {} rows", values.len(), self.tally.filled()),
+        };
+        self.choice(LabelKind::Class, values, numbered, &what)
+    }
+
+    /// Lists, or texts that are lists.
+    fn lists(&self, score: usize) -> Option<(usize, LabelChoice)> {
+        let lists = self.tally.lists()?;
+        if let Some(hot) = lists.multi_hot() {
+            let places: Vec<String> = (0..hot.len()).map(|place| place.to_string()).collect();
+            let values: Vec<(&str, usize)> = places.iter().map(String::as_str).zip(hot.iter().copied()).collect();
+            let what = "lists of numbers from 0 to 1, one for each class";
+            return Some((score, self.choice(LabelKind::Multi, &values, true, what)));
+        }
+        let values = lists.split.values.counts().filter(|values| !values.is_empty())?;
+        let what = format!("lists of {} different labels", values.len());
+        Some((score, self.choice(LabelKind::Multi, &values, numbered(Some(&values)), &what)))
+    }
+
+    /// Texts of several labels between separators: labels that stand alone, or beside others, again and again. A `|`
+    /// stands between labels even if they are always the same.
+    fn tags(&self, score: usize, distinct: usize) -> Option<(usize, LabelChoice)> {
+        let is_one = |(separator, split): &(char, &Split)| {
+            let Some(values) = split.values.counts() else { return false };
+            let n = values.iter().map(|(_, count)| count).sum::<usize>();
+            let words = values.iter().map(|(value, count)| value.split_whitespace().count() * count).sum::<usize>();
+            let is_prose = words as f64 >= MAX_NAME_WORDS * n as f64;
+            let is_shared = values.len() < distinct || *separator == JOIN;
+            let is_usual = place(&LABEL_NAMES, &self.column.name).is_some();
+            values.len() >= 2 && (is_usual || values.len() * 2 <= n) && !is_prose && is_shared
+        };
+        let (separator, split) = self.tally.separated().find(is_one)?;
+        let values = split.values.counts()?;
+        let what = format!(
+            "{} different labels, of which {} rows have several, separated by `{separator}`",
+            values.len(),
+            split.cells
+        );
+        Some((score, self.choice(LabelKind::Multi, &values, numbered(Some(&values)), &what)))
+    }
+
+    fn choice(&self, kind: LabelKind, values: &[(&str, usize)], numbered: bool, what: &str) -> LabelChoice {
+        let names = class_names(self.schema, &self.column.name);
+        let name = |value: &str| names.get(value.parse::<usize>().ok()?).cloned();
+        let class = |&(value, rows): &(&str, usize)| ClassCount { value: value.to_owned(), name: name(value), rows };
+        let mut classes: Vec<ClassCount> = values.iter().map(class).collect();
+        let number = |class: &ClassCount| class.value.parse::<f64>().unwrap_or(f64::INFINITY);
+        classes.sort_by(|a, b| number(a).total_cmp(&number(b)));
+        let counts = || classes.iter().map(|class| class.rows);
+        let (most, least, all) = (counts().max(), counts().min(), counts().sum::<usize>());
+        let balance = most
+            .zip(least.filter(|least| *least > 0))
+            .map(|(most, least)| Balance { largest: most as f64 / all as f64, ratio: most as f64 / least as f64 });
+        LabelChoice { numbered, balance, classes, ..self.plain(kind, what) }
+    }
+
+    fn values(&self) -> LabelChoice {
+        let (least, greatest) = self.tally.range().unwrap_or_default();
+        let what = format!("numbers from {least} to {greatest}");
+        LabelChoice { range: self.tally.range(), ..self.plain(LabelKind::Value, &what) }
+    }
+
+    fn plain(&self, kind: LabelKind, what: &str) -> LabelChoice {
+        LabelChoice {
+            column: self.column.name.clone(),
+            kind,
+            reason: reason(self.column, what),
+            classes: Vec::new(),
+            numbered: false,
+            missing: self.rows - self.tally.filled(),
+            first_missing: self.tally.first_missing(),
+            balance: None,
+            range: None,
+        }
     }
 }
 
@@ -243,10 +303,10 @@ fn reason(column: &ColumnSurvey, what: &str) -> String {
 }
 
 /// Whether the values are the numbers from 0 on, without a gap.
-fn numbered(tally: &Tally) -> bool {
-    let numbers = |value: &String| value.parse::<f64>().ok().filter(|number| number.fract() == 0.0 && *number >= 0.0);
-    let Some(values) = tally.values().filter(|values| values.len() >= 2) else { return false };
-    let Some(mut numbers) = values.keys().map(numbers).collect::<Option<Vec<f64>>>() else { return false };
+fn numbered(values: Option<&[(&str, usize)]>) -> bool {
+    let number = |(value, _): &(&str, usize)| value.parse::<f64>().ok().filter(|n| n.fract() == 0.0 && *n >= 0.0);
+    let Some(values) = values.filter(|values| values.len() >= 2) else { return false };
+    let Some(mut numbers) = values.iter().map(number).collect::<Option<Vec<f64>>>() else { return false };
     numbers.sort_by(f64::total_cmp);
     numbers.iter().enumerate().all(|(i, number)| *number == i as f64)
 }
@@ -254,7 +314,9 @@ fn numbered(tally: &Tally) -> bool {
 /// The names of a column's classes, where the library `datasets` left them in the file.
 fn class_names(schema: &Schema, column: &str) -> Vec<String> {
     let metadata = schema.metadata().get("huggingface").and_then(|text| serde_json::from_str::<Value>(text).ok());
-    let names = metadata.as_ref().and_then(|value| value["info"]["features"][column]["names"].as_array());
+    let feature = metadata.as_ref().map(|value| &value["info"]["features"][column]);
+    let names =
+        feature.and_then(|feature| feature["names"].as_array().or_else(|| feature["feature"]["names"].as_array()));
     names.into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect()
 }
 

@@ -2,6 +2,7 @@
 
 mod choose;
 mod sketch;
+mod tags;
 mod tally;
 
 use std::path::{Path, PathBuf};
@@ -167,12 +168,14 @@ pub struct LabelChoice {
     pub kind: LabelKind,
     /// What speaks for it, in words.
     pub reason: String,
-    /// The classes: numbers in their order, names by the alphabet. None for values.
+    /// The classes: numbers in their order, names by the alphabet. None for values. Of multi-hot vectors, their places.
     pub classes: Vec<ClassCount>,
-    /// Whether the file has the classes' numbers, from 0 without a gap, in the place of names.
+    /// Whether the file has the classes' numbers, from 0 without a gap, or multi-hot vectors, in the place of names.
     pub numbered: bool,
     /// Rows without a label.
     pub missing: usize,
+    /// The row, from 1, of the first of them.
+    pub first_missing: Option<usize>,
     /// How unlike the classes' numbers are; none for values.
     pub balance: Option<Balance>,
     /// The least and the greatest value; none for classes.

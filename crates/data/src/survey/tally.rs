@@ -1,13 +1,9 @@
-use std::collections::BTreeMap;
-
 use super::sketch::{Distinct, Histogram};
+use super::tags::{Lists, Separated, Split, Values};
 use super::{ColumnKind, ColumnSurvey, Count};
 use crate::RawLabel;
+use crate::labels::{is_missing, list};
 
-/// No more different values are counted one by one.
-const MAX_VALUES: usize = 1000;
-/// A longer text is no label.
-const MAX_VALUE: usize = 100;
 /// How many hashes all columns together keep.
 const HASHES: usize = 1 << 20;
 const EXAMPLES: usize = 3;
@@ -35,13 +31,17 @@ pub(super) struct Tally {
     texts: usize,
     lists: usize,
     others: usize,
+    /// Cells that are NaN: no label, but perhaps a text.
+    nans: usize,
+    first_nan: Option<usize>,
     range: Option<(f64, f64)>,
     words: Histogram,
     distinct: Distinct,
-    /// Values, or items of lists, with their counts, while there are few.
-    values: Option<BTreeMap<String, usize>>,
-    /// Whether each list is of floating-point numbers from 0 to 1.
-    multi_hot: bool,
+    values: Values,
+    /// The texts as several labels each.
+    separated: Separated,
+    /// The lists, and the texts that are lists.
+    listed: Lists,
     examples: Vec<String>,
 }
 
@@ -58,11 +58,14 @@ impl Tally {
             texts: 0,
             lists: 0,
             others: 0,
+            nans: 0,
+            first_nan: None,
             range: None,
             words: Histogram::default(),
             distinct: Distinct::new((HASHES / columns.max(1)).clamp(1 << 10, 1 << 18)),
-            values: Some(BTreeMap::new()),
-            multi_hot: true,
+            values: Values::default(),
+            separated: Separated::default(),
+            listed: Lists::default(),
             examples: Vec::new(),
         }
     }
@@ -78,29 +81,38 @@ impl Tally {
                 self.bare();
                 self.empty += 1;
             }
+            Cell::Text(text) if is_missing(text) => {
+                let row = self.row();
+                self.first_nan.get_or_insert(row);
+                self.nans += 1;
+                self.words.add(1);
+            }
             Cell::Text(text) => self.text(text),
             Cell::List(items) => {
                 self.lists += 1;
-                let share = |item: &RawLabel| matches!(item, RawLabel::Float(p) if (0.0..=1.0).contains(p));
-                self.multi_hot &= items.iter().all(share);
+                self.listed.add(items);
                 let shown = RawLabel::Many(items.to_vec()).to_string();
                 self.distinct.add(shown.as_bytes());
                 self.example(&shown);
-                items.iter().for_each(|item| self.value(&item.to_string()));
             }
         }
     }
 
     /// Notes the row of a cell that is not counted yet.
     fn bare(&mut self) {
-        let row = self.missing + self.empty + self.filled() + 1;
+        let row = self.row();
         self.first_bare.get_or_insert(row);
+    }
+
+    /// The row, from 1, of a cell that is not counted yet.
+    fn row(&self) -> usize {
+        self.missing + self.empty + self.nans + self.filled() + 1
     }
 
     fn text(&mut self, text: &str) {
         let cell = text.trim();
         match cell.parse::<f64>() {
-            // "nan" and "inf" are words as well.
+            // "inf" is a word as well.
             Ok(number) if number.is_finite() => {
                 let whole = number.fract() == 0.0;
                 *(if whole { &mut self.integers } else { &mut self.numbers }) += 1;
@@ -113,21 +125,10 @@ impl Tally {
         self.words.add(cell.split_whitespace().count());
         self.distinct.add(text.as_bytes());
         self.example(text);
-        // A class is called 1 and not 1.0, as it is when it is read.
-        match cell.parse::<f64>() {
-            Ok(number) if number.fract() == 0.0 && number.abs() < 1e15 => self.value(&format!("{number}")),
-            _ => self.value(cell),
-        }
-    }
-
-    fn value(&mut self, value: &str) {
-        let Some(values) = &mut self.values else { return };
-        if let Some(count) = values.get_mut(value) {
-            *count += 1;
-        } else if values.len() < MAX_VALUES && value.chars().count() <= MAX_VALUE {
-            values.insert(value.to_owned(), 1);
-        } else {
-            self.values = None;
+        self.values.add(cell);
+        self.separated.add(cell);
+        if let Some(items) = list(cell) {
+            self.listed.add(&items);
         }
     }
 
@@ -144,19 +145,29 @@ impl Tally {
         }
     }
 
-    /// Cells with something in them.
+    /// Cells with a value in them.
     pub(super) fn filled(&self) -> usize {
         self.integers + self.numbers + self.booleans + self.texts + self.lists + self.others
     }
 
-    /// Values, or items of lists, with their counts, if there are few.
-    pub(super) fn values(&self) -> Option<&BTreeMap<String, usize>> {
-        self.values.as_ref()
+    /// Values with their counts, if there are few.
+    pub(super) fn values(&self) -> Option<Vec<(&str, usize)>> {
+        self.values.counts()
     }
 
-    /// Whether the column is of multi-hot vectors.
-    pub(super) fn multi_hot(&self) -> bool {
-        self.lists > 0 && self.multi_hot
+    /// The ways to take texts for several labels between separators.
+    pub(super) fn separated(&self) -> impl Iterator<Item = (char, &Split)> {
+        self.separated.found()
+    }
+
+    /// The cells as lists, if all are.
+    pub(super) fn lists(&self) -> Option<&Lists> {
+        Some(&self.listed).filter(|listed| listed.split.cells > 0 && listed.split.cells == self.filled())
+    }
+
+    /// The row, from 1, of the first cell that is no label.
+    pub(super) fn first_missing(&self) -> Option<usize> {
+        self.first_bare.into_iter().chain(self.first_nan).min()
     }
 
     /// The least and the greatest number.

@@ -8,7 +8,8 @@ use arrow::error::ArrowError;
 use parquet::arrow::ArrowWriter;
 use parquet::errors::ParquetError;
 
-use super::{JOIN, OutputSpec, WriteError, cells};
+use super::{OutputSpec, WriteError, cells};
+use crate::labels::{JOIN, parts};
 use crate::rows::Form;
 use crate::{Format, LabelKind, Layout, Predicted, RawLabel, Rows, json};
 
@@ -251,14 +252,13 @@ fn predictions(spec: &OutputSpec, predicted: Predicted<'_>) -> Result<Vec<ArrayR
 
 /// Labels by name, and as they stand in the file where they are none of the task's.
 fn label_column(spec: &OutputSpec, labels: &[Option<RawLabel>]) -> ArrayRef {
-    let name = |label: &RawLabel| match spec.labels.class_of(label) {
-        Some(class) => spec.labels.names()[class].clone(),
-        None => label.to_string(),
-    };
+    let is_blank = |label: &&RawLabel| matches!(label, RawLabel::Name(name) if name.is_empty());
+    let name = |label: &Option<RawLabel>| Some(class_name(spec, label.as_ref().filter(|label| !is_blank(label))?));
     match spec.kind {
-        LabelKind::Class => Arc::new(labels.iter().map(|label| label.as_ref().map(name)).collect::<StringArray>()),
+        LabelKind::Class => Arc::new(labels.iter().map(name).collect::<StringArray>()),
         LabelKind::Value => {
             let number = |label: &Option<RawLabel>| match label.as_ref()? {
+                RawLabel::Bool(truth) => Some(f64::from(u8::from(*truth))),
                 RawLabel::Int(number) => Some(*number as f64),
                 RawLabel::Float(number) => Some(*number),
                 RawLabel::Name(name) => name.trim().parse().ok(),
@@ -278,22 +278,21 @@ fn label_column(spec: &OutputSpec, labels: &[Option<RawLabel>]) -> ArrayRef {
     }
 }
 
-/// The names of several labels: of a list, a multi-hot vector, or what is joined as in a csv file.
+/// The names of several labels; what is no label as it stands in the file.
 fn several(spec: &OutputSpec, label: &RawLabel) -> Vec<String> {
-    let names = spec.labels.names();
-    let name = |label: &RawLabel| spec.labels.class_of(label).map_or_else(|| label.to_string(), |i| names[i].clone());
-    match label {
-        RawLabel::Many(items)
-            if items.len() == names.len() && items.iter().all(|i| matches!(i, RawLabel::Float(_))) =>
-        {
-            let hot = |item: &RawLabel| matches!(item, RawLabel::Float(p) if *p >= f64::from(spec.threshold));
-            names.iter().zip(items).filter(|(_, item)| hot(item)).map(|(name, _)| name.clone()).collect()
-        }
-        RawLabel::Many(items) => items.iter().map(name).collect(),
-        RawLabel::Name(joined) => {
-            let parts = joined.split(JOIN).map(str::trim).filter(|part| !part.is_empty());
-            parts.map(|part| name(&RawLabel::Name(part.to_owned()))).collect()
-        }
-        other => vec![name(other)],
+    match spec.labels.names_of(label, spec.threshold) {
+        Some(names) => names.into_iter().map(str::to_owned).collect(),
+        None => match label {
+            RawLabel::Many(items) => items.iter().map(|item| class_name(spec, item)).collect(),
+            RawLabel::Name(joined) => parts(joined, &[JOIN]).map(str::to_owned).collect(),
+            other => vec![class_name(spec, other)],
+        },
+    }
+}
+
+fn class_name(spec: &OutputSpec, label: &RawLabel) -> String {
+    match spec.labels.class_of(label) {
+        Some(class) => spec.labels.names()[class].clone(),
+        None => label.to_string(),
     }
 }

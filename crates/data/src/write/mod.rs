@@ -13,14 +13,12 @@ use arrow::array::RecordBatch;
 use arrow::error::ArrowError;
 use parquet::errors::ParquetError;
 
+use crate::labels::JOIN;
 use crate::rows::Form;
 use crate::{Format, LabelKind, LabelSet, Layout, Place, Predicted, Rows};
 use encode::Encoder;
 use layout::Plan;
 use target::Target;
-
-/// Joins several labels in one cell of a csv or tsv file.
-const JOIN: char = '|';
 
 /// What is written of each prediction.
 #[derive(Debug, Clone, PartialEq)]

@@ -112,6 +112,7 @@ pub(crate) fn manifest(name: &str) -> Manifest {
             label: "label".to_owned(),
             template: None,
             max_length: Some(64),
+            label_layout: None,
             class_rows: vec![],
         },
         parameters: Parameters { trainable: 286_818, total: 134_801_826 },

@@ -1,0 +1,449 @@
+use std::sync::Arc;
+
+use arrow::array::{
+    ArrayRef, BooleanArray, DictionaryArray, Float32Array, Float64Array, Int64Array, ListArray, StringArray,
+    UInt64Array,
+};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Float64Type, Int32Type, Int64Type};
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+
+use super::*;
+use crate::columns;
+use crate::testing::jsonl;
+
+fn set(names: &[&str]) -> LabelSet {
+    LabelSet::new(names.iter().copied()).expect("names")
+}
+
+fn labels(names: &[&str], cells: &[&str]) -> Result<Labels, LabelError> {
+    let set = set(names);
+    set.labels(&jsonl(cells))
+}
+
+/// The labels of a task of several labels to a row.
+fn several(names: &[&str], cells: &[&str]) -> Result<Vec<Vec<f32>>, LabelError> {
+    match set(names).labels_as(&jsonl(cells), LabelKind::Multi)? {
+        Labels::Multi(rows) => Ok(rows),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn error(names: &[&str], cells: &[&str]) -> String {
+    labels(names, cells).expect_err("no labels").to_string()
+}
+
+/// Reads the cells of a typed column as classes.
+fn classes(names: &[&str], column: &ArrayRef) -> Result<Vec<i64>, LabelError> {
+    let cells = columns::labels(column).expect("labels");
+    let cells: Vec<RawLabel> = cells.into_iter().map(|cell| cell.expect("not null")).collect();
+    let place = |row| Place { path: "x.parquet".into(), row: row + 1 };
+    match set(names).convert(cells.iter(), &place, LabelKind::Class, true)? {
+        Labels::Class(classes) => Ok(classes),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn classes_by_name_or_index() {
+    let names = ["negative", "positive"];
+    let cells = ["0", "1", "\"positive\"", "\" negative \"", "\"1\"", "1.0", "true", "\"01\"", "1e0", "-0.0"];
+    assert_eq!(labels(&names, &cells), Ok(Labels::Class(vec![0, 1, 1, 0, 1, 1, 1, 1, 1, 0])));
+    assert_eq!(labels(&["1", "2", "3"], &["1", "3", "\"2\""]), Ok(Labels::Class(vec![0, 2, 1])));
+}
+
+#[test]
+fn values_count_before_indices() {
+    let check = |names: &[&str], cells: &[&str], expected: &[i64]| {
+        assert_eq!(labels(names, cells), Ok(Labels::Class(expected.to_vec())), "{names:?} {cells:?}");
+    };
+    check(&["True", "False"], &["true", "false", "\"TRUE\"", "\"False\""], &[0, 1, 0, 1]);
+    check(&["1.0", "2.0"], &["1.0", "1", "2", "\"1\"", "\"2.00\"", "1e0"], &[0, 0, 1, 0, 1, 0]);
+    check(&["2", "1"], &["1", "2.0"], &[1, 0]);
+    check(&["1", "0"], &["0", "1", "true"], &[1, 0, 0]);
+    check(&["001", "002"], &["1", "2", "\"001\""], &[0, 1, 0]);
+    check(&["+1", "-1", "0"], &["1", "-1", "0", "-0"], &[0, 1, 2, 2]);
+    check(&["0.5", "1.5"], &["0.50", "15e-1"], &[0, 1]);
+    check(&["yes", "no"], &["true", "false"], &[0, 1]);
+    check(&["no", "yes"], &["true", "0", "1"], &[1, 0, 1]);
+    check(&["False", "True"], &["0", "1", "1.0", "true"], &[0, 1, 1, 1]);
+    check(&["1.1", "1.10"], &["\"1.1\"", "\"1.10\"", "1.10"], &[0, 1, 1]);
+}
+
+#[test]
+fn labels_with_two_readings_are_refused_with_both() {
+    let check = |names: &[&str], cells: &[&str], expected: &str| {
+        let text = error(names, cells);
+        assert!(text.contains(expected), "{names:?} {cells:?}: {text}");
+    };
+    check(&["True", "False"], &["0", "1"], "0 is `True` by its index or `False` by its truth value");
+    check(&["1", "1.0"], &["1", "\"1.00\""], "row 2 of ");
+    check(&["1", "1.0"], &["\"1.00\""], "1.00 is `1` or `1.0`, which is the same value");
+    check(&["1", "2", "3"], &["1", "0"], "`0` is no label; the labels are 1, 2, 3, and as `1` is itself a value");
+    check(&["none", "7"], &["7", "1"], "1 is not taken for the index");
+    check(&["True", "False"], &["2"], "`2` is no label");
+}
+
+#[test]
+fn missing_labels_are_no_classes() {
+    for cell in ["\"\"", "\" \"", "\"NaN\"", "\"nan\"", "\"<NA>\""] {
+        assert!(error(&["bad", "good"], &["0", cell]).contains("row 2 of "), "{cell}");
+        assert!(error(&["bad", "good"], &["0", cell]).ends_with("there is no label"), "{cell}");
+    }
+    assert_eq!(labels(&["NaN", "good"], &["\"NaN\""]), Ok(Labels::Class(vec![0])), "a name is a name");
+    let column: ArrayRef = Arc::new(Float64Array::from(vec![1.0, f64::NAN]));
+    assert!(matches!(classes(&["a", "b"], &column), Err(LabelError::Missing { place }) if place.row == 2));
+    let column: ArrayRef = Arc::new(Float64Array::from(vec![f64::INFINITY]));
+    assert!(matches!(classes(&["a", "inf"], &column), Err(LabelError::Kind { .. })));
+}
+
+#[test]
+fn names_are_compared_composed_and_without_blanks() {
+    let composed = "\u{e9}t\u{e9}";
+    let decomposed = "e\u{301}te\u{301}";
+    assert_eq!(labels(&[composed, "b"], &[&format!("\" {decomposed}\"")]), Ok(Labels::Class(vec![0])));
+    assert_eq!(labels(&[decomposed, "b"], &[&format!("\"{composed}\"")]), Ok(Labels::Class(vec![0])));
+    assert!(error(&["Bad", "good"], &["\"bad\""]).contains("did you mean `Bad`?"), "case tells names apart");
+    for names in [[composed, decomposed], ["a", "a "], ["a b", "a\tb"]] {
+        let error = LabelSet::new(names).expect_err("one name");
+        assert!(error.to_string().contains("differ only in white space or in their Unicode normal form"), "{error}");
+    }
+}
+
+#[test]
+fn what_is_no_class_is_named_with_its_row() {
+    let names = ["negative", "positive"];
+    let text = error(&names, &["0", "\"postive\""]);
+    assert!(text.contains("row 2 of ") && text.contains("negative, positive; did you mean `positive`?"), "{text}");
+    let text = error(&names, &["0", "1", "2"]);
+    assert!(text.contains("row 3 of ") && text.contains("expected 0 to 1 for negative, positive"), "{text}");
+    assert!(error(&names, &["-1"]).contains("the label -1 is out of range"));
+    assert!(error(&names, &["0.5"]).contains("`0.5` is no label"));
+    assert!(error(&names, &["1e300"]).contains("`1e300` is no label"));
+}
+
+#[test]
+fn one_name_is_a_number() {
+    assert_eq!(labels(&["score"], &["0", "-2.5", "\"3e1\""]), Ok(Labels::Value(vec![0.0, -2.5, 30.0])));
+    for cell in ["\"much\"", "\"inf\""] {
+        assert!(error(&["score"], &["1", cell]).contains("expected a number"), "{cell}");
+    }
+    assert!(error(&["score"], &["1", "\"NaN\""]).contains("there is no label"));
+}
+
+#[test]
+fn lists_of_classes_are_multi_hot() {
+    let names = ["joy", "anger", "fear"];
+    let expected = Labels::Multi(vec![vec![1.0, 0.0, 1.0], vec![0.0; 3], vec![0.0, 1.0, 0.0]]);
+    assert_eq!(labels(&names, &["[0, 2]", "[]", "[\"anger\"]"]), Ok(expected));
+    assert!(error(&names, &["[0, 0, 2]"]).contains("each class once"));
+    assert!(error(&names, &["[3]"]).contains("out of range"));
+    let vector = Labels::Multi(vec![vec![0.0, 1.0, 0.5]]);
+    assert_eq!(labels(&names, &["[0.0, 1.0, 0.5]"]), Ok(vector));
+    for cell in ["[0.0, 1.0]", "[0.0, 1.0, 1.5]"] {
+        assert!(error(&names, &[cell]).contains("as many numbers from 0 to 1"), "{cell}");
+    }
+}
+
+#[test]
+fn a_column_of_lists_has_one_layout() {
+    let two = ["neg", "pos"];
+    let hot = |cells: &[&str]| several(&two, cells).expect("labels");
+    let (neg, pos, none, both) = (vec![1.0, 0.0], vec![0.0, 1.0], vec![0.0, 0.0], vec![1.0, 1.0]);
+    assert_eq!(hot(&["[1, 0]", "[0, 1]"]), [neg.clone(), pos.clone()]);
+    assert_eq!(hot(&["[0, 1]", "[0, 0]"]), [pos.clone(), none.clone()]);
+    assert_eq!(hot(&["[true, false]", "[false, true]"]), [neg.clone(), pos.clone()]);
+    assert_eq!(hot(&["[0.0, 1.0]"]), [pos.clone()]);
+    assert_eq!(hot(&["[0, 1]", "[0]", "[]"]), [both.clone(), neg.clone(), none.clone()]);
+    assert_eq!(hot(&["[\"neg\", \"pos\"]"]), [both.clone()]);
+    assert_eq!(hot(&["[]", "[]"]), [none.clone(), none.clone()]);
+    for cells in [&["[0, 1]", "[0, 1]"][..], &["[1, 0]"], &["[]", "[0, 1]", "[1, 0]"], &["\"[0, 1]\""]] {
+        let text = several(&two, cells).expect_err("two readings").to_string();
+        let readings = ["as a multi-hot vector or `", " as a list of labels; write 1.0 and 0.0"];
+        assert!(readings.iter().all(|reading| text.contains(reading)), "{cells:?}: {text}");
+    }
+    let decided = set(&two).with_layout_of([&jsonl(&["[0, 0]", "[1, 0]"]), &jsonl(&["[0, 1]"])]);
+    assert_eq!(decided.layout(), Some(ListLayout::MultiHot));
+    assert_eq!(decided.labels(&jsonl(&["[0, 1]"])), Ok(Labels::Multi(vec![pos])));
+    let decided = set(&two).with_layout_of([&jsonl(&["[0]", "[1, 0]"])]);
+    assert_eq!(decided.labels(&jsonl(&["[0, 1]", "[1, 0]"])), Ok(Labels::Multi(vec![both.clone(), both])));
+    let three = several(&["a", "b", "c"], &["[1, 0, 1]", "[0, 0, 0]", "[0.5, 1, 0]"]).expect("labels");
+    assert_eq!(three, [[1.0, 0.0, 1.0], [0.0; 3], [0.5, 1.0, 0.0]]);
+    assert!(several(&["a", "b", "c"], &["[1, 0, 1]", "[0, 1]"]).is_err());
+}
+
+#[test]
+fn texts_of_several_labels_are_split() {
+    let names = ["neg", "pos", "Food, drink", "1.5"];
+    let check = |cell: &str, expected: &[usize]| {
+        let rows = several(&names, &[&serde_json::json!(cell).to_string()]).unwrap_or_else(|error| panic!("{error}"));
+        let hot: Vec<f32> = (0..names.len()).map(|i| f32::from(u8::from(expected.contains(&i)))).collect();
+        assert_eq!(rows, [hot], "{cell}");
+    };
+    check("neg", &[0]);
+    check("pos|neg", &[0, 1]);
+    check("neg ; pos;", &[0, 1]);
+    check("pos, neg", &[0, 1]);
+    check("neg；pos", &[0, 1]);
+    check("Food, drink", &[2]);
+    check("Food, drink; neg", &[0, 2]);
+    check("1.50|neg", &[0, 3]);
+    check("['neg', 'Food, drink']", &[0, 2]);
+    check("[1 0 1 0]", &[0, 2]);
+    check("", &[]);
+    check("[]", &[]);
+}
+
+#[test]
+fn texts_of_no_labels_are_refused() {
+    let check = |cell: &str, expected: &str| {
+        let cells = ["\"neg\"".to_owned(), serde_json::json!(cell).to_string()];
+        let text = several(&["neg", "pos"], &[&cells[0], &cells[1]]).expect_err("no labels").to_string();
+        assert!(text.contains("row 2 of ") && text.contains(expected), "{cell}: {text}");
+    };
+    check("neg|poss", "`poss` is no label; the labels are neg, pos; did you mean `pos`?");
+    check("great; film", "`great; film` is no label");
+    check("neg|neg", "each class once");
+    check("nan", "there is no label");
+    let cell = serde_json::json!("a|b;c").to_string();
+    let text = several(&["a|b", "c", "a", "b;c"], &[&cell]).expect_err("two readings").to_string();
+    assert!(text.contains("`a|b;c` is [a, b;c] or [a|b, c]"), "{text}");
+    assert!(several(&["neg", "pos"], &["1"]).is_ok(), "a text of digits is an index");
+}
+
+#[test]
+fn names_must_be_told_apart() {
+    for names in [&[][..], &["a", "a"], &["a", " "]] {
+        assert!(matches!(LabelSet::new(names.iter().copied()), Err(LabelError::Names { .. })), "{names:?}");
+    }
+}
+
+#[test]
+fn one_class_teaches_nothing() {
+    let set = set(&["negative", "positive"]);
+    let error = check_classes(&Labels::Class(vec![1, 1, 1]), &set).expect_err("one class");
+    assert_eq!(error, LabelError::OneClass { class: "positive".to_owned(), rows: 3 });
+    check_classes(&Labels::Class(vec![1, 0]), &set).expect("two classes");
+    check_classes(&Labels::Value(vec![1.0, 1.0]), &set).expect("values are not classes");
+}
+
+#[test]
+fn numbers_beyond_floating_point_are_exact() {
+    let names = ["9007199254740992", "9007199254740993", "18446744073709551615"];
+    let column: ArrayRef = Arc::new(Int64Array::from(vec![9007199254740993, 9007199254740992]));
+    assert_eq!(classes(&names, &column), Ok(vec![1, 0]));
+    let column: ArrayRef = Arc::new(UInt64Array::from(vec![u64::MAX, 9007199254740993]));
+    assert_eq!(classes(&names, &column), Ok(vec![2, 1]));
+    assert_eq!(labels(&names, &["9007199254740993"]), Ok(Labels::Class(vec![1])));
+    let column: ArrayRef = Arc::new(Float32Array::from(vec![0.1, 2.5]));
+    assert_eq!(classes(&["2.5", "0.1"], &column), Ok(vec![1, 0]));
+}
+
+#[test]
+fn a_digest_stays_unless_labels_are_read_otherwise() {
+    let check = |names: &[&str], cells: &[&str], kind: LabelKind, is_same: bool| {
+        let (set, table) = (set(names), jsonl(cells));
+        let labels = set.labels_as(&table, kind).expect("labels");
+        assert_eq!(set.digest(&table, &labels) == table.digest(), is_same, "{names:?} {cells:?}");
+    };
+    check(&["bad", "good"], &["0", "\"good\"", "true"], LabelKind::Class, true);
+    check(&["False", "True"], &["false", "\"True\"", "1"], LabelKind::Class, true);
+    check(&["2", "1"], &["1", "2"], LabelKind::Class, true);
+    check(&["1.0", "2.0"], &["\"1.0\"", "2.0"], LabelKind::Class, true);
+    check(&["True", "False"], &["true", "false"], LabelKind::Class, false);
+    check(&["0.0", "1.0", "2.0", "3.0"], &["1", "3"], LabelKind::Class, true);
+    check(&["1.0", "2.0"], &["1", "2"], LabelKind::Class, false);
+    check(&["score"], &["1", "0.5"], LabelKind::Value, true);
+    check(&["a", "b", "c"], &["[0, 2]", "[]", "[\"b\"]"], LabelKind::Multi, true);
+    check(&["a", "b"], &["[0.0, 1.0]", "[0, 1]"], LabelKind::Multi, false);
+    check(&["a", "b"], &["[1, 0]", "[0, 0]"], LabelKind::Multi, false);
+    check(&["a", "b"], &["\"a|b\"", "\"\""], LabelKind::Multi, true);
+}
+
+/// Spellings of a whole number.
+fn spellings(n: u8) -> Vec<String> {
+    let mut spellings = vec![format!("{n}"), format!("{n}.0"), format!("0{n}"), format!("{n}e0"), format!("+{n}.00")];
+    if n == 0 {
+        spellings.push("-0.0".to_owned());
+    }
+    spellings
+}
+
+/// Columns of these numbers, of each type that has them.
+fn columns_of(numbers: &[u8], spelling: usize) -> Vec<ArrayRef> {
+    let wide: ArrayRef = Arc::new(Int64Array::from_iter_values(numbers.iter().map(|&n| i64::from(n))));
+    let kinds = [
+        DataType::Int8,
+        DataType::UInt8,
+        DataType::Int16,
+        DataType::UInt32,
+        DataType::Int64,
+        DataType::UInt64,
+        DataType::Float16,
+        DataType::Float32,
+        DataType::Float64,
+        DataType::Decimal128(10, 2),
+        DataType::Utf8,
+        DataType::LargeUtf8,
+        DataType::Utf8View,
+        DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Int64)),
+    ];
+    let mut columns: Vec<ArrayRef> = kinds.iter().map(|kind| cast(&wide, kind).expect("a column")).collect();
+    let spelled = |&n: &u8| spellings(n)[spelling % spellings(n).len()].clone();
+    let texts: Vec<String> = numbers.iter().map(spelled).collect();
+    columns.push(Arc::new(texts.iter().map(String::as_str).collect::<DictionaryArray<Int32Type>>()));
+    columns.push(Arc::new(StringArray::from(texts)));
+    columns
+}
+
+proptest! {
+    #[test]
+    fn numbers_are_the_names_of_their_value(
+        names in Just((0_u8..12).collect::<Vec<_>>()).prop_shuffle(),
+        n in 2_usize..7,
+        spelled in prop::collection::vec(any::<Index>(), 12),
+        cells in prop::collection::vec(any::<Index>(), 1..9),
+        spelling in 0_usize..6,
+    ) {
+        let names = &names[..n];
+        let texts: Vec<String> = names.iter().zip(spelled).map(|(&name, at)| at.get(&spellings(name)).clone()).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let expected: Vec<usize> = cells.iter().map(|at| at.index(n)).collect();
+        let numbers: Vec<u8> = expected.iter().map(|&place| names[place]).collect();
+        let expected: Vec<i64> = expected.into_iter().map(|place| place as i64).collect();
+        for column in columns_of(&numbers, spelling) {
+            prop_assert_eq!(classes(&texts, &column), Ok(expected.clone()), "{}", column.data_type());
+        }
+        for other in (0_u8..12).filter(|other| !names.contains(other)) {
+            for column in columns_of(&[other], spelling) {
+                prop_assert!(classes(&texts, &column).is_err(), "{} in {}", other, column.data_type());
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_are_indices_where_no_name_has_a_value(n in 2_usize..7, at in any::<Index>(), spelling in 0_usize..6) {
+        let names = &["bad", "good", "1 star", "v1.0", "inf", "nano", "trueish"][..n];
+        let place = at.index(n);
+        for column in columns_of(&[place as u8], spelling) {
+            prop_assert_eq!(classes(names, &column), Ok(vec![place as i64]), "{}", column.data_type());
+        }
+        for column in columns_of(&[n as u8], spelling) {
+            prop_assert!(classes(names, &column).is_err(), "{}", column.data_type());
+        }
+    }
+
+    #[test]
+    fn truth_values_are_the_names_of_their_value(
+        truths in prop::collection::vec(any::<bool>(), 1..9),
+        yes in select(&["True", "true", "TRUE", " tRue"][..]),
+        no in select(&["False", "false", "FALSE"][..]),
+        is_first in any::<bool>(),
+    ) {
+        let names = if is_first { [yes, no] } else { [no, yes] };
+        let expected: Vec<i64> = truths.iter().map(|&truth| i64::from(truth != is_first)).collect();
+        let truth: ArrayRef = Arc::new(BooleanArray::from(truths.clone()));
+        let texts: ArrayRef = cast(&truth, &DataType::Utf8).expect("texts");
+        prop_assert_eq!(classes(&names, &truth), Ok(expected.clone()));
+        prop_assert_eq!(classes(&names, &texts), Ok(expected.clone()));
+        let json: Vec<String> = truths.iter().map(bool::to_string).collect();
+        let json: Vec<&str> = json.iter().map(String::as_str).collect();
+        prop_assert_eq!(labels(&names, &json), Ok(Labels::Class(expected.clone())));
+        let numbers: Vec<u8> = truths.iter().map(|&truth| u8::from(truth)).collect();
+        for column in columns_of(&numbers, 0) {
+            let read = classes(&names, &column);
+            prop_assert!(if is_first { read.is_err() } else { read == Ok(expected.clone()) }, "{}", column.data_type());
+        }
+    }
+
+    #[test]
+    fn the_order_of_names_with_values_changes_no_label(
+        cells in prop::collection::vec(select(&["1", "0", "true", "2.0", "\"x\"", "\"01\"", "\"FALSE\""][..]), 1..6),
+        names in Just(vec!["1", "x", "0", "2", "é"]).prop_shuffle(),
+    ) {
+        let read = |names: &[&str]| -> Option<Vec<String>> {
+            let Labels::Class(classes) = labels(names, &cells).ok()? else { return None };
+            Some(classes.iter().map(|&class| names[class as usize].to_owned()).collect())
+        };
+        prop_assert_eq!(read(&names), read(&["0", "1", "2", "x", "é"]));
+    }
+
+    #[test]
+    fn multi_hot_vectors_of_every_type_are_the_same(
+        n in 2_usize..6,
+        bits in prop::collection::vec(any::<[bool; 6]>(), 2..9),
+    ) {
+        let rows: Vec<Vec<bool>> = bits.iter().map(|bits| bits[..n].to_vec()).collect();
+        // Of one list for two names nobody can tell.
+        prop_assume!(n > 2 || rows.iter().any(|row| row != &rows[0]) || rows[0][0] == rows[0][1]);
+        let names = &["a", "b", "c", "d", "e", "f"][..n];
+        let expected: Vec<Vec<f32>> =
+            rows.iter().map(|row| row.iter().map(|&bit| f32::from(u8::from(bit))).collect()).collect();
+        let numbers = || rows.iter().map(|row| Some(row.iter().map(|&bit| Some(i64::from(bit))).collect::<Vec<_>>()));
+        let whole: ArrayRef = Arc::new(ListArray::from_iter_primitive::<Int64Type, _, _>(numbers()));
+        let list = |kind: DataType| DataType::new_list(kind, true);
+        let fixed = DataType::new_fixed_size_list(DataType::UInt8, n as i32, true);
+        for kind in [list(DataType::Int64), list(DataType::Boolean), list(DataType::Float32), list(DataType::Utf8), fixed] {
+            let column = cast(&whole, &kind).expect("a column");
+            let cells: Vec<_> = columns::labels(&column).expect("labels").into_iter().flatten().collect();
+            let place = |row| Place { path: "x.parquet".into(), row: row + 1 };
+            let read = set(names).convert(cells.iter(), &place, LabelKind::Multi, true);
+            prop_assert_eq!(read, Ok(Labels::Multi(expected.clone())), "{}", kind);
+        }
+        let floats: ArrayRef = Arc::new(ListArray::from_iter_primitive::<Float64Type, _, _>(
+            expected.iter().map(|row| Some(row.iter().map(|&share| Some(f64::from(share))).collect::<Vec<_>>())),
+        ));
+        prop_assert_eq!(columns::labels(&floats).expect("labels").len(), rows.len());
+        for (open, between, close) in [("[", ", ", "]"), ("\"[", " ", "]\""), ("\"", "|", "\"")] {
+            let cell = |row: &Vec<bool>| {
+                let items: Vec<&str> = row.iter().map(|&bit| if bit { "1" } else { "0" }).collect();
+                format!("{open}{}{close}", items.join(between))
+            };
+            let cells: Vec<String> = rows.iter().map(cell).collect();
+            let cells: Vec<&str> = cells.iter().map(String::as_str).collect();
+            prop_assert_eq!(several(names, &cells), Ok(expected.clone()), "{:?}", cells);
+        }
+    }
+
+    #[test]
+    fn lists_of_labels_are_the_same_however_they_are_written(
+        rows in prop::collection::vec(prop::collection::btree_set(0_usize..4, 0..4), 1..9),
+        backwards in any::<bool>(),
+    ) {
+        let names = ["joy", "Account access", "it's", "été"];
+        let hot = |row: &std::collections::BTreeSet<usize>| -> Vec<f32> {
+            (0..names.len()).map(|place| f32::from(u8::from(row.contains(&place)))).collect()
+        };
+        let expected: Vec<Vec<f32>> = rows.iter().map(hot).collect();
+        let written = |write: &dyn Fn(&[usize]) -> String| -> Vec<String> {
+            let places = |row: &std::collections::BTreeSet<usize>| {
+                let mut places: Vec<usize> = row.iter().copied().collect();
+                if backwards {
+                    places.reverse();
+                }
+                places
+            };
+            rows.iter().map(|row| write(&places(row))).collect()
+        };
+        let of = |places: &[usize]| places.iter().map(|&place| names[place]).collect::<Vec<_>>();
+        let text = |text: String| serde_json::json!(text).to_string();
+        let joined = |by: &'static str| move |places: &[usize]| serde_json::json!(places.iter().map(|&p| names[p]).collect::<Vec<_>>().join(by)).to_string();
+        let python = |places: &[usize]| {
+            let items: Vec<String> = of(places).iter().map(|name| format!("{name:?}")).collect();
+            text(format!("[{}]", items.join(", ")))
+        };
+        for cells in [
+            written(&|places| serde_json::json!(of(places)).to_string()),
+            written(&|places| serde_json::json!(places).to_string()),
+            written(&|places| text(serde_json::json!(of(places)).to_string())),
+            written(&python),
+            written(&joined("|")),
+            written(&joined("; ")),
+            written(&joined(", ")),
+        ] {
+            let cells: Vec<&str> = cells.iter().map(String::as_str).collect();
+            prop_assert_eq!(several(&names, &cells), Ok(expected.clone()), "{:?}", cells);
+        }
+    }
+}
