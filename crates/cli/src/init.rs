@@ -4,9 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args as ClapArgs, ValueEnum};
 use sepal_assets::Source;
-use sepal_data::{
-    ColumnKind, ColumnSurvey, Dialect, LabelChoice, LabelKind, LabelSet, Survey, SurveyOptions, survey,
-};
+use sepal_data::{ColumnKind, ColumnSurvey, Dialect, LabelChoice, LabelKind, LabelSet, Survey, SurveyOptions, survey};
 use sepal_pipeline::Layers;
 use sepal_plugin::Registry;
 

@@ -24,7 +24,9 @@ pub(crate) fn separators<S: AsRef<str>>(columns: &[S]) -> &'static str {
         [one] if one.as_ref().contains('\t') => {
             "; its fields seem to be separated by tabs: give it the ending tsv, or the format tsv"
         }
-        [one] if one.as_ref().contains(';') => "; its fields seem to be separated by semicolons: set `delimiter` to `;`",
+        [one] if one.as_ref().contains(';') => {
+            "; its fields seem to be separated by semicolons: set `delimiter` to `;`"
+        }
         [one] if one.as_ref().contains(',') => "; its fields seem to be separated by commas: give the format csv",
         _ => "",
     }

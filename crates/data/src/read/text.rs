@@ -250,7 +250,9 @@ pub(super) fn broken(line: usize, problem: impl Into<String>) -> Failure {
 /// Says which byte is no UTF-8, and what to do about it.
 pub(super) fn not_utf8(bytes: &[u8], error: std::str::Utf8Error) -> String {
     let byte = bytes.get(error.valid_up_to()).copied().unwrap_or_default();
-    format!("the byte 0x{byte:02x} is no UTF-8; set `encoding` to that of the file, which may be windows-1252 (latin-1)")
+    format!(
+        "the byte 0x{byte:02x} is no UTF-8; set `encoding` to that of the file, which may be windows-1252 (latin-1)"
+    )
 }
 
 #[cfg(test)]
