@@ -230,9 +230,13 @@ fn file(args: &PredictArgs, facts: &DataFacts, dialect: Dialect) -> Result<RowSt
         return open(args.text.as_ref());
     }
     match open(Some(&facts.text)) {
-        Err(ReadError::MissingColumn { column, .. }) if column == facts.text => open(None),
+        Err(error) if is_missing(&error, &facts.text) && !error.is_of_other_delimiter() => open(None),
         rows => rows,
     }
+}
+
+fn is_missing(error: &ReadError, text: &str) -> bool {
+    matches!(error, ReadError::MissingColumn { column, .. } if column == text)
 }
 
 fn standard_input(args: &PredictArgs, facts: &DataFacts, dialect: Dialect) -> Result<RowStream, Failure> {

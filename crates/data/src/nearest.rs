@@ -32,6 +32,23 @@ pub(crate) fn separators<S: AsRef<str>>(columns: &[S]) -> &'static str {
     }
 }
 
+/// The character that parts the only cell of a header into several, one of which is `wanted`.
+pub(crate) fn other_delimiter(columns: &[String], wanted: &str) -> Option<char> {
+    let [one] = columns else { return None };
+    let parts = |c: &char| {
+        c.is_ascii() && !c.is_alphanumeric() && !"_- .".contains(*c) && one.split(*c).any(|cell| cell == wanted)
+    };
+    one.chars().find(parts)
+}
+
+/// As [`separators`], where it is known what one of the fields is called.
+pub(crate) fn delimiter_hint(columns: &[String], wanted: &str) -> String {
+    match (separators(columns), other_delimiter(columns, wanted)) {
+        ("", Some(delimiter)) => format!("; its fields seem to be separated by `{delimiter}`: set `delimiter` to that"),
+        (hint, _) => hint.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -42,6 +59,19 @@ mod tests {
         assert_eq!(nearest("zzz", ["label", "sentence"]), None);
         assert_eq!(nearest("sent", ["label", "sentiment"]), Some("sentiment"));
         assert_eq!(nearest("id", ["label", "identity"]), None);
+    }
+
+    #[test]
+    fn fields_that_are_known_tell_any_separator() {
+        let check =
+            |header: &str, expected| assert_eq!(other_delimiter(&[header.to_owned()], "text"), expected, "{header}");
+        check("id^text^label", Some('^'));
+        check("text\u{1}label", Some('\u{1}'));
+        check("text", None);
+        check("review_text", None);
+        check("the text", None);
+        check("texts^label", None);
+        assert!(delimiter_hint(&["id^text".to_owned()], "text").contains("set `delimiter`"));
     }
 
     #[test]

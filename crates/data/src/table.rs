@@ -65,7 +65,7 @@ impl Table {
         let mut rows = Read::default();
         for (file, path) in files.iter().enumerate() {
             let format = spec.format.or_else(|| Format::of(path));
-            let format = format.ok_or_else(|| ReadError::UnknownFormat { path: path.clone() })?;
+            let format = format.ok_or_else(|| ReadError::unknown_format(path))?;
             let mut stream = RowStream::open(path, &wanted(spec, format))?;
             for chunk in &mut stream {
                 rows.append(chunk?, spec, file)?;

@@ -2,7 +2,7 @@ use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::nearest::{hint, nearest, separators};
+use crate::nearest::{delimiter_hint, hint, nearest, other_delimiter, separators};
 use crate::{Format, Place};
 
 /// A file that gives no table.
@@ -42,7 +42,7 @@ pub enum ReadError {
         path.display(),
         columns.join(", "),
         hint(nearest.as_deref()),
-        separators(columns)
+        delimiter_hint(columns, column)
     )]
     MissingColumn {
         /// The file.
@@ -155,6 +155,20 @@ pub enum ReadError {
 impl ReadError {
     pub(crate) fn broken(path: &Path, format: Format, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Corrupt { path: path.to_owned(), format, source: source.into() }
+    }
+
+    /// Of a file whose name does not tell its format.
+    pub(crate) fn unknown_format(path: &Path) -> Self {
+        let path = path.to_owned();
+        match path.is_dir() {
+            true => Self::Open { path, source: io::ErrorKind::IsADirectory.into() },
+            false => Self::UnknownFormat { path },
+        }
+    }
+
+    /// Whether a missing column is there after all, in a header of one cell that has other separators in it.
+    pub fn is_of_other_delimiter(&self) -> bool {
+        matches!(self, Self::MissingColumn { column, columns, .. } if other_delimiter(columns, column).is_some())
     }
 
     pub(crate) fn missing_column(path: &Path, name: &str, columns: Vec<String>) -> Self {

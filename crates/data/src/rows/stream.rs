@@ -56,7 +56,7 @@ impl RowStream {
     pub fn open(path: &Path, spec: &RowSpec) -> Result<Self, ReadError> {
         let by_ending = || if has_ending(path, "txt") { Some(Format::Lines) } else { Format::of(path) };
         let format = spec.format.or_else(by_ending);
-        let format = format.ok_or_else(|| ReadError::UnknownFormat { path: path.to_owned() })?;
+        let format = format.ok_or_else(|| ReadError::unknown_format(path))?;
         let opened = |keys| Self::new(Source::open(path)?, path, format, spec, keys);
         match opened(keys(spec)) {
             // The first lines of a jsonl file need not have all keys.

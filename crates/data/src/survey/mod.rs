@@ -208,7 +208,7 @@ pub struct Balance {
 /// [`ReadError`] if it cannot be read, or has no rows.
 pub fn survey(path: &Path, options: &SurveyOptions) -> Result<Survey, ReadError> {
     let format = options.format.or_else(|| Format::of(path));
-    let format = format.ok_or_else(|| ReadError::UnknownFormat { path: path.to_owned() })?;
+    let format = format.ok_or_else(|| ReadError::unknown_format(path))?;
     let opened = open(Source::open(path)?, path, format, Open { dialect: options.dialect, keys: Keys::All })?;
     let (schema, dialect) = (opened.schema(), opened.dialect());
     let mut tallies: Vec<Tally> = schema.fields().iter().map(|_| Tally::new(schema.fields().len())).collect();

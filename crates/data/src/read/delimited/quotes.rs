@@ -24,7 +24,7 @@ pub(super) fn flaw(record: &[u8], cells: Cells) -> Option<Flaw> {
             }
             end = closed + 1;
         }
-        at = record[end..].iter().position(|byte| is_end(byte)).map_or(record.len(), |next| end + next + 1);
+        at = record[end..].iter().position(is_end).map_or(record.len(), |next| end + next + 1);
     }
     None
 }
