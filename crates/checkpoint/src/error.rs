@@ -72,6 +72,30 @@ pub enum OpenError {
         /// What is supported.
         supported: String,
     },
+    /// The weights are quantized in a way that is not read, so that their numbers alone are not the model's.
+    #[error(
+        "use {}: `{key}` is {found}, which says that the weights are quantized. Take the checkpoint that they were made \
+         from, in f32, f16 or bf16, or a GGUF file of the model, whose quantized formats are read",
+        path.display()
+    )]
+    Quantized {
+        /// The file, or the folder of the weights.
+        path: PathBuf,
+        /// The key or tensor that says so.
+        key: String,
+        /// The method or type that it states.
+        found: String,
+    },
+    /// The numbers of a GGUF file have their bytes in the other order.
+    #[error(
+        "open {}: it is a GGUF file for big-endian machines. Take one for little-endian ones, or convert it (pip install \
+         gguf): `gguf-convert-endian {0} little` changes the file itself",
+        path.display()
+    )]
+    BigEndian {
+        /// The file.
+        path: PathBuf,
+    },
     /// The weights are in pickled files alone.
     #[error(
         "open {} as a checkpoint: its weights are in {file}, a pickled file, which runs code when it is opened and is \

@@ -21,6 +21,7 @@ pub(super) fn model_config(
 ) -> Result<ModelConfig, OpenError> {
     let prefix = architecture.prefix();
     let keys = file.with_prefix(&prefix);
+    refuse_scales(keys)?;
     let (hidden, n_heads) = (keys.count("embedding_length")?, keys.count("attention.head_count")?);
     let n_blocks = keys.count("block_count")?;
     let experts = experts(keys)?;
@@ -61,6 +62,26 @@ pub(super) fn model_config(
     Ok(config)
 }
 
+/// Refuses factors that the architectures that are read here do not have.
+fn refuse_scales(keys: Keys<'_>) -> Result<(), OpenError> {
+    let scales = [
+        ("attention.scale", 0.0),
+        ("attention.clamp_kqv", 0.0),
+        ("embedding_scale", 1.0),
+        ("residual_scale", 1.0),
+        ("rope.scaling.yarn_log_multiplier", 0.0),
+    ];
+    for (key, neutral) in scales {
+        if keys.get(key).and_then(Value::as_f64).is_some_and(|scale| scale != 0.0 && scale != neutral) {
+            return Err(keys.unsupported(key, "none"));
+        }
+    }
+    match keys.optional_flag("attention.causal")? {
+        Some(false) => Err(keys.unsupported("attention.causal", "true")),
+        _ => Ok(()),
+    }
+}
+
 fn head_dim(keys: Keys<'_>, hidden: usize, n_heads: usize) -> Result<usize, OpenError> {
     let head_dim = match keys.optional_count("attention.key_length")? {
         Some(head_dim) => head_dim,
@@ -99,9 +120,11 @@ fn vocab_size(keys: Keys<'_>, store: &Store) -> Result<usize, OpenError> {
 /// What the file says of scores, and what it leaves to the reader.
 fn scores(keys: Keys<'_>, architecture: Architecture, config: &ModelConfig) -> Result<ScoreRule, OpenError> {
     let plain = config.scores.clone();
-    // The first files of Gemma 2 say neither its cap nor its window.
-    let default_cap = (architecture == Architecture::Gemma2).then_some(50.0);
-    let cap = keys.optional_positive("attn_logit_softcapping")?.or(default_cap);
+    // Gemma 2's alone are capped; its first files say neither the cap nor the window.
+    let cap = match architecture {
+        Architecture::Gemma2 => Some(keys.optional_positive("attn_logit_softcapping")?.unwrap_or(50.0)),
+        _ => None,
+    };
     // Gemmas of 27B scale by the share of a head in the hidden state, whatever its size.
     let is_27b = match architecture {
         Architecture::Gemma2 => config.n_blocks == 46,
@@ -113,15 +136,16 @@ fn scores(keys: Keys<'_>, architecture: Architecture, config: &ModelConfig) -> R
 }
 
 fn window(keys: Keys<'_>, architecture: Architecture, config: &ModelConfig) -> Result<Option<Window>, OpenError> {
-    let default_size = (architecture == Architecture::Gemma2).then_some(4096);
+    let (default_size, period) = match architecture {
+        Architecture::Gemma2 => (Some(4096), Some(2)),
+        Architecture::Gemma3 => (None, Some(6)),
+        Architecture::Phi3 => (None, None),
+        // The key is not read of others.
+        _ => return Ok(None),
+    };
     let stated = keys.optional_index("attention.sliding_window")?.or(default_size);
     let Some(size) = stated.filter(|&size| size > 0) else {
         return Ok(None);
-    };
-    let period = match architecture {
-        Architecture::Gemma2 => Some(2),
-        Architecture::Gemma3 => Some(6),
-        _ => None,
     };
     // A number of blocks of which the last sees everything, or one entry for each block.
     let pattern = "attention.sliding_window_pattern";
@@ -179,24 +203,27 @@ fn rope(keys: Keys<'_>, store: &Store, config: &mut ModelConfig) -> Result<Rope,
 }
 
 fn rope_scaling(keys: Keys<'_>, max_positions: Option<usize>) -> Result<RopeScaling, OpenError> {
-    let factor = keys.optional_positive("rope.scaling.factor")?;
-    let factor = factor.map_or_else(|| keys.optional_positive("rope.scale_linear"), |factor| Ok(Some(factor)))?;
-    for key in ["rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor"] {
+    // A factor of 0 says nothing.
+    let factor = |key: &str| match keys.get(key).and_then(Value::as_f64) {
+        Some(0.0) => Ok(None),
+        _ => keys.optional_positive(key),
+    };
+    let factor =
+        factor("rope.scaling.factor")?.map_or_else(|| factor("rope.scale_linear"), |factor| Ok(Some(factor)))?;
+    for key in ["rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_ext_factor"] {
         if keys.optional_positive(key)?.is_some_and(|factor| factor != 1.0) {
             return Err(keys.unsupported(key, "1"));
         }
     }
-    let needed = |factor: Option<f64>| factor.ok_or_else(|| keys.missing("rope.scaling.factor"));
     match keys.optional_text("rope.scaling.type")? {
-        None => Ok(factor
+        None | Some("linear") => Ok(factor
             .filter(|&factor| factor != 1.0)
             .map_or(RopeScaling::Default, |factor| RopeScaling::Linear { factor })),
         Some("none") => Ok(RopeScaling::Default),
-        Some("linear") => Ok(RopeScaling::Linear { factor: needed(factor)? }),
         Some("yarn") => {
             let original = keys.optional_count("rope.scaling.original_context_length")?.or(max_positions);
             Ok(RopeScaling::Yarn {
-                factor: needed(factor)?,
+                factor: factor.ok_or_else(|| keys.missing("rope.scaling.factor"))?,
                 beta_fast: keys.optional_positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
                 beta_slow: keys.optional_positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
                 original_max_positions: original.ok_or_else(|| keys.missing("rope.scaling.original_context_length"))?,

@@ -26,11 +26,16 @@ const LONGEST_LIST: usize = 4096;
 /// Reads the metadata and checks that every tensor lies within the file.
 pub(crate) fn open(path: &Path) -> Result<(ModelConfig, Store), OpenError> {
     let file = WeightsFile::open(path)?;
+    if is_big_endian(&file) {
+        return Err(OpenError::BigEndian { path: path.to_owned() });
+    }
     let content = content(&file)?;
     let metadata = scalars(&content.metadata);
     let keys = Keys::new(path, &metadata);
-    if keys.optional_count("split.count")?.is_some_and(|count| count > 1) {
-        return Err(keys.unsupported("split.count", "a model in one file; join the parts with llama-gguf-split"));
+    // What was joined says 0 parts.
+    if keys.optional_index("split.count")?.is_some_and(|count| count > 1) {
+        let join = "a model in one file; join the parts: `llama-gguf-split --merge FIRST-PART.gguf JOINED.gguf`";
+        return Err(keys.unsupported("split.count", join));
     }
     let architecture = Architecture::of(keys)?;
     let mut store = Store { tensors: tensors(&file, &content)?, files: vec![file] };
@@ -42,6 +47,16 @@ pub(crate) fn open(path: &Path) -> Result<(ModelConfig, Store), OpenError> {
 /// The vocabulary inside the file.
 pub(crate) fn vocab(file: &WeightsFile) -> Result<GgufVocab, OpenError> {
     vocab::vocab(file.path(), &content(file)?.metadata)
+}
+
+/// True if the version behind the magic number, or both, have their bytes in the other order. Versions are small numbers.
+fn is_big_endian(file: &WeightsFile) -> bool {
+    let mut start = [0; 8];
+    if file.len() < 8 || file.read_at(0, &mut start).is_err() {
+        return false;
+    }
+    let (magic, version) = start.split_at(4);
+    magic == b"FUGG" || (magic == b"GGUF" && version[..2] == [0, 0] && version[3] != 0)
 }
 
 fn content(file: &WeightsFile) -> Result<Content, OpenError> {

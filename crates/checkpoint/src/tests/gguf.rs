@@ -275,3 +275,73 @@ fn the_vocabulary_is_inside() {
     let error = opened(&changed(&unknown), &llama_tensors()).expect("opens").tokenizer().expect_err("unknown");
     assert!(matches!(error, TokenizerError::Vocab { .. }), "{error:?}");
 }
+
+#[test]
+fn a_file_that_was_joined_is_a_whole_one() {
+    let whole = opened(&llama_metadata(), &llama_tensors()).expect("opens");
+    let split = |count: u16, no: u16| {
+        let split = [("split.count", Some(Meta::U16(count))), ("split.no", Some(Meta::U16(no)))];
+        opened(&changed(&[split.as_slice(), &[("split.tensors.count", Some(Meta::I32(5)))]].concat()), &llama_tensors())
+    };
+    for (count, no) in [(0, 0), (0, 2), (1, 0)] {
+        let joined = split(count, no).expect("opens");
+        assert_eq!(joined.digest(), whole.digest(), "{count} parts");
+    }
+    for no in [0, 1] {
+        let error = split(2, no).expect_err("a part").to_string();
+        assert!(error.contains("`split.count` is 2") && error.contains("llama-gguf-split --merge"), "{error}");
+    }
+}
+
+#[test]
+fn big_endian_files_are_named_as_such() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.gguf");
+    write(&path, &llama_metadata(), &llama_tensors());
+    let whole = fs::read(&path).expect("reads");
+    let is_big_endian = |start: &[u8]| {
+        fs::write(&path, [start, &whole[start.len()..]].concat()).expect("writes");
+        let (error, text) = complaint(&path);
+        let is_named = text.contains("big-endian") && text.contains("gguf-convert-endian");
+        assert_eq!(matches!(error, OpenError::BigEndian { .. }), is_named, "{text}");
+        is_named
+    };
+    assert!(is_big_endian(&[b"GGUF".as_slice(), &3_u32.to_be_bytes()].concat()));
+    assert!(is_big_endian(&[b"GGUF".as_slice(), &2_u32.to_be_bytes()].concat()));
+    assert!(is_big_endian(b"FUGG"));
+    assert!(!is_big_endian(&[b"GGUF".as_slice(), &9_u32.to_le_bytes()].concat()), "a version to come");
+    assert!(!is_big_endian(b"GGML"));
+    fs::write(&path, b"GGUF").expect("writes");
+    assert!(matches!(complaint(&path).0, OpenError::Header { .. }));
+}
+
+#[test]
+fn keys_that_an_architecture_does_not_have_are_not_read_or_refused() {
+    let with = |key: &'static str, value: Meta| opened(&changed(&[(key, Some(value))]), &llama_tensors());
+    let plain = opened(&llama_metadata(), &llama_tensors()).expect("opens");
+    // llama.cpp reads neither of a Llama.
+    for (key, value) in [
+        ("llama.attn_logit_softcapping", Meta::F32(5.0)),
+        ("llama.attention.sliding_window", Meta::U32(8)),
+        ("llama.attention.sliding_window_pattern", Meta::U32(2)),
+        ("llama.rope.scaling.factor", Meta::F32(0.0)),
+        ("llama.rope.scaling.yarn_ext_factor", Meta::F32(1.0)),
+        ("llama.attention.scale", Meta::F32(0.0)),
+        ("llama.attention.causal", Meta::Bool(true)),
+    ] {
+        assert_eq!(with(key, value).expect(key).config(), plain.config(), "{key}");
+    }
+    for (key, value) in [
+        ("llama.attention.scale", Meta::F32(0.5)),
+        ("llama.residual_scale", Meta::F32(0.2)),
+        ("llama.embedding_scale", Meta::F32(12.0)),
+        ("llama.rope.scaling.yarn_ext_factor", Meta::F32(0.5)),
+        ("llama.rope.scaling.yarn_log_multiplier", Meta::F32(0.1)),
+        ("llama.attention.causal", Meta::Bool(false)),
+    ] {
+        let error = with(key, value).expect_err(key).to_string();
+        assert!(error.contains(&format!("`{key}`")), "{error}");
+    }
+    let linear = with("llama.rope.scaling.type", Meta::String("linear".into())).expect("opens");
+    assert_eq!(linear.config(), plain.config(), "a factor that is left out is 1");
+}
