@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::Metadata;
+use safetensors::tensor::{Dtype, Metadata};
 use sepal_core::ModelConfig;
 use serde_json::{Map, Value};
 
-use crate::config::model_config;
+use crate::config::{check_weights, model_config};
 use crate::error::OpenError;
 use crate::file::WeightsFile;
-use crate::outline::{OUTLINE, Outline};
+use crate::outline::{Elsewhere, OUTLINE, Outline, headers};
 use crate::rows::Rows;
 use crate::store::{Encoding, Store, Stored};
 
@@ -34,13 +34,94 @@ pub(crate) fn is_sharded(folder: &Path) -> bool {
 
 /// Reads the configuration and the headers of all shards; `outline` has those of shards that are not here.
 pub(crate) fn open(folder: &Path, outline: &Outline) -> Result<(ModelConfig, Store), OpenError> {
-    let config_path = folder.join(CONFIG);
-    let config = model_config(&config_path, &object(&config_path)?)?;
+    let file = ConfigFile::read(folder)?;
+    let store = store(folder, outline)?;
+    file.check_weights(folder, store.tensors.iter().filter_map(|(name, stored)| Some((&**name, stored.dtype()?))))?;
+    file.check_sizes(&store)?;
+    Ok((file.config, store))
+}
+
+/// Refuses a model before its weights are in `folder`, where [`Checkpoint::open`](crate::Checkpoint::open) would refuse it
+/// once they are there: by its configuration and, of weights in one file, by the names and types of its tensors. Of weights
+/// in shards [`outline`](crate::outline) does the latter. `elsewhere` shows the beginning of the file; where it cannot, the
+/// configuration alone is looked at.
+///
+/// # Errors
+/// [`OpenError`] if the configuration cannot be read or is not supported, or the weights are quantized.
+pub fn screen(folder: impl AsRef<Path>, elsewhere: &mut Elsewhere<'_>) -> Result<(), OpenError> {
+    let (folder, single) = (folder.as_ref(), folder.as_ref().join(SINGLE));
+    let file = ConfigFile::read(folder)?;
+    if single.is_file() || is_sharded(folder) {
+        return Ok(());
+    }
+    let header = headers(&[SINGLE.to_owned()], elsewhere).ok().and_then(|headers| headers.into_iter().next());
+    let Some(metadata) = header.and_then(|header| serde_json::from_slice::<Metadata>(&header).ok()) else {
+        return Ok(());
+    };
+    let tensors = metadata.tensors();
+    file.check_weights(&single, tensors.iter().map(|(name, info)| (&**name, info.dtype)))
+}
+
+/// `config.json`, as it was written and as it was understood.
+struct ConfigFile {
+    path: PathBuf,
+    json: Map<String, Value>,
+    config: ModelConfig,
+}
+
+impl ConfigFile {
+    fn read(folder: &Path) -> Result<Self, OpenError> {
+        let path = folder.join(CONFIG);
+        let json = object(&path)?;
+        let config = model_config(&path, &json)?;
+        Ok(Self { path, json, config })
+    }
+
+    fn check_weights<'a>(&self, path: &Path, tensors: impl Iterator<Item = (&'a str, Dtype)>) -> Result<(), OpenError> {
+        check_weights(path, (&self.path, &self.json), self.config.family, tensors)
+    }
+
+    /// Refuses the class's default for a size that the file leaves out, if the weights are of another size.
+    fn check_sizes(&self, store: &Store) -> Result<(), OpenError> {
+        let ModelConfig { family, n_blocks, hidden, vocab_size, .. } = self.config;
+        let has_block = |block_idx: usize| {
+            let name = family.block_prefix(block_idx);
+            let bare = name.strip_prefix(family.prefix()).unwrap_or(&name);
+            store.tensors.keys().any(|tensor| tensor.starts_with(&name) || tensor.starts_with(bare))
+        };
+        if has_block(0) && (!has_block(n_blocks - 1) || has_block(n_blocks)) {
+            self.stated(&["num_hidden_layers", "n_layer"])?;
+        }
+        let ends = ["embed_tokens.weight", "word_embeddings.weight", "wte.weight", "embed_in.weight"];
+        let is_embedding = |name: &&String| ends.iter().any(|end| name.ends_with(end));
+        let embedding = store.tensors.keys().find(is_embedding).map(|name| store.tensors[name].shape.as_slice());
+        if let Some([rows, width]) = embedding {
+            if *width != hidden {
+                self.stated(&["hidden_size", "n_embd", "n_embed"])?;
+            }
+            if *rows != vocab_size {
+                self.stated(&["vocab_size"])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Errors if a size is not in the file, under any of its names.
+    fn stated(&self, names: &[&str]) -> Result<(), OpenError> {
+        if names.iter().any(|name| self.json.contains_key(*name)) {
+            return Ok(());
+        }
+        Err(OpenError::MissingKey { path: self.path.clone(), key: names[0].to_owned() })
+    }
+}
+
+/// The tensors of all shards.
+fn store(folder: &Path, outline: &Outline) -> Result<Store, OpenError> {
     let mut store = Store { files: Vec::new(), tensors: BTreeMap::new() };
     let single = folder.join(SINGLE);
     if single.is_file() {
         store.tensors.extend(shard(&mut store.files, &single, outline)?);
-        return Ok((config, store));
+        return Ok(store);
     }
     if !folder.join(INDEX).is_file() {
         return Err(no_weights(folder));
@@ -53,7 +134,7 @@ pub(crate) fn open(folder: &Path, outline: &Outline) -> Result<(ModelConfig, Sto
             store.tensors.insert(name, stored);
         }
     }
-    Ok((config, store))
+    Ok(store)
 }
 
 fn no_weights(folder: &Path) -> OpenError {

@@ -58,6 +58,19 @@ impl<'a> Keys<'a> {
         })
     }
 
+    /// A number of things under the first of `keys` that is there, else `default`.
+    pub(crate) fn count_of(&self, keys: &[&str], default: usize) -> Result<usize, OpenError> {
+        match keys.iter().find(|key| self.has(key)) {
+            Some(key) => self.count(key),
+            None => Ok(default),
+        }
+    }
+
+    /// A number of things, `default` if the key is not there; nothing for `null`.
+    pub(crate) fn count_unless_null(&self, key: &str, default: usize) -> Result<Option<usize>, OpenError> {
+        if self.has(key) { self.optional_count(key) } else { Ok(Some(default)) }
+    }
+
     /// A positive number.
     pub(crate) fn positive(&self, key: &str) -> Result<f64, OpenError> {
         self.optional_positive(key)?.ok_or_else(|| self.missing(key))
@@ -90,6 +103,11 @@ impl<'a> Keys<'a> {
         self.optional(key, "true or false", Value::as_bool)
     }
 
+    /// True or false, `default` if the key is not there; false for `null`.
+    pub(crate) fn flag_unless_null(&self, key: &str, default: bool) -> Result<bool, OpenError> {
+        if self.has(key) { self.flag(key) } else { Ok(default) }
+    }
+
     /// A whole number, be it 0, or nothing.
     pub(crate) fn optional_index(&self, key: &str) -> Result<Option<usize>, OpenError> {
         self.optional(key, "a whole number", |value| value.as_u64().and_then(|index| usize::try_from(index).ok()))
@@ -120,6 +138,11 @@ impl<'a> Keys<'a> {
     pub(crate) fn unsupported(&self, key: &str, supported: impl Into<String>) -> OpenError {
         let (path, found) = (self.path.to_owned(), self.shown(key));
         OpenError::Unsupported { path, key: self.display(key), found, supported: supported.into() }
+    }
+
+    /// The complaint that `key` says that the weights are quantized, by the method `found`.
+    pub(crate) fn quantized(&self, key: &str, found: String) -> OpenError {
+        OpenError::Quantized { path: self.path.to_owned(), key: self.display(key), found }
     }
 
     fn optional<T>(

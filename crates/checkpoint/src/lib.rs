@@ -57,6 +57,7 @@ use sepal_core::{HostTensor, ModelConfig};
 use sepal_tokenize::Tokenizer;
 
 pub use error::{OpenError, ReadError, TokenizerError};
+pub use folder::screen;
 pub use outline::{Elsewhere, missing_shards, outline};
 pub use part::Part;
 

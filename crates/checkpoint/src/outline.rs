@@ -152,7 +152,10 @@ impl Outline {
 }
 
 /// The headers of shards that are not here.
-fn headers(shards: &[String], elsewhere: &mut Elsewhere<'_>) -> Result<Vec<Vec<u8>>, Box<dyn Error + Send + Sync>> {
+pub(crate) fn headers(
+    shards: &[String],
+    elsewhere: &mut Elsewhere<'_>,
+) -> Result<Vec<Vec<u8>>, Box<dyn Error + Send + Sync>> {
     let heads: Vec<(String, Range<u64>)> = shards.iter().map(|shard| (shard.clone(), 0..HEAD)).collect();
     let mut heads = ask(&heads, elsewhere)?;
     let mut rests = Vec::new();

@@ -45,6 +45,16 @@ pub(crate) enum Encoding {
     Ggml(GgmlDType),
 }
 
+impl Stored {
+    /// The type of its numbers as safetensors has it.
+    pub(crate) fn dtype(&self) -> Option<Dtype> {
+        match self.encoding {
+            Encoding::Plain(dtype) => Some(dtype),
+            Encoding::Ggml(_) => None,
+        }
+    }
+}
+
 impl Encoding {
     /// The name that people know it by.
     pub(crate) fn name(self) -> String {

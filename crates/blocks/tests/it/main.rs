@@ -1,5 +1,6 @@
 //! The blocks against PyTorch and transformers, and against themselves.
 
+mod configs;
 mod families;
 mod formats;
 mod gguf;

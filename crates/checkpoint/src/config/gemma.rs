@@ -1,19 +1,20 @@
 //! Gemma 1, 2 and 3 (text).
 
 use sepal_core::{Activation, Family, ModelConfig, Rope, ScoreRule, Window};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use super::{activation, head_dim, n_kv_heads, rope, rotary, usual, window};
+use super::class::Class;
+use super::rope::{self, Rotary};
+use super::{activation, eps, head_dim, layer_types, n_kv_heads, rotary, usual, window};
 use crate::error::OpenError;
 use crate::keys::Keys;
 
 pub(super) fn read(keys: Keys<'_>, family: Family) -> Result<ModelConfig, OpenError> {
     let usual = usual(keys, family)?;
-    let n_heads = usual.n_heads;
     let mut config = ModelConfig {
-        n_kv_heads: n_kv_heads(keys, "num_key_value_heads", n_heads, None)?,
-        head_dim: head_dim(keys, &usual, Some(256))?,
-        norm_eps: keys.optional_positive("rms_norm_eps")?.unwrap_or(1e-6),
+        n_kv_heads: n_kv_heads(keys, &usual)?,
+        head_dim: head_dim(keys, &usual)?,
+        norm_eps: eps(keys, "rms_norm_eps", family)?,
         activation: gelu(keys, family)?,
         ..usual
     };
@@ -23,7 +24,7 @@ pub(super) fn read(keys: Keys<'_>, family: Family) -> Result<ModelConfig, OpenEr
     let local_rope = match family {
         Family::Gemma3 => Some(gemma3_ropes(keys, &mut config)?),
         _ => {
-            let (rope, max_positions) = rotary(keys, &config, 1.0)?;
+            let (rope, max_positions) = rotary(keys, &config)?;
             (config.rope, config.max_positions) = (Some(rope), max_positions);
             None
         }
@@ -39,19 +40,24 @@ pub(super) fn read(keys: Keys<'_>, family: Family) -> Result<ModelConfig, OpenEr
     Ok(config)
 }
 
-/// What Gemma 1's files call `gelu` is computed with tanh.
+/// The activation: `gelu` in Gemma 1's files stands for the one with tanh. Its key is not that of the later ones.
 fn gelu(keys: Keys<'_>, family: Family) -> Result<Activation, OpenError> {
     let known = [Activation::GeluTanh];
-    let key = if keys.get("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" };
     match family {
-        Family::Gemma if key == "hidden_act" && keys.optional_text(key)? == Some("gelu") => Ok(Activation::GeluTanh),
-        _ => activation(keys, key, &known, Activation::GeluTanh),
+        Family::Gemma if keys.optional_text("hidden_act")? == Some("gelu") => Ok(Activation::GeluTanh),
+        Family::Gemma => activation(keys, "hidden_act", &known, Activation::GeluTanh),
+        _ => activation(keys, "hidden_activation", &known, Activation::GeluTanh),
     }
 }
 
+/// The cap of Gemma 2's scores. Gemma 3's files may have the key, but nothing applies it.
 fn cap(keys: Keys<'_>, family: Family) -> Result<Option<f64>, OpenError> {
-    let default = (family == Family::Gemma2 && !keys.has("attn_logit_softcapping")).then_some(50.0);
-    Ok(keys.optional_positive("attn_logit_softcapping")?.or(default))
+    let key = "attn_logit_softcapping";
+    match family {
+        Family::Gemma2 if keys.has(key) => keys.optional_positive(key),
+        Family::Gemma2 => Ok(Some(50.0)),
+        _ => Ok(None),
+    }
 }
 
 /// Gemma 2: every other block from the first on. Gemma 3: all but every `sliding_window_pattern`th.
@@ -60,42 +66,51 @@ fn sliding(keys: Keys<'_>, config: &ModelConfig, local_rope: Option<Rope>) -> Re
         Family::Gemma2 => 2,
         _ => keys.optional_count("sliding_window_pattern")?.unwrap_or(6),
     };
-    let size = if keys.has("sliding_window") { keys.optional_count("sliding_window")? } else { Some(4096) };
-    let found = window(keys, config, size, |block_idx| (block_idx + 1) % period != 0)?;
+    let size = keys.count_unless_null("sliding_window", 4096)?;
+    let usual = || (0..config.n_blocks).map(|block_idx| (block_idx + 1) % period != 0).collect();
+    let blocks = layer_types(keys, config.n_blocks)?.unwrap_or_else(usual);
     match local_rope {
-        None => Ok(found),
+        None => window(keys, config, size, blocks),
         // A window that hides nothing still says which blocks have the local positions.
         Some(rope) => {
             let unlimited = ModelConfig { max_positions: None, ..config.clone() };
-            let found = window(keys, &unlimited, size, |block_idx| (block_idx + 1) % period != 0)?;
+            let found = window(keys, &unlimited, size, blocks)?;
             Ok(found.map(|found| Window { rope: Some(rope), ..found }))
         }
     }
 }
 
-/// Sets the positions of blocks without a window and returns those of blocks with one.
+/// Sets the positions of blocks without a window and returns those of blocks with one. What is in `rope_scaling` is laid
+/// over those without a window, which are `default` where no `rope_parameters` are there, whatever `type` says.
 fn gemma3_ropes(keys: Keys<'_>, config: &mut ModelConfig) -> Result<Rope, OpenError> {
-    let (head_dim, max_positions) = (config.head_dim, config.max_positions);
-    let by_kind = |kind: &str| keys.object("rope_parameters").ok().flatten()?.get(kind)?.as_object();
-    let nothing = Map::<String, Value>::new();
-    let ((global, limit), local) = match (by_kind("full_attention"), by_kind("sliding_attention")) {
-        (Some(full), Some(sliding)) => {
-            let full = keys.inside("rope_parameters.full_attention.", full);
-            let sliding = keys.inside("rope_parameters.sliding_attention.", sliding);
-            let read = |of| rope::read_from(of, keys, head_dim, max_positions, 1.0);
-            (read(full)?, read(sliding)?.0)
-        }
-        _ => {
-            let scaling = keys.object("rope_scaling")?.unwrap_or(&nothing);
-            let scaling = keys.inside("rope_scaling.", scaling);
-            let (mut global, limit) = rope::read_from(scaling, keys, head_dim, max_positions, 1.0)?;
-            if keys.get("rope_theta").is_none() {
-                global.theta = 1e6;
-            }
-            let theta = keys.optional_positive("rope_local_base_freq")?.unwrap_or(10_000.0);
-            ((global, limit), Rope { theta, dim: head_dim, scaling: sepal_core::RopeScaling::Default })
-        }
+    let rotary = Rotary { family: config.family, head_dim: config.head_dim, max_positions: config.max_positions };
+    let nothing = Map::new();
+    let parameters = keys.object("rope_parameters")?.unwrap_or(&nothing);
+    let parameters = keys.inside("rope_parameters.", parameters);
+    rope::untruncated(parameters)?;
+    let kind = |kind: &str| Ok(parameters.object(kind)?.cloned().unwrap_or_else(default_rope));
+    let (mut full, sliding) = (kind("full_attention")?, kind("sliding_attention")?);
+    full.extend(keys.object("rope_scaling")?.cloned().unwrap_or_default());
+
+    let read = |scope, map: &Map<String, Value>, key, theta| {
+        let scaling = keys.inside(scope, map);
+        let theta = match scaling.optional_positive("rope_theta")? {
+            Some(theta) => theta,
+            None => keys.optional_positive(key)?.unwrap_or(theta),
+        };
+        rope::read_from(scaling, keys, rotary, theta)
     };
-    (config.rope, config.max_positions) = (Some(global), limit);
+    let theta = Class::of(config.family).theta;
+    let scope = match parameters.get("full_attention") {
+        None if keys.get("rope_scaling").is_some() => "rope_scaling.",
+        _ => "rope_parameters.full_attention.",
+    };
+    let (global, limit) = read(scope, &full, "rope_theta", theta)?;
+    let (local, local_limit) = read("rope_parameters.sliding_attention.", &sliding, "rope_local_base_freq", 10_000.0)?;
+    (config.rope, config.max_positions) = (Some(global), [limit, local_limit].into_iter().flatten().min());
     Ok(local)
+}
+
+fn default_rope() -> Map<String, Value> {
+    Map::from_iter([("rope_type".to_owned(), json!("default"))])
 }

@@ -1,6 +1,6 @@
 use sepal_core::{Activation, Family, ModelConfig};
 
-use super::{activation, head_dim, rotary, usual};
+use super::{activation, eps, rotary, share_of_hidden, usual};
 use crate::error::OpenError;
 use crate::keys::Keys;
 
@@ -9,17 +9,13 @@ pub(super) fn read(keys: Keys<'_>) -> Result<ModelConfig, OpenError> {
     let usual = usual(keys, Family::GptNeox)?;
     let known = [Activation::Gelu, Activation::GeluTanh, Activation::Relu];
     let mut config = ModelConfig {
-        head_dim: head_dim(keys, &usual, None)?,
-        norm_eps: keys.optional_positive("layer_norm_eps")?.unwrap_or(1e-5),
+        head_dim: share_of_hidden(keys, &usual)?,
+        norm_eps: eps(keys, "layer_norm_eps", Family::GptNeox)?,
         activation: activation(keys, "hidden_act", &known, Activation::Gelu)?,
         is_parallel: keys.optional_flag("use_parallel_residual")?.unwrap_or(true),
         ..usual
     };
-    let share = keys.optional_positive("rotary_pct")?.unwrap_or(0.25);
-    let (mut rope, limit) = rotary(keys, &config, share)?;
-    if let Some(theta) = keys.optional_positive("rotary_emb_base")? {
-        rope.theta = theta;
-    }
+    let (rope, limit) = rotary(keys, &config)?;
     (config.rope, config.max_positions) = (Some(rope), limit);
     Ok(config)
 }

@@ -1,6 +1,7 @@
 //! `config.json` of the HF layout, one file for each way in which families write it.
 
 mod bloom;
+mod class;
 mod falcon;
 mod gemma;
 mod gpt2;
@@ -8,6 +9,7 @@ mod gpt_neox;
 mod llama;
 mod opt;
 mod phi3;
+mod refused;
 mod rope;
 mod stablelm;
 #[cfg(test)]
@@ -18,10 +20,14 @@ use std::path::Path;
 use sepal_core::{Activation, Family, ModelConfig, Rope, Window};
 use serde_json::{Map, Value};
 
+use self::class::Class;
+pub(crate) use self::refused::weights as check_weights;
+use self::rope::Rotary;
 use crate::error::OpenError;
 use crate::keys::Keys;
 
-/// The model's shape. A key that transformers has a default for may be absent.
+/// The model's shape. A key that transformers has a default for may be absent, whatever key of two counts for it counts
+/// here, and a key that it does not read is not read.
 pub(crate) fn model_config(path: &Path, json: &Map<String, Value>) -> Result<ModelConfig, OpenError> {
     let keys = Keys::new(path, json);
     let model_type = keys.text("model_type")?;
@@ -31,6 +37,7 @@ pub(crate) fn model_config(path: &Path, json: &Map<String, Value>) -> Result<Mod
     let Some(family) = Family::named(model_type) else {
         return Err(keys.unsupported("model_type", names_of(&Family::ALL)));
     };
+    refused::keys(keys)?;
     match family {
         Family::Bloom => bloom::read(keys),
         Family::Falcon => falcon::read(keys),
@@ -55,15 +62,22 @@ pub(crate) fn names_of(families: &[Family]) -> String {
 
 /// The keys that most families share, by their usual names, on a model without peculiarities.
 fn usual(keys: Keys<'_>, family: Family) -> Result<ModelConfig, OpenError> {
-    let (hidden, n_heads) = (keys.count("hidden_size")?, keys.count("num_attention_heads")?);
-    let n_blocks = keys.count("num_hidden_layers")?;
-    let ffn = keys.count("intermediate_size")?;
-    let plain = ModelConfig::plain(family, n_blocks, hidden, n_heads, ffn, keys.count("vocab_size")?);
+    let class = Class::of(family);
+    let hidden = keys.count_of(&["hidden_size"], class.hidden)?;
+    let n_heads = keys.count_of(&["num_attention_heads"], class.n_heads)?;
+    let n_blocks = keys.count_of(&["num_hidden_layers"], class.n_blocks)?;
+    let ffn = keys.count_of(&["intermediate_size"], class.ffn.unwrap_or(4 * hidden))?;
+    let vocab_size = keys.count_of(&["vocab_size"], class.vocab_size)?;
     Ok(ModelConfig {
         initializer_range: initializer_range(keys)?,
         max_positions: keys.optional_count("max_position_embeddings")?,
-        ..plain
+        ..ModelConfig::plain(family, n_blocks, hidden, n_heads, ffn, vocab_size)
     })
+}
+
+/// The epsilon of norms under `key`.
+fn eps(keys: Keys<'_>, key: &str, family: Family) -> Result<f64, OpenError> {
+    Ok(keys.optional_positive(key)?.unwrap_or(Class::of(family).norm_eps))
 }
 
 fn initializer_range(keys: Keys<'_>) -> Result<f64, OpenError> {
@@ -75,8 +89,10 @@ fn activation(keys: Keys<'_>, key: &str, known: &[Activation], default: Activati
     let found = match keys.optional_text(key)? {
         None => return Ok(default),
         Some("silu" | "swish") => Some(Activation::Silu),
-        Some("gelu") => Some(Activation::Gelu),
-        Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Some(Activation::GeluTanh),
+        Some("gelu" | "gelu_python") => Some(Activation::Gelu),
+        Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_python_tanh" | "gelu_fast" | "gelu_accurate") => {
+            Some(Activation::GeluTanh)
+        }
         Some("relu") => Some(Activation::Relu),
         Some(_) => None,
     };
@@ -98,20 +114,21 @@ fn only(keys: Keys<'_>, key: &str, only: bool) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// The heads of keys and values under `key`, which share the query heads evenly.
-fn n_kv_heads(keys: Keys<'_>, key: &str, n_heads: usize, default: Option<usize>) -> Result<usize, OpenError> {
-    let Some(n_kv_heads) = keys.optional_count(key)?.or(default) else { return Err(keys.missing(key)) };
-    if n_heads.is_multiple_of(n_kv_heads) {
-        Ok(n_kv_heads)
-    } else {
-        Err(keys.wrong(key, format!("a divisor of num_attention_heads, {n_heads}")))
+/// The heads of keys and values, which share the query heads evenly.
+fn n_kv_heads(keys: Keys<'_>, config: &ModelConfig) -> Result<usize, OpenError> {
+    let (key, n_heads) = ("num_key_value_heads", config.n_heads);
+    match keys.count_unless_null(key, Class::of(config.family).n_kv_heads.unwrap_or(n_heads))?.unwrap_or(n_heads) {
+        n_kv_heads if n_heads.is_multiple_of(n_kv_heads) => Ok(n_kv_heads),
+        n_kv_heads => {
+            Err(keys.wrong(key, format!("a divisor of num_attention_heads, {n_heads}; it comes to {n_kv_heads}")))
+        }
     }
 }
 
-/// The size of a head: `head_dim`, or `default`, or what makes up the hidden state; even, because pairs turn.
-fn head_dim(keys: Keys<'_>, config: &ModelConfig, default: Option<usize>) -> Result<usize, OpenError> {
+/// The size of a head: `head_dim`, or that of the class, or what makes up the hidden state; even, because pairs turn.
+fn head_dim(keys: Keys<'_>, config: &ModelConfig) -> Result<usize, OpenError> {
     let ModelConfig { hidden, n_heads, .. } = *config;
-    let stated = keys.optional_count("head_dim")?.or(default);
+    let stated = keys.optional_count("head_dim")?.or(Class::of(config.family).head_dim);
     if stated.is_none() && !hidden.is_multiple_of(n_heads) {
         return Err(keys.wrong("num_attention_heads", format!("a divisor of hidden_size, {hidden}")));
     }
@@ -121,39 +138,47 @@ fn head_dim(keys: Keys<'_>, config: &ModelConfig, default: Option<usize>) -> Res
     }
 }
 
-/// A window of `size` positions in the blocks that `has_window` says, or in those that `layer_types` names. Nothing if
-/// no block has one, or if it hides nothing on any sequence that the model takes.
+/// The size of a head of a family that has no other than a share of the hidden state.
+fn share_of_hidden(keys: Keys<'_>, config: &ModelConfig) -> Result<usize, OpenError> {
+    let (head_dim, share) = (head_dim(keys, config)?, config.hidden / config.n_heads);
+    if head_dim == share { Ok(share) } else { Err(keys.unsupported("head_dim", share.to_string())) }
+}
+
+/// The blocks that `layer_types` gives a window, if it is there.
+fn layer_types(keys: Keys<'_>, n_blocks: usize) -> Result<Option<Vec<bool>>, OpenError> {
+    let Some(kinds) = keys.get("layer_types") else { return Ok(None) };
+    let has_window = |kind: &Value| match kind.as_str() {
+        Some("full_attention" | "attention") => Some(false),
+        Some("sliding_attention") => Some(true),
+        _ => None,
+    };
+    let blocks: Option<Vec<bool>> = kinds.as_array().and_then(|kinds| kinds.iter().map(has_window).collect());
+    match blocks.filter(|blocks| blocks.len() == n_blocks) {
+        Some(blocks) => Ok(Some(blocks)),
+        None => Err(keys.wrong("layer_types", "full_attention or sliding_attention for each block")),
+    }
+}
+
+/// A window of `size` positions in `blocks`. Nothing if no block has one, or if it hides nothing on any sequence that the
+/// model takes.
 fn window(
     keys: Keys<'_>,
     config: &ModelConfig,
     size: Option<usize>,
-    has_window: impl Fn(usize) -> bool,
+    blocks: Vec<bool>,
 ) -> Result<Option<Window>, OpenError> {
-    let blocks: Vec<bool> = match keys.get("layer_types").and_then(Value::as_array) {
-        None => (0..config.n_blocks).map(has_window).collect(),
-        Some(kinds) => {
-            let kind = |kind: &Value| match kind.as_str() {
-                Some("full_attention") => Some(false),
-                Some("sliding_attention") => Some(true),
-                _ => None,
-            };
-            let read: Option<Vec<bool>> = kinds.iter().map(kind).collect();
-            let expected = "full_attention or sliding_attention for each block";
-            read.filter(|read| read.len() == config.n_blocks).ok_or_else(|| keys.wrong("layer_types", expected))?
-        }
-    };
-    let is_there = blocks.contains(&true);
     match size {
+        _ if !blocks.contains(&true) => Ok(None),
+        None => Err(keys.missing("sliding_window")),
         Some(size) => {
             let hides = config.max_positions.is_none_or(|positions| size < positions);
-            Ok((is_there && hides).then_some(Window { size, blocks, rope: None }))
+            Ok(hides.then_some(Window { size, blocks, rope: None }))
         }
-        None if is_there && keys.has("layer_types") => Err(keys.missing("sliding_window")),
-        None => Ok(None),
     }
 }
 
-/// The rotary positions, with as many numbers of a head turning as `partial_rotary_factor` or `share` says.
-fn rotary(keys: Keys<'_>, config: &ModelConfig, share: f64) -> Result<(Rope, Option<usize>), OpenError> {
-    rope::read(keys, config.head_dim, config.max_positions, share)
+/// The rotary positions of all blocks.
+fn rotary(keys: Keys<'_>, config: &ModelConfig) -> Result<(Rope, Option<usize>), OpenError> {
+    let &ModelConfig { family, head_dim, max_positions, .. } = config;
+    rope::read(keys, Rotary { family, head_dim, max_positions })
 }

@@ -1,131 +1,207 @@
 //! Rotary positions: `rope_scaling` and `rope_theta`, or both in `rope_parameters` (transformers 5).
 
-use sepal_core::{Rope, RopeScaling};
+use sepal_core::{Family, Rope, RopeScaling};
 use serde_json::{Map, Value};
 
+use super::class::Class;
 use crate::error::OpenError;
 use crate::keys::Keys;
 
-/// The positions of heads of `head_dim` numbers, of which the share `share` turns if the file does not say, and the
-/// longest sequence on which they do not depend on its length.
-pub(super) fn read(
-    keys: Keys<'_>,
-    head_dim: usize,
-    max_positions: Option<usize>,
-    share: f64,
-) -> Result<(Rope, Option<usize>), OpenError> {
-    let nested = |key: &str| Ok(keys.object(key)?.filter(|map| !map.is_empty()));
-    let nothing = Map::new();
-    let scaling = match (nested("rope_scaling")?, nested("rope_parameters")?) {
-        (Some(map), _) => keys.inside("rope_scaling.", map),
-        (None, Some(map)) => keys.inside("rope_parameters.", map),
-        (None, None) => keys.inside("rope_parameters.", &nothing),
-    };
-    read_from(scaling, keys, head_dim, max_positions, share)
+const ORIGINAL: &str = "original_max_position_embeddings";
+const SHARE: &str = "partial_rotary_factor";
+
+/// A model whose positions are read: what they depend on beside their own keys.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rotary {
+    pub(super) family: Family,
+    pub(super) head_dim: usize,
+    /// `max_position_embeddings`, if the file has it.
+    pub(super) max_positions: Option<usize>,
 }
 
-/// As [`read`], with the scaling in `scaling`, and what it does not say in `keys`.
+impl Rotary {
+    /// The key beside the scaling that holds the base.
+    fn theta_key(self) -> &'static str {
+        if self.family == Family::GptNeox { "rotary_emb_base" } else { "rope_theta" }
+    }
+
+    /// The key beside the scaling that holds the share of a head that turns, and the share if nothing is said; nothing
+    /// for a family whose heads turn as a whole.
+    fn share(self) -> Option<(&'static str, f64)> {
+        match self.family {
+            Family::GptNeox => Some(("rotary_pct", 0.25)),
+            Family::Stablelm => Some((SHARE, 0.25)),
+            Family::Phi3 => Some((SHARE, 1.0)),
+            _ => None,
+        }
+    }
+
+    /// The longest sequence; the default of the class if the file does not say.
+    fn max_positions(self) -> usize {
+        self.max_positions.unwrap_or(Class::of(self.family).max_positions)
+    }
+}
+
+/// The positions of all blocks, and the longest sequence on which they do not depend on its length.
+///
+/// Keys in `rope_scaling` hide all of `rope_parameters`, and keys in the one that counts hide those that stand beside it.
+pub(super) fn read(keys: Keys<'_>, rotary: Rotary) -> Result<(Rope, Option<usize>), OpenError> {
+    let stated = |key: &str| Ok(keys.object(key)?.filter(|map| !map.is_empty()));
+    let nothing = Map::new();
+    let (scope, map) = match (stated("rope_scaling")?, stated("rope_parameters")?) {
+        (Some(map), _) => ("rope_scaling.", map),
+        (None, Some(map)) => ("rope_parameters.", map),
+        (None, None) => ("rope_parameters.", &nothing),
+    };
+    let scaling = keys.inside(scope, map);
+    if let Some((kind, _)) = map.iter().find(|(_, value)| value.is_object()) {
+        return Err(scaling.unsupported(kind, "the same positions for all blocks"));
+    }
+    let key = rotary.theta_key();
+    let theta = match scaling.optional_positive("rope_theta")? {
+        Some(theta) => theta,
+        None => keys.optional_positive(key)?.unwrap_or(Class::of(rotary.family).theta),
+    };
+    read_from(scaling, keys, rotary, theta)
+}
+
+/// As [`read`], of positions of base `theta` that are scaled as `scaling` says.
 pub(super) fn read_from(
     scaling: Keys<'_>,
     keys: Keys<'_>,
-    head_dim: usize,
-    max_positions: Option<usize>,
-    share: f64,
+    rotary: Rotary,
+    theta: f64,
 ) -> Result<(Rope, Option<usize>), OpenError> {
-    let either = |key: &str| {
-        scaling.optional_positive(key)?.map_or_else(|| keys.optional_positive(key), |number| Ok(Some(number)))
-    };
-    let share = either("partial_rotary_factor")?.unwrap_or(share);
-    let dim = (head_dim as f64 * share) as usize;
-    if share > 1.0 || !dim.is_multiple_of(2) || dim == 0 {
-        let expected = format!("at most 1, and an even part of a head of {head_dim}");
-        return Err(keys.wrong("partial_rotary_factor", expected));
-    }
-    let theta = either("rope_theta")?.unwrap_or(10_000.0);
-    let (scaling, limit) = rope_scaling(scaling, keys, dim, max_positions)?;
+    let dim = turning(scaling, keys, rotary)?;
+    let (scaling, limit) = rope_scaling(scaling, keys, rotary, dim)?;
     Ok((Rope { theta, dim, scaling }, limit))
+}
+
+/// The numbers of a head that turn.
+fn turning(scaling: Keys<'_>, keys: Keys<'_>, rotary: Rotary) -> Result<usize, OpenError> {
+    let head_dim = rotary.head_dim;
+    let Some((key, default)) = rotary.share() else {
+        for keys in [scaling, keys] {
+            if keys.optional_positive(SHARE)?.is_some_and(|share| share != 1.0) {
+                return Err(keys.unsupported(SHARE, "1"));
+            }
+        }
+        return Ok(head_dim);
+    };
+    let (of, key, share) = match scaling.optional_positive(SHARE)? {
+        Some(share) => (scaling, SHARE, share),
+        None => (keys, key, keys.optional_positive(key)?.unwrap_or(default)),
+    };
+    match (head_dim as f64 * share) as usize {
+        dim if share <= 1.0 && dim > 0 && dim.is_multiple_of(2) => Ok(dim),
+        _ => Err(of.wrong(key, format!("at most 1, and an even part of a head of {head_dim}"))),
+    }
 }
 
 /// The scaling, and the longest sequence.
 fn rope_scaling(
     scaling: Keys<'_>,
-    file: Keys<'_>,
+    keys: Keys<'_>,
+    rotary: Rotary,
     dim: usize,
-    max_positions: Option<usize>,
 ) -> Result<(RopeScaling, Option<usize>), OpenError> {
-    let keys = scaling;
-    let key = if keys.has("rope_type") { "rope_type" } else { "type" };
-    let stated = || match keys.optional_count("original_max_position_embeddings")? {
-        None => file.optional_count("original_max_position_embeddings"),
-        stated => Ok(stated),
-    };
-    let original = || {
-        let original = keys.optional_count("original_max_position_embeddings")?.or(max_positions);
-        original.ok_or_else(|| keys.missing("original_max_position_embeddings"))
-    };
-    let scaling = match keys.optional_text(key)?.unwrap_or("default") {
-        // Up to the maximum, these are the wavelengths as they are; beyond it they depend on the sequence's length.
-        "dynamic" if max_positions.is_some() => RopeScaling::Default,
-        "default" => RopeScaling::Default,
-        "linear" => RopeScaling::Linear { factor: keys.positive("factor")? },
-        "llama3" => {
-            let low_freq_factor = keys.positive("low_freq_factor")?;
-            let high_freq_factor = keys.positive("high_freq_factor")?;
-            if high_freq_factor <= low_freq_factor {
-                return Err(keys.wrong("high_freq_factor", format!("more than low_freq_factor, {low_freq_factor}")));
-            }
-            let (factor, original_max_positions) = (keys.positive("factor")?, original()?);
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions }
-        }
-        "yarn" if keys.get("truncate").is_some_and(|truncate| truncate != true) => {
-            return Err(keys.unsupported("truncate", "true"));
-        }
-        "yarn" => {
-            let factor = keys.positive("factor")?;
-            RopeScaling::Yarn {
-                factor,
-                beta_fast: keys.optional_positive("beta_fast")?.unwrap_or(32.0),
-                beta_slow: keys.optional_positive("beta_slow")?.unwrap_or(1.0),
-                original_max_positions: original()?,
-                attention_factor: yarn_factor(keys, factor)?,
-            }
-        }
-        "longrope" | "su" => {
-            let original = stated()?.ok_or_else(|| file.missing("original_max_position_embeddings"))?;
+    let key = if scaling.has("rope_type") { "rope_type" } else { "type" };
+    let name = scaling.optional_text(key)?.unwrap_or("default");
+    let original = || original(scaling, keys, rotary);
+    let found = match (rotary.family, name) {
+        (_, "default") => RopeScaling::Default,
+        (Family::Phi3, "longrope" | "su" | "yarn") | (_, "longrope") => {
+            let original = original()?;
             if original < 2 {
-                return Err(file.wrong("original_max_position_embeddings", "at least 2"));
+                return Err(keys.wrong(ORIGINAL, "at least 2"));
             }
-            return Ok((longrope(keys, dim, original, max_positions)?, Some(original)));
+            return Ok((longrope(scaling, rotary, dim, original)?, Some(original)));
         }
-        _ => return Err(keys.unsupported(key, "default, linear, dynamic, llama3, yarn and longrope")),
+        (Family::Phi3, _) => return Err(scaling.unsupported(key, "default and longrope")),
+        // Up to the maximum, these are the wavelengths as they are; beyond it they depend on the sequence's length.
+        (_, "dynamic") => return Ok((RopeScaling::Default, Some(rotary.max_positions()))),
+        (_, "linear") => RopeScaling::Linear { factor: scaling.positive("factor")? },
+        (_, "llama3") => llama3(scaling, original()?)?,
+        (_, "yarn") => yarn(scaling, rotary, original()?)?,
+        _ => return Err(scaling.unsupported(key, "default, linear, dynamic, llama3, yarn and longrope")),
     };
-    Ok((scaling, max_positions))
+    Ok((found, rotary.max_positions))
+}
+
+/// The length that the positions were made for. Beside the scaling it counts for more than within it, but where each
+/// kind of block has a scaling of its own (Gemma 3): there it counts within alone.
+fn original(scaling: Keys<'_>, keys: Keys<'_>, rotary: Rotary) -> Result<usize, OpenError> {
+    let beside = match rotary.family {
+        Family::Gemma3 => None,
+        Family::Phi3 => Some(keys.optional_count(ORIGINAL)?.unwrap_or(4096)),
+        _ => keys.optional_count(ORIGINAL)?,
+    };
+    Ok(beside.or(scaling.optional_count(ORIGINAL)?).unwrap_or_else(|| rotary.max_positions()))
+}
+
+fn llama3(scaling: Keys<'_>, original_max_positions: usize) -> Result<RopeScaling, OpenError> {
+    let low_freq_factor = scaling.positive("low_freq_factor")?;
+    let high_freq_factor = scaling.positive("high_freq_factor")?;
+    if high_freq_factor <= low_freq_factor {
+        return Err(scaling.wrong("high_freq_factor", format!("more than low_freq_factor, {low_freq_factor}")));
+    }
+    let factor = scaling.positive("factor")?;
+    Ok(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions })
+}
+
+fn yarn(scaling: Keys<'_>, rotary: Rotary, original_max_positions: usize) -> Result<RopeScaling, OpenError> {
+    untruncated(scaling)?;
+    // A factor of null is the one by which the model takes more than it was made for.
+    let factor = match scaling.optional_positive("factor")? {
+        Some(factor) => factor,
+        None if scaling.has("factor") => rotary.max_positions() as f64 / original_max_positions as f64,
+        None => return Err(scaling.missing("factor")),
+    };
+    Ok(RopeScaling::Yarn {
+        factor,
+        beta_fast: nonzero(scaling, "beta_fast")?.unwrap_or(32.0),
+        beta_slow: nonzero(scaling, "beta_slow")?.unwrap_or(1.0),
+        original_max_positions,
+        attention_factor: yarn_factor(scaling, factor)?,
+    })
+}
+
+/// Refuses positions between which YaRN's ramp begins and ends.
+pub(super) fn untruncated(scaling: Keys<'_>) -> Result<(), OpenError> {
+    match scaling.get("truncate") {
+        None if !scaling.has("truncate") => Ok(()),
+        Some(Value::Bool(true)) => Ok(()),
+        _ => Err(scaling.unsupported("truncate", "true")),
+    }
 }
 
 /// The short factors, which are for sequences up to `original`.
-fn longrope(
-    keys: Keys<'_>,
-    dim: usize,
-    original: usize,
-    max_positions: Option<usize>,
-) -> Result<RopeScaling, OpenError> {
+fn longrope(scaling: Keys<'_>, rotary: Rotary, dim: usize, original: usize) -> Result<RopeScaling, OpenError> {
     let numbers = |list: &Vec<Value>| list.iter().map(Value::as_f64).collect::<Option<Vec<f64>>>();
-    let factors = keys.get("short_factor").and_then(Value::as_array).and_then(numbers);
-    let expected = || keys.wrong("short_factor", format!("{} numbers", dim / 2));
+    let factors = scaling.get("short_factor").and_then(Value::as_array).and_then(numbers);
+    let expected = || scaling.wrong("short_factor", format!("{} numbers", dim / 2));
     let factors = factors.filter(|factors| factors.len() == dim / 2).ok_or_else(expected)?;
-    let stretch = match keys.optional_positive("factor")? {
+    let stretch = match scaling.optional_positive("factor")? {
         Some(factor) => factor,
-        None => max_positions.unwrap_or(original) as f64 / original as f64,
+        None => rotary.max_positions() as f64 / original as f64,
     };
     let derived = if stretch > 1.0 { (1.0 + stretch.ln() / (original as f64).ln()).sqrt() } else { 1.0 };
-    let attention_factor = keys.optional_positive("attention_factor")?.unwrap_or(derived);
+    let attention_factor = scaling.optional_positive("attention_factor")?.unwrap_or(derived);
     Ok(RopeScaling::Longrope { factors, attention_factor })
 }
 
 /// YaRN's factor of the scores, where it is not that of the paper.
-fn yarn_factor(keys: Keys<'_>, factor: f64) -> Result<Option<f64>, OpenError> {
-    let stated = keys.optional_positive("attention_factor")?;
-    let (mscale, all_dim) = (keys.optional_positive("mscale")?, keys.optional_positive("mscale_all_dim")?);
+fn yarn_factor(scaling: Keys<'_>, factor: f64) -> Result<Option<f64>, OpenError> {
+    let stated = scaling.optional_positive("attention_factor")?;
+    let (mscale, all_dim) = (nonzero(scaling, "mscale")?, nonzero(scaling, "mscale_all_dim")?);
     let scale = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
     Ok(stated.or_else(|| Some(scale(mscale?) / scale(all_dim?))))
+}
+
+/// A positive number; 0 says nothing.
+fn nonzero(keys: Keys<'_>, key: &str) -> Result<Option<f64>, OpenError> {
+    match keys.get(key).and_then(Value::as_f64) {
+        Some(0.0) => Ok(None),
+        _ => keys.optional_positive(key),
+    }
 }

@@ -5,7 +5,7 @@ use sepal_core::{DType, Family};
 
 use super::*;
 use crate::outline::OUTLINE;
-use crate::{Elsewhere, Part, ReadError, TokenizerError, missing_shards, outline};
+use crate::{Elsewhere, Part, ReadError, TokenizerError, missing_shards, outline, screen};
 
 fn single() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
@@ -331,4 +331,147 @@ fn a_long_header_comes_in_two_pieces() {
     assert_eq!((asked.len(), &starts[..2]), (3, [0, 1 << 15].as_slice()), "the head, the rest of it, and a block");
     let (part, all) = (Checkpoint::open(folder.path()), Checkpoint::open(whole.path()));
     assert_eq!(part.expect("opens").digest(), all.expect("opens").digest());
+}
+
+/// A Llama of one block, with these tensors beside its embeddings.
+fn with_tensors(tensors: &[(&str, Dtype)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    write_config(folder.path(), &llama_config());
+    fs::write(folder.path().join("model.safetensors"), file_of(tensors)).expect("writes");
+    folder
+}
+
+fn file_of(tensors: &[(&str, Dtype)]) -> Vec<u8> {
+    let embeddings = ("model.embed_tokens.weight", TensorView::new(Dtype::F32, vec![5, 8], &[0; 160]).expect("fits"));
+    let bytes = [0; 32];
+    let view = |&(name, dtype): &(&'static str, Dtype)| {
+        let len = 4 * dtype.bitsize() / 8;
+        (name, TensorView::new(dtype, vec![4], &bytes[..len]).expect("fits"))
+    };
+    let tensors: Vec<(&'static str, Dtype)> =
+        tensors.iter().map(|(name, dtype)| (String::leak((*name).to_owned()) as &str, *dtype)).collect();
+    safetensors::serialize(tensors.iter().map(view).chain([embeddings]), None).expect("serializes")
+}
+
+#[test]
+fn quantized_weights_are_refused_by_the_name_of_their_tensor() {
+    let layer = "model.layers.0.self_attn.q_proj";
+    for (part, dtype) in [
+        ("weight_scale", Dtype::F32),
+        ("weight_scale_inv", Dtype::F32),
+        ("input_scale", Dtype::F32),
+        ("weight_zero_point", Dtype::I32),
+        ("SCB", Dtype::F32),
+        ("weight.absmax", Dtype::U8),
+        ("weight.quant_state.bitsandbytes__nf4", Dtype::U8),
+    ] {
+        let name = format!("{layer}.{part}");
+        let folder = with_tensors(&[(&format!("{layer}.weight"), Dtype::BF16), (&name, dtype)]);
+        let (error, text) = complaint(folder.path());
+        assert!(matches!(&error, OpenError::Quantized { key, .. } if *key == name), "{text}");
+        assert!(text.contains("a GGUF file of the model"), "{text}");
+    }
+    // Without the weight that they stand for.
+    for part in ["qweight", "W_q", "weight_packed", "weight._data"] {
+        let name = format!("{layer}.{part}");
+        let (error, text) = complaint(with_tensors(&[(&name, Dtype::I32)]).path());
+        assert!(matches!(&error, OpenError::Quantized { key, .. } if *key == name), "{text}");
+    }
+    for dtype in [Dtype::F8_E4M3, Dtype::F8_E5M2, Dtype::I8, Dtype::U8, Dtype::I32] {
+        let name = format!("{layer}.weight");
+        let (error, text) = complaint(with_tensors(&[(&name, dtype)]).path());
+        assert!(matches!(&error, OpenError::Quantized { found, .. } if found.contains(&dtype.to_string())), "{text}");
+    }
+}
+
+#[test]
+fn tensors_that_are_not_weights_are_no_quantized_ones() {
+    let names = [
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "model.layers.0.attention.masked_bias",
+        "model.decoder.version",
+        "lm_head.weight",
+    ];
+    let folder = with_tensors(&names.map(|name| (name, Dtype::F32)));
+    assert!(Checkpoint::open(folder.path()).is_ok());
+    assert!(Checkpoint::open(with_tensors(&[("h.0.attn.bias", Dtype::BOOL)]).path()).is_ok());
+}
+
+#[test]
+fn biases_that_the_configuration_denies_are_refused() {
+    let bias = "model.layers.0.self_attn.o_proj.bias";
+    let folder = with_tensors(&[("model.layers.0.self_attn.o_proj.weight", Dtype::F32), (bias, Dtype::F32)]);
+    let check = |changes: Value, expected: Option<&str>| {
+        let mut config = llama_config();
+        config.as_object_mut().expect("an object").extend(changes.as_object().expect("an object").clone());
+        write_config(folder.path(), &config);
+        match expected {
+            None => assert!(Checkpoint::open(folder.path()).is_ok()),
+            Some(needle) => {
+                let (_, text) = complaint(folder.path());
+                assert!(text.contains(bias) && text.contains(needle), "{text}");
+            }
+        }
+    };
+    check(json!({"attention_bias": true}), None);
+    check(json!({"attention_bias": false}), Some("unless `attention_bias` is true"));
+    check(json!({}), Some("config.json"));
+    check(json!({"model_type": "mistral"}), Some("the tensors of a mistral model"));
+    check(json!({"model_type": "qwen2"}), Some("the tensors of a qwen2 model"));
+    check(json!({"model_type": "qwen3", "attention_bias": true}), None);
+}
+
+/// The default of the class counts for a size that is left out, unless the weights say otherwise.
+#[test]
+fn sizes_that_are_left_out_are_asked_for_where_the_weights_have_others() {
+    let folder = with_tensors(&[("model.layers.0.mlp.up_proj.weight", Dtype::F32)]);
+    for key in ["hidden_size", "vocab_size", "num_hidden_layers"] {
+        let mut config = llama_config();
+        config.as_object_mut().expect("an object").remove(key);
+        if key == "hidden_size" {
+            config["head_dim"] = json!(4);
+        }
+        write_config(folder.path(), &config);
+        let (error, text) = complaint(folder.path());
+        assert!(matches!(&error, OpenError::MissingKey { key: missing, .. } if missing == key), "{text}");
+    }
+    let bloom = json!({"model_type": "bloom", "vocab_size": 3});
+    write_config(folder.path(), &bloom);
+    let shape = [("word_embeddings.weight", vec![3, 64], numbers(192)), ("h.1.ln.weight", vec![8], numbers(8))];
+    write_shard(
+        &folder.path().join("model.safetensors"),
+        &[shape.as_slice(), &[("h.0.ln.weight", vec![8], numbers(8))]].concat(),
+    );
+    assert_eq!(Checkpoint::open(folder.path()).expect("opens").config().hidden, 64);
+}
+
+#[test]
+fn a_model_is_screened_before_its_weights_are_here() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut asked = 0;
+    let mut judge = |config: &Value, file: Result<Vec<u8>, &str>| {
+        write_config(folder.path(), config);
+        screen(folder.path(), &mut |wanted| {
+            asked += 1;
+            let bytes = file.clone()?;
+            Ok(wanted
+                .iter()
+                .map(|(_, range)| bytes[range.start as usize..bytes.len().min(range.end as usize)].to_vec())
+                .collect())
+        })
+    };
+    let weight = ("model.layers.0.mlp.up_proj.weight", Dtype::BF16);
+    let scale = ("model.layers.0.mlp.up_proj.weight_scale", Dtype::F32);
+    assert!(judge(&llama_config(), Ok(file_of(&[weight]))).is_ok());
+    let error = judge(&llama_config(), Ok(file_of(&[weight, scale]))).expect_err("scales beside the weights");
+    assert!(matches!(&error, OpenError::Quantized { key, .. } if key == scale.0), "{error}");
+    // Who cannot look finds out once the file is here.
+    assert!(judge(&llama_config(), Err("whole files only")).is_ok());
+    assert!(judge(&llama_config(), Ok(vec![7; 100])).is_ok());
+    let mut quantized = llama_config();
+    quantized["quantization_config"] = json!({"quant_method": "awq"});
+    let error = judge(&quantized, Err("must not be asked")).expect_err("quantized").to_string();
+    assert!(error.contains("`quantization_config` is awq"), "{error}");
+    assert_eq!(asked, 4, "a model that its configuration tells apart is not asked for");
 }

@@ -1,3 +1,6 @@
+mod properties;
+mod table;
+
 use std::path::Path;
 
 use sepal_core::{Family, ModelConfig, Rope, RopeScaling, Window};
@@ -150,7 +153,6 @@ fn complaints_name_file_and_key() {
         let error = llama_with(changes).expect_err(needle).to_string();
         assert!(error.contains("config.json") && error.contains(needle), "{error}");
     };
-    check(json!({"hidden_size": null}), "`hidden_size` is missing");
     check(json!({"hidden_size": 0}), "`hidden_size` is 0, expected a whole number");
     check(json!({"vocab_size": "many"}), "`vocab_size` is \"many\"");
     check(json!({"num_key_value_heads": 3}), "`num_key_value_heads` is 3, expected a divisor");
@@ -163,5 +165,11 @@ fn complaints_name_file_and_key() {
     check(json!({"rope_scaling": {"type": "linear"}}), "`rope_scaling.factor` is missing");
     check(json!({"partial_rotary_factor": 0.5}), "`partial_rotary_factor` is 0.5");
     check(json!({"rope_parameters": 3}), "`rope_parameters` is 3, expected an object");
-    check(json!({"model_type": "qwen2", "num_key_value_heads": null}), "`num_key_value_heads` is missing");
+    let too_many = "`num_key_value_heads` is absent, expected a divisor of num_attention_heads, 4; it comes to 32";
+    check(json!({"model_type": "qwen2", "num_key_value_heads": null}), too_many);
+    check(json!({"quantization_config": {"quant_method": "gptq", "bits": 4}}), "`quantization_config` is gptq");
+    check(json!({"quantization_config": {"load_in_8bit": true}}), "a GGUF file of the model");
+    check(json!({"rope_parameters": {"full_attention": {}}}), "`rope_parameters.full_attention` is {}");
+    let falcon = json!({"model_type": "falcon", "alibi": true, "rope_parameters": null});
+    check(falcon, "`multi_query` is absent, supported: false where `alibi` is true");
 }

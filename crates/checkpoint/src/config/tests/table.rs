@@ -1,0 +1,448 @@
+//! The use of every key of every family's configuration class, and the precedence of two keys that say the same.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use sepal_core::{Family, ModelConfig};
+use serde_json::{Map, Value, json};
+
+use super::parse;
+
+/// The use of a key.
+#[derive(Debug, Clone)]
+pub(super) enum Use {
+    /// The value gives another model than the key's absence.
+    Read(Value),
+    /// The value gives the same model.
+    Unused(Value),
+    /// The value is refused, by the name of the key.
+    Refused(Value),
+}
+
+/// A key of some families, beside other keys.
+#[derive(Debug, Clone)]
+pub(super) struct Row {
+    pub(super) key: &'static str,
+    pub(super) families: Vec<Family>,
+    pub(super) beside: Value,
+    pub(super) becomes: Use,
+}
+
+use Family::*;
+use Use::{Read, Refused, Unused};
+
+const LLAMAS: [Family; 5] = [Llama, Mistral, Mixtral, Qwen2, Qwen3];
+const QWENS: [Family; 2] = [Qwen2, Qwen3];
+const GEMMAS: [Family; 3] = [Gemma, Gemma2, Gemma3];
+const LATER_GEMMAS: [Family; 2] = [Gemma2, Gemma3];
+const LEARNED_OR_ALIBI: [Family; 3] = [Bloom, Gpt2, Opt];
+/// Families with a Llama's RMSNorms and gated MLP.
+const RMS: [Family; 9] = [Llama, Mistral, Mixtral, Qwen2, Qwen3, Gemma, Gemma2, Gemma3, Phi3];
+
+fn all_but(families: &[Family]) -> Vec<Family> {
+    Family::ALL.into_iter().filter(|family| !families.contains(family)).collect()
+}
+
+fn row(key: &'static str, families: &[Family], becomes: Use) -> Row {
+    Row { key, families: families.to_vec(), beside: json!({}), becomes }
+}
+
+fn beside(beside: Value, row: Row) -> Row {
+    Row { beside, ..row }
+}
+
+/// A key that `families` read; to all others it means nothing.
+fn read_by(key: &'static str, families: &[Family], value: Value) -> [Row; 2] {
+    [row(key, families, Read(value.clone())), row(key, &all_but(families), Unused(value))]
+}
+
+/// A key that `families` refuse; to all others it means nothing.
+fn refused_by(key: &'static str, families: &[Family], value: Value) -> [Row; 2] {
+    [row(key, families, Refused(value.clone())), row(key, &all_but(families), Unused(value))]
+}
+
+pub(super) fn table() -> Vec<Row> {
+    [sizes(), norms_and_activations(), positions(), scores(), architectures(), without_effect(), of_all()].concat()
+}
+
+fn sizes() -> Vec<Row> {
+    let grouped = [RMS.as_slice(), &[Stablelm]].concat();
+    let gated = [grouped.as_slice(), &[GptNeox]].concat();
+    let mut rows = vec![
+        row("vocab_size", &Family::ALL, Read(json!(99))),
+        row("hidden_size", &Family::ALL, Read(json!(128))),
+        row("num_hidden_layers", &Family::ALL, Read(json!(3))),
+        row("num_attention_heads", &Family::ALL, Read(json!(2))),
+        row("head_dim", &RMS, Read(json!(8))),
+        row("head_dim", &[Stablelm, GptNeox], Refused(json!(8))),
+        row("head_dim", &[Falcon, Bloom, Gpt2, Opt], Unused(json!(8))),
+        row("n_positions", &[Gpt2], Read(json!(9))),
+        row("max_position_embeddings", &all_but(&[Bloom]), Read(json!(9))),
+        row("max_position_embeddings", &[Bloom], Unused(json!(9))),
+    ];
+    rows.extend(read_by("n_embd", &[Gpt2], json!(128)));
+    rows.extend(read_by("n_embed", &[Bloom, Falcon], json!(128)));
+    rows.extend(read_by("n_layer", &[Bloom, Gpt2], json!(3)));
+    rows.extend(read_by("n_head", &[Bloom, Gpt2], json!(2)));
+    rows.extend(read_by("num_key_value_heads", &grouped, json!(1)));
+    rows.extend(read_by("intermediate_size", &gated, json!(40)));
+    rows.extend(read_by("ffn_hidden_size", &[Falcon], json!(40)));
+    rows.extend(read_by("n_inner", &[Gpt2], json!(40)));
+    rows.extend(read_by("ffn_dim", &[Opt], json!(40)));
+    rows
+}
+
+fn norms_and_activations() -> Vec<Row> {
+    let silu = [LLAMAS.as_slice(), &[Phi3, Stablelm]].concat();
+    let mut rows = vec![
+        row("hidden_act", &silu, Refused(json!("gelu"))),
+        row("hidden_act", &[Gemma], Refused(json!("relu"))),
+        row("hidden_act", &[GptNeox], Read(json!("relu"))),
+        row("hidden_act", &[Gemma2, Gemma3, Falcon, Bloom, Gpt2, Opt], Unused(json!("relu"))),
+        row("initializer_range", &Family::ALL, Read(json!(0.5))),
+    ];
+    rows.extend(refused_by("hidden_activation", &LATER_GEMMAS, json!("relu")));
+    rows.extend(read_by("activation_function", &[Gpt2, Opt], json!("gelu")));
+    rows.extend(read_by("activation", &[Falcon], json!("gelu_new")));
+    rows.extend(read_by("rms_norm_eps", &RMS, json!(0.01)));
+    rows.extend(read_by("layer_norm_eps", &[Stablelm, GptNeox], json!(0.01)));
+    rows.extend(read_by("layer_norm_epsilon", &[Falcon, Bloom, Gpt2], json!(0.01)));
+    rows.extend(read_by("init_std", &[Opt], json!(0.5)));
+    rows
+}
+
+fn positions() -> Vec<Row> {
+    let scaled = [LLAMAS.as_slice(), &[Gemma, Gemma2, Stablelm, Falcon, GptNeox]].concat();
+    let whole = [LLAMAS.as_slice(), &GEMMAS, &[Falcon]].concat();
+    let linear = json!({"rope_type": "linear", "factor": 2.0});
+    let nested = json!({"full_attention": linear, "sliding_attention": linear});
+    let mut rows = vec![
+        row("rope_scaling", &[scaled.as_slice(), &[Gemma3]].concat(), Read(linear.clone())),
+        row("rope_scaling", &[Phi3], Refused(linear.clone())),
+        row("rope_scaling", &LEARNED_OR_ALIBI, Unused(linear.clone())),
+        row("rope_parameters", &scaled, Read(linear.clone())),
+        row("rope_parameters", &[Phi3], Refused(linear.clone())),
+        row("rope_parameters", &[LEARNED_OR_ALIBI.as_slice(), &[Gemma3]].concat(), Unused(linear)),
+        row("rope_parameters", &[Gemma3], Read(nested.clone())),
+        row("rope_parameters", &[scaled.as_slice(), &[Phi3]].concat(), Refused(nested)),
+        row("partial_rotary_factor", &[Stablelm, Phi3], Read(json!(0.5))),
+        row("partial_rotary_factor", &whole, Refused(json!(0.5))),
+        row("partial_rotary_factor", &[GptNeox, Bloom, Gpt2, Opt], Unused(json!(0.5))),
+        row("original_max_position_embeddings", &Family::ALL, Unused(json!(16))),
+    ];
+    let theta = all_but(&[GptNeox, Bloom, Gpt2, Opt]);
+    rows.extend(read_by("rope_theta", &theta, json!(77.0)));
+    rows.extend(read_by("rotary_emb_base", &[GptNeox], json!(77.0)));
+    rows.extend(read_by("rotary_pct", &[GptNeox], json!(0.5)));
+    rows.extend(read_by("rope_local_base_freq", &[Gemma3], json!(77.0)));
+    // Where they are scaled in a way that asks for the length they were made for.
+    let yarn = json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 8}});
+    rows.push(beside(yarn.clone(), row("original_max_position_embeddings", &scaled, Read(json!(16)))));
+    rows.push(beside(yarn.clone(), row("original_max_position_embeddings", &[Gemma3], Unused(json!(16)))));
+    rows
+}
+
+fn scores() -> Vec<Row> {
+    let windows = [Mistral, Mixtral, Phi3, Gemma2, Gemma3];
+    let types = json!(["full_attention", "sliding_attention", "attention", "full_attention"]);
+    let used = json!({"use_sliding_window": true, "sliding_window": 4});
+    let window = json!({"sliding_window": 4});
+    let by_type = [Mistral, Gemma2, Gemma3];
+    let mut rows = vec![
+        row("is_causal", &Family::ALL, Refused(json!(false))),
+        row("final_logit_softcapping", &Family::ALL, Unused(json!(3.0))),
+        beside(json!({"max_window_layers": 1}), row("use_sliding_window", &QWENS, Read(json!(true)))),
+        row("use_sliding_window", &all_but(&QWENS), Unused(json!(true))),
+        beside(used.clone(), row("max_window_layers", &QWENS, Read(json!(1)))),
+        row("max_window_layers", &all_but(&QWENS), Unused(json!(1))),
+        beside(used, row("layer_types", &QWENS, Read(types.clone()))),
+        row("layer_types", &QWENS, Refused(types.clone())),
+        beside(window.clone(), row("layer_types", &by_type, Read(types.clone()))),
+        beside(window, row("layer_types", &all_but(&[by_type.as_slice(), &QWENS].concat()), Unused(types))),
+        beside(json!({"sliding_window": 4}), row("sliding_window_pattern", &[Gemma3], Read(json!(2)))),
+        row("sliding_window_pattern", &all_but(&[Gemma3]), Unused(json!(2))),
+    ];
+    rows.extend(read_by("sliding_window", &windows, json!(4)));
+    rows.extend(read_by("query_pre_attn_scalar", &LATER_GEMMAS, json!(16)));
+    rows.extend(read_by("attn_logit_softcapping", &[Gemma2], json!(5.0)));
+    rows.extend(refused_by("use_bidirectional_attention", &GEMMAS, json!(true)));
+    rows.extend(read_by("scale_attn_weights", &[Gpt2], json!(false)));
+    rows.extend(read_by("scale_attn_by_inverse_layer_idx", &[Gpt2], json!(true)));
+    rows
+}
+
+fn architectures() -> Vec<Row> {
+    let new = json!({"new_decoder_architecture": true});
+    let mut rows = vec![
+        row("use_parallel_residual", &[GptNeox], Read(json!(false))),
+        row("use_parallel_residual", &[Stablelm], Read(json!(true))),
+        beside(json!({"multi_query": false}), row("alibi", &[Falcon], Read(json!(true)))),
+        beside(json!({"alibi": true}), row("multi_query", &[Falcon], Refused(json!(true)))),
+        beside(
+            json!({"alibi": true, "new_decoder_architecture": true}),
+            row("num_kv_heads", &[Falcon], Refused(json!(2))),
+        ),
+        row("alibi", &all_but(&[Falcon]), Unused(json!(true))),
+        beside(new.clone(), row("num_kv_heads", &[Falcon], Read(json!(2)))),
+        beside(new.clone(), row("n_head_kv", &[Falcon], Read(json!(2)))),
+        row("num_kv_heads", &Family::ALL, Unused(json!(2))),
+        beside(json!({"multi_query": false}), row("num_kv_heads", &[Falcon], Refused(json!(2)))),
+        beside(json!({"pretraining_tp": 2}), row("slow_but_exact", &[Bloom], Refused(json!(true)))),
+        row("slow_but_exact", &Family::ALL, Unused(json!(true))),
+        row("pretraining_tp", &Family::ALL, Unused(json!(2))),
+    ];
+    rows.extend(read_by("num_local_experts", &[Mixtral], json!(4)));
+    rows.extend(read_by("num_experts", &[Mixtral], json!(4)));
+    rows.extend(read_by("num_experts_per_tok", &[Mixtral], json!(1)));
+    rows.extend(read_by("new_decoder_architecture", &[Falcon], json!(true)));
+    rows.extend(read_by("multi_query", &[Falcon], json!(false)));
+    rows.extend(read_by("parallel_attn", &[Falcon], json!(false)));
+    rows.extend(refused_by("add_cross_attention", &[Gpt2], json!(true)));
+    rows.extend(refused_by("apply_residual_connection_post_layernorm", &[Bloom], json!(true)));
+    rows.extend(refused_by("do_layer_norm_before", &[Opt], json!(false)));
+    rows.extend(refused_by("_remove_final_layer_norm", &[Opt], json!(true)));
+    rows.extend(refused_by("layer_norm_elementwise_affine", &[Opt], json!(false)));
+    rows.extend(refused_by("word_embed_proj_dim", &[Opt], json!(32)));
+    rows.extend(refused_by("qk_layernorm", &[Stablelm], json!(true)));
+    rows
+}
+
+/// Keys that no forward pass without dropout depends on. Biases are read where they are: the keys only say that they
+/// may be.
+fn without_effect() -> Vec<Row> {
+    let flags = [
+        "attention_bias",
+        "mlp_bias",
+        "bias",
+        "use_qkv_bias",
+        "enable_bias",
+        "use_cache",
+        "tie_word_embeddings",
+        "is_decoder",
+        "output_router_logits",
+        "reorder_and_upcast_attn",
+        "summary_use_proj",
+        "summary_proj_to_labels",
+    ];
+    let numbers = [
+        "pad_token_id",
+        "bos_token_id",
+        "eos_token_id",
+        "num_ln_in_parallel_attn",
+        "n_ctx",
+        "seq_length",
+        "attention_dropout",
+        "hidden_dropout",
+        "resid_pdrop",
+        "embd_pdrop",
+        "attn_pdrop",
+        "dropout",
+        "layerdrop",
+        "classifier_dropout",
+        "router_jitter_noise",
+        "router_aux_loss_coef",
+        "summary_first_dropout",
+        "norm_eps",
+        "rope_pct",
+        "logits_scaling",
+        "embedding_multiplier",
+        "residual_multiplier",
+    ];
+    let texts = ["summary_type", "summary_activation", "torch_dtype", "dtype", "transformers_version"];
+    let unused = |key: &&'static str, value: Value| row(key, &Family::ALL, Unused(value));
+    let flags = flags.iter().map(|key| unused(key, json!(true)));
+    let numbers = numbers.iter().map(|key| unused(key, json!(1)));
+    let texts = texts.iter().map(|key| unused(key, json!("float16")));
+    flags.chain(numbers).chain(texts).collect()
+}
+
+fn of_all() -> Vec<Row> {
+    [
+        ("quantization_config", json!({"quant_method": "fp8"})),
+        ("compression_config", json!({"format": "int-quantized"})),
+        ("configuration_files", json!(["config.4.0.0.json"])),
+        ("per_layer_config", json!({"0": {"intermediate_size": 8}})),
+        ("transformers_weights", json!("other.safetensors")),
+    ]
+    .map(|(key, value)| row(key, &Family::ALL, Refused(value)))
+    .to_vec()
+}
+
+/// A model of four blocks, sizes by the names of the family's class.
+pub(super) fn base(family: Family) -> Map<String, Value> {
+    let named = |hidden: &str, blocks: &str, heads: &str| json!({hidden: 64, blocks: 4, heads: 4, "vocab_size": 50});
+    let mut base = match family {
+        Bloom => named("hidden_size", "n_layer", "n_head"),
+        Gpt2 => named("n_embd", "n_layer", "n_head"),
+        _ => named("hidden_size", "num_hidden_layers", "num_attention_heads"),
+    };
+    base["model_type"] = json!(family.name());
+    if [RMS.as_slice(), &[Stablelm]].concat().contains(&family) {
+        base["num_key_value_heads"] = json!(2);
+    }
+    base.as_object().expect("an object").clone()
+}
+
+pub(super) fn with(mut config: Map<String, Value>, more: &Value) -> Map<String, Value> {
+    config.extend(more.as_object().expect("an object").clone());
+    config
+}
+
+#[track_caller]
+pub(super) fn read(config: Map<String, Value>) -> ModelConfig {
+    let text = Value::Object(config.clone()).to_string();
+    parse(Value::Object(config)).unwrap_or_else(|error| panic!("{text}: {error}"))
+}
+
+#[test]
+fn keys_are_read_unused_or_refused_as_the_table_says() {
+    for Row { key, families, beside, becomes } in table() {
+        for family in families {
+            let before = with(base(family), &beside);
+            let what = format!("{key} of {} beside {beside}", family.name());
+            match &becomes {
+                Read(value) => {
+                    assert_ne!(read(before.clone()), read(with(before, &json!({key: value}))), "{what} is not read");
+                }
+                Unused(value) => {
+                    assert_eq!(read(before.clone()), read(with(before, &json!({key: value}))), "{what} is read");
+                }
+                Refused(value) => {
+                    let error = parse(Value::Object(with(before, &json!({key: value})))).expect_err(&what).to_string();
+                    assert!(error.contains(&format!("`{key}")), "{what}: {error}");
+                }
+            }
+        }
+    }
+}
+
+/// The keys of each configuration class with their defaults, as transformers has them.
+fn classes() -> BTreeMap<String, Map<String, Value>> {
+    let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../testkit/goldens/configs.json"));
+    let mut goldens: Value =
+        serde_json::from_slice(&std::fs::read(path).expect("the goldens")).expect("goldens of configurations");
+    serde_json::from_value(goldens["classes"].take()).expect("the classes")
+}
+
+#[test]
+fn every_key_of_a_class_is_in_the_table() {
+    for (name, keys) in classes() {
+        let family = Family::named(&name).expect("a family");
+        let rows = table();
+        let is_known = |key: &&String| rows.iter().any(|row| row.key == **key && row.families.contains(&family));
+        let unknown: Vec<&String> = keys.keys().filter(|key| !is_known(key)).collect();
+        assert!(unknown.is_empty(), "{name}: the table does not say what becomes of {unknown:?}");
+    }
+}
+
+#[test]
+fn a_key_that_is_left_out_has_the_default_of_the_class() {
+    for (name, keys) in classes() {
+        let empty = with(Map::new(), &json!({"model_type": name}));
+        let unlimited = |config: Map<String, Value>| {
+            let longest = config.get("max_position_embeddings").is_some();
+            let config = read(config);
+            // The longest sequence is a limit where the file has one.
+            if longest { ModelConfig { max_positions: None, ..config } } else { config }
+        };
+        let defaults = unlimited(empty.clone());
+        for (key, default) in &keys {
+            let mut expected = defaults.clone();
+            if key == "max_position_embeddings" {
+                expected.max_positions = None;
+            }
+            assert_eq!(unlimited(with(empty.clone(), &json!({key: default}))), expected, "{key} of {name}");
+        }
+        let expected = ModelConfig { max_positions: None, ..defaults };
+        let found = ModelConfig { max_positions: None, ..read(with(empty, &Value::Object(keys))) };
+        assert_eq!(found, expected, "{name}");
+    }
+}
+
+/// Of two keys that say the same, which counts: families, both keys, and the one that counts alone.
+fn precedence() -> Vec<(Vec<Family>, Value, Value)> {
+    let of_whole_heads = [LLAMAS.as_slice(), &[Gemma, Gemma2, Falcon]].concat();
+    let linear = |more: Value| {
+        let mut linear = json!({"rope_type": "linear", "factor": 2.0});
+        linear.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        linear
+    };
+    let longrope = json!({"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5],
+        "long_factor": [4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0], "original_max_position_embeddings": 16});
+    vec![
+        (vec![Gpt2], json!({"n_embd": 32, "hidden_size": 64}), json!({"n_embd": 64})),
+        (vec![Gpt2, Bloom], json!({"n_head": 4, "num_attention_heads": 2}), json!({"n_head": 2})),
+        (vec![Gpt2, Bloom], json!({"n_layer": 4, "num_hidden_layers": 2}), json!({"n_layer": 2})),
+        (vec![Gpt2], json!({"n_positions": 8, "max_position_embeddings": 16}), json!({"n_positions": 16})),
+        (vec![Bloom, Falcon], json!({"n_embed": 128}), json!({"hidden_size": 128})),
+        (vec![Falcon], json!({"n_layer": 2, "n_head": 2}), json!({})),
+        (
+            vec![Falcon],
+            json!({"new_decoder_architecture": true, "num_kv_heads": 2, "n_head_kv": 4}),
+            json!({"new_decoder_architecture": true, "num_kv_heads": 2}),
+        ),
+        (
+            vec![Falcon],
+            json!({"new_decoder_architecture": true, "multi_query": true}),
+            json!({
+            "new_decoder_architecture": true, "multi_query": false}),
+        ),
+        (vec![Mixtral], json!({"num_local_experts": 3, "num_experts": 4}), json!({"num_local_experts": 4})),
+        (
+            of_whole_heads.clone(),
+            json!({"rope_theta": 5.0, "rope_parameters": linear(json!({"rope_theta": 77.0}))}),
+            json!({"rope_parameters": linear(json!({"rope_theta": 77.0}))}),
+        ),
+        (
+            of_whole_heads.clone(),
+            json!({"rope_scaling": linear(json!({})), "rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}),
+            json!({"rope_scaling": linear(json!({}))}),
+        ),
+        (
+            of_whole_heads.clone(),
+            json!({"rope_scaling": {}, "rope_parameters": linear(json!({}))}),
+            json!({"rope_parameters": linear(json!({}))}),
+        ),
+        (of_whole_heads, json!({"rope_scaling": {"type": "linear", "rope_type": "default", "factor": 2.0}}), json!({})),
+        (
+            vec![GptNeox],
+            json!({"rotary_emb_base": 5.0, "rotary_pct": 0.5,
+                "rope_parameters": {"rope_theta": 77.0, "partial_rotary_factor": 1.0}}),
+            json!({"rotary_emb_base": 77.0, "rotary_pct": 1.0}),
+        ),
+        (
+            vec![Stablelm, Phi3],
+            json!({"partial_rotary_factor": 0.25, "rope_parameters": {"partial_rotary_factor": 0.5}}),
+            json!({"partial_rotary_factor": 0.5}),
+        ),
+        (
+            vec![Phi3],
+            json!({"rope_scaling": longrope, "original_max_position_embeddings": 32, "max_position_embeddings": 64}),
+            json!({"rope_scaling": with(longrope.as_object().expect("an object").clone(), &json!({
+                "original_max_position_embeddings": 8})), "original_max_position_embeddings": 32,
+                "max_position_embeddings": 64}),
+        ),
+        (
+            vec![Gemma3],
+            json!({"rope_scaling": linear(json!({})), "rope_parameters": {"full_attention": {"rope_theta": 77.0}}}),
+            json!({"rope_parameters": {"full_attention": linear(json!({"rope_theta": 77.0}))}}),
+        ),
+        (
+            vec![Gemma3],
+            json!({"rope_local_base_freq": 5.0, "rope_parameters": {"sliding_attention": {"rope_theta": 77.0}}}),
+            json!({"rope_local_base_freq": 77.0}),
+        ),
+        (vec![Gemma3], json!({"rope_scaling": {"type": "linear", "factor": 2.0}}), json!({})),
+    ]
+}
+
+#[test]
+fn of_two_keys_that_say_the_same_the_one_of_transformers_counts() {
+    for (families, both, counts) in precedence() {
+        for family in families {
+            let base = base(family);
+            let found = read(with(base.clone(), &both));
+            assert_eq!(found, read(with(base, &counts)), "{}: {both} is not {counts}", family.name());
+        }
+    }
+}
