@@ -160,3 +160,25 @@ fn pickled_weights_are_refused() {
         assert!(said.contains("pytorch_model.bin") && said.contains("save_pretrained"), "{said}");
     }
 }
+
+#[test]
+fn no_weights_come_of_a_model_that_cannot_be_used() {
+    let bench = Bench::new("llama-gqa");
+    let path = bench.path("model/config.json");
+    let config: serde_json::Value = serde_json::from_slice(&fs::read(&path).expect("readable")).expect("JSON");
+    for (key, value, needle) in [
+        ("quantization_config", serde_json::json!({"quant_method": "fp8"}), "`quantization_config` is fp8"),
+        ("model_type", serde_json::json!("mamba"), "`model_type` is \"mamba\""),
+    ] {
+        let mut changed = config.clone();
+        changed[key] = value;
+        fs::write(&path, changed.to_string()).expect("written");
+        let hub = LoopbackHub::of_folder(&bench.path("model"));
+        let output = on_its_own(&bench, &hub, key, &["serve", "hub:a/b"]).output().expect("sepal runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && said.contains(needle) && said.contains("a/b"), "{said}");
+        let downloads = hub.downloads();
+        assert!(downloads.contains(&"config.json".to_owned()), "{downloads:?}");
+        assert!(downloads.iter().all(|file| !file.ends_with(".safetensors")), "{downloads:?}");
+    }
+}

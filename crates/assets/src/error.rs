@@ -82,6 +82,14 @@ pub enum FetchError {
         /// The digest of what came.
         found: String,
     },
+    /// A model that was refused before its weights were fetched.
+    #[error("use {repository}, of which no weights were fetched")]
+    Refused {
+        /// `OWNER/NAME`, and the revision if one is written.
+        repository: String,
+        /// The reason.
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// Somebody wanted the fetch to end. What came is kept.
     #[error("finish: it was told to stop; what came is kept, and the next fetch goes on from there")]
     Stopped,

@@ -53,7 +53,7 @@ mod sources;
 mod space;
 mod wheel;
 
-pub use assets::{Asset, Assets, Attempt, Kind};
+pub use assets::{Asset, Assets, Attempt, Kind, Peek, Screen, Unfetched};
 pub use error::FetchError;
 pub use event::{FetchEvent, Watch, unwatched};
 pub use options::{AssetOptions, Token};

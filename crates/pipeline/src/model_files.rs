@@ -1,10 +1,10 @@
 //! A model's files: found or fetched, as far as somebody needs them.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use sepal_assets::{Asset, Assets, FetchEvent, Kind, Source, Watch};
-use sepal_checkpoint::{Checkpoint, OpenError, Part, missing_shards, outline};
+use sepal_assets::{Asset, Assets, FetchEvent, Kind, Source, Unfetched, Watch};
+use sepal_checkpoint::{Checkpoint, OpenError, Part, missing_shards, outline, screen};
 
 use crate::error::RunError;
 use crate::progress::{Event, Observer};
@@ -19,12 +19,16 @@ pub struct ModelFiles {
 }
 
 impl ModelFiles {
-    /// The model of the first of the sources that can be had. Of one in shards on the hub no shard is fetched yet.
+    /// The model of the first of the sources that can be had. Of one in shards on the hub no shard is fetched yet, and of
+    /// one that cannot be used no weights at all.
     ///
     /// # Errors
     /// [`RunError::Fetch`], [`RunError::Checkpoint`].
     pub fn open(assets: &Assets, sources: &[Source], watch: &mut Watch<'_>) -> Result<Self, RunError> {
-        let asset = assets.fetch_first(sources, Kind::Model, watch).map_err(fetch)?;
+        let mut screen = |model: &Unfetched<'_>| {
+            Ok(screen(model.folder, &mut |parts: &[(String, Range<u64>)]| Ok((model.peek)(parts)?))?)
+        };
+        let asset = assets.fetch_first_screened(sources, Kind::Model, &mut screen, watch).map_err(fetch)?;
         match open(assets, &asset) {
             Ok(checkpoint) => Ok(Self { asset, checkpoint }),
             Err(source) => Err(RunError::Checkpoint { path: asset.path, source: source.into() }),

@@ -173,7 +173,7 @@ pub(crate) fn at_once(entries: &[Entry], kind: Kind) -> Vec<&Entry> {
     entries.iter().filter(is_wanted).collect()
 }
 
-fn is_weights(name: &str) -> bool {
+pub(crate) fn is_weights(name: &str) -> bool {
     name.ends_with(".safetensors")
 }
 

@@ -14,10 +14,10 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
 use crate::error::one_line;
-use crate::{Asset, AssetOptions, Assets, FetchError, FetchEvent, HubSource, Kind, Source, Watch};
+use crate::{Asset, AssetOptions, Assets, FetchError, FetchEvent, HubSource, Kind, Screen, Source, Unfetched, Watch};
 
 use api::{Api, ApiError, Entry, RepoId};
-use cache::{Holding, Repository, at_once, belongs, is_commit, is_whole, pickled};
+use cache::{Holding, Repository, at_once, belongs, is_commit, is_weights, is_whole, pickled};
 use download::Download;
 
 /// How many small parts of files are asked for at the same time.
@@ -37,6 +37,7 @@ impl Assets {
         &self,
         source: &HubSource,
         kind: Kind,
+        screen: &mut Screen<'_>,
         watch: &mut Watch<'_>,
     ) -> Result<(PathBuf, String), FetchError> {
         let cached = Repository::new(self.options(), source, kind);
@@ -59,7 +60,7 @@ impl Assets {
             // What the Python tools left here is enough to work with.
             Err(error) => return enough.ok_or(error),
         };
-        hub.remote(source, &cached, kind).fetch(watch)
+        hub.remote(source, &cached, kind).fetch(screen, watch)
     }
 
     /// Brings further files of a model into the folder of `asset`, which [`fetch`](Self::fetch) made: the shards that
@@ -89,15 +90,8 @@ impl Assets {
     pub fn peek(&self, asset: &Asset, parts: &[(String, Range<u64>)]) -> Result<Vec<Vec<u8>>, FetchError> {
         let Some((first, _)) = parts.first() else { return Ok(Vec::new()) };
         let (source, commit) = from_hub(asset, first)?;
-        let hub = self.answering_hub(source, Some(first))?;
-        let id = RepoId { source, kind: Kind::Model };
-        let ask = move |(file, range): (String, Range<u64>)| async move {
-            let bytes = hub.api.part(hub.api.file_url(id, commit, &file), range).await;
-            bytes.map_err(|error| FetchError::Hub { what: what(source, Some(&file)), source: error.into() })
-        };
-        // In order, whatever comes first.
-        let answers = futures::stream::iter(parts.iter().cloned()).map(ask).buffered(AT_A_TIME);
-        hub.runtime.block_on(answers.try_collect())
+        let cached = Repository::new(self.options(), source, Kind::Model);
+        self.answering_hub(source, Some(first))?.remote(source, &cached, Kind::Model).peek(commit, parts)
     }
 
     /// Asks the hub whether it is there, within the patience that the options have; `source` is the repository
@@ -154,20 +148,43 @@ struct Remote<'a> {
 }
 
 impl Remote<'_> {
-    fn fetch(&self, watch: &mut Watch<'_>) -> Result<(PathBuf, String), FetchError> {
+    fn fetch(&self, screen: &mut Screen<'_>, watch: &mut Watch<'_>) -> Result<(PathBuf, String), FetchError> {
         let commit = self.commit()?;
         let path = match self.source.path() {
             Some(path) => self.download(&commit, &self.entry(&commit, path)?, watch)?,
             None => {
                 let listed = self.listed(&commit)?;
-                for entry in at_once(&listed, self.id.kind) {
+                let (weights, others): (Vec<&Entry>, Vec<&Entry>) =
+                    at_once(&listed, self.id.kind).into_iter().partition(|entry| is_weights(&entry.path));
+                for entry in others {
                     self.download(&commit, entry, watch)?;
                 }
-                self.cached.snapshot(&commit)
+                let folder = self.cached.snapshot(&commit);
+                if self.id.kind == Kind::Model {
+                    let peek = |parts: &[(String, Range<u64>)]| self.peek(&commit, parts);
+                    let refused = |source| FetchError::Refused { repository: what(self.source, None), source };
+                    screen(&Unfetched { folder: &folder, peek: &peek }).map_err(refused)?;
+                }
+                for entry in weights {
+                    self.download(&commit, entry, watch)?;
+                }
+                folder
             }
         };
         self.cached.point_to(&commit)?;
         Ok((path, commit))
+    }
+
+    /// Bytes of files of a commit, which are not kept.
+    fn peek(&self, commit: &str, parts: &[(String, Range<u64>)]) -> Result<Vec<Vec<u8>>, FetchError> {
+        let (hub, source, id) = (self.hub, self.source, self.id);
+        let ask = move |(file, range): (String, Range<u64>)| async move {
+            let bytes = hub.api.part(hub.api.file_url(id, commit, &file), range).await;
+            bytes.map_err(|error| FetchError::Hub { what: what(source, Some(&file)), source: error.into() })
+        };
+        // In order, whatever comes first.
+        let answers = futures::stream::iter(parts.iter().cloned()).map(ask).buffered(AT_A_TIME);
+        hub.runtime.block_on(answers.try_collect())
     }
 
     /// The commit that the revision stands for.

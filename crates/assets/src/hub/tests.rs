@@ -206,6 +206,39 @@ fn shards_come_one_by_one() {
     assert!(matches!(error, FetchError::HubUnreachable { .. }), "{error}");
 }
 
+/// The model of `a/b`, if nobody minds it.
+fn fetch_screened(options: &AssetOptions, screen: &mut Screen<'_>) -> Result<Asset, FetchError> {
+    let sources = ["hub:a/b", "src"].map(|text| text.parse().expect("a source"));
+    Assets::new(options.clone()).fetch_first_screened(&sources, Kind::Model, screen, &mut unwatched)
+}
+
+#[test]
+fn no_weights_come_of_a_model_that_is_refused() {
+    let (_folder, mut options) = bench(false);
+    let hub = model(b"weights");
+    options.hub_endpoint = hub.endpoint().to_owned();
+    let error = fetch_screened(&options, &mut |model| {
+        assert_eq!(fs::read_to_string(model.folder.join("config.json")).expect("it is there"), "{}");
+        assert!(!model.folder.join(WEIGHTS).exists());
+        Err("quantized".into())
+    });
+    let error = error.expect_err("refused, and no other source is taken for it");
+    let FetchError::Refused { repository, source } = &error else { panic!("{error}") };
+    assert_eq!((repository.as_str(), source.to_string().as_str()), ("a/b", "quantized"));
+    assert_eq!(hub.downloads(), ["config.json"]);
+
+    // A model in one file may be looked into; what is seen is not kept.
+    hub.requests();
+    let asset = fetch_screened(&options, &mut |model| {
+        assert_eq!((model.peek)(&[(WEIGHTS.to_owned(), 2..5)])?, [b"igh".to_vec()]);
+        assert!(!model.folder.join(WEIGHTS).exists());
+        Ok(())
+    });
+    let path = asset.expect("fetched").path;
+    assert_eq!(fs::read_to_string(path.join(WEIGHTS)).expect("a file"), "weights");
+    assert_eq!(ranges(&hub.requests()), [(Some("bytes=2-4"), 3), (None, 7)]);
+}
+
 #[test]
 fn a_shard_that_is_nowhere() {
     let (folder, mut options) = bench(false);
