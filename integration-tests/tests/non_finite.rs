@@ -46,10 +46,18 @@ fn model_that_is_not_finite_fails_the_run_and_is_named() {
 
 #[test]
 fn model_that_is_not_finite_fails_the_first_step_and_is_named() {
-    let bench = Bench::new("llama-gqa");
-    spoil(&bench.path("model/model.safetensors"), "model.norm.weight", f32::NAN);
-    let text = bench.failure(&["swarm.use=none"]);
-    assert!(text.contains("predict training row") && text.contains("the model's final norm"), "{text}");
+    let norm = ("model.norm.weight", "the model's final norm");
+    let embeddings = ("model.embed_tokens.weight", "the model's embeddings");
+    for ((tensor, origin), swarm) in
+        [(norm, "none"), (norm, "embedded"), (embeddings, "none"), (embeddings, "embedded")]
+    {
+        let bench = Bench::new("llama-gqa");
+        spoil(&bench.path("model/model.safetensors"), tensor, f32::NAN);
+        let text = bench.failure(&[&format!("swarm.use={swarm}")]);
+        assert!(text.contains("predict training rows") && text.contains(origin), "{tensor} {swarm}: {text}");
+        let report = bench.only_run().folder.join("report.html");
+        assert!(report.is_file(), "a run without numbers has a report: {text}");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use sepal_core::DEEP_PROMPTS;
+use sepal_remote::RemoteError;
 use tch::TchError;
 
 use crate::finite::NonFiniteOrigin;
@@ -131,7 +132,7 @@ pub enum RunError {
     },
     /// The servers cannot be used.
     #[error("run the remote blocks")]
-    Remote(#[source] sepal_remote::RemoteError),
+    Remote(#[source] RemoteError),
     /// The embeddings or the final norm failed.
     #[error("compute embeddings or the final norm")]
     Ends(#[source] BoxError),
@@ -148,7 +149,7 @@ pub enum RunError {
         step: u64,
         /// What a server or libtorch said.
         #[source]
-        source: sepal_remote::RemoteError,
+        source: RemoteError,
     },
     /// Gradients overflow whatever the loss is scaled by.
     #[error(
@@ -193,7 +194,7 @@ pub enum RunError {
         origin: NonFiniteOrigin,
         /// What servers had to do with it.
         #[source]
-        source: Option<Box<sepal_remote::RemoteError>>,
+        source: Option<Box<RemoteError>>,
     },
     /// An interruption before there was a result.
     #[error("predict all rows: it was interrupted")]
@@ -298,6 +299,11 @@ impl RunError {
             }
             other => other,
         }
+    }
+
+    /// Whether servers, or what they were sent, gave numbers that are NaN or infinite.
+    pub(crate) fn is_non_finite(&self) -> bool {
+        matches!(self, Self::Remote(RemoteError::NonFinite { .. } | RemoteError::NonFiniteInput { .. }))
     }
 
     /// Where numbers were too large, if that is what is wrong.

@@ -346,7 +346,8 @@ impl End<'_> {
         let word = |(id, near): (usize, f64)| (self.frozen.tokenizer.text_of(id as u32).unwrap_or_default(), near);
         let words = |(prompt, found): (usize, Vec<(usize, f64)>)| NearWords {
             prompt,
-            words: found.into_iter().map(word).collect(),
+            // JSON has no NaN, which prompts or embeddings may hold.
+            words: found.into_iter().filter(|(_, near)| near.is_finite()).map(word).collect(),
         };
         nearest.into_iter().enumerate().map(words).collect()
     }

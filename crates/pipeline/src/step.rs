@@ -191,12 +191,19 @@ fn accumulate(
             Some(earlier) => earlier.with_graph(tunables),
         };
         let tuned = tuned.insert(current);
-        let logits = model.forward(tuned, &batch.ids, &batch.rows, Phase::Train)?;
+        let is_untrained = step == 1 && scaling.scale().is_none();
+        let logits = match model.forward(tuned, &batch.ids, &batch.rows, Phase::Train) {
+            Err(error) if is_untrained && error.is_non_finite() => {
+                check_untrained(model, tuned, batch)?;
+                return Err(error);
+            }
+            logits => logits?,
+        };
         let labels = to_tensor(batch.labels.as_ref())?;
         let loss = model.head.loss(&logits, &labels).map_err(RunError::Head)?;
         let value = f64::try_from(&loss).map_err(RunError::Torch)?;
         if !value.is_finite() {
-            if step == 1 && scaling.scale().is_none() {
+            if is_untrained {
                 check_untrained(model, tuned, batch)?;
             }
             let (rows, servers) = (batch.indices.clone(), model.blocks.places());
