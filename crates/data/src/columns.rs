@@ -52,6 +52,10 @@ pub(crate) fn json_labels(column: &ArrayRef) -> Option<Vec<Option<RawLabel>>> {
 
 /// `Some(None)` for a list with a null in it.
 fn json_label(value: &str) -> Option<Option<RawLabel>> {
+    if value == "NaN" {
+        // As Python writes a missing number.
+        return Some(None);
+    }
     if !value.starts_with('[') {
         return json_text(value).map(|name| Some(RawLabel::Name(name.into_owned())));
     }

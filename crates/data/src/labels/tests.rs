@@ -91,6 +91,8 @@ fn missing_labels_are_no_classes() {
         assert!(error(&["bad", "good"], &["0", cell]).contains("row 2 of "), "{cell}");
         assert!(error(&["bad", "good"], &["0", cell]).ends_with("there is no label"), "{cell}");
     }
+    let cells: ArrayRef = Arc::new(StringArray::from(vec!["NaN", "1"]));
+    assert_eq!(columns::json_labels(&cells), Some(vec![None, Some(RawLabel::Name("1".to_owned()))]));
     assert_eq!(labels(&["NaN", "good"], &["\"NaN\""]), Ok(Labels::Class(vec![0])), "a name is a name");
     let column: ArrayRef = Arc::new(Float64Array::from(vec![1.0, f64::NAN]));
     assert!(matches!(classes(&["a", "b"], &column), Err(LabelError::Missing { place }) if place.row == 2));
