@@ -19,6 +19,14 @@ pub enum FolderError {
         /// Why not.
         source: io::Error,
     },
+    /// A cache of the hub with several revisions of the same files.
+    #[error("choose the files of the split `{split}` in {}: its folder `snapshots` has several revisions; name one of them", folder.display())]
+    Revisions {
+        /// The folder.
+        folder: PathBuf,
+        /// The split.
+        split: String,
+    },
     /// Files of several formats, which may hold the same rows.
     #[error(
         "choose the files of the split `{split}` in {}: they are of several formats, {}; keep those of one, or give the format",
@@ -60,6 +68,11 @@ pub fn split_files(folder: &Path, split: &str, format: Option<Format>) -> Result
     found.collect(folder, false)?;
     let mut files = found.files;
     files.sort();
+    let revisions: BTreeSet<PathBuf> =
+        files.iter().filter_map(|file| revision(file.strip_prefix(folder).ok()?)).collect();
+    if revisions.len() > 1 {
+        return Err(FolderError::Revisions { folder: folder.to_owned(), split: split.to_owned() });
+    }
     let is_of = |wanted: Format| move |file: &&PathBuf| Format::of(file) == Some(wanted);
     match (files.iter().filter_map(|file| Format::of(file)).collect::<Vec<_>>().as_slice(), format) {
         ([first, others @ ..], _) if others.iter().all(|other| other == first) => Ok(files),
@@ -69,6 +82,12 @@ pub fn split_files(folder: &Path, split: &str, format: Option<Format>) -> Result
         }
         _ => Err(FolderError::MixedFormats { folder: folder.to_owned(), split: split.to_owned(), files }),
     }
+}
+
+/// The folder of a revision that a file is in, as the hub's cache has them.
+fn revision(file: &Path) -> Option<PathBuf> {
+    let mut folders = file.ancestors().skip(1);
+    folders.find(|folder| folder.parent().is_some_and(|parent| parent.ends_with("snapshots"))).map(Path::to_owned)
 }
 
 struct Found<'a> {
@@ -180,6 +199,16 @@ mod tests {
         assert_eq!(files(&folder, "train", Some(Format::Csv)), ["train.csv"]);
         assert!(split_files(folder.path(), "train", Some(Format::Tsv)).is_err());
         assert_eq!(files(&folder, "test", Some(Format::Tsv)), ["test.csv"], "the content may be of another format");
+    }
+
+    #[test]
+    fn several_revisions_of_a_cache_are_refused() {
+        let folder = folder(&["snapshots/a/train.csv", "snapshots/a/data/train.csv", "snapshots/b/test.csv"]);
+        assert_eq!(files(&folder, "train", None).len(), 2);
+        fs::write(folder.path().join("snapshots/b/train.csv"), "").expect("written");
+        let error = split_files(folder.path(), "train", None).expect_err("which?");
+        assert!(matches!(error, FolderError::Revisions { .. }), "{error}");
+        assert_eq!(split_files(&folder.path().join("snapshots/b"), "train", None).expect("files").len(), 1);
     }
 
     #[cfg(unix)]
