@@ -8,10 +8,9 @@ use crate::{RawLabel, Table};
 
 /// Meaning of the items of a list of labels.
 ///
-/// A column has one layout: that which fits all of its lists. A list that is not of one floating-point number after the
-/// other fits both only where there are two names at most, as `[0, 1]` does. If all lists of a column do, they are
-/// multi-hot vectors, as scikit-learn and transformers have them, unless all are the same: then nothing in the column says
-/// which, and it is refused.
+/// A column has one layout, which fits all of its lists. Lists of floating-point numbers are multi-hot vectors. Other lists
+/// fit both layouts only where there are two names at most, as `[0, 1]` does. If all lists of a column do, they are
+/// multi-hot vectors, as in scikit-learn and transformers, unless all are the same or one is empty: such a column is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ListLayout {
     /// Each is a class.
