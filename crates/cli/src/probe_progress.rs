@@ -115,7 +115,7 @@ mod tests {
         });
         for _ in 0..3 {
             let line = lines.recv_timeout(Duration::from_secs(60)).expect("a reminder");
-            assert_eq!(line, "probe: step 1 of 3: still going after 0 s");
+            assert!(line.starts_with("probe: step 1 of 3: still going after "), "{line}");
         }
         reminder.stop();
         // The thread ends, and the sender with it.
