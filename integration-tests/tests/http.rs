@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::program::{Bench, Run, signal, static_swarm};
 
 /// A `sepal serve-task` process, killed when dropped.
-struct Task {
+pub(crate) struct Task {
     child: Child,
     addr: String,
     lines: BufReader<ChildStdout>,
@@ -24,7 +24,7 @@ struct Task {
 
 impl Task {
     /// Once it listens.
-    fn start(bench: &Bench, run: &Run, args: &[&str]) -> Self {
+    pub(crate) fn start(bench: &Bench, run: &Run, args: &[&str]) -> Self {
         let mut command = bench.sepal(&["serve-task"]);
         command.arg(&run.folder).args(["--listen", "127.0.0.1:0"]).args(args);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("sepal serves");
@@ -36,7 +36,7 @@ impl Task {
     }
 
     /// Waits for what `/health` says.
-    fn until(&self, status: &str) {
+    pub(crate) fn until(&self, status: &str) {
         let begun = Instant::now();
         loop {
             let (_, health) = self.get("/health");
@@ -52,7 +52,7 @@ impl Task {
         self.request(&format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"))
     }
 
-    fn ask(&self, body: &Value, headers: &str) -> (u16, Value) {
+    pub(crate) fn ask(&self, body: &Value, headers: &str) -> (u16, Value) {
         let body = body.to_string();
         self.request(&format!(
             "POST /classify HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: application/json\r\n{headers}\

@@ -9,6 +9,7 @@ mod failures;
 mod faults;
 mod given_on;
 mod http;
+mod imported;
 mod new_plugin;
 mod non_finite;
 mod places;

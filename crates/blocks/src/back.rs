@@ -9,16 +9,24 @@ use crate::norm::{Normed, WeightedNorm};
 use crate::run::{Run, Share, of};
 use crate::tape::Saved;
 
+/// The gradients that a block gives.
+pub(crate) struct Back {
+    /// Of the input, `[n, hidden]` or `[all prefixes, hidden]`.
+    pub(crate) input: Tensor,
+    /// Of the keys and values that each part was given for its prefix, `[prefix_len, 2 kv_size]`.
+    pub(crate) given: Vec<Option<Tensor>>,
+}
+
 impl Block {
     /// The way back of [`forward`](Self::forward): from the gradient of the output, which is used up, to that of the
-    /// input, `[n, hidden]` or `[all prefixes, hidden]`.
+    /// input. `is_given` says which parts brought their prefix's keys and values.
     pub(crate) fn backward(
         &self,
         saved: &[Saved],
         mut grad: Tensor,
-        run: &Run<'_>,
+        (run, is_given): (&Run<'_>, &[bool]),
         wanted: Wanted,
-    ) -> Result<Tensor, TchError> {
+    ) -> Result<Back, TchError> {
         let of_mlp = self.mlp_back(saved, &mut grad, &run.slots)?;
         let of_output = self.output_back(saved, &grad, &run.slots)?; // [n, q_size]
         let (mut grad_q, grad_kv) = (of_output.f_empty_like()?, self.empty_kv(&grad, run)?);
@@ -26,10 +34,11 @@ impl Block {
             let into = (&of(&grad_q, slots)?, &of(&grad_kv, slots)?);
             attend_back(saved.attention(), &of(&of_output, slots)?, self.heads, layout, into)?;
         }
+        let given = take_given(&grad_kv, run, is_given)?;
         run.turn(&mut grad_q, self.heads, Turn::Back)?;
         run.turn(&mut self.keys(&grad_kv)?, self.heads, Turn::Back)?;
         self.heads_back(saved, &grad_q, &run.slots, &grad_kv, &run.slots)?;
-        match wanted {
+        let input = match wanted {
             Wanted::All => {
                 let of_norm = plus(self.q.backward(&grad_q)?, of_mlp)?;
                 let of_norm = self.kv.add_backward(&of_norm, &grad_kv)?;
@@ -41,7 +50,8 @@ impl Block {
                 let of_norm = self.kv.add_backward(&plus(self.q.backward(&q)?, of_mlp)?, &kv)?;
                 self.input_back(saved, grad, &of_norm, &run.prefixes)
             }
-        }
+        };
+        Ok(Back { input: input?, given })
     }
 
     /// The way back of [`forward_pooled`](Self::forward_pooled), from `[rows, hidden]`.
@@ -49,9 +59,9 @@ impl Block {
         &self,
         saved: &[Saved],
         mut grad: Tensor,
-        run: &Run<'_>,
+        (run, is_given): (&Run<'_>, &[bool]),
         wanted: Wanted,
-    ) -> Result<Tensor, TchError> {
+    ) -> Result<Back, TchError> {
         let of_mlp = self.mlp_back(saved, &mut grad, &run.rows)?;
         let of_output = self.output_back(saved, &grad, &run.rows)?; // [rows, q_size]
         let (mut grad_q, grad_kv) = (of_output.f_zeros_like()?, self.empty_kv(&grad, run)?);
@@ -60,6 +70,7 @@ impl Block {
             let into = (&mut of(&grad_q, rows)?, &of(&grad_kv, slots)?);
             attend_pooled_back(saved.attention(), &of(&of_output, rows)?, self.heads, layout, into)?;
         }
+        let given = take_given(&grad_kv, run, is_given)?;
         let pooled = run.pooled_slots()?;
         run.turn_pooled(&mut grad_q, &pooled, self.heads, Turn::Back)?;
         run.turn(&mut self.keys(&grad_kv)?, self.heads, Turn::Back)?;
@@ -67,12 +78,13 @@ impl Block {
         if wanted == Wanted::Prefixes {
             // No query stands in a prefix.
             let of_norm = self.kv.backward(&run.prefixes_of(&grad_kv)?)?;
-            return self.input_back(saved, of_norm.f_zeros_like()?, &of_norm, &run.prefixes);
+            let input = self.input_back(saved, of_norm.f_zeros_like()?, &of_norm, &run.prefixes)?;
+            return Ok(Back { input, given });
         }
         let of_asking = plus(self.q.backward(&grad_q)?, of_mlp)?;
         let of_norm = self.kv.backward(&grad_kv)?.f_index_add_(0, &pooled, &of_asking)?;
         let sum = of_norm.f_zeros_like()?.f_index_add_(0, &pooled, &grad)?;
-        self.input_back(saved, sum, &of_norm, &run.slots)
+        Ok(Back { input: self.input_back(saved, sum, &of_norm, &run.slots)?, given })
     }
 
     /// Back through the MLP: `grad` of its output becomes that of what attention left. In a parallel block `grad` stays,
@@ -135,6 +147,20 @@ impl Block {
     fn empty_kv(&self, like: &Tensor, run: &Run<'_>) -> Result<Tensor, TchError> {
         like.f_new_empty([run.n, 2 * self.heads.kv_size()], (like.kind(), like.device()))
     }
+}
+
+/// Takes the gradients of given keys and values out of `grad_kv`: the block computed none there, so nothing goes on.
+fn take_given(grad_kv: &Tensor, run: &Run<'_>, is_given: &[bool]) -> Result<Vec<Option<Tensor>>, TchError> {
+    let take = |(prefix, &is_given): (Share, &bool)| {
+        if !is_given {
+            return Ok(None);
+        }
+        let mut of_prefix = of(grad_kv, prefix)?;
+        let taken = of_prefix.f_detach_copy()?;
+        let _ = of_prefix.f_zero_()?;
+        Ok(Some(taken))
+    };
+    run.prefix_shares().zip(is_given).map(take).collect()
 }
 
 /// From the gradient of a norm's output to that of its input, part by part; nothing if there is no norm.

@@ -40,6 +40,15 @@ pub(crate) enum Wanted {
     Prefixes,
 }
 
+/// What the prefixes of the parts bring with them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Prefixes<'a> {
+    /// Keys and values of the prefixes without slots.
+    pub(crate) kept: &'a [Option<&'a Tensor>],
+    /// `[prefix_len, 2 kv_size]`, in the place of the keys and values that the block computes for the prefix's slots.
+    pub(crate) given: &'a [Option<Tensor>],
+}
+
 /// What a block gave.
 pub(crate) struct Forwarded {
     /// `[n, hidden]`, or `[rows, hidden]` if it pooled.
@@ -65,19 +74,14 @@ struct Asked {
 }
 
 impl Block {
-    /// `hidden [n, hidden]` in slots to the same. `kept` are the keys and values of prefixes without slots.
-    pub(crate) fn forward(
-        &self,
-        hidden: Tensor,
-        run: &Run<'_>,
-        kept: &[Option<&Tensor>],
-    ) -> Result<Forwarded, TchError> {
+    /// `hidden [n, hidden]` in slots to the same.
+    pub(crate) fn forward(&self, hidden: Tensor, run: &Run<'_>, prefixes: Prefixes<'_>) -> Result<Forwarded, TchError> {
         let (x, stats) = self.norm.forward(&hidden)?;
-        let (kv, k_normed) = self.keys_and_values(&x, run)?;
+        let (kv, k_normed) = self.keys_and_values(&x, run, prefixes.given)?;
         let mut q = self.q.forward(&x)?;
         let q_normed = self.norm_queries(&q)?;
         run.turn(&mut q, self.heads, Turn::Forward)?;
-        let attended = attend(&q, &kv, self.heads, run, kept)?;
+        let attended = attend(&q, &kv, self.heads, run, prefixes.kept)?;
         let base = hidden.shallow_clone();
         let hidden = Normed { input: hidden, stats };
         self.finish(run, &run.slots, Asked { hidden, base, x, q, q_normed, kv, k_normed, attended })
@@ -89,27 +93,37 @@ impl Block {
         &self,
         hidden: Tensor,
         run: &Run<'_>,
-        kept: &[Option<&Tensor>],
+        prefixes: Prefixes<'_>,
     ) -> Result<Forwarded, TchError> {
         let (x, stats) = self.norm.forward(&hidden)?;
-        let (kv, k_normed) = self.keys_and_values(&x, run)?;
+        let (kv, k_normed) = self.keys_and_values(&x, run, prefixes.given)?;
         let pooled = run.pooled_slots()?;
         let x = x.f_index_select(0, &pooled)?;
         let mut q = self.q.forward(&x)?;
         let q_normed = self.norm_queries(&q)?;
         run.turn_pooled(&mut q, &pooled, self.heads, Turn::Forward)?;
-        let attended = attend_pooled(&q, &kv, self.heads, run, kept)?;
+        let attended = attend_pooled(&q, &kv, self.heads, run, prefixes.kept)?;
         let base = hidden.f_index_select(0, &pooled)?;
         let hidden = Normed { input: hidden, stats };
         self.finish(run, &run.rows, Asked { hidden, base, x, q, q_normed, kv, k_normed, attended })
     }
 
-    /// Keys, normed and turned, and values of `x [n, hidden]`.
-    fn keys_and_values(&self, x: &Tensor, run: &Run<'_>) -> Result<(Tensor, Option<Normed>), TchError> {
+    /// Keys, normed and turned, and values of `x [n, hidden]`; those of prefixes as they are given.
+    fn keys_and_values(
+        &self,
+        x: &Tensor,
+        run: &Run<'_>,
+        given: &[Option<Tensor>],
+    ) -> Result<(Tensor, Option<Normed>), TchError> {
         let kv = self.kv.forward(x)?;
         let keys = self.keys(&kv)?;
         let normed = self.head_norms.as_ref().map(|norms| norms.forward(&norms.k, &keys)).transpose()?;
         run.turn(&mut self.keys(&kv)?, self.heads, Turn::Forward)?;
+        for (prefix, given) in run.prefix_shares().zip(given) {
+            if let Some(given) = given {
+                of(&kv, prefix)?.f_copy_(given)?;
+            }
+        }
         Ok((kv, normed))
     }
 

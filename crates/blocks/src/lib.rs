@@ -70,7 +70,7 @@ mod weights;
 
 pub use ends::{Ends, EndsError};
 pub use kept::KeysValues;
-pub use passes::{Batch, Grads, InputGrad, Keep, KeptPrefix, Output, Prefix, WantGrads};
+pub use passes::{Batch, Grads, Injected, InputGrad, Keep, KeptPrefix, Output, Prefix, WantGrads};
 pub use stack::{BlockStack, ForwardError};
 pub use tape::Tape;
 pub use weights::{BoxError, LoadError, Placement, Weights};

@@ -3,7 +3,7 @@
 use sepal_core::{Ragged, Span, Want};
 use tch::{Kind, TchError, Tensor};
 
-use crate::block::{Block, Forwarded, Wanted};
+use crate::block::{Block, Forwarded, Prefixes, Wanted};
 use crate::layout::Layout;
 use crate::masks::Scores;
 use crate::rope::Rotaries;
@@ -19,8 +19,30 @@ pub struct Batch<'a> {
     pub prefix: Prefix<'a>,
     /// The rows, behind the prefix.
     pub rows: &'a Ragged,
-    /// `[blocks, prefix_len, hidden]`, added to the prefix before each block. Without effect on a kept prefix.
+    /// What is put into the prefix. Without effect on a kept one.
+    pub injected: Injected<'a>,
+}
+
+/// What the blocks of a span put into a prefix that they compute.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Injected<'a> {
+    /// `[blocks, prefix_len, hidden]`, added to the prefix before each block.
     pub deep_prompts: Option<&'a Tensor>,
+    /// `[blocks, prefix_len, 2 * kv_size]`: the keys of all heads, turned to their positions, and then the values. They
+    /// stand in the place of those that each block computes, so that the prefix's own hidden states reach no row.
+    pub keys_values: Option<&'a Tensor>,
+}
+
+impl<'a> Injected<'a> {
+    /// Deep prompts alone.
+    pub fn deep(deep_prompts: Option<&'a Tensor>) -> Self {
+        Self { deep_prompts, keys_values: None }
+    }
+
+    /// All tensors that are there.
+    pub(crate) fn tensors(self) -> impl Iterator<Item = &'a Tensor> {
+        self.deep_prompts.into_iter().chain(self.keys_values)
+    }
 }
 
 /// The prefix that all rows of a batch share.
@@ -112,8 +134,8 @@ pub enum InputGrad {
 pub struct WantGrads {
     /// Of the hidden states.
     pub input: InputGrad,
-    /// Of the deep prompts, where there are any.
-    pub deep_prompts: bool,
+    /// Of what was injected, where there is any.
+    pub injected: bool,
 }
 
 /// The gradients of one batch.
@@ -123,6 +145,8 @@ pub struct Grads {
     pub input: Tensor,
     /// `[blocks, prefix_len, hidden]`, if wanted and if the forward had them.
     pub deep_prompts: Option<Tensor>,
+    /// `[blocks, prefix_len, 2 * kv_size]`, if wanted and if the forward had them.
+    pub keys_values: Option<Tensor>,
     /// The last block of the model whose gradients are not all finite, if there is one: the first on the way back.
     pub not_finite: Option<usize>,
 }
@@ -179,11 +203,13 @@ impl Blocks {
                     Prefix::Computed(_) => None,
                 })
                 .collect();
+            let given = given_keys_values(batches, i)?;
+            let prefixes = Prefixes { kept: &prefixes, given: &given };
             let pools = want == Want::LastOfRows && i + 1 == blocks.len();
             let done = if pools {
-                block.forward_pooled(hidden, &run, &prefixes)?
+                block.forward_pooled(hidden, &run, prefixes)?
             } else {
-                block.forward(hidden, &run, &prefixes)?
+                block.forward(hidden, &run, prefixes)?
             };
             hidden = keep_of(done, keep, &run, &mut kept)?;
             let shares = if pools { &run.rows } else { &run.slots };
@@ -220,34 +246,39 @@ impl Blocks {
         // A copy: gradients are added to in place.
         let mut grad = Tensor::f_cat(&entered.collect::<Result<Vec<_>, _>>()?, 0)?;
         let mut deep: Vec<Vec<Tensor>> = tapes.iter().map(|_| Vec::new()).collect();
+        let mut keys_values: Vec<Vec<Tensor>> = tapes.iter().map(|_| Vec::new()).collect();
+        let is_given: Vec<bool> = tapes.iter().map(|tape| tape.has_keys_values).collect();
         let mut not_finite: Vec<Option<usize>> = vec![None; tapes.len()];
         for (i, block) in self.of(span).iter().enumerate().rev() {
             let kept: Vec<_> = saved.iter_mut().filter_map(Vec::pop).collect();
             let wanted = if i == 0 && want.input == InputGrad::Prefix { Wanted::Prefixes } else { Wanted::All };
             let pooled = output == Want::LastOfRows && i + 1 == span.len();
-            grad = if pooled {
-                block.backward_pooled(&kept, grad, &run, wanted)?
+            let back = if pooled {
+                block.backward_pooled(&kept, grad, (&run, &is_given), wanted)?
             } else {
-                block.backward(&kept, grad, &run, wanted)?
+                block.backward(&kept, grad, (&run, &is_given), wanted)?
             };
+            grad = back.input;
+            for (keys_values, of_block) in keys_values.iter_mut().zip(back.given) {
+                keys_values.extend(of_block.filter(|_| want.injected));
+            }
             let shares = if wanted == Wanted::Prefixes { &run.prefixes } else { &run.slots };
             mark_not_finite(&grad, shares, span.start() + i, not_finite.iter_mut())?;
             for ((tape, deep), (share, prefix)) in tapes.iter().zip(&mut deep).zip(shares.iter().zip(&run.prefixes)) {
-                if tape.has_deep_prompts && want.deep_prompts {
+                if tape.has_deep_prompts && want.injected {
                     deep.push(grad.f_narrow(0, share.first, prefix.n)?.f_detach_copy()?);
                 }
             }
         }
-        let parts = tapes.iter().zip(deep).enumerate();
+        let parts = tapes.iter().zip(deep.into_iter().zip(keys_values)).enumerate();
         parts
-            .map(|(at, (tape, mut deep))| {
-                deep.reverse();
+            .map(|(at, (tape, (deep, keys_values)))| {
                 let input = match want.input {
                     InputGrad::All => tape.layout.leave(&of(&grad, run.slots[at])?)?,
                     InputGrad::Prefix => of(&grad, run.prefixes[at])?,
                 };
-                let deep_prompts = if deep.is_empty() { None } else { Some(Tensor::f_stack(&deep, 0)?) };
-                Ok(Grads { input, deep_prompts, not_finite: not_finite[at] })
+                let [deep_prompts, keys_values] = [stacked(deep)?, stacked(keys_values)?];
+                Ok(Grads { input, deep_prompts, keys_values, not_finite: not_finite[at] })
             })
             .collect()
     }
@@ -263,10 +294,12 @@ struct Kept {
 
 impl Kept {
     fn output(self, hidden: Tensor, layout: Layout, batch: &Batch<'_>, span: Span, want: Want, keep: Keep) -> Output {
-        let has_deep_prompts = batch.deep_prompts.is_some();
+        let has_deep_prompts = batch.injected.deep_prompts.is_some();
+        let has_keys_values = batch.injected.keys_values.is_some() && batch.prefix.slots() > 0;
         let prefix =
             (!self.prefix.is_empty()).then(|| KeptPrefix { span, len: batch.prefix.len(), blocks: self.prefix });
-        let tape = (keep == Keep::Tape).then(|| Tape { span, want, layout, has_deep_prompts, blocks: self.saved });
+        let blocks = self.saved;
+        let tape = (keep == Keep::Tape).then(|| Tape { span, want, layout, has_deep_prompts, has_keys_values, blocks });
         Output { hidden, tape, prefix, not_finite: self.not_finite }
     }
 }
@@ -322,7 +355,7 @@ fn add_positions(hidden: &Tensor, positions: &Tensor, run: &Run<'_>) -> Result<(
 /// Adds block `i`'s deep prompts to the prefixes, in place: nobody else holds these hidden states.
 fn add_deep_prompts(hidden: &Tensor, batches: &[Batch<'_>], run: &Run<'_>, i: usize) -> Result<(), TchError> {
     for ((batch, slots), prefix) in batches.iter().zip(&run.slots).zip(&run.prefixes) {
-        if let Some(deep) = batch.deep_prompts
+        if let Some(deep) = batch.injected.deep_prompts
             && prefix.n > 0
         {
             let _ = hidden
@@ -331,4 +364,19 @@ fn add_deep_prompts(hidden: &Tensor, batches: &[Batch<'_>], run: &Run<'_>, i: us
         }
     }
     Ok(())
+}
+
+/// The keys and values that block `i` is given for the prefix of each batch that computes one.
+fn given_keys_values(batches: &[Batch<'_>], i: usize) -> Result<Vec<Option<Tensor>>, TchError> {
+    let given = |batch: &Batch<'_>| {
+        let given = batch.injected.keys_values.filter(|_| batch.prefix.slots() > 0);
+        given.map(|given| given.f_select(0, i as i64)).transpose()
+    };
+    batches.iter().map(given).collect()
+}
+
+/// What was gathered from the last block to the first, by block; nothing if there is none.
+fn stacked(mut from_the_last: Vec<Tensor>) -> Result<Option<Tensor>, TchError> {
+    from_the_last.reverse();
+    if from_the_last.is_empty() { Ok(None) } else { Tensor::f_stack(&from_the_last, 0).map(Some) }
 }

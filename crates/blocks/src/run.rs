@@ -69,10 +69,14 @@ impl<'a> Run<'a> {
         })
     }
 
+    /// Of each part the slots of its prefix, which come first.
+    pub(crate) fn prefix_shares(&self) -> impl Iterator<Item = Share> {
+        self.slots.iter().zip(&self.prefixes).map(|(slots, prefix)| Share { first: slots.first, n: prefix.n })
+    }
+
     /// The rows of all prefixes, of a matrix with a row for each slot.
     pub(crate) fn prefixes_of(&self, matrix: &Tensor) -> Result<Tensor, TchError> {
-        let part = |(slots, prefix): (&Share, &Share)| matrix.f_narrow(0, slots.first, prefix.n);
-        let parts: Vec<Tensor> = self.slots.iter().zip(&self.prefixes).map(part).collect::<Result<_, _>>()?;
+        let parts: Vec<Tensor> = self.prefix_shares().map(|prefix| of(matrix, prefix)).collect::<Result<_, _>>()?;
         Tensor::f_cat(&parts, 0)
     }
 

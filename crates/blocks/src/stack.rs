@@ -9,7 +9,7 @@ use crate::block::Block;
 use crate::families;
 use crate::layout::Cost;
 use crate::masks::{Alibi, Scores};
-use crate::passes::{Batch, Blocks, Grads, InputGrad, Keep, Output, Prefix, WantGrads};
+use crate::passes::{Batch, Blocks, Grads, Injected, InputGrad, Keep, Output, Prefix, WantGrads};
 use crate::rope::Rotaries;
 use crate::tape::Tape;
 use crate::weights::{LoadError, Placement, Reader, Weights};
@@ -41,6 +41,16 @@ pub enum ForwardError {
     #[error("run blocks with deep prompts of shape {found:?} and kind {kind:?}: expected {expected:?} of float32")]
     DeepPrompts {
         /// `[blocks, prefix_len, hidden]`
+        expected: [usize; 3],
+        /// The shape of what was given.
+        found: Vec<i64>,
+        /// Its number format.
+        kind: Kind,
+    },
+    /// Keys and values that are given for a prefix do not fit the span and the prefix.
+    #[error("run blocks with keys and values of shape {found:?} and kind {kind:?}: expected {expected:?} of float32")]
+    Given {
+        /// `[blocks, prefix_len, 2 * kv_size]`
         expected: [usize; 3],
         /// The shape of what was given.
         found: Vec<i64>,
@@ -176,8 +186,24 @@ impl BlockStack {
         deep_prompts: Option<&Tensor>,
         want: Want,
     ) -> Result<Tensor, ForwardError> {
-        let batch = Batch { hidden, prefix: Prefix::Computed(prefix_len), rows, deep_prompts };
-        let inputs: Vec<&Tensor> = [hidden].into_iter().chain(deep_prompts).collect();
+        self.forward_injected(part, hidden, prefix_len, rows, Injected::deep(deep_prompts), want)
+    }
+
+    /// As [`forward_part`](Self::forward_part), with all that can be put into a prefix. Differentiable in each of it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_injected(
+        &self,
+        part: Span,
+        hidden: &Tensor,
+        prefix_len: usize,
+        rows: &Ragged,
+        injected: Injected<'_>,
+        want: Want,
+    ) -> Result<Tensor, ForwardError> {
+        let batch = Batch { hidden, prefix: Prefix::Computed(prefix_len), rows, injected };
+        let inputs: Vec<&Tensor> = [hidden].into_iter().chain(injected.tensors()).collect();
         let is_tracked = sepal_nn::grad_is_enabled() && inputs.iter().any(|input| input.requires_grad());
         let keep = if is_tracked { Keep::Tape } else { Keep::Nothing };
         let Some(Output { hidden: output, tape, .. }) = self.run(part, &[batch], want, keep)?.pop() else {
@@ -187,15 +213,17 @@ impl BlockStack {
         let device = hidden.device();
         let output = output.f_to_device(device).map_err(failed)?;
         let Some(tape) = tape else { return Ok(output) };
-        let (blocks, deep) = (Arc::clone(&self.blocks), deep_prompts.is_some());
+        let blocks = Arc::clone(&self.blocks);
+        let has = [true, injected.deep_prompts.is_some(), injected.keys_values.is_some()];
         let back = move |grad: &Tensor| {
-            let wanted = WantGrads { input: InputGrad::All, deep_prompts: deep };
+            let wanted = WantGrads { input: InputGrad::All, injected: true };
             let grads = tch::no_grad(|| lock(&blocks).backward(vec![(tape, grad.shallow_clone())], wanted))?;
-            let of_inputs =
-                |grads: Grads| [Some(grads.input), grads.deep_prompts].into_iter().take(1 + usize::from(deep));
+            let of_inputs = |Grads { input, deep_prompts, keys_values, .. }: Grads| {
+                [Some(input), deep_prompts, keys_values].into_iter().zip(has).filter(|(_, has)| *has)
+            };
             let grads = grads.into_iter().flat_map(of_inputs);
             Ok(grads
-                .map(|grad| grad.map(|grad| grad.f_to_device(device)).transpose())
+                .map(|(grad, _)| grad.map(|grad| grad.f_to_device(device)).transpose())
                 .collect::<Result<_, TchError>>()?)
         };
         sepal_autograd::attach(&inputs, output, back).map_err(|error| failed(TchError::Torch(error.to_string())))
@@ -255,12 +283,16 @@ impl BlockStack {
         {
             return Err(ForwardError::Positions { length, learned });
         }
-        match batch.deep_prompts {
-            Some(deep) if !has_shape(deep, &[part.len(), prefix_len, self.config.hidden]) => {
-                let expected = [part.len(), prefix_len, self.config.hidden];
-                Err(ForwardError::DeepPrompts { expected, found: deep.size(), kind: deep.kind() })
-            }
-            _ => Ok(()),
+        let Injected { deep_prompts, keys_values } = batch.injected;
+        let of_width = |width| [part.len(), prefix_len, width];
+        let expected = of_width(self.config.hidden);
+        if let Some(deep) = deep_prompts.filter(|deep| !has_shape(deep, &expected)) {
+            return Err(ForwardError::DeepPrompts { expected, found: deep.size(), kind: deep.kind() });
+        }
+        let expected = of_width(2 * self.config.kv_size());
+        match keys_values.filter(|given| !has_shape(given, &expected)) {
+            Some(given) => Err(ForwardError::Given { expected, found: given.size(), kind: given.kind() }),
+            None => Ok(()),
         }
     }
 

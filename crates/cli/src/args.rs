@@ -390,7 +390,7 @@ pub(crate) struct ExportPeftArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImportCommand {
-    /// Make an adapter of a PEFT folder: PROMPT_TUNING of anybody, or what `sepal export peft` wrote
+    /// Make a run of a PEFT folder: PROMPT_TUNING, P_TUNING or PREFIX_TUNING of anybody, or what `sepal export peft` wrote
     Peft(ImportPeftArgs),
 }
 
@@ -398,15 +398,33 @@ pub(crate) enum ImportCommand {
 pub(crate) struct ImportPeftArgs {
     /// PEFT's folder, or the repository hub:OWNER/NAME that holds one
     pub(crate) folder: Source,
-    /// The folder to write, which will hold adapter.safetensors; and, of an export of this program, all that `sepal predict`
-    /// needs
+    /// The folder to write, a run that `sepal predict`, `evaluate`, `serve-task` and `export peft` work with
     pub(crate) out: PathBuf,
-    /// The model that it is of, to check that and to write it down; several are tried in order
+    /// The model that it is of; several are tried in order. An export of this program knows it
     #[arg(long, value_name = "SOURCE")]
     pub(crate) model: Vec<Source>,
-    /// The labels' names, in the order of the logits
+    /// The labels' names, in the order of the logits. If not given, those of an export of this program, or of the
+    /// config.json beside the adapter or the model, or LABEL_0 and so on
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub(crate) labels: Vec<String>,
+    /// Any number of the labels may be right for a text
+    #[arg(long)]
+    pub(crate) multi_label: bool,
+    /// The column of the texts; `text` if not given
+    #[arg(long, value_name = "COLUMN")]
+    pub(crate) text: Option<String>,
+    /// The column of the second texts, for tasks on pairs
+    #[arg(long, value_name = "COLUMN")]
+    pub(crate) text_pair: Option<String>,
+    /// The column of the labels; `label` if not given
+    #[arg(long, value_name = "COLUMN")]
+    pub(crate) label: Option<String>,
+    /// What was put around each text while it was trained, for example `Movie review: {text}`; nothing if not given
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) template: Option<String>,
+    /// Tokens of a row at most; 512 if not given, or as many as the model takes
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) max_length: Option<usize>,
     /// Put it in the place of an older import
     #[arg(long)]
     pub(crate) overwrite: bool,

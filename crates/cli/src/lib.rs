@@ -15,6 +15,7 @@ mod console;
 mod doctor;
 mod downloads;
 mod environment;
+mod import;
 mod init;
 mod manual;
 mod peft;
@@ -83,7 +84,7 @@ pub fn main(registry: Registry) -> ExitCode {
             environment::start_with(&[]);
             peft::export(&registry, &args)
         }
-        Command::Import(ImportCommand::Peft(args)) => peft::import(&registry, &args),
+        Command::Import(ImportCommand::Peft(args)) => import::import(&registry, &args),
         Command::Push(args) => push::push(&args),
         Command::Swarm(command) => swarm::swarm(&command),
         Command::Doctor(args) => doctor::doctor(&args),

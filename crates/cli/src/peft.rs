@@ -1,17 +1,17 @@
-//! Adapters as PEFT folders, and back.
+//! `sepal export peft`: adapters as PEFT folders.
 
 use std::path::Path;
 
-use sepal_assets::{Asset, Assets, Kind, Source};
+use sepal_assets::{Asset, Assets, Source};
 use sepal_checkpoint::{Format, Part};
-use sepal_peft::{ExportOptions, ImportOptions, Run, Verify};
+use sepal_peft::{ExportOptions, Run, Verify};
 use sepal_pipeline::{Layers, ModelFiles, Spec, portable};
 use sepal_plugin::Registry;
 use sepal_track::Manifest;
 
-use crate::args::{ExportPeftArgs, ImportPeftArgs};
+use crate::args::ExportPeftArgs;
 use crate::downloads::Downloads;
-use crate::{Failure, describe, print};
+use crate::{Failure, print};
 
 pub(crate) fn export(registry: &Registry, args: &ExportPeftArgs) -> Result<(), Failure> {
     let manifest = manifest(&args.run)?;
@@ -19,7 +19,7 @@ pub(crate) fn export(registry: &Registry, args: &ExportPeftArgs) -> Result<(), F
         [] => sources(registry, &args.run, manifest.as_ref())?,
         given => given.to_vec(),
     };
-    let model = open(&sources, Part::Whole)?;
+    let model = open_model(&sources, Part::Whole)?;
     let (base_model, revision) = match &args.base_model {
         Some(name) => (name.clone(), None),
         None => base_model(&model),
@@ -48,61 +48,10 @@ pub(crate) fn export(registry: &Registry, args: &ExportPeftArgs) -> Result<(), F
     Ok(())
 }
 
-pub(crate) fn import(registry: &Registry, args: &ImportPeftArgs) -> Result<(), Failure> {
-    let model = match &args.model[..] {
-        [] => None,
-        sources => Some(open(sources, Part::Ends)?),
-    };
-    let mut downloads = Downloads::new();
-    let asset = Assets::from_env().fetch(&args.folder, Kind::Adapter, &mut downloads.watch())?;
-    drop(downloads);
-    if asset.commit.is_some() {
-        eprintln!("using {}", asset.pinned());
-    }
-    let run = match sepal_peft::exported_run(&asset.path)? {
-        // It may be a stranger's, and does no harm as others may see it.
-        Some(run) if args.labels.is_empty() => {
-            let layers = Layers::text("the export's pipeline", run.pipeline);
-            for_others(registry, &layers, &run.manifest).map(Some)
-        }
-        Some(_) => Err("labels are other ones".into()),
-        None => Ok(None),
-    };
-    let run = run.unwrap_or_else(|problem| {
-        eprintln!("note: the adapter comes without its run: {}", describe(&*problem));
-        None
-    });
-    let (run, spec) = run.unzip();
-    let labels = (!args.labels.is_empty()).then(|| args.labels.clone());
-    let options = ImportOptions { labels, run, overwrite: args.overwrite };
-    let checkpoint = model.as_ref().map(|model| &model.checkpoint);
-    let imported = sepal_peft::import(&options, checkpoint, &asset.path, &args.out)?;
-    for notice in &imported.notices {
-        eprintln!("note: {notice}");
-    }
-    let (prompts, labels) = (imported.prefix_len, imported.labels.join(", "));
-    print(&format!("wrote {}: {}, {prompts} prompts, labels {labels}", imported.adapter.display(), imported.tuning))?;
-    match spec {
-        Some(spec) => print(&how_to_predict(&args.out, &spec)),
-        None => Ok(()),
-    }
-}
-
 /// What of a run others may see, and its pipeline.
-fn for_others(registry: &Registry, layers: &Layers, manifest: &Manifest) -> Result<(Run, Spec), Failure> {
+pub(crate) fn for_others(registry: &Registry, layers: &Layers, manifest: &Manifest) -> Result<(Run, Spec), Failure> {
     let (spec, manifest) = portable(&layers.load(registry)?.spec, manifest);
     Ok((Run { pipeline: spec.to_yaml()?, manifest }, spec))
-}
-
-fn how_to_predict(folder: &Path, spec: &Spec) -> String {
-    let is_local = |source: &Source| matches!(source, Source::Local(_));
-    let (folder, source) = (folder.display(), &spec.model.source);
-    let (set, model) = if source.iter().all(is_local) {
-        (" --set model.source=SOURCE", format!("its model was in a folder, {source}"))
-    } else {
-        ("", format!("its model is {source}"))
-    };
-    format!("`sepal predict {folder} --input FILE{set}` predicts with it; {model}")
 }
 
 /// The run as it is exported.
@@ -133,7 +82,7 @@ fn sources(registry: &Registry, run: &Path, manifest: Option<&Manifest>) -> Resu
     Ok(loaded.spec.model.source.to_vec())
 }
 
-fn open(sources: &[Source], part: Part) -> Result<ModelFiles, Failure> {
+pub(crate) fn open_model(sources: &[Source], part: Part) -> Result<ModelFiles, Failure> {
     let assets = Assets::from_env();
     let mut downloads = Downloads::new();
     let mut watch = downloads.watch();

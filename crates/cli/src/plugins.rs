@@ -10,6 +10,7 @@ pub fn plugins() -> Result<Registry, RegisterError> {
     // the list
     registry.register::<Head, sepal_sequence_classification::SequenceClassification>()?;
     registry.register::<Tuning, sepal_deep_ptune::DeepPtune>()?;
+    registry.register::<Tuning, sepal_prefix_tuning::PrefixTuning>()?;
     registry.register::<Tuning, sepal_ptune::Ptune>()?;
     Ok(registry)
 }

@@ -34,8 +34,12 @@ pub use span::{Span, SpanError};
 
 use serde::{Deserialize, Serialize};
 
-/// The name of the tunable that every block knows: `[n_blocks, prefix_len, hidden]`, added to the prefix before each block.
+/// Name of a tunable that every block knows: `[n_blocks, prefix_len, hidden]`, added to the prefix before each block.
 pub const DEEP_PROMPTS: &str = "deep_prompts";
+
+/// Name of the other one: `[n_blocks, prefix_len, 2 * kv_size]`, the keys of all heads, turned to their positions, and then
+/// the values. Each block has them for the prefix in the place of those that it computes.
+pub const PREFIX_KEYS_VALUES: &str = "prefix_keys_values";
 
 /// The text of an error and of its causes, on one line.
 pub fn in_one_line(error: &dyn std::error::Error) -> String {

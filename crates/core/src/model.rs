@@ -136,6 +136,11 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
+    /// Numbers of one position's keys, all heads together; values have as many.
+    pub fn kv_size(&self) -> usize {
+        self.n_kv_heads * self.head_dim
+    }
+
     /// A model without peculiarities: as many heads of keys as of queries, heads that make up the hidden state, the
     /// positions and the activation that the family is known for, epsilon 1e-5. What differs is laid over it.
     pub fn plain(

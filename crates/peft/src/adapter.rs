@@ -3,23 +3,47 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use sepal_core::{DEEP_PROMPTS, HostTensor, ModelConfig, NamedHostTensor};
+use sepal_core::{DEEP_PROMPTS, HostTensor, ModelConfig, NamedHostTensor, PREFIX_KEYS_VALUES};
 
 /// The soft prompts' name in an adapter.
 pub(crate) const PROMPTS: &str = "prompts";
 /// The head's name in an adapter.
 pub(crate) const SCORE: &str = "score.weight";
 
-/// Trained prompts and a linear head without bias, of fitting shapes.
+/// A trained prefix and a linear head without bias, of fitting shapes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Adapter {
-    /// `[prefix_len, hidden]`
-    pub(crate) prompts: HostTensor,
-    /// `[n_blocks, prefix_len, hidden]`
-    pub(crate) deep_prompts: Option<HostTensor>,
+    pub(crate) prefix: TrainedPrefix,
     /// `[n_labels, hidden]`
     pub(crate) score: HostTensor,
     pub(crate) facts: Facts,
+}
+
+/// The numbers that were trained in front of every row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum TrainedPrefix {
+    /// Soft prompts, which the blocks make keys and values of.
+    Prompts {
+        /// `[prefix_len, hidden]`
+        prompts: HostTensor,
+        /// `[n_blocks, prefix_len, hidden]`
+        deep_prompts: Option<HostTensor>,
+    },
+    /// The keys and values themselves, `[n_blocks, prefix_len, 2 * kv_size]`.
+    KeysValues(HostTensor),
+}
+
+impl TrainedPrefix {
+    /// Names and tensors, as an adapter holds them.
+    fn tensors(&self) -> Vec<(&'static str, &HostTensor)> {
+        match self {
+            Self::Prompts { prompts, deep_prompts } => {
+                let deep_prompts = deep_prompts.iter().map(|deep| (DEEP_PROMPTS, deep));
+                [(PROMPTS, prompts)].into_iter().chain(deep_prompts).collect()
+            }
+            Self::KeysValues(keys_values) => vec![(PREFIX_KEYS_VALUES, keys_values)],
+        }
+    }
 }
 
 /// What an adapter says of itself.
@@ -56,8 +80,8 @@ pub enum AdapterError {
     },
     /// Something else was trained, too.
     #[error(
-        "use the adapter: it holds `{name}`; what is known here are `prompts`, `deep_prompts` and a linear head \
-         `score.weight`"
+        "use the adapter: it holds `{name}`; what is known here are `prompts`, `deep_prompts`, `prefix_keys_values` and a \
+         linear head `score.weight`"
     )]
     Unknown {
         /// The parameter.
@@ -92,11 +116,12 @@ pub enum AdapterError {
 impl Adapter {
     pub(crate) fn read(path: &Path) -> Result<Self, AdapterError> {
         let sepal_nn::file::Contents { tensors, metadata, .. } = sepal_nn::file::read(path)?;
-        let (mut prompts, mut deep_prompts, mut score) = (None, None, None);
+        let (mut prompts, mut deep_prompts, mut keys_values, mut score) = (None, None, None, None);
         for NamedHostTensor { name, tensor } in tensors {
             match name.as_str() {
                 PROMPTS => prompts = Some(tensor),
                 DEEP_PROMPTS => deep_prompts = Some(tensor),
+                PREFIX_KEYS_VALUES => keys_values = Some(tensor),
                 SCORE => score = Some(tensor),
                 _ if name.ends_with("bias") => return Err(AdapterError::Bias { name }),
                 _ => return Err(AdapterError::Unknown { name }),
@@ -108,36 +133,26 @@ impl Adapter {
             some => some.split('\n').map(str::to_owned).collect(),
         };
         let facts = Facts { model_digest: text("model_digest"), task: text("task"), tuning: text("tuning"), labels };
-        let prompts = prompts.ok_or(AdapterError::Missing { name: PROMPTS })?;
+        let prefix = match (prompts, keys_values) {
+            (None, Some(keys_values)) => TrainedPrefix::KeysValues(keys_values),
+            (Some(_), Some(_)) => return Err(AdapterError::Unknown { name: PREFIX_KEYS_VALUES.to_owned() }),
+            (Some(prompts), None) => TrainedPrefix::Prompts { prompts, deep_prompts },
+            (None, None) => return Err(AdapterError::Missing { name: PROMPTS }),
+        };
         let score = score.ok_or(AdapterError::Missing { name: SCORE })?;
-        Self { prompts, deep_prompts, score, facts }.checked()
+        Self { prefix, score, facts }.checked()
     }
 
     /// Itself, if the shapes fit each other and the numbers are finite. Without names labels get those that
     /// transformers gives.
     pub(crate) fn checked(mut self) -> Result<Self, AdapterError> {
-        let [prefix_len, hidden] = self.prompts.shape()[..] else {
-            return Err(shape(PROMPTS, "[prefix_len, hidden]", &self.prompts));
-        };
-        if prefix_len == 0 {
-            return Err(shape(PROMPTS, "at least one prompt", &self.prompts));
-        }
-        if !matches!(self.score.shape(), &[n_labels, width] if n_labels > 0 && width == hidden) {
-            return Err(shape(SCORE, &format!("[n_labels, {hidden}]"), &self.score));
-        }
-        if let Some(deep) = &self.deep_prompts
-            && !matches!(deep.shape(), &[_, len, width] if (len, width) == (prefix_len, hidden))
-        {
-            return Err(shape(DEEP_PROMPTS, &format!("[n_blocks, {prefix_len}, {hidden}]"), deep));
-        }
-        let tensors = [(PROMPTS, Some(&self.prompts)), (SCORE, Some(&self.score))];
-        for (name, tensor) in tensors.into_iter().chain([(DEEP_PROMPTS, self.deep_prompts.as_ref())]) {
-            if tensor.is_some_and(|tensor| !tensor.is_finite()) {
-                return Err(AdapterError::NotFinite { name });
-            }
+        self.check_prefix()?;
+        let tensors = self.prefix.tensors().into_iter().chain([(SCORE, &self.score)]);
+        if let Some((name, _)) = tensors.into_iter().find(|(_, tensor)| !tensor.is_finite()) {
+            return Err(AdapterError::NotFinite { name });
         }
         if self.facts.labels.is_empty() {
-            self.facts.labels = (0..self.n_labels()).map(|label| format!("LABEL_{label}")).collect();
+            self.facts.labels = placeholders(self.n_labels());
         }
         match (self.facts.labels.len(), self.n_labels()) {
             (names, logits) if names != logits => Err(AdapterError::Labels { names, logits }),
@@ -145,22 +160,84 @@ impl Adapter {
         }
     }
 
-    /// An error if it is of a model of another shape.
-    pub(crate) fn check_model(&self, config: &ModelConfig) -> Result<(), AdapterError> {
-        if self.prompts.shape()[1] != config.hidden {
-            let expected = format!("[prefix_len, {}], as wide as the model's hidden states", config.hidden);
-            return Err(shape(PROMPTS, &expected, &self.prompts));
+    fn check_prefix(&self) -> Result<(), AdapterError> {
+        let &[n_labels, hidden] = self.score.shape() else {
+            return Err(shape(SCORE, "[n_labels, hidden]", &self.score));
+        };
+        let (name, tensor, expected) = match &self.prefix {
+            TrainedPrefix::Prompts { prompts, .. } => (PROMPTS, prompts, "[prefix_len, hidden]"),
+            TrainedPrefix::KeysValues(given) => (PREFIX_KEYS_VALUES, given, "[n_blocks, prefix_len, 2 * kv_size]"),
+        };
+        if tensor.shape().len() != if name == PROMPTS { 2 } else { 3 } {
+            return Err(shape(name, expected, tensor));
         }
-        match &self.deep_prompts {
-            Some(deep) if deep.shape()[0] != config.n_blocks => {
-                Err(shape(DEEP_PROMPTS, &format!("one for each of the model's {} blocks", config.n_blocks), deep))
+        if self.prefix_len() == 0 {
+            return Err(shape(name, "at least one prompt", tensor));
+        }
+        let TrainedPrefix::Prompts { prompts, deep_prompts } = &self.prefix else {
+            return if n_labels > 0 { Ok(()) } else { Err(shape(SCORE, "at least one label", &self.score)) };
+        };
+        let width = prompts.shape()[1];
+        if n_labels == 0 || hidden != width {
+            return Err(shape(SCORE, &format!("[n_labels, {width}]"), &self.score));
+        }
+        let prefix_len = self.prefix_len();
+        match deep_prompts {
+            Some(deep) if !matches!(deep.shape(), &[_, len, of] if (len, of) == (prefix_len, width)) => {
+                Err(shape(DEEP_PROMPTS, &format!("[n_blocks, {prefix_len}, {width}]"), deep))
             }
             _ => Ok(()),
         }
     }
 
+    /// An error if it is of a model of another shape.
+    pub(crate) fn check_model(&self, config: &ModelConfig) -> Result<(), AdapterError> {
+        match &self.prefix {
+            TrainedPrefix::Prompts { prompts, .. } if prompts.shape()[1] != config.hidden => {
+                let expected = format!("[prefix_len, {}], as wide as the model's hidden states", config.hidden);
+                Err(shape(PROMPTS, &expected, prompts))
+            }
+            TrainedPrefix::Prompts { deep_prompts: Some(deep), .. } if deep.shape()[0] != config.n_blocks => {
+                Err(shape(DEEP_PROMPTS, &format!("one for each of the model's {} blocks", config.n_blocks), deep))
+            }
+            TrainedPrefix::Prompts { .. } => Ok(()),
+            TrainedPrefix::KeysValues(given) => {
+                let [n_blocks, prefix_len, width] = [config.n_blocks, self.prefix_len(), 2 * config.kv_size()];
+                if given.shape() != [n_blocks, prefix_len, width] {
+                    let expected =
+                        format!("[{n_blocks}, prefix_len, {width}], the keys and values of the model's blocks");
+                    return Err(shape(PREFIX_KEYS_VALUES, &expected, given));
+                }
+                match self.score.shape() {
+                    &[_, hidden] if hidden != config.hidden => {
+                        let expected = format!("[n_labels, {}], as wide as the model's hidden states", config.hidden);
+                        Err(shape(SCORE, &expected, &self.score))
+                    }
+                    _ => Ok(()),
+                }
+            }
+        }
+    }
+
     pub(crate) fn prefix_len(&self) -> usize {
-        self.prompts.shape()[0]
+        match &self.prefix {
+            TrainedPrefix::Prompts { prompts, .. } => prompts.shape()[0],
+            TrainedPrefix::KeysValues(given) => given.shape()[1],
+        }
+    }
+
+    /// Whether keys and values were trained instead of prompts.
+    pub(crate) fn is_keys_values(&self) -> bool {
+        matches!(self.prefix, TrainedPrefix::KeysValues(_))
+    }
+
+    /// The trained prefix in words.
+    pub(crate) fn what(&self) -> &'static str {
+        match &self.prefix {
+            TrainedPrefix::Prompts { deep_prompts: Some(_), .. } => "soft prompts and deep prompts",
+            TrainedPrefix::Prompts { .. } => "soft prompts",
+            TrainedPrefix::KeysValues(_) => "positions of trained keys and values",
+        }
     }
 
     pub(crate) fn n_labels(&self) -> usize {
@@ -168,10 +245,9 @@ impl Adapter {
     }
 
     pub(crate) fn write(&self, path: &Path) -> Result<(), sepal_nn::file::WriteError> {
-        let named = |name: &str, tensor: &HostTensor| NamedHostTensor { name: name.to_owned(), tensor: tensor.clone() };
-        let deep = self.deep_prompts.iter().map(|deep| named(DEEP_PROMPTS, deep));
-        let tensors: Vec<_> = [named(PROMPTS, &self.prompts)].into_iter().chain(deep).collect();
-        let tensors: Vec<_> = tensors.into_iter().chain([named(SCORE, &self.score)]).collect();
+        let named =
+            |(name, tensor): (&str, &HostTensor)| NamedHostTensor { name: name.to_owned(), tensor: tensor.clone() };
+        let tensors: Vec<_> = self.prefix.tensors().into_iter().chain([(SCORE, &self.score)]).map(named).collect();
         let Facts { model_digest, task, tuning, labels } = &self.facts;
         let metadata = [
             ("format", "pt".to_owned()),
@@ -183,6 +259,11 @@ impl Adapter {
         let metadata: BTreeMap<_, _> = metadata.into_iter().map(|(key, text)| (key.to_owned(), text)).collect();
         sepal_nn::file::write(path, &tensors, &metadata)
     }
+}
+
+/// The names that transformers gives to labels without one.
+pub(crate) fn placeholders(n_labels: usize) -> Vec<String> {
+    (0..n_labels).map(|label| format!("LABEL_{label}")).collect()
 }
 
 fn shape(name: &'static str, expected: &str, tensor: &HostTensor) -> AdapterError {

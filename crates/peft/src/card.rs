@@ -19,9 +19,9 @@ pub(crate) fn text(
     verified: Option<Verified>,
 ) -> String {
     let mut card = front_matter(options);
-    let what = if adapter.deep_prompts.is_some() { "soft prompts and deep prompts" } else { "soft prompts" };
-    let (prefix_len, base) = (adapter.prefix_len(), &options.base_model);
+    let (what, prefix_len, base) = (adapter.what(), adapter.prefix_len(), &options.base_model);
     let form = match options.form {
+        Form::PrefixTuning if adapter.is_keys_values() => "written as they are (PREFIX_TUNING)",
         Form::PrefixTuning => "written as the keys and values that the frozen blocks make of them (PREFIX_TUNING)",
         Form::PromptTuning => "written as they are (PROMPT_TUNING)",
     };

@@ -12,9 +12,14 @@ pub(crate) const TENSORS: &str = "adapter_model.safetensors";
 pub(crate) const PROMPT_EMBEDDINGS: &str = "prompt_embeddings";
 /// The head's name in it: one `base_model.`, other than what LoRA writes.
 pub(crate) const HEAD: &str = "base_model.score.weight";
+/// The names that a head has in files of others: that of above, and those that are there where the state of the whole module
+/// was saved.
+pub(crate) const HEADS: [&str; 3] =
+    [HEAD, "base_model.score.modules_to_save.weight", "base_model.score.modules_to_save.default.weight"];
 
 pub(crate) const PREFIX_TUNING: &str = "PREFIX_TUNING";
 pub(crate) const PROMPT_TUNING: &str = "PROMPT_TUNING";
+pub(crate) const P_TUNING: &str = "P_TUNING";
 pub(crate) const SEQ_CLS: &str = "SEQ_CLS";
 
 /// As it is written, keys sorted.

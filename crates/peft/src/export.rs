@@ -6,7 +6,7 @@ use sepal_checkpoint::Checkpoint;
 use sepal_core::{DType, HostTensor, NamedHostTensor, WeightFormat};
 use sepal_nn::{share_from_host, to_host};
 
-use crate::adapter::{Adapter, AdapterError};
+use crate::adapter::{Adapter, AdapterError, TrainedPrefix};
 use crate::card::{self, CARD};
 use crate::compute::ComputeError;
 use crate::config::{CONFIG, HEAD, PREFIX_TUNING, PROMPT_EMBEDDINGS, PROMPT_TUNING, SEQ_CLS, TENSORS, Written};
@@ -85,7 +85,7 @@ pub struct ExportOptions {
     pub form: Form,
     /// Whether logits are compared before anything is left behind.
     pub verify: Verify,
-    /// The run, which others will see: in the model card, and beside it for [`import`](crate::import).
+    /// The run, which others will see: in the model card, and beside it for [`Import`](crate::Import).
     pub run: Option<Run>,
     /// Puts the export in the place of an older one.
     pub overwrite: bool,
@@ -133,6 +133,12 @@ pub enum ExportError {
         "export deep prompts as prompt-tuning: PEFT has no such thing; export them as prefix-tuning, which is exact"
     )]
     DeepPrompts,
+    /// Keys and values are of no prompts.
+    #[error(
+        "export trained keys and values as prompt-tuning: they are in general of no prompts; export them as prefix-tuning, \
+         which is exact"
+    )]
+    KeysValues,
     /// The name of the base model is missing.
     #[error("export the adapter: it needs the name under which PEFT finds the base model (--base-model OWNER/NAME)")]
     BaseModel,
@@ -223,8 +229,12 @@ struct Made<'a> {
 impl<'a> Made<'a> {
     fn new(options: &ExportOptions, adapter: &'a Adapter, checkpoint: &'a Checkpoint) -> Result<Self, ExportError> {
         let config = checkpoint.config();
-        if options.form == Form::PromptTuning && adapter.deep_prompts.is_some() {
-            return Err(ExportError::DeepPrompts);
+        match (options.form, &adapter.prefix) {
+            (Form::PromptTuning, TrainedPrefix::Prompts { deep_prompts: Some(_), .. }) => {
+                return Err(ExportError::DeepPrompts);
+            }
+            (Form::PromptTuning, TrainedPrefix::KeysValues(_)) => return Err(ExportError::KeysValues),
+            _ => {}
         }
         if let Some(reason) = family::refused(config) {
             return Err(ExportError::Family { family: config.family.name(), reason });
@@ -235,9 +245,11 @@ impl<'a> Made<'a> {
     }
 
     fn embeddings(&self) -> Result<HostTensor, ComputeError> {
-        match self.form {
-            Form::PrefixTuning => folded(&self.trained, self.checkpoint),
-            Form::PromptTuning => Ok(to_host(&share_from_host(&self.adapter.prompts)?, DType::F32)?),
+        match (self.form, &self.adapter.prefix) {
+            (Form::PromptTuning, TrainedPrefix::Prompts { prompts, .. }) => {
+                Ok(to_host(&share_from_host(prompts)?, DType::F32)?)
+            }
+            _ => folded(&self.trained, self.checkpoint),
         }
     }
 
@@ -253,7 +265,8 @@ impl<'a> Made<'a> {
         let folded = match self.form {
             Form::PrefixTuning => None,
             Form::PromptTuning => {
-                let read = Adapter { prompts: embeddings.clone(), ..self.adapter.clone() };
+                let prefix = TrainedPrefix::Prompts { prompts: embeddings.clone(), deep_prompts: None };
+                let read = Adapter { prefix, ..self.adapter.clone() };
                 Some(folded(&Trained::new(&read, &self.ends)?, self.checkpoint)?)
             }
         };

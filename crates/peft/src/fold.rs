@@ -1,39 +1,67 @@
 //! Soft prompts, shallow and deep, as keys and values: exact, because under a causal mask what the blocks make of a
 //! prefix does not depend on what follows it.
 
-use sepal_blocks::{Batch, BlockStack, Ends, Keep, KeysValues, Prefix};
+use sepal_blocks::{Batch, BlockStack, Ends, Injected, Keep, KeysValues, Prefix};
 use sepal_checkpoint::Checkpoint;
 use sepal_core::{ModelConfig, Ragged, Span, Want};
 use sepal_nn::share_from_host;
-use tch::{TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, TrainedPrefix};
 use crate::compute::ComputeError;
 use crate::family;
 
-/// What the blocks are given: the prefix as the first block sees it, and what is added before each block.
+/// What the blocks are given: the prefix as the first block sees it, and what is put into it in each block.
 pub(crate) struct Trained {
     /// `[prefix_len, hidden]`
     pub(crate) prefix: Tensor,
     /// `[n_blocks, prefix_len, hidden]`
-    pub(crate) deep_prompts: Option<Tensor>,
+    deep_prompts: Option<Tensor>,
+    /// `[n_blocks, prefix_len, 2 * kv_size]`
+    keys_values: Option<Tensor>,
+}
+
+/// What one block is given.
+pub(crate) struct OfBlock {
+    deep_prompts: Option<Tensor>,
+    keys_values: Option<Tensor>,
+}
+
+impl OfBlock {
+    pub(crate) fn injected(&self) -> Injected<'_> {
+        Injected { deep_prompts: self.deep_prompts.as_ref(), keys_values: self.keys_values.as_ref() }
+    }
 }
 
 impl Trained {
     pub(crate) fn new(adapter: &Adapter, ends: &Ends) -> Result<Self, ComputeError> {
-        let prompts = share_from_host(&adapter.prompts)?;
-        let deep_prompts = adapter.deep_prompts.as_ref().map(share_from_host).transpose()?;
-        Ok(Self { prefix: ends.embed_prompts(&prompts)?, deep_prompts })
+        match &adapter.prefix {
+            TrainedPrefix::Prompts { prompts, deep_prompts } => {
+                let deep_prompts = deep_prompts.as_ref().map(share_from_host).transpose()?;
+                let prefix = ends.embed_prompts(&share_from_host(prompts)?)?;
+                Ok(Self { prefix, deep_prompts, keys_values: None })
+            }
+            TrainedPrefix::KeysValues(given) => {
+                let places = [adapter.prefix_len(), adapter.score.shape()[1]].map(|size| size as i64);
+                let prefix = ends.embed_prompts(&Tensor::f_zeros(places, (Kind::Float, Device::Cpu))?)?;
+                Ok(Self { prefix, deep_prompts: None, keys_values: Some(share_from_host(given)?) })
+            }
+        }
     }
 
-    /// Of one block, `[1, prefix_len, hidden]`.
-    pub(crate) fn deep_of(&self, block_idx: usize) -> Result<Option<Tensor>, TchError> {
-        self.deep_prompts.as_ref().map(|deep| deep.f_narrow(0, block_idx as i64, 1)).transpose()
+    /// For one block, each `[1, prefix_len, ..]`.
+    pub(crate) fn of_block(&self, block_idx: usize) -> Result<OfBlock, TchError> {
+        let of =
+            |tensor: &Option<Tensor>| tensor.as_ref().map(|tensor| tensor.f_narrow(0, block_idx as i64, 1)).transpose();
+        Ok(OfBlock { deep_prompts: of(&self.deep_prompts)?, keys_values: of(&self.keys_values)? })
     }
 }
 
 /// Keys and values of the prefix in every block. One block at a time is in memory.
 pub(crate) fn fold(trained: &Trained, checkpoint: &Checkpoint) -> Result<Vec<KeysValues>, ComputeError> {
+    if let Some(given) = &trained.keys_values {
+        return Ok(by_head(given, checkpoint.config())?);
+    }
     let prefix_len = trained.prefix.size()[0];
     let row = Ragged::from_lengths([1])?;
     let mut hidden = trained.prefix.shallow_clone();
@@ -43,9 +71,9 @@ pub(crate) fn fold(trained: &Trained, checkpoint: &Checkpoint) -> Result<Vec<Key
         let stack = BlockStack::load(checkpoint, block)?;
         // A batch has a row; nothing of the prefix depends on it.
         let with_row = Tensor::f_cat(&[&hidden, &hidden.f_narrow(0, prefix_len - 1, 1)?], 0)?;
-        let deep = trained.deep_of(block_idx)?;
+        let of_block = trained.of_block(block_idx)?;
         let prefix = Prefix::Computed(prefix_len.unsigned_abs() as usize);
-        let batch = Batch { hidden: &with_row, prefix, rows: &row, deep_prompts: deep.as_ref() };
+        let batch = Batch { hidden: &with_row, prefix, rows: &row, injected: of_block.injected() };
         let output = stack.run(block, &[batch], Want::All, Keep::Prefix)?.pop();
         let output = output.ok_or(ComputeError::Nothing { block_idx })?;
         let kept = output.prefix.ok_or(ComputeError::Nothing { block_idx })?;
@@ -53,6 +81,24 @@ pub(crate) fn fold(trained: &Trained, checkpoint: &Checkpoint) -> Result<Vec<Key
         hidden = output.hidden.f_narrow(0, 0, prefix_len)?;
     }
     Ok(folded)
+}
+
+/// Keys and values by head, from `[n_blocks, prefix_len, 2 * kv_size]`.
+fn by_head(given: &Tensor, config: &ModelConfig) -> Result<Vec<KeysValues>, TchError> {
+    let [n_blocks, heads, dim] = [config.n_blocks, config.n_kv_heads, config.head_dim].map(|size| size as i64);
+    let given = given.f_view([n_blocks, -1, 2, heads, dim])?.f_permute([0, 2, 3, 1, 4])?; // [n_blocks, 2, heads, len, dim]
+    let of = |block: i64| {
+        let at = |which| given.f_select(0, block)?.f_select(0, which)?.f_contiguous();
+        Ok(KeysValues { keys: at(0)?, values: at(1)? })
+    };
+    (0..n_blocks).map(of).collect()
+}
+
+/// The other way: `[n_blocks, prefix_len, 2 * kv_size]` from keys and values by head.
+pub(crate) fn by_block(blocks: &[KeysValues]) -> Result<Tensor, TchError> {
+    let flat = |tensor: &Tensor| tensor.f_transpose(0, 1)?.f_flatten(1, 2); // [prefix_len, kv_size]
+    let lay = |block: &KeysValues| Tensor::f_cat(&[flat(&block.keys)?, flat(&block.values)?], 1);
+    Tensor::f_stack(&blocks.iter().map(lay).collect::<Result<Vec<_>, _>>()?, 0)
 }
 
 /// PEFT's table: `[prefix_len, n_blocks * 2 * cached_heads * head_dim]`, in each row `K_0 V_0 K_1 V_1 ..`, each of them head

@@ -1,12 +1,15 @@
 use std::path::{Path, PathBuf};
 
 use sepal_checkpoint::Checkpoint;
-use sepal_core::{DType, HostTensor, NamedHostTensor, WeightFormat};
-use sepal_nn::{share_from_host, to_host};
+use sepal_core::WeightFormat;
 
-use crate::adapter::{Adapter, AdapterError, Facts};
-use crate::config::{CONFIG, Found, HEAD, PREFIX_TUNING, PROMPT_EMBEDDINGS, PROMPT_TUNING, SEQ_CLS, TENSORS};
+use crate::adapter::{Adapter, AdapterError};
+use crate::config::{CONFIG, Found, PREFIX_TUNING, PROMPT_TUNING, SEQ_CLS, TENSORS};
+use crate::family;
 use crate::folder::{FolderError, Staged, json};
+use crate::foreign;
+use crate::names::{Names, names};
+use crate::share::is_of_hub;
 use crate::side::{self, Run, SIDE, Side, TRAINED};
 
 /// The file that an import leaves.
@@ -17,29 +20,21 @@ const ADAPTER: &str = "adapter.safetensors";
 pub struct ImportOptions {
     /// The labels' names in the order of the logits, which PEFT does not keep; those of our own exports are known.
     pub labels: Option<Vec<String>>,
-    /// What is written beside the adapter so that it can predict: that of [`exported_run`], once somebody has seen that it
-    /// does nothing that it should not.
-    pub run: Option<Run>,
+    /// The folder of the model, whose `config.json` may name labels, if it has one.
+    pub model_folder: Option<PathBuf>,
     /// Puts the import in the place of an older one.
     pub overwrite: bool,
 }
 
-/// What was imported.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Imported {
-    /// The adapter, as a run leaves it.
-    pub adapter: PathBuf,
-    /// Its tuning mode: `ptune` or `deep-ptune`.
-    pub tuning: String,
-    /// Soft prompts.
-    pub prefix_len: usize,
-    /// Labels, in the order of the logits.
-    pub labels: Vec<String>,
-    /// What the folder calls its base model.
-    pub base_model: Option<String>,
-    /// What people should know, one line each.
-    pub notices: Vec<String>,
+/// A PEFT folder as an adapter, beside its place until it is [finished](Self::finish). Dropping it leaves nothing behind.
+pub struct Import {
+    staged: Staged,
+    out: PathBuf,
+    adapter: Adapter,
+    run: Option<Run>,
+    is_foreign: bool,
+    multi_label: bool,
+    notices: Vec<String>,
 }
 
 /// A folder that was not imported. Nothing was left behind.
@@ -73,18 +68,40 @@ pub enum ImportError {
         /// Its `task_type`.
         found: String,
     },
-    /// A method that trains something else than prompts.
-    #[error("import {found}: only PROMPT_TUNING, and PREFIX_TUNING that was exported here, are known")]
+    /// A method that trains something else than a prefix.
+    #[error(
+        "import {found}: only PROMPT_TUNING, P_TUNING and PREFIX_TUNING can be imported, since the model's own weights stay as \
+         they are here; for LORA and the like, merge it into the model with PEFT (`merge_and_unload`) and tune that model"
+    )]
     Method {
         /// Its `peft_type`.
         found: String,
     },
-    /// Keys and values of somebody else.
+    /// A folder of another program does not hold its model.
+    #[error("import the folder: name the model that it is of{}", named_model(base_model.as_deref()))]
+    NeedsModel {
+        /// What the folder calls its base model.
+        base_model: Option<String>,
+    },
+    /// Query heads that share keys and values have different ones in the prefix.
     #[error(
-        "import PREFIX_TUNING of others: it holds keys and values, which are in general of no prompts; only a folder that \
-         was exported here says in {SIDE} what they were made of"
+        "import PREFIX_TUNING of {family}: {copies} query heads share keys and values in this model, but have different ones in \
+         the prefix, which transformers caches for each of them; only a prefix that gives them the same can be imported"
     )]
-    ForeignPrefix,
+    SplitHeads {
+        /// The model's family.
+        family: &'static str,
+        /// Query heads that share.
+        copies: usize,
+    },
+    /// The folder has no settings of PEFT.
+    #[error("import {path}: it has no {CONFIG}, so it is no folder of PEFT{}", of_several(adapters))]
+    NoConfig {
+        /// The folder.
+        path: PathBuf,
+        /// Folders in it that have some.
+        adapters: Vec<String>,
+    },
     /// What is beside PEFT's files is not of this export.
     #[error("import the folder: {file} is not the one that {SIDE} tells of; one of them was changed")]
     Changed {
@@ -111,6 +128,9 @@ pub enum ImportError {
     /// Tensors cannot be widened.
     #[error("widen tensors")]
     Host(#[from] sepal_nn::HostError),
+    /// libtorch refused.
+    #[error("lay out the prefix")]
+    Torch(#[from] tch::TchError),
     /// The result cannot be written.
     #[error("write the adapter")]
     Folder(#[from] FolderError),
@@ -125,76 +145,173 @@ pub enum ImportError {
     Json(#[from] serde_json::Error),
 }
 
-/// The run that the folder was exported from, as whoever exported it wrote it down: a stranger perhaps. `None` if the folder
-/// does not say.
-///
-/// # Errors
-/// [`ImportError`] if its side file cannot be read.
-pub fn exported_run(folder: &Path) -> Result<Option<Run>, ImportError> {
-    Ok(own(folder)?.and_then(|side| side.run))
+impl Import {
+    /// Reads the PEFT folder `folder`, for a folder `out` with an `adapter.safetensors` as a run leaves it. With
+    /// `checkpoint`, which only exports of this program do without, it is checked that the adapter is of this model, as far
+    /// as the folder tells.
+    ///
+    /// # Errors
+    /// [`ImportError`], with nothing left behind.
+    pub fn open(
+        options: &ImportOptions,
+        checkpoint: Option<&Checkpoint>,
+        folder: &Path,
+        out: &Path,
+    ) -> Result<Self, ImportError> {
+        let staged = Staged::new(out, ADAPTER, options.overwrite)?;
+        let found = read_config(folder)?;
+        let method = found.peft_type.as_deref().unwrap_or("no method");
+        let (mut adapter, run, is_foreign) =
+            match own(folder)?.filter(|_| [PREFIX_TUNING, PROMPT_TUNING].contains(&method)) {
+                Some(side) => (trained(folder, &side)?, side.run, false),
+                None => (foreign::adapter(folder, &found, checkpoint)?, None, true),
+            };
+        let mut notices = Vec::new();
+        if let Some(reason) = checkpoint.filter(|_| is_foreign).and_then(|model| family::refused(model.config())) {
+            notices.push(format!("predictions differ from those of PEFT: {reason}"));
+        }
+        let multi_label = name_labels(options, &mut adapter, folder, &mut notices);
+        // Shapes of a stranger may be any.
+        let mut adapter = adapter.checked()?;
+        if let Some(checkpoint) = checkpoint {
+            check_model(&mut adapter, checkpoint)?;
+        }
+        if adapter.facts.model_digest.is_empty() {
+            notices
+                .push("which model it is of is not known; give one to have that checked and written down".to_owned());
+        }
+        // They go to terminals and into tables.
+        if let Some(label) = adapter.facts.labels.iter().find(|label| label.chars().any(char::is_control)) {
+            return Err(ImportError::Label { label: label.clone() });
+        }
+        adapter.write(&staged.path().join(ADAPTER)).map_err(FolderError::from)?;
+        Ok(Self { staged, out: out.to_owned(), adapter, run, is_foreign, multi_label, notices })
+    }
+
+    /// The adapter, where it lies for now.
+    pub fn adapter(&self) -> PathBuf {
+        self.staged.path().join(ADAPTER)
+    }
+
+    /// The run that the folder was exported from, as whoever exported it wrote it down: a stranger perhaps.
+    pub fn run(&self) -> Option<&Run> {
+        self.run.as_ref()
+    }
+
+    /// Whether another program wrote it.
+    pub fn is_foreign(&self) -> bool {
+        self.is_foreign
+    }
+
+    /// The task, by the name of its head.
+    pub fn task(&self) -> &str {
+        &self.adapter.facts.task
+    }
+
+    /// The tuning mode: `ptune`, `deep-ptune` or `prefix-tuning`.
+    pub fn tuning(&self) -> &str {
+        &self.adapter.facts.tuning
+    }
+
+    /// Positions in front of every row.
+    pub fn prefix_len(&self) -> usize {
+        self.adapter.prefix_len()
+    }
+
+    /// Labels, in the order of the logits.
+    pub fn labels(&self) -> &[String] {
+        &self.adapter.facts.labels
+    }
+
+    /// Whether any number of the labels may be right for a text, as far as the folder or the model says so.
+    pub fn multi_label(&self) -> bool {
+        self.multi_label
+    }
+
+    /// What people should know, one line each.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// Puts the folder in its place, with `run` beside the adapter so that it can predict; the adapter's path there.
+    ///
+    /// # Errors
+    /// [`ImportError`], with nothing left behind.
+    pub fn finish(self, run: Option<&Run>) -> Result<PathBuf, ImportError> {
+        if let Some(run) = run {
+            self.staged.write("pipeline.yaml", run.pipeline.as_bytes())?;
+            self.staged.write("manifest.json", &json(&run.manifest)?)?;
+            // No step and no evaluation was recorded.
+            self.staged.write("metrics.jsonl", b"")?;
+        }
+        self.staged.finish()?;
+        Ok(self.out.join(ADAPTER))
+    }
 }
 
-/// Makes of the PEFT folder `folder` a folder `out` with an `adapter.safetensors` as a run leaves it. With `checkpoint` it
-/// is checked that the adapter is of this model, as far as the folder tells.
-///
-/// # Errors
-/// [`ImportError`], with nothing left behind.
-pub fn import(
-    options: &ImportOptions,
-    checkpoint: Option<&Checkpoint>,
-    folder: &Path,
-    out: &Path,
-) -> Result<Imported, ImportError> {
-    let staged = Staged::new(out, ADAPTER, options.overwrite)?;
-    let found = read_config(folder)?;
-    let mut notices = Vec::new();
-    let mut adapter = match (found.peft_type.as_deref().unwrap_or("no method"), own(folder)?) {
-        (PREFIX_TUNING | PROMPT_TUNING, Some(side)) => trained(folder, &side)?,
-        (PREFIX_TUNING, None) => return Err(ImportError::ForeignPrefix),
-        (PROMPT_TUNING, None) => prompts(folder, &found)?,
-        (other, _) => return Err(ImportError::Method { found: other.to_owned() }),
-    };
-    if let Some(labels) = &options.labels {
-        adapter.facts.labels.clone_from(labels);
-    } else if adapter.facts.labels.is_empty() {
-        notices.push("PEFT does not keep the labels' names; they are LABEL_0 and so on, unless given".to_owned());
+impl std::fmt::Debug for Import {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Import").field("out", &self.out).field("facts", &self.adapter.facts).finish_non_exhaustive()
     }
-    if let Some(checkpoint) = checkpoint {
-        check_model(&mut adapter, checkpoint)?;
+}
+
+/// Gives the labels the names that were asked for, or those that the adapter has, or those of a `config.json` beside it or
+/// beside the model; `true` if one of these says that any number of the labels may be right for a text.
+fn name_labels(options: &ImportOptions, adapter: &mut Adapter, folder: &Path, notices: &mut Vec<String>) -> bool {
+    let n_labels = adapter.score.shape().first().copied().unwrap_or(0);
+    let folders = [Some(folder), options.model_folder.as_deref()].into_iter().flatten();
+    let mut found: Vec<Names> = folders.map(|folder| names(folder, n_labels)).collect();
+    let labels = &mut adapter.facts.labels;
+    if let Some(given) = &options.labels {
+        labels.clone_from(given);
+    } else if labels.is_empty() {
+        let named = found.iter_mut().find_map(|names| names.labels.take());
+        let from = if named.is_some() { "taken from config.json" } else { "LABEL_0 and so on" };
+        notices.push(format!("PEFT does not keep the labels' names; they are {from} (--labels gives others)"));
+        *labels = named.unwrap_or_default();
     }
-    if adapter.facts.model_digest.is_empty() {
-        notices.push("which model it is of is not known; give one to have that checked and written down".to_owned());
-    }
-    let adapter = adapter.checked()?;
-    // They go to terminals and into tables.
-    if let Some(label) = adapter.facts.labels.iter().find(|label| label.chars().any(char::is_control)) {
-        return Err(ImportError::Label { label: label.clone() });
-    }
-    adapter.write(&staged.path().join(ADAPTER)).map_err(FolderError::from)?;
-    if let Some(run) = &options.run {
-        staged.write("pipeline.yaml", run.pipeline.as_bytes())?;
-        staged.write("manifest.json", &json(&run.manifest)?)?;
-    }
-    staged.finish()?;
-    Ok(Imported {
-        adapter: out.join(ADAPTER),
-        tuning: adapter.facts.tuning.clone(),
-        prefix_len: adapter.prefix_len(),
-        labels: adapter.facts.labels.clone(),
-        base_model: found.base_model_name_or_path,
-        notices,
-    })
+    found.iter().any(|names| names.multi_label)
 }
 
 fn read_config(folder: &Path) -> Result<Found, ImportError> {
     let path = folder.join(CONFIG);
-    let found = Found::read(folder).map_err(|source| ImportError::Io { path, source })?;
+    let found = Found::read(folder).map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => {
+            ImportError::NoConfig { path: folder.to_owned(), adapters: adapters_in(folder) }
+        }
+        _ => ImportError::Io { path, source },
+    })?;
     if !folder.join(TENSORS).is_file() && folder.join("adapter_model.bin").is_file() {
         return Err(ImportError::Pickle { path: folder.to_owned() });
     }
     match found.task_type.as_deref() {
         Some(SEQ_CLS) => Ok(found),
         other => Err(ImportError::Task { found: other.unwrap_or("no task").to_owned() }),
+    }
+}
+
+/// Folders in `folder` that PEFT wrote: it saves each of several adapters into one of its own.
+fn adapters_in(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let adapters = entries.filter(|entry| entry.path().join(CONFIG).is_file());
+    let mut names: Vec<String> = adapters.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// The option that names the model, as far as the folder knows.
+fn named_model(base_model: Option<&str>) -> String {
+    match base_model {
+        Some(name) if is_of_hub(name) => format!(" (--model hub:{name})"),
+        Some(name) => format!(" (--model SOURCE); it calls it {name:?}"),
+        None => " (--model SOURCE)".to_owned(),
+    }
+}
+
+fn of_several(adapters: &[String]) -> String {
+    match adapters {
+        [] => String::new(),
+        names => format!("; adapters are in its folders {}: name one of them", names.join(", ")),
     }
 }
 
@@ -217,33 +334,6 @@ fn trained(folder: &Path, side: &Side) -> Result<Adapter, ImportError> {
         }
     }
     Ok(Adapter::read(&folder.join(TRAINED))?)
-}
-
-/// Prompts and head as PEFT wrote them.
-fn prompts(folder: &Path, found: &Found) -> Result<Adapter, ImportError> {
-    let (mut prompts, mut score) = (None, None);
-    for NamedHostTensor { name, tensor } in sepal_nn::file::read(&folder.join(TENSORS))?.tensors {
-        match name.as_str() {
-            PROMPT_EMBEDDINGS => prompts = Some(widened(&tensor)?),
-            HEAD => score = Some(widened(&tensor)?),
-            _ if name.ends_with("bias") => return Err(AdapterError::Bias { name }.into()),
-            _ => return Err(AdapterError::Unknown { name }.into()),
-        }
-    }
-    let prompts = prompts.ok_or(AdapterError::Missing { name: PROMPT_EMBEDDINGS })?;
-    let score = score.ok_or(AdapterError::Missing { name: HEAD })?;
-    if let Some(expected) = found.num_virtual_tokens
-        && prompts.shape().first() != Some(&expected)
-    {
-        let expected = format!("{expected} prompts, as {CONFIG} says");
-        return Err(AdapterError::Shape { name: PROMPT_EMBEDDINGS, expected, found: prompts.shape().to_vec() }.into());
-    }
-    let facts = Facts { task: "sequence-classification".to_owned(), tuning: "ptune".to_owned(), ..Facts::default() };
-    Ok(Adapter { prompts, deep_prompts: None, score, facts })
-}
-
-fn widened(tensor: &HostTensor) -> Result<HostTensor, sepal_nn::HostError> {
-    to_host(&share_from_host(tensor)?, DType::F32)
 }
 
 /// An error if the adapter is of another model; one that does not say is then of this.

@@ -1,8 +1,8 @@
 //! Trained adapters as folders that PEFT loads, and such folders as adapters.
 //!
 //! [`export`] writes soft prompts, shallow and deep, as PEFT's PREFIX_TUNING: the frozen blocks make keys and values of
-//! them once. Under a causal mask these do not depend on the text behind them, so that nothing is lost. [`import`] reads
-//! what [`export`] wrote, and PROMPT_TUNING of anybody; [`share`] says whether an export can be given to others. This crate trains nothing, fetches nothing and runs no Python.
+//! them once. Under a causal mask these do not depend on the text behind them, so that nothing is lost. [`Import`] reads
+//! what [`export`] wrote, and PROMPT_TUNING, P_TUNING and PREFIX_TUNING of anybody; [`share`] says whether an export can be given to others. This crate trains nothing, fetches nothing and runs no Python.
 //!
 //! Invariants: a folder is there whole or not at all, and one that is there is not written over unless asked to; what PEFT
 //! would compute otherwise is refused with the reason; nothing of ours stands in PEFT's own files; a pickle is never read.
@@ -33,7 +33,9 @@ mod export;
 mod family;
 mod fold;
 mod folder;
+mod foreign;
 mod import;
+mod names;
 mod share;
 mod side;
 #[cfg(test)]
@@ -44,7 +46,7 @@ pub use adapter::AdapterError;
 pub use compute::ComputeError;
 pub use export::{ExportError, ExportOptions, Exported, Form, Verify, export};
 pub use folder::FolderError;
-pub use import::{ImportError, ImportOptions, Imported, exported_run, import};
+pub use import::{Import, ImportError, ImportOptions};
 pub use share::{ShareError, Shared, share};
 pub use side::Run;
 pub use verify::Verified;

@@ -107,7 +107,7 @@ pub fn share(folder: &Path) -> Result<Shared, ShareError> {
 }
 
 /// Whether it looks like `OWNER/NAME`.
-fn is_of_hub(name: &str) -> bool {
+pub(crate) fn is_of_hub(name: &str) -> bool {
     let is_part = |part: &str| {
         let is_usual = |c: char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(&c);
         !part.is_empty() && !part.starts_with('.') && part.chars().all(is_usual)

@@ -13,6 +13,7 @@ use sepal_tokenize::Tokenizer;
 use sepal_track::ModelFacts;
 use tch::Tensor;
 
+use crate::adopt::start_head;
 use crate::connect::{Kept, connect};
 use crate::data;
 use crate::error::RunError;
@@ -126,7 +127,11 @@ pub(crate) fn assemble(
     let ends = Ends::load(checkpoint)
         .map_err(|source| RunError::Load { what: "embeddings and final norm", source: source.into() })?;
     let cx = (&*head, ends.embedding_matrix(), is_restored);
+    let of_head: Vec<String> = params.iter().map(|(name, _)| name.to_owned()).collect();
     let tuning = build_tuning(spec, registry, frozen, cx, &mut params)?;
+    if !is_restored {
+        start_head(&params, &of_head, head.label_names(), &*tuning, observer)?;
+    }
     frozen.check_positions(longest_row, tuning.pre_seq_len())?;
     let (kept, blocks) = connect(spec, checkpoint, observer)?;
     let whole = Span::new(0, checkpoint.config().n_blocks)
@@ -147,6 +152,7 @@ pub(crate) fn build_tuning(
         params,
         n_blocks: config.n_blocks,
         hidden: config.hidden,
+        kv_size: config.kv_size(),
         initializer_range: config.initializer_range,
         embeddings,
         tokenize: &|text| Ok(frozen.tokenizer.encode_plain(text)?.into_iter().map(i64::from).collect()),

@@ -2,12 +2,12 @@
 
 use std::cell::RefCell;
 
-use sepal_blocks::BlockStack;
-use sepal_core::{DEEP_PROMPTS, Ragged, Want};
+use sepal_blocks::{BlockStack, Injected};
+use sepal_core::{DEEP_PROMPTS, PREFIX_KEYS_VALUES, Ragged, Want};
 use sepal_remote::{RemoteError, RemoteSequential};
 use sepal_swarm::Traffic;
 use sepal_track::ServerUse;
-use tch::Tensor;
+use tch::{TchError, Tensor};
 
 use crate::error::RunError;
 
@@ -85,17 +85,17 @@ impl Blocks {
 
     /// With the tunables of one optimizer step, stacked by block: each `[n_blocks, ..]`.
     pub(crate) fn tune(&self, tunables: Vec<(String, Tensor)>) -> Result<Tuned<'_>, RunError> {
-        let is_known = |name: &str| self.place.here().is_none() || name == DEEP_PROMPTS;
+        let is_known = |name: &str| self.place.here().is_none() || [DEEP_PROMPTS, PREFIX_KEYS_VALUES].contains(&name);
         if let Some((name, _)) = tunables.iter().find(|(name, _)| !is_known(name)) {
             return Err(RunError::Tunable { name: name.clone() });
         }
-        let deep = deep_prompts(&tunables);
+        let here = Here::of(&tunables);
         let place = match &self.place {
             Place::Here(stack) => TunedPlace::Here(stack),
             Place::There(remote) => TunedPlace::There(remote.tune(tunables).map_err(RunError::Remote)?),
             Place::Both(stack, remote) => TunedPlace::Both(stack, remote.tune(tunables).map_err(RunError::Remote)?),
         };
-        Ok(Tuned { place, deep, seen: RefCell::default() })
+        Ok(Tuned { place, here, seen: RefCell::default() })
     }
 
     /// Runs the graph of `loss` backward.
@@ -107,15 +107,34 @@ impl Blocks {
     }
 }
 
-/// Of all blocks, for those of this process.
-fn deep_prompts(tunables: &[(String, Tensor)]) -> Option<Tensor> {
-    tunables.iter().find(|(name, _)| name == DEEP_PROMPTS).map(|(_, tensor)| tensor.shallow_clone())
+/// The tunables of all blocks, for those of this process.
+struct Here {
+    deep_prompts: Option<Tensor>,
+    keys_values: Option<Tensor>,
+}
+
+impl Here {
+    fn of(tunables: &[(String, Tensor)]) -> Self {
+        let find = |name| tunables.iter().find(|(other, _)| other == name).map(|(_, tensor)| tensor.shallow_clone());
+        Self { deep_prompts: find(DEEP_PROMPTS), keys_values: find(PREFIX_KEYS_VALUES) }
+    }
+
+    /// Those of the first `n_blocks` blocks.
+    fn first(&self, n_blocks: usize) -> Result<Self, TchError> {
+        let first =
+            |tensor: &Option<Tensor>| tensor.as_ref().map(|tensor| tensor.f_narrow(0, 0, n_blocks as i64)).transpose();
+        Ok(Self { deep_prompts: first(&self.deep_prompts)?, keys_values: first(&self.keys_values)? })
+    }
+
+    fn injected(&self) -> Injected<'_> {
+        Injected { deep_prompts: self.deep_prompts.as_ref(), keys_values: self.keys_values.as_ref() }
+    }
 }
 
 /// Blocks with the tunables of one optimizer step.
 pub(crate) struct Tuned<'a> {
     place: TunedPlace<'a>,
-    deep: Option<Tensor>,
+    here: Here,
     /// Without gradients: a prefix, and what came of it behind the blocks of this process. Servers know what they kept
     /// of a prefix by its bits, and those may differ with the rows that it was computed with.
     seen: RefCell<Option<[Tensor; 2]>>,
@@ -130,13 +149,13 @@ enum TunedPlace<'a> {
 impl Tuned<'_> {
     /// The same numbers, already uploaded, from another graph: for a second backward within one step.
     pub(crate) fn with_graph(self, tunables: Vec<(String, Tensor)>) -> Self {
-        let deep = deep_prompts(&tunables);
+        let here = Here::of(&tunables);
         let place = match self.place {
             TunedPlace::Here(stack) => TunedPlace::Here(stack),
             TunedPlace::There(tuned) => TunedPlace::There(tuned.with_graph(tunables)),
             TunedPlace::Both(stack, tuned) => TunedPlace::Both(stack, tuned.with_graph(tunables)),
         };
-        Self { place, deep, ..self }
+        Self { place, here, ..self }
     }
 
     /// The hidden state of each row's last token behind the last block, `[rows, hidden]`, from the prefix
@@ -168,10 +187,9 @@ impl Tuned<'_> {
         let inputs: Vec<&Tensor> = prefix.into_iter().chain([tokens]).collect();
         let hidden = Tensor::f_cat(&inputs, 0).map_err(RunError::Torch)?;
         let prefix_len = prefix.map_or(0, |prefix| prefix.size()[0].unsigned_abs() as usize);
-        let first = |deep: &Tensor| deep.f_narrow(0, 0, stack.span().len() as i64);
-        let deep = self.deep.as_ref().filter(|_| prefix.is_some()).map(first);
-        let deep = deep.transpose().map_err(RunError::Torch)?;
-        let output = stack.forward(&hidden, prefix_len, rows, deep.as_ref(), want);
+        let first = self.here.first(stack.span().len()).map_err(RunError::Torch)?;
+        let injected = if prefix.is_some() { first.injected() } else { Injected::default() };
+        let output = stack.forward_injected(stack.span(), &hidden, prefix_len, rows, injected, want);
         output.map_err(|error| RunError::Blocks(error.into()))
     }
 

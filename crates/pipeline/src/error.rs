@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use sepal_core::DEEP_PROMPTS;
+use sepal_core::{DEEP_PROMPTS, PREFIX_KEYS_VALUES};
 use sepal_remote::RemoteError;
 use tch::TchError;
 
@@ -102,7 +102,7 @@ pub enum RunError {
     #[error("run the blocks of this process")]
     Blocks(#[source] BoxError),
     /// The tuning mode needs what blocks of this process do not have.
-    #[error("tune the blocks of this process: they know {DEEP_PROMPTS}, not `{name}`")]
+    #[error("tune the blocks of this process: they know {DEEP_PROMPTS} and {PREFIX_KEYS_VALUES}, not `{name}`")]
     Tunable {
         /// The tunable that it gives.
         name: String,

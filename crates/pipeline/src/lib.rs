@@ -17,6 +17,7 @@
 //! assert_eq!(schema(&registry)["type"], "object");
 //! ```
 
+mod adopt;
 mod assemble;
 mod blocks;
 mod checks;
@@ -52,6 +53,7 @@ mod unfinished;
 mod words;
 mod yaml;
 
+pub use adopt::adopted;
 pub use classifier::{Classifier, Evaluation, Session};
 pub use error::RunError;
 pub use finite::NonFiniteOrigin;

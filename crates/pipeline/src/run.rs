@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use sepal_assets::Assets;
+use sepal_blocks::Ends;
 use sepal_core::in_one_line;
 use sepal_data::Loader;
 use sepal_nn::Parameters;
@@ -335,21 +336,8 @@ impl End<'_> {
             ended_early: progress.ended_early.clone(),
             resumed_at: progress.resumed_at.clone(),
             servers: model.blocks.uses(&progress.servers_before),
-            near_words: self.near_words(model),
+            near_words: near_words(&model.params, &model.ends, self.frozen),
         })
-    }
-
-    /// Of the soft prompts, if there are such; nothing else is the worse for it if that cannot be computed.
-    fn near_words(&self, model: &Model) -> Vec<NearWords> {
-        let Some(prompts) = model.params.get(PROMPTS).filter(|prompts| prompts.dim() == 2) else { return Vec::new() };
-        let nearest = sepal_nn::nearest_words(prompts, model.ends.embedding_matrix(), NEAR_WORDS).unwrap_or_default();
-        let word = |(id, near): (usize, f64)| (self.frozen.tokenizer.text_of(id as u32).unwrap_or_default(), near);
-        let words = |(prompt, found): (usize, Vec<(usize, f64)>)| NearWords {
-            prompt,
-            // JSON has no NaN, which prompts or embeddings may hold.
-            words: found.into_iter().filter(|(_, near)| near.is_finite()).map(word).collect(),
-        };
-        nearest.into_iter().enumerate().map(words).collect()
     }
 
     fn summary(&self, outcome: &Outcome, manifest: &Manifest) -> Summary {
@@ -374,6 +362,19 @@ impl End<'_> {
     }
 }
 
+/// Of the soft prompts, if there are such; nothing else is the worse for it if that cannot be computed.
+pub(crate) fn near_words(params: &Parameters, ends: &Ends, frozen: &Frozen) -> Vec<NearWords> {
+    let Some(prompts) = params.get(PROMPTS).filter(|prompts| prompts.dim() == 2) else { return Vec::new() };
+    let nearest = sepal_nn::nearest_words(prompts, ends.embedding_matrix(), NEAR_WORDS).unwrap_or_default();
+    let word = |(id, near): (usize, f64)| (frozen.tokenizer.text_of(id as u32).unwrap_or_default(), near);
+    let words = |(prompt, found): (usize, Vec<(usize, f64)>)| NearWords {
+        prompt,
+        // JSON has no NaN, which prompts or embeddings may hold.
+        words: found.into_iter().filter(|(_, near)| near.is_finite()).map(word).collect(),
+    };
+    nearest.into_iter().enumerate().map(words).collect()
+}
+
 /// The metric that GLUE's table has of these rows, if they are of a task of GLUE.
 fn usual_metric(source: &str) -> Option<&'static str> {
     sepal_metrics::glue::Task::find(source)?.metrics.first().copied()
@@ -383,7 +384,7 @@ fn usual_metric(source: &str) -> Option<&'static str> {
 const NEAR_WORDS: usize = 5;
 
 /// The libtorch that the bindings are made for.
-const LIBTORCH: &str = "2.13.0";
+pub(crate) const LIBTORCH: &str = "2.13.0";
 
 #[cfg(test)]
 mod tests {

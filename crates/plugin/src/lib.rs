@@ -36,7 +36,7 @@ mod tuning;
 
 pub use head::{HeadError, Hidden, LabelKind, Labels, Logits, Phase, Prediction, TaskHead};
 pub use nearest::nearest;
-pub use prompts::{PROMPTS, PromptInit, saved_tensor};
+pub use prompts::{PROMPTS, PromptInit, adapter_file, saved_tensor};
 pub use registry::{BuildError, Entry, OptionProblem, Plugin, RegisterError, Registry};
 pub use slot::{
     Head, HeadContext, Opt, OptContext, Sched, SchedContext, Slot, Tokenize, Track, TrackContext, Tuning, TuningContext,

@@ -26,9 +26,10 @@ pub enum PromptInit {
         #[schemars(length(min = 1))]
         String,
     ),
-    /// As those of an earlier run, which had as many and a model of the same width.
+    /// As those of an earlier run, which had as many and a model of the same width. A task of the same labels starts with
+    /// its head, too.
     Adapter(
-        /// Its `adapter.safetensors`.
+        /// Its folder, or its `adapter.safetensors`.
         #[schemars(with = "String")]
         PathBuf,
     ),
@@ -37,7 +38,23 @@ pub enum PromptInit {
 /// The name of soft prompts among parameters and in an adapter.
 pub const PROMPTS: &str = "prompts";
 
+/// The name of the file in a run's folder that holds what was trained.
+const ADAPTER: &str = "adapter.safetensors";
+
+/// The file of an adapter that is named by itself or by its folder.
+pub fn adapter_file(path: &Path) -> PathBuf {
+    if path.is_dir() { path.join(ADAPTER) } else { path.to_owned() }
+}
+
 impl PromptInit {
+    /// The adapter whose prompts these are, if it is one.
+    pub fn adapter(&self) -> Option<&Path> {
+        match self {
+            PromptInit::Adapter(path) => Some(path),
+            _ => None,
+        }
+    }
+
     /// The prompts `[pre_seq_len, hidden]` as they start. What is left to chance is drawn from the stream [`PROMPTS`].
     ///
     /// Tokens of texts and names are those without what a model puts around a text, such as a token of beginning:
@@ -66,8 +83,8 @@ impl PromptInit {
     }
 }
 
-/// The tensor `name` of a saved adapter, which must have this shape; `key` is the option that messages name. Where all is
-/// restored from elsewhere afterwards, zeros, and the file is not read.
+/// The tensor `name` of a saved adapter, its file or its folder, which must have this shape; `key` is the option that
+/// messages name. Where all is restored from elsewhere afterwards, zeros, and the file is not read.
 ///
 /// # Errors
 /// [`BuildError::Option`] if the file cannot be read, or has no such tensor, or one of another shape.
@@ -82,6 +99,7 @@ pub fn saved_tensor(
         return Ok(Tensor::f_zeros(shape, (Kind::Float, Device::Cpu))?);
     }
     let refused = |message: String| BuildError::Option { key, message };
+    let path = &adapter_file(path);
     let contents = file::read(path).map_err(|error| refused(in_one_line(&error)))?;
     let Some(named) = contents.tensors.iter().find(|named| named.name == name) else {
         let found: Vec<&str> = contents.tensors.iter().map(|named| named.name.as_str()).collect();
@@ -140,6 +158,7 @@ mod tests {
             params: &mut Parameters::new(),
             n_blocks: 2,
             hidden: 3,
+            kv_size: 2,
             initializer_range: 0.5,
             embeddings: &embeddings,
             tokenize: &|text| {

@@ -54,6 +54,8 @@ pub struct TuningContext<'a> {
     pub n_blocks: usize,
     /// Size of a hidden state.
     pub hidden: usize,
+    /// Numbers of one position's keys in a block, all heads together; values have as many.
+    pub kv_size: usize,
     /// Standard deviation that the model's weights were initialised with.
     pub initializer_range: f64,
     /// The model's embedding matrix `[vocab_size, hidden]`.
@@ -71,12 +73,23 @@ pub struct TuningContext<'a> {
 
 impl fmt::Debug for TuningContext<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { params, n_blocks, hidden, initializer_range, embeddings, tokenize: _, labels, is_restored, seed } =
-            self;
+        let Self {
+            params,
+            n_blocks,
+            hidden,
+            kv_size,
+            initializer_range,
+            embeddings,
+            tokenize: _,
+            labels,
+            is_restored,
+            seed,
+        } = self;
         f.debug_struct("TuningContext")
             .field("params", params)
             .field("n_blocks", n_blocks)
             .field("hidden", hidden)
+            .field("kv_size", kv_size)
             .field("initializer_range", initializer_range)
             .field("embeddings", embeddings)
             .field("labels", labels)

@@ -1,4 +1,5 @@
 use std::error::Error;
+use std::path::Path;
 
 use sepal_core::Span;
 use tch::{TchError, Tensor};
@@ -13,7 +14,10 @@ pub trait TuningMode: Send {
     fn prefix(&self) -> Result<Option<Tensor>, TuningError>;
 
     /// What the blocks of `span` are given once per optimizer step, attached to the graph of the parameters:
-    /// `deep_prompts [span.len(), pre_seq_len, hidden]`, added to the prefix's hidden states before each block.
+    /// - `deep_prompts [span.len(), pre_seq_len, hidden]`, added to the prefix's hidden states before each block;
+    /// - `prefix_keys_values [span.len(), pre_seq_len, 2 * kv_size]`, which the rows see of the prefix instead of the keys
+    ///   and values that each block would compute: keys of all heads, turned to their positions, then values. The
+    ///   [`prefix`](Self::prefix) only holds their places then, and need not be attached to anything.
     ///
     /// # Errors
     /// [`TuningError::Span`] if the model has no such blocks.
@@ -21,6 +25,11 @@ pub trait TuningMode: Send {
 
     /// How many positions [`prefix`](Self::prefix) has; 0 if there is none.
     fn pre_seq_len(&self) -> usize;
+
+    /// The adapter that the prefix starts as, if it starts as one: a head of the same labels starts as the one in there.
+    fn starts_as(&self) -> Option<&Path> {
+        None
+    }
 }
 
 /// A tensor with its name.

@@ -1,7 +1,11 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sepal_blocks::{Batch, BlockStack, ForwardError, InputGrad, Keep, KeptPrefix, Output, Prefix, Tape, WantGrads};
-use sepal_core::{DEEP_PROMPTS, DType, HostTensor, NamedHostTensor, Span, Want, in_one_line};
+use sepal_blocks::{
+    Batch, BlockStack, ForwardError, Injected, InputGrad, Keep, KeptPrefix, Output, Prefix, Tape, WantGrads,
+};
+use sepal_core::{
+    DEEP_PROMPTS, DType, HostTensor, ModelConfig, NamedHostTensor, PREFIX_KEYS_VALUES, Span, Want, in_one_line,
+};
 use sepal_nn::host::{share_from_host, share_to_host, to_host};
 use sepal_wire::codec::{self, GradWant, Grads, WireBatch};
 use sepal_wire::{Failure, FailureCode};
@@ -15,31 +19,36 @@ use crate::tapes::{TapeId, TapeStore};
 pub(crate) struct Tunables {
     /// `[span.len(), prefix_len, hidden]`.
     deep_prompts: Option<HostTensor>,
+    /// `[span.len(), prefix_len, 2 * kv_size]`.
+    keys_values: Option<HostTensor>,
     /// Keys and values of the prefix, once a forward without a tape has computed them.
     prefix: Mutex<Option<KeptPrefix>>,
 }
 
 impl Tunables {
-    pub(crate) fn check(tunables: Vec<NamedHostTensor>, span: Span, hidden: usize) -> Result<Self, Failure> {
+    pub(crate) fn check(tunables: Vec<NamedHostTensor>, span: Span, config: &ModelConfig) -> Result<Self, Failure> {
         let mut checked = Self::default();
         for NamedHostTensor { name, tensor } in tunables {
-            if name != DEEP_PROMPTS {
-                return Err(invalid(format!("unknown tunable `{name}`; this server knows {DEEP_PROMPTS}")));
-            }
-            let &[n_blocks, _, size] = tensor.shape() else {
-                return Err(invalid(format!(
-                    "{DEEP_PROMPTS} has shape {:?}, expected [n_blocks, prefix_len, hidden]",
-                    tensor.shape()
-                )));
+            let (place, width, meaning) = match name.as_str() {
+                DEEP_PROMPTS => (&mut checked.deep_prompts, config.hidden, "hidden"),
+                PREFIX_KEYS_VALUES => (&mut checked.keys_values, 2 * config.kv_size(), "2 * kv_size"),
+                _ => {
+                    return Err(invalid(format!(
+                        "unknown tunable `{name}`; this server knows {DEEP_PROMPTS} and {PREFIX_KEYS_VALUES}"
+                    )));
+                }
             };
-            if n_blocks != span.len() || size != hidden {
+            let shape = tensor.shape();
+            let &[n_blocks, _, size] = shape else {
+                return Err(invalid(format!("{name} has shape {shape:?}, expected [n_blocks, prefix_len, {meaning}]")));
+            };
+            if n_blocks != span.len() || size != width {
                 return Err(invalid(format!(
-                    "{DEEP_PROMPTS} has shape {:?}, but blocks {span} need [{}, prefix_len, {hidden}]",
-                    tensor.shape(),
+                    "{name} has shape {shape:?}, but blocks {span} need [{}, prefix_len, {width}]",
                     span.len()
                 )));
             }
-            checked.deep_prompts = Some(tensor);
+            *place = Some(tensor);
         }
         Ok(checked)
     }
@@ -155,6 +164,7 @@ pub(crate) fn run(stack: &BlockStack, jobs: Vec<Job>) -> Vec<Result<Done, Failur
 struct Inputs<'a> {
     hidden: Tensor,
     deep_prompts: Option<Tensor>,
+    keys_values: Option<Tensor>,
     prefix: MutexGuard<'a, Option<KeptPrefix>>,
 }
 
@@ -166,16 +176,20 @@ impl<'a> Inputs<'a> {
         if forward.batch.prefix_kept && prefix.as_ref().is_none_or(|kept| kept.len() != forward.batch.prefix_len) {
             return Err(invalid("a batch without its prefix, which was not kept here"));
         }
-        let deep_prompts = forward.tunables.deep_prompts.as_ref().filter(|_| forward.batch.prefix_len > 0);
         // Checked here, so that it fails this call alone and not those that are run with it.
-        if let Some(deep) = deep_prompts.filter(|deep| deep.shape()[1] != forward.batch.prefix_len) {
-            let (found, prefix_len) = (deep.shape(), forward.batch.prefix_len);
-            return Err(invalid(format!(
-                "{DEEP_PROMPTS} have shape {found:?}, but the prefix has {prefix_len} positions"
-            )));
-        }
-        let deep_prompts = deep_prompts.map(tensor).transpose()?;
-        Ok(Self { hidden: tensor(&forward.batch.hidden)?, deep_prompts, prefix })
+        let of_prefix = |name: &str, tunable: &Option<HostTensor>| {
+            let prefix_len = forward.batch.prefix_len;
+            match tunable.as_ref().filter(|_| prefix_len > 0) {
+                Some(found) if found.shape()[1] != prefix_len => {
+                    let found = found.shape();
+                    Err(invalid(format!("{name} have shape {found:?}, but the prefix has {prefix_len} positions")))
+                }
+                fitting => fitting.map(tensor).transpose(),
+            }
+        };
+        let deep_prompts = of_prefix(DEEP_PROMPTS, &forward.tunables.deep_prompts)?;
+        let keys_values = of_prefix(PREFIX_KEYS_VALUES, &forward.tunables.keys_values)?;
+        Ok(Self { hidden: tensor(&forward.batch.hidden)?, deep_prompts, keys_values, prefix })
     }
 
     fn batch<'b>(&'b self, forward: &'b Forward) -> Batch<'b> {
@@ -184,7 +198,8 @@ impl<'a> Inputs<'a> {
             Some(kept) if *prefix_kept => Prefix::Kept(kept),
             _ => Prefix::Computed(*prefix_len),
         };
-        Batch { hidden: &self.hidden, prefix, rows, deep_prompts: self.deep_prompts.as_ref() }
+        let injected = Injected { deep_prompts: self.deep_prompts.as_ref(), keys_values: self.keys_values.as_ref() };
+        Batch { hidden: &self.hidden, prefix, rows, injected }
     }
 }
 
@@ -268,7 +283,7 @@ fn back(stack: &BlockStack, tapes: Vec<(Tape, Tensor)>, want: GradWant) -> Resul
         codec::InputGrad::All => InputGrad::All,
         codec::InputGrad::Prefix | codec::InputGrad::None => InputGrad::Prefix,
     };
-    stack.backward(tapes, WantGrads { input, deep_prompts: want.tunables }).map_err(|error| refused(&error))
+    stack.backward(tapes, WantGrads { input, injected: want.tunables }).map_err(|error| refused(&error))
 }
 
 fn grads_on_wire(grads: sepal_blocks::Grads, want: GradWant, is_shared: bool) -> Result<Grads, Failure> {
@@ -277,9 +292,12 @@ fn grads_on_wire(grads: sepal_blocks::Grads, want: GradWant, is_shared: bool) ->
         // The prefix is a small part of all positions.
         input => Some(host(&grads.input, want.input_dtype(), is_shared || input == codec::InputGrad::Prefix)?),
     };
-    let named = |tensor| Ok(NamedHostTensor { name: DEEP_PROMPTS.to_owned(), tensor });
-    let deep_prompts = grads.deep_prompts.map(|grad| host(&grad, want.tunables_dtype(), is_shared).and_then(named));
-    let tunables = deep_prompts.into_iter().collect::<Result<_, _>>()?;
+    let injected = [(DEEP_PROMPTS, grads.deep_prompts), (PREFIX_KEYS_VALUES, grads.keys_values)];
+    let named = |(name, grad): (&str, Option<Tensor>)| {
+        let tensor = host(&grad?, want.tunables_dtype(), is_shared);
+        Some(tensor.map(|tensor| NamedHostTensor { name: name.to_owned(), tensor }))
+    };
+    let tunables = injected.into_iter().filter_map(named).collect::<Result<_, _>>()?;
     Ok(Grads { input, tunables, not_finite: grads.not_finite })
 }
 

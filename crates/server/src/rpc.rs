@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use capnp::capability::Rc as CapRc;
-use sepal_core::{HostTensor, Span, in_one_line};
+use sepal_core::{HostTensor, ModelConfig, Span, in_one_line};
 use sepal_wire::codec::{self, DecodeError, Grads, WireBatch, WireRows};
 use sepal_wire::{Failure, FailureCode, ParcelKey, Parts, Relay, ServerInfo, Timing, sepal_capnp as wire};
 
@@ -28,6 +28,8 @@ pub(crate) struct Shared {
     pub(crate) links: Links,
     /// As it is described, but for the load.
     pub(crate) info: ServerInfo,
+    /// The shape of its model.
+    pub(crate) config: ModelConfig,
     /// Calls whose answer has yet to be written.
     pub(crate) calls: Cell<usize>,
     /// Connections so far.
@@ -199,7 +201,7 @@ impl wire::session::Server for SessionImpl {
             let params = params.get().map_err(decode)?;
             let tunables =
                 codec::read_named(params.get_tunables().map_err(decode)?, &self.caller.parts).map_err(decode)?;
-            let tunables = Arc::new(Tunables::check(tunables, self.span, self.shared.info.hidden)?);
+            let tunables = Arc::new(Tunables::check(tunables, self.span, &self.shared.config)?);
             let alone = params.get_alone();
             let (shared, caller, span) = (Rc::clone(&self.shared), self.caller.clone(), self.span);
             Ok::<_, Failure>(TunedImpl { shared, caller, span, tunables, alone })

@@ -197,6 +197,7 @@ impl BlockServer {
         endpoint: Endpoint,
     ) -> Result<Self, StartError> {
         let info = describe(&stack, identity, options.limits);
+        let config = stack.config().clone();
         let ServerOptions { threads, max_queue, pace, dial, .. } = options;
         let (engine, compute) =
             Engine::start(stack, EngineOptions { threads, max_queue, pace }).map_err(StartError::Threads)?;
@@ -215,6 +216,7 @@ impl BlockServer {
                     board: shared_board,
                     parcels: Parcels::new(shared_info.limits.max_message_bytes),
                     info: shared_info,
+                    config,
                     calls: Cell::default(),
                     clients: Cell::default(),
                 });

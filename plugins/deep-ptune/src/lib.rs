@@ -17,7 +17,7 @@
 //! ```
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use sepal_core::{DEEP_PROMPTS, Span};
@@ -59,7 +59,7 @@ pub enum DeepInit {
     Normal,
     /// As those of an earlier run, which had as many and a model of as many blocks and the same width.
     Adapter(
-        /// Its `adapter.safetensors`.
+        /// Its folder, or its `adapter.safetensors`.
         #[schemars(with = "String")]
         PathBuf,
     ),
@@ -70,7 +70,7 @@ pub enum DeepInit {
 pub struct DeepPtune {
     prompts: Tensor,      // [pre_seq_len, hidden]
     deep_prompts: Tensor, // [n_blocks, pre_seq_len, hidden]
-    pre_seq_len: usize,
+    config: DeepPtuneConfig,
     n_blocks: usize,
 }
 
@@ -83,14 +83,13 @@ impl Plugin<Tuning> for DeepPtune {
     }
 
     fn build(config: DeepPtuneConfig, cx: &mut TuningContext<'_>) -> Result<Box<dyn TuningMode>, BuildError> {
-        let (pre_seq_len, n_blocks) = (config.pre_seq_len.get(), cx.n_blocks);
-        let prompts = config.init.prompts(pre_seq_len, cx)?;
+        let prompts = config.init.prompts(config.pre_seq_len.get(), cx)?;
         let deep_prompts = initial_deep_prompts(&config, cx)?;
         Ok(Box::new(Self {
             prompts: cx.params.add(PROMPTS, &prompts)?,
             deep_prompts: cx.params.add(DEEP_PROMPTS, &deep_prompts)?,
-            pre_seq_len,
-            n_blocks,
+            config,
+            n_blocks: cx.n_blocks,
         }))
     }
 }
@@ -109,7 +108,11 @@ impl TuningMode for DeepPtune {
     }
 
     fn pre_seq_len(&self) -> usize {
-        self.pre_seq_len
+        self.config.pre_seq_len.get()
+    }
+
+    fn starts_as(&self) -> Option<&Path> {
+        self.config.init.adapter()
     }
 }
 
@@ -142,6 +145,7 @@ mod tests {
             params: &mut params,
             n_blocks: 5,
             hidden: 4,
+            kv_size: 2,
             initializer_range: 0.5,
             embeddings: &embeddings,
             tokenize: &|text| Ok(vec![text.len() as i64]),

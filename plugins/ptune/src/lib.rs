@@ -15,6 +15,7 @@
 //! ```
 
 use std::num::NonZeroUsize;
+use std::path::Path;
 
 use schemars::JsonSchema;
 use sepal_core::Span;
@@ -45,7 +46,7 @@ impl Default for PtuneConfig {
 #[derive(Debug)]
 pub struct Ptune {
     prompts: Tensor, // [pre_seq_len, hidden]
-    pre_seq_len: usize,
+    config: PtuneConfig,
 }
 
 impl Plugin<Tuning> for Ptune {
@@ -57,9 +58,8 @@ impl Plugin<Tuning> for Ptune {
     }
 
     fn build(config: PtuneConfig, cx: &mut TuningContext<'_>) -> Result<Box<dyn TuningMode>, BuildError> {
-        let pre_seq_len = config.pre_seq_len.get();
-        let init = config.init.prompts(pre_seq_len, cx)?;
-        Ok(Box::new(Self { prompts: cx.params.add(PROMPTS, &init)?, pre_seq_len }))
+        let init = config.init.prompts(config.pre_seq_len.get(), cx)?;
+        Ok(Box::new(Self { prompts: cx.params.add(PROMPTS, &init)?, config }))
     }
 }
 
@@ -73,7 +73,11 @@ impl TuningMode for Ptune {
     }
 
     fn pre_seq_len(&self) -> usize {
-        self.pre_seq_len
+        self.config.pre_seq_len.get()
+    }
+
+    fn starts_as(&self) -> Option<&Path> {
+        self.config.init.adapter()
     }
 }
 
@@ -92,6 +96,7 @@ mod tests {
             params: &mut params,
             n_blocks: 2,
             hidden: 4,
+            kv_size: 2,
             initializer_range: 0.5,
             embeddings: &embeddings,
             tokenize: &|text| Ok(vec![text.len() as i64]),

@@ -4,6 +4,7 @@ mod configs;
 mod families;
 mod formats;
 mod gguf;
+mod given;
 mod goldens;
 mod invariants;
 mod model;

@@ -1,6 +1,6 @@
 //! Several callers' batches in one run, kept prefixes, and what tapes hold.
 
-use sepal_blocks::{Batch, BlockStack, Grads, InputGrad, Keep, Output, Prefix, WantGrads};
+use sepal_blocks::{Batch, BlockStack, Grads, Injected, InputGrad, Keep, Output, Prefix, WantGrads};
 use sepal_core::{Ragged, Span, Want};
 use tch::Tensor;
 
@@ -24,7 +24,7 @@ impl Caller {
 
     fn batch(&self) -> Batch<'_> {
         let prefix = Prefix::Computed(self.prefix_len);
-        Batch { hidden: &self.hidden, prefix, rows: &self.rows, deep_prompts: self.deep_prompts.as_ref() }
+        Batch { hidden: &self.hidden, prefix, rows: &self.rows, injected: Injected::deep(self.deep_prompts.as_ref()) }
     }
 
     fn text(&self) -> Tensor {
@@ -63,7 +63,7 @@ fn both_ways(
             (output.hidden, (output.tape.expect("a tape"), pull))
         })
         .unzip();
-    let grads = stack.backward(tapes, WantGrads { input, deep_prompts: true }).expect("gradients");
+    let grads = stack.backward(tapes, WantGrads { input, injected: true }).expect("gradients");
     (hidden, grads)
 }
 
@@ -178,7 +178,7 @@ fn tapes_and_prefixes_of_other_blocks_are_refused() {
         let output = outputs.pop().expect("an output");
         (output.tape.expect("a tape"), output.hidden)
     };
-    let want = WantGrads { input: InputGrad::All, deep_prompts: false };
+    let want = WantGrads { input: InputGrad::All, injected: false };
     assert!(stack.backward(vec![tape(first), tape(stack.span())], want).is_err());
     let (tape, hidden) = tape(first);
     let error = stack.backward(vec![(tape, hidden.narrow(0, 0, 2))], want).expect_err("too short");

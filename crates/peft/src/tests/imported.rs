@@ -5,11 +5,11 @@ use sepal_core::{DType, HostTensor};
 use sepal_nn::{share_from_host, to_host};
 use serde_json::json;
 
-use super::{Random, named, tiny, try_export};
-use crate::adapter::Adapter;
+use super::{Random, import, named, tiny, try_export};
+use crate::adapter::{Adapter, TrainedPrefix};
 use crate::config::{CONFIG, HEAD, PROMPT_EMBEDDINGS, TENSORS};
 use crate::side::{SIDE, TRAINED};
-use crate::{Form, ImportError, ImportOptions, import};
+use crate::{Form, Import, ImportError, ImportOptions};
 
 /// A folder as PEFT writes it.
 fn foreign(folder: &Path, peft_type: &str, tensors: &[(&str, HostTensor)]) {
@@ -29,8 +29,10 @@ fn numbers(shape: &[i64], dtype: DType) -> HostTensor {
     to_host(&tensor, dtype).expect("on the host")
 }
 
+/// As a folder of the model `llama-gqa`: three blocks, two heads of keys of 8 numbers, 32 numbers of a hidden state.
 fn refused(folder: &Path) -> ImportError {
-    import(&ImportOptions::default(), None, folder, &folder.join("imported")).expect_err("refused")
+    let (_, checkpoint) = tiny("llama-gqa");
+    import(&ImportOptions::default(), Some(&checkpoint), folder, &folder.join("imported")).expect_err("refused")
 }
 
 #[test]
@@ -41,10 +43,11 @@ fn an_export_comes_back_as_it_was() {
         let adapter = Random::new(&checkpoint, deep).write(folder.path());
         try_export(folder.path(), &checkpoint, &adapter, form).expect("exported");
         let (out, back) = (folder.path().join("out"), folder.path().join("back"));
-        let imported = import(&ImportOptions::default(), Some(&checkpoint), &out, &back).expect("imported");
-        assert_eq!(imported.tuning, if deep { "deep-ptune" } else { "ptune" });
-        assert_eq!(imported.notices, Vec::<String>::new());
-        assert_eq!(Adapter::read(&imported.adapter).expect("read"), Adapter::read(&adapter).expect("read"));
+        let (imported, notices) = import(&ImportOptions::default(), Some(&checkpoint), &out, &back).expect("imported");
+        assert_eq!(notices, Vec::<String>::new());
+        let imported = Adapter::read(&imported).expect("read");
+        assert_eq!(imported.facts.tuning, if deep { "deep-ptune" } else { "ptune" });
+        assert_eq!(imported, Adapter::read(&adapter).expect("read"));
         let (_, other) = tiny("bloom-six-heads");
         let elsewhere = folder.path().join("elsewhere");
         import(&ImportOptions::default(), Some(&other), &out, &elsewhere).expect_err("another model");
@@ -59,27 +62,96 @@ fn prompts_of_others_become_an_adapter() {
     let hidden = checkpoint.config().hidden as i64;
     let tensors = [(HEAD, numbers(&[4, hidden], DType::Bf16)), (PROMPT_EMBEDDINGS, numbers(&[3, hidden], DType::F32))];
     foreign(folder.path(), "PROMPT_TUNING", &tensors);
-    let imported = import(&ImportOptions::default(), None, folder.path(), &folder.path().join("a")).expect("imported");
-    assert_eq!(imported.labels, ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"]);
-    assert_eq!((imported.prefix_len, imported.base_model.as_deref()), (3, Some("owner/base")));
-    assert_eq!(imported.notices.len(), 2, "{:?}", imported.notices);
-    let adapter = Adapter::read(&imported.adapter).expect("an adapter");
-    assert_eq!(adapter.prompts, tensors[1].1);
+    let (imported, notices) =
+        import(&ImportOptions::default(), Some(&checkpoint), folder.path(), &folder.path().join("a"))
+            .expect("imported");
+    assert_eq!(notices.len(), 1, "{notices:?}");
+    let adapter = Adapter::read(&imported).expect("an adapter");
+    assert_eq!(adapter.facts.labels, ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"]);
+    assert_eq!((adapter.prefix_len(), adapter.facts.model_digest.as_str()), (3, checkpoint.digest()));
+    let prompts = TrainedPrefix::Prompts { prompts: tensors[1].1.clone(), deep_prompts: None };
+    assert_eq!(adapter.prefix, prompts);
     assert_eq!(adapter.score.to_f32(), tensors[0].1.to_f32());
 
     let labels = Some(["w", "x", "y", "z"].map(str::to_owned).to_vec());
     let options = ImportOptions { labels, ..ImportOptions::default() };
-    let imported = import(&options, Some(&checkpoint), folder.path(), &folder.path().join("b")).expect("imported");
-    assert_eq!(imported.notices, Vec::<String>::new());
-    let adapter = Adapter::read(&imported.adapter).expect("an adapter");
-    assert_eq!((adapter.facts.labels.len(), adapter.facts.model_digest.as_str()), (4, checkpoint.digest()));
+    let (imported, notices) =
+        import(&options, Some(&checkpoint), folder.path(), &folder.path().join("b")).expect("imported");
+    assert_eq!(notices, Vec::<String>::new());
+    assert_eq!(Adapter::read(&imported).expect("an adapter").facts.labels, ["w", "x", "y", "z"]);
     let options = ImportOptions { labels: Some(vec!["alone".to_owned()]), ..ImportOptions::default() };
-    import(&options, None, folder.path(), &folder.path().join("c")).expect_err("a name for each");
+    import(&options, Some(&checkpoint), folder.path(), &folder.path().join("c")).expect_err("a name for each");
+    let error = import(&options, None, folder.path(), &folder.path().join("d")).expect_err("of no model");
+    assert!(error.to_string().contains("--model hub:owner/base"), "{error}");
+}
+
+#[test]
+fn labels_are_those_of_the_nearest_config() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (_, checkpoint) = tiny("gpt2");
+    let hidden = checkpoint.config().hidden as i64;
+    let tensors = [(HEAD, numbers(&[2, hidden], DType::F32)), (PROMPT_EMBEDDINGS, numbers(&[3, hidden], DType::F16))];
+    let home = folder.path().join("peft");
+    std::fs::create_dir(&home).expect("a folder");
+    foreign(&home, "PROMPT_TUNING", &tensors);
+    let labels = |out: &str| {
+        let options = ImportOptions { model_folder: Some(folder.path().to_owned()), ..ImportOptions::default() };
+        let import = Import::open(&options, Some(&checkpoint), &home, &folder.path().join(out)).expect("imported");
+        (import.labels().join(","), import.multi_label())
+    };
+    assert_eq!(labels("a"), ("LABEL_0,LABEL_1".to_owned(), false));
+    let config = |folder: &Path, config: serde_json::Value| {
+        std::fs::write(folder.join("config.json"), config.to_string()).expect("written");
+    };
+    config(folder.path(), json!({ "id2label": { "0": "no", "1": "yes" } }));
+    assert_eq!(labels("b"), ("no,yes".to_owned(), false));
+    let problem = "multi_label_classification";
+    config(&home, json!({ "id2label": { "0": "short", "1": "funny" }, "problem_type": problem }));
+    assert_eq!(labels("c"), ("short,funny".to_owned(), true));
+}
+
+#[test]
+fn heads_of_one_group_need_the_same_keys() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (_, checkpoint) = tiny("falcon-40b");
+    let config = checkpoint.config();
+    let [hidden, heads, dim] = [config.hidden, config.n_heads, config.head_dim].map(|size| size as i64);
+    let copies = heads / config.n_kv_heads as i64;
+    assert!(copies > 1, "queries are grouped");
+    let parts = 2 * config.n_blocks as i64;
+    let each = share_from_host(&named("each", &[3, parts * heads * dim]).tensor).expect("a tensor");
+    let alike = each.view([3, parts, heads / copies, copies, dim]).narrow(3, 0, 1);
+    let alike = alike.repeat([1, 1, 1, copies, 1]).view([3, -1]);
+    let write = |table: &tch::Tensor| {
+        let table = to_host(table, DType::F32).expect("on the host");
+        foreign(
+            folder.path(),
+            "PREFIX_TUNING",
+            &[(HEAD, numbers(&[2, hidden], DType::F32)), (PROMPT_EMBEDDINGS, table)],
+        );
+    };
+    write(&alike);
+    import(&ImportOptions::default(), Some(&checkpoint), folder.path(), &folder.path().join("a")).expect("imported");
+    write(&each);
+    let error = import(&ImportOptions::default(), Some(&checkpoint), folder.path(), &folder.path().join("b"));
+    let error = error.expect_err("each has its own");
+    assert!(matches!(error, ImportError::SplitHeads { .. }), "{error:?}");
+}
+
+#[test]
+fn a_folder_of_several_adapters_names_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in ["second", "first"] {
+        std::fs::create_dir(folder.path().join(name)).expect("a folder");
+        std::fs::write(folder.path().join(name).join(CONFIG), "{}").expect("written");
+    }
+    let text = refused(folder.path()).to_string();
+    assert!(text.ends_with("adapters are in its folders first, second: name one of them"), "{text}");
 }
 
 #[test]
 fn what_cannot_be_prompts_is_refused() {
-    let (prompts, head) = (numbers(&[3, 8], DType::F32), numbers(&[2, 8], DType::F32));
+    let (prompts, head) = (numbers(&[3, 32], DType::F32), numbers(&[2, 32], DType::F32));
     let whole = [(PROMPT_EMBEDDINGS, prompts.clone()), (HEAD, head.clone())];
     let no_head = [(PROMPT_EMBEDDINGS, prompts.clone())];
     let bias = [
@@ -88,10 +160,13 @@ fn what_cannot_be_prompts_is_refused() {
         ("base_model.score.bias", numbers(&[2], DType::F32)),
     ];
     let of_lora = [(PROMPT_EMBEDDINGS, prompts), ("base_model.model.score.weight", head.clone())];
-    let fewer = [(PROMPT_EMBEDDINGS, numbers(&[2, 8], DType::F32)), (HEAD, head)];
+    let fewer = [(PROMPT_EMBEDDINGS, numbers(&[2, 32], DType::F32)), (HEAD, head)];
+    let flat = [(PROMPT_EMBEDDINGS, numbers(&[3], DType::F32)), whole[1].clone()];
     type Tensors<'a> = &'a [(&'a str, HostTensor)];
-    let cases: [(&str, Tensors<'_>, &str); 6] = [
-        ("PREFIX_TUNING", &whole, "of no prompts"),
+    let cases: [(&str, Tensors<'_>, &str); 8] = [
+        ("PROMPT_TUNING", &flat, "`prompts` is [3], expected [prefix_len, hidden]"),
+        ("PREFIX_TUNING", &flat, "keys and values for each of the model's 3 blocks"),
+        ("PREFIX_TUNING", &whole, "expected [prefix_len, 96], keys and values for each of the model's 3 blocks"),
         ("LORA", &whole, "import LORA"),
         ("PROMPT_TUNING", &no_head, "no `base_model.score.weight`"),
         ("PROMPT_TUNING", &bias, "has a bias"),
@@ -131,6 +206,7 @@ fn a_changed_export_is_refused() {
         let error = refused(&out);
         assert!(matches!(error, ImportError::Changed { file: found } if found == file), "{error:?}");
         std::fs::remove_file(out.join(SIDE)).expect("removed");
-        assert!(matches!(refused(&out), ImportError::ForeignPrefix));
+        let anew = folder.path().join("anew");
+        import(&ImportOptions::default(), Some(&checkpoint), &out, &anew).expect("as anybody's");
     }
 }

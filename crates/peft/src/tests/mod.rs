@@ -1,19 +1,20 @@
 mod exported;
+mod foreign;
 mod imported;
 mod with_peft;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use sepal_blocks::{BlockStack, Ends};
+use sepal_blocks::{BlockStack, Ends, Injected};
 use sepal_checkpoint::Checkpoint;
 use sepal_core::{DType, NamedHostTensor, Ragged, Span, Want};
 use sepal_nn::init::{normal, rng};
 use sepal_nn::{share_from_host, to_host};
 use tch::Tensor;
 
-use crate::adapter::Adapter;
-use crate::{ExportError, ExportOptions, Exported, Form, Verify, export};
+use crate::adapter::{Adapter, TrainedPrefix};
+use crate::{ExportError, ExportOptions, Exported, Form, Import, ImportError, ImportOptions, Verify, export};
 
 const PREFIX_LEN: usize = 5;
 
@@ -76,6 +77,18 @@ fn try_export(folder: &Path, checkpoint: &Checkpoint, adapter: &Path, form: Form
     export(&options, checkpoint, adapter, &folder.join("out"))
 }
 
+/// Imports without a run; the adapter, and what was said.
+fn import(
+    options: &ImportOptions,
+    checkpoint: Option<&Checkpoint>,
+    folder: &Path,
+    out: &Path,
+) -> Result<(PathBuf, Vec<String>), ImportError> {
+    let import = Import::open(options, checkpoint, folder, out)?;
+    let notices = import.notices().to_vec();
+    Ok((import.finish(None)?, notices))
+}
+
 /// Logits `[rows, n_labels]`, row after row, of the whole model behind the adapter's prompts: as in training.
 fn logits(checkpoint: &Checkpoint, adapter: &Path, rows: &[Vec<i64>]) -> Vec<f64> {
     let adapter = Adapter::read(adapter).expect("an adapter");
@@ -85,10 +98,17 @@ fn logits(checkpoint: &Checkpoint, adapter: &Path, rows: &[Vec<i64>]) -> Vec<f64
     let lengths = Ragged::from_lengths(rows.iter().map(Vec::len)).expect("rows");
     let tensor = |host| share_from_host(host).expect("a tensor");
     let tokens = ends.embed(&Tensor::from_slice(&rows.concat())).expect("embedded");
-    let prefix = ends.embed_prompts(&tensor(&adapter.prompts)).expect("embedded");
-    let deep = adapter.deep_prompts.as_ref().map(tensor);
+    let (prompts, deep, keys_values) = match &adapter.prefix {
+        TrainedPrefix::Prompts { prompts, deep_prompts } => (tensor(prompts), deep_prompts.as_ref().map(tensor), None),
+        TrainedPrefix::KeysValues(given) => {
+            let places = [adapter.prefix_len(), checkpoint.config().hidden].map(|size| size as i64);
+            (Tensor::zeros(places, (tch::Kind::Float, tch::Device::Cpu)), None, Some(tensor(given)))
+        }
+    };
+    let prefix = ends.embed_prompts(&prompts).expect("embedded");
     let hidden = Tensor::cat(&[prefix, tokens], 0);
-    let pooled = blocks.forward(&hidden, adapter.prefix_len(), &lengths, deep.as_ref(), Want::LastOfRows);
+    let injected = Injected { deep_prompts: deep.as_ref(), keys_values: keys_values.as_ref() };
+    let pooled = blocks.forward_injected(all, &hidden, adapter.prefix_len(), &lengths, injected, Want::LastOfRows);
     let pooled = ends.final_norm(&pooled.expect("computed")).expect("normed");
     let logits = pooled.linear(&tensor(&adapter.score), None::<Tensor>);
     Vec::try_from(logits.flatten(0, -1).to_kind(tch::Kind::Double)).expect("numbers")

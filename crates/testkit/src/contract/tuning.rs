@@ -1,4 +1,4 @@
-use sepal_core::{DEEP_PROMPTS, Span};
+use sepal_core::{DEEP_PROMPTS, PREFIX_KEYS_VALUES, Span};
 use sepal_nn::Parameters;
 use sepal_plugin::{NamedTensor, Plugin, Tuning, TuningContext, TuningMode};
 use tch::{Kind, Tensor};
@@ -7,6 +7,7 @@ use super::{OTHER_SEED, SEED, check_gradients, check_options, check_start_and_fi
 
 const N_BLOCKS: usize = 3;
 const HIDDEN: i64 = 8;
+const KV_SIZE: usize = 6;
 const VOCAB: i64 = 256;
 
 /// Checks a tuning mode.
@@ -37,6 +38,7 @@ fn build<P: Plugin<Tuning>>(seed: u64, embeddings: &Tensor) -> (Parameters, Box<
         params: &mut params,
         n_blocks: N_BLOCKS,
         hidden: HIDDEN as usize,
+        kv_size: KV_SIZE,
         initializer_range: 0.02,
         embeddings,
         tokenize: &|text| Ok(text.bytes().map(i64::from).collect()),
@@ -63,6 +65,10 @@ fn check_shapes(name: &str, mode: &dyn TuningMode) {
             let expected = [N_BLOCKS as i64, pre_seq_len, HIDDEN];
             assert_eq!(tensor.size(), expected, "`{name}`: deep prompts are [span, pre_seq_len, hidden]");
         }
+        if tunable == PREFIX_KEYS_VALUES {
+            let expected = [N_BLOCKS as i64, pre_seq_len, 2 * KV_SIZE as i64];
+            assert_eq!(tensor.size(), expected, "`{name}`: keys and values are [span, pre_seq_len, 2 * kv_size]");
+        }
     }
 }
 
@@ -82,7 +88,9 @@ fn check_spans(name: &str, mode: &dyn TuningMode) {
 }
 
 fn check_training(name: &str, params: &Parameters, mode: &dyn TuningMode) {
-    for tensor in everything(mode) {
+    // Where the blocks are given its keys and values, a prefix only holds their places.
+    let is_place = tunables(mode, 0, N_BLOCKS).iter().any(|named| named.name == PREFIX_KEYS_VALUES);
+    for tensor in everything(mode).into_iter().skip(usize::from(is_place)) {
         assert!(tensor.requires_grad(), "`{name}`: prefix and tunables are attached to the parameters");
         (&tensor * numbers(&tensor.size())).sum(Kind::Float).backward();
     }

@@ -1,0 +1,86 @@
+//! Names of labels, which PEFT does not keep, from the `config.json` of a model that transformers wrote.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::adapter::placeholders;
+
+/// The file of transformers that may name labels.
+const MODEL_CONFIG: &str = "config.json";
+
+/// Labels as a `config.json` has them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Names {
+    /// In the order of the logits; none if they are not named, or not all of them.
+    pub(crate) labels: Option<Vec<String>>,
+    /// Whether any number of them may be right.
+    pub(crate) multi_label: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct ModelConfig {
+    #[serde(default)]
+    id2label: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    problem_type: Option<String>,
+}
+
+/// What the `config.json` of `folder` says of `n_labels` labels. A file that is not there, or is something else, names none.
+pub(crate) fn names(folder: &Path, n_labels: usize) -> Names {
+    let text = std::fs::read(folder.join(MODEL_CONFIG)).unwrap_or_default();
+    let ModelConfig { id2label, problem_type } = serde_json::from_slice(&text).unwrap_or_default();
+    let labels = id2label.and_then(|by_id| in_order(&by_id, n_labels));
+    Names { labels, multi_label: problem_type.as_deref() == Some("multi_label_classification") }
+}
+
+/// One name for each of the logits, if they are real ones.
+fn in_order(by_id: &BTreeMap<String, String>, n_labels: usize) -> Option<Vec<String>> {
+    let names: Option<Vec<String>> = (0..n_labels).map(|id| by_id.get(&id.to_string()).cloned()).collect();
+    let is_name = |name: &String| !name.trim().is_empty() && !name.chars().any(char::is_control);
+    let are_names = |names: &Vec<String>| {
+        let distinct: HashSet<&String> = names.iter().collect();
+        by_id.len() == n_labels
+            && distinct.len() == n_labels
+            && names.iter().all(is_name)
+            && *names != placeholders(n_labels)
+    };
+    names.filter(are_names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(config: &str, labels: Option<&[&str]>, multi_label: bool) {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join(MODEL_CONFIG), config).expect("written");
+        let labels = labels.map(|labels| labels.iter().map(|&label| label.to_owned()).collect());
+        assert_eq!(names(folder.path(), 2), Names { labels, multi_label }, "{config}");
+    }
+
+    #[test]
+    fn labels_are_taken_where_all_are_named() {
+        check(r#"{"id2label": {"1": "good", "0": "bad"}, "problem_type": null}"#, Some(&["bad", "good"]), false);
+        check(
+            r#"{"id2label": {"0": "a", "1": "b"}, "problem_type": "multi_label_classification"}"#,
+            Some(&["a", "b"]),
+            true,
+        );
+        for unnamed in [
+            "",
+            "[]",
+            "{}",
+            r#"{"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}"#,
+            r#"{"id2label": {"0": "a"}}"#,
+            r#"{"id2label": {"0": "a", "1": "b", "2": "c"}}"#,
+            r#"{"id2label": {"0": "a", "1": "a"}}"#,
+            r#"{"id2label": {"0": "a", "1": "b\u001b[2J"}}"#,
+            r#"{"id2label": {"0": 1, "1": 2}}"#,
+        ] {
+            check(unnamed, None, false);
+        }
+        assert_eq!(names(Path::new("/nowhere"), 2), Names { labels: None, multi_label: false });
+    }
+}

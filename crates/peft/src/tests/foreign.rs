@@ -1,0 +1,98 @@
+//! Folders that PEFT itself saved, and what it predicts with them (make_peft.py of the goldens).
+
+use serde_json::Value;
+
+use super::{import, logits, tiny};
+use crate::adapter::Adapter;
+use crate::{ExportOptions, Form, ImportOptions, Verify, export};
+
+/// Words of the tiny tokenizer, by their ids.
+const WORDS: [&str; 29] = [
+    "[UNK]", "awful", "boring", "clumsy", "dull", "empty", "flat", "grim", "hollow", "bright", "clever", "funny",
+    "gentle", "lively", "moving", "sharp", "warm", "a", "the", "film", "plot", "cast", "scene", "was", "is", "and",
+    "very", "with", "it",
+];
+
+struct Saved {
+    name: String,
+    model: String,
+    predicted: Vec<Vec<f64>>,
+}
+
+/// Token ids of the texts, and the folders.
+fn saved() -> (Vec<Vec<i64>>, Vec<Saved>) {
+    let text = std::fs::read(sepal_testkit::tiny::goldens().join("peft.json")).expect("goldens");
+    let json: Value = serde_json::from_slice(&text).expect("JSON");
+    let id = |word: &str| WORDS.iter().position(|known| *known == word).expect("a word") as i64;
+    let ids = |text: &Value| text.as_str().expect("a text").split(' ').map(id).collect();
+    let numbers = |row: &Value| row.as_array().expect("a row").iter().map(|n| n.as_f64().expect("a number")).collect();
+    let case = |case: &Value| Saved {
+        name: case["name"].as_str().expect("a name").to_owned(),
+        model: case["model"].as_str().expect("a model").to_owned(),
+        predicted: case["predicted"].as_array().expect("rows").iter().map(numbers).collect(),
+    };
+    let list = |key: &str| json[key].as_array().expect("a list").clone();
+    (list("texts").iter().map(ids).collect(), list("cases").iter().map(case).collect())
+}
+
+/// Probabilities, or the one logit itself.
+fn predicted(logits: &[f64]) -> Vec<f64> {
+    if logits.len() == 1 {
+        return logits.to_vec();
+    }
+    let sum: f64 = logits.iter().map(|logit| logit.exp()).sum();
+    logits.iter().map(|logit| logit.exp() / sum).collect()
+}
+
+fn check(what: &str, found: &[f64], expected: &[Vec<f64>]) {
+    for (found, expected) in found.chunks(expected[0].len()).zip(expected) {
+        for (found, expected) in predicted(found).iter().zip(expected) {
+            assert!((found - expected).abs() <= 1e-5, "{what}: {found} instead of {expected}");
+        }
+    }
+}
+
+#[test]
+fn folders_of_peft_predict_what_peft_predicts() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (rows, saved) = saved();
+    assert!(saved.len() > 10, "the goldens are there");
+    for Saved { name, model, predicted } in saved {
+        let (_, checkpoint) = tiny(&model);
+        let from = sepal_testkit::tiny::goldens().join("peft").join(&name);
+        let out = folder.path().join(&name);
+        let adapter = import(&ImportOptions::default(), Some(&checkpoint), &from, &out).expect("imported").0;
+        let n_labels = predicted[0].len();
+        let read = Adapter::read(&adapter).expect("an adapter");
+        assert_eq!(read.facts.labels.len(), n_labels, "{name}");
+        assert_eq!(read.facts.tuning == "prefix-tuning", name.contains("prefix") || name.contains("projected"));
+        check(&name, &logits(&checkpoint, &adapter, &rows), &predicted);
+
+        // Out again, and back from what PEFT's own files hold.
+        let again = folder.path().join(format!("{name}-again"));
+        let options =
+            ExportOptions { base_model: "owner/name".to_owned(), verify: Verify::Samples, ..ExportOptions::default() };
+        export(&options, &checkpoint, &adapter, &again).expect("exported");
+        std::fs::remove_file(again.join("sepal.json")).expect("removed");
+        let back = folder.path().join(format!("{name}-back"));
+        let back = import(&ImportOptions::default(), Some(&checkpoint), &again, &back).expect("imported").0;
+        check(&name, &logits(&checkpoint, &back, &rows), &predicted);
+    }
+}
+
+#[test]
+fn trained_keys_and_values_are_no_prompts() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (_, checkpoint) = tiny("llama-gqa");
+    let from = sepal_testkit::tiny::goldens().join("peft/llama-prefix");
+    let (adapter, _) =
+        import(&ImportOptions::default(), Some(&checkpoint), &from, &folder.path().join("a")).expect("imported");
+    let options =
+        ExportOptions { base_model: "owner/name".to_owned(), form: Form::PromptTuning, ..ExportOptions::default() };
+    let error = export(&options, &checkpoint, &adapter, &folder.path().join("b")).expect_err("no prompts");
+    assert!(error.to_string().contains("as prefix-tuning, which is exact"), "{error}");
+    let (_, other) = tiny("falcon-7b");
+    let error = import(&ImportOptions::default(), Some(&other), &from, &folder.path().join("c")).expect_err("too wide");
+    let text = sepal_core::in_one_line(&error);
+    assert!(text.contains("keys and values for each of the model's"), "{text}");
+}

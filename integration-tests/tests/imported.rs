@@ -1,0 +1,208 @@
+//! Folders that PEFT itself saved, taken over by the real program: predicted with, measured, served, trained on, exported.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Output;
+
+use safetensors::SafeTensors;
+use sepal_testkit::tiny;
+use serde_json::{Value, json};
+
+use crate::http::Task;
+use crate::program::{Bench, Run, assert_close, static_swarm};
+
+fn sepal(bench: &Bench, args: &[&str]) -> Output {
+    bench.sepal(args).output().expect("sepal runs")
+}
+
+/// What it says on both streams.
+fn succeeds(bench: &Bench, args: &[&str]) -> String {
+    let output = sepal(bench, args);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{args:?}: {said}");
+    said + &String::from_utf8_lossy(&output.stdout)
+}
+
+fn saved_by_peft(name: &str) -> PathBuf {
+    tiny::goldens().join("peft").join(name)
+}
+
+/// The texts of the goldens, and what PEFT predicts for them with the folder `name`.
+fn golden(name: &str) -> (Vec<String>, Vec<Vec<f64>>) {
+    let text = fs::read_to_string(tiny::goldens().join("peft.json")).expect("goldens");
+    let mut json: Value = serde_json::from_str(&text).expect("JSON");
+    let case = json["cases"].as_array().expect("cases").iter().find(|case| case["name"] == name).expect("a case");
+    let predicted = serde_json::from_value(case["predicted"].clone()).expect("numbers");
+    (serde_json::from_value(json["texts"].take()).expect("texts"), predicted)
+}
+
+/// Imports the folder `name` of the goldens as `imported`; what is said.
+fn import(bench: &Bench, name: &str, more: &[&str]) -> String {
+    let folder = saved_by_peft(name);
+    let folder = folder.to_str().expect("a path");
+    succeeds(bench, &[&["import", "peft", folder, "imported", "--model", "model", "--text", "sentence"], more].concat())
+}
+
+/// The probabilities of the texts by a run.
+fn probabilities(bench: &Bench, run: &str, sets: &[&str]) -> Vec<Vec<f64>> {
+    let rows = "texts.csv";
+    let out = ["-o", "predicted.jsonl", "--overwrite", "--probabilities"];
+    let sets: Vec<&str> = if sets.is_empty() { Vec::new() } else { [&["--set"], sets].concat() };
+    succeeds(bench, &[&["predict", run, "-i", rows], &out[..], &sets].concat());
+    let text = fs::read_to_string(bench.path("predicted.jsonl")).expect("predictions");
+    let row = |line: &str| -> Vec<f64> {
+        let row: Value = serde_json::from_str(line).expect("JSON");
+        let fields = row.as_object().expect("an object").iter().filter(|(name, _)| name.starts_with("probability_"));
+        fields.map(|(_, value)| value.as_f64().expect("a number")).collect()
+    };
+    text.lines().map(row).collect()
+}
+
+fn assert_same(what: &str, found: &[Vec<f64>], expected: &[Vec<f64>], most: f64) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (found, expected) in found.concat().iter().zip(expected.concat()) {
+        assert!((found - expected).abs() <= most, "{what}: {found} instead of {expected}");
+    }
+}
+
+fn write_texts(bench: &Bench, texts: &[String]) {
+    fs::write(bench.path("texts.csv"), format!("sentence\n{}\n", texts.join("\n"))).expect("written");
+}
+
+fn tensors(path: PathBuf) -> Vec<(String, Vec<u8>)> {
+    let bytes = fs::read(path).expect("an adapter");
+    let tensors = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let mut all: Vec<_> = tensors.iter().map(|(name, view)| (name.to_owned(), view.data().to_vec())).collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn a_folder_of_peft_is_a_run_from_then_on() {
+    for (name, model) in [("llama-prompts", "llama-gqa"), ("gpt2-prefix", "gpt2"), ("gemma3-prefix", "gemma3")] {
+        let bench = Bench::new(model);
+        let (texts, expected) = golden(name);
+        write_texts(&bench, &texts);
+        let said = import(&bench, name, &["--max-length", "16"]);
+        assert!(said.contains("they are LABEL_0 and so on (--labels gives others)"), "{said}");
+        assert!(said.contains("`sepal predict imported --input FILE` predicts with it"), "{said}");
+        assert_same(name, &probabilities(&bench, "imported", &[]), &expected, 1e-5);
+
+        let text = succeeds(&bench, &["evaluate", "imported", "--data", "validation.csv", "--json"]);
+        assert!(text.contains("\"rows\": 48"), "{text}");
+        succeeds(&bench, &["report", "imported"]);
+
+        // The first step sees the head and the prefix of the folder.
+        let sets = ["--set", "data.train=train.csv", "train.max_steps=0", "train.threads=1"];
+        let said = succeeds(&bench, &[&["run", "imported/pipeline.yaml"], &sets[..]].concat());
+        assert!(said.contains("the head starts as that of"), "{said}");
+        assert_eq!(
+            tensors(bench.only_run().folder.join("adapter.safetensors")),
+            tensors(bench.path("imported/adapter.safetensors"))
+        );
+        fs::remove_dir_all(bench.path("runs")).expect("removed");
+        let sets = [
+            "--set",
+            "data.train=train.csv",
+            "train.epochs=8",
+            "train.threads=1",
+            "loader.batch_size=16",
+            "optimizer.with.lr=0.03",
+        ];
+        succeeds(&bench, &[&["run", "imported/pipeline.yaml"], &sets[..]].concat());
+        let trained = bench.only_run();
+        let losses = trained.losses();
+        assert!(losses[losses.len() - 1] < 0.7 * losses[0], "{name}: {losses:?}");
+
+        // What came of it goes to PEFT and back, without the files that only this program writes.
+        let run = trained.folder.to_str().expect("a path");
+        succeeds(&bench, &["export", "peft", run, "export", "--verify", "--base-model", "owner/name"]);
+        fs::remove_file(bench.path("export/sepal.json")).expect("removed");
+        succeeds(&bench, &["import", "peft", "export", "back", "--model", "model", "--text", "sentence"]);
+        let [before, after] = [run, "back"].map(|run| probabilities(&bench, run, &[]));
+        assert_same(name, &after, &before, 1e-5);
+    }
+}
+
+#[test]
+fn an_imported_prefix_is_served_and_trains_through_servers() {
+    let bench = Bench::new("llama-gqa");
+    let (texts, expected) = golden("llama-prefix");
+    write_texts(&bench, &texts);
+    import(&bench, "llama-prefix", &["--labels", "bad,fair,good"]);
+    let servers = [bench.serve("0:1", "127.0.0.1:0"), bench.serve("1:3", "127.0.0.1:0")];
+    let [used, addresses] = static_swarm(&servers.each_ref());
+    assert_same("servers", &probabilities(&bench, "imported", &[&used, &addresses]), &expected, 1e-5);
+    let folder = format!(
+        "tuning={{use: prefix-tuning, with: {{ pre_seq_len: 4, init: {{ adapter: {} }} }} }}",
+        bench.path("imported").display()
+    );
+    let sets = ["task.with.labels=[bad, fair, good]", &folder, "train.max_steps=6", "train.deterministic=true"];
+    let here = bench.run(&[&sets[..], &["swarm.use=none"]].concat());
+    let there = bench.run(&[&sets[..], &[&used, &addresses]].concat());
+    assert_close(&there.losses(), &here.losses());
+    let both = ["model.local_blocks=1", used.as_str(), addresses.as_str()];
+    assert_close(&bench.run(&[&sets[..], &both].concat()).losses(), &here.losses());
+
+    let imported = Run { folder: bench.path("imported"), stdout: String::new() };
+    let task = Task::start(&bench, &imported, &[]);
+    task.until("ready");
+    let (status, answer) = task.ask(&json!({ "texts": texts }), "");
+    assert_eq!(status, 200, "{answer}");
+    let results = answer["predictions"].as_array().expect("predictions");
+    let found: Vec<Vec<f64>> = results
+        .iter()
+        .map(|result| {
+            ["bad", "fair", "good"].map(|label| result["probabilities"][label].as_f64().expect("a number")).to_vec()
+        })
+        .collect();
+    assert_same("serve-task", &found, &expected, 1e-5);
+}
+
+#[test]
+fn a_head_of_other_labels_starts_anew() {
+    let bench = Bench::new("llama-gqa");
+    import(&bench, "llama-prompts", &["--labels", "no,yes"]);
+    let start = |labels: &str| {
+        let adapter = bench.path("imported");
+        let tuning =
+            format!("tuning={{use: ptune, with: {{ pre_seq_len: 4, init: {{ adapter: {} }} }} }}", adapter.display());
+        let output =
+            bench.output(&[&tuning, &format!("task.with.labels={labels}"), "train.max_steps=0", "swarm.use=none"]);
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let said = start("[no, yes]");
+    assert!(said.contains("the head starts as that of"), "{said}");
+    let said = start("[yes, no]");
+    assert!(said.contains("the head starts anew: the adapter's labels are `no`, `yes`, not these"), "{said}");
+}
+
+#[test]
+fn options_say_what_a_folder_lacks() {
+    let bench = Bench::new("llama-gqa");
+    let folder = saved_by_peft("llama-prompts");
+    let folder = folder.to_str().expect("a path");
+    let refused = |args: &[&str], part: &str| {
+        let output = sepal(&bench, &[&["import", "peft", folder, "imported"], args].concat());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && said.contains(part), "{said}");
+        assert!(!bench.path("imported").exists());
+    };
+    refused(&[], "name the model that it is of (--model hub:owner/tiny-llama-gqa)");
+    refused(&["--model", "model", "--labels", "a,b,c"], "it names 3 labels for 2 logits");
+    refused(&["--model", "model", "--template", "no place"], "data.template");
+    refused(&["--model", "model", "--max-length", "100000"], "tokens");
+
+    let template = "It says: {text}\nSo it is \"good\"?";
+    let args = ["--labels", "no: never,yes", "--template", template, "--max-length", "20", "--label", "verdict"];
+    let said = import(&bench, "llama-prompts", &args);
+    assert!(!said.contains("note:"), "{said}");
+    let run = Run { folder: bench.path("imported"), stdout: String::new() };
+    let manifest = run.manifest();
+    assert_eq!(manifest["labels"], json!(["no: never", "yes"]));
+    let data = &manifest["data"];
+    assert_eq!(
+        (&data["template"], &data["max_length"], &data["label"]),
+        (&json!(template), &json!(20), &json!("verdict"))
+    );
+}
