@@ -294,7 +294,7 @@ fn gaps(draft: &Draft, label: &LabelChoice, found: &Survey) -> Vec<String> {
     let texts = [Some(&draft.text), draft.pair.as_ref()].into_iter().flatten();
     let texts = texts.filter_map(|name| {
         let column = found.column(name)?;
-        of(&format!("text in `{name}`"), column.missing + column.empty, column.first_bare)
+        of(&format!("text in `{name}`"), column.missing + column.empty - column.blank, column.first_bare)
     });
     let empty = found.column(&label.column).map_or(0, |column| column.empty);
     let labels = match (label.kind, empty) {

@@ -52,6 +52,7 @@ pub fn adopted(spec: &Spec, registry: &Registry, files: ModelFiles, adapter: &Pa
             label: data.label.clone(),
             template: data.template.clone(),
             max_length: Some(data.max_length),
+            truncation_side: Some(frozen.truncation_side(spec).name().to_owned()),
             ..DataFacts::default()
         },
         parameters: sepal_track::Parameters { trainable, total: trainable + frozen.checkpoint.parameter_count() },

@@ -9,7 +9,7 @@ use sepal_core::Span;
 use sepal_nn::Parameters;
 use sepal_plugin::{Head, HeadContext, Registry, TaskHead, Tuning, TuningContext, TuningMode};
 use sepal_server::ModelIdentity;
-use sepal_tokenize::Tokenizer;
+use sepal_tokenize::{Tokenizer, TruncationSide};
 use sepal_track::ModelFacts;
 use tch::Tensor;
 
@@ -63,6 +63,11 @@ impl Frozen {
             weights: model.weights,
             tokenizer: self.tokenizer.digest().to_owned(),
         }
+    }
+
+    /// End of long texts that is removed: as the pipeline says, or else the tokenizer.
+    pub(crate) fn truncation_side(&self, spec: &Spec) -> TruncationSide {
+        spec.data.truncation_side.map_or_else(|| self.tokenizer.truncation_side(), TruncationSide::from)
     }
 
     /// Rows of so many tokens fit the model, with so many prompts.

@@ -10,10 +10,10 @@ use sepal_data::{
     TokenTable,
 };
 use sepal_plugin::{Prediction, TaskHead};
-use sepal_tokenize::{Tokenizer, TruncationSide};
 use sepal_track::{DataFacts, RunFolder};
 use tch::Tensor;
 
+use crate::assemble::Frozen;
 use crate::error::{BoxError, RunError};
 use crate::model_files::watched;
 use crate::progress::{Event, Observer};
@@ -119,7 +119,7 @@ pub(crate) fn prepare(
     spec: &Spec,
     rows: Rows,
     assets: &Assets,
-    tokenizer: &Tokenizer,
+    frozen: &Frozen,
     head: &dyn TaskHead,
     observer: &mut dyn Observer,
 ) -> Result<Prepared, RunError> {
@@ -128,13 +128,13 @@ pub(crate) fn prepare(
     let read = |table: &Table| -> Result<Labels, BoxError> { Ok(set.labels_as(table, label_kind(head))?) };
     let train_labels = read(&train).map_err(training)?;
     sepal_data::check_classes(&train_labels, &set).map_err(training)?;
-    let side = spec.data.truncation_side.map_or_else(|| tokenizer.truncation_side(), TruncationSide::from);
+    let side = frozen.truncation_side(spec);
     let mut tokens =
         TokenSpec::new(spec.data.max_length).with_side(side).with_cache(assets.options().cache.join("tokens"));
     if let Some(template) = &chosen.spec.template {
         tokens = tokens.with_template(template.parse::<Template>().map_err(training)?);
     }
-    let build = |table: &Table| TokenTable::build(table, tokenizer, &tokens);
+    let build = |table: &Table| TokenTable::build(table, &frozen.tokenizer, &tokens);
     let train_tokens = Arc::new(build(&train).map_err(training)?);
     let mut truncated = Truncated::of(&train_tokens);
     let loader = &spec.loader;

@@ -180,7 +180,7 @@ pub fn plan(
     };
     let mut params = Parameters::new();
     let head = build_head(spec, registry, &frozen, &mut params)?;
-    let prepared = data::prepare(spec, rows, &assets, &frozen.tokenizer, &*head, observer)?;
+    let prepared = data::prepare(spec, rows, &assets, &frozen, &*head, observer)?;
     let length = Length::of(spec, &prepared.train);
     let data = data_plan(spec, &prepared);
     let steps = steps_plan(spec, length, prepared.validation.is_some());

@@ -93,7 +93,7 @@ impl Run<'_> {
         let frozen = Frozen::fetch(spec, &assets, observer, stop)?;
         let mut params = Parameters::new();
         let mut head = build_head(spec, registry, &frozen, &mut params)?;
-        let prepared = data::prepare(spec, rows, &assets, &frozen.tokenizer, &*head, observer)?;
+        let prepared = data::prepare(spec, rows, &assets, &frozen, &*head, observer)?;
         head.see_class_rows(&prepared.facts.class_rows).map_err(RunError::Head)?;
         let longest = prepared.validation.as_ref().map_or(0, Loader::longest_row).max(prepared.train.longest_row());
         let (mut model, servers) =

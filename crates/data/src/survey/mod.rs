@@ -93,7 +93,9 @@ pub struct ColumnSurvey {
     pub missing: usize,
     /// Cells without a letter, in csv and tsv files those without anything.
     pub empty: usize,
-    /// The row, from 1, of the first of the cells that are missing or empty.
+    /// Of the empty cells those that hold blanks, which are texts but no labels.
+    pub blank: usize,
+    /// The row, from 1, of the first cell that is missing or holds nothing.
     pub first_bare: Option<usize>,
     /// How many different values there are.
     pub distinct: Count,

@@ -23,6 +23,8 @@ pub(super) enum Cell<'a> {
 pub(super) struct Tally {
     missing: usize,
     empty: usize,
+    /// Of these, cells that hold blanks.
+    blank: usize,
     /// The row, from 1, of the first cell with nothing in it.
     first_bare: Option<usize>,
     integers: usize,
@@ -51,6 +53,7 @@ impl Tally {
         Self {
             missing: 0,
             empty: 0,
+            blank: 0,
             first_bare: None,
             integers: 0,
             numbers: 0,
@@ -77,9 +80,13 @@ impl Tally {
                 self.missing += 1;
             }
             Cell::Other => self.others += 1,
-            Cell::Text(text) if text.trim().is_empty() => {
+            Cell::Text("") => {
                 self.bare();
                 self.empty += 1;
+            }
+            Cell::Text(text) if text.trim().is_empty() => {
+                self.empty += 1;
+                self.blank += 1;
             }
             Cell::Text(text) if is_missing(text) => {
                 let row = self.row();
@@ -199,6 +206,7 @@ impl Tally {
             kind: self.kind(),
             missing: self.missing,
             empty: self.empty,
+            blank: self.blank,
             first_bare: self.first_bare,
             distinct,
             duplicates: Count { n: self.filled() - self.others - distinct.n, ..distinct },
