@@ -112,6 +112,7 @@ pub(crate) fn manifest(name: &str) -> Manifest {
             label: "label".to_owned(),
             template: None,
             max_length: Some(64),
+            truncation_side: Some("right".to_owned()),
             label_layout: None,
             class_rows: vec![],
         },
