@@ -40,8 +40,11 @@ fn data_files() {
     check(&bench, &["data.label=lable", "model.source=nowhere"], &["lable", "train.csv"]);
     let write = |text: &str| fs::write(bench.path("bad.csv"), text).expect("written");
     let bad = "data.train=bad.csv";
-    write("sentence,label\nthe film,0\n\"  \",1\n");
+    write("sentence,label\nthe film,0\n\"\",1\n");
     check(&bench, &[bad], &["bad.csv", "row 2", "empty"]);
+    // Blanks are a text, but not one of words.
+    write("sentence,label\nthe film,0\n\"  \",1\n");
+    check(&bench, &[bad], &["bad.csv", "row 2", "no token"]);
     write("sentence,label\nthe film,0\na plot,2\n");
     check(&bench, &[bad], &["bad.csv", "row 2", "2"]);
     write("sentence,label\nthe film,0\na plot,nice\n");
@@ -62,6 +65,24 @@ fn model_files() {
     check(&bench, &[], &["model.safetensors", "truncated"]);
     fs::write(bench.path("cut.gguf"), b"GGUF\x03\0\0\0\x02\0\0\0").expect("written");
     check(&bench, &["model.source=cut.gguf"], &["cut.gguf"]);
+}
+
+#[test]
+fn tokenizer_with_more_ids_than_embeddings_is_refused() {
+    let bench = Bench::new("llama-gqa");
+    let token =
+        |id: usize| (id.to_string(), serde_json::json!({ "content": format!("<extra-{id}>"), "special": true }));
+    let tokens: serde_json::Map<_, _> = (100..200).map(token).collect();
+    let config = serde_json::json!({ "added_tokens_decoder": tokens });
+    fs::write(bench.path("model/tokenizer_config.json"), config.to_string()).expect("written");
+    check(&bench, &[], &["ids, up to `<extra-199>`", "embeddings"]);
+}
+
+#[test]
+fn template_that_leaves_no_token_to_the_text_is_refused() {
+    let bench = Bench::new("llama-gqa");
+    let template = "data.template='the film was {text} and the plot is'";
+    check(&bench, &[template, "data.max_length=7"], &["train.csv", "7 tokens", "take 8", "raise the limit"]);
 }
 
 #[test]

@@ -304,7 +304,7 @@ fn the_dialect_of_a_file_is_drafted() {
     fs::write(bench.path("reviews.csv"), &latin).expect("written");
     let output = bench.sepal(&["init", "reviews.csv", "--model", "model"]).output().expect("sepal runs");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("line 2: the byte 0xe9 is no UTF-8; set `encoding` to that of the file"), "{said}");
+    assert!(said.contains("line 2: the byte 0xe9 is not valid UTF-8; set `encoding` to that of the file"), "{said}");
 
     done(&mut bench.sepal(&["init", "reviews.csv", "--model", "model", "--encoding", "latin-1"]));
     let yaml = fs::read_to_string(bench.path("reviews.yaml")).expect("written");

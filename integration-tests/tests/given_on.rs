@@ -66,7 +66,7 @@ fn a_classifier_goes_to_the_hub_and_predicts_elsewhere() {
         assert!(!text.contains(&here), "{name} tells of this machine");
     }
     let card = String::from_utf8_lossy(&pushed["README.md"]).into_owned();
-    assert!(card.contains(r#"template = "It says: {text}""#) && card.contains("max_length="), "{card}");
+    assert!(card.contains(r#"template = "It says: {text}""#) && card.contains("max_length = "), "{card}");
 
     let again = succeeds(somebody(&bench, &hub, &["push", "export", "hub:me/reviews"]));
     assert!(again.contains("nothing was pushed"), "{again}");

@@ -15,7 +15,7 @@ fn sepal(bench: &Bench, args: &[&str]) -> Output {
     bench.sepal(args).output().expect("sepal runs")
 }
 
-/// What it says on both streams.
+/// Runs the command successfully and returns the text of both streams.
 fn succeeds(bench: &Bench, args: &[&str]) -> String {
     let output = sepal(bench, args);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -188,7 +188,7 @@ fn options_say_what_a_folder_lacks() {
         assert!(output.status.code() == Some(1) && said.contains(part), "{said}");
         assert!(!bench.path("imported").exists());
     };
-    refused(&[], "name the model that it is of (--model hub:owner/tiny-llama-gqa)");
+    refused(&[], "name its base model (--model hub:owner/tiny-llama-gqa)");
     refused(&["--model", "model", "--labels", "a,b,c"], "it names 3 labels for 2 logits");
     refused(&["--model", "model", "--template", "no place"], "data.template");
     refused(&["--model", "model", "--max-length", "100000"], "tokens");

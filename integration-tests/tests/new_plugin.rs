@@ -108,7 +108,7 @@ fn a_new_head_tuning_mode_and_family_build_and_train() {
     };
     let tests = ["test", "--workspace", "--exclude", "sepal-integration-tests", "--lib", "--", "it_keeps_the_contract"];
     let listed = succeed(cargo(&tests[..5]).args(&tests[5..]));
-    assert_eq!(listed.matches("it_keeps_the_contract ... ok").count(), 5, "{listed}");
+    assert_eq!(listed.matches("it_keeps_the_contract ... ok").count(), 6, "{listed}");
     let built = succeed(&mut cargo(&["build", "--workspace", "--bins"]));
     assert!(!built.contains("warning"), "{built}");
     let program = target.join("debug/sepal-with-plugins");

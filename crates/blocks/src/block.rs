@@ -40,7 +40,7 @@ pub(crate) enum Wanted {
     Prefixes,
 }
 
-/// What the prefixes of the parts bring with them.
+/// Keys and values that the parts supply for their prefixes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Prefixes<'a> {
     /// Keys and values of the prefixes without slots.

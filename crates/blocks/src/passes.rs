@@ -19,11 +19,11 @@ pub struct Batch<'a> {
     pub prefix: Prefix<'a>,
     /// The rows, behind the prefix.
     pub rows: &'a Ragged,
-    /// What is put into the prefix. Without effect on a kept one.
+    /// Tensors put into the prefix. They have no effect on a kept prefix.
     pub injected: Injected<'a>,
 }
 
-/// What the blocks of a span put into a prefix that they compute.
+/// Tensors that the blocks of a span put into a prefix that they compute.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Injected<'a> {
     /// `[blocks, prefix_len, hidden]`, added to the prefix before each block.
@@ -375,7 +375,7 @@ fn given_keys_values(batches: &[Batch<'_>], i: usize) -> Result<Vec<Option<Tenso
     batches.iter().map(given).collect()
 }
 
-/// What was gathered from the last block to the first, by block; nothing if there is none.
+/// Stacks tensors gathered from the last block to the first, in the order of the blocks; nothing if there are none.
 fn stacked(mut from_the_last: Vec<Tensor>) -> Result<Option<Tensor>, TchError> {
     from_the_last.reverse();
     if from_the_last.is_empty() { Ok(None) } else { Tensor::f_stack(&from_the_last, 0).map(Some) }

@@ -14,7 +14,7 @@ pub struct Tape {
     pub(crate) want: Want,
     pub(crate) layout: Layout,
     pub(crate) has_deep_prompts: bool,
-    /// Whether the prefix's keys and values were given.
+    /// True if the prefix's keys and values were given.
     pub(crate) has_keys_values: bool,
     /// Of each block.
     pub(crate) blocks: Vec<Saved>,

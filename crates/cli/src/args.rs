@@ -170,7 +170,7 @@ pub(crate) struct RowArgs {
     pub(crate) set: Vec<String>,
 }
 
-/// What text files are like.
+/// Delimiter and encoding of text files.
 #[derive(Debug, Clone, Copy, ClapArgs)]
 pub(crate) struct DialectArgs {
     /// The character between the cells of a csv or tsv file, where the header does not tell: ';', tab or another
@@ -419,7 +419,7 @@ pub(crate) struct ImportPeftArgs {
     /// The column of the labels; `label` if not given
     #[arg(long, value_name = "COLUMN")]
     pub(crate) label: Option<String>,
-    /// What was put around each text while it was trained, for example `Movie review: {text}`; nothing if not given
+    /// Template around each text in training, for example `Movie review: {text}`; none if not given
     #[arg(long, value_name = "TEXT")]
     pub(crate) template: Option<String>,
     /// Tokens of a row at most; 512 if not given, or as many as the model takes

@@ -6,7 +6,7 @@ use sepal_plugin::nearest;
 
 use crate::args::Args;
 
-/// What other programs call the commands, those that are asked for most first.
+/// Names that other programs give to the commands, the most frequent first.
 const SYNONYMS: &[(&str, &[&str])] = &[
     ("run", &["train", "fit", "finetune", "tune", "learn", "start", "resume", "continue"]),
     ("predict", &["infer", "inference", "classify", "apply", "label", "generate"]),

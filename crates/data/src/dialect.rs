@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// How the bytes of a csv, tsv, jsonl or lines file become characters and cells. What is not given is told by the file:
-/// by a byte order mark, or by the header and first row of a csv file.
+/// Delimiter and encoding of a csv, tsv, jsonl or lines file. A value that is not given is detected: the encoding by a
+/// byte order mark, the delimiter by the header and first row of a csv file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Dialect {
     /// Separates cells; a comma in csv files and a tab in tsv files, if not given.
@@ -23,7 +23,7 @@ pub struct Delimiter(u8);
 impl Delimiter {
     pub(crate) const COMMA: Self = Self(b',');
     pub(crate) const TAB: Self = Self(b'\t');
-    /// What is looked for where a csv file has no commas in its header, in this order.
+    /// Delimiters tried, in this order, if the header of a csv file has no commas.
     pub(crate) const OTHERS: [Self; 3] = [Self(b';'), Self::TAB, Self(b'|')];
 
     pub(crate) fn byte(self) -> u8 {
@@ -134,22 +134,22 @@ impl From<Encoding> for String {
     }
 }
 
-/// A delimiter or an encoding that there is not.
+/// An invalid delimiter or an unknown encoding.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DialectError {
     /// Not one character, or one that has a meaning already.
     #[error(
-        "expected one ASCII character as delimiter, or `tab`, found `{found}`; quotation marks and line breaks cannot be it"
+        "expected one ASCII character as delimiter, or `tab`, found `{found}`; not a quotation mark or a line break"
     )]
     Delimiter {
-        /// What stands there.
+        /// The text found.
         found: String,
     },
     /// No encoding has this name.
     #[error("expected an encoding, for example utf-8, windows-1252, latin-1, utf-16 or shift_jis, found `{found}`")]
     Encoding {
-        /// What stands there.
+        /// The text found.
         found: String,
     },
 }

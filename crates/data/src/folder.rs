@@ -16,7 +16,7 @@ pub enum FolderError {
     Read {
         /// The folder, or one in it.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
     /// A cache of the hub with several revisions of the same files.

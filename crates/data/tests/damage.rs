@@ -174,7 +174,7 @@ fn encodings_are_told_given_or_refused() {
         }
         let error = refused(&latin, format);
         let line = if format == Format::Jsonl { 1 } else { 2 };
-        let expected = format!("line {line}: the byte 0xe9 is no UTF-8; set `encoding` to that of the file");
+        let expected = format!("line {line}: the byte 0xe9 is not valid UTF-8; set `encoding` to that of the file");
         assert!(error.contains(&expected), "{format}: {error}");
     }
 }

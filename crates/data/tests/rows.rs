@@ -125,8 +125,21 @@ fn lines_are_texts() {
 }
 
 #[test]
+fn blanks_are_a_text_unless_the_tokenizer_knows_none() {
+    let csv = "id,text\n1,\"  \"\n2,fine\n3,\"\t\"\n";
+    let spec = RowSpec { text: Some("text".to_owned()), carry: Carry::All, ..RowSpec::default() };
+    let mut stream = stream(csv, Format::Csv, &spec).expect("a stream");
+    let mut rows = stream.next().expect("a chunk").expect("rows");
+    assert_eq!(rows.texts, ["  ", "fine", "\t"]);
+    rows.leave_out_without_tokens("text", &[false, true, false]).expect("left out");
+    assert_eq!((&rows.texts[..], &rows.numbers[..]), (&["fine".to_owned()][..], &[2][..]));
+    let left_out: Vec<String> = rows.skipped.iter().map(ToString::to_string).collect();
+    assert_eq!(left_out[1], "row 3 of standard input: `text` is without a token that the tokenizer knows");
+}
+
+#[test]
 fn bad_rows_are_skipped_or_end_it() {
-    let csv = "text,label\nfine,1\n\"  \",0\n,1\nfine too,0\n";
+    let csv = "text,label\nfine,1\n\"\",0\n,1\nfine too,0\n";
     let jsonl = "{\"text\": \"fine\"}\n{\"text\": null}\n{\"text\": [\"x\"]}\n{}\n{\"text\": 7}\n";
     for (content, format, problems) in [
         (csv, Format::Csv, vec![(2, CellProblem::Empty), (3, CellProblem::Empty)]),

@@ -226,7 +226,7 @@ impl Adapter {
         }
     }
 
-    /// Whether keys and values were trained instead of prompts.
+    /// Returns true if keys and values were trained instead of prompts.
     pub(crate) fn is_keys_values(&self) -> bool {
         matches!(self.prefix, TrainedPrefix::KeysValues(_))
     }

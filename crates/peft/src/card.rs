@@ -123,7 +123,8 @@ fn in_template(data: &DataFacts, template: &str, limit: Option<usize>) -> String
     let removed = if side(data) == "left" { "owned[text][:-limit or None]" } else { "owned[text][limit:]" };
     let limit = limit.map_or_else(|| "10**9".to_owned(), |limit| limit.to_string());
     format!(
-        r#"template, max_length = {template}, {limit}
+        r#"template = {template}
+max_length = {limit}
 
 
 def encode({each}):
@@ -229,7 +230,7 @@ mod tests {
             "{text}\nSentiment:",
             None,
             &[
-                "template, max_length = \"{text}\\nSentiment:\", 64\n",
+                "template = \"{text}\\nSentiment:\"\nmax_length = 64\n",
                 "def encode(text):",
                 "fields = \"\", [], {\"text\": text}",
                 "tokenizer(prompt, return",

@@ -135,8 +135,8 @@ pub enum ExportError {
     DeepPrompts,
     /// Keys and values are of no prompts.
     #[error(
-        "export trained keys and values as prompt-tuning: they are in general of no prompts; export them as prefix-tuning, \
-         which is exact"
+        "export trained keys and values as prompt-tuning: in general no prompts produce them; export them as \
+         prefix-tuning, which is exact"
     )]
     KeysValues,
     /// The name of the base model is missing.

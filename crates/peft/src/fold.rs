@@ -11,7 +11,7 @@ use crate::adapter::{Adapter, TrainedPrefix};
 use crate::compute::ComputeError;
 use crate::family;
 
-/// What the blocks are given: the prefix as the first block sees it, and what is put into it in each block.
+/// Inputs of the blocks: the prefix as the first block sees it, and the tensors put into it in each block.
 pub(crate) struct Trained {
     /// `[prefix_len, hidden]`
     pub(crate) prefix: Tensor,
@@ -21,7 +21,7 @@ pub(crate) struct Trained {
     keys_values: Option<Tensor>,
 }
 
-/// What one block is given.
+/// Tensors put into the prefix of one block.
 pub(crate) struct OfBlock {
     deep_prompts: Option<Tensor>,
     keys_values: Option<Tensor>,

@@ -1,4 +1,4 @@
-//! What anybody's PEFT wrote, as an adapter.
+//! Adapters read from folders that PEFT itself wrote.
 
 use std::path::Path;
 
@@ -75,7 +75,7 @@ fn keys_values(table: &HostTensor, config: &ModelConfig) -> Result<HostTensor, I
     Ok(to_host(&given, DType::F32)?)
 }
 
-/// Whether all heads that share keys and values in the model have the same ones in the table.
+/// Returns true if all heads that share keys and values in the model have the same ones in the table.
 fn are_alike(table: &Tensor, config: &ModelConfig, copies: usize) -> Result<bool, tch::TchError> {
     let [heads, copies, dim] = [config.n_kv_heads, copies, config.head_dim].map(|size| size as i64);
     let heads = table.f_view([table.size()[0], -1, heads, copies, dim])?;

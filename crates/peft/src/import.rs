@@ -63,7 +63,7 @@ pub enum ImportError {
         path: PathBuf,
     },
     /// A task other than SEQ_CLS.
-    #[error("import an adapter for {found}: only SEQ_CLS is known here")]
+    #[error("import an adapter for {found}: only SEQ_CLS is supported")]
     Task {
         /// Its `task_type`.
         found: String,
@@ -78,9 +78,9 @@ pub enum ImportError {
         found: String,
     },
     /// A folder of another program does not hold its model.
-    #[error("import the folder: name the model that it is of{}", named_model(base_model.as_deref()))]
+    #[error("import the folder: name its base model{}", named_model(base_model.as_deref()))]
     NeedsModel {
-        /// What the folder calls its base model.
+        /// Name of the base model in the folder.
         base_model: Option<String>,
     },
     /// Query heads that share keys and values have different ones in the prefix.
@@ -198,7 +198,7 @@ impl Import {
         self.run.as_ref()
     }
 
-    /// Whether another program wrote it.
+    /// Returns true if another program wrote the folder.
     pub fn is_foreign(&self) -> bool {
         self.is_foreign
     }
@@ -223,12 +223,12 @@ impl Import {
         &self.adapter.facts.labels
     }
 
-    /// Whether any number of the labels may be right for a text, as far as the folder or the model says so.
+    /// Returns true if the folder or the model says that a text may have any number of the labels.
     pub fn multi_label(&self) -> bool {
         self.multi_label
     }
 
-    /// What people should know, one line each.
+    /// Notices for the user, one line each.
     pub fn notices(&self) -> &[String] {
         &self.notices
     }

@@ -15,7 +15,7 @@ const MODEL_CONFIG: &str = "config.json";
 pub(crate) struct Names {
     /// In the order of the logits; none if they are not named, or not all of them.
     pub(crate) labels: Option<Vec<String>>,
-    /// Whether any number of them may be right.
+    /// True if a text may have any number of them.
     pub(crate) multi_label: bool,
 }
 
@@ -27,7 +27,7 @@ struct ModelConfig {
     problem_type: Option<String>,
 }
 
-/// What the `config.json` of `folder` says of `n_labels` labels. A file that is not there, or is something else, names none.
+/// Reads the names of `n_labels` labels from the `config.json` in `folder`; none if the file is absent or invalid.
 pub(crate) fn names(folder: &Path, n_labels: usize) -> Names {
     let text = std::fs::read(folder.join(MODEL_CONFIG)).unwrap_or_default();
     let ModelConfig { id2label, problem_type } = serde_json::from_slice(&text).unwrap_or_default();

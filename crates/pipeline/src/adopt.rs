@@ -15,7 +15,7 @@ use crate::progress::{Event, Observer};
 use crate::run::{LIBTORCH, near_words};
 use crate::spec::Spec;
 
-/// What a manifest has in the place of training rows that nobody knows.
+/// Entry of a manifest for training rows that are not known.
 const UNKNOWN_ROWS: &str = "not known, another program trained it";
 
 /// The manifest of an adapter that another program trained, as a run of `spec` on these files leaves one: with both in a
@@ -126,7 +126,7 @@ fn fitting_head<'a>(
     names.iter().map(find).collect()
 }
 
-/// Whether these are the names that transformers gives to labels that nobody named.
+/// Returns true if these are the names that transformers gives to unnamed labels.
 fn are_placeholders(names: &[&str], n_labels: usize) -> bool {
     names.len() == n_labels && names.iter().enumerate().all(|(id, name)| *name == format!("LABEL_{id}"))
 }

@@ -86,7 +86,7 @@ fn data(key: &KeyPath, data: &Value, evaluated: bool, findings: &mut Vec<Finding
     columns(key, data, findings);
 }
 
-/// What text files are like.
+/// Checks delimiter and encoding of text files.
 fn dialect(key: &KeyPath, data: &Value, findings: &mut Vec<Finding>) {
     let text = |name: &str| data[name].as_str();
     let problems = [

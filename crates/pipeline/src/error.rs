@@ -190,9 +190,9 @@ pub enum RunError {
         split: &'static str,
         /// The rows, from 1; all of the batch if it is not known which.
         rows: Vec<usize>,
-        /// Where they come from.
+        /// Origin of the numbers.
         origin: NonFiniteOrigin,
-        /// What servers had to do with it.
+        /// Error of the server involved, if any.
         #[source]
         source: Option<Box<RemoteError>>,
     },
@@ -301,7 +301,7 @@ impl RunError {
         }
     }
 
-    /// Whether servers, or what they were sent, gave numbers that are NaN or infinite.
+    /// Returns true if a server received or returned NaN or infinite numbers.
     pub(crate) fn is_non_finite(&self) -> bool {
         matches!(self, Self::Remote(RemoteError::NonFinite { .. } | RemoteError::NonFiniteInput { .. }))
     }

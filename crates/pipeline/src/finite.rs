@@ -21,7 +21,7 @@ pub enum NonFiniteOrigin {
     Embeddings,
     /// Blocks.
     Blocks {
-        /// Which, and where they run.
+        /// The blocks and their servers.
         places: String,
     },
     /// A server, or what it was sent; the error's source says which.
@@ -52,12 +52,12 @@ impl fmt::Display for NonFiniteOrigin {
                  with f16 in `train.precision` or on the wire try bf16 or f32"
             ),
             Self::Norm => write!(f, "so are the hidden states behind the model's final norm: {FILES}"),
-            Self::Head => f.write_str("the task head makes them so of finite hidden states"),
+            Self::Head => f.write_str("the task head computed them from finite hidden states"),
         }
     }
 }
 
-/// What a batch was on its way through the model.
+/// Intermediate results of a forward pass.
 pub(crate) struct Trace<'a> {
     /// `[n_tokens, hidden]`
     pub(crate) tokens: &'a Tensor,

@@ -32,16 +32,16 @@ pub enum Event<'a> {
     },
     /// An evaluation is complete.
     Evaluated {
-        /// What was measured.
+        /// The measurements.
         record: &'a EvaluationRecord,
         /// The metric, or the loss, that says most.
         headline: &'a str,
     },
     /// A part of a probe begins.
     Probing {
-        /// What is measured: `step`, or `batch of the evaluation`.
+        /// Kind of measurement: `step`, or `batch of the evaluation`.
         what: &'static str,
-        /// Which of them, from 0; the first is there to warm up.
+        /// Number of this measurement, from 0; the first is a warm-up.
         number: u64,
         /// The last of them.
         last: u64,

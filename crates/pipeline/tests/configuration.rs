@@ -222,7 +222,7 @@ fn wrong_values() {
     assert_snapshot!(with("name: sst2", "name:"), @"sst2.yaml:1:1: name: expected text, found nothing");
     assert_snapshot!(with("text: sentence", "text: 3"), @"sst2.yaml:14:3: data.text: expected text, found 3; quotation marks make it text");
     assert_snapshot!(with("text: sentence", "text: sentence\n  format: xml"), @r#"sst2.yaml:15:3: data.format: expected one of parquet, arrow, csv, tsv, jsonl, found the text "xml""#);
-    assert_snapshot!(with("text: sentence", "text: sentence\n  delimiter: ;;"), @"sst2.yaml:15:3: data.delimiter: expected one ASCII character as delimiter, or `tab`, found `;;`; quotation marks and line breaks cannot be it");
+    assert_snapshot!(with("text: sentence", "text: sentence\n  delimiter: ;;"), @"sst2.yaml:15:3: data.delimiter: expected one ASCII character as delimiter, or `tab`, found `;;`; not a quotation mark or a line break");
     assert_snapshot!(with("text: sentence", "text: sentence\n  encoding: latin"), @"sst2.yaml:15:3: data.encoding: expected an encoding, for example utf-8, windows-1252, latin-1, utf-16 or shift_jis, found `latin`");
     assert_snapshot!(with("{ batch_size: 32, drop_last: true }", "32"), @"sst2.yaml:23:1: loader: expected a map with `batch_size`, `drop_last`, `shuffle`, …, found 32");
     assert_snapshot!(with("{ pre_seq_len: 8 }", "{ pre_seq_len: 0, init: vocab }"), @r#"

@@ -36,7 +36,7 @@ const EXTRA_BEFORE: &str = "additional_special_tokens";
 pub(crate) struct SideFiles {
     /// Tokens by id, from `added_tokens_decoder` or `added_tokens.json`.
     added: BTreeMap<u32, AddedToken>,
-    /// Whether tokens come from `added_tokens_decoder`.
+    /// True if tokens come from `added_tokens_decoder`.
     has_decoder: bool,
     /// Tokens that have a name, in order.
     named: Vec<AddedToken>,

@@ -87,7 +87,7 @@ const PIPELINE: &str = "pipeline.yaml";
 /// Names of experiments and runs: any characters but control characters, as long as the columns of the server's database.
 const TITLES: Rule = Rule { allows: |c| !c.is_control(), is_path: false, max_chars: 250 };
 
-/// How long a server is left alone that could not be reached.
+/// Pause before a server that could not be reached is tried again.
 const LEAST_PAUSE: Duration = Duration::from_secs(10);
 
 impl Tracker for Mlflow {
@@ -129,7 +129,7 @@ impl Tracker for Mlflow {
 #[derive(Debug)]
 struct Session {
     api: Api,
-    /// What it is called on the server; none before the server could be reached.
+    /// The run on the server; none until the server was reached.
     run: Option<ApiRun>,
     /// The run was deleted on the server.
     is_deleted: bool,
@@ -143,7 +143,7 @@ struct Session {
     params: Outbox,
     metrics: Outbox,
     pause: Duration,
-    /// When numbers are sent next.
+    /// Earliest time of the next flush.
     next: Instant,
 }
 

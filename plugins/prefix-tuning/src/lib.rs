@@ -30,9 +30,9 @@ use tch::{Device, Kind, Tensor};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PrefixTuningConfig {
-    /// How many positions the prefix has.
+    /// Number of positions of the prefix.
     pub pre_seq_len: NonZeroUsize,
-    /// How keys and values start.
+    /// Initial keys and values.
     pub init: PrefixInit,
 }
 
@@ -43,7 +43,7 @@ impl Default for PrefixTuningConfig {
     }
 }
 
-/// How the keys and values of a prefix start.
+/// Initialisation of the keys and values of a prefix.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum PrefixInit {

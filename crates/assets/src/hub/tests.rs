@@ -72,7 +72,8 @@ fn bytes(n: usize) -> Vec<u8> {
 fn what_is_cached_needs_no_hub() {
     for offline in [false, true] {
         let (_folder, options) = bench(offline);
-        put(&options, "models--a--b", &["config.json", WEIGHTS, "tokenizer.json"]);
+        let tokenizer = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"];
+        put(&options, "models--a--b", &[&["config.json", WEIGHTS], &tokenizer[..]].concat());
         put(&options, "datasets--a--b", &["data/train.parquet"]);
         let assets = Assets::new(options.clone());
         let model = fetch(&assets, "hub:a/b", Kind::Model).expect("cached");

@@ -8,7 +8,7 @@ pub enum LabelError {
     /// The label names contradict themselves.
     #[error("use the label names: {problem}")]
     Names {
-        /// What is wrong with them.
+        /// The contradiction.
         problem: String,
     },
     /// The table was read without labels.
@@ -25,7 +25,7 @@ pub enum LabelError {
     UnknownName {
         /// The file and row.
         place: Place,
-        /// What stands there.
+        /// The name found.
         name: String,
         /// The names that there are.
         known: Vec<String>,
@@ -41,7 +41,7 @@ pub enum LabelError {
     NotAnIndex {
         /// The file and row.
         place: Place,
-        /// What stands there.
+        /// The cell's value.
         found: String,
         /// The names that there are.
         known: Vec<String>,
@@ -53,7 +53,7 @@ pub enum LabelError {
     OutOfRange {
         /// The file and row.
         place: Place,
-        /// What stands there.
+        /// The number found.
         number: i64,
         /// The names that there are.
         known: Vec<String>,
@@ -63,7 +63,7 @@ pub enum LabelError {
     Ambiguous {
         /// The file and row.
         place: Place,
-        /// What stands there.
+        /// The cell's value.
         found: String,
         /// One reading.
         first: String,
@@ -77,9 +77,9 @@ pub enum LabelError {
     Kind {
         /// The file and row.
         place: Place,
-        /// What stands there.
+        /// The cell's value.
         found: String,
-        /// What should.
+        /// The kind of value expected.
         expected: &'static str,
     },
     /// Nothing can be learnt from rows of one class.
@@ -87,7 +87,7 @@ pub enum LabelError {
     OneClass {
         /// The name of the class.
         class: String,
-        /// How many rows there are.
+        /// Number of rows.
         rows: usize,
     },
 }

@@ -22,7 +22,7 @@ pub(crate) use lists::share;
 pub(crate) use several::{JOIN, SEPARATORS, list, parts};
 pub(crate) use value::{is_missing, normalized};
 
-/// What the labels of a task are.
+/// Kind of a task's labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LabelKind {
     /// One class of several.
@@ -54,12 +54,12 @@ impl Labels {
         }
     }
 
-    /// Whether there is no row.
+    /// Returns true if there is no row.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// What they are.
+    /// Returns their kind.
     pub fn kind(&self) -> LabelKind {
         match self {
             Labels::Class(_) => LabelKind::Class,
@@ -83,8 +83,8 @@ impl Labels {
 }
 
 impl LabelSet {
-    /// What this task's labels are: a single name stands for a number; lists in the table are multi-label; all else
-    /// is classes.
+    /// Returns the kind of this task's labels: a number for a single name, several classes if the table has lists, one
+    /// class otherwise.
     pub fn kind(&self, table: &Table) -> LabelKind {
         let many = |labels: &[RawLabel]| labels.iter().any(|label| matches!(label, RawLabel::Many(_)));
         match self.names().len() {

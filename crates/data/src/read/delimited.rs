@@ -22,7 +22,7 @@ const PEEK_BYTES: usize = 1 << 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cells {
     delimiter: Delimiter,
-    /// Whether cells may stand in quotation marks.
+    /// True if cells may stand in quotation marks.
     quoted: bool,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct Cells {
 pub(super) struct Conventions {
     delimiter: Delimiter,
     quoted: bool,
-    /// Whether other delimiters are looked for if none was given.
+    /// True if other delimiters are tried when none was given.
     guessed: bool,
 }
 

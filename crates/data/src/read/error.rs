@@ -166,7 +166,7 @@ impl ReadError {
         }
     }
 
-    /// Whether a missing column is there after all, in a header of one cell that has other separators in it.
+    /// Returns true if a missing column is part of a header of one cell that has other separators in it.
     pub fn is_of_other_delimiter(&self) -> bool {
         matches!(self, Self::MissingColumn { column, columns, .. } if other_delimiter(columns, column).is_some())
     }

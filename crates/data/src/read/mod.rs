@@ -31,7 +31,7 @@ pub use error::ReadError;
 /// No batch has more rows.
 const MAX_ROWS: usize = 8192;
 
-/// Where bytes come from.
+/// Source of bytes.
 pub(crate) enum Source {
     File(File),
     /// It can be read once, from its beginning to its end.
@@ -59,7 +59,7 @@ impl Source {
     }
 }
 
-/// How a file is opened.
+/// Options of opening a file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Open {
     pub(crate) dialect: Dialect,
@@ -75,12 +75,12 @@ pub(crate) enum Keys {
     First(usize),
 }
 
-/// What is decoded of a file.
+/// Parts of a file to decode.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Projection {
     /// The places of columns, in the file's order.
     pub(crate) columns: Vec<usize>,
-    /// Whether the whole objects of a jsonl file come behind them, as a column of their own.
+    /// True if the whole objects of a jsonl file follow as a column of their own.
     pub(crate) objects: bool,
 }
 

@@ -131,7 +131,7 @@ impl<R: Read> Transcoder<R> {
             DecoderResult::InputEmpty => self.ended = last,
             DecoderResult::OutputFull => {}
             DecoderResult::Malformed(..) => {
-                let problem = format!("bytes there are no character of {}; set another `encoding`", self.encoding);
+                let problem = format!("the bytes there are not valid {}; set another `encoding`", self.encoding);
                 return Err(io::Error::other(LineError { line: self.lines.line(), problem }));
             }
         }
@@ -247,11 +247,12 @@ pub(super) fn broken(line: usize, problem: impl Into<String>) -> Failure {
     Failure::Line(LineError { line, problem: problem.into() })
 }
 
-/// Says which byte is no UTF-8, and what to do about it.
+/// Names the first byte that is not valid UTF-8, and a remedy.
 pub(super) fn not_utf8(bytes: &[u8], error: std::str::Utf8Error) -> String {
     let byte = bytes.get(error.valid_up_to()).copied().unwrap_or_default();
     format!(
-        "the byte 0x{byte:02x} is no UTF-8; set `encoding` to that of the file, which may be windows-1252 (latin-1)"
+        "the byte 0x{byte:02x} is not valid UTF-8; set `encoding` to that of the file, which may be windows-1252 \
+         (latin-1)"
     )
 }
 

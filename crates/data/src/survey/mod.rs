@@ -172,7 +172,7 @@ pub struct LabelChoice {
     pub reason: String,
     /// The classes: numbers in their order, names by the alphabet. None for values. Of multi-hot vectors, their places.
     pub classes: Vec<ClassCount>,
-    /// Whether the file has the classes' numbers, from 0 without a gap, or multi-hot vectors, in the place of names.
+    /// True if the file has class numbers, from 0 without a gap, or multi-hot vectors instead of names.
     pub numbered: bool,
     /// Rows without a label.
     pub missing: usize,

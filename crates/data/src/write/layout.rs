@@ -124,7 +124,7 @@ pub(super) fn check_carried(layout: &Layout) -> Result<(), WriteError> {
     }
 }
 
-/// Whether parquet files can have such a column.
+/// Returns true if a parquet file can hold such a column.
 fn parquet_has(field: &FieldRef) -> bool {
     let field = field.as_ref().clone().with_nullable(true);
     let write = || -> Result<(), ParquetError> {

@@ -272,8 +272,8 @@ pub enum WriteError {
     },
     /// The header of a csv file, or the schema of a parquet file, was written before there was such a key.
     #[error(
-        "write {place}: it has the key `{key}`, which the rows before have not, so that there is no column for it; read from a \
-         file instead of a stream, or write jsonl"
+        "write {place}: the key `{key}` is in no earlier row, so there is no column for it; read from a file \
+         instead of a stream, or write jsonl"
     )]
     LateKey {
         /// The row.
@@ -282,7 +282,7 @@ pub enum WriteError {
         key: String,
     },
     /// No format has a form for a carried column.
-    #[error("write the column `{column}`: nothing is known of how {found} is written; do not carry it")]
+    #[error("write the column `{column}`: values of type {found} cannot be written; leave it out")]
     Type {
         /// The column.
         column: String,

@@ -22,7 +22,7 @@ use crate::train::{Dealt, Length};
 pub struct TimePlan {
     /// Measured: steps that count.
     pub probe_steps: u64,
-    /// Why less was measured than was asked for; nothing if all was.
+    /// Reason for measuring less than requested; none if everything was measured.
     pub ended_by: Option<ProbeEnd>,
     /// Measured: seconds of the step before them, which opens connections and warms up.
     pub first_step_seconds: f64,
@@ -48,7 +48,7 @@ pub struct TimePlan {
     pub estimated_seconds: f64,
 }
 
-/// How much is measured.
+/// Extent of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProbeSpec {
     /// Steps, after one that is not counted; with 0 nothing is connected to.
@@ -58,7 +58,7 @@ pub struct ProbeSpec {
     pub limit: Duration,
 }
 
-/// Why a probe measured less than it was asked for.
+/// Reason for a probe to measure less than requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -126,12 +126,12 @@ impl Probe<'_> {
     }
 }
 
-/// What ends a probe.
+/// Deadline and interruption of a probe.
 struct Clock<'a> {
     stop: &'a AtomicBool,
     /// None for a time that never comes.
     deadline: Option<Instant>,
-    /// What has ended it.
+    /// Reason for the end, once it has ended.
     end: Option<ProbeEnd>,
 }
 
@@ -140,7 +140,7 @@ impl Clock<'_> {
         self.stop.load(Ordering::Relaxed) || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
     }
 
-    /// Whether no more is begun, and why. Time is always left for what `is_first`.
+    /// Returns true if no further measurement may begin, and records the reason. No deadline stops the first one.
     fn is_over(&mut self, is_first: bool) -> bool {
         let end = match self.stop.load(Ordering::Relaxed) {
             true => Some(ProbeEnd::Interrupted),

@@ -103,7 +103,7 @@ pub enum MlflowError {
         kind: &'static str,
         /// Their names, as the run has them.
         names: Vec<String>,
-        /// What the server said of the first.
+        /// Refusal of the first.
         #[source]
         source: Box<MlflowError>,
     },
@@ -118,9 +118,9 @@ pub enum MlflowError {
         "send {n} numbers to the MLflow server before the run ended; metrics.jsonl in the run's folder has them all"
     )]
     Unsent {
-        /// How many.
+        /// Count of the numbers.
         n: usize,
-        /// Why they were not sent last, if the server was asked.
+        /// Cause of the last failure, if the server was asked.
         #[source]
         source: Option<Box<MlflowError>>,
     },
@@ -133,7 +133,7 @@ pub enum MlflowError {
 }
 
 impl MlflowError {
-    /// Whether the same request may be taken later, without anybody changing anything.
+    /// Returns true if a retry of the same request may succeed.
     pub(super) fn is_passing(&self) -> bool {
         match self {
             Self::Http(_) => true,
@@ -142,12 +142,12 @@ impl MlflowError {
         }
     }
 
-    /// Whether one item of a request may be what the server refuses, or fails with.
+    /// Returns true if a single item of the request may have caused the error.
     pub(super) fn may_be_an_item(&self) -> bool {
         matches!(self, Self::Refused { status, .. } if [400, 413, 422, 500].contains(&status.as_u16()))
     }
 
-    /// Whether the server refused, rather than failed.
+    /// Returns true if the server refused the request rather than failed.
     pub(super) fn is_refusal(&self) -> bool {
         matches!(self, Self::Refused { status, .. } if status.is_client_error())
     }

@@ -1,5 +1,5 @@
-//! What is to be sent to a server. An item that the server refuses is dropped alone, by its name; what could not be sent for
-//! other reasons is kept and sent later.
+//! Items waiting to be sent to a server. An item that the server refuses is dropped alone, by its name; items that
+//! could not be sent for other reasons are kept and sent later.
 
 use std::collections::HashMap;
 
@@ -109,7 +109,7 @@ pub(super) struct Outbox {
     overflowed: usize,
 }
 
-/// How a server takes a name.
+/// Treatment of a name by the server.
 #[derive(Debug, Default)]
 struct NameState {
     way: usize,
@@ -171,7 +171,7 @@ struct Round<'a> {
     is_active: bool,
     /// Entries of one name each that were refused in every way.
     suspects: Vec<(Vec<Entry>, MlflowError)>,
-    /// Why no more is sent in this round.
+    /// Error that ended this round, if any.
     failed: Option<MlflowError>,
 }
 

@@ -62,7 +62,7 @@ impl Server {
         batches.flat_map(|batch| batch[kind].as_array().cloned().unwrap_or_default()).collect()
     }
 
-    /// What was asked at these paths.
+    /// Requests received at these paths.
     pub(super) fn asked_at(&self, path: &str) -> Vec<Request> {
         self.asked().into_iter().filter(|request| request.line.contains(path)).collect()
     }
