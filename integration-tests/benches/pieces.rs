@@ -12,7 +12,7 @@ use sepal_nn::host::{from_host, to_host};
 use sepal_nn::{Parameters, init};
 use sepal_optim::{AdamW, AdamWConfig, Optimizer};
 use sepal_testkit::tiny;
-use sepal_tokenize::Tokenizer;
+use sepal_tokenize::{Input, Tokenizer, Truncation, TruncationSide};
 use tch::{Kind, Tensor};
 
 const POSITIONS: i64 = 442;
@@ -116,7 +116,8 @@ fn client(criterion: &mut Criterion) {
     let model = tiny::model(folder.path(), "bloom");
     let tokenizer = Tokenizer::from_file(model.join("tokenizer.json")).expect("a tokenizer");
     let sentence = ["the film was very clever and the cast moving with a warm scene"; 32];
-    let rows = sentence.map(|text| (text, None));
-    piece(&mut group, "tokens of 32 sentences", || tokenizer.encode_batch(&rows, 64).expect("tokens"));
+    let rows = sentence.map(|text| Input::new(text, None));
+    let truncation = Truncation { max_length: 64, side: TruncationSide::Right };
+    piece(&mut group, "tokens of 32 sentences", || tokenizer.encode_batch(&rows, truncation).expect("tokens"));
     group.finish();
 }

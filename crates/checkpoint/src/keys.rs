@@ -58,9 +58,10 @@ impl<'a> Keys<'a> {
         })
     }
 
-    /// A number of things under the first of `keys` that is there, else `default`.
+    /// A number of things under the first of `keys` that is there and not `null`, else `default`.
     pub(crate) fn count_of(&self, keys: &[&str], default: usize) -> Result<usize, OpenError> {
-        match keys.iter().find(|key| self.has(key)) {
+        let stated = keys.iter().find(|key| self.get(key).is_some());
+        match stated.or_else(|| keys.iter().find(|key| self.has(key))) {
             Some(key) => self.count(key),
             None => Ok(default),
         }

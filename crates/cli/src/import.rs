@@ -37,7 +37,7 @@ pub(crate) fn import(registry: &Registry, args: &ImportPeftArgs) -> Result<(), F
     for notice in import.notices() {
         eprintln!("note: {notice}");
     }
-    let run = match (exported_run(registry, args, &import)?, model) {
+    let run = match (exported_run(registry, args, &import, model.as_ref())?, model) {
         (Some(run), _) => Some(run),
         (None, Some(model)) => Some(new_run(registry, args, &import, model)?),
         (None, None) => None,
@@ -73,7 +73,12 @@ fn finish(args: &ImportPeftArgs, import: Import, run: Option<NewRun>) -> Result<
 
 /// The run that the folder was exported from, with the command's options over it. It may be a stranger's, and does no harm as
 /// others may see it; one that nobody understands is left out.
-fn exported_run(registry: &Registry, args: &ImportPeftArgs, import: &Import) -> Result<Option<NewRun>, Failure> {
+fn exported_run(
+    registry: &Registry,
+    args: &ImportPeftArgs,
+    import: &Import,
+    model: Option<&ModelFiles>,
+) -> Result<Option<NewRun>, Failure> {
     let Some(Run { pipeline, manifest }) = import.run() else { return Ok(None) };
     let (run, _) = match for_others(registry, &Layers::text("the export's pipeline", pipeline), manifest) {
         Ok(run) => run,
@@ -85,8 +90,8 @@ fn exported_run(registry: &Registry, args: &ImportPeftArgs, import: &Import) -> 
     let layers = Layers::text("the export's pipeline", run.pipeline).sets(asked(args)?);
     let spec = layers.load(registry)?.spec;
     let mut manifest = Manifest { labels: import.labels().to_vec(), ..run.manifest };
-    if let [source, ..] = &args.model[..] {
-        manifest.model.source = source.to_string();
+    if let Some(model) = model {
+        manifest.model.source = model.asset.pinned().to_string();
     }
     let (facts, data) = (&mut manifest.data, &spec.data);
     facts.max_length = Some(data.max_length);

@@ -198,7 +198,9 @@ fn time(table: &mut Table, plan: &Plan, args: &PlanArgs, is_interrupted: bool) {
         None => {}
     }
     match time.ended_by {
-        Some(ProbeEnd::Interrupted) => table.line("", "interrupted: fewer steps than asked for, so a rougher estimate"),
+        Some(ProbeEnd::Interrupted) => {
+            table.line("", "interrupted before all was measured that was asked for, so a rougher estimate")
+        }
         Some(_) => {
             let (steps, seconds) = (args.probe_steps, args.probe_seconds);
             let why = format!("ended by --probe-seconds {seconds} before {steps} steps and evaluation were measured");

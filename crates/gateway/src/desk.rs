@@ -167,7 +167,10 @@ impl Desk {
     /// request fails for another one's rows.
     fn compute(&self, batch: Vec<(JobId, Row)>, about: &About, example: &Row, classifier: &mut dyn Classify) {
         let Err(error) = self.try_compute(&batch, about, classifier) else { return };
-        self.shared.counts.failed();
+        let is_text = matches!(error, ClassifyError::NoToken);
+        if !is_text {
+            self.shared.counts.failed();
+        }
         if let ClassifyError::Unavailable(_) = error {
             return self.lost(&error);
         }
@@ -185,12 +188,19 @@ impl Desk {
             }
         }
         // Perhaps it is not the rows.
-        self.check(example, classifier);
+        if !is_text {
+            self.check(example, classifier);
+        }
     }
 
     fn failed(&self, id: JobId, error: &ClassifyError) {
-        warn("a request failed", error);
-        let refusal = if let ClassifyError::NoToken = error { Refusal::NoToken } else { Refusal::Failed };
+        let refusal = match error {
+            ClassifyError::NoToken => Refusal::NoToken,
+            error => {
+                warn("a request failed", error);
+                Refusal::Failed
+            }
+        };
         self.shared.lock().queue.refuse(id, refusal);
     }
 

@@ -144,6 +144,8 @@ def encode({each}):
         if sequence is not None and text is not None:
             owned[text].append(at)
     room, removed = max_length - len(row["input_ids"]) + sum(map(len, owned)), set()
+    if room < sum(map(bool, owned)) and len(row["input_ids"]) > max_length:
+        raise ValueError("the template leaves no token to the text")
     order = sorted(range(len(owned)), key=lambda text: len(owned[text]))
     for rank, text in enumerate(order):
         limit = min(len(owned[text]), room // (len(order) - rank))

@@ -109,6 +109,9 @@ fn fitting_head<'a>(
     labels: &[String],
     (adapter_labels, contents): (&str, &'a file::Contents),
 ) -> Result<Vec<(&'a str, &'a HostTensor)>, String> {
+    if adapter_labels.is_empty() {
+        return Err("the adapter does not name its labels".to_owned());
+    }
     let theirs: Vec<&str> = adapter_labels.split('\n').collect();
     if theirs != labels && !are_placeholders(&theirs, labels.len()) {
         return Err(format!("the adapter's labels are `{}`, not these", theirs.join("`, `")));

@@ -125,6 +125,19 @@ impl Tracker for Mlflow {
     }
 }
 
+/// The outcome of sending parameters and of sending metrics. Names that were left out are told once and so come first, but
+/// for a run that was deleted; other errors come again.
+fn both(params: Result<(), MlflowError>, metrics: Result<(), MlflowError>) -> Result<(), MlflowError> {
+    match (params, metrics) {
+        (Err(MlflowError::LeftOut { mut names, source, .. }), Err(MlflowError::LeftOut { names: more, .. })) => {
+            names.extend(more);
+            Err(MlflowError::LeftOut { kind: "params and metrics", names, source })
+        }
+        (_, Err(error @ (MlflowError::Deleted { .. } | MlflowError::LeftOut { .. }))) => Err(error),
+        (params, metrics) => params.and(metrics),
+    }
+}
+
 /// A run on a server, or one that is yet to be made there.
 #[derive(Debug)]
 struct Session {
@@ -207,8 +220,9 @@ impl Session {
             None => {
                 let experiment = self.api.experiment(&self.experiment)?;
                 let run = self.api.create_run(&experiment, &self.run_name, &self.id)?;
-                self.mark(&run, false)?;
-                run
+                // Known before anything fails: another attempt must not make another run.
+                self.run = Some(run.clone());
+                return self.mark(&run, false);
             }
         };
         self.run = Some(run);
@@ -225,8 +239,7 @@ impl Session {
         if matches!(params, Err(MlflowError::Deleted { .. })) {
             return params;
         }
-        let metrics = self.metrics.send(&self.api, &run.run_id);
-        params.and(metrics)
+        both(params, self.metrics.send(&self.api, &run.run_id))
     }
 
     fn mark(&self, run: &ApiRun, has_params: bool) -> Result<(), MlflowError> {

@@ -125,6 +125,8 @@ fn callers_with_and_without_go_together() {
             let (alone, alone_grads) = run(&[*batch]);
             assert_close(&hidden[i], &alone[0], 1e-5, name);
             assert_close(&grads[i].input, &alone_grads[0].input, 2e-5, name);
+            assert_eq!(grads[i].keys_values.is_some(), i == 1, "{name}: gradients of given keys and values");
+            assert_eq!(alone_grads[0].keys_values.is_some(), i == 1, "{name}: gradients of given keys and values");
             if let (Some(found), Some(alone)) = (&grads[i].keys_values, &alone_grads[0].keys_values) {
                 assert_close(found, alone, 2e-5, name);
             }

@@ -136,7 +136,7 @@ impl Cell<'_> {
         };
         let known = |items: &[RawLabel]| items.iter().filter(|item| self.set.class_of(item).is_some()).count();
         let readings: Vec<Vec<RawLabel>> = SEPARATORS.iter().map(split).collect();
-        let mut whole = readings.iter().filter(|items| known(items) == items.len());
+        let mut whole = readings.iter().filter(|items| !items.is_empty() && known(items) == items.len());
         match (whole.next(), whole.next()) {
             (Some(first), Some(second)) if first != second => Err(LabelError::Ambiguous {
                 place: self.place(),
@@ -149,7 +149,9 @@ impl Cell<'_> {
             (None, _) => {
                 Ok(list(text).or_else(|| readings.iter().find(|items| is_hot(items)).cloned()).unwrap_or_else(|| {
                     // The part that is no label is named when it is read.
-                    readings.iter().rev().max_by_key(|items| known(items)).cloned().unwrap_or_default()
+                    let some = readings.iter().rev().filter(|items| !items.is_empty());
+                    let nearest = some.max_by_key(|items| known(items)).cloned();
+                    nearest.unwrap_or_else(|| vec![RawLabel::Name(text.to_owned())])
                 }))
             }
         }

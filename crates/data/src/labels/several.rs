@@ -17,6 +17,9 @@ pub(crate) fn parts<'a>(cell: &'a str, separators: &'a [char]) -> impl Iterator<
 /// array (blanks in the place of commas).
 pub(crate) fn list(cell: &str) -> Option<Vec<RawLabel>> {
     let cell = cell.trim();
+    if let Ok(items) = serde_json::from_str::<Vec<String>>(cell) {
+        return Some(items.into_iter().map(RawLabel::Name).collect());
+    }
     let inside = [('[', ']'), ('(', ')'), ('{', '}')]
         .into_iter()
         .find_map(|(open, close)| cell.strip_prefix(open)?.strip_suffix(close))?;
@@ -58,11 +61,18 @@ fn quoted(text: &str, quote: char) -> Option<(String, &str)> {
             _ if c == quote => return Some((item, &text[at + c.len_utf8()..])),
             '\\' => match chars.next()?.1 {
                 'n' => item.push('\n'),
+                'r' => item.push('\r'),
                 't' => item.push('\t'),
-                'u' => {
-                    let code: String = chars.by_ref().take(4).map(|(_, digit)| digit).collect();
+                escape @ ('x' | 'u' | 'U') => {
+                    let n_digits = match escape {
+                        'x' => 2,
+                        'u' => 4,
+                        _ => 8,
+                    };
+                    let code: String = chars.by_ref().take(n_digits).map(|(_, digit)| digit).collect();
                     item.push(char::from_u32(u32::from_str_radix(&code, 16).ok()?)?);
                 }
+                escape if escape.is_alphanumeric() => return None,
                 other => item.push(other),
             },
             _ => item.push(c),
@@ -108,6 +118,8 @@ mod tests {
             ("[0. 0.5]", &["0.", "0.5"]),
             ("[]", &[]),
             ("[\"\\u00e9t\\u00e9\", 'a\\'b']", &["été", "a'b"]),
+            ("[\"\\ud83d\\ude00 joy\"]", &["😀 joy"]),
+            ("['a\\xa0b', '\\U0001F600']", &["a\u{a0}b", "😀"]),
         ] {
             check(cell, Some(expected));
         }
@@ -115,9 +127,19 @@ mod tests {
 
     #[test]
     fn other_texts_are_no_lists() {
-        for cell in
-            ["joy", "[joy", "[['a'], ['b']]", "{1: 2}", "{a}", "['a' b]", "[a, None]", "['a", "[a,,b]", "(see [1])"]
-        {
+        for cell in [
+            "joy",
+            "[joy",
+            "[['a'], ['b']]",
+            "{1: 2}",
+            "{a}",
+            "['a' b]",
+            "['\\q']",
+            "[a, None]",
+            "['a",
+            "[a,,b]",
+            "(see [1])",
+        ] {
             check(cell, None);
         }
     }

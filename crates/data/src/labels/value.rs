@@ -105,10 +105,11 @@ impl Decimal {
 
     /// The number, if it is a whole one that fits.
     pub(crate) fn whole(&self) -> Option<i64> {
-        let zeros = usize::try_from(self.exponent - self.digits.len() as i64).ok().filter(|zeros| *zeros < 20)?;
         if self.digits.is_empty() {
             return Some(0);
         }
+        let zeros = self.exponent.checked_sub(self.digits.len() as i64)?;
+        let zeros = usize::try_from(zeros).ok().filter(|zeros| *zeros < 20)?;
         let sign = if self.is_negative { "-" } else { "" };
         format!("{sign}{}{}", self.digits, "0".repeat(zeros)).parse().ok()
     }
@@ -183,6 +184,14 @@ mod tests {
             let decimal = Decimal::parse(&text).expect("a number");
             prop_assert_eq!(decimal.whole(), Some(n));
             prop_assert_eq!(&Decimal::parse(&n.to_string()).expect("a number"), &decimal);
+        }
+
+        #[test]
+        fn any_exponent_is_read_without_overflow(digits in "[0-9]{1,3}", exponent in prop_oneof![any::<i64>(), Just(i64::MIN), Just(i64::MAX)]) {
+            if let Some(decimal) = Decimal::parse(&format!("0.{digits}e{exponent}")) {
+                let (whole, float) = (decimal.whole(), decimal.float());
+                prop_assert!(whole.is_none_or(|whole| whole as f64 == float), "{whole:?}, {float}");
+            }
         }
 
         #[test]

@@ -99,7 +99,7 @@ pub enum MlflowError {
         listed(names), if names.len() == 1 { "it" } else { "them" }
     )]
     LeftOut {
-        /// `metrics`, `params` or `tags`.
+        /// `metrics`, `params`, `params and metrics` or `tags`.
         kind: &'static str,
         /// Their names, as the run has them.
         names: Vec<String>,
@@ -179,7 +179,7 @@ pub(super) fn address(uri: &str) -> Result<String, MlflowError> {
 }
 
 /// A run as the server knows it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct ApiRun {
     pub(super) run_id: String,
     /// Where its artifacts go.
