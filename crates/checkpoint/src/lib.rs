@@ -178,6 +178,13 @@ impl Checkpoint {
         }
     }
 
+    /// The tokenizer without the files beside `tokenizer.json`, as it was before they were read. None if the tokenizer
+    /// does not come from such a file, or the file cannot be read.
+    pub fn tokenizer_alone(&self) -> Option<Tokenizer> {
+        let folder = if self.format == Format::Safetensors { Some(self.path.as_path()) } else { self.path.parent() };
+        Tokenizer::from_file_alone(folder?.join(folder::TOKENIZER)).ok()
+    }
+
     fn find(&self, name: &str) -> Option<&Stored> {
         let prefix = self.config.family.prefix();
         let tensors = &self.store.tensors;

@@ -65,7 +65,12 @@ fn finish(args: &ImportPeftArgs, import: Import, run: Option<NewRun>) -> Result<
     print(&how_to_predict(args, &spec))?;
     match is_foreign {
         true => {
-            print(&format!("`sepal run {}/pipeline.yaml --set data.train=FILE` trains on from it", args.out.display()))
+            let pipeline = args.out.join("pipeline.yaml");
+            print(&format!(
+                "`sepal run {} --set data.train=FILE` trains on from it, a tenth of the rows set aside; with a file of \
+                 validation rows add `data.validation=FILE data.validation_split=null`",
+                pipeline.display()
+            ))
         }
         false => Ok(()),
     }

@@ -156,6 +156,9 @@ struct Open<'a> {
 impl Open<'_> {
     /// The run's pipeline, with what the environment and the command line lay over it.
     fn spec(&self) -> Result<sepal_pipeline::Spec, Failure> {
+        if self.set.iter().any(|set| set.split('=').next().is_some_and(|key| key.trim() == "data.template")) {
+            return Err("set data.template: the template of a run is that of its training; leave it out".into());
+        }
         load(self.registry, &PipelineArgs { file: self.run.join("pipeline.yaml"), set: self.set.to_vec() })
     }
 

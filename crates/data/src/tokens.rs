@@ -260,7 +260,7 @@ pub enum TokenizeError {
         source: Box<dyn Error + Send + Sync>,
     },
     /// A text without a token.
-    #[error("tokenize {place}: its text gives no token")]
+    #[error("tokenize {place}: its text gives no token; leave the row out, or put words around texts by a template")]
     NoToken {
         /// The file and row.
         place: Place,

@@ -145,6 +145,10 @@ fn tags_are_several_labels() {
     }
     let survey = labelled(&["joy|fear", "anger"], 8);
     assert_eq!(counts(&survey), [("anger", 8), ("fear", 8), ("joy", 8)], "`|` stands between labels");
+    let survey = labelled(&["Refund; Access", "Refund; Access; Login"], 8);
+    assert_eq!(counts(&survey), [("Access", 16), ("Login", 8), ("Refund", 16)], "no label stands alone");
+    let survey = labelled(&["Refund", "Refund, Login", "Login, Access"], 8);
+    assert_eq!(counts(&survey), [("Access", 8), ("Login", 16), ("Refund", 16)], "as many labels as cells");
 }
 
 #[test]

@@ -65,6 +65,15 @@ impl Frozen {
         }
     }
 
+    /// Takes the tokenizer of this digest, if the model's was that one before the files beside it were read.
+    pub(crate) fn take_tokenizer(&mut self, digest: &str) {
+        if self.tokenizer.digest() != digest
+            && let Some(alone) = self.checkpoint.tokenizer_alone().filter(|alone| alone.digest() == digest)
+        {
+            self.tokenizer = alone;
+        }
+    }
+
     /// End of long texts that is removed: as the pipeline says, or else the tokenizer.
     pub(crate) fn truncation_side(&self, spec: &Spec) -> TruncationSide {
         spec.data.truncation_side.map_or_else(|| self.tokenizer.truncation_side(), TruncationSide::from)

@@ -76,7 +76,8 @@ impl Classifier {
         }
         let used = manifest.model.source.parse::<Source>();
         let spec = &used.map_or_else(|_| spec.clone(), |used| spec.preferring(&used));
-        let frozen = Frozen::fetch(spec, &Assets::from_env(), observer, stop)?;
+        let mut frozen = Frozen::fetch(spec, &Assets::from_env(), observer, stop)?;
+        frozen.take_tokenizer(&manifest.model.tokenizer);
         let facts = frozen.facts(spec);
         for (what, own, others) in [
             ("model", &facts.digest, &manifest.model.digest),

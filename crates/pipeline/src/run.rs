@@ -22,7 +22,7 @@ use crate::model::Model;
 use crate::precision::Scaling;
 use crate::progress::{Event, Observer, Summary};
 use crate::records::{self, NamedTrackers, Records, run_info};
-use crate::run_checkpoint::{MadeOf, Saver};
+use crate::run_checkpoint::{self, MadeOf, Saver};
 use crate::spec::{EvaluateEvery, KeptAdapter, Spec};
 use crate::train::{Length, Outcome, Training};
 use crate::unfinished;
@@ -90,7 +90,10 @@ impl Run<'_> {
         let trackers = records::trackers(spec, registry)?;
         let assets = Assets::from_env();
         let rows = data::read(spec, &assets, observer, stop)?;
-        let frozen = Frozen::fetch(spec, &assets, observer, stop)?;
+        let mut frozen = Frozen::fetch(spec, &assets, observer, stop)?;
+        if let Some(tokenizer) = resumed.and_then(run_checkpoint::tokenizer_of) {
+            frozen.take_tokenizer(&tokenizer);
+        }
         let mut params = Parameters::new();
         let mut head = build_head(spec, registry, &frozen, &mut params)?;
         let prepared = data::prepare(spec, rows, &assets, &frozen, &*head, observer)?;

@@ -213,6 +213,12 @@ pub(crate) fn has_checkpoint(run: &Path) -> bool {
     !newest_first(&run.join(FOLDER)).is_empty()
 }
 
+/// Digest of the tokenizer that a run in this folder was begun with, if its newest checkpoint can be read.
+pub(crate) fn tokenizer_of(run: &Path) -> Option<String> {
+    let newest = newest_first(&run.join(FOLDER)).into_iter().next()?;
+    Some(Read::open(&newest).ok()?.state.made_of.tokenizer)
+}
+
 fn file_name(steps: u64) -> String {
     format!("step-{steps:08}.safetensors")
 }

@@ -2,7 +2,7 @@
 //!
 //! | file | keys that change ids |
 //! | --- | --- |
-//! | `tokenizer_config.json` | `added_tokens_decoder`; `bos_token`, `eos_token` and other names that end in `_token`; `extra_special_tokens`, formerly `additional_special_tokens`; `split_special_tokens`; `truncation_side` |
+//! | `tokenizer_config.json` | `added_tokens_decoder`; `bos_token`, `eos_token` and other names that end in `_token`; `extra_special_tokens`, formerly `additional_special_tokens`; `split_special_tokens`; `truncation_side`; `add_prefix_space` where `tokenizer_class` is one of GPT-2, GPT-NeoX, Qwen2 or Llama |
 //! | `special_tokens_map.json` | the same tokens. It wins over `tokenizer_config.json`, and counts only where that has no `added_tokens_decoder` |
 //! | `added_tokens.json` | ids of tokens, which count on the same condition |
 //!
@@ -28,6 +28,8 @@ pub const SIDE_FILES: [&str; 3] = [CONFIG, SPECIAL_TOKENS, ADDED_TOKENS];
 /// Special tokens with a name of their own, in the order in which they get ids.
 const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 const EXTRA: &str = "extra_special_tokens";
+/// Key by which an object says that it is a token.
+const TYPE: &str = "__type";
 /// The name that [`EXTRA`] had before transformers 5.
 const EXTRA_BEFORE: &str = "additional_special_tokens";
 
@@ -44,6 +46,46 @@ pub(crate) struct SideFiles {
     extra: Vec<AddedToken>,
     splits_special_tokens: bool,
     truncation_side: Option<TruncationSide>,
+    prefix_space: Option<PrefixSpace>,
+}
+
+/// Treatment of the beginning of a text by a class that makes its pre-tokenizer anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PrefixSpace {
+    /// A byte-level pre-tokenizer puts a space there, or does not.
+    ByteLevel(bool),
+    /// A metaspace is put there: `always`, `first` or `never`.
+    Metaspace(&'static str),
+}
+
+impl PrefixSpace {
+    /// What `settings` say, if the class that they name heeds it.
+    fn of(settings: &Map<String, Value>) -> Option<Self> {
+        let is_added = settings.get("add_prefix_space")?.as_bool()?;
+        let is_legacy = settings.get("legacy").and_then(Value::as_bool).unwrap_or(false);
+        match settings.get("tokenizer_class")?.as_str()?.trim_end_matches("Fast") {
+            "GPT2Tokenizer" | "Qwen2Tokenizer" | "GPTNeoXTokenizer" => Some(Self::ByteLevel(is_added)),
+            "LlamaTokenizer" => Some(Self::Metaspace(match (is_added, is_legacy) {
+                (false, _) => "never",
+                (true, false) => "first",
+                (true, true) => "always",
+            })),
+            _ => None,
+        }
+    }
+
+    /// Changes the pre-tokenizers of that kind in a definition.
+    fn apply(self, pre_tokenizer: &mut Value) {
+        match (self, pre_tokenizer["type"].as_str()) {
+            (Self::ByteLevel(is_added), Some("ByteLevel")) => pre_tokenizer["add_prefix_space"] = is_added.into(),
+            (Self::Metaspace(scheme), Some("Metaspace")) => pre_tokenizer["prepend_scheme"] = scheme.into(),
+            (_, Some("Sequence")) => {
+                let parts = pre_tokenizer["pretokenizers"].as_array_mut();
+                parts.into_iter().flatten().for_each(|part| self.apply(part));
+            }
+            _ => {}
+        }
+    }
 }
 
 impl SideFiles {
@@ -64,6 +106,10 @@ impl SideFiles {
         if !files.has_decoder {
             let mut special = object(folder, SPECIAL_TOKENS)?.unwrap_or_default();
             rename_extra(&mut special);
+            // Objects of this file are tokens without saying so.
+            let objects =
+                special.iter_mut().filter(|(name, _)| *name != EXTRA).filter_map(|(_, value)| value.as_object_mut());
+            objects.for_each(|object| drop(object.insert(TYPE.to_owned(), "AddedToken".into())));
             Self::default().take_special(&special).map_err(|problem| wrong(SPECIAL_TOKENS, problem))?;
             join_extra(&settings, &mut special);
             settings.extend(special);
@@ -74,6 +120,7 @@ impl SideFiles {
         {
             files.added = files.numbered(&ids).map_err(|problem| wrong(ADDED_TOKENS, problem))?;
         }
+        files.prefix_space = PrefixSpace::of(&settings);
         files.splits_special_tokens = settings.get("split_special_tokens").and_then(Value::as_bool).unwrap_or(false);
         files.truncation_side = match settings.get("truncation_side") {
             None | Some(Value::Null) => None,
@@ -84,6 +131,18 @@ impl SideFiles {
             },
         };
         Ok(files)
+    }
+
+    /// True if the files change something in a definition.
+    pub(crate) fn edits(&self) -> bool {
+        self.prefix_space.is_some()
+    }
+
+    /// Changes what the files change in a definition.
+    pub(crate) fn edit(&self, definition: &mut Value) {
+        if let (Some(prefix_space), Some(pre_tokenizer)) = (self.prefix_space, definition.get_mut("pre_tokenizer")) {
+            prefix_space.apply(pre_tokenizer);
+        }
     }
 
     /// Side of texts that truncation removes, if a file says so.
@@ -122,7 +181,7 @@ impl SideFiles {
         let mut named: Vec<(&str, &Value)> =
             NAMED.into_iter().filter_map(|name| settings.get(name).map(|value| (name, value))).collect();
         // Flags such as `add_bos_token` end in `_token` as well.
-        let is_token = |value: &Value| value.is_string() || value.is_object();
+        let is_token = |value: &Value| value.is_string() || value.get(TYPE).is_some_and(|kind| kind == "AddedToken");
         let own_names = settings.keys().filter(is_own_name).map(|name| (name.as_str(), &settings[name]));
         named.extend(own_names.filter(|(_, value)| is_token(value)));
         match settings.get(EXTRA) {

@@ -46,6 +46,17 @@ impl Tokenizer {
         Self::from_json(&bytes, side_files).map_err(|source| LoadError::File { path: path.to_owned(), source })
     }
 
+    /// The tokenizer that a `tokenizer.json` defines without the files beside it.
+    ///
+    /// # Errors
+    /// [`LoadError`] if the file cannot be read or is no definition.
+    pub fn from_file_alone(path: impl AsRef<Path>) -> Result<Self, LoadError> {
+        let path = path.as_ref();
+        let bytes = std::fs::read(path).map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
+        Self::from_json(&bytes, SideFiles::default())
+            .map_err(|source| LoadError::File { path: path.to_owned(), source })
+    }
+
     /// The tokenizer that the bytes of a `tokenizer.json` define.
     ///
     /// # Errors
@@ -67,7 +78,12 @@ impl Tokenizer {
     }
 
     fn from_json(bytes: &[u8], side_files: SideFiles) -> Result<Self, BoxError> {
-        Self::new(serde_json::from_slice(bytes)?, side_files)
+        if !side_files.edits() {
+            return Self::new(serde_json::from_slice(bytes)?, side_files);
+        }
+        let mut definition: serde_json::Value = serde_json::from_slice(bytes)?;
+        side_files.edit(&mut definition);
+        Self::new(serde_json::from_value(definition)?, side_files)
     }
 
     fn new(mut inner: tokenizers::Tokenizer, side_files: SideFiles) -> Result<Self, BoxError> {
@@ -320,6 +336,30 @@ mod tests {
         for _ in 0..50 {
             assert_eq!(tokenizer.encode("abab", None, 8).expect("encodes").ids, [3]);
         }
+    }
+
+    #[test]
+    fn prefix_space_is_that_of_the_class() {
+        let ids = |pre_tokenizer: Value, config: Value| {
+            let folder = tempfile::tempdir().expect("a folder");
+            let vocab = json!({"a": 0, "\u{0120}": 1, "\u{2581}": 2});
+            let definition = json!({"version": "1.0", "added_tokens": [], "pre_tokenizer": pre_tokenizer,
+                "model": {"type": "BPE", "vocab": vocab, "merges": []}});
+            std::fs::write(folder.path().join("tokenizer.json"), definition.to_string()).expect("writes");
+            std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).expect("writes");
+            let tokenizer = Tokenizer::from_file(folder.path().join("tokenizer.json")).expect("a definition");
+            tokenizer.encode("a", None, 8).expect("encodes").ids
+        };
+        let class = |class: &str, is_added: Value| json!({"tokenizer_class": class, "add_prefix_space": is_added});
+        let bytes = json!({"type": "Sequence", "pretokenizers":
+            [{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}]});
+        assert_eq!(ids(bytes.clone(), class("GPT2TokenizerFast", true.into())), [1, 0]);
+        assert_eq!(ids(bytes.clone(), class("GPT2Tokenizer", Value::Null)), [0]);
+        assert_eq!(ids(bytes, class("PreTrainedTokenizerFast", true.into())), [0], "it takes tokenizer.json as it is");
+        let metaspace =
+            json!({"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "first", "split": false});
+        assert_eq!(ids(metaspace.clone(), class("LlamaTokenizer", false.into())), [0]);
+        assert_eq!(ids(metaspace, class("LlamaTokenizerFast", true.into())), [2, 0]);
     }
 
     #[test]

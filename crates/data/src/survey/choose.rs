@@ -245,9 +245,10 @@ impl About<'_> {
             let n = values.iter().map(|(_, count)| count).sum::<usize>();
             let words = values.iter().map(|(value, count)| value.split_whitespace().count() * count).sum::<usize>();
             let is_prose = words as f64 >= MAX_NAME_WORDS * n as f64;
-            let is_shared = values.len() < distinct || *separator == JOIN;
             let is_usual = place(&LABEL_NAMES, &self.column.name).is_some();
-            values.len() >= 2 && (is_usual || values.len() * 2 <= n) && !is_prose && is_shared
+            let recurs = is_usual || values.len() * 2 <= n;
+            let is_shared = values.len() <= distinct || *separator == JOIN || (*separator == ';' && split.varies());
+            values.len() >= 2 && recurs && !is_prose && is_shared
         };
         let (separator, split) = self.tally.separated().find(is_one)?;
         let values = split.values.counts()?;

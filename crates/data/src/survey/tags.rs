@@ -55,6 +55,15 @@ pub(super) struct Split {
     /// Cells of several labels at least, or of a list.
     pub(super) cells: usize,
     pub(super) values: Values,
+    /// Least and greatest number of labels of a cell.
+    lengths: Option<(usize, usize)>,
+}
+
+impl Split {
+    /// True if cells have different numbers of labels, as the parts of one name do not.
+    pub(super) fn varies(&self) -> bool {
+        self.lengths.is_some_and(|(least, most)| least < most)
+    }
 }
 
 /// Texts taken for several labels between separators, in each way.
@@ -65,7 +74,13 @@ impl Separated {
     pub(super) fn add(&mut self, cell: &str) {
         for (split, separators) in self.0.iter_mut().zip(SEPARATORS) {
             split.cells += usize::from(cell.contains(separators));
-            parts(cell, separators).for_each(|part| split.values.add(part));
+            let mut length = 0;
+            for part in parts(cell, separators) {
+                split.values.add(part);
+                length += 1;
+            }
+            let (least, most) = split.lengths.unwrap_or((length, length));
+            split.lengths = Some((least.min(length), most.max(length)));
         }
     }
 
