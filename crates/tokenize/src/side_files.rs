@@ -59,7 +59,7 @@ enum PrefixSpace {
 }
 
 impl PrefixSpace {
-    /// What `settings` say, if the class that they name heeds it.
+    /// Returns the treatment that `settings` name, if the class that they name heeds it.
     fn of(settings: &Map<String, Value>) -> Option<Self> {
         let is_added = settings.get("add_prefix_space")?.as_bool()?;
         let is_legacy = settings.get("legacy").and_then(Value::as_bool).unwrap_or(false);
