@@ -41,9 +41,7 @@ impl Tokenizer {
     /// [`LoadError`] if a file cannot be read or is no definition.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, LoadError> {
         let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
-        let side_files = SideFiles::read(path.parent().unwrap_or_else(|| Path::new("")))?;
-        Self::from_json(&bytes, side_files).map_err(|source| LoadError::File { path: path.to_owned(), source })
+        Self::load(path, SideFiles::read(path.parent().unwrap_or_else(|| Path::new("")))?)
     }
 
     /// The tokenizer that a `tokenizer.json` defines without the files beside it.
@@ -51,10 +49,12 @@ impl Tokenizer {
     /// # Errors
     /// [`LoadError`] if the file cannot be read or is no definition.
     pub fn from_file_alone(path: impl AsRef<Path>) -> Result<Self, LoadError> {
-        let path = path.as_ref();
+        Self::load(path.as_ref(), SideFiles::default())
+    }
+
+    fn load(path: &Path, side_files: SideFiles) -> Result<Self, LoadError> {
         let bytes = std::fs::read(path).map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
-        Self::from_json(&bytes, SideFiles::default())
-            .map_err(|source| LoadError::File { path: path.to_owned(), source })
+        Self::from_json(&bytes, side_files).map_err(|source| LoadError::File { path: path.to_owned(), source })
     }
 
     /// The tokenizer that the bytes of a `tokenizer.json` define.
