@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use sepal_nn::init::{normal, rng};
 use sepal_plugin::{
     BuildError, Head, HeadContext, HeadError, Hidden, LabelKind, Labels, Logits, Phase, Plugin, Prediction, TaskHead,
+    label_tensor,
 };
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Reduction, Tensor};
@@ -57,11 +58,12 @@ impl TaskHead for @TYPE@ {
     }
 
     fn loss(&self, logits: &Logits, labels: &Labels) -> Result<Tensor, HeadError> {
-        let Labels::Class(classes) = labels else {
+        if labels.kind() != self.label_kind() {
             return Err(HeadError::Kind { expected: self.label_kind(), found: labels.kind() });
-        };
+        }
+        let classes = label_tensor(labels)?; // [rows]
         let smoothing = self.config.smoothing;
-        Ok(logits.values.f_cross_entropy_loss(classes, None::<Tensor>, Reduction::Mean, -100, smoothing)?)
+        Ok(logits.values.f_cross_entropy_loss(&classes, None::<Tensor>, Reduction::Mean, -100, smoothing)?)
     }
 
     fn predict(&self, logits: &Logits) -> Result<Prediction, HeadError> {

@@ -20,6 +20,7 @@
 mod device;
 mod format;
 mod host;
+mod labels;
 mod model;
 mod q8;
 mod ragged;
@@ -28,6 +29,7 @@ mod span;
 pub use device::Device;
 pub use format::WeightFormat;
 pub use host::{DType, HostTensor, NamedHostTensor, ShapeError};
+pub use labels::{LabelKind, Labels};
 pub use model::{Activation, Experts, Family, ModelConfig, Rope, RopeScaling, ScoreRule, Window};
 pub use ragged::{Ragged, RaggedError};
 pub use span::{Span, SpanError};

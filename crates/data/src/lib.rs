@@ -63,7 +63,9 @@ mod write;
 
 pub use dialect::{Delimiter, Dialect, DialectError, Encoding};
 pub use folder::{FolderError, split_files};
-pub use labels::{LabelError, LabelKind, LabelSet, Labels, ListLayout, check_classes};
+pub use sepal_core::{LabelKind, Labels};
+
+pub use labels::{LabelError, LabelSet, ListLayout, check_classes};
 pub use loader::{Batch, Epoch, Loader, LoaderConfig, LoaderError};
 pub use numbers::metrics_parquet;
 pub use predicted::{Outcomes, Predictions};

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use sepal_assets::{Assets, Kind, Source, Sources};
-use sepal_core::Ragged;
+use sepal_core::{LabelKind, Labels, Ragged};
 use sepal_data::{
-    LabelError, LabelSet, Labels, ListLayout, Loader, LoaderConfig, OutputSpec, Table, TableSpec, Template, TokenRow,
+    LabelError, LabelSet, ListLayout, Loader, LoaderConfig, OutputSpec, Table, TableSpec, Template, TokenRow,
     TokenSpec, TokenTable, encode_texts,
 };
 use sepal_nn::Parameters;
@@ -18,7 +18,7 @@ use sepal_track::{EvaluationRecord, Manifest};
 use crate::assemble::{Frozen, assemble, build_head};
 use crate::blocks::Tuned;
 use crate::connect::Kept;
-use crate::data::{label_kind, read_split};
+use crate::data::read_split;
 use crate::error::{BoxError, RunError};
 use crate::evaluate::{Split, evaluate, shown_first};
 use crate::model::Model;
@@ -128,7 +128,7 @@ impl Classifier {
     }
 
     /// What is predicted for a row.
-    pub fn label_kind(&self) -> sepal_plugin::LabelKind {
+    pub fn label_kind(&self) -> LabelKind {
         self.model.head.label_kind()
     }
 
@@ -138,7 +138,7 @@ impl Classifier {
     /// [`RunError::Predictions`] if the names of its labels cannot be told apart.
     pub fn output(&self) -> Result<OutputSpec, RunError> {
         let labels = self.label_set().map_err(|error| RunError::Predictions(error.into()))?;
-        Ok(OutputSpec::new(labels, label_kind(&*self.model.head)))
+        Ok(OutputSpec::new(labels, self.label_kind()))
     }
 
     /// Whether rows are pairs of texts.
@@ -177,7 +177,7 @@ impl Classifier {
         let asset = asset.map_err(|source| RunError::Fetch { what: "data", source })?;
         let table = read_split(&asset.path, columns, splits).map_err(data)?;
         let set = self.label_set().map_err(|error| data(error.into()))?;
-        let labels = set.labels_as(&table, label_kind(&*self.model.head)).map_err(|error| data(error.into()))?;
+        let labels = set.labels_as(&table, self.label_kind()).map_err(|error| data(error.into()))?;
         let loader = self.loader(&table, labels.clone()).map_err(data)?;
         let rows = Split { loader: &loader, name: "labelled" };
         let evaluated = evaluate(&self.model, rows, self.manifest.steps, observer, stop)?;

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use sepal_assets::{Asset, Assets, Attempt, FetchError, Kind};
+use sepal_core::{LabelKind, Labels};
 use sepal_data::{
-    Format, LabelKind, LabelSet, Labels, Loader, LoaderConfig, Predicted, Table, TableSpec, Template, TokenSpec,
-    TokenTable,
+    Format, LabelSet, Loader, LoaderConfig, Predicted, Table, TableSpec, Template, TokenSpec, TokenTable,
 };
 use sepal_plugin::{Prediction, TaskHead};
 use sepal_track::{DataFacts, RunFolder};
-use tch::Tensor;
 
 use crate::assemble::Frozen;
 use crate::error::{BoxError, RunError};
@@ -81,7 +80,7 @@ impl Rows {
     /// The head's labels. Lists mean the same among training and validation rows.
     fn label_set(&self, head: &dyn TaskHead) -> Result<LabelSet, RunError> {
         let set = LabelSet::new(head.label_names()).map_err(training)?;
-        Ok(match label_kind(head) {
+        Ok(match head.label_kind() {
             LabelKind::Multi => set.with_layout_of(std::iter::once(&self.train).chain(&self.validation)),
             LabelKind::Class | LabelKind::Value => set,
         })
@@ -92,7 +91,7 @@ impl Rows {
         let Some(fraction) = self.chosen.spec.validation_split.filter(|_| self.validation.is_none()) else {
             return Ok(self);
         };
-        let labels = set.labels_as(&self.train, label_kind(head)).map_err(training)?;
+        let labels = set.labels_as(&self.train, head.label_kind()).map_err(training)?;
         let (kept, aside) = sepal_data::split(&labels, seed, fraction).map_err(training)?;
         Ok(Self { train: self.train.select(&kept), validation: Some(self.train.select(&aside)), ..self })
     }
@@ -125,7 +124,7 @@ pub(crate) fn prepare(
 ) -> Result<Prepared, RunError> {
     let set = rows.label_set(head)?;
     let Rows { chosen, train, validation } = rows.split(spec.train.seed, &set, head)?;
-    let read = |table: &Table| -> Result<Labels, BoxError> { Ok(set.labels_as(table, label_kind(head))?) };
+    let read = |table: &Table| -> Result<Labels, BoxError> { Ok(set.labels_as(table, head.label_kind())?) };
     let train_labels = read(&train).map_err(training)?;
     sepal_data::check_classes(&train_labels, &set).map_err(training)?;
     let side = frozen.truncation_side(spec);
@@ -223,17 +222,9 @@ impl Prepared {
     }
 }
 
-/// A batch's labels for a head.
-pub(crate) fn to_tensor(labels: Option<&Labels>) -> Result<sepal_plugin::Labels, RunError> {
-    let none = || RunError::Data { split: "labelled", source: "the rows have no labels".into() };
-    Ok(match labels.ok_or_else(none)? {
-        Labels::Class(classes) => sepal_plugin::Labels::Class(Tensor::from_slice(classes)),
-        Labels::Value(values) => sepal_plugin::Labels::Value(Tensor::from_slice(values)),
-        Labels::Multi(rows) => {
-            let size = [rows.len() as i64, rows.first().map_or(0, Vec::len) as i64]; // [rows, n_labels]
-            sepal_plugin::Labels::Multi(Tensor::from_slice(&rows.concat()).f_view(size).map_err(RunError::Torch)?)
-        }
-    })
+/// Labels of rows that are to have some.
+pub(crate) fn require_labels(labels: Option<&Labels>) -> Result<&Labels, RunError> {
+    labels.ok_or_else(|| RunError::Data { split: "labelled", source: "the rows have no labels".into() })
 }
 
 /// The first of the alternatives whose files can all be had.
@@ -336,14 +327,6 @@ fn class_rows(labels: &Labels, n_labels: usize) -> Vec<u64> {
         rows[class] += 1;
     }
     rows
-}
-
-pub(crate) fn label_kind(head: &dyn TaskHead) -> LabelKind {
-    match head.label_kind() {
-        sepal_plugin::LabelKind::Class => LabelKind::Class,
-        sepal_plugin::LabelKind::Value => LabelKind::Value,
-        sepal_plugin::LabelKind::Multi => LabelKind::Multi,
-    }
 }
 
 fn format(format: FileFormat) -> Format {

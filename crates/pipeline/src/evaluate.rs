@@ -6,11 +6,11 @@ use std::time::Instant;
 use sepal_core::NamedHostTensor;
 use sepal_data::Loader;
 use sepal_metrics::Metric;
-use sepal_plugin::{Labels, Logits, Phase, Prediction};
+use sepal_plugin::{Logits, Phase, Prediction};
 use sepal_track::{Best, EvaluationRecord};
 use tch::{Device, Kind, Tensor};
 
-use crate::data::to_tensor;
+use crate::data::require_labels;
 use crate::error::RunError;
 use crate::model::Model;
 use crate::progress::{Event, Observer};
@@ -57,7 +57,6 @@ pub(crate) fn evaluate(
     let traffic = model.blocks.traffic();
     let (up, down) = (traffic.up(), traffic.down());
     let mut prediction = Prediction::default();
-    let mut labels = Vec::new();
     let (mut loss, mut tokens) = (0.0, 0);
     tch::no_grad(|| {
         let tuned = model.blocks.tune(model.tunables()?)?;
@@ -67,18 +66,15 @@ pub(crate) fn evaluate(
             }
             let logits = model.forward(&tuned, &batch.ids, &batch.rows, Phase::Evaluate);
             let logits = logits.map_err(|error| error.of_rows(name, &batch.indices))?;
-            let truth = to_tensor(batch.labels.as_ref())?;
-            let mean = model.head.loss(&logits, &truth).map_err(RunError::Head)?;
+            let mean = model.head.loss(&logits, require_labels(batch.labels.as_ref())?).map_err(RunError::Head)?;
             loss += f64::try_from(&mean).map_err(RunError::Torch)? * batch.rows.len() as f64;
             tokens += batch.rows.n_tokens();
             prediction.append(model.head.predict(&logits).map_err(RunError::Head)?);
-            labels.push(truth);
             observer.event(Event::Evaluating { done: prediction.rows(), total: loader.rows() });
         }
         Ok::<(), RunError>(())
     })?;
-    let labels = Labels::cat(&labels).map_err(RunError::Head)?;
-    let named = model.head.metrics(&prediction, &labels).map_err(RunError::Head)?;
+    let named = model.head.metrics(&prediction, require_labels(loader.labels())?).map_err(RunError::Head)?;
     let record = EvaluationRecord {
         step: steps,
         loss: loss / prediction.rows() as f64,
@@ -95,11 +91,11 @@ pub(crate) fn evaluate(
 
 /// The metrics that evaluations of these rows will have: those of a prediction that knows nothing.
 pub(crate) fn metric_names(model: &Model, loader: &Loader) -> Result<Vec<String>, RunError> {
-    let labels = to_tensor(loader.labels())?;
-    let size = [labels.rows() as i64, model.head.label_names().len() as i64]; // [rows, n_labels]
+    let labels = require_labels(loader.labels())?;
+    let size = [labels.len() as i64, model.head.label_names().len() as i64]; // [rows, n_labels]
     let values = Tensor::f_zeros(size, (Kind::Float, Device::Cpu)).map_err(RunError::Torch)?;
     let prediction = model.head.predict(&Logits { values }).map_err(RunError::Head)?;
-    let named = model.head.metrics(&prediction, &labels).map_err(RunError::Head)?;
+    let named = model.head.metrics(&prediction, labels).map_err(RunError::Head)?;
     Ok(named.into_iter().map(|(name, _)| name).chain([LOSS.to_owned()]).collect())
 }
 

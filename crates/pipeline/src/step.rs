@@ -9,7 +9,7 @@ use sepal_track::StepRecord;
 use tch::{Kind, Tensor};
 
 use crate::blocks::Tuned;
-use crate::data::to_tensor;
+use crate::data::require_labels;
 use crate::error::RunError;
 use crate::model::Model;
 use crate::precision::Scaling;
@@ -199,8 +199,8 @@ fn accumulate(
             }
             logits => logits?,
         };
-        let labels = to_tensor(batch.labels.as_ref())?;
-        let loss = model.head.loss(&logits, &labels).map_err(RunError::Head)?;
+        let labels = require_labels(batch.labels.as_ref())?;
+        let loss = model.head.loss(&logits, labels).map_err(RunError::Head)?;
         let value = f64::try_from(&loss).map_err(RunError::Torch)?;
         if !value.is_finite() {
             if is_untrained {
@@ -213,7 +213,7 @@ fn accumulate(
         sums.loss += value * share;
         sums.seen += batch.rows.len();
         sums.tokens += batch.rows.n_tokens();
-        sums.right = match (&labels, sums.right) {
+        sums.right = match (labels, sums.right) {
             (Labels::Class(classes), Some(right)) => Some(right + count_right(&logits.values, classes)?),
             _ => None,
         };
@@ -237,8 +237,9 @@ fn seed_of_step(seed: u64, step: u64) -> i64 {
 }
 
 /// Rows whose largest logit is that of their class.
-fn count_right(logits: &Tensor, classes: &Tensor) -> Result<usize, RunError> {
-    let right = logits.argmax(-1, false).f_eq_tensor(classes).and_then(|right| right.f_sum(Kind::Int64));
+fn count_right(logits: &Tensor, classes: &[i64]) -> Result<usize, RunError> {
+    let classes = Tensor::from_slice(classes); // [rows]
+    let right = logits.argmax(-1, false).f_eq_tensor(&classes).and_then(|right| right.f_sum(Kind::Int64));
     let right = right.and_then(|right| i64::try_from(&right)).map_err(RunError::Torch)?;
     Ok(right.unsigned_abs() as usize)
 }

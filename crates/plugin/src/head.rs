@@ -1,7 +1,6 @@
 use std::error::Error;
-use std::fmt;
 
-use sepal_core::Want;
+use sepal_core::{LabelKind, Labels, Want};
 use sepal_metrics::MetricError;
 use tch::{TchError, Tensor};
 
@@ -89,76 +88,20 @@ pub struct Logits {
     pub values: Tensor,
 }
 
-/// What a row's label is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LabelKind {
-    /// One of the label names.
-    Class,
-    /// A number.
-    Value,
-    /// Any number of the label names.
-    Multi,
-}
-
-impl fmt::Display for LabelKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            LabelKind::Class => "one class per row",
-            LabelKind::Value => "one number per row",
-            LabelKind::Multi => "any number of labels per row",
-        })
-    }
-}
-
-/// The labels of some rows.
-#[derive(Debug)]
-pub enum Labels {
-    /// The index of each row's class: int64 `[rows]`.
-    Class(Tensor),
-    /// Each row's number: fp32 `[rows]`.
-    Value(Tensor),
-    /// One where the row has the label: fp32 `[rows, n_labels]`.
-    Multi(Tensor),
-}
-
-impl Labels {
-    /// What each label is.
-    pub fn kind(&self) -> LabelKind {
-        match self {
-            Labels::Class(_) => LabelKind::Class,
-            Labels::Value(_) => LabelKind::Value,
-            Labels::Multi(_) => LabelKind::Multi,
+/// Returns labels as a tensor: classes as int64 `[rows]`, values as fp32 `[rows]`, several labels as fp32
+/// `[rows, n_labels]`.
+///
+/// # Errors
+/// [`HeadError`] if libtorch refuses.
+pub fn label_tensor(labels: &Labels) -> Result<Tensor, HeadError> {
+    Ok(match labels {
+        Labels::Class(classes) => Tensor::f_from_slice(classes)?,
+        Labels::Value(values) => Tensor::f_from_slice(values)?,
+        Labels::Multi(rows) => {
+            let size = [rows.len() as i64, rows.first().map_or(0, Vec::len) as i64]; // [rows, n_labels]
+            Tensor::f_from_slice(&rows.concat())?.f_view(size)?
         }
-    }
-
-    /// The numbers, whatever they are.
-    pub fn tensor(&self) -> &Tensor {
-        match self {
-            Labels::Class(tensor) | Labels::Value(tensor) | Labels::Multi(tensor) => tensor,
-        }
-    }
-
-    /// How many rows.
-    pub fn rows(&self) -> usize {
-        self.tensor().size().first().map_or(0, |&rows| rows.unsigned_abs() as usize)
-    }
-
-    /// The labels of several batches, one after the other.
-    ///
-    /// # Errors
-    /// [`HeadError`] if there is no batch, or they are of different kinds.
-    pub fn cat(batches: &[Labels]) -> Result<Labels, HeadError> {
-        let first = batches.first().ok_or(HeadError::Metric(MetricError::Empty))?.kind();
-        if let Some(other) = batches.iter().map(Labels::kind).find(|&kind| kind != first) {
-            return Err(HeadError::Kind { expected: first, found: other });
-        }
-        let all = Tensor::f_cat(&batches.iter().map(Labels::tensor).collect::<Vec<_>>(), 0)?; // [sum of rows, ..]
-        Ok(match first {
-            LabelKind::Class => Labels::Class(all),
-            LabelKind::Value => Labels::Value(all),
-            LabelKind::Multi => Labels::Multi(all),
-        })
-    }
+    })
 }
 
 /// What a head predicts for some rows. Each list has one entry per row.

@@ -34,10 +34,11 @@ mod slot;
 pub mod standard;
 mod tuning;
 
-pub use head::{HeadError, Hidden, LabelKind, Labels, Logits, Phase, Prediction, TaskHead};
+pub use head::{HeadError, Hidden, Logits, Phase, Prediction, TaskHead, label_tensor};
 pub use nearest::nearest;
 pub use prompts::{PROMPTS, PromptInit, adapter_file, saved_tensor};
 pub use registry::{BuildError, Entry, OptionProblem, Plugin, RegisterError, Registry};
+pub use sepal_core::{LabelKind, Labels};
 pub use slot::{
     Head, HeadContext, Opt, OptContext, Sched, SchedContext, Slot, Tokenize, Track, TrackContext, Tuning, TuningContext,
 };

@@ -2,7 +2,6 @@ use sepal_metrics::{
     Average, CALIBRATION_BINS, MetricError, Scores, accuracy, auroc, averaged, calibration, matthews,
     mean_absolute_error, mean_squared_error, pearson, per_class, r2, several, spearman,
 };
-use tch::{Kind, TchError, Tensor};
 
 use crate::{HeadError, Labels, Prediction};
 
@@ -13,18 +12,17 @@ pub(crate) fn usual(
     labels: &Labels,
 ) -> Result<Vec<(String, f64)>, HeadError> {
     match labels {
-        Labels::Class(tensor) => {
-            let actual = Vec::<i64>::try_from(tensor)?;
-            let scores = per_class(&predictions.class, &actual, label_names.len())?;
-            let mut named = owned(of_classes(&scores, predictions, &actual)?);
+        Labels::Class(actual) => {
+            let scores = per_class(&predictions.class, actual, label_names.len())?;
+            let mut named = owned(of_classes(&scores, predictions, actual)?);
             named.extend(label_names.iter().zip(&scores).map(|(label, scores)| (format!("f1/{label}"), scores.f1)));
             Ok(named)
         }
-        Labels::Value(tensor) => Ok(owned(of_values(&flat(&predictions.logits), &numbers(tensor)?)?)),
-        Labels::Multi(tensor) => {
-            let actual = Vec::<Vec<f64>>::try_from(&tensor.f_to_kind(Kind::Double)?)?; // [rows, n_labels]
-            Ok(owned(of_several(&wide(&predictions.probabilities), &actual)?))
+        Labels::Value(actual) => {
+            let actual: Vec<f64> = actual.iter().copied().map(f64::from).collect();
+            Ok(owned(of_values(&flat(&predictions.logits), &actual)?))
         }
+        Labels::Multi(actual) => Ok(owned(of_several(&wide(&predictions.probabilities), &wide(actual))?)),
     }
 }
 
@@ -95,10 +93,6 @@ fn flat(rows: &[Vec<f32>]) -> Vec<f64> {
     rows.iter().flatten().map(|&number| f64::from(number)).collect()
 }
 
-fn numbers(tensor: &Tensor) -> Result<Vec<f64>, TchError> {
-    Vec::try_from(tensor.f_to_kind(Kind::Double)?.f_flatten(0, -1)?)
-}
-
 #[cfg(test)]
 mod tests {
     use sepal_metrics::Metric;
@@ -124,7 +118,7 @@ mod tests {
     #[test]
     fn of_two_classes_the_second_counts() {
         let predictions = classes(&[1, 0, 0, 0], &[&[0.2, 0.8], &[0.6, 0.4], &[0.9, 0.1], &[0.5, 0.5]]);
-        let labels = Labels::Class(Tensor::from_slice(&[1_i64, 1, 0, 0]));
+        let labels = Labels::Class(vec![1, 1, 0, 0]);
         let expected = [
             ("accuracy", 0.75),
             ("f1", 2.0 / 3.0),
@@ -144,7 +138,7 @@ mod tests {
     #[test]
     fn of_three_classes_the_mean_counts() {
         let predictions = classes(&[2, 1, 1], &[&[0.1, 0.2, 0.7], &[0.2, 0.5, 0.3], &[0.15, 0.55, 0.3]]);
-        let labels = Labels::Class(Tensor::from_slice(&[2_i64, 1, 0]));
+        let labels = Labels::Class(vec![2, 1, 0]);
         let expected = [
             ("accuracy", 2.0 / 3.0),
             ("f1", (1.0 + 2.0 / 3.0) / 3.0),
@@ -164,7 +158,7 @@ mod tests {
 
     #[test]
     fn what_is_not_defined_is_left_out() {
-        let labels = Labels::Class(Tensor::from_slice(&[1_i64, 1]));
+        let labels = Labels::Class(vec![1, 1]);
         let label_names = ["bad".to_owned(), "good".to_owned()];
         let has = |probabilities: &[&[f32]]| {
             let found = usual(&label_names, &classes(&[1, 0], probabilities), &labels).expect("metrics");
@@ -177,18 +171,18 @@ mod tests {
     #[test]
     fn values_and_several_labels_have_their_own() {
         let values = Prediction { logits: vec![vec![1.0], vec![2.0], vec![4.0]], ..Prediction::default() };
-        let labels = Labels::Value(Tensor::from_slice(&[2.0_f32, 4.0, 8.0]));
+        let labels = Labels::Value(vec![2.0, 4.0, 8.0]);
         let expected = [("pearson", 1.0), ("spearman", 1.0), ("mse", 7.0), ("mae", 7.0 / 3.0), ("r2", -0.125)];
         check(&["score"], &values, &labels, &expected);
         let several = Prediction { probabilities: vec![vec![0.9, 0.1], vec![0.5, 0.6]], ..Prediction::default() };
-        let labels = Labels::Multi(Tensor::from_slice(&[1.0_f32, 0.0, 0.0, 1.0]).view([2, 2]));
+        let labels = Labels::Multi(vec![vec![1.0, 0.0], vec![0.0, 1.0]]);
         let expected = [("accuracy", 0.75), ("f1", 0.8), ("f1_macro", 5.0 / 6.0), ("exact_match", 0.5), ("auroc", 1.0)];
         check(&["a", "b"], &several, &labels, &expected);
     }
 
     #[test]
     fn rows_must_agree() {
-        let labels = Labels::Class(Tensor::from_slice(&[1_i64, 1]));
+        let labels = Labels::Class(vec![1, 1]);
         let label_names = ["bad".to_owned(), "good".to_owned()];
         let found = usual(&label_names, &Prediction::default(), &labels);
         assert!(matches!(found, Err(HeadError::Metric(_))));

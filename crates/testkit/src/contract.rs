@@ -122,7 +122,7 @@ mod tests {
     };
     use sepal_plugin::{
         BuildError, Head, HeadContext, HeadError, Hidden, LabelKind, Labels, Logits, Phase, Prediction, Sched,
-        SchedContext, TaskHead, Track,
+        SchedContext, TaskHead, Track, label_tensor,
     };
     use sepal_track::{Mlflow, TensorBoard, Wandb};
     use serde::{Deserialize, Serialize};
@@ -245,7 +245,7 @@ mod tests {
         }
 
         fn loss(&self, logits: &Logits, labels: &Labels) -> Result<Tensor, HeadError> {
-            Ok((&logits.values.f_squeeze()? - labels.tensor()).f_square()?.f_mean(Kind::Float)?)
+            Ok((&logits.values.f_squeeze()? - label_tensor(labels)?).f_square()?.f_mean(Kind::Float)?)
         }
 
         fn predict(&self, _: &Logits) -> Result<Prediction, HeadError> {

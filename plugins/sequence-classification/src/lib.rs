@@ -21,7 +21,7 @@ use schemars::JsonSchema;
 use sepal_nn::init::{normal, rng};
 use sepal_plugin::{
     BuildError, Head, HeadContext, HeadError, Hidden, LabelKind, Labels, Logits, OptionProblem, Phase, Plugin,
-    Prediction, TaskHead,
+    Prediction, TaskHead, label_tensor,
 };
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
@@ -133,25 +133,26 @@ impl TaskHead for SequenceClassification {
         let logits = &logits.values;
         let rows = logits.size().first().copied().unwrap_or(0);
         let n_labels = self.labels.len() as i64;
+        let targets = label_tensor(labels)?;
         match (self.kind, labels) {
             (LabelKind::Class, Labels::Class(classes)) => {
-                check_shape(classes, &[rows])?;
+                check_shape(&targets, &[rows])?;
                 check_classes(classes, self.labels.len())?;
                 let weights = self.weights.as_ref();
                 let each =
-                    logits.f_cross_entropy_loss(classes, weights, Reduction::None, -100, self.label_smoothing)?;
+                    logits.f_cross_entropy_loss(&targets, weights, Reduction::None, -100, self.label_smoothing)?;
                 Ok(each.f_mean(Kind::Float)?) // [rows] -> []
             }
-            (LabelKind::Value, Labels::Value(values)) => {
-                check_shape(values, &[rows])?;
-                Ok(logits.f_view([rows])?.f_mse_loss(values, Reduction::Mean)?) // [rows, 1] -> [rows]
+            (LabelKind::Value, Labels::Value(_)) => {
+                check_shape(&targets, &[rows])?;
+                Ok(logits.f_view([rows])?.f_mse_loss(&targets, Reduction::Mean)?) // [rows, 1] -> [rows]
             }
-            (LabelKind::Multi, Labels::Multi(whether)) => {
-                check_shape(whether, &[rows, n_labels])?;
+            (LabelKind::Multi, Labels::Multi(_)) => {
+                check_shape(&targets, &[rows, n_labels])?;
                 let weights = self.weights.as_ref();
                 let smooth = self.label_smoothing;
-                let whether = whether.f_mul_scalar(1.0 - smooth)?.f_add_scalar(smooth / 2.0)?;
-                Ok(logits.f_binary_cross_entropy_with_logits(&whether, weights, None, Reduction::Mean)?)
+                let targets = targets.f_mul_scalar(1.0 - smooth)?.f_add_scalar(smooth / 2.0)?;
+                Ok(logits.f_binary_cross_entropy_with_logits(&targets, weights, None, Reduction::Mean)?)
             }
             (expected, labels) => Err(HeadError::Kind { expected, found: labels.kind() }),
         }
@@ -203,8 +204,7 @@ fn check_shape(labels: &Tensor, expected: &[i64]) -> Result<(), HeadError> {
 }
 
 /// Refuses classes without a logit, the index that cross entropy would ignore among them.
-fn check_classes(classes: &Tensor, n_labels: usize) -> Result<(), HeadError> {
-    let classes = Vec::<i64>::try_from(classes)?;
+fn check_classes(classes: &[i64], n_labels: usize) -> Result<(), HeadError> {
     match classes.iter().position(|class| !(0..n_labels as i64).contains(class)) {
         Some(row) => Err(HeadError::Class { row, class: classes[row], n_labels }),
         None => Ok(()),
@@ -258,7 +258,7 @@ mod tests {
         let head = head(&["bad", "good"], false);
         assert_eq!(head.label_kind(), LabelKind::Class);
         let logits = logits(&[&[0.0, 3.0_f32.ln()], &[0.0, 0.0]]);
-        let labels = Labels::Class(Tensor::from_slice(&[1_i64, 0]));
+        let labels = Labels::Class(vec![1, 0]);
         check_loss(&*head, &logits, &labels, -(0.75_f64.ln() + 0.5_f64.ln()) / 2.0);
         let prediction = head.predict(&logits).expect("predicted");
         assert_eq!(prediction.class, [1, 0]);
@@ -271,7 +271,7 @@ mod tests {
         let head = head(&["score"], false);
         assert_eq!(head.label_kind(), LabelKind::Value);
         let logits = logits(&[&[1.0], &[4.0]]);
-        check_loss(&*head, &logits, &Labels::Value(Tensor::from_slice(&[2.0_f32, 2.0])), 2.5);
+        check_loss(&*head, &logits, &Labels::Value(vec![2.0, 2.0]), 2.5);
         let prediction = head.predict(&logits).expect("predicted");
         assert_eq!((prediction.class, prediction.logits), (vec![0, 0], vec![vec![1.0], vec![4.0]]));
         assert_eq!(prediction.probabilities, [[1.0], [1.0]]);
@@ -282,7 +282,7 @@ mod tests {
         let head = head(&["short", "funny"], true);
         assert_eq!(head.label_kind(), LabelKind::Multi);
         let logits = logits(&[&[0.0, 3.0_f32.ln()]]);
-        let labels = Labels::Multi(Tensor::from_slice(&[1.0_f32, 0.0]).view([1, 2]));
+        let labels = Labels::Multi(vec![vec![1.0, 0.0]]);
         check_loss(&*head, &logits, &labels, -(0.5_f64.ln() + 0.25_f64.ln()) / 2.0);
         let prediction = head.predict(&logits).expect("predicted");
         assert!((prediction.probabilities[0][0] - 0.5).abs() < 1e-6 && prediction.class == [1]);
@@ -291,7 +291,7 @@ mod tests {
     #[test]
     fn rows_count_by_the_weights_of_their_labels() {
         let logits = logits(&[&[0.0, 3.0_f32.ln()], &[0.0, 0.0], &[0.0, 0.0]]);
-        let labels = Labels::Class(Tensor::from_slice(&[1_i64, 0, 0]));
+        let labels = Labels::Class(vec![1, 0, 0]);
         let (sure, even) = (-0.75_f64.ln(), -0.5_f64.ln());
         let each = weighted(&["bad", "good"], false, 0.0, Some(ClassWeights::Each(vec![0.5, 3.0])));
         check_loss(&*each, &logits, &labels, (3.0 * sure + 2.0 * 0.5 * even) / 3.0);
@@ -300,7 +300,7 @@ mod tests {
         check_loss(&*balanced, &logits, &labels, (2.0 * sure + 2.0 * (2.0 / 3.0) * even) / 3.0);
 
         let several = weighted(&["short", "funny"], true, 0.0, Some(ClassWeights::Each(vec![2.0, 1.0])));
-        let labels = Labels::Multi(Tensor::from_slice(&[1.0_f32, 0.0]).view([1, 2]));
+        let labels = Labels::Multi(vec![vec![1.0, 0.0]]);
         check_loss(&*several, &self::logits(&[&[0.0, 3.0_f32.ln()]]), &labels, (2.0 * even - 0.25_f64.ln()) / 2.0);
     }
 
@@ -309,9 +309,9 @@ mod tests {
         let logits = logits(&[&[0.0, 3.0_f32.ln()]]);
         let smooth = weighted(&["bad", "good"], false, 0.2, None);
         let expected = -(0.9 * 0.75_f64.ln() + 0.1 * 0.25_f64.ln());
-        check_loss(&*smooth, &logits, &Labels::Class(Tensor::from_slice(&[1_i64])), expected);
+        check_loss(&*smooth, &logits, &Labels::Class(vec![1]), expected);
         let smooth = weighted(&["short", "funny"], true, 0.2, None);
-        let labels = Labels::Multi(Tensor::from_slice(&[1.0_f32, 1.0]).view([1, 2]));
+        let labels = Labels::Multi(vec![vec![1.0, 1.0]]);
         let expected = -(0.5_f64.ln() + 0.9 * 0.75_f64.ln() + 0.1 * 0.25_f64.ln()) / 2.0;
         check_loss(&*smooth, &logits, &labels, expected);
     }
@@ -341,18 +341,15 @@ mod tests {
         let refused = |labels: &Labels| head.loss(&logits, labels).expect_err("refused").to_string();
         for class in [2, -1, -100] {
             assert_eq!(
-                refused(&Labels::Class(Tensor::from_slice(&[0, class]))),
+                refused(&Labels::Class(vec![0, class])),
                 format!("use the labels: row 1 has class {class}, but there are only 2 labels"),
             );
         }
         assert_eq!(
-            refused(&Labels::Value(Tensor::from_slice(&[0.0_f32, 1.0]))),
+            refused(&Labels::Value(vec![0.0, 1.0])),
             "use the labels: expected one class per row, found one number per row",
         );
-        assert_eq!(
-            refused(&Labels::Class(Tensor::from_slice(&[0_i64]))),
-            "use the labels: expected shape [2], found [1]",
-        );
+        assert_eq!(refused(&Labels::Class(vec![0])), "use the labels: expected shape [2], found [1]",);
     }
 
     #[test]

@@ -10,6 +10,8 @@ mod value;
 
 use std::collections::BTreeSet;
 
+use sepal_core::{LabelKind, Labels};
+
 use crate::{Place, RawLabel, Rows, Table};
 
 use cell::Cell;
@@ -21,66 +23,6 @@ pub use names::LabelSet;
 pub(crate) use lists::share;
 pub(crate) use several::{JOIN, SEPARATORS, list, parts};
 pub(crate) use value::{is_missing, normalized};
-
-/// Kind of a task's labels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum LabelKind {
-    /// One class of several.
-    Class,
-    /// A number.
-    Value,
-    /// Any number of classes.
-    Multi,
-}
-
-/// The labels of rows, ready to train on.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Labels {
-    /// Class numbers `[rows]`.
-    Class(Vec<i64>),
-    /// Numbers `[rows]`.
-    Value(Vec<f32>),
-    /// Multi-hot vectors `[rows, labels]`.
-    Multi(Vec<Vec<f32>>),
-}
-
-impl Labels {
-    /// The number of rows.
-    pub fn len(&self) -> usize {
-        match self {
-            Labels::Class(rows) => rows.len(),
-            Labels::Value(rows) => rows.len(),
-            Labels::Multi(rows) => rows.len(),
-        }
-    }
-
-    /// Returns true if there is no row.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Returns their kind.
-    pub fn kind(&self) -> LabelKind {
-        match self {
-            Labels::Class(_) => LabelKind::Class,
-            Labels::Value(_) => LabelKind::Value,
-            Labels::Multi(_) => LabelKind::Multi,
-        }
-    }
-
-    /// The labels of these rows, in this order.
-    ///
-    /// # Panics
-    /// If a row does not exist.
-    #[must_use]
-    pub fn select(&self, rows: &[usize]) -> Self {
-        match self {
-            Labels::Class(all) => Labels::Class(rows.iter().map(|&row| all[row]).collect()),
-            Labels::Value(all) => Labels::Value(rows.iter().map(|&row| all[row]).collect()),
-            Labels::Multi(all) => Labels::Multi(rows.iter().map(|&row| all[row].clone()).collect()),
-        }
-    }
-}
 
 impl LabelSet {
     /// Returns the kind of this task's labels: a number for a single name, several classes if the table has lists, one

@@ -1,7 +1,7 @@
 use sepal_core::Want;
 use sepal_nn::Parameters;
 use sepal_plugin::{Head, HeadContext, Hidden, LabelKind, Labels, Logits, Phase, Plugin, Prediction, TaskHead};
-use tch::{Kind, Tensor};
+use tch::Kind;
 
 use super::{OTHER_SEED, SEED, check_gradients, check_options, check_start_and_files, numbers, parameters};
 
@@ -95,8 +95,11 @@ fn hidden() -> Hidden {
 fn labels(head: &dyn TaskHead) -> Labels {
     let n_labels = head.label_names().len() as i64;
     match head.label_kind() {
-        LabelKind::Class => Labels::Class(Tensor::arange(ROWS, (Kind::Int64, tch::Device::Cpu)).remainder(n_labels)),
-        LabelKind::Value => Labels::Value(numbers(&[ROWS])),
-        LabelKind::Multi => Labels::Multi(numbers(&[ROWS, n_labels]).ge(0.0).to_kind(Kind::Float)),
+        LabelKind::Class => Labels::Class((0..ROWS).map(|row| row % n_labels).collect()),
+        LabelKind::Value => Labels::Value(Vec::try_from(numbers(&[ROWS])).expect("fp32 `[rows]`")),
+        LabelKind::Multi => {
+            let hot = numbers(&[ROWS, n_labels]).ge(0.0).to_kind(Kind::Float);
+            Labels::Multi(Vec::try_from(hot).expect("fp32 `[rows, n_labels]`"))
+        }
     }
 }
