@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 PACKAGES = ["torch==2.13.0", "transformers==5.23.0", "peft==0.21.2"]
-# As in integration-tests/benches/speed/step.rs.
+# As in benches/speed/step.rs.
 LENGTHS = [12, 7, 3, 26, 8, 19, 13, 5, 40, 11, 7, 21, 3, 16, 12, 31,
            8, 3, 23, 10, 12, 7, 26, 5, 18, 12, 3, 25, 11, 6, 16, 7]
 PADDED = 64

@@ -8,24 +8,24 @@ use std::process::{Child, Command, Stdio};
 use sepal_testkit::hub::{COMMIT, Fault, LoopbackHub};
 use sepal_testkit::tiny;
 
-use crate::program::{Bench, assert_close};
+use sepal_integration_tests::fixture::{Fixture, assert_close};
 
 const COMMON: [&str; 3] = ["config.json", "model.safetensors.index.json", "tokenizer.json"];
 
-/// A tiny model in shards in the bench's folder `model`, on a hub; the names of its shards, that of the ends first.
-fn sharded() -> (Bench, LoopbackHub, Vec<String>) {
-    let bench = Bench::new("llama-gqa");
-    let shards = tiny::shard(&bench.path("model"));
-    let hub = LoopbackHub::of_folder(&bench.path("model"));
-    (bench, hub, shards)
+/// A tiny model in shards in the fixture's folder `model`, on a hub; the names of its shards, that of the ends first.
+fn sharded() -> (Fixture, LoopbackHub, Vec<String>) {
+    let fixture = Fixture::new("llama-gqa");
+    let shards = tiny::shard(&fixture.path("model"));
+    let hub = LoopbackHub::of_folder(&fixture.path("model"));
+    (fixture, hub, shards)
 }
 
 /// `sepal` with a cache of its own.
-fn on_its_own(bench: &Bench, hub: &LoopbackHub, cache: &str, args: &[&str]) -> Command {
-    let mut command = bench.sepal(args);
+fn on_its_own(fixture: &Fixture, hub: &LoopbackHub, cache: &str, args: &[&str]) -> Command {
+    let mut command = fixture.sepal(args);
     command.env("HF_ENDPOINT", hub.endpoint()).env("HF_HUB_OFFLINE", "0");
-    command.env("SEPAL_CACHE", bench.path(&format!("{cache}/sepal")));
-    command.env("HF_HUB_CACHE", bench.path(&format!("{cache}/hub")));
+    command.env("SEPAL_CACHE", fixture.path(&format!("{cache}/sepal")));
+    command.env("HF_HUB_CACHE", fixture.path(&format!("{cache}/hub")));
     command
 }
 
@@ -54,9 +54,9 @@ impl Drop for Server {
     }
 }
 
-fn serve(bench: &Bench, hub: &LoopbackHub, cache: &str, model: &str, blocks: &str) -> Server {
+fn serve(fixture: &Fixture, hub: &LoopbackHub, cache: &str, model: &str, blocks: &str) -> Server {
     let args = ["serve", model, "--blocks", blocks, "--listen", "127.0.0.1:0", "--threads", "1"];
-    Server::start(on_its_own(bench, hub, cache, &args))
+    Server::start(on_its_own(fixture, hub, cache, &args))
 }
 
 /// What is asked for by all, and these.
@@ -72,23 +72,23 @@ fn shards_in(folder: &Path) -> usize {
 }
 
 #[test]
-fn each_fetches_what_it_needs_and_all_agree() {
-    let (bench, hub, shards) = sharded();
-    let embedded = bench.run(&["train.max_steps=6"]);
+fn sharded_download_fetches_only_the_needed_shards() {
+    let (fixture, hub, shards) = sharded();
+    let embedded = fixture.run(&["train.max_steps=6"]);
 
-    let first = serve(&bench, &hub, "first", "hub:a/b@main", "0:1");
+    let first = serve(&fixture, &hub, "first", "hub:a/b@main", "0:1");
     assert_eq!(hub.downloads(), with_common(&shards[1..2]), "a server fetches the shards of its blocks");
     assert!(first.line.contains(&format!(" of hub:a/b@{COMMIT} ")), "it says which commit: {}", first.line);
-    let second = serve(&bench, &hub, "second", "hub:a/b", "1:3");
+    let second = serve(&fixture, &hub, "second", "hub:a/b", "1:3");
     assert_eq!(hub.downloads(), with_common(&shards[2..]));
     // A replica with a whole copy of the same files on its disk is of the same model.
-    let replica = serve(&bench, &hub, "replica", "model", "1:3");
+    let replica = serve(&fixture, &hub, "replica", "model", "1:3");
     assert_eq!(hub.requests(), []);
 
     let servers = [&first, &second, &replica].map(|server| format!("\"{}\"", server.addr)).join(", ");
     let servers = format!("swarm.with.servers=[{servers}]");
     let sets = ["train.max_steps=6", "model.source=hub:a/b", "swarm.use=static", servers.as_str()];
-    let mut run = on_its_own(&bench, &hub, "client", &["run", "pipeline.yaml"]);
+    let mut run = on_its_own(&fixture, &hub, "client", &["run", "pipeline.yaml"]);
     for set in sets {
         run.args(["--set", set]);
     }
@@ -98,7 +98,7 @@ fn each_fetches_what_it_needs_and_all_agree() {
     assert_eq!(hub.downloads(), with_common(&shards[..1]), "a client fetches the ends");
     assert!(said.contains(&format!("fetched a/b/{}", shards[0])), "a line for each file: {said}");
 
-    let remote = bench.run_in("remote");
+    let remote = fixture.run_in("remote");
     assert_close(&remote.losses(), &embedded.losses());
     assert_eq!(remote.manifest()["model"]["source"], format!("hub:a/b@{COMMIT}"));
     assert_eq!(remote.manifest()["model"]["digest"], embedded.manifest()["model"]["digest"]);
@@ -106,11 +106,11 @@ fn each_fetches_what_it_needs_and_all_agree() {
 }
 
 #[test]
-fn fetching_for_an_embedded_run_brings_all_shards_once() {
-    let (bench, hub, shards) = sharded();
+fn fetch_for_an_embedded_run_downloads_every_shard_once() {
+    let (fixture, hub, shards) = sharded();
     let fetch = || {
         let args = ["fetch", "pipeline.yaml", "--set", "model.source=hub:a/b"];
-        on_its_own(&bench, &hub, "own", &args).output().expect("sepal fetches")
+        on_its_own(&fixture, &hub, "own", &args).output().expect("sepal fetches")
     };
     // It breaks off in the second shard and is refused in the third: the next requests go on from there.
     hub.fail(&shards[1], [Fault::Cut(1000)]);
@@ -121,40 +121,40 @@ fn fetching_for_an_embedded_run_brings_all_shards_once() {
     assert!(said.contains("trying again in"), "{said}");
     let resumed: Vec<_> = hub.requests().into_iter().filter(|request| request.file == shards[1]).collect();
     assert_eq!(resumed.last().expect("a request").range.as_deref(), Some("bytes=1000-"));
-    assert_eq!(shards_in(&bench.path("own/hub/models--a--b/snapshots").join(COMMIT)), shards.len());
+    assert_eq!(shards_in(&fixture.path("own/hub/models--a--b/snapshots").join(COMMIT)), shards.len());
     assert!(fetch().status.success());
     assert_eq!(hub.requests(), [], "what is here is not asked for again");
 }
 
 #[test]
-fn a_part_of_a_folder_is_served_with_its_outline() {
-    let (bench, hub, shards) = sharded();
-    let outline = bench.sepal(&["outline", "model"]).output().expect("sepal runs");
+fn partial_folder_with_an_outline_is_served() {
+    let (fixture, hub, shards) = sharded();
+    let outline = fixture.sepal(&["outline", "model"]).output().expect("sepal runs");
     assert!(outline.status.success(), "{}", String::from_utf8_lossy(&outline.stderr));
-    fs::create_dir(bench.path("part")).expect("a folder");
+    fs::create_dir(fixture.path("part")).expect("a folder");
     for file in ["config.json", "model.safetensors.index.json", &shards[3]] {
-        fs::copy(bench.path("model").join(file), bench.path("part").join(file)).expect("copied");
+        fs::copy(fixture.path("model").join(file), fixture.path("part").join(file)).expect("copied");
     }
-    let refused = bench.sepal(&["serve", "part", "--blocks", "2:3"]).output().expect("sepal runs");
+    let refused = fixture.sepal(&["serve", "part", "--blocks", "2:3"]).output().expect("sepal runs");
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains(&shards[0]) && said.contains("sepal outline"), "{said}");
 
     let name = ".sepal-outline.json";
-    fs::copy(bench.path("model").join(name), bench.path("part").join(name)).expect("copied");
-    let server = serve(&bench, &hub, "own", "part", "2:3");
+    fs::copy(fixture.path("model").join(name), fixture.path("part").join(name)).expect("copied");
+    let server = serve(&fixture, &hub, "own", "part", "2:3");
     assert!(server.line.starts_with("serving blocks 2:3 of part"), "{}", server.line);
-    let refused = bench.sepal(&["serve", "part", "--blocks", "1:3"]).output().expect("sepal runs");
+    let refused = fixture.sepal(&["serve", "part", "--blocks", "1:3"]).output().expect("sepal runs");
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains(&shards[2]), "{said}");
 }
 
 #[test]
 fn pickled_weights_are_refused() {
-    let bench = Bench::new("llama-gqa");
-    fs::rename(bench.path("model/model.safetensors"), bench.path("model/pytorch_model.bin")).expect("renamed");
-    let hub = LoopbackHub::of_folder(&bench.path("model"));
+    let fixture = Fixture::new("llama-gqa");
+    fs::rename(fixture.path("model/model.safetensors"), fixture.path("model/pytorch_model.bin")).expect("renamed");
+    let hub = LoopbackHub::of_folder(&fixture.path("model"));
     for model in ["model", "hub:a/b"] {
-        let output = on_its_own(&bench, &hub, "own", &["serve", model]).output().expect("sepal runs");
+        let output = on_its_own(&fixture, &hub, "own", &["serve", model]).output().expect("sepal runs");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(said.contains("pytorch_model.bin") && said.contains("save_pretrained"), "{said}");
@@ -162,9 +162,9 @@ fn pickled_weights_are_refused() {
 }
 
 #[test]
-fn no_weights_come_of_a_model_that_cannot_be_used() {
-    let bench = Bench::new("llama-gqa");
-    let path = bench.path("model/config.json");
+fn unsupported_model_is_refused_before_weights_are_fetched() {
+    let fixture = Fixture::new("llama-gqa");
+    let path = fixture.path("model/config.json");
     let config: serde_json::Value = serde_json::from_slice(&fs::read(&path).expect("readable")).expect("JSON");
     for (key, value, needle) in [
         ("quantization_config", serde_json::json!({"quant_method": "fp8"}), "`quantization_config` is fp8"),
@@ -173,8 +173,8 @@ fn no_weights_come_of_a_model_that_cannot_be_used() {
         let mut changed = config.clone();
         changed[key] = value;
         fs::write(&path, changed.to_string()).expect("written");
-        let hub = LoopbackHub::of_folder(&bench.path("model"));
-        let output = on_its_own(&bench, &hub, key, &["serve", "hub:a/b"]).output().expect("sepal runs");
+        let hub = LoopbackHub::of_folder(&fixture.path("model"));
+        let output = on_its_own(&fixture, &hub, key, &["serve", "hub:a/b"]).output().expect("sepal runs");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.code() == Some(1) && said.contains(needle) && said.contains("a/b"), "{said}");
         let downloads = hub.downloads();

@@ -1,26 +1,24 @@
-//! What the parts do together: exactness against PyTorch through servers, failures, whole runs of the real program.
+//! Tests across crates: exactness against PyTorch through servers, failures, and whole runs of the real program.
 
-mod bad_input;
-mod before;
-mod choices;
+mod block_placement;
+mod cobatching;
+mod doctor;
 mod downloads;
-mod exact;
 mod failures;
-mod faults;
-mod given_on;
-mod http;
-mod imported;
+mod hub_push;
+mod init;
+mod invalid_input;
 mod new_plugin;
-mod non_finite;
-mod places;
+mod peft_import;
+mod plan;
+mod plugin_options;
 mod precision;
 mod predict;
-mod processes;
-mod program;
-mod proxy;
+mod prefix_cache;
+mod pytorch_parity;
 mod relay;
 mod resume;
-mod runs;
-mod shared;
-mod support;
+mod serve_task;
+mod server_processes;
 mod swarm;
+mod training_runs;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::program::{Bench, binary};
+use sepal_integration_tests::fixture::{Fixture, binary};
 
 /// The repository.
 fn root() -> PathBuf {
@@ -66,7 +66,7 @@ fn fresh_copy() -> tempfile::TempDir {
 }
 
 #[test]
-fn a_new_head_tuning_mode_and_family_build_and_train() {
+fn generated_plugins_and_family_build_and_train() {
     // Made in a fresh copy and then carried over into one that stays, so that what did not change is not built again.
     let fresh = fresh_copy();
     for (kind, name) in [("head", "my-head"), ("tuning", "my-tuning"), ("family", "my-family")] {
@@ -113,7 +113,7 @@ fn a_new_head_tuning_mode_and_family_build_and_train() {
     assert!(!built.contains("warning"), "{built}");
     let program = target.join("debug/sepal-with-plugins");
 
-    let bench = Bench::new("llama-gqa");
+    let fixture = Fixture::new("llama-gqa");
     let sets = [
         "task.use=my-head",
         "tuning.use=my-tuning",
@@ -122,28 +122,28 @@ fn a_new_head_tuning_mode_and_family_build_and_train() {
         "train.deterministic=true",
     ];
     let run = |runs: &str| {
-        let mut sepal = bench.sepal(&[]);
+        let mut sepal = fixture.sepal(&[]);
         let output = Command::new(&program)
-            .current_dir(bench.folder.path())
+            .current_dir(fixture.folder.path())
             .envs(sepal.env("SEPAL_LOG", "warn").get_envs().filter_map(|(key, value)| Some((key, value?))))
             .args(["run", "pipeline.yaml", "--set", &format!("output.folder={runs}")])
             .args(sets)
             .output()
             .expect("it runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        bench.run_in(runs).losses()
+        fixture.run_in(runs).losses()
     };
     let losses = run("plugins");
     assert!(losses[36..].iter().sum::<f64>() < losses[..4].iter().sum::<f64>(), "{losses:?}");
 
     // A Llama that says that it is of the new family trains as it did.
-    edit(bench.folder.path(), "model/config.json", |text| text.replace("\"llama\"", "\"my_family\""));
+    edit(fixture.folder.path(), "model/config.json", |text| text.replace("\"llama\"", "\"my_family\""));
     assert_eq!(run("family"), losses, "to the last bit");
 }
 
 /// Where the list that a line belongs to is not found, nothing is written.
 #[test]
-fn a_family_without_its_place_is_an_error() {
+fn family_without_its_marker_comment_is_an_error() {
     let fresh = fresh_copy();
     for (path, anchor) in [
         ("crates/core/src/model.rs", "pub const ALL: [Family; "),

@@ -6,8 +6,8 @@ use sepal_server::BlockServer;
 use serde_json::Value;
 use tch::Tensor;
 
-use crate::program::{Bench, Run, static_swarm};
-use crate::support::{Golden, Trained, assert_grad, cross_entropy, distance, span};
+use sepal_integration_tests::fixture::{Fixture, Run, static_swarm};
+use sepal_integration_tests::golden::{Golden, Trained, assert_grad, cross_entropy, distance, span};
 
 /// Mean loss of the steps of the last pass, and loss of the validation rows after it.
 fn final_losses(run: &Run) -> [f64; 2] {
@@ -29,13 +29,13 @@ fn bytes(run: &Run) -> f64 {
 }
 
 #[test]
-fn sixteen_bits_end_where_32_do() {
+fn sixteen_bit_training_ends_near_the_32_bit_loss() {
     for model in ["llama-gqa", "bloom"] {
-        let bench = Bench::new(model);
-        let plain = bench.run(&[]);
+        let fixture = Fixture::new(model);
+        let plain = fixture.run(&[]);
         assert!(plain.manifest()["scale"].is_null() && plain.records("step")[0]["scale"].is_null());
         for precision in ["bf16", "f16"] {
-            let run = bench.run(&[&format!("train.precision={precision}")]);
+            let run = fixture.run(&[&format!("train.precision={precision}")]);
             assert_within_2_percent(&format!("{model} {precision}"), &run, &plain);
             assert_ne!(run.losses(), plain.losses(), "it makes a difference");
             assert!(bytes(&run) < 0.6 * bytes(&plain), "hidden states travel in 16 bits");
@@ -44,12 +44,12 @@ fn sixteen_bits_end_where_32_do() {
             assert_eq!((&run.manifest()["scale"].as_f64(), &run.manifest()["skipped_steps"]), (&scale, &0.into()));
         }
         // What the blocks are given and give is rounded, also where it travels in full.
-        let wide = bench.run(&["train.precision=f16", "swarm.with.wire_dtype=f32"]);
+        let wide = fixture.run(&["train.precision=f16", "swarm.with.wire_dtype=f32"]);
         assert_within_2_percent(&format!("{model} f16 over f32"), &wide, &plain);
         assert!(bytes(&wide) > 0.99 * bytes(&plain));
-        let first_here = bench.run(&["train.precision=f16", "model.local_blocks=1"]);
+        let first_here = fixture.run(&["train.precision=f16", "model.local_blocks=1"]);
         assert_within_2_percent(&format!("{model} f16, one block here"), &first_here, &plain);
-        let narrow = bench.run(&["swarm.with.wire_dtype=f16"]);
+        let narrow = fixture.run(&["swarm.with.wire_dtype=f16"]);
         assert_eq!(narrow.manifest()["scale"], 65536.0, "gradients that travel as f16 are scaled");
     }
 }
@@ -79,20 +79,20 @@ fn assert_scaled_as_torch_does(steps: &[Value], init_scale: f64, growth_interval
 
 #[test]
 fn overflow_on_the_wire_skips_steps_and_the_run_recovers() {
-    let bench = Bench::new("llama-gqa");
-    let [first, second] = [bench.serve("0:1", "127.0.0.1:0"), bench.serve("1:3", "127.0.0.1:0")];
+    let fixture = Fixture::new("llama-gqa");
+    let [first, second] = [fixture.serve("0:1", "127.0.0.1:0"), fixture.serve("1:3", "127.0.0.1:0")];
     let swarm = static_swarm(&[&first, &second]);
     let scaler = "train.scaler={init_scale: 1.0e+11, growth_interval: 6}";
     let sets = [&swarm[0], &swarm[1], "train.precision=f16", scaler, "train.epochs=10", "evaluate.every=end"];
     for path in ["star", "relay"] {
         let path = format!("swarm.with.path={path}");
-        let output = bench.output(&[&sets[..], &[&path, "swarm.with.micro_batch_tokens=60"]].concat());
+        let output = fixture.output(&[&sets[..], &[&path, "swarm.with.micro_batch_tokens=60"]].concat());
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{said}");
         assert!(!said.contains("a server failed"), "nobody is left for an overflow: {said}");
         let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
         let folder = stdout.lines().find_map(|line| line.strip_prefix("folder ")).expect("the folder is named");
-        let run = Run { folder: bench.path(folder.trim()), stdout };
+        let run = Run { folder: fixture.path(folder.trim()), stdout };
 
         let steps = run.records("step");
         assert_eq!(steps.len(), 120, "as many passes as were asked for");
@@ -111,22 +111,22 @@ fn overflow_on_the_wire_skips_steps_and_the_run_recovers() {
 }
 
 #[test]
-fn overflow_that_does_not_end_stops_the_run() {
-    let bench = Bench::new("llama-gqa");
-    let text = bench.failure(&["train.precision=f16", "train.scaler.init_scale=1.0e+38", "train.epochs=10"]);
+fn lasting_overflow_stops_the_run() {
+    let fixture = Fixture::new("llama-gqa");
+    let text = fixture.failure(&["train.precision=f16", "train.scaler.init_scale=1.0e+38", "train.epochs=10"]);
     assert!(text.contains("make step 50: 50 steps in a row were skipped"), "{text}");
-    let run = bench.only_run();
+    let run = fixture.only_run();
     assert_eq!((&run.manifest()["status"]["state"], &run.manifest()["skipped_steps"]), (&"failed".into(), &50.into()));
     assert_eq!(run.records("step").len(), 50);
 }
 
 #[test]
-fn prompts_that_outgrow_their_format_stop_the_run_at_once() {
-    let bench = Bench::new("llama-gqa");
+fn prompts_beyond_their_format_stop_the_run_at_once() {
+    let fixture = Fixture::new("llama-gqa");
     let sets = ["train.precision=f16", "optimizer.with.lr=1.0e+5", "schedule.with.warmup_steps=0"];
-    let text = bench.failure(&sets);
+    let text = fixture.failure(&sets);
     assert!(text.contains("send prompts that are not finite in f16"), "no smaller scale is any help: {text}");
-    assert_eq!(bench.only_run().records("step").len(), 1);
+    assert_eq!(fixture.only_run().records("step").len(), 1);
 }
 
 fn servers(golden: &Golden) -> [BlockServer; 2] {
@@ -142,7 +142,7 @@ fn backward(golden: &Golden, remote: &RemoteSequential, scale: f64) -> Result<Tr
 }
 
 #[test]
-fn gradients_that_overflow_name_their_server_and_harm_nothing() {
+fn overflowing_gradients_name_their_server_and_leave_the_session_usable() {
     let golden = Golden::open("llama-gqa");
     let servers = servers(&golden);
     let addresses = servers.each_ref().map(|server| server.endpoint().to_string());
@@ -183,7 +183,7 @@ fn scaled_gradients_of_micro_batches_add_up() {
 }
 
 #[test]
-fn a_client_whose_gradients_overflow_disturbs_no_other() {
+fn client_with_overflowing_gradients_does_not_disturb_others() {
     let golden = Golden::open("llama-gqa");
     let server = [golden.serve_listening(span("0:3"), 1 << 30)];
     let client = |scale: f64, wire_dtype: DType| {

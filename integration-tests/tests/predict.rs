@@ -7,38 +7,38 @@ use std::process::{Output, Stdio};
 
 use serde_json::Value;
 
-use crate::program::{Bench, Run};
+use sepal_integration_tests::fixture::{Fixture, Run};
 
-fn trained() -> (Bench, Run) {
-    let bench = Bench::new("llama-gqa");
-    let run = bench.run(&["train.max_steps=20"]);
-    (bench, run)
+fn trained() -> (Fixture, Run) {
+    let fixture = Fixture::new("llama-gqa");
+    let run = fixture.run(&["train.max_steps=20"]);
+    (fixture, run)
 }
 
-fn sepal(bench: &Bench, args: &[&str]) -> Output {
-    bench.sepal(args).output().expect("sepal runs")
+fn sepal(fixture: &Fixture, args: &[&str]) -> Output {
+    fixture.sepal(args).output().expect("sepal runs")
 }
 
-fn succeeds(bench: &Bench, args: &[&str]) -> String {
-    let output = sepal(bench, args);
+fn succeeds(fixture: &Fixture, args: &[&str]) -> String {
+    let output = sepal(fixture, args);
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[test]
-fn an_evaluation_says_what_the_run_said() {
-    let bench = Bench::new("llama-gqa");
+fn evaluate_matches_the_evaluation_of_the_run() {
+    let fixture = Fixture::new("llama-gqa");
     // Three rows of one class for each of the other, so that weights are not all 1.
-    let rows = fs::read_to_string(bench.path("train.csv")).expect("rows");
+    let rows = fs::read_to_string(fixture.path("train.csv")).expect("rows");
     let label = |row: &str| row.rsplit(',').next().map(str::to_owned);
     let first = rows.lines().nth(1).and_then(label);
     let rows = rows.lines().enumerate().filter(|(i, row)| *i == 0 || label(row) != first || i % 3 == 1);
-    fs::write(bench.path("train.csv"), rows.map(|(_, row)| row).collect::<Vec<_>>().join("\n")).expect("written");
-    let run = bench.run(&["train.max_steps=20", "evaluate.every=end", "task.with.class_weights=balanced"]);
+    fs::write(fixture.path("train.csv"), rows.map(|(_, row)| row).collect::<Vec<_>>().join("\n")).expect("written");
+    let run = fixture.run(&["train.max_steps=20", "evaluate.every=end", "task.with.class_weights=balanced"]);
     let counts = run.manifest()["data"]["class_rows"].clone();
     assert_ne!(counts[0], counts[1], "{counts}");
     let folder = run.folder.to_str().expect("a path");
-    let text = succeeds(&bench, &["evaluate", folder, "--data", "validation.csv", "--json"]);
+    let text = succeeds(&fixture, &["evaluate", folder, "--data", "validation.csv", "--json"]);
     let found: Value = serde_json::from_str(&text).expect("JSON");
     for (name, expected) in run.manifest()["metrics"].as_object().expect("metrics") {
         let (found, expected) = (found["metrics"][name].as_f64(), expected.as_f64());
@@ -52,20 +52,20 @@ fn an_evaluation_says_what_the_run_said() {
 }
 
 #[test]
-fn predictions_come_in_the_order_of_the_rows_with_what_stood_beside_them() {
-    let (bench, run) = trained();
+fn predictions_keep_row_order_and_input_columns() {
+    let (fixture, run) = trained();
     let folder = run.folder.to_str().expect("a path");
-    let rows = fs::read_to_string(bench.path("validation.csv")).expect("rows");
+    let rows = fs::read_to_string(fixture.path("validation.csv")).expect("rows");
     let rows: Vec<&str> = rows.lines().collect();
     let with_ids = |(i, row): (usize, &&str)| if i == 0 { format!("id,{row}") } else { format!("{i},{row}") };
     let csv: Vec<String> = rows.iter().enumerate().map(with_ids).chain(["49,,good".to_owned()]).collect();
-    fs::write(bench.path("input.csv"), csv.join("\n")).expect("written");
+    fs::write(fixture.path("input.csv"), csv.join("\n")).expect("written");
 
     let args = ["predict", folder, "-i", "input.csv", "-o", "out.jsonl", "--label", "label", "--probabilities"];
-    let output = sepal(&bench, &args);
+    let output = sepal(&fixture, &args);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && said.contains("predicted 48 rows, 1 left out"), "{said}");
-    let lines = fs::read_to_string(bench.path("out.jsonl")).expect("predictions");
+    let lines = fs::read_to_string(fixture.path("out.jsonl")).expect("predictions");
     let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert_eq!(lines.len(), 48);
     let mut right = 0;
@@ -78,22 +78,23 @@ fn predictions_come_in_the_order_of_the_rows_with_what_stood_beside_them() {
     }
     assert!((right as f64 / 48.0 - run.accuracy()).abs() < 1e-9, "as right as the run says");
 
-    let again = sepal(&bench, &args);
+    let again = sepal(&fixture, &args);
     assert!(!again.status.success());
     let said = String::from_utf8_lossy(&again.stderr).into_owned();
     assert!(said.contains("it is there; --overwrite replaces it") && !said.contains("blocks "), "{said}");
 }
 
 #[test]
-fn columns_keep_their_names_and_places_and_predictions_can_be_predicted_again() {
-    let (bench, run) = trained();
+fn predict_on_its_own_output_keeps_column_names_and_order() {
+    let (fixture, run) = trained();
     let folder = run.folder.to_str().expect("a path");
-    fs::write(bench.path("in.csv"), "id,sentence,text,label\n1,good,other,x\n2,bad,\"an,other\",y\n").expect("written");
+    fs::write(fixture.path("in.csv"), "id,sentence,text,label\n1,good,other,x\n2,bad,\"an,other\",y\n")
+        .expect("written");
     let predict = |input: &str, output: &str| {
-        let done = sepal(&bench, &["predict", folder, "-i", input, "-o", output, "--probabilities"]);
+        let done = sepal(&fixture, &["predict", folder, "-i", input, "-o", output, "--probabilities"]);
         let said = String::from_utf8_lossy(&done.stderr).into_owned();
         assert!(done.status.success(), "{said}");
-        (fs::read_to_string(bench.path(output)).unwrap_or_default(), said)
+        (fs::read_to_string(fixture.path(output)).unwrap_or_default(), said)
     };
     let (first, said) = predict("in.csv", "out.csv");
     let lines: Vec<&str> = first.lines().collect();
@@ -117,8 +118,8 @@ fn columns_keep_their_names_and_places_and_predictions_can_be_predicted_again() 
 }
 
 /// What `sepal predict` answers to this on standard input: success, and what it wrote.
-fn piped(bench: &Bench, args: &[&str], text: &str) -> (bool, String, String) {
-    let mut command = bench.sepal(args);
+fn piped(fixture: &Fixture, args: &[&str], text: &str) -> (bool, String, String) {
+    let mut command = fixture.sepal(args);
     let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("sepal runs");
     child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("written");
@@ -128,10 +129,10 @@ fn piped(bench: &Bench, args: &[&str], text: &str) -> (bool, String, String) {
 }
 
 #[test]
-fn texts_from_standard_input_are_answered_on_standard_output() {
-    let (bench, run) = trained();
+fn predict_from_standard_input_writes_standard_output() {
+    let (fixture, run) = trained();
     let folder = run.folder.to_str().expect("a path");
-    let (done, text, said) = piped(&bench, &["predict", folder], "one two three\nfour, \"five\"\n");
+    let (done, text, said) = piped(&fixture, &["predict", folder], "one two three\nfour, \"five\"\n");
     assert!(done, "{said}");
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 3, "{text}");
@@ -139,21 +140,21 @@ fn texts_from_standard_input_are_answered_on_standard_output() {
     assert!(lines[2].starts_with("\"four, \"\"five\"\"\","), "{text}");
 
     let table = "id,sentence\n1,good\n";
-    let (done, text, said) = piped(&bench, &["predict", folder], table);
+    let (done, text, said) = piped(&fixture, &["predict", folder], table);
     assert!(!done && text.is_empty() && said.contains("say --format csv") && !said.contains("blocks "), "{said}");
-    let (_, text, said) = piped(&bench, &["predict", folder, "--format", "csv"], table);
+    let (_, text, said) = piped(&fixture, &["predict", folder, "--format", "csv"], table);
     assert!(text.starts_with("id,sentence,predicted,probability\n1,good,"), "{text}{said}");
-    let (_, text, _) = piped(&bench, &["predict", folder, "--format", "lines"], table);
+    let (_, text, _) = piped(&fixture, &["predict", folder, "--format", "lines"], table);
     assert_eq!(text.lines().count(), 3, "{text}");
     for (text, expected) in [("", "it is empty"), ("id,sentence\n", "no row")] {
-        let (done, text, said) = piped(&bench, &["predict", folder, "--format", "csv"], text);
+        let (done, text, said) = piped(&fixture, &["predict", folder, "--format", "csv"], text);
         assert!(!done && text.is_empty() && said.contains(expected), "{text}{said}");
     }
 }
 
 #[test]
-fn what_cannot_be_asked_is_said_before_the_model_is_loaded() {
-    let (bench, run) = trained();
+fn invalid_predict_arguments_fail_before_the_model_is_loaded() {
+    let (fixture, run) = trained();
     let folder = run.folder.to_str().expect("a path");
     for (args, expected) in [
         (vec!["predict", "nowhere", "-i", "validation.csv"], "nowhere/manifest.json"),
@@ -162,7 +163,7 @@ fn what_cannot_be_asked_is_said_before_the_model_is_loaded() {
         (vec!["predict", folder, "-i", "validation.csv", "--output-format", "parquet"], "that takes a file"),
         (vec!["predict", folder, "-i", "validation.csv", "--text", "sentense"], "did you mean `sentence`"),
     ] {
-        let output = sepal(&bench, &args);
+        let output = sepal(&fixture, &args);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(said.contains(expected) && !said.contains("blocks "), "{said}");
@@ -170,49 +171,49 @@ fn what_cannot_be_asked_is_said_before_the_model_is_loaded() {
     let manifest = fs::read_to_string(run.folder.join("manifest.json")).expect("read");
     let digest = run.manifest()["model"]["digest"].as_str().expect("a digest").to_owned();
     fs::write(run.folder.join("manifest.json"), manifest.replace(&digest, "another")).expect("written");
-    let output = sepal(&bench, &["predict", folder, "-i", "validation.csv"]);
+    let output = sepal(&fixture, &["predict", folder, "-i", "validation.csv"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("it was trained with another model"), "{said}");
 }
 
 #[test]
-fn every_pipeline_to_copy_is_one() {
-    let bench = Bench::new("llama-gqa");
+fn example_pipelines_are_valid() {
+    let fixture = Fixture::new("llama-gqa");
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../pipelines");
     let files: Vec<_> = fs::read_dir(folder).expect("pipelines").map(|entry| entry.expect("an entry").path()).collect();
     assert!(files.len() >= 8);
     for file in files {
-        succeeds(&bench, &["validate", file.to_str().expect("a path")]);
+        succeeds(&fixture, &["validate", file.to_str().expect("a path")]);
         let text = fs::read_to_string(&file).expect("read");
         assert!(text.contains("# Time:") || text.contains("Time:") || text.contains("quarter of an hour"), "{file:?}");
     }
 }
 
 #[test]
-fn the_model_that_was_trained_on_is_preferred_to_others_that_came_since() {
-    let bench = Bench::new("llama-gqa");
+fn predict_prefers_the_model_that_was_trained_on() {
+    let fixture = Fixture::new("llama-gqa");
     let sources = "model.source=[later, model]";
-    let run = bench.run(&["train.max_steps=1", sources]);
+    let run = fixture.run(&["train.max_steps=1", sources]);
     let folder = run.folder.to_str().expect("a path");
     let pipeline = fs::read_to_string(run.folder.join("pipeline.yaml")).expect("a pipeline");
     let (own, other) = (pipeline.find("- model"), pipeline.find("- later"));
     assert!(own.is_some() && own < other, "{pipeline}");
     // What could not be had then is there now, and is another model.
-    fs::create_dir(bench.path("later")).expect("a folder");
-    for entry in fs::read_dir(bench.path("model")).expect("a folder") {
+    fs::create_dir(fixture.path("later")).expect("a folder");
+    for entry in fs::read_dir(fixture.path("model")).expect("a folder") {
         let path = entry.expect("an entry").path();
         let mut content = fs::read(&path).expect("a file");
         if path.extension().is_some_and(|ending| ending == "safetensors") {
             let last = content.len() - 2;
             content[last] ^= 1;
         }
-        fs::write(bench.path("later").join(path.file_name().expect("a name")), content).expect("written");
+        fs::write(fixture.path("later").join(path.file_name().expect("a name")), content).expect("written");
     }
     let args = ["evaluate", folder, "--data", "validation.csv"];
-    succeeds(&bench, &args);
+    succeeds(&fixture, &args);
     // As a run of before has them.
-    succeeds(&bench, &[&args[..], &["--set", sources]].concat());
-    let output = sepal(&bench, &[&args[..], &["--set", "model.source=later"]].concat());
+    succeeds(&fixture, &[&args[..], &["--set", sources]].concat());
+    let output = sepal(&fixture, &[&args[..], &["--set", "model.source=later"]].concat());
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("--set model.source=SOURCE"), "{said}");
 }

@@ -5,9 +5,9 @@ use sepal_remote::{RemoteOptions, SwarmPath};
 use sepal_server::BlockServer;
 use tch::{Device, Kind, Tensor};
 
-use crate::faults::{Swarm, TWICE, check, options};
-use crate::proxy::Fault;
-use crate::support::{Golden, Trained, span};
+use crate::failures::links::{Swarm, TWICE, check, options};
+use sepal_integration_tests::golden::{Golden, Trained, span};
+use sepal_integration_tests::proxy::Fault;
 
 const CHAIN: [&str; 3] = ["0:1", "1:2", "2:3"];
 
@@ -16,7 +16,7 @@ fn relaying() -> RemoteOptions {
 }
 
 #[test]
-fn a_relay_gives_the_same_bits_and_moves_one_hop_through_the_client() {
+fn relay_is_bit_exact_and_moves_one_hop_through_the_client() {
     let golden = Golden::open("llama-gqa");
     let servers: Vec<BlockServer> = CHAIN.iter().map(|blocks| Swarm::serve(&golden, blocks)).collect();
     let rows = Ragged::from_lengths([20; 40]).expect("rows");
@@ -53,7 +53,7 @@ fn a_relay_gives_the_same_bits_and_moves_one_hop_through_the_client() {
 }
 
 #[test]
-fn a_relay_without_tapes_does_the_micro_batch_again_through_the_client() {
+fn relay_without_tapes_repeats_the_micro_batch_through_the_client() {
     let golden = Golden::open("llama-gqa");
     let step = |tape_budget_bytes: u64, path: SwarmPath| {
         let servers: Vec<BlockServer> =
@@ -70,23 +70,23 @@ fn a_relay_without_tapes_does_the_micro_batch_again_through_the_client() {
 }
 
 #[test]
-fn links_between_servers_may_close() {
+fn relay_with_closed_links_is_bit_exact() {
     check(&TWICE, relaying(), Fault::Close, 12, 20);
 }
 
 // Every connection of a link is hit and found out for itself: two servers' and the client's, each within five seconds.
 
 #[test]
-fn links_between_servers_may_stall() {
+fn relay_with_stalled_links_is_bit_exact() {
     check(&TWICE, relaying(), Fault::Stall, 4, 40);
 }
 
 #[test]
-fn tensors_may_be_lost_between_servers() {
+fn relay_with_lost_tensors_is_bit_exact() {
     check(&TWICE, relaying(), Fault::Drop, 4, 40);
 }
 
 #[test]
-fn tensors_may_be_damaged_between_servers() {
+fn relay_with_corrupted_tensors_is_bit_exact() {
     check(&TWICE, relaying(), Fault::Corrupt, 12, 20);
 }

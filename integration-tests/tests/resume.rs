@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
-use crate::program::{Bench, Run, Server, signal, static_swarm};
+use sepal_integration_tests::fixture::{Fixture, Run, Server, signal, static_swarm};
 
 /// Options under which everything that a checkpoint holds matters: several batches to a step, evaluations in between, an
 /// optimizer with moments.
@@ -25,8 +25,8 @@ const STEPS: usize = 240;
 const KILLS: usize = 20;
 
 /// `sepal run pipeline.yaml --resume`, begun.
-fn begin(bench: &Bench, sets: &[String]) -> Child {
-    let mut command = bench.sepal(&["run", "pipeline.yaml", "--resume", "--set"]);
+fn begin(fixture: &Fixture, sets: &[String]) -> Child {
+    let mut command = fixture.sepal(&["run", "pipeline.yaml", "--resume", "--set"]);
     let command = command.args(sets).arg("output.folder=killed");
     command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sepal runs")
 }
@@ -46,13 +46,13 @@ fn is_saved(folder: &Path) -> bool {
 
 /// Kills the run at random moments after it has begun to make steps, and lets it end at last. Without a checkpoint it
 /// would begin anew, in a folder of its own.
-fn run_with_kills(bench: &Bench, sets: &[String], seed: u64) -> Run {
+fn run_with_kills(fixture: &Fixture, sets: &[String], seed: u64) -> Run {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let folder = bench.path("killed");
+    let folder = fixture.path("killed");
     let mut kills = 0;
     while kills < KILLS {
         let before = lines(&folder);
-        let mut child = begin(bench, sets);
+        let mut child = begin(fixture, sets);
         let started = Instant::now();
         // A line more than before: what was cut off behind the checkpoint is there again.
         while (lines(&folder) <= before || !is_saved(&folder)) && child.try_wait().expect("asked").is_none() {
@@ -65,8 +65,8 @@ fn run_with_kills(bench: &Bench, sets: &[String], seed: u64) -> Run {
         child.wait().expect("it ends");
         kills += 1;
     }
-    assert!(begin(bench, sets).wait().expect("it ends").success());
-    bench.run_in("killed")
+    assert!(begin(fixture, sets).wait().expect("it ends").success());
+    fixture.run_in("killed")
 }
 
 /// Everything of a run's records but times and bytes.
@@ -80,11 +80,11 @@ fn timeless(run: &Run) -> Vec<Value> {
     records
 }
 
-fn check(bench: &Bench, swarm: &[String], seed: u64) {
+fn check(fixture: &Fixture, swarm: &[String], seed: u64) {
     let sets: Vec<String> = OPTIONS.iter().map(|set| (*set).to_owned()).chain(swarm.iter().cloned()).collect();
-    let straight = bench.run(&sets.iter().map(String::as_str).collect::<Vec<_>>());
+    let straight = fixture.run(&sets.iter().map(String::as_str).collect::<Vec<_>>());
     assert_eq!(straight.records("step").len(), STEPS);
-    let killed = run_with_kills(bench, &sets, seed);
+    let killed = run_with_kills(fixture, &sets, seed);
     assert!(killed.adapter() == straight.adapter(), "the adapters differ");
     assert_eq!(timeless(&killed), timeless(&straight));
     let predictions = |run: &Run| fs::read(run.folder.join("predictions.parquet")).expect("predictions");
@@ -100,32 +100,32 @@ fn check(bench: &Bench, swarm: &[String], seed: u64) {
 }
 
 #[test]
-fn a_run_that_is_killed_comes_to_the_same_adapter() {
-    check(&Bench::new("llama-gqa"), &[], 1);
+fn resume_after_kill_is_bit_exact() {
+    check(&Fixture::new("llama-gqa"), &[], 1);
 }
 
 #[test]
-fn it_does_so_with_three_servers() {
-    let bench = Bench::new("llama-gqa");
+fn resume_after_kill_with_three_servers_is_bit_exact() {
+    let fixture = Fixture::new("llama-gqa");
     let servers: Vec<Server> =
-        ["0:1", "1:2", "2:3"].into_iter().map(|blocks| bench.serve(blocks, "127.0.0.1:0")).collect();
+        ["0:1", "1:2", "2:3"].into_iter().map(|blocks| fixture.serve(blocks, "127.0.0.1:0")).collect();
     let swarm = static_swarm(&servers.iter().collect::<Vec<_>>());
-    check(&bench, &swarm, 2);
+    check(&fixture, &swarm, 2);
 }
 
 /// A run that is stopped in the middle, with its folder and the options that it was begun with.
-fn stopped(bench: &Bench, sets: &[&str]) -> Run {
-    let mut command = bench.sepal(&["run", "pipeline.yaml", "--set", "train.max_steps=100000"]);
+fn stopped(fixture: &Fixture, sets: &[&str]) -> Run {
+    let mut command = fixture.sepal(&["run", "pipeline.yaml", "--set", "train.max_steps=100000"]);
     let child = command.args(sets).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sepal runs");
-    crate::processes::wait_for_metrics(&bench.path("runs"), 5);
+    crate::server_processes::wait_for_metrics(&fixture.path("runs"), 5);
     signal(&child, "INT");
     assert!(child.wait_with_output().expect("it ends").status.success());
-    bench.only_run()
+    fixture.only_run()
 }
 
 /// What `sepal run ARGS` says when it fails.
-fn refused(bench: &Bench, args: &[&str]) -> String {
-    let output = bench.sepal(&[&["run"], args].concat()).output().expect("sepal runs");
+fn refused(fixture: &Fixture, args: &[&str]) -> String {
+    let output = fixture.sepal(&[&["run"], args].concat()).output().expect("sepal runs");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");
     text
@@ -137,9 +137,9 @@ fn newest_checkpoint(run: &Run) -> PathBuf {
 }
 
 #[test]
-fn a_checkpoint_that_cannot_be_used_is_refused_with_a_reason() {
-    let bench = Bench::new("llama-gqa");
-    let run = stopped(&bench, &[]);
+fn resume_from_an_unusable_checkpoint_is_refused_with_a_reason() {
+    let fixture = Fixture::new("llama-gqa");
+    let run = stopped(&fixture, &[]);
     let (folder, checkpoint) = (run.folder.to_str().expect("a path"), newest_checkpoint(&run));
     let whole = fs::read(&checkpoint).expect("read");
     let (adapter, metrics) = (run.adapter(), fs::read(run.folder.join("metrics.jsonl")).expect("read"));
@@ -153,39 +153,39 @@ fn a_checkpoint_that_cannot_be_used_is_refused_with_a_reason() {
         (&adapter[..], "it was not written by this version, or is something else"),
     ] {
         fs::write(&checkpoint, content).expect("written");
-        let text = refused(&bench, &["--resume", folder]);
+        let text = refused(&fixture, &["--resume", folder]);
         assert!(text.contains(expected) && text.contains("checkpoints/step-"), "{text}");
         assert!(run.adapter() == adapter, "the run is as it was");
         assert!(fs::read(run.folder.join("metrics.jsonl")).expect("read") == metrics, "the run is as it was");
     }
     fs::write(&checkpoint, &whole).expect("written");
 
-    let text = refused(&bench, &["--resume", folder, "--set", "loader.batch_size=8"]);
+    let text = refused(&fixture, &["--resume", folder, "--set", "loader.batch_size=8"]);
     assert!(text.contains("`loader.batch_size` was 16, is 8"), "{text}");
-    let rows = fs::read_to_string(bench.path("train.csv")).expect("rows");
+    let rows = fs::read_to_string(fixture.path("train.csv")).expect("rows");
     let fewer: Vec<&str> = rows.lines().take(rows.lines().count() - 1).collect();
-    fs::write(bench.path("train.csv"), fewer.join("\n")).expect("written");
-    let text = refused(&bench, &["--resume", folder]);
+    fs::write(fixture.path("train.csv"), fewer.join("\n")).expect("written");
+    let text = refused(&fixture, &["--resume", folder]);
     assert!(text.contains("it was begun with other training rows; its checkpoint is sound"), "{text}");
 }
 
 #[test]
-fn a_run_is_resumed_by_its_folder_alone_and_by_one_process_alone() {
-    let bench = Bench::new("llama-gqa");
-    let run = stopped(&bench, &[]);
+fn resume_needs_only_the_folder_and_locks_it() {
+    let fixture = Fixture::new("llama-gqa");
+    let run = stopped(&fixture, &[]);
     let before = run.records("step").len();
     let folder = run.folder.to_str().expect("a path");
-    let mut command = bench.sepal(&["run", "--resume", folder]);
+    let mut command = fixture.sepal(&["run", "--resume", folder]);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sepal runs");
     let started = Instant::now();
     while run.records("step").len() < before + 3 && started.elapsed() < Duration::from_secs(60) {
         std::thread::sleep(Duration::from_millis(5));
     }
-    let text = refused(&bench, &["--resume", folder]);
+    let text = refused(&fixture, &["--resume", folder]);
     assert!(text.contains("another process is at work on this run"), "{text}");
     child.kill().expect("killed");
     child.wait().expect("it ends");
 
-    let text = refused(&bench, &["--resume", "model"]);
+    let text = refused(&fixture, &["--resume", "model"]);
     assert!(text.contains("failed to read model/pipeline.yaml"), "{text}");
 }

@@ -8,21 +8,21 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::processes::wait_for_metrics;
-use crate::program::{Bench, Server, signal};
+use crate::server_processes::wait_for_metrics;
+use sepal_integration_tests::fixture::{Fixture, Server, signal};
 
 const LOOPBACK: [&str; 4] = ["--listen", "127.0.0.1:0", "--threads", "1"];
 
-/// A member of the bench's swarm, which the first of them begins; it chooses two blocks, unless told otherwise.
-fn peer(bench: &Bench, name: &str, more: &[&str]) -> Server {
-    let ticket = bench.path("ticket");
+/// A member of the fixture's swarm, which the first of them begins; it chooses two blocks, unless told otherwise.
+fn peer(fixture: &Fixture, name: &str, more: &[&str]) -> Server {
+    let ticket = fixture.path("ticket");
     let ticket = ticket.to_str().expect("a path");
-    let joins = bench.path("ticket").exists();
+    let joins = fixture.path("ticket").exists();
     let swarm = if joins { ["--join", ticket] } else { ["--ticket-file", ticket] };
     let choice: &[&str] = if more.contains(&"--blocks") { &[] } else { &["--max-blocks", "2"] };
     let args = [&["--p2p", "--identity", name][..], &swarm, choice, &LOOPBACK, more].concat();
-    let server = bench.serve_args(&args);
-    wait_for("the ticket", || bench.path("ticket").exists().then_some(()));
+    let server = fixture.serve_args(&args);
+    wait_for("the ticket", || fixture.path("ticket").exists().then_some(()));
     server
 }
 
@@ -38,121 +38,125 @@ fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     panic!("{what} did not come");
 }
 
-/// `--set` for the bench's swarm.
-fn p2p(bench: &Bench) -> [String; 3] {
-    let ticket = format!("swarm.with.ticket={}", bench.path("ticket").display());
+/// `--set` for the fixture's swarm.
+fn p2p(fixture: &Fixture) -> [String; 3] {
+    let ticket = format!("swarm.with.ticket={}", fixture.path("ticket").display());
     ["swarm.use=p2p".to_owned(), ticket, "swarm.with.bind=127.0.0.1:0".to_owned()]
 }
 
-fn status(bench: &Bench) -> Value {
-    let mut command = bench.sepal(&["swarm", "status", "--json", "--bind", "127.0.0.1:0", "--ticket"]);
-    let output = command.arg(bench.path("ticket")).output().expect("sepal runs");
+fn status(fixture: &Fixture) -> Value {
+    let mut command = fixture.sepal(&["swarm", "status", "--json", "--bind", "127.0.0.1:0", "--ticket"]);
+    let output = command.arg(fixture.path("ticket")).output().expect("sepal runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
 #[test]
-fn peers_train_while_one_is_killed_and_another_joins() {
-    let bench = Bench::new("llama-gqa");
+fn peer_churn_keeps_training_bit_exact() {
+    let fixture = Fixture::new("llama-gqa");
     let sets = ["train.max_steps=150", "evaluate.every=end", "train.deterministic=true"];
-    let embedded = bench.run(&sets);
+    let embedded = fixture.run(&sets);
     // Slow enough that all of it happens during the run.
     let pace = ["--pace-us", "40"];
-    let mut peers: Vec<Server> = ["a", "b", "c", "d"].iter().map(|name| peer(&bench, name, &pace)).collect();
+    let mut peers: Vec<Server> = ["a", "b", "c", "d"].iter().map(|name| peer(&fixture, name, &pace)).collect();
     let spans: Vec<&str> = peers.iter().map(|peer| peer.blocks.as_str()).collect();
     assert_eq!(spans, ["0:2", "1:3", "0:2", "1:3"], "each goes where the swarm is weakest");
-    let mut run = bench.sepal(&["run", "pipeline.yaml", "--set", "output.folder=swarm"]);
+    let mut run = fixture.sepal(&["run", "pipeline.yaml", "--set", "output.folder=swarm"]);
     run.args(sets.iter().map(|set| format!("--set={set}")));
-    run.args(p2p(&bench).iter().map(|set| format!("--set={set}")));
+    run.args(p2p(&fixture).iter().map(|set| format!("--set={set}")));
     let mut child = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sepal runs");
-    wait_for_metrics(&bench.path("swarm"), 10);
+    wait_for_metrics(&fixture.path("swarm"), 10);
     peers[0].child.kill().expect("killed");
-    peers.push(peer(&bench, "e", &pace));
+    peers.push(peer(&fixture, "e", &pace));
     assert!(child.wait().expect("it ends").success(), "training goes on");
-    assert_eq!(bench.run_in("swarm").losses(), embedded.losses(), "to the last bit");
+    assert_eq!(fixture.run_in("swarm").losses(), embedded.losses(), "to the last bit");
 }
 
 #[test]
-fn peers_relay_to_each_other() {
-    let bench = Bench::new("llama-gqa");
-    let embedded = bench.run(&["train.max_steps=20", "train.deterministic=true"]);
-    let _peers = [("a", "0:1"), ("b", "1:2"), ("c", "2:3")].map(|(name, span)| peer(&bench, name, &["--blocks", span]));
-    let p2p = p2p(&bench);
+fn relay_between_peers_is_bit_exact() {
+    let fixture = Fixture::new("llama-gqa");
+    let embedded = fixture.run(&["train.max_steps=20", "train.deterministic=true"]);
+    let _peers =
+        [("a", "0:1"), ("b", "1:2"), ("c", "2:3")].map(|(name, span)| peer(&fixture, name, &["--blocks", span]));
+    let p2p = p2p(&fixture);
     let mut sets: Vec<&str> = p2p.iter().map(String::as_str).collect();
     sets.extend(["train.max_steps=20", "train.deterministic=true", "swarm.with.path=relay"]);
-    let relayed = bench.run(&sets);
+    let relayed = fixture.run(&sets);
     assert_eq!(relayed.losses(), embedded.losses(), "to the last bit");
     // Less comes back than one hop's hidden states, let alone three's.
-    let bytes = |run: &crate::program::Run| run.records("step").iter().map(|step| step["bytes_down"].as_f64()).sum();
+    let bytes = |run: &sepal_integration_tests::fixture::Run| {
+        run.records("step").iter().map(|step| step["bytes_down"].as_f64()).sum()
+    };
     let (relayed, embedded): (Option<f64>, Option<f64>) = (bytes(&relayed), bytes(&embedded));
     let (relayed, embedded) = (relayed.expect("bytes"), embedded.expect("bytes"));
     assert!(relayed < 3.0 * embedded, "{relayed} bytes came from three peers, {embedded} from one server");
 }
 
 #[test]
-fn a_peer_that_comes_back_is_used_again() {
-    let bench = Bench::new("llama-gqa");
+fn returning_peer_is_used_again() {
+    let fixture = Fixture::new("llama-gqa");
     // Others find it where they knew it to be.
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
     let listen = socket.local_addr().expect("an address").to_string();
     drop(socket);
-    let ticket = bench.path("ticket").display().to_string();
+    let ticket = fixture.path("ticket").display().to_string();
     let swarm = ["--p2p", "--identity", "a", "--ticket-file", &ticket, "--listen", &listen];
-    let serve = || bench.serve_args(&[&["--blocks", "0:3", "--pace-us", "40", "--threads", "1"], &swarm[..]].concat());
+    let serve =
+        || fixture.serve_args(&[&["--blocks", "0:3", "--pace-us", "40", "--threads", "1"], &swarm[..]].concat());
     let mut server = serve();
-    wait_for("the ticket", || bench.path("ticket").exists().then_some(()));
-    let _other = peer(&bench, "b", &["--blocks", "0:1"]);
-    let mut run = bench.sepal(&["run", "pipeline.yaml", "--set", "train.max_steps=60", "evaluate.every=never"]);
-    run.args(p2p(&bench).iter().map(|set| format!("--set={set}")));
+    wait_for("the ticket", || fixture.path("ticket").exists().then_some(()));
+    let _other = peer(&fixture, "b", &["--blocks", "0:1"]);
+    let mut run = fixture.sepal(&["run", "pipeline.yaml", "--set", "train.max_steps=60", "evaluate.every=never"]);
+    run.args(p2p(&fixture).iter().map(|set| format!("--set={set}")));
     let mut child = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sepal runs");
-    wait_for_metrics(&bench.path("runs"), 10);
+    wait_for_metrics(&fixture.path("runs"), 10);
     signal(&server.child, "TERM");
     assert!(server.child.wait().expect("it ends").success());
     let _again = serve();
     assert!(child.wait().expect("it ends").success(), "it goes on where it stood");
-    assert_eq!(bench.only_run().losses().len(), 60);
+    assert_eq!(fixture.only_run().losses().len(), 60);
 }
 
 #[test]
-fn a_server_moves_to_the_blocks_that_another_left() {
-    let bench = Bench::new("llama-gqa");
+fn server_moves_to_abandoned_blocks() {
+    let fixture = Fixture::new("llama-gqa");
     let balance = ["--balance-s", "1"];
-    let mut peers = ["a", "b", "c"].map(|name| peer(&bench, name, &balance));
+    let mut peers = ["a", "b", "c"].map(|name| peer(&fixture, name, &balance));
     assert_eq!(peers.each_ref().map(|peer| peer.blocks.as_str()), ["0:2", "1:3", "0:2"]);
     signal(&peers[1].child, "TERM");
     assert!(peers[1].child.wait().expect("it ends").success());
     wait_for("a balance", || {
-        let status = status(&bench);
+        let status = status(&fixture);
         (status["models"][0]["holes"] == json!([]) && status["servers"].as_array()?.len() == 2).then_some(())
     });
-    let p2p = p2p(&bench);
+    let p2p = p2p(&fixture);
     let sets: Vec<&str> = p2p.iter().map(String::as_str).chain(["train.max_steps=5"]).collect();
-    bench.run(&sets);
+    fixture.run(&sets);
 }
 
 #[test]
-fn the_local_network_is_enough() {
-    let bench = Bench::new("llama-gqa");
+fn lan_discovery_is_sufficient_for_training() {
+    let fixture = Fixture::new("llama-gqa");
     let lan = ["--lan", "--interface", "127.0.0.1"];
-    let serve = |blocks| bench.serve_args(&[&["--blocks", blocks], &lan[..], &LOOPBACK].concat());
+    let serve = |blocks| fixture.serve_args(&[&["--blocks", blocks], &lan[..], &LOOPBACK].concat());
     let _servers = [serve("0:2"), serve("2:3")];
-    let embedded = bench.run(&["train.max_steps=5", "train.deterministic=true"]);
+    let embedded = fixture.run(&["train.max_steps=5", "train.deterministic=true"]);
     let sets = ["train.max_steps=5", "train.deterministic=true", "swarm.use=lan", "swarm.with.interface=127.0.0.1"];
-    assert_eq!(bench.run(&sets).losses(), embedded.losses());
-    let output = bench.sepal(&["swarm", "status", "--lan", "--interface", "127.0.0.1"]).output().expect("sepal runs");
+    assert_eq!(fixture.run(&sets).losses(), embedded.losses());
+    let output = fixture.sepal(&["swarm", "status", "--lan", "--interface", "127.0.0.1"]).output().expect("sepal runs");
     let table = String::from_utf8(output.stdout).expect("text");
     assert!(table.contains("0:2") && table.contains("every block on 1 server"), "{table}");
 }
 
 #[test]
-fn a_swarm_that_lacks_blocks_is_waited_for_and_then_said_to() {
-    let bench = Bench::new("llama-gqa");
-    let _peer = peer(&bench, "a", &["--blocks", "0:2"]);
-    let p2p = p2p(&bench);
+fn swarm_with_missing_blocks_fails_after_the_wait() {
+    let fixture = Fixture::new("llama-gqa");
+    let _peer = peer(&fixture, "a", &["--blocks", "0:2"]);
+    let p2p = p2p(&fixture);
     let sets: Vec<&str> = p2p.iter().map(String::as_str).chain(["swarm.with.wait_ms=3000"]).collect();
-    let text = bench.failure(&sets);
+    let text = fixture.failure(&sets);
     assert!(text.contains("no server holds blocks 2:3; 1 server of this model was found"), "{text}");
-    let text = bench.failure(&["swarm.use=p2p", "swarm.with.ticket=nowhere"]);
+    let text = fixture.failure(&["swarm.use=p2p", "swarm.with.ticket=nowhere"]);
     assert!(text.contains("swarm.with.ticket") && text.contains("neither a ticket"), "{text}");
 }
 
@@ -167,15 +171,15 @@ fn get(addr: &str, path: &str) -> (u16, String) {
 }
 
 #[test]
-fn a_server_shows_its_health_metrics_and_page() {
-    let bench = Bench::new("llama-gqa");
-    let mut first = peer(&bench, "a", &["--http", "127.0.0.1:0"]);
-    let second = peer(&bench, "b", &[]);
+fn server_http_port_shows_health_metrics_and_status_page() {
+    let fixture = Fixture::new("llama-gqa");
+    let mut first = peer(&fixture, "a", &["--http", "127.0.0.1:0"]);
+    let second = peer(&fixture, "b", &[]);
     let http = first.line("status on http://").trim_end_matches('/').to_owned();
     assert_eq!(get(&http, "/healthz"), (200, "ok\n".to_owned()));
-    let p2p = p2p(&bench);
+    let p2p = p2p(&fixture);
     let sets: Vec<&str> = p2p.iter().map(String::as_str).chain(["train.max_steps=5"]).collect();
-    bench.run(&sets);
+    fixture.run(&sets);
     let (status, metrics) = get(&http, "/metrics");
     assert_eq!(status, 200);
     let value = |name: &str| {
@@ -191,7 +195,7 @@ fn a_server_shows_its_health_metrics_and_page() {
     let status: Value = serde_json::from_str(&get(&http, "/status.json").1).expect("JSON");
     assert_eq!((&status["servers_per_block"], &status["holes"]), (&json!([1, 2, 1]), &json!([])));
     assert_eq!(get(&http, "/elsewhere").0, 404);
-    let Some(page) = in_browser(&bench, &format!("http://{http}/"), 390) else {
+    let Some(page) = in_browser(&fixture, &format!("http://{http}/"), 390) else {
         eprintln!("skipped: no Chromium was found, so that the page is not looked at");
         return;
     };
@@ -201,10 +205,10 @@ fn a_server_shows_its_health_metrics_and_page() {
 }
 
 /// The document that a browser makes of a page, in a window of that width.
-fn in_browser(bench: &Bench, url: &str, width: u32) -> Option<String> {
+fn in_browser(fixture: &Fixture, url: &str, width: u32) -> Option<String> {
     let names = ["chromium", "chromium-browser", "google-chrome"];
     let browser = names.iter().find(|name| Command::new(name).arg("--version").output().is_ok())?;
-    let profile = bench.path("browser");
+    let profile = fixture.path("browser");
     let output = Command::new(browser)
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
         .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])

@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn evaluation_is_one_line_with_the_headline_first() {
+    fn evaluation_line_starts_with_the_headline() {
         let binary = [
             ("accuracy", 0.912),
             ("auroc", 0.971),
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_for_people() {
+    fn numbers_sizes_and_times_are_readable() {
         assert_eq!(grouped(7), "7");
         assert_eq!(grouped(1_234_567), "1,234,567");
         assert_eq!(size(999), "999 B");

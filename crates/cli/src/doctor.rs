@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_stand_under_headings_and_fixes_below_what_they_fix() {
+    fn findings_stand_under_headings_with_fixes_below() {
         let findings = [
             Finding::ok("computing", "libtorch", "2.13.0"),
             Finding::warning("sources", "hub", "no answer", "wait"),
@@ -149,7 +149,7 @@ sources
     }
 
     #[test]
-    fn what_is_not_right_has_a_fix() {
+    fn every_bad_finding_has_a_fix() {
         // Hub and package index are not asked by a test.
         for look in LOOKS[..8].iter().chain(&LOOKS[10..]) {
             let finding = look();

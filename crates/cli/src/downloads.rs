@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_says_what_came() {
+    fn finished_download_line_names_file_size_and_time() {
         assert_eq!(ended("fetched", "a/b/config.json", 700, 700, 0.1), "fetched a/b/config.json, 700 B");
         assert_eq!(
             ended("fetched", "a/b/x", 5_000_000_000, 1_000_000, 83.0),

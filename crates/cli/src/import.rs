@@ -208,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_gives_a_name_that_pipelines_may_have() {
+    fn pipeline_name_from_a_folder_is_valid() {
         for (out, expected) in [
             ("runs/reviews-2", "reviews-2"),
             ("two words", "twowords"),

@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn every_command_has_a_page() {
+    fn every_command_has_a_manual_page() {
         let folder = tempfile::tempdir().expect("a folder");
         man(&ManArgs { folder: folder.path().join("man") }).expect("pages");
         for name in commands() {

@@ -102,13 +102,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn measurements_are_counted_after_the_first() {
+    fn probe_lines_count_measurements_after_the_first() {
         assert_eq!(text("step", 0, 3), "probe: first step, to warm up");
         assert_eq!(text("step", 2, 3), "probe: step 2 of 3");
     }
 
     #[test]
-    fn long_measurement_is_reminded_of_until_it_ends() {
+    fn long_measurement_prints_progress_until_it_ends() {
         let (said, lines) = mpsc::channel();
         let mut reminder = Reminder::start("probe: step 1 of 3".to_owned(), Duration::from_millis(5), move |line| {
             let _ = said.send(line.to_owned());

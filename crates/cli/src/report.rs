@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_that_is_there_is_kept() {
+    fn existing_page_without_overwrite_is_kept() {
         let folder = tempfile::tempdir().expect("a folder");
         let page = folder.path().join("page.html");
         let args = |runs: &[&str], output: Option<&PathBuf>, overwrite| ReportArgs {

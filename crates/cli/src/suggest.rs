@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_command_suggests_what_was_meant_first() {
+    fn unknown_command_suggests_the_likeliest_first() {
         for (name, expected) in [
             ("tran", "run"),
             ("train", "run"),
@@ -129,14 +129,14 @@ mod tests {
     }
 
     #[test]
-    fn wrong_command_below_another_suggests_one_of_that() {
+    fn unknown_subcommand_suggests_a_sibling() {
         assert_eq!(suggested(&["swarm", "stats"]), ["status"]);
         assert_eq!(suggested(&["export", "pft"]), ["peft"]);
         assert!(suggested(&["swarm", "train"]).is_empty());
     }
 
     #[test]
-    fn synonyms_are_of_commands_and_stand_for_one_each() {
+    fn synonyms_name_existing_commands_once() {
         let command = Args::command();
         let names: HashSet<&str> = command.get_subcommands().map(Command::get_name).collect();
         let words: Vec<&str> = SYNONYMS.iter().flat_map(|(_, words)| *words).copied().collect();

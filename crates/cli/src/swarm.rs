@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn holes_are_runs_of_blocks() {
+    fn missing_blocks_are_reported_as_spans() {
         check(&[], &["0:10"], (0, 0));
         check(&["0:4", "2:10"], &[], (1, 2));
         check(&["1:3", "5:8"], &["0:1", "3:5", "8:10"], (0, 1));

@@ -10,7 +10,7 @@ fn sepal(args: &[&str]) -> String {
 }
 
 #[test]
-fn the_committed_schema_is_current() {
+fn committed_schema_is_current() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../schemas/pipeline.schema.json");
     let committed = std::fs::read_to_string(path).unwrap_or_default();
     assert!(
@@ -30,7 +30,7 @@ fn plugins_are_listed_with_their_options() {
 }
 
 #[test]
-fn the_pipelines_of_the_repository_are_right() {
+fn repository_pipelines_are_valid() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../pipelines");
     for entry in std::fs::read_dir(folder).expect("pipelines") {
         let path = entry.expect("an entry").path();
@@ -40,7 +40,7 @@ fn the_pipelines_of_the_repository_are_right() {
 }
 
 #[test]
-fn the_doctor_looks_at_everything() {
+fn doctor_checks_every_part() {
     let said = sepal(&["doctor"]);
     for what in
         ["libtorch", "processor", "threads", "memory", "cache", "space", "hub", "package index", "open files", "peers"]

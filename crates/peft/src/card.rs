@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_given_as_in_training() {
+    fn card_prepares_texts_as_in_training() {
         let tokenized = |data: &DataFacts| rows(Some(data)).lines().last().map(str::to_owned).unwrap_or_default();
         let cut = "return_tensors=\"pt\", padding=True, truncation=True, max_length=64)";
         let plain = data(None, None);
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn template_of_training_stays_whole() {
+    fn card_keeps_the_training_template_whole() {
         let check = |template: &str, pair: Option<&str>, lines: &[&str]| {
             let text = rows(Some(&data(Some(template), pair)));
             lines.iter().for_each(|line| assert!(text.contains(line), "{line} in {text}"));

@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_taken_where_all_are_named() {
+    fn labels_need_a_name_for_every_index() {
         check(r#"{"id2label": {"1": "good", "0": "bad"}, "problem_type": null}"#, Some(&["bad", "good"]), false);
         check(
             r#"{"id2label": {"0": "a", "1": "b"}, "problem_type": "multi_label_classification"}"#,

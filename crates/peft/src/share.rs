@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_the_hub_are_no_paths() {
+    fn hub_names_are_not_paths() {
         for name in ["HuggingFaceTB/SmolLM2-135M", "a/b.c_d"] {
             assert!(is_of_hub(name), "{name}");
         }
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_licence_stands_in_the_front_matter() {
+    fn licence_is_read_from_the_front_matter() {
         assert!(has_licence("---\nbase_model: x\nlicense: apache-2.0\n---\n# A"));
         for card in
             ["# A\nlicense: mit", "---\n# license: mit\n---\n", "---\nlicense:\n---\n", "---\na: b\n---\nlicense: mit"]

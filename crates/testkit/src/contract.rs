@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_standard_plugins_keep_it() {
+    fn standard_plugins_keep_the_contract() {
         check_optimizer::<Adafactor>();
         check_optimizer::<Adam>();
         check_optimizer::<AdamW>();
@@ -171,14 +171,14 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "`Loud`: a plugin's name is in kebab-case")]
-    fn a_loud_name_breaks_it() {
+    fn upper_case_name_breaks_the_contract() {
         schedule!("Loud", ConstantConfig);
         check_schedule::<Broken>();
     }
 
     #[test]
     #[should_panic(expected = "option `warmup` has a doc comment")]
-    fn an_option_without_a_manual_breaks_it() {
+    fn undocumented_option_breaks_the_contract() {
         /// Options.
         #[derive(Default, Serialize, Deserialize, JsonSchema)]
         #[serde(deny_unknown_fields, default)]
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "unknown options are refused")]
-    fn a_loose_config_breaks_it() {
+    fn config_accepting_unknown_options_breaks_the_contract() {
         /// Options.
         #[derive(Default, Serialize, Deserialize, JsonSchema)]
         #[serde(default)]
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "the example fits the schema")]
-    fn an_example_out_of_range_breaks_it() {
+    fn example_out_of_range_breaks_the_contract() {
         /// Options.
         #[derive(Default, Serialize, Deserialize, JsonSchema)]
         #[serde(deny_unknown_fields, default)]
@@ -263,7 +263,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "`forgetful`: what it adds has a gradient: forgotten")]
-    fn a_parameter_that_does_not_train_breaks_it() {
+    fn parameter_without_gradient_breaks_the_contract() {
         check_head::<Forgetful>();
     }
 }

@@ -151,14 +151,14 @@ mod tests {
     use crate::doctor::State;
 
     #[test]
-    fn a_library_is_found_in_the_table_of_what_is_loaded() {
+    fn library_folder_is_read_from_the_memory_map() {
         let maps = "7f-80 r-xp 00 08:01 12   /opt/lib torch/lib/libtorch_cpu.so\n7f r-xp 00 0 0 [heap]\n";
         assert_eq!(library_folder(maps, "libtorch_cpu.so"), Some(PathBuf::from("/opt/lib torch/lib")));
         assert_eq!(library_folder(maps, "libtorch_cuda.so"), None);
     }
 
     #[test]
-    fn the_library_says_its_version() {
+    fn library_version_is_read_from_its_folder() {
         let folder = tempfile::tempdir().expect("a folder");
         let lib = folder.path().join("lib");
         assert_eq!(version_of(&lib), None);
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn little_memory_is_a_warning_and_none_a_problem() {
+    fn memory_below_the_limits_is_a_warning_or_a_problem() {
         let state = |free| judge_memory(free, 16_000_000_000).state;
         assert_eq!([state(3_000_000_000), state(1_000_000_000), state(1)], [State::Ok, State::Warning, State::Problem]);
     }

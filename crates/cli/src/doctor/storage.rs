@@ -67,7 +67,7 @@ mod tests {
     use crate::doctor::State;
 
     #[test]
-    fn a_cache_that_is_a_file_is_a_problem() {
+    fn cache_that_is_a_file_is_a_problem() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let finding = folder("cache", &file.path().join("below"), "SEPAL_CACHE", Finding::problem);
         assert_eq!(finding.state, State::Problem);
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn little_space_is_a_warning_and_none_a_problem() {
+    fn disk_space_below_the_limits_is_a_warning_or_a_problem() {
         let state = |free| judge_space(free, Path::new("/cache")).state;
         assert_eq!([state(9_000_000_000), state(500_000_000), state(1)], [State::Ok, State::Warning, State::Problem]);
     }

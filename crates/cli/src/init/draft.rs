@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn every_draft_is_a_right_pipeline() {
+    fn every_draft_is_a_valid_pipeline() {
         let registry = crate::plugins().expect("plugins");
         let plain = draft(&[500, 500]);
         let drafts = [
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn only_rare_classes_are_worth_a_comment() {
+    fn imbalance_comment_needs_rare_classes() {
         assert_eq!(draft(&[100, 50]).imbalance(), None);
         assert!(
             draft(&[900, 100]).imbalance().is_some_and(|text| text.contains("9.0 times") && text.contains("90.0 %"))
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn the_template_asks_for_the_label() {
+    fn template_ends_with_the_label_column() {
         let of = |label: &str, pair: Option<&str>| {
             Draft { label: label.to_owned(), pair: pair.map(str::to_owned), ..draft(&[1, 1]) }.template()
         };

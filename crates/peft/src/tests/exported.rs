@@ -8,7 +8,7 @@ use crate::config::{CONFIG, HEAD, PROMPT_EMBEDDINGS, TENSORS};
 use crate::{ExportOptions, Form, export};
 
 #[test]
-fn every_export_computes_what_was_trained() {
+fn export_computes_the_trained_logits() {
     let folder = tempfile::tempdir().expect("a folder");
     for name in sepal_testkit::tiny::models().into_iter().filter(|name| name != "falcon-rw") {
         let (_, checkpoint) = tiny(&name);
@@ -26,7 +26,7 @@ fn every_export_computes_what_was_trained() {
 }
 
 #[test]
-fn files_are_as_peft_has_them() {
+fn exported_files_match_the_layout_of_peft() {
     let folder = tempfile::tempdir().expect("a folder");
     let (_, checkpoint) = tiny("llama-gqa");
     let config = checkpoint.config();
@@ -56,7 +56,7 @@ fn files_are_as_peft_has_them() {
 }
 
 #[test]
-fn what_is_there_is_not_written_over() {
+fn export_does_not_overwrite_other_files() {
     let folder = tempfile::tempdir().expect("a folder");
     let (_, checkpoint) = tiny("gpt2");
     let adapter = Random::new(&checkpoint, false).write(folder.path());
@@ -83,7 +83,7 @@ fn what_is_there_is_not_written_over() {
 }
 
 #[test]
-fn what_peft_cannot_do_is_refused() {
+fn export_without_an_equivalent_in_peft_is_refused() {
     let (_, checkpoint) = tiny("gpt2");
     let (_, other) = tiny("gpt2-scaled");
     let hidden = checkpoint.config().hidden as i64;
@@ -129,7 +129,7 @@ fn what_peft_cannot_do_is_refused() {
 }
 
 #[test]
-fn numbers_that_are_none_are_refused() {
+fn non_finite_adapter_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let (_, checkpoint) = tiny("gpt2");
     let mut random = Random::new(&checkpoint, false);
@@ -142,7 +142,7 @@ fn numbers_that_are_none_are_refused() {
 }
 
 #[test]
-fn a_model_that_peft_computes_otherwise_is_refused() {
+fn model_computed_differently_by_peft_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let (_, checkpoint) = tiny("falcon-rw");
     let adapter = Random::new(&checkpoint, false).write(folder.path());
@@ -153,7 +153,7 @@ fn a_model_that_peft_computes_otherwise_is_refused() {
 }
 
 #[test]
-fn blocks_refuse_keys_of_another_shape() {
+fn keys_of_another_shape_are_refused() {
     let (_, checkpoint) = tiny("llama-gqa");
     let config = checkpoint.config();
     let block = Span::new(1, 2).expect("a block");

@@ -53,7 +53,7 @@ fn check(what: &str, found: &[f64], expected: &[Vec<f64>]) {
 }
 
 #[test]
-fn folders_of_peft_predict_what_peft_predicts() {
+fn imported_folders_match_the_logits_of_peft() {
     let folder = tempfile::tempdir().expect("a folder");
     let (rows, saved) = saved();
     assert!(saved.len() > 10, "the goldens are there");
@@ -81,7 +81,7 @@ fn folders_of_peft_predict_what_peft_predicts() {
 }
 
 #[test]
-fn trained_keys_and_values_are_no_prompts() {
+fn trained_keys_and_values_cannot_be_exported_as_prompts() {
     let folder = tempfile::tempdir().expect("a folder");
     let (_, checkpoint) = tiny("llama-gqa");
     let from = sepal_testkit::tiny::goldens().join("peft/llama-prefix");

@@ -36,7 +36,7 @@ fn refused(folder: &Path) -> ImportError {
 }
 
 #[test]
-fn an_export_comes_back_as_it_was() {
+fn import_of_an_export_is_bit_exact() {
     for (form, deep) in [(Form::PrefixTuning, true), (Form::PrefixTuning, false), (Form::PromptTuning, false)] {
         let folder = tempfile::tempdir().expect("a folder");
         let (_, checkpoint) = tiny("bloom");
@@ -56,7 +56,7 @@ fn an_export_comes_back_as_it_was() {
 }
 
 #[test]
-fn prompts_of_others_become_an_adapter() {
+fn import_of_foreign_prompts_writes_an_adapter() {
     let folder = tempfile::tempdir().expect("a folder");
     let (_, checkpoint) = tiny("gpt2");
     let hidden = checkpoint.config().hidden as i64;
@@ -86,7 +86,7 @@ fn prompts_of_others_become_an_adapter() {
 }
 
 #[test]
-fn labels_are_those_of_the_nearest_config() {
+fn import_takes_labels_from_the_nearest_config() {
     let folder = tempfile::tempdir().expect("a folder");
     let (_, checkpoint) = tiny("gpt2");
     let hidden = checkpoint.config().hidden as i64;
@@ -111,7 +111,7 @@ fn labels_are_those_of_the_nearest_config() {
 }
 
 #[test]
-fn heads_of_one_group_need_the_same_keys() {
+fn grouped_heads_need_the_same_keys() {
     let folder = tempfile::tempdir().expect("a folder");
     let (_, checkpoint) = tiny("falcon-40b");
     let config = checkpoint.config();
@@ -139,7 +139,7 @@ fn heads_of_one_group_need_the_same_keys() {
 }
 
 #[test]
-fn a_folder_of_several_adapters_names_them() {
+fn folder_with_several_adapters_names_them() {
     let folder = tempfile::tempdir().expect("a folder");
     for name in ["second", "first"] {
         std::fs::create_dir(folder.path().join(name)).expect("a folder");
@@ -150,7 +150,7 @@ fn a_folder_of_several_adapters_names_them() {
 }
 
 #[test]
-fn what_cannot_be_prompts_is_refused() {
+fn import_of_unsupported_tensors_is_refused() {
     let (prompts, head) = (numbers(&[3, 32], DType::F32), numbers(&[2, 32], DType::F32));
     let whole = [(PROMPT_EMBEDDINGS, prompts.clone()), (HEAD, head.clone())];
     let no_head = [(PROMPT_EMBEDDINGS, prompts.clone())];
@@ -183,7 +183,7 @@ fn what_cannot_be_prompts_is_refused() {
 }
 
 #[test]
-fn a_pickle_is_not_read() {
+fn import_of_a_pickle_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     foreign(folder.path(), "PROMPT_TUNING", &[]);
     std::fs::rename(folder.path().join(TENSORS), folder.path().join("adapter_model.bin")).expect("renamed");
@@ -193,7 +193,7 @@ fn a_pickle_is_not_read() {
 }
 
 #[test]
-fn a_changed_export_is_refused() {
+fn import_of_a_changed_export_is_refused() {
     for file in [TRAINED, TENSORS] {
         let folder = tempfile::tempdir().expect("a folder");
         let (_, checkpoint) = tiny("gpt2");

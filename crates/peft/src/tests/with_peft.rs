@@ -77,7 +77,7 @@ fn differences(python: &PathBuf, cases: &[Case]) -> Vec<Result<f64, String>> {
 }
 
 #[test]
-fn peft_gives_the_same_logits() {
+fn exports_match_the_logits_of_peft() {
     let Some(python) = python() else { return };
     let all = std::env::var_os("SEPAL_TEST_ALL_MODELS").is_some();
     let is_asked = |name: &String| (all || FEW.contains(&name.as_str())) && name != "falcon-rw";

@@ -24,9 +24,6 @@ mod model;
 mod picture;
 mod processes;
 mod products;
-#[path = "../../tests/program.rs"]
-#[expect(dead_code, reason = "shared with the tests")]
-mod program;
 mod report;
 mod step;
 mod steps;

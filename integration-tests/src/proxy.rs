@@ -14,16 +14,16 @@ const WINDOW: usize = 64;
 
 /// What a link is like.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Link {
+pub struct Link {
     /// One way.
-    pub(crate) delay: Duration,
+    pub delay: Duration,
     /// In each direction of each connection; unlimited if 0.
-    pub(crate) bytes_per_second: u64,
+    pub bytes_per_second: u64,
 }
 
 /// What is wrong with it. Only connections that are open when it happens are hit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// Nothing moves any more, though nothing is closed.
     Stall,
     /// What is sent is lost.
@@ -35,8 +35,8 @@ pub(crate) enum Fault {
 }
 
 /// Listens on a port of its own and passes everything on to a server.
-pub(crate) struct Proxy {
-    pub(crate) addr: String,
+pub struct Proxy {
+    pub addr: String,
     shared: Arc<Shared>,
 }
 
@@ -57,7 +57,7 @@ struct Connection {
 }
 
 impl Proxy {
-    pub(crate) fn new(server: &str, link: Link) -> Self {
+    pub fn new(server: &str, link: Link) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let addr = listener.local_addr().expect("an address").to_string();
         let shared = Arc::new(Shared {
@@ -82,23 +82,23 @@ impl Proxy {
     }
 
     /// The fault happens once so many more bytes have passed, in the middle of whatever they are part of.
-    pub(crate) fn fail_after(&self, bytes: u64, fault: Fault) {
+    pub fn fail_after(&self, bytes: u64, fault: Fault) {
         *self.shared.fault.lock().expect("a lock") = fault;
         self.shared.left.store(bytes, Ordering::SeqCst);
     }
 
     /// No fault will happen any more.
-    pub(crate) fn disarm(&self) {
+    pub fn disarm(&self) {
         self.shared.left.store(u64::MAX, Ordering::SeqCst);
     }
 
     /// Whether a fault has yet to happen.
-    pub(crate) fn is_armed(&self) -> bool {
+    pub fn is_armed(&self) -> bool {
         self.shared.left.load(Ordering::SeqCst) != u64::MAX
     }
 
     /// How many connections were hit by a fault.
-    pub(crate) fn faults(&self) -> usize {
+    pub fn faults(&self) -> usize {
         self.shared.hit.load(Ordering::SeqCst)
     }
 }

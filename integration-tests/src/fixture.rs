@@ -10,12 +10,12 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// A folder with a tiny model, sentences and a pipeline file.
-pub(crate) struct Bench {
-    pub(crate) folder: TempDir,
+pub struct Fixture {
+    pub folder: TempDir,
 }
 
-impl Bench {
-    pub(crate) fn new(model: &str) -> Self {
+impl Fixture {
+    pub fn new(model: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         tiny::model(folder.path(), model);
         fs::rename(folder.path().join(model), folder.path().join("model")).expect("renamed");
@@ -25,12 +25,12 @@ impl Bench {
         Self { folder }
     }
 
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// `sepal` in the folder.
-    pub(crate) fn sepal(&self, args: &[&str]) -> Command {
+    pub fn sepal(&self, args: &[&str]) -> Command {
         let mut command = Command::new(binary());
         command.current_dir(self.folder.path()).args(args);
         command.env("SEPAL_CACHE", self.path("cache")).env("HF_HUB_CACHE", self.path("hub")).env("HF_HUB_OFFLINE", "1");
@@ -38,7 +38,7 @@ impl Bench {
     }
 
     /// `sepal run pipeline.yaml --set ...` to its end.
-    pub(crate) fn output(&self, sets: &[&str]) -> Output {
+    pub fn output(&self, sets: &[&str]) -> Output {
         let mut command = self.sepal(&["run", "pipeline.yaml"]);
         sets.iter().for_each(|set| {
             command.args(["--set", set]);
@@ -47,7 +47,7 @@ impl Bench {
     }
 
     /// A run that succeeds.
-    pub(crate) fn run(&self, sets: &[&str]) -> Run {
+    pub fn run(&self, sets: &[&str]) -> Run {
         let output = self.output(sets);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -56,7 +56,7 @@ impl Bench {
     }
 
     /// What a run that fails says; nothing half-written may be left.
-    pub(crate) fn failure(&self, sets: &[&str]) -> String {
+    pub fn failure(&self, sets: &[&str]) -> String {
         let output = self.output(sets);
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "it fails by itself: {text}");
@@ -69,12 +69,12 @@ impl Bench {
     }
 
     /// The only run folder there is.
-    pub(crate) fn only_run(&self) -> Run {
+    pub fn only_run(&self) -> Run {
         self.run_in("runs")
     }
 
     /// The only run folder in such a one.
-    pub(crate) fn run_in(&self, folder: &str) -> Run {
+    pub fn run_in(&self, folder: &str) -> Run {
         let mut folders: Vec<PathBuf> =
             fs::read_dir(self.path(folder)).expect("runs").map(|entry| entry.expect("an entry").path()).collect();
         assert_eq!(folders.len(), 1, "{folders:?}");
@@ -82,11 +82,11 @@ impl Bench {
     }
 
     /// `sepal serve model`, once it says that it serves.
-    pub(crate) fn serve(&self, blocks: &str, listen: &str) -> Server {
+    pub fn serve(&self, blocks: &str, listen: &str) -> Server {
         self.serve_with(blocks, listen, &[])
     }
 
-    pub(crate) fn serve_with(&self, blocks: &str, listen: &str, more: &[&str]) -> Server {
+    pub fn serve_with(&self, blocks: &str, listen: &str, more: &[&str]) -> Server {
         let args = [&["--blocks", blocks, "--listen", listen, "--threads", "1"], more].concat();
         let server = self.serve_args(&args);
         assert_eq!(server.blocks, blocks);
@@ -94,7 +94,7 @@ impl Bench {
     }
 
     /// `sepal serve model` with these arguments, once it says that it serves.
-    pub(crate) fn serve_args(&self, args: &[&str]) -> Server {
+    pub fn serve_args(&self, args: &[&str]) -> Server {
         let mut command = self.sepal(&["serve", "model"]);
         let command = command.args(args).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().expect("sepal serves");
@@ -122,49 +122,49 @@ train: { epochs: 5, seed: 7, threads: 1 }
 ";
 
 /// A run folder.
-pub(crate) struct Run {
-    pub(crate) folder: PathBuf,
-    pub(crate) stdout: String,
+pub struct Run {
+    pub folder: PathBuf,
+    pub stdout: String,
 }
 
 impl Run {
-    pub(crate) fn manifest(&self) -> Value {
+    pub fn manifest(&self) -> Value {
         let text = fs::read_to_string(self.folder.join("manifest.json")).expect("a manifest");
         serde_json::from_str(&text).expect("JSON")
     }
 
     /// The lines of `metrics.jsonl` of one kind.
-    pub(crate) fn records(&self, kind: &str) -> Vec<Value> {
+    pub fn records(&self, kind: &str) -> Vec<Value> {
         let text = fs::read_to_string(self.folder.join("metrics.jsonl")).expect("metrics");
         let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
         lines.filter(|line| line["kind"] == kind).collect()
     }
 
-    pub(crate) fn losses(&self) -> Vec<f64> {
+    pub fn losses(&self) -> Vec<f64> {
         self.records("step").iter().map(|record| record["loss"].as_f64().expect("a loss")).collect()
     }
 
-    pub(crate) fn adapter(&self) -> Vec<u8> {
+    pub fn adapter(&self) -> Vec<u8> {
         fs::read(self.folder.join("adapter.safetensors")).expect("an adapter")
     }
 
-    pub(crate) fn accuracy(&self) -> f64 {
+    pub fn accuracy(&self) -> f64 {
         self.manifest()["metrics"]["accuracy"].as_f64().expect("an accuracy")
     }
 }
 
 /// A `sepal serve` process, killed when dropped.
-pub(crate) struct Server {
-    pub(crate) child: Child,
-    pub(crate) addr: String,
-    pub(crate) blocks: String,
+pub struct Server {
+    pub child: Child,
+    pub addr: String,
+    pub blocks: String,
     /// What it has to say after that.
     lines: BufReader<ChildStdout>,
 }
 
 impl Server {
     /// The rest of the next line that begins so.
-    pub(crate) fn line(&mut self, begin: &str) -> String {
+    pub fn line(&mut self, begin: &str) -> String {
         let lines = self.lines.by_ref().lines().map_while(Result::ok);
         let rest = lines.filter_map(|line| Some(line.strip_prefix(begin)?.to_owned())).next();
         rest.unwrap_or_else(|| panic!("it ended without `{begin}`"))
@@ -180,17 +180,17 @@ impl Drop for Server {
 }
 
 /// `--set` for these servers.
-pub(crate) fn static_swarm(servers: &[&Server]) -> [String; 2] {
+pub fn static_swarm(servers: &[&Server]) -> [String; 2] {
     let addresses: Vec<&str> = servers.iter().map(|server| server.addr.as_str()).collect();
     ["swarm.use=static".to_owned(), format!("swarm.with.servers=[\"{}\"]", addresses.join("\", \""))]
 }
 
-pub(crate) fn signal(child: &Child, name: &str) {
+pub fn signal(child: &Child, name: &str) {
     let done = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().expect("kill runs");
     assert!(done.success());
 }
 
-pub(crate) fn assert_close(found: &[f64], expected: &[f64]) {
+pub fn assert_close(found: &[f64], expected: &[f64]) {
     assert_eq!(found.len(), expected.len());
     for (step, (found, expected)) in found.iter().zip(expected).enumerate() {
         assert!((found - expected).abs() <= 1e-4, "step {}: loss {found}, expected {expected}", step + 1);
@@ -198,7 +198,7 @@ pub(crate) fn assert_close(found: &[f64], expected: &[f64]) {
 }
 
 /// The program that was built with these tests.
-pub(crate) fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     let test = std::env::current_exe().expect("this test is a file");
     let folder = test.parent().and_then(Path::parent).expect("it lies in target/debug/deps");
     let binary = folder.join("sepal");
@@ -213,4 +213,15 @@ fn files(folder: &Path) -> Vec<PathBuf> {
         if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
     }
     found
+}
+
+/// Standard output of a command that succeeds.
+pub fn stdout(command: &mut Command) -> String {
+    let output = command.output().expect("sepal runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+pub fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text}"))
 }

@@ -3,12 +3,12 @@
 use safetensors::SafeTensors;
 use sepal_testkit::tiny;
 
-use crate::program::{Bench, assert_close};
+use sepal_integration_tests::fixture::{Fixture, assert_close};
 
 #[test]
-fn a_run_learns_and_leaves_its_files() {
-    let bench = Bench::new("llama-gqa");
-    let run = bench.run(&[]);
+fn run_learns_and_writes_its_files() {
+    let fixture = Fixture::new("llama-gqa");
+    let run = fixture.run(&[]);
     assert!(run.accuracy() >= 0.9, "the sentences tell their class: {}", run.stdout);
     assert!(run.stdout.contains("accuracy") && run.stdout.contains("tokens/s"), "{}", run.stdout);
 
@@ -33,9 +33,9 @@ fn a_run_learns_and_leaves_its_files() {
 #[test]
 fn every_family_and_mode_trains() {
     for model in tiny::models() {
-        let bench = Bench::new(&model);
+        let fixture = Fixture::new(&model);
         for tuning in ["ptune", "deep-ptune"] {
-            let run = bench.run(&[&format!("tuning.use={tuning}"), "train.max_steps=24"]);
+            let run = fixture.run(&[&format!("tuning.use={tuning}"), "train.max_steps=24"]);
             let losses = run.losses();
             let (first, last) = (losses[..4].iter().sum::<f64>(), losses[20..].iter().sum::<f64>());
             assert!(last < first, "{model} {tuning}: {losses:?}");
@@ -44,9 +44,9 @@ fn every_family_and_mode_trains() {
 }
 
 #[test]
-fn a_step_sends_no_more_than_it_must() {
-    let bench = Bench::new("llama-gqa");
-    let run = bench.run(&["evaluate.every=never"]);
+fn step_traffic_is_bounded() {
+    let fixture = Fixture::new("llama-gqa");
+    let run = fixture.run(&["evaluate.every=never"]);
     let (hidden, prefix, blocks) = (32, 4, 3);
     for record in run.records("step") {
         let number = |key: &str| record[key].as_u64().expect("a number");
@@ -62,59 +62,75 @@ fn a_step_sends_no_more_than_it_must() {
 }
 
 #[test]
-fn a_run_can_be_repeated_from_its_folder() {
-    let bench = Bench::new("llama-gqa");
-    let first = bench.run(&["train.max_steps=12"]);
+fn run_repeated_from_its_folder_is_identical() {
+    let fixture = Fixture::new("llama-gqa");
+    let first = fixture.run(&["train.max_steps=12"]);
     let resolved = first.folder.join("pipeline.yaml");
-    std::fs::copy(&resolved, bench.path("pipeline.yaml")).expect("copied");
-    let second = bench.run(&[]);
+    std::fs::copy(&resolved, fixture.path("pipeline.yaml")).expect("copied");
+    let second = fixture.run(&[]);
     assert_eq!(first.losses(), second.losses());
     assert_eq!(first.adapter(), second.adapter());
     assert_ne!(first.folder, second.folder);
-    let other = bench.run(&["train.seed=8"]);
+    let other = fixture.run(&["train.seed=8"]);
     assert_ne!(first.losses(), other.losses());
 }
 
 #[test]
-fn no_steps_write_the_untrained_adapter() {
-    let bench = Bench::new("llama-gqa");
-    let untrained = bench.run(&["train.max_steps=0"]);
+fn run_of_zero_steps_writes_the_untrained_adapter() {
+    let fixture = Fixture::new("llama-gqa");
+    let untrained = fixture.run(&["train.max_steps=0"]);
     assert_eq!(untrained.records("evaluation").len(), 1);
     assert!(untrained.losses().is_empty());
     // A step of nearly nothing starts from exactly those numbers and does not leave them.
-    let still = bench.run(&["train.max_steps=1", "optimizer.with.lr=1.0e-30"]);
+    let still = fixture.run(&["train.max_steps=1", "optimizer.with.lr=1.0e-30"]);
     assert_eq!(untrained.adapter(), still.adapter());
     assert_eq!(untrained.manifest()["metrics"], still.manifest()["metrics"]);
 }
 
 #[test]
 fn accumulation_equals_a_larger_batch() {
-    let bench = Bench::new("bloom");
-    let large = bench.run(&["train.max_steps=10", "evaluate.every=end"]);
-    let parts = bench.run(&["train.max_steps=10", "evaluate.every=end", "loader.batch_size=4", "train.accumulate=4"]);
+    let fixture = Fixture::new("bloom");
+    let large = fixture.run(&["train.max_steps=10", "evaluate.every=end"]);
+    let parts = fixture.run(&["train.max_steps=10", "evaluate.every=end", "loader.batch_size=4", "train.accumulate=4"]);
     assert_close(&parts.losses(), &large.losses());
 }
 
 #[test]
-fn micro_batches_do_not_change_the_losses() {
-    let bench = Bench::new("qwen2");
-    let whole = bench.run(&["train.max_steps=10"]);
-    let parts = bench.run(&["train.max_steps=10", "swarm.with.micro_batch_tokens=40"]);
+fn micro_batches_keep_the_losses() {
+    let fixture = Fixture::new("qwen2");
+    let whole = fixture.run(&["train.max_steps=10"]);
+    let parts = fixture.run(&["train.max_steps=10", "swarm.with.micro_batch_tokens=40"]);
     assert_close(&parts.losses(), &whole.losses());
-    let stateless = bench.run(&["train.max_steps=10", "swarm.with.tape_budget_mb=0"]);
+    let stateless = fixture.run(&["train.max_steps=10", "swarm.with.tape_budget_mb=0"]);
     assert_close(&stateless.losses(), &whole.losses());
 }
 
 #[test]
-fn rows_come_in_file_order_without_shuffle() {
-    let bench = Bench::new("llama-gqa");
-    let first = bench.run(&["loader.shuffle=false", "train.max_steps=3"]);
-    let other_seed = bench.run(&["loader.shuffle=false", "train.max_steps=3", "train.seed=9"]);
-    let tokens = |run: &crate::program::Run| -> Vec<u64> {
+fn unshuffled_rows_are_read_in_file_order() {
+    let fixture = Fixture::new("llama-gqa");
+    let first = fixture.run(&["loader.shuffle=false", "train.max_steps=3"]);
+    let other_seed = fixture.run(&["loader.shuffle=false", "train.max_steps=3", "train.seed=9"]);
+    let tokens = |run: &sepal_integration_tests::fixture::Run| -> Vec<u64> {
         run.records("step").iter().map(|record| record["tokens"].as_u64().expect("a number")).collect()
     };
     assert_eq!(tokens(&first), tokens(&other_seed));
     let rows = tiny::sentences(48, 1);
     let words = |rows: &[(String, usize)]| rows.iter().map(|(text, _)| text.split(' ').count() as u64).sum::<u64>();
     assert_eq!(tokens(&first), [words(&rows[..16]), words(&rows[16..32]), words(&rows[32..48])]);
+}
+
+#[test]
+fn evaluation_of_imbalanced_classes_prints_macro_f1_first() {
+    let fixture = Fixture::new("llama-gqa");
+    let text = fs::read_to_string(fixture.path("train.csv")).expect("read");
+    let is_kept = |(i, line): &(usize, &str)| *i < 2 || i % 8 == 0 || line.ends_with(",1");
+    let kept: Vec<&str> = text.lines().enumerate().filter(is_kept).map(|(_, line)| line).collect();
+    for (rows, headline) in [(text.clone(), "accuracy"), (kept.join("\n"), "f1_macro")] {
+        fs::write(fixture.path("train.csv"), rows).expect("written");
+        let output = fixture.output(&["train.max_steps=2"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let line = said.lines().find(|line| line.starts_with("evaluated")).expect("an evaluation");
+        assert!(line.starts_with(&format!("evaluated 48 rows after step 2: {headline} ")), "{line}");
+        assert!(line.len() <= 80, "{line}");
+    }
 }

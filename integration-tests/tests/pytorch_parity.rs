@@ -5,7 +5,7 @@ use sepal_remote::{RemoteError, RemoteOptions};
 use sepal_testkit::tiny::models;
 use tch::Tensor;
 
-use crate::support::{Golden, TOLERANCE, Trained, assert_grad, cross_entropy, distance, span};
+use sepal_integration_tests::golden::{Golden, TOLERANCE, Trained, assert_grad, cross_entropy, distance, span};
 
 /// How the work is divided.
 #[derive(Debug, Clone, Copy)]
@@ -68,7 +68,7 @@ fn many_micro_batches_equal_pytorch() {
 }
 
 #[test]
-fn without_tapes_it_equals_pytorch() {
+fn server_without_tapes_equals_pytorch() {
     for model in &models() {
         check(model, true, Case { tape_budget_bytes: 0, ..PLAIN });
         check(model, true, Case { servers: 3, micro_batch_tokens: 12, tape_budget_bytes: 0 });
@@ -85,7 +85,7 @@ fn batch(golden: &Golden, order: &[usize]) -> (Tensor, Ragged) {
 }
 
 #[test]
-fn rows_do_not_depend_on_each_other() {
+fn packed_rows_are_independent() {
     for model in &models() {
         let golden = Golden::open(model);
         let servers = [golden.serve(span(&format!("0:{}", golden.n_blocks())), 1 << 30)];
@@ -109,7 +109,7 @@ fn rows_do_not_depend_on_each_other() {
 }
 
 #[test]
-fn gradients_of_rows_add_up() {
+fn row_gradients_add_up() {
     let golden = Golden::open("llama-gqa");
     let servers = [golden.serve(span("0:1"), 1 << 30), golden.serve(span("1:3"), 1 << 30)];
     let remote = golden.connect(&servers, RemoteOptions::default());
@@ -157,7 +157,7 @@ fn evaluation_keeps_no_tape_and_sends_tunables_once() {
 }
 
 #[test]
-fn fewer_bits_on_the_wire_are_close() {
+fn reduced_wire_precision_is_close() {
     for wire_dtype in [DType::F16, DType::Bf16, DType::Q8] {
         let golden = Golden::open("llama-gqa");
         let servers = [golden.serve(span("0:2"), 1 << 30), golden.serve(span("2:3"), 1 << 30)];
@@ -201,7 +201,7 @@ fn training_in_eight_bits_follows_training_in_32() {
 }
 
 #[test]
-fn what_is_not_finite_is_found_in_every_format() {
+fn non_finite_values_are_detected_in_every_wire_format() {
     for wire_dtype in DType::ALL {
         let golden = Golden::open("llama-gqa");
         let servers = [golden.serve(span("0:2"), 1 << 30), golden.serve(span("2:3"), 1 << 30)];

@@ -7,13 +7,13 @@ use std::process::{Command, Output};
 use sepal_testkit::hub::{LoopbackHub, TOKEN};
 use serde_json::Value;
 
-use crate::program::Bench;
+use sepal_integration_tests::fixture::Fixture;
 
 /// `sepal` as somebody with a cache of their own, who is logged in to the hub.
-fn somebody(bench: &Bench, hub: &LoopbackHub, args: &[&str]) -> Command {
-    let mut command = bench.sepal(args);
+fn somebody(fixture: &Fixture, hub: &LoopbackHub, args: &[&str]) -> Command {
+    let mut command = fixture.sepal(args);
     command.env("HF_ENDPOINT", hub.endpoint()).env("HF_HUB_OFFLINE", "0").env("HF_TOKEN", TOKEN);
-    command.env("SEPAL_CACHE", bench.path("other/sepal")).env("HF_HUB_CACHE", bench.path("other/hub"));
+    command.env("SEPAL_CACHE", fixture.path("other/sepal")).env("HF_HUB_CACHE", fixture.path("other/hub"));
     command
 }
 
@@ -29,27 +29,27 @@ fn succeeds(command: Command) -> String {
 }
 
 #[test]
-fn a_classifier_goes_to_the_hub_and_predicts_elsewhere() {
-    let bench = Bench::new("llama-gqa");
-    let here = bench.path("").display().to_string();
+fn pushed_classifier_predicts_on_another_machine() {
+    let fixture = Fixture::new("llama-gqa");
+    let here = fixture.path("").display().to_string();
     let sets = [("model.source", "model"), ("data.train", "train.csv"), ("data.validation", "validation.csv")];
     let mut sets: Vec<String> = sets.iter().map(|(key, name)| format!("{key}={here}{name}")).collect();
     sets.extend(["train.max_steps=3".to_owned(), r#"data.template="It says: {text}""#.to_owned()]);
-    let trained = bench.run(&sets.iter().map(String::as_str).collect::<Vec<_>>());
+    let trained = fixture.run(&sets.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(fs::read_to_string(trained.folder.join("manifest.json")).expect("a manifest").contains(&here));
     let folder = trained.folder.to_str().expect("a path");
     let hub = LoopbackHub::new([]);
 
     // The tiny model lies in a folder of this machine, where nobody else finds it.
-    succeeds(bench.sepal(&["export", "peft", folder, "export"]));
-    let refused = run(somebody(&bench, &hub, &["push", "export", "hub:me/reviews"]));
+    succeeds(fixture.sepal(&["export", "peft", folder, "export"]));
+    let refused = run(somebody(&fixture, &hub, &["push", "export", "hub:me/reviews"]));
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains("--base-model OWNER/NAME"), "{said}");
 
     let args = ["export", "peft", folder, "export", "--base-model", "me/tiny", "--overwrite"];
-    succeeds(bench.sepal(&args));
-    fs::write(bench.path("export/notes.txt"), "mine").expect("written");
-    let said = succeeds(somebody(&bench, &hub, &["push", "export", "hub:me/reviews", "--private"]));
+    succeeds(fixture.sepal(&args));
+    fs::write(fixture.path("export/notes.txt"), "mine").expect("written");
+    let said = succeeds(somebody(&fixture, &hub, &["push", "export", "hub:me/reviews", "--private"]));
     assert!(
         said.contains("names no licence") && said.contains("left out, as no part of an export: notes.txt"),
         "{said}"
@@ -68,33 +68,33 @@ fn a_classifier_goes_to_the_hub_and_predicts_elsewhere() {
     let card = String::from_utf8_lossy(&pushed["README.md"]).into_owned();
     assert!(card.contains(r#"template = "It says: {text}""#) && card.contains("max_length = "), "{card}");
 
-    let again = succeeds(somebody(&bench, &hub, &["push", "export", "hub:me/reviews"]));
+    let again = succeeds(somebody(&fixture, &hub, &["push", "export", "hub:me/reviews"]));
     assert!(again.contains("nothing was pushed"), "{again}");
     assert_eq!(hub.commits().len(), 1);
 
     // Elsewhere no path of before leads anywhere.
-    fs::create_dir(bench.path("elsewhere")).expect("a folder");
-    let mut import = somebody(&bench, &hub, &["import", "peft", "hub:me/reviews", "classifier"]);
-    import.current_dir(bench.path("elsewhere"));
+    fs::create_dir(fixture.path("elsewhere")).expect("a folder");
+    let mut import = somebody(&fixture, &hub, &["import", "peft", "hub:me/reviews", "classifier"]);
+    import.current_dir(fixture.path("elsewhere"));
     let said = succeeds(import);
     assert!(said.contains("`sepal predict classifier --input FILE --set model.source=SOURCE`"), "{said}");
     let (rows, model) = (format!("{here}validation.csv"), format!("model.source={here}model"));
     let predicted = |run: &str| {
         let args = ["predict", run, "-i", &rows, "--probabilities", "--set", &model];
-        let mut command = bench.sepal(&args);
-        command.current_dir(bench.path("elsewhere"));
+        let mut command = fixture.sepal(&args);
+        command.current_dir(fixture.path("elsewhere"));
         run_to_stdout(command)
     };
     assert_eq!(predicted("classifier"), predicted(folder));
 }
 
 #[test]
-fn the_pipeline_of_a_stranger_can_do_no_harm() {
-    let bench = Bench::new("llama-gqa");
-    let trained = bench.run(&["train.max_steps=1"]);
+fn imported_pipeline_cannot_redirect_the_swarm() {
+    let fixture = Fixture::new("llama-gqa");
+    let trained = fixture.run(&["train.max_steps=1"]);
     let folder = trained.folder.to_str().expect("a path");
-    succeeds(bench.sepal(&["export", "peft", folder, "export", "--base-model", "me/tiny"]));
-    let side = bench.path("export/sepal.json");
+    succeeds(fixture.sepal(&["export", "peft", folder, "export", "--base-model", "me/tiny"]));
+    let side = fixture.path("export/sepal.json");
     let honest: Value = serde_json::from_slice(&fs::read(&side).expect("a file")).expect("JSON");
     let with = |pipeline: &str| {
         let mut side_file = honest.clone();
@@ -111,14 +111,14 @@ fn the_pipeline_of_a_stranger_can_do_no_harm() {
     );
     let changed = fs::read_to_string(&side).expect("a file");
     assert!(changed.contains("evil.example"), "{changed}");
-    succeeds(bench.sepal(&["import", "peft", "export", "imported"]));
-    let imported = fs::read_to_string(bench.path("imported/pipeline.yaml")).expect("a pipeline");
+    succeeds(fixture.sepal(&["import", "peft", "export", "imported"]));
+    let imported = fs::read_to_string(fixture.path("imported/pipeline.yaml")).expect("a pipeline");
     assert!(imported.contains("use: embedded") && !imported.contains("evil.example"), "{imported}");
     // What nobody understands is left out, with a word.
     with("nonsense: 1");
-    let said = succeeds(bench.sepal(&["import", "peft", "export", "alone"]));
+    let said = succeeds(fixture.sepal(&["import", "peft", "export", "alone"]));
     assert!(said.contains("the adapter comes without its run") && said.contains("nonsense"), "{said}");
-    assert!(bench.path("alone/adapter.safetensors").is_file() && !bench.path("alone/pipeline.yaml").exists());
+    assert!(fixture.path("alone/adapter.safetensors").is_file() && !fixture.path("alone/pipeline.yaml").exists());
 }
 
 fn run_to_stdout(command: Command) -> String {
@@ -128,15 +128,15 @@ fn run_to_stdout(command: Command) -> String {
 }
 
 #[test]
-fn only_an_export_is_pushed() {
-    let bench = Bench::new("llama-gqa");
+fn push_without_an_export_is_refused() {
+    let fixture = Fixture::new("llama-gqa");
     let hub = LoopbackHub::new([]);
-    fs::create_dir(bench.path("folder")).expect("a folder");
+    fs::create_dir(fixture.path("folder")).expect("a folder");
     for (args, part) in [
         (["push", "folder", "hub:me/x"], "no folder that `sepal export peft` wrote (README.md is missing)"),
         (["push", "folder", "me/x"], "it is no repository of the hub; write hub:OWNER/NAME"),
     ] {
-        let output = run(somebody(&bench, &hub, &args));
+        let output = run(somebody(&fixture, &hub, &args));
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && said.contains(part), "{said}");
     }

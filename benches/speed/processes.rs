@@ -9,20 +9,20 @@ use sepal_remote::RemoteSequential;
 use sepal_swarm::Endpoint;
 
 use crate::model::{smollm2, write_checkpoint};
-use crate::program::{Bench, Server};
 use crate::step::connect;
+use sepal_integration_tests::fixture::{Fixture, Server};
 
 /// SmolLM2's shape in a folder, written when it is first needed.
 #[derive(Default)]
-pub(crate) struct Checkpoint(OnceLock<(Bench, String)>);
+pub(crate) struct Checkpoint(OnceLock<(Fixture, String)>);
 
 impl Checkpoint {
-    fn written(&self) -> &(Bench, String) {
+    fn written(&self) -> &(Fixture, String) {
         self.0.get_or_init(|| {
-            let bench = Bench { folder: tempfile::tempdir().expect("a folder") };
-            write_checkpoint(&bench.path("model"));
-            let checkpoint = sepal_checkpoint::Checkpoint::open(bench.path("model")).expect("a checkpoint");
-            (bench, checkpoint.digest().to_owned())
+            let fixture = Fixture { folder: tempfile::tempdir().expect("a folder") };
+            write_checkpoint(&fixture.path("model"));
+            let checkpoint = sepal_checkpoint::Checkpoint::open(fixture.path("model")).expect("a checkpoint");
+            (fixture, checkpoint.digest().to_owned())
         })
     }
 

@@ -1,11 +1,11 @@
-//! Work that is done once for many: prefixes that servers keep, and calls of several clients that are computed together.
+//! Prefixes that servers cache across the batches of an evaluation.
 
 use sepal_core::{Ragged, Span};
 use sepal_remote::{RemoteOptions, RemoteSequential, SwarmPath, Tuned};
 use sepal_testkit::tiny::models;
 use tch::Tensor;
 
-use crate::support::{Golden, Trained, distance, span};
+use sepal_integration_tests::golden::{Golden, Trained, distance, span};
 
 /// What one forward gave, and how many bytes went up.
 fn pooled(
@@ -62,7 +62,7 @@ fn check(model: &str, options: RemoteOptions, n_servers: usize) -> u64 {
 const BESIDE: u64 = 20;
 
 #[test]
-fn evaluation_sends_text_alone() {
+fn evaluation_sends_the_prefix_once() {
     let prefix = Golden::open("llama-gqa").get("prompts").numel() as u64 * 4;
     // Through the client, each server is sent what the one before it gave.
     for (n_servers, path, times) in [(1, SwarmPath::Star, 1), (2, SwarmPath::Star, 2), (2, SwarmPath::Relay, 1)] {
@@ -80,7 +80,7 @@ fn evaluation_sends_text_alone() {
 }
 
 #[test]
-fn what_a_server_has_forgotten_is_sent_again() {
+fn evicted_prefix_is_sent_again() {
     let golden = Golden::open("llama-gqa");
     let server = golden.serve_listening(span(&format!("0:{}", golden.n_blocks())), 1 << 30);
     let remote = golden.connect(std::slice::from_ref(&server), RemoteOptions::default());
@@ -97,47 +97,4 @@ fn what_a_server_has_forgotten_is_sent_again() {
     let none = tch::no_grad(|| kept.forward(None, &tokens, &golden.rows)).expect("a forward without a prefix");
     assert_eq!(none.size()[0] as usize, golden.rows.len());
     assert!(distance(&evaluate(), &first) < 1e-5);
-}
-
-/// Losses and gradients of clients that train at the same time, each on rows of its own.
-#[test]
-fn clients_of_one_server_do_not_notice_each_other() {
-    let golden = Golden::open("llama-gqa");
-    let server = golden.serve_listening(span(&format!("0:{}", golden.n_blocks())), 1 << 30);
-    let client = |seed: i64, deterministic: bool| {
-        let golden = Golden::open("llama-gqa");
-        let options = RemoteOptions { deterministic, ..RemoteOptions::default() };
-        let remote = golden.connect(std::slice::from_ref(&server), options);
-        let mut trained = Trained::of(&golden, true);
-        let mut steps = Vec::new();
-        for step in 0..12 {
-            let row = ((seed + step) % 3) as usize;
-            let range = golden.rows.range(row);
-            let ids = golden.ids.narrow(0, range.start as i64, range.len() as i64);
-            let rows = Ragged::from_lengths([range.len()]).expect("a row");
-            let logits = trained.logits(&golden, &remote, &ids, &rows);
-            logits.square().sum(tch::Kind::Float).backward();
-            steps.push((logits.detach(), trained.prompts.grad()));
-            trained = trained.step(1e-3);
-        }
-        steps
-    };
-    let alone: Vec<_> = (0..6).map(|seed| client(seed, seed % 2 == 0)).collect();
-    let client = &client;
-    let together: Vec<_> = std::thread::scope(|scope| {
-        let running: Vec<_> = (0..6).map(|seed| scope.spawn(move || client(seed, seed % 2 == 0))).collect();
-        running.into_iter().map(|thread| thread.join().expect("a client")).collect()
-    });
-    for (seed, (alone, together)) in alone.iter().zip(&together).enumerate() {
-        for (step, ((logits, grad), (logits_too, grad_too))) in alone.iter().zip(together).enumerate() {
-            let what = format!("client {seed}, step {step}");
-            if seed % 2 == 0 {
-                assert_eq!((logits, grad), (logits_too, grad_too), "{what}: not the same bits");
-            } else {
-                assert!(distance(logits, logits_too) < 1e-4, "{what}: logits");
-                let largest = f64::try_from(grad.abs().max()).expect("a number");
-                assert!(distance(grad, grad_too) < 1e-4 * largest.max(1.0), "{what}: gradient");
-            }
-        }
-    }
 }

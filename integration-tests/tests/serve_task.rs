@@ -13,7 +13,7 @@ use arrow::datatypes::Float32Type;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Value, json};
 
-use crate::program::{Bench, Run, signal, static_swarm};
+use sepal_integration_tests::fixture::{Fixture, Run, signal, static_swarm};
 
 /// A `sepal serve-task` process, killed when dropped.
 pub(crate) struct Task {
@@ -24,8 +24,8 @@ pub(crate) struct Task {
 
 impl Task {
     /// Once it listens.
-    pub(crate) fn start(bench: &Bench, run: &Run, args: &[&str]) -> Self {
-        let mut command = bench.sepal(&["serve-task"]);
+    pub(crate) fn start(fixture: &Fixture, run: &Run, args: &[&str]) -> Self {
+        let mut command = fixture.sepal(&["serve-task"]);
         command.arg(&run.folder).args(["--listen", "127.0.0.1:0"]).args(args);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("sepal serves");
         let mut lines = BufReader::new(child.stdout.take().expect("piped"));
@@ -123,13 +123,13 @@ fn check(predicted: &Value, (text, label, probabilities): &(String, String, Vec<
 }
 
 #[test]
-fn answers_are_those_of_the_run_whoever_asks_at_the_same_time() {
-    let bench = Bench::new("llama-gqa");
-    let run = bench.run(&["train.max_steps=20"]);
+fn concurrent_requests_get_the_predictions_of_the_run() {
+    let fixture = Fixture::new("llama-gqa");
+    let run = fixture.run(&["train.max_steps=20"]);
     let expected = predictions(&run);
     assert_eq!(expected.len(), 48);
     for sets in [vec![], vec!["--set", "swarm.use=none"]] {
-        let mut task = Task::start(&bench, &run, &sets);
+        let mut task = Task::start(&fixture, &run, &sets);
         task.until("ready");
         let mut line = String::new();
         task.lines.read_line(&mut line).expect("a line");
@@ -159,12 +159,12 @@ fn answers_are_those_of_the_run_whoever_asks_at_the_same_time() {
 }
 
 #[test]
-fn limits_and_the_token_are_kept() {
-    let bench = Bench::new("llama-gqa");
-    let run = bench.run(&["train.max_steps=2"]);
-    std::fs::write(bench.path("token"), "0123456789abcdef\n").expect("written");
+fn limits_and_token_are_enforced() {
+    let fixture = Fixture::new("llama-gqa");
+    let run = fixture.run(&["train.max_steps=2"]);
+    std::fs::write(fixture.path("token"), "0123456789abcdef\n").expect("written");
     let args = ["--token", "token", "--max-rows", "2", "--max-text-kb", "1", "--max-body-kb", "3"];
-    let task = Task::start(&bench, &run, &args);
+    let task = Task::start(&fixture, &run, &args);
     task.until("ready");
     let shown = "Authorization: Bearer 0123456789abcdef\r\n";
     assert_eq!(task.ask(&json!({ "text": "a film" }), "").0, 401);
@@ -178,16 +178,16 @@ fn limits_and_the_token_are_kept() {
 }
 
 #[test]
-fn servers_that_go_are_noticed_and_those_that_come_back_are_used() {
-    let bench = Bench::new("llama-gqa");
-    let run = bench.run(&["train.max_steps=5"]);
+fn lost_servers_are_noticed_and_returning_servers_are_used() {
+    let fixture = Fixture::new("llama-gqa");
+    let run = fixture.run(&["train.max_steps=5"]);
     let expected = predictions(&run);
-    let server = bench.serve("0:3", "127.0.0.1:0");
+    let server = fixture.serve("0:3", "127.0.0.1:0");
     let addr = server.addr.clone();
     let [kind, addresses] = static_swarm(&[&server]);
     drop(server);
     // It starts before its servers do.
-    let task = Task::start(&bench, &run, &["--check-s", "1", "--set", &kind, &addresses, "swarm.with.wait_ms=1000"]);
+    let task = Task::start(&fixture, &run, &["--check-s", "1", "--set", &kind, &addresses, "swarm.with.wait_ms=1000"]);
     task.until("unavailable");
     assert_eq!(task.ask(&json!({ "text": "a film" }), "").0, 503);
     let ask = |row: &(String, String, Vec<f32>)| {
@@ -195,7 +195,7 @@ fn servers_that_go_are_noticed_and_those_that_come_back_are_used() {
         assert_eq!(status, 200, "{answer}");
         check(&answer["predictions"][0], row);
     };
-    let mut server = bench.serve("0:3", &addr);
+    let mut server = fixture.serve("0:3", &addr);
     task.until("ready");
     ask(&expected[0]);
     server.child.kill().expect("killed");
@@ -203,13 +203,13 @@ fn servers_that_go_are_noticed_and_those_that_come_back_are_used() {
     let (status, problem) = task.ask(&json!({ "text": "a film" }), "");
     assert_eq!(status, 503, "{problem}");
     assert_eq!(task.get("/health").0, 503);
-    let server = bench.serve("0:3", &addr);
+    let server = fixture.serve("0:3", &addr);
     task.until("ready");
     ask(&expected[1]);
     // Nobody asks, and it is still noticed.
     drop(server);
     task.until("unavailable");
-    let _server = bench.serve("0:3", &addr);
+    let _server = fixture.serve("0:3", &addr);
     task.until("ready");
     ask(&expected[2]);
     let said = task.stop();
@@ -217,10 +217,10 @@ fn servers_that_go_are_noticed_and_those_that_come_back_are_used() {
 }
 
 #[test]
-fn a_stop_finishes_what_was_asked() {
-    let bench = Bench::new("llama-gqa");
-    let run = bench.run(&["train.max_steps=2"]);
-    let task = Task::start(&bench, &run, &["--batch-rows", "1"]);
+fn stop_finishes_open_requests() {
+    let fixture = Fixture::new("llama-gqa");
+    let run = fixture.run(&["train.max_steps=2"]);
+    let task = Task::start(&fixture, &run, &["--batch-rows", "1"]);
     task.until("ready");
     let addr = task.addr.clone();
     let texts = vec!["a good film"; 200];
@@ -246,9 +246,9 @@ fn a_stop_finishes_what_was_asked() {
 }
 
 #[test]
-fn what_is_no_run_is_refused() {
-    let bench = Bench::new("llama-gqa");
-    let output = bench.sepal(&["serve-task", "nowhere", "--listen", "127.0.0.1:0"]).output().expect("sepal runs");
+fn folder_without_a_run_is_refused() {
+    let fixture = Fixture::new("llama-gqa");
+    let output = fixture.sepal(&["serve-task", "nowhere", "--listen", "127.0.0.1:0"]).output().expect("sepal runs");
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
     assert!(text.contains("nowhere/pipeline.yaml"), "{text}");

@@ -8,26 +8,15 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sepal_core::{Ragged, Span};
+use sepal_integration_tests::fixture::{Fixture, Server, signal};
+use sepal_integration_tests::golden::{Golden, Trained};
+use sepal_integration_tests::proxy::{Link, Proxy};
 use sepal_remote::{RemoteOptions, RemoteSequential};
 use sepal_route::{Router, Server as RouteServer};
 use sepal_swarm::Endpoint;
 use tch::{Device, Kind, Tensor};
 
-#[path = "../tests/program.rs"]
-#[expect(dead_code, reason = "shared with the tests")]
-mod program;
-#[path = "../tests/proxy.rs"]
-#[expect(dead_code, reason = "shared with the tests")]
-mod proxy;
-#[path = "relay.rs"]
 mod relay;
-#[path = "../tests/support.rs"]
-#[expect(dead_code, reason = "shared with the tests")]
-mod support;
-
-use program::{Bench, Server, signal};
-use proxy::{Link, Proxy};
-use support::{Golden, Trained};
 
 const ROWS: usize = 64;
 const ROW: usize = 16;
@@ -39,7 +28,7 @@ const ROUND_TRIP: Duration = Duration::from_millis(20);
 struct Swarm {
     golden: Golden,
     servers: Vec<Server>,
-    _bench: Bench,
+    _fixture: Fixture,
     _links: Vec<Proxy>,
     remote: RemoteSequential,
 }
@@ -47,9 +36,9 @@ struct Swarm {
 impl Swarm {
     /// With servers that are so many times slower than the usual.
     fn new(slower: &[u64], round_trip: Duration) -> Self {
-        let (golden, bench) = (Golden::open("llama-gqa"), Bench::new("llama-gqa"));
+        let (golden, fixture) = (Golden::open("llama-gqa"), Fixture::new("llama-gqa"));
         let serve =
-            |times: &u64| bench.serve_with("0:3", "127.0.0.1:0", &["--pace-us", &(PACE_US * times).to_string()]);
+            |times: &u64| fixture.serve_with("0:3", "127.0.0.1:0", &["--pace-us", &(PACE_US * times).to_string()]);
         let servers: Vec<Server> = slower.iter().map(serve).collect();
         let link = Link { delay: round_trip / 2, bytes_per_second: 0 };
         let links: Vec<Proxy> = servers.iter().map(|server| Proxy::new(&server.addr, link)).collect();
@@ -57,7 +46,7 @@ impl Swarm {
         let endpoints = links.iter().map(endpoint).collect();
         let remote =
             RemoteSequential::connect(endpoints, golden.expectation(), RemoteOptions::default()).expect("connected");
-        Self { golden, servers, _bench: bench, _links: links, remote }
+        Self { golden, servers, _fixture: fixture, _links: links, remote }
     }
 
     /// Forward and backward of a batch.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use safetensors::SafeTensors;
 
-use crate::program::{Bench, Run};
+use sepal_integration_tests::fixture::{Fixture, Run};
 
 /// The prompts of an adapter, one after the other.
 fn prompts(run: &Run) -> Vec<Vec<f32>> {
@@ -22,11 +22,11 @@ fn rows(bytes: &[u8], name: &str) -> Vec<Vec<f32>> {
 
 #[test]
 fn every_optimizer_learns() {
-    let bench = Bench::new("llama-gqa");
+    let fixture = Fixture::new("llama-gqa");
     for optimizer in ["adafactor", "adam", "adamw", "lion", "sgd"] {
         let lr = HashMap::from([("adafactor", 0.1), ("lion", 0.01), ("sgd", 0.3)]);
         let with = format!("optimizer={{ use: {optimizer}, with: {{ lr: {} }} }}", lr.get(optimizer).unwrap_or(&0.03));
-        let run = bench.run(&[&with]);
+        let run = fixture.run(&[&with]);
         let losses = run.losses();
         let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
         let (first, last) = (mean(&losses[..6]), mean(&losses[losses.len() - 6..]));
@@ -35,11 +35,11 @@ fn every_optimizer_learns() {
 }
 
 #[test]
-fn a_plateau_lowers_the_rate() {
-    let bench = Bench::new("llama-gqa");
+fn plateau_schedule_without_improvement_lowers_the_learning_rate() {
+    let fixture = Fixture::new("llama-gqa");
     // No evaluation is ever so much better than the best.
     let plateau = "schedule={ use: reduce-on-plateau, with: { patience: 0, factor: 0.5, threshold: 0.99, warmup_steps: 0, warmup_ratio: 0.1 } }";
-    let run = bench.run(&[plateau]);
+    let run = fixture.run(&[plateau]);
     let rates: Vec<f64> = run.records("step").iter().map(|step| step["lr"].as_f64().expect("a rate")).collect();
     assert_eq!(rates.len(), 60);
     // The first evaluation, after 12 steps, is the best so far; the next three are not better.
@@ -53,24 +53,24 @@ fn a_plateau_lowers_the_rate() {
     for (step, rate) in rates.iter().enumerate() {
         assert!((rate - expected(step)).abs() < 1e-12, "step {step} is made at {rate}");
     }
-    let text = bench.failure(&[plateau, "schedule.with.metric=f9"]);
+    let text = fixture.failure(&[plateau, "schedule.with.metric=f9"]);
     assert!(text.contains("find `f9` (`schedule.with.metric`) among the metrics of the task: accuracy"), "{text}");
-    let text = bench.failure(&[plateau, "evaluate.every=end"]);
+    let text = fixture.failure(&[plateau, "evaluate.every=end"]);
     assert!(text.contains("expected evaluations while it trains (`evaluate.every`)"), "{text}");
 }
 
 #[test]
-fn prompts_start_as_they_are_told() {
-    let bench = Bench::new("llama-gqa");
-    let model = std::fs::read(bench.path("model").join("model.safetensors")).expect("a model");
+fn prompt_init_options_set_the_first_prompts() {
+    let fixture = Fixture::new("llama-gqa");
+    let model = std::fs::read(fixture.path("model").join("model.safetensors")).expect("a model");
     let words = rows(&model, "model.embed_tokens.weight");
-    let start = |init: &str| bench.run(&["train.max_steps=0", &format!("tuning.with.init={init}")]);
+    let start = |init: &str| fixture.run(&["train.max_steps=0", &format!("tuning.with.init={init}")]);
     // Of the tiny tokenizer's words `awful` is 1 and `bright` 9; it knows neither `bad` nor `good`.
     let from_text = start("{ text: awful bright awful }");
     assert_eq!(prompts(&from_text), [&words[1], &words[9], &words[1], &words[1]].map(Vec::clone));
     assert_eq!(prompts(&start("class-names"))[..2], [&words[0], &words[0]].map(Vec::clone));
 
-    let trained = bench.run(&[]);
+    let trained = fixture.run(&[]);
     let adapter = trained.folder.join("adapter.safetensors");
     let again = start(&format!("{{ adapter: {} }}", adapter.display()));
     assert_eq!(prompts(&again), prompts(&trained));
@@ -80,6 +80,6 @@ fn prompts_start_as_they_are_told() {
     };
     assert_eq!(deep(&again), deep(&trained));
     let init = format!("tuning.with={{ pre_seq_len: 5, init: {{ adapter: {} }} }}", adapter.display());
-    let text = bench.failure(&[&init]);
+    let text = fixture.failure(&[&init]);
     assert!(text.contains("use option `init`: expected `prompts` of shape [5, "), "{text}");
 }

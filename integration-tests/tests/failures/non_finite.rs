@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::program::Bench;
+use sepal_integration_tests::fixture::Fixture;
 
 /// Writes `value` in the place of each number of a tensor.
 fn spoil(path: &Path, tensor: &str, value: f32) {
@@ -20,7 +20,7 @@ fn spoil(path: &Path, tensor: &str, value: f32) {
 }
 
 #[test]
-fn model_that_is_not_finite_fails_the_run_and_is_named() {
+fn non_finite_model_fails_the_run_and_is_named() {
     let behind = "so are the hidden states behind blocks 0:3 in this process: check the model's files";
     let server = "so are hidden states on the way through the servers";
     let norm = "so are the hidden states behind the model's final norm: check the model's files";
@@ -32,53 +32,53 @@ fn model_that_is_not_finite_fails_the_run_and_is_named() {
         ("model.norm.weight", f32::NAN, "none", norm),
         ("model.norm.weight", f32::NEG_INFINITY, "embedded", norm),
     ] {
-        let bench = Bench::new("llama-gqa");
-        spoil(&bench.path("model/model.safetensors"), tensor, value);
+        let fixture = Fixture::new("llama-gqa");
+        spoil(&fixture.path("model/model.safetensors"), tensor, value);
         let swarm = format!("swarm.use={swarm}");
-        let text = bench.failure(&["train.max_steps=0", &swarm]);
+        let text = fixture.failure(&["train.max_steps=0", &swarm]);
         let what = "predict validation rows 1, 2, 3, 4, 5, 6, 7, 8 and 40 more: the logits are NaN or infinite; ";
         assert!(text.contains(&format!("{what}{expected}")), "{tensor} {swarm}: {text}");
         let is_named = text.contains("returned hidden states that are not finite for blocks 1:2");
         assert_eq!(is_named, expected == server, "{text}");
-        assert_eq!(bench.only_run().manifest()["status"]["state"], "failed");
+        assert_eq!(fixture.only_run().manifest()["status"]["state"], "failed");
     }
 }
 
 #[test]
-fn model_that_is_not_finite_fails_the_first_step_and_is_named() {
+fn non_finite_model_fails_the_first_step_and_is_named() {
     let norm = ("model.norm.weight", "the model's final norm");
     let embeddings = ("model.embed_tokens.weight", "the model's embeddings");
     for ((tensor, origin), swarm) in
         [(norm, "none"), (norm, "embedded"), (embeddings, "none"), (embeddings, "embedded")]
     {
-        let bench = Bench::new("llama-gqa");
-        spoil(&bench.path("model/model.safetensors"), tensor, f32::NAN);
-        let text = bench.failure(&[&format!("swarm.use={swarm}")]);
+        let fixture = Fixture::new("llama-gqa");
+        spoil(&fixture.path("model/model.safetensors"), tensor, f32::NAN);
+        let text = fixture.failure(&[&format!("swarm.use={swarm}")]);
         assert!(text.contains("predict training rows") && text.contains(origin), "{tensor} {swarm}: {text}");
-        let report = bench.only_run().folder.join("report.html");
+        let report = fixture.only_run().folder.join("report.html");
         assert!(report.is_file(), "a run without numbers has a report: {text}");
     }
 }
 
 #[test]
-fn adapter_that_is_not_finite_predicts_nothing_and_is_named() {
-    let bench = Bench::new("llama-gqa");
-    let run = bench.run(&["train.max_steps=2"]);
+fn non_finite_adapter_is_refused_for_prediction_and_is_named() {
+    let fixture = Fixture::new("llama-gqa");
+    let run = fixture.run(&["train.max_steps=2"]);
     spoil(&run.folder.join("adapter.safetensors"), "score.weight", f32::INFINITY);
     let folder = run.folder.to_str().expect("text");
-    fs::write(bench.path("one.csv"), "id,sentence\n1,\n2,a good film\n").expect("written");
-    let rows = format!("{}", bench.path("one.csv").display());
+    fs::write(fixture.path("one.csv"), "id,sentence\n1,\n2,a good film\n").expect("written");
+    let rows = format!("{}", fixture.path("one.csv").display());
     let commands: [(&[&str], &str); 3] = [
         (&["predict", folder, "-i", &rows, "-o", "out.csv"], "predict given row 2"),
         (&["evaluate", folder, "--data", "validation.csv"], "predict labelled rows 1, 2"),
         (&["serve-task", folder, "--listen", "127.0.0.1:0"], "predict given row 1"),
     ];
     for (command, expected) in commands {
-        let output = bench.sepal(command).output().expect("sepal runs");
+        let output = fixture.sepal(command).output().expect("sepal runs");
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{text}");
         let origin = "the logits are NaN or infinite; so are numbers of `score.weight`, which was trained";
         assert!(text.contains(expected) && text.contains(origin), "{command:?}: {text}");
     }
-    assert!(!bench.path("out.csv").exists(), "nothing half-written is left");
+    assert!(!fixture.path("out.csv").exists(), "nothing half-written is left");
 }

@@ -9,19 +9,19 @@ use sepal_swarm::Endpoint;
 use tch::{Kind, Reduction, Tensor};
 
 /// Outputs must agree this well.
-pub(crate) const TOLERANCE: f64 = 1e-4;
+pub const TOLERANCE: f64 = 1e-4;
 
 /// A tiny model with what PyTorch says of it.
-pub(crate) struct Golden {
-    pub(crate) checkpoint: Checkpoint,
-    pub(crate) ends: Ends,
-    pub(crate) rows: Ragged,
-    pub(crate) ids: Tensor,
+pub struct Golden {
+    pub checkpoint: Checkpoint,
+    pub ends: Ends,
+    pub rows: Ragged,
+    pub ids: Tensor,
     tensors: Vec<(String, Tensor)>,
 }
 
 impl Golden {
-    pub(crate) fn open(name: &str) -> Self {
+    pub fn open(name: &str) -> Self {
         let folder = sepal_testkit::tiny::goldens();
         let checkpoint = Checkpoint::open(folder.join(format!("tiny-{name}"))).expect("a checkpoint");
         let ends = Ends::load(&checkpoint).expect("ends");
@@ -34,21 +34,21 @@ impl Golden {
         Self { checkpoint, ends, rows, ids, tensors }
     }
 
-    pub(crate) fn get(&self, key: &str) -> Tensor {
+    pub fn get(&self, key: &str) -> Tensor {
         let found = self.tensors.iter().find(|(name, _)| name == key);
         found.unwrap_or_else(|| panic!("no `{key}` in the goldens")).1.shallow_clone()
     }
 
     /// A trainable copy.
-    pub(crate) fn leaf(&self, key: &str) -> Tensor {
+    pub fn leaf(&self, key: &str) -> Tensor {
         self.get(key).copy().set_requires_grad(true)
     }
 
-    pub(crate) fn n_blocks(&self) -> usize {
+    pub fn n_blocks(&self) -> usize {
         self.checkpoint.config().n_blocks
     }
 
-    pub(crate) fn expectation(&self) -> ModelExpectation {
+    pub fn expectation(&self) -> ModelExpectation {
         let config = self.checkpoint.config();
         ModelExpectation {
             digest: self.checkpoint.digest().to_owned(),
@@ -58,7 +58,7 @@ impl Golden {
     }
 
     /// A server in this process.
-    pub(crate) fn serve(&self, span: Span, tape_budget_bytes: u64) -> BlockServer {
+    pub fn serve(&self, span: Span, tape_budget_bytes: u64) -> BlockServer {
         let stack = BlockStack::load(&self.checkpoint, span).expect("blocks");
         let limits = Limits { tape_budget_bytes, ..Limits::default() };
         let options = ServerOptions { limits, ..ServerOptions::default() };
@@ -66,7 +66,7 @@ impl Golden {
     }
 
     /// A server with a port of its own.
-    pub(crate) fn serve_listening(&self, span: Span, tape_budget_bytes: u64) -> BlockServer {
+    pub fn serve_listening(&self, span: Span, tape_budget_bytes: u64) -> BlockServer {
         let stack = BlockStack::load(&self.checkpoint, span).expect("blocks");
         let limits = Limits { tape_budget_bytes, ..Limits::default() };
         let options = ServerOptions { limits, threads: Some(1), ..ServerOptions::default() };
@@ -74,7 +74,7 @@ impl Golden {
         BlockServer::listen(stack, ModelIdentity::of(&self.checkpoint), options, addr).expect("a server")
     }
 
-    pub(crate) fn connect(&self, servers: &[BlockServer], options: RemoteOptions) -> RemoteSequential {
+    pub fn connect(&self, servers: &[BlockServer], options: RemoteOptions) -> RemoteSequential {
         let endpoints: Vec<Endpoint> = servers.iter().map(|server| server.endpoint().clone()).collect();
         RemoteSequential::connect(endpoints, self.expectation(), options).expect("connected")
     }
@@ -95,14 +95,14 @@ fn tensors(bytes: &[u8]) -> Vec<(String, Tensor)> {
 }
 
 /// What trains in the goldens, and what comes of it.
-pub(crate) struct Trained {
-    pub(crate) prompts: Tensor,
-    pub(crate) deep_prompts: Option<Tensor>,
-    pub(crate) score: Tensor,
+pub struct Trained {
+    pub prompts: Tensor,
+    pub deep_prompts: Option<Tensor>,
+    pub score: Tensor,
 }
 
 impl Trained {
-    pub(crate) fn of(golden: &Golden, deep: bool) -> Self {
+    pub fn of(golden: &Golden, deep: bool) -> Self {
         Self {
             prompts: golden.leaf("prompts"),
             deep_prompts: deep.then(|| golden.leaf("deep_prompts")),
@@ -111,7 +111,7 @@ impl Trained {
     }
 
     /// Logits `[rows, labels]` of the rows through the servers.
-    pub(crate) fn logits(&self, golden: &Golden, remote: &RemoteSequential, ids: &Tensor, rows: &Ragged) -> Tensor {
+    pub fn logits(&self, golden: &Golden, remote: &RemoteSequential, ids: &Tensor, rows: &Ragged) -> Tensor {
         let tunables = self.deep_prompts.iter().map(|deep| ("deep_prompts".to_owned(), deep.shallow_clone())).collect();
         let tuned = remote.tune(tunables).expect("tuned");
         let prefix = golden.ends.embed_prompts(&self.prompts).expect("a prefix");
@@ -121,7 +121,7 @@ impl Trained {
     }
 
     /// As it is after one step of plain gradient descent.
-    pub(crate) fn step(&self, lr: f64) -> Self {
+    pub fn step(&self, lr: f64) -> Self {
         let moved = |tensor: &Tensor| (tensor.detach() - tensor.grad() * lr).set_requires_grad(true);
         Self {
             prompts: moved(&self.prompts),
@@ -131,29 +131,29 @@ impl Trained {
     }
 
     /// Names and gradients.
-    pub(crate) fn grads(&self) -> Vec<(&'static str, Tensor)> {
+    pub fn grads(&self) -> Vec<(&'static str, Tensor)> {
         let deep = self.deep_prompts.as_ref().map(|deep| ("deep_prompts", deep.grad()));
         [("prompts", self.prompts.grad()), ("score.weight", self.score.grad())].into_iter().chain(deep).collect()
     }
 }
 
-pub(crate) fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Tensor {
+pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Tensor {
     logits.cross_entropy_loss(labels, None::<Tensor>, Reduction::Mean, -100, 0.0)
 }
 
 /// The largest difference.
-pub(crate) fn distance(a: &Tensor, b: &Tensor) -> f64 {
+pub fn distance(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size(), "shapes agree");
     (a - b).abs().max().double_value(&[])
 }
 
 /// Gradients agree to a part of their largest entry.
-pub(crate) fn assert_grad(what: &str, found: &Tensor, expected: &Tensor) {
+pub fn assert_grad(what: &str, found: &Tensor, expected: &Tensor) {
     let scale = expected.abs().max().double_value(&[]);
     let far = distance(found, expected) / scale;
     assert!(far <= TOLERANCE, "{what}: the gradient is off by {far:.2e} of its largest entry");
 }
 
-pub(crate) fn span(text: &str) -> Span {
+pub fn span(text: &str) -> Span {
     text.parse().expect("a span")
 }

@@ -9,8 +9,8 @@ use sepal_remote::{ModelExpectation, RemoteOptions, RemoteSequential, SwarmPath}
 use sepal_swarm::Endpoint;
 use tch::{Device, Kind, Tensor};
 
-use crate::program::{Bench, Server};
-use crate::proxy::{Link, Proxy};
+use sepal_integration_tests::fixture::{Fixture, Server};
+use sepal_integration_tests::proxy::{Link, Proxy};
 
 const HIDDEN: i64 = 32;
 const PROMPTS: i64 = 5;
@@ -28,9 +28,9 @@ pub(crate) struct Measured {
 /// The median step of a chain of four through the client, of the same from server to server, and of one server that has
 /// all blocks.
 pub(crate) fn chain() -> [Measured; 3] {
-    let bench = Bench::new("llama-gqa");
-    let checkpoint = with_four_blocks(&bench.path("model"));
-    let serve = |blocks: &str| bench.serve(blocks, "127.0.0.1:0");
+    let fixture = Fixture::new("llama-gqa");
+    let checkpoint = with_four_blocks(&fixture.path("model"));
+    let serve = |blocks: &str| fixture.serve(blocks, "127.0.0.1:0");
     let chain: Vec<Server> = ["0:1", "1:2", "2:3", "3:4"].map(serve).into();
     let alone = [serve("0:4")];
     let links = |servers: &[Server]| -> Vec<Proxy> { servers.iter().map(|s| Proxy::new(&s.addr, LINK)).collect() };

@@ -8,16 +8,16 @@ use safetensors::SafeTensors;
 use sepal_testkit::tiny;
 use serde_json::{Value, json};
 
-use crate::http::Task;
-use crate::program::{Bench, Run, assert_close, static_swarm};
+use crate::serve_task::Task;
+use sepal_integration_tests::fixture::{Fixture, Run, assert_close, static_swarm};
 
-fn sepal(bench: &Bench, args: &[&str]) -> Output {
-    bench.sepal(args).output().expect("sepal runs")
+fn sepal(fixture: &Fixture, args: &[&str]) -> Output {
+    fixture.sepal(args).output().expect("sepal runs")
 }
 
 /// Runs the command successfully and returns the text of both streams.
-fn succeeds(bench: &Bench, args: &[&str]) -> String {
-    let output = sepal(bench, args);
+fn succeeds(fixture: &Fixture, args: &[&str]) -> String {
+    let output = sepal(fixture, args);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{args:?}: {said}");
     said + &String::from_utf8_lossy(&output.stdout)
@@ -37,19 +37,22 @@ fn golden(name: &str) -> (Vec<String>, Vec<Vec<f64>>) {
 }
 
 /// Imports the folder `name` of the goldens as `imported`; what is said.
-fn import(bench: &Bench, name: &str, more: &[&str]) -> String {
+fn import(fixture: &Fixture, name: &str, more: &[&str]) -> String {
     let folder = saved_by_peft(name);
     let folder = folder.to_str().expect("a path");
-    succeeds(bench, &[&["import", "peft", folder, "imported", "--model", "model", "--text", "sentence"], more].concat())
+    succeeds(
+        fixture,
+        &[&["import", "peft", folder, "imported", "--model", "model", "--text", "sentence"], more].concat(),
+    )
 }
 
 /// The probabilities of the texts by a run.
-fn probabilities(bench: &Bench, run: &str, sets: &[&str]) -> Vec<Vec<f64>> {
+fn probabilities(fixture: &Fixture, run: &str, sets: &[&str]) -> Vec<Vec<f64>> {
     let rows = "texts.csv";
     let out = ["-o", "predicted.jsonl", "--overwrite", "--probabilities"];
     let sets: Vec<&str> = if sets.is_empty() { Vec::new() } else { [&["--set"], sets].concat() };
-    succeeds(bench, &[&["predict", run, "-i", rows], &out[..], &sets].concat());
-    let text = fs::read_to_string(bench.path("predicted.jsonl")).expect("predictions");
+    succeeds(fixture, &[&["predict", run, "-i", rows], &out[..], &sets].concat());
+    let text = fs::read_to_string(fixture.path("predicted.jsonl")).expect("predictions");
     let row = |line: &str| -> Vec<f64> {
         let row: Value = serde_json::from_str(line).expect("JSON");
         let fields = row.as_object().expect("an object").iter().filter(|(name, _)| name.starts_with("probability_"));
@@ -65,8 +68,8 @@ fn assert_same(what: &str, found: &[Vec<f64>], expected: &[Vec<f64>], most: f64)
     }
 }
 
-fn write_texts(bench: &Bench, texts: &[String]) {
-    fs::write(bench.path("texts.csv"), format!("sentence\n{}\n", texts.join("\n"))).expect("written");
+fn write_texts(fixture: &Fixture, texts: &[String]) {
+    fs::write(fixture.path("texts.csv"), format!("sentence\n{}\n", texts.join("\n"))).expect("written");
 }
 
 fn tensors(path: PathBuf) -> Vec<(String, Vec<u8>)> {
@@ -78,29 +81,29 @@ fn tensors(path: PathBuf) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn a_folder_of_peft_is_a_run_from_then_on() {
+fn imported_peft_folder_works_as_a_run() {
     for (name, model) in [("llama-prompts", "llama-gqa"), ("gpt2-prefix", "gpt2"), ("gemma3-prefix", "gemma3")] {
-        let bench = Bench::new(model);
+        let fixture = Fixture::new(model);
         let (texts, expected) = golden(name);
-        write_texts(&bench, &texts);
-        let said = import(&bench, name, &["--max-length", "16"]);
+        write_texts(&fixture, &texts);
+        let said = import(&fixture, name, &["--max-length", "16"]);
         assert!(said.contains("they are LABEL_0 and so on (--labels gives others)"), "{said}");
         assert!(said.contains("`sepal predict imported --input FILE` predicts with it"), "{said}");
-        assert_same(name, &probabilities(&bench, "imported", &[]), &expected, 1e-5);
+        assert_same(name, &probabilities(&fixture, "imported", &[]), &expected, 1e-5);
 
-        let text = succeeds(&bench, &["evaluate", "imported", "--data", "validation.csv", "--json"]);
+        let text = succeeds(&fixture, &["evaluate", "imported", "--data", "validation.csv", "--json"]);
         assert!(text.contains("\"rows\": 48"), "{text}");
-        succeeds(&bench, &["report", "imported"]);
+        succeeds(&fixture, &["report", "imported"]);
 
         // The first step sees the head and the prefix of the folder.
         let sets = ["--set", "data.train=train.csv", "train.max_steps=0", "train.threads=1"];
-        let said = succeeds(&bench, &[&["run", "imported/pipeline.yaml"], &sets[..]].concat());
+        let said = succeeds(&fixture, &[&["run", "imported/pipeline.yaml"], &sets[..]].concat());
         assert!(said.contains("the head starts as that of"), "{said}");
         assert_eq!(
-            tensors(bench.only_run().folder.join("adapter.safetensors")),
-            tensors(bench.path("imported/adapter.safetensors"))
+            tensors(fixture.only_run().folder.join("adapter.safetensors")),
+            tensors(fixture.path("imported/adapter.safetensors"))
         );
-        fs::remove_dir_all(bench.path("runs")).expect("removed");
+        fs::remove_dir_all(fixture.path("runs")).expect("removed");
         let sets = [
             "--set",
             "data.train=train.csv",
@@ -109,43 +112,43 @@ fn a_folder_of_peft_is_a_run_from_then_on() {
             "loader.batch_size=16",
             "optimizer.with.lr=0.03",
         ];
-        succeeds(&bench, &[&["run", "imported/pipeline.yaml"], &sets[..]].concat());
-        let trained = bench.only_run();
+        succeeds(&fixture, &[&["run", "imported/pipeline.yaml"], &sets[..]].concat());
+        let trained = fixture.only_run();
         let losses = trained.losses();
         assert!(losses[losses.len() - 1] < 0.7 * losses[0], "{name}: {losses:?}");
 
         // What came of it goes to PEFT and back, without the files that only this program writes.
         let run = trained.folder.to_str().expect("a path");
-        succeeds(&bench, &["export", "peft", run, "export", "--verify", "--base-model", "owner/name"]);
-        fs::remove_file(bench.path("export/sepal.json")).expect("removed");
-        succeeds(&bench, &["import", "peft", "export", "back", "--model", "model", "--text", "sentence"]);
-        let [before, after] = [run, "back"].map(|run| probabilities(&bench, run, &[]));
+        succeeds(&fixture, &["export", "peft", run, "export", "--verify", "--base-model", "owner/name"]);
+        fs::remove_file(fixture.path("export/sepal.json")).expect("removed");
+        succeeds(&fixture, &["import", "peft", "export", "back", "--model", "model", "--text", "sentence"]);
+        let [before, after] = [run, "back"].map(|run| probabilities(&fixture, run, &[]));
         assert_same(name, &after, &before, 1e-5);
     }
 }
 
 #[test]
-fn an_imported_prefix_is_served_and_trains_through_servers() {
-    let bench = Bench::new("llama-gqa");
+fn imported_prefix_is_served_and_trains_through_servers() {
+    let fixture = Fixture::new("llama-gqa");
     let (texts, expected) = golden("llama-prefix");
-    write_texts(&bench, &texts);
-    import(&bench, "llama-prefix", &["--labels", "bad,fair,good"]);
-    let servers = [bench.serve("0:1", "127.0.0.1:0"), bench.serve("1:3", "127.0.0.1:0")];
+    write_texts(&fixture, &texts);
+    import(&fixture, "llama-prefix", &["--labels", "bad,fair,good"]);
+    let servers = [fixture.serve("0:1", "127.0.0.1:0"), fixture.serve("1:3", "127.0.0.1:0")];
     let [used, addresses] = static_swarm(&servers.each_ref());
-    assert_same("servers", &probabilities(&bench, "imported", &[&used, &addresses]), &expected, 1e-5);
+    assert_same("servers", &probabilities(&fixture, "imported", &[&used, &addresses]), &expected, 1e-5);
     let folder = format!(
         "tuning={{use: prefix-tuning, with: {{ pre_seq_len: 4, init: {{ adapter: {} }} }} }}",
-        bench.path("imported").display()
+        fixture.path("imported").display()
     );
     let sets = ["task.with.labels=[bad, fair, good]", &folder, "train.max_steps=6", "train.deterministic=true"];
-    let here = bench.run(&[&sets[..], &["swarm.use=none"]].concat());
-    let there = bench.run(&[&sets[..], &[&used, &addresses]].concat());
+    let here = fixture.run(&[&sets[..], &["swarm.use=none"]].concat());
+    let there = fixture.run(&[&sets[..], &[&used, &addresses]].concat());
     assert_close(&there.losses(), &here.losses());
     let both = ["model.local_blocks=1", used.as_str(), addresses.as_str()];
-    assert_close(&bench.run(&[&sets[..], &both].concat()).losses(), &here.losses());
+    assert_close(&fixture.run(&[&sets[..], &both].concat()).losses(), &here.losses());
 
-    let imported = Run { folder: bench.path("imported"), stdout: String::new() };
-    let task = Task::start(&bench, &imported, &[]);
+    let imported = Run { folder: fixture.path("imported"), stdout: String::new() };
+    let task = Task::start(&fixture, &imported, &[]);
     task.until("ready");
     let (status, answer) = task.ask(&json!({ "texts": texts }), "");
     assert_eq!(status, 200, "{answer}");
@@ -160,15 +163,15 @@ fn an_imported_prefix_is_served_and_trains_through_servers() {
 }
 
 #[test]
-fn a_head_of_other_labels_starts_anew() {
-    let bench = Bench::new("llama-gqa");
-    import(&bench, "llama-prompts", &["--labels", "no,yes"]);
+fn head_with_other_labels_is_initialized_again() {
+    let fixture = Fixture::new("llama-gqa");
+    import(&fixture, "llama-prompts", &["--labels", "no,yes"]);
     let start = |labels: &str| {
-        let adapter = bench.path("imported");
+        let adapter = fixture.path("imported");
         let tuning =
             format!("tuning={{use: ptune, with: {{ pre_seq_len: 4, init: {{ adapter: {} }} }} }}", adapter.display());
         let output =
-            bench.output(&[&tuning, &format!("task.with.labels={labels}"), "train.max_steps=0", "swarm.use=none"]);
+            fixture.output(&[&tuning, &format!("task.with.labels={labels}"), "train.max_steps=0", "swarm.use=none"]);
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
     let said = start("[no, yes]");
@@ -178,15 +181,15 @@ fn a_head_of_other_labels_starts_anew() {
 }
 
 #[test]
-fn options_say_what_a_folder_lacks() {
-    let bench = Bench::new("llama-gqa");
+fn import_options_supply_missing_metadata() {
+    let fixture = Fixture::new("llama-gqa");
     let folder = saved_by_peft("llama-prompts");
     let folder = folder.to_str().expect("a path");
     let refused = |args: &[&str], part: &str| {
-        let output = sepal(&bench, &[&["import", "peft", folder, "imported"], args].concat());
+        let output = sepal(&fixture, &[&["import", "peft", folder, "imported"], args].concat());
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.code() == Some(1) && said.contains(part), "{said}");
-        assert!(!bench.path("imported").exists());
+        assert!(!fixture.path("imported").exists());
     };
     refused(&[], "name its base model (--model hub:owner/tiny-llama-gqa)");
     refused(&["--model", "model", "--labels", "a,b,c"], "it names 3 labels for 2 logits");
@@ -195,9 +198,9 @@ fn options_say_what_a_folder_lacks() {
 
     let template = "It says: {text}\nSo it is \"good\"?";
     let args = ["--labels", "no: never,yes", "--template", template, "--max-length", "20", "--label", "verdict"];
-    let said = import(&bench, "llama-prompts", &args);
+    let said = import(&fixture, "llama-prompts", &args);
     assert!(!said.contains("note:"), "{said}");
-    let run = Run { folder: bench.path("imported"), stdout: String::new() };
+    let run = Run { folder: fixture.path("imported"), stdout: String::new() };
     let manifest = run.manifest();
     assert_eq!(manifest["labels"], json!(["no: never", "yes"]));
     let data = &manifest["data"];

@@ -13,12 +13,12 @@ use sepal_server::BlockServer;
 use sepal_swarm::Endpoint;
 use tch::{Device, Kind, Tensor};
 
-use crate::program::{Bench, Server, signal, static_swarm};
-use crate::proxy::{Fault, Link, Proxy};
-use crate::support::{Golden, Trained, cross_entropy, span};
+use sepal_integration_tests::fixture::{Fixture, Server, signal, static_swarm};
+use sepal_integration_tests::golden::{Golden, Trained, cross_entropy, span};
+use sepal_integration_tests::proxy::{Fault, Link, Proxy};
 
 #[test]
-fn a_straggler_is_overtaken_by_a_replica_if_that_is_asked_for() {
+fn straggler_with_hedging_is_overtaken_by_a_replica() {
     let swarm = Swarm::new(&["0:3", "0:3"]);
     // Without patience: a failure that is noticed ends the forward.
     let remote = swarm.connect_with(RemoteOptions { hedge: true, wait: Duration::ZERO, ..options() });
@@ -38,7 +38,7 @@ fn a_straggler_is_overtaken_by_a_replica_if_that_is_asked_for() {
 }
 
 #[test]
-fn a_narrow_link_is_only_slow() {
+fn narrow_link_sends_each_batch_once() {
     let golden = Golden::open("llama-gqa");
     let server = Swarm::serve(&golden, "0:3");
     // The batch takes about two seconds to go up.
@@ -64,7 +64,7 @@ fn large_forward(golden: &Golden, remote: &RemoteSequential) -> Result<Tensor, R
 }
 
 #[test]
-fn servers_that_are_there_but_get_nothing_done_are_not_asked_for_ever() {
+fn servers_without_progress_exhaust_the_deadline() {
     let swarm = Swarm::new(&["0:3", "0:3"]);
     let remote = swarm.connect_with(RemoteOptions { wait: Duration::from_millis(1500), ..RemoteOptions::default() });
     let is_over = AtomicBool::new(false);
@@ -169,22 +169,22 @@ pub(crate) fn check(spans: &[&str], options: RemoteOptions, fault: Fault, times:
 }
 
 #[test]
-fn a_link_that_closes_is_replaced() {
+fn closed_link_is_replaced() {
     check(&SPANS, options(), Fault::Close, 12, 20);
 }
 
 #[test]
-fn a_link_that_stalls_in_mid_message_is_left() {
+fn stalled_link_is_abandoned() {
     check(&SPANS, options(), Fault::Stall, 4, 20);
 }
 
 #[test]
-fn what_is_lost_is_sent_again() {
+fn lost_bytes_are_sent_again() {
     check(&SPANS, options(), Fault::Drop, 4, 20);
 }
 
 #[test]
-fn damage_on_the_way_is_noticed() {
+fn corrupted_bytes_are_detected() {
     check(&SPANS, options(), Fault::Corrupt, 12, 20);
 }
 
@@ -195,18 +195,18 @@ pub(crate) const TWICE: [&str; 4] = ["0:2", "2:3", "0:1", "1:3"];
 const PACE: [&str; 2] = ["--pace-us", "200"];
 
 /// The losses of a run on three servers, each block on two of them, that are disturbed while it goes.
-fn disturbed(bench: &Bench, steps: usize, mut disturb: impl FnMut(&mut [Server])) -> Vec<f64> {
+fn disturbed(fixture: &Fixture, steps: usize, mut disturb: impl FnMut(&mut [Server])) -> Vec<f64> {
     let ports = free_ports(SPANS.len());
-    let serve = |(blocks, port): (&&str, &u16)| bench.serve_with(blocks, &format!("127.0.0.1:{port}"), &PACE);
+    let serve = |(blocks, port): (&&str, &u16)| fixture.serve_with(blocks, &format!("127.0.0.1:{port}"), &PACE);
     let mut servers: Vec<Server> = SPANS.iter().zip(&ports).map(serve).collect();
     let [kind, addresses] = static_swarm(&servers.iter().collect::<Vec<_>>());
-    let mut run = bench.sepal(&["run", "pipeline.yaml", "--set", &kind, &addresses, "output.folder=disturbed"]);
+    let mut run = fixture.sepal(&["run", "pipeline.yaml", "--set", &kind, &addresses, "output.folder=disturbed"]);
     let mut child = run.args(sets(steps)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sepal runs");
     while child.try_wait().expect("a state").is_none() {
         disturb(&mut servers);
     }
     assert!(child.wait().expect("it ends").success(), "training goes on");
-    bench.run_in("disturbed").losses()
+    fixture.run_in("disturbed").losses()
 }
 
 fn sets(steps: usize) -> Vec<String> {
@@ -215,11 +215,11 @@ fn sets(steps: usize) -> Vec<String> {
 }
 
 /// The same run on a server in its own process that nobody disturbs.
-fn undisturbed(bench: &Bench, steps: usize) -> Vec<f64> {
-    let mut run = bench.sepal(&["run", "pipeline.yaml", "--set", "output.folder=undisturbed"]);
+fn undisturbed(fixture: &Fixture, steps: usize) -> Vec<f64> {
+    let mut run = fixture.sepal(&["run", "pipeline.yaml", "--set", "output.folder=undisturbed"]);
     let output = run.args(sets(steps)).output().expect("sepal runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    bench.run_in("undisturbed").losses()
+    fixture.run_in("undisturbed").losses()
 }
 
 fn free_ports(n: usize) -> Vec<u16> {
@@ -255,21 +255,21 @@ fn train(
 }
 
 #[test]
-fn a_hundred_kills_and_restarts_leave_the_losses_as_they_are() {
+fn hundred_server_restarts_keep_the_losses_bit_exact() {
     kills(&SPANS, options(), 100);
 }
 
 #[test]
-fn kills_in_the_middle_of_relays_leave_the_losses_as_they_are() {
+fn server_restarts_during_relays_keep_the_losses_bit_exact() {
     kills(&TWICE, RemoteOptions { path: SwarmPath::Relay, ..options() }, 40);
 }
 
 /// Kills and restarts servers at random, so many times in twice as many steps.
 fn kills(spans: &[&str], options: RemoteOptions, times: usize) {
-    let (golden, bench) = (Golden::open("llama-gqa"), Bench::new("llama-gqa"));
-    let one = bench.serve("0:3", "127.0.0.1:0");
+    let (golden, fixture) = (Golden::open("llama-gqa"), Fixture::new("llama-gqa"));
+    let one = fixture.serve("0:3", "127.0.0.1:0");
     let expected = train(&golden, std::slice::from_ref(&one.addr), options.clone(), 2 * times, |_| {});
-    let serve = |(blocks, addr): (&str, &str)| bench.serve_with(blocks, addr, &PACE);
+    let serve = |(blocks, addr): (&str, &str)| fixture.serve_with(blocks, addr, &PACE);
     let mut servers: Vec<Server> = spans.iter().map(|blocks| serve((blocks, "127.0.0.1:0"))).collect();
     let addresses: Vec<String> = servers.iter().map(|server| server.addr.clone()).collect();
     let kills = AtomicUsize::new(0);
@@ -302,12 +302,12 @@ fn kills(spans: &[&str], options: RemoteOptions, times: usize) {
 }
 
 #[test]
-fn a_server_that_is_stopped_is_left_and_used_again_when_it_goes_on() {
-    let bench = Bench::new("llama-gqa");
-    let expected = undisturbed(&bench, 150);
+fn stopped_server_is_abandoned_and_used_again_after_it_continues() {
+    let fixture = Fixture::new("llama-gqa");
+    let expected = undisturbed(&fixture, 150);
     let mut rng = ChaCha8Rng::seed_from_u64(10);
     let mut stops = 0;
-    let losses = disturbed(&bench, 150, |servers| {
+    let losses = disturbed(&fixture, 150, |servers| {
         std::thread::sleep(Duration::from_millis(rng.random_range(0..300)));
         let victim = rng.random_range(0..servers.len());
         signal(&servers[victim].child, "STOP");

@@ -3,31 +3,32 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::program::{Bench, assert_close, signal, static_swarm};
+use sepal_integration_tests::fixture::{Fixture, assert_close, signal, static_swarm};
 
 #[test]
-fn three_servers_give_the_losses_of_the_embedded_one() {
-    let bench = Bench::new("llama-gqa");
-    let embedded = bench.run(&["train.max_steps=10"]);
-    let socket = format!("unix:{}", bench.path("blocks.sock").display());
-    let servers = [bench.serve("0:1", "127.0.0.1:0"), bench.serve("1:2", &socket), bench.serve("2:3", "127.0.0.1:0")];
+fn three_servers_match_the_embedded_losses() {
+    let fixture = Fixture::new("llama-gqa");
+    let embedded = fixture.run(&["train.max_steps=10"]);
+    let socket = format!("unix:{}", fixture.path("blocks.sock").display());
+    let servers =
+        [fixture.serve("0:1", "127.0.0.1:0"), fixture.serve("1:2", &socket), fixture.serve("2:3", "127.0.0.1:0")];
     let [kind, addresses] = static_swarm(&servers.each_ref());
-    let remote = bench.run(&["train.max_steps=10", &kind, &addresses]);
+    let remote = fixture.run(&["train.max_steps=10", &kind, &addresses]);
     assert_close(&remote.losses(), &embedded.losses());
     assert!((remote.accuracy() - embedded.accuracy()).abs() < 0.03);
 }
 
 #[test]
-fn a_killed_server_is_not_noticed_by_training() {
-    let bench = Bench::new("llama-gqa");
-    let embedded = bench.run(&["train.max_steps=150", "evaluate.every=end"]);
+fn killed_server_leaves_training_unchanged() {
+    let fixture = Fixture::new("llama-gqa");
+    let embedded = fixture.run(&["train.max_steps=150", "evaluate.every=end"]);
     let mut servers =
-        [bench.serve("0:3", "127.0.0.1:0"), bench.serve("0:2", "127.0.0.1:0"), bench.serve("1:3", "127.0.0.1:0")];
+        [fixture.serve("0:3", "127.0.0.1:0"), fixture.serve("0:2", "127.0.0.1:0"), fixture.serve("1:3", "127.0.0.1:0")];
     let [kind, addresses] = static_swarm(&servers.each_ref());
-    let mut run = bench.sepal(&["run", "pipeline.yaml", "--set", "train.max_steps=150", "evaluate.every=end"]);
+    let mut run = fixture.sepal(&["run", "pipeline.yaml", "--set", "train.max_steps=150", "evaluate.every=end"]);
     let run = run.args(["--set", &kind, &addresses, "output.folder=killed"]);
     let mut child = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sepal runs");
-    let metrics = wait_for_metrics(&bench.path("killed"), 10);
+    let metrics = wait_for_metrics(&fixture.path("killed"), 10);
     servers[0].child.kill().expect("killed");
     assert!(child.wait().expect("it ends").success(), "training goes on without the server");
     let text = std::fs::read_to_string(metrics).expect("metrics");
@@ -55,47 +56,47 @@ pub(crate) fn wait_for_metrics(folder: &std::path::Path, lines: usize) -> std::p
 }
 
 #[test]
-fn when_the_last_server_goes_what_was_trained_is_saved() {
-    let bench = Bench::new("llama-gqa");
-    let mut server = bench.serve("0:3", "127.0.0.1:0");
+fn losing_the_last_server_saves_the_adapter() {
+    let fixture = Fixture::new("llama-gqa");
+    let mut server = fixture.serve("0:3", "127.0.0.1:0");
     let [kind, addresses] = static_swarm(&[&server]);
-    let mut run = bench.sepal(&["run", "pipeline.yaml", "--set", "train.max_steps=100000", &kind, &addresses]);
+    let mut run = fixture.sepal(&["run", "pipeline.yaml", "--set", "train.max_steps=100000", &kind, &addresses]);
     let run = run.args(["--set", "swarm.with.wait_ms=1000"]);
     let child = run.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("sepal runs");
-    wait_for_metrics(&bench.path("runs"), 5);
+    wait_for_metrics(&fixture.path("runs"), 5);
     server.child.kill().expect("killed");
     let output = child.wait_with_output().expect("it ends");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("no server answered for blocks 0:3"), "{text}");
-    let run = bench.only_run();
+    let run = fixture.only_run();
     assert_eq!(run.manifest()["status"]["state"], "failed");
     assert!(run.manifest()["steps"].as_u64().expect("steps") >= 5);
     assert!(run.adapter().len() > 2000);
 }
 
 #[test]
-fn an_interrupt_stops_cleanly_and_saves() {
-    let bench = Bench::new("llama-gqa");
-    let mut run = bench.sepal(&["run", "pipeline.yaml", "--set", "train.max_steps=100000"]);
+fn interrupt_stops_cleanly_and_saves() {
+    let fixture = Fixture::new("llama-gqa");
+    let mut run = fixture.sepal(&["run", "pipeline.yaml", "--set", "train.max_steps=100000"]);
     let child = run.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("sepal runs");
-    wait_for_metrics(&bench.path("runs"), 5);
+    wait_for_metrics(&fixture.path("runs"), 5);
     signal(&child, "INT");
     let output = child.wait_with_output().expect("it ends");
     assert!(output.status.success());
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(stdout.contains("go on with: sepal run --resume"), "{stdout}");
-    let run = bench.only_run();
+    let run = fixture.only_run();
     assert_eq!(run.manifest()["status"]["state"], "interrupted");
     assert_eq!(run.records("step").len() as u64, run.manifest()["steps"].as_u64().expect("steps"));
     assert!(run.adapter().len() > 2000);
 }
 
 #[test]
-fn a_server_shuts_down_cleanly() {
-    let bench = Bench::new("bloom");
-    let socket = bench.path("blocks.sock");
-    let mut server = bench.serve("0:2", &format!("unix:{}", socket.display()));
+fn server_on_sigterm_shuts_down_cleanly() {
+    let fixture = Fixture::new("bloom");
+    let socket = fixture.path("blocks.sock");
+    let mut server = fixture.serve("0:2", &format!("unix:{}", socket.display()));
     assert!(socket.exists());
     signal(&server.child, "TERM");
     assert!(server.child.wait().expect("it ends").success());
@@ -103,12 +104,12 @@ fn a_server_shuts_down_cleanly() {
 }
 
 #[test]
-fn the_status_of_a_swarm_names_servers_and_holes() {
-    let bench = Bench::new("llama-gqa");
-    let servers = [bench.serve("0:1", "127.0.0.1:0"), bench.serve("2:3", "127.0.0.1:0")];
+fn swarm_status_names_servers_and_missing_blocks() {
+    let fixture = Fixture::new("llama-gqa");
+    let servers = [fixture.serve("0:1", "127.0.0.1:0"), fixture.serve("2:3", "127.0.0.1:0")];
     let addresses = [servers[0].addr.as_str(), servers[1].addr.as_str(), "127.0.0.1:9"];
     let status = |more: &[&str]| {
-        let output = bench.sepal(&["swarm", "status"]).args(addresses).args(more).output().expect("sepal runs");
+        let output = fixture.sepal(&["swarm", "status"]).args(addresses).args(more).output().expect("sepal runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("text")
     };

@@ -1,0 +1,49 @@
+//! Calls of several clients that one server computes in one batch.
+
+use sepal_core::Ragged;
+use sepal_remote::RemoteOptions;
+
+use sepal_integration_tests::golden::{Golden, Trained, distance, span};
+
+/// Losses and gradients of clients that train at the same time, each on rows of its own.
+#[test]
+fn cobatched_clients_do_not_affect_each_other() {
+    let golden = Golden::open("llama-gqa");
+    let server = golden.serve_listening(span(&format!("0:{}", golden.n_blocks())), 1 << 30);
+    let client = |seed: i64, deterministic: bool| {
+        let golden = Golden::open("llama-gqa");
+        let options = RemoteOptions { deterministic, ..RemoteOptions::default() };
+        let remote = golden.connect(std::slice::from_ref(&server), options);
+        let mut trained = Trained::of(&golden, true);
+        let mut steps = Vec::new();
+        for step in 0..12 {
+            let row = ((seed + step) % 3) as usize;
+            let range = golden.rows.range(row);
+            let ids = golden.ids.narrow(0, range.start as i64, range.len() as i64);
+            let rows = Ragged::from_lengths([range.len()]).expect("a row");
+            let logits = trained.logits(&golden, &remote, &ids, &rows);
+            logits.square().sum(tch::Kind::Float).backward();
+            steps.push((logits.detach(), trained.prompts.grad()));
+            trained = trained.step(1e-3);
+        }
+        steps
+    };
+    let alone: Vec<_> = (0..6).map(|seed| client(seed, seed % 2 == 0)).collect();
+    let client = &client;
+    let together: Vec<_> = std::thread::scope(|scope| {
+        let running: Vec<_> = (0..6).map(|seed| scope.spawn(move || client(seed, seed % 2 == 0))).collect();
+        running.into_iter().map(|thread| thread.join().expect("a client")).collect()
+    });
+    for (seed, (alone, together)) in alone.iter().zip(&together).enumerate() {
+        for (step, ((logits, grad), (logits_too, grad_too))) in alone.iter().zip(together).enumerate() {
+            let what = format!("client {seed}, step {step}");
+            if seed % 2 == 0 {
+                assert_eq!((logits, grad), (logits_too, grad_too), "{what}: not the same bits");
+            } else {
+                assert!(distance(logits, logits_too) < 1e-4, "{what}: logits");
+                let largest = f64::try_from(grad.abs().max()).expect("a number");
+                assert!(distance(grad, grad_too) < 1e-4 * largest.max(1.0), "{what}: gradient");
+            }
+        }
+    }
+}

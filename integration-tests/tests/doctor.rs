@@ -1,0 +1,46 @@
+//! `sepal doctor`, `sepal completions` and `sepal man`.
+
+use std::fs;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use sepal_integration_tests::fixture::{Fixture, json, stdout};
+
+#[test]
+fn completions_load_in_bash_and_manual_pages_are_written() {
+    let fixture = Fixture::new("llama-gqa");
+    fs::write(fixture.path("sepal.bash"), stdout(&mut fixture.sepal(&["completions", "bash"]))).expect("written");
+    let script = "source sepal.bash && complete -p sepal";
+    match Command::new("bash").current_dir(fixture.folder.path()).args(["-c", script]).output() {
+        Ok(output) => {
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            assert!(String::from_utf8_lossy(&output.stdout).contains("_sepal"));
+        }
+        Err(error) => eprintln!("skipped: bash does not run ({error})"),
+    }
+    stdout(&mut fixture.sepal(&["man", "pages"]));
+    for page in ["sepal.1", "sepal-run.1", "sepal-swarm-status.1"] {
+        assert!(fixture.path("pages").join(page).is_file(), "{page}");
+    }
+}
+
+#[test]
+fn doctor_without_a_writable_cache_fails() {
+    let fixture = Fixture::new("llama-gqa");
+    fs::write(fixture.path("file"), "").expect("written");
+    let doctor = |cache: &str| -> Output {
+        let mut command = fixture.sepal(&["doctor", "--json"]);
+        command.env("SEPAL_CACHE", fixture.path(cache)).env("PIP_NO_INDEX", "1").output().expect("sepal runs")
+    };
+    let found = |output: &Output| json(&String::from_utf8_lossy(&output.stdout));
+    let state = |findings: &Value, what: &str| {
+        let finding = findings.as_array().expect("findings").iter().find(|finding| finding["what"] == what);
+        finding.unwrap_or_else(|| panic!("no {what}"))["state"].clone()
+    };
+    let broken = doctor("file/below");
+    assert_eq!(broken.status.code(), Some(1));
+    assert_eq!(state(&found(&broken), "cache"), "problem");
+    assert_eq!(state(&found(&doctor("cache")), "cache"), "ok");
+    assert_eq!(state(&found(&broken), "libtorch"), "ok");
+}
