@@ -1,5 +1,7 @@
 //! Whole runs with the embedded server: what they leave behind, and that they can be repeated.
 
+use std::fs;
+
 use safetensors::SafeTensors;
 use sepal_testkit::tiny;
 

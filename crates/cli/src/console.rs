@@ -1,4 +1,4 @@
-//! A run as people see it: a bar on a terminal, plain lines elsewhere.
+//! Progress of a run: a bar on a terminal, plain lines elsewhere.
 
 use std::io::IsTerminal;
 
@@ -8,13 +8,13 @@ use sepal_track::{EvaluationRecord, StepRecord};
 
 use crate::downloads::Downloads;
 use crate::probe_progress::ProbeProgress;
+use crate::units::{clock, grouped, scale_text, size};
 
-/// Steps between plain lines: about fifty in a run.
+/// Approximate number of plain lines in a run.
 const PLAIN_LINES: u64 = 50;
-/// Weight of the newest step in what is shown of loss and accuracy.
+/// Weight of the newest step in the moving averages of loss and accuracy.
 const SMOOTHING: f64 = 0.1;
 
-/// Watches a run and tells a person.
 #[derive(Debug)]
 pub(crate) struct Console {
     downloads: Downloads,
@@ -22,15 +22,16 @@ pub(crate) struct Console {
     probe: Option<ProbeProgress>,
     plain: bool,
     total_steps: u64,
-    /// Steps made before the run went on from a checkpoint.
-    done_before: u64,
+    /// Step of the checkpoint that the run resumed from.
+    resumed_step: u64,
     steps: u64,
     tokens: u64,
     seconds: f64,
     loss: Option<f64>,
     accuracy: Option<f64>,
-    /// What the loss is multiplied by, and the steps that were skipped because it was too much.
+    /// Loss scale.
     scale: Option<f64>,
+    /// Steps skipped for overflow.
     skipped: u64,
 }
 
@@ -42,7 +43,7 @@ impl Console {
             probe: None,
             plain: !std::io::stderr().is_terminal(),
             total_steps: 0,
-            done_before: 0,
+            resumed_step: 0,
             steps: 0,
             tokens: 0,
             seconds: 0.0,
@@ -53,7 +54,7 @@ impl Console {
         }
     }
 
-    /// A line that stays, above the bar if there is one.
+    /// Prints a permanent line, above the bar if there is one.
     pub(crate) fn line(&self, text: &str) {
         match (&self.bar, &self.probe) {
             (Some(bar), _) => bar.println(text),
@@ -63,7 +64,7 @@ impl Console {
     }
 
     fn start(&mut self, total_steps: u64, done: u64, trainable: usize) {
-        (self.total_steps, self.done_before) = (total_steps, done);
+        (self.total_steps, self.resumed_step) = (total_steps, done);
         let from = if done > 0 { format!(" from step {}", done + 1) } else { String::new() };
         self.line(&format!("training {} numbers for {total_steps} steps{from}", grouped(trainable as u64)));
         if !self.plain && total_steps > 0 {
@@ -117,7 +118,7 @@ impl Console {
         if self.skipped > 0 {
             text.push_str(&format!(" ({} skipped)", self.skipped));
         }
-        let made = self.steps.saturating_sub(self.done_before).max(1);
+        let made = self.steps.saturating_sub(self.resumed_step).max(1);
         let left = self.seconds / made as f64 * (self.total_steps - self.steps.min(self.total_steps)) as f64;
         text.push_str(&format!(" {:.0} tokens/s, {} left", self.tokens as f64 / self.seconds, clock(left)));
         text
@@ -142,7 +143,7 @@ impl Observer for Console {
             }
             Event::Evaluated { record, headline } => {
                 self.line(&evaluation_line(record, headline));
-                if let Some(bar) = self.bar.as_ref().filter(|_| self.steps > self.done_before) {
+                if let Some(bar) = self.bar.as_ref().filter(|_| self.steps > self.resumed_step) {
                     bar.set_message(self.status());
                 }
             }
@@ -159,15 +160,15 @@ impl Drop for Console {
     }
 }
 
-/// Columns of a line that is to fit a terminal.
+/// Width of a terminal.
 const COLUMNS: usize = 80;
 
-/// Metrics beside the headline, those that say most first.
+/// Metrics beside the headline, the most informative first.
 const OTHERS: [&str; 10] =
     ["accuracy", "f1", "f1_macro", "spearman", "pearson", "exact_match", "mse", "mcc", "auroc", "r2"];
 
-/// An evaluation in one line: the headline, another metric, the loss and the time, as far as there is room. All metrics are in
-/// the records and in the report.
+/// Formats an evaluation in one line: headline, another metric, loss, and the time if it fits. The records and the report have
+/// all metrics.
 fn evaluation_line(record: &EvaluationRecord, headline: &str) -> String {
     let metric = |name: &'static str| Some((name, *record.metrics.get(name)?));
     let text = |name: &str, value: f64| format!(" {name} {value:.4}");
@@ -177,7 +178,7 @@ fn evaluation_line(record: &EvaluationRecord, headline: &str) -> String {
     shown.iter().for_each(|&(name, value)| line.push_str(&text(name, value)));
     let loss = text("loss", record.loss);
     for (name, value) in OTHERS.into_iter().filter_map(metric) {
-        // Of more than two classes, `f1` and `f1_macro` are the same.
+        // For more than two classes, `f1` and `f1_macro` are the same.
         let is_f1_again =
             |other: &str, number: f64| [name, other].iter().all(|name| name.starts_with("f1")) && number == value;
         let is_shown = shown.iter().any(|&(other, number)| other == name || is_f1_again(other, number));
@@ -195,7 +196,7 @@ fn evaluation_line(record: &EvaluationRecord, headline: &str) -> String {
     line
 }
 
-/// The last words of a run, for standard output.
+/// Formats the summary of a run for standard output.
 pub(crate) fn summary(summary: &Summary) -> String {
     let mut lines = Vec::new();
     if summary.interrupted {
@@ -223,43 +224,6 @@ pub(crate) fn summary(summary: &Summary) -> String {
     lines.push(format!("time        {}", clock(summary.seconds)));
     lines.push(format!("folder      {}", summary.folder.display()));
     lines.join("\n")
-}
-
-/// `1234567` as `1,234,567`.
-pub(crate) fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// Bytes in the largest unit that keeps a digit before the point.
-pub(crate) fn size(bytes: u64) -> String {
-    let units = ["B", "kB", "MB", "GB", "TB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1000.0 && unit + 1 < units.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
-}
-
-/// `65536`, but `2.50e11` and `1.22e-4`.
-fn scale_text(scale: f64) -> String {
-    if (1.0..1e7).contains(&scale) { format!("{scale:.0}") } else { format!("{scale:.2e}") }
-}
-
-/// Seconds as `1:02:03` or `2:03`.
-pub(crate) fn clock(seconds: f64) -> String {
-    let seconds = if seconds.is_finite() { seconds.round() as u64 } else { 0 };
-    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
 }
 
 #[cfg(test)]
@@ -324,16 +288,5 @@ mod tests {
             let line = evaluation_line(&record(1_234_567, 1_000_000, &metrics), headline);
             assert!(line.len() <= COLUMNS && line.contains(headline), "{line}");
         }
-    }
-
-    #[test]
-    fn numbers_sizes_and_times_are_readable() {
-        assert_eq!(grouped(7), "7");
-        assert_eq!(grouped(1_234_567), "1,234,567");
-        assert_eq!(size(999), "999 B");
-        assert_eq!(size(1_500_000), "1.5 MB");
-        assert_eq!((scale_text(65536.0), scale_text(2.5e11)), ("65536".to_owned(), "2.50e11".to_owned()));
-        assert_eq!(clock(59.6), "1:00");
-        assert_eq!(clock(3723.0), "1:02:03");
     }
 }

@@ -1,62 +1,18 @@
-//! `sepal doctor`: what this machine has, and what is missing with its fix.
+//! `sepal doctor`: checks of this machine, with a fix for each problem.
 
-use clap::Args as ClapArgs;
-use serde::Serialize;
-
+use crate::args::DoctorArgs;
+use crate::output::{Failure, print};
 use crate::table::styled;
-use crate::{Failure, print};
 
+mod finding;
 mod machine;
 mod reach;
 mod storage;
 
-#[derive(Debug, ClapArgs)]
-pub(crate) struct DoctorArgs {
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
+use self::finding::{Finding, State};
 
-/// How bad it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum State {
-    Ok,
-    /// Something does not work, or works slowly, that not everybody needs.
-    Warning,
-    /// Hardly anything will work.
-    Problem,
-}
-
-/// One thing that was looked at.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Finding {
-    /// What it belongs to.
-    part: &'static str,
-    what: &'static str,
-    state: State,
-    /// What was found, or what is wrong.
-    found: String,
-    /// What to do, if something is missing.
-    fix: Option<String>,
-}
-
-impl Finding {
-    fn ok(part: &'static str, what: &'static str, found: impl Into<String>) -> Self {
-        Self { part, what, state: State::Ok, found: found.into(), fix: None }
-    }
-
-    fn warning(part: &'static str, what: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { part, what, state: State::Warning, found: found.into(), fix: Some(fix.into()) }
-    }
-
-    fn problem(part: &'static str, what: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { state: State::Problem, ..Self::warning(part, what, found, fix) }
-    }
-}
-
-/// What is looked at, in order.
-const LOOKS: [fn() -> Finding; 13] = [
+/// All checks, in the order of the output.
+const CHECKS: [fn() -> Finding; 13] = [
     machine::libtorch,
     machine::processor,
     machine::threads,
@@ -73,7 +29,7 @@ const LOOKS: [fn() -> Finding; 13] = [
 ];
 
 pub(crate) fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
-    let findings: Vec<Finding> = LOOKS.iter().map(|look| look()).collect();
+    let findings: Vec<Finding> = CHECKS.iter().map(|check| check()).collect();
     match args.json {
         true => print(&serde_json::to_string_pretty(&findings)?)?,
         false => print(&text(&findings))?,
@@ -89,7 +45,6 @@ fn count(findings: &[Finding], state: State) -> usize {
     findings.iter().filter(|finding| finding.state == state).count()
 }
 
-/// Parts under headings, then the sum of it.
 fn text(findings: &[Finding]) -> String {
     let mut text = String::new();
     let mut part = "";
@@ -109,11 +64,11 @@ fn text(findings: &[Finding]) -> String {
         }
     }
     text.push('\n');
-    text.push_str(&sum(count(findings, State::Warning), count(findings, State::Problem)));
+    text.push_str(&totals(count(findings, State::Warning), count(findings, State::Problem)));
     text
 }
 
-fn sum(warnings: usize, problems: usize) -> String {
+fn totals(warnings: usize, problems: usize) -> String {
     let several = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     match (warnings, problems) {
         (0, 0) => "everything is there".to_owned(),
@@ -150,9 +105,9 @@ sources
 
     #[test]
     fn every_bad_finding_has_a_fix() {
-        // Hub and package index are not asked by a test.
-        for look in LOOKS[..8].iter().chain(&LOOKS[10..]) {
-            let finding = look();
+        // Tests do not connect to the hub and the package index.
+        for check in CHECKS[..8].iter().chain(&CHECKS[10..]) {
+            let finding = check();
             assert_eq!(finding.state == State::Ok, finding.fix.is_none(), "{finding:?}");
             assert!(!finding.found.is_empty(), "{finding:?}");
         }

@@ -1,61 +1,59 @@
-//! Downloads as people see them: a bar on a terminal, lines elsewhere.
+//! Progress of downloads and uploads: a bar on a terminal, lines elsewhere.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use sepal_assets::FetchEvent;
 
-use crate::console::{clock, size};
+use crate::output::print_progress;
+use crate::units::{clock, size};
 
-/// Bytes of a file whose beginning is told where there is no bar: it takes a while.
+/// Size from which the begin of a file is printed if there is no bar.
 const LARGE: u64 = 100_000_000;
 
-/// Watches fetches and tells a person.
 #[derive(Debug)]
 pub(crate) struct Downloads {
     bar: Option<ProgressBar>,
     plain: bool,
-    words: Words,
+    verbs: Verbs,
     file: String,
     size: u64,
-    /// When the file began to come, and how many bytes of it were here then.
+    /// Start of the transfer, and the bytes that were present then.
     began: (Instant, u64),
 }
 
-/// What happens to a file, and what has happened to it.
+/// Verbs for a running and for a finished transfer.
 #[derive(Debug, Clone, Copy)]
-struct Words {
-    doing: &'static str,
-    done: &'static str,
+struct Verbs {
+    running: &'static str,
+    finished: &'static str,
 }
 
 impl Downloads {
     pub(crate) fn new() -> Self {
-        Self::with(Words { doing: "fetching", done: "fetched" })
+        Self::with(Verbs { running: "fetching", finished: "fetched" })
     }
 
-    /// Files that go the other way.
-    pub(crate) fn of_uploads() -> Self {
-        Self::with(Words { doing: "sending", done: "sent" })
+    pub(crate) fn uploads() -> Self {
+        Self::with(Verbs { running: "sending", finished: "sent" })
     }
 
-    fn with(words: Words) -> Self {
+    fn with(verbs: Verbs) -> Self {
         let plain = !std::io::stderr().is_terminal();
-        Self { bar: None, plain, words, file: String::new(), size: 0, began: (Instant::now(), 0) }
+        Self { bar: None, plain, verbs, file: String::new(), size: 0, began: (Instant::now(), 0) }
     }
 
-    /// A line that stays, above the bar if there is one.
+    /// Prints a permanent line, above the bar if there is one.
     pub(crate) fn line(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            // A closed standard error is no reason to stop.
-            None => drop(writeln!(std::io::stderr(), "{text}")),
+            None => print_progress(text),
         }
     }
 
-    /// As what watches a fetch or a push.
+    /// Returns the observer of a fetch or a push.
     pub(crate) fn watch(&mut self) -> impl FnMut(FetchEvent<'_>) -> ControlFlow<()> {
         |event| {
             self.event(event);
@@ -75,7 +73,7 @@ impl Downloads {
             }
             FetchEvent::End { file, size, received, seconds } => {
                 self.clear();
-                self.line(&ended(self.words.done, file, size, received, seconds));
+                self.line(&finished_line(self.verbs.finished, file, size, received, seconds));
             }
             _ => {}
         }
@@ -91,12 +89,12 @@ impl Downloads {
             bar.set_message(file.to_owned());
             self.bar = Some(bar);
         } else if bytes >= LARGE {
-            let kept = if here > 0 { format!(", {} of it are here already", size(here)) } else { String::new() };
-            self.line(&format!("{} {file}, {}{kept}", self.words.doing, size(bytes)));
+            let present = if here > 0 { format!(", {} of it are present", size(here)) } else { String::new() };
+            self.line(&format!("{} {file}, {}{present}", self.verbs.running, size(bytes)));
         }
     }
 
-    /// Speed and time left of what comes now, and the file.
+    /// Returns speed and time left of the transfer, and the file.
     fn status(&self, here: u64) -> String {
         let (time, before) = (self.began.0.elapsed().as_secs_f64(), self.began.1);
         let rate = here.saturating_sub(before) as f64 / time.max(0.001);
@@ -120,10 +118,10 @@ impl Drop for Downloads {
     }
 }
 
-fn ended(done: &str, file: &str, bytes: u64, received: u64, seconds: f64) -> String {
-    let kept = if received < bytes { format!(", {} of it now", size(received)) } else { String::new() };
+fn finished_line(verb: &str, file: &str, bytes: u64, received: u64, seconds: f64) -> String {
+    let part = if received < bytes { format!(", {} of it now", size(received)) } else { String::new() };
     let time = if seconds < 1.0 { String::new() } else { format!(" in {}", clock(seconds)) };
-    format!("{done} {file}, {}{kept}{time}", size(bytes))
+    format!("{verb} {file}, {}{part}{time}", size(bytes))
 }
 
 #[cfg(test)]
@@ -132,9 +130,9 @@ mod tests {
 
     #[test]
     fn finished_download_line_names_file_size_and_time() {
-        assert_eq!(ended("fetched", "a/b/config.json", 700, 700, 0.1), "fetched a/b/config.json, 700 B");
+        assert_eq!(finished_line("fetched", "a/b/config.json", 700, 700, 0.1), "fetched a/b/config.json, 700 B");
         assert_eq!(
-            ended("fetched", "a/b/x", 5_000_000_000, 1_000_000, 83.0),
+            finished_line("fetched", "a/b/x", 5_000_000_000, 1_000_000, 83.0),
             "fetched a/b/x, 5.0 GB, 1.0 MB of it now in 1:23"
         );
     }

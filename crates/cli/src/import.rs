@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use crate::args::ImportPeftArgs;
 use crate::downloads::Downloads;
+use crate::output::{Failure, describe, print};
 use crate::peft::{for_others, open_model};
-use crate::{Failure, describe, print};
 
 /// Tokens of a row at most where nobody says more: as many as classifiers of transformers usually take.
 const MAX_LENGTH: usize = 512;

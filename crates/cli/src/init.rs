@@ -2,16 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args as ClapArgs, ValueEnum};
 use sepal_assets::Source;
 use sepal_data::{ColumnKind, ColumnSurvey, Dialect, LabelChoice, LabelKind, LabelSet, Survey, SurveyOptions, survey};
 use sepal_pipeline::Layers;
 use sepal_plugin::Registry;
 
 use self::draft::{Class, Draft};
-use crate::args::DialectArgs;
-use crate::console::grouped;
-use crate::{Failure, print};
+use crate::args::{InitArgs, LabelsAs};
+use crate::output::{Failure, print};
+use crate::units::grouped;
 
 mod doubts;
 mod draft;
@@ -23,62 +22,6 @@ const MODEL: [&str; 2] =
 
 /// Labels that are shown one by one.
 const SHOWN: usize = 30;
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct InitArgs {
-    /// The labelled rows: csv, tsv, jsonl, parquet or arrow
-    data: PathBuf,
-    /// Rows to evaluate on; a tenth of DATA is kept aside if not given
-    #[arg(long, value_name = "FILE")]
-    validation: Option<PathBuf>,
-    /// The task head
-    #[arg(long, value_name = "NAME", default_value = "sequence-classification")]
-    task: String,
-    /// The model; several are tried in order. SmolLM2-135M if not given
-    #[arg(long, value_name = "SOURCE", num_args = 1..)]
-    model: Vec<Source>,
-    /// The column that holds the text; the likeliest if not given
-    #[arg(long, value_name = "COLUMN")]
-    text: Option<String>,
-    /// The column that holds the label; the likeliest if not given
-    #[arg(long, value_name = "COLUMN")]
-    label: Option<String>,
-    #[command(flatten)]
-    dialect: DialectArgs,
-    /// The kind of labels; the likeliest if not given
-    #[arg(long = "as", value_name = "KIND", value_enum)]
-    kind: Option<LabelsAs>,
-    /// Names for labels that are numbers, in their order: --labels negative,positive
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    labels: Vec<String>,
-    /// The pipeline file to write; DATA's name with .yaml, in the current folder, if not given
-    #[arg(long, value_name = "FILE")]
-    output: Option<PathBuf>,
-    /// Write over a file that is there
-    #[arg(long)]
-    force: bool,
-}
-
-/// The kinds of labels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum LabelsAs {
-    /// One class to a row
-    Class,
-    /// A number to a row
-    Number,
-    /// Any number of classes to a row
-    Several,
-}
-
-impl LabelsAs {
-    fn kind(self) -> LabelKind {
-        match self {
-            LabelsAs::Class => LabelKind::Class,
-            LabelsAs::Number => LabelKind::Value,
-            LabelsAs::Several => LabelKind::Multi,
-        }
-    }
-}
 
 pub(crate) fn init(registry: &Registry, args: &InitArgs) -> Result<(), Failure> {
     let output = args.output.clone().unwrap_or_else(|| default_output(&args.data));

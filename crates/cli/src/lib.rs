@@ -1,7 +1,7 @@
-//! The `sepal` program: trains from a pipeline file, serves blocks, and says what is there.
+//! Command line of Sepal: trains from pipeline files, serves blocks, predicts, and reports on machines and swarms.
 //!
-//! This crate parses arguments and talks to people; everything else is done by the crates below it. It
-//! holds the one list of plugins. A program with plugins of its own is three lines:
+//! This crate parses arguments and prints results; the crates below it do the work. It stands at the top of the crate
+//! graph, knows keys, flags and recipes, and holds the list of plugins. A program with its own plugins is three lines:
 //!
 //! ```no_run
 //! let mut registry = sepal_cli::plugins()?;
@@ -17,9 +17,12 @@ mod downloads;
 mod environment;
 mod import;
 mod init;
+mod interrupt;
 mod manual;
+mod network;
+mod output;
 mod peft;
-mod place;
+mod pipeline_file;
 mod plan;
 mod plugins;
 mod predict;
@@ -33,57 +36,40 @@ mod serve_task;
 mod suggest;
 mod swarm;
 mod table;
+mod units;
 
-use std::error::Error;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use sepal_plugin::Registry;
+use sepal_server::environment::SLEEPING_THREADS;
 use tracing_subscriber::EnvFilter;
 
 use args::{Command, ExportCommand, ImportCommand};
+use output::describe;
 pub use plugins::plugins;
 
-type Failure = Box<dyn Error>;
-
-/// Runs the program with these plugins; the exit code is 0, or 1 after a message, or 2 for wrong arguments.
+/// Runs the program with these plugins. The exit code is 0, 1 after an error, or 2 for invalid arguments.
 pub fn main(registry: Registry) -> ExitCode {
     let args = suggest::parse();
     start_logging();
-    let done = match args.command {
-        Command::Run(args) => {
-            environment::start_with(&[]);
-            run::run(&registry, &args)
-        }
+    set_environment(&args.command);
+    let result = match args.command {
+        Command::Run(args) => run::run(&registry, &args),
         Command::Validate(args) => run::validate(&registry, &args),
         Command::Render(args) => render::render(&registry, &args),
-        Command::Plan(args) => {
-            environment::start_with(&[]);
-            plan::plan(&registry, &args)
-        }
+        Command::Plan(args) => plan::plan(&registry, &args),
         Command::Init(args) => init::init(&registry, &args),
         Command::Fetch(args) => run::fetch(&registry, &args),
         Command::Schema => run::schema(&registry),
         Command::Plugins(args) => run::list(&registry, &args),
-        Command::Predict(args) => {
-            environment::start_with(&[]);
-            predict::predict(&registry, &args)
-        }
-        Command::Evaluate(args) => {
-            environment::start_with(&[]);
-            predict::evaluate(&registry, &args)
-        }
+        Command::Predict(args) => predict::predict(&registry, &args),
+        Command::Evaluate(args) => predict::evaluate(&registry, &args),
         Command::Report(args) => report::write(&args),
         Command::Serve(args) => serve::serve(&args),
-        Command::ServeTask(args) => {
-            environment::start_with(&[]);
-            serve_task::serve(&registry, &args)
-        }
+        Command::ServeTask(args) => serve_task::serve(&registry, &args),
         Command::Outline(args) => run::outline(&args),
-        Command::Export(ExportCommand::Peft(args)) => {
-            environment::start_with(&[]);
-            peft::export(&registry, &args)
-        }
+        Command::Export(ExportCommand::Peft(args)) => peft::export(&registry, &args),
         Command::Import(ImportCommand::Peft(args)) => import::import(&registry, &args),
         Command::Push(args) => push::push(&args),
         Command::Swarm(command) => swarm::swarm(&command),
@@ -91,7 +77,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
     };
-    match done {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: failed to {}", describe(&*error));
@@ -100,32 +86,21 @@ pub fn main(registry: Registry) -> ExitCode {
     }
 }
 
-/// An error with its causes, one to a line.
-pub(crate) fn describe(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str("\n  because: ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
-
-/// Ends the program now. Libraries are not told: what they would tidy up is still in use by other threads.
-pub(crate) fn end_at_once() -> ! {
-    signal_hook::low_level::exit(130)
-}
-
-/// Writes to standard output; a reader that has gone (`sepal schema | head`) is no error.
-pub(crate) fn print(text: &str) -> Result<(), Failure> {
-    match writeln!(std::io::stdout(), "{text}") {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
+/// Restarts the program with the settings of libraries for the commands that compute.
+fn set_environment(command: &Command) {
+    match command {
+        Command::Serve(_) => environment::restart_with(&[SLEEPING_THREADS]),
+        Command::Run(_)
+        | Command::Plan(_)
+        | Command::Predict(_)
+        | Command::Evaluate(_)
+        | Command::ServeTask(_)
+        | Command::Export(_) => environment::restart_with(&[]),
+        _ => {}
     }
 }
 
-/// Warnings of this project go to standard error; `SEPAL_LOG=debug` shows more, also of what it is built on.
+/// Prints warnings of this project to standard error; `SEPAL_LOG=debug` adds more, also of its dependencies.
 fn start_logging() {
     let filter = EnvFilter::try_from_env("SEPAL_LOG").unwrap_or_else(|_| EnvFilter::new("off,sepal=warn"));
     tracing_subscriber::fmt()

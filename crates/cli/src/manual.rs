@@ -1,25 +1,10 @@
 //! `sepal completions` and `sepal man`.
 
-use std::path::PathBuf;
-
-use clap::{Args as ClapArgs, CommandFactory};
+use clap::CommandFactory;
 use clap_complete::Shell;
 
-use crate::args::Args;
-use crate::{Failure, print};
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct CompletionsArgs {
-    /// The shell
-    #[arg(value_enum)]
-    shell: Shell,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct ManArgs {
-    /// The folder to write them into, one page for each command; made if it is not there
-    folder: PathBuf,
-}
+use crate::args::{Args, CompletionsArgs, ManArgs};
+use crate::output::{Failure, print};
 
 pub(crate) fn completions(args: &CompletionsArgs) -> Result<(), Failure> {
     print(completions_of(args.shell)?.trim_end())
@@ -45,7 +30,7 @@ mod tests {
 
     use super::*;
 
-    /// The names of all commands, `swarm-status` for one below another.
+    /// Returns the names of all commands, with `swarm-status` for a subcommand.
     fn commands() -> Vec<String> {
         let program = Args::command();
         let mut names = Vec::new();
@@ -67,7 +52,7 @@ mod tests {
                 assert!(text.contains(last), "{shell}: {name}");
             }
         }
-        // Words may stand anywhere; in this one a command has a case of its own.
+        // The words above may stand anywhere in the script; in bash each command has its own case.
         let bash = completions_of(Shell::Bash).expect("completions");
         for command in Args::command().get_subcommands() {
             let case = format!("sepal,{})", command.get_name());

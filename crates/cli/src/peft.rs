@@ -11,7 +11,7 @@ use sepal_track::Manifest;
 
 use crate::args::ExportPeftArgs;
 use crate::downloads::Downloads;
-use crate::{Failure, print};
+use crate::output::{Failure, print};
 
 pub(crate) fn export(registry: &Registry, args: &ExportPeftArgs) -> Result<(), Failure> {
     let manifest = manifest(&args.run)?;

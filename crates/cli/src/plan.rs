@@ -3,32 +3,18 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use clap::Args as ClapArgs;
 use sepal_pipeline::plan::{
     BytesPlan, DataPlan, DiskPlan, HopPlan, ModelPlan, Plan, ProbeEnd, ProbeSpec, StepsPlan, TensorPlan,
 };
 use sepal_plugin::Registry;
 
-use crate::args::PipelineArgs;
-use crate::console::{Console, clock, grouped, size};
-use crate::run::{load, stop_on_interrupt};
+use crate::args::PlanArgs;
+use crate::console::Console;
+use crate::interrupt::stop_on_interrupt;
+use crate::output::{Failure, print};
+use crate::pipeline_file::load;
 use crate::table::Table;
-use crate::{Failure, print};
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct PlanArgs {
-    #[command(flatten)]
-    pipeline: PipelineArgs,
-    /// Steps to measure, after one that is not counted; nothing is trained or written. With 0 nothing is connected to
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    probe_steps: u64,
-    /// Seconds that measuring may take, about; what was measured until then is used
-    #[arg(long, value_name = "S", default_value_t = 60)]
-    probe_seconds: u64,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
+use crate::units::{clock, grouped, size};
 
 pub(crate) fn plan(registry: &Registry, args: &PlanArgs) -> Result<(), Failure> {
     let spec = load(registry, &args.pipeline)?;

@@ -1,6 +1,6 @@
 use sepal_plugin::{Head, RegisterError, Registry, Tuning, standard};
 
-/// The one list of plugins.
+/// Returns the registry with the plugins of this repository.
 ///
 /// # Errors
 /// [`RegisterError`] if two have the same name.

@@ -17,9 +17,11 @@ use sepal_track::DataFacts;
 use serde_json::json;
 
 use crate::args::{EvaluateArgs, PipelineArgs, PredictArgs};
-use crate::console::{Console, grouped};
-use crate::run::{load, stop_on_interrupt};
-use crate::{Failure, print};
+use crate::console::Console;
+use crate::interrupt::stop_on_interrupt;
+use crate::output::{Failure, print};
+use crate::pipeline_file::load;
+use crate::units::grouped;
 
 /// What stands for standard input and output.
 const STANDARD: &str = "-";

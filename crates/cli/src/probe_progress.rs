@@ -1,26 +1,27 @@
-//! A probe as people see it: a spinner with the time on a terminal, plain lines elsewhere.
+//! Progress of a probe: a spinner with the time on a terminal, plain lines elsewhere.
 
-use std::io::Write;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Time between plain lines at the most.
-const SILENCE: Duration = Duration::from_secs(20);
+use crate::output::print_progress;
 
-/// Shows what is being measured for as long as it lasts.
+/// Maximum time between plain lines.
+const LINE_INTERVAL: Duration = Duration::from_secs(20);
+
+/// Shows the current measurement until it is dropped.
 #[derive(Debug)]
 pub(crate) enum ProbeProgress {
     Spinner(ProgressBar),
-    Lines(Reminder),
+    Lines(Ticker),
 }
 
 impl ProbeProgress {
     pub(crate) fn new(is_plain: bool) -> Self {
         if is_plain {
-            return Self::Lines(Reminder(None));
+            return Self::Lines(Ticker(None));
         }
         let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}");
         let bar = ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
@@ -28,7 +29,7 @@ impl ProbeProgress {
         Self::Spinner(bar)
     }
 
-    /// Shows that the `number`-th measurement of `what` has begun, from 0, up to `last`.
+    /// Shows that measurement `number` of `what`, counted from 0 to `last`, has begun.
     pub(crate) fn show(&mut self, what: &str, number: u64, last: u64) {
         let text = text(what, number, last);
         match self {
@@ -36,19 +37,19 @@ impl ProbeProgress {
                 bar.reset_elapsed();
                 bar.set_message(text);
             }
-            Self::Lines(reminder) => {
-                reminder.stop();
-                say(&text);
-                *reminder = Reminder::start(text, SILENCE, say);
+            Self::Lines(ticker) => {
+                ticker.stop();
+                print_progress(&text);
+                *ticker = Ticker::start(text, LINE_INTERVAL, print_progress);
             }
         }
     }
 
-    /// A line that stays.
+    /// Prints a permanent line.
     pub(crate) fn line(&self, text: &str) {
         match self {
             Self::Spinner(bar) => bar.println(text),
-            Self::Lines(_) => say(text),
+            Self::Lines(_) => print_progress(text),
         }
     }
 }
@@ -57,7 +58,7 @@ impl Drop for ProbeProgress {
     fn drop(&mut self) {
         match self {
             Self::Spinner(bar) => bar.finish_and_clear(),
-            Self::Lines(reminder) => reminder.stop(),
+            Self::Lines(ticker) => ticker.stop(),
         }
     }
 }
@@ -69,26 +70,21 @@ fn text(what: &str, number: u64, last: u64) -> String {
     }
 }
 
-fn say(text: &str) {
-    // A closed standard error is no reason to stop.
-    let _ = writeln!(std::io::stderr(), "{text}");
-}
-
-/// A thread that says now and then that something still goes on, until it is stopped.
+/// Thread that prints at intervals that a measurement is still running.
 #[derive(Debug)]
-pub(crate) struct Reminder(Option<Sender<()>>);
+pub(crate) struct Ticker(Option<Sender<()>>);
 
-impl Reminder {
-    fn start(text: String, pause: Duration, say: impl Fn(&str) + Send + 'static) -> Self {
+impl Ticker {
+    fn start(text: String, interval: Duration, print: impl Fn(&str) + Send + 'static) -> Self {
         let (stop, stopped) = mpsc::channel::<()>();
         let started = Instant::now();
-        let remind = move || {
-            while stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
-                say(&format!("{text}: still going after {} s", started.elapsed().as_secs()));
+        let tick = move || {
+            while stopped.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
+                print(&format!("{text}: still running after {} s", started.elapsed().as_secs()));
             }
         };
-        // Without a thread there are no reminders.
-        let thread = thread::Builder::new().name("probe-reminder".to_owned()).spawn(remind);
+        // If the thread cannot be started, the lines are missing.
+        let thread = thread::Builder::new().name("probe-ticker".to_owned()).spawn(tick);
         Self(thread.is_ok().then_some(stop))
     }
 
@@ -109,16 +105,16 @@ mod tests {
 
     #[test]
     fn long_measurement_prints_progress_until_it_ends() {
-        let (said, lines) = mpsc::channel();
-        let mut reminder = Reminder::start("probe: step 1 of 3".to_owned(), Duration::from_millis(5), move |line| {
-            let _ = said.send(line.to_owned());
+        let (sender, lines) = mpsc::channel();
+        let mut ticker = Ticker::start("probe: step 1 of 3".to_owned(), Duration::from_millis(5), move |line| {
+            let _ = sender.send(line.to_owned());
         });
         for _ in 0..3 {
-            let line = lines.recv_timeout(Duration::from_secs(60)).expect("a reminder");
-            assert!(line.starts_with("probe: step 1 of 3: still going after "), "{line}");
+            let line = lines.recv_timeout(Duration::from_secs(60)).expect("a line");
+            assert!(line.starts_with("probe: step 1 of 3: still running after "), "{line}");
         }
-        reminder.stop();
-        // The thread ends, and the sender with it.
+        ticker.stop();
+        // The thread drops the sender when it ends.
         while lines.recv_timeout(Duration::from_secs(60)).is_ok() {}
         assert_eq!(lines.recv_timeout(Duration::from_secs(60)), Err(RecvTimeoutError::Disconnected));
     }

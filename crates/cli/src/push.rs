@@ -1,10 +1,10 @@
-//! `sepal push`: an export for others.
+//! `sepal push`: uploads of an export to the hub.
 
 use sepal_assets::{Assets, PushOptions, Source};
 
 use crate::args::PushArgs;
 use crate::downloads::Downloads;
-use crate::{Failure, print};
+use crate::output::{Failure, print};
 
 pub(crate) fn push(args: &PushArgs) -> Result<(), Failure> {
     let Source::Hub(to) = &args.to else {
@@ -15,7 +15,7 @@ pub(crate) fn push(args: &PushArgs) -> Result<(), Failure> {
         eprintln!("note: {notice}");
     }
     let options = PushOptions { message: args.message.clone(), private: args.private };
-    let mut uploads = Downloads::of_uploads();
+    let mut uploads = Downloads::uploads();
     let pushed = Assets::from_env().push(to, &shared.files, &options, &mut uploads.watch())?;
     drop(uploads);
     match pushed.commit {

@@ -1,25 +1,12 @@
-//! `sepal render`: a pipeline with every default, and where each value comes from.
+//! `sepal render`: a pipeline with every default, and the origin of each value.
 
-use clap::Args as ClapArgs;
 use sepal_pipeline::Rendered;
 use sepal_plugin::Registry;
 use serde_json::{Map, Value, json};
 
-use crate::args::PipelineArgs;
-use crate::run::layers;
-use crate::{Failure, print};
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct RenderArgs {
-    #[command(flatten)]
-    pipeline: PipelineArgs,
-    /// Say after each value where it comes from: the file and its line, a variable, --set, or a default
-    #[arg(long)]
-    origin: bool,
-    /// Print {KEY: {value, origin}} as JSON
-    #[arg(long)]
-    json: bool,
-}
+use crate::args::RenderArgs;
+use crate::output::{Failure, print};
+use crate::pipeline_file::layers;
 
 pub(crate) fn render(registry: &Registry, args: &RenderArgs) -> Result<(), Failure> {
     let rendered = layers(&args.pipeline)?.render(registry)?;

@@ -1,22 +1,22 @@
-//! `sepal report`.
+//! `sepal report`: report pages of runs.
 
 use std::path::PathBuf;
 
 use sepal_report::{Run, compare, report};
 
 use crate::args::ReportArgs;
-use crate::{Failure, print};
+use crate::output::{Failure, print};
 
 pub(crate) fn write(args: &ReportArgs) -> Result<(), Failure> {
-    let path = target(args)?;
+    let path = page_path(args)?;
     let runs = args.runs.iter().map(|folder| Run::read(folder)).collect::<Result<Vec<_>, _>>()?;
     let page = if let [run] = runs.as_slice() { report(run) } else { compare(&runs) };
     sepal_track::write_whole(&path, page.as_bytes())?;
     print(&format!("wrote {}", path.display()))
 }
 
-/// Where the page goes. Only a run's own report, which is of the run whatever is in it, takes the place of another.
-fn target(args: &ReportArgs) -> Result<PathBuf, Failure> {
+/// Returns the path of the page. Only the report.html of a run replaces an existing page without `--overwrite`.
+fn page_path(args: &ReportArgs) -> Result<PathBuf, Failure> {
     let path = match (&args.output, args.runs.as_slice()) {
         (None, [run]) => return Ok(run.join("report.html")),
         (None, _) => PathBuf::from("comparison.html"),
@@ -43,13 +43,13 @@ mod tests {
             output: output.cloned(),
             overwrite,
         };
-        assert_eq!(target(&args(&["a", "b"], Some(&page), false)).expect("a free place"), page);
+        assert_eq!(page_path(&args(&["a", "b"], Some(&page), false)).expect("a free place"), page);
         std::fs::write(&page, "").expect("written");
-        let refused = target(&args(&["a", "b"], Some(&page), false)).expect_err("a taken place").to_string();
+        let refused = page_path(&args(&["a", "b"], Some(&page), false)).expect_err("a taken place").to_string();
         assert!(refused.ends_with("page.html: it exists; give another name by --output, or --overwrite"), "{refused}");
-        assert_eq!(target(&args(&["a", "b"], Some(&page), true)).expect("replaced"), page);
+        assert_eq!(page_path(&args(&["a", "b"], Some(&page), true)).expect("replaced"), page);
         std::fs::create_dir(folder.path().join("a")).expect("made");
         std::fs::write(folder.path().join("a/report.html"), "").expect("written");
-        assert!(target(&args(&["a"], None, false)).is_ok());
+        assert!(page_path(&args(&["a"], None, false)).is_ok());
     }
 }

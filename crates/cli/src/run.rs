@@ -1,15 +1,13 @@
 //! `sepal run`, `validate`, `fetch`, `outline`, `schema` and `plugins`.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use sepal_pipeline::{Layers, Loaded, Spec};
 use sepal_plugin::{Entry, Head, Opt, Registry, Sched, Slot, Track, Tuning};
 use serde_json::{Value, json};
 
 use crate::args::{OutlineArgs, PipelineArgs, PluginsArgs, RunArgs};
 use crate::console::{Console, summary};
-use crate::{Failure, end_at_once, print};
+use crate::interrupt::stop_on_interrupt;
+use crate::output::{Failure, print};
+use crate::pipeline_file::load;
 
 pub(crate) fn run(registry: &Registry, args: &RunArgs) -> Result<(), Failure> {
     let folder = args.resume.clone().flatten();
@@ -34,7 +32,7 @@ pub(crate) fn run(registry: &Registry, args: &RunArgs) -> Result<(), Failure> {
         Some(folder) => sepal_pipeline::resume(&spec, &folder, registry, &mut console, &stop),
         None => sepal_pipeline::run(&spec, registry, &mut console, &stop),
     };
-    // The bar goes before the last words come.
+    // The bar is cleared before the summary is printed.
     drop(console);
     print(&summary(&done?))
 }
@@ -90,35 +88,6 @@ pub(crate) fn list(registry: &Registry, args: &PluginsArgs) -> Result<(), Failur
     Ok(())
 }
 
-/// The file, and what the environment and the command line lay over it.
-pub(crate) fn layers(args: &PipelineArgs) -> Result<Layers, Failure> {
-    // Variables of others need not be Unicode; ours are.
-    let variables =
-        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    Ok(Layers::read(&args.file)?.env(variables).sets(args.set.iter().cloned()))
-}
-
-pub(crate) fn load(registry: &Registry, args: &PipelineArgs) -> Result<Spec, Failure> {
-    let Loaded { spec, notices } = layers(args)?.load(registry)?;
-    for notice in notices {
-        eprintln!("{notice}");
-    }
-    Ok(spec)
-}
-
-/// Set by the first Ctrl-C, which is answered by what the command does then; the second one ends the program at once.
-pub(crate) fn stop_on_interrupt(answer: &'static str) -> Result<Arc<AtomicBool>, Failure> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stop);
-    ctrlc::set_handler(move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            end_at_once();
-        }
-        eprintln!("\n{answer}; press Ctrl-C again to stop at once");
-    })?;
-    Ok(stop)
-}
-
 fn slot<'a, S: Slot>(registry: &'a Registry, key: &'static str) -> (&'static str, Vec<&'a Entry>) {
     (key, registry.entries::<S>().collect())
 }
@@ -127,7 +96,7 @@ fn describe_json(entry: &Entry) -> Value {
     json!({ "name": entry.name, "summary": entry.summary, "schema": entry.schema, "example": entry.example })
 }
 
-/// A plugin in words: its summary, then each option with its default and meaning.
+/// Returns the summary of a plugin and one line per option.
 fn describe(entry: &Entry) -> String {
     let mut text = format!("  {}: {}", entry.name, entry.summary);
     for (key, property) in entry.schema["properties"].as_object().into_iter().flatten() {

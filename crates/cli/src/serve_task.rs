@@ -1,11 +1,10 @@
-//! `sepal serve-task`.
+//! `sepal serve-task`: the classifier of a run over HTTP.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use sepal_gateway::{About, Answer, Classify, ClassifyError, Desk, Gateway, Kind, Options, Stopper, Token};
+use sepal_gateway::{About, Answer, Classify, ClassifyError, Desk, Gateway, Kind, Options, Token};
 use sepal_pipeline::{Classifier, RunError, Session, Spec, SwarmSpec};
 use sepal_plugin::{LabelKind, Prediction, Registry};
 use sepal_remote::RemoteError;
@@ -13,87 +12,98 @@ use sepal_track::Manifest;
 
 use crate::args::{PipelineArgs, ServeTaskArgs};
 use crate::console::Console;
-use crate::run::load;
-use crate::{Failure, end_at_once, print};
+use crate::interrupt::on_interrupt;
+use crate::output::{Failure, describe, print};
+use crate::pipeline_file::load;
+use crate::units::grouped;
 
-/// How long it is waited before servers are looked for again, the first time; it doubles.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// First pause before a new search for servers; each further pause is twice as long.
+const MIN_BACKOFF: Duration = Duration::from_secs(1);
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
 pub(crate) fn serve(registry: &Registry, args: &ServeTaskArgs) -> Result<(), Failure> {
     let spec = load(registry, &PipelineArgs { file: args.run.join("pipeline.yaml"), set: args.set.clone() })?;
     let options = options(args)?;
-    warn_of_others(&options);
+    warn_if_public(&options);
     let (gateway, desk) = Gateway::start(options)?;
-    let told = stop_on_signal(gateway.stopper())?;
+    let stopper = gateway.stopper();
+    let stop = on_interrupt(move || {
+        eprintln!("stopping after all open requests are answered; press Ctrl-C again to stop at once");
+        stopper.stop();
+    })?;
     print(&format!("listening on http://{}/", gateway.addr()))?;
-    let served = answer(registry, &spec, &args.run, &desk, &told);
-    // Clients are told before the port is closed.
+    let result = answer_requests(registry, &spec, &args.run, &desk, &stop);
+    // Open requests are answered before the port is closed.
     drop(desk);
     gateway.finish()?;
-    served
+    result
 }
 
-/// Loads the classifier, and predicts until told to stop.
-fn answer(registry: &Registry, spec: &Spec, run: &Path, desk: &Desk, told: &AtomicBool) -> Result<(), Failure> {
-    let Some(classifier) = open(registry, spec, run, desk, told)? else { return Ok(()) };
+/// Loads the classifier and predicts until a stop signal.
+fn answer_requests(
+    registry: &Registry,
+    spec: &Spec,
+    run: &Path,
+    desk: &Desk,
+    stop: &AtomicBool,
+) -> Result<(), Failure> {
+    let Some(classifier) = open(registry, spec, run, desk, stop)? else { return Ok(()) };
     let about = about(&classifier);
     let Some(session) = with_servers(desk, || classifier.session())? else { return Ok(()) };
     let serving = format!("serving {}: {}", about.name, about.labels.join(", "));
     let is_remote = !matches!(spec.swarm, SwarmSpec::None(_) | SwarmSpec::Embedded(_));
-    let mut asked = Asked { session, kind: classifier.label_kind(), is_remote };
-    // Clients may be served though nobody reads this.
-    Ok(desk.serve(about, &mut asked, || drop(print(&serving)))?)
+    let mut classify = SessionClassifier { session, kind: classifier.label_kind(), is_remote };
+    // A closed standard output does not stop the service.
+    Ok(desk.serve(about, &mut classify, || drop(print(&serving)))?)
 }
 
-/// The classifier, once its servers are there; nothing if told to stop before.
+/// Waits for the servers and opens the classifier, or returns `None` after a stop signal.
 fn open(
     registry: &Registry,
     spec: &Spec,
     run: &Path,
     desk: &Desk,
-    told: &AtomicBool,
+    stop: &AtomicBool,
 ) -> Result<Option<Classifier>, Failure> {
-    let opened = with_servers(desk, || Classifier::open(spec, run, registry, &mut Console::new(), told));
-    match opened {
-        // What was being fetched is left.
-        Err(_) if told.load(Ordering::Relaxed) => Ok(None),
-        opened => opened,
+    match with_servers(desk, || Classifier::open(spec, run, registry, &mut Console::new(), stop)) {
+        // The signal interrupted a download.
+        Err(_) if stop.load(Ordering::Relaxed) => Ok(None),
+        result => result,
     }
 }
 
-/// What comes of `make`, once servers are there; nothing if the gateway was stopped before.
-fn with_servers<T>(desk: &Desk, mut make: impl FnMut() -> Result<T, RunError>) -> Result<Option<T>, Failure> {
-    let mut pause = FIRST_PAUSE;
+/// Repeats `connect` until servers are available. Returns `None` if the gateway is stopped before.
+fn with_servers<T>(desk: &Desk, mut connect: impl FnMut() -> Result<T, RunError>) -> Result<Option<T>, Failure> {
+    let mut backoff = MIN_BACKOFF;
     loop {
-        match make() {
-            Ok(made) => return Ok(Some(made)),
-            Err(error) if is_passing(&error) => {
-                eprintln!("waiting for servers: {}", crate::describe(&error));
+        match connect() {
+            Ok(value) => return Ok(Some(value)),
+            Err(error) if is_transient(&error) => {
+                eprintln!("waiting for servers: {}", describe(&error));
                 desk.unavailable();
             }
             Err(error) => return Err(error.into()),
         }
-        if !desk.pause(pause) {
+        if !desk.pause(backoff) {
             return Ok(None);
         }
-        pause = (2 * pause).min(LONGEST_PAUSE);
+        backoff = (2 * backoff).min(MAX_BACKOFF);
     }
 }
 
-/// Whether the same may do later, without anybody changing anything here.
-fn is_passing(error: &RunError) -> bool {
+/// Returns true if the same call may succeed later.
+fn is_transient(error: &RunError) -> bool {
     matches!(error, RunError::Remote(RemoteError::Uncovered { .. } | RemoteError::NoServer { .. }))
 }
 
-/// The classifier as the gateway asks it.
-struct Asked<'a> {
+/// Session of the classifier behind the interface of the gateway.
+struct SessionClassifier<'a> {
     session: Session<'a>,
     kind: LabelKind,
     is_remote: bool,
 }
 
-impl Classify for Asked<'_> {
+impl Classify for SessionClassifier<'_> {
     fn classify(&mut self, texts: &[&str], pairs: Option<&[&str]>) -> Result<Vec<Answer>, ClassifyError> {
         let tokens = match self.session.encode(texts, pairs) {
             Ok(tokens) => tokens,
@@ -104,7 +114,7 @@ impl Classify for Asked<'_> {
         }
         match self.session.classify(&tokens) {
             Ok(prediction) => Ok(answers(prediction, self.kind)),
-            Err(error) if is_passing(&error) => Err(ClassifyError::Unavailable(error.into())),
+            Err(error) if is_transient(&error) => Err(ClassifyError::Unavailable(error.into())),
             Err(error) => Err(ClassifyError::Failed(error.into())),
         }
     }
@@ -118,7 +128,7 @@ fn answers(prediction: Prediction, kind: LabelKind) -> Vec<Answer> {
     let Prediction { class, probabilities, logits } = prediction;
     match kind {
         LabelKind::Class => {
-            // A class that is none does not fit, which the gateway says.
+            // The gateway refuses an index out of range.
             let index = |class| usize::try_from(class).unwrap_or(usize::MAX);
             let rows = class.into_iter().map(index).zip(probabilities);
             rows.map(|(class, probabilities)| Answer::Class { class, probabilities }).collect()
@@ -144,23 +154,23 @@ fn about(classifier: &Classifier) -> About {
     }
 }
 
-/// What people may want to know of a run.
+/// Returns the facts of the run for its page.
 fn facts(manifest: &Manifest) -> Vec<(String, String)> {
     let metrics: Vec<String> = manifest.metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
     let parameters = manifest.parameters;
     let share = 100.0 * parameters.trainable as f64 / parameters.total.max(1) as f64;
-    // Where a file lies on this machine is nobody's business.
+    // Paths of this machine are not public.
     let is_public = ["hub:", "pypi:"].iter().any(|kind| manifest.model.source.starts_with(kind));
     let source = if is_public { format!("{}: ", manifest.model.source) } else { String::new() };
     let model = format!("{source}{}", manifest.model.weights);
     let mut facts = vec![
         ("model", model),
         ("trained", format!("{} ({} steps)", manifest.started, manifest.steps)),
-        ("trainable", format!("{} numbers, {share:.3} % of all", crate::console::grouped(parameters.trainable))),
-        ("training rows", crate::console::grouped(manifest.data.train_rows as u64)),
+        ("trainable", format!("{} numbers, {share:.3} % of all", grouped(parameters.trainable))),
+        ("training rows", grouped(manifest.data.train_rows as u64)),
     ];
     if !metrics.is_empty() {
-        let rows = crate::console::grouped(manifest.data.validation_rows as u64);
+        let rows = grouped(manifest.data.validation_rows as u64);
         facts.push(("measured", format!("on {rows} validation rows: {}", metrics.join(", "))));
     }
     facts.push(("adapter", manifest.adapter_digest.clone()));
@@ -184,28 +194,15 @@ fn options(args: &ServeTaskArgs) -> Result<Options, Failure> {
     })
 }
 
-/// Others than this machine can ask.
-fn warn_of_others(options: &Options) {
+fn warn_if_public(options: &Options) {
     if options.listen.ip().is_loopback() {
         return;
     }
-    let who = match options.token {
-        Some(_) => "whoever reads along learns texts, answers and the token",
-        None => "anybody who reaches it can ask (--token FILE), and whoever reads along learns texts and answers",
-    };
-    eprintln!("warning: {} is open to other machines and not encrypted: {who}", options.listen);
-}
-
-/// Ctrl-C or SIGTERM finishes what waits; the second one ends the program at once.
-fn stop_on_signal(stopper: Stopper) -> Result<Arc<AtomicBool>, Failure> {
-    let told = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&told);
-    ctrlc::set_handler(move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            end_at_once();
+    let risk = match options.token {
+        Some(_) => "texts, answers and the token can be read on the network",
+        None => {
+            "any client can send requests (--token FILE restricts them), and texts and answers can be read on the network"
         }
-        eprintln!("stopping once all that was asked is answered; press Ctrl-C again to stop at once");
-        stopper.stop();
-    })?;
-    Ok(told)
+    };
+    eprintln!("warning: {} is open to other machines and not encrypted: {risk}", options.listen);
 }

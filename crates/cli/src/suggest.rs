@@ -1,4 +1,4 @@
-//! Commands that were probably meant.
+//! Suggestions for unknown commands.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, CommandFactory, Error, Parser};
@@ -6,7 +6,7 @@ use sepal_plugin::nearest;
 
 use crate::args::Args;
 
-/// Names that other programs give to the commands, the most frequent first.
+/// Names of the commands in other programs, the most frequent first.
 const SYNONYMS: &[(&str, &[&str])] = &[
     ("run", &["train", "fit", "finetune", "tune", "learn", "start", "resume", "continue"]),
     ("predict", &["infer", "inference", "classify", "apply", "label", "generate"]),
@@ -29,15 +29,15 @@ const SYNONYMS: &[(&str, &[&str])] = &[
     ("man", &["manual", "docs"]),
 ];
 
-/// Suggestions at the most.
+/// Maximum number of suggestions.
 const SUGGESTIONS: usize = 3;
 
-/// Parses the command line, or ends the program with what is wrong with it.
+/// Parses the command line, or ends the program with an error.
 pub(crate) fn parse() -> Args {
     Args::try_parse().unwrap_or_else(|error| with_suggestions(error, std::env::args().skip(1)).exit())
 }
 
-/// The error with the commands that were probably meant, if it is about one that does not exist.
+/// Adds suggestions to an error about an unknown command.
 fn with_suggestions(mut error: Error, arguments: impl IntoIterator<Item = String>) -> Error {
     if error.kind() != ErrorKind::InvalidSubcommand {
         return error;
@@ -51,7 +51,7 @@ fn with_suggestions(mut error: Error, arguments: impl IntoIterator<Item = String
     error
 }
 
-/// The command that has no subcommand of this name.
+/// Returns the command that lacks the subcommand `name`.
 fn parent(mut command: Command, name: &str, arguments: impl IntoIterator<Item = String>) -> Command {
     for argument in arguments.into_iter().take_while(|argument| argument != name) {
         if let Some(found) = command.find_subcommand(&argument) {
@@ -61,12 +61,12 @@ fn parent(mut command: Command, name: &str, arguments: impl IntoIterator<Item = 
     command
 }
 
-/// The likeliest commands, the best first.
+/// Returns the likeliest commands, the best first.
 fn suggestions(command: &Command, name: &str) -> Vec<String> {
     let commands: Vec<&str> = command.get_subcommands().map(Command::get_name).collect();
     let named = commands.iter().map(|&name| (name, name));
     let synonyms = SYNONYMS.iter().flat_map(|(command, words)| words.iter().map(|word| (*word, *command)));
-    // The nearest of several that are equally near is the last.
+    // `nearest` prefers the last of several equally near words.
     let mut words: Vec<(&str, &str)> =
         synonyms.filter(|(_, command)| commands.contains(command)).chain(named).collect();
     words.reverse();

@@ -1,4 +1,4 @@
-//! `sepal swarm`.
+//! `sepal swarm`: the servers of a swarm.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -13,9 +13,9 @@ use sepal_swarm::Endpoint;
 use serde_json::{Value, json};
 
 use crate::args::{SwarmArgs, SwarmCommand};
-use crate::{Failure, print};
+use crate::output::{Failure, print};
 
-/// What `watch` waits between two looks.
+/// Interval of `watch`.
 const PAUSE: Duration = Duration::from_secs(1);
 
 pub(crate) fn swarm(command: &SwarmCommand) -> Result<(), Failure> {
@@ -25,14 +25,14 @@ pub(crate) fn swarm(command: &SwarmCommand) -> Result<(), Failure> {
         SwarmCommand::Status(_) => print(&look(args, found.as_deref())?),
         SwarmCommand::Watch(_) => loop {
             let text = look(args, found.as_deref())?;
-            // To the top left, and what was there is gone.
+            // The escape sequence moves the cursor to the top left and clears the screen.
             print(&if args.json { text } else { format!("\x1b[H\x1b[J{text}") })?;
             std::thread::sleep(PAUSE);
         },
     }
 }
 
-/// What finds the servers, if they are not listed; it has had time to do so.
+/// Returns a settled discovery, or `None` if the servers are listed.
 fn discovery(args: &SwarmArgs) -> Result<Option<Box<dyn Discovery>>, Failure> {
     const NEIGHBOUR: Duration = Duration::from_secs(10);
     let found: Box<dyn Discovery> = if let Some(ticket) = &args.ticket {
@@ -61,32 +61,32 @@ fn look(args: &SwarmArgs, found: Option<&dyn Discovery>) -> Result<String, Failu
     Ok(if args.json { to_json(&servers, &models).to_string() } else { table(&servers, &models) })
 }
 
-/// A model that some of the servers hold.
-struct Model {
+/// Blocks of one model and the servers that hold them.
+struct ModelCoverage {
     n_blocks: usize,
-    /// Of the servers that take work.
+    /// Spans of the servers that accept work.
     spans: Vec<Span>,
 }
 
-impl Model {
+impl ModelCoverage {
     fn holes(&self) -> Vec<Span> {
         sepal_route::holes(&self.spans, self.n_blocks)
     }
 
-    /// The least and the most servers that any block is on.
+    /// Returns the least and the greatest number of servers of a block.
     fn depth(&self) -> (usize, usize) {
         let coverage = sepal_route::coverage(&self.spans, self.n_blocks);
         (coverage.iter().copied().min().unwrap_or(0), coverage.iter().copied().max().unwrap_or(0))
     }
 }
 
-/// By digest.
-fn models(servers: &[Surveyed]) -> BTreeMap<String, Model> {
+/// Groups the servers by model digest.
+fn models(servers: &[Surveyed]) -> BTreeMap<String, ModelCoverage> {
     let mut models = BTreeMap::new();
     for (info, _) in servers.iter().filter_map(|server| server.answer.as_ref().ok()) {
         let model = models
             .entry(info.model_digest.clone())
-            .or_insert_with(|| Model { n_blocks: info.n_blocks, spans: Vec::new() });
+            .or_insert_with(|| ModelCoverage { n_blocks: info.n_blocks, spans: Vec::new() });
         if !info.draining {
             model.spans.push(info.span);
         }
@@ -94,7 +94,7 @@ fn models(servers: &[Surveyed]) -> BTreeMap<String, Model> {
     models
 }
 
-fn table(servers: &[Surveyed], models: &BTreeMap<String, Model>) -> String {
+fn table(servers: &[Surveyed], models: &BTreeMap<String, ModelCoverage>) -> String {
     let width = servers.iter().map(|server| server.endpoint.to_string().len()).max().unwrap_or(0).max(6);
     let mut text = format!(
         "{:width$}  {:>9}  {:>12}  {:>5}  {:>16}  {:>10}  model\n",
@@ -102,11 +102,10 @@ fn table(servers: &[Surveyed], models: &BTreeMap<String, Model>) -> String {
     );
     for Surveyed { endpoint, answer } in servers {
         let endpoint = endpoint.to_string();
-        // Writing to a string does not fail.
         let _ = match answer {
             Ok((info, round_trip)) => {
                 let load = info.load;
-                // Through all blocks that it holds, forward.
+                // Forward through all blocks of the server.
                 let speed = match load.rate {
                     0.0 => "-".to_owned(),
                     rate => format!("{:.0}", 1.0 / (rate * info.span.len() as f64)),
@@ -141,7 +140,7 @@ fn table(servers: &[Surveyed], models: &BTreeMap<String, Model>) -> String {
     text.trim_end().to_owned()
 }
 
-/// The first digits, and the format of the weights if they are rounded.
+/// Returns the first digits, and the format of rounded weights.
 fn short(digest: &str) -> String {
     let (hex, format) = digest.split_once('+').map_or((digest, None), |(hex, format)| (hex, Some(format)));
     let hex = hex.strip_prefix("sha256:").unwrap_or(hex);
@@ -149,7 +148,7 @@ fn short(digest: &str) -> String {
     format.map_or_else(|| hex.to_owned(), |format| format!("{hex}+{format}"))
 }
 
-fn to_json(servers: &[Surveyed], models: &BTreeMap<String, Model>) -> Value {
+fn to_json(servers: &[Surveyed], models: &BTreeMap<String, ModelCoverage>) -> Value {
     let server = |Surveyed { endpoint, answer }: &Surveyed| match answer {
         Ok((info, round_trip)) => json!({
             "server": endpoint.to_string(),
@@ -169,7 +168,7 @@ fn to_json(servers: &[Surveyed], models: &BTreeMap<String, Model>) -> Value {
         }),
         Err(error) => json!({ "server": endpoint.to_string(), "error": error }),
     };
-    let model = |(digest, model): (&String, &Model)| {
+    let model = |(digest, model): (&String, &ModelCoverage)| {
         json!({
             "digest": digest,
             "n_blocks": model.n_blocks,
@@ -189,7 +188,7 @@ mod tests {
 
     fn check(spans: &[&str], expected: &[&str], depth: (usize, usize)) {
         let spans = spans.iter().map(|span| span.parse().expect("a span")).collect();
-        let model = Model { n_blocks: 10, spans };
+        let model = ModelCoverage { n_blocks: 10, spans };
         let holes: Vec<String> = model.holes().iter().map(Span::to_string).collect();
         assert_eq!((holes, model.depth()), (expected.iter().map(|&hole| hole.to_owned()).collect(), depth));
     }

@@ -1,13 +1,12 @@
-//! Text in columns.
+//! Tables of text.
 
 use std::io::IsTerminal;
 
-/// Lines under headings: a name, then what is to be said of it.
+/// Lines of a name and a value, under headings.
 #[derive(Debug, Default)]
 pub(crate) struct Table(String);
 
 impl Table {
-    /// Begins a part.
     pub(crate) fn heading(&mut self, text: &str) {
         if !self.0.is_empty() {
             self.0.push('\n');
@@ -16,13 +15,12 @@ impl Table {
         self.0.push('\n');
     }
 
-    /// A line of the part.
     pub(crate) fn line(&mut self, name: &str, value: impl AsRef<str>) {
         self.0.push_str(format!("  {name:<14} {}", value.as_ref()).trim_end());
         self.0.push('\n');
     }
 
-    /// Lines of cells that stand below each other, the first column to the left and the others to the right.
+    /// Adds aligned cells: the first column to the left, the others to the right.
     pub(crate) fn rows(&mut self, rows: &[Vec<String>]) {
         let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
         let width =
@@ -41,18 +39,17 @@ impl Table {
         }
     }
 
-    /// All of it.
     pub(crate) fn text(&self) -> &str {
         self.0.trim_end()
     }
 }
 
-/// Whether standard output may have colours.
+/// Returns true if standard output may have colours.
 pub(crate) fn is_coloured() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Text in one of the terminal's ways (`1` bold, `32` green), where it has such.
+/// Applies a terminal style (`1` bold, `32` green) if standard output may have colours.
 pub(crate) fn styled(code: &str, text: &str) -> String {
     if is_coloured() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
 }

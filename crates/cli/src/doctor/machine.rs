@@ -3,18 +3,18 @@
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
-use super::Finding;
-use crate::console::size;
+use super::finding::Finding;
+use crate::units::size;
 
 const PART: &str = "computing";
-/// The libtorch that the bindings are made for.
+/// Version of libtorch that the bindings require.
 const LIBTORCH: &str = "2.13.0";
-/// What training SmolLM2-135M takes at the most: weights in fp32 are 540 MB, embeddings another 110, libtorch 300.
+/// Peak memory of training SmolLM2-135M: 540 MB of fp32 weights, 110 MB of embeddings, 300 MB of libtorch.
 const SMALL_MODEL: u64 = 2_000_000_000;
-/// Beneath this not even its weights fit.
+/// Memory below which its weights do not fit.
 const TOO_LITTLE: u64 = 700_000_000;
 
-/// That this program runs at all means that libtorch was found and loads.
+/// The running program has loaded libtorch, so that only the version is checked.
 pub(super) fn libtorch() -> Finding {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let Some(folder) = library_folder(&maps, "libtorch_cpu.so") else {
@@ -34,14 +34,14 @@ pub(super) fn libtorch() -> Finding {
     }
 }
 
-/// The folder that a library was loaded from, by the table of what is in memory.
+/// Returns the folder of a loaded library from the memory map of the process.
 fn library_folder(maps: &str, name: &str) -> Option<PathBuf> {
     let path = maps.lines().filter_map(|line| line.find('/').map(|at| Path::new(&line[at..])));
     let mut found = path.filter(|path| path.file_name().is_some_and(|file| file == name));
     found.next()?.parent().map(Path::to_owned)
 }
 
-/// The distribution has `build-version` above `lib`; the Python package has `version.py` there.
+/// Reads `build-version` (distribution) or `version.py` (Python package) above the `lib` folder.
 fn version_of(folder: &Path) -> Option<String> {
     let above = folder.parent()?;
     if let Ok(text) = std::fs::read_to_string(above.join("build-version")) {
@@ -67,7 +67,7 @@ pub(super) fn processor() -> Finding {
     Finding::ok(PART, "processor", format!("{found}{bits}"))
 }
 
-/// What libtorch's kernels ask for.
+/// Returns the processor features that libtorch's kernels use.
 fn features() -> Vec<&'static str> {
     #[cfg(target_arch = "x86_64")]
     let known = [
@@ -135,11 +135,11 @@ fn kilobytes(text: &str, key: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// What a container may still take, and its limit.
+/// Returns the free memory of the container and its limit.
 fn group_free() -> Option<(u64, u64)> {
     let read = |name: &str| std::fs::read_to_string(Path::new("/sys/fs/cgroup").join(name)).ok()?.trim().parse().ok();
     let (limit, used): (u64, u64) = (read("memory.max")?, read("memory.current")?);
-    // Pages of files are given back when memory is wanted.
+    // The system reclaims pages of files on demand.
     let stat = std::fs::read_to_string("/sys/fs/cgroup/memory.stat").unwrap_or_default();
     let files = kilobytes(&stat, "inactive_file ").unwrap_or(0);
     Some((limit.saturating_sub(used.saturating_sub(files)), limit))
@@ -148,7 +148,7 @@ fn group_free() -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::State;
+    use crate::doctor::finding::State;
 
     #[test]
     fn library_folder_is_read_from_the_memory_map() {

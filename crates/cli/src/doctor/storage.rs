@@ -1,14 +1,14 @@
-//! Where models and data are kept.
+//! Folders for models and data.
 
 use std::path::Path;
 
 use sepal_assets::{AssetOptions, free_space};
 
-use super::Finding;
-use crate::console::size;
+use super::finding::Finding;
+use crate::units::size;
 
 const PART: &str = "storage";
-/// SmolLM2-135M in safetensors is 270 MB, in GGUF 98; SST-2 and its tokens a few more.
+/// Space for several small models: SmolLM2-135M is 270 MB in safetensors and 98 MB in GGUF.
 const ENOUGH: u64 = 2_000_000_000;
 const TOO_LITTLE: u64 = 400_000_000;
 
@@ -64,7 +64,7 @@ fn judge_space(free: u64, place: &Path) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::State;
+    use crate::doctor::finding::State;
 
     #[test]
     fn cache_that_is_a_file_is_a_problem() {

@@ -2,8 +2,8 @@
 
 use sepal_data::{ClassCount, LabelChoice, LabelKind, Survey};
 
-use super::InitArgs;
-use crate::console::grouped;
+use crate::args::InitArgs;
+use crate::units::grouped;
 
 /// More classes than these are rarely what somebody wants to predict.
 const MANY: usize = 30;

@@ -1,8 +1,8 @@
-//! Where a server is found, and whom it finds.
+//! Networks in which a server is found: an address, the local network, or a peer-to-peer swarm.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sepal_blocks::BlockStack;
@@ -13,92 +13,88 @@ use sepal_discover::{Discovery, Notice, settle};
 use sepal_server::{BlockServer, Board, ModelIdentity, ServerOptions};
 use sepal_swarm::{Addr, Dial, Endpoint};
 
-use crate::Failure;
 use crate::args::ServeArgs;
+use crate::output::Failure;
 
-/// How long a newcomer waits for a neighbour in its swarm.
+/// Timeout for the first neighbour in a joined swarm.
 const NEIGHBOUR: Duration = Duration::from_secs(10);
 
-/// Where a server is found.
-pub(crate) enum Place {
-    /// At its address.
+pub(crate) enum Network {
+    /// Clients know the address.
     Addr(Addr),
-    /// At its address, which the local network is told.
+    /// The address is announced on the local network.
     Lan(Addr, Arc<Lan>),
-    /// In a swarm, by its name.
+    /// The server is found by its name in a swarm.
     P2p(Arc<Node>),
 }
 
-/// What the server says of itself to others; it may change while it is announced.
+/// Announcement of the server, which may change while it is published.
 #[derive(Clone, Default)]
-pub(crate) struct Own(Arc<Mutex<Said>>);
+pub(crate) struct Announcement(Arc<Mutex<AnnouncementState>>);
 
 #[derive(Default)]
-struct Said {
+struct AnnouncementState {
     board: Option<Arc<Board>>,
     moving_to: Option<Span>,
 }
 
-impl Own {
-    /// This server is there.
-    pub(crate) fn is(&self, board: &Arc<Board>) {
-        self.set(Said { board: Some(Arc::clone(board)), moving_to: None });
+impl Announcement {
+    pub(crate) fn set_serving(&self, board: &Arc<Board>) {
+        *self.lock() = AnnouncementState { board: Some(Arc::clone(board)), moving_to: None };
     }
 
-    /// It is on its way to other blocks, so that nobody else goes there for the same reason.
-    pub(crate) fn moves_to(&self, span: Span) {
-        let board = self.0.lock().unwrap_or_else(PoisonError::into_inner).board.clone();
-        self.set(Said { board, moving_to: Some(span) });
+    /// Announces the blocks that the server moves to, so that no other server moves to them as well.
+    pub(crate) fn set_moving_to(&self, span: Span) {
+        self.lock().moving_to = Some(span);
     }
 
-    fn set(&self, said: Said) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = said;
+    fn lock(&self) -> MutexGuard<'_, AnnouncementState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn notice(&self) -> Option<Notice> {
-        let said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let notice = sepal_status::notice_of(&said.board.as_ref()?.info());
-        Some(match said.moving_to {
+        let state = self.lock();
+        let notice = sepal_status::notice_of(&state.board.as_ref()?.info());
+        Some(match state.moving_to {
             Some(span) => Notice { span, draining: true, ..notice },
             None => notice,
         })
     }
 }
 
-impl Place {
-    /// Joins what is to be joined.
+impl Network {
+    /// Joins the local network or the swarm.
     pub(crate) fn open(args: &ServeArgs) -> Result<Self, Failure> {
         if args.p2p || args.join.is_some() {
-            return Ok(Place::P2p(Arc::new(join(args)?)));
+            return Ok(Network::P2p(Arc::new(join(args)?)));
         }
-        let everywhere = || if args.lan { "0.0.0.0:0" } else { "127.0.0.1:0" };
-        let addr = args.listen.clone().map_or_else(|| everywhere().parse(), Ok)?;
+        let any_address = || if args.lan { "0.0.0.0:0" } else { "127.0.0.1:0" };
+        let addr = args.listen.clone().map_or_else(|| any_address().parse(), Ok)?;
         if !args.lan {
-            return Ok(Place::Addr(addr));
+            return Ok(Network::Addr(addr));
         }
         if matches!(addr, Addr::Unix(_)) {
-            return Err("tell the local network of a Unix socket: --lan needs --listen IP:PORT".into());
+            return Err("announce a Unix socket on the local network: --lan needs --listen IP:PORT".into());
         }
         let lan = Lan::start(args.interface.as_deref())?;
         settle(&lan);
-        Ok(Place::Lan(addr, Arc::new(lan)))
+        Ok(Network::Lan(addr, Arc::new(lan)))
     }
 
-    /// What others are found with.
     pub(crate) fn discovery(&self) -> Option<Arc<dyn Discovery>> {
         match self {
-            Place::Addr(_) => None,
-            Place::Lan(_, lan) => Some(Arc::clone(lan) as Arc<dyn Discovery>),
-            Place::P2p(node) => Some(Arc::clone(node) as Arc<dyn Discovery>),
+            Network::Addr(_) => None,
+            Network::Lan(_, lan) => Some(Arc::clone(lan) as Arc<dyn Discovery>),
+            Network::P2p(node) => Some(Arc::clone(node) as Arc<dyn Discovery>),
         }
     }
 
-    /// What admits others, in a swarm.
+    /// Returns the ticket with which others join the swarm.
     pub(crate) fn ticket(&self) -> Option<Ticket> {
-        if let Place::P2p(node) = self { Some(node.ticket()) } else { None }
+        if let Network::P2p(node) = self { Some(node.ticket()) } else { None }
     }
 
-    /// Starts a server here; the next one takes the same port.
+    /// Starts a server. The next server takes the same port.
     pub(crate) fn start(
         &mut self,
         stack: BlockStack,
@@ -106,14 +102,14 @@ impl Place {
         options: ServerOptions,
     ) -> Result<BlockServer, Failure> {
         match self {
-            Place::Addr(addr) | Place::Lan(addr, _) => {
+            Network::Addr(addr) | Network::Lan(addr, _) => {
                 let server = BlockServer::listen(stack, identity, options, addr.clone())?;
                 if let Endpoint::Addr(bound) = server.endpoint() {
                     *addr = bound.clone();
                 }
                 Ok(server)
             }
-            Place::P2p(node) => {
+            Network::P2p(node) => {
                 let endpoint = node.peer(&node.name()).ok_or("find this server by its own name")?;
                 let dial: Arc<dyn Dial> = Arc::clone(node) as Arc<dyn Dial>;
                 let options = ServerOptions { dial: Some(dial), ..options };
@@ -122,13 +118,15 @@ impl Place {
         }
     }
 
-    /// Tells others of the server, from now on.
-    pub(crate) fn announce(&self, own: &Own) -> Result<(), Failure> {
-        let own = own.clone();
+    /// Publishes the announcement from now on.
+    pub(crate) fn announce(&self, announcement: &Announcement) -> Result<(), Failure> {
+        let announcement = announcement.clone();
         match self {
-            Place::Addr(_) => {}
-            Place::Lan(addr, lan) => lan.announce(addr.to_string().parse::<SocketAddr>()?, move || own.notice())?,
-            Place::P2p(node) => node.announce(move || own.notice()),
+            Network::Addr(_) => {}
+            Network::Lan(addr, lan) => {
+                lan.announce(addr.to_string().parse::<SocketAddr>()?, move || announcement.notice())?
+            }
+            Network::P2p(node) => node.announce(move || announcement.notice()),
         }
         Ok(())
     }
@@ -148,14 +146,14 @@ fn join(args: &ServeArgs) -> Result<Node, Failure> {
     let node = Node::start(NodeOptions { identity, ticket, bind, relays: args.relays.clone() })?;
     if joins {
         if !node.wait_for_neighbour(NEIGHBOUR) {
-            eprintln!("no member of the swarm has answered yet; going on, and trying further");
+            eprintln!("no member of the swarm has answered yet; the server starts and keeps trying");
         }
         settle(&node);
     }
     Ok(node)
 }
 
-/// `$XDG_STATE_HOME/sepal/identity`.
+/// Returns `$XDG_STATE_HOME/sepal/identity`.
 fn default_identity() -> Result<PathBuf, Failure> {
     let state = std::env::var_os("XDG_STATE_HOME").filter(|path| !path.is_empty()).map(PathBuf::from);
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));

