@@ -147,7 +147,8 @@ fn overflowing_gradients_name_their_server_and_leave_the_session_usable() {
     let servers = servers(&golden);
     let addresses = servers.each_ref().map(|server| server.endpoint().to_string());
     for (path, expects_overflow) in [(SwarmPath::Star, false), (SwarmPath::Relay, false), (SwarmPath::Relay, true)] {
-        let options = RemoteOptions { path, expects_overflow, wire_dtype: DType::F16, ..RemoteOptions::default() };
+        let options =
+            RemoteOptions { path, expects_overflow, wire_dtype: Some(DType::F16), ..RemoteOptions::default() };
         let remote = golden.connect(&servers, options);
         // The largest gradients: 0.4 of the pooled rows, 0.26 of the prompts.
         let error = backward(&golden, &remote, 1e9).err().expect("it overflows at once");
@@ -172,7 +173,8 @@ fn scaled_gradients_of_micro_batches_add_up() {
     for (wire_dtype, tolerance) in [(DType::F32, 1e-4), (DType::F16, 4e-3), (DType::Bf16, 4e-2)] {
         let golden = Golden::open("llama-gqa");
         let servers = servers(&golden);
-        let options = RemoteOptions { micro_batch_tokens: 14, wire_dtype, ..RemoteOptions::default() };
+        let options =
+            RemoteOptions { micro_batch_tokens: 14, wire_dtype: Some(wire_dtype), ..RemoteOptions::default() };
         let trained = backward(&golden, &golden.connect(&servers, options), 4096.0).expect("gradients");
         for (name, grad) in trained.grads() {
             let (grad, expected) = (grad / 4096.0, golden.get(&format!("deep.grad.{name}")));
@@ -188,7 +190,8 @@ fn client_with_overflowing_gradients_does_not_disturb_others() {
     let server = [golden.serve_listening(span("0:3"), 1 << 30)];
     let client = |scale: f64, wire_dtype: DType| {
         let golden = Golden::open("llama-gqa");
-        let remote = golden.connect(&server, RemoteOptions { wire_dtype, ..RemoteOptions::default() });
+        let remote =
+            golden.connect(&server, RemoteOptions { wire_dtype: Some(wire_dtype), ..RemoteOptions::default() });
         for _ in 0..20 {
             match backward(&golden, &remote, scale) {
                 Ok(trained) if wire_dtype == DType::F32 => {

@@ -161,7 +161,8 @@ fn reduced_wire_precision_is_close() {
     for wire_dtype in [DType::F16, DType::Bf16, DType::Q8] {
         let golden = Golden::open("llama-gqa");
         let servers = [golden.serve(span("0:2"), 1 << 30), golden.serve(span("2:3"), 1 << 30)];
-        let remote = golden.connect(&servers, RemoteOptions { wire_dtype, ..RemoteOptions::default() });
+        let remote =
+            golden.connect(&servers, RemoteOptions { wire_dtype: Some(wire_dtype), ..RemoteOptions::default() });
         let trained = Trained::of(&golden, true);
         let logits = trained.logits(&golden, &remote, &golden.ids, &golden.rows);
         let far = distance(&logits, &golden.get("deep.logits"));
@@ -177,7 +178,7 @@ fn reduced_wire_precision_is_close() {
 fn train(wire_dtype: DType, steps: usize) -> (Vec<f64>, u64) {
     let golden = Golden::open("llama-gqa");
     let servers = ["0:1", "1:2", "2:3"].map(|blocks| golden.serve(span(blocks), 1 << 30));
-    let remote = golden.connect(&servers, RemoteOptions { wire_dtype, ..RemoteOptions::default() });
+    let remote = golden.connect(&servers, RemoteOptions { wire_dtype: Some(wire_dtype), ..RemoteOptions::default() });
     let mut trained = Trained::of(&golden, true);
     let mut losses = Vec::new();
     for _ in 0..steps {
@@ -205,7 +206,8 @@ fn non_finite_values_are_detected_in_every_wire_format() {
     for wire_dtype in DType::ALL {
         let golden = Golden::open("llama-gqa");
         let servers = [golden.serve(span("0:2"), 1 << 30), golden.serve(span("2:3"), 1 << 30)];
-        let remote = golden.connect(&servers, RemoteOptions { wire_dtype, ..RemoteOptions::default() });
+        let remote =
+            golden.connect(&servers, RemoteOptions { wire_dtype: Some(wire_dtype), ..RemoteOptions::default() });
         let tokens = golden.ends.embed(&golden.ids).expect("tokens");
         let tuned = remote.tune(Vec::new()).expect("tuned");
         let prompts = golden.get("prompts").copy();

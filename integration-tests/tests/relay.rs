@@ -24,8 +24,10 @@ fn relay_is_bit_exact_and_moves_one_hop_through_the_client() {
     for wire_dtype in [DType::F32, DType::Q8] {
         // Gradients, bytes up and bytes down of the second of two steps.
         let step = |path: SwarmPath| {
-            let remote = golden
-                .connect(&servers, RemoteOptions { path, wire_dtype, deterministic: true, ..RemoteOptions::default() });
+            let remote = golden.connect(
+                &servers,
+                RemoteOptions { path, wire_dtype: Some(wire_dtype), deterministic: true, ..RemoteOptions::default() },
+            );
             let run = || {
                 let trained = Trained::of(&golden, true);
                 trained.logits(&golden, &remote, &ids, &rows).square().sum(Kind::Float).backward();

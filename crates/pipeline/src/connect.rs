@@ -1,7 +1,6 @@
 //! The servers of a run: started here, listed, or found.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use sepal_blocks::{BlockStack, Placement};
 use sepal_checkpoint::Checkpoint;
@@ -9,14 +8,14 @@ use sepal_core::Span;
 use sepal_discover::Discovery;
 use sepal_discover::lan::Lan;
 use sepal_discover::p2p::{Identity, Node, NodeOptions, Ticket};
-use sepal_remote::{ModelExpectation, RemoteOptions, RemoteSequential, SwarmPath};
+use sepal_remote::{ModelExpectation, RemoteOptions, RemoteSequential};
 use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
 use sepal_swarm::{Addr, Endpoint};
 
 use crate::blocks::{Blocks, Place};
 use crate::error::RunError;
 use crate::progress::{Event, Observer};
-use crate::spec::{EmbeddedSpec, P2pSpec, PathSpec, Spec, SwarmSpec};
+use crate::spec::{EmbeddedSpec, P2pSpec, Spec, SwarmSpec};
 
 /// What must be kept as long as remote blocks are used.
 #[derive(Debug)]
@@ -101,20 +100,11 @@ fn remote(
 }
 
 fn options(spec: &Spec) -> RemoteOptions {
-    let remote = spec.swarm.remote();
     RemoteOptions {
-        wire_dtype: spec.wire_dtype(),
-        micro_batch_tokens: remote.micro_batch_tokens,
+        wire_dtype: Some(spec.wire_dtype()),
         deterministic: spec.train.deterministic,
-        hedge: remote.hedge,
-        path: match remote.path {
-            PathSpec::Star => SwarmPath::Star,
-            PathSpec::Relay => SwarmPath::Relay,
-        },
         expects_overflow: spec.scaler().is_some(),
-        call_timeout: Duration::from_millis(remote.timeout_ms),
-        wait: Duration::from_millis(remote.wait_ms),
-        ..RemoteOptions::default()
+        ..spec.swarm.remote()
     }
 }
 

@@ -152,11 +152,6 @@ fn of<T: JsonSchema>() -> Value {
     settings.into_generator().into_root_schema_for::<T>().to_value()
 }
 
-/// The schema of a number format, or of none.
-pub(crate) fn dtype(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "anyOf": [{ "type": "string", "enum": ["f32", "f16", "bf16", "q8"] }, { "type": "null" }] })
-}
-
 /// The schema of a device.
 pub(crate) fn device(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "pattern": "^(cpu|cuda(:[0-9]+)?)$" })

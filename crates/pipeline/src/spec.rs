@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 mod train;
 
 pub use self::train::{CheckpointSpec, EarlyStoppingSpec, EvaluateEvery, EvaluateSpec, Goal, Precision, TrainSpec};
-pub use crate::swarm::{EmbeddedSpec, LanSpec, NoneSpec, P2pSpec, PathSpec, RemoteSpec, StaticSpec, SwarmSpec};
+pub use crate::swarm::{EmbeddedSpec, LanSpec, NoneSpec, P2pSpec, StaticSpec, SwarmSpec};
 
 /// A pipeline: which frozen model is adapted to which task, by what, on which data.
 ///

@@ -247,7 +247,7 @@ impl Servers {
                 // The server was left since: the tape went with its connection.
                 leg.tape = None;
             }
-            let asked = GradWant { input, tunables: want.tunables, dtype: self.options().wire_dtype };
+            let asked = GradWant { input, tunables: want.tunables, dtype: self.options().dtype() };
             match self.leg_backward(&chain, &leg, grad, asked).await {
                 Ok(found) => {
                     trouble.over();
@@ -336,7 +336,7 @@ impl Servers {
         if chain.legs.first().is_some_and(|leg| !leg.input.is_finite()) {
             // What the caller's own blocks gave is no parameter.
             let what = if self.options().first_block > 0 { HIDDEN_STATES } else { PROMPTS };
-            return Err(RemoteError::NonFiniteInput { what, dtype: self.options().wire_dtype });
+            return Err(RemoteError::NonFiniteInput { what, dtype: self.options().dtype() });
         }
         for (leg, output) in chain.legs.iter().zip(outputs) {
             if !output.is_finite() {

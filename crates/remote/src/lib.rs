@@ -45,6 +45,7 @@ mod survey;
 mod thread;
 
 pub use error::RemoteError;
-pub use sequential::{ModelExpectation, RemoteOptions, RemoteSequential, SwarmPath, Tuned};
+pub use sepal_swarm::{RemoteOptions, SwarmPath};
+pub use sequential::{ModelExpectation, RemoteSequential, Tuned};
 pub use servers::ServerUse;
 pub use survey::{Surveyed, survey};

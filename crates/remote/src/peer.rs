@@ -6,7 +6,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use sepal_core::{DType, HostTensor, Span, Want};
-use sepal_swarm::{Endpoint, Progress, Stream, Traffic};
+use sepal_swarm::{Endpoint, Progress, RemoteOptions, Stream, Traffic};
 use sepal_wire::codec::{self, GradWant, Grads, WireBatch};
 use sepal_wire::{Failure, FailureCode, Limits, Parts, Relay, ServerInfo, Timing, conversation, sepal_capnp as wire};
 use tokio::sync::{Mutex, Notify};
@@ -18,7 +18,7 @@ use crate::error::{CallError, RemoteError};
 use crate::held::{Held, Tape, Tuned};
 use crate::kept::KeptSpans;
 use crate::patience::{Pulse, give_up};
-use crate::sequential::{ModelExpectation, RemoteOptions};
+use crate::sequential::ModelExpectation;
 use crate::step::Step;
 
 /// The largest message that a client reads.
@@ -88,9 +88,9 @@ impl Peer {
             endpoint,
             traffic,
             expected,
-            call_timeout: options.call_timeout,
+            call_timeout: options.call_timeout(),
             connect_timeout: options.connect_timeout,
-            dtype: options.wire_dtype,
+            dtype: options.dtype(),
             connection: Mutex::new(None),
             round_trip: Cell::new(Duration::ZERO),
             moved: RefCell::default(),

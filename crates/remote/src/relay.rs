@@ -13,6 +13,7 @@ use std::time::Duration;
 use futures::future::{join_all, try_join_all};
 use sepal_core::{HostTensor, Span, Want};
 use sepal_route::{Hop, Pass, ServerId, Work};
+use sepal_swarm::SwarmPath;
 use sepal_wire::codec::{GradWant, InputGrad, WireBatch};
 use sepal_wire::{FailureCode, Next, ParcelKey, Relay, ServerInfo, Timing};
 use tokio::time::Instant;
@@ -23,7 +24,6 @@ use crate::held::Tape;
 use crate::kept;
 use crate::patience::{Pulse, give_up};
 use crate::peer::Peer;
-use crate::sequential::SwarmPath;
 use crate::servers::{Servers, Trouble, UnderWay};
 use crate::step::Step;
 
@@ -177,7 +177,7 @@ impl Servers {
                 Some(_) => InputGrad::All,
                 None => want.input_of(batch.prefix_len),
             };
-            let asked = GradWant { input, tunables: want.tunables, dtype: self.options().wire_dtype };
+            let asked = GradWant { input, tunables: want.tunables, dtype: self.options().dtype() };
             let call = peer.backward_tape(tape, given, asked, relay);
             let part = self.part(hop, work(Pass::Backward, hop, batch), call).await?;
             // What was handed on is not in the answer.
@@ -258,7 +258,7 @@ impl Servers {
         let parts = tokio::select! {
             biased;
             outcome = try_join_all(parts) => outcome?,
-            error = give_up(&convoy, late_after, self.options().call_timeout) => {
+            error = give_up(&convoy, late_after, self.options().call_timeout()) => {
                 return Err(Broken { hop: convoy.silent.get(), error });
             }
         };

@@ -2,12 +2,12 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use sepal_core::{DType, HostTensor, NamedHostTensor, Ragged, Span};
 use sepal_nn::host::{from_host, share_from_host, share_to_host, to_host};
 use sepal_route::Hop;
-use sepal_swarm::{Endpoint, Sightings, Traffic};
+use sepal_swarm::{Endpoint, RemoteOptions, Sightings, Traffic};
 use sepal_wire::ServerInfo;
 use sepal_wire::codec::{InputGrad, WireBatch};
 use tch::Tensor;
@@ -30,64 +30,6 @@ pub struct ModelExpectation {
     pub n_blocks: usize,
     /// Its hidden size.
     pub hidden: usize,
-}
-
-/// Which way hidden states and gradients go from server to server.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum SwarmPath {
-    /// Through the client, which can go on from any hop when a server fails.
-    #[default]
-    Star,
-    /// Directly, so that the client sends and receives one hop's worth however long the chain is. A micro-batch whose
-    /// relay fails goes through the client.
-    Relay,
-}
-
-/// How remote blocks are called.
-#[derive(Debug, Clone)]
-pub struct RemoteOptions {
-    /// The format of hidden states and gradients on the wire. With [`DType::Q8`], tunables and the gradients of what
-    /// trains go as [`DType::for_parameters`] says.
-    pub wire_dtype: DType,
-    /// Prefix and tokens of one micro-batch at the most, and fewer where they would take more than 16 MB; a longer row
-    /// stands alone.
-    pub micro_batch_tokens: usize,
-    /// Whether a batch is cut by size alone. If not, it is cut finer where several servers are
-    /// done sooner by what was measured, so that its sums are added up in another order.
-    pub deterministic: bool,
-    /// Whether a micro-batch that takes longer than usual is also given to another server; the first answer wins.
-    pub hedge: bool,
-    /// Which way hidden states go from server to server.
-    pub path: SwarmPath,
-    /// Whether gradients that are not finite are no surprise, as those of a loss that was scaled too much are. An error
-    /// is then returned at once; if not, a relay's work is done again through the client, to find out whose they are.
-    pub expects_overflow: bool,
-    /// How long one call may take, however busy its server is.
-    pub call_timeout: Duration,
-    /// How long opening a connection may take.
-    pub connect_timeout: Duration,
-    /// How long blocks may be without a server that answers before a call fails.
-    pub wait: Duration,
-    /// The first of the blocks that servers run: the caller runs those before it, and gives hidden states that come out
-    /// of them.
-    pub first_block: usize,
-}
-
-impl Default for RemoteOptions {
-    fn default() -> Self {
-        Self {
-            wire_dtype: DType::F32,
-            micro_batch_tokens: 2048,
-            deterministic: false,
-            hedge: false,
-            path: SwarmPath::Star,
-            expects_overflow: false,
-            call_timeout: Duration::from_secs(300),
-            connect_timeout: Duration::from_secs(5),
-            wait: Duration::from_secs(20),
-            first_block: 0,
-        }
-    }
 }
 
 /// All blocks of a model, or all from one on, on other machines.
@@ -123,7 +65,7 @@ impl RemoteSequential {
     /// Connects to servers as they are found, and goes on when those that are there have all blocks.
     ///
     /// # Errors
-    /// [`RemoteError::Uncovered`] if they do not within [`RemoteOptions::wait`].
+    /// [`RemoteError::Uncovered`] if they do not within [`RemoteOptions::wait_ms`].
     pub fn discover(
         sightings: Sightings,
         expected: ModelExpectation,
@@ -213,7 +155,7 @@ impl RemoteSequential {
                 return Err(RemoteError::Shape { what: "a tunable", expected, found: tensor.size() });
             }
             // A copy: the optimizer updates parameters in place, while a retry may still send these.
-            let tensor = to_host(tensor, self.options.wire_dtype.for_parameters()).map_err(RemoteError::local)?;
+            let tensor = to_host(tensor, self.options.dtype().for_parameters()).map_err(RemoteError::local)?;
             named.push(NamedHostTensor { name: name.clone(), tensor });
         }
         let step = RefCell::new(Arc::new(Step::new(version, named)));
@@ -291,7 +233,7 @@ impl Tuned<'_> {
             failed: self.remote.failed.clone(),
             call,
             groups,
-            dtype: self.remote.options.wire_dtype,
+            dtype: self.remote.options.dtype(),
             want: ClientWant {
                 input: match (tokens.requires_grad(), prefix.is_some_and(Tensor::requires_grad)) {
                     (true, _) => InputGrad::All,
@@ -355,7 +297,7 @@ impl Tuned<'_> {
                 _ => parts.extend(group.iter().map(part)),
             }
             let hidden = tch::no_grad(|| Tensor::f_cat(&parts, 0)).map_err(RemoteError::local)?;
-            let hidden = share_to_host(&hidden, self.remote.options.wire_dtype).map_err(RemoteError::local)?;
+            let hidden = share_to_host(&hidden, self.remote.options.dtype()).map_err(RemoteError::local)?;
             WireBatch::new(prefix_len, rows.select(group), hidden).map_err(RemoteError::local)
         };
         groups.iter().map(batch).collect()
@@ -372,7 +314,7 @@ const MAX_MICRO_BATCH_BYTES: usize = 16_000_000;
 
 /// Positions of one micro-batch at the most.
 fn most_positions(options: &RemoteOptions, hidden: usize) -> usize {
-    let bytes = options.wire_dtype.n_bytes(hidden).unwrap_or(usize::MAX);
+    let bytes = options.dtype().n_bytes(hidden).unwrap_or(usize::MAX);
     options.micro_batch_tokens.min(MAX_MICRO_BATCH_BYTES / bytes.max(1))
 }
 
@@ -446,7 +388,8 @@ mod tests {
     #[test]
     fn a_micro_batch_stays_under_16_mb() {
         let check = |micro_batch_tokens, hidden, wire_dtype, expected| {
-            let options = RemoteOptions { micro_batch_tokens, wire_dtype, ..RemoteOptions::default() };
+            let options =
+                RemoteOptions { micro_batch_tokens, wire_dtype: Some(wire_dtype), ..RemoteOptions::default() };
             assert_eq!(most_positions(&options, hidden), expected, "{hidden} as {wire_dtype}");
         };
         check(2048, 576, DType::F32, 2048);

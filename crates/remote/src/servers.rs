@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use sepal_core::Span;
 use sepal_route::{Call, Hop, RouteError, Router, Server, ServerId, Timing, Work};
-use sepal_swarm::{Endpoint, Sighting};
+use sepal_swarm::{Endpoint, RemoteOptions, Sighting};
 use sepal_wire::{Retry, ServerInfo};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -18,7 +18,6 @@ use tokio::time::Instant;
 use crate::error::{CallError, RemoteError};
 use crate::peer::Peer;
 use crate::relay::Rests;
-use crate::sequential::RemoteOptions;
 
 /// The wait before the same server is asked again; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -253,12 +252,12 @@ impl Servers {
                 Err(error) => missing(error)?,
             };
             let since = *trouble.since.get_or_insert_with(Instant::now);
-            let left = self.options.wait.saturating_sub(since.elapsed());
+            let left = self.options.wait().saturating_sub(since.elapsed());
             let wait_ms = left.as_millis() as u64;
             tracing::warn!("no server is left for block {}; waiting {wait_ms} ms for one", missing.start());
             // Whether one came or the time is over is seen in what follows.
             let _ = tokio::time::timeout(left, came).await;
-            trouble.check(self.options.wait, rest)?;
+            trouble.check(self.options.wait(), rest)?;
         }
     }
 
@@ -282,7 +281,7 @@ impl Servers {
         }
         trouble.since.get_or_insert_with(Instant::now);
         trouble.last = Some(format!("server {server}: {error}"));
-        trouble.check(self.options.wait, hop.span)?;
+        trouble.check(self.options.wait(), hop.span)?;
         if retry == Retry::Here && trouble.here < MOST_PAUSES {
             tracing::debug!(%server, span = %hop.span, %error, "asking again");
             tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(trouble.here)).await;

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicU64;
 use futures::future::{join_all, try_join_all};
 use sepal_core::{HostTensor, Span};
 use sepal_route::Hop;
-use sepal_swarm::{Endpoint, Sightings, Traffic};
+use sepal_swarm::{Endpoint, RemoteOptions, Sightings, Traffic};
 use sepal_wire::ServerInfo;
 use sepal_wire::codec::WireBatch;
 use tokio::sync::{mpsc, oneshot};
@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::chain::{Chain, ChainGrads, ClientWant};
 use crate::error::{CallError, RemoteError};
 use crate::peer::Peer;
-use crate::sequential::{ModelExpectation, RemoteOptions, remote_span};
+use crate::sequential::{ModelExpectation, remote_span};
 use crate::servers::{Servers, SharedRouter, SharedServers};
 use crate::step::Step;
 
@@ -226,7 +226,7 @@ async fn find(
     whole: Span,
     servers: SharedServers,
 ) -> Result<(SharedServers, Sightings), RemoteError> {
-    let until = Instant::now() + servers.options().wait;
+    let until = Instant::now() + servers.options().wait();
     loop {
         let mut came = std::pin::pin!(servers.came().notified());
         came.as_mut().enable();

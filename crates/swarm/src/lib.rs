@@ -14,9 +14,11 @@
 //! ```
 
 mod addr;
+mod options;
 mod stream;
 
 pub use addr::{Addr, AddrError};
+pub use options::{RemoteOptions, SwarmPath, dtype_schema};
 pub use stream::{
     Connect, Connecting, Dial, Endpoint, InProcess, Incoming, Listener, Progress, Reader, Sighting, Sightings,
     SocketFile, Stream, Streams, Traffic, Writer,

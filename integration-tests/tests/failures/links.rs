@@ -21,7 +21,7 @@ use sepal_integration_tests::proxy::{Fault, Link, Proxy};
 fn straggler_with_hedging_is_overtaken_by_a_replica() {
     let swarm = Swarm::new(&["0:3", "0:3"]);
     // Without patience: a failure that is noticed ends the forward.
-    let remote = swarm.connect_with(RemoteOptions { hedge: true, wait: Duration::ZERO, ..options() });
+    let remote = swarm.connect_with(RemoteOptions { hedge: true, wait_ms: 0, ..options() });
     let trained = Trained::of(&swarm.golden, true);
     let forward = || trained.logits(&swarm.golden, &remote, &swarm.golden.ids, &swarm.golden.rows);
     let expected = forward();
@@ -66,7 +66,7 @@ fn large_forward(golden: &Golden, remote: &RemoteSequential) -> Result<Tensor, R
 #[test]
 fn servers_without_progress_exhaust_the_deadline() {
     let swarm = Swarm::new(&["0:3", "0:3"]);
-    let remote = swarm.connect_with(RemoteOptions { wait: Duration::from_millis(1500), ..RemoteOptions::default() });
+    let remote = swarm.connect_with(RemoteOptions { wait_ms: 1500, ..RemoteOptions::default() });
     let is_over = AtomicBool::new(false);
     let outcome = std::thread::scope(|scope| {
         let proxies = &swarm.proxies;
@@ -150,8 +150,8 @@ pub(crate) fn check(spans: &[&str], options: RemoteOptions, fault: Fault, times:
         // A fault hits one link at a time, so that there is always another way.
         swarm.proxies.iter().for_each(Proxy::disarm);
         // Relays rest after a fault; the next one hits them again.
-        let relays = remote.relays();
-        while is_relay && remote.relays() == relays {
+        let relays = remote.relay_count();
+        while is_relay && remote.relay_count() == relays {
             assert_eq!(swarm.step(&remote), expected, "round {round}: a step without a fault");
         }
         let proxy = &swarm.proxies[round % swarm.proxies.len()];
@@ -237,7 +237,7 @@ fn train(
 ) -> Vec<f32> {
     let endpoint = |addr: &String| Endpoint::Addr(addr.parse().expect("an address"));
     let endpoints = servers.iter().map(endpoint).collect();
-    let options = RemoteOptions { wait: Duration::from_secs(60), ..options };
+    let options = RemoteOptions { wait_ms: 60_000, ..options };
     let is_relay = options.path == SwarmPath::Relay && servers.len() > 1;
     let remote = RemoteSequential::connect(endpoints, golden.expectation(), options).expect("connected");
     let mut trained = Trained::of(golden, true);
@@ -250,7 +250,7 @@ fn train(
         losses.push(f32::try_from(&loss).expect("a number"));
         trained = trained.step(0.05);
     }
-    assert!(!is_relay || remote.relays() > steps as u64 / 4, "only {} relays in {steps} steps", remote.relays());
+    assert!(!is_relay || remote.relay_count() > steps as u64 / 4, "only {} relays in {steps} steps", remote.relays());
     losses
 }
 

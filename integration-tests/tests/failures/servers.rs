@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use sepal_integration_tests::golden::{Golden, TOLERANCE, Trained, assert_grad, cross_entropy, distance, span};
 
 fn options() -> RemoteOptions {
-    RemoteOptions { wait: Duration::from_millis(1500), ..RemoteOptions::default() }
+    RemoteOptions { wait_ms: 1500, ..RemoteOptions::default() }
 }
 
 fn tunables(trained: &Trained) -> Vec<(String, Tensor)> {

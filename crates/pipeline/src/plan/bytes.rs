@@ -2,12 +2,13 @@
 
 use sepal_core::{DType, Span};
 use sepal_plugin::TuningMode;
+use sepal_swarm::SwarmPath;
 use serde::Serialize;
 
 use super::{DataPlan, TimePlan};
 use crate::assemble::Frozen;
 use crate::error::RunError;
-use crate::spec::{PathSpec, Spec, SwarmSpec};
+use crate::spec::{Spec, SwarmSpec};
 
 /// What crosses the wire in a step of the mean size. Envelopes, pulses and answers without tensors are not in the count.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -77,7 +78,7 @@ impl Step {
         let of_the_route = spans.as_ref().is_some_and(|spans| !spans.is_empty());
         let servers = spans.map_or(1, |spans| spans.len()).max(1);
         let wire = spec.wire_dtype();
-        let is_star = spec.swarm.remote().path == PathSpec::Star;
+        let is_star = spec.swarm.remote().path == SwarmPath::Star;
         let [counted_up, counted_down] = self.count(wire, servers, self.n_blocks - first, is_star);
         let more = self.count(wire, servers + 1, self.n_blocks - first, is_star);
         Some(BytesPlan {
