@@ -1,7 +1,7 @@
 //! Prefixes that servers cache across the batches of an evaluation.
 
 use sepal_core::{Ragged, Span};
-use sepal_remote::{RemoteOptions, RemoteSequential, SwarmPath, Tuned};
+use sepal_remote::{RemoteOptions, RemoteSequential, StepSession, SwarmPath};
 use sepal_testkit::tiny::models;
 use tch::Tensor;
 
@@ -11,7 +11,7 @@ use sepal_integration_tests::golden::{Golden, Trained, distance, span};
 fn pooled(
     golden: &Golden,
     remote: &RemoteSequential,
-    tuned: &Tuned<'_>,
+    tuned: &StepSession<'_>,
     prompts: &Tensor,
     rows: &[usize],
 ) -> (Tensor, u64) {
@@ -41,7 +41,8 @@ fn check(model: &str, options: RemoteOptions, n_servers: usize) -> u64 {
     let deep = trained.deep_prompts.as_ref().expect("deep prompts");
     tch::no_grad(|| {
         let tune = || remote.tune(vec![("deep_prompts".to_owned(), deep.shallow_clone())]).expect("tuned");
-        let run = |tuned: &Tuned<'_>, prompts: &Tensor, rows: &[usize]| pooled(&golden, &remote, tuned, prompts, rows);
+        let run =
+            |tuned: &StepSession<'_>, prompts: &Tensor, rows: &[usize]| pooled(&golden, &remote, tuned, prompts, rows);
         let kept = tune();
         let (first, _) = run(&kept, &trained.prompts, &[0, 1]);
         let (again, up_again) = run(&kept, &trained.prompts, &[0, 1]);

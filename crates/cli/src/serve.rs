@@ -12,7 +12,7 @@ use sepal_checkpoint::{Checkpoint, Part};
 use sepal_core::{Span, WeightFormat};
 use sepal_discover::{Discovery, Notice};
 use sepal_pipeline::ModelFiles;
-use sepal_route::{BALANCE_QUALITY, Share, better_span, weakest_span};
+use sepal_route::{BALANCE_QUALITY, ServerThroughput, better_span, weakest_span};
 use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
 use sepal_status::{StatusServer, View};
 
@@ -198,10 +198,10 @@ impl Swarm {
     }
 
     /// Returns the shares of the other servers, and the median rate that stands for unmeasured ones.
-    fn other_shares(&self, name: &str) -> (Vec<Share>, f64) {
+    fn other_shares(&self, name: &str) -> (Vec<ServerThroughput>, f64) {
         let others = self.others(name);
         let median = median_rate(&others);
-        (others.iter().map(|other| Share::new(other.span, other.rate, median)).collect(), median)
+        (others.iter().map(|other| ServerThroughput::new(other.span, other.rate, median)).collect(), median)
     }
 
     fn weakest_span(&self, len: usize) -> Result<Span, Failure> {
@@ -213,7 +213,7 @@ impl Swarm {
     fn better_span(&self, server: &BlockServer) -> Option<Span> {
         let info = server.board().info();
         let (shares, median) = self.other_shares(&server.endpoint().to_string());
-        let own = Share::new(info.span, info.load.rate, median);
+        let own = ServerThroughput::new(info.span, info.load.rate, median);
         better_span(own, &shares, self.n_blocks, BALANCE_QUALITY)
     }
 }

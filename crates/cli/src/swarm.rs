@@ -8,7 +8,7 @@ use sepal_core::Span;
 use sepal_discover::lan::Lan;
 use sepal_discover::p2p::{Identity, Node, NodeOptions, Ticket};
 use sepal_discover::{Discovery, settle};
-use sepal_remote::{Surveyed, survey};
+use sepal_remote::{SurveyedServer, survey};
 use sepal_swarm::Endpoint;
 use serde_json::{Value, json};
 
@@ -70,7 +70,7 @@ struct ModelCoverage {
 
 impl ModelCoverage {
     fn holes(&self) -> Vec<Span> {
-        sepal_route::holes(&self.spans, self.n_blocks)
+        sepal_route::uncovered_spans(&self.spans, self.n_blocks)
     }
 
     /// Returns the least and the greatest number of servers of a block.
@@ -81,7 +81,7 @@ impl ModelCoverage {
 }
 
 /// Groups the servers by model digest.
-fn models(servers: &[Surveyed]) -> BTreeMap<String, ModelCoverage> {
+fn models(servers: &[SurveyedServer]) -> BTreeMap<String, ModelCoverage> {
     let mut models = BTreeMap::new();
     for (info, _) in servers.iter().filter_map(|server| server.answer.as_ref().ok()) {
         let model = models
@@ -94,13 +94,13 @@ fn models(servers: &[Surveyed]) -> BTreeMap<String, ModelCoverage> {
     models
 }
 
-fn table(servers: &[Surveyed], models: &BTreeMap<String, ModelCoverage>) -> String {
+fn table(servers: &[SurveyedServer], models: &BTreeMap<String, ModelCoverage>) -> String {
     let width = servers.iter().map(|server| server.endpoint.to_string().len()).max().unwrap_or(0).max(6);
     let mut text = format!(
         "{:width$}  {:>9}  {:>12}  {:>5}  {:>16}  {:>10}  model\n",
         "server", "blocks", "tokens/s", "queue", "tapes", "round trip"
     );
-    for Surveyed { endpoint, answer } in servers {
+    for SurveyedServer { endpoint, answer } in servers {
         let endpoint = endpoint.to_string();
         let _ = match answer {
             Ok((info, round_trip)) => {
@@ -148,8 +148,8 @@ fn short(digest: &str) -> String {
     format.map_or_else(|| hex.to_owned(), |format| format!("{hex}+{format}"))
 }
 
-fn to_json(servers: &[Surveyed], models: &BTreeMap<String, ModelCoverage>) -> Value {
-    let server = |Surveyed { endpoint, answer }: &Surveyed| match answer {
+fn to_json(servers: &[SurveyedServer], models: &BTreeMap<String, ModelCoverage>) -> Value {
+    let server = |SurveyedServer { endpoint, answer }: &SurveyedServer| match answer {
         Ok((info, round_trip)) => json!({
             "server": endpoint.to_string(),
             "span": info.span,

@@ -45,7 +45,7 @@ impl Members {
     pub(crate) fn heard(&mut self, endpoint: Endpoint, notice: Notice, ttl: Duration, now: Instant) {
         let (name, digest) = (endpoint.to_string(), notice.digest.clone());
         // One that is about to leave takes nothing new, but is not gone.
-        let sighting = Sighting::Here(endpoint.clone());
+        let sighting = Sighting::Present(endpoint.clone());
         let draining = notice.draining;
         let expires = now + ttl.min(LONGEST_TTL);
         self.known.insert(name, Known { member: Member { endpoint, notice }, expires });
@@ -80,7 +80,7 @@ impl Members {
         let is_wanted = |known: &&Known| known.member.notice.digest == digest && !known.member.notice.draining;
         for Known { member, .. } in self.known.values().filter(is_wanted) {
             // The receiver is here.
-            let _ = self.listeners[self.listeners.len() - 1].sightings.send(Sighting::Here(member.endpoint.clone()));
+            let _ = self.listeners[self.listeners.len() - 1].sightings.send(Sighting::Present(member.endpoint.clone()));
         }
         receiver
     }
@@ -110,7 +110,7 @@ mod tests {
     /// What has been told, in words.
     fn told(sightings: &mut Sightings) -> Vec<String> {
         let text = |sighting| match sighting {
-            Sighting::Here(endpoint) => format!("here {endpoint}"),
+            Sighting::Present(endpoint) => format!("here {endpoint}"),
             Sighting::Gone(name) => format!("gone {name}"),
         };
         std::iter::from_fn(|| sightings.try_recv().ok()).map(text).collect()

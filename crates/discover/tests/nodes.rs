@@ -46,7 +46,7 @@ fn next(sightings: &mut Sightings) -> Sighting {
 
 fn here(sightings: &mut Sightings) -> Endpoint {
     match next(sightings) {
-        Sighting::Here(endpoint) => endpoint,
+        Sighting::Present(endpoint) => endpoint,
         Sighting::Gone(name) => panic!("{name} has gone"),
     }
 }
@@ -92,7 +92,7 @@ fn servers_are_found_by_ticket_and_reached_by_name() {
         match next(&mut sightings) {
             Sighting::Gone(name) => break assert_eq!(name, server.name()),
             // Said before it left.
-            Sighting::Here(_) => {}
+            Sighting::Present(_) => {}
         }
     }
 }

@@ -68,7 +68,7 @@ impl Blocks {
     /// What was made of each server, those of `before` included, which processes before this one used.
     pub(crate) fn uses(&self, before: &[ServerUse]) -> Vec<ServerUse> {
         let mut uses = before.to_vec();
-        for now in self.place.there().map(RemoteSequential::uses).unwrap_or_default() {
+        for now in self.place.there().map(RemoteSequential::server_usage).unwrap_or_default() {
             let blocks = now.span.to_string();
             match uses.iter_mut().find(|earlier| earlier.server == now.server && earlier.blocks == blocks) {
                 Some(earlier) => {
@@ -142,8 +142,8 @@ pub(crate) struct Tuned<'a> {
 
 enum TunedPlace<'a> {
     Here(&'a BlockStack),
-    There(sepal_remote::Tuned<'a>),
-    Both(&'a BlockStack, sepal_remote::Tuned<'a>),
+    There(sepal_remote::StepSession<'a>),
+    Both(&'a BlockStack, sepal_remote::StepSession<'a>),
 }
 
 impl Tuned<'_> {

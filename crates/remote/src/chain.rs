@@ -120,7 +120,7 @@ impl Servers {
         let mut trouble = Trouble::default();
         loop {
             let rest = Span::new(at, span.end()).map_err(RemoteError::local)?;
-            let next = route.pop_front().filter(|hop| self.router().is_well(hop.server));
+            let next = route.pop_front().filter(|hop| self.router().is_available(hop.server));
             let hop = match next {
                 Some(hop) => hop,
                 None => {
@@ -163,7 +163,7 @@ impl Servers {
         let Some(after) = self.hedge_after(hop, batch) else { return first.await };
         let second = async {
             tokio::time::sleep(after).await;
-            let planned = self.router().plan_without(hop.span, &[batch.positions()], &[hop.server]);
+            let planned = self.router().plan_avoiding(hop.span, &[batch.positions()], &[hop.server]);
             let replica = planned.ok().and_then(|plan| plan.routes.concat().first().copied());
             match replica.filter(|replica| replica.span == hop.span) {
                 Some(replica) => {
@@ -176,7 +176,7 @@ impl Servers {
         match select(first.as_mut(), second.as_mut()).await {
             Either::Left((outcome, _)) => outcome,
             Either::Right((Some(answer), _)) => {
-                self.router().straggled(hop.server);
+                self.router().mark_straggler(hop.server);
                 Ok(answer)
             }
             // No replica, or it failed, which is no reason to give up the first.

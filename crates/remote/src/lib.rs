@@ -46,6 +46,6 @@ mod thread;
 
 pub use error::RemoteError;
 pub use sepal_swarm::{RemoteOptions, SwarmPath};
-pub use sequential::{ModelExpectation, RemoteSequential, Tuned};
-pub use servers::ServerUse;
-pub use survey::{Surveyed, survey};
+pub use sequential::{ModelExpectation, RemoteSequential, StepSession};
+pub use servers::ServerUsage;
+pub use survey::{SurveyedServer, survey};

@@ -117,7 +117,7 @@ impl Servers {
             && !self.rests().is_resting(&back)
             && route
                 .iter()
-                .all(|hop| self.peer(hop.server).endpoint.is_reachable() && self.router().is_well(hop.server))
+                .all(|hop| self.peer(hop.server).endpoint.is_reachable() && self.router().is_available(hop.server))
     }
 
     /// Runs a micro-batch forward along `route`, and says what came out of its end.

@@ -17,7 +17,7 @@ use crate::backward::{Backward, Failed};
 use crate::chain::ClientWant;
 use crate::cuts::{Cuts, PARTS};
 use crate::error::RemoteError;
-use crate::servers::{ServerUse, SharedRouter};
+use crate::servers::{ServerUsage, SharedRouter};
 use crate::step::Step;
 use crate::thread::{self as rpc, Command, Setup, Source};
 
@@ -116,7 +116,7 @@ impl RemoteSequential {
     }
 
     /// What was made of each server so far, in the order in which they were met.
-    pub fn uses(&self) -> Vec<ServerUse> {
+    pub fn server_usage(&self) -> Vec<ServerUsage> {
         self.router.uses().clone()
     }
 
@@ -126,7 +126,7 @@ impl RemoteSequential {
     }
 
     /// How often a micro-batch went forward or back through servers that handed it on to each other.
-    pub fn relays(&self) -> u64 {
+    pub fn relay_count(&self) -> u64 {
         self.relays.load(Ordering::Relaxed)
     }
 
@@ -146,7 +146,7 @@ impl RemoteSequential {
     ///
     /// # Errors
     /// [`RemoteError::Shape`] if a tensor is not stacked by block.
-    pub fn tune(&self, tunables: Vec<(String, Tensor)>) -> Result<Tuned<'_>, RemoteError> {
+    pub fn tune(&self, tunables: Vec<(String, Tensor)>) -> Result<StepSession<'_>, RemoteError> {
         let version = self.new_version();
         let mut named = Vec::with_capacity(tunables.len());
         for (name, tensor) in &tunables {
@@ -159,7 +159,7 @@ impl RemoteSequential {
             named.push(NamedHostTensor { name: name.clone(), tensor });
         }
         let step = RefCell::new(Arc::new(Step::new(version, named)));
-        Ok(Tuned { remote: self, step, tensors: tunables.into_iter().map(|(_, tensor)| tensor).collect() })
+        Ok(StepSession { remote: self, step, tensors: tunables.into_iter().map(|(_, tensor)| tensor).collect() })
     }
 }
 
@@ -186,13 +186,13 @@ impl Drop for RemoteSequential {
 
 /// Remote blocks with the tunables of one optimizer step.
 #[derive(Debug)]
-pub struct Tuned<'a> {
+pub struct StepSession<'a> {
     remote: &'a RemoteSequential,
     step: RefCell<Arc<Step>>,
     tensors: Vec<Tensor>,
 }
 
-impl Tuned<'_> {
+impl StepSession<'_> {
     /// The same numbers, already uploaded, from another graph: for a second backward within one step.
     /// `tunables` are those of [`RemoteSequential::tune`], computed again.
     #[must_use]

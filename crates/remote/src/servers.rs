@@ -29,12 +29,12 @@ const MOST_PAUSES: u32 = 6;
 pub(crate) struct SharedRouter {
     router: Arc<Mutex<Router>>,
     /// By [`ServerId`].
-    uses: Arc<Mutex<Vec<ServerUse>>>,
+    uses: Arc<Mutex<Vec<ServerUsage>>>,
 }
 
 /// What was made of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServerUse {
+pub struct ServerUsage {
     /// Its address, or what stands for it.
     pub server: String,
     /// The blocks that it held when it was met.
@@ -51,7 +51,7 @@ impl SharedRouter {
         self.router.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn uses(&self) -> MutexGuard<'_, Vec<ServerUse>> {
+    pub(crate) fn uses(&self) -> MutexGuard<'_, Vec<ServerUsage>> {
         self.uses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -143,7 +143,7 @@ impl Servers {
         };
         self.router().add(server);
         let server = peer.endpoint.to_string();
-        self.router.uses().push(ServerUse { server, span: info.span, calls: 0, failures: 0 });
+        self.router.uses().push(ServerUsage { server, span: info.span, calls: 0, failures: 0 });
         peer.is_met.set(true);
         self.peers.borrow_mut().push(peer);
         self.infos.borrow_mut().push(info.clone());
@@ -171,12 +171,12 @@ impl Servers {
     /// Something was heard of a server, perhaps for the first time; `meet` makes what it is met with.
     pub(crate) fn sighted(self: &Rc<Self>, sighting: Sighting, meet: impl FnOnce(Endpoint) -> Peer) {
         let name = match &sighting {
-            Sighting::Here(endpoint) => endpoint.to_string(),
+            Sighting::Present(endpoint) => endpoint.to_string(),
             Sighting::Gone(name) => name.clone(),
         };
         let known = self.found.borrow().get(&name).cloned();
         match (known, sighting) {
-            (Some(peer), Sighting::Here(_)) => {
+            (Some(peer), Sighting::Present(_)) => {
                 peer.is_gone.set(false);
                 peer.heard.notify_waiters();
             }
@@ -187,7 +187,7 @@ impl Servers {
                     peer.heard.notify_waiters();
                 }
             }
-            (None, Sighting::Here(endpoint)) => {
+            (None, Sighting::Present(endpoint)) => {
                 let peer = Rc::new(meet(endpoint));
                 self.found.borrow_mut().insert(name, Rc::clone(&peer));
                 tokio::task::spawn_local(Rc::clone(self).expect(peer, Duration::ZERO));
@@ -291,7 +291,7 @@ impl Servers {
         trouble.here = 0;
         // Another call's failure may be what ended this one: let it be dealt with first.
         tokio::task::yield_now().await;
-        if !matches!(error, CallError::Left) && self.router().is_well(hop.server) {
+        if !matches!(error, CallError::Left) && self.router().is_available(hop.server) {
             tracing::warn!(%server, span = %hop.span, %error, "a server failed");
             self.leave(hop.server, &error);
         }
@@ -303,8 +303,8 @@ impl Servers {
     fn leave(self: &Rc<Self>, server: ServerId, error: &CallError) {
         let now = self.now();
         match error.is_late() {
-            true => self.router().was_late(server, now),
-            false => self.router().failed(server, now),
+            true => self.router().mark_late(server, now),
+            false => self.router().mark_failed(server, now),
         }
         if !matches!(error, CallError::Failure(_)) {
             self.peer(server).leave();
@@ -316,18 +316,18 @@ impl Servers {
     async fn revive(self: Rc<Self>, server: ServerId) {
         let peer = self.peer(server);
         loop {
-            let Some(ask_at) = self.router().ask_at(server) else { return };
-            peer.until_due(self.started + ask_at).await;
+            let Some(probe_at) = self.router().probe_at(server) else { return };
+            peer.until_due(self.started + probe_at).await;
             match peer.meet().await {
                 Ok(info) => {
                     tracing::info!(server = %peer.endpoint, span = %info.span, "a server is back");
-                    self.router().returned(server, info.span);
+                    self.router().mark_returned(server, info.span);
                     self.came.notify_waiters();
                     return;
                 }
                 Err(error) => {
                     tracing::debug!(server = %peer.endpoint, %error, "not back");
-                    self.router().failed(server, self.now());
+                    self.router().mark_failed(server, self.now());
                 }
             }
         }
@@ -371,7 +371,7 @@ pub(crate) struct UnderWay<'a> {
 
 impl<'a> UnderWay<'a> {
     pub(crate) fn new(router: &'a SharedRouter, server: ServerId, work: Work) -> Self {
-        let call = router.lock().started(server, work);
+        let call = router.lock().start_call(server, work);
         Self { router, server, call, begun: Instant::now(), is_over: false }
     }
 
@@ -380,7 +380,7 @@ impl<'a> UnderWay<'a> {
         self.is_over = true;
         let sepal_wire::Timing { queued, computed } = there;
         let total = on_the_way.map_or(self.begun.elapsed(), |on_the_way| queued + computed + on_the_way);
-        self.router.lock().finished(self.call, Timing { total, queued, computed });
+        self.router.lock().finish_call(self.call, Timing { total, queued, computed });
         self.router.uses()[self.server.0].calls += 1;
     }
 }
@@ -388,7 +388,7 @@ impl<'a> UnderWay<'a> {
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         if !self.is_over {
-            self.router.lock().abandoned(self.call);
+            self.router.lock().abandon_call(self.call);
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::peer::{bootstrap, within};
 
 /// One server's answer.
 #[derive(Debug, Clone)]
-pub struct Surveyed {
+pub struct SurveyedServer {
     /// Who was asked.
     pub endpoint: Endpoint,
     /// What it said and how long an empty call took, or why there is no answer.
@@ -26,11 +26,11 @@ pub struct Surveyed {
 ///
 /// # Errors
 /// What the system says if no runtime can be had. Servers that cannot be reached are no error.
-pub fn survey(endpoints: &[Endpoint], patience: Duration) -> io::Result<Vec<Surveyed>> {
+pub fn survey(endpoints: &[Endpoint], patience: Duration) -> io::Result<Vec<SurveyedServer>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let asked = endpoints.iter().map(|endpoint| async {
         let answer = within(patience, ask(endpoint)).await.map_err(|error| error.to_string());
-        Surveyed { endpoint: endpoint.clone(), answer }
+        SurveyedServer { endpoint: endpoint.clone(), answer }
     });
     Ok(LocalSet::new().block_on(&runtime, join_all(asked)))
 }

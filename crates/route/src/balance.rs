@@ -14,14 +14,14 @@ const ROUNDS: usize = 50;
 
 /// What one server does for the swarm.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Share {
+pub struct ServerThroughput {
     /// The blocks that it holds.
     pub span: Span,
     /// Tokens per second through all of them.
     pub throughput: f64,
 }
 
-impl Share {
+impl ServerThroughput {
     /// Of a server that takes `rate` seconds per token and block, or `typical` if it has not been measured (`rate` 0).
     pub fn new(span: Span, rate: f64, typical: f64) -> Self {
         let rate = if rate.is_finite() && rate > 0.0 { rate } else { typical };
@@ -31,15 +31,20 @@ impl Share {
 
 /// The run of `len` blocks that is weakest: its weakest block is as weak as any, then its second weakest, and so on; of
 /// equals the first. All blocks if the model has no more.
-pub fn weakest_span(shares: &[Share], n_blocks: usize, len: usize) -> Option<Span> {
+pub fn weakest_span(shares: &[ServerThroughput], n_blocks: usize, len: usize) -> Option<Span> {
     weakest(&throughputs(shares, n_blocks), len)
 }
 
 /// Where the server of `own` should move, if the swarm would gain enough: if the weakest block can do less than
 /// `balance_quality` of what it could once this server and then others had moved to where they are needed most. A
 /// server whose leaving would leave blocks to nobody stays.
-pub fn better_span(own: Share, others: &[Share], n_blocks: usize, balance_quality: f64) -> Option<Span> {
-    let all: Vec<Share> = others.iter().copied().chain([own]).collect();
+pub fn better_span(
+    own: ServerThroughput,
+    others: &[ServerThroughput],
+    n_blocks: usize,
+    balance_quality: f64,
+) -> Option<Span> {
+    let all: Vec<ServerThroughput> = others.iter().copied().chain([own]).collect();
     let now = least(&throughputs(&all, n_blocks));
     let largest = all.iter().map(|share| share.throughput).fold(0.0, f64::max);
     let without = throughputs(others, n_blocks);
@@ -50,15 +55,15 @@ pub fn better_span(own: Share, others: &[Share], n_blocks: usize, balance_qualit
     if target == own.span {
         return None;
     }
-    let mut shares: Vec<Share> = others.to_vec();
-    shares.push(Share { span: target, ..own });
+    let mut shares: Vec<ServerThroughput> = others.to_vec();
+    shares.push(ServerThroughput { span: target, ..own });
     settle(&mut shares, n_blocks);
     let then = least(&throughputs(&shares, n_blocks));
     (then > EPSILON * largest && now < balance_quality * then).then_some(target)
 }
 
 /// Lets every server in turn go where it is needed most, until none moves.
-fn settle(shares: &mut [Share], n_blocks: usize) {
+fn settle(shares: &mut [ServerThroughput], n_blocks: usize) {
     for _ in 0..ROUNDS {
         let mut has_moved = false;
         for i in 0..shares.len() {
@@ -75,13 +80,13 @@ fn settle(shares: &mut [Share], n_blocks: usize) {
 }
 
 /// Tokens per second through each block.
-fn throughputs(shares: &[Share], n_blocks: usize) -> Vec<f64> {
+fn throughputs(shares: &[ServerThroughput], n_blocks: usize) -> Vec<f64> {
     let mut sums = vec![0.0; n_blocks];
     shares.iter().for_each(|&share| add(&mut sums, share, 1.0));
     sums
 }
 
-fn add(sums: &mut [f64], share: Share, sign: f64) {
+fn add(sums: &mut [f64], share: ServerThroughput, sign: f64) {
     // A span may be whatever somebody says it is.
     let end = share.span.end().min(sums.len());
     for sum in &mut sums[share.span.start().min(end)..end] {
@@ -113,11 +118,11 @@ fn weakest(sums: &[f64], len: usize) -> Option<Span> {
 mod tests {
     use super::*;
 
-    fn share(span: &str, throughput: f64) -> Share {
-        Share { span: span.parse().expect("a span"), throughput }
+    fn share(span: &str, throughput: f64) -> ServerThroughput {
+        ServerThroughput { span: span.parse().expect("a span"), throughput }
     }
 
-    fn check_new(shares: &[Share], len: usize, expected: &str) {
+    fn check_new(shares: &[ServerThroughput], len: usize, expected: &str) {
         assert_eq!(weakest_span(shares, 10, len).expect("a span").to_string(), expected);
     }
 
@@ -140,11 +145,11 @@ mod tests {
     #[test]
     fn speed_is_throughput_through_all_blocks_held() {
         let span = "0:4".parse().expect("a span");
-        assert_eq!(Share::new(span, 1e-3, 1.0).throughput, 250.0);
-        assert_eq!(Share::new(span, 0.0, 2e-3).throughput, 125.0);
+        assert_eq!(ServerThroughput::new(span, 1e-3, 1.0).throughput, 250.0);
+        assert_eq!(ServerThroughput::new(span, 0.0, 2e-3).throughput, 125.0);
     }
 
-    fn check_move(own: Share, others: &[Share], expected: Option<&str>) {
+    fn check_move(own: ServerThroughput, others: &[ServerThroughput], expected: Option<&str>) {
         let found = better_span(own, others, 10, BALANCE_QUALITY).map(|span| span.to_string());
         assert_eq!(found.as_deref(), expected);
     }
@@ -172,10 +177,11 @@ mod tests {
 
     #[test]
     fn everyone_moving_by_these_rules_ends_in_a_balance() {
-        let mut shares: Vec<Share> = (0..8).map(|i| share("0:5", 1.0 + f64::from(i % 3) / 4.0)).collect();
+        let mut shares: Vec<ServerThroughput> = (0..8).map(|i| share("0:5", 1.0 + f64::from(i % 3) / 4.0)).collect();
         let mut moves = 0;
         while let Some((i, span)) = (0..shares.len()).find_map(|i| {
-            let others: Vec<Share> = shares.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, s)| *s).collect();
+            let others: Vec<ServerThroughput> =
+                shares.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, s)| *s).collect();
             better_span(shares[i], &others, 10, BALANCE_QUALITY).map(|span| (i, span))
         }) {
             shares[i].span = span;

@@ -21,7 +21,7 @@
 //! let route = &plan.routes[0];
 //! assert_eq!((route[0].server, route[1].server), (a, b));
 //!
-//! router.failed(b, Duration::ZERO);
+//! router.mark_failed(b, Duration::ZERO);
 //! assert!(router.plan(Span::new(0, 30)?, &[128]).is_err());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -40,7 +40,7 @@ mod health;
 mod plan;
 mod speed;
 
-pub use balance::{BALANCE_QUALITY, Share, better_span, weakest_span};
+pub use balance::{BALANCE_QUALITY, ServerThroughput, better_span, weakest_span};
 pub use health::{FIRST_BAN, LONGEST_BAN};
 pub use speed::{Pass, Timing, Work};
 
@@ -50,7 +50,7 @@ pub fn coverage(spans: &[Span], n_blocks: usize) -> Vec<usize> {
 }
 
 /// The runs of blocks that none of the spans holds.
-pub fn holes(spans: &[Span], n_blocks: usize) -> Vec<Span> {
+pub fn uncovered_spans(spans: &[Span], n_blocks: usize) -> Vec<Span> {
     let coverage = coverage(spans, n_blocks);
     let mut holes: Vec<Span> = Vec::new();
     for block_idx in (0..n_blocks).filter(|&block_idx| coverage[block_idx] == 0) {
@@ -111,7 +111,7 @@ pub struct Plan {
     pub done: Duration,
 }
 
-/// A call under way, see [`Router::started`].
+/// A call under way, see [`Router::start_call`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Call {
     server: ServerId,
@@ -140,7 +140,7 @@ pub enum RouteError {
         /// The first block without a server.
         block_idx: usize,
         /// When the first of them is to be asked again.
-        ask_at: Duration,
+        probe_at: Duration,
     },
 }
 
@@ -193,17 +193,17 @@ impl Router {
     }
 
     /// A server that had failed says that it is there: it is used again, for the blocks that it holds now. If it fails
-    /// before a call [`finished`](Self::finished), it is left for longer than before.
-    pub fn returned(&mut self, server: ServerId, span: Span) {
+    /// before a call [`finish_call`](Self::finish_call), it is left for longer than before.
+    pub fn mark_returned(&mut self, server: ServerId, span: Span) {
         self.changes += 1;
         let known = &mut self.servers[server.0];
         known.server.span = span;
-        known.health.returned();
+        known.health.mark_returned();
     }
 
-    /// A call goes out: until it is [`finished`](Self::finished) or [`abandoned`](Self::abandoned), the server is
+    /// A call goes out: until it is [`finish_call`](Self::finish_call) or [`abandon_call`](Self::abandon_call), the server is
     /// busy with it.
-    pub fn started(&mut self, server: ServerId, work: Work) -> Call {
+    pub fn start_call(&mut self, server: ServerId, work: Work) -> Call {
         let fallback = self.typical_rate();
         let known = &mut self.servers[server.0];
         let estimate = known.speed.rate(fallback) * (work.tokens * work.blocks) as f64;
@@ -215,47 +215,47 @@ impl Router {
 
     /// The server answered: its speed is known better and, if it is well, its failures are forgotten. To be told in the
     /// order in which answers come.
-    pub fn finished(&mut self, call: Call, timing: Timing) {
-        self.abandoned(call);
+    pub fn finish_call(&mut self, call: Call, timing: Timing) {
+        self.abandon_call(call);
         let known = &mut self.servers[call.server.0];
-        known.health.did_well();
+        known.health.mark_succeeded();
         // A server works in the order in which things come: what it has answered us since was ahead of this call.
         known.speed.add(call.work, timing, known.computed - call.computed_before);
         known.computed += timing.computed.min(timing.total).as_secs_f64();
     }
 
-    /// The call has ended without an answer that counts; follow with [`failed`](Self::failed) if the server is to blame.
-    pub fn abandoned(&mut self, call: Call) {
+    /// The call has ended without an answer that counts; follow with [`mark_failed`](Self::mark_failed) if the server is to blame.
+    pub fn abandon_call(&mut self, call: Call) {
         let known = &mut self.servers[call.server.0];
         known.outstanding = (known.outstanding - call.expected).max(0.0);
     }
 
     /// A server failed: it is in no route until it has answered again. Failures before it is to be asked
     /// (of calls that were under way together) count once.
-    pub fn failed(&mut self, server: ServerId, now: Duration) {
-        self.changes += u64::from(self.is_well(server));
-        self.servers[server.0].health.failed(now);
+    pub fn mark_failed(&mut self, server: ServerId, now: Duration) {
+        self.changes += u64::from(self.is_available(server));
+        self.servers[server.0].health.mark_failed(now);
     }
 
     /// The server took too long: it failed, and is taken to be slower until it is measured again.
-    pub fn was_late(&mut self, server: ServerId, now: Duration) {
-        self.servers[server.0].speed.was_late();
-        self.failed(server, now);
+    pub fn mark_late(&mut self, server: ServerId, now: Duration) {
+        self.servers[server.0].speed.mark_late();
+        self.mark_failed(server, now);
     }
 
     /// Whether routes may use the server.
-    pub fn is_well(&self, server: ServerId) -> bool {
-        self.servers[server.0].health.is_well()
+    pub fn is_available(&self, server: ServerId) -> bool {
+        self.servers[server.0].health.is_available()
     }
 
     /// When a server that failed is to be asked whether it is back; `None` while it is well.
-    pub fn ask_at(&self, server: ServerId) -> Option<Duration> {
-        self.servers[server.0].health.ask_at()
+    pub fn probe_at(&self, server: ServerId) -> Option<Duration> {
+        self.servers[server.0].health.probe_at()
     }
 
     /// Another server was faster with a call that this one had first: it is taken to be slower until it is measured.
-    pub fn straggled(&mut self, server: ServerId) {
-        self.servers[server.0].speed.was_late();
+    pub fn mark_straggler(&mut self, server: ServerId) {
+        self.servers[server.0].speed.mark_late();
     }
 
     /// After what time an answer that is not there is worth asking another server, too; `None` if such work was
@@ -288,14 +288,14 @@ impl Router {
     /// # Errors
     /// [`RouteError`] with the first block that has no server.
     pub fn plan(&self, span: Span, tokens: &[usize]) -> Result<Plan, RouteError> {
-        self.plan_without(span, tokens, &[])
+        self.plan_avoiding(span, tokens, &[])
     }
 
     /// As [`plan`](Self::plan), without the servers of `avoid`.
     ///
     /// # Errors
     /// As there.
-    pub fn plan_without(&self, span: Span, tokens: &[usize], avoid: &[ServerId]) -> Result<Plan, RouteError> {
+    pub fn plan_avoiding(&self, span: Span, tokens: &[usize], avoid: &[ServerId]) -> Result<Plan, RouteError> {
         let free = self.plan_with(span, tokens, avoid, 0.0)?;
         let whole = self.plan_with(span, tokens, avoid, AT_ANY_COST)?;
         Ok(if whole.done <= free.done { whole } else { free })
@@ -324,7 +324,7 @@ impl Router {
             let server = ServerId(i);
             let (start, end) = (known.server.span.start().max(span.start()), known.server.span.end().min(span.end()));
             let part = Span::new(start, end).ok()?;
-            (known.health.is_well() && !avoid.contains(&server)).then(|| Candidate {
+            (known.health.is_available() && !avoid.contains(&server)).then(|| Candidate {
                 server,
                 span: part,
                 free: load.busy[i],
@@ -345,13 +345,13 @@ impl Router {
     fn why_not(&self, block_idx: usize, end: usize) -> RouteError {
         let holders = |block_idx: usize| self.servers.iter().filter(move |known| known.server.span.contains(block_idx));
         // A server that is well but to be avoided can be asked at once.
-        if let Some(ask_at) = holders(block_idx).map(|known| known.health.ask_at().unwrap_or_default()).min() {
-            return RouteError::Banned { block_idx, ask_at };
+        if let Some(probe_at) = holders(block_idx).map(|known| known.health.probe_at().unwrap_or_default()).min() {
+            return RouteError::Banned { block_idx, probe_at };
         }
         let missing_end = (block_idx..end).find(|&at| holders(at).next().is_some()).unwrap_or(end);
         match Span::new(block_idx, missing_end) {
             Ok(missing) => RouteError::Uncovered { missing },
-            Err(_) => RouteError::Banned { block_idx, ask_at: Duration::ZERO },
+            Err(_) => RouteError::Banned { block_idx, probe_at: Duration::ZERO },
         }
     }
 }

@@ -97,7 +97,7 @@ impl Speed {
     }
 
     /// The server was late: it is taken to be half as fast until it is measured again.
-    pub(crate) fn was_late(&mut self) {
+    pub(crate) fn mark_late(&mut self) {
         for rate in &mut self.rates {
             rate.0 = rate.0.map(|rate| 2.0 * rate);
         }

@@ -47,7 +47,7 @@ impl World {
             let next = (0..events.len()).min_by(|&a, &b| events[a].at.total_cmp(&events[b].at)).expect("an event");
             let Event { at, batch, hop, answered } = events.swap_remove(next);
             if let Some((call, timing)) = answered {
-                self.router.finished(call, timing);
+                self.router.finish_call(call, timing);
                 done = at;
             }
             let Some(&Hop { server, span }) = plan.routes[batch].get(hop) else { continue };
@@ -60,7 +60,7 @@ impl World {
             let back = begun + computed + truth.round_trip / 2.0;
             let timing =
                 Timing { total: seconds(back - at), queued: seconds(begun - arrived), computed: seconds(computed) };
-            let answered = Some((self.router.started(server, work), timing));
+            let answered = Some((self.router.start_call(server, work), timing));
             events.push(Event { at: back, batch, hop: hop + 1, answered });
         }
         (plan, done)
@@ -156,10 +156,10 @@ fn nonsense_about_time_does_no_harm() {
     let mut router = Router::new();
     for stated in [Some(f64::NAN), Some(-1.0), Some(f64::INFINITY), Some(0.0), None] {
         let server = router.add(Server { stated_rate: stated, ..Server::new(span(0, 4)) });
-        let call = router.started(server, Work { pass: Pass::Forward, blocks: 4, tokens: 10 });
+        let call = router.start_call(server, Work { pass: Pass::Forward, blocks: 4, tokens: 10 });
         let lie = Timing { total: seconds(0.01), queued: Duration::MAX, computed: Duration::MAX };
-        router.finished(call, lie);
-        let late = router.late_after(&router.clone().started(server, call_work())).expect("measured");
+        router.finish_call(call, lie);
+        let late = router.late_after(&router.clone().start_call(server, call_work())).expect("measured");
         assert!(late < Duration::from_secs(2), "{late:?}");
     }
     assert_eq!(router.plan(span(0, 4), &[10; 9]).expect("a plan").routes.len(), 9);
@@ -174,20 +174,20 @@ fn lateness_follows_the_measured_speed() {
     let mut router = Router::new();
     let server = router.add(Server::new(span(0, 10)));
     let work = Work { pass: Pass::Backward, blocks: 10, tokens: 100 };
-    let call = router.started(server, work);
+    let call = router.start_call(server, work);
     assert_eq!(router.late_after(&call), None, "nothing was measured");
-    router.finished(call, Timing { total: seconds(1.1), queued: Duration::ZERO, computed: seconds(1.0) });
-    let call = router.started(server, work);
+    router.finish_call(call, Timing { total: seconds(1.1), queued: Duration::ZERO, computed: seconds(1.0) });
+    let call = router.start_call(server, work);
     let usual = 1.1;
     let late = router.late_after(&call).expect("measured").as_secs_f64();
     assert!(late > 1.5 * usual && late < 3.0 * usual, "{late}");
-    let second = router.started(server, work);
+    let second = router.start_call(server, work);
     let waiting = router.late_after(&second).expect("measured").as_secs_f64();
     assert!(waiting > late + 1.0, "the first call is ahead of the second: {waiting}");
-    router.abandoned(call);
-    router.was_late(server, Duration::ZERO);
+    router.abandon_call(call);
+    router.mark_late(server, Duration::ZERO);
     assert!(router.plan(span(0, 10), &[1]).is_err(), "banned");
-    let after = router.late_after(&router.clone().started(server, work)).expect("measured").as_secs_f64();
+    let after = router.late_after(&router.clone().start_call(server, work)).expect("measured").as_secs_f64();
     assert!(after > waiting, "it is taken to be slower: {after}");
 }
 
@@ -208,38 +208,38 @@ fn a_ban_counts_at_once_and_grows() {
     let b = router.add(Server::new(span(0, 4)));
     let at = |ms: u64| Duration::from_millis(ms);
     let servers = |router: &Router| first_servers(&router.plan(span(0, 4), &[1; 4]).expect("a plan"));
-    router.failed(a, at(10));
+    router.mark_failed(a, at(10));
     assert_eq!(servers(&router), [b.0; 4]);
-    router.failed(b, at(20));
-    router.failed(b, at(30));
+    router.mark_failed(b, at(20));
+    router.mark_failed(b, at(30));
     let error = router.plan(span(0, 4), &[1]).expect_err("both are banned");
-    assert_eq!(error, RouteError::Banned { block_idx: 0, ask_at: at(10) + FIRST_BAN });
+    assert_eq!(error, RouteError::Banned { block_idx: 0, probe_at: at(10) + FIRST_BAN });
     // Asked in time, neither answers: the next time is twice as far away.
-    router.failed(a, at(5_000));
-    assert_eq!(router.ask_at(a), Some(at(5_000) + 2 * FIRST_BAN));
-    assert_eq!(router.ask_at(b), Some(at(20) + FIRST_BAN));
-    router.returned(b, span(0, 4));
-    assert!(router.is_well(b) && !router.is_well(a));
+    router.mark_failed(a, at(5_000));
+    assert_eq!(router.probe_at(a), Some(at(5_000) + 2 * FIRST_BAN));
+    assert_eq!(router.probe_at(b), Some(at(20) + FIRST_BAN));
+    router.mark_returned(b, span(0, 4));
+    assert!(router.is_available(b) && !router.is_available(a));
     assert_eq!(servers(&router), [b.0; 4]);
     let mut now = at(6_000);
     for _ in 0..40 {
-        router.failed(a, now);
-        now = router.ask_at(a).expect("banned");
+        router.mark_failed(a, now);
+        now = router.probe_at(a).expect("banned");
     }
-    router.failed(a, now);
-    assert_eq!(router.ask_at(a), Some(now + LONGEST_BAN));
+    router.mark_failed(a, now);
+    assert_eq!(router.probe_at(a), Some(now + LONGEST_BAN));
     let good = Timing { total: at(1), queued: Duration::ZERO, computed: at(1) };
-    let call = router.started(a, call_work());
-    router.finished(call, good);
-    assert!(!router.is_well(a), "what it finishes may be the last");
-    router.returned(a, span(0, 4));
-    router.failed(a, now);
-    assert_eq!(router.ask_at(a), Some(now + LONGEST_BAN), "to be there is not to do well");
-    router.returned(a, span(0, 4));
-    let call = router.started(a, call_work());
-    router.finished(call, good);
-    router.failed(a, now);
-    assert_eq!(router.ask_at(a), Some(now + FIRST_BAN), "a good answer ends it all");
+    let call = router.start_call(a, call_work());
+    router.finish_call(call, good);
+    assert!(!router.is_available(a), "what it finishes may be the last");
+    router.mark_returned(a, span(0, 4));
+    router.mark_failed(a, now);
+    assert_eq!(router.probe_at(a), Some(now + LONGEST_BAN), "to be there is not to do well");
+    router.mark_returned(a, span(0, 4));
+    let call = router.start_call(a, call_work());
+    router.finish_call(call, good);
+    router.mark_failed(a, now);
+    assert_eq!(router.probe_at(a), Some(now + FIRST_BAN), "a good answer ends it all");
 }
 
 #[test]
@@ -249,9 +249,9 @@ fn holes_are_named() {
     let last = router.add(Server::new(span(20, 30)));
     let error = router.plan(span(0, 30), &[1]).expect_err("a hole");
     assert_eq!(error, RouteError::Uncovered { missing: span(10, 20) });
-    router.returned(last, span(5, 30));
+    router.mark_returned(last, span(5, 30));
     assert!(router.plan(span(0, 30), &[1]).is_ok());
-    let error = router.plan_without(span(0, 30), &[1], &[last]).expect_err("it is the only one");
+    let error = router.plan_avoiding(span(0, 30), &[1], &[last]).expect_err("it is the only one");
     assert!(matches!(error, RouteError::Banned { block_idx: 10, .. }));
 }
 
@@ -271,7 +271,7 @@ proptest! {
             });
         }
         for &server in dead.iter().filter(|&&server| server < servers.len()) {
-            router.failed(ServerId(server), Duration::ZERO);
+            router.mark_failed(ServerId(server), Duration::ZERO);
         }
         let held = |server: usize| span(servers[server].0, servers[server].0 + servers[server].1);
         let planned = router.plan(span(0, 20), &tokens);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sepal_core::Span;
 use sepal_discover::{Member, Notice};
-use sepal_route::{coverage, holes};
+use sepal_route::{coverage, uncovered_spans};
 use sepal_wire::ServerInfo;
 use serde_json::{Value, json};
 
@@ -44,7 +44,7 @@ pub(crate) fn summary(name: &str, own: Option<&ServerInfo>, others: &[Member], u
                   "tape_budget_bytes": info.limits.tape_budget_bytes, "completed": info.load.completed },
         "servers": servers.iter().map(server).collect::<Vec<_>>(),
         "servers_per_block": coverage(&spans, info.n_blocks),
-        "holes": holes(&spans, info.n_blocks).iter().map(|hole| [hole.start(), hole.end()]).collect::<Vec<_>>(),
+        "holes": uncovered_spans(&spans, info.n_blocks).iter().map(|hole| [hole.start(), hole.end()]).collect::<Vec<_>>(),
     })
 }
 

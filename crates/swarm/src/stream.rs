@@ -153,7 +153,7 @@ pub enum Endpoint {
 #[derive(Debug, Clone)]
 pub enum Sighting {
     /// It is there; it may have been before.
-    Here(Endpoint),
+    Present(Endpoint),
     /// It has not been heard of for too long, or said that it leaves; by its name.
     Gone(String),
 }

@@ -250,7 +250,11 @@ fn train(
         losses.push(f32::try_from(&loss).expect("a number"));
         trained = trained.step(0.05);
     }
-    assert!(!is_relay || remote.relay_count() > steps as u64 / 4, "only {} relays in {steps} steps", remote.relays());
+    assert!(
+        !is_relay || remote.relay_count() > steps as u64 / 4,
+        "only {} relays in {steps} steps",
+        remote.relay_count()
+    );
     losses
 }
 
