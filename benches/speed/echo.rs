@@ -11,7 +11,7 @@ use sepal_core::{DType, HostTensor, Ragged, Want};
 use sepal_swarm::{Endpoint, Listener, Stream};
 use sepal_wire::codec::{self, WireBatch};
 use sepal_wire::sepal_capnp::{block_server, tuned};
-use sepal_wire::{Limits, Parts, conversation};
+use sepal_wire::{Limits, Parts, rpc};
 use tokio::runtime::Runtime;
 use tokio::task::LocalSet;
 
@@ -47,7 +47,7 @@ pub(crate) fn echo_server() -> Endpoint {
             let root = block_server::Client { client: echo.client };
             let limit = Limits::default().max_message_bytes;
             // It ends when the client goes.
-            let _ = conversation::server(reader, writer, limit, root, &parts).await;
+            let _ = rpc::server(reader, writer, limit, root, &parts).await;
         });
     });
     Endpoint::Addr(receiver.recv().expect("an address"))
@@ -72,7 +72,7 @@ impl Caller {
         let root = tasks.block_on(&runtime, async {
             let Stream { reader, writer, .. } = endpoint.connect().await.expect("connected");
             let limit = Limits::default().max_message_bytes;
-            let (root, conversation) = conversation::client(reader, writer, limit, &parts);
+            let (root, conversation) = rpc::client(reader, writer, limit, &parts);
             tokio::task::spawn_local(conversation);
             root
         });

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-use sepal_server::environment::{HEAP, SLEEPING_THREADS};
+use sepal_server::environment::{HEAP, PASSIVE_WAIT};
 use serde_json::{Map, Value, json};
 
 mod chain;
@@ -99,7 +99,7 @@ fn main() -> ExitCode {
 /// Starts anew with the settings that `sepal serve` has: a thread that spins would take its core from a server beside it,
 /// and a heap that gives memory back would measure the system's clearing of pages.
 fn start_with_settings() {
-    let missing = [SLEEPING_THREADS].into_iter().chain(HEAP).filter(|(name, _)| std::env::var_os(name).is_none());
+    let missing = [PASSIVE_WAIT].into_iter().chain(HEAP).filter(|(name, _)| std::env::var_os(name).is_none());
     let missing: Vec<_> = missing.collect();
     if !missing.is_empty() {
         let again = std::env::current_exe().expect("this is a file");

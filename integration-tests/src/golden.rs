@@ -62,7 +62,7 @@ impl Golden {
         let stack = BlockStack::load(&self.checkpoint, span).expect("blocks");
         let limits = Limits { tape_budget_bytes, ..Limits::default() };
         let options = ServerOptions { limits, ..ServerOptions::default() };
-        BlockServer::embedded(stack, ModelIdentity::of(&self.checkpoint), options).expect("a server")
+        BlockServer::embedded(stack, ModelIdentity::from_checkpoint(&self.checkpoint), options).expect("a server")
     }
 
     /// A server with a port of its own.
@@ -71,7 +71,7 @@ impl Golden {
         let limits = Limits { tape_budget_bytes, ..Limits::default() };
         let options = ServerOptions { limits, threads: Some(1), ..ServerOptions::default() };
         let addr = "127.0.0.1:0".parse().expect("an address");
-        BlockServer::listen(stack, ModelIdentity::of(&self.checkpoint), options, addr).expect("a server")
+        BlockServer::listen(stack, ModelIdentity::from_checkpoint(&self.checkpoint), options, addr).expect("a server")
     }
 
     pub fn connect(&self, servers: &[BlockServer], options: RemoteOptions) -> RemoteSequential {

@@ -165,7 +165,7 @@ fn overflowing_gradients_name_their_server_and_leave_the_session_usable() {
         let error = remote.backward(&Tensor::from(1.0_f32)).expect_err("no graph");
         assert!(matches!(error, RemoteError::Local { .. }), "{error}");
     }
-    assert!(servers.iter().all(|server| server.board().info().load.tapes == 0), "no tape is left");
+    assert!(servers.iter().all(|server| server.stats().info().load.tapes == 0), "no tape is left");
 }
 
 #[test]

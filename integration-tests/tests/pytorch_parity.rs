@@ -136,7 +136,7 @@ fn evaluation_keeps_no_tape_and_sends_tunables_once() {
     let trained = Trained::of(&golden, true);
     let logits = tch::no_grad(|| trained.logits(&golden, &remote, &golden.ids, &golden.rows));
     assert!(!logits.requires_grad());
-    assert_eq!(servers[0].board().info().load.tapes, 0);
+    assert_eq!(servers[0].stats().info().load.tapes, 0);
     assert!(distance(&logits, &golden.get("deep.logits")) <= TOLERANCE);
 
     let tokens = golden.ends.embed(&golden.ids).expect("tokens");
@@ -153,7 +153,7 @@ fn evaluation_keeps_no_tape_and_sends_tunables_once() {
     let sent = remote.traffic().up() - before;
     assert!(sent >= least, "{sent} bytes cannot hold four batches");
     assert!(sent < least + deep_bytes, "{sent} bytes: the deep prompts went up more than once");
-    assert_eq!(servers[0].board().info().load.tapes, 0);
+    assert_eq!(servers[0].stats().info().load.tapes, 0);
 }
 
 #[test]

@@ -1,10 +1,10 @@
 @0xa99fb3c935b9f549;
 # Sepal's protocol between a client that trains and the servers that hold frozen blocks.
 #
-# A batch is ragged: no padding crosses the wire. Every row starts with the same soft prompts, whose
-# hidden states under a causal mask do not depend on what follows; they are sent once per batch.
-# Messages go in frames, with a checksum, and the numbers of large tensors beside them (crates/wire/src/frame.rs).
-# Every result may carry a `failure` in place of its other fields.
+# Batches are ragged: no padding crosses the wire. Every row starts with the same soft prompts. Under a causal mask
+# their hidden states do not depend on the rest of the row, so they are sent once per batch.
+# Messages are sent in frames with a checksum, and the data of large tensors beside them (crates/wire/src/frame.rs).
+# Every result may have a `failure` in place of its other fields.
 
 enum DType {
   f32 @0;
@@ -18,7 +18,7 @@ struct Tensor {
   dtype @0 :DType;
   shape @1 :List(UInt32);
   data @2 :Data;
-  part @3 :UInt64;  # the numbers came beside this message under this name, and data is empty; 0: they are in data
+  part @3 :UInt64;  # name of the part with the data, which is sent beside this message; 0: the data is in the field above
 }
 
 struct NamedTensor {
@@ -33,8 +33,8 @@ struct Span {
 }
 
 struct RaggedBatch {
-  # hidden [prefixLen + n_tokens, hidden]: the shared prefix, then the rows end to end; without the prefix if the
-  # server has kept its keys and values.
+  # hidden [prefixLen + n_tokens, hidden]: the shared prefix, then the rows end to end. The prefix is left out if the
+  # server's prefix cache holds its keys and values.
   # Row r is positions offsets[r]..offsets[r + 1] behind the prefix; offsets [rows + 1].
   prefixLen @0 :UInt32;
   offsets @1 :List(UInt32);
@@ -48,38 +48,38 @@ enum Want {
 }
 
 enum InputGrad {
-  all @0;     # [prefixLen + n_tokens, hidden], what the hop before needs
-  prefix @1;  # [prefixLen, hidden], what the client needs: embeddings are frozen
+  all @0;     # [prefixLen + n_tokens, hidden], for the previous hop
+  prefix @1;  # [prefixLen, hidden], for the client: embeddings are frozen
   none @2;
 }
 
 struct GradWant {
   input @0 :InputGrad;
   tunables @1 :Bool;
-  dtype @2 :DType;  # of a gradient of hidden states; where that is q8, those of prefix and tunables are bf16
+  dtype @2 :DType;  # of gradients of hidden states; for q8, gradients of prefix and tunables are bf16
 }
 
 struct Grads {
   input @0 :Tensor;                  # absent for InputGrad.none
   tunables @1 :List(NamedTensor);    # summed over the rows
-  notFinite @2 :UInt32;              # 1 + the last block of the model whose gradients were not finite; 0: all were
+  notFinite @2 :UInt32;              # 1 + the last block of the model with non-finite gradients; 0: none
 }
 
 enum Retry {
-  here @0;       # the same server may do it, a little later
-  elsewhere @1;  # another server may do it
+  here @0;       # retry on the same server after a short pause
+  elsewhere @1;  # retry on another server
   never @2;      # the request is wrong
 }
 
 enum FailureCode {
   invalidRequest @0;  # shape, dtype, name, limits
   notServed @1;       # blocks outside this server's span
-  tapeExpired @2;     # the tape gave way to others: send the inputs again
+  tapeExpired @2;     # the tape was evicted: send the inputs again
   overloaded @3;      # the queue is full
   shuttingDown @4;
   computeFailed @5;   # out of memory, or a bug
-  unreadable @6;      # damaged on the way: send it again
-  notRelayed @7;      # the result could not be handed on: the way through the client is open
+  unreadable @6;      # damaged in transit: send it again
+  notRelayed @7;      # the result could not be forwarded: send it through the client
 }
 
 struct Failure {
@@ -99,12 +99,12 @@ struct Load {
   queue @0 :UInt32;      # calls that wait or run
   tapes @1 :UInt32;
   tapeBytes @2 :UInt64;
-  completed @3 :UInt64;  # computations finished since the start: a server that hangs counts no further
-  rate @4 :Float64;      # measured seconds per token and block of a forward; 0 before the first
+  completed @3 :UInt64;  # computations since the start; shows that a busy server makes progress
+  rate @4 :Float64;      # measured seconds per token and block of a forward pass; 0 before the first
 }
 
 struct Timing {
-  # What a call took on the server, so that a client can tell computing from waiting and from the way.
+  # Durations of a call on the server, so that a client can separate computing, queueing and transfer.
   queuedUs @0 :UInt64;
   computedUs @1 :UInt64;
 }
@@ -116,50 +116,50 @@ struct ServerInfo {
   family @3 :Text;
   nBlocks @4 :UInt32;    # of the whole model
   hidden @5 :UInt32;
-  span @6 :Span;         # what this server holds
+  span @6 :Span;         # blocks of this server
   computeDtype @7 :DType;
-  weights @8 :Text;      # the checkpoint in words, for people
+  weights @8 :Text;      # description of the checkpoint for people
   limits @9 :Limits;
   load @10 :Load;
-  tapeTokenBytes @11 :UInt32;  # about what a kept graph holds for each token and block
-  draining @12 :Bool;          # it is about to leave: it finishes what it has and takes nothing new
+  tapeTokenBytes @11 :UInt32;  # estimated bytes of a tape per token and block
+  draining @12 :Bool;          # the server finishes its calls and accepts no new ones
 }
 
 struct Relay {
-  # A call's place in a chain of servers that hand tensors on to each other. A key is 16 bytes that only
+  # Source of a call's input and target of its result in a chain of servers. A mailbox key is 16 bytes that only
   # the client and the two servers know.
-  from @0 :Data;         # the input comes from another server, under this key; empty: it is in the call
-  nextAddress @1 :Text;  # the result goes to this server, as the client reaches it; empty: to the caller
-  nextKey @2 :Data;      # under this key
+  from @0 :Data;         # mailbox key of the input, which another server sends; empty: it is in the call
+  nextAddress @1 :Text;  # address, as the client reaches it, of the server that receives the result; empty: the caller
+  nextKey @2 :Data;      # mailbox key at that server
 }
 
 interface BlockServer {
   # The bootstrap object.
   describe @0 () -> (info :ServerInfo);
   open @1 (span :Span) -> (session :Session, failure :Failure);
-  # From another server: a tensor for the call that waits, or will wait, under this key.
+  # Called by another server: delivers a tensor to the mailbox of this key.
   deliver @2 (key :Data, tensor :Tensor) -> (failure :Failure);
 }
 
 interface Session {
-  # A part of the server's span, for one client.
-  # alone: never computed together with calls of other clients, so that the last bits do not depend on them.
+  # A subspan of the server's span, for one client.
+  # alone: exclusive, never computed together with calls of other clients, so that results do not depend on them.
   tune @0 (tunables :List(NamedTensor), alone :Bool) -> (tuned :Tuned, failure :Failure);
 }
 
 interface Tuned {
-  # A session with the injected tensors of one optimizer step, for as many batches as there are.
+  # A session with the injected tensors of one optimizer step, for any number of batches.
   # Tunables are stacked by block: deep_prompts [n_blocks of the session, prefixLen, hidden].
-  # A forward without a tape keeps the prefix's keys and values here, for batches that come without it.
-  # Where the result is handed on, there is no output; where the input comes from another server, the batch
-  # has no hidden states. notFinite: 1 + the first block of the model whose hidden states were not finite; 0: all were.
+  # A forward pass without a tape stores the prefix's keys and values here, for batches without the prefix.
+  # The output is absent if it is forwarded to another server. The hidden states of the batch are absent if another
+  # server sends them. notFinite: 1 + the first block of the model with non-finite hidden states; 0: none.
   forward @0 (batch :RaggedBatch, want :Want, keepTape :Bool, dtype :DType, relay :Relay) -> (output :Tensor, tape :Tape, failure :Failure, timing :Timing, notFinite :UInt32);
-  # Without a tape: forward again, then backward.
+  # Stateless: runs the forward pass again, then the backward pass.
   backward @1 (batch :RaggedBatch, want :Want, gradOutput :Tensor, grad :GradWant) -> (grads :Grads, failure :Failure, timing :Timing);
 }
 
 interface Tape {
-  # The graph of one forward, kept on the server. It answers once; dropping it frees the memory.
-  # Where the gradient of the input is handed on, it is not in the answer.
+  # The activations of one forward pass on the server. A tape serves one backward pass; dropping it frees the memory.
+  # The gradient of the input is absent from the result if it is forwarded to another server.
   backward @0 (gradOutput :Tensor, grad :GradWant, relay :Relay) -> (grads :Grads, failure :Failure, timing :Timing);
 }

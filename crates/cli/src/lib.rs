@@ -42,7 +42,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use sepal_plugin::Registry;
-use sepal_server::environment::SLEEPING_THREADS;
+use sepal_server::environment::PASSIVE_WAIT;
 use tracing_subscriber::EnvFilter;
 
 use args::{Command, ExportCommand, ImportCommand};
@@ -89,7 +89,7 @@ pub fn main(registry: Registry) -> ExitCode {
 /// Restarts the program with the settings of libraries for the commands that compute.
 fn set_environment(command: &Command) {
     match command {
-        Command::Serve(_) => environment::restart_with(&[SLEEPING_THREADS]),
+        Command::Serve(_) => environment::restart_with(&[PASSIVE_WAIT]),
         Command::Run(_)
         | Command::Plan(_)
         | Command::Predict(_)

@@ -8,9 +8,9 @@ use std::time::Duration;
 use sepal_blocks::BlockStack;
 use sepal_core::Span;
 use sepal_discover::lan::Lan;
-use sepal_discover::p2p::{Identity, Node, NodeOptions, Ticket};
-use sepal_discover::{Discovery, Notice, settle};
-use sepal_server::{BlockServer, Board, ModelIdentity, ServerOptions};
+use sepal_discover::p2p::{Identity, IdentityError, Node, NodeOptions, Ticket};
+use sepal_discover::{Discovery, ServerRecord, wait_until_settled};
+use sepal_server::{BlockServer, ModelIdentity, ServerOptions, ServerStats};
 use sepal_swarm::{Addr, Dial, Endpoint};
 
 use crate::args::ServeArgs;
@@ -34,13 +34,13 @@ pub(crate) struct Announcement(Arc<Mutex<AnnouncementState>>);
 
 #[derive(Default)]
 struct AnnouncementState {
-    board: Option<Arc<Board>>,
+    stats: Option<Arc<ServerStats>>,
     moving_to: Option<Span>,
 }
 
 impl Announcement {
-    pub(crate) fn set_serving(&self, board: &Arc<Board>) {
-        *self.lock() = AnnouncementState { board: Some(Arc::clone(board)), moving_to: None };
+    pub(crate) fn set_serving(&self, stats: &Arc<ServerStats>) {
+        *self.lock() = AnnouncementState { stats: Some(Arc::clone(stats)), moving_to: None };
     }
 
     /// Announces the blocks that the server moves to, so that no other server moves to them as well.
@@ -52,12 +52,12 @@ impl Announcement {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn notice(&self) -> Option<Notice> {
+    fn record(&self) -> Option<ServerRecord> {
         let state = self.lock();
-        let notice = sepal_status::notice_of(&state.board.as_ref()?.info());
+        let record = sepal_status::server_record(&state.stats.as_ref()?.info());
         Some(match state.moving_to {
-            Some(span) => Notice { span, draining: true, ..notice },
-            None => notice,
+            Some(span) => ServerRecord { span, draining: true, ..record },
+            None => record,
         })
     }
 }
@@ -77,7 +77,7 @@ impl Network {
             return Err("announce a Unix socket on the local network: --lan needs --listen IP:PORT".into());
         }
         let lan = Lan::start(args.interface.as_deref())?;
-        settle(&lan);
+        wait_until_settled(&lan);
         Ok(Network::Lan(addr, Arc::new(lan)))
     }
 
@@ -124,9 +124,9 @@ impl Network {
         match self {
             Network::Addr(_) => {}
             Network::Lan(addr, lan) => {
-                lan.announce(addr.to_string().parse::<SocketAddr>()?, move || announcement.notice())?
+                lan.announce(addr.to_string().parse::<SocketAddr>()?, move || announcement.record())?
             }
-            Network::P2p(node) => node.announce(move || announcement.notice()),
+            Network::P2p(node) => node.announce(move || announcement.record()),
         }
         Ok(())
     }
@@ -140,7 +140,11 @@ fn join(args: &ServeArgs) -> Result<Node, Failure> {
         ),
         Some(Addr::Unix(_)) => return Err("use a Unix socket for peers: --listen needs IP:PORT with --p2p".into()),
     };
-    let identity = Identity::open(&args.identity.clone().map_or_else(default_identity, Ok)?)?;
+    let identity = Identity::open(&args.identity.clone().map_or_else(default_identity, Ok)?);
+    let identity = identity.map_err(|error| match error {
+        IdentityError::InUse { .. } => format!("{error} (--identity FILE)").into(),
+        error => Failure::from(error),
+    })?;
     let ticket = args.join.as_deref().map(Ticket::read).transpose()?;
     let joins = ticket.is_some();
     let node = Node::start(NodeOptions { identity, ticket, bind, relays: args.relays.clone() })?;
@@ -148,7 +152,7 @@ fn join(args: &ServeArgs) -> Result<Node, Failure> {
         if !node.wait_for_neighbour(NEIGHBOUR) {
             eprintln!("no member of the swarm has answered yet; the server starts and keeps trying");
         }
-        settle(&node);
+        wait_until_settled(&node);
     }
     Ok(node)
 }

@@ -10,7 +10,7 @@ use sepal_assets::{Assets, FetchEvent};
 use sepal_blocks::{BlockStack, Placement};
 use sepal_checkpoint::{Checkpoint, Part};
 use sepal_core::{Span, WeightFormat};
-use sepal_discover::{Discovery, Notice};
+use sepal_discover::{Discovery, ServerRecord};
 use sepal_pipeline::ModelFiles;
 use sepal_route::{BALANCE_QUALITY, ServerThroughput, better_span, weakest_span};
 use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
@@ -59,7 +59,7 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
                 continue;
             }
         };
-        announcement.set_serving(server.board());
+        announcement.set_serving(server.stats());
         print(&format!(
             "serving blocks {span} of {} ({}) on {}",
             model.files.asset.pinned(),
@@ -73,7 +73,7 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
                 status_page.insert(StatusPage::start(args, &network, &server)?)
             }
         };
-        status_page.view.show(Some(Arc::clone(server.board())));
+        status_page.view.show(Some(Arc::clone(server.stats())));
         let Some(better) = model.next_span(args, &stop, &swarm, &server, &mut failed) else {
             eprintln!("leaving: no new work is accepted; clients have {} s to finish theirs", args.drain_s);
             // The announcement stays while the server drains: clients need its name until their work is done.
@@ -93,7 +93,7 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
 
 fn start(args: &ServeArgs, network: &mut Network, checkpoint: &Checkpoint, span: Span) -> Result<BlockServer, Failure> {
     let stack = BlockStack::load_as(checkpoint, span, Placement::on(args.device, args.weights)?)?;
-    network.start(stack, ModelIdentity::of(checkpoint).kept_as(args.weights), options(args))
+    network.start(stack, ModelIdentity::from_checkpoint(checkpoint).with_weight_format(args.weights), options(args))
 }
 
 /// Model to serve; some of its shards may not be fetched yet.
@@ -186,15 +186,15 @@ struct Swarm {
 }
 
 impl Swarm {
-    /// Returns the notices of the model's servers except the one named `name`.
-    fn others(&self, name: &str) -> Vec<Notice> {
+    /// Returns the records of the model's servers except the one named `name`.
+    fn others(&self, name: &str) -> Vec<ServerRecord> {
         let members = self.discovery.as_ref().map(|discovery| discovery.members()).unwrap_or_default();
         let is_other = |member: &sepal_discover::Member| {
-            let notice = &member.notice;
-            let is_possible = notice.n_blocks == self.n_blocks && notice.span.end() <= self.n_blocks;
-            notice.digest == self.digest && is_possible && member.endpoint.to_string() != name
+            let record = &member.record;
+            let is_possible = record.n_blocks == self.n_blocks && record.span.end() <= self.n_blocks;
+            record.digest == self.digest && is_possible && member.endpoint.to_string() != name
         };
-        members.into_iter().filter(is_other).map(|member| member.notice).collect()
+        members.into_iter().filter(is_other).map(|member| member.record).collect()
     }
 
     /// Returns the shares of the other servers, and the median rate that stands for unmeasured ones.
@@ -211,7 +211,7 @@ impl Swarm {
 
     /// Returns the span with which the server would help the swarm more than with its present one.
     fn better_span(&self, server: &BlockServer) -> Option<Span> {
-        let info = server.board().info();
+        let info = server.stats().info();
         let (shares, median) = self.other_shares(&server.endpoint().to_string());
         let own = ServerThroughput::new(info.span, info.load.rate, median);
         better_span(own, &shares, self.n_blocks, BALANCE_QUALITY)
@@ -219,8 +219,8 @@ impl Swarm {
 }
 
 /// Returns the median of the measured rates, or 1 if none is measured, as only ratios count then.
-fn median_rate(notices: &[Notice]) -> f64 {
-    let mut rates: Vec<f64> = notices.iter().map(|notice| notice.rate).filter(|rate| *rate > 0.0).collect();
+fn median_rate(records: &[ServerRecord]) -> f64 {
+    let mut rates: Vec<f64> = records.iter().map(|record| record.rate).filter(|rate| *rate > 0.0).collect();
     rates.sort_unstable_by(f64::total_cmp);
     rates.get(rates.len() / 2).copied().unwrap_or(1.0)
 }

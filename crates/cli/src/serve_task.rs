@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use sepal_gateway::{About, Answer, Classify, ClassifyError, Desk, Gateway, Kind, Options, Token};
+use sepal_gateway::{Answer, AnswerKind, ClassifierInfo, Classify, ClassifyError, Gateway, Options, Token, Worker};
 use sepal_pipeline::{Classifier, RunError, Session, Spec, SwarmSpec};
 use sepal_plugin::{LabelKind, Prediction, Registry};
 use sepal_remote::RemoteError;
@@ -25,16 +25,16 @@ pub(crate) fn serve(registry: &Registry, args: &ServeTaskArgs) -> Result<(), Fai
     let spec = load(registry, &PipelineArgs { file: args.run.join("pipeline.yaml"), set: args.set.clone() })?;
     let options = options(args)?;
     warn_if_public(&options);
-    let (gateway, desk) = Gateway::start(options)?;
+    let (gateway, worker) = Gateway::start(options)?;
     let stopper = gateway.stopper();
     let stop = on_interrupt(move || {
         eprintln!("stopping after all open requests are answered; press Ctrl-C again to stop at once");
         stopper.stop();
     })?;
     print(&format!("listening on http://{}/", gateway.addr()))?;
-    let result = answer_requests(registry, &spec, &args.run, &desk, &stop);
+    let result = answer_requests(registry, &spec, &args.run, &worker, &stop);
     // Open requests are answered before the port is closed.
-    drop(desk);
+    drop(worker);
     gateway.finish()?;
     result
 }
@@ -44,17 +44,17 @@ fn answer_requests(
     registry: &Registry,
     spec: &Spec,
     run: &Path,
-    desk: &Desk,
+    worker: &Worker,
     stop: &AtomicBool,
 ) -> Result<(), Failure> {
-    let Some(classifier) = open(registry, spec, run, desk, stop)? else { return Ok(()) };
-    let about = about(&classifier);
-    let Some(session) = with_servers(desk, || classifier.session())? else { return Ok(()) };
-    let serving = format!("serving {}: {}", about.name, about.labels.join(", "));
+    let Some(classifier) = open(registry, spec, run, worker, stop)? else { return Ok(()) };
+    let info = info(&classifier);
+    let Some(session) = with_servers(worker, || classifier.session())? else { return Ok(()) };
+    let serving = format!("serving {}: {}", info.name, info.labels.join(", "));
     let is_remote = !matches!(spec.swarm, SwarmSpec::None(_) | SwarmSpec::Embedded(_));
     let mut classify = SessionClassifier { session, kind: classifier.label_kind(), is_remote };
     // A closed standard output does not stop the service.
-    Ok(desk.serve(about, &mut classify, || drop(print(&serving)))?)
+    Ok(worker.serve(info, &mut classify, || drop(print(&serving)))?)
 }
 
 /// Waits for the servers and opens the classifier, or returns `None` after a stop signal.
@@ -62,10 +62,10 @@ fn open(
     registry: &Registry,
     spec: &Spec,
     run: &Path,
-    desk: &Desk,
+    worker: &Worker,
     stop: &AtomicBool,
 ) -> Result<Option<Classifier>, Failure> {
-    match with_servers(desk, || Classifier::open(spec, run, registry, &mut Console::new(), stop)) {
+    match with_servers(worker, || Classifier::open(spec, run, registry, &mut Console::new(), stop)) {
         // The signal interrupted a download.
         Err(_) if stop.load(Ordering::Relaxed) => Ok(None),
         result => result,
@@ -73,18 +73,18 @@ fn open(
 }
 
 /// Repeats `connect` until servers are available. Returns `None` if the gateway is stopped before.
-fn with_servers<T>(desk: &Desk, mut connect: impl FnMut() -> Result<T, RunError>) -> Result<Option<T>, Failure> {
+fn with_servers<T>(worker: &Worker, mut connect: impl FnMut() -> Result<T, RunError>) -> Result<Option<T>, Failure> {
     let mut backoff = MIN_BACKOFF;
     loop {
         match connect() {
             Ok(value) => return Ok(Some(value)),
             Err(error) if is_transient(&error) => {
                 eprintln!("waiting for servers: {}", describe(&error));
-                desk.unavailable();
+                worker.set_unavailable();
             }
             Err(error) => return Err(error.into()),
         }
-        if !desk.pause(backoff) {
+        if !worker.sleep(backoff) {
             return Ok(None);
         }
         backoff = (2 * backoff).min(MAX_BACKOFF);
@@ -119,7 +119,7 @@ impl Classify for SessionClassifier<'_> {
         }
     }
 
-    fn needs_others(&self) -> bool {
+    fn uses_remote_servers(&self) -> bool {
         self.is_remote
     }
 }
@@ -140,17 +140,17 @@ fn answers(prediction: Prediction, kind: LabelKind) -> Vec<Answer> {
     }
 }
 
-fn about(classifier: &Classifier) -> About {
+fn info(classifier: &Classifier) -> ClassifierInfo {
     let kind = match classifier.label_kind() {
-        LabelKind::Class => Kind::Class,
-        LabelKind::Multi => Kind::Labels,
-        LabelKind::Value => Kind::Value,
+        LabelKind::Class => AnswerKind::Class,
+        LabelKind::Multi => AnswerKind::Labels,
+        LabelKind::Value => AnswerKind::Value,
     };
     let manifest = classifier.manifest();
-    About {
+    ClassifierInfo {
         takes_pairs: classifier.takes_pairs(),
         facts: facts(manifest),
-        ..About::new(manifest.name.clone(), kind, classifier.label_names())
+        ..ClassifierInfo::new(manifest.name.clone(), kind, classifier.label_names())
     }
 }
 
@@ -189,7 +189,7 @@ fn options(args: &ServeTaskArgs) -> Result<Options, Failure> {
         batch_rows: args.batch_rows,
         batch_bytes: args.batch_kb << 10,
         timeout: Duration::from_secs(args.timeout_s),
-        check: (args.check_s > 0).then(|| Duration::from_secs(args.check_s)),
+        check_interval: (args.check_s > 0).then(|| Duration::from_secs(args.check_s)),
         ..Options::default()
     })
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use sepal_core::Span;
 use sepal_discover::lan::Lan;
 use sepal_discover::p2p::{Identity, Node, NodeOptions, Ticket};
-use sepal_discover::{Discovery, settle};
+use sepal_discover::{Discovery, wait_until_settled};
 use sepal_remote::{SurveyedServer, survey};
 use sepal_swarm::Endpoint;
 use serde_json::{Value, json};
@@ -36,7 +36,7 @@ pub(crate) fn swarm(command: &SwarmCommand) -> Result<(), Failure> {
 fn discovery(args: &SwarmArgs) -> Result<Option<Box<dyn Discovery>>, Failure> {
     const NEIGHBOUR: Duration = Duration::from_secs(10);
     let found: Box<dyn Discovery> = if let Some(ticket) = &args.ticket {
-        let (ticket, identity) = (Some(Ticket::read(ticket)?), Identity::passing());
+        let (ticket, identity) = (Some(Ticket::read(ticket)?), Identity::ephemeral());
         let node = Node::start(NodeOptions { identity, ticket, bind: args.bind, relays: Vec::new() })?;
         if !node.wait_for_neighbour(NEIGHBOUR) {
             return Err("look at the swarm: no member that the ticket names has answered; ask for a newer one".into());
@@ -47,7 +47,7 @@ fn discovery(args: &SwarmArgs) -> Result<Option<Box<dyn Discovery>>, Failure> {
     } else {
         return Ok(None);
     };
-    settle(&*found);
+    wait_until_settled(&*found);
     Ok(Some(found))
 }
 

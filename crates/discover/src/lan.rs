@@ -1,4 +1,4 @@
-//! Servers on the local network, by multicast DNS.
+//! Discovery on the local network by multicast DNS.
 
 use std::collections::HashMap;
 use std::io;
@@ -11,39 +11,40 @@ use mdns_sd::{IfKind, ResolvedService, ServiceDaemon, ServiceEvent, ServiceInfo}
 use sepal_swarm::{Addr, Endpoint, Sightings};
 use tokio::sync::watch;
 
+use crate::discovery::Discovery;
+use crate::lock::lock;
 use crate::members::{Member, Members};
-use crate::notice::Notice;
-use crate::{Discovery, lock};
+use crate::record::ServerRecord;
 
 const SERVICE: &str = "_sepal._tcp.local.";
-/// How often a server looks whether what it says of itself has changed, and how often it says it anyway.
-const LOOK: Duration = Duration::from_secs(2);
-const SAY: Duration = Duration::from_secs(20);
-/// Goodbyes are waited for so long.
-const GOODBYE: Duration = Duration::from_millis(500);
+/// Interval between checks for a changed record.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+/// Interval between announcements of an unchanged record.
+const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(20);
+const WITHDRAW_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Multicast DNS that does not work.
+/// Error of multicast DNS.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LanError {
-    /// The system, or the packets' format, does not allow it.
+    /// Failure of the system or of the record's encoding.
     #[error("look for servers on the local network")]
     Mdns(#[from] mdns_sd::Error),
-    /// No thread.
+    /// Failure to start a thread.
     #[error("start a thread")]
     Thread(#[from] io::Error),
 }
 
-/// The servers of the local network. Dropping it ends the search, and takes back what was announced.
+/// Discovery on the local network. Dropping it ends the search and withdraws the announcement.
 pub struct Lan {
     daemon: ServiceDaemon,
-    /// Told apart from all others by this.
+    /// Unique name of the service instance.
     id: String,
     members: Arc<Mutex<Members>>,
-    announced: Mutex<Option<Announced>>,
+    announcement: Mutex<Option<Announcement>>,
 }
 
-struct Announced {
+struct Announcement {
     fullname: String,
     stop: watch::Sender<bool>,
     thread: JoinHandle<()>,
@@ -56,10 +57,10 @@ impl std::fmt::Debug for Lan {
 }
 
 impl Lan {
-    /// Begins to look; on one interface (its name, or one of its addresses) or on all.
+    /// Starts the search on one interface, given by its name or an address, or on all.
     ///
     /// # Errors
-    /// [`LanError`].
+    /// [`LanError`] if multicast DNS is not available.
     pub fn start(interface: Option<&str>) -> Result<Self, LanError> {
         let daemon = ServiceDaemon::new()?;
         if let Some(name) = interface {
@@ -73,104 +74,105 @@ impl Lan {
         }
         let events = daemon.browse(SERVICE)?;
         let id = format!("sepal-{:016x}", rand::random::<u64>());
-        let own = format!("{id}.{SERVICE}");
+        let own_fullname = format!("{id}.{SERVICE}");
         let members = Arc::new(Mutex::new(Members::default()));
-        let mut seen = Seen { members: Arc::clone(&members), names: HashMap::new() };
-        // It ends with the daemon.
+        let mut services = ResolvedServices { members: Arc::clone(&members), names: HashMap::new() };
+        // The thread ends with the daemon.
         thread::Builder::new().name("sepal-lan".into()).spawn(move || {
             for event in events {
                 match event {
-                    // What it says itself comes back to it.
-                    ServiceEvent::ServiceResolved(service) if service.get_fullname() != own => {
-                        if let Some((endpoint, notice)) = read(&service) {
-                            seen.heard(service.get_fullname(), endpoint, notice);
+                    // The daemon also reports its own announcement.
+                    ServiceEvent::ServiceResolved(service) if service.get_fullname() != own_fullname => {
+                        if let Some((endpoint, record)) = read_service(&service) {
+                            services.update(service.get_fullname(), endpoint, record);
                         }
                     }
-                    ServiceEvent::ServiceRemoved(_, fullname) => seen.removed(&fullname),
+                    ServiceEvent::ServiceRemoved(_, fullname) => services.remove(&fullname),
                     _ => {}
                 }
             }
         })?;
-        Ok(Self { daemon, id, members, announced: Mutex::default() })
+        Ok(Self { daemon, id, members, announcement: Mutex::default() })
     }
 
-    /// Tells the network of a server that listens at `addr`, from now on and as it changes.
+    /// Announces a server that listens on `addr`, now and after each change of its record.
     ///
     /// # Errors
-    /// [`LanError`].
+    /// [`LanError`] if the announcement cannot be sent.
     pub fn announce(
         &self,
         addr: SocketAddr,
-        describe: impl Fn() -> Option<Notice> + Send + 'static,
+        describe: impl Fn() -> Option<ServerRecord> + Send + 'static,
     ) -> Result<(), LanError> {
-        let Some(notice) = describe() else { return Ok(()) };
-        let service = write(&self.id, addr, &notice)?;
+        let Some(record) = describe() else { return Ok(()) };
+        let service = write_service(&self.id, addr, &record)?;
         let fullname = service.get_fullname().to_owned();
         self.daemon.register(service)?;
         let (stop, mut stopped) = watch::channel(false);
         let (daemon, id) = (self.daemon.clone(), self.id.clone());
-        let thread = thread::Builder::new().name("sepal-lan-say".into()).spawn(move || {
-            let (mut said, mut said_at) = (notice, Instant::now());
-            while !wait(&mut stopped, LOOK) {
-                let Some(notice) = describe() else { continue };
-                let has_changed = (notice.span, notice.draining) != (said.span, said.draining);
-                if !has_changed && said_at.elapsed() < SAY {
+        let thread = thread::Builder::new().name("sepal-lan-announce".into()).spawn(move || {
+            let (mut announced, mut announced_at) = (record, Instant::now());
+            while !wait_for_stop(&mut stopped, CHECK_INTERVAL) {
+                let Some(record) = describe() else { continue };
+                let has_changed = (record.span, record.draining) != (announced.span, announced.draining);
+                if !has_changed && announced_at.elapsed() < ANNOUNCE_INTERVAL {
                     continue;
                 }
-                if let Err(error) = write(&id, addr, &notice).map(|service| daemon.register(service)) {
+                if let Err(error) = write_service(&id, addr, &record).map(|service| daemon.register(service)) {
                     tracing::debug!(%error, "an announcement was not sent");
                 }
-                (said, said_at) = (notice, Instant::now());
+                (announced, announced_at) = (record, Instant::now());
             }
         })?;
-        *lock(&self.announced) = Some(Announced { fullname, stop, thread });
+        *lock(&self.announcement) = Some(Announcement { fullname, stop, thread });
         Ok(())
     }
 }
 
-/// Which server each announcement is of.
-struct Seen {
+/// Resolved services and the names of their servers.
+struct ResolvedServices {
     members: Arc<Mutex<Members>>,
+    /// By service name.
     names: HashMap<String, String>,
 }
 
-impl Seen {
-    fn heard(&mut self, fullname: &str, endpoint: Endpoint, notice: Notice) {
+impl ResolvedServices {
+    fn update(&mut self, fullname: &str, endpoint: Endpoint, record: ServerRecord) {
         let name = endpoint.to_string();
-        if self.names.get(fullname).is_some_and(|before| *before != name) {
-            self.removed(fullname);
+        if self.names.get(fullname).is_some_and(|previous| *previous != name) {
+            self.remove(fullname);
         }
         self.names.insert(fullname.to_owned(), name);
-        lock(&self.members).heard(endpoint, notice, Duration::MAX, Instant::now());
+        lock(&self.members).update(endpoint, record, Duration::MAX, Instant::now());
     }
 
-    /// The server has left, unless it, or another at its place, is announced under another name as well.
-    fn removed(&mut self, fullname: &str) {
+    /// Removes a service, and its server unless another service announces the same address.
+    fn remove(&mut self, fullname: &str) {
         let Some(name) = self.names.remove(fullname) else { return };
         if !self.names.values().any(|other| *other == name) {
-            lock(&self.members).left(&name);
+            lock(&self.members).remove(&name);
         }
     }
 }
 
 impl Discovery for Lan {
     fn members(&self) -> Vec<Member> {
-        lock(&self.members).all()
+        lock(&self.members).to_vec()
     }
 
     fn sightings(&self, digest: &str) -> Sightings {
-        lock(&self.members).listen(digest)
+        lock(&self.members).subscribe(digest)
     }
 
     fn withdraw(&self) {
-        let Some(Announced { fullname, stop, thread }) = lock(&self.announced).take() else { return };
+        let Some(Announcement { fullname, stop, thread }) = lock(&self.announcement).take() else { return };
         stop.send_replace(true);
         if thread.join().is_err() {
-            tracing::error!("the thread that announces panicked");
+            tracing::error!("the announcement thread panicked");
         }
-        if let Ok(said) = self.daemon.unregister(&fullname) {
-            // Others find out by themselves otherwise.
-            let _ = said.recv_timeout(GOODBYE);
+        if let Ok(done) = self.daemon.unregister(&fullname) {
+            // Without the withdrawal, the announcement expires.
+            let _ = done.recv_timeout(WITHDRAW_TIMEOUT);
         }
     }
 }
@@ -179,16 +181,16 @@ impl Drop for Lan {
     fn drop(&mut self) {
         self.withdraw();
         if let Ok(done) = self.daemon.shutdown() {
-            let _ = done.recv_timeout(GOODBYE);
+            let _ = done.recv_timeout(WITHDRAW_TIMEOUT);
         }
     }
 }
 
-/// Waits so long, or until told to stop; says whether it was.
-fn wait(stopped: &mut watch::Receiver<bool>, time: Duration) -> bool {
+/// Waits for the stop signal; false after the timeout.
+fn wait_for_stop(stopped: &mut watch::Receiver<bool>, timeout: Duration) -> bool {
     const STEP: Duration = Duration::from_millis(50);
-    let until = Instant::now() + time;
-    while Instant::now() < until {
+    let deadline = Instant::now() + timeout;
+    while Instant::now() < deadline {
         if *stopped.borrow_and_update() {
             return true;
         }
@@ -197,20 +199,19 @@ fn wait(stopped: &mut watch::Receiver<bool>, time: Duration) -> bool {
     *stopped.borrow()
 }
 
-fn write(id: &str, addr: SocketAddr, notice: &Notice) -> Result<ServiceInfo, mdns_sd::Error> {
+fn write_service(id: &str, addr: SocketAddr, record: &ServerRecord) -> Result<ServiceInfo, mdns_sd::Error> {
     let (instance, host) = (id, format!("{id}.local."));
-    let number = |n: f64| format!("{n:e}");
     let properties = [
-        ("digest", notice.digest.clone()),
-        ("family", notice.family.clone()),
-        ("blocks", notice.n_blocks.to_string()),
-        ("span", notice.span.to_string()),
-        ("dtype", notice.dtype.to_string()),
-        ("rate", number(notice.rate)),
-        ("queue", notice.queue.to_string()),
-        ("tapes", notice.free_tape_bytes.to_string()),
-        ("draining", u8::from(notice.draining).to_string()),
-        ("software", notice.software.clone()),
+        ("digest", record.digest.clone()),
+        ("family", record.family.clone()),
+        ("blocks", record.n_blocks.to_string()),
+        ("span", record.span.to_string()),
+        ("dtype", record.dtype.to_string()),
+        ("rate", format!("{:e}", record.rate)),
+        ("queue", record.queue.to_string()),
+        ("tapes", record.free_tape_bytes.to_string()),
+        ("draining", u8::from(record.draining).to_string()),
+        ("software", record.software.clone()),
     ];
     match addr.ip() {
         ip if ip.is_unspecified() => {
@@ -220,10 +221,10 @@ fn write(id: &str, addr: SocketAddr, notice: &Notice) -> Result<ServiceInfo, mdn
     }
 }
 
-/// A server, if the record is of one and tells where it is.
-fn read(service: &ResolvedService) -> Option<(Endpoint, Notice)> {
+/// Reads a service; `None` if it does not describe a reachable server.
+fn read_service(service: &ResolvedService) -> Option<(Endpoint, ServerRecord)> {
     let text = |key| service.get_property_val_str(key);
-    let notice = Notice {
+    let record = ServerRecord {
         digest: text("digest")?.to_owned(),
         family: text("family")?.to_owned(),
         n_blocks: text("blocks")?.parse().ok()?,
@@ -236,19 +237,19 @@ fn read(service: &ResolvedService) -> Option<(Endpoint, Notice)> {
         software: text("software")?.to_owned(),
     };
     let mut addresses: Vec<IpAddr> = service.get_addresses().iter().map(mdns_sd::ScopedIp::to_ip_addr).collect();
-    // Of several the one that others can reach, too, and always the same. A link-local one is nothing without its link.
+    // Prefers an address that other machines reach, with a stable order. Link-local addresses lack their interface.
     addresses.retain(|ip| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()));
     addresses.sort_by_key(|ip| (ip.is_loopback(), ip.is_ipv6(), *ip));
     let addr = SocketAddr::new(*addresses.first()?, service.get_port());
-    Some((Endpoint::Addr(Addr::Tcp(addr.to_string())), notice))
+    Some((Endpoint::Addr(Addr::Tcp(addr.to_string())), record))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn notice() -> Notice {
-        Notice { draining: true, ..Notice::sample("x") }
+    fn record() -> ServerRecord {
+        ServerRecord { draining: true, ..ServerRecord::sample("x") }
     }
 
     fn endpoint(name: &str) -> Endpoint {
@@ -256,27 +257,27 @@ mod tests {
     }
 
     #[test]
-    fn a_record_says_what_was_announced() {
+    fn service_round_trip_keeps_record() {
         let addr: SocketAddr = "10.0.0.5:4000".parse().expect("an address");
-        let service = write("sepal-1", addr, &notice()).expect("a record").as_resolved_service();
-        let (endpoint, found) = read(&service).expect("a server");
-        assert_eq!((endpoint.to_string(), found), ("10.0.0.5:4000".to_owned(), notice()));
+        let service = write_service("sepal-1", addr, &record()).expect("a record").as_resolved_service();
+        let (endpoint, found) = read_service(&service).expect("a server");
+        assert_eq!((endpoint.to_string(), found), ("10.0.0.5:4000".to_owned(), record()));
     }
 
     #[test]
-    fn a_server_is_known_once_whatever_its_announcements_are_called() {
-        let mut seen = Seen { members: Arc::default(), names: HashMap::new() };
-        let names = |seen: &Seen| -> Vec<String> {
-            lock(&seen.members).all().iter().map(|member| member.endpoint.to_string()).collect()
+    fn server_with_several_service_names_is_listed_once() {
+        let mut services = ResolvedServices { members: Arc::default(), names: HashMap::new() };
+        let names = |services: &ResolvedServices| -> Vec<String> {
+            lock(&services.members).to_vec().iter().map(|member| member.endpoint.to_string()).collect()
         };
-        seen.heard("one", endpoint("a:1"), notice());
-        seen.heard("one", endpoint("b:1"), notice());
-        assert_eq!(names(&seen), ["b:1"], "it has another address now");
-        // Started again at the same place: the old name is forgotten later.
-        seen.heard("two", endpoint("b:1"), notice());
-        seen.removed("one");
-        assert_eq!(names(&seen), ["b:1"]);
-        seen.removed("two");
-        assert!(names(&seen).is_empty());
+        services.update("one", endpoint("a:1"), record());
+        services.update("one", endpoint("b:1"), record());
+        assert_eq!(names(&services), ["b:1"], "changed address");
+        // A restarted server has a new service name before the old one expires.
+        services.update("two", endpoint("b:1"), record());
+        services.remove("one");
+        assert_eq!(names(&services), ["b:1"]);
+        services.remove("two");
+        assert!(names(&services).is_empty());
     }
 }

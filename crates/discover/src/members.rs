@@ -1,4 +1,4 @@
-//! Who is known to be there.
+//! Known servers and the subscribers to their changes.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -6,95 +6,90 @@ use std::time::{Duration, Instant};
 use sepal_swarm::{Endpoint, Sighting, Sightings};
 use tokio::sync::mpsc;
 
-use crate::notice::Notice;
+use crate::record::ServerRecord;
 
-/// The longest that anything said of a server holds.
-const LONGEST_TTL: Duration = Duration::from_mins(10);
+const MAX_TTL: Duration = Duration::from_mins(10);
 
-/// A server that was heard of.
+/// Known server.
 #[derive(Debug, Clone)]
 pub struct Member {
-    /// Its name, and how it is reached.
+    /// Name and address of the server.
     pub endpoint: Endpoint,
-    /// What it last said.
-    pub notice: Notice,
+    /// Last record of the server.
+    pub record: ServerRecord,
 }
 
-/// The servers that are known, and those who want to know.
+/// Known servers and the subscribers to their changes.
 #[derive(Debug, Default)]
 pub(crate) struct Members {
     /// By name.
-    known: BTreeMap<String, Known>,
-    listeners: Vec<Listener>,
+    entries: BTreeMap<String, Entry>,
+    subscribers: Vec<Subscriber>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct Entry {
     member: Member,
-    expires: Instant,
+    expires_at: Instant,
 }
 
 #[derive(Debug)]
-struct Listener {
+struct Subscriber {
     digest: String,
     sightings: mpsc::UnboundedSender<Sighting>,
 }
 
 impl Members {
-    /// A server said this of itself, and it holds for `ttl`.
-    pub(crate) fn heard(&mut self, endpoint: Endpoint, notice: Notice, ttl: Duration, now: Instant) {
-        let (name, digest) = (endpoint.to_string(), notice.digest.clone());
-        // One that is about to leave takes nothing new, but is not gone.
+    /// Adds or updates a server, which expires after `ttl` without an update.
+    pub(crate) fn update(&mut self, endpoint: Endpoint, record: ServerRecord, ttl: Duration, now: Instant) {
+        let (name, digest) = (endpoint.to_string(), record.digest.clone());
         let sighting = Sighting::Present(endpoint.clone());
-        let draining = notice.draining;
-        let expires = now + ttl.min(LONGEST_TTL);
-        self.known.insert(name, Known { member: Member { endpoint, notice }, expires });
+        let draining = record.draining;
+        let expires_at = now + ttl.min(MAX_TTL);
+        self.entries.insert(name, Entry { member: Member { endpoint, record }, expires_at });
+        // A draining server accepts no new calls, but is still present.
         if !draining {
-            self.tell(&digest, &sighting);
+            self.notify(&digest, &sighting);
         }
     }
 
-    /// A server has left.
-    pub(crate) fn left(&mut self, name: &str) {
-        if let Some(known) = self.known.remove(name) {
-            self.tell(&known.member.notice.digest, &Sighting::Gone(name.to_owned()));
+    pub(crate) fn remove(&mut self, name: &str) {
+        if let Some(entry) = self.entries.remove(name) {
+            self.notify(&entry.member.record.digest, &Sighting::Gone(name.to_owned()));
         }
     }
 
-    /// Whether a server of this name is there.
-    pub(crate) fn knows(&self, name: &str) -> bool {
-        self.known.contains_key(name)
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
     }
 
-    /// Forgets those that were not heard of for too long.
-    pub(crate) fn expire(&mut self, now: Instant) {
-        let expired = self.known.iter().filter(|(_, known)| known.expires <= now);
+    pub(crate) fn remove_expired(&mut self, now: Instant) {
+        let expired = self.entries.iter().filter(|(_, entry)| entry.expires_at <= now);
         let names: Vec<String> = expired.map(|(name, _)| name.clone()).collect();
-        names.iter().for_each(|name| self.left(name));
+        names.iter().for_each(|name| self.remove(name));
     }
 
-    /// Those of a model that are there and those that come.
-    pub(crate) fn listen(&mut self, digest: &str) -> Sightings {
+    /// Returns the present and all future servers of a model.
+    pub(crate) fn subscribe(&mut self, digest: &str) -> Sightings {
         let (sightings, receiver) = mpsc::unbounded_channel();
-        self.listeners.push(Listener { digest: digest.to_owned(), sightings });
-        let is_wanted = |known: &&Known| known.member.notice.digest == digest && !known.member.notice.draining;
-        for Known { member, .. } in self.known.values().filter(is_wanted) {
-            // The receiver is here.
-            let _ = self.listeners[self.listeners.len() - 1].sightings.send(Sighting::Present(member.endpoint.clone()));
+        let is_available = |entry: &&Entry| entry.member.record.digest == digest && !entry.member.record.draining;
+        for Entry { member, .. } in self.entries.values().filter(is_available) {
+            // The receiver is alive.
+            let _ = sightings.send(Sighting::Present(member.endpoint.clone()));
         }
+        self.subscribers.push(Subscriber { digest: digest.to_owned(), sightings });
         receiver
     }
 
-    /// All that are known, by name.
-    pub(crate) fn all(&self) -> Vec<Member> {
-        self.known.values().map(|known| known.member.clone()).collect()
+    pub(crate) fn to_vec(&self) -> Vec<Member> {
+        self.entries.values().map(|entry| entry.member.clone()).collect()
     }
 
-    fn tell(&mut self, digest: &str, sighting: &Sighting) {
-        // Those that listen no more are forgotten.
-        self.listeners.retain(|listener| {
-            !listener.sightings.is_closed()
-                && (listener.digest != digest || listener.sightings.send(sighting.clone()).is_ok())
+    fn notify(&mut self, digest: &str, sighting: &Sighting) {
+        // Closed subscriptions are removed.
+        self.subscribers.retain(|subscriber| {
+            !subscriber.sightings.is_closed()
+                && (subscriber.digest != digest || subscriber.sightings.send(sighting.clone()).is_ok())
         });
     }
 }
@@ -107,8 +102,8 @@ mod tests {
         Endpoint::Addr(name.parse().expect("an address"))
     }
 
-    /// What has been told, in words.
-    fn told(sightings: &mut Sightings) -> Vec<String> {
+    /// Returns the sightings so far as text.
+    fn received(sightings: &mut Sightings) -> Vec<String> {
         let text = |sighting| match sighting {
             Sighting::Present(endpoint) => format!("here {endpoint}"),
             Sighting::Gone(name) => format!("gone {name}"),
@@ -117,28 +112,28 @@ mod tests {
     }
 
     #[test]
-    fn listeners_hear_of_their_model_alone_and_of_what_was_there_before() {
+    fn subscription_reports_present_and_future_servers_of_its_model() {
         let (mut members, now, ttl) = (Members::default(), Instant::now(), Duration::from_secs(10));
-        members.heard(endpoint("a:1"), Notice::sample("x"), ttl, now);
-        members.heard(endpoint("b:1"), Notice::sample("y"), ttl, now);
-        let mut sightings = members.listen("x");
-        members.heard(endpoint("c:1"), Notice::sample("x"), ttl, now);
-        members.heard(endpoint("d:1"), Notice { draining: true, ..Notice::sample("x") }, ttl, now);
-        assert_eq!(told(&mut sightings), ["here a:1", "here c:1"]);
-        members.left("c:1");
-        members.left("b:1");
-        assert_eq!(told(&mut sightings), ["gone c:1"]);
+        members.update(endpoint("a:1"), ServerRecord::sample("x"), ttl, now);
+        members.update(endpoint("b:1"), ServerRecord::sample("y"), ttl, now);
+        let mut sightings = members.subscribe("x");
+        members.update(endpoint("c:1"), ServerRecord::sample("x"), ttl, now);
+        members.update(endpoint("d:1"), ServerRecord { draining: true, ..ServerRecord::sample("x") }, ttl, now);
+        assert_eq!(received(&mut sightings), ["here a:1", "here c:1"]);
+        members.remove("c:1");
+        members.remove("b:1");
+        assert_eq!(received(&mut sightings), ["gone c:1"]);
     }
 
     #[test]
-    fn who_is_not_heard_of_is_forgotten() {
+    fn server_without_updates_expires() {
         let (mut members, now, ttl) = (Members::default(), Instant::now(), Duration::from_secs(10));
-        let mut sightings = members.listen("x");
-        members.heard(endpoint("a:1"), Notice::sample("x"), ttl, now);
-        members.heard(endpoint("b:1"), Notice::sample("x"), ttl, now + ttl / 2);
-        members.expire(now + ttl);
-        assert_eq!(told(&mut sightings), ["here a:1", "here b:1", "gone a:1"]);
-        let names: Vec<String> = members.all().iter().map(|member| member.endpoint.to_string()).collect();
+        let mut sightings = members.subscribe("x");
+        members.update(endpoint("a:1"), ServerRecord::sample("x"), ttl, now);
+        members.update(endpoint("b:1"), ServerRecord::sample("x"), ttl, now + ttl / 2);
+        members.remove_expired(now + ttl);
+        assert_eq!(received(&mut sightings), ["here a:1", "here b:1", "gone a:1"]);
+        let names: Vec<String> = members.to_vec().iter().map(|member| member.endpoint.to_string()).collect();
         assert_eq!(names, ["b:1"]);
     }
 }

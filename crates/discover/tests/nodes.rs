@@ -5,20 +5,56 @@ use std::time::{Duration, Instant};
 
 use sepal_core::DType;
 use sepal_discover::p2p::{Identity, Node, NodeOptions, Ticket};
-use sepal_discover::{Discovery, Notice};
+use sepal_discover::{Discovery, ServerRecord};
 use sepal_swarm::{Dial, Endpoint, Listener, Sighting, Sightings, Stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-fn node(ticket: Option<Ticket>) -> Arc<Node> {
+fn node_with(identity: Identity, ticket: Option<Ticket>) -> Arc<Node> {
     let bind = Some("127.0.0.1:0".parse().expect("an address"));
-    let options = NodeOptions { identity: Identity::passing(), ticket, bind, relays: Vec::new() };
-    Arc::new(Node::start(options).expect("a node"))
+    Arc::new(Node::start(NodeOptions { identity, ticket, bind, relays: Vec::new() }).expect("a node"))
 }
 
-fn notice(digest: &str) -> Notice {
-    Notice {
+fn node(ticket: Option<Ticket>) -> Arc<Node> {
+    node_with(Identity::ephemeral(), ticket)
+}
+
+/// Returns a node that announces a server of the model `x`.
+fn server_node(ticket: Option<Ticket>) -> Arc<Node> {
+    let node = node(ticket);
+    node.announce(|| Some(record("x")));
+    node
+}
+
+/// Server and a client that has found it.
+struct Pair {
+    server: Arc<Node>,
+    listener: Listener,
+    client: Arc<Node>,
+    sightings: Sightings,
+    endpoint: Endpoint,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let server = server_node(None);
+        let listener = Listener::Streams(server.connections());
+        let client = node(Some(server.ticket()));
+        let mut sightings = client.sightings("x");
+        let endpoint = next_server(&mut sightings);
+        Self { server, listener, client, sightings, endpoint }
+    }
+}
+
+/// Connects a client's stream with a server's.
+async fn connect(endpoint: &Endpoint, listener: &mut Listener) -> (Stream, Stream) {
+    let (connected, accepted) = tokio::join!(endpoint.connect(), listener.accept());
+    (connected.expect("connected"), accepted.expect("a connection").expect("accepted"))
+}
+
+fn record(digest: &str) -> ServerRecord {
+    ServerRecord {
         digest: digest.into(),
         family: "llama".into(),
         n_blocks: 3,
@@ -32,20 +68,19 @@ fn notice(digest: &str) -> Notice {
     }
 }
 
-/// The next thing that is seen.
-fn next(sightings: &mut Sightings) -> Sighting {
-    let until = Instant::now() + PATIENCE;
-    while Instant::now() < until {
+fn next_sighting(sightings: &mut Sightings) -> Sighting {
+    let deadline = Instant::now() + TIMEOUT;
+    while Instant::now() < deadline {
         match sightings.try_recv() {
             Ok(sighting) => return sighting,
             Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }
     }
-    panic!("nothing was seen")
+    panic!("no sighting")
 }
 
-fn here(sightings: &mut Sightings) -> Endpoint {
-    match next(sightings) {
+fn next_server(sightings: &mut Sightings) -> Endpoint {
+    match next_sighting(sightings) {
         Sighting::Present(endpoint) => endpoint,
         Sighting::Gone(name) => panic!("{name} has gone"),
     }
@@ -55,89 +90,77 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-/// Says something each way.
-async fn converse(client: &mut Stream, server: &mut Stream) {
+async fn exchange_data(client: &mut Stream, server: &mut Stream) {
     client.writer.write_all(b"hello").await.expect("written");
     client.writer.flush().await.expect("flushed");
-    let mut heard = [0; 5];
-    server.reader.read_exact(&mut heard).await.expect("read");
-    assert_eq!(&heard, b"hello");
-    // More than may be under way unread.
-    let (said, mut heard) = (vec![7; 3 << 20], vec![0; 3 << 20]);
-    let (wrote, read) = tokio::join!(server.writer.write_all(&said), client.reader.read_exact(&mut heard));
+    let mut received = [0; 5];
+    server.reader.read_exact(&mut received).await.expect("read");
+    assert_eq!(&received, b"hello");
+    // More than the flow-control window.
+    let (sent, mut received) = (vec![7; 3 << 20], vec![0; 3 << 20]);
+    let (wrote, read) = tokio::join!(server.writer.write_all(&sent), client.reader.read_exact(&mut received));
     wrote.expect("written");
     read.expect("read");
-    assert!(heard.iter().all(|&byte| byte == 7));
+    assert!(received.iter().all(|&byte| byte == 7));
 }
 
 #[test]
-fn servers_are_found_by_ticket_and_reached_by_name() {
-    let server = node(None);
-    server.announce(|| Some(notice("x")));
-    let mut listener = Listener::Streams(server.connections());
-    let client = node(Some(server.ticket()));
-    let mut sightings = client.sightings("x");
-    let endpoint = here(&mut sightings);
+fn server_is_found_by_ticket_and_reached_by_name() {
+    let Pair { server, mut listener, client, mut sightings, endpoint } = Pair::new();
     assert_eq!(endpoint.to_string(), server.name());
-    assert_eq!(client.members()[0].notice, notice("x"));
+    assert_eq!(client.members()[0].record, record("x"));
     runtime().block_on(async {
         for endpoint in [endpoint, client.find(&server.name()).expect("a name of a peer")] {
-            let (connected, accepted) = tokio::join!(endpoint.connect(), listener.accept());
-            converse(&mut connected.expect("connected"), &mut accepted.expect("one").expect("a good one")).await;
+            let (mut connected, mut accepted) = connect(&endpoint, &mut listener).await;
+            exchange_data(&mut connected, &mut accepted).await;
         }
     });
     assert!(client.find("127.0.0.1:4000").is_none());
     server.withdraw();
     loop {
-        match next(&mut sightings) {
+        match next_sighting(&mut sightings) {
             Sighting::Gone(name) => break assert_eq!(name, server.name()),
-            // Said before it left.
+            // Announced before the withdrawal.
             Sighting::Present(_) => {}
         }
     }
 }
 
 #[test]
-fn a_reader_that_is_late_loses_nothing() {
+fn late_reader_receives_all_data() {
     const BYTES: usize = 8 << 20;
-    let server = node(None);
-    server.announce(|| Some(notice("x")));
-    let mut listener = Listener::Streams(server.connections());
-    let client = node(Some(server.ticket()));
-    let endpoint = here(&mut client.sightings("x"));
+    let Pair { server: _server, mut listener, client: _client, endpoint, .. } = Pair::new();
     runtime().block_on(async {
         let reading = async {
             let mut stream = endpoint.connect().await.expect("connected");
             stream.writer.write_all(b"go").await.expect("written");
             stream.writer.flush().await.expect("flushed");
             tokio::time::sleep(Duration::from_millis(500)).await;
-            let mut heard = vec![0; BYTES];
-            stream.reader.read_exact(&mut heard).await.expect("read");
-            heard
+            let mut received = vec![0; BYTES];
+            stream.reader.read_exact(&mut received).await.expect("read");
+            received
         };
         let writing = async {
-            let mut stream = listener.accept().await.expect("one").expect("a good one");
+            let mut stream = listener.accept().await.expect("a connection").expect("accepted");
             stream.reader.read_exact(&mut [0; 2]).await.expect("read");
             stream.writer.write_all(&vec![7; BYTES]).await.expect("written");
             stream.writer.flush().await.expect("flushed");
             stream
         };
-        let (heard, _stream) = tokio::join!(reading, writing);
-        assert!(heard.iter().all(|&byte| byte == 7));
+        let (received, _stream) = tokio::join!(reading, writing);
+        assert!(received.iter().all(|&byte| byte == 7));
     });
 }
 
 #[test]
-fn a_third_member_hears_of_all_and_a_newcomer_of_who_was_there() {
-    let first = node(None);
-    first.announce(|| Some(notice("x")));
-    let second = node(Some(first.ticket()));
-    second.announce(|| Some(notice("x")));
+fn new_member_learns_of_all_servers() {
+    let first = server_node(None);
+    let second = server_node(Some(first.ticket()));
     let third = node(Some(second.ticket()));
     let mut sightings = third.sightings("x");
-    let mut names = vec![here(&mut sightings).to_string()];
+    let mut names = vec![next_server(&mut sightings).to_string()];
     while names.len() < 2 {
-        let name = here(&mut sightings).to_string();
+        let name = next_server(&mut sightings).to_string();
         if !names.contains(&name) {
             names.push(name);
         }
@@ -149,57 +172,44 @@ fn a_third_member_hears_of_all_and_a_newcomer_of_who_was_there() {
 }
 
 #[test]
-fn the_swarm_outlives_its_founder() {
-    let founder = node(None);
-    founder.announce(|| Some(notice("x")));
+fn swarm_survives_departure_of_founder() {
+    let founder = server_node(None);
     let second = node(Some(founder.ticket()));
-    assert!(second.wait_for_neighbour(PATIENCE));
-    second.announce(|| Some(notice("x")));
+    assert!(second.wait_for_neighbour(TIMEOUT));
+    second.announce(|| Some(record("x")));
     let ticket = second.ticket();
     drop(founder);
     let third = node(Some(ticket));
     let mut sightings = third.sightings("x");
-    while here(&mut sightings).to_string() != second.name() {}
+    while next_server(&mut sightings).to_string() != second.name() {}
 }
 
 #[test]
-fn one_identity_is_in_one_place() {
+fn identity_in_use_is_refused_and_keeps_its_name() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("identity");
-    let options = || NodeOptions {
-        identity: Identity::open(&path).expect("free"),
-        ticket: None,
-        bind: Some("127.0.0.1:0".parse().expect("an address")),
-        relays: Vec::new(),
-    };
-    let node = Node::start(options()).expect("a node");
-    assert!(Identity::open(&path).is_err(), "it is in use");
+    let node = node_with(Identity::open(&path).expect("free"), None);
+    assert!(Identity::open(&path).is_err(), "in use");
     let (name, ticket) = (node.name(), node.ticket().to_string());
     drop(node);
-    let again = Node::start(options()).expect("a node");
-    assert_eq!(again.name(), name);
-    // The swarm is the same; only the port, and so the addresses in the ticket, may differ.
-    assert_eq!(again.ticket().to_string()[..40], ticket[..40]);
+    let restarted = node_with(Identity::open(&path).expect("free"), None);
+    assert_eq!(restarted.name(), name);
+    // The secret is the same; the port, and with it the addresses in the ticket, may differ.
+    assert_eq!(restarted.ticket().to_string()[..40], ticket[..40]);
 }
 
 #[test]
-fn what_was_written_arrives_after_the_stream_is_dropped() {
-    let server = node(None);
-    server.announce(|| Some(notice("x")));
-    let mut listener = Listener::Streams(server.connections());
-    let client = node(Some(server.ticket()));
-    let endpoint = here(&mut client.sightings("x"));
+fn dropped_stream_is_flushed() {
+    let Pair { server: _server, mut listener, client: _client, endpoint, .. } = Pair::new();
     runtime().block_on(async {
-        let (connected, accepted) = tokio::join!(endpoint.connect(), listener.accept());
-        let (mut connected, mut accepted) =
-            (connected.expect("connected"), accepted.expect("one").expect("a good one"));
-        let saying = async move {
+        let (mut connected, mut accepted) = connect(&endpoint, &mut listener).await;
+        let writing = async move {
             accepted.writer.write_all(&vec![7; 5 << 20]).await.expect("written");
             drop(accepted);
         };
-        let mut heard = Vec::new();
-        let ((), read) = tokio::join!(saying, connected.reader.read_to_end(&mut heard));
+        let mut received = Vec::new();
+        let ((), read) = tokio::join!(writing, connected.reader.read_to_end(&mut received));
         read.expect("read");
-        assert_eq!(heard.len(), 5 << 20);
+        assert_eq!(received.len(), 5 << 20);
     });
 }

@@ -1,4 +1,4 @@
-//! The thread that speaks with clients: connections, and their end.
+//! HTTP thread: connections and their end.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,35 +15,34 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
-use crate::desk::Desk;
 use crate::options::Options;
 use crate::routes::routes;
 use crate::shared::Shared;
+use crate::worker::Worker;
 
-/// How long it is waited when the system has no room for another connection.
-const NO_ROOM_PAUSE: Duration = Duration::from_millis(100);
-/// Time to send an answer, after the time that a request may take.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Time to send an answer after the timeout of its request.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// A gateway that did not start, or broke.
+/// Error of a gateway.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GatewayError {
-    /// The port cannot be had.
+    /// Address that is not available.
     #[error("listen on http://{addr}")]
     Listen {
-        /// Where.
+        /// Requested address.
         addr: SocketAddr,
-        /// What the system said.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// The thread that speaks with clients panicked.
-    #[error("go on speaking with clients: the thread for it panicked")]
+    /// Panic of the HTTP thread.
+    #[error("serve clients: the HTTP thread panicked")]
     Panicked,
 }
 
-/// The HTTP port. Dropping it closes it, and waits for requests that have begun.
+/// HTTP server. Dropping it closes the port and waits for requests in progress.
 #[derive(Debug)]
 pub struct Gateway {
     addr: SocketAddr,
@@ -51,7 +50,7 @@ pub struct Gateway {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Stops a gateway, from any thread.
+/// Handle that stops a gateway from any thread.
 #[derive(Debug, Clone)]
 pub struct Stopper {
     stop: Arc<watch::Sender<bool>>,
@@ -59,11 +58,11 @@ pub struct Stopper {
 }
 
 impl Gateway {
-    /// Listens. Whoever is to compute does it at the [`Desk`]; clients are told to wait until then.
+    /// Starts a gateway. It refuses requests with a retry time until the [`Worker`] is ready.
     ///
     /// # Errors
-    /// [`GatewayError::Listen`] if the port cannot be had.
-    pub fn start(options: Options) -> Result<(Self, Desk), GatewayError> {
+    /// [`GatewayError::Listen`] if the address is not available.
+    pub fn start(options: Options) -> Result<(Self, Worker), GatewayError> {
         let failed = |source| GatewayError::Listen { addr: options.listen, source };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let listener = runtime.block_on(TcpListener::bind(options.listen)).map_err(failed)?;
@@ -71,31 +70,31 @@ impl Gateway {
         let shared = Arc::new(Shared::new(options.clone()));
         let (stop, stopped) = watch::channel(false);
         let stopper = Stopper { stop: Arc::new(stop), shared: Arc::clone(&shared) };
-        let closing = Closing(Arc::clone(&shared));
+        let close_guard = CloseGuard(Arc::clone(&shared));
         let routes = routes(Arc::clone(&shared));
-        let on_thread = options.clone();
+        let thread_options = options.clone();
         let thread = thread::Builder::new().name("sepal-gateway".into()).spawn(move || {
-            let _closing = closing;
-            runtime.block_on(listen(listener, routes, on_thread, stopped));
+            let _close_guard = close_guard;
+            runtime.block_on(run_loop(listener, routes, thread_options, stopped));
         });
         let thread = Some(thread.map_err(failed)?);
-        Ok((Self { addr, stopper, thread }, Desk { shared }))
+        Ok((Self { addr, stopper, thread }, Worker { shared }))
     }
 
-    /// Where it is.
+    /// Address of the gateway.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// What stops it.
+    /// Returns a handle that stops the gateway.
     pub fn stopper(&self) -> Stopper {
         self.stopper.clone()
     }
 
-    /// Stops it, and waits for requests that have begun.
+    /// Stops the gateway and waits for requests in progress.
     ///
     /// # Errors
-    /// [`GatewayError::Panicked`] if it stopped by itself before.
+    /// [`GatewayError::Panicked`] if the HTTP thread has panicked.
     pub fn finish(mut self) -> Result<(), GatewayError> {
         self.end()
     }
@@ -111,30 +110,30 @@ impl Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
-        // Whoever wants to know calls `finish`.
+        // `finish` reports the error.
         let _ = self.end();
     }
 }
 
 impl Stopper {
-    /// No more connections are accepted; requests that have begun are finished, and then [`Desk::serve`] returns.
+    /// Refuses new connections and finishes requests in progress, after which [`Worker::serve`] returns.
     pub fn stop(&self) {
         self.stop.send_replace(true);
         self.shared.stop();
     }
 }
 
-/// Tells the thread that computes that nobody asks any more, whatever the reason.
-struct Closing(Arc<Shared>);
+/// Closes the queue when the HTTP thread ends, even by a panic.
+struct CloseGuard(Arc<Shared>);
 
-impl Drop for Closing {
+impl Drop for CloseGuard {
     fn drop(&mut self) {
         self.0.close();
     }
 }
 
-async fn listen(listener: TcpListener, routes: Router, options: Options, stop: watch::Receiver<bool>) {
-    let mut told = stop.clone();
+async fn run_loop(listener: TcpListener, routes: Router, options: Options, stop: watch::Receiver<bool>) {
+    let mut stopped = stop.clone();
     let slots = Arc::new(Semaphore::new(options.max_connections));
     let connections = TaskTracker::new();
     loop {
@@ -144,32 +143,32 @@ async fn listen(listener: TcpListener, routes: Router, options: Options, stop: w
             Ok::<_, io::Error>((slot, stream))
         };
         tokio::select! {
-            _ = told.wait_for(|is_told| *is_told) => break,
+            _ = stopped.wait_for(|is_stopped| *is_stopped) => break,
             next = next => match next {
                 Ok((slot, stream)) => {
-                    connections.spawn(speak(stream, routes.clone(), options.head_timeout, stop.clone(), slot));
+                    connections.spawn(serve_connection(stream, routes.clone(), options.head_timeout, stop.clone(), slot));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection was not accepted");
-                    tokio::time::sleep(NO_ROOM_PAUSE).await;
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
     }
     drop(listener);
     connections.close();
-    // Whoever takes longer than a request may is left.
+    // Connections that exceed the timeout of a request are dropped.
     let _ = tokio::time::timeout(options.timeout + GRACE, connections.wait()).await;
 }
 
-async fn speak(
+async fn serve_connection(
     stream: TcpStream,
     routes: Router,
     head_timeout: Duration,
     mut stop: watch::Receiver<bool>,
     _slot: OwnedSemaphorePermit,
 ) {
-    // Answers are small, and nothing follows them.
+    // Answers are small, so delayed segments would only add latency.
     let _ = stream.set_nodelay(true);
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(head_timeout);
@@ -177,7 +176,7 @@ async fn speak(
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
-        _ = stop.wait_for(|is_told| *is_told) => None,
+        _ = stop.wait_for(|is_stopped| *is_stopped) => None,
     };
     let ended = match ended {
         Some(ended) => ended,
@@ -187,6 +186,6 @@ async fn speak(
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, "a connection broke");
+        tracing::debug!(%error, "a connection failed");
     }
 }

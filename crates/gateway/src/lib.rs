@@ -1,14 +1,15 @@
-//! A trained classifier over HTTP: what is asked, how much of it, in which batches, and how the answers look.
+//! HTTP gateway to a trained classifier: requests, limits, batches and answers.
 //!
-//! It does not know how anything is computed: whoever has a [`Classify`] calls [`Desk::serve`] on the thread that shall
-//! compute, and a thread of the [`Gateway`] speaks with clients.
+//! The crate does not know how predictions are computed. The owner of a [`Classify`] calls [`Worker::serve`] on the thread that
+//! computes, and a thread of the [`Gateway`] serves clients. In the crate graph it depends on no other crate of Sepal, and only
+//! `cli` uses it.
 //!
-//! Invariants: rows of one request are answered in their order, whatever the batches that they go in; requests take
-//! turns row by row, so that none waits for all of a larger one; a request that fails in computing fails no other;
-//! the page needs nothing from anywhere else.
+//! Invariants: the rows of a request are answered in order, independent of the batches. Requests take turns row by row, so that
+//! a small request does not wait for all of a large one. A request that fails makes no other request fail. The page loads no
+//! other resources.
 //!
 //! ```
-//! use sepal_gateway::{About, Answer, Classify, ClassifyError, Gateway, Kind, Options};
+//! use sepal_gateway::{ClassifierInfo, Answer, Classify, ClassifyError, Gateway, AnswerKind, Options};
 //!
 //! struct Length;
 //!
@@ -18,32 +19,32 @@
 //!     }
 //! }
 //!
-//! let (gateway, desk) = Gateway::start(Options { listen: ([127, 0, 0, 1], 0).into(), ..Options::default() })?;
+//! let (gateway, worker) = Gateway::start(Options { listen: ([127, 0, 0, 1], 0).into(), ..Options::default() })?;
 //! # let stop = gateway.stopper();
 //! # std::thread::spawn(move || stop.stop());
 //! println!("listening on http://{}/", gateway.addr());
-//! desk.serve(About::new("length", Kind::Value, &["bytes"]), &mut Length, || ())?; // until `Stopper::stop`
+//! worker.serve(ClassifierInfo::new("length", AnswerKind::Value, &["bytes"]), &mut Length, || ())?; // until `Stopper::stop`
 //! gateway.finish()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod about;
-mod answer;
-mod counts;
-mod desk;
+mod classifier;
 mod gateway;
+mod metrics;
 mod openapi;
 mod options;
 mod page;
 mod problem;
 mod queue;
 mod request;
+mod response;
 mod routes;
 mod shared;
 mod token;
+mod worker;
 
-pub use about::{About, Answer, Kind};
-pub use desk::{Classify, ClassifyError, Desk, DeskError};
+pub use classifier::{Answer, AnswerKind, ClassifierInfo};
 pub use gateway::{Gateway, GatewayError, Stopper};
 pub use options::Options;
 pub use token::{Token, TokenError};
+pub use worker::{Classify, ClassifyError, Worker, WorkerError};

@@ -1,32 +1,32 @@
-//! What clients can ask, as OpenAPI 3.1 has it, with this classifier's labels and an answer of its own.
+//! OpenAPI 3.1 document with the classifier's labels and an example of its answers.
 
 use serde_json::{Map, Value, json};
 
-use crate::about::{About, Answer, Kind};
-use crate::answer::Document;
+use crate::classifier::{Answer, AnswerKind, ClassifierInfo};
 use crate::options::Options;
+use crate::response::Document;
 
-/// The document. `answer` is the classifier's to its example.
-pub(crate) fn openapi(about: &About, options: &Options, answer: &Answer) -> Value {
+/// Returns the document. `answer` is the classifier's answer to its example.
+pub(crate) fn openapi(info: &ClassifierInfo, options: &Options, answer: &Answer) -> Value {
     let mut document = json!({
         "openapi": "3.1.0",
         "info": {
-            "title": about.name,
+            "title": info.name,
             "version": env!("CARGO_PKG_VERSION"),
-            "description": description(about),
+            "description": description(info),
         },
         "servers": [{ "url": "/" }],
         "paths": {
-            "/classify": { "post": classify(about, options, answer) },
+            "/classify": { "post": classify(info, options, answer) },
             "/health": { "get": {
                 "operationId": "health",
-                "summary": "Whether predictions can be had",
-                "responses": { "200": health("They can."), "503": health("They cannot at the moment.") },
+                "summary": "Availability of predictions",
+                "responses": { "200": health("Predictions are available."), "503": health("Predictions are unavailable at the moment.") },
             }},
             "/metrics": { "get": {
                 "operationId": "metrics",
-                "summary": "Counts in the text format of OpenMetrics, which Prometheus reads",
-                "responses": { "200": { "description": "The counts.", "content": {
+                "summary": "Metrics in the text format of OpenMetrics, which Prometheus reads",
+                "responses": { "200": { "description": "The metrics.", "content": {
                     "application/openmetrics-text": { "schema": { "type": "string" } },
                 }}},
             }},
@@ -34,12 +34,12 @@ pub(crate) fn openapi(about: &About, options: &Options, answer: &Answer) -> Valu
                 "operationId": "openapi",
                 "summary": "This document",
                 "responses": {
-                    "200": { "description": "It.", "content": { "application/json": { "schema": { "type": "object" } } } },
+                    "200": { "description": "The document.", "content": { "application/json": { "schema": { "type": "object" } } } },
                     "503": problem("The classifier is being loaded."),
                 },
             }},
         },
-        "components": { "schemas": schemas(about, options) },
+        "components": { "schemas": schemas(info, options) },
     });
     if options.token.is_some() {
         document["components"]["securitySchemes"] = json!({ "token": { "type": "http", "scheme": "bearer" } });
@@ -51,24 +51,23 @@ pub(crate) fn openapi(about: &About, options: &Options, answer: &Answer) -> Valu
     document
 }
 
-/// What it predicts, in a sentence.
-pub(crate) fn description(about: &About) -> String {
-    let of = if about.takes_pairs { "pairs of texts" } else { "texts" };
-    let names = about.labels.join(", ");
-    match about.kind {
-        Kind::Class => format!("Sorts {of} into one of {} classes: {names}.", about.labels.len()),
-        Kind::Labels => format!("Gives {of} any of {} labels: {names}.", about.labels.len()),
-        Kind::Value => format!("Gives {of} a number: {names}."),
+pub(crate) fn description(info: &ClassifierInfo) -> String {
+    let inputs = if info.takes_pairs { "pairs of texts" } else { "texts" };
+    let names = info.labels.join(", ");
+    match info.kind {
+        AnswerKind::Class => format!("Sorts {inputs} into one of {} classes: {names}.", info.labels.len()),
+        AnswerKind::Labels => format!("Gives {inputs} any of {} labels: {names}.", info.labels.len()),
+        AnswerKind::Value => format!("Gives {inputs} a number: {names}."),
     }
 }
 
-fn classify(about: &About, options: &Options, answer: &Answer) -> Value {
-    let row = about.example();
+fn classify(info: &ClassifierInfo, options: &Options, answer: &Answer) -> Value {
+    let row = info.example();
     let row = match row.pair {
         Some(pair) => json!([row.text, pair]),
         None => json!(row.text),
     };
-    let answered: Value = Document::new(about, std::slice::from_ref(answer))
+    let example: Value = Document::new(info, std::slice::from_ref(answer))
         .to_json()
         .ok()
         .and_then(|text| serde_json::from_str(&text).ok())
@@ -76,7 +75,7 @@ fn classify(about: &About, options: &Options, answer: &Answer) -> Value {
     let seconds = options.timeout.as_secs_f64();
     json!({
         "operationId": "classify",
-        "summary": description(about),
+        "summary": description(info),
         "requestBody": {
             "required": true,
             "description": format!("At most {} bytes, not compressed.", options.max_body_bytes),
@@ -91,41 +90,43 @@ fn classify(about: &About, options: &Options, answer: &Answer) -> Value {
         "responses": {
             "200": { "description": "A prediction for each row, in their order.", "content": { "application/json": {
                 "schema": { "$ref": "#/components/schemas/Response" },
-                "examples": { "several": { "value": answered } },
+                "examples": { "several": { "value": example } },
             }}},
             "400": problem("The body is not JSON."),
-            "408": problem(&format!("The body did not come within {seconds} s.")),
+            "408": problem(&format!("The body did not arrive within {seconds} s.")),
             "413": problem("The body is too large."),
-            "415": problem("The body is not said to be JSON, or is compressed."),
-            "422": problem("Something else is asked; `errors` names each wrong value."),
+            "415": problem("The content type is not JSON, or the body is compressed."),
+            "422": problem("The request is invalid; `errors` lists each invalid value."),
             "500": problem("The rows could not be computed."),
-            "503": waits(problem("Predictions cannot be had at the moment, or too many requests are here.")),
-            "504": problem(&format!("The predictions were not there within {seconds} s.")),
+            "503": with_retry_after(problem("Predictions are unavailable at the moment, or too many requests are in progress.")),
+            "504": problem(&format!("The predictions were not ready within {seconds} s.")),
         },
     })
 }
 
 fn problem(description: &str) -> Value {
-    let content = json!({ "application/problem+json": { "schema": { "$ref": "#/components/schemas/Problem" } } });
-    json!({ "description": description, "content": content })
+    response(description, "application/problem+json", "Problem")
 }
 
-/// With the header that says when to come back.
-fn waits(mut response: Value) -> Value {
+fn health(description: &str) -> Value {
+    response(description, "application/json", "Health")
+}
+
+fn response(description: &str, content_type: &str, schema: &str) -> Value {
+    let schema = json!({ "$ref": format!("#/components/schemas/{schema}") });
+    json!({ "description": description, "content": { content_type: { "schema": schema } } })
+}
+
+fn with_retry_after(mut response: Value) -> Value {
     response["headers"] = json!({ "Retry-After": {
         "description": "Seconds to wait.", "schema": { "type": "integer", "minimum": 0 },
     }});
     response
 }
 
-fn health(description: &str) -> Value {
-    let content = json!({ "application/json": { "schema": { "$ref": "#/components/schemas/Health" } } });
-    json!({ "description": description, "content": content })
-}
-
-fn schemas(about: &About, options: &Options) -> Value {
+fn schemas(info: &ClassifierInfo, options: &Options) -> Value {
     json!({
-        "Row": row(about, options),
+        "Row": row(info, options),
         "Request": {
             "type": "object",
             "properties": {
@@ -138,12 +139,12 @@ fn schemas(about: &About, options: &Options) -> Value {
             "oneOf": [{ "required": ["texts"] }, { "required": ["text"] }],
             "additionalProperties": false,
         },
-        "Prediction": prediction(about),
+        "Prediction": prediction(info),
         "Response": {
             "type": "object",
             "required": ["model", "predictions"],
             "properties": {
-                "model": { "type": "string", "const": about.name },
+                "model": { "type": "string", "const": info.name },
                 "predictions": { "type": "array", "items": { "$ref": "#/components/schemas/Prediction" } },
             },
         },
@@ -152,7 +153,7 @@ fn schemas(about: &About, options: &Options) -> Value {
             "required": ["status", "since_s"],
             "properties": {
                 "status": { "type": "string", "enum": ["loading", "ready", "unavailable", "stopping"] },
-                "since_s": { "type": "integer", "minimum": 0, "description": "Seconds since it is so." },
+                "since_s": { "type": "integer", "minimum": 0, "description": "Seconds since the last change of the status." },
                 "detail": { "type": "string" },
             },
         },
@@ -168,7 +169,7 @@ fn schemas(about: &About, options: &Options) -> Value {
                     "type": "object",
                     "required": ["pointer", "detail"],
                     "properties": {
-                        "pointer": { "type": "string", "description": "A JSON pointer (RFC 6901) to the wrong value." },
+                        "pointer": { "type": "string", "description": "A JSON pointer (RFC 6901) to the invalid value." },
                         "detail": { "type": "string" },
                     },
                 }},
@@ -177,25 +178,25 @@ fn schemas(about: &About, options: &Options) -> Value {
     })
 }
 
-fn row(about: &About, options: &Options) -> Value {
+fn row(info: &ClassifierInfo, options: &Options) -> Value {
     let limit = format!("At most {} bytes in UTF-8, and not only white space.", options.max_text_bytes);
     let text = json!({ "type": "string", "minLength": 1, "description": limit });
-    if !about.takes_pairs {
+    if !info.takes_pairs {
         return text;
     }
     json!({ "type": "array", "prefixItems": [text, text], "items": false, "minItems": 2, "maxItems": 2 })
 }
 
-fn prediction(about: &About) -> Value {
+fn prediction(info: &ClassifierInfo) -> Value {
     let probability = json!({ "type": "number", "minimum": 0, "maximum": 1 });
-    let each: Map<String, Value> = about.labels.iter().map(|label| (label.clone(), probability.clone())).collect();
+    let each: Map<String, Value> = info.labels.iter().map(|label| (label.clone(), probability.clone())).collect();
     let probabilities =
-        json!({ "type": "object", "required": about.labels, "properties": each, "additionalProperties": false });
-    let label = json!({ "type": "string", "enum": about.labels });
-    let properties = match about.kind {
-        Kind::Class => json!({ "label": label, "probability": probability, "probabilities": probabilities }),
-        Kind::Labels => json!({ "labels": { "type": "array", "items": label }, "probabilities": probabilities }),
-        Kind::Value => json!({ "value": { "type": "number" } }),
+        json!({ "type": "object", "required": info.labels, "properties": each, "additionalProperties": false });
+    let label = json!({ "type": "string", "enum": info.labels });
+    let properties = match info.kind {
+        AnswerKind::Class => json!({ "label": label, "probability": probability, "probabilities": probabilities }),
+        AnswerKind::Labels => json!({ "labels": { "type": "array", "items": label }, "probabilities": probabilities }),
+        AnswerKind::Value => json!({ "value": { "type": "number" } }),
     };
     let names: Vec<&String> = properties.as_object().into_iter().flat_map(Map::keys).collect();
     json!({ "type": "object", "required": names, "properties": properties })
@@ -205,12 +206,15 @@ fn prediction(about: &About) -> Value {
 mod tests {
     use super::*;
 
-    fn document(kind: Kind, answer: Answer, token: Option<&str>) -> Value {
+    fn document(kind: AnswerKind, answer: Answer, token: Option<&str>) -> Value {
         let token = token.map(|text| crate::Token::new(text).expect("a token"));
-        openapi(&About::new("films", kind, &["bad", "good"]), &Options { token, ..Options::default() }, &answer)
+        openapi(
+            &ClassifierInfo::new("films", kind, &["bad", "good"]),
+            &Options { token, ..Options::default() },
+            &answer,
+        )
     }
 
-    /// Each `$ref` of a document.
     fn references(value: &Value, found: &mut Vec<String>) {
         match value {
             Value::Object(fields) => fields.iter().for_each(|(key, value)| match (key.as_str(), value) {
@@ -223,8 +227,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_referred_to_is_there() {
-        let document = document(Kind::Value, Answer::Value(1.0), None);
+    fn references_are_defined() {
+        let document = document(AnswerKind::Value, Answer::Value(1.0), None);
         let mut found = Vec::new();
         references(&document, &mut found);
         assert!(found.len() > 8);
@@ -234,9 +238,9 @@ mod tests {
     }
 
     #[test]
-    fn labels_and_a_true_answer_are_shown() {
+    fn document_has_labels_and_example() {
         let answer = Answer::Class { class: 1, probabilities: vec![0.25, 0.75] };
-        let document = document(Kind::Class, answer, None);
+        let document = document(AnswerKind::Class, answer, None);
         let schema = &document["components"]["schemas"]["Prediction"]["properties"];
         assert_eq!(schema["label"]["enum"], json!(["bad", "good"]));
         assert_eq!(schema["probabilities"]["required"], json!(["bad", "good"]));
@@ -246,8 +250,8 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_asked_for() {
-        let document = document(Kind::Value, Answer::Value(1.0), Some("0123456789abcdef"));
+    fn token_adds_security_scheme() {
+        let document = document(AnswerKind::Value, Answer::Value(1.0), Some("0123456789abcdef"));
         assert_eq!(document["paths"]["/classify"]["post"]["security"], json!([{ "token": [] }]));
         assert!(document["paths"]["/health"]["get"].get("security").is_none());
         assert!(!document.to_string().contains("0123456789abcdef"));

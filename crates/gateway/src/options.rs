@@ -1,37 +1,39 @@
+//! Options of a gateway.
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::token::Token;
 
-/// Where a gateway listens, and how much it takes.
+/// Address and limits of a gateway.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where to listen; port 0 takes a free one.
+    /// Address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// What clients must show to ask for predictions or metrics; nothing if none.
+    /// Token that predictions and metrics require; no authorization if none.
     pub token: Option<Token>,
-    /// Bytes of a request's body at the most.
+    /// Maximum bytes of a request's body.
     pub max_body_bytes: usize,
-    /// Rows of a request at the most.
+    /// Maximum rows of a request.
     pub max_rows: usize,
-    /// Bytes of one text at the most, in UTF-8.
+    /// Maximum bytes of one text in UTF-8.
     pub max_text_bytes: usize,
-    /// Requests that are read, wait or are computed at the same time, at the most.
+    /// Maximum requests in progress.
     pub max_requests: usize,
-    /// Connections that are open at the same time, at the most; others wait to be accepted.
+    /// Maximum open connections; others wait to be accepted.
     pub max_connections: usize,
-    /// Rows that are computed together at the most.
+    /// Maximum rows of a batch.
     pub batch_rows: usize,
-    /// Bytes of text that are computed together at the most; a longer row stands alone.
+    /// Maximum bytes of text in a batch; a longer row forms its own batch.
     pub batch_bytes: usize,
-    /// How long a request may take, from its first line to its answer.
+    /// Timeout of a request, from its first line to its answer.
     pub timeout: Duration,
-    /// How long a client may take to send the head of a request, or be silent between two.
+    /// Timeout of a request's head, and of silence between requests.
     pub head_timeout: Duration,
-    /// After how long without work a classifier that asks servers is tried, to learn whether they are there; never if none.
-    pub check: Option<Duration>,
-    /// How long it is waited before a classifier that cannot be used is tried again.
-    pub retry: Duration,
+    /// Idle time after which a classifier that depends on servers is checked; no checks if none.
+    pub check_interval: Option<Duration>,
+    /// Interval between trials of a classifier that is unavailable.
+    pub retry_interval: Duration,
 }
 
 impl Default for Options {
@@ -48,8 +50,8 @@ impl Default for Options {
             batch_bytes: 64 << 10,
             timeout: Duration::from_secs(30),
             head_timeout: Duration::from_secs(30),
-            check: Some(Duration::from_secs(15)),
-            retry: Duration::from_secs(1),
+            check_interval: Some(Duration::from_secs(15)),
+            retry_interval: Duration::from_secs(1),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Errors as clients see them: problem documents as RFC 9457 has them.
+//! Problem documents of RFC 9457 for clients.
 
 use std::time::Duration;
 
@@ -6,20 +6,18 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-/// What is wrong with one value of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Wrong {
-    /// Where it is: a JSON pointer (RFC 6901) as the fragment of a URI, such as `#/texts/3`.
+pub(crate) struct InvalidValue {
+    /// JSON pointer (RFC 6901) to the value as the fragment of a URI, such as `#/texts/3`.
     pub(crate) pointer: String,
     pub(crate) detail: String,
 }
 
-/// A request that is not answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Problem {
     pub(crate) status: StatusCode,
     pub(crate) detail: String,
-    pub(crate) errors: Vec<Wrong>,
+    pub(crate) errors: Vec<InvalidValue>,
     retry_after: Option<Duration>,
 }
 
@@ -28,17 +26,15 @@ impl Problem {
         Self { status, detail: detail.into(), errors: Vec::new(), retry_after: None }
     }
 
-    /// Of these values.
-    pub(crate) fn of(status: StatusCode, errors: Vec<Wrong>) -> Self {
+    pub(crate) fn from_invalid_values(status: StatusCode, errors: Vec<InvalidValue>) -> Self {
         let detail = match errors.as_slice() {
             [only] => format!("{}: {}", only.pointer, only.detail),
-            [first, rest @ ..] => format!("{}: {} (and {} more)", first.pointer, first.detail, rest.len()),
+            [first, others @ ..] => format!("{}: {} (and {} more)", first.pointer, first.detail, others.len()),
             [] => String::new(),
         };
         Self { errors, ..Self::new(status, detail) }
     }
 
-    /// The same request may do after this.
     pub(crate) fn retry_after(self, pause: Duration) -> Self {
         Self { retry_after: Some(pause), ..self }
     }
@@ -47,10 +43,10 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let title = self.status.canonical_reason().unwrap_or("Error");
-        // The type `about:blank` is what is meant where there is none: the status says it all.
+        // A document without a type has the type `about:blank`, whose meaning is the status.
         let mut document = json!({ "title": title, "status": self.status.as_u16(), "detail": self.detail });
         if !self.errors.is_empty() {
-            let errors = self.errors.iter().map(|wrong| json!({ "pointer": wrong.pointer, "detail": wrong.detail }));
+            let errors = self.errors.iter().map(|value| json!({ "pointer": value.pointer, "detail": value.detail }));
             document["errors"] = errors.collect();
         }
         let mut response = (self.status, document.to_string()).into_response();

@@ -1,63 +1,57 @@
-//! Requests that wait, and whose rows come next.
+//! Queue that forms batches from the rows of requests in turn.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use tokio::sync::oneshot;
 
-use crate::about::{Answer, Row};
+use crate::classifier::{Answer, Row};
 
-/// Why a request that waited is not answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// What it takes is not there at the moment.
     Unavailable,
-    /// Its rows could not be computed.
     Failed,
-    /// One of its texts yields no token.
     NoToken,
 }
 
-/// What becomes of a request.
-pub(crate) type Outcome = Result<Vec<Answer>, Refusal>;
+pub(crate) type JobResult = Result<Vec<Answer>, Refusal>;
 
-/// Which request a row is of.
 pub(crate) type JobId = u64;
 
-/// The rows of a request, taken and answered in their order.
+/// Rows of a request, taken and answered in their order.
 #[derive(Debug)]
 struct Job {
     waiting: VecDeque<Row>,
     n_rows: usize,
     answers: Vec<Answer>,
-    reply: oneshot::Sender<Outcome>,
+    reply: oneshot::Sender<JobResult>,
 }
 
-/// Requests that wait or of which rows are computed.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     jobs: BTreeMap<JobId, Job>,
-    /// Those with rows that wait, in the order in which it is their turn.
+    /// Requests with waiting rows, in the order of their turns.
     turns: VecDeque<JobId>,
-    next: JobId,
+    next_id: JobId,
 }
 
 impl Queue {
-    /// Takes in a request; its outcome comes out of what is returned. Whoever drops that has no more interest.
-    pub(crate) fn push(&mut self, rows: Vec<Row>) -> oneshot::Receiver<Outcome> {
-        // Those that nobody waits for any more would count as waiting until it is their turn.
+    /// Adds a request and returns the receiver of its result. Dropping the receiver cancels the request.
+    pub(crate) fn push(&mut self, rows: Vec<Row>) -> oneshot::Receiver<JobResult> {
+        // Cancelled requests would count as waiting until their turn.
         self.jobs.retain(|_, job| !job.reply.is_closed());
-        let (reply, outcome) = oneshot::channel();
+        let (reply, receiver) = oneshot::channel();
         let n_rows = rows.len();
-        self.jobs.insert(self.next, Job { waiting: rows.into(), n_rows, answers: Vec::with_capacity(n_rows), reply });
-        self.turns.push_back(self.next);
-        self.next += 1;
-        outcome
+        self.jobs
+            .insert(self.next_id, Job { waiting: rows.into(), n_rows, answers: Vec::with_capacity(n_rows), reply });
+        self.turns.push_back(self.next_id);
+        self.next_id += 1;
+        receiver
     }
 
-    /// The next rows to compute, a row of each request in turn until it is enough. Nobody's rows are left out.
-    pub(crate) fn take(&mut self, most_rows: usize, most_bytes: usize) -> Vec<(JobId, Row)> {
+    /// Takes the next batch, one row of each request in turn up to the limits.
+    pub(crate) fn take(&mut self, max_rows: usize, max_bytes: usize) -> Vec<(JobId, Row)> {
         let (mut batch, mut bytes) = (Vec::new(), 0);
-        while batch.len() < most_rows.max(1)
+        while batch.len() < max_rows.max(1)
             && let Some(id) = self.turns.pop_front()
         {
             let Some(job) = self.jobs.get_mut(&id) else { continue };
@@ -66,12 +60,12 @@ impl Queue {
                 continue;
             }
             let Some(row) = job.waiting.pop_front() else { continue };
-            if !batch.is_empty() && bytes + row.bytes() > most_bytes {
+            if !batch.is_empty() && bytes + row.n_bytes() > max_bytes {
                 job.waiting.push_front(row);
                 self.turns.push_front(id);
                 break;
             }
-            bytes += row.bytes();
+            bytes += row.n_bytes();
             batch.push((id, row));
             if !job.waiting.is_empty() {
                 self.turns.push_back(id);
@@ -80,21 +74,20 @@ impl Queue {
         batch
     }
 
-    /// Takes in the answer to the next row of a request that was taken.
     pub(crate) fn answer(&mut self, id: JobId, answer: Answer) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         job.answers.push(answer);
         if job.answers.len() == job.n_rows
             && let Some(job) = self.jobs.remove(&id)
         {
-            // Whoever asked may have gone.
+            // Fails if the request was cancelled.
             let _ = job.reply.send(Ok(job.answers));
         }
     }
 
     pub(crate) fn refuse(&mut self, id: JobId, refusal: Refusal) {
         if let Some(job) = self.jobs.remove(&id) {
-            // Whoever asked may have gone.
+            // Fails if the request was cancelled.
             let _ = job.reply.send(Err(refusal));
         }
     }
@@ -105,7 +98,7 @@ impl Queue {
         ids.into_iter().for_each(|id| self.refuse(id, refusal));
     }
 
-    /// Rows that wait to be taken.
+    /// Number of rows that are in no batch yet.
     pub(crate) fn waiting_rows(&self) -> usize {
         self.jobs.values().map(|job| job.waiting.len()).sum()
     }
@@ -123,7 +116,6 @@ mod tests {
         batch.iter().map(|(_, row)| row.text.as_str()).collect::<Vec<_>>().join(" ")
     }
 
-    /// Answers each row with its length.
     fn answer(queue: &mut Queue, batch: Vec<(JobId, Row)>) {
         batch.into_iter().for_each(|(id, row)| queue.answer(id, Answer::Value(row.text.len() as f32)));
     }
@@ -131,7 +123,7 @@ mod tests {
     #[test]
     fn requests_take_turns() {
         let mut queue = Queue::default();
-        let mut giant = queue.push(rows("a1 a2 a3 a4 a5 a6"));
+        let mut large = queue.push(rows("a1 a2 a3 a4 a5 a6"));
         let first = queue.take(2, 100);
         assert_eq!(texts(&first), "a1 a2");
         answer(&mut queue, first);
@@ -140,7 +132,7 @@ mod tests {
         let second = queue.take(3, 100);
         assert_eq!(texts(&second), "a3 b1 c1");
         answer(&mut queue, second);
-        assert!(small.try_recv().expect("done before the giant").is_ok());
+        assert!(small.try_recv().expect("done before the large request").is_ok());
         let third = queue.take(2, 100);
         assert_eq!(texts(&third), "a4 c2");
         answer(&mut queue, third);
@@ -149,14 +141,14 @@ mod tests {
         let last = queue.take(9, 100);
         assert_eq!(texts(&last), "a5 a6");
         answer(&mut queue, last);
-        assert_eq!(giant.try_recv().expect("done").expect("answers").len(), 6);
+        assert_eq!(large.try_recv().expect("done").expect("answers").len(), 6);
         assert!(queue.jobs.is_empty() && queue.turns.is_empty());
     }
 
     #[test]
-    fn whoever_was_left_out_is_first_in_the_next_batch() {
+    fn request_left_out_of_batch_is_first_in_next() {
         let mut queue = Queue::default();
-        let _kept: Vec<_> = ["a1 a2", "b1 b2", "c1 c2"].map(|texts| queue.push(rows(texts))).into();
+        let _receivers: Vec<_> = ["a1 a2", "b1 b2", "c1 c2"].map(|texts| queue.push(rows(texts))).into();
         assert_eq!(texts(&queue.take(2, 100)), "a1 b1");
         assert_eq!(texts(&queue.take(2, 100)), "c1 a2");
         assert_eq!(texts(&queue.take(2, 100)), "b2 c2");
@@ -164,37 +156,37 @@ mod tests {
     }
 
     #[test]
-    fn batches_are_cut_by_bytes_and_a_long_row_stands_alone() {
+    fn batch_is_limited_by_bytes_and_long_row_forms_its_own() {
         let mut queue = Queue::default();
-        let _kept: Vec<_> = ["aaaa bb", "cccccccc"].map(|texts| queue.push(rows(texts))).into();
+        let _receivers: Vec<_> = ["aaaa bb", "cccccccc"].map(|texts| queue.push(rows(texts))).into();
         assert_eq!(texts(&queue.take(9, 5)), "aaaa");
         assert_eq!(texts(&queue.take(9, 5)), "cccccccc");
         assert_eq!(texts(&queue.take(9, 5)), "bb");
     }
 
     #[test]
-    fn whoever_has_gone_is_not_computed() {
+    fn cancelled_request_is_skipped() {
         let mut queue = Queue::default();
         drop(queue.push(rows("a1 a2")));
-        let mut kept = queue.push(rows("b1"));
+        let mut other = queue.push(rows("b1"));
         let batch = queue.take(9, 100);
         assert_eq!(texts(&batch), "b1");
         answer(&mut queue, batch);
-        assert_eq!(kept.try_recv().expect("done"), Ok(vec![Answer::Value(2.0)]));
+        assert_eq!(other.try_recv().expect("done"), Ok(vec![Answer::Value(2.0)]));
         assert!(queue.jobs.is_empty());
     }
 
     #[test]
-    fn a_request_that_is_refused_is_told_and_its_other_rows_are_dropped() {
+    fn refused_request_drops_remaining_rows() {
         let mut queue = Queue::default();
         let (mut first, mut second) = (queue.push(rows("a1 a2")), queue.push(rows("b1")));
         let batch = queue.take(1, 100);
         queue.refuse(batch[0].0, Refusal::Failed);
         queue.answer(batch[0].0, Answer::Value(0.0));
-        assert_eq!(first.try_recv().expect("told"), Err(Refusal::Failed));
+        assert_eq!(first.try_recv().expect("refused"), Err(Refusal::Failed));
         assert_eq!(texts(&queue.take(9, 100)), "b1");
         queue.refuse_all(Refusal::Unavailable);
-        assert_eq!(second.try_recv().expect("told"), Err(Refusal::Unavailable));
+        assert_eq!(second.try_recv().expect("refused"), Err(Refusal::Unavailable));
         assert!(queue.jobs.is_empty());
     }
 }

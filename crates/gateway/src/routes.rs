@@ -1,4 +1,4 @@
-//! What is asked for, and what comes back.
+//! HTTP routes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,24 +14,23 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 
-use crate::answer::Document;
 use crate::problem::Problem;
 use crate::queue::Refusal;
 use crate::request;
-use crate::shared::{Health, Shared, Shown};
+use crate::response::Document;
+use crate::shared::{Documents, Health, Shared};
 
 const LOADING: &str = include_str!("loading.html");
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// Whoever asks while nothing can be predicted may come back after this.
-const COME_BACK: Duration = Duration::from_secs(5);
-/// The page loads nothing from anywhere else, and is shown in no other.
+/// Retry time of requests while predictions are unavailable.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// Forbids the page to load other resources and other pages to embed it.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; \
                       connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 #[derive(Clone)]
 struct App {
     shared: Arc<Shared>,
-    /// One for each request that is worked on.
     slots: Arc<Semaphore>,
 }
 
@@ -43,15 +42,15 @@ pub(crate) fn routes(shared: Arc<Shared>) -> Router {
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .route("/openapi.json", get(openapi))
-        .fallback(nowhere)
-        .method_not_allowed_fallback(not_so)
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(body))
         .with_state(App { shared, slots })
 }
 
 async fn page(State(app): State<App>) -> Response {
-    let page = match app.shared.shown() {
-        Some(shown) => Html(shown.page.clone()).into_response(),
+    let page = match app.shared.documents() {
+        Some(documents) => Html(documents.page.clone()).into_response(),
         None => (StatusCode::SERVICE_UNAVAILABLE, Html(LOADING)).into_response(),
     };
     let headers = [
@@ -64,60 +63,60 @@ async fn page(State(app): State<App>) -> Response {
 }
 
 async fn openapi(State(app): State<App>) -> Result<Response, Problem> {
-    let shown = app.shared.shown().ok_or_else(|| unready(Health::Loading))?;
-    Ok(as_json(StatusCode::OK, shown.openapi.clone()))
+    let documents = app.shared.documents().ok_or_else(|| unavailable(Health::Loading))?;
+    Ok(as_json(StatusCode::OK, documents.openapi.clone()))
 }
 
 async fn health(State(app): State<App>) -> Response {
     let (health, since) = app.shared.health();
     let status = if health == Health::Ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let mut text = json!({ "status": word(health), "since_s": since.as_secs() });
+    let mut text = json!({ "status": health, "since_s": since.as_secs() });
     if health != Health::Ready {
-        text["detail"] = reason(health).into();
+        text["detail"] = health_detail(health).into();
     }
     as_json(status, text.to_string())
 }
 
 async fn metrics(State(app): State<App>, headers: HeaderMap) -> Result<Response, Problem> {
     authorize(&app, &headers)?;
-    let waiting = app.shared.lock().queue.waiting_rows();
-    Ok(([(header::CONTENT_TYPE, OPEN_METRICS)], app.shared.counts.text(waiting)).into_response())
+    let waiting_rows = app.shared.lock().queue.waiting_rows();
+    Ok(([(header::CONTENT_TYPE, OPEN_METRICS)], app.shared.metrics.to_text(waiting_rows)).into_response())
 }
 
 async fn classify(State(app): State<App>, request: Request) -> Response {
-    let begun = Instant::now();
-    let response = match predict(&app, request, begun).await {
+    let started_at = Instant::now();
+    let response = match predict(&app, request, started_at).await {
         Ok(text) => as_json(StatusCode::OK, text),
         Err(problem) => problem.into_response(),
     };
-    app.shared.counts.answered(response.status().as_u16(), begun.elapsed());
+    app.shared.metrics.record_request(response.status().as_u16(), started_at.elapsed());
     response
 }
 
-async fn predict(app: &App, request: Request, begun: Instant) -> Result<String, Problem> {
+async fn predict(app: &App, request: Request, started_at: Instant) -> Result<String, Problem> {
     authorize(app, request.headers())?;
-    let shown = ready(&app.shared)?;
+    let documents = available_documents(&app.shared)?;
     check_content(request.headers())?;
     let full = |_| {
-        let detail = "as many requests as can be worked on are here already";
+        let detail = "too many requests are in progress";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(app.shared.backlog())
     };
     let _slot = app.slots.try_acquire().map_err(full)?;
-    let deadline = (begun + app.shared.options.timeout).into();
+    let deadline = (started_at + app.shared.options.timeout).into();
     let body = timeout_at(deadline, Bytes::from_request(request, &())).await.map_err(|_| {
-        Problem::new(StatusCode::REQUEST_TIMEOUT, format!("the body did not come within {}", seconds(app)))
+        Problem::new(StatusCode::REQUEST_TIMEOUT, format!("the body did not arrive within {}", seconds(app)))
     })?;
     let body = body.map_err(|rejection| unreadable(&rejection, app.shared.options.max_body_bytes))?;
-    let rows = request::rows(&body, &shown.about, &app.shared.options)?;
+    let rows = request::parse_rows(&body, &documents.info, &app.shared.options)?;
     drop(body);
-    let outcome = app.shared.push(rows).map_err(|refusal| refused(&app.shared, refusal))?;
-    let outcome = timeout_at(deadline, outcome).await.map_err(|_| {
-        let detail = format!("the predictions were not there within {}", seconds(app));
+    let receiver = app.shared.push(rows).map_err(|refusal| refused(&app.shared, refusal))?;
+    let result = timeout_at(deadline, receiver).await.map_err(|_| {
+        let detail = format!("the predictions were not ready within {}", seconds(app));
         Problem::new(StatusCode::GATEWAY_TIMEOUT, detail)
     })?;
-    // Whoever computes may have ended.
-    let answers = outcome.unwrap_or(Err(Refusal::Unavailable)).map_err(|refusal| refused(&app.shared, refusal))?;
-    Document::new(&shown.about, &answers)
+    // The receiver fails if the worker has ended.
+    let answers = result.unwrap_or(Err(Refusal::Unavailable)).map_err(|refusal| refused(&app.shared, refusal))?;
+    Document::new(&documents.info, &answers)
         .to_json()
         .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
@@ -136,17 +135,17 @@ fn authorize(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
-fn ready(shared: &Shared) -> Result<Arc<Shown>, Problem> {
+fn available_documents(shared: &Shared) -> Result<Arc<Documents>, Problem> {
     let (health, _) = shared.health();
-    match shared.shown() {
-        // A request that comes on a connection of before the stop is still answered.
-        Some(shown) if matches!(health, Health::Ready | Health::Stopping) => Ok(shown),
-        _ => Err(unready(health)),
+    match shared.documents() {
+        // Requests on open connections are answered during the stop.
+        Some(documents) if matches!(health, Health::Ready | Health::Stopping) => Ok(documents),
+        _ => Err(unavailable(health)),
     }
 }
 
-fn unready(health: Health) -> Problem {
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason(health)).retry_after(COME_BACK)
+fn unavailable(health: Health) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, health_detail(health)).retry_after(RETRY_AFTER)
 }
 
 fn refused(shared: &Shared, refusal: Refusal) -> Problem {
@@ -156,34 +155,25 @@ fn refused(shared: &Shared, refusal: Refusal) -> Problem {
         }
         Refusal::NoToken => Problem::new(
             StatusCode::UNPROCESSABLE_ENTITY,
-            "a text yields no token: it holds nothing but blanks or characters that the tokenizer does not know",
+            "a text yields no token: it has only blanks or characters that the tokenizer does not know",
         ),
-        Refusal::Unavailable => unready(match shared.health().0 {
+        Refusal::Unavailable => unavailable(match shared.health().0 {
             Health::Ready => Health::Unavailable,
             other => other,
         }),
     }
 }
 
-fn word(health: Health) -> &'static str {
-    match health {
-        Health::Loading => "loading",
-        Health::Ready => "ready",
-        Health::Unavailable => "unavailable",
-        Health::Stopping => "stopping",
-    }
-}
-
-fn reason(health: Health) -> &'static str {
+fn health_detail(health: Health) -> &'static str {
     match health {
         Health::Loading => "the classifier is being loaded",
-        Health::Ready => "predictions can be had",
-        Health::Unavailable => "the servers that hold the model's blocks cannot be reached; they are tried again",
+        Health::Ready => "predictions are available",
+        Health::Unavailable => "the servers that hold the model's blocks cannot be reached; the gateway keeps trying",
         Health::Stopping => "the classifier is being stopped",
     }
 }
 
-/// JSON, in UTF-8 (whatever a charset says), and not compressed.
+/// Accepts uncompressed JSON. JSON is UTF-8, so a charset is ignored.
 fn check_content(headers: &HeaderMap) -> Result<(), Problem> {
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?").trim());
     let refuse = |detail: String| Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
@@ -195,7 +185,7 @@ fn check_content(headers: &HeaderMap) -> Result<(), Problem> {
     }
     match text(header::CONTENT_ENCODING) {
         Some(encoding) if !encoding.eq_ignore_ascii_case("identity") => {
-            refuse(format!("expected a body that is not encoded, found {encoding}"))
+            refuse(format!("expected a body without content encoding, found {encoding}"))
         }
         _ => Ok(()),
     }
@@ -220,12 +210,12 @@ fn as_json(status: StatusCode, text: String) -> Response {
     (status, headers, text).into_response()
 }
 
-async fn nowhere() -> Problem {
+async fn not_found() -> Problem {
     let paths = "/, /classify, /health, /metrics or /openapi.json";
-    Problem::new(StatusCode::NOT_FOUND, format!("there is nothing; expected {paths}"))
+    Problem::new(StatusCode::NOT_FOUND, format!("no such path; expected {paths}"))
 }
 
-async fn not_so(request: Request) -> Problem {
+async fn method_not_allowed(request: Request) -> Problem {
     let expected = if request.uri().path() == "/classify" { "POST" } else { "GET" };
     let detail = format!("expected {expected}, found {}", request.method());
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail)

@@ -1,34 +1,32 @@
-//! What the thread that computes and the one that speaks with clients both see.
+//! State that the worker's thread and the HTTP thread share.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use tokio::sync::oneshot;
 
-use crate::about::{About, Row};
-use crate::counts::Counts;
+use crate::classifier::{ClassifierInfo, Row};
+use crate::metrics::GatewayMetrics;
 use crate::options::Options;
-use crate::queue::{Outcome, Queue, Refusal};
+use crate::queue::{JobResult, Queue, Refusal};
 
 /// Weight of the newest batch in the mean time of a row.
 const WEIGHT: f64 = 0.2;
 
-/// Whether predictions can be had.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Health {
-    /// Not yet.
     Loading,
     Ready,
-    /// Not at the moment; it is tried again.
     Unavailable,
-    /// Not any more.
     Stopping,
 }
 
-/// What is shown of a classifier that has answered once.
+/// Public documents of a classifier that has answered once.
 #[derive(Debug)]
-pub(crate) struct Shown {
-    pub(crate) about: About,
+pub(crate) struct Documents {
+    pub(crate) info: ClassifierInfo,
     pub(crate) openapi: String,
     pub(crate) page: String,
 }
@@ -36,9 +34,8 @@ pub(crate) struct Shown {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) options: Options,
-    pub(crate) counts: Counts,
+    pub(crate) metrics: GatewayMetrics,
     state: Mutex<State>,
-    /// Told when there is something to do for the thread that computes.
     changed: Condvar,
 }
 
@@ -47,10 +44,10 @@ pub(crate) struct State {
     pub(crate) queue: Queue,
     health: Health,
     since: Instant,
-    shown: Option<Arc<Shown>>,
-    stopping: bool,
-    /// Clients are not spoken with any more.
-    pub(crate) closed: bool,
+    documents: Option<Arc<Documents>>,
+    is_stopping: bool,
+    /// True once the HTTP thread has ended.
+    pub(crate) is_closed: bool,
     /// Mean seconds of a row; 0 before the first.
     row_seconds: f64,
 }
@@ -61,45 +58,42 @@ impl Shared {
             queue: Queue::default(),
             health: Health::Loading,
             since: Instant::now(),
-            shown: None,
-            stopping: false,
-            closed: false,
+            documents: None,
+            is_stopping: false,
+            is_closed: false,
             row_seconds: 0.0,
         };
-        Self { options, counts: Counts::default(), state: Mutex::new(state), changed: Condvar::new() }
+        Self { options, metrics: GatewayMetrics::default(), state: Mutex::new(state), changed: Condvar::new() }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        // Every change is whole, so that it stays usable after a panic elsewhere.
+        // Every change is atomic, so a panic elsewhere leaves the state usable.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until something has changed, or for so long.
-    pub(crate) fn wait<'a>(&self, state: MutexGuard<'a, State>, most: Option<Duration>) -> MutexGuard<'a, State> {
-        match most {
+    pub(crate) fn wait<'a>(&self, state: MutexGuard<'a, State>, timeout: Option<Duration>) -> MutexGuard<'a, State> {
+        match timeout {
             None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-            Some(most) => self.changed.wait_timeout(state, most).unwrap_or_else(PoisonError::into_inner).0,
+            Some(timeout) => self.changed.wait_timeout(state, timeout).unwrap_or_else(PoisonError::into_inner).0,
         }
     }
 
-    /// Whether predictions can be had, and since when that is so.
     pub(crate) fn health(&self) -> (Health, Duration) {
         let state = self.lock();
-        (if state.stopping { Health::Stopping } else { state.health }, state.since.elapsed())
+        (if state.is_stopping { Health::Stopping } else { state.health }, state.since.elapsed())
     }
 
-    /// What is known once the classifier has answered.
-    pub(crate) fn shown(&self) -> Option<Arc<Shown>> {
-        self.lock().shown.clone()
+    pub(crate) fn documents(&self) -> Option<Arc<Documents>> {
+        self.lock().documents.clone()
     }
 
-    pub(crate) fn show(&self, shown: Shown) {
-        self.lock().shown = Some(Arc::new(shown));
-        self.set(Health::Ready);
+    pub(crate) fn publish(&self, documents: Documents) {
+        self.lock().documents = Some(Arc::new(documents));
+        self.set_health(Health::Ready);
     }
 
-    /// From now on that is so. Whoever waits for what cannot be had is told.
-    pub(crate) fn set(&self, health: Health) {
+    /// Sets the availability. Unavailability refuses all waiting requests.
+    pub(crate) fn set_health(&self, health: Health) {
         let mut state = self.lock();
         if state.health != health {
             (state.health, state.since) = (health, Instant::now());
@@ -107,55 +101,53 @@ impl Shared {
         if health != Health::Ready {
             state.queue.refuse_all(Refusal::Unavailable);
         }
-        self.counts.ready(health == Health::Ready);
+        self.metrics.set_ready(health == Health::Ready);
     }
 
-    /// Takes in a request, unless it cannot be answered. One that came before the stop is finished.
-    pub(crate) fn push(&self, rows: Vec<Row>) -> Result<oneshot::Receiver<Outcome>, Refusal> {
+    /// Adds a request, unless predictions are unavailable. Requests are accepted until the HTTP thread ends.
+    pub(crate) fn push(&self, rows: Vec<Row>) -> Result<oneshot::Receiver<JobResult>, Refusal> {
         let mut state = self.lock();
-        if state.health != Health::Ready || state.closed {
+        if state.health != Health::Ready || state.is_closed {
             return Err(Refusal::Unavailable);
         }
-        let outcome = state.queue.push(rows);
+        let receiver = state.queue.push(rows);
         self.changed.notify_all();
-        Ok(outcome)
+        Ok(receiver)
     }
 
-    /// How soon those that wait now will be done.
     pub(crate) fn backlog(&self) -> Duration {
         let state = self.lock();
         let seconds = state.row_seconds * state.queue.waiting_rows() as f64;
         Duration::from_secs_f64(seconds.clamp(1.0, 60.0))
     }
 
-    pub(crate) fn computed(&self, rows: usize, took: Duration) {
-        self.counts.computed(rows, took);
+    pub(crate) fn record_batch(&self, rows: usize, duration: Duration) {
+        self.metrics.record_batch(rows, duration);
         let mut state = self.lock();
-        let now = took.as_secs_f64() / rows.max(1) as f64;
+        let current = duration.as_secs_f64() / rows.max(1) as f64;
         state.row_seconds =
-            if state.row_seconds == 0.0 { now } else { state.row_seconds + WEIGHT * (now - state.row_seconds) };
+            if state.row_seconds == 0.0 { current } else { state.row_seconds + WEIGHT * (current - state.row_seconds) };
     }
 
-    /// No new connections from now on.
     pub(crate) fn stop(&self) {
-        self.lock().stopping = true;
+        self.lock().is_stopping = true;
         self.changed.notify_all();
     }
 
-    /// Nobody asks any more.
+    /// Ends the queue after the HTTP thread has ended.
     pub(crate) fn close(&self) {
         let mut state = self.lock();
-        (state.stopping, state.closed) = (true, true);
+        (state.is_stopping, state.is_closed) = (true, true);
         state.queue.refuse_all(Refusal::Unavailable);
         self.changed.notify_all();
     }
 
-    /// Nobody computes any more.
-    pub(crate) fn leave(&self) {
+    /// Refuses all requests after the worker has ended.
+    pub(crate) fn end_worker(&self) {
         let mut state = self.lock();
         state.health = Health::Stopping;
         state.queue.refuse_all(Refusal::Unavailable);
-        self.counts.ready(false);
+        self.metrics.set_ready(false);
     }
 }
 
@@ -165,6 +157,6 @@ impl State {
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
-        self.stopping
+        self.is_stopping
     }
 }

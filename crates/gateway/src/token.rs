@@ -1,4 +1,4 @@
-//! What a client must show.
+//! Token that authorizes clients.
 
 use std::fmt;
 use std::io;
@@ -7,60 +7,62 @@ use std::path::{Path, PathBuf};
 use axum::http::{HeaderMap, header};
 use subtle::ConstantTimeEq;
 
-/// Fewer characters can be guessed.
-const LEAST: usize = 16;
+/// Minimum length; shorter tokens can be guessed.
+const MIN_LENGTH: usize = 16;
 
-/// A secret that clients send as `Authorization: Bearer SECRET`. It is never shown.
+/// Secret that clients send as `Authorization: Bearer SECRET`. It is never displayed.
 #[derive(Clone)]
 pub struct Token(String);
 
-/// A secret that cannot be used.
+/// Error of reading a token.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenError {
-    /// The file cannot be read.
+    /// File that cannot be read.
     #[error("read the token in {}", path.display())]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why not.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// It can be guessed, or cannot be sent.
-    #[error("use a token of {length} characters: {LEAST} at least, of the printable ones of ASCII without spaces")]
+    /// Text that is too short or has characters that a header forbids.
+    #[error(
+        "use a token of {length} characters: expected at least {MIN_LENGTH} printable ASCII characters without spaces"
+    )]
     Text {
-        /// How many it has.
+        /// Number of characters.
         length: usize,
     },
 }
 
 impl Token {
-    /// The secret `text`.
+    /// Returns the token with this text.
     ///
     /// # Errors
-    /// [`TokenError::Text`] if it is too short, or has characters that a header cannot have.
+    /// [`TokenError::Text`] if it is too short or has characters that a header forbids.
     pub fn new(text: &str) -> Result<Self, TokenError> {
-        if text.len() < LEAST || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        if text.len() < MIN_LENGTH || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(TokenError::Text { length: text.chars().count() });
         }
         Ok(Self(text.to_owned()))
     }
 
-    /// What is in the file at `path`, without the white space around it.
+    /// Reads the token in the file at `path`, without surrounding white space.
     ///
     /// # Errors
-    /// [`TokenError`] if it cannot be read or used.
+    /// [`TokenError`] if the file cannot be read or holds no valid token.
     pub fn read(path: &Path) -> Result<Self, TokenError> {
         let text = std::fs::read_to_string(path).map_err(|source| TokenError::Read { path: path.into(), source })?;
         Self::new(text.trim())
     }
 
-    /// Whether a request shows it. How long that takes tells its length at the most.
+    /// True if a request has the token. The comparison takes constant time and reveals at most its length.
     pub(crate) fn is_in(&self, headers: &HeaderMap) -> bool {
-        let Some(shown) = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()) else { return false };
-        let Some((scheme, shown)) = shown.split_at_checked("Bearer ".len()) else { return false };
-        scheme.eq_ignore_ascii_case(b"Bearer ") && bool::from(shown.ct_eq(self.0.as_bytes()))
+        let Some(value) = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()) else { return false };
+        let Some((scheme, token)) = value.split_at_checked("Bearer ".len()) else { return false };
+        scheme.eq_ignore_ascii_case(b"Bearer ") && bool::from(token.ct_eq(self.0.as_bytes()))
     }
 }
 
@@ -84,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_whole_token_is_taken() {
+    fn only_exact_token_is_accepted() {
         check(Some("Bearer 0123456789abcdef"), true);
         check(Some("bearer 0123456789abcdef"), true);
         check(Some("Bearer 0123456789abcdeg"), false);
@@ -97,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_that_can_be_guessed_or_not_be_sent_are_refused() {
+    fn short_or_unprintable_token_is_refused() {
         assert!(Token::new("short").is_err());
         assert!(Token::new("0123456789 abcdef").is_err());
         assert!(Token::new("0123456789äbcdef").is_err());
@@ -106,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_not_shown() {
+    fn debug_output_hides_token() {
         assert!(!format!("{:?}", Token::new("0123456789abcdef").expect("a token")).contains("0123"));
     }
 }

@@ -1,33 +1,31 @@
-//! A gateway before a classifier that is none, asked over sockets.
+//! Requests over sockets to a gateway with a fake classifier.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use sepal_gateway::{About, Answer, Classify, ClassifyError, DeskError, Gateway, Kind, Options, Stopper, Token};
+use sepal_gateway::{
+    Answer, AnswerKind, ClassifierInfo, Classify, ClassifyError, Gateway, Options, Stopper, Token, WorkerError,
+};
 use serde_json::{Value, json};
 
-/// Answers each text with its length; does what texts say.
+/// Answers each text with its length; some texts cause errors.
 #[derive(Default)]
-struct Fake {
-    /// Rows of each batch.
+struct FakeState {
     batches: Mutex<Vec<usize>>,
-    gone: AtomicBool,
-    /// Milliseconds that a row takes.
+    is_unavailable: AtomicBool,
     row_ms: AtomicU64,
-    asked: AtomicUsize,
 }
 
-struct Shared(Arc<Fake>);
+struct FakeClassifier(Arc<FakeState>);
 
-impl Classify for Shared {
+impl Classify for FakeClassifier {
     fn classify(&mut self, texts: &[&str], pairs: Option<&[&str]>) -> Result<Vec<Answer>, ClassifyError> {
-        self.0.asked.fetch_add(1, Ordering::SeqCst);
-        if self.0.gone.load(Ordering::SeqCst) {
-            return Err(ClassifyError::Unavailable("nobody is there".into()));
+        if self.0.is_unavailable.load(Ordering::SeqCst) {
+            return Err(ClassifyError::Unavailable("no server".into()));
         }
         self.0.batches.lock().expect("a lock").push(texts.len());
         thread::sleep(Duration::from_millis(self.0.row_ms.load(Ordering::SeqCst)) * texts.len() as u32);
@@ -45,17 +43,17 @@ impl Classify for Shared {
         Ok(texts.iter().enumerate().map(|row| Answer::Value(value(row))).collect())
     }
 
-    fn needs_others(&self) -> bool {
+    fn uses_remote_servers(&self) -> bool {
         true
     }
 }
 
-struct Served {
-    fake: Arc<Fake>,
+struct TestGateway {
+    fake: Arc<FakeState>,
     addr: SocketAddr,
     stopper: Stopper,
     gateway: Option<Gateway>,
-    desk: Option<JoinHandle<Result<(), DeskError>>>,
+    worker: Option<JoinHandle<Result<(), WorkerError>>>,
 }
 
 struct Reply {
@@ -84,58 +82,59 @@ impl Reply {
     }
 }
 
-impl Served {
+impl TestGateway {
     fn start(options: Options) -> Self {
-        Self::start_as(options, About::new("length", Kind::Value, &["bytes"]), Arc::default())
+        Self::start_with(options, ClassifierInfo::new("length", AnswerKind::Value, &["bytes"]), Arc::default())
     }
 
-    fn start_as(options: Options, about: About, fake: Arc<Fake>) -> Self {
-        let options = Options { listen: ([127, 0, 0, 1], 0).into(), retry: Duration::from_millis(20), ..options };
-        let (gateway, desk) = Gateway::start(options).expect("it listens");
-        let (addr, stopper, asked) = (gateway.addr(), gateway.stopper(), Arc::clone(&fake));
-        let desk = thread::spawn(move || desk.serve(about, &mut Shared(asked), || ()));
-        Self { fake, addr, stopper, gateway: Some(gateway), desk: Some(desk) }
+    fn start_with(options: Options, info: ClassifierInfo, fake: Arc<FakeState>) -> Self {
+        let options =
+            Options { listen: ([127, 0, 0, 1], 0).into(), retry_interval: Duration::from_millis(20), ..options };
+        let (gateway, worker) = Gateway::start(options).expect("it listens");
+        let (addr, stopper, state) = (gateway.addr(), gateway.stopper(), Arc::clone(&fake));
+        let worker = thread::spawn(move || worker.serve(info, &mut FakeClassifier(state), || ()));
+        Self { fake, addr, stopper, gateway: Some(gateway), worker: Some(worker) }
     }
 
-    fn ready(self) -> Self {
-        self.until("ready");
+    fn wait_until_ready(self) -> Self {
+        self.wait_for_status("ready");
         self
     }
 
-    fn until(&self, status: &str) {
-        let begun = Instant::now();
+    fn wait_for_status(&self, status: &str) {
+        let started_at = Instant::now();
         while self.get("/health").json()["status"] != status {
-            assert!(begun.elapsed() < Duration::from_secs(20), "never {status}");
+            assert!(started_at.elapsed() < Duration::from_secs(20), "never {status}");
             thread::sleep(Duration::from_millis(5));
         }
     }
 
-    fn raw(&self, request: &[u8]) -> Reply {
+    fn send(&self, request: &[u8]) -> Reply {
         let mut stream = TcpStream::connect(self.addr).expect("connected");
         stream.write_all(request).expect("sent");
         reply(&mut stream)
     }
 
     fn get(&self, path: &str) -> Reply {
-        self.raw(format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").as_bytes())
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").as_bytes())
     }
 
     fn post(&self, body: &str, headers: &str) -> Reply {
-        self.raw(post(body, headers).as_bytes())
+        self.send(post(body, headers).as_bytes())
     }
 
-    fn ask(&self, body: &Value) -> Reply {
+    fn classify(&self, body: &Value) -> Reply {
         self.post(&body.to_string(), "Content-Type: application/json\r\n")
     }
 
     fn stop(&mut self) {
         self.stopper.stop();
-        self.desk.take().expect("a desk").join().expect("no panic").expect("served");
+        self.worker.take().expect("a worker").join().expect("no panic").expect("served");
         self.gateway.take().expect("a gateway").finish().expect("it ends");
     }
 }
 
-impl Drop for Served {
+impl Drop for TestGateway {
     fn drop(&mut self) {
         self.stopper.stop();
     }
@@ -157,7 +156,6 @@ fn reply(stream: &mut TcpStream) -> Reply {
     Reply { status, head: head.to_owned(), body: body.to_owned() }
 }
 
-/// A problem document of this status, whose detail says this.
 fn check(reply: &Reply, status: u16, detail: &str) {
     assert_eq!(reply.status, status, "{} {}", reply.head, reply.body);
     assert_eq!(reply.header("content-type"), Some("application/problem+json"));
@@ -168,94 +166,94 @@ fn check(reply: &Reply, status: u16, detail: &str) {
 }
 
 #[test]
-fn texts_are_answered_in_order() {
-    let served = Served::start(Options { batch_rows: 2, ..Options::default() }).ready();
-    let reply = served.ask(&json!({ "texts": ["a", "four", "ab", "abc", "ä"] }));
+fn texts_of_a_request_are_answered_in_order() {
+    let gateway = TestGateway::start(Options { batch_rows: 2, ..Options::default() }).wait_until_ready();
+    let reply = gateway.classify(&json!({ "texts": ["a", "four", "ab", "abc", "ä"] }));
     assert_eq!(reply.values(), [1.0, 4.0, 2.0, 3.0, 2.0]);
     assert_eq!(reply.json()["model"], "length");
-    assert_eq!(served.ask(&json!({ "text": "four" })).values(), [4.0]);
+    assert_eq!(gateway.classify(&json!({ "text": "four" })).values(), [4.0]);
 }
 
 #[test]
-fn pairs_are_answered() {
-    let about = About { takes_pairs: true, ..About::new("lengths", Kind::Value, &["bytes"]) };
-    let served = Served::start_as(Options::default(), about, Arc::default()).ready();
-    let reply = served.ask(&json!({ "texts": [["a", "four"], ["ab", "c"]] }));
+fn pairs_of_texts_are_answered() {
+    let info = ClassifierInfo { takes_pairs: true, ..ClassifierInfo::new("lengths", AnswerKind::Value, &["bytes"]) };
+    let gateway = TestGateway::start_with(Options::default(), info, Arc::default()).wait_until_ready();
+    let reply = gateway.classify(&json!({ "texts": [["a", "four"], ["ab", "c"]] }));
     assert_eq!(reply.values(), [401.0, 102.0]);
-    check(&served.ask(&json!({ "texts": ["a"] })), 422, "#/texts/0");
+    check(&gateway.classify(&json!({ "texts": ["a"] })), 422, "#/texts/0");
 }
 
 #[test]
-fn requests_that_wait_go_together_and_a_giant_one_lets_others_by() {
-    let served = Served::start(Options { batch_rows: 4, ..Options::default() }).ready();
-    served.fake.row_ms.store(10, Ordering::SeqCst);
-    served.fake.batches.lock().expect("a lock").clear();
+fn waiting_requests_share_batches_with_a_large_one() {
+    let gateway = TestGateway::start(Options { batch_rows: 4, ..Options::default() }).wait_until_ready();
+    gateway.fake.row_ms.store(10, Ordering::SeqCst);
+    gateway.fake.batches.lock().expect("a lock").clear();
     thread::scope(|scope| {
-        let giant = scope.spawn(|| {
+        let large = scope.spawn(|| {
             let texts: Vec<String> = (0..200).map(|row| "x".repeat(row % 7 + 1)).collect();
-            let reply = served.ask(&json!({ "texts": texts }));
+            let reply = gateway.classify(&json!({ "texts": texts }));
             (reply.values(), Instant::now())
         });
         thread::sleep(Duration::from_millis(100));
         let small: Vec<_> = (1..=6)
             .map(|n| {
-                let served = &served;
-                scope.spawn(move || (n, served.ask(&json!({ "text": "y".repeat(n) })).values(), Instant::now()))
+                let gateway = &gateway;
+                scope.spawn(move || (n, gateway.classify(&json!({ "text": "y".repeat(n) })).values(), Instant::now()))
             })
             .collect();
         let mut last = None;
         for one in small {
-            let (n, values, at) = one.join().expect("no panic");
+            let (n, values, finished_at) = one.join().expect("no panic");
             assert_eq!(values, [n as f64]);
-            last = last.max(Some(at));
+            last = last.max(Some(finished_at));
         }
-        let (values, at) = giant.join().expect("no panic");
+        let (values, finished_at) = large.join().expect("no panic");
         assert_eq!(values, (0..200).map(|row| (row % 7 + 1) as f64).collect::<Vec<_>>());
-        assert!(last < Some(at), "small ones come first");
+        assert!(last < Some(finished_at), "small requests finish first");
     });
-    let batches = served.fake.batches.lock().expect("a lock");
+    let batches = gateway.fake.batches.lock().expect("a lock");
     assert_eq!(batches.iter().sum::<usize>(), 206);
-    assert!(batches.len() <= 60 && batches.iter().all(|&rows| rows <= 4), "they go together: {batches:?}");
+    assert!(batches.len() <= 60 && batches.iter().all(|&rows| rows <= 4), "requests share batches: {batches:?}");
 }
 
 #[test]
-fn wrong_requests_are_refused() {
+fn invalid_requests_are_refused() {
     let options = Options { max_body_bytes: 200, max_rows: 2, max_text_bytes: 50, ..Options::default() };
-    let served = Served::start(options).ready();
-    check(&served.get("/nowhere"), 404, "expected /");
-    let reply = served.get("/classify");
+    let gateway = TestGateway::start(options).wait_until_ready();
+    check(&gateway.get("/nowhere"), 404, "expected /");
+    let reply = gateway.get("/classify");
     check(&reply, 405, "expected POST, found GET");
     assert_eq!(reply.header("allow"), Some("POST"));
-    check(&served.post("{}", ""), 415, "found none");
-    check(&served.post("{}", "Content-Type: text/plain\r\n"), 415, "found text/plain");
-    check(&served.post("{}", "Content-Type: application/json\r\nContent-Encoding: gzip\r\n"), 415, "found gzip");
-    check(&served.post("{", "Content-Type: application/json; charset=utf-8\r\n"), 400, "not JSON");
-    check(&served.ask(&json!({ "text": "x".repeat(300) })), 413, "200 bytes");
-    check(&served.ask(&json!({ "text": "x".repeat(51) })), 422, "50 bytes at the most, found 51");
-    check(&served.ask(&json!({ "texts": ["a", "b", "c"] })), 422, "2 texts at the most");
-    let reply = served.ask(&json!({ "texts": ["a", ""] }));
+    check(&gateway.post("{}", ""), 415, "found none");
+    check(&gateway.post("{}", "Content-Type: text/plain\r\n"), 415, "found text/plain");
+    check(&gateway.post("{}", "Content-Type: application/json\r\nContent-Encoding: gzip\r\n"), 415, "found gzip");
+    check(&gateway.post("{", "Content-Type: application/json; charset=utf-8\r\n"), 400, "not JSON");
+    check(&gateway.classify(&json!({ "text": "x".repeat(300) })), 413, "200 bytes");
+    check(&gateway.classify(&json!({ "text": "x".repeat(51) })), 422, "50 bytes at the most, found 51");
+    check(&gateway.classify(&json!({ "texts": ["a", "b", "c"] })), 422, "2 texts at the most");
+    let reply = gateway.classify(&json!({ "texts": ["a", ""] }));
     check(&reply, 422, "#/texts/1: it is empty");
     assert_eq!(reply.json()["errors"], json!([{ "pointer": "#/texts/1", "detail": "it is empty" }]));
     let chunked = "POST /classify HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: application/json\r\n\
                    Transfer-Encoding: chunked\r\n\r\n";
     let more = format!("{chunked}fa\r\n{}\r\n0\r\n\r\n", "x".repeat(250));
-    check(&served.raw(more.as_bytes()), 413, "200 bytes");
-    assert_eq!(served.ask(&json!({ "text": "ok" })).values(), [2.0], "it still works");
+    check(&gateway.send(more.as_bytes()), 413, "200 bytes");
+    assert_eq!(gateway.classify(&json!({ "text": "ok" })).values(), [2.0], "the gateway still works");
 }
 
 #[test]
-fn rows_that_fail_fail_no_other_request() {
-    let served = Served::start(Options::default()).ready();
-    served.fake.row_ms.store(20, Ordering::SeqCst);
+fn failing_rows_fail_no_other_request() {
+    let gateway = TestGateway::start(Options::default()).wait_until_ready();
+    gateway.fake.row_ms.store(20, Ordering::SeqCst);
     thread::scope(|scope| {
-        let ask = |text: &'static str| {
+        let send = |text: &'static str| {
             scope.spawn({
-                let served = &served;
-                move || served.ask(&json!({ "text": text }))
+                let gateway = &gateway;
+                move || gateway.classify(&json!({ "text": text }))
             })
         };
-        let asked: Vec<_> = ["good", "poison", "fine", "nan", "better", " "].map(ask).into();
-        let replies: Vec<Reply> = asked.into_iter().map(|reply| reply.join().expect("no panic")).collect();
+        let requests: Vec<_> = ["good", "poison", "fine", "nan", "better", " "].map(send).into();
+        let replies: Vec<Reply> = requests.into_iter().map(|reply| reply.join().expect("no panic")).collect();
         assert_eq!(replies[0].values(), [4.0]);
         check(&replies[1], 500, "could not be computed");
         assert_eq!(replies[2].values(), [4.0]);
@@ -263,62 +261,64 @@ fn rows_that_fail_fail_no_other_request() {
         assert_eq!(replies[4].values(), [6.0]);
         check(&replies[5], 422, "yields no token");
     });
-    assert_eq!(served.get("/health").status, 200);
+    assert_eq!(gateway.get("/health").status, 200);
 }
 
 #[test]
-fn too_many_requests_are_told_to_come_back() {
-    let served = Served::start(Options { max_requests: 2, ..Options::default() }).ready();
-    served.fake.row_ms.store(400, Ordering::SeqCst);
+fn request_beyond_limit_is_refused_with_retry_time() {
+    let gateway = TestGateway::start(Options { max_requests: 2, ..Options::default() }).wait_until_ready();
+    gateway.fake.row_ms.store(400, Ordering::SeqCst);
     thread::scope(|scope| {
-        let asked = [0, 1].map(|_| scope.spawn(|| served.ask(&json!({ "text": "four" }))));
+        let requests = [0, 1].map(|_| scope.spawn(|| gateway.classify(&json!({ "text": "four" }))));
         thread::sleep(Duration::from_millis(200));
-        let reply = served.ask(&json!({ "text": "four" }));
-        check(&reply, 503, "as many requests");
+        let reply = gateway.classify(&json!({ "text": "four" }));
+        check(&reply, 503, "too many requests");
         let pause: u64 = reply.header("retry-after").expect("a header").parse().expect("a number");
         assert!((1..=60).contains(&pause));
-        asked.into_iter().for_each(|reply| assert_eq!(reply.join().expect("no panic").values(), [4.0]));
+        requests.into_iter().for_each(|reply| assert_eq!(reply.join().expect("no panic").values(), [4.0]));
     });
-    assert_eq!(served.ask(&json!({ "text": "four" })).values(), [4.0]);
+    assert_eq!(gateway.classify(&json!({ "text": "four" })).values(), [4.0]);
 }
 
 #[test]
-fn a_request_may_not_take_too_long() {
-    let served = Served::start(Options { timeout: Duration::from_millis(300), ..Options::default() }).ready();
-    let mut stream = TcpStream::connect(served.addr).expect("connected");
+fn slow_request_times_out() {
+    let gateway =
+        TestGateway::start(Options { timeout: Duration::from_millis(300), ..Options::default() }).wait_until_ready();
+    let mut stream = TcpStream::connect(gateway.addr).expect("connected");
     let slow = post("{\"text\": \"four\"}", "Content-Type: application/json\r\n");
     stream.write_all(&slow.as_bytes()[..slow.len() - 3]).expect("sent");
     check(&reply(&mut stream), 408, "0.3 s");
-    served.fake.row_ms.store(1000, Ordering::SeqCst);
-    check(&served.ask(&json!({ "text": "four" })), 504, "0.3 s");
-    served.fake.row_ms.store(0, Ordering::SeqCst);
+    gateway.fake.row_ms.store(1000, Ordering::SeqCst);
+    check(&gateway.classify(&json!({ "text": "four" })), 504, "0.3 s");
+    gateway.fake.row_ms.store(0, Ordering::SeqCst);
     thread::sleep(Duration::from_millis(1000));
-    assert_eq!(served.ask(&json!({ "text": "four" })).values(), [4.0]);
+    assert_eq!(gateway.classify(&json!({ "text": "four" })).values(), [4.0]);
 }
 
 #[test]
-fn a_silent_connection_is_closed() {
-    let served = Served::start(Options { head_timeout: Duration::from_millis(200), ..Options::default() }).ready();
-    let mut stream = TcpStream::connect(served.addr).expect("connected");
+fn silent_connection_is_closed() {
+    let gateway = TestGateway::start(Options { head_timeout: Duration::from_millis(200), ..Options::default() })
+        .wait_until_ready();
+    let mut stream = TcpStream::connect(gateway.addr).expect("connected");
     stream.write_all(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n").expect("sent");
     stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
     let mut text = String::new();
-    stream.read_to_string(&mut text).expect("it is answered, and closed after a while");
+    stream.read_to_string(&mut text).expect("answered and closed");
     assert!(text.starts_with("HTTP/1.1 200"), "{text}");
-    let mut half = TcpStream::connect(served.addr).expect("connected");
+    let mut half = TcpStream::connect(gateway.addr).expect("connected");
     half.write_all(b"GET /hea").expect("sent");
     half.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
-    half.read_to_end(&mut Vec::new()).expect("it is closed");
+    half.read_to_end(&mut Vec::new()).expect("closed");
 }
 
 #[test]
-fn whoever_goes_away_is_not_computed() {
-    let served = Served::start(Options { batch_rows: 1, ..Options::default() }).ready();
-    served.fake.row_ms.store(300, Ordering::SeqCst);
+fn request_of_closed_connection_is_not_computed() {
+    let gateway = TestGateway::start(Options { batch_rows: 1, ..Options::default() }).wait_until_ready();
+    gateway.fake.row_ms.store(300, Ordering::SeqCst);
     thread::scope(|scope| {
-        let first = scope.spawn(|| served.ask(&json!({ "text": "first" })));
+        let first = scope.spawn(|| gateway.classify(&json!({ "text": "first" })));
         thread::sleep(Duration::from_millis(100));
-        let mut stream = TcpStream::connect(served.addr).expect("connected");
+        let mut stream = TcpStream::connect(gateway.addr).expect("connected");
         let texts = json!({ "texts": ["1", "2", "3", "4", "5", "6"] }).to_string();
         stream.write_all(post(&texts, "Content-Type: application/json\r\n").as_bytes()).expect("sent");
         thread::sleep(Duration::from_millis(50));
@@ -326,65 +326,65 @@ fn whoever_goes_away_is_not_computed() {
         drop(stream);
         assert_eq!(first.join().expect("no panic").values(), [5.0]);
     });
-    assert_eq!(served.ask(&json!({ "text": "last" })).values(), [4.0]);
-    let rows: usize = served.fake.batches.lock().expect("a lock").iter().sum();
-    assert!(rows <= 4, "the trial, the first, the last, and one at the most of whoever went: {rows}");
+    assert_eq!(gateway.classify(&json!({ "text": "last" })).values(), [4.0]);
+    let rows: usize = gateway.fake.batches.lock().expect("a lock").iter().sum();
+    assert!(rows <= 4, "the trial, the first, the last, and at most one row of the closed connection: {rows}");
 }
 
 #[test]
-fn what_is_lost_is_said_and_comes_back_by_itself() {
-    let fake = Arc::new(Fake::default());
-    fake.gone.store(true, Ordering::SeqCst);
-    let about = About::new("length", Kind::Value, &["bytes"]);
-    let options = Options { check: Some(Duration::from_millis(50)), ..Options::default() };
-    let served = Served::start_as(options, about, Arc::clone(&fake));
-    served.until("unavailable");
-    assert_eq!(served.get("/health").status, 503);
-    check(&served.ask(&json!({ "text": "four" })), 503, "cannot be reached");
-    assert_eq!(served.get("/").status, 503);
-    fake.gone.store(false, Ordering::SeqCst);
-    served.until("ready");
-    assert_eq!(served.ask(&json!({ "text": "four" })).values(), [4.0]);
-    // Noticed by whoever asks, or without anybody asking.
-    fake.gone.store(true, Ordering::SeqCst);
-    let reply = served.ask(&json!({ "text": "four" }));
+fn lost_classifier_is_reported_and_recovers() {
+    let fake = Arc::new(FakeState::default());
+    fake.is_unavailable.store(true, Ordering::SeqCst);
+    let info = ClassifierInfo::new("length", AnswerKind::Value, &["bytes"]);
+    let options = Options { check_interval: Some(Duration::from_millis(50)), ..Options::default() };
+    let gateway = TestGateway::start_with(options, info, Arc::clone(&fake));
+    gateway.wait_for_status("unavailable");
+    assert_eq!(gateway.get("/health").status, 503);
+    check(&gateway.classify(&json!({ "text": "four" })), 503, "cannot be reached");
+    assert_eq!(gateway.get("/").status, 503);
+    fake.is_unavailable.store(false, Ordering::SeqCst);
+    gateway.wait_for_status("ready");
+    assert_eq!(gateway.classify(&json!({ "text": "four" })).values(), [4.0]);
+    // Detected by a request or by a check.
+    fake.is_unavailable.store(true, Ordering::SeqCst);
+    let reply = gateway.classify(&json!({ "text": "four" }));
     check(&reply, 503, "cannot be reached");
     assert_eq!(reply.header("retry-after"), Some("5"));
-    fake.gone.store(false, Ordering::SeqCst);
-    served.until("ready");
-    fake.gone.store(true, Ordering::SeqCst);
-    served.until("unavailable");
-    fake.gone.store(false, Ordering::SeqCst);
-    served.until("ready");
-    assert_eq!(served.ask(&json!({ "text": "four" })).values(), [4.0]);
+    fake.is_unavailable.store(false, Ordering::SeqCst);
+    gateway.wait_for_status("ready");
+    fake.is_unavailable.store(true, Ordering::SeqCst);
+    gateway.wait_for_status("unavailable");
+    fake.is_unavailable.store(false, Ordering::SeqCst);
+    gateway.wait_for_status("ready");
+    assert_eq!(gateway.classify(&json!({ "text": "four" })).values(), [4.0]);
 }
 
 #[test]
-fn a_token_opens_what_costs_something() {
+fn token_protects_predictions_and_metrics() {
     let token = Some(Token::new("0123456789abcdef").expect("a token"));
-    let served = Served::start(Options { token, ..Options::default() }).ready();
-    let reply = served.ask(&json!({ "text": "four" }));
+    let gateway = TestGateway::start(Options { token, ..Options::default() }).wait_until_ready();
+    let reply = gateway.classify(&json!({ "text": "four" }));
     check(&reply, 401, "Authorization");
     assert!(reply.header("www-authenticate").is_some_and(|value| value.starts_with("Bearer")));
-    check(&served.get("/metrics"), 401, "Authorization");
+    check(&gateway.get("/metrics"), 401, "Authorization");
     let headers = "Content-Type: application/json\r\nAuthorization: Bearer 0123456789abcdef\r\n";
-    assert_eq!(served.post(r#"{"text": "four"}"#, headers).values(), [4.0]);
-    assert!(!served.get("/").body.contains("0123456789abcdef"));
+    assert_eq!(gateway.post(r#"{"text": "four"}"#, headers).values(), [4.0]);
+    assert!(!gateway.get("/").body.contains("0123456789abcdef"));
 }
 
 #[test]
-fn there_are_a_page_a_description_and_counts() {
-    let served = Served::start(Options::default()).ready();
-    let page = served.get("/");
+fn page_openapi_and_metrics_describe_classifier() {
+    let gateway = TestGateway::start(Options::default()).wait_until_ready();
+    let page = gateway.get("/");
     assert_eq!(page.status, 200);
     assert!(page.header("content-security-policy").is_some_and(|policy| policy.contains("default-src 'none'")));
     assert!(page.body.contains(r#""name":"length""#), "{}", page.body);
-    let described = served.get("/openapi.json").json();
-    assert_eq!(described["openapi"], "3.1.0");
-    assert_eq!(described["info"]["title"], "length");
-    assert_eq!(served.ask(&json!({ "texts": ["a", "b"] })).status, 200);
-    assert_eq!(served.ask(&json!({})).status, 422);
-    let counts = served.get("/metrics").body;
+    let document = gateway.get("/openapi.json").json();
+    assert_eq!(document["openapi"], "3.1.0");
+    assert_eq!(document["info"]["title"], "length");
+    assert_eq!(gateway.classify(&json!({ "texts": ["a", "b"] })).status, 200);
+    assert_eq!(gateway.classify(&json!({})).status, 422);
+    let metrics = gateway.get("/metrics").body;
     for line in [
         r#"sepal_task_requests_total{status="200"} 1"#,
         r#"sepal_task_requests_total{status="422"} 1"#,
@@ -393,16 +393,16 @@ fn there_are_a_page_a_description_and_counts() {
         "sepal_task_waiting_rows 0",
         "# EOF",
     ] {
-        assert!(counts.lines().any(|found| found == line), "{line} in {counts}");
+        assert!(metrics.lines().any(|found| found == line), "{line} in {metrics}");
     }
 }
 
 #[test]
-fn a_stop_finishes_what_waits() {
-    let mut served = Served::start(Options { batch_rows: 1, ..Options::default() }).ready();
-    served.fake.row_ms.store(100, Ordering::SeqCst);
-    let addr = served.addr;
-    let asked: Vec<_> = (1..=3)
+fn stop_finishes_waiting_requests() {
+    let mut gateway = TestGateway::start(Options { batch_rows: 1, ..Options::default() }).wait_until_ready();
+    gateway.fake.row_ms.store(100, Ordering::SeqCst);
+    let addr = gateway.addr;
+    let requests: Vec<_> = (1..=3)
         .map(|n| {
             thread::spawn(move || {
                 let mut stream = TcpStream::connect(addr).expect("connected");
@@ -412,32 +412,33 @@ fn a_stop_finishes_what_waits() {
             })
         })
         .collect();
-    // One that asks nothing is not waited for.
+    // The stop does not wait for idle connections.
     let _idle = TcpStream::connect(addr).expect("connected");
     thread::sleep(Duration::from_millis(150));
-    let begun = Instant::now();
-    served.stop();
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    for (n, values) in asked.into_iter().enumerate() {
+    let started_at = Instant::now();
+    gateway.stop();
+    assert!(started_at.elapsed() < Duration::from_secs(5), "{:?}", started_at.elapsed());
+    for (n, values) in requests.into_iter().enumerate() {
         assert_eq!(values.join().expect("no panic"), [n as f64 + 1.0, 1.0]);
     }
     assert!(TcpStream::connect(addr).is_err(), "the port is closed");
 }
 
 #[test]
-fn a_classifier_that_fails_from_the_start_is_not_served() {
+fn classifier_failing_its_trial_is_not_served() {
     struct Broken;
     impl Classify for Broken {
         fn classify(&mut self, _: &[&str], _: Option<&[&str]>) -> Result<Vec<Answer>, ClassifyError> {
             Err(ClassifyError::Failed("it is broken".into()))
         }
     }
-    let (gateway, desk) =
+    let (gateway, worker) =
         Gateway::start(Options { listen: ([127, 0, 0, 1], 0).into(), ..Options::default() }).expect("it listens");
-    let error = desk.serve(About::new("a", Kind::Value, &["b"]), &mut Broken, || ()).expect_err("it fails");
-    assert!(matches!(error, DeskError::Trial(_)), "{error}");
+    let error =
+        worker.serve(ClassifierInfo::new("a", AnswerKind::Value, &["b"]), &mut Broken, || ()).expect_err("it fails");
+    assert!(matches!(error, WorkerError::Trial(_)), "{error}");
     let taken = Gateway::start(Options { listen: gateway.addr(), ..Options::default() });
     assert!(taken.expect_err("the port is taken").to_string().starts_with("listen on http://127.0.0.1"));
-    drop(desk);
+    drop(worker);
     gateway.finish().expect("it ends");
 }

@@ -55,7 +55,7 @@ impl Frozen {
 
     /// What the model is, in the format in which its blocks are kept.
     pub(crate) fn facts(&self, spec: &Spec) -> ModelFacts {
-        let model = ModelIdentity::of(&self.checkpoint).kept_as(spec.model.weights);
+        let model = ModelIdentity::from_checkpoint(&self.checkpoint).with_weight_format(spec.model.weights);
         ModelFacts {
             source: self.asset.pinned().to_string(),
             passed_over: data::passed_over(&self.asset.attempts),

@@ -126,8 +126,12 @@ fn embed(
     let limits = Limits { tape_budget_bytes: embedded.tape_budget_mb << 20, ..Limits::default() };
     let threads = spec.train.threads.and_then(|threads| u32::try_from(threads).ok());
     let options = ServerOptions { limits, threads, ..ServerOptions::default() };
-    BlockServer::embedded(stack, ModelIdentity::of(checkpoint).kept_as(spec.model.weights), options)
-        .map_err(RunError::Server)
+    BlockServer::embedded(
+        stack,
+        ModelIdentity::from_checkpoint(checkpoint).with_weight_format(spec.model.weights),
+        options,
+    )
+    .map_err(RunError::Server)
 }
 
 fn addresses(servers: &[String]) -> Result<Vec<Endpoint>, RunError> {
@@ -153,7 +157,7 @@ fn look(
 fn join(p2p: &P2pSpec) -> Result<Arc<dyn Discovery>, RunError> {
     let ticket = Ticket::read(&p2p.ticket).map_err(|source| RunError::Ticket { source })?;
     let (bind, relays) = (p2p.bind, p2p.relays.clone());
-    let options = NodeOptions { identity: Identity::passing(), ticket: Some(ticket), bind, relays };
+    let options = NodeOptions { identity: Identity::ephemeral(), ticket: Some(ticket), bind, relays };
     let node = Node::start(options).map_err(|source| RunError::Discovery(source.into()))?;
     Ok(Arc::new(node))
 }

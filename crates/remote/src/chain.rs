@@ -372,5 +372,10 @@ impl Servers {
 
 /// What went into a leg.
 fn leg_batch(chain: &Chain, leg: &Leg) -> WireBatch {
-    WireBatch { prefix_len: chain.prefix_len, prefix_kept: false, rows: chain.rows.clone(), hidden: leg.input.clone() }
+    WireBatch {
+        prefix_len: chain.prefix_len,
+        prefix_cached: false,
+        rows: chain.rows.clone(),
+        hidden: leg.input.clone(),
+    }
 }

@@ -42,7 +42,7 @@ pub(crate) fn without_prefix(step: &Step, span: Span, batch: &WireBatch, want: W
         step.prefix_states.at(span.end())?;
     }
     let hidden = batch.hidden.rows(batch.prefix_len..batch.positions())?;
-    Some(WireBatch { prefix_len: batch.prefix_len, prefix_kept: true, rows: batch.rows.clone(), hidden })
+    Some(WireBatch { prefix_len: batch.prefix_len, prefix_cached: true, rows: batch.rows.clone(), hidden })
 }
 
 /// The output of `span` for a batch that went without its prefix, as if it had gone with it.

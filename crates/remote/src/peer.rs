@@ -8,7 +8,7 @@ use std::time::Duration;
 use sepal_core::{DType, HostTensor, Span, Want};
 use sepal_swarm::{Endpoint, Progress, RemoteOptions, Stream, Traffic};
 use sepal_wire::codec::{self, GradWant, Grads, WireBatch};
-use sepal_wire::{Failure, FailureCode, Limits, Parts, Relay, ServerInfo, Timing, conversation, sepal_capnp as wire};
+use sepal_wire::{Failure, FailureCode, Limits, Parts, Relay, ServerInfo, Timing, rpc, sepal_capnp as wire};
 use tokio::sync::{Mutex, Notify};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -483,7 +483,7 @@ fn check_size(bytes: usize, limits: &Limits, what_helps: &str) -> Result<(), Cal
 pub(crate) fn bootstrap(stream: Stream) -> (wire::block_server::Client, Parts, JoinHandle<()>) {
     let Stream { reader, writer, .. } = stream;
     let parts = Parts::default();
-    let (root, system) = conversation::client(reader, writer, MAX_MESSAGE_BYTES, &parts);
+    let (root, system) = rpc::client(reader, writer, MAX_MESSAGE_BYTES, &parts);
     let driver = tokio::task::spawn_local(async move {
         if let Err(error) = system.await {
             tracing::debug!(%error, "a connection ended");

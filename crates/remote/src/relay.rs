@@ -15,7 +15,7 @@ use sepal_core::{HostTensor, Span, Want};
 use sepal_route::{Hop, Pass, ServerId, Work};
 use sepal_swarm::SwarmPath;
 use sepal_wire::codec::{GradWant, InputGrad, WireBatch};
-use sepal_wire::{FailureCode, Next, ParcelKey, Relay, ServerInfo, Timing};
+use sepal_wire::{FailureCode, MailboxKey, Relay, RelayTarget, ServerInfo, Timing};
 use tokio::time::Instant;
 
 use crate::chain::{ChainGrads, ClientWant};
@@ -222,10 +222,10 @@ impl Servers {
 
     /// Who gets what from whom, along a route.
     fn places(&self, route: &[Hop]) -> Vec<Relay> {
-        let keys: Vec<ParcelKey> = route.iter().skip(1).map(|_| ParcelKey(rand::random())).collect();
+        let keys: Vec<MailboxKey> = route.iter().skip(1).map(|_| MailboxKey(rand::random())).collect();
         let place = |i: usize| Relay {
             from: i.checked_sub(1).map(|before| keys[before]),
-            next: keys.get(i).map(|&key| Next { address: self.label(route[i + 1].server), key }),
+            next: keys.get(i).map(|&key| RelayTarget { address: self.label(route[i + 1].server), key }),
         };
         (0..route.len()).map(place).collect()
     }

@@ -1,12 +1,13 @@
 //! The block server: holds a span of frozen blocks and runs them forward and backward for its clients.
 //!
-//! It trains nothing, keeps no text and no labels, and knows nothing of heads or prompts beyond the
-//! tensors that a client has it inject. One thread speaks with all clients; one thread computes, so
-//! that calls of different clients queue for the device instead of fighting over it.
+//! The server trains nothing, stores no text and no labels, and knows of heads and prompts only the tensors that a client
+//! injects. One thread serves all connections and one thread computes, so that calls of several clients queue for the
+//! device instead of competing for it. In the crate graph it stands on `blocks`, `checkpoint`, `swarm` and `wire`; `remote` is
+//! its client, and only `status`, `pipeline` and `cli` start or show servers.
 //!
-//! Invariants: the tapes of all clients together stay within their byte budget (the oldest give way,
-//! and their owners are told so); a failing request never takes the server down; what a client held
-//! is freed when it drops it or disconnects.
+//! Invariants: the tapes of all clients together stay within a byte budget (the oldest are evicted, and their owners get an
+//! error that says so). A failing request never stops the server. The memory of a client is freed when the client drops its
+//! capabilities or disconnects.
 //!
 //! ```no_run
 //! use sepal_blocks::BlockStack;
@@ -16,23 +17,25 @@
 //!
 //! let checkpoint = Checkpoint::open("model.gguf")?;
 //! let stack = BlockStack::load(&checkpoint, Span::new(0, 10)?)?;
-//! let identity = ModelIdentity::of(&checkpoint);
+//! let identity = ModelIdentity::from_checkpoint(&checkpoint);
 //! let server = BlockServer::listen(stack, identity, ServerOptions::default(), "127.0.0.1:0".parse()?)?;
 //! println!("listening on {}", server.endpoint());
 //! server.shutdown();
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod board;
 mod compute;
 mod engine;
 pub mod environment;
+mod forwarder;
+mod mailbox;
 mod queue;
-mod relay;
-mod rpc;
 mod serve;
+mod service;
+mod state;
+mod stats;
 mod tapes;
 
-pub use board::Board;
 pub use sepal_wire::Limits;
 pub use serve::{BlockServer, ModelIdentity, ServerOptions, StartError};
+pub use stats::ServerStats;

@@ -1,73 +1,69 @@
-//! Who is next: fair between clients, first come first served for each of them.
+//! Queue that is fair between clients and first come, first served within each.
 
 use std::collections::HashMap;
 
-/// A client's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct ClientId(pub(crate) u64);
 
-/// Jobs that wait, by start-time fair queueing: a job's tag is when it would start if all clients that wait had an
-/// equal share of the machine, and the lowest tag is next. A client that was idle has saved up nothing.
-#[derive(Debug)]
+/// Queue with start-time fair queueing. A job's tag is its start time if all waiting clients had equal shares of the machine;
+/// the lowest tag is next. An idle client accumulates no credit.
 pub(crate) struct FairQueue<T> {
-    waiting: Vec<Entry<T>>,
-    /// The tag of the job that was taken last.
+    entries: Vec<Entry<T>>,
+    /// Tag of the job that was taken last.
     now: u64,
-    /// When each client's last job would end.
+    /// End time of each client's last job.
     ends: HashMap<ClientId, u64>,
-    next: u64,
+    next_sequence: u64,
 }
 
-#[derive(Debug)]
 struct Entry<T> {
     client: ClientId,
     tag: u64,
-    number: u64,
+    sequence: u64,
     item: T,
 }
 
 impl<T> Default for FairQueue<T> {
     fn default() -> Self {
-        Self { waiting: Vec::new(), now: 0, ends: HashMap::new(), next: 0 }
+        Self { entries: Vec::new(), now: 0, ends: HashMap::new(), next_sequence: 0 }
     }
 }
 
 impl<T> FairQueue<T> {
-    /// Adds a job that costs so much.
     pub(crate) fn push(&mut self, client: ClientId, cost: usize, item: T) {
         let now = self.now;
         self.ends.retain(|_, end| *end > now);
         let tag = self.ends.get(&client).copied().unwrap_or(now).max(now);
         self.ends.insert(client, tag + cost as u64);
-        self.waiting.push(Entry { client, tag, number: self.next, item });
-        self.next += 1;
+        self.entries.push(Entry { client, tag, sequence: self.next_sequence, item });
+        self.next_sequence += 1;
     }
 
-    /// Takes the next job, and with it the first job of each other client, in their order, as far as `joins` lets it:
-    /// it is given those taken so far and the candidate.
-    pub(crate) fn take(&mut self, joins: impl Fn(&[T], &T) -> bool) -> Vec<T> {
-        self.waiting.sort_by_key(|entry| (entry.tag, entry.number));
-        if self.waiting.is_empty() {
+    /// Takes the next batch: the next job, and the first job of each other client, in order, for which `can_join` returns true
+    /// given the batch so far and the job.
+    pub(crate) fn take(&mut self, can_join: impl Fn(&[T], &T) -> bool) -> Vec<T> {
+        self.entries.sort_by_key(|entry| (entry.tag, entry.sequence));
+        if self.entries.is_empty() {
             return Vec::new();
         }
-        let first = self.waiting.remove(0);
+        let first = self.entries.remove(0);
         self.now = self.now.max(first.tag);
-        let (mut clients, mut taken) = (vec![first.client], vec![first.item]);
-        let mut at = 0;
-        while at < self.waiting.len() {
-            let candidate = &self.waiting[at];
-            let is_new = !clients.contains(&candidate.client);
-            // A client's jobs keep their order, so only its first is asked.
-            if is_new {
+        let (mut clients, mut batch) = (vec![first.client], vec![first.item]);
+        let mut index = 0;
+        while index < self.entries.len() {
+            let candidate = &self.entries[index];
+            // A client's jobs keep their order, so only the first one may join.
+            let is_first = !clients.contains(&candidate.client);
+            if is_first {
                 clients.push(candidate.client);
             }
-            if is_new && joins(&taken, &candidate.item) {
-                taken.push(self.waiting.remove(at).item);
+            if is_first && can_join(&batch, &candidate.item) {
+                batch.push(self.entries.remove(index).item);
             } else {
-                at += 1;
+                index += 1;
             }
         }
-        taken
+        batch
     }
 }
 
@@ -75,46 +71,46 @@ impl<T> FairQueue<T> {
 mod tests {
     use super::*;
 
-    const ALONE: fn(&[u32], &u32) -> bool = |_, _| false;
+    const NO_BATCHING: fn(&[u32], &u32) -> bool = |_, _| false;
 
     #[test]
-    fn one_client_is_served_in_order() {
+    fn jobs_of_one_client_keep_their_order() {
         let mut queue = FairQueue::default();
         (0..5).for_each(|i| queue.push(ClientId(1), 10, i));
-        let order: Vec<u32> = (0..5).flat_map(|_| queue.take(ALONE)).collect();
+        let order: Vec<u32> = (0..5).flat_map(|_| queue.take(NO_BATCHING)).collect();
         assert_eq!(order, [0, 1, 2, 3, 4]);
-        assert!(queue.take(ALONE).is_empty());
+        assert!(queue.take(NO_BATCHING).is_empty());
     }
 
     #[test]
-    fn many_jobs_of_one_client_do_not_keep_another_waiting() {
+    fn many_jobs_of_one_client_do_not_delay_another() {
         let mut queue = FairQueue::default();
         (0..4).for_each(|i| queue.push(ClientId(1), 10, i));
-        assert_eq!(queue.take(ALONE), [0]);
+        assert_eq!(queue.take(NO_BATCHING), [0]);
         queue.push(ClientId(2), 10, 10);
         queue.push(ClientId(2), 10, 11);
-        let order: Vec<u32> = (0..5).flat_map(|_| queue.take(ALONE)).collect();
+        let order: Vec<u32> = (0..5).flat_map(|_| queue.take(NO_BATCHING)).collect();
         assert_eq!(order, [10, 1, 11, 2, 3]);
     }
 
     #[test]
-    fn small_jobs_go_more_often_than_large_ones() {
+    fn small_jobs_run_more_often_than_large_ones() {
         let mut queue = FairQueue::default();
         (0..2).for_each(|i| queue.push(ClientId(1), 30, i));
         (10..16).for_each(|i| queue.push(ClientId(2), 10, i));
-        let order: Vec<u32> = (0..6).flat_map(|_| queue.take(ALONE)).collect();
+        let order: Vec<u32> = (0..6).flat_map(|_| queue.take(NO_BATCHING)).collect();
         assert_eq!(order, [0, 10, 11, 12, 1, 13]);
     }
 
     #[test]
-    fn the_first_of_each_client_may_join() {
+    fn batch_takes_first_job_of_each_client() {
         let mut queue = FairQueue::default();
         for (client, item) in [(1, 1), (1, 3), (2, 5), (2, 7), (3, 2), (4, 9)] {
             queue.push(ClientId(client), 10, item);
         }
-        let odd = |taken: &[u32], item: &u32| taken.len() < 3 && item % 2 == 1;
-        assert_eq!(queue.take(odd), [1, 5, 9], "an even one and the second of a client stay");
-        assert_eq!(queue.take(ALONE), [2]);
+        let odd = |batch: &[u32], item: &u32| batch.len() < 3 && item % 2 == 1;
+        assert_eq!(queue.take(odd), [1, 5, 9], "an even job and a client's second job stay");
+        assert_eq!(queue.take(NO_BATCHING), [2]);
         assert_eq!(queue.take(odd), [3, 7]);
     }
 }

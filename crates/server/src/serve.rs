@@ -1,3 +1,5 @@
+//! Start, main loop and end of a server.
+
 use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
@@ -10,29 +12,31 @@ use sepal_blocks::BlockStack;
 use sepal_checkpoint::Checkpoint;
 use sepal_core::{DType, Ragged, Want, WeightFormat};
 use sepal_swarm::{Addr, Dial, Endpoint, InProcess, Listener, Stream, Streams};
-use sepal_wire::{Limits, Load, Parts, ServerInfo, conversation};
+use sepal_wire::{Limits, Load, Parts, ServerInfo, rpc};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
-use crate::board::Board;
 use crate::engine::{Engine, EngineOptions};
-use crate::relay::{Links, Parcels};
-use crate::rpc::{Caller, Root, Shared};
+use crate::forwarder::Forwarder;
+use crate::mailbox::Mailbox;
+use crate::service::BlockServerImpl;
+use crate::state::{ClientConnection, ServerState};
+use crate::stats::ServerStats;
 use crate::tapes::TapeStore;
 
-/// How a server runs.
+/// Options of a server.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
-    /// What it accepts.
+    /// Limits on requests.
     pub limits: Limits,
-    /// Calls that may wait before others are refused.
+    /// Maximum calls in the queue before others are refused.
     pub max_queue: u32,
-    /// Threads of one computation; libtorch's choice if not set.
+    /// Threads of one computation; libtorch's default if none.
     pub threads: Option<u32>,
-    /// What a computation takes at least for each token and block (a backward alone counts once, forward and backward
-    /// twice). A server that must leave room for others waits that long; so do benchmarks of routing.
+    /// Minimum duration of a computation per token and block; a stateless backward counts twice. It leaves computing time to
+    /// other programs, and makes benchmarks of routing reproducible.
     pub pace: Option<Duration>,
-    /// How servers are found that results are handed on to, beside those at addresses of the network.
+    /// Lookup of the servers that receive forwarded results; network addresses if none.
     pub dial: Option<Arc<dyn Dial>>,
 }
 
@@ -42,24 +46,24 @@ impl Default for ServerOptions {
     }
 }
 
-/// The model that a span belongs to.
+/// Identity of the model that a span belongs to.
 #[derive(Debug, Clone)]
 pub struct ModelIdentity {
-    /// Digest of the whole model.
+    /// Digest of the model.
     pub digest: String,
     /// Name of the architecture.
     pub family: String,
-    /// Blocks of the whole model.
+    /// Number of blocks in the model.
     pub n_blocks: usize,
     /// Size of a hidden state.
     pub hidden: usize,
-    /// The checkpoint in words.
+    /// Description of the checkpoint for people.
     pub weights: String,
 }
 
 impl ModelIdentity {
-    /// Of an open checkpoint.
-    pub fn of(checkpoint: &Checkpoint) -> Self {
+    /// Returns the identity of an open checkpoint.
+    pub fn from_checkpoint(checkpoint: &Checkpoint) -> Self {
         let config = checkpoint.config();
         Self {
             digest: checkpoint.digest().to_owned(),
@@ -70,9 +74,9 @@ impl ModelIdentity {
         }
     }
 
-    /// The same with the blocks' weights kept in `format`: another model, where that rounds.
+    /// Returns the identity with the blocks' weights in `format`. A format that rounds makes a different model.
     #[must_use]
-    pub fn kept_as(self, format: WeightFormat) -> Self {
+    pub fn with_weight_format(self, format: WeightFormat) -> Self {
         match format {
             WeightFormat::F32 => self,
             rounded => Self {
@@ -84,50 +88,49 @@ impl ModelIdentity {
     }
 }
 
-/// A server that did not start.
+/// Error of starting a server.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The address is taken, not ours, or not allowed.
+    /// Address that is in use, of another machine, or not permitted.
     #[error("listen on {addr}")]
     Listen {
-        /// Where.
+        /// Requested address.
         addr: Addr,
-        /// What the system said.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// No thread or no runtime.
+    /// Failure to start a thread or runtime.
     #[error("start the server's threads")]
     Threads(#[source] io::Error),
 }
 
-/// How long nothing may be written to any client before a server that stops takes its last answers to have left.
-const LAST_ANSWERS: Duration = Duration::from_millis(100);
+/// Time without traffic after which a stopping server assumes that its last answers are sent.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What a server is told to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Serving,
-    /// Nothing new, until the tapes are gone or this time has come.
+    /// Accepts no new work, until all tapes are freed or the deadline has passed.
     Draining(Instant),
     Stopping,
 }
 
-/// A running server. Dropping it stops it as [`BlockServer::shutdown`] does.
+/// Running server. Dropping it has the effect of [`BlockServer::shutdown`].
 #[derive(Debug)]
 pub struct BlockServer {
     endpoint: Endpoint,
-    board: Arc<Board>,
+    stats: Arc<ServerStats>,
     phase: watch::Sender<Phase>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl BlockServer {
-    /// Serves connections to `addr`.
+    /// Starts a server that listens on `addr`.
     ///
     /// # Errors
-    /// [`StartError`] if the address cannot be had.
+    /// [`StartError`] if the address is not available or no thread starts.
     pub fn listen(
         stack: BlockStack,
         identity: ModelIdentity,
@@ -142,10 +145,10 @@ impl BlockServer {
         Self::start(stack, identity, options, runtime, listener, endpoint)
     }
 
-    /// Serves connections that something else accepts; `endpoint` is where clients find it.
+    /// Starts a server for connections from `connections`, with the endpoint that clients use.
     ///
     /// # Errors
-    /// [`StartError::Threads`].
+    /// [`StartError::Threads`] if no thread starts.
     pub fn accept(
         stack: BlockStack,
         identity: ModelIdentity,
@@ -156,35 +159,35 @@ impl BlockServer {
         Self::start(stack, identity, options, runtime()?, Listener::Streams(connections), endpoint)
     }
 
-    /// Serves connections from inside this process.
+    /// Starts a server for connections from this process.
     ///
     /// # Errors
-    /// [`StartError::Threads`].
+    /// [`StartError::Threads`] if no thread starts.
     pub fn embedded(stack: BlockStack, identity: ModelIdentity, options: ServerOptions) -> Result<Self, StartError> {
         let (server, incoming) = InProcess::new();
         let listener = Listener::InProcess(incoming);
         Self::start(stack, identity, options, runtime()?, listener, Endpoint::InProcess(server))
     }
 
-    /// Where clients find it; with the port that the system chose.
+    /// Endpoint for clients, with the port that the system chose.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// What it says of itself now, and what it has counted.
-    pub fn board(&self) -> &Arc<Board> {
-        &self.board
+    /// Statistics of the server.
+    pub fn stats(&self) -> &Arc<ServerStats> {
+        &self.stats
     }
 
-    /// Takes no more connections or calls, finishes those under way, and returns when all is done.
+    /// Stops the server: refuses new connections and calls, finishes the calls in flight, then returns.
     pub fn shutdown(mut self) {
         self.stop_and_join();
     }
 
-    /// Leaves without loss to its clients: says that it is about to leave and takes nothing new, but finishes the graphs
-    /// that are kept here for their backward. Returns when there are none left, or after `patience`.
-    pub fn drain(mut self, patience: Duration) {
-        self.phase.send_replace(Phase::Draining(Instant::now() + patience));
+    /// Stops the server without loss to its clients: announces the end and refuses new work, but serves the backward passes of
+    /// stored tapes. Returns when no tape is left, or after `timeout`.
+    pub fn drain(mut self, timeout: Duration) {
+        self.phase.send_replace(Phase::Draining(Instant::now() + timeout));
         self.join();
     }
 
@@ -201,34 +204,33 @@ impl BlockServer {
         let ServerOptions { threads, max_queue, pace, dial, .. } = options;
         let (engine, compute) =
             Engine::start(stack, EngineOptions { threads, max_queue, pace }).map_err(StartError::Threads)?;
-        let (phase, told) = watch::channel(Phase::Serving);
+        let (phase, phase_changes) = watch::channel(Phase::Serving);
         let tapes = Arc::new(Mutex::new(TapeStore::new(info.limits.tape_budget_bytes)));
-        let (queue, completed) = engine.counts();
-        let board = Arc::new(Board::new(info.clone(), queue, completed, Arc::clone(&tapes)));
-        let (shared_info, shared_board) = (info.clone(), Arc::clone(&board));
+        let stats = Arc::new(ServerStats::new(info.clone(), engine.counters(), Arc::clone(&tapes)));
+        let thread_stats = Arc::clone(&stats);
         let thread = thread::Builder::new()
             .name("sepal-server".into())
             .spawn(move || {
-                let shared = Rc::new(Shared {
+                let state = Rc::new(ServerState {
                     engine,
                     tapes,
-                    links: Links::new(Arc::clone(&shared_board), dial),
-                    board: shared_board,
-                    parcels: Parcels::new(shared_info.limits.max_message_bytes),
-                    info: shared_info,
+                    forwarder: Forwarder::new(Arc::clone(&thread_stats), dial),
+                    stats: thread_stats,
+                    mailbox: Mailbox::new(info.limits.max_message_bytes),
+                    info,
                     config,
                     calls: Cell::default(),
                     clients: Cell::default(),
                 });
-                LocalSet::new().block_on(&runtime, serve(listener, shared, told));
-                // The last reference to the engine went with the tasks: the compute thread ends.
+                LocalSet::new().block_on(&runtime, run_loop(listener, state, phase_changes));
+                // The engine is dropped with the last task, which ends the compute thread.
                 drop(runtime);
                 if compute.join().is_err() {
                     tracing::error!("the compute thread panicked");
                 }
             })
             .map_err(StartError::Threads)?;
-        Ok(Self { endpoint, board, phase, thread: Some(thread) })
+        Ok(Self { endpoint, stats, phase, thread: Some(thread) })
     }
 
     fn stop_and_join(&mut self) {
@@ -273,86 +275,84 @@ fn describe(stack: &BlockStack, identity: ModelIdentity, limits: Limits) -> Serv
     }
 }
 
-/// What a graph keeps for each token and block, in a batch of sentences.
+/// Bytes of a tape per token and block, for a batch of rows of typical length.
 fn tape_token_bytes(stack: &BlockStack) -> u32 {
-    const ROW: usize = 32;
-    let bytes = Ragged::from_lengths([ROW; 32])
+    const ROW_LEN: usize = 32;
+    let bytes = Ragged::from_lengths([ROW_LEN; 32])
         .map(|rows| stack.tape_bytes(stack.span(), 0, &rows, Want::All) / (rows.n_tokens() * stack.span().len()));
     u32::try_from(bytes.unwrap_or(0)).unwrap_or(u32::MAX)
 }
 
-/// Accepts until told to stop, or until it has drained; then waits for the calls under way.
-async fn serve(mut listener: Listener, shared: Rc<Shared>, mut told: watch::Receiver<Phase>) {
-    let traffic = shared.board.traffic.clone();
+/// Accepts connections until the server stops or is drained, then waits for the calls in flight.
+async fn run_loop(mut listener: Listener, state: Rc<ServerState>, mut phase: watch::Receiver<Phase>) {
+    let traffic = state.stats.traffic.clone();
     let mut connections = tokio::task::JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Some(Ok(stream)) => {
-                    connections.spawn_local(converse(stream.counted(&traffic), Rc::clone(&shared)));
+                    connections.spawn_local(serve_connection(stream.counted(&traffic), Rc::clone(&state)));
                 }
                 Some(Err(error)) => {
-                    // Out of file descriptors, say: others may still be served.
+                    // Out of file descriptors, for example: open connections are still served.
                     tracing::warn!(%error, "could not accept a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 None => break,
             },
             Some(_) = connections.join_next() => {}
-            () = finished(&shared, &mut told) => break,
+            () = wait_for_end(&state, &mut phase) => break,
         }
     }
     drop(listener);
-    shared.board.draining.store(true, Ordering::Relaxed);
-    // What waits for other servers would wait for ever.
-    shared.parcels.close();
-    shared.links.close();
-    while shared.calls.get() > 0 || shared.engine.queue() > 0 {
+    state.stats.draining.store(true, Ordering::Relaxed);
+    // Calls that wait for other servers would never end.
+    state.mailbox.close();
+    state.forwarder.close();
+    while state.calls.get() > 0 || state.engine.queue() > 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // Answers of the last calls leave before their connections close: as long as anything moves it is waited for.
-    let mut written = None;
-    while !connections.is_empty() && written.replace(traffic.up()) != Some(traffic.up()) {
-        tokio::time::sleep(LAST_ANSWERS).await;
+    // Answers of the last calls are sent before their connections close, as long as there is any traffic.
+    let mut sent_bytes = None;
+    while !connections.is_empty() && sent_bytes.replace(traffic.up()) != Some(traffic.up()) {
+        tokio::time::sleep(FLUSH_INTERVAL).await;
         while connections.try_join_next().is_some() {}
     }
     connections.shutdown().await;
 }
 
-/// Ends when the server is to stop, or has drained.
-async fn finished(shared: &Shared, told: &mut watch::Receiver<Phase>) {
+async fn wait_for_end(state: &ServerState, phase: &mut watch::Receiver<Phase>) {
     loop {
-        let phase = *told.borrow_and_update();
-        match phase {
+        let current = *phase.borrow_and_update();
+        match current {
             Phase::Serving => {}
-            Phase::Draining(until) => {
-                shared.board.draining.store(true, Ordering::Relaxed);
-                if Instant::now() >= until || !shared.is_in_use() {
+            Phase::Draining(deadline) => {
+                state.stats.draining.store(true, Ordering::Relaxed);
+                if Instant::now() >= deadline || !state.is_in_use() {
                     return;
                 }
             }
             Phase::Stopping => return,
         }
-        let changed = told.changed();
-        match phase {
+        let changed = phase.changed();
+        match current {
             Phase::Draining(_) => {
-                // Tapes end one by one: it is looked at again in a while.
+                // No event signals the end of a tape, so the state is polled.
                 let _ = tokio::time::timeout(Duration::from_millis(20), changed).await;
             }
-            // An error means that the server's handle is gone.
+            // An error means that the server's handle was dropped.
             _ if changed.await.is_err() => return,
             _ => {}
         }
     }
 }
 
-async fn converse(stream: Stream, shared: Rc<Shared>) {
-    let max_message_bytes = shared.info.limits.max_message_bytes;
+async fn serve_connection(stream: Stream, state: Rc<ServerState>) {
+    let max_message_bytes = state.info.limits.max_message_bytes;
     let parts = Parts::default();
-    let caller = Caller { client: shared.next_client(), parts: parts.clone() };
-    let root = capnp_rpc::new_client(Root { shared, caller });
+    let root = capnp_rpc::new_client(BlockServerImpl(ClientConnection::new(state, parts.clone())));
     let Stream { reader, writer, .. } = stream;
-    if let Err(error) = conversation::server(reader, writer, max_message_bytes, root, &parts).await {
+    if let Err(error) = rpc::server(reader, writer, max_message_bytes, root, &parts).await {
         tracing::debug!(%error, "a connection ended");
     }
 }

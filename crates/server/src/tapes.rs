@@ -1,34 +1,44 @@
+//! Storage of tapes within a byte budget.
+
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::compute::Kept;
+use sepal_blocks::Tape;
 
-/// A tape's name within its server.
+/// Identifier of a tape within its server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct TapeId(u64);
 
-/// The graphs kept for backward, of all clients, within a byte budget.
+#[derive(Debug)]
+pub(crate) struct StoredTape {
+    /// None in tests of the store.
+    pub(crate) tape: Option<Tape>,
+    pub(crate) bytes: u64,
+}
+
+/// Tapes of all clients within a byte budget.
 #[derive(Debug)]
 pub(crate) struct TapeStore {
     budget: u64,
     used: u64,
-    next: u64,
-    tapes: BTreeMap<TapeId, Kept>,
+    next_id: u64,
+    tapes: BTreeMap<TapeId, StoredTape>,
 }
 
 impl TapeStore {
     pub(crate) fn new(budget: u64) -> Self {
-        Self { budget, used: 0, next: 0, tapes: BTreeMap::new() }
+        Self { budget, used: 0, next_id: 0, tapes: BTreeMap::new() }
     }
 
-    /// Keeps a tape, at the cost of the oldest ones if need be. A tape that is larger than the whole
-    /// budget is not kept, so that its owner is told `tapeExpired` when it comes back.
-    pub(crate) fn insert(&mut self, tape: Kept) -> TapeId {
-        let id = TapeId(self.next);
-        self.next += 1;
+    /// Stores a tape and evicts the oldest ones if necessary. A tape beyond the budget is not stored; its owner gets
+    /// `tapeExpired`.
+    pub(crate) fn insert(&mut self, tape: StoredTape) -> TapeId {
+        let id = TapeId(self.next_id);
+        self.next_id += 1;
         if tape.bytes <= self.budget {
             while self.used + tape.bytes > self.budget {
-                let Some((_, old)) = self.tapes.pop_first() else { break };
-                self.used -= old.bytes;
+                let Some((_, oldest)) = self.tapes.pop_first() else { break };
+                self.used -= oldest.bytes;
             }
             self.used += tape.bytes;
             self.tapes.insert(id, tape);
@@ -36,40 +46,44 @@ impl TapeStore {
         id
     }
 
-    /// Takes a tape out, if it is still there.
-    pub(crate) fn take(&mut self, id: TapeId) -> Option<Kept> {
+    pub(crate) fn take(&mut self, id: TapeId) -> Option<StoredTape> {
         let tape = self.tapes.remove(&id)?;
         self.used -= tape.bytes;
         Some(tape)
     }
 
-    /// How many, and their bytes.
+    /// Number of tapes and their bytes.
     pub(crate) fn load(&self) -> (u32, u64) {
         (u32::try_from(self.tapes.len()).unwrap_or(u32::MAX), self.used)
     }
+}
+
+/// Locks the store. Every change to it is atomic, so a panic elsewhere leaves it usable.
+pub(crate) fn lock(tapes: &Mutex<TapeStore>) -> MutexGuard<'_, TapeStore> {
+    tapes.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn tape(bytes: u64) -> Kept {
-        Kept { tape: None, bytes }
+    fn tape(bytes: u64) -> StoredTape {
+        StoredTape { tape: None, bytes }
     }
 
     #[test]
-    fn the_oldest_give_way() {
+    fn full_store_evicts_oldest_tape() {
         let mut store = TapeStore::new(100);
         let ids: Vec<TapeId> = (0..3).map(|_| store.insert(tape(40))).collect();
         assert_eq!(store.load(), (2, 80));
-        assert!(store.take(ids[0]).is_none(), "the oldest gave way");
+        assert!(store.take(ids[0]).is_none(), "evicted");
         assert!(store.take(ids[2]).is_some());
-        assert!(store.take(ids[2]).is_none(), "a tape is taken once");
+        assert!(store.take(ids[2]).is_none(), "already taken");
         assert_eq!(store.load(), (1, 40));
     }
 
     #[test]
-    fn a_tape_beyond_the_budget_evicts_nobody() {
+    fn tape_beyond_budget_evicts_no_other() {
         let mut store = TapeStore::new(100);
         let small = store.insert(tape(60));
         let large = store.insert(tape(101));

@@ -1,9 +1,22 @@
-//! What a server shows over HTTP: `/healthz`, `/metrics` for Prometheus, `/status.json`, and a page at `/` with a map of
-//! blocks by servers.
+//! HTTP status of a server: `/healthz`, `/metrics` for Prometheus, `/status.json`, and a page at `/` with a map of blocks by
+//! servers.
 //!
-//! It shows and changes nothing, and holds no secret. It knows nothing of training.
+//! The crate is read-only, holds no secret and knows nothing of training. In the crate graph it stands on `server`, `discover`
+//! and `route`, and only `cli` uses it.
 //!
-//! Invariant: the page needs nothing from anywhere else.
+//! Invariant: the page loads no other resources.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use sepal_status::{StatusServer, View};
+//!
+//! let view = Arc::new(View::new("127.0.0.1:4000".into(), None));
+//! let status = StatusServer::start("127.0.0.1:0".parse()?, Arc::clone(&view))?;
+//! println!("status on http://{}/", status.addr());
+//! // `view.show(Some(Arc::clone(server.stats())))` follows once the server is loaded.
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod summary;
 
@@ -19,54 +32,54 @@ use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse};
 use axum::routing::get;
 use sepal_discover::Discovery;
-use sepal_server::Board;
+use sepal_server::ServerStats;
 use tokio::sync::oneshot;
 
-pub use summary::notice_of;
+pub use summary::server_record;
 
 const PAGE: &str = include_str!("page.html");
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What is shown. The server may change while it is.
+/// Server that the status describes. It may be replaced at any time.
 #[derive(Debug)]
 pub struct View {
-    /// The server's name: where clients find it.
+    /// Name of the server, under which clients find it.
     pub name: String,
-    /// Its counts; nothing while it loads blocks.
-    board: Mutex<Option<Arc<Board>>>,
-    /// The other servers.
+    /// Statistics of the server; none while it loads blocks.
+    stats: Mutex<Option<Arc<ServerStats>>>,
+    /// Source of the other servers.
     discovery: Option<Arc<dyn Discovery>>,
-    started: Instant,
+    started_at: Instant,
 }
 
 impl View {
-    /// Of a server that is to come, and of those that are found.
+    /// Returns the view of a server that is not loaded yet, and of the servers that `discovery` finds.
     pub fn new(name: String, discovery: Option<Arc<dyn Discovery>>) -> Self {
-        Self { name, board: Mutex::default(), discovery, started: Instant::now() }
+        Self { name, stats: Mutex::default(), discovery, started_at: Instant::now() }
     }
 
-    /// From now on this server is shown, or none.
-    pub fn show(&self, board: Option<Arc<Board>>) {
-        *self.board.lock().unwrap_or_else(PoisonError::into_inner) = board;
+    /// Sets the statistics of the server; none while it loads blocks.
+    pub fn show(&self, stats: Option<Arc<ServerStats>>) {
+        *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
     }
 
-    fn board(&self) -> Option<Arc<Board>> {
-        self.board.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn stats(&self) -> Option<Arc<ServerStats>> {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// A port that cannot be had.
+/// Error of an address that is not available.
 #[derive(Debug, thiserror::Error)]
-#[error("show the server's state on http://{addr}")]
+#[error("show the server's status on http://{addr}")]
 pub struct StatusError {
-    /// Where.
+    /// Requested address.
     pub addr: SocketAddr,
-    /// What the system said.
+    /// Cause.
     #[source]
     pub source: io::Error,
 }
 
-/// The HTTP port. Dropping it closes it.
+/// HTTP server of the status. Dropping it closes the port.
 #[derive(Debug)]
 pub struct StatusServer {
     addr: SocketAddr,
@@ -75,10 +88,10 @@ pub struct StatusServer {
 }
 
 impl StatusServer {
-    /// Shows `view` at `addr`; port 0 takes a free one.
+    /// Serves `view` on `addr`; port 0 takes a free one.
     ///
     /// # Errors
-    /// [`StatusError`] if the port cannot be had.
+    /// [`StatusError`] if the address is not available.
     pub fn start(addr: SocketAddr, view: Arc<View>) -> Result<Self, StatusError> {
         let failed = |source| StatusError { addr, source };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
@@ -92,7 +105,7 @@ impl StatusServer {
             .with_state(view);
         let (stop, stopped) = oneshot::channel::<()>();
         let thread = thread::Builder::new().name("sepal-status".into()).spawn(move || {
-            // Connections that are open end with the runtime.
+            // Open connections end with the runtime.
             runtime.block_on(async {
                 tokio::select! {
                     _ = axum::serve(listener, routes) => {}
@@ -103,7 +116,7 @@ impl StatusServer {
         Ok(Self { addr, stop: Some(stop), thread: Some(thread.map_err(failed)?) })
     }
 
-    /// Where it is.
+    /// Address of the status.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
@@ -113,29 +126,28 @@ impl Drop for StatusServer {
     fn drop(&mut self) {
         self.stop = None;
         if let Some(thread) = self.thread.take() {
-            // It shows and changes nothing: there is nothing to be lost.
+            // A panic of the read-only thread loses no data.
             let _ = thread.join();
         }
     }
 }
 
-/// Whether the server takes work.
 async fn health(State(view): State<Arc<View>>) -> impl IntoResponse {
-    match view.board() {
+    match view.stats() {
         None => (StatusCode::SERVICE_UNAVAILABLE, "loading\n"),
-        Some(board) if board.info().draining => (StatusCode::SERVICE_UNAVAILABLE, "leaving\n"),
+        Some(stats) if stats.info().draining => (StatusCode::SERVICE_UNAVAILABLE, "leaving\n"),
         Some(_) => (StatusCode::OK, "ok\n"),
     }
 }
 
 async fn metrics(State(view): State<Arc<View>>) -> impl IntoResponse {
-    let text = view.board().map_or_else(|| "# EOF\n".to_owned(), |board| board.metrics());
+    let text = view.stats().map_or_else(|| "# EOF\n".to_owned(), |stats| stats.metrics());
     ([(header::CONTENT_TYPE, OPEN_METRICS)], text)
 }
 
 async fn status(State(view): State<Arc<View>>) -> impl IntoResponse {
     let others = view.discovery.as_ref().map(|discovery| discovery.members()).unwrap_or_default();
-    let own = view.board().map(|board| board.info());
-    let summary = summary::summary(&view.name, own.as_ref(), &others, view.started.elapsed());
+    let info = view.stats().map(|stats| stats.info());
+    let summary = summary::summary(&view.name, info.as_ref(), &others, view.started_at.elapsed());
     ([(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")], summary.to_string())
 }

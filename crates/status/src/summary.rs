@@ -1,42 +1,41 @@
-//! What the page is made of.
+//! Data of the status page.
 
 use std::time::Duration;
 
 use sepal_core::Span;
-use sepal_discover::{Member, Notice};
+use sepal_discover::{Member, ServerRecord};
 use sepal_route::{coverage, uncovered_spans};
 use sepal_wire::ServerInfo;
 use serde_json::{Value, json};
 
-/// The server and the others of its model, as JSON.
-pub(crate) fn summary(name: &str, own: Option<&ServerInfo>, others: &[Member], up: Duration) -> Value {
-    let Some(info) = own else {
-        return json!({ "name": name, "state": "loading", "up_seconds": up.as_secs() });
+pub(crate) fn summary(name: &str, info: Option<&ServerInfo>, others: &[Member], uptime: Duration) -> Value {
+    let Some(info) = info else {
+        return json!({ "name": name, "state": "loading", "up_seconds": uptime.as_secs() });
     };
-    let mut servers = vec![(name.to_owned(), true, notice_of(info))];
-    let of_model = |member: &&Member| member.notice.digest == info.model_digest && member.endpoint.to_string() != name;
-    let others = others.iter().filter(of_model);
-    servers.extend(others.map(|member| (member.endpoint.to_string(), false, member.notice.clone())));
-    servers.sort_by_key(|(name, is_own, notice)| (notice.span.start(), notice.span.end(), !is_own, name.clone()));
+    let mut servers = vec![(name.to_owned(), true, server_record(info))];
+    let is_other = |member: &&Member| member.record.digest == info.model_digest && member.endpoint.to_string() != name;
+    let others = others.iter().filter(is_other);
+    servers.extend(others.map(|member| (member.endpoint.to_string(), false, member.record.clone())));
+    servers.sort_by_key(|(name, is_own, record)| (record.span.start(), record.span.end(), !is_own, name.clone()));
     let spans: Vec<Span> =
-        servers.iter().filter(|(_, _, notice)| !notice.draining).map(|(_, _, notice)| notice.span).collect();
-    let server = |(name, is_own, notice): &(String, bool, Notice)| {
-        let rate = (notice.rate > 0.0).then(|| 1.0 / (notice.rate * notice.span.len() as f64));
+        servers.iter().filter(|(_, _, record)| !record.draining).map(|(_, _, record)| record.span).collect();
+    let server = |(name, is_own, record): &(String, bool, ServerRecord)| {
+        let rate = (record.rate > 0.0).then(|| 1.0 / (record.rate * record.span.len() as f64));
         json!({
             "name": name,
             "is_this": is_own,
-            "start": notice.span.start(),
-            "end": notice.span.end(),
+            "start": record.span.start(),
+            "end": record.span.end(),
             "tokens_per_second": rate,
-            "queue": notice.queue,
-            "free_tape_bytes": notice.free_tape_bytes,
-            "draining": notice.draining,
+            "queue": record.queue,
+            "free_tape_bytes": record.free_tape_bytes,
+            "draining": record.draining,
         })
     };
     json!({
         "name": name,
         "state": if info.draining { "leaving" } else { "serving" },
-        "up_seconds": up.as_secs(),
+        "up_seconds": uptime.as_secs(),
         "software": info.software,
         "model": { "digest": info.model_digest, "family": info.family, "weights": info.weights,
                    "n_blocks": info.n_blocks, "hidden": info.hidden, "dtype": info.compute_dtype },
@@ -48,9 +47,9 @@ pub(crate) fn summary(name: &str, own: Option<&ServerInfo>, others: &[Member], u
     })
 }
 
-/// What a server lets others know of itself.
-pub fn notice_of(info: &ServerInfo) -> Notice {
-    Notice {
+/// Returns the record that a server announces.
+pub fn server_record(info: &ServerInfo) -> ServerRecord {
+    ServerRecord {
         digest: info.model_digest.clone(),
         family: info.family.clone(),
         n_blocks: info.n_blocks,
@@ -90,18 +89,18 @@ mod tests {
         }
     }
 
-    fn member(name: &str, notice: Notice) -> Member {
-        Member { endpoint: Endpoint::Addr(name.parse().expect("an address")), notice }
+    fn member(name: &str, record: ServerRecord) -> Member {
+        Member { endpoint: Endpoint::Addr(name.parse().expect("an address")), record }
     }
 
     #[test]
-    fn servers_of_the_model_are_listed_by_their_blocks_and_those_that_leave_cover_nothing() {
+    fn summary_lists_servers_of_model_and_excludes_draining_from_coverage() {
         let others = [
-            member("b:1", notice_of(&info("5:8"))),
-            member("c:1", Notice { draining: true, ..notice_of(&info("0:10")) }),
-            member("d:1", Notice { digest: "sha256:cd".into(), ..notice_of(&info("0:10")) }),
-            // Itself, as others hear of it.
-            member("a:1", notice_of(&info("3:5"))),
+            member("b:1", server_record(&info("5:8"))),
+            member("c:1", ServerRecord { draining: true, ..server_record(&info("0:10")) }),
+            member("d:1", ServerRecord { digest: "sha256:cd".into(), ..server_record(&info("0:10")) }),
+            // The server's own announcement.
+            member("a:1", server_record(&info("3:5"))),
         ];
         let summary = summary("a:1", Some(&info("2:6")), &others, Duration::from_secs(3));
         let names: Vec<&str> = summary["servers"]
@@ -119,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_loads_is_shown_as_such() {
+    fn summary_of_loading_server_has_state_loading() {
         assert_eq!(summary("a:1", None, &[], Duration::ZERO)["state"], "loading");
     }
 }

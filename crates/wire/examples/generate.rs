@@ -3,12 +3,12 @@
 use std::path::Path;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let schemas = here.join("../../schemas/rpc");
+    let crate_folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let schemas = crate_folder.join("../../schemas/rpc");
     capnpc::CompilerCommand::new()
         .src_prefix(&schemas)
         .file(schemas.join("sepal.capnp"))
-        .output_path(here.join("src/generated"))
+        .output_path(crate_folder.join("src/generated"))
         .default_parent_module(vec!["generated".into()])
         .run()?;
     Ok(())

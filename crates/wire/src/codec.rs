@@ -7,46 +7,46 @@ use sepal_core::{DType, HostTensor, NamedHostTensor, Ragged, RaggedError, ShapeE
 use crate::parts::{PartError, Parts};
 use crate::sepal_capnp as wire;
 
-/// A message that is not what it should be.
+/// Error of reading a malformed message.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
-    /// The encoding itself is broken.
+    /// Invalid Cap'n Proto encoding.
     #[error("read a message")]
     Encoding(#[from] capnp::Error),
-    /// An enum has a value of a later protocol.
+    /// Enum value of a later protocol.
     #[error("unknown value {0} in a message")]
     Unknown(u16),
-    /// The bytes do not fit the shape.
+    /// Mismatch of shape and number of bytes.
     #[error("read a tensor")]
     Shape(#[from] ShapeError),
-    /// The offsets describe no batch.
+    /// Offsets that describe no batch.
     #[error("read a batch")]
     Rows(#[from] RaggedError),
-    /// The span is empty.
+    /// Empty span.
     #[error("read a span")]
     Span(#[from] SpanError),
     /// Text that is not UTF-8.
     #[error("read a text")]
     Text(#[from] std::str::Utf8Error),
-    /// A checksum that does not fit.
-    #[error("a tensor was damaged on the way")]
+    /// Wrong checksum.
+    #[error("a tensor was damaged in transit")]
     Damaged,
-    /// A message that names what did not come with it.
-    #[error("a tensor came without its numbers")]
+    /// Reference to a part that did not arrive with the message.
+    #[error("a tensor arrived without its data")]
     Missing,
-    /// Hidden states of another length than prefix and rows.
-    #[error("a batch of {expected} positions (prefix and tokens) came with hidden states of shape {found:?}")]
+    /// Mismatch of the number of hidden states and the length of prefix and rows.
+    #[error("a batch of {expected} positions (prefix and tokens) has hidden states of shape {found:?}")]
     Positions {
         /// `prefix_len + n_tokens`.
         expected: usize,
-        /// The shape of the hidden states.
+        /// Shape of the hidden states.
         found: Vec<usize>,
     },
-    /// A key of a length that none has.
+    /// Mailbox key of the wrong length.
     #[error("a key of {found} bytes, expected 16")]
     Key {
-        /// Its length.
+        /// Length of the key in bytes.
         found: usize,
     },
 }
@@ -67,54 +67,54 @@ impl From<PartError> for DecodeError {
 }
 
 impl DecodeError {
-    /// Whether the message is not what its sender wrote, so that it may be sent again.
+    /// True if the message differs from the one that was sent, so that sending it again may succeed.
     pub fn is_damage(&self) -> bool {
         matches!(self, Self::Encoding(_) | Self::Unknown(_) | Self::Text(_) | Self::Damaged)
     }
 }
 
-/// A ragged batch as it crosses the wire.
+/// Ragged batch in wire form.
 #[derive(Debug, Clone)]
 pub struct WireBatch {
     /// Positions of the shared prefix.
     pub prefix_len: usize,
-    /// Whether the server has kept the prefix, so that it does not come with the batch.
-    pub prefix_kept: bool,
-    /// The rows behind it.
+    /// True if the server's prefix cache holds the prefix, which is then not sent with the batch.
+    pub prefix_cached: bool,
+    /// Rows behind the prefix.
     pub rows: Ragged,
     /// `[positions, hidden]`.
     pub hidden: HostTensor,
 }
 
-/// A batch without its hidden states.
+/// Batch without its hidden states.
 #[derive(Debug, Clone)]
 pub struct WireRows {
     /// Positions of the shared prefix.
     pub prefix_len: usize,
-    /// Whether the server has kept the prefix.
-    pub prefix_kept: bool,
-    /// The rows behind it.
+    /// True if the server's prefix cache holds the prefix.
+    pub prefix_cached: bool,
+    /// Rows behind the prefix.
     pub rows: Ragged,
 }
 
 impl WireRows {
-    /// The batch with its hidden states.
+    /// Returns the batch with these hidden states.
     ///
     /// # Errors
     /// [`DecodeError::Positions`] if rows and hidden states do not agree.
-    pub fn with(self, hidden: HostTensor) -> Result<WireBatch, DecodeError> {
-        let Self { prefix_len, prefix_kept, rows } = self;
-        WireBatch { prefix_len, prefix_kept, rows, hidden }.checked()
+    pub fn with_hidden(self, hidden: HostTensor) -> Result<WireBatch, DecodeError> {
+        let Self { prefix_len, prefix_cached, rows } = self;
+        WireBatch { prefix_len, prefix_cached, rows, hidden }.checked()
     }
 }
 
 impl WireBatch {
-    /// A batch with its prefix.
+    /// Returns a batch that includes its prefix.
     ///
     /// # Errors
     /// [`DecodeError::Positions`] if rows and hidden states do not agree.
     pub fn new(prefix_len: usize, rows: Ragged, hidden: HostTensor) -> Result<Self, DecodeError> {
-        Self { prefix_len, prefix_kept: false, rows, hidden }.checked()
+        Self { prefix_len, prefix_cached: false, rows, hidden }.checked()
     }
 
     fn checked(self) -> Result<Self, DecodeError> {
@@ -125,76 +125,102 @@ impl WireBatch {
         Ok(self)
     }
 
-    /// How many positions the blocks see: the prefix, unless it was kept, and the tokens.
+    /// Number of positions that the blocks compute: the prefix, unless it is cached, and the tokens.
     pub fn positions(&self) -> usize {
         self.prefix_slots() + self.rows.n_tokens()
     }
 
-    /// Positions of the prefix that come with the batch.
+    /// Number of prefix positions that are sent with the batch.
     pub fn prefix_slots(&self) -> usize {
-        if self.prefix_kept { 0 } else { self.prefix_len }
+        if self.prefix_cached { 0 } else { self.prefix_len }
     }
 }
 
-/// Which part of the input's gradient comes back.
+/// Part of the input's gradient that a backward pass returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InputGrad {
     /// `[prefix_len + n_tokens, hidden]`.
     All,
     /// `[prefix_len, hidden]`.
     Prefix,
-    /// Nothing.
+    /// No gradient of the input.
     None,
 }
 
-/// Which gradients a backward returns.
+/// Gradients that a backward pass returns.
 #[derive(Debug, Clone, Copy)]
 pub struct GradWant {
-    /// Of the input.
+    /// Gradient of the input.
     pub input: InputGrad,
-    /// Of the tunables.
+    /// True for the gradients of the tunables.
     pub tunables: bool,
-    /// In which format hidden states and their gradients go.
+    /// Format of hidden states and their gradients.
     pub dtype: DType,
 }
 
 impl GradWant {
-    /// The format of the input's gradient. That of the prefix is a parameter's.
+    /// Format of the input's gradient. The prefix alone is a parameter and has the format of one.
     pub fn input_dtype(self) -> DType {
         if self.input == InputGrad::Prefix { self.tunables_dtype() } else { self.dtype }
     }
 
-    /// The format of the tunables' gradients.
+    /// Format of the tunables' gradients.
     pub fn tunables_dtype(self) -> DType {
         self.dtype.for_parameters()
     }
 }
 
-/// What a backward returns.
+/// Gradients of a backward pass.
 #[derive(Debug, Clone, Default)]
 pub struct Grads {
-    /// Of the input, as asked.
+    /// Gradient of the input, as requested by [`GradWant::input`].
     pub input: Option<HostTensor>,
-    /// Of the tunables, summed over the rows.
+    /// Gradients of the tunables, summed over the rows.
     pub tunables: Vec<NamedHostTensor>,
-    /// The last block of the model whose gradients were not finite, if there was one.
+    /// Last block of the model with non-finite gradients.
     pub not_finite: Option<usize>,
 }
 
-/// Writes a tensor. Its numbers go beside the message, uncopied, unless they are few.
+/// Defines both conversions of enums whose variants have the same names on the wire.
+macro_rules! wire_enums {
+    ($($visibility:vis $to_wire:ident, $from_wire:ident: $name:ident { $($variant:ident),+ })+) => {$(
+        #[doc = concat!("Converts a [`", stringify!($name), "`] to its wire form.")]
+        $visibility fn $to_wire(value: $name) -> wire::$name {
+            match value {
+                $($name::$variant => wire::$name::$variant,)+
+            }
+        }
+
+        #[doc = concat!("Converts the wire form of a [`", stringify!($name), "`].")]
+        $visibility fn $from_wire(value: wire::$name) -> $name {
+            match value {
+                $(wire::$name::$variant => $name::$variant,)+
+            }
+        }
+    )+};
+}
+pub(crate) use wire_enums;
+
+wire_enums! {
+    pub dtype_to_wire, dtype_from_wire: DType { F32, F16, Bf16, Q8 }
+    pub want_to_wire, want_from_wire: Want { All, LastOfRows }
+    input_grad_to_wire, input_grad_from_wire: InputGrad { All, Prefix, None }
+}
+
+/// Writes a tensor. Its data goes beside the message without a copy, unless it is small.
 pub fn write_tensor(mut builder: wire::tensor::Builder<'_>, tensor: &HostTensor, parts: &Parts) {
     builder.set_dtype(dtype_to_wire(tensor.dtype()));
     let mut shape = builder.reborrow().init_shape(size(tensor.shape().len()));
     for (i, &dim) in tensor.shape().iter().enumerate() {
         shape.set(size(i), size(dim));
     }
-    match parts.leave(tensor.data()) {
+    match parts.attach(tensor.data()) {
         Some(id) => builder.set_part(id),
         None => builder.set_data(tensor.data()),
     }
 }
 
-/// Reads a tensor, of a message that came with `parts`; its numbers are where they arrived, unless they are few.
+/// Reads a tensor of a message that arrived with `parts`. Its data is not copied, unless it is small.
 ///
 /// # Errors
 /// [`DecodeError`] if shape, dtype and bytes do not agree, or the checksum is wrong.
@@ -203,7 +229,7 @@ pub fn read_tensor(reader: wire::tensor::Reader<'_>, parts: &Parts) -> Result<Ho
     let shape = reader.get_shape()?.iter().map(|dim| dim as usize).collect();
     let data = match reader.get_part() {
         0 => Bytes::copy_from_slice(reader.get_data()?),
-        id => parts.part(id)?,
+        id => parts.received(id)?,
     };
     Ok(HostTensor::new(dtype, shape, data)?)
 }
@@ -224,7 +250,7 @@ pub fn write_named(
 /// Reads named tensors.
 ///
 /// # Errors
-/// [`DecodeError`] if one is not well formed.
+/// [`DecodeError`] if one is malformed.
 pub fn read_named(
     list: struct_list::Reader<'_, wire::named_tensor::Owned>,
     parts: &Parts,
@@ -243,11 +269,11 @@ pub fn write_batch(mut builder: wire::ragged_batch::Builder<'_>, batch: &WireBat
     write_tensor(builder.init_hidden(), &batch.hidden, parts);
 }
 
-/// Writes a batch whose hidden states come another way.
+/// Writes a batch without its hidden states, which another server sends.
 pub fn write_rows(mut builder: wire::ragged_batch::Builder<'_>, batch: &WireBatch) {
-    let WireBatch { prefix_len, prefix_kept, rows, .. } = batch;
+    let WireBatch { prefix_len, prefix_cached, rows, .. } = batch;
     builder.set_prefix_len(size(*prefix_len));
-    builder.set_prefix_kept(*prefix_kept);
+    builder.set_prefix_kept(*prefix_cached);
     let offsets = rows.offsets();
     let mut list = builder.reborrow().init_offsets(size(offsets.len()));
     for (i, &offset) in offsets.iter().enumerate() {
@@ -260,41 +286,33 @@ pub fn write_rows(mut builder: wire::ragged_batch::Builder<'_>, batch: &WireBatc
 /// # Errors
 /// [`DecodeError`] if rows and hidden states do not agree, or a checksum is wrong.
 pub fn read_batch(reader: wire::ragged_batch::Reader<'_>, parts: &Parts) -> Result<WireBatch, DecodeError> {
-    read_rows(reader)?.with(read_tensor(reader.get_hidden()?, parts)?)
+    read_rows(reader)?.with_hidden(read_tensor(reader.get_hidden()?, parts)?)
 }
 
 /// Reads prefix length and rows of a batch.
 ///
 /// # Errors
-/// [`DecodeError`] if they are not well formed.
+/// [`DecodeError`] if they are malformed.
 pub fn read_rows(reader: wire::ragged_batch::Reader<'_>) -> Result<WireRows, DecodeError> {
     let offsets: Vec<u32> = reader.get_offsets()?.iter().collect();
-    let (prefix_len, prefix_kept) = (reader.get_prefix_len() as usize, reader.get_prefix_kept());
-    Ok(WireRows { prefix_len, prefix_kept, rows: Ragged::from_offsets(offsets)? })
+    let (prefix_len, prefix_cached) = (reader.get_prefix_len() as usize, reader.get_prefix_kept());
+    Ok(WireRows { prefix_len, prefix_cached, rows: Ragged::from_offsets(offsets)? })
 }
 
-/// Writes which gradients are wanted.
+/// Writes a request for gradients.
 pub fn write_grad_want(mut builder: wire::grad_want::Builder<'_>, want: GradWant) {
-    builder.set_input(match want.input {
-        InputGrad::All => wire::InputGrad::All,
-        InputGrad::Prefix => wire::InputGrad::Prefix,
-        InputGrad::None => wire::InputGrad::None,
-    });
+    builder.set_input(input_grad_to_wire(want.input));
     builder.set_tunables(want.tunables);
     builder.set_dtype(dtype_to_wire(want.dtype));
 }
 
-/// Reads which gradients are wanted.
+/// Reads a request for gradients.
 ///
 /// # Errors
 /// [`DecodeError`] if it is of a later protocol.
 pub fn read_grad_want(reader: wire::grad_want::Reader<'_>) -> Result<GradWant, DecodeError> {
-    let input = match reader.get_input()? {
-        wire::InputGrad::All => InputGrad::All,
-        wire::InputGrad::Prefix => InputGrad::Prefix,
-        wire::InputGrad::None => InputGrad::None,
-    };
-    Ok(GradWant { input, tunables: reader.get_tunables(), dtype: dtype_from_wire(reader.get_dtype()?) })
+    let (input, dtype) = (input_grad_from_wire(reader.get_input()?), dtype_from_wire(reader.get_dtype()?));
+    Ok(GradWant { input, tunables: reader.get_tunables(), dtype })
 }
 
 /// Writes gradients.
@@ -309,19 +327,19 @@ pub fn write_grads(mut builder: wire::grads::Builder<'_>, grads: &Grads, parts: 
 /// Reads gradients.
 ///
 /// # Errors
-/// [`DecodeError`] if one is not well formed.
+/// [`DecodeError`] if one is malformed.
 pub fn read_grads(reader: wire::grads::Reader<'_>, parts: &Parts) -> Result<Grads, DecodeError> {
     let input = if reader.has_input() { Some(read_tensor(reader.get_input()?, parts)?) } else { None };
     let not_finite = block_from_wire(reader.get_not_finite());
     Ok(Grads { input, tunables: read_named(reader.get_tunables()?, parts)?, not_finite })
 }
 
-/// A block that may be none: 0 on the wire, and blocks count from 1 there.
+/// Converts an optional block index: none is 0 on the wire, and blocks count from 1 there.
 pub fn block_to_wire(block_idx: Option<usize>) -> u32 {
     block_idx.map_or(0, |block_idx| size(block_idx + 1))
 }
 
-/// The way back of [`block_to_wire`].
+/// Inverse of [`block_to_wire`].
 pub fn block_from_wire(block: u32) -> Option<usize> {
     block.checked_sub(1).map(|block_idx| block_idx as usize)
 }
@@ -340,43 +358,7 @@ pub fn read_span(reader: wire::span::Reader<'_>) -> Result<Span, DecodeError> {
     Ok(Span::new(reader.get_start() as usize, reader.get_end() as usize)?)
 }
 
-/// The wire's word for a wish.
-pub fn want_to_wire(want: Want) -> wire::Want {
-    match want {
-        Want::All => wire::Want::All,
-        Want::LastOfRows => wire::Want::LastOfRows,
-    }
-}
-
-/// What the wire's word means.
-pub fn want_from_wire(want: wire::Want) -> Want {
-    match want {
-        wire::Want::All => Want::All,
-        wire::Want::LastOfRows => Want::LastOfRows,
-    }
-}
-
-/// The wire's word for a number format.
-pub fn dtype_to_wire(dtype: DType) -> wire::DType {
-    match dtype {
-        DType::F32 => wire::DType::F32,
-        DType::F16 => wire::DType::F16,
-        DType::Bf16 => wire::DType::Bf16,
-        DType::Q8 => wire::DType::Q8,
-    }
-}
-
-/// What the wire's word means.
-pub fn dtype_from_wire(dtype: wire::DType) -> DType {
-    match dtype {
-        wire::DType::F32 => DType::F32,
-        wire::DType::F16 => DType::F16,
-        wire::DType::Bf16 => DType::Bf16,
-        wire::DType::Q8 => DType::Q8,
-    }
-}
-
-/// Sizes on the wire are 32 bits; the limits on messages keep every real one far below.
+/// Converts a size to the 32 bits of the wire; the limits on messages keep all sizes far below.
 fn size(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
@@ -394,16 +376,16 @@ mod tests {
         HostTensor::new(dtype, shape, Bytes::from(data)).expect("fits")
     }
 
-    /// What the message names is where it would be at the other side.
-    fn arrive(message: &Builder<HeapAllocator>, parts: &Parts) {
-        for (id, data) in parts.named_in(&message.get_segments_for_output()) {
-            assert!(parts.arrive(id, Some(data)));
+    /// Moves the parts of the message to the receiving side.
+    fn transfer(message: &Builder<HeapAllocator>, parts: &Parts) {
+        for (id, data) in parts.take_referenced(&message.get_segments_for_output()) {
+            assert!(parts.receive(id, Some(data)));
         }
     }
 
     proptest! {
         #[test]
-        fn a_batch_survives(
+        fn batch_round_trip_is_exact(
             lengths in prop::collection::vec(1_usize..9, 1..9),
             prefix_len in 0_usize..5,
             hidden in 1_usize..70,
@@ -411,11 +393,11 @@ mod tests {
         ) {
             let rows = Ragged::from_lengths(lengths).expect("rows");
             let hidden = tensor(dtype, vec![prefix_len + rows.n_tokens(), hidden]);
-            let batch = WireBatch { prefix_len, prefix_kept: false, rows, hidden };
+            let batch = WireBatch { prefix_len, prefix_cached: false, rows, hidden };
             let mut message = Builder::new_default();
             let parts = Parts::default();
             write_batch(message.init_root(), &batch, &parts);
-            arrive(&message, &parts);
+            transfer(&message, &parts);
             let back = read_batch(message.get_root_as_reader().expect("a root"), &parts).expect("a batch");
             prop_assert_eq!(back.prefix_len, batch.prefix_len);
             prop_assert_eq!(back.rows, batch.rows);
@@ -424,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn gradients_survive() {
+    fn gradients_round_trip_is_exact() {
         let named = NamedHostTensor { name: "deep_prompts".into(), tensor: tensor(DType::F32, vec![3, 2, 4]) };
         for input in [None, Some(tensor(DType::F16, vec![2, 4]))] {
             let grads = Grads { input, tunables: vec![named.clone()], not_finite: Some(7) };
@@ -437,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn lies_are_found() {
+    fn malformed_messages_are_refused() {
         let parts = Parts::default();
         let mut message = Builder::new_default();
         let mut builder = message.init_root::<wire::ragged_batch::Builder<'_>>();

@@ -1,3 +1,5 @@
+//! Descriptions of servers and of their failures.
+
 use std::fmt;
 use std::time::Duration;
 
@@ -6,53 +8,53 @@ use sepal_core::{DType, Span};
 use crate::codec::{self, DecodeError};
 use crate::sepal_capnp as wire;
 
-/// What may be done about a failure.
+/// Recommended reaction to a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retry {
-    /// The same server may do it, a little later.
+    /// Retry on the same server after a short pause.
     Here,
-    /// Another server may do it.
+    /// Retry on another server.
     Elsewhere,
-    /// The request is wrong.
+    /// No retry: the request is wrong.
     Never,
 }
 
-/// What went wrong on a server.
+/// Kind of a failure on a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FailureCode {
-    /// Shape, dtype, name or a limit.
+    /// Wrong shape, dtype or name, or a limit that is exceeded.
     InvalidRequest,
     /// Blocks outside the server's span.
     NotServed,
-    /// The tape gave way to others: send the inputs again.
+    /// Evicted tape: send the inputs again.
     TapeExpired,
-    /// The queue is full.
+    /// Full queue.
     Overloaded,
-    /// The server is about to leave.
+    /// Server that shuts down.
     ShuttingDown,
     /// Out of memory, or a bug.
     ComputeFailed,
-    /// Damaged on the way: send it again.
+    /// Message damaged in transit: send it again.
     Unreadable,
-    /// The result could not be handed on to the next server.
+    /// Result that could not be forwarded to the next server.
     NotRelayed,
 }
 
-/// A failure as a server states it.
+/// Failure that a server reports.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
-    /// What may be done.
+    /// Recommended reaction.
     pub retry: Retry,
-    /// What went wrong.
+    /// Kind of the failure.
     pub code: FailureCode,
-    /// In words.
+    /// Description for people.
     pub message: String,
 }
 
 impl Failure {
-    /// A failure; what may be done follows from the code.
+    /// Returns a failure with the reaction that its code recommends.
     pub fn new(code: FailureCode, message: impl fmt::Display) -> Self {
         let retry = match code {
             FailureCode::InvalidRequest => Retry::Never,
@@ -67,21 +69,8 @@ impl Failure {
 
     /// Writes the failure.
     pub fn write(&self, mut builder: wire::failure::Builder<'_>) {
-        builder.set_retry(match self.retry {
-            Retry::Here => wire::Retry::Here,
-            Retry::Elsewhere => wire::Retry::Elsewhere,
-            Retry::Never => wire::Retry::Never,
-        });
-        builder.set_code(match self.code {
-            FailureCode::InvalidRequest => wire::FailureCode::InvalidRequest,
-            FailureCode::NotServed => wire::FailureCode::NotServed,
-            FailureCode::TapeExpired => wire::FailureCode::TapeExpired,
-            FailureCode::Overloaded => wire::FailureCode::Overloaded,
-            FailureCode::ShuttingDown => wire::FailureCode::ShuttingDown,
-            FailureCode::ComputeFailed => wire::FailureCode::ComputeFailed,
-            FailureCode::Unreadable => wire::FailureCode::Unreadable,
-            FailureCode::NotRelayed => wire::FailureCode::NotRelayed,
-        });
+        builder.set_retry(retry_to_wire(self.retry));
+        builder.set_code(code_to_wire(self.code));
         builder.set_message(&self.message);
     }
 
@@ -90,35 +79,28 @@ impl Failure {
     /// # Errors
     /// [`DecodeError`] if it is of a later protocol.
     pub fn read(reader: wire::failure::Reader<'_>) -> Result<Self, DecodeError> {
-        let retry = match reader.get_retry()? {
-            wire::Retry::Here => Retry::Here,
-            wire::Retry::Elsewhere => Retry::Elsewhere,
-            wire::Retry::Never => Retry::Never,
-        };
-        let code = match reader.get_code()? {
-            wire::FailureCode::InvalidRequest => FailureCode::InvalidRequest,
-            wire::FailureCode::NotServed => FailureCode::NotServed,
-            wire::FailureCode::TapeExpired => FailureCode::TapeExpired,
-            wire::FailureCode::Overloaded => FailureCode::Overloaded,
-            wire::FailureCode::ShuttingDown => FailureCode::ShuttingDown,
-            wire::FailureCode::ComputeFailed => FailureCode::ComputeFailed,
-            wire::FailureCode::Unreadable => FailureCode::Unreadable,
-            wire::FailureCode::NotRelayed => FailureCode::NotRelayed,
-        };
+        let (retry, code) = (retry_from_wire(reader.get_retry()?), code_from_wire(reader.get_code()?));
         Ok(Self { retry, code, message: reader.get_message()?.to_str()?.to_owned() })
     }
 }
 
-/// What a server accepts.
+codec::wire_enums! {
+    retry_to_wire, retry_from_wire: Retry { Here, Elsewhere, Never }
+    code_to_wire, code_from_wire: FailureCode {
+        InvalidRequest, NotServed, TapeExpired, Overloaded, ShuttingDown, ComputeFailed, Unreadable, NotRelayed
+    }
+}
+
+/// Limits on the requests that a server accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Rows of one batch.
+    /// Maximum rows of one batch.
     pub max_rows: u32,
-    /// Prefix and tokens of one batch.
+    /// Maximum positions of one batch, prefix and tokens.
     pub max_tokens: u32,
-    /// Bytes of one message.
+    /// Maximum bytes of one message.
     pub max_message_bytes: u64,
-    /// Bytes of all tapes of all clients.
+    /// Maximum bytes of all tapes of all clients.
     pub tape_budget_bytes: u64,
 }
 
@@ -128,39 +110,39 @@ impl Default for Limits {
     }
 }
 
-/// How busy a server is.
+/// Load of a server.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Load {
-    /// Calls that wait or run.
+    /// Number of calls that wait or run.
     pub queue: u32,
-    /// Tapes held.
+    /// Number of stored tapes.
     pub tapes: u32,
-    /// Bytes held by them, estimated.
+    /// Estimated bytes of the stored tapes.
     pub tape_bytes: u64,
-    /// Computations finished since the start: a server that hangs counts no further.
+    /// Number of computations since the start. It shows clients whether a busy server makes progress.
     pub completed: u64,
-    /// Measured seconds per token and block of a forward; 0 before the first.
+    /// Measured seconds per token and block of a forward pass; 0 before the first.
     pub rate: f64,
 }
 
-/// What a call took on the server.
+/// Durations of a call on the server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Timing {
-    /// In the queue.
+    /// Time in the queue.
     pub queued: Duration,
-    /// Computing.
+    /// Time of the computation.
     pub computed: Duration,
 }
 
 impl Timing {
-    /// Writes it, in microseconds.
+    /// Writes the durations in microseconds.
     pub fn write(&self, mut builder: wire::timing::Builder<'_>) {
         let microseconds = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         builder.set_queued_us(microseconds(self.queued));
         builder.set_computed_us(microseconds(self.computed));
     }
 
-    /// Reads it.
+    /// Reads the durations.
     pub fn read(reader: wire::timing::Reader<'_>) -> Self {
         Self {
             queued: Duration::from_micros(reader.get_queued_us()),
@@ -169,10 +151,10 @@ impl Timing {
     }
 }
 
-/// What a server says of itself.
+/// Description of a server.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServerInfo {
-    /// See [`crate::PROTOCOL`].
+    /// Protocol version, see [`crate::PROTOCOL`].
     pub protocol: u32,
     /// Name and version of the program.
     pub software: String,
@@ -180,23 +162,23 @@ pub struct ServerInfo {
     pub model_digest: String,
     /// Name of the architecture.
     pub family: String,
-    /// Blocks of the whole model.
+    /// Number of blocks in the model.
     pub n_blocks: usize,
     /// Size of a hidden state.
     pub hidden: usize,
-    /// The blocks that it holds.
+    /// Blocks that the server holds.
     pub span: Span,
-    /// What it computes in.
+    /// Format of the computation.
     pub compute_dtype: DType,
-    /// The checkpoint in words.
+    /// Description of the checkpoint for people.
     pub weights: String,
-    /// What it accepts.
+    /// Limits on requests.
     pub limits: Limits,
-    /// How busy it is.
+    /// Current load.
     pub load: Load,
-    /// About how many bytes a kept graph holds for each token and block.
+    /// Estimated bytes of a tape per token and block.
     pub tape_token_bytes: u32,
-    /// It is about to leave: it finishes what it has and takes nothing new.
+    /// True if the server finishes its calls and accepts no new ones.
     pub draining: bool,
 }
 
@@ -271,7 +253,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_description_survives() {
+    fn server_info_round_trip_is_exact() {
         let info = ServerInfo {
             protocol: crate::PROTOCOL,
             software: "sepal 0.1.0".into(),
@@ -293,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timing_survives() {
+    fn timing_round_trip_is_exact() {
         let timing = Timing { queued: Duration::from_micros(7), computed: Duration::from_secs(8) };
         let mut message = Builder::new_default();
         timing.write(message.init_root());
@@ -301,14 +283,14 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_survives_and_says_what_may_be_done() {
+    fn failure_round_trip_keeps_code_and_reaction() {
         for (code, retry) in [
             (FailureCode::InvalidRequest, Retry::Never),
             (FailureCode::TapeExpired, Retry::Here),
             (FailureCode::ComputeFailed, Retry::Elsewhere),
             (FailureCode::Unreadable, Retry::Here),
         ] {
-            let failure = Failure::new(code, "so it is");
+            let failure = Failure::new(code, "a message");
             assert_eq!(failure.retry, retry);
             let mut message = Builder::new_default();
             failure.write(message.init_root());

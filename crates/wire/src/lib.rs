@@ -1,11 +1,12 @@
-//! Cap'n Proto messages, and the codec between them and Sepal's own types.
+//! Cap'n Proto messages of Sepal's protocol and their conversion to and from Sepal's types.
 //!
-//! This crate opens no connection (it is given streams) and knows no tensor library: it turns bytes into checked values
-//! and back. The schema is `schemas/rpc/sepal.capnp`; the code made from it is committed, so that a
-//! build needs no `capnp` compiler.
+//! The crate converts bytes to validated values and back. It opens no connection (callers pass streams) and knows no tensor
+//! library. In the crate graph it stands on `core` alone; only `remote` and `server` use it to communicate, and `status` reads
+//! its [`ServerInfo`]. The schema is `schemas/rpc/sepal.capnp`. The generated code is committed, so that a build needs no
+//! `capnp` compiler.
 //!
-//! Invariant: what a `read_*` function returns is well formed (a tensor has as many bytes as its
-//! shape says, a batch has no empty row), whatever the peer sent.
+//! Invariant: every value that a `read_*` function returns is well formed, for any input. A tensor has as many bytes as its
+//! shape requires, and a batch has no empty row.
 //!
 //! ```
 //! use capnp::message::Builder;
@@ -22,13 +23,13 @@
 //! ```
 
 pub mod codec;
-pub mod conversation;
-mod eager;
 mod frame;
 mod info;
 mod network;
 mod parts;
 mod relay;
+pub mod rpc;
+mod spin_reader;
 
 #[expect(
     missing_docs,
@@ -45,7 +46,7 @@ mod generated {
 pub use generated::sepal_capnp;
 pub use info::{Failure, FailureCode, Limits, Load, Retry, ServerInfo, Timing};
 pub use parts::Parts;
-pub use relay::{Next, ParcelKey, Relay};
+pub use relay::{MailboxKey, Relay, RelayTarget};
 
-/// The version of the protocol; servers and clients of different versions refuse each other.
+/// Version of the protocol. Servers and clients of different versions refuse each other.
 pub const PROTOCOL: u32 = 5;

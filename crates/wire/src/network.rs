@@ -1,7 +1,7 @@
-//! Cap'n Proto's remote calls between two sides, with parts beside the messages.
+//! Two-party network of Cap'n Proto that sends parts beside the messages.
 
 use std::cell::RefCell;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use capnp::capability::Promise;
 use capnp::message::{Builder, HeapAllocator, ReaderOptions};
@@ -15,10 +15,9 @@ use tokio::sync::{mpsc, oneshot};
 use crate::frame::{self, Frame, Received};
 use crate::parts::Parts;
 
-/// Small messages are read in one go; what is larger than this goes straight to where it belongs.
+/// Size of the read buffer. Larger reads bypass it.
 const READ_AHEAD_BYTES: usize = 8 << 10;
 
-/// What the task that writes is told.
 enum Item {
     Frame(Frame, oneshot::Sender<()>),
     End(Result<(), capnp::Error>, oneshot::Sender<()>),
@@ -26,35 +25,31 @@ enum Item {
 
 type Queue = mpsc::UnboundedSender<Item>;
 
-/// The two ends of a stream.
 pub(crate) struct Network<R> {
     side: Side,
-    /// Until it is accepted.
-    connection: Option<Inner<R>>,
-    /// For who connects.
-    open: std::rc::Weak<RefCell<State<R>>>,
+    pending: Option<SharedState<R>>,
+    open: Weak<RefCell<State<R>>>,
     writing: Shared<Promise<(), capnp::Error>>,
 }
 
-type Inner<R> = Rc<RefCell<State<R>>>;
+type SharedState<R> = Rc<RefCell<State<R>>>;
 
 struct State<R> {
     side: Side,
-    /// Away while a message is read, which does not keep the connection.
+    /// Empty while a message is being read, so that the read does not keep the connection alive.
     reader: Rc<RefCell<Option<BufReader<R>>>>,
     queue: Queue,
     parts: Parts,
     options: ReaderOptions,
     max_bytes: u64,
-    /// Why nothing can be written any more.
     failure: Shared<oneshot::Receiver<capnp::Error>>,
-    /// Told, by being dropped, that nobody uses the connection.
+    /// Signals the end of the connection when it is dropped.
     _in_use: oneshot::Sender<()>,
 }
 
 impl<R> Drop for State<R> {
     fn drop(&mut self) {
-        self.parts.end();
+        self.parts.close();
     }
 }
 
@@ -66,18 +61,18 @@ impl<R: AsyncRead + Unpin + 'static> Network<R> {
         parts: Parts,
         max_bytes: u64,
     ) -> Self {
-        // Sums of lengths stay numbers, on machines with small ones too.
+        // Prevents overflow of sums of lengths on 32-bit machines.
         let max_bytes = max_bytes.min(usize::MAX as u64 / 4);
         let (queue, items) = mpsc::unbounded_channel();
         let (in_use, unused) = oneshot::channel::<()>();
         let (failed, failure) = oneshot::channel();
-        // The conversation goes on for as long as the connection is used.
         let writing = async move {
             let result = write(writer, items).await;
             if let Err(error) = &result {
-                // Whoever waits for an answer would not get one.
+                // Ends the reads that wait for answers.
                 let _ = failed.send(error.clone());
             }
+            // The RPC system runs until the connection is dropped.
             let _ = unused.await;
             result
         };
@@ -91,13 +86,13 @@ impl<R: AsyncRead + Unpin + 'static> Network<R> {
             failure: failure.shared(),
             _in_use: in_use,
         };
-        let connection = Rc::new(RefCell::new(state));
-        let open = Rc::downgrade(&connection);
-        Self { side, connection: Some(connection), open, writing: Promise::from_future(writing).shared() }
+        let state = Rc::new(RefCell::new(state));
+        let open = Rc::downgrade(&state);
+        Self { side, pending: Some(state), open, writing: Promise::from_future(writing).shared() }
     }
 }
 
-/// Limits for a reader: Cap'n Proto counts in words of eight bytes, and a message is traversed at most twice.
+/// Returns a reader's limits. Cap'n Proto counts in words of eight bytes, and a message is traversed at most twice.
 fn reader_options(max_bytes: u64) -> ReaderOptions {
     let words = usize::try_from(max_bytes / 8 * 2).unwrap_or(usize::MAX);
     ReaderOptions { traversal_limit_in_words: Some(words.max(1 << 16)), nesting_limit: 32 }
@@ -131,8 +126,8 @@ impl<R: AsyncRead + Unpin + 'static> VatNetwork<Side> for Network<R> {
     }
 
     fn accept(&mut self) -> Promise<Box<dyn Connection<Side>>, capnp::Error> {
-        match self.connection.take() {
-            Some(connection) => Promise::ok(Box::new(Handle(connection))),
+        match self.pending.take() {
+            Some(state) => Promise::ok(Box::new(Handle(state))),
             None => Promise::from_future(futures::future::pending()),
         }
     }
@@ -142,7 +137,7 @@ impl<R: AsyncRead + Unpin + 'static> VatNetwork<Side> for Network<R> {
     }
 }
 
-struct Handle<R>(Inner<R>);
+struct Handle<R>(SharedState<R>);
 
 impl<R: AsyncRead + Unpin + 'static> Connection<Side> for Handle<R> {
     fn get_peer_vat_id(&self) -> Side {
@@ -157,18 +152,17 @@ impl<R: AsyncRead + Unpin + 'static> Connection<Side> for Handle<R> {
 
     fn receive_incoming_message(&mut self) -> Promise<Option<Box<dyn IncomingMessage>>, capnp::Error> {
         let state = self.0.borrow();
-        let (place, options, max_bytes, parts) =
-            (Rc::clone(&state.reader), state.options, state.max_bytes, state.parts.clone());
-        let failure = state.failure.clone();
+        let (slot, failure, parts) = (Rc::clone(&state.reader), state.failure.clone(), state.parts.clone());
+        let (options, max_bytes) = (state.options, state.max_bytes);
         Promise::from_future(async move {
-            let reader = place.borrow_mut().take();
+            let reader = slot.borrow_mut().take();
             let mut reader = reader.ok_or_else(|| capnp::Error::failed("a message is being read".to_owned()))?;
             let received = tokio::select! {
                 biased;
                 Ok(error) = failure => return Err(error),
                 received = frame::read(&mut reader, options, max_bytes, &parts) => received?,
             };
-            place.replace(Some(reader));
+            slot.replace(Some(reader));
             if let Some(received) = &received {
                 check_results(received)?;
             }
@@ -177,51 +171,50 @@ impl<R: AsyncRead + Unpin + 'static> Connection<Side> for Handle<R> {
     }
 
     fn shutdown(&mut self, result: capnp::Result<()>) -> Promise<(), capnp::Error> {
-        told(&self.0.borrow().queue, |done| Item::End(result, done))
+        enqueue(&self.0.borrow().queue, |done| Item::End(result, done))
     }
 }
 
-/// Tells the task that writes something, and waits until it is done.
-fn told(queue: &Queue, item: impl FnOnce(oneshot::Sender<()>) -> Item) -> Promise<(), capnp::Error> {
+/// Queues an item for the writer and waits until it is done.
+fn enqueue(queue: &Queue, item: impl FnOnce(oneshot::Sender<()>) -> Item) -> Promise<(), capnp::Error> {
     let (done, outcome) = oneshot::channel();
-    // If the task is gone, so is `done`.
+    // Without a writer, the item and its `done` are dropped, which ends the wait.
     let _ = queue.send(item(done));
     Promise::from_future(outcome.map_err(|_| capnp::Error::disconnected("the connection has ended".to_owned())))
 }
 
-/// A message that is being written.
 struct Outgoing {
-    /// Until it is sent.
+    /// None once the message is sent.
     message: Option<Builder<HeapAllocator>>,
     queue: Queue,
     parts: Parts,
 }
 
 impl Outgoing {
-    /// The message, which is not sent: what it names goes nowhere.
+    /// Takes the message back and drops the parts that it names.
     fn withdraw(&mut self) -> Option<Builder<HeapAllocator>> {
         let message = self.message.take()?;
-        drop(self.parts.named_in(&message.get_segments_for_output()));
+        drop(self.parts.take_referenced(&message.get_segments_for_output()));
         Some(message)
     }
 }
 
 impl OutgoingMessage for Outgoing {
     fn get_body(&mut self) -> capnp::Result<capnp::any_pointer::Builder<'_>> {
-        self.message.as_mut().ok_or_else(sent)?.get_root()
+        self.message.as_mut().ok_or_else(already_sent)?.get_root()
     }
 
     fn get_body_as_reader(&self) -> capnp::Result<capnp::any_pointer::Reader<'_>> {
-        self.message.as_ref().ok_or_else(sent)?.get_root_as_reader()
+        self.message.as_ref().ok_or_else(already_sent)?.get_root_as_reader()
     }
 
     fn send(mut self: Box<Self>) -> (Promise<(), capnp::Error>, Rc<Builder<HeapAllocator>>) {
         let message = self.message.take().unwrap_or_default();
         let written = match Frame::new(&message, &self.parts) {
-            Ok(frame) => told(&self.queue, |done| Item::Frame(frame, done)),
+            Ok(frame) => enqueue(&self.queue, |done| Item::Frame(frame, done)),
             Err(error) => {
-                // Nobody looks at what comes of one message: the connection ends with it.
-                drop(told(&self.queue, |done| Item::End(Err(error.clone()), done)));
+                // Cap'n Proto ignores the result of a message, so the connection ends instead.
+                drop(enqueue(&self.queue, |done| Item::End(Err(error.clone()), done)));
                 Promise::err(error)
             }
         };
@@ -243,11 +236,10 @@ impl Drop for Outgoing {
     }
 }
 
-fn sent() -> capnp::Error {
-    capnp::Error::failed("the message was sent".to_owned())
+fn already_sent() -> capnp::Error {
+    capnp::Error::failed("the message is already sent".to_owned())
 }
 
-/// A message that has come.
 struct Incoming(Received);
 
 impl IncomingMessage for Incoming {
@@ -256,14 +248,14 @@ impl IncomingMessage for Incoming {
     }
 }
 
-/// Refuses calls whose results shall stay with whoever is called, which this protocol has no use for: they are in no
-/// message that is sent, and what they name would never leave.
+/// Refuses calls whose results stay with the callee. No message would send these results, so their parts would never be
+/// dropped.
 fn check_results(received: &Received) -> capnp::Result<()> {
     let root = received.message.get_root::<rpc_capnp::message::Reader<'_>>()?;
     let Ok(rpc_capnp::message::Call(call)) = root.which() else { return Ok(()) };
     match call?.get_send_results_to().which()? {
         send_results_to::Caller(()) => Ok(()),
-        _ => Err(capnp::Error::failed("a call whose results go elsewhere".to_owned())),
+        _ => Err(capnp::Error::failed("a call whose results are not sent to the caller".to_owned())),
     }
 }
 
@@ -273,47 +265,47 @@ mod tests {
     use tokio::task::LocalSet;
 
     use super::*;
-    use crate::conversation;
+    use crate::rpc;
     use crate::sepal_capnp::block_server;
 
-    /// What a server's conversation comes to after a call with its results left to be sent to the caller, or not.
-    fn called(change: impl FnOnce(rpc_capnp::call::Builder<'_>)) -> Result<(), capnp::Error> {
+    /// Returns the result of a server's RPC system after a call that `change` modifies.
+    fn serve_call(change: impl FnOnce(rpc_capnp::call::Builder<'_>)) -> Result<(), capnp::Error> {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         LocalSet::new().block_on(&runtime, async {
             let (mut near, far) = tokio::io::duplex(1 << 12);
             let (reader, writer) = tokio::io::split(far);
             let root = block_server::Client { client: capnp_rpc::new_future_client(std::future::pending()) };
-            let serving = conversation::server(reader, writer, 1 << 20, root, &Parts::default());
+            let serving = rpc::server(reader, writer, 1 << 20, root, &Parts::default());
             let mut message = Builder::new_default();
             change(message.init_root::<rpc_capnp::message::Builder<'_>>().init_call());
             let frame = Frame::new(&message, &Parts::default()).expect("a frame");
             frame.write(&mut near).await.expect("written");
-            near.shutdown().await.expect("ended");
+            near.shutdown().await.expect("closed");
             serving.await
         })
     }
 
     #[test]
-    fn a_connection_that_cannot_be_written_to_has_ended() {
+    fn call_on_unwritable_connection_fails() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
         LocalSet::new().block_on(&runtime, async {
-            // Something may still come, but nothing goes.
-            let ((reader, _silent), (writer, gone)) = (tokio::io::duplex(64), tokio::io::duplex(64));
-            drop(gone);
-            let (root, conversation) = conversation::client(reader, writer, 1 << 20, &Parts::default());
-            tokio::task::spawn_local(conversation);
+            // The reader stays open; only writes fail.
+            let ((reader, _silent), (writer, closed)) = (tokio::io::duplex(64), tokio::io::duplex(64));
+            drop(closed);
+            let (root, system) = rpc::client(reader, writer, 1 << 20, &Parts::default());
+            tokio::task::spawn_local(system);
             let call = root.describe_request().send().promise;
-            let ended = tokio::time::timeout(std::time::Duration::from_secs(10), call).await;
-            assert!(ended.expect("not waited for for ever").is_err());
+            let result = tokio::time::timeout(std::time::Duration::from_secs(10), call).await;
+            assert!(result.expect("the call ends").is_err());
         });
     }
 
     #[test]
-    fn results_that_would_stay_here_are_refused() {
-        let refused = "a call whose results go elsewhere";
-        let answered = called(|_| ()).err().map(|error| error.extra);
-        assert_ne!(answered.as_deref(), Some(refused));
-        let error = called(|call| call.get_send_results_to().set_yourself(())).expect_err("refused");
+    fn call_with_results_kept_at_callee_is_refused() {
+        let refused = "a call whose results are not sent to the caller";
+        let allowed = serve_call(|_| ()).err().map(|error| error.extra);
+        assert_ne!(allowed.as_deref(), Some(refused));
+        let error = serve_call(|call| call.get_send_results_to().set_yourself(())).expect_err("refused");
         assert_eq!(error.extra, refused);
     }
 }

@@ -1,12 +1,14 @@
+//! Routing of tensors between servers.
+
 use crate::codec::DecodeError;
 use crate::sepal_capnp as wire;
 
-/// The name under which a server awaits a tensor from another one. Whoever knows it may send that tensor, so it is made
-/// at random.
+/// Key of the mailbox under which a server receives a tensor from another server. The key authorizes the sender, so clients
+/// choose it at random.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ParcelKey(pub [u8; 16]);
+pub struct MailboxKey(pub [u8; 16]);
 
-impl ParcelKey {
+impl MailboxKey {
     /// Reads a key.
     ///
     /// # Errors
@@ -16,45 +18,45 @@ impl ParcelKey {
     }
 }
 
-/// Where a result goes instead of to the caller.
+/// Server that receives a result in place of the caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Next {
-    /// The server, as the client reaches it.
+pub struct RelayTarget {
+    /// Address by which the client reaches the server.
     pub address: String,
-    /// What that server awaits it under.
-    pub key: ParcelKey,
+    /// Mailbox key at that server.
+    pub key: MailboxKey,
 }
 
-/// A call's place in a chain of servers that hand tensors on to each other; the default is no chain.
+/// Source of a call's input and target of its result in a chain of servers; the default is the caller for both.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Relay {
-    /// The input comes from another server.
-    pub from: Option<ParcelKey>,
-    /// The result goes to another server.
-    pub next: Option<Next>,
+    /// Mailbox of the input, if another server sends it.
+    pub from: Option<MailboxKey>,
+    /// Target of the result, if it is another server.
+    pub next: Option<RelayTarget>,
 }
 
 impl Relay {
-    /// Writes it.
+    /// Writes the source and the target.
     pub fn write(&self, mut builder: wire::relay::Builder<'_>) {
-        if let Some(ParcelKey(key)) = &self.from {
+        if let Some(MailboxKey(key)) = &self.from {
             builder.set_from(key);
         }
-        if let Some(Next { address, key: ParcelKey(key) }) = &self.next {
+        if let Some(RelayTarget { address, key: MailboxKey(key) }) = &self.next {
             builder.set_next_address(address);
             builder.set_next_key(key);
         }
     }
 
-    /// Reads it.
+    /// Reads the source and the target.
     ///
     /// # Errors
-    /// [`DecodeError`] if it is not well formed.
+    /// [`DecodeError`] if they are malformed.
     pub fn read(reader: wire::relay::Reader<'_>) -> Result<Self, DecodeError> {
-        let from = if reader.has_from() { Some(ParcelKey::read(reader.get_from()?)?) } else { None };
+        let from = if reader.has_from() { Some(MailboxKey::read(reader.get_from()?)?) } else { None };
         let next = if reader.has_next_address() {
             let (address, key) = (reader.get_next_address()?.to_str()?.to_owned(), reader.get_next_key()?);
-            Some(Next { address, key: ParcelKey::read(key)? })
+            Some(RelayTarget { address, key: MailboxKey::read(key)? })
         } else {
             None
         };
@@ -69,22 +71,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_in_a_chain_survives() {
-        let next = Next { address: "127.0.0.1:4000".into(), key: ParcelKey([2; 16]) };
+    fn relay_round_trip_is_exact() {
+        let next = RelayTarget { address: "127.0.0.1:4000".into(), key: MailboxKey([2; 16]) };
         for relay in [
             Relay::default(),
-            Relay { from: Some(ParcelKey([1; 16])), next: None },
+            Relay { from: Some(MailboxKey([1; 16])), next: None },
             Relay { from: None, next: Some(next.clone()) },
-            Relay { from: Some(ParcelKey([3; 16])), next: Some(next) },
+            Relay { from: Some(MailboxKey([3; 16])), next: Some(next) },
         ] {
             let mut message = Builder::new_default();
             relay.write(message.init_root());
-            assert_eq!(Relay::read(message.get_root_as_reader().expect("a root")).expect("a place"), relay);
+            assert_eq!(Relay::read(message.get_root_as_reader().expect("a root")).expect("a relay"), relay);
         }
     }
 
     #[test]
-    fn a_key_of_another_length_is_refused() {
+    fn mailbox_key_of_wrong_length_is_refused() {
         let mut message = Builder::new_default();
         message.init_root::<wire::relay::Builder<'_>>().set_from(&[1; 15]);
         let error = Relay::read(message.get_root_as_reader().expect("a root")).expect_err("refused");

@@ -119,7 +119,7 @@ fn batch_over_server_limits_is_refused_before_it_is_sent() {
     ] {
         let stack = BlockStack::load(&golden.checkpoint, span("0:3")).expect("blocks");
         let options_there = ServerOptions { limits, ..ServerOptions::default() };
-        let identity = ModelIdentity::of(&golden.checkpoint);
+        let identity = ModelIdentity::from_checkpoint(&golden.checkpoint);
         let server = BlockServer::embedded(stack, identity, options_there).expect("a server");
         let remote = golden.connect(std::slice::from_ref(&server), options());
         let trained = Trained::of(&golden, false);

@@ -1,3 +1,5 @@
+//! Identity of a machine in a swarm.
+
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -5,46 +7,46 @@ use std::path::{Path, PathBuf};
 
 use iroh::SecretKey;
 
-/// Who a machine is in a swarm: a key pair, of which the public half is its name.
+/// Identity of a machine in a swarm: a key pair whose public half is the machine's name.
 #[derive(Debug)]
 pub struct Identity {
     pub(crate) key: SecretKey,
-    /// Held as long as the identity is in use.
+    /// Locked as long as the identity is in use.
     _lock: Option<File>,
 }
 
-/// An identity that cannot be had.
+/// Error of opening an identity.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IdentityError {
-    /// The file cannot be read, made or locked.
+    /// File that cannot be read, created or locked.
     #[error("use the identity file {path}")]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// The file holds something else.
-    #[error("{path} holds no identity (64 hexadecimal digits); move it away, and a new one is made")]
+    /// File with other content.
+    #[error("{path} holds no identity (64 hexadecimal digits); move it away to create a new one")]
     Content {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// Two servers would be one.
-    #[error("the identity {path} is in use by another server; give this one a file of its own with --identity")]
+    /// Identity that another process uses.
+    #[error("the identity {path} is in use by another server; give each server its own identity file")]
     InUse {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
 }
 
 impl Identity {
-    /// The identity that a file holds; made anew if there is none. Only its owner can read the file.
+    /// Opens the identity in a file and creates it if the file does not exist. Only the owner can read the file.
     ///
     /// # Errors
-    /// [`IdentityError`], also if another process uses it.
+    /// [`IdentityError`] if the file is not usable, or another process uses it.
     pub fn open(path: &Path) -> Result<Self, IdentityError> {
         let failed = |source| IdentityError::File { path: path.to_owned(), source };
         if !path.exists() {
@@ -62,19 +64,19 @@ impl Identity {
         Ok(Self { key: SecretKey::from_bytes(&bytes), _lock: Some(lock) })
     }
 
-    /// An identity that lasts as long as the process.
-    pub fn passing() -> Self {
+    /// Returns a new identity that is not saved.
+    pub fn ephemeral() -> Self {
         Self { key: SecretKey::generate(), _lock: None }
     }
 }
 
-/// Makes a new key, unless another process was faster.
+/// Creates a key file, unless another process creates it first.
 fn create(path: &Path) -> io::Result<()> {
     let key = hex::encode(SecretKey::generate().to_bytes());
-    // A link, unlike a new name, replaces nothing.
-    let link = |new: &Path| {
-        let linked = fs::hard_link(new, path);
-        fs::remove_file(new)?;
+    // A hard link, unlike a rename, replaces no file.
+    let link = |temporary: &Path| {
+        let linked = fs::hard_link(temporary, path);
+        fs::remove_file(temporary)?;
         linked
     };
     match private_file(path, key.as_bytes(), link) {
@@ -83,17 +85,17 @@ fn create(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Writes a line into a new file beside `path` that only its owner can read, and has `place` move it there.
-pub(super) fn private_file(path: &Path, line: &[u8], place: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
+/// Writes a line to a temporary file that only its owner can read, and has `publish` move it to `path`.
+pub(super) fn private_file(path: &Path, line: &[u8], publish: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let new = folder.join(format!(".{name}.{}", std::process::id()));
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    let temporary = folder.join(format!(".{name}.{}", std::process::id()));
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(line)?;
     file.write_all(b"\n")?;
     file.sync_all()?;
-    place(&new)
+    publish(&temporary)
 }
 
 #[cfg(test)]
@@ -103,26 +105,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_identity_is_kept_and_only_its_owner_reads_it() {
+    fn identity_file_is_stable_and_private() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("state").join("identity");
-        let first = Identity::open(&path).expect("made").key.public();
+        let first = Identity::open(&path).expect("created").key.public();
         assert_eq!(Identity::open(&path).expect("read").key.public(), first);
         assert_eq!(fs::metadata(&path).expect("a file").permissions().mode() & 0o777, 0o600);
-        assert_eq!(fs::read_dir(folder.path().join("state")).expect("a folder").count(), 1, "nothing else is left");
-        assert_ne!(Identity::passing().key.public(), first);
+        assert_eq!(fs::read_dir(folder.path().join("state")).expect("a folder").count(), 1, "no temporary file");
+        assert_ne!(Identity::ephemeral().key.public(), first);
     }
 
     #[test]
-    fn two_at_a_time_are_refused_and_so_is_something_else() {
+    fn open_refuses_identity_in_use_and_other_content() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("identity");
-        let _first = Identity::open(&path).expect("made");
+        let _first = Identity::open(&path).expect("created");
         assert!(matches!(Identity::open(&path), Err(IdentityError::InUse { .. })));
         let other = folder.path().join("other");
         fs::write(&other, "no key").expect("written");
         let error = Identity::open(&other).expect_err("refused");
         assert!(error.to_string().contains("holds no identity"), "{error}");
-        assert_eq!(fs::read_to_string(&other).expect("read"), "no key", "it is left as it is");
+        assert_eq!(fs::read_to_string(&other).expect("read"), "no key", "unchanged");
     }
 }

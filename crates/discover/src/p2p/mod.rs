@@ -1,10 +1,11 @@
-//! A swarm of peers: identity, encryption and NAT traversal by iroh, announcements by its gossip.
+//! Peer-to-peer swarm: identity, encryption and NAT traversal by iroh, announcements by its gossip protocol.
 
 mod announcement;
+mod gossip;
 mod identity;
-mod link;
 mod node;
-mod talk;
+mod state;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod ticket;

@@ -1,3 +1,5 @@
+//! Tickets that admit machines to a swarm.
+
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,10 +15,9 @@ use sha2::{Digest, Sha256};
 use super::identity::private_file;
 
 const PREFIX: &str = "sepal1";
-/// Bytes of a [`SwarmSecret::proof`].
 pub(crate) const PROOF_BYTES: usize = 32;
 
-/// What the members of a swarm share, and nobody else knows.
+/// Shared secret of the members of a swarm.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SwarmSecret([u8; 32]);
 
@@ -27,29 +28,28 @@ impl fmt::Debug for SwarmSecret {
 }
 
 impl SwarmSecret {
-    /// Of the swarm that a machine begins: always the same one.
-    pub(crate) fn of_founder(key: &SecretKey) -> Self {
+    /// Returns the secret of the swarm that a machine founds, which is the same each time.
+    pub(crate) fn from_founder(key: &SecretKey) -> Self {
         Self(Sha256::new().chain_update(b"sepal swarm").chain_update(key.to_bytes()).finalize().into())
     }
 
-    /// What members talk under.
     pub(crate) fn topic(&self) -> TopicId {
         TopicId::from_bytes(self.mac(&[b"topic"]).finalize().into_bytes().into())
     }
 
-    /// What their gossip is called on the wire. Who sees a member connect learns it, and nothing by it.
+    /// Protocol name of the swarm's gossip. It is visible to observers and reveals nothing else.
     pub(crate) fn gossip_alpn(&self) -> Vec<u8> {
         let name = self.mac(&[b"gossip"]).finalize().into_bytes();
         format!("sepal-gossip/{}", hex::encode(&name[..8])).into_bytes()
     }
 
-    /// Shows a server that a client knows the secret; of no use to anybody else, since connections prove who their
-    /// ends are.
+    /// Returns the proof that a client knows the secret. It is bound to both ends, which the connection authenticates, and
+    /// useless to others.
     pub(crate) fn proof(&self, client: EndpointId, server: EndpointId) -> [u8; PROOF_BYTES] {
         self.proof_mac(client, server).finalize().into_bytes().into()
     }
 
-    pub(crate) fn is_proof(&self, proof: &[u8], client: EndpointId, server: EndpointId) -> bool {
+    pub(crate) fn verify_proof(&self, proof: &[u8], client: EndpointId, server: EndpointId) -> bool {
         self.proof_mac(client, server).verify_slice(proof).is_ok()
     }
 
@@ -58,7 +58,7 @@ impl SwarmSecret {
     }
 
     fn mac(&self, parts: &[&[u8]]) -> Hmac<Sha256> {
-        // The secret and its prefix are shorter than a block of the hash, so they fill its key.
+        // Zero padding to the block size of the hash, as HMAC defines it for short keys.
         let mut key = [0; 64];
         key[..32].copy_from_slice(&self.0);
         let mut mac = <Hmac<Sha256> as KeyInit>::new(&key.into());
@@ -67,39 +67,39 @@ impl SwarmSecret {
     }
 }
 
-/// All that is needed to join a swarm: its secret, and where some members are. Whoever has it is a member.
+/// Secret of a swarm and the addresses of some members. The ticket makes its holder a member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ticket {
     pub(crate) secret: SwarmSecret,
     pub(crate) members: Vec<EndpointAddr>,
 }
 
-/// Text that is no ticket.
+/// Error of reading a ticket.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TicketError {
-    /// The text itself.
-    #[error("not a ticket: {problem}; copy all of what `sepal serve --p2p` prints, from `{PREFIX}` on")]
+    /// Text that is not a ticket.
+    #[error("not a ticket: {problem}; copy the complete ticket, from `{PREFIX}` on")]
     Text {
-        /// What is wrong.
+        /// Description of the problem.
         problem: &'static str,
     },
-    /// The file that should hold it.
+    /// File that cannot be read.
     #[error("neither a ticket (they begin with `{PREFIX}`) nor a file that can be read: {path}")]
     File {
-        /// Its path.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// Cause.
         #[source]
         source: io::Error,
     },
 }
 
 impl Ticket {
-    /// The ticket that a text is, or that the file of that name holds.
+    /// Reads a ticket, given as its text or as the path of a file that holds it.
     ///
     /// # Errors
-    /// [`TicketError`].
+    /// [`TicketError`] if it is neither.
     pub fn read(text: &str) -> Result<Self, TicketError> {
         if text.trim_start().starts_with(PREFIX) {
             return text.parse();
@@ -108,12 +108,12 @@ impl Ticket {
         std::fs::read_to_string(&path).map_err(|source| TicketError::File { path, source })?.parse()
     }
 
-    /// Writes it into a file that only its owner can read; whole or not at all.
+    /// Writes the ticket atomically to a file that only its owner can read.
     ///
     /// # Errors
-    /// What the system says.
+    /// [`io::Error`] if the file cannot be written.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        private_file(path, self.to_string().as_bytes(), |new| std::fs::rename(new, path))
+        private_file(path, self.to_string().as_bytes(), |temporary| std::fs::rename(temporary, path))
     }
 }
 
@@ -130,12 +130,12 @@ impl FromStr for Ticket {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let error = |problem| TicketError::Text { problem };
-        let rest = text.trim().strip_prefix(PREFIX).ok_or(error("it begins otherwise"))?;
-        let bytes = BASE32_NOPAD.decode(rest.to_ascii_uppercase().as_bytes());
-        let bytes = bytes.map_err(|_| error("it has letters that tickets have not, or an end is missing"))?;
+        let encoded = text.trim().strip_prefix(PREFIX).ok_or(error("it has another prefix"))?;
+        let bytes = BASE32_NOPAD.decode(encoded.to_ascii_uppercase().as_bytes());
+        let bytes = bytes.map_err(|_| error("it has invalid characters, or its end is missing"))?;
         let (body, crc) = bytes.split_last_chunk::<4>().ok_or(error("it is too short"))?;
         if crc32fast::hash(body).to_le_bytes() != *crc {
-            return Err(error("letters are wrong or missing"));
+            return Err(error("characters are wrong or missing"));
         }
         postcard::from_bytes(body).map_err(|_| error("it is of another version"))
     }
@@ -148,22 +148,22 @@ mod tests {
     fn ticket() -> Ticket {
         let member = EndpointAddr::new(SecretKey::from_bytes(&[3; 32]).public())
             .with_ip_addr("127.0.0.1:4000".parse().expect("an address"));
-        Ticket { secret: SwarmSecret::of_founder(&SecretKey::from_bytes(&[2; 32])), members: vec![member] }
+        Ticket { secret: SwarmSecret::from_founder(&SecretKey::from_bytes(&[2; 32])), members: vec![member] }
     }
 
     #[test]
-    fn text_round_trip() {
+    fn ticket_text_round_trip_is_exact() {
         let text = ticket().to_string();
         assert_eq!(text.parse::<Ticket>().expect("a ticket"), ticket());
         assert_eq!(format!(" {text}\n").parse::<Ticket>().expect("a ticket"), ticket());
     }
 
     #[test]
-    fn a_file_may_hold_it() {
+    fn read_accepts_text_and_file() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("ticket");
         let name = path.to_str().expect("a name");
-        let error = Ticket::read(name).expect_err("there is no file");
+        let error = Ticket::read(name).expect_err("no file");
         assert!(error.to_string().starts_with("neither a ticket"), "{error}");
         ticket().write(&path).expect("written");
         assert_eq!(Ticket::read(name).expect("a ticket"), ticket());
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn every_slip_is_noticed() {
+    fn parse_detects_every_wrong_or_missing_character() {
         let text = ticket().to_string();
         for (i, letter) in text.char_indices() {
             let other = if letter == 'a' { 'b' } else { 'a' };
@@ -182,13 +182,13 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_is_for_one_client_one_server_and_one_swarm() {
+    fn proof_is_bound_to_client_server_and_swarm() {
         let id = |n: u8| SecretKey::from_bytes(&[n; 32]).public();
-        let (secret, other) = (ticket().secret, SwarmSecret::of_founder(&SecretKey::from_bytes(&[9; 32])));
+        let (secret, other) = (ticket().secret, SwarmSecret::from_founder(&SecretKey::from_bytes(&[9; 32])));
         let proof = secret.proof(id(1), id(2));
-        assert!(secret.is_proof(&proof, id(1), id(2)));
-        assert!(!secret.is_proof(&proof, id(2), id(1)) && !secret.is_proof(&proof, id(3), id(2)));
-        assert!(!other.is_proof(&proof, id(1), id(2)) && !secret.is_proof(&proof[1..], id(1), id(2)));
+        assert!(secret.verify_proof(&proof, id(1), id(2)));
+        assert!(!secret.verify_proof(&proof, id(2), id(1)) && !secret.verify_proof(&proof, id(3), id(2)));
+        assert!(!other.verify_proof(&proof, id(1), id(2)) && !secret.verify_proof(&proof[1..], id(1), id(2)));
         assert_ne!(secret.topic(), other.topic());
     }
 }

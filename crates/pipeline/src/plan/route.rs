@@ -58,7 +58,7 @@ pub(super) fn look(
     let mut route: Vec<HopPlan> = here.map(|span| hop(span, None)).into_iter().collect();
     let Some(there) = Span::new(local, n_blocks).ok().filter(|_| !is_here) else { return Ok((route, Vec::new())) };
 
-    let digest = ModelIdentity::of(checkpoint).kept_as(spec.model.weights).digest;
+    let digest = ModelIdentity::from_checkpoint(checkpoint).with_weight_format(spec.model.weights).digest;
     let servers = servers(spec, kept, &digest)?;
     let mut router = Router::new();
     for server in &servers {

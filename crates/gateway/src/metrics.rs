@@ -1,4 +1,4 @@
-//! What is counted, for `/metrics`.
+//! Metrics of a gateway.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -15,9 +15,8 @@ struct StatusLabel {
     status: u16,
 }
 
-/// Counts of a gateway.
 #[derive(Debug)]
-pub(crate) struct Counts {
+pub(crate) struct GatewayMetrics {
     registry: Registry,
     requests: Family<StatusLabel, Counter>,
     request_seconds: Histogram,
@@ -29,10 +28,10 @@ pub(crate) struct Counts {
     ready: Gauge,
 }
 
-impl Default for Counts {
+impl Default for GatewayMetrics {
     fn default() -> Self {
         let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 16));
-        let counts = Self {
+        let metrics = Self {
             registry: Registry::with_prefix("sepal_task"),
             requests: Family::default(),
             request_seconds: seconds(),
@@ -43,53 +42,47 @@ impl Default for Counts {
             waiting_rows: Gauge::default(),
             ready: Gauge::default(),
         };
-        counts.registered()
+        metrics.registered()
     }
 }
 
-impl Counts {
+impl GatewayMetrics {
     fn registered(mut self) -> Self {
         let registry = &mut self.registry;
-        registry.register(
-            "requests",
-            "Requests for predictions, by what they were answered with",
-            self.requests.clone(),
-        );
-        let took = "From a request's head to its answer";
-        registry.register_with_unit("request", took, Unit::Seconds, self.request_seconds.clone());
-        registry.register("rows", "Rows that were predicted", self.rows.clone());
-        registry.register("batch_rows", "Rows that were computed together", self.batch_rows.clone());
-        let computed = "That the rows of a batch took";
-        registry.register_with_unit("batch", computed, Unit::Seconds, self.batch_seconds.clone());
-        registry.register("failed_batches", "Batches that could not be computed", self.failed_batches.clone());
+        registry.register("requests", "Requests for predictions by status", self.requests.clone());
+        let help = "Time from a request's head to its answer";
+        registry.register_with_unit("request", help, Unit::Seconds, self.request_seconds.clone());
+        registry.register("rows", "Predicted rows", self.rows.clone());
+        registry.register("batch_rows", "Rows per batch", self.batch_rows.clone());
+        let help = "Computing time of a batch";
+        registry.register_with_unit("batch", help, Unit::Seconds, self.batch_seconds.clone());
+        registry.register("failed_batches", "Failed batches", self.failed_batches.clone());
         registry.register("waiting_rows", "Rows that wait", self.waiting_rows.clone());
-        registry.register("ready", "1 if predictions can be had, else 0", self.ready.clone());
+        registry.register("ready", "1 if predictions are available, else 0", self.ready.clone());
         self
     }
 
-    /// Takes in a request that was answered.
-    pub(crate) fn answered(&self, status: u16, took: Duration) {
+    pub(crate) fn record_request(&self, status: u16, duration: Duration) {
         self.requests.get_or_create(&StatusLabel { status }).inc();
-        self.request_seconds.observe(took.as_secs_f64());
+        self.request_seconds.observe(duration.as_secs_f64());
     }
 
-    /// Takes in a batch that was computed.
-    pub(crate) fn computed(&self, rows: usize, took: Duration) {
+    pub(crate) fn record_batch(&self, rows: usize, duration: Duration) {
         self.rows.inc_by(rows as u64);
         self.batch_rows.observe(rows as f64);
-        self.batch_seconds.observe(took.as_secs_f64());
+        self.batch_seconds.observe(duration.as_secs_f64());
     }
 
-    pub(crate) fn failed(&self) {
+    pub(crate) fn record_failure(&self) {
         self.failed_batches.inc();
     }
 
-    pub(crate) fn ready(&self, is_ready: bool) {
+    pub(crate) fn set_ready(&self, is_ready: bool) {
         self.ready.set(is_ready.into());
     }
 
-    /// In the text format of OpenMetrics, which Prometheus reads.
-    pub(crate) fn text(&self, waiting_rows: usize) -> String {
+    /// Returns the text format of OpenMetrics, which Prometheus reads.
+    pub(crate) fn to_text(&self, waiting_rows: usize) -> String {
         self.waiting_rows.set(i64::try_from(waiting_rows).unwrap_or(i64::MAX));
         let mut page = String::new();
         if text::encode(&mut page, &self.registry).is_err() {

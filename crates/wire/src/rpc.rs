@@ -1,4 +1,4 @@
-//! The two sides of a connection, over any stream.
+//! RPC systems of the two sides of a connection, over any stream.
 
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -7,8 +7,8 @@ use crate::network::Network;
 use crate::parts::Parts;
 use crate::sepal_capnp::block_server;
 
-/// The server at the other end of a stream, and the conversation with it, which goes on as long as it is polled. Tensors
-/// of calls are written and read with the connection's `parts`.
+/// Returns the server at the other end of a stream, and the RPC system that must be polled while it is used. Callers write and
+/// read tensors with the connection's `parts`.
 pub fn client(
     reader: impl AsyncRead + Unpin + 'static,
     writer: impl AsyncWrite + Unpin + 'static,
@@ -20,7 +20,7 @@ pub fn client(
     (system.bootstrap(Side::Server), system)
 }
 
-/// The conversation of a server with the client at the other end of a stream. `root` and all that it gives out write and
+/// Returns the RPC system that serves `root` to the client at the other end of a stream. `root` and its capabilities write and
 /// read tensors with the connection's `parts`.
 pub fn server(
     reader: impl AsyncRead + Unpin + 'static,

@@ -1,34 +1,36 @@
+//! Records of servers.
+
 use sepal_core::{DType, Span};
 use serde::{Deserialize, Serialize};
 
-/// What a server lets others know of itself.
+/// Public description of a server, which it announces to others.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Notice {
-    /// Digest of the whole model.
+pub struct ServerRecord {
+    /// Digest of the model.
     pub digest: String,
-    /// Name of its architecture.
+    /// Name of the architecture.
     pub family: String,
-    /// Its number of blocks.
+    /// Number of blocks in the model.
     pub n_blocks: usize,
-    /// The blocks that the server holds.
+    /// Blocks that the server holds.
     pub span: Span,
-    /// What it computes in.
+    /// Format of the computation.
     pub dtype: DType,
-    /// Measured seconds per token and block of a forward; 0 before the first.
+    /// Measured seconds per token and block of a forward pass; 0 before the first.
     pub rate: f64,
-    /// Calls that wait or run.
+    /// Number of calls that wait or run.
     pub queue: u32,
-    /// Memory that is left for graphs.
+    /// Bytes that are free for tapes.
     pub free_tape_bytes: u64,
-    /// It is about to leave: it takes nothing new.
+    /// True if the server accepts no new calls.
     pub draining: bool,
     /// Name and version of the program.
     pub software: String,
 }
 
 #[cfg(test)]
-impl Notice {
-    /// Of a server of all three blocks of some model.
+impl ServerRecord {
+    /// Returns the record of a server that holds all three blocks of a model.
     pub(crate) fn sample(digest: &str) -> Self {
         Self {
             digest: digest.into(),

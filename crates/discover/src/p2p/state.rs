@@ -1,0 +1,118 @@
+//! State of a node, shared by its tasks and its peers.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Instant;
+
+use iroh::address_lookup::memory::MemoryLookup;
+use iroh::endpoint::{Connection, RecvStream, SendStream};
+use iroh::{EndpointAddr, EndpointId};
+use iroh_gossip::api::GossipSender;
+use sepal_core::in_one_line;
+use sepal_swarm::{Connect, Connecting, Endpoint, Stream};
+use tokio::sync::{mpsc, watch};
+
+use super::stream::StreamFlusher;
+use super::ticket::{PROOF_BYTES, SwarmSecret};
+use crate::members::Members;
+use crate::record::ServerRecord;
+
+/// Name of Sepal's protocol among those of an endpoint.
+pub(super) const ALPN: &[u8] = b"sepal/4";
+/// Prefix of a peer's name among addresses.
+const SCHEME: &str = "p2p:";
+
+pub(super) struct NodeState {
+    pub(super) endpoint: iroh::Endpoint,
+    pub(super) flusher: StreamFlusher,
+    /// Receiver of the connections to the local server.
+    pub(super) server: Mutex<Option<mpsc::UnboundedSender<Stream>>>,
+    pub(super) secret: SwarmSecret,
+    pub(super) addresses: MemoryLookup,
+    pub(super) sender: GossipSender,
+    pub(super) members: Mutex<Members>,
+    /// Members to contact when no neighbour is left, with the time of the last announcement; none for those of the ticket.
+    pub(super) bootstrap: Mutex<HashMap<EndpointId, Option<Instant>>>,
+    /// Last sequence number of each sender and its time.
+    pub(super) sequences: Mutex<HashMap<EndpointId, (u64, Instant)>>,
+    pub(super) local_server: Mutex<LocalServer>,
+    pub(super) neighbours: watch::Sender<usize>,
+}
+
+pub(super) type Describe = Arc<dyn Fn() -> Option<ServerRecord> + Send + Sync>;
+
+#[derive(Default)]
+pub(super) struct LocalServer {
+    pub(super) describe: Option<Describe>,
+    pub(super) last_sequence: u64,
+    pub(super) announced_at: Option<Instant>,
+    pub(super) is_answer_scheduled: bool,
+}
+
+impl NodeState {
+    /// Returns the stream of a client that proves its membership.
+    pub(super) async fn admit(&self, connection: &Connection) -> Option<(SendStream, RecvStream)> {
+        let (send, mut recv) = connection.accept_bi().await.ok()?;
+        let mut proof = [0; PROOF_BYTES];
+        recv.read_exact(&mut proof).await.ok()?;
+        let is_member = self.secret.verify_proof(&proof, connection.remote_id(), self.endpoint.id());
+        is_member.then_some((send, recv))
+    }
+
+    async fn open(&self, id: EndpointId) -> io::Result<Stream> {
+        let failed = |error: &dyn std::error::Error| io::Error::other(in_one_line(error));
+        let connection = self.endpoint.connect(id, ALPN).await.map_err(|error| failed(&error))?;
+        let (mut send, recv) = connection.open_bi().await.map_err(|error| failed(&error))?;
+        let proof = self.secret.proof(self.endpoint.id(), id);
+        send.write_all(&proof).await.map_err(|error| failed(&error))?;
+        Ok(self.flusher.stream(connection, send, recv))
+    }
+
+    /// Addresses of this machine. An endpoint that is bound to one address is reachable there only.
+    pub(super) fn addr(&self) -> EndpointAddr {
+        let bound = self.endpoint.bound_sockets().into_iter().filter(|addr| !addr.ip().is_unspecified());
+        bound.fold(self.endpoint.addr(), EndpointAddr::with_ip_addr)
+    }
+}
+
+pub(super) fn peer_name(id: EndpointId) -> String {
+    format!("{SCHEME}{id}")
+}
+
+pub(super) fn parse_peer_name(name: &str) -> Option<EndpointId> {
+    name.strip_prefix(SCHEME)?.parse().ok()
+}
+
+pub(super) fn peer(state: &Arc<NodeState>, id: EndpointId) -> Endpoint {
+    Endpoint::Custom(Arc::new(Peer { state: Arc::downgrade(state), id }))
+}
+
+struct Peer {
+    /// Weak, because the node's state holds the endpoints of its members.
+    state: Weak<NodeState>,
+    id: EndpointId,
+}
+
+impl fmt::Debug for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
+impl Connect for Peer {
+    fn name(&self) -> String {
+        peer_name(self.id)
+    }
+
+    fn connect(&self) -> Connecting<'_> {
+        Box::pin(async move {
+            let left = || io::Error::new(io::ErrorKind::NotConnected, "this machine has left the swarm");
+            let (state, id) = (self.state.upgrade().ok_or_else(left)?, self.id);
+            // The endpoint's operations run on its own runtime.
+            let opened = state.flusher.runtime.clone().spawn(async move { state.open(id).await });
+            opened.await.map_err(|_| left())?
+        })
+    }
+}

@@ -1,0 +1,87 @@
+//! Description of a classifier, its rows and its answers.
+
+/// Kind of prediction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AnswerKind {
+    /// One of the labels.
+    Class,
+    /// Any number of the labels.
+    Labels,
+    /// Number.
+    Value,
+}
+
+/// Public description of a classifier.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClassifierInfo {
+    /// Name of the classifier.
+    pub name: String,
+    /// Kind of its predictions.
+    pub kind: AnswerKind,
+    /// Names of the labels in the order of the probabilities; the name of the value for numbers.
+    pub labels: Vec<String>,
+    /// True if rows are pairs of texts.
+    pub takes_pairs: bool,
+    /// Further facts for people: a name and a value each.
+    pub facts: Vec<(String, String)>,
+}
+
+/// Prediction for a row.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    /// One label.
+    Class {
+        /// Index of the label.
+        class: usize,
+        /// Probability of each label, `[n_labels]`; the sum is 1.
+        probabilities: Vec<f32>,
+    },
+    /// All labels with a probability of at least one half.
+    Labels {
+        /// Independent probability of each label, `[n_labels]`.
+        probabilities: Vec<f32>,
+    },
+    /// Number.
+    Value(f32),
+}
+
+/// Input of a prediction: a text or a pair of texts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub(crate) text: String,
+    pub(crate) pair: Option<String>,
+}
+
+impl ClassifierInfo {
+    /// Returns the description of a classifier of single texts, without facts.
+    pub fn new(name: impl Into<String>, kind: AnswerKind, labels: &[impl AsRef<str>]) -> Self {
+        let labels = labels.iter().map(|label| label.as_ref().to_owned()).collect();
+        Self { name: name.into(), kind, labels, takes_pairs: false, facts: Vec::new() }
+    }
+
+    pub(crate) fn example(&self) -> Row {
+        Row { text: "a text to try it".into(), pair: self.takes_pairs.then(|| "a second text".into()) }
+    }
+}
+
+impl Answer {
+    /// True if the answer is of the classifier's kind and has a finite number for each label.
+    pub(crate) fn is_valid_for(&self, info: &ClassifierInfo) -> bool {
+        let are_valid = |probabilities: &[f32]| {
+            probabilities.len() == info.labels.len() && probabilities.iter().all(|probability| probability.is_finite())
+        };
+        match self {
+            Answer::Class { class, probabilities } => {
+                info.kind == AnswerKind::Class && *class < info.labels.len() && are_valid(probabilities)
+            }
+            Answer::Labels { probabilities } => info.kind == AnswerKind::Labels && are_valid(probabilities),
+            Answer::Value(value) => info.kind == AnswerKind::Value && value.is_finite(),
+        }
+    }
+}
+
+impl Row {
+    pub(crate) fn n_bytes(&self) -> usize {
+        self.text.len() + self.pair.as_ref().map_or(0, String::len)
+    }
+}

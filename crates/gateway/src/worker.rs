@@ -1,0 +1,263 @@
+//! Worker that computes batches and monitors the availability of the classifier.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::classifier::{Answer, ClassifierInfo, Row};
+use crate::openapi::openapi;
+use crate::page::page;
+use crate::queue::{JobId, Refusal};
+use crate::shared::{Documents, Health, Shared};
+
+/// Classifier behind a gateway.
+pub trait Classify {
+    /// Returns one answer for each row, in order. `pairs` holds the second text of each row.
+    ///
+    /// # Errors
+    /// [`ClassifyError`] if the rows cannot be computed, now or at all.
+    fn classify(&mut self, texts: &[&str], pairs: Option<&[&str]>) -> Result<Vec<Answer>, ClassifyError>;
+
+    /// True if the classifier depends on servers, and so may become unavailable while it is idle.
+    fn uses_remote_servers(&self) -> bool {
+        false
+    }
+}
+
+/// Error of predicting rows.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClassifyError {
+    /// Servers that are unavailable at the moment; a retry may succeed.
+    #[error("reach the servers of the model")]
+    Unavailable(#[source] Box<dyn Error + Send + Sync>),
+    /// Rows that cannot be computed.
+    #[error("compute the rows")]
+    Failed(#[source] Box<dyn Error + Send + Sync>),
+    /// Text that yields no token.
+    #[error("compute a row whose text yields no token")]
+    NoToken,
+}
+
+/// Error of a classifier that cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WorkerError {
+    /// Failure on the trial text.
+    #[error("try the classifier with a text")]
+    Trial(#[source] Box<dyn Error + Send + Sync>),
+    /// Answer of another kind than described.
+    #[error("use the classifier's answer: expected one of {expected} labels or a finite number, found {found:?}")]
+    Answer {
+        /// Number of labels.
+        expected: usize,
+        /// Answers to the trial text.
+        found: Vec<Answer>,
+    },
+}
+
+/// Worker of a gateway, which runs on the thread that computes. Dropping it refuses all waiting requests.
+#[derive(Debug)]
+pub struct Worker {
+    pub(crate) shared: Arc<Shared>,
+}
+
+enum Task {
+    Batch(Vec<(JobId, Row)>),
+    Check,
+    End,
+}
+
+impl Worker {
+    /// Answers requests until the gateway is stopped and all waiting requests are finished.
+    ///
+    /// The first prediction is a trial. Requests are refused with a retry time until it succeeds; then `ready` is called once.
+    ///
+    /// # Errors
+    /// [`WorkerError`] if the trial fails permanently.
+    pub fn serve(
+        &self,
+        info: ClassifierInfo,
+        classifier: &mut dyn Classify,
+        ready: impl FnOnce(),
+    ) -> Result<(), WorkerError> {
+        let example = info.example();
+        let Some(answers) = self.try_classifier(&example, classifier)? else { return Ok(()) };
+        if answers.len() != 1 || !answers[0].is_valid_for(&info) {
+            return Err(WorkerError::Answer { expected: info.labels.len(), found: answers });
+        }
+        let options = &self.shared.options;
+        let openapi = openapi(&info, options, &answers[0]).to_string();
+        self.shared.publish(Documents { openapi, page: page(&info, options), info: info.clone() });
+        ready();
+        let mut last_computed_at = Instant::now();
+        loop {
+            match self.next_task(last_computed_at, classifier.uses_remote_servers()) {
+                Task::Batch(batch) => self.compute(batch, &info, &example, classifier),
+                Task::Check => self.check(&example, classifier),
+                Task::End => return Ok(()),
+            }
+            last_computed_at = Instant::now();
+        }
+    }
+
+    /// Marks predictions as unavailable.
+    pub fn set_unavailable(&self) {
+        self.shared.set_health(Health::Unavailable);
+    }
+
+    /// Waits for `duration`; false if the gateway is stopped before.
+    pub fn sleep(&self, duration: Duration) -> bool {
+        let deadline = Instant::now() + duration;
+        let mut state = self.shared.lock();
+        loop {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            if state.is_stopping() || remaining.is_zero() {
+                return !state.is_stopping();
+            }
+            state = self.shared.wait(state, Some(remaining));
+        }
+    }
+
+    /// Returns the answer to the trial text; `None` if the gateway is stopped before.
+    fn try_classifier(&self, row: &Row, classifier: &mut dyn Classify) -> Result<Option<Vec<Answer>>, WorkerError> {
+        loop {
+            match classify(classifier, &[row]) {
+                Ok(answers) => return Ok(Some(answers)),
+                Err(ClassifyError::Failed(source)) => return Err(WorkerError::Trial(source)),
+                Err(error @ ClassifyError::NoToken) => return Err(WorkerError::Trial(error.into())),
+                Err(error) => {
+                    warn("not ready yet", &error);
+                    self.set_unavailable();
+                }
+            }
+            if !self.sleep(self.shared.options.retry_interval) {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn next_task(&self, last_computed_at: Instant, uses_remote_servers: bool) -> Task {
+        let options = &self.shared.options;
+        let mut state = self.shared.lock();
+        loop {
+            if state.is_closed {
+                return Task::End;
+            }
+            let batch = state.queue.take(options.batch_rows, options.batch_bytes);
+            if !batch.is_empty() {
+                return Task::Batch(batch);
+            }
+            let interval = match state.is_ready() {
+                false => Some(options.retry_interval),
+                true => options.check_interval.filter(|_| uses_remote_servers),
+            };
+            let remaining = interval.map(|interval| interval.saturating_sub(last_computed_at.elapsed()));
+            if remaining == Some(Duration::ZERO) {
+                return Task::Check;
+            }
+            state = self.shared.wait(state, remaining);
+        }
+    }
+
+    /// Answers the rows of a batch. After a failure it computes each request separately, so that no request fails for the rows
+    /// of another.
+    fn compute(&self, batch: Vec<(JobId, Row)>, info: &ClassifierInfo, example: &Row, classifier: &mut dyn Classify) {
+        let Err(error) = self.try_compute(&batch, info, classifier) else { return };
+        let is_text_error = matches!(error, ClassifyError::NoToken);
+        if !is_text_error {
+            self.shared.metrics.record_failure();
+        }
+        if let ClassifyError::Unavailable(_) = error {
+            return self.handle_loss(&error);
+        }
+        let mut by_job = std::collections::BTreeMap::<JobId, Vec<(JobId, Row)>>::new();
+        batch.into_iter().for_each(|(id, row)| by_job.entry(id).or_default().push((id, row)));
+        let is_single = by_job.len() == 1;
+        for (id, rows) in by_job {
+            // A single request has already failed on its own.
+            let result = if is_single { None } else { Some(self.try_compute(&rows, info, classifier)) };
+            match result {
+                Some(Ok(())) => {}
+                Some(Err(error @ ClassifyError::Unavailable(_))) => return self.handle_loss(&error),
+                Some(Err(error)) => self.refuse(id, &error),
+                None => self.refuse(id, &error),
+            }
+        }
+        // The cause may be the classifier instead of the rows.
+        if !is_text_error {
+            self.check(example, classifier);
+        }
+    }
+
+    fn refuse(&self, id: JobId, error: &ClassifyError) {
+        let refusal = match error {
+            ClassifyError::NoToken => Refusal::NoToken,
+            error => {
+                warn("a request failed", error);
+                Refusal::Failed
+            }
+        };
+        self.shared.lock().queue.refuse(id, refusal);
+    }
+
+    fn try_compute(
+        &self,
+        batch: &[(JobId, Row)],
+        info: &ClassifierInfo,
+        classifier: &mut dyn Classify,
+    ) -> Result<(), ClassifyError> {
+        let started_at = Instant::now();
+        let rows: Vec<&Row> = batch.iter().map(|(_, row)| row).collect();
+        let answers = classify(classifier, &rows)?;
+        if answers.len() != batch.len() || !answers.iter().all(|answer| answer.is_valid_for(info)) {
+            let found = format!("{} answers for {} rows, or non-finite numbers", answers.len(), batch.len());
+            return Err(ClassifyError::Failed(found.into()));
+        }
+        self.shared.record_batch(batch.len(), started_at.elapsed());
+        let mut state = self.shared.lock();
+        batch.iter().zip(answers).for_each(|((id, _), answer)| state.queue.answer(*id, answer));
+        Ok(())
+    }
+
+    fn check(&self, example: &Row, classifier: &mut dyn Classify) {
+        match classify(classifier, &[example]) {
+            Ok(_) if !self.shared.lock().is_ready() => {
+                tracing::warn!("ready again");
+                self.shared.set_health(Health::Ready);
+            }
+            Ok(_) => {}
+            Err(error) => self.handle_loss(&error),
+        }
+    }
+
+    fn handle_loss(&self, error: &ClassifyError) {
+        if self.shared.lock().is_ready() {
+            warn("no longer ready; trying again", error);
+        }
+        self.shared.set_health(Health::Unavailable);
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.shared.end_worker();
+    }
+}
+
+fn classify(classifier: &mut dyn Classify, rows: &[&Row]) -> Result<Vec<Answer>, ClassifyError> {
+    let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
+    let pairs: Option<Vec<&str>> = rows.iter().map(|row| row.pair.as_deref()).collect();
+    classifier.classify(&texts, pairs.as_deref())
+}
+
+fn warn(message: &str, error: &dyn Error) {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    tracing::warn!("{message}: {text}");
+}
