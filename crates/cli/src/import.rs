@@ -4,8 +4,9 @@ use std::path::Path;
 
 use sepal_assets::{Asset, Assets, Kind, Source};
 use sepal_checkpoint::Part;
+use sepal_config::{Layers, Spec};
 use sepal_peft::{Import, ImportOptions, Run};
-use sepal_pipeline::{Layers, ModelFiles, Spec, adopted};
+use sepal_pipeline::{ModelFiles, adopted};
 use sepal_plugin::Registry;
 use sepal_track::Manifest;
 use serde_json::{Value, json};
@@ -93,13 +94,13 @@ fn exported_run(
         }
     };
     let layers = Layers::text("the export's pipeline", run.pipeline).sets(asked(args)?);
-    let spec = layers.load(registry)?.spec;
+    let spec = layers.load(registry.catalog())?.spec;
     let mut manifest = Manifest { labels: import.labels().to_vec(), ..run.manifest };
     if let Some(model) = model {
         manifest.model.source = model.asset.pinned().to_string();
     }
-    let (facts, data) = (&mut manifest.data, &spec.data);
-    facts.max_length = Some(data.max_length);
+    let (facts, data) = (&mut manifest.data, &spec.data.rows);
+    facts.max_length = Some(spec.data.max_length);
     if args.template.is_some() {
         facts.template.clone_from(&data.template);
     }
@@ -137,7 +138,7 @@ fn new_run(registry: &Registry, args: &ImportPeftArgs, import: &Import, model: M
         "optimizer": { "use": "adamw", "with": { "lr": 3.0e-3, "weight_decay": 0.0 } },
         "schedule": { "use": "linear" },
     });
-    let spec = Layers::text("the new pipeline", pipeline.to_string()).sets(asked(args)?).load(registry)?.spec;
+    let spec = Layers::text("the new pipeline", pipeline.to_string()).sets(asked(args)?).load(registry.catalog())?.spec;
     if let Some(notice) = assumed(args, &spec) {
         eprintln!("note: {notice}");
     }
@@ -167,12 +168,12 @@ fn asked(args: &ImportPeftArgs) -> Result<Vec<String>, Failure> {
 
 /// The options that were not given although the folder does not hold their values, if there are such.
 fn assumed(args: &ImportPeftArgs, spec: &Spec) -> Option<String> {
-    let (data, mut assumed) = (&spec.data, Vec::new());
+    let (data, mut assumed) = (&spec.data.rows, Vec::new());
     if data.template.is_none() {
         assumed.push("no template (--template)".to_owned());
     }
     if args.max_length.is_none() {
-        assumed.push(format!("at most {} tokens (--max-length)", data.max_length));
+        assumed.push(format!("at most {} tokens (--max-length)", spec.data.max_length));
     }
     if args.text.is_none() || args.label.is_none() {
         assumed.push(format!("columns `{}` and `{}` (--text, --label)", data.text, data.label));

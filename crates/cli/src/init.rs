@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use sepal_assets::Source;
+use sepal_config::Layers;
 use sepal_data::{ColumnKind, ColumnSurvey, Dialect, LabelChoice, LabelKind, LabelSet, Survey, SurveyOptions, survey};
-use sepal_pipeline::Layers;
 use sepal_plugin::Registry;
 
 use self::draft::{Class, Draft};
@@ -33,7 +33,7 @@ pub(crate) fn init(registry: &Registry, args: &InitArgs) -> Result<(), Failure> 
     said.iter().for_each(|line| eprintln!("{line}"));
     let yaml = draft.to_yaml();
     let name = output.display().to_string();
-    Layers::text(name.as_str(), yaml.as_str()).load(registry)?;
+    Layers::text(name.as_str(), yaml.as_str()).load(registry.catalog())?;
     std::fs::write(&output, yaml).map_err(|error| format!("write {name}: {error}"))?;
     eprintln!("wrote {name}");
     print(&format!("next: sepal plan {name}"))

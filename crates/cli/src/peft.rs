@@ -4,8 +4,9 @@ use std::path::Path;
 
 use sepal_assets::{Asset, Assets, Source};
 use sepal_checkpoint::{Format, Part};
+use sepal_config::{Layers, Spec};
 use sepal_peft::{ExportOptions, Run, Verify};
-use sepal_pipeline::{Layers, ModelFiles, Spec, portable};
+use sepal_pipeline::{ModelFiles, portable};
 use sepal_plugin::Registry;
 use sepal_track::Manifest;
 
@@ -50,7 +51,7 @@ pub(crate) fn export(registry: &Registry, args: &ExportPeftArgs) -> Result<(), F
 
 /// What of a run others may see, and its pipeline.
 pub(crate) fn for_others(registry: &Registry, layers: &Layers, manifest: &Manifest) -> Result<(Run, Spec), Failure> {
-    let (spec, manifest) = portable(&layers.load(registry)?.spec, manifest);
+    let (spec, manifest) = portable(&layers.load(registry.catalog())?.spec, manifest);
     Ok((Run { pipeline: spec.to_yaml()?, manifest }, spec))
 }
 
@@ -78,7 +79,7 @@ fn sources(registry: &Registry, run: &Path, manifest: Option<&Manifest>) -> Resu
     if let Some(manifest) = manifest {
         return Ok(vec![manifest.model.source.parse()?]);
     }
-    let loaded = Layers::read(&run.join("pipeline.yaml"))?.load(registry)?;
+    let loaded = Layers::read(&run.join("pipeline.yaml"))?.load(registry.catalog())?;
     Ok(loaded.spec.model.source.to_vec())
 }
 
@@ -87,7 +88,7 @@ pub(crate) fn open_model(sources: &[Source], part: Part) -> Result<ModelFiles, F
     let mut downloads = Downloads::new();
     let mut watch = downloads.watch();
     let files = ModelFiles::open(&assets, sources, &mut watch)?;
-    files.bring(&assets, part, &mut watch)?;
+    files.fetch(&assets, part, &mut watch)?;
     Ok(files)
 }
 

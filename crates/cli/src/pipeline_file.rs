@@ -1,6 +1,6 @@
 //! Pipeline files with the environment and the command line applied.
 
-use sepal_pipeline::{Layers, Loaded, Spec};
+use sepal_config::{Layers, Loaded, Spec};
 use sepal_plugin::Registry;
 
 use crate::args::PipelineArgs;
@@ -15,7 +15,7 @@ pub(crate) fn layers(args: &PipelineArgs) -> Result<Layers, Failure> {
 
 /// Checks the pipeline and prints its notices.
 pub(crate) fn load(registry: &Registry, args: &PipelineArgs) -> Result<Spec, Failure> {
-    let Loaded { spec, notices } = layers(args)?.load(registry)?;
+    let Loaded { spec, notices } = layers(args)?.load(registry.catalog())?;
     for notice in notices {
         eprintln!("{notice}");
     }

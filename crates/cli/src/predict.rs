@@ -38,7 +38,7 @@ pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Fai
     let manifest = sepal_track::Manifest::read(&args.run)?;
     check_output(args)?;
     let spec = classifier.spec()?;
-    let mut rows = input(args, &manifest.data, spec.data.dialect())?;
+    let mut rows = input(args, &manifest.data, spec.data.rows.dialect())?;
     if rows.text_column().is_none() {
         return Err(rows.no_rows().into());
     }
@@ -157,14 +157,14 @@ struct Open<'a> {
 
 impl Open<'_> {
     /// The run's pipeline, with what the environment and the command line lay over it.
-    fn spec(&self) -> Result<sepal_pipeline::Spec, Failure> {
+    fn spec(&self) -> Result<sepal_config::Spec, Failure> {
         if self.set.iter().any(|set| set.split('=').next().is_some_and(|key| key.trim() == "data.template")) {
             return Err("set data.template: the template of a run is that of its training; leave it out".into());
         }
         load(self.registry, &PipelineArgs { file: self.run.join("pipeline.yaml"), set: self.set.to_vec() })
     }
 
-    fn classifier(&self, spec: &sepal_pipeline::Spec, observer: &mut dyn Observer) -> Result<Classifier, Failure> {
+    fn classifier(&self, spec: &sepal_config::Spec, observer: &mut dyn Observer) -> Result<Classifier, Failure> {
         Ok(Classifier::open(spec, self.run, self.registry, observer, self.stop)?)
     }
 }

@@ -1,6 +1,6 @@
 //! `sepal render`: a pipeline with every default, and the origin of each value.
 
-use sepal_pipeline::Rendered;
+use sepal_config::Rendered;
 use sepal_plugin::Registry;
 use serde_json::{Map, Value, json};
 
@@ -9,7 +9,7 @@ use crate::output::{Failure, print};
 use crate::pipeline_file::layers;
 
 pub(crate) fn render(registry: &Registry, args: &RenderArgs) -> Result<(), Failure> {
-    let rendered = layers(&args.pipeline)?.render(registry)?;
+    let rendered = layers(&args.pipeline)?.render(registry.catalog())?;
     rendered.notices.iter().for_each(|notice| eprintln!("{notice}"));
     match args.json {
         true => print(&serde_json::to_string_pretty(&by_key(&rendered))?),
@@ -18,7 +18,7 @@ pub(crate) fn render(registry: &Registry, args: &RenderArgs) -> Result<(), Failu
 }
 
 fn by_key(rendered: &Rendered) -> Value {
-    let entry = |value: &sepal_pipeline::Resolved| {
+    let entry = |value: &sepal_config::Resolved| {
         (value.key.to_string(), json!({ "value": value.value, "origin": value.origin.to_string() }))
     };
     Value::Object(rendered.values.iter().map(entry).collect::<Map<_, _>>())

@@ -1,6 +1,6 @@
 //! `sepal run`, `validate`, `fetch`, `outline`, `schema` and `plugins`.
 
-use sepal_plugin::{Entry, Head, Opt, Registry, Sched, Slot, Track, Tuning};
+use sepal_plugin::{Entry, PluginKind, Registry};
 use serde_json::{Value, json};
 
 use crate::args::{OutlineArgs, PipelineArgs, PluginsArgs, RunArgs};
@@ -61,17 +61,11 @@ pub(crate) fn outline(args: &OutlineArgs) -> Result<(), Failure> {
 }
 
 pub(crate) fn schema(registry: &Registry) -> Result<(), Failure> {
-    print(&serde_json::to_string_pretty(&sepal_pipeline::schema(registry))?)
+    print(&serde_json::to_string_pretty(&sepal_config::schema(registry.catalog()))?)
 }
 
 pub(crate) fn list(registry: &Registry, args: &PluginsArgs) -> Result<(), Failure> {
-    let slots = [
-        slot::<Head>(registry, "task"),
-        slot::<Tuning>(registry, "tuning"),
-        slot::<Opt>(registry, "optimizer"),
-        slot::<Sched>(registry, "schedule"),
-        slot::<Track>(registry, "track"),
-    ];
+    let slots = PluginKind::ALL.map(|kind| (kind.key(), registry.catalog().entries(kind).collect::<Vec<_>>()));
     if args.json {
         let json: serde_json::Map<String, Value> = slots
             .iter()
@@ -86,10 +80,6 @@ pub(crate) fn list(registry: &Registry, args: &PluginsArgs) -> Result<(), Failur
         }
     }
     Ok(())
-}
-
-fn slot<'a, S: Slot>(registry: &'a Registry, key: &'static str) -> (&'static str, Vec<&'a Entry>) {
-    (key, registry.entries::<S>().collect())
 }
 
 fn describe_json(entry: &Entry) -> Value {

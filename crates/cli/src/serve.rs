@@ -116,7 +116,7 @@ impl ServedModel {
             downloads.event(event);
             if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        Ok(self.files.bring(&self.assets, Part::Blocks(span), &mut watch)?)
+        Ok(self.files.fetch(&self.assets, Part::Blocks(span), &mut watch)?)
     }
 
     /// Waits until the server would help the swarm more with another span. Returns that span once its shards are fetched,

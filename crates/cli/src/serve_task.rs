@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use sepal_config::{Spec, SwarmSpec};
 use sepal_gateway::{Answer, AnswerKind, ClassifierInfo, Classify, ClassifyError, Gateway, Options, Token, Worker};
-use sepal_pipeline::{Classifier, RunError, Session, Spec, SwarmSpec};
+use sepal_pipeline::{Classifier, ClassifierError, Session};
 use sepal_plugin::{LabelKind, Prediction, Registry};
-use sepal_remote::RemoteError;
 use sepal_track::Manifest;
 
 use crate::args::{PipelineArgs, ServeTaskArgs};
@@ -73,12 +73,15 @@ fn open(
 }
 
 /// Repeats `connect` until servers are available. Returns `None` if the gateway is stopped before.
-fn with_servers<T>(worker: &Worker, mut connect: impl FnMut() -> Result<T, RunError>) -> Result<Option<T>, Failure> {
+fn with_servers<T>(
+    worker: &Worker,
+    mut connect: impl FnMut() -> Result<T, ClassifierError>,
+) -> Result<Option<T>, Failure> {
     let mut backoff = MIN_BACKOFF;
     loop {
         match connect() {
             Ok(value) => return Ok(Some(value)),
-            Err(error) if is_transient(&error) => {
+            Err(error) if error.is_unreachable() => {
                 eprintln!("waiting for servers: {}", describe(&error));
                 worker.set_unavailable();
             }
@@ -89,11 +92,6 @@ fn with_servers<T>(worker: &Worker, mut connect: impl FnMut() -> Result<T, RunEr
         }
         backoff = (2 * backoff).min(MAX_BACKOFF);
     }
-}
-
-/// Returns true if the same call may succeed later.
-fn is_transient(error: &RunError) -> bool {
-    matches!(error, RunError::Remote(RemoteError::Uncovered { .. } | RemoteError::NoServer { .. }))
 }
 
 /// Session of the classifier behind the interface of the gateway.
@@ -114,7 +112,7 @@ impl Classify for SessionClassifier<'_> {
         }
         match self.session.classify(&tokens) {
             Ok(prediction) => Ok(answers(prediction, self.kind)),
-            Err(error) if is_transient(&error) => Err(ClassifyError::Unavailable(error.into())),
+            Err(error) if error.is_unreachable() => Err(ClassifyError::Unavailable(error.into())),
             Err(error) => Err(ClassifyError::Failed(error.into())),
         }
     }

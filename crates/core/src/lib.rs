@@ -19,6 +19,7 @@
 
 mod device;
 mod format;
+mod grad_scaler;
 mod host;
 mod labels;
 mod model;
@@ -28,6 +29,7 @@ mod span;
 
 pub use device::Device;
 pub use format::WeightFormat;
+pub use grad_scaler::GradScalerConfig;
 pub use host::{DType, HostTensor, NamedHostTensor, ShapeError};
 pub use labels::{LabelKind, Labels};
 pub use model::{Activation, Experts, Family, ModelConfig, Rope, RopeScaling, ScoreRule, Window};

@@ -44,12 +44,13 @@ pub use adam::{Adam, AdamConfig};
 pub use adamw::{AdamW, AdamWConfig};
 pub use clip::clip_grad_norm;
 pub use lion::{Lion, LionConfig};
-pub use scaler::{GradScaler, GradScalerConfig};
+pub use scaler::GradScaler;
 pub use schedule::{
     Constant, ConstantConfig, Cosine, CosineConfig, CosineWithRestarts, CosineWithRestartsConfig, Decay, InverseSqrt,
     InverseSqrtConfig, Linear, LinearConfig, PlateauMode, Polynomial, PolynomialConfig, ReduceOnPlateau,
     ReduceOnPlateauConfig, Schedule, ThresholdMode, WarmupStableDecay, WarmupStableDecayConfig, share_of,
 };
+pub use sepal_core::GradScalerConfig;
 pub use sgd::{Sgd, SgdConfig};
 pub use state::StateError;
 

@@ -1,36 +1,9 @@
-use schemars::JsonSchema;
-use sepal_core::NamedHostTensor;
+use sepal_core::{GradScalerConfig, NamedHostTensor};
 use sepal_nn::Parameters;
-use serde::{Deserialize, Serialize};
 use tch::{TchError, Tensor};
 
 use crate::state::{Saved, StateError, save};
 use crate::{Optimizer, StepError};
-
-/// Loss scaling that adapts itself (Micikevicius et al., arXiv 1710.03740, section 3.2).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct GradScalerConfig {
-    /// What the loss is multiplied by in the first step.
-    #[schemars(range(max = 3.4e38), extend("exclusiveMinimum" = 0.0))]
-    pub init_scale: f64,
-    /// What the scale is multiplied by after `growth_interval` steps in a row whose gradients were finite.
-    #[schemars(extend("exclusiveMinimum" = 1.0))]
-    pub growth_factor: f64,
-    /// What the scale is multiplied by after a step whose gradients were not finite, and which was skipped for that.
-    #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
-    pub backoff_factor: f64,
-    /// Steps in a row with finite gradients before the scale grows. (At most as many as fp32 counts without a gap.)
-    #[schemars(range(min = 1, max = 16_777_216))]
-    pub growth_interval: u32,
-}
-
-impl Default for GradScalerConfig {
-    /// PyTorch's defaults.
-    fn default() -> Self {
-        Self { init_scale: 65536.0, growth_factor: 2.0, backoff_factor: 0.5, growth_interval: 2000 }
-    }
-}
 
 /// Multiplies losses so that small gradients do not vanish in 16 bits, and skips the steps in which large ones
 /// overflowed; each step equals `torch.amp.GradScaler`'s.

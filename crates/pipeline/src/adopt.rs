@@ -1,43 +1,45 @@
-//! Adapters that something else than this pipeline trained: as a run of it, and as the start of one.
+//! Adapters that another program or another run trained: as a run, and as initial values.
 
 use std::path::Path;
 
-use sepal_blocks::Ends;
+use sepal_config::Spec;
 use sepal_core::{HostTensor, in_one_line};
 use sepal_nn::{Parameters, file, from_host};
 use sepal_plugin::{Registry, TuningMode, adapter_file};
 use sepal_track::{Bytes, DataFacts, Manifest, Status, Versions};
 
-use crate::assemble::{Frozen, build_head, build_tuning};
-use crate::error::RunError;
+use crate::error::{AdapterError, AssembleError, ClassifierError};
+use crate::finish::{LIBTORCH, nearest_words};
+use crate::frozen_model::{BuiltHead, FrozenModel};
 use crate::model_files::ModelFiles;
 use crate::progress::{Event, Observer};
-use crate::run::{LIBTORCH, near_words};
-use crate::spec::Spec;
 
-/// Entry of a manifest for training rows that are not known.
+/// Entry of a manifest for unknown training rows.
 const UNKNOWN_ROWS: &str = "not known, another program trained it";
 
-/// The manifest of an adapter that another program trained, as a run of `spec` on these files leaves one: with both in a
-/// folder, it predicts. The adapter is read and must fit the pipeline's task and tuning mode.
+/// Returns the manifest of an adapter that another program trained, as if a run of `spec` had trained it. A folder with both
+/// can predict. The adapter must fit the pipeline's task and tuning mode.
 ///
 /// # Errors
-/// [`RunError`] if the model has no usable tokenizer or embeddings, or the adapter does not fit.
-pub fn adopted(spec: &Spec, registry: &Registry, files: ModelFiles, adapter: &Path) -> Result<Manifest, RunError> {
-    let frozen = Frozen::of(files)?;
-    let mut params = Parameters::new();
-    let head = build_head(spec, registry, &frozen, &mut params)?;
-    let ends = Ends::load(&frozen.checkpoint)
-        .map_err(|source| RunError::Load { what: "embeddings and final norm", source: source.into() })?;
-    let cx = (&*head, ends.embedding_matrix(), true);
-    let tuning = build_tuning(spec, registry, &frozen, cx, &mut params)?;
+/// [`ClassifierError`] if the model has no usable tokenizer or embeddings, or the adapter does not fit.
+pub fn adopted(
+    spec: &Spec,
+    registry: &Registry,
+    files: ModelFiles,
+    adapter: &Path,
+) -> Result<Manifest, ClassifierError> {
+    let frozen = FrozenModel::new(files)?;
+    let mut built = BuiltHead::new(spec, registry, &frozen)?;
+    let ends = frozen.load_ends()?;
+    let tuning = built.build_tuning(spec, registry, &frozen, ends.embedding_matrix(), true)?;
     frozen.check_positions(spec.data.max_length, tuning.pre_seq_len())?;
-    params.load(adapter).map_err(|error| RunError::Adapter {
+    let BuiltHead { head, mut params } = built;
+    params.load(adapter).map_err(|error| AdapterError {
         path: adapter.parent().unwrap_or(adapter).to_owned(),
         problem: in_one_line(&error),
     })?;
     let trainable = params.count() as u64;
-    let data = &spec.data;
+    let data = &spec.data.rows;
     Ok(Manifest {
         name: spec.name.clone(),
         status: Status::Finished,
@@ -51,7 +53,7 @@ pub fn adopted(spec: &Spec, registry: &Registry, files: ModelFiles, adapter: &Pa
             text_pair: data.text_pair.clone(),
             label: data.label.clone(),
             template: data.template.clone(),
-            max_length: Some(data.max_length),
+            max_length: Some(spec.data.max_length),
             truncation_side: Some(frozen.truncation_side(spec).name().to_owned()),
             ..DataFacts::default()
         },
@@ -65,34 +67,32 @@ pub fn adopted(spec: &Spec, registry: &Registry, files: ModelFiles, adapter: &Pa
         train_seconds: 0.0,
         train_tokens: 0,
         metrics: Default::default(),
-        adapter_digest: params.digest().map_err(RunError::Numbers)?,
+        adapter_digest: params.digest().map_err(|error| AssembleError::Copy(error.into()))?,
         labels: head.label_names().to_vec(),
         best: None,
         ended_early: None,
         resumed_at: Vec::new(),
         servers: Vec::new(),
-        near_words: near_words(&params, &ends, &frozen),
+        near_words: nearest_words(&params, &ends, &frozen),
     })
 }
 
-/// Gives the head, whose parameters have these names, the numbers of the adapter that the tuning mode starts as, if its
-/// labels are the same; it stays as it is otherwise. The observer is told which.
-pub(crate) fn start_head(
-    params: &Parameters,
+/// Initialises the head with that of the adapter that the tuning mode is initialised with, if its labels are the same.
+/// `names` are the head's parameters.
+pub(crate) fn initialise_head(
+    built: &BuiltHead,
     names: &[String],
-    labels: &[String],
     tuning: &dyn TuningMode,
     observer: &mut dyn Observer,
-) -> Result<(), RunError> {
+) -> Result<(), AssembleError> {
     let Some(adapter) = tuning.starts_as() else { return Ok(()) };
     let path = adapter_file(adapter);
     let contents =
-        file::read(&path).map_err(|error| RunError::Adapter { path: path.clone(), problem: in_one_line(&error) })?;
-    let adapter_labels = contents.metadata.get("labels").map_or("", String::as_str);
-    let notice = match fitting_head(params, names, labels, (adapter_labels, &contents)) {
+        file::read(&path).map_err(|error| AdapterError { path: path.clone(), problem: in_one_line(&error) })?;
+    let notice = match matching_head(&built.params, names, built.head.label_names(), &contents) {
         Ok(head) => {
             for (name, tensor) in head {
-                copy(params, name, tensor)?;
+                copy(&built.params, name, tensor)?;
             }
             format!("the head starts as that of {}", path.display())
         }
@@ -102,22 +102,23 @@ pub(crate) fn start_head(
     Ok(())
 }
 
-/// The numbers of each of the head's parameters, or why they do not fit.
-fn fitting_head<'a>(
+/// Values of the adapter for each of the head's parameters, or the reason that they do not fit.
+fn matching_head<'a>(
     params: &Parameters,
     names: &'a [String],
     labels: &[String],
-    (adapter_labels, contents): (&str, &'a file::Contents),
+    adapter: &'a file::Contents,
 ) -> Result<Vec<(&'a str, &'a HostTensor)>, String> {
+    let adapter_labels = adapter.metadata.get("labels").map_or("", String::as_str);
     if adapter_labels.is_empty() {
         return Err("the adapter does not name its labels".to_owned());
     }
-    let theirs: Vec<&str> = adapter_labels.split('\n').collect();
-    if theirs != labels && !are_placeholders(&theirs, labels.len()) {
-        return Err(format!("the adapter's labels are `{}`, not these", theirs.join("`, `")));
+    let adapter_labels: Vec<&str> = adapter_labels.split('\n').collect();
+    if adapter_labels != labels && !are_placeholders(&adapter_labels, labels.len()) {
+        return Err(format!("the adapter's labels are `{}`, not these", adapter_labels.join("`, `")));
     }
     let find = |name: &'a String| {
-        let found = contents.tensors.iter().find(|named| &named.name == name);
+        let found = adapter.tensors.iter().find(|named| &named.name == name);
         let tensor = &found.ok_or_else(|| format!("the adapter has no `{name}`"))?.tensor;
         let expected = params.get(name).map(tch::Tensor::size).unwrap_or_default();
         let found: Vec<i64> = tensor.shape().iter().map(|&dim| dim as i64).collect();
@@ -129,13 +130,13 @@ fn fitting_head<'a>(
     names.iter().map(find).collect()
 }
 
-/// Returns true if these are the names that transformers gives to unnamed labels.
+/// True if these are the names that transformers gives to unnamed labels.
 fn are_placeholders(names: &[&str], n_labels: usize) -> bool {
     names.len() == n_labels && names.iter().enumerate().all(|(id, name)| *name == format!("LABEL_{id}"))
 }
 
-fn copy(params: &Parameters, name: &str, tensor: &HostTensor) -> Result<(), RunError> {
-    let numbers = from_host(tensor).map_err(RunError::Numbers)?;
+fn copy(params: &Parameters, name: &str, tensor: &HostTensor) -> Result<(), AssembleError> {
+    let values = from_host(tensor).map_err(|error| AssembleError::Copy(error.into()))?;
     let Some(parameter) = params.get(name) else { return Ok(()) };
-    tch::no_grad(|| parameter.shallow_clone().f_copy_(&numbers)).map_err(RunError::Torch)
+    tch::no_grad(|| parameter.shallow_clone().f_copy_(&values)).map_err(|error| AssembleError::Copy(error.into()))
 }

@@ -1,128 +1,125 @@
-//! The servers of a run: started here, listed, or found.
+//! Blocks of a run: loaded in this process, on an embedded server, or on servers that are listed or found.
 
 use std::sync::Arc;
 
 use sepal_blocks::{BlockStack, Placement};
 use sepal_checkpoint::Checkpoint;
+use sepal_config::spec::{EmbeddedSpec, P2pSpec, Spec, SwarmSpec};
 use sepal_core::Span;
 use sepal_discover::Discovery;
 use sepal_discover::lan::Lan;
 use sepal_discover::p2p::{Identity, Node, NodeOptions, Ticket};
-use sepal_remote::{ModelExpectation, RemoteOptions, RemoteSequential};
+use sepal_model::{Blocks, LocalBlocks, SplitBlocks};
+use sepal_remote::{ModelExpectation, RemoteError, RemoteOptions, RemoteSequential};
 use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
 use sepal_swarm::{Addr, Endpoint};
 
-use crate::blocks::{Blocks, Place};
-use crate::error::RunError;
+use crate::error::{AssembleError, BoxError};
 use crate::progress::{Event, Observer};
-use crate::spec::{EmbeddedSpec, P2pSpec, Spec, SwarmSpec};
 
-/// What must be kept as long as remote blocks are used.
+/// Resources that remote blocks need as long as they are used.
 #[derive(Debug)]
-pub(crate) enum Kept {
-    Nothing,
-    /// The server of this process.
+pub(crate) enum SwarmHandle {
+    None,
+    /// Server of this process.
     Server(BlockServer),
-    /// What finds servers.
+    /// Search for servers.
     Discovery(Arc<dyn Discovery>),
 }
 
-impl Kept {
-    /// The servers that `spec` names or that were found, whatever they serve.
-    pub(crate) fn endpoints(&self, spec: &Spec) -> Result<Vec<Endpoint>, RunError> {
+impl SwarmHandle {
+    /// Endpoints that `spec` lists or that were found, whatever they serve.
+    pub(crate) fn endpoints(&self, spec: &Spec) -> Result<Vec<Endpoint>, AssembleError> {
         Ok(match (self, &spec.swarm) {
-            (Kept::Server(server), _) => vec![server.endpoint().clone()],
-            (Kept::Discovery(found), _) => found.members().into_iter().map(|member| member.endpoint).collect(),
-            (Kept::Nothing, SwarmSpec::Static(servers)) => addresses(&servers.servers)?,
-            (Kept::Nothing, _) => Vec::new(),
+            (SwarmHandle::Server(server), _) => vec![server.endpoint().clone()],
+            (SwarmHandle::Discovery(found), _) => found.members().into_iter().map(|member| member.endpoint).collect(),
+            (SwarmHandle::None, SwarmSpec::Static(servers)) => parse_addresses(&servers.servers)?,
+            (SwarmHandle::None, _) => Vec::new(),
         })
     }
 }
 
-/// The blocks of the run: those that run here are loaded, and servers are found, or started if they are to run in this
-/// process.
+/// Loads the local blocks of the run and connects to the others.
 pub(crate) fn connect(
     spec: &Spec,
     checkpoint: &Checkpoint,
     observer: &mut dyn Observer,
-) -> Result<(Kept, Blocks), RunError> {
+) -> Result<(SwarmHandle, Box<dyn Blocks>), AssembleError> {
     let (local_blocks, n_blocks) = (spec.model.local_blocks, checkpoint.config().n_blocks);
     if local_blocks > n_blocks {
-        return Err(RunError::LocalBlocks { local_blocks, n_blocks });
+        return Err(AssembleError::LocalBlocks { local_blocks, n_blocks });
     }
-    let (kept, place) = match remote(spec, checkpoint, observer)? {
-        None => (Kept::Nothing, Place::Here(load(spec, checkpoint, 0, n_blocks)?.into())),
-        Some((kept, remote)) if local_blocks == 0 => (kept, Place::There(remote)),
-        Some((kept, remote)) => (kept, Place::Both(load(spec, checkpoint, 0, local_blocks)?.into(), remote)),
+    let (handle, blocks): (SwarmHandle, Box<dyn Blocks>) = match connect_remote(spec, checkpoint, observer)? {
+        None => (SwarmHandle::None, Box::new(LocalBlocks::new(load_blocks(spec, checkpoint, 0, n_blocks)?))),
+        Some((handle, remote)) if local_blocks == 0 => (handle, Box::new(remote)),
+        Some((handle, remote)) => {
+            (handle, Box::new(SplitBlocks::new(load_blocks(spec, checkpoint, 0, local_blocks)?, remote)))
+        }
     };
-    let blocks = Blocks::new(place);
     let servers = match blocks.n_servers() {
         0 => String::new(),
         1 => " on 1 server".to_owned(),
         servers => format!(" on {servers} servers"),
     };
-    observer.event(Event::Notice(&format!("{}{servers}", blocks.places())));
-    Ok((kept, blocks))
+    observer.event(Event::Notice(&format!("{}{servers}", blocks.description())));
+    Ok((handle, blocks))
 }
 
-/// The blocks that do not run in this process, on servers; nothing if all do.
-fn remote(
+/// Connects to the servers of the blocks after the local ones; `None` if all blocks are local.
+fn connect_remote(
     spec: &Spec,
     checkpoint: &Checkpoint,
     observer: &mut dyn Observer,
-) -> Result<Option<(Kept, RemoteSequential)>, RunError> {
+) -> Result<Option<(SwarmHandle, RemoteSequential)>, AssembleError> {
     let first_block = spec.model.local_blocks;
-    if first_block == checkpoint.config().n_blocks {
+    let config = checkpoint.config();
+    if first_block == config.n_blocks {
         return Ok(None);
     }
-    let config = checkpoint.config();
     let digest = spec.model.weights.digest(checkpoint.digest());
     let expected = ModelExpectation { digest, n_blocks: config.n_blocks, hidden: config.hidden };
-    let options = RemoteOptions { first_block, ..options(spec) };
-    let (kept, remote) = match &spec.swarm {
-        SwarmSpec::None(_) => return Ok(None),
-        SwarmSpec::Embedded(embedded) => {
-            let server = embed(spec, embedded, checkpoint, first_block)?;
-            let endpoints = vec![server.endpoint().clone()];
-            (Kept::Server(server), RemoteSequential::connect(endpoints, expected, options))
-        }
-        SwarmSpec::Static(servers) => {
-            (Kept::Nothing, RemoteSequential::connect(addresses(&servers.servers)?, expected, options))
-        }
-        SwarmSpec::Lan(lan) => {
-            let found: Arc<dyn Discovery> =
-                Arc::new(Lan::start(lan.interface.as_deref()).map_err(|source| RunError::Discovery(source.into()))?);
-            look(found, expected, options, observer)
-        }
-        SwarmSpec::P2p(p2p) => look(join(p2p)?, expected, options, observer),
-    };
-    Ok(Some((kept, remote.map_err(RunError::Remote)?)))
-}
-
-fn options(spec: &Spec) -> RemoteOptions {
-    RemoteOptions {
+    let options = RemoteOptions {
         wire_dtype: Some(spec.wire_dtype()),
         deterministic: spec.train.deterministic,
         expects_overflow: spec.scaler().is_some(),
+        first_block,
         ..spec.swarm.remote()
-    }
+    };
+    let (handle, remote) = match &spec.swarm {
+        SwarmSpec::None(_) => return Ok(None),
+        SwarmSpec::Embedded(embedded) => {
+            let server = start_server(spec, embedded, checkpoint, first_block)?;
+            let endpoints = vec![server.endpoint().clone()];
+            (SwarmHandle::Server(server), RemoteSequential::connect(endpoints, expected, options))
+        }
+        SwarmSpec::Static(servers) => {
+            (SwarmHandle::None, RemoteSequential::connect(parse_addresses(&servers.servers)?, expected, options))
+        }
+        SwarmSpec::Lan(lan) => {
+            let lan = Lan::start(lan.interface.as_deref()).map_err(|error| AssembleError::Discovery(error.into()))?;
+            discover(Arc::new(lan), expected, options, observer)
+        }
+        SwarmSpec::P2p(p2p) => discover(Arc::new(join(p2p)?), expected, options, observer),
+    };
+    Ok(Some((handle, remote.map_err(AssembleError::Connect)?)))
 }
 
-/// The blocks `start..end`, in the format of the run.
-fn load(spec: &Spec, checkpoint: &Checkpoint, start: usize, end: usize) -> Result<BlockStack, RunError> {
-    let failed = |source: Box<dyn std::error::Error + Send + Sync>| RunError::Load { what: "blocks", source };
-    let span = Span::new(start, end).map_err(|source| failed(source.into()))?;
-    let placement = Placement::on(spec.model.device, spec.model.weights).map_err(|source| failed(source.into()))?;
-    BlockStack::load_as(checkpoint, span, placement).map_err(|source| failed(source.into()))
+/// Loads the blocks `start..end` in the weight format of the run.
+fn load_blocks(spec: &Spec, checkpoint: &Checkpoint, start: usize, end: usize) -> Result<BlockStack, AssembleError> {
+    let load = || -> Result<BlockStack, BoxError> {
+        let placement = Placement::on(spec.model.device, spec.model.weights)?;
+        Ok(BlockStack::load_as(checkpoint, Span::new(start, end)?, placement)?)
+    };
+    load().map_err(|source| AssembleError::Load { part: "blocks", source })
 }
 
-fn embed(
+fn start_server(
     spec: &Spec,
     embedded: &EmbeddedSpec,
     checkpoint: &Checkpoint,
     first_block: usize,
-) -> Result<BlockServer, RunError> {
-    let stack = load(spec, checkpoint, first_block, checkpoint.config().n_blocks)?;
+) -> Result<BlockServer, AssembleError> {
+    let stack = load_blocks(spec, checkpoint, first_block, checkpoint.config().n_blocks)?;
     let limits = Limits { tape_budget_bytes: embedded.tape_budget_mb << 20, ..Limits::default() };
     let threads = spec.train.threads.and_then(|threads| u32::try_from(threads).ok());
     let options = ServerOptions { limits, threads, ..ServerOptions::default() };
@@ -131,33 +128,29 @@ fn embed(
         ModelIdentity::from_checkpoint(checkpoint).with_weight_format(spec.model.weights),
         options,
     )
-    .map_err(RunError::Server)
+    .map_err(AssembleError::Server)
 }
 
-fn addresses(servers: &[String]) -> Result<Vec<Endpoint>, RunError> {
-    let parse = |text: &String| -> Result<Endpoint, RunError> {
-        let addr: Addr = text.parse().map_err(|error| RunError::Address { source: error })?;
-        Ok(Endpoint::Addr(addr))
-    };
+fn parse_addresses(servers: &[String]) -> Result<Vec<Endpoint>, AssembleError> {
+    let parse = |text: &String| Ok(Endpoint::Addr(text.parse::<Addr>().map_err(AssembleError::Address)?));
     servers.iter().map(parse).collect()
 }
 
-fn look(
-    found: Arc<dyn Discovery>,
+fn discover(
+    discovery: Arc<dyn Discovery>,
     expected: ModelExpectation,
     options: RemoteOptions,
     observer: &mut dyn Observer,
-) -> (Kept, Result<RemoteSequential, sepal_remote::RemoteError>) {
+) -> (SwarmHandle, Result<RemoteSequential, RemoteError>) {
     observer.event(Event::Notice("blocks: looking for servers of the model"));
-    let sightings = found.sightings(&expected.digest);
+    let sightings = discovery.sightings(&expected.digest);
     let remote = RemoteSequential::discover(sightings, expected, options);
-    (Kept::Discovery(found), remote)
+    (SwarmHandle::Discovery(discovery), remote)
 }
 
-fn join(p2p: &P2pSpec) -> Result<Arc<dyn Discovery>, RunError> {
-    let ticket = Ticket::read(&p2p.ticket).map_err(|source| RunError::Ticket { source })?;
+fn join(p2p: &P2pSpec) -> Result<Node, AssembleError> {
+    let ticket = Ticket::read(&p2p.ticket).map_err(AssembleError::Ticket)?;
     let (bind, relays) = (p2p.bind, p2p.relays.clone());
     let options = NodeOptions { identity: Identity::ephemeral(), ticket: Some(ticket), bind, relays };
-    let node = Node::start(options).map_err(|source| RunError::Discovery(source.into()))?;
-    Ok(Arc::new(node))
+    Node::start(options).map_err(|error| AssembleError::Discovery(error.into()))
 }

@@ -1,10 +1,11 @@
-//! From sources to batches.
+//! Data of a run: from sources to batches.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use sepal_assets::{Asset, Assets, Attempt, FetchError, Kind};
+use sepal_config::spec::{FileFormat, RowsSpec, Spec};
 use sepal_core::{LabelKind, Labels};
 use sepal_data::{
     Format, LabelSet, Loader, LoaderConfig, Predicted, Table, TableSpec, Template, TokenSpec, TokenTable,
@@ -12,130 +13,133 @@ use sepal_data::{
 use sepal_plugin::{Prediction, TaskHead};
 use sepal_track::{DataFacts, RunFolder};
 
-use crate::assemble::Frozen;
-use crate::error::{BoxError, RunError};
+use crate::error::{BoxError, DataError, RecordError};
+use crate::frozen_model::FrozenModel;
 use crate::model_files::watched;
 use crate::progress::{Event, Observer};
-use crate::spec::{AlternativeSpec, FileFormat, Spec};
 
-/// The rows of a run, ready to be dealt.
+/// Rows of a run as batches.
 #[derive(Debug)]
-pub(crate) struct Prepared {
+pub(crate) struct PreparedData {
     pub(crate) train: Loader,
     pub(crate) validation: Option<Loader>,
     pub(crate) facts: DataFacts,
-    pub(crate) truncated: Truncated,
-    /// The validation rows, as they are written with their predictions.
+    pub(crate) truncation: TruncationStats,
+    /// Validation rows, for `predictions.parquet`.
     rows: Option<(Table, Labels)>,
     names: Vec<String>,
 }
 
 /// Extent of truncation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Truncated {
-    /// Rows that lost tokens.
+pub(crate) struct TruncationStats {
+    /// Truncated rows.
     pub(crate) rows: usize,
-    /// Tokens that they lost together.
+    /// Removed tokens.
     pub(crate) tokens: usize,
-    /// Tokens that the longest of them lost.
-    pub(crate) most: usize,
+    /// Largest number of tokens removed from one row.
+    pub(crate) max: usize,
 }
 
-impl Truncated {
-    fn of(tokens: &TokenTable) -> Self {
-        let numbers = tokens.truncated();
+impl TruncationStats {
+    fn new(tokens: &TokenTable) -> Self {
+        let removed = tokens.truncated();
         Self {
-            rows: numbers.iter().filter(|&&number| number > 0).count(),
-            tokens: numbers.iter().sum(),
-            most: numbers.iter().copied().max().unwrap_or(0),
+            rows: removed.iter().filter(|&&tokens| tokens > 0).count(),
+            tokens: removed.iter().sum(),
+            max: removed.iter().copied().max().unwrap_or(0),
         }
     }
 }
 
-impl std::ops::Add for Truncated {
+impl std::ops::Add for TruncationStats {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
-        Self { rows: self.rows + other.rows, tokens: self.tokens + other.tokens, most: self.most.max(other.most) }
+        Self { rows: self.rows + other.rows, tokens: self.tokens + other.tokens, max: self.max.max(other.max) }
     }
 }
 
-/// The data that can be had.
-struct Chosen {
-    spec: AlternativeSpec,
+/// The first available data source.
+struct DataSource {
+    spec: RowsSpec,
     train: Asset,
     validation: Option<Asset>,
     passed_over: Vec<String>,
 }
 
-/// The rows of a run as they were read.
-pub(crate) struct Rows {
-    chosen: Chosen,
+/// Rows of a run as they were read.
+pub(crate) struct RawRows {
+    source: DataSource,
     train: Table,
-    /// Where they come from elsewhere than the training rows.
+    /// Validation rows, unless they are to be split off the training rows.
     validation: Option<Table>,
 }
 
-impl Rows {
-    /// The head's labels. Lists mean the same among training and validation rows.
-    fn label_set(&self, head: &dyn TaskHead) -> Result<LabelSet, RunError> {
-        let set = LabelSet::new(head.label_names()).map_err(training)?;
+impl RawRows {
+    /// Labels of the head. Lists of labels have one layout in training and validation rows.
+    fn label_set(&self, head: &dyn TaskHead) -> Result<LabelSet, DataError> {
+        let set = LabelSet::new(head.label_names()).map_err(training_error)?;
         Ok(match head.label_kind() {
             LabelKind::Multi => set.with_layout_of(std::iter::once(&self.train).chain(&self.validation)),
             LabelKind::Class | LabelKind::Value => set,
         })
     }
 
-    /// Keeps some of the training rows aside, if there are no other validation rows and some are wanted.
-    fn split(self, seed: u64, set: &LabelSet, head: &dyn TaskHead) -> Result<Self, RunError> {
-        let Some(fraction) = self.chosen.spec.validation_split.filter(|_| self.validation.is_none()) else {
+    /// Splits validation rows off the training rows, if the pipeline asks for it.
+    fn split(self, seed: u64, set: &LabelSet, head: &dyn TaskHead) -> Result<Self, DataError> {
+        let Some(fraction) = self.source.spec.validation_split.filter(|_| self.validation.is_none()) else {
             return Ok(self);
         };
-        let labels = set.labels_as(&self.train, head.label_kind()).map_err(training)?;
-        let (kept, aside) = sepal_data::split(&labels, seed, fraction).map_err(training)?;
-        Ok(Self { train: self.train.select(&kept), validation: Some(self.train.select(&aside)), ..self })
+        let labels = set.labels_as(&self.train, head.label_kind()).map_err(training_error)?;
+        let (training_rows, validation_rows) = sepal_data::split(&labels, seed, fraction).map_err(training_error)?;
+        Ok(Self {
+            train: self.train.select(&training_rows),
+            validation: Some(self.train.select(&validation_rows)),
+            ..self
+        })
     }
 }
 
-/// Fetches the data and reads the columns that are asked for. It takes no model: what is wrong with the rows is told before
-/// one is fetched.
+/// Fetches the data and reads the columns. It needs no model, so that problems of the rows are reported before a model is
+/// fetched.
 pub(crate) fn read(
     spec: &Spec,
     assets: &Assets,
     observer: &mut dyn Observer,
     stop: &AtomicBool,
-) -> Result<Rows, RunError> {
-    let chosen = choose(spec, assets, observer, stop)?;
-    let train = read_asset(&chosen.spec, &chosen.train, &["train"]).map_err(training)?;
+) -> Result<RawRows, DataError> {
+    let source = choose(spec, assets, observer, stop)?;
+    let train = read_asset(&source.spec, &source.train, &["train"]).map_err(training_error)?;
     let names = ["validation", "dev", "valid", "test"];
-    let validation = chosen.validation.as_ref().map(|asset| read_asset(&chosen.spec, asset, &names));
-    let validation = validation.transpose().map_err(validating)?;
-    Ok(Rows { chosen, train, validation })
+    let validation = source.validation.as_ref().map(|asset| read_asset(&source.spec, asset, &names));
+    let validation = validation.transpose().map_err(validation_error)?;
+    Ok(RawRows { source, train, validation })
 }
 
-/// Tokenizes rows and splits them.
+/// Splits and tokenizes the rows.
 pub(crate) fn prepare(
     spec: &Spec,
-    rows: Rows,
+    rows: RawRows,
     assets: &Assets,
-    frozen: &Frozen,
+    frozen: &FrozenModel,
     head: &dyn TaskHead,
     observer: &mut dyn Observer,
-) -> Result<Prepared, RunError> {
+) -> Result<PreparedData, DataError> {
     let set = rows.label_set(head)?;
-    let Rows { chosen, train, validation } = rows.split(spec.train.seed, &set, head)?;
+    let RawRows { source, train, validation } = rows.split(spec.train.seed, &set, head)?;
     let read = |table: &Table| -> Result<Labels, BoxError> { Ok(set.labels_as(table, head.label_kind())?) };
-    let train_labels = read(&train).map_err(training)?;
-    sepal_data::check_classes(&train_labels, &set).map_err(training)?;
+    let train_labels = read(&train).map_err(training_error)?;
+    sepal_data::check_classes(&train_labels, &set).map_err(training_error)?;
     let side = frozen.truncation_side(spec);
     let mut tokens =
         TokenSpec::new(spec.data.max_length).with_side(side).with_cache(assets.options().cache.join("tokens"));
-    if let Some(template) = &chosen.spec.template {
-        tokens = tokens.with_template(template.parse::<Template>().map_err(training)?);
+    if let Some(template) = &source.spec.template {
+        tokens = tokens.with_template(template.parse::<Template>().map_err(training_error)?);
     }
     let build = |table: &Table| TokenTable::build(table, &frozen.tokenizer, &tokens);
-    let train_tokens = Arc::new(build(&train).map_err(training)?);
-    let mut truncated = Truncated::of(&train_tokens);
+    let train_tokens = Arc::new(build(&train).map_err(training_error)?);
+    let mut truncation = TruncationStats::new(&train_tokens);
     let loader = &spec.loader;
     let config = LoaderConfig {
         batch_size: loader.batch_size,
@@ -146,9 +150,9 @@ pub(crate) fn prepare(
     };
     let class_rows = class_rows(&train_labels, set.names().len());
     let train_digest = set.digest(&train, &train_labels);
-    let train_loader = Loader::new(train_tokens, Some(train_labels), config).map_err(training)?;
-    let facts = |validation: Option<&Table>, truncated: Truncated| {
-        let facts = facts(&chosen, &train, validation, truncated.rows, class_rows.clone());
+    let train_loader = Loader::new(train_tokens, Some(train_labels), config).map_err(training_error)?;
+    let facts = |validation: Option<&Table>, truncation: TruncationStats| {
+        let facts = facts(&source, &train, validation, truncation.rows, class_rows.clone());
         DataFacts {
             max_length: Some(spec.data.max_length),
             truncation_side: Some(side.name().to_owned()),
@@ -158,12 +162,12 @@ pub(crate) fn prepare(
         }
     };
     let Some(table) = validation else {
-        let (facts, names) = (facts(None, truncated), set.names().to_vec());
-        return Ok(Prepared { train: train_loader, validation: None, facts, truncated, rows: None, names });
+        let (facts, names) = (facts(None, truncation), set.names().to_vec());
+        return Ok(PreparedData { train: train_loader, validation: None, facts, truncation, rows: None, names });
     };
-    let labels = read(&table).map_err(validating)?;
-    let validation_tokens = Arc::new(build(&table).map_err(validating)?);
-    truncated = truncated + Truncated::of(&validation_tokens);
+    let labels = read(&table).map_err(validation_error)?;
+    let validation_tokens = Arc::new(build(&table).map_err(validation_error)?);
+    truncation = truncation + TruncationStats::new(&validation_tokens);
     let config = LoaderConfig {
         batch_size: spec.evaluate.batch_size,
         drop_last: false,
@@ -171,13 +175,13 @@ pub(crate) fn prepare(
         seed: 0,
         prefetch: loader.prefetch,
     };
-    let validation = Loader::new(validation_tokens, Some(labels.clone()), config).map_err(validating)?;
+    let validation = Loader::new(validation_tokens, Some(labels.clone()), config).map_err(validation_error)?;
     let validation_digest = set.digest(&table, &labels);
-    let prepared = Prepared {
+    let prepared = PreparedData {
         train: train_loader,
         validation: Some(validation),
-        facts: DataFacts { validation_digest, ..facts(Some(&table), truncated) },
-        truncated,
+        facts: DataFacts { validation_digest, ..facts(Some(&table), truncation) },
+        truncation,
         rows: Some((table, labels)),
         names: set.names().to_vec(),
     };
@@ -191,16 +195,21 @@ pub(crate) fn fetch(
     assets: &Assets,
     observer: &mut dyn Observer,
     stop: &AtomicBool,
-) -> Result<(), RunError> {
+) -> Result<(), DataError> {
     choose(spec, assets, observer, stop).map(drop)
 }
 
-/// Attempts as the manifest has them.
-pub(crate) fn passed_over(attempts: &[Attempt]) -> Vec<String> {
+/// Failed attempts as lines of the manifest.
+pub(crate) fn describe_attempts(attempts: &[Attempt]) -> Vec<String> {
     attempts.iter().map(|attempt| format!("{}: {}", attempt.source, attempt.error)).collect()
 }
 
-impl Prepared {
+impl PreparedData {
+    /// Tokens of the longest row.
+    pub(crate) fn longest_row(&self) -> usize {
+        self.validation.as_ref().map_or(0, Loader::longest_row).max(self.train.longest_row())
+    }
+
     fn describe(&self) -> String {
         let facts = &self.facts;
         let max_length = facts.max_length.unwrap_or_default();
@@ -211,51 +220,51 @@ impl Prepared {
         format!("data: {} training rows, {} validation rows{cut}", facts.train_rows, facts.validation_rows)
     }
 
-    /// Writes `predictions.parquet`: the validation rows in order, with what was predicted.
-    pub(crate) fn write_predictions(&self, folder: &RunFolder, prediction: &Prediction) -> Result<(), RunError> {
+    /// Writes `predictions.parquet`: the validation rows in order, with their predictions.
+    pub(crate) fn write_predictions(&self, folder: &RunFolder, prediction: &Prediction) -> Result<(), RecordError> {
         let Some((table, labels)) = &self.rows else { return Ok(()) };
         let Prediction { class, probabilities, logits } = prediction;
         let predicted = Predicted { class, logits, probabilities };
         let bytes = sepal_data::predictions_parquet(table, labels, &self.names, predicted)
-            .map_err(|source| RunError::Predictions(source.into()))?;
-        folder.write("predictions.parquet", &bytes).map_err(RunError::Write)
+            .map_err(|source| RecordError::Predictions(source.into()))?;
+        folder.write("predictions.parquet", &bytes).map_err(RecordError::Write)
     }
 }
 
-/// Labels of rows that are to have some.
-pub(crate) fn require_labels(labels: Option<&Labels>) -> Result<&Labels, RunError> {
-    labels.ok_or_else(|| RunError::Data { split: "labelled", source: "the rows have no labels".into() })
-}
-
-/// The first of the alternatives whose files can all be had.
-fn choose(spec: &Spec, assets: &Assets, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Chosen, RunError> {
+/// Fetches the first data source whose files are all available.
+fn choose(
+    spec: &Spec,
+    assets: &Assets,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<DataSource, DataError> {
     let mut tried: Vec<Attempt> = Vec::new();
-    for alternative in spec.data.alternatives() {
-        match fetch_alternative(&alternative, assets, observer, stop) {
+    for rows in spec.data.sources() {
+        match fetch_source(rows, assets, observer, stop) {
             Ok((train, validation)) => {
                 let attempts = [train.attempts.as_slice(), validation.as_ref().map_or(&[], |asset| &asset.attempts)];
-                let passed_over = passed_over(&[&tried, attempts.concat().as_slice()].concat());
-                return Ok(Chosen { spec: alternative, train, validation, passed_over });
+                let passed_over = describe_attempts(&[&tried, attempts.concat().as_slice()].concat());
+                return Ok(DataSource { spec: rows.clone(), train, validation, passed_over });
             }
             Err(FetchError::NoneAvailable { attempts }) => tried.extend(attempts),
-            Err(source) => return Err(RunError::Fetch { what: "data", source }),
+            Err(source) => return Err(DataError::Fetch(source)),
         }
     }
-    Err(RunError::Fetch { what: "data", source: FetchError::NoneAvailable { attempts: tried } })
+    Err(DataError::Fetch(FetchError::NoneAvailable { attempts: tried }))
 }
 
-fn fetch_alternative(
-    alternative: &AlternativeSpec,
+fn fetch_source(
+    rows: &RowsSpec,
     assets: &Assets,
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<(Asset, Option<Asset>), FetchError> {
     let mut watch = watched("data", observer, stop);
-    let train = assets.fetch_first(&alternative.train, Kind::Dataset, &mut watch)?;
-    // The same source twice is the two splits of one folder.
-    let again = alternative.validation.as_ref().is_some_and(|sources| *sources == alternative.train);
-    let validation = match &alternative.validation {
-        Some(_) if again => Some(Asset { attempts: Vec::new(), ..train.clone() }),
+    let train = assets.fetch_first(&rows.train, Kind::Dataset, &mut watch)?;
+    // The same source twice means two splits of one folder.
+    let is_same = rows.validation.as_ref().is_some_and(|sources| *sources == rows.train);
+    let validation = match &rows.validation {
+        Some(_) if is_same => Some(Asset { attempts: Vec::new(), ..train.clone() }),
         Some(sources) => Some(assets.fetch_first(sources, Kind::Dataset, &mut watch)?),
         None => None,
     };
@@ -263,20 +272,20 @@ fn fetch_alternative(
 }
 
 /// Reads a file, or the files of the first of these splits that a folder has.
-fn read_asset(alternative: &AlternativeSpec, asset: &Asset, splits: &[&str]) -> Result<Table, BoxError> {
+fn read_asset(rows: &RowsSpec, asset: &Asset, splits: &[&str]) -> Result<Table, BoxError> {
     let spec = TableSpec {
         path: asset.path.clone(),
-        format: alternative.format.map(format),
-        dialect: alternative.dialect(),
-        text: alternative.text.clone(),
-        text_pair: alternative.text_pair.clone(),
-        label: Some(alternative.label.clone()),
-        filter: alternative.filter.iter().map(|(column, cell)| (column.clone(), cell.0.clone())).collect(),
+        format: rows.format.map(format),
+        dialect: rows.dialect(),
+        text: rows.text.clone(),
+        text_pair: rows.text_pair.clone(),
+        label: Some(rows.label.clone()),
+        filter: rows.filter.iter().map(|(column, cell)| (column.clone(), cell.0.clone())).collect(),
     };
     read_split(&asset.path, &spec, splits)
 }
 
-/// The rows of a file, or of the first of these splits that a folder has.
+/// Reads the rows of a file, or of the first of these splits that a folder has.
 pub(crate) fn read_split(path: &Path, columns: &TableSpec, splits: &[&str]) -> Result<Table, BoxError> {
     let spec = TableSpec { path: path.to_owned(), ..columns.clone() };
     if !path.is_dir() {
@@ -292,34 +301,34 @@ pub(crate) fn read_split(path: &Path, columns: &TableSpec, splits: &[&str]) -> R
 }
 
 fn facts(
-    chosen: &Chosen,
+    source: &DataSource,
     train: &Table,
     validation: Option<&Table>,
     truncated_rows: usize,
     class_rows: Vec<u64>,
 ) -> DataFacts {
-    let described = match (&chosen.validation, chosen.spec.validation_split) {
+    let described = match (&source.validation, source.spec.validation_split) {
         (Some(asset), _) => asset.pinned().to_string(),
         (None, Some(fraction)) => format!("{fraction} of the training source, by seed"),
         (None, None) => "none".to_owned(),
     };
     DataFacts {
-        train: chosen.train.pinned().to_string(),
+        train: source.train.pinned().to_string(),
         validation: described,
-        passed_over: chosen.passed_over.clone(),
+        passed_over: source.passed_over.clone(),
         train_rows: train.len(),
         validation_rows: validation.map_or(0, Table::len),
         truncated_rows,
-        text: chosen.spec.text.clone(),
-        text_pair: chosen.spec.text_pair.clone(),
-        label: chosen.spec.label.clone(),
-        template: chosen.spec.template.clone(),
+        text: source.spec.text.clone(),
+        text_pair: source.spec.text_pair.clone(),
+        label: source.spec.label.clone(),
+        template: source.spec.template.clone(),
         class_rows,
         ..DataFacts::default()
     }
 }
 
-/// Rows of each class, if each row has one.
+/// Rows of each class; empty if rows have no class.
 fn class_rows(labels: &Labels, n_labels: usize) -> Vec<u64> {
     let Labels::Class(classes) = labels else { return Vec::new() };
     let mut rows = vec![0; n_labels];
@@ -339,10 +348,10 @@ fn format(format: FileFormat) -> Format {
     }
 }
 
-fn training(source: impl Into<BoxError>) -> RunError {
-    RunError::Data { split: "training", source: source.into() }
+fn training_error(source: impl Into<BoxError>) -> DataError {
+    DataError::Rows { split: "training", source: source.into() }
 }
 
-fn validating(source: impl Into<BoxError>) -> RunError {
-    RunError::Data { split: "validation", source: source.into() }
+fn validation_error(source: impl Into<BoxError>) -> DataError {
+    DataError::Rows { split: "validation", source: source.into() }
 }

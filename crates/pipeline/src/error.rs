@@ -1,121 +1,102 @@
+//! Errors, one enum for each operation, and the keys of the pipeline file that help against them.
+
+use std::error::Error;
+use std::fmt;
 use std::path::PathBuf;
 
-use sepal_core::{DEEP_PROMPTS, PREFIX_KEYS_VALUES};
-use sepal_remote::RemoteError;
-use tch::TchError;
+use sepal_model::ForwardError;
+use sepal_train::{CheckpointError, EvaluateError, MetricError, MetricUsage, TrainError};
 
-use crate::finite::NonFiniteOrigin;
+/// An error of a library, with its text.
+pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 
-/// A run that could not start or go on. What was trained until then is saved.
+/// A frozen model whose files or tokenizer cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum RunError {
-    /// A source cannot be had.
-    #[error("fetch the {what}")]
-    Fetch {
-        /// The model or the data.
-        what: &'static str,
-        /// Why not.
-        #[source]
-        source: sepal_assets::FetchError,
-    },
-    /// The model's files are not readable.
+pub enum ModelError {
+    /// Source that cannot be fetched.
+    #[error("fetch the model")]
+    Fetch(#[source] sepal_assets::FetchError),
+    /// Unreadable files.
     #[error("open the model {}", path.display())]
-    Checkpoint {
-        /// Its folder or file.
+    Open {
+        /// Folder or file.
         path: PathBuf,
-        /// Why not.
+        /// Cause.
         #[source]
         source: BoxError,
     },
-    /// The tokenizer is not readable.
+    /// Unreadable tokenizer.
     #[error("read the tokenizer of {}", path.display())]
     Tokenizer {
-        /// The model's folder or file.
+        /// Folder or file of the model.
         path: PathBuf,
-        /// Why not.
+        /// Cause.
         #[source]
         source: BoxError,
     },
-    /// The tokenizer has ids without embeddings.
+    /// Tokenizer with ids without embeddings.
     #[error(
         "use the tokenizer of {}: it has {ids} ids, up to `{last}`, and the model {embeddings} embeddings; take the tokenizer \
          files that belong to the model, or a model whose embeddings were resized for them",
         path.display()
     )]
     Vocabulary {
-        /// The model's folder or file.
+        /// Folder or file of the model.
         path: PathBuf,
-        /// One more than the greatest id.
+        /// One more than the largest id.
         ids: usize,
         /// Rows of the embedding matrix.
         embeddings: usize,
-        /// The token with the greatest id.
+        /// Token with the largest id.
         last: String,
     },
-    /// The labelled text is not usable.
+}
+
+/// Labelled rows that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// Source that cannot be fetched.
+    #[error("fetch the data")]
+    Fetch(#[source] sepal_assets::FetchError),
+    /// Unusable rows.
     #[error("read the {split} rows")]
-    Data {
-        /// `training` or `validation`.
+    Rows {
+        /// `training`, `validation`, `labelled` or `given`.
         split: &'static str,
-        /// Why not.
+        /// Cause.
         #[source]
         source: BoxError,
     },
-    /// Blocks, embeddings or the final norm cannot be loaded.
-    #[error("load the model's {what}")]
-    Load {
-        /// Blocks, or embeddings and final norm.
-        what: &'static str,
-        /// Why not.
-        #[source]
-        source: BoxError,
-    },
-    /// A server's address cannot be read.
-    #[error("read `swarm.with.servers`")]
-    Address {
-        /// What is wrong.
-        source: sepal_swarm::AddrError,
-    },
-    /// The ticket of a swarm cannot be read.
-    #[error("read `swarm.with.ticket`")]
-    Ticket {
-        /// What is wrong.
-        source: sepal_discover::p2p::TicketError,
-    },
-    /// Servers cannot be looked for.
-    #[error("look for servers")]
-    Discovery(#[source] BoxError),
-    /// The embedded server did not start.
-    #[error("start the embedded server")]
-    Server(#[source] sepal_server::StartError),
-    /// A plugin cannot be built with these options.
+}
+
+/// A model that cannot be assembled with its blocks, tuning mode and head.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AssembleError {
+    /// Plugin that cannot be built with these options.
     #[error("build `{key}`")]
     Build {
-        /// The key of the pipeline file.
+        /// Key of the pipeline file.
         key: &'static str,
-        /// Why not.
+        /// Cause.
         #[source]
         source: sepal_plugin::BuildError,
     },
-    /// The blocks of this process failed.
-    #[error("run the blocks of this process")]
-    Blocks(#[source] BoxError),
-    /// The tuning mode needs what blocks of this process do not have.
-    #[error("tune the blocks of this process: they know {DEEP_PROMPTS} and {PREFIX_KEYS_VALUES}, not `{name}`")]
-    Tunable {
-        /// The tunable that it gives.
-        name: String,
+    /// Weights that cannot be loaded.
+    #[error("load the model's {part}")]
+    Load {
+        /// Part of the model.
+        part: &'static str,
+        /// Cause.
+        #[source]
+        source: BoxError,
     },
-    /// More blocks are to run here than there are.
-    #[error("run the first {local_blocks} blocks in this process (`model.local_blocks`): the model has {n_blocks}")]
-    LocalBlocks {
-        /// Asked for.
-        local_blocks: usize,
-        /// There are.
-        n_blocks: usize,
-    },
-    /// A row is longer than the model takes.
+    /// Adapter that cannot be used as the initial one.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// Rows that exceed the positions of the model.
     #[error(
         "train on a row of {tokens} tokens and {prompts} prompts, {} positions: the model takes {max_positions}; set \
          `data.max_length` to at most {}",
@@ -123,211 +104,223 @@ pub enum RunError {
         max_positions.saturating_sub(*prompts)
     )]
     Positions {
-        /// Of the longest row.
+        /// Tokens of the longest row.
         tokens: usize,
         /// Prompts before each row.
         prompts: usize,
         /// Positions that the model takes.
         max_positions: usize,
     },
-    /// The servers cannot be used.
-    #[error("run the remote blocks")]
-    Remote(#[source] RemoteError),
-    /// The embeddings or the final norm failed.
-    #[error("compute embeddings or the final norm")]
-    Ends(#[source] BoxError),
-    /// The tuning mode failed.
+    /// More local blocks than the model has.
+    #[error("run the first {local_blocks} blocks in this process (`model.local_blocks`): the model has {n_blocks}")]
+    LocalBlocks {
+        /// Requested blocks.
+        local_blocks: usize,
+        /// Blocks of the model.
+        n_blocks: usize,
+    },
+    /// Failure of the tuning mode.
     #[error("compute the prompts")]
     Tuning(#[source] sepal_plugin::TuningError),
-    /// The head failed.
+    /// Failure of the head.
     #[error("compute with the task head")]
     Head(#[source] sepal_plugin::HeadError),
-    /// The graph could not be run backward.
-    #[error("run step {step} backward")]
-    Backward {
-        /// Counted from 1.
-        step: u64,
-        /// What a server or libtorch said.
-        #[source]
-        source: RemoteError,
-    },
-    /// Gradients overflow whatever the loss is scaled by.
-    #[error(
-        "make step {step}: {skips} steps in a row were skipped because numbers overflowed, the last at a loss scale of \
-         {scale:.2e} ({reason}); try `train.precision: bf16` or `f32`, a lower \
-         `optimizer.with.lr` or a smaller `train.scaler.init_scale`"
-    )]
-    Overflow {
-        /// Counted from 1.
-        step: u64,
-        /// Steps skipped in a row, this one included.
-        skips: u64,
-        /// What the loss was multiplied by.
-        scale: f64,
-        /// Where numbers overflowed.
-        reason: String,
-    },
-    /// Loss or gradients are infinite or not numbers.
-    #[error(
-        "make step {step}: the {what} is not finite; try a lower `optimizer.with.lr` or a smaller `train.clip_norm` \
-         (training rows {}, servers: {servers})",
-        rows_text(rows)
-    )]
-    NonFinite {
-        /// `loss` or `norm of the gradients`.
-        what: &'static str,
-        /// Counted from 1.
-        step: u64,
-        /// The rows of the batch.
-        rows: Vec<usize>,
-        /// The servers that the batch went through.
-        servers: String,
-    },
-    /// Predictions that are NaN or infinite.
-    #[error("predict {split} row{} {}: the logits are NaN or infinite; {origin}", plural(rows), rows_text(rows))]
-    NonFiniteLogits {
-        /// `validation`, `labelled` or `given`.
-        split: &'static str,
-        /// The rows, from 1; all of the batch if it is not known which.
-        rows: Vec<usize>,
-        /// Origin of the numbers.
-        origin: NonFiniteOrigin,
-        /// Error of the server involved, if any.
-        #[source]
-        source: Option<Box<RemoteError>>,
-    },
-    /// An interruption before there was a result.
-    #[error("predict all rows: it was interrupted")]
-    Interrupted,
-    /// The optimizer failed.
-    #[error("move the parameters")]
-    Optimizer(#[source] sepal_optim::StepError),
-    /// libtorch refused.
-    #[error("compute a step")]
-    Torch(#[source] TchError),
-    /// There is no such metric to decide by.
-    #[error("find `{metric}` (`{key}`) among the metrics of the task: {}", known.join(", "))]
-    Metric {
-        /// The key of the pipeline that asks for it.
-        key: &'static str,
-        /// Asked for.
-        metric: String,
-        /// Those there are.
-        known: Vec<String>,
-    },
-    /// The parameters of the best evaluation cannot be put back.
-    #[error("put back the parameters of the best evaluation")]
-    Restore(#[source] sepal_nn::LoadError),
-    /// Parameters cannot be copied.
+    /// Values that libtorch cannot copy.
     #[error("copy the parameters")]
-    Numbers(#[source] sepal_nn::host::HostError),
-    /// The state of the optimizer or of what scales the loss cannot be copied.
-    #[error("copy the optimizer's state")]
-    State(#[source] sepal_optim::StateError),
-    /// The state of the loop has no written form.
-    #[error("write the checkpoint's state")]
-    CheckpointState {
-        /// Why not.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// A checkpoint of the run cannot be written.
-    #[error("save a checkpoint")]
-    SaveCheckpoint(#[source] sepal_nn::file::WriteError),
-    /// A checkpoint of the run cannot be used.
-    #[error("go on from {}: {problem}; remove it to go on from the one before it, if there is one", path.display())]
-    RunCheckpoint {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        problem: String,
-    },
-    /// What a run trained cannot be used.
-    #[error("use what was trained in {}: {problem}", path.display())]
-    Adapter {
-        /// The run's folder.
-        path: PathBuf,
-        /// Why not.
-        problem: String,
-    },
-    /// A run cannot be gone on with.
-    #[error("resume {}: {problem}", path.display())]
-    Resume {
-        /// The run's folder.
-        path: PathBuf,
-        /// Why not.
-        problem: String,
-    },
-    /// A file of the run folder cannot be written.
+    Copy(#[source] BoxError),
+    /// Unreadable address of a server.
+    #[error("read `swarm.with.servers`")]
+    Address(#[source] sepal_swarm::AddrError),
+    /// Unreadable ticket of a swarm.
+    #[error("read `swarm.with.ticket`")]
+    Ticket(#[source] sepal_discover::p2p::TicketError),
+    /// Failure of the search for servers.
+    #[error("look for servers")]
+    Discovery(#[source] BoxError),
+    /// Embedded server that did not start.
+    #[error("start the embedded server")]
+    Server(#[source] sepal_server::StartError),
+    /// Servers that cannot be used.
+    #[error("run the remote blocks")]
+    Connect(#[source] sepal_remote::RemoteError),
+}
+
+/// A trained adapter that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("use what was trained in {}: {problem}", path.display())]
+pub struct AdapterError {
+    /// Run folder, or file of the adapter.
+    pub path: PathBuf,
+    /// Description of the problem.
+    pub problem: String,
+}
+
+/// A run that cannot be resumed.
+#[derive(Debug, thiserror::Error)]
+#[error("resume {}: {problem}", path.display())]
+pub struct ResumeError {
+    /// Run folder.
+    pub path: PathBuf,
+    /// Description of the problem.
+    pub problem: String,
+}
+
+/// Files of a run folder that cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordError {
+    /// Record, manifest or folder.
     #[error("record the run")]
     Write(#[source] sepal_track::WriteError),
-    /// The adapter cannot be saved.
+    /// Adapter.
     #[error("save the adapter")]
-    Save(#[source] sepal_nn::SaveError),
-    /// The predictions cannot be written.
+    Adapter(#[source] sepal_nn::SaveError),
+    /// Parameters of the best evaluation, before the adapter is written.
+    #[error("put back the parameters of the best evaluation")]
+    Restore(#[source] sepal_nn::LoadError),
+    /// Digest of the parameters.
+    #[error("copy the parameters")]
+    Parameters(#[source] sepal_nn::host::HostError),
+    /// Predictions.
     #[error("write the predictions")]
     Predictions(#[source] BoxError),
-    /// The checked pipeline cannot be written back.
-    #[error("write the pipeline file of the run: {message}")]
-    Resolved {
-        /// What is wrong.
-        message: String,
-    },
+    /// Checked pipeline.
+    #[error("write the pipeline file of the run: {0}")]
+    Pipeline(String),
+}
+
+/// A run or a plan that could not start or continue. Everything that was trained is saved.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum RunError {
+    /// Failure of the model's files.
+    Model(ModelError),
+    /// Failure of the data.
+    Data(DataError),
+    /// Failure of the assembly.
+    Assemble(AssembleError),
+    /// Failure of the training loop.
+    Train(TrainError),
+    /// Run that cannot be resumed.
+    Resume(ResumeError),
+    /// Files that cannot be written.
+    Record(RecordError),
+}
+
+/// A classifier that cannot be opened, or a prediction that failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClassifierError {
+    /// Failure of the model's files.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Failure of the data.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// Failure of the assembly.
+    #[error(transparent)]
+    Assemble(#[from] AssembleError),
+    /// Adapter that cannot be used.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// Failure of a prediction.
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
+    /// Failure of an evaluation.
+    #[error(transparent)]
+    Evaluate(#[from] EvaluateError),
+    /// Failure of the head.
+    #[error("compute with the task head")]
+    Head(#[source] sepal_plugin::HeadError),
+    /// Predictions that cannot be written.
+    #[error("write the predictions")]
+    Predictions(#[source] BoxError),
+}
+
+impl ClassifierError {
+    /// Replaces row numbers that count a selection of rows by `numbers`, the numbers of the selected rows.
+    #[must_use]
+    pub fn renumbered(self, numbers: &[usize]) -> Self {
+        match self {
+            Self::Forward(error) => Self::Forward(error.renumbered(numbers)),
+            other => other,
+        }
+    }
+
+    /// True if no server can be reached for some blocks.
+    pub fn is_unreachable(&self) -> bool {
+        use sepal_remote::RemoteError::{NoServer, Uncovered};
+        match self {
+            Self::Assemble(AssembleError::Connect(Uncovered { .. } | NoServer { .. })) => true,
+            Self::Forward(ForwardError::Blocks(error)) => {
+                matches!(error.remote(), Some(Uncovered { .. } | NoServer { .. }))
+            }
+            _ => false,
+        }
+    }
 }
 
 impl RunError {
-    /// The error with the numbers that its rows have among others, `numbers` being those of the rows as they are counted
-    /// now.
-    #[must_use]
-    pub fn renumbered(self, numbers: &[usize]) -> Self {
-        let number = |row: usize| row.checked_sub(1).and_then(|at| numbers.get(at)).copied().unwrap_or(row);
+    fn inner(&self) -> &(dyn Error + 'static) {
         match self {
-            Self::NonFiniteLogits { split, rows, origin, source } => {
-                let rows = rows.into_iter().map(number).collect();
-                Self::NonFiniteLogits { split, rows, origin, source }
-            }
-            other => other,
-        }
-    }
-
-    /// The error of a batch of these rows, counted from 0, of `split`.
-    pub(crate) fn of_rows(self, split: &'static str, indices: &[usize]) -> Self {
-        match self {
-            Self::NonFiniteLogits { rows, origin, source, .. } => {
-                let rows = rows.into_iter().filter_map(|row| Some(indices.get(row)? + 1)).collect();
-                Self::NonFiniteLogits { split, rows, origin, source }
-            }
-            other => other,
-        }
-    }
-
-    /// Returns true if a server received or returned NaN or infinite numbers.
-    pub(crate) fn is_non_finite(&self) -> bool {
-        matches!(self, Self::Remote(RemoteError::NonFinite { .. } | RemoteError::NonFiniteInput { .. }))
-    }
-
-    /// Where numbers were too large, if that is what is wrong.
-    pub(crate) fn overflow(&self) -> Option<String> {
-        match self {
-            RunError::Remote(source) | RunError::Backward { source, .. } if source.is_overflow() => {
-                Some(source.to_string())
-            }
-            RunError::NonFinite { what, .. } => Some(format!("the {what} is not finite")),
-            _ => None,
+            Self::Model(error) => error,
+            Self::Data(error) => error,
+            Self::Assemble(error) => error,
+            Self::Train(error) => error,
+            Self::Resume(error) => error,
+            Self::Record(error) => error,
         }
     }
 }
 
-/// An error of a library, with its text.
-pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-fn plural(rows: &[usize]) -> &'static str {
-    if rows.len() == 1 { "" } else { "s" }
+impl fmt::Display for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self.inner(), f)?;
+        match self {
+            Self::Train(error) => f.write_str(hint(error)),
+            _ => Ok(()),
+        }
+    }
 }
 
-/// The first rows of a batch by number.
-fn rows_text(rows: &[usize]) -> String {
-    let shown: Vec<String> = rows.iter().take(8).map(usize::to_string).collect();
-    let more = if rows.len() > 8 { format!(" and {} more", rows.len() - 8) } else { String::new() };
-    format!("{}{more}", shown.join(", "))
+impl Error for RunError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.inner().source()
+    }
+}
+
+/// Keys of the pipeline file that help against an error of the training loop.
+fn hint(error: &TrainError) -> &'static str {
+    match error {
+        TrainError::Overflow { .. } => {
+            "; try `train.precision: bf16` or `f32`, a lower `optimizer.with.lr` or a smaller `train.scaler.init_scale`"
+        }
+        TrainError::NonFinite { .. } => "; try a lower `optimizer.with.lr` or a smaller `train.clip_norm`",
+        TrainError::Metric(MetricError { usage: MetricUsage::Selection, .. }) => " (`evaluate.metric`)",
+        TrainError::Metric(MetricError { usage: MetricUsage::Schedule, .. }) => " (`schedule.with.metric`)",
+        _ => "",
+    }
+}
+
+macro_rules! run_error_from {
+    ($($variant:ident: $source:ty),* $(,)?) => {
+        $(impl From<$source> for RunError {
+            fn from(error: $source) -> Self {
+                Self::$variant(error.into())
+            }
+        })*
+    };
+}
+
+run_error_from! {
+    Model: ModelError,
+    Data: DataError,
+    Assemble: AssembleError,
+    Train: TrainError,
+    Train: EvaluateError,
+    Train: CheckpointError,
+    Train: MetricError,
+    Train: ForwardError,
+    Resume: ResumeError,
+    Record: RecordError,
 }

@@ -4,21 +4,21 @@ use std::sync::atomic::AtomicBool;
 
 use sepal_assets::{Assets, free_space};
 use sepal_checkpoint::{Checkpoint, Part};
+use sepal_config::spec::{EvaluateEvery, KeptAdapter, Spec, SwarmSpec};
 use sepal_core::Span;
-use sepal_data::Loader;
 use sepal_nn::Parameters;
 use sepal_plugin::Registry;
+use sepal_train::RunLength;
 use serde::Serialize;
 
-use crate::assemble::{Frozen, assemble, build_head, build_tuning};
-use crate::data::{self, Prepared};
+use crate::data::{self, PreparedData};
 use crate::error::RunError;
+use crate::frozen_model::{BuiltHead, FrozenModel, assemble};
 use crate::model_files::{ModelFiles, watched};
 use crate::plan::bytes::Step;
 use crate::plan::probe::Probe;
 use crate::progress::Observer;
-use crate::spec::{EvaluateEvery, KeptAdapter, Spec, SwarmSpec};
-use crate::train::Length;
+use crate::run::set_threads;
 
 mod bytes;
 mod probe;
@@ -169,19 +169,16 @@ pub fn plan(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Plan, RunError> {
-    if let Some(threads) = spec.train.threads {
-        tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
-    }
+    set_threads(spec);
     let assets = Assets::from_env();
     let rows = data::read(spec, &assets, observer, stop)?;
     let frozen = match probe.steps {
         0 => fetch_ends(spec, &assets, observer, stop)?,
-        _ => Frozen::fetch(spec, &assets, observer, stop)?,
+        _ => FrozenModel::fetch(spec, &assets, observer, stop)?,
     };
-    let mut params = Parameters::new();
-    let head = build_head(spec, registry, &frozen, &mut params)?;
-    let prepared = data::prepare(spec, rows, &assets, &frozen, &*head, observer)?;
-    let length = Length::of(spec, &prepared.train);
+    let mut built = BuiltHead::new(spec, registry, &frozen)?;
+    let prepared = data::prepare(spec, rows, &assets, &frozen, &*built.head, observer)?;
+    let length = RunLength::new(&spec.train, &prepared.train);
     let data = data_plan(spec, &prepared);
     let steps = steps_plan(spec, length, prepared.validation.is_some());
     let mut plan = Plan {
@@ -197,22 +194,21 @@ pub fn plan(
         steps,
     };
     let step = if probe.steps == 0 {
-        let ends = sepal_blocks::Ends::load(&frozen.checkpoint)
-            .map_err(|source| RunError::Load { what: "embeddings and final norm", source: source.into() })?;
-        let tuning = build_tuning(spec, registry, &frozen, (&*head, ends.embedding_matrix(), false), &mut params)?;
-        plan.trainable = tensors(&params);
-        Step::of(spec, &frozen, &*tuning, &plan.data)?
+        let ends = frozen.load_ends()?;
+        let tuning = built.build_tuning(spec, registry, &frozen, ends.embedding_matrix(), false)?;
+        plan.trainable = tensors(&built.params);
+        Step::new(spec, &frozen, &*tuning, &plan.data)?
     } else {
-        let longest = prepared.validation.as_ref().map_or(0, Loader::longest_row).max(prepared.train.longest_row());
-        let (mut model, kept) = assemble(spec, registry, &frozen, (head, params), longest, false, observer)?;
+        let longest = prepared.longest_row();
+        let (mut model, handle) = assemble(spec, registry, &frozen, built, longest, false, observer)?;
         plan.trainable = tensors(&model.params);
-        let step = Step::of(spec, &frozen, &*model.tuning, &plan.data)?;
-        let (route, servers) = route::look(spec, &frozen, &kept, step.positions())?;
+        let step = Step::new(spec, &frozen, &*model.tuning, &plan.data)?;
+        let (route, servers) = route::plan_route(spec, &frozen, &handle, step.positions())?;
         (plan.route, plan.servers) = (Some(route), servers);
         let probe = Probe { spec, prepared: &prepared, length, probe, observer, stop };
         plan.time = probe.run(&mut model, &plan.data, &plan.steps)?;
         drop(model);
-        drop(kept);
+        drop(handle);
         step
     };
     let numbers = plan.trainable.iter().map(|tensor| tensor.numbers).sum();
@@ -228,17 +224,17 @@ fn fetch_ends(
     assets: &Assets,
     observer: &mut dyn Observer,
     stop: &AtomicBool,
-) -> Result<Frozen, RunError> {
+) -> Result<FrozenModel, RunError> {
     let files = {
         let mut watch = watched("model", observer, stop);
         let files = ModelFiles::open(assets, &spec.model.source, &mut watch)?;
-        files.bring(assets, Part::Ends, &mut watch)?;
+        files.fetch(assets, Part::Ends, &mut watch)?;
         files
     };
-    Frozen::of(files)
+    Ok(FrozenModel::new(files)?)
 }
 
-fn model_plan(spec: &Spec, frozen: &Frozen) -> ModelPlan {
+fn model_plan(spec: &Spec, frozen: &FrozenModel) -> ModelPlan {
     let (checkpoint, config) = (&frozen.checkpoint, frozen.checkpoint.config());
     let description = checkpoint.describe();
     let bytes = |blocks: usize| Span::new(0, blocks).map_or(0, |span| block_bytes(spec, checkpoint, span));
@@ -281,7 +277,7 @@ fn tensors(params: &Parameters) -> Vec<TensorPlan> {
     params.iter().map(tensor).collect()
 }
 
-fn data_plan(spec: &Spec, prepared: &Prepared) -> DataPlan {
+fn data_plan(spec: &Spec, prepared: &PreparedData) -> DataPlan {
     let mut tokens: Vec<usize> = prepared.train.epoch(0).map(|batch| batch.rows.n_tokens()).collect();
     tokens.sort_unstable();
     let epoch_tokens: usize = tokens.iter().sum();
@@ -296,15 +292,15 @@ fn data_plan(spec: &Spec, prepared: &Prepared) -> DataPlan {
         median_batch_tokens: tokens.get(tokens.len() / 2).copied().unwrap_or(0),
         longest_batch_tokens: tokens.last().copied().unwrap_or(0),
         longest_row_tokens: prepared.train.longest_row(),
-        truncated_rows: prepared.truncated.rows,
-        truncated_tokens: prepared.truncated.tokens,
-        most_truncated_tokens: prepared.truncated.most,
+        truncated_rows: prepared.truncation.rows,
+        truncated_tokens: prepared.truncation.tokens,
+        most_truncated_tokens: prepared.truncation.max,
         truncation_side: facts.truncation_side.clone().unwrap_or_default(),
         epoch_tokens,
     }
 }
 
-fn steps_plan(spec: &Spec, length: Length, has_validation: bool) -> StepsPlan {
+fn steps_plan(spec: &Spec, length: RunLength, has_validation: bool) -> StepsPlan {
     let every = |steps: u64| length.total_steps / steps + u64::from(!length.total_steps.is_multiple_of(steps));
     let evaluations = match spec.evaluate.every {
         _ if !has_validation => 0,

@@ -1,14 +1,16 @@
-//! A run as others may have it: without what is true of this machine alone.
+//! Runs without anything that belongs to this machine, for publishing.
 
 use sepal_assets::{Source, Sources};
 use sepal_track::{DataFacts, Manifest, Status};
 
-use crate::spec::{CheckpointSpec, OutputSpec, Spec};
-use crate::swarm::{EmbeddedSpec, SwarmSpec};
+use sepal_config::spec::{CheckpointSpec, OutputSpec, Spec};
+use sepal_config::spec::{EmbeddedSpec, SwarmSpec};
 
-/// The pipeline and the manifest of a run without servers, trackers, folders and other files of this machine, and without its
-/// error if it failed. It predicts the same, with blocks in the process. What somebody else gave is harmless so: nothing is
-/// sent anywhere, and no file is named but by a plain name. Options of the task and of the tuning mode stay, but for secrets.
+/// Returns the pipeline and the manifest of a run without servers, trackers, folders and other files of this machine, and
+/// without the error of a failed run. Predictions stay the same, with all blocks in the process.
+///
+/// The result is also safe to use if somebody else provided the run: it connects to nothing and names files by plain names
+/// only. Options of the task and of the tuning mode stay, except secrets.
 pub fn portable(spec: &Spec, manifest: &Manifest) -> (Spec, Manifest) {
     let manifest = portable_manifest(manifest);
     let max_length = Some(spec.data.max_length);
@@ -17,7 +19,7 @@ pub fn portable(spec: &Spec, manifest: &Manifest) -> (Spec, Manifest) {
 
 fn portable_spec(spec: &Spec) -> Spec {
     let mut spec = spec.clone();
-    // Rounding on the way is a part of what was trained.
+    // The adapter was trained with the rounding of the wire format.
     let wire_dtype = spec.swarm.remote().wire_dtype;
     spec.swarm = SwarmSpec::Embedded(EmbeddedSpec { wire_dtype, ..EmbeddedSpec::default() });
     spec.track = Vec::new();
@@ -25,17 +27,15 @@ fn portable_spec(spec: &Spec) -> Spec {
     spec.checkpoint = CheckpointSpec::default();
     spec.train.threads = None;
     (spec.model.device, spec.model.local_blocks) = Default::default();
-    // Prompts that began as those of another adapter do not need its file any more.
+    // Trained prompts do not need the file that they were initialised from.
     spec.tuning.with.retain(|_, value| value.get("adapter").is_none());
     for plugin in [&mut spec.task, &mut spec.tuning] {
         plugin.with.retain(|key, _| !sepal_track::is_secret(key));
     }
-    let data = &mut spec.data;
-    let mut sources = vec![&mut spec.model.source, &mut data.train];
-    sources.extend(data.validation.as_mut());
-    for other in &mut data.otherwise {
-        sources.push(&mut other.train);
-        sources.extend(other.validation.as_mut());
+    let mut sources = vec![&mut spec.model.source];
+    for rows in spec.data.sources_mut() {
+        sources.push(&mut rows.train);
+        sources.extend(rows.validation.as_mut());
     }
     for sources in sources {
         let names = Sources::new(sources.iter().map(Source::without_folders).collect());
@@ -54,7 +54,7 @@ fn portable_manifest(manifest: &Manifest) -> Manifest {
     let data = &mut manifest.data;
     data.passed_over = Vec::new();
     for source in [&mut manifest.model.source, &mut data.train, &mut data.validation] {
-        // What is none, such as a share of the training rows, stays as it is.
+        // Text that is no source, such as a share of the training rows, stays as it is.
         if let Ok(parsed) = source.parse::<Source>() {
             *source = parsed.without_folders().to_string();
         }
@@ -68,7 +68,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::Layers;
+    use sepal_config::Layers;
 
     const PIPELINE: &str = "\
 name: demo
@@ -112,19 +112,19 @@ track: [{ use: mlflow, with: { tracking_uri: 'http://secret:5000' } }]
     }
 
     #[test]
-    fn others_see_what_predicts_and_nothing_of_this_machine() {
+    fn portable_run_predicts_and_names_nothing_of_this_machine() {
         let mut registry = Registry::new();
         standard::register(&mut registry).expect("the standard plugins");
         registry.register::<Head, sepal_sequence_classification::SequenceClassification>().expect("a head");
         registry.register::<Tuning, sepal_deep_ptune::DeepPtune>().expect("a tuning mode");
-        let spec = Layers::text("demo.yaml", PIPELINE).load(&registry).expect("a pipeline").spec;
+        let spec = Layers::text("demo.yaml", PIPELINE).load(registry.catalog()).expect("a pipeline").spec;
         let (portable, manifest) = portable(&spec, &manifest());
         let text = portable.to_yaml().expect("YAML");
         assert!(!text.contains("secret"), "{text}");
-        let read = Layers::text("demo.yaml", text).load(&registry).expect("a pipeline").spec;
+        let read = Layers::text("demo.yaml", text).load(registry.catalog()).expect("a pipeline").spec;
         assert_eq!(read.model.source.to_string(), "tiny, else hub:a/b");
-        assert_eq!(read.data.train.to_string(), "train.csv, else pypi:c==1.0/rows.csv");
-        assert_eq!((&read.data.template, read.data.max_length), (&spec.data.template, 32));
+        assert_eq!(read.data.rows.train.to_string(), "train.csv, else pypi:c==1.0/rows.csv");
+        assert_eq!((&read.data.rows.template, read.data.max_length), (&spec.data.rows.template, 32));
         assert_eq!((&read.task, &read.tuning.with["pre_seq_len"]), (&spec.task, &json!(4)));
         assert_eq!((read.wire_dtype(), read.model.local_blocks, read.train.seed), (spec.wire_dtype(), 0, 7));
         assert!(matches!(read.swarm, SwarmSpec::Embedded(_)));
@@ -133,6 +133,6 @@ track: [{ use: mlflow, with: { tracking_uri: 'http://secret:5000' } }]
         assert!(!text.contains("secret"), "{text}");
         assert_eq!((manifest.model.source.as_str(), manifest.data.train.as_str()), ("tiny", "hub:a/b@v1/rows.csv"));
         assert_eq!(manifest.data.validation, "0.1 of the training source, by seed");
-        assert_eq!(manifest.data.max_length, Some(32), "a run of before does not say");
+        assert_eq!(manifest.data.max_length, Some(32), "missing in manifests of older versions");
     }
 }

@@ -4,57 +4,72 @@ use std::path::PathBuf;
 use sepal_assets::FetchEvent;
 use sepal_track::{EvaluationRecord, StepRecord};
 
-/// What a run tells whoever watches it.
+/// Event of a run.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// One line for people: a source that was used or passed over, a server that was started.
+    /// One line of text for people, for example on a source that was used.
     Notice(&'a str),
-    /// A file of the model or the data comes from the hub.
+    /// A file of the model or the data is fetched from the hub.
     Fetch(FetchEvent<'a>),
-    /// Training begins.
+    /// Training starts.
     Started {
-        /// Optimizer steps of the whole run.
+        /// Optimizer steps of the run.
         total_steps: u64,
-        /// Of these, made before the run went on from a checkpoint.
+        /// Steps made before the run was resumed.
         done: u64,
-        /// Numbers that train.
+        /// Number of trained values.
         trainable: usize,
     },
-    /// A step was made, or skipped.
+    /// A step was made or skipped.
     Step(&'a StepRecord),
-    /// Validation rows were predicted.
+    /// Rows were predicted.
     Evaluating {
-        /// Rows done.
+        /// Predicted rows.
         done: usize,
-        /// Rows in all.
+        /// All rows.
         total: usize,
     },
     /// An evaluation is complete.
     Evaluated {
-        /// The measurements.
+        /// Its measurements.
         record: &'a EvaluationRecord,
-        /// The metric, or the loss, that says most.
+        /// Name of the most informative metric, or `loss`.
         headline: &'a str,
     },
-    /// A part of a probe begins.
+    /// A measurement of a probe starts.
     Probing {
         /// Kind of measurement: `step`, or `batch of the evaluation`.
         what: &'static str,
         /// Number of this measurement, from 0; the first is a warm-up.
         number: u64,
-        /// The last of them.
+        /// Number of the last measurement.
         last: u64,
     },
 }
 
-/// Watches a run.
+/// Receives the events of a run.
 pub trait Observer {
-    /// Called from the training loop; it should return soon.
+    /// Handles an event. The run waits for it.
     fn event(&mut self, event: Event<'_>);
 }
 
-/// An observer that looks away.
+/// Forwards the events of the training loop to the observer of a run.
+pub(crate) struct TrainEvents<'a>(pub(crate) &'a mut dyn Observer);
+
+impl sepal_train::Observer for TrainEvents<'_> {
+    fn event(&mut self, event: sepal_train::Event<'_>) {
+        self.0.event(match event {
+            sepal_train::Event::Notice(line) => Event::Notice(line),
+            sepal_train::Event::Step(record) => Event::Step(record),
+            sepal_train::Event::Evaluating { done, total } => Event::Evaluating { done, total },
+            sepal_train::Event::Evaluated { record, headline } => Event::Evaluated { record, headline },
+            _ => return,
+        });
+    }
+}
+
+/// Observer that ignores all events.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
 
@@ -62,33 +77,33 @@ impl Observer for Silent {
     fn event(&mut self, _: Event<'_>) {}
 }
 
-/// What a run came to.
+/// Result of a run.
 #[derive(Debug, Clone)]
 pub struct Summary {
-    /// The run folder.
+    /// Run folder.
     pub folder: PathBuf,
-    /// Whether it was stopped before its last step.
+    /// True if the run was stopped before its last step.
     pub interrupted: bool,
-    /// Metrics of the evaluation whose parameters were kept, by name.
+    /// Metrics of the selected evaluation, by name.
     pub metrics: BTreeMap<String, f64>,
-    /// The one that decided which.
+    /// Metric that selected it, and its value.
     pub headline: Option<(String, f64)>,
-    /// Optimizer steps made before that evaluation.
+    /// Optimizer steps before that evaluation.
     pub best_step: Option<u64>,
-    /// Why training ended before its last step, without an error or an interruption.
+    /// Reason for ending before the last step without an error or an interruption.
     pub ended_early: Option<String>,
-    /// Optimizer steps made, and those that were skipped.
+    /// Optimizer steps, made or skipped.
     pub steps: u64,
     /// Steps skipped because their gradients overflowed.
     pub skipped_steps: u64,
-    /// Training rows per second, over the training steps.
+    /// Training rows per second of the training steps.
     pub rows_per_second: f64,
-    /// Tokens per second, over the training steps.
+    /// Tokens per second of the training steps.
     pub tokens_per_second: f64,
-    /// Bytes sent to servers, over the whole run.
+    /// Bytes sent to servers.
     pub bytes_sent: u64,
-    /// Bytes received from servers, over the whole run.
+    /// Bytes received from servers.
     pub bytes_received: u64,
-    /// Wall time of the whole run, in seconds.
+    /// Wall time of the run, in seconds.
     pub seconds: f64,
 }

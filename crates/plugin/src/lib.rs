@@ -1,14 +1,14 @@
-//! What a plugin author implements, and the registry that finds plugins by name.
+//! Traits that plugin authors implement, and the registry that finds plugins by name.
 //!
-//! A plugin fills a [`Slot`]: a task head ([`Head`]), a tuning mode ([`Tuning`]), an optimizer ([`Opt`]), a
-//! schedule ([`Sched`]) or a tracker ([`Track`]). It is a [`Plugin`]: a name, a documented options struct and a function that builds it.
+//! A plugin fills a [`Slot`]: a task head ([`Head`]), a tuning mode ([`Tuning`]), an optimizer ([`Opt`]), a schedule
+//! ([`Sched`]) or a tracker ([`Track`]). A [`Plugin`] has a name, a documented options struct and a function that builds it.
 //!
-//! This crate reads no pipeline file, moves no bytes and runs no training loop; the [`Registry`] itself knows
-//! no concrete plugin. Only [`standard`] names any: the optimizers and schedules of `sepal-optim` and the
-//! trackers of `sepal-track`.
+//! This crate reads no pipeline file, moves no bytes and runs no training loop. The [`Registry`] knows no concrete plugin;
+//! its [`Catalog`] of names and options needs no libtorch. Only [`standard`] names plugins: the optimizers and schedules of
+//! `sepal-optim` and the trackers of `sepal-track`.
 //!
-//! Invariants: a name is registered once per slot; options with unknown keys are refused; the schema and the
-//! manual of a plugin both come from the doc comments of its options.
+//! Invariants: a name is registered once per slot; options with unknown keys are refused; the schema and the manual of a
+//! plugin both come from the doc comments of its options.
 //!
 //! ```
 //! use sepal_plugin::{Registry, Sched, SchedContext, standard};
@@ -27,7 +27,6 @@
 
 mod head;
 mod measure;
-mod nearest;
 mod prompts;
 mod registry;
 mod slot;
@@ -35,9 +34,9 @@ pub mod standard;
 mod tuning;
 
 pub use head::{HeadError, Hidden, Logits, Phase, Prediction, TaskHead, label_tensor};
-pub use nearest::nearest;
 pub use prompts::{PROMPTS, PromptInit, adapter_file, saved_tensor};
-pub use registry::{BuildError, Entry, OptionProblem, Plugin, RegisterError, Registry};
+pub use registry::{BuildError, Plugin, RegisterError, Registry};
+pub use sepal_catalog::{Catalog, DuplicateError, Entry, OptionProblem, PluginKind, ResolveError, nearest};
 pub use sepal_core::{LabelKind, Labels};
 pub use slot::{
     Head, HeadContext, Opt, OptContext, Sched, SchedContext, Slot, Tokenize, Track, TrackContext, Tuning, TuningContext,

@@ -4,140 +4,87 @@ use std::error::Error;
 use std::fmt;
 
 use schemars::JsonSchema;
-use schemars::generate::SchemaSettings;
+use sepal_catalog::{Catalog, DuplicateError, Entry, OptionProblem, PluginKind, ResolveError};
 use sepal_nn::{AddError, init::InitError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tch::TchError;
 
-use crate::{Slot, nearest};
+use crate::Slot;
 
-/// One filling of a slot: a name, documented options, and how it is built from them.
+/// A named implementation of a slot, with documented options and a function that builds it from them.
 pub trait Plugin<S: Slot>: 'static {
-    /// What a pipeline file writes after `use:`; kebab-case.
+    /// Name after `use:` in a pipeline file, in kebab-case.
     const NAME: &'static str;
 
-    /// What a pipeline file writes under `with:`. Its doc comments are the manual: the struct's first line is
-    /// the plugin's summary. It refuses unknown fields (`#[serde(deny_unknown_fields)]`) and has a default for
-    /// whatever need not be written.
+    /// Options under `with:` in a pipeline file. Their doc comments are the manual, and the struct's first paragraph is the
+    /// plugin's summary. The type refuses unknown fields (`#[serde(deny_unknown_fields)]`), and optional fields have a
+    /// default.
     type Config: DeserializeOwned + Serialize + JsonSchema;
 
-    /// Options that work, as documentation shows them.
+    /// Returns valid options, for the documentation.
     fn example() -> Self::Config;
 
-    /// What is wrong with options that are well-formed, as far as it can be known without building anything.
+    /// Returns the problems of well-formed options that can be found without building anything.
     fn check(config: &Self::Config) -> Vec<OptionProblem> {
         let _ = config;
         Vec::new()
     }
 
-    /// Builds it.
+    /// Builds the object of the slot.
     ///
     /// # Errors
-    /// [`BuildError`] if these options do not fit this context.
+    /// [`BuildError`] if the options do not fit the context.
     fn build(config: Self::Config, cx: &mut S::Context<'_>) -> Result<Box<S::Object>, BuildError>;
 }
 
-/// Something wrong with one option.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OptionProblem {
-    /// The option, for example `labels`.
-    pub key: String,
-    /// What is wrong, for example ``expected different names, found `good` twice``.
-    pub message: String,
-}
-
-/// What is known of a registered plugin.
-#[derive(Debug, Clone)]
-pub struct Entry {
-    /// What a pipeline file writes after `use:`.
-    pub name: &'static str,
-    /// The first line of its options' documentation.
-    pub summary: String,
-    /// The JSON schema of its options, complete in itself.
-    pub schema: Value,
-    /// Options that work.
-    pub example: Value,
-}
-
-/// Plugins by slot and name.
+/// Plugins by slot and name: a [`Catalog`] of their options, and the functions that build them.
 #[derive(Default)]
 pub struct Registry {
-    /// A [`Table`] of each slot that has plugins.
-    tables: HashMap<TypeId, Box<dyn Any + Send + Sync>>,
+    catalog: Catalog,
+    /// A [`Builders`] of each slot that has plugins.
+    builders: HashMap<TypeId, Box<dyn Any + Send + Sync>>,
 }
 
-type Table<S> = BTreeMap<&'static str, Registered<S>>;
 type Build<S> = fn(Value, &mut <S as Slot>::Context<'_>) -> Result<Box<<S as Slot>::Object>, BuildError>;
-
-/// A plugin without its type: what is known of it and plain functions.
-struct Registered<S: Slot> {
-    entry: Entry,
-    resolve: fn(Value) -> Result<Value, serde_json::Error>,
-    check: fn(Value) -> Result<Vec<OptionProblem>, serde_json::Error>,
-    build: Build<S>,
-}
+type Builders<S> = BTreeMap<&'static str, Build<S>>;
 
 impl Registry {
-    /// A registry without plugins.
+    /// Returns a registry without plugins.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Names, options and schemas of the registered plugins.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
     }
 
     /// Adds the plugin `P` to the slot `S`.
     ///
     /// # Errors
-    /// [`RegisterError`] if the name is taken in that slot, or the example cannot be written.
+    /// [`RegisterError`] if the slot has a plugin of this name, or the example has no JSON form.
     pub fn register<S: Slot, P: Plugin<S>>(&mut self) -> Result<&mut Self, RegisterError> {
-        let name = P::NAME;
-        if self.table::<S>().is_some_and(|table| table.contains_key(name)) {
-            return Err(RegisterError::Duplicate { slot: S::NAME, name });
-        }
-        let example = serde_json::to_value(P::example()).map_err(|source| RegisterError::Example {
-            slot: S::NAME,
-            name,
+        let entry = Entry::new(P::NAME, &P::example(), P::check).map_err(|source| RegisterError::Example {
+            kind: S::KIND,
+            name: P::NAME,
             source,
         })?;
-        let schema = schema::<P::Config>();
-        let registered = Registered::<S> {
-            entry: Entry { name, summary: summary(&schema), schema, example },
-            resolve: |options| serde_json::to_value(parse::<P::Config>(options)?),
-            check: |options| parse(options).map(|config| P::check(&config)),
-            build: |options, cx| {
-                let config =
-                    parse(options).map_err(|source| BuildError::Options { slot: S::NAME, name: P::NAME, source })?;
-                P::build(config, cx)
-            },
+        self.catalog.insert(S::KIND, entry)?;
+        let build: Build<S> = |options, context| {
+            let config = sepal_catalog::parse(options).map_err(|source| ResolveError::Options {
+                kind: S::KIND,
+                name: P::NAME,
+                source,
+            })?;
+            P::build(config, context)
         };
-        let table = self.tables.entry(TypeId::of::<S>()).or_insert_with(|| Box::new(Table::<S>::new()));
-        if let Some(table) = table.downcast_mut::<Table<S>>() {
-            table.insert(name, registered);
+        let builders = self.builders.entry(TypeId::of::<S>()).or_insert_with(|| Box::new(Builders::<S>::new()));
+        if let Some(builders) = builders.downcast_mut::<Builders<S>>() {
+            builders.insert(P::NAME, build);
         }
         Ok(self)
-    }
-
-    /// The plugins of a slot, by name.
-    pub fn entries<S: Slot>(&self) -> impl Iterator<Item = &Entry> {
-        self.table::<S>().into_iter().flat_map(|table| table.values().map(|registered| &registered.entry))
-    }
-
-    /// The options as the plugin reads them, with every default filled in.
-    ///
-    /// # Errors
-    /// [`BuildError`] if there is no such plugin, or it does not accept the options.
-    pub fn resolve<S: Slot>(&self, name: &str, options: Value) -> Result<Value, BuildError> {
-        let found = self.find::<S>(name)?;
-        (found.resolve)(options).map_err(|source| BuildError::Options { slot: S::NAME, name: found.entry.name, source })
-    }
-
-    /// What is wrong with options that [`resolve`](Self::resolve) accepts.
-    ///
-    /// # Errors
-    /// [`BuildError`] as there.
-    pub fn check<S: Slot>(&self, name: &str, options: Value) -> Result<Vec<OptionProblem>, BuildError> {
-        let found = self.find::<S>(name)?;
-        (found.check)(options).map_err(|source| BuildError::Options { slot: S::NAME, name: found.entry.name, source })
     }
 
     /// Builds a plugin from its options; `null` stands for no options.
@@ -148,71 +95,39 @@ impl Registry {
         &self,
         name: &str,
         options: Value,
-        cx: &mut S::Context<'_>,
+        context: &mut S::Context<'_>,
     ) -> Result<Box<S::Object>, BuildError> {
-        (self.find::<S>(name)?.build)(options, cx)
-    }
-
-    fn find<S: Slot>(&self, name: &str) -> Result<&Registered<S>, BuildError> {
-        self.table::<S>().and_then(|table| table.get(name)).ok_or_else(|| {
-            let known: Vec<&'static str> = self.entries::<S>().map(|entry| entry.name).collect();
-            let nearest = nearest(name, known.iter().copied()).map(str::to_owned);
-            BuildError::Unknown { slot: S::NAME, name: name.to_owned(), known, nearest }
-        })
-    }
-
-    fn table<S: Slot>(&self) -> Option<&Table<S>> {
-        self.tables.get(&TypeId::of::<S>())?.downcast_ref()
+        let entry = self.catalog.find(S::KIND, name)?;
+        let builders: Option<&Builders<S>> =
+            self.builders.get(&TypeId::of::<S>()).and_then(|builders| builders.downcast_ref());
+        match builders.and_then(|builders| builders.get(entry.name)) {
+            Some(build) => build(options, context),
+            None => Err(BuildError::OtherSlot { kind: S::KIND, name: entry.name }),
+        }
     }
 }
 
 impl fmt::Debug for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Registry").field("slots", &self.tables.len()).finish_non_exhaustive()
+        f.debug_struct("Registry").field("catalog", &self.catalog).finish_non_exhaustive()
     }
-}
-
-/// Options from their JSON; `null` stands for none.
-fn parse<C: DeserializeOwned>(options: Value) -> Result<C, serde_json::Error> {
-    serde_json::from_value(if options.is_null() { Value::Object(serde_json::Map::new()) } else { options })
-}
-
-/// The schema of options, without references to elsewhere.
-fn schema<C: JsonSchema>() -> Value {
-    let settings = SchemaSettings::draft2020_12().with(|settings| {
-        settings.inline_subschemas = true;
-        settings.meta_schema = None;
-    });
-    settings.into_generator().into_root_schema_for::<C>().to_value()
-}
-
-/// The first paragraph of a schema's description, on one line.
-fn summary(schema: &Value) -> String {
-    let description = schema.get("description").and_then(Value::as_str).unwrap_or_default();
-    let paragraph = description.split("\n\n").next().unwrap_or_default();
-    paragraph.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// A plugin that cannot be registered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegisterError {
-    /// The name is taken.
-    #[error("register {slot} `{name}`: there is one of this name already")]
-    Duplicate {
-        /// The slot.
-        slot: &'static str,
-        /// The name.
-        name: &'static str,
-    },
-    /// The example cannot be written as JSON.
-    #[error("write the example of {slot} `{name}`")]
+    /// Name that is registered already.
+    #[error(transparent)]
+    Duplicate(#[from] DuplicateError),
+    /// Example without a JSON form.
+    #[error("write the example of {kind} `{name}`")]
     Example {
-        /// The slot.
-        slot: &'static str,
+        /// Kind of plugin.
+        kind: PluginKind,
         /// The plugin.
         name: &'static str,
-        /// Why.
+        /// Cause.
         #[source]
         source: serde_json::Error,
     },
@@ -222,35 +137,23 @@ pub enum RegisterError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// No plugin of that name.
-    #[error("find {slot} `{name}`{} (known: {})", did_you_mean(nearest), known.join(", "))]
-    Unknown {
-        /// The slot.
-        slot: &'static str,
-        /// The name asked for.
-        name: String,
-        /// The names there are.
-        known: Vec<&'static str>,
-        /// The one that was probably meant.
-        nearest: Option<String>,
-    },
-    /// Options that the plugin does not accept.
-    #[error("read the options of {slot} `{name}`")]
-    Options {
-        /// The slot.
-        slot: &'static str,
+    /// Unknown name, or options that the plugin does not accept.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// Plugin of another slot of the same kind.
+    #[error("build {kind} `{name}`: it is registered for another slot")]
+    OtherSlot {
+        /// Kind of plugin.
+        kind: PluginKind,
         /// The plugin.
         name: &'static str,
-        /// Why.
-        #[source]
-        source: serde_json::Error,
     },
     /// An option that does not fit the model.
     #[error("use option `{key}`: {message}")]
     Option {
         /// The option.
         key: &'static str,
-        /// What is wrong.
+        /// Description of the problem.
         message: String,
     },
     /// A parameter that cannot be added.
@@ -265,8 +168,4 @@ pub enum BuildError {
     /// A reason of the plugin's own.
     #[error("build the plugin")]
     Other(#[source] Box<dyn Error + Send + Sync>),
-}
-
-fn did_you_mean(nearest: &Option<String>) -> String {
-    nearest.as_ref().map(|name| format!("; did you mean `{name}`?")).unwrap_or_default()
 }

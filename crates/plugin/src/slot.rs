@@ -1,6 +1,7 @@
 use std::error::Error;
 use std::fmt;
 
+use sepal_catalog::PluginKind;
 use sepal_nn::Parameters;
 use sepal_optim::{Optimizer, Schedule};
 use sepal_track::Tracker;
@@ -8,13 +9,13 @@ use tch::Tensor;
 
 use crate::{TaskHead, TuningMode};
 
-/// A place in a pipeline that a plugin fills.
+/// A position in a pipeline that a plugin fills.
 pub trait Slot: 'static {
-    /// What messages call it, for example `task head`.
-    const NAME: &'static str;
-    /// What a plugin of this slot builds.
+    /// Kind of the plugins of this slot.
+    const KIND: PluginKind;
+    /// Object that a plugin of this slot builds.
     type Object: ?Sized + 'static;
-    /// What it is built with besides its options.
+    /// Inputs of the build besides the options.
     type Context<'a>;
 }
 
@@ -22,10 +23,10 @@ pub trait Slot: 'static {
 #[derive(Debug, Clone, Copy)]
 pub enum Head {}
 
-/// What a task head is built with.
+/// Inputs for building a task head.
 #[derive(Debug)]
 pub struct HeadContext<'a> {
-    /// Where the head adds what it trains.
+    /// Store to which the head adds its parameters.
     pub params: &'a mut Parameters,
     /// Size of a hidden state.
     pub hidden: usize,
@@ -34,7 +35,7 @@ pub struct HeadContext<'a> {
 }
 
 impl Slot for Head {
-    const NAME: &'static str = "task head";
+    const KIND: PluginKind = PluginKind::Head;
     type Object = dyn TaskHead;
     type Context<'a> = HeadContext<'a>;
 }
@@ -43,29 +44,29 @@ impl Slot for Head {
 #[derive(Debug, Clone, Copy)]
 pub enum Tuning {}
 
-/// A text's tokens, without those that a model puts around a text.
+/// Function from a text to its token ids, without special tokens.
 pub type Tokenize<'a> = dyn Fn(&str) -> Result<Vec<i64>, Box<dyn Error + Send + Sync>> + 'a;
 
-/// What a tuning mode is built with.
+/// Inputs for building a tuning mode.
 pub struct TuningContext<'a> {
-    /// Where the tuning mode adds what it trains.
+    /// Store to which the tuning mode adds its parameters.
     pub params: &'a mut Parameters,
-    /// Blocks of the whole model.
+    /// Number of blocks of the model.
     pub n_blocks: usize,
     /// Size of a hidden state.
     pub hidden: usize,
-    /// Numbers of one position's keys in a block, all heads together; values have as many.
+    /// Size of one position's keys in a block, over all heads; the values have the same size.
     pub kv_size: usize,
     /// Standard deviation that the model's weights were initialised with.
     pub initializer_range: f64,
     /// The model's embedding matrix `[vocab_size, hidden]`.
     pub embeddings: &'a Tensor,
-    /// Texts to rows of `embeddings`.
+    /// Function from a text to rows of `embeddings`.
     pub tokenize: &'a Tokenize<'a>,
     /// The task's label names.
     pub labels: &'a [String],
-    /// Whether all numbers are replaced by saved ones afterwards, so that only shapes matter: files to start from need not
-    /// be there any more.
+    /// True if saved values replace all parameters after the build. Only shapes matter then, and files with initial values
+    /// may be missing.
     pub is_restored: bool,
     /// Seed of the run; draw from `sepal_nn::init::rng(seed, NAME_OF_THE_PARAMETER)`.
     pub seed: u64,
@@ -100,7 +101,7 @@ impl fmt::Debug for TuningContext<'_> {
 }
 
 impl Slot for Tuning {
-    const NAME: &'static str = "tuning mode";
+    const KIND: PluginKind = PluginKind::Tuning;
     type Object = dyn TuningMode;
     type Context<'a> = TuningContext<'a>;
 }
@@ -109,12 +110,12 @@ impl Slot for Tuning {
 #[derive(Debug, Clone, Copy)]
 pub enum Opt {}
 
-/// What an optimizer is built with: nothing yet.
+/// Inputs for building an optimizer: none.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OptContext {}
 
 impl Slot for Opt {
-    const NAME: &'static str = "optimizer";
+    const KIND: PluginKind = PluginKind::Optimizer;
     type Object = dyn Optimizer;
     type Context<'a> = OptContext;
 }
@@ -123,7 +124,7 @@ impl Slot for Opt {
 #[derive(Debug, Clone, Copy)]
 pub enum Sched {}
 
-/// What a schedule is built with.
+/// Inputs for building a schedule.
 #[derive(Debug, Clone, Copy)]
 pub struct SchedContext {
     /// Optimizer steps of the whole run.
@@ -131,21 +132,21 @@ pub struct SchedContext {
 }
 
 impl Slot for Sched {
-    const NAME: &'static str = "schedule";
+    const KIND: PluginKind = PluginKind::Schedule;
     type Object = dyn Schedule;
     type Context<'a> = SchedContext;
 }
 
-/// The slot of trackers, which show a run elsewhere as it goes. A pipeline may have several.
+/// The slot of trackers, which show a run elsewhere as it goes. A pipeline may have several trackers.
 #[derive(Debug, Clone, Copy)]
 pub enum Track {}
 
-/// What a tracker is built with: nothing, what is known of the run is told at its start.
+/// Inputs for building a tracker: none. A tracker gets the facts of a run when the run starts.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TrackContext {}
 
 impl Slot for Track {
-    const NAME: &'static str = "tracker";
+    const KIND: PluginKind = PluginKind::Tracker;
     type Object = dyn Tracker;
     type Context<'a> = TrackContext;
 }

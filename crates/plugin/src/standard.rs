@@ -232,7 +232,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::Slot;
+    use crate::{PluginKind, ResolveError, Slot};
 
     fn registry() -> Registry {
         let mut registry = Registry::new();
@@ -242,18 +242,19 @@ mod tests {
 
     fn check<S: Slot>(expected: &[(&str, &str)]) {
         let registry = registry();
-        let found: Vec<(&str, &str)> = registry.entries::<S>().map(|entry| (entry.name, &*entry.summary)).collect();
+        let catalog = registry.catalog();
+        let found: Vec<(&str, &str)> = catalog.entries(S::KIND).map(|entry| (entry.name, &*entry.summary)).collect();
         assert_eq!(found, expected);
-        for entry in registry.entries::<S>() {
-            let resolved = registry.resolve::<S>(entry.name, entry.example.clone()).expect("an example is accepted");
+        for entry in catalog.entries(S::KIND) {
+            let resolved = entry.resolve(entry.example.clone()).expect("an example is accepted");
             assert_eq!(resolved, entry.example, "{}", entry.name);
-            assert!(registry.resolve::<S>(entry.name, json!({ "no_such_option": 1 })).is_err());
+            assert!(entry.resolve(json!({ "no_such_option": 1 })).is_err());
             assert_eq!(entry.schema["additionalProperties"], json!(false), "{}", entry.name);
         }
     }
 
     #[test]
-    fn they_are_listed_by_name() {
+    fn plugins_are_listed_by_name() {
         check::<Opt>(&[
             (
                 "adafactor",
@@ -292,25 +293,26 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_filled_in() {
-        let resolved = registry().resolve::<Opt>("adamw", json!({ "lr": 0.5 })).expect("options");
+    fn resolve_fills_in_defaults() {
+        let resolved =
+            registry().catalog().resolve(PluginKind::Optimizer, "adamw", json!({ "lr": 0.5 })).expect("options");
         let expected = json!({ "lr": 0.5, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01 });
         assert_eq!(resolved, expected);
-        assert!(registry().resolve::<Sched>("linear", serde_json::Value::Null).is_ok());
+        assert!(registry().catalog().resolve(PluginKind::Schedule, "linear", serde_json::Value::Null).is_ok());
     }
 
     #[test]
-    fn a_name_is_registered_once_per_slot() {
+    fn register_twice_is_refused() {
         let mut registry = registry();
         let error = registry.register::<Opt, AdamW>().expect_err("taken");
         assert_eq!(error.to_string(), "register optimizer `adamw`: there is one of this name already");
-        assert_eq!(registry.entries::<Opt>().count(), 5);
+        assert_eq!(registry.catalog().entries(PluginKind::Optimizer).count(), 5);
     }
 
     #[test]
-    fn an_unknown_name_lists_the_known() {
+    fn build_unknown_name_lists_known_names() {
         match registry().build::<Opt>("adamx", json!({}), &mut OptContext {}) {
-            Err(BuildError::Unknown { known, nearest, .. }) => {
+            Err(BuildError::Resolve(ResolveError::Unknown { known, nearest, .. })) => {
                 assert_eq!(
                     (known, nearest.as_deref()),
                     (vec!["adafactor", "adam", "adamw", "lion", "sgd"], Some("adamw"))
@@ -321,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_built_has_its_options() {
+    fn build_uses_options() {
         let optimizer = registry().build::<Opt>("sgd", json!({ "lr": 0.25 }), &mut OptContext {}).expect("built");
         assert_eq!(optimizer.lr(), 0.25);
         let mut cx = SchedContext { total_steps: 10 };
@@ -330,14 +332,16 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_together_is_a_problem() {
+    fn conflicting_options_are_problems() {
         fn problems<S: Slot>(name: &str, options: serde_json::Value) -> Vec<(String, String)> {
-            let problems = registry().check::<S>(name, options).expect("options");
+            let problems = registry().catalog().check(S::KIND, name, options).expect("options");
             problems.into_iter().map(|problem| (problem.key, problem.message)).collect()
         }
         let both = json!({ "warmup_steps": 5, "warmup_ratio": 0.1 });
         let registry = registry();
-        for entry in registry.entries::<Sched>().filter(|entry| entry.name != "warmup-stable-decay") {
+        for entry in
+            registry.catalog().entries(PluginKind::Schedule).filter(|entry| entry.name != "warmup-stable-decay")
+        {
             let expected = ("warmup_ratio", "expected either `warmup_steps` or `warmup_ratio`, found both");
             let expected = (expected.0.to_owned(), expected.1.to_owned());
             assert_eq!(problems::<Sched>(entry.name, both.clone()), [expected], "{}", entry.name);

@@ -193,11 +193,10 @@ pub struct StepSession<'a> {
 }
 
 impl StepSession<'_> {
-    /// The same numbers, already uploaded, from another graph: for a second backward within one step.
-    /// `tunables` are those of [`RemoteSequential::tune`], computed again.
-    #[must_use]
-    pub fn with_graph(self, tunables: Vec<(String, Tensor)>) -> Self {
-        Self { tensors: tunables.into_iter().map(|(_, tensor)| tensor).collect(), ..self }
+    /// Replaces the graph of the tunables, for a second backward pass within one step. The values, which are already
+    /// uploaded, must be those of [`RemoteSequential::tune`].
+    pub fn set_graph(&mut self, tunables: Vec<(String, Tensor)>) {
+        self.tensors = tunables.into_iter().map(|(_, tensor)| tensor).collect();
     }
 
     /// Runs the blocks on `[prefix; row]` for each row and returns the hidden state of each row's last

@@ -31,10 +31,10 @@ pub use tuning::check_tuning;
 pub fn check_options<S: Slot, P: Plugin<S>>() {
     let mut registry = Registry::new();
     registry.register::<S, P>().expect("a plugin can be registered");
-    let entry = registry.entries::<S>().next().expect("what was registered is listed").clone();
+    let entry = registry.catalog().entries(S::KIND).next().expect("what was registered is listed").clone();
     check_documentation(&entry);
-    check_example::<S, P>(&registry, &entry);
-    check_strictness::<S>(&registry, &entry);
+    check_example::<S, P>(&entry);
+    check_strictness(&entry);
 }
 
 fn check_documentation(entry: &Entry) {
@@ -48,25 +48,25 @@ fn check_documentation(entry: &Entry) {
     }
 }
 
-fn check_example<S: Slot, P: Plugin<S>>(registry: &Registry, entry: &Entry) {
+fn check_example<S: Slot, P: Plugin<S>>(entry: &Entry) {
     let Entry { name, example, .. } = entry;
     if let Err(error) = validator(entry).validate(example) {
         panic!("`{name}`: the example fits the schema: {} {error}", error.instance_path());
     }
-    let read = registry.resolve::<S>(name, example.clone()).expect("the example can be read");
+    let read = entry.resolve(example.clone()).expect("the example can be read");
     assert_eq!(&read, example, "`{name}`: the example is the same after writing and reading");
     let problems = P::check(&P::example());
     assert!(problems.is_empty(), "`{name}`: nothing is wrong with the example: {problems:?}");
 }
 
-fn check_strictness<S: Slot>(registry: &Registry, entry: &Entry) {
+fn check_strictness(entry: &Entry) {
     let Entry { name, example, .. } = entry;
     let mut extended = example.clone();
     extended["no_such_option"] = json!(1);
-    let refused = registry.resolve::<S>(name, extended.clone()).is_err();
+    let refused = entry.resolve(extended.clone()).is_err();
     assert!(refused, "`{name}`: unknown options are refused (#[serde(deny_unknown_fields)])");
     assert!(!validator(entry).is_valid(&extended), "`{name}`: the schema refuses unknown options");
-    assert!(registry.resolve::<S>(name, Value::from(7)).is_err(), "`{name}`: options are a map");
+    assert!(entry.resolve(Value::from(7)).is_err(), "`{name}`: options are a map");
 }
 
 fn validator(entry: &Entry) -> jsonschema::Validator {

@@ -12,7 +12,7 @@
 //!
 //! let mut registry = Registry::new();
 //! registry.register::<Tuning, PrefixTuning>()?;
-//! assert_eq!(registry.entries::<Tuning>().next().map(|entry| entry.name), Some("prefix-tuning"));
+//! assert_eq!(registry.catalog().entries(sepal_plugin::PluginKind::Tuning).next().map(|entry| entry.name), Some("prefix-tuning"));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 

@@ -10,7 +10,7 @@
 //!
 //! let mut registry = Registry::new();
 //! registry.register::<Tuning, Ptune>()?;
-//! assert_eq!(registry.entries::<Tuning>().next().map(|entry| entry.name), Some("ptune"));
+//! assert_eq!(registry.catalog().entries(sepal_plugin::PluginKind::Tuning).next().map(|entry| entry.name), Some("ptune"));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 

@@ -11,7 +11,7 @@
 //!
 //! let mut registry = Registry::new();
 //! registry.register::<Head, SequenceClassification>()?;
-//! assert_eq!(registry.entries::<Head>().next().map(|entry| entry.name), Some("sequence-classification"));
+//! assert_eq!(registry.catalog().entries(sepal_plugin::PluginKind::Head).next().map(|entry| entry.name), Some("sequence-classification"));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 

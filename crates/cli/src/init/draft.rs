@@ -224,7 +224,7 @@ fn one_line(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use sepal_pipeline::Layers;
+    use sepal_config::Layers;
 
     use super::*;
 
@@ -274,10 +274,10 @@ mod tests {
         ];
         for draft in drafts {
             let yaml = draft.to_yaml();
-            let loaded = Layers::text("draft.yaml", yaml.as_str()).load(&registry);
+            let loaded = Layers::text("draft.yaml", yaml.as_str()).load(registry.catalog());
             let spec = loaded.unwrap_or_else(|problems| panic!("{problems}\n{yaml}")).spec;
-            assert_eq!(spec.data.dialect(), draft.dialect);
-            assert_eq!((spec.data.label, spec.data.text), (draft.label, draft.text));
+            assert_eq!(spec.data.rows.dialect(), draft.dialect);
+            assert_eq!((spec.data.rows.label, spec.data.rows.text), (draft.label, draft.text));
             assert_eq!(spec.train.max_steps, Some(spec.train.max_steps.expect("steps").clamp(1, 300)));
         }
     }

@@ -1,14 +1,14 @@
 //! What crosses the wire in a step, counted from the shapes of what is sent.
 
+use sepal_config::spec::{Spec, SwarmSpec};
 use sepal_core::{DType, Span};
 use sepal_plugin::TuningMode;
 use sepal_swarm::SwarmPath;
 use serde::Serialize;
 
 use super::{DataPlan, TimePlan};
-use crate::assemble::Frozen;
-use crate::error::RunError;
-use crate::spec::{Spec, SwarmSpec};
+use crate::error::AssembleError;
+use crate::frozen_model::FrozenModel;
 
 /// What crosses the wire in a step of the mean size. Envelopes, pulses and answers without tensors are not in the count.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -46,11 +46,14 @@ pub(super) struct Step {
 }
 
 impl Step {
-    pub(super) fn of(spec: &Spec, frozen: &Frozen, tuning: &dyn TuningMode, data: &DataPlan) -> Result<Self, RunError> {
+    pub(super) fn new(
+        spec: &Spec,
+        frozen: &FrozenModel,
+        tuning: &dyn TuningMode,
+        data: &DataPlan,
+    ) -> Result<Self, AssembleError> {
         let config = frozen.checkpoint.config();
-        let whole =
-            Span::new(0, config.n_blocks).map_err(|source| RunError::Load { what: "blocks", source: source.into() })?;
-        let tunables = tuning.tunables(whole).map_err(RunError::Tuning)?;
+        let tunables = tuning.tunables(frozen.span()?).map_err(AssembleError::Tuning)?;
         let numbers: usize = tunables.iter().map(|named| named.tensor.numel()).sum();
         Ok(Self {
             n_blocks: config.n_blocks,

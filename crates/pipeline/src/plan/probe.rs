@@ -3,40 +3,38 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use sepal_config::Spec;
 use sepal_data::Loader;
+use sepal_model::Model;
 use sepal_plugin::Phase;
+use sepal_train::{BatchCursor, EvaluateError, LossScaling, RunLength, StepMeasurement, measure_step};
 use serde::Serialize;
 
 use super::{DataPlan, StepsPlan};
-use crate::data::Prepared;
+use crate::data::PreparedData;
 use crate::error::RunError;
-use crate::model::Model;
-use crate::precision::Scaling;
 use crate::progress::{Event, Observer};
-use crate::spec::Spec;
-use crate::step::{Measured, measure};
-use crate::train::{Dealt, Length};
 
 /// What was measured, and what is estimated by it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct TimePlan {
-    /// Measured: steps that count.
+    /// StepMeasurement: steps that count.
     pub probe_steps: u64,
     /// Reason for measuring less than requested; none if everything was measured.
     pub ended_by: Option<ProbeEnd>,
-    /// Measured: seconds of the step before them, which opens connections and warms up.
+    /// StepMeasurement: seconds of the step before them, which opens connections and warms up.
     pub first_step_seconds: f64,
-    /// Measured: seconds of a step, the mean. The optimizer's part is not in it.
+    /// StepMeasurement: seconds of a step, the mean. The optimizer's part is not in it.
     pub step_seconds: f64,
-    /// Measured: tokens of a step of the probe, the mean.
+    /// StepMeasurement: tokens of a step of the probe, the mean.
     pub step_tokens: f64,
-    /// Measured: training tokens per second.
+    /// StepMeasurement: training tokens per second.
     pub tokens_per_second: f64,
-    /// Measured: bytes that went up in a step, the mean.
+    /// StepMeasurement: bytes that went up in a step, the mean.
     pub step_bytes_up: u64,
-    /// Measured: bytes that came down in a step, the mean.
+    /// StepMeasurement: bytes that came down in a step, the mean.
     pub step_bytes_down: u64,
-    /// Measured: validation tokens per second; nothing if there are no validation rows, or the probe was interrupted before
+    /// StepMeasurement: validation tokens per second; nothing if there are no validation rows, or the probe was interrupted before
     /// the first was predicted. Evaluations are then taken to be as fast as training.
     pub evaluation_tokens_per_second: Option<f64>,
     /// Estimated: seconds of all steps.
@@ -72,8 +70,8 @@ pub enum ProbeEnd {
 /// What is to be measured.
 pub(super) struct Probe<'a> {
     pub(super) spec: &'a Spec,
-    pub(super) prepared: &'a Prepared,
-    pub(super) length: Length,
+    pub(super) prepared: &'a PreparedData,
+    pub(super) length: RunLength,
     pub(super) probe: ProbeSpec,
     pub(super) observer: &'a mut dyn Observer,
     pub(super) stop: &'a AtomicBool,
@@ -105,9 +103,9 @@ impl Probe<'_> {
     }
 
     /// The steps that were made, the one to warm up first. Nothing if there is none.
-    fn steps(&mut self, model: &mut Model, clock: &mut Clock<'_>) -> Result<Option<Vec<Measured>>, RunError> {
-        let scaling = Scaling::new(self.spec.scaler());
-        let mut dealt = Dealt::new(&self.prepared.train, self.length, self.spec.train.accumulate);
+    fn steps(&mut self, model: &mut Model, clock: &mut Clock<'_>) -> Result<Option<Vec<StepMeasurement>>, RunError> {
+        let scaling = LossScaling::new(self.spec.scaler());
+        let mut cursor = BatchCursor::new(&self.prepared.train, self.length, self.spec.train.accumulate);
         let mut measured = Vec::new();
         for step in 0..=self.probe.steps {
             if clock.is_over(step == 0) {
@@ -115,9 +113,9 @@ impl Probe<'_> {
             }
             self.observer.event(Event::Probing { what: "step", number: step, last: self.probe.steps });
             // A run of one step has one.
-            let (group, _) = dealt.group(step % self.length.total_steps.max(1));
-            let made = measure(model, &scaling, &group, step + 1, &|| clock.is_late())?;
-            if made.is_some_and(|made| !made.is_whole) {
+            let (group, _) = cursor.group(step % self.length.total_steps.max(1));
+            let made = measure_step(model, &scaling, &group, step + 1, &|| clock.is_late())?;
+            if made.is_some_and(|made| !made.is_complete) {
                 clock.is_over(false);
             }
             measured.extend(made);
@@ -153,17 +151,17 @@ impl Clock<'_> {
 }
 
 fn estimate(
-    made: &[Measured],
+    made: &[StepMeasurement],
     evaluation_rate: Option<f64>,
     ended_by: Option<ProbeEnd>,
-    prepared: &Prepared,
+    prepared: &PreparedData,
     data: &DataPlan,
     steps: &StepsPlan,
 ) -> TimePlan {
     // The one to warm up counts if there is no other.
     let measured = if made.len() > 1 { &made[1..] } else { made };
     let n = measured.len() as f64;
-    let mean = |get: fn(&Measured) -> f64| measured.iter().map(get).sum::<f64>() / n;
+    let mean = |get: fn(&StepMeasurement) -> f64| measured.iter().map(get).sum::<f64>() / n;
     let (seconds, tokens) = (mean(|step| step.seconds), mean(|step| step.tokens as f64));
     let tokens_per_second = tokens / seconds;
     // Time grows with the tokens of a step.
@@ -204,7 +202,7 @@ fn predict(
 ) -> Result<Option<f64>, RunError> {
     let last = batches.min(loader.batches_per_epoch().saturating_sub(1) as u64);
     tch::no_grad(|| {
-        let tuned = model.blocks.tune(model.tunables()?)?;
+        let session = model.tune()?;
         let (mut tokens, mut started) = (0, Instant::now());
         let mut seconds = 0.0;
         for (number, batch) in (0..=last).zip(loader.epoch(0)) {
@@ -215,9 +213,9 @@ fn predict(
             if number == 1 {
                 (tokens, started) = (0, Instant::now());
             }
-            let logits = model.forward(&tuned, &batch.ids, &batch.rows, Phase::Evaluate);
-            let logits = logits.map_err(|error| error.of_rows("validation", &batch.indices))?;
-            model.head.predict(&logits).map_err(RunError::Head)?;
+            let logits = model.forward(&*session, &batch.ids, &batch.rows, Phase::Evaluate);
+            let logits = logits.map_err(|error| error.with_rows_of("validation", &batch.indices))?;
+            model.head.predict(&logits).map_err(EvaluateError::Head)?;
             tokens += batch.rows.n_tokens();
             seconds = started.elapsed().as_secs_f64();
         }

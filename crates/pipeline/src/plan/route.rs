@@ -2,17 +2,17 @@
 
 use std::time::Duration;
 
+use sepal_config::spec::{Spec, SwarmSpec};
 use sepal_core::Span;
 use sepal_remote::survey;
 use sepal_route::{Router, Server};
 use sepal_server::ModelIdentity;
 use serde::Serialize;
 
-use crate::assemble::Frozen;
-use crate::connect::Kept;
-use crate::error::RunError;
-use crate::plan::block_bytes;
-use crate::spec::{Spec, SwarmSpec};
+use super::block_bytes;
+use crate::connect::SwarmHandle;
+use crate::error::AssembleError;
+use crate::frozen_model::FrozenModel;
 
 /// How long a server may take to say what it is.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -44,12 +44,12 @@ pub struct ServerPlan {
 }
 
 /// The route of a batch of so many positions, planned with what the servers say of themselves, and all of them.
-pub(super) fn look(
+pub(super) fn plan_route(
     spec: &Spec,
-    frozen: &Frozen,
-    kept: &Kept,
+    frozen: &FrozenModel,
+    handle: &SwarmHandle,
     positions: usize,
-) -> Result<(Vec<HopPlan>, Vec<ServerPlan>), RunError> {
+) -> Result<(Vec<HopPlan>, Vec<ServerPlan>), AssembleError> {
     let checkpoint = &frozen.checkpoint;
     let (n_blocks, local) = (checkpoint.config().n_blocks, spec.model.local_blocks);
     let is_here = matches!(spec.swarm, SwarmSpec::None(_));
@@ -59,7 +59,7 @@ pub(super) fn look(
     let Some(there) = Span::new(local, n_blocks).ok().filter(|_| !is_here) else { return Ok((route, Vec::new())) };
 
     let digest = ModelIdentity::from_checkpoint(checkpoint).with_weight_format(spec.model.weights).digest;
-    let servers = servers(spec, kept, &digest)?;
+    let servers = servers(spec, handle, &digest)?;
     let mut router = Router::new();
     for server in &servers {
         let stated_rate = server.us_per_token_block.map(|us| us / 1e6);
@@ -75,9 +75,9 @@ pub(super) fn look(
 }
 
 /// Those that answer and serve the model.
-fn servers(spec: &Spec, kept: &Kept, digest: &str) -> Result<Vec<ServerPlan>, RunError> {
-    let endpoints = kept.endpoints(spec)?;
-    let asked = survey(&endpoints, PATIENCE).map_err(|source| RunError::Discovery(source.into()))?;
+fn servers(spec: &Spec, handle: &SwarmHandle, digest: &str) -> Result<Vec<ServerPlan>, AssembleError> {
+    let endpoints = handle.endpoints(spec)?;
+    let asked = survey(&endpoints, PATIENCE).map_err(|source| AssembleError::Discovery(source.into()))?;
     let mut servers = Vec::new();
     for asked in asked {
         let Ok((info, round_trip)) = asked.answer else { continue };

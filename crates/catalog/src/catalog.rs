@@ -1,0 +1,154 @@
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde_json::Value;
+
+use crate::{Entry, OptionProblem, nearest};
+
+/// Kind of plugin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PluginKind {
+    /// Task head: hidden states to logits and a loss.
+    Head,
+    /// Tuning mode: the trainable tensors injected into the frozen model.
+    Tuning,
+    /// Optimizer.
+    Optimizer,
+    /// Learning-rate schedule.
+    Schedule,
+    /// Tracker: shows a run elsewhere as it goes.
+    Tracker,
+}
+
+impl PluginKind {
+    /// Every kind, in the order of a pipeline file.
+    pub const ALL: [Self; 5] = [Self::Head, Self::Tuning, Self::Optimizer, Self::Schedule, Self::Tracker];
+
+    /// Key of a pipeline file that chooses plugins of this kind.
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::Head => "task",
+            Self::Tuning => "tuning",
+            Self::Optimizer => "optimizer",
+            Self::Schedule => "schedule",
+            Self::Tracker => "track",
+        }
+    }
+}
+
+/// The noun that messages use, for example `task head`.
+impl fmt::Display for PluginKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Head => "task head",
+            Self::Tuning => "tuning mode",
+            Self::Optimizer => "optimizer",
+            Self::Schedule => "schedule",
+            Self::Tracker => "tracker",
+        })
+    }
+}
+
+/// Plugins by kind and name.
+#[derive(Debug, Clone, Default)]
+pub struct Catalog {
+    entries: BTreeMap<(PluginKind, &'static str), Entry>,
+}
+
+impl Catalog {
+    /// Returns a catalog without plugins.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a plugin.
+    ///
+    /// # Errors
+    /// [`DuplicateError`] if a plugin of this kind has the name already.
+    pub fn insert(&mut self, kind: PluginKind, entry: Entry) -> Result<(), DuplicateError> {
+        let name = entry.name;
+        if self.entries.contains_key(&(kind, name)) {
+            return Err(DuplicateError { kind, name });
+        }
+        self.entries.insert((kind, name), entry);
+        Ok(())
+    }
+
+    /// Plugins of one kind, by name.
+    pub fn entries(&self, kind: PluginKind) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(move |((of, _), _)| *of == kind).map(|(_, entry)| entry)
+    }
+
+    /// Returns the options as the plugin reads them, with every default filled in.
+    ///
+    /// # Errors
+    /// [`ResolveError`] if there is no such plugin, or it does not accept the options.
+    pub fn resolve(&self, kind: PluginKind, name: &str, options: Value) -> Result<Value, ResolveError> {
+        let entry = self.find(kind, name)?;
+        entry.resolve(options).map_err(|source| ResolveError::Options { kind, name: entry.name, source })
+    }
+
+    /// Returns the problems of options that [`resolve`](Self::resolve) accepts.
+    ///
+    /// # Errors
+    /// [`ResolveError`] as there.
+    pub fn check(&self, kind: PluginKind, name: &str, options: Value) -> Result<Vec<OptionProblem>, ResolveError> {
+        let entry = self.find(kind, name)?;
+        entry.check(options).map_err(|source| ResolveError::Options { kind, name: entry.name, source })
+    }
+
+    /// Returns the plugin of this name.
+    ///
+    /// # Errors
+    /// [`ResolveError::Unknown`] if there is none.
+    pub fn find(&self, kind: PluginKind, name: &str) -> Result<&Entry, ResolveError> {
+        self.entries(kind).find(|entry| entry.name == name).ok_or_else(|| {
+            let known: Vec<&'static str> = self.entries(kind).map(|entry| entry.name).collect();
+            let nearest = nearest(name, known.iter().copied()).map(str::to_owned);
+            ResolveError::Unknown { kind, name: name.to_owned(), known, nearest }
+        })
+    }
+}
+
+/// A name that is listed twice.
+#[derive(Debug, thiserror::Error)]
+#[error("register {kind} `{name}`: there is one of this name already")]
+pub struct DuplicateError {
+    /// Kind of plugin.
+    pub kind: PluginKind,
+    /// The name.
+    pub name: &'static str,
+}
+
+/// Options that cannot be resolved.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ResolveError {
+    /// No plugin of that name.
+    #[error("find {kind} `{name}`{} (known: {})", did_you_mean(nearest), known.join(", "))]
+    Unknown {
+        /// Kind of plugin.
+        kind: PluginKind,
+        /// Requested name.
+        name: String,
+        /// Names of the plugins of this kind.
+        known: Vec<&'static str>,
+        /// Most similar of these names.
+        nearest: Option<String>,
+    },
+    /// Options that the plugin does not accept.
+    #[error("read the options of {kind} `{name}`")]
+    Options {
+        /// Kind of plugin.
+        kind: PluginKind,
+        /// The plugin.
+        name: &'static str,
+        /// Cause.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+fn did_you_mean(nearest: &Option<String>) -> String {
+    nearest.as_ref().map(|name| format!("; did you mean `{name}`?")).unwrap_or_default()
+}

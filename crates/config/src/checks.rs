@@ -1,0 +1,131 @@
+//! What a schema cannot say: how keys fit together, and what only code can read. These checks look at values that
+//! may be wrong in other ways as well, and stay silent where they are.
+
+use std::str::FromStr;
+
+use sepal_assets::Source;
+use sepal_catalog::{Catalog, PluginKind};
+use sepal_data::{Delimiter, Encoding, Template};
+use sepal_swarm::Addr;
+use serde_json::Value;
+
+use crate::diagnose::Finding;
+use crate::path::KeyPath;
+use crate::words::show;
+
+/// Everything that is wrong beyond the schema.
+pub(crate) fn findings(value: &Value, catalog: &Catalog) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let model = &value["model"];
+    sources(&KeyPath::keys(["model", "source"]), &model["source"], &mut findings);
+    servers(&value["swarm"], &mut findings);
+    let evaluated = value["evaluate"]["every"] != "never";
+    data(&KeyPath::keys(["data"]), &value["data"], evaluated, &mut findings);
+    for (i, other) in value["data"]["otherwise"].as_array().into_iter().flatten().enumerate() {
+        data(&KeyPath::keys(["data", "otherwise"]).index(i), other, evaluated, &mut findings);
+    }
+    for kind in PluginKind::ALL {
+        let (key, choice) = (KeyPath::keys([kind.key()]), &value[kind.key()]);
+        match choice.as_array() {
+            Some(choices) if kind == PluginKind::Tracker => choices
+                .iter()
+                .enumerate()
+                .for_each(|(i, choice)| options(kind, &key.index(i), choice, catalog, &mut findings)),
+            _ => options(kind, &key, choice, catalog, &mut findings),
+        }
+    }
+    findings
+}
+
+/// Sources that are written as text are of the syntax.
+fn sources(key: &KeyPath, value: &Value, findings: &mut Vec<Finding>) {
+    match value {
+        Value::String(text) => {
+            if let Err(error) = Source::from_str(text) {
+                findings.push(Finding::new(
+                    key.clone(),
+                    format!("found {}, which is no source; {}", show(value), error.problem),
+                ));
+            }
+        }
+        Value::Array(entries) => {
+            entries.iter().enumerate().for_each(|(i, entry)| sources(&key.index(i), entry, findings));
+        }
+        _ => {}
+    }
+}
+
+fn servers(swarm: &Value, findings: &mut Vec<Finding>) {
+    let key = KeyPath::keys(["swarm", "with", "servers"]);
+    for (i, server) in swarm["with"]["servers"].as_array().into_iter().flatten().enumerate() {
+        if server.as_str().is_some_and(|text| text.parse::<Addr>().is_err()) {
+            let message = format!("expected HOST:PORT or unix:PATH, found {}", show(server));
+            findings.push(Finding::new(key.index(i), message));
+        }
+    }
+}
+
+/// One set of labelled texts.
+fn data(key: &KeyPath, data: &Value, evaluated: bool, findings: &mut Vec<Finding>) {
+    if !data.is_object() {
+        return;
+    }
+    sources(&key.key("train"), &data["train"], findings);
+    sources(&key.key("validation"), &data["validation"], findings);
+    match (data["validation"].is_null(), data["validation_split"].is_null()) {
+        (false, false) => findings.push(Finding::new(
+            key.key("validation_split"),
+            "expected either `validation` or `validation_split`, found both",
+        )),
+        (true, true) if evaluated => findings.push(Finding::new(
+            key.key("validation"),
+            "expected `validation` or `validation_split`, found neither; `evaluate.every: never` needs none",
+        )),
+        _ => {}
+    }
+    dialect(key, data, findings);
+    template(key, data, findings);
+    columns(key, data, findings);
+}
+
+/// Checks delimiter and encoding of text files.
+fn dialect(key: &KeyPath, data: &Value, findings: &mut Vec<Finding>) {
+    let text = |name: &str| data[name].as_str();
+    let problems = [
+        ("delimiter", text("delimiter").and_then(|text| text.parse::<Delimiter>().err())),
+        ("encoding", text("encoding").and_then(|text| text.parse::<Encoding>().err())),
+    ];
+    let found = problems.into_iter().filter_map(|(name, problem)| Some((name, problem?)));
+    findings.extend(found.map(|(name, problem)| Finding::new(key.key(name), problem.to_string())));
+}
+
+fn template(key: &KeyPath, data: &Value, findings: &mut Vec<Finding>) {
+    let key = key.key("template");
+    match data["template"].as_str().map(str::parse::<Template>) {
+        Some(Err(error)) => {
+            let message = format!("found {}, which is no template; {}", show(&data["template"]), error.problem);
+            findings.push(Finding::new(key, message));
+        }
+        Some(Ok(template)) if template.takes_pair() && data["text_pair"].is_null() => {
+            findings.push(Finding::new(key, "expected `text_pair` beside it, because it holds `{text_pair}`"));
+        }
+        _ => {}
+    }
+}
+
+fn columns(key: &KeyPath, data: &Value, findings: &mut Vec<Finding>) {
+    for (name, other) in [("label", "text"), ("text_pair", "text"), ("text_pair", "label")] {
+        if data[name].is_string() && data[name] == data[other] {
+            let message = format!("expected another column than `{other}`, found {} for both", show(&data[name]));
+            findings.push(Finding::new(key.key(name), message));
+        }
+    }
+}
+
+/// Adds the problems that the plugin's own check finds in well-formed options.
+fn options(kind: PluginKind, key: &KeyPath, choice: &Value, catalog: &Catalog, findings: &mut Vec<Finding>) {
+    let Some(name) = choice["use"].as_str() else { return };
+    let problems = catalog.check(kind, name, choice["with"].clone()).unwrap_or_default();
+    let below = key.key("with");
+    findings.extend(problems.into_iter().map(|problem| Finding::new(below.key(&problem.key), problem.message)));
+}

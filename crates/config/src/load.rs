@@ -1,0 +1,195 @@
+use std::io;
+use std::path::{Path, PathBuf};
+
+use sepal_catalog::{Catalog, PluginKind};
+use serde_json::{Map, Value};
+
+use crate::checks;
+use crate::diagnose::{Finding, violations};
+use crate::layers::{ENV_PREFIX, Layer, Merged};
+use crate::path::KeyPath;
+use crate::problem::{Origin, Problem, Problems};
+use crate::schema::{Place, places, schema};
+use crate::spec::Spec;
+
+/// A pipeline as written: a file, and what the environment and the command line lay over it, in this order.
+#[derive(Debug, Clone)]
+pub struct Layers {
+    name: String,
+    text: String,
+    env: Vec<(String, String)>,
+    sets: Vec<String>,
+}
+
+/// A pipeline that was read and checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    /// The pipeline, every default filled in.
+    pub spec: Spec,
+    /// What people should know, one line each: options that an override made meaningless.
+    pub notices: Vec<String>,
+}
+
+/// A pipeline that was read, and the layers that it is made of.
+#[derive(Debug)]
+pub(crate) struct Traced {
+    pub(crate) loaded: Loaded,
+    /// What was written, without the defaults.
+    pub(crate) merged: Merged,
+    pub(crate) layers: Vec<Layer>,
+}
+
+impl Layers {
+    /// The file at `path`.
+    ///
+    /// # Errors
+    /// [`ReadError`] if it cannot be read.
+    pub fn read(path: &Path) -> Result<Self, ReadError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ReadError { path: path.into(), source })?;
+        Ok(Self::text(path.display().to_string(), text))
+    }
+
+    /// A text; `name` is what messages call it.
+    pub fn text(name: impl Into<String>, text: impl Into<String>) -> Self {
+        Self { name: name.into(), text: text.into(), env: Vec::new(), sets: Vec::new() }
+    }
+
+    /// Lays environment variables over it: `SEPAL__A__B` sets `a.b`, all others are left alone.
+    #[must_use]
+    pub fn env(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
+        self.env.extend(variables.into_iter().filter(|(name, _)| name.starts_with(ENV_PREFIX)));
+        self.env.sort();
+        self
+    }
+
+    /// Lays `a.b=value` from the command line over it, the later over the earlier. Values are YAML.
+    #[must_use]
+    pub fn sets(mut self, sets: impl IntoIterator<Item = String>) -> Self {
+        self.sets.extend(sets);
+        self
+    }
+
+    /// Merges the layers, checks everything that can be known without a tensor or a connection, and fills in the
+    /// defaults.
+    ///
+    /// # Errors
+    /// [`Problems`]: all of them at once, each with where it was written.
+    pub fn load(&self, catalog: &Catalog) -> Result<Loaded, Problems> {
+        self.load_traced(catalog).map(|traced| traced.loaded)
+    }
+
+    /// As [`load`](Self::load), with what is needed to say where each value comes from.
+    pub(crate) fn load_traced(&self, catalog: &Catalog) -> Result<Traced, Problems> {
+        let layers = self.layers()?;
+        let unmerged = |error: String| Problems::one(self.problem(error));
+        let mut merged = Merged::of(&layers, &self.text).map_err(unmerged)?;
+        let places = places(catalog);
+        let notices = places
+            .iter()
+            .filter(|place| !place.many)
+            .flat_map(|place| drop_stale(place, &layers, &mut merged))
+            .collect();
+
+        let mut findings = violations(&schema(catalog), &merged.value);
+        findings.extend(checks::findings(&merged.value, catalog));
+        let problem = |Finding { key, message, suggestion }| {
+            let origin = merged.origin_of(&key, &layers);
+            Problem { origin, key, message, suggestion }
+        };
+        Problems::check(findings.into_iter().map(problem).collect())?;
+        let spec = fill_in(merged.value.clone(), catalog).map_err(unmerged)?;
+        Ok(Traced { loaded: Loaded { spec, notices }, merged, layers })
+    }
+
+    fn layers(&self) -> Result<Vec<Layer>, Problems> {
+        let file = std::iter::once(Layer::file(&self.name, &self.text));
+        let env = self.env.iter().map(|(name, value)| Layer::env(name, value));
+        let sets = self.sets.iter().map(|text| Layer::set(text));
+        let (mut layers, mut problems) = (Vec::new(), Vec::new());
+        for layer in file.chain(env).chain(sets) {
+            match layer {
+                Ok(layer) => layers.push(layer),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        Problems::check(problems).map(|()| layers)
+    }
+
+    /// A problem of the whole.
+    fn problem(&self, message: String) -> Problem {
+        let origin = Origin::File { name: self.name.clone(), position: None };
+        Problem { origin, key: KeyPath::root(), message, suggestion: None }
+    }
+}
+
+/// Where an override changes `use`, the options below it that the new choice does not know mean nothing; says
+/// which were left out.
+fn drop_stale(place: &Place, layers: &[Layer], merged: &mut Merged) -> Vec<String> {
+    let Some((name, changed_by)) = changed_choice(place.key, layers) else { return Vec::new() };
+    let Some(known) = place.options(&name) else { return Vec::new() };
+    let with = KeyPath::keys([place.key, "with"]);
+    let is_stale = |option: &str| !known.contains(&option) && merged.layer_of(&with.key(option)) < changed_by;
+    let written = merged.value[place.key]["with"].as_object();
+    let stale: Vec<String> = written.into_iter().flat_map(Map::keys).filter(|key| is_stale(key)).cloned().collect();
+    let options = merged.value.get_mut(place.key).and_then(|choice| choice.get_mut("with"));
+    if let Some(options) = options.and_then(Value::as_object_mut) {
+        stale.iter().for_each(|option| drop(options.shift_remove(option)));
+    }
+    let notice =
+        |option: &String| format!("{} is left out: {} `{name}` has no such option", with.key(option), place.noun);
+    stale.iter().map(notice).collect()
+}
+
+/// The last choice and the layer that made it, if that is another choice than the layers before made.
+fn changed_choice(key: &str, layers: &[Layer]) -> Option<(String, usize)> {
+    let mut chosen: Option<&str> = None;
+    let mut changed = None;
+    for (i, layer) in layers.iter().enumerate() {
+        if let Some(name) = layer.get(key, "use").and_then(Value::as_str) {
+            if chosen.is_some_and(|before| before != name) {
+                changed = Some((name.to_owned(), i));
+            }
+            chosen = Some(name);
+        }
+    }
+    changed
+}
+
+/// The typed pipeline of a value without problems, every plugin's defaults filled in.
+fn fill_in(mut value: Value, catalog: &Catalog) -> Result<Spec, String> {
+    for kind in PluginKind::ALL {
+        // `get_mut` and not an index: indexing would write `null` for a missing key.
+        match value.get_mut(kind.key()) {
+            Some(Value::Array(choices)) if kind == PluginKind::Tracker => {
+                choices.iter_mut().try_for_each(|choice| resolve(kind, choice, catalog))?;
+            }
+            None if kind == PluginKind::Tracker => {}
+            _ => resolve(kind, &mut value[kind.key()], catalog)?,
+        }
+    }
+    if let Some(swarm) = value.get_mut("swarm").and_then(Value::as_object_mut) {
+        swarm.entry("with").or_insert_with(|| Value::Object(Map::new()));
+    }
+    serde_json::from_value(value).map_err(|error| error.to_string())
+}
+
+fn resolve(kind: PluginKind, choice: &mut Value, catalog: &Catalog) -> Result<(), String> {
+    let name = choice["use"].as_str().unwrap_or_default().to_owned();
+    let resolved = catalog.resolve(kind, &name, choice["with"].take()).map_err(|error| {
+        let cause = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+        format!("{error}{cause}")
+    })?;
+    choice["with"] = resolved;
+    Ok(())
+}
+
+/// A pipeline file that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("read {path}")]
+pub struct ReadError {
+    /// The file.
+    pub path: PathBuf,
+    /// Why.
+    #[source]
+    pub source: io::Error,
+}

@@ -1,0 +1,289 @@
+//! A resolved pipeline as YAML, with where each value comes from.
+
+use std::fmt;
+
+use sepal_catalog::Catalog;
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value};
+
+use crate::layers::{Layer, Merged};
+use crate::load::{Layers, Traced};
+use crate::path::{KeyPath, Segment};
+use crate::problem::{Origin, Problem, Problems};
+use crate::yaml;
+
+/// Characters of a line up to which comments are aligned; longer lines push theirs to the right.
+const WIDEST: usize = 64;
+/// Characters that a list of plain values may take on one line.
+const FLOW: usize = 72;
+
+/// A pipeline with every default filled in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rendered {
+    /// Each value with where it comes from, in the order of the file.
+    pub values: Vec<Resolved>,
+    /// What people should know, one line each.
+    pub notices: Vec<String>,
+    tree: Value,
+}
+
+/// One value of a pipeline: a scalar, a list or an empty map.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resolved {
+    /// Its key.
+    pub key: KeyPath,
+    /// What it is.
+    pub value: Value,
+    /// Where it comes from.
+    pub origin: Comes,
+}
+
+/// Where a value comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Comes {
+    /// Nobody wrote it.
+    Default,
+    /// It was written.
+    Written(Origin),
+}
+
+impl fmt::Display for Comes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Comes::Default => f.write_str("default"),
+            Comes::Written(Origin::File { name, position: Some(position) }) => write!(f, "{name}:{}", position.line),
+            // The value stands beside it.
+            Comes::Written(Origin::Set { text }) => {
+                write!(f, "--set {}", text.split_once('=').map_or(text.as_str(), |(key, _)| key.trim()))
+            }
+            Comes::Written(origin) => origin.fmt(f),
+        }
+    }
+}
+
+impl Serialize for Comes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl Layers {
+    /// Loads the pipeline as [`load`](Self::load) does, and says where each of its values comes from.
+    ///
+    /// # Errors
+    /// [`Problems`] as there.
+    pub fn render(&self, catalog: &Catalog) -> Result<Rendered, Problems> {
+        let Traced { loaded, merged, layers } = self.load_traced(catalog)?;
+        let tree = serde_json::to_value(&loaded.spec).map_err(|error| Problems::one(unwritable(&error)))?;
+        let mut values = Vec::new();
+        collect(&tree, &KeyPath::root(), &mut |key, value| {
+            values.push(Resolved { key: key.clone(), value: value.clone(), origin: comes(key, &merged, &layers) });
+        });
+        Ok(Rendered { values, notices: loaded.notices, tree })
+    }
+}
+
+impl Rendered {
+    /// The pipeline as YAML, with a comment after each value if asked for; reading it gives the same pipeline.
+    pub fn to_yaml(&self, with_origins: bool) -> String {
+        let mut lines = Vec::new();
+        write(&self.tree, &KeyPath::root(), 0, &mut lines);
+        let widest = lines.iter().filter(|line| line.key.is_some()).map(|line| line.text.chars().count());
+        let width = widest.filter(|&width| width <= WIDEST).max().unwrap_or(0);
+        let origin = |key: &KeyPath| self.values.iter().find(|value| value.key == *key).map(|value| &value.origin);
+        let mut text = String::new();
+        for Line { text: line, key } in lines {
+            match key.as_ref().and_then(origin).filter(|_| with_origins) {
+                Some(origin) => text.push_str(&format!("{line:<width$}  # {origin}")),
+                None => text.push_str(&line),
+            }
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// Calls `leaf` with every scalar, list of scalars and empty map or list.
+fn collect(value: &Value, key: &KeyPath, leaf: &mut dyn FnMut(&KeyPath, &Value)) {
+    match value {
+        Value::Object(fields) if !fields.is_empty() => {
+            fields.iter().for_each(|(name, below)| collect(below, &key.key(name), leaf));
+        }
+        Value::Array(entries) if entries.iter().any(is_nested) => {
+            entries.iter().enumerate().for_each(|(i, below)| collect(below, &key.index(i), leaf));
+        }
+        _ => leaf(key, value),
+    }
+}
+
+fn is_nested(value: &Value) -> bool {
+    matches!(value, Value::Object(_) | Value::Array(_))
+}
+
+fn comes(key: &KeyPath, merged: &Merged, layers: &[Layer]) -> Comes {
+    let mut written = &merged.value;
+    for segment in key.segments() {
+        let below = match (segment, written) {
+            (Segment::Key(name), Value::Object(fields)) => fields.get(name),
+            (Segment::Index(index), Value::Array(entries)) => entries.get(*index),
+            // What is written here in short stands for all that is below it.
+            _ => break,
+        };
+        match below {
+            Some(below) => written = below,
+            None => return Comes::Default,
+        }
+    }
+    Comes::Written(merged.origin_of(key, layers))
+}
+
+fn unwritable(error: &serde_json::Error) -> Problem {
+    let origin = Origin::File { name: "the pipeline".to_owned(), position: None };
+    Problem { origin, key: KeyPath::root(), message: error.to_string(), suggestion: None }
+}
+
+/// A line of YAML, and the key whose value it holds.
+struct Line {
+    text: String,
+    key: Option<KeyPath>,
+}
+
+/// Writes what is below `key`, `depth` levels in.
+fn write(value: &Value, key: &KeyPath, depth: usize, lines: &mut Vec<Line>) {
+    match value {
+        Value::Object(fields) => {
+            fields
+                .iter()
+                .for_each(|(name, below)| entry(&scalar(&name.as_str().into()), below, &key.key(name), depth, lines));
+        }
+        Value::Array(entries) if entries.iter().any(is_nested) => {
+            for (i, below) in entries.iter().enumerate() {
+                let first = lines.len();
+                write(below, &key.index(i), depth + 1, lines);
+                if let Some(line) = lines.get_mut(first) {
+                    // The dash stands in the place of the indentation.
+                    line.text.replace_range(2 * depth..2 * depth + 2, "- ");
+                }
+            }
+        }
+        other => lines.push(Line { text: format!("{}{}", "  ".repeat(depth), scalar(other)), key: Some(key.clone()) }),
+    }
+}
+
+/// Writes one key of a map.
+fn entry(name: &str, value: &Value, key: &KeyPath, depth: usize, lines: &mut Vec<Line>) {
+    let indent = "  ".repeat(depth);
+    let with_value = |text: &str| Line { text: format!("{indent}{name}: {text}"), key: Some(key.clone()) };
+    match value {
+        Value::Object(fields) if fields.is_empty() => lines.push(with_value("{}")),
+        Value::Array(entries) if !entries.iter().any(is_nested) => {
+            let words: Vec<String> = entries.iter().map(scalar).collect();
+            let flow = format!("[{}]", words.join(", "));
+            if entries.len() < 2 || indent.len() + name.len() + 2 + flow.chars().count() <= FLOW {
+                return lines.push(with_value(&flow));
+            }
+            lines.push(Line { text: format!("{indent}{name}:"), key: Some(key.clone()) });
+            lines.extend(words.into_iter().map(|word| Line { text: format!("{indent}  - {word}"), key: None }));
+        }
+        Value::Object(_) | Value::Array(_) => {
+            lines.push(Line { text: format!("{indent}{name}:"), key: None });
+            write(value, key, depth + 1, lines);
+        }
+        other => lines.push(with_value(&scalar(other))),
+    }
+}
+
+/// A scalar that reads as itself, also within brackets.
+fn scalar(value: &Value) -> String {
+    match value {
+        Value::String(text) if is_plain(text) => text.clone(),
+        // A string of JSON is one of YAML, in quotation marks.
+        Value::Array(entries) if entries.is_empty() => "[]".to_owned(),
+        Value::Object(fields) if Map::is_empty(fields) => "{}".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn is_plain(text: &str) -> bool {
+    let begins = text.chars().next().is_some_and(|first| first.is_alphanumeric() || "/._".contains(first));
+    let is_tame = |c: char| c.is_alphanumeric() || "/._:=@+-".contains(c);
+    let is_itself = || matches!(yaml::parse_scalar(text), Ok(Value::String(read)) if read == text);
+    begins && !text.ends_with(':') && text.chars().all(is_tame) && is_itself()
+}
+
+#[cfg(test)]
+mod tests {
+    use sepal_plugin::{Head, Registry, Tuning, standard};
+
+    use super::*;
+
+    const PIPELINE: &str = "\
+name: demo
+model: { source: [hub:a/b, pypi:c==1.0/d.gguf] }
+task:
+  use: sequence-classification
+  with: { labels: [negative, positive] }
+tuning: { use: deep-ptune }
+data:
+  train: train.csv
+  validation_split: 0.1
+  text: sentence
+  label: label
+  otherwise:
+    - { train: b.csv, validation_split: 0.2, text: text, label: label, where: { source: \"1\" } }
+optimizer: { use: adamw }
+schedule: { use: linear }
+";
+
+    fn registry() -> Registry {
+        let mut registry = Registry::new();
+        standard::register(&mut registry).expect("the standard plugins");
+        registry.register::<Head, sepal_sequence_classification::SequenceClassification>().expect("a head");
+        registry.register::<Tuning, sepal_deep_ptune::DeepPtune>().expect("a tuning mode");
+        registry
+    }
+
+    fn rendered(sets: &[&str]) -> Rendered {
+        let env = [("SEPAL__TRAIN__SEED".to_owned(), "7".to_owned())];
+        let layers = Layers::text("sst2.yaml", PIPELINE).env(env).sets(sets.iter().map(|&set| set.to_owned()));
+        layers.render(registry().catalog()).expect("a pipeline")
+    }
+
+    #[test]
+    fn what_is_rendered_reads_as_the_same_pipeline() {
+        let more = [
+            "data.template=\"{text}\\nIt is: # \"",
+            "data.where={a: \"yes: no\", b: 3}",
+            "task.with.labels=['1', 'true', '~']",
+        ];
+        for sets in [&[][..], &more] {
+            let rendered = rendered(sets);
+            for with_origins in [false, true] {
+                let again = Layers::text("again.yaml", rendered.to_yaml(with_origins)).render(registry().catalog());
+                assert_eq!(again.expect("a pipeline").tree, rendered.tree, "{}", rendered.to_yaml(with_origins));
+            }
+        }
+    }
+
+    #[test]
+    fn every_value_says_where_it_comes_from() {
+        let rendered = rendered(&["train.clip_norm=2"]);
+        let origin = |key: &str| {
+            let found = rendered.values.iter().find(|value| value.key.to_string() == key);
+            found.unwrap_or_else(|| panic!("no {key}")).origin.to_string()
+        };
+        assert_eq!(origin("name"), "sst2.yaml:1");
+        assert_eq!(origin("train.seed"), "SEPAL__TRAIN__SEED");
+        assert_eq!(origin("train.clip_norm"), "--set train.clip_norm");
+        assert_eq!(origin("loader.prefetch"), "default");
+        assert_eq!(origin("optimizer.with.lr"), "default");
+    }
+
+    #[test]
+    fn comments_stand_below_each_other() {
+        let text = rendered(&[]).to_yaml(true);
+        let short = |line: &&str| line.find("  # ").is_some_and(|at| at <= WIDEST);
+        let places: Vec<usize> = text.lines().filter(short).filter_map(|line| line.find("# ")).collect();
+        assert!(places.len() > 20 && places.iter().all(|&place| place == places[0]), "{text}");
+    }
+}

@@ -1,0 +1,22 @@
+//! A frozen model with its tuning mode and task head: token ids in, logits out.
+//!
+//! [`Model`] joins the embeddings and the final norm in this process, the [`Blocks`] wherever they run, a tuning mode and a
+//! task head. [`Blocks`] is implemented for blocks in this process ([`LocalBlocks`]), for servers
+//! ([`RemoteSequential`](sepal_remote::RemoteSequential)) and for the split of the two ([`SplitBlocks`]). This crate reads no
+//! files, knows no pipeline and runs no training loop.
+//!
+//! Invariants: the frozen parts get no gradient; a prediction is finite, or an error that names the origin of the
+//! non-finite values.
+//!
+//! Place in the crate graph: above `blocks`, `remote` and `plugin`; below `train` and `pipeline`.
+
+mod blocks;
+mod error;
+mod model;
+mod non_finite;
+mod rounding;
+
+pub use blocks::{Blocks, BlocksError, BlocksSession, LocalBlocks, SplitBlocks};
+pub use error::{ForwardError, list_rows};
+pub use model::Model;
+pub use non_finite::NonFiniteOrigin;

@@ -1,0 +1,175 @@
+//! The end of a run: adapter, predictions, manifest, report and summary.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use sepal_blocks::Ends;
+use sepal_config::Spec;
+use sepal_config::spec::KeptAdapter;
+use sepal_core::in_one_line;
+use sepal_model::Model;
+use sepal_nn::Parameters;
+use sepal_plugin::PROMPTS;
+use sepal_track::{Bytes, Manifest, NearWords, RunFolder, Status, Versions};
+use sepal_train::{Outcome, RunIdentity, SelectedEvaluation};
+
+use crate::data::PreparedData;
+use crate::error::{RecordError, RunError};
+use crate::frozen_model::FrozenModel;
+use crate::progress::Summary;
+use crate::resume;
+
+/// Inputs of the files that a run leaves.
+pub(crate) struct Finish<'a> {
+    pub(crate) spec: &'a Spec,
+    pub(crate) started: Instant,
+    pub(crate) folder: &'a RunFolder,
+    pub(crate) frozen: &'a FrozenModel,
+    pub(crate) data: &'a PreparedData,
+}
+
+impl Finish<'_> {
+    pub(crate) fn identity(&self) -> RunIdentity {
+        let (model, data) = (self.frozen.facts(self.spec), &self.data.facts);
+        RunIdentity {
+            pipeline: resume::digest(self.spec),
+            model: model.digest,
+            tokenizer: model.tokenizer,
+            training_rows: data.train_digest.clone(),
+            validation_rows: data.validation_digest.clone(),
+        }
+    }
+
+    /// Evaluation of the parameters that become the adapter, if there was one.
+    fn selected<'o>(&self, outcome: &'o Outcome) -> Option<&'o SelectedEvaluation> {
+        let is_last = |selected: &&SelectedEvaluation| selected.best.step == outcome.progress.steps;
+        outcome.selected.as_ref().filter(|selected| self.spec.output.adapter == KeptAdapter::Best || is_last(selected))
+    }
+
+    /// Writes adapter, predictions, manifest and report, also after an error.
+    pub(crate) fn save(
+        &self,
+        model: &mut Model,
+        outcome: &Outcome,
+        error: Option<&RunError>,
+    ) -> Result<Manifest, RecordError> {
+        if let Some(selected) = self.selected(outcome).filter(|_| self.spec.output.adapter == KeptAdapter::Best) {
+            model.params.set(selected.params.clone()).map_err(RecordError::Restore)?;
+        }
+        let metadata = BTreeMap::from([
+            ("format".to_owned(), "pt".to_owned()),
+            ("model_digest".to_owned(), self.frozen.facts(self.spec).digest),
+            ("task".to_owned(), self.spec.task.name.clone()),
+            ("tuning".to_owned(), self.spec.tuning.name.clone()),
+            ("labels".to_owned(), model.head.label_names().join("\n")),
+        ]);
+        model.params.save(&self.folder.path().join("adapter.safetensors"), &metadata).map_err(RecordError::Adapter)?;
+        if let Some(selected) = self.selected(outcome) {
+            self.data.write_predictions(self.folder, &selected.evaluation.prediction)?;
+        }
+        let manifest = self.manifest(model, outcome, error)?;
+        manifest.save(self.folder).map_err(RecordError::Write)?;
+        self.write_report();
+        Ok(manifest)
+    }
+
+    /// Writes `metrics.parquet` and `report.html`. A failure is only a warning.
+    fn write_report(&self) {
+        let folder = self.folder.path();
+        let numbers = sepal_data::metrics_parquet(&folder.join("metrics.jsonl")).map_err(|error| in_one_line(&*error));
+        let page = sepal_report::Run::read(folder).map(|run| sepal_report::report(&run).into_bytes());
+        for (name, content) in
+            [("metrics.parquet", numbers), ("report.html", page.map_err(|error| in_one_line(&error)))]
+        {
+            let written =
+                content.and_then(|content| self.folder.write(name, &content).map_err(|error| in_one_line(&error)));
+            if let Err(error) = written {
+                tracing::warn!(error, "this run has no {name}");
+            }
+        }
+    }
+
+    fn manifest(&self, model: &Model, outcome: &Outcome, error: Option<&RunError>) -> Result<Manifest, RecordError> {
+        let status = match error {
+            Some(error) => Status::Failed { error: in_one_line(error) },
+            None if outcome.interrupted => Status::Interrupted,
+            None => Status::Finished,
+        };
+        let progress = &outcome.progress;
+        let traffic = model.blocks.traffic();
+        let trainable = model.params.count() as u64;
+        let versions = Versions { sepal: env!("CARGO_PKG_VERSION").to_owned(), libtorch: LIBTORCH.to_owned() };
+        let selected = self.selected(outcome);
+        Ok(Manifest {
+            name: self.spec.name.clone(),
+            status,
+            versions,
+            seed: self.spec.train.seed,
+            model: self.frozen.facts(self.spec),
+            data: self.data.facts.clone(),
+            parameters: sepal_track::Parameters {
+                trainable,
+                total: trainable + self.frozen.checkpoint.parameter_count(),
+            },
+            steps: progress.steps,
+            skipped_steps: progress.skipped,
+            scale: progress.scale,
+            bytes: Bytes {
+                sent: progress.sent_before + traffic.up(),
+                received: progress.received_before + traffic.down(),
+            },
+            started: progress.started.clone(),
+            seconds: progress.seconds_before + self.started.elapsed().as_secs_f64(),
+            train_seconds: progress.train_seconds,
+            train_tokens: progress.tokens,
+            metrics: selected.map(|selected| selected.evaluation.record.metrics.clone()).unwrap_or_default(),
+            adapter_digest: model.params.digest().map_err(RecordError::Parameters)?,
+            labels: model.head.label_names().to_vec(),
+            best: selected.map(|selected| selected.best.clone()),
+            ended_early: progress.ended_early.clone(),
+            resumed_at: progress.resumed_at.clone(),
+            servers: progress.server_usage(model.blocks.server_usage()),
+            near_words: nearest_words(&model.params, &model.ends, self.frozen),
+        })
+    }
+
+    pub(crate) fn summary(&self, outcome: &Outcome, manifest: &Manifest) -> Summary {
+        let progress = &outcome.progress;
+        let per_second =
+            |count: u64| if progress.train_seconds > 0.0 { count as f64 / progress.train_seconds } else { 0.0 };
+        Summary {
+            folder: self.folder.path().to_owned(),
+            interrupted: outcome.interrupted,
+            metrics: manifest.metrics.clone(),
+            headline: self.selected(outcome).map(|selected| (selected.best.metric.clone(), selected.best.value)),
+            best_step: self.selected(outcome).map(|selected| selected.best.step),
+            ended_early: progress.ended_early.clone(),
+            steps: progress.steps,
+            skipped_steps: progress.skipped,
+            rows_per_second: per_second(progress.rows),
+            tokens_per_second: per_second(progress.tokens),
+            bytes_sent: manifest.bytes.sent,
+            bytes_received: manifest.bytes.received,
+            seconds: manifest.seconds,
+        }
+    }
+}
+
+/// Words nearest to each soft prompt; empty if there are no prompts, or libtorch fails.
+pub(crate) fn nearest_words(params: &Parameters, ends: &Ends, frozen: &FrozenModel) -> Vec<NearWords> {
+    let Some(prompts) = params.get(PROMPTS).filter(|prompts| prompts.dim() == 2) else { return Vec::new() };
+    let nearest = sepal_nn::nearest_words(prompts, ends.embedding_matrix(), NEAR_WORDS).unwrap_or_default();
+    let word = |(id, near): (usize, f64)| (frozen.tokenizer.text_of(id as u32).unwrap_or_default(), near);
+    let words = |(prompt, found): (usize, Vec<(usize, f64)>)| NearWords {
+        prompt,
+        // JSON has no NaN, which prompts and embeddings may hold.
+        words: found.into_iter().filter(|(_, near)| near.is_finite()).map(word).collect(),
+    };
+    nearest.into_iter().enumerate().map(words).collect()
+}
+
+/// Number of words for each soft prompt.
+const NEAR_WORDS: usize = 5;
+
+/// Version of libtorch that the bindings are made for.
+pub(crate) const LIBTORCH: &str = "2.13.0";

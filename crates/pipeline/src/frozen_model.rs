@@ -1,0 +1,195 @@
+//! The frozen model of a pipeline, and its assembly with blocks, tuning mode and head.
+
+use std::sync::atomic::AtomicBool;
+
+use sepal_assets::{Asset, Assets};
+use sepal_blocks::Ends;
+use sepal_checkpoint::{Checkpoint, Part};
+use sepal_config::spec::{Spec, SwarmSpec};
+use sepal_core::Span;
+use sepal_model::Model;
+use sepal_nn::Parameters;
+use sepal_plugin::{Head, HeadContext, Registry, TaskHead, Tuning, TuningContext, TuningMode};
+use sepal_server::ModelIdentity;
+use sepal_tokenize::{Tokenizer, TruncationSide};
+use sepal_track::ModelFacts;
+use tch::Tensor;
+
+use crate::adopt::initialise_head;
+use crate::connect::{SwarmHandle, connect};
+use crate::data::describe_attempts;
+use crate::error::{AssembleError, ModelError};
+use crate::model_files::{ModelFiles, watched};
+use crate::progress::Observer;
+
+/// Files of the frozen model, and its tokenizer.
+pub(crate) struct FrozenModel {
+    pub(crate) asset: Asset,
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) tokenizer: Tokenizer,
+}
+
+impl FrozenModel {
+    /// Fetches the parts of the model that this process needs: all shards only where the blocks run here.
+    pub(crate) fn fetch(
+        spec: &Spec,
+        assets: &Assets,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<Self, ModelError> {
+        Self::new(fetch_model(spec, assets, observer, stop)?)
+    }
+
+    /// Reads the tokenizer of these files.
+    pub(crate) fn new(ModelFiles { asset, checkpoint }: ModelFiles) -> Result<Self, ModelError> {
+        let tokenizer = checkpoint
+            .tokenizer()
+            .map_err(|source| ModelError::Tokenizer { path: asset.path.clone(), source: source.into() })?;
+        let (ids, embeddings) = (tokenizer.vocab_size(), checkpoint.config().vocab_size);
+        if ids > embeddings {
+            let last = tokenizer.last_token().unwrap_or_default();
+            return Err(ModelError::Vocabulary { path: asset.path, ids, embeddings, last });
+        }
+        Ok(Self { asset, checkpoint, tokenizer })
+    }
+
+    /// Facts of the model for the manifest, with the weight format of its blocks.
+    pub(crate) fn facts(&self, spec: &Spec) -> ModelFacts {
+        let model = ModelIdentity::from_checkpoint(&self.checkpoint).with_weight_format(spec.model.weights);
+        ModelFacts {
+            source: self.asset.pinned().to_string(),
+            passed_over: describe_attempts(&self.asset.attempts),
+            digest: model.digest,
+            weights: model.weights,
+            tokenizer: self.tokenizer.digest().to_owned(),
+        }
+    }
+
+    /// Replaces the tokenizer by the one without the files beside it, if that one has this digest.
+    pub(crate) fn use_tokenizer(&mut self, digest: &str) {
+        if self.tokenizer.digest() != digest
+            && let Some(alone) = self.checkpoint.tokenizer_alone().filter(|alone| alone.digest() == digest)
+        {
+            self.tokenizer = alone;
+        }
+    }
+
+    /// End of long texts that is removed, by the pipeline or else by the tokenizer.
+    pub(crate) fn truncation_side(&self, spec: &Spec) -> TruncationSide {
+        spec.data.truncation_side.map_or_else(|| self.tokenizer.truncation_side(), TruncationSide::from)
+    }
+
+    /// Returns an error if rows of `tokens` tokens after `prompts` prompts exceed the model's positions.
+    pub(crate) fn check_positions(&self, tokens: usize, prompts: usize) -> Result<(), AssembleError> {
+        match self.checkpoint.config().max_positions {
+            Some(max_positions) if tokens + prompts > max_positions => {
+                Err(AssembleError::Positions { tokens, prompts, max_positions })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Loads the embeddings and the final norm.
+    pub(crate) fn load_ends(&self) -> Result<Ends, AssembleError> {
+        Ends::load(&self.checkpoint)
+            .map_err(|source| AssembleError::Load { part: "embeddings and final norm", source: source.into() })
+    }
+
+    /// Span of all blocks.
+    pub(crate) fn span(&self) -> Result<Span, AssembleError> {
+        Span::new(0, self.checkpoint.config().n_blocks)
+            .map_err(|source| AssembleError::Load { part: "blocks", source: source.into() })
+    }
+}
+
+/// Fetches the model's files.
+pub(crate) fn fetch_model(
+    spec: &Spec,
+    assets: &Assets,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<ModelFiles, ModelError> {
+    let mut watch = watched("model", observer, stop);
+    let files = ModelFiles::open(assets, &spec.model.source, &mut watch)?;
+    match (&spec.swarm, Span::new(0, spec.model.local_blocks.min(files.checkpoint.config().n_blocks))) {
+        (SwarmSpec::Embedded(_) | SwarmSpec::None(_), _) => files.fetch(assets, Part::Whole, &mut watch)?,
+        (_, first) => {
+            files.fetch(assets, Part::Ends, &mut watch)?;
+            // No span if there are no local blocks.
+            if let Ok(first) = first {
+                files.fetch(assets, Part::Blocks(first), &mut watch)?;
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// A task head with its parameters. It is built before everything that is large, because labels are read by it.
+pub(crate) struct BuiltHead {
+    pub(crate) head: Box<dyn TaskHead>,
+    pub(crate) params: Parameters,
+}
+
+impl BuiltHead {
+    pub(crate) fn new(spec: &Spec, registry: &Registry, frozen: &FrozenModel) -> Result<Self, AssembleError> {
+        let mut params = Parameters::new();
+        let hidden = frozen.checkpoint.config().hidden;
+        let mut context = HeadContext { params: &mut params, hidden, seed: spec.train.seed };
+        let head = registry
+            .build::<Head>(&spec.task.name, spec.task.options(), &mut context)
+            .map_err(|source| AssembleError::Build { key: "task", source })?;
+        Ok(Self { head, params })
+    }
+
+    /// Builds the tuning mode, whose parameters join those of the head. `is_restored` is true if saved values replace all
+    /// parameters.
+    pub(crate) fn build_tuning(
+        &mut self,
+        spec: &Spec,
+        registry: &Registry,
+        frozen: &FrozenModel,
+        embeddings: &Tensor,
+        is_restored: bool,
+    ) -> Result<Box<dyn TuningMode>, AssembleError> {
+        let config = frozen.checkpoint.config();
+        let mut context = TuningContext {
+            params: &mut self.params,
+            n_blocks: config.n_blocks,
+            hidden: config.hidden,
+            kv_size: config.kv_size(),
+            initializer_range: config.initializer_range,
+            embeddings,
+            tokenize: &|text| Ok(frozen.tokenizer.encode_plain(text)?.into_iter().map(i64::from).collect()),
+            labels: self.head.label_names(),
+            is_restored,
+            seed: spec.train.seed,
+        };
+        registry
+            .build::<Tuning>(&spec.tuning.name, spec.tuning.options(), &mut context)
+            .map_err(|source| AssembleError::Build { key: "tuning", source })
+    }
+}
+
+/// Assembles the model. `longest_row` is the largest number of tokens of a row; `is_restored` is true if saved values
+/// replace all parameters.
+pub(crate) fn assemble(
+    spec: &Spec,
+    registry: &Registry,
+    frozen: &FrozenModel,
+    mut built: BuiltHead,
+    longest_row: usize,
+    is_restored: bool,
+    observer: &mut dyn Observer,
+) -> Result<(Model, SwarmHandle), AssembleError> {
+    let ends = frozen.load_ends()?;
+    let head_params: Vec<String> = built.params.iter().map(|(name, _)| name.to_owned()).collect();
+    let tuning = built.build_tuning(spec, registry, frozen, ends.embedding_matrix(), is_restored)?;
+    if !is_restored {
+        initialise_head(&built, &head_params, &*tuning, observer)?;
+    }
+    frozen.check_positions(longest_row, tuning.pre_seq_len())?;
+    let (handle, blocks) = connect(spec, &frozen.checkpoint, observer)?;
+    let (span, precision) = (frozen.span()?, spec.train.precision.dtype());
+    let BuiltHead { head, params } = built;
+    Ok((Model { ends, blocks, tuning, head, params, span, precision }, handle))
+}

@@ -1,0 +1,148 @@
+//! Resuming: the run of a pipeline that can be resumed, and the options that must not change.
+
+use std::path::{Path, PathBuf};
+
+use sepal_config::{Layers, Spec};
+use sepal_plugin::Registry;
+use sepal_track::{Manifest, Status};
+use sepal_train::{NO_CHECKPOINT, ended_by_time, has_checkpoint};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::error::ResumeError;
+
+/// Keys that do not affect the result of training, and may differ in a resumed run.
+const FREE: [&[&str]; 10] = [
+    &["checkpoint"],
+    &["output", "folder"],
+    &["swarm"],
+    &["track"],
+    &["loader", "prefetch"],
+    &["model", "device"],
+    &["model", "local_blocks"],
+    &["model", "source"],
+    &["train", "max_minutes"],
+    &["train", "threads"],
+];
+
+/// Newest unfinished run of this pipeline with a checkpoint and the same options.
+pub fn unfinished_run(spec: &Spec, registry: &Registry) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(&spec.output.folder).into_iter().flatten().flatten();
+    let is_of_name = |path: &PathBuf| {
+        let stamp = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix(&spec.name));
+        stamp.is_some_and(is_stamp)
+    };
+    let is_unfinished = |path: &PathBuf| {
+        let finished = Manifest::read(path).is_ok_and(|manifest| manifest.status == Status::Finished);
+        !finished && has_checkpoint(path)
+    };
+    let is_same = |path: &PathBuf| pipeline_of(path, registry).is_ok_and(|old| check_same(path, &old, spec).is_ok());
+    entries.map(|entry| entry.path()).filter(is_of_name).filter(is_unfinished).filter(is_same).max()
+}
+
+/// True for the suffix of a run's folder: `-20261125-134019`, and `-1` if that folder existed already.
+fn is_stamp(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('-').collect();
+    let digits = |part: &str, len: usize| part.len() == len && part.bytes().all(|byte| byte.is_ascii_digit());
+    match parts.as_slice() {
+        ["", day, time, rest @ ..] => {
+            digits(day, 8) && digits(time, 6) && rest.len() < 2 && rest.iter().all(|part| digits(part, part.len()))
+        }
+        _ => false,
+    }
+}
+
+/// Returns an error if the run is complete, unless its time was up, or has no checkpoint.
+pub(crate) fn check_incomplete(run: &Path) -> Result<(), ResumeError> {
+    match Manifest::read(run) {
+        Ok(manifest) if manifest.status == Status::Finished && !ended_by_time(manifest.ended_early.as_deref()) => {
+            let problem = "it is complete; begin a new run without `--resume`".to_owned();
+            Err(ResumeError { path: run.into(), problem })
+        }
+        // Checked before anything is loaded.
+        _ if !has_checkpoint(run) => Err(ResumeError { path: run.into(), problem: NO_CHECKPOINT.to_owned() }),
+        _ => Ok(()),
+    }
+}
+
+/// Reads the pipeline of a run.
+///
+/// # Errors
+/// [`ResumeError`] if the folder is no run folder, or its pipeline is no longer valid.
+pub fn pipeline_of(run: &Path, registry: &Registry) -> Result<Spec, ResumeError> {
+    let refused = |problem: String| ResumeError { path: run.into(), problem };
+    let path = run.join("pipeline.yaml");
+    let layers =
+        Layers::read(&path).map_err(|_| refused("it is no folder of a run: it has no pipeline.yaml".into()))?;
+    Ok(layers.load(registry.catalog()).map_err(|problems| refused(problems.to_string()))?.spec)
+}
+
+/// Returns an error if a run of `old` cannot be resumed as `new`.
+pub(crate) fn check_same(run: &Path, old: &Spec, new: &Spec) -> Result<(), ResumeError> {
+    let mut differences = Vec::new();
+    compare("", &fixed_options(old), &fixed_options(new), &mut differences);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let problem = format!(
+        "it was begun with other options ({}); run it with these, or begin a new run without `--resume`",
+        differences.join(", ")
+    );
+    Err(ResumeError { path: run.into(), problem })
+}
+
+/// Digest of the options that affect the result of training.
+pub(crate) fn digest(spec: &Spec) -> String {
+    hex::encode(Sha256::digest(fixed_options(spec).to_string()))
+}
+
+fn fixed_options(spec: &Spec) -> Value {
+    let mut value = serde_json::to_value(spec).unwrap_or_default();
+    // The wire format decides rounding, the size of micro-batches the order of summation.
+    value["swarm.with.wire_dtype"] = serde_json::to_value(spec.wire_dtype()).unwrap_or_default();
+    value["swarm.with.micro_batch_tokens"] =
+        serde_json::to_value(spec.swarm.remote().micro_batch_tokens).unwrap_or_default();
+    for path in FREE {
+        if let [above @ .., key] = path
+            && let Some(fields) = above.iter().try_fold(&mut value, |value, key| value.get_mut(*key))
+            && let Some(fields) = fields.as_object_mut()
+        {
+            fields.shift_remove(*key);
+        }
+    }
+    value
+}
+
+/// Adds each value that differs, with both values.
+fn compare(key: &str, old: &Value, new: &Value, differences: &mut Vec<String>) {
+    match (old, new) {
+        (Value::Object(olds), Value::Object(news)) => {
+            let keys = olds.keys().chain(news.keys().filter(|key| !olds.contains_key(*key)));
+            for name in keys {
+                let child = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+                compare(&child, &old[name], &new[name], differences);
+            }
+        }
+        _ if old != new => differences.push(format!("`{key}` was {old}, is {new}")),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stamp_matches_folder_suffixes_only() {
+        for (text, expected) in [
+            ("-20261125-134019", true),
+            ("-20261125-134019-12", true),
+            ("-4-20261125-134019", false),
+            ("-20261125", false),
+            ("-20261125-134019-a", false),
+            ("", false),
+        ] {
+            assert_eq!(is_stamp(text), expected, "{text}");
+        }
+    }
+}
