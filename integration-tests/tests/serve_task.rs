@@ -213,7 +213,7 @@ fn lost_servers_are_noticed_and_returning_servers_are_used() {
     task.until("ready");
     ask(&expected[2]);
     let said = task.stop();
-    assert!(said.contains("not ready any more") && said.contains("ready again"), "{said}");
+    assert!(said.contains("no longer ready") && said.contains("ready again"), "{said}");
 }
 
 #[test]

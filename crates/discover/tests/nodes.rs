@@ -27,24 +27,13 @@ fn server_node(ticket: Option<Ticket>) -> Arc<Node> {
     node
 }
 
-/// Server and a client that has found it.
-struct Pair {
-    server: Arc<Node>,
-    listener: Listener,
-    client: Arc<Node>,
-    sightings: Sightings,
-    endpoint: Endpoint,
-}
-
-impl Pair {
-    fn new() -> Self {
-        let server = server_node(None);
-        let listener = Listener::Streams(server.connections());
-        let client = node(Some(server.ticket()));
-        let mut sightings = client.sightings("x");
-        let endpoint = next_server(&mut sightings);
-        Self { server, listener, client, sightings, endpoint }
-    }
+/// Returns a server's node, its listener, a client's node and the client's sightings.
+fn server_and_client() -> (Arc<Node>, Listener, Arc<Node>, Sightings) {
+    let server = server_node(None);
+    let listener = Listener::Streams(server.connections());
+    let client = node(Some(server.ticket()));
+    let sightings = client.sightings("x");
+    (server, listener, client, sightings)
 }
 
 /// Connects a client's stream with a server's.
@@ -106,7 +95,8 @@ async fn exchange_data(client: &mut Stream, server: &mut Stream) {
 
 #[test]
 fn server_is_found_by_ticket_and_reached_by_name() {
-    let Pair { server, mut listener, client, mut sightings, endpoint } = Pair::new();
+    let (server, mut listener, client, mut sightings) = server_and_client();
+    let endpoint = next_server(&mut sightings);
     assert_eq!(endpoint.to_string(), server.name());
     assert_eq!(client.members()[0].record, record("x"));
     runtime().block_on(async {
@@ -129,7 +119,8 @@ fn server_is_found_by_ticket_and_reached_by_name() {
 #[test]
 fn late_reader_receives_all_data() {
     const BYTES: usize = 8 << 20;
-    let Pair { server: _server, mut listener, client: _client, endpoint, .. } = Pair::new();
+    let (_server, mut listener, _client, mut sightings) = server_and_client();
+    let endpoint = next_server(&mut sightings);
     runtime().block_on(async {
         let reading = async {
             let mut stream = endpoint.connect().await.expect("connected");
@@ -200,7 +191,8 @@ fn identity_in_use_is_refused_and_keeps_its_name() {
 
 #[test]
 fn dropped_stream_is_flushed() {
-    let Pair { server: _server, mut listener, client: _client, endpoint, .. } = Pair::new();
+    let (_server, mut listener, _client, mut sightings) = server_and_client();
+    let endpoint = next_server(&mut sightings);
     runtime().block_on(async {
         let (mut connected, mut accepted) = connect(&endpoint, &mut listener).await;
         let writing = async move {

@@ -8,7 +8,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::{Metric, Registry, Unit};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StatusLabel {
@@ -30,38 +30,34 @@ pub(crate) struct GatewayMetrics {
 
 impl Default for GatewayMetrics {
     fn default() -> Self {
-        let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 16));
-        let metrics = Self {
-            registry: Registry::with_prefix("sepal_task"),
-            requests: Family::default(),
-            request_seconds: seconds(),
-            rows: Counter::default(),
-            batch_rows: Histogram::new(exponential_buckets(1.0, 2.0, 9)),
-            batch_seconds: seconds(),
-            failed_batches: Counter::default(),
-            waiting_rows: Gauge::default(),
-            ready: Gauge::default(),
-        };
-        metrics.registered()
+        let mut registry = Registry::with_prefix("sepal_task");
+        let batch_buckets = exponential_buckets(1.0, 2.0, 9);
+        Self {
+            requests: register(&mut registry, "requests", "Requests for predictions by status", Family::default()),
+            request_seconds: register_seconds(&mut registry, "request", "Time from a request's head to its answer"),
+            rows: register(&mut registry, "rows", "Predicted rows", Counter::default()),
+            batch_rows: register(&mut registry, "batch_rows", "Rows per batch", Histogram::new(batch_buckets)),
+            batch_seconds: register_seconds(&mut registry, "batch", "Computing time of a batch"),
+            failed_batches: register(&mut registry, "failed_batches", "Failed batches", Counter::default()),
+            waiting_rows: register(&mut registry, "waiting_rows", "Rows that wait", Gauge::default()),
+            ready: register(&mut registry, "ready", "1 if predictions are available, else 0", Gauge::default()),
+            registry,
+        }
     }
 }
 
-impl GatewayMetrics {
-    fn registered(mut self) -> Self {
-        let registry = &mut self.registry;
-        registry.register("requests", "Requests for predictions by status", self.requests.clone());
-        let help = "Time from a request's head to its answer";
-        registry.register_with_unit("request", help, Unit::Seconds, self.request_seconds.clone());
-        registry.register("rows", "Predicted rows", self.rows.clone());
-        registry.register("batch_rows", "Rows per batch", self.batch_rows.clone());
-        let help = "Computing time of a batch";
-        registry.register_with_unit("batch", help, Unit::Seconds, self.batch_seconds.clone());
-        registry.register("failed_batches", "Failed batches", self.failed_batches.clone());
-        registry.register("waiting_rows", "Rows that wait", self.waiting_rows.clone());
-        registry.register("ready", "1 if predictions are available, else 0", self.ready.clone());
-        self
-    }
+fn register<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register(name, help, metric.clone());
+    metric
+}
 
+fn register_seconds(registry: &mut Registry, name: &str, help: &str) -> Histogram {
+    let histogram = Histogram::new(exponential_buckets(0.001, 2.0, 16));
+    registry.register_with_unit(name, help, Unit::Seconds, histogram.clone());
+    histogram
+}
+
+impl GatewayMetrics {
     pub(crate) fn record_request(&self, status: u16, duration: Duration) {
         self.requests.get_or_create(&StatusLabel { status }).inc();
         self.request_seconds.observe(duration.as_secs_f64());

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use capnp::capability::Rc as CapRc;
-use sepal_core::{DType, HostTensor, NamedHostTensor, Span, Want, in_one_line};
-use sepal_wire::codec::{self, DecodeError, GradWant, Grads, WireBatch, WireRows};
+use sepal_core::{HostTensor, Span, in_one_line};
+use sepal_wire::codec::{self, DecodeError, Grads};
 use sepal_wire::{Failure, FailureCode, MailboxKey, Parts, Relay, Timing, sepal_capnp as wire};
 
 use crate::compute::{BackwardJob, ForwardJob, Job, JobOutput, StatelessJob, TapeExtent, Tunables, invalid};
@@ -31,8 +31,7 @@ pub(crate) struct BlockServerImpl(pub(crate) ClientConnection);
 impl BlockServerImpl {
     fn open_session(&self, params: &wire::block_server::OpenParams) -> Result<SessionImpl, Failure> {
         self.0.state.check_open()?;
-        let span = params.get().and_then(|params| params.get_span()).map_err(decode_failed)?;
-        let span = codec::read_span(span).map_err(decode_failed)?;
+        let span = decode(|| codec::read_span(params.get()?.get_span()?))?;
         let served = self.0.state.info.span;
         if !served.covers(span) {
             let message = format!("blocks {span} were requested, but this server holds {served}");
@@ -42,7 +41,10 @@ impl BlockServerImpl {
     }
 
     fn deliver_tensor(&self, params: &wire::block_server::DeliverParams) -> Result<(), Failure> {
-        let (key, tensor) = read_delivery(params, &self.0.parts).map_err(decode_failed)?;
+        let (key, tensor) = decode(|| {
+            let params = params.get()?;
+            Ok((MailboxKey::read(params.get_key()?)?, codec::read_tensor(params.get_tensor()?, &self.0.parts)?))
+        })?;
         self.0.state.mailbox.deliver(key, tensor)
     }
 }
@@ -91,7 +93,10 @@ impl SessionImpl {
     fn start_step(&self, params: &wire::session::TuneParams) -> Result<TunedImpl, Failure> {
         let (connection, span) = (self.connection.clone(), self.span);
         connection.state.check_open()?;
-        let (tunables, exclusive) = read_tunables(params, &connection.parts).map_err(decode_failed)?;
+        let (tunables, exclusive) = decode(|| {
+            let params = params.get()?;
+            Ok((codec::read_named(params.get_tunables()?, &connection.parts)?, params.get_alone()))
+        })?;
         let tunables = Arc::new(Tunables::check(tunables, span, &connection.state.config)?);
         Ok(TunedImpl { connection, span, tunables, exclusive })
     }
@@ -131,13 +136,23 @@ impl TunedImpl {
     async fn run_forward(&self, params: wire::tuned::ForwardParams) -> Result<(ForwardResult, Timing), Failure> {
         let ClientConnection { state, parts, .. } = &self.connection;
         state.check_open()?;
-        let request = ForwardRequest::read(&params, parts).map_err(decode_failed)?;
+        let (relay, rows, hidden) = decode(|| {
+            let params = params.get()?;
+            let (relay, batch) = (Relay::read(params.get_relay()?)?, params.get_batch()?);
+            let rows = codec::read_rows(batch)?;
+            let hidden = read_input(&relay, batch.get_hidden(), parts)?;
+            Ok((relay, rows, hidden))
+        })?;
+        let (want, dtype, keep_tape) = decode(|| {
+            let params = params.get()?;
+            let (want, dtype) = (params.get_want()?, params.get_dtype()?);
+            Ok((codec::want_from_wire(want), codec::dtype_from_wire(dtype), params.get_keep_tape()))
+        })?;
         // Released here, so that a call in the queue holds the data of its batch only once.
         drop(params);
-        let ForwardRequest { rows, hidden, want, keep_tape, dtype, relay } = request;
         state.check_rows(&rows)?;
         let hidden = state.input(hidden, &relay).await?;
-        let batch = rows.with_hidden(hidden).map_err(decode_failed)?;
+        let batch = decode(|| rows.with_hidden(hidden))?;
         state.check_batch(&batch)?;
         if batch.prefix_cached && keep_tape {
             return Err(invalid("a tape of a batch without its prefix"));
@@ -161,10 +176,15 @@ impl TunedImpl {
     async fn run_backward(&self, params: wire::tuned::BackwardParams) -> Result<(Grads, Timing), Failure> {
         let ClientConnection { state, parts, .. } = &self.connection;
         state.check_open()?;
-        state.check_rows(&read_backward_rows(&params).map_err(decode_failed)?)?;
-        let request = StatelessRequest::read(&params, parts).map_err(decode_failed)?;
+        state.check_rows(&decode(|| codec::read_rows(params.get()?.get_batch()?))?)?;
+        let (batch, want, grad_output, grad_want) = decode(|| {
+            let params = params.get()?;
+            let batch = codec::read_batch(params.get_batch()?, parts)?;
+            let want = codec::want_from_wire(params.get_want()?);
+            let grad_output = codec::read_tensor(params.get_grad_output()?, parts)?;
+            Ok((batch, want, grad_output, codec::read_grad_want(params.get_grad()?)?))
+        })?;
         drop(params);
-        let StatelessRequest { batch, want, grad_output, grad_want } = request;
         state.check_batch(&batch)?;
         if batch.prefix_cached {
             return Err(invalid("a backward pass of a batch without its prefix"));
@@ -228,9 +248,14 @@ struct TapeImpl {
 impl TapeImpl {
     async fn run_backward(&self, params: wire::tape::BackwardParams) -> Result<(Grads, Timing), Failure> {
         let ClientConnection { state, parts, .. } = &self.connection;
-        let request = BackwardRequest::read(&params, parts).map_err(decode_failed)?;
+        let (relay, grad_want, grad_output) = decode(|| {
+            let params = params.get()?;
+            let relay = Relay::read(params.get_relay()?)?;
+            let grad_want = codec::read_grad_want(params.get_grad()?)?;
+            let grad_output = read_input(&relay, params.get_grad_output(), parts)?;
+            Ok((relay, grad_want, grad_output))
+        })?;
         drop(params);
-        let BackwardRequest { grad_output, grad_want, relay } = request;
         let grad_output = state.input(grad_output, &relay).await?;
         let (tapes, id, extent) = (Arc::clone(&state.tapes), self.id, self.extent);
         let job = Job::Backward(BackwardJob { tapes, id, extent, grad_output, grad_want });
@@ -264,94 +289,22 @@ impl wire::tape::Server for TapeImpl {
     }
 }
 
-struct ForwardRequest {
-    rows: WireRows,
-    /// None if another server sends the hidden states.
-    hidden: Option<HostTensor>,
-    want: Want,
-    keep_tape: bool,
-    dtype: DType,
-    relay: Relay,
-}
-
-impl ForwardRequest {
-    fn read(params: &wire::tuned::ForwardParams, parts: &Parts) -> Result<Self, DecodeError> {
-        let params = params.get()?;
-        let relay = Relay::read(params.get_relay()?)?;
-        let batch = params.get_batch()?;
-        let rows = codec::read_rows(batch)?;
-        let hidden = match relay.from {
-            None => Some(codec::read_tensor(batch.get_hidden()?, parts)?),
-            Some(_) => None,
-        };
-        let want = codec::want_from_wire(params.get_want()?);
-        let dtype = codec::dtype_from_wire(params.get_dtype()?);
-        Ok(Self { rows, hidden, want, keep_tape: params.get_keep_tape(), dtype, relay })
-    }
-}
-
-struct StatelessRequest {
-    batch: WireBatch,
-    want: Want,
-    grad_output: HostTensor,
-    grad_want: GradWant,
-}
-
-impl StatelessRequest {
-    fn read(params: &wire::tuned::BackwardParams, parts: &Parts) -> Result<Self, DecodeError> {
-        let params = params.get()?;
-        Ok(Self {
-            batch: codec::read_batch(params.get_batch()?, parts)?,
-            want: codec::want_from_wire(params.get_want()?),
-            grad_output: codec::read_tensor(params.get_grad_output()?, parts)?,
-            grad_want: codec::read_grad_want(params.get_grad()?)?,
-        })
-    }
-}
-
-struct BackwardRequest {
-    /// None if another server sends the gradient.
-    grad_output: Option<HostTensor>,
-    grad_want: GradWant,
-    relay: Relay,
-}
-
-impl BackwardRequest {
-    fn read(params: &wire::tape::BackwardParams, parts: &Parts) -> Result<Self, DecodeError> {
-        let params = params.get()?;
-        let relay = Relay::read(params.get_relay()?)?;
-        let grad_want = codec::read_grad_want(params.get_grad()?)?;
-        let grad_output = match relay.from {
-            None => Some(codec::read_tensor(params.get_grad_output()?, parts)?),
-            Some(_) => None,
-        };
-        Ok(Self { grad_output, grad_want, relay })
-    }
-}
-
-fn read_backward_rows(params: &wire::tuned::BackwardParams) -> Result<WireRows, DecodeError> {
-    codec::read_rows(params.get()?.get_batch()?)
-}
-
-fn read_delivery(
-    params: &wire::block_server::DeliverParams,
+/// Reads a tensor of a call, unless another server sends it.
+fn read_input(
+    relay: &Relay,
+    tensor: capnp::Result<wire::tensor::Reader<'_>>,
     parts: &Parts,
-) -> Result<(MailboxKey, HostTensor), DecodeError> {
-    let params = params.get()?;
-    Ok((MailboxKey::read(params.get_key()?)?, codec::read_tensor(params.get_tensor()?, parts)?))
+) -> Result<Option<HostTensor>, DecodeError> {
+    match relay.from {
+        None => codec::read_tensor(tensor?, parts).map(Some),
+        Some(_) => Ok(None),
+    }
 }
 
-/// Reads the tunables of a step, and true if the step is exclusive.
-fn read_tunables(
-    params: &wire::session::TuneParams,
-    parts: &Parts,
-) -> Result<(Vec<NamedHostTensor>, bool), DecodeError> {
-    let params = params.get()?;
-    Ok((codec::read_named(params.get_tunables()?, parts)?, params.get_alone()))
-}
-
-fn decode_failed(error: impl Into<DecodeError>) -> Failure {
-    let error = error.into();
-    let code = if error.is_damage() { FailureCode::Unreadable } else { FailureCode::InvalidRequest };
-    Failure::new(code, in_one_line(&error))
+/// Calls `read` and converts its error.
+fn decode<T>(read: impl FnOnce() -> Result<T, DecodeError>) -> Result<T, Failure> {
+    read().map_err(|error| {
+        let code = if error.is_damage() { FailureCode::Unreadable } else { FailureCode::InvalidRequest };
+        Failure::new(code, in_one_line(&error))
+    })
 }

@@ -1,4 +1,4 @@
-//! Tensors, batches and gradients as messages.
+//! Tensors, batches and gradients as messages. Every `read_*` function returns a [`DecodeError`] if its message is malformed.
 
 use bytes::Bytes;
 use capnp::struct_list;
@@ -221,9 +221,6 @@ pub fn write_tensor(mut builder: wire::tensor::Builder<'_>, tensor: &HostTensor,
 }
 
 /// Reads a tensor of a message that arrived with `parts`. Its data is not copied, unless it is small.
-///
-/// # Errors
-/// [`DecodeError`] if shape, dtype and bytes do not agree, or the checksum is wrong.
 pub fn read_tensor(reader: wire::tensor::Reader<'_>, parts: &Parts) -> Result<HostTensor, DecodeError> {
     let dtype = dtype_from_wire(reader.get_dtype()?);
     let shape = reader.get_shape()?.iter().map(|dim| dim as usize).collect();
@@ -248,9 +245,6 @@ pub fn write_named(
 }
 
 /// Reads named tensors.
-///
-/// # Errors
-/// [`DecodeError`] if one is malformed.
 pub fn read_named(
     list: struct_list::Reader<'_, wire::named_tensor::Owned>,
     parts: &Parts,
@@ -282,17 +276,11 @@ pub fn write_rows(mut builder: wire::ragged_batch::Builder<'_>, batch: &WireBatc
 }
 
 /// Reads a batch.
-///
-/// # Errors
-/// [`DecodeError`] if rows and hidden states do not agree, or a checksum is wrong.
 pub fn read_batch(reader: wire::ragged_batch::Reader<'_>, parts: &Parts) -> Result<WireBatch, DecodeError> {
     read_rows(reader)?.with_hidden(read_tensor(reader.get_hidden()?, parts)?)
 }
 
 /// Reads prefix length and rows of a batch.
-///
-/// # Errors
-/// [`DecodeError`] if they are malformed.
 pub fn read_rows(reader: wire::ragged_batch::Reader<'_>) -> Result<WireRows, DecodeError> {
     let offsets: Vec<u32> = reader.get_offsets()?.iter().collect();
     let (prefix_len, prefix_cached) = (reader.get_prefix_len() as usize, reader.get_prefix_kept());
@@ -307,9 +295,6 @@ pub fn write_grad_want(mut builder: wire::grad_want::Builder<'_>, want: GradWant
 }
 
 /// Reads a request for gradients.
-///
-/// # Errors
-/// [`DecodeError`] if it is of a later protocol.
 pub fn read_grad_want(reader: wire::grad_want::Reader<'_>) -> Result<GradWant, DecodeError> {
     let (input, dtype) = (input_grad_from_wire(reader.get_input()?), dtype_from_wire(reader.get_dtype()?));
     Ok(GradWant { input, tunables: reader.get_tunables(), dtype })
@@ -325,9 +310,6 @@ pub fn write_grads(mut builder: wire::grads::Builder<'_>, grads: &Grads, parts: 
 }
 
 /// Reads gradients.
-///
-/// # Errors
-/// [`DecodeError`] if one is malformed.
 pub fn read_grads(reader: wire::grads::Reader<'_>, parts: &Parts) -> Result<Grads, DecodeError> {
     let input = if reader.has_input() { Some(read_tensor(reader.get_input()?, parts)?) } else { None };
     let not_finite = block_from_wire(reader.get_not_finite());
@@ -351,15 +333,12 @@ pub fn write_span(mut builder: wire::span::Builder<'_>, span: Span) {
 }
 
 /// Reads a span.
-///
-/// # Errors
-/// [`DecodeError::Span`] if it is empty.
 pub fn read_span(reader: wire::span::Reader<'_>) -> Result<Span, DecodeError> {
     Ok(Span::new(reader.get_start() as usize, reader.get_end() as usize)?)
 }
 
 /// Converts a size to the 32 bits of the wire; the limits on messages keep all sizes far below.
-fn size(n: usize) -> u32 {
+pub(crate) fn size(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 

@@ -75,9 +75,6 @@ impl Failure {
     }
 
     /// Reads a failure.
-    ///
-    /// # Errors
-    /// [`DecodeError`] if it is of a later protocol.
     pub fn read(reader: wire::failure::Reader<'_>) -> Result<Self, DecodeError> {
         let (retry, code) = (retry_from_wire(reader.get_retry()?), code_from_wire(reader.get_code()?));
         Ok(Self { retry, code, message: reader.get_message()?.to_str()?.to_owned() })
@@ -185,13 +182,12 @@ pub struct ServerInfo {
 impl ServerInfo {
     /// Writes the description.
     pub fn write(&self, mut builder: wire::server_info::Builder<'_>) {
-        let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         builder.set_protocol(self.protocol);
         builder.set_software(&self.software);
         builder.set_model_digest(&self.model_digest);
         builder.set_family(&self.family);
-        builder.set_n_blocks(narrow(self.n_blocks));
-        builder.set_hidden(narrow(self.hidden));
+        builder.set_n_blocks(codec::size(self.n_blocks));
+        builder.set_hidden(codec::size(self.hidden));
         codec::write_span(builder.reborrow().init_span(), self.span);
         builder.set_compute_dtype(codec::dtype_to_wire(self.compute_dtype));
         builder.set_weights(&self.weights);
@@ -211,9 +207,6 @@ impl ServerInfo {
     }
 
     /// Reads a description.
-    ///
-    /// # Errors
-    /// [`DecodeError`] if it is not well formed.
     pub fn read(reader: wire::server_info::Reader<'_>) -> Result<Self, DecodeError> {
         let limits = reader.get_limits()?;
         let load = reader.get_load()?;

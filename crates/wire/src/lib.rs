@@ -5,8 +5,8 @@
 //! its [`ServerInfo`]. The schema is `schemas/rpc/sepal.capnp`. The generated code is committed, so that a build needs no
 //! `capnp` compiler.
 //!
-//! Invariant: every value that a `read_*` function returns is well formed, for any input. A tensor has as many bytes as its
-//! shape requires, and a batch has no empty row.
+//! Invariant: every value that a `read` function returns is well formed, for any input. A tensor has as many bytes as its
+//! shape requires, and a batch has no empty row. Malformed input is a [`codec::DecodeError`].
 //!
 //! ```
 //! use capnp::message::Builder;

@@ -10,9 +10,6 @@ pub struct MailboxKey(pub [u8; 16]);
 
 impl MailboxKey {
     /// Reads a key.
-    ///
-    /// # Errors
-    /// [`DecodeError::Key`] if it is not 16 bytes long.
     pub fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
         bytes.try_into().map(Self).map_err(|_| DecodeError::Key { found: bytes.len() })
     }
@@ -49,9 +46,6 @@ impl Relay {
     }
 
     /// Reads the source and the target.
-    ///
-    /// # Errors
-    /// [`DecodeError`] if they are malformed.
     pub fn read(reader: wire::relay::Reader<'_>) -> Result<Self, DecodeError> {
         let from = if reader.has_from() { Some(MailboxKey::read(reader.get_from()?)?) } else { None };
         let next = if reader.has_next_address() {

@@ -114,8 +114,8 @@ fn batch_over_server_limits_is_refused_before_it_is_sent() {
     let golden = Golden::open("llama-gqa");
     for (limits, expected) in [
         (Limits { max_message_bytes: 1000, ..Limits::default() }, "lower swarm.with.micro_batch_tokens"),
-        (Limits { max_rows: 3, ..Limits::default() }, "7 rows, but this server takes 3"),
-        (Limits { max_tokens: 9, ..Limits::default() }, "tokens, but this server takes 9"),
+        (Limits { max_rows: 3, ..Limits::default() }, "7 rows, but this server accepts 3"),
+        (Limits { max_tokens: 9, ..Limits::default() }, "tokens, but this server accepts 9"),
     ] {
         let stack = BlockStack::load(&golden.checkpoint, span("0:3")).expect("blocks");
         let options_there = ServerOptions { limits, ..ServerOptions::default() };
