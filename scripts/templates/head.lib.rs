@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_keeps_the_contract() {
+    fn contract_holds() {
         sepal_testkit::contract::check_head::<@TYPE@>();
     }
 }

@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_keeps_the_contract() {
+    fn contract_holds() {
         sepal_testkit::contract::check_tuning::<@TYPE@>();
     }
 }

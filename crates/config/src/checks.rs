@@ -1,5 +1,5 @@
-//! What a schema cannot say: how keys fit together, and what only code can read. These checks look at values that
-//! may be wrong in other ways as well, and stay silent where they are.
+//! Checks beyond the schema: combinations of keys, and text with a syntax of its own. They ignore values that violate
+//! the schema.
 
 use std::str::FromStr;
 
@@ -13,7 +13,7 @@ use crate::diagnose::Finding;
 use crate::path::KeyPath;
 use crate::words::show;
 
-/// Everything that is wrong beyond the schema.
+/// Problems beyond the schema.
 pub(crate) fn findings(value: &Value, catalog: &Catalog) -> Vec<Finding> {
     let mut findings = Vec::new();
     let model = &value["model"];
@@ -37,7 +37,7 @@ pub(crate) fn findings(value: &Value, catalog: &Catalog) -> Vec<Finding> {
     findings
 }
 
-/// Sources that are written as text are of the syntax.
+/// Checks the syntax of sources.
 fn sources(key: &KeyPath, value: &Value, findings: &mut Vec<Finding>) {
     match value {
         Value::String(text) => {
@@ -65,7 +65,7 @@ fn servers(swarm: &Value, findings: &mut Vec<Finding>) {
     }
 }
 
-/// One set of labelled texts.
+/// Checks one source of labelled texts.
 fn data(key: &KeyPath, data: &Value, evaluated: bool, findings: &mut Vec<Finding>) {
     if !data.is_object() {
         return;

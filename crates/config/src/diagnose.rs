@@ -1,4 +1,4 @@
-//! Violations of the schema in short human words.
+//! Violations of the schema as short messages.
 
 use jsonschema::error::ValidationErrorKind as Kind;
 use jsonschema::paths::{Location, LocationSegment};
@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::path::KeyPath;
 use crate::words::{describe, show};
 
-/// Something wrong at a key, not yet traced to where it was written.
+/// Problem at a key, before its position is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Finding {
     pub(crate) key: KeyPath,
@@ -23,7 +23,7 @@ impl Finding {
     }
 }
 
-/// Everything in which `value` violates `schema`.
+/// Violations of `schema` in `value`.
 pub(crate) fn violations(schema: &Value, value: &Value) -> Vec<Finding> {
     let validator = match Validator::new(schema) {
         Ok(validator) => validator,
@@ -39,7 +39,7 @@ pub(crate) fn violations(schema: &Value, value: &Value) -> Vec<Finding> {
     findings
 }
 
-/// A missing key need not be told where a misspelt one is.
+/// A missing key is not reported beside a misspelt one.
 fn drop_echoes(findings: &mut Vec<Finding>) {
     let meant: Vec<KeyPath> =
         findings.iter().filter_map(|finding| Some(finding.key.parent()?.key(finding.suggestion.as_ref()?))).collect();
@@ -74,7 +74,7 @@ impl Diagnosis<'_> {
         }
     }
 
-    /// The part of the schema that was violated.
+    /// Violated part of the schema.
     fn subschema(&self) -> &Value {
         let pointer = self.error.schema_path().as_str();
         let parent = pointer.rsplit_once('/').map_or("", |(parent, _)| parent);
@@ -135,15 +135,15 @@ impl Diagnosis<'_> {
     }
 }
 
-/// The names that a schema lets one choose from, in any of its branches.
+/// Names in the `enum` of a schema and of its branches.
 fn choices(schema: &Value) -> Vec<&str> {
     let own = schema["enum"].as_array().into_iter().flatten().filter_map(Value::as_str);
     let branches = ["anyOf", "oneOf"].into_iter().flat_map(|keyword| schema[keyword].as_array().into_iter().flatten());
     own.chain(branches.flat_map(choices)).collect()
 }
 
-/// The branch of a choice that the value was meant for: the only one whose complaints lie deeper than the value
-/// itself or are not about its type.
+/// Errors of the branch that the value was meant for: the only branch whose errors lie deeper than the value itself or
+/// are not about its type.
 fn closest<'a>(key: &KeyPath, context: &'a [Vec<ValidationError<'static>>]) -> Option<&'a [ValidationError<'static>]> {
     let fits = |error: &ValidationError<'_>| {
         let shallow = key_path(error.instance_path()) == *key;
@@ -156,7 +156,7 @@ fn closest<'a>(key: &KeyPath, context: &'a [Vec<ValidationError<'static>>]) -> O
     }
 }
 
-/// Where else in the file a key of this name belongs, if there is one such place.
+/// Path of the only other section with a key of this name.
 fn home_of(schema: &Value, name: &str) -> Option<KeyPath> {
     let has = |section: &Value| properties(section).any(|(known, _)| known == name);
     let mut homes = properties(schema)

@@ -1,4 +1,4 @@
-//! File, environment and command line, one over the other; and which of them a value came from.
+//! Layers of values: file, environment and command line, and the origin of each value.
 
 use figment::value::{Dict, Map as Profiles, Value as Tagged};
 use figment::{Figment, Metadata, Profile, Provider, Source};
@@ -9,7 +9,7 @@ use crate::positions::Positions;
 use crate::problem::{Origin, Problem};
 use crate::yaml;
 
-/// What begins the name of an environment variable that sets a key.
+/// Prefix of environment variables that set a key.
 pub(crate) const ENV_PREFIX: &str = "SEPAL__";
 
 /// One source of values.
@@ -20,7 +20,7 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
-    /// A pipeline file.
+    /// Layer of a pipeline file.
     pub(crate) fn file(name: &str, text: &str) -> Result<Self, Problem> {
         let origin = |position| Origin::File { name: name.to_owned(), position };
         match yaml::parse(text) {
@@ -31,23 +31,23 @@ impl Layer {
         }
     }
 
-    /// An environment variable `SEPAL__A__B`, which sets `a.b`.
+    /// Layer of an environment variable `SEPAL__A__B`, which sets `a.b`.
     pub(crate) fn env(name: &str, value: &str) -> Result<Self, Problem> {
         let origin = Origin::Env { name: name.to_owned() };
         let keys = name.strip_prefix(ENV_PREFIX).unwrap_or(name).to_lowercase();
-        Self::of(origin, &keys.split("__").collect::<Vec<_>>(), value)
+        Self::new(origin, &keys.split("__").collect::<Vec<_>>(), value)
     }
 
-    /// A `--set a.b=value`.
+    /// Layer of an option `--set a.b=value`.
     pub(crate) fn set(text: &str) -> Result<Self, Problem> {
         let origin = Origin::Set { text: text.to_owned() };
         match text.split_once('=') {
-            Some((keys, value)) => Self::of(origin, &keys.trim().split('.').collect::<Vec<_>>(), value),
+            Some((keys, value)) => Self::new(origin, &keys.trim().split('.').collect::<Vec<_>>(), value),
             None => Err(problem(origin, "expected KEY=VALUE, for example train.seed=7")),
         }
     }
 
-    fn of(origin: Origin, keys: &[&str], value: &str) -> Result<Self, Problem> {
+    fn new(origin: Origin, keys: &[&str], value: &str) -> Result<Self, Problem> {
         if keys.iter().any(|key| key.is_empty()) {
             return Err(problem(origin, "expected a key, for example train.seed"));
         }
@@ -61,7 +61,7 @@ impl Layer {
         }
     }
 
-    /// The value at `a.b`.
+    /// Value at `a.b`.
     pub(crate) fn get(&self, a: &str, b: &str) -> Option<&Value> {
         self.values.get(a)?.get(b)
     }
@@ -71,7 +71,7 @@ fn problem(origin: Origin, message: &str) -> Problem {
     Problem { origin, key: KeyPath::root(), message: message.to_owned(), suggestion: None }
 }
 
-/// Figment asks a provider what it holds; the name it remembers is the layer's place in the order.
+/// The metadata name that figment keeps is the layer's index.
 struct Numbered<'a>(usize, &'a Layer);
 
 impl Provider for Numbered<'_> {
@@ -96,16 +96,16 @@ pub(crate) struct Merged {
 }
 
 impl Merged {
-    /// Of these layers, the later over the earlier; `text` is that of the file, which is the first.
-    pub(crate) fn of(layers: &[Layer], text: &str) -> Result<Self, String> {
+    /// Merges the layers, later ones over earlier ones. `text` is the text of the file, which is the first layer.
+    pub(crate) fn new(layers: &[Layer], text: &str) -> Result<Self, String> {
         let start = Figment::new();
         let figment = layers.iter().enumerate().fold(start, |figment, (i, layer)| figment.merge(Numbered(i, layer)));
         let tagged = figment.find_value("").map_err(|error| error.to_string())?;
         let value = whole_numbers(serde_json::to_value(&tagged).map_err(|error| error.to_string())?);
-        Ok(Self { value, tagged, figment, positions: Positions::of(text) })
+        Ok(Self { value, tagged, figment, positions: Positions::new(text) })
     }
 
-    /// Which layer the value at `path` comes from: that of the closest thing that is there.
+    /// Index of the layer of the value at `path`, or of its closest existing ancestor.
     pub(crate) fn layer_of(&self, path: &KeyPath) -> usize {
         let mut tagged = &self.tagged;
         for segment in path.segments() {
@@ -122,7 +122,7 @@ impl Merged {
         source.and_then(Source::custom).and_then(|number| number.parse().ok()).unwrap_or(0)
     }
 
-    /// Where the value at `path` was written, or where it is missing.
+    /// Origin of the value at `path`, or of the section where it is missing.
     pub(crate) fn origin_of(&self, path: &KeyPath, layers: &[Layer]) -> Origin {
         match layers.get(self.layer_of(path)).map(|layer| &layer.origin) {
             Some(Origin::File { name, .. }) => {
@@ -134,7 +134,7 @@ impl Merged {
     }
 }
 
-/// Writes `3.0` as `3`: YAML knows no difference, readers of whole numbers do.
+/// Writes `3.0` as `3`, which readers of whole numbers accept.
 fn whole_numbers(value: Value) -> Value {
     match value {
         Value::Number(number) => match number.as_f64() {

@@ -35,6 +35,6 @@ pub use load::{Layers, Loaded, ReadError};
 pub use path::KeyPath;
 pub use positions::Position;
 pub use problem::{Origin, Problem, Problems};
-pub use render::{Comes, Rendered, Resolved};
+pub use render::{Rendered, Resolved, ValueOrigin};
 pub use schema::schema;
 pub use spec::{Spec, SwarmSpec};

@@ -9,10 +9,10 @@ use crate::diagnose::{Finding, violations};
 use crate::layers::{ENV_PREFIX, Layer, Merged};
 use crate::path::KeyPath;
 use crate::problem::{Origin, Problem, Problems};
-use crate::schema::{Place, places, schema};
+use crate::schema::{Choices, choices, schema};
 use crate::spec::Spec;
 
-/// A pipeline as written: a file, and what the environment and the command line lay over it, in this order.
+/// Layers of a pipeline: a file, environment variables and options of the command line, later ones over earlier ones.
 #[derive(Debug, Clone)]
 pub struct Layers {
     name: String,
@@ -24,23 +24,23 @@ pub struct Layers {
 /// A pipeline that was read and checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Loaded {
-    /// The pipeline, every default filled in.
+    /// The pipeline, with every default filled in.
     pub spec: Spec,
-    /// What people should know, one line each: options that an override made meaningless.
+    /// Notices, one line each, on options that an override made meaningless.
     pub notices: Vec<String>,
 }
 
-/// A pipeline that was read, and the layers that it is made of.
+/// A pipeline with the layers that it was read from.
 #[derive(Debug)]
 pub(crate) struct Traced {
     pub(crate) loaded: Loaded,
-    /// What was written, without the defaults.
+    /// Written values, without defaults.
     pub(crate) merged: Merged,
     pub(crate) layers: Vec<Layer>,
 }
 
 impl Layers {
-    /// The file at `path`.
+    /// Reads the file at `path`.
     ///
     /// # Errors
     /// [`ReadError`] if it cannot be read.
@@ -49,12 +49,12 @@ impl Layers {
         Ok(Self::text(path.display().to_string(), text))
     }
 
-    /// A text; `name` is what messages call it.
+    /// Uses a text; `name` stands for the file in messages.
     pub fn text(name: impl Into<String>, text: impl Into<String>) -> Self {
         Self { name: name.into(), text: text.into(), env: Vec::new(), sets: Vec::new() }
     }
 
-    /// Lays environment variables over it: `SEPAL__A__B` sets `a.b`, all others are left alone.
+    /// Adds environment variables: `SEPAL__A__B` sets `a.b`; other variables are ignored.
     #[must_use]
     pub fn env(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
         self.env.extend(variables.into_iter().filter(|(name, _)| name.starts_with(ENV_PREFIX)));
@@ -62,32 +62,31 @@ impl Layers {
         self
     }
 
-    /// Lays `a.b=value` from the command line over it, the later over the earlier. Values are YAML.
+    /// Adds options `a.b=value` of the command line, later ones over earlier ones. Values are YAML.
     #[must_use]
     pub fn sets(mut self, sets: impl IntoIterator<Item = String>) -> Self {
         self.sets.extend(sets);
         self
     }
 
-    /// Merges the layers, checks everything that can be known without a tensor or a connection, and fills in the
-    /// defaults.
+    /// Merges the layers, checks everything that needs neither a tensor nor a connection, and fills in the defaults.
     ///
     /// # Errors
-    /// [`Problems`]: all of them at once, each with where it was written.
+    /// [`Problems`]: all of them at once, each with its origin.
     pub fn load(&self, catalog: &Catalog) -> Result<Loaded, Problems> {
         self.load_traced(catalog).map(|traced| traced.loaded)
     }
 
-    /// As [`load`](Self::load), with what is needed to say where each value comes from.
+    /// Loads like [`load`](Self::load), and keeps the origin of each value.
     pub(crate) fn load_traced(&self, catalog: &Catalog) -> Result<Traced, Problems> {
         let layers = self.layers()?;
         let unmerged = |error: String| Problems::one(self.problem(error));
-        let mut merged = Merged::of(&layers, &self.text).map_err(unmerged)?;
-        let places = places(catalog);
-        let notices = places
+        let mut merged = Merged::new(&layers, &self.text).map_err(unmerged)?;
+        let choices = choices(catalog);
+        let notices = choices
             .iter()
-            .filter(|place| !place.many)
-            .flat_map(|place| drop_stale(place, &layers, &mut merged))
+            .filter(|choice_key| !choice_key.many)
+            .flat_map(|choice_key| drop_stale(choice_key, &layers, &mut merged))
             .collect();
 
         let mut findings = violations(&schema(catalog), &merged.value);
@@ -115,32 +114,31 @@ impl Layers {
         Problems::check(problems).map(|()| layers)
     }
 
-    /// A problem of the whole.
+    /// Problem of the whole pipeline.
     fn problem(&self, message: String) -> Problem {
         let origin = Origin::File { name: self.name.clone(), position: None };
         Problem { origin, key: KeyPath::root(), message, suggestion: None }
     }
 }
 
-/// Where an override changes `use`, the options below it that the new choice does not know mean nothing; says
-/// which were left out.
-fn drop_stale(place: &Place, layers: &[Layer], merged: &mut Merged) -> Vec<String> {
-    let Some((name, changed_by)) = changed_choice(place.key, layers) else { return Vec::new() };
-    let Some(known) = place.options(&name) else { return Vec::new() };
-    let with = KeyPath::keys([place.key, "with"]);
+/// Removes options that a changed `use` does not know, and returns a notice for each.
+fn drop_stale(choice_key: &Choices, layers: &[Layer], merged: &mut Merged) -> Vec<String> {
+    let Some((name, changed_by)) = changed_choice(choice_key.key, layers) else { return Vec::new() };
+    let Some(known) = choice_key.options(&name) else { return Vec::new() };
+    let with = KeyPath::keys([choice_key.key, "with"]);
     let is_stale = |option: &str| !known.contains(&option) && merged.layer_of(&with.key(option)) < changed_by;
-    let written = merged.value[place.key]["with"].as_object();
+    let written = merged.value[choice_key.key]["with"].as_object();
     let stale: Vec<String> = written.into_iter().flat_map(Map::keys).filter(|key| is_stale(key)).cloned().collect();
-    let options = merged.value.get_mut(place.key).and_then(|choice| choice.get_mut("with"));
+    let options = merged.value.get_mut(choice_key.key).and_then(|choice| choice.get_mut("with"));
     if let Some(options) = options.and_then(Value::as_object_mut) {
         stale.iter().for_each(|option| drop(options.shift_remove(option)));
     }
     let notice =
-        |option: &String| format!("{} is left out: {} `{name}` has no such option", with.key(option), place.noun);
+        |option: &String| format!("{} is left out: {} `{name}` has no such option", with.key(option), choice_key.noun);
     stale.iter().map(notice).collect()
 }
 
-/// The last choice and the layer that made it, if that is another choice than the layers before made.
+/// Last choice and its layer, if it differs from the choice of the earlier layers.
 fn changed_choice(key: &str, layers: &[Layer]) -> Option<(String, usize)> {
     let mut chosen: Option<&str> = None;
     let mut changed = None;
@@ -155,7 +153,7 @@ fn changed_choice(key: &str, layers: &[Layer]) -> Option<(String, usize)> {
     changed
 }
 
-/// The typed pipeline of a value without problems, every plugin's defaults filled in.
+/// Converts a value without problems to a spec, with the defaults of every plugin.
 fn fill_in(mut value: Value, catalog: &Catalog) -> Result<Spec, String> {
     for kind in PluginKind::ALL {
         // `get_mut` and not an index: indexing would write `null` for a missing key.

@@ -1,25 +1,25 @@
 use std::fmt;
 
-/// Where a value lies in a pipeline file, for example `data.otherwise[0].train`.
+/// Path of a value in a pipeline file, for example `data.otherwise[0].train`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyPath(Vec<Segment>);
 
-/// One step down.
+/// Segment of a path.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Segment {
-    /// Into a map.
+    /// Key of a map.
     Key(String),
-    /// Into a list.
+    /// Index of a list.
     Index(usize),
 }
 
 impl KeyPath {
-    /// The whole file.
+    /// Path of the whole file.
     pub(crate) fn root() -> Self {
         Self::default()
     }
 
-    /// A path of keys.
+    /// Path of these keys.
     pub(crate) fn keys<'a>(keys: impl IntoIterator<Item = &'a str>) -> Self {
         Self(keys.into_iter().map(|key| Segment::Key(key.to_owned())).collect())
     }
@@ -36,12 +36,12 @@ impl KeyPath {
         &self.0
     }
 
-    /// The path without its last step; `None` for the whole file.
+    /// Path without its last segment; `None` for the whole file.
     pub(crate) fn parent(&self) -> Option<Self> {
         self.0.split_last().map(|(_, rest)| Self(rest.to_vec()))
     }
 
-    /// The last key, if the last step is one.
+    /// Key of the last segment, if it is one.
     pub(crate) fn last_key(&self) -> Option<&str> {
         match self.0.last() {
             Some(Segment::Key(key)) => Some(key),
@@ -49,7 +49,7 @@ impl KeyPath {
         }
     }
 
-    /// What remains below `ancestor`; `None` if it is none.
+    /// Segments below `ancestor`; `None` if it is no ancestor.
     pub(crate) fn below(&self, ancestor: &Self) -> Option<&[Segment]> {
         self.0.strip_prefix(ancestor.0.as_slice())
     }

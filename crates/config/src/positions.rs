@@ -4,29 +4,29 @@ use saphyr_parser::{Event, Parser, Span};
 
 use crate::path::KeyPath;
 
-/// A place in a text file; both count from 1.
+/// Position in a text file, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
-    /// The line.
+    /// Line.
     pub line: usize,
-    /// The character in the line.
+    /// Character in the line.
     pub column: usize,
 }
 
-/// Where each key and each entry of a list stands in a YAML text.
+/// Positions of the keys and list entries of a YAML text.
 #[derive(Debug, Default)]
 pub(crate) struct Positions(HashMap<KeyPath, Position>);
 
 impl Positions {
-    /// Of the first document, as far as it can be parsed.
-    pub(crate) fn of(text: &str) -> Self {
+    /// Positions in the first document, up to the first syntax error.
+    pub(crate) fn new(text: &str) -> Self {
         let events = Parser::new_from_str(text).map_while(Result::ok).filter(|(event, _)| is_content(event)).collect();
         let mut walk = Walk { events, next: 0, found: HashMap::new(), anchors: HashMap::new() };
         walk.node(&KeyPath::root());
         Self(walk.found)
     }
 
-    /// Where the value is written, or else the closest thing that contains it; `None` if that is the whole file.
+    /// Position of the value or of its closest ancestor; `None` if that is the whole file.
     pub(crate) fn nearest(&self, path: &KeyPath) -> Option<Position> {
         self.0.get(path).copied().or_else(|| self.nearest(&path.parent()?))
     }
@@ -47,7 +47,7 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    /// Takes one node with all that it contains.
+    /// Walks one node with its descendants.
     fn node(&mut self, path: &KeyPath) {
         match self.take() {
             Some(Event::Scalar(_, _, anchor, _)) => self.anchor(anchor, path),
@@ -91,7 +91,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Remembers where the next event stands.
+    /// Records the position of the next event.
     fn mark(&mut self, path: &KeyPath) {
         if let Some((_, span)) = self.events.get(self.next) {
             let position = Position { line: span.start.line(), column: span.start.col() + 1 };
@@ -105,14 +105,14 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// What an alias contains stands where its anchor is.
+    /// Contents of an alias have the positions of its anchor.
     fn alias(&mut self, anchor: usize, path: &KeyPath) {
         if let Some(from) = self.anchors.get(&anchor).cloned() {
             self.copy(&from, path);
         }
     }
 
-    /// Puts what lies below `from` below `to` as well, where nothing is yet.
+    /// Copies the positions below `from` to paths below `to` that have none.
     fn copy(&mut self, from: &KeyPath, to: &KeyPath) {
         let below: Vec<_> =
             self.found.iter().filter_map(|(path, position)| Some((to.join(path.below(from)?), *position))).collect();
@@ -121,7 +121,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Whether the node that is being walked ends here, or the text does.
+    /// True if the current node or the text ends here; consumes the event.
     fn ends(&mut self, end: &Event<'_>) -> bool {
         match self.events.get(self.next) {
             Some((event, _)) if event != end => false,
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     fn check(text: &str, expected: &[(KeyPath, usize, usize)]) {
-        let positions = Positions::of(text);
+        let positions = Positions::new(text);
         for (path, line, column) in expected {
             let found = positions.nearest(path);
             assert_eq!(found, Some(Position { line: *line, column: *column }), "{path}");
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_and_entries_have_places() {
+    fn positions_cover_keys_and_entries() {
         let text = "# a comment\na: 1\nb:\n  c: [x, {d: 1}]\n  e:\n    - 1\n    - f: 2\n";
         let (root, b) = (KeyPath::root(), KeyPath::keys(["b"]));
         check(
@@ -167,11 +167,11 @@ mod tests {
                 (b.key("missing"), 3, 1),
             ],
         );
-        assert_eq!(Positions::of(text).nearest(&root.key("missing")), None);
+        assert_eq!(Positions::new(text).nearest(&root.key("missing")), None);
     }
 
     #[test]
-    fn aliases_lead_to_their_anchors() {
+    fn positions_of_aliases_are_those_of_anchors() {
         let text = "a: &shared\n  x: 1\nb: *shared\nc:\n  <<: *shared\n  y: 2\n";
         check(
             text,
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_text_has_places_up_to_the_break() {
+    fn positions_of_broken_text_end_at_the_error() {
         check("a: 1\nb: [1,\n", &[(KeyPath::keys(["a"]), 1, 1), (KeyPath::keys(["b"]), 2, 1)]);
     }
 }

@@ -3,37 +3,37 @@ use std::fmt;
 use crate::path::KeyPath;
 use crate::positions::Position;
 
-/// One thing wrong with a pipeline.
+/// Problem of a pipeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Where the wrong value was written.
+    /// Origin of the value.
     pub origin: Origin,
-    /// The key it is about; empty if it is about the whole.
+    /// Key; empty for the whole pipeline.
     pub key: KeyPath,
-    /// What was expected and what was found.
+    /// Expected and found value.
     pub message: String,
-    /// The right name that is nearest to a wrong one.
+    /// Most similar valid name.
     pub suggestion: Option<String>,
 }
 
-/// Where a value was written.
+/// Origin of a value.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
-    /// In the pipeline file.
+    /// Pipeline file.
     File {
-        /// The file as it was named.
+        /// Name of the file.
         name: String,
-        /// The place in it, if one is to be blamed.
+        /// Position in the file, if known.
         position: Option<Position>,
     },
-    /// In an environment variable.
+    /// Environment variable.
     Env {
-        /// The variable.
+        /// Name of the variable.
         name: String,
     },
-    /// In a `--set` of the command line.
+    /// Option `--set` of the command line.
     Set {
-        /// What follows `--set`.
+        /// Text after `--set`.
         text: String,
     },
 }
@@ -63,12 +63,12 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that is wrong with a pipeline; at least one problem, in the order of the file.
+/// Problems of a pipeline: at least one, in the order of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problems(Vec<Problem>);
 
 impl Problems {
-    /// Sorted by where they come from; `Ok` if there are none.
+    /// Sorts the problems by origin; `Ok` if there are none.
     pub(crate) fn check(mut problems: Vec<Problem>) -> Result<(), Self> {
         if problems.is_empty() {
             return Ok(());
@@ -78,12 +78,12 @@ impl Problems {
         Err(Self(problems))
     }
 
-    /// A single one.
+    /// Wraps a single problem.
     pub(crate) fn one(problem: Problem) -> Self {
         Self(vec![problem])
     }
 
-    /// Each of them.
+    /// The problems, in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Problem> {
         self.0.iter()
     }

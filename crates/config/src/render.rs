@@ -1,4 +1,4 @@
-//! A resolved pipeline as YAML, with where each value comes from.
+//! Resolved pipelines as YAML, with the origin of each value.
 
 use std::fmt;
 
@@ -12,17 +12,17 @@ use crate::path::{KeyPath, Segment};
 use crate::problem::{Origin, Problem, Problems};
 use crate::yaml;
 
-/// Characters of a line up to which comments are aligned; longer lines push theirs to the right.
+/// Maximum width of a line whose comment is aligned.
 const WIDEST: usize = 64;
-/// Characters that a list of plain values may take on one line.
+/// Maximum width of a list of plain values on one line.
 const FLOW: usize = 72;
 
 /// A pipeline with every default filled in.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rendered {
-    /// Each value with where it comes from, in the order of the file.
+    /// Values with their origins, in the order of the file.
     pub values: Vec<Resolved>,
-    /// What people should know, one line each.
+    /// Notices, one line each.
     pub notices: Vec<String>,
     tree: Value,
 }
@@ -30,45 +30,47 @@ pub struct Rendered {
 /// One value of a pipeline: a scalar, a list or an empty map.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Resolved {
-    /// Its key.
+    /// Key.
     pub key: KeyPath,
-    /// What it is.
+    /// Value.
     pub value: Value,
-    /// Where it comes from.
-    pub origin: Comes,
+    /// Origin.
+    pub origin: ValueOrigin,
 }
 
-/// Where a value comes from.
+/// Origin of a resolved value.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Comes {
-    /// Nobody wrote it.
+pub enum ValueOrigin {
+    /// Default.
     Default,
-    /// It was written.
+    /// Written value.
     Written(Origin),
 }
 
-impl fmt::Display for Comes {
+impl fmt::Display for ValueOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Comes::Default => f.write_str("default"),
-            Comes::Written(Origin::File { name, position: Some(position) }) => write!(f, "{name}:{}", position.line),
-            // The value stands beside it.
-            Comes::Written(Origin::Set { text }) => {
+            ValueOrigin::Default => f.write_str("default"),
+            ValueOrigin::Written(Origin::File { name, position: Some(position) }) => {
+                write!(f, "{name}:{}", position.line)
+            }
+            // The value is printed beside it.
+            ValueOrigin::Written(Origin::Set { text }) => {
                 write!(f, "--set {}", text.split_once('=').map_or(text.as_str(), |(key, _)| key.trim()))
             }
-            Comes::Written(origin) => origin.fmt(f),
+            ValueOrigin::Written(origin) => origin.fmt(f),
         }
     }
 }
 
-impl Serialize for Comes {
+impl Serialize for ValueOrigin {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
 impl Layers {
-    /// Loads the pipeline as [`load`](Self::load) does, and says where each of its values comes from.
+    /// Loads the pipeline like [`load`](Self::load), with the origin of each value.
     ///
     /// # Errors
     /// [`Problems`] as there.
@@ -84,7 +86,7 @@ impl Layers {
 }
 
 impl Rendered {
-    /// The pipeline as YAML, with a comment after each value if asked for; reading it gives the same pipeline.
+    /// Returns the pipeline as YAML, optionally with the origin after each value. It reads as the same pipeline.
     pub fn to_yaml(&self, with_origins: bool) -> String {
         let mut lines = Vec::new();
         write(&self.tree, &KeyPath::root(), 0, &mut lines);
@@ -120,21 +122,21 @@ fn is_nested(value: &Value) -> bool {
     matches!(value, Value::Object(_) | Value::Array(_))
 }
 
-fn comes(key: &KeyPath, merged: &Merged, layers: &[Layer]) -> Comes {
+fn comes(key: &KeyPath, merged: &Merged, layers: &[Layer]) -> ValueOrigin {
     let mut written = &merged.value;
     for segment in key.segments() {
         let below = match (segment, written) {
             (Segment::Key(name), Value::Object(fields)) => fields.get(name),
             (Segment::Index(index), Value::Array(entries)) => entries.get(*index),
-            // What is written here in short stands for all that is below it.
+            // An alias covers everything below it.
             _ => break,
         };
         match below {
             Some(below) => written = below,
-            None => return Comes::Default,
+            None => return ValueOrigin::Default,
         }
     }
-    Comes::Written(merged.origin_of(key, layers))
+    ValueOrigin::Written(merged.origin_of(key, layers))
 }
 
 fn unwritable(error: &serde_json::Error) -> Problem {
@@ -142,13 +144,13 @@ fn unwritable(error: &serde_json::Error) -> Problem {
     Problem { origin, key: KeyPath::root(), message: error.to_string(), suggestion: None }
 }
 
-/// A line of YAML, and the key whose value it holds.
+/// Line of YAML with the key of its value.
 struct Line {
     text: String,
     key: Option<KeyPath>,
 }
 
-/// Writes what is below `key`, `depth` levels in.
+/// Writes the values below `key` at `depth`.
 fn write(value: &Value, key: &KeyPath, depth: usize, lines: &mut Vec<Line>) {
     match value {
         Value::Object(fields) => {
@@ -161,7 +163,7 @@ fn write(value: &Value, key: &KeyPath, depth: usize, lines: &mut Vec<Line>) {
                 let first = lines.len();
                 write(below, &key.index(i), depth + 1, lines);
                 if let Some(line) = lines.get_mut(first) {
-                    // The dash stands in the place of the indentation.
+                    // The dash takes the place of the indentation.
                     line.text.replace_range(2 * depth..2 * depth + 2, "- ");
                 }
             }
@@ -193,11 +195,11 @@ fn entry(name: &str, value: &Value, key: &KeyPath, depth: usize, lines: &mut Vec
     }
 }
 
-/// A scalar that reads as itself, also within brackets.
+/// Formats a scalar that reads as itself, also within brackets.
 fn scalar(value: &Value) -> String {
     match value {
         Value::String(text) if is_plain(text) => text.clone(),
-        // A string of JSON is one of YAML, in quotation marks.
+        // A JSON string is also a quoted YAML string.
         Value::Array(entries) if entries.is_empty() => "[]".to_owned(),
         Value::Object(fields) if Map::is_empty(fields) => "{}".to_owned(),
         other => other.to_string(),
@@ -250,7 +252,7 @@ schedule: { use: linear }
     }
 
     #[test]
-    fn what_is_rendered_reads_as_the_same_pipeline() {
+    fn rendered_pipeline_reads_as_the_same_pipeline() {
         let more = [
             "data.template=\"{text}\\nIt is: # \"",
             "data.where={a: \"yes: no\", b: 3}",

@@ -1,4 +1,4 @@
-//! The JSON schema of a whole pipeline file, from the types of [`crate::spec`] and the plugins of a registry.
+//! JSON schema of pipeline files, from the types of [`crate::spec`] and the plugins of a catalog.
 
 use schemars::{Schema, SchemaGenerator, json_schema};
 use sepal_catalog::{Catalog, Entry, PluginKind, schema_of};
@@ -6,12 +6,12 @@ use serde_json::{Map, Value, json};
 
 use crate::spec::{EmbeddedSpec, LanSpec, NoneSpec, P2pSpec, Spec, StaticSpec};
 
-/// The JSON schema of a pipeline file with these plugins: complete in itself, with documentation, defaults and
-/// examples for editors.
+/// Returns the JSON schema of a pipeline file with these plugins, with documentation, defaults and examples for editors
+/// and without external references.
 pub fn schema(catalog: &Catalog) -> Value {
     let mut schema = schema_of::<Spec>();
-    for place in places(catalog) {
-        place.put_into(&mut schema);
+    for choices in choices(catalog) {
+        choices.insert_into(&mut schema);
     }
     fold_enums(&mut schema);
     let mut whole = Map::new();
@@ -23,14 +23,14 @@ pub fn schema(catalog: &Catalog) -> Value {
     Value::Object(whole)
 }
 
-/// A key of the file whose value is a choice, or a list of them: `use` names it, `with` are its options.
+/// Key of the file whose value is a choice, or a list of choices: `use` is its name, `with` are its options.
 #[derive(Debug)]
-pub(crate) struct Place {
-    /// The key.
+pub(crate) struct Choices {
+    /// Key.
     pub(crate) key: &'static str,
-    /// What messages call a choice.
+    /// Noun for a choice in messages.
     pub(crate) noun: String,
-    /// Whether there may be several, in a list.
+    /// True if the value is a list of choices.
     pub(crate) many: bool,
     choices: Vec<Choice>,
 }
@@ -43,19 +43,19 @@ struct Choice {
     example: Value,
 }
 
-/// Every choice of the file.
-pub(crate) fn places(catalog: &Catalog) -> Vec<Place> {
-    let swarm = Place { key: "swarm", noun: "swarm".to_owned(), many: false, choices: swarms() };
-    std::iter::once(swarm).chain(PluginKind::ALL.map(|kind| place(kind, catalog))).collect()
+/// Returns every key with a choice.
+pub(crate) fn choices(catalog: &Catalog) -> Vec<Choices> {
+    let swarm = Choices { key: "swarm", noun: "swarm".to_owned(), many: false, choices: swarms() };
+    std::iter::once(swarm).chain(PluginKind::ALL.map(|kind| choices_of(kind, catalog))).collect()
 }
 
-fn place(kind: PluginKind, catalog: &Catalog) -> Place {
+fn choices_of(kind: PluginKind, catalog: &Catalog) -> Choices {
     let choice = |entry: &Entry| {
         let Entry { name, summary, schema, example, .. } = entry.clone();
         Choice { name, summary, schema, example }
     };
     let choices = catalog.entries(kind).map(choice).collect();
-    Place { key: kind.key(), noun: kind.to_string(), many: kind == PluginKind::Tracker, choices }
+    Choices { key: kind.key(), noun: kind.to_string(), many: kind == PluginKind::Tracker, choices }
 }
 
 fn swarms() -> Vec<Choice> {
@@ -72,8 +72,8 @@ fn swarms() -> Vec<Choice> {
     ]
 }
 
-impl Place {
-    /// The options that the choice `name` knows; `None` if there is no such choice.
+impl Choices {
+    /// Options of the choice `name`; `None` if there is no such choice.
     pub(crate) fn options(&self, name: &str) -> Option<Vec<&str>> {
         let choice = self.choices.iter().find(|choice| choice.name == name)?;
         // The schema of a choice without options has no properties.
@@ -82,7 +82,7 @@ impl Place {
     }
 
     /// Replaces the key's schema, keeping its description and default.
-    fn put_into(&self, schema: &mut Value) {
+    fn insert_into(&self, schema: &mut Value) {
         let slot = &mut schema["properties"][self.key];
         let mut own = self.schema();
         if self.many {
@@ -116,7 +116,7 @@ impl Place {
             "examples": all(|choice| json!({ "use": choice.name, "with": choice.example })),
         });
         if self.choices.is_empty() {
-            // These lists may not be empty. No text is `null`, so nothing can be chosen.
+            // JSON Schema forbids empty lists here. No text equals `null`, so that nothing can be chosen.
             schema["properties"]["use"]["enum"] = json!([null]);
             schema["allOf"] = json!([true]);
         }
@@ -125,7 +125,7 @@ impl Place {
 }
 
 impl Choice {
-    /// If this choice is made, `with` has its options, and is there if one of them must be written.
+    /// Condition for this choice: `with` has its options, and is required if one of them is.
     fn condition(&self) -> Value {
         let mut options = self.schema.clone();
         if let Value::Object(fields) = &mut options {
@@ -140,22 +140,22 @@ impl Choice {
     }
 }
 
-/// The schema of a device.
+/// Schema of a device.
 pub(crate) fn device(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "pattern": "^(cpu|cuda(:[0-9]+)?)$" })
 }
 
-/// The schema of a format of weights.
+/// Schema of a weight format.
 pub(crate) fn weight_format(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "enum": ["f32", "bf16", "f16", "int8", "nf4"] })
 }
 
-/// The schema of a column's value.
+/// Schema of a column's value.
 pub(crate) fn cell(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": ["string", "number", "boolean"] })
 }
 
-/// Makes each choice between constants an `enum` with descriptions: editors complete it, and an error lists it.
+/// Turns each choice between constants into an `enum` with descriptions, which editors complete and errors list.
 fn fold_enums(schema: &mut Value) {
     match schema {
         Value::Array(entries) => entries.iter_mut().for_each(fold_enums),
@@ -178,13 +178,13 @@ fn fold_enums(schema: &mut Value) {
 }
 
 enum Folded {
-    /// Every branch was a constant: what stands instead of the choice.
+    /// Replacement of a choice whose branches are all constants.
     All(Map<String, Value>),
-    /// The choice with its constants as one branch.
+    /// Choice with its constants as one branch.
     Some(Value),
 }
 
-/// Puts the branches that are constants together, if there are several.
+/// Merges the constant branches, if there are several.
 fn folded(branches: &Value) -> Option<Folded> {
     let (constants, mut others): (Vec<Value>, Vec<Value>) =
         branches.as_array()?.iter().cloned().partition(|branch| branch.get("const").is_some());

@@ -1,4 +1,4 @@
-//! The pipeline file as Rust types. Their doc comments are the manual that editors show.
+//! Types of the pipeline file. Their doc comments are the manual that editors show.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,60 +18,60 @@ mod train;
 pub use self::train::{CheckpointSpec, EarlyStoppingSpec, EvaluateEvery, EvaluateSpec, Goal, Precision, TrainSpec};
 pub use crate::swarm::{EmbeddedSpec, LanSpec, NoneSpec, P2pSpec, StaticSpec, SwarmSpec};
 
-/// A pipeline: which frozen model is adapted to which task, by what, on which data.
+/// Pipeline: a frozen model, a task, a tuning mode and data.
 ///
-/// Values can also be given as environment variables (`SEPAL__TRAIN__SEED=7`) and on the command line
-/// (`--set train.seed=7`), which win over the file in this order.
+/// Environment variables (`SEPAL__TRAIN__SEED=7`) override values of the file, and options of the command line (`--set
+/// train.seed=7`) override both.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Spec {
-    /// Begins the name of the run's folder: letters, digits, `-`, `_` and `.`.
+    /// Prefix of the run folder's name: letters, digits, `-`, `_` and `.`.
     #[schemars(regex(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$"))]
     #[schemars(extend("patternErrorMessage" = "letters, digits, `-`, `_` and `.`"))]
     pub name: String,
     /// The frozen model.
     pub model: ModelSpec,
-    /// Where the model's blocks run.
+    /// Placement of the model's blocks.
     #[serde(default)]
     #[schemars(with = "Value")]
     pub swarm: SwarmSpec,
-    /// What is to be predicted from a text.
+    /// Task: the prediction for a text.
     #[schemars(with = "Value")]
     pub task: PluginSpec,
-    /// What trains, besides the task's head.
+    /// Tuning mode: the trained parameters besides the task's head.
     #[schemars(with = "Value")]
     pub tuning: PluginSpec,
     /// The labelled texts.
     pub data: DataSpec,
-    /// How texts become batches.
+    /// Batches of rows.
     #[serde(default)]
     pub loader: LoaderSpec,
-    /// How the parameters move.
+    /// Optimizer of the trained parameters.
     #[schemars(with = "Value")]
     pub optimizer: PluginSpec,
-    /// How the learning rate changes over the run.
+    /// Schedule of the learning rate.
     #[schemars(with = "Value")]
     pub schedule: PluginSpec,
     /// The training loop.
     #[serde(default)]
     pub train: TrainSpec,
-    /// When the validation rows are predicted.
+    /// Evaluation on the validation rows.
     #[serde(default)]
     pub evaluate: EvaluateSpec,
-    /// What an interrupted run goes on from.
+    /// Checkpoints, from which an interrupted run is resumed.
     #[serde(default)]
     pub checkpoint: CheckpointSpec,
-    /// What a run leaves behind.
+    /// Output of a run.
     #[serde(default)]
     pub output: OutputSpec,
-    /// Where the run is shown as it goes, besides its folder. None of them can stop or slow a run.
+    /// Trackers, which show the run elsewhere while it goes. A tracker cannot stop or slow a run.
     #[serde(default)]
     #[schemars(with = "Value")]
     pub track: Vec<PluginSpec>,
 }
 
 impl Spec {
-    /// As a pipeline file with every default written out; reading it gives the same spec.
+    /// Returns a pipeline file with every default written out, which reads as the same spec.
     ///
     /// # Errors
     /// [`WriteError`] if a value has no YAML form.
@@ -79,8 +79,8 @@ impl Spec {
         serde_saphyr::to_string(self).map_err(WriteError)
     }
 
-    /// With this source of the model before the others, if it is one of them. Others may be other models: that which a run
-    /// was trained on is the one to go on with.
+    /// Returns the spec with this source of the model first, if it is one of the sources. A run continues with the
+    /// source that it was trained on, because the others may be other models.
     #[must_use]
     pub fn preferring(&self, used: &Source) -> Self {
         let is_it = |source: &Source| match (source, used) {
@@ -95,20 +95,19 @@ impl Spec {
         Self { model: ModelSpec { source, ..self.model.clone() }, ..self.clone() }
     }
 
-    /// How hidden states and gradients travel.
+    /// Number format of hidden states and gradients on the wire.
     pub fn wire_dtype(&self) -> DType {
         self.swarm.remote().wire_dtype.unwrap_or(self.train.precision.dtype())
     }
 
-    /// How the loss is scaled; not at all if neither asked for nor needed. Wherever gradients are `f16`, small ones
-    /// would be lost without it: beneath 6e-8 nothing is left of them.
+    /// Loss scaling, if it is set or needed. Gradients below 6e-8 vanish in `f16`.
     pub fn scaler(&self) -> Option<GradScalerConfig> {
         let is_f16 = [self.train.precision.dtype(), self.wire_dtype()].contains(&DType::F16);
         self.train.scaler.clone().or_else(|| is_f16.then(GradScalerConfig::default))
     }
 }
 
-/// A spec that has no YAML form.
+/// A spec without a YAML form.
 #[derive(Debug, thiserror::Error)]
 #[error("write the pipeline as YAML")]
 pub struct WriteError(#[source] serde_saphyr::SerializeError);
@@ -117,16 +116,16 @@ pub struct WriteError(#[source] serde_saphyr::SerializeError);
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PluginSpec {
-    /// The plugin's name.
+    /// Name of the plugin.
     #[serde(rename = "use")]
     pub name: String,
-    /// Its options, every default filled in.
+    /// Options, with every default filled in.
     #[serde(default)]
     pub with: Map<String, Value>,
 }
 
 impl PluginSpec {
-    /// The options as the registry takes them.
+    /// Options as JSON, for the registry.
     pub fn options(&self) -> Value {
         Value::Object(self.with.clone())
     }
@@ -136,18 +135,18 @@ impl PluginSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {
-    /// A Hugging Face folder or a GGUF file, or a list of which the first that can be had is used.
+    /// Hugging Face folder or GGUF file, or a list of them, of which the first available one is used.
     pub source: Sources,
-    /// How the weights of all blocks are kept, in this process and on servers; servers that keep them otherwise are not
+    /// Storage format of the weights of all blocks, in this process and on servers. Servers with another format are not
     /// used.
     #[serde(default)]
     #[schemars(schema_with = "crate::schema::weight_format")]
     pub weights: WeightFormat,
-    /// What the blocks of this process compute on: `cpu`, or `cuda:0` and so on.
+    /// Device of the blocks in this process: `cpu`, `cuda:0` and so on.
     #[serde(default)]
     #[schemars(schema_with = "crate::schema::device")]
     pub device: Device,
-    /// So many blocks, the first ones, run in this process, so that servers see less of the text.
+    /// Number of first blocks that run in this process, so that servers see less of the text.
     #[serde(default)]
     pub local_blocks: usize,
 }
@@ -159,15 +158,15 @@ pub struct DataSpec {
     /// The first source of the rows.
     #[serde(flatten)]
     pub rows: RowsSpec,
-    /// Tokens of a row at most, special tokens and template included. Longer texts are shortened, of a pair the longer one
-    /// first; the template stays. Prompts do not count.
+    /// Maximum number of tokens of a row, including special tokens and template, without prompts. Longer texts are
+    /// shortened, of a pair the longer one first; the template stays.
     #[serde(default = "default_max_length")]
     #[schemars(range(min = 1))]
     pub max_length: usize,
     /// End of a long text that is removed; by default the one that the tokenizer's files name, or else the right one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub truncation_side: Option<Side>,
-    /// Other data, tried in order where the data above cannot be had.
+    /// Other data, tried in order if the data above is not available.
     #[serde(default)]
     pub otherwise: Vec<RowsSpec>,
 }
@@ -192,42 +191,42 @@ impl DataSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RowsSpec {
-    /// The rows to train on: a source, or a list of which the first that can be had is used.
+    /// Training rows: a source, or a list of sources, of which the first available one is used.
     pub train: Sources,
-    /// The rows to evaluate on.
+    /// Validation rows.
     #[serde(default)]
     pub validation: Option<Sources>,
-    /// Instead of `validation`: the share of the training rows that is kept aside, chosen by the seed.
+    /// Fraction of the training rows that becomes the validation rows, chosen by the seed; instead of `validation`.
     #[serde(default)]
     #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
     pub validation_split: Option<f64>,
-    /// The column that holds the text.
+    /// Column with the text.
     pub text: String,
-    /// The column that holds a second text, for tasks on pairs.
+    /// Column with a second text, for tasks on pairs.
     #[serde(default)]
     pub text_pair: Option<String>,
-    /// The column that holds the label: its name, the value of its name (`true` for `True`, 1 for `1.0`), or, where no
-    /// name is a number or truth value, its index from 0. Several labels are a list of them, a multi-hot vector, or a text
-    /// in which `|`, `;` or `,` separates them.
+    /// Column with the label: its name, the value of its name (`true` for `True`, 1 for `1.0`), or its index from 0 if
+    /// no name is a number or truth value. Several labels are a list, a multi-hot vector, or a text with `|`, `;` or
+    /// `,` as separator.
     pub label: String,
-    /// Only rows whose columns have these values.
+    /// Filter: only rows whose columns have these values.
     #[serde(default, rename = "where")]
     pub filter: BTreeMap<String, Cell>,
-    /// The file format, where its name does not tell.
+    /// File format, if the file's name does not tell.
     #[serde(default)]
     pub format: Option<FileFormat>,
     // An unset later key is not written: checkpoints hold a digest of the written form.
-    /// The character between the cells of a csv or tsv file: `;`, `tab` or another. If not given, a comma, or what parts the
-    /// header of a csv file without commas; a tab in tsv files.
+    /// Character between the cells of a csv or tsv file: `;`, `tab` or another. Defaults to a comma, or the separator
+    /// of a csv header without commas, and to a tab in tsv files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub delimiter: Option<Delimiter>,
-    /// The character encoding of text files, for example `windows-1252` (latin-1) or `utf-16`. If not given, UTF-8, or what a
-    /// byte order mark says.
+    /// Character encoding of text files, for example `windows-1252` (latin-1) or `utf-16`. Defaults to the encoding of
+    /// the byte order mark, or UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub encoding: Option<Encoding>,
-    /// What is put around the text, for example `Movie review: {text}`.
+    /// Template around the text, for example `Movie review: {text}`.
     #[serde(default)]
     pub template: Option<String>,
 }
@@ -239,7 +238,7 @@ impl RowsSpec {
     }
 }
 
-/// The value of a column, as text.
+/// Value of a column, as text.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Cell(#[schemars(schema_with = "crate::schema::cell")] pub String);
@@ -280,13 +279,13 @@ impl Visitor<'_> for CellVisitor {
     }
 }
 
-/// An end of a text.
+/// Side of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Side {
-    /// Its beginning.
+    /// Beginning of the text.
     Left,
-    /// Its end.
+    /// End of the text.
     Right,
 }
 
@@ -299,7 +298,7 @@ impl From<Side> for TruncationSide {
     }
 }
 
-/// The format of a data file.
+/// Format of a data file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FileFormat {
@@ -315,16 +314,16 @@ pub enum FileFormat {
     Jsonl,
 }
 
-/// How texts become batches.
+/// Batches of rows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoaderSpec {
     /// Rows of a batch.
     #[schemars(range(min = 1))]
     pub batch_size: usize,
-    /// Leaves out the last batch of a pass if it is not full.
+    /// Skips the last batch of an epoch if it is not full.
     pub drop_last: bool,
-    /// Mixes the training rows anew for each pass, by the seed; otherwise they keep the file's order.
+    /// Shuffles the training rows for each epoch, by the seed; otherwise they keep the file's order.
     pub shuffle: bool,
     /// Batches that are prepared ahead.
     pub prefetch: usize,
@@ -336,24 +335,24 @@ impl Default for LoaderSpec {
     }
 }
 
-/// What a run leaves behind.
+/// Output of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutputSpec {
-    /// The folder in which each run makes its own.
+    /// Parent folder of the run folders.
     #[schemars(with = "String")]
     pub folder: PathBuf,
-    /// Which parameters become the adapter.
+    /// Parameters that become the adapter.
     pub adapter: KeptAdapter,
 }
 
-/// Which parameters become the adapter.
+/// Parameters that become the adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KeptAdapter {
-    /// Those of the evaluation that was best by `evaluate.metric`.
+    /// Parameters of the best evaluation by `evaluate.metric`.
     Best,
-    /// Those of the last step.
+    /// Parameters of the last step.
     Last,
 }
 

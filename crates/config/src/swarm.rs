@@ -1,19 +1,19 @@
-//! Where a model's blocks run, as a pipeline file says it.
+//! Placement of a model's blocks.
 
 use schemars::JsonSchema;
 use sepal_core::DType;
 use sepal_swarm::RemoteOptions;
 use serde::{Deserialize, Serialize};
 
-/// Where the model's blocks run.
+/// Placement of the model's blocks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "use", content = "with", rename_all = "kebab-case")]
 pub enum SwarmSpec {
-    /// Nowhere else: all blocks run in this process, without a server.
+    /// All blocks in this process, without a server.
     None(NoneSpec),
-    /// In this process, through the same protocol as on servers.
+    /// In this process, through the protocol of servers.
     Embedded(EmbeddedSpec),
-    /// On servers that run already.
+    /// On running servers.
     Static(StaticSpec),
     /// On servers of the local network.
     Lan(LanSpec),
@@ -44,23 +44,23 @@ impl Default for SwarmSpec {
     }
 }
 
-/// Runs all blocks in this process and no server: for small models, or to compare.
+/// Runs all blocks in this process without a server, for small models and comparisons.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NoneSpec {}
 
-/// Runs the blocks in this process, through the same protocol as on servers.
+/// Runs the blocks in this process, through the protocol of servers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EmbeddedSpec {
-    /// The number format of hidden states and gradients on the way; that of `train.precision` if not set. `q8`, for slow
-    /// links, takes eight bits and a scale for every 64 numbers; tunables and the gradients of what trains are `bf16` then.
+    /// Number format of hidden states and gradients on the wire; `train.precision` if not set. `q8`, for slow links,
+    /// takes eight bits and a scale for every 64 numbers; tunables and their gradients are then sent as `bf16`.
     #[schemars(schema_with = "sepal_swarm::dtype_schema")]
     pub wire_dtype: Option<DType>,
-    /// Tokens that one message holds at most, prompts included; fewer where they would take more than 16 MB.
+    /// Maximum number of tokens in one message, prompts included. It is lower if they would take more than 16 MB.
     #[schemars(range(min = 1))]
     pub micro_batch_tokens: usize,
-    /// Memory for graphs that wait for their backward pass, in MiB. Graphs that do not fit are computed again.
+    /// Memory for graphs that wait for their backward pass, in MiB. Graphs that do not fit are recomputed.
     pub tape_budget_mb: u64,
 }
 
@@ -70,11 +70,11 @@ impl Default for EmbeddedSpec {
     }
 }
 
-/// Uses servers that run already (`sepal serve`).
+/// Uses running servers (`sepal serve`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StaticSpec {
-    /// Their addresses, each `HOST:PORT` or `unix:PATH`. Together they have all blocks, in any order.
+    /// Addresses of the servers, each `HOST:PORT` or `unix:PATH`, in any order. Together they hold all blocks.
     #[schemars(length(min = 1), extend("uniqueItems" = true))]
     pub servers: Vec<String>,
     /// Options of calls to servers.
@@ -82,11 +82,11 @@ pub struct StaticSpec {
     pub remote: RemoteOptions,
 }
 
-/// Uses the servers of the model that are found on the local network (`sepal serve --lan`).
+/// Uses servers of the model on the local network (`sepal serve --lan`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LanSpec {
-    /// The network interface to look on, by its name or one of its addresses; all of them if not set.
+    /// Name or address of the network interface to search; all interfaces if not set.
     #[serde(default)]
     pub interface: Option<String>,
     /// Options of calls to servers.
@@ -94,16 +94,16 @@ pub struct LanSpec {
     pub remote: RemoteOptions,
 }
 
-/// Uses the servers of the model that are found in a peer-to-peer swarm (`sepal serve --p2p`).
+/// Uses servers of the model in a peer-to-peer swarm (`sepal serve --p2p`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct P2pSpec {
     /// Ticket of the swarm, as `sepal serve --p2p` prints it, or the path of a file that holds it.
     pub ticket: String,
-    /// The address and UDP port to use, `IP:PORT`; any on all interfaces if not set.
+    /// Local address and UDP port, `IP:PORT`; any port on all interfaces if not set.
     #[serde(default)]
     pub bind: Option<std::net::SocketAddr>,
-    /// Servers of the iroh-relay protocol that help machines behind routers to reach each other; none if not set.
+    /// Servers of the iroh-relay protocol, which connect machines behind routers; none if not set.
     #[serde(default)]
     pub relays: Vec<String>,
     /// Options of calls to servers.

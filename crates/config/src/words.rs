@@ -1,8 +1,8 @@
-//! Schemas and values in words.
+//! Descriptions of schemas and values for messages.
 
 use serde_json::Value;
 
-/// What a schema asks for, to follow "expected".
+/// Description of a schema, to follow "expected".
 pub(crate) fn describe(schema: &Value) -> String {
     if let Some(choices) = schema["enum"].as_array() {
         return one_of(choices);
@@ -19,7 +19,7 @@ pub(crate) fn describe(schema: &Value) -> String {
     either(types(schema).into_iter().filter(|&kind| kind != "null").map(|kind| describe_type(kind, schema)).collect())
 }
 
-/// A value as found, shortened.
+/// Description of a value, shortened.
 pub(crate) fn show(value: &Value) -> String {
     match value {
         Value::Null => "nothing".to_owned(),
@@ -64,7 +64,7 @@ fn describe_list(schema: &Value) -> String {
     }
 }
 
-/// A map with what it must have, or else with some of what it may have.
+/// Description of a map by its required keys, or else by some of its optional keys.
 fn describe_map(schema: &Value) -> String {
     let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
     let mut keys: Vec<&str> = required.collect();
@@ -87,7 +87,7 @@ fn at_least_one(schema: &Value, keyword: &str) -> bool {
 fn limits(schema: &Value) -> String {
     let limit = |keyword: &str, words: &str| schema.get(keyword).map(|limit| format!("{words} {}", plain(limit)));
     let from = limit("minimum", "of at least").or_else(|| limit("exclusiveMinimum", "above"));
-    // The largest number of an integer type is no news.
+    // The maximum of an integer type is not worth a message.
     let small = schema["maximum"].as_f64().is_some_and(|maximum| maximum < 4e9);
     let to = limit("maximum", "at most").filter(|_| small).or_else(|| limit("exclusiveMaximum", "below"));
     match (from, to) {
@@ -116,7 +116,7 @@ fn either(mut words: Vec<String>) -> String {
     }
 }
 
-/// Text without quotes, whole numbers without a fraction.
+/// Formats text without quotes and whole numbers without a fraction.
 fn plain(value: &Value) -> String {
     match (value, value.as_f64()) {
         (Value::String(text), _) => text.clone(),

@@ -1,4 +1,4 @@
-//! YAML text to values.
+//! Conversion of YAML text to values.
 
 use serde_json::Value;
 use serde_saphyr::{Error, Options, SnippetMode, UserMessageFormatter};
@@ -12,7 +12,7 @@ pub(crate) struct SyntaxError {
     pub(crate) message: String,
 }
 
-/// A whole document. Keys that occur twice are refused, and only `true` and `false` are booleans.
+/// Parses a document. Repeated keys are refused, and only `true` and `false` are booleans.
 pub(crate) fn parse(text: &str) -> Result<Value, SyntaxError> {
     serde_saphyr::from_str_with_options(text, options()).map_err(|error| SyntaxError {
         position: error.location().map(|location| Position {
@@ -23,8 +23,8 @@ pub(crate) fn parse(text: &str) -> Result<Value, SyntaxError> {
     })
 }
 
-/// A value from the command line or the environment: a scalar or a list or map in brackets. Text that is no YAML
-/// stands for itself unless it begins like a list, a map or a quotation.
+/// Parses a value from the command line or the environment: a scalar, or a list or map in brackets. Text that is no
+/// YAML is taken literally, unless it starts like a list, a map or a quotation.
 pub(crate) fn parse_scalar(text: &str) -> Result<Value, String> {
     match parse(text) {
         Ok(Value::Object(_)) if !text.trim_start().starts_with('{') => Ok(Value::from(text)),
@@ -39,7 +39,7 @@ fn options() -> Options {
     serde_saphyr::options! { strict_booleans: true }
 }
 
-/// The error in one line, without a picture and without the place.
+/// Formats the error on one line, without excerpt and position.
 fn message(error: &Error) -> String {
     if let Error::DuplicateMappingKey { key: Some(key), .. } = error.without_snippet() {
         return format!("expected each key once, found `{key}` again");

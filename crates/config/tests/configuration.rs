@@ -1,4 +1,4 @@
-//! Pipeline files: what is read, what is refused, and in which words.
+//! Pipeline files: accepted and refused files, and the messages.
 
 use insta::assert_snapshot;
 use sepal_config::spec::{EvaluateEvery, SwarmSpec};
@@ -82,7 +82,7 @@ fn over(env: &[(&str, &str)], sets: &[&str]) -> String {
 }
 
 #[test]
-fn a_good_file_has_its_defaults_filled_in() {
+fn load_fills_in_defaults() {
     let Loaded { spec, notices } = good(&[], &[]);
     assert!(notices.is_empty());
     assert_eq!(spec.tuning.options(), json!({ "pre_seq_len": 8, "init": "vocabulary", "deep_init": null }));
@@ -97,7 +97,7 @@ fn a_good_file_has_its_defaults_filled_in() {
 }
 
 #[test]
-fn a_resolved_pipeline_reads_as_itself() {
+fn written_spec_reads_as_itself() {
     let odd = [
         "data.template='say \"{text}\": # yes: no'",
         "data.where={answer: 'no', number: '1.0', nothing: 'null'}",
@@ -118,7 +118,7 @@ fn a_resolved_pipeline_reads_as_itself() {
 }
 
 #[test]
-fn the_command_line_wins_over_the_environment_over_the_file() {
+fn overrides_command_line_over_environment_over_file() {
     let seed = |env: &[(&str, &str)], sets: &[&str]| good(env, sets).spec.train.seed;
     assert_eq!(seed(&[], &[]), 7);
     assert_eq!(seed(&[("SEPAL__TRAIN__SEED", "8"), ("SEPAL_CUDA", "1"), ("HOME", "/")], &[]), 8);
@@ -128,7 +128,7 @@ fn the_command_line_wins_over_the_environment_over_the_file() {
 }
 
 #[test]
-fn values_of_the_command_line_are_yaml() {
+fn overrides_of_command_line_are_yaml() {
     let spec = good(
         &[],
         &[
@@ -152,7 +152,7 @@ fn values_of_the_command_line_are_yaml() {
 }
 
 #[test]
-fn the_precision_decides_what_is_not_said() {
+fn precision_decides_wire_format_and_loss_scaling() {
     let check = |sets: &[&str], wire_dtype: DType, init_scale: Option<f64>| {
         let spec = good(&[], sets).spec;
         let found = (spec.wire_dtype(), spec.scaler().map(|scaler| scaler.init_scale));
@@ -181,7 +181,7 @@ fn the_precision_decides_what_is_not_said() {
 }
 
 #[test]
-fn another_choice_leaves_out_options_it_does_not_have() {
+fn overridden_choice_drops_unknown_options() {
     let text = GOOD.replace("pre_seq_len: 8", "pre_seq_len: 8, deep_init: normal");
     let Loaded { spec, notices } =
         layers(&text, &[], &["tuning.use=ptune"]).load(registry().catalog()).expect("it is sound");
@@ -201,7 +201,7 @@ fn another_choice_leaves_out_options_it_does_not_have() {
 }
 
 #[test]
-fn unknown_keys() {
+fn unknown_keys_are_refused() {
     assert_snapshot!(with("max_length", "max_lenght"), @"sst2.yaml:16:3: data.max_lenght: unknown key; did you mean `max_length`?");
     assert_snapshot!(with("loader:", "loaders:"), @"sst2.yaml:23:1: loaders: unknown key; did you mean `loader`?");
     assert_snapshot!(with("seed: 7", "zebra: 7"), @"sst2.yaml:26:21: train.zebra: unknown key; known: epochs, max_steps, max_minutes, early_stopping, accumulate, clip_norm, precision, scaler, seed, threads, deterministic");
@@ -211,7 +211,7 @@ fn unknown_keys() {
 }
 
 #[test]
-fn wrong_values() {
+fn wrong_values_are_refused() {
     assert_snapshot!(with("epochs: 3", "epochs: many"), @r#"sst2.yaml:26:10: train.epochs: expected a whole number of at least 1, found the text "many""#);
     assert_snapshot!(with("epochs: 3", "epochs: 0"), @"sst2.yaml:26:10: train.epochs: expected a whole number of at least 1, found 0");
     assert_snapshot!(with("epochs: 3", "epochs: 1.5"), @"sst2.yaml:26:10: train.epochs: expected a whole number of at least 1, found 1.5");
@@ -236,7 +236,7 @@ fn wrong_values() {
 }
 
 #[test]
-fn unknown_plugins() {
+fn unknown_plugins_are_refused() {
     assert_snapshot!(with("use: deep-ptune", "use: deep_ptune"), @r#"sst2.yaml:9:3: tuning.use: unknown tuning mode "deep_ptune"; known: deep-ptune, ptune; did you mean `deep-ptune`?"#);
     assert_snapshot!(with("use: sequence-classification", "use: regression"), @r#"sst2.yaml:6:3: task.use: unknown task head "regression"; known: sequence-classification"#);
     assert_snapshot!(with("use: adamw", "uses: adamw"), @"sst2.yaml:24:14: optimizer.uses: unknown key; did you mean `use`?");
@@ -244,7 +244,7 @@ fn unknown_plugins() {
 }
 
 #[test]
-fn without_plugins_nothing_can_be_chosen() {
+fn empty_catalog_refuses_every_choice() {
     let problems = layers(GOOD, &[], &[]).load(Registry::new().catalog()).expect_err("there is nothing to choose from");
     let lines: Vec<String> = problems.iter().map(|problem| problem.to_string()).collect();
     assert_eq!(
@@ -301,7 +301,7 @@ fn labels_and_servers() {
 }
 
 #[test]
-fn keys_that_do_not_fit_together() {
+fn conflicting_keys_are_refused() {
     assert_snapshot!(with("  validation: hub:stanfordnlp/sst2\n", ""), @"sst2.yaml:11:1: data.validation: expected `validation` or `validation_split`, found neither; `evaluate.every: never` needs none");
     assert_snapshot!(with("  text: sentence", "  text: sentence\n  validation_split: 0.5"), @"sst2.yaml:15:3: data.validation_split: expected either `validation` or `validation_split`, found both");
     assert_snapshot!(with("  text: sentence", "  text: sentence\n  template: 'Movie review:'"), @r#"sst2.yaml:15:3: data.template: found the text "Movie review:", which is no template; it does not say where the {text} goes"#);
@@ -311,7 +311,7 @@ fn keys_that_do_not_fit_together() {
 }
 
 #[test]
-fn sources_are_read() {
+fn sources_with_wrong_syntax_are_refused() {
     assert_snapshot!(with("train: hub:stanfordnlp/sst2", "train: hub:sst2"), @r#"sst2.yaml:12:3: data.train: found the text "hub:sst2", which is no source; write hub:OWNER/NAME, hub:OWNER/NAME@REVISION or hub:OWNER/NAME/PATH/IN/REPOSITORY"#);
     assert_snapshot!(with("[hub:HuggingFaceTB/SmolLM2-135M, models/tiny]", "[hub:x, pypi:a/b.gguf]"), @r#"
         sst2.yaml:3:12: model.source[0]: found the text "hub:x", which is no source; write hub:OWNER/NAME, hub:OWNER/NAME@REVISION or hub:OWNER/NAME/PATH/IN/REPOSITORY
@@ -321,7 +321,7 @@ fn sources_are_read() {
 }
 
 #[test]
-fn all_problems_at_once() {
+fn problems_are_reported_at_once() {
     assert_snapshot!(bad("\
 name: 3
 model: { sorce: models/tiny }
@@ -360,7 +360,7 @@ trian: { epochs: 1 }
 }
 
 #[test]
-fn overrides_are_blamed_where_they_are_wrong() {
+fn problems_of_overrides_name_their_origin() {
     assert_snapshot!(over(&[("SEPAL__TRAIN__EPOCHS", "many"), ("SEPAL__TRIAN__SEED", "1")], &[]), @r#"
         SEPAL__TRAIN__EPOCHS: train.epochs: expected a whole number of at least 1, found the text "many"
         SEPAL__TRIAN__SEED: trian: unknown key; did you mean `train`?
@@ -381,7 +381,7 @@ fn overrides_are_blamed_where_they_are_wrong() {
 }
 
 #[test]
-fn text_that_is_no_yaml() {
+fn invalid_yaml_is_refused() {
     assert_snapshot!(with("evaluate: { every: epoch }", "evaluate: { every: epoch"), @"sst2.yaml:27:11: expected YAML: unclosed bracket '{'");
     assert_snapshot!(with("train: { epochs", "train: }{ epochs"), @"sst2.yaml:26:8: expected YAML: misplaced bracket");
     assert_snapshot!(with("loader:", "name: again\nloader:"), @"sst2.yaml:23:1: expected each key once, found `name` again");
@@ -389,7 +389,7 @@ fn text_that_is_no_yaml() {
 }
 
 #[test]
-fn the_schema_accepts_what_is_good_and_refuses_what_is_not() {
+fn schema_accepts_valid_and_refuses_invalid_files() {
     let schema = schema(registry().catalog());
     let validator = jsonschema::validator_for(&schema).expect("it is a schema");
     assert!(jsonschema::meta::is_valid(&schema));
@@ -412,7 +412,7 @@ fn the_schema_accepts_what_is_good_and_refuses_what_is_not() {
 }
 
 #[test]
-fn the_schema_tells_editors_what_there_is() {
+fn schema_documents_every_key() {
     let schema = schema(registry().catalog());
     let tuning = &schema["properties"]["tuning"];
     assert_eq!(tuning["description"], "What trains, besides the task's head.");

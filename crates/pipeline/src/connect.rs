@@ -28,7 +28,7 @@ pub(crate) enum SwarmHandle {
 }
 
 impl SwarmHandle {
-    /// Endpoints that `spec` lists or that were found, whatever they serve.
+    /// Endpoints that `spec` lists or that were found, of any model.
     pub(crate) fn endpoints(&self, spec: &Spec) -> Result<Vec<Endpoint>, AssembleError> {
         Ok(match (self, &spec.swarm) {
             (SwarmHandle::Server(server), _) => vec![server.endpoint().clone()],

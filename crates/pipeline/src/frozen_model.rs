@@ -68,9 +68,9 @@ impl FrozenModel {
     /// Replaces the tokenizer by the one without the files beside it, if that one has this digest.
     pub(crate) fn use_tokenizer(&mut self, digest: &str) {
         if self.tokenizer.digest() != digest
-            && let Some(alone) = self.checkpoint.tokenizer_alone().filter(|alone| alone.digest() == digest)
+            && let Some(tokenizer) = self.checkpoint.tokenizer_alone().filter(|tokenizer| tokenizer.digest() == digest)
         {
-            self.tokenizer = alone;
+            self.tokenizer = tokenizer;
         }
     }
 

@@ -1,4 +1,4 @@
-//! What a run will take, before it runs: the model, the data, bytes, servers, time and disk space.
+//! Plan of a run: the model, the data, bytes, servers, time and disk space.
 
 use std::sync::atomic::AtomicBool;
 
@@ -28,140 +28,139 @@ pub use self::bytes::BytesPlan;
 pub use self::probe::{ProbeEnd, ProbeSpec, TimePlan};
 pub use self::route::{HopPlan, ServerPlan};
 
-/// What a run will take.
+/// Resources that a run needs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
-    /// The pipeline's name.
+    /// Name of the pipeline.
     pub name: String,
     /// The frozen model.
     pub model: ModelPlan,
-    /// What trains, tensor by tensor.
+    /// Trained tensors.
     pub trainable: Vec<TensorPlan>,
     /// The labelled texts.
     pub data: DataPlan,
     /// Steps and evaluations.
     pub steps: StepsPlan,
-    /// What crosses the wire in a step of the mean size; nothing where all blocks run in this process without a server.
+    /// Bytes on the wire in a step of the mean size; `None` without servers.
     pub bytes: Option<BytesPlan>,
-    /// Where the blocks run; nothing where it was not looked.
+    /// Route through the blocks; `None` without a probe.
     pub route: Option<Vec<HopPlan>>,
-    /// The servers that answered and serve the model.
+    /// Servers that responded and serve the model.
     pub servers: Vec<ServerPlan>,
-    /// What was measured, and what the run is estimated to take by it; nothing without a probe.
+    /// Measured and estimated times; `None` without a probe.
     pub time: Option<TimePlan>,
-    /// What the run writes.
+    /// Disk space of the run.
     pub disk: DiskPlan,
 }
 
 /// The frozen model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ModelPlan {
-    /// Where it comes from.
+    /// Source.
     pub source: String,
-    /// Its architecture.
+    /// Architecture.
     pub family: String,
-    /// Transformer blocks.
+    /// Number of transformer blocks.
     pub blocks: usize,
-    /// Size of a hidden state.
+    /// Hidden size.
     pub hidden: usize,
-    /// Numbers of the checkpoint.
+    /// Number of parameters of the checkpoint.
     pub parameters: u64,
-    /// How they are stored in the files.
+    /// File format and number formats of the parameters.
     pub stored_as: String,
-    /// Bytes of the files.
+    /// Size of the files in bytes.
     pub file_bytes: u64,
-    /// How the blocks keep their weights when they run.
+    /// Weight format of the running blocks.
     pub weights: String,
-    /// Estimated: bytes of the weights of all blocks in that format.
+    /// Estimated: bytes of the weights of all blocks in this format.
     pub estimated_block_bytes: u64,
-    /// Estimated: of these, in this process.
+    /// Estimated: bytes of the blocks in this process.
     pub estimated_bytes_here: u64,
-    /// Bytes of embeddings and the final norm, which are in this process in fp32.
+    /// Bytes of embeddings and final norm in this process, in fp32.
     pub ends_bytes: u64,
 }
 
-/// A tensor that trains.
+/// A trained tensor.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TensorPlan {
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// Its shape.
+    /// Shape.
     pub shape: Vec<i64>,
-    /// How many numbers it has.
+    /// Number of values.
     pub numbers: u64,
-    /// Their share of all that trains.
+    /// Fraction of all trained values.
     pub share: f64,
 }
 
 /// The labelled texts.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DataPlan {
-    /// Where the training rows come from.
+    /// Source of the training rows.
     pub train: String,
-    /// Training rows.
+    /// Number of training rows.
     pub train_rows: usize,
-    /// Where the validation rows come from.
+    /// Source of the validation rows.
     pub validation: String,
-    /// Validation rows.
+    /// Number of validation rows.
     pub validation_rows: usize,
     /// Rows of a training batch.
     pub batch_size: usize,
-    /// Tokens of a batch in the first pass, prompts not counted: the mean.
+    /// Mean tokens of a batch in the first epoch, without prompts.
     pub mean_batch_tokens: f64,
-    /// The median.
+    /// Median tokens of a batch.
     pub median_batch_tokens: usize,
-    /// The most.
+    /// Maximum tokens of a batch.
     pub longest_batch_tokens: usize,
     /// Tokens of the longest row.
     pub longest_row_tokens: usize,
-    /// Rows, of both kinds, whose texts are shortened to `data.max_length`.
+    /// Training and validation rows that are shortened to `data.max_length`.
     pub truncated_rows: usize,
-    /// Tokens that these rows lose together.
+    /// Tokens removed from these rows.
     pub truncated_tokens: usize,
-    /// Tokens that the longest of them loses.
+    /// Largest number of tokens removed from one row.
     pub most_truncated_tokens: usize,
-    /// End of the texts that is removed, `left` or `right`.
+    /// Side of the texts that is removed, `left` or `right`.
     pub truncation_side: String,
-    /// Tokens of all training rows in the first pass.
+    /// Tokens of all training rows in the first epoch.
     pub epoch_tokens: usize,
 }
 
 /// Steps and evaluations.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct StepsPlan {
-    /// Optimizer steps of a pass over the training rows.
+    /// Optimizer steps of an epoch.
     pub per_epoch: u64,
-    /// Optimizer steps of the run, if nothing ends it before.
+    /// Optimizer steps of the run, if nothing ends it early.
     pub total: u64,
     /// Batches of a step.
     pub accumulate: usize,
-    /// Predictions of all validation rows.
+    /// Number of evaluations.
     pub evaluations: u64,
     /// `train.max_minutes`.
     pub max_minutes: Option<f64>,
-    /// Whether `train.early_stopping` may end the run before.
+    /// True if `train.early_stopping` may end the run early.
     pub may_stop_early: bool,
 }
 
-/// What the run writes.
+/// Disk space of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct DiskPlan {
-    /// Estimated: the adapter, without the file's header.
+    /// Estimated: bytes of the adapter, without the file's header.
     pub estimated_adapter_bytes: u64,
-    /// Estimated: the checkpoints that lie there at the same time, with an optimizer that keeps two numbers for each that
-    /// trains.
+    /// Estimated: bytes of the checkpoints that exist at the same time, for an optimizer with two values of state for
+    /// each trained value.
     pub estimated_checkpoint_bytes: u64,
-    /// Bytes that are free where the run's folder will be.
+    /// Free bytes at the run folder's location.
     pub free_bytes: Option<u64>,
 }
 
-/// Finds out what the run of `spec` will take. With a probe of some steps, the blocks are loaded or connected to, and so many
-/// steps are measured on the run's first batches, after one that is not counted; nothing is moved or written. With 0, nothing
-/// is connected to, and of the model only embeddings and norm are fetched. When `stop` is set, the plan has what was measured
-/// until then.
+/// Plans the run of `spec`. With a probe, the blocks are loaded or connected to, and `probe.steps` steps are measured
+/// on the run's first batches after a warm-up; parameters and files stay unchanged. Without steps, the plan connects to
+/// nothing and fetches only embeddings and norm. When `stop` is set, the plan has the measurements so far.
 ///
 /// # Errors
-/// [`RunError`] if a part cannot be had, as the run would.
+/// [`RunError`] like the run, if a part is not available.
 pub fn plan(
     spec: &Spec,
     registry: &Registry,
@@ -218,7 +217,7 @@ pub fn plan(
     Ok(plan)
 }
 
-/// What this process needs of the model before it connects to anyone.
+/// Fetches the parts of the model that are needed without blocks.
 fn fetch_ends(
     spec: &Spec,
     assets: &Assets,
@@ -261,7 +260,7 @@ fn model_plan(spec: &Spec, frozen: &FrozenModel) -> ModelPlan {
     }
 }
 
-/// Estimated: norms are kept in fp32 whatever the format, which is not counted.
+/// Estimated bytes of the blocks. Norms, which stay in fp32, are counted in the weight format.
 fn block_bytes(spec: &Spec, checkpoint: &Checkpoint, span: Span) -> u64 {
     (checkpoint.part_parameter_count(Part::Blocks(span)) as f64 * spec.model.weights.bits() / 8.0).ceil() as u64
 }
@@ -321,11 +320,11 @@ fn steps_plan(spec: &Spec, length: RunLength, has_validation: bool) -> StepsPlan
 
 fn disk_plan(spec: &Spec, numbers: u64) -> DiskPlan {
     let adapter = numbers * 4;
-    // Parameters, two numbers of the optimizer for each, and the best parameters so far.
+    // Parameters, two values of optimizer state for each, and the best parameters so far.
     let kept = if spec.output.adapter == KeptAdapter::Best { 1 } else { 0 };
     let checkpoint = &spec.checkpoint;
     let is_regular = checkpoint.every_minutes.is_some() || checkpoint.every_steps.is_some();
-    // One is written before the oldest goes; without regular ones there is that of an interruption.
+    // A new checkpoint is written before the oldest is removed. Without regular ones an interruption writes one.
     let at_once = if is_regular { checkpoint.keep as u64 + 1 } else { 1 };
     DiskPlan {
         estimated_adapter_bytes: adapter,

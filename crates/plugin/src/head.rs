@@ -13,86 +13,87 @@ pub trait TaskHead: Send {
         Want::LastOfRows
     }
 
-    /// The logits of these hidden states, attached to the graph.
+    /// Returns the logits of these hidden states, attached to the graph.
     ///
     /// # Errors
     /// [`HeadError`] if the shapes do not fit.
     fn forward(&self, hidden: &Hidden, phase: Phase) -> Result<Logits, HeadError>;
 
-    /// The mean loss of the rows, a scalar attached to the graph.
+    /// Returns the mean loss of the rows, a scalar attached to the graph.
     ///
     /// # Errors
     /// [`HeadError`] if the labels are of another kind, or out of range.
     fn loss(&self, logits: &Logits, labels: &Labels) -> Result<Tensor, HeadError>;
 
-    /// Tells how many training rows each class has, where rows have one class: once, before the first loss. Weights of
-    /// classes may depend on it.
+    /// Receives the number of training rows of each class once, before the first loss, if rows have one class. Class
+    /// weights may depend on it.
     ///
     /// # Errors
-    /// [`HeadError`] if libtorch refuses.
+    /// [`HeadError`] if libtorch fails.
     fn see_class_rows(&mut self, rows: &[u64]) -> Result<(), HeadError> {
         let _ = rows;
         Ok(())
     }
 
-    /// What the logits say, as plain numbers.
+    /// Converts logits to predictions on the host.
     ///
     /// # Errors
-    /// [`HeadError`] if libtorch refuses.
+    /// [`HeadError`] if libtorch fails.
     fn predict(&self, logits: &Logits) -> Result<Prediction, HeadError>;
 
-    /// The names of the labels, in the order of the logits; never empty.
+    /// Names of the labels, in the order of the logits; never empty.
     fn label_names(&self) -> &[String];
 
-    /// What a row's label is.
+    /// Kind of the labels.
     fn label_kind(&self) -> LabelKind;
 
-    /// How well predictions agree with the labels of the same rows: names and values, the headline first.
+    /// Returns the metrics of predictions against the labels of the same rows: names and values, the most important
+    /// first.
     ///
-    /// Unless a head says otherwise:
+    /// Defaults:
     /// - for classes `accuracy`; `f1`, `precision` and `recall`, of the second class if there are two, else the mean
     ///   over classes; `f1_macro`, `f1_micro`, `mcc`, `auroc`, `ece` in 15 bins, and of each label `f1/NAME`;
     /// - for values `pearson`, `spearman`, `mse`, `mae` and `r2`;
     /// - for several labels, at a probability of one half, `accuracy` and `f1` over all pairs of row and label,
     ///   `f1_macro`, `exact_match` and `auroc`.
     ///
-    /// There is no `auroc` where a class is no row's, or each row's; neither it nor `ece` where a probability is NaN.
+    /// `auroc` is missing if a class has no rows or all rows; `auroc` and `ece` are missing if a probability is NaN.
     ///
     /// # Errors
-    /// [`HeadError`] if there are no rows, or not as many labels as predictions.
+    /// [`HeadError`] if there are no rows, or the numbers of labels and predictions differ.
     fn metrics(&self, predictions: &Prediction, labels: &Labels) -> Result<Vec<(String, f64)>, HeadError> {
         measure::usual(self.label_names(), predictions, labels)
     }
 }
 
-/// Whether the head is being trained; dropout asks.
+/// Phase of a forward pass, for example for dropout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Gradients will be wanted.
+    /// Training, with gradients.
     Train,
-    /// Only predictions are wanted.
+    /// Prediction, without gradients.
     Evaluate,
 }
 
-/// The hidden states that a head asked for, after the model's final norm.
+/// Hidden states for a head, after the model's final norm.
 #[derive(Debug)]
 pub struct Hidden {
-    /// The last token of each row: `[rows, hidden]`.
+    /// Hidden state of each row's last token: `[rows, hidden]`.
     pub pooled: Tensor,
 }
 
-/// A head's output.
+/// Output of a head.
 #[derive(Debug)]
 pub struct Logits {
-    /// `[rows, n_labels]`.
+    /// Logits: `[rows, n_labels]`.
     pub values: Tensor,
 }
 
 /// Returns labels as a tensor: classes as int64 `[rows]`, values as fp32 `[rows]`, several labels as fp32
-/// `[rows, n_labels]`.
+/// Logits: `[rows, n_labels]`.
 ///
 /// # Errors
-/// [`HeadError`] if libtorch refuses.
+/// [`HeadError`] if libtorch fails.
 pub fn label_tensor(labels: &Labels) -> Result<Tensor, HeadError> {
     Ok(match labels {
         Labels::Class(classes) => Tensor::f_from_slice(classes)?,
@@ -104,25 +105,25 @@ pub fn label_tensor(labels: &Labels) -> Result<Tensor, HeadError> {
     })
 }
 
-/// What a head predicts for some rows. Each list has one entry per row.
+/// Predictions of a head. Each list has one entry per row.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Prediction {
-    /// The index of the most probable label; 0 where there is only one.
+    /// Index of the most probable label; 0 if there is only one label.
     pub class: Vec<i64>,
-    /// The probability of each label, `[rows][n_labels]`: they add up to 1, unless each label stands alone
-    /// ([`LabelKind::Multi`]). For [`LabelKind::Value`] the one entry is 1.
+    /// Probability of each label, `[rows][n_labels]`. They sum to 1, except for independent labels
+    /// ([`LabelKind::Multi`]). For [`LabelKind::Value`] the only entry is 1.
     pub probabilities: Vec<Vec<f32>>,
-    /// The numbers that the head computed, `[rows][n_labels]`; for [`LabelKind::Value`] the prediction itself.
+    /// Logits, `[rows][n_labels]`; for [`LabelKind::Value`] the predicted value.
     pub logits: Vec<Vec<f32>>,
 }
 
 impl Prediction {
-    /// How many rows.
+    /// Number of rows.
     pub fn rows(&self) -> usize {
         self.class.len()
     }
 
-    /// Adds the rows of another batch.
+    /// Appends the rows of another batch.
     pub fn append(&mut self, mut other: Prediction) {
         self.class.append(&mut other.class);
         self.probabilities.append(&mut other.probabilities);
@@ -130,45 +131,45 @@ impl Prediction {
     }
 }
 
-/// What a head cannot compute.
+/// A head that failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HeadError {
-    /// Labels of a kind that the head does not train on.
+    /// Labels of another kind than the head's.
     #[error("use the labels: expected {expected}, found {found}")]
     Kind {
-        /// What the head trains on.
+        /// Kind of the head's labels.
         expected: LabelKind,
-        /// What it was given.
+        /// Kind of the given labels.
         found: LabelKind,
     },
-    /// A class that does not exist.
+    /// Class index out of range.
     #[error("use the labels: row {row} has class {class}, but there are only {n_labels} labels")]
     Class {
-        /// The first such row.
+        /// First such row.
         row: usize,
-        /// Its class.
+        /// Class of the row.
         class: i64,
-        /// How many labels there are.
+        /// Number of labels.
         n_labels: usize,
     },
-    /// A tensor of a shape that the head cannot use.
+    /// Tensor with a wrong shape.
     #[error("use the {what}: expected shape {expected:?}, found {found:?}")]
     Shape {
-        /// What the tensor is.
+        /// Description of the tensor.
         what: &'static str,
-        /// The shape that fits.
+        /// Expected shape.
         expected: Vec<i64>,
-        /// The shape it has.
+        /// Actual shape.
         found: Vec<i64>,
     },
-    /// There is no such metric of these rows.
+    /// Metric that is undefined for these rows.
     #[error("compute the metrics")]
     Metric(#[from] MetricError),
-    /// libtorch refused.
+    /// Failure of libtorch.
     #[error("compute with the head")]
     Torch(#[from] TchError),
-    /// A reason of the plugin's own.
+    /// Failure specific to the plugin.
     #[error("compute with the head")]
     Other(#[source] Box<dyn Error + Send + Sync>),
 }

@@ -5,7 +5,7 @@ use sepal_metrics::{
 
 use crate::{HeadError, Labels, Prediction};
 
-/// The metrics that every head has unless it says otherwise.
+/// Default metrics of heads.
 pub(crate) fn usual(
     label_names: &[String],
     predictions: &Prediction,
@@ -14,21 +14,21 @@ pub(crate) fn usual(
     match labels {
         Labels::Class(actual) => {
             let scores = per_class(&predictions.class, actual, label_names.len())?;
-            let mut named = owned(of_classes(&scores, predictions, actual)?);
+            let mut named = owned(class_metrics(&scores, predictions, actual)?);
             named.extend(label_names.iter().zip(&scores).map(|(label, scores)| (format!("f1/{label}"), scores.f1)));
             Ok(named)
         }
         Labels::Value(actual) => {
             let actual: Vec<f64> = actual.iter().copied().map(f64::from).collect();
-            Ok(owned(of_values(&flat(&predictions.logits), &actual)?))
+            Ok(owned(value_metrics(&flat(&predictions.logits), &actual)?))
         }
-        Labels::Multi(actual) => Ok(owned(of_several(&wide(&predictions.probabilities), &wide(actual))?)),
+        Labels::Multi(actual) => Ok(owned(multi_label_metrics(&wide(&predictions.probabilities), &wide(actual))?)),
     }
 }
 
 type Named = Vec<(&'static str, f64)>;
 
-fn of_classes(per_class: &[Scores], predictions: &Prediction, actual: &[i64]) -> Result<Named, MetricError> {
+fn class_metrics(per_class: &[Scores], predictions: &Prediction, actual: &[i64]) -> Result<Named, MetricError> {
     let predicted = &predictions.class;
     let over_classes = averaged(predicted, actual, Average::Macro)?;
     let shown = if let [_, second] = per_class { *second } else { over_classes };
@@ -47,7 +47,7 @@ fn of_classes(per_class: &[Scores], predictions: &Prediction, actual: &[i64]) ->
     Ok(named)
 }
 
-fn of_values(predicted: &[f64], actual: &[f64]) -> Result<Named, MetricError> {
+fn value_metrics(predicted: &[f64], actual: &[f64]) -> Result<Named, MetricError> {
     Ok(vec![
         ("pearson", pearson(predicted, actual)?),
         ("spearman", spearman(predicted, actual)?),
@@ -57,7 +57,7 @@ fn of_values(predicted: &[f64], actual: &[f64]) -> Result<Named, MetricError> {
     ])
 }
 
-fn of_several(probabilities: &[Vec<f64>], actual: &[Vec<f64>]) -> Result<Named, MetricError> {
+fn multi_label_metrics(probabilities: &[Vec<f64>], actual: &[Vec<f64>]) -> Result<Named, MetricError> {
     let (predicted, actual) = (whether(probabilities), whether(actual));
     let mut named = vec![
         ("accuracy", 1.0 - several::hamming_loss(&predicted, &actual)?),
@@ -69,7 +69,7 @@ fn of_several(probabilities: &[Vec<f64>], actual: &[Vec<f64>]) -> Result<Named, 
     Ok(named)
 }
 
-/// None where training went astray and left no numbers: what can be said of the classes alone is still said.
+/// `None` if probabilities are NaN after a diverged training; metrics of the classes alone stay available.
 fn if_finite<T>(found: Result<T, MetricError>) -> Result<Option<T>, MetricError> {
     match found {
         Err(MetricError::NotFinite { .. }) => Ok(None),
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_classes_the_second_counts() {
+    fn metrics_of_two_classes_are_those_of_the_second() {
         let predictions = classes(&[1, 0, 0, 0], &[&[0.2, 0.8], &[0.6, 0.4], &[0.9, 0.1], &[0.5, 0.5]]);
         let labels = Labels::Class(vec![1, 1, 0, 0]);
         let expected = [
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn of_three_classes_the_mean_counts() {
+    fn metrics_of_three_classes_are_means() {
         let predictions = classes(&[2, 1, 1], &[&[0.1, 0.2, 0.7], &[0.2, 0.5, 0.3], &[0.15, 0.55, 0.3]]);
         let labels = Labels::Class(vec![2, 1, 0]);
         let expected = [
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_defined_is_left_out() {
+    fn undefined_metrics_are_left_out() {
         let labels = Labels::Class(vec![1, 1]);
         let label_names = ["bad".to_owned(), "good".to_owned()];
         let has = |probabilities: &[&[f32]]| {

@@ -9,45 +9,45 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{BuildError, TuningContext};
 
-/// How soft prompts start.
+/// Initialisation of soft prompts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum PromptInit {
-    /// As the embeddings of words drawn from the vocabulary.
+    /// Embeddings of words drawn from the vocabulary.
     Vocabulary,
-    /// From N(0, `initializer_range`²), as the model's own weights did.
+    /// Drawn from N(0, `initializer_range`²), like the model's own weights.
     Normal,
-    /// One prompt for each class, as the mean of its name's tokens; the rest as words drawn from the vocabulary (Lester et
-    /// al., arXiv 2104.08691).
+    /// One prompt for each class, the mean of its name's tokens; the rest are words drawn from the vocabulary (Lester
+    /// et al., arXiv 2104.08691).
     ClassNames,
-    /// As the tokens of a text: repeated if they are fewer than the prompts, the first of them if they are more.
+    /// Tokens of a text: repeated if they are fewer than the prompts, the first of them if they are more.
     Text(
-        /// The text.
+        /// Text.
         #[schemars(length(min = 1))]
         String,
     ),
-    /// As those of an earlier run, which had as many and a model of the same width. A task of the same labels starts with
-    /// its head, too.
+    /// Prompts of an earlier run with the same number of prompts and the same hidden size. A task with the same labels
+    /// also starts with its head.
     Adapter(
-        /// Its folder, or its `adapter.safetensors`.
+        /// Folder of the run, or its `adapter.safetensors`.
         #[schemars(with = "String")]
         PathBuf,
     ),
 }
 
-/// The name of soft prompts among parameters and in an adapter.
+/// Name of the soft prompts among parameters and in an adapter.
 pub const PROMPTS: &str = "prompts";
 
-/// The name of the file in a run's folder that holds what was trained.
+/// Name of the adapter's file in a run folder.
 const ADAPTER: &str = "adapter.safetensors";
 
-/// The file of an adapter that is named by itself or by its folder.
+/// Returns the file of an adapter, given the file or its folder.
 pub fn adapter_file(path: &Path) -> PathBuf {
     if path.is_dir() { path.join(ADAPTER) } else { path.to_owned() }
 }
 
 impl PromptInit {
-    /// The adapter whose prompts these are, if it is one.
+    /// Adapter of the prompts, if they are from one.
     pub fn adapter(&self) -> Option<&Path> {
         match self {
             PromptInit::Adapter(path) => Some(path),
@@ -55,10 +55,9 @@ impl PromptInit {
         }
     }
 
-    /// The prompts `[pre_seq_len, hidden]` as they start. What is left to chance is drawn from the stream [`PROMPTS`].
+    /// Returns the initial prompts `[pre_seq_len, hidden]`. Random numbers come from the stream [`PROMPTS`].
     ///
-    /// Tokens of texts and names are those without what a model puts around a text, such as a token of beginning:
-    /// every row brings its own after the prompts.
+    /// Texts and names are tokenized without special tokens, because every row has its own after the prompts.
     ///
     /// # Errors
     /// [`BuildError`] if the vocabulary has too few words, a text has no tokens, there are more classes than prompts, or
@@ -83,11 +82,11 @@ impl PromptInit {
     }
 }
 
-/// The tensor `name` of a saved adapter, its file or its folder, which must have this shape; `key` is the option that
-/// messages name. Where all is restored from elsewhere afterwards, zeros, and the file is not read.
+/// Reads the tensor `name` of this shape from a saved adapter, given as its file or folder; errors name the option
+/// `key`. Returns zeros without reading the file if saved values replace all parameters afterwards.
 ///
 /// # Errors
-/// [`BuildError::Option`] if the file cannot be read, or has no such tensor, or one of another shape.
+/// [`BuildError::Option`] if the file cannot be read, or has no such tensor of this shape.
 pub fn saved_tensor(
     key: &'static str,
     path: &Path,
@@ -113,7 +112,7 @@ pub fn saved_tensor(
     Ok(tensor)
 }
 
-/// The mean of each class name's tokens `[n_labels, hidden]`.
+/// Mean embedding of each class name's tokens: `[n_labels, hidden]`.
 fn class_names(pre_seq_len: usize, cx: &TuningContext<'_>) -> Result<Tensor, BuildError> {
     let n_labels = cx.labels.len();
     if n_labels > pre_seq_len || n_labels == 0 {
@@ -128,14 +127,14 @@ fn class_names(pre_seq_len: usize, cx: &TuningContext<'_>) -> Result<Tensor, Bui
     Ok(Tensor::f_stack(&means, 0)?)
 }
 
-/// The tokens of a text, at least one.
+/// Tokens of a text, at least one.
 fn tokens(text: &str, cx: &TuningContext<'_>) -> Result<Vec<i64>, BuildError> {
     let refused = |message: String| BuildError::Option { key: "init", message };
     let ids = (cx.tokenize)(text).map_err(|error| refused(in_one_line(&*error)))?;
     if ids.is_empty() { Err(refused(format!("expected a text with tokens, found `{text}`"))) } else { Ok(ids) }
 }
 
-/// These rows of a matrix, as fp32.
+/// Rows of a matrix in fp32.
 fn rows(matrix: &Tensor, ids: &[i64]) -> Result<Tensor, BuildError> {
     let ids = Tensor::f_from_slice(ids)?;
     Ok(tch::no_grad(|| matrix.f_index_select(0, &ids)?.f_to_kind(Kind::Float))?)
@@ -150,7 +149,7 @@ mod tests {
 
     use super::*;
 
-    /// In a model whose embedding of id `i` is `[i, i, i]`; ids are the text's bytes.
+    /// Uses a model whose embedding of id `i` is `[i, i, i]`; ids are the text's bytes.
     fn in_context<T>(labels: &[&str], is_restored: bool, build: impl FnOnce(&TuningContext<'_>) -> T) -> T {
         let embeddings = Tensor::arange(256, (Kind::Float, Device::Cpu)).view([256, 1]).expand([256, 3], false);
         let labels: Vec<String> = labels.iter().map(|&label| label.to_owned()).collect();
@@ -182,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_repeated_or_cut() {
+    fn text_init_repeats_or_truncates_tokens() {
         let text = || json!({ "text": "abc" });
         assert_eq!(starts(text(), 7, &[]).expect("prompts"), [97.0, 98.0, 99.0, 97.0, 98.0, 99.0, 97.0]);
         assert_eq!(starts(text(), 2, &[]).expect("prompts"), [97.0, 98.0]);
@@ -210,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn an_adapter_gives_its_prompts_if_they_fit() {
+    fn adapter_init_requires_matching_shapes() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("adapter.safetensors");
         let mut params = Parameters::new();

@@ -148,24 +148,24 @@ pub enum BuildError {
         /// The plugin.
         name: &'static str,
     },
-    /// An option that does not fit the model.
+    /// Option that does not fit the model.
     #[error("use option `{key}`: {message}")]
     Option {
-        /// The option.
+        /// Key of the option.
         key: &'static str,
         /// Description of the problem.
         message: String,
     },
-    /// A parameter that cannot be added.
+    /// Parameter that cannot be added.
     #[error("add what trains")]
     Parameter(#[from] AddError),
-    /// A parameter that cannot be initialised.
+    /// Parameter that cannot be initialised.
     #[error("initialise what trains")]
     Init(#[from] InitError),
-    /// libtorch refused.
+    /// Failure of libtorch.
     #[error("build the plugin")]
     Torch(#[from] TchError),
-    /// A reason of the plugin's own.
+    /// Failure specific to the plugin.
     #[error("build the plugin")]
     Other(#[source] Box<dyn Error + Send + Sync>),
 }

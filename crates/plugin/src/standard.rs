@@ -32,7 +32,7 @@ pub fn register(registry: &mut Registry) -> Result<(), RegisterError> {
     Ok(())
 }
 
-/// Makes `$optimizer` a plugin.
+/// Implements `Plugin` for an optimizer.
 macro_rules! optimizer {
     ($optimizer:ident, $config:ident, $name:literal, $example:expr, $problems:expr) => {
         impl Plugin<Opt> for $optimizer {
@@ -69,7 +69,7 @@ optimizer!(AdamW, AdamWConfig, "adamw", AdamWConfig { lr: 1e-2, weight_decay: 0.
 optimizer!(Lion, LionConfig, "lion", LionConfig { lr: 1e-3, ..LionConfig::default() }, |_| Vec::new());
 optimizer!(Sgd, SgdConfig, "sgd", SgdConfig { lr: 1e-1, momentum: 0.9, ..SgdConfig::default() }, nesterov);
 
-/// Makes `$schedule`, whose options have a warm-up, a plugin.
+/// Implements `Plugin` for a schedule with a warm-up.
 macro_rules! schedule {
     ($schedule:ident, $config:ident, $name:literal, $example:expr, $problems:expr) => {
         impl Plugin<Sched> for $schedule {
@@ -131,7 +131,7 @@ schedule!(
     decays
 );
 
-/// A share of the run's steps is given in one way.
+/// Refuses a number of steps that is given both as a count and as a ratio.
 fn not_both(what: &str, steps: usize, ratio: f64) -> Option<OptionProblem> {
     let message = format!("expected either `{what}_steps` or `{what}_ratio`, found both");
     (steps > 0 && ratio > 0.0).then(|| OptionProblem { key: format!("{what}_ratio"), message })
@@ -167,13 +167,13 @@ impl Plugin<Sched> for ReduceOnPlateau {
     }
 }
 
-/// Which way a metric gets better, if it is a usual one.
+/// Direction in which a usual metric improves.
 fn better(metric: &str) -> Option<PlateauMode> {
     let known = Metric::find(metric).ok()?;
     Some(if known.larger_is_better { PlateauMode::Max } else { PlateauMode::Min })
 }
 
-/// Nesterov's momentum is one that is not dampened, as in PyTorch.
+/// Refuses Nesterov momentum with dampening or without momentum, like PyTorch.
 fn nesterov(config: &SgdConfig) -> Vec<OptionProblem> {
     let is_wrong = config.nesterov && (config.momentum == 0.0 || config.dampening != 0.0);
     let message = "expected false, or `momentum` above 0 and no `dampening`".to_owned();

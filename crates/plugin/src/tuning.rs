@@ -4,59 +4,60 @@ use std::path::Path;
 use sepal_core::Span;
 use tch::{TchError, Tensor};
 
-/// What trains, and what is slipped into and around the frozen blocks.
+/// Tuning mode: the trainable tensors injected into the frozen model.
 pub trait TuningMode: Send {
-    /// Soft prompts `[pre_seq_len, hidden]` that every row starts with, attached to the graph of the
-    /// parameters; `None` if there are none.
+    /// Returns the soft prompts `[pre_seq_len, hidden]` before every row, attached to the graph of the parameters;
+    /// `None` if there are none.
     ///
     /// # Errors
-    /// [`TuningError`] if libtorch refuses.
+    /// [`TuningError`] if libtorch fails.
     fn prefix(&self) -> Result<Option<Tensor>, TuningError>;
 
-    /// What the blocks of `span` are given once per optimizer step, attached to the graph of the parameters:
+    /// Returns the tunables of the blocks of `span` for one optimizer step, attached to the graph of the parameters:
     /// - `deep_prompts [span.len(), pre_seq_len, hidden]`, added to the prefix's hidden states before each block;
-    /// - `prefix_keys_values [span.len(), pre_seq_len, 2 * kv_size]`, which the rows see of the prefix instead of the keys
-    ///   and values that each block would compute: keys of all heads, turned to their positions, then values. The
-    ///   [`prefix`](Self::prefix) only holds their places then, and need not be attached to anything.
+    /// - `prefix_keys_values [span.len(), pre_seq_len, 2 * kv_size]`, which replace the keys and values that each block
+    ///   would compute for the prefix: rotated keys of all heads, then values. The [`prefix`](Self::prefix) is only a
+    ///   placeholder for its positions then, and need not be attached to a graph.
     ///
     /// # Errors
     /// [`TuningError::Span`] if the model has no such blocks.
     fn tunables(&self, span: Span) -> Result<Vec<NamedTensor>, TuningError>;
 
-    /// How many positions [`prefix`](Self::prefix) has; 0 if there is none.
+    /// Number of positions of the [`prefix`](Self::prefix); 0 if there is none.
     fn pre_seq_len(&self) -> usize;
 
-    /// The adapter that the prefix starts as, if it starts as one: a head of the same labels starts as the one in there.
+    /// Adapter that the prefix is initialised with, if any. A head with the same labels is initialised with the
+    /// adapter's head.
     fn starts_as(&self) -> Option<&Path> {
         None
     }
 }
 
-/// A tensor with its name.
+/// Tensor with its name.
 #[derive(Debug)]
 pub struct NamedTensor {
-    /// For example `deep_prompts`.
+    /// Name, for example `deep_prompts`.
     pub name: String,
-    /// The tensor.
+    /// Tensor.
     pub tensor: Tensor,
 }
 
-/// What a tuning mode cannot give.
+/// A tuning mode that failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TuningError {
-    /// The model has no such blocks.
+    /// Blocks that the model does not have.
     #[error("tune blocks {span} of a model with {n_blocks} blocks")]
     Span {
-        /// The blocks asked for.
+        /// Requested blocks.
         span: Span,
-        /// The model's blocks.
+        /// Number of blocks of the model.
         n_blocks: usize,
     },
-    /// libtorch refused.
+    /// Failure of libtorch.
     #[error("compute the prompts")]
     Torch(#[from] TchError),
-    /// A reason of the plugin's own.
+    /// Failure specific to the plugin.
     #[error("compute the prompts")]
     Other(#[source] Box<dyn Error + Send + Sync>),
 }

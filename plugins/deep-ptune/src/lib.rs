@@ -1,10 +1,10 @@
-//! The tuning mode `deep-ptune`: trainable soft prompts `prompts [pre_seq_len, hidden]` in front of every row, and
-//! `deep_prompts [n_blocks, pre_seq_len, hidden]` added to the prefix's hidden states before every block.
+//! Tuning mode `deep-ptune`: trainable soft prompts `prompts [pre_seq_len, hidden]` before every row, and `deep_prompts
+//! [n_blocks, pre_seq_len, hidden]` added to the prefix's hidden states before every block.
 //!
-//! This crate does not add the deep prompts itself; the blocks do. It does not know which model they belong to.
+//! The blocks add the deep prompts; this crate does not, and it does not know the model.
 //!
-//! Invariants: it adds two parameters, `prompts` and `deep_prompts`; what a span is given is the part of
-//! `deep_prompts` for its blocks; deep prompts of zero leave the model as it is.
+//! Invariants: it adds two parameters, `prompts` and `deep_prompts`; a span gets the part of `deep_prompts` for its
+//! blocks; deep prompts of zero leave the model unchanged.
 //!
 //! ```
 //! use sepal_deep_ptune::DeepPtune;
@@ -28,44 +28,43 @@ use sepal_plugin::{
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-/// Trains soft prompts in front of every row and prompts that are added before every block.
+/// Trains soft prompts before every row and prompts that are added before every block.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DeepPtuneConfig {
-    /// How many prompts, each as wide as a hidden state.
+    /// Number of prompts, each of the hidden size.
     pub pre_seq_len: NonZeroUsize,
-    /// How the prompts in front of the rows start.
+    /// Initial prompts before the rows.
     pub init: PromptInit,
-    /// How the prompts before each block start; if not given, as those of the adapter where `init` names one, and as zero
-    /// otherwise.
+    /// Initial prompts before each block. Defaults to those of the adapter that `init` names, or to zero.
     pub deep_init: Option<DeepInit>,
 }
 
 impl Default for DeepPtuneConfig {
-    /// 16 prompts that start as words, and nothing added before the blocks.
+    /// 16 prompts with the embeddings of words, and nothing added before the blocks.
     fn default() -> Self {
         let pre_seq_len = NonZeroUsize::MIN.saturating_add(15);
         Self { pre_seq_len, init: PromptInit::Vocabulary, deep_init: None }
     }
 }
 
-/// How the prompts before each block start.
+/// Initialisation of the prompts before each block.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeepInit {
-    /// As zero: the first step sees the untouched model.
+    /// Zero, so that the first step sees the unchanged model.
     Zero,
-    /// From N(0, `initializer_range`²); slow to train.
+    /// Drawn from N(0, `initializer_range`²); slow to train.
     Normal,
-    /// As those of an earlier run, which had as many and a model of as many blocks and the same width.
+    /// Prompts of an earlier run with the same number of prompts and blocks and the same hidden size.
     Adapter(
-        /// Its folder, or its `adapter.safetensors`.
+        /// Folder of the run, or its `adapter.safetensors`.
         #[schemars(with = "String")]
         PathBuf,
     ),
 }
 
-/// Soft prompts in front of every row, and additions to them before every block.
+/// Soft prompts before every row, and additions to them before every block.
 #[derive(Debug)]
 pub struct DeepPtune {
     prompts: Tensor,      // [pre_seq_len, hidden]
@@ -171,12 +170,12 @@ mod tests {
     }
 
     #[test]
-    fn it_keeps_the_contract() {
+    fn contract_holds() {
         contract::check_tuning::<DeepPtune>();
     }
 
     #[test]
-    fn nothing_is_added_at_first() {
+    fn zero_init_adds_nothing() {
         let (params, mode) = built(DeepInit::Zero);
         let names: Vec<&str> = params.iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["prompts", "deep_prompts"]);
@@ -185,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn an_adapter_gives_both_kinds_of_prompts() {
+    fn adapter_init_sets_both_kinds_of_prompts() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("adapter.safetensors");
         let adapter = || PromptInit::Adapter(path.clone());
@@ -207,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_span_has_its_own_blocks() {
+    fn tunables_of_span_are_those_of_its_blocks() {
         let (params, mode) = built(DeepInit::Normal);
         let all = params.get("deep_prompts").expect("added");
         assert!(all.detach().abs().max().double_value(&[]) > 0.1);

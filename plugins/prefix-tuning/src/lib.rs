@@ -1,10 +1,10 @@
-//! The tuning mode `prefix-tuning`: the keys and values of a prefix, `prefix_keys_values [n_blocks, pre_seq_len,
-//! 2 * kv_size]`, which every row sees in every block.
+//! Tuning mode `prefix-tuning`: the keys and values of a prefix, `prefix_keys_values [n_blocks, pre_seq_len, 2 *
+//! kv_size]`, which every row attends to in every block.
 //!
-//! This crate does not put them into the blocks; the blocks do. It does not know which model they belong to.
+//! The blocks inject the keys and values; this crate does not, and it does not know the model.
 //!
-//! Invariants: it adds one parameter, `prefix_keys_values`; a span is given the part of it for its blocks; the prefix
-//! itself holds the places of the positions and is not trained.
+//! Invariants: it adds one parameter, `prefix_keys_values`; a span gets the part for its blocks; the prefix itself is a
+//! placeholder for the positions and is not trained.
 //!
 //! ```
 //! use sepal_plugin::{Registry, Tuning};
@@ -26,7 +26,7 @@ use sepal_plugin::{BuildError, NamedTensor, Plugin, Tuning, TuningContext, Tunin
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-/// Trains the keys and values of a prefix in every block, each of them free of the others, as PEFT's PREFIX_TUNING does.
+/// Trains independent keys and values of a prefix in every block, like PEFT's PREFIX_TUNING.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PrefixTuningConfig {
@@ -37,7 +37,7 @@ pub struct PrefixTuningConfig {
 }
 
 impl Default for PrefixTuningConfig {
-    /// 16 positions that start as small random numbers.
+    /// 16 positions with small random values.
     fn default() -> Self {
         Self { pre_seq_len: NonZeroUsize::MIN.saturating_add(15), init: PrefixInit::Normal }
     }
@@ -47,12 +47,12 @@ impl Default for PrefixTuningConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum PrefixInit {
-    /// From N(0, `initializer_range`²).
+    /// Drawn from N(0, `initializer_range`²).
     Normal,
-    /// As those of an earlier run, which had as many positions and a model of the same shape. A task of the same labels
-    /// starts with its head, too.
+    /// Keys and values of an earlier run with the same number of positions and a model of the same shape. A task with
+    /// the same labels also starts with its head.
     Adapter(
-        /// Its folder, or its `adapter.safetensors`.
+        /// Folder of the run, or its `adapter.safetensors`.
         #[schemars(with = "String")]
         PathBuf,
     ),
@@ -147,12 +147,12 @@ mod tests {
     }
 
     #[test]
-    fn it_keeps_the_contract() {
+    fn contract_holds() {
         contract::check_tuning::<PrefixTuning>();
     }
 
     #[test]
-    fn a_span_has_the_keys_and_values_of_its_own_blocks() {
+    fn tunables_of_span_are_those_of_its_blocks() {
         let (params, mode) = try_build(PrefixInit::Normal).expect("built");
         let all = params.get(PREFIX_KEYS_VALUES).expect("added");
         assert_eq!((all.size(), params.len()), (vec![5, 2, 6], 1));
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn an_adapter_is_named_by_its_file_or_its_folder() {
+    fn adapter_init_takes_file_or_folder() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("adapter.safetensors");
         let (saved, _) = try_build(PrefixInit::Normal).expect("built");

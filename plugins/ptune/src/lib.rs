@@ -1,8 +1,8 @@
-//! The tuning mode `ptune`: trainable soft prompts `prompts [pre_seq_len, hidden]` in front of every row.
+//! Tuning mode `ptune`: trainable soft prompts `prompts [pre_seq_len, hidden]` before every row.
 //!
-//! This crate trains nothing inside the blocks and does not know which model they belong to.
+//! This crate trains nothing inside the blocks and does not know the model.
 //!
-//! Invariants: it adds one parameter, `prompts`; the prefix is that parameter itself; no block is given anything.
+//! Invariants: it adds one parameter, `prompts`, which is the prefix; blocks have no tunables.
 //!
 //! ```
 //! use sepal_plugin::{Registry, Tuning};
@@ -25,24 +25,24 @@ use sepal_plugin::{
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// Trains soft prompts in front of every row; the model stays as it is.
+/// Trains soft prompts before every row and leaves the model unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PtuneConfig {
-    /// How many prompts, each as wide as a hidden state.
+    /// Number of prompts, each of the hidden size.
     pub pre_seq_len: NonZeroUsize,
-    /// How the prompts start.
+    /// Initial prompts.
     pub init: PromptInit,
 }
 
 impl Default for PtuneConfig {
-    /// 16 prompts that start as words.
+    /// 16 prompts with the embeddings of words.
     fn default() -> Self {
         Self { pre_seq_len: NonZeroUsize::MIN.saturating_add(15), init: PromptInit::Vocabulary }
     }
 }
 
-/// Soft prompts in front of every row (Lester et al., arXiv 2104.08691).
+/// Soft prompts before every row (Lester et al., arXiv 2104.08691).
 #[derive(Debug)]
 pub struct Ptune {
     prompts: Tensor, // [pre_seq_len, hidden]
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn it_keeps_the_contract() {
+    fn contract_holds() {
         contract::check_tuning::<Ptune>();
     }
 

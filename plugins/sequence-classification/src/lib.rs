@@ -1,4 +1,4 @@
-//! The task head `sequence-classification`: one linear layer on the last token of each row.
+//! Task head `sequence-classification`: one linear layer on the last token of each row.
 //!
 //! This crate does not find the last token, apply the model's final norm, or read labels from data.
 //!
@@ -28,31 +28,31 @@ use tch::{Kind, Reduction, Tensor};
 
 pub use crate::weights::ClassWeights;
 
-/// Gives each text a label, a number, or several labels.
+/// Predicts a label, a number, or several labels for each text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SequenceClassificationConfig {
-    /// The labels' names, in the order of the numbers that stand for them in the data. One alone: the label is a
-    /// number to be predicted (mean squared error). Several: one of them is right (cross entropy).
+    /// Names of the labels, in the order of their indices in the data. With one name the label is a number (mean
+    /// squared error), with several names one of them is right (cross entropy).
     #[schemars(length(min = 1), inner(length(min = 1)), extend("uniqueItems" = true))]
     pub labels: Vec<String>,
-    /// Any number of the labels may be right for a text (binary cross entropy).
+    /// Allows any number of labels for a text (binary cross entropy).
     #[serde(default)]
     pub multi_label: bool,
-    /// How much of the truth is taken from the right label and spread evenly over all (with several labels a text: moved
-    /// from 0 and 1 towards a half); for numbers it means nothing.
+    /// Label smoothing: the part of the target that moves from the right label to all labels evenly (with several
+    /// labels for a text: from 0 and 1 towards a half). It has no effect on numbers.
     #[serde(default)]
     #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
     pub label_smoothing: f64,
-    /// What the loss of a row of each label is multiplied by: one number to a label, in their order, or `balanced` for
-    /// weights that make all labels count the same, however often they occur among the training rows (with one label a
-    /// text). Unlike PyTorch's weighted mean the loss is divided by the number of rows, not by their weights, so that it
-    /// does not depend on how rows fall into batches.
+    /// Factors of the loss by label: one number for each label, in their order, or `balanced` for weights that give all
+    /// labels the same influence, however often they occur among the training rows (with one label for a text). Unlike
+    /// PyTorch's weighted mean, the loss is divided by the number of rows and not by their weights, so that it does not
+    /// depend on the division into batches.
     #[serde(default)]
     pub class_weights: Option<ClassWeights>,
 }
 
-/// A linear layer without bias from a hidden state to logits, as transformers' `*ForSequenceClassification`.
+/// Linear layer without bias from a hidden state to logits, like transformers' `*ForSequenceClassification`.
 #[derive(Debug)]
 pub struct SequenceClassification {
     score: Tensor, // [n_labels, hidden]
@@ -63,10 +63,10 @@ pub struct SequenceClassification {
     is_balanced: bool,
 }
 
-/// The parameter's name in an adapter.
+/// Name of the parameter in an adapter.
 const SCORE: &str = "score.weight";
 
-/// Standard deviation that the layer starts with.
+/// Standard deviation of the initial weights.
 const STD: f64 = 0.02;
 
 impl Plugin<Head> for SequenceClassification {
@@ -187,8 +187,8 @@ impl TaskHead for SequenceClassification {
     }
 }
 
-/// For each class the rows that it would have if all had as many, through those that it has (scikit-learn's `balanced`);
-/// 0 for one that has none.
+/// Balanced weight of each class, as in scikit-learn: the mean number of rows of a class, divided by the class's own; 0
+/// for a class without rows.
 fn balanced(rows: &[u64]) -> Result<Tensor, HeadError> {
     let even = rows.iter().sum::<u64>() as f64 / rows.len() as f64;
     let weight = |&rows: &u64| if rows > 0 { (even / rows as f64) as f32 } else { 0.0 };
@@ -203,7 +203,7 @@ fn check_shape(labels: &Tensor, expected: &[i64]) -> Result<(), HeadError> {
     Err(HeadError::Shape { what: "labels", expected: expected.to_vec(), found })
 }
 
-/// Refuses classes without a logit, the index that cross entropy would ignore among them.
+/// Refuses classes without a logit, including the index that cross entropy would ignore.
 fn check_classes(classes: &[i64], n_labels: usize) -> Result<(), HeadError> {
     match classes.iter().position(|class| !(0..n_labels as i64).contains(class)) {
         Some(row) => Err(HeadError::Class { row, class: classes[row], n_labels }),
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn it_keeps_the_contract() {
+    fn contract_holds() {
         contract::check_head::<SequenceClassification>();
     }
 
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_smooth_truth_is_less_sure() {
+    fn label_smoothing_lowers_confidence() {
         let logits = logits(&[&[0.0, 3.0_f32.ln()]]);
         let smooth = weighted(&["bad", "good"], false, 0.2, None);
         let expected = -(0.9 * 0.75_f64.ln() + 0.1 * 0.25_f64.ln());

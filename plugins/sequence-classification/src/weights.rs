@@ -1,4 +1,4 @@
-//! How much rows of each label count.
+//! Weights of labels in the loss.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,12 +8,12 @@ use serde::de::value::SeqAccessDeserializer;
 use serde::de::{Deserializer, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
-/// What the loss of a row of each label is multiplied by.
+/// Factors of the loss by label.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ClassWeights {
-    /// By what makes all labels count the same.
+    /// Weights that give all labels the same influence.
     Balanced,
-    /// By these, one to a label.
+    /// One weight for each label.
     Each(Vec<f64>),
 }
 

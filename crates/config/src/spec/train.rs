@@ -1,4 +1,4 @@
-//! The training loop's part of the pipeline file.
+//! Options of the training loop.
 
 use schemars::JsonSchema;
 use sepal_core::{DType, GradScalerConfig};
@@ -11,34 +11,34 @@ pub struct TrainSpec {
     /// Passes over the training rows.
     #[schemars(range(min = 1))]
     pub epochs: u64,
-    /// Optimizer steps; if given, it counts instead of `epochs`. 0 only evaluates and writes the untrained adapter.
+    /// Optimizer steps; replaces `epochs` if given. With 0 the run only evaluates and writes the untrained adapter.
     pub max_steps: Option<u64>,
-    /// Minutes that training and evaluation may take, those before a resume included; then the run ends as if it were
-    /// complete.
+    /// Time limit of training and evaluation in minutes, including the time before a resume. After that the run ends as
+    /// if it were complete.
     #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub max_minutes: Option<f64>,
-    /// Ends the run when evaluations no longer get better.
+    /// Ends the run when evaluations no longer improve.
     pub early_stopping: Option<EarlyStoppingSpec>,
     /// Batches whose gradients make one optimizer step.
     #[schemars(range(min = 1))]
     pub accumulate: usize,
-    /// Longest gradient, over all parameters together; a longer one is scaled down to it. `null` lets it be.
+    /// Maximum norm of the gradient over all parameters; a larger gradient is scaled down. `null` disables clipping.
     #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub clip_norm: Option<f64>,
-    /// The number format of what goes to the blocks and comes to the head, and of its gradients; see
-    /// docs/precision.md. What trains, the optimizer and the loss are `f32` in any case.
+    /// Number format of the inputs of the blocks and of the head, and of their gradients; see docs/precision.md.
+    /// Trained parameters, the optimizer and the loss are always `f32`.
     pub precision: Precision,
-    /// How the loss is scaled, so that small gradients do not vanish in `f16`; a step whose gradients overflow is skipped.
-    /// If not given, it is scaled as by default where `precision` or `swarm.with.wire_dtype` is `f16`, and not elsewhere.
+    /// Loss scaling, so that small gradients do not vanish in `f16`; a step whose gradients overflow is skipped. If not
+    /// given, the loss is scaled with the defaults if `precision` or `swarm.with.wire_dtype` is `f16`.
     pub scaler: Option<GradScalerConfig>,
-    /// Decides everything that is left to chance: initial numbers, the order of rows, splits.
+    /// Seed of initial parameters, the order of rows, and splits.
     pub seed: u64,
-    /// Threads for computing; as many as there are cores if not given.
+    /// Number of compute threads; the number of cores if not given.
     #[schemars(range(min = 1))]
     pub threads: Option<usize>,
-    /// Cuts batches by `micro_batch_tokens` alone and never by what servers were measured at, so that sums are added up
-    /// in the same order in every run: losses are then the same to the last bit, whatever the servers and their
-    /// failures, if all compute with as many threads on processors of a kind and hidden states travel as `f32`.
+    /// Cuts batches by `micro_batch_tokens` alone and never by the measured speed of servers, so that every run sums in
+    /// the same order. Losses are then bit-identical with any servers and failures, if all machines use the same number
+    /// of threads on processors of one kind and hidden states are sent as `f32`.
     pub deterministic: bool,
 }
 
@@ -60,14 +60,14 @@ impl Default for TrainSpec {
     }
 }
 
-/// When evaluations count as no longer getting better.
+/// Condition for ending a run whose evaluations no longer improve.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EarlyStoppingSpec {
-    /// So many evaluations in a row without a new best by `evaluate.metric` end the run.
+    /// Consecutive evaluations without a new best `evaluate.metric` that end the run.
     #[schemars(range(min = 1))]
     pub patience: u64,
-    /// What a new best must be better by.
+    /// Minimum improvement of a new best.
     #[schemars(range(min = 0.0))]
     pub min_delta: f64,
 }
@@ -78,21 +78,21 @@ impl Default for EarlyStoppingSpec {
     }
 }
 
-/// A number format to train in.
+/// Number format for training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
     /// Single precision.
     #[default]
     F32,
-    /// 16 bits with the range of `f32`: 8 bits of precision, and nothing overflows.
+    /// 16 bits with the range of `f32` and 8 bits of precision; nothing overflows.
     Bf16,
     /// 16 bits with 11 bits of precision, up to 65504: the loss is scaled (`scaler`).
     F16,
 }
 
 impl Precision {
-    /// The format's name elsewhere.
+    /// Converts to the number format of tensors.
     pub fn dtype(self) -> DType {
         match self {
             Precision::F32 => DType::F32,
@@ -102,29 +102,29 @@ impl Precision {
     }
 }
 
-/// When the validation rows are predicted.
+/// Evaluation on the validation rows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvaluateSpec {
-    /// How often.
+    /// Times of evaluations.
     pub every: EvaluateEvery,
     /// Rows of a batch.
     #[schemars(range(min = 1))]
     pub batch_size: usize,
-    /// The metric that says which evaluation is best, one of the task's or `loss`. If not given: of a GLUE task the one
-    /// that its table reports, else the task's first.
+    /// Metric that selects the best evaluation: one of the task's metrics or `loss`. Defaults to the metric that GLUE
+    /// reports for its tasks, else to the first metric of the task.
     pub metric: Option<String>,
-    /// Whether larger values of it are better; known of all usual metrics.
+    /// Direction of improvement; known for all usual metrics.
     pub goal: Option<Goal>,
 }
 
-/// Which values of a metric are better.
+/// Direction in which a metric improves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Goal {
-    /// Larger ones.
+    /// Larger values are better.
     Max,
-    /// Smaller ones.
+    /// Smaller values are better.
     Min,
 }
 
@@ -134,37 +134,38 @@ impl Default for EvaluateSpec {
     }
 }
 
-/// How often the validation rows are predicted.
+/// Times of evaluations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EvaluateEvery {
-    /// After each pass, and at the end.
+    /// After each epoch, and at the end.
     Epoch,
     /// At the end.
     End,
-    /// Not at all.
+    /// Never.
     Never,
-    /// After each this many optimizer steps, and at the end.
+    /// After every given number of optimizer steps, and at the end.
     Steps(
-        /// How many optimizer steps.
+        /// Optimizer steps between two evaluations.
         #[schemars(range(min = 1))]
         u64,
     ),
 }
 
-/// What an interrupted run goes on from: files in the run's folder, each whole or not there.
+/// Checkpoints, from which an interrupted run is resumed. Each is a file in the run's folder, written completely or not
+/// at all.
 ///
-/// A run that is interrupted or fails leaves one in any case.
+/// A run that is interrupted or fails always leaves a checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointSpec {
-    /// One after so many minutes; none by time if `null`.
+    /// Minutes between checkpoints; `null` disables checkpoints by time.
     #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub every_minutes: Option<f64>,
-    /// One after so many optimizer steps; none by steps if `null`.
+    /// Optimizer steps between checkpoints; `null` disables checkpoints by steps.
     #[schemars(range(min = 1))]
     pub every_steps: Option<u64>,
-    /// How many are kept, the newest.
+    /// Number of newest checkpoints that are kept.
     #[schemars(range(min = 1))]
     pub keep: usize,
 }

@@ -1,4 +1,4 @@
-//! What crosses the wire in a step, counted from the shapes of what is sent.
+//! Bytes on the wire in a step, counted from the shapes of the messages.
 
 use sepal_config::spec::{Spec, SwarmSpec};
 use sepal_core::{DType, Span};
@@ -10,38 +10,38 @@ use super::{DataPlan, TimePlan};
 use crate::error::AssembleError;
 use crate::frozen_model::FrozenModel;
 
-/// What crosses the wire in a step of the mean size. Envelopes, pulses and answers without tensors are not in the count.
+/// Bytes on the wire in a step of the mean size, without envelopes, pings and responses without tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct BytesPlan {
-    /// How many servers in a row it is counted for.
+    /// Number of servers in the counted chain.
     pub servers: usize,
-    /// Whether that is what the route has; if not, it is taken for one server of all blocks.
+    /// True if the chain is that of the route; otherwise one server with all blocks is assumed.
     pub of_the_route: bool,
-    /// Counted from the shapes: bytes that go up.
+    /// Counted: bytes sent.
     pub counted_up: u64,
-    /// Counted from the shapes: bytes that come down.
+    /// Counted: bytes received.
     pub counted_down: u64,
-    /// Counted from the shapes: what each further server in a row adds to either.
+    /// Counted: bytes in each direction for each further server in the chain.
     pub counted_per_server: u64,
-    /// The mean of the steps of the probe.
+    /// Measured: mean of the probe's steps.
     pub measured_up: Option<u64>,
-    /// The mean of the steps of the probe.
+    /// Measured: mean of the probe's steps.
     pub measured_down: Option<u64>,
 }
 
-/// The shapes of a step.
+/// Shapes of a step.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Step {
     n_blocks: usize,
     hidden: usize,
     prompts: usize,
-    /// Tunables of one block.
+    /// Values of the tunables of one block.
     tunables: usize,
-    /// Batches of a step, tokens and rows of each.
+    /// Batches of a step.
     batches: usize,
     tokens: usize,
     rows: usize,
-    /// Whether gradients of the tokens are wanted: they come out of blocks with prompts of their own.
+    /// True if servers return the gradients of the tokens, which local blocks with prompts need.
     is_behind_others: bool,
 }
 
@@ -72,7 +72,7 @@ impl Step {
         self.prompts + self.tokens
     }
 
-    /// What crosses the wire, through servers of these spans.
+    /// Counts the bytes for servers with these spans.
     pub(super) fn bytes(&self, spec: &Spec, spans: Option<Vec<Span>>, time: Option<&TimePlan>) -> Option<BytesPlan> {
         let first = spec.model.local_blocks;
         if matches!(spec.swarm, SwarmSpec::None(_)) || first >= self.n_blocks {
@@ -95,9 +95,9 @@ impl Step {
         })
     }
 
-    /// Up and down, for a batch that goes as one micro-batch: hidden states of all positions between servers, those of the
-    /// last tokens behind the last, the same for gradients on the way back, where the first server gives that of the
-    /// prompts alone; and the tunables once, with their gradients for each batch.
+    /// Counts sent and received bytes of a batch in one micro-batch: hidden states of all positions between servers and
+    /// of the last tokens after the last server; gradients of the same size in the backward pass, where the first
+    /// server returns those of the prompts alone; the tunables once, and their gradients for each batch.
     fn count(&self, wire: DType, servers: usize, blocks: usize, is_star: bool) -> [u64; 2] {
         let bytes = |dtype: DType, numbers: usize| dtype.n_bytes(numbers).unwrap_or(0) as u64;
         let states = |positions: usize| bytes(wire, positions * self.hidden);
@@ -119,7 +119,7 @@ impl Step {
 mod tests {
     use super::*;
 
-    /// The usual step of docs/performance.md: 32 sentences of 426 tokens, 16 deep prompts, bf16 on the wire.
+    /// Step of docs/performance.md: 32 sentences of 426 tokens, 16 deep prompts, bf16 on the wire.
     fn check(n_blocks: usize, hidden: usize, servers: usize, is_star: bool, expected_mb: [u64; 2]) {
         let step = Step {
             n_blocks,
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_takes_what_the_table_says() {
+    fn counted_bytes_match_the_documented_table() {
         check(32, 4096, 2, true, [15, 12]);
         check(32, 4096, 2, false, [8, 5]);
         check(80, 8192, 4, true, [72, 65]);

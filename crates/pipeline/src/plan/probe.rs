@@ -1,4 +1,4 @@
-//! A few steps and a few predictions on real batches, measured.
+//! Measurement of a few steps and predictions on real batches.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -15,44 +15,43 @@ use crate::data::PreparedData;
 use crate::error::RunError;
 use crate::progress::{Event, Observer};
 
-/// What was measured, and what is estimated by it.
+/// Measured and estimated times.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct TimePlan {
-    /// StepMeasurement: steps that count.
+    /// Measured: number of steps, without the warm-up.
     pub probe_steps: u64,
     /// Reason for measuring less than requested; none if everything was measured.
     pub ended_by: Option<ProbeEnd>,
-    /// StepMeasurement: seconds of the step before them, which opens connections and warms up.
+    /// Measured: seconds of the warm-up step, which opens connections.
     pub first_step_seconds: f64,
-    /// StepMeasurement: seconds of a step, the mean. The optimizer's part is not in it.
+    /// Measured: mean seconds of a step, without the optimizer.
     pub step_seconds: f64,
-    /// StepMeasurement: tokens of a step of the probe, the mean.
+    /// Measured: mean tokens of a step.
     pub step_tokens: f64,
-    /// StepMeasurement: training tokens per second.
+    /// Measured: training tokens per second.
     pub tokens_per_second: f64,
-    /// StepMeasurement: bytes that went up in a step, the mean.
+    /// Measured: mean bytes sent in a step.
     pub step_bytes_up: u64,
-    /// StepMeasurement: bytes that came down in a step, the mean.
+    /// Measured: mean bytes received in a step.
     pub step_bytes_down: u64,
-    /// StepMeasurement: validation tokens per second; nothing if there are no validation rows, or the probe was interrupted before
-    /// the first was predicted. Evaluations are then taken to be as fast as training.
+    /// Measured: validation tokens per second; `None` without validation rows or predictions. Evaluations are then
+    /// assumed to be as fast as training.
     pub evaluation_tokens_per_second: Option<f64>,
     /// Estimated: seconds of all steps.
     pub estimated_training_seconds: f64,
     /// Estimated: seconds of one evaluation.
     pub estimated_evaluation_seconds: f64,
-    /// Estimated: seconds of the run, after model and data are there; not longer than `train.max_minutes` and the last
-    /// evaluation.
+    /// Estimated: seconds of the run, without fetching; at most `train.max_minutes` and the last evaluation.
     pub estimated_seconds: f64,
 }
 
 /// Extent of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProbeSpec {
-    /// Steps, after one that is not counted; with 0 nothing is connected to.
+    /// Steps after the warm-up; with 0 the probe connects to nothing.
     pub steps: u64,
-    /// Time that the steps and the predictions may take. What was begun is made whole, of a step a batch, and one of each is
-    /// always measured.
+    /// Time limit of steps and predictions. A started batch is completed, and one step and one prediction are always
+    /// measured.
     pub limit: Duration,
 }
 
@@ -61,13 +60,13 @@ pub struct ProbeSpec {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ProbeEnd {
-    /// Its time was up.
+    /// Time limit.
     TimeLimit,
-    /// It was interrupted.
+    /// Interruption.
     Interrupted,
 }
 
-/// What is to be measured.
+/// Inputs of a probe.
 pub(super) struct Probe<'a> {
     pub(super) spec: &'a Spec,
     pub(super) prepared: &'a PreparedData,
@@ -78,7 +77,7 @@ pub(super) struct Probe<'a> {
 }
 
 impl Probe<'_> {
-    /// Nothing if no step was made: it was interrupted, or all numbers overflowed.
+    /// Measures steps and predictions. `None` if no step was made because of an interruption or overflow.
     pub(super) fn run(
         mut self,
         model: &mut Model,
@@ -102,7 +101,7 @@ impl Probe<'_> {
         Ok(Some(estimate(&measured, rate, clock.end, self.prepared, data, steps)))
     }
 
-    /// The steps that were made, the one to warm up first. Nothing if there is none.
+    /// Measures steps, the warm-up first. `None` if no step was made.
     fn steps(&mut self, model: &mut Model, clock: &mut Clock<'_>) -> Result<Option<Vec<StepMeasurement>>, RunError> {
         let scaling = LossScaling::new(self.spec.scaler());
         let mut cursor = BatchCursor::new(&self.prepared.train, self.length, self.spec.train.accumulate);
@@ -112,7 +111,7 @@ impl Probe<'_> {
                 break;
             }
             self.observer.event(Event::Probing { what: "step", number: step, last: self.probe.steps });
-            // A run of one step has one.
+            // A run may have a single step.
             let (group, _) = cursor.group(step % self.length.total_steps.max(1));
             let made = measure_step(model, &scaling, &group, step + 1, &|| clock.is_late())?;
             if made.is_some_and(|made| !made.is_complete) {
@@ -127,7 +126,7 @@ impl Probe<'_> {
 /// Deadline and interruption of a probe.
 struct Clock<'a> {
     stop: &'a AtomicBool,
-    /// None for a time that never comes.
+    /// `None` if the deadline is beyond the range of the clock.
     deadline: Option<Instant>,
     /// Reason for the end, once it has ended.
     end: Option<ProbeEnd>,
@@ -144,7 +143,7 @@ impl Clock<'_> {
             true => Some(ProbeEnd::Interrupted),
             false => (!is_first && self.is_late()).then_some(ProbeEnd::TimeLimit),
         };
-        // An interruption says more than a limit.
+        // An interruption takes precedence over the time limit.
         self.end = if end == Some(ProbeEnd::Interrupted) { end } else { self.end.or(end) };
         end.is_some()
     }
@@ -158,13 +157,13 @@ fn estimate(
     data: &DataPlan,
     steps: &StepsPlan,
 ) -> TimePlan {
-    // The one to warm up counts if there is no other.
+    // The warm-up counts if it is the only step.
     let measured = if made.len() > 1 { &made[1..] } else { made };
     let n = measured.len() as f64;
     let mean = |get: fn(&StepMeasurement) -> f64| measured.iter().map(get).sum::<f64>() / n;
     let (seconds, tokens) = (mean(|step| step.seconds), mean(|step| step.tokens as f64));
     let tokens_per_second = tokens / seconds;
-    // Time grows with the tokens of a step.
+    // Time is proportional to the tokens of a step.
     let training_tokens = data.mean_batch_tokens * steps.accumulate as f64 * steps.total as f64;
     let training = training_tokens / tokens_per_second;
     let validation_tokens = prepared.validation.as_ref().map_or(0, tokens_of);
@@ -192,7 +191,8 @@ fn tokens_of(loader: &Loader) -> usize {
     loader.epoch(0).map(|batch| batch.rows.n_tokens()).sum()
 }
 
-/// Tokens per second of the predictions of so many batches, after one to warm up if there are several.
+/// Tokens per second of the predictions of up to `batches` batches after a warm-up, which counts if it is the only
+/// batch.
 fn predict(
     model: &Model,
     loader: &Loader,

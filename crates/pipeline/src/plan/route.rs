@@ -1,4 +1,4 @@
-//! Which server serves which blocks.
+//! Route of a batch through the servers.
 
 use std::time::Duration;
 
@@ -14,15 +14,15 @@ use crate::connect::SwarmHandle;
 use crate::error::AssembleError;
 use crate::frozen_model::FrozenModel;
 
-/// How long a server may take to say what it is.
+/// Timeout for the description of a server.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Some blocks, and where they run.
+/// A span of blocks and its server.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct HopPlan {
     /// The blocks.
     pub blocks: Span,
-    /// The server, by its place in [`Plan::servers`](super::Plan::servers); none if it is this process without one.
+    /// Index of the server in [`Plan::servers`](super::Plan::servers); `None` for blocks in this process.
     pub server: Option<usize>,
     /// Estimated: bytes of the weights of these blocks.
     pub estimated_bytes: u64,
@@ -31,19 +31,19 @@ pub struct HopPlan {
 /// A server that serves the model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ServerPlan {
-    /// Where it is.
+    /// Address of the server.
     pub place: String,
-    /// What it holds.
+    /// Blocks of the server.
     pub blocks: Span,
-    /// What an empty call took, in milliseconds.
+    /// Time of an empty call, in milliseconds.
     pub round_trip_ms: f64,
-    /// What it says it takes, in microseconds for each token and block of a forward; nothing before it has computed.
+    /// Microseconds per token and block of a forward pass, as the server reports it; `None` before its first call.
     pub us_per_token_block: Option<f64>,
-    /// Calls that wait there.
+    /// Calls in the server's queue.
     pub queue: u32,
 }
 
-/// The route of a batch of so many positions, planned with what the servers say of themselves, and all of them.
+/// Plans the route of a batch of `positions` by the reports of the servers. Returns it with all servers.
 pub(super) fn plan_route(
     spec: &Spec,
     frozen: &FrozenModel,
@@ -66,7 +66,7 @@ pub(super) fn plan_route(
         let round_trip = Duration::from_secs_f64(server.round_trip_ms / 1e3);
         router.add(Server { round_trip, stated_rate, ..Server::new(server.blocks) });
     }
-    // Servers that have gone since are none that the plan can use; the probe will say so.
+    // A plan may fail because servers have left; the probe then reports it.
     if let Ok(plan) = router.plan(there, &[positions]) {
         let hops = plan.routes.into_iter().flatten();
         route.extend(hops.map(|found| hop(found.span, Some(found.server.0))));
@@ -74,7 +74,7 @@ pub(super) fn plan_route(
     Ok((route, servers))
 }
 
-/// Those that answer and serve the model.
+/// Servers that respond and serve the model.
 fn servers(spec: &Spec, handle: &SwarmHandle, digest: &str) -> Result<Vec<ServerPlan>, AssembleError> {
     let endpoints = handle.endpoints(spec)?;
     let asked = survey(&endpoints, PATIENCE).map_err(|source| AssembleError::Discovery(source.into()))?;
