@@ -5,8 +5,8 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{Bencher, BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
-use sepal_autograd::fused::{self, Turn};
-use sepal_autograd::linear::{Rows, linear};
+use sepal_autograd::fused::{self, Rotate};
+use sepal_autograd::linear::{RowCount, linear};
 use sepal_core::DType;
 use sepal_nn::host::{from_host, to_host};
 use sepal_nn::{Parameters, init};
@@ -55,7 +55,7 @@ fn products(criterion: &mut Criterion) {
         let name = format!("{rows} x {inner} x {out}");
         let mut block = 0..;
         let mut weight = || &weights[block.next().expect("no end") % BLOCKS];
-        piece(&mut group, &name, || linear(&x, weight(), None, None, Rows::Steady).expect("shapes agree"));
+        piece(&mut group, &name, || linear(&x, weight(), None, None, RowCount::Repeated).expect("shapes agree"));
         piece(&mut group, &format!("{name}, libtorch"), || x.mm(weight()));
     }
     group.finish();
@@ -86,7 +86,7 @@ fn kernels(criterion: &mut Criterion) {
     let (cos, sin) = (angles.cos(), angles.sin());
     let mut turned = x.copy();
     piece(&mut group, "rotation", || {
-        fused::rotate(&mut turned, &cos, &sin, HEAD, Turn::Forward).expect("shapes agree")
+        fused::rotate(&mut turned, &cos, &sin, HEAD, Rotate::Forward).expect("shapes agree")
     });
     group.finish();
 }

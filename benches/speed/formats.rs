@@ -81,7 +81,7 @@ fn cached() -> Option<Model> {
 }
 
 fn load(model: &Model, blocks: usize, format: WeightFormat) -> BlockStack {
-    BlockStack::load_as(model, Span::new(0, blocks).expect("a span"), format).expect("blocks")
+    BlockStack::load_with(model, Span::new(0, blocks).expect("a span"), format).expect("blocks")
 }
 
 /// `[texts, vocab_size]`; the model's output layer is its embedding.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::hint::black_box;
 
-use sepal_autograd::linear::{Rows, linear as product};
+use sepal_autograd::linear::{RowCount, linear as product};
 use sepal_core::ModelConfig;
 use tch::{Device, Kind, Tensor};
 
@@ -38,7 +38,7 @@ impl Product {
 
     fn run(&self) {
         drop(black_box(match self {
-            Self::Linear(x, weight) => product(x, weight, None, None, Rows::Steady).expect("a product"),
+            Self::Linear(x, weight) => product(x, weight, None, None, RowCount::Repeated).expect("a product"),
             Self::Batch(x, y) => x.bmm(y),
         }));
     }

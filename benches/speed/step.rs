@@ -87,7 +87,7 @@ impl Inputs {
     pub(crate) fn direct_part(&self, stack: &BlockStack, part: Span) {
         let hidden = Tensor::cat(&[&self.prompts, &self.text], 0);
         let deep = self.deep_prompts.as_ref().map(|deep| deep.narrow(0, 0, part.len() as i64));
-        let last = stack.forward_part(part, &hidden, self.work.prefix_len, &self.rows, deep.as_ref(), Want::LastOfRows);
+        let last = stack.forward_span(part, &hidden, self.work.prefix_len, &self.rows, deep.as_ref(), Want::LastOfRows);
         backward(&last.expect("a forward"));
     }
 
@@ -116,7 +116,7 @@ impl Inputs {
             };
             let block = Span::new(block_idx, block_idx + 1).expect("a span");
             let flat = entered.view([n_rows * seq, hidden]);
-            let flat = stack.forward_part(block, &flat, 0, &rows, None, Want::All).expect("a forward");
+            let flat = stack.forward_span(block, &flat, 0, &rows, None, Want::All).expect("a forward");
             states = flat.view([n_rows, seq, hidden]);
         }
         let ends =

@@ -5,9 +5,10 @@
 use sepal_core::ModelConfig;
 
 use super::{EndNames, from_queries, heads, queries, rms_norm};
-use crate::block::Block;
-use crate::linear::Layer;
-use crate::mlp::{Activate, Dense, Mlp};
+use crate::exec::block::Block;
+use crate::layers::linear::Layer;
+use crate::layers::dense::{Activate, Dense};
+use crate::layers::mlp::Mlp;
 use crate::weights::{LoadError, Reader};
 
 // Ends: `EndNames` has the names of embeddings and final norm, their factor and their norm (gpt_neox.rs, gemma.rs,

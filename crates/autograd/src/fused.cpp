@@ -1,6 +1,6 @@
 // Element-wise steps of transformer blocks, each in one pass over memory and with all threads of libtorch.
 //
-// Numbers are fp32 in rows: the last dimension lies side by side, rows may lie apart.
+// Matrices are fp32. The last dimension is contiguous, rows may have gaps between them.
 
 #include "kernels.h"
 
@@ -18,11 +18,11 @@ struct Rows {
 Rows rows_of(const at::Tensor &tensor) {
   TORCH_CHECK(tensor.dim() == 2 && tensor.scalar_type() == at::kFloat && tensor.device().is_cpu(),
               "expected a matrix of fp32 on the CPU");
-  TORCH_CHECK(tensor.size(1) <= 1 || tensor.stride(1) == 1, "expected rows that lie side by side");
+  TORCH_CHECK(tensor.size(1) <= 1 || tensor.stride(1) == 1, "expected contiguous rows");
   return {tensor.data_ptr<float>(), tensor.size(0), tensor.size(1), tensor.stride(0)};
 }
 
-// e^x to 2 units in the last place, without a call, so that loops over it use vectors: 2^n e^r with
+// e^x to 2 units in the last place, without a call, so that loops over it are vectorized: 2^n e^r with
 // r in [-ln 2 / 2, ln 2 / 2], and e^r by its Taylor series.
 inline __attribute__((always_inline)) float exp_of(float x) {
   x = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);
@@ -58,7 +58,7 @@ SEPAL_CLONES void rms_norm_rows(const Rows &x, const Rows &y, float *scales, flo
 }
 
 // With y = x s: dx = s (dy - x s^2 mean(dy x)).
-SEPAL_CLONES void rms_norm_back_rows(const Rows &grad, const Rows &x, const float *scales, const Rows &sum,
+SEPAL_CLONES void rms_norm_backward_rows(const Rows &grad, const Rows &x, const float *scales, const Rows &sum,
                                      int64_t from, int64_t to) {
   for (int64_t i = from; i < to; i++) {
     const float *dy = grad.row(i), *in = x.row(i);
@@ -95,7 +95,7 @@ SEPAL_CLONES void layer_norm_rows(const Rows &x, const Rows &y, float *means, fl
 }
 
 // With y = (x - m) s: dx = s (dy - mean(dy) - y mean(dy y)).
-SEPAL_CLONES void layer_norm_back_rows(const Rows &grad, const Rows &x, const float *means, const float *scales,
+SEPAL_CLONES void layer_norm_backward_rows(const Rows &grad, const Rows &x, const float *means, const float *scales,
                                        const Rows &sum, int64_t from, int64_t to) {
   for (int64_t i = from; i < to; i++) {
     const float *dy = grad.row(i), *in = x.row(i);
@@ -122,7 +122,7 @@ SEPAL_CLONES void silu_mul_rows(const Rows &gate_up, const Rows &out, int64_t fr
   }
 }
 
-SEPAL_CLONES void silu_mul_back_rows(const Rows &grad, const Rows &gate_up, const Rows &out, int64_t from, int64_t to) {
+SEPAL_CLONES void silu_mul_backward_rows(const Rows &grad, const Rows &gate_up, const Rows &out, int64_t from, int64_t to) {
   for (int64_t i = from; i < to; i++) {
     const float *dy = grad.row(i), *gate = gate_up.row(i), *up = gate + grad.width;
     float *dgate = out.row(i), *dup = dgate + grad.width;
@@ -134,7 +134,7 @@ SEPAL_CLONES void silu_mul_back_rows(const Rows &grad, const Rows &gate_up, cons
   }
 }
 
-SEPAL_CLONES void rotate_rows(const Rows &x, const Rows &cos, const Rows &sin, int64_t head_dim, float direction,
+SEPAL_CLONES void rotate_rows(const Rows &x, const Rows &cos, const Rows &sin, int64_t head_dim, float sign,
                               int64_t from, int64_t to) {
   const int64_t half = cos.width;
   for (int64_t i = from; i < to; i++) {
@@ -142,9 +142,9 @@ SEPAL_CLONES void rotate_rows(const Rows &x, const Rows &cos, const Rows &sin, i
     for (int64_t head = 0; head + head_dim <= x.width; head += head_dim) {
       float *first = x.row(i) + head, *second = first + half;
       for (int64_t j = 0; j < half; j++) {
-        const float a = first[j], b = second[j], turn = direction * s[j];
-        first[j] = a * c[j] - b * turn;
-        second[j] = b * c[j] + a * turn;
+        const float a = first[j], b = second[j], sine = sign * s[j];
+        first[j] = a * c[j] - b * sine;
+        second[j] = b * c[j] + a * sine;
       }
     }
   }
@@ -154,10 +154,10 @@ void check_same(const Rows &a, const Rows &b) {
   TORCH_CHECK(a.n == b.n && a.width == b.width, "expected matrices of the same shape");
 }
 
-// One number for each row of `of`.
-float *numbers_for(const Rows &of, const at::Tensor &tensor) {
+// One number for each row of `matrix`.
+float *row_stats(const Rows &matrix, const at::Tensor &tensor) {
   const Rows rows = rows_of(tensor);
-  TORCH_CHECK(rows.n == of.n && rows.width == 1 && (rows.n <= 1 || rows.stride == 1), "expected one number for each row");
+  TORCH_CHECK(rows.n == matrix.n && rows.width == 1 && (rows.n <= 1 || rows.stride == 1), "expected one number for each row");
   return rows.data;
 }
 
@@ -169,21 +169,21 @@ char *sepal_fused_rms_norm(const at::Tensor *x, const at::Tensor *y, const at::T
   return caught([&] {
     const Rows in = rows_of(*x), out = rows_of(*y);
     check_same(in, out);
-    float *s = numbers_for(in, *scales);
+    float *s = row_stats(in, *scales);
     for_rows(in.n, in.width, [&](int64_t from, int64_t to) {
       rms_norm_rows(in, out, s, static_cast<float>(eps), from, to);
     });
   });
 }
 
-char *sepal_fused_rms_norm_back(const at::Tensor *grad, const at::Tensor *x, const at::Tensor *scales,
+char *sepal_fused_rms_norm_backward(const at::Tensor *grad, const at::Tensor *x, const at::Tensor *scales,
                                 const at::Tensor *sum) {
   return caught([&] {
     const Rows dy = rows_of(*grad), in = rows_of(*x), out = rows_of(*sum);
     check_same(dy, in);
     check_same(in, out);
-    const float *s = numbers_for(in, *scales);
-    for_rows(in.n, in.width, [&](int64_t from, int64_t to) { rms_norm_back_rows(dy, in, s, out, from, to); });
+    const float *s = row_stats(in, *scales);
+    for_rows(in.n, in.width, [&](int64_t from, int64_t to) { rms_norm_backward_rows(dy, in, s, out, from, to); });
   });
 }
 
@@ -192,21 +192,21 @@ char *sepal_fused_layer_norm(const at::Tensor *x, const at::Tensor *y, const at:
   return caught([&] {
     const Rows in = rows_of(*x), out = rows_of(*y);
     check_same(in, out);
-    float *m = numbers_for(in, *means), *s = numbers_for(in, *scales);
+    float *m = row_stats(in, *means), *s = row_stats(in, *scales);
     for_rows(in.n, in.width, [&](int64_t from, int64_t to) {
       layer_norm_rows(in, out, m, s, static_cast<float>(eps), from, to);
     });
   });
 }
 
-char *sepal_fused_layer_norm_back(const at::Tensor *grad, const at::Tensor *x, const at::Tensor *means,
+char *sepal_fused_layer_norm_backward(const at::Tensor *grad, const at::Tensor *x, const at::Tensor *means,
                                   const at::Tensor *scales, const at::Tensor *sum) {
   return caught([&] {
     const Rows dy = rows_of(*grad), in = rows_of(*x), out = rows_of(*sum);
     check_same(dy, in);
     check_same(in, out);
-    const float *m = numbers_for(in, *means), *s = numbers_for(in, *scales);
-    for_rows(in.n, in.width, [&](int64_t from, int64_t to) { layer_norm_back_rows(dy, in, m, s, out, from, to); });
+    const float *m = row_stats(in, *means), *s = row_stats(in, *scales);
+    for_rows(in.n, in.width, [&](int64_t from, int64_t to) { layer_norm_backward_rows(dy, in, m, s, out, from, to); });
   });
 }
 
@@ -218,24 +218,24 @@ char *sepal_fused_silu_mul(const at::Tensor *gate_up, const at::Tensor *y) {
   });
 }
 
-char *sepal_fused_silu_mul_back(const at::Tensor *grad, const at::Tensor *gate_up, const at::Tensor *y) {
+char *sepal_fused_silu_mul_backward(const at::Tensor *grad, const at::Tensor *gate_up, const at::Tensor *y) {
   return caught([&] {
     const Rows dy = rows_of(*grad), in = rows_of(*gate_up), out = rows_of(*y);
     check_same(in, out);
     TORCH_CHECK(dy.n == in.n && in.width == 2 * dy.width, "expected gate and up side by side");
-    for_rows(in.n, in.width, [&](int64_t from, int64_t to) { silu_mul_back_rows(dy, in, out, from, to); });
+    for_rows(in.n, in.width, [&](int64_t from, int64_t to) { silu_mul_backward_rows(dy, in, out, from, to); });
   });
 }
 
 char *sepal_fused_rotate(const at::Tensor *x, const at::Tensor *cos, const at::Tensor *sin, int64_t head_dim,
-                         double direction) {
+                         double sign) {
   return caught([&] {
     const Rows in = rows_of(*x), c = rows_of(*cos), s = rows_of(*sin);
     check_same(c, s);
     TORCH_CHECK(in.n == c.n && head_dim > 0 && in.width % head_dim == 0 && 2 * c.width <= head_dim,
                 "expected heads, and rotations for each row");
     for_rows(in.n, in.width, [&](int64_t from, int64_t to) {
-      rotate_rows(in, c, s, head_dim, static_cast<float>(direction), from, to);
+      rotate_rows(in, c, s, head_dim, static_cast<float>(sign), from, to);
     });
   });
 }

@@ -1,19 +1,19 @@
 //! Element-wise steps of transformer blocks, forward and backward, each in one pass over memory.
 //!
-//! Matrices are fp32, `[n, width]`; rows may lie apart, so that parts of a matrix can be given. On other devices than the
-//! CPU libtorch's own operations do the same, in several passes. None of these is seen by libtorch's autograd.
+//! Matrices are fp32, `[n, width]`. Rows may have gaps between them, so that views of a matrix are valid arguments. Other
+//! devices than the CPU use libtorch's own operations, in several passes. libtorch's autograd records none of them.
 
 use std::ffi::c_char;
 
 use tch::{Device, TchError, Tensor};
 use torch_sys::C_tensor;
 
-use crate::{portable, take_text};
+use crate::{check, portable};
 
-// SAFETY: these are the functions of fused.cpp, with the same signatures.
+// SAFETY: the functions of fused.cpp, with the same signatures.
 unsafe extern "C" {
     fn sepal_fused_rms_norm(x: *const C_tensor, y: *const C_tensor, scales: *const C_tensor, eps: f64) -> *mut c_char;
-    fn sepal_fused_rms_norm_back(
+    fn sepal_fused_rms_norm_backward(
         grad: *const C_tensor,
         x: *const C_tensor,
         scales: *const C_tensor,
@@ -26,7 +26,7 @@ unsafe extern "C" {
         scales: *const C_tensor,
         eps: f64,
     ) -> *mut c_char;
-    fn sepal_fused_layer_norm_back(
+    fn sepal_fused_layer_norm_backward(
         grad: *const C_tensor,
         x: *const C_tensor,
         means: *const C_tensor,
@@ -34,13 +34,17 @@ unsafe extern "C" {
         sum: *const C_tensor,
     ) -> *mut c_char;
     fn sepal_fused_silu_mul(gate_up: *const C_tensor, y: *const C_tensor) -> *mut c_char;
-    fn sepal_fused_silu_mul_back(grad: *const C_tensor, gate_up: *const C_tensor, y: *const C_tensor) -> *mut c_char;
+    fn sepal_fused_silu_mul_backward(
+        grad: *const C_tensor,
+        gate_up: *const C_tensor,
+        y: *const C_tensor,
+    ) -> *mut c_char;
     fn sepal_fused_rotate(
         x: *const C_tensor,
         cos: *const C_tensor,
         sin: *const C_tensor,
         head_dim: i64,
-        direction: f64,
+        sign: f64,
     ) -> *mut c_char;
 }
 
@@ -48,14 +52,14 @@ unsafe extern "C" {
 /// `y [n, width]` and the scales `s [n, 1]`.
 ///
 /// # Errors
-/// [`TchError`] if `x` is no such matrix.
+/// [`TchError`] if `x` is not a matrix of fp32.
 pub fn rms_norm(x: &Tensor, eps: f64) -> Result<(Tensor, Tensor), TchError> {
-    if is_elsewhere(x) {
+    if has_no_kernel(x) {
         return portable::rms_norm(x, eps);
     }
     let y = x.f_empty_like()?;
     let scales = x.f_new_empty([x.size()[0], 1], (x.kind(), x.device()))?;
-    // SAFETY: live tensors; the function checks their shapes and reports by its text.
+    // SAFETY: live tensors; the function checks their shapes and reports errors as text.
     check(unsafe { sepal_fused_rms_norm(x.as_ptr(), y.as_ptr(), scales.as_ptr(), eps) })?;
     Ok((y, scales))
 }
@@ -63,27 +67,27 @@ pub fn rms_norm(x: &Tensor, eps: f64) -> Result<(Tensor, Tensor), TchError> {
 /// Adds the gradient of [`rms_norm`]'s input to `sum`, all `[n, width]`.
 ///
 /// # Errors
-/// [`TchError`] if shapes do not agree.
+/// [`TchError`] if shapes disagree.
 pub fn add_rms_norm_grad(sum: &mut Tensor, grad: &Tensor, x: &Tensor, scales: &Tensor) -> Result<(), TchError> {
-    if is_elsewhere(x) {
+    if has_no_kernel(x) {
         return portable::add_rms_norm_grad(sum, grad, x, scales);
     }
     // SAFETY: as above.
-    check(unsafe { sepal_fused_rms_norm_back(grad.as_ptr(), x.as_ptr(), scales.as_ptr(), sum.as_ptr()) })
+    check(unsafe { sepal_fused_rms_norm_backward(grad.as_ptr(), x.as_ptr(), scales.as_ptr(), sum.as_ptr()) })
 }
 
 /// LayerNorm without weight and bias (arXiv 1607.06450): `y = (x - m) s` with the mean `m` and
 /// `s = 1 / sqrt(var(x) + eps)` of each row. Returns `y [n, width]`, the means `[n, 1]` and the scales `[n, 1]`.
 ///
 /// # Errors
-/// [`TchError`] if `x` is no such matrix.
+/// [`TchError`] if `x` is not a matrix of fp32.
 pub fn layer_norm(x: &Tensor, eps: f64) -> Result<(Tensor, Tensor, Tensor), TchError> {
-    if is_elsewhere(x) {
+    if has_no_kernel(x) {
         return portable::layer_norm(x, eps);
     }
     let y = x.f_empty_like()?;
-    let of_rows = || x.f_new_empty([x.size()[0], 1], (x.kind(), x.device()));
-    let (means, scales) = (of_rows()?, of_rows()?);
+    let empty = || x.f_new_empty([x.size()[0], 1], (x.kind(), x.device()));
+    let (means, scales) = (empty()?, empty()?);
     // SAFETY: as above.
     check(unsafe { sepal_fused_layer_norm(x.as_ptr(), y.as_ptr(), means.as_ptr(), scales.as_ptr(), eps) })?;
     Ok((y, means, scales))
@@ -92,7 +96,7 @@ pub fn layer_norm(x: &Tensor, eps: f64) -> Result<(Tensor, Tensor, Tensor), TchE
 /// Adds the gradient of [`layer_norm`]'s input to `sum`, all `[n, width]`.
 ///
 /// # Errors
-/// [`TchError`] if shapes do not agree.
+/// [`TchError`] if shapes disagree.
 pub fn add_layer_norm_grad(
     sum: &mut Tensor,
     grad: &Tensor,
@@ -100,21 +104,21 @@ pub fn add_layer_norm_grad(
     means: &Tensor,
     scales: &Tensor,
 ) -> Result<(), TchError> {
-    if is_elsewhere(x) {
+    if has_no_kernel(x) {
         return portable::add_layer_norm_grad(sum, grad, x, means, scales);
     }
     // SAFETY: as above.
     check(unsafe {
-        sepal_fused_layer_norm_back(grad.as_ptr(), x.as_ptr(), means.as_ptr(), scales.as_ptr(), sum.as_ptr())
+        sepal_fused_layer_norm_backward(grad.as_ptr(), x.as_ptr(), means.as_ptr(), scales.as_ptr(), sum.as_ptr())
     })
 }
 
-/// `silu(gate) up` for `gate_up [n, 2 width]`, the gate first: `[n, width]`.
+/// Returns `silu(gate) up`, `[n, width]`, for `gate_up [n, 2 width]` with the gate first.
 ///
 /// # Errors
-/// [`TchError`] if `gate_up` is no such matrix.
+/// [`TchError`] if `gate_up` is not a matrix of fp32.
 pub fn silu_mul(gate_up: &Tensor) -> Result<Tensor, TchError> {
-    if is_elsewhere(gate_up) {
+    if has_no_kernel(gate_up) {
         return portable::silu_mul(gate_up);
     }
     let (n, width) = gate_up.size2()?;
@@ -127,45 +131,40 @@ pub fn silu_mul(gate_up: &Tensor) -> Result<Tensor, TchError> {
 /// Writes the gradient of [`silu_mul`]'s input, `[n, 2 width]`, into `out`; `grad` is `[n, width]`.
 ///
 /// # Errors
-/// [`TchError`] if shapes do not agree.
+/// [`TchError`] if shapes disagree.
 pub fn silu_mul_grad(out: &mut Tensor, grad: &Tensor, gate_up: &Tensor) -> Result<(), TchError> {
-    if is_elsewhere(gate_up) {
+    if has_no_kernel(gate_up) {
         return portable::silu_mul_grad(out, grad, gate_up);
     }
     // SAFETY: as above.
-    check(unsafe { sepal_fused_silu_mul_back(grad.as_ptr(), gate_up.as_ptr(), out.as_ptr()) })
+    check(unsafe { sepal_fused_silu_mul_backward(grad.as_ptr(), gate_up.as_ptr(), out.as_ptr()) })
 }
 
-/// Which way [`rotate`] turns.
+/// Direction of [`rotate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Turn {
-    /// By the angles.
+pub enum Rotate {
+    /// Rotation by the angles.
     Forward,
-    /// By their negatives, which is how gradients go.
-    Back,
+    /// Rotation by the negative angles, which is the backward pass.
+    Backward,
 }
 
-/// Turns the heads of `x [n, heads * head_dim]` in place by the angles whose `cos` and `sin` are `[n, half]`: the
-/// numbers `i` and `i + half` of a head make a pair (arXiv 2104.09864). Numbers from `2 half` on stay.
+/// Rotates the heads of `x [n, heads * head_dim]` in place by the angles with these `cos` and `sin`, `[n, half]`. The
+/// numbers `i` and `i + half` of a head are a pair (arXiv 2104.09864). Numbers from `2 half` on do not change.
 ///
 /// # Errors
-/// [`TchError`] if shapes do not agree.
-pub fn rotate(x: &mut Tensor, cos: &Tensor, sin: &Tensor, head_dim: i64, turn: Turn) -> Result<(), TchError> {
-    let direction = if turn == Turn::Forward { 1.0 } else { -1.0 };
-    if is_elsewhere(x) {
-        return portable::rotate(x, cos, sin, head_dim, direction);
+/// [`TchError`] if shapes disagree.
+pub fn rotate(x: &mut Tensor, cos: &Tensor, sin: &Tensor, head_dim: i64, direction: Rotate) -> Result<(), TchError> {
+    let sign = if direction == Rotate::Forward { 1.0 } else { -1.0 };
+    if has_no_kernel(x) {
+        return portable::rotate(x, cos, sin, head_dim, sign);
     }
     // SAFETY: as above.
-    check(unsafe { sepal_fused_rotate(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), head_dim, direction) })
+    check(unsafe { sepal_fused_rotate(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), head_dim, sign) })
 }
 
-/// Whether a tensor lies where the kernels do not run.
-fn is_elsewhere(tensor: &Tensor) -> bool {
+fn has_no_kernel(tensor: &Tensor) -> bool {
     tensor.device() != Device::Cpu
-}
-
-fn check(error: *mut c_char) -> Result<(), TchError> {
-    if error.is_null() { Ok(()) } else { Err(TchError::Torch(take_text(error))) }
 }
 
 #[cfg(test)]
@@ -176,24 +175,24 @@ mod tests {
 
     use super::*;
 
-    /// Numbers within 5 of 0 that look like chance and are the same in every run, whatever other tests draw.
+    /// Pseudo-random numbers within 5 of 0, the same in every run and independent of other tests.
     fn random(n: i64, width: i64) -> Tensor {
         thread_local!(static CALLS: Cell<f64> = const { Cell::new(0.0) });
         let call = CALLS.replace(CALLS.get() + 1.0);
-        let places = Tensor::arange(n * width, (Kind::Double, Device::Cpu)) * 12.9898 + call * 78.233;
-        let share = (places.sin() * 43758.5453).remainder(1.0);
-        ((share - 0.5) * 10.0).to_kind(Kind::Float).view([n, width])
+        let angles = Tensor::arange(n * width, (Kind::Double, Device::Cpu)) * 12.9898 + call * 78.233;
+        let fractions = (angles.sin() * 43758.5453).remainder(1.0);
+        ((fractions - 0.5) * 10.0).to_kind(Kind::Float).view([n, width])
     }
 
-    /// Within so much of the largest number.
+    /// Asserts a difference below 1e-6 of the largest number.
     fn assert_close(found: &Tensor, expected: &Tensor) {
         let off = f64::try_from((found - expected).abs().max() / expected.abs().max()).expect("a number");
         assert!(off < 1e-6, "off by {off}");
     }
 
     #[test]
-    fn norms_equal_libtorchs() {
-        // 300 rows are more than one thread's share.
+    fn rms_norm_equals_libtorch() {
+        // 300 rows are split among threads.
         for (n, width) in [(1, 1), (3, 7), (300, 576)] {
             let x = random(n, width).set_requires_grad(true);
             let grad = random(n, width);
@@ -204,7 +203,7 @@ mod tests {
             let start = random(n, width);
             let mut sum = start.copy();
             add_rms_norm_grad(&mut sum, &grad, &x.detach(), &scales).expect("a gradient");
-            // A gradient may be what is left of large numbers: within so much of these.
+            // Cancellation: the tolerance is relative to the largest term of the gradient.
             let terms = (&grad * scales.view([n, 1])).abs().max();
             let off = (&sum - &start - x.grad()).abs().max() / terms.maximum(&start.abs().max());
             let off = f64::try_from(off).expect("a number");
@@ -213,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn layer_norms_equal_libtorchs() {
+    fn layer_norm_equals_libtorch() {
         for (n, width) in [(1, 2), (3, 7), (300, 576)] {
             let x = (random(n, width) + 5.0).set_requires_grad(true);
             let grad = random(n, width);
@@ -223,14 +222,14 @@ mod tests {
             assert_close(&y, &expected.detach());
             let mut sum = x.zeros_like();
             add_layer_norm_grad(&mut sum, &grad, &x.detach(), &means, &scales).expect("a gradient");
-            // Two numbers have hardly a gradient: it is what is left of large ones.
+            // Cancellation: rows of two numbers have gradients close to 0.
             let off = f64::try_from((sum - x.grad()).abs().max()).expect("a number");
             assert!(off < 1e-5, "off by {off}");
         }
     }
 
     #[test]
-    fn gates_equal_libtorchs() {
+    fn silu_mul_equals_libtorch() {
         for (n, width) in [(1, 1), (5, 3), (300, 100)] {
             let x = (random(n, 2 * width) * 8.0).set_requires_grad(true);
             let grad = random(n, width);
@@ -244,38 +243,38 @@ mod tests {
     }
 
     #[test]
-    fn extremes_stay_finite() {
+    fn silu_mul_of_extremes_is_finite() {
         let x = Tensor::from_slice(&[-200.0_f32, 200.0, -88.5, 0.0, 1.0, 1.0, 1.0, 1.0]).view([1, 8]);
         let y = Vec::<f32>::try_from(silu_mul(&x).expect("a product").view([4])).expect("numbers");
         assert!(y[0].abs() < 1e-30 && y[1] == 200.0 && y[2].abs() < 1e-30 && y[3] == 0.0, "{y:?}");
     }
 
     #[test]
-    fn not_a_number_stays_one() {
+    fn silu_mul_of_nan_is_nan() {
         let x = Tensor::from_slice(&[f32::NAN, 1.0]).view([1, 2]);
         let y = f64::try_from(silu_mul(&x).expect("a product").view([])).expect("a number");
         assert!(y.is_nan());
     }
 
     #[test]
-    fn turning_there_and_back_changes_nothing() {
+    fn rotate_backward_inverts_forward() {
         let (angles, x) = (random(4, 2), random(4, 12));
         let (cos, sin) = (angles.cos(), angles.sin());
-        // Two heads of five and a part that is not turned: only the first four of each are pairs.
-        let turned = x.copy();
-        rotate(&mut turned.narrow(1, 0, 10), &cos, &sin, 5, Turn::Forward).expect("turned");
-        assert_eq!(turned.narrow(1, 4, 1), x.narrow(1, 4, 1));
-        assert_eq!(turned.narrow(1, 10, 2), x.narrow(1, 10, 2));
+        // Two heads of five, of which the first four are pairs, and two further columns.
+        let rotated = x.copy();
+        rotate(&mut rotated.narrow(1, 0, 10), &cos, &sin, 5, Rotate::Forward).expect("rotated");
+        assert_eq!(rotated.narrow(1, 4, 1), x.narrow(1, 4, 1));
+        assert_eq!(rotated.narrow(1, 10, 2), x.narrow(1, 10, 2));
         let expected = x.narrow(1, 5, 2) * &cos - x.narrow(1, 7, 2) * &sin;
-        assert_close(&turned.narrow(1, 5, 2), &expected);
-        rotate(&mut turned.narrow(1, 0, 10), &cos, &sin, 5, Turn::Back).expect("turned");
-        assert_close(&turned, &x);
+        assert_close(&rotated.narrow(1, 5, 2), &expected);
+        rotate(&mut rotated.narrow(1, 0, 10), &cos, &sin, 5, Rotate::Backward).expect("rotated");
+        assert_close(&rotated, &x);
     }
 
     #[test]
-    fn wrong_shapes_are_refused() {
+    fn kernels_with_wrong_shapes_fail() {
         assert!(silu_mul_grad(&mut random(2, 4), &random(2, 3), &random(2, 4)).is_err());
         assert!(rms_norm(&random(4, 4).tr().narrow(0, 0, 2), 1e-5).is_err());
-        assert!(rotate(&mut random(2, 4), &random(2, 3), &random(2, 3), 4, Turn::Forward).is_err());
+        assert!(rotate(&mut random(2, 4), &random(2, 3), &random(2, 3), 4, Rotate::Forward).is_err());
     }
 }

@@ -1,4 +1,4 @@
-// What the kernels share: copies for processors, shares for threads, errors as text.
+// Common parts of the kernels: clones for processors, ranges for threads, errors as text.
 
 #pragma once
 
@@ -10,7 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 
-// A copy of each kernel for what the processor has.
+// A clone of each kernel for each instruction set.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define SEPAL_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
@@ -19,14 +19,14 @@
 
 namespace {
 
-// Numbers that one thread should have at least.
+// Minimum of numbers for one thread.
 constexpr int64_t GRAIN = 16384;
 
 template <typename F> void for_rows(int64_t n, int64_t width, const F &f) {
   at::parallel_for(0, n, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, width)), f);
 }
 
-// Runs `f`; what it throws becomes a text that the caller frees, nothing else null.
+// Runs `f` and returns null, or the text of an exception, which the caller frees.
 template <typename F> char *caught(const F &f) {
   try {
     f();

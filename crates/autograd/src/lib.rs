@@ -1,56 +1,54 @@
-//! What libtorch offers to C++ alone: an outside computation as one node of its graph, and tensors over shared memory.
+//! Parts of libtorch that only C++ reaches: outside computations as graph nodes, shared memory, fused kernels, oneDNN.
 //!
-//! [`attach`] takes an output that was computed elsewhere (on another machine, say) and makes it a
-//! differentiable function of its inputs: when the graph is run backward, a Rust closure is given
-//! the gradient of the output and answers with the gradients of the inputs. It knows nothing of
-//! what the computation is, and it does not support double backward.
+//! - [`attach`] makes an output that was computed elsewhere (on another machine, for example) a differentiable function of
+//!   its inputs. The backward pass calls a Rust closure with the gradient of the output, which returns the gradients of the
+//!   inputs. Double backward is not supported.
+//! - [`fused`] computes element-wise steps of transformer blocks in one pass over memory.
+//! - [`linear`] multiplies hidden states and frozen weights, by oneDNN if that is faster.
+//! - [`quantize`] stores weights in 8 and in 4 bits.
+//! - [`memory`] shares a tensor's memory with [`bytes::Bytes`], in both directions.
 //!
-//! Invariants: the closure is called at most once; it is dropped with the graph, called or not;
-//! its error comes out of [`tch::Tensor::f_backward`] as an error; a panic in it is one, too.
+//! The crate has no knowledge of models, networks or the use of shared memory. It is the only one with `unsafe` code,
+//! depends on no other crate of the workspace, and serves `nn`, `blocks` and `remote`.
 //!
-//! [`fused`] has the element-wise steps of transformer blocks that libtorch would make in several passes.
-//! [`linear`] multiplies hidden states and frozen weights, with oneDNN where it pays.
-//! [`codes`] keeps weights in 8 and in 4 bits.
-//! [`memory`] shares a tensor's memory with [`bytes::Bytes`], both ways.
-//!
-//! This is the one crate with `unsafe`: small C++ shims over `torch::autograd::Function`, `at::from_blob` and libtorch's
-//! oneDNN, and kernels.
+//! Invariants: a closure is called at most once and dropped with the graph, called or not. Its error or panic becomes an
+//! error of [`tch::Tensor::f_backward`].
 //!
 //! ```
 //! use tch::{Kind, Tensor};
 //!
-//! // y = x², computed where libtorch does not see it
+//! // y = x², computed outside of the graph
 //! let x = Tensor::from_slice(&[1.0_f32, 2.0, 3.0]).set_requires_grad(true);
 //! let y = tch::no_grad(|| &x * &x);
-//! let kept = x.detach();
-//! let y = sepal_autograd::attach(&[&x], y, move |grad| Ok(vec![Some(grad * &kept * 2.0)]))?;
+//! let saved = x.detach();
+//! let y = sepal_autograd::attach(&[&x], y, move |grad| Ok(vec![Some(grad * &saved * 2.0)]))?;
 //!
 //! y.sum(Kind::Float).backward();
 //! assert_eq!(Vec::<f32>::try_from(x.grad())?, [2.0, 4.0, 6.0]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-pub mod codes;
 pub mod fused;
 pub mod linear;
 pub mod memory;
 mod portable;
+pub mod quantize;
 
 use std::ffi::{CStr, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use tch::Tensor;
+use tch::{TchError, Tensor};
 use torch_sys::C_tensor;
 
-/// What a backward closure may fail with.
+/// Error of a backward closure.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The gradients of the inputs, in their order; `None` where there is none.
+/// Gradients of the inputs, in their order; `None` for an input without one.
 pub type Gradients = Vec<Option<Tensor>>;
 
 type Closure = Box<dyn FnOnce(&Tensor) -> Result<Gradients, BoxError> + Send>;
 
-/// An output that could not be attached to the graph.
+/// Failure to attach an output to the graph.
 #[derive(Debug, thiserror::Error)]
 #[error("attach an outside computation to the graph: {message}")]
 pub struct AttachError {
@@ -59,12 +57,12 @@ pub struct AttachError {
 
 /// Makes `output` a function of `inputs`, with `backward` as its derivative.
 ///
-/// `backward` is given the gradient of `output`, of the same shape, and returns one gradient for
-/// each input, of that input's shape. Its values for inputs that need no gradient are ignored.
-/// Under `no_grad`, or if no input needs a gradient, the closure is dropped at once.
+/// `backward` takes the gradient of `output`, of the same shape, and returns one gradient for each input, of that input's
+/// shape. Its values for inputs that need no gradient are ignored. The closure is dropped at once under `no_grad`, or if
+/// no input needs a gradient.
 ///
 /// # Errors
-/// [`AttachError`] if libtorch refuses. Errors of `backward` come out of `f_backward`.
+/// [`AttachError`] if libtorch fails. `f_backward` returns the errors of `backward`.
 pub fn attach(
     inputs: &[&Tensor],
     output: Tensor,
@@ -74,8 +72,8 @@ pub fn attach(
     let state = Box::into_raw(Box::new(Some(closure)));
     let pointers: Vec<*const C_tensor> = inputs.iter().map(|input| input.as_ptr()).collect();
     let mut error = std::ptr::null_mut();
-    // SAFETY: the pointers are of live tensors, which the shim only copies; the shim takes over
-    // `state` and gives it back once, through `drop_closure`.
+    // SAFETY: the pointers are of live tensors, which the shim only copies. The shim takes over `state` and returns it once,
+    // through `drop_closure`.
     let attached = unsafe {
         sepal_autograd_attach(
             pointers.as_ptr(),
@@ -90,13 +88,13 @@ pub fn attach(
     if attached.is_null() {
         return Err(AttachError { message: take_text(error) });
     }
-    // SAFETY: the shim made this tensor for us with `new`.
+    // SAFETY: the shim created this tensor with `new`, and Rust owns it.
     Ok(unsafe { Tensor::from_ptr(attached) })
 }
 
 type BackwardFn = extern "C" fn(*mut c_void, *const C_tensor, *mut *mut C_tensor, usize) -> *mut c_char;
 
-// SAFETY: these are the functions of shim.cpp, with the same signatures.
+// SAFETY: the functions of shim.cpp, with the same signatures.
 unsafe extern "C" {
     fn sepal_autograd_attach(
         inputs: *const *const C_tensor,
@@ -118,19 +116,19 @@ extern "C" fn call_closure(
     n: usize,
 ) -> *mut c_char {
     let run = || -> Result<(), BoxError> {
-        // SAFETY: `state` is what `attach` made, and the graph calls a node from one thread at a time.
+        // SAFETY: `attach` created `state`, and the graph calls a node from one thread at a time.
         let closure =
             unsafe { &mut *state.cast::<Option<Closure>>() }.take().ok_or("the graph was run backward twice")?;
         // SAFETY: the gradient is a live tensor; the clone holds a reference of its own.
         let grad_output = unsafe { Tensor::clone_from_ptr(grad_output.cast_mut()) };
-        let found = closure(&grad_output)?;
-        if found.len() != n {
-            return Err(format!("the backward gave {} gradients for {n} inputs", found.len()).into());
+        let input_grads = closure(&grad_output)?;
+        if input_grads.len() != n {
+            return Err(format!("the backward pass gave {} gradients for {n} inputs", input_grads.len()).into());
         }
-        for (i, grad) in found.into_iter().enumerate() {
+        for (i, grad) in input_grads.into_iter().enumerate() {
             if let Some(grad) = grad {
                 let mut grad = std::mem::ManuallyDrop::new(grad);
-                // SAFETY: `grads` has `n` places; the shim deletes what is put there.
+                // SAFETY: `grads` has `n` entries, which the shim deletes.
                 unsafe { *grads.add(i) = grad.as_mut_ptr() };
             }
         }
@@ -139,24 +137,29 @@ extern "C" fn call_closure(
     let message = match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(())) => return std::ptr::null_mut(),
         Ok(Err(error)) => error.to_string(),
-        Err(_) => "the backward of an outside computation panicked".to_owned(),
+        Err(_) => "the backward pass of an outside computation panicked".to_owned(),
     };
     // SAFETY: the text is valid for its length; the shim copies it.
     unsafe { sepal_autograd_error(message.as_ptr().cast(), message.len()) }
 }
 
 extern "C" fn drop_closure(state: *mut c_void) {
-    // SAFETY: made by `Box::into_raw` in `attach`; the shim calls this once.
+    // SAFETY: created by `Box::into_raw` in `attach`; the shim calls this once.
     let closure = unsafe { Box::from_raw(state.cast::<Option<Closure>>()) };
-    // A panic must not cross into C++; one in a destructor is lost either way.
+    // A panic must not unwind into C++; one in a destructor is lost either way.
     let _ = catch_unwind(AssertUnwindSafe(move || drop(closure)));
+}
+
+/// Turns the error text of a shim into an error; null is success.
+fn check(error: *mut c_char) -> Result<(), TchError> {
+    if error.is_null() { Ok(()) } else { Err(TchError::Torch(take_text(error))) }
 }
 
 fn take_text(text: *mut c_char) -> String {
     if text.is_null() {
         return "unknown error".to_owned();
     }
-    // SAFETY: a C string made by the shim, freed once, here.
+    // SAFETY: a C string of the shim, freed once, here.
     unsafe {
         let copy = CStr::from_ptr(text).to_string_lossy().into_owned();
         sepal_autograd_free(text);
@@ -181,17 +184,17 @@ mod tests {
         Vec::try_from(tensor).expect("a vector of f32")
     }
 
-    /// a · b as an outside computation.
+    /// Computes a · b outside of the graph.
     fn product(a: &Tensor, b: &Tensor) -> Tensor {
-        let (kept_a, kept_b) = (a.detach(), b.detach());
+        let (saved_a, saved_b) = (a.detach(), b.detach());
         let output = tch::no_grad(|| a * b);
-        attach(&[a, b], output, move |grad| Ok(vec![Some(grad * &kept_b), Some(grad * &kept_a)])).expect("attached")
+        attach(&[a, b], output, move |grad| Ok(vec![Some(grad * &saved_b), Some(grad * &saved_a)])).expect("attached")
     }
 
     #[test]
-    fn agrees_with_the_graph() {
+    fn attach_agrees_with_the_graph() {
         let (a, b) = (leaf(&[1.0, -2.0]), leaf(&[3.0, 0.5]));
-        // used twice, and with ordinary operations on both sides
+        // Used twice, and with ordinary operations on both sides.
         let y = product(&(&a * 2.0), &b).exp() + product(&a, &b);
         y.sum(Kind::Float).backward();
         let (ga, gb) = (numbers(&a.grad()), numbers(&b.grad()));
@@ -202,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn an_input_may_have_no_gradient() {
+    fn attach_ignores_inputs_without_gradient() {
         let (a, b) = (leaf(&[1.0]), Tensor::from_slice(&[5.0_f32]));
         let y = attach(&[&a, &b], &b * 2.0, |grad| Ok(vec![Some(grad * 7.0), None])).expect("attached");
         y.backward();
@@ -211,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_and_panics_come_out_of_backward() {
+    fn attach_errors_and_panics_fail_the_backward_pass() {
         let a = leaf(&[1.0]);
         let y = attach(&[&a], &a * 2.0, |_| Err("server gone".into())).expect("attached");
         let error = y.f_backward().expect_err("the closure failed");
@@ -225,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn the_closure_is_dropped_with_the_graph() {
+    fn attach_drops_the_closure_with_the_graph() {
         struct Counted(Arc<AtomicUsize>);
         impl Drop for Counted {
             fn drop(&mut self) {
@@ -236,7 +239,7 @@ mod tests {
         let node = |input: &Tensor| {
             let counted = Counted(dropped.clone());
             attach(&[input], input.detach() * 2.0, move |grad| {
-                let _held = &counted;
+                let _captured = &counted;
                 Ok(vec![Some(grad * 2.0)])
             })
             .expect("attached")

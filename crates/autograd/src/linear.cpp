@@ -1,4 +1,4 @@
-// Products by oneDNN, which is in libtorch: for fp32 on the CPU libtorch itself asks MKL alone.
+// Products by the oneDNN of libtorch: for fp32 on the CPU, libtorch itself uses MKL only.
 
 #include "kernels.h"
 
@@ -18,17 +18,17 @@ using LinearPlus = Tensor(const Tensor &, const Tensor &, const Tensor &, const 
                           std::string_view);
 
 #if defined(__x86_64__)
-// oneDNN makes a kernel for each number of rows and keeps 1024 of them, libtorch's layer above it as many descriptions for
-// each thread: with ragged batches that came to a gigabyte, most of it holes between activations. A step has about ten
-// kernels that blocks share, which take two places each. Both settings are read when a first product is made; they are
-// made here, not where programs start, for tests and for programs of others. Before main() no other thread reads them.
-__attribute__((constructor)) void keep_few_kernels() {
+// oneDNN builds a kernel for each number of rows and caches 1024 of them; libtorch's layer above caches as many
+// descriptions for each thread. With ragged batches both took a gigabyte, mostly by fragmentation. A step has about ten
+// kernels that blocks share, with two cache entries each. Both variables are read at the first product. They are set here,
+// so that tests and other programs need no setup. Before main() no other thread reads them.
+__attribute__((constructor)) void limit_kernel_caches() {
   setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32", 0);
   setenv("LRU_CACHE_CAPACITY", "32", 0);
 }
 #endif
 
-// libtorch's operations, which its own header does not have.
+// Operations of libtorch that its headers do not declare.
 struct Operations {
   c10::TypedOperatorHandle<Linear> plain;
   c10::TypedOperatorHandle<LinearPlus> plus;
@@ -45,8 +45,8 @@ struct Operations {
   }
 };
 
-// oneDNN's operations read a bias and a sum as if they were in one piece.
-std::optional<Tensor> given(const Tensor *tensor) {
+// oneDNN's operations read a bias and a sum as if they were contiguous.
+std::optional<Tensor> contiguous(const Tensor *tensor) {
   return tensor ? std::make_optional(tensor->contiguous()) : std::nullopt;
 }
 
@@ -54,8 +54,8 @@ std::optional<Tensor> given(const Tensor *tensor) {
 
 extern "C" {
 
-// Whether this libtorch has oneDNN's products, as they are called here.
-bool sepal_linear_there() {
+// True if this libtorch has oneDNN's products with these signatures.
+bool sepal_linear_is_available() {
   try {
     Operations::get();
     return at::globalContext().hasMKLDNN();
@@ -64,15 +64,15 @@ bool sepal_linear_there() {
   }
 }
 
-// x [n, in] times weight [in, out], plus bias [out] and sum [n, out] where they are not null: a new tensor in *out. The
-// caller has checked shapes, and that all is fp32 on the CPU.
+// x [n, in] times weight [in, out], plus bias [out] and sum [n, out] if not null: a new tensor in *out. The caller checks
+// that shapes agree and that all tensors are fp32 on the CPU.
 char *sepal_linear(const Tensor *x, const Tensor *weight, const Tensor *bias, const Tensor *sum, Tensor **out) {
   return caught([&] {
     const Operations &operations = Operations::get();
-    // A new thread has as many threads as there are processors until libtorch has told it otherwise.
+    // A new thread uses as many OpenMP threads as there are processors until libtorch limits it.
     at::internal::lazy_init_num_threads();
-    *out = new Tensor(sum ? operations.plus.call(*x, *given(sum), weight->t(), given(bias), "add")
-                          : operations.plain.call(*x, weight->t(), given(bias), "none", Scalars(), ""));
+    *out = new Tensor(sum ? operations.plus.call(*x, *contiguous(sum), weight->t(), contiguous(bias), "add")
+                          : operations.plain.call(*x, weight->t(), contiguous(bias), "none", Scalars(), ""));
   });
 }
 }

@@ -1,4 +1,4 @@
-// A tensor over memory that somebody else owns.
+// A tensor over memory of another owner.
 
 #include <torch/csrc/autograd/variable.h>
 #include <ATen/ops/from_blob.h>
@@ -10,9 +10,9 @@
 
 extern "C" {
 
-// A CPU tensor over `data`, row-major, in the number format of `like`. Takes over `owner` whether or not it succeeds: `drop` is called once, with the
-// last tensor that shares the memory. Returns a new tensor, or null and *error.
-at::Tensor *sepal_memory_over(void *data, const int64_t *shape, size_t n_dims, const at::Tensor *like,
+// A CPU tensor over `data`, row-major, in the number format of `like`. Takes over `owner` on success and on failure: `drop`
+// is called once, with the last tensor that shares the memory. Returns a new tensor, or null and *error.
+at::Tensor *sepal_tensor_from_memory(void *data, const int64_t *shape, size_t n_dims, const at::Tensor *like,
                               void *owner, void (*drop)(void *owner), char **error) {
   try {
     std::shared_ptr<void> guard(owner, drop);

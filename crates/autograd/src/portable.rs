@@ -1,5 +1,5 @@
-//! The same in libtorch's own operations, for devices that the kernels do not run on, and for products that are too small for
-//! oneDNN. The fused steps take several passes over memory.
+//! Replacements in libtorch's own operations, for devices without the kernels and for products too small for oneDNN. The
+//! fused steps take several passes over memory.
 
 use tch::{Kind, TchError, Tensor};
 
@@ -39,48 +39,42 @@ pub(crate) fn add_layer_norm_grad(
 
 /// As [`crate::fused::silu_mul`].
 pub(crate) fn silu_mul(gate_up: &Tensor) -> Result<Tensor, TchError> {
-    let (gate, up) = halves(gate_up, 1)?;
+    let (gate, up) = halves(gate_up)?;
     gate.f_silu()?.f_mul_(&up)
 }
 
 /// As [`crate::fused::silu_mul_grad`].
 pub(crate) fn silu_mul_grad(out: &mut Tensor, grad: &Tensor, gate_up: &Tensor) -> Result<(), TchError> {
-    let (gate, up) = halves(gate_up, 1)?;
-    let (mut of_gate, mut of_up) = halves(out, 1)?;
-    of_gate.f_copy_(&gate.f_silu_backward(&grad.f_mul(&up)?)?)?;
-    of_up.f_copy_(&gate.f_silu()?.f_mul_(grad)?)
+    let (gate, up) = halves(gate_up)?;
+    let (mut grad_gate, mut grad_up) = halves(out)?;
+    grad_gate.f_copy_(&gate.f_silu_backward(&grad.f_mul(&up)?)?)?;
+    grad_up.f_copy_(&gate.f_silu()?.f_mul_(grad)?)
 }
 
-/// As [`crate::fused::rotate`]; `direction` is 1 or -1.
-pub(crate) fn rotate(
-    x: &mut Tensor,
-    cos: &Tensor,
-    sin: &Tensor,
-    head_dim: i64,
-    direction: f64,
-) -> Result<(), TchError> {
+/// As [`crate::fused::rotate`]; `sign` is 1 or -1.
+pub(crate) fn rotate(x: &mut Tensor, cos: &Tensor, sin: &Tensor, head_dim: i64, sign: f64) -> Result<(), TchError> {
     let (n, width) = x.size2()?;
     let half = cos.size()[1];
     if head_dim < 1 || width % head_dim != 0 || 2 * half > head_dim || cos.size()[0] != n {
         return Err(TchError::Shape("expected heads, and rotations for each row".to_owned()));
     }
-    // Heads of rows that may lie apart: a view of the same memory.
+    // A view of the same memory, because rows may have gaps between them.
     let row = x.stride()[0];
     let heads = x.f_as_strided([n, width / head_dim, head_dim], [row, head_dim, 1], None)?;
     let (mut first, mut second) = (heads.f_narrow(2, 0, half)?, heads.f_narrow(2, half, half)?);
-    let (cos, sin) = (cos.f_unsqueeze(1)?, sin.f_unsqueeze(1)?.f_mul_scalar(direction)?);
-    let turned = first.f_mul(&cos)?.f_sub(&second.f_mul(&sin)?)?;
+    let (cos, sin) = (cos.f_unsqueeze(1)?, sin.f_unsqueeze(1)?.f_mul_scalar(sign)?);
+    let rotated = first.f_mul(&cos)?.f_sub(&second.f_mul(&sin)?)?;
     second.f_copy_(&second.f_mul(&cos)?.f_add(&first.f_mul(&sin)?)?)?;
-    first.f_copy_(&turned)
+    first.f_copy_(&rotated)
 }
 
-/// As [`crate::codes::from_int8`].
-pub(crate) fn from_int8(codes: &Tensor, scales: &Tensor, columns: &Tensor) -> Result<Tensor, TchError> {
+/// As [`crate::quantize::dequantize_int8`].
+pub(crate) fn dequantize_int8(codes: &Tensor, scales: &Tensor, columns: &Tensor) -> Result<Tensor, TchError> {
     codes.f_to_kind(Kind::Float)?.f_mul_(&scales.f_unsqueeze(1)?)?.f_mul_(columns)
 }
 
-/// As [`crate::codes::from_nf4`], with its levels and the numbers that have one scale.
-pub(crate) fn from_nf4(
+/// As [`crate::quantize::dequantize_nf4`], with its levels and the number of numbers that share a scale.
+pub(crate) fn dequantize_nf4(
     codes: &Tensor,
     scales: &Tensor,
     columns: &Tensor,
@@ -90,8 +84,8 @@ pub(crate) fn from_nf4(
     let (n, width) = (codes.size()[0], columns.size()[0]);
     let codes = codes.f_view([n, -1, group / 2])?.f_to_kind(Kind::Int64)?;
     let (low, high) = (codes.f_bitwise_and(15)?, codes.f_bitwise_right_shift_tensor_scalar(4)?);
-    let both = Tensor::f_cat(&[low, high], 2)?;
-    let numbers = levels.f_index_select(0, &both.f_view([-1])?)?.f_view([n, -1, group])?;
+    let indices = Tensor::f_cat(&[low, high], 2)?;
+    let numbers = levels.f_index_select(0, &indices.f_view([-1])?)?.f_view([n, -1, group])?;
     let numbers = numbers.f_mul(&scales.f_unsqueeze(2)?)?.f_view([n, -1])?;
     numbers.f_narrow(1, 0, width)?.f_mul(columns)
 }
@@ -104,10 +98,10 @@ pub(crate) fn linear(
     sum: Option<&Tensor>,
 ) -> Result<Tensor, TchError> {
     let Some(first) = sum.or(bias) else { return x.f_mm(weight) };
-    let mut all = first.f_addmm(x, weight)?;
+    let mut product = first.f_addmm(x, weight)?;
     match bias {
-        Some(bias) if sum.is_some() => all.f_add_(bias),
-        _ => Ok(all),
+        Some(bias) if sum.is_some() => product.f_add_(bias),
+        _ => Ok(product),
     }
 }
 
@@ -115,9 +109,9 @@ fn mean(x: &Tensor) -> Result<Tensor, TchError> {
     x.f_mean_dim(1, true, Kind::Float)
 }
 
-fn halves(both: &Tensor, dim: i64) -> Result<(Tensor, Tensor), TchError> {
-    let width = both.size()[1] / 2;
-    Ok((both.f_narrow(dim, 0, width)?, both.f_narrow(dim, width, width)?))
+fn halves(gate_up: &Tensor) -> Result<(Tensor, Tensor), TchError> {
+    let width = gate_up.size()[1] / 2;
+    Ok((gate_up.f_narrow(1, 0, width)?, gate_up.f_narrow(1, width, width)?))
 }
 
 #[cfg(test)]
@@ -125,70 +119,73 @@ mod tests {
     use tch::Device;
 
     use super::*;
-    use crate::codes;
-    use crate::fused::{self, Turn};
+    use crate::fused::{self, Rotate};
+    use crate::quantize;
 
     fn random(n: i64, width: i64) -> Tensor {
         Tensor::randn([n, width], (Kind::Float, Device::Cpu))
     }
 
-    fn same(one: &Tensor, other: &Tensor) {
-        assert!(one.allclose(other, 1e-5, 1e-5, false));
+    fn assert_close(found: &Tensor, expected: &Tensor) {
+        assert!(found.allclose(expected, 1e-5, 1e-5, false));
     }
 
     #[test]
-    fn norms_equal_the_fused_ones() {
+    fn norms_equal_fused_kernels() {
         let (x, grad, start) = (random(7, 30), random(7, 30), random(7, 30));
         let ((y, scales), (fused_y, fused_scales)) =
             (rms_norm(&x, 1e-5).expect("a norm"), fused::rms_norm(&x, 1e-5).expect("a norm"));
-        same(&y, &fused_y);
-        same(&scales, &fused_scales);
+        assert_close(&y, &fused_y);
+        assert_close(&scales, &fused_scales);
         let (mut sum, mut fused_sum) = (start.copy(), start.copy());
         add_rms_norm_grad(&mut sum, &grad, &x, &scales).expect("a gradient");
         fused::add_rms_norm_grad(&mut fused_sum, &grad, &x, &scales).expect("a gradient");
-        same(&sum, &fused_sum);
+        assert_close(&sum, &fused_sum);
 
         let (y, means, scales) = layer_norm(&x, 1e-5).expect("a norm");
         let (fused_y, fused_means, fused_scales) = fused::layer_norm(&x, 1e-5).expect("a norm");
-        same(&y, &fused_y);
-        same(&means, &fused_means);
-        same(&scales, &fused_scales);
+        assert_close(&y, &fused_y);
+        assert_close(&means, &fused_means);
+        assert_close(&scales, &fused_scales);
         let (mut sum, mut fused_sum) = (start.copy(), start.copy());
         add_layer_norm_grad(&mut sum, &grad, &x, &means, &scales).expect("a gradient");
         fused::add_layer_norm_grad(&mut fused_sum, &grad, &x, &means, &scales).expect("a gradient");
-        same(&sum, &fused_sum);
+        assert_close(&sum, &fused_sum);
     }
 
     #[test]
-    fn gates_and_rotations_equal_the_fused_ones() {
+    fn gates_and_rotations_equal_fused_kernels() {
         let (x, grad) = (random(7, 30), random(7, 15));
-        same(&silu_mul(&x).expect("a product"), &fused::silu_mul(&x).expect("a product"));
+        assert_close(&silu_mul(&x).expect("a product"), &fused::silu_mul(&x).expect("a product"));
         let (mut out, mut fused_out) = (x.empty_like(), x.empty_like());
         silu_mul_grad(&mut out, &grad, &x).expect("a gradient");
         fused::silu_mul_grad(&mut fused_out, &grad, &x).expect("a gradient");
-        same(&out, &fused_out);
+        assert_close(&out, &fused_out);
 
-        // Heads of five, of which four turn, in rows that lie apart.
+        // Heads of five, of which four are rotated, in rows with gaps between them.
         let angles = random(7, 2);
         let (cos, sin) = (angles.cos(), angles.sin());
-        for (turn, direction) in [(Turn::Forward, 1.0), (Turn::Back, -1.0)] {
-            let (one, other) = (x.copy(), x.copy());
-            rotate(&mut one.narrow(1, 0, 20), &cos, &sin, 5, direction).expect("turned");
-            fused::rotate(&mut other.narrow(1, 0, 20), &cos, &sin, 5, turn).expect("turned");
-            same(&one, &other);
+        for (direction, sign) in [(Rotate::Forward, 1.0), (Rotate::Backward, -1.0)] {
+            let (rotated, fused_rotated) = (x.copy(), x.copy());
+            rotate(&mut rotated.narrow(1, 0, 20), &cos, &sin, 5, sign).expect("rotated");
+            fused::rotate(&mut fused_rotated.narrow(1, 0, 20), &cos, &sin, 5, direction).expect("rotated");
+            assert_close(&rotated, &fused_rotated);
         }
         assert!(rotate(&mut random(2, 4), &random(2, 3), &random(2, 3), 4, 1.0).is_err());
     }
 
     #[test]
-    fn codes_equal_the_fused_ones() {
+    fn dequantize_equals_fused_kernels() {
         let (numbers, columns) = (random(5, 130), random(1, 130).view([130]));
-        let (codes, scales) = codes::to_int8(&numbers).expect("codes");
-        let fused = codes::from_int8(&codes, &scales, &columns).expect("numbers");
-        same(&from_int8(&codes, &scales, &columns).expect("numbers"), &fused);
-        let (codes, scales) = codes::to_nf4(&numbers).expect("codes");
-        let fused = codes::from_nf4(&codes, &scales, &columns).expect("numbers");
-        let levels = Tensor::from_slice(&codes::NF4_LEVELS);
-        same(&from_nf4(&codes, &scales, &columns, &levels, codes::NF4_GROUP).expect("numbers"), &fused);
+        let (codes, scales) = quantize::quantize_int8(&numbers).expect("codes");
+        let fused = quantize::dequantize_int8(&codes, &scales, &columns).expect("numbers");
+        assert_close(&dequantize_int8(&codes, &scales, &columns).expect("numbers"), &fused);
+        let (codes, scales) = quantize::quantize_nf4(&numbers).expect("codes");
+        let fused = quantize::dequantize_nf4(&codes, &scales, &columns).expect("numbers");
+        let levels = Tensor::from_slice(&quantize::NF4_LEVELS);
+        assert_close(
+            &dequantize_nf4(&codes, &scales, &columns, &levels, quantize::NF4_GROUP).expect("numbers"),
+            &fused,
+        );
     }
 }

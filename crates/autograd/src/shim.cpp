@@ -1,6 +1,6 @@
 // One custom node of libtorch's autograd graph whose backward is a callback.
 //
-// Uses the public torch::autograd::Function alone: internals of Node change between versions.
+// Uses only the public torch::autograd::Function: internals of Node change between versions.
 
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/custom_class.h>
@@ -12,14 +12,14 @@
 #include <vector>
 
 extern "C" {
-// Fills grads[0..n] with new tensors or null; returns null, or an error text made by malloc.
+// Fills grads[0..n] with new tensors or null; returns null, or an error text allocated by malloc.
 typedef char *(*sepal_backward_fn)(void *state, const at::Tensor *grad_output, at::Tensor **grads, size_t n);
 typedef void (*sepal_drop_fn)(void *state);
 }
 
 namespace {
 
-// Owns the callback: it lives as long as the graph does.
+// Owns the callback and lives as long as the graph.
 struct Closure : torch::CustomClassHolder {
   void *state;
   sepal_backward_fn call;
@@ -43,7 +43,7 @@ struct Outside : torch::autograd::Function<Outside> {
     auto closure = c10::static_intrusive_pointer_cast<Closure>(ctx->saved_data["closure"].toCapsule());
     std::vector<at::Tensor *> grads(closure->n_inputs, nullptr);
     char *error = closure->call(closure->state, &grad_outputs[0], grads.data(), grads.size());
-    // Two more than the tensors: forward's other arguments have no gradient.
+    // Two more entries than tensors: the other arguments of forward have no gradient.
     torch::autograd::variable_list result(closure->n_inputs + 2);
     for (size_t i = 0; i < grads.size(); i++) {
       if (grads[i] != nullptr) {
@@ -64,7 +64,7 @@ struct Outside : torch::autograd::Function<Outside> {
 
 extern "C" {
 
-// Takes over `state` whether or not it succeeds. Returns a new tensor, or null and *error.
+// Takes over `state` on success and on failure. Returns a new tensor, or null and *error.
 at::Tensor *sepal_autograd_attach(const at::Tensor *const *inputs, size_t n_inputs, const at::Tensor *output,
                                   void *state, sepal_backward_fn call, sepal_drop_fn drop, char **error) {
   try {

@@ -1,7 +1,7 @@
 use tch::{Kind, TchError, Tensor};
 
 use crate::families::{self, EndNorm};
-use crate::norm::NormWeights;
+use crate::layers::norm::NormWeights;
 use crate::weights::{LoadError, Placement, Reader, Weights};
 
 /// The frozen ends of a model, which stay with the user: the embeddings before the first block and the norm after

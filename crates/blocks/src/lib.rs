@@ -48,29 +48,21 @@
 //! ```
 
 mod attention;
-mod back;
-mod block;
 mod ends;
-mod experts;
+mod exec;
 mod families;
-mod kept;
-mod kernel;
-mod layout;
-mod linear;
-mod masks;
-mod matrix;
-mod mlp;
-mod norm;
-mod passes;
-mod rope;
-mod run;
+mod layers;
+mod loading;
+mod prefix_cache;
+mod segment;
 mod stack;
-mod tape;
 mod weights;
 
 pub use ends::{Ends, EndsError};
-pub use kept::KeysValues;
-pub use passes::{Batch, Grads, Injected, InputGrad, Keep, KeptPrefix, Output, Prefix, WantGrads};
+pub use exec::batch::{
+    Batch, BatchGrads, BatchOutput, GradOptions, InjectedTensors, InputGrad, Prefix, PrefixCache, SaveMode,
+};
+pub use exec::tape::Tape;
+pub use prefix_cache::KeysValues;
 pub use stack::{BlockStack, ForwardError};
-pub use tape::Tape;
 pub use weights::{BoxError, LoadError, Placement, Weights};

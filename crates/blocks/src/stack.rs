@@ -1,105 +1,105 @@
 use std::fmt;
-use std::num::NonZero;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sepal_core::{Family, ModelConfig, Ragged, Span, Want, WeightFormat};
+use sepal_core::{ModelConfig, Ragged, Span, Want};
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::block::Block;
-use crate::families;
-use crate::layout::Cost;
-use crate::masks::{Alibi, Scores};
-use crate::passes::{Batch, Blocks, Grads, Injected, InputGrad, Keep, Output, Prefix, WantGrads};
-use crate::rope::Rotaries;
-use crate::tape::Tape;
-use crate::weights::{LoadError, Placement, Reader, Weights};
+use crate::attention::alibi::Alibi;
+use crate::attention::bins::n_mask_scores;
+use crate::attention::masks::MaskConfig;
+use crate::exec::batch::{Batch, BatchGrads, BatchOutput, GradOptions, InjectedTensors, InputGrad, Prefix, SaveMode};
+use crate::exec::block::Block;
+use crate::exec::block_sequence::BlockSequence;
+use crate::exec::tape::Tape;
+use crate::loading::load_blocks;
+use crate::weights::{LoadError, Placement, Weights};
 
 /// Consecutive frozen blocks of one model.
 pub struct BlockStack {
     span: Span,
     config: ModelConfig,
-    scores: Scores,
-    /// Shared with the graphs of [`forward`](Self::forward), which go back through them.
-    blocks: Arc<Mutex<Blocks>>,
+    mask_config: MaskConfig,
+    /// Shared with the graphs of [`forward`](Self::forward), whose backward passes use them.
+    blocks: Arc<Mutex<BlockSequence>>,
 }
 
-/// A forward pass that did not happen.
+/// Failure of a forward or backward pass.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ForwardError {
-    /// The hidden states do not fit the prefix and the rows.
+    /// Hidden states that do not fit the prefix and the rows.
     #[error("run blocks on hidden states of shape {found:?} and kind {kind:?}: expected {expected:?} of float32")]
     Hidden {
         /// `[prefix_len + n_tokens, hidden]`
         expected: [usize; 2],
-        /// The shape of what was given.
+        /// Shape of the hidden states.
         found: Vec<i64>,
-        /// Its number format.
+        /// Number format of the hidden states.
         kind: Kind,
     },
-    /// The deep prompts do not fit the span and the prefix.
+    /// Deep prompts that do not fit the span and the prefix.
     #[error("run blocks with deep prompts of shape {found:?} and kind {kind:?}: expected {expected:?} of float32")]
     DeepPrompts {
         /// `[blocks, prefix_len, hidden]`
         expected: [usize; 3],
-        /// The shape of what was given.
+        /// Shape of the deep prompts.
         found: Vec<i64>,
-        /// Its number format.
+        /// Number format of the deep prompts.
         kind: Kind,
     },
-    /// Keys and values that are given for a prefix do not fit the span and the prefix.
+    /// Injected keys and values that do not fit the span and the prefix.
     #[error("run blocks with keys and values of shape {found:?} and kind {kind:?}: expected {expected:?} of float32")]
-    Given {
+    InjectedKeysValues {
         /// `[blocks, prefix_len, 2 * kv_size]`
         expected: [usize; 3],
-        /// The shape of what was given.
+        /// Shape of the keys and values.
         found: Vec<i64>,
-        /// Its number format.
+        /// Number format of the keys and values.
         kind: Kind,
     },
-    /// Keys and values of a prefix that do not fit the blocks.
+    /// Keys or values for a prefix cache that do not fit the blocks.
     #[error("take keys or values of shape {found:?} and kind {kind:?} for a prefix: expected {expected:?} of float32")]
     KeysValues {
         /// `[n_kv_heads, prefix_len, head_dim]`
         expected: [i64; 3],
-        /// The shape of what was given.
+        /// Shape of the keys or values.
         found: Vec<i64>,
-        /// Its number format.
+        /// Number format of the keys or values.
         kind: Kind,
     },
-    /// Blocks that the stack does not hold.
-    #[error("run blocks {part}: this stack holds {span}")]
-    Part {
-        /// The blocks asked for.
-        part: Span,
-        /// The blocks held.
-        span: Span,
+    /// Blocks outside of the stack or of the prefix cache.
+    #[error("run blocks {requested}: only {held} are held")]
+    Span {
+        /// Span of the request.
+        requested: Span,
+        /// Span of the stack or of the prefix cache.
+        held: Span,
     },
-    /// A sequence is longer than the positions that the model has learned.
+    /// Sequence longer than the model's learned positions.
     #[error("run blocks on {length} positions, prompts included: the model has learned {learned}")]
     Positions {
-        /// Of the longest row, with the prefix.
+        /// Length of the longest row, with the prefix.
         length: usize,
-        /// That the model has.
+        /// Number of learned positions.
         learned: usize,
     },
-    /// The gradient does not fit the output.
+    /// Gradient that does not fit the output.
     #[error("run blocks backward from a gradient of shape {found:?}: the output had {expected:?}")]
     Gradient {
-        /// The output's shape.
+        /// Shape of the output.
         expected: Vec<i64>,
-        /// The gradient's.
+        /// Shape of the gradient.
         found: Vec<i64>,
     },
-    /// Tapes of other blocks or outputs than the first one's.
+    /// Tapes of different blocks or kinds of output.
     #[error("run blocks backward: the tapes are not of the same blocks and the same kind of output")]
-    Mixed,
-    /// libtorch refused, for example for want of memory.
+    MixedTapes,
+    /// Error of libtorch, for example for lack of memory.
     #[error("run blocks {span}")]
     Torch {
-        /// The blocks.
+        /// Span of the pass.
         span: Span,
-        /// What libtorch said.
+        /// Error of libtorch.
         #[source]
         source: TchError,
     },
@@ -109,59 +109,48 @@ impl BlockStack {
     /// Reads the blocks of `span`, several at a time.
     ///
     /// # Errors
-    /// [`LoadError`] if the model has no such blocks, is of an architecture that is not supported, or a tensor is
-    /// missing, unreadable or of another shape.
+    /// [`LoadError`] if the model has no such blocks or an unsupported architecture, or if a tensor is missing,
+    /// unreadable or of another shape.
     pub fn load(weights: &dyn Weights, span: Span) -> Result<Self, LoadError> {
-        Self::load_as(weights, span, Placement::default())
+        Self::load_with(weights, span, Placement::default())
     }
 
-    /// As [`load`](Self::load), kept as and where `placement` says. A stack on another device takes tensors from any,
-    /// and gives those of [`run`](Self::run) and [`backward`](Self::backward) where it is.
+    /// As [`load`](Self::load), in the format and on the device of `placement`. A stack on another device accepts tensors
+    /// of any device, and [`forward_batches`](Self::forward_batches) and [`backward_batches`](Self::backward_batches)
+    /// return tensors on its own device.
     ///
     /// # Errors
-    /// As there.
-    pub fn load_as(weights: &dyn Weights, span: Span, placement: impl Into<Placement>) -> Result<Self, LoadError> {
+    /// As [`load`](Self::load).
+    pub fn load_with(weights: &dyn Weights, span: Span, placement: impl Into<Placement>) -> Result<Self, LoadError> {
         let placement = placement.into();
+        let blocks = Arc::new(Mutex::new(load_blocks(weights, span, placement)?));
         let config = weights.config().clone();
-        if span.end() > config.n_blocks {
-            return Err(LoadError::Span { span, n_blocks: config.n_blocks });
-        }
-        check(&config)?;
-        let model = Reader::new(weights, config.family.prefix(), placement);
-        let positions = if span.start() == 0 { families::positions(&model, &config)? } else { None };
-        let blocks = load_all(span, placement.format, |block_idx| {
-            let reader = Reader::new(weights, config.family.block_prefix(block_idx), placement);
-            families::block(&reader, &config, block_idx)
-        })?;
-        let rotaries = Rotaries::new(&config, placement.device)?;
-        let blocks = Arc::new(Mutex::new(Blocks { first: span.start(), blocks, rotaries, positions }));
-        Ok(Self { span, scores: scores(&config, placement.device), config, blocks })
+        Ok(Self { span, mask_config: MaskConfig::new(&config, placement.device), config, blocks })
     }
 
-    /// The blocks.
+    /// Span of the blocks.
     pub fn span(&self) -> Span {
         self.span
     }
 
-    /// Where the blocks are.
     pub(crate) fn device(&self) -> Device {
-        self.scores.device
+        self.mask_config.device
     }
 
-    /// The shape of the model that the blocks are of.
+    /// Configuration of the model.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// Runs the blocks on `hidden [prefix_len + n_tokens, hidden]`: the prefix that all rows share, then the rows as
-    /// `rows` says. Text stands at positions `prefix_len..`. Before every block `l` of the span, the first included,
-    /// `deep_prompts [span.len(), prefix_len, hidden]` are added to the prefix: `hidden[..prefix_len] += deep_prompts[l]`.
-    /// Returns what is wanted of the last block, see [`Want`].
+    /// Runs the blocks on `hidden [prefix_len + n_tokens, hidden]`: the prefix that all rows share, then the rows. Text
+    /// starts at position `prefix_len`. Each block `l` of the span first adds `deep_prompts[l]` to the prefix:
+    /// `hidden[..prefix_len] += deep_prompts[l]`, with `deep_prompts [span.len(), prefix_len, hidden]`. Returns the
+    /// positions of the last block that `want` selects, see [`Want`].
     ///
-    /// Differentiable in `hidden` and `deep_prompts`; nothing is written to in place. Under `no_grad` nothing is kept.
+    /// Differentiable in `hidden` and `deep_prompts`, which are not modified. Nothing is saved under `no_grad`.
     ///
     /// # Errors
-    /// [`ForwardError`] if a shape does not fit, or libtorch fails. Numbers that are not finite are not looked for.
+    /// [`ForwardError`] if a shape does not fit, or if libtorch fails. Non-finite numbers are no error.
     pub fn forward(
         &self,
         hidden: &Tensor,
@@ -170,154 +159,164 @@ impl BlockStack {
         deep_prompts: Option<&Tensor>,
         want: Want,
     ) -> Result<Tensor, ForwardError> {
-        self.forward_part(self.span, hidden, prefix_len, rows, deep_prompts, want)
+        self.forward_span(self.span, hidden, prefix_len, rows, deep_prompts, want)
     }
 
-    /// As [`forward`](Self::forward), through the blocks of `part` alone; `deep_prompts` are those of `part`.
+    /// As [`forward`](Self::forward), for the blocks of `span` only, with their deep prompts.
     ///
     /// # Errors
-    /// [`ForwardError::Part`] if the stack does not hold them; else as there.
-    pub fn forward_part(
+    /// [`ForwardError::Span`] if the stack lacks a block; otherwise as [`forward`](Self::forward).
+    pub fn forward_span(
         &self,
-        part: Span,
+        span: Span,
         hidden: &Tensor,
         prefix_len: usize,
         rows: &Ragged,
         deep_prompts: Option<&Tensor>,
         want: Want,
     ) -> Result<Tensor, ForwardError> {
-        self.forward_injected(part, hidden, prefix_len, rows, Injected::deep(deep_prompts), want)
+        self.forward_with(span, hidden, prefix_len, rows, InjectedTensors::deep_prompts(deep_prompts), want)
     }
 
-    /// As [`forward_part`](Self::forward_part), with all that can be put into a prefix. Differentiable in each of it.
+    /// As [`forward_span`](Self::forward_span), with all kinds of injected tensors. Differentiable in each of them.
     ///
     /// # Errors
-    /// As there.
-    pub fn forward_injected(
+    /// As [`forward_span`](Self::forward_span).
+    pub fn forward_with(
         &self,
-        part: Span,
+        span: Span,
         hidden: &Tensor,
         prefix_len: usize,
         rows: &Ragged,
-        injected: Injected<'_>,
+        injected: InjectedTensors<'_>,
         want: Want,
     ) -> Result<Tensor, ForwardError> {
         let batch = Batch { hidden, prefix: Prefix::Computed(prefix_len), rows, injected };
         let inputs: Vec<&Tensor> = [hidden].into_iter().chain(injected.tensors()).collect();
         let is_tracked = sepal_nn::grad_is_enabled() && inputs.iter().any(|input| input.requires_grad());
-        let keep = if is_tracked { Keep::Tape } else { Keep::Nothing };
-        let Some(Output { hidden: output, tape, .. }) = self.run(part, &[batch], want, keep)?.pop() else {
-            return Err(ForwardError::Mixed);
+        let save_mode = if is_tracked { SaveMode::Tape } else { SaveMode::None };
+        let Some(BatchOutput { hidden: output, tape, .. }) =
+            self.forward_batches(span, &[batch], want, save_mode)?.pop()
+        else {
+            return Err(ForwardError::MixedTapes);
         };
-        let failed = |source: TchError| ForwardError::Torch { span: part, source };
+        let torch_error = |source: TchError| ForwardError::Torch { span, source };
         let device = hidden.device();
-        let output = output.f_to_device(device).map_err(failed)?;
+        let output = output.f_to_device(device).map_err(torch_error)?;
         let Some(tape) = tape else { return Ok(output) };
         let blocks = Arc::clone(&self.blocks);
-        let has = [true, injected.deep_prompts.is_some(), injected.keys_values.is_some()];
-        let back = move |grad: &Tensor| {
-            let wanted = WantGrads { input: InputGrad::All, injected: true };
-            let grads = tch::no_grad(|| lock(&blocks).backward(vec![(tape, grad.shallow_clone())], wanted))?;
-            let of_inputs = |Grads { input, deep_prompts, keys_values, .. }: Grads| {
-                [Some(input), deep_prompts, keys_values].into_iter().zip(has).filter(|(_, has)| *has)
+        let is_input = [true, injected.deep_prompts.is_some(), injected.keys_values.is_some()];
+        let backward = move |grad: &Tensor| {
+            let options = GradOptions { input: InputGrad::All, injected: true };
+            let grads = tch::no_grad(|| lock(&blocks).backward(vec![(tape, grad.shallow_clone())], options))?;
+            let input_grads = |BatchGrads { input, deep_prompts, keys_values, .. }: BatchGrads| {
+                [Some(input), deep_prompts, keys_values].into_iter().zip(is_input).filter(|(_, is_input)| *is_input)
             };
-            let grads = grads.into_iter().flat_map(of_inputs);
-            Ok(grads
-                .map(|(grad, _)| grad.map(|grad| grad.f_to_device(device)).transpose())
-                .collect::<Result<_, TchError>>()?)
+            let grads = grads.into_iter().flat_map(input_grads);
+            let grads = grads.map(|(grad, _)| grad.map(|grad| grad.f_to_device(device)).transpose());
+            Ok(grads.collect::<Result<_, TchError>>()?)
         };
-        sepal_autograd::attach(&inputs, output, back).map_err(|error| failed(TchError::Torch(error.to_string())))
+        sepal_autograd::attach(&inputs, output, backward)
+            .map_err(|error| torch_error(TchError::Torch(error.to_string())))
     }
 
-    /// Runs the blocks of `part` on the batches of several callers at once, none of which sees another's: linear layers
-    /// see all of them together. Outputs are in the order of the batches. libtorch's autograd has no part in it: what
-    /// [`backward`](Self::backward) needs is in the tapes, if they are asked for.
+    /// Runs the blocks of `span` on independent batches of several callers at once: linear layers process all of them
+    /// together. Returns the outputs in the order of the batches. libtorch's autograd is not involved;
+    /// [`backward_batches`](Self::backward_batches) takes the tapes.
     ///
     /// # Errors
-    /// As [`forward_part`](Self::forward_part), for the first batch that does not fit.
-    pub fn run(&self, part: Span, batches: &[Batch<'_>], want: Want, keep: Keep) -> Result<Vec<Output>, ForwardError> {
-        if !self.span.covers(part) {
-            return Err(ForwardError::Part { part, span: self.span });
+    /// As [`forward_span`](Self::forward_span), for the first batch that does not fit.
+    pub fn forward_batches(
+        &self,
+        span: Span,
+        batches: &[Batch<'_>],
+        want: Want,
+        save_mode: SaveMode,
+    ) -> Result<Vec<BatchOutput>, ForwardError> {
+        if !self.span.covers(span) {
+            return Err(ForwardError::Span { requested: span, held: self.span });
         }
-        batches.iter().try_for_each(|batch| self.check(part, batch))?;
-        let run = || lock(&self.blocks).forward(part, batches, want, keep, &self.scores);
-        tch::no_grad(run).map_err(|source| ForwardError::Torch { span: part, source })
+        batches.iter().try_for_each(|batch| self.check(span, batch))?;
+        let forward = || lock(&self.blocks).forward(span, batches, want, save_mode, &self.mask_config);
+        tch::no_grad(forward).map_err(|source| ForwardError::Torch { span, source })
     }
 
-    /// Runs tapes of the same blocks and kind of output backward together, each from the gradient of its output. Grads
-    /// are in the order of the tapes; tapes are used up.
+    /// Runs the backward passes of tapes together, each given the gradient of its output. The tapes must have the same
+    /// blocks and kind of output. Returns the gradients in the order of the tapes.
     ///
     /// # Errors
-    /// [`ForwardError::Mixed`] and [`ForwardError::Gradient`] if they do not fit; [`ForwardError::Torch`].
-    pub fn backward(&self, tapes: Vec<(Tape, Tensor)>, want: WantGrads) -> Result<Vec<Grads>, ForwardError> {
+    /// [`ForwardError::MixedTapes`] if the tapes differ, [`ForwardError::Gradient`] if a gradient does not fit its tape,
+    /// [`ForwardError::Torch`] if libtorch fails.
+    pub fn backward_batches(
+        &self,
+        tapes: Vec<(Tape, Tensor)>,
+        options: GradOptions,
+    ) -> Result<Vec<BatchGrads>, ForwardError> {
         let Some((first, _)) = tapes.first() else { return Ok(Vec::new()) };
-        let (span, wanted) = (first.span, first.want);
-        if tapes.iter().any(|(tape, _)| (tape.span, tape.want) != (span, wanted)) || !self.span.covers(span) {
-            return Err(ForwardError::Mixed);
+        let (span, want) = (first.span, first.want);
+        if tapes.iter().any(|(tape, _)| (tape.span, tape.want) != (span, want)) || !self.span.covers(span) {
+            return Err(ForwardError::MixedTapes);
         }
         for (tape, grad) in &tapes {
-            let expected = vec![tape.layout.outputs(), self.config.hidden as i64];
+            let expected = vec![tape.layout.n_outputs(), self.config.hidden as i64];
             if grad.size() != expected {
                 return Err(ForwardError::Gradient { expected, found: grad.size() });
             }
         }
-        let run = || lock(&self.blocks).backward(tapes, want);
-        tch::no_grad(run).map_err(|source| ForwardError::Torch { span, source })
+        let backward = || lock(&self.blocks).backward(tapes, options);
+        tch::no_grad(backward).map_err(|source| ForwardError::Torch { span, source })
     }
 
-    fn check(&self, part: Span, batch: &Batch<'_>) -> Result<(), ForwardError> {
+    fn check(&self, span: Span, batch: &Batch<'_>) -> Result<(), ForwardError> {
         let (hidden, prefix_len) = (batch.hidden, batch.prefix.len());
         let expected = [batch.prefix.slots() + batch.rows.n_tokens(), self.config.hidden];
         if !has_shape(hidden, &expected) {
             return Err(ForwardError::Hidden { expected, found: hidden.size(), kind: hidden.kind() });
         }
-        if let Prefix::Kept(kept) = batch.prefix
-            && kept.span() != part
+        if let Prefix::Cached(cache) = batch.prefix
+            && cache.span() != span
         {
-            return Err(ForwardError::Part { part, span: kept.span() });
+            return Err(ForwardError::Span { requested: span, held: cache.span() });
         }
-        let learned = lock(&self.blocks).positions.as_ref().filter(|_| part.start() == 0).map(|table| table.size()[0]);
+        let learned = lock(&self.blocks).positions.as_ref().filter(|_| span.start() == 0).map(|table| table.size()[0]);
         let length = prefix_len + batch.rows.lengths().max().unwrap_or(0);
         if let Some(learned) = learned.and_then(|learned| usize::try_from(learned).ok())
             && length > learned
         {
             return Err(ForwardError::Positions { length, learned });
         }
-        let Injected { deep_prompts, keys_values } = batch.injected;
-        let of_width = |width| [part.len(), prefix_len, width];
-        let expected = of_width(self.config.hidden);
+        let InjectedTensors { deep_prompts, keys_values } = batch.injected;
+        let shape = |width| [span.len(), prefix_len, width];
+        let expected = shape(self.config.hidden);
         if let Some(deep) = deep_prompts.filter(|deep| !has_shape(deep, &expected)) {
             return Err(ForwardError::DeepPrompts { expected, found: deep.size(), kind: deep.kind() });
         }
-        let expected = of_width(2 * self.config.kv_size());
-        match keys_values.filter(|given| !has_shape(given, &expected)) {
-            Some(given) => Err(ForwardError::Given { expected, found: given.size(), kind: given.kind() }),
+        let expected = shape(2 * self.config.kv_size());
+        match keys_values.filter(|keys_values| !has_shape(keys_values, &expected)) {
+            Some(found) => Err(ForwardError::InjectedKeysValues { expected, found: found.size(), kind: found.kind() }),
             None => Ok(()),
         }
     }
 
-    /// How many bytes a [`Tape`] holds for the blocks `part`, which the stack holds.
+    /// Size of a [`Tape`] for the blocks `span` of the stack, in bytes.
     ///
     /// With `n = prefix_len + n_tokens`, `Q` and `K` the sizes of all query heads and of all key heads, a block of a
-    /// Llama keeps, in fp32, `n (2 hidden + 2 Q + 2 K + 2 ffn + n_heads + 2)`: the input of each norm, the turned
-    /// queries, keys and values, attention's output and its log-sums, gate and up, one scale for each norm. The
-    /// activation and the product with the gate are computed again, and so are the keys and values that stand before
-    /// each bin of rows. Without a gate it is `ffn`, a LayerNorm has two numbers, a parallel block has no second norm's
-    /// input, and further norms (of heads, of what is added) keep what goes into them. Of a mixture of experts the chosen
-    /// ones count.
+    /// Llama saves, in fp32, `n (2 hidden + 2 Q + 2 K + 2 ffn + n_heads + 2)`: the input of each norm, rotated queries,
+    /// keys and values, attention's output and its log-sums, gate and up, one scale for each norm. The activation, its
+    /// product with the gate, and the keys and values before each bin of rows are recomputed. An MLP without a gate saves
+    /// `ffn`, a LayerNorm two statistics, a parallel block no input of a second norm; further norms (of heads, of
+    /// outputs) save their inputs. A mixture of experts saves the chosen ones.
     ///
-    /// The last block keeps queries, outputs and MLP for the wanted positions only. Masks come once per call.
-    pub fn tape_bytes(&self, part: Span, prefix_len: usize, rows: &Ragged, want: Want) -> usize {
+    /// The last block saves queries, outputs and MLP for the selected positions only. Masks are saved once per call.
+    pub fn tape_bytes(&self, span: Span, prefix_len: usize, rows: &Ragged, want: Want) -> usize {
         let n = prefix_len + rows.n_tokens();
-        let asking = want.positions(prefix_len, rows);
+        let n_queries = |i| if i + 1 == span.len() { want.positions(prefix_len, rows) } else { n };
         let blocks = lock(&self.blocks);
-        let hidden = self.config.hidden;
-        let last = part.len() - 1;
-        let of_blocks = blocks.of(part).iter().enumerate();
-        let floats: usize = of_blocks.map(|(i, block)| block.kept(hidden, n, if i == last { asking } else { n })).sum();
-        let heads = self.scores.alibi.as_ref().map_or(1, Alibi::heads);
-        let masks = self.scores.repeat * heads * Cost::new(prefix_len, rows, self.scores.window).mask_scores;
-        (floats + masks) * size_of::<f32>()
+        let floats = blocks.get(span).iter().enumerate();
+        let floats: usize = floats.map(|(i, block)| block.saved_numel(self.config.hidden, n, n_queries(i))).sum();
+        let MaskConfig { repeat, alibi, window, .. } = &self.mask_config;
+        let heads = alibi.as_ref().map_or(1, Alibi::n_heads);
+        (floats + repeat * heads * n_mask_scores(prefix_len, rows, *window)) * size_of::<f32>()
     }
 
     /// Memory of the weights of linear layers, in bytes.
@@ -326,89 +325,15 @@ impl BlockStack {
     }
 }
 
-fn scores(config: &ModelConfig, device: Device) -> Scores {
-    let alibi = config.scores.alibi.then(|| match config.family {
-        Family::Falcon => Alibi::rounded(config.n_heads, config.head_dim),
-        _ => Alibi::new(config.n_heads),
-    });
-    let window = config.scores.window.as_ref().map(|window| window.size);
-    Scores { repeat: config.n_heads / config.n_kv_heads, alibi, window, device }
-}
-
 impl fmt::Debug for BlockStack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "BlockStack({} of {})", self.span, self.config.family.name())
     }
 }
 
-/// A panic elsewhere leaves frozen weights as they were.
-fn lock(blocks: &Mutex<Blocks>) -> MutexGuard<'_, Blocks> {
+/// Ignores poisoning: a panic leaves frozen weights unchanged.
+fn lock(blocks: &Mutex<BlockSequence>) -> MutexGuard<'_, BlockSequence> {
     blocks.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Blocks that are loaded at a time where they are rounded, because each is there in fp32 meanwhile.
-const ROUNDED_AT_A_TIME: usize = 2;
-
-/// Loads the blocks of the span on as many threads as there are cores, in order.
-fn load_all(
-    span: Span,
-    format: WeightFormat,
-    load: impl Fn(usize) -> Result<Block, LoadError> + Sync,
-) -> Result<Vec<Block>, LoadError> {
-    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let most = if format == WeightFormat::F32 { cores } else { cores.min(ROUNDED_AT_A_TIME) };
-    let threads = most.min(span.len());
-    let blocks: Vec<usize> = span.blocks().collect();
-    let load_part = |part: &[usize]| {
-        // Grad mode is a matter of the thread.
-        tch::no_grad(|| part.iter().map(|&block_idx| load(block_idx)).collect::<Result<Vec<Block>, LoadError>>())
-    };
-    std::thread::scope(|scope| {
-        let parts = blocks.chunks(span.len().div_ceil(threads));
-        let running: Vec<_> = parts.map(|part| scope.spawn(|| load_part(part))).collect();
-        let mut loaded = Vec::with_capacity(span.len());
-        for thread in running {
-            match thread.join() {
-                Ok(part) => loaded.extend(part?),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        }
-        Ok(loaded)
-    })
-}
-
-fn check(config: &ModelConfig) -> Result<(), LoadError> {
-    let &ModelConfig { hidden, n_heads, n_kv_heads, head_dim, ffn, .. } = config;
-    if [hidden, n_heads, n_kv_heads, head_dim, ffn].contains(&0) {
-        return Err(problem("a size is zero"));
-    }
-    if n_heads % n_kv_heads != 0 {
-        return Err(problem(&format!("{n_heads} query heads do not share {n_kv_heads} heads of keys evenly")));
-    }
-    if config.scores.alibi && n_heads != n_kv_heads {
-        return Err(problem(&format!(
-            "ALiBi has a slope for each head of keys: {n_heads} query heads share {n_kv_heads} of them"
-        )));
-    }
-    let fused_by_head = matches!(config.family, Family::Bloom | Family::Gpt2 | Family::GptNeox | Family::Opt);
-    if fused_by_head && (n_heads != n_kv_heads || n_heads * head_dim != hidden) {
-        return Err(problem(&format!(
-            "{n_heads} heads of {head_dim}, {n_kv_heads} of keys, do not make up a hidden size of {hidden}"
-        )));
-    }
-    match &config.rope {
-        None if !config.scores.alibi && !matches!(config.family, Family::Gpt2 | Family::Opt) => {
-            Err(problem(&format!("a {} block needs rotary positions", config.family.name())))
-        }
-        Some(rope) if rope.dim % 2 != 0 || rope.dim > head_dim => {
-            Err(problem(&format!("{} numbers of a head of {head_dim} do not turn in pairs", rope.dim)))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn problem(problem: &str) -> LoadError {
-    LoadError::Config { problem: problem.to_owned() }
 }
 
 fn has_shape(tensor: &Tensor, expected: &[usize]) -> bool {

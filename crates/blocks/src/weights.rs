@@ -3,8 +3,8 @@ use sepal_core::{HostTensor, ModelConfig, Span};
 use sepal_nn::HostError;
 use tch::{Device, TchError, Tensor};
 
-use crate::linear::{Layer, Linear};
-use crate::norm::NormWeights;
+use crate::layers::linear::{Layer, Linear};
+use crate::layers::norm::NormWeights;
 use sepal_core::WeightFormat;
 
 /// Any error, as a source of weights gives it.

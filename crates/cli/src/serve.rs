@@ -92,7 +92,7 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
 }
 
 fn start(args: &ServeArgs, network: &mut Network, checkpoint: &Checkpoint, span: Span) -> Result<BlockServer, Failure> {
-    let stack = BlockStack::load_as(checkpoint, span, Placement::on(args.device, args.weights)?)?;
+    let stack = BlockStack::load_with(checkpoint, span, Placement::on(args.device, args.weights)?)?;
     network.start(stack, ModelIdentity::from_checkpoint(checkpoint).with_weight_format(args.weights), options(args))
 }
 

@@ -57,7 +57,7 @@ pub fn share_to_host(tensor: &Tensor, dtype: DType) -> Result<HostTensor, HostEr
     };
     let plain =
         tch::no_grad(|| tensor.f_to_device(Device::Cpu).and_then(|t| t.f_to_kind(kind)).and_then(|t| t.f_contiguous()));
-    let data = memory::bytes_of(&plain.map_err(|source| torch(tensor, source))?)?;
+    let data = memory::bytes_from_tensor(&plain.map_err(|source| torch(tensor, source))?)?;
     Ok(HostTensor::new(dtype, shape, data)?)
 }
 
@@ -91,7 +91,7 @@ pub fn share_from_host(host: &HostTensor) -> Result<Tensor, HostError> {
         return Tensor::f_from_data_size(bytemuck::cast_slice(&host.to_f32()), &shape, Kind::Float)
             .map_err(|source| HostError::Torch { shape, source });
     };
-    let tensor = memory::tensor_over(host.data().clone(), &shape, kind)?;
+    let tensor = memory::tensor_from_bytes(host.data().clone(), &shape, kind)?;
     tensor.f_to_kind(Kind::Float).map_err(|source| HostError::Torch { shape, source })
 }
 

@@ -1,7 +1,7 @@
 //! Soft prompts, shallow and deep, as keys and values: exact, because under a causal mask what the blocks make of a
 //! prefix does not depend on what follows it.
 
-use sepal_blocks::{Batch, BlockStack, Ends, Injected, Keep, KeysValues, Prefix};
+use sepal_blocks::{Batch, BlockStack, Ends, InjectedTensors, KeysValues, Prefix, SaveMode};
 use sepal_checkpoint::Checkpoint;
 use sepal_core::{ModelConfig, Ragged, Span, Want};
 use sepal_nn::share_from_host;
@@ -28,8 +28,8 @@ pub(crate) struct OfBlock {
 }
 
 impl OfBlock {
-    pub(crate) fn injected(&self) -> Injected<'_> {
-        Injected { deep_prompts: self.deep_prompts.as_ref(), keys_values: self.keys_values.as_ref() }
+    pub(crate) fn injected(&self) -> InjectedTensors<'_> {
+        InjectedTensors { deep_prompts: self.deep_prompts.as_ref(), keys_values: self.keys_values.as_ref() }
     }
 }
 
@@ -74,9 +74,9 @@ pub(crate) fn fold(trained: &Trained, checkpoint: &Checkpoint) -> Result<Vec<Key
         let of_block = trained.of_block(block_idx)?;
         let prefix = Prefix::Computed(prefix_len.unsigned_abs() as usize);
         let batch = Batch { hidden: &with_row, prefix, rows: &row, injected: of_block.injected() };
-        let output = stack.run(block, &[batch], Want::All, Keep::Prefix)?.pop();
+        let output = stack.forward_batches(block, &[batch], Want::All, SaveMode::PrefixCache)?.pop();
         let output = output.ok_or(ComputeError::Nothing { block_idx })?;
-        let kept = output.prefix.ok_or(ComputeError::Nothing { block_idx })?;
+        let kept = output.prefix_cache.ok_or(ComputeError::Nothing { block_idx })?;
         folded.extend(stack.keys_and_values(&kept)?);
         hidden = output.hidden.f_narrow(0, 0, prefix_len)?;
     }

@@ -3,7 +3,7 @@
 //! One way, the rows go through the blocks in one batch behind the trained prompts, as in training. The other way, each
 //! row goes alone, and before its own keys stand those that the written file holds: no prompt is computed there.
 
-use sepal_blocks::{Batch, BlockStack, Ends, Injected, Keep, KeysValues, Prefix};
+use sepal_blocks::{Batch, BlockStack, Ends, InjectedTensors, KeysValues, Prefix, SaveMode};
 use sepal_checkpoint::Checkpoint;
 use sepal_core::{HostTensor, ModelConfig, Ragged, Span, Want};
 use sepal_nn::share_from_host;
@@ -73,23 +73,23 @@ impl Both {
         &mut self,
         stack: &BlockStack,
         rows: &Ragged,
-        injected: Injected<'_>,
+        injected: InjectedTensors<'_>,
         written: KeysValues,
     ) -> Result<(), ComputeError> {
         let (block, block_idx) = (stack.span(), stack.span().start());
         let prefix_len = written.keys.size()[1].unsigned_abs() as usize;
         let run = |hidden: &Tensor, prefix, rows: &Ragged, injected, want| {
             let batch = Batch { hidden, prefix, rows, injected };
-            let output = stack.run(block, &[batch], want, Keep::Nothing)?.pop();
+            let output = stack.forward_batches(block, &[batch], want, SaveMode::None)?.pop();
             output.map(|output| output.hidden).ok_or(ComputeError::Nothing { block_idx })
         };
         let is_last = block.end() == stack.config().n_blocks;
         let want = if is_last { Want::LastOfRows } else { Want::All };
         self.together = run(&self.together, Prefix::Computed(prefix_len), rows, injected, want)?;
-        let kept = stack.prefix_of(block, &[written])?;
+        let kept = stack.prefix_cache_from(block, &[written])?;
         for hidden in &mut self.alone {
             let row = Ragged::from_lengths([hidden.size()[0].unsigned_abs() as usize])?;
-            *hidden = run(hidden, Prefix::Kept(&kept), &row, Injected::default(), Want::All)?;
+            *hidden = run(hidden, Prefix::Cached(&kept), &row, InjectedTensors::default(), Want::All)?;
         }
         Ok(())
     }

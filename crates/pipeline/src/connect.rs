@@ -108,7 +108,7 @@ fn connect_remote(
 fn load_blocks(spec: &Spec, checkpoint: &Checkpoint, start: usize, end: usize) -> Result<BlockStack, AssembleError> {
     let load = || -> Result<BlockStack, BoxError> {
         let placement = Placement::on(spec.model.device, spec.model.weights)?;
-        Ok(BlockStack::load_as(checkpoint, Span::new(start, end)?, placement)?)
+        Ok(BlockStack::load_with(checkpoint, Span::new(start, end)?, placement)?)
     };
     load().map_err(|source| AssembleError::Load { part: "blocks", source })
 }

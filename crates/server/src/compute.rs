@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sepal_blocks::{
-    Batch, BlockStack, ForwardError, Injected, InputGrad, Keep, KeptPrefix, Output, Prefix, Tape, WantGrads,
+    Batch, BatchOutput, BlockStack, ForwardError, GradOptions, InjectedTensors, InputGrad, Prefix, PrefixCache,
+    SaveMode, Tape,
 };
 use sepal_core::{
     DEEP_PROMPTS, DType, HostTensor, ModelConfig, NamedHostTensor, PREFIX_KEYS_VALUES, Span, Want, in_one_line,
@@ -23,7 +24,7 @@ pub(crate) struct Tunables {
     /// `[span.len(), prefix_len, 2 * kv_size]`.
     keys_values: Option<HostTensor>,
     /// Prefix cache, filled by a forward pass without a tape.
-    prefix: Mutex<Option<KeptPrefix>>,
+    prefix: Mutex<Option<PrefixCache>>,
 }
 
 impl Tunables {
@@ -166,7 +167,7 @@ struct ForwardInputs<'a> {
     hidden: Tensor,
     deep_prompts: Option<Tensor>,
     keys_values: Option<Tensor>,
-    prefix: MutexGuard<'a, Option<KeptPrefix>>,
+    prefix: MutexGuard<'a, Option<PrefixCache>>,
 }
 
 impl<'a> ForwardInputs<'a> {
@@ -195,10 +196,11 @@ impl<'a> ForwardInputs<'a> {
     fn batch<'b>(&'b self, job: &'b ForwardJob) -> Batch<'b> {
         let WireBatch { prefix_len, prefix_cached, rows, .. } = &job.batch;
         let prefix = match &*self.prefix {
-            Some(cached) if *prefix_cached => Prefix::Kept(cached),
+            Some(cached) if *prefix_cached => Prefix::Cached(cached),
             _ => Prefix::Computed(*prefix_len),
         };
-        let injected = Injected { deep_prompts: self.deep_prompts.as_ref(), keys_values: self.keys_values.as_ref() };
+        let injected =
+            InjectedTensors { deep_prompts: self.deep_prompts.as_ref(), keys_values: self.keys_values.as_ref() };
         Batch { hidden: &self.hidden, prefix, rows, injected }
     }
 }
@@ -206,16 +208,17 @@ impl<'a> ForwardInputs<'a> {
 fn run_forwards(stack: &BlockStack, jobs: &[ForwardJob]) -> Vec<Result<JobOutput, Failure>> {
     let Some(first) = jobs.first() else { return Vec::new() };
     let mut inputs: Vec<Result<ForwardInputs<'_>, Failure>> = jobs.iter().map(ForwardInputs::new).collect();
-    let keep = if first.keep_tape { Keep::Tape } else { Keep::Prefix };
+    let keep = if first.keep_tape { SaveMode::Tape } else { SaveMode::PrefixCache };
     let batches: Vec<Batch<'_>> =
         jobs.iter().zip(&inputs).filter_map(|(job, input)| Some(input.as_ref().ok()?.batch(job))).collect();
-    let outputs = stack.run(first.span, &batches, first.want, keep);
+    let outputs = stack.forward_batches(first.span, &batches, first.want, keep);
     let mut outputs = outputs.map(Vec::into_iter).map_err(|error| forward_failed(&error));
     let is_shared = jobs.len() > 1;
     let results = jobs.iter().zip(&mut inputs).map(|(job, input)| {
         let input = input.as_mut().map_err(|failure| failure.clone())?;
         let outputs = outputs.as_mut().map_err(|failure| failure.clone())?;
-        let Output { hidden, tape, prefix, not_finite } = outputs.next().ok_or_else(|| invalid("no output"))?;
+        let BatchOutput { hidden, tape, prefix_cache: prefix, non_finite_block: not_finite } =
+            outputs.next().ok_or_else(|| invalid("no output"))?;
         if let Some(prefix) = prefix {
             *input.prefix = Some(prefix);
         }
@@ -277,15 +280,17 @@ fn backward(
     stack: &BlockStack,
     tapes: Vec<(Tape, Tensor)>,
     want: GradWant,
-) -> Result<Vec<sepal_blocks::Grads>, Failure> {
+) -> Result<Vec<sepal_blocks::BatchGrads>, Failure> {
     let input = match want.input {
         codec::InputGrad::All => InputGrad::All,
         codec::InputGrad::Prefix | codec::InputGrad::None => InputGrad::Prefix,
     };
-    stack.backward(tapes, WantGrads { input, injected: want.tunables }).map_err(|error| forward_failed(&error))
+    stack
+        .backward_batches(tapes, GradOptions { input, injected: want.tunables })
+        .map_err(|error| forward_failed(&error))
 }
 
-fn grads_to_wire(grads: sepal_blocks::Grads, want: GradWant, is_shared: bool) -> Result<Grads, Failure> {
+fn grads_to_wire(grads: sepal_blocks::BatchGrads, want: GradWant, is_shared: bool) -> Result<Grads, Failure> {
     let input = match want.input {
         codec::InputGrad::None => None,
         // The prefix is a small part of all positions, so it is copied.
@@ -297,7 +302,7 @@ fn grads_to_wire(grads: sepal_blocks::Grads, want: GradWant, is_shared: bool) ->
         Some(tensor.map(|tensor| NamedHostTensor { name: name.to_owned(), tensor }))
     };
     let tunables = injected.into_iter().filter_map(named).collect::<Result<_, _>>()?;
-    Ok(Grads { input, tunables, not_finite: grads.not_finite })
+    Ok(Grads { input, tunables, not_finite: grads.non_finite_block })
 }
 
 /// Converts an output or a gradient, which is never modified again. A part of a shared tensor is copied, because an answer

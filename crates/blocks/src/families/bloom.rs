@@ -3,7 +3,7 @@
 use sepal_core::ModelConfig;
 
 use super::{EndNames, EndNorm, fused_block, heads};
-use crate::block::Block;
+use crate::exec::block::Block;
 use crate::weights::{LoadError, Reader};
 
 pub(super) const ENDS: EndNames = EndNames {

@@ -5,9 +5,9 @@ use sepal_core::{Family, ModelConfig};
 
 use super::llama::{gated, with_attention};
 use super::{EndNames, EndNorm, heads, rms_norm};
-use crate::block::Block;
-use crate::mlp::Mlp;
-use crate::norm::WeightedNorm;
+use crate::exec::block::Block;
+use crate::layers::mlp::Mlp;
+use crate::layers::norm::WeightedNorm;
 use crate::weights::{LoadError, Reader};
 
 pub(super) fn ends(config: &ModelConfig) -> EndNames {

@@ -4,11 +4,12 @@
 use sepal_core::{Family, ModelConfig};
 
 use super::{from_queries, heads, queries, rms_norm};
-use crate::attention::Heads;
-use crate::block::Block;
-use crate::linear::{Layer, Linear};
-use crate::mlp::{Activate, Dense, Mlp};
-use crate::norm::{HeadNorms, NormWeights, WeightedNorm};
+use crate::attention::heads::Heads;
+use crate::exec::block::Block;
+use crate::layers::dense::{Activate, Dense};
+use crate::layers::linear::{Layer, Linear};
+use crate::layers::mlp::Mlp;
+use crate::layers::norm::{HeadNorms, NormWeights, WeightedNorm};
 use crate::weights::{LoadError, Reader};
 
 pub(super) fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {

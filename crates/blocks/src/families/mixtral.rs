@@ -4,10 +4,11 @@ use sepal_core::ModelConfig;
 
 use super::heads;
 use super::llama::{gated, with_attention};
-use crate::block::Block;
-use crate::experts::Router;
-use crate::linear::Layer;
-use crate::mlp::{Dense, Mlp};
+use crate::exec::block::Block;
+use crate::layers::dense::Dense;
+use crate::layers::experts::Router;
+use crate::layers::linear::Layer;
+use crate::layers::mlp::Mlp;
 use crate::weights::{LoadError, Reader};
 
 pub(super) fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {
@@ -20,7 +21,7 @@ pub(super) fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize)
         let folder = format!("block_sparse_moe.experts.{expert}");
         // The router's gradients take outputs for products alone.
         reader.refuse(&format!("{folder}.w2.bias"))?;
-        gated(reader, config, &folder, ["w1", "w3", "w2"], &norm).map(Dense::of_varying_rows)
+        gated(reader, config, &folder, ["w1", "w3", "w2"], &norm).map(Dense::with_varying_rows)
     };
     let mlp = Mlp::Routed(Router {
         router: reader.exact(Layer { weight, bias: None, inputs: None }.after(&norm)?)?,

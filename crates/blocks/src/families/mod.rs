@@ -14,11 +14,12 @@ mod stablelm;
 use sepal_core::{Family, ModelConfig};
 use tch::{TchError, Tensor};
 
-use crate::attention::{Heads, Reach};
-use crate::block::Block;
-use crate::linear::Layer;
-use crate::mlp::{Activate, Dense, Mlp};
-use crate::norm::{Norm, NormWeights};
+use crate::attention::heads::{AttentionRange, Heads};
+use crate::exec::block::Block;
+use crate::layers::dense::{Activate, Dense};
+use crate::layers::linear::Layer;
+use crate::layers::mlp::Mlp;
+use crate::layers::norm::{Norm, NormWeights};
 use crate::weights::{LoadError, Reader};
 
 /// Block `block_idx`; `reader` reads its tensors.
@@ -106,7 +107,7 @@ fn heads(config: &ModelConfig, block_idx: usize) -> Heads {
         dim: config.head_dim as i64,
         scale: scores.scale,
         cap: scores.cap,
-        reach: if has_window { Reach::Window } else { Reach::All },
+        range: if has_window { AttentionRange::Windowed } else { AttentionRange::Full },
     };
     if scores.by_block {
         heads.scale = Some(heads.scale() / (block_idx + 1) as f64);
@@ -184,7 +185,7 @@ fn rms_norm(config: &ModelConfig) -> Norm {
 mod tests {
     use super::*;
 
-    const HEADS: Heads = Heads { kv: 2, repeat: 2, dim: 2, scale: None, cap: None, reach: Reach::All };
+    const HEADS: Heads = Heads { kv: 2, repeat: 2, dim: 2, scale: None, cap: None, range: AttentionRange::Full };
 
     fn numbers(tensor: &Tensor) -> Vec<i64> {
         Vec::<i64>::try_from(tensor).expect("numbers")

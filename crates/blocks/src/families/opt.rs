@@ -4,8 +4,8 @@ use sepal_core::ModelConfig;
 use tch::Tensor;
 
 use super::{EndNames, EndNorm, heads, layer_norm, plain_mlp};
-use crate::block::Block;
-use crate::linear::Layer;
+use crate::exec::block::Block;
+use crate::layers::linear::Layer;
 use crate::weights::{LoadError, Reader};
 
 pub(super) const ENDS: EndNames = EndNames {

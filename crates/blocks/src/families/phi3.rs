@@ -3,8 +3,9 @@
 use sepal_core::ModelConfig;
 
 use super::{from_queries, heads, queries, rms_norm};
-use crate::block::Block;
-use crate::mlp::{Activate, Dense, Mlp};
+use crate::exec::block::Block;
+use crate::layers::dense::{Activate, Dense};
+use crate::layers::mlp::Mlp;
 use crate::weights::{LoadError, Reader};
 
 pub(super) fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {

@@ -5,9 +5,9 @@ use sepal_core::ModelConfig;
 
 use super::llama::gated;
 use super::{EndNames, EndNorm, from_queries, heads, layer_norm, queries};
-use crate::block::Block;
-use crate::linear::Layer;
-use crate::mlp::Mlp;
+use crate::exec::block::Block;
+use crate::layers::linear::Layer;
+use crate::layers::mlp::Mlp;
 use crate::weights::{LoadError, Reader};
 
 pub(super) const ENDS: EndNames = EndNames { kind: EndNorm::Layer, ..EndNames::USUAL };

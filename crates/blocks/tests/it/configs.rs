@@ -1,5 +1,5 @@
-//! Configurations that leave keys out or have them in two places, against transformers: logits of models whose weights
-//! are made of the names of their tensors, as `make_configs.py` makes them.
+//! Configurations with missing or duplicate keys against transformers: logits of models whose weights are derived from
+//! the names of their tensors, as in `make_configs.py`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,7 +23,7 @@ struct Goldens {
     cases: Vec<Case>,
 }
 
-/// A configuration: one of the bases with keys taken away and laid over, and its logits.
+/// Configuration: one of the bases with keys removed and replaced, and its logits.
 #[derive(Deserialize)]
 struct Case {
     base: String,
@@ -43,7 +43,7 @@ impl Goldens {
         config
     }
 
-    /// Writes the model of a case into `folder`; its head, which is not of the model.
+    /// Writes the model of a case into `folder` and returns its head, which is not part of the model.
     fn write(&self, case: &Case, folder: &Path) -> Tensor {
         std::fs::write(folder.join("config.json"), Value::Object(self.config(case)).to_string()).expect("written");
         let is_gemma = case.base.starts_with("gemma");
@@ -65,8 +65,8 @@ impl Goldens {
         Tensor::from_slice(&head).view([shape[0] as i64, shape[1] as i64])
     }
 
-    /// The largest distance of Sepal's logits from those of the case, or the reason that it has none.
-    fn off(&self, case: &Case) -> Result<f64, OpenError> {
+    /// Returns the largest error of Sepal's logits.
+    fn largest_error(&self, case: &Case) -> Result<f64, OpenError> {
         let folder = tempfile::tempdir().expect("a folder");
         let head = self.write(case, folder.path());
         Checkpoint::open(folder.path())?;
@@ -74,16 +74,17 @@ impl Goldens {
         let ends = model.ends();
         let tokens = ends.embed(&Tensor::from_slice(&self.ids)).expect("embedded");
         let rows = Ragged::from_lengths([self.ids.len()]).expect("rows");
-        let last = forward(&model.whole(), &tokens, 0, &rows, Want::LastOfRows);
+        let last = forward(&model.full_stack(), &tokens, 0, &rows, Want::LastOfRows);
         let logits = ends.final_norm(&last).expect("normed").matmul(&head.tr());
         let logits = Vec::<f32>::try_from(logits.flatten(0, -1)).expect("numbers");
         assert_eq!(logits.len(), case.logits.len());
-        let off = |(found, expected): (&f32, &f64)| (f64::from(*found) - expected).abs();
-        Ok(logits.iter().zip(&case.logits).map(off).fold(0.0, |worst, off| if off <= worst { worst } else { off }))
+        let error = |(found, expected): (&f32, &f64)| (f64::from(*found) - expected).abs();
+        // Propagates NaN, unlike `f64::max`.
+        Ok(logits.iter().zip(&case.logits).map(error).fold(0.0, |max, error| if error <= max { max } else { error }))
     }
 }
 
-/// The tensor `name`: splitmix64 of the FNV-1a hash of its name and the place of each number.
+/// Returns the tensor `name`: splitmix64 of the FNV-1a hash of its name and the index of each number.
 fn weights(name: &str, count: usize, is_gemma: bool) -> Vec<f32> {
     let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3);
     let seed = name.bytes().fold(0xCBF2_9CE4_8422_2325, hash);
@@ -94,8 +95,8 @@ fn weights(name: &str, count: usize, is_gemma: bool) -> Vec<f32> {
         (false, true) => (0.2, 0.0),
         (false, false) => (0.6, 0.0),
     };
-    let number = |at: u64| {
-        let mut x = seed.wrapping_add(at).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let number = |index: u64| {
+        let mut x = seed.wrapping_add(index).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         x ^= x >> 31;
@@ -110,23 +111,23 @@ fn read_goldens() -> Goldens {
 }
 
 #[test]
-fn configurations_are_read_as_transformers_reads_them() {
+fn configurations_give_the_logits_of_transformers() {
     let goldens = read_goldens();
-    let mut wrong = Vec::new();
+    let mut errors = Vec::new();
     for case in &goldens.cases {
         let Case { base, kind, about, .. } = case;
-        match goldens.off(case) {
+        match goldens.largest_error(case) {
             Ok(off) if off <= EXACT => {}
-            Ok(off) => wrong.push(format!("{base}, {kind} of {about}: off by {off}")),
-            Err(error) => wrong.push(format!("{base}, {kind} of {about}: {error}")),
+            Ok(off) => errors.push(format!("{base}, {kind} of {about}: off by {off}")),
+            Err(error) => errors.push(format!("{base}, {kind} of {about}: {error}")),
         }
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(errors.is_empty(), "{}", errors.join("\n"));
 }
 
-/// Each family has keys that are left out, and keys that are in two places or not read.
+/// Each family has goldens with missing keys, and with duplicate or unused ones.
 #[test]
-fn configurations_of_every_family_are_among_the_goldens() {
+fn configurations_cover_every_family() {
     let goldens = read_goldens();
     for family in Family::ALL {
         let has = |kind: &str| goldens.cases.iter().any(|case| case.base == family.name() && case.kind == kind);

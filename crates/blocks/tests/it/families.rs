@@ -1,35 +1,34 @@
-//! The table of `docs/families.md`, made of what the goldens give.
+//! The table of `docs/families.md`, generated from the goldens.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use sepal_core::Family;
 
-use crate::gguf::distances;
-use crate::goldens::{EXACT, Off, worst};
+use crate::gguf::relative_errors;
+use crate::goldens::{EXACT, Errors, largest_errors};
 use crate::model::{Tiny, models};
 
 const BEGIN: &str = "<!-- families: begin -->\n";
 const END: &str = "<!-- families: end -->";
 
-/// What is known of one family.
 #[derive(Default)]
 struct Row {
     models: Vec<String>,
-    off: Off,
-    /// Of its GGUF files, if there are any.
+    errors: Errors,
+    /// Largest error of its GGUF files, if there are any.
     gguf: Option<f64>,
 }
 
-/// One row for each family; `numbers` writes what was measured.
+/// Returns one row for each family, with the measured numbers if `numbers`.
 fn table(numbers: bool) -> String {
     let mut rows: BTreeMap<&str, Row> = Family::ALL.map(|family| (family.name(), Row::default())).into();
     for name in models() {
         let row = rows.entry(Tiny::open(&name).config.family.name()).or_default();
-        row.off = row.off.or(worst(&name));
+        row.errors = row.errors.max(largest_errors(&name));
         row.models.push(name);
     }
-    for (name, off) in distances() {
+    for (name, off) in relative_errors() {
         let row = rows.entry(Tiny::open(&name).config.family.name()).or_default();
         row.gguf = Some(row.gguf.unwrap_or(0.0).max(off));
     }
@@ -43,26 +42,26 @@ fn table(numbers: bool) -> String {
     for (family, row) in rows {
         assert!(!row.models.is_empty(), "{family} has no golden: make_goldens.py makes one");
         let gguf = row.gguf.map_or_else(|| "-".to_owned(), verdict);
-        let (logits, grads) = (verdict(row.off.logits), verdict(row.off.grads));
+        let (logits, grads) = (verdict(row.errors.logits), verdict(row.errors.grads));
         text += &format!("| {family} | {} | {logits} | {grads} | {gguf} |\n", row.models.join(", "));
     }
     text
 }
 
-/// Numbers differ from machine to machine; what must not differ is which families are exact in what.
+/// Replaces measured numbers, which differ from machine to machine.
 fn without_numbers(table: &str) -> String {
     let cell = |cell: &str| if cell.trim().parse::<f64>().is_ok() { " exact ".to_owned() } else { cell.to_owned() };
     let line = |line: &str| line.split('|').map(cell).collect::<Vec<_>>().join("|");
     table.lines().map(|text| line(text) + "\n").collect()
 }
 
-/// `SEPAL_WRITE_DOCS=1` writes the table anew.
+/// `SEPAL_WRITE_DOCS=1` rewrites the table.
 #[test]
-fn the_table_of_families_is_true() {
+fn documented_table_of_families_is_current() {
     let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/families.md"));
     let text = std::fs::read_to_string(&path).expect("docs/families.md");
-    let (before, rest) = text.split_once(BEGIN).expect("the table begins");
-    let (found, after) = rest.split_once(END).expect("the table ends");
+    let (before, text) = text.split_once(BEGIN).expect("the table begins");
+    let (found, after) = text.split_once(END).expect("the table ends");
     if std::env::var_os("SEPAL_WRITE_DOCS").is_some() {
         std::fs::write(&path, format!("{before}{BEGIN}{}{END}{after}", table(true))).expect("written");
         return;

@@ -8,23 +8,23 @@ fn largest(tensor: &Tensor) -> f64 {
     f64::try_from(tensor.abs().max()).expect("a number")
 }
 
-/// Hidden states and gradients with weights of 16, 8 and 4 bits lie near those of fp32, and nearer the more bits.
+/// Hidden states and gradients with weights of 16, 8 and 4 bits are close to fp32, and closer with more bits.
 #[test]
-fn formats_are_near_fp32() {
+fn formats_are_close_to_fp32() {
     for name in &models() {
         let model = Tiny::open(name);
         let rows = Ragged::from_lengths([7, 2, 4]).expect("rows");
         let prompts = model.random(&[3, model.config.hidden as i64], 3);
         let text = model.ends().embed(&Tensor::arange(13, (Kind::Int64, tch::Device::Cpu))).expect("embedded");
-        let pull = model.random(&[3, model.config.hidden as i64], 4);
+        let weights = model.random(&[3, model.config.hidden as i64], 4);
         let run = |format: WeightFormat| {
             let span = Span::new(0, model.config.n_blocks).expect("a span");
-            let stack = BlockStack::load_as(&model, span, format).expect("a stack");
+            let stack = BlockStack::load_with(&model, span, format).expect("a stack");
             let prompts = prompts.copy().set_requires_grad(true);
             let hidden = Tensor::cat(&[&prompts, &text], 0);
             let output = stack.forward(&hidden, 3, &rows, None, Want::LastOfRows).expect("a forward");
             let output = Ends::load(&model).expect("ends").final_norm(&output).expect("normed");
-            (&output * &pull).sum(Kind::Float).backward();
+            (&output * &weights).sum(Kind::Float).backward();
             (output.detach(), prompts.grad(), stack.weight_bytes())
         };
         let (output, grad, bytes) = run(WeightFormat::F32);

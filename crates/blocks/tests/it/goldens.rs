@@ -42,16 +42,16 @@ impl Golden {
     }
 }
 
-/// How far from a golden: logits and the loss in absolute numbers, gradients relative to their largest entry.
+/// Errors against a golden: absolute for logits and the loss, relative to their largest entry for gradients.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Off {
+pub(crate) struct Errors {
     pub(crate) logits: f64,
     pub(crate) loss: f64,
     pub(crate) grads: f64,
 }
 
-impl Off {
-    pub(crate) fn or(self, other: Self) -> Self {
+impl Errors {
+    pub(crate) fn max(self, other: Self) -> Self {
         Self {
             logits: self.logits.max(other.logits),
             loss: self.loss.max(other.loss),
@@ -60,10 +60,10 @@ impl Off {
     }
 }
 
-/// Measures a golden with its first `prefix_len` prompts.
-fn measure(name: &str, mode: &str, prefix_len: usize) -> Off {
+/// Measures the errors of a golden with its first `prefix_len` prompts.
+fn measure(name: &str, mode: &str, prefix_len: usize) -> Errors {
     let (model, golden) = (Tiny::open(name), Golden::open(name));
-    let (ends, stack, rows) = (model.ends(), model.whole(), golden.rows());
+    let (ends, stack, rows) = (model.ends(), model.full_stack(), golden.rows());
     let first =
         |tensor: Tensor, dim: i64| tensor.detach().narrow(dim, 0, prefix_len as i64).copy().set_requires_grad(true);
     let (prompts, score) = (first(golden.trainable("prompts"), 0), golden.trainable("score.weight"));
@@ -78,57 +78,58 @@ fn measure(name: &str, mode: &str, prefix_len: usize) -> Off {
     assert_eq!(logits.kind(), Kind::Float);
 
     let case = if prefix_len == PREFIX { mode.to_owned() } else { format!("p{prefix_len}.{mode}") };
-    let expected = |what: &str| &golden.floats[&format!("{case}.{what}")];
+    let expected = |name: &str| &golden.floats[&format!("{case}.{name}")];
     let trained = [("score.weight", Some(&score)), ("prompts", Some(&prompts)), ("deep_prompts", deep.as_ref())];
-    let trained = trained.into_iter().filter_map(|(what, tensor)| Some((what, tensor?)));
-    let trained = trained.filter(|(what, _)| prefix_len > 0 || *what == "score.weight");
-    let grads = trained.map(|(what, tensor)| {
-        let expected = expected(&format!("grad.{what}"));
-        far(&tensor.grad(), expected) / f64::try_from(expected.abs().max()).expect("a number")
+    let trained = trained.into_iter().filter_map(|(name, tensor)| Some((name, tensor?)));
+    let trained = trained.filter(|(name, _)| prefix_len > 0 || *name == "score.weight");
+    let grads = trained.map(|(name, tensor)| {
+        let expected = expected(&format!("grad.{name}"));
+        largest_error(&tensor.grad(), expected) / f64::try_from(expected.abs().max()).expect("a number")
     });
-    Off {
-        logits: far(&logits, expected("logits")),
-        loss: far(&loss, expected("loss")),
+    Errors {
+        logits: largest_error(&logits, expected("logits")),
+        loss: largest_error(&loss, expected("loss")),
         grads: grads.fold(0.0, f64::max),
     }
 }
 
-fn far(found: &Tensor, expected: &Tensor) -> f64 {
+fn largest_error(found: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(found.size(), expected.size());
     let off = f64::try_from((found - expected).abs().max()).expect("a number");
     assert!(off.is_finite());
     off
 }
 
-/// Prompts of the goldens.
+/// Number of prompts in the goldens.
 const PREFIX: usize = 5;
-/// What counts as exact.
+/// Error below which a result counts as exact.
 pub(crate) const EXACT: f64 = 1e-4;
 
-/// The worst of a model's goldens: no prompts, one and five of them, with deep ones and without.
-pub(crate) fn worst(name: &str) -> Off {
+/// Returns the largest errors of a model's goldens: no prompts, one and five of them, with and without deep prompts.
+pub(crate) fn largest_errors(name: &str) -> Errors {
     let cases = [("ptune", 0), ("ptune", 1), ("ptune", PREFIX), ("deep", 1), ("deep", PREFIX)];
-    cases.into_iter().map(|(mode, prefix_len)| measure(name, mode, prefix_len)).fold(Off::default(), Off::or)
+    cases.into_iter().map(|(mode, prefix_len)| measure(name, mode, prefix_len)).fold(Errors::default(), Errors::max)
 }
 
 #[test]
-fn every_model_equals_transformers() {
+fn models_equal_transformers() {
     for name in &models() {
-        let off = worst(name);
+        let off = largest_errors(name);
         assert!(off.logits < EXACT && off.loss < EXACT && off.grads < EXACT, "{name} is off: {off:?}");
     }
 }
 
-/// A tensor that nobody reads is missing from the result: a bias, a norm, a layer.
+/// An unread tensor (a bias, a norm, a layer) would be missing from the result.
 #[test]
-fn every_tensor_is_read() {
-    // Heads of language models; masks and frequencies, which files of old have among the weights.
-    let others = ["lm_head.weight", "embed_out.weight", ".attn.bias", ".attention.bias", ".masked_bias", ".inv_freq"];
+fn models_read_every_tensor() {
+    // Heads of language models, and masks and frequencies that old files store among the weights.
+    let ignored = ["lm_head.weight", "embed_out.weight", ".attn.bias", ".attention.bias", ".masked_bias", ".inv_freq"];
     for name in &models() {
         let model = Tiny::open(name);
-        let _ = (model.whole(), model.ends());
+        let _ = (model.full_stack(), model.ends());
         let unread = model.unread();
-        let left: Vec<_> = unread.iter().filter(|name| !others.iter().any(|other| name.ends_with(other))).collect();
-        assert!(left.is_empty(), "{name}: no block and no end reads {left:?}");
+        let unread: Vec<_> =
+            unread.iter().filter(|name| !ignored.iter().any(|ignored| name.ends_with(ignored))).collect();
+        assert!(unread.is_empty(), "{name}: unread tensors {unread:?}");
     }
 }

@@ -11,31 +11,31 @@ fn some_rows() -> Ragged {
     Ragged::from_lengths(LENGTHS).expect("rows")
 }
 
-/// Prefix, text, deep prompts and the weights of the output positions that are wanted.
+/// Returns hidden states, deep prompts and weights of the output.
 fn some_inputs(model: &Tiny, want: Want) -> (Tensor, Tensor, Tensor) {
     let (rows, size) = (some_rows(), model.config.hidden as i64);
     let deep = model.random(&[model.config.n_blocks as i64, PREFIX as i64, size], 2);
-    let pull = model.random(&[want.positions(PREFIX, &rows) as i64, size], 3);
-    (model.hidden(PREFIX, &rows, 1), deep, pull)
+    let weights = model.random(&[want.positions(PREFIX, &rows) as i64, size], 3);
+    (model.hidden(PREFIX, &rows, 1), deep, weights)
 }
 
-fn whole(model: &Tiny, want: Want) -> Outcome {
-    let (hidden, deep, pull) = some_inputs(model, want);
-    let stack = model.whole();
-    outcome(&hidden, Some(&deep), &pull, |hidden, deep| {
+fn full_outcome(model: &Tiny, want: Want) -> Outcome {
+    let (hidden, deep, weights) = some_inputs(model, want);
+    let stack = model.full_stack();
+    outcome(&hidden, Some(&deep), &weights, |hidden, deep| {
         stack.forward(hidden, PREFIX, &some_rows(), deep, want).expect("a forward")
     })
 }
 
 #[test]
-fn a_chain_of_stacks_is_one_stack() {
+fn chain_of_stacks_equals_one_stack() {
     for name in &models() {
         let model = Tiny::open(name);
         for want in [Want::All, Want::LastOfRows] {
-            let (hidden, deep, pull) = some_inputs(&model, want);
+            let (hidden, deep, weights) = some_inputs(&model, want);
             let n_blocks = model.config.n_blocks;
             let stacks: Vec<_> = (0..n_blocks).map(|block_idx| model.stack(block_idx, block_idx + 1)).collect();
-            let chained = outcome(&hidden, Some(&deep), &pull, |hidden, deep| {
+            let chained = outcome(&hidden, Some(&deep), &weights, |hidden, deep| {
                 let mut hidden = hidden.shallow_clone();
                 for (block_idx, stack) in stacks.iter().enumerate() {
                     let deep = deep.map(|deep| deep.narrow(0, block_idx as i64, 1));
@@ -44,46 +44,46 @@ fn a_chain_of_stacks_is_one_stack() {
                 }
                 hidden
             });
-            chained.assert_close(&whole(&model, want), &format!("{name}, {want:?}"));
+            chained.assert_close(&full_outcome(&model, want), &format!("{name}, {want:?}"));
         }
     }
 }
 
 #[test]
-fn a_part_of_a_stack_is_the_stack_of_that_part() {
+fn forward_span_equals_a_stack_of_that_span() {
     for name in &models() {
         let model = Tiny::open(name);
-        let (stack, part) = (model.whole(), Span::new(1, 2).expect("a span"));
+        let (stack, span) = (model.full_stack(), Span::new(1, 2).expect("a span"));
         let (hidden, deep, _) = some_inputs(&model, Want::All);
         let deep = deep.narrow(0, 1, 1);
         for want in [Want::All, Want::LastOfRows] {
-            let of_stack = stack.forward_part(part, &hidden, PREFIX, &some_rows(), Some(&deep), want);
-            let alone = model.stack(1, 2).forward(&hidden, PREFIX, &some_rows(), Some(&deep), want);
-            assert_eq!(of_stack.expect("a forward"), alone.expect("a forward"), "{name}, {want:?}");
+            let found = stack.forward_span(span, &hidden, PREFIX, &some_rows(), Some(&deep), want);
+            let expected = model.stack(1, 2).forward(&hidden, PREFIX, &some_rows(), Some(&deep), want);
+            assert_eq!(found.expect("a forward"), expected.expect("a forward"), "{name}, {want:?}");
         }
     }
 }
 
 #[test]
-fn pooling_everything_is_wanting_the_last_tokens() {
+fn last_of_rows_equals_pooled_output_of_all_positions() {
     for name in &models() {
         let model = Tiny::open(name);
-        let (hidden, deep, pull) = some_inputs(&model, Want::LastOfRows);
-        let stack = model.whole();
-        let pooled = outcome(&hidden, Some(&deep), &pull, |hidden, deep| {
+        let (hidden, deep, weights) = some_inputs(&model, Want::LastOfRows);
+        let stack = model.full_stack();
+        let pooled = outcome(&hidden, Some(&deep), &weights, |hidden, deep| {
             let all = stack.forward(hidden, PREFIX, &some_rows(), deep, Want::All).expect("a forward");
             last_of_rows(&all, PREFIX, &some_rows())
         });
-        pooled.assert_close(&whole(&model, Want::LastOfRows), name);
+        pooled.assert_close(&full_outcome(&model, Want::LastOfRows), name);
     }
 }
 
 #[test]
-fn deep_prompts_of_zero_change_nothing() {
+fn deep_prompts_of_zero_have_no_effect() {
     for name in &models() {
         let model = Tiny::open(name);
         let (hidden, deep, _) = some_inputs(&model, Want::All);
-        let stack = model.whole();
+        let stack = model.full_stack();
         let without = forward(&stack, &hidden, PREFIX, &some_rows(), Want::All);
         let zeros = stack.forward(&hidden, PREFIX, &some_rows(), Some(&deep.zeros_like()), Want::All);
         assert_eq!(zeros.expect("a forward"), without, "{name}");
@@ -91,54 +91,54 @@ fn deep_prompts_of_zero_change_nothing() {
 }
 
 #[test]
-fn without_gradients_the_numbers_are_the_same_and_nothing_is_written_to() {
+fn forward_without_gradients_is_equal_and_leaves_inputs_unchanged() {
     for name in &models() {
         let model = Tiny::open(name);
         for want in [Want::All, Want::LastOfRows] {
             let (hidden, deep, _) = some_inputs(&model, want);
             let (hidden_before, deep_before) = (hidden.copy(), deep.copy());
-            let stack = model.whole();
+            let stack = model.full_stack();
             let output = tch::no_grad(|| stack.forward(&hidden, PREFIX, &some_rows(), Some(&deep), want));
             let output = output.expect("a forward");
             assert!(!output.requires_grad());
-            assert_close(&output, &whole(&model, want).output, 1e-6, name);
+            assert_close(&output, &full_outcome(&model, want).output, 1e-6, name);
             assert_eq!((hidden, deep), (hidden_before, deep_before), "{name}");
         }
     }
 }
 
-/// What a batch gives for each of its rows is what the row gives alone; the prefix's gradient is the sum.
+/// Checks that a batch gives each row the result of the row alone, and the prefix the sum of the gradients.
 fn check_rows_alone(model: &Tiny, prefix_len: usize, lengths: &[usize], want: Want, seed: u64) {
     let rows = Ragged::from_lengths(lengths.iter().copied()).expect("rows");
     let hidden = model.hidden(prefix_len, &rows, seed);
-    let stack = model.whole();
+    let stack = model.full_stack();
     let size = model.config.hidden as i64;
-    let pull = model.random(&[want.positions(prefix_len, &rows) as i64, size], seed + 1);
-    // The prefix's own outputs would count once for the batch and once for each row.
-    let pull = match want {
+    let weights = model.random(&[want.positions(prefix_len, &rows) as i64, size], seed + 1);
+    // Without the prefix's own outputs, which would count once for the batch and once for each row.
+    let weights = match want {
         Want::All => Tensor::cat(
             &[
-                pull.narrow(0, 0, prefix_len as i64).zeros_like(),
-                pull.narrow(0, prefix_len as i64, rows.n_tokens() as i64),
+                weights.narrow(0, 0, prefix_len as i64).zeros_like(),
+                weights.narrow(0, prefix_len as i64, rows.n_tokens() as i64),
             ],
             0,
         ),
-        Want::LastOfRows => pull,
+        Want::LastOfRows => weights,
     };
-    let batch = outcome(&hidden, None, &pull, |hidden, _| forward(&stack, hidden, prefix_len, &rows, want));
+    let batch = outcome(&hidden, None, &weights, |hidden, _| forward(&stack, hidden, prefix_len, &rows, want));
 
     let prefix = prefix_len as i64;
     let mut grad_prefix = Tensor::zeros([prefix, size], (Kind::Float, tch::Device::Cpu));
     for (row, &length) in lengths.iter().enumerate() {
         let (start, length) = (prefix + rows.range(row).start as i64, length as i64);
-        let part = |of: &Tensor| Tensor::cat(&[of.narrow(0, 0, prefix), of.narrow(0, start, length)], 0);
-        let (pull, batch_output) = match want {
-            Want::All => (part(&pull), part(&batch.output)),
-            Want::LastOfRows => (pull.narrow(0, row as i64, 1), batch.output.narrow(0, row as i64, 1)),
+        let part = |full: &Tensor| Tensor::cat(&[full.narrow(0, 0, prefix), full.narrow(0, start, length)], 0);
+        let (weights, batch_output) = match want {
+            Want::All => (part(&weights), part(&batch.output)),
+            Want::LastOfRows => (weights.narrow(0, row as i64, 1), batch.output.narrow(0, row as i64, 1)),
         };
         let one_row = Ragged::from_lengths([length as usize]).expect("a row");
         let alone =
-            outcome(&part(&hidden), None, &pull, |hidden, _| forward(&stack, hidden, prefix_len, &one_row, want));
+            outcome(&part(&hidden), None, &weights, |hidden, _| forward(&stack, hidden, prefix_len, &one_row, want));
         assert_close(&alone.output, &batch_output, 1e-5, "output of a row alone");
         let text = alone.grad_hidden.narrow(0, prefix, length);
         let largest = f64::try_from(batch.grad_hidden.abs().max()).expect("a number");
@@ -152,7 +152,7 @@ fn check_rows_alone(model: &Tiny, prefix_len: usize, lengths: &[usize], want: Wa
 }
 
 #[test]
-fn a_batch_gives_what_its_rows_give_one_by_one() {
+fn batch_equals_its_rows_one_by_one() {
     for name in &models() {
         let model = Tiny::open(name);
         for want in [Want::All, Want::LastOfRows] {
@@ -162,9 +162,9 @@ fn a_batch_gives_what_its_rows_give_one_by_one() {
     }
 }
 
-/// Most layers of the batch go to oneDNN, none of a row alone.
+/// oneDNN computes most layers of the batch, but none of a single row.
 #[test]
-fn a_large_batch_gives_what_its_rows_give() {
+fn large_batch_equals_its_rows() {
     let lengths: Vec<usize> = (0..200).map(|row| 150 + row % 7).collect();
     for name in ["llama-gqa", "bloom", "gpt2", "phi3"] {
         let model = Tiny::open(name);
@@ -177,7 +177,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
-    fn rows_of_any_lengths_stand_alone(
+    fn rows_of_any_lengths_are_independent(
         model in 0..models().len(),
         prefix_len in 0_usize..9,
         lengths in prop::collection::vec(prop_oneof![1_usize..20, 60_usize..70], 1..9),
@@ -189,12 +189,12 @@ proptest! {
     }
 
     #[test]
-    fn the_order_of_rows_does_not_matter(
+    fn order_of_rows_has_no_effect(
         model in 0..models().len(),
         order in Just((0..LENGTHS.len()).collect::<Vec<_>>()).prop_shuffle(),
     ) {
         let model = Tiny::open(&models()[model]);
-        let (rows, stack) = (some_rows(), model.whole());
+        let (rows, stack) = (some_rows(), model.full_stack());
         let hidden = model.hidden(PREFIX, &rows, 1);
         let expected = forward(&stack, &hidden, PREFIX, &rows, Want::LastOfRows);
         let mut parts = vec![hidden.narrow(0, 0, PREFIX as i64)];

@@ -1,12 +1,12 @@
-//! The blocks against PyTorch and transformers, and against themselves.
+//! Tests of blocks against PyTorch and transformers, and of their invariants.
 
+mod cobatching;
 mod configs;
 mod families;
 mod formats;
 mod gguf;
-mod given;
 mod goldens;
+mod injected;
 mod invariants;
 mod model;
 mod refusals;
-mod together;

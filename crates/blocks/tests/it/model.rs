@@ -1,4 +1,4 @@
-//! The tiny golden models.
+//! Tiny golden models.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use sepal_checkpoint::Checkpoint;
 use sepal_core::{Family, HostTensor, ModelConfig, Ragged, Span, Want};
 use tch::{Kind, Tensor};
 
-/// The names of the tiny models: each family in each of its forms.
+/// Returns the names of the tiny models: each family in each of its variants.
 pub(crate) fn models() -> Vec<String> {
     let entries = std::fs::read_dir(goldens()).expect("the goldens").map(|entry| entry.expect("an entry").path());
     let folders = entries.filter(|path| path.join("config.json").is_file());
@@ -24,14 +24,14 @@ pub(crate) fn goldens() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../testkit/goldens"))
 }
 
-/// A golden model; tests may change its configuration and hide tensors.
+/// Golden model; tests change its configuration and hide tensors.
 pub(crate) struct Tiny {
     pub(crate) config: ModelConfig,
-    /// Tensors in the place of the checkpoint's, or nothing.
+    /// Replacements for tensors of the checkpoint; `None` hides the tensor.
     pub(crate) changed: HashMap<String, Option<HostTensor>>,
     checkpoint: Checkpoint,
-    /// The names of tensors that were asked for.
-    asked: Mutex<HashSet<String>>,
+    /// Names of the tensors that were read.
+    read: Mutex<HashSet<String>>,
 }
 
 impl Tiny {
@@ -42,22 +42,22 @@ impl Tiny {
     pub(crate) fn read(path: &Path) -> Self {
         let checkpoint = Checkpoint::open(path).expect("a checkpoint");
         let config = checkpoint.config().clone();
-        Self { config, changed: HashMap::new(), checkpoint, asked: Mutex::default() }
+        Self { config, changed: HashMap::new(), checkpoint, read: Mutex::default() }
     }
 
-    /// The tensors of the checkpoint that nobody has asked for.
+    /// Returns the names of the checkpoint's tensors that were not read.
     pub(crate) fn unread(&self) -> Vec<&str> {
-        let (asked, prefix) = (self.asked.lock().expect("no panic"), self.config.family.prefix());
+        let (read, prefix) = (self.read.lock().expect("no panic"), self.config.family.prefix());
         let bare = |name: &str| name.strip_prefix(prefix).unwrap_or(name).to_owned();
-        let asked: HashSet<String> = asked.iter().map(|name| bare(name)).collect();
-        self.checkpoint.names().filter(|name| !asked.contains(&bare(name))).collect()
+        let read: HashSet<String> = read.iter().map(|name| bare(name)).collect();
+        self.checkpoint.names().filter(|name| !read.contains(&bare(name))).collect()
     }
 
     pub(crate) fn stack(&self, start: usize, end: usize) -> BlockStack {
         BlockStack::load(self, Span::new(start, end).expect("a span")).expect("a stack")
     }
 
-    pub(crate) fn whole(&self) -> BlockStack {
+    pub(crate) fn full_stack(&self) -> BlockStack {
         self.stack(0, self.config.n_blocks)
     }
 
@@ -65,12 +65,12 @@ impl Tiny {
         Ends::load(self).expect("the ends")
     }
 
-    /// Numbers of about the size of hidden states, always the same for a seed.
+    /// Returns numbers of about the size of hidden states, which depend on the seed only.
     pub(crate) fn random(&self, shape: &[i64], seed: u64) -> Tensor {
         sepal_nn::init::normal(shape, 0.5, &mut sepal_nn::init::rng(seed, "test")).expect("numbers")
     }
 
-    /// A prefix and rows.
+    /// Returns hidden states of a prefix and rows.
     pub(crate) fn hidden(&self, prefix_len: usize, rows: &Ragged, seed: u64) -> Tensor {
         self.random(&[(prefix_len + rows.n_tokens()) as i64, self.config.hidden as i64], seed)
     }
@@ -82,7 +82,7 @@ impl Weights for Tiny {
     }
 
     fn tensor(&self, name: &str) -> Result<HostTensor, BoxError> {
-        self.asked.lock().expect("no panic").insert(name.to_owned());
+        self.read.lock().expect("no panic").insert(name.to_owned());
         match self.changed.get(name) {
             Some(changed) => changed.clone().ok_or_else(|| format!("no tensor `{name}`").into()),
             None => Ok(self.checkpoint.tensor(name)?),
@@ -94,56 +94,58 @@ impl Weights for Tiny {
     }
 }
 
-/// One forward and the gradients, as host numbers, of a sum over the output with fixed weights.
+/// Output of a forward pass, and the gradients of its weighted sum.
 pub(crate) struct Outcome {
     pub(crate) output: Tensor,
     pub(crate) grad_hidden: Tensor,
     pub(crate) grad_deep: Option<Tensor>,
 }
 
-/// Runs `forward` on leaves and goes back from its output weighted by `pull`.
+/// Runs `forward` on leaves, and the backward pass of its output weighted by `weights`.
 pub(crate) fn outcome(
     hidden: &Tensor,
     deep: Option<&Tensor>,
-    pull: &Tensor,
+    weights: &Tensor,
     forward: impl Fn(&Tensor, Option<&Tensor>) -> Tensor,
 ) -> Outcome {
     let hidden = hidden.detach().copy().set_requires_grad(true);
     let deep = deep.map(|deep| deep.detach().copy().set_requires_grad(true));
     let output = forward(&hidden, deep.as_ref());
-    (&output * pull).sum(Kind::Float).backward();
+    (&output * weights).sum(Kind::Float).backward();
     Outcome { output: output.detach(), grad_hidden: hidden.grad(), grad_deep: deep.map(|deep| deep.grad()) }
 }
 
 impl Outcome {
-    pub(crate) fn assert_close(&self, other: &Outcome, what: &str) {
-        assert_close(&self.output, &other.output, 1e-5, &format!("{what}: output"));
-        assert_close(&self.grad_hidden, &other.grad_hidden, 1e-5, &format!("{what}: gradient of hidden states"));
-        match (&self.grad_deep, &other.grad_deep) {
-            (Some(one), Some(two)) => assert_close(one, two, 1e-5, &format!("{what}: gradient of deep prompts")),
-            (one, two) => assert_eq!(one.is_some(), two.is_some(), "{what}: gradient of deep prompts"),
+    pub(crate) fn assert_close(&self, expected: &Outcome, label: &str) {
+        assert_close(&self.output, &expected.output, 1e-5, &format!("{label}: output"));
+        assert_close(&self.grad_hidden, &expected.grad_hidden, 1e-5, &format!("{label}: gradient of hidden states"));
+        match (&self.grad_deep, &expected.grad_deep) {
+            (Some(found), Some(expected)) => {
+                assert_close(found, expected, 1e-5, &format!("{label}: gradient of deep prompts"))
+            }
+            (found, expected) => assert_eq!(found.is_some(), expected.is_some(), "{label}: gradient of deep prompts"),
         }
     }
 }
 
-/// Within `tolerance` of the largest entry of `expected`, or of 1 if that is less.
-pub(crate) fn assert_close(found: &Tensor, expected: &Tensor, tolerance: f64, what: &str) {
-    assert_eq!(found.size(), expected.size(), "{what}: shape");
+/// Asserts a difference within `tolerance` of the largest entry of `expected`.
+pub(crate) fn assert_close(found: &Tensor, expected: &Tensor, tolerance: f64, label: &str) {
+    assert_eq!(found.size(), expected.size(), "{label}: shape");
     if expected.numel() == 0 {
         return;
     }
     let largest = f64::try_from(expected.abs().max()).expect("a number");
     let off = f64::try_from((found - expected).abs().max()).expect("a number");
-    assert!(off.is_finite() && off <= tolerance * largest, "{what}: off by {off}, the largest entry is {largest}");
+    assert!(off.is_finite() && off <= tolerance * largest, "{label}: off by {off}, the largest entry is {largest}");
 }
 
-/// The last token of each row of `output [prefix_len + n_tokens, hidden]`.
+/// Returns the last token of each row of `output [prefix_len + n_tokens, hidden]`.
 pub(crate) fn last_of_rows(output: &Tensor, prefix_len: usize, rows: &Ragged) -> Tensor {
     let last: Vec<i64> = (0..rows.len()).map(|row| (prefix_len + rows.range(row).end - 1) as i64).collect();
     output.index_select(0, &Tensor::from_slice(&last))
 }
 
-/// The stack on hidden states, without deep prompts.
+/// Runs the stack without deep prompts.
 pub(crate) fn forward(stack: &BlockStack, hidden: &Tensor, prefix_len: usize, rows: &Ragged, want: Want) -> Tensor {
     stack.forward(hidden, prefix_len, rows, None, want).expect("a forward")
 }

@@ -9,20 +9,20 @@ fn load(model: &Tiny, start: usize, end: usize) -> Result<BlockStack, LoadError>
 }
 
 #[test]
-fn hidden_states_of_another_shape_are_refused() {
+fn forward_with_wrong_hidden_shape_fails() {
     let model = Tiny::open("llama-gqa");
-    let stack = model.whole();
+    let stack = model.full_stack();
     let rows = Ragged::from_lengths([3, 2]).expect("rows");
     for shape in [&[7, 32][..], &[9, 32], &[8, 31], &[8], &[1, 8, 32], &[0, 32]] {
         let result = stack.forward(&model.random(shape, 1), 3, &rows, None, Want::All);
-        assert!(matches!(result, Err(ForwardError::Hidden { expected: [8, 32], .. })), "{shape:?} was taken");
+        assert!(matches!(result, Err(ForwardError::Hidden { expected: [8, 32], .. })), "{shape:?} was accepted");
     }
     let double = model.random(&[8, 32], 1).to_kind(Kind::Double);
     assert!(matches!(stack.forward(&double, 3, &rows, None, Want::All), Err(ForwardError::Hidden { .. })));
 }
 
 #[test]
-fn deep_prompts_of_another_shape_are_refused() {
+fn forward_with_wrong_deep_prompts_shape_fails() {
     let model = Tiny::open("bloom");
     let stack = model.stack(1, 3);
     let rows = Ragged::from_lengths([3, 2]).expect("rows");
@@ -30,21 +30,24 @@ fn deep_prompts_of_another_shape_are_refused() {
     // Fewer prompts than blocks must not skip blocks.
     for shape in [&[1, 3, 32][..], &[3, 3, 32], &[2, 2, 32], &[2, 3, 31], &[2, 96], &[]] {
         let result = stack.forward(&hidden, 3, &rows, Some(&model.random(shape, 1)), Want::All);
-        assert!(matches!(result, Err(ForwardError::DeepPrompts { expected: [2, 3, 32], .. })), "{shape:?} was taken");
+        assert!(
+            matches!(result, Err(ForwardError::DeepPrompts { expected: [2, 3, 32], .. })),
+            "{shape:?} was accepted"
+        );
     }
 }
 
 #[test]
-fn blocks_that_the_stack_does_not_hold_are_refused() {
+fn forward_span_outside_of_the_stack_fails() {
     let model = Tiny::open("llama-gqa");
     let rows = Ragged::from_lengths([2]).expect("rows");
-    let part = Span::new(0, 2).expect("a span");
-    let result = model.stack(1, 3).forward_part(part, &model.random(&[2, 32], 1), 0, &rows, None, Want::All);
-    assert!(matches!(result, Err(ForwardError::Part { .. })));
+    let span = Span::new(0, 2).expect("a span");
+    let result = model.stack(1, 3).forward_span(span, &model.random(&[2, 32], 1), 0, &rows, None, Want::All);
+    assert!(matches!(result, Err(ForwardError::Span { .. })));
 }
 
 #[test]
-fn spans_and_tensors_that_the_model_does_not_have_are_refused() {
+fn load_without_blocks_or_tensors_fails() {
     let mut model = Tiny::open("llama-gqa");
     assert!(matches!(load(&model, 2, 4), Err(LoadError::Span { n_blocks: 3, .. })));
 
@@ -57,18 +60,18 @@ fn spans_and_tensors_that_the_model_does_not_have_are_refused() {
         }
         result => panic!("expected a shape error, got {result:?}"),
     }
-    assert!(load(&model, 2, 3).is_ok(), "other blocks do not need it");
+    assert!(load(&model, 2, 3).is_ok(), "independent of other blocks");
     model.changed.insert(name.to_owned(), None);
     assert!(matches!(load(&model, 1, 2), Err(LoadError::Read { name: found, .. }) if found == name));
 }
 
 #[test]
-fn architectures_that_only_look_alike_are_refused() {
+fn load_of_similar_architectures_fails() {
     let mut model = Tiny::open("llama-gqa");
     let norm = HostTensor::from_f32(vec![8], &[1.0; 8]).expect("fits");
     model.changed.insert("model.layers.0.self_attn.q_norm.weight".to_owned(), Some(norm));
     assert!(matches!(load(&model, 0, 1), Err(LoadError::Unsupported { .. })));
-    // The two names of a StableLM's norms of heads: in a folder, and of a GGUF file.
+    // Both names of StableLM's norms of heads: in a folder, and in a GGUF file.
     for name in ["q_layernorm.norms.0", "q_norm"] {
         let mut model = Tiny::open("stablelm");
         let norm = HostTensor::from_f32(vec![16], &[1.0; 16]).expect("fits");
@@ -90,21 +93,21 @@ fn architectures_that_only_look_alike_are_refused() {
 }
 
 #[test]
-fn sequences_beyond_learned_positions_are_refused() {
+fn forward_beyond_learned_positions_fails() {
     let model = Tiny::open("gpt2");
     let rows = Ragged::from_lengths([3, 254]).expect("rows");
-    let stack = model.whole();
+    let stack = model.full_stack();
     assert!(stack.forward(&model.hidden(2, &rows, 1), 2, &rows, None, Want::LastOfRows).is_ok());
     match stack.forward(&model.hidden(3, &rows, 1), 3, &rows, None, Want::LastOfRows) {
         Err(ForwardError::Positions { length: 257, learned: 256 }) => {}
         result => panic!("expected an error of positions, got {result:?}"),
     }
-    // Later blocks know nothing of positions.
+    // Later blocks have no learned positions.
     assert!(model.stack(1, 2).forward(&model.hidden(3, &rows, 1), 3, &rows, None, Want::All).is_ok());
 }
 
 #[test]
-fn the_ends_refuse_what_is_not_theirs() {
+fn ends_with_wrong_inputs_fail() {
     let mut model = Tiny::open("bloom");
     let ends = model.ends();
     assert!(matches!(ends.embed(&Tensor::from_slice(&[3_i64, 64])), Err(EndsError::Vocabulary { id: 64, .. })));

@@ -1,6 +1,6 @@
 //! Blocks that run in this process.
 
-use sepal_blocks::{BlockStack, Injected};
+use sepal_blocks::{BlockStack, InjectedTensors};
 use sepal_core::{DEEP_PROMPTS, PREFIX_KEYS_VALUES, Ragged, Want};
 use sepal_remote::ServerUsage;
 use sepal_swarm::Traffic;
@@ -92,8 +92,8 @@ impl LocalTunables {
         Ok(Self { deep_prompts: first(&self.deep_prompts)?, keys_values: first(&self.keys_values)? })
     }
 
-    fn injected(&self) -> Injected<'_> {
-        Injected { deep_prompts: self.deep_prompts.as_ref(), keys_values: self.keys_values.as_ref() }
+    fn injected(&self) -> InjectedTensors<'_> {
+        InjectedTensors { deep_prompts: self.deep_prompts.as_ref(), keys_values: self.keys_values.as_ref() }
     }
 }
 
@@ -110,6 +110,6 @@ pub(super) fn run(
     let hidden = Tensor::f_cat(&inputs, 0)?; // [prefix_len + n_tokens, hidden]
     let prefix_len = prefix.map_or(0, |prefix| prefix.size()[0].unsigned_abs() as usize);
     let first = tunables.first(stack.span().len())?;
-    let injected = if prefix.is_some() { first.injected() } else { Injected::default() };
-    stack.forward_injected(stack.span(), &hidden, prefix_len, rows, injected, want).map_err(BlocksError::Local)
+    let injected = if prefix.is_some() { first.injected() } else { InjectedTensors::default() };
+    stack.forward_with(stack.span(), &hidden, prefix_len, rows, injected, want).map_err(BlocksError::Local)
 }

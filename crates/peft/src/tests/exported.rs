@@ -162,11 +162,11 @@ fn keys_of_another_shape_are_refused() {
     let heads = config.n_kv_heads as i64;
     let prefix_of = |span, heads, len| {
         let given = KeysValues { keys: zeros(heads, 3), values: zeros(heads, len) };
-        stack.prefix_of(span, &[given]).map(|kept| kept.len())
+        stack.prefix_cache_from(span, &[given]).map(|kept| kept.len())
     };
     assert_eq!(prefix_of(block, heads, 3).expect("fits"), 3);
     assert!(matches!(prefix_of(block, heads, 2), Err(ForwardError::KeysValues { .. })));
     assert!(matches!(prefix_of(block, heads + 1, 3), Err(ForwardError::KeysValues { .. })));
     let elsewhere = Span::new(0, 1).expect("a block");
-    assert!(matches!(prefix_of(elsewhere, heads, 3), Err(ForwardError::Part { .. })));
+    assert!(matches!(prefix_of(elsewhere, heads, 3), Err(ForwardError::Span { .. })));
 }

@@ -6,7 +6,7 @@ mod with_peft;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use sepal_blocks::{BlockStack, Ends, Injected};
+use sepal_blocks::{BlockStack, Ends, InjectedTensors};
 use sepal_checkpoint::Checkpoint;
 use sepal_core::{DType, NamedHostTensor, Ragged, Span, Want};
 use sepal_nn::init::{normal, rng};
@@ -107,8 +107,8 @@ fn logits(checkpoint: &Checkpoint, adapter: &Path, rows: &[Vec<i64>]) -> Vec<f64
     };
     let prefix = ends.embed_prompts(&prompts).expect("embedded");
     let hidden = Tensor::cat(&[prefix, tokens], 0);
-    let injected = Injected { deep_prompts: deep.as_ref(), keys_values: keys_values.as_ref() };
-    let pooled = blocks.forward_injected(all, &hidden, adapter.prefix_len(), &lengths, injected, Want::LastOfRows);
+    let injected = InjectedTensors { deep_prompts: deep.as_ref(), keys_values: keys_values.as_ref() };
+    let pooled = blocks.forward_with(all, &hidden, adapter.prefix_len(), &lengths, injected, Want::LastOfRows);
     let pooled = ends.final_norm(&pooled.expect("computed")).expect("normed");
     let logits = pooled.linear(&tensor(&adapter.score), None::<Tensor>);
     Vec::try_from(logits.flatten(0, -1).to_kind(tch::Kind::Double)).expect("numbers")

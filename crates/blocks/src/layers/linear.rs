@@ -1,11 +1,11 @@
-use sepal_autograd::linear::{Rows, linear};
+use sepal_autograd::linear::{RowCount, linear};
 use sepal_core::WeightFormat;
 use tch::{TchError, Tensor};
 
-use crate::matrix::Matrix;
-use crate::norm::NormWeights;
+use crate::layers::matrix::Matrix;
+use crate::layers::norm::NormWeights;
 
-/// A linear layer as a checkpoint has it, on its way to a [`Linear`].
+/// Linear layer of a checkpoint, to be frozen into a [`Linear`].
 pub(crate) struct Layer {
     /// `[out, in]`
     pub(crate) weight: Tensor,
@@ -16,7 +16,7 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
-    /// The outputs of all layers, none of which is behind a norm, one after another. A bias that is missing among others is zero.
+    /// Layer with the outputs of all `layers`, which must have no factors of inputs. A missing bias among others is zero.
     pub(crate) fn stacked(layers: &[Layer]) -> Result<Self, TchError> {
         let weights: Vec<&Tensor> = layers.iter().map(|layer| &layer.weight).collect();
         let weight = Tensor::f_cat(&weights, 0)?;
@@ -31,19 +31,19 @@ impl Layer {
         Ok(Self { weight, bias: Some(Tensor::f_cat(&biases, 0)?), inputs: None })
     }
 
-    /// With the rows, and entries of the bias, that `pick` makes of them.
-    pub(crate) fn map_rows(&self, pick: impl Fn(&Tensor) -> Result<Tensor, TchError>) -> Result<Self, TchError> {
-        let bias = self.bias.as_ref().map(&pick).transpose()?;
-        Ok(Self { weight: pick(&self.weight)?, bias, inputs: self.inputs.as_ref().map(Tensor::shallow_clone) })
+    /// Applies `map` to the weight and the bias.
+    pub(crate) fn map_rows(&self, map: impl Fn(&Tensor) -> Result<Tensor, TchError>) -> Result<Self, TchError> {
+        let bias = self.bias.as_ref().map(&map).transpose()?;
+        Ok(Self { weight: map(&self.weight)?, bias, inputs: self.inputs.as_ref().map(Tensor::shallow_clone) })
     }
 
-    /// The outputs `start..start + len`.
+    /// Layer of the outputs `start..start + len`.
     pub(crate) fn part(&self, start: usize, len: usize) -> Result<Self, TchError> {
         self.map_rows(|rows| rows.f_narrow(0, start as i64, len as i64))
     }
 
-    /// The layer on a norm without weights does what this one does on the norm with `norm`: both are linear and frozen,
-    /// so one pass over the hidden states is saved.
+    /// Includes the weights of the norm before the layer. Both are linear and frozen, which saves one pass over the
+    /// hidden states.
     pub(crate) fn after(self, norm: &NormWeights) -> Result<Self, TchError> {
         let bias = match (self.bias, &norm.shift) {
             (Some(bias), Some(shift)) => Some(self.weight.f_mv(shift)?.f_add(&bias)?),
@@ -55,51 +55,51 @@ impl Layer {
 
     pub(crate) fn frozen(self, format: WeightFormat) -> Result<Linear, TchError> {
         let weight = Matrix::new(&self.weight, self.inputs.as_ref(), format)?;
-        Ok(Linear { weight, bias: self.bias, rows: Rows::Steady })
+        Ok(Linear { weight, bias: self.bias, row_count: RowCount::Repeated })
     }
 }
 
-/// A frozen linear layer. It keeps nothing of its input for the backward pass.
+/// Frozen linear layer. Its backward pass needs no saved tensors.
 #[derive(Debug)]
 pub(crate) struct Linear {
-    /// `[in, out]`, as a product reads it.
+    /// `[in, out]`
     weight: Matrix,
     bias: Option<Tensor>,
-    rows: Rows,
+    row_count: RowCount,
 }
 
 impl Linear {
-    /// Of as many rows as somebody else decides, block by block.
-    pub(crate) fn of_varying_rows(self) -> Self {
-        Self { rows: Rows::Varying, ..self }
+    /// Layer whose number of input rows varies from block to block.
+    pub(crate) fn with_varying_rows(self) -> Self {
+        Self { row_count: RowCount::Varying, ..self }
     }
 
-    /// `[n, in]` to `[n, out]`.
+    /// Returns the output `[n, out]` for `x [n, in]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        linear(x, &*self.weight.numbers()?, self.bias.as_ref(), None, self.rows)
+        linear(x, &*self.weight.to_f32()?, self.bias.as_ref(), None, self.row_count)
     }
 
-    /// `residual [n, out]` plus the layer's output.
-    pub(crate) fn add_to(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor, TchError> {
-        linear(x, &*self.weight.numbers()?, self.bias.as_ref(), Some(residual), self.rows)
+    /// Returns `residual [n, out]` plus the output.
+    pub(crate) fn forward_add(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor, TchError> {
+        linear(x, &*self.weight.to_f32()?, self.bias.as_ref(), Some(residual), self.row_count)
     }
 
-    /// From the gradient of the output `[n, out]` to that of the input `[n, in]`.
+    /// Returns the gradient of the input `[n, in]`, given that of the output `[n, out]`.
     pub(crate) fn backward(&self, grad: &Tensor) -> Result<Tensor, TchError> {
-        linear(grad, &self.weight.numbers()?.f_transpose(0, 1)?, None, None, self.rows)
+        linear(grad, &self.weight.to_f32()?.f_transpose(0, 1)?, None, None, self.row_count)
     }
 
-    /// `sum [n, in]` plus the gradient of the input.
-    pub(crate) fn add_backward(&self, sum: &Tensor, grad: &Tensor) -> Result<Tensor, TchError> {
-        linear(grad, &self.weight.numbers()?.f_transpose(0, 1)?, None, Some(sum), self.rows)
+    /// Returns `sum [n, in]` plus the gradient of the input.
+    pub(crate) fn backward_add(&self, sum: &Tensor, grad: &Tensor) -> Result<Tensor, TchError> {
+        linear(grad, &self.weight.to_f32()?.f_transpose(0, 1)?, None, Some(sum), self.row_count)
     }
 
-    /// Numbers of the output of a position.
+    /// Width of the output.
     pub(crate) fn outputs(&self) -> i64 {
         self.weight.shape()[1]
     }
 
-    /// Memory held, in bytes.
+    /// Memory of weight and bias, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.weight.bytes() + self.bias.as_ref().map_or(0, |bias| bias.numel() * size_of::<f32>())
     }
@@ -110,13 +110,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_bias_among_others_is_zero() {
+    fn stacked_missing_bias_is_zero() {
         let ones = || Tensor::ones([2, 3], (tch::Kind::Float, tch::Device::Cpu));
         let layer = |bias| Layer { weight: ones(), bias, inputs: None };
         let bias = Tensor::from_slice(&[5.0_f32, 6.0]);
-        let both = Layer::stacked(&[layer(Some(bias)), layer(None)]).expect("stacked");
-        assert_eq!(both.weight.size(), [4, 3]);
-        assert_eq!(Vec::<f32>::try_from(both.bias.expect("a bias")).expect("numbers"), [5.0, 6.0, 0.0, 0.0]);
+        let stacked = Layer::stacked(&[layer(Some(bias)), layer(None)]).expect("stacked");
+        assert_eq!(stacked.weight.size(), [4, 3]);
+        assert_eq!(Vec::<f32>::try_from(stacked.bias.expect("a bias")).expect("numbers"), [5.0, 6.0, 0.0, 0.0]);
         assert!(Layer::stacked(&[layer(None)]).expect("stacked").bias.is_none());
     }
 }

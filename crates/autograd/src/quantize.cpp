@@ -1,10 +1,10 @@
-// Weights in 8 and in 4 bits, widened to fp32 in one pass over memory and with all threads of libtorch.
+// Weights in 8 and in 4 bits, dequantized to fp32 in one pass over memory and with all threads of libtorch.
 
 #include "kernels.h"
 
 namespace {
 
-// Numbers with one scale in NF4, and bytes that they take: byte j has the numbers j and j + BYTES.
+// Numbers that share a scale in NF4, and their size in bytes: byte j holds the numbers j and j + BYTES.
 constexpr int64_t GROUP = 64, BYTES = GROUP / 2;
 
 SEPAL_CLONES void int8_rows(const int8_t *codes, const float *scales, const float *columns, float *out, int64_t width,
@@ -42,14 +42,14 @@ void nf4_rows(const uint8_t *codes, const float *scales, const float *levels, co
 void check(const at::Tensor &tensor, at::ScalarType type, int64_t numel) {
   TORCH_CHECK(tensor.scalar_type() == type && tensor.device().is_cpu() && tensor.is_contiguous() &&
                   tensor.numel() == numel,
-              "expected ", numel, " numbers of ", type, " side by side on the CPU");
+              "expected ", numel, " numbers of ", type, ", contiguous on the CPU");
 }
 
 } // namespace
 
 extern "C" {
 
-char *sepal_codes_int8(const at::Tensor *codes, const at::Tensor *scales, const at::Tensor *columns,
+char *sepal_dequantize_int8(const at::Tensor *codes, const at::Tensor *scales, const at::Tensor *columns,
                        const at::Tensor *out) {
   return caught([&] {
     TORCH_CHECK(out->dim() == 2, "expected a matrix");
@@ -65,7 +65,7 @@ char *sepal_codes_int8(const at::Tensor *codes, const at::Tensor *scales, const 
   });
 }
 
-char *sepal_codes_nf4(const at::Tensor *codes, const at::Tensor *scales, const at::Tensor *levels,
+char *sepal_dequantize_nf4(const at::Tensor *codes, const at::Tensor *scales, const at::Tensor *levels,
                       const at::Tensor *columns, const at::Tensor *out) {
   return caught([&] {
     TORCH_CHECK(out->dim() == 2, "expected a matrix");

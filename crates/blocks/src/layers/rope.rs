@@ -3,12 +3,12 @@ use std::f64::consts::TAU;
 use sepal_core::{ModelConfig, Rope, RopeScaling};
 use tch::{Device, Kind, TchError, Tensor};
 
-/// The rotary positions of a model's blocks.
+/// Rotary embeddings of a model's blocks.
 #[derive(Debug, Default)]
 pub(crate) struct Rotaries {
-    pub(crate) all: Option<Rotary>,
-    /// Of blocks with a window, where they are others.
-    pub(crate) in_window: Option<Rotary>,
+    pub(crate) full: Option<Rotary>,
+    /// Rotary embedding of blocks with a window, if it differs.
+    pub(crate) windowed: Option<Rotary>,
 }
 
 impl Rotaries {
@@ -16,19 +16,18 @@ impl Rotaries {
         let rotary = |rope: &Rope| Rotary::new(rope, device);
         let window = config.scores.window.as_ref();
         Ok(Self {
-            all: config.rope.as_ref().map(rotary).transpose()?,
-            in_window: window.and_then(|window| window.rope.as_ref()).map(rotary).transpose()?,
+            full: config.rope.as_ref().map(rotary).transpose()?,
+            windowed: window.and_then(|window| window.rope.as_ref()).map(rotary).transpose()?,
         })
     }
 }
 
-/// Rotary position embedding (arXiv 2104.09864): of the `dim` numbers of a head that turn, `i` and `i + dim / 2` turn
-/// together.
+/// Rotary position embedding (arXiv 2104.09864): of the `dim` rotated numbers of a head, `i` and `i + dim / 2` are a pair.
 #[derive(Debug)]
 pub(crate) struct Rotary {
     /// `[1, dim / 2]`
     frequencies: Tensor,
-    /// Both queries and keys are scaled by it.
+    /// Factor of both queries and keys.
     amplitude: f64,
 }
 
@@ -40,10 +39,10 @@ impl Rotary {
         Ok(Self { frequencies: frequencies.f_unsqueeze(0)?, amplitude })
     }
 
-    /// The rotations of `positions [n]`.
+    /// Returns the rotations of `positions [n]`.
     pub(crate) fn rotations(&self, positions: &Tensor) -> Result<Rotations, TchError> {
         let angles = positions.f_to_kind(Kind::Float)?.f_unsqueeze(1)?.f_mul(&self.frequencies)?;
-        let scaled = |turn: Tensor| if self.amplitude == 1.0 { Ok(turn) } else { turn.f_mul_scalar(self.amplitude) };
+        let scaled = |x: Tensor| if self.amplitude == 1.0 { Ok(x) } else { x.f_mul_scalar(self.amplitude) };
         Ok(Rotations { cos: scaled(angles.f_cos()?)?, sin: scaled(angles.f_sin()?)? })
     }
 }
@@ -55,7 +54,7 @@ pub(crate) struct Rotations {
     pub(crate) sin: Tensor,
 }
 
-/// The angle per position of each pair, and the amplitude.
+/// Returns the angle per position of each pair, and the amplitude.
 fn frequencies(rope: &Rope) -> (Vec<f64>, f64) {
     let dim = rope.dim;
     let exponent = |i: usize| (2 * i) as f64 / dim as f64;
@@ -75,10 +74,10 @@ fn frequencies(rope: &Rope) -> (Vec<f64>, f64) {
             (plain.into_iter().map(stretch).collect(), 1.0)
         }
         &RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_positions, attention_factor } => {
-            // The pair that turns `beta` times within the original length.
+            // The pair that makes `beta` full turns within the original length.
             let pair = |beta: f64| {
-                let turns = original_max_positions as f64 / (beta * TAU);
-                dim as f64 * turns.ln() / (2.0 * rope.theta.ln())
+                let wavelength = original_max_positions as f64 / (beta * TAU);
+                dim as f64 * wavelength.ln() / (2.0 * rope.theta.ln())
             };
             let first = pair(beta_fast).floor().max(0.0);
             let last = pair(beta_slow).ceil().min((dim - 1) as f64);
@@ -99,7 +98,7 @@ mod tests {
 
     use super::*;
 
-    const GOLDENS: &str = include_str!("../../testkit/goldens/rope.json");
+    const GOLDENS: &str = include_str!("../../../testkit/goldens/rope.json");
 
     fn scaling(golden: &Value) -> RopeScaling {
         let value = &golden["scaling"];
@@ -107,13 +106,13 @@ mod tests {
         let factor = number("factor").unwrap_or(1.0);
         let original_max_positions = value["original_max_position_embeddings"].as_u64().unwrap_or(0) as usize;
         match value["rope_type"].as_str() {
-            // Within the maximum, dynamic is the default.
+            // Within the maximum, dynamic scaling equals the default.
             Some("default" | "dynamic") => RopeScaling::Default,
             Some("longrope") => {
                 let factors = value["short_factor"].as_array().expect("factors");
                 RopeScaling::Longrope {
                     factors: factors.iter().map(|factor| factor.as_f64().expect("a factor")).collect(),
-                    // Worked out where the file is read; see the checkpoint's tests.
+                    // Computed by the reader of the file; see the tests of sepal-checkpoint.
                     attention_factor: golden["attention_factor"].as_f64().expect("a factor"),
                 }
             }
@@ -136,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn frequencies_equal_those_of_transformers() {
+    fn frequencies_equal_transformers() {
         let goldens: Vec<Value> = serde_json::from_str(GOLDENS).expect("goldens");
         assert_eq!(goldens.len(), 9);
         for golden in goldens {
@@ -154,13 +153,14 @@ mod tests {
     }
 
     #[test]
-    fn angles_grow_with_the_position() {
+    fn rotations_grow_with_the_position() {
         let rotary =
             Rotary::new(&Rope { theta: 100.0, dim: 4, scaling: RopeScaling::Default }, Device::Cpu).expect("rotary");
         let rotations = rotary.rotations(&Tensor::from_slice(&[0_i64, 3])).expect("rotations");
-        for (at, angle) in [(0, 0.0_f64), (1, 3.0)] {
+        for (position, angle) in [(0, 0.0_f64), (1, 3.0)] {
             for (pair, frequency) in [(0, 1.0), (1, 0.1)] {
-                let (cos, sin) = (rotations.cos.double_value(&[at, pair]), rotations.sin.double_value(&[at, pair]));
+                let (cos, sin) =
+                    (rotations.cos.double_value(&[position, pair]), rotations.sin.double_value(&[position, pair]));
                 assert!(
                     (cos - (angle * frequency).cos()).abs() < 1e-6 && (sin - (angle * frequency).sin()).abs() < 1e-6
                 );

@@ -1,0 +1,72 @@
+/// Penalty on scores that grows with the distance of the key (arXiv 2108.12409).
+#[derive(Debug)]
+pub(crate) struct Alibi {
+    /// Penalty per position of distance, for each head.
+    slopes: Vec<f32>,
+    /// Falcon's variant: slopes, positions and their products are rounded to bf16 and then scaled by this factor.
+    rounded_scale: Option<f32>,
+}
+
+impl Alibi {
+    /// If the number of heads is no power of two, the heads beyond the last power take every other slope of the next.
+    pub(crate) fn new(n_heads: usize) -> Self {
+        let power = if n_heads.is_power_of_two() { n_heads } else { n_heads.next_power_of_two() / 2 };
+        let slope = |heads: usize, i: usize| (-8.0 / heads as f64 * i as f64).exp2() as f32;
+        let first = (1..=power).map(|i| slope(power, i));
+        let others = (0..n_heads - power).map(|i| slope(2 * power, 2 * i + 1));
+        Self { slopes: first.chain(others).collect(), rounded_scale: None }
+    }
+
+    /// Falcon's variant.
+    pub(crate) fn rounded(n_heads: usize, head_dim: usize) -> Self {
+        let Self { slopes, .. } = Self::new(n_heads);
+        let slopes = slopes.into_iter().map(to_bf16).collect();
+        Self { slopes, rounded_scale: Some((head_dim as f32).sqrt().recip()) }
+    }
+
+    pub(crate) fn n_heads(&self) -> usize {
+        self.slopes.len()
+    }
+
+    /// Addend to the score of a query on a key.
+    pub(crate) fn bias(&self, head: usize, query: usize, key: usize) -> f32 {
+        let slope = self.slopes[head];
+        match self.rounded_scale {
+            // Distances instead of positions: softmax is invariant to the difference, and large numbers lose digits.
+            None => -slope * (query - key) as f32,
+            Some(scale) => {
+                let product = |position: usize| to_bf16(slope * to_bf16(position as f32));
+                (product(key) - product(query)) * scale
+            }
+        }
+    }
+}
+
+/// Rounds to the nearest bf16 number, ties to even.
+fn to_bf16(number: f32) -> f32 {
+    let bits = number.to_bits();
+    f32::from_bits((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF_0000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_slopes_cover_head_counts_beyond_powers_of_two() {
+        assert_eq!(Alibi::new(4).slopes, [0.25, 0.0625, 0.015625, 0.00390625]);
+        assert_eq!(Alibi::new(6).slopes, [0.25, 0.0625, 0.015625, 0.00390625, 0.5, 0.125]);
+        assert_eq!(Alibi::new(1).slopes, [0.00390625]);
+        assert_eq!(Alibi::new(3).slopes.len(), 3);
+    }
+
+    #[test]
+    fn to_bf16_rounds_ties_to_even() {
+        // 8 bits of fraction: 257 lies between 256 and 258, and goes to the even one.
+        assert_eq!([1.0, 257.0, 259.0, -257.0].map(to_bf16), [1.0, 256.0, 260.0, -256.0]);
+        assert_eq!(to_bf16(3.0), 3.0);
+        // The position is rounded before the product: 257 becomes 256, and half of it is 128.
+        let alibi = Alibi { slopes: vec![0.5], rounded_scale: Some(1.0) };
+        assert_eq!(alibi.bias(0, 257, 0), -128.0);
+    }
+}

@@ -1,0 +1,93 @@
+use sepal_autograd::fused::{self, Rotate};
+use tch::{TchError, Tensor};
+
+use crate::attention::heads::{AttentionRange, Heads};
+use crate::attention::layout::Layout;
+use crate::layers::rope::{Rotaries, Rotations};
+use crate::segment::Segment;
+
+/// Batches of several callers that pass through the blocks together. Their slots lie one batch after another: linear
+/// layers process all at once, attention each batch on its own.
+#[derive(Debug)]
+pub(crate) struct PackedBatch<'a> {
+    pub(crate) layouts: Vec<&'a Layout>,
+    /// Number of slots of all batches.
+    pub(crate) n_slots: i64,
+    /// Slots of each batch.
+    pub(crate) slots: Vec<Segment>,
+    /// Rows of each batch, in a matrix with one entry per row.
+    pub(crate) rows: Vec<Segment>,
+    /// Prefix of each batch, in a matrix of prefixes only.
+    pub(crate) prefixes: Vec<Segment>,
+    rotations: Option<Rotations>,
+    /// Rotations of blocks with a window, if they differ.
+    windowed: Option<Rotations>,
+}
+
+impl<'a> PackedBatch<'a> {
+    pub(crate) fn new(layouts: Vec<&'a Layout>, rotaries: &Rotaries) -> Result<Self, TchError> {
+        let positions: Vec<&Tensor> = layouts.iter().map(|layout| &layout.positions).collect();
+        let positions = Tensor::f_cat(&positions, 0)?;
+        let [rotations, windowed] = [&rotaries.full, &rotaries.windowed]
+            .map(|rotary| rotary.as_ref().map(|rotary| rotary.rotations(&positions)).transpose());
+        let segments = |len: fn(&Layout) -> i64| Segment::consecutive(layouts.iter().map(|layout| len(layout)));
+        let slots = segments(Layout::n_slots);
+        Ok(Self {
+            n_slots: slots.last().map_or(0, |last| last.start + last.len),
+            slots,
+            rows: segments(Layout::n_pooled),
+            prefixes: segments(|layout| layout.prefix_slots),
+            rotations: rotations?,
+            windowed: windowed?,
+            layouts,
+        })
+    }
+
+    /// The prefix of each batch, which comes first among its slots.
+    pub(crate) fn prefix_slots(&self) -> impl Iterator<Item = Segment> {
+        self.slots.iter().zip(&self.prefixes).map(|(slots, prefix)| Segment { start: slots.start, len: prefix.len })
+    }
+
+    /// Copies the rows of all prefixes out of a matrix with a row for each slot.
+    pub(crate) fn gather_prefixes(&self, matrix: &Tensor) -> Result<Tensor, TchError> {
+        let prefixes = self.prefix_slots().map(|prefix| prefix.narrow(matrix));
+        Tensor::f_cat(&prefixes.collect::<Result<Vec<_>, _>>()?, 0)
+    }
+
+    /// Slots of the last tokens of all rows, batch by batch in the caller's order.
+    pub(crate) fn pooled_slots(&self) -> Result<Tensor, TchError> {
+        let pooled =
+            self.layouts.iter().zip(&self.slots).filter_map(|(layout, slots)| {
+                layout.pooled.as_ref().map(|pooled| pooled.slots.f_add_scalar(slots.start))
+            });
+        Tensor::f_cat(&pooled.collect::<Result<Vec<_>, _>>()?, 0)
+    }
+
+    /// Rotates the heads of `x [n, heads * head_dim]` in place; has no effect without rotary embedding.
+    pub(crate) fn rotate(&self, x: &mut Tensor, heads: Heads, direction: Rotate) -> Result<(), TchError> {
+        match self.rotations(heads.range) {
+            Some(Rotations { cos, sin }) => fused::rotate(x, cos, sin, heads.dim, direction),
+            None => Ok(()),
+        }
+    }
+
+    /// As [`rotate`](Self::rotate), for the slots `pooled` only.
+    pub(crate) fn rotate_pooled(
+        &self,
+        x: &mut Tensor,
+        pooled: &Tensor,
+        heads: Heads,
+        direction: Rotate,
+    ) -> Result<(), TchError> {
+        let Some(Rotations { cos, sin }) = self.rotations(heads.range) else { return Ok(()) };
+        let select = |angles: &Tensor| angles.f_index_select(0, pooled);
+        fused::rotate(x, &select(cos)?, &select(sin)?, heads.dim, direction)
+    }
+
+    fn rotations(&self, range: AttentionRange) -> Option<&Rotations> {
+        match range {
+            AttentionRange::Windowed => self.windowed.as_ref().or(self.rotations.as_ref()),
+            AttentionRange::Full => self.rotations.as_ref(),
+        }
+    }
+}

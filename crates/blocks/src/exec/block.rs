@@ -1,0 +1,207 @@
+use sepal_autograd::fused::Rotate;
+use tch::{TchError, Tensor};
+
+use crate::attention::grouped::{self, AttentionOutput};
+use crate::attention::heads::Heads;
+use crate::attention::packed_batch::PackedBatch;
+use crate::exec::tape::SavedBlock;
+use crate::layers::linear::Linear;
+use crate::layers::mlp::Mlp;
+use crate::layers::norm::{HeadNorms, Norm, SavedNorm, WeightedNorm};
+use crate::segment::Segment;
+
+/// Frozen block: attention and an MLP, each after a norm and added to its input. Families differ in the optional parts.
+///
+/// Forward and backward passes are written by hand, because a frozen block needs much less than libtorch's graph
+/// computes and saves: linear layers save nothing, gates are recomputed, and gradients are added in place.
+#[derive(Debug)]
+pub(crate) struct Block {
+    pub(crate) heads: Heads,
+    pub(crate) norm: Norm,
+    /// True if attention and MLP both read the block's input, instead of one after the other.
+    pub(crate) is_parallel: bool,
+    /// `[hidden, q_size]`, heads in the order of [`Heads`].
+    pub(crate) q: Linear,
+    /// `[hidden, 2 kv_size]`: all keys, all values.
+    pub(crate) kv: Linear,
+    pub(crate) head_norms: Option<HeadNorms>,
+    pub(crate) output: Linear,
+    /// Norm on attention's output.
+    pub(crate) attention_norm: Option<WeightedNorm>,
+    pub(crate) mlp: Mlp,
+    /// Norm on the MLP's output.
+    pub(crate) mlp_norm: Option<WeightedNorm>,
+}
+
+/// Keys and values of the batches' prefixes in one block.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PrefixKeysValues<'a> {
+    /// Keys and values of the prefixes without slots.
+    pub(crate) cached: &'a [Option<&'a Tensor>],
+    /// Replacements for the keys and values that the block computes for the prefix's slots, `[prefix_len, 2 kv_size]`.
+    pub(crate) injected: &'a [Option<Tensor>],
+}
+
+pub(crate) struct BlockOutput {
+    /// `[n, hidden]`, or `[rows, hidden]` if pooled.
+    pub(crate) hidden: Tensor,
+    /// One entry per batch.
+    pub(crate) saved: Vec<SavedBlock>,
+    /// Keys, rotated to their positions, and values: `[n, 2 kv_size]`.
+    pub(crate) kv: Tensor,
+}
+
+/// State of a block after attention. The queries are all positions, or the last of each row.
+struct AttentionState {
+    /// The block's input.
+    input: SavedNorm,
+    /// The block's input at the queries, and its norm.
+    residual: Tensor,
+    normed: Tensor,
+    q_norm: Option<SavedNorm>,
+    kv: Tensor,
+    k_norm: Option<SavedNorm>,
+    attention: AttentionOutput,
+}
+
+impl Block {
+    /// Computes all positions: `hidden [n, hidden]` in slots to the same shape.
+    pub(crate) fn forward(
+        &self,
+        hidden: Tensor,
+        packed: &PackedBatch<'_>,
+        prefixes: PrefixKeysValues<'_>,
+    ) -> Result<BlockOutput, TchError> {
+        let (normed, stats) = self.norm.forward(&hidden)?;
+        let (kv, k_norm) = self.keys_and_values(&normed, packed, prefixes.injected)?;
+        let mut q = self.q.forward(&normed)?;
+        let q_norm = self.norm_queries(&q)?;
+        packed.rotate(&mut q, self.heads, Rotate::Forward)?;
+        let attention = grouped::forward(&q, &kv, self.heads, packed, prefixes.cached)?;
+        let residual = hidden.shallow_clone();
+        let input = SavedNorm { input: hidden, stats };
+        let state = AttentionState { input, residual, normed, q_norm, kv, k_norm, attention };
+        self.finish(packed, &packed.slots, state)
+    }
+
+    /// Computes the last token of each row, `[rows, hidden]` in the caller's order, from `hidden [n, hidden]`. No other
+    /// position has queries or an MLP.
+    pub(crate) fn forward_pooled(
+        &self,
+        hidden: Tensor,
+        packed: &PackedBatch<'_>,
+        prefixes: PrefixKeysValues<'_>,
+    ) -> Result<BlockOutput, TchError> {
+        let (normed, stats) = self.norm.forward(&hidden)?;
+        let (kv, k_norm) = self.keys_and_values(&normed, packed, prefixes.injected)?;
+        let pooled = packed.pooled_slots()?;
+        let normed = normed.f_index_select(0, &pooled)?;
+        let mut q = self.q.forward(&normed)?;
+        let q_norm = self.norm_queries(&q)?;
+        packed.rotate_pooled(&mut q, &pooled, self.heads, Rotate::Forward)?;
+        let attention = grouped::forward_pooled(&q, &kv, self.heads, packed, prefixes.cached)?;
+        let residual = hidden.f_index_select(0, &pooled)?;
+        let input = SavedNorm { input: hidden, stats };
+        let state = AttentionState { input, residual, normed, q_norm, kv, k_norm, attention };
+        self.finish(packed, &packed.rows, state)
+    }
+
+    /// Returns the keys of `x [n, hidden]`, normalized and rotated, and its values. Injected ones replace those of
+    /// prefixes.
+    fn keys_and_values(
+        &self,
+        x: &Tensor,
+        packed: &PackedBatch<'_>,
+        injected: &[Option<Tensor>],
+    ) -> Result<(Tensor, Option<SavedNorm>), TchError> {
+        let kv = self.kv.forward(x)?;
+        let keys = self.keys(&kv)?;
+        let k_norm = self.head_norms.as_ref().map(|norms| norms.forward(&norms.k, &keys)).transpose()?;
+        packed.rotate(&mut self.keys(&kv)?, self.heads, Rotate::Forward)?;
+        for (prefix, injected) in packed.prefix_slots().zip(injected) {
+            if let Some(injected) = injected {
+                prefix.narrow(&kv)?.f_copy_(injected)?;
+            }
+        }
+        Ok((kv, k_norm))
+    }
+
+    fn norm_queries(&self, q: &Tensor) -> Result<Option<SavedNorm>, TchError> {
+        self.head_norms.as_ref().map(|norms| norms.forward(&norms.q, q)).transpose()
+    }
+
+    /// Computes the output layer and the MLP; `queries` are the segments of the batches' queries.
+    fn finish(
+        &self,
+        packed: &PackedBatch<'_>,
+        queries: &[Segment],
+        state: AttentionState,
+    ) -> Result<BlockOutput, TchError> {
+        let AttentionState { input, residual, normed, q_norm, kv, k_norm, attention } = state;
+        let (middle, attention_norm) = match &self.attention_norm {
+            None => (self.output.forward_add(&residual, &attention.output)?, None),
+            Some(norm) => {
+                let (y, saved) = norm.forward(self.output.forward(&attention.output)?)?;
+                (residual.f_add(&y)?, Some(saved))
+            }
+        };
+        let (y, stats) = match self.is_parallel {
+            true => (normed, None),
+            false => self.norm.forward(&middle).map(|(y, stats)| (y, Some(stats)))?,
+        };
+        let (hidden, mlps, mlp_norm) = match &self.mlp_norm {
+            None => self.mlp.forward(&y, Some(&middle), queries).map(|(hidden, mlps)| (hidden, mlps, None))?,
+            Some(norm) => {
+                let (output, mlps) = self.mlp.forward(&y, None, queries)?;
+                let (y, saved) = norm.forward(output)?;
+                (middle.f_add(&y)?, mlps, Some(saved))
+            }
+        };
+        let middle = stats.map(|stats| SavedNorm { input: middle, stats });
+        let narrow = |norm: &Option<SavedNorm>, segment| norm.as_ref().map(|norm| norm.narrow(segment)).transpose();
+        let mut saved = Vec::with_capacity(packed.layouts.len());
+        let segments = packed.slots.iter().zip(queries);
+        for ((attention, mlp), (&slots, &queries)) in attention.saved.into_iter().zip(mlps).zip(segments) {
+            saved.push(SavedBlock {
+                input: input.narrow(slots)?,
+                q_norm: narrow(&q_norm, queries.scaled(self.heads.n_query()))?,
+                k_norm: narrow(&k_norm, slots.scaled(self.heads.kv))?,
+                attention,
+                attention_norm: narrow(&attention_norm, queries)?,
+                middle: narrow(&middle, queries)?,
+                mlp,
+                mlp_norm: narrow(&mlp_norm, queries)?,
+            });
+        }
+        Ok(BlockOutput { hidden, saved, kv })
+    }
+
+    /// The keys of `kv [n, 2 kv_size]`, a view.
+    pub(crate) fn keys(&self, kv: &Tensor) -> Result<Tensor, TchError> {
+        kv.f_narrow(1, 0, self.heads.kv_size())
+    }
+
+    /// Number of fp32 numbers that a tape saves for `n` positions with `n_queries` queries, masks excluded.
+    pub(crate) fn saved_numel(&self, hidden: usize, n: usize, n_queries: usize) -> usize {
+        let size = |numbers: i64| usize::try_from(numbers).unwrap_or(0);
+        let (q, kv) = (size(self.heads.q_size()), size(self.heads.kv_size()));
+        let q_heads = size(self.heads.n_query());
+        let mut per_position = hidden + self.norm.stats_per_row() + 2 * kv;
+        let mut per_query = 2 * q + q_heads + self.mlp.saved_per_position();
+        if !self.is_parallel {
+            per_query += hidden + self.norm.stats_per_row();
+        }
+        if self.head_norms.is_some() {
+            per_position += kv + size(self.heads.kv);
+            per_query += q + q_heads;
+        }
+        let output_norms = [&self.attention_norm, &self.mlp_norm].into_iter().flatten();
+        per_query += output_norms.map(|output| hidden + output.norm.stats_per_row()).sum::<usize>();
+        n * per_position + n_queries * per_query
+    }
+
+    /// Memory of the linear layers' weights, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.q.bytes() + self.kv.bytes() + self.output.bytes() + self.mlp.bytes()
+    }
+}

@@ -1,0 +1,7 @@
+//! Forward and backward passes through blocks.
+
+pub(crate) mod batch;
+pub(crate) mod block;
+mod block_backward;
+pub(crate) mod block_sequence;
+pub(crate) mod tape;

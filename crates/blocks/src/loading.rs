@@ -1,0 +1,91 @@
+use std::num::NonZero;
+
+use sepal_core::{Family, ModelConfig, Span, WeightFormat};
+
+use crate::exec::block::Block;
+use crate::exec::block_sequence::BlockSequence;
+use crate::families;
+use crate::layers::rope::Rotaries;
+use crate::weights::{LoadError, Placement, Reader, Weights};
+
+/// Number of blocks that are quantized at the same time: each needs its fp32 weights meanwhile.
+const QUANTIZED_AT_A_TIME: usize = 2;
+
+/// Reads the blocks of `span`, several at a time.
+pub(crate) fn load_blocks(weights: &dyn Weights, span: Span, placement: Placement) -> Result<BlockSequence, LoadError> {
+    let config = weights.config();
+    if span.end() > config.n_blocks {
+        return Err(LoadError::Span { span, n_blocks: config.n_blocks });
+    }
+    check(config)?;
+    let model = Reader::new(weights, config.family.prefix(), placement);
+    let positions = if span.start() == 0 { families::positions(&model, config)? } else { None };
+    let blocks = load_in_parallel(span, placement.format, |block_idx| {
+        let reader = Reader::new(weights, config.family.block_prefix(block_idx), placement);
+        families::block(&reader, config, block_idx)
+    })?;
+    let rotaries = Rotaries::new(config, placement.device)?;
+    Ok(BlockSequence { first_block: span.start(), blocks, rotaries, positions })
+}
+
+/// Calls `load` for each block on as many threads as there are cores; returns the blocks in order.
+fn load_in_parallel(
+    span: Span,
+    format: WeightFormat,
+    load: impl Fn(usize) -> Result<Block, LoadError> + Sync,
+) -> Result<Vec<Block>, LoadError> {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let limit = if format == WeightFormat::F32 { cores } else { cores.min(QUANTIZED_AT_A_TIME) };
+    let threads = limit.min(span.len());
+    let block_indices: Vec<usize> = span.blocks().collect();
+    let load_chunk = |chunk: &[usize]| {
+        // Grad mode is local to the thread.
+        tch::no_grad(|| chunk.iter().map(|&block_idx| load(block_idx)).collect::<Result<Vec<Block>, LoadError>>())
+    };
+    std::thread::scope(|scope| {
+        let chunks = block_indices.chunks(span.len().div_ceil(threads));
+        let threads: Vec<_> = chunks.map(|chunk| scope.spawn(|| load_chunk(chunk))).collect();
+        let mut blocks = Vec::with_capacity(span.len());
+        for thread in threads {
+            match thread.join() {
+                Ok(chunk) => blocks.extend(chunk?),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        Ok(blocks)
+    })
+}
+
+fn check(config: &ModelConfig) -> Result<(), LoadError> {
+    let &ModelConfig { hidden, n_heads, n_kv_heads, head_dim, ffn, .. } = config;
+    if [hidden, n_heads, n_kv_heads, head_dim, ffn].contains(&0) {
+        return Err(problem("a size is zero"));
+    }
+    if n_heads % n_kv_heads != 0 {
+        return Err(problem(&format!("{n_heads} query heads do not share {n_kv_heads} heads of keys evenly")));
+    }
+    if config.scores.alibi && n_heads != n_kv_heads {
+        return Err(problem(&format!(
+            "ALiBi has a slope for each head of keys: {n_heads} query heads share {n_kv_heads} of them"
+        )));
+    }
+    let fused_by_head = matches!(config.family, Family::Bloom | Family::Gpt2 | Family::GptNeox | Family::Opt);
+    if fused_by_head && (n_heads != n_kv_heads || n_heads * head_dim != hidden) {
+        return Err(problem(&format!(
+            "{n_heads} heads of {head_dim}, {n_kv_heads} of keys, do not make up a hidden size of {hidden}"
+        )));
+    }
+    match &config.rope {
+        None if !config.scores.alibi && !matches!(config.family, Family::Gpt2 | Family::Opt) => {
+            Err(problem(&format!("a {} block needs rotary positions", config.family.name())))
+        }
+        Some(rope) if rope.dim % 2 != 0 || rope.dim > head_dim => {
+            Err(problem(&format!("{} numbers of a head of {head_dim} do not turn in pairs", rope.dim)))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn problem(problem: &str) -> LoadError {
+    LoadError::Config { problem: problem.to_owned() }
+}
