@@ -5,10 +5,10 @@
     python3 scripts/new_plugin.py tuning my-tuning
     python3 scripts/new_plugin.py family my-family
 
-A head or a tuning mode is a crate under plugins/, and a line each in the workspace's dependencies, in the program's
-and in the one list of plugins. A family is a variant of `Family`, a file in `blocks` and one in `checkpoint`, and a
-tiny model among the goldens; it computes what a Llama does until it is changed. Nothing is left half done: all texts
-are made before the first is written.
+A head or a tuning mode is a crate under plugins/, and one line each in the dependencies of the workspace and of the
+program and in the list of plugins. A family is a variant of `Family`, an entry in the family tables of `checkpoint` and
+`blocks` with a file each, and a tiny model among the goldens. It computes what a Llama does until it is changed. All
+texts are made before the first file is written, so that an error leaves the repository unchanged.
 """
 
 import os
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KINDS = {"head": "Head", "tuning": "Tuning", "family": None}
 CORE = "crates/core/src/model.rs"
 BLOCKS = "crates/blocks/src/families"
-CONFIG = "crates/checkpoint/src/config"
+CHECKPOINT = "crates/checkpoint/src/families"
 GOLDENS = "crates/testkit/goldens/make_goldens.py"
 
 
@@ -33,7 +33,7 @@ def read(path):
 
 
 def after_marker(text, marker, line, path):
-    """``text`` with ``line`` among the lines that follow ``marker``, sorted with its like."""
+    """``text`` with ``line`` sorted into the lines that follow ``marker``."""
     lines = text.splitlines()
     starts = [i for i, existing in enumerate(lines) if existing.strip() == marker]
     if not starts:
@@ -47,13 +47,13 @@ def after_marker(text, marker, line, path):
 
 
 def sort_key(line):
-    """Of an item by its name, with numbers as numbers: gpt2, gpt10, gpt_neox."""
-    name = re.match(r"(?:mod |Self::|Family::)?(\w+)", line.strip())
+    """Sort key of an item: its name, with numbers as numbers (gpt2, gpt10, gpt_neox)."""
+    name = re.match(r"(?:mod |&)?(\w+)", line.strip())
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.group(1) if name else "")]
 
 
 def find(lines, begins, start, path):
-    """The first line from ``start`` on that begins so."""
+    """Index of the first line from ``start`` that begins with ``begins``."""
     for i in range(start, len(lines)):
         if lines[i].strip().startswith(begins):
             return i
@@ -61,8 +61,8 @@ def find(lines, begins, start, path):
 
 
 def among(text, path, anchors, item):
-    """``text`` with ``item`` sorted into the braces or brackets that the last of ``anchors`` opens; each anchor is the
-    beginning of a line, below the one before."""
+    """``text`` with ``item`` sorted into the braces or brackets that the last of ``anchors`` opens. Each anchor is the
+    beginning of a line below the previous anchor."""
     lines = text.splitlines()
     start = -1
     for anchor in anchors:
@@ -77,7 +77,7 @@ def among(text, path, anchors, item):
 
 
 def among_mods(text, path, item):
-    """``text`` with ``item`` sorted into the declarations of modules."""
+    """``text`` with ``item`` sorted into the module declarations."""
     lines = text.splitlines()
     start = find(lines, "mod ", 0, path)
     end = next((i for i in range(start, len(lines)) if not lines[i].strip()), len(lines))
@@ -86,9 +86,9 @@ def among_mods(text, path, item):
 
 
 def place(lines, start, end, indent, item):
-    """Where ``item`` stands among the items of that indent: before the first that sorts after it."""
+    """Index at which ``item`` is inserted: before the first item of that indent that sorts after it."""
     for i in range(start, end):
-        if re.match(rf"{indent}\w", lines[i]) and sort_key(lines[i]) > sort_key(item):
+        if re.match(rf"{indent}[\w&]", lines[i]) and sort_key(lines[i]) > sort_key(item):
             while lines[i - 1].strip().startswith(("#[", "//")):
                 i -= 1
             return i
@@ -96,19 +96,11 @@ def place(lines, start, end, indent, item):
 
 
 def at_end(text, path, anchor, line):
-    """``text`` with ``line`` as the last one before the brace that ends what ``anchor`` opens."""
+    """``text`` with ``line`` before the closing brace of the block that ``anchor`` opens."""
     lines = text.splitlines()
     start = find(lines, anchor, 0, path)
     lines.insert(find(lines, "}", start, path), line)
     return "\n".join(lines) + "\n"
-
-
-def one_more(text, path, before):
-    """``text`` with the number behind ``before`` raised by one."""
-    raised, count = re.subn(rf"(?<={re.escape(before)})\d+", lambda found: str(int(found.group()) + 1), text)
-    if count != 1:
-        fail(f"{path} has no line `{before}`")
-    return raised
 
 
 def type_name(name):
@@ -116,7 +108,7 @@ def type_name(name):
 
 
 def plugin(kind, name):
-    """The files of a head or a tuning mode, and what to say of them."""
+    """The files of a head or a tuning mode, and a message about them."""
     folder = ROOT / "plugins" / name
     if folder.exists():
         fail(f"plugins/{name} exists already")
@@ -142,49 +134,37 @@ def plugin(kind, name):
 
 
 def family(name):
-    """The files of a model family, and what to say of them."""
+    """The files of a model family, and a message about them."""
     module, variant = name.replace("-", "_"), type_name(name)
     core, goldens = read(CORE), read(GOLDENS)
-    for path in (f"{BLOCKS}/{module}.rs", f"{CONFIG}/{module}.rs"):
+    for path in (f"{BLOCKS}/{module}.rs", f"{CHECKPOINT}/{module}.rs"):
         if (ROOT / path).exists():
             fail(f"{path} exists already")
-    if f"Self::{variant} =>" in core or f'"{module}"' in core:
+    if f'{variant} = "' in core or f'= "{module}"' in core:
         fail(f"there is a family `{module}` already")
     if f'    "{name}": ' in goldens:
         fail(f"{GOLDENS} has a tiny model `{name}` already")
 
-    core = among(core, CORE, ["pub enum Family {"], f"{variant},")
-    core = one_more(core, CORE, "pub const ALL: [Family; ")
-    core = among(core, CORE, ["pub const ALL: [Family;"], f"Self::{variant},")
-    core = among(core, CORE, ["pub fn name(self)", "match self {"], f'Self::{variant} => "{module}",')
-    files = {ROOT / CORE: core}
+    files = {ROOT / CORE: among(core, CORE, ["families! {"], f'{variant} = "{module}",')}
+    for folder in (CHECKPOINT, BLOCKS):
+        path = f"{folder}/mod.rs"
+        text = among_mods(read(path), path, f"mod {module};")
+        files[ROOT / path] = among(text, path, ["const FAMILIES: "], f"&{module}::SPEC,")
 
-    path = f"{BLOCKS}/mod.rs"
-    text = among_mods(read(path), path, f"mod {module};")
-    arm = f"Family::{variant} => {module}::block(reader, config, block_idx),"
-    text = among(text, path, ["pub(crate) fn block(", "match config.family {"], arm)
-    arm = f"Family::{variant} => {module}::ENDS,"
-    files[ROOT / path] = among(text, path, ["pub(crate) fn ends(", "match config.family {"], arm)
-
-    path = f"{CONFIG}/mod.rs"
-    text = among_mods(read(path), path, f"mod {module};")
-    arm = f"Family::{variant} => {module}::read(keys),"
-    files[ROOT / path] = among(text, path, ["pub(crate) fn model_config(", "match family {"], arm)
-
-    # At the end: a tiny model's place is the seed of its numbers.
+    # At the end, because the index of a tiny model seeds its numbers.
     entry = f'    "{name}": auto("{module}", **llama(num_hidden_layers=2)),'
     files[ROOT / GOLDENS] = at_end(goldens, GOLDENS, "MODELS = {", entry)
-    for folder, template in ((BLOCKS, "family.block.rs"), (CONFIG, "family.config.rs")):
+    for folder, template in ((BLOCKS, "family.block.rs"), (CHECKPOINT, "family.checkpoint.rs")):
         files[ROOT / folder / f"{module}.rs"] = read(f"scripts/templates/{template}").replace("@TYPE@", variant)
     return files, f"""\
 The family `{module}` is made. It computes what a Llama does; next:
-1. {BLOCKS}/{module}.rs: its blocks and ends. {CONFIG}/{module}.rs: its config.json.
-   What its tensors' names begin with, if not as a Llama's: `prefix` and `block_prefix` in {CORE}.
+1. {CHECKPOINT}/{module}.rs: names of its tensors, its config.json, its GGUF files.
+   {BLOCKS}/{module}.rs: its blocks and ends.
 2. {GOLDENS}: its entry at the end of MODELS, and one for each form that it has.
    `python3 {GOLDENS} {name}` makes tiny-{name} and its golden, with torch and
    transformers as VERSIONS.txt beside it says.
 3. `cargo test --workspace --test it` compares them; it fails for a family without a golden.
-4. If llama.cpp has it: names and keys in crates/checkpoint/src/gguf/, files by make_gguf.py beside the goldens.
+4. If llama.cpp has it: `gguf` of its entry, and files by make_gguf.py beside the goldens.
 5. `just families` adds it to the table in docs/families.md, which has each step in full."""
 
 
@@ -193,7 +173,7 @@ def main():
         fail("write: just new-plugin head my-head, or: just new-plugin tuning my-tuning, or: "
              "just new-plugin family my-family")
     kind, name = sys.argv[1:]
-    # A family's word begins with a letter, so that `my_family` and `MyFamily` say the same.
+    # Words of a family begin with a letter, so that `my_family` and `MyFamily` have the same words.
     word = "[a-z][a-z0-9]*" if kind == "family" else "[a-z0-9]+"
     if not re.fullmatch(rf"[a-z][a-z0-9]*(-{word})*", name):
         fail(f"`{name}` is not a name; write lower-case words with hyphens, for example my-{kind}")

@@ -7,7 +7,8 @@ use std::sync::{Mutex, PoisonError};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use sepal_blocks::{BlockStack, BoxError, Weights};
-use sepal_core::{DType, Family, HostTensor, ModelConfig, Rope, RopeScaling, Span};
+use sepal_checkpoint::tensor_names;
+use sepal_core::{Activation, DType, Family, HostTensor, ModelConfig, Rope, RopeScaling, ScoreRule, Span};
 use sepal_nn::init;
 use serde_json::json;
 
@@ -96,7 +97,8 @@ pub(crate) fn smollm2() -> ModelConfig {
 /// A BLOOM with this many blocks, this size of a hidden state and as many heads.
 pub(crate) fn bloom(n_blocks: usize, hidden: usize, n_heads: usize) -> ModelConfig {
     let plain = ModelConfig::plain(Family::Bloom, n_blocks, hidden, n_heads, 4 * hidden, 250_880);
-    ModelConfig { max_positions: Some(2048), ..plain }
+    let scores = ScoreRule { alibi: true, ..plain.scores };
+    ModelConfig { rope: None, max_positions: Some(2048), scores, activation: Activation::GeluTanh, ..plain }
 }
 
 /// fp32 bytes of one block's linear layers.
@@ -130,7 +132,7 @@ pub(crate) fn write_checkpoint(folder: &Path) {
     let names = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"];
     let mlp = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm"];
     let blocks = (0..n_blocks).flat_map(|block_idx| {
-        let prefix = random.config.family.block_prefix(block_idx);
+        let prefix = tensor_names(random.config.family).block_prefix(block_idx);
         names.into_iter().chain(mlp).map(move |name| format!("{prefix}{name}.weight"))
     });
     let ends = ["model.embed_tokens.weight", "model.norm.weight"].map(str::to_owned);

@@ -141,14 +141,14 @@ fn generated_plugins_and_family_build_and_train() {
     assert_eq!(run("family"), losses, "to the last bit");
 }
 
-/// Where the list that a line belongs to is not found, nothing is written.
+/// If the list that a line belongs to is not found, nothing is written.
 #[test]
 fn family_without_its_marker_comment_is_an_error() {
     let fresh = fresh_copy();
     for (path, anchor) in [
-        ("crates/core/src/model.rs", "pub const ALL: [Family; "),
-        ("crates/blocks/src/families/mod.rs", "pub(crate) fn ends("),
-        ("crates/checkpoint/src/config/mod.rs", "match family {"),
+        ("crates/core/src/model.rs", "families! {"),
+        ("crates/blocks/src/families/mod.rs", "const FAMILIES: "),
+        ("crates/checkpoint/src/families/mod.rs", "const FAMILIES: "),
         ("crates/testkit/goldens/make_goldens.py", "MODELS = {"),
     ] {
         let file = fresh.path().join(path);
@@ -156,8 +156,9 @@ fn family_without_its_marker_comment_is_an_error() {
         edit(fresh.path(), path, |text| text.replace(anchor, "elsewhere {"));
         let (succeeds, text) = new_plugin(fresh.path(), "family", "my-family");
         assert!(!succeeds && text.contains(&format!("{path} has no line `{anchor}`")), "{text}");
-        for part in ["crates/blocks/src/families/my_family.rs", "crates/checkpoint/src/config/my_family.rs"] {
-            assert!(!fresh.path().join(part).exists(), "{part} is left, without {anchor}");
+        for crate_name in ["blocks", "checkpoint"] {
+            let path = format!("crates/{crate_name}/src/families/my_family.rs");
+            assert!(!fresh.path().join(&path).exists(), "{path} is left, without {anchor}");
         }
         std::fs::write(file, before).expect("written");
     }

@@ -1,3 +1,4 @@
+use sepal_checkpoint::tensor_names;
 use tch::{Kind, TchError, Tensor};
 
 use crate::families::{self, EndNorm};
@@ -64,12 +65,12 @@ impl Ends {
     pub fn load(weights: &dyn Weights) -> Result<Self, LoadError> {
         tch::no_grad(|| {
             let config = weights.config();
-            let names = families::ends(config);
-            let reader = Reader::new(weights, config.family.prefix(), Placement::default());
+            let names = &families::spec(config.family).ends;
+            let reader = Reader::new(weights, tensor_names(config.family).prefix, Placement::default());
             let mut embedding =
                 reader.tensor(&format!("{}.weight", names.embedding), &[config.vocab_size, config.hidden])?;
-            if names.embedding_scale != 1.0 {
-                embedding = embedding.f_mul_scalar_(names.embedding_scale)?;
+            if names.scales_embedding {
+                embedding = embedding.f_mul_scalar_((config.hidden as f64).sqrt())?;
             }
             let norm = |name| reader.layer_norm(name, config.hidden).map(Norm::Layer);
             let final_norm = match names.kind {

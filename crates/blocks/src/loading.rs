@@ -1,6 +1,7 @@
 use std::num::NonZero;
 
-use sepal_core::{Family, ModelConfig, Span, WeightFormat};
+use sepal_checkpoint::tensor_names;
+use sepal_core::{ModelConfig, Span, WeightFormat};
 
 use crate::exec::block::Block;
 use crate::exec::block_sequence::BlockSequence;
@@ -18,11 +19,11 @@ pub(crate) fn load_blocks(weights: &dyn Weights, span: Span, placement: Placemen
         return Err(LoadError::Span { span, n_blocks: config.n_blocks });
     }
     check(config)?;
-    let model = Reader::new(weights, config.family.prefix(), placement);
+    let model = Reader::new(weights, tensor_names(config.family).prefix, placement);
     let positions = if span.start() == 0 { families::positions(&model, config)? } else { None };
     let blocks = load_in_parallel(span, placement.format, |block_idx| {
-        let reader = Reader::new(weights, config.family.block_prefix(block_idx), placement);
-        families::block(&reader, config, block_idx)
+        let reader = Reader::new(weights, tensor_names(config.family).block_prefix(block_idx), placement);
+        (families::spec(config.family).block)(&reader, config, block_idx)
     })?;
     let rotaries = Rotaries::new(config, placement.device)?;
     Ok(BlockSequence { first_block: span.start(), blocks, rotaries, positions })
@@ -69,14 +70,14 @@ fn check(config: &ModelConfig) -> Result<(), LoadError> {
             "ALiBi has a slope for each head of keys: {n_heads} query heads share {n_kv_heads} of them"
         )));
     }
-    let fused_by_head = matches!(config.family, Family::Bloom | Family::Gpt2 | Family::GptNeox | Family::Opt);
-    if fused_by_head && (n_heads != n_kv_heads || n_heads * head_dim != hidden) {
+    let family = families::spec(config.family);
+    if family.has_equal_heads && (n_heads != n_kv_heads || n_heads * head_dim != hidden) {
         return Err(problem(&format!(
             "{n_heads} heads of {head_dim}, {n_kv_heads} of keys, do not make up a hidden size of {hidden}"
         )));
     }
     match &config.rope {
-        None if !config.scores.alibi && !matches!(config.family, Family::Gpt2 | Family::Opt) => {
+        None if !config.scores.alibi && family.positions.is_none() => {
             Err(problem(&format!("a {} block needs rotary positions", config.family.name())))
         }
         Some(rope) if rope.dim % 2 != 0 || rope.dim > head_dim => {

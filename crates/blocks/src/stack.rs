@@ -11,6 +11,7 @@ use crate::exec::batch::{Batch, BatchGrads, BatchOutput, GradOptions, InjectedTe
 use crate::exec::block::Block;
 use crate::exec::block_sequence::BlockSequence;
 use crate::exec::tape::Tape;
+use crate::families;
 use crate::loading::load_blocks;
 use crate::weights::{LoadError, Placement, Weights};
 
@@ -125,7 +126,9 @@ impl BlockStack {
         let placement = placement.into();
         let blocks = Arc::new(Mutex::new(load_blocks(weights, span, placement)?));
         let config = weights.config().clone();
-        Ok(Self { span, mask_config: MaskConfig::new(&config, placement.device), config, blocks })
+        let rounds_alibi = families::spec(config.family).rounds_alibi;
+        let mask_config = MaskConfig::new(&config, rounds_alibi, placement.device);
+        Ok(Self { span, mask_config, config, blocks })
     }
 
     /// Span of the blocks.

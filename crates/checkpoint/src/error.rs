@@ -1,6 +1,8 @@
 use std::path::PathBuf;
 
-/// Why a checkpoint was not opened.
+type Source = Box<dyn std::error::Error + Send + Sync>;
+
+/// Error of opening a checkpoint.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
@@ -9,16 +11,16 @@ pub enum OpenError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
         source: std::io::Error,
     },
-    /// There is something at the path, but no checkpoint.
+    /// The path holds no checkpoint.
     #[error("open {} as a checkpoint: {problem}", path.display())]
     Layout {
-        /// The path that was given.
+        /// The path.
         path: PathBuf,
-        /// What was looked for and what was found.
+        /// Description of what is missing.
         problem: String,
     },
     /// The file is shorter or longer than its own header says.
@@ -26,19 +28,19 @@ pub enum OpenError {
     Length {
         /// The file.
         path: PathBuf,
-        /// Bytes that the header describes.
+        /// Number of bytes that the header describes.
         expected: u64,
-        /// Bytes that there are.
+        /// Number of bytes of the file.
         found: u64,
     },
-    /// The header of a weights file, or a JSON file, cannot be understood.
-    #[error("understand {}; it is truncated, damaged or of another format", path.display())]
+    /// The header of a weights file, or a JSON file, cannot be parsed.
+    #[error("parse {}; it is truncated, damaged or of another format", path.display())]
     Header {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: Source,
     },
     /// A key of the configuration is missing.
     #[error("read the configuration in {}: `{key}` is missing", path.display())]
@@ -48,58 +50,58 @@ pub enum OpenError {
         /// The key.
         key: String,
     },
-    /// A key of the configuration has a value that makes no sense.
+    /// A key of the configuration has an invalid value.
     #[error("read the configuration in {}: `{key}` is {found}, expected {expected}", path.display())]
     WrongKey {
         /// The file.
         path: PathBuf,
         /// The key.
         key: String,
-        /// What would make sense.
+        /// Valid values.
         expected: String,
-        /// What is there.
+        /// The value.
         found: String,
     },
-    /// The model needs something that the blocks do not do.
+    /// The model needs a computation that is not supported.
     #[error("use {}: `{key}` is {found}, supported: {supported}", path.display())]
     Unsupported {
         /// The file.
         path: PathBuf,
-        /// The key or tensor that says so.
+        /// The key or tensor.
         key: String,
-        /// What it says.
+        /// Its value.
         found: String,
-        /// What is supported.
+        /// Supported values.
         supported: String,
     },
-    /// The weights are quantized in a way that is not read, so that their numbers alone are not the model's.
+    /// The weights are quantized in an unsupported format.
     #[error(
-        "use {}: `{key}` is {found}, which says that the weights are quantized. Take the checkpoint that they were made \
-         from, in f32, f16 or bf16, or a GGUF file of the model, whose quantized formats are read",
+        "use {}: `{key}` is {found}, so the weights are quantized. Use the original checkpoint in f32, f16 or bf16, or a \
+         GGUF file of the model, whose quantized formats are supported",
         path.display()
     )]
     Quantized {
         /// The file, or the folder of the weights.
         path: PathBuf,
-        /// The key or tensor that says so.
+        /// The key or tensor.
         key: String,
-        /// The method or type that it states.
+        /// The stated method or type.
         found: String,
     },
-    /// The numbers of a GGUF file have their bytes in the other order.
+    /// A GGUF file is big-endian.
     #[error(
-        "open {}: it is a GGUF file for big-endian machines. Take one for little-endian ones, or convert it (pip install \
-         gguf): `gguf-convert-endian {0} little` changes the file itself",
+        "open {}: it is a GGUF file for big-endian machines. Use a little-endian file, or convert it (pip install gguf): \
+         `gguf-convert-endian {0} little` changes the file itself",
         path.display()
     )]
     BigEndian {
         /// The file.
         path: PathBuf,
     },
-    /// The weights are in pickled files alone.
+    /// The weights are in pickled files only.
     #[error(
         "open {} as a checkpoint: its weights are in {file}, a pickled file, which runs code when it is opened and is \
-         never read here. Convert it where you trust it (pip install torch transformers):\n  python3 -c \"from transformers \
+         not supported. If you trust it, convert it (pip install torch transformers):\n  python3 -c \"from transformers \
          import AutoModelForCausalLM as M; M.from_pretrained('{0}', torch_dtype='auto').save_pretrained('{0}')\"\n\
          which writes model.safetensors beside it",
         path.display()
@@ -110,27 +112,22 @@ pub enum OpenError {
         /// The first of its pickled files.
         file: String,
     },
-    /// A shard is not here, and what is in it is not known either.
-    #[error(
-        "open {}: this shard is not here, and no outline beside it says what is in it. Copy the shard, or the file \
-         {outline}, which `sepal outline FOLDER` writes where the whole model is; or name the model as hub:OWNER/NAME, \
-         of which only the shards that are needed are fetched",
-        path.display()
-    )]
+    /// A shard is missing, and no outline describes it.
+    #[error("open {}: the shard is missing, and no outline ({outline}) beside it describes it", path.display())]
     NoOutline {
         /// The shard.
         path: PathBuf,
-        /// The name of the outline.
+        /// File name of the outline.
         outline: &'static str,
     },
-    /// A shard that is not here cannot be looked into.
-    #[error("look into the shards of {}, which are not here", path.display())]
-    Elsewhere {
+    /// Parts of missing shards cannot be fetched.
+    #[error("fetch the headers of shards that are missing in {}", path.display())]
+    Fetch {
         /// The folder.
         path: PathBuf,
-        /// Why not.
+        /// Cause.
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: Source,
     },
     /// The index names a tensor that its shard does not hold.
     #[error("open {}: the index says that it holds `{name}`, which it does not", path.display())]
@@ -142,27 +139,21 @@ pub enum OpenError {
     },
 }
 
-/// Why a tensor was not read.
+/// Error of reading a tensor.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
     /// The checkpoint has no such tensor.
     #[error("find tensor `{name}` in {}", path.display())]
     Missing {
-        /// What was asked for.
+        /// The tensor.
         name: String,
         /// The checkpoint.
         path: PathBuf,
     },
-    /// The shard that has it is not here.
-    #[error(
-        "read tensor `{name}`: its shard {} is not here. Copy it there, for example with `hf download OWNER/NAME \
-         {}`; of a model that is named as hub:OWNER/NAME, `sepal serve --blocks` and `sepal fetch` bring the shards that \
-         they need",
-        path.display(),
-        path.file_name().unwrap_or_default().display()
-    )]
-    NotHere {
+    /// The tensor's shard is missing.
+    #[error("read tensor `{name}`: its shard {} is missing", path.display())]
+    MissingShard {
         /// The tensor.
         name: String,
         /// The shard.
@@ -175,11 +166,11 @@ pub enum ReadError {
         name: String,
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
         source: std::io::Error,
     },
-    /// The numbers are of a type that is no weight's.
+    /// The tensor has an unsupported number type.
     #[error("read tensor `{name}` from {}: its type {dtype} is not supported", path.display())]
     DType {
         /// The tensor.
@@ -189,24 +180,24 @@ pub enum ReadError {
         /// The type as the file names it.
         dtype: String,
     },
-    /// The blocks of a quantized tensor cannot be widened, or the rows are not as many as the heads say.
+    /// A quantized tensor cannot be dequantized, or its rows do not fit the number of heads.
     #[error("decode tensor `{name}` from {}", path.display())]
     Decode {
         /// The tensor.
         name: String,
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: Source,
     },
 }
 
-/// Why a checkpoint gives no tokenizer.
+/// Error of loading a checkpoint's tokenizer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenizerError {
-    /// `tokenizer.json` is missing or wrong.
+    /// `tokenizer.json` is missing or invalid.
     #[error("load the tokenizer beside the weights")]
     File(#[source] sepal_tokenize::LoadError),
     /// The vocabulary in the GGUF file is not usable.
@@ -214,7 +205,7 @@ pub enum TokenizerError {
     Vocab {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
         source: sepal_tokenize::VocabError,
     },

@@ -6,14 +6,14 @@ use std::sync::OnceLock;
 
 use crate::error::OpenError;
 
-/// A weights file. Reads say where they read, so that threads share it; the file stays the one
-/// that was opened even if another is moved into its place. It may come later than it is named.
+/// A weights file. Reads are positioned, so that threads can share it. It stays the file that was opened, even if another
+/// is moved into its place. It may arrive after it is named.
 #[derive(Debug)]
 pub(crate) struct WeightsFile {
     path: PathBuf,
     file: OnceLock<File>,
     len: u64,
-    /// What it must begin with when it comes.
+    /// Bytes that a file that arrives later must begin with.
     head: Vec<u8>,
 }
 
@@ -25,13 +25,13 @@ impl WeightsFile {
         Ok(Self { path: path.to_owned(), file: OnceLock::from(file), len, head: Vec::new() })
     }
 
-    /// A file that is not there yet, of this length and beginning.
+    /// A file that is not there yet, with this length and beginning.
     pub(crate) fn absent(path: &Path, head: Vec<u8>, len: u64) -> Self {
         Self { path: path.to_owned(), file: OnceLock::new(), len, head }
     }
 
-    /// Whether it can be read, be it that it came just now.
-    pub(crate) fn is_here(&self) -> bool {
+    /// True if the file can be read, also if it arrived after it was named.
+    pub(crate) fn is_present(&self) -> bool {
         self.file.get().is_some() || self.path.is_file()
     }
 
@@ -43,9 +43,9 @@ impl WeightsFile {
         self.len
     }
 
-    /// Fills `buffer` from `offset` on.
+    /// Fills `buffer` from `offset`.
     pub(crate) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.here()?.read_exact_at(buffer, offset)
+        self.open_file()?.read_exact_at(buffer, offset)
     }
 
     /// A reader of the whole file with a position of its own.
@@ -53,8 +53,8 @@ impl WeightsFile {
         io::BufReader::with_capacity(1 << 16, Cursor { file: self, position: 0 })
     }
 
-    /// The open file; opens it if it was not there before.
-    fn here(&self) -> io::Result<&File> {
+    /// The open file; opens it if it has arrived.
+    fn open_file(&self) -> io::Result<&File> {
         if let Some(file) = self.file.get() {
             return Ok(file);
         }
@@ -72,7 +72,7 @@ impl WeightsFile {
         OpenError::Io { path: self.path.clone(), source }
     }
 
-    /// A header of this file that was not understood.
+    /// A header of this file that cannot be parsed.
     pub(crate) fn header(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> OpenError {
         OpenError::Header { path: self.path.clone(), source: source.into() }
     }
@@ -86,7 +86,7 @@ struct Cursor<'a> {
 
 impl Read for Cursor<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.here()?.read_at(buffer, self.position)?;
+        let read = self.file.open_file()?.read_at(buffer, self.position)?;
         self.position += read as u64;
         Ok(read)
     }

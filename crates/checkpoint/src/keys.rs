@@ -1,4 +1,4 @@
-//! The keys of a configuration, be it `config.json` or GGUF metadata: every complaint names file and key.
+//! The keys of a configuration, `config.json` or GGUF metadata. Every error names file and key.
 
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -7,16 +7,16 @@ use serde_json::{Map, Value};
 
 use crate::error::OpenError;
 
-/// What a number of things may be: more makes no model, and sums of them stay far from what a number holds.
+/// Valid counts: far above those of any model, and small enough that sums do not overflow.
 const COUNTS: RangeInclusive<usize> = 1..=1 << 24;
 
 /// An object of a configuration file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Keys<'a> {
     path: &'a Path,
-    /// The object that holds the map, with a dot, for messages.
+    /// Key of the object that holds the map, with a dot, for messages.
     scope: &'a str,
-    /// What stands before each key that is asked for.
+    /// Prefix of each requested key.
     prefix: &'a str,
     map: &'a Map<String, Value>,
 }
@@ -32,7 +32,7 @@ impl<'a> Keys<'a> {
         Self { scope, map, ..self }
     }
 
-    /// The keys of the same map that begin with `prefix`, to be asked for without it.
+    /// The keys of the same map that begin with `prefix`, requested without it.
     pub(crate) fn with_prefix(self, prefix: &'a str) -> Self {
         Self { prefix, ..self }
     }
@@ -42,12 +42,12 @@ impl<'a> Keys<'a> {
         self.optional(key, "an object", Value::as_object)
     }
 
-    /// A number of things, at least one. A list counts if it says the same for every block.
+    /// A count of at least one. A list is valid if it has the same value for every block.
     pub(crate) fn count(&self, key: &str) -> Result<usize, OpenError> {
         self.optional_count(key)?.ok_or_else(|| self.missing(key))
     }
 
-    /// A number of things, at least one, or nothing.
+    /// A count of at least one, if present.
     pub(crate) fn optional_count(&self, key: &str) -> Result<Option<usize>, OpenError> {
         let whole = |value: &Value| {
             value.as_u64().and_then(|count| usize::try_from(count).ok()).filter(|count| COUNTS.contains(count))
@@ -58,7 +58,7 @@ impl<'a> Keys<'a> {
         })
     }
 
-    /// A number of things under the first of `keys` that is there and not `null`, else `default`.
+    /// A count under the first of `keys` that is present and not `null`, else `default`.
     pub(crate) fn count_of(&self, keys: &[&str], default: usize) -> Result<usize, OpenError> {
         let stated = keys.iter().find(|key| self.get(key).is_some());
         match stated.or_else(|| keys.iter().find(|key| self.has(key))) {
@@ -67,7 +67,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// A number of things, `default` if the key is not there; nothing for `null`.
+    /// A count; `default` if the key is absent, `None` for `null`.
     pub(crate) fn count_unless_null(&self, key: &str, default: usize) -> Result<Option<usize>, OpenError> {
         if self.has(key) { self.optional_count(key) } else { Ok(Some(default)) }
     }
@@ -77,11 +77,16 @@ impl<'a> Keys<'a> {
         self.optional_positive(key)?.ok_or_else(|| self.missing(key))
     }
 
-    /// A positive number or nothing.
+    /// A positive number, if present.
     pub(crate) fn optional_positive(&self, key: &str) -> Result<Option<f64>, OpenError> {
         self.optional(key, "a positive number", |value| {
             value.as_f64().filter(|&number| number > 0.0 && number.is_finite())
         })
+    }
+
+    /// A positive number under the first of `keys` that is present and not `null`.
+    pub(crate) fn positive_of(&self, keys: &[&str]) -> Result<Option<f64>, OpenError> {
+        keys.iter().find(|key| self.get(key).is_some()).map_or(Ok(None), |key| self.optional_positive(key))
     }
 
     /// A text.
@@ -89,59 +94,59 @@ impl<'a> Keys<'a> {
         self.optional_text(key)?.ok_or_else(|| self.missing(key))
     }
 
-    /// A text or nothing.
+    /// A text, if present.
     pub(crate) fn optional_text(&self, key: &str) -> Result<Option<&'a str>, OpenError> {
         self.optional(key, "a text", Value::as_str)
     }
 
-    /// True if the key is there and true.
+    /// True if the key is present and true.
     pub(crate) fn flag(&self, key: &str) -> Result<bool, OpenError> {
         Ok(self.optional_flag(key)?.unwrap_or(false))
     }
 
-    /// True, false or nothing.
+    /// A flag, if present.
     pub(crate) fn optional_flag(&self, key: &str) -> Result<Option<bool>, OpenError> {
         self.optional(key, "true or false", Value::as_bool)
     }
 
-    /// True or false, `default` if the key is not there; false for `null`.
+    /// A flag; `default` if the key is absent, false for `null`.
     pub(crate) fn flag_unless_null(&self, key: &str, default: bool) -> Result<bool, OpenError> {
         if self.has(key) { self.flag(key) } else { Ok(default) }
     }
 
-    /// A whole number, be it 0, or nothing.
+    /// A whole number, if present.
     pub(crate) fn optional_index(&self, key: &str) -> Result<Option<usize>, OpenError> {
         self.optional(key, "a whole number", |value| value.as_u64().and_then(|index| usize::try_from(index).ok()))
     }
 
-    /// The value as it is; nothing for `null`.
+    /// The value; `None` for `null`.
     pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(&self.full(key)).filter(|value| !value.is_null())
     }
 
-    /// Whether the key is there, be it `null`.
+    /// True if the key is present, also with `null`.
     pub(crate) fn has(&self, key: &str) -> bool {
         self.map.contains_key(&self.full(key))
     }
 
-    /// The complaint that `key` is not there.
+    /// Error of a missing `key`.
     pub(crate) fn missing(&self, key: &str) -> OpenError {
         OpenError::MissingKey { path: self.path.to_owned(), key: self.display(key) }
     }
 
-    /// The complaint that `key` makes no sense.
+    /// Error of an invalid value of `key`.
     pub(crate) fn wrong(&self, key: &str, expected: impl Into<String>) -> OpenError {
         let (path, found) = (self.path.to_owned(), self.shown(key));
         OpenError::WrongKey { path, key: self.display(key), expected: expected.into(), found }
     }
 
-    /// The complaint that `key` asks for what is not there.
+    /// Error of an unsupported value of `key`.
     pub(crate) fn unsupported(&self, key: &str, supported: impl Into<String>) -> OpenError {
         let (path, found) = (self.path.to_owned(), self.shown(key));
         OpenError::Unsupported { path, key: self.display(key), found, supported: supported.into() }
     }
 
-    /// The complaint that `key` says that the weights are quantized, by the method `found`.
+    /// Error of weights that are quantized by the method `found`, as `key` says.
     pub(crate) fn quantized(&self, key: &str, found: String) -> OpenError {
         OpenError::Quantized { path: self.path.to_owned(), key: self.display(key), found }
     }
@@ -156,12 +161,12 @@ impl<'a> Keys<'a> {
         value.map(|value| read(value).ok_or_else(|| self.wrong(key, expected))).transpose()
     }
 
-    /// The key as the map has it.
+    /// The key in the map.
     fn full(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
 
-    /// The key as messages have it.
+    /// The key in messages.
     fn display(&self, key: &str) -> String {
         format!("{}{}{key}", self.scope, self.prefix)
     }

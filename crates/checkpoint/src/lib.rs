@@ -1,20 +1,21 @@
 //! Frozen checkpoints: a folder in the HF layout (`config.json` with safetensors, in one file or in
 //! shards) or a GGUF file, read one tensor at a time under the names of the HF layout.
 //!
-//! This crate computes nothing, fetches nothing and does not know libtorch. A server asks for the
-//! tensors of its blocks, a client for the embeddings and the final norm; nothing else is read.
-//! Weights are not memory-mapped, because a map of a file that someone shortens is undefined
-//! behaviour, which no safe interface can rule out. Positioned reads serve the same end: only the
-//! bytes of the tensors asked for are read, and processes share them in the page cache.
+//! The crate computes nothing, fetches nothing and does not depend on libtorch. It uses `sepal-core` and
+//! `sepal-tokenize`; `sepal-blocks` builds blocks from its tensors, and `sepal-pipeline` and the program open models with
+//! it. The table of model families is in `families`: their names, configuration keys and GGUF layouts.
 //!
-//! Of a model in shards only some need to be here. Its index names the others, and an [`outline`] of less than a
-//! megabyte says what is in them; [`Checkpoint::missing_files`] names those that somebody needs. Whoever uses this crate
-//! brings them.
+//! Weights are not memory-mapped, because truncating a mapped file is undefined behaviour, which no safe interface can
+//! rule out. Positioned reads have the same advantages: only the bytes of requested tensors are read, and processes share
+//! them in the page cache.
 //!
-//! Invariants: a [`Checkpoint`] that is open has a configuration that the blocks can compute, and
-//! every tensor it names lies within its file, so that a truncated file is refused before any
-//! tensor is used. What is converted or quantized in GGUF comes out as the model had it: fp32, and
-//! rows in the order of the HF layout. Two processes that open the same weights find the same
+//! A model in shards can be opened with only some of them. Its index names the others, and an outline of less than a
+//! megabyte describes them, see [`write_outline`]. [`Checkpoint::missing_files`] lists the files that a part of the model
+//! needs; the crate's user fetches them.
+//!
+//! Invariants: an open [`Checkpoint`] has a configuration that the blocks can compute, and every tensor lies within its
+//! file, so that a truncated file is refused before any tensor is used. Converted and quantized tensors of GGUF files are
+//! returned in fp32, with rows in the order of the HF layout. Two processes that open the same weights have the same
 //! [`Checkpoint::digest`], whichever shards they have.
 //!
 //! ```
@@ -39,12 +40,18 @@
 mod config;
 mod digest;
 mod error;
+mod families;
+mod family;
 mod file;
 mod folder;
 mod gguf;
+mod header;
 mod keys;
+mod layout;
+mod make_outline;
 mod outline;
 mod part;
+mod probe;
 mod rows;
 mod store;
 #[cfg(test)]
@@ -57,14 +64,18 @@ use sepal_core::{HostTensor, ModelConfig};
 use sepal_tokenize::Tokenizer;
 
 pub use error::{OpenError, ReadError, TokenizerError};
+pub use families::tensor_names;
+pub use family::TensorNames;
 pub use folder::screen;
-pub use outline::{Elsewhere, missing_shards, outline};
+pub use header::FetchRanges;
+pub use layout::missing_shards;
+pub use make_outline::write_outline;
 pub use part::Part;
 
 use crate::outline::Outline;
 use crate::store::{Store, Stored};
 
-/// An open checkpoint; threads may share it.
+/// An open checkpoint. Threads can share it.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
@@ -74,7 +85,7 @@ pub struct Checkpoint {
     digest: String,
 }
 
-/// How the weights are stored.
+/// Storage format of the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// `config.json` with safetensors.
@@ -83,21 +94,20 @@ pub enum Format {
     Gguf,
 }
 
-/// What a checkpoint is, for people: `gguf, Q4_1/Q8_0/F32, 98.4 MB`.
+/// Summary of a checkpoint: `gguf, Q4_1/Q8_0/F32, 98.4 MB`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Description {
-    /// How the weights are stored.
+    /// Storage format of the weights.
     pub format: Format,
-    /// The number types, the one with the most bytes first.
+    /// Number types, the one with the most bytes first.
     pub dtypes: Vec<String>,
-    /// Bytes of the weights files.
+    /// Size of the weights files in bytes.
     pub size_bytes: u64,
 }
 
 impl Checkpoint {
-    /// Opens a folder in the HF layout, a GGUF file, or a folder with one GGUF file in it. Reads the
-    /// headers and, for the digest, a few kilobytes of each block. Shards that are not here must be in an
-    /// [`outline`] in the folder.
+    /// Opens a folder in the HF layout, a GGUF file, or a folder with one GGUF file. Reads the headers and, for the digest,
+    /// a few kilobytes of each block. An outline in the folder must describe missing shards, see [`write_outline`].
     ///
     /// # Errors
     /// [`OpenError`] if there is no such checkpoint, a file is truncated or damaged, or the model is not supported.
@@ -113,80 +123,78 @@ impl Checkpoint {
         Ok(Self { path: path.to_owned(), format, config, store, digest })
     }
 
-    /// The shape of the model.
+    /// Shape of the model.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// `sha256:` and the digest of the configuration, of every tensor's name, type and shape, and of 4 KiB from the
-    /// middle of one tensor of each block and of each tensor outside of blocks.
+    /// `sha256:` and the digest of the configuration, of the name, type and shape of each tensor, and of 4 KiB from the
+    /// middle of one tensor of each block and of each tensor outside blocks.
     ///
-    /// Servers and clients compare it at each start. It tells apart what people mix up: another model, another
-    /// fine-tuning (of any block, or of any kind of matrix in all of them), another quantization. It does not depend on
-    /// how tensors are dealt out to files, nor on which files are here. It does not guard against someone who forges
-    /// weights.
+    /// Servers and clients compare it at each start. It detects another model, another fine-tuning (of any block, or of
+    /// any kind of matrix in all blocks) and another quantization. It does not depend on the distribution of tensors over
+    /// files or on missing files. It does not protect against forged weights.
     pub fn digest(&self) -> &str {
         &self.digest
     }
 
-    /// Reads a tensor by its HF name; what the family's names begin with (`model.`, `transformer.`) may
-    /// be left out, or be there where the checkpoint has none.
+    /// Reads a tensor by its HF name, with or without the family's prefix (`model.`, `transformer.`).
     ///
     /// # Errors
-    /// [`ReadError`] if it is not there, cannot be read, or is of a type that no weight has.
+    /// [`ReadError`] if the tensor does not exist, cannot be read, or has an unsupported type.
     pub fn tensor(&self, name: &str) -> Result<HostTensor, ReadError> {
         let missing = || ReadError::Missing { name: name.to_owned(), path: self.path.clone() };
         self.store.read(name, self.find(name).ok_or_else(missing)?)
     }
 
-    /// Whether [`Checkpoint::tensor`] finds the tensor.
+    /// True if [`Checkpoint::tensor`] finds the tensor.
     pub fn has(&self, name: &str) -> bool {
         self.find(name).is_some()
     }
 
-    /// The names of all tensors, sorted.
+    /// Names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.store.tensors.keys().map(String::as_str)
     }
 
-    /// How many numbers all its tensors have together.
+    /// Number of parameters.
     pub fn parameter_count(&self) -> u64 {
         self.store.tensors.values().map(|stored| stored.shape.iter().product::<usize>() as u64).sum()
     }
 
-    /// What the checkpoint is, for people.
+    /// Summary of the checkpoint.
     pub fn describe(&self) -> Description {
         let size_bytes = self.store.files.iter().map(file::WeightsFile::len).sum();
         Description { format: self.format, dtypes: self.store.encodings(), size_bytes }
     }
 
-    /// The tokenizer: `tokenizer.json` beside `config.json`, or the vocabulary in the GGUF file; where
-    /// that is of a kind that is not supported, a `tokenizer.json` beside the file stands in.
+    /// The tokenizer: `tokenizer.json` beside `config.json`, or the vocabulary in the GGUF file. If the vocabulary is not
+    /// supported, `tokenizer.json` beside the GGUF file is used.
     ///
     /// # Errors
     /// [`TokenizerError`] if there is none, or it is not supported.
     pub fn tokenizer(&self) -> Result<Tokenizer, TokenizerError> {
         let file = match (self.format, self.store.files.first()) {
             (Format::Gguf, Some(file)) => file,
-            _ => return from_file(&self.path.join(folder::TOKENIZER)),
+            _ => return from_file(&self.path.join(layout::TOKENIZER)),
         };
         let vocab = gguf::vocab(file).map_err(TokenizerError::Metadata)?;
-        let beside = file.path().with_file_name(folder::TOKENIZER);
+        let beside = file.path().with_file_name(layout::TOKENIZER);
         match Tokenizer::from_gguf_vocab(&vocab) {
             Err(_) if beside.is_file() => from_file(&beside),
             built => built.map_err(|source| TokenizerError::Vocab { path: file.path().to_owned(), source }),
         }
     }
 
-    /// The tokenizer without the files beside `tokenizer.json`, as it was before they were read. None if the tokenizer
-    /// does not come from such a file, or the file cannot be read.
+    /// The tokenizer from `tokenizer.json` only, ignoring the files beside it, as earlier versions read it. `None` if the
+    /// tokenizer does not come from such a file, or the file cannot be read.
     pub fn tokenizer_alone(&self) -> Option<Tokenizer> {
         let folder = if self.format == Format::Safetensors { Some(self.path.as_path()) } else { self.path.parent() };
-        Tokenizer::from_file_alone(folder?.join(folder::TOKENIZER)).ok()
+        Tokenizer::from_file_alone(folder?.join(layout::TOKENIZER)).ok()
     }
 
     fn find(&self, name: &str) -> Option<&Stored> {
-        let prefix = self.config.family.prefix();
+        let prefix = tensor_names(self.config.family).prefix;
         let tensors = &self.store.tensors;
         let without = || name.strip_prefix(prefix).and_then(|name| tensors.get(name));
         tensors.get(name).or_else(|| tensors.get(&format!("{prefix}{name}"))).or_else(without)
@@ -197,7 +205,7 @@ fn from_file(path: &Path) -> Result<Tokenizer, TokenizerError> {
     Tokenizer::from_file(path).map_err(TokenizerError::File)
 }
 
-/// What was found at a path.
+/// Kind of checkpoint at a path.
 enum Found {
     Folder,
     Gguf(PathBuf),
@@ -211,14 +219,14 @@ fn locate(path: &Path) -> Result<Found, OpenError> {
         let problem = "a file must be a .gguf; for safetensors give the folder that holds config.json";
         return if gguf { Ok(Found::Gguf(path.to_owned())) } else { Err(layout(problem.to_owned())) };
     }
-    if folder::has_weights(path) {
+    if layout::has_weights(path) {
         return Ok(Found::Folder);
     }
     let mut files = gguf_files(path)?;
     match (files.pop(), files.len()) {
         (Some(file), 0) => Ok(Found::Gguf(file)),
         (Some(_), others) => Err(layout(format!("it holds {} .gguf files; name the one that is meant", others + 1))),
-        (None, _) if path.join(folder::CONFIG).is_file() => Ok(Found::Folder),
+        (None, _) if path.join(layout::CONFIG).is_file() => Ok(Found::Folder),
         (None, _) => Err(layout("it holds neither config.json with model.safetensors nor a .gguf file".to_owned())),
     }
 }

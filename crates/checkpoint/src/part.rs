@@ -4,49 +4,53 @@ use std::ops::Range;
 use sepal_core::{ModelConfig, Span};
 
 use crate::Checkpoint;
+use crate::families::tensor_names;
+use crate::store::Stored;
 
-/// A part of a model that somebody needs.
+/// A part of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// What is before the first block and after the last but the output layer: embeddings and norms. A client's.
+    /// Embeddings and final norm, without the output layer. A client needs them.
     Ends,
-    /// Some blocks. A server's.
+    /// Some blocks. A server needs them.
     Blocks(Span),
-    /// All there is.
-    Whole,
+    /// All tensors.
+    All,
 }
 
 impl Checkpoint {
-    /// The weights files that hold tensors of this part and are not here, by their names in the folder, sorted. Of a
-    /// checkpoint that came in parts some are not; once they are put there, they are found without opening it again.
+    /// Sorted names of the files that hold tensors of this part and are not in the folder. Once they are there, they are
+    /// found without opening the checkpoint again.
     pub fn missing_files(&self, part: Part) -> Vec<String> {
-        let tensors = self.store.tensors.iter().filter(|(name, _)| part.has(name, self.config()));
-        let files: BTreeSet<usize> = tensors.map(|(_, stored)| stored.file).collect();
-        let missing = files.into_iter().filter(|file| !self.store.files[*file].is_here());
+        let files: BTreeSet<usize> = self.part_tensors(part).map(|stored| stored.file).collect();
+        let missing = files.into_iter().filter(|file| !self.store.files[*file].is_present());
         let name = |file: usize| self.store.files[file].path().file_name().unwrap_or_default().to_string_lossy();
         let mut names: Vec<String> = missing.map(|file| name(file).into_owned()).collect();
         names.sort();
         names
     }
 
-    /// How many numbers the tensors of this part have together.
+    /// Number of parameters of this part.
     pub fn part_parameter_count(&self, part: Part) -> u64 {
-        let tensors = self.store.tensors.iter().filter(|(name, _)| part.has(name, self.config()));
-        tensors.map(|(_, stored)| stored.shape.iter().product::<usize>() as u64).sum()
+        self.part_tensors(part).map(|stored| stored.shape.iter().product::<usize>() as u64).sum()
+    }
+
+    fn part_tensors(&self, part: Part) -> impl Iterator<Item = &Stored> {
+        self.store.tensors.iter().filter(move |(name, _)| part.has(name, self.config())).map(|(_, stored)| stored)
     }
 }
 
 impl Part {
-    /// Whether the tensor `name` belongs to it.
+    /// True if the tensor `name` belongs to it.
     fn has(self, name: &str, config: &ModelConfig) -> bool {
-        let family = config.family;
-        // Files of the bare model leave out what stands before the names.
-        let bare = |name: &str| name.strip_prefix(family.prefix()).unwrap_or(name).to_owned();
+        let names = tensor_names(config.family);
+        // Files of the bare model leave out the prefix.
+        let bare = |name: &str| name.strip_prefix(names.prefix).unwrap_or(name).to_owned();
         let name = bare(name);
-        let is_in = |mut blocks: Range<usize>| blocks.any(|block| name.starts_with(&bare(&family.block_prefix(block))));
-        let are_positions = family.positions() == Some(&name);
+        let is_in = |mut blocks: Range<usize>| blocks.any(|block| name.starts_with(&bare(&names.block_prefix(block))));
+        let are_positions = names.positions == Some(&name);
         match self {
-            Part::Whole => true,
+            Part::All => true,
             Part::Blocks(span) => is_in(span.blocks()) || (are_positions && span.start() == 0),
             Part::Ends => {
                 let is_output = ["lm_head.", "embed_out."].iter().any(|output| name.starts_with(output));

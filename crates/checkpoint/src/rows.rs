@@ -1,35 +1,35 @@
-//! The order of rows in converted files, and the way back.
+//! The order of rows in converted files, and its inverse.
 
-/// How the rows of a stored matrix (or the entries of its bias) relate to the rows of the model.
+/// Order of the rows of a stored matrix, or of the entries of its bias, compared with the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rows {
-    /// As the model has them.
+    /// The order of the model.
     Same,
-    /// Queries or keys of a Llama in GGUF: each head's two halves are interleaved, for a rotation of
-    /// neighbours where the model rotates halves.
+    /// Queries or keys of a Llama in GGUF: the two halves of each head are interleaved, so that neighbours rotate together
+    /// instead of halves.
     InterleavedHalves {
-        /// Heads of the matrix.
+        /// Number of heads.
         heads: usize,
     },
-    /// Fused queries, keys and values in GGUF: all queries, all keys, all values, where the model has, for each head
-    /// of keys, its queries, the key and the value.
+    /// Fused queries, keys and values in GGUF: all queries, all keys, all values. The model has, for each key head, its
+    /// queries, the key and the value.
     Concatenated {
-        /// Heads of keys.
+        /// Number of key heads.
         heads: usize,
-        /// Query heads for each of them.
+        /// Number of query heads for each key head.
         repeat: usize,
     },
-    /// The whole matrix the other way round.
+    /// The transposed matrix.
     Transposed,
-    /// As the model has them, with 1 added to each number.
+    /// The order of the model, with 1 added to each number.
     OneMore,
 }
 
 impl Rows {
-    /// The numbers of a stored tensor, in the order of the model, where its shape is `shape`.
+    /// Converts the numbers of a stored tensor to the order of the model, in which its shape is `shape`.
     ///
     /// # Errors
-    /// [`RowsError`] if the rows cannot be dealt out to the heads.
+    /// [`RowsError`] if the heads do not divide the rows evenly.
     pub(crate) fn restore(self, values: Vec<f32>, shape: &[usize]) -> Result<Vec<f32>, RowsError> {
         let n_rows = shape.first().copied().unwrap_or(1);
         let parts = match self {
@@ -45,44 +45,44 @@ impl Rows {
         let width = values.len() / n_rows;
         let mut restored = Vec::with_capacity(values.len());
         for row in 0..n_rows {
-            let stored = self.stored(row, n_rows);
+            let stored = self.stored_row(row, n_rows);
             restored.extend_from_slice(&values[stored * width..(stored + 1) * width]);
         }
         Ok(restored)
     }
 
-    /// Where the model's row `row` is stored.
-    fn stored(self, row: usize, n_rows: usize) -> usize {
+    /// Stored index of the model's row `row`.
+    fn stored_row(self, row: usize, n_rows: usize) -> usize {
         match self {
             Rows::Same | Rows::Transposed | Rows::OneMore => row,
             Rows::InterleavedHalves { heads } => {
                 let head_dim = n_rows / heads;
                 let (head, within) = (row / head_dim, row % head_dim);
-                let (half, at) = (within / (head_dim / 2), within % (head_dim / 2));
-                head * head_dim + at * 2 + half
+                let (half, offset) = (within / (head_dim / 2), within % (head_dim / 2));
+                head * head_dim + offset * 2 + half
             }
             Rows::Concatenated { heads, repeat } => {
                 let head_dim = n_rows / (heads * (repeat + 2));
                 let (group, within) = (row / ((repeat + 2) * head_dim), row % ((repeat + 2) * head_dim));
-                let (part, at) = (within / head_dim, within % head_dim);
+                let (part, offset) = (within / head_dim, within % head_dim);
                 let head = match part.checked_sub(repeat) {
                     None => group * repeat + part,
                     Some(kind) => heads * (repeat + kind) + group,
                 };
-                head * head_dim + at
+                head * head_dim + offset
             }
         }
     }
 }
 
-/// From `[width, n_rows]` to `[n_rows, width]`.
+/// Transposes `[width, n_rows]` to `[n_rows, width]`.
 fn transposed(values: &[f32], n_rows: usize) -> Vec<f32> {
     (0..n_rows).flat_map(|row| values.iter().skip(row).step_by(n_rows).copied()).collect()
 }
 
-/// Rows that cannot be dealt out to heads.
+/// Error of rows that heads do not divide evenly.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("its {n_rows} rows cannot be dealt out to {parts} equal parts, as the number of heads demands")]
+#[error("its {n_rows} rows cannot be divided into {parts} equal parts, as the number of heads requires")]
 pub(crate) struct RowsError {
     n_rows: usize,
     parts: usize,
@@ -94,14 +94,14 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// What a converter does to a Llama's queries and keys: `reshape(heads, 2, half, width).swapaxes(1, 2)`.
+    /// The conversion of a Llama's queries and keys: `reshape(heads, 2, half, width).swapaxes(1, 2)`.
     pub(crate) fn interleave(values: &[f32], heads: usize, n_rows: usize) -> Vec<f32> {
         let (width, half) = (values.len() / n_rows, n_rows / heads / 2);
         let mut stored = Vec::with_capacity(values.len());
         for head in 0..heads {
-            for at in 0..half {
+            for offset in 0..half {
                 for side in 0..2 {
-                    let row = (head * 2 + side) * half + at;
+                    let row = (head * 2 + side) * half + offset;
                     stored.extend_from_slice(&values[row * width..(row + 1) * width]);
                 }
             }
@@ -109,8 +109,8 @@ pub(crate) mod tests {
         stored
     }
 
-    /// What a converter does to a fused matrix: `reshape(heads, repeat + 2, head_dim, width)`, then q, k, v one after
-    /// the other.
+    /// The conversion of a fused matrix: `reshape(heads, repeat + 2, head_dim, width)`, then queries, keys and values
+    /// concatenated.
     pub(crate) fn concatenate(values: &[f32], heads: usize, repeat: usize, n_rows: usize) -> Vec<f32> {
         let (width, head_dim) = (values.len() / n_rows, n_rows / heads / (repeat + 2));
         let mut stored = Vec::with_capacity(values.len());
@@ -126,7 +126,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_head_of_four() {
+    fn interleaved_halves_of_one_head_are_restored() {
         // The model's rows 0 1 | 2 3 are stored as 0 2 1 3.
         let rows = Rows::InterleavedHalves { heads: 1 };
         assert_eq!(rows.restore(vec![0.0, 2.0, 1.0, 3.0], &[4]), Ok(vec![0.0, 1.0, 2.0, 3.0]));
@@ -134,7 +134,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_matrix_the_other_way_round() {
+    fn transposed_and_incremented_matrices_are_restored() {
         let stored = vec![0.0, 3.0, 1.0, 4.0, 2.0, 5.0]; // [3, 2] of [2, 3]
         assert_eq!(Rows::Transposed.restore(stored, &[2, 3]), Ok(vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0]));
         assert_eq!(Rows::OneMore.restore(vec![1.0, 3.5], &[2]), Ok(vec![0.0, 2.5]));
@@ -142,7 +142,7 @@ pub(crate) mod tests {
 
     proptest! {
         #[test]
-        fn restoring_undoes_the_conversion(
+        fn restore_inverts_the_conversion(
             heads in 1_usize..5, repeat in 1_usize..4, half in 1_usize..5, width in 1_usize..4,
         ) {
             let n_rows = heads * half * 2;

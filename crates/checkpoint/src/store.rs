@@ -1,4 +1,4 @@
-//! Where each tensor lies, and how its bytes become numbers: the same for both formats.
+//! Location and decoding of tensors, common to both formats.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use crate::error::ReadError;
 use crate::file::WeightsFile;
 use crate::rows::Rows;
 
-/// How many numbers of a quantized tensor are widened at a time, which bounds the memory beside the result.
+/// Number of values of a quantized tensor that are dequantized at a time, which bounds the memory beside the result.
 const CHUNK: usize = 1 << 22;
 
 /// The tensors of a checkpoint by their names in the HF layout.
@@ -36,17 +36,17 @@ pub(crate) struct Stored {
     pub(crate) rows: Rows,
 }
 
-/// How numbers are written.
+/// Stored number type.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Encoding {
-    /// As safetensors has it; read as it is.
+    /// Type of safetensors, read without conversion.
     Plain(Dtype),
-    /// As GGUF has it; widened to fp32.
+    /// Type of GGUF, dequantized to fp32.
     Ggml(GgmlDType),
 }
 
 impl Stored {
-    /// The type of its numbers as safetensors has it.
+    /// Safetensors type of its numbers.
     pub(crate) fn dtype(&self) -> Option<Dtype> {
         match self.encoding {
             Encoding::Plain(dtype) => Some(dtype),
@@ -56,7 +56,7 @@ impl Stored {
 }
 
 impl Encoding {
-    /// The name that people know it by.
+    /// Usual name of the type.
     pub(crate) fn name(self) -> String {
         match self {
             Encoding::Plain(dtype) => dtype.to_string(),
@@ -74,23 +74,23 @@ impl Encoding {
 }
 
 impl Store {
-    /// Reads one tensor, and nothing else.
+    /// Reads one tensor.
     pub(crate) fn read(&self, name: &str, stored: &Stored) -> Result<HostTensor, ReadError> {
         let read = Read { name, stored, file: &self.files[stored.file] };
-        if !read.file.is_here() {
-            return Err(ReadError::NotHere { name: name.to_owned(), path: read.path().to_owned() });
+        if !read.file.is_present() {
+            return Err(ReadError::MissingShard { name: name.to_owned(), path: read.path().to_owned() });
         }
         match stored.encoding {
             Encoding::Plain(Dtype::F32) => read.plain(DType::F32),
             Encoding::Plain(Dtype::F16) => read.plain(DType::F16),
             Encoding::Plain(Dtype::BF16) => read.plain(DType::Bf16),
             Encoding::Ggml(GgmlDType::F32) if stored.rows == Rows::Same => read.plain(DType::F32),
-            Encoding::Ggml(dtype) => read.widened(dtype),
+            Encoding::Ggml(dtype) => read.dequantized(dtype),
             Encoding::Plain(_) => Err(read.unsupported()),
         }
     }
 
-    /// The names of the tensors' types, the one with the most bytes first.
+    /// Names of the tensors' types, the one with the most bytes first.
     pub(crate) fn encodings(&self) -> Vec<String> {
         let mut bytes: BTreeMap<String, u64> = BTreeMap::new();
         for stored in self.tensors.values() {
@@ -102,7 +102,7 @@ impl Store {
     }
 }
 
-/// One tensor on its way from the file.
+/// A tensor and its file.
 struct Read<'a> {
     name: &'a str,
     stored: &'a Stored,
@@ -110,15 +110,15 @@ struct Read<'a> {
 }
 
 impl Read<'_> {
-    /// The bytes as they are stored.
+    /// Reads the stored bytes.
     fn plain(&self, dtype: DType) -> Result<HostTensor, ReadError> {
         let mut bytes = vec![0; self.stored.len as usize];
         self.file.read_at(self.stored.offset, &mut bytes).map_err(|source| self.io(source))?;
         self.host(dtype, Bytes::from(bytes))
     }
 
-    /// The numbers as fp32, rows in the model's order.
-    fn widened(&self, dtype: GgmlDType) -> Result<HostTensor, ReadError> {
+    /// Reads the numbers as fp32, with rows in the model's order.
+    fn dequantized(&self, dtype: GgmlDType) -> Result<HostTensor, ReadError> {
         if matches!(dtype, GgmlDType::Q8_1 | GgmlDType::Q8K) {
             return Err(self.unsupported());
         }
@@ -131,7 +131,7 @@ impl Read<'_> {
         let (block_len, block_size) = (dtype.block_size(), dtype.type_size());
         let n_blocks = self.stored.len as usize / block_size;
         let mut values = Vec::with_capacity(n_blocks * block_len);
-        // The words are only there to be aligned: candle takes the bytes for its block structures.
+        // Words are aligned: candle casts the bytes to its block structures.
         let mut words: Vec<u64> = Vec::new();
         for start in (0..n_blocks).step_by(CHUNK / block_len) {
             let blocks = (n_blocks - start).min(CHUNK / block_len);
@@ -139,7 +139,7 @@ impl Read<'_> {
             let bytes = &mut bytemuck::cast_slice_mut(&mut words)[..blocks * block_size];
             let offset = self.stored.offset + (start * block_size) as u64;
             self.file.read_at(offset, bytes).map_err(|source| self.io(source))?;
-            values.extend(widen(dtype, bytes, blocks * block_len).map_err(|source| self.decode(source))?);
+            values.extend(dequantize_blocks(dtype, bytes, blocks * block_len).map_err(|source| self.decode(source))?);
         }
         Ok(values)
     }
@@ -166,12 +166,12 @@ impl Read<'_> {
     }
 }
 
-fn widen(dtype: GgmlDType, blocks: &[u8], n_values: usize) -> Result<Vec<f32>, CandleError> {
+fn dequantize_blocks(dtype: GgmlDType, blocks: &[u8], n_values: usize) -> Result<Vec<f32>, CandleError> {
     let storage = QStorage::from_data(Cow::Borrowed(blocks), &Device::Cpu, dtype)?;
     QTensor::new(storage, n_values)?.dequantize(&Device::Cpu)?.to_vec1()
 }
 
-/// Numbers that lend out their bytes.
+/// Numbers that expose their bytes.
 struct Numbers(Vec<f32>);
 
 impl AsRef<[u8]> for Numbers {
@@ -203,9 +203,8 @@ mod tests {
         ("Q6_K", GgmlDType::Q6K),
     ];
 
-    /// Blocks of every type, and the numbers that the `gguf` package reads from them.
     #[test]
-    fn every_type_is_widened_as_gguf_widens_it() {
+    fn every_type_is_dequantized_as_by_the_gguf_package() {
         let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../testkit/goldens/quants.safetensors"));
         let file = std::fs::read(path).expect("the goldens");
         let goldens = SafeTensors::deserialize(&file).expect("safetensors");
@@ -214,15 +213,15 @@ mod tests {
             let values = goldens.tensor(&format!("{name}.values")).expect("values");
             let number = |four: &[u8]| f32::from_le_bytes(four.try_into().expect("four bytes"));
             let expected: Vec<f32> = values.data().chunks_exact(4).map(number).collect();
-            // Aligned, as where blocks are read.
+            // Aligned words, as in `dequantize`.
             let mut words = vec![0_u64; bytes.data().len().div_ceil(8)];
             let blocks = &mut bytemuck::cast_slice_mut(&mut words)[..bytes.data().len()];
             blocks.copy_from_slice(bytes.data());
-            let found = widen(dtype, blocks, expected.len()).expect("widened");
+            let found = dequantize_blocks(dtype, blocks, expected.len()).expect("dequantized");
             assert_eq!(Encoding::Ggml(dtype).name(), name);
             for (found, expected) in found.iter().zip(&expected) {
-                let off = (found - expected).abs();
-                assert!(off <= 1e-6 * expected.abs().max(1e-3), "{name}: {found} for {expected}");
+                let error = (found - expected).abs();
+                assert!(error <= 1e-6 * expected.abs().max(1e-3), "{name}: {found} for {expected}");
             }
         }
     }

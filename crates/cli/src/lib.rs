@@ -10,6 +10,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod advice;
 mod args;
 mod console;
 mod doctor;
@@ -80,7 +81,7 @@ pub fn main(registry: Registry) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: failed to {}", describe(&*error));
+            eprintln!("error: failed to {}{}", describe(&*error), advice::advice(&*error).unwrap_or_default());
             ExitCode::FAILURE
         }
     }

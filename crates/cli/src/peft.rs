@@ -20,7 +20,7 @@ pub(crate) fn export(registry: &Registry, args: &ExportPeftArgs) -> Result<(), F
         [] => sources(registry, &args.run, manifest.as_ref())?,
         given => given.to_vec(),
     };
-    let model = open_model(&sources, Part::Whole)?;
+    let model = open_model(&sources, Part::All)?;
     let (base_model, revision) = match &args.base_model {
         Some(name) => (name.clone(), None),
         None => base_model(&model),

@@ -48,7 +48,7 @@ pub(crate) fn fetch(registry: &Registry, args: &PipelineArgs) -> Result<(), Fail
 
 pub(crate) fn outline(args: &OutlineArgs) -> Result<(), Failure> {
     let folder = &args.folder;
-    let written = sepal_checkpoint::outline(folder, &mut |parts| {
+    let written = sepal_checkpoint::write_outline(folder, &mut |parts| {
         let shard = parts.first().map(|(shard, _)| shard.as_str()).unwrap_or_default();
         Err(format!("{shard} is not there; an outline is made where all shards are").into())
     })?;

@@ -3,14 +3,14 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// What blocks compute on.
+/// The device that blocks are computed on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Device {
-    /// The processor.
+    /// The CPU.
     #[default]
     Cpu,
-    /// A CUDA device, by its number.
+    /// A CUDA device, by its index.
     Cuda(usize),
 }
 
@@ -31,7 +31,9 @@ impl FromStr for Device {
         match text {
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda(0)),
-            other => index(other).map(Self::Cuda).ok_or_else(|| format!("`{text}` is no device; write cpu or cuda:N")),
+            other => {
+                index(other).map(Self::Cuda).ok_or_else(|| format!("`{text}` is not a device; write cpu or cuda:N"))
+            }
         }
     }
 }
@@ -55,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_come_back() {
+    fn names_round_trip() {
         for device in [Device::Cpu, Device::Cuda(0), Device::Cuda(3)] {
             assert_eq!(device.to_string().parse(), Ok(device));
         }

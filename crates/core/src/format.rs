@@ -3,30 +3,30 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// How the weights of frozen linear layers are kept in memory. Norms and embeddings stay in fp32, and products are
-/// computed in fp32 whatever the format.
+/// Format of the weights of frozen linear layers in memory. Norms and embeddings stay in fp32, and products are computed
+/// in fp32 for every format.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WeightFormat {
-    /// 4 bytes a number, as they are.
+    /// 4 bytes per number, unrounded.
     #[default]
     F32,
-    /// 2 bytes, the range of fp32.
+    /// 2 bytes per number, with the range of fp32.
     Bf16,
-    /// 2 bytes, three more bits than bf16.
+    /// 2 bytes per number, with three more bits of precision than bf16.
     F16,
-    /// 1 byte: whole numbers up to 127 times a factor for each output.
+    /// 1 byte per number: integers up to 127 times a factor for each output.
     Int8,
-    /// Half a byte: one of 16 quantiles of the normal distribution (NF4, arXiv 2305.14314) times a factor for each 64
-    /// numbers of an output.
+    /// Half a byte per number: one of 16 quantiles of the normal distribution (NF4, arXiv 2305.14314) times a factor for
+    /// each 64 numbers of an output.
     Nf4,
 }
 
 impl WeightFormat {
-    /// All of them.
+    /// All formats.
     pub const ALL: [Self; 5] = [Self::F32, Self::Bf16, Self::F16, Self::Int8, Self::Nf4];
 
-    /// The name as it is written in a pipeline file: `f32`, `bf16`, `f16`, `int8`, `nf4`.
+    /// Written name: `f32`, `bf16`, `f16`, `int8` or `nf4`.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -37,7 +37,7 @@ impl WeightFormat {
         }
     }
 
-    /// Bits that a number takes, its share of factors included.
+    /// Bits per number, including its share of the factors.
     pub fn bits(self) -> f64 {
         match self {
             Self::F32 => 32.0,
@@ -47,8 +47,8 @@ impl WeightFormat {
         }
     }
 
-    /// The digest of a model whose blocks are kept in this format, from that of its checkpoint: servers that round
-    /// differently are of different models, so that no route mixes them.
+    /// Digest of a model with weights in this format, from the digest of its checkpoint. Models that are rounded
+    /// differently have different digests, so that no route mixes them.
     pub fn digest(self, checkpoint: &str) -> String {
         match self {
             Self::F32 => checkpoint.to_owned(),
@@ -70,6 +70,6 @@ impl FromStr for WeightFormat {
         Self::ALL
             .into_iter()
             .find(|format| format.name() == text)
-            .ok_or_else(|| format!("`{text}` is no format of weights; write f32, bf16, f16, int8 or nf4"))
+            .ok_or_else(|| format!("`{text}` is not a format of weights; write f32, bf16, f16, int8 or nf4"))
     }
 }

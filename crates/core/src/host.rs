@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::q8;
 
-/// The number formats that tensors have on the wire and, but for [`DType::Q8`], in checkpoints once read.
+/// Number format of a tensor on the wire and, except for [`DType::Q8`], of a tensor read from a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum DType {
@@ -18,16 +18,16 @@ pub enum DType {
     F16,
     /// The upper half of a binary32.
     Bf16,
-    /// Eight bits each and a scale for every 64 numbers: 1.0625 bytes. A number is off by a 254th of the largest of its 64
-    /// at the most. For the wire alone: no checkpoint holds it and no file is written in it.
+    /// Eight bits per number and a scale for each block of 64 numbers: 1.0625 bytes per number. The error is at most a
+    /// 254th of the largest number of the block. A format of the wire only: no file has it.
     Q8,
 }
 
 impl DType {
-    /// All there are.
+    /// All formats.
     pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::Q8];
 
-    /// Bytes of so many numbers, if they can be counted.
+    /// Size of `numel` numbers in bytes; `None` on overflow.
     pub fn n_bytes(self, numel: usize) -> Option<usize> {
         match self {
             DType::F32 => numel.checked_mul(4),
@@ -36,8 +36,8 @@ impl DType {
         }
     }
 
-    /// The format of tunables, and of the gradients of whatever trains, where hidden states go as `self`: bf16 for q8, as
-    /// optimizers weigh every number by itself, and those that are small beside their neighbours would be none.
+    /// Format of tunables and of gradients of parameters if hidden states have the format `self`: bf16 for q8. Optimizers
+    /// treat each number separately, and q8 rounds numbers to zero that are small compared with their neighbours.
     #[must_use]
     pub fn for_parameters(self) -> Self {
         match self {
@@ -46,7 +46,7 @@ impl DType {
         }
     }
 
-    /// The name as it is written in a pipeline file: `f32`, `f16`, `bf16`, `q8`.
+    /// Written name: `f32`, `f16`, `bf16` or `q8`.
     pub fn name(self) -> &'static str {
         match self {
             DType::F32 => "f32",
@@ -86,7 +86,7 @@ impl HostTensor {
     /// A tensor of these bytes.
     ///
     /// # Errors
-    /// [`ShapeError`] if the bytes are not as many as shape and dtype say.
+    /// [`ShapeError`] if the number of bytes does not fit shape and dtype.
     pub fn new(dtype: DType, shape: Vec<usize>, data: Bytes) -> Result<Self, ShapeError> {
         let expected = shape
             .iter()
@@ -103,12 +103,12 @@ impl HostTensor {
     /// A tensor of these fp32 numbers.
     ///
     /// # Errors
-    /// [`ShapeError`] if they are not as many as the shape says.
+    /// [`ShapeError`] if the count does not fit the shape.
     pub fn from_f32(shape: Vec<usize>, values: &[f32]) -> Result<Self, ShapeError> {
         Self::new(DType::F32, shape, Bytes::copy_from_slice(bytemuck::cast_slice(values)))
     }
 
-    /// The numbers as fp32, whatever the dtype.
+    /// Converts the numbers to fp32.
     pub fn to_f32(&self) -> Vec<f32> {
         let halves = || self.data.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
         match self.dtype {
@@ -121,8 +121,8 @@ impl HostTensor {
         }
     }
 
-    /// The part `range` along the first dimension; shares the bytes. `None` if it is out of bounds, or if the parts have
-    /// blocks of eight-bit numbers in common.
+    /// The part `range` along the first dimension, without a copy. `None` if it is out of bounds or divides a block of q8
+    /// numbers.
     pub fn rows(&self, range: Range<usize>) -> Option<Self> {
         let n = *self.shape.first()?;
         let row: usize = self.shape[1..].iter().product();
@@ -136,8 +136,8 @@ impl HostTensor {
         Some(Self { dtype: self.dtype, shape, data: self.data.slice(start..end) })
     }
 
-    /// This and then `other` along the first dimension. `None` if they do not fit each other, or have blocks of eight-bit
-    /// numbers in common.
+    /// Concatenation with `other` along the first dimension. `None` if the shapes or formats differ, or if a row divides a
+    /// block of q8 numbers.
     pub fn followed_by(&self, other: &Self) -> Option<Self> {
         let row: usize = self.shape.get(1..)?.iter().product();
         let fits = self.dtype == other.dtype && self.shape.get(1..) == other.shape.get(1..);
@@ -149,8 +149,7 @@ impl HostTensor {
         Some(Self { dtype: self.dtype, shape, data: [&self.data[..], &other.data[..]].concat().into() })
     }
 
-    /// The numbers as [`DType::Q8`], whatever the dtype. Those that are not finite become not a number, and with them the
-    /// numbers around them.
+    /// Converts the numbers to [`DType::Q8`]. A block with a non-finite number becomes NaN.
     #[must_use]
     pub fn to_q8(&self) -> Self {
         let data = match self.dtype {
@@ -161,7 +160,7 @@ impl HostTensor {
         Self { dtype: DType::Q8, shape: self.shape.clone(), data }
     }
 
-    /// Whether no number is infinite or not a number.
+    /// True if all numbers are finite.
     pub fn is_finite(&self) -> bool {
         let exponent = |mask: u16| move |pair: &[u8]| u16::from_le_bytes([pair[0], pair[1]]) & mask != mask;
         match self.dtype {
@@ -175,17 +174,17 @@ impl HostTensor {
         }
     }
 
-    /// The number format.
+    /// Number format.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// The dimensions.
+    /// Dimensions.
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
 
-    /// The bytes, row-major, little-endian.
+    /// Bytes, row-major and little-endian.
     pub fn data(&self) -> &Bytes {
         &self.data
     }
@@ -206,7 +205,7 @@ pub struct NamedHostTensor {
     pub tensor: HostTensor,
 }
 
-/// A byte count that does not fit a shape.
+/// Error of a number of bytes that does not fit a shape.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a {dtype} tensor of shape {shape:?} has {expected} bytes, found {found}")]
 pub struct ShapeError {
@@ -214,9 +213,9 @@ pub struct ShapeError {
     pub dtype: DType,
     /// The dimensions.
     pub shape: Vec<usize>,
-    /// Bytes that it should have.
+    /// Expected number of bytes.
     pub expected: usize,
-    /// Bytes that it has.
+    /// Actual number of bytes.
     pub found: usize,
 }
 
@@ -225,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_must_fit_the_shape() {
+    fn new_checks_the_number_of_bytes() {
         assert!(HostTensor::from_f32(vec![2, 3], &[0.0; 6]).is_ok());
         assert!(HostTensor::from_f32(vec![2, 3], &[0.0; 5]).is_err());
         assert!(HostTensor::new(DType::F16, vec![usize::MAX, 3], Bytes::new()).is_err());
@@ -235,14 +234,14 @@ mod tests {
     }
 
     #[test]
-    fn halves_widen() {
+    fn to_f32_widens_bf16() {
         let one = half::bf16::from_f32(1.5).to_le_bytes();
         let tensor = HostTensor::new(DType::Bf16, vec![1], Bytes::copy_from_slice(&one)).expect("fits");
         assert_eq!(tensor.to_f32(), [1.5]);
     }
 
     #[test]
-    fn infinities_are_found_in_every_dtype() {
+    fn is_finite_holds_in_every_dtype() {
         for dtype in DType::ALL {
             let tensor = |value: f32| {
                 let numbers = [1.0, value];

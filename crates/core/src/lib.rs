@@ -1,9 +1,10 @@
-//! What every other crate speaks of: block spans, ragged batches, host tensors and model shapes.
+//! The vocabulary of the other crates: block spans, ragged batches, host tensors and model shapes.
 //!
-//! This crate does no I/O, knows no async runtime and no tensor library.
+//! It does no I/O and depends on no async runtime and no tensor library. It is the lowest crate of the workspace: it uses
+//! none of the others, and most of the others use it.
 //!
-//! Invariants: a [`Span`] is never empty and never reversed; a [`Ragged`] has at least one row and
-//! no empty row; a [`HostTensor`] holds exactly as many bytes as its shape and dtype say.
+//! Invariants: a [`Span`] is never empty and never reversed; a [`Ragged`] has at least one row and no empty row; a
+//! [`HostTensor`] holds exactly as many bytes as its shape and dtype say.
 //!
 //! ```
 //! use sepal_core::{Ragged, Span};
@@ -38,37 +39,32 @@ pub use span::{Span, SpanError};
 
 use serde::{Deserialize, Serialize};
 
-/// Name of a tunable that every block knows: `[n_blocks, prefix_len, hidden]`, added to the prefix before each block.
+/// Name of the deep prompts, a tunable of shape `[n_blocks, prefix_len, hidden]` that is added to the prefix before each
+/// block.
 pub const DEEP_PROMPTS: &str = "deep_prompts";
 
-/// Name of the other one: `[n_blocks, prefix_len, 2 * kv_size]`, the keys of all heads, turned to their positions, and then
-/// the values. Each block has them for the prefix in the place of those that it computes.
+/// Name of the prefix's keys and values, a tunable of shape `[n_blocks, prefix_len, 2 * kv_size]`: the keys of all heads,
+/// rotated to their positions, then the values. They replace the keys and values that a block computes for the prefix.
 pub const PREFIX_KEYS_VALUES: &str = "prefix_keys_values";
 
-/// The text of an error and of its causes, on one line.
+/// Text of an error and its causes, on one line.
 pub fn in_one_line(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// Which positions of the last block's output are wanted.
+/// Requested positions of the last block's output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Want {
-    /// The prefix and every token: `[prefix_len + n_tokens, hidden]`; what the next hop needs.
+    /// The prefix and every token: `[prefix_len + n_tokens, hidden]`, the input of the next hop.
     All,
-    /// The last token of each row: `[rows, hidden]`; what a classifier needs.
+    /// The last token of each row: `[rows, hidden]`, the input of a classifier.
     LastOfRows,
 }
 
 impl Want {
-    /// How many positions the output has.
+    /// Number of positions of the output.
     pub fn positions(self, prefix_len: usize, rows: &Ragged) -> usize {
         match self {
             Want::All => prefix_len + rows.n_tokens(),

@@ -1,104 +1,55 @@
 use serde::{Deserialize, Serialize};
 
-/// The architecture of a model, by the `model_type` of its `config.json`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the names are those of the models")]
-pub enum Family {
-    Bloom,
-    Falcon,
-    Gemma,
-    Gemma2,
-    #[serde(rename = "gemma3_text")]
-    Gemma3,
-    Gpt2,
-    GptNeox,
-    Llama,
-    Mistral,
-    Mixtral,
-    Opt,
-    Phi3,
-    Qwen2,
-    Qwen3,
-    Stablelm,
+/// Declares [`Family`] from one line for each family: the variant and its `model_type`.
+macro_rules! families {
+    ($($variant:ident = $name:literal,)*) => {
+        /// The architecture of a model, by the `model_type` of its `config.json`.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[expect(missing_docs, reason = "the names are those of the models")]
+        pub enum Family {
+            $(#[serde(rename = $name)] $variant,)*
+        }
+
+        impl Family {
+            /// All families, by name.
+            pub const ALL: [Family; [$($name),*].len()] = [$(Self::$variant),*];
+
+            /// The `model_type` of the family.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+        }
+    };
+}
+
+families! {
+    Bloom = "bloom",
+    Falcon = "falcon",
+    Gemma = "gemma",
+    Gemma2 = "gemma2",
+    Gemma3 = "gemma3_text",
+    Gpt2 = "gpt2",
+    GptNeox = "gpt_neox",
+    Llama = "llama",
+    Mistral = "mistral",
+    Mixtral = "mixtral",
+    Opt = "opt",
+    Phi3 = "phi3",
+    Qwen2 = "qwen2",
+    Qwen3 = "qwen3",
+    Stablelm = "stablelm",
 }
 
 impl Family {
-    /// All of them, by name.
-    pub const ALL: [Family; 15] = [
-        Self::Bloom,
-        Self::Falcon,
-        Self::Gemma,
-        Self::Gemma2,
-        Self::Gemma3,
-        Self::Gpt2,
-        Self::GptNeox,
-        Self::Llama,
-        Self::Mistral,
-        Self::Mixtral,
-        Self::Opt,
-        Self::Phi3,
-        Self::Qwen2,
-        Self::Qwen3,
-        Self::Stablelm,
-    ];
-
-    /// Its `model_type`, which messages print.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Bloom => "bloom",
-            Self::Falcon => "falcon",
-            Self::Gemma => "gemma",
-            Self::Gemma2 => "gemma2",
-            Self::Gemma3 => "gemma3_text",
-            Self::Gpt2 => "gpt2",
-            Self::GptNeox => "gpt_neox",
-            Self::Llama => "llama",
-            Self::Mistral => "mistral",
-            Self::Mixtral => "mixtral",
-            Self::Opt => "opt",
-            Self::Phi3 => "phi3",
-            Self::Qwen2 => "qwen2",
-            Self::Qwen3 => "qwen3",
-            Self::Stablelm => "stablelm",
-        }
-    }
-
     /// The family of a `model_type`.
     pub fn named(model_type: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|family| family.name() == model_type)
     }
-
-    /// What the names of a checkpoint's tensors begin with, the head's excepted; files of the bare model leave it out.
-    pub fn prefix(self) -> &'static str {
-        match self {
-            Self::Bloom | Self::Falcon | Self::Gpt2 => "transformer.",
-            Self::GptNeox => "gpt_neox.",
-            _ => "model.",
-        }
-    }
-
-    /// The name of the learned positions after the prefix, where there are such. They belong to the first block.
-    pub fn positions(self) -> Option<&'static str> {
-        match self {
-            Self::Gpt2 => Some("wpe.weight"),
-            Self::Opt => Some("decoder.embed_positions.weight"),
-            _ => None,
-        }
-    }
-
-    /// What the names of block `block_idx`'s tensors begin with, for example `model.layers.3.`.
-    pub fn block_prefix(self, block_idx: usize) -> String {
-        let blocks = match self {
-            Self::Bloom | Self::Falcon | Self::Gpt2 => "h",
-            Self::Opt => "decoder.layers",
-            _ => "layers",
-        };
-        format!("{}{blocks}.{block_idx}.", self.prefix())
-    }
 }
 
-/// The shape of a frozen model, as its `config.json` or its GGUF metadata gives it.
+/// The shape of a frozen model, read from `config.json` or GGUF metadata.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
     /// The architecture.
@@ -107,42 +58,42 @@ pub struct ModelConfig {
     pub n_blocks: usize,
     /// Size of a hidden state.
     pub hidden: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub n_heads: usize,
-    /// Key and value heads; `n_heads` if queries are not grouped.
+    /// Number of key heads and of value heads; `n_heads` without grouped queries.
     pub n_kv_heads: usize,
     /// Size of one head.
     pub head_dim: usize,
     /// Inner size of the MLP.
     pub ffn: usize,
-    /// Rows of the embedding matrix.
+    /// Number of rows of the embedding matrix.
     pub vocab_size: usize,
     /// Epsilon of RMSNorm or LayerNorm.
     pub norm_eps: f64,
-    /// Standard deviation that the model's weights were initialised with; 0.02 if not stated.
+    /// Standard deviation of the model's initial weights; 0.02 if the configuration does not state it.
     pub initializer_range: f64,
-    /// Rotary positions; `None` where there are none.
+    /// Rotary embedding, if the model has one.
     pub rope: Option<Rope>,
-    /// Longest sequence, prompts included, on which the model computes what it should; `None` if nothing is stated.
+    /// Longest supported sequence, prompts included; `None` without a stated limit.
     pub max_positions: Option<usize>,
-    /// What attention does with its scores.
+    /// Treatment of attention scores.
     pub scores: ScoreRule,
-    /// What stands between the layers of the MLP.
+    /// Activation of the MLP.
     pub activation: Activation,
-    /// Attention and MLP both read the block's input, and both are added to it; else one after the other.
+    /// True if attention and MLP both read the block's input and are both added to it; false if they are sequential.
     pub is_parallel: bool,
-    /// A mixture of experts in the place of the MLP.
+    /// Mixture of experts, if it replaces the MLP.
     pub experts: Option<Experts>,
 }
 
 impl ModelConfig {
-    /// Numbers of one position's keys, all heads together; values have as many.
+    /// Size of one position's keys over all heads; values have the same size.
     pub fn kv_size(&self) -> usize {
         self.n_kv_heads * self.head_dim
     }
 
-    /// A model without peculiarities: as many heads of keys as of queries, heads that make up the hidden state, the
-    /// positions and the activation that the family is known for, epsilon 1e-5. What differs is laid over it.
+    /// A model of these sizes with the usual parts: one key head for each query head, heads that make up the hidden
+    /// state, rotary positions of base 10,000, SiLU, epsilon 1e-5.
     pub fn plain(
         family: Family,
         n_blocks: usize,
@@ -152,13 +103,6 @@ impl ModelConfig {
         vocab_size: usize,
     ) -> Self {
         let head_dim = hidden / n_heads.max(1);
-        let has_rope = !matches!(family, Family::Bloom | Family::Gpt2 | Family::Opt);
-        let activation = match family {
-            Family::Bloom | Family::Gemma | Family::Gemma2 | Family::Gemma3 | Family::Gpt2 => Activation::GeluTanh,
-            Family::Falcon | Family::GptNeox => Activation::Gelu,
-            Family::Opt => Activation::Relu,
-            _ => Activation::Silu,
-        };
         Self {
             family,
             n_blocks,
@@ -170,43 +114,43 @@ impl ModelConfig {
             vocab_size,
             norm_eps: 1e-5,
             initializer_range: 0.02,
-            rope: has_rope.then_some(Rope { theta: 10_000.0, dim: head_dim, scaling: RopeScaling::Default }),
+            rope: Some(Rope { theta: 10_000.0, dim: head_dim, scaling: RopeScaling::Default }),
             max_positions: None,
-            scores: ScoreRule { alibi: family == Family::Bloom, ..ScoreRule::default() },
-            activation,
+            scores: ScoreRule::default(),
+            activation: Activation::Silu,
             is_parallel: false,
             experts: None,
         }
     }
 }
 
-/// What a model's attention does with its scores, beyond the causal mask.
+/// Treatment of attention scores beyond the causal mask.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ScoreRule {
-    /// The factor of the products of queries and keys; `1 / sqrt(head_dim)` if not stated.
+    /// Factor of the products of queries and keys; `1 / sqrt(head_dim)` if `None`.
     pub scale: Option<f64>,
-    /// Whether block `l` divides its scores by `l + 1` besides.
+    /// True if block `l` also divides its scores by `l + 1`.
     pub by_block: bool,
-    /// `cap tanh(score / cap)` in the place of a score.
+    /// Soft cap: scores become `cap tanh(score / cap)`.
     pub cap: Option<f64>,
-    /// Scores fall with distance, another slope for each head (ALiBi, arXiv 2108.12409).
+    /// True if scores fall with distance, with a slope for each head (ALiBi, arXiv 2108.12409).
     pub alibi: bool,
-    /// Blocks that see the nearest positions only.
+    /// Sliding window of some blocks.
     pub window: Option<Window>,
 }
 
-/// A sliding window.
+/// Sliding-window attention.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Window {
-    /// Positions that a query sees, its own included.
+    /// Number of positions that a query sees, its own included.
     pub size: usize,
-    /// Whether block `l` has the window.
+    /// For each block, true if it has the window.
     pub blocks: Vec<bool>,
-    /// The rotary positions of blocks with the window, where they are others.
+    /// Rotary embedding of blocks with the window, if it differs from that of the others.
     pub rope: Option<Rope>,
 }
 
-/// What stands between the layers of the MLP.
+/// Activation between the layers of the MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
@@ -220,12 +164,12 @@ pub enum Activation {
     Relu,
 }
 
-/// A mixture of experts: each position goes through the `per_token` MLPs that a router scores highest.
+/// A mixture of experts: each position passes the `per_token` MLPs with the highest router scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Experts {
-    /// MLPs in a block.
+    /// Number of MLPs in a block.
     pub count: usize,
-    /// Those that a position goes through.
+    /// Number of MLPs that a position passes.
     pub per_token: usize,
 }
 
@@ -234,26 +178,26 @@ pub struct Experts {
 pub struct Rope {
     /// Base of the wavelengths.
     pub theta: f64,
-    /// Numbers of a head that turn, its first ones; at most `head_dim`.
+    /// Number of leading dimensions of a head that rotate; at most `head_dim`.
     pub dim: usize,
-    /// How the wavelengths are stretched.
+    /// Scaling of the wavelengths.
     pub scaling: RopeScaling,
 }
 
-/// The scaling variants of rotary positions, named as `rope_type` in `config.json`.
+/// Scaling of a rotary embedding, named as `rope_type` in `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "rope_type")]
 pub enum RopeScaling {
-    /// Wavelengths as they are.
+    /// Unscaled wavelengths.
     Default,
     /// Positions divided by `factor`.
     Linear {
-        /// The divisor.
+        /// Divisor of positions.
         factor: f64,
     },
-    /// Llama 3.1: long wavelengths divided by `factor`, short ones kept, a ramp between.
+    /// Llama 3.1: long wavelengths multiplied by `factor`, short ones unscaled, a ramp between.
     Llama3 {
-        /// The divisor of long wavelengths.
+        /// Factor of long wavelengths.
         factor: f64,
         /// `low_freq_factor`.
         low_freq_factor: f64,
@@ -264,7 +208,7 @@ pub enum RopeScaling {
     },
     /// YaRN (arXiv 2309.00071): a ramp between interpolated and kept wavelengths, and scaled scores.
     Yarn {
-        /// The stretch.
+        /// Factor of interpolation.
         factor: f64,
         /// `beta_fast`, 32 by default.
         beta_fast: f64,
@@ -275,12 +219,12 @@ pub enum RopeScaling {
         /// `attention_factor`; `0.1 ln(factor) + 1` if not stated.
         attention_factor: Option<f64>,
     },
-    /// LongRoPE (arXiv 2402.13753): every wavelength stretched by a factor of its own. A model has a second list for
-    /// sequences beyond its original maximum; as keys would depend on what follows them, Sepal stays within it.
+    /// LongRoPE (arXiv 2402.13753): a factor for each wavelength. Models have a second list for sequences beyond their
+    /// original maximum. It is not used: keys would depend on the positions that follow them.
     Longrope {
-        /// One for each pair, `short_factor`.
+        /// Factor of each pair of dimensions, `short_factor`.
         factors: Vec<f64>,
-        /// The factor of queries and keys.
+        /// Factor of queries and keys.
         attention_factor: f64,
     },
 }

@@ -1,31 +1,31 @@
 //! The layout of [`DType::Q8`](crate::DType::Q8): blocks of [`BLOCK`] numbers in row-major order, across rows; the last may
-//! be shorter. A block is its scale, a binary32, and then one signed byte for each number, which is the number divided by
-//! the scale. The scale is a 127th of the block's largest absolute number, so that a number is off by half of that, a 254th
-//! of the largest, at the most. (A block whose scale would be subnormal, below about 1e-38, is zero.) The scale of a block
-//! with a number that is not finite is not a number, and then none of the block is.
+//! be shorter. A block consists of its scale, a binary32, and one signed byte for each number, the number divided by the
+//! scale. The scale is a 127th of the block's largest absolute number, so that the error is at most half of it, a 254th of
+//! the largest. (A block whose scale would be subnormal, below about 1e-38, is zero.) The scale of a block with a
+//! non-finite number is NaN, and so are all its numbers.
 
-/// Numbers of one block.
+/// Number of numbers in a block.
 pub(crate) const BLOCK: usize = 64;
-/// Bytes of a scale.
+/// Size of a scale in bytes.
 const SCALE: usize = size_of::<f32>();
-/// The largest scale: 127 times as much is finite, too.
+/// The largest scale of which 127 times is finite.
 const LARGEST_SCALE: f32 = f32::from_bits((f32::MAX / 127.0).to_bits() - 1);
-/// Added to a small number it leaves the nearest whole one in the low bits of the sum, and rounds without a call.
+/// Added to a small number, it leaves the nearest integer in the low bits of the sum, which rounds without a call.
 const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
 
-/// Bytes of so many numbers, if they can be counted.
+/// Size of `numel` numbers in bytes; `None` on overflow.
 pub(crate) fn n_bytes(numel: usize) -> Option<usize> {
     numel.div_ceil(BLOCK).checked_mul(SCALE)?.checked_add(numel)
 }
 
-/// Binary32 numbers in little-endian bytes as q8.
+/// Converts binary32 numbers, given as little-endian bytes, to q8.
 pub(crate) fn encode(numbers: &[u8]) -> Vec<u8> {
     let numel = numbers.len() / size_of::<f32>();
     let mut data = Vec::with_capacity(n_bytes(numel).unwrap_or_default());
     let mut values = [0.0_f32; BLOCK];
     let mut bytes = [0_u8; BLOCK];
     for block in numbers.chunks(BLOCK * size_of::<f32>()) {
-        // Without their signs, the bits of floats are in the order of the floats, those that are not finite last.
+        // Without signs, the bits of floats are ordered as the floats are, with non-finite numbers last.
         let mut largest = 0_u32;
         let n = block.len() / size_of::<f32>();
         for (value, four) in values.iter_mut().zip(block.as_chunks().0) {
@@ -44,7 +44,7 @@ pub(crate) fn encode(numbers: &[u8]) -> Vec<u8> {
     data
 }
 
-/// The numbers of q8.
+/// Converts q8 to binary32 numbers.
 pub(crate) fn decode(data: &[u8]) -> Vec<f32> {
     let mut numbers = Vec::with_capacity(data.len());
     let mut values = [0.0_f32; BLOCK];
@@ -57,7 +57,7 @@ pub(crate) fn decode(data: &[u8]) -> Vec<f32> {
     numbers
 }
 
-/// Whether all numbers of q8 are finite.
+/// True if all numbers are finite.
 pub(crate) fn is_finite(data: &[u8]) -> bool {
     blocks(data).all(|(scale, _)| scale.is_finite())
 }
@@ -87,18 +87,18 @@ mod tests {
         assert!(is_finite(&data));
         for (numbers, back) in numbers.chunks(BLOCK).zip(back.chunks(BLOCK)) {
             let largest = numbers.iter().fold(0.0_f64, |largest, &number| largest.max(f64::from(number).abs()));
-            // A little more: binary32 rounds, too.
+            // Slightly more than the bound, since binary32 rounds as well.
             let allowed = (largest / 254.0 * 1.0001).max(2e-36);
             for (&number, &back) in numbers.iter().zip(back) {
-                let off = (f64::from(number) - f64::from(back)).abs();
-                assert!(off <= allowed, "{number} became {back}, more than {allowed} off");
+                let error = (f64::from(number) - f64::from(back)).abs();
+                assert!(error <= allowed, "{number} became {back}, an error of more than {allowed}");
             }
         }
     }
 
     proptest! {
         #[test]
-        fn numbers_are_off_by_a_254th_of_their_block_at_most(
+        fn encode_error_is_at_most_a_254th_of_the_largest_number(
             numbers in prop::collection::vec(-1000.0_f32..1000.0, 0..300),
             size in prop::sample::select(vec![1e-37_f32, 1e-30, 1e-6, 1.0, 1e30]),
         ) {
@@ -106,31 +106,31 @@ mod tests {
         }
 
         #[test]
-        fn any_finite_number_does(
+        fn encode_accepts_any_finite_number(
             bits in prop::collection::vec(any::<u32>(), 0..200),
         ) {
             check(&bits.into_iter().map(f32::from_bits).filter(|number| number.is_finite()).collect::<Vec<_>>());
         }
 
         #[test]
-        fn a_block_with_a_number_that_is_not_finite_has_none_that_is(
+        fn block_with_a_non_finite_number_becomes_nan(
             n in 1_usize..300,
-            at in any::<prop::sample::Index>(),
+            index in any::<prop::sample::Index>(),
             value in prop::sample::select(vec![f32::NAN, f32::INFINITY, f32::NEG_INFINITY]),
         ) {
             let mut numbers = vec![1.0_f32; n];
-            let at = at.index(n);
-            numbers[at] = value;
+            let index = index.index(n);
+            numbers[index] = value;
             let data = encode(&bytes(&numbers));
             prop_assert!(!is_finite(&data));
             for (i, back) in decode(&data).into_iter().enumerate() {
-                prop_assert_eq!(back.is_nan(), i / BLOCK == at / BLOCK);
+                prop_assert_eq!(back.is_nan(), i / BLOCK == index / BLOCK);
             }
         }
     }
 
     #[test]
-    fn the_ends_of_the_range() {
+    fn encode_accepts_the_ends_of_the_range() {
         check(&[0.0; 65]);
         check(&[f32::MAX, f32::MIN, 1.0]);
         check(&[f32::MIN_POSITIVE, 1e-45, -1e-45]);

@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-/// Rows of different lengths laid end to end: row `r` is positions `offsets[r]..offsets[r + 1]`.
+/// Rows of different lengths, concatenated: row `r` is positions `offsets[r]..offsets[r + 1]`.
 ///
 /// There is at least one row, no row is empty, and positions fit in `u32`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -9,7 +9,7 @@ pub struct Ragged {
 }
 
 impl Ragged {
-    /// From offsets `[rows + 1]`, as they cross the wire.
+    /// Rows from offsets `[rows + 1]`.
     ///
     /// # Errors
     /// [`RaggedError`] if there is no row, the first offset is not 0, or a row is empty.
@@ -26,7 +26,7 @@ impl Ragged {
         }
     }
 
-    /// From the rows' lengths.
+    /// Rows of these lengths.
     ///
     /// # Errors
     /// [`RaggedError`] if there is no row, a row is empty, or the tokens do not fit in `u32`.
@@ -43,55 +43,52 @@ impl Ragged {
         Self::from_offsets(offsets)
     }
 
-    /// The number of rows.
+    /// Number of rows.
     #[expect(clippy::len_without_is_empty, reason = "there is always a row")]
     pub fn len(&self) -> usize {
         self.offsets.len() - 1
     }
 
-    /// The number of tokens of all rows.
+    /// Number of tokens of all rows.
     pub fn n_tokens(&self) -> usize {
         self.offsets[self.len()] as usize
     }
 
-    /// The offsets `[rows + 1]`.
+    /// Offsets `[rows + 1]`.
     pub fn offsets(&self) -> &[u32] {
         &self.offsets
     }
 
-    /// The positions of row `row`.
+    /// Positions of row `row`.
     pub fn range(&self, row: usize) -> Range<usize> {
         self.offsets[row] as usize..self.offsets[row + 1] as usize
     }
 
-    /// The length of row `row`.
+    /// Length of row `row`.
     pub fn row_len(&self, row: usize) -> usize {
         self.range(row).len()
     }
 
-    /// The rows' lengths, in order.
+    /// Lengths of the rows, in order.
     pub fn lengths(&self) -> impl Iterator<Item = usize> + '_ {
         self.offsets.windows(2).map(|pair| (pair[1] - pair[0]) as usize)
     }
 
-    /// The rows `rows`, in that order, as a batch of their own.
+    /// A batch of the rows `rows`, in that order.
     ///
     /// # Panics
     /// If a row does not exist or `rows` is empty.
     pub fn select(&self, rows: &[usize]) -> Self {
         assert!(!rows.is_empty(), "a batch has at least one row");
-        let mut offsets = vec![0_u32];
-        let mut end = 0_u32;
-        for &row in rows {
-            end += self.offsets[row + 1] - self.offsets[row];
-            offsets.push(end);
-        }
-        Self { offsets }
+        let ends = rows.iter().scan(0, |end, &row| {
+            *end += self.offsets[row + 1] - self.offsets[row];
+            Some(*end)
+        });
+        Self { offsets: std::iter::once(0).chain(ends).collect() }
     }
 
-    /// Groups of rows for micro-batches: rows sorted by length (ties in order), cut where a group
-    /// with its prefix would hold more than `max_tokens` tokens. A row that is longer stands alone.
-    /// A batch that fits keeps its order.
+    /// Groups of rows for micro-batches: rows sorted by length (ties in order), cut before a group with its prefix would
+    /// exceed `max_tokens` tokens. A longer row is its own group. A batch that fits keeps its order.
     pub fn micro_batches(&self, prefix_len: usize, max_tokens: usize) -> Vec<Vec<usize>> {
         if prefix_len + self.n_tokens() <= max_tokens {
             return vec![(0..self.len()).collect()];
@@ -117,7 +114,7 @@ impl Ragged {
     }
 }
 
-/// Offsets that describe no batch.
+/// Error of offsets that describe no batch.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RaggedError {
@@ -130,13 +127,13 @@ pub enum RaggedError {
         /// The first offset.
         found: u32,
     },
-    /// A row without a token, or offsets that go backwards.
+    /// A row is empty, or offsets decrease.
     #[error("row {row} holds no token")]
     EmptyRow {
         /// The row.
         row: usize,
     },
-    /// More tokens than `u32` counts.
+    /// The number of tokens does not fit in `u32`.
     #[error("the tokens up to row {row} do not fit in 32 bits")]
     TooLong {
         /// The row.
@@ -151,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nonsense_is_refused() {
+    fn invalid_offsets_are_refused() {
         assert_eq!(Ragged::from_offsets(vec![0]), Err(RaggedError::NoRows));
         assert_eq!(Ragged::from_offsets(vec![1, 2]), Err(RaggedError::FirstOffset { found: 1 }));
         assert_eq!(Ragged::from_offsets(vec![0, 2, 2]), Err(RaggedError::EmptyRow { row: 1 }));
@@ -161,7 +158,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn micro_batches_hold_each_row_once(
+        fn micro_batches_contain_each_row_once(
             lengths in prop::collection::vec(1_usize..70, 1..60),
             prefix_len in 0_usize..20,
             max_tokens in 1_usize..400,

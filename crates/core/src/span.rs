@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// A run of consecutive blocks, `start..end`, never empty; written `start:end`.
+/// Consecutive blocks `start..end`, never empty; written `start:end`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Span {
@@ -21,7 +21,7 @@ impl Span {
         if start < end { Ok(Self { start, end }) } else { Err(SpanError::Empty { start, end }) }
     }
 
-    /// The first block.
+    /// First block.
     pub fn start(self) -> usize {
         self.start
     }
@@ -31,23 +31,23 @@ impl Span {
         self.end
     }
 
-    /// How many blocks; at least one.
+    /// Number of blocks, at least one.
     #[expect(clippy::len_without_is_empty, reason = "a span is never empty")]
     pub fn len(self) -> usize {
         self.end - self.start
     }
 
-    /// The block indices.
+    /// Block indices.
     pub fn blocks(self) -> Range<usize> {
         self.start..self.end
     }
 
-    /// Whether `block_idx` lies in the span.
+    /// True if `block_idx` is in the span.
     pub fn contains(self, block_idx: usize) -> bool {
         self.blocks().contains(&block_idx)
     }
 
-    /// Whether all of `other` lies in the span.
+    /// True if all of `other` is in the span.
     pub fn covers(self, other: Span) -> bool {
         self.start <= other.start && other.end <= self.end
     }
@@ -84,7 +84,7 @@ impl From<Span> for String {
     }
 }
 
-/// A span that cannot be.
+/// Error of an invalid span.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SpanError {
@@ -99,7 +99,7 @@ pub enum SpanError {
     /// The text is not `START:END`.
     #[error("`{text}` is not a span; write START:END, for example 0:10")]
     Syntax {
-        /// What was written.
+        /// The text.
         text: String,
     },
 }
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_round_trip() {
+    fn text_round_trips() {
         let span: Span = "3:12".parse().expect("a span");
         assert_eq!((span.start(), span.end(), span.len()), (3, 12, 9));
         assert_eq!(span.to_string(), "3:12");
@@ -118,9 +118,9 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn invalid_text_is_refused() {
         for text in ["", "3", "3:3", "5:2", "a:b", "-1:2", "1:2:3"] {
-            assert!(text.parse::<Span>().is_err(), "{text} was taken for a span");
+            assert!(text.parse::<Span>().is_err(), "{text} was accepted as a span");
         }
     }
 }

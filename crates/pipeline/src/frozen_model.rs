@@ -112,7 +112,7 @@ pub(crate) fn fetch_model(
     let mut watch = watched("model", observer, stop);
     let files = ModelFiles::open(assets, &spec.model.source, &mut watch)?;
     match (&spec.swarm, Span::new(0, spec.model.local_blocks.min(files.checkpoint.config().n_blocks))) {
-        (SwarmSpec::Embedded(_) | SwarmSpec::None(_), _) => files.fetch(assets, Part::Whole, &mut watch)?,
+        (SwarmSpec::Embedded(_) | SwarmSpec::None(_), _) => files.fetch(assets, Part::All, &mut watch)?,
         (_, first) => {
             files.fetch(assets, Part::Ends, &mut watch)?;
             // No span if there are no local blocks.

@@ -4,7 +4,7 @@ use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sepal_assets::{Asset, Assets, FetchEvent, Kind, Source, Unfetched, Watch};
-use sepal_checkpoint::{Checkpoint, OpenError, Part, missing_shards, outline, screen};
+use sepal_checkpoint::{Checkpoint, OpenError, Part, missing_shards, screen, write_outline};
 
 use crate::error::ModelError;
 use crate::progress::{Event, Observer};
@@ -46,7 +46,7 @@ impl ModelFiles {
 
 fn open(assets: &Assets, asset: &Asset) -> Result<Checkpoint, OpenError> {
     if asset.commit.is_some() && !missing_shards(&asset.path)?.is_empty() {
-        outline(&asset.path, &mut |parts| Ok(assets.peek(asset, parts)?))?;
+        write_outline(&asset.path, &mut |parts| Ok(assets.peek(asset, parts)?))?;
     }
     Checkpoint::open(&asset.path)
 }

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use sepal_core::{Family, ModelConfig, Ragged};
+use sepal_core::{ModelConfig, Ragged};
 use tch::kind::Element;
 use tch::{Device, TchError, Tensor};
 
@@ -23,10 +23,11 @@ pub(crate) struct MaskConfig {
 }
 
 impl MaskConfig {
-    pub(crate) fn new(config: &ModelConfig, device: Device) -> Self {
-        let alibi = config.scores.alibi.then(|| match config.family {
-            Family::Falcon => Alibi::rounded(config.n_heads, config.head_dim),
-            _ => Alibi::new(config.n_heads),
+    /// `rounds_alibi`: ALiBi's biases are rounded to bf16.
+    pub(crate) fn new(config: &ModelConfig, rounds_alibi: bool, device: Device) -> Self {
+        let alibi = config.scores.alibi.then(|| match rounds_alibi {
+            true => Alibi::rounded(config.n_heads, config.head_dim),
+            false => Alibi::new(config.n_heads),
         });
         let window = config.scores.window.as_ref().map(|window| window.size);
         Self { repeat: config.n_heads / config.n_kv_heads, alibi, window, device }

@@ -1,21 +1,23 @@
 //! Falcon (arXiv 2311.16867): LayerNorm, attention with one or few heads of keys, and an MLP beside it; the rw models
 //! have linear biases and one after the other.
 
-use sepal_core::ModelConfig;
+use sepal_core::{Family, ModelConfig};
 
-use super::{EndNames, EndNorm, fused_block, heads};
+use super::llama;
+use super::parts::{fused_block, heads};
+use super::spec::{EndNames, EndNorm, FamilySpec};
 use crate::exec::block::Block;
 use crate::weights::{LoadError, Reader};
 
-pub(super) const ENDS: EndNames = EndNames {
-    embedding: "word_embeddings",
-    embedding_scale: 1.0,
-    embedding_norm: None,
-    final_norm: "ln_f",
-    kind: EndNorm::Layer,
+pub(super) const SPEC: FamilySpec = FamilySpec {
+    family: Family::Falcon,
+    block,
+    ends: EndNames { embedding: "word_embeddings", final_norm: "ln_f", kind: EndNorm::Layer, ..llama::SPEC.ends },
+    rounds_alibi: true,
+    ..llama::SPEC
 };
 
-pub(super) fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {
+fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {
     let norm = |name: &str| reader.layer_norm(name, config.hidden);
     // The 40b has a norm for each of the two, the 7b and the 11b one for both.
     let (attention_norm, mlp_norm) = match (reader.has("ln_attn.weight"), config.is_parallel) {

@@ -1,33 +1,65 @@
-//! Gemma 1, 2 and 3: as Llama, with `1 + weight` in norms and scaled embeddings; from 2 on with norms on what attention
-//! and MLP add.
+//! Gemma 1, 2 and 3: as Llama, with `1 + weight` in norms and scaled embeddings. Gemma 2 and 3 have norms of the outputs of
+//! attention and MLP, Gemma 3 has norms of heads.
 
 use sepal_core::{Family, ModelConfig};
 
-use super::llama::{gated, with_attention};
-use super::{EndNames, EndNorm, heads, rms_norm};
+use super::llama::{self, gated, head_norms, refuse_head_norms, with_attention};
+use super::parts::{heads, rms_norm};
+use super::spec::{EndNames, EndNorm, FamilySpec};
 use crate::exec::block::Block;
 use crate::layers::mlp::Mlp;
 use crate::layers::norm::WeightedNorm;
 use crate::weights::{LoadError, Reader};
 
-pub(super) fn ends(config: &ModelConfig) -> EndNames {
-    EndNames { embedding_scale: (config.hidden as f64).sqrt(), kind: EndNorm::RmsFromOne, ..EndNames::USUAL }
+pub(super) const GEMMA: FamilySpec = FamilySpec {
+    family: Family::Gemma,
+    block: gemma_block,
+    ends: EndNames { scales_embedding: true, kind: EndNorm::RmsFromOne, ..llama::SPEC.ends },
+    ..llama::SPEC
+};
+
+pub(super) const GEMMA2: FamilySpec = FamilySpec { family: Family::Gemma2, block: gemma2_block, ..GEMMA };
+
+pub(super) const GEMMA3: FamilySpec = FamilySpec { family: Family::Gemma3, block: gemma3_block, ..GEMMA };
+
+fn gemma_block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {
+    refuse_head_norms(reader)?;
+    with_mlp_norm(reader, config, block_idx, "post_attention_layernorm")
 }
 
-pub(super) fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {
-    let is_first = config.family == Family::Gemma;
+fn gemma2_block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {
+    refuse_head_norms(reader)?;
+    with_output_norms(reader, config, block_idx)
+}
+
+fn gemma3_block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {
+    let mut norms = head_norms(reader, config)?;
+    norms.q.weight = norms.q.weight.f_add_scalar(1.0)?;
+    norms.k.weight = norms.k.weight.f_add_scalar(1.0)?;
+    Ok(Block { head_norms: Some(norms), ..with_output_norms(reader, config, block_idx)? })
+}
+
+/// A block with norms of the outputs of attention and MLP.
+fn with_output_norms(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {
+    let norm = |name: &str| {
+        let weight = reader.rms_from_one(name, config.hidden)?.scale;
+        Ok::<_, LoadError>(Some(WeightedNorm { norm: rms_norm(config), weight }))
+    };
+    Ok(Block {
+        attention_norm: norm("post_attention_layernorm")?,
+        mlp_norm: norm("post_feedforward_layernorm")?,
+        ..with_mlp_norm(reader, config, block_idx, "pre_feedforward_layernorm")?
+    })
+}
+
+/// A block whose MLP reads the norm `mlp_norm`.
+fn with_mlp_norm(
+    reader: &Reader<'_>,
+    config: &ModelConfig,
+    block_idx: usize,
+    mlp_norm: &str,
+) -> Result<Block, LoadError> {
     let norm = |name: &str| reader.rms_from_one(name, config.hidden);
-    let after = |name: &str| Ok::<_, LoadError>(WeightedNorm { norm: rms_norm(config), weight: norm(name)?.scale });
-    let mlp_norm = norm(if is_first { "post_attention_layernorm" } else { "pre_feedforward_layernorm" })?;
-    let mlp = Mlp::Dense(gated(reader, config, "mlp", ["gate_proj", "up_proj", "down_proj"], &mlp_norm)?);
-    let mut block = with_attention(reader, config, heads(config, block_idx), &norm("input_layernorm")?, mlp)?;
-    if let Some(norms) = &mut block.head_norms {
-        norms.q.weight = norms.q.weight.f_add_scalar(1.0)?;
-        norms.k.weight = norms.k.weight.f_add_scalar(1.0)?;
-    }
-    if !is_first {
-        block.attention_norm = Some(after("post_attention_layernorm")?);
-        block.mlp_norm = Some(after("post_feedforward_layernorm")?);
-    }
-    Ok(block)
+    let mlp = gated(reader, config, "mlp", ["gate_proj", "up_proj", "down_proj"], &norm(mlp_norm)?)?;
+    with_attention(reader, config, heads(config, block_idx), &norm("input_layernorm")?, Mlp::Dense(mlp))
 }

@@ -1,21 +1,29 @@
 //! GPT-2: learned positions, LayerNorm, attention, LayerNorm, GELU. Its files have layers as `[in, out]`.
 
-use sepal_core::ModelConfig;
+use sepal_core::{Family, ModelConfig};
 use tch::Tensor;
 
-use super::{EndNames, EndNorm, heads, layer_norm, plain_mlp};
+use super::llama;
+use super::parts::{heads, layer_norm, plain_mlp};
+use super::spec::{EndNames, EndNorm, FamilySpec};
 use crate::exec::block::Block;
 use crate::layers::linear::Layer;
 use crate::weights::{LoadError, Reader};
 
-pub(super) const ENDS: EndNames =
-    EndNames { embedding: "wte", embedding_scale: 1.0, embedding_norm: None, final_norm: "ln_f", kind: EndNorm::Layer };
+pub(super) const SPEC: FamilySpec = FamilySpec {
+    family: Family::Gpt2,
+    block,
+    ends: EndNames { embedding: "wte", final_norm: "ln_f", kind: EndNorm::Layer, ..llama::SPEC.ends },
+    positions: Some(positions),
+    has_equal_heads: true,
+    ..llama::SPEC
+};
 
-pub(super) fn positions(reader: &Reader<'_>, config: &ModelConfig, name: &str) -> Result<Tensor, LoadError> {
+fn positions(reader: &Reader<'_>, config: &ModelConfig, name: &str) -> Result<Tensor, LoadError> {
     reader.tensor(name, &[config.max_positions.unwrap_or(1024), config.hidden])
 }
 
-pub(super) fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {
+fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {
     let &ModelConfig { hidden, ffn, .. } = config;
     let heads = heads(config, block_idx);
     let layer = |name: &str, out: usize, inner: usize| {

@@ -1,9 +1,10 @@
-//! Llama, Mistral, Qwen2 and Qwen3: RMSNorm, attention with rotary positions and grouped queries, RMSNorm, a gated MLP.
-//! Biases wherever the checkpoint has them; Qwen3 has norms of heads.
+//! Llama: RMSNorm, attention with rotary positions and grouped queries, RMSNorm, a gated MLP. Biases are read if the
+//! checkpoint has them.
 
 use sepal_core::{Family, ModelConfig};
 
-use super::{from_queries, heads, queries, rms_norm};
+use super::parts::{from_queries, heads, queries, rms_norm};
+use super::spec::{EndNames, EndNorm, FamilySpec};
 use crate::attention::heads::Heads;
 use crate::exec::block::Block;
 use crate::layers::dense::{Activate, Dense};
@@ -12,15 +13,47 @@ use crate::layers::mlp::Mlp;
 use crate::layers::norm::{HeadNorms, NormWeights, WeightedNorm};
 use crate::weights::{LoadError, Reader};
 
-pub(super) fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {
+pub(super) const SPEC: FamilySpec = FamilySpec {
+    family: Family::Llama,
+    block,
+    ends: EndNames {
+        embedding: "embed_tokens",
+        scales_embedding: false,
+        embedding_norm: None,
+        final_norm: "norm",
+        kind: EndNorm::Rms,
+    },
+    positions: None,
+    has_equal_heads: false,
+    rounds_alibi: false,
+};
+
+fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {
+    refuse_head_norms(reader)?;
+    block_with_head_norms(reader, config, block_idx, None)
+}
+
+/// A block with the given norms of heads.
+pub(super) fn block_with_head_norms(
+    reader: &Reader<'_>,
+    config: &ModelConfig,
+    block_idx: usize,
+    head_norms: Option<HeadNorms>,
+) -> Result<Block, LoadError> {
     reader.refuse("post_feedforward_layernorm.weight")?;
     let mlp_norm = reader.rms("post_attention_layernorm", config.hidden)?;
     let mlp = Mlp::Dense(gated(reader, config, "mlp", ["gate_proj", "up_proj", "down_proj"], &mlp_norm)?);
     let attention_norm = reader.rms("input_layernorm", config.hidden)?;
-    with_attention(reader, config, heads(config, block_idx), &attention_norm, mlp)
+    let block = with_attention(reader, config, heads(config, block_idx), &attention_norm, mlp)?;
+    Ok(Block { head_norms, ..block })
 }
 
-/// A block with a Llama's attention.
+/// Refuses norms of heads, which the block would leave out.
+pub(super) fn refuse_head_norms(reader: &Reader<'_>) -> Result<(), LoadError> {
+    reader.refuse("self_attn.q_norm.weight")
+}
+
+/// A block with the attention of a Llama, without norms of heads.
 pub(super) fn with_attention(
     reader: &Reader<'_>,
     config: &ModelConfig,
@@ -39,7 +72,7 @@ pub(super) fn with_attention(
         is_parallel: false,
         q: reader.frozen(q.map_rows(|rows| queries(heads, rows))?.after(norm)?)?,
         kv: reader.frozen(Layer::stacked(&[k, v])?.after(norm)?)?,
-        head_norms: head_norms(reader, config)?,
+        head_norms: None,
         output: reader.frozen(from_queries(heads, output)?)?,
         attention_norm: None,
         mlp,
@@ -47,16 +80,13 @@ pub(super) fn with_attention(
     })
 }
 
-fn head_norms(reader: &Reader<'_>, config: &ModelConfig) -> Result<Option<HeadNorms>, LoadError> {
-    if !matches!(config.family, Family::Qwen3 | Family::Gemma3) {
-        reader.refuse("self_attn.q_norm.weight")?;
-        return Ok(None);
-    }
+/// Norms of the queries and keys of each head.
+pub(super) fn head_norms(reader: &Reader<'_>, config: &ModelConfig) -> Result<HeadNorms, LoadError> {
     let norm = |name: &str| {
         let weight = reader.tensor(&format!("self_attn.{name}.weight"), &[config.head_dim])?;
         Ok::<_, LoadError>(WeightedNorm { norm: rms_norm(config), weight })
     };
-    Ok(Some(HeadNorms { q: norm("q_norm")?, k: norm("k_norm")?, dim: config.head_dim as i64 }))
+    Ok(HeadNorms { q: norm("q_norm")?, k: norm("k_norm")?, dim: config.head_dim as i64 })
 }
 
 /// A gated MLP whose layers are `names` in `folder`: gate, up and down.

@@ -1,31 +1,39 @@
 //! OPT (arXiv 2205.01068): learned positions, LayerNorm, attention, LayerNorm, ReLU.
 
-use sepal_core::ModelConfig;
+use sepal_core::{Family, ModelConfig};
 use tch::Tensor;
 
-use super::{EndNames, EndNorm, heads, layer_norm, plain_mlp};
+use super::llama;
+use super::parts::{heads, layer_norm, plain_mlp};
+use super::spec::{EndNames, EndNorm, FamilySpec};
 use crate::exec::block::Block;
 use crate::layers::linear::Layer;
 use crate::weights::{LoadError, Reader};
 
-pub(super) const ENDS: EndNames = EndNames {
-    embedding: "decoder.embed_tokens",
-    embedding_scale: 1.0,
-    embedding_norm: None,
-    final_norm: "decoder.final_layer_norm",
-    kind: EndNorm::Layer,
+pub(super) const SPEC: FamilySpec = FamilySpec {
+    family: Family::Opt,
+    block,
+    ends: EndNames {
+        embedding: "decoder.embed_tokens",
+        final_norm: "decoder.final_layer_norm",
+        kind: EndNorm::Layer,
+        ..llama::SPEC.ends
+    },
+    positions: Some(positions),
+    has_equal_heads: true,
+    ..llama::SPEC
 };
 
-/// The file has two more in front, which no position uses.
+/// Number of unused rows at the start of the table.
 const UNUSED: usize = 2;
 
-pub(super) fn positions(reader: &Reader<'_>, config: &ModelConfig, name: &str) -> Result<Tensor, LoadError> {
+fn positions(reader: &Reader<'_>, config: &ModelConfig, name: &str) -> Result<Tensor, LoadError> {
     let count = config.max_positions.unwrap_or(2048);
     let all = reader.tensor(name, &[count + UNUSED, config.hidden])?;
     Ok(all.f_narrow(0, UNUSED as i64, count as i64)?)
 }
 
-pub(super) fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {
+fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {
     let &ModelConfig { hidden, ffn, .. } = config;
     let norm = reader.layer_norm("self_attn_layer_norm", hidden)?;
     let layer = |name: &str| reader.layer(name, hidden, hidden);

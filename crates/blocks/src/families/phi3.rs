@@ -1,14 +1,18 @@
 //! Phi-3 and Phi-4: as Llama, with queries, keys and values in one layer, and gate and up in another.
 
-use sepal_core::ModelConfig;
+use sepal_core::{Family, ModelConfig};
 
-use super::{from_queries, heads, queries, rms_norm};
+use super::llama;
+use super::parts::{from_queries, heads, queries, rms_norm};
+use super::spec::FamilySpec;
 use crate::exec::block::Block;
 use crate::layers::dense::{Activate, Dense};
 use crate::layers::mlp::Mlp;
 use crate::weights::{LoadError, Reader};
 
-pub(super) fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {
+pub(super) const SPEC: FamilySpec = FamilySpec { family: Family::Phi3, block, ..llama::SPEC };
+
+fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {
     let &ModelConfig { hidden, n_heads, n_kv_heads, head_dim, ffn, .. } = config;
     let heads = heads(config, block_idx);
     let (q_size, kv_size) = (n_heads * head_dim, n_kv_heads * head_dim);

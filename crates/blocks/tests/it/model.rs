@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use sepal_blocks::{BlockStack, BoxError, Ends, Weights};
-use sepal_checkpoint::Checkpoint;
+use sepal_checkpoint::{Checkpoint, tensor_names};
 use sepal_core::{Family, HostTensor, ModelConfig, Ragged, Span, Want};
 use tch::{Kind, Tensor};
 
@@ -47,7 +47,7 @@ impl Tiny {
 
     /// Returns the names of the checkpoint's tensors that were not read.
     pub(crate) fn unread(&self) -> Vec<&str> {
-        let (read, prefix) = (self.read.lock().expect("no panic"), self.config.family.prefix());
+        let (read, prefix) = (self.read.lock().expect("no panic"), tensor_names(self.config.family).prefix);
         let bare = |name: &str| name.strip_prefix(prefix).unwrap_or(name).to_owned();
         let read: HashSet<String> = read.iter().map(|name| bare(name)).collect();
         self.checkpoint.names().filter(|name| !read.contains(&bare(name))).collect()

@@ -1,93 +1,48 @@
-//! `config.json` of the HF layout, one file for each way in which families write it.
+//! Keys of `config.json` in the HF layout that several families share.
 
-mod bloom;
-mod class;
-mod falcon;
-mod gemma;
-mod gpt2;
-mod gpt_neox;
-mod llama;
-mod opt;
-mod phi3;
 mod refused;
-mod rope;
-mod stablelm;
-#[cfg(test)]
-mod tests;
+pub(crate) mod rope;
 
-use std::path::Path;
+use sepal_core::{Activation, ModelConfig, ScoreRule, Window};
+use serde_json::Value;
 
-use sepal_core::{Activation, Family, ModelConfig, Rope, Window};
-use serde_json::{Map, Value};
-
-use self::class::Class;
-pub(crate) use self::refused::weights as check_weights;
+pub(crate) use self::refused::{keys as check_keys, weights as check_weights};
 use self::rope::Rotary;
 use crate::error::OpenError;
+use crate::family::FamilySpec;
 use crate::keys::Keys;
 
-/// The model's shape. A key that transformers has a default for may be absent, whatever key of two counts for it counts
-/// here, and a key that it does not read is not read.
-pub(crate) fn model_config(path: &Path, json: &Map<String, Value>) -> Result<ModelConfig, OpenError> {
-    let keys = Keys::new(path, json);
-    let model_type = keys.text("model_type")?;
-    if model_type == "gemma3" {
-        return Err(keys.unsupported("model_type", "gemma3_text: of a Gemma 3 that sees pictures take a GGUF file"));
-    }
-    let Some(family) = Family::named(model_type) else {
-        return Err(keys.unsupported("model_type", names_of(&Family::ALL)));
+/// Reads sizes, epsilon and activation under the family's keys.
+pub(crate) fn sizes(keys: Keys<'_>, spec: &FamilySpec) -> Result<ModelConfig, OpenError> {
+    let (names, defaults) = (&spec.keys, &spec.defaults);
+    let hidden = keys.count_of(names.hidden, defaults.hidden)?;
+    let n_heads = keys.count_of(names.n_heads, defaults.n_heads)?;
+    let n_blocks = keys.count_of(names.n_blocks, defaults.n_blocks)?;
+    let ffn = match (names.ffn, defaults.ffn) {
+        (Some(key), Some(default)) => keys.count_of(&[key], default)?,
+        (Some(key), None) => keys.optional_count(key)?.unwrap_or(4 * hidden),
+        (None, _) => 4 * hidden,
     };
-    refused::keys(keys)?;
-    match family {
-        Family::Bloom => bloom::read(keys),
-        Family::Falcon => falcon::read(keys),
-        Family::Gemma | Family::Gemma2 | Family::Gemma3 => gemma::read(keys, family),
-        Family::Gpt2 => gpt2::read(keys),
-        Family::GptNeox => gpt_neox::read(keys),
-        Family::Llama | Family::Mistral | Family::Mixtral | Family::Qwen2 | Family::Qwen3 => llama::read(keys, family),
-        Family::Opt => opt::read(keys),
-        Family::Phi3 => phi3::read(keys),
-        Family::Stablelm => stablelm::read(keys),
-    }
-}
-
-/// `a, b and c`
-pub(crate) fn names_of(families: &[Family]) -> String {
-    let names: Vec<&str> = families.iter().map(|family| family.name()).collect();
-    match names.split_last() {
-        Some((last, rest)) if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
-        _ => names.concat(),
-    }
-}
-
-/// The keys that most families share, by their usual names, on a model without peculiarities.
-fn usual(keys: Keys<'_>, family: Family) -> Result<ModelConfig, OpenError> {
-    let class = Class::of(family);
-    let hidden = keys.count_of(&["hidden_size"], class.hidden)?;
-    let n_heads = keys.count_of(&["num_attention_heads"], class.n_heads)?;
-    let n_blocks = keys.count_of(&["num_hidden_layers"], class.n_blocks)?;
-    let ffn = keys.count_of(&["intermediate_size"], class.ffn.unwrap_or(4 * hidden))?;
-    let vocab_size = keys.count_of(&["vocab_size"], class.vocab_size)?;
+    let vocab_size = keys.count_of(&["vocab_size"], defaults.vocab_size)?;
+    let plain = spec.plain(n_blocks, hidden, n_heads, ffn, vocab_size);
     Ok(ModelConfig {
-        initializer_range: initializer_range(keys)?,
-        max_positions: keys.optional_count("max_position_embeddings")?,
-        ..ModelConfig::plain(family, n_blocks, hidden, n_heads, ffn, vocab_size)
+        norm_eps: match names.norm_eps {
+            Some(key) => keys.optional_positive(key)?.unwrap_or(defaults.norm_eps),
+            None => plain.norm_eps,
+        },
+        initializer_range: keys.positive_of(names.initializer_range)?.unwrap_or(plain.initializer_range),
+        activation: match names.activation {
+            Some(key) => activation(keys, key, spec.activations)?,
+            None => plain.activation,
+        },
+        ..plain
     })
 }
 
-/// The epsilon of norms under `key`.
-fn eps(keys: Keys<'_>, key: &str, family: Family) -> Result<f64, OpenError> {
-    Ok(keys.optional_positive(key)?.unwrap_or(Class::of(family).norm_eps))
-}
-
-fn initializer_range(keys: Keys<'_>) -> Result<f64, OpenError> {
-    Ok(keys.optional_positive("initializer_range")?.unwrap_or(0.02))
-}
-
-/// The activation under `key`, one of `known`; `default` if nothing is said.
-fn activation(keys: Keys<'_>, key: &str, known: &[Activation], default: Activation) -> Result<Activation, OpenError> {
+/// The activation under `key`, one of `known`; the first of them by default.
+pub(crate) fn activation(keys: Keys<'_>, key: &str, known: &[Activation]) -> Result<Activation, OpenError> {
     let found = match keys.optional_text(key)? {
-        None => return Ok(default),
+        None => return Ok(known[0]),
         Some("silu" | "swish") => Some(Activation::Silu),
         Some("gelu" | "gelu_python") => Some(Activation::Gelu),
         Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_python_tanh" | "gelu_fast" | "gelu_accurate") => {
@@ -106,18 +61,18 @@ fn activation(keys: Keys<'_>, key: &str, known: &[Activation], default: Activati
     found.filter(|found| known.contains(found)).ok_or_else(|| keys.unsupported(key, supported()))
 }
 
-/// Refuses `key` if it is there and something else than `only`.
-fn only(keys: Keys<'_>, key: &str, only: bool) -> Result<(), OpenError> {
+/// Refuses `key` if it is present with another value than `only`.
+pub(crate) fn only(keys: Keys<'_>, key: &str, only: bool) -> Result<(), OpenError> {
     if keys.get(key).is_some() && keys.flag(key)? != only {
         return Err(keys.unsupported(key, only.to_string()));
     }
     Ok(())
 }
 
-/// The heads of keys and values, which share the query heads evenly.
-fn n_kv_heads(keys: Keys<'_>, config: &ModelConfig) -> Result<usize, OpenError> {
+/// Number of key heads, a divisor of the number of query heads.
+pub(crate) fn n_kv_heads(keys: Keys<'_>, spec: &FamilySpec, config: &ModelConfig) -> Result<usize, OpenError> {
     let (key, n_heads) = ("num_key_value_heads", config.n_heads);
-    match keys.count_unless_null(key, Class::of(config.family).n_kv_heads.unwrap_or(n_heads))?.unwrap_or(n_heads) {
+    match keys.count_unless_null(key, spec.defaults.n_kv_heads.unwrap_or(n_heads))?.unwrap_or(n_heads) {
         n_kv_heads if n_heads.is_multiple_of(n_kv_heads) => Ok(n_kv_heads),
         n_kv_heads => {
             Err(keys.wrong(key, format!("a divisor of num_attention_heads, {n_heads}; it comes to {n_kv_heads}")))
@@ -125,27 +80,35 @@ fn n_kv_heads(keys: Keys<'_>, config: &ModelConfig) -> Result<usize, OpenError> 
     }
 }
 
-/// The size of a head: `head_dim`, or that of the class, or what makes up the hidden state; even, because pairs turn.
-fn head_dim(keys: Keys<'_>, config: &ModelConfig) -> Result<usize, OpenError> {
-    let ModelConfig { hidden, n_heads, .. } = *config;
-    let stated = keys.optional_count("head_dim")?.or(Class::of(config.family).head_dim);
-    if stated.is_none() && !hidden.is_multiple_of(n_heads) {
-        return Err(keys.wrong("num_attention_heads", format!("a divisor of hidden_size, {hidden}")));
+/// Size of a head: stated, or that of the class, or an equal part of the hidden size; even, because pairs rotate.
+pub(crate) fn head_dim(keys: Keys<'_>, spec: &FamilySpec, config: &ModelConfig) -> Result<usize, OpenError> {
+    let stated = keys.optional_count("head_dim")?.or(spec.defaults.head_dim);
+    if stated.is_none() {
+        heads_divide_hidden(keys, spec, config)?;
     }
-    match stated.unwrap_or(hidden / n_heads) {
+    match stated.unwrap_or(config.hidden / config.n_heads) {
         even if even.is_multiple_of(2) => Ok(even),
         odd => Err(keys.wrong("head_dim", format!("an even number; it comes to {odd}"))),
     }
 }
 
-/// The size of a head of a family that has no other than a share of the hidden state.
-fn share_of_hidden(keys: Keys<'_>, config: &ModelConfig) -> Result<usize, OpenError> {
-    let (head_dim, share) = (head_dim(keys, config)?, config.hidden / config.n_heads);
-    if head_dim == share { Ok(share) } else { Err(keys.unsupported("head_dim", share.to_string())) }
+/// Size of a head, which must be an equal part of the hidden size.
+pub(crate) fn equal_head_dim(keys: Keys<'_>, spec: &FamilySpec, config: &ModelConfig) -> Result<usize, OpenError> {
+    let (head_dim, part) = (head_dim(keys, spec, config)?, config.hidden / config.n_heads);
+    if head_dim == part { Ok(part) } else { Err(keys.unsupported("head_dim", part.to_string())) }
 }
 
-/// The blocks that `layer_types` gives a window, if it is there.
-fn layer_types(keys: Keys<'_>, n_blocks: usize) -> Result<Option<Vec<bool>>, OpenError> {
+/// Error if heads do not divide the hidden size evenly.
+pub(crate) fn heads_divide_hidden(keys: Keys<'_>, spec: &FamilySpec, config: &ModelConfig) -> Result<(), OpenError> {
+    let (key, hidden) = (spec.keys.n_heads.last().unwrap_or(&"num_attention_heads"), config.hidden);
+    if hidden.is_multiple_of(config.n_heads) {
+        return Ok(());
+    }
+    Err(keys.wrong(key, format!("a divisor of the hidden size, {hidden}")))
+}
+
+/// For each block, true if `layer_types` gives it a window; `None` without the key.
+pub(crate) fn layer_types(keys: Keys<'_>, n_blocks: usize) -> Result<Option<Vec<bool>>, OpenError> {
     let Some(kinds) = keys.get("layer_types") else { return Ok(None) };
     let has_window = |kind: &Value| match kind.as_str() {
         Some("full_attention" | "attention") => Some(false),
@@ -159,11 +122,10 @@ fn layer_types(keys: Keys<'_>, n_blocks: usize) -> Result<Option<Vec<bool>>, Ope
     }
 }
 
-/// A window of `size` positions in `blocks`. Nothing if no block has one, or if it hides nothing on any sequence that the
-/// model takes.
-fn window(
+/// A window of `size` positions in `blocks`; `None` if no block has it, or if it hides nothing in `max_positions`.
+pub(crate) fn window(
     keys: Keys<'_>,
-    config: &ModelConfig,
+    max_positions: Option<usize>,
     size: Option<usize>,
     blocks: Vec<bool>,
 ) -> Result<Option<Window>, OpenError> {
@@ -171,14 +133,26 @@ fn window(
         _ if !blocks.contains(&true) => Ok(None),
         None => Err(keys.missing("sliding_window")),
         Some(size) => {
-            let hides = config.max_positions.is_none_or(|positions| size < positions);
+            let hides = max_positions.is_none_or(|positions| size < positions);
             Ok(hides.then_some(Window { size, blocks, rope: None }))
         }
     }
 }
 
-/// The rotary positions of all blocks.
-fn rotary(keys: Keys<'_>, config: &ModelConfig) -> Result<(Rope, Option<usize>), OpenError> {
-    let &ModelConfig { family, head_dim, max_positions, .. } = config;
-    rope::read(keys, Rotary { family, head_dim, max_positions })
+/// The model with a [`window`].
+pub(crate) fn with_window(
+    keys: Keys<'_>,
+    config: ModelConfig,
+    size: Option<usize>,
+    blocks: Vec<bool>,
+) -> Result<ModelConfig, OpenError> {
+    let window = window(keys, config.max_positions, size, blocks)?;
+    Ok(ModelConfig { scores: ScoreRule { window, ..config.scores }, ..config })
+}
+
+/// The model with the rotary positions of all blocks, and its longest sequence, which is by default as it was.
+pub(crate) fn rotary(keys: Keys<'_>, spec: &FamilySpec, config: ModelConfig) -> Result<ModelConfig, OpenError> {
+    let max_positions = keys.optional_count("max_position_embeddings")?.or(config.max_positions);
+    let (rope, max_positions) = rope::read(keys, &Rotary { spec, head_dim: config.head_dim, max_positions })?;
+    Ok(ModelConfig { rope: Some(rope), max_positions, ..config })
 }

@@ -1,51 +1,34 @@
 //! Rotary positions: `rope_scaling` and `rope_theta`, or both in `rope_parameters` (transformers 5).
 
-use sepal_core::{Family, Rope, RopeScaling};
+use sepal_core::{Rope, RopeScaling};
 use serde_json::{Map, Value};
 
-use super::class::Class;
 use crate::error::OpenError;
+use crate::family::{FamilySpec, OriginalLength};
 use crate::keys::Keys;
 
 const ORIGINAL: &str = "original_max_position_embeddings";
 const SHARE: &str = "partial_rotary_factor";
 
-/// A model whose positions are read: what they depend on beside their own keys.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Rotary {
-    pub(super) family: Family,
-    pub(super) head_dim: usize,
+/// The parts of a model that its rotary positions depend on.
+pub(crate) struct Rotary<'a> {
+    pub(crate) spec: &'a FamilySpec,
+    pub(crate) head_dim: usize,
     /// `max_position_embeddings`, if the file has it.
-    pub(super) max_positions: Option<usize>,
+    pub(crate) max_positions: Option<usize>,
 }
 
-impl Rotary {
-    /// The key beside the scaling that holds the base.
-    fn theta_key(self) -> &'static str {
-        if self.family == Family::GptNeox { "rotary_emb_base" } else { "rope_theta" }
-    }
-
-    /// The key beside the scaling that holds the share of a head that turns, and the share if nothing is said; nothing
-    /// for a family whose heads turn as a whole.
-    fn share(self) -> Option<(&'static str, f64)> {
-        match self.family {
-            Family::GptNeox => Some(("rotary_pct", 0.25)),
-            Family::Stablelm => Some((SHARE, 0.25)),
-            Family::Phi3 => Some((SHARE, 1.0)),
-            _ => None,
-        }
-    }
-
-    /// The longest sequence; the default of the class if the file does not say.
-    fn max_positions(self) -> usize {
-        self.max_positions.unwrap_or(Class::of(self.family).max_positions)
+impl Rotary<'_> {
+    /// Longest sequence; the default of the class if the file does not state it.
+    fn max_positions(&self) -> usize {
+        self.max_positions.unwrap_or(self.spec.defaults.max_positions)
     }
 }
 
-/// The positions of all blocks, and the longest sequence on which they do not depend on its length.
+/// Reads the positions of all blocks, and the longest sequence on which they do not depend on its length.
 ///
-/// Keys in `rope_scaling` hide all of `rope_parameters`, and keys in the one that counts hide those that stand beside it.
-pub(super) fn read(keys: Keys<'_>, rotary: Rotary) -> Result<(Rope, Option<usize>), OpenError> {
+/// `rope_scaling` hides all of `rope_parameters`, and keys within either hide those beside it.
+pub(super) fn read(keys: Keys<'_>, rotary: &Rotary<'_>) -> Result<(Rope, Option<usize>), OpenError> {
     let stated = |key: &str| Ok(keys.object(key)?.filter(|map| !map.is_empty()));
     let nothing = Map::new();
     let (scope, map) = match (stated("rope_scaling")?, stated("rope_parameters")?) {
@@ -57,30 +40,29 @@ pub(super) fn read(keys: Keys<'_>, rotary: Rotary) -> Result<(Rope, Option<usize
     if let Some((kind, _)) = map.iter().find(|(_, value)| value.is_object()) {
         return Err(scaling.unsupported(kind, "the same positions for all blocks"));
     }
-    let key = rotary.theta_key();
     let theta = match scaling.optional_positive("rope_theta")? {
         Some(theta) => theta,
-        None => keys.optional_positive(key)?.unwrap_or(Class::of(rotary.family).theta),
+        None => keys.optional_positive(rotary.spec.rotary.theta)?.unwrap_or(rotary.spec.defaults.theta),
     };
-    read_from(scaling, keys, rotary, theta)
+    read_scaled(scaling, keys, rotary, theta)
 }
 
-/// As [`read`], of positions of base `theta` that are scaled as `scaling` says.
-pub(super) fn read_from(
+/// As [`read`], for positions of base `theta` with the given scaling.
+pub(crate) fn read_scaled(
     scaling: Keys<'_>,
     keys: Keys<'_>,
-    rotary: Rotary,
+    rotary: &Rotary<'_>,
     theta: f64,
 ) -> Result<(Rope, Option<usize>), OpenError> {
-    let dim = turning(scaling, keys, rotary)?;
+    let dim = rotary_dim(scaling, keys, rotary)?;
     let (scaling, limit) = rope_scaling(scaling, keys, rotary, dim)?;
     Ok((Rope { theta, dim, scaling }, limit))
 }
 
-/// The numbers of a head that turn.
-fn turning(scaling: Keys<'_>, keys: Keys<'_>, rotary: Rotary) -> Result<usize, OpenError> {
+/// Number of rotated dimensions of a head.
+fn rotary_dim(scaling: Keys<'_>, keys: Keys<'_>, rotary: &Rotary<'_>) -> Result<usize, OpenError> {
     let head_dim = rotary.head_dim;
-    let Some((key, default)) = rotary.share() else {
+    let Some((key, default)) = rotary.spec.rotary.share else {
         for keys in [scaling, keys] {
             if keys.optional_positive(SHARE)?.is_some_and(|share| share != 1.0) {
                 return Err(keys.unsupported(SHARE, "1"));
@@ -88,37 +70,37 @@ fn turning(scaling: Keys<'_>, keys: Keys<'_>, rotary: Rotary) -> Result<usize, O
         }
         return Ok(head_dim);
     };
-    let (of, key, share) = match scaling.optional_positive(SHARE)? {
+    let (keys, key, share) = match scaling.optional_positive(SHARE)? {
         Some(share) => (scaling, SHARE, share),
         None => (keys, key, keys.optional_positive(key)?.unwrap_or(default)),
     };
     match (head_dim as f64 * share) as usize {
         dim if share <= 1.0 && dim > 0 && dim.is_multiple_of(2) => Ok(dim),
-        _ => Err(of.wrong(key, format!("at most 1, and an even part of a head of {head_dim}"))),
+        _ => Err(keys.wrong(key, format!("at most 1, and an even part of a head of {head_dim}"))),
     }
 }
 
-/// The scaling, and the longest sequence.
+/// The scaling and the longest sequence.
 fn rope_scaling(
     scaling: Keys<'_>,
     keys: Keys<'_>,
-    rotary: Rotary,
+    rotary: &Rotary<'_>,
     dim: usize,
 ) -> Result<(RopeScaling, Option<usize>), OpenError> {
     let key = if scaling.has("rope_type") { "rope_type" } else { "type" };
     let name = scaling.optional_text(key)?.unwrap_or("default");
     let original = || original(scaling, keys, rotary);
-    let found = match (rotary.family, name) {
+    let found = match (rotary.spec.rotary.is_longrope_only, name) {
         (_, "default") => RopeScaling::Default,
-        (Family::Phi3, "longrope" | "su" | "yarn") | (_, "longrope") => {
+        (true, "longrope" | "su" | "yarn") | (_, "longrope") => {
             let original = original()?;
             if original < 2 {
                 return Err(keys.wrong(ORIGINAL, "at least 2"));
             }
             return Ok((longrope(scaling, rotary, dim, original)?, Some(original)));
         }
-        (Family::Phi3, _) => return Err(scaling.unsupported(key, "default and longrope")),
-        // Up to the maximum, these are the wavelengths as they are; beyond it they depend on the sequence's length.
+        (true, _) => return Err(scaling.unsupported(key, "default and longrope")),
+        // Up to the maximum the wavelengths are unscaled; beyond it they depend on the sequence's length.
         (_, "dynamic") => return Ok((RopeScaling::Default, Some(rotary.max_positions()))),
         (_, "linear") => RopeScaling::Linear { factor: scaling.positive("factor")? },
         (_, "llama3") => llama3(scaling, original()?)?,
@@ -128,13 +110,12 @@ fn rope_scaling(
     Ok((found, rotary.max_positions))
 }
 
-/// The length that the positions were made for. Beside the scaling it counts for more than within it, but where each
-/// kind of block has a scaling of its own (Gemma 3): there it counts within alone.
-fn original(scaling: Keys<'_>, keys: Keys<'_>, rotary: Rotary) -> Result<usize, OpenError> {
-    let beside = match rotary.family {
-        Family::Gemma3 => None,
-        Family::Phi3 => Some(keys.optional_count(ORIGINAL)?.unwrap_or(4096)),
-        _ => keys.optional_count(ORIGINAL)?,
+/// The length that the positions were trained for.
+fn original(scaling: Keys<'_>, keys: Keys<'_>, rotary: &Rotary<'_>) -> Result<usize, OpenError> {
+    let beside = match rotary.spec.rotary.original {
+        OriginalLength::Within => None,
+        OriginalLength::Beside(default) => Some(keys.optional_count(ORIGINAL)?.unwrap_or(default)),
+        OriginalLength::BesideOrWithin => keys.optional_count(ORIGINAL)?,
     };
     Ok(beside.or(scaling.optional_count(ORIGINAL)?).unwrap_or_else(|| rotary.max_positions()))
 }
@@ -149,9 +130,9 @@ fn llama3(scaling: Keys<'_>, original_max_positions: usize) -> Result<RopeScalin
     Ok(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions })
 }
 
-fn yarn(scaling: Keys<'_>, rotary: Rotary, original_max_positions: usize) -> Result<RopeScaling, OpenError> {
-    untruncated(scaling)?;
-    // A factor of null is the one by which the model takes more than it was made for.
+fn yarn(scaling: Keys<'_>, rotary: &Rotary<'_>, original_max_positions: usize) -> Result<RopeScaling, OpenError> {
+    refuse_untruncated(scaling)?;
+    // A factor of null stands for the ratio of the longest sequence to the original one.
     let factor = match scaling.optional_positive("factor")? {
         Some(factor) => factor,
         None if scaling.has("factor") => rotary.max_positions() as f64 / original_max_positions as f64,
@@ -166,8 +147,8 @@ fn yarn(scaling: Keys<'_>, rotary: Rotary, original_max_positions: usize) -> Res
     })
 }
 
-/// Refuses positions between which YaRN's ramp begins and ends.
-pub(super) fn untruncated(scaling: Keys<'_>) -> Result<(), OpenError> {
+/// Refuses a ramp of YaRN that is not truncated to whole dimensions.
+pub(crate) fn refuse_untruncated(scaling: Keys<'_>) -> Result<(), OpenError> {
     match scaling.get("truncate") {
         None if !scaling.has("truncate") => Ok(()),
         Some(Value::Bool(true)) => Ok(()),
@@ -175,8 +156,8 @@ pub(super) fn untruncated(scaling: Keys<'_>) -> Result<(), OpenError> {
     }
 }
 
-/// The short factors, which are for sequences up to `original`.
-fn longrope(scaling: Keys<'_>, rotary: Rotary, dim: usize, original: usize) -> Result<RopeScaling, OpenError> {
+/// The short factors, which apply to sequences up to `original`.
+fn longrope(scaling: Keys<'_>, rotary: &Rotary<'_>, dim: usize, original: usize) -> Result<RopeScaling, OpenError> {
     let numbers = |list: &Vec<Value>| list.iter().map(Value::as_f64).collect::<Option<Vec<f64>>>();
     let factors = scaling.get("short_factor").and_then(Value::as_array).and_then(numbers);
     let expected = || scaling.wrong("short_factor", format!("{} numbers", dim / 2));
@@ -190,7 +171,7 @@ fn longrope(scaling: Keys<'_>, rotary: Rotary, dim: usize, original: usize) -> R
     Ok(RopeScaling::Longrope { factors, attention_factor })
 }
 
-/// YaRN's factor of the scores, where it is not that of the paper.
+/// YaRN's factor of the scores, if it differs from that of the paper.
 fn yarn_factor(scaling: Keys<'_>, factor: f64) -> Result<Option<f64>, OpenError> {
     let stated = scaling.optional_positive("attention_factor")?;
     let (mscale, all_dim) = (nonzero(scaling, "mscale")?, nonzero(scaling, "mscale_all_dim")?);
@@ -198,7 +179,7 @@ fn yarn_factor(scaling: Keys<'_>, factor: f64) -> Result<Option<f64>, OpenError>
     Ok(stated.or_else(|| Some(scale(mscale?) / scale(all_dim?))))
 }
 
-/// A positive number; 0 says nothing.
+/// A positive number; `None` for 0.
 fn nonzero(keys: Keys<'_>, key: &str) -> Result<Option<f64>, OpenError> {
     match keys.get(key).and_then(Value::as_f64) {
         Some(0.0) => Ok(None),

@@ -1,52 +1,55 @@
-//! The shape of a model by GGUF metadata.
+//! The shape of a model from GGUF metadata.
 
 use sepal_core::{Experts, ModelConfig, Rope, RopeScaling, ScoreRule, Window};
 use serde_json::Value;
 
-use super::architecture::Architecture;
 use crate::error::OpenError;
+use crate::families;
+use crate::family::{FamilySpec, GgufSpec, Parallel};
 use crate::keys::Keys;
 use crate::store::Store;
 
 const EMBEDDING: &str = "token_embd.weight";
 const ROPE_FREQS: &str = "rope_freqs.weight";
-const MLP_NORM: &str = "blk.0.ffn_norm.weight";
 const SHORT_FACTORS: &str = "rope_factors_short.weight";
 
+/// A model by its metadata, and the layout of its file.
+pub(super) struct GgufModel {
+    pub(super) config: ModelConfig,
+    pub(super) family: &'static FamilySpec,
+    pub(super) gguf: &'static GgufSpec,
+}
+
 /// Reads the architecture's keys. `store` has the tensors by the names of the file.
-pub(super) fn model_config(
-    file: Keys<'_>,
-    architecture: Architecture,
-    store: &Store,
-) -> Result<ModelConfig, OpenError> {
-    let prefix = architecture.prefix();
+pub(super) fn read_model(file: Keys<'_>, store: &Store) -> Result<GgufModel, OpenError> {
+    let architecture = file.text("general.architecture")?;
+    let prefix = format!("{architecture}.");
     let keys = file.with_prefix(&prefix);
+    let candidates = families::of_architecture(architecture);
+    let Some(&first) = candidates.first() else {
+        return Err(file.unsupported("general.architecture", families::architectures().join(", ")));
+    };
     refuse_scales(keys)?;
-    let (hidden, n_heads) = (keys.count("embedding_length")?, keys.count("attention.head_count")?);
-    let n_blocks = keys.count("block_count")?;
     let experts = experts(keys)?;
-    let family = architecture.family(experts.is_some());
-    let vocab_size = vocab_size(keys, store)?;
-    let plain = ModelConfig::plain(family, n_blocks, hidden, n_heads, keys.count("feed_forward_length")?, vocab_size);
+    let has_experts = experts.is_some();
+    let (family, gguf) = candidates.into_iter().find(|(_, gguf)| gguf.has_experts == has_experts).unwrap_or(first);
+    let (hidden, n_heads) = (keys.count("embedding_length")?, keys.count("attention.head_count")?);
+    let (n_blocks, ffn) = (keys.count("block_count")?, keys.count("feed_forward_length")?);
+    let plain = family.plain(n_blocks, hidden, n_heads, ffn, vocab_size(keys, store)?);
     let n_kv_heads = keys.optional_count("attention.head_count_kv")?.unwrap_or(n_heads);
     if !n_heads.is_multiple_of(n_kv_heads) {
         return Err(keys.wrong("attention.head_count_kv", format!("a divisor of attention.head_count, {n_heads}")));
     }
-    let norm_key = match architecture.has_rms_norms() {
-        true => "attention.layer_norm_rms_epsilon",
-        false => "attention.layer_norm_epsilon",
-    };
     let mut config = ModelConfig {
         n_kv_heads,
         head_dim: head_dim(keys, hidden, n_heads)?,
-        norm_eps: keys.positive(norm_key)?,
+        norm_eps: keys.positive(gguf.norm_eps)?,
         max_positions: keys.optional_count("context_length")?,
-        is_parallel: match architecture {
-            Architecture::Falcon => true,
-            Architecture::GptNeox => keys.optional_flag("use_parallel_residual")?.unwrap_or(true),
-            // llama.cpp goes by the tensors, not by the key.
-            Architecture::Stablelm => !store.tensors.contains_key(MLP_NORM),
-            _ => false,
+        is_parallel: match gguf.parallel {
+            Parallel::Never => false,
+            Parallel::Always => true,
+            Parallel::UnlessKey(key) => keys.optional_flag(key)?.unwrap_or(true),
+            Parallel::WithoutTensor(name) => !store.tensors.contains_key(name),
         },
         experts,
         ..plain
@@ -55,14 +58,14 @@ pub(super) fn model_config(
         config.rope = Some(rope(keys, store, &mut config)?);
     }
     if config.scores.alibi {
-        // Scores that fall with distance have no longest one.
+        // ALiBi has no longest sequence.
         config.max_positions = None;
     }
-    config.scores = scores(keys, architecture, &config)?;
-    Ok(config)
+    config.scores = scores(keys, gguf, &config)?;
+    Ok(GgufModel { config, family, gguf })
 }
 
-/// Refuses factors that the architectures that are read here do not have.
+/// Refuses factors that no supported architecture has.
 fn refuse_scales(keys: Keys<'_>) -> Result<(), OpenError> {
     let scales = [
         ("attention.scale", 0.0),
@@ -109,7 +112,7 @@ fn experts(keys: Keys<'_>) -> Result<Option<Experts>, OpenError> {
     }
 }
 
-/// The rows of the embedding matrix; without it, what the metadata says.
+/// Number of rows of the embedding matrix; the stated number in files without the matrix.
 fn vocab_size(keys: Keys<'_>, store: &Store) -> Result<usize, OpenError> {
     match store.tensors.get(EMBEDDING).and_then(|embedding| embedding.shape.first()) {
         Some(&rows) => Ok(rows),
@@ -117,37 +120,25 @@ fn vocab_size(keys: Keys<'_>, store: &Store) -> Result<usize, OpenError> {
     }
 }
 
-/// What the file says of scores, and what it leaves to the reader.
-fn scores(keys: Keys<'_>, architecture: Architecture, config: &ModelConfig) -> Result<ScoreRule, OpenError> {
-    let plain = config.scores.clone();
-    // Gemma 2's alone are capped; its first files say neither the cap nor the window.
-    let cap = match architecture {
-        Architecture::Gemma2 => Some(keys.optional_positive("attn_logit_softcapping")?.unwrap_or(50.0)),
-        _ => None,
+/// Scores as the file states them, with the defaults of llama.cpp.
+fn scores(keys: Keys<'_>, gguf: &GgufSpec, config: &ModelConfig) -> Result<ScoreRule, OpenError> {
+    // The first files of Gemma 2 state neither cap nor window.
+    let cap = match gguf.score_cap {
+        Some(default) => Some(keys.optional_positive("attn_logit_softcapping")?.unwrap_or(default)),
+        None => None,
     };
-    // Gemmas of 27B scale by the share of a head in the hidden state, whatever its size.
-    let is_27b = match architecture {
-        Architecture::Gemma2 => config.n_blocks == 46,
-        Architecture::Gemma3 => config.n_blocks == 62,
-        _ => false,
-    };
-    let scale = is_27b.then(|| ((config.hidden / config.n_heads) as f64).powf(-0.5));
-    Ok(ScoreRule { cap, scale, window: window(keys, architecture, config)?, ..plain })
+    let is_scaled_by_hidden = gguf.n_blocks_scaled_by_hidden == Some(config.n_blocks);
+    let scale = is_scaled_by_hidden.then(|| ((config.hidden / config.n_heads) as f64).powf(-0.5));
+    Ok(ScoreRule { cap, scale, window: window(keys, gguf, config)?, ..config.scores.clone() })
 }
 
-fn window(keys: Keys<'_>, architecture: Architecture, config: &ModelConfig) -> Result<Option<Window>, OpenError> {
-    let (default_size, period) = match architecture {
-        Architecture::Gemma2 => (Some(4096), Some(2)),
-        Architecture::Gemma3 => (None, Some(6)),
-        Architecture::Phi3 => (None, None),
-        // The key is not read of others.
-        _ => return Ok(None),
-    };
-    let stated = keys.optional_index("attention.sliding_window")?.or(default_size);
+fn window(keys: Keys<'_>, gguf: &GgufSpec, config: &ModelConfig) -> Result<Option<Window>, OpenError> {
+    let Some(defaults) = &gguf.window else { return Ok(None) };
+    let stated = keys.optional_index("attention.sliding_window")?.or(defaults.size);
     let Some(size) = stated.filter(|&size| size > 0) else {
         return Ok(None);
     };
-    // A number of blocks of which the last sees everything, or one entry for each block.
+    // The period of blocks without the window, or one entry for each block.
     let pattern = "attention.sliding_window_pattern";
     let flags = |values: &Vec<Value>| values.iter().map(Value::as_bool).collect::<Option<Vec<bool>>>();
     let blocks: Vec<bool> = match keys.get(pattern).and_then(Value::as_array) {
@@ -156,22 +147,22 @@ fn window(keys: Keys<'_>, architecture: Architecture, config: &ModelConfig) -> R
             flags.ok_or_else(|| keys.wrong(pattern, format!("{} flags", config.n_blocks)))?
         }
         None => {
-            let period = keys.optional_count(pattern)?.or(period);
+            let period = keys.optional_count(pattern)?.or(defaults.period);
             (0..config.n_blocks).map(|block| period.is_none_or(|period| (block + 1) % period != 0)).collect()
         }
     };
-    let rope = match architecture {
-        Architecture::Gemma3 => {
-            let theta = keys.optional_positive("rope.freq_base_swa")?.unwrap_or(10_000.0);
+    let rope = match defaults.local_theta {
+        Some(default) => {
+            let theta = keys.optional_positive("rope.freq_base_swa")?.unwrap_or(default);
             Some(Rope { theta, dim: config.head_dim, scaling: RopeScaling::Default })
         }
-        _ => None,
+        None => None,
     };
     let hides = rope.is_some() || config.max_positions.is_none_or(|positions| size < positions);
     Ok(hides.then_some(Window { size, blocks, rope }))
 }
 
-/// The rotary positions; sets the longest sequence where they do not hold for all that the file says.
+/// The rotary positions. Shortens the longest sequence if they are exact only up to a smaller length.
 fn rope(keys: Keys<'_>, store: &Store, config: &mut ModelConfig) -> Result<Rope, OpenError> {
     let dim = keys.optional_count("rope.dimension_count")?.unwrap_or(config.head_dim);
     if !dim.is_multiple_of(2) || dim > config.head_dim {
@@ -189,7 +180,7 @@ fn rope(keys: Keys<'_>, store: &Store, config: &mut ModelConfig) -> Result<Rope,
         }
     };
     if let Some(factors) = factors(SHORT_FACTORS)? {
-        // The other list is for sequences beyond the original maximum, which is the limit here.
+        // The long factors apply to sequences beyond the original maximum, which is the limit here.
         config.max_positions = Some(keys.count("rope.scaling.original_context_length")?);
         let attention_factor = keys.optional_positive("rope.scaling.attn_factor")?.unwrap_or(1.0);
         return Ok(Rope { theta, dim, scaling: RopeScaling::Longrope { factors, attention_factor } });
@@ -203,7 +194,7 @@ fn rope(keys: Keys<'_>, store: &Store, config: &mut ModelConfig) -> Result<Rope,
 }
 
 fn rope_scaling(keys: Keys<'_>, max_positions: Option<usize>) -> Result<RopeScaling, OpenError> {
-    // A factor of 0 says nothing.
+    // A factor of 0 means no factor.
     let factor = |key: &str| match keys.get(key).and_then(Value::as_f64) {
         Some(0.0) => Ok(None),
         _ => keys.optional_positive(key),

@@ -1,6 +1,5 @@
-//! GGUF files, read through candle: metadata, where the tensors lie, and the vocabulary.
+//! GGUF files, read with candle: metadata, location of the tensors, and vocabulary.
 
-mod architecture;
 mod config;
 mod names;
 mod vocab;
@@ -13,14 +12,13 @@ use sepal_core::ModelConfig;
 use sepal_tokenize::GgufVocab;
 use serde_json::{Map, Number};
 
-use self::architecture::Architecture;
 use crate::error::OpenError;
 use crate::file::WeightsFile;
 use crate::keys::Keys;
 use crate::rows::Rows;
 use crate::store::{Encoding, Store, Stored};
 
-/// Lists longer than this are vocabularies, which have no place in a configuration.
+/// Longest list of a configuration. Longer lists are vocabularies.
 const LONGEST_LIST: usize = 4096;
 
 /// Reads the metadata and checks that every tensor lies within the file.
@@ -32,16 +30,15 @@ pub(crate) fn open(path: &Path) -> Result<(ModelConfig, Store), OpenError> {
     let content = content(&file)?;
     let metadata = scalars(&content.metadata);
     let keys = Keys::new(path, &metadata);
-    // What was joined says 0 parts.
+    // Joined files state 0 parts.
     if keys.optional_index("split.count")?.is_some_and(|count| count > 1) {
         let join = "a model in one file; join the parts: `llama-gguf-split --merge FIRST-PART.gguf JOINED.gguf`";
         return Err(keys.unsupported("split.count", join));
     }
-    let architecture = Architecture::of(keys)?;
     let mut store = Store { tensors: tensors(&file, &content)?, files: vec![file] };
-    let config = config::model_config(keys, architecture, &store)?;
-    store.tensors = names::to_hf(path, architecture, &config, store.tensors)?;
-    Ok((config, store))
+    let model = config::read_model(keys, &store)?;
+    store.tensors = names::to_hf(path, &model, store.tensors)?;
+    Ok((model.config, store))
 }
 
 /// The vocabulary inside the file.
@@ -49,7 +46,7 @@ pub(crate) fn vocab(file: &WeightsFile) -> Result<GgufVocab, OpenError> {
     vocab::vocab(file.path(), &content(file)?.metadata)
 }
 
-/// True if the version behind the magic number, or both, have their bytes in the other order. Versions are small numbers.
+/// True if the version after the magic number, or both, are big-endian. Versions are small numbers.
 fn is_big_endian(file: &WeightsFile) -> bool {
     let mut start = [0; 8];
     if file.len() < 8 || file.read_at(0, &mut start).is_err() {
@@ -63,12 +60,12 @@ fn content(file: &WeightsFile) -> Result<Content, OpenError> {
     Content::read(&mut file.reader()).map_err(|source| file.header(source))
 }
 
-/// Where the tensors lie, by the names of the file.
+/// Location of the tensors, by the names of the file.
 fn tensors(file: &WeightsFile, content: &Content) -> Result<BTreeMap<String, Stored>, OpenError> {
     let mut tensors = BTreeMap::new();
     for (name, info) in &content.tensor_infos {
         let stored = locate(content.tensor_data_offset, info)
-            .ok_or_else(|| file.header(format!("the size of tensor `{name}` is nonsense")))?;
+            .ok_or_else(|| file.header(format!("the size of tensor `{name}` is invalid")))?;
         tensors.insert(name.clone(), stored);
     }
     let end = tensors.values().map(|stored| stored.offset + stored.len).max().unwrap_or(0);
@@ -90,7 +87,7 @@ fn locate(data: u64, info: &TensorInfo) -> Option<Stored> {
     whole_rows.then_some(Stored { file: 0, encoding, shape, offset, len, rows: Rows::Same })
 }
 
-/// The metadata, less the vocabulary, as a configuration.
+/// The metadata without the vocabulary, as a configuration.
 fn scalars(metadata: &HashMap<String, Value>) -> Map<String, serde_json::Value> {
     metadata.iter().filter_map(|(key, value)| Some((key.clone(), scalar(value)?))).collect()
 }
@@ -106,7 +103,7 @@ fn scalar(value: &Value) -> Option<serde_json::Value> {
         Value::I32(number) => (*number).into(),
         Value::U64(number) => (*number).into(),
         Value::I64(number) => (*number).into(),
-        // By way of its decimals, so that what was 1e-5 before the conversion is 1e-5 again.
+        // Through the decimal text, so that 1e-5 as f32 becomes 1e-5.
         Value::F32(number) => float(number.to_string().parse().ok()?)?,
         Value::F64(number) => float(*number)?,
         Value::Bool(flag) => (*flag).into(),

@@ -196,7 +196,7 @@ fn complaints_name_file_and_key() {
         assert!(error.contains("model.gguf") && error.contains(needle), "{error}");
     };
     check("general.architecture", None, "`general.architecture` is missing");
-    check("general.architecture", Some(Meta::String("mamba".into())), "llama, qwen2, qwen3, gemma");
+    check("general.architecture", Some(Meta::String("mamba".into())), "gptneox, llama, phi3, qwen2, qwen3");
     check("llama.block_count", None, "`llama.block_count` is missing");
     check("llama.block_count", Some(Meta::U32(0)), "`llama.block_count` is 0");
     check("llama.embedding_length", Some(Meta::String("x".into())), "`llama.embedding_length` is \"x\"");

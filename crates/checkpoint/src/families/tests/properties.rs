@@ -7,8 +7,7 @@ use proptest::sample::{select, subsequence};
 use sepal_core::{Family, RopeScaling};
 use serde_json::{Map, Value, json};
 
-use super::super::class::Class;
-use super::super::model_config;
+use super::super::{read_config, spec};
 use super::table::{Row, Use, base, read, table, with};
 
 const ORIGINAL: &str = "original_max_position_embeddings";
@@ -73,7 +72,7 @@ proptest! {
     ) {
         let mut scaling = json!({"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0});
         scaling[if is_older { "type" } else { "rope_type" }] = json!(kind);
-        let theta_key = if family == Family::GptNeox { "rotary_emb_base" } else { "rope_theta" };
+        let theta_key = spec(family).rotary.theta;
         let mut config = base(family);
         let within = [("rope_theta", json!(theta_within)), (ORIGINAL, json!(original_within))];
         for (key, value) in within.into_iter().filter(|(_, value)| !value.is_null()) {
@@ -89,21 +88,21 @@ proptest! {
         config.insert(if is_older { "rope_scaling" } else { "rope_parameters" }.to_owned(), scaling);
 
         let rope = read(config).rope.expect("rotary positions");
-        let class = Class::of(family);
-        prop_assert_eq!(rope.theta, theta_within.or(theta_beside).unwrap_or(class.theta));
+        let defaults = &spec(family).defaults;
+        prop_assert_eq!(rope.theta, theta_within.or(theta_beside).unwrap_or(defaults.theta));
         let (RopeScaling::Llama3 { original_max_positions, .. } | RopeScaling::Yarn { original_max_positions, .. }) =
             rope.scaling
         else {
             panic!("another scaling")
         };
-        let expected = original_beside.or(original_within).or(longest).unwrap_or(class.max_positions);
+        let expected = original_beside.or(original_within).or(longest).unwrap_or(defaults.max_positions);
         prop_assert_eq!(original_max_positions, expected);
     }
 
     /// Both spellings of a scaling give the same positions.
     #[test]
     fn spellings_are_the_same(family in scaled(), theta in 2.0..100.0_f64, factor in 1.0..16.0_f64, original in 8..64) {
-        let theta_key = if family == Family::GptNeox { "rotary_emb_base" } else { "rope_theta" };
+        let theta_key = spec(family).rotary.theta;
         let older = json!({"type": "yarn", "factor": factor, ORIGINAL: original});
         let newer = json!({"rope_type": "yarn", "factor": factor, ORIGINAL: original, "rope_theta": theta});
         let (older, newer) = (json!({"rope_scaling": older, theta_key: theta}), json!({"rope_parameters": newer}));
@@ -125,7 +124,7 @@ proptest! {
             let within: Map<String, Value> = within.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
             config.insert("rope_scaling".to_owned(), Value::Object(within));
         }
-        if let Ok(model) = model_config(Path::new("config.json"), &config) {
+        if let Ok(model) = read_config(Path::new("config.json"), &config) {
             prop_assert!(model.n_heads.is_multiple_of(model.n_kv_heads) && model.head_dim > 0 && model.n_blocks > 0);
             prop_assert!(model.rope.is_none_or(|rope| rope.dim <= model.head_dim && rope.theta > 0.0));
             let is_of_all_blocks = |blocks: Vec<bool>| blocks.len() == model.n_blocks;

@@ -1,16 +1,37 @@
 mod properties;
 mod table;
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use sepal_core::{Family, ModelConfig, Rope, RopeScaling, Window};
 use serde_json::{Value, json};
 
-use super::model_config;
+use super::{FAMILIES, gguf_specs, read_config};
 use crate::error::OpenError;
+use crate::family::PositionEncoding;
+
+#[test]
+fn families_table_is_complete() {
+    let names: BTreeSet<&str> = FAMILIES.iter().map(|spec| spec.family.name()).collect();
+    assert_eq!((FAMILIES.len(), names.len()), (Family::ALL.len(), Family::ALL.len()));
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testkit/goldens");
+    let folders = std::fs::read_dir(&goldens).expect("the goldens").map(|entry| entry.expect("an entry").path());
+    let config = |folder: PathBuf| std::fs::read(folder.join("config.json")).ok();
+    let configs: Vec<Value> =
+        folders.filter_map(config).map(|json| serde_json::from_slice(&json).expect("a configuration")).collect();
+    for spec in FAMILIES {
+        let name = spec.family.name();
+        assert!(configs.iter().any(|config| config["model_type"] == name), "{name} has no golden");
+        assert!(Family::named(name) == Some(spec.family) && !spec.activations.is_empty(), "{name}");
+        assert_eq!(spec.tensors.positions.is_some(), spec.positions == PositionEncoding::Learned, "{name}");
+    }
+    let gguf: BTreeSet<_> = gguf_specs().map(|(_, gguf)| (gguf.architecture, gguf.has_experts)).collect();
+    assert_eq!(gguf.len(), gguf_specs().count(), "an architecture stands for two families");
+}
 
 fn parse(value: Value) -> Result<ModelConfig, OpenError> {
-    model_config(Path::new("config.json"), value.as_object().expect("an object"))
+    read_config(Path::new("config.json"), value.as_object().expect("an object"))
 }
 
 /// A Llama of transformers 5, with `changes` laid over it; `null` removes a key.
