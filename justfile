@@ -1,14 +1,14 @@
-# Sepal: `just run FILE` trains, `just test` checks everything. Both set the machine up first.
+# Sepal: `just run FILE` trains, `just test` checks everything. Both set up the machine first.
 
 set shell := ["bash", "-euo", "pipefail", "-c"]
-# Arguments reach the program as they were given.
+# Arguments reach the program unchanged.
 set positional-arguments
 
-# What there is
+# List the recipes
 default:
     @just --list --unsorted
 
-# Bring libtorch and point cargo at it; costs nothing when all is there
+# Download libtorch and configure cargo for it; returns at once if both are done
 setup:
     @python3 scripts/setup.py
 
@@ -18,58 +18,60 @@ setup:
 run FILE *ARGS: _build
     @"{{ justfile_directory() }}/scripts/sepal" run "$@"
 
-# Any other command of the program: just sepal serve --help
+# Run any other command of the program: just sepal serve --help
 [no-cd]
 [no-exit-message]
 sepal *ARGS: _build
     @"{{ justfile_directory() }}/scripts/sepal" "$@"
 
-# The command `sepal` for this user, in ~/.local/bin or another folder; it runs what this checkout built
+# Install the command `sepal` for this user, in ~/.local/bin or another folder; it runs the build of this checkout
 [no-cd]
 install FOLDER="~/.local/bin": _build
     @"{{ justfile_directory() }}/scripts/install.sh" "$@"
 
-# Everything that CI checks
+# Run everything that CI checks
 test: setup lint
     cargo test --workspace
 
-# Unit tests alone, for use while working
+# Run unit tests only, for use while working
 test-quick: setup
     cargo test --workspace --lib
 
-# Formatting and clippy, warnings as errors
+# Check language (CONTRIBUTING.md), formatting, and clippy with warnings as errors
 lint: setup
+    python3 scripts/check_language.py --self-test
+    python3 scripts/check_language.py
     cargo fmt --all -- --check
     cargo clippy --workspace --all-targets -- -D warnings
 
-# Speed, as ratios measured side by side in one run; writes docs/bench.json and docs/bench.svg (--rounds N, --only SECTION)
+# Measure speed, as ratios within one run; writes docs/bench.json and docs/bench.svg (--rounds N, --only SECTION)
 bench *ARGS: _build
     cargo bench --profile dev --workspace --bench speed -- "$@"
 
-# The small pieces of a step, each alone: just bench-pieces kernels
+# Measure single operations of a step: just bench-pieces kernels
 bench-pieces *ARGS: _build
     cargo bench --profile dev --workspace --bench pieces -- "$@"
 
-# The same step by transformers and PEFT, in a Python environment of its own
+# Time the same step with transformers and PEFT, in a separate Python environment
 bench-peers *ARGS:
     @python3 benchmarks/peers/peft.py "$@"
 
-# What the swarm makes of its servers: replicas, failures, plans; writes docs/bench-swarm.json
+# Measure the swarm: replicas, failures, plans; writes docs/bench-swarm.json
 bench-swarm: _build
     cargo bench --profile dev --workspace --bench swarm
 
-# Writes the table of docs/families.md anew, from the goldens
+# Rewrite the table of docs/families.md from the goldens
 families: _build
     SEPAL_WRITE_DOCS=1 cargo test --workspace --test it -- families
 
-# Regenerate what is generated and committed: RPC code and the pipeline schema (needs capnproto)
+# Regenerate the committed RPC code and pipeline schema (needs capnproto)
 schemas: setup
     scripts/schemas.sh
 
-# A new plugin crate that passes its contract, or the skeleton of a model family: just new-plugin head my-head (or: tuning, family)
+# Make a plugin crate that passes its contract, or the skeleton of a model family: just new-plugin head my-head (or: tuning, family)
 new-plugin KIND NAME:
     @python3 scripts/new_plugin.py "$@"
 
-# The whole workspace, so that run and test share every dependency they built
+# Build the whole workspace, so that run and test share every dependency
 _build: setup
     @cargo build --workspace --bins

@@ -1,5 +1,5 @@
-//! Small pieces of a step, on the numbers of the usual one: 442 positions of SmolLM2-135M's shape. Where libtorch has the
-//! same as separate operations, these are measured beside.
+//! Single operations of a step, on the shapes of the usual one: 442 positions of SmolLM2-135M. If libtorch has the
+//! same as separate operations, these are measured, too.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -26,7 +26,7 @@ fn random(shape: &[i64]) -> Tensor {
 }
 
 fn main() {
-    // What is shorter than a millisecond needs no long looks.
+    // Operations below a millisecond need few samples.
     let criterion =
         Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
     let mut criterion = criterion.sample_size(30).without_plots().configure_from_args();
@@ -37,12 +37,12 @@ fn main() {
     criterion.final_summary();
 }
 
-/// Measures `work` under this name.
 fn piece<T>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, mut work: impl FnMut() -> T) {
     group.bench_function(name, |bencher: &mut Bencher<'_>| bencher.iter(|| black_box(work())));
 }
 
-/// Linear layers, each time with the weights of another block: those of one stay in the processor's cache.
+/// Linear layers. Each call uses the weights of another block, as those of one block would stay in the processor's
+/// cache.
 fn products(criterion: &mut Criterion) {
     const BLOCKS: usize = 12;
     let mut group = criterion.benchmark_group("products");
@@ -61,7 +61,6 @@ fn products(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Element-wise parts of a block.
 fn kernels(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("kernels");
     group.throughput(Throughput::Elements(POSITIONS as u64));
@@ -91,7 +90,6 @@ fn kernels(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Hidden states as they go to the wire and come from it.
 fn formats(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("wire");
     group.throughput(Throughput::Bytes((POSITIONS * HIDDEN * 4) as u64));
@@ -104,7 +102,7 @@ fn formats(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What the client does between two steps: 30 blocks of 16 deep prompts, and the words of 32 sentences.
+/// Work of the client between two steps: 30 blocks of 16 deep prompts, and the words of 32 sentences.
 fn client(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("client");
     let (mut params, mut optimizer) = (Parameters::new(), AdamW::new(AdamWConfig::default()));

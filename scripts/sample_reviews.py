@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write 2,000 labelled film sentences to a csv file, as a user of the tutorial would have them.
+"""Write 2,000 labelled film sentences to a csv file, like those of a user of the tutorial.
 
     python3 scripts/sample_reviews.py reviews.csv
 

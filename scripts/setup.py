@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Bring libtorch and point cargo at it.
+"""Download libtorch and point cargo at it.
 
 libtorch is looked for in this order:
 
@@ -37,7 +37,7 @@ def fail(text):
 
 
 def cache_dir():
-    """The folder that outlives a checkout: ``SEPAL_CACHE``, or ``sepal`` in the user's cache."""
+    """Return the folder that outlives a checkout: ``SEPAL_CACHE``, or ``sepal`` in the user's cache."""
     if os.environ.get("SEPAL_CACHE"):
         return Path(os.environ["SEPAL_CACHE"]).absolute()
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
@@ -55,7 +55,7 @@ def check_tools():
 
 
 def version_of(libtorch):
-    """The version that a libtorch folder states, without the build suffix, or None."""
+    """Return the version of a libtorch folder without the build suffix, or None."""
     for name in ("build-version", "version.py"):
         path = libtorch / name
         if path.is_file():
@@ -112,7 +112,7 @@ def unpack(wheel, out, wanted):
 
 
 def small_member(name):
-    """What a CPU build needs of the torch and nvidia wheels: headers and five libraries."""
+    """Extract the parts for a CPU build from the torch and nvidia wheels: headers and five libraries."""
     base = name.rsplit("/", 1)[-1]
     if name.startswith("torch/include/"):
         return name[len("torch/"):]
@@ -126,7 +126,7 @@ def small_member(name):
 
 
 def cuda_member(name):
-    """The whole of torch/, and every nvidia library flat beside torch's own, where its rpath looks last."""
+    """Extract torch/, and every nvidia library beside torch's own, where its rpath looks last."""
     base = name.rsplit("/", 1)[-1]
     if name.startswith("torch/"):
         return name[len("torch/"):]
@@ -162,7 +162,7 @@ def download():
         missing = [n for n in WANTED_LIBS if not (tree / "lib" / n).is_file()]
         if missing:
             fail(f"the torch wheel has no {', '.join(missing)}")
-        # Written last: a folder without it is never taken for a whole one.
+        # Written last: a folder without it is incomplete.
         (tree / "build-version").write_text(f"{VERSION}\n")
         os.sync()
         if final.exists():
@@ -197,9 +197,10 @@ def write_config(libtorch):
 
 
 def claim_target():
-    """All checkouts share a target folder, so that none builds the dependencies again. But cargo takes what one checkout
-    built of the workspace itself for what another needs, paths compiled into it included, if the sources are older.
-    So whoever takes over makes its sources newer."""
+    """Make the sources of this checkout newer than the shared target folder.
+
+    Checkouts share a target folder, so that each dependency is built once. Cargo would reuse workspace crates of another
+    checkout, with the paths compiled into them, if the sources of this one are older."""
     target = Path(os.environ.get("CARGO_TARGET_DIR") or cache_dir() / "target")
     owner = target / ".checkout"
     if owner.is_file() and owner.read_text() == str(ROOT):

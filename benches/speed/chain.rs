@@ -1,4 +1,4 @@
-//! One server of all blocks against chains of servers that share the machine.
+//! One server of all blocks against chains of servers on the same machine.
 
 use std::time::Instant;
 
@@ -13,8 +13,8 @@ use crate::turns::Turns;
 
 const COLUMNS: &[&str] = &["servers", "blocks", "step s", "of one", "idle share of each"];
 const CHAINS: [&[&str]; 3] = [&["0:30"], &["0:15", "15:30"], &["0:8", "8:15", "15:23", "23:30"]];
-/// Steps that teach the client how fast the servers are and how to cut a batch: it may try five cuts twice, and what it tries is
-/// not what it does afterwards.
+/// Steps before the measurement, in which the client learns the speeds of the servers and the best micro-batching: it
+/// may try five sizes twice.
 const TEACHING: usize = 12;
 
 struct Chain {
@@ -55,7 +55,7 @@ pub(crate) fn measure(rounds: usize, checkpoint: &Checkpoint) -> Section {
     section
 }
 
-/// The share of the time in which each server of the chain computed nothing.
+/// Returns the fraction of the time in which each server of the chain computes nothing.
 fn idle(chain: &Chain, inputs: &Inputs, steps: usize) -> Vec<f64> {
     let computed = || chain.servers.iter().map(Process::computed).collect::<Vec<f64>>();
     let (before, begun) = (computed(), Instant::now());

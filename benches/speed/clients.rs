@@ -1,4 +1,4 @@
-//! Many clients on one server against one client with as much work.
+//! Many clients on one server against one client with the same amount of work.
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use crate::turns::{Turns, seconds};
 
 const CLIENTS: usize = 8;
 const ROWS: usize = 32;
-/// Steps of a turn: at its beginning all clients ask at the same time.
+/// Steps per round. All clients send the first step at the same time.
 const STEPS: usize = 2;
 const COLUMNS: &[&str] = &["clients", "sentences each", "step s", "tokens/s", "fastest s", "slowest s"];
 
@@ -24,12 +24,12 @@ pub(crate) fn measure(rounds: usize, checkpoint: &Checkpoint) -> Section {
     let tokens = large.n_tokens() as f64;
     let inputs = Inputs::new(&smollm2(), &large);
     let remote = checkpoint.connect(std::slice::from_ref(&server));
-    let turns = Turn::new();
+    let schedule = Rounds::new();
     let (one, many, each) = std::thread::scope(|scope| {
-        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(|| turns.take(checkpoint, &server))).collect();
-        let alone = || (0..STEPS).for_each(|_| inputs.remote(&remote));
-        let [one, many] = Turns::all(rounds).medians([&alone, &|| turns.give()]);
-        turns.end();
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(|| schedule.run_client(checkpoint, &server))).collect();
+        let one_client = || (0..STEPS).for_each(|_| inputs.remote(&remote));
+        let [one, many] = Turns::all(rounds).medians([&one_client, &|| schedule.start_round()]);
+        schedule.finish();
         let each: Vec<f64> = clients.into_iter().map(|client| client.join().expect("a client that trains")).collect();
         (one / STEPS as f64, many / STEPS as f64, each)
     });
@@ -46,43 +46,41 @@ pub(crate) fn measure(rounds: usize, checkpoint: &Checkpoint) -> Section {
     section
 }
 
-/// When the clients in their threads are to take their steps.
-struct Turn {
-    begins_or_ends: Barrier,
-    is_over: AtomicBool,
+/// Schedule of the clients' steps, which run in threads.
+struct Rounds {
+    barrier: Barrier,
+    is_finished: AtomicBool,
 }
 
-impl Turn {
+impl Rounds {
     fn new() -> Self {
-        Self { begins_or_ends: Barrier::new(CLIENTS + 1), is_over: AtomicBool::new(false) }
+        Self { barrier: Barrier::new(CLIENTS + 1), is_finished: AtomicBool::new(false) }
     }
 
-    /// All clients take their steps.
-    fn give(&self) {
-        self.begins_or_ends.wait();
-        self.begins_or_ends.wait();
+    fn start_round(&self) {
+        self.barrier.wait();
+        self.barrier.wait();
     }
 
-    /// No turn comes any more.
-    fn end(&self) {
-        self.is_over.store(true, Ordering::Relaxed);
-        self.begins_or_ends.wait();
+    fn finish(&self) {
+        self.is_finished.store(true, Ordering::Relaxed);
+        self.barrier.wait();
     }
 
-    /// One client, to the end: seconds for one of its steps.
-    fn take(&self, checkpoint: &Checkpoint, server: &Process) -> f64 {
+    /// Runs one client to the end. Returns the seconds of one of its steps.
+    fn run_client(&self, checkpoint: &Checkpoint, server: &Process) -> f64 {
         let inputs = Inputs::new(&smollm2(), &Workload::sentences(ROWS));
         let remote = checkpoint.connect(std::slice::from_ref(server));
-        let mut turns = Vec::new();
+        let mut times = Vec::new();
         loop {
-            self.begins_or_ends.wait();
-            if self.is_over.load(Ordering::Relaxed) {
-                // The first warms up: it matters who came first.
-                let counted = &turns[1..];
+            self.barrier.wait();
+            if self.is_finished.load(Ordering::Relaxed) {
+                // The first round is a warm-up, as its times depend on the order of the clients.
+                let counted = &times[1..];
                 return counted.iter().sum::<f64>() / (counted.len() * STEPS) as f64;
             }
-            turns.push(seconds(&|| (0..STEPS).for_each(|_| inputs.remote(&remote))));
-            self.begins_or_ends.wait();
+            times.push(seconds(&|| (0..STEPS).for_each(|_| inputs.remote(&remote))));
+            self.barrier.wait();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A server that sends tensors back, its client, and the same with a bare socket.
+//! A server that returns tensors, its client, and the same over a bare socket.
 
 use std::cell::RefCell;
 use std::io::{self, Read, Write};
@@ -15,10 +15,8 @@ use sepal_wire::{Limits, Parts, rpc};
 use tokio::runtime::Runtime;
 use tokio::task::LocalSet;
 
-/// Numbers of a row of the tensors that are sent.
 const ROW: usize = 1024;
 
-/// A forward that changes nothing.
 struct Echo(Parts);
 
 impl tuned::Server for Echo {
@@ -46,7 +44,7 @@ pub(crate) fn echo_server() -> Endpoint {
             let echo = capnp_rpc::new_client::<tuned::Client, _>(Echo(parts.clone()));
             let root = block_server::Client { client: echo.client };
             let limit = Limits::default().max_message_bytes;
-            // It ends when the client goes.
+            // The conversation ends when the client disconnects.
             let _ = rpc::server(reader, writer, limit, root, &parts).await;
         });
     });
@@ -57,7 +55,7 @@ fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-/// A client of the protocol that calls and waits.
+/// Client of the protocol that makes one call at a time.
 pub(crate) struct Caller {
     root: block_server::Client,
     parts: Parts,
@@ -79,13 +77,11 @@ impl Caller {
         Self { root, parts, tasks, runtime }
     }
 
-    /// An empty call.
     pub(crate) fn describe(&self) {
         let call = async { self.root.describe_request().send().promise.await.map(|_| ()) };
         self.tasks.block_on(&self.runtime, call).expect("described");
     }
 
-    /// A tensor of so many bytes.
     pub(crate) fn batch(&self, bytes: usize) -> WireBatch {
         let n_tokens = bytes / 4 / ROW;
         let data: Vec<u8> = (0..bytes).map(|i| (i % 251) as u8).collect();
@@ -93,7 +89,6 @@ impl Caller {
         WireBatch::new(0, Ragged::from_lengths([n_tokens]).expect("rows"), hidden).expect("a batch")
     }
 
-    /// The batch there, its tensor back.
     pub(crate) fn echo(&self, batch: &WireBatch) {
         let echo = tuned::Client { client: self.root.client.clone() };
         let call = async {
@@ -109,7 +104,7 @@ impl Caller {
     }
 }
 
-/// Bytes through a socket and back, whole.
+/// Sends bytes through a socket and receives them.
 pub(crate) struct Bare(RefCell<(TcpStream, Vec<u8>)>);
 
 impl Bare {
@@ -132,7 +127,6 @@ impl Bare {
     }
 }
 
-/// Until the client goes.
 fn send_back(mut stream: TcpStream, bytes: usize) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut buffer = vec![0; bytes];

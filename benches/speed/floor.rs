@@ -1,4 +1,4 @@
-//! The usual step against what it cannot be faster than, and against what others make of it.
+//! The usual step against a lower bound and against other implementations.
 
 use crate::model::{Random, smollm2};
 use crate::processes::Checkpoint;
@@ -17,7 +17,7 @@ pub(crate) fn measure(rounds: usize, checkpoint: &Checkpoint) -> Section {
     let (config, work) = (smollm2(), Workload::sentences(32));
     let (inputs, products) = (Inputs::new(&config, &work), Products::new(&config, &work));
     let random = Random::new(config.clone());
-    let (stack, embedded) = (random.whole(), Embedded::new(&random, &config));
+    let (stack, embedded) = (random.all_blocks(), Embedded::new(&random, &config));
     let servers = [checkpoint.serve("0:30")];
     let process = checkpoint.connect(&servers);
     let turns = Turns::all(rounds);

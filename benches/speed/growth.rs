@@ -1,4 +1,4 @@
-//! How a step grows with tokens, rows and blocks.
+//! Time of a step against tokens, rows and blocks.
 
 use sepal_core::Span;
 
@@ -11,9 +11,9 @@ use crate::turns::Turns;
 
 const COLUMNS: &[&str] = &["grows", "from", "to", "seconds from", "seconds to", "R2 of a straight line"];
 const BLOCKS: usize = 30;
-/// Rows have so many tokens where their number grows.
+/// Tokens per row while the number of rows grows.
 const TOKENS: usize = 13;
-/// There are so many rows where they become longer.
+/// Number of rows while their length grows.
 const ROWS: usize = 16;
 
 pub(crate) fn measure(rounds: usize, _: &Checkpoint) -> Section {
@@ -24,7 +24,7 @@ pub(crate) fn measure(rounds: usize, _: &Checkpoint) -> Section {
     let more = [4, 8, 16, 24, 32].map(|rows| (rows, Workload::full(rows, TOKENS), BLOCKS));
     let deeper = [6, 12, 18, 24, BLOCKS].map(|blocks| (blocks, Workload::sentences(32), blocks));
     let config = smollm2();
-    let stack = Random::new(config.clone()).whole();
+    let stack = Random::new(config.clone()).all_blocks();
     for (axis, points) in [("tokens", longer), ("rows", more), ("blocks", deeper)] {
         let steps = points
             .each_ref()

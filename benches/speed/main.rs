@@ -1,9 +1,9 @@
-//! The project's speed, as ratios of things that are measured in turns in one run, on models of known shapes with
+//! Speed of the project, as ratios of alternately measured alternatives in one process, on models of known shapes with
 //! random weights.
 //!
-//! Prints a table for each section and writes all to `docs/bench.json`, and as a picture to `docs/bench.svg`. Figures
-//! that have a target say `ok` or `MISSED`; a missed one fails nothing. `--rounds N` measures longer, `--only SECTION`
-//! one section alone, beside what the files say of the others.
+//! Prints a table for each section and writes `docs/bench.json` and the picture `docs/bench.svg`. Figures with a
+//! target are marked `ok` or `MISSED`; a missed one is not an error. `--rounds N` measures longer; `--only SECTION`
+//! measures one section and keeps the others of the files.
 
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -33,10 +33,9 @@ mod turns;
 use processes::Checkpoint;
 use report::Section;
 
-/// What a section measures, given the rounds and a checkpoint for servers that are processes.
 type Measure = fn(usize, &Checkpoint) -> Section;
 
-/// The sections, by the names that `--only` takes.
+/// Sections by their names for `--only`.
 const SECTIONS: [(&str, Measure); 8] = [
     ("steps", steps::measure),
     ("floor", floor::measure),
@@ -48,46 +47,45 @@ const SECTIONS: [(&str, Measure); 8] = [
     ("formats", formats::measure),
 ];
 
-/// What was asked for.
-struct Asked {
+struct Options {
     rounds: usize,
     only: Option<String>,
 }
 
-impl Asked {
+impl Options {
     fn from_args(args: &[String]) -> Result<Self, String> {
-        let mut asked = Self { rounds: 3, only: None };
+        let mut options = Self { rounds: 3, only: None };
         let mut args = args.iter();
         while let Some(arg) = args.next() {
             let mut value = || args.next().ok_or_else(|| format!("{arg} takes a value"));
             match arg.as_str() {
-                "--rounds" => asked.rounds = value()?.parse().map_err(|_| "--rounds takes a number".to_owned())?,
-                "--only" => asked.only = Some(value()?.clone()),
-                // Cargo's own.
+                "--rounds" => options.rounds = value()?.parse().map_err(|_| "--rounds takes a number".to_owned())?,
+                "--only" => options.only = Some(value()?.clone()),
+                // Argument of cargo.
                 "--bench" => {}
                 _ => return Err(format!("`{arg}` is none of --rounds and --only")),
             }
         }
         let names: Vec<&str> = SECTIONS.iter().map(|(name, _)| *name).collect();
-        match &asked.only {
-            _ if asked.rounds == 0 => Err("--rounds takes a number of at least 1".to_owned()),
+        match &options.only {
+            _ if options.rounds == 0 => Err("--rounds takes a number of at least 1".to_owned()),
             Some(only) if !names.contains(&only.as_str()) => {
                 Err(format!("there is no section `{only}`; there are {}", names.join(", ")))
             }
-            _ => Ok(asked),
+            _ => Ok(options),
         }
     }
 }
 
 fn main() -> ExitCode {
-    start_with_settings();
+    restart_with_settings();
     let args: Vec<String> = std::env::args().skip(1).collect();
     if args.first().is_some_and(|arg| arg == memory::CLIENT) {
         memory::client(&args[1..]);
         return ExitCode::SUCCESS;
     }
-    match Asked::from_args(&args) {
-        Ok(asked) => measure(&asked),
+    match Options::from_args(&args) {
+        Ok(options) => measure(&options),
         Err(problem) => {
             eprintln!("{problem}");
             return ExitCode::FAILURE;
@@ -96,33 +94,32 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Starts anew with the settings that `sepal serve` has: a thread that spins would take its core from a server beside it,
-/// and a heap that gives memory back would measure the system's clearing of pages.
-fn start_with_settings() {
+/// Restarts with the settings of `sepal serve`: a spinning thread would take a core from a server, and a heap that
+/// returns memory would measure the clearing of pages by the system.
+fn restart_with_settings() {
     let missing = [PASSIVE_WAIT].into_iter().chain(HEAP).filter(|(name, _)| std::env::var_os(name).is_none());
     let missing: Vec<_> = missing.collect();
     if !missing.is_empty() {
         let again = std::env::current_exe().expect("this is a file");
         let error = Command::new(again).args(std::env::args_os().skip(1)).envs(missing).exec();
-        panic!("could not start anew: {error}");
+        panic!("could not restart: {error}");
     }
 }
 
-fn measure(asked: &Asked) {
+fn measure(options: &Options) {
     let checkpoint = Checkpoint::default();
-    let mut sections = known();
-    let is_asked = |name: &str| asked.only.as_ref().is_none_or(|only| only == name);
-    for (name, measure) in SECTIONS.into_iter().filter(|(name, _)| is_asked(name)) {
+    let mut sections = previous_results();
+    let is_selected = |name: &str| options.only.as_ref().is_none_or(|only| only == name);
+    for (name, measure) in SECTIONS.into_iter().filter(|(name, _)| is_selected(name)) {
         let begun = Instant::now();
-        let section = measure(asked.rounds, &checkpoint);
+        let section = measure(options.rounds, &checkpoint);
         section.print();
         println!("  ({name}: {:.0} s)", begun.elapsed().as_secs_f64());
-        sections.insert(name.to_owned(), section.json(asked.rounds));
+        sections.insert(name.to_owned(), section.json(options.rounds));
         write(&sections);
     }
 }
 
-/// Writes what there is by now, in the order of the sections.
 fn write(sections: &Map<String, Value>) {
     let named = SECTIONS.iter().filter_map(|(name, _)| Some(((*name).to_owned(), sections.get(*name)?.clone())));
     let sections: Map<String, Value> = named.collect();
@@ -134,8 +131,7 @@ fn write(sections: &Map<String, Value>) {
     std::fs::write(docs("bench.svg"), picture).expect("docs/ can be written");
 }
 
-/// What was measured before.
-fn known() -> Map<String, Value> {
+fn previous_results() -> Map<String, Value> {
     let text = std::fs::read_to_string(docs("bench.json")).unwrap_or_default();
     let json: Value = serde_json::from_str(&text).unwrap_or_default();
     json["sections"].as_object().cloned().unwrap_or_default()

@@ -1,4 +1,4 @@
-//! The most memory that a server and a client have while they train.
+//! Peak memory of a server and a client in training.
 
 use std::process::Command;
 
@@ -14,9 +14,9 @@ use crate::report::Target::AtMost;
 use crate::report::{Cell, Section};
 use crate::step::{Inputs, Workload, connect};
 
-/// The first argument of a process that is the client.
+/// First argument of the client process.
 pub(crate) const CLIENT: &str = "--client";
-/// What a process may take beside what it must hold.
+/// Allowed memory in addition to the required one.
 const SPARE: u64 = 300_000_000;
 const COLUMNS: &[&str] = &["process", "peak MB", "must hold MB", "and may keep MB"];
 const STEPS: usize = 4;
@@ -51,7 +51,7 @@ pub(crate) fn measure(_: usize, checkpoint: &Checkpoint) -> Section {
     section
 }
 
-/// The client's process: address, digest and folder of the model, in this order. Trains and prints its peak.
+/// Runs the client process: address, digest and folder of the model. Trains and prints its peak memory.
 pub(crate) fn client(args: &[String]) {
     let [addr, digest, folder] = args else { panic!("an address, a digest and a folder, not {args:?}") };
     let (config, work) = (smollm2(), Workload::sentences(32));

@@ -12,7 +12,7 @@ use sepal_core::{Activation, DType, Family, HostTensor, ModelConfig, Rope, RopeS
 use sepal_nn::init;
 use serde_json::json;
 
-/// Weights of a shape, drawn at random; every block has the same.
+/// Random weights of a shape, equal for every block.
 pub(crate) struct Random {
     config: ModelConfig,
     drawn: Mutex<HashMap<String, HostTensor>>,
@@ -23,14 +23,12 @@ impl Random {
         Self { config, drawn: Mutex::default() }
     }
 
-    /// The blocks `span`.
     pub(crate) fn stack(&self, span: Span) -> BlockStack {
         BlockStack::load(self, span).expect("a stack")
     }
 
-    /// All blocks.
-    pub(crate) fn whole(&self) -> BlockStack {
-        self.stack(whole(&self.config))
+    pub(crate) fn all_blocks(&self) -> BlockStack {
+        self.stack(full_span(&self.config))
     }
 
     fn shape(&self, layer: &str) -> Vec<usize> {
@@ -79,11 +77,10 @@ impl Weights for Random {
     }
 }
 
-pub(crate) fn whole(config: &ModelConfig) -> Span {
+pub(crate) fn full_span(config: &ModelConfig) -> Span {
     Span::new(0, config.n_blocks).expect("a span")
 }
 
-/// SmolLM2-135M.
 pub(crate) fn smollm2() -> ModelConfig {
     ModelConfig {
         n_kv_heads: 3,
@@ -94,20 +91,19 @@ pub(crate) fn smollm2() -> ModelConfig {
     }
 }
 
-/// A BLOOM with this many blocks, this size of a hidden state and as many heads.
 pub(crate) fn bloom(n_blocks: usize, hidden: usize, n_heads: usize) -> ModelConfig {
     let plain = ModelConfig::plain(Family::Bloom, n_blocks, hidden, n_heads, 4 * hidden, 250_880);
     let scores = ScoreRule { alibi: true, ..plain.scores };
     ModelConfig { rope: None, max_positions: Some(2048), scores, activation: Activation::GeluTanh, ..plain }
 }
 
-/// fp32 bytes of one block's linear layers.
+/// Returns the fp32 bytes of one block's linear layers.
 pub(crate) fn block_bytes(config: &ModelConfig) -> usize {
     let layers: usize = linear_layers(config).iter().map(|[inner, out]| inner * out).sum();
     4 * layers
 }
 
-/// `[in, out]` of a block's linear layers: queries, keys and values, output, MLP.
+/// Returns `[in, out]` of a block's linear layers: queries, keys and values, output, MLP.
 pub(crate) fn linear_layers(config: &ModelConfig) -> Vec<[usize; 2]> {
     let &ModelConfig { hidden, ffn, .. } = config;
     let (q, kv) = (config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
@@ -118,7 +114,7 @@ pub(crate) fn linear_layers(config: &ModelConfig) -> Vec<[usize; 2]> {
     layers
 }
 
-/// Writes SmolLM2's shape as a checkpoint in the layout of Hugging Face, for servers that are processes.
+/// Writes a checkpoint with SmolLM2's shape in the layout of Hugging Face, for server processes.
 pub(crate) fn write_checkpoint(folder: &Path) {
     let random = Random::new(smollm2());
     let ModelConfig { n_blocks, hidden, n_heads, n_kv_heads, ffn, vocab_size, norm_eps, .. } = random.config;

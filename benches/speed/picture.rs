@@ -1,11 +1,11 @@
-//! What was measured as an SVG picture that needs nothing else, for light and dark pages.
+//! Results as a self-contained SVG picture for light and dark pages.
 
 use std::fmt::Write;
 
 use serde_json::{Map, Value};
 
 const WIDTH: f64 = 860.0;
-/// Where bars begin, and how long the longest is.
+/// Left edge of the bars, and the length of the longest one.
 const BARS: (f64, f64) = (360.0, 330.0);
 const LINE: f64 = 22.0;
 const STYLE: &str = "\
@@ -18,7 +18,6 @@ text { fill: #e6edf3; } .dim { fill: #9198a1; } .back { fill: #0d1117; } .axis {
 .point { fill: #79aef2; }
 }";
 
-/// The sections of `docs/bench.json`, as far as there are any.
 pub(crate) fn draw(sections: &Map<String, Value>) -> String {
     let mut sheet = Sheet { y: 14.0, marks: String::new() };
     sheet.speedups(sections);
@@ -33,14 +32,13 @@ pub(crate) fn draw(sections: &Map<String, Value>) -> String {
     )
 }
 
-/// The picture so far.
 struct Sheet {
     y: f64,
     marks: String,
 }
 
 impl Sheet {
-    /// How much faster than padded rows each kind of step is.
+    /// Draws the speedup over padded rows for each kind of step.
     fn speedups(&mut self, sections: &Map<String, Value>) {
         let ratio = |row: &Value| Some((row["step"].as_str()?.to_owned(), row["padded/embedded"].as_f64()?));
         let ratios: Vec<(String, f64)> = list(sections, "steps", "rows").iter().filter_map(ratio).collect();
@@ -56,14 +54,14 @@ impl Sheet {
         self.y += LINE;
     }
 
-    /// Every figure that has a target, as a share of it.
+    /// Draws every figure with a target, relative to the target.
     fn targets(&mut self, sections: &Map<String, Value>) {
         let names = sections.keys().flat_map(|name| list(sections, name, "figures"));
         let figures: Vec<&Value> = names.filter(|figure| !figure["target"].is_null()).collect();
         if figures.is_empty() {
             return;
         }
-        /// Longer bars are cut.
+        /// Maximum length; longer bars are cut.
         const LONGEST: f64 = 2.0;
         self.head("Figures against their targets (dashed), which bars should reach (\u{2265}) or not pass (\u{2264})");
         for figure in &figures {
@@ -78,7 +76,6 @@ impl Sheet {
         self.y += LINE;
     }
 
-    /// Points and fitted lines side by side.
     fn growth(&mut self, sections: &Map<String, Value>) {
         const SIZE: (f64, f64) = (230.0, 150.0);
         let lines = list(sections, "growth", "lines");
@@ -123,7 +120,7 @@ impl Sheet {
         self.y += 12.0;
     }
 
-    /// A line with a bar of a share of the longest.
+    /// Draws a line with a bar, relative to the longest.
     fn bar(&mut self, name: &str, share: f64, class: &str, value: &str) {
         let ((left, longest), y) = (BARS, self.y);
         let width = share * longest;
@@ -136,7 +133,7 @@ impl Sheet {
         self.y += LINE;
     }
 
-    /// A dashed line over the last bars, at a share of the longest.
+    /// Draws a dashed line over the last bars, relative to the longest.
     fn rule(&mut self, n_bars: usize, share: f64) {
         let (x, bottom) = (BARS.0 + share * BARS.1, self.y);
         let top = bottom - n_bars as f64 * LINE;
@@ -151,12 +148,11 @@ impl Sheet {
     }
 
     fn mark(&mut self, mark: std::fmt::Arguments<'_>) {
-        // Writing to a string does not fail.
         let _ = writeln!(self.marks, "{mark}");
     }
 }
 
-/// A list of a section; empty if it was not measured.
+/// Returns a list of a section, empty if it was not measured.
 fn list<'a>(sections: &'a Map<String, Value>, section: &str, key: &str) -> &'a [Value] {
     sections.get(section).and_then(|section| section[key].as_array()).map_or(&[], Vec::as_slice)
 }
@@ -167,7 +163,6 @@ fn target(target: &Value) -> (f64, &'static str) {
     at_most.or_else(|| limit("at_least").map(|limit| (limit, "\u{2265}"))).unwrap_or((1.0, ""))
 }
 
-/// Three digits or so.
 fn short(value: f64) -> String {
     if value < 10.0 { format!("{value:.3}") } else { format!("{value:.0}") }
 }

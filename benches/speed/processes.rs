@@ -1,4 +1,4 @@
-//! Servers that are processes, as `sepal serve` starts them.
+//! Server processes as `sepal serve` starts them.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -12,7 +12,7 @@ use crate::model::{smollm2, write_checkpoint};
 use crate::step::connect;
 use sepal_integration_tests::fixture::{Fixture, Server};
 
-/// SmolLM2's shape in a folder, written when it is first needed.
+/// Checkpoint with SmolLM2's shape, written on first use.
 #[derive(Default)]
 pub(crate) struct Checkpoint(OnceLock<(Fixture, String)>);
 
@@ -34,7 +34,7 @@ impl Checkpoint {
         &self.written().1
     }
 
-    /// A server of these blocks on loopback, with as many threads as libtorch chooses.
+    /// Starts a server of these blocks on loopback, with libtorch's number of threads.
     pub(crate) fn serve(&self, blocks: &str) -> Process {
         let args = ["--blocks", blocks, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
         let mut server = self.written().0.serve_args(&args);
@@ -43,13 +43,11 @@ impl Checkpoint {
         Process { server, http }
     }
 
-    /// A client of servers.
     pub(crate) fn connect(&self, servers: &[Process]) -> RemoteSequential {
         connect(servers.iter().map(Process::endpoint).collect(), self.digest(), &smollm2())
     }
 }
 
-/// A server that is a process.
 pub(crate) struct Process {
     pub(crate) server: Server,
     http: String,
@@ -60,7 +58,7 @@ impl Process {
         Endpoint::Addr(self.server.addr.parse().expect("an address"))
     }
 
-    /// Seconds that it has computed so far, by its metrics.
+    /// Returns the seconds of computation so far, from the metrics.
     pub(crate) fn computed(&self) -> f64 {
         let mut stream = TcpStream::connect(&self.http).expect("connected");
         let request = format!("GET /metrics HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.http);
@@ -76,7 +74,7 @@ impl Process {
     }
 }
 
-/// The most memory that a process has had, where the system says so.
+/// Returns the peak memory of a process, if the system reports it.
 pub(crate) fn peak_bytes(process: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -1,4 +1,4 @@
-//! The matrix products of a step and nothing else: what no implementation can leave out.
+//! Matrix products of a step, which every implementation has to compute.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -10,11 +10,10 @@ use tch::{Device, Kind, Tensor};
 use crate::model::linear_layers;
 use crate::step::Workload;
 
-/// Products of the step.
 enum Product {
-    /// `x [n, inner]` with the weight `[inner, out]`, as the blocks make it, without bias and sum.
+    /// `x [n, inner]` times the weight `[inner, out]`, as in the blocks, without bias and sum.
     Linear(Tensor, Tensor),
-    /// `x [batch, n, inner]` with `y [batch, inner, out]`.
+    /// `x [batch, n, inner]` times `y [batch, inner, out]`.
     Batch(Tensor, Tensor),
 }
 
@@ -27,7 +26,7 @@ impl Product {
         Self::Linear(ones([n, inner]), ones([inner, out]))
     }
 
-    /// With the gradient of the output.
+    /// Returns the product for the gradient of the input.
     fn linear_back(n: usize, inner: usize, out: usize) -> Self {
         Self::Linear(ones([n, out]), ones([inner, out]).tr())
     }
@@ -44,19 +43,19 @@ impl Product {
     }
 }
 
-/// Of one step of ragged rows, forward and backward.
+/// Products of one step of ragged rows, forward and backward.
 pub(crate) struct Products {
-    /// Of each block but the last.
+    /// Products of each block but the last.
     block: Vec<Product>,
     last: Vec<Product>,
     n_blocks: usize,
 }
 
 impl Products {
-    /// Counted are, for each block, the linear layers on all positions: the output forward, the gradient of the input
-    /// backward (weights are frozen); and attention of the prefix on itself and of each row on prefix and row, all rows of
-    /// one length together: scores and output forward, four gradients backward. Of the last block keys and values
-    /// alone are of all positions, the rest is of each row's last token.
+    /// Counts, for each block, the linear layers on all positions (the output forward, the gradient of the input
+    /// backward, as weights are frozen), and attention of the prefix on itself and of each row on prefix and row, with
+    /// rows of one length together (scores and output forward, four gradients backward). In the last block, only keys
+    /// and values are of all positions, and the remaining layers are of each row's last token.
     pub(crate) fn new(config: &ModelConfig, work: &Workload) -> Self {
         let groups = groups(work);
         let positions = work.positions();
@@ -81,7 +80,7 @@ impl Products {
     }
 }
 
-/// Where `linear_layers` has the layer of keys and values.
+/// Index of keys and values in `linear_layers`.
 const KEYS_AND_VALUES: usize = 1;
 
 fn linear(config: &ModelConfig, positions: impl Fn(usize) -> usize) -> Vec<Product> {
@@ -93,24 +92,22 @@ fn linear(config: &ModelConfig, positions: impl Fn(usize) -> usize) -> Vec<Produ
     layers.flat_map(both).collect()
 }
 
-/// Rows of each length.
 fn groups(work: &Workload) -> BTreeMap<usize, usize> {
     let mut groups = BTreeMap::new();
     work.lengths.iter().for_each(|&len| *groups.entry(len).or_default() += 1);
     groups
 }
 
-/// Of `queries` on `keys` positions in each of the rows.
 fn attention(config: &ModelConfig, rows: usize, queries: usize, keys: usize) -> Vec<Product> {
     let (batch, dim) = (rows * config.n_heads, config.head_dim);
     vec![
-        // scores, and the gradient of what they weigh
+        // Scores, and the gradient of the attention weights.
         Product::batch(batch, queries, dim, keys),
         Product::batch(batch, queries, dim, keys),
-        // the output, and the gradient of queries
+        // The output, and the gradient of queries.
         Product::batch(batch, queries, keys, dim),
         Product::batch(batch, queries, keys, dim),
-        // gradients of keys and of values
+        // Gradients of keys and of values.
         Product::batch(batch, keys, queries, dim),
         Product::batch(batch, keys, queries, dim),
     ]

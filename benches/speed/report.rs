@@ -1,8 +1,7 @@
-//! What a section found: a table, figures with what they should be, and lines through points; printed, and as JSON.
+//! Results of a section: a table, figures with targets, and fitted lines, printed and as JSON.
 
 use serde_json::{Map, Value, json};
 
-/// What a figure should be.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Target {
     AtMost(f64),
@@ -32,7 +31,6 @@ impl Target {
     }
 }
 
-/// One number that matters.
 #[derive(Debug)]
 struct Figure {
     name: String,
@@ -40,13 +38,12 @@ struct Figure {
     target: Option<Target>,
 }
 
-/// What stands in a table.
 #[derive(Debug)]
 pub(crate) enum Cell {
     Text(String),
-    /// With so many digits behind the point.
+    /// Number with its decimal places.
     Number(f64, usize),
-    /// Not measured.
+    /// No measurement.
     Nothing,
 }
 
@@ -79,7 +76,7 @@ impl From<&str> for Cell {
     }
 }
 
-/// Seconds against something that grows, and the straight line that fits them best.
+/// Measured seconds over a growing quantity, and the fitted line.
 #[derive(Debug)]
 pub(crate) struct Line {
     pub(crate) axis: &'static str,
@@ -90,7 +87,7 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// The least-squares fit.
+    /// Fits a line by least squares.
     pub(crate) fn fit(axis: &'static str, points: Vec<(f64, f64)>) -> Self {
         let n = points.len() as f64;
         let mean = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / n;
@@ -108,7 +105,6 @@ impl Line {
     }
 }
 
-/// What a section found.
 #[derive(Debug)]
 pub(crate) struct Section {
     title: String,
@@ -119,7 +115,7 @@ pub(crate) struct Section {
 }
 
 impl Section {
-    /// An empty one. The first column is as wide as it needs to be, the others hold numbers.
+    /// Creates an empty section. The first column adapts its width; the others contain numbers.
     pub(crate) fn new(title: impl Into<String>, columns: &'static [&'static str]) -> Self {
         Self { title: title.into(), columns, rows: Vec::new(), figures: Vec::new(), lines: Vec::new() }
     }
@@ -138,7 +134,6 @@ impl Section {
         self.lines.push(line);
     }
 
-    /// The table and the figures for people.
     pub(crate) fn print(&self) {
         println!("\n{}\n", self.title);
         let texts: Vec<Vec<String>> = self.rows.iter().map(|row| row.iter().map(Cell::text).collect()).collect();
@@ -158,7 +153,6 @@ impl Section {
         self.figures.iter().for_each(print_figure);
     }
 
-    /// The same as JSON.
     pub(crate) fn json(&self, rounds: usize) -> Value {
         let row = |cells: &Vec<Cell>| {
             let named = self.columns.iter().zip(cells).map(|(name, cell)| ((*name).to_owned(), cell.json()));

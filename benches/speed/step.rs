@@ -1,10 +1,10 @@
-//! A training step, forward and backward, three ways.
+//! A training step, forward and backward, in three ways.
 //!
-//! - `direct`: ragged rows with one shared prefix, the blocks called in this process;
-//! - `remote`: the same through servers, whether embedded or processes;
-//! - `padded`: rows padded with the prefix computed for each row, in this process, as PEFT does it.
+//! - `direct`: ragged rows with one shared prefix, in this process;
+//! - `remote`: the same through embedded or separate servers;
+//! - `padded`: padded rows with the prefix computed for each row, in this process, as in PEFT.
 
-use sepal_blocks::BlockStack;
+use sepal_blocks::{BlockStack, InjectedTensors};
 use sepal_core::{ModelConfig, Ragged, Span, Want};
 use sepal_nn::init;
 use sepal_remote::{ModelExpectation, RemoteOptions, RemoteSequential};
@@ -14,13 +14,12 @@ use tch::{Kind, Tensor};
 
 use crate::model::Random;
 
-/// Lengths as sentences have them: 32 rows from 3 to 40 tokens, mean 13.
+/// Typical lengths of sentences: 32 rows from 3 to 40 tokens, mean 13.
 pub(crate) const LENGTHS: [usize; 32] =
     [12, 7, 3, 26, 8, 19, 13, 5, 40, 11, 7, 21, 3, 16, 12, 31, 8, 3, 23, 10, 12, 7, 26, 5, 18, 12, 3, 25, 11, 6, 16, 7];
-/// What sentences are padded to.
+/// Padded length of the sentences.
 const PADDED: usize = 64;
 
-/// What a step is of.
 #[derive(Debug, Clone)]
 pub(crate) struct Workload {
     pub(crate) lengths: Vec<usize>,
@@ -30,7 +29,7 @@ pub(crate) struct Workload {
 }
 
 impl Workload {
-    /// Sentences, with 16 deep prompts.
+    /// Sentences with 16 deep prompts.
     pub(crate) fn sentences(n_rows: usize) -> Self {
         let lengths = LENGTHS.into_iter().cycle().take(n_rows).collect();
         Self { lengths, padded_to: PADDED, prefix_len: 16, is_deep: true }
@@ -45,13 +44,12 @@ impl Workload {
         self.lengths.iter().sum()
     }
 
-    /// What ragged rows make linear layers compute.
+    /// Number of positions that linear layers compute for ragged rows.
     pub(crate) fn positions(&self) -> usize {
         self.prefix_len + self.n_tokens()
     }
 }
 
-/// What a step starts from.
 pub(crate) struct Inputs {
     work: Workload,
     rows: Ragged,
@@ -83,11 +81,17 @@ impl Inputs {
         self.direct_part(stack, stack.span());
     }
 
-    /// Through some of the blocks, from the first on.
     pub(crate) fn direct_part(&self, stack: &BlockStack, part: Span) {
         let hidden = Tensor::cat(&[&self.prompts, &self.text], 0);
         let deep = self.deep_prompts.as_ref().map(|deep| deep.narrow(0, 0, part.len() as i64));
-        let last = stack.forward_span(part, &hidden, self.work.prefix_len, &self.rows, deep.as_ref(), Want::LastOfRows);
+        let last = stack.forward_with(
+            part,
+            &hidden,
+            self.work.prefix_len,
+            &self.rows,
+            InjectedTensors::deep_prompts(deep.as_ref()),
+            Want::LastOfRows,
+        );
         backward(&last.expect("a forward"));
     }
 
@@ -95,7 +99,7 @@ impl Inputs {
         self.remote_on(remote, &self.text);
     }
 
-    /// With other hidden states for the text.
+    /// Runs with other hidden states for the text.
     pub(crate) fn remote_on(&self, remote: &RemoteSequential, text: &Tensor) {
         let deep = self.deep_prompts.iter().map(|deep| ("deep_prompts".to_owned(), deep.shallow_clone()));
         let tuned = remote.tune(deep.collect()).expect("tuned");
@@ -116,7 +120,8 @@ impl Inputs {
             };
             let block = Span::new(block_idx, block_idx + 1).expect("a span");
             let flat = entered.view([n_rows * seq, hidden]);
-            let flat = stack.forward_span(block, &flat, 0, &rows, None, Want::All).expect("a forward");
+            let flat =
+                stack.forward_with(block, &flat, 0, &rows, InjectedTensors::default(), Want::All).expect("a forward");
             states = flat.view([n_rows, seq, hidden]);
         }
         let ends =
@@ -130,19 +135,16 @@ fn backward(last: &Tensor) {
     last.sum(Kind::Float).backward();
 }
 
-/// A client of these servers.
 pub(crate) fn connect(servers: Vec<Endpoint>, digest: &str, config: &ModelConfig) -> RemoteSequential {
     let (digest, n_blocks, hidden) = (digest.to_owned(), config.n_blocks, config.hidden);
     let expected = ModelExpectation { digest, n_blocks, hidden };
     RemoteSequential::connect(servers, expected, RemoteOptions::default()).expect("connected")
 }
 
-/// What the client has sent and received.
 pub(crate) fn moved(remote: &RemoteSequential) -> u64 {
     remote.traffic().up() + remote.traffic().down()
 }
 
-/// An embedded server of all blocks, and its client.
 pub(crate) struct Embedded {
     pub(crate) remote: RemoteSequential,
     _server: BlockServer,
@@ -150,14 +152,13 @@ pub(crate) struct Embedded {
 
 impl Embedded {
     pub(crate) fn new(random: &Random, config: &ModelConfig) -> Self {
-        let server = BlockServer::embedded(random.whole(), identity(config), ServerOptions::default());
+        let server = BlockServer::embedded(random.all_blocks(), identity(config), ServerOptions::default());
         let server = server.expect("a server");
         let remote = connect(vec![server.endpoint().clone()], "random", config);
         Self { remote, _server: server }
     }
 }
 
-/// How a server of random weights is known.
 pub(crate) fn identity(config: &ModelConfig) -> ModelIdentity {
     ModelIdentity {
         digest: "random".to_owned(),

@@ -1,4 +1,4 @@
-//! Steps of many kinds: one that is usual, and others that differ from it in one thing.
+//! The usual step, and steps that differ from it in one property.
 
 use std::cell::Cell as Value;
 
@@ -23,7 +23,6 @@ const COLUMNS: &[&str] = &[
     "embedded/direct",
     "MB moved",
 ];
-/// A way that takes longer is measured once.
 const ONCE_BEYOND: f64 = 4.0;
 
 pub(crate) fn measure(rounds: usize, _: &Checkpoint) -> Section {
@@ -38,7 +37,7 @@ pub(crate) fn measure(rounds: usize, _: &Checkpoint) -> Section {
         (bloom(24, 1024, 16), vec![("BLOOM 24 x 1024".to_owned(), Workload::sentences(32))]),
     ] {
         let random = Random::new(config.clone());
-        let (stack, embedded) = (random.whole(), Embedded::new(&random, &config));
+        let (stack, embedded) = (random.all_blocks(), Embedded::new(&random, &config));
         for (name, work) in steps {
             section.row(row(turns, name, &work, &config, &stack, &embedded));
         }

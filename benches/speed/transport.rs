@@ -1,9 +1,9 @@
-//! What a call costs beside what it carries, and how fast tensors move, against bare TCP.
+//! Overhead of a call and throughput of tensors, against bare TCP.
 
 use sepal_server::{BlockServer, ServerOptions};
 
 use crate::echo::{Bare, Caller, echo_server};
-use crate::model::{Random, bloom, whole};
+use crate::model::{Random, bloom, full_span};
 use crate::processes::Checkpoint;
 use crate::report::Target::{AtLeast, AtMost};
 use crate::report::{Cell, Section};
@@ -11,7 +11,7 @@ use crate::step::identity;
 use crate::turns::{Turns, seconds};
 
 const COLUMNS: &[&str] = &["there and back", "RPC ms", "bare TCP ms", "RPC MB/s", "bare TCP MB/s"];
-/// Sizes in bytes, and how often each goes there and back in a round.
+/// Sizes in bytes, and the number of echoes per round.
 const SIZES: [(&str, usize, usize); 4] =
     [("64 KB", 64 << 10, 64), ("1 MB", 1 << 20, 16), ("16 MB", 16 << 20, 2), ("64 MB", 64 << 20, 1)];
 const CALLS: usize = 500;
@@ -27,7 +27,7 @@ pub(crate) fn measure(rounds: usize, _: &Checkpoint) -> Section {
         let (tensor, bare) = (caller.batch(bytes), Bare::new(bytes));
         let [rpc, socket] = turns
             .medians([&|| (0..times).for_each(|_| caller.echo(&tensor)), &|| (0..times).for_each(|_| bare.echo())]);
-        // There and back.
+        // Both directions count.
         let rate = |seconds: f64| (2 * bytes * times) as f64 / seconds / 1e6;
         let per_echo = |seconds: f64| Cell::Number(seconds / times as f64 * 1e3, 3);
         section.row([
@@ -42,10 +42,10 @@ pub(crate) fn measure(rounds: usize, _: &Checkpoint) -> Section {
     section
 }
 
-/// Seconds of a call that asks a block server what it is.
+/// Returns the seconds of a call for the state of a block server.
 fn empty_call(rounds: usize) -> f64 {
     let config = bloom(1, 64, 1);
-    let stack = Random::new(config.clone()).stack(whole(&config));
+    let stack = Random::new(config.clone()).stack(full_span(&config));
     let addr = "127.0.0.1:0".parse().expect("an address");
     let server = BlockServer::listen(stack, identity(&config), ServerOptions::default(), addr).expect("a server");
     let caller = Caller::connect(server.endpoint());

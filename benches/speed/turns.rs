@@ -1,22 +1,21 @@
-//! Ways of doing the same, measured in turns, so that what else the machine does is shared by all of them.
+//! Alternatives measured in turns, so that other load on the machine affects them equally.
 
 use std::time::Instant;
 
-/// How often.
+/// Number of measurements.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Turns {
     pub(crate) rounds: usize,
-    /// A way whose first turn takes longer, in seconds, is measured by that turn alone: it needs no warming up.
+    /// Seconds above which an alternative is measured only once, without a warm-up.
     pub(crate) once_beyond: f64,
 }
 
 impl Turns {
-    /// Every way in every round.
     pub(crate) fn all(rounds: usize) -> Self {
         Self { rounds, once_beyond: f64::INFINITY }
     }
 
-    /// The median seconds of each way. The first round warms up and is not counted.
+    /// Returns the median seconds of each alternative. The first round is a warm-up.
     pub(crate) fn medians<const N: usize>(self, ways: [&dyn Fn(); N]) -> [f64; N] {
         let first = ways.map(seconds);
         let is_once = |seconds: f64| seconds > self.once_beyond;
@@ -30,7 +29,6 @@ impl Turns {
     }
 }
 
-/// What it takes.
 pub(crate) fn seconds(way: &dyn Fn()) -> f64 {
     let begun = Instant::now();
     way();

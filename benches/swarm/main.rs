@@ -1,8 +1,8 @@
-//! What the swarm makes of its servers: replicas behind slow links, a slower replica, servers that die or stop in the
-//! middle of a step, and the time of a plan.
+//! Performance of swarms: replicas behind slow links, a slower replica, servers that die or stop in the middle of a
+//! step, and the time of a plan.
 //!
-//! The servers are processes that only take their time (`--pace-us`) on a tiny model, so that the figures say what is
-//! lost on the way and in waiting, not how fast the machine is. Prints a table and writes `docs/bench-swarm.json`.
+//! The servers are processes with an artificial computing time (`--pace-us`) on a tiny model, so that the figures show
+//! losses in transport and waiting, not the speed of the machine. Prints a table and writes `docs/bench-swarm.json`.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -20,11 +20,11 @@ mod relay;
 
 const ROWS: usize = 64;
 const ROW: usize = 16;
-/// Microseconds for each token and block: a forward through one server takes about 0.3 s, and a backward as long.
+/// Microseconds per token and block: a forward or backward pass through one server takes about 0.3 s.
 const PACE_US: u64 = 100;
 const ROUND_TRIP: Duration = Duration::from_millis(20);
 
-/// Paced servers of the whole model, each behind a link.
+/// Paced servers of all blocks, each behind a link.
 struct Swarm {
     golden: Golden,
     servers: Vec<Server>,
@@ -34,7 +34,7 @@ struct Swarm {
 }
 
 impl Swarm {
-    /// With servers that are so many times slower than the usual.
+    /// Starts servers with these multiples of the usual pace.
     fn new(slower: &[u64], round_trip: Duration) -> Self {
         let (golden, fixture) = (Golden::open("llama-gqa"), Fixture::new("llama-gqa"));
         let serve =
@@ -49,9 +49,8 @@ impl Swarm {
         Self { golden, servers, _fixture: fixture, _links: links, remote }
     }
 
-    /// Forward and backward of a batch.
     fn step(&self) -> Duration {
-        let trained = Trained::of(&self.golden, true);
+        let trained = Trained::new(&self.golden, true);
         let ids = Tensor::randint_low(1, 60, [(ROWS * ROW) as i64], (Kind::Int64, Device::Cpu));
         let rows = Ragged::from_lengths([ROW; ROWS]).expect("rows");
         let started = Instant::now();
@@ -59,7 +58,7 @@ impl Swarm {
         started.elapsed()
     }
 
-    /// The median step, after some that teach the client how fast the servers are and how to cut a batch.
+    /// Returns the median step, after several steps in which the client learns speeds and micro-batching.
     fn usual(&self) -> f64 {
         (0..12).for_each(|_| {
             self.step();
@@ -69,7 +68,7 @@ impl Swarm {
         times[3].as_secs_f64()
     }
 
-    /// A step in which the first server gets a signal after a third of the usual time.
+    /// Returns the time of a step in which the first server gets a signal after a third of the usual time.
     fn hit(&self, name: &str, usual: f64) -> f64 {
         let victim = &self.servers[0].child;
         std::thread::scope(|scope| {
@@ -82,11 +81,10 @@ impl Swarm {
     }
 }
 
-/// One line of the table.
 struct Row {
     what: &'static str,
     seconds: f64,
-    /// What it is measured against, in words and seconds, and how much of it at the most.
+    /// Reference in words and seconds, and the limit relative to it.
     against: (&'static str, f64, f64),
 }
 
@@ -103,23 +101,23 @@ fn main() {
     let ideal = compute * 0.8 + trips;
     rows.push(Row { what: "one of them four times slower", seconds: unequal, against: ("4/5 + trips", ideal, 1.2) });
 
-    let alone = Swarm::new(&[1], Duration::ZERO).usual();
+    let single = Swarm::new(&[1], Duration::ZERO).usual();
     for (name, what) in [("KILL", "a server is killed in mid-step"), ("STOP", "a server is stopped in mid-step")] {
         let swarm = Swarm::new(&[1, 1], Duration::ZERO);
         let usual = swarm.usual();
-        // A third of the work is done by two servers, the rest by one.
-        let cost = swarm.hit(name, usual) - (usual / 3.0 + alone * 2.0 / 3.0);
-        // A call is a forward or a backward of what one replica has.
+        // Two servers do a third of the work, and one server does the remainder.
+        let cost = swarm.hit(name, usual) - (usual / 3.0 + single * 2.0 / 3.0);
+        // A call is the forward or backward pass of one replica's part.
         let limit = if name == "KILL" { 1.0 } else { 3.0 * usual / 2.0 + 1.0 };
         rows.push(Row { what, seconds: cost, against: ("beyond 1/3 by two, 2/3 by one", limit, 1.0) });
     }
 
-    let [star, relay, alone] = relay::chain();
+    let [star, relay, single] = relay::chain();
     let what = "chain of 4, 100 ms, 100 Mbit/s: relay";
     rows.push(Row { what, seconds: relay.seconds, against: ("through the client", star.seconds, 1.0 / 1.5) });
     println!(
         "chain of 4: {} bytes pass the client in a step, {} with relay; one server of all: {}\n",
-        star.bytes, relay.bytes, alone.bytes
+        star.bytes, relay.bytes, single.bytes
     );
 
     let (one, eight) = (plan(1), plan(8));
@@ -128,7 +126,6 @@ fn main() {
     report(&rows);
 }
 
-/// The median time of a plan.
 fn plan(micro_batches: usize) -> f64 {
     let mut router = Router::new();
     for i in 0..10_000_usize {
@@ -137,11 +134,11 @@ fn plan(micro_batches: usize) -> f64 {
         let (round_trip, rate) = (Duration::from_micros(500 + (i * 13 % 90_000) as u64), 1e-5 * (1 + i % 17) as f64);
         router.add(RouteServer { round_trip, stated_rate: Some(rate), ..RouteServer::new(span) });
     }
-    let whole = Span::new(0, 100).expect("a span");
+    let all_blocks = Span::new(0, 100).expect("a span");
     let mut times: Vec<Duration> = (0..21)
         .map(|_| {
             let started = Instant::now();
-            router.plan(whole, &vec![512; micro_batches]).expect("a plan");
+            router.plan(all_blocks, &vec![512; micro_batches]).expect("a plan");
             started.elapsed()
         })
         .collect();

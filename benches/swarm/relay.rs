@@ -1,4 +1,4 @@
-//! A chain of four servers behind slow links: through the client, and from server to server.
+//! A chain of four servers behind slow links, through the client and from server to server.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -16,25 +16,25 @@ const HIDDEN: i64 = 32;
 const PROMPTS: i64 = 5;
 const ROW: usize = 64;
 const ROWS: usize = 128;
-/// 100 Mbit/s and 100 ms there and back.
+/// 100 Mbit/s and a round trip of 100 ms.
 const LINK: Link = Link { delay: Duration::from_millis(50), bytes_per_second: 12_500_000 };
 
-/// What a step takes, and the client's bytes.
+/// Seconds of a step, and the client's bytes.
 pub(crate) struct Measured {
     pub(crate) seconds: f64,
     pub(crate) bytes: u64,
 }
 
-/// The median step of a chain of four through the client, of the same from server to server, and of one server that has
-/// all blocks.
+/// Measures the median step of a chain of four through the client, of the same from server to server, and of one
+/// server that has all blocks.
 pub(crate) fn chain() -> [Measured; 3] {
     let fixture = Fixture::new("llama-gqa");
     let checkpoint = with_four_blocks(&fixture.path("model"));
     let serve = |blocks: &str| fixture.serve(blocks, "127.0.0.1:0");
     let chain: Vec<Server> = ["0:1", "1:2", "2:3", "3:4"].map(serve).into();
-    let alone = [serve("0:4")];
+    let single = [serve("0:4")];
     let links = |servers: &[Server]| -> Vec<Proxy> { servers.iter().map(|s| Proxy::new(&s.addr, LINK)).collect() };
-    let (chain_links, alone_link) = (links(&chain), links(&alone));
+    let (chain_links, single_link) = (links(&chain), links(&single));
     let measure = |links: &[Proxy], path: SwarmPath| {
         let endpoint = |link: &Proxy| Endpoint::Addr(link.addr.parse().expect("an address"));
         let endpoints = links.iter().map(endpoint).collect();
@@ -50,7 +50,7 @@ pub(crate) fn chain() -> [Measured; 3] {
         Measured { seconds: steps[3].0.as_secs_f64(), bytes: steps[3].1 }
     };
     let (star, relay) = (measure(&chain_links, SwarmPath::Star), measure(&chain_links, SwarmPath::Relay));
-    [star, relay, measure(&alone_link, SwarmPath::Star)]
+    [star, relay, measure(&single_link, SwarmPath::Star)]
 }
 
 fn step(remote: &RemoteSequential) -> (Duration, u64) {
@@ -65,7 +65,7 @@ fn step(remote: &RemoteSequential) -> (Duration, u64) {
     (started.elapsed(), traffic() - before)
 }
 
-/// Gives the tiny model a fourth block, a copy of the third.
+/// Adds a fourth block to the tiny model, a copy of the third.
 fn with_four_blocks(folder: &Path) -> Checkpoint {
     let config = folder.join("config.json");
     let text = std::fs::read_to_string(&config)

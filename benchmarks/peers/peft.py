@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Time the usual step of ``just bench`` as transformers and PEFT do it.
+"""Time the usual step of ``just bench`` with transformers and PEFT.
 
 The step: 32 sentences of 3 to 40 tokens, padded to 64, 16 virtual tokens, a Llama of SmolLM2-135M's shape with
 random weights, fp32, on the CPU; forward and backward. Two ways of PEFT: ``prefix_tuning`` (vectors in every
@@ -31,7 +31,7 @@ VIRTUAL_TOKENS = 16
 
 
 def environment():
-    """The Python of the virtual environment, which is made if there is none with these packages."""
+    """Return the Python of the virtual environment, which is created if it lacks these packages."""
     base = os.environ.get("SEPAL_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sepal"
     folder = Path(base).absolute() / "peers"
     python, made = folder / "bin/python", folder / "packages"
@@ -42,7 +42,7 @@ def environment():
         install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES]
         if subprocess.run(install).returncode != 0:
             sys.exit("peers: error: pip could not install the packages; check the package index and the network")
-        # Written last: a folder without it is made anew.
+        # Written last: a folder without it is created again.
         made.write_text("\n".join(PACKAGES) + "\n")
     return python
 
@@ -62,7 +62,7 @@ def model(kind):
 
 
 def measure(kind, rounds):
-    """Median seconds of a step; the first, which warms up, is not counted."""
+    """Return the median seconds of a step; the first is a warm-up."""
     import torch
 
     torch.manual_seed(1)
@@ -83,7 +83,7 @@ def main():
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if not args.inside:
-        # -I: this file must not be taken for the package of its name.
+        # -I: keeps this file from shadowing the package of its name.
         command = [environment(), "-I", __file__, "--inside", "--rounds", str(args.rounds)]
         sys.exit(subprocess.run(command).returncode)
     seconds = {kind: measure(kind, args.rounds) for kind in ["prefix_tuning", "prompt_tuning"]}

@@ -1,5 +1,6 @@
-//! The real program, on tiny models and sentences.
+//! Temporary folders with a tiny model, and the real program on them.
 
+use std::borrow::BorrowMut;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use sepal_testkit::tiny;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A folder with a tiny model, sentences and a pipeline file.
+/// Folder with a tiny model, sentences and a pipeline file.
 pub struct Fixture {
     pub folder: TempDir,
 }
@@ -29,7 +30,6 @@ impl Fixture {
         self.folder.path().join(name)
     }
 
-    /// `sepal` in the folder.
     pub fn sepal(&self, args: &[&str]) -> Command {
         let mut command = Command::new(binary());
         command.current_dir(self.folder.path()).args(args);
@@ -37,7 +37,6 @@ impl Fixture {
         command
     }
 
-    /// `sepal run pipeline.yaml --set ...` to its end.
     pub fn output(&self, sets: &[&str]) -> Output {
         let mut command = self.sepal(&["run", "pipeline.yaml"]);
         sets.iter().for_each(|set| {
@@ -46,7 +45,6 @@ impl Fixture {
         command.output().expect("sepal runs")
     }
 
-    /// A run that succeeds.
     pub fn run(&self, sets: &[&str]) -> Run {
         let output = self.output(sets);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -55,7 +53,7 @@ impl Fixture {
         Run { folder: self.path(folder.trim()), stdout }
     }
 
-    /// What a run that fails says; nothing half-written may be left.
+    /// Returns the error text of a run that fails and checks that no partial file is left.
     pub fn failure(&self, sets: &[&str]) -> String {
         let output = self.output(sets);
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -68,12 +66,10 @@ impl Fixture {
         text
     }
 
-    /// The only run folder there is.
     pub fn only_run(&self) -> Run {
         self.run_in("runs")
     }
 
-    /// The only run folder in such a one.
     pub fn run_in(&self, folder: &str) -> Run {
         let mut folders: Vec<PathBuf> =
             fs::read_dir(self.path(folder)).expect("runs").map(|entry| entry.expect("an entry").path()).collect();
@@ -81,7 +77,7 @@ impl Fixture {
         Run { folder: folders.remove(0), stdout: String::new() }
     }
 
-    /// `sepal serve model`, once it says that it serves.
+    /// Starts `sepal serve model` and waits until it serves.
     pub fn serve(&self, blocks: &str, listen: &str) -> Server {
         self.serve_with(blocks, listen, &[])
     }
@@ -93,18 +89,9 @@ impl Fixture {
         server
     }
 
-    /// `sepal serve model` with these arguments, once it says that it serves.
+    /// Starts `sepal serve model` with these arguments and waits until it serves.
     pub fn serve_args(&self, args: &[&str]) -> Server {
-        let mut command = self.sepal(&["serve", "model"]);
-        let command = command.args(args).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command.spawn().expect("sepal serves");
-        let mut lines = BufReader::new(child.stdout.take().expect("piped"));
-        let mut line = String::new();
-        lines.read_line(&mut line).expect("a line");
-        let what = line.trim().strip_prefix("serving blocks ").unwrap_or_else(|| panic!("it serves nothing: {line}"));
-        let (blocks, rest) = what.split_once(" of model").expect("the model");
-        let addr = rest.rsplit(" on ").next().expect("an address").to_owned();
-        Server { child, addr, blocks: blocks.to_owned(), lines }
+        Server::start(self.sepal(&["serve", "model"]).args(args))
     }
 }
 
@@ -121,7 +108,6 @@ schedule: { use: linear, with: { warmup_steps: 5 } }
 train: { epochs: 5, seed: 7, threads: 1 }
 ";
 
-/// A run folder.
 pub struct Run {
     pub folder: PathBuf,
     pub stdout: String,
@@ -133,7 +119,6 @@ impl Run {
         serde_json::from_str(&text).expect("JSON")
     }
 
-    /// The lines of `metrics.jsonl` of one kind.
     pub fn records(&self, kind: &str) -> Vec<Value> {
         let text = fs::read_to_string(self.folder.join("metrics.jsonl")).expect("metrics");
         let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
@@ -153,33 +138,47 @@ impl Run {
     }
 }
 
-/// A `sepal serve` process, killed when dropped.
+/// Process of `sepal serve`, killed when dropped.
 pub struct Server {
     pub child: Child,
     pub addr: String,
     pub blocks: String,
-    /// What it has to say after that.
+    pub model: String,
     lines: BufReader<ChildStdout>,
 }
 
 impl Server {
-    /// The rest of the next line that begins so.
+    /// Starts `sepal serve` and waits until it serves.
+    pub fn start(command: &mut Command) -> Self {
+        let command = command.stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("sepal serves");
+        let mut lines = BufReader::new(child.stdout.take().expect("piped"));
+        let mut line = String::new();
+        lines.read_line(&mut line).expect("a line");
+        let parts = line.trim().strip_prefix("serving blocks ").and_then(|line| {
+            let (blocks, line) = line.split_once(" of ")?;
+            line.rsplit_once(" on ").map(|(model, addr)| [blocks, model, addr].map(str::to_owned))
+        });
+        let [blocks, model, addr] = parts.unwrap_or_else(|| panic!("it serves nothing: {line}"));
+        Self { child, addr, blocks, model, lines }
+    }
+
+    /// Returns the next line with this prefix, without it.
     pub fn line(&mut self, begin: &str) -> String {
         let lines = self.lines.by_ref().lines().map_while(Result::ok);
-        let rest = lines.filter_map(|line| Some(line.strip_prefix(begin)?.to_owned())).next();
-        rest.unwrap_or_else(|| panic!("it ended without `{begin}`"))
+        let suffix = lines.filter_map(|line| Some(line.strip_prefix(begin)?.to_owned())).next();
+        suffix.unwrap_or_else(|| panic!("it ended without `{begin}`"))
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// `--set` for these servers.
 pub fn static_swarm(servers: &[&Server]) -> [String; 2] {
     let addresses: Vec<&str> = servers.iter().map(|server| server.addr.as_str()).collect();
     ["swarm.use=static".to_owned(), format!("swarm.with.servers=[\"{}\"]", addresses.join("\", \""))]
@@ -197,7 +196,7 @@ pub fn assert_close(found: &[f64], expected: &[f64]) {
     }
 }
 
-/// The program that was built with these tests.
+/// Returns the program that was built with these tests.
 pub fn binary() -> PathBuf {
     let test = std::env::current_exe().expect("this test is a file");
     let folder = test.parent().and_then(Path::parent).expect("it lies in target/debug/deps");
@@ -215,11 +214,36 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Standard output of a command that succeeds.
-pub fn stdout(command: &mut Command) -> String {
-    let output = command.output().expect("sepal runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("text")
+/// Returns the standard output of a command that succeeds.
+pub fn stdout(command: impl BorrowMut<Command>) -> String {
+    text(&run_to_end(command, 0).stdout)
+}
+
+/// Returns the standard error of a command that succeeds.
+pub fn success_messages(command: impl BorrowMut<Command>) -> String {
+    text(&run_to_end(command, 0).stderr)
+}
+
+/// Returns the standard error of a command that fails with exit code 1.
+pub fn failure_messages(command: impl BorrowMut<Command>) -> String {
+    text(&run_to_end(command, 1).stderr)
+}
+
+/// Returns standard error and standard output of a command that succeeds.
+pub fn combined_output(command: impl BorrowMut<Command>) -> String {
+    let output = run_to_end(command, 0);
+    text(&[output.stderr, output.stdout].concat())
+}
+
+fn run_to_end(mut command: impl BorrowMut<Command>, code: i32) -> Output {
+    let command = command.borrow_mut();
+    let output = command.output().expect("the command runs");
+    assert_eq!(output.status.code(), Some(code), "{command:?}: {}", text(&output.stderr));
+    output
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 pub fn json(text: &str) -> Value {

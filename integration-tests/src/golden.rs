@@ -1,4 +1,4 @@
-//! Goldens through servers in this process.
+//! Tiny models with reference outputs of PyTorch, served by this process.
 
 use sepal_blocks::{BlockStack, Ends};
 use sepal_checkpoint::Checkpoint;
@@ -8,10 +8,10 @@ use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
 use sepal_swarm::Endpoint;
 use tch::{Kind, Reduction, Tensor};
 
-/// Outputs must agree this well.
+/// Maximum difference of outputs.
 pub const TOLERANCE: f64 = 1e-4;
 
-/// A tiny model with what PyTorch says of it.
+/// Tiny model with the reference outputs of PyTorch.
 pub struct Golden {
     pub checkpoint: Checkpoint,
     pub ends: Ends,
@@ -39,7 +39,6 @@ impl Golden {
         found.unwrap_or_else(|| panic!("no `{key}` in the goldens")).1.shallow_clone()
     }
 
-    /// A trainable copy.
     pub fn leaf(&self, key: &str) -> Tensor {
         self.get(key).copy().set_requires_grad(true)
     }
@@ -57,21 +56,38 @@ impl Golden {
         }
     }
 
-    /// A server in this process.
-    pub fn serve(&self, span: Span, tape_budget_bytes: u64) -> BlockServer {
-        let stack = BlockStack::load(&self.checkpoint, span).expect("blocks");
-        let limits = Limits { tape_budget_bytes, ..Limits::default() };
-        let options = ServerOptions { limits, ..ServerOptions::default() };
-        BlockServer::embedded(stack, ModelIdentity::from_checkpoint(&self.checkpoint), options).expect("a server")
+    pub fn serve(&self, blocks: &str) -> BlockServer {
+        self.serve_with_budget(blocks, 1 << 30)
     }
 
-    /// A server with a port of its own.
-    pub fn serve_listening(&self, span: Span, tape_budget_bytes: u64) -> BlockServer {
-        let stack = BlockStack::load(&self.checkpoint, span).expect("blocks");
+    pub fn serve_with_budget(&self, blocks: &str, tape_budget_bytes: u64) -> BlockServer {
+        let (stack, identity, options) = self.server_parts(blocks, tape_budget_bytes);
+        BlockServer::embedded(stack, identity, options).expect("a server")
+    }
+
+    /// Starts a server with its own port.
+    pub fn serve_listening(&self, blocks: &str, tape_budget_bytes: u64) -> BlockServer {
+        let (stack, identity, options) = self.server_parts(blocks, tape_budget_bytes);
+        let options = ServerOptions { threads: Some(1), ..options };
+        BlockServer::listen(stack, identity, options, "127.0.0.1:0".parse().expect("an address")).expect("a server")
+    }
+
+    fn server_parts(&self, blocks: &str, tape_budget_bytes: u64) -> (BlockStack, ModelIdentity, ServerOptions) {
+        let stack = BlockStack::load(&self.checkpoint, span(blocks)).expect("blocks");
         let limits = Limits { tape_budget_bytes, ..Limits::default() };
-        let options = ServerOptions { limits, threads: Some(1), ..ServerOptions::default() };
-        let addr = "127.0.0.1:0".parse().expect("an address");
-        BlockServer::listen(stack, ModelIdentity::from_checkpoint(&self.checkpoint), options, addr).expect("a server")
+        (stack, ModelIdentity::from_checkpoint(&self.checkpoint), ServerOptions { limits, ..ServerOptions::default() })
+    }
+
+    /// Returns the range of all blocks.
+    pub fn all_blocks(&self) -> String {
+        format!("0:{}", self.n_blocks())
+    }
+
+    /// Asserts that the gradients of deep prompt tuning are those of PyTorch.
+    pub fn assert_deep_grads(&self, trained: &Trained) {
+        for (name, grad) in trained.grads() {
+            assert_grad(name, &grad, &self.get(&format!("deep.grad.{name}")));
+        }
     }
 
     pub fn connect(&self, servers: &[BlockServer], options: RemoteOptions) -> RemoteSequential {
@@ -94,7 +110,7 @@ fn tensors(bytes: &[u8]) -> Vec<(String, Tensor)> {
     file.tensors().into_iter().map(tensor).collect()
 }
 
-/// What trains in the goldens, and what comes of it.
+/// Trainable tensors of the goldens.
 pub struct Trained {
     pub prompts: Tensor,
     pub deep_prompts: Option<Tensor>,
@@ -102,7 +118,7 @@ pub struct Trained {
 }
 
 impl Trained {
-    pub fn of(golden: &Golden, deep: bool) -> Self {
+    pub fn new(golden: &Golden, deep: bool) -> Self {
         Self {
             prompts: golden.leaf("prompts"),
             deep_prompts: deep.then(|| golden.leaf("deep_prompts")),
@@ -110,7 +126,7 @@ impl Trained {
         }
     }
 
-    /// Logits `[rows, labels]` of the rows through the servers.
+    /// Computes the logits `[rows, labels]` of the rows through the servers.
     pub fn logits(&self, golden: &Golden, remote: &RemoteSequential, ids: &Tensor, rows: &Ragged) -> Tensor {
         let tunables = self.deep_prompts.iter().map(|deep| ("deep_prompts".to_owned(), deep.shallow_clone())).collect();
         let tuned = remote.tune(tunables).expect("tuned");
@@ -120,7 +136,12 @@ impl Trained {
         golden.ends.final_norm(&pooled).expect("a norm").linear(&self.score, None::<Tensor>)
     }
 
-    /// As it is after one step of plain gradient descent.
+    /// Computes the logits of the rows of the goldens through the servers.
+    pub fn golden_logits(&self, golden: &Golden, remote: &RemoteSequential) -> Tensor {
+        self.logits(golden, remote, &golden.ids, &golden.rows)
+    }
+
+    /// Returns the tensors after one step of plain gradient descent.
     pub fn step(&self, lr: f64) -> Self {
         let moved = |tensor: &Tensor| (tensor.detach() - tensor.grad() * lr).set_requires_grad(true);
         Self {
@@ -130,7 +151,6 @@ impl Trained {
         }
     }
 
-    /// Names and gradients.
     pub fn grads(&self) -> Vec<(&'static str, Tensor)> {
         let deep = self.deep_prompts.as_ref().map(|deep| ("deep_prompts", deep.grad()));
         [("prompts", self.prompts.grad()), ("score.weight", self.score.grad())].into_iter().chain(deep).collect()
@@ -141,13 +161,12 @@ pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Tensor {
     logits.cross_entropy_loss(labels, None::<Tensor>, Reduction::Mean, -100, 0.0)
 }
 
-/// The largest difference.
 pub fn distance(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size(), "shapes agree");
     (a - b).abs().max().double_value(&[])
 }
 
-/// Gradients agree to a part of their largest entry.
+/// Asserts that the difference of gradients is small relative to the largest entry.
 pub fn assert_grad(what: &str, found: &Tensor, expected: &Tensor) {
     let scale = expected.abs().max().double_value(&[]);
     let far = distance(found, expected) / scale;

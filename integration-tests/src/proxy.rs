@@ -1,4 +1,4 @@
-//! A link between a client and a server that can be made slow, narrow and bad.
+//! Proxy between a client and a server that delays, limits and disturbs the link.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -7,34 +7,31 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The largest piece that is passed on at once.
+/// Largest chunk to forward at once.
 const CHUNK: usize = 16 << 10;
-/// Pieces under way in one direction before the sender must wait: what a link of 100 Mbit/s and 50 ms holds, and more.
+/// Chunks in flight per direction before the sender blocks: more than a link of 100 Mbit/s and 50 ms holds.
 const WINDOW: usize = 64;
 
-/// What a link is like.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Link {
-    /// One way.
+    /// Delay in one direction.
     pub delay: Duration,
-    /// In each direction of each connection; unlimited if 0.
+    /// Bandwidth of each direction of a connection; unlimited if 0.
     pub bytes_per_second: u64,
 }
 
-/// What is wrong with it. Only connections that are open when it happens are hit.
+/// Fault of a link. It affects only connections that are open when it happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// Nothing moves any more, though nothing is closed.
+    /// No bytes move, but the connections stay open.
     Stall,
-    /// What is sent is lost.
     Drop,
-    /// The connections are closed.
     Close,
-    /// One bit of what is sent next is turned over.
+    /// One bit of the next chunk is flipped.
     Corrupt,
 }
 
-/// Listens on a port of its own and passes everything on to a server.
+/// Listens on its own port and forwards everything to a server.
 pub struct Proxy {
     pub addr: String,
     shared: Arc<Shared>,
@@ -43,7 +40,7 @@ pub struct Proxy {
 struct Shared {
     server: String,
     link: Link,
-    /// Bytes to pass before the fault; `u64::MAX` for none.
+    /// Bytes until the fault; `u64::MAX` for none.
     left: AtomicU64,
     fault: Mutex<Fault>,
     connections: Mutex<Vec<Arc<Connection>>>,
@@ -81,23 +78,21 @@ impl Proxy {
         Self { addr, shared }
     }
 
-    /// The fault happens once so many more bytes have passed, in the middle of whatever they are part of.
+    /// Schedules the fault after this number of bytes, possibly in the middle of a message.
     pub fn fail_after(&self, bytes: u64, fault: Fault) {
         *self.shared.fault.lock().expect("a lock") = fault;
         self.shared.left.store(bytes, Ordering::SeqCst);
     }
 
-    /// No fault will happen any more.
     pub fn disarm(&self) {
         self.shared.left.store(u64::MAX, Ordering::SeqCst);
     }
 
-    /// Whether a fault has yet to happen.
     pub fn is_armed(&self) -> bool {
         self.shared.left.load(Ordering::SeqCst) != u64::MAX
     }
 
-    /// How many connections were hit by a fault.
+    /// Returns the number of connections that a fault has affected.
     pub fn faults(&self) -> usize {
         self.shared.hit.load(Ordering::SeqCst)
     }
@@ -107,14 +102,14 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         self.shared.stopped.store(true, Ordering::Relaxed);
         self.shared.hit(Fault::Close);
-        // Wakes the thread that accepts.
+        // The connection wakes the accepting thread.
         let _ = TcpStream::connect(&self.addr);
     }
 }
 
 impl Shared {
     fn open(self: &Arc<Self>, client: TcpStream) {
-        // A server that is gone is a connection that is closed at once.
+        // Without a server, the client's connection closes at once.
         let Ok(server) = TcpStream::connect(&self.server) else { return };
         for stream in [&client, &server] {
             stream.set_nodelay(true).expect("an option");
@@ -126,7 +121,7 @@ impl Shared {
         self.pump(server, client, &connection);
     }
 
-    /// Passes on what comes from `from`: one thread reads and says when each piece is due, another writes it then.
+    /// Forwards `from` to `to`: one thread reads and schedules each chunk, another one writes it at its time.
     fn pump(self: &Arc<Self>, mut from: TcpStream, mut to: TcpStream, connection: &Arc<Connection>) {
         let (sender, due) = mpsc::sync_channel::<(Instant, Vec<u8>)>(WINDOW);
         let (shared, connection) = (Arc::clone(self), Arc::clone(connection));
@@ -142,7 +137,7 @@ impl Shared {
                     Some(Fault::Drop) => continue,
                     Some(Fault::Stall) => {
                         drop(state);
-                        // Nothing is read any more, so that the sender comes to a stop.
+                        // Without reads, the sender blocks.
                         while !shared.stopped.load(Ordering::Relaxed) {
                             thread::sleep(Duration::from_millis(20));
                         }
@@ -164,18 +159,17 @@ impl Shared {
             }
         });
         thread::spawn(move || {
-            for (at, piece) in due {
-                thread::sleep(at.saturating_duration_since(Instant::now()));
+            for (due_time, piece) in due {
+                thread::sleep(due_time.saturating_duration_since(Instant::now()));
                 if to.write_all(&piece).is_err() {
                     break;
                 }
             }
-            // The other side may have closed it.
+            // The peer may have closed the connection.
             let _ = to.shutdown(Shutdown::Write);
         });
     }
 
-    /// Counts bytes down to the fault.
     fn count(&self, n: u64) {
         let before = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
             (left != u64::MAX).then(|| left.saturating_sub(n))
@@ -186,13 +180,13 @@ impl Shared {
         }
     }
 
-    /// Those that can go on are hit again another time.
+    /// Applies the fault to all open connections. Only corruption leaves them usable.
     fn hit(&self, fault: Fault) {
         self.connections.lock().expect("a lock").retain(|connection| {
             *connection.state.lock().expect("a lock") = Some(fault);
             if fault == Fault::Close {
                 for end in &connection.ends {
-                    // Closed already is as good.
+                    // The connection may be closed already.
                     let _ = end.shutdown(Shutdown::Both);
                 }
             }

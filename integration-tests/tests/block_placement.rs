@@ -1,4 +1,4 @@
-//! Where blocks run, and how their weights are kept.
+//! Placement of blocks in this process and on servers, and the formats of their weights.
 
 use sepal_integration_tests::fixture::{Fixture, assert_close};
 
@@ -30,7 +30,7 @@ fn local_first_blocks_with_remote_micro_batches_match_embedded() {
     let remote = ["swarm.use=static", &addrs, "model.local_blocks=1", "swarm.with.micro_batch_tokens=40"];
     let run = fixture.run(&[&usual[..], &remote].concat());
     assert_close(&run.losses(), &embedded.losses());
-    // No server has the first block.
+    // No server holds the first block.
     let text = fixture.failure(&["swarm.use=static", &addrs, "swarm.with.wait_ms=300"]);
     assert!(text.contains("0:1"), "{text}");
 }

@@ -3,14 +3,13 @@
 use std::fs;
 use std::process::{Command, Output};
 
-use serde_json::Value;
-
 use sepal_integration_tests::fixture::{Fixture, json, stdout};
+use serde_json::Value;
 
 #[test]
 fn completions_load_in_bash_and_manual_pages_are_written() {
     let fixture = Fixture::new("llama-gqa");
-    fs::write(fixture.path("sepal.bash"), stdout(&mut fixture.sepal(&["completions", "bash"]))).expect("written");
+    fs::write(fixture.path("sepal.bash"), stdout(fixture.sepal(&["completions", "bash"]))).expect("written");
     let script = "source sepal.bash && complete -p sepal";
     match Command::new("bash").current_dir(fixture.folder.path()).args(["-c", script]).output() {
         Ok(output) => {
@@ -19,7 +18,7 @@ fn completions_load_in_bash_and_manual_pages_are_written() {
         }
         Err(error) => eprintln!("skipped: bash does not run ({error})"),
     }
-    stdout(&mut fixture.sepal(&["man", "pages"]));
+    stdout(fixture.sepal(&["man", "pages"]));
     for page in ["sepal.1", "sepal-run.1", "sepal-swarm-status.1"] {
         assert!(fixture.path("pages").join(page).is_file(), "{page}");
     }

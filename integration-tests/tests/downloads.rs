@@ -1,27 +1,25 @@
-//! Models from a hub on loopback, fetched in parts by the real program.
+//! Models from a hub on loopback, partially fetched by the real program.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
+use sepal_integration_tests::fixture::{Fixture, Server, assert_close, failure_messages, stdout, success_messages};
 use sepal_testkit::hub::{COMMIT, Fault, LoopbackHub};
 use sepal_testkit::tiny;
 
-use sepal_integration_tests::fixture::{Fixture, assert_close};
-
 const COMMON: [&str; 3] = ["config.json", "model.safetensors.index.json", "tokenizer.json"];
 
-/// A tiny model in shards in the fixture's folder `model`, on a hub; the names of its shards, that of the ends first.
+/// Publishes a tiny sharded model on a hub. Returns the names of the shards, that of the ends first.
 fn sharded() -> (Fixture, LoopbackHub, Vec<String>) {
     let fixture = Fixture::new("llama-gqa");
     let shards = tiny::shard(&fixture.path("model"));
-    let hub = LoopbackHub::of_folder(&fixture.path("model"));
+    let hub = LoopbackHub::from_folder(&fixture.path("model"));
     (fixture, hub, shards)
 }
 
-/// `sepal` with a cache of its own.
-fn on_its_own(fixture: &Fixture, hub: &LoopbackHub, cache: &str, args: &[&str]) -> Command {
+/// Returns a `sepal` command with its own cache.
+fn sepal_with_cache(fixture: &Fixture, hub: &LoopbackHub, cache: &str, args: &[&str]) -> Command {
     let mut command = fixture.sepal(args);
     command.env("HF_ENDPOINT", hub.endpoint()).env("HF_HUB_OFFLINE", "0");
     command.env("SEPAL_CACHE", fixture.path(&format!("{cache}/sepal")));
@@ -29,38 +27,12 @@ fn on_its_own(fixture: &Fixture, hub: &LoopbackHub, cache: &str, args: &[&str]) 
     command
 }
 
-/// A server that is killed when dropped, and what it serves.
-struct Server {
-    child: Child,
-    addr: String,
-    line: String,
-}
-
-impl Server {
-    fn start(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("sepal serves");
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
-        let addr = line.trim().rsplit(" on ").next().expect("an address").to_owned();
-        Self { child, addr, line }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 fn serve(fixture: &Fixture, hub: &LoopbackHub, cache: &str, model: &str, blocks: &str) -> Server {
     let args = ["serve", model, "--blocks", blocks, "--listen", "127.0.0.1:0", "--threads", "1"];
-    Server::start(on_its_own(fixture, hub, cache, &args))
+    Server::start(&mut sepal_with_cache(fixture, hub, cache, &args))
 }
 
-/// What is asked for by all, and these.
-fn with_common(shards: &[String]) -> Vec<String> {
+fn with_common_files(shards: &[String]) -> Vec<String> {
     let mut files: Vec<String> = COMMON.iter().map(|file| (*file).to_owned()).chain(shards.iter().cloned()).collect();
     files.sort();
     files
@@ -77,26 +49,24 @@ fn sharded_download_fetches_only_the_needed_shards() {
     let embedded = fixture.run(&["train.max_steps=6"]);
 
     let first = serve(&fixture, &hub, "first", "hub:a/b@main", "0:1");
-    assert_eq!(hub.downloads(), with_common(&shards[1..2]), "a server fetches the shards of its blocks");
-    assert!(first.line.contains(&format!(" of hub:a/b@{COMMIT} ")), "it says which commit: {}", first.line);
+    assert_eq!(hub.downloads(), with_common_files(&shards[1..2]), "a server fetches the shards of its blocks");
+    assert!(first.model.starts_with(&format!("hub:a/b@{COMMIT} ")), "the commit is named: {}", first.model);
     let second = serve(&fixture, &hub, "second", "hub:a/b", "1:3");
-    assert_eq!(hub.downloads(), with_common(&shards[2..]));
-    // A replica with a whole copy of the same files on its disk is of the same model.
+    assert_eq!(hub.downloads(), with_common_files(&shards[2..]));
+    // A replica with a complete copy of the same files serves the same model.
     let replica = serve(&fixture, &hub, "replica", "model", "1:3");
     assert_eq!(hub.requests(), []);
 
     let servers = [&first, &second, &replica].map(|server| format!("\"{}\"", server.addr)).join(", ");
     let servers = format!("swarm.with.servers=[{servers}]");
     let sets = ["train.max_steps=6", "model.source=hub:a/b", "swarm.use=static", servers.as_str()];
-    let mut run = on_its_own(&fixture, &hub, "client", &["run", "pipeline.yaml"]);
+    let mut run = sepal_with_cache(&fixture, &hub, "client", &["run", "pipeline.yaml"]);
     for set in sets {
         run.args(["--set", set]);
     }
-    let output = run.arg("--set").arg("output.folder=remote").output().expect("sepal runs");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{said}");
-    assert_eq!(hub.downloads(), with_common(&shards[..1]), "a client fetches the ends");
-    assert!(said.contains(&format!("fetched a/b/{}", shards[0])), "a line for each file: {said}");
+    let messages = success_messages(run.arg("--set").arg("output.folder=remote"));
+    assert_eq!(hub.downloads(), with_common_files(&shards[..1]), "a client fetches the ends");
+    assert!(messages.contains(&format!("fetched a/b/{}", shards[0])), "a line for each file: {messages}");
 
     let remote = fixture.run_in("remote");
     assert_close(&remote.losses(), &embedded.losses());
@@ -110,15 +80,15 @@ fn fetch_for_an_embedded_run_downloads_every_shard_once() {
     let (fixture, hub, shards) = sharded();
     let fetch = || {
         let args = ["fetch", "pipeline.yaml", "--set", "model.source=hub:a/b"];
-        on_its_own(&fixture, &hub, "own", &args).output().expect("sepal fetches")
+        sepal_with_cache(&fixture, &hub, "own", &args).output().expect("sepal fetches")
     };
-    // It breaks off in the second shard and is refused in the third: the next requests go on from there.
+    // The download breaks in the second shard and is refused in the third; the next requests resume.
     hub.fail(&shards[1], [Fault::Cut(1000)]);
     hub.fail(&shards[2], [Fault::Refuse(503)]);
     let output = fetch();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{said}");
-    assert!(said.contains("trying again in"), "{said}");
+    let messages = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{messages}");
+    assert!(messages.contains("retrying in"), "{messages}");
     let resumed: Vec<_> = hub.requests().into_iter().filter(|request| request.file == shards[1]).collect();
     assert_eq!(resumed.last().expect("a request").range.as_deref(), Some("bytes=1000-"));
     assert_eq!(shards_in(&fixture.path("own/hub/models--a--b/snapshots").join(COMMIT)), shards.len());
@@ -129,35 +99,30 @@ fn fetch_for_an_embedded_run_downloads_every_shard_once() {
 #[test]
 fn partial_folder_with_an_outline_is_served() {
     let (fixture, hub, shards) = sharded();
-    let outline = fixture.sepal(&["outline", "model"]).output().expect("sepal runs");
-    assert!(outline.status.success(), "{}", String::from_utf8_lossy(&outline.stderr));
+    stdout(fixture.sepal(&["outline", "model"]));
     fs::create_dir(fixture.path("part")).expect("a folder");
     for file in ["config.json", "model.safetensors.index.json", &shards[3]] {
         fs::copy(fixture.path("model").join(file), fixture.path("part").join(file)).expect("copied");
     }
-    let refused = fixture.sepal(&["serve", "part", "--blocks", "2:3"]).output().expect("sepal runs");
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && said.contains(&shards[0]) && said.contains("sepal outline"), "{said}");
+    let messages = failure_messages(fixture.sepal(&["serve", "part", "--blocks", "2:3"]));
+    assert!(messages.contains(&shards[0]) && messages.contains("sepal outline"), "{messages}");
 
     let name = ".sepal-outline.json";
     fs::copy(fixture.path("model").join(name), fixture.path("part").join(name)).expect("copied");
     let server = serve(&fixture, &hub, "own", "part", "2:3");
-    assert!(server.line.starts_with("serving blocks 2:3 of part"), "{}", server.line);
-    let refused = fixture.sepal(&["serve", "part", "--blocks", "1:3"]).output().expect("sepal runs");
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && said.contains(&shards[2]), "{said}");
+    assert!(server.blocks == "2:3" && server.model.starts_with("part"), "{}", server.model);
+    let messages = failure_messages(fixture.sepal(&["serve", "part", "--blocks", "1:3"]));
+    assert!(messages.contains(&shards[2]), "{messages}");
 }
 
 #[test]
 fn pickled_weights_are_refused() {
     let fixture = Fixture::new("llama-gqa");
     fs::rename(fixture.path("model/model.safetensors"), fixture.path("model/pytorch_model.bin")).expect("renamed");
-    let hub = LoopbackHub::of_folder(&fixture.path("model"));
+    let hub = LoopbackHub::from_folder(&fixture.path("model"));
     for model in ["model", "hub:a/b"] {
-        let output = on_its_own(&fixture, &hub, "own", &["serve", model]).output().expect("sepal runs");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.contains("pytorch_model.bin") && said.contains("save_pretrained"), "{said}");
+        let messages = failure_messages(sepal_with_cache(&fixture, &hub, "own", &["serve", model]));
+        assert!(messages.contains("pytorch_model.bin") && messages.contains("save_pretrained"), "{messages}");
     }
 }
 
@@ -173,10 +138,9 @@ fn unsupported_model_is_refused_before_weights_are_fetched() {
         let mut changed = config.clone();
         changed[key] = value;
         fs::write(&path, changed.to_string()).expect("written");
-        let hub = LoopbackHub::of_folder(&fixture.path("model"));
-        let output = on_its_own(&fixture, &hub, key, &["serve", "hub:a/b"]).output().expect("sepal runs");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.code() == Some(1) && said.contains(needle) && said.contains("a/b"), "{said}");
+        let hub = LoopbackHub::from_folder(&fixture.path("model"));
+        let messages = failure_messages(sepal_with_cache(&fixture, &hub, key, &["serve", "hub:a/b"]));
+        assert!(messages.contains(needle) && messages.contains("a/b"), "{messages}");
         let downloads = hub.downloads();
         assert!(downloads.contains(&"config.json".to_owned()), "{downloads:?}");
         assert!(downloads.iter().all(|file| !file.ends_with(".safetensors")), "{downloads:?}");

@@ -1,17 +1,16 @@
-//! `just new-plugin` makes crates that build, keep their contract and train, and families that compute as a Llama.
+//! `just new-plugin` creates crates that build, keep their contract and train, and families that compute like Llama.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use sepal_integration_tests::fixture::{Fixture, binary};
+use sepal_integration_tests::fixture::{Fixture, binary, stdout};
 
-/// The repository.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the repository")
 }
 
-/// Makes `to` a copy of the repository's sources, without what is built or run and without what an earlier copy had
-/// and they have no more. A file that is the same already keeps its time, so that only what changed is built again.
+/// Mirrors the repository's sources to `to`, without build outputs. Unchanged files keep their time, so that only
+/// changed ones are built again.
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a folder");
     for entry in std::fs::read_dir(to).expect("a folder") {
@@ -44,21 +43,19 @@ fn succeed(command: &mut Command) -> String {
     text
 }
 
-/// Changes `path` in the repository.
 fn edit(repository: &Path, path: &str, change: impl Fn(String) -> String) {
     let path = repository.join(path);
     let text = std::fs::read_to_string(&path).expect("readable");
     std::fs::write(path, change(text)).expect("written");
 }
 
-/// `just new-plugin KIND NAME` in the repository: whether it succeeds, and what it says.
+/// Runs `just new-plugin KIND NAME`. Returns true on success, and the output.
 fn new_plugin(repository: &Path, kind: &str, name: &str) -> (bool, String) {
     let script = repository.join("scripts/new_plugin.py");
     let output = Command::new("python3").arg(script).args([kind, name]).output().expect("it runs");
     (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
 }
 
-/// The repository in a temporary folder, before cargo sees it.
 fn fresh_copy() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     copy(&root(), folder.path());
@@ -67,7 +64,8 @@ fn fresh_copy() -> tempfile::TempDir {
 
 #[test]
 fn generated_plugins_and_family_build_and_train() {
-    // Made in a fresh copy and then carried over into one that stays, so that what did not change is not built again.
+    // The plugins are generated in a fresh copy and mirrored to a lasting one, so that unchanged crates are not built
+    // again.
     let fresh = fresh_copy();
     for (kind, name) in [("head", "my-head"), ("tuning", "my-tuning"), ("family", "my-family")] {
         let (succeeds, text) = new_plugin(fresh.path(), kind, name);
@@ -76,22 +74,21 @@ fn generated_plugins_and_family_build_and_train() {
         assert!(!succeeds && text.contains("exists already"), "{kind}: {text}");
         assert!(!new_plugin(fresh.path(), kind, "My Name").0);
     }
-    // The tiny model is made by hand, with transformers; here the script need only be one.
+    // The real script needs transformers; the test needs only a valid script.
     let goldens = "crates/testkit/goldens/make_goldens.py";
     let entry = "    \"my-family\": auto(\"my_family\", **llama(num_hidden_layers=2)),\n}\n";
     assert!(std::fs::read_to_string(fresh.path().join(goldens)).expect("readable").contains(entry));
     let parse = "import ast, sys; ast.parse(open(sys.argv[1]).read())";
     succeed(Command::new("python3").current_dir(fresh.path()).args(["-c", parse, goldens]));
 
-    // The program under another name, so that it does not replace the one that other tests run; in the tests' own
-    // target folder, where every dependency is built already.
+    // The program gets another name, so that it does not replace the one of the other tests, in the shared target
+    // folder, which has the dependencies.
     edit(fresh.path(), "crates/cli/Cargo.toml", |text| {
         text.replace("name = \"sepal\"", "name = \"sepal-with-plugins\"")
     });
-    // Another version: cargo tells crates of one workspace-relative path apart by nothing else, and would replace
-    // what these tests were built from.
+    // Another version: cargo would otherwise confuse the crates of both copies, which have equal relative paths.
     edit(fresh.path(), "Cargo.toml", |text| text.replace("version = \"0.1.0\"", "version = \"0.1.0-plugins\""));
-    // Only the plugins' own tests are built: those of the other crates run anyway.
+    // Only the tests of the plugins are built; the other crates' tests run anyway.
     for entry in std::fs::read_dir(fresh.path().join("crates")).expect("crates") {
         let name = entry.expect("an entry").file_name().into_string().expect("a name");
         edit(fresh.path(), &format!("crates/{name}/Cargo.toml"), |text| text + "\n[lib]\ntest = false\n");
@@ -123,25 +120,24 @@ fn generated_plugins_and_family_build_and_train() {
     ];
     let run = |runs: &str| {
         let mut sepal = fixture.sepal(&[]);
-        let output = Command::new(&program)
-            .current_dir(fixture.folder.path())
-            .envs(sepal.env("SEPAL_LOG", "warn").get_envs().filter_map(|(key, value)| Some((key, value?))))
-            .args(["run", "pipeline.yaml", "--set", &format!("output.folder={runs}")])
-            .args(sets)
-            .output()
-            .expect("it runs");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        stdout(
+            Command::new(&program)
+                .current_dir(fixture.folder.path())
+                .envs(sepal.env("SEPAL_LOG", "warn").get_envs().filter_map(|(key, value)| Some((key, value?))))
+                .args(["run", "pipeline.yaml", "--set", &format!("output.folder={runs}")])
+                .args(sets),
+        );
         fixture.run_in(runs).losses()
     };
     let losses = run("plugins");
     assert!(losses[36..].iter().sum::<f64>() < losses[..4].iter().sum::<f64>(), "{losses:?}");
 
-    // A Llama that says that it is of the new family trains as it did.
+    // A Llama that is declared as the new family trains as before.
     edit(fixture.folder.path(), "model/config.json", |text| text.replace("\"llama\"", "\"my_family\""));
     assert_eq!(run("family"), losses, "to the last bit");
 }
 
-/// If the list that a line belongs to is not found, nothing is written.
+/// Checks that nothing is written if the marker of a list is missing.
 #[test]
 fn family_without_its_marker_comment_is_an_error() {
     let fresh = fresh_copy();

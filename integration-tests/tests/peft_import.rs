@@ -1,33 +1,23 @@
-//! Folders that PEFT itself saved, taken over by the real program: predicted with, measured, served, trained on, exported.
+//! Folders saved by PEFT, used by the real program for prediction, evaluation, serving, training and export.
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Output;
 
+use crate::serve_task::Task;
 use safetensors::SafeTensors;
+use sepal_integration_tests::fixture::{Fixture, Run, assert_close, combined_output, failure_messages, static_swarm};
 use sepal_testkit::tiny;
 use serde_json::{Value, json};
 
-use crate::serve_task::Task;
-use sepal_integration_tests::fixture::{Fixture, Run, assert_close, static_swarm};
-
-fn sepal(fixture: &Fixture, args: &[&str]) -> Output {
-    fixture.sepal(args).output().expect("sepal runs")
-}
-
-/// Runs the command successfully and returns the text of both streams.
 fn succeeds(fixture: &Fixture, args: &[&str]) -> String {
-    let output = sepal(fixture, args);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{args:?}: {said}");
-    said + &String::from_utf8_lossy(&output.stdout)
+    combined_output(fixture.sepal(args))
 }
 
 fn saved_by_peft(name: &str) -> PathBuf {
     tiny::goldens().join("peft").join(name)
 }
 
-/// The texts of the goldens, and what PEFT predicts for them with the folder `name`.
+/// Returns the texts of the goldens, and PEFT's predictions for them with the folder `name`.
 fn golden(name: &str) -> (Vec<String>, Vec<Vec<f64>>) {
     let text = fs::read_to_string(tiny::goldens().join("peft.json")).expect("goldens");
     let mut json: Value = serde_json::from_str(&text).expect("JSON");
@@ -36,7 +26,7 @@ fn golden(name: &str) -> (Vec<String>, Vec<Vec<f64>>) {
     (serde_json::from_value(json["texts"].take()).expect("texts"), predicted)
 }
 
-/// Imports the folder `name` of the goldens as `imported`; what is said.
+/// Imports the folder `name` of the goldens as `imported`. Returns the messages.
 fn import(fixture: &Fixture, name: &str, more: &[&str]) -> String {
     let folder = saved_by_peft(name);
     let folder = folder.to_str().expect("a path");
@@ -46,7 +36,7 @@ fn import(fixture: &Fixture, name: &str, more: &[&str]) -> String {
     )
 }
 
-/// The probabilities of the texts by a run.
+/// Returns the probabilities that a run predicts for the texts.
 fn probabilities(fixture: &Fixture, run: &str, sets: &[&str]) -> Vec<Vec<f64>> {
     let rows = "texts.csv";
     let out = ["-o", "predicted.jsonl", "--overwrite", "--probabilities"];
@@ -86,19 +76,19 @@ fn imported_peft_folder_works_as_a_run() {
         let fixture = Fixture::new(model);
         let (texts, expected) = golden(name);
         write_texts(&fixture, &texts);
-        let said = import(&fixture, name, &["--max-length", "16"]);
-        assert!(said.contains("they are LABEL_0 and so on (--labels gives others)"), "{said}");
-        assert!(said.contains("`sepal predict imported --input FILE` predicts with it"), "{said}");
+        let messages = import(&fixture, name, &["--max-length", "16"]);
+        assert!(messages.contains("they are LABEL_0 and so on") && messages.contains("--labels"), "{messages}");
+        assert!(messages.contains("`sepal predict imported --input FILE` predicts with it"), "{messages}");
         assert_same(name, &probabilities(&fixture, "imported", &[]), &expected, 1e-5);
 
         let text = succeeds(&fixture, &["evaluate", "imported", "--data", "validation.csv", "--json"]);
         assert!(text.contains("\"rows\": 48"), "{text}");
         succeeds(&fixture, &["report", "imported"]);
 
-        // The first step sees the head and the prefix of the folder.
+        // The first step uses the head and the prefix of the folder.
         let sets = ["--set", "data.train=train.csv", "train.max_steps=0", "train.threads=1"];
-        let said = succeeds(&fixture, &[&["run", "imported/pipeline.yaml"], &sets[..]].concat());
-        assert!(said.contains("the head starts as that of"), "{said}");
+        let messages = succeeds(&fixture, &[&["run", "imported/pipeline.yaml"], &sets[..]].concat());
+        assert!(messages.contains("the head starts as that of"), "{messages}");
         assert_eq!(
             tensors(fixture.only_run().folder.join("adapter.safetensors")),
             tensors(fixture.path("imported/adapter.safetensors"))
@@ -117,7 +107,7 @@ fn imported_peft_folder_works_as_a_run() {
         let losses = trained.losses();
         assert!(losses[losses.len() - 1] < 0.7 * losses[0], "{name}: {losses:?}");
 
-        // What came of it goes to PEFT and back, without the files that only this program writes.
+        // The result is exported to PEFT and imported again without the files of this program.
         let run = trained.folder.to_str().expect("a path");
         succeeds(&fixture, &["export", "peft", run, "export", "--verify", "--base-model", "owner/name"]);
         fs::remove_file(fixture.path("export/sepal.json")).expect("removed");
@@ -141,11 +131,11 @@ fn imported_prefix_is_served_and_trains_through_servers() {
         fixture.path("imported").display()
     );
     let sets = ["task.with.labels=[bad, fair, good]", &folder, "train.max_steps=6", "train.deterministic=true"];
-    let here = fixture.run(&[&sets[..], &["swarm.use=none"]].concat());
-    let there = fixture.run(&[&sets[..], &[&used, &addresses]].concat());
-    assert_close(&there.losses(), &here.losses());
+    let local = fixture.run(&[&sets[..], &["swarm.use=none"]].concat());
+    let remote = fixture.run(&[&sets[..], &[&used, &addresses]].concat());
+    assert_close(&remote.losses(), &local.losses());
     let both = ["model.local_blocks=1", used.as_str(), addresses.as_str()];
-    assert_close(&fixture.run(&[&sets[..], &both].concat()).losses(), &here.losses());
+    assert_close(&fixture.run(&[&sets[..], &both].concat()).losses(), &local.losses());
 
     let imported = Run { folder: fixture.path("imported"), stdout: String::new() };
     let task = Task::start(&fixture, &imported, &[]);
@@ -174,10 +164,10 @@ fn head_with_other_labels_is_initialized_again() {
             fixture.output(&[&tuning, &format!("task.with.labels={labels}"), "train.max_steps=0", "swarm.use=none"]);
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    let said = start("[no, yes]");
-    assert!(said.contains("the head starts as that of"), "{said}");
-    let said = start("[yes, no]");
-    assert!(said.contains("the head starts anew: the adapter's labels are `no`, `yes`, not these"), "{said}");
+    let messages = start("[no, yes]");
+    assert!(messages.contains("the head starts as that of"), "{messages}");
+    let messages = start("[yes, no]");
+    assert!(messages.contains("the head starts anew: the adapter's labels are `no`, `yes`, not these"), "{messages}");
 }
 
 #[test]
@@ -186,9 +176,8 @@ fn import_options_supply_missing_metadata() {
     let folder = saved_by_peft("llama-prompts");
     let folder = folder.to_str().expect("a path");
     let refused = |args: &[&str], part: &str| {
-        let output = sepal(&fixture, &[&["import", "peft", folder, "imported"], args].concat());
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.code() == Some(1) && said.contains(part), "{said}");
+        let messages = failure_messages(fixture.sepal(&[&["import", "peft", folder, "imported"], args].concat()));
+        assert!(messages.contains(part), "{messages}");
         assert!(!fixture.path("imported").exists());
     };
     refused(&[], "name its base model (--model hub:owner/tiny-llama-gqa)");
@@ -198,8 +187,8 @@ fn import_options_supply_missing_metadata() {
 
     let template = "It says: {text}\nSo it is \"good\"?";
     let args = ["--labels", "no: never,yes", "--template", template, "--max-length", "20", "--label", "verdict"];
-    let said = import(&fixture, "llama-prompts", &args);
-    assert!(!said.contains("note:"), "{said}");
+    let messages = import(&fixture, "llama-prompts", &args);
+    assert!(!messages.contains("note:"), "{messages}");
     let run = Run { folder: fixture.path("imported"), stdout: String::new() };
     let manifest = run.manifest();
     assert_eq!(manifest["labels"], json!(["no: never", "yes"]));

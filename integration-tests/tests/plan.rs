@@ -22,16 +22,16 @@ fn render_names_origins_and_keeps_the_pipeline() {
     let first = stdout(
         fixture.sepal(&["validate", "pipeline.yaml", "--set", "train.epochs=2", "train.seed=11"]).env_remove("X"),
     );
-    assert_eq!(stdout(&mut fixture.sepal(&["validate", "again.yaml"])), first);
+    assert_eq!(stdout(fixture.sepal(&["validate", "again.yaml"])), first);
 
-    let by_key = json(&stdout(&mut fixture.sepal(&["render", "pipeline.yaml", "--json"])));
+    let by_key = json(&stdout(fixture.sepal(&["render", "pipeline.yaml", "--json"])));
     assert_eq!(by_key["train.seed"], serde_json::json!({ "value": 7, "origin": "pipeline.yaml:10" }));
 }
 
 #[test]
 fn plan_matches_the_run_and_writes_nothing() {
     let fixture = Fixture::new("llama-gqa");
-    let plan = json(&stdout(&mut fixture.sepal(&["plan", "pipeline.yaml", "--json", "--probe-steps", "2"])));
+    let plan = json(&stdout(fixture.sepal(&["plan", "pipeline.yaml", "--json", "--probe-steps", "2"])));
     assert!(!fixture.path("runs").exists(), "nothing is written");
     let run = fixture.run(&[]);
     let manifest = run.manifest();
@@ -47,7 +47,7 @@ fn plan_matches_the_run_and_writes_nothing() {
     assert_eq!(plan["steps"]["evaluations"], run.records("evaluation").len());
     assert_eq!(plan["time"]["probe_steps"], 2);
 
-    // The probe's steps are the run's second and third.
+    // The probe measures the second and third step of the run.
     let steps = run.records("step");
     for (key, record) in [("measured_up", "bytes_up"), ("measured_down", "bytes_down")] {
         let measured = plan["bytes"][key].as_f64().expect("bytes");
@@ -64,7 +64,7 @@ fn plan_names_the_servers_of_the_route() {
     let fixture = Fixture::new("llama-gqa");
     let [first, second] = [fixture.serve("0:2", "127.0.0.1:0"), fixture.serve("2:3", "127.0.0.1:0")];
     let sets = static_swarm(&[&first, &second]);
-    let text = stdout(&mut fixture.sepal(&["plan", "pipeline.yaml", "--set", &sets[0], &sets[1]]));
+    let text = stdout(fixture.sepal(&["plan", "pipeline.yaml", "--set", &sets[0], &sets[1]]));
     for place in [&first.addr, &second.addr] {
         assert!(text.contains(place.as_str()), "{place} is not in\n{text}");
     }
@@ -77,7 +77,7 @@ fn plan_names_the_servers_of_the_route() {
 fn plan_without_a_probe_connects_to_no_server() {
     let fixture = Fixture::new("llama-gqa");
     let sets = ["swarm.use=static", "swarm.with.servers=[\"127.0.0.1:1\"]"];
-    let text = stdout(&mut fixture.sepal(&["plan", "pipeline.yaml", "--probe-steps", "0", "--set", sets[0], sets[1]]));
+    let text = stdout(fixture.sepal(&["plan", "pipeline.yaml", "--probe-steps", "0", "--set", sets[0], sets[1]]));
     assert!(text.contains("nothing was measured") && text.contains("if one server has all blocks"), "{text}");
 }
 
@@ -86,12 +86,12 @@ fn plan_past_its_time_limit_uses_the_measured_steps() {
     let fixture = Fixture::new("llama-gqa");
     let args = ["plan", "pipeline.yaml", "--probe-steps", "50", "--probe-seconds", "0"];
     let output = fixture.sepal(&[&args[..], &["--json"]].concat()).output().expect("sepal runs");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("probe: first step, to warm up") && !said.contains("probe: step 1 of"), "{said}");
+    let messages = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(messages.contains("probe: first step, to warm up") && !messages.contains("probe: step 1 of"), "{messages}");
     let plan = json(&String::from_utf8_lossy(&output.stdout));
     assert_eq!((&plan["time"]["ended_by"], &plan["time"]["probe_steps"]), (&"time_limit".into(), &1.into()));
     assert!(plan["time"]["evaluation_tokens_per_second"].as_f64().is_some_and(|rate| rate > 0.0), "{plan}");
-    let text = stdout(&mut fixture.sepal(&args));
+    let text = stdout(fixture.sepal(&args));
     assert!(text.contains("ended by --probe-seconds 0 before 50 steps and evaluation were measured"), "{text}");
 }
 
@@ -103,9 +103,9 @@ fn plan_interrupted_shows_the_measured_steps_and_writes_nothing() {
     let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines().map(|line| line.expect("text"));
     assert!(lines.any(|line| line == "probe: step 2 of 1000000"), "it says what it measures");
     signal(&child, "INT");
-    let said: Vec<String> = lines.filter(|line| line.contains("stopping")).collect();
+    let messages: Vec<String> = lines.filter(|line| line.contains("stopping")).collect();
     assert_eq!(
-        said,
+        messages,
         ["stopping after this batch, with a plan of what was measured; press Ctrl-C again to stop at once"]
     );
     let output = child.wait_with_output().expect("it ends");

@@ -1,15 +1,14 @@
-//! Training in 16 bits: where it ends, and what follows when gradients overflow.
+//! Training in 16 bits: final losses, and recovery from overflow.
 
 use sepal_core::DType;
+use sepal_integration_tests::fixture::{Fixture, Run, static_swarm};
+use sepal_integration_tests::golden::{Golden, Trained, assert_grad, cross_entropy, distance};
 use sepal_remote::{RemoteError, RemoteOptions, RemoteSequential, SwarmPath};
 use sepal_server::BlockServer;
 use serde_json::Value;
 use tch::Tensor;
 
-use sepal_integration_tests::fixture::{Fixture, Run, static_swarm};
-use sepal_integration_tests::golden::{Golden, Trained, assert_grad, cross_entropy, distance, span};
-
-/// Mean loss of the steps of the last pass, and loss of the validation rows after it.
+/// Returns the mean loss of the last pass, and the validation loss after it.
 fn final_losses(run: &Run) -> [f64; 2] {
     let losses = run.losses();
     let last = &losses[losses.len() - 12..];
@@ -43,7 +42,7 @@ fn sixteen_bit_training_ends_near_the_32_bit_loss() {
             assert!(run.records("step").iter().all(|step| step["scale"].as_f64() == scale), "{precision}");
             assert_eq!((&run.manifest()["scale"].as_f64(), &run.manifest()["skipped_steps"]), (&scale, &0.into()));
         }
-        // What the blocks are given and give is rounded, also where it travels in full.
+        // Inputs and outputs of the blocks are rounded, even if the wire format is wider.
         let wide = fixture.run(&["train.precision=f16", "swarm.with.wire_dtype=f32"]);
         assert_within_2_percent(&format!("{model} f16 over f32"), &wide, &plain);
         assert!(bytes(&wide) > 0.99 * bytes(&plain));
@@ -54,8 +53,8 @@ fn sixteen_bit_training_ends_near_the_32_bit_loss() {
     }
 }
 
-/// The scale of each step follows from the steps before it, as in `torch.amp.GradScaler`; a step that was skipped leaves
-/// the schedule where it was.
+/// Asserts that the scale of each step follows from the previous steps, as in `torch.amp.GradScaler`, and that a
+/// skipped step does not advance the schedule.
 fn assert_scaled_as_torch_does(steps: &[Value], init_scale: f64, growth_interval: u32) {
     let (mut scale, mut tracker, mut skipped) = (init_scale as f32, 0, 0);
     for (before, step) in [&Value::Null].into_iter().chain(steps).zip(steps) {
@@ -87,9 +86,9 @@ fn overflow_on_the_wire_skips_steps_and_the_run_recovers() {
     for path in ["star", "relay"] {
         let path = format!("swarm.with.path={path}");
         let output = fixture.output(&[&sets[..], &[&path, "swarm.with.micro_batch_tokens=60"]].concat());
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}");
-        assert!(!said.contains("a server failed"), "nobody is left for an overflow: {said}");
+        let messages = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{messages}");
+        assert!(!messages.contains("a server failed"), "nobody is left for an overflow: {messages}");
         let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
         let folder = stdout.lines().find_map(|line| line.strip_prefix("folder ")).expect("the folder is named");
         let run = Run { folder: fixture.path(folder.trim()), stdout };
@@ -103,9 +102,9 @@ fn overflow_on_the_wire_skips_steps_and_the_run_recovers() {
         assert!(run.accuracy() >= 0.85, "and learns: {}", run.accuracy());
         assert_eq!((&run.manifest()["skipped_steps"], &run.manifest()["steps"]), (&skips.into(), &120.into()));
         let reasons: Vec<&str> = steps.iter().filter_map(|step| step["skipped"].as_str()).collect();
-        assert_eq!(reasons[0], "send gradients that are not finite in f16");
+        assert_eq!(reasons[0], "send non-finite gradients as f16");
         assert!(reasons.iter().any(|reason| reason.contains(&first.addr)), "{reasons:?}");
-        assert!(said.contains("step 1/120 skipped, loss scale 1.00e11: send gradients"), "{said}");
+        assert!(messages.contains("step 1/120 skipped, loss scale 1.00e11: send non-finite gradients"), "{messages}");
         assert!(run.stdout.contains(&format!("over 120 steps, {skips} of them skipped")), "{}", run.stdout);
     }
 }
@@ -125,18 +124,17 @@ fn prompts_beyond_their_format_stop_the_run_at_once() {
     let fixture = Fixture::new("llama-gqa");
     let sets = ["train.precision=f16", "optimizer.with.lr=1.0e+5", "schedule.with.warmup_steps=0"];
     let text = fixture.failure(&sets);
-    assert!(text.contains("send prompts that are not finite in f16"), "no smaller scale is any help: {text}");
+    assert!(text.contains("send non-finite prompts as f16"), "no smaller scale is any help: {text}");
     assert_eq!(fixture.only_run().records("step").len(), 1);
 }
 
 fn servers(golden: &Golden) -> [BlockServer; 2] {
-    ["0:1", "1:3"].map(|blocks| golden.serve_listening(span(blocks), 1 << 30))
+    ["0:1", "1:3"].map(|blocks| golden.serve_listening(blocks, 1 << 30))
 }
 
-/// The loss of the goldens times `scale`, run backward.
 fn backward(golden: &Golden, remote: &RemoteSequential, scale: f64) -> Result<Trained, RemoteError> {
-    let trained = Trained::of(golden, true);
-    let logits = trained.logits(golden, remote, &golden.ids, &golden.rows);
+    let trained = Trained::new(golden, true);
+    let logits = trained.golden_logits(golden, remote);
     let loss: Tensor = cross_entropy(&logits, &golden.get("labels")) * scale;
     remote.backward(&loss).map(|()| trained)
 }
@@ -150,7 +148,7 @@ fn overflowing_gradients_name_their_server_and_leave_the_session_usable() {
         let options =
             RemoteOptions { path, expects_overflow, wire_dtype: Some(DType::F16), ..RemoteOptions::default() };
         let remote = golden.connect(&servers, options);
-        // The largest gradients: 0.4 of the pooled rows, 0.26 of the prompts.
+        // The largest gradients are 0.4 of the pooled rows and 0.26 of the prompts.
         let error = backward(&golden, &remote, 1e9).err().expect("it overflows at once");
         assert!(matches!(&error, RemoteError::NonFiniteInput { what: "gradients", .. }), "{error}");
         assert!(error.is_overflow());
@@ -161,7 +159,7 @@ fn overflowing_gradients_name_their_server_and_leave_the_session_usable() {
         let trained = backward(&golden, &remote, 1024.0).unwrap_or_else(|error| panic!("{path:?}: {error}"));
         let off = distance(&(trained.prompts.grad() / 1024.0), &golden.get("deep.grad.prompts"));
         assert!(off < 1e-3, "{path:?}: the next one is right: {off}");
-        // An error of libtorch is not taken for that of a server before.
+        // An error of libtorch is not mistaken for an earlier server error.
         let error = remote.backward(&Tensor::from(1.0_f32)).expect_err("no graph");
         assert!(matches!(error, RemoteError::Local { .. }), "{error}");
     }
@@ -187,7 +185,7 @@ fn scaled_gradients_of_micro_batches_add_up() {
 #[test]
 fn client_with_overflowing_gradients_does_not_disturb_others() {
     let golden = Golden::open("llama-gqa");
-    let server = [golden.serve_listening(span("0:3"), 1 << 30)];
+    let server = [golden.serve_listening("0:3", 1 << 30)];
     let client = |scale: f64, wire_dtype: DType| {
         let golden = Golden::open("llama-gqa");
         let remote =

@@ -1,13 +1,12 @@
-//! Asking what a run trained: predictions of files and streams, evaluation, and the pipelines to copy.
+//! `sepal predict` and `sepal evaluate` on files and streams, and the example pipelines.
 
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 
+use sepal_integration_tests::fixture::{Fixture, Run, failure_messages, stdout, success_messages};
 use serde_json::Value;
-
-use sepal_integration_tests::fixture::{Fixture, Run};
 
 fn trained() -> (Fixture, Run) {
     let fixture = Fixture::new("llama-gqa");
@@ -15,20 +14,10 @@ fn trained() -> (Fixture, Run) {
     (fixture, run)
 }
 
-fn sepal(fixture: &Fixture, args: &[&str]) -> Output {
-    fixture.sepal(args).output().expect("sepal runs")
-}
-
-fn succeeds(fixture: &Fixture, args: &[&str]) -> String {
-    let output = sepal(fixture, args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
 #[test]
 fn evaluate_matches_the_evaluation_of_the_run() {
     let fixture = Fixture::new("llama-gqa");
-    // Three rows of one class for each of the other, so that weights are not all 1.
+    // Three rows of one class per row of the other, so that the weights differ from 1.
     let rows = fs::read_to_string(fixture.path("train.csv")).expect("rows");
     let label = |row: &str| row.rsplit(',').next().map(str::to_owned);
     let first = rows.lines().nth(1).and_then(label);
@@ -38,7 +27,7 @@ fn evaluate_matches_the_evaluation_of_the_run() {
     let counts = run.manifest()["data"]["class_rows"].clone();
     assert_ne!(counts[0], counts[1], "{counts}");
     let folder = run.folder.to_str().expect("a path");
-    let text = succeeds(&fixture, &["evaluate", folder, "--data", "validation.csv", "--json"]);
+    let text = stdout(fixture.sepal(&["evaluate", folder, "--data", "validation.csv", "--json"]));
     let found: Value = serde_json::from_str(&text).expect("JSON");
     for (name, expected) in run.manifest()["metrics"].as_object().expect("metrics") {
         let (found, expected) = (found["metrics"][name].as_f64(), expected.as_f64());
@@ -62,9 +51,8 @@ fn predictions_keep_row_order_and_input_columns() {
     fs::write(fixture.path("input.csv"), csv.join("\n")).expect("written");
 
     let args = ["predict", folder, "-i", "input.csv", "-o", "out.jsonl", "--label", "label", "--probabilities"];
-    let output = sepal(&fixture, &args);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success() && said.contains("predicted 48 rows, 1 left out"), "{said}");
+    let messages = success_messages(fixture.sepal(&args));
+    assert!(messages.contains("predicted 48 rows, 1 left out"), "{messages}");
     let lines = fs::read_to_string(fixture.path("out.jsonl")).expect("predictions");
     let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert_eq!(lines.len(), 48);
@@ -78,10 +66,8 @@ fn predictions_keep_row_order_and_input_columns() {
     }
     assert!((right as f64 / 48.0 - run.accuracy()).abs() < 1e-9, "as right as the run says");
 
-    let again = sepal(&fixture, &args);
-    assert!(!again.status.success());
-    let said = String::from_utf8_lossy(&again.stderr).into_owned();
-    assert!(said.contains("it is there; --overwrite replaces it") && !said.contains("blocks "), "{said}");
+    let messages = failure_messages(fixture.sepal(&args));
+    assert!(messages.contains("it exists; --overwrite replaces it") && !messages.contains("blocks "), "{messages}");
 }
 
 #[test]
@@ -91,22 +77,21 @@ fn predict_on_its_own_output_keeps_column_names_and_order() {
     fs::write(fixture.path("in.csv"), "id,sentence,text,label\n1,good,other,x\n2,bad,\"an,other\",y\n")
         .expect("written");
     let predict = |input: &str, output: &str| {
-        let done = sepal(&fixture, &["predict", folder, "-i", input, "-o", output, "--probabilities"]);
-        let said = String::from_utf8_lossy(&done.stderr).into_owned();
-        assert!(done.status.success(), "{said}");
-        (fs::read_to_string(fixture.path(output)).unwrap_or_default(), said)
+        let messages =
+            success_messages(fixture.sepal(&["predict", folder, "-i", input, "-o", output, "--probabilities"]));
+        (fs::read_to_string(fixture.path(output)).unwrap_or_default(), messages)
     };
-    let (first, said) = predict("in.csv", "out.csv");
+    let (first, messages) = predict("in.csv", "out.csv");
     let lines: Vec<&str> = first.lines().collect();
     assert!(lines[0].starts_with("id,sentence,text,label,predicted,probability,probability_"), "{first}");
     assert!(lines[1].starts_with("1,good,other,x,") && lines[2].starts_with("2,bad,\"an,other\",y,"), "{first}");
-    assert!(!said.contains("note:"), "{said}");
-    let (again, said) = predict("out.csv", "again.csv");
+    assert!(!messages.contains("note:"), "{messages}");
+    let (again, messages) = predict("out.csv", "again.csv");
     assert_eq!(again, first);
     assert_eq!(
-        said.matches("note: the input's columns `predicted`, `probability`, `probability_").count(),
+        messages.matches("note: the input's columns `predicted`, `probability`, `probability_").count(),
         1,
-        "{said}"
+        "{messages}"
     );
     predict("out.csv", "out.parquet");
     assert_eq!(predict("out.parquet", "back.csv").0, first);
@@ -117,8 +102,8 @@ fn predict_on_its_own_output_keeps_column_names_and_order() {
     );
 }
 
-/// What `sepal predict` answers to this on standard input: success, and what it wrote.
-fn piped(fixture: &Fixture, args: &[&str], text: &str) -> (bool, String, String) {
+/// Runs `sepal predict` with this standard input. Returns true on success, and both outputs.
+fn predict_stdin(fixture: &Fixture, args: &[&str], text: &str) -> (bool, String, String) {
     let mut command = fixture.sepal(args);
     let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("sepal runs");
@@ -132,23 +117,26 @@ fn piped(fixture: &Fixture, args: &[&str], text: &str) -> (bool, String, String)
 fn predict_from_standard_input_writes_standard_output() {
     let (fixture, run) = trained();
     let folder = run.folder.to_str().expect("a path");
-    let (done, text, said) = piped(&fixture, &["predict", folder], "one two three\nfour, \"five\"\n");
-    assert!(done, "{said}");
+    let (done, text, messages) = predict_stdin(&fixture, &["predict", folder], "one two three\nfour, \"five\"\n");
+    assert!(done, "{messages}");
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 3, "{text}");
     assert_eq!(lines[0], "text,predicted,probability");
     assert!(lines[2].starts_with("\"four, \"\"five\"\"\","), "{text}");
 
     let table = "id,sentence\n1,good\n";
-    let (done, text, said) = piped(&fixture, &["predict", folder], table);
-    assert!(!done && text.is_empty() && said.contains("say --format csv") && !said.contains("blocks "), "{said}");
-    let (_, text, said) = piped(&fixture, &["predict", folder, "--format", "csv"], table);
-    assert!(text.starts_with("id,sentence,predicted,probability\n1,good,"), "{text}{said}");
-    let (_, text, _) = piped(&fixture, &["predict", folder, "--format", "lines"], table);
+    let (done, text, messages) = predict_stdin(&fixture, &["predict", folder], table);
+    assert!(
+        !done && text.is_empty() && messages.contains("use --format csv") && !messages.contains("blocks "),
+        "{messages}"
+    );
+    let (_, text, messages) = predict_stdin(&fixture, &["predict", folder, "--format", "csv"], table);
+    assert!(text.starts_with("id,sentence,predicted,probability\n1,good,"), "{text}{messages}");
+    let (_, text, _) = predict_stdin(&fixture, &["predict", folder, "--format", "lines"], table);
     assert_eq!(text.lines().count(), 3, "{text}");
     for (text, expected) in [("", "it is empty"), ("id,sentence\n", "no row")] {
-        let (done, text, said) = piped(&fixture, &["predict", folder, "--format", "csv"], text);
-        assert!(!done && text.is_empty() && said.contains(expected), "{text}{said}");
+        let (done, text, messages) = predict_stdin(&fixture, &["predict", folder, "--format", "csv"], text);
+        assert!(!done && text.is_empty() && messages.contains(expected), "{text}{messages}");
     }
 }
 
@@ -163,17 +151,14 @@ fn invalid_predict_arguments_fail_before_the_model_is_loaded() {
         (vec!["predict", folder, "-i", "validation.csv", "--output-format", "parquet"], "that takes a file"),
         (vec!["predict", folder, "-i", "validation.csv", "--text", "sentense"], "did you mean `sentence`"),
     ] {
-        let output = sepal(&fixture, &args);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.contains(expected) && !said.contains("blocks "), "{said}");
+        let messages = failure_messages(fixture.sepal(&args));
+        assert!(messages.contains(expected) && !messages.contains("blocks "), "{messages}");
     }
     let manifest = fs::read_to_string(run.folder.join("manifest.json")).expect("read");
     let digest = run.manifest()["model"]["digest"].as_str().expect("a digest").to_owned();
     fs::write(run.folder.join("manifest.json"), manifest.replace(&digest, "another")).expect("written");
-    let output = sepal(&fixture, &["predict", folder, "-i", "validation.csv"]);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("it was trained with another model"), "{said}");
+    let messages = failure_messages(fixture.sepal(&["predict", folder, "-i", "validation.csv"]));
+    assert!(messages.contains("it was trained with another model"), "{messages}");
 }
 
 #[test]
@@ -183,7 +168,7 @@ fn example_pipelines_are_valid() {
     let files: Vec<_> = fs::read_dir(folder).expect("pipelines").map(|entry| entry.expect("an entry").path()).collect();
     assert!(files.len() >= 8);
     for file in files {
-        succeeds(&fixture, &["validate", file.to_str().expect("a path")]);
+        stdout(fixture.sepal(&["validate", file.to_str().expect("a path")]));
         let text = fs::read_to_string(&file).expect("read");
         assert!(text.contains("# Time:") || text.contains("Time:") || text.contains("quarter of an hour"), "{file:?}");
     }
@@ -198,7 +183,7 @@ fn predict_prefers_the_model_that_was_trained_on() {
     let pipeline = fs::read_to_string(run.folder.join("pipeline.yaml")).expect("a pipeline");
     let (own, other) = (pipeline.find("- model"), pipeline.find("- later"));
     assert!(own.is_some() && own < other, "{pipeline}");
-    // What could not be had then is there now, and is another model.
+    // The source that was missing in training exists now, with another model.
     fs::create_dir(fixture.path("later")).expect("a folder");
     for entry in fs::read_dir(fixture.path("model")).expect("a folder") {
         let path = entry.expect("an entry").path();
@@ -210,10 +195,9 @@ fn predict_prefers_the_model_that_was_trained_on() {
         fs::write(fixture.path("later").join(path.file_name().expect("a name")), content).expect("written");
     }
     let args = ["evaluate", folder, "--data", "validation.csv"];
-    succeeds(&fixture, &args);
-    // As a run of before has them.
-    succeeds(&fixture, &[&args[..], &["--set", sources]].concat());
-    let output = sepal(&fixture, &[&args[..], &["--set", "model.source=later"]].concat());
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && said.contains("--set model.source=SOURCE"), "{said}");
+    stdout(fixture.sepal(&args));
+    // A manifest of an earlier version.
+    stdout(fixture.sepal(&[&args[..], &["--set", sources]].concat()));
+    let messages = failure_messages(fixture.sepal(&[&args[..], &["--set", "model.source=later"]].concat()));
+    assert!(messages.contains("--set model.source=SOURCE"), "{messages}");
 }

@@ -1,13 +1,11 @@
-//! Servers give what PyTorch gives, whatever the servers, micro-batches, tapes and rows.
+//! Servers compute the outputs of PyTorch with any number of servers, micro-batches, tapes and rows.
 
 use sepal_core::{DType, Ragged};
+use sepal_integration_tests::golden::{Golden, TOLERANCE, Trained, assert_grad, cross_entropy, distance};
 use sepal_remote::{RemoteError, RemoteOptions};
 use sepal_testkit::tiny::models;
 use tch::Tensor;
 
-use sepal_integration_tests::golden::{Golden, TOLERANCE, Trained, assert_grad, cross_entropy, distance, span};
-
-/// How the work is divided.
 #[derive(Debug, Clone, Copy)]
 struct Case {
     servers: usize,
@@ -23,12 +21,12 @@ fn check(model: &str, deep: bool, case: Case) {
     let bounds: Vec<usize> = (0..=case.servers.min(n)).map(|i| i * n / case.servers.min(n)).collect();
     let servers: Vec<_> = bounds
         .windows(2)
-        .map(|pair| golden.serve(span(&format!("{}:{}", pair[0], pair[1])), case.tape_budget_bytes))
+        .map(|pair| golden.serve_with_budget(&format!("{}:{}", pair[0], pair[1]), case.tape_budget_bytes))
         .collect();
     let options = RemoteOptions { micro_batch_tokens: case.micro_batch_tokens, ..RemoteOptions::default() };
     let remote = golden.connect(&servers, options);
-    let trained = Trained::of(&golden, deep);
-    let logits = trained.logits(&golden, &remote, &golden.ids, &golden.rows);
+    let trained = Trained::new(&golden, deep);
+    let logits = trained.golden_logits(&golden, &remote);
     let mode = if deep { "deep" } else { "ptune" };
     let what = format!("{model} {mode} {case:?}");
     let far = distance(&logits, &golden.get(&format!("{mode}.logits")));
@@ -75,7 +73,7 @@ fn server_without_tapes_equals_pytorch() {
     }
 }
 
-/// The rows `order` of the goldens as a batch.
+/// Returns the rows `order` of the goldens as a batch.
 fn batch(golden: &Golden, order: &[usize]) -> (Tensor, Ragged) {
     let part = |&row: &usize| {
         let range = golden.rows.range(row);
@@ -88,9 +86,9 @@ fn batch(golden: &Golden, order: &[usize]) -> (Tensor, Ragged) {
 fn packed_rows_are_independent() {
     for model in &models() {
         let golden = Golden::open(model);
-        let servers = [golden.serve(span(&format!("0:{}", golden.n_blocks())), 1 << 30)];
+        let servers = [golden.serve(&golden.all_blocks())];
         let remote = golden.connect(&servers, RemoteOptions::default());
-        let trained = Trained::of(&golden, true);
+        let trained = Trained::new(&golden, true);
         let expected = golden.get("deep.logits");
         let check = |order: &[usize]| {
             let (ids, rows) = batch(&golden, order);
@@ -111,19 +109,19 @@ fn packed_rows_are_independent() {
 #[test]
 fn row_gradients_add_up() {
     let golden = Golden::open("llama-gqa");
-    let servers = [golden.serve(span("0:1"), 1 << 30), golden.serve(span("1:3"), 1 << 30)];
+    let servers = [golden.serve("0:1"), golden.serve("1:3")];
     let remote = golden.connect(&servers, RemoteOptions::default());
-    let together = Trained::of(&golden, true);
+    let in_one_batch = Trained::new(&golden, true);
     let labels = golden.get("labels");
-    cross_entropy(&together.logits(&golden, &remote, &golden.ids, &golden.rows), &labels).backward();
-    let alone = Trained::of(&golden, true);
+    cross_entropy(&in_one_batch.golden_logits(&golden, &remote), &labels).backward();
+    let row_by_row = Trained::new(&golden, true);
     let n = golden.rows.len();
     for row in 0..n {
         let (ids, rows) = batch(&golden, &[row]);
-        let logits = alone.logits(&golden, &remote, &ids, &rows);
+        let logits = row_by_row.logits(&golden, &remote, &ids, &rows);
         (cross_entropy(&logits, &labels.narrow(0, row as i64, 1)) / n as f64).backward();
     }
-    for ((name, found), (_, expected)) in alone.grads().into_iter().zip(together.grads()) {
+    for ((name, found), (_, expected)) in row_by_row.grads().into_iter().zip(in_one_batch.grads()) {
         assert_grad(name, &found, &expected);
     }
 }
@@ -131,10 +129,10 @@ fn row_gradients_add_up() {
 #[test]
 fn evaluation_keeps_no_tape_and_sends_tunables_once() {
     let golden = Golden::open("llama-gqa");
-    let servers = [golden.serve(span("0:3"), 1 << 30)];
+    let servers = [golden.serve("0:3")];
     let remote = golden.connect(&servers, RemoteOptions::default());
-    let trained = Trained::of(&golden, true);
-    let logits = tch::no_grad(|| trained.logits(&golden, &remote, &golden.ids, &golden.rows));
+    let trained = Trained::new(&golden, true);
+    let logits = tch::no_grad(|| trained.golden_logits(&golden, &remote));
     assert!(!logits.requires_grad());
     assert_eq!(servers[0].stats().info().load.tapes, 0);
     assert!(distance(&logits, &golden.get("deep.logits")) <= TOLERANCE);
@@ -147,7 +145,7 @@ fn evaluation_keeps_no_tape_and_sends_tunables_once() {
     for _ in 0..4 {
         let _ = tch::no_grad(|| tuned.forward(Some(&trained.prompts), &tokens, &golden.rows)).expect("a forward");
     }
-    // The prompts go up with the first batch alone.
+    // The prompts are sent only with the first batch.
     let (prefix_bytes, text_bytes) = (trained.prompts.numel() as u64 * 4, golden.rows.n_tokens() as u64 * 32 * 4);
     let least = deep_bytes + prefix_bytes + 4 * text_bytes;
     let sent = remote.traffic().up() - before;
@@ -160,11 +158,11 @@ fn evaluation_keeps_no_tape_and_sends_tunables_once() {
 fn reduced_wire_precision_is_close() {
     for wire_dtype in [DType::F16, DType::Bf16, DType::Q8] {
         let golden = Golden::open("llama-gqa");
-        let servers = [golden.serve(span("0:2"), 1 << 30), golden.serve(span("2:3"), 1 << 30)];
+        let servers = [golden.serve("0:2"), golden.serve("2:3")];
         let remote =
             golden.connect(&servers, RemoteOptions { wire_dtype: Some(wire_dtype), ..RemoteOptions::default() });
-        let trained = Trained::of(&golden, true);
-        let logits = trained.logits(&golden, &remote, &golden.ids, &golden.rows);
+        let trained = Trained::new(&golden, true);
+        let logits = trained.golden_logits(&golden, &remote);
         let far = distance(&logits, &golden.get("deep.logits"));
         assert!(far > 0.0 && far < 0.1, "{wire_dtype}: logits are off by {far:.2e}");
         cross_entropy(&logits, &golden.get("labels")).backward();
@@ -174,15 +172,15 @@ fn reduced_wire_precision_is_close() {
     }
 }
 
-/// The losses of so many steps of training through three servers, and the bytes sent and received.
+/// Trains through three servers. Returns the losses, and the bytes sent and received.
 fn train(wire_dtype: DType, steps: usize) -> (Vec<f64>, u64) {
     let golden = Golden::open("llama-gqa");
-    let servers = ["0:1", "1:2", "2:3"].map(|blocks| golden.serve(span(blocks), 1 << 30));
+    let servers = ["0:1", "1:2", "2:3"].map(|blocks| golden.serve(blocks));
     let remote = golden.connect(&servers, RemoteOptions { wire_dtype: Some(wire_dtype), ..RemoteOptions::default() });
-    let mut trained = Trained::of(&golden, true);
+    let mut trained = Trained::new(&golden, true);
     let mut losses = Vec::new();
     for _ in 0..steps {
-        let logits = trained.logits(&golden, &remote, &golden.ids, &golden.rows);
+        let logits = trained.golden_logits(&golden, &remote);
         let loss = cross_entropy(&logits, &golden.get("labels"));
         loss.backward();
         losses.push(loss.double_value(&[]));
@@ -205,7 +203,7 @@ fn training_in_eight_bits_follows_training_in_32() {
 fn non_finite_values_are_detected_in_every_wire_format() {
     for wire_dtype in DType::ALL {
         let golden = Golden::open("llama-gqa");
-        let servers = [golden.serve(span("0:2"), 1 << 30), golden.serve(span("2:3"), 1 << 30)];
+        let servers = [golden.serve("0:2"), golden.serve("2:3")];
         let remote =
             golden.connect(&servers, RemoteOptions { wire_dtype: Some(wire_dtype), ..RemoteOptions::default() });
         let tokens = golden.ends.embed(&golden.ids).expect("tokens");

@@ -1,17 +1,16 @@
-//! Servers that hand on to each other: the same numbers, and one hop's traffic for the client.
+//! Servers that forward to each other: equal numbers, and the traffic of one hop for the client.
 
+use crate::failures::links::{REPLICATED_SPANS, Swarm, check, options};
 use sepal_core::{DType, Ragged};
+use sepal_integration_tests::golden::{Golden, Trained};
+use sepal_integration_tests::proxy::Fault;
 use sepal_remote::{RemoteOptions, SwarmPath};
 use sepal_server::BlockServer;
 use tch::{Device, Kind, Tensor};
 
-use crate::failures::links::{Swarm, TWICE, check, options};
-use sepal_integration_tests::golden::{Golden, Trained, span};
-use sepal_integration_tests::proxy::Fault;
-
 const CHAIN: [&str; 3] = ["0:1", "1:2", "2:3"];
 
-fn relaying() -> RemoteOptions {
+fn relay_options() -> RemoteOptions {
     RemoteOptions { path: SwarmPath::Relay, ..options() }
 }
 
@@ -29,7 +28,7 @@ fn relay_is_bit_exact_and_moves_one_hop_through_the_client() {
                 RemoteOptions { path, wire_dtype: Some(wire_dtype), deterministic: true, ..RemoteOptions::default() },
             );
             let run = || {
-                let trained = Trained::of(&golden, true);
+                let trained = Trained::new(&golden, true);
                 trained.logits(&golden, &remote, &ids, &rows).square().sum(Kind::Float).backward();
                 trained.grads()
             };
@@ -43,7 +42,8 @@ fn relay_is_bit_exact_and_moves_one_hop_through_the_client() {
         for ((name, star), (_, relay)) in star.iter().zip(&relay) {
             assert_eq!(star, relay, "the gradient of {name} as {wire_dtype}");
         }
-        // The batch and the gradient of its pooled rows; deep prompts and their gradients; the rest is frames.
+        // The batch and the gradient of its pooled rows; deep prompts and their gradients; the remaining bytes are
+        // frames.
         let hop = wire_dtype.n_bytes((5 + 800) * 32).expect("few") as u64;
         let small = 40 * 32 * 4 + 3 * 5 * 32 * 4 + 8_000;
         assert!(relay_up < hop + small && star_up > 4 * hop, "up: {relay_up} relayed, {star_up} through the client");
@@ -59,10 +59,10 @@ fn relay_without_tapes_repeats_the_micro_batch_through_the_client() {
     let golden = Golden::open("llama-gqa");
     let step = |tape_budget_bytes: u64, path: SwarmPath| {
         let servers: Vec<BlockServer> =
-            CHAIN.iter().map(|blocks| golden.serve_listening(span(blocks), tape_budget_bytes)).collect();
+            CHAIN.iter().map(|blocks| golden.serve_listening(blocks, tape_budget_bytes)).collect();
         let remote = golden.connect(&servers, RemoteOptions { path, ..options() });
-        let trained = Trained::of(&golden, true);
-        trained.logits(&golden, &remote, &golden.ids, &golden.rows).square().sum(Kind::Float).backward();
+        let trained = Trained::new(&golden, true);
+        trained.golden_logits(&golden, &remote).square().sum(Kind::Float).backward();
         trained.grads()
     };
     let expected = step(1 << 30, SwarmPath::Star);
@@ -73,22 +73,23 @@ fn relay_without_tapes_repeats_the_micro_batch_through_the_client() {
 
 #[test]
 fn relay_with_closed_links_is_bit_exact() {
-    check(&TWICE, relaying(), Fault::Close, 12, 20);
+    check(&REPLICATED_SPANS, relay_options(), Fault::Close, 12, 20);
 }
 
-// Every connection of a link is hit and found out for itself: two servers' and the client's, each within five seconds.
+// Each connection of a link fails and is detected separately: two of servers and one of the client, each within five
+// seconds.
 
 #[test]
 fn relay_with_stalled_links_is_bit_exact() {
-    check(&TWICE, relaying(), Fault::Stall, 4, 40);
+    check(&REPLICATED_SPANS, relay_options(), Fault::Stall, 4, 40);
 }
 
 #[test]
 fn relay_with_lost_tensors_is_bit_exact() {
-    check(&TWICE, relaying(), Fault::Drop, 4, 40);
+    check(&REPLICATED_SPANS, relay_options(), Fault::Drop, 4, 40);
 }
 
 #[test]
 fn relay_with_corrupted_tensors_is_bit_exact() {
-    check(&TWICE, relaying(), Fault::Corrupt, 12, 20);
+    check(&REPLICATED_SPANS, relay_options(), Fault::Corrupt, 12, 20);
 }

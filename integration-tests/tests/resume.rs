@@ -1,4 +1,4 @@
-//! Runs that are interrupted at any moment and gone on with: they come to the same, to the last bit.
+//! Runs that are interrupted at any moment and resumed: the result is bit-exact.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use sepal_integration_tests::fixture::{Fixture, Run, Server, failure_messages, signal, static_swarm};
 use serde_json::Value;
 
-use sepal_integration_tests::fixture::{Fixture, Run, Server, signal, static_swarm};
-
-/// Options under which everything that a checkpoint holds matters: several batches to a step, evaluations in between, an
+/// Options with which all content of a checkpoint matters: several batches per step, evaluations in between, an
 /// optimizer with moments.
 const OPTIONS: [&str; 6] = [
     "train.deterministic=true",
@@ -24,7 +23,7 @@ const OPTIONS: [&str; 6] = [
 const STEPS: usize = 240;
 const KILLS: usize = 20;
 
-/// `sepal run pipeline.yaml --resume`, begun.
+/// Starts `sepal run pipeline.yaml --resume`.
 fn begin(fixture: &Fixture, sets: &[String]) -> Child {
     let mut command = fixture.sepal(&["run", "pipeline.yaml", "--resume", "--set"]);
     let command = command.args(sets).arg("output.folder=killed");
@@ -37,15 +36,14 @@ fn lines(folder: &Path) -> usize {
     runs.map(|run| count(run.path().join("metrics.jsonl"))).sum()
 }
 
-/// Whether there is a checkpoint.
 fn is_saved(folder: &Path) -> bool {
     let runs = fs::read_dir(folder).into_iter().flatten().flatten();
     let saved = runs.flat_map(|run| fs::read_dir(run.path().join("checkpoints")).into_iter().flatten().flatten());
     saved.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("step-"))
 }
 
-/// Kills the run at random moments after it has begun to make steps, and lets it end at last. Without a checkpoint it
-/// would begin anew, in a folder of its own.
+/// Kills the run at random moments after its first steps, and lets it finish at last. Without a checkpoint it would
+/// start again in a new folder.
 fn run_with_kills(fixture: &Fixture, sets: &[String], seed: u64) -> Run {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let folder = fixture.path("killed");
@@ -54,7 +52,7 @@ fn run_with_kills(fixture: &Fixture, sets: &[String], seed: u64) -> Run {
         let before = lines(&folder);
         let mut child = begin(fixture, sets);
         let started = Instant::now();
-        // A line more than before: what was cut off behind the checkpoint is there again.
+        // One more line than before: the lines after the checkpoint were repeated.
         while (lines(&folder) <= before || !is_saved(&folder)) && child.try_wait().expect("asked").is_none() {
             assert!(started.elapsed() < Duration::from_secs(120), "no step is made");
             std::thread::sleep(Duration::from_millis(2));
@@ -69,8 +67,7 @@ fn run_with_kills(fixture: &Fixture, sets: &[String], seed: u64) -> Run {
     fixture.run_in("killed")
 }
 
-/// Everything of a run's records but times and bytes.
-fn timeless(run: &Run) -> Vec<Value> {
+fn records_without_times(run: &Run) -> Vec<Value> {
     let mut records = [run.records("step"), run.records("evaluation")].concat();
     for record in &mut records {
         for key in ["seconds", "bytes_up", "bytes_down"] {
@@ -86,7 +83,7 @@ fn check(fixture: &Fixture, swarm: &[String], seed: u64) {
     assert_eq!(straight.records("step").len(), STEPS);
     let killed = run_with_kills(fixture, &sets, seed);
     assert!(killed.adapter() == straight.adapter(), "the adapters differ");
-    assert_eq!(timeless(&killed), timeless(&straight));
+    assert_eq!(records_without_times(&killed), records_without_times(&straight));
     let predictions = |run: &Run| fs::read(run.folder.join("predictions.parquet")).expect("predictions");
     assert!(predictions(&killed) == predictions(&straight), "the predictions differ");
     let (found, expected) = (killed.manifest(), straight.manifest());
@@ -113,7 +110,7 @@ fn resume_after_kill_with_three_servers_is_bit_exact() {
     check(&fixture, &swarm, 2);
 }
 
-/// A run that is stopped in the middle, with its folder and the options that it was begun with.
+/// Returns a run that is stopped in the middle.
 fn stopped(fixture: &Fixture, sets: &[&str]) -> Run {
     let mut command = fixture.sepal(&["run", "pipeline.yaml", "--set", "train.max_steps=100000"]);
     let child = command.args(sets).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sepal runs");
@@ -123,12 +120,9 @@ fn stopped(fixture: &Fixture, sets: &[&str]) -> Run {
     fixture.only_run()
 }
 
-/// What `sepal run ARGS` says when it fails.
+/// Returns the error text of `sepal run ARGS`.
 fn refused(fixture: &Fixture, args: &[&str]) -> String {
-    let output = fixture.sepal(&[&["run"], args].concat()).output().expect("sepal runs");
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{text}");
-    text
+    failure_messages(fixture.sepal(&[&["run"], args].concat()))
 }
 
 fn newest_checkpoint(run: &Run) -> PathBuf {
@@ -141,15 +135,15 @@ fn resume_from_an_unusable_checkpoint_is_refused_with_a_reason() {
     let fixture = Fixture::new("llama-gqa");
     let run = stopped(&fixture, &[]);
     let (folder, checkpoint) = (run.folder.to_str().expect("a path"), newest_checkpoint(&run));
-    let whole = fs::read(&checkpoint).expect("read");
+    let complete = fs::read(&checkpoint).expect("read");
     let (adapter, metrics) = (run.adapter(), fs::read(run.folder.join("metrics.jsonl")).expect("read"));
 
-    let mut damaged = whole.clone();
+    let mut damaged = complete.clone();
     let middle = damaged.len() - 100;
     damaged[middle] ^= 1;
     for (content, expected) in [
         (&damaged[..], "its digest is not that of its content"),
-        (&whole[..whole.len() / 2], "not a whole safetensors file"),
+        (&complete[..complete.len() / 2], "not a complete safetensors file"),
         (&adapter[..], "it was not written by this version, or is something else"),
     ] {
         fs::write(&checkpoint, content).expect("written");
@@ -158,7 +152,7 @@ fn resume_from_an_unusable_checkpoint_is_refused_with_a_reason() {
         assert!(run.adapter() == adapter, "the run is as it was");
         assert!(fs::read(run.folder.join("metrics.jsonl")).expect("read") == metrics, "the run is as it was");
     }
-    fs::write(&checkpoint, &whole).expect("written");
+    fs::write(&checkpoint, &complete).expect("written");
 
     let text = refused(&fixture, &["--resume", folder, "--set", "loader.batch_size=8"]);
     assert!(text.contains("`loader.batch_size` was 16, is 8"), "{text}");
@@ -182,7 +176,7 @@ fn resume_needs_only_the_folder_and_locks_it() {
         std::thread::sleep(Duration::from_millis(5));
     }
     let text = refused(&fixture, &["--resume", folder]);
-    assert!(text.contains("another process is at work on this run"), "{text}");
+    assert!(text.contains("another process uses this run"), "{text}");
     child.kill().expect("killed");
     child.wait().expect("it ends");
 

@@ -1,4 +1,4 @@
-//! `sepal serve-task`: the real program answers over HTTP as its run predicted.
+//! `sepal serve-task`: HTTP answers equal the predictions of the run.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -11,11 +11,10 @@ use std::time::{Duration, Instant};
 use arrow::array::AsArray;
 use arrow::datatypes::Float32Type;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use sepal_integration_tests::fixture::{Fixture, Run, failure_messages, signal, static_swarm};
 use serde_json::{Value, json};
 
-use sepal_integration_tests::fixture::{Fixture, Run, signal, static_swarm};
-
-/// A `sepal serve-task` process, killed when dropped.
+/// Process of `sepal serve-task`, killed when dropped.
 pub(crate) struct Task {
     child: Child,
     addr: String,
@@ -23,7 +22,7 @@ pub(crate) struct Task {
 }
 
 impl Task {
-    /// Once it listens.
+    /// Starts the process and waits until it listens.
     pub(crate) fn start(fixture: &Fixture, run: &Run, args: &[&str]) -> Self {
         let mut command = fixture.sepal(&["serve-task"]);
         command.arg(&run.folder).args(["--listen", "127.0.0.1:0"]).args(args);
@@ -35,7 +34,7 @@ impl Task {
         Self { addr: addr.trim_end_matches('/').to_owned(), child, lines }
     }
 
-    /// Waits for what `/health` says.
+    /// Waits until `/health` answers with this status.
     pub(crate) fn until(&self, status: &str) {
         let begun = Instant::now();
         loop {
@@ -72,7 +71,7 @@ impl Task {
         (status, serde_json::from_str(body).unwrap_or_else(|_| body.into()))
     }
 
-    /// Tells it to stop; what it had to say on standard error.
+    /// Stops the process. Returns its standard error.
     fn stop(mut self) -> String {
         signal(&self.child, "TERM");
         assert_eq!(self.child.wait().expect("it ends").code(), Some(0));
@@ -84,13 +83,13 @@ impl Task {
 
 impl Drop for Task {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Of each row of a run's `predictions.parquet`: its text, the predicted label, and the probabilities.
+/// Returns text, predicted label and probabilities of each row of `predictions.parquet`.
 fn predictions(run: &Run) -> Vec<(String, String, Vec<f32>)> {
     read(&run.folder.join("predictions.parquet"))
 }
@@ -186,7 +185,7 @@ fn lost_servers_are_noticed_and_returning_servers_are_used() {
     let addr = server.addr.clone();
     let [kind, addresses] = static_swarm(&[&server]);
     drop(server);
-    // It starts before its servers do.
+    // The gateway starts before its servers.
     let task = Task::start(&fixture, &run, &["--check-s", "1", "--set", &kind, &addresses, "swarm.with.wait_ms=1000"]);
     task.until("unavailable");
     assert_eq!(task.ask(&json!({ "text": "a film" }), "").0, 503);
@@ -206,14 +205,14 @@ fn lost_servers_are_noticed_and_returning_servers_are_used() {
     let server = fixture.serve("0:3", &addr);
     task.until("ready");
     ask(&expected[1]);
-    // Nobody asks, and it is still noticed.
+    // The failure is detected without a request.
     drop(server);
     task.until("unavailable");
     let _server = fixture.serve("0:3", &addr);
     task.until("ready");
     ask(&expected[2]);
-    let said = task.stop();
-    assert!(said.contains("no longer ready") && said.contains("ready again"), "{said}");
+    let messages = task.stop();
+    assert!(messages.contains("no longer ready") && messages.contains("ready again"), "{messages}");
 }
 
 #[test]
@@ -225,19 +224,19 @@ fn stop_finishes_open_requests() {
     let addr = task.addr.clone();
     let texts = vec!["a good film"; 200];
     thread::scope(|scope| {
-        let asked = scope.spawn(|| task.ask(&json!({ "texts": texts }), ""));
-        // Until it is being worked on.
+        let request = scope.spawn(|| task.ask(&json!({ "texts": texts }), ""));
+        // Waits until the request is computed.
         let waits = |line: &&str| line.starts_with("sepal_task_waiting_rows ") && !line.ends_with(" 0");
         let begun = Instant::now();
-        while !asked.is_finished() && begun.elapsed() < Duration::from_secs(30) {
+        while !request.is_finished() && begun.elapsed() < Duration::from_secs(30) {
             let (_, counts) = task.get("/metrics");
             if counts.as_str().expect("text").lines().any(|line| waits(&line)) {
                 break;
             }
         }
-        assert!(!asked.is_finished(), "there was no time to stop it");
+        assert!(!request.is_finished(), "there was no time to stop it");
         signal(&task.child, "INT");
-        let (status, answer) = asked.join().expect("no panic");
+        let (status, answer) = request.join().expect("no panic");
         assert_eq!((status, answer["predictions"].as_array().map(Vec::len)), (200, Some(200)), "{answer}");
     });
     let mut task = task;
@@ -248,8 +247,6 @@ fn stop_finishes_open_requests() {
 #[test]
 fn folder_without_a_run_is_refused() {
     let fixture = Fixture::new("llama-gqa");
-    let output = fixture.sepal(&["serve-task", "nowhere", "--listen", "127.0.0.1:0"]).output().expect("sepal runs");
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1));
+    let text = failure_messages(fixture.sepal(&["serve-task", "nowhere", "--listen", "127.0.0.1:0"]));
     assert!(text.contains("nowhere/pipeline.yaml"), "{text}");
 }

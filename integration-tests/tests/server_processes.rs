@@ -3,7 +3,7 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use sepal_integration_tests::fixture::{Fixture, assert_close, signal, static_swarm};
+use sepal_integration_tests::fixture::{Fixture, assert_close, signal, static_swarm, stdout};
 
 #[test]
 fn three_servers_match_the_embedded_losses() {
@@ -40,7 +40,7 @@ fn killed_server_leaves_training_unchanged() {
     assert_close(&losses, &embedded.losses());
 }
 
-/// The metrics file below `folder`, once it has that many lines.
+/// Waits until the metrics file below `folder` has this number of lines.
 pub(crate) fn wait_for_metrics(folder: &std::path::Path, lines: usize) -> std::path::PathBuf {
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(60) {
@@ -108,11 +108,7 @@ fn swarm_status_names_servers_and_missing_blocks() {
     let fixture = Fixture::new("llama-gqa");
     let servers = [fixture.serve("0:1", "127.0.0.1:0"), fixture.serve("2:3", "127.0.0.1:0")];
     let addresses = [servers[0].addr.as_str(), servers[1].addr.as_str(), "127.0.0.1:9"];
-    let status = |more: &[&str]| {
-        let output = fixture.sepal(&["swarm", "status"]).args(addresses).args(more).output().expect("sepal runs");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).expect("text")
-    };
+    let status = |more: &[&str]| stdout(fixture.sepal(&["swarm", "status"]).args(addresses).args(more));
     let table = status(&[]);
     assert!(table.contains("0:1") && table.contains("nobody holds blocks 1:2"), "{table}");
     assert!(table.contains("127.0.0.1:9") && table.contains("could not connect"), "{table}");

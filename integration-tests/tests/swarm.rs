@@ -1,19 +1,18 @@
-//! Swarms that find themselves: by ticket, on the local network; servers that choose their blocks, move, and show
-//! themselves over HTTP.
+//! Swarms found by ticket or on the local network: servers that choose their blocks, move, and show their state over
+//! HTTP.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-
 use crate::server_processes::wait_for_metrics;
-use sepal_integration_tests::fixture::{Fixture, Server, signal};
+use sepal_integration_tests::fixture::{Fixture, Server, json, signal, stdout};
+use serde_json::{Value, json};
 
 const LOOPBACK: [&str; 4] = ["--listen", "127.0.0.1:0", "--threads", "1"];
 
-/// A member of the fixture's swarm, which the first of them begins; it chooses two blocks, unless told otherwise.
+/// Starts a member of the swarm; the first one founds it. By default it chooses two blocks.
 fn peer(fixture: &Fixture, name: &str, more: &[&str]) -> Server {
     let ticket = fixture.path("ticket");
     let ticket = ticket.to_str().expect("a path");
@@ -26,7 +25,7 @@ fn peer(fixture: &Fixture, name: &str, more: &[&str]) -> Server {
     server
 }
 
-/// What `look` gives, within half a minute.
+/// Waits at most half a minute for `look` to return a value.
 fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(30) {
@@ -38,7 +37,6 @@ fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     panic!("{what} did not come");
 }
 
-/// `--set` for the fixture's swarm.
 fn p2p(fixture: &Fixture) -> [String; 3] {
     let ticket = format!("swarm.with.ticket={}", fixture.path("ticket").display());
     ["swarm.use=p2p".to_owned(), ticket, "swarm.with.bind=127.0.0.1:0".to_owned()]
@@ -46,9 +44,7 @@ fn p2p(fixture: &Fixture) -> [String; 3] {
 
 fn status(fixture: &Fixture) -> Value {
     let mut command = fixture.sepal(&["swarm", "status", "--json", "--bind", "127.0.0.1:0", "--ticket"]);
-    let output = command.arg(fixture.path("ticket")).output().expect("sepal runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).expect("JSON")
+    json(&stdout(command.arg(fixture.path("ticket"))))
 }
 
 #[test]
@@ -56,7 +52,7 @@ fn peer_churn_keeps_training_bit_exact() {
     let fixture = Fixture::new("llama-gqa");
     let sets = ["train.max_steps=150", "evaluate.every=end", "train.deterministic=true"];
     let embedded = fixture.run(&sets);
-    // Slow enough that all of it happens during the run.
+    // Slow enough that all events happen during the run.
     let pace = ["--pace-us", "40"];
     let mut peers: Vec<Server> = ["a", "b", "c", "d"].iter().map(|name| peer(&fixture, name, &pace)).collect();
     let spans: Vec<&str> = peers.iter().map(|peer| peer.blocks.as_str()).collect();
@@ -83,7 +79,7 @@ fn relay_between_peers_is_bit_exact() {
     sets.extend(["train.max_steps=20", "train.deterministic=true", "swarm.with.path=relay"]);
     let relayed = fixture.run(&sets);
     assert_eq!(relayed.losses(), embedded.losses(), "to the last bit");
-    // Less comes back than one hop's hidden states, let alone three's.
+    // Less than the hidden states of one hop come back.
     let bytes = |run: &sepal_integration_tests::fixture::Run| {
         run.records("step").iter().map(|step| step["bytes_down"].as_f64()).sum()
     };
@@ -95,7 +91,7 @@ fn relay_between_peers_is_bit_exact() {
 #[test]
 fn returning_peer_is_used_again() {
     let fixture = Fixture::new("llama-gqa");
-    // Others find it where they knew it to be.
+    // The returning peer keeps its address.
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
     let listen = socket.local_addr().expect("an address").to_string();
     drop(socket);
@@ -143,8 +139,7 @@ fn lan_discovery_is_sufficient_for_training() {
     let embedded = fixture.run(&["train.max_steps=5", "train.deterministic=true"]);
     let sets = ["train.max_steps=5", "train.deterministic=true", "swarm.use=lan", "swarm.with.interface=127.0.0.1"];
     assert_eq!(fixture.run(&sets).losses(), embedded.losses());
-    let output = fixture.sepal(&["swarm", "status", "--lan", "--interface", "127.0.0.1"]).output().expect("sepal runs");
-    let table = String::from_utf8(output.stdout).expect("text");
+    let table = stdout(fixture.sepal(&["swarm", "status", "--lan", "--interface", "127.0.0.1"]));
     assert!(table.contains("0:2") && table.contains("every block on 1 server"), "{table}");
 }
 
@@ -160,7 +155,6 @@ fn swarm_with_missing_blocks_fails_after_the_wait() {
     assert!(text.contains("swarm.with.ticket") && text.contains("neither a ticket"), "{text}");
 }
 
-/// Status and body of a page.
 fn get(addr: &str, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(addr).expect("connected");
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n").expect("asked");
@@ -204,7 +198,7 @@ fn server_http_port_shows_health_metrics_and_status_page() {
     }
 }
 
-/// The document that a browser makes of a page, in a window of that width.
+/// Returns the document of a page in a browser window of this width.
 fn in_browser(fixture: &Fixture, url: &str, width: u32) -> Option<String> {
     let names = ["chromium", "chromium-browser", "google-chrome"];
     let browser = names.iter().find(|name| Command::new(name).arg("--version").output().is_ok())?;

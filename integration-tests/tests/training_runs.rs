@@ -1,11 +1,10 @@
-//! Whole runs with the embedded server: what they leave behind, and that they can be repeated.
+//! Complete runs with the embedded server: their files, and their repetition.
 
 use std::fs;
 
 use safetensors::SafeTensors;
-use sepal_testkit::tiny;
-
 use sepal_integration_tests::fixture::{Fixture, assert_close};
+use sepal_testkit::tiny;
 
 #[test]
 fn run_learns_and_writes_its_files() {
@@ -55,7 +54,7 @@ fn step_traffic_is_bounded() {
         let deep = blocks * prefix * hidden * 4;
         let up = (number("tokens") + prefix) * hidden * 4 + deep + number("rows") * hidden * 4;
         let down = number("rows") * hidden * 4 + prefix * hidden * 4 + deep;
-        // A tiny step is mostly envelopes; a real one is within a tenth of its tensors.
+        // A tiny step consists mostly of message envelopes; a real one is within a tenth of its tensors.
         let envelopes = 2048;
         assert!(number("bytes_up") <= up * 11 / 10 + envelopes, "{} bytes up for {up}", number("bytes_up"));
         assert!(number("bytes_down") <= down * 11 / 10 + envelopes, "{} bytes down for {down}", number("bytes_down"));
@@ -83,7 +82,7 @@ fn run_of_zero_steps_writes_the_untrained_adapter() {
     let untrained = fixture.run(&["train.max_steps=0"]);
     assert_eq!(untrained.records("evaluation").len(), 1);
     assert!(untrained.losses().is_empty());
-    // A step of nearly nothing starts from exactly those numbers and does not leave them.
+    // A step with a tiny learning rate leaves the initial numbers unchanged.
     let still = fixture.run(&["train.max_steps=1", "optimizer.with.lr=1.0e-30"]);
     assert_eq!(untrained.adapter(), still.adapter());
     assert_eq!(untrained.manifest()["metrics"], still.manifest()["metrics"]);
@@ -100,11 +99,11 @@ fn accumulation_equals_a_larger_batch() {
 #[test]
 fn micro_batches_keep_the_losses() {
     let fixture = Fixture::new("qwen2");
-    let whole = fixture.run(&["train.max_steps=10"]);
+    let large_batches = fixture.run(&["train.max_steps=10"]);
     let parts = fixture.run(&["train.max_steps=10", "swarm.with.micro_batch_tokens=40"]);
-    assert_close(&parts.losses(), &whole.losses());
+    assert_close(&parts.losses(), &large_batches.losses());
     let stateless = fixture.run(&["train.max_steps=10", "swarm.with.tape_budget_mb=0"]);
-    assert_close(&stateless.losses(), &whole.losses());
+    assert_close(&stateless.losses(), &large_batches.losses());
 }
 
 #[test]
@@ -126,12 +125,12 @@ fn evaluation_of_imbalanced_classes_prints_macro_f1_first() {
     let fixture = Fixture::new("llama-gqa");
     let text = fs::read_to_string(fixture.path("train.csv")).expect("read");
     let is_kept = |(i, line): &(usize, &str)| *i < 2 || i % 8 == 0 || line.ends_with(",1");
-    let kept: Vec<&str> = text.lines().enumerate().filter(is_kept).map(|(_, line)| line).collect();
-    for (rows, headline) in [(text.clone(), "accuracy"), (kept.join("\n"), "f1_macro")] {
+    let imbalanced: Vec<&str> = text.lines().enumerate().filter(is_kept).map(|(_, line)| line).collect();
+    for (rows, headline) in [(text.clone(), "accuracy"), (imbalanced.join("\n"), "f1_macro")] {
         fs::write(fixture.path("train.csv"), rows).expect("written");
         let output = fixture.output(&["train.max_steps=2"]);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let line = said.lines().find(|line| line.starts_with("evaluated")).expect("an evaluation");
+        let messages = String::from_utf8_lossy(&output.stderr).into_owned();
+        let line = messages.lines().find(|line| line.starts_with("evaluated")).expect("an evaluation");
         assert!(line.starts_with(&format!("evaluated 48 rows after step 2: {headline} ")), "{line}");
         assert!(line.len() <= 80, "{line}");
     }

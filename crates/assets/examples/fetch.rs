@@ -1,5 +1,5 @@
-//! Fetches the first of the sources on the command line that can be had:
-//! `cargo run -p sepal-assets --example fetch -- dataset hub:stanfordnlp/sst2 data/train.tsv`.
+//! Fetches the first available one of the sources on the command line: `cargo run -p sepal-assets --example fetch --
+//! dataset hub:stanfordnlp/sst2 data/train.tsv`.
 
 use std::error::Error;
 use std::ops::ControlFlow;
@@ -14,7 +14,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         _ => return Err("usage: fetch model|dataset SOURCE...".into()),
     };
     let sources = words.map(|word| word.parse()).collect::<Result<Vec<Source>, _>>()?;
-    let mut watch = |event: FetchEvent<'_>| {
+    let mut on_event = |event: FetchEvent<'_>| {
         match event {
             FetchEvent::Notice(line) => println!("{line}"),
             FetchEvent::End { file, size, .. } => println!("{file}: {size} bytes"),
@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         ControlFlow::Continue(())
     };
-    let asset = Assets::from_env().fetch_first(&sources, kind, &mut watch)?;
+    let asset = Assets::from_env().fetch_first(&sources, kind, &mut on_event)?;
     println!("path    {}", asset.path.display());
     println!("source  {}", asset.pinned());
     println!("sha256  {}", asset.sha256.as_deref().unwrap_or("not known"));

@@ -7,78 +7,78 @@ use std::sync::OnceLock;
 use serde::Serialize;
 
 use crate::hub::Hub;
-use crate::{AssetOptions, FetchError, FetchEvent, LocalSource, Source, Watch};
+use crate::{AssetOptions, EventHandler, FetchError, FetchEvent, LocalSource, Source};
 
-/// What a hub source without a path stands for; also the kind of repository that it names.
+/// Kind of a hub repository; it selects the files that a source without a path stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// `config.json`, `tokenizer.json` and the files beside it, in one folder with `model.safetensors`, or with
-    /// `model.safetensors.index.json`: the shards that it names come with [`Assets::complete`].
+    /// `config.json`, the tokenizer files, and `model.safetensors` or `model.safetensors.index.json`, in one folder.
+    /// The shards of an index come with [`Assets::fetch_files`].
     Model,
-    /// `adapter_config.json`, `adapter_model.safetensors`, and what an export of this project puts beside them, in one
+    /// `adapter_config.json`, `adapter_model.safetensors`, and the files that an export of this project adds, in one
     /// folder.
     Adapter,
     /// All parquet, arrow, csv, tsv and jsonl files, in one folder.
     Dataset,
 }
 
-/// A source that was not to be had.
+/// Unavailable source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Attempt {
-    /// What was tried.
+    /// The source.
     pub source: Source,
-    /// Why it cannot be had, in one line.
+    /// Error in one line.
     pub error: String,
 }
 
-/// A source as a path on this machine.
+/// Source resolved to a path on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Asset {
-    /// Where it came from.
+    /// The source that was used.
     pub source: Source,
-    /// A file, or the folder of a model or dataset.
+    /// Path of the file, or of the folder of a model, adapter or dataset.
     pub path: PathBuf,
-    /// The file's sha256 where it is known without reading the file: that of a package's file.
+    /// SHA-256 of the file if it is known without reading the file, as for a file of a package.
     pub sha256: Option<String>,
-    /// The commit of the hub's repository that it is of, if it is of the hub.
+    /// Commit of the hub repository; none for other sources.
     pub commit: Option<String>,
-    /// The sources that were tried before.
+    /// Sources that were tried before.
     pub attempts: Vec<Attempt>,
 }
 
 impl Asset {
-    /// The source as it gives the same bytes for ever: the hub's with its commit.
+    /// Returns the source with its revision replaced by the commit, so that it always yields the same bytes.
     pub fn pinned(&self) -> Source {
         match (&self.source, &self.commit) {
-            (Source::Hub(hub), Some(commit)) => Source::Hub(hub.at(commit)),
+            (Source::Hub(hub), Some(commit)) => Source::Hub(hub.at_commit(commit)),
             (source, _) => source.clone(),
         }
     }
 }
 
-/// A model on the hub of which all but the weights is in a folder.
-pub struct Unfetched<'a> {
-    /// The folder.
+/// Model on the hub whose small files are cached and whose weights are not fetched yet.
+pub struct ModelPreview<'a> {
+    /// Folder of the cached files.
     pub folder: &'a Path,
-    /// Bytes of files that are not in it, each by its name; fewer where a file ends.
-    pub peek: &'a Peek<'a>,
+    /// Reads byte ranges of files that are not in the folder; a range is cut at the end of its file.
+    pub read_ranges: &'a ReadRanges<'a>,
 }
 
-/// Bytes of files, each by its name and where they lie in it.
-pub type Peek<'a> = dyn Fn(&[(String, Range<u64>)]) -> Result<Vec<Vec<u8>>, FetchError> + 'a;
+/// Reader of byte ranges of named files.
+pub type ReadRanges<'a> = dyn Fn(&[(String, Range<u64>)]) -> Result<Vec<Vec<u8>>, FetchError> + 'a;
 
-/// Looks at a model before its weights are fetched; an error refuses it.
-pub type Screen<'a> = dyn FnMut(&Unfetched<'_>) -> Result<(), Box<dyn Error + Send + Sync>> + 'a;
+/// Check of a model before its weights are fetched; an error rejects the model.
+pub type ModelCheck<'a> = dyn FnMut(&ModelPreview<'_>) -> Result<(), Box<dyn Error + Send + Sync>> + 'a;
 
-impl fmt::Debug for Unfetched<'_> {
+impl fmt::Debug for ModelPreview<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Unfetched").field("folder", &self.folder).finish_non_exhaustive()
+        f.debug_struct("ModelPreview").field("folder", &self.folder).finish_non_exhaustive()
     }
 }
 
-/// Fetches sources into the caches of this machine.
+/// Client that fetches sources into the caches of this machine.
 ///
-/// Keep one value for a whole run: it remembers that the hub cannot be reached.
+/// Keep one value for a whole run: it remembers an unreachable hub.
 #[derive(Debug)]
 pub struct Assets {
     options: AssetOptions,
@@ -86,41 +86,41 @@ pub struct Assets {
 }
 
 impl Assets {
-    /// With these options.
+    /// Creates a client with the given options.
     pub fn new(options: AssetOptions) -> Self {
         Self { options, hub: OnceLock::new() }
     }
 
-    /// With the options that the environment gives.
+    /// Creates a client with the options of the environment.
     pub fn from_env() -> Self {
         Self::new(AssetOptions::from_env())
     }
 
-    /// The options.
+    /// Returns the options.
     pub fn options(&self) -> &AssetOptions {
         &self.options
     }
 
-    /// The path of a source, fetched if it is in no cache yet.
+    /// Returns the path of a source, and fetches it if no cache holds it.
     ///
     /// # Errors
-    /// [`FetchError`] with what to do where that is known.
-    pub fn fetch(&self, source: &Source, kind: Kind, watch: &mut Watch<'_>) -> Result<Asset, FetchError> {
-        self.fetch_screened(source, kind, &mut |_| Ok(()), watch)
+    /// [`FetchError`] if the source is unavailable.
+    pub fn fetch(&self, source: &Source, kind: Kind, on_event: &mut EventHandler<'_>) -> Result<Asset, FetchError> {
+        self.fetch_checked(source, kind, &mut |_| Ok(()), on_event)
     }
 
-    fn fetch_screened(
+    fn fetch_checked(
         &self,
         source: &Source,
         kind: Kind,
-        screen: &mut Screen<'_>,
-        watch: &mut Watch<'_>,
+        check_model: &mut ModelCheck<'_>,
+        on_event: &mut EventHandler<'_>,
     ) -> Result<Asset, FetchError> {
         let asset = |path| Asset { source: source.clone(), path, sha256: None, commit: None, attempts: Vec::new() };
         match source {
             Source::Local(local) => Ok(asset(existing(local)?)),
             Source::Hub(hub) => {
-                let (path, commit) = self.fetch_hub(hub, kind, screen, watch)?;
+                let (path, commit) = self.fetch_hub(hub, kind, check_model, on_event)?;
                 Ok(Asset { commit: Some(commit), ..asset(path) })
             }
             Source::Pypi(pypi) => {
@@ -130,38 +130,44 @@ impl Assets {
         }
     }
 
-    /// The first of several sources that can be had. `watch` is given one line for each that cannot, and one for
-    /// the one that is used.
+    /// Returns the first available one of several sources. `on_event` receives a notice for each unavailable source and
+    /// one for the source that is used.
     ///
     /// # Errors
-    /// [`FetchError::NoneAvailable`] with every attempt if none can be had; [`FetchError::Stopped`].
-    pub fn fetch_first(&self, sources: &[Source], kind: Kind, watch: &mut Watch<'_>) -> Result<Asset, FetchError> {
-        self.fetch_first_screened(sources, kind, &mut |_| Ok(()), watch)
-    }
-
-    /// As [`fetch_first`](Self::fetch_first), of models that `screen` may refuse before their weights are fetched from the
-    /// hub. A refused one ends it: the source could be had, and is not what was expected.
-    ///
-    /// # Errors
-    /// [`FetchError::Refused`], and those of [`fetch_first`](Self::fetch_first).
-    pub fn fetch_first_screened(
+    /// [`FetchError::NoneAvailable`] with every attempt if no source is available; [`FetchError::Stopped`] if
+    /// `on_event` breaks.
+    pub fn fetch_first(
         &self,
         sources: &[Source],
         kind: Kind,
-        screen: &mut Screen<'_>,
-        watch: &mut Watch<'_>,
+        on_event: &mut EventHandler<'_>,
+    ) -> Result<Asset, FetchError> {
+        self.fetch_first_checked(sources, kind, &mut |_| Ok(()), on_event)
+    }
+
+    /// Same as [`fetch_first`](Self::fetch_first), with a check of each hub model before its weights are fetched. A
+    /// rejected model ends the search, since the source is available and is not the expected one.
+    ///
+    /// # Errors
+    /// [`FetchError::Refused`] if the check fails, and the errors of [`fetch_first`](Self::fetch_first).
+    pub fn fetch_first_checked(
+        &self,
+        sources: &[Source],
+        kind: Kind,
+        check_model: &mut ModelCheck<'_>,
+        on_event: &mut EventHandler<'_>,
     ) -> Result<Asset, FetchError> {
         let mut attempts = Vec::new();
         for source in sources {
-            let (line, fetched) = match self.fetch_screened(source, kind, screen, watch) {
+            let (line, fetched) = match self.fetch_checked(source, kind, check_model, on_event) {
                 Err(error @ (FetchError::Stopped | FetchError::Refused { .. })) => return Err(error),
                 Ok(asset) => (format!("using {} ({})", asset.pinned(), asset.path.display()), Ok(asset)),
                 Err(error) => {
-                    let error = error.in_one_line();
-                    (format!("{source} cannot be had: failed to {error}"), Err(error))
+                    let error = error.to_one_line();
+                    (format!("{source} is unavailable: failed to {error}"), Err(error))
                 }
             };
-            if watch(FetchEvent::Notice(&line)) == ControlFlow::Break(()) {
+            if on_event(FetchEvent::Notice(&line)) == ControlFlow::Break(()) {
                 return Err(FetchError::Stopped);
             }
             match fetched {
@@ -185,45 +191,47 @@ fn existing(local: &LocalSource) -> Result<PathBuf, FetchError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::unwatched;
+    use crate::ignore_events;
 
     fn source(text: &str) -> Source {
         text.parse().expect("a source")
     }
 
     #[test]
-    fn a_local_path_must_exist() {
+    fn fetch_local_path_missing_is_error() {
         let assets = Assets::from_env();
         assert_eq!(
-            assets.fetch(&source("src"), Kind::Model, &mut unwatched).expect("a folder").path,
+            assets.fetch(&source("src"), Kind::Model, &mut ignore_events).expect("a folder").path,
             PathBuf::from("src")
         );
-        let error = assets.fetch(&source("src/nowhere.csv"), Kind::Dataset, &mut unwatched).expect_err("no such file");
+        let error =
+            assets.fetch(&source("src/nowhere.csv"), Kind::Dataset, &mut ignore_events).expect_err("no such file");
         assert!(matches!(&error, FetchError::NotFound { path } if path.ends_with("src/nowhere.csv")), "{error}");
     }
 
     #[test]
-    fn the_first_that_can_be_had_is_used() {
+    fn fetch_first_uses_first_available() {
         let sources = ["nowhere/a", "nowhere/b", "src", "Cargo.toml"].map(source);
         let mut lines = Vec::new();
-        let mut watch = |event: FetchEvent<'_>| {
+        let mut on_event = |event: FetchEvent<'_>| {
             let FetchEvent::Notice(line) = event else { panic!("nothing comes from the hub") };
             lines.push(line.to_owned());
             ControlFlow::Continue(())
         };
-        let asset = Assets::from_env().fetch_first(&sources, Kind::Dataset, &mut watch).expect("src is there");
+        let asset = Assets::from_env().fetch_first(&sources, Kind::Dataset, &mut on_event).expect("src is there");
         assert_eq!(asset.source, sources[2]);
         let tried: Vec<_> = asset.attempts.iter().map(|attempt| attempt.source.to_string()).collect();
         assert_eq!(tried, ["nowhere/a", "nowhere/b"]);
         assert_eq!(lines.len(), 3);
-        assert!(lines[1].starts_with("nowhere/b cannot be had: failed to find nowhere/b"), "{lines:?}");
+        assert!(lines[1].starts_with("nowhere/b is unavailable: failed to find nowhere/b"), "{lines:?}");
         assert!(lines[2].starts_with("using src"), "{lines:?}");
     }
 
     #[test]
-    fn no_source_at_all_lists_every_attempt() {
+    fn fetch_first_without_available_source_lists_attempts() {
         let sources = ["nowhere/a", "nowhere/b"].map(source);
-        let error = Assets::from_env().fetch_first(&sources, Kind::Model, &mut unwatched).expect_err("nothing there");
+        let error =
+            Assets::from_env().fetch_first(&sources, Kind::Model, &mut ignore_events).expect_err("nothing there");
         let FetchError::NoneAvailable { attempts } = &error else { panic!("{error}") };
         assert_eq!(attempts.len(), 2);
         assert!(error.to_string().contains("nowhere/a") && error.to_string().contains("nowhere/b"), "{error}");

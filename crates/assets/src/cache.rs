@@ -1,4 +1,4 @@
-//! Files of the cache: written beside their place, synced, renamed; each with a record of its digest and size.
+//! Atomic writes into the cache, and a record of the digest and size of each file.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -10,7 +10,7 @@ use tempfile::NamedTempFile;
 
 use crate::FetchError;
 
-/// The digest and size of a file, kept beside it as `NAME.sha256`.
+/// Digest and size of a file, stored beside it as `NAME.sha256`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) sha256: String,
@@ -18,8 +18,8 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// The record of a file in the cache. The file is hashed only if nothing, or another size, is on record.
-    pub(crate) fn of(path: &Path) -> Result<Option<Self>, FetchError> {
+    /// Returns the record of a cached file. The file is hashed only if it has no record.
+    pub(crate) fn load(path: &Path) -> Result<Option<Self>, FetchError> {
         let size = match fs::metadata(path) {
             Ok(metadata) if metadata.is_file() => metadata.len(),
             Ok(_) => return Ok(None),
@@ -29,7 +29,7 @@ impl Record {
         let read = || fs::read_to_string(record_path(path)).ok().and_then(|text| Self::parse(&text));
         match read() {
             Some(record) if record.size == size => Ok(Some(record)),
-            // Its size changed after it was recorded: damaged.
+            // A size that differs from the record means damage.
             Some(_) => Ok(None),
             None => {
                 let file = File::open(path).map_err(FetchError::io("open", path))?;
@@ -56,7 +56,7 @@ fn record_path(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// A file that is not in its place yet; dropped, it is gone.
+/// Temporary file for `path`, removed on drop unless persisted.
 #[derive(Debug)]
 pub(crate) struct Incoming {
     file: NamedTempFile,
@@ -65,48 +65,45 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
-    /// Reads all of `content` into a file beside `path`.
     pub(crate) fn receive(content: impl Read, path: &Path) -> Result<Self, FetchError> {
-        let mut file = beside(path)?;
+        let mut file = create_temporary(path)?;
         let record = copy(content, &mut file).map_err(FetchError::io("write", path))?;
         Ok(Self { file, path: path.to_owned(), record })
     }
 
-    /// Puts the file into its place.
-    pub(crate) fn keep(self) -> Result<Record, FetchError> {
-        put(self.file, &self.path)?;
+    pub(crate) fn persist(self) -> Result<Record, FetchError> {
+        persist(self.file, &self.path)?;
         self.record.save(&self.path)?;
         Ok(self.record)
     }
 }
 
-/// Writes a small file whole or not at all.
 pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> Result<(), FetchError> {
-    let mut file = beside(path)?;
+    let mut file = create_temporary(path)?;
     file.write_all(content).map_err(FetchError::io("write", path))?;
-    put(file, path)
+    persist(file, path)
 }
 
-/// Removes the downloads that a killed process left in `folder` long ago.
-pub(crate) fn sweep(folder: &Path, prefix: &str) {
+/// Removes downloads that a killed process left more than a day ago.
+pub(crate) fn remove_stale(folder: &Path, prefix: &str) {
     const OLD: Duration = Duration::from_secs(24 * 60 * 60);
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix)) {
         let modified = entry.metadata().and_then(|metadata| metadata.modified());
         if modified.is_ok_and(|time| SystemTime::now().duration_since(time).is_ok_and(|age| age > OLD)) {
-            // Another process may be sweeping, too.
+            // Another process may remove it at the same time.
             let _ = fs::remove_dir_all(entry.path());
         }
     }
 }
 
-fn beside(path: &Path) -> Result<NamedTempFile, FetchError> {
+fn create_temporary(path: &Path) -> Result<NamedTempFile, FetchError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(FetchError::io("make the folder", folder))?;
     tempfile::Builder::new().prefix(".incoming-").tempfile_in(folder).map_err(FetchError::io("write in", folder))
 }
 
-fn put(file: NamedTempFile, path: &Path) -> Result<(), FetchError> {
+fn persist(file: NamedTempFile, path: &Path) -> Result<(), FetchError> {
     file.as_file().sync_all().map_err(FetchError::io("sync", path))?;
     file.persist(path).map(drop).map_err(|error| FetchError::io("write", path)(error.error))
 }
@@ -134,29 +131,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_is_made_once_and_notices_another_size() {
+    fn record_is_hashed_once_and_detects_changed_size() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a/b.bin");
-        assert_eq!(Record::of(&path).expect("nothing there"), None);
-        let kept = Incoming::receive(&b"abc"[..], &path).expect("received").keep().expect("kept");
-        assert_eq!(kept.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-        assert_eq!(Record::of(&path).expect("a record"), Some(kept.clone()));
+        assert_eq!(Record::load(&path).expect("nothing there"), None);
+        let record = Incoming::receive(&b"abc"[..], &path).expect("received").persist().expect("persisted");
+        assert_eq!(record.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(Record::load(&path).expect("a record"), Some(record.clone()));
 
-        // not hashed again while the size is the same
+        // The file is not hashed again while the size is the same.
         fs::write(&path, "xyz").expect("written");
-        assert_eq!(Record::of(&path).expect("a record"), Some(kept.clone()));
+        assert_eq!(Record::load(&path).expect("a record"), Some(record.clone()));
         fs::write(&path, "longer").expect("written");
-        assert_eq!(Record::of(&path).expect("damaged"), None);
+        assert_eq!(Record::load(&path).expect("damaged"), None);
 
-        // a lost record is made again
+        // A lost record is made again.
         fs::write(&path, "abc").expect("written");
         fs::remove_file(record_path(&path)).expect("removed");
-        assert_eq!(Record::of(&path).expect("a record"), Some(kept));
+        assert_eq!(Record::load(&path).expect("a record"), Some(record));
         assert!(record_path(&path).exists());
     }
 
     #[test]
-    fn what_is_not_kept_is_gone() {
+    fn incoming_dropped_is_removed() {
         let folder = tempfile::tempdir().expect("a folder");
         drop(Incoming::receive(&b"abc"[..], &folder.path().join("x")).expect("received"));
         assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 0);

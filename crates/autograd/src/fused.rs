@@ -3,49 +3,18 @@
 //! Matrices are fp32, `[n, width]`. Rows may have gaps between them, so that views of a matrix are valid arguments. Other
 //! devices than the CPU use libtorch's own operations, in several passes. libtorch's autograd records none of them.
 
-use std::ffi::c_char;
-
 use tch::{Device, TchError, Tensor};
-use torch_sys::C_tensor;
 
-use crate::{check, portable};
+use crate::portable;
 
-// SAFETY: the functions of fused.cpp, with the same signatures.
-unsafe extern "C" {
-    fn sepal_fused_rms_norm(x: *const C_tensor, y: *const C_tensor, scales: *const C_tensor, eps: f64) -> *mut c_char;
-    fn sepal_fused_rms_norm_backward(
-        grad: *const C_tensor,
-        x: *const C_tensor,
-        scales: *const C_tensor,
-        sum: *const C_tensor,
-    ) -> *mut c_char;
-    fn sepal_fused_layer_norm(
-        x: *const C_tensor,
-        y: *const C_tensor,
-        means: *const C_tensor,
-        scales: *const C_tensor,
-        eps: f64,
-    ) -> *mut c_char;
-    fn sepal_fused_layer_norm_backward(
-        grad: *const C_tensor,
-        x: *const C_tensor,
-        means: *const C_tensor,
-        scales: *const C_tensor,
-        sum: *const C_tensor,
-    ) -> *mut c_char;
-    fn sepal_fused_silu_mul(gate_up: *const C_tensor, y: *const C_tensor) -> *mut c_char;
-    fn sepal_fused_silu_mul_backward(
-        grad: *const C_tensor,
-        gate_up: *const C_tensor,
-        y: *const C_tensor,
-    ) -> *mut c_char;
-    fn sepal_fused_rotate(
-        x: *const C_tensor,
-        cos: *const C_tensor,
-        sin: *const C_tensor,
-        head_dim: i64,
-        sign: f64,
-    ) -> *mut c_char;
+kernels! {
+    sepal_fused_rms_norm(x, y, scales; eps: f64);
+    sepal_fused_rms_norm_backward(grad, x, scales, sum;);
+    sepal_fused_layer_norm(x, y, means, scales; eps: f64);
+    sepal_fused_layer_norm_backward(grad, x, means, scales, sum;);
+    sepal_fused_silu_mul(gate_up, y;);
+    sepal_fused_silu_mul_backward(grad, gate_up, y;);
+    sepal_fused_rotate(x, cos, sin; head_dim: i64, sign: f64);
 }
 
 /// RMSNorm without a weight (arXiv 1910.07467): `y = x s` with `s = 1 / sqrt(mean(x²) + eps)` for each row. Returns
@@ -59,8 +28,7 @@ pub fn rms_norm(x: &Tensor, eps: f64) -> Result<(Tensor, Tensor), TchError> {
     }
     let y = x.f_empty_like()?;
     let scales = x.f_new_empty([x.size()[0], 1], (x.kind(), x.device()))?;
-    // SAFETY: live tensors; the function checks their shapes and reports errors as text.
-    check(unsafe { sepal_fused_rms_norm(x.as_ptr(), y.as_ptr(), scales.as_ptr(), eps) })?;
+    sepal_fused_rms_norm(x, &y, &scales, eps)?;
     Ok((y, scales))
 }
 
@@ -72,8 +40,7 @@ pub fn add_rms_norm_grad(sum: &mut Tensor, grad: &Tensor, x: &Tensor, scales: &T
     if has_no_kernel(x) {
         return portable::add_rms_norm_grad(sum, grad, x, scales);
     }
-    // SAFETY: as above.
-    check(unsafe { sepal_fused_rms_norm_backward(grad.as_ptr(), x.as_ptr(), scales.as_ptr(), sum.as_ptr()) })
+    sepal_fused_rms_norm_backward(grad, x, scales, sum)
 }
 
 /// LayerNorm without weight and bias (arXiv 1607.06450): `y = (x - m) s` with the mean `m` and
@@ -88,8 +55,7 @@ pub fn layer_norm(x: &Tensor, eps: f64) -> Result<(Tensor, Tensor, Tensor), TchE
     let y = x.f_empty_like()?;
     let empty = || x.f_new_empty([x.size()[0], 1], (x.kind(), x.device()));
     let (means, scales) = (empty()?, empty()?);
-    // SAFETY: as above.
-    check(unsafe { sepal_fused_layer_norm(x.as_ptr(), y.as_ptr(), means.as_ptr(), scales.as_ptr(), eps) })?;
+    sepal_fused_layer_norm(x, &y, &means, &scales, eps)?;
     Ok((y, means, scales))
 }
 
@@ -107,10 +73,7 @@ pub fn add_layer_norm_grad(
     if has_no_kernel(x) {
         return portable::add_layer_norm_grad(sum, grad, x, means, scales);
     }
-    // SAFETY: as above.
-    check(unsafe {
-        sepal_fused_layer_norm_backward(grad.as_ptr(), x.as_ptr(), means.as_ptr(), scales.as_ptr(), sum.as_ptr())
-    })
+    sepal_fused_layer_norm_backward(grad, x, means, scales, sum)
 }
 
 /// Returns `silu(gate) up`, `[n, width]`, for `gate_up [n, 2 width]` with the gate first.
@@ -123,8 +86,7 @@ pub fn silu_mul(gate_up: &Tensor) -> Result<Tensor, TchError> {
     }
     let (n, width) = gate_up.size2()?;
     let y = gate_up.f_new_empty([n, width / 2], (gate_up.kind(), gate_up.device()))?;
-    // SAFETY: as above.
-    check(unsafe { sepal_fused_silu_mul(gate_up.as_ptr(), y.as_ptr()) })?;
+    sepal_fused_silu_mul(gate_up, &y)?;
     Ok(y)
 }
 
@@ -136,8 +98,7 @@ pub fn silu_mul_grad(out: &mut Tensor, grad: &Tensor, gate_up: &Tensor) -> Resul
     if has_no_kernel(gate_up) {
         return portable::silu_mul_grad(out, grad, gate_up);
     }
-    // SAFETY: as above.
-    check(unsafe { sepal_fused_silu_mul_backward(grad.as_ptr(), gate_up.as_ptr(), out.as_ptr()) })
+    sepal_fused_silu_mul_backward(grad, gate_up, out)
 }
 
 /// Direction of [`rotate`].
@@ -159,8 +120,7 @@ pub fn rotate(x: &mut Tensor, cos: &Tensor, sin: &Tensor, head_dim: i64, directi
     if has_no_kernel(x) {
         return portable::rotate(x, cos, sin, head_dim, sign);
     }
-    // SAFETY: as above.
-    check(unsafe { sepal_fused_rotate(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), head_dim, sign) })
+    sepal_fused_rotate(x, cos, sin, head_dim, sign)
 }
 
 fn has_no_kernel(tensor: &Tensor) -> bool {

@@ -28,6 +28,24 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+/// Declares C++ functions over tensors and numbers, `name(tensors; numbers)`, each as a function that returns the error
+/// text as [`TchError`]. The functions check the shapes.
+macro_rules! kernels {
+    ($($name:ident($($tensor:ident),*; $($number:ident: $type:ty),*);)*) => {$(
+        fn $name($($tensor: &tch::Tensor,)* $($number: $type),*) -> Result<(), tch::TchError> {
+            // SAFETY: the C++ function of this name, with the same signature.
+            unsafe extern "C" {
+                fn $name(
+                    $($tensor: *const torch_sys::C_tensor,)*
+                    $($number: $type),*
+                ) -> *mut std::ffi::c_char;
+            }
+            // SAFETY: live tensors; the function checks their shapes and reports errors as text.
+            $crate::check(unsafe { $name($($tensor.as_ptr(),)* $($number),*) })
+        }
+    )*};
+}
+
 pub mod fused;
 pub mod linear;
 pub mod memory;

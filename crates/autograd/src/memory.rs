@@ -14,6 +14,7 @@ use crate::take_text;
 
 /// Failure to share memory.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum MemoryError {
     /// Tensor that is not contiguous or not on the CPU.
@@ -24,20 +25,10 @@ pub enum MemoryError {
     },
     /// Number of bytes that does not fit the shape.
     #[error("make a {kind:?} tensor of shape {shape:?} over {found} bytes")]
-    Size {
-        /// Number format.
-        kind: Kind,
-        /// Dimensions of the tensor.
-        shape: Vec<i64>,
-        /// Number of bytes.
-        found: usize,
-    },
+    Size { kind: Kind, shape: Vec<i64>, found: usize },
     /// Error of libtorch.
     #[error("make a tensor over memory: {message}")]
-    Torch {
-        /// Text of the error.
-        message: String,
-    },
+    Torch { message: String },
 }
 
 /// Tensor viewed as bytes, which keeps its storage alive.

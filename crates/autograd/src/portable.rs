@@ -3,20 +3,17 @@
 
 use tch::{Kind, TchError, Tensor};
 
-/// As [`crate::fused::rms_norm`].
 pub(crate) fn rms_norm(x: &Tensor, eps: f64) -> Result<(Tensor, Tensor), TchError> {
     let scales = mean(&x.f_square()?)?.f_add_scalar(eps)?.f_rsqrt()?;
     Ok((x.f_mul(&scales)?, scales))
 }
 
-/// As [`crate::fused::add_rms_norm_grad`].
 pub(crate) fn add_rms_norm_grad(sum: &mut Tensor, grad: &Tensor, x: &Tensor, scales: &Tensor) -> Result<(), TchError> {
     let y = x.f_mul(scales)?;
     let along = y.f_mul(&mean(&grad.f_mul(&y)?)?)?;
     sum.f_add_(&grad.f_sub(&along)?.f_mul(scales)?).map(drop)
 }
 
-/// As [`crate::fused::layer_norm`].
 pub(crate) fn layer_norm(x: &Tensor, eps: f64) -> Result<(Tensor, Tensor, Tensor), TchError> {
     let means = mean(x)?;
     let centred = x.f_sub(&means)?;
@@ -24,7 +21,6 @@ pub(crate) fn layer_norm(x: &Tensor, eps: f64) -> Result<(Tensor, Tensor, Tensor
     Ok((centred.f_mul(&scales)?, means, scales))
 }
 
-/// As [`crate::fused::add_layer_norm_grad`].
 pub(crate) fn add_layer_norm_grad(
     sum: &mut Tensor,
     grad: &Tensor,
@@ -37,13 +33,11 @@ pub(crate) fn add_layer_norm_grad(
     sum.f_add_(&grad.f_sub(&mean(grad)?)?.f_sub(&along)?.f_mul(scales)?).map(drop)
 }
 
-/// As [`crate::fused::silu_mul`].
 pub(crate) fn silu_mul(gate_up: &Tensor) -> Result<Tensor, TchError> {
     let (gate, up) = halves(gate_up)?;
     gate.f_silu()?.f_mul_(&up)
 }
 
-/// As [`crate::fused::silu_mul_grad`].
 pub(crate) fn silu_mul_grad(out: &mut Tensor, grad: &Tensor, gate_up: &Tensor) -> Result<(), TchError> {
     let (gate, up) = halves(gate_up)?;
     let (mut grad_gate, mut grad_up) = halves(out)?;
@@ -68,29 +62,27 @@ pub(crate) fn rotate(x: &mut Tensor, cos: &Tensor, sin: &Tensor, head_dim: i64, 
     first.f_copy_(&rotated)
 }
 
-/// As [`crate::quantize::dequantize_int8`].
-pub(crate) fn dequantize_int8(codes: &Tensor, scales: &Tensor, columns: &Tensor) -> Result<Tensor, TchError> {
-    codes.f_to_kind(Kind::Float)?.f_mul_(&scales.f_unsqueeze(1)?)?.f_mul_(columns)
+pub(crate) fn dequantize_int8(quantized: &Tensor, scales: &Tensor, columns: &Tensor) -> Result<Tensor, TchError> {
+    quantized.f_to_kind(Kind::Float)?.f_mul_(&scales.f_unsqueeze(1)?)?.f_mul_(columns)
 }
 
 /// As [`crate::quantize::dequantize_nf4`], with its levels and the number of numbers that share a scale.
 pub(crate) fn dequantize_nf4(
-    codes: &Tensor,
+    quantized: &Tensor,
     scales: &Tensor,
     columns: &Tensor,
     levels: &Tensor,
     group: i64,
 ) -> Result<Tensor, TchError> {
-    let (n, width) = (codes.size()[0], columns.size()[0]);
-    let codes = codes.f_view([n, -1, group / 2])?.f_to_kind(Kind::Int64)?;
-    let (low, high) = (codes.f_bitwise_and(15)?, codes.f_bitwise_right_shift_tensor_scalar(4)?);
+    let (n, width) = (quantized.size()[0], columns.size()[0]);
+    let quantized = quantized.f_view([n, -1, group / 2])?.f_to_kind(Kind::Int64)?;
+    let (low, high) = (quantized.f_bitwise_and(15)?, quantized.f_bitwise_right_shift_tensor_scalar(4)?);
     let indices = Tensor::f_cat(&[low, high], 2)?;
     let numbers = levels.f_index_select(0, &indices.f_view([-1])?)?.f_view([n, -1, group])?;
     let numbers = numbers.f_mul(&scales.f_unsqueeze(2)?)?.f_view([n, -1])?;
     numbers.f_narrow(1, 0, width)?.f_mul(columns)
 }
 
-/// As [`crate::linear::linear`].
 pub(crate) fn linear(
     x: &Tensor,
     weight: &Tensor,
@@ -177,14 +169,14 @@ mod tests {
     #[test]
     fn dequantize_equals_fused_kernels() {
         let (numbers, columns) = (random(5, 130), random(1, 130).view([130]));
-        let (codes, scales) = quantize::quantize_int8(&numbers).expect("codes");
-        let fused = quantize::dequantize_int8(&codes, &scales, &columns).expect("numbers");
-        assert_close(&dequantize_int8(&codes, &scales, &columns).expect("numbers"), &fused);
-        let (codes, scales) = quantize::quantize_nf4(&numbers).expect("codes");
-        let fused = quantize::dequantize_nf4(&codes, &scales, &columns).expect("numbers");
+        let (quantized, scales) = quantize::quantize_int8(&numbers).expect("quantized");
+        let fused = quantize::dequantize_int8(&quantized, &scales, &columns).expect("numbers");
+        assert_close(&dequantize_int8(&quantized, &scales, &columns).expect("numbers"), &fused);
+        let (quantized, scales) = quantize::quantize_nf4(&numbers).expect("quantized");
+        let fused = quantize::dequantize_nf4(&quantized, &scales, &columns).expect("numbers");
         let levels = Tensor::from_slice(&quantize::NF4_LEVELS);
         assert_close(
-            &dequantize_nf4(&codes, &scales, &columns, &levels, quantize::NF4_GROUP).expect("numbers"),
+            &dequantize_nf4(&quantized, &scales, &columns, &levels, quantize::NF4_GROUP).expect("numbers"),
             &fused,
         );
     }

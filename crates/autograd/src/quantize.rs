@@ -1,27 +1,12 @@
 //! Weights in 8 and in 4 bits: quantized once, dequantized to fp32 in one pass.
 
-use std::ffi::c_char;
-
 use tch::{Device, Kind, TchError, Tensor};
-use torch_sys::C_tensor;
 
-use crate::{check, portable};
+use crate::portable;
 
-// SAFETY: the functions of quantize.cpp, with the same signatures.
-unsafe extern "C" {
-    fn sepal_dequantize_int8(
-        codes: *const C_tensor,
-        scales: *const C_tensor,
-        columns: *const C_tensor,
-        out: *const C_tensor,
-    ) -> *mut c_char;
-    fn sepal_dequantize_nf4(
-        codes: *const C_tensor,
-        scales: *const C_tensor,
-        levels: *const C_tensor,
-        columns: *const C_tensor,
-        out: *const C_tensor,
-    ) -> *mut c_char;
+kernels! {
+    sepal_dequantize_int8(quantized, scales, columns, out;);
+    sepal_dequantize_nf4(quantized, scales, levels, columns, out;);
 }
 
 /// Number of consecutive numbers of a row that share a scale in NF4.
@@ -50,7 +35,7 @@ pub(crate) const NF4_LEVELS: [f32; 16] = [
     1.0,
 ];
 
-/// Quantizes `numbers [n, width]` of fp32: codes from -127 to 127, int8 `[n, width]`, and a scale for each row, `[n]`.
+/// Quantizes `numbers [n, width]` of fp32: quantized from -127 to 127, int8 `[n, width]`, and a scale for each row, `[n]`.
 ///
 /// # Errors
 /// [`TchError`] if libtorch fails.
@@ -58,21 +43,20 @@ pub fn quantize_int8(numbers: &Tensor) -> Result<(Tensor, Tensor), TchError> {
     let scales = numbers.f_abs()?.f_amax([1], true)?.f_div_scalar(127.0)?;
     // Avoids a division by zero in rows of zeros.
     let divisors = scales.f_where_self(&scales.f_gt(0.0)?, &scales.f_ones_like()?)?;
-    let codes = numbers.f_div(&divisors)?.f_round()?.f_to_kind(Kind::Int8)?;
-    Ok((codes, scales.f_view([-1])?))
+    let quantized = numbers.f_div(&divisors)?.f_round()?.f_to_kind(Kind::Int8)?;
+    Ok((quantized, scales.f_view([-1])?))
 }
 
 /// Inverse of [`quantize_int8`], `[n, width]`, with each column multiplied by its number in `columns [width]`.
 ///
 /// # Errors
 /// [`TchError`] if shapes disagree.
-pub fn dequantize_int8(codes: &Tensor, scales: &Tensor, columns: &Tensor) -> Result<Tensor, TchError> {
-    if codes.device() != Device::Cpu {
-        return portable::dequantize_int8(codes, scales, columns);
+pub fn dequantize_int8(quantized: &Tensor, scales: &Tensor, columns: &Tensor) -> Result<Tensor, TchError> {
+    if quantized.device() != Device::Cpu {
+        return portable::dequantize_int8(quantized, scales, columns);
     }
-    let out = scales.f_new_empty(codes.size().as_slice(), (Kind::Float, scales.device()))?;
-    // SAFETY: live tensors; the function checks their shapes and reports errors as text.
-    check(unsafe { sepal_dequantize_int8(codes.as_ptr(), scales.as_ptr(), columns.as_ptr(), out.as_ptr()) })?;
+    let out = scales.f_new_empty(quantized.size().as_slice(), (Kind::Float, scales.device()))?;
+    sepal_dequantize_int8(quantized, scales, columns, &out)?;
     Ok(out)
 }
 
@@ -87,8 +71,9 @@ pub fn quantize_nf4(numbers: &Tensor) -> Result<(Tensor, Tensor), TchError> {
     let rows = (CHUNK / width.max(1)).max(1);
     let starts = (0..n).step_by(usize::try_from(rows).unwrap_or(1));
     let chunks = starts.map(|start| quantize_nf4_chunk(&numbers.f_narrow(0, start, rows.min(n - start))?));
-    let (codes, scales): (Vec<Tensor>, Vec<Tensor>) = chunks.collect::<Result<Vec<_>, TchError>>()?.into_iter().unzip();
-    Ok((Tensor::f_cat(&codes, 0)?, Tensor::f_cat(&scales, 0)?))
+    let (quantized, scales): (Vec<Tensor>, Vec<Tensor>) =
+        chunks.collect::<Result<Vec<_>, TchError>>()?.into_iter().unzip();
+    Ok((Tensor::f_cat(&quantized, 0)?, Tensor::f_cat(&scales, 0)?))
 }
 
 fn quantize_nf4_chunk(numbers: &Tensor) -> Result<(Tensor, Tensor), TchError> {
@@ -102,25 +87,22 @@ fn quantize_nf4_chunk(numbers: &Tensor) -> Result<(Tensor, Tensor), TchError> {
     let midpoints = Tensor::f_from_slice(&midpoints)?.f_to_device(numbers.device())?;
     let levels = levels.f_bucketize(&midpoints, false, false)?.f_to_kind(Kind::Uint8)?;
     let (low, high) = (levels.f_narrow(2, 0, NF4_GROUP / 2)?, levels.f_narrow(2, NF4_GROUP / 2, NF4_GROUP / 2)?);
-    let codes = high.f_mul_scalar(16)?.f_add(&low)?.f_reshape([n, -1])?;
-    Ok((codes, scales.f_reshape([n, -1])?))
+    let quantized = high.f_mul_scalar(16)?.f_add(&low)?.f_reshape([n, -1])?;
+    Ok((quantized, scales.f_reshape([n, -1])?))
 }
 
 /// Inverse of [`quantize_nf4`], `[n, width]`, with each column multiplied by its number in `columns [width]`.
 ///
 /// # Errors
 /// [`TchError`] if shapes disagree.
-pub fn dequantize_nf4(codes: &Tensor, scales: &Tensor, columns: &Tensor) -> Result<Tensor, TchError> {
-    if codes.device() != Device::Cpu {
-        let levels = Tensor::f_from_slice(&NF4_LEVELS)?.f_to_device(codes.device())?;
-        return portable::dequantize_nf4(codes, scales, columns, &levels, NF4_GROUP);
+pub fn dequantize_nf4(quantized: &Tensor, scales: &Tensor, columns: &Tensor) -> Result<Tensor, TchError> {
+    if quantized.device() != Device::Cpu {
+        let levels = Tensor::f_from_slice(&NF4_LEVELS)?.f_to_device(quantized.device())?;
+        return portable::dequantize_nf4(quantized, scales, columns, &levels, NF4_GROUP);
     }
     let out = scales.f_new_empty([scales.size()[0], columns.size()[0]], (Kind::Float, scales.device()))?;
     let levels = Tensor::f_from_slice(&NF4_LEVELS)?;
-    // SAFETY: as above.
-    check(unsafe {
-        sepal_dequantize_nf4(codes.as_ptr(), scales.as_ptr(), levels.as_ptr(), columns.as_ptr(), out.as_ptr())
-    })?;
+    sepal_dequantize_nf4(quantized, scales, &levels, columns, &out)?;
     Ok(out)
 }
 
@@ -139,13 +121,13 @@ mod tests {
     #[test]
     fn dequantize_multiplies_columns() {
         let (numbers, columns) = (random(3, 130), random(1, 130).view([130]));
-        let (codes, scales) = quantize_int8(&numbers).expect("codes");
-        let dequantized = dequantize_int8(&codes, &scales, &ones(130)).expect("numbers");
-        let scaled = dequantize_int8(&codes, &scales, &columns).expect("numbers");
+        let (quantized, scales) = quantize_int8(&numbers).expect("quantized");
+        let dequantized = dequantize_int8(&quantized, &scales, &ones(130)).expect("numbers");
+        let scaled = dequantize_int8(&quantized, &scales, &columns).expect("numbers");
         assert!(scaled.allclose(&(dequantized * &columns), 1e-6, 1e-6, false));
-        let (codes, scales) = quantize_nf4(&numbers).expect("codes");
-        let dequantized = dequantize_nf4(&codes, &scales, &ones(130)).expect("numbers");
-        let scaled = dequantize_nf4(&codes, &scales, &columns).expect("numbers");
+        let (quantized, scales) = quantize_nf4(&numbers).expect("quantized");
+        let dequantized = dequantize_nf4(&quantized, &scales, &ones(130)).expect("numbers");
+        let scaled = dequantize_nf4(&quantized, &scales, &columns).expect("numbers");
         assert!(scaled.allclose(&(dequantized * &columns), 1e-6, 1e-6, false));
     }
 
@@ -153,9 +135,9 @@ mod tests {
     fn int8_error_is_at_most_half_a_step() {
         for (n, width) in [(1, 1), (5, 7), (300, 200)] {
             let numbers = random(n, width);
-            let (codes, scales) = quantize_int8(&numbers).expect("codes");
-            assert_eq!((codes.kind(), codes.size(), scales.size()), (Kind::Int8, vec![n, width], vec![n]));
-            let off = (dequantize_int8(&codes, &scales, &ones(width)).expect("numbers") - &numbers).abs()
+            let (quantized, scales) = quantize_int8(&numbers).expect("quantized");
+            assert_eq!((quantized.kind(), quantized.size(), scales.size()), (Kind::Int8, vec![n, width], vec![n]));
+            let off = (dequantize_int8(&quantized, &scales, &ones(width)).expect("numbers") - &numbers).abs()
                 / scales.unsqueeze(1);
             assert!(f64::try_from(off.max()).expect("a number") <= 0.5001);
         }
@@ -165,10 +147,10 @@ mod tests {
     fn nf4_uses_the_nearest_level() {
         for (n, width) in [(1, 1), (3, 63), (5, 64), (300, 200)] {
             let numbers = random(n, width);
-            let (codes, scales) = quantize_nf4(&numbers).expect("codes");
+            let (quantized, scales) = quantize_nf4(&numbers).expect("quantized");
             let groups = (width + 63) / 64;
-            assert_eq!((codes.size(), scales.size()), (vec![n, groups * 32], vec![n, groups]));
-            let found = dequantize_nf4(&codes, &scales, &ones(width)).expect("numbers");
+            assert_eq!((quantized.size(), scales.size()), (vec![n, groups * 32], vec![n, groups]));
+            let found = dequantize_nf4(&quantized, &scales, &ones(width)).expect("numbers");
             // By brute force: no level of the group is nearer.
             let number_scales = scales.repeat_interleave_self_int(64, 1, None).narrow(1, 0, width);
             let levels = Tensor::from_slice(&NF4_LEVELS) * number_scales.unsqueeze(2);
@@ -181,17 +163,17 @@ mod tests {
     #[test]
     fn zeros_are_exact() {
         let zeros = Tensor::zeros([2, 70], (Kind::Float, Device::Cpu));
-        let (codes, scales) = quantize_int8(&zeros).expect("codes");
-        assert_eq!(dequantize_int8(&codes, &scales, &ones(70)).expect("numbers"), zeros);
-        let (codes, scales) = quantize_nf4(&zeros).expect("codes");
-        assert_eq!(dequantize_nf4(&codes, &scales, &ones(70)).expect("numbers"), zeros);
+        let (quantized, scales) = quantize_int8(&zeros).expect("quantized");
+        assert_eq!(dequantize_int8(&quantized, &scales, &ones(70)).expect("numbers"), zeros);
+        let (quantized, scales) = quantize_nf4(&zeros).expect("quantized");
+        assert_eq!(dequantize_nf4(&quantized, &scales, &ones(70)).expect("numbers"), zeros);
     }
 
     #[test]
     fn dequantize_with_wrong_shapes_fails() {
-        let (codes, scales) = quantize_nf4(&random(3, 100)).expect("codes");
-        assert!(dequantize_nf4(&codes, &scales, &ones(200)).is_err());
-        let (codes, scales) = quantize_int8(&random(3, 100)).expect("codes");
-        assert!(dequantize_int8(&codes, &scales.narrow(0, 0, 2), &ones(100)).is_err());
+        let (quantized, scales) = quantize_nf4(&random(3, 100)).expect("quantized");
+        assert!(dequantize_nf4(&quantized, &scales, &ones(200)).is_err());
+        let (quantized, scales) = quantize_int8(&random(3, 100)).expect("quantized");
+        assert!(dequantize_int8(&quantized, &scales.narrow(0, 0, 2), &ones(100)).is_err());
     }
 }

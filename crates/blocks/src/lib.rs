@@ -1,11 +1,15 @@
-//! Frozen transformer blocks on ragged, shared-prefix batches: differentiable in the hidden states and in
-//! the deep prompts, never in the weights.
+//! Frozen transformer blocks on ragged batches with a shared prefix, differentiable in everything but the weights.
 //!
-//! This crate knows no wire, no task and no optimizer, and reads no file: weights come through [`Weights`].
+//! The crate does not train, does no networking and opens no files: weights come through [`Weights`]. It builds on
+//! `autograd`, `checkpoint`, `nn` and `core`, and serves `model`, `server`, `peft` and `pipeline`.
 //!
-//! Invariants: a block's weights never require grad; a row's output depends on the prefix and on the row
-//! alone, so a batch gives what its rows give one by one, in any order; the prefix is computed once per call,
-//! whatever the number of rows; linear layers run on exactly `prefix_len + n_tokens` positions.
+//! - [`BlockStack`] runs consecutive blocks, for one caller or for several at once.
+//! - [`Ends`] has the embeddings before the first block and the norm after the last.
+//! - A [`Tape`] holds the tensors for one backward pass, a [`PrefixCache`] the keys and values of a prefix.
+//!
+//! Invariants: weights never require gradients. The output of a row depends on the prefix and on that row only, so a batch
+//! equals its rows one by one, in any order. The prefix is computed once per call, for any number of rows. Linear layers
+//! run on exactly `prefix_len + n_tokens` positions.
 //!
 //! ```
 //! # use sepal_blocks::{BlockStack, BoxError, Ends, Weights};

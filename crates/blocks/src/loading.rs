@@ -63,17 +63,17 @@ fn check(config: &ModelConfig) -> Result<(), LoadError> {
         return Err(problem("a size is zero"));
     }
     if n_heads % n_kv_heads != 0 {
-        return Err(problem(&format!("{n_heads} query heads do not share {n_kv_heads} heads of keys evenly")));
+        return Err(problem(&format!("{n_heads} query heads are no multiple of {n_kv_heads} heads of keys")));
     }
     if config.scores.alibi && n_heads != n_kv_heads {
         return Err(problem(&format!(
-            "ALiBi has a slope for each head of keys: {n_heads} query heads share {n_kv_heads} of them"
+            "ALiBi needs a head of keys for each of {n_heads} query heads, found {n_kv_heads}"
         )));
     }
     let family = families::spec(config.family);
     if family.has_equal_heads && (n_heads != n_kv_heads || n_heads * head_dim != hidden) {
         return Err(problem(&format!(
-            "{n_heads} heads of {head_dim}, {n_kv_heads} of keys, do not make up a hidden size of {hidden}"
+            "{n_heads} heads of {head_dim}, {n_kv_heads} of keys, do not fit a hidden size of {hidden}"
         )));
     }
     match &config.rope {
@@ -81,7 +81,7 @@ fn check(config: &ModelConfig) -> Result<(), LoadError> {
             Err(problem(&format!("a {} block needs rotary positions", config.family.name())))
         }
         Some(rope) if rope.dim % 2 != 0 || rope.dim > head_dim => {
-            Err(problem(&format!("{} numbers of a head of {head_dim} do not turn in pairs", rope.dim)))
+            Err(problem(&format!("a rotary dimension of {} does not fit heads of {head_dim}", rope.dim)))
         }
         _ => Ok(()),
     }

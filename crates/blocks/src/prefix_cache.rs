@@ -1,8 +1,8 @@
 use sepal_core::Span;
-use tch::{Kind, TchError, Tensor};
+use tch::{TchError, Tensor};
 
 use crate::exec::batch::PrefixCache;
-use crate::stack::{BlockStack, ForwardError};
+use crate::stack::{BlockStack, ForwardError, check_shape};
 
 /// Keys and values of a prefix in one block, each `[n_kv_heads, prefix_len, head_dim]`. The keys are normalized and
 /// rotated to their positions.
@@ -36,7 +36,7 @@ impl BlockStack {
     ///
     /// # Errors
     /// [`ForwardError::Span`] if the stack lacks a block, or if there are not as many `blocks`;
-    /// [`ForwardError::KeysValues`] if a tensor is not `[n_kv_heads, prefix_len, head_dim]` of float32, with as many
+    /// [`ForwardError::Shape`] if a tensor is not `[n_kv_heads, prefix_len, head_dim]` of float32, with as many
     /// positions as the first; [`ForwardError::Torch`] if libtorch fails.
     pub fn prefix_cache_from(&self, span: Span, blocks: &[KeysValues]) -> Result<PrefixCache, ForwardError> {
         let span = self.checked(span)?;
@@ -44,20 +44,21 @@ impl BlockStack {
             return Err(ForwardError::Span { requested: span, held: self.span() });
         }
         let (heads, dim) = (self.config().n_kv_heads as i64, self.config().head_dim as i64);
-        let len = blocks.first().and_then(|block| block.keys.size().get(1).copied()).unwrap_or(0);
-        let expected = [heads, len, dim];
-        for tensor in blocks.iter().flat_map(|block| [&block.keys, &block.values]) {
-            if tensor.size() != expected || tensor.kind() != Kind::Float || len == 0 {
-                return Err(ForwardError::KeysValues { expected, found: tensor.size(), kind: tensor.kind() });
-            }
+        let len =
+            blocks.first().and_then(|block| block.keys.size().get(1).copied()).unwrap_or(0).unsigned_abs() as usize;
+        // A cache has at least one position.
+        let expected = [self.config().n_kv_heads, len.max(1), self.config().head_dim];
+        for KeysValues { keys, values } in blocks {
+            check_shape("keys of a prefix", keys, &expected)?;
+            check_shape("values of a prefix", values, &expected)?;
         }
         let by_position = |KeysValues { keys, values }: &KeysValues| -> Result<Tensor, TchError> {
             let kv = Tensor::f_stack(&[keys.f_transpose(0, 1)?, values.f_transpose(0, 1)?], 1)?; // [len, 2, heads, dim]
-            kv.f_reshape([len, 2 * heads * dim])?.f_to_device(self.device())
+            kv.f_reshape([len as i64, 2 * heads * dim])?.f_to_device(self.device())
         };
         let blocks = blocks.iter().map(by_position).collect::<Result<_, _>>();
         let blocks = blocks.map_err(|source| ForwardError::Torch { span, source })?;
-        Ok(PrefixCache { span, len: len.unsigned_abs() as usize, blocks })
+        Ok(PrefixCache { span, len, blocks })
     }
 
     fn checked(&self, requested: Span) -> Result<Span, ForwardError> {

@@ -26,52 +26,15 @@ pub struct BlockStack {
 
 /// Failure of a forward or backward pass.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum ForwardError {
-    /// Hidden states that do not fit the prefix and the rows.
-    #[error("run blocks on hidden states of shape {found:?} and kind {kind:?}: expected {expected:?} of float32")]
-    Hidden {
-        /// `[prefix_len + n_tokens, hidden]`
-        expected: [usize; 2],
-        /// Shape of the hidden states.
-        found: Vec<i64>,
-        /// Number format of the hidden states.
-        kind: Kind,
-    },
-    /// Deep prompts that do not fit the span and the prefix.
-    #[error("run blocks with deep prompts of shape {found:?} and kind {kind:?}: expected {expected:?} of float32")]
-    DeepPrompts {
-        /// `[blocks, prefix_len, hidden]`
-        expected: [usize; 3],
-        /// Shape of the deep prompts.
-        found: Vec<i64>,
-        /// Number format of the deep prompts.
-        kind: Kind,
-    },
-    /// Injected keys and values that do not fit the span and the prefix.
-    #[error("run blocks with keys and values of shape {found:?} and kind {kind:?}: expected {expected:?} of float32")]
-    InjectedKeysValues {
-        /// `[blocks, prefix_len, 2 * kv_size]`
-        expected: [usize; 3],
-        /// Shape of the keys and values.
-        found: Vec<i64>,
-        /// Number format of the keys and values.
-        kind: Kind,
-    },
-    /// Keys or values for a prefix cache that do not fit the blocks.
-    #[error("take keys or values of shape {found:?} and kind {kind:?} for a prefix: expected {expected:?} of float32")]
-    KeysValues {
-        /// `[n_kv_heads, prefix_len, head_dim]`
-        expected: [i64; 3],
-        /// Shape of the keys or values.
-        found: Vec<i64>,
-        /// Number format of the keys or values.
-        kind: Kind,
-    },
+    /// Tensor that does not fit the blocks, the prefix and the rows.
+    #[error("run blocks with {name} of shape {found:?} and kind {kind:?}: expected {expected:?} of float32")]
+    Shape { name: &'static str, expected: Vec<usize>, found: Vec<i64>, kind: Kind },
     /// Blocks outside of the stack or of the prefix cache.
     #[error("run blocks {requested}: only {held} are held")]
     Span {
-        /// Span of the request.
         requested: Span,
         /// Span of the stack or of the prefix cache.
         held: Span,
@@ -81,29 +44,17 @@ pub enum ForwardError {
     Positions {
         /// Length of the longest row, with the prefix.
         length: usize,
-        /// Number of learned positions.
         learned: usize,
     },
     /// Gradient that does not fit the output.
     #[error("run blocks backward from a gradient of shape {found:?}: the output had {expected:?}")]
-    Gradient {
-        /// Shape of the output.
-        expected: Vec<i64>,
-        /// Shape of the gradient.
-        found: Vec<i64>,
-    },
+    Gradient { expected: Vec<i64>, found: Vec<i64> },
     /// Tapes of different blocks or kinds of output.
     #[error("run blocks backward: the tapes are not of the same blocks and the same kind of output")]
     MixedTapes,
     /// Error of libtorch, for example for lack of memory.
     #[error("run blocks {span}")]
-    Torch {
-        /// Span of the pass.
-        span: Span,
-        /// Error of libtorch.
-        #[source]
-        source: TchError,
-    },
+    Torch { span: Span, source: TchError },
 }
 
 impl BlockStack {
@@ -162,29 +113,14 @@ impl BlockStack {
         deep_prompts: Option<&Tensor>,
         want: Want,
     ) -> Result<Tensor, ForwardError> {
-        self.forward_span(self.span, hidden, prefix_len, rows, deep_prompts, want)
+        self.forward_with(self.span, hidden, prefix_len, rows, InjectedTensors::deep_prompts(deep_prompts), want)
     }
 
-    /// As [`forward`](Self::forward), for the blocks of `span` only, with their deep prompts.
+    /// As [`forward`](Self::forward), for the blocks of `span` only and with all kinds of injected tensors. Differentiable
+    /// in each of them.
     ///
     /// # Errors
     /// [`ForwardError::Span`] if the stack lacks a block; otherwise as [`forward`](Self::forward).
-    pub fn forward_span(
-        &self,
-        span: Span,
-        hidden: &Tensor,
-        prefix_len: usize,
-        rows: &Ragged,
-        deep_prompts: Option<&Tensor>,
-        want: Want,
-    ) -> Result<Tensor, ForwardError> {
-        self.forward_with(span, hidden, prefix_len, rows, InjectedTensors::deep_prompts(deep_prompts), want)
-    }
-
-    /// As [`forward_span`](Self::forward_span), with all kinds of injected tensors. Differentiable in each of them.
-    ///
-    /// # Errors
-    /// As [`forward_span`](Self::forward_span).
     pub fn forward_with(
         &self,
         span: Span,
@@ -228,7 +164,7 @@ impl BlockStack {
     /// [`backward_batches`](Self::backward_batches) takes the tapes.
     ///
     /// # Errors
-    /// As [`forward_span`](Self::forward_span), for the first batch that does not fit.
+    /// As [`forward_with`](Self::forward_with), for the first batch that does not fit.
     pub fn forward_batches(
         &self,
         span: Span,
@@ -271,11 +207,8 @@ impl BlockStack {
     }
 
     fn check(&self, span: Span, batch: &Batch<'_>) -> Result<(), ForwardError> {
-        let (hidden, prefix_len) = (batch.hidden, batch.prefix.len());
-        let expected = [batch.prefix.slots() + batch.rows.n_tokens(), self.config.hidden];
-        if !has_shape(hidden, &expected) {
-            return Err(ForwardError::Hidden { expected, found: hidden.size(), kind: hidden.kind() });
-        }
+        let (prefix_len, hidden) = (batch.prefix.len(), self.config.hidden);
+        check_shape("hidden states", batch.hidden, &[batch.prefix.slots() + batch.rows.n_tokens(), hidden])?;
         if let Prefix::Cached(cache) = batch.prefix
             && cache.span() != span
         {
@@ -289,16 +222,11 @@ impl BlockStack {
             return Err(ForwardError::Positions { length, learned });
         }
         let InjectedTensors { deep_prompts, keys_values } = batch.injected;
-        let shape = |width| [span.len(), prefix_len, width];
-        let expected = shape(self.config.hidden);
-        if let Some(deep) = deep_prompts.filter(|deep| !has_shape(deep, &expected)) {
-            return Err(ForwardError::DeepPrompts { expected, found: deep.size(), kind: deep.kind() });
-        }
-        let expected = shape(2 * self.config.kv_size());
-        match keys_values.filter(|keys_values| !has_shape(keys_values, &expected)) {
-            Some(found) => Err(ForwardError::InjectedKeysValues { expected, found: found.size(), kind: found.kind() }),
-            None => Ok(()),
-        }
+        let check = |name, tensor: Option<&Tensor>, width| {
+            tensor.map_or(Ok(()), |tensor| check_shape(name, tensor, &[span.len(), prefix_len, width]))
+        };
+        check("deep prompts", deep_prompts, hidden)?;
+        check("keys and values", keys_values, 2 * self.config.kv_size())
     }
 
     /// Size of a [`Tape`] for the blocks `span` of the stack, in bytes.
@@ -339,9 +267,12 @@ fn lock(blocks: &Mutex<BlockSequence>) -> MutexGuard<'_, BlockSequence> {
     blocks.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn has_shape(tensor: &Tensor, expected: &[usize]) -> bool {
-    let shape = tensor.size();
-    tensor.kind() == Kind::Float
-        && shape.len() == expected.len()
-        && shape.iter().zip(expected).all(|(&dim, &expected)| usize::try_from(dim) == Ok(expected))
+/// Checks that a tensor is fp32 and has the shape `expected`.
+pub(crate) fn check_shape(name: &'static str, tensor: &Tensor, expected: &[usize]) -> Result<(), ForwardError> {
+    let found = tensor.size();
+    let is_equal = |(&dim, &expected): (&i64, &usize)| usize::try_from(dim) == Ok(expected);
+    if tensor.kind() == Kind::Float && found.len() == expected.len() && found.iter().zip(expected).all(is_equal) {
+        return Ok(());
+    }
+    Err(ForwardError::Shape { name, expected: expected.to_vec(), found, kind: tensor.kind() })
 }

@@ -1,27 +1,25 @@
 use sepal_checkpoint::Checkpoint;
-use sepal_core::{HostTensor, ModelConfig, Span};
-use sepal_nn::HostError;
+use sepal_core::{HostTensor, ModelConfig, Span, WeightFormat};
 use tch::{Device, TchError, Tensor};
 
 use crate::layers::linear::{Layer, Linear};
 use crate::layers::norm::NormWeights;
-use sepal_core::WeightFormat;
 
-/// Any error, as a source of weights gives it.
+/// Error of a source of weights.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Where the weights of a frozen model come from, under their Hugging Face names.
+/// Source of the weights of a frozen model, by their Hugging Face names.
 pub trait Weights: Sync {
-    /// The shape of the model.
+    /// Configuration of the model.
     fn config(&self) -> &ModelConfig;
 
-    /// The numbers of the tensor `name`, for example `model.norm.weight`.
+    /// Reads the tensor `name`, for example `model.norm.weight`.
     ///
     /// # Errors
-    /// Any, if there is no such tensor or it cannot be read.
+    /// Any error, if the tensor is missing or unreadable.
     fn tensor(&self, name: &str) -> Result<HostTensor, BoxError>;
 
-    /// Whether there is a tensor `name`.
+    /// True if there is a tensor `name`.
     fn has(&self, name: &str) -> bool;
 }
 
@@ -39,26 +37,26 @@ impl Weights for Checkpoint {
     }
 }
 
-/// How and where blocks are kept.
+/// Format and device of the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placement {
-    /// Of the linear layers.
+    /// Format of the linear layers.
     pub format: WeightFormat,
-    /// Where they lie and compute.
+    /// Device of the weights and of the computation.
     pub device: Device,
 }
 
 impl Placement {
-    /// On a device that this machine must have.
+    /// Placement on a device of this machine.
     ///
     /// # Errors
-    /// [`LoadError::Device`] if it has not.
+    /// [`LoadError::Device`] if the machine lacks the device.
     pub fn on(device: sepal_core::Device, format: WeightFormat) -> Result<Self, LoadError> {
-        let there = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
+        let n_devices = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
         match device {
             sepal_core::Device::Cpu => Ok(format.into()),
-            sepal_core::Device::Cuda(index) if index < there => Ok(Self { format, device: Device::Cuda(index) }),
-            sepal_core::Device::Cuda(_) => Err(LoadError::Device { device, there }),
+            sepal_core::Device::Cuda(index) if index < n_devices => Ok(Self { format, device: Device::Cuda(index) }),
+            sepal_core::Device::Cuda(_) => Err(LoadError::Device { device, n_devices }),
         }
     }
 }
@@ -75,78 +73,35 @@ impl From<WeightFormat> for Placement {
     }
 }
 
-/// Weights that could not be loaded.
+/// Failure to load weights.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum LoadError {
-    /// The span goes past the model's last block.
+    /// Span beyond the model's last block.
     #[error("load blocks {span}: the model has {n_blocks}")]
-    Span {
-        /// The span asked for.
-        span: Span,
-        /// Blocks of the model.
-        n_blocks: usize,
-    },
-    /// A configuration that no block can be built from.
+    Span { span: Span, n_blocks: usize },
+    /// Configuration without a matching block.
     #[error("build blocks: {problem}")]
-    Config {
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// A device that is not there.
-    #[error(
-        "use {device}: libtorch sees {there} CUDA devices here; where there is a GPU, `SEPAL_CUDA=1 just setup` brings a \
-         libtorch that uses it"
-    )]
-    Device {
-        /// The device asked for.
-        device: sepal_core::Device,
-        /// CUDA devices that there are.
-        there: usize,
-    },
-    /// The checkpoint holds a tensor that the family does not use: it is another architecture.
+    Config { problem: String },
+    /// Device that this machine lacks.
+    #[error("use {device}: libtorch finds {n_devices} CUDA devices")]
+    Device { device: sepal_core::Device, n_devices: usize },
+    /// Checkpoint of another architecture, with a tensor that the family does not use.
     #[error("build a {family} block: `{name}` belongs to another architecture")]
-    Unsupported {
-        /// The family that the configuration names.
-        family: &'static str,
-        /// The tensor.
-        name: String,
-    },
-    /// A tensor is missing or unreadable.
+    Unsupported { family: &'static str, name: String },
+    /// Missing or unreadable tensor.
     #[error("read `{name}`")]
-    Read {
-        /// The tensor.
-        name: String,
-        /// Why.
-        #[source]
-        source: BoxError,
-    },
-    /// A tensor has another shape than the configuration says.
+    Read { name: String, source: BoxError },
+    /// Tensor with another shape than the configuration implies.
     #[error("load `{name}`: expected shape {expected:?}, found {found:?}")]
-    Shape {
-        /// The tensor.
-        name: String,
-        /// The shape by the configuration.
-        expected: Vec<usize>,
-        /// The shape in the checkpoint.
-        found: Vec<usize>,
-    },
-    /// The numbers could not be made a tensor.
-    #[error("load `{name}`")]
-    Host {
-        /// The tensor.
-        name: String,
-        /// Why.
-        #[source]
-        source: HostError,
-    },
-    /// libtorch refused, for example for want of memory.
+    Shape { name: String, expected: Vec<usize>, found: Vec<usize> },
+    /// Error of libtorch, for example for lack of memory.
     #[error("lay out the weights")]
     Torch(#[from] TchError),
 }
 
-/// The tensors whose names begin with `prefix`, checked against the shapes they must have, and how and where they
-/// are kept.
+/// Reads the tensors whose names begin with `prefix`, checks their shapes and converts them to a placement.
 pub(crate) struct Reader<'a> {
     weights: &'a dyn Weights,
     prefix: String,
@@ -158,7 +113,7 @@ impl<'a> Reader<'a> {
         Self { weights, prefix: prefix.into(), placement }
     }
 
-    /// fp32, of exactly this shape.
+    /// Reads a tensor of this shape as fp32.
     pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
         let name = format!("{}{name}", self.prefix);
         let host = match self.weights.tensor(&name) {
@@ -168,54 +123,53 @@ impl<'a> Reader<'a> {
         if host.shape() != shape {
             return Err(LoadError::Shape { name, expected: shape.to_vec(), found: host.shape().to_vec() });
         }
-        let tensor = sepal_nn::from_host(&host).map_err(|source| LoadError::Host { name, source })?;
+        let tensor = sepal_nn::from_host(&host).map_err(|source| LoadError::Read { name, source: source.into() })?;
         Ok(tensor.f_to_device(self.placement.device)?)
     }
 
-    /// Whether there is a tensor of this name.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.weights.has(&format!("{}{name}", self.prefix))
     }
 
-    /// As [`tensor`](Self::tensor), if it is there.
+    /// Reads a tensor that may be missing.
     pub(crate) fn optional(&self, name: &str, shape: &[usize]) -> Result<Option<Tensor>, LoadError> {
         if self.has(name) { self.tensor(name, shape).map(Some) } else { Ok(None) }
     }
 
-    /// The linear layer `name`, with its bias if it has one.
+    /// Reads the linear layer `name`, with its bias if it has one.
     pub(crate) fn layer(&self, name: &str, out: usize, inner: usize) -> Result<Layer, LoadError> {
         let weight = self.tensor(&format!("{name}.weight"), &[out, inner])?;
         Ok(Layer { weight, bias: self.optional(&format!("{name}.bias"), &[out])?, inputs: None })
     }
 
-    /// The layer in the format in which layers are kept.
+    /// Freezes a layer in the format of the placement.
     pub(crate) fn frozen(&self, layer: Layer) -> Result<Linear, LoadError> {
         Ok(layer.frozen(self.placement.format)?)
     }
 
-    /// The layer in fp32: one that is small, and decides much.
+    /// Freezes a small layer that is sensitive to rounding, in fp32.
     pub(crate) fn exact(&self, layer: Layer) -> Result<Linear, LoadError> {
         Ok(layer.frozen(WeightFormat::F32)?)
     }
 
-    /// The RMSNorm `name`.
+    /// Reads the RMSNorm `name`.
     pub(crate) fn rms(&self, name: &str, hidden: usize) -> Result<NormWeights, LoadError> {
         Ok(NormWeights { scale: self.tensor(&format!("{name}.weight"), &[hidden])?, shift: None })
     }
 
-    /// The RMSNorm `name` of which the file has what its weight exceeds 1 by.
+    /// Reads the RMSNorm `name` whose weight is 1 plus the tensor.
     pub(crate) fn rms_from_one(&self, name: &str, hidden: usize) -> Result<NormWeights, LoadError> {
         let NormWeights { scale, shift } = self.rms(name, hidden)?;
         Ok(NormWeights { scale: scale.f_add_scalar(1.0)?, shift })
     }
 
-    /// The LayerNorm `name`.
+    /// Reads the LayerNorm `name`.
     pub(crate) fn layer_norm(&self, name: &str, hidden: usize) -> Result<NormWeights, LoadError> {
         let scale = self.tensor(&format!("{name}.weight"), &[hidden])?;
         Ok(NormWeights { scale, shift: Some(self.tensor(&format!("{name}.bias"), &[hidden])?) })
     }
 
-    /// Refuses a tensor that the family would silently leave out.
+    /// Fails if there is a tensor that the family would silently ignore.
     pub(crate) fn refuse(&self, name: &str) -> Result<(), LoadError> {
         let name = format!("{}{name}", self.prefix);
         if self.weights.has(&name) {

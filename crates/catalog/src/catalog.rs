@@ -1,9 +1,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use sepal_core::{NameMatching, nearest};
 use serde_json::Value;
 
-use crate::{Entry, OptionProblem, nearest};
+use crate::{Entry, OptionProblem};
 
 /// Kind of plugin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -104,7 +105,7 @@ impl Catalog {
     pub fn find(&self, kind: PluginKind, name: &str) -> Result<&Entry, ResolveError> {
         self.entries(kind).find(|entry| entry.name == name).ok_or_else(|| {
             let known: Vec<&'static str> = self.entries(kind).map(|entry| entry.name).collect();
-            let nearest = nearest(name, known.iter().copied()).map(str::to_owned);
+            let nearest = nearest(name, known.iter().copied(), NameMatching::Options).map(str::to_owned);
             ResolveError::Unknown { kind, name: name.to_owned(), known, nearest }
         })
     }
@@ -112,41 +113,24 @@ impl Catalog {
 
 /// A name that is listed twice.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[error("register {kind} `{name}`: there is one of this name already")]
 pub struct DuplicateError {
-    /// Kind of plugin.
     pub kind: PluginKind,
-    /// The name.
     pub name: &'static str,
 }
 
 /// Options that cannot be resolved.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum ResolveError {
     /// No plugin of that name.
     #[error("find {kind} `{name}`{} (known: {})", did_you_mean(nearest), known.join(", "))]
-    Unknown {
-        /// Kind of plugin.
-        kind: PluginKind,
-        /// Requested name.
-        name: String,
-        /// Names of the plugins of this kind.
-        known: Vec<&'static str>,
-        /// Most similar of these names.
-        nearest: Option<String>,
-    },
+    Unknown { kind: PluginKind, name: String, known: Vec<&'static str>, nearest: Option<String> },
     /// Options that the plugin does not accept.
     #[error("read the options of {kind} `{name}`")]
-    Options {
-        /// Kind of plugin.
-        kind: PluginKind,
-        /// The plugin.
-        name: &'static str,
-        /// Cause.
-        #[source]
-        source: serde_json::Error,
-    },
+    Options { kind: PluginKind, name: &'static str, source: serde_json::Error },
 }
 
 fn did_you_mean(nearest: &Option<String>) -> String {

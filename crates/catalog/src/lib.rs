@@ -3,6 +3,8 @@
 //! A pipeline file can be checked against a [`Catalog`] without libtorch. `sepal_plugin::Registry` holds one, and adds
 //! the functions that build plugins.
 //!
+//! Place in the crate graph: on the ground floor; `config` and `plugin` stand on it. It builds nothing and reads no file.
+//!
 //! Invariants: a name is listed once per [`PluginKind`]; the schema and the summary of a plugin come from the doc
 //! comments of its options.
 //!
@@ -30,8 +32,6 @@
 
 mod catalog;
 mod entry;
-mod nearest;
 
 pub use catalog::{Catalog, DuplicateError, PluginKind, ResolveError};
 pub use entry::{Entry, OptionProblem, parse, schema_of};
-pub use nearest::nearest;

@@ -190,7 +190,7 @@ impl Checkpoint {
     /// tokenizer does not come from such a file, or the file cannot be read.
     pub fn tokenizer_alone(&self) -> Option<Tokenizer> {
         let folder = if self.format == Format::Safetensors { Some(self.path.as_path()) } else { self.path.parent() };
-        Tokenizer::from_file_alone(folder?.join(layout::TOKENIZER)).ok()
+        Tokenizer::from_definition_file(folder?.join(layout::TOKENIZER)).ok()
     }
 
     fn find(&self, name: &str) -> Option<&Stored> {

@@ -1,5 +1,5 @@
-//! The real SmolLM2 in the cache against goldens by llama.cpp (ids) and transformers (weights).
-//! Where the model is not in the cache, each test says so and returns.
+//! The real SmolLM2 in the cache, compared with goldens of llama.cpp (ids) and transformers (weights).
+//! If the model is not in the cache, each test prints that and returns.
 
 use std::path::PathBuf;
 
@@ -74,7 +74,7 @@ fn shape() {
 }
 
 #[test]
-fn weights_are_those_of_transformers() {
+fn weights_equal_transformers() {
     let Some(checkpoint) = open("weights_are_those_of_transformers") else { return };
     let golden = golden(include_str!("goldens/smollm2_rows.json"));
     for case in golden["rows"].as_array().expect("rows") {
@@ -90,7 +90,7 @@ fn weights_are_those_of_transformers() {
 }
 
 #[test]
-fn ids_are_those_of_llama_cpp() {
+fn ids_equal_llama_cpp() {
     let Some(checkpoint) = open("ids_are_those_of_llama_cpp") else { return };
     let tokenizer = checkpoint.tokenizer().expect("loads");
     assert_eq!(tokenizer.vocab_size(), checkpoint.config().vocab_size);
@@ -98,7 +98,7 @@ fn ids_are_those_of_llama_cpp() {
 }
 
 #[test]
-fn the_hubs_tokenizer_json_agrees() {
+fn ids_of_tokenizer_json_equal_llama_cpp() {
     let Some(path) = hub_tokenizer() else {
         println!("skipped: the_hubs_tokenizer_json_agrees: the hub's cache has no tokenizer.json of SmolLM2-135M");
         return;

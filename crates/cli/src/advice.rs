@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use sepal_blocks::LoadError;
 use sepal_checkpoint::{OpenError, ReadError};
 
 /// Advice for an error or one of its causes, as further lines of its text.
@@ -12,6 +13,9 @@ pub(crate) fn advice(error: &(dyn Error + 'static)) -> Option<String> {
                 "\n  Copy the shard, or the file {outline}, which `sepal outline FOLDER` writes in the folder of the complete \
                  model; or name the model as hub:OWNER/NAME, of which only the needed shards are fetched."
             ));
+        }
+        if let Some(LoadError::Device { .. }) = error.downcast_ref() {
+            return Some("\n  On a machine with a GPU, `SEPAL_CUDA=1 just setup` installs a libtorch that uses it.".to_owned());
         }
         let Some(ReadError::MissingShard { path, .. }) = error.downcast_ref() else { return None };
         Some(format!(

@@ -29,7 +29,6 @@ pub(crate) struct Console {
     seconds: f64,
     loss: Option<f64>,
     accuracy: Option<f64>,
-    /// Loss scale.
     scale: Option<f64>,
     /// Steps skipped for overflow.
     skipped: u64,
@@ -54,7 +53,6 @@ impl Console {
         }
     }
 
-    /// Prints a permanent line, above the bar if there is one.
     pub(crate) fn line(&self, text: &str) {
         match (&self.bar, &self.probe) {
             (Some(bar), _) => bar.println(text),
@@ -106,7 +104,6 @@ impl Console {
         self.steps == 1 || self.steps == self.total_steps || self.steps.is_multiple_of(every)
     }
 
-    /// Loss, accuracy, speed and time left.
     fn status(&self) -> String {
         let mut text = format!("loss {:.4}", self.loss.unwrap_or(f64::NAN));
         if let Some(accuracy) = self.accuracy {
@@ -160,7 +157,6 @@ impl Drop for Console {
     }
 }
 
-/// Width of a terminal.
 const COLUMNS: usize = 80;
 
 /// Metrics beside the headline, the most informative first.
@@ -208,9 +204,9 @@ pub(crate) fn summary(summary: &Summary) -> String {
     }
     if let Some((name, value)) = &summary.headline {
         let shown = if name == "accuracy" { format!("{:.2} %", value * 100.0) } else { format!("{value:.4}") };
-        let at = summary.best_step.filter(|&step| step != summary.steps);
-        let at = at.map(|step| format!(" (the best evaluation, after step {step}, is kept)")).unwrap_or_default();
-        lines.push(format!("{name:<11} {shown}{at}"));
+        let best = summary.best_step.filter(|&step| step != summary.steps);
+        let best = best.map(|step| format!(" (the best evaluation, after step {step}, is kept)")).unwrap_or_default();
+        lines.push(format!("{name:<11} {shown}{best}"));
     }
     let skipped = match summary.skipped_steps {
         0 => String::new(),
@@ -237,48 +233,23 @@ mod tests {
 
     #[test]
     fn evaluation_line_starts_with_the_headline() {
-        let binary = [
-            ("accuracy", 0.912),
-            ("auroc", 0.971),
-            ("ece", 0.05),
-            ("f1", 0.913),
-            ("f1/bad", 0.91),
-            ("f1_macro", 0.9119),
-            ("mcc", 0.8),
-        ];
+        let check = |rows, step, metrics: &[(&str, f64)], headline, expected: &str| {
+            let line = evaluation_line(&record(rows, step, metrics), headline);
+            assert_eq!(line, format!("evaluated {rows} rows after step {step}: {expected}"));
+        };
+        let f1 = [("f1", 0.913), ("f1/bad", 0.91), ("f1_macro", 0.9119), ("mcc", 0.8)];
+        let binary = [&[("accuracy", 0.912), ("auroc", 0.971), ("ece", 0.05)][..], &f1].concat();
         let classes =
             [("accuracy", 0.8), ("auroc", 0.9), ("f1", 0.5), ("f1_macro", 0.5), ("mcc", 0.4), ("recall", 0.5)];
         let values = [("mae", 0.5), ("mse", 0.25), ("pearson", 0.9), ("r2", 0.8), ("spearman", 0.85)];
-        for (rows, step, metrics, headline, expected) in [
-            (
-                8,
-                2,
-                &binary[..],
-                "accuracy",
-                "evaluated 8 rows after step 2: accuracy 0.9120 f1 0.9130 loss 0.3512 (12.3 s)",
-            ),
-            (872, 300, &binary, "accuracy", "evaluated 872 rows after step 300: accuracy 0.9120 f1 0.9130 loss 0.3512"),
-            (
-                872,
-                300,
-                &classes,
-                "f1_macro",
-                "evaluated 872 rows after step 300: f1_macro 0.5000 accuracy 0.8000 loss 0.3512",
-            ),
-            (9, 3, &classes, "f1_macro", "evaluated 9 rows after step 3: f1_macro 0.5000 accuracy 0.8000 loss 0.3512"),
-            (9, 3, &classes, "loss", "evaluated 9 rows after step 3: accuracy 0.8000 f1 0.5000 loss 0.3512 (12.3 s)"),
-            (9, 3, &values, "pearson", "evaluated 9 rows after step 3: pearson 0.9000 spearman 0.8500 loss 0.3512"),
-            (
-                9,
-                0,
-                &[("own/score", 1.0)],
-                "own/score",
-                "evaluated 9 rows after step 0: own/score 1.0000 loss 0.3512 (12.3 s)",
-            ),
-            (9, 0, &[], "loss", "evaluated 9 rows after step 0: loss 0.3512 (12.3 s)"),
-        ] {
-            assert_eq!(evaluation_line(&record(rows, step, metrics), headline), expected);
-        }
+        check(8, 2, &binary, "accuracy", "accuracy 0.9120 f1 0.9130 loss 0.3512 (12.3 s)");
+        check(872, 300, &binary, "accuracy", "accuracy 0.9120 f1 0.9130 loss 0.3512");
+        check(872, 300, &classes, "f1_macro", "f1_macro 0.5000 accuracy 0.8000 loss 0.3512");
+        check(9, 3, &classes, "f1_macro", "f1_macro 0.5000 accuracy 0.8000 loss 0.3512");
+        check(9, 3, &classes, "loss", "accuracy 0.8000 f1 0.5000 loss 0.3512 (12.3 s)");
+        check(9, 3, &values, "pearson", "pearson 0.9000 spearman 0.8500 loss 0.3512");
+        check(9, 0, &[("own/score", 1.0)], "own/score", "own/score 1.0000 loss 0.3512 (12.3 s)");
+        check(9, 0, &[], "loss", "loss 0.3512 (12.3 s)");
     }
 
     #[test]

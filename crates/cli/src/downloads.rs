@@ -24,7 +24,6 @@ pub(crate) struct Downloads {
     began: (Instant, u64),
 }
 
-/// Verbs for a running and for a finished transfer.
 #[derive(Debug, Clone, Copy)]
 struct Verbs {
     running: &'static str,
@@ -45,7 +44,6 @@ impl Downloads {
         Self { bar: None, plain, verbs, file: String::new(), size: 0, began: (Instant::now(), 0) }
     }
 
-    /// Prints a permanent line, above the bar if there is one.
     pub(crate) fn line(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
@@ -53,7 +51,6 @@ impl Downloads {
         }
     }
 
-    /// Returns the observer of a fetch or a push.
     pub(crate) fn watch(&mut self) -> impl FnMut(FetchEvent<'_>) -> ControlFlow<()> {
         |event| {
             self.event(event);
@@ -64,11 +61,11 @@ impl Downloads {
     pub(crate) fn event(&mut self, event: FetchEvent<'_>) {
         match event {
             FetchEvent::Notice(line) => self.line(line),
-            FetchEvent::Begin { file, size, here } => self.begin(file, size, here),
-            FetchEvent::Progress { here } => {
+            FetchEvent::Begin { file, size, bytes_done } => self.begin(file, size, bytes_done),
+            FetchEvent::Progress { bytes_done } => {
                 if let Some(bar) = &self.bar {
-                    bar.set_position(here);
-                    bar.set_message(self.status(here));
+                    bar.set_position(bytes_done);
+                    bar.set_message(self.status(bytes_done));
                 }
             }
             FetchEvent::End { file, size, received, seconds } => {

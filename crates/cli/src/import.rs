@@ -1,11 +1,11 @@
-//! `sepal import peft`: PEFT folders as runs.
+//! `sepal import peft`: runs from PEFT folders.
 
 use std::path::Path;
 
 use sepal_assets::{Asset, Assets, Kind, Source};
 use sepal_checkpoint::Part;
 use sepal_config::{Layers, Spec};
-use sepal_peft::{Import, ImportOptions, Run};
+use sepal_peft::{FolderError, Import, ImportError, ImportOptions, Run, is_hub_name};
 use sepal_pipeline::{ModelFiles, adopted};
 use sepal_plugin::Registry;
 use sepal_track::Manifest;
@@ -14,13 +14,16 @@ use serde_json::{Value, json};
 use crate::args::ImportPeftArgs;
 use crate::downloads::Downloads;
 use crate::output::{Failure, describe, print};
-use crate::peft::{for_others, open_model};
+use crate::peft::{existing_folder, open_model, publishable_run};
 
-/// Tokens of a row at most where nobody says more: as many as classifiers of transformers usually take.
+/// Default maximum of tokens in a row, as usual for classifiers in transformers.
 const MAX_LENGTH: usize = 512;
 
-/// A run for the folder, and its pipeline as it was read.
-type NewRun = (Run, Spec);
+/// Run to write beside the imported adapter.
+struct ImportedRun {
+    run: Run,
+    spec: Spec,
+}
 
 pub(crate) fn import(registry: &Registry, args: &ImportPeftArgs) -> Result<(), Failure> {
     let model = match &args.model[..] {
@@ -34,16 +37,19 @@ pub(crate) fn import(registry: &Registry, args: &ImportPeftArgs) -> Result<(), F
         overwrite: args.overwrite,
     };
     let checkpoint = model.as_ref().map(|model| &model.checkpoint);
-    let import = Import::open(&options, checkpoint, &asset.path, &args.out)?;
+    let import = Import::open(&options, checkpoint, &asset.path, &args.out).map_err(import_failure)?;
     for notice in import.notices() {
         eprintln!("note: {notice}");
     }
-    let run = match (exported_run(registry, args, &import, model.as_ref())?, model) {
-        (Some(run), _) => Some(run),
+    if import.has_assumed_labels() {
+        eprintln!("note: --labels sets other names of labels");
+    }
+    let imported = match (exported_run(registry, args, &import, model.as_ref())?, model) {
+        (Some(exported), _) => Some(exported),
         (None, Some(model)) => Some(new_run(registry, args, &import, model)?),
         (None, None) => None,
     };
-    finish(args, import, run)
+    finish(args, import, imported)
 }
 
 fn fetch(folder: &Source) -> Result<Asset, Failure> {
@@ -56,20 +62,19 @@ fn fetch(folder: &Source) -> Result<Asset, Failure> {
     Ok(asset)
 }
 
-fn finish(args: &ImportPeftArgs, import: Import, run: Option<NewRun>) -> Result<(), Failure> {
+fn finish(args: &ImportPeftArgs, import: Import, imported: Option<ImportedRun>) -> Result<(), Failure> {
     let (tuning, prefix_len) = (import.tuning().to_owned(), import.prefix_len());
     let (labels, is_foreign) = (import.labels().join(", "), import.is_foreign());
-    let (run, spec) = run.unzip();
-    let adapter = import.finish(run.as_ref())?;
+    let adapter = import.finish(imported.as_ref().map(|imported| &imported.run)).map_err(import_failure)?;
     print(&format!("wrote {}: {tuning}, {prefix_len} prompts, labels {labels}", adapter.display()))?;
-    let Some(spec) = spec else { return Ok(()) };
-    print(&how_to_predict(args, &spec))?;
+    let Some(ImportedRun { spec, .. }) = imported else { return Ok(()) };
+    print(&predict_hint(args, &spec))?;
     match is_foreign {
         true => {
             let pipeline = args.out.join("pipeline.yaml");
             print(&format!(
-                "`sepal run {} --set data.train=FILE` trains on from it, a tenth of the rows set aside; with a file of \
-                 validation rows add `data.validation=FILE data.validation_split=null`",
+                "`sepal run {} --set data.train=FILE` continues training from it and sets a tenth of the rows aside; for a \
+                 file of validation rows add `data.validation=FILE data.validation_split=null`",
                 pipeline.display()
             ))
         }
@@ -77,23 +82,23 @@ fn finish(args: &ImportPeftArgs, import: Import, run: Option<NewRun>) -> Result<
     }
 }
 
-/// The run that the folder was exported from, with the command's options over it. It may be a stranger's, and does no harm as
-/// others may see it; one that nobody understands is left out.
+/// Returns the run that the folder was exported from, with the options of the command applied. The run is untrusted, so
+/// that only its publishable parts are used; an invalid run is left out with a note.
 fn exported_run(
     registry: &Registry,
     args: &ImportPeftArgs,
     import: &Import,
     model: Option<&ModelFiles>,
-) -> Result<Option<NewRun>, Failure> {
+) -> Result<Option<ImportedRun>, Failure> {
     let Some(Run { pipeline, manifest }) = import.run() else { return Ok(None) };
-    let (run, _) = match for_others(registry, &Layers::text("the export's pipeline", pipeline), manifest) {
+    let (run, _) = match publishable_run(registry, &Layers::text("the export's pipeline", pipeline), manifest) {
         Ok(run) => run,
         Err(problem) => {
-            eprintln!("note: the adapter comes without its run: {}", describe(&*problem));
+            eprintln!("note: the adapter is imported without its run: {}", describe(&*problem));
             return Ok(None);
         }
     };
-    let layers = Layers::text("the export's pipeline", run.pipeline).sets(asked(args)?);
+    let layers = Layers::text("the export's pipeline", run.pipeline).sets(settings(args)?);
     let spec = layers.load(registry.catalog())?.spec;
     let mut manifest = Manifest { labels: import.labels().to_vec(), ..run.manifest };
     if let Some(model) = model {
@@ -113,18 +118,23 @@ fn exported_run(
     if let Some(label) = &args.label {
         facts.label.clone_from(label);
     }
-    Ok(Some((Run { pipeline: spec.to_yaml()?, manifest }, spec)))
+    Ok(Some(ImportedRun { run: Run { pipeline: spec.to_yaml()?, manifest }, spec }))
 }
 
-/// A run for an adapter that brings none. Values that PEFT does not keep are those of the command's options, or defaults,
-/// which are named in a note.
-fn new_run(registry: &Registry, args: &ImportPeftArgs, import: &Import, model: ModelFiles) -> Result<NewRun, Failure> {
+/// Returns a run for an adapter without one. Values that PEFT does not save come from the options of the command, or are
+/// defaults, which a note lists.
+fn new_run(
+    registry: &Registry,
+    args: &ImportPeftArgs,
+    import: &Import,
+    model: ModelFiles,
+) -> Result<ImportedRun, Failure> {
     let longest = model.checkpoint.config().max_positions.unwrap_or(usize::MAX).saturating_sub(import.prefix_len());
     let max_length = longest.clamp(1, MAX_LENGTH);
     let mut task = json!({ "labels": import.labels() });
     if import.multi_label() && import.labels().len() > 1 {
         task["multi_label"] = json!(true);
-        eprintln!("note: any number of labels may be right for a text, as config.json says (problem_type)");
+        eprintln!("note: any number of labels may apply to a text, as config.json says (problem_type)");
     }
     let pipeline = json!({
         "name": name(&args.out),
@@ -138,16 +148,16 @@ fn new_run(registry: &Registry, args: &ImportPeftArgs, import: &Import, model: M
         "optimizer": { "use": "adamw", "with": { "lr": 3.0e-3, "weight_decay": 0.0 } },
         "schedule": { "use": "linear" },
     });
-    let spec = Layers::text("the new pipeline", pipeline.to_string()).sets(asked(args)?).load(registry.catalog())?.spec;
-    if let Some(notice) = assumed(args, &spec) {
+    let spec =
+        Layers::text("the new pipeline", pipeline.to_string()).sets(settings(args)?).load(registry.catalog())?.spec;
+    if let Some(notice) = assumptions(args, &spec) {
         eprintln!("note: {notice}");
     }
     let manifest = adopted(&spec, registry, model, &import.adapter())?;
-    Ok((Run { pipeline: spec.to_yaml()?, manifest }, spec))
+    Ok(ImportedRun { run: Run { pipeline: spec.to_yaml()?, manifest }, spec })
 }
 
-/// The options of the command as settings of the pipeline.
-fn asked(args: &ImportPeftArgs) -> Result<Vec<String>, Failure> {
+fn settings(args: &ImportPeftArgs) -> Result<Vec<String>, Failure> {
     let texts = [
         ("data.template", &args.template),
         ("data.text", &args.text),
@@ -162,12 +172,12 @@ fn asked(args: &ImportPeftArgs) -> Result<Vec<String>, Failure> {
         ("model.source", (!args.model.is_empty()).then(|| json!(args.model))),
     ];
     let others = others.into_iter().filter_map(|(key, value)| Some((key, value?)));
-    // JSON is YAML.
+    // Settings are YAML, which includes JSON.
     texts.chain(others).map(|(key, value)| Ok(format!("{key}={}", serde_json::to_string(&value)?))).collect()
 }
 
-/// The options that were not given although the folder does not hold their values, if there are such.
-fn assumed(args: &ImportPeftArgs, spec: &Spec) -> Option<String> {
+/// Returns a note about values that neither the folder nor an option gives.
+fn assumptions(args: &ImportPeftArgs, spec: &Spec) -> Option<String> {
     let (data, mut assumed) = (&spec.data.rows, Vec::new());
     if data.template.is_none() {
         assumed.push("no template (--template)".to_owned());
@@ -179,10 +189,10 @@ fn assumed(args: &ImportPeftArgs, spec: &Spec) -> Option<String> {
         assumed.push(format!("columns `{}` and `{}` (--text, --label)", data.text, data.label));
     }
     (!assumed.is_empty())
-        .then(|| format!("PEFT does not keep how texts were prepared; assumed: {}", assumed.join(", ")))
+        .then(|| format!("PEFT does not save the preparation of texts; assumed: {}", assumed.join(", ")))
 }
 
-/// The folder's name as far as a pipeline may be named so.
+/// Returns the characters of the folder's name that are valid in the name of a pipeline.
 fn name(out: &Path) -> String {
     let is_usual = |c: &char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(c);
     let text = out.file_name().unwrap_or_default().to_string_lossy();
@@ -193,7 +203,19 @@ fn name(out: &Path) -> String {
     }
 }
 
-fn how_to_predict(args: &ImportPeftArgs, spec: &Spec) -> String {
+fn import_failure(error: ImportError) -> Failure {
+    match error {
+        ImportError::NeedsModel { base_model: Some(name) } if is_hub_name(&name) => {
+            format!("import the folder: name its base model (--model hub:{name})").into()
+        }
+        ImportError::NeedsModel { .. } => format!("{error} (--model SOURCE)").into(),
+        ImportError::Label { .. } => format!("{error} (--labels)").into(),
+        ImportError::Folder(FolderError::Exists { path }) => existing_folder(&path),
+        error => error.into(),
+    }
+}
+
+fn predict_hint(args: &ImportPeftArgs, spec: &Spec) -> String {
     let is_local = |source: &Source| matches!(source, Source::Local(_));
     let (folder, source) = (args.out.display(), &spec.model.source);
     let (set, model) = if args.model.is_empty() && source.iter().all(is_local) {

@@ -30,7 +30,6 @@ mod tests {
 
     use super::*;
 
-    /// Returns the names of all commands, with `swarm-status` for a subcommand.
     fn commands() -> Vec<String> {
         let program = Args::command();
         let mut names = Vec::new();

@@ -63,7 +63,6 @@ impl Announcement {
 }
 
 impl Network {
-    /// Joins the local network or the swarm.
     pub(crate) fn open(args: &ServeArgs) -> Result<Self, Failure> {
         if args.p2p || args.join.is_some() {
             return Ok(Network::P2p(Arc::new(join(args)?)));
@@ -118,7 +117,6 @@ impl Network {
         }
     }
 
-    /// Publishes the announcement from now on.
     pub(crate) fn announce(&self, announcement: &Announcement) -> Result<(), Failure> {
         let announcement = announcement.clone();
         match self {

@@ -3,11 +3,13 @@
 use std::error::Error;
 use std::io::{self, Write};
 
+use sepal_data::Remedy;
+
 /// Error of a command. Its text continues "failed to ..".
 pub(crate) type Failure = Box<dyn Error>;
 
-/// Returns the error and its causes, one per line.
-pub(crate) fn describe(error: &dyn Error) -> String {
+/// Returns the error and its causes, one per line, and the setting that would settle it.
+pub(crate) fn describe(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -15,7 +17,25 @@ pub(crate) fn describe(error: &dyn Error) -> String {
         text.push_str(&error.to_string());
         cause = error.source();
     }
+    if let Some(hint) = Remedy::find(error).and_then(hint) {
+        text.push_str("\n  hint: ");
+        text.push_str(&hint);
+    }
     text
+}
+
+/// Names a setting of the data crate as options and keys do.
+pub(crate) fn hint(remedy: Remedy) -> Option<String> {
+    let (setting, value) = match remedy {
+        Remedy::Delimiter(delimiter) => ("delimiter", format!("`{delimiter}`")),
+        Remedy::Encoding => ("encoding", "that of the file, such as windows-1252".to_owned()),
+        Remedy::Format(format) => ("format", format!("`{format}`")),
+        Remedy::SmallerBatches => {
+            return Some("use a smaller `loader.batch_size`, or `loader.drop_last: false`".to_owned());
+        }
+        _ => return None,
+    };
+    Some(format!("set --{setting}, or `data.{setting}` in a pipeline file, to {value}"))
 }
 
 /// Writes to standard output. A closed pipe (`sepal schema | head`) is not an error.

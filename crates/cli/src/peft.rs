@@ -5,7 +5,7 @@ use std::path::Path;
 use sepal_assets::{Asset, Assets, Source};
 use sepal_checkpoint::{Format, Part};
 use sepal_config::{Layers, Spec};
-use sepal_peft::{ExportOptions, Run, Verify};
+use sepal_peft::{ExportError, ExportOptions, FolderError, Run, Verify};
 use sepal_pipeline::{ModelFiles, portable};
 use sepal_plugin::Registry;
 use sepal_track::Manifest;
@@ -18,7 +18,7 @@ pub(crate) fn export(registry: &Registry, args: &ExportPeftArgs) -> Result<(), F
     let manifest = manifest(&args.run)?;
     let sources = match &args.model[..] {
         [] => sources(registry, &args.run, manifest.as_ref())?,
-        given => given.to_vec(),
+        sources => sources.to_vec(),
     };
     let model = open_model(&sources, Part::All)?;
     let (base_model, revision) = match &args.base_model {
@@ -34,7 +34,7 @@ pub(crate) fn export(registry: &Registry, args: &ExportPeftArgs) -> Result<(), F
         run: portable_run(registry, &args.run, manifest)?,
         overwrite: args.overwrite,
     };
-    let exported = sepal_peft::export(&options, &model.checkpoint, &adapter, &args.folder)?;
+    let exported = sepal_peft::export(&options, &model.checkpoint, &adapter, &args.folder).map_err(export_failure)?;
     for notice in &exported.notices {
         eprintln!("note: {notice}");
     }
@@ -49,23 +49,37 @@ pub(crate) fn export(registry: &Registry, args: &ExportPeftArgs) -> Result<(), F
     Ok(())
 }
 
-/// What of a run others may see, and its pipeline.
-pub(crate) fn for_others(registry: &Registry, layers: &Layers, manifest: &Manifest) -> Result<(Run, Spec), Failure> {
+fn export_failure(error: ExportError) -> Failure {
+    match error {
+        ExportError::BaseModel => format!("{error} (--base-model OWNER/NAME)").into(),
+        ExportError::Folder(FolderError::Exists { path }) => existing_folder(&path),
+        error => error.into(),
+    }
+}
+
+pub(crate) fn existing_folder(path: &Path) -> Failure {
+    format!("write {}: it exists; name another folder, or use --overwrite", path.display()).into()
+}
+
+/// Returns the parts of a run that can be published, and its pipeline.
+pub(crate) fn publishable_run(
+    registry: &Registry,
+    layers: &Layers,
+    manifest: &Manifest,
+) -> Result<(Run, Spec), Failure> {
     let (spec, manifest) = portable(&layers.load(registry.catalog())?.spec, manifest);
     Ok((Run { pipeline: spec.to_yaml()?, manifest }, spec))
 }
 
-/// The run as it is exported.
 fn portable_run(registry: &Registry, run: &Path, manifest: Option<Manifest>) -> Result<Option<Run>, Failure> {
     let Some(manifest) = manifest else {
-        eprintln!("note: the run has no manifest.json; others will not know its template, nor anything else of it");
+        eprintln!("note: the run has no manifest.json; the export will not contain its template or other facts");
         return Ok(None);
     };
-    let (run, _) = for_others(registry, &Layers::read(&run.join("pipeline.yaml"))?, &manifest)?;
+    let (run, _) = publishable_run(registry, &Layers::read(&run.join("pipeline.yaml"))?, &manifest)?;
     Ok(Some(run))
 }
 
-/// What the run says of itself, if it got so far.
 fn manifest(run: &Path) -> Result<Option<Manifest>, Failure> {
     match Manifest::read(run) {
         Ok(manifest) => Ok(Some(manifest)),
@@ -74,7 +88,7 @@ fn manifest(run: &Path) -> Result<Option<Manifest>, Failure> {
     }
 }
 
-/// Where the run had its model from, or where its pipeline would look.
+/// Returns the recorded source of the run's model, or the sources of its pipeline.
 fn sources(registry: &Registry, run: &Path, manifest: Option<&Manifest>) -> Result<Vec<Source>, Failure> {
     if let Some(manifest) = manifest {
         return Ok(vec![manifest.model.source.parse()?]);
@@ -92,15 +106,15 @@ pub(crate) fn open_model(sources: &[Source], part: Part) -> Result<ModelFiles, F
     Ok(files)
 }
 
-/// The name and revision under which PEFT finds the model itself; empty if it cannot, as with GGUF files.
+/// Returns the name and revision under which PEFT finds the model, or an empty name, as for GGUF files.
 fn base_model(model: &ModelFiles) -> (String, Option<String>) {
     let Asset { path, commit, source, .. } = &model.asset;
     match source {
         _ if model.checkpoint.describe().format != Format::Safetensors => (String::new(), None),
         Source::Hub(hub) if hub.path().is_none() => (format!("{}/{}", hub.owner(), hub.name()), commit.clone()),
         Source::Local(_) => {
-            let whole = path.canonicalize().unwrap_or_else(|_| path.clone());
-            (whole.display().to_string(), None)
+            let absolute = path.canonicalize().unwrap_or_else(|_| path.clone());
+            (absolute.display().to_string(), None)
         }
         _ => (String::new(), None),
     }

@@ -1,4 +1,4 @@
-//! `sepal plan`: what a run will take.
+//! `sepal plan`: an estimate of a run.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -48,13 +48,13 @@ fn model(table: &mut Table, model: &ModelPlan) {
     table.line("shape", format!("{}, {} blocks, hidden size {}", model.family, model.blocks, model.hidden));
     table.line("parameters", grouped(model.parameters));
     table.line("files", format!("{}, {}", model.stored_as, size(model.file_bytes)));
-    let here = match model.estimated_bytes_here {
+    let local = match model.estimated_bytes_here {
         0 => "none of it in this process".to_owned(),
         all if all == model.estimated_block_bytes => "in this process".to_owned(),
         some => format!("{} of it in this process", size(some)),
     };
     let blocks = size(model.estimated_block_bytes);
-    table.line("blocks", format!("about {blocks} of weights as {}, {here}", model.weights));
+    table.line("blocks", format!("about {blocks} of weights as {}, {local}", model.weights));
     table.line("ends", format!("{} of embeddings and norm in this process", size(model.ends_bytes)));
 }
 
@@ -85,7 +85,6 @@ fn data(table: &mut Table, data: &DataPlan) {
     table.line("shortened", shortened(data));
 }
 
-/// Extent and manner of truncation.
 fn shortened(data: &DataPlan) -> String {
     let end = if data.truncation_side == "left" { "beginning" } else { "end" };
     let tokens = |tokens: usize| format!("{} token{}", grouped(tokens as u64), if tokens == 1 { "" } else { "s" });
@@ -103,8 +102,8 @@ fn shortened(data: &DataPlan) -> String {
 fn steps(table: &mut Table, steps: &StepsPlan) {
     table.heading("steps");
     let passes = steps.total as f64 / steps.per_epoch.max(1) as f64;
-    let of = if steps.accumulate > 1 { format!(" of {} batches", steps.accumulate) } else { String::new() };
-    table.line("training", format!("{} steps{of}, {passes:.2} passes over the rows", grouped(steps.total)));
+    let accumulated = if steps.accumulate > 1 { format!(" of {} batches", steps.accumulate) } else { String::new() };
+    table.line("training", format!("{} steps{accumulated}, {passes:.2} passes over the rows", grouped(steps.total)));
     let evaluations = steps.evaluations;
     table.line("evaluation", if evaluations == 1 { "once".to_owned() } else { format!("{evaluations} times") });
     if let Some(minutes) = steps.max_minutes {

@@ -1,4 +1,4 @@
-//! `sepal predict` and `sepal evaluate`: asking what a run trained.
+//! `sepal predict` and `sepal evaluate`: predictions and metrics of a trained run.
 
 use std::io::{self, BufRead, BufReader, Cursor, IsTerminal, Read};
 use std::path::{Path, PathBuf};
@@ -8,8 +8,8 @@ use std::time::Instant;
 use indicatif::{ProgressBar, ProgressStyle};
 use sepal_assets::Sources;
 use sepal_data::{
-    Carry, Dialect, Format, OnBadRow, OutputSpec, Predicted, PredictionWriter, ReadError, RowSpec, RowStream, Rows,
-    TableSpec, TokenRow, WriteError,
+    BadRowPolicy, Dialect, Format, OutputSpec, Passthrough, PredictionRef, PredictionWriter, ReadError, RowSpec,
+    RowStream, Rows, TableSpec, TokenRow, WriteError,
 };
 use sepal_pipeline::{Classifier, Observer, Session};
 use sepal_plugin::Registry;
@@ -23,33 +23,30 @@ use crate::output::{Failure, print};
 use crate::pipeline_file::load;
 use crate::units::grouped;
 
-/// What stands for standard input and output.
 const STANDARD: &str = "-";
-/// Rows that are read, predicted and written at a time.
 const CHUNK_ROWS: usize = 1024;
-/// Rows that were left out and are named one by one.
 const NAMED_ROWS: usize = 5;
 
 pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Failure> {
     let stop = stop_on_interrupt("stopping after these rows; no incomplete file is left")?;
     let mut console = Console::new();
-    // What is wrong with input and output is said before the model is loaded.
-    let classifier = Open { run: &args.run, set: &args.rows.set, registry, stop: &stop };
+    // Errors of input and output are reported before the model is loaded.
+    let trained = TrainedRun { folder: &args.run, set: &args.rows.set, registry, stop: &stop };
     let manifest = sepal_track::Manifest::read(&args.run)?;
     check_output(args)?;
-    let spec = classifier.spec()?;
+    let spec = trained.spec()?;
     let mut rows = input(args, &manifest.data, spec.data.rows.dialect())?;
     if rows.text_column().is_none() {
-        return Err(rows.no_rows().into());
+        return Err(rows.no_rows_error().into());
     }
-    PredictionWriter::check_layout(&rows.layout()).map_err(with_option)?;
-    let classifier = classifier.classifier(&spec, &mut console)?;
+    PredictionWriter::check_row_schema(&rows.row_schema()).map_err(with_option)?;
+    let classifier = trained.classifier(&spec, &mut console)?;
     let mut writer = output(args, &classifier, &rows)?;
-    if let Some(note) = replaced(writer.replaced()) {
+    if let Some(note) = replaced_columns_note(writer.replaced()) {
         console.line(&note);
     }
 
-    let bar = bar();
+    let spinner = spinner();
     let (session, started) = (classifier.session()?, Instant::now());
     let column = rows.text_column().map(|(name, _)| name.to_owned()).unwrap_or_default();
     let mut skipped = 0;
@@ -59,7 +56,7 @@ pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Fai
         if args.strict
             && let Some(bad) = chunk.skipped.first()
         {
-            return Err(ReadError::from(bad.clone()).into());
+            return Err(ReadError::BadRow(bad.clone()).into());
         }
         for bad in chunk.skipped.iter().take(NAMED_ROWS.saturating_sub(skipped)) {
             console.line(&format!("left out {bad}"));
@@ -68,19 +65,19 @@ pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Fai
         if !chunk.is_empty() {
             let predicted = session.classify(&tokens).map_err(|error| error.renumbered(&chunk.numbers))?;
             let (class, logits, probabilities) = (&predicted.class, &predicted.logits, &predicted.probabilities);
-            match writer.write(&chunk, Predicted { class, logits, probabilities }) {
+            match writer.write(&chunk, PredictionRef { class, logits, probabilities }) {
                 Err(WriteError::Closed) => return Ok(()),
                 written => written.map_err(with_option)?,
             }
-            bar.inc(chunk.len() as u64);
+            spinner.inc(chunk.len() as u64);
         }
         if stop.load(Ordering::Relaxed) {
-            return Err("predict: stopped; a file that was not complete is not left".into());
+            return Err("predict: stopped; the incomplete file is removed".into());
         }
     }
-    bar.finish_and_clear();
+    spinner.finish_and_clear();
     if rows.read() == 0 {
-        return Err(rows.no_rows().into());
+        return Err(rows.no_rows_error().into());
     }
     let written = match writer.finish() {
         Err(WriteError::Closed) => return Ok(()),
@@ -94,14 +91,14 @@ pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Fai
     Ok(())
 }
 
-/// The tokens of a chunk's rows; rows without one are left out of it.
+/// Tokenizes the rows of a chunk and removes rows without a token from it.
 fn tokenize(session: &Session<'_>, chunk: &mut Rows, column: &str) -> Result<Vec<TokenRow>, Failure> {
     let texts: Vec<&str> = chunk.texts.iter().map(String::as_str).collect();
     let pairs: Option<Vec<&str>> = chunk.pairs.as_ref().map(|pairs| pairs.iter().map(String::as_str).collect());
     let mut tokens = session.encode(&texts, pairs.as_deref())?;
     let has_tokens: Vec<bool> = tokens.iter().map(|row| !row.ids.is_empty()).collect();
     if has_tokens.contains(&false) {
-        chunk.leave_out_without_tokens(column, &has_tokens)?;
+        chunk.skip_rows_without_tokens(column, &has_tokens)?;
         tokens.retain(|row| !row.ids.is_empty());
     }
     Ok(tokens)
@@ -110,9 +107,9 @@ fn tokenize(session: &Session<'_>, chunk: &mut Rows, column: &str) -> Result<Vec
 pub(crate) fn evaluate(registry: &Registry, args: &EvaluateArgs) -> Result<(), Failure> {
     let stop = stop_on_interrupt("stopping after this batch; nothing is written")?;
     let mut console = Console::new();
-    let open = Open { run: &args.run, set: &args.rows.set, registry, stop: &stop };
-    let spec = open.spec()?;
-    let classifier = open.classifier(&spec, &mut console)?;
+    let trained = TrainedRun { folder: &args.run, set: &args.rows.set, registry, stop: &stop };
+    let spec = trained.spec()?;
+    let classifier = trained.classifier(&spec, &mut console)?;
     let facts = &classifier.manifest().data;
     let columns = TableSpec {
         path: PathBuf::new(),
@@ -131,7 +128,7 @@ pub(crate) fn evaluate(registry: &Registry, args: &EvaluateArgs) -> Result<(), F
     let evaluation = classifier.evaluate(&sources, &columns, &splits, &mut console, &stop)?;
     drop(console);
     if let Some(path) = &args.predictions {
-        sepal_track::write_whole(path, &evaluation.predictions)?;
+        sepal_track::write_atomic(path, &evaluation.predictions)?;
     }
     let record = &evaluation.record;
     if args.json {
@@ -147,36 +144,36 @@ pub(crate) fn evaluate(registry: &Registry, args: &EvaluateArgs) -> Result<(), F
     print(&lines.join("\n"))
 }
 
-/// A run that is to be asked.
-struct Open<'a> {
-    run: &'a Path,
+/// Folder of a trained run, and settings over its pipeline.
+struct TrainedRun<'a> {
+    folder: &'a Path,
     set: &'a [String],
     registry: &'a Registry,
     stop: &'a AtomicBool,
 }
 
-impl Open<'_> {
-    /// The run's pipeline, with what the environment and the command line lay over it.
+impl TrainedRun<'_> {
+    /// Reads the pipeline of the run with the environment and the command line applied.
     fn spec(&self) -> Result<sepal_config::Spec, Failure> {
         if self.set.iter().any(|set| set.split('=').next().is_some_and(|key| key.trim() == "data.template")) {
-            return Err("set data.template: the template of a run is that of its training; leave it out".into());
+            return Err("set data.template: predictions need the template of the training; remove the setting".into());
         }
-        load(self.registry, &PipelineArgs { file: self.run.join("pipeline.yaml"), set: self.set.to_vec() })
+        load(self.registry, &PipelineArgs { file: self.folder.join("pipeline.yaml"), set: self.set.to_vec() })
     }
 
     fn classifier(&self, spec: &sepal_config::Spec, observer: &mut dyn Observer) -> Result<Classifier, Failure> {
-        Ok(Classifier::open(spec, self.run, self.registry, observer, self.stop)?)
+        Ok(Classifier::open(spec, self.folder, self.registry, observer, self.stop)?)
     }
 }
 
-/// The rows to predict. A file is read once before, so that what is wrong with it is said before the model is loaded.
+/// Opens the rows to predict. A file is read once in advance, so that its errors are reported before the model is loaded.
 fn input(args: &PredictArgs, facts: &DataFacts, trained: Dialect) -> Result<RowStream, Failure> {
-    let given = args.rows.dialect.dialect();
+    let dialect = args.rows.dialect.dialect();
     if args.input == Path::new(STANDARD) {
-        return standard_input(args, facts, given);
+        return standard_input(args, facts, dialect);
     }
     let checked = |dialect| -> Result<RowStream, ReadError> {
-        let mut rows = file(args, facts, dialect)?;
+        let mut rows = open_file(args, facts, dialect)?;
         if !args.input.is_file() {
             return Ok(rows);
         }
@@ -184,8 +181,8 @@ fn input(args: &PredictArgs, facts: &DataFacts, trained: Dialect) -> Result<RowS
         rows.by_ref().try_for_each(|chunk| chunk.map(drop))?;
         RowStream::open(&args.input, &row_spec(args, facts, dialect, column))
     };
-    let rows = match checked(given) {
-        Err(error) if given == Dialect::default() => as_trained(checked, trained).ok_or(error)?,
+    let rows = match checked(dialect) {
+        Err(error) if dialect == Dialect::default() => read_as_trained(checked, trained).ok_or(error)?,
         rows => rows?,
     };
     if let (None, Some((found, _))) = (&args.text, rows.text_column())
@@ -197,13 +194,13 @@ fn input(args: &PredictArgs, facts: &DataFacts, trained: Dialect) -> Result<RowS
     Ok(rows)
 }
 
-/// The rows by what the training rows were given, if they can be read so: what a file does not tell may be as it was there.
-fn as_trained(read: impl Fn(Dialect) -> Result<RowStream, ReadError>, trained: Dialect) -> Option<RowStream> {
+/// Reads the rows with delimiter and encoding of the training rows, if that succeeds.
+fn read_as_trained(read: impl Fn(Dialect) -> Result<RowStream, ReadError>, trained: Dialect) -> Option<RowStream> {
     let Dialect { delimiter, encoding } = trained;
     let part = |delimiter, encoding| Dialect { delimiter, encoding };
-    // UTF-8 is also text in most other encodings, so that these come later.
-    let tried = [part(delimiter, None), part(None, encoding), trained];
-    let (rows, used) = tried
+    // Most encodings accept UTF-8 bytes, so that they are tried later.
+    let candidates = [part(delimiter, None), part(None, encoding), trained];
+    let (rows, used) = candidates
         .into_iter()
         .filter(|dialect| *dialect != Dialect::default())
         .find_map(|dialect| Some((read(dialect).ok()?, dialect)))?;
@@ -221,21 +218,21 @@ fn row_spec(args: &PredictArgs, facts: &DataFacts, dialect: Dialect, text: Optio
         text,
         text_pair: args.rows.text_pair.clone().or_else(|| facts.text_pair.clone()),
         label: args.label.clone(),
-        carry: if args.only_predictions { Carry::Nothing } else { Carry::All },
-        on_bad_row: if args.strict { OnBadRow::Error } else { OnBadRow::Skip },
+        passthrough: if args.only_predictions { Passthrough::None } else { Passthrough::All },
+        bad_rows: if args.strict { BadRowPolicy::Fail } else { BadRowPolicy::Skip },
         chunk_rows: CHUNK_ROWS,
         ..RowSpec::default()
     }
 }
 
-/// The rows of a file. Without a name the texts' column is the run's, if the file has it.
-fn file(args: &PredictArgs, facts: &DataFacts, dialect: Dialect) -> Result<RowStream, ReadError> {
+/// Opens the rows of a file. The default column of the texts is that of the run, if the file has it.
+fn open_file(args: &PredictArgs, facts: &DataFacts, dialect: Dialect) -> Result<RowStream, ReadError> {
     let open = |text: Option<&String>| RowStream::open(&args.input, &row_spec(args, facts, dialect, text.cloned()));
     if args.text.is_some() {
         return open(args.text.as_ref());
     }
     match open(Some(&facts.text)) {
-        Err(error) if is_missing(&error, &facts.text) && !error.is_of_other_delimiter() => open(None),
+        Err(error) if is_missing(&error, &facts.text) && !error.has_other_delimiter() => open(None),
         rows => rows,
     }
 }
@@ -255,18 +252,18 @@ fn standard_input(args: &PredictArgs, facts: &DataFacts, dialect: Dialect) -> Re
     })
 }
 
-/// Standard input as texts, one to a line; the header of a table with the column `text` is none.
+/// Reads standard input as one text per line. The header of a table with the column `text` is an error.
 fn lines(text: &str) -> Result<Box<dyn Read + Send>, Failure> {
     let mut input = BufReader::new(io::stdin());
     let mut first = Vec::new();
-    // Nobody types a table, and who types is shown what is loaded before the first line.
+    // On a terminal this would block before the model is loaded, and tables are not typed.
     if !io::stdin().is_terminal() {
         input.read_until(b'\n', &mut first).map_err(|error| format!("read standard input: {error}"))?;
     }
-    if let Some(format) = Format::by_first_line(&String::from_utf8_lossy(&first), text) {
+    if let Some(format) = Format::detect_table(&String::from_utf8_lossy(&first), text) {
         return Err(format!(
-            "read standard input as texts, one to a line: its first line is that of a {format} file, with the column `{text}`; say \
-             --format {format}, or --format lines if it is a text all the same"
+            "read standard input as one text per line: its first line is that of a {format} file with the column `{text}`; use \
+             --format {format}, or --format lines if the line is a text"
         )
         .into());
     }
@@ -282,12 +279,11 @@ fn output(args: &PredictArgs, classifier: &Classifier, rows: &RowStream) -> Resu
     };
     if args.output == Path::new(STANDARD) {
         let format = args.output_format.unwrap_or(Format::Csv);
-        return PredictionWriter::to_writer(io::stdout(), format, spec, &rows.layout()).map_err(with_option);
+        return PredictionWriter::to_writer(io::stdout(), format, spec, &rows.row_schema()).map_err(with_option);
     }
-    PredictionWriter::create(&args.output, spec, &rows.layout()).map_err(with_option)
+    PredictionWriter::create(&args.output, spec, &rows.row_schema()).map_err(with_option)
 }
 
-/// What is wrong with the output, as far as that can be said without the run.
 fn check_output(args: &PredictArgs) -> Result<(), Failure> {
     let checked = match args.output == Path::new(STANDARD) {
         true => PredictionWriter::check_stream(args.output_format.unwrap_or(Format::Csv)),
@@ -296,10 +292,9 @@ fn check_output(args: &PredictArgs) -> Result<(), Failure> {
     checked.map_err(with_option)
 }
 
-/// The error with the option that is a way out, if there is one.
 fn with_option(error: WriteError) -> Failure {
     match error {
-        WriteError::Exists { path } => format!("write {}: it is there; --overwrite replaces it", path.display()).into(),
+        WriteError::Exists { path } => format!("write {}: it exists; --overwrite replaces it", path.display()).into(),
         WriteError::Column { .. } | WriteError::Type { .. } | WriteError::LateKey { .. } => {
             format!("{error}; --only-predictions leaves out the input's columns").into()
         }
@@ -307,8 +302,7 @@ fn with_option(error: WriteError) -> Failure {
     }
 }
 
-/// A note on the columns of the input that are not written, if there are any.
-fn replaced(columns: &[String]) -> Option<String> {
+fn replaced_columns_note(columns: &[String]) -> Option<String> {
     let names = columns.iter().map(|column| format!("`{column}`")).collect::<Vec<_>>().join(", ");
     match columns.len() {
         0 => None,
@@ -317,9 +311,9 @@ fn replaced(columns: &[String]) -> Option<String> {
     }
 }
 
-/// Shown on a terminal alone.
-fn bar() -> ProgressBar {
+/// Returns a spinner, which is visible only on a terminal.
+fn spinner() -> ProgressBar {
     let style = ProgressStyle::with_template("{spinner} {human_pos} rows, {per_sec}");
-    let bar = ProgressBar::new_spinner();
-    if let Ok(style) = style { bar.with_style(style) } else { bar }
+    let spinner = ProgressBar::new_spinner();
+    if let Ok(style) = style { spinner.with_style(style) } else { spinner }
 }

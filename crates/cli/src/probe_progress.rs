@@ -45,7 +45,6 @@ impl ProbeProgress {
         }
     }
 
-    /// Prints a permanent line.
     pub(crate) fn line(&self, text: &str) {
         match self {
             Self::Spinner(bar) => bar.println(text),

@@ -1,6 +1,7 @@
 //! `sepal push`: uploads of an export to the hub.
 
 use sepal_assets::{Assets, PushOptions, Source};
+use sepal_peft::PublishError;
 
 use crate::args::PushArgs;
 use crate::downloads::Downloads;
@@ -8,18 +9,27 @@ use crate::output::{Failure, print};
 
 pub(crate) fn push(args: &PushArgs) -> Result<(), Failure> {
     let Source::Hub(to) = &args.to else {
-        return Err(format!("push to {}: it is no repository of the hub; write hub:OWNER/NAME", args.to).into());
+        return Err(format!("push to {}: it is not a repository of the hub; use hub:OWNER/NAME", args.to).into());
     };
-    let shared = sepal_peft::share(&args.folder)?;
-    for notice in &shared.notices {
+    let publishable = sepal_peft::check_publishable(&args.folder).map_err(publish_failure)?;
+    for notice in &publishable.notices {
         eprintln!("note: {notice}");
     }
     let options = PushOptions { message: args.message.clone(), private: args.private };
     let mut uploads = Downloads::uploads();
-    let pushed = Assets::from_env().push(to, &shared.files, &options, &mut uploads.watch())?;
+    let pushed = Assets::from_env().push(to, &publishable.files, &options, &mut uploads.watch())?;
     drop(uploads);
     match pushed.commit {
         Some(commit) => print(&format!("pushed {} to {}, commit {commit}", pushed.changed.join(", "), pushed.url)),
         None => print(&format!("{} has all files as they are here; nothing was pushed", pushed.url)),
+    }
+}
+
+fn publish_failure(error: PublishError) -> Failure {
+    match &error {
+        PublishError::Foreign { .. } => format!("{error}; `sepal export peft` writes one").into(),
+        PublishError::Run { folder } => format!("{error}: `sepal export peft {} DIR`", folder.display()).into(),
+        PublishError::BaseModel { .. } => format!("{error} (--base-model OWNER/NAME)").into(),
+        _ => error.into(),
     }
 }

@@ -11,7 +11,7 @@ pub(crate) fn write(args: &ReportArgs) -> Result<(), Failure> {
     let path = page_path(args)?;
     let runs = args.runs.iter().map(|folder| Run::read(folder)).collect::<Result<Vec<_>, _>>()?;
     let page = if let [run] = runs.as_slice() { report(run) } else { compare(&runs) };
-    sepal_track::write_whole(&path, page.as_bytes())?;
+    sepal_track::write_atomic(&path, page.as_bytes())?;
     print(&format!("wrote {}", path.display()))
 }
 

@@ -86,7 +86,6 @@ fn describe_json(entry: &Entry) -> Value {
     json!({ "name": entry.name, "summary": entry.summary, "schema": entry.schema, "example": entry.example })
 }
 
-/// Returns the summary of a plugin and one line per option.
 fn describe(entry: &Entry) -> String {
     let mut text = format!("  {}: {}", entry.name, entry.summary);
     for (key, property) in entry.schema["properties"].as_object().into_iter().flatten() {

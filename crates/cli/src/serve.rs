@@ -109,7 +109,6 @@ impl ServedModel {
         Ok(Self { assets, files })
     }
 
-    /// Fetches the missing shards of these blocks.
     fn bring(&self, span: Span, stop: &AtomicBool) -> Result<(), Failure> {
         let mut downloads = Downloads::new();
         let mut watch = |event: FetchEvent<'_>| {
@@ -161,7 +160,6 @@ struct StatusPage {
 }
 
 impl StatusPage {
-    /// Also prints the ticket of the swarm.
     fn start(args: &ServeArgs, network: &Network, server: &BlockServer) -> Result<Self, Failure> {
         let view = Arc::new(View::new(server.endpoint().to_string(), network.discovery()));
         let http = args.http.map(|addr| StatusServer::start(addr, Arc::clone(&view))).transpose()?;

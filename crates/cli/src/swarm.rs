@@ -15,7 +15,6 @@ use serde_json::{Value, json};
 use crate::args::{SwarmArgs, SwarmCommand};
 use crate::output::{Failure, print};
 
-/// Interval of `watch`.
 const PAUSE: Duration = Duration::from_secs(1);
 
 pub(crate) fn swarm(command: &SwarmCommand) -> Result<(), Failure> {
@@ -80,7 +79,6 @@ impl ModelCoverage {
     }
 }
 
-/// Groups the servers by model digest.
 fn models(servers: &[SurveyedServer]) -> BTreeMap<String, ModelCoverage> {
     let mut models = BTreeMap::new();
     for (info, _) in servers.iter().filter_map(|server| server.answer.as_ref().ok()) {

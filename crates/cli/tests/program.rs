@@ -1,4 +1,4 @@
-//! What the program says of itself, and the schema that is committed.
+//! Output of the program on itself, and the committed schema.
 
 use std::path::Path;
 use std::process::Command;
@@ -41,10 +41,10 @@ fn repository_pipelines_are_valid() {
 
 #[test]
 fn doctor_checks_every_part() {
-    let said = sepal(&["doctor"]);
+    let output = sepal(&["doctor"]);
     for what in
         ["libtorch", "processor", "threads", "memory", "cache", "space", "hub", "package index", "open files", "peers"]
     {
-        assert!(said.contains(what), "{what} is missing from\n{said}");
+        assert!(output.contains(what), "{what} is missing from\n{output}");
     }
 }

@@ -3,7 +3,7 @@
 use jsonschema::error::ValidationErrorKind as Kind;
 use jsonschema::paths::{Location, LocationSegment};
 use jsonschema::{ValidationError, Validator};
-use sepal_catalog::nearest;
+use sepal_core::{NameMatching, nearest};
 use serde_json::{Map, Value};
 
 use crate::path::KeyPath;
@@ -83,7 +83,7 @@ impl Diagnosis<'_> {
 
     fn unknown_key(&self, parent: &KeyPath, name: &str) -> Finding {
         let known: Vec<&str> = properties(self.subschema()).map(|(known, _)| known.as_str()).collect();
-        let suggestion = nearest(name, known.iter().copied()).map(str::to_owned);
+        let suggestion = nearest(name, known.iter().copied(), NameMatching::Options).map(str::to_owned);
         let message = match (&suggestion, home_of(self.schema, name)) {
             (Some(_), _) => "unknown key".to_owned(),
             (None, Some(home)) => format!("unknown key; there is one at `{home}`"),
@@ -124,7 +124,7 @@ impl Diagnosis<'_> {
     }
 
     fn nearest_choice(&self, choices: &[&str]) -> Option<String> {
-        nearest(self.error.instance().as_str()?, choices.iter().copied()).map(str::to_owned)
+        nearest(self.error.instance().as_str()?, choices.iter().copied(), NameMatching::Options).map(str::to_owned)
     }
 
     fn repeated(&self) -> String {

@@ -4,6 +4,8 @@
 //! schema that editors use, and [`Rendered`] shows the origin of each value. This crate reads the options of plugins from
 //! a `sepal_catalog::Catalog`; it needs no libtorch, opens no model and trains nothing.
 //!
+//! Place in the crate graph: above `assets`, `catalog`, `data` and `swarm`; `train`, `pipeline` and `cli` use it.
+//!
 //! Invariants: a [`Spec`] has passed every check that needs neither a tensor nor a connection; a problem names its key and
 //! the place where it was written; a written [`Spec`] reads as itself.
 //!

@@ -183,11 +183,9 @@ fn resolve(kind: PluginKind, choice: &mut Value, catalog: &Catalog) -> Result<()
 
 /// A pipeline file that cannot be read.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[error("read {path}")]
 pub struct ReadError {
-    /// The file.
     pub path: PathBuf,
-    /// Why.
-    #[source]
     pub source: io::Error,
 }

@@ -84,7 +84,9 @@ impl Spec {
     #[must_use]
     pub fn preferring(&self, used: &Source) -> Self {
         let is_it = |source: &Source| match (source, used) {
-            (Source::Hub(source), Source::Hub(used)) if used.revision().is_some_and(|it| source.at(it) == *used) => {
+            (Source::Hub(source), Source::Hub(used))
+                if used.revision().is_some_and(|it| source.at_commit(it) == *used) =>
+            {
                 true
             }
             _ => source == used,

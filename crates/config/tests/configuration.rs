@@ -415,28 +415,28 @@ fn schema_accepts_valid_and_refuses_invalid_files() {
 fn schema_documents_every_key() {
     let schema = schema(registry().catalog());
     let tuning = &schema["properties"]["tuning"];
-    assert_eq!(tuning["description"], "What trains, besides the task's head.");
+    assert_eq!(tuning["description"], "Tuning mode: the trained parameters besides the task's head.");
     assert_eq!(tuning["properties"]["use"]["enum"], json!(["deep-ptune", "ptune"]));
     let ptune = &tuning["allOf"][1]["then"]["properties"]["with"]["properties"];
     assert_eq!(ptune["pre_seq_len"]["default"], 16);
     assert_eq!(ptune["pre_seq_len"]["minimum"], 1);
     assert_eq!(ptune["init"]["oneOf"][0]["enum"], json!(["vocabulary", "normal", "class-names"]));
     assert_eq!(tuning["examples"][1], json!({ "use": "ptune", "with": { "pre_seq_len": 16, "init": "vocabulary" } }));
-    assert!(!schema.to_string().contains("$ref"), "it is complete in itself");
-    documented(&schema, "");
+    assert!(!schema.to_string().contains("$ref"), "the schema has no references");
+    check_descriptions(&schema, "");
 }
 
-/// Every key of every map has a description.
-fn documented(schema: &Value, at: &str) {
+/// Checks that every key of every map has a description.
+fn check_descriptions(schema: &Value, at: &str) {
     for (key, below) in schema.as_object().into_iter().flatten().filter(|(key, _)| *key != "properties") {
         if !["if", "default", "examples"].contains(&key.as_str()) {
-            documented(below, at);
+            check_descriptions(below, at);
         }
     }
-    schema.as_array().into_iter().flatten().for_each(|branch| documented(branch, at));
+    schema.as_array().into_iter().flatten().for_each(|branch| check_descriptions(branch, at));
     for (key, below) in schema["properties"].as_object().into_iter().flatten() {
         let at = format!("{at}.{key}");
         assert!(below["description"].is_string(), "{at} has no description");
-        documented(below, &at);
+        check_descriptions(below, &at);
     }
 }

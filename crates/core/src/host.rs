@@ -207,15 +207,12 @@ pub struct NamedHostTensor {
 
 /// Error of a number of bytes that does not fit a shape.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[error("a {dtype} tensor of shape {shape:?} has {expected} bytes, found {found}")]
 pub struct ShapeError {
-    /// The number format.
     pub dtype: DType,
-    /// The dimensions.
     pub shape: Vec<usize>,
-    /// Expected number of bytes.
     pub expected: usize,
-    /// Actual number of bytes.
     pub found: usize,
 }
 

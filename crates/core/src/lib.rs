@@ -24,6 +24,7 @@ mod grad_scaler;
 mod host;
 mod labels;
 mod model;
+mod nearest;
 mod q8;
 mod ragged;
 mod span;
@@ -34,6 +35,7 @@ pub use grad_scaler::GradScalerConfig;
 pub use host::{DType, HostTensor, NamedHostTensor, ShapeError};
 pub use labels::{LabelKind, Labels};
 pub use model::{Activation, Experts, Family, ModelConfig, Rope, RopeScaling, ScoreRule, Window};
+pub use nearest::{NameMatching, nearest};
 pub use ragged::{Ragged, RaggedError};
 pub use span::{Span, SpanError};
 

@@ -116,6 +116,7 @@ impl Ragged {
 
 /// Error of offsets that describe no batch.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum RaggedError {
     /// Fewer than two offsets.
@@ -123,22 +124,13 @@ pub enum RaggedError {
     NoRows,
     /// The first offset must be zero.
     #[error("the first row starts at {found}, expected 0")]
-    FirstOffset {
-        /// The first offset.
-        found: u32,
-    },
+    FirstOffset { found: u32 },
     /// A row is empty, or offsets decrease.
     #[error("row {row} holds no token")]
-    EmptyRow {
-        /// The row.
-        row: usize,
-    },
+    EmptyRow { row: usize },
     /// The number of tokens does not fit in `u32`.
     #[error("the tokens up to row {row} do not fit in 32 bits")]
-    TooLong {
-        /// The row.
-        row: usize,
-    },
+    TooLong { row: usize },
 }
 
 #[cfg(test)]

@@ -86,22 +86,15 @@ impl From<Span> for String {
 
 /// Error of an invalid span.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum SpanError {
     /// The end is not after the start.
     #[error("span {start}:{end} is empty; the end must be greater than the start")]
-    Empty {
-        /// First block.
-        start: usize,
-        /// One past the last block.
-        end: usize,
-    },
+    Empty { start: usize, end: usize },
     /// The text is not `START:END`.
     #[error("`{text}` is not a span; write START:END, for example 0:10")]
-    Syntax {
-        /// The text.
-        text: String,
-    },
+    Syntax { text: String },
 }
 
 #[cfg(test)]

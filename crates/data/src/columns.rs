@@ -7,9 +7,9 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type, Int64Type};
 use serde_json::value::RawValue;
 
-use crate::{RawLabel, json};
+use crate::{Format, RawLabel, json};
 
-/// Whether [`texts`] can be had of such a column.
+/// Returns true if [`texts`] are available for columns of this type.
 pub(crate) fn is_textual(kind: &DataType) -> bool {
     let plain = match kind {
         DataType::Dictionary(_, values) => values.as_ref(),
@@ -19,21 +19,25 @@ pub(crate) fn is_textual(kind: &DataType) -> bool {
     is_text || plain.is_integer() || plain.is_floating() || plain.is_decimal() || plain.is_null()
 }
 
-/// The cells as texts; numbers and booleans are written out. `None` if the column holds something else.
-pub(crate) fn texts(column: &ArrayRef) -> Option<StringArray> {
+/// Cells as texts, including numbers and booleans. `None` for columns of other types.
+pub(crate) fn texts(column: &ArrayRef, format: Format) -> Option<StringArray> {
+    if format == Format::Jsonl { json_texts(column) } else { arrow_texts(column) }
+}
+
+fn arrow_texts(column: &ArrayRef) -> Option<StringArray> {
     if !is_textual(column.data_type()) {
         return None;
     }
     cast(column, &DataType::Utf8).ok().map(|texts| texts.as_string::<i32>().clone())
 }
 
-/// The cells of JSON as texts: strings as they are meant, numbers and booleans as they are written, null for all else.
-pub(crate) fn json_texts(column: &ArrayRef) -> Option<StringArray> {
+/// Cells of JSON as texts: strings decoded, numbers and booleans as written, null for all others.
+fn json_texts(column: &ArrayRef) -> Option<StringArray> {
     let cells = column.as_string_opt::<i32>()?;
     Some(cells.iter().map(|cell| cell.and_then(json_text)).collect())
 }
 
-/// The text of a JSON value that is neither list nor object nor null.
+/// Text of a JSON value, unless it is a list, an object or null.
 pub(crate) fn json_text(value: &str) -> Option<Cow<'_, str>> {
     match value.as_bytes().first()? {
         b'"' => json::string(value),
@@ -43,17 +47,17 @@ pub(crate) fn json_text(value: &str) -> Option<Cow<'_, str>> {
     }
 }
 
-/// The cells of JSON as labels: a list of numbers with a decimal point is one of numbers, all else is names. `None` if
-/// there is an object.
-pub(crate) fn json_labels(column: &ArrayRef) -> Option<Vec<Option<RawLabel>>> {
+/// Cells of JSON as labels: a list of numbers with a decimal point is a list of numbers, all others are names. `None` if a
+/// cell is an object.
+fn json_labels(column: &ArrayRef) -> Option<Vec<Option<RawLabel>>> {
     let label = |cell: Option<&str>| cell.map_or(Some(None), json_label);
     column.as_string_opt::<i32>()?.iter().map(label).collect()
 }
 
-/// `Some(None)` for a list with a null in it.
+/// `Some(None)` for a list that contains null.
 fn json_label(value: &str) -> Option<Option<RawLabel>> {
     if value == "NaN" {
-        // As Python writes a missing number.
+        // Python writes missing numbers as NaN.
         return Some(None);
     }
     if !value.starts_with('[') {
@@ -74,13 +78,17 @@ fn json_label(value: &str) -> Option<Option<RawLabel>> {
     names.collect::<Option<Vec<_>>>().map(|names| Some(RawLabel::Many(names)))
 }
 
-/// The cells as labels, `None` where one is null. `None` if the column holds something else.
-pub(crate) fn labels(column: &ArrayRef) -> Option<Vec<Option<RawLabel>>> {
+/// Cells as labels, `None` for null cells. `None` for columns of other types.
+pub(crate) fn labels(column: &ArrayRef, format: Format) -> Option<Vec<Option<RawLabel>>> {
+    if format == Format::Jsonl { json_labels(column) } else { arrow_labels(column) }
+}
+
+fn arrow_labels(column: &ArrayRef) -> Option<Vec<Option<RawLabel>>> {
     let cells = |len: usize, cell: &dyn Fn(usize) -> RawLabel, nulls: &dyn Fn(usize) -> bool| {
         (0..len).map(|row| (!nulls(row)).then(|| cell(row))).collect::<Vec<_>>()
     };
     match column.data_type() {
-        DataType::Dictionary(_, values) => labels(&cast(column, values).ok()?),
+        DataType::Dictionary(_, values) => arrow_labels(&cast(column, values).ok()?),
         DataType::List(_) => lists(column.len(), |row| column.as_list::<i32>().value(row), column),
         DataType::LargeList(_) => lists(column.len(), |row| column.as_list::<i64>().value(row), column),
         DataType::FixedSizeList(..) => lists(column.len(), |row| column.as_fixed_size_list().value(row), column),
@@ -88,7 +96,7 @@ pub(crate) fn labels(column: &ArrayRef) -> Option<Vec<Option<RawLabel>>> {
             let truths = column.as_boolean();
             Some(cells(truths.len(), &|row| RawLabel::Bool(truths.value(row)), &|row| truths.is_null(row)))
         }
-        kind if kind.is_integer() && fits(column) => {
+        kind if kind.is_integer() && fits_int64(column) => {
             let numbers = cast(column, &DataType::Int64).ok()?;
             let numbers = numbers.as_primitive::<Int64Type>();
             Some(cells(numbers.len(), &|row| RawLabel::Int(numbers.value(row)), &|row| numbers.is_null(row)))
@@ -99,25 +107,25 @@ pub(crate) fn labels(column: &ArrayRef) -> Option<Vec<Option<RawLabel>>> {
             Some(cells(numbers.len(), &|row| RawLabel::Float(numbers.value(row)), &|row| numbers.is_null(row)))
         }
         _ => {
-            let names = texts(column)?;
+            let names = arrow_texts(column)?;
             let name = |row: usize| RawLabel::Name(names.value(row).to_owned());
             Some(cells(names.len(), &name, &|row| names.is_null(row)))
         }
     }
 }
 
-/// Tests that all numbers of a column of whole ones are of 64 bits with a sign.
-fn fits(column: &ArrayRef) -> bool {
+/// Returns true if all integers of a column fit into 64 bits with a sign.
+fn fits_int64(column: &ArrayRef) -> bool {
     cast(column, &DataType::Int64).is_ok_and(|numbers| numbers.null_count() == column.null_count())
 }
 
-/// A list with a null in it is null.
+/// Lists as labels; a list that contains null is null.
 fn lists(len: usize, value: impl Fn(usize) -> ArrayRef, column: &ArrayRef) -> Option<Vec<Option<RawLabel>>> {
     let cell = |row| {
         if column.is_null(row) {
             return Some(None);
         }
-        labels(&value(row)).map(|items| items.into_iter().collect::<Option<Vec<_>>>().map(RawLabel::Many))
+        arrow_labels(&value(row)).map(|items| items.into_iter().collect::<Option<Vec<_>>>().map(RawLabel::Many))
     };
     (0..len).map(cell).collect()
 }

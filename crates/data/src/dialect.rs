@@ -1,12 +1,12 @@
-//! The conventions of a text file that its bytes do not always tell.
+//! Conventions of text files that their bytes do not always tell.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Delimiter and encoding of a csv, tsv, jsonl or lines file. A value that is not given is detected: the encoding by a
-/// byte order mark, the delimiter by the header and first row of a csv file.
+/// Delimiter and encoding of a csv, tsv, jsonl or lines file. Missing values are detected: the encoding by a byte order
+/// mark, the delimiter by the header and first row of a csv file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Dialect {
     /// Separates cells; a comma in csv files and a tab in tsv files, if not given.
@@ -23,7 +23,7 @@ pub struct Delimiter(u8);
 impl Delimiter {
     pub(crate) const COMMA: Self = Self(b',');
     pub(crate) const TAB: Self = Self(b'\t');
-    /// Delimiters tried, in this order, if the header of a csv file has no commas.
+    /// Delimiters that are tried, in this order, if the header of a csv file has no commas.
     pub(crate) const OTHERS: [Self; 3] = [Self(b';'), Self::TAB, Self(b'|')];
 
     pub(crate) fn byte(self) -> u8 {
@@ -46,20 +46,6 @@ impl FromStr for Delimiter {
 impl fmt::Display for Delimiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if *self == Self::TAB { f.write_str("tab") } else { write!(f, "{}", char::from(self.0)) }
-    }
-}
-
-impl TryFrom<String> for Delimiter {
-    type Error = DialectError;
-
-    fn try_from(text: String) -> Result<Self, DialectError> {
-        text.parse()
-    }
-}
-
-impl From<Delimiter> for String {
-    fn from(delimiter: Delimiter) -> Self {
-        delimiter.to_string()
     }
 }
 
@@ -89,9 +75,14 @@ impl Encoding {
     pub(crate) const UTF_16LE: Self = Self(encoding_rs::UTF_16LE);
     pub(crate) const UTF_16BE: Self = Self(encoding_rs::UTF_16BE);
 
-    /// The encoding that a byte order mark names, and the length of the mark.
-    pub(crate) fn by_mark(start: &[u8]) -> Option<(Self, usize)> {
+    /// Encoding of a byte order mark, and the length of the mark.
+    pub(crate) fn from_bom(start: &[u8]) -> Option<(Self, usize)> {
         encoding_rs::Encoding::for_bom(start).map(|(encoding, length)| (Self(encoding), length))
+    }
+
+    /// Returns the encoding unless it is UTF-8, the default.
+    pub(crate) fn unless_utf8(self) -> Option<Self> {
+        Some(self).filter(|encoding| *encoding != Self::UTF_8)
     }
 
     pub(crate) fn decoder(self) -> encoding_rs::Decoder {
@@ -107,7 +98,7 @@ impl FromStr for Encoding {
         let dashed = label.replace('_', "-");
         let python = PYTHON_NAMES.into_iter().find(|(name, _)| *name == dashed).map(|(_, label)| label);
         let labels = [label.as_str(), dashed.as_str()].into_iter().chain(python);
-        // Encodings that are known and never decoded, for safety's sake, are not taken.
+        // Encodings that the standard forbids to decode are refused.
         let known = |label: &str| encoding_rs::Encoding::for_label_no_replacement(label.as_bytes());
         let found = labels.filter_map(known).next();
         found.map(Self).ok_or_else(|| DialectError::Encoding { found: text.to_owned() })
@@ -120,38 +111,40 @@ impl fmt::Display for Encoding {
     }
 }
 
-impl TryFrom<String> for Encoding {
-    type Error = DialectError;
+/// Serializes the types as the strings that they are parsed from.
+macro_rules! string_conversions {
+    ($($type:ty),+) => {$(
+        impl TryFrom<String> for $type {
+            type Error = DialectError;
 
-    fn try_from(text: String) -> Result<Self, DialectError> {
-        text.parse()
-    }
+            fn try_from(text: String) -> Result<Self, DialectError> {
+                text.parse()
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(value: $type) -> Self {
+                value.to_string()
+            }
+        }
+    )+};
 }
 
-impl From<Encoding> for String {
-    fn from(encoding: Encoding) -> Self {
-        encoding.to_string()
-    }
-}
+string_conversions!(Delimiter, Encoding);
 
 /// An invalid delimiter or an unknown encoding.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum DialectError {
-    /// Not one character, or one that has a meaning already.
+    /// Text that is not one character, or a character that has another meaning.
     #[error(
         "expected one ASCII character as delimiter, or `tab`, found `{found}`; not a quotation mark or a line break"
     )]
-    Delimiter {
-        /// The text found.
-        found: String,
-    },
-    /// No encoding has this name.
+    Delimiter { found: String },
+    /// Name of no known encoding.
     #[error("expected an encoding, for example utf-8, windows-1252, latin-1, utf-16 or shift_jis, found `{found}`")]
-    Encoding {
-        /// The text found.
-        found: String,
-    },
+    Encoding { found: String },
 }
 
 #[cfg(test)]
@@ -172,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn encodings_have_the_names_of_browsers_and_of_python() {
+    fn encoding_names_of_browsers_and_python_are_known() {
         for (text, name) in [
             ("latin-1", "windows-1252"),
             ("latin_1", "windows-1252"),

@@ -1,4 +1,4 @@
-//! The files of a folder that are the rows of a split.
+//! Data files of a split in a folder.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,40 +7,28 @@ use std::path::{Path, PathBuf};
 
 use crate::Format;
 
-/// A folder that does not say which files are meant.
+/// Error of finding the files of a split.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum FolderError {
-    /// It cannot be read.
+    /// The folder cannot be read.
     #[error("read the folder {}", path.display())]
     Read {
-        /// The folder, or one in it.
+        /// The folder, or a folder in it.
         path: PathBuf,
-        /// The cause.
         source: io::Error,
     },
-    /// A cache of the hub with several revisions of the same files.
+    /// The folder is a cache of the hub with several revisions.
     #[error("choose the files of the split `{split}` in {}: its folder `snapshots` has several revisions; name one of them", folder.display())]
-    Revisions {
-        /// The folder.
-        folder: PathBuf,
-        /// The split.
-        split: String,
-    },
-    /// Files of several formats, which may hold the same rows.
+    Revisions { folder: PathBuf, split: String },
+    /// The files have several formats, and may hold the same rows.
     #[error(
         "choose the files of the split `{split}` in {}: they are of several formats, {}; keep those of one, or give the format",
         folder.display(),
         shown(folder, files)
     )]
-    MixedFormats {
-        /// The folder.
-        folder: PathBuf,
-        /// The split.
-        split: String,
-        /// All files of the split.
-        files: Vec<PathBuf>,
-    },
+    MixedFormats { folder: PathBuf, split: String, files: Vec<PathBuf> },
 }
 
 fn shown(folder: &Path, files: &[PathBuf]) -> String {
@@ -53,71 +41,71 @@ fn shown(folder: &Path, files: &[PathBuf]) -> String {
     names.join(", ")
 }
 
-/// The data files of a folder that belong to a split, in order: their name, or that of a folder above them, is the
-/// split's, alone or with `-` or `_` and more behind it (`data/train-00000-of-00002.parquet`, `train/0.csv`).
+/// Data files of a folder that belong to a split, in order: their name, or the name of a folder above them, is the name of
+/// the split, with or without a suffix after `-` or `_` (`data/train-00000-of-00002.parquet`, `train/0.csv`). The list is
+/// empty if no file belongs to the split.
 ///
-/// Names below the folder that begin with `.` or `_` never belong to one, as with other readers of folders: they are of
-/// editors, archives and programs that were interrupted. A file that is reached by several links counts once. If the files
-/// are of several formats, those of `format` are taken.
+/// Names that begin with `.` or `_` are ignored, as by other readers of folders: editors, archives and interrupted programs
+/// leave such files. A file that is reached by several links counts once. Of files of several formats, those of `format`
+/// are returned.
 ///
 /// # Errors
-/// [`FolderError`] if the folder cannot be read, or has files of several formats and none was given. That no file belongs
-/// to the split is an empty list.
+/// [`FolderError`] if the folder cannot be read, or has files of several formats and no format was given.
 pub fn split_files(folder: &Path, split: &str, format: Option<Format>) -> Result<Vec<PathBuf>, FolderError> {
-    let mut found = Found { split, files: Vec::new(), seen: BTreeSet::new() };
-    found.collect(folder, false)?;
-    let mut files = found.files;
+    let mut search = SplitSearch { split, files: Vec::new(), visited: BTreeSet::new() };
+    search.collect(folder, false)?;
+    let mut files = search.files;
     files.sort();
     let revisions: BTreeSet<PathBuf> =
         files.iter().filter_map(|file| revision(file.strip_prefix(folder).ok()?)).collect();
     if revisions.len() > 1 {
         return Err(FolderError::Revisions { folder: folder.to_owned(), split: split.to_owned() });
     }
-    let is_of = |wanted: Format| move |file: &&PathBuf| Format::of(file) == Some(wanted);
-    match (files.iter().filter_map(|file| Format::of(file)).collect::<Vec<_>>().as_slice(), format) {
+    let has_format = |format: Format| move |file: &&PathBuf| Format::from_path(file) == Some(format);
+    match (files.iter().filter_map(|file| Format::from_path(file)).collect::<Vec<_>>().as_slice(), format) {
         ([first, others @ ..], _) if others.iter().all(|other| other == first) => Ok(files),
         ([], _) => Ok(files),
-        (_, Some(format)) if files.iter().any(|file| is_of(format)(&file)) => {
-            Ok(files.iter().filter(is_of(format)).cloned().collect())
+        (_, Some(format)) if files.iter().any(|file| has_format(format)(&file)) => {
+            Ok(files.iter().filter(has_format(format)).cloned().collect())
         }
         _ => Err(FolderError::MixedFormats { folder: folder.to_owned(), split: split.to_owned(), files }),
     }
 }
 
-/// The folder of a revision that a file is in, as the hub's cache has them.
+/// Folder of the revision that a file of the hub's cache belongs to.
 fn revision(file: &Path) -> Option<PathBuf> {
     let mut folders = file.ancestors().skip(1);
     folders.find(|folder| folder.parent().is_some_and(|parent| parent.ends_with("snapshots"))).map(Path::to_owned)
 }
 
-struct Found<'a> {
+struct SplitSearch<'a> {
     split: &'a str,
     files: Vec<PathBuf>,
-    /// Files and folders without links, and whether what is in them belongs to the split.
-    seen: BTreeSet<(PathBuf, bool)>,
+    /// Visited files and folders with links resolved, each with true if its content belongs to the split.
+    visited: BTreeSet<(PathBuf, bool)>,
 }
 
-impl Found<'_> {
-    fn collect(&mut self, folder: &Path, inside: bool) -> Result<(), FolderError> {
+impl SplitSearch<'_> {
+    fn collect(&mut self, folder: &Path, is_inside_split: bool) -> Result<(), FolderError> {
         let failed = |source| FolderError::Read { path: folder.to_owned(), source };
         let entries = fs::read_dir(folder).map_err(failed)?;
         let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>, _>>().map_err(failed)?;
-        // Files come first, so that they have their shortest names.
+        // Files come first, so that a file is found by its shortest path.
         paths.sort_by_cached_key(|path| (path.is_dir(), path.clone()));
         for path in paths {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-            let is_named = |rest: &str| rest.is_empty() || rest.starts_with(['-', '_', '.']);
-            let belongs = inside || stem.strip_prefix(self.split).is_some_and(is_named);
-            // Follows links: the hub's cache is made of them.
+            let is_suffix = |suffix: &str| suffix.is_empty() || suffix.starts_with(['-', '_', '.']);
+            let belongs = is_inside_split || stem.strip_prefix(self.split).is_some_and(is_suffix);
+            // This follows links: the hub's cache consists of them.
             let is_folder = path.is_dir();
-            let is_wanted = is_folder || (belongs && Format::of(&path).is_some());
-            if name.starts_with(['.', '_']) || !is_wanted {
+            let is_candidate = is_folder || (belongs && Format::from_path(&path).is_some());
+            if name.starts_with(['.', '_']) || !is_candidate {
                 continue;
             }
-            // A link without a file is an error when it is read.
-            let whole = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
-            match (is_folder, self.seen.insert((whole, belongs))) {
+            // A dangling link is an error when the file is read.
+            let resolved = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
+            match (is_folder, self.visited.insert((resolved, belongs))) {
                 (_, false) => {}
                 (true, true) => self.collect(&path, belongs)?,
                 (false, true) => self.files.push(path),
@@ -148,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn the_files_of_a_split() {
+    fn split_files_are_found_by_name() {
         let names = [
             "data/train-00001-of-00002.parquet",
             "data/train-00000-of-00002.parquet",
@@ -165,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn hidden_names_are_of_no_split() {
+    fn hidden_names_are_ignored() {
         let folder = folder(&[
             "train.csv",
             "train.csv~",
@@ -185,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hidden_folder_that_was_named_is_read() {
+    fn hidden_root_folder_is_read() {
         let parent = folder(&[".cache/train.csv"]);
         let path = parent.path().join(".cache");
         assert_eq!(split_files(&path, "train", None).expect("files"), [path.join("train.csv")]);
@@ -216,12 +204,12 @@ mod tests {
     fn links_are_followed_once() {
         use std::os::unix::fs::symlink;
         let folder = folder(&["blobs/1", "blobs/2", "snapshots/main/readme.md"]);
-        let at = |name: &str| folder.path().join(name);
-        symlink(at("blobs/1"), at("snapshots/main/train-0.csv")).expect("a link");
-        symlink(at("blobs/2"), at("snapshots/main/train-1.csv")).expect("a link");
-        symlink(at("blobs/1"), at("snapshots/main/train-2.csv")).expect("a link");
-        symlink(at("snapshots"), at("snapshots/main/train")).expect("a link to a folder above");
-        symlink(at("snapshots/main"), at("test")).expect("a link to a folder");
+        let path = |name: &str| folder.path().join(name);
+        symlink(path("blobs/1"), path("snapshots/main/train-0.csv")).expect("a link");
+        symlink(path("blobs/2"), path("snapshots/main/train-1.csv")).expect("a link");
+        symlink(path("blobs/1"), path("snapshots/main/train-2.csv")).expect("a link");
+        symlink(path("snapshots"), path("snapshots/main/train")).expect("a link to a folder above");
+        symlink(path("snapshots/main"), path("test")).expect("a link to a folder");
         assert_eq!(files(&folder, "train", None), ["snapshots/main/train-0.csv", "snapshots/main/train-1.csv"]);
         assert_eq!(files(&folder, "test", None), ["test/train-0.csv", "test/train-1.csv"]);
     }

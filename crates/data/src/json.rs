@@ -1,5 +1,5 @@
-//! Lines of JSON as they are written, so that nothing is lost of what is only carried: numbers of any size, duplicate
-//! keys, lone surrogates, and the constants `NaN` and `Infinity` that Python writes.
+//! Lossless members of JSON lines: numbers of any size, duplicate keys, lone surrogates, and the constants `NaN` and
+//! `Infinity` that Python writes.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::fmt;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// One member of an object: its key and its value, both as JSON.
+/// Member of an object: key and value, both as JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Member<'a> {
     pub(crate) key: &'a str,
@@ -15,46 +15,46 @@ pub(crate) struct Member<'a> {
 }
 
 impl<'a> Member<'a> {
-    /// The key as it is meant.
+    /// Decoded key.
     pub(crate) fn name(self) -> Cow<'a, str> {
         string(self.key).unwrap_or(Cow::Borrowed(self.key))
     }
 
-    /// The value, unless it stands for a missing one.
+    /// Value, unless it represents a missing value.
     pub(crate) fn cell(self) -> Option<&'a str> {
         Some(self.value).filter(|value| !matches!(*value, "null" | "NaN"))
     }
 }
 
-/// The members of an object, in their order. A text has at most one object.
+/// Members of the only object in a text, in order.
 pub(crate) fn members(text: &str) -> Result<Vec<Member<'_>>, serde_json::Error> {
     match parse(text) {
         Err(_) if CONSTANTS.iter().any(|(name, _)| text.contains(name)) => {
             let masked = masked(text);
             let part = |part: &str| {
                 let start = part.as_ptr().addr() - masked.as_ptr().addr();
-                text.get(start..start + part.len()).ok_or_else(|| serde_json::Error::custom("a constant is cut"))
+                text.get(start..start + part.len()).ok_or_else(|| serde_json::Error::custom("a constant is split"))
             };
-            let whole = |member: Member<'_>| Ok(Member { key: part(member.key)?, value: part(member.value)? });
-            parse(&masked)?.into_iter().map(whole).collect()
+            let unmasked = |member: Member<'_>| Ok(Member { key: part(member.key)?, value: part(member.value)? });
+            parse(&masked)?.into_iter().map(unmasked).collect()
         }
         parsed => parsed,
     }
 }
 
-/// The problem of a text that is no object, with the place in its line but without its line, which is always the first.
+/// Problem of a text that is not an object, with its column but without its line, which is always the first.
 pub(crate) fn problem(error: &serde_json::Error) -> String {
     let text = error.to_string();
-    // Of what is no object at all, serde_json tells no place.
-    let place = format!(" at line {} column {}", error.line(), error.column());
-    match text.strip_suffix(&place) {
+    // serde_json has no column for values that are not objects.
+    let position = format!(" at line {} column {}", error.line(), error.column());
+    match text.strip_suffix(&position) {
         Some(text) if error.column() > 0 => format!("{text} at column {}", error.column()),
         Some(text) => text.to_owned(),
         None => text,
     }
 }
 
-/// A JSON string as it is meant, with a replacement character for each lone surrogate. `None` if it is no string.
+/// Decoded JSON string, with a replacement character for each lone surrogate. `None` for other values.
 pub(crate) fn string(json: &str) -> Option<Cow<'_, str>> {
     let plain = json.strip_prefix('"')?.strip_suffix('"')?;
     if !plain.contains(['\\', '"']) {
@@ -68,22 +68,22 @@ pub(crate) fn string(json: &str) -> Option<Cow<'_, str>> {
     String::from_utf8(bytes).ok().map(Cow::Owned)
 }
 
-/// Constants that are no JSON, and numbers of the same length.
+/// Constants that are not JSON, with numbers of the same length.
 const CONSTANTS: [(&str, &str); 2] = [("NaN", "1e1"), ("Infinity", "10000000")];
 
-/// The text with a number of the same length in the place of each constant that stands where a value may.
+/// Text with constants in value positions replaced by numbers of the same length.
 fn masked(text: &str) -> String {
     let mut masked = String::with_capacity(text.len());
     let (mut quoted, mut escaped, mut before) = (false, false, ' ');
-    let mut rest = text;
-    while let Some(next) = rest.chars().next() {
+    let mut remaining = text;
+    while let Some(next) = remaining.chars().next() {
         let constant = CONSTANTS.iter().find(|(name, _)| {
-            let behind = rest.strip_prefix(name).map(|behind| behind.chars().next().unwrap_or(' '));
+            let behind = remaining.strip_prefix(name).map(|behind| behind.chars().next().unwrap_or(' '));
             behind.is_some_and(|behind| " \t\r\n,]}".contains(behind))
         });
         if let Some((name, number)) = constant.filter(|_| !quoted && " \t\r\n,:[-".contains(before)) {
             masked.push_str(number);
-            (rest, before) = (&rest[name.len()..], ' ');
+            (remaining, before) = (&remaining[name.len()..], ' ');
             continue;
         }
         (quoted, escaped) = match next {
@@ -92,7 +92,7 @@ fn masked(text: &str) -> String {
             _ => (quoted, false),
         };
         masked.push(next);
-        (rest, before) = (&rest[next.len_utf8()..], next);
+        (remaining, before) = (&remaining[next.len_utf8()..], next);
     }
     masked
 }
@@ -122,7 +122,7 @@ impl<'de> Visitor<'de> for Members {
     }
 }
 
-/// Takes a string with lone surrogates, each of which comes as three bytes.
+/// Visitor of a string with lone surrogates, each encoded as three bytes.
 struct Bytes;
 
 impl Visitor<'_> for Bytes {
@@ -137,11 +137,11 @@ impl Visitor<'_> for Bytes {
     }
 }
 
-/// Writes U+FFFD, which has three bytes as well, over each surrogate.
+/// Replaces each surrogate by U+FFFD, which has three bytes, too.
 fn replace_surrogates(bytes: &mut [u8]) {
-    for at in 0..bytes.len().saturating_sub(2) {
-        if bytes[at] == 0xed && bytes[at + 1] >= 0xa0 {
-            bytes[at..at + 3].copy_from_slice("\u{fffd}".as_bytes());
+    for start in 0..bytes.len().saturating_sub(2) {
+        if bytes[start] == 0xed && bytes[start + 1] >= 0xa0 {
+            bytes[start..start + 3].copy_from_slice("\u{fffd}".as_bytes());
         }
     }
 }
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn values_stay_as_they_are_written() {
+    fn member_values_are_lossless() {
         let text = r#" {"a": 1.50, "b" : {"c": [1, null]}, "a": 123456789012345678901234567890, "\u00e9": "\ud83d", "\ud83d": 1e999} "#;
         let expected = [
             ("a", "1.50"),
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn constants_of_python_are_values() {
+    fn python_constants_are_values() {
         let text = r#"{"é NaN \" NaN,": NaN, "b": [-Infinity,Infinity, NaN ], "c": {"d":NaN}, "s": "\\", "e": NaN}"#;
         let values: Vec<String> = pairs(text).into_iter().map(|(_, value)| value).collect();
         assert_eq!(values, ["NaN", "[-Infinity,Infinity, NaN ]", "{\"d\":NaN}", "\"\\\\\"", "NaN"]);
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn problems_have_one_place() {
+    fn problems_have_one_position() {
         let check = |text: &str, expected: &str| {
             assert_eq!(problem(&members(text).expect_err(text)), expected);
         };
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn strings_have_a_replacement_for_lone_surrogates() {
+    fn lone_surrogates_are_replaced() {
         let check = |json: &str, expected: Option<&str>| assert_eq!(string(json).as_deref(), expected, "{json}");
         check("\"plain é\"", Some("plain é"));
         check(r#""a\n\u00e9\ud83c\udfac""#, Some("a\né🎬"));
@@ -206,7 +206,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn objects_are_split_where_they_are(
+        fn members_are_split_at_their_borders(
             entries in prop::collection::vec(("[a-zNaIfnity\"\\\\é ]{0,6}", "[a-zNaIfnity\"\\\\,:é ]{0,9}", 0_usize..6), 0..6),
             space in "[ \\t]{0,2}",
         ) {

@@ -1,19 +1,29 @@
-//! Labelled text from files to ragged token batches.
+//! Labelled text from files to ragged token batches, and predictions back to files.
 //!
-//! A [`TableSpec`] names the columns of a parquet, arrow, csv, tsv or jsonl file; [`Table::read`] decodes those and no
-//! others. A [`LabelSet`] makes what the label column holds [`Labels`] to train on, [`split`] sets rows aside,
-//! [`TokenTable::build`] tokenizes (once: it keeps the result by content), and a [`Loader`] deals batches, prepared in
-//! the background. What does not fit into memory is read as a [`RowStream`], in chunks, and predictions for it leave by
-//! a [`PredictionWriter`], as they come; [`survey`] says what an unknown file holds. This crate fetches nothing, pads
-//! nothing, and does not know libtorch.
+//! | task | types |
+//! | --- | --- |
+//! | read a file into memory | [`TableSpec`], [`Table`] |
+//! | read a file or stream of any size in chunks | [`RowSpec`], [`RowStream`] |
+//! | convert a label column | [`LabelSet`], [`Labels`] |
+//! | hold out validation rows | [`split()`] |
+//! | tokenize, with a cache by content | [`TokenSpec`], [`TokenTable`] |
+//! | make batches in the background | [`LoaderConfig`], [`Loader`] |
+//! | write predictions | [`OutputSpec`], [`PredictionWriter`] |
+//! | summarize an unknown file | [`survey()`] |
 //!
-//! A text file is UTF-8, unless a byte order mark or a [`Dialect`] says otherwise. Where its structure is cut off or
-//! ambiguous, it is refused with the line.
+//! Formats are parquet, arrow, csv, tsv, jsonl and lines. Text files are UTF-8, unless a byte order mark or a [`Dialect`]
+//! names another encoding. Truncated or ambiguous files are refused with the line.
 //!
-//! Invariants: a table has at least one row and no empty text, and a chunk no empty text; a stream and a writer hold no
-//! more than a chunk (of an arrow file, one of its batches; in parquet, 16 MiB of a row group); a file of predictions is
-//! there whole or not at all; every error about a row names its file and number; the same files, seed and options give
-//! the same batches in every process and in every version.
+//! **Limits.** This crate downloads nothing, pads nothing, and does not know libtorch. Its errors name no setting of the
+//! layers above: [`Remedy`] is the typed hint that they translate.
+//!
+//! **Place in the crate graph.** It depends on `sepal-core` and `sepal-tokenize`, and is the only crate that knows arrow and
+//! parquet. `sepal-report`, `sepal-pipeline` and `sepal-cli` use it.
+//!
+//! **Invariants.** A table has at least one row, and no text of a table or chunk is empty. Streams and writers hold at most
+//! one chunk (for arrow files, one batch; for parquet output, 16 MiB of a row group). A file of predictions is complete or
+//! absent. Every error about a row names its file and number. The same files, seed and options produce the same batches in
+//! every process and version.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -43,15 +53,18 @@ mod folder;
 mod json;
 mod labels;
 mod loader;
-mod nearest;
-mod numbers;
-mod order;
+mod location;
+mod metrics;
 mod predicted;
 mod predictions;
+mod raw_label;
 mod read;
+mod remedy;
 mod rows;
+mod shuffle;
 mod spec;
 mod split;
+mod suggest;
 mod survey;
 mod table;
 mod template;
@@ -63,21 +76,24 @@ mod write;
 
 pub use dialect::{Delimiter, Dialect, DialectError, Encoding};
 pub use folder::{FolderError, split_files};
-pub use sepal_core::{LabelKind, Labels};
-
 pub use labels::{LabelError, LabelSet, ListLayout, check_classes};
 pub use loader::{Batch, Epoch, Loader, LoaderConfig, LoaderError};
-pub use numbers::metrics_parquet;
+pub use location::{BadRow, CellProblem, RowLocation};
+pub use metrics::metrics_parquet;
 pub use predicted::{Outcomes, Predictions};
-pub use predictions::{Predicted, PredictionError, predictions_parquet};
+pub use predictions::{PredictionRef, predictions_parquet};
+pub use raw_label::RawLabel;
 pub use read::ReadError;
-pub use rows::{BadRow, Carry, CellProblem, Chosen, Layout, OnBadRow, RowSpec, RowStream, Rows};
+pub use rows::{BadRowPolicy, Passthrough, RowSchema, RowSpec, RowStream, Rows, TextColumnOrigin};
+pub use sepal_core::{LabelKind, Labels};
 pub use spec::{Format, TableSpec};
 pub use split::{SplitError, split};
+pub use suggest::Remedy;
 pub use survey::{
-    Balance, Choice, ClassCount, ColumnKind, ColumnSurvey, Count, LabelChoice, Lengths, Survey, SurveyOptions, survey,
+    Balance, ClassCount, ColumnChoice, ColumnKind, ColumnSurvey, Count, LabelChoice, Lengths, Survey, SurveyOptions,
+    survey,
 };
-pub use table::{Place, RawLabel, Table};
+pub use table::Table;
 pub use template::{Template, TemplateError};
 pub use tokens::{Encode, TokenRow, TokenSpec, TokenTable, TokenizeError, encode_texts};
 pub use write::{OutputSpec, PredictionWriter, WriteError};

@@ -5,21 +5,22 @@ use std::thread::{Builder, JoinHandle};
 
 use sepal_core::Ragged;
 
-use crate::order::{generator, shuffle};
+use crate::shuffle::{generator, shuffle};
+use crate::suggest::Remedy;
 use crate::{Labels, TokenTable};
 
-/// How batches are dealt.
+/// Size and order of batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoaderConfig {
-    /// Rows of a batch.
+    /// Number of rows of a batch.
     pub batch_size: usize,
-    /// Whether a last batch that is not full is left out.
+    /// True if a last batch that is not full is left out.
     pub drop_last: bool,
-    /// Whether each epoch has an order of its own; the file's order otherwise.
+    /// True if each epoch has its own order, false for the order of the file.
     pub shuffle: bool,
-    /// What the orders depend on, together with the number of the epoch.
+    /// Seed of the orders, together with the number of the epoch.
     pub seed: u64,
-    /// Batches that are kept ready; 0 to make each when it is asked for.
+    /// Number of batches that a thread prepares in advance; 0 to make each batch on demand.
     pub prefetch: usize,
 }
 
@@ -29,7 +30,7 @@ impl Default for LoaderConfig {
     }
 }
 
-/// Deals a token table in batches, epoch by epoch.
+/// Batches of a token table, epoch by epoch.
 #[derive(Debug, Clone)]
 pub struct Loader {
     shared: Arc<Shared>,
@@ -42,29 +43,29 @@ struct Shared {
     config: LoaderConfig,
 }
 
-/// Some rows of a table.
+/// Batch of rows of a table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
-    /// The ids of all rows, `[n_tokens]`.
+    /// Token ids of all rows, `[n_tokens]`.
     pub ids: Vec<i64>,
-    /// Where each row lies in them.
+    /// Offsets of the rows in the ids.
     pub rows: Ragged,
-    /// The rows' labels; none where there is only something to predict.
+    /// Labels of the rows; none for rows without labels.
     pub labels: Option<Labels>,
-    /// The rows' numbers in the table.
+    /// Indices of the rows in the table.
     pub indices: Vec<usize>,
 }
 
 impl Loader {
-    /// A loader of these rows; `labels` are in the same order.
+    /// Creates a loader of these rows; `labels` are in the same order.
     ///
     /// # Errors
-    /// [`LoaderError`] if it would deal nothing, or labels and rows are not as many.
+    /// [`LoaderError`] if there would be no batch, or the numbers of labels and rows differ.
     pub fn new(tokens: Arc<TokenTable>, labels: Option<Labels>, config: LoaderConfig) -> Result<Self, LoaderError> {
         let rows = tokens.len();
         let batch_size = config.batch_size;
         if batch_size == 0 {
-            return Err(LoaderError::NoBatchSize);
+            return Err(LoaderError::EmptyBatches);
         }
         if let Some(labels) = labels.as_ref().filter(|labels| labels.len() != rows) {
             return Err(LoaderError::Labels { rows, labels: labels.len() });
@@ -75,38 +76,38 @@ impl Loader {
         Ok(Self { shared: Arc::new(Shared { tokens, labels, config }) })
     }
 
-    /// The number of batches of an epoch; at least one.
+    /// Number of batches of an epoch; at least one.
     pub fn batches_per_epoch(&self) -> usize {
         let (rows, config) = (self.rows(), self.shared.config);
         if config.drop_last { rows / config.batch_size } else { rows.div_ceil(config.batch_size) }
     }
 
-    /// The labels of all rows, in the file's order, dropped ones included.
+    /// Labels of all rows, in the order of the file, including dropped rows.
     pub fn labels(&self) -> Option<&Labels> {
         self.shared.labels.as_ref()
     }
 
-    /// The number of rows, dropped ones included.
+    /// Number of rows, including dropped rows.
     pub fn rows(&self) -> usize {
         self.shared.tokens.len()
     }
 
-    /// Tokens of the longest row; 0 if there is none.
+    /// Number of tokens of the longest row; 0 without rows.
     pub fn longest_row(&self) -> usize {
         self.shared.tokens.rows().lengths().max().unwrap_or(0)
     }
 
-    /// The batches of epoch `epoch`, from 0. Epochs do not depend on each other.
+    /// Batches of epoch `epoch`, from 0. Epochs do not depend on each other.
     pub fn epoch(&self, epoch: u64) -> Epoch {
         self.epoch_from(epoch, 0)
     }
 
-    /// The batches of epoch `epoch` from batch `first_batch` on, to resume it; none if there are not so many.
+    /// Batches of epoch `epoch` from batch `first_batch` on, to resume it; none beyond the last batch.
     pub fn epoch_from(&self, epoch: u64, first_batch: usize) -> Epoch {
         let last = self.batches_per_epoch();
-        let dealer =
-            Dealer { shared: self.shared.clone(), order: self.order(epoch), next: first_batch.min(last)..last };
-        Epoch { left: dealer.next.len(), source: Source::start(dealer) }
+        let cursor =
+            BatchCursor { shared: self.shared.clone(), order: self.order(epoch), next: first_batch.min(last)..last };
+        Epoch { n_left: cursor.next.len(), source: BatchSource::start(cursor) }
     }
 
     fn order(&self, epoch: u64) -> Vec<usize> {
@@ -118,15 +119,14 @@ impl Loader {
     }
 }
 
-/// Makes one batch after the other.
-#[derive(Debug)]
-struct Dealer {
+#[derive(Debug, Clone)]
+struct BatchCursor {
     shared: Arc<Shared>,
     order: Vec<usize>,
     next: Range<usize>,
 }
 
-impl Iterator for Dealer {
+impl Iterator for BatchCursor {
     type Item = Batch;
 
     fn next(&mut self) -> Option<Batch> {
@@ -142,41 +142,40 @@ impl Iterator for Dealer {
     }
 }
 
-/// The batches of an epoch. Dropping it stops the thread that prepares them.
+/// Batches of an epoch. Dropping it stops the thread that prepares them.
 #[derive(Debug)]
 pub struct Epoch {
-    source: Source,
-    left: usize,
+    source: BatchSource,
+    n_left: usize,
 }
 
 #[derive(Debug)]
-enum Source {
-    Here(Dealer),
+enum BatchSource {
+    Inline(BatchCursor),
     Thread { batches: Option<Receiver<Batch>>, thread: Option<JoinHandle<()>> },
 }
 
-impl Source {
-    fn start(dealer: Dealer) -> Self {
-        let prefetch = dealer.shared.config.prefetch.min(dealer.next.len());
+impl BatchSource {
+    fn start(cursor: BatchCursor) -> Self {
+        let prefetch = cursor.shared.config.prefetch.min(cursor.next.len());
         if prefetch == 0 {
-            return Source::Here(dealer);
+            return BatchSource::Inline(cursor);
         }
-        // The one that the thread is waiting to hand over counts.
+        // The batch that the thread waits to send counts.
         let (sender, batches) = sync_channel(prefetch - 1);
-        let again = Dealer { shared: dealer.shared.clone(), order: dealer.order.clone(), next: dealer.next.clone() };
-        match Builder::new().name("loader".to_owned()).spawn(move || deal(dealer, &sender)) {
-            Ok(thread) => Source::Thread { batches: Some(batches), thread: Some(thread) },
+        let inline = cursor.clone();
+        match Builder::new().name("loader".to_owned()).spawn(move || send_batches(cursor, &sender)) {
+            Ok(thread) => BatchSource::Thread { batches: Some(batches), thread: Some(thread) },
             Err(error) => {
                 tracing::warn!(%error, "no thread to prepare batches");
-                Source::Here(again)
+                BatchSource::Inline(inline)
             }
         }
     }
 }
 
-/// Ends when all are dealt or nobody wants more.
-fn deal(dealer: Dealer, sender: &SyncSender<Batch>) {
-    for batch in dealer {
+fn send_batches(cursor: BatchCursor, sender: &SyncSender<Batch>) {
+    for batch in cursor {
         if sender.send(batch).is_err() {
             return;
         }
@@ -187,26 +186,26 @@ impl Iterator for Epoch {
     type Item = Batch;
 
     fn next(&mut self) -> Option<Batch> {
-        if self.left == 0 {
+        if self.n_left == 0 {
             return None;
         }
         let batch = match &mut self.source {
-            Source::Here(dealer) => dealer.next(),
-            Source::Thread { batches, thread } => {
+            BatchSource::Inline(cursor) => cursor.next(),
+            BatchSource::Thread { batches, thread } => {
                 let batch = batches.as_ref().and_then(|batches| batches.recv().ok());
                 if let (None, Some(thread)) = (&batch, thread.take_if(|_| batch.is_none())) {
-                    // It ended early, which only a panic makes it do.
+                    // Only a panic ends the thread early.
                     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
                 }
                 batch
             }
         };
-        self.left -= 1;
+        self.n_left -= 1;
         batch
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        (self.left, Some(self.left))
+        (self.n_left, Some(self.n_left))
     }
 }
 
@@ -214,40 +213,35 @@ impl ExactSizeIterator for Epoch {}
 
 impl Drop for Epoch {
     fn drop(&mut self) {
-        if let Source::Thread { batches, thread } = &mut self.source {
+        if let BatchSource::Thread { batches, thread } = &mut self.source {
             drop(batches.take());
-            // A panic in it has no one to be told to any more.
+            // A panic of the thread has no effect any more.
             let _ = thread.take().map(JoinHandle::join);
         }
     }
 }
 
-/// A loader that would deal nothing, or wrongly.
+/// Invalid configuration of a loader.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum LoaderError {
-    /// A batch without rows.
-    #[error("deal batches of 0 rows; batch_size is at least 1")]
-    NoBatchSize,
+    /// Batches without rows.
+    #[error("make batches of 0 rows; a batch has at least 1 row")]
+    EmptyBatches,
     /// Labels of other rows.
-    #[error("deal {rows} row(s) with {labels} label(s)")]
-    Labels {
-        /// Rows of the token table.
-        rows: usize,
-        /// Rows that have a label.
-        labels: usize,
-    },
-    /// Nothing is left.
-    #[error(
-        "deal {rows} row(s) in batches of {batch_size}: drop_last leaves out the only batch, which is not full; \
-         use a smaller batch_size or drop_last: false"
-    )]
-    AllDropped {
-        /// Rows of the token table.
-        rows: usize,
-        /// Rows of a batch.
-        batch_size: usize,
-    },
+    #[error("make batches of {rows} row(s) with {labels} label(s)")]
+    Labels { rows: usize, labels: usize },
+    /// The only batch would be dropped.
+    #[error("make batches of {batch_size} from {rows} row(s): the only batch is not full, and such a batch is dropped")]
+    AllDropped { rows: usize, batch_size: usize },
+}
+
+impl LoaderError {
+    /// Returns the setting that would settle the error, if one is known.
+    pub fn remedy(&self) -> Option<Remedy> {
+        matches!(self, Self::AllDropped { .. }).then_some(Remedy::SmallerBatches)
+    }
 }
 
 #[cfg(test)]
@@ -270,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn without_shuffle_rows_come_as_in_the_file() {
+    fn epoch_without_shuffle_keeps_file_order() {
         let config = LoaderConfig { batch_size: 4, shuffle: false, ..LoaderConfig::default() };
         let loader = loader(10, config).expect("a loader");
         assert_eq!(indices(loader.epoch(3)), (0..10).collect::<Vec<_>>());
@@ -279,31 +273,31 @@ mod tests {
     }
 
     #[test]
-    fn what_deals_nothing_is_refused() {
+    fn loader_without_batches_is_refused() {
         let config = LoaderConfig { batch_size: 4, drop_last: true, ..LoaderConfig::default() };
         let error = loader(3, config).expect_err("nothing left");
         assert_eq!(error, LoaderError::AllDropped { rows: 3, batch_size: 4 });
-        assert!(error.to_string().contains("drop_last"), "{error}");
+        assert_eq!(Remedy::find(&error), Some(Remedy::SmallerBatches));
         let empty = LoaderConfig { batch_size: 0, ..config };
-        assert_eq!(loader(3, empty).expect_err("no rows"), LoaderError::NoBatchSize);
+        assert_eq!(loader(3, empty).expect_err("no rows"), LoaderError::EmptyBatches);
         let tokens = loader(4, config).expect("a loader").shared.tokens.clone();
         let error = Loader::new(tokens, Some(Labels::Value(vec![0.0])), config).expect_err("one label");
         assert_eq!(error, LoaderError::Labels { rows: 4, labels: 1 });
     }
 
     #[test]
-    fn the_thread_stops_when_the_epoch_is_dropped() {
+    fn dropped_epoch_stops_its_thread() {
         let config = LoaderConfig { batch_size: 1, prefetch: 2, ..LoaderConfig::default() };
         let loader = loader(100, config).expect("a loader");
         let mut epoch = loader.epoch(0);
-        assert!(Arc::strong_count(&loader.shared) > 1, "a thread holds what it deals");
+        assert!(Arc::strong_count(&loader.shared) > 1, "a thread holds the rows");
         epoch.next().expect("a batch");
         drop(epoch);
         assert_eq!(Arc::strong_count(&loader.shared), 1, "the thread is still there");
     }
 
     #[test]
-    fn without_labels_there_is_something_to_predict() {
+    fn loader_without_labels_makes_batches_without_labels() {
         let tokens = loader(4, LoaderConfig::default()).expect("a loader").shared.tokens.clone();
         let loader = Loader::new(tokens, None, LoaderConfig::default()).expect("a loader");
         assert!(loader.epoch(0).all(|batch| batch.labels.is_none()));
@@ -312,7 +306,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn every_row_once_per_epoch(
+        fn epoch_has_every_row_once(
             rows in 1_usize..60,
             batch_size in 1_usize..20,
             seed in any::<u64>(),
@@ -342,14 +336,14 @@ mod tests {
 
             let again: Vec<Batch> = loader.epoch(epoch).collect();
             prop_assert_eq!(&again, &batches);
-            let rest: Vec<Batch> = loader.epoch_from(epoch, 1).collect();
-            prop_assert_eq!(&rest, &batches[1..]);
+            let resumed: Vec<Batch> = loader.epoch_from(epoch, 1).collect();
+            prop_assert_eq!(&resumed, &batches[1..]);
             prop_assert_eq!(loader.epoch_from(epoch, batches.len() + 3).count(), 0);
         }
     }
 
     #[test]
-    fn each_epoch_has_its_own_order() {
+    fn epochs_have_different_orders() {
         let loader = loader(50, LoaderConfig::default()).expect("a loader");
         let other = LoaderConfig { seed: 43, ..LoaderConfig::default() };
         let other = self::loader(50, other).expect("a loader");

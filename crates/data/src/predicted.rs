@@ -6,39 +6,39 @@ use arrow::datatypes::{DataType, Float32Type};
 use crate::read;
 use crate::{Dialect, Format, ReadError};
 
-/// What a `predictions.parquet` holds, row by row.
+/// Content of a `predictions.parquet`, row by row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Predictions {
-    /// The texts.
+    /// First texts.
     pub texts: Vec<String>,
-    /// The second texts of pairs, if rows are pairs.
+    /// Second texts, if rows are pairs.
     pub pairs: Option<Vec<String>>,
-    /// Labels beside predictions.
+    /// Labels and predictions.
     pub outcomes: Outcomes,
-    /// `[rows][n_labels]`
+    /// Logits, `[rows][n_labels]`.
     pub logits: Vec<Vec<f32>>,
-    /// `[rows][n_labels]`
+    /// Probabilities, `[rows][n_labels]`.
     pub probabilities: Vec<Vec<f32>>,
 }
 
-/// Labels and what was predicted instead.
+/// Labels and predictions.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcomes {
-    /// One class of several, by name: `[rows]`.
+    /// Names of one class per row, `[rows]`.
     Class {
         /// The true names.
         label: Vec<String>,
         /// The most probable names.
         predicted: Vec<String>,
     },
-    /// A number: `[rows]`.
+    /// One number per row, `[rows]`.
     Value {
         /// The true numbers.
         label: Vec<f32>,
-        /// The predicted ones.
+        /// The predicted numbers.
         predicted: Vec<f32>,
     },
-    /// Any number of classes: `[rows][n_labels]`.
+    /// Any number of classes per row, `[rows][n_labels]`.
     Multi {
         /// From 0 to 1.
         label: Vec<Vec<f32>>,
@@ -50,13 +50,13 @@ pub enum Outcomes {
 const COLUMNS: [&str; 6] = ["text", "label", "predicted", "logits", "probabilities", "text_pair"];
 
 impl Predictions {
-    /// Reads what [`predictions_parquet`](crate::predictions_parquet) wrote.
+    /// Reads a file that [`predictions_parquet`](crate::predictions_parquet) wrote.
     ///
     /// # Errors
-    /// [`ReadError`] if the file is not there, damaged, or of other columns.
+    /// [`ReadError`] if the file is missing, damaged, or has other columns.
     pub fn read(path: &Path) -> Result<Self, ReadError> {
         let batches = batches(path)?;
-        let file = File { path, batches: &batches };
+        let file = PredictionsFile { path, batches: &batches };
         Ok(Self {
             texts: file.strings("text")?,
             pairs: if file.kind("text_pair").is_some() { Some(file.strings("text_pair")?) } else { None },
@@ -66,32 +66,31 @@ impl Predictions {
         })
     }
 
-    /// The number of rows.
+    /// Number of rows.
     pub fn len(&self) -> usize {
         self.texts.len()
     }
 
-    /// Whether there is no row.
+    /// Returns true if there is no row.
     pub fn is_empty(&self) -> bool {
         self.texts.is_empty()
     }
 }
 
-/// All batches of the file, with the second texts if it has any.
 fn batches(path: &Path) -> Result<Vec<RecordBatch>, ReadError> {
-    let how = read::Open { dialect: Dialect::default(), keys: read::Keys::First(1) };
-    let opened = read::open(read::Source::open(path)?, path, Format::Parquet, how)?;
+    let options = read::OpenOptions { dialect: Dialect::default(), keys: read::KeyScan::First(1) };
+    let opened = read::open(read::Source::open(path)?, path, Format::Parquet, options)?;
     let mut columns = COLUMNS[..5].iter().map(|name| opened.find(name)).collect::<Result<Vec<_>, _>>()?;
     columns.extend(opened.find(COLUMNS[5]).ok());
     opened.batches(read::Projection { columns, objects: false }, usize::MAX)?.collect()
 }
 
-struct File<'a> {
+struct PredictionsFile<'a> {
     path: &'a Path,
     batches: &'a [RecordBatch],
 }
 
-impl File<'_> {
+impl PredictionsFile<'_> {
     fn outcomes(&self) -> Result<Outcomes, ReadError> {
         Ok(match self.kind("label") {
             Some(DataType::Float32) => {
@@ -146,7 +145,7 @@ impl File<'_> {
     }
 }
 
-/// Null is NaN.
+/// Numbers of a column, with NaN for null.
 fn floats(array: &dyn Array) -> Option<Vec<f32>> {
     let numbers = array.as_primitive_opt::<Float32Type>()?;
     Some(numbers.iter().map(|number| number.unwrap_or(f32::NAN)).collect())
@@ -157,10 +156,9 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::{Labels, Predicted, Table, TableSpec, predictions_parquet};
+    use crate::{Labels, PredictionRef, Table, TableSpec, predictions_parquet};
 
-    /// Writes predictions for two rows and reads them.
-    fn round(pairs: bool, labels: &Labels, names: &[&str], class: &[i64], numbers: &[Vec<f32>; 2]) -> Predictions {
+    fn round_trip(pairs: bool, labels: &Labels, names: &[&str], class: &[i64], numbers: &[Vec<f32>; 2]) -> Predictions {
         let folder = tempfile::tempdir().expect("a folder");
         let rows = folder.path().join("rows.tsv");
         std::fs::write(&rows, "text\tother\tlabel\ngood film\tyes\t1\nbad film\tno\t0\n").expect("written");
@@ -168,7 +166,7 @@ mod tests {
         let spec = if pairs { spec.with_pair("other") } else { spec };
         let table = Table::read(&spec).expect("a table");
         let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        let predicted = Predicted { class, logits: numbers, probabilities: numbers };
+        let predicted = PredictionRef { class, logits: numbers, probabilities: numbers };
         let bytes = predictions_parquet(&table, labels, &names, predicted).expect("a file");
         let path = folder.path().join("predictions.parquet");
         std::fs::write(&path, bytes).expect("written");
@@ -176,9 +174,9 @@ mod tests {
     }
 
     #[test]
-    fn classes_come_back_by_name() {
+    fn class_predictions_survive_by_name() {
         let numbers = [vec![0.25, 0.75], vec![0.5, 0.5]];
-        let found = round(true, &Labels::Class(vec![1, 1]), &["bad", "good"], &[1, 0], &numbers);
+        let found = round_trip(true, &Labels::Class(vec![1, 1]), &["bad", "good"], &[1, 0], &numbers);
         assert_eq!(found.texts, ["good film", "bad film"]);
         assert_eq!(found.pairs.as_deref(), Some(&["yes".to_owned(), "no".to_owned()][..]));
         let owned = |names: [&str; 2]| names.map(str::to_owned).to_vec();
@@ -188,19 +186,19 @@ mod tests {
     }
 
     #[test]
-    fn values_and_several_labels_come_back() {
+    fn value_and_multi_label_predictions_survive() {
         let found =
-            round(false, &Labels::Value(vec![0.5, 2.0]), &["score"], &[0, 0], &[vec![f32::INFINITY], vec![1.5]]);
+            round_trip(false, &Labels::Value(vec![0.5, 2.0]), &["score"], &[0, 0], &[vec![f32::INFINITY], vec![1.5]]);
         let expected = Outcomes::Value { label: vec![0.5, 2.0], predicted: vec![f32::INFINITY, 1.5] };
         assert_eq!((found.outcomes, found.pairs), (expected, None));
         let hot = Labels::Multi(vec![vec![1.0, 0.0], vec![0.0, 0.0]]);
-        let found = round(false, &hot, &["a", "b"], &[0, 0], &[vec![0.25, 0.75], vec![0.5, 0.1]]);
+        let found = round_trip(false, &hot, &["a", "b"], &[0, 0], &[vec![0.25, 0.75], vec![0.5, 0.1]]);
         let label = vec![vec![1.0, 0.0], vec![0.0, 0.0]];
         assert_eq!(found.outcomes, Outcomes::Multi { label, predicted: vec![vec![0.0, 1.0], vec![1.0, 0.0]] });
     }
 
     #[test]
-    fn what_is_no_predictions_file_is_refused() {
+    fn other_files_are_refused_as_predictions() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("predictions.parquet");
         assert!(matches!(Predictions::read(&path), Err(ReadError::Open { .. })));

@@ -3,93 +3,66 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field};
 use arrow::error::ArrowError;
-use parquet::arrow::ArrowWriter;
-use parquet::errors::ParquetError;
 
-use crate::{Labels, Table};
+use crate::metrics::parquet_bytes;
+use crate::{Labels, Table, WriteError};
 
-/// What was predicted for the rows of a table, in its order.
+/// Predictions for the rows of a table, in its order.
 #[derive(Debug, Clone, Copy)]
-pub struct Predicted<'a> {
+pub struct PredictionRef<'a> {
     /// The index of the most probable label of each row.
     pub class: &'a [i64],
-    /// `[rows][n_labels]`
+    /// Logits, `[rows][n_labels]`.
     pub logits: &'a [Vec<f32>],
-    /// `[rows][n_labels]`
+    /// Probabilities, `[rows][n_labels]`.
     pub probabilities: &'a [Vec<f32>],
 }
 
-/// Predictions that have no parquet form.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PredictionError {
-    /// Not one prediction for each row.
-    #[error("write predictions: {predictions} for {rows} rows")]
-    Rows {
-        /// Predictions.
-        predictions: usize,
-        /// Rows.
-        rows: usize,
-    },
-    /// A column cannot be built.
-    #[error("write predictions")]
-    Arrow(#[from] ArrowError),
-    /// The file cannot be laid out.
-    #[error("write predictions")]
-    Parquet(#[from] ParquetError),
-}
-
-/// A parquet file with the columns `text`, `text_pair` (if there is one), `label`, `predicted`, `logits` and
-/// `probabilities`, a row for each of the table's. Classes are written by name, numbers as fp32, and several labels,
-/// logits and probabilities as lists of fixed size, one entry for each name.
+/// Parquet file with the columns `text`, `text_pair` (for pairs), `label`, `predicted`, `logits` and `probabilities`, a row
+/// for each row of the table. Classes are written by name, numbers as fp32, and several labels, logits and probabilities
+/// as lists of fixed size, one entry for each name.
 ///
 /// # Errors
-/// [`PredictionError`] if the predictions are not of these rows.
+/// [`WriteError`] if the predictions are not of these rows.
 pub fn predictions_parquet(
     table: &Table,
     labels: &Labels,
     names: &[String],
-    predicted: Predicted<'_>,
-) -> Result<Vec<u8>, PredictionError> {
+    predicted: PredictionRef<'_>,
+) -> Result<Vec<u8>, WriteError> {
     let rows = table.len();
     for predictions in [predicted.class.len(), predicted.logits.len(), predicted.probabilities.len(), labels.len()] {
         if predictions != rows {
-            return Err(PredictionError::Rows { predictions, rows });
+            return Err(WriteError::Rows { predictions, rows, unit: "rows" });
         }
     }
-    let (label, guess) = label_columns(labels, names, predicted)?;
+    let (label, prediction) = label_columns(labels, names, predicted)?;
     let mut columns: Vec<(&str, ArrayRef)> = vec![("text", strings(table.texts().iter().map(String::as_str)))];
     if let Some(pairs) = table.pairs() {
         columns.push(("text_pair", strings(pairs.iter().map(String::as_str))));
     }
-    columns.extend([("label", label), ("predicted", guess)]);
+    columns.extend([("label", label), ("predicted", prediction)]);
     columns.push(("logits", lists(predicted.logits, names.len())?));
     columns.push(("probabilities", lists(predicted.probabilities, names.len())?));
-    let batch = RecordBatch::try_from_iter(columns)?;
-    let mut bytes = Vec::new();
-    let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), None)?;
-    writer.write(&batch)?;
-    writer.close()?;
-    Ok(bytes)
+    Ok(parquet_bytes(&RecordBatch::try_from_iter(columns)?)?)
 }
 
-/// The columns `label` and `predicted`.
 fn label_columns(
     labels: &Labels,
     names: &[String],
-    predicted: Predicted<'_>,
+    predicted: PredictionRef<'_>,
 ) -> Result<(ArrayRef, ArrayRef), ArrowError> {
     let name = |&class: &i64| usize::try_from(class).ok().and_then(|class| names.get(class)).map_or("", String::as_str);
     Ok(match labels {
         Labels::Class(classes) => (strings(classes.iter().map(name)), strings(predicted.class.iter().map(name))),
         Labels::Value(values) => {
-            let guesses = predicted.logits.iter().map(|row| row.first().copied().unwrap_or(f32::NAN));
-            (Arc::new(Float32Array::from(values.clone())), Arc::new(Float32Array::from_iter_values(guesses)))
+            let predictions = predicted.logits.iter().map(|row| row.first().copied().unwrap_or(f32::NAN));
+            (Arc::new(Float32Array::from(values.clone())), Arc::new(Float32Array::from_iter_values(predictions)))
         }
         Labels::Multi(hot) => {
-            let whether = |row: &Vec<f32>| row.iter().map(|&p| f32::from(u8::from(p >= 0.5))).collect();
-            let guesses: Vec<Vec<f32>> = predicted.probabilities.iter().map(whether).collect();
-            (lists(hot, names.len())?, lists(&guesses, names.len())?)
+            let is_predicted = |row: &Vec<f32>| row.iter().map(|&p| f32::from(u8::from(p >= 0.5))).collect();
+            let predictions: Vec<Vec<f32>> = predicted.probabilities.iter().map(is_predicted).collect();
+            (lists(hot, names.len())?, lists(&predictions, names.len())?)
         }
     })
 }
@@ -122,11 +95,11 @@ mod tests {
     }
 
     #[test]
-    fn rows_come_back_in_order() {
+    fn predictions_keep_row_order() {
         let names = ["negative".to_owned(), "positive".to_owned()];
         let logits = [vec![0.5, 1.5], vec![2.0, -1.0]];
         let probabilities = [vec![0.25, 0.75], vec![0.95, 0.05]];
-        let predicted = Predicted { class: &[1, 0], logits: &logits, probabilities: &probabilities };
+        let predicted = PredictionRef { class: &[1, 0], logits: &logits, probabilities: &probabilities };
         let labels = Labels::Class(vec![1, 1]);
         let bytes = predictions_parquet(&table(), &labels, &names, predicted).expect("a file");
         let reader = ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from(bytes)).expect("parquet");
@@ -144,8 +117,8 @@ mod tests {
     }
 
     #[test]
-    fn a_prediction_too_few_is_refused() {
-        let predicted = Predicted { class: &[1], logits: &[vec![0.0]], probabilities: &[vec![1.0]] };
+    fn missing_prediction_is_refused() {
+        let predicted = PredictionRef { class: &[1], logits: &[vec![0.0]], probabilities: &[vec![1.0]] };
         let error = predictions_parquet(&table(), &Labels::Value(vec![0.0, 1.0]), &["score".to_owned()], predicted)
             .expect_err("one prediction for two rows");
         assert_eq!(error.to_string(), "write predictions: 1 for 2 rows");

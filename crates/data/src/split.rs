@@ -1,12 +1,13 @@
 use std::collections::BTreeMap;
 
 use crate::Labels;
-use crate::order::{generator, shuffle};
+use crate::shuffle::{generator, shuffle};
 
-/// Splits rows into training and validation rows, by chance but the same for the same seed.
+/// Splits rows into training and validation rows, at random but reproducibly for a seed.
 ///
-/// Validation has exactly `round(rows * fraction)` rows. Classes are shared out in proportion: each gets its part
-/// rounded down, and what is left goes to those that lost most by that. Both lists keep the file's order.
+/// Validation has exactly `round(rows * fraction)` rows, stratified by class: each class contributes its proportional
+/// part rounded down, and the classes with the largest remainders contribute one more row. Both lists keep the file's
+/// order.
 ///
 /// # Errors
 /// [`SplitError`] if a part would be empty.
@@ -30,7 +31,6 @@ pub fn split(labels: &Labels, seed: u64, fraction: f64) -> Result<(Vec<usize>, V
     Ok((train, validation))
 }
 
-/// The rows of each class; all rows together if they are of no class.
 fn strata(labels: &Labels) -> Vec<Vec<usize>> {
     let Labels::Class(classes) = labels else { return vec![(0..labels.len()).collect()] };
     let mut strata: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
@@ -40,7 +40,7 @@ fn strata(labels: &Labels) -> Vec<Vec<usize>> {
     strata.into_values().collect()
 }
 
-/// Each stratum with how many of it are held out: largest remainders, the earlier class first.
+/// Each stratum with the number of its rows that are held out, by largest remainders, ties to the earlier class.
 fn quotas(strata: Vec<Vec<usize>>, rows: usize, held_out: usize) -> Vec<(Vec<usize>, usize)> {
     let product = |members: &Vec<usize>| members.len() as u128 * held_out as u128;
     let mut quotas: Vec<usize> = strata.iter().map(|members| (product(members) / rows as u128) as usize).collect();
@@ -51,24 +51,17 @@ fn quotas(strata: Vec<Vec<usize>>, rows: usize, held_out: usize) -> Vec<(Vec<usi
     strata.into_iter().zip(quotas).collect()
 }
 
-/// A split that leaves a part empty.
+/// Invalid split.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum SplitError {
-    /// Not a part of the whole.
+    /// Fraction outside of the open interval from 0 to 1.
     #[error("split off {fraction} of the rows; expected more than 0 and less than 1")]
-    Fraction {
-        /// What was asked for.
-        fraction: f64,
-    },
-    /// Too few rows.
+    Fraction { fraction: f64 },
+    /// Too few rows for two parts.
     #[error("split off {fraction} of {rows} row(s): a part would be empty")]
-    EmptyPart {
-        /// The rows that there are.
-        rows: usize,
-        /// What was asked for.
-        fraction: f64,
-    },
+    EmptyPart { rows: usize, fraction: f64 },
 }
 
 #[cfg(test)]
@@ -78,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn classes_are_shared_out() {
+    fn split_is_stratified_by_class() {
         let labels = Labels::Class((0..8530).map(|row| i64::from(row >= 4265)).collect());
         let (train, validation) = split(&labels, 42, 0.1).expect("split");
         assert_eq!((train.len(), validation.len()), (7677, 853));
@@ -88,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn no_part_is_empty() {
+    fn split_with_an_empty_part_is_refused() {
         let labels = Labels::Value(vec![0.0; 4]);
         for fraction in [0.0, 1.0, -0.1, 1.5, f64::NAN] {
             assert!(matches!(split(&labels, 0, fraction), Err(SplitError::Fraction { .. })), "{fraction}");
@@ -100,7 +93,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn each_row_is_in_one_part(
+        fn split_puts_each_row_into_one_part(
             classes in prop::collection::vec(0_i64..5, 2..200),
             seed in any::<u64>(),
             fraction in 0.05_f64..0.95,
@@ -114,9 +107,9 @@ mod tests {
             prop_assert_eq!(all, (0..classes.len()).collect::<Vec<_>>());
             prop_assert_eq!(split(&labels, seed, fraction), Ok((train, validation.clone())));
             for class in 0..5 {
-                let whole = classes.iter().filter(|&&c| c == class).count() as f64;
+                let total = classes.iter().filter(|&&c| c == class).count() as f64;
                 let part = validation.iter().filter(|&&row| classes[row] == class).count() as f64;
-                let exact = whole * validation.len() as f64 / classes.len() as f64;
+                let exact = total * validation.len() as f64 / classes.len() as f64;
                 prop_assert!((part - exact).abs() < 1.0, "class {}: {} of {}", class, part, exact);
             }
         }

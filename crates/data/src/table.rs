@@ -1,72 +1,43 @@
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::{Carry, Format, OnBadRow, ReadError, RowSpec, RowStream, Rows, TableSpec};
+use crate::{
+    BadRow, BadRowPolicy, CellProblem, Format, Passthrough, RawLabel, ReadError, RowLocation, RowSpec, RowStream, Rows,
+    TableSpec,
+};
 
-/// Texts with their labels, in file order. At least one row; no text is empty.
+/// Texts with their labels, in file order. There is at least one row, and no text is empty.
 #[derive(Debug, Clone)]
 pub struct Table {
     texts: Vec<String>,
     pairs: Option<Vec<String>>,
     labels: Option<Vec<RawLabel>>,
     files: Arc<[PathBuf]>,
-    /// The file and the data row, from 1, of each row.
+    /// File index and data row, from 1, of each row.
     origins: Vec<(usize, usize)>,
     digest: String,
 }
 
-/// A label as the file has it. What a csv or jsonl file holds is a name, digits included.
-#[derive(Debug, Clone, PartialEq)]
-pub enum RawLabel {
-    /// A truth value.
-    Bool(bool),
-    /// A whole number.
-    Int(i64),
-    /// A text.
-    Name(String),
-    /// A number.
-    Float(f64),
-    /// A list.
-    Many(Vec<RawLabel>),
-}
-
-/// A row of a file, for messages.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// The file.
-    pub path: PathBuf,
-    /// The data row, from 1; a header does not count.
-    pub row: usize,
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "row {} of {}", self.row, self.path.display())
-    }
-}
-
 impl Table {
-    /// The rows of one file.
+    /// Reads the rows of one file.
     ///
     /// # Errors
-    /// [`ReadError`] with the file, and the row if it is a matter of one.
+    /// [`ReadError`] with the file, and with the row if one row is at fault.
     pub fn read(spec: &TableSpec) -> Result<Self, ReadError> {
         Self::read_files(spec, std::slice::from_ref(&spec.path))
     }
 
-    /// The rows of several files with the same columns, one after the other; `spec.path` is not used.
+    /// Reads the rows of several files with the same columns, one after the other; `spec.path` is not used.
     ///
     /// # Errors
     /// [`ReadError`] as [`Table::read`].
     pub fn read_files(spec: &TableSpec, files: &[PathBuf]) -> Result<Self, ReadError> {
-        let mut rows = Read::default();
+        let mut rows = TableBuilder::default();
         for (file, path) in files.iter().enumerate() {
-            let format = spec.format.or_else(|| Format::of(path));
-            let format = format.ok_or_else(|| ReadError::unknown_format(path))?;
-            let mut stream = RowStream::open(path, &wanted(spec, format))?;
+            let format = ReadError::require_format(spec.format, path)?;
+            let mut stream = RowStream::open(path, &row_spec(spec, format))?;
             for chunk in &mut stream {
                 rows.append(chunk?, spec, file)?;
             }
@@ -99,42 +70,42 @@ impl Table {
         Self { texts, pairs, labels, files, origins, digest }
     }
 
-    /// The number of rows.
+    /// Number of rows.
     #[expect(clippy::len_without_is_empty, reason = "there is always a row")]
     pub fn len(&self) -> usize {
         self.texts.len()
     }
 
-    /// The texts.
+    /// First texts.
     pub fn texts(&self) -> &[String] {
         &self.texts
     }
 
-    /// The second texts, if a column of them was named.
+    /// Second texts, if a column of them was named.
     pub fn pairs(&self) -> Option<&[String]> {
         self.pairs.as_deref()
     }
 
-    /// The labels as the file has them, if a column of them was named.
+    /// Labels as the file has them, if a column of them was named.
     pub fn labels(&self) -> Option<&[RawLabel]> {
         self.labels.as_deref()
     }
 
-    /// Where a row comes from.
+    /// File and row that a row comes from.
     ///
     /// # Panics
     /// If there is no such row.
-    pub fn place(&self, row: usize) -> Place {
+    pub fn location(&self, row: usize) -> RowLocation {
         let (file, number) = self.origins[row];
-        Place { path: self.files[file].clone(), row: number }
+        RowLocation { path: self.files[file].clone(), row: number }
     }
 
-    /// The sha256, in hex, of texts, second texts and labels; not of where they come from.
+    /// Hexadecimal sha256 of texts, second texts and labels, but not of their locations.
     pub fn digest(&self) -> &str {
         &self.digest
     }
 
-    /// These rows, in this order.
+    /// Table of these rows, in this order.
     ///
     /// # Panics
     /// If a row does not exist or `rows` is empty.
@@ -148,8 +119,8 @@ impl Table {
     }
 }
 
-/// As training reads: no row may be without a text.
-fn wanted(spec: &TableSpec, format: Format) -> RowSpec {
+/// Row spec for training: a row without a text is an error.
+fn row_spec(spec: &TableSpec, format: Format) -> RowSpec {
     RowSpec {
         format: Some(format),
         dialect: spec.dialect,
@@ -157,15 +128,14 @@ fn wanted(spec: &TableSpec, format: Format) -> RowSpec {
         text_pair: spec.text_pair.clone(),
         label: spec.label.clone(),
         filter: spec.filter.clone(),
-        carry: Carry::Nothing,
-        on_bad_row: OnBadRow::Error,
+        passthrough: Passthrough::None,
+        bad_rows: BadRowPolicy::Fail,
         chunk_rows: usize::MAX,
     }
 }
 
-/// What has been read so far.
 #[derive(Default)]
-struct Read {
+struct TableBuilder {
     texts: Vec<String>,
     pairs: Vec<String>,
     labels: Vec<RawLabel>,
@@ -174,12 +144,15 @@ struct Read {
     has_columns: bool,
 }
 
-impl Read {
+impl TableBuilder {
     fn append(&mut self, chunk: Rows, spec: &TableSpec, file: usize) -> Result<(), ReadError> {
         for (row, label) in chunk.labels.iter().flatten().enumerate() {
-            let column = || spec.label.clone().unwrap_or_default();
-            let label = label.clone().ok_or_else(|| ReadError::Null { place: chunk.place(row), column: column() })?;
-            self.labels.push(label);
+            let null = || BadRow {
+                location: chunk.location(row),
+                column: spec.label.clone().unwrap_or_default(),
+                problem: CellProblem::Null,
+            };
+            self.labels.push(label.clone().ok_or_else(|| ReadError::BadRow(null()))?);
         }
         self.origins.extend(chunk.numbers.iter().map(|&number| (file, number)));
         self.texts.extend(chunk.texts);
@@ -199,32 +172,7 @@ fn digest(texts: &[String], pairs: Option<&[String]>, labels: Option<&[RawLabel]
         column.iter().for_each(|text| add(text.as_bytes()));
     }
     for label in labels.into_iter().flatten() {
-        add(hashed(label).as_bytes());
+        add(label.digest_text().as_bytes());
     }
     hex::encode(hash.finalize())
-}
-
-/// A text that tells all values and all kinds apart. A truth value has that of the number that stood for it when digests
-/// were first made, so that they stay as they were.
-fn hashed(label: &RawLabel) -> String {
-    match label {
-        RawLabel::Bool(truth) => hashed(&RawLabel::Int(i64::from(*truth))),
-        RawLabel::Many(items) => format!("Many([{}])", items.iter().map(hashed).collect::<Vec<_>>().join(", ")),
-        other => format!("{other:?}"),
-    }
-}
-
-impl fmt::Display for RawLabel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            RawLabel::Bool(truth) => write!(f, "{truth}"),
-            RawLabel::Int(number) => write!(f, "{number}"),
-            RawLabel::Name(name) => f.write_str(name),
-            RawLabel::Float(number) => write!(f, "{number}"),
-            RawLabel::Many(items) => {
-                let items: Vec<String> = items.iter().map(RawLabel::to_string).collect();
-                write!(f, "[{}]", items.join(", "))
-            }
-        }
-    }
 }

@@ -1,4 +1,4 @@
-//! What the tests of several modules need.
+//! Helpers of unit tests.
 
 use std::cell::Cell;
 use std::error::Error;
@@ -8,13 +8,12 @@ use sepal_tokenize::{Input, Tokenizer, Truncation};
 
 use crate::{Encode, Format, Table, TableSpec, TokenRow};
 
-/// A table of these texts.
 pub(crate) fn texts(texts: &[&str]) -> Table {
     let rows: Vec<String> = texts.iter().map(|text| serde_json::json!({ "text": text }).to_string()).collect();
     read(&rows, |spec| spec)
 }
 
-/// A table with these labels, each written as JSON.
+/// Table with these labels, each written as JSON.
 pub(crate) fn jsonl(labels: &[&str]) -> Table {
     let rows: Vec<String> = labels.iter().map(|label| format!("{{\"text\": \"x\", \"label\": {label}}}")).collect();
     read(&rows, |spec| spec.with_label("label"))
@@ -27,7 +26,7 @@ fn read(rows: &[String], with: impl FnOnce(TableSpec) -> TableSpec) -> Table {
     Table::read(&with(spec)).expect("a table")
 }
 
-/// A tokenizer with one token per letter; none for a question mark, and an error for an exclamation mark.
+/// Tokenizer with one token per letter, none for a question mark, and an error for an exclamation mark.
 #[derive(Debug)]
 pub(crate) struct Letters {
     name: &'static str,

@@ -15,10 +15,10 @@ use sha2::{Digest, Sha256};
 
 use crate::{Encode, Table, TokenSpec, TokenTable};
 
-/// Part of every key: what is kept changes with it.
+/// Version of the file format, part of every key.
 const VERSION: &str = "sepal tokens 2";
 
-/// Where one token table is kept: an arrow IPC file of two batches, ids and rows.
+/// Cached file of one token table, in arrow IPC.
 #[derive(Debug)]
 pub(crate) struct TokenCache {
     path: PathBuf,
@@ -29,7 +29,7 @@ impl TokenCache {
         let mut hash = Sha256::new();
         let max_length = spec.truncation.max_length.to_string();
         let side = spec.truncation.side.name();
-        // No template and the empty one must differ.
+        // A missing template and an empty one differ.
         let template = spec.template.as_ref().map_or_else(String::new, |template| format!("={template}"));
         for part in [VERSION, encoder.digest(), table.digest(), &max_length, side, &template] {
             hash.update((part.len() as u64).to_le_bytes());
@@ -38,7 +38,6 @@ impl TokenCache {
         Self { path: folder.join(format!("{}.arrow", hex::encode(hash.finalize()))) }
     }
 
-    /// What is kept, if it is whole.
     pub(crate) fn load(&self) -> Option<TokenTable> {
         if !self.path.exists() {
             return None;
@@ -46,12 +45,12 @@ impl TokenCache {
         // A damaged file can make the decoder panic.
         let found = catch_unwind(AssertUnwindSafe(|| read(&self.path))).ok().and_then(Result::ok);
         if found.is_none() {
-            tracing::warn!(path = %self.path.display(), "damaged tokens are made again");
+            tracing::warn!(path = %self.path.display(), "damaged cached tokens are replaced");
         }
         found
     }
 
-    /// Written beside its place and renamed.
+    /// Writes a temporary file and renames it.
     pub(crate) fn store(&self, tokens: &TokenTable) -> Result<(), Box<dyn Error>> {
         let folder = self.path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(folder)?;
@@ -63,7 +62,8 @@ impl TokenCache {
     }
 }
 
-/// One row per token: its id, whether it begins a row, and the number of tokens that truncation removed from that row.
+/// Writes a row per token: its id, true if it begins a table row, and the number of tokens that truncation removed from that
+/// row.
 fn write(writer: BufWriter<&File>, tokens: &TokenTable) -> Result<(), Box<dyn Error>> {
     let mut begins = vec![false; tokens.ids().len()];
     let mut truncated = vec![0; tokens.ids().len()];

@@ -5,31 +5,30 @@ use sepal_core::{Ragged, RaggedError};
 use sepal_tokenize::{Encoding, Input, Tokenizer, Truncation, TruncationSide};
 
 use crate::token_cache::TokenCache;
-use crate::{Place, Table, Template};
+use crate::{RowLocation, Table, Template};
 
-/// Rows that are encoded at a time.
 const CHUNK: usize = 4096;
 
-/// Turns texts into token ids.
+/// Encoder of texts as token ids.
 pub trait Encode {
-    /// Encodes each input, special tokens included, within the limit. A row without a token is no error here.
+    /// Encodes each input, including special tokens, within the limit. Rows without tokens are allowed.
     ///
     /// # Errors
-    /// Anything that keeps an input from being encoded.
+    /// Error if an input cannot be encoded.
     fn encode_batch(
         &self,
         rows: &[Input<'_>],
         truncation: Truncation,
     ) -> Result<Vec<TokenRow>, Box<dyn Error + Send + Sync>>;
 
-    /// A digest of its definition, which no other encoder has.
+    /// Digest of its definition, unique to the encoder.
     fn digest(&self) -> &str;
 }
 
-/// The tokens of one row.
+/// Tokens of one row.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TokenRow {
-    /// The ids, special tokens included.
+    /// Token ids, including special tokens.
     pub ids: Vec<u32>,
     /// Number of tokens of text that truncation removed.
     pub n_truncated: usize,
@@ -54,36 +53,36 @@ impl Encode for Tokenizer {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct TokenSpec {
-    /// Limit on the tokens of a row. Texts give way to it, the template does not.
+    /// Limit on the tokens of a row. It shortens texts, but not the template.
     pub truncation: Truncation,
-    /// Words around the texts.
+    /// Template around the texts.
     pub template: Option<Template>,
-    /// The folder that keeps token tables; none to tokenize every time.
+    /// Folder of cached token tables; none to tokenize every time.
     pub cache: Option<PathBuf>,
 }
 
 impl TokenSpec {
-    /// At most `max_length` tokens of the text as it is, the end removed from longer ones, not kept.
+    /// Spec of at most `max_length` tokens, with truncation on the right, and without template and cache.
     pub fn new(max_length: usize) -> Self {
         let truncation = Truncation { max_length, side: TruncationSide::Right };
         Self { truncation, template: None, cache: None }
     }
 
-    /// With this side of long texts removed.
+    /// Sets the side of long texts that truncation removes.
     #[must_use]
     pub fn with_side(mut self, side: TruncationSide) -> Self {
         self.truncation.side = side;
         self
     }
 
-    /// With this text around it.
+    /// Sets the template.
     #[must_use]
     pub fn with_template(mut self, template: Template) -> Self {
         self.template = Some(template);
         self
     }
 
-    /// Kept in this folder.
+    /// Sets the cache folder.
     #[must_use]
     pub fn with_cache(mut self, folder: impl Into<PathBuf>) -> Self {
         self.cache = Some(folder.into());
@@ -91,19 +90,18 @@ impl TokenSpec {
     }
 }
 
-/// The token ids of a table's rows, end to end.
+/// Token ids of the rows of a table, concatenated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenTable {
     ids: Vec<u32>,
     rows: Ragged,
-    /// Number of tokens that truncation removed from each row, `[rows]`.
     truncated: Vec<usize>,
 }
 
 impl TokenTable {
-    /// Tokenizes a table, or finds that in the cache. The key is made of the tokenizer's digest, the table's, and the
-    /// options, so nothing in the cache is ever out of date. A damaged file there is made again, and a folder that
-    /// cannot be written costs time only.
+    /// Tokenizes a table, or loads it from the cache. The key consists of the digests of tokenizer and table and of the
+    /// options, so that cached files are never stale. Damaged files are replaced, and a folder that cannot be written is not
+    /// an error.
     ///
     /// # Errors
     /// [`TokenizeError`] with file and row if a text cannot be encoded.
@@ -118,7 +116,7 @@ impl TokenTable {
         }
         let tokens = Self::encode(table, encoder, spec)?;
         if let Err(error) = cache.store(&tokens) {
-            tracing::warn!(folder = %folder.display(), error, "tokens are not kept");
+            tracing::warn!(folder = %folder.display(), error, "tokens are not cached");
         }
         Ok(tokens)
     }
@@ -127,23 +125,23 @@ impl TokenTable {
         (rows.n_tokens() == ids.len() && rows.len() == truncated.len()).then_some(Self { ids, rows, truncated })
     }
 
-    /// The number of rows.
+    /// Number of rows.
     #[expect(clippy::len_without_is_empty, reason = "there is always a row")]
     pub fn len(&self) -> usize {
         self.rows.len()
     }
 
-    /// The ids of all rows, `[n_tokens]`.
+    /// Token ids of all rows, `[n_tokens]`.
     pub fn ids(&self) -> &[u32] {
         &self.ids
     }
 
-    /// Where each row lies in them.
+    /// Offsets of the rows in the ids.
     pub fn rows(&self) -> &Ragged {
         &self.rows
     }
 
-    /// The ids of one row.
+    /// Token ids of one row.
     ///
     /// # Panics
     /// If there is no such row.
@@ -156,7 +154,7 @@ impl TokenTable {
         &self.truncated
     }
 
-    /// These rows, in this order.
+    /// Table of these rows, in this order.
     ///
     /// # Panics
     /// If a row does not exist or `rows` is empty.
@@ -170,13 +168,13 @@ impl TokenTable {
     }
 
     fn encode(table: &Table, encoder: &dyn Encode, spec: &TokenSpec) -> Result<Self, TokenizeError> {
-        let work = Work { table, encoder, spec };
+        let table_encoder = TableEncoder { table, encoder, spec };
         let (mut ids, mut lengths, mut truncated) = (Vec::new(), Vec::with_capacity(table.len()), Vec::new());
         let rows: Vec<usize> = (0..table.len()).collect();
         for chunk in rows.chunks(CHUNK) {
-            for (row, tokens) in chunk.iter().zip(work.encode(chunk)?) {
+            for (row, tokens) in chunk.iter().zip(table_encoder.encode(chunk)?) {
                 if tokens.ids.is_empty() {
-                    return Err(TokenizeError::NoToken { place: table.place(*row) });
+                    return Err(TokenizeError::NoToken { location: table.location(*row) });
                 }
                 lengths.push(tokens.ids.len());
                 ids.extend(tokens.ids);
@@ -188,10 +186,10 @@ impl TokenTable {
     }
 }
 
-/// The tokens of each text, or pair, with the template around it, within the limit.
+/// Encodes each text, or pair, with the template around it, within the limit.
 ///
 /// # Errors
-/// Anything that keeps a text from being encoded.
+/// Error if a text cannot be encoded.
 ///
 /// # Panics
 /// If there are fewer pairs than texts.
@@ -210,14 +208,13 @@ pub fn encode_texts(
     encoder.encode_batch(&inputs, truncation)
 }
 
-/// A table on its way to tokens.
-struct Work<'a> {
+struct TableEncoder<'a> {
     table: &'a Table,
     encoder: &'a dyn Encode,
     spec: &'a TokenSpec,
 }
 
-impl Work<'_> {
+impl TableEncoder<'_> {
     fn encode(&self, rows: &[usize]) -> Result<Vec<TokenRow>, TokenizeError> {
         let result = self.encode_rows(rows);
         result.map_err(|source| self.first_error(rows).unwrap_or(TokenizeError::Encoder { source }))
@@ -231,52 +228,40 @@ impl Work<'_> {
         if encoded.len() == rows.len() && encoded.iter().all(|tokens| tokens.ids.len() <= truncation.max_length) {
             Ok(encoded)
         } else {
-            Err("the encoder gave other rows than it was asked for, or longer ones".into())
+            Err("the encoder returned another number of rows, or rows that are too long".into())
         }
     }
 
-    /// The first row that cannot be encoded, on the way to an error only.
     fn first_error(&self, rows: &[usize]) -> Option<TokenizeError> {
         rows.iter().find_map(|&row| {
             let source = self.encode_rows(&[row]).err()?;
-            Some(TokenizeError::Encode { place: self.table.place(row), source })
+            Some(TokenizeError::Encode { location: self.table.location(row), source })
         })
     }
 }
 
-/// A table that gives no tokens.
+/// Error of tokenizing a table.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum TokenizeError {
-    /// The template asks for a second text.
+    /// The template needs a second text.
     #[error("put {{text_pair}} into the template: no column of second texts was named")]
     NoPair,
     /// A text that cannot be encoded.
-    #[error("tokenize {place}")]
-    Encode {
-        /// The file and row.
-        place: Place,
-        /// Why not.
-        source: Box<dyn Error + Send + Sync>,
-    },
+    #[error("tokenize {location}")]
+    Encode { location: RowLocation, source: Box<dyn Error + Send + Sync> },
     /// A text without a token.
-    #[error("tokenize {place}: its text gives no token; leave the row out, or put words around texts by a template")]
-    NoToken {
-        /// The file and row.
-        place: Place,
-    },
-    /// The encoder failed on rows that it takes one by one.
+    #[error(
+        "tokenize {location}: its text yields no token; leave the row out, or put words around texts by a template"
+    )]
+    NoToken { location: RowLocation },
+    /// The encoder failed for a batch of rows, but for none of its rows.
     #[error("tokenize the table")]
-    Encoder {
-        /// What it said.
-        source: Box<dyn Error + Send + Sync>,
-    },
-    /// More tokens than can be counted.
+    Encoder { source: Box<dyn Error + Send + Sync> },
+    /// More tokens than offsets can count.
     #[error("tokenize a table of that size")]
-    TooMany {
-        /// Where the count ended.
-        source: RaggedError,
-    },
+    TooMany { source: RaggedError },
 }
 
 #[cfg(test)]
@@ -293,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_lie_end_to_end() {
+    fn rows_are_concatenated() {
         let tokens = build(&texts(&["abc", "de", "fghij"]), &TokenSpec::new(3)).expect("tokens");
         assert_eq!(tokens.rows().offsets(), [0, 3, 5, 8]);
         assert_eq!((letters(&tokens, 0).as_str(), letters(&tokens, 2).as_str()), ("abc", "fgh"));
@@ -303,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_stands_around() {
+    fn template_surrounds_text() {
         let template: Template = "<{text}>".parse().expect("a template");
         let tokens = build(&texts(&["abc"]), &TokenSpec::new(9).with_template(template.clone())).expect("tokens");
         assert_eq!(letters(&tokens, 0), "<abc>");
@@ -312,7 +297,7 @@ mod tests {
         let spec = TokenSpec::new(4).with_template(template.clone()).with_side(TruncationSide::Left);
         assert_eq!(letters(&build(&texts(&["abc"]), &spec).expect("tokens"), 0), "<bc>");
         let error = build(&texts(&["a", "abc"]), &TokenSpec::new(2).with_template(template)).expect_err("no room");
-        assert!(matches!(&error, TokenizeError::Encode { place, .. } if place.row == 1), "{error}");
+        assert!(matches!(&error, TokenizeError::Encode { location, .. } if location.row == 1), "{error}");
         let template: Template = "{text}{text_pair}".parse().expect("a template");
         let error = build(&texts(&["abc"]), &TokenSpec::new(9).with_template(template)).expect_err("no pair");
         assert!(matches!(error, TokenizeError::NoPair));
@@ -322,13 +307,13 @@ mod tests {
     fn errors_name_the_row() {
         let table = texts(&["abc", "x!", "d"]);
         let error = build(&table, &TokenSpec::new(9)).expect_err("not encodable");
-        assert!(matches!(&error, TokenizeError::Encode { place, .. } if place.row == 2), "{error}");
+        assert!(matches!(&error, TokenizeError::Encode { location, .. } if location.row == 2), "{error}");
         let error = build(&texts(&["abc", "?"]), &TokenSpec::new(9)).expect_err("no token");
-        assert!(matches!(&error, TokenizeError::NoToken { place } if place.row == 2), "{error}");
+        assert!(matches!(&error, TokenizeError::NoToken { location } if location.row == 2), "{error}");
     }
 
     #[test]
-    fn tokenized_once() {
+    fn cache_hit_skips_tokenizing() {
         let folder = tempfile::tempdir().expect("a folder");
         let spec = TokenSpec::new(3).with_cache(folder.path().join("tokens"));
         let (table, encoder) = (texts(&["abc", "de", "fghij"]), Letters::default());
@@ -348,21 +333,21 @@ mod tests {
             (&table, Letters::named("other"), spec.clone()),
         ] {
             TokenTable::build(table, &encoder, &spec).expect("tokens");
-            assert!(encoder.calls() > 0, "another entry was taken");
+            assert!(encoder.calls() > 0, "the wrong entry was loaded");
         }
     }
 
     #[test]
-    fn a_damaged_cache_is_made_again() {
+    fn damaged_cache_is_replaced() {
         let folder = tempfile::tempdir().expect("a folder");
         let spec = TokenSpec::new(3).with_cache(folder.path());
         let table = texts(&["abc", "de", "fghij"]);
         let first = build(&table, &spec).expect("tokens");
         let file = std::fs::read_dir(folder.path()).expect("a folder").next().expect("a file").expect("a file").path();
         let good = std::fs::read(&file).expect("a file");
-        let damaged = (0..good.len()).step_by(7).map(|at| {
+        let damaged = (0..good.len()).step_by(7).map(|offset| {
             let mut bytes = good.clone();
-            bytes[at] ^= 0x55;
+            bytes[offset] ^= 0x55;
             bytes
         });
         for bytes in damaged.chain([Vec::new(), good[..good.len() / 2].to_vec(), b"nonsense".to_vec()]) {
@@ -373,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_that_cannot_be_written_is_no_error() {
+    fn unwritable_cache_is_not_an_error() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let spec = TokenSpec::new(3).with_cache(file.path().join("below/a/file"));
         build(&texts(&["abc"]), &spec).expect("tokens");

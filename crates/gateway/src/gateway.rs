@@ -26,17 +26,12 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// Error of a gateway.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum GatewayError {
     /// Address that is not available.
     #[error("listen on http://{addr}")]
-    Listen {
-        /// Requested address.
-        addr: SocketAddr,
-        /// Cause.
-        #[source]
-        source: io::Error,
-    },
+    Listen { addr: SocketAddr, source: io::Error },
     /// Panic of the HTTP thread.
     #[error("serve clients: the HTTP thread panicked")]
     Panicked,

@@ -16,25 +16,17 @@ pub struct Token(String);
 
 /// Error of reading a token.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum TokenError {
     /// File that cannot be read.
     #[error("read the token in {}", path.display())]
-    Read {
-        /// Path of the file.
-        path: PathBuf,
-        /// Cause.
-        #[source]
-        source: io::Error,
-    },
+    Read { path: PathBuf, source: io::Error },
     /// Text that is too short or has characters that a header forbids.
     #[error(
         "use a token of {length} characters: expected at least {MIN_LENGTH} printable ASCII characters without spaces"
     )]
-    Text {
-        /// Number of characters.
-        length: usize,
-    },
+    Text { length: usize },
 }
 
 impl Token {

@@ -41,6 +41,7 @@ pub enum ClassifyError {
 
 /// Error of a classifier that cannot be served.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum WorkerError {
     /// Failure on the trial text.
@@ -48,12 +49,7 @@ pub enum WorkerError {
     Trial(#[source] Box<dyn Error + Send + Sync>),
     /// Answer of another kind than described.
     #[error("use the classifier's answer: expected one of {expected} labels or a finite number, found {found:?}")]
-    Answer {
-        /// Number of labels.
-        expected: usize,
-        /// Answers to the trial text.
-        found: Vec<Answer>,
-    },
+    Answer { expected: usize, found: Vec<Answer> },
 }
 
 /// Worker of a gateway, which runs on the thread that computes. Dropping it refuses all waiting requests.

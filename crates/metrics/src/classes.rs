@@ -1,7 +1,7 @@
-use crate::counts::{Counts, average, counts};
+use crate::counts::{Counts, averaged_scores, counts};
 use crate::{Average, MetricError, Scores, check_classes, check_lengths, quotient};
 
-/// The share of rows whose prediction is the label: `hits / rows`, from 0 to 1.
+/// Returns the share of rows whose prediction is the label: `hits / rows`, from 0 to 1.
 ///
 /// # Errors
 /// [`MetricError`] if there is no row or the lengths differ.
@@ -11,8 +11,7 @@ pub fn accuracy<T: PartialEq>(predicted: &[T], actual: &[T]) -> Result<f64, Metr
     Ok(hits as f64 / actual.len() as f64)
 }
 
-/// The harmonic mean of precision and recall of the class `positive`:
-/// `2 tp / (2 tp + fp + fn)`, from 0 to 1.
+/// Returns the harmonic mean of precision and recall of the class `positive`: `2 tp / (2 tp + fp + fn)`, from 0 to 1.
 ///
 /// It is 0 if `positive` is neither predicted nor a label.
 ///
@@ -23,10 +22,10 @@ pub fn binary_f1(predicted: &[i64], actual: &[i64], positive: i64) -> Result<f64
     Ok(counts(predicted, actual).get(&positive).map_or(0.0, |class| class.scores().f1))
 }
 
-/// The plain mean of the F1 of each class that is predicted or a label (scikit-learn's
+/// Returns the unweighted mean of the F1 of each class that is predicted or a label (scikit-learn's
 /// `f1_score(average="macro")`), from 0 to 1.
 ///
-/// A class that is never hit counts as 0; one that occurs on neither side does not count.
+/// A class without hits counts as 0; a class that occurs on neither side is left out.
 ///
 /// # Errors
 /// [`MetricError`] if there is no row or the lengths differ.
@@ -34,68 +33,68 @@ pub fn macro_f1(predicted: &[i64], actual: &[i64]) -> Result<f64, MetricError> {
     Ok(averaged(predicted, actual, Average::Macro)?.f1)
 }
 
-/// Matthews' correlation of predictions and labels, from -1 to 1.
+/// Returns Matthews' correlation of predictions and labels, from -1 to 1.
 ///
 /// For `s` rows, `c` hits, and class `k` predicted `p_k` times and a label `t_k` times:
 /// `(c s - sum p_k t_k) / (sqrt(s² - sum p_k²) sqrt(s² - sum t_k²))` (Gorodkin 2004), which for two
 /// classes is the usual `(tp tn - fp fn) / sqrt((tp + fp)(tp + fn)(tn + fp)(tn + fn))`.
 ///
-/// It is 0 if either side knows one class only, as in scikit-learn.
+/// It is 0 if either side has one class only, as in scikit-learn.
 ///
 /// # Errors
 /// [`MetricError`] if there is no row or the lengths differ.
 pub fn matthews(predicted: &[i64], actual: &[i64]) -> Result<f64, MetricError> {
     check_lengths(predicted.len(), actual.len())?;
-    let Sums { rows, hits, both, predictions, labels } = Sums::of(predicted, actual);
+    let Sums { rows, hits, both, predictions, labels } = Sums::new(predicted, actual);
     let spread = (rows * rows - predictions) * (rows * rows - labels);
     Ok(quotient(hits * rows - both, spread.sqrt()))
 }
 
-/// Cohen's kappa of predictions and labels, from -1 to 1: how much more they agree than two raters would who draw by
-/// the same shares of classes, `(agreement - chance) / (1 - chance)` (Cohen 1960).
+/// Returns Cohen's kappa of predictions and labels, from -1 to 1: the agreement beyond the chance agreement of two
+/// independent raters with the same class frequencies, `(agreement - chance) / (1 - chance)` (Cohen 1960).
 ///
-/// It is 0 if both sides know one and the same class only, where scikit-learn says NaN.
+/// It is 0 if both sides have one and the same class only, where scikit-learn returns NaN.
 ///
 /// # Errors
 /// [`MetricError`] if there is no row or the lengths differ.
 pub fn cohen_kappa(predicted: &[i64], actual: &[i64]) -> Result<f64, MetricError> {
     check_lengths(predicted.len(), actual.len())?;
-    let Sums { rows, hits, both, .. } = Sums::of(predicted, actual);
+    let Sums { rows, hits, both, .. } = Sums::new(predicted, actual);
     Ok(quotient(hits * rows - both, rows * rows - both))
 }
 
-/// The mean recall of the classes that are a label (scikit-learn's `balanced_accuracy_score`), from 0 to 1.
+/// Returns the mean recall of the classes that are a label (scikit-learn's `balanced_accuracy_score`), from 0 to 1.
 ///
 /// # Errors
 /// [`MetricError`] if there is no row or the lengths differ.
 pub fn balanced_accuracy(predicted: &[i64], actual: &[i64]) -> Result<f64, MetricError> {
     check_lengths(predicted.len(), actual.len())?;
     let labels: Vec<Counts> = counts(predicted, actual).into_values().filter(|class| class.actual > 0).collect();
-    Ok(average(&labels, Average::Macro).recall)
+    Ok(averaged_scores(&labels, Average::Macro).recall)
 }
 
-/// Precision, recall and F1 of each class, `[n_labels]`.
+/// Returns precision, recall and F1 of each class, `[n_labels]`.
 ///
 /// # Errors
 /// [`MetricError`] if there is no row, the lengths differ, or a class is not in `0..n_labels`.
 pub fn per_class(predicted: &[i64], actual: &[i64], n_labels: usize) -> Result<Vec<Scores>, MetricError> {
     check_both(predicted, actual, n_labels)?;
     let found = counts(predicted, actual);
-    let of = |class: usize| found.get(&(class as i64)).copied().unwrap_or_default().scores();
-    Ok((0..n_labels).map(of).collect())
+    let scores = |class: usize| found.get(&(class as i64)).copied().unwrap_or_default().scores();
+    Ok((0..n_labels).map(scores).collect())
 }
 
-/// Precision, recall and F1 over all classes that are predicted or a label, as in scikit-learn's
-/// `precision_recall_fscore_support`; a class that occurs on neither side does not count.
+/// Returns precision, recall and F1 averaged over all classes that are predicted or a label, as in scikit-learn's
+/// `precision_recall_fscore_support`.
 ///
 /// # Errors
 /// [`MetricError`] if there is no row or the lengths differ.
-pub fn averaged(predicted: &[i64], actual: &[i64], how: Average) -> Result<Scores, MetricError> {
+pub fn averaged(predicted: &[i64], actual: &[i64], average: Average) -> Result<Scores, MetricError> {
     check_lengths(predicted.len(), actual.len())?;
-    Ok(average(&counts(predicted, actual).into_values().collect::<Vec<_>>(), how))
+    Ok(averaged_scores(&counts(predicted, actual).into_values().collect::<Vec<_>>(), average))
 }
 
-/// How many rows of each class were predicted to be of which: `[actual][predicted]`, both `n_labels` long.
+/// Returns the number of rows by class, `[actual][predicted]`, both `n_labels` long.
 ///
 /// # Errors
 /// [`MetricError`] if there is no row, the lengths differ, or a class is not in `0..n_labels`.
@@ -114,18 +113,18 @@ fn check_both(predicted: &[i64], actual: &[i64], n_labels: usize) -> Result<(), 
     check_classes(actual, n_labels)
 }
 
-/// What Matthews' correlation and Cohen's kappa are made of.
+/// Sums for Matthews' correlation and Cohen's kappa.
 struct Sums {
     rows: f64,
     hits: f64,
-    /// Over classes: predicted times label, predicted squared, label squared.
+    /// Sums over classes: predicted times label, predicted squared, label squared.
     both: f64,
     predictions: f64,
     labels: f64,
 }
 
 impl Sums {
-    fn of(predicted: &[i64], actual: &[i64]) -> Self {
+    fn new(predicted: &[i64], actual: &[i64]) -> Self {
         let mut sums = Self { rows: actual.len() as f64, hits: 0.0, both: 0.0, predictions: 0.0, labels: 0.0 };
         for class in counts(predicted, actual).values() {
             let (p, t) = (class.predicted as f64, class.actual as f64);
@@ -152,7 +151,7 @@ mod tests {
     const ACTUAL: [i64; 10] = [1, 1, 1, 1, 1, 1, 0, 0, 0, 0];
 
     #[test]
-    fn two_classes() {
+    fn measures_of_two_classes() {
         check(accuracy(&PREDICTED, &ACTUAL), 0.7);
         check(binary_f1(&PREDICTED, &ACTUAL, 1), 8.0 / 11.0);
         check(binary_f1(&PREDICTED, &ACTUAL, 0), 6.0 / 9.0);
@@ -161,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn three_classes() {
+    fn measures_of_three_classes() {
         let predicted = [0, 2, 1, 0, 0, 1];
         let actual = [0, 1, 2, 0, 1, 2];
         // Class 0: 2 hits of 3 predictions and 2 labels; classes 1 and 2: none.
@@ -173,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_divided_is_zero() {
+    fn zero_denominator_is_zero() {
         check(binary_f1(&[0, 0], &[0, 0], 1), 0.0);
         check(matthews(&[1, 1, 1], &[0, 1, 0]), 0.0);
         check(matthews(&[0, 1, 0], &[1, 1, 1]), 0.0);
@@ -182,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn each_class_has_its_scores() {
+    fn per_class_scores_and_confusion() {
         let scores = per_class(&PREDICTED, &ACTUAL, 3).expect("scores");
         let [zero, one, two] = scores[..] else { panic!("not three") };
         assert_eq!(one, Scores { precision: 0.8, recall: 4.0 / 6.0, f1: 8.0 / 11.0, support: 6 });
@@ -195,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn averages_weigh_as_they_say() {
+    fn averaged_uses_weights() {
         let averaged = |how| averaged(&PREDICTED, &ACTUAL, how).map(|scores| scores.precision);
         check(averaged(Average::Macro), 0.7);
         check(averaged(Average::Weighted), 0.6 * 0.8 + 0.4 * 0.6);
@@ -203,18 +202,18 @@ mod tests {
     }
 
     #[test]
-    fn a_class_without_a_name_is_refused() {
+    fn class_out_of_range_is_error() {
         assert_eq!(per_class(&[0, 2], &[0, 1], 2), Err(MetricError::Class { row: 1, class: 2, n_labels: 2 }));
         assert_eq!(confusion(&[0], &[-1], 2), Err(MetricError::Class { row: 0, class: -1, n_labels: 2 }));
     }
 
     #[test]
-    fn words_are_compared_too() {
+    fn accuracy_compares_strings() {
         check(accuracy(&["a", "b"], &["a", "c"]), 0.5);
     }
 
     #[test]
-    fn what_cannot_be_measured_is_refused() {
+    fn invalid_inputs_are_errors() {
         type Metric = fn(&[i64], &[i64]) -> Result<f64, MetricError>;
         let metrics: [Metric; 6] =
             [accuracy, macro_f1, matthews, cohen_kappa, balanced_accuracy, |p, a| binary_f1(p, a, 1)];

@@ -2,35 +2,35 @@ use std::collections::BTreeMap;
 
 use crate::quotient;
 
-/// Precision, recall and F1 of one class, or of several together ([`Average`]).
+/// Precision, recall and F1 of one class, or averaged over several ([`Average`]).
 ///
-/// Each is from 0 to 1, and 0 where nothing divides: the precision of a class that is never predicted, the recall of
+/// Each is from 0 to 1, and 0 if its denominator is 0: the precision of a class that is never predicted, the recall of
 /// one that is never a label.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scores {
-    /// Of what was predicted to be of the class, the share that is.
+    /// Share of the rows predicted as the class that belong to it.
     pub precision: f64,
-    /// Of what is of the class, the share that was predicted to be.
+    /// Share of the rows of the class that are predicted as it.
     pub recall: f64,
-    /// The harmonic mean of both: `2 hits / (predicted + support)`.
+    /// Harmonic mean of both: `2 hits / (predicted + support)`.
     pub f1: f64,
-    /// How often the class is a label; of several classes, the sum.
+    /// Number of rows of the class; the sum for several classes.
     pub support: usize,
 }
 
-/// How the scores of several classes become one.
+/// Average over classes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Average {
-    /// The plain mean over classes: a rare class counts as much as a frequent one.
+    /// Unweighted mean over classes: a rare class counts as much as a frequent one.
     Macro,
-    /// The scores of the sums of what was counted: each decision counts as much as any other. Where each row has one
-    /// class, all three are the accuracy.
+    /// Scores of the summed counts: each decision has the same weight. With one class per row, all three are the
+    /// accuracy.
     Micro,
-    /// The mean over classes, each as often as it is a label.
+    /// Mean over classes, weighted by their support.
     Weighted,
 }
 
-/// How often one class occurs.
+/// Counts of one class.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Counts {
     pub(crate) predicted: usize,
@@ -39,7 +39,7 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    /// Counts one decision on the class.
+    /// Adds one decision on the class.
     pub(crate) fn add(&mut self, predicted: bool, actual: bool) {
         self.predicted += usize::from(predicted);
         self.actual += usize::from(actual);
@@ -69,11 +69,10 @@ pub(crate) fn counts(predicted: &[i64], actual: &[i64]) -> BTreeMap<i64, Counts>
     classes
 }
 
-/// The scores of several classes as one.
-pub(crate) fn average(classes: &[Counts], how: Average) -> Scores {
-    let sum = |of: fn(&Counts) -> usize| classes.iter().map(of).sum();
+pub(crate) fn averaged_scores(classes: &[Counts], average: Average) -> Scores {
+    let sum = |count: fn(&Counts) -> usize| classes.iter().map(count).sum();
     let all = Counts { predicted: sum(|c| c.predicted), actual: sum(|c| c.actual), hits: sum(|c| c.hits) };
-    match how {
+    match average {
         Average::Micro => all.scores(),
         Average::Macro => mean(classes, all.actual, |_| 1.0),
         Average::Weighted => mean(classes, all.actual, |class| class.actual as f64),
@@ -82,8 +81,8 @@ pub(crate) fn average(classes: &[Counts], how: Average) -> Scores {
 
 fn mean(classes: &[Counts], support: usize, weight: fn(&Counts) -> f64) -> Scores {
     let total = classes.iter().map(weight).sum();
-    let mean = |of: fn(Scores) -> f64| {
-        let sum = classes.iter().map(|class| weight(class) * of(class.scores())).sum();
+    let mean = |score: fn(Scores) -> f64| {
+        let sum = classes.iter().map(|class| weight(class) * score(class.scores())).sum();
         quotient(sum, total)
     };
     Scores { precision: mean(|s| s.precision), recall: mean(|s| s.recall), f1: mean(|s| s.f1), support }

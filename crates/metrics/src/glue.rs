@@ -1,16 +1,16 @@
-//! What the table of GLUE reports for each of its tasks (Wang et al. 2018, <https://gluebenchmark.com>), and which task a
-//! data source is.
+//! Tasks of GLUE, their reported metrics (Wang et al. 2018, <https://gluebenchmark.com>), and their recognition in data
+//! sources.
 
-/// A task of GLUE.
+/// Task of GLUE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Task {
-    /// As its folder is called on the hub: `sst2`, `stsb`.
+    /// Name of its folder on the hub: `sst2`, `stsb`.
     pub name: &'static str,
-    /// The names of its metrics in [`METRICS`](crate::METRICS), the headline first.
+    /// Names of its metrics in [`METRICS`](crate::METRICS), the headline first.
     pub metrics: &'static [&'static str],
 }
 
-/// The tasks of GLUE that have labels to measure by.
+/// Tasks of GLUE with labels to measure by.
 pub const TASKS: &[Task] = &[
     Task { name: "cola", metrics: &["mcc"] },
     Task { name: "sst2", metrics: &["accuracy"] },
@@ -24,10 +24,10 @@ pub const TASKS: &[Task] = &[
 ];
 
 impl Task {
-    /// The task that a data source or a name means: `hub:nyu-mll/glue/sst2`, `hub:stanfordnlp/sst2`,
+    /// Returns the task of a data source or name: `hub:nyu-mll/glue/sst2`, `hub:stanfordnlp/sst2`,
     /// `glue_data/SST-2/train.tsv`, `mrpc`, `STS-B`, `mnli_mismatched`.
     ///
-    /// A part of the path names a task by itself, with nothing but words for splits beside it. It is the last part that
+    /// A part of the path names a task if it consists of the name and words for splits only. It is the last part that
     /// is not about a split, or any part below a folder `glue`; the owner of a repository never counts. So
     /// `hub:cola/reviews`, `sst2-german` and `party.csv` are none.
     ///
@@ -42,11 +42,11 @@ impl Task {
         if let Some(glue) = parts.iter().position(|words| is_glue(words)) {
             return parts[glue + 1..].iter().find_map(|words| named(words));
         }
-        parts.iter().rfind(|words| !words.iter().all(|word| of_split(word))).and_then(|words| named(words))
+        parts.iter().rfind(|words| !words.iter().all(|word| is_split_word(word))).and_then(|words| named(words))
     }
 }
 
-/// The parts of a path, without the owner of a repository, its revision and file endings.
+/// Parts of a path, without the owner and revision of a repository and file endings.
 fn parts(text: &str) -> impl Iterator<Item = &str> {
     let (path, skipped) = match text.strip_prefix("hub:") {
         Some(path) => (path, usize::from(path.contains('/'))),
@@ -56,7 +56,7 @@ fn parts(text: &str) -> impl Iterator<Item = &str> {
     path.split(['/', '\\']).skip(skipped).map(name)
 }
 
-/// The words of `SST-2_train`, in small letters.
+/// Lower-case words of `SST-2_train`.
 fn words(part: &str) -> Vec<String> {
     part.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(str::to_lowercase).collect()
 }
@@ -65,18 +65,18 @@ fn is_glue(words: &[String]) -> bool {
     matches!(words.iter().map(String::as_str).collect::<Vec<_>>()[..], ["glue"] | ["glue", "data"])
 }
 
-/// The task that one part of a path names: `sst2`, `sst_2`, `glue-sst2-train`.
+/// Task that one part of a path names: `sst2`, `sst_2`, `glue-sst2-train`.
 fn named(words: &[String]) -> Option<&'static Task> {
     let words = words.strip_prefix(&["glue".to_owned()]).unwrap_or(words);
     (1..=words.len().min(2)).find_map(|n| {
         let name = words[..n].concat();
         let task = TASKS.iter().find(|task| task.name == name)?;
-        words[n..].iter().all(|word| of_split(word)).then_some(task)
+        words[n..].iter().all(|word| is_split_word(word)).then_some(task)
     })
 }
 
-/// Whether a word says which rows, and not what of.
-fn of_split(word: &str) -> bool {
+/// Returns true if a word names a split or a folder of splits.
+fn is_split_word(word: &str) -> bool {
     const SPLITS: [&str; 7] = ["train", "training", "dev", "valid", "validation", "val", "test"];
     const PARTS: [&str; 5] = ["matched", "mismatched", "m", "mm", "of"];
     const FOLDERS: [&str; 5] = ["data", "refs", "convert", "parquet", "default"];
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_and_names_mean_a_task() {
+    fn find_recognizes_paths_and_names() {
         check(
             Some("sst2"),
             &[
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn unrelated_words_do_not() {
+    fn find_unrelated_text_is_none() {
         let none = [
             "",
             "hub:nyu-mll/glue",
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn each_metric_is_one_of_the_list() {
+    fn task_metrics_are_known() {
         for task in TASKS {
             assert!(!task.metrics.is_empty());
             for name in task.metrics {

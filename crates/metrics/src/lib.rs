@@ -1,11 +1,11 @@
-//! Measures of how well predictions agree with labels, as pure functions over slices.
+//! Measures of the agreement of predictions with labels, as pure functions over slices.
 //!
-//! This crate knows no tensors, no models and no files; averages over batches are the caller's.
+//! Limits: this crate knows no tensors, models or files, and callers average over batches. In the crate graph it is a
+//! leaf without libtorch, below `plugin`, `report`, `pipeline` and `cli`.
 //!
-//! Invariants: an empty input, a number that is not finite and inputs of different lengths are errors,
-//! never a number. Where a formula divides zero by zero the result is 0, and the
-//! function says so; an area under a curve that has no points is none. Values are those of scikit-learn and SciPy,
-//! but where a function says otherwise.
+//! Invariants: an empty input, a non-finite number and inputs of different lengths are errors. A quotient with a zero
+//! denominator is 0, as the function documents, and the area under a curve without points is none. Values equal those
+//! of scikit-learn and SciPy unless a function documents otherwise.
 //!
 //! ```
 //! let predicted = [1, 0, 1, 1];
@@ -18,10 +18,10 @@
 mod classes;
 mod counts;
 pub mod glue;
+pub mod multilabel;
 mod names;
 mod probabilities;
 mod ranking;
-pub mod several;
 mod values;
 
 pub use classes::{
@@ -35,58 +35,31 @@ pub use probabilities::{
 pub use ranking::{auroc, average_precision, binary_auroc};
 pub use values::{mean_absolute_error, mean_squared_error, pearson, r2, root_mean_squared_error, spearman};
 
-/// Inputs that have no measure.
+/// Inputs without a defined measure.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum MetricError {
-    /// There is nothing to measure.
+    /// There are no rows.
     #[error("measure predictions: there are none")]
     Empty,
-    /// Each prediction needs its label.
+    /// The numbers of predictions and labels differ.
     #[error("measure predictions: there are {predicted} of them, but {actual} labels")]
-    Lengths {
-        /// How many predictions there are.
-        predicted: usize,
-        /// How many labels there are.
-        actual: usize,
-    },
-    /// A NaN or an infinity.
+    Lengths { predicted: usize, actual: usize },
+    /// A number is NaN or infinite.
     #[error("measure predictions: row {row} is not a finite number")]
-    NotFinite {
-        /// The first such row.
-        row: usize,
-    },
-    /// Each row has a number per label.
+    NotFinite { row: usize },
+    /// A row has another number of labels.
     #[error("measure predictions: row {row} has {found} labels instead of {expected}")]
-    Width {
-        /// The first such row.
-        row: usize,
-        /// How many labels there are.
-        expected: usize,
-        /// How many the row has.
-        found: usize,
-    },
-    /// A class that does not exist.
+    Width { row: usize, expected: usize, found: usize },
+    /// A class is out of range.
     #[error("measure predictions: row {row} is of class {class}, but there are {n_labels} labels")]
-    Class {
-        /// The first such row.
-        row: usize,
-        /// Its class.
-        class: i64,
-        /// How many labels there are.
-        n_labels: usize,
-    },
-    /// A number that is not from 0 to 1.
+    Class { row: usize, class: i64, n_labels: usize },
+    /// A number is outside of 0 to 1.
     #[error("measure predictions: row {row} has {value} for a probability")]
-    NotProbability {
-        /// The first such row.
-        row: usize,
-        /// The number.
-        value: f64,
-    },
+    NotProbability { row: usize, value: f64 },
 }
 
-/// Refuses what no metric is defined on.
 fn check_lengths(predicted: usize, actual: usize) -> Result<(), MetricError> {
     match (predicted, actual) {
         _ if predicted != actual => Err(MetricError::Lengths { predicted, actual }),
@@ -95,7 +68,6 @@ fn check_lengths(predicted: usize, actual: usize) -> Result<(), MetricError> {
     }
 }
 
-/// Refuses classes outside of `0..n_labels`.
 fn check_classes(classes: &[i64], n_labels: usize) -> Result<(), MetricError> {
     let known = |class: i64| usize::try_from(class).is_ok_and(|class| class < n_labels);
     match classes.iter().position(|&class| !known(class)) {
@@ -104,7 +76,7 @@ fn check_classes(classes: &[i64], n_labels: usize) -> Result<(), MetricError> {
     }
 }
 
-/// `numerator / denominator`, and 0 where nothing divides.
+/// `numerator / denominator`, or 0 if the denominator is 0.
 fn quotient(numerator: f64, denominator: f64) -> f64 {
     if denominator == 0.0 { 0.0 } else { numerator / denominator }
 }

@@ -1,19 +1,19 @@
-/// A metric that runs report, by its name.
+/// Metric that runs report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Metric {
-    /// As it is written: `accuracy`, `f1_macro`.
+    /// Written name: `accuracy`, `f1_macro`.
     pub name: &'static str,
-    /// As people read it: `Accuracy`, `F1 macro`.
+    /// Title: `Accuracy`, `F1 macro`.
     pub title: &'static str,
-    /// Whether a larger value is a better one.
+    /// True if a larger value is better.
     pub larger_is_better: bool,
-    /// Whether there is also one per label, written `NAME/LABEL`.
+    /// True if there is also a value per label, written `NAME/LABEL`.
     pub per_label: bool,
-    /// What it measures, in one line.
-    pub about: &'static str,
+    /// Description in one line.
+    pub description: &'static str,
 }
 
-/// All metrics, the same for every task; which of them a run has depends on its labels.
+/// All metrics, the same for every task; the labels of a run determine which it has.
 pub const METRICS: &[Metric] = &[
     smaller("loss", "Loss", "the mean loss that training makes smaller"),
     larger(
@@ -56,20 +56,20 @@ pub const METRICS: &[Metric] = &[
     larger("spearman", "Spearman", "Spearman's correlation of ranks"),
 ];
 
-const fn larger(name: &'static str, title: &'static str, about: &'static str) -> Metric {
-    Metric { name, title, larger_is_better: true, per_label: false, about }
+const fn larger(name: &'static str, title: &'static str, description: &'static str) -> Metric {
+    Metric { name, title, larger_is_better: true, per_label: false, description }
 }
 
-const fn smaller(name: &'static str, title: &'static str, about: &'static str) -> Metric {
-    Metric { larger_is_better: false, ..larger(name, title, about) }
+const fn smaller(name: &'static str, title: &'static str, description: &'static str) -> Metric {
+    Metric { larger_is_better: false, ..larger(name, title, description) }
 }
 
-const fn each(name: &'static str, title: &'static str, about: &'static str) -> Metric {
-    Metric { per_label: true, ..larger(name, title, about) }
+const fn each(name: &'static str, title: &'static str, description: &'static str) -> Metric {
+    Metric { per_label: true, ..larger(name, title, description) }
 }
 
 impl Metric {
-    /// The metric of this name; `f1/LABEL` is the `f1` of one label, whatever the label's name is.
+    /// Returns the metric of this name; `f1/LABEL` is the `f1` of one label of any name.
     ///
     /// ```
     /// use sepal_metrics::Metric;
@@ -80,35 +80,35 @@ impl Metric {
     /// ```
     ///
     /// # Errors
-    /// [`UnknownMetric`], which lists the known ones.
+    /// [`UnknownMetric`] with the known names if there is none.
     pub fn find(name: &str) -> Result<&'static Metric, UnknownMetric> {
-        let (base, of_label) = name.split_once('/').map_or((name, false), |(base, label)| (base, !label.is_empty()));
-        let whole = base.len() == name.len();
-        let fits = |metric: &&Metric| metric.name == base && (whole || metric.per_label && of_label);
+        let (base, has_label) = name.split_once('/').map_or((name, false), |(base, label)| (base, !label.is_empty()));
+        let has_no_label = base.len() == name.len();
+        let fits = |metric: &&Metric| metric.name == base && (has_no_label || metric.per_label && has_label);
         METRICS.iter().find(fits).ok_or_else(|| UnknownMetric { name: name.to_owned() })
     }
 
-    /// Whether `value` is better than `best`; a NaN never is, and anything else is better than a NaN.
+    /// Returns true if `value` is better than `best`; a NaN never is, and any other value is better than a NaN.
     pub fn is_better(&self, value: f64, best: f64) -> bool {
         let ahead = if self.larger_is_better { value > best } else { value < best };
         ahead || (best.is_nan() && !value.is_nan())
     }
 }
 
-/// The names of all metrics, in the order of [`METRICS`].
+/// Returns the names of all metrics, in the order of [`METRICS`].
 pub fn names() -> impl Iterator<Item = &'static str> {
     METRICS.iter().map(|metric| metric.name)
 }
 
-/// A name that no metric has.
+/// Unknown name of a metric.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[error("find the metric {name:?}: there are {}", listed())]
 pub struct UnknownMetric {
-    /// What was asked for.
     pub name: String,
 }
 
-/// `loss, accuracy, f1, f1/LABEL`.
+/// List of the known names: `loss, accuracy, f1, f1/LABEL`.
 fn listed() -> String {
     let both = |metric: &Metric| match metric.per_label {
         true => format!("{0}, {0}/LABEL", metric.name),
@@ -124,19 +124,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_name_is_there_once_and_plain() {
+    fn names_are_unique_and_plain() {
         let all: HashSet<_> = names().collect();
         assert_eq!(all.len(), METRICS.len());
         for metric in METRICS {
             assert_eq!(Metric::find(metric.name), Ok(metric));
             let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
             assert!(metric.name.chars().all(plain), "{}", metric.name);
-            assert!(!metric.about.is_empty() && !metric.about.ends_with('.'), "{}", metric.name);
+            assert!(!metric.description.is_empty() && !metric.description.ends_with('.'), "{}", metric.name);
         }
     }
 
     #[test]
-    fn labels_may_be_called_anything() {
+    fn find_accepts_any_label() {
         for name in ["f1/positive", "precision/a/b", "recall/ü"] {
             assert_eq!(Metric::find(name).map(|metric| Some(metric.name)), Ok(name.split('/').next()));
         }
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn better_is_the_metrics_own_way() {
+    fn is_better_follows_direction() {
         let (loss, f1) = (Metric::find("loss").expect("known"), Metric::find("f1").expect("known"));
         assert!(loss.is_better(0.1, 0.2) && !loss.is_better(0.2, 0.1) && !loss.is_better(0.1, 0.1));
         assert!(f1.is_better(0.2, 0.1) && !f1.is_better(0.1, 0.2) && !f1.is_better(0.1, 0.1));

@@ -1,30 +1,28 @@
 use crate::{MetricError, check_classes, check_lengths, quotient};
 
-/// How far a probability may lie outside of 0 to 1 by rounding.
+/// Rounding tolerance of probabilities outside of 0 to 1.
 const SLACK: f64 = 1e-6;
 
-/// The mean of `-ln p`, where `p` is the probability of the row's label: from 0, in nats.
+/// Returns the mean of `-ln p`, where `p` is the probability of the row's label: from 0, in nats.
 ///
-/// Probabilities are kept away from 0 and 1 by the rounding of fp64, as in scikit-learn, so one row costs at most 36.04.
-/// `probabilities` is `[rows][n_labels]`, and its rows should add up to 1, which is not checked.
+/// Probabilities are clamped away from 0 and 1 by the rounding of fp64, as in scikit-learn, so one row costs at most
+/// 36.04. `probabilities` is `[rows][n_labels]`; its rows should sum to 1, which is not checked.
 ///
 /// # Errors
-/// [`MetricError`] if there is no row, the lengths differ, a class is out of range, or what is given are no
-/// probabilities.
+/// [`MetricError`] if there is no row, the lengths differ, a class is out of range, or a number is not a probability.
 pub fn log_loss(probabilities: &[Vec<f64>], actual: &[i64]) -> Result<f64, MetricError> {
     check_probabilities(probabilities, actual)?;
     let cost = |(row, &label): (&Vec<f64>, &i64)| -row[label as usize].clamp(f64::EPSILON, 1.0 - f64::EPSILON).ln();
     Ok(probabilities.iter().zip(actual).map(cost).sum::<f64>() / actual.len() as f64)
 }
 
-/// The mean squared distance of probabilities and labels (Brier 1950; scikit-learn's `brier_score_loss`).
+/// Returns the mean squared distance of probabilities and labels (Brier 1950; scikit-learn's `brier_score_loss`).
 ///
 /// For two classes `(p - y)²` of the second one, from 0 to 1; for several `sum over classes (p - y)²`, from 0 to 2.
 /// `probabilities` is `[rows][n_labels]`.
 ///
 /// # Errors
-/// [`MetricError`] if there is no row, the lengths differ, a class is out of range, or what is given are no
-/// probabilities.
+/// [`MetricError`] if there is no row, the lengths differ, a class is out of range, or a number is not a probability.
 pub fn brier(probabilities: &[Vec<f64>], actual: &[i64]) -> Result<f64, MetricError> {
     let n_labels = check_probabilities(probabilities, actual)?;
     let skipped = usize::from(n_labels == 2);
@@ -35,14 +33,13 @@ pub fn brier(probabilities: &[Vec<f64>], actual: &[i64]) -> Result<f64, MetricEr
     Ok(probabilities.iter().zip(actual).map(distance).sum::<f64>() / actual.len() as f64)
 }
 
-/// The share of rows whose label is among the `k` most probable, from 0 to 1.
+/// Returns the share of rows whose label is among the `k` most probable, from 0 to 1.
 ///
-/// Of equally probable classes the first comes first. (scikit-learn's `top_k_accuracy_score` takes the last one first
-/// where there are more than two classes.) `probabilities` is `[rows][n_labels]`.
+/// Of equally probable classes the first ranks higher. (scikit-learn's `top_k_accuracy_score` ranks the last one higher
+/// for more than two classes.) `probabilities` is `[rows][n_labels]`.
 ///
 /// # Errors
-/// [`MetricError`] if there is no row, the lengths differ, a class is out of range, or what is given are no
-/// probabilities.
+/// [`MetricError`] if there is no row, the lengths differ, a class is out of range, or a number is not a probability.
 pub fn top_k_accuracy(probabilities: &[Vec<f64>], actual: &[i64], k: usize) -> Result<f64, MetricError> {
     check_probabilities(probabilities, actual)?;
     let hit = |&(row, &label): &(&Vec<f64>, &i64)| {
@@ -53,39 +50,37 @@ pub fn top_k_accuracy(probabilities: &[Vec<f64>], actual: &[i64], k: usize) -> R
     Ok(probabilities.iter().zip(actual).filter(hit).count() as f64 / actual.len() as f64)
 }
 
-/// Bins of the `ece` that runs report.
+/// Number of bins of the reported `ece`.
 pub const CALIBRATION_BINS: usize = 15;
 
-/// How far the probability of the predicted class is from how often it is right.
+/// Difference between the probability of the predicted class and its accuracy.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Calibration {
-    /// The expected calibration error, from 0 to 1: over bins, the mean of `|accuracy - confidence|`, each as often as
-    /// it has rows.
+    /// Expected calibration error, from 0 to 1: mean of `|accuracy - confidence|` over bins, weighted by their rows.
     pub error: f64,
-    /// Equal parts of 0 to 1 in order, for a reliability diagram.
+    /// Equal intervals of 0 to 1 in order, for a reliability diagram.
     pub bins: Vec<Bin>,
 }
 
-/// The rows whose largest probability lies in one part of 0 to 1.
+/// Rows whose largest probability lies in one interval.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Bin {
-    /// How many rows.
+    /// Number of rows.
     pub count: usize,
-    /// The mean of their largest probabilities; 0 if there is no row.
+    /// Mean of their largest probabilities; 0 without rows.
     pub confidence: f64,
-    /// The share of them whose most probable class is the label; 0 if there is no row.
+    /// Share of them whose most probable class is the label; 0 without rows.
     pub accuracy: f64,
 }
 
-/// The expected calibration error and its bins (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+/// Returns the expected calibration error and its bins (Guo et al. 2017, "On Calibration of Modern Neural Networks").
 ///
 /// Bin `i` of `n_bins` holds the rows whose largest probability is in `(i / n_bins, (i + 1) / n_bins]`, and the first
 /// one 0 too. Of equally probable classes the first counts as predicted. `probabilities` is `[rows][n_labels]`; 10 and
 /// 15 bins are usual, and at least one is made.
 ///
 /// # Errors
-/// [`MetricError`] if there is no row, the lengths differ, a class is out of range, or what is given are no
-/// probabilities.
+/// [`MetricError`] if there is no row, the lengths differ, a class is out of range, or a number is not a probability.
 pub fn calibration(probabilities: &[Vec<f64>], actual: &[i64], n_bins: usize) -> Result<Calibration, MetricError> {
     check_probabilities(probabilities, actual)?;
     let rows = probabilities.iter().zip(actual).map(|(row, &label)| {
@@ -95,10 +90,10 @@ pub fn calibration(probabilities: &[Vec<f64>], actual: &[i64], n_bins: usize) ->
     reliability(rows, n_bins)
 }
 
-/// As [`calibration`], of predictions that are a probability each and whether they came true.
+/// Same as [`calibration`], for predictions given as a probability and its outcome.
 ///
 /// # Errors
-/// [`MetricError`] if there is none, or one is no probability.
+/// [`MetricError`] if there is no prediction, or a number is not a probability.
 pub fn reliability(
     predictions: impl IntoIterator<Item = (f64, bool)>,
     n_bins: usize,
@@ -126,19 +121,19 @@ fn bin(count: usize, confidence: f64, hits: usize) -> Bin {
     Bin { count, confidence: quotient(confidence, rows), accuracy: quotient(hits as f64, rows) }
 }
 
-/// What separates the bins, rounded as NumPy's `linspace` rounds.
+/// Inner edges of the bins, rounded like NumPy's `linspace`.
 fn edges(n_bins: usize) -> Vec<f64> {
     let step = 1.0 / n_bins.max(1) as f64;
     (1..n_bins.max(1)).map(|edge| edge as f64 * step).collect()
 }
 
-/// The first of the most probable classes, and its probability.
+/// First of the most probable classes, and its probability.
 fn top(row: &[f64]) -> (usize, f64) {
     let larger = |best: (usize, f64), next: (usize, f64)| if next.1 > best.1 { next } else { best };
     row.iter().copied().enumerate().reduce(larger).unwrap_or_default()
 }
 
-/// Refuses what is not a probability of each class and a class per row; says how many classes there are.
+/// Checks probabilities and labels, and returns the number of classes.
 pub(crate) fn check_probabilities(probabilities: &[Vec<f64>], actual: &[i64]) -> Result<usize, MetricError> {
     check_lengths(probabilities.len(), actual.len())?;
     let n_labels = probabilities[0].len();
@@ -166,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn by_hand() {
+    fn measures_equal_manual_values() {
         let near = |found: Result<f64, MetricError>, expected: f64| {
             let found = found.expect("a measure");
             assert!((found - expected).abs() < 1e-12, "expected {expected}, found {found}");
@@ -181,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn an_edge_belongs_to_the_bin_below() {
+    fn calibration_edge_belongs_to_lower_bin() {
         let found = calibration(&rows(), &[1, 1, 0], 2).expect("a calibration");
         let below = Bin { count: 1, confidence: 0.5, accuracy: 0.0 };
         let above = Bin { count: 2, confidence: 0.9, accuracy: 1.0 };
@@ -191,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_probability_is_refused() {
+    fn invalid_probabilities_are_errors() {
         type Metric = fn(&[Vec<f64>], &[i64]) -> Result<f64, MetricError>;
         let metrics: [Metric; 4] =
             [log_loss, brier, |p, a| top_k_accuracy(p, a, 1), |p, a| calibration(p, a, 10).map(|found| found.error)];

@@ -2,10 +2,10 @@ use crate::probabilities::check_probabilities;
 use crate::values::ranks;
 use crate::{MetricError, check_lengths};
 
-/// The area under the receiver operating characteristic, from 0 to 1: the chance that a positive row has a larger
-/// score than a negative one, equal scores counting one half (the Mann-Whitney statistic by its rank sum).
+/// Returns the area under the receiver operating characteristic, from 0 to 1: the probability that a positive row has a
+/// larger score than a negative one, equal scores counting one half (the Mann-Whitney statistic by its rank sum).
 ///
-/// It is none if no row is positive or none is negative, where it is not defined.
+/// It is none, as it is undefined, if no row is positive or none is negative.
 ///
 /// ```
 /// let area = sepal_metrics::binary_auroc(&[0.9, 0.4, 0.6, 0.4], &[true, true, false, false])?;
@@ -26,14 +26,13 @@ pub fn binary_auroc(scores: &[f64], positive: &[bool]) -> Result<Option<f64>, Me
     Ok(Some((of_positives - positives * (positives + 1.0) / 2.0) / (positives * negatives)))
 }
 
-/// [`binary_auroc`] of the probabilities `[rows][n_labels]`: of the second class if there are two, else the mean over
-/// classes of each against the others (scikit-learn's `roc_auc_score(multi_class="ovr", average="macro")`).
+/// Returns [`binary_auroc`] of the probabilities `[rows][n_labels]`: of the second one of two classes, otherwise the
+/// mean over classes of each against the others (scikit-learn's `roc_auc_score(multi_class="ovr", average="macro")`).
 ///
-/// It is none if a class is no row's label, or each row's.
+/// It is none if a class is the label of no row or of all rows.
 ///
 /// # Errors
-/// [`MetricError`] if there is no row, the lengths differ, a class is out of range, or what is given are no
-/// probabilities.
+/// [`MetricError`] if there is no row, the lengths differ, a class is out of range, or a number is not a probability.
 pub fn auroc(probabilities: &[Vec<f64>], actual: &[i64]) -> Result<Option<f64>, MetricError> {
     let n_labels = check_probabilities(probabilities, actual)?;
     let classes = if n_labels == 2 { 1..2 } else { 0..n_labels };
@@ -44,11 +43,10 @@ pub fn auroc(probabilities: &[Vec<f64>], actual: &[i64]) -> Result<Option<f64>, 
     })
 }
 
-/// The area under precision over recall as a sum of steps, from 0 to 1: over falling thresholds,
-/// `sum (recall_i - recall_(i-1)) precision_i`, rows of equal scores making one step (scikit-learn's
-/// `average_precision_score`).
+/// Returns the area under precision over recall as a sum of steps, from 0 to 1: over falling thresholds, `sum (recall_i
+/// - recall_(i-1)) precision_i`, rows of equal scores making one step (scikit-learn's `average_precision_score`).
 ///
-/// It is none if no row is positive, where scikit-learn says 0.
+/// It is none if no row is positive, where scikit-learn returns 0.
 ///
 /// # Errors
 /// [`MetricError`] if there is no row, the lengths differ, or a score is not finite.
@@ -66,7 +64,7 @@ pub fn average_precision(scores: &[f64], positive: &[bool]) -> Result<Option<f64
     Ok((hits > 0).then(|| sum / hits as f64))
 }
 
-/// The mean of areas; none if one of them is.
+/// Mean of areas; none if one of them is none.
 pub(crate) fn mean(
     classes: impl ExactSizeIterator<Item = usize>,
     area: impl Fn(usize) -> Result<Option<f64>, MetricError>,
@@ -89,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn by_hand() {
+    fn areas_equal_manual_values() {
         let positive = [true, false, true, false];
         assert_eq!(binary_auroc(&[0.8, 0.7, 0.6, 0.5], &positive), Ok(Some(0.75)));
         assert_eq!(average_precision(&[0.8, 0.7, 0.6, 0.5], &positive), Ok(Some((1.0 + 2.0 / 3.0) / 2.0)));
@@ -98,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_class_that_does_not_occur_has_no_area() {
+    fn missing_class_has_no_area() {
         assert_eq!(binary_auroc(&[0.1, 0.2], &[true, true]), Ok(None));
         assert_eq!(binary_auroc(&[0.1, 0.2], &[false, false]), Ok(None));
         assert_eq!(average_precision(&[0.1, 0.2], &[false, false]), Ok(None));
@@ -108,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_ranked_is_refused() {
+    fn invalid_scores_are_errors() {
         for metric in [binary_auroc, average_precision] {
             assert_eq!(metric(&[], &[]), Err(MetricError::Empty));
             assert_eq!(metric(&[0.1], &[true, false]), Err(MetricError::Lengths { predicted: 1, actual: 2 }));

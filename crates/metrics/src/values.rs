@@ -1,6 +1,6 @@
 use crate::{MetricError, check_lengths, quotient};
 
-/// The mean of `(predicted - actual)²`.
+/// Returns the mean of `(predicted - actual)²`.
 ///
 /// # Errors
 /// [`MetricError`] if there is no row, the lengths differ, or a number is not finite.
@@ -9,7 +9,7 @@ pub fn mean_squared_error(predicted: &[f64], actual: &[f64]) -> Result<f64, Metr
     Ok(squared(predicted, actual) / actual.len() as f64)
 }
 
-/// The root of [`mean_squared_error`], in the unit of the labels.
+/// Returns the root of [`mean_squared_error`], in the unit of the labels.
 ///
 /// # Errors
 /// [`MetricError`] if there is no row, the lengths differ, or a number is not finite.
@@ -17,7 +17,7 @@ pub fn root_mean_squared_error(predicted: &[f64], actual: &[f64]) -> Result<f64,
     mean_squared_error(predicted, actual).map(f64::sqrt)
 }
 
-/// The mean of `|predicted - actual|`, in the unit of the labels.
+/// Returns the mean of `|predicted - actual|`, in the unit of the labels.
 ///
 /// # Errors
 /// [`MetricError`] if there is no row, the lengths differ, or a number is not finite.
@@ -26,28 +26,28 @@ pub fn mean_absolute_error(predicted: &[f64], actual: &[f64]) -> Result<f64, Met
     Ok(predicted.iter().zip(actual).map(|(p, a)| (p - a).abs()).sum::<f64>() / actual.len() as f64)
 }
 
-/// The share of the labels' variance that the predictions explain, at most 1:
-/// `1 - sum (a - p)² / sum (a - mean a)²`. It is negative where the mean of the labels predicts better.
+/// Returns the share of the labels' variance that the predictions explain, at most 1: `1 - sum (a - p)² / sum (a - mean
+/// a)²`. It is negative if the mean of the labels predicts better.
 ///
-/// Where all labels are equal (so also for a single row) it is 1 if each prediction is right and else 0, as in
-/// scikit-learn, which for a single row says NaN.
+/// For equal labels (also for a single row) it is 1 if each prediction is right and 0 otherwise, as in scikit-learn,
+/// which returns NaN for a single row.
 ///
 /// # Errors
 /// [`MetricError`] if there is no row, the lengths differ, or a number is not finite.
 pub fn r2(predicted: &[f64], actual: &[f64]) -> Result<f64, MetricError> {
     check(predicted, actual)?;
-    let (left, whole) = (squared(predicted, actual), deviations(actual).iter().map(|d| d * d).sum::<f64>());
-    Ok(match (left == 0.0, whole == 0.0) {
+    let (residual, total) = (squared(predicted, actual), deviations(actual).iter().map(|d| d * d).sum::<f64>());
+    Ok(match (residual == 0.0, total == 0.0) {
         (true, _) => 1.0,
         (false, true) => 0.0,
-        (false, false) => 1.0 - left / whole,
+        (false, false) => 1.0 - residual / total,
     })
 }
 
-/// Pearson's correlation, from -1 to 1: `sum dp da / sqrt(sum dp² sum da²)`, where `dp` and `da`
-/// are the differences from the means.
+/// Returns Pearson's correlation, from -1 to 1: `sum dp da / sqrt(sum dp² sum da²)`, where `dp` and `da` are the
+/// differences from the means.
 ///
-/// It is 0 if either side is constant (so also for a single row), where SciPy says NaN.
+/// It is 0 if either side is constant (also for a single row), where SciPy returns NaN.
 ///
 /// # Errors
 /// [`MetricError`] if there is no row, the lengths differ, or a number is not finite.
@@ -58,8 +58,8 @@ pub fn pearson(predicted: &[f64], actual: &[f64]) -> Result<f64, MetricError> {
     Ok(quotient(dot(&p, &a), dot(&p, &p).sqrt() * dot(&a, &a).sqrt()).clamp(-1.0, 1.0))
 }
 
-/// Spearman's correlation, from -1 to 1: [`pearson`] of the ranks, where equal numbers share the
-/// mean of their ranks.
+/// Returns Spearman's correlation, from -1 to 1: [`pearson`] of the ranks, where equal numbers share the mean of their
+/// ranks.
 ///
 /// It is 0 if either side is constant.
 ///
@@ -70,7 +70,6 @@ pub fn spearman(predicted: &[f64], actual: &[f64]) -> Result<f64, MetricError> {
     pearson(&ranks(predicted), &ranks(actual))
 }
 
-/// The sum of squared differences.
 fn squared(predicted: &[f64], actual: &[f64]) -> f64 {
     predicted.iter().zip(actual).map(|(p, a)| (p - a).powi(2)).sum()
 }
@@ -83,7 +82,7 @@ fn check(predicted: &[f64], actual: &[f64]) -> Result<(), MetricError> {
     }
 }
 
-/// Differences from the mean; exactly zero where all are equal, whatever the mean rounds to.
+/// Differences from the mean; exactly zero for equal values, regardless of rounding.
 fn deviations(values: &[f64]) -> Vec<f64> {
     if values.iter().all(|value| *value == values[0]) {
         return vec![0.0; values.len()];
@@ -92,7 +91,6 @@ fn deviations(values: &[f64]) -> Vec<f64> {
     values.iter().map(|value| value - mean).collect()
 }
 
-/// Ranks from 1, ties averaged.
 pub(crate) fn ranks(values: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|&i, &j| values[i].total_cmp(&values[j]));
@@ -116,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn by_hand() {
+    fn measures_equal_manual_values() {
         // Deviations (-2, -1, 0, 1, 2) and (-1, -2, 1, 0, 2): 8 / 10.
         near(pearson(&[1.0, 2.0, 3.0, 4.0, 5.0], &[2.0, 1.0, 4.0, 3.0, 5.0]), 0.8);
         near(pearson(&[1.0, 2.0, 3.0], &[2.0, 4.0, 6.5]), 4.5 / (2.0_f64 * 10.166_666_666_666_666).sqrt());
@@ -129,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn ranks_ignore_the_scale() {
+    fn spearman_ignores_scale() {
         near(spearman(&[1.0, 10.0, 100.0], &[0.1, 0.2, 9.0]), 1.0);
         // Ranks (1, 2.5, 2.5, 4) and (1, 2, 3, 4): deviations give 4.5 / sqrt(4.5 * 5).
         near(spearman(&[1.0, 2.0, 2.0, 3.0], &[1.0, 2.0, 3.0, 4.0]), 4.5 / (4.5_f64 * 5.0).sqrt());
@@ -137,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_constant_side_says_nothing() {
+    fn constant_side_has_no_correlation() {
         near(pearson(&[0.1, 0.1, 0.1], &[1.0, 2.0, 3.0]), 0.0);
         near(spearman(&[1.0, 2.0, 3.0], &[0.1, 0.1, 0.1]), 0.0);
         near(pearson(&[1.0], &[2.0]), 0.0);
@@ -146,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_measured_is_refused() {
+    fn invalid_inputs_are_errors() {
         type Metric = fn(&[f64], &[f64]) -> Result<f64, MetricError>;
         let metrics: [Metric; 6] =
             [pearson, spearman, mean_squared_error, root_mean_squared_error, mean_absolute_error, r2];

@@ -7,6 +7,7 @@ use crate::non_finite::NonFiniteOrigin;
 
 /// A forward pass that failed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum ForwardError {
     /// Failure of embeddings or final norm.
@@ -31,10 +32,7 @@ pub enum ForwardError {
         split: &'static str,
         /// Row numbers from 1; all rows of the batch if the affected ones are unknown.
         rows: Vec<usize>,
-        /// Origin of the values.
         origin: NonFiniteOrigin,
-        /// Error of the server involved, if any.
-        #[source]
         source: Option<Box<sepal_remote::RemoteError>>,
     },
 }

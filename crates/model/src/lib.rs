@@ -9,6 +9,24 @@
 //! non-finite values.
 //!
 //! Place in the crate graph: above `blocks`, `remote` and `plugin`; below `train` and `pipeline`.
+//!
+//! ```
+//! use sepal_blocks::{BlockStack, Ends};
+//! use sepal_checkpoint::Checkpoint;
+//! use sepal_core::{Ragged, Span};
+//! use sepal_model::{Blocks, LocalBlocks};
+//! use tch::Tensor;
+//!
+//! let checkpoint = Checkpoint::open(sepal_testkit::tiny::goldens().join("tiny-llama-gqa"))?;
+//! let span = Span::new(0, checkpoint.config().n_blocks)?;
+//! let blocks = LocalBlocks::new(BlockStack::load(&checkpoint, span)?);
+//! let tokens = Ends::load(&checkpoint)?.embed(&Tensor::from_slice(&[1_i64, 2, 3]))?; // [n_tokens, hidden]
+//!
+//! let session = blocks.tune(Vec::new())?;
+//! let pooled = session.forward(None, &tokens, &Ragged::from_lengths([2, 1])?)?;
+//! assert_eq!(pooled.size(), [2, checkpoint.config().hidden as i64]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod blocks;
 mod error;

@@ -2,11 +2,12 @@ use sepal_blocks::{Ends, EndsError};
 use sepal_core::{DType, Ragged, Span};
 use sepal_nn::Parameters;
 use sepal_plugin::{Hidden, Logits, Phase, TaskHead, TuningMode};
-use tch::Tensor;
+use sepal_remote::RemoteError;
+use tch::{TchError, Tensor};
 
-use crate::blocks::{Blocks, BlocksSession};
+use crate::blocks::{Blocks, BlocksError, BlocksSession};
 use crate::error::ForwardError;
-use crate::non_finite::Activations;
+use crate::non_finite::{NonFiniteOrigin, is_finite, non_finite_rows};
 use crate::rounding::{round, round_forward};
 
 /// A frozen model with everything that trains.
@@ -72,6 +73,53 @@ impl Model {
         Ok(logits)
     }
 
+    /// Returns an error if a logit is NaN or infinite, with rows by their index in the batch.
+    fn check_finite(&self, activations: &Activations<'_>) -> Result<(), ForwardError> {
+        let rows = non_finite_rows(activations.logits)?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let origin = self.origin(activations)?;
+        Err(ForwardError::NonFiniteLogits { split: "given", rows, origin, source: None })
+    }
+
+    fn origin(&self, activations: &Activations<'_>) -> Result<NonFiniteOrigin, TchError> {
+        if let Some(origin) = self.origin_before_blocks(activations.tokens)? {
+            return Ok(origin);
+        }
+        Ok(match (is_finite(activations.pooled)?, is_finite(activations.normed)?) {
+            (false, _) => NonFiniteOrigin::Blocks { description: self.blocks.description() },
+            (true, false) => NonFiniteOrigin::Norm,
+            (true, true) => NonFiniteOrigin::Head,
+        })
+    }
+
+    fn origin_before_blocks(&self, tokens: &Tensor) -> Result<Option<NonFiniteOrigin>, TchError> {
+        // Embeddings first: prompts may have been initialised from them.
+        if !is_finite(tokens)? {
+            return Ok(Some(NonFiniteOrigin::Embeddings));
+        }
+        for (name, tensor) in self.params.iter() {
+            if !is_finite(tensor)? {
+                return Ok(Some(NonFiniteOrigin::Parameters { name: name.to_owned() }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Adds the origin to the error of blocks that received or returned non-finite values, for a prediction of `n_rows` rows.
+    /// The client ends a batch at the first such value, so that all rows of the batch are affected.
+    fn explain(&self, error: BlocksError, tokens: &Tensor, n_rows: usize) -> ForwardError {
+        match error {
+            BlocksError::Remote(source @ (RemoteError::NonFinite { .. } | RemoteError::NonFiniteInput { .. })) => {
+                let origin = self.origin_before_blocks(tokens).ok().flatten().unwrap_or(NonFiniteOrigin::Servers);
+                let rows = (0..n_rows).collect();
+                ForwardError::NonFiniteLogits { split: "given", rows, origin, source: Some(Box::new(source)) }
+            }
+            other => other.into(),
+        }
+    }
+
     fn embed_prompts(&self, prompts: &Tensor) -> Result<Tensor, ForwardError> {
         let embedded = self.ends.embed_prompts(prompts).map_err(ForwardError::Ends)?;
         Ok(round_forward(&embedded, self.precision)?)
@@ -80,6 +128,18 @@ impl Model {
     fn round(&self, tensor: Result<Tensor, EndsError>) -> Result<Tensor, ForwardError> {
         Ok(round(tensor.map_err(ForwardError::Ends)?, self.precision)?)
     }
+}
+
+/// Intermediate results of a forward pass.
+struct Activations<'a> {
+    /// `[n_tokens, hidden]`
+    tokens: &'a Tensor,
+    /// After the last block: `[rows, hidden]`.
+    pooled: &'a Tensor,
+    /// After the final norm: `[rows, hidden]`.
+    normed: &'a Tensor,
+    /// `[rows, n_labels]`
+    logits: &'a Tensor,
 }
 
 impl std::fmt::Debug for Model {

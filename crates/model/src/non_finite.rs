@@ -2,12 +2,7 @@
 
 use std::fmt;
 
-use sepal_remote::RemoteError;
 use tch::{Kind, TchError, Tensor};
-
-use crate::blocks::BlocksError;
-use crate::error::ForwardError;
-use crate::model::Model;
 
 /// First part of the model with NaN or infinite values.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,73 +52,13 @@ impl fmt::Display for NonFiniteOrigin {
     }
 }
 
-/// Intermediate results of a forward pass.
-pub(crate) struct Activations<'a> {
-    /// `[n_tokens, hidden]`
-    pub(crate) tokens: &'a Tensor,
-    /// After the last block: `[rows, hidden]`.
-    pub(crate) pooled: &'a Tensor,
-    /// After the final norm: `[rows, hidden]`.
-    pub(crate) normed: &'a Tensor,
-    /// `[rows, n_labels]`
-    pub(crate) logits: &'a Tensor,
-}
-
-impl Model {
-    /// Returns an error if a logit is NaN or infinite, with rows by their index in the batch.
-    pub(crate) fn check_finite(&self, activations: &Activations<'_>) -> Result<(), ForwardError> {
-        let rows = non_finite_rows(activations.logits)?;
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let origin = self.origin(activations)?;
-        Err(ForwardError::NonFiniteLogits { split: "given", rows, origin, source: None })
-    }
-
-    fn origin(&self, activations: &Activations<'_>) -> Result<NonFiniteOrigin, TchError> {
-        if let Some(origin) = self.origin_before_blocks(activations.tokens)? {
-            return Ok(origin);
-        }
-        Ok(match (is_finite(activations.pooled)?, is_finite(activations.normed)?) {
-            (false, _) => NonFiniteOrigin::Blocks { description: self.blocks.description() },
-            (true, false) => NonFiniteOrigin::Norm,
-            (true, true) => NonFiniteOrigin::Head,
-        })
-    }
-
-    fn origin_before_blocks(&self, tokens: &Tensor) -> Result<Option<NonFiniteOrigin>, TchError> {
-        // Embeddings first: prompts may have been initialised from them.
-        if !is_finite(tokens)? {
-            return Ok(Some(NonFiniteOrigin::Embeddings));
-        }
-        for (name, tensor) in self.params.iter() {
-            if !is_finite(tensor)? {
-                return Ok(Some(NonFiniteOrigin::Parameters { name: name.to_owned() }));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Adds the origin to the error of blocks that received or returned non-finite values, for a prediction of `n_rows` rows.
-    /// The client ends a batch at the first such value, so that all rows of the batch are affected.
-    pub(crate) fn explain(&self, error: BlocksError, tokens: &Tensor, n_rows: usize) -> ForwardError {
-        match error {
-            BlocksError::Remote(source @ (RemoteError::NonFinite { .. } | RemoteError::NonFiniteInput { .. })) => {
-                let origin = self.origin_before_blocks(tokens).ok().flatten().unwrap_or(NonFiniteOrigin::Servers);
-                let rows = (0..n_rows).collect();
-                ForwardError::NonFiniteLogits { split: "given", rows, origin, source: Some(Box::new(source)) }
-            }
-            other => other.into(),
-        }
-    }
-}
-
-fn is_finite(tensor: &Tensor) -> Result<bool, TchError> {
+/// True if no value is NaN or infinite.
+pub(crate) fn is_finite(tensor: &Tensor) -> Result<bool, TchError> {
     Ok(i64::try_from(tensor.f_isfinite()?.f_all()?.f_to_kind(Kind::Int64)?)? != 0)
 }
 
 /// Rows of `[rows, ..]` with a NaN or infinite value.
-fn non_finite_rows(tensor: &Tensor) -> Result<Vec<usize>, TchError> {
+pub(crate) fn non_finite_rows(tensor: &Tensor) -> Result<Vec<usize>, TchError> {
     if is_finite(tensor)? {
         return Ok(Vec::new());
     }

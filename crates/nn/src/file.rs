@@ -1,4 +1,4 @@
-//! Safetensors files of host tensors: written whole or not at all, equal content gives equal bytes.
+//! Safetensors files of host tensors: atomic writes with deterministic bytes.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -10,88 +10,52 @@ use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use sepal_core::{DType, HostTensor, NamedHostTensor, ShapeError};
 use serde::Serialize;
 
-/// A file that could not be written. What was there before is still there.
+/// Failed write. The previous file stays.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum WriteError {
-    /// The tensors do not make a safetensors file.
+    /// The tensors do not form a safetensors file.
     #[error("lay out {path}")]
-    Layout {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The disk refused.
+    Layout { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+    /// A file operation failed.
     #[error("write {path}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
 }
 
-/// A file that could not be read.
+/// Unreadable file.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum ReadError {
-    /// The file cannot be read.
+    /// A file operation failed.
     #[error("read {path}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The file is damaged, cut short, or something else.
-    #[error("read {path}: it is not a whole safetensors file")]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        #[source]
-        source: SafeTensorError,
-    },
-    /// A number format that is not read here.
+    Io { path: PathBuf, source: io::Error },
+    /// The file is damaged, truncated, or of another format.
+    #[error("read {path}: it is not a complete safetensors file")]
+    Format { path: PathBuf, source: SafeTensorError },
+    /// The dtype is not supported.
     #[error("read `{name}` of {path}: its dtype is {dtype}, expected F32, F16 or BF16")]
-    DType {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
-        /// Its dtype as the file names it.
-        dtype: String,
-    },
+    DType { path: PathBuf, name: String, dtype: String },
     /// The bytes do not fit the shape.
     #[error("read {path}")]
-    Shape {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        #[source]
-        source: ShapeError,
-    },
+    Shape { path: PathBuf, source: ShapeError },
 }
 
-/// The tensors of a file, in the order of their bytes, and its metadata.
+/// Tensors of a file, in the order of their bytes, and its metadata.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Contents {
-    /// The tensors.
+    /// Tensors of the file.
     pub tensors: Vec<NamedHostTensor>,
-    /// The text that travels with them.
+    /// Metadata of the file.
     pub metadata: BTreeMap<String, String>,
 }
 
-/// Writes `tensors` in their order and the sorted `metadata` to `path` by way of a synced temporary file in
-/// the same folder.
+/// Writes `tensors` in their order and the sorted `metadata` to `path`, by a synced temporary file in the same folder.
 ///
 /// # Errors
-/// [`WriteError`] if a name occurs twice or the disk refuses; `path` is untouched then.
+/// [`WriteError`] if a name occurs twice or the write fails; `path` is untouched then.
 pub fn write(path: &Path, tensors: &[NamedHostTensor], metadata: &BTreeMap<String, String>) -> Result<(), WriteError> {
     let header = header(tensors, metadata).map_err(|source| WriteError::Layout { path: path.into(), source })?;
     write_atomically(path, |file| {
@@ -105,7 +69,7 @@ pub fn write(path: &Path, tensors: &[NamedHostTensor], metadata: &BTreeMap<Strin
 /// Reads the whole file.
 ///
 /// # Errors
-/// [`ReadError`] if it is not there, is cut short or damaged, or holds something else than floats.
+/// [`ReadError`] if the file is missing, truncated or damaged, or holds other than float tensors.
 pub fn read(path: &Path) -> Result<Contents, ReadError> {
     let bytes = std::fs::read(path).map(Bytes::from).map_err(|source| ReadError::Io { path: path.into(), source })?;
     let format = |source| ReadError::Format { path: path.into(), source };
@@ -134,7 +98,7 @@ fn tensor(path: &Path, name: String, info: &TensorInfo, data: &Bytes) -> Result<
         .map_err(|source| ReadError::Shape { path: path.into(), source })
 }
 
-/// The library's own header keeps its metadata in a hash map, whose order differs from run to run.
+/// The header of the `safetensors` crate keeps metadata in a hash map, whose order is not deterministic.
 #[derive(Serialize)]
 struct Header<'a> {
     #[serde(rename = "__metadata__", skip_serializing_if = "BTreeMap::is_empty")]
@@ -168,7 +132,7 @@ fn header(
     Ok(header)
 }
 
-/// Fills a temporary file beside `path`, syncs it and puts it in the place of `path`.
+/// Fills a temporary file beside `path`, syncs it and renames it to `path`.
 fn write_atomically(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
@@ -177,7 +141,7 @@ fn write_atomically(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
     {
-        // The usual mode of a new file: the umask takes away what the user does not grant.
+        // Usual mode of a new file; the umask applies.
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
@@ -188,7 +152,7 @@ fn write_atomically(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result
     drop(buffered);
     temporary.as_file().sync_all()?;
     temporary.persist(path).map_err(|error| error.error)?;
-    // The rename itself lasts only once the folder is on disk; not every file system can sync a folder.
+    // A rename is durable once the folder is synced; not every file system supports that.
     if let Ok(folder) = std::fs::File::open(folder) {
         folder.sync_all().ok();
     }
@@ -227,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_library_reads_what_is_written() {
+    fn safetensors_crate_reads_written_file() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("file");
         write(&path, &[named("b", &[3], 0.0), named("a", &[1, 2], 9.0)], &BTreeMap::new()).expect("written");
@@ -238,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_write_leaves_what_was_there() {
+    fn failed_write_keeps_previous_file() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("file");
         write(&path, &[named("a", &[1], 0.0)], &BTreeMap::new()).expect("written");
@@ -255,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_file_is_refused() {
+    fn truncated_file_is_error() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("file");
         write(&path, &[named("a", &[8], 0.0)], &BTreeMap::new()).expect("written");

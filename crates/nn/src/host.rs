@@ -1,39 +1,30 @@
-//! Between libtorch tensors and [`HostTensor`]s: one copy each way or, where nobody writes, none; one conversion where
-//! the dtype differs.
+//! Conversions between libtorch tensors and [`HostTensor`]s, with one copy, or none for shared memory, and one
+//! conversion if the dtypes differ.
 
 use sepal_autograd::memory::{self, MemoryError};
 use sepal_core::{DType, HostTensor, ShapeError};
 use tch::{Device, Kind, TchError, Tensor};
 
-/// A failed move between libtorch and host memory.
+/// Failed conversion between libtorch and host memory.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum HostError {
-    /// A dimension that libtorch cannot count.
+    /// A dimension exceeds libtorch's range.
     #[error("make a tensor of shape {shape:?}: a dimension is too large")]
-    TooLarge {
-        /// The dimensions.
-        shape: Vec<usize>,
-    },
+    TooLarge { shape: Vec<usize> },
     /// The bytes do not fit the shape.
     #[error("read a tensor back")]
     Shape(#[from] ShapeError),
-    /// Memory that cannot be shared.
+    /// The memory cannot be shared.
     #[error("share memory between libtorch and the host")]
     Memory(#[from] MemoryError),
-    /// libtorch refused, for example for want of memory.
+    /// libtorch failed, for example for lack of memory.
     #[error("move a tensor of shape {shape:?} between libtorch and the host")]
-    Torch {
-        /// The dimensions.
-        shape: Vec<i64>,
-        /// What libtorch said.
-        #[source]
-        source: TchError,
-    },
+    Torch { shape: Vec<i64>, source: TchError },
 }
 
-/// The numbers of `tensor`, any shape and device, in host memory as `dtype`: a copy, which what happens to the tensor
-/// later does not change.
+/// Copies the numbers of `tensor`, of any shape and device, to host memory as `dtype`.
 ///
 /// # Errors
 /// [`HostError`] if libtorch cannot convert or copy it.
@@ -45,8 +36,8 @@ pub fn to_host(tensor: &Tensor, dtype: DType) -> Result<HostTensor, HostError> {
     share_to_host(&copy.map_err(|source| torch(tensor, source))?, dtype)
 }
 
-/// As [`to_host`], without a copy where the numbers already lie in host memory, one after another, as `dtype`. Then
-/// the memory is shared and must not be written any more: not for parameters, which an optimizer updates in place.
+/// Same as [`to_host`], without a copy if the numbers are contiguous in host memory as `dtype`. The memory is then
+/// shared and must not be written: not for parameters, which an optimizer updates in place.
 ///
 /// # Errors
 /// [`HostError`] if libtorch cannot convert or copy it.
@@ -61,7 +52,7 @@ pub fn share_to_host(tensor: &Tensor, dtype: DType) -> Result<HostTensor, HostEr
     Ok(HostTensor::new(dtype, shape, data)?)
 }
 
-/// `host` as an fp32 tensor on the CPU, whatever its dtype, with memory of its own.
+/// Converts `host` to an fp32 tensor on the CPU with its own memory.
 ///
 /// # Errors
 /// [`HostError`] if libtorch cannot hold it.
@@ -75,8 +66,8 @@ pub fn from_host(host: &HostTensor) -> Result<Tensor, HostError> {
     }
 }
 
-/// As [`from_host`], without a copy of fp32: the tensor is over the bytes of `host`, which live as long as it does.
-/// It must not be written, and it must not become a gradient, since libtorch adds up gradients in place.
+/// Same as [`from_host`], without a copy of fp32: the tensor shares the bytes of `host`. It must not be written, and
+/// must not become a gradient, since libtorch accumulates gradients in place.
 ///
 /// # Errors
 /// [`HostError`] if libtorch cannot hold it.
@@ -99,7 +90,7 @@ fn torch(tensor: &Tensor, source: TchError) -> HostError {
     HostError::Torch { shape: tensor.size(), source }
 }
 
-/// libtorch's word for a format, if it has it.
+/// libtorch kind of a dtype, if there is one.
 fn kind(dtype: DType) -> Option<Kind> {
     match dtype {
         DType::F32 => Some(Kind::Float),
@@ -130,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_survive_every_dtype() {
+    fn conversions_round_trip() {
         let tensor = Tensor::from_slice(&[1.5_f32, -2.0, 0.25, 0.0, 8.0, -0.5]).view([2, 3]);
         for dtype in [DType::F32, DType::F16, DType::Bf16] {
             check(&tensor, dtype, &[1.5, -2.0, 0.25, 0.0, 8.0, -0.5]);
@@ -139,8 +130,8 @@ mod tests {
     }
 
     #[test]
-    fn eight_bits_go_by_blocks_of_64() {
-        // Every block has a 127, so that its scale is one and nothing is lost.
+    fn q8_uses_blocks_of_64() {
+        // Every block contains 127, so its scale is one and the conversion is exact.
         let values = [127.0_f32, -64.0, 3.0, 0.0].repeat(33)[..130].to_vec();
         let tensor = Tensor::from_slice(&values).view([2, 65]);
         let expected = share_to_host(&tensor, DType::F32).expect("to the host").to_q8();
@@ -151,14 +142,14 @@ mod tests {
     }
 
     #[test]
-    fn scalars_empty_tensors_and_tracked_ones() {
+    fn to_host_accepts_scalar_empty_and_tracked() {
         check(&Tensor::from(3.0_f32), DType::F32, &[3.0]);
         check(&Tensor::zeros([0, 4], (Kind::Float, tch::Device::Cpu)), DType::Bf16, &[]);
         check(&Tensor::from_slice(&[1.0_f64, 2.0]).set_requires_grad(true), DType::F32, &[1.0, 2.0]);
     }
 
     #[test]
-    fn a_copy_stays_as_it_was() {
+    fn to_host_copy_is_independent() {
         let mut parameter = Tensor::from_slice(&[1.0_f32, 2.0]).set_requires_grad(true);
         let host = to_host(&parameter, DType::F32).expect("to the host");
         drop(tch::no_grad(|| parameter.fill_(7.0)));
@@ -168,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn shared_memory_is_not_copied() {
+    fn share_to_host_shares_memory() {
         let tensor = Tensor::from_slice(&[1.0_f32, 2.0, 3.0, 4.0]).view([2, 2]);
         let host = share_to_host(&tensor, DType::F32).expect("to the host");
         assert_eq!(host.data().as_ptr(), tensor.data_ptr().cast_const().cast());

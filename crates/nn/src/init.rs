@@ -1,4 +1,4 @@
-//! Where parameters start: seeded streams of chance, normal numbers, rows of a vocabulary.
+//! Initial values of parameters: seeded random streams, normal numbers, rows of a vocabulary.
 
 use rand::SeedableRng;
 use rand::seq::index;
@@ -7,40 +7,33 @@ use rand_distr::{Distribution, StandardNormal};
 use sha2::{Digest, Sha256};
 use tch::{Kind, TchError, Tensor};
 
-/// A failed initialisation.
+/// Failed initialisation.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum InitError {
-    /// The matrix has too few rows, or is none.
-    #[error("sample {wanted} different rows of a tensor of shape {shape:?}")]
-    Rows {
-        /// Rows wanted.
-        wanted: usize,
-        /// The shape of what should be a matrix.
-        shape: Vec<i64>,
-    },
-    /// A dimension is negative, or the numbers are too many.
+    /// The matrix has too few rows, or is not a matrix.
+    #[error("sample {n_requested} different rows of a tensor of shape {shape:?}")]
+    Rows { n_requested: usize, shape: Vec<i64> },
+    /// A dimension is negative, or the tensor is too large.
     #[error("make a tensor of shape {shape:?}")]
-    Shape {
-        /// The dimensions.
-        shape: Vec<i64>,
-    },
-    /// libtorch refused.
+    Shape { shape: Vec<i64> },
+    /// libtorch failed.
     #[error("initialise a tensor")]
     Torch(#[from] TchError),
 }
 
-/// The stream `stream` of the run's `seed`. Streams of different names are independent, so that a new
-/// consumer of chance does not shift what the others draw. The same on every machine.
+/// Returns the random stream `stream` of the run's `seed`. Streams of different names are independent, so that a new
+/// consumer does not shift the others. They are equal on all machines.
 pub fn rng(seed: u64, stream: &str) -> ChaCha8Rng {
     let digest = Sha256::new().chain_update(seed.to_le_bytes()).chain_update(stream.as_bytes()).finalize();
     ChaCha8Rng::from_seed(digest.into())
 }
 
-/// fp32 numbers from N(0, `std`^2), in row-major order of draws.
+/// Draws fp32 numbers from N(0, `std`^2) in row-major order.
 ///
 /// # Errors
-/// [`InitError::Shape`] if a dimension is negative or the numbers are too many.
+/// [`InitError::Shape`] if a dimension is negative or the tensor is too large.
 pub fn normal(shape: &[i64], std: f64, rng: &mut ChaCha8Rng) -> Result<Tensor, InitError> {
     let numel = shape
         .iter()
@@ -55,7 +48,8 @@ pub fn normal(shape: &[i64], std: f64, rng: &mut ChaCha8Rng) -> Result<Tensor, I
     Ok(Tensor::f_from_slice(&numbers)?.f_view(shape)?)
 }
 
-/// `n` different rows of `matrix [rows, hidden]`, as a copy `[n, hidden]`: prompts that start as words.
+/// Returns `n` different random rows of `matrix [rows, hidden]` as a copy `[n, hidden]`, to initialise prompts from
+/// words.
 ///
 /// # Errors
 /// [`InitError::Rows`] if `matrix` is not a matrix or has fewer than `n` rows.
@@ -63,7 +57,7 @@ pub fn sample_rows(matrix: &Tensor, n: usize, rng: &mut ChaCha8Rng) -> Result<Te
     let shape = matrix.size();
     let rows = match shape[..] {
         [rows, _] if rows.unsigned_abs() as usize >= n => rows.unsigned_abs() as usize,
-        _ => return Err(InitError::Rows { wanted: n, shape }),
+        _ => return Err(InitError::Rows { n_requested: n, shape }),
     };
     let picked: Vec<i64> = index::sample(rng, rows, n).into_iter().map(|row| row as i64).collect();
     let index = Tensor::f_from_slice(&picked)?;
@@ -77,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn streams_repeat_and_differ() {
+    fn rng_streams_repeat_and_differ() {
         let draw = |seed, stream| {
             let tensor = normal(&[4, 4], 1.0, &mut rng(seed, stream)).expect("numbers");
             Vec::<f32>::try_from(tensor.flatten(0, -1)).expect("numbers")
@@ -88,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn normal_has_its_deviation() {
+    fn normal_has_deviation() {
         let tensor = normal(&[100, 100], 0.02, &mut rng(7, "x")).expect("numbers");
         assert!((f64::try_from(tensor.std(true)).expect("a number") - 0.02).abs() < 1e-3);
         assert!(f64::try_from(tensor.mean(Kind::Float)).expect("a number").abs() < 1e-3);
@@ -97,13 +91,16 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_different_rows_of_the_matrix() {
+    fn sample_rows_are_distinct() {
         let matrix = Tensor::arange(40, (Kind::Float, tch::Device::Cpu)).view([20, 2]);
         let rows = sample_rows(&matrix, 20, &mut rng(3, "prompts")).expect("rows");
         let firsts = Vec::<f32>::try_from(rows.select(1, 0)).expect("numbers");
         assert_eq!(firsts.iter().map(|&x| x as i64).collect::<HashSet<_>>().len(), 20);
         assert_eq!(rows.select(1, 1), rows.select(1, 0) + 1.0);
-        assert!(matches!(sample_rows(&matrix, 21, &mut rng(3, "prompts")), Err(InitError::Rows { wanted: 21, .. })));
+        assert!(matches!(
+            sample_rows(&matrix, 21, &mut rng(3, "prompts")),
+            Err(InitError::Rows { n_requested: 21, .. })
+        ));
         assert!(matches!(sample_rows(&matrix.view([40]), 1, &mut rng(3, "p")), Err(InitError::Rows { .. })));
     }
 }

@@ -1,11 +1,11 @@
-//! What the user's own machine trains: a store of named parameters, how they start, and how they are
-//! saved and loaded.
+//! Store of named trainable parameters, with their initialisation, and saving and loading.
 //!
-//! This crate knows no model, no server and no optimizer; it does not decide what trains, it only keeps it.
+//! Limits: this crate knows neither models nor servers nor optimizers, and does not choose what trains. In the crate
+//! graph it stands above `core` and `autograd` (libtorch), and `optim`, `plugin`, `peft` and `pipeline` use it.
 //!
-//! Invariants: a parameter is an fp32 leaf on the CPU that requires grad and shares its numbers with no
-//! tensor but the clones that [`Parameters::add`] hands out; names are unique and keep their order; a file
-//! is written whole or not at all, and equal content gives equal bytes.
+//! Invariants: a parameter is an fp32 leaf on the CPU that requires grad and shares its numbers only with the clones
+//! that [`Parameters::add`] returns; names are unique and keep their order; files are written atomically, and equal
+//! content gives equal bytes.
 //!
 //! ```
 //! use std::collections::BTreeMap;
@@ -31,10 +31,10 @@ pub mod file;
 mod grad;
 pub mod host;
 pub mod init;
-mod nearest;
+mod nearest_words;
 mod params;
 
 pub use grad::grad_is_enabled;
 pub use host::{HostError, from_host, share_from_host, share_to_host, to_host};
-pub use nearest::nearest_words;
+pub use nearest_words::nearest_words;
 pub use params::{AddError, LoadError, Parameters, SaveError};

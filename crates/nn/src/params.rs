@@ -8,25 +8,25 @@ use tch::{Kind, TchError, Tensor};
 use crate::file;
 use crate::host::{HostError, from_host, to_host};
 
-/// Everything that trains: named fp32 leaf tensors that require grad, in the order they were added.
+/// Named trainable fp32 leaf tensors that require grad, in the order of their addition.
 ///
-/// Tuning modes and heads add to it when they are built and keep the clones; the optimizer goes over it and
-/// changes the numbers in place, which the clones see.
+/// Tuning modes and heads add parameters when they are built and keep the clones; the optimizer updates the numbers in
+/// place, which the clones share.
 #[derive(Debug, Default)]
 pub struct Parameters {
     entries: Vec<(String, Tensor)>,
 }
 
 impl Parameters {
-    /// An empty store.
+    /// Creates an empty store.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Makes a trainable fp32 copy of `init` and returns a clone that shares its numbers and gradient.
+    /// Adds a trainable fp32 copy of `init` and returns a clone that shares its numbers and gradient.
     ///
     /// # Errors
-    /// [`AddError::Duplicate`] if the name is taken.
+    /// [`AddError::Duplicate`] if the name exists.
     pub fn add(&mut self, name: impl Into<String>, init: &Tensor) -> Result<Tensor, AddError> {
         let name = name.into();
         if self.get(&name).is_some() {
@@ -37,39 +37,39 @@ impl Parameters {
         Ok(tensor)
     }
 
-    /// Names and tensors, in order.
+    /// Iterates over names and tensors in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &Tensor)> {
         self.entries.iter().map(|(name, tensor)| (name.as_str(), tensor))
     }
 
-    /// The tensor of this name.
+    /// Returns the tensor of this name.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
         self.iter().find(|&(other, _)| other == name).map(|(_, tensor)| tensor)
     }
 
-    /// How many tensors.
+    /// Returns the number of tensors.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether nothing trains.
+    /// Returns true without tensors.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// How many numbers.
+    /// Returns the number of scalar parameters.
     pub fn count(&self) -> usize {
         self.entries.iter().map(|(_, tensor)| tensor.numel()).sum()
     }
 
-    /// Sets all gradients to zero; one that was never computed stays undefined.
+    /// Sets all gradients to zero; an undefined gradient stays undefined.
     pub fn zero_grad(&mut self) {
         for (_, tensor) in &mut self.entries {
             tensor.zero_grad();
         }
     }
 
-    /// The numbers as they are now, in order.
+    /// Copies the current numbers to host memory, in order.
     ///
     /// # Errors
     /// [`HostError`] if libtorch cannot copy them.
@@ -79,7 +79,7 @@ impl Parameters {
             .collect()
     }
 
-    /// sha256 over names, shapes and bytes in order, as hex: equal exactly if the parameters are.
+    /// Returns the SHA-256 over names, shapes and bytes in order, as hex: equal exactly if the parameters are equal.
     ///
     /// # Errors
     /// [`HostError`] if libtorch cannot copy them.
@@ -95,31 +95,30 @@ impl Parameters {
         Ok(hex::encode(hasher.finalize()))
     }
 
-    /// Writes all parameters as fp32 safetensors with `metadata`, whole or not at all. Equal content gives
-    /// equal bytes.
+    /// Writes all parameters as fp32 safetensors with `metadata`, atomically. Equal content gives equal bytes.
     ///
     /// # Errors
-    /// [`SaveError`] if the disk refuses; what was at `path` is untouched then.
+    /// [`SaveError`] if the write fails; the previous file stays.
     pub fn save(&self, path: &Path, metadata: &BTreeMap<String, String>) -> Result<(), SaveError> {
         let tensors = self.to_host().map_err(|source| SaveError::Read { source })?;
         file::write(path, &tensors, metadata).map_err(|source| SaveError::Write { source })
     }
 
-    /// Replaces all numbers, in place, by those of a file that [`save`](Self::save) wrote, and returns its
-    /// metadata. Strict: the file holds exactly these names with these shapes, or nothing changes.
+    /// Replaces all numbers, in place, by those of a file that [`save`](Self::save) wrote, and returns its metadata.
+    /// The file must hold exactly these names with these shapes; otherwise nothing changes.
     ///
     /// # Errors
-    /// [`LoadError`], which names what is missing, unexpected or of another shape.
+    /// [`LoadError`] with the missing, unexpected or differently shaped tensors.
     pub fn load(&mut self, path: &Path) -> Result<BTreeMap<String, String>, LoadError> {
         let file::Contents { tensors, metadata } = file::read(path).map_err(|source| LoadError::Read { source })?;
         self.replace(path, tensors)?;
         Ok(metadata)
     }
 
-    /// Replaces all numbers, in place, by those that [`to_host`](Self::to_host) gave. As strict as [`load`](Self::load).
+    /// Replaces all numbers, in place, by those of [`to_host`](Self::to_host). It is as strict as [`load`](Self::load).
     ///
     /// # Errors
-    /// [`LoadError`], which names what is missing, unexpected or of another shape.
+    /// [`LoadError`] with the missing, unexpected or differently shaped tensors.
     pub fn set(&mut self, tensors: Vec<NamedHostTensor>) -> Result<(), LoadError> {
         self.replace(Path::new("the saved parameters"), tensors)
     }
@@ -137,7 +136,7 @@ impl Parameters {
         })
     }
 
-    /// The tensors of `found` in the order of the parameters, if they are these names and shapes.
+    /// Returns the tensors of `found` in the order of the parameters if names and shapes agree.
     fn matching(&self, path: &Path, found: &mut HashMap<String, HostTensor>) -> Result<Vec<HostTensor>, LoadError> {
         let missing: Vec<String> =
             self.iter().filter(|(name, _)| !found.contains_key(*name)).map(|(name, _)| name.to_owned()).collect();
@@ -160,101 +159,60 @@ impl Parameters {
     }
 }
 
-/// A tensor that could not be made a parameter.
+/// Failed addition of a parameter.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum AddError {
-    /// The name is taken.
-    #[error("add parameter `{name}`: there is one of this name already")]
-    Duplicate {
-        /// The name.
-        name: String,
-    },
-    /// libtorch refused.
+    /// The name exists.
+    #[error("add parameter `{name}`: the name exists already")]
+    Duplicate { name: String },
+    /// libtorch failed.
     #[error("add parameter `{name}`")]
-    Torch {
-        /// The name.
-        name: String,
-        /// What libtorch said.
-        #[source]
-        source: TchError,
-    },
+    Torch { name: String, source: TchError },
 }
 
-/// Parameters that could not be saved. What was there before is still there.
+/// Failed save. The previous file stays.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum SaveError {
-    /// The numbers could not be read.
+    /// The numbers cannot be copied.
     #[error("read the parameters")]
-    Read {
-        /// Why.
-        #[source]
-        source: HostError,
-    },
-    /// The file could not be written.
+    Read { source: HostError },
+    /// The file cannot be written.
     #[error("save the parameters")]
-    Write {
-        /// Why.
-        #[source]
-        source: file::WriteError,
-    },
+    Write { source: file::WriteError },
 }
 
-/// Parameters that could not be loaded. The parameters are as they were, unless libtorch itself failed.
+/// Failed load. The parameters are unchanged, unless libtorch itself failed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum LoadError {
-    /// The file could not be read.
+    /// The file cannot be read.
     #[error("load the parameters")]
-    Read {
-        /// Why.
-        #[source]
-        source: file::ReadError,
-    },
+    Read { source: file::ReadError },
     /// The file holds other tensors than the parameters.
     #[error("load {path}: missing {missing:?}, unexpected {unexpected:?}")]
     Names {
-        /// The file.
         path: PathBuf,
-        /// Parameters that the file does not hold.
         missing: Vec<String>,
-        /// Tensors of the file that are no parameters.
+        /// Tensors of the file that are not parameters.
         unexpected: Vec<String>,
     },
-    /// A tensor has another shape than the parameter.
+    /// A tensor has another shape than its parameter.
     #[error("load `{name}` of {path}: expected shape {expected:?}, found {found:?}")]
-    Shape {
-        /// The file.
-        path: PathBuf,
-        /// The parameter.
-        name: String,
-        /// Its shape.
-        expected: Vec<usize>,
-        /// The shape in the file.
-        found: Vec<usize>,
-    },
-    /// The numbers could not be made a tensor.
+    Shape { path: PathBuf, name: String, expected: Vec<usize>, found: Vec<usize> },
+    /// The numbers cannot be converted.
     #[error("load `{name}`")]
-    Host {
-        /// The parameter.
-        name: String,
-        /// Why.
-        #[source]
-        source: HostError,
-    },
-    /// libtorch refused.
+    Host { name: String, source: HostError },
+    /// libtorch failed.
     #[error("load `{name}`")]
-    Torch {
-        /// The parameter.
-        name: String,
-        /// What libtorch said.
-        #[source]
-        source: TchError,
-    },
+    Torch { name: String, source: TchError },
 }
 
-/// A trainable fp32 copy that shares no numbers with `init`.
+/// Trainable fp32 copy with its own memory.
 fn leaf(init: &Tensor) -> Result<Tensor, TchError> {
     init.f_detach()?.f_to_dtype(Kind::Float, false, true)?.f_contiguous()?.f_set_requires_grad(true)
 }
@@ -280,14 +238,14 @@ mod tests {
     }
 
     #[test]
-    fn a_parameter_is_a_leaf_of_its_own() {
+    fn add_makes_independent_leaf() {
         let init = Tensor::from_slice(&[1.0_f64, 2.0]);
         let mut parameters = Parameters::new();
         let clone = parameters.add("prompts", &init).expect("added");
         assert!(clone.requires_grad() && clone.is_leaf() && clone.kind() == Kind::Float);
         (&clone * 3.0).sum(Kind::Float).backward();
-        let kept = parameters.get("prompts").expect("there");
-        assert_eq!(Vec::<f32>::try_from(kept.grad()).expect("numbers"), [3.0, 3.0]);
+        let parameter = parameters.get("prompts").expect("there");
+        assert_eq!(Vec::<f32>::try_from(parameter.grad()).expect("numbers"), [3.0, 3.0]);
         parameters.zero_grad();
         assert_eq!(Vec::<f32>::try_from(clone.grad()).expect("numbers"), [0.0, 0.0]);
         drop(tch::no_grad(|| parameters.get("prompts").expect("there").shallow_clone().fill_(7.0)));
@@ -297,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn save_and_load_agree() {
+    fn load_restores_saved_parameters() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut parameters = some(&[("prompts", &[4, 8]), ("deep_prompts", &[2, 4, 8]), ("score.weight", &[2, 8])]);
         let path = saved(&parameters, &folder);
@@ -314,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn loading_is_strict_and_changes_nothing_on_error() {
+    fn load_mismatch_changes_nothing() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = saved(&some(&[("prompts", &[4, 8]), ("head", &[2, 8])]), &folder);
 
@@ -341,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_sees_names_and_shapes() {
+    fn digest_depends_on_names_and_shapes() {
         let digest = |shapes: &[(&str, &[i64])]| some(shapes).digest().expect("a digest");
         assert_eq!(digest(&[("a", &[2, 3])]), digest(&[("a", &[2, 3])]));
         let mut renamed = Parameters::new();

@@ -13,25 +13,25 @@ pub struct AdamConfig {
     /// Learning rate; the schedule multiplies it.
     #[schemars(range(min = 0.0))]
     pub lr: f64,
-    /// How much of the past the running means of gradient and squared gradient keep, each at least 0 and below 1.
+    /// Decays of the running means of gradient and squared gradient, each at least 0 and below 1.
     #[schemars(inner(range(min = 0.0, max = 0.999_999_999)))]
     pub betas: [f64; 2],
-    /// Added to the denominator.
+    /// Term added to the denominator.
     #[schemars(range(min = 0.0))]
     pub eps: f64,
-    /// Times the weight, added to its gradient. (`adamw` takes it from the weight itself.)
+    /// Factor of the weight in its gradient. (`adamw` subtracts from the weight itself.)
     #[schemars(range(min = 0.0))]
     pub weight_decay: f64,
 }
 
 impl Default for AdamConfig {
-    /// PyTorch's defaults.
+    /// Returns PyTorch's defaults.
     fn default() -> Self {
         Self { lr: 1e-3, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0 }
     }
 }
 
-/// Adam; each step equals `torch.optim.Adam`'s.
+/// Adam optimizer; each step equals `torch.optim.Adam`'s.
 #[derive(Debug)]
 pub struct Adam {
     config: AdamConfig,
@@ -39,7 +39,7 @@ pub struct Adam {
 }
 
 impl Adam {
-    /// With these options and no past.
+    /// Creates an optimizer without state.
     pub fn new(config: AdamConfig) -> Self {
         Self { config, moments: Moments::default() }
     }

@@ -13,25 +13,25 @@ pub struct AdamWConfig {
     /// Learning rate; the schedule multiplies it.
     #[schemars(range(min = 0.0))]
     pub lr: f64,
-    /// How much of the past the running means of gradient and squared gradient keep, each at least 0 and below 1.
+    /// Decays of the running means of gradient and squared gradient, each at least 0 and below 1.
     #[schemars(inner(range(min = 0.0, max = 0.999_999_999)))]
     pub betas: [f64; 2],
-    /// Added to the denominator.
+    /// Term added to the denominator.
     #[schemars(range(min = 0.0))]
     pub eps: f64,
-    /// Share of each weight that one step at learning rate 1 takes away.
+    /// Share of each weight that one step at learning rate 1 removes.
     #[schemars(range(min = 0.0))]
     pub weight_decay: f64,
 }
 
 impl Default for AdamWConfig {
-    /// PyTorch's defaults.
+    /// Returns PyTorch's defaults.
     fn default() -> Self {
         Self { lr: 1e-3, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 1e-2 }
     }
 }
 
-/// AdamW; each step equals `torch.optim.AdamW`'s.
+/// AdamW optimizer; each step equals `torch.optim.AdamW`'s.
 #[derive(Debug)]
 pub struct AdamW {
     config: AdamWConfig,
@@ -39,7 +39,7 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// With these options and no past.
+    /// Creates an optimizer without state.
     pub fn new(config: AdamWConfig) -> Self {
         Self { config, moments: Moments::default() }
     }
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_gradient_nothing_moves() {
+    fn parameter_without_gradient_is_unchanged() {
         let mut params = Parameters::new();
         let moved = params.add("moved", &Tensor::from(1.0_f32)).expect("new");
         drop(params.add("still", &Tensor::from(1.0_f32)).expect("new"));
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_of_other_parameters_is_refused() {
+    fn load_state_of_other_parameters_is_error() {
         let mut params = Parameters::new();
         let x = params.add("x", &Tensor::from_slice(&[1.0_f32, 2.0])).expect("new");
         set_grad(&x, &Tensor::from_slice(&[1.0_f32, 1.0]));

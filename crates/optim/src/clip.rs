@@ -1,14 +1,14 @@
 use sepal_nn::Parameters;
 use tch::{Kind, TchError, Tensor};
 
-/// Scales all gradients by `min(1, max_norm / (norm + 1e-6))` and returns `norm`, the L2 norm of all of them
-/// together before that: PyTorch's `clip_grad_norm_`.
+/// Scales all gradients by `min(1, max_norm / (norm + 1e-6))` and returns `norm`, their common L2 norm before scaling,
+/// as PyTorch's `clip_grad_norm_`.
 ///
-/// Parameters without a gradient count as zero. A norm that is NaN or infinite comes back as it is and the
-/// gradients stay untouched, so that the caller can stop and say so.
+/// Parameters without a gradient count as zero. A non-finite norm is returned as it is, and the gradients stay
+/// untouched, so that the caller can report it.
 ///
 /// # Errors
-/// Whatever libtorch says.
+/// [`TchError`] if libtorch fails.
 pub fn clip_grad_norm(params: &Parameters, max_norm: f64) -> Result<f64, TchError> {
     let mut grads = Vec::with_capacity(params.len());
     for (_, param) in params.iter() {
@@ -24,7 +24,6 @@ pub fn clip_grad_norm(params: &Parameters, max_norm: f64) -> Result<f64, TchErro
     Ok(norm)
 }
 
-/// The L2 norm of all tensors together.
 fn norm(tensors: &[Tensor]) -> Result<f64, TchError> {
     let mut sum = 0.0;
     for tensor in tensors {
@@ -53,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn large_gradients_shrink_together() {
+    fn large_gradients_are_scaled() {
         let params = with_grads(&[3.0, 4.0]);
         assert_eq!(clip_grad_norm(&params, 1.0).expect("a norm"), 5.0);
         let clipped = grads(&params);
@@ -61,14 +60,14 @@ mod tests {
     }
 
     #[test]
-    fn small_gradients_stay() {
+    fn small_gradients_are_unchanged() {
         let params = with_grads(&[0.3, 0.4]);
         assert!((clip_grad_norm(&params, 1.0).expect("a norm") - 0.5).abs() < 1e-7);
         assert_eq!(grads(&params), [f64::from(0.3_f32), f64::from(0.4_f32)]);
     }
 
     #[test]
-    fn what_is_not_finite_comes_back() {
+    fn non_finite_norm_is_returned() {
         let params = with_grads(&[f32::NAN, 4.0]);
         assert!(clip_grad_norm(&params, 1.0).expect("a norm").is_nan());
         assert_eq!(grads(&params)[1], 4.0);

@@ -1,4 +1,4 @@
-//! Reads what PyTorch made, and compares.
+//! Reference values of PyTorch for tests.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use crate::Optimizer;
 
-/// The fp32 tensors of a safetensors file by name.
+/// Tensors of an fp32 safetensors file by name.
 pub(crate) fn goldens(bytes: &[u8]) -> HashMap<String, Tensor> {
     let file = SafeTensors::deserialize(bytes).expect("goldens");
     let tensor = |view: TensorView<'_>| {
@@ -21,13 +21,13 @@ pub(crate) fn goldens(bytes: &[u8]) -> HashMap<String, Tensor> {
     file.tensors().into_iter().map(|(name, view)| (name, tensor(view))).collect()
 }
 
-/// The parameters of `optim.safetensors`.
+/// Parameters of `optim.safetensors`.
 const NAMES: [&str; 4] = ["prompts", "deep_prompts", "score.weight", "score.bias"];
-/// The steps of each of its runs.
+/// Number of steps of each of its runs.
 const STEPS: i64 = 12;
 
-/// Makes the steps of the run `run` of `optim.safetensors` with the optimizer that `build` builds, and compares each with
-/// the reference. A second one, which is saved and restored after each step, must do the same to the last bit.
+/// Makes the steps of the run `run` of `optim.safetensors` with the optimizer of `build`, and compares each with the
+/// reference. A second optimizer, saved and restored after each step, must be equal bit by bit.
 pub(crate) fn check_run(run: &str, build: impl Fn() -> Box<dyn Optimizer>) {
     let goldens = goldens(include_bytes!("../../testkit/goldens/optim.safetensors"));
     let (params, restored_params) = (parameters(&goldens), parameters(&goldens));
@@ -38,8 +38,8 @@ pub(crate) fn check_run(run: &str, build: impl Fn() -> Box<dyn Optimizer>) {
         restored = build();
         restored.load_state(&restored_params, &state).expect("the same parameters");
         assert_eq!(restored.state().expect("a state"), state, "{run}: what is restored in step {step} was saved");
-        move_once(&mut *optimizer, &params, &goldens, step, lr);
-        move_once(&mut *restored, &restored_params, &goldens, step, lr);
+        golden_step(&mut *optimizer, &params, &goldens, step, lr);
+        golden_step(&mut *restored, &restored_params, &goldens, step, lr);
         for (name, param) in params.iter() {
             let expected = goldens[&format!("{run}.{name}")].get(step);
             let far = no_grad(|| ((param - &expected).abs() / expected.abs().clamp_min(1.0)).max().double_value(&[]));
@@ -62,8 +62,8 @@ fn parameters(goldens: &HashMap<String, Tensor>) -> Parameters {
     params
 }
 
-/// A step with the gradients of the goldens.
-fn move_once(
+/// Makes a step with the gradients of the goldens.
+fn golden_step(
     optimizer: &mut dyn Optimizer,
     params: &Parameters,
     goldens: &HashMap<String, Tensor>,

@@ -1,11 +1,11 @@
-//! What moves the parameters: optimizers, learning-rate schedules, clipping and scaling of gradients.
+//! Optimizers, learning-rate schedules, gradient clipping and gradient scaling.
 //!
-//! This crate computes no gradients, counts no steps for the caller and knows no pipeline file. It works on
-//! the named tensors of [`sepal_nn::Parameters`] and changes them in place.
+//! Limits: this crate computes no gradients, counts no steps and knows no pipeline file. It updates the named tensors
+//! of [`sepal_nn::Parameters`] in place. In the crate graph it stands above `nn` (libtorch), and `plugin` and
+//! `pipeline` use it.
 //!
-//! Invariants: a step equals PyTorch's; a parameter without a gradient is left as it is and its state does
-//! not age; a schedule is a pure function of the step and of the evaluations that it was told of; what is saved as
-//! a state and restored goes on to the last bit.
+//! Invariants: a step equals PyTorch's; a parameter without a gradient keeps its value and its state; a schedule is a
+//! pure function of the step and of the received evaluations; a saved and restored state continues bit-exactly.
 //!
 //! ```
 //! use sepal_nn::Parameters;
@@ -48,7 +48,7 @@ pub use scaler::GradScaler;
 pub use schedule::{
     Constant, ConstantConfig, Cosine, CosineConfig, CosineWithRestarts, CosineWithRestartsConfig, Decay, InverseSqrt,
     InverseSqrtConfig, Linear, LinearConfig, PlateauMode, Polynomial, PolynomialConfig, ReduceOnPlateau,
-    ReduceOnPlateauConfig, Schedule, ThresholdMode, WarmupStableDecay, WarmupStableDecayConfig, share_of,
+    ReduceOnPlateauConfig, Schedule, ThresholdMode, WarmupStableDecay, WarmupStableDecayConfig, steps_or_ratio,
 };
 pub use sepal_core::GradScalerConfig;
 pub use sgd::{Sgd, SgdConfig};
@@ -58,43 +58,40 @@ use sepal_core::NamedHostTensor;
 use sepal_nn::Parameters;
 use tch::{TchError, Tensor};
 
-/// Moves parameters against their gradients.
+/// Optimizer of named parameters.
 pub trait Optimizer: Send {
-    /// The learning rate that the options give, before any schedule.
+    /// Returns the learning rate of the options, before any schedule.
     fn lr(&self) -> f64;
 
-    /// One step at the learning rate `lr`, in place. Gradients are read and kept; parameters without one are
-    /// skipped.
+    /// Makes one step at the learning rate `lr`, in place. Gradients are kept; parameters without one are skipped.
     ///
     /// # Errors
-    /// [`StepError`] if libtorch refuses; parameters before the named one have moved then.
+    /// [`StepError`] if libtorch fails; the parameters before the named one are updated then.
     fn step(&mut self, params: &Parameters, lr: f64) -> Result<(), StepError>;
 
-    /// All that the next step depends on besides parameters and gradients, as named tensors to be saved.
+    /// Returns the state of the optimizer as named tensors.
     ///
     /// # Errors
     /// [`StateError`] if libtorch cannot copy them.
     fn state(&self) -> Result<Vec<NamedHostTensor>, StateError>;
 
-    /// Goes on from what [`state`](Self::state) gave, for the same parameters.
+    /// Restores the state returned by [`state`](Self::state), for the same parameters.
     ///
     /// # Errors
-    /// [`StateError`], and nothing changes, if a tensor fits no parameter.
+    /// [`StateError`] if a tensor fits no parameter; nothing changes then.
     fn load_state(&mut self, params: &Parameters, state: &[NamedHostTensor]) -> Result<(), StateError>;
 }
 
-/// A step that libtorch refused.
+/// Failed step of one parameter.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[error("update parameter `{parameter}`")]
 pub struct StepError {
-    /// The parameter.
     pub parameter: String,
-    /// What libtorch said.
-    #[source]
     pub source: TchError,
 }
 
-/// Calls `update(name, parameter, gradient)` for each parameter that has a gradient, without recording.
+/// Calls `update(name, parameter, gradient)` for each parameter with a gradient, without recording.
 fn update_each(
     params: &Parameters,
     mut update: impl FnMut(&str, &mut Tensor, &Tensor) -> Result<(), TchError>,

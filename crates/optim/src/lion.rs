@@ -9,32 +9,33 @@ use tch::Tensor;
 use crate::state::{Saved, save};
 use crate::{Optimizer, StateError, StepError, update_each};
 
-/// Lion: every number moves by the learning rate, in the direction of a running mean's sign (Chen et al., arXiv 2302.06675).
+/// Lion: each number changes by the learning rate, in the direction of the sign of a running mean (Chen et al., arXiv
+/// 2302.06675).
 ///
-/// Its authors suggest a learning rate 3 to 10 times smaller than `adamw`'s, and a weight decay as many times larger.
+/// Its authors suggest a learning rate 3 to 10 times smaller than that of `adamw`, and a weight decay as many times
+/// larger.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LionConfig {
     /// Learning rate; the schedule multiplies it.
     #[schemars(range(min = 0.0))]
     pub lr: f64,
-    /// How much of the past counts: in the direction of a step, and in the running mean that is kept. Each at least 0 and
-    /// at most 1.
+    /// Decays of the past in the direction of a step and in the stored running mean, each at least 0 and at most 1.
     #[schemars(inner(range(min = 0.0, max = 1.0)))]
     pub betas: [f64; 2],
-    /// Share of each weight that one step at learning rate 1 takes away.
+    /// Share of each weight that one step at learning rate 1 removes.
     #[schemars(range(min = 0.0))]
     pub weight_decay: f64,
 }
 
 impl Default for LionConfig {
-    /// The paper's defaults.
+    /// Returns the defaults of the paper.
     fn default() -> Self {
         Self { lr: 1e-4, betas: [0.9, 0.99], weight_decay: 0.0 }
     }
 }
 
-/// Lion; each step equals algorithm 2 of the paper, and the package `lion-pytorch`.
+/// Lion optimizer; each step equals algorithm 2 of the paper and the package `lion-pytorch`.
 #[derive(Debug)]
 pub struct Lion {
     config: LionConfig,
@@ -45,7 +46,7 @@ pub struct Lion {
 const MEAN: &str = "exp_avg";
 
 impl Lion {
-    /// With these options and no past.
+    /// Creates an optimizer without state.
     pub fn new(config: LionConfig) -> Self {
         Self { config, means: BTreeMap::new() }
     }

@@ -1,4 +1,4 @@
-//! The running means of Adam and AdamW.
+//! Running means of Adam and AdamW.
 
 use std::collections::BTreeMap;
 
@@ -7,13 +7,13 @@ use sepal_nn::Parameters;
 use tch::{TchError, Tensor};
 
 use crate::StateError;
-use crate::state::{Saved, save, step_of};
+use crate::state::{Saved, save, take_step};
 
-/// What each parameter's past steps left.
+/// Moments of all parameters.
 #[derive(Debug, Default)]
 pub(crate) struct Moments(BTreeMap<String, Moment>);
 
-/// What one parameter's past steps left: both means in the parameter's shape.
+/// Moments of one parameter, both means in its shape.
 #[derive(Debug)]
 struct Moment {
     step: i32,
@@ -26,7 +26,7 @@ const EXP_AVG: &str = "exp_avg";
 const EXP_AVG_SQ: &str = "exp_avg_sq";
 
 impl Moments {
-    /// Takes `grad` into the means of the parameter `name` and moves it against them.
+    /// Updates the means of the parameter `name` with `grad`, and updates the parameter.
     pub(crate) fn update(
         &mut self,
         name: &str,
@@ -58,7 +58,7 @@ impl Moments {
     pub(crate) fn load(params: &Parameters, state: &[NamedHostTensor]) -> Result<Self, StateError> {
         let moments = Saved::new(state)?.for_each(params, STEP, |saved, name, shape| {
             Ok(Moment {
-                step: step_of(saved, STEP, name)?,
+                step: take_step(saved, STEP, name)?,
                 exp_avg: saved.take(EXP_AVG, name, shape)?,
                 exp_avg_sq: saved.take(EXP_AVG_SQ, name, shape)?,
             })
@@ -72,7 +72,7 @@ impl Moment {
         Ok(Self { step: 0, exp_avg: param.f_zeros_like()?, exp_avg_sq: param.f_zeros_like()? })
     }
 
-    /// The formulas in the order in which `torch.optim.Adam` computes them.
+    /// Computes the formulas in the order of `torch.optim.Adam`.
     fn update(
         &mut self,
         param: &mut Tensor,

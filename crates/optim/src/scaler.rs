@@ -5,18 +5,19 @@ use tch::{TchError, Tensor};
 use crate::state::{Saved, StateError, save};
 use crate::{Optimizer, StepError};
 
-/// Multiplies losses so that small gradients do not vanish in 16 bits, and skips the steps in which large ones
-/// overflowed; each step equals `torch.amp.GradScaler`'s.
+/// Scaler that multiplies losses so that small gradients do not vanish in 16 bits, and skips the steps whose gradients
+/// overflow; each step equals `torch.amp.GradScaler`'s.
 ///
-/// One step is [`scaled`](Self::scaled) for each loss and its backward, [`unscale`](Self::unscale), whatever works on
-/// plain gradients (clipping), [`step`](Self::step), and [`update`](Self::update).
+/// One step consists of [`scale_loss`](Self::scale_loss) for each loss and its backward pass,
+/// [`unscale`](Self::unscale), operations on plain gradients (clipping), [`step`](Self::step), and
+/// [`update`](Self::update).
 #[derive(Debug, Clone)]
 pub struct GradScaler {
     config: GradScalerConfig,
     scale: f32,
-    /// Steps in a row with finite gradients since the scale last changed.
+    /// Number of consecutive steps with finite gradients since the last change of the scale.
     growth_tracker: u32,
-    /// Whether a gradient of the current step is not finite.
+    /// True if a gradient of the current step is not finite.
     found: bool,
 }
 
@@ -25,36 +26,36 @@ const SCALE: &str = "scale";
 const GROWTH_TRACKER: &str = "growth_tracker";
 
 impl GradScaler {
-    /// With these options and no past.
+    /// Creates a scaler without state.
     pub fn new(config: GradScalerConfig) -> Self {
         Self { scale: config.init_scale as f32, config, growth_tracker: 0, found: false }
     }
 
-    /// What losses are multiplied by now.
+    /// Returns the current loss scale.
     pub fn scale(&self) -> f64 {
         self.scale.into()
     }
 
-    /// The loss to go backward from, attached to the graph of `loss`.
+    /// Returns the scaled loss for the backward pass, attached to the graph of `loss`.
     ///
     /// # Errors
-    /// Whatever libtorch says.
-    pub fn scaled(&self, loss: &Tensor) -> Result<Tensor, TchError> {
+    /// [`TchError`] if libtorch fails.
+    pub fn scale_loss(&self, loss: &Tensor) -> Result<Tensor, TchError> {
         loss.f_mul_scalar(self.scale())
     }
 
-    /// Divides all gradients by the scale, in place, and says whether they are all finite. Once for each step, after
-    /// its last backward.
+    /// Divides all gradients by the scale, in place, and returns true if all are finite. Call it once for each step,
+    /// after its last backward pass.
     ///
     /// # Errors
-    /// Whatever libtorch says.
+    /// [`TchError`] if libtorch fails.
     pub fn unscale(&mut self, params: &Parameters) -> Result<bool, TchError> {
         let inverse = Tensor::from((1.0 / self.scale()) as f32);
         let mut found = Tensor::from(0.0_f32);
         for (_, param) in params.iter() {
             let mut grad = param.f_grad()?;
             if grad.defined() {
-                // libtorch's own, as `torch.amp` calls it: one pass.
+                // One pass by libtorch's own kernel, as in `torch.amp`.
                 tch::no_grad(|| grad.f_internal_amp_non_finite_check_and_unscale(&mut found, &inverse))?;
             }
         }
@@ -62,15 +63,16 @@ impl GradScaler {
         Ok(!self.found)
     }
 
-    /// A gradient of this step is known not to be finite, be it that it never came to the parameters.
-    pub fn overflowed(&mut self) {
+    /// Marks a gradient of this step as non-finite, also one that never reached the parameters.
+    pub fn record_overflow(&mut self) {
         self.found = true;
     }
 
-    /// One step of `optimizer` at the learning rate `lr`, unless a gradient was not finite; says whether it was made.
+    /// Makes a step of `optimizer` at the learning rate `lr` unless a gradient was not finite, and returns true if it
+    /// was made.
     ///
     /// # Errors
-    /// [`StepError`] if libtorch refuses.
+    /// [`StepError`] if libtorch fails.
     pub fn step(&self, optimizer: &mut dyn Optimizer, params: &Parameters, lr: f64) -> Result<bool, StepError> {
         if !self.found {
             optimizer.step(params, lr)?;
@@ -78,11 +80,11 @@ impl GradScaler {
         Ok(!self.found)
     }
 
-    /// The scale of the next step: smaller after one that was skipped, larger after enough that were not. Once at the
-    /// end of each step.
+    /// Updates the scale for the next step: smaller after a skipped step, larger after enough others. Call it once at
+    /// the end of each step.
     pub fn update(&mut self) {
         let GradScalerConfig { growth_factor, backoff_factor, growth_interval, .. } = self.config;
-        // In double precision and then rounded, as libtorch does it.
+        // Computed in double precision and rounded, as in libtorch.
         let times = |factor: f64| (self.scale() * factor) as f32;
         if self.found {
             self.scale = times(backoff_factor);
@@ -96,7 +98,7 @@ impl GradScaler {
         self.found = false;
     }
 
-    /// All that the next step depends on, as named tensors to be saved, under names that no optimizer's have.
+    /// Returns the state of the scaler as named tensors, under names that no optimizer uses.
     ///
     /// # Errors
     /// [`StateError`] if libtorch cannot copy them.
@@ -105,10 +107,10 @@ impl GradScaler {
         Ok(vec![save(SCALER, SCALE, &Tensor::from(self.scale))?, save(SCALER, GROWTH_TRACKER, &tracker)?])
     }
 
-    /// Goes on from what [`state`](Self::state) gave.
+    /// Restores the state returned by [`state`](Self::state).
     ///
     /// # Errors
-    /// [`StateError`], and nothing changes, if a tensor is missing or not a number.
+    /// [`StateError`] if a tensor is missing or not a scalar; nothing changes then.
     pub fn load_state(&mut self, state: &[NamedHostTensor]) -> Result<(), StateError> {
         let mut saved = Saved::new(state)?;
         let mut number = |name: &str| {
@@ -116,7 +118,7 @@ impl GradScaler {
             f64::try_from(saved.take(SCALER, name, &[])?).map_err(torch)
         };
         let (scale, tracker) = (number(SCALE)?, number(GROWTH_TRACKER)?);
-        saved.is_empty()?;
+        saved.check_empty()?;
         (self.scale, self.growth_tracker, self.found) = (scale as f32, tracker as u32, false);
         Ok(())
     }
@@ -139,7 +141,7 @@ mod tests {
         goldens[key].double_value(&[])
     }
 
-    /// The sum of `weights` times each parameter as a 16-bit float: what the gradient of a large loss overflows in.
+    /// Sum of `weights` times each parameter as a 16-bit float, in which the gradient of a large loss overflows.
     fn loss(params: &Parameters, goldens: &HashMap<String, Tensor>, step: &str) -> Tensor {
         let term = |(name, param): (&str, &Tensor)| {
             let halved = param.to_kind(Kind::Half).to_kind(Kind::Float);
@@ -149,7 +151,7 @@ mod tests {
     }
 
     /// Makes the steps of the golden run `run` and compares each with PyTorch's; scaler and optimizer are saved and
-    /// restored in the middle. Says which steps were skipped.
+    /// restored in the middle. Returns the skipped steps.
     fn check(run: &str, config: GradScalerConfig) -> Vec<usize> {
         let goldens = goldens(include_bytes!("../../testkit/goldens/scaler.safetensors"));
         let mut params = Parameters::new();
@@ -171,7 +173,7 @@ mod tests {
             let key = format!("{run}.step{step}");
             assert_eq!(scaler.scale(), scalar(&goldens, &format!("{key}.scale")), "{key}");
             params.zero_grad();
-            scaler.scaled(&loss(&params, &goldens, &format!("step{step}"))).expect("a loss").backward();
+            scaler.scale_loss(&loss(&params, &goldens, &format!("step{step}"))).expect("a loss").backward();
             let finite = scaler.unscale(&params).expect("unscaled");
             assert_eq!(!finite, scalar(&goldens, &format!("{key}.skipped")) != 0.0, "{key}");
             let norm = clip_grad_norm(&params, 1.0).expect("a norm");
@@ -197,27 +199,27 @@ mod tests {
 
     #[test]
     fn overflow_skip_backoff_and_recovery_equal_pytorch() {
-        // Overflows at the scale that it starts with, twice on purpose, at a NaN, and wherever it grows too far.
+        // The run overflows at the initial scale, twice on purpose, at a NaN, and after growing too far.
         let skipped = check("usual", GradScalerConfig { growth_interval: 3, ..GradScalerConfig::default() });
         assert!([7, 8, 14].iter().all(|step| skipped.contains(step)), "on purpose: {skipped:?}");
         assert!(skipped.len() > 3 && skipped.len() < STEPS / 2, "by itself, too: {skipped:?}");
     }
 
     #[test]
-    fn factors_that_are_no_powers_of_two_round_as_in_pytorch() {
+    fn odd_factors_round_as_in_pytorch() {
         let config =
             GradScalerConfig { init_scale: 1.0e6, growth_factor: 1.7, backoff_factor: 0.3, growth_interval: 2 };
         assert!(check("odd", config).len() > 3);
     }
 
     #[test]
-    fn what_never_came_to_the_parameters_counts() {
+    fn recorded_overflow_skips_step() {
         let mut params = Parameters::new();
         let x = params.add("x", &Tensor::from(1.0_f32)).expect("new");
         let mut optimizer = AdamW::new(AdamWConfig::default());
         let mut scaler = GradScaler::new(GradScalerConfig { init_scale: 8.0, ..GradScalerConfig::default() });
-        scaler.scaled(&(&x * 2.0)).expect("a loss").backward();
-        scaler.overflowed();
+        scaler.scale_loss(&(&x * 2.0)).expect("a loss").backward();
+        scaler.record_overflow();
         assert!(!scaler.unscale(&params).expect("unscaled"));
         assert_eq!(x.grad().double_value(&[]), 2.0);
         assert!(!scaler.step(&mut optimizer, &params, 0.1).expect("skipped"));
@@ -229,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn the_scale_does_not_grow_past_what_fp32_holds() {
+    fn scale_stays_within_fp32() {
         let config = GradScalerConfig { init_scale: 2.0_f64.powi(127), growth_interval: 1, ..Default::default() };
         let mut scaler = GradScaler::new(config);
         scaler.update();
@@ -237,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_of_something_else_is_refused() {
+    fn load_state_of_other_object_is_error() {
         let mut scaler = GradScaler::new(GradScalerConfig::default());
         let state = scaler.state().expect("a state");
         assert!(matches!(scaler.load_state(&state[..1]), Err(StateError::Missing { .. })));

@@ -1,41 +1,41 @@
-mod decay;
-mod falling;
 mod plateau;
+mod step_schedules;
 mod warmup;
+mod warmup_stable_decay;
 
 use sepal_core::NamedHostTensor;
 
-pub use decay::{Decay, WarmupStableDecay, WarmupStableDecayConfig};
-pub use falling::{
+pub use plateau::{PlateauMode, ReduceOnPlateau, ReduceOnPlateauConfig, ThresholdMode};
+pub use step_schedules::{
     Constant, ConstantConfig, Cosine, CosineConfig, CosineWithRestarts, CosineWithRestartsConfig, InverseSqrt,
     InverseSqrtConfig, Linear, LinearConfig, Polynomial, PolynomialConfig,
 };
-pub use plateau::{PlateauMode, ReduceOnPlateau, ReduceOnPlateauConfig, ThresholdMode};
-pub use warmup::share_of;
+pub use warmup::steps_or_ratio;
+pub use warmup_stable_decay::{Decay, WarmupStableDecay, WarmupStableDecayConfig};
 
 use crate::StateError;
 use crate::state::Saved;
 
-/// The learning rate over a run, as a factor of the optimizer's own.
+/// Learning rate over a run, as a factor of the optimizer's own rate.
 ///
-/// Most are pure functions of the step, and need to implement [`factor`](Self::factor) alone. One that follows evaluations
-/// says which number of them it [`watches`](Self::watches), is [told](Self::evaluated) of each, and has a state.
+/// Most schedules are pure functions of the step and implement only [`factor`](Self::factor). A schedule that follows
+/// evaluations [`watches`](Self::watches) a metric, receives it through [`evaluated`](Self::evaluated), and has a
+/// state.
 pub trait Schedule: Send + Sync {
-    /// The factor of optimizer step `step`, counted from 0, by what is known now.
+    /// Returns the factor of optimizer step `step`, counted from 0, given the evaluations so far.
     fn factor(&self, step: usize) -> f64;
 
-    /// What it wants to know of each evaluation: `loss`, or the name of a metric. `None` if the step is all that it needs.
+    /// Returns the metric that the schedule follows, or `loss`; none if it depends on the step only.
     fn watches(&self) -> Option<&str> {
         None
     }
 
-    /// The evaluation after `steps` optimizer steps gave this `value` of what it [watches](Self::watches).
+    /// Records the `value` of the [watched](Self::watches) metric after `steps` optimizer steps.
     fn evaluated(&mut self, steps: usize, value: f64) {
         let _ = (steps, value);
     }
 
-    /// All that the next factor depends on besides options and step, as named tensors to be saved, under names that no
-    /// optimizer's have.
+    /// Returns the state of the schedule as named tensors, under names that no optimizer uses.
     ///
     /// # Errors
     /// [`StateError`] if libtorch cannot copy them.
@@ -43,12 +43,12 @@ pub trait Schedule: Send + Sync {
         Ok(Vec::new())
     }
 
-    /// Goes on from what [`state`](Self::state) gave.
+    /// Restores the state returned by [`state`](Self::state).
     ///
     /// # Errors
-    /// [`StateError`], and nothing changes, if a tensor is missing, of something else, or damaged.
+    /// [`StateError`] if a tensor is missing, unknown or damaged; nothing changes then.
     fn load_state(&mut self, state: &[NamedHostTensor]) -> Result<(), StateError> {
-        Saved::new(state)?.is_empty()
+        Saved::new(state)?.check_empty()
     }
 }
 
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn factors_are_those_of_transformers() {
+    fn factors_equal_transformers() {
         let text = include_str!("../../testkit/goldens/schedules.json");
         let goldens: Vec<Golden> = serde_json::from_str(text).expect("goldens");
         assert!(goldens.len() >= 90);
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_function_of_the_step_has_no_state() {
+    fn step_schedule_has_no_state() {
         let mut schedule = build("linear", json!({}), 10);
         assert_eq!(schedule.watches(), None);
         assert!(schedule.state().expect("a state").is_empty());
@@ -112,7 +112,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn up_then_down(
+        fn factor_rises_then_falls(
             name in prop::sample::select(vec!["constant", "linear", "cosine", "polynomial", "inverse-sqrt"]),
             warmup in 0_usize..50,
             after in 1_usize..200,
@@ -129,7 +129,7 @@ mod tests {
         }
 
         #[test]
-        fn restarts_begin_at_the_full_rate(warmup in 0_usize..50, cycle in 1_usize..40, cycles in 1_usize..6) {
+        fn restarts_begin_at_full_rate(warmup in 0_usize..50, cycle in 1_usize..40, cycles in 1_usize..6) {
             let options = json!({ "warmup_steps": warmup, "cycles": cycles });
             let schedule = build("cosine-with-restarts", options, warmup + cycle * cycles);
             let full = (0..warmup + cycle * cycles).filter(|&step| schedule.factor(step) > 1.0 - 1e-9).count();

@@ -9,7 +9,7 @@ use tch::Tensor;
 use crate::state::{Saved, save};
 use crate::{Optimizer, StateError, StepError, update_each};
 
-/// Gradient descent, with momentum if asked.
+/// Stochastic gradient descent with optional momentum.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SgdConfig {
@@ -19,24 +19,24 @@ pub struct SgdConfig {
     /// Share of the last step's direction that is kept.
     #[schemars(range(min = 0.0))]
     pub momentum: f64,
-    /// Share of the gradient that is left out of the direction from the second step on, if there is momentum.
+    /// Share of the gradient that is removed from the direction from the second step on, with momentum.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub dampening: f64,
-    /// Whether a step goes where the momentum will be, not where it is (Nesterov); needs `momentum` and no `dampening`.
+    /// Use Nesterov momentum; requires `momentum` and no `dampening`.
     pub nesterov: bool,
-    /// Times the weight, added to its gradient.
+    /// Factor of the weight in its gradient.
     #[schemars(range(min = 0.0))]
     pub weight_decay: f64,
 }
 
 impl Default for SgdConfig {
-    /// PyTorch's defaults.
+    /// Returns PyTorch's defaults.
     fn default() -> Self {
         Self { lr: 1e-3, momentum: 0.0, dampening: 0.0, nesterov: false, weight_decay: 0.0 }
     }
 }
 
-/// Gradient descent; each step equals `torch.optim.SGD`'s.
+/// SGD optimizer; each step equals `torch.optim.SGD`'s.
 #[derive(Debug)]
 pub struct Sgd {
     config: SgdConfig,
@@ -46,7 +46,7 @@ pub struct Sgd {
 const DIRECTION: &str = "momentum_buffer";
 
 impl Sgd {
-    /// With these options and no past.
+    /// Creates an optimizer without state.
     pub fn new(config: SgdConfig) -> Self {
         Self { config, directions: BTreeMap::new() }
     }
@@ -62,15 +62,16 @@ impl Optimizer for Sgd {
         update_each(params, |name, param, grad| {
             let mut direction = grad.f_add(&param.f_mul_scalar(config.weight_decay)?)?;
             if config.momentum != 0.0 {
-                let kept = match directions.get(name) {
+                let momentum = match directions.get(name) {
                     Some(last) => {
                         let new = direction.f_mul_scalar(1.0 - config.dampening)?;
                         last.f_mul_scalar(config.momentum)?.f_add(&new)?
                     }
                     None => direction.shallow_clone(),
                 };
-                directions.insert(name.to_owned(), kept.shallow_clone());
-                direction = if config.nesterov { direction.f_add(&kept.f_mul_scalar(config.momentum)?)? } else { kept };
+                directions.insert(name.to_owned(), momentum.shallow_clone());
+                direction =
+                    if config.nesterov { direction.f_add(&momentum.f_mul_scalar(config.momentum)?)? } else { momentum };
             }
             param.f_sub_(&direction.f_mul_scalar(lr)?).map(drop)
         })
@@ -105,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn two_steps_by_hand() {
+    fn two_steps_equal_manual_values() {
         let mut params = Parameters::new();
         let x = params.add("x", &Tensor::from(1.0_f32)).expect("new");
         let mut optimizer = Sgd::new(SgdConfig { lr: 0.1, momentum: 0.5, weight_decay: 0.1, ..SgdConfig::default() });
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn without_momentum_there_is_no_state() {
+    fn sgd_without_momentum_has_no_state() {
         let mut params = Parameters::new();
         let x = params.add("x", &Tensor::from(1.0_f32)).expect("new");
         (&x * 2.0).backward();

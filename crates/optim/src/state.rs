@@ -4,59 +4,32 @@ use sepal_core::{DType, NamedHostTensor};
 use sepal_nn::{HostError, Parameters, from_host, to_host};
 use tch::{TchError, Tensor};
 
-/// The state of an optimizer, a schedule or a scaler that could not be saved or taken up again.
+/// Failed save or restore of the state of an optimizer, a schedule or a scaler.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum StateError {
-    /// The tensor belongs to no parameter, or no such tensor is kept.
-    #[error("restore the state of training: nothing here keeps `{name}`")]
-    Unknown {
-        /// The tensor's name.
-        name: String,
-    },
-    /// Of what belongs together, this is not there.
+    /// The tensor belongs to no parameter, or the state has no such tensor.
+    #[error("restore the state of training: `{name}` is unknown")]
+    Unknown { name: String },
+    /// A required tensor is missing.
     #[error("restore the state of training: `{name}` is missing")]
-    Missing {
-        /// The tensor's name.
-        name: String,
-    },
-    /// The tensor has another shape than it must have, for example its parameter's.
+    Missing { name: String },
+    /// The tensor has another shape than required, for example by its parameter.
     #[error("restore the state of training: expected `{name}` of shape {expected:?}, found {found:?}")]
-    Shape {
-        /// The tensor's name.
-        name: String,
-        /// The shape that it must have.
-        expected: Vec<i64>,
-        /// The tensor's shape.
-        found: Vec<i64>,
-    },
-    /// Numbers that stand for the bits of one number are not whole, or not of 16 bits.
+    Shape { name: String, expected: Vec<i64>, found: Vec<i64> },
+    /// The numbers that encode the bits of one number are not 16-bit integers.
     #[error("restore the state of training: expected four whole numbers below 65536 as `{name}`")]
-    Bits {
-        /// The tensor's name.
-        name: String,
-    },
-    /// A tensor could not be copied.
+    Bits { name: String },
+    /// The tensor cannot be copied.
     #[error("copy `{name}` of the state of training")]
-    Host {
-        /// The tensor's name.
-        name: String,
-        /// Why.
-        #[source]
-        source: HostError,
-    },
-    /// libtorch refused.
+    Host { name: String, source: HostError },
+    /// libtorch failed.
     #[error("read `{name}` of the state of training")]
-    Torch {
-        /// The tensor's name.
-        name: String,
-        /// What libtorch said.
-        #[source]
-        source: TchError,
-    },
+    Torch { name: String, source: TchError },
 }
 
-/// One tensor of a parameter's state to be saved as `KIND.PARAMETER`.
+/// Converts one tensor of a parameter's state to be saved as `KIND.PARAMETER`.
 pub(crate) fn save(kind: &str, parameter: &str, tensor: &Tensor) -> Result<NamedHostTensor, StateError> {
     let name = format!("{kind}.{parameter}");
     match to_host(tensor, DType::F32) {
@@ -65,14 +38,14 @@ pub(crate) fn save(kind: &str, parameter: &str, tensor: &Tensor) -> Result<Named
     }
 }
 
-/// 64 bits to be saved as `KIND.NAME [4]`: sixteen at a time, which f32 holds exactly, the lowest first.
+/// Converts 64 bits to be saved as `KIND.NAME [4]`: 16 bits at a time, which f32 represents exactly, the lowest first.
 pub(crate) fn save_bits(kind: &str, name: &str, bits: u64) -> Result<NamedHostTensor, StateError> {
     let words = [0, 16, 32, 48].map(|shift| f32::from((bits >> shift) as u16));
     save(kind, name, &Tensor::from_slice(&words))
 }
 
-/// Takes the count of steps that was saved as `KIND.PARAMETER`.
-pub(crate) fn step_of(saved: &mut Saved, kind: &str, parameter: &str) -> Result<i32, StateError> {
+/// Takes the step count that was saved as `KIND.PARAMETER`.
+pub(crate) fn take_step(saved: &mut Saved, kind: &str, parameter: &str) -> Result<i32, StateError> {
     let torch = |source| StateError::Torch { name: format!("{kind}.{parameter}"), source };
     f64::try_from(saved.take(kind, parameter, &[])?).map(|step| step as i32).map_err(torch)
 }
@@ -89,7 +62,6 @@ impl Saved {
         state.iter().map(tensor).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Whether there is a `KIND.PARAMETER`.
     pub(crate) fn has(&self, kind: &str, parameter: &str) -> bool {
         self.0.contains_key(&format!("{kind}.{parameter}"))
     }
@@ -105,20 +77,19 @@ impl Saved {
         Ok(tensor)
     }
 
-    /// Takes what [`save_bits`] saved as `KIND.NAME`.
+    /// Takes the bits that [`save_bits`] saved as `KIND.NAME`.
     pub(crate) fn take_bits(&mut self, kind: &str, name: &str) -> Result<u64, StateError> {
         let tensor = self.take(kind, name, &[4])?;
         let name = format!("{kind}.{name}");
         let words = Vec::<f32>::try_from(tensor).map_err(|source| StateError::Torch { name: name.clone(), source })?;
-        let whole = |&word: &f32| word.fract() == 0.0 && (0.0..=65535.0).contains(&word);
-        if !words.iter().all(whole) {
+        let is_u16 = |&word: &f32| word.fract() == 0.0 && (0.0..=65535.0).contains(&word);
+        if !words.iter().all(is_u16) {
             return Err(StateError::Bits { name });
         }
         Ok(words.iter().rev().fold(0, |bits, &word| (bits << 16) | word as u64))
     }
 
-    /// Calls `take(self, name, shape)` for each parameter that has a `KIND.PARAMETER`; what is left over then
-    /// belongs to nobody.
+    /// Calls `take(self, name, shape)` for each parameter with a `KIND.PARAMETER`; error if tensors remain.
     pub(crate) fn for_each<T>(
         mut self,
         params: &Parameters,
@@ -131,11 +102,11 @@ impl Saved {
                 all.insert(name.to_owned(), take(&mut self, name, &tensor.size())?);
             }
         }
-        self.is_empty().map(|()| all)
+        self.check_empty().map(|()| all)
     }
 
-    /// Nothing is left over.
-    pub(crate) fn is_empty(&self) -> Result<(), StateError> {
+    /// Error if tensors remain.
+    pub(crate) fn check_empty(&self) -> Result<(), StateError> {
         match self.0.keys().next() {
             Some(name) => Err(StateError::Unknown { name: name.clone() }),
             None => Ok(()),
@@ -151,16 +122,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bits_survive(bits: u64) {
+        fn bits_round_trip(bits: u64) {
             let state = [save_bits("schedule", "best", bits).expect("saved")];
             let mut saved = Saved::new(&state).expect("read");
             prop_assert_eq!(saved.take_bits("schedule", "best").expect("taken"), bits);
-            saved.is_empty().expect("nothing is left");
+            saved.check_empty().expect("no tensor remains");
         }
     }
 
     #[test]
-    fn what_are_no_bits_is_refused() {
+    fn invalid_bits_are_error() {
         for words in [[0.5_f32, 0.0, 0.0, 0.0], [0.0, 65536.0, 0.0, 0.0], [0.0, 0.0, f32::NAN, 0.0]] {
             let state = [save("schedule", "best", &Tensor::from_slice(&words)).expect("saved")];
             let error = Saved::new(&state).expect("read").take_bits("schedule", "best");

@@ -1,16 +1,14 @@
-//! `adapter.safetensors`: what a run trained.
+//! `adapter.safetensors`: the trained tensors of a run.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use sepal_core::{DEEP_PROMPTS, HostTensor, ModelConfig, NamedHostTensor, PREFIX_KEYS_VALUES};
 
-/// The soft prompts' name in an adapter.
 pub(crate) const PROMPTS: &str = "prompts";
-/// The head's name in an adapter.
 pub(crate) const SCORE: &str = "score.weight";
 
-/// A trained prefix and a linear head without bias, of fitting shapes.
+/// Trained prefix and linear head without bias, of matching shapes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Adapter {
     pub(crate) prefix: TrainedPrefix,
@@ -19,22 +17,20 @@ pub(crate) struct Adapter {
     pub(crate) facts: Facts,
 }
 
-/// The numbers that were trained in front of every row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum TrainedPrefix {
-    /// Soft prompts, which the blocks make keys and values of.
+    /// Soft prompts, from which the blocks compute keys and values.
     Prompts {
         /// `[prefix_len, hidden]`
         prompts: HostTensor,
         /// `[n_blocks, prefix_len, hidden]`
         deep_prompts: Option<HostTensor>,
     },
-    /// The keys and values themselves, `[n_blocks, prefix_len, 2 * kv_size]`.
+    /// Trained keys and values, `[n_blocks, prefix_len, 2 * kv_size]`.
     KeysValues(HostTensor),
 }
 
 impl TrainedPrefix {
-    /// Names and tensors, as an adapter holds them.
     fn tensors(&self) -> Vec<(&'static str, &HostTensor)> {
         match self {
             Self::Prompts { prompts, deep_prompts } => {
@@ -46,10 +42,9 @@ impl TrainedPrefix {
     }
 }
 
-/// What an adapter says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Facts {
-    /// Of the model that it was trained on; empty if nobody knows.
+    /// Digest of the model that it was trained on; empty if unknown.
     pub(crate) model_digest: String,
     pub(crate) task: String,
     pub(crate) tuning: String,
@@ -57,60 +52,37 @@ pub(crate) struct Facts {
     pub(crate) labels: Vec<String>,
 }
 
-/// An adapter that cannot be used.
+/// Error of an adapter that cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum AdapterError {
     /// The file cannot be read.
     #[error("read the adapter")]
     Read(#[from] sepal_nn::file::ReadError),
-    /// Something that is needed is not in it.
+    /// A required tensor is missing.
     #[error("use the adapter: it has no `{name}`")]
-    Missing {
-        /// The parameter.
-        name: &'static str,
-    },
+    Missing { name: &'static str },
     /// The head has a bias.
     #[error(
-        "use the adapter: its head has a bias (`{name}`), which PEFT drops without a word; train a head without one"
+        "use the adapter: its head has a bias (`{name}`), which PEFT drops without a warning; train a head without one"
     )]
-    Bias {
-        /// The parameter.
-        name: String,
-    },
-    /// Something else was trained, too.
+    Bias { name: String },
+    /// The file contains an unknown tensor.
     #[error(
-        "use the adapter: it holds `{name}`; what is known here are `prompts`, `deep_prompts`, `prefix_keys_values` and a \
+        "use the adapter: it holds `{name}`; the supported tensors are `prompts`, `deep_prompts`, `prefix_keys_values` and a \
          linear head `score.weight`"
     )]
-    Unknown {
-        /// The parameter.
-        name: String,
-    },
-    /// A shape that does not fit the others or the model.
+    Unknown { name: String },
+    /// A shape does not match the other tensors or the model.
     #[error("use the adapter: `{name}` is {found:?}, expected {expected}")]
-    Shape {
-        /// The parameter.
-        name: &'static str,
-        /// In words.
-        expected: String,
-        /// Its shape.
-        found: Vec<usize>,
-    },
-    /// As many names as logits are needed.
+    Shape { name: &'static str, expected: String, found: Vec<usize> },
+    /// The number of names differs from the number of logits.
     #[error("use the adapter: it names {names} labels for {logits} logits")]
-    Labels {
-        /// Names.
-        names: usize,
-        /// Rows of the head.
-        logits: usize,
-    },
-    /// Training went wrong.
+    Labels { names: usize, logits: usize },
+    /// A tensor is non-finite.
     #[error("use the adapter: `{name}` holds numbers that are not finite")]
-    NotFinite {
-        /// The parameter.
-        name: &'static str,
-    },
+    NotFinite { name: &'static str },
 }
 
 impl Adapter {
@@ -129,8 +101,8 @@ impl Adapter {
         }
         let text = |key: &str| metadata.get(key).cloned().unwrap_or_default();
         let labels = match text("labels") {
-            none if none.is_empty() => Vec::new(),
-            some => some.split('\n').map(str::to_owned).collect(),
+            labels if labels.is_empty() => Vec::new(),
+            labels => labels.split('\n').map(str::to_owned).collect(),
         };
         let facts = Facts { model_digest: text("model_digest"), task: text("task"), tuning: text("tuning"), labels };
         let prefix = match (prompts, keys_values) {
@@ -143,8 +115,7 @@ impl Adapter {
         Self { prefix, score, facts }.checked()
     }
 
-    /// Itself, if the shapes fit each other and the numbers are finite. Without names labels get those that
-    /// transformers gives.
+    /// Returns the adapter if its shapes match and its numbers are finite. Unnamed labels get the names of transformers.
     pub(crate) fn checked(mut self) -> Result<Self, AdapterError> {
         self.check_prefix()?;
         let tensors = self.prefix.tensors().into_iter().chain([(SCORE, &self.score)]);
@@ -166,7 +137,9 @@ impl Adapter {
         };
         let (name, tensor, expected) = match &self.prefix {
             TrainedPrefix::Prompts { prompts, .. } => (PROMPTS, prompts, "[prefix_len, hidden]"),
-            TrainedPrefix::KeysValues(given) => (PREFIX_KEYS_VALUES, given, "[n_blocks, prefix_len, 2 * kv_size]"),
+            TrainedPrefix::KeysValues(keys_values) => {
+                (PREFIX_KEYS_VALUES, keys_values, "[n_blocks, prefix_len, 2 * kv_size]")
+            }
         };
         if tensor.shape().len() != if name == PROMPTS { 2 } else { 3 } {
             return Err(shape(name, expected, tensor));
@@ -183,14 +156,13 @@ impl Adapter {
         }
         let prefix_len = self.prefix_len();
         match deep_prompts {
-            Some(deep) if !matches!(deep.shape(), &[_, len, of] if (len, of) == (prefix_len, width)) => {
+            Some(deep) if !matches!(deep.shape(), &[_, len, deep_width] if (len, deep_width) == (prefix_len, width)) => {
                 Err(shape(DEEP_PROMPTS, &format!("[n_blocks, {prefix_len}, {width}]"), deep))
             }
             _ => Ok(()),
         }
     }
 
-    /// An error if it is of a model of another shape.
     pub(crate) fn check_model(&self, config: &ModelConfig) -> Result<(), AdapterError> {
         match &self.prefix {
             TrainedPrefix::Prompts { prompts, .. } if prompts.shape()[1] != config.hidden => {
@@ -201,12 +173,12 @@ impl Adapter {
                 Err(shape(DEEP_PROMPTS, &format!("one for each of the model's {} blocks", config.n_blocks), deep))
             }
             TrainedPrefix::Prompts { .. } => Ok(()),
-            TrainedPrefix::KeysValues(given) => {
+            TrainedPrefix::KeysValues(keys_values) => {
                 let [n_blocks, prefix_len, width] = [config.n_blocks, self.prefix_len(), 2 * config.kv_size()];
-                if given.shape() != [n_blocks, prefix_len, width] {
+                if keys_values.shape() != [n_blocks, prefix_len, width] {
                     let expected =
                         format!("[{n_blocks}, prefix_len, {width}], the keys and values of the model's blocks");
-                    return Err(shape(PREFIX_KEYS_VALUES, &expected, given));
+                    return Err(shape(PREFIX_KEYS_VALUES, &expected, keys_values));
                 }
                 match self.score.shape() {
                     &[_, hidden] if hidden != config.hidden => {
@@ -222,7 +194,7 @@ impl Adapter {
     pub(crate) fn prefix_len(&self) -> usize {
         match &self.prefix {
             TrainedPrefix::Prompts { prompts, .. } => prompts.shape()[0],
-            TrainedPrefix::KeysValues(given) => given.shape()[1],
+            TrainedPrefix::KeysValues(keys_values) => keys_values.shape()[1],
         }
     }
 
@@ -231,8 +203,7 @@ impl Adapter {
         matches!(self.prefix, TrainedPrefix::KeysValues(_))
     }
 
-    /// The trained prefix in words.
-    pub(crate) fn what(&self) -> &'static str {
+    pub(crate) fn description(&self) -> &'static str {
         match &self.prefix {
             TrainedPrefix::Prompts { deep_prompts: Some(_), .. } => "soft prompts and deep prompts",
             TrainedPrefix::Prompts { .. } => "soft prompts",
@@ -261,7 +232,6 @@ impl Adapter {
     }
 }
 
-/// The names that transformers gives to labels without one.
 pub(crate) fn placeholders(n_labels: usize) -> Vec<String> {
     (0..n_labels).map(|label| format!("LABEL_{label}")).collect()
 }

@@ -1,17 +1,16 @@
-//! `README.md`: how the folder is loaded, and what it was made of.
+//! `README.md`: the model card of an export.
 
 use std::fmt::Write;
 
 use sepal_track::{DataFacts, Manifest};
 
 use crate::adapter::Adapter;
-use crate::export::{ExportOptions, Form};
+use crate::export_options::{ExportOptions, Form};
 use crate::verify::Verified;
 
-/// The file's name.
 pub(crate) const CARD: &str = "README.md";
 
-/// The model card, with the front matter that the hub reads.
+/// Returns the model card, with the front matter for the hub.
 pub(crate) fn text(
     options: &ExportOptions,
     notices: &[String],
@@ -19,7 +18,7 @@ pub(crate) fn text(
     verified: Option<Verified>,
 ) -> String {
     let mut card = front_matter(options);
-    let (what, prefix_len, base) = (adapter.what(), adapter.prefix_len(), &options.base_model);
+    let (what, prefix_len, base) = (adapter.description(), adapter.prefix_len(), &options.base_model);
     let form = match options.form {
         Form::PrefixTuning if adapter.is_keys_values() => "written as they are (PREFIX_TUNING)",
         Form::PrefixTuning => "written as the keys and values that the frozen blocks make of them (PREFIX_TUNING)",
@@ -47,7 +46,7 @@ pub(crate) fn text(
     card
 }
 
-const SEPAL: &str = "With Sepal (`hub:OWNER/NAME` in the place of `.` if it lies on the hub):\n\n\
+const SEPAL: &str = "With Sepal (`hub:OWNER/NAME` in place of `.` if the folder is on the hub):\n\n\
                      ```\nsepal import peft . classifier\nsepal predict classifier --input texts.csv\n```\n";
 
 fn front_matter(options: &ExportOptions) -> String {
@@ -62,7 +61,7 @@ fn snippet(options: &ExportOptions, adapter: &Adapter) -> String {
     let data = options.run.as_ref().map(|run| &run.manifest.data);
     let has_template = data.is_some_and(|data| data.template.is_some());
     let labels = adapter.facts.labels.iter().enumerate();
-    let labels: Vec<String> = labels.map(|(at, label)| format!("{at}: {}", quoted(label))).collect();
+    let labels: Vec<String> = labels.map(|(index, label)| format!("{index}: {}", quoted(label))).collect();
     format!(
         r#"```python
 {imports}from peft import AutoPeftModelForSequenceClassification
@@ -91,7 +90,7 @@ print(model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).
     )
 }
 
-/// The lines that make texts what they were in training. Templates are written as Python's `str.format` takes them.
+/// Returns Python lines that prepare texts as in training. Templates use the syntax of `str.format`.
 fn rows(data: Option<&DataFacts>) -> String {
     let mut lines = vec!["texts = [\"a text\", \"another, longer text\"]".to_owned()];
     let has_pairs = data.is_some_and(|data| data.text_pair.is_some());
@@ -110,9 +109,9 @@ fn rows(data: Option<&DataFacts>) -> String {
     lines.join("\n")
 }
 
-/// The lines for texts in a template: texts that are too long give way, the longest first, and the template stays.
+/// Returns lines for texts in a template. Long texts are shortened, the longest first; the template stays complete.
 fn in_template(data: &DataFacts, template: &str, limit: Option<usize>) -> String {
-    // Two braces are one of the text.
+    // Doubled braces are literal.
     let takes_pair = template.replace("{{", "").contains("{text_pair}");
     let (each, names) = match &data.text_pair {
         Some(_) => ("text, pair", "text, pair in zip(texts, pairs)"),
@@ -159,7 +158,7 @@ rows = tokenizer.pad({{"input_ids": [encode({each}) for {names}]}}, return_tenso
     )
 }
 
-/// End of long texts that was removed.
+/// Returns the end at which long texts are cut.
 fn side(data: &DataFacts) -> &str {
     data.truncation_side.as_deref().unwrap_or("right")
 }
@@ -188,13 +187,12 @@ fn facts(card: &mut String, manifest: &Manifest) {
     push(card, format!("- run `{}`, adapter {}\n", manifest.name, manifest.adapter_digest));
 }
 
-/// As a string that JSON, YAML and Python read alike.
+/// Quotes text as a string that JSON, YAML and Python read alike.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
 fn push(card: &mut String, line: String) {
-    // Writing to a string does not fail.
     writeln!(card, "{line}").ok();
 }
 

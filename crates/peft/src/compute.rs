@@ -3,34 +3,32 @@ use sepal_core::{RaggedError, SpanError};
 use sepal_nn::HostError;
 use tch::TchError;
 
-/// The model could not be loaded or run.
+/// Error of loading or running the model.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum ComputeError {
     /// Blocks or ends cannot be loaded.
     #[error("load the model")]
     Load(#[from] LoadError),
-    /// Blocks do not take what they were given.
+    /// The blocks refuse the input.
     #[error("run the model's blocks")]
     Forward(#[from] ForwardError),
-    /// Embeddings or the final norm do not take what they were given.
+    /// Embeddings or the final norm refuse the input.
     #[error("run the model's ends")]
     Ends(#[from] EndsError),
     /// The model has no blocks.
     #[error("name the model's blocks")]
     Span(#[from] SpanError),
-    /// Rows to verify with that are none.
+    /// Rows to verify with are invalid.
     #[error("lay out rows")]
     Rows(#[from] RaggedError),
     /// Tensors cannot be moved.
     #[error("move tensors")]
     Host(#[from] HostError),
-    /// A block gave no keys and values; a fault of this program.
+    /// A block returned no keys and values, which is a bug.
     #[error("fold the prompts: block {block_idx} gave no keys and values")]
-    Nothing {
-        /// The block.
-        block_idx: usize,
-    },
+    Nothing { block_idx: usize },
     /// libtorch refused, for example for want of memory.
     #[error("compute with libtorch")]
     Torch(#[from] TchError),

@@ -1,3 +1,5 @@
+//! Folders for PEFT from adapters.
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -9,104 +11,31 @@ use sepal_nn::{share_from_host, to_host};
 use crate::adapter::{Adapter, AdapterError, TrainedPrefix};
 use crate::card::{self, CARD};
 use crate::compute::ComputeError;
-use crate::config::{CONFIG, HEAD, PREFIX_TUNING, PROMPT_EMBEDDINGS, PROMPT_TUNING, SEQ_CLS, TENSORS, Written};
+use crate::config::{AdapterConfigFile, CONFIG, HEAD, PROMPT_EMBEDDINGS, SEQ_CLS, TENSORS};
+use crate::export_options::{ExportOptions, Form, Verify};
+use crate::export_record::{self, ExportRecord, RECORD, TRAINED};
 use crate::family;
-use crate::fold::{Trained, fold, table};
+use crate::fold::{PrefixInputs, fold, table};
 use crate::folder::{FolderError, Staged, json};
-use crate::side::{self, Run, SIDE, Side, TRAINED};
-use crate::verify::{Verified, sample_rows, verify};
+use crate::verify::{Verified, WrittenExport, sample_rows, verify};
 
-/// As which of PEFT's methods prompts are written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Form {
-    /// Keys and values for each block: for shallow and deep prompts, and right for padded batches.
-    #[default]
-    PrefixTuning,
-    /// The prompts themselves: for shallow ones; PEFT pools padded batches wrongly with it (peft#764).
-    PromptTuning,
-}
-
-impl Form {
-    /// All of them.
-    pub const ALL: [Self; 2] = [Self::PrefixTuning, Self::PromptTuning];
-
-    /// `prefix-tuning` or `prompt-tuning`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::PrefixTuning => "prefix-tuning",
-            Self::PromptTuning => "prompt-tuning",
-        }
-    }
-
-    /// PEFT's name for it.
-    pub(crate) fn peft_type(self) -> &'static str {
-        match self {
-            Self::PrefixTuning => PREFIX_TUNING,
-            Self::PromptTuning => PROMPT_TUNING,
-        }
-    }
-}
-
-impl std::fmt::Display for Form {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl std::str::FromStr for Form {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let named = Self::ALL.into_iter().find(|form| form.name() == text);
-        named.ok_or_else(|| format!("`{text}` is no form of an export; write prefix-tuning or prompt-tuning"))
-    }
-}
-
-/// The rows whose logits by what was written are compared with those of the trained prompts.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Verify {
-    /// None: nothing is compared.
-    #[default]
-    Nothing,
-    /// A few of several lengths, spread over the vocabulary.
-    Samples,
-    /// These, as token ids.
-    Rows(Vec<Vec<i64>>),
-}
-
-/// How an adapter is exported.
-#[derive(Debug, Clone, Default)]
-pub struct ExportOptions {
-    /// What PEFT loads the frozen model from: a hub name or a folder in the HF layout.
-    pub base_model: String,
-    /// The revision of a hub name, if one is meant.
-    pub revision: Option<String>,
-    /// As which method.
-    pub form: Form,
-    /// Whether logits are compared before anything is left behind.
-    pub verify: Verify,
-    /// The run, which others will see: in the model card, and beside it for [`Import`](crate::Import).
-    pub run: Option<Run>,
-    /// Puts the export in the place of an older one.
-    pub overwrite: bool,
-}
-
-/// What was exported.
+/// Summary of an export.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Exported {
-    /// Prompts, which PEFT calls virtual tokens.
+    /// Number of prompts, which PEFT calls virtual tokens.
     pub prefix_len: usize,
     /// Labels, in the order of the logits.
     pub labels: Vec<String>,
-    /// What the check found, if one was asked for.
+    /// Result of the comparison, if one was requested.
     pub verified: Option<Verified>,
-    /// What people should know, one line each.
+    /// Notices for the user, one line each.
     pub notices: Vec<String>,
 }
 
-/// An adapter that was not exported. Nothing was left behind.
+/// Error of an export. No file was left behind.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum ExportError {
     /// The adapter cannot be used.
@@ -115,63 +44,53 @@ pub enum ExportError {
     /// The adapter is of another model.
     #[error("export the adapter: it was trained on the model {trained}, and this one is {found}")]
     Model {
-        /// The digest of the model that it was trained on.
+        /// Digest of the model that it was trained on.
         trained: String,
-        /// That of the model that was given.
         found: String,
     },
-    /// PEFT cannot compute what we do.
+    /// PEFT computes the model differently.
     #[error("export an adapter of {family}: {reason}")]
-    Family {
-        /// The model's family.
-        family: &'static str,
-        /// Why.
-        reason: &'static str,
-    },
-    /// Deep prompts have no place there.
+    Family { family: &'static str, reason: &'static str },
+    /// PROMPT_TUNING has no deep prompts.
     #[error(
-        "export deep prompts as prompt-tuning: PEFT has no such thing; export them as prefix-tuning, which is exact"
+        "export deep prompts as prompt-tuning: PEFT has no such method; export them as prefix-tuning, which is exact"
     )]
     DeepPrompts,
-    /// Keys and values are of no prompts.
+    /// Trained keys and values do not correspond to prompts.
     #[error(
         "export trained keys and values as prompt-tuning: in general no prompts produce them; export them as \
          prefix-tuning, which is exact"
     )]
     KeysValues,
     /// The name of the base model is missing.
-    #[error("export the adapter: it needs the name under which PEFT finds the base model (--base-model OWNER/NAME)")]
+    #[error("export the adapter: it needs the name under which PEFT finds the base model")]
     BaseModel,
-    /// What would be written computes something else.
+    /// The export would compute other logits.
     #[error("export the adapter: its logits differ by {} from the trained ones, up to {}", found.difference, found.largest)]
-    Differs {
-        /// What was found.
-        found: Verified,
-    },
+    Differs { found: Verified },
     /// The model could not be run.
     #[error("fold the prompts")]
     Compute(#[from] ComputeError),
     /// The folder cannot be written.
     #[error("write the export")]
     Folder(#[from] FolderError),
-    /// A file that was just written cannot be read again.
+    /// A written file cannot be read back.
     #[error("read back what was written")]
     Io(#[from] std::io::Error),
-    /// A tensor that was just written cannot be read again.
+    /// A written tensor cannot be read back.
     #[error("read back what was written")]
     ReadBack(#[from] sepal_nn::file::ReadError),
-    /// A value has no JSON.
+    /// A value cannot be written as JSON.
     #[error("write JSON")]
     Json(#[from] serde_json::Error),
 }
 
-/// Writes the adapter at `adapter` as a folder `out` that PEFT loads. The model's blocks are loaded one at a time, in
-/// fp32, for [`Form::PrefixTuning`] and for a check.
+/// Writes the adapter at `adapter` as a folder `out` that PEFT loads. For [`Form::PrefixTuning`] and for a comparison, the
+/// model's blocks are loaded one at a time, in fp32.
 ///
 /// # Errors
-/// [`ExportError`], with nothing left behind: if there is something at `out`, the adapter is of another model or of a
-/// kind that PEFT cannot compute, or the check finds a difference of more than 1e-4 of the largest logit (of 1, if that is
-/// less).
+/// [`ExportError`] if `out` exists, the adapter belongs to another model or has no equivalent in PEFT, or logits differ by
+/// more than 1e-4 of the largest logit (at least of 1). No file is left behind.
 pub fn export(
     options: &ExportOptions,
     checkpoint: &Checkpoint,
@@ -184,27 +103,28 @@ pub fn export(
     }
     let adapter = Adapter::read(adapter)?;
     let rounded = check_model(&adapter, checkpoint)?;
-    let verifier = Made::new(options, &adapter, checkpoint)?;
-    let embeddings = verifier.embeddings()?;
+    let prepared = PreparedExport::new(options, &adapter, checkpoint)?;
+    let embeddings = prepared.embeddings()?;
     write_tensors(&staged, &embeddings, &adapter.score)?;
     let verified = match &options.verify {
         Verify::Nothing => None,
-        Verify::Samples => Some(verifier.verify(&sample_rows(checkpoint.config(), adapter.prefix_len()), &staged)?),
-        Verify::Rows(rows) => Some(verifier.verify(rows, &staged)?),
+        Verify::Samples => Some(prepared.verify(&sample_rows(checkpoint.config(), adapter.prefix_len()), &staged)?),
+        Verify::Rows(rows) => Some(prepared.verify(rows, &staged)?),
     };
     let mut notices = notices(options, checkpoint, rounded);
     notices.extend(adapter.facts.model_digest.is_empty().then(|| UNKNOWN_MODEL.to_owned()));
-    write_texts(&staged, (options, &notices), &adapter, checkpoint, verified)?;
+    let texts = Texts { options, notices: &notices, adapter: &adapter, verified };
+    texts.write(&staged, checkpoint)?;
     staged.finish()?;
     Ok(Exported { prefix_len: adapter.prefix_len(), labels: adapter.facts.labels.clone(), verified, notices })
 }
 
-const UNKNOWN_MODEL: &str = "the adapter does not say which model it was trained on; it was taken for this one";
+const UNKNOWN_MODEL: &str = "the adapter does not name the model it was trained on; this model was assumed";
 
-/// Differences up to here are rounding: 1e-4 of the largest logit.
+/// Tolerance for rounding, relative to the largest logit.
 const ROUNDING: f64 = 1e-4;
 
-/// Whether it was trained on this model; gives the format in which the blocks were kept, if that rounded.
+/// Error if the adapter was trained on another model. Returns the format of the blocks in training if it was rounded.
 fn check_model(adapter: &Adapter, checkpoint: &Checkpoint) -> Result<Option<WeightFormat>, ExportError> {
     adapter.check_model(checkpoint.config())?;
     let (trained, found) = (&adapter.facts.model_digest, checkpoint.digest());
@@ -217,16 +137,15 @@ fn check_model(adapter: &Adapter, checkpoint: &Checkpoint) -> Result<Option<Weig
     }
 }
 
-/// What is put into the file, and what it is checked against.
-struct Made<'a> {
+struct PreparedExport<'a> {
     form: Form,
     adapter: &'a Adapter,
     checkpoint: &'a Checkpoint,
     ends: Ends,
-    trained: Trained,
+    trained: PrefixInputs,
 }
 
-impl<'a> Made<'a> {
+impl<'a> PreparedExport<'a> {
     fn new(options: &ExportOptions, adapter: &'a Adapter, checkpoint: &'a Checkpoint) -> Result<Self, ExportError> {
         let config = checkpoint.config();
         match (options.form, &adapter.prefix) {
@@ -236,11 +155,11 @@ impl<'a> Made<'a> {
             (Form::PromptTuning, TrainedPrefix::KeysValues(_)) => return Err(ExportError::KeysValues),
             _ => {}
         }
-        if let Some(reason) = family::refused(config) {
+        if let Some(reason) = family::unsupported_reason(config) {
             return Err(ExportError::Family { family: config.family.name(), reason });
         }
         let ends = Ends::load(checkpoint).map_err(ComputeError::from)?;
-        let trained = Trained::new(adapter, &ends)?;
+        let trained = PrefixInputs::new(adapter, &ends)?;
         Ok(Self { form: options.form, adapter, checkpoint, ends, trained })
     }
 
@@ -253,7 +172,6 @@ impl<'a> Made<'a> {
         }
     }
 
-    /// Compares what lies in the staged folder with what was trained.
     fn verify(&self, rows: &[Vec<i64>], staged: &Staged) -> Result<Verified, ExportError> {
         let tensors = sepal_nn::file::read(&staged.path().join(TENSORS))?.tensors;
         let find = |name: &'static str| {
@@ -261,18 +179,19 @@ impl<'a> Made<'a> {
             found.map(|named| &named.tensor).ok_or(AdapterError::Missing { name })
         };
         let (embeddings, score) = (find(PROMPT_EMBEDDINGS)?, find(HEAD)?);
-        // Prompts that are written as they are have no keys and values yet.
+        // Written prompts have no keys and values yet.
         let folded = match self.form {
             Form::PrefixTuning => None,
             Form::PromptTuning => {
                 let prefix = TrainedPrefix::Prompts { prompts: embeddings.clone(), deep_prompts: None };
                 let read = Adapter { prefix, ..self.adapter.clone() };
-                Some(folded(&Trained::new(&read, &self.ends)?, self.checkpoint)?)
+                Some(folded(&PrefixInputs::new(&read, &self.ends)?, self.checkpoint)?)
             }
         };
         let table = folded.as_ref().unwrap_or(embeddings);
-        let found = verify(rows, (&self.trained, table, score), &self.ends, self.checkpoint)?;
-        // The other way round it would let numbers pass that are none.
+        let written = WrittenExport { trained: &self.trained, table, score };
+        let found = verify(rows, &written, &self.ends, self.checkpoint)?;
+        // The reverse comparison would accept NaN.
         if found.difference <= ROUNDING * found.largest.max(1.0) {
             Ok(found)
         } else {
@@ -281,8 +200,7 @@ impl<'a> Made<'a> {
     }
 }
 
-/// The prompts as PEFT's table of keys and values.
-fn folded(trained: &Trained, checkpoint: &Checkpoint) -> Result<HostTensor, ComputeError> {
+fn folded(trained: &PrefixInputs, checkpoint: &Checkpoint) -> Result<HostTensor, ComputeError> {
     let table = table(&fold(trained, checkpoint)?, checkpoint.config())?;
     Ok(to_host(&table, DType::F32)?)
 }
@@ -291,13 +209,13 @@ fn notices(options: &ExportOptions, checkpoint: &Checkpoint, rounded: Option<Wei
     let mut notices = Vec::new();
     if let Some(format) = rounded {
         notices.push(format!(
-            "the blocks were kept as {format} while it was trained, and as f32 now; PEFT gives what f32 gives"
+            "the blocks were loaded as {format} in training and as f32 for the export; PEFT gives the logits of f32"
         ));
     }
     let description = checkpoint.describe();
     if description.format == sepal_checkpoint::Format::Gguf {
         notices.push(format!(
-            "the prompts were trained for the weights of a {description}; {} may hold others, and gives other logits then",
+            "the prompts were trained for the weights of a {description}; if the weights of {} differ, its logits differ, too",
             options.base_model
         ));
     }
@@ -318,47 +236,51 @@ fn write_tensors(staged: &Staged, embeddings: &HostTensor, score: &HostTensor) -
     Ok(sepal_nn::file::write(&staged.path().join(TENSORS), &tensors, &metadata)?)
 }
 
-fn write_texts(
-    staged: &Staged,
-    (options, notices): (&ExportOptions, &[String]),
-    adapter: &Adapter,
-    checkpoint: &Checkpoint,
+struct Texts<'a> {
+    options: &'a ExportOptions,
+    notices: &'a [String],
+    adapter: &'a Adapter,
     verified: Option<Verified>,
-) -> Result<(), ExportError> {
-    let config = checkpoint.config();
-    let is_prefix = options.form == Form::PrefixTuning;
-    // For a prefix PEFT counts heads of keys; before 0.16 it takes what stands here as it is.
-    let cached_heads = config.n_kv_heads * family::copies(config);
-    let (heads, width) = match options.form {
-        Form::PrefixTuning => (cached_heads, cached_heads * config.head_dim),
-        Form::PromptTuning => (config.n_heads, config.hidden),
-    };
-    let written = Written {
-        base_model_name_or_path: &options.base_model,
-        inference_mode: true,
-        num_attention_heads: heads,
-        num_layers: config.n_blocks,
-        num_virtual_tokens: adapter.prefix_len(),
-        peft_type: options.form.peft_type(),
-        prefix_projection: is_prefix.then_some(false),
-        revision: options.revision.as_deref(),
-        task_type: SEQ_CLS,
-        token_dim: width,
-    };
-    staged.write(CONFIG, &json(&written)?)?;
-    let trained = staged.path().join(TRAINED);
-    adapter.write(&trained).map_err(FolderError::from)?;
-    let side = Side {
-        version: side::VERSION,
-        sepal: env!("CARGO_PKG_VERSION").to_owned(),
-        model_digest: checkpoint.digest().to_owned(),
-        trained: side::digest(&trained)?,
-        exported: side::digest(&staged.path().join(TENSORS))?,
-        config: Some(side::digest(&staged.path().join(CONFIG))?),
-        verified: verified.map(|found| found.difference),
-        run: options.run.clone(),
-    };
-    staged.write(SIDE, &json(&side)?)?;
-    staged.write(CARD, card::text(options, notices, adapter, verified).as_bytes())?;
-    Ok(())
+}
+
+impl Texts<'_> {
+    fn write(&self, staged: &Staged, checkpoint: &Checkpoint) -> Result<(), ExportError> {
+        let Self { options, notices, adapter, verified } = *self;
+        let config = checkpoint.config();
+        let is_prefix = options.form == Form::PrefixTuning;
+        // For a prefix PEFT counts key heads; before 0.16 it uses this value unchanged.
+        let cached_heads = config.n_kv_heads * family::cached_head_copies(config);
+        let (heads, width) = match options.form {
+            Form::PrefixTuning => (cached_heads, cached_heads * config.head_dim),
+            Form::PromptTuning => (config.n_heads, config.hidden),
+        };
+        let written = AdapterConfigFile {
+            base_model_name_or_path: &options.base_model,
+            inference_mode: true,
+            num_attention_heads: heads,
+            num_layers: config.n_blocks,
+            num_virtual_tokens: adapter.prefix_len(),
+            peft_type: options.form.peft_type(),
+            prefix_projection: is_prefix.then_some(false),
+            revision: options.revision.as_deref(),
+            task_type: SEQ_CLS,
+            token_dim: width,
+        };
+        staged.write(CONFIG, &json(&written)?)?;
+        let trained = staged.path().join(TRAINED);
+        adapter.write(&trained).map_err(FolderError::from)?;
+        let record = ExportRecord {
+            version: export_record::VERSION,
+            sepal: env!("CARGO_PKG_VERSION").to_owned(),
+            model_digest: checkpoint.digest().to_owned(),
+            trained: export_record::digest(&trained)?,
+            exported: export_record::digest(&staged.path().join(TENSORS))?,
+            config: Some(export_record::digest(&staged.path().join(CONFIG))?),
+            verified: verified.map(|found| found.difference),
+            run: options.run.clone(),
+        };
+        staged.write(RECORD, &json(&record)?)?;
+        staged.write(CARD, card::text(options, notices, adapter, verified).as_bytes())?;
+        Ok(())
+    }
 }

@@ -1,5 +1,5 @@
-//! Soft prompts, shallow and deep, as keys and values: exact, because under a causal mask what the blocks make of a
-//! prefix does not depend on what follows it.
+//! Conversion of soft prompts, shallow and deep, to keys and values. It is exact: under a causal mask the states of a
+//! prefix do not depend on the tokens after it.
 
 use sepal_blocks::{Batch, BlockStack, Ends, InjectedTensors, KeysValues, Prefix, SaveMode};
 use sepal_checkpoint::Checkpoint;
@@ -11,8 +11,8 @@ use crate::adapter::{Adapter, TrainedPrefix};
 use crate::compute::ComputeError;
 use crate::family;
 
-/// Inputs of the blocks: the prefix as the first block sees it, and the tensors put into it in each block.
-pub(crate) struct Trained {
+/// Inputs of the blocks: the prefix of the first block, and the tensors injected in each block.
+pub(crate) struct PrefixInputs {
     /// `[prefix_len, hidden]`
     pub(crate) prefix: Tensor,
     /// `[n_blocks, prefix_len, hidden]`
@@ -21,19 +21,18 @@ pub(crate) struct Trained {
     keys_values: Option<Tensor>,
 }
 
-/// Tensors put into the prefix of one block.
-pub(crate) struct OfBlock {
+pub(crate) struct BlockPrefix {
     deep_prompts: Option<Tensor>,
     keys_values: Option<Tensor>,
 }
 
-impl OfBlock {
+impl BlockPrefix {
     pub(crate) fn injected(&self) -> InjectedTensors<'_> {
         InjectedTensors { deep_prompts: self.deep_prompts.as_ref(), keys_values: self.keys_values.as_ref() }
     }
 }
 
-impl Trained {
+impl PrefixInputs {
     pub(crate) fn new(adapter: &Adapter, ends: &Ends) -> Result<Self, ComputeError> {
         match &adapter.prefix {
             TrainedPrefix::Prompts { prompts, deep_prompts } => {
@@ -41,26 +40,25 @@ impl Trained {
                 let prefix = ends.embed_prompts(&share_from_host(prompts)?)?;
                 Ok(Self { prefix, deep_prompts, keys_values: None })
             }
-            TrainedPrefix::KeysValues(given) => {
+            TrainedPrefix::KeysValues(keys_values) => {
                 let places = [adapter.prefix_len(), adapter.score.shape()[1]].map(|size| size as i64);
                 let prefix = ends.embed_prompts(&Tensor::f_zeros(places, (Kind::Float, Device::Cpu))?)?;
-                Ok(Self { prefix, deep_prompts: None, keys_values: Some(share_from_host(given)?) })
+                Ok(Self { prefix, deep_prompts: None, keys_values: Some(share_from_host(keys_values)?) })
             }
         }
     }
 
-    /// For one block, each `[1, prefix_len, ..]`.
-    pub(crate) fn of_block(&self, block_idx: usize) -> Result<OfBlock, TchError> {
-        let of =
+    pub(crate) fn block_prefix(&self, block_idx: usize) -> Result<BlockPrefix, TchError> {
+        let narrow =
             |tensor: &Option<Tensor>| tensor.as_ref().map(|tensor| tensor.f_narrow(0, block_idx as i64, 1)).transpose();
-        Ok(OfBlock { deep_prompts: of(&self.deep_prompts)?, keys_values: of(&self.keys_values)? })
+        Ok(BlockPrefix { deep_prompts: narrow(&self.deep_prompts)?, keys_values: narrow(&self.keys_values)? })
     }
 }
 
-/// Keys and values of the prefix in every block. One block at a time is in memory.
-pub(crate) fn fold(trained: &Trained, checkpoint: &Checkpoint) -> Result<Vec<KeysValues>, ComputeError> {
-    if let Some(given) = &trained.keys_values {
-        return Ok(by_head(given, checkpoint.config())?);
+/// Computes keys and values of the prefix in every block. One block at a time is in memory.
+pub(crate) fn fold(trained: &PrefixInputs, checkpoint: &Checkpoint) -> Result<Vec<KeysValues>, ComputeError> {
+    if let Some(keys_values) = &trained.keys_values {
+        return Ok(by_head(keys_values, checkpoint.config())?);
     }
     let prefix_len = trained.prefix.size()[0];
     let row = Ragged::from_lengths([1])?;
@@ -69,42 +67,43 @@ pub(crate) fn fold(trained: &Trained, checkpoint: &Checkpoint) -> Result<Vec<Key
     for block_idx in 0..checkpoint.config().n_blocks {
         let block = Span::new(block_idx, block_idx + 1)?;
         let stack = BlockStack::load(checkpoint, block)?;
-        // A batch has a row; nothing of the prefix depends on it.
+        // A batch needs a row; the prefix does not depend on it.
         let with_row = Tensor::f_cat(&[&hidden, &hidden.f_narrow(0, prefix_len - 1, 1)?], 0)?;
-        let of_block = trained.of_block(block_idx)?;
+        let block_prefix = trained.block_prefix(block_idx)?;
         let prefix = Prefix::Computed(prefix_len.unsigned_abs() as usize);
-        let batch = Batch { hidden: &with_row, prefix, rows: &row, injected: of_block.injected() };
+        let batch = Batch { hidden: &with_row, prefix, rows: &row, injected: block_prefix.injected() };
         let output = stack.forward_batches(block, &[batch], Want::All, SaveMode::PrefixCache)?.pop();
         let output = output.ok_or(ComputeError::Nothing { block_idx })?;
-        let kept = output.prefix_cache.ok_or(ComputeError::Nothing { block_idx })?;
-        folded.extend(stack.keys_and_values(&kept)?);
+        let prefix_cache = output.prefix_cache.ok_or(ComputeError::Nothing { block_idx })?;
+        folded.extend(stack.keys_and_values(&prefix_cache)?);
         hidden = output.hidden.f_narrow(0, 0, prefix_len)?;
     }
     Ok(folded)
 }
 
-/// Keys and values by head, from `[n_blocks, prefix_len, 2 * kv_size]`.
-fn by_head(given: &Tensor, config: &ModelConfig) -> Result<Vec<KeysValues>, TchError> {
+/// Splits `[n_blocks, prefix_len, 2 * kv_size]` into keys and values by head.
+fn by_head(keys_values: &Tensor, config: &ModelConfig) -> Result<Vec<KeysValues>, TchError> {
     let [n_blocks, heads, dim] = [config.n_blocks, config.n_kv_heads, config.head_dim].map(|size| size as i64);
-    let given = given.f_view([n_blocks, -1, 2, heads, dim])?.f_permute([0, 2, 3, 1, 4])?; // [n_blocks, 2, heads, len, dim]
-    let of = |block: i64| {
-        let at = |which| given.f_select(0, block)?.f_select(0, which)?.f_contiguous();
-        Ok(KeysValues { keys: at(0)?, values: at(1)? })
+    let keys_values = keys_values.f_view([n_blocks, -1, 2, heads, dim])?;
+    let keys_values = keys_values.f_permute([0, 2, 3, 1, 4])?; // [n_blocks, 2, heads, prefix_len, dim]
+    let split = |block: i64| {
+        let select = |part| keys_values.f_select(0, block)?.f_select(0, part)?.f_contiguous();
+        Ok(KeysValues { keys: select(0)?, values: select(1)? })
     };
-    (0..n_blocks).map(of).collect()
+    (0..n_blocks).map(split).collect()
 }
 
-/// The other way: `[n_blocks, prefix_len, 2 * kv_size]` from keys and values by head.
+/// Joins keys and values by head to `[n_blocks, prefix_len, 2 * kv_size]`.
 pub(crate) fn by_block(blocks: &[KeysValues]) -> Result<Tensor, TchError> {
     let flat = |tensor: &Tensor| tensor.f_transpose(0, 1)?.f_flatten(1, 2); // [prefix_len, kv_size]
     let lay = |block: &KeysValues| Tensor::f_cat(&[flat(&block.keys)?, flat(&block.values)?], 1);
     Tensor::f_stack(&blocks.iter().map(lay).collect::<Result<Vec<_>, _>>()?, 0)
 }
 
-/// PEFT's table: `[prefix_len, n_blocks * 2 * cached_heads * head_dim]`, in each row `K_0 V_0 K_1 V_1 ..`, each of them head
-/// after head.
+/// Returns PEFT's table `[prefix_len, n_blocks * 2 * cached_heads * head_dim]`. A row is `K_0 V_0 K_1 V_1 ..`, each of them
+/// head after head.
 pub(crate) fn table(blocks: &[KeysValues], config: &ModelConfig) -> Result<Tensor, TchError> {
-    let copies = family::copies(config) as i64;
+    let copies = family::cached_head_copies(config) as i64;
     let flat = |tensor: &Tensor| {
         let cached = match copies {
             1 => tensor.shallow_clone(),
@@ -116,16 +115,15 @@ pub(crate) fn table(blocks: &[KeysValues], config: &ModelConfig) -> Result<Tenso
     Tensor::f_cat(&parts.collect::<Result<Vec<_>, _>>()?, 1)
 }
 
-/// The way back: the keys and values of every block, from such a table. As PEFT cuts it: `[prefix_len, 2 n_blocks, heads,
-/// dim]`.
+/// Splits PEFT's table into the keys and values of every block. PEFT views it as `[prefix_len, 2 n_blocks, heads, dim]`.
 pub(crate) fn cut(table: &Tensor, config: &ModelConfig) -> Result<Vec<KeysValues>, TchError> {
-    let copies = family::copies(config) as i64;
+    let copies = family::cached_head_copies(config) as i64;
     let [n_blocks, heads, dim] = [config.n_blocks, config.n_kv_heads, config.head_dim].map(|size| size as i64);
     let by_head = table.f_view([-1, 2 * n_blocks, heads * copies, dim])?;
     let by_head = by_head.f_permute([1, 2, 0, 3])?.f_slice(1, None, None, copies)?; // [2 n_blocks, heads, prefix_len, dim]
-    let of = |block: i64| -> Result<KeysValues, TchError> {
-        let at = |which| by_head.f_select(0, 2 * block + which)?.f_contiguous();
-        Ok(KeysValues { keys: at(0)?, values: at(1)? })
+    let split = |block: i64| -> Result<KeysValues, TchError> {
+        let select = |part| by_head.f_select(0, 2 * block + part)?.f_contiguous();
+        Ok(KeysValues { keys: select(0)?, values: select(1)? })
     };
-    (0..n_blocks).map(of).collect()
+    (0..n_blocks).map(split).collect()
 }

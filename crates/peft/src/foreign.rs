@@ -1,4 +1,4 @@
-//! Adapters read from folders that PEFT itself wrote.
+//! Adapters in folders that PEFT wrote.
 
 use std::path::Path;
 
@@ -8,25 +8,29 @@ use sepal_nn::{share_from_host, to_host};
 use tch::Tensor;
 
 use crate::adapter::{Adapter, AdapterError, Facts, TrainedPrefix};
-use crate::config::{CONFIG, Found, HEADS, P_TUNING, PREFIX_TUNING, PROMPT_EMBEDDINGS, PROMPT_TUNING, TENSORS};
+use crate::config::{AdapterConfig, CONFIG, HEADS, P_TUNING, PREFIX_TUNING, PROMPT_EMBEDDINGS, PROMPT_TUNING, TENSORS};
 use crate::family;
 use crate::fold::{by_block, cut};
-use crate::import::ImportError;
+use crate::import_error::ImportError;
 
-/// The head that PEFT replaced by the one beside it.
+/// Original head, which PEFT replaced by the trained one.
 const REPLACED_HEAD: &str = "base_model.score.original_module.weight";
 
-/// Prefix and head as PEFT wrote them. P_TUNING is saved as what its encoder made of the prompts, so that it is read as
-/// PROMPT_TUNING; PREFIX_TUNING is saved behind its projection, if it has one.
-pub(crate) fn adapter(folder: &Path, found: &Found, checkpoint: Option<&Checkpoint>) -> Result<Adapter, ImportError> {
-    let is_prefix = match found.peft_type.as_deref().unwrap_or("no method") {
+/// Reads prefix and head. PEFT saves P_TUNING as the output of its encoder, so that it is read as PROMPT_TUNING, and saves
+/// PREFIX_TUNING after its projection.
+pub(crate) fn read_adapter(
+    folder: &Path,
+    config: &AdapterConfig,
+    checkpoint: Option<&Checkpoint>,
+) -> Result<Adapter, ImportError> {
+    let is_prefix = match config.peft_type.as_deref().unwrap_or("no method") {
         PROMPT_TUNING | P_TUNING => false,
         PREFIX_TUNING => true,
         other => return Err(ImportError::Method { found: other.to_owned() }),
     };
-    let base_model = || found.base_model_name_or_path.clone();
+    let base_model = || config.base_model_name_or_path.clone();
     let checkpoint = checkpoint.ok_or_else(|| ImportError::NeedsModel { base_model: base_model() })?;
-    let (table, score) = tensors(folder, found)?;
+    let (table, score) = tensors(folder, config)?;
     let (prefix, tuning) = match is_prefix {
         true => (TrainedPrefix::KeysValues(keys_values(&table, checkpoint.config())?), "prefix-tuning"),
         false => (TrainedPrefix::Prompts { prompts: table, deep_prompts: None }, "ptune"),
@@ -35,8 +39,7 @@ pub(crate) fn adapter(folder: &Path, found: &Found, checkpoint: Option<&Checkpoi
     Ok(Adapter { prefix, score, facts })
 }
 
-/// The rows of the prompts and the head, widened to f32.
-fn tensors(folder: &Path, found: &Found) -> Result<(HostTensor, HostTensor), ImportError> {
+fn tensors(folder: &Path, config: &AdapterConfig) -> Result<(HostTensor, HostTensor), ImportError> {
     let (mut table, mut score) = (None, None);
     for NamedHostTensor { name, tensor } in sepal_nn::file::read(&folder.join(TENSORS))?.tensors {
         match name.as_str() {
@@ -49,7 +52,7 @@ fn tensors(folder: &Path, found: &Found) -> Result<(HostTensor, HostTensor), Imp
     }
     let table = table.ok_or(AdapterError::Missing { name: PROMPT_EMBEDDINGS })?;
     let score = score.ok_or(AdapterError::Missing { name: HEADS[0] })?;
-    match found.num_virtual_tokens {
+    match config.num_virtual_tokens {
         Some(expected) if table.shape().first() != Some(&expected) => {
             let expected = format!("{expected} prompts, as {CONFIG} says");
             Err(AdapterError::Shape { name: PROMPT_EMBEDDINGS, expected, found: table.shape().to_vec() }.into())
@@ -58,9 +61,9 @@ fn tensors(folder: &Path, found: &Found) -> Result<(HostTensor, HostTensor), Imp
     }
 }
 
-/// `[n_blocks, prefix_len, 2 * kv_size]` from PEFT's table of keys and values.
+/// Converts PEFT's table of keys and values to `[n_blocks, prefix_len, 2 * kv_size]`.
 fn keys_values(table: &HostTensor, config: &ModelConfig) -> Result<HostTensor, ImportError> {
-    let copies = family::copies(config);
+    let copies = family::cached_head_copies(config);
     let width = config.n_blocks * 2 * copies * config.kv_size();
     if !matches!(table.shape(), &[len, found] if len > 0 && found == width) {
         let expected =
@@ -71,11 +74,11 @@ fn keys_values(table: &HostTensor, config: &ModelConfig) -> Result<HostTensor, I
     if copies > 1 && !are_alike(&table, config, copies)? {
         return Err(ImportError::SplitHeads { family: config.family.name(), copies });
     }
-    let given = by_block(&cut(&table, config)?)?;
-    Ok(to_host(&given, DType::F32)?)
+    let keys_values = by_block(&cut(&table, config)?)?;
+    Ok(to_host(&keys_values, DType::F32)?)
 }
 
-/// Returns true if all heads that share keys and values in the model have the same ones in the table.
+/// Returns true if all heads that share keys and values in the model have equal ones in the table.
 fn are_alike(table: &Tensor, config: &ModelConfig, copies: usize) -> Result<bool, tch::TchError> {
     let [heads, copies, dim] = [config.n_kv_heads, copies, config.head_dim].map(|size| size as i64);
     let heads = table.f_view([table.size()[0], -1, heads, copies, dim])?;

@@ -1,11 +1,14 @@
-//! Trained adapters as folders that PEFT loads, and such folders as adapters.
+//! Export of trained adapters as folders that PEFT loads, and import of such folders.
 //!
-//! [`export`] writes soft prompts, shallow and deep, as PEFT's PREFIX_TUNING: the frozen blocks make keys and values of
-//! them once. Under a causal mask these do not depend on the text behind them, so that nothing is lost. [`Import`] reads
-//! what [`export`] wrote, and PROMPT_TUNING, P_TUNING and PREFIX_TUNING of anybody; [`share`] says whether an export can be given to others. This crate trains nothing, fetches nothing and runs no Python.
+//! [`export`] writes soft prompts, shallow and deep, as PREFIX_TUNING: the frozen blocks compute their keys and values
+//! once. Under a causal mask these do not depend on the following text, so that the conversion is exact. [`Import`] reads
+//! exports of this crate, and PROMPT_TUNING, P_TUNING and PREFIX_TUNING of PEFT. [`check_publishable`] checks an export
+//! before it is published. The crate stands above `blocks`, `checkpoint` and `track`. It does not train, download or run
+//! Python.
 //!
-//! Invariants: a folder is there whole or not at all, and one that is there is not written over unless asked to; what PEFT
-//! would compute otherwise is refused with the reason; nothing of ours stands in PEFT's own files; a pickle is never read.
+//! Invariants: a folder is written completely or not at all, and an existing one is replaced only on request. A model
+//! that PEFT computes differently is refused with the reason. PEFT's own files contain nothing of Sepal. A pickle is never
+//! read.
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -30,23 +33,27 @@ mod card;
 mod compute;
 mod config;
 mod export;
+mod export_options;
+mod export_record;
 mod family;
 mod fold;
 mod folder;
 mod foreign;
 mod import;
-mod names;
-mod share;
-mod side;
+mod import_error;
+mod label_names;
+mod publish;
 #[cfg(test)]
 mod tests;
 mod verify;
 
 pub use adapter::AdapterError;
 pub use compute::ComputeError;
-pub use export::{ExportError, ExportOptions, Exported, Form, Verify, export};
+pub use export::{ExportError, Exported, export};
+pub use export_options::{ExportOptions, Form, Verify};
+pub use export_record::Run;
 pub use folder::FolderError;
-pub use import::{Import, ImportError, ImportOptions};
-pub use share::{ShareError, Shared, share};
-pub use side::Run;
+pub use import::{Import, ImportOptions};
+pub use import_error::ImportError;
+pub use publish::{PublishError, Publishable, check_publishable, is_hub_name};
 pub use verify::Verified;

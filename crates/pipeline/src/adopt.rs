@@ -1,18 +1,16 @@
-//! Adapters that another program or another run trained: as a run, and as initial values.
+//! Adapters that another program trained, as runs.
 
 use std::path::Path;
 
 use sepal_config::Spec;
-use sepal_core::{HostTensor, in_one_line};
-use sepal_nn::{Parameters, file, from_host};
-use sepal_plugin::{Registry, TuningMode, adapter_file};
-use sepal_track::{Bytes, DataFacts, Manifest, Status, Versions};
+use sepal_core::in_one_line;
+use sepal_plugin::Registry;
+use sepal_track::{DataFacts, Manifest, Status, Traffic, Versions};
 
 use crate::error::{AdapterError, AssembleError, ClassifierError};
 use crate::finish::{LIBTORCH, nearest_words};
 use crate::frozen_model::{BuiltHead, FrozenModel};
 use crate::model_files::ModelFiles;
-use crate::progress::{Event, Observer};
 
 /// Entry of a manifest for unknown training rows.
 const UNKNOWN_ROWS: &str = "not known, another program trained it";
@@ -57,12 +55,12 @@ pub fn adopted(
             truncation_side: Some(frozen.truncation_side(spec).name().to_owned()),
             ..DataFacts::default()
         },
-        parameters: sepal_track::Parameters { trainable, total: trainable + frozen.checkpoint.parameter_count() },
+        parameters: sepal_track::ParameterCounts { trainable, total: trainable + frozen.checkpoint.parameter_count() },
         steps: 0,
         skipped_steps: 0,
         scale: None,
-        bytes: Bytes::default(),
-        started: sepal_track::now(),
+        bytes: Traffic::default(),
+        started: sepal_track::timestamp(),
         seconds: 0.0,
         train_seconds: 0.0,
         train_tokens: 0,
@@ -73,70 +71,6 @@ pub fn adopted(
         ended_early: None,
         resumed_at: Vec::new(),
         servers: Vec::new(),
-        near_words: nearest_words(&params, &ends, &frozen),
+        nearest_words: nearest_words(&params, &ends, &frozen),
     })
-}
-
-/// Initialises the head with that of the adapter that the tuning mode is initialised with, if its labels are the same.
-/// `names` are the head's parameters.
-pub(crate) fn initialise_head(
-    built: &BuiltHead,
-    names: &[String],
-    tuning: &dyn TuningMode,
-    observer: &mut dyn Observer,
-) -> Result<(), AssembleError> {
-    let Some(adapter) = tuning.starts_as() else { return Ok(()) };
-    let path = adapter_file(adapter);
-    let contents =
-        file::read(&path).map_err(|error| AdapterError { path: path.clone(), problem: in_one_line(&error) })?;
-    let notice = match matching_head(&built.params, names, built.head.label_names(), &contents) {
-        Ok(head) => {
-            for (name, tensor) in head {
-                copy(&built.params, name, tensor)?;
-            }
-            format!("the head starts as that of {}", path.display())
-        }
-        Err(reason) => format!("the head starts anew: {reason}"),
-    };
-    observer.event(Event::Notice(&notice));
-    Ok(())
-}
-
-/// Values of the adapter for each of the head's parameters, or the reason that they do not fit.
-fn matching_head<'a>(
-    params: &Parameters,
-    names: &'a [String],
-    labels: &[String],
-    adapter: &'a file::Contents,
-) -> Result<Vec<(&'a str, &'a HostTensor)>, String> {
-    let adapter_labels = adapter.metadata.get("labels").map_or("", String::as_str);
-    if adapter_labels.is_empty() {
-        return Err("the adapter does not name its labels".to_owned());
-    }
-    let adapter_labels: Vec<&str> = adapter_labels.split('\n').collect();
-    if adapter_labels != labels && !are_placeholders(&adapter_labels, labels.len()) {
-        return Err(format!("the adapter's labels are `{}`, not these", adapter_labels.join("`, `")));
-    }
-    let find = |name: &'a String| {
-        let found = adapter.tensors.iter().find(|named| &named.name == name);
-        let tensor = &found.ok_or_else(|| format!("the adapter has no `{name}`"))?.tensor;
-        let expected = params.get(name).map(tch::Tensor::size).unwrap_or_default();
-        let found: Vec<i64> = tensor.shape().iter().map(|&dim| dim as i64).collect();
-        match found == expected {
-            true => Ok((name.as_str(), tensor)),
-            false => Err(format!("`{name}` is {found:?} in the adapter, expected {expected:?}")),
-        }
-    };
-    names.iter().map(find).collect()
-}
-
-/// True if these are the names that transformers gives to unnamed labels.
-fn are_placeholders(names: &[&str], n_labels: usize) -> bool {
-    names.len() == n_labels && names.iter().enumerate().all(|(id, name)| *name == format!("LABEL_{id}"))
-}
-
-fn copy(params: &Parameters, name: &str, tensor: &HostTensor) -> Result<(), AssembleError> {
-    let values = from_host(tensor).map_err(|error| AssembleError::Copy(error.into()))?;
-    let Some(parameter) = params.get(name) else { return Ok(()) };
-    tch::no_grad(|| parameter.shallow_clone().f_copy_(&values)).map_err(|error| AssembleError::Copy(error.into()))
 }

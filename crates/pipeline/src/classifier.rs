@@ -176,7 +176,7 @@ impl Classifier {
         let evaluation = evaluate(&self.model, rows, self.manifest.steps, &mut TrainEvents(observer), stop)?;
         let headline = headline(&evaluation, &self.manifest.data.class_rows).to_owned();
         let Prediction { class, probabilities, logits } = &evaluation.prediction;
-        let predicted = sepal_data::Predicted { class, logits, probabilities };
+        let predicted = sepal_data::PredictionRef { class, logits, probabilities };
         let predictions = sepal_data::predictions_parquet(&table, &labels, self.label_names(), predicted)
             .map_err(|source| ClassifierError::Predictions(source.into()))?;
         Ok(Evaluation { record: evaluation.record, headline, predictions })
@@ -184,7 +184,7 @@ impl Classifier {
 
     /// Labels with the layout of the training rows.
     fn label_set(&self) -> Result<LabelSet, LabelError> {
-        let layout = self.manifest.data.label_layout.as_deref().and_then(ListLayout::named);
+        let layout = self.manifest.data.label_layout.as_deref().and_then(ListLayout::from_name);
         Ok(LabelSet::new(self.label_names())?.with_layout(layout))
     }
 

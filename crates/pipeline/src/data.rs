@@ -8,14 +8,14 @@ use sepal_assets::{Asset, Assets, Attempt, FetchError, Kind};
 use sepal_config::spec::{FileFormat, RowsSpec, Spec};
 use sepal_core::{LabelKind, Labels};
 use sepal_data::{
-    Format, LabelSet, Loader, LoaderConfig, Predicted, Table, TableSpec, Template, TokenSpec, TokenTable,
+    Format, LabelSet, Loader, LoaderConfig, PredictionRef, Table, TableSpec, Template, TokenSpec, TokenTable,
 };
 use sepal_plugin::{Prediction, TaskHead};
 use sepal_track::{DataFacts, RunFolder};
 
 use crate::error::{BoxError, DataError, RecordError};
 use crate::frozen_model::FrozenModel;
-use crate::model_files::watched;
+use crate::model_files::{describe_attempts, watched};
 use crate::progress::{Event, Observer};
 
 /// Rows of a run as batches.
@@ -81,7 +81,7 @@ impl RawRows {
     fn label_set(&self, head: &dyn TaskHead) -> Result<LabelSet, DataError> {
         let set = LabelSet::new(head.label_names()).map_err(training_error)?;
         Ok(match head.label_kind() {
-            LabelKind::Multi => set.with_layout_of(std::iter::once(&self.train).chain(&self.validation)),
+            LabelKind::Multi => set.with_inferred_layout(std::iter::once(&self.train).chain(&self.validation)),
             LabelKind::Class | LabelKind::Value => set,
         })
     }
@@ -199,11 +199,6 @@ pub(crate) fn fetch(
     choose(spec, assets, observer, stop).map(drop)
 }
 
-/// Failed attempts as lines of the manifest.
-pub(crate) fn describe_attempts(attempts: &[Attempt]) -> Vec<String> {
-    attempts.iter().map(|attempt| format!("{}: {}", attempt.source, attempt.error)).collect()
-}
-
 impl PreparedData {
     /// Tokens of the longest row.
     pub(crate) fn longest_row(&self) -> usize {
@@ -224,7 +219,7 @@ impl PreparedData {
     pub(crate) fn write_predictions(&self, folder: &RunFolder, prediction: &Prediction) -> Result<(), RecordError> {
         let Some((table, labels)) = &self.rows else { return Ok(()) };
         let Prediction { class, probabilities, logits } = prediction;
-        let predicted = Predicted { class, logits, probabilities };
+        let predicted = PredictionRef { class, logits, probabilities };
         let bytes = sepal_data::predictions_parquet(table, labels, &self.names, predicted)
             .map_err(|source| RecordError::Predictions(source.into()))?;
         folder.write("predictions.parquet", &bytes).map_err(RecordError::Write)
@@ -315,7 +310,7 @@ fn facts(
     DataFacts {
         train: source.train.pinned().to_string(),
         validation: described,
-        passed_over: source.passed_over.clone(),
+        unavailable_sources: source.passed_over.clone(),
         train_rows: train.len(),
         validation_rows: validation.map_or(0, Table::len),
         truncated_rows,

@@ -12,6 +12,7 @@ pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 
 /// A frozen model whose files or tokenizer cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum ModelError {
     /// Source that cannot be fetched.
@@ -19,42 +20,22 @@ pub enum ModelError {
     Fetch(#[source] sepal_assets::FetchError),
     /// Unreadable files.
     #[error("open the model {}", path.display())]
-    Open {
-        /// Folder or file.
-        path: PathBuf,
-        /// Cause.
-        #[source]
-        source: BoxError,
-    },
+    Open { path: PathBuf, source: BoxError },
     /// Unreadable tokenizer.
     #[error("read the tokenizer of {}", path.display())]
-    Tokenizer {
-        /// Folder or file of the model.
-        path: PathBuf,
-        /// Cause.
-        #[source]
-        source: BoxError,
-    },
+    Tokenizer { path: PathBuf, source: BoxError },
     /// Tokenizer with ids without embeddings.
     #[error(
         "use the tokenizer of {}: it has {ids} ids, up to `{last}`, and the model {embeddings} embeddings; take the tokenizer \
          files that belong to the model, or a model whose embeddings were resized for them",
         path.display()
     )]
-    Vocabulary {
-        /// Folder or file of the model.
-        path: PathBuf,
-        /// One more than the largest id.
-        ids: usize,
-        /// Rows of the embedding matrix.
-        embeddings: usize,
-        /// Token with the largest id.
-        last: String,
-    },
+    Vocabulary { path: PathBuf, ids: usize, embeddings: usize, last: String },
 }
 
 /// Labelled rows that cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum DataError {
     /// Source that cannot be fetched.
@@ -65,34 +46,21 @@ pub enum DataError {
     Rows {
         /// `training`, `validation`, `labelled` or `given`.
         split: &'static str,
-        /// Cause.
-        #[source]
         source: BoxError,
     },
 }
 
 /// A model that cannot be assembled with its blocks, tuning mode and head.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum AssembleError {
     /// Plugin that cannot be built with these options.
     #[error("build `{key}`")]
-    Build {
-        /// Key of the pipeline file.
-        key: &'static str,
-        /// Cause.
-        #[source]
-        source: sepal_plugin::BuildError,
-    },
+    Build { key: &'static str, source: sepal_plugin::BuildError },
     /// Weights that cannot be loaded.
     #[error("load the model's {part}")]
-    Load {
-        /// Part of the model.
-        part: &'static str,
-        /// Cause.
-        #[source]
-        source: BoxError,
-    },
+    Load { part: &'static str, source: BoxError },
     /// Adapter that cannot be used as the initial one.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
@@ -103,22 +71,10 @@ pub enum AssembleError {
         tokens + prompts,
         max_positions.saturating_sub(*prompts)
     )]
-    Positions {
-        /// Tokens of the longest row.
-        tokens: usize,
-        /// Prompts before each row.
-        prompts: usize,
-        /// Positions that the model takes.
-        max_positions: usize,
-    },
+    Positions { tokens: usize, prompts: usize, max_positions: usize },
     /// More local blocks than the model has.
     #[error("run the first {local_blocks} blocks in this process (`model.local_blocks`): the model has {n_blocks}")]
-    LocalBlocks {
-        /// Requested blocks.
-        local_blocks: usize,
-        /// Blocks of the model.
-        n_blocks: usize,
-    },
+    LocalBlocks { local_blocks: usize, n_blocks: usize },
     /// Failure of the tuning mode.
     #[error("compute the prompts")]
     Tuning(#[source] sepal_plugin::TuningError),
@@ -141,27 +97,36 @@ pub enum AssembleError {
     #[error("start the embedded server")]
     Server(#[source] sepal_server::StartError),
     /// Servers that cannot be used.
-    #[error("run the remote blocks")]
+    #[error("run the remote blocks{}", serve_hint(.0))]
     Connect(#[source] sepal_remote::RemoteError),
+}
+
+/// Command that starts a missing server.
+fn serve_hint(error: &sepal_remote::RemoteError) -> String {
+    match error {
+        sepal_remote::RemoteError::Uncovered { missing, .. } => {
+            format!(" (start a server by `sepal serve MODEL --blocks {missing}`)")
+        }
+        _ => String::new(),
+    }
 }
 
 /// A trained adapter that cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[error("use what was trained in {}: {problem}", path.display())]
 pub struct AdapterError {
     /// Run folder, or file of the adapter.
     pub path: PathBuf,
-    /// Description of the problem.
     pub problem: String,
 }
 
 /// A run that cannot be resumed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[error("resume {}: {problem}", path.display())]
 pub struct ResumeError {
-    /// Run folder.
     pub path: PathBuf,
-    /// Description of the problem.
     pub problem: String,
 }
 

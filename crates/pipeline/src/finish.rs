@@ -10,7 +10,7 @@ use sepal_core::in_one_line;
 use sepal_model::Model;
 use sepal_nn::Parameters;
 use sepal_plugin::PROMPTS;
-use sepal_track::{Bytes, Manifest, NearWords, RunFolder, Status, Versions};
+use sepal_track::{Manifest, NearestWords, RunFolder, Status, Traffic, Versions};
 use sepal_train::{Outcome, RunIdentity, SelectedEvaluation};
 
 use crate::data::PreparedData;
@@ -107,14 +107,14 @@ impl Finish<'_> {
             seed: self.spec.train.seed,
             model: self.frozen.facts(self.spec),
             data: self.data.facts.clone(),
-            parameters: sepal_track::Parameters {
+            parameters: sepal_track::ParameterCounts {
                 trainable,
                 total: trainable + self.frozen.checkpoint.parameter_count(),
             },
             steps: progress.steps,
             skipped_steps: progress.skipped,
             scale: progress.scale,
-            bytes: Bytes {
+            bytes: Traffic {
                 sent: progress.sent_before + traffic.up(),
                 received: progress.received_before + traffic.down(),
             },
@@ -129,7 +129,7 @@ impl Finish<'_> {
             ended_early: progress.ended_early.clone(),
             resumed_at: progress.resumed_at.clone(),
             servers: progress.server_usage(model.blocks.server_usage()),
-            near_words: nearest_words(&model.params, &model.ends, self.frozen),
+            nearest_words: nearest_words(&model.params, &model.ends, self.frozen),
         })
     }
 
@@ -156,11 +156,11 @@ impl Finish<'_> {
 }
 
 /// Words nearest to each soft prompt; empty if there are no prompts, or libtorch fails.
-pub(crate) fn nearest_words(params: &Parameters, ends: &Ends, frozen: &FrozenModel) -> Vec<NearWords> {
+pub(crate) fn nearest_words(params: &Parameters, ends: &Ends, frozen: &FrozenModel) -> Vec<NearestWords> {
     let Some(prompts) = params.get(PROMPTS).filter(|prompts| prompts.dim() == 2) else { return Vec::new() };
     let nearest = sepal_nn::nearest_words(prompts, ends.embedding_matrix(), NEAR_WORDS).unwrap_or_default();
-    let word = |(id, near): (usize, f64)| (frozen.tokenizer.text_of(id as u32).unwrap_or_default(), near);
-    let words = |(prompt, found): (usize, Vec<(usize, f64)>)| NearWords {
+    let word = |(id, near): (usize, f64)| (frozen.tokenizer.token_text(id as u32).unwrap_or_default(), near);
+    let words = |(prompt, found): (usize, Vec<(usize, f64)>)| NearestWords {
         prompt,
         // JSON has no NaN, which prompts and embeddings may hold.
         words: found.into_iter().filter(|(_, near)| near.is_finite()).map(word).collect(),

@@ -15,11 +15,10 @@ use sepal_tokenize::{Tokenizer, TruncationSide};
 use sepal_track::ModelFacts;
 use tch::Tensor;
 
-use crate::adopt::initialise_head;
 use crate::connect::{SwarmHandle, connect};
-use crate::data::describe_attempts;
 use crate::error::{AssembleError, ModelError};
-use crate::model_files::{ModelFiles, watched};
+use crate::initial_head::initialise_head;
+use crate::model_files::{ModelFiles, describe_attempts, watched};
 use crate::progress::Observer;
 
 /// Files of the frozen model, and its tokenizer.
@@ -58,7 +57,7 @@ impl FrozenModel {
         let model = ModelIdentity::from_checkpoint(&self.checkpoint).with_weight_format(spec.model.weights);
         ModelFacts {
             source: self.asset.pinned().to_string(),
-            passed_over: describe_attempts(&self.asset.attempts),
+            unavailable_sources: describe_attempts(&self.asset.attempts),
             digest: model.digest,
             weights: model.weights,
             tokenizer: self.tokenizer.digest().to_owned(),
@@ -185,7 +184,7 @@ pub(crate) fn assemble(
     let head_params: Vec<String> = built.params.iter().map(|(name, _)| name.to_owned()).collect();
     let tuning = built.build_tuning(spec, registry, frozen, ends.embedding_matrix(), is_restored)?;
     if !is_restored {
-        initialise_head(&built, &head_params, &*tuning, observer)?;
+        initialise_head(&*built.head, &built.params, &head_params, &*tuning, observer)?;
     }
     frozen.check_positions(longest_row, tuning.pre_seq_len())?;
     let (handle, blocks) = connect(spec, &frozen.checkpoint, observer)?;

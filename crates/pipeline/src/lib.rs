@@ -6,6 +6,17 @@
 //!
 //! Invariants: nothing is fetched, loaded or connected to before the pipeline has been checked; the files of a run folder are
 //! complete, also after an error or an interruption.
+//!
+//! Place in the crate graph: above all crates but `cli`, which names the plugins and prints.
+//!
+//! ```
+//! use std::path::Path;
+//!
+//! use sepal_plugin::Registry;
+//!
+//! let error = sepal_pipeline::pipeline_of(Path::new("no/run"), &Registry::new()).expect_err("no run folder");
+//! assert!(error.to_string().starts_with("resume no/run: it is no folder of a run"), "{error}");
+//! ```
 
 mod adopt;
 mod classifier;
@@ -14,6 +25,7 @@ mod data;
 mod error;
 mod finish;
 mod frozen_model;
+mod initial_head;
 mod model_files;
 pub mod plan;
 mod portable;

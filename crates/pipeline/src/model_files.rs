@@ -3,7 +3,7 @@
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use sepal_assets::{Asset, Assets, FetchEvent, Kind, Source, Unfetched, Watch};
+use sepal_assets::{Asset, Assets, Attempt, EventHandler, FetchEvent, Kind, ModelPreview, Source};
 use sepal_checkpoint::{Checkpoint, OpenError, Part, missing_shards, screen, write_outline};
 
 use crate::error::ModelError;
@@ -24,11 +24,11 @@ impl ModelFiles {
     ///
     /// # Errors
     /// [`ModelError::Fetch`], [`ModelError::Open`].
-    pub fn open(assets: &Assets, sources: &[Source], watch: &mut Watch<'_>) -> Result<Self, ModelError> {
-        let mut screen = |model: &Unfetched<'_>| {
-            Ok(screen(model.folder, &mut |parts: &[(String, Range<u64>)]| Ok((model.peek)(parts)?))?)
+    pub fn open(assets: &Assets, sources: &[Source], watch: &mut EventHandler<'_>) -> Result<Self, ModelError> {
+        let mut screen = |model: &ModelPreview<'_>| {
+            Ok(screen(model.folder, &mut |parts: &[(String, Range<u64>)]| Ok((model.read_ranges)(parts)?))?)
         };
-        let asset = assets.fetch_first_screened(sources, Kind::Model, &mut screen, watch).map_err(ModelError::Fetch)?;
+        let asset = assets.fetch_first_checked(sources, Kind::Model, &mut screen, watch).map_err(ModelError::Fetch)?;
         match open(assets, &asset) {
             Ok(checkpoint) => Ok(Self { asset, checkpoint }),
             Err(source) => Err(ModelError::Open { path: asset.path, source: source.into() }),
@@ -39,16 +39,21 @@ impl ModelFiles {
     ///
     /// # Errors
     /// [`ModelError::Fetch`]. Fetched data is kept, and the next call continues from there.
-    pub fn fetch(&self, assets: &Assets, part: Part, watch: &mut Watch<'_>) -> Result<(), ModelError> {
-        assets.complete(&self.asset, &self.checkpoint.missing_files(part), watch).map_err(ModelError::Fetch)
+    pub fn fetch(&self, assets: &Assets, part: Part, watch: &mut EventHandler<'_>) -> Result<(), ModelError> {
+        assets.fetch_files(&self.asset, &self.checkpoint.missing_files(part), watch).map_err(ModelError::Fetch)
     }
 }
 
 fn open(assets: &Assets, asset: &Asset) -> Result<Checkpoint, OpenError> {
     if asset.commit.is_some() && !missing_shards(&asset.path)?.is_empty() {
-        write_outline(&asset.path, &mut |parts| Ok(assets.peek(asset, parts)?))?;
+        write_outline(&asset.path, &mut |parts| Ok(assets.read_ranges(asset, parts)?))?;
     }
     Checkpoint::open(&asset.path)
+}
+
+/// Failed attempts as lines of the manifest.
+pub(crate) fn describe_attempts(attempts: &[Attempt]) -> Vec<String> {
+    attempts.iter().map(|attempt| format!("{}: {}", attempt.source, attempt.error)).collect()
 }
 
 /// Returns a watch that forwards the events of fetching `noun` to the observer, and ends the fetch when `stop` is set.

@@ -50,9 +50,9 @@ fn portable_manifest(manifest: &Manifest) -> Manifest {
     if let Status::Failed { error } = &mut manifest.status {
         *error = "not told to others".to_owned();
     }
-    manifest.model.passed_over = Vec::new();
+    manifest.model.unavailable_sources = Vec::new();
     let data = &mut manifest.data;
-    data.passed_over = Vec::new();
+    data.unavailable_sources = Vec::new();
     for source in [&mut manifest.model.source, &mut data.train, &mut data.validation] {
         // Text that is no source, such as a share of the training rows, stays as it is.
         if let Ok(parsed) = source.parse::<Source>() {

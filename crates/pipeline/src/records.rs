@@ -2,7 +2,7 @@
 
 use sepal_plugin::{Registry, Track, TrackContext};
 use sepal_track::{
-    EvaluationRecord, Manifest, MetricsLog, RunFolder, RunInfo, StepRecord, Tracker, Trackers, WITHHELD, WriteError,
+    EvaluationRecord, Manifest, MetricsLog, REDACTED, RunFolder, RunInfo, StepRecord, Tracker, Trackers, WriteError,
     is_secret,
 };
 use sepal_train::Recorder;
@@ -17,22 +17,25 @@ pub(crate) type NamedTrackers = Vec<(String, Box<dyn Tracker>)>;
 /// The records of one run.
 pub(crate) struct Records {
     log: MetricsLog,
+    /// Trackers that wait for the start of the training.
+    waiting: NamedTrackers,
     trackers: Option<Trackers>,
 }
 
 impl Records {
     /// Opens the records of the run folder and locks it for this process.
-    pub(crate) fn open(folder: &RunFolder) -> Result<Self, RecordError> {
-        Ok(Self { log: folder.metrics().map_err(RecordError::Write)?, trackers: None })
+    pub(crate) fn open(folder: &RunFolder, trackers: NamedTrackers) -> Result<Self, RecordError> {
+        Ok(Self { log: folder.metrics().map_err(RecordError::Write)?, waiting: trackers, trackers: None })
     }
 
-    /// Removes the records after `steps`; see [`MetricsLog::cut_behind`].
-    pub(crate) fn cut_behind(&mut self, steps: u64, is_evaluated: bool) -> Result<(), RecordError> {
-        self.log.cut_behind(steps, is_evaluated).map_err(RecordError::Write)
+    /// Removes the records after `steps`; see [`MetricsLog::truncate_after`].
+    pub(crate) fn truncate_after(&mut self, steps: u64, is_evaluated: bool) -> Result<(), RecordError> {
+        self.log.truncate_after(steps, is_evaluated).map_err(RecordError::Write)
     }
 
     /// Starts the trackers.
-    pub(crate) fn start_trackers(&mut self, trackers: NamedTrackers, run: &RunInfo) {
+    pub(crate) fn start_trackers(&mut self, run: &RunInfo) {
+        let trackers = std::mem::take(&mut self.waiting);
         self.trackers = Some(Trackers::start_with_defaults(trackers, run));
     }
 
@@ -94,7 +97,7 @@ pub(crate) fn run_info(spec: &Spec, folder: &RunFolder, trainable: usize, resume
 fn flatten(key: &str, value: &Value, options: &mut Vec<(String, String)>) {
     let child = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
     match value {
-        value if is_secret(key) && !value.is_null() => options.push((key.to_owned(), WITHHELD.to_owned())),
+        value if is_secret(key) && !value.is_null() => options.push((key.to_owned(), REDACTED.to_owned())),
         Value::Object(fields) => fields.iter().for_each(|(name, value)| flatten(&child(name), value, options)),
         Value::Array(items) => {
             items.iter().enumerate().for_each(|(i, value)| flatten(&child(&i.to_string()), value, options));
@@ -119,7 +122,7 @@ mod tests {
             &mut options,
         );
         let expected =
-            [("train.seed", "7"), ("data.train.0", "a"), ("data.train.1", "null"), ("swarm.ticket", WITHHELD)];
+            [("train.seed", "7"), ("data.train.0", "a"), ("data.train.1", "null"), ("swarm.ticket", REDACTED)];
         assert_eq!(options, expected.map(|(key, value)| (key.to_owned(), value.to_owned())));
     }
 }

@@ -22,7 +22,7 @@ use crate::error::{AssembleError, RecordError, RunError};
 use crate::finish::Finish;
 use crate::frozen_model::{BuiltHead, FrozenModel, assemble, fetch_model};
 use crate::progress::{Event, Observer, Summary, TrainEvents};
-use crate::records::{self, NamedTrackers, Records, run_info};
+use crate::records::{self, Records, run_info};
 use crate::resume::{check_incomplete, check_same, pipeline_of};
 
 /// Runs the pipeline and leaves a run folder.
@@ -107,11 +107,11 @@ impl Run<'_> {
             None => RunFolder::create(&spec.output.folder, &spec.name),
         };
         let folder = folder.map_err(RecordError::Write)?;
-        let mut records = Records::open(&folder)?;
+        let mut records = Records::open(&folder, trackers)?;
         // The records are locked: no other process works in this folder. A failed removal is harmless.
-        let _ = sepal_track::remove_unfinished(folder.path());
+        let _ = sepal_track::remove_partial_files(folder.path());
         let finish = Finish { spec, started, folder: &folder, frozen: &frozen, data: &data };
-        let (outcome, trained) = self.train(&mut model, &finish, resumed.is_some(), (&mut records, trackers), observer);
+        let (outcome, trained) = self.train(&mut model, &finish, resumed.is_some(), &mut records, observer);
         // A folder that could not be resumed stays as it was.
         let trained = match trained {
             Err(error) if resumed.is_some() && outcome.progress.steps == 0 => return Err(error),
@@ -137,15 +137,14 @@ impl Run<'_> {
         model: &mut Model,
         finish: &Finish<'_>,
         is_resumed: bool,
-        (records, trackers): (&mut Records, NamedTrackers),
+        records: &mut Records,
         observer: &mut dyn Observer,
     ) -> (Outcome, Result<(), RunError>) {
-        let started = sepal_track::now();
+        let started = sepal_track::timestamp();
         let trainable = model.params.count();
         match self.trainer(model, finish, started.clone(), observer) {
             Ok(mut trainer) => {
-                let result =
-                    self.run_trainer(&mut trainer, finish, is_resumed, trainable, (records, trackers), observer);
+                let result = self.run_trainer(&mut trainer, finish, is_resumed, trainable, records, observer);
                 (trainer.into_outcome(), result)
             }
             Err(error) => {
@@ -204,7 +203,7 @@ impl Run<'_> {
         finish: &Finish<'_>,
         is_resumed: bool,
         trainable: usize,
-        (records, trackers): (&mut Records, NamedTrackers),
+        records: &mut Records,
         observer: &mut dyn Observer,
     ) -> Result<(), RunError> {
         let (spec, folder) = (self.spec, finish.folder);
@@ -213,14 +212,14 @@ impl Run<'_> {
             checkpoints.restore(|state| trainer.load_state(state))?;
             let progress = trainer.progress();
             let (steps, is_evaluated) = (progress.steps, progress.evaluated_at == Some(progress.steps));
-            records.cut_behind(steps, is_evaluated)?;
+            records.truncate_after(steps, is_evaluated)?;
             observer.event(Event::Notice(&format!("goes on after step {steps}")));
         }
         let yaml = spec.preferring(&finish.frozen.asset.source).to_yaml();
         let yaml = yaml.map_err(|error| RecordError::Pipeline(in_one_line(&error)))?;
         folder.write("pipeline.yaml", yaml.as_bytes()).map_err(RecordError::Write)?;
         let done = trainer.progress().steps;
-        records.start_trackers(trackers, &run_info(spec, folder, trainable, done));
+        records.start_trackers(&run_info(spec, folder, trainable, done));
         let total_steps = RunLength::new(&spec.train, &finish.data.train).total_steps;
         observer.event(Event::Started { total_steps, done, trainable });
         Ok(trainer.run(&mut TrainerContext {

@@ -133,36 +133,18 @@ impl Prediction {
 
 /// A head that failed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum HeadError {
     /// Labels of another kind than the head's.
     #[error("use the labels: expected {expected}, found {found}")]
-    Kind {
-        /// Kind of the head's labels.
-        expected: LabelKind,
-        /// Kind of the given labels.
-        found: LabelKind,
-    },
+    Kind { expected: LabelKind, found: LabelKind },
     /// Class index out of range.
     #[error("use the labels: row {row} has class {class}, but there are only {n_labels} labels")]
-    Class {
-        /// First such row.
-        row: usize,
-        /// Class of the row.
-        class: i64,
-        /// Number of labels.
-        n_labels: usize,
-    },
+    Class { row: usize, class: i64, n_labels: usize },
     /// Tensor with a wrong shape.
     #[error("use the {what}: expected shape {expected:?}, found {found:?}")]
-    Shape {
-        /// Description of the tensor.
-        what: &'static str,
-        /// Expected shape.
-        expected: Vec<i64>,
-        /// Actual shape.
-        found: Vec<i64>,
-    },
+    Shape { what: &'static str, expected: Vec<i64>, found: Vec<i64> },
     /// Metric that is undefined for these rows.
     #[error("compute the metrics")]
     Metric(#[from] MetricError),

@@ -7,6 +7,9 @@
 //! its [`Catalog`] of names and options needs no libtorch. Only [`standard`] names plugins: the optimizers and schedules of
 //! `sepal-optim` and the trackers of `sepal-track`.
 //!
+//! Place in the crate graph: above `optim`, `nn`, `metrics`, `track` and `catalog`; plugins, `model`, `train` and `pipeline`
+//! use it.
+//!
 //! Invariants: a name is registered once per slot; options with unknown keys are refused; the schema and the manual of a
 //! plugin both come from the doc comments of its options.
 //!
@@ -36,7 +39,7 @@ mod tuning;
 pub use head::{HeadError, Hidden, Logits, Phase, Prediction, TaskHead, label_tensor};
 pub use prompts::{PROMPTS, PromptInit, adapter_file, saved_tensor};
 pub use registry::{BuildError, Plugin, RegisterError, Registry};
-pub use sepal_catalog::{Catalog, DuplicateError, Entry, OptionProblem, PluginKind, ResolveError, nearest};
+pub use sepal_catalog::{Catalog, DuplicateError, Entry, OptionProblem, PluginKind, ResolveError};
 pub use sepal_core::{LabelKind, Labels};
 pub use slot::{
     Head, HeadContext, Opt, OptContext, Sched, SchedContext, Slot, Tokenize, Track, TrackContext, Tuning, TuningContext,

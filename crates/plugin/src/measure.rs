@@ -1,6 +1,6 @@
 use sepal_metrics::{
     Average, CALIBRATION_BINS, MetricError, Scores, accuracy, auroc, averaged, calibration, matthews,
-    mean_absolute_error, mean_squared_error, pearson, per_class, r2, several, spearman,
+    mean_absolute_error, mean_squared_error, multilabel, pearson, per_class, r2, spearman,
 };
 
 use crate::{HeadError, Labels, Prediction};
@@ -60,12 +60,12 @@ fn value_metrics(predicted: &[f64], actual: &[f64]) -> Result<Named, MetricError
 fn multi_label_metrics(probabilities: &[Vec<f64>], actual: &[Vec<f64>]) -> Result<Named, MetricError> {
     let (predicted, actual) = (whether(probabilities), whether(actual));
     let mut named = vec![
-        ("accuracy", 1.0 - several::hamming_loss(&predicted, &actual)?),
-        ("f1", several::averaged(&predicted, &actual, Average::Micro)?.f1),
-        ("f1_macro", several::averaged(&predicted, &actual, Average::Macro)?.f1),
-        ("exact_match", several::exact_match(&predicted, &actual)?),
+        ("accuracy", 1.0 - multilabel::hamming_loss(&predicted, &actual)?),
+        ("f1", multilabel::averaged(&predicted, &actual, Average::Micro)?.f1),
+        ("f1_macro", multilabel::averaged(&predicted, &actual, Average::Macro)?.f1),
+        ("exact_match", multilabel::exact_match(&predicted, &actual)?),
     ];
-    named.extend(if_finite(several::auroc(probabilities, &actual))?.flatten().map(|area| ("auroc", area)));
+    named.extend(if_finite(multilabel::auroc(probabilities, &actual))?.flatten().map(|area| ("auroc", area)));
     Ok(named)
 }
 

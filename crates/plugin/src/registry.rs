@@ -115,6 +115,7 @@ impl fmt::Debug for Registry {
 
 /// A plugin that cannot be registered.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum RegisterError {
     /// Name that is registered already.
@@ -122,19 +123,12 @@ pub enum RegisterError {
     Duplicate(#[from] DuplicateError),
     /// Example without a JSON form.
     #[error("write the example of {kind} `{name}`")]
-    Example {
-        /// Kind of plugin.
-        kind: PluginKind,
-        /// The plugin.
-        name: &'static str,
-        /// Cause.
-        #[source]
-        source: serde_json::Error,
-    },
+    Example { kind: PluginKind, name: &'static str, source: serde_json::Error },
 }
 
 /// A plugin that cannot be built.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum BuildError {
     /// Unknown name, or options that the plugin does not accept.
@@ -142,20 +136,10 @@ pub enum BuildError {
     Resolve(#[from] ResolveError),
     /// Plugin of another slot of the same kind.
     #[error("build {kind} `{name}`: it is registered for another slot")]
-    OtherSlot {
-        /// Kind of plugin.
-        kind: PluginKind,
-        /// The plugin.
-        name: &'static str,
-    },
+    OtherSlot { kind: PluginKind, name: &'static str },
     /// Option that does not fit the model.
     #[error("use option `{key}`: {message}")]
-    Option {
-        /// Key of the option.
-        key: &'static str,
-        /// Description of the problem.
-        message: String,
-    },
+    Option { key: &'static str, message: String },
     /// Parameter that cannot be added.
     #[error("add what trains")]
     Parameter(#[from] AddError),

@@ -44,16 +44,12 @@ pub struct NamedTensor {
 
 /// A tuning mode that failed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum TuningError {
     /// Blocks that the model does not have.
     #[error("tune blocks {span} of a model with {n_blocks} blocks")]
-    Span {
-        /// Requested blocks.
-        span: Span,
-        /// Number of blocks of the model.
-        n_blocks: usize,
-    },
+    Span { span: Span, n_blocks: usize },
     /// Failure of libtorch.
     #[error("compute the prompts")]
     Torch(#[from] TchError),

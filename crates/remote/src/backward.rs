@@ -1,4 +1,4 @@
-//! The node of the graph that a forward through servers leaves.
+//! Node of the libtorch graph for a forward pass on servers.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,20 +9,19 @@ use sepal_wire::codec::InputGrad;
 use tch::Tensor;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::chain::{ChainGrads, ClientWant};
+use crate::command::{CallId, Command, MicroBatchGrads, WantedGrads};
 use crate::error::{GRADIENTS, RemoteError};
-use crate::thread::{CallId, Command};
 
-/// Why the last backward failed, for who runs it: libtorch passes on the text alone.
+/// Typed error of the last backward pass, of which libtorch passes on the text alone.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Failed(Arc<Mutex<Option<RemoteError>>>);
+pub(crate) struct LastError(Arc<Mutex<Option<RemoteError>>>);
 
-impl Failed {
+impl LastError {
     pub(crate) fn take(&self) -> Option<RemoteError> {
         self.lock().take()
     }
 
-    fn note(&self, error: Option<&RemoteError>) {
+    fn set(&self, error: Option<&RemoteError>) {
         *self.lock() = error.cloned();
     }
 
@@ -31,57 +30,57 @@ impl Failed {
     }
 }
 
-/// The backward of one forward; dropping it frees the tapes.
-pub(crate) struct Backward {
+/// Backward pass of one forward pass. Dropping it frees the tapes.
+pub(crate) struct BackwardNode {
     pub(crate) commands: mpsc::UnboundedSender<Command>,
-    pub(crate) failed: Failed,
+    pub(crate) last_error: LastError,
     pub(crate) call: CallId,
     pub(crate) groups: Vec<Vec<usize>>,
     pub(crate) dtype: DType,
-    pub(crate) want: ClientWant,
-    /// If there is a prefix.
+    pub(crate) want: WantedGrads,
+    /// `None` if there is no prefix.
     pub(crate) prefix_len: Option<usize>,
     pub(crate) rows: Ragged,
     pub(crate) tunables: Vec<(String, Vec<usize>)>,
 }
 
-impl Backward {
-    /// The gradients of prefix, tokens and tunables.
+impl BackwardNode {
+    /// Returns the gradients of the prefix, the tokens and the tunables.
     pub(crate) fn run(&self, grad_output: &Tensor) -> Result<Vec<Option<Tensor>>, BoxError> {
-        self.gradients(grad_output).inspect_err(|error| self.failed.note(error.downcast_ref()))
+        self.gradients(grad_output).inspect_err(|error| self.last_error.set(error.downcast_ref()))
     }
 
     fn gradients(&self, grad_output: &Tensor) -> Result<Vec<Option<Tensor>>, BoxError> {
-        let part = |group: &Vec<usize>| {
+        let slice = |group: &Vec<usize>| {
             let order: Vec<i64> = group.iter().map(|&row| row as i64).collect();
             let grad = grad_output.f_index_select(0, &Tensor::from_slice(&order))?;
             share_to_host(&grad, self.dtype).map_err(BoxError::from)
         };
-        let grads = self.groups.iter().map(part).collect::<Result<Vec<HostTensor>, BoxError>>()?;
+        let grads = self.groups.iter().map(slice).collect::<Result<Vec<HostTensor>, BoxError>>()?;
         if !grads.iter().all(HostTensor::is_finite) {
             return Err(RemoteError::NonFiniteInput { what: GRADIENTS, dtype: self.dtype }.into());
         }
         let (reply, answer) = oneshot::channel();
         let command = Command::Backward { call: self.call, grads, want: self.want, reply };
         self.commands.send(command).map_err(|_| RemoteError::Stopped)?;
-        let chains = answer.blocking_recv().map_err(|_| RemoteError::Stopped)??;
+        let micro_batches = answer.blocking_recv().map_err(|_| RemoteError::Stopped)??;
         let mut result = Vec::new();
         if let Some(prefix_len) = self.prefix_len {
-            result.push(sum(&chains, prefix_len)?);
+            result.push(sum_prefix(&micro_batches, prefix_len)?);
         }
-        let is_whole = self.want.input == InputGrad::All;
-        result.push(is_whole.then(|| self.tokens(&chains)).transpose()?);
+        let has_tokens = self.want.input == InputGrad::All;
+        result.push(has_tokens.then(|| self.join_tokens(&micro_batches)).transpose()?);
         for (name, shape) in &self.tunables {
-            result.push(if self.want.tunables { Some(sum_tunable(&chains, name, shape)?) } else { None });
+            result.push(if self.want.tunables { Some(sum_tunable(&micro_batches, name, shape)?) } else { None });
         }
         Ok(result)
     }
 
-    /// The gradient of the tokens, `[n_tokens, hidden]`, in the batch's order.
-    fn tokens(&self, chains: &[ChainGrads]) -> Result<Tensor, BoxError> {
+    /// Returns the gradient of the tokens, `[n_tokens, hidden]`, in the order of the batch.
+    fn join_tokens(&self, micro_batches: &[MicroBatchGrads]) -> Result<Tensor, BoxError> {
         let mut rows: Vec<Option<Tensor>> = (0..self.rows.len()).map(|_| None).collect();
-        for (group, chain) in self.groups.iter().zip(chains) {
-            let Some(input) = &chain.input else { continue };
+        for (group, grads) in self.groups.iter().zip(micro_batches) {
+            let Some(input) = &grads.input else { continue };
             let input = share_from_host(input)?;
             let mut start = self.prefix_len.unwrap_or(0);
             for &row in group {
@@ -95,20 +94,20 @@ impl Backward {
     }
 }
 
-impl Drop for Backward {
+impl Drop for BackwardNode {
     fn drop(&mut self) {
-        // If the thread is gone, so are the tapes.
+        // The tapes are gone as well if the thread is.
         let _ = self.commands.send(Command::Forget { call: self.call });
     }
 }
 
-/// The gradient of the prefix: the sum over the micro-batches, in their order.
-fn sum(chains: &[ChainGrads], prefix_len: usize) -> Result<Option<Tensor>, BoxError> {
+/// Returns the gradient of the prefix, summed over the micro-batches in their order.
+fn sum_prefix(micro_batches: &[MicroBatchGrads], prefix_len: usize) -> Result<Option<Tensor>, BoxError> {
     let mut total: Option<Tensor> = None;
-    for part in chains.iter().filter_map(|chain| chain.input.as_ref()) {
+    for part in micro_batches.iter().filter_map(|grads| grads.input.as_ref()) {
         let part = share_from_host(part)?.f_narrow(0, 0, prefix_len as i64)?;
         total = Some(match total {
-            // A copy: it becomes a gradient, and libtorch adds up gradients in place.
+            // A copy, because libtorch accumulates gradients in place.
             None => part.f_detach_copy()?,
             Some(total) => total.f_add(&part)?,
         });
@@ -116,11 +115,11 @@ fn sum(chains: &[ChainGrads], prefix_len: usize) -> Result<Option<Tensor>, BoxEr
     Ok(total)
 }
 
-/// The gradient of a tunable `[n_blocks, ..]`: spans side by side, micro-batches summed in their order.
-fn sum_tunable(chains: &[ChainGrads], name: &str, shape: &[usize]) -> Result<Tensor, BoxError> {
+/// Returns the gradient of a tunable, `[n_blocks, ..]`, summed over the micro-batches in their order.
+fn sum_tunable(micro_batches: &[MicroBatchGrads], name: &str, shape: &[usize]) -> Result<Tensor, BoxError> {
     let size: Vec<i64> = shape.iter().map(|&dim| dim as i64).collect();
     let total = Tensor::f_zeros(size, (tch::Kind::Float, tch::Device::Cpu))?;
-    for (span, tunables) in chains.iter().flat_map(|chain| &chain.tunables) {
+    for (span, tunables) in micro_batches.iter().flat_map(|grads| &grads.tunables) {
         for named in tunables.iter().filter(|named| named.name == name) {
             let mut part = total.f_narrow(0, span.start() as i64, span.len() as i64)?;
             let _ = part.f_add_(&share_from_host(&named.tensor)?)?;

@@ -4,97 +4,64 @@ use sepal_core::{DType, Span};
 use sepal_wire::codec::DecodeError;
 use sepal_wire::{Failure, FailureCode, Retry};
 
-/// What a caller of remote blocks is told.
+/// Error of remote blocks.
 #[derive(Debug, Clone, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum RemoteError {
-    /// A server serves another model, or the same with other weights.
+    /// A server serves another model, or the same model with other weights.
     #[error("server {server} serves another model: {what} is {found}, expected {expected}")]
     WrongModel {
-        /// Its address.
         server: String,
-        /// What differs: digest, number of blocks, hidden size or protocol.
+        /// Property that differs: digest, number of blocks, hidden size or protocol.
         what: &'static str,
-        /// As the client has it.
         expected: String,
-        /// As the server has it.
         found: String,
     },
     /// No server holds these blocks.
-    #[error("no server holds blocks {missing}{}; start one with `sepal serve MODEL --blocks {missing}`", unreachable.iter().map(|u| format!("; {u}")).collect::<String>())]
+    #[error("no server holds blocks {missing}{}", unreachable.iter().map(|u| format!("; {u}")).collect::<String>())]
     Uncovered {
-        /// The first run of blocks that nobody holds.
+        /// First contiguous span of blocks without a server.
         missing: Span,
         /// Servers that could not be reached, each with its reason.
         unreachable: Vec<String>,
     },
-    /// Every server that holds a block went on failing.
+    /// Every server that holds a block kept failing.
     #[error("no server answered for blocks {span} within {} s; last: {last}", waited.as_secs_f64())]
-    NoServer {
-        /// The blocks that could not be run.
-        span: Span,
-        /// How long it was tried.
-        waited: Duration,
-        /// The last failure.
-        last: String,
-    },
-    /// A server says that the request is wrong; it is not sent again.
+    NoServer { span: Span, waited: Duration, last: String },
+    /// A server refused a request as invalid; it is not sent again.
     #[error("server {server} refused a call for blocks {span}: {failure}")]
-    Refused {
-        /// Its address.
-        server: String,
-        /// The blocks that were asked for.
-        span: Span,
-        /// What it said.
-        failure: Failure,
-    },
-    /// Numbers that are infinite or not numbers came back.
-    #[error("server {server} returned {what} that are not finite for blocks {span}")]
+    Refused { server: String, span: Span, failure: Failure },
+    /// A server returned NaN or infinite numbers.
+    #[error("server {server} returned non-finite {what} for blocks {span}")]
     NonFinite {
-        /// Its address.
         server: String,
-        /// The block, or where the server names none, its blocks.
+        /// Block that produced them, or all blocks of the call if the server names none.
         span: Span,
-        /// Hidden states or gradients.
         what: &'static str,
     },
-    /// What the client sends is not finite, or not so in the format that it goes in.
-    #[error("send {what} that are not finite in {dtype}")]
-    NonFiniteInput {
-        /// Prompts, hidden states or gradients.
-        what: &'static str,
-        /// What they go as.
-        dtype: DType,
-    },
+    /// The caller's numbers are NaN or infinite, perhaps only in the number format of the wire.
+    #[error("send non-finite {what} as {dtype}")]
+    NonFiniteInput { what: &'static str, dtype: DType },
     /// Shapes that do not fit together.
     #[error("run remote blocks: {what} has shape {found:?}, expected {expected}")]
-    Shape {
-        /// Which argument.
-        what: &'static str,
-        /// What it should be.
-        expected: String,
-        /// What it is.
-        found: Vec<i64>,
-    },
+    Shape { what: &'static str, expected: String, found: Vec<i64> },
     /// libtorch failed in this process.
     #[error("prepare or read tensors of a remote call: {message}")]
-    Local {
-        /// What it said.
-        message: String,
-    },
-    /// The thread that speaks with the servers has ended.
-    #[error("the thread that speaks with the servers has stopped")]
+    Local { message: String },
+    /// The RPC thread has ended.
+    #[error("the RPC thread has stopped")]
     Stopped,
 }
 
-/// What is not finite in [`RemoteError::NonFinite`] and [`RemoteError::NonFiniteInput`].
+/// Values of `what` in [`RemoteError::NonFinite`] and [`RemoteError::NonFiniteInput`].
 pub(crate) const GRADIENTS: &str = "gradients";
 pub(crate) const HIDDEN_STATES: &str = "hidden states";
 pub(crate) const PROMPTS: &str = "prompts";
 
 impl RemoteError {
-    /// Whether numbers were too large for the format that they go in, or grew out of all bounds on a server. The same
-    /// call with a smaller loss, or with other rows, may do; prompts that are not finite stay so.
+    /// True if numbers overflowed, on the wire or on a server. The same call may succeed with a smaller loss or with
+    /// other rows. Non-finite prompts are no overflow, because they stay non-finite.
     pub fn is_overflow(&self) -> bool {
         match self {
             RemoteError::NonFinite { .. } => true,
@@ -108,7 +75,7 @@ impl RemoteError {
     }
 }
 
-/// What became of one call to one server.
+/// Error of one call to one server.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CallError {
     #[error("{0}")]
@@ -116,34 +83,28 @@ pub(crate) enum CallError {
     #[error("could not connect: {0}")]
     Connect(std::io::Error),
     #[error("the connection failed: {0}")]
-    Transport(capnp::Error),
+    Transport(#[from] capnp::Error),
     #[error("no answer within {} s", .0.as_secs_f64())]
     Timeout(Duration),
-    #[error("it does not answer {:.1} s after a call: {error}", after.as_secs_f64())]
+    #[error("the server does not answer {:.1} s after a call: {error}", after.as_secs_f64())]
     Hung { after: Duration, error: Box<CallError> },
-    #[error("it is idle {:.1} s after a call: the call was lost", after.as_secs_f64())]
+    #[error("the server is idle {:.1} s after a call: the call was lost", after.as_secs_f64())]
     Lost { after: Duration },
-    #[error("it has finished nothing for a while, {:.1} s after a call", after.as_secs_f64())]
+    #[error("the server has completed nothing for a while, {:.1} s after a call", after.as_secs_f64())]
     Stalled { after: Duration },
-    #[error("it was left after another call failed")]
-    Left,
-    #[error("an answer that cannot be read: {0}")]
+    #[error("the server was disconnected after another call failed")]
+    Disconnected,
+    #[error("unreadable answer: {0}")]
     Decode(#[from] DecodeError),
-    /// It serves another model, or speaks otherwise.
+    /// The server serves another model or speaks another protocol.
     #[error("{0}")]
     Unusable(RemoteError),
     #[error("an answer without {0}")]
     Missing(&'static str),
 }
 
-impl From<capnp::Error> for CallError {
-    fn from(error: capnp::Error) -> Self {
-        CallError::Transport(error)
-    }
-}
-
 impl CallError {
-    /// What may be done about it. A server that answers nonsense is left like one that does not answer.
+    /// Returns the permitted retry. A server with invalid answers is treated like one that does not answer.
     pub(crate) fn retry(&self) -> Retry {
         match self {
             CallError::Failure(failure) => failure.retry,
@@ -151,7 +112,7 @@ impl CallError {
         }
     }
 
-    /// Whether the server took too long, rather than being gone.
+    /// True if the server took too long, rather than being unreachable.
     pub(crate) fn is_late(&self) -> bool {
         matches!(
             self,

@@ -1,51 +1,65 @@
-//! The frozen blocks of other machines as one differentiable operation.
+//! Frozen blocks on other machines as one differentiable operation.
 //!
-//! [`RemoteSequential`] finds a chain of servers that covers every block, sends ragged batches through
-//! it and makes the result a node of the libtorch graph, so that the training loop is ordinary:
-//! `loss.backward()`. It knows nothing of text, heads or optimizers.
+//! [`RemoteSequential`] connects to servers that together hold all blocks, sends ragged batches through them and attaches
+//! the result to the libtorch graph, so the training loop is the usual one with `loss.backward()`. It knows nothing of
+//! text, heads and optimizers. Above it, the training loop calls it; beneath it, `route` plans, `swarm` transports bytes and
+//! `wire` encodes messages.
 //!
-//! Invariants: a call either returns the same numbers as the blocks in this process would or an error;
-//! a server that fails is left at once and only its part of the work is done again, from the inputs
-//! that the client kept; what a server calls wrong is never sent again.
+//! Invariants:
 //!
-//! ```no_run
-//! use sepal_core::Ragged;
+//! - A call returns the numbers that the blocks in this process would return, or an error.
+//! - A failed server is disconnected at once. Its part of the work is repeated elsewhere, from the inputs that the client
+//!   kept.
+//! - A request that a server refuses as invalid is not sent again.
+//!
+//! ```
+//! use sepal_blocks::BlockStack;
+//! use sepal_checkpoint::Checkpoint;
+//! use sepal_core::{Ragged, Span};
 //! use sepal_remote::{ModelExpectation, RemoteOptions, RemoteSequential};
-//! use sepal_swarm::Endpoint;
+//! use sepal_server::{BlockServer, ModelIdentity, ServerOptions};
 //! use tch::{Device, Kind, Tensor};
 //!
-//! let servers = vec![Endpoint::Addr("127.0.0.1:4000".parse()?)];
-//! let expected = ModelExpectation { digest: "sha256:…".into(), n_blocks: 30, hidden: 576 };
-//! let remote = RemoteSequential::connect(servers, expected, RemoteOptions::default())?;
+//! // A server in this process, with all 3 blocks of a tiny model.
+//! let checkpoint = Checkpoint::open("../testkit/goldens/tiny-llama-gqa")?;
+//! let stack = BlockStack::load(&checkpoint, Span::new(0, 3)?)?;
+//! let identity = ModelIdentity::from_checkpoint(&checkpoint);
+//! let server = BlockServer::embedded(stack, identity, ServerOptions::default())?;
 //!
-//! let prompts = Tensor::randn([16, 576], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-//! let deep = Tensor::zeros([30, 16, 576], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+//! let expected = ModelExpectation { digest: checkpoint.digest().to_owned(), n_blocks: 3, hidden: 32 };
+//! let remote = RemoteSequential::connect(vec![server.endpoint().clone()], expected, RemoteOptions::default())?;
+//!
+//! let prompts = Tensor::randn([4, 32], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+//! let deep = Tensor::zeros([3, 4, 32], (Kind::Float, Device::Cpu)).set_requires_grad(true);
 //! let rows = Ragged::from_lengths([3, 5])?;
-//! let embedded = Tensor::randn([8, 576], (Kind::Float, Device::Cpu));
+//! let embedded = Tensor::randn([8, 32], (Kind::Float, Device::Cpu));
 //!
-//! let step = remote.tune(vec![("deep_prompts".into(), deep.shallow_clone())])?;
-//! let pooled = step.forward(Some(&prompts), &embedded, &rows)?; // [rows, hidden]
-//! pooled.sum(Kind::Float).backward(); // prompts.grad() [16, 576], deep.grad() [30, 16, 576]
+//! let session = remote.tune(vec![("deep_prompts".into(), deep.shallow_clone())])?;
+//! let pooled = session.forward(Some(&prompts), &embedded, &rows)?;
+//! assert_eq!(pooled.size(), [2, 32]); // [rows, hidden]
+//! remote.backward(&pooled.sum(Kind::Float))?;
+//! assert_eq!(prompts.grad().size(), [4, 32]);
+//! assert_eq!(deep.grad().size(), [3, 4, 32]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 mod backward;
-mod chain;
-mod cuts;
+mod command;
+mod connection;
 mod error;
-mod held;
-mod kept;
-mod patience;
-mod peer;
-mod relay;
+mod execute;
+mod expectation;
+mod micro_batching;
+mod retry;
 mod sequential;
 mod servers;
+mod shared;
 mod step;
-mod survey;
 mod thread;
 
+pub use connection::{SurveyedServer, survey};
 pub use error::RemoteError;
+pub use expectation::ModelExpectation;
 pub use sepal_swarm::{RemoteOptions, SwarmPath};
-pub use sequential::{ModelExpectation, RemoteSequential, StepSession};
-pub use servers::ServerUsage;
-pub use survey::{SurveyedServer, survey};
+pub use sequential::{RemoteSequential, StepSession};
+pub use shared::ServerUsage;

@@ -1,59 +1,44 @@
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use sepal_core::{DType, HostTensor, NamedHostTensor, Ragged, Span};
+use sepal_core::{DType, HostTensor, NamedHostTensor, Ragged};
 use sepal_nn::host::{from_host, share_from_host, share_to_host, to_host};
-use sepal_route::Hop;
 use sepal_swarm::{Endpoint, RemoteOptions, Sightings, Traffic};
 use sepal_wire::ServerInfo;
 use sepal_wire::codec::{InputGrad, WireBatch};
 use tch::Tensor;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::backward::{Backward, Failed};
-use crate::chain::ClientWant;
-use crate::cuts::{Cuts, PARTS};
+use crate::backward::{BackwardNode, LastError};
+use crate::command::{Command, WantedGrads};
 use crate::error::RemoteError;
-use crate::servers::{ServerUsage, SharedRouter};
+use crate::expectation::ModelExpectation;
+use crate::micro_batching::{Division, MicroBatching};
+use crate::servers::Source;
+use crate::shared::{ServerUsage, SharedState};
 use crate::step::Step;
-use crate::thread::{self as rpc, Command, Setup, Source};
+use crate::thread as rpc;
 
-/// The model that servers must serve.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ModelExpectation {
-    /// Digest of its checkpoint.
-    pub digest: String,
-    /// Its number of blocks.
-    pub n_blocks: usize,
-    /// Its hidden size.
-    pub hidden: usize,
-}
-
-/// All blocks of a model, or all from one on, on other machines.
+/// Blocks of a model on other machines: all of them, or all from [`RemoteOptions::first_block`].
 #[derive(Debug)]
 pub struct RemoteSequential {
     commands: mpsc::UnboundedSender<Command>,
     thread: Option<JoinHandle<()>>,
-    traffic: Traffic,
-    expected: ModelExpectation,
-    options: RemoteOptions,
+    shared: SharedState,
     servers: Vec<ServerInfo>,
-    router: SharedRouter,
-    relays: Arc<AtomicU64>,
-    cuts: RefCell<Cuts>,
+    micro_batching: RefCell<MicroBatching>,
     next_version: Cell<u64>,
-    failed: Failed,
+    last_error: LastError,
 }
 
 impl RemoteSequential {
-    /// Connects to the servers and checks what they are.
+    /// Connects to servers and checks that they serve the expected model.
     ///
     /// # Errors
-    /// [`RemoteError::WrongModel`] if one serves something else; [`RemoteError::Uncovered`] if those
-    /// that can be reached do not hold all blocks.
+    /// [`RemoteError::WrongModel`] if a server serves another model; [`RemoteError::Uncovered`] if the reachable servers
+    /// do not hold all blocks.
     pub fn connect(
         endpoints: Vec<Endpoint>,
         expected: ModelExpectation,
@@ -62,7 +47,7 @@ impl RemoteSequential {
         Self::start(Source::Fixed(endpoints), expected, options)
     }
 
-    /// Connects to servers as they are found, and goes on when those that are there have all blocks.
+    /// Connects to servers as they are discovered, until they hold all blocks.
     ///
     /// # Errors
     /// [`RemoteError::Uncovered`] if they do not within [`RemoteOptions::wait_ms`].
@@ -71,115 +56,102 @@ impl RemoteSequential {
         expected: ModelExpectation,
         options: RemoteOptions,
     ) -> Result<Self, RemoteError> {
-        Self::start(Source::Found(sightings), expected, options)
+        Self::start(Source::Discovered(sightings), expected, options)
     }
 
     fn start(source: Source, expected: ModelExpectation, options: RemoteOptions) -> Result<Self, RemoteError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RemoteError::local)?;
         let (commands, queue) = mpsc::unbounded_channel();
-        let (ready, met) = oneshot::channel();
-        let traffic = Traffic::default();
-        let router = SharedRouter::default();
-        let relays = Arc::<AtomicU64>::default();
-        let setup = Setup {
-            source,
-            expected: expected.clone(),
-            options: options.clone(),
-            traffic: traffic.clone(),
-            router: router.clone(),
-            relays: Arc::clone(&relays),
-        };
+        let (ready, answer) = oneshot::channel();
+        let shared = SharedState::new(expected, options);
+        let thread_state = shared.clone();
         let thread = thread::Builder::new()
             .name("sepal-remote".into())
-            .spawn(move || rpc::run(&runtime, setup, queue, ready))
+            .spawn(move || rpc::run(&runtime, source, thread_state, queue, ready))
             .map_err(RemoteError::local)?;
-        let servers = met.blocking_recv().map_err(|_| RemoteError::Stopped)??;
-        let next_version = Cell::new(0);
+        let servers = answer.blocking_recv().map_err(|_| RemoteError::Stopped)??;
         Ok(Self {
             commands,
             thread: Some(thread),
-            traffic,
-            expected,
-            options,
+            shared,
             servers,
-            router,
-            relays,
-            cuts: RefCell::default(),
-            next_version,
-            failed: Failed::default(),
+            micro_batching: RefCell::default(),
+            next_version: Cell::default(),
+            last_error: LastError::default(),
         })
     }
 
-    /// What the servers said of themselves when they were met.
+    /// Descriptions of the servers at their first connection.
     pub fn servers(&self) -> &[ServerInfo] {
         &self.servers
     }
 
-    /// What was made of each server so far, in the order in which they were met.
+    /// Usage of each server so far, in the order of the first connections.
     pub fn server_usage(&self) -> Vec<ServerUsage> {
-        self.router.uses().clone()
+        self.shared.router.usage().clone()
     }
 
-    /// Bytes sent and received so far, everything included.
+    /// Bytes sent and received so far.
     pub fn traffic(&self) -> &Traffic {
-        &self.traffic
+        &self.shared.traffic
     }
 
-    /// How often a micro-batch went forward or back through servers that handed it on to each other.
+    /// Number of forward and backward passes of micro-batches that servers relayed to each other.
     pub fn relay_count(&self) -> u64 {
-        self.relays.load(Ordering::Relaxed)
+        self.shared.relay_count()
     }
 
-    /// Runs the graph of `loss` backward, as [`Tensor::f_backward`] does, whose error is text alone: what servers failed
-    /// with comes out as it was.
+    /// Runs the graph of `loss` backward like [`Tensor::f_backward`], but with typed errors of servers instead of text.
     ///
     /// # Errors
-    /// [`RemoteError`]; gradients that were computed before it have been added up.
+    /// [`RemoteError`]; gradients that were computed before the error have been accumulated.
     pub fn backward(&self, loss: &Tensor) -> Result<(), RemoteError> {
-        // A backward of before may have failed that was run without this.
-        drop(self.failed.take());
-        loss.f_backward().map_err(|error| self.failed.take().unwrap_or_else(|| RemoteError::local(error)))
+        // An earlier backward pass may have failed in `Tensor::f_backward`.
+        drop(self.last_error.take());
+        loss.f_backward().map_err(|error| self.last_error.take().unwrap_or_else(|| RemoteError::local(error)))
     }
 
-    /// The tunables of one optimizer step, stacked by block: each `[n_blocks, ..]`. They go up to each
-    /// server once, however many batches are run with them.
+    /// Starts a session with the tunables of one optimizer step, stacked by block: each `[n_blocks, ..]`. They are
+    /// uploaded once to each server, however many batches use them.
     ///
     /// # Errors
     /// [`RemoteError::Shape`] if a tensor is not stacked by block.
     pub fn tune(&self, tunables: Vec<(String, Tensor)>) -> Result<StepSession<'_>, RemoteError> {
+        let n_blocks = self.shared.expected.n_blocks;
         let version = self.new_version();
         let mut named = Vec::with_capacity(tunables.len());
         for (name, tensor) in &tunables {
-            if tensor.size().first() != Some(&(self.expected.n_blocks as i64)) {
-                let expected = format!("[{}, ..]", self.expected.n_blocks);
+            if tensor.size().first() != Some(&(n_blocks as i64)) {
+                let expected = format!("[{n_blocks}, ..]");
                 return Err(RemoteError::Shape { what: "a tunable", expected, found: tensor.size() });
             }
-            // A copy: the optimizer updates parameters in place, while a retry may still send these.
-            let tensor = to_host(tensor, self.options.dtype().for_parameters()).map_err(RemoteError::local)?;
+            // A copy, because the optimizer updates parameters in place while a retry may still send these.
+            let tensor = to_host(tensor, self.dtype().for_parameters()).map_err(RemoteError::local)?;
             named.push(NamedHostTensor { name: name.clone(), tensor });
         }
         let step = RefCell::new(Arc::new(Step::new(version, named)));
         Ok(StepSession { remote: self, step, tensors: tunables.into_iter().map(|(_, tensor)| tensor).collect() })
     }
-}
 
-impl RemoteSequential {
     fn new_version(&self) -> u64 {
         let version = self.next_version.get();
         self.next_version.set(version + 1);
         version
     }
+
+    fn dtype(&self) -> DType {
+        self.shared.options.dtype()
+    }
 }
 
 impl Drop for RemoteSequential {
     fn drop(&mut self) {
-        // Graphs that are still alive hold senders of their own, so the thread must be told. If it has ended
-        // already, there is nobody to tell.
+        // Live graphs hold senders of their own, so the channel stays open. The thread may have ended already.
         let _ = self.commands.send(Command::Stop);
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("the thread that speaks with the servers panicked");
+            tracing::error!("the RPC thread panicked");
         }
     }
 }
@@ -199,41 +171,45 @@ impl StepSession<'_> {
         self.tensors = tunables.into_iter().map(|(_, tensor)| tensor).collect();
     }
 
-    /// Runs the blocks on `[prefix; row]` for each row and returns the hidden state of each row's last
-    /// token, before the final norm: `[rows, hidden]`.
+    /// Runs the blocks on `[prefix; row]` for each row. Returns the hidden states of the rows' last tokens before the
+    /// final norm, `[rows, hidden]`.
     ///
-    /// `prefix` is `[prefix_len, hidden]`, shared by all rows; `tokens` is `[n_tokens, hidden]`, the rows
-    /// end to end. The result is differentiable in the prefix, in the tunables and in the tokens; text that nothing
-    /// trainable went into has frozen tokens, whose gradient servers leave out.
+    /// `prefix` is `[prefix_len, hidden]`, shared by all rows; `tokens` is `[n_tokens, hidden]`, the rows end to end. The
+    /// result is differentiable in the prefix, the tunables and the tokens. Servers leave out the gradient of tokens that
+    /// do not require one.
     ///
     /// # Errors
-    /// [`RemoteError`]; an error in the backward comes out of `f_backward`.
+    /// [`RemoteError`] of the forward pass. Errors of the backward pass come out of [`RemoteSequential::backward`].
     pub fn forward(&self, prefix: Option<&Tensor>, tokens: &Tensor, rows: &Ragged) -> Result<Tensor, RemoteError> {
-        let prefix_len = self.check(prefix, tokens, rows)?;
+        let remote = self.remote;
+        let prefix_len = self.check_shapes(prefix, tokens, rows)?;
         let inputs: Vec<&Tensor> = prefix.into_iter().chain([tokens]).chain(&self.tensors).collect();
-        let keep = sepal_nn::grad_is_enabled() && inputs.iter().any(|input| input.requires_grad());
-        let Split { groups, routes, choice } = split(self.remote, prefix_len, rows)?;
-        let begun = Instant::now();
-        let batches = self.batches(prefix, tokens, rows, &groups)?.into_iter().zip(routes).collect();
+        let keep_tape = sepal_nn::grad_is_enabled() && inputs.iter().any(|input| input.requires_grad());
+        let SharedState { options, expected, router, .. } = &remote.shared;
+        let Division { groups, routes, choice } =
+            remote.micro_batching.borrow_mut().divide(options, expected, &router.lock(), prefix_len, rows)?;
+        let started = Instant::now();
+        let batches = self.micro_batches(prefix, tokens, rows, &groups)?.into_iter().zip(routes).collect();
         let (reply, answer) = oneshot::channel();
-        let step = self.step_for(prefix.filter(|_| !keep))?;
-        self.send(Command::Forward { step: Arc::clone(&step), batches, keep, reply })?;
+        let step = self.step_for(prefix.filter(|_| !keep_tape))?;
+        let command = Command::Forward { step: Arc::clone(&step), batches, keep_tape, reply };
+        remote.commands.send(command).map_err(|_| RemoteError::Stopped)?;
         let (call, outputs) = answer.blocking_recv().map_err(|_| RemoteError::Stopped)??;
         if let Some(choice) = choice {
-            let seconds = begun.elapsed().as_secs_f64();
-            self.remote.cuts.borrow_mut().took(choice, seconds / rows.n_tokens() as f64);
+            let seconds = started.elapsed().as_secs_f64();
+            remote.micro_batching.borrow_mut().record(choice, seconds / rows.n_tokens() as f64);
         }
         let pooled = assemble(&outputs, &groups)?;
-        if !keep {
+        if !keep_tape {
             return Ok(pooled);
         }
-        let backward = Backward {
-            commands: self.remote.commands.clone(),
-            failed: self.remote.failed.clone(),
+        let node = BackwardNode {
+            commands: remote.commands.clone(),
+            last_error: remote.last_error.clone(),
             call,
             groups,
-            dtype: self.remote.options.dtype(),
-            want: ClientWant {
+            dtype: remote.dtype(),
+            want: WantedGrads {
                 input: match (tokens.requires_grad(), prefix.is_some_and(Tensor::requires_grad)) {
                     (true, _) => InputGrad::All,
                     (false, true) => InputGrad::Prefix,
@@ -245,10 +221,10 @@ impl StepSession<'_> {
             rows: rows.clone(),
             tunables: step.tunables.iter().map(|named| (named.name.clone(), named.tensor.shape().to_vec())).collect(),
         };
-        sepal_autograd::attach(&inputs, pooled, move |grad| backward.run(grad)).map_err(RemoteError::local)
+        sepal_autograd::attach(&inputs, pooled, move |grad| node.run(grad)).map_err(RemoteError::local)
     }
 
-    /// The step that `prefix` goes with: servers keep one prefix for each, so that another one begins a new step.
+    /// Returns the step, or a new one if the prefix has changed: servers cache one prefix per step.
     fn step_for(&self, prefix: Option<&Tensor>) -> Result<Arc<Step>, RemoteError> {
         let mut step = self.step.borrow_mut();
         if let Some(prefix) = prefix {
@@ -261,8 +237,9 @@ impl StepSession<'_> {
         Ok(Arc::clone(&step))
     }
 
-    fn check(&self, prefix: Option<&Tensor>, tokens: &Tensor, rows: &Ragged) -> Result<usize, RemoteError> {
-        let hidden = self.remote.expected.hidden as i64;
+    /// Returns the length of the prefix.
+    fn check_shapes(&self, prefix: Option<&Tensor>, tokens: &Tensor, rows: &Ragged) -> Result<usize, RemoteError> {
+        let hidden = self.remote.shared.expected.hidden as i64;
         if tokens.size() != [rows.n_tokens() as i64, hidden] {
             let expected = format!("[{}, {hidden}]", rows.n_tokens());
             return Err(RemoteError::Shape { what: "the tokens", expected, found: tokens.size() });
@@ -276,8 +253,8 @@ impl StepSession<'_> {
         }
     }
 
-    /// Prefix and rows of each group, on the host: `[prefix_len + n_tokens of the group, hidden]`.
-    fn batches(
+    /// Returns prefix and rows of each group on the host: `[prefix_len + n_tokens of the group, hidden]`.
+    fn micro_batches(
         &self,
         prefix: Option<&Tensor>,
         tokens: &Tensor,
@@ -286,91 +263,28 @@ impl StepSession<'_> {
     ) -> Result<Vec<WireBatch>, RemoteError> {
         let prefix_len = prefix.map_or(0, |prefix| prefix.size()[0] as usize);
         let batch = |group: &Vec<usize>| {
-            let part = |&row: &usize| {
+            let row_tokens = |&row: &usize| {
                 let range = rows.range(row);
                 tokens.narrow(0, range.start as i64, range.len() as i64)
             };
             let mut parts: Vec<Tensor> = prefix.map(|prefix| prefix.detach()).into_iter().collect();
             match groups {
                 [_] => parts.push(tokens.detach()),
-                _ => parts.extend(group.iter().map(part)),
+                _ => parts.extend(group.iter().map(row_tokens)),
             }
             let hidden = tch::no_grad(|| Tensor::f_cat(&parts, 0)).map_err(RemoteError::local)?;
-            let hidden = share_to_host(&hidden, self.remote.options.dtype()).map_err(RemoteError::local)?;
+            let hidden = share_to_host(&hidden, self.remote.dtype()).map_err(RemoteError::local)?;
             WireBatch::new(prefix_len, rows.select(group), hidden).map_err(RemoteError::local)
         };
         groups.iter().map(batch).collect()
     }
-
-    fn send(&self, command: Command) -> Result<(), RemoteError> {
-        self.remote.commands.send(command).map_err(|_| RemoteError::Stopped)
-    }
 }
 
-/// Hidden states of one micro-batch at the most. Whatever else goes over a connection waits behind a message, and a call
-/// that is asked for too long whether it is there counts as hung. (A backward without a tape sends as much again.)
-const MAX_MICRO_BATCH_BYTES: usize = 16_000_000;
-
-/// Positions of one micro-batch at the most.
-fn most_positions(options: &RemoteOptions, hidden: usize) -> usize {
-    let bytes = options.dtype().n_bytes(hidden).unwrap_or(usize::MAX);
-    options.micro_batch_tokens.min(MAX_MICRO_BATCH_BYTES / bytes.max(1))
-}
-
-/// The blocks that servers run.
-pub(crate) fn remote_span(options: &RemoteOptions, expected: &ModelExpectation) -> Result<Span, RemoteError> {
-    Span::new(options.first_block, expected.n_blocks).map_err(RemoteError::local)
-}
-
-/// A batch cut into micro-batches.
-struct Split {
-    /// Their rows.
-    groups: Vec<Vec<usize>>,
-    /// A route for each; an empty one where servers must be waited for.
-    routes: Vec<Vec<Hop>>,
-    /// Which cut it is, if it was chosen by what cuts took.
-    choice: Option<usize>,
-}
-
-/// Cuts a batch into micro-batches. Each has a prefix of its own, so more of them are only made where servers that
-/// work at the same time gain more than that.
-fn split(remote: &RemoteSequential, prefix_len: usize, rows: &Ragged) -> Result<Split, RemoteError> {
-    let deterministic = remote.options.deterministic;
-    let most = most_positions(&remote.options, remote.expected.hidden);
-    let whole = remote_span(&remote.options, &remote.expected)?;
-    let router = remote.router.lock();
-    let cut = |choice: usize| {
-        let max_tokens = prefix_len + rows.n_tokens().div_ceil(PARTS[choice]);
-        // More prefixes than text would be computed.
-        (choice == 0 || max_tokens > 2 * prefix_len).then(|| rows.micro_batches(prefix_len, max_tokens.min(most)))
-    };
-    let plan = |groups: &[Vec<usize>]| {
-        let sizes: Vec<usize> = groups.iter().map(|group| prefix_len + rows.select(group).n_tokens()).collect();
-        router.plan(whole, &sizes)
-    };
-    let mut made = [const { None }; PARTS.len()];
-    let promise = |choice: usize| {
-        let groups = cut(choice)?;
-        let plan = plan(&groups).ok()?;
-        let seconds = plan.done.as_secs_f64() / rows.n_tokens() as f64;
-        made[choice] = Some((groups, plan.routes));
-        Some(seconds)
-    };
-    let choice =
-        (!deterministic && router.len() > 1).then(|| remote.cuts.borrow_mut().choose(router.changes(), promise));
-    if let Some((groups, routes)) = choice.and_then(|choice| made[choice].take()) {
-        return Ok(Split { groups, routes, choice });
-    }
-    let groups = cut(0).unwrap_or_default();
-    let routes = plan(&groups).map_or_else(|_| vec![Vec::new(); groups.len()], |plan| plan.routes);
-    Ok(Split { groups, routes, choice: None })
-}
-
-/// The rows of all groups in the batch's order: `[rows, hidden]`.
+/// Returns the rows of all groups in the order of the batch: `[rows, hidden]`.
 fn assemble(outputs: &[HostTensor], groups: &[Vec<usize>]) -> Result<Tensor, RemoteError> {
-    if let [only] = outputs {
-        // A copy: the caller may write into it.
-        return from_host(only).map_err(RemoteError::local);
+    if let [output] = outputs {
+        // A copy, because the caller may write to it.
+        return from_host(output).map_err(RemoteError::local);
     }
     let parts: Vec<Tensor> =
         outputs.iter().map(share_from_host).collect::<Result<_, _>>().map_err(RemoteError::local)?;
@@ -378,26 +292,4 @@ fn assemble(outputs: &[HostTensor], groups: &[Vec<usize>]) -> Result<Tensor, Rem
     let stacked = Tensor::f_cat(&parts, 0).map_err(RemoteError::local)?;
     let empty = stacked.f_empty_like().map_err(RemoteError::local)?;
     empty.f_index_copy(0, &Tensor::from_slice(&order), &stacked).map_err(RemoteError::local)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_micro_batch_stays_under_16_mb() {
-        let check = |micro_batch_tokens, hidden, wire_dtype, expected| {
-            let options =
-                RemoteOptions { micro_batch_tokens, wire_dtype: Some(wire_dtype), ..RemoteOptions::default() };
-            assert_eq!(most_positions(&options, hidden), expected, "{hidden} as {wire_dtype}");
-        };
-        check(2048, 576, DType::F32, 2048);
-        check(8192, 576, DType::F32, 6944);
-        check(2048, 8192, DType::F32, 488);
-        check(2048, 8192, DType::Bf16, 976);
-        check(2048, 8192, DType::Q8, 1838);
-        check(100, 8192, DType::Bf16, 100);
-        // Nothing fits: each row stands alone.
-        check(2048, 5_000_000, DType::F32, 0);
-    }
 }

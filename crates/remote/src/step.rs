@@ -1,5 +1,3 @@
-//! What belongs to one optimizer step, or one evaluation.
-
 use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -8,14 +6,14 @@ use sepal_wire::codec;
 
 use crate::error::CallError;
 
-/// The tunables of one optimizer step, for the whole model, stacked by block.
+/// Tunables of one optimizer step or one evaluation, for the whole model.
 #[derive(Debug)]
 pub(crate) struct Step {
-    /// Told apart by this number.
+    /// Unique number of the step.
     pub(crate) version: u64,
-    /// Each `[n_blocks, ..]`.
+    /// Each `[n_blocks, ..]`, stacked by block.
     pub(crate) tunables: Vec<NamedHostTensor>,
-    /// The prefix that came with it without a tape, if one did: what servers keep is of this one.
+    /// Prefix of the forward passes without a tape, which servers cache; empty before the first of them.
     pub(crate) prefix: OnceLock<HostTensor>,
     pub(crate) prefix_states: PrefixStates,
 }
@@ -25,8 +23,8 @@ impl Step {
         Self { version, tunables, prefix: OnceLock::new(), prefix_states: PrefixStates::default() }
     }
 
-    /// The part of the blocks `span`; shares the bytes.
-    pub(crate) fn part(&self, span: Span) -> Result<Vec<NamedHostTensor>, CallError> {
+    /// Returns the tunables of the blocks of `span`, without a copy.
+    pub(crate) fn slice_tunables(&self, span: Span) -> Result<Vec<NamedHostTensor>, CallError> {
         let slice = |named: &NamedHostTensor| {
             let tensor = &named.tensor;
             let per_block = tensor.data().len() / tensor.shape()[0].max(1);
@@ -40,17 +38,16 @@ impl Step {
     }
 }
 
-/// The hidden states of one step's prefix between blocks, as far as they have been seen: `[prefix_len, hidden]` before the
-/// block that is the key.
+/// Hidden states of a step's prefix, `[prefix_len, hidden]`, by the block that they enter.
 #[derive(Debug, Default)]
 pub(crate) struct PrefixStates(Mutex<HashMap<usize, HostTensor>>);
 
 impl PrefixStates {
-    pub(crate) fn at(&self, block_idx: usize) -> Option<HostTensor> {
+    pub(crate) fn get(&self, block_idx: usize) -> Option<HostTensor> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&block_idx).cloned()
     }
 
-    pub(crate) fn see(&self, block_idx: usize, states: HostTensor) {
+    pub(crate) fn insert(&self, block_idx: usize, states: HostTensor) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(block_idx, states);
     }
 }

@@ -2,43 +2,39 @@
 
 use crate::text;
 
-/// One axis of a chart: what numbers it spans, and its ticks.
+/// Axis of a chart.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Axis {
-    /// The number at its beginning.
     pub(crate) from: f64,
-    /// The number at its end.
     pub(crate) to: f64,
-    /// Whether equal lengths are equal factors.
+    /// True for a logarithmic axis.
     pub(crate) log: bool,
-    /// Numbers that are marked.
     pub(crate) ticks: Vec<Tick>,
 }
 
-/// A number that is marked on an axis.
+/// Tick of an axis.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Tick {
-    /// Its place, from 0 to 1.
-    pub(crate) at: f64,
-    /// The number as it is written.
+    /// Position from 0 to 1.
+    pub(crate) position: f64,
     pub(crate) label: String,
 }
 
 impl Axis {
-    /// An axis from the tick below the lowest number to the tick above the highest.
+    /// Axis from the tick below the lowest number to the tick above the highest.
     pub(crate) fn enclosing(low: f64, high: f64) -> Self {
         let (low, high) = widened(low, high);
         let step = step(low, high, 4.0);
         Self::linear((low / step).floor() * step, (high / step).ceil() * step, step)
     }
 
-    /// An axis that ends at the highest number.
+    /// Axis that ends at the highest number.
     pub(crate) fn exact(low: f64, high: f64) -> Self {
         let (low, high) = widened(low, high);
         Self::linear(low, high, step(low, high, 4.0))
     }
 
-    /// An axis of powers of ten, for numbers above 0.
+    /// Axis of powers of ten, for numbers above 0.
     pub(crate) fn powers(low: f64, high: f64) -> Self {
         let (low, high) = (low.log10().floor() as i32, high.log10().ceil() as i32);
         let high = high.max(low + 1);
@@ -61,11 +57,11 @@ impl Axis {
     }
 
     fn tick(&self, number: f64, label: String) -> Tick {
-        Tick { at: self.at(number), label }
+        Tick { position: self.position(number), label }
     }
 
-    /// The place of a number, from 0 to 1 for those that the axis spans.
-    pub(crate) fn at(&self, number: f64) -> f64 {
+    /// Position of a number, from 0 to 1 within the axis.
+    pub(crate) fn position(&self, number: f64) -> f64 {
         if self.log {
             (number / self.from).log10() / (self.to / self.from).log10()
         } else {
@@ -78,13 +74,13 @@ fn trimmed_power(power: i32) -> String {
     format!("{:.*}", usize::try_from(-power).unwrap_or(0), 10f64.powi(power))
 }
 
-/// A span that is none is made one.
+/// Widens an empty span.
 fn widened(low: f64, high: f64) -> (f64, f64) {
-    let room = if low == 0.0 { 1.0 } else { low.abs() * 0.1 };
-    if (high - low).abs() > low.abs().max(high.abs()) * 1e-9 { (low, high) } else { (low - room, high + room) }
+    let margin = if low == 0.0 { 1.0 } else { low.abs() * 0.1 };
+    if (high - low).abs() > low.abs().max(high.abs()) * 1e-9 { (low, high) } else { (low - margin, high + margin) }
 }
 
-/// 1, 2 or 5 times a power of ten, for about so many steps.
+/// Step of 1, 2 or 5 times a power of ten, for about `steps` steps.
 fn step(low: f64, high: f64, steps: f64) -> f64 {
     let rough = (high - low) / steps;
     let power = 10f64.powf(rough.log10().floor());
@@ -92,7 +88,7 @@ fn step(low: f64, high: f64, steps: f64) -> f64 {
     nice * power
 }
 
-/// A tick's number: no more digits than its neighbours need to differ, thousands as k and M.
+/// Label of a tick: as many digits as its neighbours need to differ, thousands as k and M.
 fn label(number: f64, step: f64, most: f64) -> String {
     let (unit, name) = match most {
         1e9.. => (1e9, "G"),
@@ -120,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn ticks_are_round() {
+    fn axes_have_round_ticks() {
         assert_eq!(labels(&Axis::enclosing(0.0, 0.97)), ["0", "0.5", "1.0"]);
         assert_eq!(labels(&Axis::exact(0.0, 290.0)), ["0", "100", "200"]);
         assert_eq!(labels(&Axis::exact(0.0, 200_000.0)), ["0", "50k", "100k", "150k", "200k"]);
@@ -132,15 +128,15 @@ mod tests {
     }
 
     #[test]
-    fn every_axis_spans_something_and_has_few_ticks() {
+    fn axes_have_span_and_few_ticks() {
         for (low, high) in [(0.0, 0.0), (5.0, 5.0), (-1e-9, 1e12), (0.1, 0.100_001), (3.0, 1e5), (1e-7, 2e-7)] {
             for axis in [Axis::enclosing(low, high), Axis::exact(low, high)] {
                 assert!(axis.from < axis.to && axis.from <= low && axis.to >= high, "{axis:?}");
                 assert!((1..=8).contains(&axis.ticks.len()), "{axis:?}");
-                assert!(axis.ticks.iter().all(|tick| (-1e-6..=1.000_001).contains(&tick.at)), "{axis:?}");
+                assert!(axis.ticks.iter().all(|tick| (-1e-6..=1.000_001).contains(&tick.position)), "{axis:?}");
             }
         }
         let axis = Axis::powers(0.5, 0.5);
-        assert_eq!((axis.from, axis.to, axis.at(1.0)), (0.1, 1.0, 1.0));
+        assert_eq!((axis.from, axis.to, axis.position(1.0)), (0.1, 1.0, 1.0));
     }
 }

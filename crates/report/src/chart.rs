@@ -1,4 +1,4 @@
-//! Curves over steps, drawn as SVG that keeps the size of its letters at every width.
+//! Charts of curves over steps, drawn as SVG with letters of constant size at every width.
 
 use askama::Template;
 
@@ -6,69 +6,47 @@ use crate::axis::Axis;
 use crate::curve::{Point, SMOOTHED_FROM, half_life, smooth, thin};
 use crate::text;
 
-/// A curve of a chart.
 #[derive(Debug, Clone)]
 pub(crate) struct Series {
-    /// What it is, for the legend and the readout.
+    /// Name for the legend and the readout.
     pub(crate) name: String,
     points: Vec<Point>,
     style: Style,
-    /// Its colour where other charts show the same; otherwise the next one.
+    /// Fixed colour shared with other charts; otherwise the next one.
     colour: Option<usize>,
 }
 
-/// How a curve is drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Style {
-    /// Faint, under what was smoothed from it.
+pub(crate) enum Style {
+    /// Faint, below its smoothed curve.
     Raw,
-    /// A line.
     Line,
-    /// A line through dots.
     Dots,
-    /// Crosses alone.
     Crosses,
-    /// A straight line across the chart, which is no measurement.
+    /// Horizontal line that is not a measurement.
     Limit,
 }
 
 impl Series {
-    /// A line.
-    pub(crate) fn line(name: impl Into<String>, points: Vec<Point>) -> Self {
-        Self { name: name.into(), points, style: Style::Line, colour: None }
+    pub(crate) fn new(style: Style, name: impl Into<String>, points: Vec<Point>) -> Self {
+        Self { name: name.into(), points, style, colour: None }
     }
 
-    /// A line through dots, for few points.
-    pub(crate) fn dots(name: impl Into<String>, points: Vec<Point>) -> Self {
-        Self::line(name, points).dotted()
-    }
-
-    /// The same through dots.
-    pub(crate) fn dotted(self) -> Self {
-        Self { style: Style::Dots, ..self }
-    }
-
-    /// Crosses alone.
-    pub(crate) fn crosses(name: impl Into<String>, points: Vec<Point>) -> Self {
-        Self { name: name.into(), points, style: Style::Crosses, colour: None }
-    }
-
-    /// A limit across the chart.
+    /// Horizontal line at `y`.
     pub(crate) fn limit(name: impl Into<String>, y: f64) -> Self {
-        Self { name: name.into(), points: vec![(0.0, y)], style: Style::Limit, colour: None }
+        Self::new(Style::Limit, name, vec![(0.0, y)])
     }
 
-    /// A curve with its smoothed one over it; short ones are not smoothed.
+    /// Returns a curve and its smoothed one; short curves are not smoothed.
     pub(crate) fn smoothed(name: &str, points: Vec<Point>) -> Vec<Self> {
         if points.len() < SMOOTHED_FROM {
-            return vec![Self::line(name, points)];
+            return vec![Self::new(Style::Line, name, points)];
         }
         let mean = smooth(&points, half_life(points.len()));
-        let raw = Self { name: name.to_owned(), points, style: Style::Raw, colour: None };
-        vec![raw, Self::line("smoothed", mean)]
+        vec![Self::new(Style::Raw, name, points), Self::new(Style::Line, "smoothed", mean)]
     }
 
-    /// The same in this colour, counted from 0.
+    /// Sets the colour, counted from 0.
     pub(crate) fn coloured(mut self, colour: usize) -> Self {
         self.colour = Some(colour);
         self
@@ -79,31 +57,28 @@ impl Series {
     }
 }
 
-/// A chart to be drawn.
 #[derive(Debug, Clone)]
 pub(crate) struct Chart {
-    /// Unique on the page.
+    /// Element id, unique on the page.
     pub(crate) id: String,
-    /// What it shows.
     pub(crate) title: String,
-    /// What stands behind the title: the unit, how often something happened.
+    /// Text behind the title: the unit, or counts.
     pub(crate) note: String,
-    /// What follows each number in the readout.
+    /// Unit behind each number in the readout.
     pub(crate) unit: &'static str,
-    /// What the horizontal axis counts.
     pub(crate) x_name: &'static str,
-    /// The curves; each raw one before its smoothed one.
+    /// Curves; each raw one before its smoothed one.
     pub(crate) series: Vec<Series>,
-    /// Whether the vertical axis begins at 0.
+    /// True if the vertical axis begins at 0.
     pub(crate) from_zero: bool,
-    /// Points of each curve that are drawn at most.
+    /// Maximum number of drawn points of each curve.
     pub(crate) limit: usize,
-    /// Whether the curves are named below; several charts of the same ones share a [`legend`].
+    /// True if the curves are named below; several charts of the same curves share a [`legend`].
     pub(crate) legend: bool,
 }
 
 impl Chart {
-    /// A chart over steps with the vertical axis from 0.
+    /// Chart over steps with the vertical axis from 0.
     pub(crate) fn new(id: impl Into<String>, title: impl Into<String>, series: Vec<Series>) -> Self {
         Self {
             id: id.into(),
@@ -118,12 +93,11 @@ impl Chart {
         }
     }
 
-    /// Whether there is nothing to draw.
     pub(crate) fn is_empty(&self) -> bool {
         self.series.iter().filter(|series| series.style != Style::Limit).all(Series::is_empty)
     }
 
-    /// The chart as HTML; nothing if there is nothing to draw.
+    /// Returns the chart as HTML; empty without points.
     pub(crate) fn html(&self) -> String {
         if self.is_empty() {
             return String::new();
@@ -141,32 +115,32 @@ impl Chart {
                 curve
             })
             .collect();
-        let several = curves.len() > 1 || self.series.iter().any(|series| series.colour.is_some());
+        let is_ambiguous = curves.len() > 1 || self.series.iter().any(|series| series.colour.is_some());
         crate::page::render(&Figure {
             chart: self,
             desc: self.description(),
             x,
             y,
             curves,
-            legend: several && self.legend,
+            legend: is_ambiguous && self.legend,
         })
     }
 
-    fn all(&self) -> impl Iterator<Item = Point> {
+    fn points(&self) -> impl Iterator<Item = Point> {
         let points = self.series.iter().filter(|series| series.style != Style::Limit).flat_map(|series| &series.points);
         points.copied().filter(|(x, y)| x.is_finite() && y.is_finite())
     }
 
     fn x_axis(&self) -> Axis {
-        let last = self.all().map(|point| point.0).fold(0.0, f64::max);
+        let last = self.points().map(|point| point.0).fold(0.0, f64::max);
         Axis::exact(0.0, if last > 0.0 { last } else { 1.0 })
     }
 
     fn y_axis(&self) -> Axis {
-        let mut values: Vec<f64> = self.all().map(|point| point.1).collect();
+        let mut values: Vec<f64> = self.points().map(|point| point.1).collect();
         values.sort_by(f64::total_cmp);
         let (low, high) = (values[0], values[values.len() - 1]);
-        // Numbers of very different sizes are told apart by their powers of ten alone.
+        // A logarithmic axis resolves numbers of very different sizes.
         if low > 0.0 && (high / values[values.len() / 2] > 25.0 || values[values.len() / 2] / low > 1e4) {
             return Axis::powers(low, high);
         }
@@ -175,10 +149,10 @@ impl Chart {
         Axis::enclosing(if self.from_zero { low.min(0.0) } else { low }, high)
     }
 
-    /// The chart in words, for those who do not see it.
+    /// Text description for screen readers.
     fn description(&self) -> String {
         let curves = self.series.iter().filter(|series| !series.is_empty() && series.style != Style::Raw);
-        let of = |series: &Series| {
+        let describe = |series: &Series| {
             let points: Vec<Point> =
                 series.points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
             let show = |value: f64| format!("{}{}", text::digits(value, 3), self.unit);
@@ -204,7 +178,7 @@ impl Chart {
                 _ => series.name.clone(),
             }
         };
-        curves.map(of).collect::<Vec<_>>().join(". ")
+        curves.map(describe).collect::<Vec<_>>().join(". ")
     }
 }
 
@@ -219,7 +193,7 @@ struct Figure<'a> {
     legend: bool,
 }
 
-/// The names of curves, for charts that all show them.
+/// Legend for several charts of the same curves.
 pub(crate) fn legend(series: &[Series]) -> String {
     let unit = Axis::exact(0.0, 1.0);
     let curve = |(i, series): (usize, &Series)| Curve::new(series, &unit, &unit, series.colour.unwrap_or(i), 0);
@@ -232,7 +206,7 @@ struct Legend {
     curves: Vec<Curve>,
 }
 
-/// A curve as it is drawn, in thousandths of the chart.
+/// Drawn curve, in thousandths of the chart.
 struct Curve {
     name: String,
     class: String,
@@ -242,13 +216,13 @@ struct Curve {
     limit: Option<String>,
 }
 
-/// A mark, in percent of the chart.
+/// Position of a mark, in percent of the chart.
 struct Dot {
     x: String,
     y: String,
 }
 
-/// Dots of a curve that are drawn at most; denser ones would be a band. Many curves share what room there is.
+/// Maximum number of drawn dots of a curve, since denser ones would form a band.
 const DOTS: usize = 60;
 
 impl Curve {
@@ -259,33 +233,33 @@ impl Curve {
             Style::Limit => "limit",
             _ => "line",
         };
-        // Four colours can be told apart by everyone; the next four are dashed.
+        // Everyone can tell four colours apart; the next four are dashed.
         let dash = colour / 4 % 3;
         let class = format!("{kind} c{} d{dash}", colour % PALETTE);
-        let place = |point: &Point| (x.at(point.0), 1.0 - y.at(point.1));
+        let position = |point: &Point| (x.position(point.0), 1.0 - y.position(point.1));
         let dots = match series.style {
             Style::Crosses => thin(&points, 200),
             Style::Dots if points.len() <= DOTS.min(limit / 16) => points.clone(),
             _ if points.len() == 1 && series.style != Style::Limit => points.clone(),
             _ => Vec::new(),
         };
-        let dots = dots.iter().map(place).map(|(x, y)| Dot { x: short(x * 100.0, 2), y: short(y * 100.0, 2) });
+        let dots = dots.iter().map(position).map(|(x, y)| Dot { x: short(x * 100.0, 2), y: short(y * 100.0, 2) });
         let drawn = !matches!(series.style, Style::Limit | Style::Crosses);
         Self {
             name: series.name.clone(),
             class,
-            path: if drawn { path(points.iter().map(place)) } else { String::new() },
+            path: if drawn { path(points.iter().map(position)) } else { String::new() },
             dots: dots.collect(),
             cross: series.style == Style::Crosses,
-            limit: (series.style == Style::Limit).then(|| short(place(&points[0]).1 * 100.0, 2)),
+            limit: (series.style == Style::Limit).then(|| short(position(&points[0]).1 * 100.0, 2)),
         }
     }
 }
 
-/// Colours of the style sheet.
+/// Number of colours in the style sheet.
 const PALETTE: usize = 8;
 
-/// `M0 500L3.4 498...`, in thousandths.
+/// SVG path in thousandths, `M0 500L3.4 498...`.
 fn path(points: impl Iterator<Item = (f64, f64)>) -> String {
     let mut path = String::new();
     for (i, (x, y)) in points.enumerate() {
@@ -297,7 +271,7 @@ fn path(points: impl Iterator<Item = (f64, f64)>) -> String {
     path
 }
 
-/// A number for an attribute, with so many places at most.
+/// Number for an attribute, with at most `places` decimal places.
 pub(crate) fn short(number: f64, places: usize) -> String {
     let text = format!("{number:.places$}");
     let text = text::trimmed(&text);

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sepal_track::{EvaluationRecord, StepRecord};
 
-use crate::chart::{Chart, Series, legend};
+use crate::chart::{Chart, Series, Style, legend};
 use crate::curve::{Point, SMOOTHED_FROM, half_life, smooth};
 use crate::page::{Section, missing, multiples, page, paragraph, render};
 use crate::parts::headline::state;
@@ -12,16 +12,16 @@ use crate::text;
 
 use askama::Template;
 
-/// Runs whose curves are drawn at most; more could not be told apart.
-const DRAWN: usize = 24;
-/// Runs that a table lists at most.
+/// Maximum number of runs with drawn curves; more could not be told apart.
+const MAX_DRAWN_RUNS: usize = 24;
+/// Maximum number of runs in a table.
 const LISTED: usize = 100;
-/// Options that a table shows at most.
+/// Maximum number of options in a table.
 const OPTIONS: usize = 24;
-/// Metrics that are shown at most.
+/// Maximum number of metrics.
 const METRICS: usize = 16;
-/// Runs that have a column each; of more, each has a row.
-const BESIDE: usize = 6;
+/// Maximum number of runs with a column each; otherwise each has a row.
+const MAX_COLUMNS: usize = 6;
 
 #[derive(Template)]
 #[template(path = "compare.html")]
@@ -30,14 +30,14 @@ struct Head {
     lead: String,
 }
 
-/// The page of several runs beside each other.
+/// Returns the page that compares several runs as HTML.
 pub fn compare(runs: &[Run]) -> String {
     let mut names: Vec<&str> = runs.iter().map(|run| run.manifest.name.as_str()).collect();
     names.sort_unstable();
     names.dedup();
     let title = text::counted(runs.len() as u64, "run", "runs");
-    let of: Vec<String> = names.iter().take(6).map(|name| text::cut(name, 40)).collect();
-    let lead = format!("{}{}", of.join(", "), if names.len() > 6 { " and others" } else { "" });
+    let shown: Vec<String> = names.iter().take(6).map(|name| text::cut(name, 40)).collect();
+    let lead = format!("{}{}", shown.join(", "), if names.len() > 6 { " and others" } else { "" });
     let head = render(&Head { title: title.clone(), lead });
     let sections = [
         Section::new("runs", "Results", results(runs)),
@@ -47,7 +47,6 @@ pub fn compare(runs: &[Run]) -> String {
     page(&format!("{title} – Sepal"), &head, &sections, &format!("Made by Sepal {}.", env!("CARGO_PKG_VERSION")))
 }
 
-/// The table of runs.
 fn results(runs: &[Run]) -> Vec<String> {
     if runs.is_empty() {
         return vec![missing("There are no runs.")];
@@ -63,7 +62,7 @@ fn results(runs: &[Run]) -> Vec<String> {
     table.head[1].class = "";
     let best: Vec<Option<f64>> = metrics.iter().map(|name| best(runs, name)).collect();
     table.rows = runs.iter().take(LISTED).map(|run| row(run, &metrics, &best)).collect();
-    let mut parts = vec![beside(table, runs).html()];
+    let mut parts = vec![transposed_if_few(table, runs).html()];
     if runs.len() > LISTED {
         parts.push(paragraph(&format!("The first {LISTED} of {} runs are listed.", runs.len())));
     }
@@ -75,30 +74,30 @@ fn results(runs: &[Run]) -> Vec<String> {
     parts
 }
 
-/// A table of runs, with a column for each where they are few: so it needs no more room than there is.
-fn beside(table: Table, runs: &[Run]) -> Table {
-    if runs.len() <= BESIDE { table.turned() } else { table }
+/// Transposes the table for few runs, so that it fits the page.
+fn transposed_if_few(table: Table, runs: &[Run]) -> Table {
+    if runs.len() <= MAX_COLUMNS { table.transposed() } else { table }
 }
 
-/// The metrics that runs have, as they are listed in `sepal-metrics`, those of heads after them. Those of single labels
-/// are in each run's own report, and what is the accuracy under another name is left out.
+/// Metrics of the runs in the order of `sepal-metrics`, those of custom heads after them. Metrics of single labels are
+/// left to each run's own report, and copies of the accuracy are left out.
 fn metrics(runs: &[Run]) -> Vec<&str> {
     let all = runs.iter().flat_map(values).flat_map(|values| values.keys().map(String::as_str));
     let all: BTreeSet<&str> = all.filter(|name| !name.contains('/') && *name != "loss").collect();
-    let place = |name: &&str| sepal_metrics::names().position(|known| known == *name).unwrap_or(usize::MAX);
-    let mut shown: Vec<&str> = all.into_iter().filter(|name| !is_accuracy_again(runs, name)).collect();
-    shown.sort_by_key(place);
+    let position = |name: &&str| sepal_metrics::names().position(|known| known == *name).unwrap_or(usize::MAX);
+    let mut shown: Vec<&str> = all.into_iter().filter(|name| !is_copy_of_accuracy(runs, name)).collect();
+    shown.sort_by_key(position);
     shown.truncate(METRICS);
     shown
 }
 
-/// What was measured of a run, each time and in the end.
+/// Metrics of all evaluations and of the manifest.
 fn values(run: &Run) -> impl Iterator<Item = &BTreeMap<String, f64>> {
     run.history.evaluations.iter().map(|one| &one.metrics).chain([&run.manifest.metrics])
 }
 
-/// With one label a row, what is counted over all decisions is the accuracy.
-fn is_accuracy_again(runs: &[Run], name: &str) -> bool {
+/// Returns true for micro averages that equal the accuracy, as with one label per row.
+fn is_copy_of_accuracy(runs: &[Run], name: &str) -> bool {
     let same = |values: &BTreeMap<String, f64>| match (values.get(name), values.get("accuracy")) {
         (Some(value), Some(accuracy)) => (value - accuracy).abs() < 1e-9,
         (value, _) => value.is_none(),
@@ -106,7 +105,7 @@ fn is_accuracy_again(runs: &[Run], name: &str) -> bool {
     name.ends_with("_micro") && runs.iter().flat_map(values).all(same)
 }
 
-/// The best value of a metric, if runs differ in it.
+/// Best value of a metric, if the runs differ in it.
 fn best(runs: &[Run], name: &str) -> Option<f64> {
     let values =
         runs.iter().filter_map(|run| run.manifest.metrics.get(name)).copied().filter(|value| value.is_finite());
@@ -131,14 +130,14 @@ fn row(run: &Run, metrics: &[&str], best: &[Option<f64>]) -> Vec<Cell> {
             false => Cell::number(shown),
         }
     }));
-    let kept = manifest
+    let best = manifest
         .best
         .as_ref()
         .map(|best| format!("{} at {}", text::metric(&best.metric, best.value), text::count(best.step)));
     let speed = (manifest.train_seconds > 0.0).then(|| manifest.train_tokens as f64 / manifest.train_seconds);
     cells.extend(
         [
-            kept.unwrap_or_else(|| text::MISSING.to_owned()),
+            best.unwrap_or_else(|| text::MISSING.to_owned()),
             text::count(manifest.steps),
             text::seconds(manifest.seconds),
             text::or_missing(speed, |speed| text::digits(speed, 3)),
@@ -152,7 +151,6 @@ fn row(run: &Run, metrics: &[&str], best: &[Option<f64>]) -> Vec<Cell> {
     cells
 }
 
-/// Where a run's blocks were.
 fn blocks(run: &Run) -> String {
     match run.manifest.servers.len() {
         0 => text::MISSING.to_owned(),
@@ -161,7 +159,6 @@ fn blocks(run: &Run) -> String {
     }
 }
 
-/// The options in which runs differ.
 fn options(runs: &[Run]) -> Vec<String> {
     let keys = differing(runs);
     if runs.len() < 2 || keys.is_empty() {
@@ -181,20 +178,20 @@ fn options(runs: &[Run]) -> Vec<String> {
     };
     table.head.iter_mut().for_each(|cell| cell.class = "");
     table.rows = shown.iter().map(cells).collect();
-    let mut parts = vec![beside(table, runs).html()];
+    let mut parts = vec![transposed_if_few(table, runs).html()];
     if keys.len() > OPTIONS {
         parts.push(paragraph(&format!("The first {OPTIONS} of {} are shown.", keys.len())));
     }
     parts
 }
 
-/// The value of a key, or of the map that it would be in: `evaluate.every.steps` is none where `evaluate.every` is.
+/// Value of a key, or of the nearest outer key: `evaluate.every.steps` is none where `evaluate.every` is none.
 fn option<'a>(run: &'a Run, key: &str) -> Option<&'a str> {
     let outer = std::iter::successors(Some(key), |key| key.rsplit_once('.').map(|(outer, _)| outer));
     outer.filter_map(|key| run.options.get(key)).next()
 }
 
-/// Keys that do not have the same value in all runs, in the files' order; of a map that some runs lack, those in it.
+/// Keys with different values, in the files' order; for a map that some runs lack, its inner keys.
 fn differing(runs: &[Run]) -> Vec<String> {
     let mut keys = Vec::new();
     let mut seen = BTreeSet::new();
@@ -208,12 +205,12 @@ fn differing(runs: &[Run]) -> Vec<String> {
     keys.iter().filter(|key| !is_map(key)).cloned().collect()
 }
 
-/// A chart for each thing that was measured, all with the same colours and one legend.
+/// Charts of all metrics, with common colours and one legend.
 fn curves(runs: &[Run]) -> Vec<String> {
     let mut parts = Vec::new();
-    let drawn = &runs[..runs.len().min(DRAWN)];
+    let drawn = &runs[..runs.len().min(MAX_DRAWN_RUNS)];
     if drawn.len() < runs.len() {
-        parts.push(paragraph(&format!("The curves of the first {DRAWN} runs.")));
+        parts.push(paragraph(&format!("The curves of the first {MAX_DRAWN_RUNS} runs.")));
     }
     let mut charts = vec![
         Chart { from_zero: true, ..training(drawn, "loss", "Training loss", |step| step.loss) },
@@ -233,15 +230,15 @@ fn curves(runs: &[Run]) -> Vec<String> {
     if html.is_empty() {
         parts.push(missing("No run has recorded a step."));
     } else {
-        parts.extend([legend(&lines(drawn, |_| Vec::new())), html]);
+        parts.extend([legend(&lines(drawn, Style::Line, |_| Vec::new())), html]);
     }
     parts
 }
 
-/// A line for each run, in its colour.
-fn lines(runs: &[Run], points: impl Fn(&Run) -> Vec<Point>) -> Vec<Series> {
-    let of = |(i, run): (usize, &Run)| Series::line(text::cut(&run.id(), 48), points(run)).coloured(i);
-    runs.iter().enumerate().map(of).collect()
+/// Line for each run in its colour.
+fn lines(runs: &[Run], style: Style, points: impl Fn(&Run) -> Vec<Point>) -> Vec<Series> {
+    let line = |(i, run): (usize, &Run)| Series::new(style, text::cut(&run.id(), 48), points(run)).coloured(i);
+    runs.iter().enumerate().map(line).collect()
 }
 
 fn percent(chart: Chart) -> Chart {
@@ -256,12 +253,12 @@ fn training(runs: &[Run], id: &str, title: &str, value: fn(&StepRecord) -> f64) 
         raw if raw == runs.len() => String::new(),
         _ => format!("smoothed from {SMOOTHED_FROM} steps on, shorter runs as they are"),
     };
-    Chart { note, from_zero: false, ..Chart::new(id, title, lines(runs, |run| smoothed(run, value))) }
+    Chart { note, from_zero: false, ..Chart::new(id, title, lines(runs, Style::Line, |run| smoothed(run, value))) }
 }
 
 fn validation(runs: &[Run], id: String, title: &str, value: &dyn Fn(&EvaluationRecord) -> f64) -> Chart {
     let points = |run: &Run| run.history.evaluations.iter().map(|one| (one.step as f64, value(one))).collect();
-    let series = lines(runs, points).into_iter().map(Series::dotted).collect();
+    let series = lines(runs, Style::Dots, points);
     Chart { note: "validation".to_owned(), from_zero: false, ..Chart::new(id, title, series) }
 }
 

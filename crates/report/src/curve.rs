@@ -1,10 +1,10 @@
-//! Curves of any length made short enough to draw.
+//! Thinning and smoothing of curves.
 
-/// A point of a curve: its place and its value.
+/// Point of a curve: step and value.
 pub(crate) type Point = (f64, f64);
 
-/// At most `limit` points that keep the curve's look: of each stretch of equally many points the lowest and the
-/// highest, and the first and the last of all. Values that are no finite number are left out.
+/// Reduces a curve to at most `limit` points that keep its look: the lowest and the highest of each interval, and the
+/// first and the last of all. Non-finite values are left out.
 pub(crate) fn thin(points: &[Point], limit: usize) -> Vec<Point> {
     let points: Vec<Point> = points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
     let (Some(&first), Some(&last)) = (points.first(), points.last()) else { return points };
@@ -23,16 +23,16 @@ pub(crate) fn thin(points: &[Point], limit: usize) -> Vec<Point> {
     thinned
 }
 
-/// Points from which on a curve is smoothed; shorter ones show better as they are.
+/// Minimum number of points of a smoothed curve; shorter ones show better unsmoothed.
 pub(crate) const SMOOTHED_FROM: usize = 30;
 
-/// How many steps back a value counts half in [`smooth`]: a fiftieth of the curve.
+/// Half-life of a value in [`smooth`]: a fiftieth of the curve.
 pub(crate) fn half_life(points: usize) -> usize {
     points.div_ceil(50).max(2)
 }
 
-/// The exponential mean of a curve in which a value counts half after `half_life` more; the first values are weighed
-/// as if nothing had been before them (Kingma and Ba 2015, section 3). Values that are no finite number are left out.
+/// Exponential moving average with bias correction (Kingma and Ba 2015, section 3), in which the weight of a value
+/// halves after `half_life` more. Non-finite values are left out.
 pub(crate) fn smooth(points: &[Point], half_life: usize) -> Vec<Point> {
     let keep = 0.5_f64.powf(1.0 / half_life as f64);
     let (mut mean, mut weight) = (0.0, 0.0);
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn thinned_curves_keep_their_ends_and_peaks() {
+    fn thin_keeps_ends_and_peaks() {
         let mut points: Vec<Point> = (0..200_000).map(|i| (f64::from(i), (f64::from(i) / 9000.0).sin())).collect();
         points[70_123].1 = 9.0;
         points[130_001].1 = -9.0;
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn smoothing_by_hand() {
+    fn smooth_equals_manual_values() {
         let smoothed = smooth(&[(1.0, 4.0), (2.0, f64::NAN), (3.0, 1.0)], 1);
         assert_eq!(smoothed, [(1.0, 4.0), (3.0, (0.5 * 4.0 * 0.5 + 0.5) / 0.75)]);
         let level: Vec<Point> = (0..99).map(|i| (f64::from(i), 0.5)).collect();

@@ -1,20 +1,25 @@
-//! What a run was and how good it became, on one page that can be passed on.
+//! Self-contained HTML reports of one run or of several.
 //!
-//! [`Run::read`] reads a run folder, [`report`] makes a page of one run and [`compare`] one of several. A page is a
-//! single HTML file with everything in it: it loads nothing, works without scripts, in the dark, on a phone and on
-//! paper. This crate trains nothing and decides nothing; what the run wrote down is shown as it is, and what it did not
-//! is computed from its predictions.
+//! [`Run::read`] reads a run folder, [`report`] makes the page of one run, and [`compare`] makes that of several. A
+//! page is a single HTML file: it loads nothing and works without scripts, in dark mode, on a phone and on paper.
 //!
-//! Invariants: only the manifest has to be there, and a page says what is missing; every text from outside is escaped;
-//! a page stays under 2 MB whatever the run (curves are thinned, texts and lists cut, and the page says so); what admits
-//! to a swarm is not shown.
+//! Limits: this crate trains nothing and fetches nothing; it shows recorded values as they are and computes the others
+//! from the predictions. In the crate graph it stands above `track`, `data` and `metrics`, builds without libtorch, and
+//! `pipeline` and `cli` use it.
 //!
-//! ```no_run
-//! use sepal_report::{Run, report};
+//! Invariants: only the manifest is required, and a page names missing parts; all external text is escaped; a page
+//! stays under 2 MB for any run (curves are thinned, texts and lists are truncated, and the page says so); secrets are
+//! not shown.
+//!
+//! ```
+//! use sepal_report::{ReadError, Run, compare, report};
 //!
 //! let folder = std::path::Path::new("runs/sst2-20261124-171519");
-//! let run = Run::read(folder)?;
-//! std::fs::write(folder.join("report.html"), report(&run))?;
+//! match Run::read(folder) {
+//!     Ok(run) => std::fs::write(folder.join("report.html"), report(&run))?,
+//!     Err(ReadError::NoFolder { .. }) => assert!(compare(&[]).contains("There are no runs.")),
+//!     Err(error) => return Err(error.into()),
+//! }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
@@ -34,7 +39,7 @@ pub use compare::compare;
 pub use options::Options;
 pub use read::{ReadError, Run};
 
-/// The page of one run.
+/// Returns the page of one run as HTML.
 pub fn report(run: &Run) -> String {
     let sections: Vec<page::Section> = [
         parts::curves::section(run),
@@ -43,7 +48,7 @@ pub fn report(run: &Run) -> String {
         parts::words::section(run),
         parts::facts::section(run),
         parts::servers::section(run),
-        parts::again::section(run),
+        parts::reproduce::section(run),
     ]
     .into_iter()
     .flatten()

@@ -1,20 +1,18 @@
-//! Counts of classes as the pages need them; the measures themselves are those of `sepal-metrics`.
+//! Confusion counts and scores of classes.
 
 use sepal_metrics::{Average, MetricError, Scores, averaged, confusion, per_class};
 
-/// How often each class was predicted for each true one, and the scores of that.
+/// Confusion matrix with the scores of its classes.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Confusion {
-    /// `[actual][predicted]`
     counts: Vec<Vec<usize>>,
-    /// Of each class.
     pub(crate) scores: Vec<Scores>,
-    /// The plain mean over classes, and the one by their rows.
+    /// Unweighted mean over classes, and mean weighted by rows.
     pub(crate) means: [Scores; 2],
 }
 
 impl Confusion {
-    /// Of classes `[rows]`, each below `n`.
+    /// Counts classes `[rows]`, each below `n`.
     pub(crate) fn new(n: usize, actual: &[usize], predicted: &[usize]) -> Result<Self, MetricError> {
         let numbers = |classes: &[usize]| classes.iter().map(|&class| class as i64).collect::<Vec<_>>();
         let (actual, predicted) = (numbers(actual), numbers(predicted));
@@ -26,27 +24,25 @@ impl Confusion {
         })
     }
 
-    /// Rows of the class `actual` that got `predicted`.
+    /// Number of rows of the class `actual` with the prediction `predicted`.
     pub(crate) fn count(&self, actual: usize, predicted: usize) -> usize {
         self.counts[actual][predicted]
     }
 
-    /// Rows of a class.
     pub(crate) fn support(&self, class: usize) -> usize {
         self.scores[class].support
     }
 
-    /// Rows that got a class.
+    /// Number of rows with this prediction.
     pub(crate) fn predicted(&self, class: usize) -> usize {
         self.counts.iter().map(|row| row[class]).sum()
     }
 
-    /// Classes.
     pub(crate) fn len(&self) -> usize {
         self.counts.len()
     }
 
-    /// Pairs of classes that were mistaken, `(actual, predicted, rows)`, the most frequent first.
+    /// Pairs of confused classes, `(actual, predicted, rows)`, the most frequent first.
     pub(crate) fn mistaken(&self) -> Vec<(usize, usize, usize)> {
         let pairs = (0..self.len()).flat_map(|a| (0..self.len()).map(move |p| (a, p))).filter(|(a, p)| a != p);
         let mut pairs: Vec<_> = pairs.map(|(a, p)| (a, p, self.count(a, p))).filter(|pair| pair.2 > 0).collect();
@@ -60,8 +56,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn classes_by_hand() {
-        // Of three 0s two are hit, of two 1s one; nothing is a 2, and it is predicted once; 3 occurs nowhere.
+    fn confusion_equals_manual_counts() {
+        // Two of three 0s and one of two 1s are hits; 2 is predicted once without a row, and 3 does not occur.
         let confusion = Confusion::new(4, &[0, 0, 0, 1, 1], &[0, 0, 1, 1, 2]).expect("rows");
         assert_eq!((confusion.support(0), confusion.predicted(1), confusion.len()), (3, 2, 4));
         assert_eq!(confusion.mistaken(), [(0, 1, 1), (1, 2, 1)]);

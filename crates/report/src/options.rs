@@ -1,7 +1,7 @@
-use sepal_track::{WITHHELD, is_secret};
+use sepal_track::{REDACTED, is_secret};
 use serde_json::Value;
 
-/// The options of a run: a resolved pipeline file, with what admits to a swarm withheld.
+/// Options of a run: a resolved pipeline file with redacted secrets.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Options {
     text: String,
@@ -10,7 +10,6 @@ pub struct Options {
 }
 
 impl Options {
-    /// Reads a pipeline file.
     pub(crate) fn new(text: &str) -> Self {
         match serde_saphyr::from_str::<Value>(text) {
             Ok(value) => {
@@ -26,17 +25,17 @@ impl Options {
         }
     }
 
-    /// The file's text.
+    /// Returns the text of the file.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// One value to a key, in the file's order: `train.seed`, `data.train.0`.
+    /// Returns the flattened keys and values in the file's order: `train.seed`, `data.train.0`.
     pub fn flat(&self) -> &[(String, String)] {
         &self.flat
     }
 
-    /// The value of a key.
+    /// Returns the value of a key.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.flat.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
@@ -57,7 +56,7 @@ fn flatten(key: &str, value: &Value, flat: &mut Vec<(String, String)>, secrets: 
         }
         Value::String(text) if is_secret(key) => {
             secrets.push(text.clone());
-            flat.push((key.to_owned(), WITHHELD.to_owned()));
+            flat.push((key.to_owned(), REDACTED.to_owned()));
         }
         Value::String(text) => flat.push((key.to_owned(), text.clone())),
         Value::Null => flat.push((key.to_owned(), "none".to_owned())),
@@ -65,7 +64,7 @@ fn flatten(key: &str, value: &Value, flat: &mut Vec<(String, String)>, secrets: 
     }
 }
 
-/// The text without secrets: without these values, and without whatever stands behind such a key.
+/// Text without these values, and without the values of secret keys.
 fn redacted(text: &str, secrets: &[String]) -> String {
     let mut lines = Vec::new();
     let mut inside: Option<usize> = None;
@@ -79,14 +78,14 @@ fn redacted(text: &str, secrets: &[String]) -> String {
             Some((key, _))
                 if is_secret(key.trim_start_matches([' ', '-', '"', '\'']).trim_end_matches(['"', '\''])) =>
             {
-                lines.push(format!("{key}: {WITHHELD}"));
+                lines.push(format!("{key}: {REDACTED}"));
                 inside = Some(indent);
             }
             _ => lines.push(line.to_owned()),
         }
     }
     let long = secrets.iter().filter(|secret| secret.len() > 3);
-    long.fold(lines.join("\n"), |text, secret| text.replace(secret.as_str(), WITHHELD))
+    long.fold(lines.join("\n"), |text, secret| text.replace(secret.as_str(), REDACTED))
 }
 
 #[cfg(test)]
@@ -94,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_value_to_a_key() {
+    fn flat_has_one_value_per_key() {
         let options = Options::new("name: a\ntrain: { seed: 7, clip_norm: null }\nlabels: [x, y]\nwhere: {}\n");
         let keys: Vec<&str> = options.flat().iter().map(|(key, _)| key.as_str()).collect();
         assert_eq!(keys, ["name", "train.seed", "train.clip_norm", "labels.0", "labels.1", "where"]);
@@ -103,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_admits_to_a_swarm_is_withheld() {
+    fn secrets_are_redacted() {
         for text in [
             "swarm:\n  with:\n    ticket: abcdef\n    bind: null\n",
             "swarm:\n  with:\n    ticket: >-\n      abcdef\n\n      more\n    bind: null\n",
@@ -113,14 +112,14 @@ mod tests {
         ] {
             let options = Options::new(text);
             assert!(!options.text().contains("abcdef") && !options.text().contains("more"), "{}", options.text());
-            assert!(options.text().contains(WITHHELD) && options.text().contains("bind: null"), "{}", options.text());
+            assert!(options.text().contains(REDACTED) && options.text().contains("bind: null"), "{}", options.text());
             assert!(options.flat().iter().all(|(_, value)| !value.contains("abcdef")));
         }
         assert_eq!(Options::new("micro_batch_tokens: 2048\n").get("micro_batch_tokens"), Some("2048"));
     }
 
     #[test]
-    fn what_is_no_yaml_is_shown() {
+    fn invalid_yaml_is_shown() {
         let options = Options::new("name: [\n");
         assert!(options.problem().is_some());
         assert_eq!((options.text(), options.flat().len()), ("name: [", 0));

@@ -1,20 +1,16 @@
-//! The page around everything, and what keeps it whole.
+//! Layout of a page and its basic elements.
 
 use askama::Template;
 
-/// A part of the page with a heading.
+/// Part of the page with a heading.
 #[derive(Debug, Clone)]
 pub(crate) struct Section {
-    /// Its anchor.
     pub(crate) id: &'static str,
-    /// Its heading.
     pub(crate) title: &'static str,
-    /// Its content, as HTML.
     pub(crate) html: String,
 }
 
 impl Section {
-    /// A section of these parts.
     pub(crate) fn new(id: &'static str, title: &'static str, parts: impl IntoIterator<Item = String>) -> Self {
         Self { id, title, html: parts.into_iter().collect() }
     }
@@ -31,40 +27,37 @@ struct Page<'a> {
     script: &'static str,
 }
 
-/// A whole page. `head` is HTML, `title` and `foot` are text.
+/// Renders a page. `head` is HTML, `title` and `foot` are text.
 pub(crate) fn page(title: &str, head: &str, sections: &[Section], foot: &str) -> String {
     let style = include_str!("../assets/report.css");
     let script = include_str!("../assets/report.js");
     printable(render(&Page { title, head, sections, foot, style, script }))
 }
 
-/// A template as text.
 pub(crate) fn render(template: &impl Template) -> String {
-    // The templates call nothing that fails, and a `String` takes all that is written to it.
+    // The templates call only infallible functions, and a `String` accepts all writes.
     template.render().unwrap_or_else(|error| format!("<p>{error}</p>"))
 }
 
-/// A paragraph.
 pub(crate) fn paragraph(text: &str) -> String {
     render(&Paragraph { class: "", text })
 }
 
-/// A paragraph that says what is missing.
+/// Paragraph about a missing part.
 pub(crate) fn missing(text: &str) -> String {
     render(&Paragraph { class: "missing", text })
 }
 
-/// A heading within a section.
 pub(crate) fn heading(text: &str) -> String {
     render(&Heading { text })
 }
 
-/// Things side by side where there is room.
+/// Grid of elements, side by side on wide screens.
 pub(crate) fn side_by_side(parts: impl IntoIterator<Item = String>) -> String {
     grid("grid", parts)
 }
 
-/// Small charts that are read together, as many side by side as there is room for.
+/// Grid of small charts.
 pub(crate) fn multiples(parts: impl IntoIterator<Item = String>) -> String {
     grid("grid multiples", parts)
 }
@@ -74,12 +67,12 @@ fn grid(class: &'static str, parts: impl IntoIterator<Item = String>) -> String 
     if parts.is_empty() { String::new() } else { render(&Grid { class, parts }) }
 }
 
-/// Something that is shown when it is asked for.
+/// Collapsed element.
 pub(crate) fn folded(summary: &str, html: &str) -> String {
     folded_in("", summary, html)
 }
 
-/// The same in this class of the style sheet: what is `more` lies open on paper.
+/// Collapsed element with a class of the style sheet; `more` is open on paper.
 pub(crate) fn folded_in(class: &'static str, summary: &str, html: &str) -> String {
     render(&Folded { class, summary, html })
 }
@@ -118,7 +111,7 @@ struct Folded<'a> {
     html: &'a str,
 }
 
-/// The page without characters that HTML forbids, which texts may hold.
+/// Replaces characters that HTML forbids, which external text may contain.
 fn printable(page: String) -> String {
     let forbidden = |c: char| {
         (c.is_control() && !matches!(c, '\n' | '\t'))

@@ -2,78 +2,64 @@ use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use sepal_core::in_one_line;
 use sepal_data::Predictions;
 use sepal_track::{History, Manifest};
 
 use crate::options::Options;
 
-/// What a manifest calls the server within the run's process.
+/// Name of the server within the run's process in a manifest.
 const EMBEDDED: &str = "embedded";
 
-/// A run folder, read.
+/// Contents of a run folder.
 #[derive(Debug, Clone)]
 pub struct Run {
-    /// The folder.
+    /// Path of the folder.
     pub folder: PathBuf,
-    /// `manifest.json`.
+    /// Contents of `manifest.json`.
     pub manifest: Manifest,
-    /// `pipeline.yaml`: the options with every default written out.
+    /// Options of `pipeline.yaml`, with every default written out.
     pub options: Options,
-    /// `metrics.jsonl`: steps and evaluations.
+    /// Steps and evaluations of `metrics.jsonl`.
     pub history: History,
-    /// `predictions.parquet`, if there is one.
+    /// Predictions of `predictions.parquet`, if it exists.
     pub predictions: Option<Predictions>,
-    /// What is missing or cannot be read, in words.
+    /// Problems: missing or unreadable files.
     pub problems: Vec<String>,
 }
 
-/// A folder that holds no run.
+/// Unreadable run folder.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum ReadError {
-    /// There is no folder.
+    /// The folder does not exist.
     #[error("find the run folder {}", folder.display())]
-    NoFolder {
-        /// The folder.
-        folder: PathBuf,
-    },
-    /// The folder has no manifest: a run writes it when it ends.
-    #[error("find {}: it is written when a run ends, so this folder is of no run or of one that goes on", path.display())]
-    NoManifest {
-        /// Where it should be.
-        path: PathBuf,
-    },
+    NoFolder { folder: PathBuf },
+    /// The folder has no manifest, which a run writes at its end.
+    #[error("find {}: a run writes it at its end, so this folder belongs to no run or to an unfinished one", path.display())]
+    NoManifest { path: PathBuf },
     /// The manifest cannot be opened.
     #[error("read {}", path.display())]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The manifest is no manifest.
+    Open { path: PathBuf, source: io::Error },
+    /// The manifest is invalid.
     #[error("understand {}", path.display())]
-    Manifest {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: serde_json::Error,
-    },
+    Manifest { path: PathBuf, source: serde_json::Error },
 }
 
 impl Run {
-    /// Reads a run folder. Only the manifest has to be there: whatever else is missing or damaged is told of in
+    /// Reads a run folder. Only the manifest is required: other missing or damaged files are reported in
     /// [`Run::problems`].
     ///
     /// # Errors
-    /// [`ReadError`] if there is no manifest or it cannot be read.
+    /// [`ReadError`] if the manifest is missing or unreadable.
     pub fn read(folder: &Path) -> Result<Self, ReadError> {
         let manifest = manifest(folder)?;
         let mut problems = Vec::new();
         let options = match std::fs::read_to_string(folder.join("pipeline.yaml")) {
             Ok(text) => Options::new(&text),
             Err(error) => {
-                problems.push(words("pipeline.yaml", &error));
+                problems.push(read_problem("pipeline.yaml", &error));
                 Options::default()
             }
         };
@@ -81,7 +67,7 @@ impl Run {
             problems.push(format!("pipeline.yaml is shown but not understood: {problem}"));
         }
         let history = History::read(&folder.join("metrics.jsonl")).unwrap_or_else(|error| {
-            problems.push(words("metrics.jsonl", &error));
+            problems.push(read_problem("metrics.jsonl", &error));
             History::default()
         });
         if history.broken_lines > 0 {
@@ -93,20 +79,20 @@ impl Run {
             Some(Ok(predictions)) if predictions.is_empty() => None,
             Some(Ok(predictions)) => Some(predictions),
             Some(Err(error)) => {
-                problems.push(words("predictions.parquet", &error));
+                problems.push(read_problem("predictions.parquet", &error));
                 None
             }
         };
         Ok(Self { folder: folder.to_owned(), manifest, options, history, predictions, problems })
     }
 
-    /// Whether the blocks ran in the run's own process, so that nothing went over a network.
+    /// Returns true if the blocks ran in the run's own process, without a network.
     pub(crate) fn is_in_process(&self) -> bool {
         let servers = &self.manifest.servers;
         !servers.is_empty() && servers.iter().all(|one| one.server == EMBEDDED)
     }
 
-    /// The folder's name, which tells runs of one pipeline apart.
+    /// Returns the folder name, which identifies the run.
     pub fn id(&self) -> String {
         let name =
             self.folder.file_name().or_else(|| self.folder.components().next_back().map(|part| part.as_os_str()));
@@ -128,13 +114,6 @@ fn manifest(folder: &Path) -> Result<Manifest, ReadError> {
     serde_json::from_slice(&text).map_err(|source| ReadError::Manifest { path, source })
 }
 
-/// An error with its causes in one line.
-fn words(file: &str, error: &dyn Error) -> String {
-    let mut text = format!("{file} cannot be read: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
+fn read_problem(file: &str, error: &dyn Error) -> String {
+    format!("{file} cannot be read: {}", in_one_line(error))
 }

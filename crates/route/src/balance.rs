@@ -1,43 +1,43 @@
-//! Which blocks a server should hold: those that the swarm lacks most.
+//! Choice of the blocks that a server should hold, after Petals' block selection.
 //!
-//! The idea is that of Petals' block selection: what a swarm can do is what its weakest block can do, so a newcomer goes
-//! where the blocks are weakest, and one that is there moves if the swarm would gain enough by it.
+//! The throughput of a swarm is that of its weakest block. A new server therefore takes the weakest blocks, and a running
+//! server moves if the swarm gains enough.
 
 use sepal_core::Span;
 
-/// How good the balance must be to be left alone: what the weakest block can do now, over what it could if servers moved.
+/// Ratio of the weakest block's throughput to that after rebalancing, below which a server moves.
 pub const BALANCE_QUALITY: f64 = 0.75;
-/// What counts as nothing, relative to the largest throughput.
+/// Throughput that counts as none, relative to the largest.
 const EPSILON: f64 = 1e-3;
-/// Rounds of others' moves that are thought through.
-const ROUNDS: usize = 50;
+/// Maximum number of simulated rounds of moves.
+const MAX_ROUNDS: usize = 50;
 
-/// What one server does for the swarm.
+/// Throughput that one server adds to its blocks.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ServerThroughput {
-    /// The blocks that it holds.
+    /// Blocks of the server.
     pub span: Span,
     /// Tokens per second through all of them.
     pub throughput: f64,
 }
 
 impl ServerThroughput {
-    /// Of a server that takes `rate` seconds per token and block, or `typical` if it has not been measured (`rate` 0).
+    /// Throughput of a server that takes `rate` seconds per token and block, or `typical` if it is unmeasured (`rate` 0).
     pub fn new(span: Span, rate: f64, typical: f64) -> Self {
         let rate = if rate.is_finite() && rate > 0.0 { rate } else { typical };
         Self { span, throughput: 1.0 / (rate * span.len() as f64) }
     }
 }
 
-/// The run of `len` blocks that is weakest: its weakest block is as weak as any, then its second weakest, and so on; of
-/// equals the first. All blocks if the model has no more.
-pub fn weakest_span(shares: &[ServerThroughput], n_blocks: usize, len: usize) -> Option<Span> {
-    weakest(&throughputs(shares, n_blocks), len)
+/// Returns the weakest span of `len` blocks: the first in the order of the throughput of their weakest block, then of
+/// their second weakest, and so on. Returns all blocks if the model has no more.
+pub fn weakest_span(servers: &[ServerThroughput], n_blocks: usize, len: usize) -> Option<Span> {
+    weakest(&block_throughputs(servers, n_blocks), len)
 }
 
-/// Where the server of `own` should move, if the swarm would gain enough: if the weakest block can do less than
-/// `balance_quality` of what it could once this server and then others had moved to where they are needed most. A
-/// server whose leaving would leave blocks to nobody stays.
+/// Returns the span that the server of `own` should move to, if the throughput of the weakest block is less than
+/// `balance_quality` of that after this server and then the others have moved to the weakest blocks. A server that alone
+/// holds some blocks stays.
 pub fn better_span(
     own: ServerThroughput,
     others: &[ServerThroughput],
@@ -45,9 +45,9 @@ pub fn better_span(
     balance_quality: f64,
 ) -> Option<Span> {
     let all: Vec<ServerThroughput> = others.iter().copied().chain([own]).collect();
-    let now = least(&throughputs(&all, n_blocks));
-    let largest = all.iter().map(|share| share.throughput).fold(0.0, f64::max);
-    let without = throughputs(others, n_blocks);
+    let now = least(&block_throughputs(&all, n_blocks));
+    let largest = all.iter().map(|server| server.throughput).fold(0.0, f64::max);
+    let without = block_throughputs(others, n_blocks);
     if now > EPSILON * largest && least(&without) <= EPSILON * largest {
         return None;
     }
@@ -55,23 +55,23 @@ pub fn better_span(
     if target == own.span {
         return None;
     }
-    let mut shares: Vec<ServerThroughput> = others.to_vec();
-    shares.push(ServerThroughput { span: target, ..own });
-    settle(&mut shares, n_blocks);
-    let then = least(&throughputs(&shares, n_blocks));
-    (then > EPSILON * largest && now < balance_quality * then).then_some(target)
+    let mut servers: Vec<ServerThroughput> = others.to_vec();
+    servers.push(ServerThroughput { span: target, ..own });
+    rebalance(&mut servers, n_blocks);
+    let balanced = least(&block_throughputs(&servers, n_blocks));
+    (balanced > EPSILON * largest && now < balance_quality * balanced).then_some(target)
 }
 
-/// Lets every server in turn go where it is needed most, until none moves.
-fn settle(shares: &mut [ServerThroughput], n_blocks: usize) {
-    for _ in 0..ROUNDS {
+/// Moves every server in turn to the weakest blocks, until none moves.
+fn rebalance(servers: &mut [ServerThroughput], n_blocks: usize) {
+    for _ in 0..MAX_ROUNDS {
         let mut has_moved = false;
-        for i in 0..shares.len() {
-            let mut rest = throughputs(shares, n_blocks);
-            add(&mut rest, shares[i], -1.0);
-            let Some(target) = weakest(&rest, shares[i].span.len()) else { continue };
-            has_moved |= target != shares[i].span;
-            shares[i].span = target;
+        for i in 0..servers.len() {
+            let mut others = block_throughputs(servers, n_blocks);
+            add(&mut others, servers[i], -1.0);
+            let Some(target) = weakest(&others, servers[i].span.len()) else { continue };
+            has_moved |= target != servers[i].span;
+            servers[i].span = target;
         }
         if !has_moved {
             return;
@@ -79,18 +79,18 @@ fn settle(shares: &mut [ServerThroughput], n_blocks: usize) {
     }
 }
 
-/// Tokens per second through each block.
-fn throughputs(shares: &[ServerThroughput], n_blocks: usize) -> Vec<f64> {
+/// Returns the tokens per second through each block.
+fn block_throughputs(servers: &[ServerThroughput], n_blocks: usize) -> Vec<f64> {
     let mut sums = vec![0.0; n_blocks];
-    shares.iter().for_each(|&share| add(&mut sums, share, 1.0));
+    servers.iter().for_each(|&server| add(&mut sums, server, 1.0));
     sums
 }
 
-fn add(sums: &mut [f64], share: ServerThroughput, sign: f64) {
-    // A span may be whatever somebody says it is.
-    let end = share.span.end().min(sums.len());
-    for sum in &mut sums[share.span.start().min(end)..end] {
-        *sum = (*sum + sign * share.throughput).max(0.0);
+fn add(sums: &mut [f64], server: ServerThroughput, sign: f64) {
+    // Announced spans are not trusted and may lie outside the model.
+    let end = server.span.end().min(sums.len());
+    for sum in &mut sums[server.span.start().min(end)..end] {
+        *sum = (*sum + sign * server.throughput).max(0.0);
     }
 }
 
@@ -118,32 +118,32 @@ fn weakest(sums: &[f64], len: usize) -> Option<Span> {
 mod tests {
     use super::*;
 
-    fn share(span: &str, throughput: f64) -> ServerThroughput {
+    fn server(span: &str, throughput: f64) -> ServerThroughput {
         ServerThroughput { span: span.parse().expect("a span"), throughput }
     }
 
-    fn check_new(shares: &[ServerThroughput], len: usize, expected: &str) {
-        assert_eq!(weakest_span(shares, 10, len).expect("a span").to_string(), expected);
+    fn check_new(servers: &[ServerThroughput], len: usize, expected: &str) {
+        assert_eq!(weakest_span(servers, 10, len).expect("a span").to_string(), expected);
     }
 
     #[test]
-    fn a_newcomer_goes_where_the_swarm_is_weakest() {
+    fn new_server_takes_the_weakest_blocks() {
         check_new(&[], 4, "0:4");
         check_new(&[], 20, "0:10");
-        check_new(&[share("0:4", 1.0)], 4, "4:8");
-        check_new(&[share("0:6", 1.0)], 6, "4:10");
-        check_new(&[share("0:10", 1.0), share("0:5", 2.0)], 5, "5:10");
-        // Two weak blocks count more than one that is weaker still only once it is tied.
-        check_new(&[share("0:3", 1.0), share("5:10", 1.0)], 3, "2:5");
+        check_new(&[server("0:4", 1.0)], 4, "4:8");
+        check_new(&[server("0:6", 1.0)], 6, "4:10");
+        check_new(&[server("0:10", 1.0), server("0:5", 2.0)], 5, "5:10");
+        // Two weak blocks count more than one, if their weakest are equal.
+        check_new(&[server("0:3", 1.0), server("5:10", 1.0)], 3, "2:5");
     }
 
     #[test]
-    fn spans_beyond_the_model_cost_nothing() {
-        check_new(&[share("0:18446744073709551615", 1.0), share("20:30", 1.0)], 4, "0:4");
+    fn spans_outside_the_model_are_ignored() {
+        check_new(&[server("0:18446744073709551615", 1.0), server("20:30", 1.0)], 4, "0:4");
     }
 
     #[test]
-    fn speed_is_throughput_through_all_blocks_held() {
+    fn throughput_is_through_all_blocks_of_a_server() {
         let span = "0:4".parse().expect("a span");
         assert_eq!(ServerThroughput::new(span, 1e-3, 1.0).throughput, 250.0);
         assert_eq!(ServerThroughput::new(span, 0.0, 2e-3).throughput, 125.0);
@@ -155,40 +155,40 @@ mod tests {
     }
 
     #[test]
-    fn who_is_needed_stays() {
-        check_move(share("0:5", 1.0), &[share("5:10", 1.0)], None);
-        check_move(share("0:10", 1.0), &[], None);
+    fn only_server_of_some_blocks_stays() {
+        check_move(server("0:5", 1.0), &[server("5:10", 1.0)], None);
+        check_move(server("0:10", 1.0), &[], None);
     }
 
     #[test]
-    fn who_doubles_others_fills_a_hole() {
-        check_move(share("0:5", 1.0), &[share("0:5", 1.0)], Some("5:10"));
-        check_move(share("0:5", 1.0), &[share("0:5", 1.0), share("5:10", 1.0), share("5:10", 1.0)], None);
+    fn redundant_server_moves_to_uncovered_blocks() {
+        check_move(server("0:5", 1.0), &[server("0:5", 1.0)], Some("5:10"));
+        check_move(server("0:5", 1.0), &[server("0:5", 1.0), server("5:10", 1.0), server("5:10", 1.0)], None);
     }
 
     #[test]
-    fn a_little_imbalance_is_left_alone_and_a_large_one_is_not() {
-        // 3 servers of the first half and 1 of the second: its blocks can do 1 where 2 are possible.
-        let others = [share("0:5", 1.0), share("0:5", 1.0), share("5:10", 1.0)];
-        check_move(share("0:5", 1.0), &others, Some("5:10"));
-        // 0.9 where 1 is possible.
-        check_move(share("0:5", 0.1), &[share("0:5", 1.0), share("5:10", 0.9)], None);
+    fn servers_move_for_large_imbalance_only() {
+        // Three servers of the first half and one of the second: a throughput of 1 of a possible 2.
+        let others = [server("0:5", 1.0), server("0:5", 1.0), server("5:10", 1.0)];
+        check_move(server("0:5", 1.0), &others, Some("5:10"));
+        // A throughput of 0.9 of a possible 1.
+        check_move(server("0:5", 0.1), &[server("0:5", 1.0), server("5:10", 0.9)], None);
     }
 
     #[test]
-    fn everyone_moving_by_these_rules_ends_in_a_balance() {
-        let mut shares: Vec<ServerThroughput> = (0..8).map(|i| share("0:5", 1.0 + f64::from(i % 3) / 4.0)).collect();
+    fn repeated_moves_end_in_balance() {
+        let mut servers: Vec<ServerThroughput> = (0..8).map(|i| server("0:5", 1.0 + f64::from(i % 3) / 4.0)).collect();
         let mut moves = 0;
-        while let Some((i, span)) = (0..shares.len()).find_map(|i| {
+        while let Some((i, span)) = (0..servers.len()).find_map(|i| {
             let others: Vec<ServerThroughput> =
-                shares.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, s)| *s).collect();
-            better_span(shares[i], &others, 10, BALANCE_QUALITY).map(|span| (i, span))
+                servers.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, s)| *s).collect();
+            better_span(servers[i], &others, 10, BALANCE_QUALITY).map(|span| (i, span))
         }) {
-            shares[i].span = span;
+            servers[i].span = span;
             moves += 1;
-            assert!(moves < 50, "it goes on for ever: {shares:?}");
+            assert!(moves < 50, "moves do not end: {servers:?}");
         }
-        let sums = throughputs(&shares, 10);
+        let sums = block_throughputs(&servers, 10);
         let mean = sums.iter().sum::<f64>() / sums.len() as f64;
         assert!(least(&sums) > BALANCE_QUALITY * mean, "{sums:?} after {moves} moves");
     }

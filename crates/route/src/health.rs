@@ -1,15 +1,15 @@
 use std::time::Duration;
 
-/// The first ban; it doubles with each failure in a row.
+/// First ban of a server. It doubles with each failure in a row.
 pub const FIRST_BAN: Duration = Duration::from_millis(250);
-/// The longest ban.
+/// Longest ban of a server.
 pub const LONGEST_BAN: Duration = Duration::from_secs(60);
 
-/// Whether a server may be used, from what became of the calls to it.
+/// Availability of a server, from the results of the calls to it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Health {
     failures: u32,
-    /// When to ask it again; `None` while it is well.
+    /// Time of the next probe; `None` while the server is available.
     probe_at: Option<Duration>,
 }
 
@@ -22,20 +22,19 @@ impl Health {
         self.probe_at
     }
 
-    /// The server has done what it was asked: its failures are forgotten. One that was left stays so: what it finishes
-    /// may be the last.
+    /// Forgets the failures after a successful call. A banned server stays banned, because the call may be its last.
     pub(crate) fn mark_succeeded(&mut self) {
         if self.is_available() {
             self.failures = 0;
         }
     }
 
-    /// The server says that it is there. Its failures count until it has done something well.
+    /// Ends the ban. The failures count until a call succeeds.
     pub(crate) fn mark_returned(&mut self) {
         self.probe_at = None;
     }
 
-    /// The server failed. Failures of calls that were under way together count once.
+    /// Bans the server. Failures of calls that were in flight together count once.
     pub(crate) fn mark_failed(&mut self, now: Duration) {
         if self.probe_at.is_some_and(|probe_at| now < probe_at) {
             return;

@@ -1,12 +1,14 @@
-//! Which server serves which span: a pure state machine in virtual time.
+//! Routing of micro-batches to the servers of a swarm, as a pure state machine in virtual time.
 //!
-//! A [`Router`] is told of servers and of what became of the calls to them, and answers with routes.
-//! It opens no connection, reads no clock (it is told the time since a moment of the caller's
-//! choice where it matters) and is deterministic.
+//! A [`Router`] records servers and the results of calls to them, and plans routes. It opens no connections and reads no
+//! clock: the caller passes the time since a moment of its choice. All results are deterministic. Above it, `remote` makes
+//! the calls; beneath it, there is `core` alone.
 //!
-//! Invariants: a route covers the blocks asked for exactly once, in order; a server that failed is
-//! in no route from the very next plan until it has answered again, and the times at which it is asked
-//! grow apart exponentially; what a server says of its own speed counts only until it is measured.
+//! Invariants:
+//!
+//! - A route covers the requested blocks exactly once, in order.
+//! - A server that failed is in no route until it has answered again. Its probes are exponentially spaced.
+//! - A server's own statement of its speed counts only until it is measured.
 //!
 //! ```
 //! use std::time::Duration;
@@ -32,7 +34,7 @@ use std::time::Duration;
 use sepal_core::Span;
 
 use crate::health::Health;
-use crate::plan::{Candidate, Timed, search, way_back};
+use crate::plan::{Candidate, TimedHop, backward_duration, search};
 use crate::speed::Speed;
 
 mod balance;
@@ -44,26 +46,26 @@ pub use balance::{BALANCE_QUALITY, ServerThroughput, better_span, weakest_span};
 pub use health::{FIRST_BAN, LONGEST_BAN};
 pub use speed::{Pass, Timing, Work};
 
-/// How many of the spans hold each block of a model.
+/// Returns the number of spans that hold each block of a model.
 pub fn coverage(spans: &[Span], n_blocks: usize) -> Vec<usize> {
     (0..n_blocks).map(|block_idx| spans.iter().filter(|span| span.contains(block_idx)).count()).collect()
 }
 
-/// The runs of blocks that none of the spans holds.
+/// Returns the contiguous blocks that none of the spans holds.
 pub fn uncovered_spans(spans: &[Span], n_blocks: usize) -> Vec<Span> {
     let coverage = coverage(spans, n_blocks);
-    let mut holes: Vec<Span> = Vec::new();
+    let mut uncovered: Vec<Span> = Vec::new();
     for block_idx in (0..n_blocks).filter(|&block_idx| coverage[block_idx] == 0) {
-        let start = holes.pop_if(|hole| hole.end() == block_idx).map_or(block_idx, Span::start);
-        holes.extend(Span::new(start, block_idx + 1));
+        let start = uncovered.pop_if(|span| span.end() == block_idx).map_or(block_idx, Span::start);
+        uncovered.extend(Span::new(start, block_idx + 1));
     }
-    holes
+    uncovered
 }
 
-/// Seconds that a hop is taken to cost in a plan with as few of them as there can be.
-const AT_ANY_COST: f64 = 1e6;
+/// Assumed cost in seconds of a hop in a plan with the fewest hops.
+const FEWEST_HOPS_COST: f64 = 1e6;
 
-/// A server's place in its router.
+/// Index of a server in its router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServerId(pub usize);
 
@@ -73,113 +75,110 @@ impl fmt::Display for ServerId {
     }
 }
 
-/// One step of a route: these blocks on this server.
+/// Blocks of a route that one server runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hop {
-    /// Who.
+    /// Server that runs them.
     pub server: ServerId,
-    /// What; all or part of what the server holds.
+    /// All or some of the server's blocks.
     pub span: Span,
 }
 
-/// A server as it is met.
+/// Server at its first connection.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Server {
-    /// The blocks that it holds.
+    /// Blocks that it holds.
     pub span: Span,
-    /// What an empty call took.
+    /// Duration of an empty call.
     pub round_trip: Duration,
-    /// Seconds per token and block of a forward, as the server says; it counts until it is measured.
+    /// Seconds per token and block of a forward pass, as the server states. It counts until the first measurement.
     pub stated_rate: Option<f64>,
-    /// Tokens times blocks whose graphs it can keep; what goes beyond is computed twice.
+    /// Capacity for tapes in tokens times blocks. Forward passes beyond it are computed twice.
     pub tape_token_blocks: Option<u64>,
 }
 
 impl Server {
-    /// A server of which no more is known than what it holds.
+    /// Server of which only the blocks are state.
     pub fn new(span: Span) -> Self {
         Self { span, round_trip: Duration::ZERO, stated_rate: None, tape_token_blocks: None }
     }
 }
 
-/// Where the micro-batches of a step go.
+/// Routes of the micro-batches of a step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
-    /// A route for each micro-batch, in the order asked.
+    /// Route of each micro-batch, in the requested order.
     pub routes: Vec<Vec<Hop>>,
-    /// When the last of them is expected to have gone there and back, from now.
-    pub done: Duration,
+    /// Expected duration of all forward and backward passes.
+    pub duration: Duration,
 }
 
-/// A call under way, see [`Router::start_call`].
+/// Call in flight; see [`Router::start_call`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Call {
     server: ServerId,
     work: Work,
-    /// Seconds of our own earlier calls that the server has yet to compute, as expected.
+    /// Expected seconds of the client's earlier calls that the server has yet to compute.
     ahead: f64,
-    /// What the server had computed for us when this began.
+    /// Seconds that the server had computed for the client before this call.
     computed_before: f64,
-    /// Seconds that this one is expected to compute.
+    /// Expected seconds of this call's computation.
     expected: f64,
 }
 
-/// No route.
+/// Error of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum RouteError {
-    /// No server holds these blocks at all.
+    /// No server holds these blocks.
     #[error("no server holds blocks {missing}")]
-    Uncovered {
-        /// The first run of blocks that nobody holds.
-        missing: Span,
-    },
-    /// Servers hold the block, but all of them have failed.
+    Uncovered { missing: Span },
+    /// All servers that hold the block have failed.
     #[error("every server that holds block {block_idx} has failed")]
     Banned {
-        /// The first block without a server.
         block_idx: usize,
-        /// When the first of them is to be asked again.
+        /// Time of the first probe of one of them.
         probe_at: Duration,
     },
 }
 
-/// What is known of one server.
+/// State of one server.
 #[derive(Debug, Clone)]
-struct Known {
+struct ServerState {
     server: Server,
     health: Health,
     speed: Speed,
-    /// Seconds of computation that it was given and has not answered.
+    /// Expected seconds of computation of its calls in flight.
     outstanding: f64,
-    /// Seconds of computation that it answered.
+    /// Seconds of computation of its answered calls.
     computed: f64,
 }
 
-/// The servers of one model, and which of them may be used.
+/// Servers of one model with their speed and availability.
 #[derive(Debug, Clone, Default)]
 pub struct Router {
-    servers: Vec<Known>,
+    servers: Vec<ServerState>,
     changes: u64,
 }
 
 impl Router {
-    /// A router that knows no server.
+    /// Creates a router without servers.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// How many servers it knows.
+    /// Number of servers.
     pub fn len(&self) -> usize {
         self.servers.len()
     }
 
-    /// Whether it knows none.
+    /// True if there are no servers.
     pub fn is_empty(&self) -> bool {
         self.servers.is_empty()
     }
 
-    /// How often a server has come, gone or come back.
+    /// Number of times that a server arrived, failed or returned.
     pub fn changes(&self) -> u64 {
         self.changes
     }
@@ -188,102 +187,99 @@ impl Router {
     pub fn add(&mut self, server: Server) -> ServerId {
         self.changes += 1;
         let speed = Speed::new(server.round_trip, server.stated_rate);
-        self.servers.push(Known { server, health: Health::default(), speed, outstanding: 0.0, computed: 0.0 });
+        self.servers.push(ServerState { server, health: Health::default(), speed, outstanding: 0.0, computed: 0.0 });
         ServerId(self.servers.len() - 1)
     }
 
-    /// A server that had failed says that it is there: it is used again, for the blocks that it holds now. If it fails
-    /// before a call [`finish_call`](Self::finish_call), it is left for longer than before.
+    /// Makes a server that failed available again, with the blocks that it holds now. If it fails before a call
+    /// [finishes](Self::finish_call), its next ban is longer.
     pub fn mark_returned(&mut self, server: ServerId, span: Span) {
         self.changes += 1;
-        let known = &mut self.servers[server.0];
-        known.server.span = span;
-        known.health.mark_returned();
+        let state = &mut self.servers[server.0];
+        state.server.span = span;
+        state.health.mark_returned();
     }
 
-    /// A call goes out: until it is [`finish_call`](Self::finish_call) or [`abandon_call`](Self::abandon_call), the server is
-    /// busy with it.
+    /// Records the start of a call. It adds to the server's load until it is [finished](Self::finish_call) or
+    /// [abandoned](Self::abandon_call).
     pub fn start_call(&mut self, server: ServerId, work: Work) -> Call {
         let fallback = self.typical_rate();
-        let known = &mut self.servers[server.0];
-        let estimate = known.speed.rate(fallback) * (work.tokens * work.blocks) as f64;
-        let expected = known.speed.compute(work).unwrap_or(estimate);
-        let ahead = known.outstanding;
-        known.outstanding += expected;
-        Call { server, work, ahead, computed_before: known.computed, expected }
+        let state = &mut self.servers[server.0];
+        let estimate = state.speed.rate(fallback) * (work.tokens * work.blocks) as f64;
+        let expected = state.speed.compute(work).unwrap_or(estimate);
+        let ahead = state.outstanding;
+        state.outstanding += expected;
+        Call { server, work, ahead, computed_before: state.computed, expected }
     }
 
-    /// The server answered: its speed is known better and, if it is well, its failures are forgotten. To be told in the
-    /// order in which answers come.
+    /// Records the answer to a call: updates the server's speed and, if it is available, forgets its failures. Calls are
+    /// recorded in the order of their answers.
     pub fn finish_call(&mut self, call: Call, timing: Timing) {
         self.abandon_call(call);
-        let known = &mut self.servers[call.server.0];
-        known.health.mark_succeeded();
-        // A server works in the order in which things come: what it has answered us since was ahead of this call.
-        known.speed.add(call.work, timing, known.computed - call.computed_before);
-        known.computed += timing.computed.min(timing.total).as_secs_f64();
+        let state = &mut self.servers[call.server.0];
+        state.health.mark_succeeded();
+        // A server computes in the order of arrival: its answers since the start of this call were queued ahead of it.
+        state.speed.add(call.work, timing, state.computed - call.computed_before);
+        state.computed += timing.computed.min(timing.total).as_secs_f64();
     }
 
-    /// The call has ended without an answer that counts; follow with [`mark_failed`](Self::mark_failed) if the server is to blame.
+    /// Records the end of a call without an answer. [`mark_failed`](Self::mark_failed) follows if the server is the cause.
     pub fn abandon_call(&mut self, call: Call) {
-        let known = &mut self.servers[call.server.0];
-        known.outstanding = (known.outstanding - call.expected).max(0.0);
+        let state = &mut self.servers[call.server.0];
+        state.outstanding = (state.outstanding - call.expected).max(0.0);
     }
 
-    /// A server failed: it is in no route until it has answered again. Failures before it is to be asked
-    /// (of calls that were under way together) count once.
+    /// Bans a server from all routes until it [returns](Self::mark_returned). Failures before its next probe, as those of
+    /// calls that were in flight together, count once.
     pub fn mark_failed(&mut self, server: ServerId, now: Duration) {
         self.changes += u64::from(self.is_available(server));
         self.servers[server.0].health.mark_failed(now);
     }
 
-    /// The server took too long: it failed, and is taken to be slower until it is measured again.
+    /// Bans a server that took too long, and assumes that it is slower until the next measurement.
     pub fn mark_late(&mut self, server: ServerId, now: Duration) {
         self.servers[server.0].speed.mark_late();
         self.mark_failed(server, now);
     }
 
-    /// Whether routes may use the server.
+    /// True if routes may use the server.
     pub fn is_available(&self, server: ServerId) -> bool {
         self.servers[server.0].health.is_available()
     }
 
-    /// When a server that failed is to be asked whether it is back; `None` while it is well.
+    /// Time of the next probe of a banned server; `None` while it is available.
     pub fn probe_at(&self, server: ServerId) -> Option<Duration> {
         self.servers[server.0].health.probe_at()
     }
 
-    /// Another server was faster with a call that this one had first: it is taken to be slower until it is measured.
+    /// Assumes that a server is slower until the next measurement, because a replica has overtaken it.
     pub fn mark_straggler(&mut self, server: ServerId) {
         self.servers[server.0].speed.mark_late();
     }
 
-    /// After what time an answer that is not there is worth asking another server, too; `None` if such work was
-    /// never measured.
+    /// Time after which a call is worth hedging; `None` if such work was never measured.
     pub fn hedge_after(&self, server: ServerId, work: Work) -> Option<Duration> {
-        let known = &self.servers[server.0];
-        known.speed.hedge_after(work, known.outstanding)
+        let state = &self.servers[server.0];
+        state.speed.hedge_after(work, state.outstanding)
     }
 
-    /// When the call is late, from its start, by what the server was measured at; `None` if such a call was never
-    /// measured there.
+    /// Time from its start after which the call is late; `None` if such work was never measured there.
     pub fn late_after(&self, call: &Call) -> Option<Duration> {
         self.servers[call.server.0].speed.late_after(call.work, call.ahead)
     }
 
-    /// When a call that would begin now would be late, from its start; `None` if such a call was never measured there.
+    /// Time after which a call that starts now is late; `None` if such work was never measured there.
     pub fn late_after_now(&self, server: ServerId, work: Work) -> Option<Duration> {
-        let known = &self.servers[server.0];
-        known.speed.late_after(work, known.outstanding)
+        let state = &self.servers[server.0];
+        state.speed.late_after(work, state.outstanding)
     }
 
-    /// Routes through `span` for micro-batches of `tokens` positions each, the prefix included.
+    /// Plans routes through `span` for micro-batches of `tokens` positions each, including the prefix.
     ///
-    /// The largest micro-batch is placed first, each where it would be done first in view of all that the servers
-    /// were given already. So replicas share the work in proportion to their speed, the servers of a chain work at
-    /// the same time, and a hop is only made where it gains more than it costs. What is gained by leaving a busy server
-    /// in mid-span on the way there may be lost on the way back, so a plan with as few hops as there can be is made as
-    /// well, and the one that is done first there and back is taken.
+    /// The largest micro-batch is placed first, each on the route that completes first in view of the plan so far.
+    /// Replicas thus share the work in proportion to their speed, the servers of a chain work at the same time, and hops
+    /// are only made if they save time. Leaving a busy server in mid-span may save time forward and cost it backward.
+    /// Therefore a second plan has the fewest possible hops, and the plan with the shorter total duration is returned.
     ///
     /// # Errors
     /// [`RouteError`] with the first block that has no server.
@@ -291,64 +287,64 @@ impl Router {
         self.plan_avoiding(span, tokens, &[])
     }
 
-    /// As [`plan`](Self::plan), without the servers of `avoid`.
+    /// Plans routes like [`plan`](Self::plan), without the servers of `excluded`.
     ///
     /// # Errors
-    /// As there.
-    pub fn plan_avoiding(&self, span: Span, tokens: &[usize], avoid: &[ServerId]) -> Result<Plan, RouteError> {
-        let free = self.plan_with(span, tokens, avoid, 0.0)?;
-        let whole = self.plan_with(span, tokens, avoid, AT_ANY_COST)?;
-        Ok(if whole.done <= free.done { whole } else { free })
+    /// [`RouteError`] with the first block that has no server.
+    pub fn plan_avoiding(&self, span: Span, tokens: &[usize], excluded: &[ServerId]) -> Result<Plan, RouteError> {
+        let fastest = self.plan_with(span, tokens, excluded, 0.0)?;
+        let fewest_hops = self.plan_with(span, tokens, excluded, FEWEST_HOPS_COST)?;
+        Ok(if fewest_hops.duration <= fastest.duration { fewest_hops } else { fastest })
     }
 
-    fn plan_with(&self, span: Span, tokens: &[usize], avoid: &[ServerId], per_hop: f64) -> Result<Plan, RouteError> {
+    fn plan_with(&self, span: Span, tokens: &[usize], excluded: &[ServerId], per_hop: f64) -> Result<Plan, RouteError> {
         let mut order: Vec<usize> = (0..tokens.len()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(tokens[i]));
         let mut load = Load::new(self);
         let mut routes = vec![Vec::new(); tokens.len()];
-        let mut there = 0.0_f64;
+        let mut forward = 0.0_f64;
         for i in order {
-            let candidates = self.candidates(span, tokens[i], avoid, &load);
-            let found = search(&candidates, span, per_hop).map_err(|block_idx| self.why_not(block_idx, span.end()))?;
-            load.give(&found.hops, tokens[i]);
-            there = there.max(found.done);
-            routes[i] = found.hops;
+            let candidates = self.candidates(span, tokens[i], excluded, &load);
+            let route = search(&candidates, span, per_hop).map_err(|block_idx| self.no_route(block_idx, span.end()))?;
+            load.add(&route.hops, tokens[i]);
+            forward = forward.max(route.completion);
+            routes[i] = route.hops;
         }
-        let done = there + way_back(&routes, self.servers.len());
+        let seconds = forward + backward_duration(&routes, self.servers.len());
         let routes = routes.iter().map(|route| route.iter().map(|timed| timed.hop).collect()).collect();
-        Ok(Plan { routes, done: Duration::try_from_secs_f64(done).unwrap_or(Duration::MAX) })
+        Ok(Plan { routes, duration: Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX) })
     }
 
-    fn candidates(&self, span: Span, tokens: usize, avoid: &[ServerId], load: &Load) -> Vec<Candidate> {
-        let candidate = |(i, known): (usize, &Known)| {
+    fn candidates(&self, span: Span, tokens: usize, excluded: &[ServerId], load: &Load) -> Vec<Candidate> {
+        let candidate = |(i, state): (usize, &ServerState)| {
             let server = ServerId(i);
-            let (start, end) = (known.server.span.start().max(span.start()), known.server.span.end().min(span.end()));
+            let (start, end) = (state.server.span.start().max(span.start()), state.server.span.end().min(span.end()));
             let part = Span::new(start, end).ok()?;
-            (known.health.is_available() && !avoid.contains(&server)).then(|| Candidate {
+            (state.health.is_available() && !excluded.contains(&server)).then(|| Candidate {
                 server,
                 span: part,
                 free: load.busy[i],
-                overhead: known.speed.overhead(tokens),
+                overhead: state.speed.overhead(tokens),
                 per_block: load.per_block(self, server, tokens),
             })
         };
         self.servers.iter().enumerate().filter_map(candidate).collect()
     }
 
-    /// The median of the speeds that are known, for servers of which none is.
+    /// Returns the median of the known rates, which is assumed for unknown ones.
     fn typical_rate(&self) -> Option<f64> {
-        let mut rates: Vec<f64> = self.servers.iter().filter_map(|known| known.speed.known_rate()).collect();
+        let mut rates: Vec<f64> = self.servers.iter().filter_map(|state| state.speed.known_rate()).collect();
         let middle = rates.len() / 2;
         (!rates.is_empty()).then(|| *rates.select_nth_unstable_by(middle, f64::total_cmp).1)
     }
 
-    fn why_not(&self, block_idx: usize, end: usize) -> RouteError {
-        let holders = |block_idx: usize| self.servers.iter().filter(move |known| known.server.span.contains(block_idx));
-        // A server that is well but to be avoided can be asked at once.
-        if let Some(probe_at) = holders(block_idx).map(|known| known.health.probe_at().unwrap_or_default()).min() {
+    fn no_route(&self, block_idx: usize, end: usize) -> RouteError {
+        let holders = |block_idx: usize| self.servers.iter().filter(move |state| state.server.span.contains(block_idx));
+        // An available but excluded server can be probed at once.
+        if let Some(probe_at) = holders(block_idx).map(|state| state.health.probe_at().unwrap_or_default()).min() {
             return RouteError::Banned { block_idx, probe_at };
         }
-        let missing_end = (block_idx..end).find(|&at| holders(at).next().is_some()).unwrap_or(end);
+        let missing_end = (block_idx..end).find(|&block_idx| holders(block_idx).next().is_some()).unwrap_or(end);
         match Span::new(block_idx, missing_end) {
             Ok(missing) => RouteError::Uncovered { missing },
             Err(_) => RouteError::Banned { block_idx, probe_at: Duration::ZERO },
@@ -356,36 +352,35 @@ impl Router {
     }
 }
 
-/// What servers have to do while a plan is made.
+/// Load of the servers while a plan is made.
 struct Load {
-    /// Seconds until each is free.
+    /// Seconds until each server is free.
     busy: Vec<f64>,
-    /// Tokens times blocks that the plan has each keep.
-    kept: Vec<u64>,
-    fallback: Option<f64>,
+    /// Size of each server's planned tapes in tokens times blocks.
+    tapes: Vec<u64>,
+    typical_rate: Option<f64>,
 }
 
 impl Load {
     fn new(router: &Router) -> Self {
         Self {
-            busy: router.servers.iter().map(|known| known.outstanding).collect(),
-            kept: vec![0; router.servers.len()],
-            fallback: router.typical_rate(),
+            busy: router.servers.iter().map(|state| state.outstanding).collect(),
+            tapes: vec![0; router.servers.len()],
+            typical_rate: router.typical_rate(),
         }
     }
 
-    /// Seconds of one block. Work whose graphs do not fit is done forward, again forward, and backward: half as much
-    /// again.
+    /// Seconds of one block. Work whose tapes do not fit is computed forward twice and backward: half as much again.
     fn per_block(&self, router: &Router, server: ServerId, tokens: usize) -> f64 {
-        let Known { server: described, speed, .. } = &router.servers[server.0];
-        let fits = described.tape_token_blocks.is_none_or(|room| self.kept[server.0] + tokens as u64 <= room);
-        speed.rate(self.fallback) * tokens as f64 * if fits { 1.0 } else { 1.5 }
+        let ServerState { server: described, speed, .. } = &router.servers[server.0];
+        let fits = described.tape_token_blocks.is_none_or(|room| self.tapes[server.0] + tokens as u64 <= room);
+        speed.rate(self.typical_rate) * tokens as f64 * if fits { 1.0 } else { 1.5 }
     }
 
-    fn give(&mut self, hops: &[Timed], tokens: usize) {
-        for &Timed { hop, free, .. } in hops {
+    fn add(&mut self, hops: &[TimedHop], tokens: usize) {
+        for &TimedHop { hop, free, .. } in hops {
             self.busy[hop.server.0] = free;
-            self.kept[hop.server.0] += (tokens * hop.span.len()) as u64;
+            self.tapes[hop.server.0] += (tokens * hop.span.len()) as u64;
         }
     }
 }

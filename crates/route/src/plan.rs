@@ -1,141 +1,143 @@
-//! The chain of servers that would be done with a micro-batch first.
+//! Search of the chain of servers that completes a micro-batch first.
 
 use sepal_core::Span;
 
 use crate::{Hop, ServerId};
 
-/// A server as one search sees it. Times are seconds from now.
+/// Server in a search. Times are seconds from now.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Candidate {
     pub(crate) server: ServerId,
-    /// The part of what it holds that is asked for.
+    /// Part of the requested blocks that it holds.
     pub(crate) span: Span,
-    /// When it has done what it was given.
+    /// Time at which it has completed its queue.
     pub(crate) free: f64,
-    /// What a call takes beside its computation.
+    /// Duration of a call beside its computation.
     pub(crate) overhead: f64,
-    /// What one block takes.
+    /// Duration of one block.
     pub(crate) per_block: f64,
 }
 
-/// A chain and when it would be done.
+/// Chain of hops and the time at which it completes.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Found {
-    pub(crate) hops: Vec<Timed>,
-    pub(crate) done: f64,
+pub(crate) struct TimedRoute {
+    pub(crate) hops: Vec<TimedHop>,
+    pub(crate) completion: f64,
 }
 
-/// A hop and its times, in seconds.
+/// Hop with its times in seconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Timed {
+pub(crate) struct TimedHop {
     pub(crate) hop: Hop,
-    /// When the server would be free again.
+    /// Time at which the server is free again.
     pub(crate) free: f64,
-    /// What it computes.
-    pub(crate) computes: f64,
-    /// What the call takes beside that.
+    /// Duration of the computation.
+    pub(crate) compute: f64,
+    /// Duration of the call beside its computation.
     pub(crate) overhead: f64,
 }
 
-/// A server that the micro-batch may be on at the block that is looked at.
+/// Server that holds the current block of a search.
 #[derive(Debug, Clone, Copy)]
-struct Active {
+struct ActiveServer {
     candidate: Candidate,
-    run: Option<Run>,
+    visit: Option<Visit>,
 }
 
-/// A micro-batch on a server.
+/// Stay of the micro-batch on a server.
 #[derive(Debug, Clone, Copy)]
-struct Run {
-    /// When the server has done the block before.
-    at: f64,
-    /// Since which block it has the micro-batch.
+struct Visit {
+    /// Time at which the server completes the last block so far.
+    completion: f64,
+    /// First block of the visit.
     start: usize,
-    /// Hops up to here, this one included.
+    /// Number of hops, including this one.
     hops: usize,
 }
 
-impl Run {
+impl Visit {
     fn cost(&self, per_hop: f64) -> f64 {
-        self.at + per_hop * self.hops as f64
+        self.completion + per_hop * self.hops as f64
     }
 }
 
-/// How a boundary between blocks is reached first.
+/// Earliest arrival at a boundary between blocks.
 #[derive(Debug, Clone, Copy)]
-struct Reached {
-    run: Run,
-    by: Candidate,
+struct Arrival {
+    visit: Visit,
+    candidate: Candidate,
 }
 
-/// The earliest end of a micro-batch through `span`, or the first block that no candidate holds.
+/// Returns the chain that completes a micro-batch through `span` first, or the first block without a candidate.
 ///
-/// Block by block: a boundary is reached either by the server that had the micro-batch already, or by one that takes
-/// it over, as soon as it is there and the server is free. Arriving earlier never ends later, so the earliest arrival
-/// at each boundary is all that needs to be known of it (Dijkstra's argument on a line). Of equals the server that has
-/// the micro-batch keeps it, else the first in order is taken. Ways are compared as if each hop took `per_hop` seconds
-/// more than it does.
-pub(crate) fn search(candidates: &[Candidate], span: Span, per_hop: f64) -> Result<Found, usize> {
+/// The search goes from block to block. A boundary is reached either by the server that already has the micro-batch or by
+/// one that takes it over once it has arrived and the server is free. An earlier arrival never leads to a later
+/// completion, so the earliest arrival at each boundary is sufficient (Dijkstra's argument on a line). Among equals, a
+/// server keeps the micro-batch, or the first in order takes it. Chains are compared as if each hop took `per_hop`
+/// seconds more than it does.
+pub(crate) fn search(candidates: &[Candidate], span: Span, per_hop: f64) -> Result<TimedRoute, usize> {
     let mut starting: Vec<Vec<usize>> = vec![Vec::new(); span.len()];
     for (i, candidate) in candidates.iter().enumerate() {
         starting[candidate.span.start() - span.start()].push(i);
     }
-    let mut active: Vec<Active> = Vec::new();
-    let mut reached: Vec<Reached> = Vec::with_capacity(span.len());
+    let mut active: Vec<ActiveServer> = Vec::new();
+    let mut arrivals: Vec<Arrival> = Vec::with_capacity(span.len());
     for (block_idx, starting) in span.blocks().zip(&starting) {
         active.retain(|server| server.candidate.span.contains(block_idx));
-        active.extend(starting.iter().map(|&i| Active { candidate: candidates[i], run: None }));
-        let (here, hops) = reached.last().map_or((0.0, 0), |reached| (reached.run.at, reached.run.hops));
-        let mut best: Option<Reached> = None;
-        for Active { candidate, run } in &mut active {
-            let by = *candidate;
-            let under_way = by.overhead / 2.0;
-            let at = (here + under_way).max(by.free) + under_way;
-            let taken_over = Run { at, start: block_idx, hops: hops + 1 };
-            let kept = run.filter(|kept| kept.cost(per_hop) <= taken_over.cost(per_hop)).unwrap_or(taken_over);
-            let now = Run { at: kept.at + by.per_block, ..kept };
-            *run = Some(now);
-            let key = |run: Run, by: Candidate| (run.cost(per_hop), run.start, by.server);
-            if best.is_none_or(|best| key(now, by) < key(best.run, best.by)) {
-                best = Some(Reached { run: now, by });
+        active.extend(starting.iter().map(|&i| ActiveServer { candidate: candidates[i], visit: None }));
+        let (previous, hops) = arrivals.last().map_or((0.0, 0), |last| (last.visit.completion, last.visit.hops));
+        let mut best: Option<Arrival> = None;
+        for ActiveServer { candidate, visit } in &mut active {
+            let candidate = *candidate;
+            let transfer = candidate.overhead / 2.0;
+            let completion = (previous + transfer).max(candidate.free) + transfer;
+            let new_visit = Visit { completion, start: block_idx, hops: hops + 1 };
+            let cheapest = visit.filter(|visit| visit.cost(per_hop) <= new_visit.cost(per_hop)).unwrap_or(new_visit);
+            let next = Visit { completion: cheapest.completion + candidate.per_block, ..cheapest };
+            *visit = Some(next);
+            let key = |visit: Visit, candidate: Candidate| (visit.cost(per_hop), visit.start, candidate.server);
+            if best.is_none_or(|best| key(next, candidate) < key(best.visit, best.candidate)) {
+                best = Some(Arrival { visit: next, candidate });
             }
         }
-        reached.push(best.ok_or(block_idx)?);
+        arrivals.push(best.ok_or(block_idx)?);
     }
-    Ok(Found { done: reached.last().map_or(0.0, |reached| reached.run.at), hops: walk_back(&reached, span) })
+    let completion = arrivals.last().map_or(0.0, |last| last.visit.completion);
+    Ok(TimedRoute { completion, hops: trace_hops(&arrivals, span) })
 }
 
-fn walk_back(reached: &[Reached], span: Span) -> Vec<Timed> {
+/// Returns the hops that lead to the last arrival.
+fn trace_hops(arrivals: &[Arrival], span: Span) -> Vec<TimedHop> {
     let mut hops = Vec::new();
     let mut end = span.end();
-    while let Ok(rest) = Span::new(span.start(), end) {
-        let Reached { run: Run { at, start, .. }, by } = reached[rest.len() - 1];
-        let Ok(part) = Span::new(start, end) else { break };
-        let Candidate { server, overhead, per_block, .. } = by;
-        let (free, computes) = (at - overhead / 2.0, per_block * part.len() as f64);
-        hops.push(Timed { hop: Hop { server, span: part }, free, computes, overhead });
+    while let Ok(remaining) = Span::new(span.start(), end) {
+        let Arrival { visit: Visit { completion, start, .. }, candidate } = arrivals[remaining.len() - 1];
+        let Ok(span) = Span::new(start, end) else { break };
+        let Candidate { server, overhead, per_block, .. } = candidate;
+        let (free, compute) = (completion - overhead / 2.0, per_block * span.len() as f64);
+        hops.push(TimedHop { hop: Hop { server, span }, free, compute, overhead });
         end = start;
     }
     hops.reverse();
     hops
 }
 
-/// When the last of some micro-batches has gone its way back, each hop as long as on the way there: every server does
-/// one thing at a time, what is there first.
-pub(crate) fn way_back(routes: &[Vec<Timed>], n_servers: usize) -> f64 {
+/// Returns the duration of the backward passes of all routes. A hop takes as long as forward, and each server computes
+/// one micro-batch at a time, in the order of arrival.
+pub(crate) fn backward_duration(routes: &[Vec<TimedHop>], n_servers: usize) -> f64 {
     let mut free = vec![0.0_f64; n_servers];
-    // When each micro-batch is ready for its next hop, and how many hops it has before it.
+    // Time at which each micro-batch is ready for its next hop, and the number of hops that are left.
     let mut ready: Vec<(f64, usize)> = routes.iter().map(|route| (0.0, route.len())).collect();
     loop {
         let waiting = (0..ready.len()).filter(|&i| ready[i].1 > 0);
         let Some(next) = waiting.min_by(|&a, &b| ready[a].0.total_cmp(&ready[b].0)) else { break };
-        let (at, left) = ready[next];
-        let Timed { hop, computes, overhead, .. } = routes[next][left - 1];
-        let done = (at + overhead / 2.0).max(free[hop.server.0]) + computes;
-        free[hop.server.0] = done;
-        ready[next] = (done + overhead / 2.0, left - 1);
+        let (time, hops_left) = ready[next];
+        let TimedHop { hop, compute, overhead, .. } = routes[next][hops_left - 1];
+        let computed = (time + overhead / 2.0).max(free[hop.server.0]) + compute;
+        free[hop.server.0] = computed;
+        ready[next] = (computed + overhead / 2.0, hops_left - 1);
     }
-    ready.iter().map(|&(at, _)| at).fold(0.0, f64::max)
+    ready.iter().map(|&(time, _)| time).fold(0.0, f64::max)
 }
 
 #[cfg(test)]
@@ -147,17 +149,17 @@ mod tests {
         Candidate { server: ServerId(server), span, free: 0.0, overhead, per_block }
     }
 
-    fn check(candidates: &[Candidate], expected: &[(usize, &str)], done: f64) {
+    fn check(candidates: &[Candidate], expected: &[(usize, &str)], completion: f64) {
         let found = search(candidates, "0:10".parse().expect("a span"), 0.0).expect("a chain");
         let hops: Vec<(usize, String)> =
-            found.hops.iter().map(|Timed { hop, .. }| (hop.server.0, hop.span.to_string())).collect();
+            found.hops.iter().map(|TimedHop { hop, .. }| (hop.server.0, hop.span.to_string())).collect();
         let expected: Vec<(usize, String)> = expected.iter().map(|&(id, span)| (id, span.to_owned())).collect();
         assert_eq!(hops, expected);
-        assert!((found.done - done).abs() < 1e-9, "{} is not {done}", found.done);
+        assert!((found.completion - completion).abs() < 1e-9, "{} is not {completion}", found.completion);
     }
 
     #[test]
-    fn fewer_hops_if_they_cost_more_than_the_computation() {
+    fn hops_are_made_only_if_they_save_time() {
         let slow_whole = candidate(0, 0, 10, 1.0, 1.0);
         check(&[slow_whole, candidate(1, 0, 5, 1.0, 0.9), candidate(2, 5, 10, 1.0, 0.9)], &[(0, "0:10")], 11.0);
         let fast_halves = [slow_whole, candidate(1, 0, 5, 1.0, 0.1), candidate(2, 5, 10, 1.0, 0.1)];
@@ -165,42 +167,42 @@ mod tests {
     }
 
     #[test]
-    fn a_server_is_used_in_part_and_left_where_a_faster_one_begins() {
+    fn faster_server_takes_over_in_mid_span() {
         check(&[candidate(0, 0, 8, 0.1, 1.0), candidate(1, 3, 10, 0.1, 0.5)], &[(0, "0:3"), (1, "3:10")], 6.7);
     }
 
     #[test]
-    fn a_busy_server_is_waited_for_as_long_as_that_is_sooner() {
+    fn busy_server_is_waited_for_if_that_is_sooner() {
         let mut busy = candidate(0, 0, 10, 0.1, 0.1);
         let slow = candidate(1, 0, 10, 0.1, 0.3);
         busy.free = 1.0;
-        // The slow one makes a start in the meantime.
+        // The slow server starts in the meantime.
         check(&[busy, slow], &[(1, "0:3"), (0, "3:10")], 1.8);
         busy.free = 4.0;
         check(&[busy, slow], &[(1, "0:10")], 3.1);
     }
 
     #[test]
-    fn equals_are_taken_in_order() {
+    fn equal_servers_are_used_in_order() {
         check(&[candidate(3, 0, 10, 0.1, 0.1), candidate(2, 0, 10, 0.1, 0.1)], &[(2, "0:10")], 1.1);
     }
 
     #[test]
-    fn a_hole_is_found() {
+    fn block_without_server_is_an_error() {
         let candidates = [candidate(0, 0, 4, 0.1, 0.1), candidate(1, 6, 10, 0.1, 0.1)];
         assert_eq!(search(&candidates, "0:10".parse().expect("a span"), 0.0), Err(4));
     }
 
     #[test]
-    fn the_way_back_is_the_way_there_reversed() {
-        let hop = |server: usize, computes: f64| {
+    fn backward_pass_visits_hops_in_reverse() {
+        let hop = |server: usize, compute: f64| {
             let hop = Hop { server: ServerId(server), span: "0:1".parse().expect("a span") };
-            Timed { hop, free: 0.0, computes, overhead: 0.2 }
+            TimedHop { hop, free: 0.0, compute, overhead: 0.2 }
         };
-        assert_eq!(way_back(&[], 2), 0.0);
-        assert!((way_back(&[vec![hop(0, 1.0), hop(1, 3.0)]], 2) - 4.4).abs() < 1e-9);
-        // Server 1 does both last hops first, one after the other, and server 0 waits for them.
+        assert_eq!(backward_duration(&[], 2), 0.0);
+        assert!((backward_duration(&[vec![hop(0, 1.0), hop(1, 3.0)]], 2) - 4.4).abs() < 1e-9);
+        // Server 1 computes both last hops first, and server 0 waits for them.
         let both = [vec![hop(0, 1.0), hop(1, 3.0)], vec![hop(0, 1.0), hop(1, 3.0)]];
-        assert!((way_back(&both, 2) - 7.4).abs() < 1e-9);
+        assert!((backward_duration(&both, 2) - 7.4).abs() < 1e-9);
     }
 }

@@ -1,37 +1,37 @@
 use std::time::Duration;
 
-/// How much one measurement weighs against all before it.
+/// Weight of one measurement against all before it.
 const WEIGHT: f64 = 0.3;
-/// Seconds per token and block of a server of which nothing is known; only its ratio to latencies matters.
+/// Seconds per token and block of an unknown server. Only the ratio to latencies matters.
 const NOMINAL_RATE: f64 = 50e-6;
-/// Seconds per token on the way where nothing was measured, so that a hop is never free.
+/// Seconds per token of an unmeasured transfer, so that a hop is never free.
 const NOMINAL_TRANSFER: f64 = 5e-6;
-/// A call that takes this many times its usual time is late.
+/// Multiple of its usual time after which a call is late.
 const LATE_FACTOR: f64 = 2.0;
-/// A call that takes this many times its usual time is worth asking another server, too.
+/// Multiple of its usual time after which a call is hedged.
 const HEDGE_FACTOR: f64 = 1.3;
-/// What a call may be late by at least, for the chances of scheduling.
+/// Seconds added to the time after which a call is late, for variations of scheduling.
 const LATE_SLACK: f64 = 0.3;
 
-/// What a call does, since each takes its own time.
+/// Kind of a call. Each has a speed of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Pass {
-    /// Forward.
+    /// Forward pass.
     Forward,
-    /// Backward of a graph that the server kept.
+    /// Backward pass of a tape on the server.
     Backward,
-    /// Forward again, then backward.
+    /// Forward pass again, then backward pass.
     Stateless,
 }
 
-/// The size of one call.
+/// Size of one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Work {
-    /// What is done.
+    /// Kind of the call.
     pub pass: Pass,
-    /// Blocks it goes through.
+    /// Number of blocks.
     pub blocks: usize,
-    /// Positions of the batch, the prefix included.
+    /// Positions of the batch, including the prefix.
     pub tokens: usize,
 }
 
@@ -41,18 +41,18 @@ impl Work {
     }
 }
 
-/// What a call took.
+/// Measured times of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
-    /// From sending to the answer, as the client saw it.
+    /// Time from the request to the answer, measured by the client.
     pub total: Duration,
-    /// Of that, in the server's queue, as the server says.
+    /// Time in the server's queue, reported by the server.
     pub queued: Duration,
-    /// Of that, computing, as the server says.
+    /// Time of the computation, reported by the server.
     pub computed: Duration,
 }
 
-/// A running mean; `None` until the first measurement.
+/// Running mean; `None` before the first measurement.
 #[derive(Debug, Clone, Copy, Default)]
 struct Mean(Option<f64>);
 
@@ -62,18 +62,18 @@ impl Mean {
     }
 }
 
-/// A server's measured speed.
+/// Measured speed of a server, in seconds.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Speed {
-    /// Seconds per token and block, by pass.
+    /// Per token and block, by pass.
     rates: [Mean; 3],
-    /// The same, as the server said before it was measured.
+    /// Per token and block, as the server reported before the first measurement.
     stated: Option<f64>,
-    /// Seconds of an empty call.
+    /// Of an empty call.
     round_trip: f64,
-    /// Seconds per token on the way, beyond the round trip.
+    /// Per token of a transfer, beyond the round trip.
     transfer: Mean,
-    /// Seconds that a call waits for other clients' calls.
+    /// Of waiting for calls of other clients.
     foreign: Mean,
 }
 
@@ -83,27 +83,27 @@ impl Speed {
         Self { stated, round_trip: round_trip.as_secs_f64(), ..Self::default() }
     }
 
-    /// Takes in what a call took; `ahead` is the time that our own calls ahead of it took.
+    /// Adds the times of a call. `ahead` is the time of this client's calls that were queued before it.
     pub(crate) fn add(&mut self, work: Work, timing: Timing, ahead: f64) {
-        // A server may say what it likes: its parts are at most the whole.
+        // The server's figures are not trusted beyond the client's own.
         let total = timing.total.as_secs_f64();
         let computed = timing.computed.as_secs_f64().min(total);
         let queued = timing.queued.as_secs_f64().min(total - computed);
-        let on_the_way = total - computed - queued;
-        self.round_trip = self.round_trip.min(on_the_way);
-        self.transfer.add((on_the_way - self.round_trip) / work.tokens.max(1) as f64);
+        let transfer = total - computed - queued;
+        self.round_trip = self.round_trip.min(transfer);
+        self.transfer.add((transfer - self.round_trip) / work.tokens.max(1) as f64);
         self.rates[work.pass as usize].add(computed / work.token_blocks());
         self.foreign.add((queued - ahead).max(0.0));
     }
 
-    /// The server was late: it is taken to be half as fast until it is measured again.
+    /// Halves the assumed speed of a late server until the next measurement.
     pub(crate) fn mark_late(&mut self) {
         for rate in &mut self.rates {
             rate.0 = rate.0.map(|rate| 2.0 * rate);
         }
     }
 
-    /// Seconds per token and block of a forward; `fallback` for a server that was never measured.
+    /// Seconds per token and block of a forward pass, or `fallback` if it was never measured.
     pub(crate) fn rate(&self, fallback: Option<f64>) -> f64 {
         self.known_rate().or(fallback).unwrap_or(NOMINAL_RATE)
     }
@@ -112,23 +112,24 @@ impl Speed {
         self.rates[Pass::Forward as usize].0.or(self.stated)
     }
 
-    /// Seconds that a call of so many tokens takes beside its computation.
+    /// Seconds of a call beside its computation.
     pub(crate) fn overhead(&self, tokens: usize) -> f64 {
         self.round_trip + self.transfer.0.unwrap_or(NOMINAL_TRANSFER) * tokens as f64 + self.foreign.0.unwrap_or(0.0)
     }
 
-    /// Seconds of the computation alone, if such a pass was measured.
+    /// Seconds of the computation, if such a pass was measured.
     pub(crate) fn compute(&self, work: Work) -> Option<f64> {
         self.rates[work.pass as usize].0.map(|rate| rate * work.token_blocks())
     }
 
-    /// When a call that waits for `ahead` seconds of our own is late; `None` if the pass was never measured.
+    /// Time after which a call is late if `ahead` seconds of our own are queued before it; `None` if the pass was never
+    /// measured.
     pub(crate) fn late_after(&self, work: Work, ahead: f64) -> Option<Duration> {
         let usual = self.usual_seconds(work, ahead)?;
         Duration::try_from_secs_f64(LATE_FACTOR * usual + LATE_SLACK).ok()
     }
 
-    /// After what time a replica is asked as well: a little more than the usual.
+    /// Time after which a replica gets the call as well.
     pub(crate) fn hedge_after(&self, work: Work, ahead: f64) -> Option<Duration> {
         Duration::try_from_secs_f64(HEDGE_FACTOR * self.usual_seconds(work, ahead)?).ok()
     }

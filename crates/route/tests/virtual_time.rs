@@ -1,5 +1,4 @@
-//! A router against servers that only sleep, in virtual time: replicas of different speed, slow and lying ones,
-//! failures and returns.
+//! Router with simulated servers in virtual time: replicas of different speed, slow and lying ones, failures and returns.
 
 use std::time::Duration;
 
@@ -11,65 +10,68 @@ fn span(start: usize, end: usize) -> Span {
     Span::new(start, end).expect("a span")
 }
 
-/// How a simulated server really is.
+/// Actual speed of a simulated server.
 #[derive(Debug, Clone, Copy)]
-struct Truth {
+struct SimulatedServer {
     span: Span,
     /// Seconds per token and block.
     rate: f64,
     round_trip: f64,
 }
 
-/// Servers, and a router that learns what they are by their answers.
-struct World {
-    truths: Vec<Truth>,
+/// Servers, and a router that measures them.
+struct Simulation {
+    servers: Vec<SimulatedServer>,
     router: Router,
 }
 
-impl World {
-    fn new(truths: &[Truth]) -> Self {
+impl Simulation {
+    fn new(servers: &[SimulatedServer]) -> Self {
         let mut router = Router::new();
-        for truth in truths {
-            router.add(Server { round_trip: seconds(truth.round_trip), ..Server::new(truth.span) });
+        for server in servers {
+            router.add(Server { round_trip: seconds(server.round_trip), ..Server::new(server.span) });
         }
-        Self { truths: truths.to_vec(), router }
+        Self { servers: servers.to_vec(), router }
     }
 
-    /// Plans a step and plays it: each micro-batch goes through its route, servers do one thing at a time, in the
-    /// order in which things come. Returns how long it took.
-    fn step(&mut self, whole: Span, tokens: &[usize]) -> (Plan, f64) {
-        let plan = self.router.plan(whole, tokens).expect("a plan");
-        let mut free = vec![0.0_f64; self.truths.len()];
+    /// Plans a step and simulates it. Servers compute one micro-batch at a time, in the order of arrival. Returns the plan
+    /// and the duration of the step.
+    fn step(&mut self, span: Span, tokens: &[usize]) -> (Plan, f64) {
+        let plan = self.router.plan(span, tokens).expect("a plan");
+        let mut free = vec![0.0_f64; self.servers.len()];
         let mut events: Vec<Event> =
-            (0..tokens.len()).map(|batch| Event { at: 0.0, batch, hop: 0, answered: None }).collect();
-        let mut done = 0.0;
+            (0..tokens.len()).map(|batch| Event { time: 0.0, batch, hop: 0, answered: None }).collect();
+        let mut duration = 0.0;
         while !events.is_empty() {
-            let next = (0..events.len()).min_by(|&a, &b| events[a].at.total_cmp(&events[b].at)).expect("an event");
-            let Event { at, batch, hop, answered } = events.swap_remove(next);
+            let next = (0..events.len()).min_by(|&a, &b| events[a].time.total_cmp(&events[b].time)).expect("an event");
+            let Event { time, batch, hop, answered } = events.swap_remove(next);
             if let Some((call, timing)) = answered {
                 self.router.finish_call(call, timing);
-                done = at;
+                duration = time;
             }
             let Some(&Hop { server, span }) = plan.routes[batch].get(hop) else { continue };
-            let truth = self.truths[server.0];
+            let simulated = self.servers[server.0];
             let work = Work { pass: Pass::Forward, blocks: span.len(), tokens: tokens[batch] };
-            let computed = truth.rate * (work.blocks * work.tokens) as f64;
-            let arrived = at + truth.round_trip / 2.0;
+            let computed = simulated.rate * (work.blocks * work.tokens) as f64;
+            let arrived = time + simulated.round_trip / 2.0;
             let begun = arrived.max(free[server.0]);
             free[server.0] = begun + computed;
-            let back = begun + computed + truth.round_trip / 2.0;
-            let timing =
-                Timing { total: seconds(back - at), queued: seconds(begun - arrived), computed: seconds(computed) };
+            let answered_at = begun + computed + simulated.round_trip / 2.0;
+            let timing = Timing {
+                total: seconds(answered_at - time),
+                queued: seconds(begun - arrived),
+                computed: seconds(computed),
+            };
             let answered = Some((self.router.start_call(server, work), timing));
-            events.push(Event { at: back, batch, hop: hop + 1, answered });
+            events.push(Event { time: answered_at, batch, hop: hop + 1, answered });
         }
-        (plan, done)
+        (plan, duration)
     }
 }
 
-/// A micro-batch sets out for a hop of its route, with the answer of the hop before.
+/// Start of a micro-batch's hop, with the answer of the hop before.
 struct Event {
-    at: f64,
+    time: f64,
     batch: usize,
     hop: usize,
     answered: Option<(Call, Timing)>,
@@ -83,7 +85,7 @@ fn first_servers(plan: &Plan) -> Vec<usize> {
     plan.routes.iter().map(|route| route[0].server.0).collect()
 }
 
-/// The part of the work of equal micro-batches that a server gets.
+/// Returns a server's share of the work of equal micro-batches.
 fn share(plan: &Plan, server: usize) -> f64 {
     let blocks = |hops: &mut dyn Iterator<Item = &Hop>| hops.map(|hop| hop.span.len()).sum::<usize>() as f64;
     let hops = || plan.routes.iter().flatten();
@@ -92,67 +94,67 @@ fn share(plan: &Plan, server: usize) -> f64 {
 
 #[test]
 fn equal_replicas_share_the_work() {
-    let replica = Truth { span: span(0, 30), rate: 20e-6, round_trip: 0.02 };
-    let mut world = World::new(&[replica, replica]);
+    let replica = SimulatedServer { span: span(0, 30), rate: 20e-6, round_trip: 0.02 };
+    let mut simulation = Simulation::new(&[replica, replica]);
     let tokens = [100; 8];
-    let alone = 20e-6 * 30.0 * 800.0;
+    let on_one_server = 20e-6 * 30.0 * 800.0;
     for _ in 0..4 {
-        let (plan, took) = world.step(span(0, 30), &tokens);
+        let (plan, elapsed) = simulation.step(span(0, 30), &tokens);
         assert_eq!(share(&plan, 0), 0.5);
-        assert!((took - (alone / 2.0 + 0.02)).abs() < 1e-6, "{took}");
+        assert!((elapsed - (on_one_server / 2.0 + 0.02)).abs() < 1e-6, "{elapsed}");
     }
-    let (plan, took) = world.step(span(0, 30), &tokens);
+    let (plan, elapsed) = simulation.step(span(0, 30), &tokens);
     assert!(
-        (plan.done.as_secs_f64() - 2.0 * took).abs() < 0.1 * took,
-        "{:?} was planned there and back, {took} it took there",
-        plan.done
+        (plan.duration.as_secs_f64() - 2.0 * elapsed).abs() < 0.1 * elapsed,
+        "{:?} was planned forward and backward, forward elapsed {elapsed}",
+        plan.duration
     );
 }
 
 #[test]
-fn a_slower_replica_gets_less_in_proportion() {
-    let fast = Truth { span: span(0, 30), rate: 20e-6, round_trip: 0.02 };
-    let mut world = World::new(&[Truth { rate: 80e-6, ..fast }, fast]);
+fn slower_replica_gets_a_proportional_share() {
+    let fast = SimulatedServer { span: span(0, 30), rate: 20e-6, round_trip: 0.02 };
+    let mut simulation = Simulation::new(&[SimulatedServer { rate: 80e-6, ..fast }, fast]);
     let tokens = [50; 16];
-    // Measured in the first steps, then known.
-    world.step(span(0, 30), &tokens);
-    let (plan, took) = world.step(span(0, 30), &tokens);
+    // The first step measures the servers.
+    simulation.step(span(0, 30), &tokens);
+    let (plan, elapsed) = simulation.step(span(0, 30), &tokens);
     let slow = share(&plan, 0);
     assert!((slow - 0.2).abs() < 0.05, "{slow} is not a fifth");
     let ideal = 20e-6 * 30.0 * 800.0 * 0.8 + 0.02;
-    assert!(took < 1.2 * ideal, "{took} against {ideal}");
+    assert!(elapsed < 1.2 * ideal, "{elapsed} against {ideal}");
 }
 
 #[test]
 fn plans_change_as_measurements_do() {
-    let replica = Truth { span: span(0, 4), rate: 20e-6, round_trip: 0.001 };
-    let mut world = World::new(&[replica, replica]);
+    let replica = SimulatedServer { span: span(0, 4), rate: 20e-6, round_trip: 0.001 };
+    let mut simulation = Simulation::new(&[replica, replica]);
     let tokens = [400; 10];
-    world.step(span(0, 4), &tokens);
-    world.truths[0].rate *= 9.0;
-    let shares: Vec<f64> = (0..12).map(|_| share(&world.step(span(0, 4), &tokens).0, 0)).collect();
+    simulation.step(span(0, 4), &tokens);
+    simulation.servers[0].rate *= 9.0;
+    let shares: Vec<f64> = (0..12).map(|_| share(&simulation.step(span(0, 4), &tokens).0, 0)).collect();
     assert_eq!(shares.first(), Some(&0.5));
     let last = shares.last().expect("shares");
     assert!((last - 0.1).abs() < 0.05, "{shares:?}");
 }
 
 #[test]
-fn a_server_that_boasts_is_found_out() {
-    let honest = Truth { span: span(0, 10), rate: 20e-6, round_trip: 0.001 };
-    let mut world = World::new(&[]);
-    world.truths = vec![Truth { rate: 200e-6, ..honest }, honest];
+fn measured_speed_replaces_overstated_speed() {
+    let honest = SimulatedServer { span: span(0, 10), rate: 20e-6, round_trip: 0.001 };
+    let mut simulation = Simulation::new(&[]);
+    simulation.servers = vec![SimulatedServer { rate: 200e-6, ..honest }, honest];
     for stated in [1e-6, 20e-6] {
         let round_trip = Duration::from_millis(1);
-        world.router.add(Server { stated_rate: Some(stated), round_trip, ..Server::new(span(0, 10)) });
+        simulation.router.add(Server { stated_rate: Some(stated), round_trip, ..Server::new(span(0, 10)) });
     }
-    let (plan, _) = world.step(span(0, 10), &[100; 4]);
-    assert!(share(&plan, 0) > 0.9, "it is believed once");
-    let (plan, _) = world.step(span(0, 10), &[100; 4]);
-    assert!(share(&plan, 0) < 0.2, "and then known by its deeds: {}", share(&plan, 0));
+    let (plan, _) = simulation.step(span(0, 10), &[100; 4]);
+    assert!(share(&plan, 0) > 0.9, "its statement counts before the first measurement");
+    let (plan, _) = simulation.step(span(0, 10), &[100; 4]);
+    assert!(share(&plan, 0) < 0.2, "its measured speed counts afterwards: {}", share(&plan, 0));
 }
 
 #[test]
-fn nonsense_about_time_does_no_harm() {
+fn invalid_statements_of_time_are_ignored() {
     let mut router = Router::new();
     for stated in [Some(f64::NAN), Some(-1.0), Some(f64::INFINITY), Some(0.0), None] {
         let server = router.add(Server { stated_rate: stated, ..Server::new(span(0, 4)) });
@@ -188,11 +190,11 @@ fn lateness_follows_the_measured_speed() {
     router.mark_late(server, Duration::ZERO);
     assert!(router.plan(span(0, 10), &[1]).is_err(), "banned");
     let after = router.late_after(&router.clone().start_call(server, work)).expect("measured").as_secs_f64();
-    assert!(after > waiting, "it is taken to be slower: {after}");
+    assert!(after > waiting, "it is assumed to be slower: {after}");
 }
 
 #[test]
-fn what_does_not_fit_a_tape_budget_counts_for_more() {
+fn work_beyond_the_tape_budget_counts_for_more() {
     let mut router = Router::new();
     let server = Server { round_trip: Duration::from_millis(1), ..Server::new(span(0, 4)) };
     router.add(Server { tape_token_blocks: Some(400), ..server });
@@ -202,7 +204,7 @@ fn what_does_not_fit_a_tape_budget_counts_for_more() {
 }
 
 #[test]
-fn a_ban_counts_at_once_and_grows() {
+fn bans_apply_at_once_and_grow() {
     let mut router = Router::new();
     let a = router.add(Server::new(span(0, 4)));
     let b = router.add(Server::new(span(0, 4)));
@@ -214,7 +216,7 @@ fn a_ban_counts_at_once_and_grows() {
     router.mark_failed(b, at(30));
     let error = router.plan(span(0, 4), &[1]).expect_err("both are banned");
     assert_eq!(error, RouteError::Banned { block_idx: 0, probe_at: at(10) + FIRST_BAN });
-    // Asked in time, neither answers: the next time is twice as far away.
+    // A failure at the probe doubles the ban; one before the probe does not count.
     router.mark_failed(a, at(5_000));
     assert_eq!(router.probe_at(a), Some(at(5_000) + 2 * FIRST_BAN));
     assert_eq!(router.probe_at(b), Some(at(20) + FIRST_BAN));
@@ -231,23 +233,23 @@ fn a_ban_counts_at_once_and_grows() {
     let good = Timing { total: at(1), queued: Duration::ZERO, computed: at(1) };
     let call = router.start_call(a, call_work());
     router.finish_call(call, good);
-    assert!(!router.is_available(a), "what it finishes may be the last");
+    assert!(!router.is_available(a), "the finished call may be its last");
     router.mark_returned(a, span(0, 4));
     router.mark_failed(a, now);
-    assert_eq!(router.probe_at(a), Some(now + LONGEST_BAN), "to be there is not to do well");
+    assert_eq!(router.probe_at(a), Some(now + LONGEST_BAN), "returning does not reset the failures");
     router.mark_returned(a, span(0, 4));
     let call = router.start_call(a, call_work());
     router.finish_call(call, good);
     router.mark_failed(a, now);
-    assert_eq!(router.probe_at(a), Some(now + FIRST_BAN), "a good answer ends it all");
+    assert_eq!(router.probe_at(a), Some(now + FIRST_BAN), "a finished call resets the failures");
 }
 
 #[test]
-fn holes_are_named() {
+fn uncovered_blocks_are_named() {
     let mut router = Router::new();
     router.add(Server::new(span(0, 10)));
     let last = router.add(Server::new(span(20, 30)));
-    let error = router.plan(span(0, 30), &[1]).expect_err("a hole");
+    let error = router.plan(span(0, 30), &[1]).expect_err("uncovered blocks");
     assert_eq!(error, RouteError::Uncovered { missing: span(10, 20) });
     router.mark_returned(last, span(5, 30));
     assert!(router.plan(span(0, 30), &[1]).is_ok());
@@ -257,7 +259,7 @@ fn holes_are_named() {
 
 proptest! {
     #[test]
-    fn a_route_covers_its_span_exactly_once(
+    fn route_covers_its_span_exactly_once(
         servers in prop::collection::vec((0_usize..20, 1_usize..12, 1_u32..90, 0_u64..50), 1..12),
         dead in prop::collection::vec(0_usize..12, 0..6),
         tokens in prop::collection::vec(1_usize..300, 1..9),
@@ -280,14 +282,14 @@ proptest! {
             Ok(plan) => {
                 prop_assert_eq!(plan.routes.len(), tokens.len());
                 for route in &plan.routes {
-                    let mut at = 0;
+                    let mut end = 0;
                     for Hop { server, span } in route {
-                        prop_assert_eq!(span.start(), at);
+                        prop_assert_eq!(span.start(), end);
                         prop_assert!(held(server.0).covers(*span));
                         prop_assert!(!dead.contains(&server.0));
-                        at = span.end();
+                        end = span.end();
                     }
-                    prop_assert_eq!(at, 20);
+                    prop_assert_eq!(end, 20);
                     let neighbours = route.windows(2).all(|pair| pair[0].server != pair[1].server);
                     prop_assert!(neighbours, "two hops on one server are one hop");
                 }

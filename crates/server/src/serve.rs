@@ -90,17 +90,12 @@ impl ModelIdentity {
 
 /// Error of starting a server.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum StartError {
     /// Address that is in use, of another machine, or not permitted.
     #[error("listen on {addr}")]
-    Listen {
-        /// Requested address.
-        addr: Addr,
-        /// Cause.
-        #[source]
-        source: io::Error,
-    },
+    Listen { addr: Addr, source: io::Error },
     /// Failure to start a thread or runtime.
     #[error("start the server's threads")]
     Threads(#[source] io::Error),

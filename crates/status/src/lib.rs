@@ -70,12 +70,10 @@ impl View {
 
 /// Error of an address that is not available.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[error("show the server's status on http://{addr}")]
 pub struct StatusError {
-    /// Requested address.
     pub addr: SocketAddr,
-    /// Cause.
-    #[source]
     pub source: io::Error,
 }
 

@@ -4,21 +4,21 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Where a server listens: `HOST:PORT`, or `unix:PATH`.
+/// Address of a server: `HOST:PORT` or `unix:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Addr {
-    /// `HOST:PORT`; port 0 lets the system choose when listening.
+    /// `HOST:PORT`. A server that listens on port 0 gets a free port.
     Tcp(String),
-    /// The path of a Unix socket.
+    /// Path of a Unix socket.
     Unix(PathBuf),
 }
 
-/// Text that is no address.
+/// Error of text that is not an address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[error("`{text}` is not an address; write HOST:PORT, for example 127.0.0.1:4000, or unix:/path/of/socket")]
 pub struct AddrError {
-    /// What was written.
     pub text: String,
 }
 
@@ -26,14 +26,14 @@ impl FromStr for Addr {
     type Err = AddrError;
 
     fn from_str(text: &str) -> Result<Self, AddrError> {
-        let bad = || AddrError { text: text.to_owned() };
-        let text = text.strip_prefix("tcp:").map_or(text, |rest| rest.trim_start_matches('/'));
+        let error = || AddrError { text: text.to_owned() };
+        let text = text.strip_prefix("tcp:").map_or(text, |address| address.trim_start_matches('/'));
         if let Some(path) = text.strip_prefix("unix:") {
-            return if path.is_empty() { Err(bad()) } else { Ok(Addr::Unix(path.into())) };
+            return if path.is_empty() { Err(error()) } else { Ok(Addr::Unix(path.into())) };
         }
-        let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
+        let (host, port) = text.rsplit_once(':').ok_or_else(error)?;
         if host.is_empty() || host.contains('/') || port.parse::<u16>().is_err() {
-            return Err(bad());
+            return Err(error());
         }
         Ok(Addr::Tcp(text.to_owned()))
     }
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_round_trip() {
+    fn addr_text_round_trip_is_exact() {
         for text in ["127.0.0.1:4000", "[::1]:80", "blocks.example:9", "unix:/a b/c"] {
             assert_eq!(text.parse::<Addr>().expect("an address").to_string(), text);
         }

@@ -1,8 +1,10 @@
-//! Transports between clients and block servers: TCP, Unix sockets, pipes inside a process, and what others add.
+//! Transports between clients and block servers (TCP, Unix sockets, in-process pipes, transports of other crates), and the
+//! options of a client.
 //!
-//! This crate moves bytes and counts them; it knows nothing of messages.
+//! This crate moves and counts bytes. It knows nothing of messages, and builds without libtorch. Above it, `remote` and
+//! `server` speak over its streams and `discover` adds a peer-to-peer transport; beneath it, there is `core` alone.
 //!
-//! Invariant: a [`Traffic`] counts every byte that a stream moved, framing included.
+//! Invariant: a [`Traffic`] counts every byte that a stream moves, framing included.
 //!
 //! ```
 //! use sepal_swarm::Addr;

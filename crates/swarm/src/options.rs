@@ -95,3 +95,43 @@ pub enum SwarmPath {
 pub fn dtype_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "anyOf": [{ "type": "string", "enum": DType::ALL.map(DType::name) }, { "type": "null" }] })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+    #[serde(deny_unknown_fields)]
+    struct Outer {
+        servers: Vec<String>,
+        #[serde(flatten)]
+        remote: RemoteOptions,
+    }
+
+    #[test]
+    fn flattened_options_keep_their_order_and_defaults() {
+        let text = r#"{"servers":["a:1"],"wire_dtype":null,"micro_batch_tokens":2048,"timeout_ms":300000,"wait_ms":60000,"hedge":false,"path":"star"}"#;
+        let outer: Outer = serde_json::from_str(r#"{"servers":["a:1"]}"#).expect("defaults");
+        assert_eq!(outer.remote, RemoteOptions::default());
+        assert_eq!(serde_json::to_string(&outer).expect("JSON"), text);
+        assert_eq!(serde_json::from_str::<Outer>(text).expect("the same"), outer);
+    }
+
+    #[test]
+    fn flattened_options_refuse_unknown_and_skipped_fields() {
+        for field in ["nonsense", "deterministic", "first_block"] {
+            let text = format!(r#"{{"servers":[],"{field}":1}}"#);
+            let error = serde_json::from_str::<Outer>(&text).expect_err(field).to_string();
+            assert!(error.contains(&format!("unknown field `{field}`")), "{error}");
+        }
+    }
+
+    #[test]
+    fn flattened_schema_lists_the_serialized_fields() {
+        let schema = schemars::schema_for!(Outer).to_value();
+        let properties: Vec<&String> = schema["properties"].as_object().expect("properties").keys().collect();
+        let serialized = ["servers", "wire_dtype", "micro_batch_tokens", "timeout_ms", "wait_ms", "hedge", "path"];
+        assert_eq!(properties, serialized);
+        assert_eq!((&schema["additionalProperties"], &schema["required"]), (&false.into(), &vec!["servers"].into()));
+    }
+}

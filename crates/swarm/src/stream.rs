@@ -12,10 +12,10 @@ use tokio::sync::mpsc;
 
 use crate::Addr;
 
-/// Bytes that a pipe inside a process holds before its writer waits.
+/// Capacity of an in-process pipe.
 const PIPE_BYTES: usize = 4 << 20;
 
-/// Bytes moved, as seen from one side. Clones count together.
+/// Byte counters of one side of connections. Clones share the counters.
 #[derive(Debug, Clone, Default)]
 pub struct Traffic {
     up: Arc<AtomicU64>,
@@ -23,43 +23,43 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Bytes written so far.
+    /// Number of bytes written.
     pub fn up(&self) -> u64 {
         self.up.load(Ordering::Relaxed)
     }
 
-    /// Bytes read so far.
+    /// Number of bytes read.
     pub fn down(&self) -> u64 {
         self.down.load(Ordering::Relaxed)
     }
 }
 
-/// The reading half of a stream.
+/// Reading half of a stream.
 pub type Reader = Box<dyn AsyncRead + Send + Unpin>;
-/// The writing half of a stream.
+/// Writing half of a stream.
 pub type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
-/// A connection, in halves.
+/// Connection, split into halves.
 pub struct Stream {
-    /// What comes in.
+    /// Incoming bytes.
     pub reader: Reader,
-    /// What goes out.
+    /// Outgoing bytes.
     pub writer: Writer,
-    /// Grows as long as something arrives at the other side, where what was written may wait for long before it is sent.
+    /// Progress of the transfer to the other side, for transports that buffer much of what was written.
     pub progress: Progress,
 }
 
-/// A number that grows as a connection gets on.
+/// Counter that grows while a connection transfers data.
 #[derive(Clone)]
 pub struct Progress(Arc<dyn Fn() -> u64 + Send + Sync>);
 
 impl Progress {
-    /// What `now` says.
+    /// Creates a counter that is read by `now`.
     pub fn new(now: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
         Self(Arc::new(now))
     }
 
-    /// The number now.
+    /// Returns the current value.
     pub fn now(&self) -> u64 {
         (self.0)()
     }
@@ -78,7 +78,7 @@ impl fmt::Debug for Stream {
 }
 
 impl Stream {
-    /// A connection of any kind.
+    /// Creates a stream from any two halves.
     pub fn new(
         reader: impl AsyncRead + Send + Unpin + 'static,
         writer: impl AsyncWrite + Send + Unpin + 'static,
@@ -86,14 +86,14 @@ impl Stream {
         Self { reader: Box::new(reader), writer: Box::new(writer), progress: Progress::new(|| 0) }
     }
 
-    /// The same stream, with something that tells how it gets on.
+    /// Replaces the progress counter.
     #[must_use]
     pub fn with_progress(self, progress: Progress) -> Self {
         Self { progress, ..self }
     }
 
     fn tcp(stream: TcpStream) -> io::Result<Self> {
-        // A call is one message each way: waiting to fill a packet only adds latency.
+        // A call is one message each way, so waiting for a full packet only adds latency.
         stream.set_nodelay(true)?;
         let (reader, writer) = stream.into_split();
         Ok(Self::new(reader, writer))
@@ -109,63 +109,63 @@ impl Stream {
         Self::new(reader, writer)
     }
 
-    /// The same stream, counting what it moves.
+    /// Counts the bytes of the stream in `traffic`.
     pub fn counted(self, traffic: &Traffic) -> Self {
-        let count = |bytes: &Arc<AtomicU64>| Arc::clone(bytes);
+        let Traffic { up, down } = traffic.clone();
         Self {
-            reader: Box::new(Counted { inner: self.reader, bytes: count(&traffic.down) }),
-            writer: Box::new(Counted { inner: self.writer, bytes: count(&traffic.up) }),
+            reader: Box::new(Counted { inner: self.reader, bytes: down }),
+            writer: Box::new(Counted { inner: self.writer, bytes: up }),
             progress: self.progress,
         }
     }
 }
 
-/// A server that is reached in a way of its own, a peer-to-peer network for example.
+/// Server behind a transport of another crate, a peer-to-peer network for example.
 pub trait Connect: fmt::Debug + Send + Sync {
-    /// What it is called; a [`Dial`] on another machine finds it by that.
+    /// Name of the server. A [`Dial`] on another machine finds it by this name.
     fn name(&self) -> String;
 
     /// Opens a connection.
     fn connect(&self) -> Connecting<'_>;
 }
 
-/// A connection that is being opened.
+/// Future of a new connection.
 pub type Connecting<'a> = Pin<Box<dyn Future<Output = io::Result<Stream>> + Send + 'a>>;
 
-/// Finds servers by what other machines call them.
+/// Lookup of servers by the names that other machines use.
 pub trait Dial: fmt::Debug + Send + Sync {
-    /// The server of that name, if names of this kind are known here.
+    /// Returns the server of that name; `None` if the name is of another kind.
     fn find(&self, name: &str) -> Option<Endpoint>;
 }
 
-/// Where a client finds a server.
+/// Address of a server for its clients.
 #[derive(Debug, Clone)]
 pub enum Endpoint {
-    /// On a network or another process.
+    /// Address on a network or of another process.
     Addr(Addr),
-    /// In this process.
+    /// Server in this process.
     InProcess(InProcess),
-    /// In a way of its own.
+    /// Server behind another transport.
     Custom(Arc<dyn Connect>),
 }
 
-/// What became known of a server while servers are looked for.
+/// Event of server discovery.
 #[derive(Debug, Clone)]
 pub enum Sighting {
-    /// It is there; it may have been before.
+    /// A server is present. It may be known already.
     Present(Endpoint),
-    /// It has not been heard of for too long, or said that it leaves; by its name.
+    /// The server of this name has left or was not seen for too long.
     Gone(String),
 }
 
-/// Servers that come and go; it ends when they are no longer looked for.
+/// Stream of discovery events. It ends with the discovery.
 pub type Sightings = mpsc::UnboundedReceiver<Sighting>;
 
 impl Endpoint {
     /// Opens a connection.
     ///
     /// # Errors
-    /// What the system says; for a server inside the process, that it has stopped.
+    /// Error of the operating system; [`io::ErrorKind::ConnectionRefused`] if a server in this process has stopped.
     pub async fn connect(&self) -> io::Result<Stream> {
         match self {
             Endpoint::Addr(Addr::Tcp(host_port)) => Stream::tcp(TcpStream::connect(host_port).await?),
@@ -175,7 +175,7 @@ impl Endpoint {
         }
     }
 
-    /// Whether other machines can reach it by its name.
+    /// True if other machines can reach the server by its name.
     pub fn is_reachable(&self) -> bool {
         matches!(self, Endpoint::Addr(Addr::Tcp(_)) | Endpoint::Custom(_))
     }
@@ -191,14 +191,14 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// A server inside this process: each connection is a pair of pipes.
+/// Server in this process. Each connection is a pair of pipes.
 #[derive(Debug, Clone)]
 pub struct InProcess {
     connections: mpsc::UnboundedSender<DuplexStream>,
 }
 
 impl InProcess {
-    /// The client's handle, and the server's source of connections.
+    /// Returns the client's handle and the server's source of connections.
     pub fn new() -> (Self, Incoming) {
         let (connections, incoming) = mpsc::unbounded_channel();
         (Self { connections }, Incoming(incoming))
@@ -213,51 +213,51 @@ impl InProcess {
     }
 }
 
-/// Connections to a server from inside its process.
+/// Source of connections from inside the process.
 #[derive(Debug)]
 pub struct Incoming(mpsc::UnboundedReceiver<DuplexStream>);
 
-/// Where a server takes connections from.
+/// Source of a server's connections.
 #[derive(Debug)]
 pub enum Listener {
-    /// A TCP port.
+    /// TCP port.
     Tcp(TcpListener),
-    /// A Unix socket; the file is removed when the listener is dropped.
+    /// Unix socket. Its file is removed when the listener is dropped.
     Unix(UnixListener, SocketFile),
     /// Pipes from inside the process.
     InProcess(Incoming),
-    /// Connections that something else accepts.
+    /// Connections that another transport accepts.
     Streams(Streams),
 }
 
-/// Connections that something else accepts.
+/// Source of connections that another transport accepts.
 #[derive(Debug)]
 pub struct Streams(mpsc::UnboundedReceiver<Stream>);
 
 impl Streams {
-    /// Where accepted connections go, and what a server takes them from.
+    /// Returns the sender for accepted connections and the server's source of them.
     pub fn new() -> (mpsc::UnboundedSender<Stream>, Self) {
         let (sender, receiver) = mpsc::unbounded_channel();
         (sender, Self(receiver))
     }
 }
 
-/// A socket's file, removed on drop.
+/// File of a Unix socket, removed on drop.
 #[derive(Debug)]
 pub struct SocketFile(std::path::PathBuf);
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Gone already is as good.
+        // The file may be gone already.
         let _ = std::fs::remove_file(&self.0);
     }
 }
 
 impl Listener {
-    /// Listens on `addr`. A Unix socket's file left behind by a dead server is replaced.
+    /// Listens on `addr`. A stale file of a Unix socket is replaced.
     ///
     /// # Errors
-    /// What the system says, or that a live server listens there already.
+    /// Error of the operating system, also if another server listens on the address.
     pub async fn bind(addr: &Addr) -> io::Result<Self> {
         match addr {
             Addr::Tcp(host_port) => Ok(Listener::Tcp(TcpListener::bind(host_port).await?)),
@@ -272,7 +272,7 @@ impl Listener {
         }
     }
 
-    /// The address with the port that the system chose; `None` inside a process.
+    /// Address with the port that the system chose; `None` for other transports.
     pub fn addr(&self) -> Option<Addr> {
         match self {
             Listener::Tcp(listener) => listener.local_addr().ok().map(|addr| Addr::Tcp(addr.to_string())),
@@ -281,10 +281,10 @@ impl Listener {
         }
     }
 
-    /// The next connection; `None` when no more can come.
+    /// Waits for the next connection; `None` if there will be no more.
     ///
     /// # Errors
-    /// What the system says of this one connection; the listener goes on.
+    /// Error of the operating system for this connection. The listener continues.
     pub async fn accept(&mut self) -> Option<io::Result<Stream>> {
         match self {
             Listener::Tcp(listener) => Some(match listener.accept().await {
@@ -303,11 +303,12 @@ struct Counted<T> {
     bytes: Arc<AtomicU64>,
 }
 
-impl<W> Counted<W> {
-    fn note(&self, polled: &Poll<io::Result<usize>>) {
-        if let Poll::Ready(Ok(written)) = polled {
+impl<T> Counted<T> {
+    fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(written)) = &written {
             self.bytes.fetch_add(*written as u64, Ordering::Relaxed);
         }
+        written
     }
 }
 
@@ -322,9 +323,8 @@ impl<R: AsyncRead + Unpin> AsyncRead for Counted<R> {
 
 impl<W: AsyncWrite + Unpin> AsyncWrite for Counted<W> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.inner).poll_write(cx, buf);
-        self.note(&polled);
-        polled
+        let written = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.count(written)
     }
 
     fn poll_write_vectored(
@@ -332,9 +332,8 @@ impl<W: AsyncWrite + Unpin> AsyncWrite for Counted<W> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
-        self.note(&polled);
-        polled
+        let written = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.count(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -356,7 +355,7 @@ mod tests {
 
     use super::*;
 
-    /// Sends a few bytes both ways and checks what was counted.
+    /// Sends a few bytes both ways and checks the counters.
     async fn check(endpoint: Endpoint, mut listener: Listener) {
         let traffic = Traffic::default();
         let client = async {
@@ -379,7 +378,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_transport_moves_and_counts_bytes() {
+    async fn all_transports_move_and_count_bytes() {
         let listener = Listener::bind(&"127.0.0.1:0".parse().expect("an address")).await.expect("binds");
         let endpoint = Endpoint::Addr(listener.addr().expect("an address"));
         check(endpoint, listener).await;
@@ -394,7 +393,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+    async fn stale_socket_is_replaced_and_live_one_is_not() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("socket");
         drop(std::os::unix::net::UnixListener::bind(&path).expect("binds"));
@@ -405,7 +404,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stopped_embedded_server_refuses() {
+    async fn stopped_embedded_server_refuses_connections() {
         let (server, incoming) = InProcess::new();
         drop(incoming);
         let error = Endpoint::InProcess(server).connect().await.expect_err("refused");

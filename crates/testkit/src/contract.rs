@@ -1,11 +1,11 @@
-//! The contract that every plugin keeps; its own tests call one of these.
+//! Contract tests of plugins, to be called by the tests of each plugin.
 //!
-//! Each check builds the plugin from its example. It covers the options (named, documented, an example that fits
-//! its schema and survives a round trip, unknown keys refused), what the plugin adds to the parameters (only that
-//! gets gradients, the same seed gives the same start, save and load agree), and what its objects promise.
+//! Each check builds the plugin from its example. It covers the options (named, documented, an example that matches
+//! its schema and survives a round trip, unknown keys refused), the parameters that the plugin adds (only these get
+//! gradients, the same seed gives the same start, save and load agree), and the guarantees of its objects.
 //!
 //! # Panics
-//! Every function here panics where the contract is broken; that is its purpose.
+//! Every function here panics if the contract is broken.
 
 mod head;
 mod optimizer;
@@ -24,10 +24,7 @@ pub use optimizer::check_optimizer;
 pub use schedule::check_schedule;
 pub use tuning::check_tuning;
 
-/// Checks a plugin's name, documentation, example and schema, whatever its slot.
-///
-/// # Panics
-/// If the contract is broken.
+/// Checks a plugin's name, documentation, example and schema, for any slot.
 pub fn check_options<S: Slot, P: Plugin<S>>() {
     let mut registry = Registry::new();
     registry.register::<S, P>().expect("a plugin can be registered");
@@ -73,17 +70,16 @@ fn validator(entry: &Entry) -> jsonschema::Validator {
     jsonschema::validator_for(&entry.schema).expect("a plugin's schema is a JSON schema")
 }
 
-/// The seed of what is checked, and another one.
+/// Seed of the checked objects, and another one.
 const SEED: u64 = 7;
 const OTHER_SEED: u64 = 8;
 
-/// A parameter of somebody else, there before the plugin is built.
-const STRANGER: &str = "somebody_else";
+/// Parameter that exists before the plugin is built.
+const UNRELATED: &str = "unrelated";
 
-/// Parameters with a stranger among them.
 fn parameters() -> Parameters {
     let mut params = Parameters::new();
-    drop(params.add(STRANGER, &Tensor::ones([2], (Kind::Float, tch::Device::Cpu))).expect("the store is empty"));
+    drop(params.add(UNRELATED, &Tensor::ones([2], (Kind::Float, tch::Device::Cpu))).expect("the store is empty"));
     params
 }
 
@@ -91,7 +87,7 @@ fn parameters() -> Parameters {
 fn check_gradients(name: &str, params: &Parameters) {
     for (parameter, tensor) in params.iter() {
         let has_gradient = tensor.grad().defined();
-        assert_eq!(has_gradient, parameter != STRANGER, "`{name}`: what it adds has a gradient: {parameter}");
+        assert_eq!(has_gradient, parameter != UNRELATED, "`{name}`: what it adds has a gradient: {parameter}");
     }
 }
 
@@ -107,7 +103,6 @@ fn check_start_and_files(name: &str, params: &Parameters, again: &Parameters, ot
     assert_eq!(digest(params), digest(other), "`{name}`: loading gives back what was saved");
 }
 
-/// `n` numbers between -1 and 1 that look random, in this shape.
 fn numbers(shape: &[i64]) -> Tensor {
     let n: i64 = shape.iter().product();
     (Tensor::arange(n, (Kind::Float, tch::Device::Cpu)) * 1.7 + 0.3).sin().view(shape)
@@ -149,7 +144,7 @@ mod tests {
         check_schedule::<WarmupStableDecay>();
     }
 
-    /// Declares a schedule that is constant, with these options.
+    /// Declares a constant schedule with these options.
     macro_rules! schedule {
         ($name:literal, $config:ty) => {
             struct Broken;
@@ -218,14 +213,13 @@ mod tests {
         check_schedule::<Broken>();
     }
 
-    /// A head that adds two parameters and uses one.
-    struct Forgetful {
+    struct UnusedParameter {
         used: Tensor,
         labels: Vec<String>,
     }
 
-    impl Plugin<Head> for Forgetful {
-        const NAME: &'static str = "forgetful";
+    impl Plugin<Head> for UnusedParameter {
+        const NAME: &'static str = "unused-parameter";
         type Config = ConstantConfig;
 
         fn example() -> ConstantConfig {
@@ -234,12 +228,12 @@ mod tests {
 
         fn build(_: ConstantConfig, cx: &mut HeadContext<'_>) -> Result<Box<dyn TaskHead>, BuildError> {
             let used = cx.params.add("used", &numbers(&[1, cx.hidden as i64]))?;
-            drop(cx.params.add("forgotten", &numbers(&[1]))?);
+            drop(cx.params.add("unused", &numbers(&[1]))?);
             Ok(Box::new(Self { used, labels: vec!["score".to_owned()] }))
         }
     }
 
-    impl TaskHead for Forgetful {
+    impl TaskHead for UnusedParameter {
         fn forward(&self, hidden: &Hidden, _: Phase) -> Result<Logits, HeadError> {
             Ok(Logits { values: hidden.pooled.f_linear(&self.used, None::<Tensor>)? })
         }
@@ -262,8 +256,8 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "`forgetful`: what it adds has a gradient: forgotten")]
+    #[should_panic(expected = "`unused-parameter`: what it adds has a gradient: unused")]
     fn parameter_without_gradient_breaks_the_contract() {
-        check_head::<Forgetful>();
+        check_head::<UnusedParameter>();
     }
 }

@@ -1,10 +1,11 @@
-//! What tests of other crates share: the contract that every plugin keeps, and goldens made by PyTorch, and a hub on
+//! Test support for other crates: contract tests of plugins, tiny models with goldens of PyTorch, and a hub on
 //! loopback.
 //!
-//! This crate is for tests only and is not published; nothing of it is part of a binary.
+//! This crate is used only by tests and benches, and is not published. It depends on `plugin`, `optim`, `nn` and
+//! `core`.
 //!
-//! Invariants: a check panics with a sentence that says what the plugin must do; a golden lies beside the
-//! script that made it.
+//! Invariants: a check panics with a sentence that states the duty of the plugin; a golden lies beside the script that
+//! made it.
 //!
 //! ```
 //! use sepal_plugin::Opt;

@@ -1,4 +1,4 @@
-//! Tiny random models with a tokenizer, and labelled text that they can learn, for tests of whole runs.
+//! Tiny random models with a tokenizer, and labelled text that they can learn, for tests of complete runs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use sepal_core::Family;
 use serde_json::json;
 
-/// The folder of the goldens: `tiny-NAME/` and `tiny-NAME.golden.safetensors`.
+/// Returns the folder of the goldens: `tiny-NAME/` and `tiny-NAME.golden.safetensors`.
 pub fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens")
 }
 
-/// The names of the tiny models among the goldens, sorted: every family in every form that it has.
+/// Returns the sorted names of the tiny models: every family in every variant.
 ///
 /// # Panics
 /// If the folder cannot be read.
@@ -28,7 +28,7 @@ pub fn models() -> Vec<String> {
     names
 }
 
-/// Words of the tiny tokenizer: the first are of bad sentences, the next of good ones, the rest of both.
+/// Words of the tiny tokenizer: of bad sentences, of good sentences, and of both.
 const BAD: [&str; 8] = ["awful", "boring", "clumsy", "dull", "empty", "flat", "grim", "hollow"];
 const GOOD: [&str; 8] = ["bright", "clever", "funny", "gentle", "lively", "moving", "sharp", "warm"];
 const BOTH: [&str; 12] = ["a", "the", "film", "plot", "cast", "scene", "was", "is", "and", "very", "with", "it"];
@@ -54,8 +54,8 @@ pub fn model(folder: &Path, name: &str) -> PathBuf {
     to
 }
 
-/// Deals the weights of a model's folder out to shards, one for the ends and one for each block, with an index, in place
-/// of `model.safetensors`; their names, that of the ends first.
+/// Splits the weights of a model's folder into shards with an index, one for the ends and one for each block, and
+/// removes `model.safetensors`. Returns the names of the shards, the ends first.
 ///
 /// # Panics
 /// If the files cannot be read or written.
@@ -68,8 +68,8 @@ pub fn shard(folder: &Path) -> Vec<String> {
         shards.entry(name.split('.').find_map(|part| part.parse().ok())).or_default().push((name, view));
     }
     let (n_shards, mut files, mut weight_map) = (shards.len(), Vec::new(), serde_json::Map::new());
-    for (at, tensors) in shards.into_values().enumerate() {
-        let file = format!("model-{:05}-of-{n_shards:05}.safetensors", at + 1);
+    for (index, tensors) in shards.into_values().enumerate() {
+        let file = format!("model-{:05}-of-{n_shards:05}.safetensors", index + 1);
         weight_map.extend(tensors.iter().map(|(name, _)| (name.clone(), json!(file))));
         let shard = safetensors::serialize(tensors, None).expect("serializes");
         std::fs::write(folder.join(&file), shard).expect("a shard");
@@ -81,11 +81,11 @@ pub fn shard(folder: &Path) -> Vec<String> {
     files
 }
 
-/// `rows` sentences of 3 to 9 words with their class (0 bad, 1 good), the same for the same seed. A sentence has
-/// one word that tells its class, at its end.
+/// Returns `rows` sentences of 3 to 9 words with their class (0 bad, 1 good), the same for the same seed. The last
+/// word of a sentence determines its class.
 pub fn sentences(rows: usize, seed: u64) -> Vec<(String, usize)> {
     let mut state = seed.wrapping_mul(2).wrapping_add(1);
-    // Constants of Knuth's MMIX generator; the upper bits are the good ones.
+    // Constants of Knuth's MMIX generator; its upper bits are the better ones.
     let mut draw = |below: usize| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % below
@@ -99,7 +99,7 @@ pub fn sentences(rows: usize, seed: u64) -> Vec<(String, usize)> {
     (0..rows).map(sentence).collect()
 }
 
-/// Writes sentences as a CSV file with the columns `sentence` and `label`.
+/// Writes sentences to a CSV file with the columns `sentence` and `label`.
 ///
 /// # Panics
 /// If the file cannot be written.

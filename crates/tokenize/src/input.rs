@@ -1,34 +1,34 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// One sequence of text, or a pair of sequences, as a model reads it.
+/// Input of a model: one sequence of text, or a pair of sequences.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Input<'a> {
     first: Vec<Piece<'a>>,
     second: Option<&'a str>,
 }
 
-/// A part of a sequence.
+/// Part of a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Piece<'a> {
     /// Words around a text, such as those of a template. They are never truncated.
     Fixed(&'a str),
-    /// A text, which truncation may shorten.
+    /// Text that truncation may shorten.
     Text(&'a str),
 }
 
 impl<'a> Input<'a> {
-    /// A text, and the text that it is paired with, if any.
+    /// Creates an input of a text, and of the second text of a pair, if there is one.
     pub fn new(text: &'a str, pair: Option<&'a str>) -> Self {
         Self { first: vec![Piece::Text(text)], second: pair }
     }
 
-    /// A first sequence made of pieces, and a second sequence, if any.
-    pub fn of_pieces(first: Vec<Piece<'a>>, second: Option<&'a str>) -> Self {
+    /// Creates an input of the pieces of the first sequence, and of a second sequence, if there is one.
+    pub fn from_pieces(first: Vec<Piece<'a>>, second: Option<&'a str>) -> Self {
         Self { first, second }
     }
 
-    /// The first sequence in one string.
+    /// First sequence as one string.
     pub fn first(&self) -> Cow<'a, str> {
         match self.first[..] {
             [piece] => Cow::Borrowed(piece.text()),
@@ -36,27 +36,27 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// True if the first sequence is a text without fixed words.
-    pub(crate) fn is_text_alone(&self) -> bool {
+    /// Returns true if the first sequence is a text without fixed words.
+    pub(crate) fn is_plain_text(&self) -> bool {
         matches!(self.first[..], [Piece::Text(_)])
     }
 
-    /// The second sequence.
+    /// Second sequence.
     pub fn second(&self) -> Option<&'a str> {
         self.second
     }
 
-    /// The texts of the first sequence, as byte ranges of [`Input::first`].
-    pub(crate) fn spans(&self) -> Vec<Range<usize>> {
-        let (mut end, mut spans) = (0, Vec::new());
+    /// Byte ranges of the texts in [`Input::first`].
+    pub(crate) fn text_ranges(&self) -> Vec<Range<usize>> {
+        let (mut end, mut ranges) = (0, Vec::new());
         for piece in &self.first {
             let start = end;
             end += piece.text().len();
             if let Piece::Text(_) = piece {
-                spans.push(start..end);
+                ranges.push(start..end);
             }
         }
-        spans
+        ranges
     }
 }
 

@@ -1,14 +1,16 @@
-//! Text to token ids, by a `tokenizer.json` and the files beside it, or by the vocabulary inside a GGUF file.
+//! Text to token ids, by a `tokenizer.json` and the files beside it, or by the vocabulary of a GGUF file.
 //!
-//! This crate wraps `tokenizers`: it normalises, splits, encodes, truncates and adds the special
-//! tokens that the model's post-processor asks for. It does not pad, does not apply chat templates,
-//! fetches nothing, and does not know libtorch.
+//! **Limits.** This crate does not pad, applies no chat templates, downloads nothing, and does not know libtorch. It wraps
+//! the crate `tokenizers`: normalization, pre-tokenization, encoding and special tokens are those of the definition;
+//! truncation is its own.
 //!
-//! Invariants: an [`Encoding`] has at most `max_length` tokens; its offsets are bytes of the text that was
-//! given (for a pair each half counts in its own text), and `(0, 0)` where the post-processor added a
-//! token. Truncation removes tokens of texts, never a special token of the
-//! post-processor or the fixed words of an [`Input`]. Equal definitions have equal
-//! [digests](Tokenizer::digest) in every process, and equal texts equal ids: sampling is off.
+//! **Place in the crate graph.** It depends on no crate of the workspace. `sepal-data` encodes rows with it,
+//! `sepal-checkpoint` reads GGUF vocabularies for it, and `sepal-pipeline` loads tokenizers by it.
+//!
+//! **Invariants.** An [`Encoding`] has at most `max_length` tokens. Its offsets are bytes of the input text (of each half of
+//! a pair), and `(0, 0)` for tokens that the post-processor adds. Truncation removes tokens of texts, but neither special
+//! tokens of the post-processor nor the fixed words of an [`Input`]. Equal definitions have equal
+//! [digests](Tokenizer::digest) in every process, and equal texts have equal ids, as sampling is off.
 //!
 //! ```
 //! use sepal_tokenize::{GgufVocab, Tokenizer};

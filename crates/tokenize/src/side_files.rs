@@ -1,4 +1,4 @@
-//! The files beside a `tokenizer.json`, as transformers 5 reads them.
+//! Files beside a `tokenizer.json`, with the semantics of transformers 5.
 //!
 //! | file | keys that change ids |
 //! | --- | --- |
@@ -6,8 +6,8 @@
 //! | `special_tokens_map.json` | the same tokens. It wins over `tokenizer_config.json`, and counts only where that has no `added_tokens_decoder` |
 //! | `added_tokens.json` | ids of tokens, which count on the same condition |
 //!
-//! The other keys, among them `add_bos_token`, `add_eos_token`, `model_max_length` and `padding_side`, have no effect
-//! on ids where there is a `tokenizer.json`: its post-processor decides about special tokens.
+//! Other keys, among them `add_bos_token`, `add_eos_token`, `model_max_length` and `padding_side`, do not change ids if there
+//! is a `tokenizer.json`: its post-processor adds special tokens.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -25,42 +25,40 @@ const ADDED_TOKENS: &str = "added_tokens.json";
 /// Names of all files that [`Tokenizer::from_file`](crate::Tokenizer::from_file) reads beside `tokenizer.json`.
 pub const SIDE_FILES: [&str; 3] = [CONFIG, SPECIAL_TOKENS, ADDED_TOKENS];
 
-/// Special tokens with a name of their own, in the order in which they get ids.
+/// Names of special tokens, in the order of their ids.
 const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 const EXTRA: &str = "extra_special_tokens";
-/// Key by which an object says that it is a token.
+/// Key that marks an object as a token.
 const TYPE: &str = "__type";
-/// The name that [`EXTRA`] had before transformers 5.
-const EXTRA_BEFORE: &str = "additional_special_tokens";
+/// Name of [`EXTRA`] before transformers 5.
+const LEGACY_EXTRA: &str = "additional_special_tokens";
 
-/// Settings of a tokenizer that stand outside of its `tokenizer.json`.
+/// Settings of a tokenizer outside of its `tokenizer.json`.
 #[derive(Debug, Default)]
 pub(crate) struct SideFiles {
     /// Tokens by id, from `added_tokens_decoder` or `added_tokens.json`.
     added: BTreeMap<u32, AddedToken>,
     /// True if tokens come from `added_tokens_decoder`.
     has_decoder: bool,
-    /// Tokens that have a name, in order.
     named: Vec<AddedToken>,
-    /// Special tokens without one.
     extra: Vec<AddedToken>,
     splits_special_tokens: bool,
-    truncation_side: Option<TruncationSide>,
+    pub(crate) truncation_side: Option<TruncationSide>,
     prefix_space: Option<PrefixSpace>,
 }
 
-/// Treatment of the beginning of a text by a class that makes its pre-tokenizer anew.
+/// Prefix of texts, for tokenizer classes that rebuild their pre-tokenizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PrefixSpace {
-    /// A byte-level pre-tokenizer puts a space there, or does not.
+    /// True if a byte-level pre-tokenizer adds a space.
     ByteLevel(bool),
-    /// A metaspace is put there: `always`, `first` or `never`.
+    /// Scheme of a metaspace: `always`, `first` or `never`.
     Metaspace(&'static str),
 }
 
 impl PrefixSpace {
-    /// Returns the treatment that `settings` name, if the class that they name heeds it.
-    fn of(settings: &Map<String, Value>) -> Option<Self> {
+    /// Prefix in `settings`, if their tokenizer class uses it.
+    fn from_settings(settings: &Map<String, Value>) -> Option<Self> {
         let is_added = settings.get("add_prefix_space")?.as_bool()?;
         let is_legacy = settings.get("legacy").and_then(Value::as_bool).unwrap_or(false);
         match settings.get("tokenizer_class")?.as_str()?.trim_end_matches("Fast") {
@@ -74,7 +72,7 @@ impl PrefixSpace {
         }
     }
 
-    /// Changes the pre-tokenizers of that kind in a definition.
+    /// Updates the pre-tokenizers of this kind in a definition.
     fn apply(self, pre_tokenizer: &mut Value) {
         match (self, pre_tokenizer["type"].as_str()) {
             (Self::ByteLevel(is_added), Some("ByteLevel")) => pre_tokenizer["add_prefix_space"] = is_added.into(),
@@ -89,68 +87,66 @@ impl PrefixSpace {
 }
 
 impl SideFiles {
-    /// Reads the files in `folder` that there are.
+    /// Reads the existing files in `folder`.
     ///
     /// # Errors
-    /// [`LoadError`] if one cannot be read or has another form.
+    /// [`LoadError`] if one cannot be read or is invalid.
     pub(crate) fn read(folder: &Path) -> Result<Self, LoadError> {
-        let wrong = |name: &str, problem: String| LoadError::File { path: folder.join(name), source: problem.into() };
-        let mut settings = object(folder, CONFIG)?.unwrap_or_default();
+        let invalid = |name: &str, problem: String| LoadError::File { path: folder.join(name), source: problem.into() };
+        let mut settings = read_object(folder, CONFIG)?.unwrap_or_default();
         let has_decoder = settings.contains_key("added_tokens_decoder");
         let added = match settings.get("added_tokens_decoder") {
             None | Some(Value::Null) => BTreeMap::new(),
-            Some(decoder) => decoded(decoder).map_err(|problem| wrong(CONFIG, problem))?,
+            Some(decoder) => parse_decoder(decoder).map_err(|problem| invalid(CONFIG, problem))?,
         };
         let mut files = Self { has_decoder, added, ..Self::default() };
         rename_extra(&mut settings);
         if !files.has_decoder {
-            let mut special = object(folder, SPECIAL_TOKENS)?.unwrap_or_default();
+            let mut special = read_object(folder, SPECIAL_TOKENS)?.unwrap_or_default();
             rename_extra(&mut special);
-            // Objects of this file are tokens without saying so.
+            // Objects of this file are tokens without a mark.
             let objects =
                 special.iter_mut().filter(|(name, _)| *name != EXTRA).filter_map(|(_, value)| value.as_object_mut());
             objects.for_each(|object| drop(object.insert(TYPE.to_owned(), "AddedToken".into())));
-            Self::default().take_special(&special).map_err(|problem| wrong(SPECIAL_TOKENS, problem))?;
+            Self::default().take_special(&special).map_err(|problem| invalid(SPECIAL_TOKENS, problem))?;
             join_extra(&settings, &mut special);
             settings.extend(special);
         }
-        files.take_special(&settings).map_err(|problem| wrong(CONFIG, problem))?;
+        files.take_special(&settings).map_err(|problem| invalid(CONFIG, problem))?;
         if !files.has_decoder
-            && let Some(ids) = object(folder, ADDED_TOKENS)?
+            && let Some(ids) = read_object(folder, ADDED_TOKENS)?
         {
-            files.added = files.numbered(&ids).map_err(|problem| wrong(ADDED_TOKENS, problem))?;
+            files.added = files.numbered(&ids).map_err(|problem| invalid(ADDED_TOKENS, problem))?;
         }
-        files.prefix_space = PrefixSpace::of(&settings);
+        files.prefix_space = PrefixSpace::from_settings(&settings);
         files.splits_special_tokens = settings.get("split_special_tokens").and_then(Value::as_bool).unwrap_or(false);
         files.truncation_side = match settings.get("truncation_side") {
             None | Some(Value::Null) => None,
             Some(side) => match side.as_str() {
                 Some("left") => Some(TruncationSide::Left),
                 Some("right") => Some(TruncationSide::Right),
-                _ => return Err(wrong(CONFIG, format!("`truncation_side` is {side}, expected \"left\" or \"right\""))),
+                _ => {
+                    return Err(invalid(
+                        CONFIG,
+                        format!("`truncation_side` is {side}, expected \"left\" or \"right\""),
+                    ));
+                }
             },
         };
         Ok(files)
     }
 
-    /// True if the files change something in a definition.
-    pub(crate) fn edits(&self) -> bool {
+    pub(crate) fn has_edits(&self) -> bool {
         self.prefix_space.is_some()
     }
 
-    /// Changes what the files change in a definition.
     pub(crate) fn edit(&self, definition: &mut Value) {
         if let (Some(prefix_space), Some(pre_tokenizer)) = (self.prefix_space, definition.get_mut("pre_tokenizer")) {
             prefix_space.apply(pre_tokenizer);
         }
     }
 
-    /// Side of texts that truncation removes, if a file says so.
-    pub(crate) fn truncation_side(&self) -> Option<TruncationSide> {
-        self.truncation_side
-    }
-
-    /// Adds the tokens to a tokenizer. Those that its vocabulary has keep their ids, others follow behind it.
+    /// Adds the tokens to a tokenizer. Tokens of its vocabulary keep their ids, others get the following ids.
     pub(crate) fn apply(self, tokenizer: &mut tokenizers::Tokenizer) -> Result<(), BoxError> {
         let own = tokenizer.get_added_tokens_decoder();
         let mut by_id = self.added;
@@ -175,30 +171,29 @@ impl SideFiles {
         Ok(())
     }
 
-    /// Takes the special tokens out of `settings`.
     fn take_special(&mut self, settings: &Map<String, Value>) -> Result<(), String> {
-        let is_own_name = |name: &&String| name.ends_with("_token") && !NAMED.contains(&name.as_str());
+        let is_custom_name = |name: &&String| name.ends_with("_token") && !NAMED.contains(&name.as_str());
         let mut named: Vec<(&str, &Value)> =
             NAMED.into_iter().filter_map(|name| settings.get(name).map(|value| (name, value))).collect();
-        // Flags such as `add_bos_token` end in `_token` as well.
+        // Flags such as `add_bos_token` end in `_token`, too.
         let is_token = |value: &Value| value.is_string() || value.get(TYPE).is_some_and(|kind| kind == "AddedToken");
-        let own_names = settings.keys().filter(is_own_name).map(|name| (name.as_str(), &settings[name]));
-        named.extend(own_names.filter(|(_, value)| is_token(value)));
+        let custom_names = settings.keys().filter(is_custom_name).map(|name| (name.as_str(), &settings[name]));
+        named.extend(custom_names.filter(|(_, value)| is_token(value)));
         match settings.get(EXTRA) {
             None | Some(Value::Null) => {}
             Some(Value::Object(tokens)) => named.extend(tokens.iter().map(|(name, value)| (name.as_str(), value))),
             Some(Value::Array(tokens)) => {
-                let read = |value: &Value| token(value, true).map_err(|problem| format!("`{EXTRA}`: {problem}"));
+                let read = |value: &Value| parse_token(value, true).map_err(|problem| format!("`{EXTRA}`: {problem}"));
                 self.extra = tokens.iter().map(read).collect::<Result<_, _>>()?;
             }
             Some(other) => return Err(format!("`{EXTRA}` is {other}, expected a list of tokens")),
         }
-        let read = |(name, value): (&str, &Value)| token(value, true).map_err(|problem| format!("`{name}`: {problem}"));
+        let read =
+            |(name, value): (&str, &Value)| parse_token(value, true).map_err(|problem| format!("`{name}`: {problem}"));
         self.named = named.into_iter().filter(|(_, value)| !value.is_null()).map(read).collect::<Result<_, _>>()?;
         Ok(())
     }
 
-    /// Tokens by the ids that `added_tokens.json` gives them.
     fn numbered(&self, ids: &Map<String, Value>) -> Result<BTreeMap<u32, AddedToken>, String> {
         let is_special = |content: &str| self.named.iter().chain(&self.extra).any(|token| token.content == content);
         let read = |(content, id): (&String, &Value)| {
@@ -210,8 +205,7 @@ impl SideFiles {
     }
 }
 
-/// The JSON object in a file; none if there is no such file.
-fn object(folder: &Path, name: &str) -> Result<Option<Map<String, Value>>, LoadError> {
+fn read_object(folder: &Path, name: &str) -> Result<Option<Map<String, Value>>, LoadError> {
     let path = folder.join(name);
     let bytes = match std::fs::read(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -221,20 +215,19 @@ fn object(folder: &Path, name: &str) -> Result<Option<Map<String, Value>>, LoadE
 }
 
 fn rename_extra(settings: &mut Map<String, Value>) {
-    let is_said = |value: &Value| match value {
+    let is_present = |value: &Value| match value {
         Value::Null => false,
         Value::Array(tokens) => !tokens.is_empty(),
         Value::Object(tokens) => !tokens.is_empty(),
         _ => true,
     };
-    if !settings.get(EXTRA).is_some_and(is_said)
-        && let Some(tokens) = settings.shift_remove(EXTRA_BEFORE)
+    if !settings.get(EXTRA).is_some_and(is_present)
+        && let Some(tokens) = settings.shift_remove(LEGACY_EXTRA)
     {
         settings.insert(EXTRA.to_owned(), tokens);
     }
 }
 
-/// Lists of both files count.
 fn join_extra(settings: &Map<String, Value>, special: &mut Map<String, Value>) {
     if let (Some(Value::Array(before)), Some(Value::Array(tokens))) = (settings.get(EXTRA), special.get_mut(EXTRA)) {
         let new: Vec<Value> = tokens.drain(..).filter(|token| !before.contains(token)).collect();
@@ -242,20 +235,18 @@ fn join_extra(settings: &Map<String, Value>, special: &mut Map<String, Value>) {
     }
 }
 
-/// `added_tokens_decoder`.
-fn decoded(decoder: &Value) -> Result<BTreeMap<u32, AddedToken>, String> {
+fn parse_decoder(decoder: &Value) -> Result<BTreeMap<u32, AddedToken>, String> {
     let key = "`added_tokens_decoder`";
     let decoder = decoder.as_object().ok_or_else(|| format!("{key} is no object of ids"))?;
     let read = |(id, value): (&String, &Value)| {
         let number = id.parse::<u32>().map_err(|_| format!("{key} has the id \"{id}\", expected a whole number"))?;
-        Ok((number, token(value, false).map_err(|problem| format!("{key}, id {id}: {problem}"))?))
+        Ok((number, parse_token(value, false).map_err(|problem| format!("{key}, id {id}: {problem}"))?))
     };
     decoder.iter().map(read).collect()
 }
 
-/// A token, as its text or as an object that says how it is found. It is special if the object does not say otherwise and
-/// `is_special` does.
-fn token(value: &Value, is_special: bool) -> Result<AddedToken, String> {
+/// Token given by its text, or by an object with matching options. `is_special` is the default of objects.
+fn parse_token(value: &Value, is_special: bool) -> Result<AddedToken, String> {
     match value {
         Value::String(content) => Ok(AddedToken::from(content.as_str(), is_special)),
         Value::Object(map) => {

@@ -8,12 +8,12 @@ use crate::error::{BatchError, BoxError, EncodeError, LoadError};
 use crate::gguf::{GgufVocab, VocabError, definition};
 use crate::input::Input;
 use crate::side_files::SideFiles;
-use crate::truncate::{Truncation, TruncationSide, kept, owners};
+use crate::truncate::{Truncation, TruncationSide, retained_tokens, text_indices};
 
-/// A model's tokenizer: immutable, shared by threads.
+/// Immutable tokenizer of a model, which threads can share.
 #[derive(Debug)]
 pub struct Tokenizer {
-    /// Everything but the post-processor, which is applied to both texts of a pair at once.
+    /// Tokenizer without the post-processor, which is applied to both texts of a pair at once.
     inner: tokenizers::Tokenizer,
     post: Option<PostProcessorWrapper>,
     vocab_size: usize,
@@ -21,34 +21,34 @@ pub struct Tokenizer {
     truncation_side: TruncationSide,
 }
 
-/// The token ids of one text, or of one pair of texts.
+/// Token ids of one text, or of one pair of texts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoding {
-    /// The ids, special tokens included.
+    /// Token ids, including special tokens.
     pub ids: Vec<u32>,
-    /// Bytes of the text, `start..end`, of each id. Tokens that the post-processor added have `(0, 0)`. The second
-    /// text of a pair counts from its own start.
+    /// Bytes of the text, `start..end`, of each id; `(0, 0)` for tokens that the post-processor added. Offsets of the second
+    /// text of a pair begin at its start.
     pub offsets: Vec<(usize, usize)>,
     /// Number of tokens of text that truncation removed.
     pub n_truncated: usize,
 }
 
 impl Tokenizer {
-    /// The tokenizer that a `tokenizer.json` and the files beside it ([`SIDE_FILES`](crate::SIDE_FILES)) define.
-    /// Padding and the greatest length that they name are not used.
+    /// Loads a `tokenizer.json` and the files beside it ([`SIDE_FILES`](crate::SIDE_FILES)). Their padding and greatest
+    /// length are not used.
     ///
     /// # Errors
-    /// [`LoadError`] if a file cannot be read or is no definition.
+    /// [`LoadError`] if a file cannot be read or is not a definition.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, LoadError> {
         let path = path.as_ref();
         Self::load(path, SideFiles::read(path.parent().unwrap_or_else(|| Path::new("")))?)
     }
 
-    /// The tokenizer that a `tokenizer.json` defines without the files beside it.
+    /// Loads a `tokenizer.json` without the files beside it.
     ///
     /// # Errors
-    /// [`LoadError`] if the file cannot be read or is no definition.
-    pub fn from_file_alone(path: impl AsRef<Path>) -> Result<Self, LoadError> {
+    /// [`LoadError`] if the file cannot be read or is not a definition.
+    pub fn from_definition_file(path: impl AsRef<Path>) -> Result<Self, LoadError> {
         Self::load(path.as_ref(), SideFiles::default())
     }
 
@@ -57,18 +57,18 @@ impl Tokenizer {
         Self::from_json(&bytes, side_files).map_err(|source| LoadError::File { path: path.to_owned(), source })
     }
 
-    /// The tokenizer that the bytes of a `tokenizer.json` define.
+    /// Loads the bytes of a `tokenizer.json`.
     ///
     /// # Errors
-    /// [`LoadError::Definition`] if they are no definition.
+    /// [`LoadError::Definition`] if they are not a definition.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, LoadError> {
         Self::from_json(bytes, SideFiles::default()).map_err(|source| LoadError::Definition { source })
     }
 
-    /// The tokenizer that the vocabulary in a GGUF file describes.
+    /// Builds the tokenizer of a vocabulary in a GGUF file.
     ///
     /// # Errors
-    /// [`VocabError`] if the model or its pre-tokenizer is not known, or the vocabulary contradicts itself.
+    /// [`VocabError`] if the model or its pre-tokenizer is unknown, or the vocabulary is inconsistent.
     pub fn from_gguf_vocab(vocab: &GgufVocab) -> Result<Self, VocabError> {
         let definition = definition(vocab)?;
         serde_json::from_value(definition)
@@ -78,7 +78,7 @@ impl Tokenizer {
     }
 
     fn from_json(bytes: &[u8], side_files: SideFiles) -> Result<Self, BoxError> {
-        if !side_files.edits() {
+        if !side_files.has_edits() {
             return Self::new(serde_json::from_slice(bytes)?, side_files);
         }
         let mut definition: serde_json::Value = serde_json::from_slice(bytes)?;
@@ -91,11 +91,11 @@ impl Tokenizer {
             TruncationDirection::Left => TruncationSide::Left,
             TruncationDirection::Right => TruncationSide::Right,
         });
-        let truncation_side = side_files.truncation_side().or(own_side).unwrap_or_default();
+        let truncation_side = side_files.truncation_side.or(own_side).unwrap_or_default();
         inner.with_truncation(None)?;
         inner.with_padding(None);
         side_files.apply(&mut inner)?;
-        // The vocabulary is written by id, merges by rank, added tokens by id: equal tokenizers, equal bytes.
+        // Serialization is canonical: vocabulary and added tokens by id, merges by rank.
         let mut hash = Sha256::new_with_prefix(serde_json::to_vec(&inner)?);
         if inner.get_encode_special_tokens() {
             hash.update("split_special_tokens");
@@ -104,46 +104,45 @@ impl Tokenizer {
         let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         let post = inner.get_post_processor().cloned();
         inner.with_post_processor(None::<PostProcessorWrapper>);
-        switch_sampling_off(&mut inner);
+        disable_sampling(&mut inner);
         Ok(Self { inner, post, vocab_size, digest, truncation_side })
     }
 
-    /// Encodes one text, or a pair, as the model wants it, in at most `max_length` tokens. Of a pair the longer text is
-    /// shortened first, on the [`truncation_side`](Tokenizer::truncation_side). Texts such as `<|im_end|>` become the
-    /// special tokens that they name.
+    /// Encodes one text, or a pair, in at most `max_length` tokens. Truncation shortens the longer text of a pair first, on
+    /// the [`truncation_side`](Tokenizer::truncation_side). Texts such as `<|im_end|>` become special tokens.
     ///
     /// # Errors
-    /// [`EncodeError::MaxLength`] if `max_length` leaves no token to a text.
+    /// [`EncodeError::MaxLength`] if `max_length` is too small for one token of each text.
     pub fn encode(&self, text: &str, pair: Option<&str>, max_length: usize) -> Result<Encoding, EncodeError> {
         self.encode_input(&Input::new(text, pair), Truncation { max_length, side: self.truncation_side })
     }
 
-    /// Encodes an input as the model wants it. If it is too long, tokens of its texts are removed, of the longest text
-    /// first; special tokens and fixed words stay. A text of blanks or unknown characters may yield no token.
+    /// Encodes an input. Truncation removes tokens of its texts, of the longest text first, but no special tokens and fixed
+    /// words. A text of blanks or unknown characters may yield no token.
     ///
     /// # Errors
-    /// [`EncodeError::MaxLength`] if the limit leaves no token to some text.
+    /// [`EncodeError::MaxLength`] if the limit is too small for one token of each text.
     pub fn encode_input(&self, input: &Input<'_>, truncation: Truncation) -> Result<Encoding, EncodeError> {
         let first = self.tokens(&input.first())?;
         let second = input.second().map(|text| self.tokens(text)).transpose()?;
-        let whole = self.post_process(first, second).map_err(|source| EncodeError::Model { source })?;
-        let (ids, offsets) = (whole.get_ids(), whole.get_offsets());
+        let tokens = self.post_process(first, second).map_err(|source| EncodeError::Model { source })?;
+        let (ids, offsets) = (tokens.get_ids(), tokens.get_offsets());
         let n_tokens = ids.len();
         let max_length = truncation.max_length;
         if n_tokens <= max_length {
             return Ok(Encoding { ids: ids.to_vec(), offsets: offsets.to_vec(), n_truncated: 0 });
         }
-        let kept =
-            kept(&owners(input, &whole), truncation).map_err(|least| EncodeError::MaxLength { max_length, least })?;
-        let stays = |at: &usize| kept[*at];
+        let retained = retained_tokens(&text_indices(input, &tokens), truncation)
+            .map_err(|least| EncodeError::MaxLength { max_length, least })?;
+        let is_retained = |token: &usize| retained[*token];
         Ok(Encoding {
-            ids: (0..n_tokens).filter(stays).map(|at| ids[at]).collect(),
-            offsets: (0..n_tokens).filter(stays).map(|at| offsets[at]).collect(),
-            n_truncated: kept.iter().filter(|stays| !**stays).count(),
+            ids: (0..n_tokens).filter(is_retained).map(|token| ids[token]).collect(),
+            offsets: (0..n_tokens).filter(is_retained).map(|token| offsets[token]).collect(),
+            n_truncated: retained.iter().filter(|is_retained| !**is_retained).count(),
         })
     }
 
-    /// The ids of a text alone, without special tokens around it and however long it is.
+    /// Token ids of a text without special tokens and truncation.
     ///
     /// # Errors
     /// [`EncodeError`] if the text yields no token.
@@ -152,7 +151,7 @@ impl Tokenizer {
         if tokens.is_empty() { Err(EncodeError::NoToken) } else { Ok(tokens.get_ids().to_vec()) }
     }
 
-    /// Encodes rows as [`Tokenizer::encode_input`] does, in parallel (`TOKENIZERS_PARALLELISM=false` switches that off).
+    /// Encodes rows by [`Tokenizer::encode_input`], in parallel unless `TOKENIZERS_PARALLELISM=false`.
     ///
     /// # Errors
     /// [`BatchError`] for the first row that cannot be encoded.
@@ -164,29 +163,28 @@ impl Tokenizer {
         encoded.into_iter().collect()
     }
 
-    /// The sha256, in hex, of the canonical `tokenizer.json` of this tokenizer.
+    /// Hexadecimal sha256 of the canonical `tokenizer.json` of this tokenizer.
     pub fn digest(&self) -> &str {
         &self.digest
     }
 
-    /// The text that an id stands for, with the space before it if it has one; `None` if there is no such id, or it is no
-    /// text by itself.
-    pub fn text_of(&self, id: u32) -> Option<String> {
+    /// Text of a token id, including a leading space; `None` for unknown ids and for parts of characters.
+    pub fn token_text(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)?;
         self.inner.decode(&[id], false).ok().filter(|text| !text.is_empty() && !text.contains('\u{fffd}'))
     }
 
-    /// Side of a long text that gives way, as the tokenizer's files say; the right one if they do not.
+    /// Side of long texts that truncation removes, by the tokenizer's files; right by default.
     pub fn truncation_side(&self) -> TruncationSide {
         self.truncation_side
     }
 
-    /// One more than the greatest id; the embedding matrix has at least as many rows.
+    /// Greatest id plus one; the embedding matrix has at least as many rows.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
 
-    /// The token with the greatest id, as the vocabulary writes it.
+    /// Token with the greatest id, as written in the vocabulary.
     pub fn last_token(&self) -> Option<String> {
         u32::try_from(self.vocab_size.checked_sub(1)?).ok().and_then(|id| self.inner.id_to_token(id))
     }
@@ -208,9 +206,8 @@ impl Tokenizer {
     }
 }
 
-/// Makes the segmentation of texts a function of the text: dropout of merges and sampling are for training a model
-/// from scratch.
-fn switch_sampling_off(tokenizer: &mut tokenizers::Tokenizer) {
+/// Disables dropout of merges and sampling, which are for training from scratch, so that segmentation is deterministic.
+fn disable_sampling(tokenizer: &mut tokenizers::Tokenizer) {
     let model = match tokenizer.get_model() {
         ModelWrapper::BPE(model) if model.dropout.is_some() => {
             let mut model = model.clone();
@@ -235,7 +232,7 @@ mod tests {
     use super::*;
     use crate::input::Piece;
 
-    /// A word-level tokenizer whose post-processor writes `[CLS] A [SEP] B [SEP]`.
+    /// Word-level tokenizer whose post-processor writes `[CLS] A [SEP] B [SEP]`.
     fn bert_like() -> Tokenizer {
         let definition = json!({
             "version": "1.0",
@@ -253,7 +250,6 @@ mod tests {
         Tokenizer::from_bytes(definition.to_string().as_bytes()).expect("a definition")
     }
 
-    /// Some of the words without a post-processor.
     fn word_level() -> Tokenizer {
         let definition = json!({"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"}, "model":
             {"type": "WordLevel", "unk_token": "[UNK]", "vocab": {"[UNK]": 0, "a": 1, "b": 2, "c": 3}}});
@@ -264,16 +260,16 @@ mod tests {
     fn special_tokens_survive_truncation() {
         let tokenizer = bert_like();
         assert_eq!(tokenizer.vocab_size(), 7);
-        let whole = tokenizer.encode("A b c d", None, 64).expect("encodes");
-        assert_eq!(whole.ids, [1, 3, 4, 5, 6, 2]);
-        assert_eq!(whole.offsets, [(0, 0), (0, 1), (2, 3), (4, 5), (6, 7), (0, 0)]);
+        let complete = tokenizer.encode("A b c d", None, 64).expect("encodes");
+        assert_eq!(complete.ids, [1, 3, 4, 5, 6, 2]);
+        assert_eq!(complete.offsets, [(0, 0), (0, 1), (2, 3), (4, 5), (6, 7), (0, 0)]);
         assert_eq!(tokenizer.encode("a b c d", None, 4).expect("encodes").ids, [1, 3, 4, 2]);
         assert_eq!(tokenizer.encode_plain("A b c d").expect("encodes"), [3, 4, 5, 6]);
         assert!(matches!(tokenizer.encode_plain(" "), Err(EncodeError::NoToken)));
     }
 
     #[test]
-    fn the_longer_text_of_a_pair_is_cut_first() {
+    fn longer_text_of_a_pair_is_truncated_first() {
         let tokenizer = bert_like();
         let ids = |max_length| tokenizer.encode("a", Some("b c d"), max_length).map(|encoding| encoding.ids);
         assert_eq!(ids(7).expect("encodes"), [1, 3, 2, 4, 5, 6, 2]);
@@ -283,14 +279,14 @@ mod tests {
     }
 
     #[test]
-    fn offsets_are_bytes() {
+    fn offsets_count_bytes() {
         let encoding = bert_like().encode("é a", Some("ü b"), 64).expect("encodes");
         assert_eq!(encoding.ids, [1, 0, 3, 2, 0, 4, 2]);
         assert_eq!(encoding.offsets, [(0, 0), (0, 2), (3, 4), (0, 0), (0, 2), (3, 4), (0, 0)]);
     }
 
     #[test]
-    fn text_without_a_token_is_what_stands_around_it() {
+    fn text_without_a_token_leaves_special_tokens() {
         let tokenizer = bert_like();
         let ids = |text, pair| tokenizer.encode(text, pair, 8).map(|encoding| encoding.ids);
         assert_eq!(ids(" \n", None).expect("encodes"), [1, 2]);
@@ -300,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn batch_names_the_row_that_does_not_fit() {
+    fn batch_error_names_the_row() {
         let tokenizer = bert_like();
         let rows = [("a", None), ("a", Some("b")), ("a", Some("b"))].map(|(text, pair)| Input::new(text, pair));
         let truncation = Truncation { max_length: 4, side: TruncationSide::Right };
@@ -309,11 +305,11 @@ mod tests {
     }
 
     #[test]
-    fn template_stays_when_its_text_is_cut() {
+    fn template_survives_truncation() {
         let tokenizer = bert_like();
         let encode = |text: &str, max_length, side| {
             let pieces = vec![Piece::Fixed("d "), Piece::Text(text), Piece::Fixed(" d")];
-            let input = Input::of_pieces(pieces, None);
+            let input = Input::from_pieces(pieces, None);
             let encoding = tokenizer.encode_input(&input, Truncation { max_length, side });
             encoding.map(|encoding| (encoding.ids, encoding.n_truncated))
         };
@@ -326,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn dropout_of_merges_is_off() {
+    fn merge_dropout_is_disabled() {
         let model = |dropout: Value| {
             let vocab = json!({"a": 0, "b": 1, "ab": 2, "abab": 3});
             json!({"version": "1.0", "added_tokens": [], "model":
@@ -339,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn prefix_space_is_that_of_the_class() {
+    fn prefix_space_follows_the_tokenizer_class() {
         let ids = |pre_tokenizer: Value, config: Value| {
             let folder = tempfile::tempdir().expect("a folder");
             let vocab = json!({"a": 0, "\u{0120}": 1, "\u{2581}": 2});
@@ -355,7 +351,11 @@ mod tests {
             [{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}]});
         assert_eq!(ids(bytes.clone(), class("GPT2TokenizerFast", true.into())), [1, 0]);
         assert_eq!(ids(bytes.clone(), class("GPT2Tokenizer", Value::Null)), [0]);
-        assert_eq!(ids(bytes, class("PreTrainedTokenizerFast", true.into())), [0], "it takes tokenizer.json as it is");
+        assert_eq!(
+            ids(bytes, class("PreTrainedTokenizerFast", true.into())),
+            [0],
+            "this class uses tokenizer.json unchanged"
+        );
         let metaspace =
             json!({"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "first", "split": false});
         assert_eq!(ids(metaspace.clone(), class("LlamaTokenizer", false.into())), [0]);
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn side_file_that_is_wrong_is_named() {
+    fn invalid_side_file_is_reported() {
         let check = |name: &str, content: Value, needle: &str| {
             let folder = tempfile::tempdir().expect("a folder");
             let definition = json!({"version": "1.0", "added_tokens": [], "model":
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn files_name_themselves_when_they_fail() {
+    fn load_error_names_the_file() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("tokenizer.json");
         assert!(matches!(Tokenizer::from_file(&path), Err(LoadError::Read { .. })));
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_is_of_the_definition() {
+    fn digest_depends_on_the_definition() {
         let first = bert_like();
         assert_eq!(first.digest(), bert_like().digest());
         assert_eq!(first.digest().len(), 64);
@@ -404,7 +404,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_batch_is_its_rows(
+        fn batch_encoding_equals_row_encodings(
             rows in prop::collection::vec(("[abcd ]{0,12}[abcd]", prop::option::of("[abcd ]{0,12}[abcd]")), 1..20),
             max_length in 5_usize..20,
         ) {
@@ -422,23 +422,23 @@ mod tests {
         }
 
         #[test]
-        fn cut_row_is_the_whole_row_without_some_tokens_of_its_texts(
+        fn truncation_removes_only_tokens_of_texts(
             before in "[a-d]{0,2}[: ]{0,2}", text in "[abcd ]{0,30}", after in "[\n ]{0,2}[a-d]{0,3}:?",
             pair in prop::option::of("[abcd ]{0,30}"), is_left in any::<bool>(), max_length in 1_usize..24,
         ) {
             let tokenizer = bert_like();
             let pieces = vec![Piece::Fixed(&before), Piece::Text(&text), Piece::Fixed(&after)];
-            let input = Input::of_pieces(pieces, pair.as_deref());
+            let input = Input::from_pieces(pieces, pair.as_deref());
             let side = if is_left { TruncationSide::Left } else { TruncationSide::Right };
-            let whole = tokenizer.encode_input(&input, Truncation { max_length: usize::MAX, side }).expect("encodes");
+            let complete = tokenizer.encode_input(&input, Truncation { max_length: usize::MAX, side }).expect("encodes");
             match tokenizer.encode_input(&input, Truncation { max_length, side }) {
-                Err(EncodeError::MaxLength { least, .. }) => prop_assert!(max_length < least && least <= whole.ids.len()),
+                Err(EncodeError::MaxLength { least, .. }) => prop_assert!(max_length < least && least <= complete.ids.len()),
                 Err(error) => return Err(TestCaseError::fail(error.to_string())),
                 Ok(cut) => {
-                    prop_assert_eq!(cut.ids.len(), whole.ids.len().min(max_length));
-                    prop_assert_eq!(cut.ids.len() + cut.n_truncated, whole.ids.len());
-                    // The words around the text are there, but for blanks: tokenized with a text of nothing.
-                    let bare = Input::of_pieces(vec![Piece::Fixed(&before), Piece::Fixed(" "), Piece::Fixed(&after)], pair.as_deref().map(|_| ""));
+                    prop_assert_eq!(cut.ids.len(), complete.ids.len().min(max_length));
+                    prop_assert_eq!(cut.ids.len() + cut.n_truncated, complete.ids.len());
+                    // The words around the text remain, apart from blanks.
+                    let bare = Input::from_pieces(vec![Piece::Fixed(&before), Piece::Fixed(" "), Piece::Fixed(&after)], pair.as_deref().map(|_| ""));
                     let bare = tokenizer.encode_input(&bare, Truncation { max_length: usize::MAX, side }).expect("encodes");
                     if before.ends_with(' ') && after.starts_with(['\n', ' ']) {
                         let mut ids = cut.ids.iter();

@@ -1,4 +1,4 @@
-//! Compares with llama.cpp, by the goldens that `goldens/make_tokenizer_goldens.py` made.
+//! Comparison with llama.cpp, by the goldens of `goldens/make_tokenizer_goldens.py`.
 
 use std::collections::BTreeMap;
 
@@ -13,9 +13,9 @@ fn pre_tokenizers() -> Value {
     golden(include_str!("goldens/pre_tokenizers.json"))
 }
 
-fn list<T>(value: &Value, of: impl Fn(&Value) -> Option<T>) -> Vec<T> {
+fn list<T>(value: &Value, convert: impl Fn(&Value) -> Option<T>) -> Vec<T> {
     let items = value.as_array().expect("an array");
-    items.iter().map(|item| of(item).expect("an entry of the right type")).collect()
+    items.iter().map(|item| convert(item).expect("an entry of the right type")).collect()
 }
 
 fn number(value: &Value) -> Option<u32> {
@@ -37,7 +37,7 @@ fn vocab(model: &str, from: &Value) -> GgufVocab {
     }
 }
 
-/// The texts whose ids differ from the golden's, with both.
+/// Texts whose ids differ from the golden, with both ids.
 fn differences(tokenizer: &Tokenizer, texts: &Value, ids: &Value) -> BTreeMap<String, (Vec<u32>, Vec<u32>)> {
     let texts = list(texts, text);
     let ids = list(ids, |ids| Some(list(ids, number)));
@@ -53,7 +53,7 @@ fn differences(tokenizer: &Tokenizer, texts: &Value, ids: &Value) -> BTreeMap<St
 }
 
 #[test]
-fn every_way_to_split_is_llama_cpps() {
+fn pre_tokenizers_match_llama_cpp() {
     let golden = pre_tokenizers();
     let merges = list(&golden["byte_level"]["merges"], text);
     for case in golden["cases"].as_array().expect("cases") {
@@ -75,7 +75,7 @@ fn every_way_to_split_is_llama_cpps() {
 }
 
 #[test]
-fn sentencepiece_is_llama_cpps() {
+fn sentencepiece_matches_llama_cpp() {
     let golden = &pre_tokenizers()["sentencepiece"];
     let scores = list(&golden["scores"], |score| score.as_f64().map(|score| score as f32));
     let vocab = GgufVocab { scores, unk_id: number(&golden["unk_id"]), ..vocab("llama", golden) };

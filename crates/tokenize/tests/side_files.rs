@@ -1,4 +1,4 @@
-//! Compares with transformers, by the golden that `goldens/make_side_files_golden.py` made.
+//! Comparison with transformers, by the golden of `goldens/make_side_files_golden.py`.
 
 use sepal_tokenize::{EncodeError, Encoding, Tokenizer};
 use serde_json::Value;
@@ -7,7 +7,7 @@ use serde_json::Value;
 const PAIR: &str = "b c d a b";
 
 #[test]
-fn side_files_give_the_ids_of_transformers() {
+fn side_file_ids_match_transformers() {
     let golden: Value = serde_json::from_str(include_str!("goldens/side_files.json")).expect("a golden is JSON");
     let limit = golden["limit"].as_u64().expect("a number") as usize;
     let texts = golden["texts"].as_array().expect("texts");
@@ -20,11 +20,11 @@ fn side_files_give_the_ids_of_transformers() {
             std::fs::write(folder.path().join(file), content.to_string()).expect("writes");
         }
         let tokenizer = Tokenizer::from_file(&path).expect(name);
-        for (at, text) in texts.iter().enumerate() {
+        for (index, text) in texts.iter().enumerate() {
             let text = text.as_str().expect("a text");
             let check = |found: Result<Encoding, EncodeError>, key: &str| {
                 let ids = found.expect(name).ids;
-                assert_eq!(serde_json::json!(ids), case[key][at], "{name}, {key} of {text:?}");
+                assert_eq!(serde_json::json!(ids), case[key][index], "{name}, {key} of {text:?}");
             };
             check(tokenizer.encode(text, None, usize::MAX), "ids");
             check(tokenizer.encode(text, None, limit), "cut");

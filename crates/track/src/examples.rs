@@ -1,4 +1,4 @@
-//! A run for tests.
+//! Records of a run for tests.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -2,31 +2,31 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use jiff::Zoned;
+use serde::de::DeserializeOwned;
 
 use crate::records::MetricsLog;
 
-/// Something that could not be written.
+/// Failed write to a run folder.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[error("write {}", path.display())]
 pub struct WriteError {
-    /// What was to be written.
     pub path: PathBuf,
-    /// What the system said: no space, no permission.
-    #[source]
+    /// Cause, for example no space or no permission.
     pub source: io::Error,
 }
 
-/// The folder of one run: `PARENT/NAME-TIME/`.
+/// Folder of one run: `PARENT/NAME-TIME/`.
 #[derive(Debug, Clone)]
 pub struct RunFolder {
     path: PathBuf,
 }
 
 impl RunFolder {
-    /// Makes a folder that did not exist before.
+    /// Creates a new folder.
     ///
     /// # Errors
-    /// [`WriteError`] if the system refuses.
+    /// [`WriteError`] if the folder cannot be created.
     pub fn create(parent: &Path, name: &str) -> Result<Self, WriteError> {
         let stamp = Zoned::now().strftime("%Y%m%d-%H%M%S").to_string();
         std::fs::create_dir_all(parent).map_err(|source| WriteError { path: parent.to_owned(), source })?;
@@ -42,73 +42,78 @@ impl RunFolder {
         unreachable!("the loop above returns")
     }
 
-    /// A folder that is there.
+    /// Opens an existing folder.
     ///
     /// # Errors
-    /// [`WriteError`] if it is not there.
+    /// [`WriteError`] if the folder cannot be listed.
     pub fn open(path: &Path) -> Result<Self, WriteError> {
         std::fs::read_dir(path).map_err(|source| WriteError { path: path.to_owned(), source })?;
         Ok(Self { path: path.to_owned() })
     }
 
-    /// Where it is.
+    /// Returns the path of the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Writes a file of the folder whole.
+    /// Writes a file of the folder atomically.
     ///
     /// # Errors
-    /// [`WriteError`] if the system refuses; what was there before stays.
+    /// [`WriteError`] if the write fails; the previous file stays.
     pub fn write(&self, name: &str, content: &[u8]) -> Result<(), WriteError> {
-        write_whole(&self.path.join(name), content)
+        write_atomic(&self.path.join(name), content)
     }
 
-    /// Opens `metrics.jsonl` for appending. No other process can as long as this one has it.
+    /// Opens `metrics.jsonl` for appending, with a lock against other processes.
     ///
     /// # Errors
-    /// [`WriteError`] if the system refuses, or another process has it.
+    /// [`WriteError`] if the file cannot be opened, or another process holds the lock.
     pub fn metrics(&self) -> Result<MetricsLog, WriteError> {
         MetricsLog::open(self.path.join("metrics.jsonl"))
     }
 }
 
-/// What begins the name of a file until it is whole.
-const WRITING: &str = ".writing-";
+/// Prefix of the names of temporary files.
+const TEMPORARY_PREFIX: &str = ".writing-";
 
-/// Removes what processes that were killed left of files that they were about to write into `folder`.
+/// Removes temporary files of killed processes from `folder`.
 ///
 /// # Errors
-/// If the folder cannot be listed.
-pub fn remove_unfinished(folder: &Path) -> io::Result<()> {
-    // What other writers of this program name them.
-    let is_left = |name: &str| name.starts_with(WRITING) || name.starts_with(".tmp");
+/// [`io::Error`] if the folder cannot be listed.
+pub fn remove_partial_files(folder: &Path) -> io::Result<()> {
+    // `.tmp` is the prefix of other writers of this program.
+    let is_temporary = |name: &str| name.starts_with(TEMPORARY_PREFIX) || name.starts_with(".tmp");
     for entry in std::fs::read_dir(folder)?.flatten() {
-        if entry.file_name().to_str().is_some_and(is_left) {
-            // One that stays is in nobody's way.
+        if entry.file_name().to_str().is_some_and(is_temporary) {
+            // Best effort: a file that stays does no harm.
             let _ = std::fs::remove_file(entry.path());
         }
     }
     Ok(())
 }
 
-/// The time now, RFC 3339 with the local zone.
-pub fn now() -> String {
+/// Returns the current time in RFC 3339 with the local zone.
+pub fn timestamp() -> String {
     Zoned::now().strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()
 }
 
-/// Writes a file whole or not at all: beside its place, synced, renamed.
+/// Reads a JSON file; none if it is missing or invalid.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
+/// Writes a file atomically: to a temporary file beside it, synced and renamed.
 ///
 /// # Errors
-/// [`WriteError`] if the system refuses; what was there before stays.
-pub fn write_whole(path: &Path, content: &[u8]) -> Result<(), WriteError> {
+/// [`WriteError`] if the write fails; the previous file stays.
+pub fn write_atomic(path: &Path, content: &[u8]) -> Result<(), WriteError> {
     let write = || {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut builder = tempfile::Builder::new();
-        builder.prefix(WRITING);
+        builder.prefix(TEMPORARY_PREFIX);
         #[cfg(unix)]
         {
-            // The usual mode of a new file: the umask takes away what the user does not grant.
+            // Usual mode of a new file; the umask applies.
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
@@ -126,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folders_never_collide() {
+    fn create_makes_distinct_folders() {
         let parent = tempfile::tempdir().expect("a folder");
         let runs: Vec<RunFolder> =
             (0..3).map(|_| RunFolder::create(parent.path(), "sst2").expect("a run folder")).collect();
@@ -135,16 +140,16 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_write_leaves_what_was_there() {
+    fn write_atomic_failure_keeps_previous_file() {
         let parent = tempfile::tempdir().expect("a folder");
         let path = parent.path().join("manifest.json");
-        write_whole(&path, b"old").expect("written");
-        write_whole(&path, b"new").expect("written");
+        write_atomic(&path, b"old").expect("written");
+        write_atomic(&path, b"new").expect("written");
         assert_eq!(std::fs::read(&path).expect("read"), b"new");
         let nowhere = parent.path().join("missing").join("manifest.json");
-        let error = write_whole(&nowhere, b"x").expect_err("no such folder");
+        let error = write_atomic(&nowhere, b"x").expect_err("no such folder");
         assert_eq!(error.path, nowhere);
-        let left: Vec<_> = std::fs::read_dir(parent.path()).expect("listed").collect();
-        assert_eq!(left.len(), 1, "no temporary file is left");
+        let files: Vec<_> = std::fs::read_dir(parent.path()).expect("listed").collect();
+        assert_eq!(files.len(), 1, "no temporary file is left");
     }
 }

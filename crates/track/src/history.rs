@@ -6,25 +6,23 @@ use serde::Deserialize;
 
 use crate::{EvaluationRecord, StepRecord};
 
-/// What `metrics.jsonl` tells, in the order of the steps.
+/// Records of `metrics.jsonl` in the order of the steps.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct History {
     /// Optimizer steps, each number once.
     pub steps: Vec<StepRecord>,
     /// Evaluations, at most one after each step.
     pub evaluations: Vec<EvaluationRecord>,
-    /// Lines that are no record, as the last one of a run that was killed may be.
+    /// Number of lines that are not a record, as the last line of a killed run may be.
     pub broken_lines: usize,
 }
 
-/// A `metrics.jsonl` that cannot be read.
+/// Unreadable `metrics.jsonl`.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[error("read {}", path.display())]
 pub struct HistoryError {
-    /// The file.
     pub path: PathBuf,
-    /// What the system said.
-    #[source]
     pub source: io::Error,
 }
 
@@ -38,12 +36,11 @@ enum Record {
 impl History {
     /// Reads a `metrics.jsonl`.
     ///
-    /// A run that goes on from a checkpoint writes steps again: the later line of a step wins, and what an earlier part
-    /// tells of that step and of those after it is dropped. Null is read as NaN, unknown fields are passed over, and
-    /// lines that cannot be read are counted.
+    /// A resumed run writes steps again: the later line of a step replaces it and all later records. Null is read as
+    /// NaN, unknown fields are ignored, and unreadable lines are counted.
     ///
     /// # Errors
-    /// [`HistoryError`] if there is no such file or the system refuses it.
+    /// [`HistoryError`] if the file is missing or unreadable.
     pub fn read(path: &Path) -> Result<Self, HistoryError> {
         let failed = |source| HistoryError { path: path.to_owned(), source };
         let mut history = Self::default();
@@ -75,7 +72,7 @@ impl History {
         }
     }
 
-    /// Drops this step, those after it and the evaluations that followed them.
+    /// Drops this step, later steps and their evaluations.
     fn rewind(&mut self, step: u64) {
         while self.steps.last().is_some_and(|last| last.step >= step) {
             self.steps.pop();
@@ -103,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn read_returns_written_records() {
         let parent = tempfile::tempdir().expect("a folder");
         let run = RunFolder::create(parent.path(), "run").expect("a run folder");
         let mut log = run.metrics().expect("opened");
@@ -124,14 +121,14 @@ mod tests {
     }
 
     #[test]
-    fn the_later_line_of_a_step_wins() {
+    fn later_line_of_step_wins() {
         let mut history = History::default();
         for number in 1..=5 {
             history.push(Record::Step(step(number, 1.0)));
         }
         history.push(Record::Evaluation(evaluation(2, 0.1)));
         history.push(Record::Evaluation(evaluation(5, 0.2)));
-        // It goes on from the checkpoint after step 2 and is stopped after step 3.
+        // The run resumes from the checkpoint after step 2 and is stopped after step 3.
         history.push(Record::Step(step(3, 0.5)));
         let losses: Vec<(u64, f64)> = history.steps.iter().map(|step| (step.step, step.loss)).collect();
         assert_eq!(losses, [(1, 1.0), (2, 1.0), (3, 0.5)]);
@@ -141,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_line_is_counted() {
+    fn read_counts_broken_lines() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("metrics.jsonl");
         let line = r#"{"kind":"evaluation","step":1,"loss":null,"metrics":{},"rows":1,"tokens":1,"seconds":1.0,"bytes_up":0,"bytes_down":0,"new":[]}"#;

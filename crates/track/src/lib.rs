@@ -1,12 +1,14 @@
-//! Run folders, what is recorded in them, and where else a run is shown.
+//! Run folders, their records, and trackers that show runs elsewhere.
 //!
-//! A [`RunFolder`] is made once per run; [`MetricsLog`] appends one JSON object per line to it;
-//! everything else is written whole or not at all. [`Trackers`] tells each [`Tracker`] of a run on a thread of its own:
-//! [`TensorBoard`], [`Mlflow`], [`Wandb`]. This crate computes nothing.
+//! A [`RunFolder`] is made once per run. [`MetricsLog`] appends one JSON object per line to it, and all other files are
+//! written atomically. [`Trackers`] runs each [`Tracker`] on its own thread: [`TensorBoard`], [`Mlflow`], [`Wandb`].
 //!
-//! Invariant: a file of a run folder is never half-written: it is written beside its place, synced
-//! and renamed. `metrics.jsonl` alone grows, a line at a time, and so do the files of trackers, a record at a time. Nothing
-//! that a tracker does stops a run or makes it wait, but for some seconds at its end.
+//! Limits: this crate computes no metrics and knows neither pipelines nor libtorch. In the crate graph it stands above
+//! `core`, and `plugin`, `report`, `peft` and `pipeline` use it.
+//!
+//! Invariants: a file of a run folder is never half-written, since it is written to a temporary file, synced and
+//! renamed; only `metrics.jsonl` and the files of trackers grow, by whole lines and records; a tracker never stops a
+//! run, and delays it only for some seconds at its end.
 //!
 //! ```
 //! use sepal_track::{RunFolder, StepRecord};
@@ -30,23 +32,23 @@ mod nullable;
 #[cfg(test)]
 mod python;
 mod records;
+mod redaction;
 mod scalars;
-mod secret;
 mod tensorboard;
 mod tracker;
 mod trackers;
 mod wandb;
 
-pub use folder::now;
-pub use folder::{RunFolder, WriteError, remove_unfinished, write_whole};
+pub use folder::{RunFolder, WriteError, remove_partial_files, timestamp, write_atomic};
 pub use history::{History, HistoryError};
 pub use manifest::{
-    Best, Bytes, DataFacts, Manifest, ModelFacts, NearWords, Parameters, ReadError, ServerUse, Status, Versions,
+    BestEvaluation, DataFacts, Manifest, ModelFacts, NearestWords, ParameterCounts, ReadError, ServerUsage, Status,
+    Traffic, Versions,
 };
 pub use mlflow::{Mlflow, MlflowAccess, MlflowConfig, MlflowError};
 pub use records::{EvaluationRecord, MetricsLog, StepRecord};
-pub use secret::{WITHHELD, is_secret};
+pub use redaction::{REDACTED, is_secret};
 pub use tensorboard::{TensorBoard, TensorBoardConfig};
 pub use tracker::{RunInfo, TrackError, Tracker};
-pub use trackers::{TrackerLimits, Trackers, Warn};
+pub use trackers::{TrackerLimits, Trackers, WarningHandler};
 pub use wandb::{Wandb, WandbConfig};

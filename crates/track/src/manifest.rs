@@ -6,226 +6,224 @@ use serde::{Deserialize, Serialize};
 
 use crate::{RunFolder, WriteError, nullable};
 
-/// `manifest.json`: what a run was made of and what became of it.
+/// Contents of `manifest.json`: inputs and outcome of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// The pipeline's name.
+    /// Name of the pipeline.
     pub name: String,
-    /// What became of it.
+    /// Outcome.
     pub status: Status,
-    /// Programs and libraries.
+    /// Versions of this program and its libraries.
     pub versions: Versions,
     /// Seed of initialisation, splits and shuffles.
     pub seed: u64,
-    /// The frozen model.
+    /// Frozen model.
     pub model: ModelFacts,
-    /// The labelled text.
+    /// Labelled text.
     pub data: DataFacts,
-    /// How many numbers train, and how many there are.
-    pub parameters: Parameters,
-    /// Optimizer steps made, and those that were skipped.
+    /// Number of trainable and of all parameters.
+    pub parameters: ParameterCounts,
+    /// Number of optimizer steps, with the skipped ones.
     pub steps: u64,
-    /// Steps skipped because their gradients overflowed.
+    /// Number of steps skipped because their gradients overflowed.
     #[serde(default)]
     pub skipped_steps: u64,
-    /// What the loss was multiplied by in the last step; none if it was not scaled.
+    /// Loss scale of the last step; none if the loss was not scaled.
     #[serde(default)]
     pub scale: Option<f64>,
     /// Bytes moved between this process and the servers, framing included.
-    pub bytes: Bytes,
-    /// When the run started, RFC 3339.
+    pub bytes: Traffic,
+    /// Start time in RFC 3339.
     pub started: String,
-    /// Wall time of the whole run, in seconds.
+    /// Wall time of the whole run in seconds.
     pub seconds: f64,
-    /// Wall time of training steps alone, in seconds.
+    /// Wall time of the training steps in seconds.
     pub train_seconds: f64,
-    /// Tokens of the training rows, without prompts.
+    /// Number of tokens of the training rows, without prompts.
     pub train_tokens: u64,
     /// Metrics of the evaluation whose parameters were kept.
     #[serde(deserialize_with = "nullable::numbers")]
     pub metrics: BTreeMap<String, f64>,
     /// SHA-256 of the trained parameters.
     pub adapter_digest: String,
-    /// The labels' names, in the order of the logits.
+    /// Names of the labels, in the order of the logits.
     #[serde(default)]
     pub labels: Vec<String>,
-    /// The evaluation whose parameters were kept; none if nothing was evaluated.
+    /// Evaluation whose parameters were kept; none without an evaluation.
     #[serde(default)]
-    pub best: Option<Best>,
-    /// Why training ended before its last step, if it did without an error: early stopping, or its time was up.
+    pub best: Option<BestEvaluation>,
+    /// Reason for an early end without an error: early stopping, or the time limit.
     #[serde(default)]
     pub ended_early: Option<String>,
-    /// Steps after which the run went on from a checkpoint.
+    /// Steps after which the run resumed from a checkpoint.
     #[serde(default)]
     pub resumed_at: Vec<u64>,
-    /// The servers that were used.
+    /// Servers that were used.
     #[serde(default)]
-    pub servers: Vec<ServerUse>,
-    /// Of each soft prompt, the words of the vocabulary whose embeddings are nearest.
-    #[serde(default)]
-    pub near_words: Vec<NearWords>,
+    pub servers: Vec<ServerUsage>,
+    /// Nearest words of the vocabulary for each soft prompt.
+    #[serde(default, rename = "near_words")]
+    pub nearest_words: Vec<NearestWords>,
 }
 
-/// The evaluation whose parameters were kept.
+/// Evaluation whose parameters were kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Best {
-    /// Optimizer steps made before it.
+pub struct BestEvaluation {
+    /// Number of optimizer steps before it.
     pub step: u64,
-    /// The metric that decided.
+    /// Deciding metric.
     pub metric: String,
-    /// Its value.
+    /// Value of the metric.
     #[serde(deserialize_with = "nullable::number")]
     pub value: f64,
 }
 
-/// A server that was used.
+/// Calls to one server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServerUse {
-    /// Its address, or what stands for it.
+pub struct ServerUsage {
+    /// Address of the server, or its name.
     pub server: String,
-    /// The blocks that it holds, as `0:10`.
+    /// Blocks of the server, as `0:10`.
     pub blocks: String,
-    /// Calls that it answered.
+    /// Number of successful calls.
     pub calls: u64,
-    /// Calls that it failed, and which were made again, there or elsewhere.
+    /// Number of failed calls, which were retried.
     pub failures: u64,
 }
 
-/// The words nearest to one soft prompt.
+/// Nearest words of one soft prompt.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct NearWords {
-    /// Which prompt, counted from 0.
+pub struct NearestWords {
+    /// Index of the prompt.
     pub prompt: usize,
-    /// The words with their cosine similarity, the nearest first.
+    /// Words with their cosine similarity, the nearest first.
     pub words: Vec<(String, f64)>,
 }
 
-/// A manifest that cannot be read.
+/// Unreadable manifest.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[error("read {}", path.display())]
 pub struct ReadError {
-    /// Where it should be.
     pub path: PathBuf,
-    /// Why not.
-    #[source]
     pub source: io::Error,
 }
 
-/// What became of a run.
+/// Outcome of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum Status {
     /// All steps were made.
     Finished,
-    /// Stopped by the user; what was trained until then is saved.
+    /// Stopped by the user; the trained parameters are saved.
     Interrupted,
-    /// Stopped by an error; what was trained until then is saved.
+    /// Stopped by an error; the trained parameters are saved.
     Failed {
-        /// The error.
+        /// Text of the error.
         error: String,
     },
 }
 
-/// Programs and libraries.
+/// Versions of this program and its libraries.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Versions {
-    /// This program.
+    /// Version of this program.
     pub sepal: String,
-    /// The tensor library.
+    /// Version of libtorch.
     pub libtorch: String,
 }
 
-/// The frozen model.
+/// Frozen model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelFacts {
-    /// The source that was used.
+    /// Source of the model.
     pub source: String,
-    /// Sources before it that could not be had, each with its reason.
-    pub passed_over: Vec<String>,
+    /// Unavailable sources of higher preference, each with its reason.
+    #[serde(rename = "passed_over")]
+    pub unavailable_sources: Vec<String>,
     /// Digest of the checkpoint.
     pub digest: String,
-    /// The checkpoint in words.
+    /// Description of the checkpoint.
     pub weights: String,
     /// Digest of the tokenizer.
     pub tokenizer: String,
 }
 
-/// The labelled text.
+/// Labelled text.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataFacts {
-    /// The source of the training rows.
+    /// Source of the training rows.
     pub train: String,
-    /// The source of the validation rows, or how they were split off.
+    /// Source of the validation rows, or description of their split.
     pub validation: String,
-    /// Sources before it that could not be had, each with its reason.
-    pub passed_over: Vec<String>,
-    /// Digest of the training rows' content.
+    /// Unavailable sources of higher preference, each with its reason.
+    #[serde(rename = "passed_over")]
+    pub unavailable_sources: Vec<String>,
+    /// Digest of the content of the training rows.
     pub train_digest: String,
-    /// Digest of the validation rows' content.
+    /// Digest of the content of the validation rows.
     pub validation_digest: String,
-    /// Training rows.
+    /// Number of training rows.
     pub train_rows: usize,
-    /// Validation rows.
+    /// Number of validation rows.
     pub validation_rows: usize,
-    /// Rows of both whose texts were shortened to `max_length`.
+    /// Number of truncated rows of both.
     pub truncated_rows: usize,
-    /// The column of the texts.
+    /// Column of the texts.
     #[serde(default)]
     pub text: String,
-    /// The column of second texts.
+    /// Column of the second texts.
     #[serde(default)]
     pub text_pair: Option<String>,
-    /// The column of the labels.
+    /// Column of the labels.
     #[serde(default)]
     pub label: String,
-    /// What was put around each text.
+    /// Template around each text.
     #[serde(default)]
     pub template: Option<String>,
-    /// Tokens of a row at most.
+    /// Maximum number of tokens of a row.
     #[serde(default)]
     pub max_length: Option<usize>,
-    /// End of long texts that was removed, `left` or `right`. Runs of before do not say; they removed the right one.
+    /// Truncated end of long texts, `left` or `right`. Older runs lack the field and truncated the right end.
     #[serde(default)]
     pub truncation_side: Option<String>,
     /// Layout of lists of labels among the training rows, where rows have several labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label_layout: Option<String>,
-    /// How many training rows each class has; none where rows do not have one class each.
+    /// Number of training rows of each class; empty unless each row has one class.
     #[serde(default)]
     pub class_rows: Vec<u64>,
 }
 
-/// How many numbers train, and how many there are.
+/// Number of trainable and of all parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Parameters {
-    /// In the adapter.
+pub struct ParameterCounts {
+    /// Parameters of the adapter.
     pub trainable: u64,
-    /// With the frozen model's.
+    /// Parameters of the adapter and the frozen model.
     pub total: u64,
 }
 
 /// Bytes moved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Bytes {
-    /// To the servers.
+pub struct Traffic {
+    /// Bytes sent to servers.
     pub sent: u64,
-    /// From the servers.
+    /// Bytes received from servers.
     pub received: u64,
 }
 
 impl Manifest {
-    /// Reads that of the run in `folder`.
+    /// Reads the manifest of the run in `folder`.
     ///
     /// # Errors
-    /// [`ReadError`] if it is not there, or is not one.
+    /// [`ReadError`] if the file is missing or invalid.
     pub fn read(folder: &Path) -> Result<Self, ReadError> {
         let path = folder.join("manifest.json");
         let read = || serde_json::from_slice(&std::fs::read(&path)?).map_err(io::Error::from);
         let unfinished = |error: io::Error| match error.kind() {
             io::ErrorKind::NotFound if folder.join("pipeline.yaml").is_file() => {
-                let folder = folder.display();
-                let problem = format!("it is not there: the run has not ended (`sepal run --resume {folder}`)");
-                io::Error::new(io::ErrorKind::NotFound, problem)
+                io::Error::new(io::ErrorKind::NotFound, "it is missing: the run has not ended, and can be resumed")
             }
             _ => error,
         };
@@ -235,7 +233,7 @@ impl Manifest {
     /// Writes `manifest.json`.
     ///
     /// # Errors
-    /// [`WriteError`] if the system refuses.
+    /// [`WriteError`] if the write fails.
     pub fn save(&self, run: &RunFolder) -> Result<(), WriteError> {
         let path = run.path().join("manifest.json");
         let mut text = serde_json::to_vec_pretty(self).map_err(|error| WriteError { path, source: error.into() })?;

@@ -1,4 +1,4 @@
-//! Runs on an MLflow server, through its REST interface.
+//! Tracker for MLflow servers, through their REST interface.
 
 mod api;
 mod outbox;
@@ -11,31 +11,32 @@ use serde::{Deserialize, Serialize};
 
 pub use api::{MlflowAccess, MlflowError};
 
-use crate::names::Rule;
-use crate::scalars::{of_evaluation, of_step, since_epoch};
-use crate::{EvaluationRecord, Manifest, RunInfo, Status, StepRecord, TrackError, Tracker, WITHHELD, write_whole};
+use crate::folder::read_json;
+use crate::names::NameRule;
+use crate::scalars::{evaluation_scalars, since_epoch, step_scalars};
+use crate::{EvaluationRecord, Manifest, REDACTED, RunInfo, Status, StepRecord, TrackError, Tracker, write_atomic};
 use api::{Api, ApiRun};
 use outbox::{Content, Entry, Kind, Outbox};
 
-/// A run on an MLflow server: options as parameters, losses and metrics, and the files of the run's folder.
+/// Run on an MLflow server: options as parameters, losses, metrics, and the files of the run folder.
 ///
-/// Who asks is said by the variables of MLflow's own client: `MLFLOW_TRACKING_USERNAME` with `MLFLOW_TRACKING_PASSWORD`, or
-/// `MLFLOW_TRACKING_TOKEN`.
+/// Credentials come from the variables of MLflow's own client: `MLFLOW_TRACKING_USERNAME` with
+/// `MLFLOW_TRACKING_PASSWORD`, or `MLFLOW_TRACKING_TOKEN`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MlflowConfig {
-    /// The server, for example `http://127.0.0.1:5000`; that of `MLFLOW_TRACKING_URI` if not given. Passwords belong into
-    /// the environment: this file is copied to the run's folder.
+    /// Address of the server, for example `http://127.0.0.1:5000`; `MLFLOW_TRACKING_URI` if not given. Passwords belong
+    /// in the environment: this file is copied to the run folder.
     pub tracking_uri: Option<String>,
-    /// The experiment, which is made if there is none; the pipeline's name if not given.
+    /// Name of the experiment, which is created if missing; the pipeline's name if not given.
     pub experiment: Option<String>,
-    /// What the run is called there; the name of its folder if not given.
+    /// Name of the run on the server; the name of its folder if not given.
     pub run_name: Option<String>,
     /// Seconds between two requests with the numbers of steps; those of an evaluation are sent at once.
     #[schemars(range(min = 0.0))]
     pub flush_seconds: f64,
-    /// Whether what was trained, the report, the manifest and the pipeline are stored with the run, if its server stores
-    /// artifacts itself (as it does unless it was told otherwise).
+    /// Store the adapter, the report, the manifest and the pipeline with the run, if the server stores artifacts itself
+    /// (the default of MLflow).
     pub artifacts: bool,
 }
 
@@ -46,17 +47,17 @@ impl Default for MlflowConfig {
 }
 
 impl MlflowConfig {
-    /// What is wrong with `tracking_uri`, if it is given and is no address of a server.
+    /// Returns an error if `tracking_uri` is given and is not an address of a server.
     pub fn problem(&self) -> Option<MlflowError> {
         self.tracking_uri.as_deref().and_then(|uri| api::address(uri).err())
     }
 }
 
-/// Tells an MLflow server of a run; see [`MlflowConfig`].
+/// Tracker that sends a run to an MLflow server; see [`MlflowConfig`].
 ///
-/// The server's name for the run is kept in `mlflow.json` of the run's folder: a run that goes on is the same run there.
-/// While the server cannot be reached, also at the start, numbers are kept and it is asked again every ten seconds. Names that
-/// it does not take are escaped, and what it refuses all the same is left out alone.
+/// The server's run id is stored in `mlflow.json` of the run folder, so that a resumed run continues the same run on
+/// the server. While the server is unreachable, also at the start, numbers are kept and the connection is retried every
+/// ten seconds. Refused names are escaped, and entries that are still refused are dropped one by one.
 #[derive(Debug)]
 pub struct Mlflow {
     config: MlflowConfig,
@@ -65,48 +66,49 @@ pub struct Mlflow {
 }
 
 impl Mlflow {
-    /// With these options; nothing is asked before [`start`](Tracker::start).
+    /// Creates a tracker with the given options; no request is sent before [`start`](Tracker::start).
     ///
     /// # Errors
-    /// [`MlflowError`] if neither the options nor `access` say where the server is, or it is no address.
+    /// [`MlflowError`] if neither the options nor `access` contain an address, or the address is invalid.
     pub fn new(config: MlflowConfig, mut access: MlflowAccess) -> Result<Self, MlflowError> {
-        let uri = config.tracking_uri.clone().or(access.tracking_uri.take()).ok_or(MlflowError::Nowhere)?;
+        let uri = config.tracking_uri.clone().or(access.tracking_uri.take()).ok_or(MlflowError::NoServer)?;
         access.tracking_uri = Some(api::address(&uri)?);
         Ok(Self { config, access, session: None })
     }
 
     fn session(&mut self) -> Result<&mut Session, MlflowError> {
-        self.session.as_mut().ok_or(MlflowError::NotBegun)
+        self.session.as_mut().ok_or(MlflowError::NotStarted)
     }
 }
 
-/// Files of a run's folder that are stored with the run.
+/// Files of the run folder that are stored with the run.
 const ARTIFACTS: [&str; 4] = ["adapter.safetensors", PIPELINE, "report.html", "manifest.json"];
 const PIPELINE: &str = "pipeline.yaml";
 
-/// Names of experiments and runs: any characters but control characters, as long as the columns of the server's database.
-const TITLES: Rule = Rule { allows: |c| !c.is_control(), is_path: false, max_chars: 250 };
+/// Names of experiments and runs: any characters but control characters, up to the column length of the server's
+/// database.
+const TITLES: NameRule = NameRule { allows: |c| !c.is_control(), is_path: false, max_chars: 250 };
 
-/// Pause before a server that could not be reached is tried again.
-const LEAST_PAUSE: Duration = Duration::from_secs(10);
+/// Minimum pause before an unreachable server is tried again.
+const MIN_PAUSE: Duration = Duration::from_secs(10);
 
 impl Tracker for Mlflow {
     fn start(&mut self, run: &RunInfo) -> Result<(), TrackError> {
         let mut session = Session::new(&self.config, &self.access, run)?;
-        let begun = session.flush();
-        if session.run.is_some() || begun.as_ref().err().is_some_and(MlflowError::is_passing) {
+        let started = session.flush();
+        if session.run.is_some() || started.as_ref().err().is_some_and(MlflowError::is_transient) {
             self.session = Some(session);
         }
-        Ok(begun?)
+        Ok(started?)
     }
 
-    fn goes_on(&self) -> bool {
+    fn retries_start(&self) -> bool {
         self.session.is_some()
     }
 
     fn step(&mut self, record: &StepRecord) -> Result<(), TrackError> {
         let session = self.session()?;
-        session.add(record.step, of_step(record));
+        session.add(record.step, step_scalars(record));
         if Instant::now() < session.next {
             return Ok(());
         }
@@ -115,7 +117,7 @@ impl Tracker for Mlflow {
 
     fn evaluation(&mut self, record: &EvaluationRecord) -> Result<(), TrackError> {
         let session = self.session()?;
-        session.add(record.step, of_evaluation(record));
+        session.add(record.step, evaluation_scalars(record));
         Ok(session.flush()?)
     }
 
@@ -125,34 +127,33 @@ impl Tracker for Mlflow {
     }
 }
 
-/// The outcome of sending parameters and of sending metrics. Names that were left out are told once and so come first, but
-/// for a run that was deleted; other errors come again.
-fn both(params: Result<(), MlflowError>, metrics: Result<(), MlflowError>) -> Result<(), MlflowError> {
+/// Combines the results for parameters and metrics. A report of dropped names comes first, because it is given once;
+/// only a deleted run precedes it.
+fn combine(params: Result<(), MlflowError>, metrics: Result<(), MlflowError>) -> Result<(), MlflowError> {
     match (params, metrics) {
-        (Err(MlflowError::LeftOut { mut names, source, .. }), Err(MlflowError::LeftOut { names: more, .. })) => {
+        (Err(MlflowError::Dropped { mut names, source, .. }), Err(MlflowError::Dropped { names: more, .. })) => {
             names.extend(more);
-            Err(MlflowError::LeftOut { kind: "params and metrics", names, source })
+            Err(MlflowError::Dropped { kind: "params and metrics", names, source })
         }
-        (_, Err(error @ (MlflowError::Deleted { .. } | MlflowError::LeftOut { .. }))) => Err(error),
+        (_, Err(error @ (MlflowError::Deleted { .. } | MlflowError::Dropped { .. }))) => Err(error),
         (params, metrics) => params.and(metrics),
     }
 }
 
-/// A run on a server, or one that is yet to be made there.
+/// Run on a server, or one that is still to be created.
 #[derive(Debug)]
 struct Session {
     api: Api,
-    /// The run on the server; none until the server was reached.
+    /// Run on the server; none until the server was reached.
     run: Option<ApiRun>,
-    /// The run was deleted on the server.
     is_deleted: bool,
     experiment: String,
     run_name: String,
-    /// The name of the run's folder.
+    /// Name of the run folder.
     id: String,
     folder: PathBuf,
-    /// Whether the pipeline file holds what admits to a swarm.
-    is_private: bool,
+    /// True if the pipeline file contains a secret.
+    has_secrets: bool,
     params: Outbox,
     metrics: Outbox,
     pause: Duration,
@@ -163,7 +164,7 @@ struct Session {
 impl Session {
     fn new(config: &MlflowConfig, access: &MlflowAccess, run: &RunInfo) -> Result<Self, MlflowError> {
         let mut params = Outbox::new(Kind::Params);
-        params.extend(entries_of(run));
+        params.extend(option_entries(run));
         Ok(Self {
             api: Api::new(access)?,
             run: None,
@@ -172,7 +173,7 @@ impl Session {
             run_name: TITLES.rename(config.run_name.as_deref().unwrap_or(&run.id)),
             id: run.id.clone(),
             folder: run.folder.clone(),
-            is_private: run.options.iter().any(|(_, value)| value == WITHHELD),
+            has_secrets: run.options.iter().any(|(_, value)| value == REDACTED),
             params,
             metrics: Outbox::new(Kind::Metrics),
             pause: Duration::try_from_secs_f64(config.flush_seconds).unwrap_or_default(),
@@ -186,32 +187,32 @@ impl Session {
         self.metrics.extend(numbers.into_iter().map(metric));
     }
 
-    /// Sends what is pending; what cannot be sent stays, and is tried again after a while.
+    /// Sends pending entries; entries that cannot be sent stay and are retried later.
     fn flush(&mut self) -> Result<(), MlflowError> {
         if self.is_deleted {
             return Ok(());
         }
         let sent = self.connect().and_then(|()| self.send());
         self.is_deleted = matches!(sent, Err(MlflowError::Deleted { .. }));
-        let is_down = sent.as_ref().is_err_and(|error| !matches!(error, MlflowError::LeftOut { .. }));
-        self.next = Instant::now() + if is_down { self.pause.max(LEAST_PAUSE) } else { self.pause };
+        let has_failed = sent.as_ref().is_err_and(|error| !matches!(error, MlflowError::Dropped { .. }));
+        self.next = Instant::now() + if has_failed { self.pause.max(MIN_PAUSE) } else { self.pause };
         sent
     }
 
-    /// Makes the run on the server, or opens it again.
+    /// Creates or reopens the run on the server.
     fn connect(&mut self) -> Result<(), MlflowError> {
         if self.run.is_some() {
             return Ok(());
         }
-        let path = Mark::path(&self.folder);
-        let known = Mark::read(&path).filter(|known| known.server == self.api.server());
+        let path = RunReference::path(&self.folder);
+        let known = read_json::<RunReference>(&path).filter(|known| known.server == self.api.server());
         let reopened = match &known {
             Some(known) => self.api.reopen_run(&known.run_id)?,
             None => None,
         };
         let run = match reopened {
             Some(run) => {
-                // They cannot be changed there, so they are those of the beginning.
+                // MLflow does not allow changes of parameters.
                 if known.is_some_and(|known| known.has_params) {
                     self.params = Outbox::new(Kind::Params);
                 }
@@ -220,9 +221,9 @@ impl Session {
             None => {
                 let experiment = self.api.experiment(&self.experiment)?;
                 let run = self.api.create_run(&experiment, &self.run_name, &self.id)?;
-                // Known before anything fails: another attempt must not make another run.
+                // Set before anything can fail: a retry must not create another run.
                 self.run = Some(run.clone());
-                return self.mark(&run, false);
+                return self.save_reference(&run, false);
             }
         };
         self.run = Some(run);
@@ -234,21 +235,21 @@ impl Session {
         let has_params = self.params.unsent() == 0;
         let params = self.params.send(&self.api, &run.run_id);
         if !has_params && self.params.unsent() == 0 {
-            self.mark(run, true)?;
+            self.save_reference(run, true)?;
         }
         if matches!(params, Err(MlflowError::Deleted { .. })) {
             return params;
         }
-        both(params, self.metrics.send(&self.api, &run.run_id))
+        combine(params, self.metrics.send(&self.api, &run.run_id))
     }
 
-    fn mark(&self, run: &ApiRun, has_params: bool) -> Result<(), MlflowError> {
-        let mark = Mark { server: self.api.server(), run_id: run.run_id.clone(), has_params };
-        let text = serde_json::to_vec_pretty(&mark).unwrap_or_default();
-        write_whole(&Mark::path(&self.folder), &text).map_err(MlflowError::Mark)
+    fn save_reference(&self, run: &ApiRun, has_params: bool) -> Result<(), MlflowError> {
+        let reference = RunReference { server: self.api.server(), run_id: run.run_id.clone(), has_params };
+        let text = serde_json::to_vec_pretty(&reference).unwrap_or_default();
+        write_atomic(&RunReference::path(&self.folder), &text).map_err(MlflowError::SaveReference)
     }
 
-    /// Tries all that is left, whatever fails before.
+    /// Attempts all remaining requests, even after a failure.
     fn finish(&mut self, manifest: &Manifest, wants_artifacts: bool) -> Result<(), MlflowError> {
         let flushed = self.flush();
         if self.is_deleted {
@@ -261,7 +262,7 @@ impl Session {
         };
         let Some(run) = &self.run else { return flushed };
         let mut tags = Outbox::new(Kind::Tags);
-        tags.extend(tags_of(manifest));
+        tags.extend(manifest_tags(manifest));
         let tagged = tags.send(&self.api, &run.run_id);
         let stored = if wants_artifacts { self.store(run) } else { Ok(()) };
         let status = match manifest.status {
@@ -273,41 +274,36 @@ impl Session {
         ended.and(flushed).and(tagged).and(stored)
     }
 
-    /// Stores the files of the run's folder that are there.
+    /// Stores the present files of the run folder.
     fn store(&self, run: &ApiRun) -> Result<(), MlflowError> {
-        let may_go = |name: &&str| !(self.is_private && *name == PIPELINE);
-        let there = ARTIFACTS.into_iter().filter(may_go).filter(|name| self.folder.join(name).is_file());
-        there.map(|name| self.api.store(run, name, &self.folder.join(name))).fold(Ok(()), Result::and)
+        let is_uploaded = |name: &&str| !(self.has_secrets && *name == PIPELINE);
+        let present = ARTIFACTS.into_iter().filter(is_uploaded).filter(|name| self.folder.join(name).is_file());
+        present.map(|name| self.api.store(run, name, &self.folder.join(name))).fold(Ok(()), Result::and)
     }
 }
 
-/// What is kept in the run's folder.
+/// Contents of `mlflow.json` in the run folder.
 #[derive(Serialize, Deserialize)]
-struct Mark {
+struct RunReference {
     server: String,
     run_id: String,
-    /// The server has the parameters, as far as it takes them.
-    #[serde(default = "yes")]
+    /// True if the parameters were sent.
+    #[serde(default = "default_true")]
     has_params: bool,
 }
 
-fn yes() -> bool {
+fn default_true() -> bool {
     true
 }
 
-impl Mark {
+impl RunReference {
     fn path(folder: &Path) -> PathBuf {
         folder.join("mlflow.json")
     }
-
-    /// None if there is none, or none that can be read: then the run is a new one there.
-    fn read(path: &Path) -> Option<Self> {
-        serde_json::from_slice(&std::fs::read(path).ok()?).ok()
-    }
 }
 
-/// The options as parameters, each name once.
-fn entries_of(run: &RunInfo) -> Vec<Entry> {
+/// Options as parameters, each name once.
+fn option_entries(run: &RunInfo) -> Vec<Entry> {
     let mut names = std::collections::BTreeSet::new();
     let trainable = ("trainable".to_owned(), run.trainable.to_string());
     let options = run.options.iter().cloned().chain([trainable]);
@@ -315,7 +311,7 @@ fn entries_of(run: &RunInfo) -> Vec<Entry> {
     options.map(|(name, value)| Entry { name, content: Content::Text(value) }).collect()
 }
 
-fn tags_of(manifest: &Manifest) -> Vec<Entry> {
+fn manifest_tags(manifest: &Manifest) -> Vec<Entry> {
     let error = match &manifest.status {
         Status::Failed { error } => Some(("sepal.error", error.clone())),
         _ => None,

@@ -1,9 +1,9 @@
-//! Names as trackers take them.
+//! Names in the form that trackers accept.
 //!
-//! A character that a tracker refuses is written `_xHEX_`, its code point in hexadecimal: `eval/f1//r/news` becomes
-//! `eval/f1/_x2F_r/news`. A name depends on nothing but itself, so that a run that goes on uses the same ones, and different
-//! names stay different. A name that holds such a sequence already has its underscore written as `_x5F_`; every other name
-//! that the tracker takes stays as it is. A name that is too long ends in a digest of the whole.
+//! A refused character is written as `_xHEX_`, its code point in hexadecimal: `eval/f1//r/news` becomes
+//! `eval/f1/_x2F_r/news`. A new name depends on the old one only, so that a resumed run uses the same names, and
+//! different names stay different. A name that contains such a sequence already gets its underscore written as `_x5F_`;
+//! every other accepted name stays as it is. A name that is too long ends in a digest of the whole.
 
 use std::collections::BTreeMap;
 use std::iter::once;
@@ -11,25 +11,25 @@ use std::iter::once;
 use sha2::{Digest, Sha256};
 use unicode_general_category::{GeneralCategory as Category, get_general_category};
 
-/// Names that a tracker takes.
+/// Rule for the names that a tracker accepts.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Rule {
-    /// Characters that stay as they are. Lower-case ASCII letters, digits and underscores are among them.
+pub(crate) struct NameRule {
+    /// Allowed characters. Lower-case ASCII letters, digits and underscores are among them.
     pub(crate) allows: fn(char) -> bool,
-    /// A name is a relative path, and has to be the path's normal form.
+    /// True if a name must be a relative path in normal form.
     pub(crate) is_path: bool,
-    /// Characters of a name at the most, 64 or more.
+    /// Maximum number of characters, 64 or more.
     pub(crate) max_chars: usize,
 }
 
-/// Stands for the empty name.
+/// Replacement of the empty name.
 const EMPTY: &str = "_x_";
 
-/// Hexadecimal digits of the digest that a long name ends in; a character has at most six.
+/// Number of hexadecimal digits of the digest in a long name; an escaped character has at most six.
 const DIGEST: usize = 16;
 
-impl Rule {
-    /// The name by which the tracker takes `name`.
+impl NameRule {
+    /// Returns the accepted form of `name`.
     pub(crate) fn rename(&self, name: &str) -> String {
         if name.is_empty() {
             return EMPTY.to_owned();
@@ -60,7 +60,7 @@ impl Rule {
     }
 }
 
-/// Marks what keeps a path from being its own normal form: slashes at the ends and behind slashes, `.` and `..`.
+/// Marks characters outside of the normal form of a path: slashes at the ends and behind slashes, `.` and `..`.
 fn escape_path(chars: &[char], is_escaped: &mut [bool]) {
     let last = chars.len() - 1;
     for (i, _) in chars.iter().enumerate().filter(|&(_, &c)| c == '/') {
@@ -74,31 +74,31 @@ fn escape_path(chars: &[char], is_escaped: &mut [bool]) {
     is_escaped[0] |= chars.starts_with(&['.', '.']);
 }
 
-/// Marks underscores that would begin what reads as an escaped character.
+/// Marks underscores that would start an escape sequence.
 fn escape_lookalikes(chars: &[char], is_escaped: &mut [bool]) {
     for i in 0..chars.len() {
         let is_x = chars[i] == '_' && chars.get(i + 1).is_some_and(|c| c.eq_ignore_ascii_case(&'x'));
         if !is_x || is_escaped[i + 1] {
             continue;
         }
-        let digits = (i + 2..chars.len()).take_while(|&at| chars[at].is_ascii_hexdigit() && !is_escaped[at]).count();
+        let digits = (i + 2..chars.len()).take_while(|&j| chars[j].is_ascii_hexdigit() && !is_escaped[j]).count();
         let is_closed = chars.get(i + 2 + digits).is_some_and(|&c| c == '_' || is_escaped[i + 2 + digits]);
         is_escaped[i] |= is_closed && (digits > 0 || chars.len() == EMPTY.len());
     }
 }
 
-/// Names for a tracker that takes any, but ignores case: those that differ in nothing else get their capitals escaped.
-pub(crate) fn apart_without_case(names: &[String]) -> Vec<String> {
-    let mut alike: BTreeMap<String, usize> = BTreeMap::new();
-    names.iter().for_each(|name| *alike.entry(name.to_lowercase()).or_default() += 1);
-    let is_alone = |name: &String| alike.get(&name.to_lowercase()) == Some(&1);
-    names.iter().map(|name| if is_alone(name) { ANY.rename(name) } else { WITHOUT_CASE.rename(name) }).collect()
+/// Names for a tracker that ignores case: in names that differ in case only, capitals are escaped.
+pub(crate) fn distinct_ignoring_case(names: &[String]) -> Vec<String> {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    names.iter().for_each(|name| *counts.entry(name.to_lowercase()).or_default() += 1);
+    let is_unique = |name: &String| counts.get(&name.to_lowercase()) == Some(&1);
+    names.iter().map(|name| if is_unique(name) { ANY.rename(name) } else { WITHOUT_CASE.rename(name) }).collect()
 }
 
-const ANY: Rule = Rule { allows: |_| true, is_path: false, max_chars: usize::MAX };
-const WITHOUT_CASE: Rule = Rule { allows: |c| c.to_lowercase().eq(once(c)), ..ANY };
+const ANY: NameRule = NameRule { allows: |_| true, is_path: false, max_chars: usize::MAX };
+const WITHOUT_CASE: NameRule = NameRule { allows: |c| c.to_lowercase().eq(once(c)), ..ANY };
 
-/// The characters of Python's `\w`: letters, numbers and the underscore.
+/// Returns true for the characters of Python's `\w`: letters, numbers and the underscore.
 pub(crate) fn is_word(c: char) -> bool {
     use Category::{
         DecimalNumber, LetterNumber, LowercaseLetter, ModifierLetter, OtherLetter, OtherNumber, TitlecaseLetter,
@@ -126,13 +126,14 @@ mod tests {
 
     use super::*;
 
-    const WORDS: Rule = Rule { allows: |c| is_word(c) || "/.- :".contains(c), is_path: true, max_chars: 250 };
-    const LOWER: Rule =
-        Rule { allows: |c| c.is_ascii_lowercase() || c.is_ascii_digit() || "/._- ".contains(c), ..WORDS };
-    const SHORT: Rule = Rule { max_chars: 64, ..WORDS };
+    const WORD_NAMES: NameRule =
+        NameRule { allows: |c| is_word(c) || "/.- :".contains(c), is_path: true, max_chars: 250 };
+    const LOWER_NAMES: NameRule =
+        NameRule { allows: |c| c.is_ascii_lowercase() || c.is_ascii_digit() || "/._- ".contains(c), ..WORD_NAMES };
+    const SHORT_NAMES: NameRule = NameRule { max_chars: 64, ..WORD_NAMES };
 
-    /// MLflow's rule, in the words of its `path_not_unique`.
-    fn is_taken(rule: &Rule, name: &str) -> bool {
+    /// Rule of MLflow's `path_not_unique`.
+    fn is_accepted(rule: &NameRule, name: &str) -> bool {
         let mut segments: Vec<&str> = Vec::new();
         for segment in name.split('/').filter(|segment| !["", "."].contains(segment)) {
             match (segment, segments.last()) {
@@ -144,7 +145,7 @@ mod tests {
         is_normal && name.chars().all(rule.allows) && name.chars().count() <= rule.max_chars
     }
 
-    /// The name that was renamed, if it was not too long.
+    /// Inverse of `rename` for names that are not too long.
     fn original(renamed: &str) -> String {
         if renamed == EMPTY {
             return String::new();
@@ -164,7 +165,7 @@ mod tests {
         name
     }
 
-    /// Names with what matters to the rules, and with what reads as escaped.
+    /// Names with special characters and with escape sequences.
     fn names() -> impl Strategy<Value = String> {
         let part = prop_oneof![
             "[/._x5F2a ]{1,4}",
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_characters_and_paths_are_escaped_and_nothing_else() {
+    fn rename_escapes_only_refused_characters() {
         for (name, expected) in [
             ("eval/f1//r/news", "eval/f1/_x2F_r/news"),
             ("eval/f1/..", "eval/f1/_x2E_."),
@@ -195,11 +196,11 @@ mod tests {
             ("", "_x_"),
             ("_x_", "_x5F_x_"),
         ] {
-            assert_eq!(WORDS.rename(name), expected, "{name:?}");
+            assert_eq!(WORD_NAMES.rename(name), expected, "{name:?}");
         }
     }
 
-    /// Prints the characters that Python knows, and those of them that MLflow's regular expression takes, as ranges.
+    /// Prints the characters that Python knows, and those of them that MLflow's regular expression accepts, as ranges.
     const CHARACTERS: &str = r"
 import json, re, unicodedata
 def ranges(of):
@@ -215,7 +216,7 @@ print(json.dumps([ranges(known), ranges(lambda c: known(c) and re.match(r'^[/\w.
 ";
 
     #[test]
-    fn characters_that_stay_are_those_that_python_takes() {
+    fn is_word_equals_python() {
         let Some(python) = crate::python::plain_python() else { return };
         let ranges = crate::python::Script { python: &python, code: CHARACTERS }.json(&[]);
         let characters = |ranges: &serde_json::Value| -> BTreeSet<char> {
@@ -224,57 +225,57 @@ print(json.dumps([ranges(known), ranges(lambda c: known(c) and re.match(r'^[/\w.
         };
         let known = characters(&ranges[0]);
         assert!(known.len() > 100_000);
-        let taken: BTreeSet<char> = known.iter().copied().filter(|&c| (WORDS.allows)(c)).collect();
+        let taken: BTreeSet<char> = known.iter().copied().filter(|&c| (WORD_NAMES.allows)(c)).collect();
         assert_eq!(taken, characters(&ranges[1]));
     }
 
     #[test]
-    fn long_names_are_cut_and_stay_different() {
-        let long = ["a", "b"].map(|end| WORDS.rename(&format!("{}{end}", "é".repeat(300))));
-        assert!(long[0] != long[1] && long.iter().all(|name| is_taken(&WORDS, name)), "{long:?}");
+    fn rename_long_names_stay_different() {
+        let long = ["a", "b"].map(|end| WORD_NAMES.rename(&format!("{}{end}", "é".repeat(300))));
+        assert!(long[0] != long[1] && long.iter().all(|name| is_accepted(&WORD_NAMES, name)), "{long:?}");
         assert!(long[0].starts_with(&"é".repeat(231)));
-        assert_eq!(WORDS.rename(&"é".repeat(250)), "é".repeat(250));
+        assert_eq!(WORD_NAMES.rename(&"é".repeat(250)), "é".repeat(250));
     }
 
     #[test]
-    fn case_is_escaped_where_names_differ_in_nothing_else() {
+    fn distinct_ignoring_case_escapes_capitals() {
         let names = ["f1/Spam", "f1/spam", "f1/Ham", "f1/SPAM"].map(str::to_owned);
         let expected = ["f1/_x53_pam", "f1/spam", "f1/Ham", "f1/_x53__x50__x41__x4D_"];
-        assert_eq!(apart_without_case(&names), expected);
+        assert_eq!(distinct_ignoring_case(&names), expected);
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
         #[test]
-        fn renamed_names_are_taken_and_lose_nothing(name in names()) {
-            for rule in [WORDS, LOWER] {
+        fn renamed_names_are_accepted_and_invertible(name in names()) {
+            for rule in [WORD_NAMES, LOWER_NAMES] {
                 let renamed = rule.rename(&name);
-                prop_assert!(is_taken(&WORDS, &renamed), "{name:?} became {renamed:?}");
+                prop_assert!(is_accepted(&WORD_NAMES, &renamed), "{name:?} became {renamed:?}");
                 prop_assert_eq!(original(&renamed), &*name, "from {:?}", renamed);
             }
-            let lower = LOWER.rename(&name);
+            let lower = LOWER_NAMES.rename(&name);
             prop_assert!(lower.is_ascii() && !lower.contains(':'), "{name:?} became {lower:?}");
-            let renamed = SHORT.rename(&name);
-            prop_assert!(is_taken(&SHORT, &renamed), "{name:?} became {renamed:?}");
+            let renamed = SHORT_NAMES.rename(&name);
+            prop_assert!(is_accepted(&SHORT_NAMES, &renamed), "{name:?} became {renamed:?}");
         }
 
         #[test]
-        fn different_names_stay_different(names in proptest::collection::btree_set(names(), 2..40)) {
-            for rule in [WORDS, LOWER, SHORT] {
+        fn rename_keeps_names_different(names in proptest::collection::btree_set(names(), 2..40)) {
+            for rule in [WORD_NAMES, LOWER_NAMES, SHORT_NAMES] {
                 let renamed: BTreeSet<String> = names.iter().map(|name| rule.rename(name)).collect();
                 prop_assert_eq!(renamed.len(), names.len());
             }
             let names: Vec<String> = names.into_iter().collect();
-            let lower = apart_without_case(&names).into_iter().map(|name| name.to_lowercase());
+            let lower = distinct_ignoring_case(&names).into_iter().map(|name| name.to_lowercase());
             prop_assert_eq!(lower.collect::<BTreeSet<_>>().len(), names.len());
         }
 
         #[test]
-        fn taken_names_stay_as_they_are(name in names()) {
+        fn rename_keeps_accepted_names(name in names()) {
             let is_plain = !name.to_lowercase().contains("_x");
-            if is_plain && is_taken(&WORDS, &name) {
-                prop_assert_eq!(WORDS.rename(&name), name);
+            if is_plain && is_accepted(&WORD_NAMES, &name) {
+                prop_assert_eq!(WORD_NAMES.rename(&name), name);
             }
         }
     }

@@ -1,10 +1,10 @@
-//! Python and the official packages, where tests find them.
+//! Python interpreters with the official packages of trackers, for tests.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The interpreter of `SEPAL_TEST_PYTHON` if it has the package; else says that the test is skipped.
+/// Interpreter of `SEPAL_TEST_PYTHON` if it has the package; otherwise reports that the test is skipped.
 pub(crate) fn python_with(package: &str) -> Option<PathBuf> {
     let Some(python) = std::env::var_os("SEPAL_TEST_PYTHON") else {
         eprintln!("skipped: SEPAL_TEST_PYTHON names no Python with the package `{package}`");
@@ -18,7 +18,7 @@ pub(crate) fn python_with(package: &str) -> Option<PathBuf> {
     None
 }
 
-/// Python without packages, if it is there; else says that the test is skipped.
+/// Python without packages, if installed; otherwise reports that the test is skipped.
 pub(crate) fn plain_python() -> Option<PathBuf> {
     let has_it = Command::new("python3").args(["-c", "import re, unicodedata"]).output();
     if has_it.is_ok_and(|output| output.status.success()) {
@@ -28,14 +28,13 @@ pub(crate) fn plain_python() -> Option<PathBuf> {
     None
 }
 
-/// A script that prints JSON.
 pub(crate) struct Script<'a> {
     pub(crate) python: &'a Path,
     pub(crate) code: &'a str,
 }
 
 impl Script<'_> {
-    /// What it prints, called with these arguments.
+    /// Runs the script and parses the last line of its output.
     pub(crate) fn json(&self, arguments: &[&dyn AsRef<OsStr>]) -> serde_json::Value {
         let arguments = arguments.iter().map(|argument| argument.as_ref());
         let output = Command::new(self.python).args(["-c", self.code]).args(arguments).output().expect("Python starts");

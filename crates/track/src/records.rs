@@ -7,38 +7,38 @@ use serde::{Deserialize, Serialize};
 
 use crate::{WriteError, nullable};
 
-/// One optimizer step, made or skipped.
+/// Record of one optimizer step, made or skipped.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
-    /// Counted from 1.
+    /// Number of the step, counted from 1.
     pub step: u64,
-    /// Epochs finished, with the fraction of the current one.
+    /// Finished epochs, with the fraction of the current one.
     pub epoch: f64,
-    /// Mean loss of the step's rows; of those that it is known of, if the step was skipped, and null without any.
+    /// Mean loss of the step's rows. In a skipped step it covers the rows with a known loss, and is null without any.
     #[serde(deserialize_with = "nullable::number")]
     pub loss: f64,
-    /// Share of the rows that the model had right, if they have a class each.
+    /// Share of correctly predicted rows, if each row has one class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
     /// Learning rate of the step.
     pub lr: f64,
-    /// L2 norm of all gradients before clipping, without the scale; null in a step that was skipped.
+    /// L2 norm of all gradients before clipping, without the loss scale; null in a skipped step.
     #[serde(deserialize_with = "nullable::number")]
     pub grad_norm: f64,
-    /// What the loss was multiplied by, if it was scaled.
+    /// Loss scale, if the loss was scaled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale: Option<f64>,
-    /// Where gradients overflowed, so that the step was skipped.
+    /// Place of the gradient overflow that caused a skipped step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
-    /// Steps skipped so far, if the loss is scaled.
+    /// Number of skipped steps so far, if the loss is scaled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped_steps: Option<u64>,
-    /// Rows of the step.
+    /// Number of rows.
     pub rows: usize,
-    /// Tokens of those rows, without prompts.
+    /// Number of tokens of those rows, without prompts.
     pub tokens: usize,
-    /// Wall time, in seconds.
+    /// Wall time in seconds.
     pub seconds: f64,
     /// Bytes sent to servers.
     pub bytes_up: u64,
@@ -46,22 +46,22 @@ pub struct StepRecord {
     pub bytes_down: u64,
 }
 
-/// One pass over the validation rows.
+/// Record of one pass over the validation rows.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct EvaluationRecord {
-    /// Optimizer steps made before it.
+    /// Number of optimizer steps before it.
     pub step: u64,
     /// Mean loss of the rows; null if it is not finite.
     #[serde(deserialize_with = "nullable::number")]
     pub loss: f64,
-    /// The task's metrics by name.
+    /// Metrics of the task by name.
     #[serde(deserialize_with = "nullable::numbers")]
     pub metrics: BTreeMap<String, f64>,
-    /// Rows of the pass.
+    /// Number of rows.
     pub rows: usize,
-    /// Tokens of those rows, without prompts.
+    /// Number of tokens of those rows, without prompts.
     pub tokens: usize,
-    /// Wall time, in seconds.
+    /// Wall time in seconds.
     pub seconds: f64,
     /// Bytes sent to servers.
     pub bytes_up: u64,
@@ -69,14 +69,14 @@ pub struct EvaluationRecord {
     pub bytes_down: u64,
 }
 
-/// `metrics.jsonl`: one JSON object per line, told apart by `kind`.
+/// Append-only `metrics.jsonl`: one JSON object per line, with its `kind`.
 #[derive(Debug)]
 pub struct MetricsLog {
     path: PathBuf,
     file: File,
 }
 
-/// What every line begins with.
+/// Fields that every line has.
 #[derive(Deserialize)]
 struct LineHead {
     kind: String,
@@ -96,7 +96,7 @@ impl MetricsLog {
             let file = File::options().create(true).read(true).append(true).open(&path)?;
             match file.try_lock() {
                 Ok(()) => Ok(file),
-                Err(TryLockError::WouldBlock) => Err(io::Error::other("another process is at work on this run")),
+                Err(TryLockError::WouldBlock) => Err(io::Error::other("another process uses this run")),
                 Err(TryLockError::Error(error)) => Err(error),
             }
         };
@@ -106,35 +106,35 @@ impl MetricsLog {
         }
     }
 
-    /// Cuts off what was written behind step `steps`, and behind its evaluation if it `is_evaluated`, as these lines will
-    /// be written again; also half a line that a crash left.
+    /// Removes the lines after step `steps`, and its own evaluation unless `is_evaluated`, because a resumed run writes
+    /// them again; also half a line that a crash left.
     ///
     /// # Errors
-    /// [`WriteError`] if the system refuses.
-    pub fn cut_behind(&mut self, steps: u64, is_evaluated: bool) -> Result<(), WriteError> {
+    /// [`WriteError`] if the write fails.
+    pub fn truncate_after(&mut self, steps: u64, is_evaluated: bool) -> Result<(), WriteError> {
         let last_evaluation = if is_evaluated { Some(steps) } else { steps.checked_sub(1) };
-        let stays = |line: &str| {
+        let is_kept = |line: &str| {
             let head = line.ends_with('\n').then(|| serde_json::from_str::<LineHead>(line).ok()).flatten();
             head.is_some_and(|head| match head.kind.as_str() {
                 "evaluation" => Some(head.step) <= last_evaluation,
                 _ => head.step <= steps,
             })
         };
-        let mut cut = || {
+        let mut truncate = || {
             let mut text = Vec::new();
             self.file.seek(SeekFrom::Start(0))?;
             self.file.read_to_end(&mut text)?;
             let text = String::from_utf8_lossy(&text);
-            let length: usize = text.split_inclusive('\n').take_while(|line| stays(line)).map(str::len).sum();
+            let length: usize = text.split_inclusive('\n').take_while(|line| is_kept(line)).map(str::len).sum();
             self.file.set_len(length as u64)
         };
-        cut().map_err(|source| WriteError { path: self.path.clone(), source })
+        truncate().map_err(|source| WriteError { path: self.path.clone(), source })
     }
 
-    /// Waits until what was appended is on the disk.
+    /// Syncs the appended lines to disk.
     ///
     /// # Errors
-    /// [`WriteError`] if the system refuses.
+    /// [`WriteError`] if the write fails.
     pub fn sync(&self) -> Result<(), WriteError> {
         self.file.sync_data().map_err(|source| WriteError { path: self.path.clone(), source })
     }
@@ -142,7 +142,7 @@ impl MetricsLog {
     /// Appends a step.
     ///
     /// # Errors
-    /// [`WriteError`] if the system refuses.
+    /// [`WriteError`] if the write fails.
     pub fn step(&mut self, record: &StepRecord) -> Result<(), WriteError> {
         self.append("step", record)
     }
@@ -150,7 +150,7 @@ impl MetricsLog {
     /// Appends an evaluation.
     ///
     /// # Errors
-    /// [`WriteError`] if the system refuses.
+    /// [`WriteError`] if the write fails.
     pub fn evaluation(&mut self, record: &EvaluationRecord) -> Result<(), WriteError> {
         self.append("evaluation", record)
     }
@@ -159,7 +159,7 @@ impl MetricsLog {
         let mut append = || {
             let mut line = serde_json::to_vec(&Line { kind, record })?;
             line.push(b'\n');
-            // One write per line: a reader never sees half of one.
+            // One write per line, so that readers never see half a line.
             self.file.write_all(&line)
         };
         append().map_err(|source| WriteError { path: self.path.clone(), source })
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_json_and_say_their_kind() {
+    fn lines_are_json_with_kind() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("metrics.jsonl");
         let mut log = MetricsLog::open(path.clone()).expect("opened");
@@ -185,8 +185,9 @@ mod tests {
         assert_eq!(lines[1]["metrics"]["accuracy"].as_f64(), Some(0.9));
     }
 
-    /// Steps and evaluations after these, 1 to 4, cut behind `steps`, as `s1` and `e2`.
-    fn check_cut(steps: u64, is_evaluated: bool, expected: &str) {
+    /// Writes steps 1 to 4 with evaluations after the even ones, truncates after `steps`, and compares the lines as
+    /// `s1` and `e2`.
+    fn check_truncate(steps: u64, is_evaluated: bool, expected: &str) {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("metrics.jsonl");
         let mut log = MetricsLog::open(path.clone()).expect("opened");
@@ -197,7 +198,7 @@ mod tests {
             }
         }
         log.file.write_all(b"{\"kind\":\"step\",\"st").expect("half a line");
-        log.cut_behind(steps, is_evaluated).expect("cut");
+        log.truncate_after(steps, is_evaluated).expect("cut");
         log.step(&StepRecord { step: 9, ..StepRecord::default() }).expect("written");
         let text = std::fs::read_to_string(path).expect("read");
         let heads = text.lines().map(|line| serde_json::from_str::<LineHead>(line).expect("a line"));
@@ -206,21 +207,21 @@ mod tests {
     }
 
     #[test]
-    fn what_will_be_written_again_is_cut_off() {
-        check_cut(4, true, "s1 s2 e2 s3 s4 e4 s9");
-        check_cut(4, false, "s1 s2 e2 s3 s4 s9");
-        check_cut(3, false, "s1 s2 e2 s3 s9");
-        check_cut(2, false, "s1 s2 s9");
-        check_cut(0, false, "s9");
+    fn truncate_after_removes_later_lines() {
+        check_truncate(4, true, "s1 s2 e2 s3 s4 e4 s9");
+        check_truncate(4, false, "s1 s2 e2 s3 s4 s9");
+        check_truncate(3, false, "s1 s2 e2 s3 s9");
+        check_truncate(2, false, "s1 s2 s9");
+        check_truncate(0, false, "s9");
     }
 
     #[test]
-    fn a_run_is_one_process_s() {
+    fn metrics_log_is_locked() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("metrics.jsonl");
         let first = MetricsLog::open(path.clone()).expect("opened");
         let error = MetricsLog::open(path.clone()).expect_err("taken");
-        assert_eq!(error.source.to_string(), "another process is at work on this run");
+        assert_eq!(error.source.to_string(), "another process uses this run");
         drop(first);
         MetricsLog::open(path).expect("free again");
     }

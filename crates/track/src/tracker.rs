@@ -3,58 +3,59 @@ use std::path::PathBuf;
 
 use crate::{EvaluationRecord, Manifest, StepRecord};
 
-/// Shows a run elsewhere as it goes: event files, a tracking server.
+/// Receiver of the events of a run, for example a writer of event files or a client of a tracking server.
 ///
-/// Each method may take its time and may fail: a tracker has a thread of its own, is told of everything in order, and
-/// what it cannot do is a warning, never the end of a run.
+/// A method may block and may fail: each tracker has its own thread, gets all events in order, and its errors become
+/// warnings that never end a run.
 pub trait Tracker: Send {
-    /// The run begins, or goes on after an interruption.
+    /// Starts or resumes a run.
     ///
     /// # Errors
-    /// [`TrackError`] if it cannot be followed; nothing more is told then, unless it [goes on](Self::goes_on).
+    /// [`TrackError`] if the run cannot be tracked; no further events are sent then, unless the tracker
+    /// [retries](Self::retries_start).
     fn start(&mut self, run: &RunInfo) -> Result<(), TrackError>;
 
-    /// Returns true if the run is to be told although [`start`](Self::start) failed, because that is made up for later.
-    fn goes_on(&self) -> bool {
+    /// Returns true if events are to be sent after a failed [`start`](Self::start), because the tracker retries it.
+    fn retries_start(&self) -> bool {
         false
     }
 
-    /// An optimizer step was made, or skipped.
+    /// Records an optimizer step, made or skipped.
     ///
     /// # Errors
-    /// [`TrackError`] if it cannot be shown; what comes next is told all the same.
+    /// [`TrackError`] if the step cannot be recorded; later events are sent all the same.
     fn step(&mut self, record: &StepRecord) -> Result<(), TrackError>;
 
-    /// The validation rows were predicted.
+    /// Records an evaluation.
     ///
     /// # Errors
     /// [`TrackError`] as for [`step`](Self::step).
     fn evaluation(&mut self, record: &EvaluationRecord) -> Result<(), TrackError>;
 
-    /// The run ended, well or not; the files of its folder are written.
+    /// Ends the run, successful or not; the files of its folder are written.
     ///
     /// # Errors
-    /// [`TrackError`] if that cannot be shown.
+    /// [`TrackError`] if the end cannot be recorded.
     fn finish(&mut self, manifest: &Manifest) -> Result<(), TrackError>;
 }
 
-/// What is known of a run when it begins.
+/// Facts of a run at its start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunInfo {
-    /// The pipeline's name.
+    /// Name of the pipeline.
     pub name: String,
-    /// The folder's name, which no other run in the same place has.
+    /// Name of the run folder, unique in its parent folder.
     pub id: String,
-    /// The run's folder. A tracker may keep files of its own there.
+    /// Run folder. A tracker may keep its own files there.
     pub folder: PathBuf,
-    /// The resolved pipeline, one value to a key: `train.seed`, `data.train.0`; secrets are [withheld](crate::WITHHELD).
+    /// Resolved pipeline, one value to a key: `train.seed`, `data.train.0`; secrets are [redacted](crate::REDACTED).
     pub options: Vec<(String, String)>,
-    /// Numbers that train.
+    /// Number of trainable parameters.
     pub trainable: u64,
-    /// Steps that were made before an interruption and are not made again; 0 in a new run. Steps after it may have been
-    /// told before.
+    /// Number of steps before the interruption that are not repeated; 0 in a new run. Later steps may have been
+    /// recorded before.
     pub resumed_at: u64,
 }
 
-/// Why something cannot be shown.
+/// Error of a tracker.
 pub type TrackError = Box<dyn Error + Send + Sync>;

@@ -1,4 +1,4 @@
-//! All trackers of a run: each on a thread of its own, so that none of them can stop or stall what it follows.
+//! All trackers of a run, each on its own thread, so that none of them can stop or stall the run.
 
 use std::any::Any;
 use std::error::Error;
@@ -13,124 +13,134 @@ use sepal_core::in_one_line;
 
 use crate::{EvaluationRecord, Manifest, RunInfo, StepRecord, TrackError, Tracker};
 
-/// How far trackers may fall behind, how long they are waited for and how much is said of them.
+/// Limits of the queue, the waiting time and the warnings of trackers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TrackerLimits {
-    /// Steps that may wait for one tracker; further ones are not told to it.
-    pub queue: usize,
-    /// How long [`Trackers::finish`] waits for all of them together.
-    pub finish: Duration,
-    /// Warnings of one tracker; what goes wrong after that is counted.
-    pub warnings: usize,
+    /// Maximum number of queued steps of one tracker; further steps are dropped.
+    pub max_queued_steps: usize,
+    /// Timeout of [`Trackers::finish`] for all trackers together.
+    pub finish_timeout: Duration,
+    /// Maximum number of warnings of one tracker; further ones are counted.
+    pub max_warnings: usize,
 }
 
 impl Default for TrackerLimits {
     fn default() -> Self {
-        Self { queue: 1024, finish: Duration::from_secs(15), warnings: 3 }
+        Self { max_queued_steps: 1024, finish_timeout: Duration::from_secs(15), max_warnings: 3 }
     }
 }
 
-/// Takes a warning, in one line. Called from the run's thread and from those of trackers.
-pub type Warn = Arc<dyn Fn(&str) + Send + Sync>;
+/// Receiver of one-line warnings, called from the threads of the run and of the trackers.
+pub type WarningHandler = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// The trackers of one run.
+/// Trackers of one run.
 ///
-/// None of its methods but [`finish`](Self::finish) waits for a tracker, and none fails: what a tracker cannot do is a
-/// warning. Steps are left out for a tracker that is too far behind; evaluations and the end never are.
+/// No method except [`finish`](Self::finish) waits for a tracker, and none fails: errors of trackers become warnings.
+/// Steps are dropped for a tracker that is too far behind; evaluations and the end never are.
 pub struct Trackers {
-    workers: Vec<Worker>,
-    ended: Receiver<usize>,
+    handles: Vec<TrackerHandle>,
+    exits: Receiver<usize>,
     limits: TrackerLimits,
-    warn: Warn,
+    warn: WarningHandler,
 }
 
 impl Trackers {
-    /// Gives each tracker a thread and tells it that the run begins; the names are for warnings.
-    pub fn start(trackers: Vec<(String, Box<dyn Tracker>)>, run: &RunInfo, limits: TrackerLimits, warn: Warn) -> Self {
-        let (end, ended) = mpsc::channel();
+    /// Starts a thread for each named tracker and sends the start of the run.
+    pub fn start(
+        trackers: Vec<(String, Box<dyn Tracker>)>,
+        run: &RunInfo,
+        limits: TrackerLimits,
+        warn: WarningHandler,
+    ) -> Self {
+        let (end, exits) = mpsc::channel();
         let run = Arc::new(run.clone());
-        let mut workers = Vec::with_capacity(trackers.len());
+        let mut handles = Vec::with_capacity(trackers.len());
         for (i, (name, tracker)) in trackers.into_iter().enumerate() {
-            let voice = Voice { name: name.clone(), warn: Arc::clone(&warn), left: limits.warnings, untold: 0 };
-            match Worker::spawn(tracker, voice, Ended { i, end: end.clone() }) {
-                Ok(worker) => {
-                    worker.tell(News::Start(Arc::clone(&run)));
-                    workers.push(worker);
+            let warnings = WarningLimiter {
+                name: name.clone(),
+                warn: Arc::clone(&warn),
+                left: limits.max_warnings,
+                suppressed: 0,
+            };
+            match TrackerHandle::spawn(tracker, warnings, ExitNotice { i, end: end.clone() }) {
+                Ok(handle) => {
+                    handle.tell(TrackerEvent::Start(Arc::clone(&run)));
+                    handles.push(handle);
                 }
                 Err(error) => {
-                    warn(&format!("tracker `{name}` does not follow the run, it has no thread: {error}"));
-                    workers.push(Worker::none(name));
+                    warn(&format!("tracker `{name}` does not track the run, its thread did not start: {error}"));
+                    handles.push(TrackerHandle::without_thread(name));
                 }
             }
         }
-        Self { workers, ended, limits, warn }
+        Self { handles, exits, limits, warn }
     }
 
-    /// [`start`](Self::start) with the usual limits and warnings that go to `tracing`.
+    /// Same as [`start`](Self::start) with default limits and warnings that go to `tracing`.
     pub fn start_with_defaults(trackers: Vec<(String, Box<dyn Tracker>)>, run: &RunInfo) -> Self {
         Self::start(trackers, run, TrackerLimits::default(), Arc::new(|line| tracing::warn!("{line}")))
     }
 
-    /// Whether nobody follows the run.
+    /// Returns true without trackers.
     pub fn is_empty(&self) -> bool {
-        self.workers.is_empty()
+        self.handles.is_empty()
     }
 
-    /// Tells of a step, unless a tracker is too far behind.
+    /// Sends a step to each tracker that is not too far behind.
     pub fn step(&mut self, record: &StepRecord) {
         if self.is_empty() {
             return;
         }
         let record = Arc::new(record.clone());
-        for worker in &mut self.workers {
-            if worker.waiting.load(Ordering::Relaxed) < self.limits.queue {
-                worker.waiting.fetch_add(1, Ordering::Relaxed);
-                worker.tell(News::Step(Arc::clone(&record)));
+        for handle in &mut self.handles {
+            if handle.queued_steps.load(Ordering::Relaxed) < self.limits.max_queued_steps {
+                handle.queued_steps.fetch_add(1, Ordering::Relaxed);
+                handle.tell(TrackerEvent::Step(Arc::clone(&record)));
                 continue;
             }
-            if worker.dropped == 0 {
+            if handle.dropped == 0 {
                 (self.warn)(&format!(
-                    "tracker `{}` is {} steps behind: it is not told of further ones until it has caught up",
-                    worker.name, self.limits.queue
+                    "tracker `{}` is {} steps behind: further steps are dropped until it has caught up",
+                    handle.name, self.limits.max_queued_steps
                 ));
             }
-            worker.dropped += 1;
+            handle.dropped += 1;
         }
     }
 
-    /// Tells of an evaluation.
+    /// Sends an evaluation.
     pub fn evaluation(&mut self, record: &EvaluationRecord) {
         let record = Arc::new(record.clone());
-        self.workers.iter().for_each(|worker| worker.tell(News::Evaluation(Arc::clone(&record))));
+        self.handles.iter().for_each(|handle| handle.tell(TrackerEvent::Evaluation(Arc::clone(&record))));
     }
 
-    /// Tells that the run ended, and waits for the trackers, as long as the limits say. A tracker that does not end in
-    /// time is left behind: its thread ends with the process.
+    /// Sends the end of the run and waits for the trackers up to the limit. A tracker that does not end in time is
+    /// abandoned: its thread ends with the process.
     ///
-    /// Returns the names of those, which were warned of as well.
+    /// Returns the names of the abandoned trackers, which also cause warnings.
     pub fn finish(mut self, manifest: &Manifest) -> Vec<String> {
         let manifest = Arc::new(manifest.clone());
-        for worker in &mut self.workers {
-            worker.tell(News::Finish(Arc::clone(&manifest)));
-            worker.news = None;
+        for handle in &mut self.handles {
+            handle.tell(TrackerEvent::Finish(Arc::clone(&manifest)));
+            handle.sender = None;
         }
-        self.await_ends();
-        for worker in &self.workers {
-            if worker.dropped > 0 {
-                (self.warn)(&format!("tracker `{}` was not told of {} steps", worker.name, worker.dropped));
+        self.wait_for_exits();
+        for handle in &self.handles {
+            if handle.dropped > 0 {
+                (self.warn)(&format!("tracker `{}` missed {} steps", handle.name, handle.dropped));
             }
-            if worker.runs {
-                (self.warn)(&format!("tracker `{}` did not end in time and was left behind", worker.name));
+            if handle.is_running {
+                (self.warn)(&format!("tracker `{}` did not end in time and was abandoned", handle.name));
             }
         }
-        self.workers.iter().filter(|worker| worker.runs).map(|worker| worker.name.clone()).collect()
+        self.handles.iter().filter(|handle| handle.is_running).map(|handle| handle.name.clone()).collect()
     }
 
-    fn await_ends(&mut self) {
-        let deadline = Instant::now() + self.limits.finish;
-        while self.workers.iter().any(|worker| worker.runs) {
-            match self.ended.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(i) => self.workers[i].runs = false,
+    fn wait_for_exits(&mut self) {
+        let deadline = Instant::now() + self.limits.finish_timeout;
+        while self.handles.iter().any(|handle| handle.is_running) {
+            match self.exits.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(i) => self.handles[i].is_running = false,
                 Err(_) => return,
             }
         }
@@ -139,144 +149,143 @@ impl Trackers {
 
 impl fmt::Debug for Trackers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<&str> = self.workers.iter().map(|worker| &*worker.name).collect();
+        let names: Vec<&str> = self.handles.iter().map(|handle| &*handle.name).collect();
         f.debug_struct("Trackers").field("names", &names).field("limits", &self.limits).finish_non_exhaustive()
     }
 }
 
-/// What a tracker is told.
-enum News {
+enum TrackerEvent {
     Start(Arc<RunInfo>),
     Step(Arc<StepRecord>),
     Evaluation(Arc<EvaluationRecord>),
     Finish(Arc<Manifest>),
 }
 
-/// One tracker's thread, from outside.
-struct Worker {
+/// Handle of one tracker's thread.
+struct TrackerHandle {
     name: String,
-    /// Without a bound: what may not be dropped does not block either. Steps are counted in `waiting`.
-    news: Option<Sender<News>>,
-    waiting: Arc<AtomicUsize>,
+    /// Unbounded: events that must not be dropped must not block either. Steps are counted in `queued_steps`.
+    sender: Option<Sender<TrackerEvent>>,
+    queued_steps: Arc<AtomicUsize>,
     dropped: u64,
-    runs: bool,
+    is_running: bool,
 }
 
-impl Worker {
-    fn spawn(tracker: Box<dyn Tracker>, voice: Voice, ended: Ended) -> std::io::Result<Self> {
-        let (news, inbox) = mpsc::channel();
-        let (name, waiting) = (voice.name.clone(), Arc::new(AtomicUsize::new(0)));
-        let follower = Follower { tracker, inbox, waiting: Arc::clone(&waiting), voice };
+impl TrackerHandle {
+    fn spawn(tracker: Box<dyn Tracker>, warnings: WarningLimiter, exits: ExitNotice) -> std::io::Result<Self> {
+        let (sender, inbox) = mpsc::channel();
+        let (name, queued_steps) = (warnings.name.clone(), Arc::new(AtomicUsize::new(0)));
+        let thread = TrackerThread { tracker, inbox, queued_steps: Arc::clone(&queued_steps), warnings };
         std::thread::Builder::new().name(format!("track-{name}")).spawn(move || {
-            // Whatever happens, the end is told last.
-            let _ended = ended;
-            follower.run();
+            // Dropped last, also after a panic.
+            let _exit_notice = exits;
+            thread.run();
         })?;
-        Ok(Self { name, news: Some(news), waiting, dropped: 0, runs: true })
+        Ok(Self { name, sender: Some(sender), queued_steps, dropped: 0, is_running: true })
     }
 
-    fn none(name: String) -> Self {
-        Self { name, news: None, waiting: Arc::default(), dropped: 0, runs: false }
+    fn without_thread(name: String) -> Self {
+        Self { name, sender: None, queued_steps: Arc::default(), dropped: 0, is_running: false }
     }
 
-    /// Who has stopped following hears nothing.
-    fn tell(&self, news: News) {
-        if let Some(sender) = &self.news {
-            let _ = sender.send(news);
+    /// A tracker that has ended receives nothing.
+    fn tell(&self, event: TrackerEvent) {
+        if let Some(sender) = &self.sender {
+            let _ = sender.send(event);
         }
     }
 }
 
-/// Tells that a thread ends.
-struct Ended {
+/// Reports the end of a thread on drop.
+struct ExitNotice {
     i: usize,
     end: Sender<usize>,
 }
 
-impl Drop for Ended {
+impl Drop for ExitNotice {
     fn drop(&mut self) {
         let _ = self.end.send(self.i);
     }
 }
 
-/// One tracker's thread, from inside.
-struct Follower {
+/// State of one tracker's thread.
+struct TrackerThread {
     tracker: Box<dyn Tracker>,
-    inbox: Receiver<News>,
-    waiting: Arc<AtomicUsize>,
-    voice: Voice,
+    inbox: Receiver<TrackerEvent>,
+    queued_steps: Arc<AtomicUsize>,
+    warnings: WarningLimiter,
 }
 
-impl Follower {
+impl TrackerThread {
     fn run(self) {
-        let Self { mut tracker, inbox, waiting, mut voice } = self;
-        for news in inbox {
-            if matches!(news, News::Step(_)) {
-                waiting.fetch_sub(1, Ordering::Relaxed);
+        let Self { mut tracker, inbox, queued_steps, mut warnings } = self;
+        for event in inbox {
+            if matches!(event, TrackerEvent::Step(_)) {
+                queued_steps.fetch_sub(1, Ordering::Relaxed);
             }
-            let is_start = matches!(news, News::Start(_));
-            match catch_unwind(AssertUnwindSafe(|| tell(&mut *tracker, &news))) {
+            let is_start = matches!(event, TrackerEvent::Start(_));
+            match catch_unwind(AssertUnwindSafe(|| tell(&mut *tracker, &event))) {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) if is_start && !tracker.goes_on() => {
-                    voice.say(&format!("does not follow the run: {}", in_full(&*error)));
+                Ok(Err(error)) if is_start && !tracker.retries_start() => {
+                    warnings.warn(&format!("does not track the run: {}", single_line(&*error)));
                     break;
                 }
-                Ok(Err(error)) => voice.say(&in_full(&*error)),
+                Ok(Err(error)) => warnings.warn(&single_line(&*error)),
                 Err(panic) => {
-                    voice.say(&format!("does not follow the run any more, it panicked: {}", words(&*panic)));
+                    warnings.warn(&format!("stopped tracking the run, it panicked: {}", panic_message(&*panic)));
                     break;
                 }
             }
         }
         if let Err(panic) = catch_unwind(AssertUnwindSafe(move || drop(tracker))) {
-            voice.say(&format!("panicked at its end: {}", words(&*panic)));
+            warnings.warn(&format!("panicked at its end: {}", panic_message(&*panic)));
         }
-        voice.say_untold();
+        warnings.report_suppressed();
     }
 }
 
-fn tell(tracker: &mut dyn Tracker, news: &News) -> Result<(), TrackError> {
-    match news {
-        News::Start(run) => tracker.start(run),
-        News::Step(record) => tracker.step(record),
-        News::Evaluation(record) => tracker.evaluation(record),
-        News::Finish(manifest) => tracker.finish(manifest),
+fn tell(tracker: &mut dyn Tracker, event: &TrackerEvent) -> Result<(), TrackError> {
+    match event {
+        TrackerEvent::Start(run) => tracker.start(run),
+        TrackerEvent::Step(record) => tracker.step(record),
+        TrackerEvent::Evaluation(record) => tracker.evaluation(record),
+        TrackerEvent::Finish(manifest) => tracker.finish(manifest),
     }
 }
 
-/// Warns in a tracker's name, a few times.
-struct Voice {
+/// Sends a limited number of warnings in a tracker's name.
+struct WarningLimiter {
     name: String,
-    warn: Warn,
+    warn: WarningHandler,
     left: usize,
-    untold: u64,
+    suppressed: u64,
 }
 
-impl Voice {
-    fn say(&mut self, what: &str) {
+impl WarningLimiter {
+    fn warn(&mut self, text: &str) {
         if self.left == 0 {
-            self.untold += 1;
+            self.suppressed += 1;
             return;
         }
         self.left -= 1;
-        (self.warn)(&format!("tracker `{}`: {what}", self.name));
+        (self.warn)(&format!("tracker `{}`: {text}", self.name));
     }
 
-    fn say_untold(&self) {
-        if self.untold > 0 {
-            (self.warn)(&format!("tracker `{}`: {} more warnings were left out", self.name, self.untold));
+    fn report_suppressed(&self) {
+        if self.suppressed > 0 {
+            (self.warn)(&format!("tracker `{}`: {} more warnings were suppressed", self.name, self.suppressed));
         }
     }
 }
 
-/// An error with its causes, whatever lines it has, in one.
-fn in_full(error: &dyn Error) -> String {
+/// Error with its causes in one line.
+fn single_line(error: &dyn Error) -> String {
     in_one_line(error).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn words(panic: &(dyn Any + Send)) -> &str {
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it did not say why")
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown reason")
 }
 
 #[cfg(test)]

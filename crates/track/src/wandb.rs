@@ -1,4 +1,5 @@
-//! Runs for Weights & Biases, written without an account and without a connection; `wandb sync` sends them.
+//! Tracker that writes offline runs for Weights & Biases, without an account or a connection; `wandb sync` uploads
+//! them.
 
 mod log;
 mod proto;
@@ -14,35 +15,36 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::names::{Rule, apart_without_case};
-use crate::scalars::{of_evaluation, of_step, since_epoch};
-use crate::{EvaluationRecord, Manifest, RunInfo, Status, StepRecord, TrackError, Tracker, WriteError, write_whole};
+use crate::folder::read_json;
+use crate::names::{NameRule, distinct_ignoring_case};
+use crate::scalars::{evaluation_scalars, since_epoch, step_scalars};
+use crate::{EvaluationRecord, Manifest, RunInfo, Status, StepRecord, TrackError, Tracker, WriteError, write_atomic};
 use log::Log;
 use proto::{Exit, Header, History, Item, Items, Kind, Record, Run, Step, Timestamp, Version};
 
-/// An offline run of Weights & Biases; `wandb sync` sends it, then or later.
+/// Offline run of Weights & Biases, which `wandb sync` uploads during or after training.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WandbConfig {
-    /// The folder that gets the folder `wandb` with `offline-run-TIME-ID` in it; the run's own if not given.
+    /// Parent folder of `wandb/offline-run-TIME-ID`; the run folder if not given.
     #[schemars(with = "Option<String>")]
     pub folder: Option<PathBuf>,
-    /// The project; the pipeline's name if not given.
+    /// Name of the project; the pipeline's name if not given.
     pub project: Option<String>,
-    /// The user or team; that of the account that sends it if not given.
+    /// User or team; that of the uploading account if not given.
     pub entity: Option<String>,
-    /// What the run is called there; the name of its folder if not given.
+    /// Name of the run; the name of its folder if not given.
     pub run_name: Option<String>,
-    /// The group that the run belongs to.
+    /// Group of the run.
     pub group: Option<String>,
     /// Tags of the run.
     pub tags: Vec<String>,
 }
 
-/// Writes an offline run; see [`WandbConfig`].
+/// Tracker that writes an offline run; see [`WandbConfig`].
 ///
-/// The folder is remembered in `wandb.json` of the run's folder. A run that goes on goes on in the same file, without the
-/// steps that are made again.
+/// The folder is stored in `wandb.json` of the run folder. A resumed run continues the same file, without the steps
+/// that are repeated.
 #[derive(Debug)]
 pub struct Wandb {
     config: WandbConfig,
@@ -50,17 +52,17 @@ pub struct Wandb {
 }
 
 impl Wandb {
-    /// With these options; nothing is written before [`start`](Tracker::start).
+    /// Creates a tracker with the given options; nothing is written before [`start`](Tracker::start).
     pub fn new(config: WandbConfig) -> Self {
         Self { config, session: None }
     }
 
-    fn run(&self, run: &RunInfo, mark: &Mark) -> Run {
-        let options = run.options.iter().map(|(key, value)| Item::new(key, &plain(value)));
+    fn run(&self, run: &RunInfo, reference: &RunReference) -> Run {
+        let options = run.options.iter().map(|(key, value)| Item::new(key, &parse_value(value)));
         let trainable = Item::new("trainable", &json!(run.trainable));
         let text = |option: &Option<String>| option.clone().unwrap_or_default();
         Run {
-            run_id: mark.run_id.clone(),
+            run_id: reference.run_id.clone(),
             entity: text(&self.config.entity),
             project: PROJECTS.rename(self.config.project.as_deref().unwrap_or(&run.name)),
             config: Some(Items { update: options.chain([trainable]).collect() }),
@@ -72,43 +74,45 @@ impl Wandb {
     }
 
     fn session(&mut self) -> Result<&mut Session, TrackError> {
-        self.session.as_mut().ok_or_else(|| "no run was begun".into())
+        self.session.as_mut().ok_or_else(|| "the tracker was not started".into())
     }
 }
 
-/// Names of projects, as W&B's own client checks them.
-const PROJECTS: Rule = Rule { allows: |c| !c.is_control() && !"/\\#?%:".contains(c), is_path: false, max_chars: 128 };
-const TAGS: Rule = Rule { allows: |c| !c.is_control(), is_path: false, max_chars: 64 };
+/// Names of projects, by the rule of W&B's own client.
+const PROJECTS: NameRule =
+    NameRule { allows: |c| !c.is_control() && !"/\\#?%:".contains(c), is_path: false, max_chars: 128 };
+const TAGS: NameRule = NameRule { allows: |c| !c.is_control(), is_path: false, max_chars: 64 };
 
 impl Tracker for Wandb {
     fn start(&mut self, run: &RunInfo) -> Result<(), TrackError> {
-        let marks = run.folder.join("wandb.json");
-        let before = Mark::read(&marks).and_then(|mark| Some((mark.records_until(run.resumed_at)?, mark)));
-        let (kinds, mark) = match before {
-            Some(before) => before,
+        let reference_path = run.folder.join("wandb.json");
+        let previous = read_json::<RunReference>(&reference_path)
+            .and_then(|reference| Some((reference.records_until(run.resumed_at)?, reference)));
+        let (kinds, reference) = match previous {
+            Some(previous) => previous,
             None => {
-                let mark = Mark::new(&self.config.folder.as_deref().unwrap_or(&run.folder).join("wandb"));
-                let begun = vec![Kind::Header(header()), Kind::Run(self.run(run, &mark))];
-                (begun, mark)
+                let reference = RunReference::new(&self.config.folder.as_deref().unwrap_or(&run.folder).join("wandb"));
+                let kinds = vec![Kind::Header(header()), Kind::Run(self.run(run, &reference))];
+                (kinds, reference)
             }
         };
-        let files = mark.folder.join("files");
+        let files = reference.folder.join("files");
         std::fs::create_dir_all(&files).map_err(|source| WriteError { path: files, source })?;
-        self.session = Some(Session::write(&mark.path(), kinds)?);
-        write_whole(&marks, &serde_json::to_vec_pretty(&mark)?)?;
-        // What `wandb sync` notes beside the file is of the file as it was.
+        self.session = Some(Session::write(&reference.path(), kinds)?);
+        write_atomic(&reference_path, &serde_json::to_vec_pretty(&reference)?)?;
+        // The notes of `wandb sync` are about the previous contents of the file.
         for note in ["wandb.synced", "wandb.syncstate"] {
-            let _ = std::fs::remove_file(mark.path().with_extension(note));
+            let _ = std::fs::remove_file(reference.path().with_extension(note));
         }
         Ok(())
     }
 
     fn step(&mut self, record: &StepRecord) -> Result<(), TrackError> {
-        self.session()?.add(record.step, of_step(record))
+        self.session()?.add(record.step, step_scalars(record))
     }
 
     fn evaluation(&mut self, record: &EvaluationRecord) -> Result<(), TrackError> {
-        self.session()?.add(record.step, of_evaluation(record))
+        self.session()?.add(record.step, evaluation_scalars(record))
     }
 
     fn finish(&mut self, manifest: &Manifest) -> Result<(), TrackError> {
@@ -123,20 +127,20 @@ impl Tracker for Wandb {
     }
 }
 
-/// An open file.
+/// Open run file.
 #[derive(Debug)]
 struct Session {
     log: Log,
     written: i64,
     started: Duration,
-    /// The numbers of the last step, which those of an evaluation may join: one row per step.
+    /// Scalars of the last step, which those of an evaluation may join: one row per step.
     row: Option<(u64, BTreeMap<String, f64>)>,
-    /// The last value of each number.
+    /// Last value of each scalar.
     summary: BTreeMap<String, Value>,
 }
 
 impl Session {
-    /// A file with these records.
+    /// Creates a file with these records.
     fn write(path: &Path, kinds: Vec<Kind>) -> Result<Self, WriteError> {
         let (mut summary, mut started) = (BTreeMap::new(), since_epoch());
         for kind in &kinds {
@@ -167,23 +171,23 @@ impl Session {
             self.write_row()?;
         }
         let (names, values): (Vec<String>, Vec<f64>) = numbers.into_iter().unzip();
-        // W&B takes names that differ in case for the same.
-        let numbers = apart_without_case(&names).into_iter().zip(values);
+        // W&B ignores case in names.
+        let numbers = distinct_ignoring_case(&names).into_iter().zip(values);
         self.row.get_or_insert_with(|| (step, BTreeMap::new())).1.extend(numbers);
         Ok(())
     }
 
-    /// Writes the pending row, and what is the latest with it.
+    /// Writes the pending row, and the summary after an evaluation.
     fn write_row(&mut self) -> Result<(), TrackError> {
         let Some((step, numbers)) = self.row.take() else { return Ok(()) };
         let has_metrics = numbers.keys().any(|key| key.starts_with("eval/"));
-        let own = [
+        let internal = [
             ("_step".to_owned(), json!(step)),
             ("_timestamp".to_owned(), json!(since_epoch().as_secs_f64())),
             ("_runtime".to_owned(), json!(self.runtime().as_secs_f64())),
         ];
         let row: Vec<(String, Value)> =
-            numbers.into_iter().map(|(key, value)| (key, json!(value))).chain(own).collect();
+            numbers.into_iter().map(|(key, value)| (key, json!(value))).chain(internal).collect();
         let item = row.iter().map(|(key, value)| Item::new(key, value)).collect();
         self.summary.extend(row);
         let step = Some(Step { num: i64::try_from(step).unwrap_or(i64::MAX) });
@@ -208,69 +212,63 @@ impl Session {
     }
 }
 
-/// What is kept in the run's folder.
+/// Contents of `wandb.json` in the run folder.
 #[derive(Debug, Serialize, Deserialize)]
-struct Mark {
+struct RunReference {
     run_id: String,
-    /// The offline run's folder.
+    /// Folder of the offline run.
     folder: PathBuf,
 }
 
-impl Mark {
-    /// Of a new run in this folder.
+impl RunReference {
     fn new(parent: &Path) -> Self {
         let run_id = random_id();
         let time = Zoned::now().strftime("%Y%m%d_%H%M%S");
         Self { folder: parent.join(format!("offline-run-{time}-{run_id}")), run_id }
     }
 
-    /// None if there is none, or none that can be read: then the run is a new one.
-    fn read(path: &Path) -> Option<Self> {
-        serde_json::from_slice(&std::fs::read(path).ok()?).ok()
-    }
-
     fn path(&self) -> PathBuf {
         self.folder.join(format!("run-{}.wandb", self.run_id))
     }
 
-    /// What was written of the steps up to this one; none if there is no such file.
+    /// Records of the steps up to this one; none if the file is missing.
     fn records_until(&self, last_step: u64) -> Option<Vec<Kind>> {
         let content = std::fs::read(self.path()).ok()?;
-        let is_kept = |kind: &Kind| match kind {
+        let is_before = |kind: &Kind| match kind {
             Kind::Header(_) | Kind::Run(_) => true,
             Kind::History(history) => history.step.as_ref().is_some_and(|step| step.num.unsigned_abs() <= last_step),
             Kind::Summary(_) | Kind::Exit(_) => false,
         };
         let kinds = log::records(&content).into_iter().filter_map(|record| Record::decode(&*record).ok()?.kind);
-        let kept: Vec<Kind> = kinds.filter(is_kept).collect();
-        kept.iter().any(|kind| matches!(kind, Kind::Run(_))).then_some(kept)
+        let kinds: Vec<Kind> = kinds.filter(is_before).collect();
+        kinds.iter().any(|kind| matches!(kind, Kind::Run(_))).then_some(kinds)
     }
 }
 
 fn header() -> Header {
-    // The version of W&B from which on such a file can be read, as its own client writes it.
+    // Lowest W&B version that reads such a file, as its own client writes it.
     let (producer, min_consumer) = (format!("sepal {}", env!("CARGO_PKG_VERSION")), "0.70.0".to_owned());
     Header { version_info: Some(Version { producer, min_consumer }) }
 }
 
-/// Eight letters and digits, as W&B's own ids.
+/// Eight letters and digits, as in W&B's own ids.
 fn random_id() -> String {
-    const SIGNS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
-    let mut rest = RandomState::new().hash_one(since_epoch());
-    let sign = |_| {
-        let sign = SIGNS[(rest % 36) as usize];
-        rest /= 36;
-        char::from(sign)
+    const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+    let mut hash = RandomState::new().hash_one(since_epoch());
+    let letter = |_| {
+        let letter = ALPHABET[(hash % 36) as usize];
+        hash /= 36;
+        char::from(letter)
     };
-    (0..8).map(sign).collect()
+    (0..8).map(letter).collect()
 }
 
 fn timestamp(time: Duration) -> Timestamp {
     Timestamp { seconds: time.as_secs() as i64, nanos: time.subsec_nanos() as i32 }
 }
 
-/// An option's value as what it says: a number, true or false, or text.
-fn plain(value: &str) -> Value {
+/// Value of an option as a number, a boolean or text.
+fn parse_value(value: &str) -> Value {
     match serde_json::from_str(value) {
         Ok(value @ (Value::Bool(_) | Value::Number(_) | Value::Null)) => value,
         _ => json!(value),

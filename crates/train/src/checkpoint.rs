@@ -11,7 +11,7 @@ use sepal_config::spec::CheckpointSpec;
 use sepal_core::{HostTensor, NamedHostTensor};
 use sepal_nn::file;
 use sepal_plugin::Prediction;
-use sepal_track::{Best, EvaluationRecord};
+use sepal_track::{BestEvaluation, EvaluationRecord};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -80,7 +80,7 @@ struct Header {
 struct SelectedHeader {
     record: EvaluationRecord,
     headline: String,
-    best: Best,
+    best: BestEvaluation,
 }
 
 /// Checkpoints of one run, in its folder.
@@ -140,7 +140,7 @@ impl<'a> Checkpoints<'a> {
         let resume = |problem: String| CheckpointError::Resume { path: self.folder.clone(), problem };
         let path = newest_first(&self.folder).into_iter().next().ok_or_else(|| resume(NO_CHECKPOINT.to_owned()))?;
         // A folder that cannot be listed is reported by the next write.
-        let _ = sepal_track::remove_unfinished(&self.folder);
+        let _ = sepal_track::remove_partial_files(&self.folder);
         let (identity, state) = read(&path)?;
         if let Some(difference) = self.identity.difference(&identity) {
             return Err(resume(format!(

@@ -40,13 +40,11 @@ pub enum EvaluateError {
 
 /// A metric that the task does not have.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[error("find `{metric}` among the metrics of the task: {}", known.join(", "))]
 pub struct MetricError {
-    /// Consumer of the metric.
     pub usage: MetricUsage,
-    /// Requested metric.
     pub metric: String,
-    /// Metrics of the task.
     pub known: Vec<String>,
 }
 
@@ -61,6 +59,7 @@ pub enum MetricUsage {
 
 /// A training loop that failed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum TrainError {
     /// Failure of the forward pass.
@@ -77,8 +76,6 @@ pub enum TrainError {
     Backward {
         /// Step, from 1.
         step: u64,
-        /// Cause.
-        #[source]
         source: BlocksError,
     },
     /// Overflow at every loss scale.
@@ -89,11 +86,8 @@ pub enum TrainError {
     Overflow {
         /// Step, from 1.
         step: u64,
-        /// Consecutive skipped steps, this one included.
         skips: u64,
-        /// Last loss scale.
         scale: f64,
-        /// Description of the overflow.
         reason: String,
     },
     /// Loss or gradients that are NaN or infinite.
@@ -103,9 +97,7 @@ pub enum TrainError {
         what: &'static str,
         /// Step, from 1.
         step: u64,
-        /// Rows of the batch.
         rows: Vec<usize>,
-        /// Description of the blocks.
         servers: String,
     },
     /// Failure of the optimizer.
@@ -146,6 +138,7 @@ impl TrainError {
 
 /// A checkpoint that cannot be written or used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum CheckpointError {
     /// Parameters that cannot be copied.
@@ -165,18 +158,8 @@ pub enum CheckpointError {
     Write(#[source] sepal_nn::file::WriteError),
     /// File that cannot be used.
     #[error("go on from {}: {problem}; remove it to go on from the one before it, if there is one", path.display())]
-    Unusable {
-        /// The file.
-        path: PathBuf,
-        /// Description of the problem.
-        problem: String,
-    },
+    Unusable { path: PathBuf, problem: String },
     /// Checkpoints of another run, or none.
     #[error("resume {}: {problem}", path.display())]
-    Resume {
-        /// Folder of the checkpoints.
-        path: PathBuf,
-        /// Description of the problem.
-        problem: String,
-    },
+    Resume { path: PathBuf, problem: String },
 }

@@ -9,7 +9,7 @@ use sepal_data::Loader;
 use sepal_metrics::Metric;
 use sepal_model::Model;
 use sepal_plugin::{Logits, Phase, Prediction};
-use sepal_track::{Best, EvaluationRecord};
+use sepal_track::{BestEvaluation, EvaluationRecord};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{EvaluateError, MetricError, MetricUsage, require_labels};
@@ -32,7 +32,7 @@ pub struct SelectedEvaluation {
     /// The evaluation.
     pub evaluation: Evaluation,
     /// Value that selected it.
-    pub best: Best,
+    pub best: BestEvaluation,
     /// Parameters of the evaluation; empty where the parameters of the last step become the adapter.
     pub params: Vec<NamedHostTensor>,
 }
@@ -149,14 +149,14 @@ impl ModelSelector {
     ///
     /// # Errors
     /// [`MetricError`] if the task has no such metric.
-    pub fn value(&self, evaluation: &Evaluation) -> Result<Best, MetricError> {
+    pub fn value(&self, evaluation: &Evaluation) -> Result<BestEvaluation, MetricError> {
         let metric = self.metric.as_ref().unwrap_or(&evaluation.headline);
         let value = value_of(&evaluation.record, metric, MetricUsage::Selection)?;
-        Ok(Best { step: evaluation.record.step, metric: metric.clone(), value })
+        Ok(BestEvaluation { step: evaluation.record.step, metric: metric.clone(), value })
     }
 
     /// True if `new` is better than `old` by more than `min_delta`. NaN is never better.
-    pub fn is_better(&self, new: &Best, old: Option<&Best>, min_delta: f64) -> bool {
+    pub fn is_better(&self, new: &BestEvaluation, old: Option<&BestEvaluation>, min_delta: f64) -> bool {
         let Some(old) = old else { return true };
         if old.value.is_nan() {
             return !new.value.is_nan();
@@ -209,7 +209,7 @@ mod tests {
         assert_eq!((old.metric.as_str(), new.step), (metric, 2));
         assert_eq!(selector.is_better(&new, Some(&old), 0.0), expected);
         assert!(selector.is_better(&new, None, 0.0) && !selector.is_better(&new, Some(&old), 0.2));
-        let nan = Best { value: f64::NAN, ..new.clone() };
+        let nan = BestEvaluation { value: f64::NAN, ..new.clone() };
         assert!(!selector.is_better(&nan, Some(&old), 0.0) && selector.is_better(&new, Some(&nan), 0.0));
         assert!(!selector.is_better(&nan, Some(&nan), 0.0), "NaN is never better");
     }

@@ -8,6 +8,18 @@
 //! moves neither the parameters nor the schedule.
 //!
 //! Place in the crate graph: above `model`, `optim`, `data` and `config` (whose option types it takes); below `pipeline`.
+//! `examples/serve_and_train.rs` has a whole loop.
+//!
+//! ```
+//! use sepal_config::spec::EvaluateSpec;
+//! use sepal_track::Best;
+//! use sepal_train::ModelSelector;
+//!
+//! let selector = ModelSelector::new(&EvaluateSpec::default(), None);
+//! let best = |step, value| Best { step, metric: "accuracy".to_owned(), value };
+//! assert!(selector.is_better(&best(20, 0.9), Some(&best(10, 0.8)), 0.0));
+//! assert!(!selector.is_better(&best(30, f64::NAN), Some(&best(20, 0.9)), 0.0));
+//! ```
 
 mod checkpoint;
 mod cursor;

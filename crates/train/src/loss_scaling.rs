@@ -43,7 +43,7 @@ impl LossScaling {
     /// Returns the loss times the scale.
     pub(crate) fn scaled(&self, loss: Tensor) -> Result<Tensor, TchError> {
         match &self.scaler {
-            Some(scaler) => scaler.scaled(&loss),
+            Some(scaler) => scaler.scale_loss(&loss),
             None => Ok(loss),
         }
     }
@@ -78,7 +78,7 @@ impl LossScaling {
     pub(crate) fn skip(&mut self) -> bool {
         let Some(scaler) = &mut self.scaler else { return false };
         self.overflowed_at = scaler.scale();
-        scaler.overflowed();
+        scaler.record_overflow();
         scaler.update();
         self.skipped += 1;
         self.consecutive += 1;

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use sepal_config::spec::TrainSpec;
 use sepal_data::Loader;
-use sepal_track::{Best, ServerUse};
+use sepal_track::{BestEvaluation, ServerUsage};
 use serde::{Deserialize, Serialize};
 
 /// Length of a run in optimizer steps.
@@ -48,7 +48,7 @@ pub struct Progress {
     /// Bytes received by the earlier processes.
     pub received_before: u64,
     /// Servers of the earlier processes.
-    pub servers_before: Vec<ServerUse>,
+    pub servers_before: Vec<ServerUsage>,
     /// Start of the run.
     pub started: String,
     /// Steps after which the run was resumed.
@@ -56,7 +56,7 @@ pub struct Progress {
     /// Step of the last evaluation.
     pub evaluated_at: Option<u64>,
     /// Best evaluation so far.
-    pub best: Option<Best>,
+    pub best: Option<BestEvaluation>,
     /// Evaluations since the best one.
     pub without_improvement: u64,
     /// Reason for ending before the last step.
@@ -65,7 +65,7 @@ pub struct Progress {
 
 impl Progress {
     /// Adds the servers of this process to those of the earlier ones.
-    pub fn server_usage(&self, current: Vec<sepal_remote::ServerUsage>) -> Vec<ServerUse> {
+    pub fn server_usage(&self, current: Vec<sepal_remote::ServerUsage>) -> Vec<ServerUsage> {
         let mut usage = self.servers_before.clone();
         for now in current {
             let blocks = now.span.to_string();
@@ -76,7 +76,7 @@ impl Progress {
                 }
                 None => {
                     let (server, calls, failures) = (now.server, now.calls, now.failures);
-                    usage.push(ServerUse { server, blocks, calls, failures });
+                    usage.push(ServerUsage { server, blocks, calls, failures });
                 }
             }
         }

@@ -9,6 +9,7 @@ use crate::sepal_capnp as wire;
 
 /// Error of reading a malformed message.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum DecodeError {
     /// Invalid Cap'n Proto encoding.
@@ -40,15 +41,11 @@ pub enum DecodeError {
     Positions {
         /// `prefix_len + n_tokens`.
         expected: usize,
-        /// Shape of the hidden states.
         found: Vec<usize>,
     },
     /// Mailbox key of the wrong length.
     #[error("a key of {found} bytes, expected 16")]
-    Key {
-        /// Length of the key in bytes.
-        found: usize,
-    },
+    Key { found: usize },
 }
 
 impl From<capnp::NotInSchema> for DecodeError {

@@ -43,13 +43,11 @@ pub enum FailureCode {
 
 /// Failure that a server reports.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[error("{message}")]
 pub struct Failure {
-    /// Recommended reaction.
     pub retry: Retry,
-    /// Kind of the failure.
     pub code: FailureCode,
-    /// Description for people.
     pub message: String,
 }
 

@@ -1,4 +1,4 @@
-//! Bad links and dying servers at random moments: the losses stay the same to the last bit.
+//! Bad links and restarted servers at random moments: losses stay bit-exact.
 
 use std::net::TcpListener;
 use std::process::Stdio;
@@ -8,24 +8,23 @@ use std::time::{Duration, Instant};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sepal_core::Ragged;
+use sepal_integration_tests::fixture::{Fixture, Server, signal, static_swarm, stdout};
+use sepal_integration_tests::golden::{Golden, Trained, cross_entropy};
+use sepal_integration_tests::proxy::{Fault, Link, Proxy};
 use sepal_remote::{RemoteError, RemoteOptions, RemoteSequential, SwarmPath};
 use sepal_server::BlockServer;
 use sepal_swarm::Endpoint;
 use tch::{Device, Kind, Tensor};
 
-use sepal_integration_tests::fixture::{Fixture, Server, signal, static_swarm};
-use sepal_integration_tests::golden::{Golden, Trained, cross_entropy, span};
-use sepal_integration_tests::proxy::{Fault, Link, Proxy};
-
 #[test]
 fn straggler_with_hedging_is_overtaken_by_a_replica() {
     let swarm = Swarm::new(&["0:3", "0:3"]);
-    // Without patience: a failure that is noticed ends the forward.
+    // Without a retry, so that a detected failure ends the forward pass.
     let remote = swarm.connect_with(RemoteOptions { hedge: true, wait_ms: 0, ..options() });
-    let trained = Trained::of(&swarm.golden, true);
-    let forward = || trained.logits(&swarm.golden, &remote, &swarm.golden.ids, &swarm.golden.rows);
+    let trained = Trained::new(&swarm.golden, true);
+    let forward = || trained.golden_logits(&swarm.golden, &remote);
     let expected = forward();
-    // What is usual is known after some forwards.
+    // The expected duration is measured over several forward passes.
     (0..3).for_each(|_| assert_eq!(forward(), expected));
     for _ in 0..100 {
         swarm.proxies[0].fail_after(100, Fault::Drop);
@@ -41,7 +40,7 @@ fn straggler_with_hedging_is_overtaken_by_a_replica() {
 fn narrow_link_sends_each_batch_once() {
     let golden = Golden::open("llama-gqa");
     let server = Swarm::serve(&golden, "0:3");
-    // The batch takes about two seconds to go up.
+    // The upload of the batch takes about two seconds.
     let link = Link { bytes_per_second: 200_000, ..Link::default() };
     let proxy = Proxy::new(&server.endpoint().to_string(), link);
     let endpoint = Endpoint::Addr(proxy.addr.parse().expect("an address"));
@@ -53,9 +52,8 @@ fn narrow_link_sends_each_batch_once() {
     assert!(up < batch * 3 / 2, "{up} bytes went up: the batch of {batch} was sent more than once");
 }
 
-/// 400 kB of hidden states.
 fn large_forward(golden: &Golden, remote: &RemoteSequential) -> Result<Tensor, RemoteError> {
-    let trained = Trained::of(golden, true);
+    let trained = Trained::new(golden, true);
     let rows = Ragged::from_lengths([100; 32]).expect("rows");
     let tokens = golden.ends.embed(&Tensor::ones([3200], (Kind::Int64, Device::Cpu))).expect("tokens");
     let deep = trained.deep_prompts.as_ref().expect("deep prompts").shallow_clone();
@@ -72,7 +70,7 @@ fn servers_without_progress_exhaust_the_deadline() {
         let proxies = &swarm.proxies;
         let is_over = &is_over;
         scope.spawn(move || {
-            // They say what they are, but no batch gets through.
+            // The servers answer requests for their state, but no batch passes.
             while !is_over.load(Ordering::SeqCst) {
                 for proxy in proxies.iter().filter(|proxy| !proxy.is_armed()) {
                     proxy.fail_after(50_000, Fault::Close);
@@ -91,12 +89,11 @@ fn servers_without_progress_exhaust_the_deadline() {
     assert!(swarm.proxies.iter().all(|proxy| proxy.faults() > 1), "they were tried again");
 }
 
-/// Small micro-batches, so that there are many calls to hit, and always the same.
+/// Returns options with small micro-batches, for many calls per step, in deterministic mode.
 pub(crate) fn options() -> RemoteOptions {
     RemoteOptions { micro_batch_tokens: 14, deterministic: true, ..RemoteOptions::default() }
 }
 
-/// Servers that listen, each behind a proxy.
 pub(crate) struct Swarm {
     golden: Golden,
     proxies: Vec<Proxy>,
@@ -113,7 +110,7 @@ impl Swarm {
     }
 
     pub(crate) fn serve(golden: &Golden, blocks: &str) -> BlockServer {
-        golden.serve_listening(span(blocks), 4 << 30)
+        golden.serve_listening(blocks, 4 << 30)
     }
 
     fn connect_with(&self, options: RemoteOptions) -> RemoteSequential {
@@ -122,10 +119,9 @@ impl Swarm {
         RemoteSequential::connect(endpoints, self.golden.expectation(), options).expect("connected")
     }
 
-    /// The bits of loss and gradients of one step.
     fn step(&self, remote: &RemoteSequential) -> Vec<f32> {
-        let trained = Trained::of(&self.golden, true);
-        let logits = trained.logits(&self.golden, remote, &self.golden.ids, &self.golden.rows);
+        let trained = Trained::new(&self.golden, true);
+        let logits = trained.golden_logits(&self.golden, remote);
         let loss = cross_entropy(&logits, &self.golden.get("labels"));
         loss.backward();
         let flat = |tensor: &Tensor| Vec::<f32>::try_from(tensor.detach().flatten(0, -1)).expect("numbers");
@@ -134,7 +130,7 @@ impl Swarm {
     }
 }
 
-/// Steps with a fault on one of the links after a random number of bytes, until it has happened `times` times.
+/// Runs steps with a fault on one link after a random number of bytes, until `times` faults have happened.
 pub(crate) fn check(spans: &[&str], options: RemoteOptions, fault: Fault, times: usize, at_most_s: u64) {
     let swarm = Swarm::new(spans);
     let is_relay = options.path == SwarmPath::Relay;
@@ -147,9 +143,9 @@ pub(crate) fn check(spans: &[&str], options: RemoteOptions, fault: Fault, times:
         if happened >= times {
             break;
         }
-        // A fault hits one link at a time, so that there is always another way.
+        // A fault affects one link at a time, so that another route exists.
         swarm.proxies.iter().for_each(Proxy::disarm);
-        // Relays rest after a fault; the next one hits them again.
+        // The client stops relaying for some time after a fault; the next fault must hit a relay again.
         let relays = remote.relay_count();
         while is_relay && remote.relay_count() == relays {
             assert_eq!(swarm.step(&remote), expected, "round {round}: a step without a fault");
@@ -189,13 +185,13 @@ fn corrupted_bytes_are_detected() {
 }
 
 const SPANS: [&str; 3] = ["0:2", "1:3", "0:3"];
-/// Each block on two servers, and none that has all.
-pub(crate) const TWICE: [&str; 4] = ["0:2", "2:3", "0:1", "1:3"];
-/// Servers that take their time, so that there is a step to disturb.
+/// Each block is on two servers, and no server holds all.
+pub(crate) const REPLICATED_SPANS: [&str; 4] = ["0:2", "2:3", "0:1", "1:3"];
+/// Slow servers, so that a step is long enough to be disturbed.
 const PACE: [&str; 2] = ["--pace-us", "200"];
 
-/// The losses of a run on three servers, each block on two of them, that are disturbed while it goes.
-fn disturbed(fixture: &Fixture, steps: usize, mut disturb: impl FnMut(&mut [Server])) -> Vec<f64> {
+/// Returns the losses of a run on three servers, with each block on two of them, that `disturb` interferes with.
+fn disturbed_losses(fixture: &Fixture, steps: usize, mut disturb: impl FnMut(&mut [Server])) -> Vec<f64> {
     let ports = free_ports(SPANS.len());
     let serve = |(blocks, port): (&&str, &u16)| fixture.serve_with(blocks, &format!("127.0.0.1:{port}"), &PACE);
     let mut servers: Vec<Server> = SPANS.iter().zip(&ports).map(serve).collect();
@@ -214,11 +210,10 @@ fn sets(steps: usize) -> Vec<String> {
     fixed.iter().map(|set| format!("--set={set}")).chain([format!("--set=train.max_steps={steps}")]).collect()
 }
 
-/// The same run on a server in its own process that nobody disturbs.
-fn undisturbed(fixture: &Fixture, steps: usize) -> Vec<f64> {
+/// Returns the losses of the same run on one undisturbed server process.
+fn undisturbed_losses(fixture: &Fixture, steps: usize) -> Vec<f64> {
     let mut run = fixture.sepal(&["run", "pipeline.yaml", "--set", "output.folder=undisturbed"]);
-    let output = run.args(sets(steps)).output().expect("sepal runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    stdout(run.args(sets(steps)));
     fixture.run_in("undisturbed").losses()
 }
 
@@ -227,7 +222,7 @@ fn free_ports(n: usize) -> Vec<u16> {
     listeners.iter().map(|listener| listener.local_addr().expect("an address").port()).collect()
 }
 
-/// The losses of so many steps of plain gradient descent on these servers; `pace` is called before each.
+/// Returns the losses of steps of plain gradient descent on these servers. `pace` is called before each step.
 fn train(
     golden: &Golden,
     servers: &[String],
@@ -240,11 +235,11 @@ fn train(
     let options = RemoteOptions { wait_ms: 60_000, ..options };
     let is_relay = options.path == SwarmPath::Relay && servers.len() > 1;
     let remote = RemoteSequential::connect(endpoints, golden.expectation(), options).expect("connected");
-    let mut trained = Trained::of(golden, true);
+    let mut trained = Trained::new(golden, true);
     let mut losses = Vec::new();
     for step in 0..steps {
         pace(step);
-        let logits = trained.logits(golden, &remote, &golden.ids, &golden.rows);
+        let logits = trained.golden_logits(golden, &remote);
         let loss = cross_entropy(&logits, &golden.get("labels"));
         loss.backward();
         losses.push(f32::try_from(&loss).expect("a number"));
@@ -260,16 +255,16 @@ fn train(
 
 #[test]
 fn hundred_server_restarts_keep_the_losses_bit_exact() {
-    kills(&SPANS, options(), 100);
+    check_restarts(&SPANS, options(), 100);
 }
 
 #[test]
 fn server_restarts_during_relays_keep_the_losses_bit_exact() {
-    kills(&TWICE, RemoteOptions { path: SwarmPath::Relay, ..options() }, 40);
+    check_restarts(&REPLICATED_SPANS, RemoteOptions { path: SwarmPath::Relay, ..options() }, 40);
 }
 
-/// Kills and restarts servers at random, so many times in twice as many steps.
-fn kills(spans: &[&str], options: RemoteOptions, times: usize) {
+/// Kills and restarts servers at random, `times` times in twice as many steps.
+fn check_restarts(spans: &[&str], options: RemoteOptions, times: usize) {
     let (golden, fixture) = (Golden::open("llama-gqa"), Fixture::new("llama-gqa"));
     let one = fixture.serve("0:3", "127.0.0.1:0");
     let expected = train(&golden, std::slice::from_ref(&one.addr), options.clone(), 2 * times, |_| {});
@@ -291,7 +286,7 @@ fn kills(spans: &[&str], options: RemoteOptions, times: usize) {
             }
             servers
         });
-        // No faster than the kills: two steps for each.
+        // The training waits for the kills: two steps per kill.
         let pace = |step: usize| {
             while step / 2 > kills.load(Ordering::SeqCst) {
                 std::thread::sleep(Duration::from_millis(1));
@@ -308,10 +303,10 @@ fn kills(spans: &[&str], options: RemoteOptions, times: usize) {
 #[test]
 fn stopped_server_is_abandoned_and_used_again_after_it_continues() {
     let fixture = Fixture::new("llama-gqa");
-    let expected = undisturbed(&fixture, 150);
+    let expected = undisturbed_losses(&fixture, 150);
     let mut rng = ChaCha8Rng::seed_from_u64(10);
     let mut stops = 0;
-    let losses = disturbed(&fixture, 150, |servers| {
+    let losses = disturbed_losses(&fixture, 150, |servers| {
         std::thread::sleep(Duration::from_millis(rng.random_range(0..300)));
         let victim = rng.random_range(0..servers.len());
         signal(&servers[victim].child, "STOP");

@@ -1,14 +1,12 @@
-//! Models and adapters with NaN or infinite numbers: one error that says what is wrong with what, whoever asks.
+//! Models and adapters with NaN or infinite numbers: one error that names the origin.
 
 use std::fs;
 use std::path::Path;
 
+use sepal_integration_tests::fixture::{Fixture, failure_messages};
 use serde_json::Value;
 
-use sepal_integration_tests::fixture::Fixture;
-
-/// Writes `value` in the place of each number of a tensor.
-fn spoil(path: &Path, tensor: &str, value: f32) {
+fn overwrite_tensor(path: &Path, tensor: &str, value: f32) {
     let mut bytes = fs::read(path).expect("read");
     let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
     let header: Value = serde_json::from_slice(&bytes[8..8 + length]).expect("a header");
@@ -21,11 +19,16 @@ fn spoil(path: &Path, tensor: &str, value: f32) {
 
 #[test]
 fn non_finite_model_fails_the_run_and_is_named() {
-    let behind = "so are the hidden states behind blocks 0:3 in this process: check the model's files";
-    let server = "so are hidden states on the way through the servers";
-    let norm = "so are the hidden states behind the model's final norm: check the model's files";
+    let behind = "the hidden states after blocks 0:3 in this process have such values: check the model's files";
+    let server = "hidden states sent to or received from servers have such values";
+    let norm = "the hidden states after the model's final norm have such values: check the model's files";
     for (tensor, value, swarm, expected) in [
-        ("model.embed_tokens.weight", f32::NAN, "none", "so are the model's embeddings: check the model's files"),
+        (
+            "model.embed_tokens.weight",
+            f32::NAN,
+            "none",
+            "the model's embeddings have such values: check the model's files",
+        ),
         ("model.layers.1.mlp.down_proj.weight", f32::NAN, "none", behind),
         ("model.layers.1.mlp.down_proj.weight", f32::INFINITY, "none", behind),
         ("model.layers.1.mlp.down_proj.weight", f32::NAN, "embedded", server),
@@ -33,12 +36,12 @@ fn non_finite_model_fails_the_run_and_is_named() {
         ("model.norm.weight", f32::NEG_INFINITY, "embedded", norm),
     ] {
         let fixture = Fixture::new("llama-gqa");
-        spoil(&fixture.path("model/model.safetensors"), tensor, value);
+        overwrite_tensor(&fixture.path("model/model.safetensors"), tensor, value);
         let swarm = format!("swarm.use={swarm}");
         let text = fixture.failure(&["train.max_steps=0", &swarm]);
         let what = "predict validation rows 1, 2, 3, 4, 5, 6, 7, 8 and 40 more: the logits are NaN or infinite; ";
         assert!(text.contains(&format!("{what}{expected}")), "{tensor} {swarm}: {text}");
-        let is_named = text.contains("returned hidden states that are not finite for blocks 1:2");
+        let is_named = text.contains("returned non-finite hidden states for blocks 1:2");
         assert_eq!(is_named, expected == server, "{text}");
         assert_eq!(fixture.only_run().manifest()["status"]["state"], "failed");
     }
@@ -52,7 +55,7 @@ fn non_finite_model_fails_the_first_step_and_is_named() {
         [(norm, "none"), (norm, "embedded"), (embeddings, "none"), (embeddings, "embedded")]
     {
         let fixture = Fixture::new("llama-gqa");
-        spoil(&fixture.path("model/model.safetensors"), tensor, f32::NAN);
+        overwrite_tensor(&fixture.path("model/model.safetensors"), tensor, f32::NAN);
         let text = fixture.failure(&[&format!("swarm.use={swarm}")]);
         assert!(text.contains("predict training rows") && text.contains(origin), "{tensor} {swarm}: {text}");
         let report = fixture.only_run().folder.join("report.html");
@@ -64,7 +67,7 @@ fn non_finite_model_fails_the_first_step_and_is_named() {
 fn non_finite_adapter_is_refused_for_prediction_and_is_named() {
     let fixture = Fixture::new("llama-gqa");
     let run = fixture.run(&["train.max_steps=2"]);
-    spoil(&run.folder.join("adapter.safetensors"), "score.weight", f32::INFINITY);
+    overwrite_tensor(&run.folder.join("adapter.safetensors"), "score.weight", f32::INFINITY);
     let folder = run.folder.to_str().expect("text");
     fs::write(fixture.path("one.csv"), "id,sentence\n1,\n2,a good film\n").expect("written");
     let rows = format!("{}", fixture.path("one.csv").display());
@@ -74,10 +77,8 @@ fn non_finite_adapter_is_refused_for_prediction_and_is_named() {
         (&["serve-task", folder, "--listen", "127.0.0.1:0"], "predict given row 1"),
     ];
     for (command, expected) in commands {
-        let output = fixture.sepal(command).output().expect("sepal runs");
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{text}");
-        let origin = "the logits are NaN or infinite; so are numbers of `score.weight`, which was trained";
+        let text = failure_messages(fixture.sepal(command));
+        let origin = "the logits are NaN or infinite; the trained parameter `score.weight` has such values";
         assert!(text.contains(expected) && text.contains(origin), "{command:?}: {text}");
     }
     assert!(!fixture.path("out.csv").exists(), "nothing half-written is left");

@@ -1,4 +1,4 @@
-//! The hub's HTTP interface: which commit a revision stands for, what files it has, and their bytes.
+//! HTTP interface of the hub: commits of revisions, file listings, file contents.
 
 use std::fmt;
 use std::ops::Range;
@@ -16,10 +16,9 @@ use crate::options::Token;
 use crate::source::checked_path;
 use crate::{AssetOptions, HubSource, Kind};
 
-/// The longest pause that the hub may ask for.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Longest pause that the hub may request.
+const MAX_PAUSE: Duration = Duration::from_secs(60);
 
-/// A client of a hub.
 #[derive(Debug)]
 pub(crate) struct Api {
     client: Client,
@@ -30,54 +29,51 @@ pub(crate) struct Api {
     pub(crate) backoff: Duration,
 }
 
-/// A repository on the hub.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RepoId<'a> {
     pub(crate) source: &'a HubSource,
     pub(crate) kind: Kind,
 }
 
-/// A file as the hub lists it.
+/// File in a listing of the hub.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entry {
     pub(crate) path: String,
-    /// Bytes.
+    /// Size in bytes.
     pub(crate) size: u64,
-    /// The sha256 of its content for a large file, its git hash for a small one.
+    /// SHA-256 of the content of a large file, git hash of a small one.
     pub(crate) oid: String,
 }
 
-/// Why the hub gave no answer, or not the one that was wanted.
+/// Failed request to the hub.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum ApiError {
-    #[error("{}", refusal(*status, said))]
-    Status { status: StatusCode, said: Option<String>, retry_after: Option<Duration> },
+    #[error("{}", refusal(*status, message))]
+    Status { status: StatusCode, message: Option<String>, retry_after: Option<Duration> },
     #[error("{}", if .0.is_connect() { last_cause(.0).to_string() } else { one_line(.0) })]
     Http(reqwest::Error),
-    #[error("nothing came for {} s", .0.as_secs_f32())]
+    #[error("received nothing for {} s", .0.as_secs_f32())]
     Stalled(Duration),
     #[error("the connection ended early")]
     Short,
-    #[error(
-        "it sends whole files only, where a part was asked for; download the model with another tool and name its folder"
-    )]
+    #[error("it ignores byte ranges; download the model with another tool and use its folder")]
     NoRanges,
-    #[error("its answer was not understood: {0}")]
+    #[error("its answer is not understood: {0}")]
     Answer(#[from] serde_json::Error),
-    #[error("{0} is no address")]
+    #[error("{0} is not a valid address")]
     Address(String),
     #[error("{0}")]
     Refused(String),
-    #[error("it was told to stop")]
+    #[error("the transfer was stopped")]
     Stopped,
-    #[error("the token that is set for it has characters that no token has")]
+    #[error("its token has invalid characters")]
     Token,
 }
 
 impl ApiError {
-    /// Whether asking again may help.
-    pub(crate) fn is_passing(&self) -> bool {
+    /// Returns true if a retry may succeed.
+    pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Status { status, .. } => {
                 status.is_server_error()
@@ -91,10 +87,10 @@ impl ApiError {
         }
     }
 
-    /// How long to wait before asking again: what the hub says, else `pause`.
+    /// Pause before the next attempt: the larger one of `pause` and the hub's request.
     pub(crate) fn pause(&self, pause: Duration) -> Duration {
         match self {
-            Self::Status { retry_after: Some(asked), .. } => pause.max(*asked).min(LONGEST_PAUSE),
+            Self::Status { retry_after: Some(requested), .. } => pause.max(*requested).min(MAX_PAUSE),
             _ => pause,
         }
     }
@@ -102,7 +98,7 @@ impl ApiError {
 
 impl From<reqwest::Error> for ApiError {
     fn from(error: reqwest::Error) -> Self {
-        // Addresses of downloads are signed: they are secrets, and long.
+        // Download addresses are signed, so they are secrets.
         Self::Http(error.without_url())
     }
 }
@@ -112,45 +108,44 @@ impl Api {
         let endpoint = &options.hub_endpoint;
         let is_http = |url: &Url| ["http", "https"].contains(&url.scheme());
         let endpoint = Url::parse(endpoint).ok().filter(is_http).ok_or_else(|| ApiError::Address(endpoint.clone()))?;
-        // For the whole process; an error says that somebody has chosen already.
+        // The provider is process-wide; an error means that one is installed already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let agent = concat!("sepal/", env!("CARGO_PKG_VERSION"));
         let mut headers = HeaderMap::new();
-        // Compressed bytes could not be counted, and not be asked for from the middle on.
+        // Byte ranges and progress need uncompressed content.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let client = Client::builder().user_agent(agent).default_headers(headers).build()?;
         Ok(Self {
             client,
             endpoint,
             token: options.hub_token.as_ref().map(bearer).transpose()?,
-            stall: options.hub_stall,
+            stall: options.hub_stall_timeout,
             retries: options.hub_retries,
             backoff: options.hub_backoff,
         })
     }
 
-    /// Whether the hub is there at all; a refusal is an answer, too.
+    /// Error if the hub is unreachable; a refusal counts as an answer.
     pub(crate) async fn probe(&self, id: RepoId<'_>) -> Result<(), ApiError> {
-        let url = self.url(&["api", id.plural(), id.source.owner(), id.source.name()], None);
+        let url = self.api_url(id, &[], None);
         match self.get(url, None).await {
             Ok(_) | Err(ApiError::Status { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    /// The commit that a branch or tag stands for.
+    /// Returns the commit of a branch or tag.
     pub(crate) async fn commit(&self, id: RepoId<'_>, revision: &str) -> Result<String, ApiError> {
         #[derive(Deserialize)]
         struct Revision {
             sha: String,
         }
-        let (owner, name) = (id.source.owner(), id.source.name());
-        let url = self.url(&["api", id.plural(), owner, name, "revision", revision], None);
-        let (_, body) = self.patiently(|| self.small(url.clone())).await?;
+        let url = self.api_url(id, &["revision", revision], None);
+        let (_, body) = self.with_retries(|| self.get_body(url.clone())).await?;
         Ok(serde_json::from_slice::<Revision>(&body)?.sha)
     }
 
-    /// The files of a folder of a commit (`""` is the whole repository's), and of those below it if `deep`.
+    /// Lists the files of a folder of a commit (`""` is the root), recursively if `deep`.
     pub(crate) async fn list(
         &self,
         id: RepoId<'_>,
@@ -158,25 +153,24 @@ impl Api {
         folder: &str,
         deep: bool,
     ) -> Result<Vec<Entry>, ApiError> {
-        let (owner, name) = (id.source.owner(), id.source.name());
-        let mut url = self.url(&["api", id.plural(), owner, name, "tree", commit], Some(folder));
+        let mut url = self.api_url(id, &["tree", commit], Some(folder));
         url.set_query(deep.then_some("recursive=true"));
         let (mut entries, mut next) = (Vec::new(), Some(url));
         while let Some(url) = next {
-            let (headers, body) = self.patiently(|| self.small(url.clone())).await?;
-            let page: Vec<Listed> = serde_json::from_slice(&body)?;
-            entries.extend(page.into_iter().filter_map(Listed::file));
+            let (headers, body) = self.with_retries(|| self.get_body(url.clone())).await?;
+            let page: Vec<ListedEntry> = serde_json::from_slice(&body)?;
+            entries.extend(page.into_iter().filter_map(ListedEntry::file));
             next = next_page(&headers, &url);
         }
         Ok(entries)
     }
 
-    /// Bytes of a file; fewer than asked for where it ends.
-    pub(crate) async fn part(&self, url: Url, range: Range<u64>) -> Result<Vec<u8>, ApiError> {
-        self.patiently(|| self.part_once(url.clone(), range.clone())).await
+    /// Returns the bytes of a range, cut at the end of the file.
+    pub(crate) async fn range(&self, url: Url, range: Range<u64>) -> Result<Vec<u8>, ApiError> {
+        self.with_retries(|| self.try_range(url.clone(), range.clone())).await
     }
 
-    /// The content of a file from byte `from` on, and where it really begins: at 0 if the hub does not send parts.
+    /// Returns a response that streams a file from byte `from` on, and its real start: 0 if the hub ignores ranges.
     pub(crate) async fn content(&self, url: Url, from: u64) -> Result<(Response, u64), ApiError> {
         let range = (from > 0).then(|| format!("bytes={from}-"));
         let response = self.get(url, range).await?;
@@ -187,7 +181,7 @@ impl Api {
         }
     }
 
-    /// Where a file of a commit lies. What lies there does not change: a commit is made of its content.
+    /// Address of a file of a commit. Its content never changes, since the commit is a hash of it.
     pub(crate) fn file_url(&self, id: RepoId<'_>, commit: &str, path: &str) -> Url {
         let (owner, name) = (id.source.owner(), id.source.name());
         let parts = match id.kind {
@@ -197,90 +191,94 @@ impl Api {
         self.url(&parts, Some(path))
     }
 
-    async fn part_once(&self, url: Url, range: Range<u64>) -> Result<Vec<u8>, ApiError> {
-        let wanted = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+    async fn try_range(&self, url: Url, range: Range<u64>) -> Result<Vec<u8>, ApiError> {
+        let n_bytes = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let header = format!("bytes={}-{}", range.start, range.end - 1);
         let mut response = self.get(url, Some(header)).await?;
         let is_part = response.status() == StatusCode::PARTIAL_CONTENT && range_start(&response) == Some(range.start);
-        // The beginning of the whole file is as good, but nobody wants to read to its middle.
+        // A range that starts at 0 may be read from the whole file.
         if !is_part && range.start > 0 {
             return Err(ApiError::NoRanges);
         }
         let mut bytes = Vec::new();
-        while bytes.len() < wanted
-            && let Some(chunk) = self.in_time(response.chunk()).await??
+        while bytes.len() < n_bytes
+            && let Some(chunk) = self.with_timeout(response.chunk()).await??
         {
             bytes.extend_from_slice(&chunk);
         }
-        bytes.truncate(wanted);
+        bytes.truncate(n_bytes);
         Ok(bytes)
     }
 
-    /// A small answer as a whole.
-    async fn small(&self, url: Url) -> Result<(HeaderMap, Vec<u8>), ApiError> {
+    async fn get_body(&self, url: Url) -> Result<(HeaderMap, Vec<u8>), ApiError> {
         let response = self.get(url, None).await?;
         Ok((response.headers().clone(), self.body(response).await?))
     }
 
-    /// Asks again where that may help.
-    pub(super) async fn patiently<T, F: Future<Output = Result<T, ApiError>>>(
+    /// Retries transient errors with exponential backoff.
+    pub(super) async fn with_retries<T, F: Future<Output = Result<T, ApiError>>>(
         &self,
-        ask: impl Fn() -> F,
+        send: impl Fn() -> F,
     ) -> Result<T, ApiError> {
         let mut pause = self.backoff;
         for _ in 0..self.retries {
-            match ask().await {
-                Err(error) if error.is_passing() => sleep(error.pause(pause)).await,
+            match send().await {
+                Err(error) if error.is_transient() => sleep(error.pause(pause)).await,
                 answer => return answer,
             }
             pause *= 2;
         }
-        ask().await
+        send().await
     }
 
-    /// An answer that is no refusal, once its headers are there.
+    /// Sends a GET request and returns a successful response.
     async fn get(&self, url: Url, range: Option<String>) -> Result<Response, ApiError> {
         let mut request = self.request(Method::GET, url);
         if let Some(range) = range {
             request = request.header(RANGE, range);
         }
-        accepted(self.in_time(request.send()).await??)
+        accepted(self.with_timeout(request.send()).await??)
     }
 
-    /// A request to the hub itself, in the name of whoever is logged in.
+    /// Request to the hub with the token of the user.
     pub(super) fn request(&self, method: Method, url: Url) -> RequestBuilder {
         let request = self.client.request(method, url);
         match &self.token {
-            // After a redirection to another host it is not sent.
+            // reqwest drops the header after a redirection to another host.
             Some(token) => request.header(AUTHORIZATION, token.clone()),
             None => request,
         }
     }
 
-    /// A request to whatever host, in nobody's name.
-    pub(super) fn foreign(&self, method: Method, url: Url) -> RequestBuilder {
+    /// Request to any host, without the token.
+    pub(super) fn request_without_token(&self, method: Method, url: Url) -> RequestBuilder {
         self.client.request(method, url)
     }
 
-    /// Sends a request and reads its small answer.
-    pub(super) async fn ask(&self, request: RequestBuilder) -> Result<Vec<u8>, ApiError> {
-        let response = accepted(self.in_time(request.send()).await??)?;
+    /// Sends a request and reads the body of a successful response.
+    pub(super) async fn send(&self, request: RequestBuilder) -> Result<Vec<u8>, ApiError> {
+        let response = accepted(self.with_timeout(request.send()).await??)?;
         self.body(response).await
     }
 
     async fn body(&self, mut response: Response) -> Result<Vec<u8>, ApiError> {
         let mut bytes = Vec::new();
-        while let Some(chunk) = self.in_time(response.chunk()).await?? {
+        while let Some(chunk) = self.with_timeout(response.chunk()).await?? {
             bytes.extend_from_slice(&chunk);
         }
         Ok(bytes)
     }
 
-    async fn in_time<T>(&self, answer: impl Future<Output = T>) -> Result<T, ApiError> {
+    async fn with_timeout<T>(&self, answer: impl Future<Output = T>) -> Result<T, ApiError> {
         timeout(self.stall, answer).await.map_err(|_| ApiError::Stalled(self.stall))
     }
 
-    /// An address below the endpoint; each of `parts` is one segment, whatever is in it, and `path` one or more.
+    /// Address of the API of a repository.
+    pub(super) fn api_url(&self, id: RepoId<'_>, parts: &[&str], path: Option<&str>) -> Url {
+        self.url(&[&["api", id.plural(), id.source.owner(), id.source.name()], parts].concat(), path)
+    }
+
+    /// Address below the endpoint; each of `parts` is one path segment, and `path` is split at slashes.
     pub(super) fn url(&self, parts: &[&str], path: Option<&str>) -> Url {
         let mut url = self.endpoint.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
@@ -292,7 +290,7 @@ impl Api {
 }
 
 impl RepoId<'_> {
-    pub(super) fn plural(&self) -> &'static str {
+    fn plural(&self) -> &'static str {
         match self.kind {
             Kind::Model | Kind::Adapter => "models",
             Kind::Dataset => "datasets",
@@ -300,21 +298,21 @@ impl RepoId<'_> {
     }
 }
 
-/// The answer, if it is no refusal.
+/// Error if the status is not a success.
 pub(super) fn accepted(response: Response) -> Result<Response, ApiError> {
     let status = response.status();
     if status.is_success() {
         return Ok(response);
     }
     let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
-    let said = header("x-error-message").map(str::to_owned);
+    let message = header("x-error-message").map(str::to_owned);
     let retry_after = header(RETRY_AFTER.as_str()).and_then(|text| text.parse().ok()).map(Duration::from_secs);
-    Err(ApiError::Status { status, said, retry_after })
+    Err(ApiError::Status { status, message, retry_after })
 }
 
-/// An entry of a listing as the hub writes it.
+/// Entry of a listing in the hub's JSON.
 #[derive(Deserialize)]
-struct Listed {
+struct ListedEntry {
     #[serde(rename = "type")]
     kind: String,
     path: String,
@@ -329,8 +327,8 @@ struct Lfs {
     oid: String,
 }
 
-impl Listed {
-    /// The entry, if it is a file whose name and digest can be names of files here.
+impl ListedEntry {
+    /// Returns the entry if it is a file whose path and digest are valid names of local files.
     fn file(self) -> Option<Entry> {
         let oid = self.lfs.map_or(self.oid, |lfs| lfs.oid);
         let is_name = !oid.is_empty() && oid.chars().all(|c| c.is_ascii_alphanumeric());
@@ -339,37 +337,37 @@ impl Listed {
     }
 }
 
-/// Where the listing goes on: on the same hub, whatever host the link names, as a mirror may pass on those of the hub.
+/// Address of the next page, on the host of `url`: a mirror may pass on links of the original hub.
 fn next_page(headers: &HeaderMap, url: &Url) -> Option<Url> {
     let links = headers.get(LINK)?.to_str().ok()?;
     let link = links.split(',').find(|link| link.contains("rel=\"next\""))?;
     let next = url.join(link.split_once('<')?.1.split_once('>')?.0).ok()?;
-    let mut here = url.clone();
-    here.set_path(next.path());
-    here.set_query(next.query());
-    Some(here)
+    let mut page = url.clone();
+    page.set_path(next.path());
+    page.set_query(next.query());
+    Some(page)
 }
 
-/// The first byte that a part says that it has.
+/// First byte of a partial response.
 fn range_start(response: &Response) -> Option<u64> {
     let text = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
     text.strip_prefix("bytes ")?.split_once('-')?.0.trim().parse().ok()
 }
 
-/// The token as a header that is not shown by whoever prints it.
+/// Authorization header, marked sensitive so that it is never printed.
 fn bearer(token: &Token) -> Result<HeaderValue, ApiError> {
     let mut value = HeaderValue::from_str(&format!("Bearer {}", token.secret())).map_err(|_| ApiError::Token)?;
     value.set_sensitive(true);
     Ok(value)
 }
 
-fn refusal(status: StatusCode, said: &Option<String>) -> impl fmt::Display {
+fn refusal(status: StatusCode, message: &Option<String>) -> impl fmt::Display {
     let mut text = format!("it answered {status}");
-    if let Some(said) = said {
-        text.push_str(&format!(" ({said})"));
+    if let Some(message) = message {
+        text.push_str(&format!(" ({message})"));
     }
     if [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&status) {
-        text.push_str("; if the repository is not open to all, set HF_TOKEN, or log in with `hf auth login`");
+        text.push_str("; for a repository that is not public, set HF_TOKEN, or log in with `hf auth login`");
     }
     text
 }

@@ -1,5 +1,5 @@
-//! The hub's cache folder, as its Python tools lay it out: in `models--OWNER--NAME`, the content of each file is in
-//! `blobs`, under its digest, and `snapshots/COMMIT` has links to it; `refs/main` says which commit that is.
+//! Cache folder of the hub in the layout of its Python tools: in `models--OWNER--NAME`, `blobs` holds the content of
+//! each file under its digest, `snapshots/COMMIT` links to the blobs, and `refs/main` names the commit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
@@ -14,30 +14,30 @@ const TOKENIZERS: [&str; 4] =
     ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"];
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-/// What an adapter must have, and what it has if it was exported here.
+/// Required files of an adapter, and the additional ones of an exported adapter.
 const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 const EXPORTED: [&str; 2] = ["sepal.json", "sepal_adapter.safetensors"];
 
-/// What is cached of one repository.
+/// Cached part of one repository.
 #[derive(Debug)]
 pub(crate) struct Repository {
     folder: PathBuf,
-    /// Where it is noted which files a commit has.
+    /// Folder of the recorded file listings of commits.
     listings: PathBuf,
     locks: PathBuf,
     kind: Kind,
     revision: String,
 }
 
-/// How much of what is fetched at once a snapshot holds.
+/// Completeness of a snapshot with regard to the files that are fetched at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Holding {
-    /// All of it.
-    All,
-    /// As much as is needed, but the hub may have more.
-    Enough,
-    /// Something is missing.
-    Part,
+pub(crate) enum Completeness {
+    /// All files are cached.
+    Complete,
+    /// The required files are cached; the hub may have more.
+    Usable,
+    /// A required file is missing.
+    Incomplete,
 }
 
 impl Repository {
@@ -60,7 +60,7 @@ impl Repository {
         &self.revision
     }
 
-    /// The commit that the revision stood for when something of it was fetched.
+    /// Returns the commit that the revision stood for when it was fetched.
     pub(crate) fn commit(&self) -> Option<String> {
         if is_commit(&self.revision) {
             return Some(self.revision.clone());
@@ -69,21 +69,23 @@ impl Repository {
         Some(text.trim().to_owned()).filter(|commit| is_commit(commit))
     }
 
-    /// A file of a commit, if it is here.
+    /// Returns the path of a cached file of a commit.
     pub(crate) fn file(&self, commit: &str, path: &str) -> Option<PathBuf> {
         let file = self.snapshot(commit).join(path);
         file.is_file().then_some(file)
     }
 
-    /// How much the snapshot of a commit holds of what is fetched at once.
-    pub(crate) fn held(&self, commit: &str) -> Holding {
+    /// Returns the completeness of the snapshot of a commit.
+    pub(crate) fn completeness(&self, commit: &str) -> Completeness {
         let folder = self.snapshot(commit);
         match self.listed(commit) {
-            Some(entries) if at_once(&entries, self.kind).iter().all(|entry| folder.join(&entry.path).is_file()) => {
-                Holding::All
+            Some(entries)
+                if initial_files(&entries, self.kind).iter().all(|entry| folder.join(&entry.path).is_file()) =>
+            {
+                Completeness::Complete
             }
-            Some(_) => Holding::Part,
-            None => holding(&files(&folder), self.kind),
+            Some(_) => Completeness::Incomplete,
+            None => completeness(&files(&folder), self.kind),
         }
     }
 
@@ -91,12 +93,11 @@ impl Repository {
         self.folder.join("snapshots").join(commit)
     }
 
-    /// Where the content of a file lies.
     pub(crate) fn blob(&self, entry: &Entry) -> PathBuf {
         self.folder.join("blobs").join(&entry.oid)
     }
 
-    /// Gives content that is here its name in a commit.
+    /// Links a cached blob into the snapshot of a commit.
     pub(crate) fn link(&self, commit: &str, entry: &Entry) -> Result<PathBuf, FetchError> {
         let file = self.snapshot(commit).join(&entry.path);
         let folder = file.parent().unwrap_or(&self.folder);
@@ -106,16 +107,16 @@ impl Repository {
         if fs::read_link(&file).is_ok_and(|found| found == target) {
             return Ok(file);
         }
-        let place = tempfile::Builder::new().prefix(".incoming-").tempdir_in(folder);
-        let place = place.map_err(FetchError::io("write in", folder))?;
-        let link = place.path().join("link");
+        let temporary = tempfile::Builder::new().prefix(".incoming-").tempdir_in(folder);
+        let temporary = temporary.map_err(FetchError::io("write in", folder))?;
+        let link = temporary.path().join("link");
         std::os::unix::fs::symlink(target, &link).map_err(FetchError::io("link", &file))?;
         fs::rename(link, &file).map_err(FetchError::io("link", &file))?;
         Ok(file)
     }
 
-    /// Held while the content of a file is fetched, so that of several processes one does it; the Python tools take
-    /// the same lock. `waiting` is called if somebody else has it.
+    /// Locks the download of a file, so that one of several processes fetches it; the Python tools take the same lock.
+    /// `waiting` is called if another process holds it.
     pub(crate) fn lock(&self, entry: &Entry, waiting: impl FnOnce()) -> Result<File, FetchError> {
         fs::create_dir_all(&self.locks).map_err(FetchError::io("make the folder", &self.locks))?;
         let path = self.locks.join(format!("{}.lock", entry.oid));
@@ -123,13 +124,13 @@ impl Repository {
         let file = file.map_err(FetchError::io("open", &path))?;
         if let Err(TryLockError::WouldBlock) = file.try_lock() {
             waiting();
-            // Where a file system has no locks the work may be done twice, which the digest at its end finds.
+            // Without file locks the work may be done twice, which the final digest check covers.
             let _ = file.lock();
         }
         Ok(file)
     }
 
-    /// Notes which commit the revision stands for.
+    /// Records the commit of the revision.
     pub(crate) fn point_to(&self, commit: &str) -> Result<(), FetchError> {
         if is_commit(&self.revision) {
             return Ok(());
@@ -137,21 +138,21 @@ impl Repository {
         write_atomic(&self.folder.join("refs").join(&self.revision), commit.as_bytes())
     }
 
-    /// Notes which files of a commit belong to the model or dataset.
+    /// Records the relevant files of a commit.
     pub(crate) fn record(&self, commit: &str, entries: &[Entry]) -> Result<(), FetchError> {
         let path = self.listing(commit);
         let json = serde_json::to_vec(entries).map_err(|error| FetchError::io("write", &path)(error.into()))?;
         write_atomic(&path, &json)
     }
 
-    /// The files of a commit that belong to the model or dataset, if they were noted.
+    /// Returns the recorded files of a commit.
     pub(crate) fn listed(&self, commit: &str) -> Option<Vec<Entry>> {
         serde_json::from_slice(&fs::read(self.listing(commit)).ok()?).ok()
     }
 
     fn listing(&self, commit: &str) -> PathBuf {
-        // A repository may hold a model and an adapter. What was noted of models before they had all files of a
-        // tokenizer has the name without an ending.
+        // A repository may hold a model and an adapter. Listings of older versions, without all tokenizer files, have
+        // no suffix.
         let kind = match self.kind {
             Kind::Adapter => ".adapter",
             Kind::Model => ".model",
@@ -161,27 +162,26 @@ impl Repository {
     }
 }
 
-/// Of the files of a model or dataset those that are fetched at once. The shards of a model come when somebody needs
-/// them: its index says what is in which.
-pub(crate) fn at_once(entries: &[Entry], kind: Kind) -> Vec<&Entry> {
+/// Files of a listing that are fetched at once. The shards of a sharded model are fetched by name.
+pub(crate) fn initial_files(entries: &[Entry], kind: Kind) -> Vec<&Entry> {
     let is_sharded = entries.iter().any(|entry| entry.path == INDEX);
-    let is_wanted = |entry: &&Entry| match kind {
+    let is_initial = |entry: &&Entry| match kind {
         Kind::Dataset | Kind::Adapter => true,
         Kind::Model if is_sharded => !is_weights(&entry.path),
         Kind::Model => !is_weights(&entry.path) || entry.path == SINGLE,
     };
-    entries.iter().filter(is_wanted).collect()
+    entries.iter().filter(is_initial).collect()
 }
 
 pub(crate) fn is_weights(name: &str) -> bool {
     name.ends_with(".safetensors")
 }
 
-/// Whether a file of a repository belongs to what is fetched of it.
-pub(crate) fn belongs(name: &str, kind: Kind) -> bool {
+/// Returns true if a file of a repository belongs to the kind.
+pub(crate) fn is_relevant(name: &str, kind: Kind) -> bool {
     match kind {
         Kind::Model => {
-            // Other tools' copies of the same weights lie beside them in some repositories.
+            // Some repositories hold copies of the weights for other tools.
             let foreign =
                 name.contains('/') || ["consolidated", "adapter_"].iter().any(|start| name.starts_with(start));
             (is_weights(name) && !foreign) || [CONFIG, INDEX].contains(&name) || TOKENIZERS.contains(&name)
@@ -194,8 +194,8 @@ pub(crate) fn belongs(name: &str, kind: Kind) -> bool {
     }
 }
 
-/// What a repository must have to be of the kind.
-pub(crate) fn is_whole(names: &[&str], kind: Kind) -> bool {
+/// Returns true if the files make a repository of the kind.
+pub(crate) fn is_complete(names: &[&str], kind: Kind) -> bool {
     match kind {
         Kind::Model => names.contains(&CONFIG) && (names.contains(&SINGLE) || names.contains(&INDEX)),
         Kind::Adapter => ADAPTER.iter().all(|name| names.contains(name)),
@@ -203,19 +203,19 @@ pub(crate) fn is_whole(names: &[&str], kind: Kind) -> bool {
     }
 }
 
-fn holding(names: &[String], kind: Kind) -> Holding {
-    let names: Vec<&str> = names.iter().map(String::as_str).filter(|name| belongs(name, kind)).collect();
-    if !is_whole(&names, kind) || (kind == Kind::Dataset && !all_shards(&names)) {
-        Holding::Part
+fn completeness(names: &[String], kind: Kind) -> Completeness {
+    let names: Vec<&str> = names.iter().map(String::as_str).filter(|name| is_relevant(name, kind)).collect();
+    if !is_complete(&names, kind) || (kind == Kind::Dataset && !all_shards(&names)) {
+        Completeness::Incomplete
     // Few repositories have the last one.
     } else if kind == Kind::Model && TOKENIZERS[..3].iter().all(|name| names.contains(name)) {
-        Holding::All
+        Completeness::Complete
     } else {
-        Holding::Enough
+        Completeness::Usable
     }
 }
 
-/// Whether of files named `PREFIX00001-of-00003SUFFIX` all are there.
+/// Returns true if all shards of files named `PREFIX00001-of-00003SUFFIX` are present.
 fn all_shards(names: &[&str]) -> bool {
     let mut found: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
     for name in names {
@@ -231,7 +231,7 @@ fn all_shards(names: &[&str]) -> bool {
     })
 }
 
-/// The files below a folder, with `/` between the parts of their names. Dangling links are left out.
+/// Files below a folder, with `/` between the parts of their names. Dangling links are left out.
 fn files(folder: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut folders = vec![(folder.to_owned(), String::new())];
@@ -249,7 +249,7 @@ fn files(folder: &Path) -> Vec<String> {
     found
 }
 
-/// The first of the files whose weights are pickled.
+/// First file with pickled weights.
 pub(crate) fn pickled<'a>(names: &[&'a str]) -> Option<&'a str> {
     let is_pickled = |name: &&str| {
         let weights = ["pytorch_model", "model", "consolidated"].iter().any(|start| name.starts_with(start));
@@ -266,30 +266,34 @@ pub(crate) fn is_commit(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn check(names: &[&str], kind: Kind, expected: Holding) {
+    fn check(names: &[&str], kind: Kind, expected: Completeness) {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        assert_eq!(holding(&names, kind), expected, "{names:?}");
+        assert_eq!(completeness(&names, kind), expected, "{names:?}");
     }
 
     #[test]
-    fn a_model_needs_config_and_weights_or_their_index() {
+    fn completeness_model_needs_config_and_weights_or_index() {
         let tokenizer = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"];
-        check(&[&["config.json", "model.safetensors"], &tokenizer[..]].concat(), Kind::Model, Holding::All);
-        check(&[&["config.json", INDEX], &tokenizer[..]].concat(), Kind::Model, Holding::All);
-        check(&["config.json", "model.safetensors", "tokenizer.json"], Kind::Model, Holding::Enough);
-        check(&["config.json", "model.safetensors"], Kind::Model, Holding::Enough);
-        check(&["model.safetensors", "tokenizer.json"], Kind::Model, Holding::Part);
-        check(&["config.json", "tokenizer.json"], Kind::Model, Holding::Part);
-        check(&["config.json", "tokenizer.json", "model-00001-of-00003.safetensors"], Kind::Model, Holding::Part);
-        check(&["config.json", "tokenizer.json", INDEX], Kind::Model, Holding::Enough);
+        check(&[&["config.json", "model.safetensors"], &tokenizer[..]].concat(), Kind::Model, Completeness::Complete);
+        check(&[&["config.json", INDEX], &tokenizer[..]].concat(), Kind::Model, Completeness::Complete);
+        check(&["config.json", "model.safetensors", "tokenizer.json"], Kind::Model, Completeness::Usable);
+        check(&["config.json", "model.safetensors"], Kind::Model, Completeness::Usable);
+        check(&["model.safetensors", "tokenizer.json"], Kind::Model, Completeness::Incomplete);
+        check(&["config.json", "tokenizer.json"], Kind::Model, Completeness::Incomplete);
+        check(
+            &["config.json", "tokenizer.json", "model-00001-of-00003.safetensors"],
+            Kind::Model,
+            Completeness::Incomplete,
+        );
+        check(&["config.json", "tokenizer.json", INDEX], Kind::Model, Completeness::Usable);
     }
 
     #[test]
-    fn shards_come_when_they_are_needed() {
+    fn initial_files_leave_out_shards() {
         let check = |names: &[&str], kind: Kind, expected: &[&str]| {
             let entry = |name: &&str| Entry { path: (*name).to_owned(), size: 1, oid: "x".to_owned() };
             let entries: Vec<Entry> = names.iter().map(entry).collect();
-            let found: Vec<&str> = at_once(&entries, kind).iter().map(|entry| entry.path.as_str()).collect();
+            let found: Vec<&str> = initial_files(&entries, kind).iter().map(|entry| entry.path.as_str()).collect();
             assert_eq!(found, expected);
         };
         let shard = "model-00001-of-00002.safetensors";
@@ -299,26 +303,26 @@ mod tests {
     }
 
     #[test]
-    fn a_dataset_needs_all_shards_of_what_is_there() {
-        check(&["README.md"], Kind::Dataset, Holding::Part);
-        check(&["data/train-00000-of-00002.parquet"], Kind::Dataset, Holding::Part);
+    fn completeness_dataset_needs_all_shards() {
+        check(&["README.md"], Kind::Dataset, Completeness::Incomplete);
+        check(&["data/train-00000-of-00002.parquet"], Kind::Dataset, Completeness::Incomplete);
         let both = ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "x.csv"];
-        check(&both, Kind::Dataset, Holding::Enough);
+        check(&both, Kind::Dataset, Completeness::Usable);
     }
 
     #[test]
-    fn copies_for_other_tools_are_left_alone() {
+    fn is_relevant_excludes_copies_for_other_tools() {
         for name in
             ["original/model.safetensors", "consolidated.safetensors", "adapter_model.safetensors", "pytorch_model.bin"]
         {
-            assert!(!belongs(name, Kind::Model), "{name}");
+            assert!(!is_relevant(name, Kind::Model), "{name}");
         }
-        assert!(belongs(INDEX, Kind::Model) && belongs(SINGLE, Kind::Model));
-        assert!(!belongs("dataset_infos.json", Kind::Dataset));
+        assert!(is_relevant(INDEX, Kind::Model) && is_relevant(SINGLE, Kind::Model));
+        assert!(!is_relevant("dataset_infos.json", Kind::Dataset));
     }
 
     #[test]
-    fn pickled_weights_are_known_by_name() {
+    fn pickled_finds_weights_by_name() {
         let names = [
             "config.json",
             "training_args.bin",

@@ -1,4 +1,4 @@
-//! Files of this machine as a commit on the hub.
+//! Commits of local files to the hub.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -7,26 +7,25 @@ use reqwest::StatusCode;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use crate::event::tell;
+use crate::event::emit;
 use crate::hub::api::{Api, ApiError, RepoId};
 use crate::hub::cache::is_commit;
-use crate::hub::upload::{Upload, Wanted};
-use crate::{Assets, FetchEvent, HubSource, Kind, PushError, PushOptions, Pushed, Source, Watch};
+use crate::hub::upload::{Upload, UploadDecision};
+use crate::{Assets, EventHandler, FetchEvent, HubSource, Kind, PushError, PushOptions, PushOutcome, Source};
 
 impl Assets {
-    /// Makes one commit of files in a repository of the hub, at its top and under the names that they have here. A
-    /// repository that is not there is made. Files that are there as they are do not go again; others there are left alone.
-    /// Files are held in memory meanwhile.
+    /// Commits files to the root of a hub repository, under their local names. The repository is created if it does not
+    /// exist. Unchanged files are not sent again, and other files of the repository stay. All files are held in memory.
     ///
     /// # Errors
-    /// [`PushError`]; either all files have changed on the hub, or none.
+    /// [`PushError`] if the push fails; the hub then has all changes or none.
     pub fn push(
         &self,
         to: &HubSource,
         files: &[PathBuf],
         options: &PushOptions,
-        watch: &mut Watch<'_>,
-    ) -> Result<Pushed, PushError> {
+        on_event: &mut EventHandler<'_>,
+    ) -> Result<PushOutcome, PushError> {
         check_target(to)?;
         let uploads = files.iter().map(read).collect::<Result<Vec<_>, _>>()?;
         let repository = || format!("{}/{}", to.owner(), to.name());
@@ -36,14 +35,14 @@ impl Assets {
         if self.options().hub_token.is_none() {
             return Err(PushError::NoToken { repository: repository() });
         }
-        let hub = self.answering_hub(to, None)?;
+        let hub = self.reachable_hub(to, None)?;
         let id = RepoId { source: to, kind: Kind::Model };
         let push = Push { api: &hub.api, id, branch: to.revision().unwrap_or("main"), options };
-        hub.runtime.block_on(push.run(&uploads, watch))
+        hub.runtime.block_on(push.run(&uploads, on_event))
     }
 }
 
-/// Only a branch can be written to.
+/// Error if the target is not a branch.
 fn check_target(to: &HubSource) -> Result<(), PushError> {
     let problem = match to.revision() {
         _ if to.path().is_some() => "a file in a repository",
@@ -62,7 +61,6 @@ fn read(path: &PathBuf) -> Result<Upload, PushError> {
     Ok(Upload { name, content: content.into(), sha256, git_hash })
 }
 
-/// A push to one branch.
 struct Push<'a> {
     api: &'a Api,
     id: RepoId<'a>,
@@ -71,27 +69,28 @@ struct Push<'a> {
 }
 
 impl Push<'_> {
-    async fn run(&self, files: &[Upload], watch: &mut Watch<'_>) -> Result<Pushed, PushError> {
+    async fn run(&self, files: &[Upload], on_event: &mut EventHandler<'_>) -> Result<PushOutcome, PushError> {
         let (api, id, branch) = (self.api, self.id, self.branch);
         self.prepare().await?;
-        let wanted = api.wanted(id, branch, files).await.map_err(|error| self.error("announce the files", error))?;
+        let decisions =
+            api.upload_decisions(id, branch, files).await.map_err(|error| self.error("announce the files", error))?;
         let mut changed = Vec::new();
-        for (file, wanted) in self.in_pairs(files, &wanted)? {
-            if !wanted.has(file) {
-                // Storage for large files refuses empty ones.
-                let is_large = wanted.is_large() && !file.content.is_empty();
+        for (file, decision) in self.match_decisions(files, &decisions)? {
+            if !decision.is_unchanged(file) {
+                // The storage for large files rejects empty files.
+                let is_large = decision.is_large() && !file.content.is_empty();
                 if is_large {
-                    self.bring(file, watch).await?;
+                    self.upload(file, on_event).await?;
                 }
                 changed.push((file, is_large));
             }
         }
         let commit = self.commit(&changed).await?;
         let changed = changed.iter().map(|(file, _)| file.name.clone()).collect();
-        Ok(Pushed { url: api.page(id).to_string(), commit, changed })
+        Ok(PushOutcome { url: api.page(id).to_string(), commit, changed })
     }
 
-    /// Makes the repository if it is not there, and sees to it that it is private if that is wanted.
+    /// Creates the repository if it does not exist, and checks that it is private if the options require it.
     async fn prepare(&self) -> Result<(), PushError> {
         let look =
             async || self.api.is_private(self.id).await.map_err(|error| self.error("look at the repository", error));
@@ -111,16 +110,16 @@ impl Push<'_> {
         }
     }
 
-    /// Each file with what the hub says of it; none may be ignored.
-    fn in_pairs<'f>(
+    /// Pairs each file with the hub's decision; error if a file is ignored.
+    fn match_decisions<'f>(
         &self,
         files: &'f [Upload],
-        wanted: &'f [Wanted],
-    ) -> Result<Vec<(&'f Upload, &'f Wanted)>, PushError> {
+        decisions: &'f [UploadDecision],
+    ) -> Result<Vec<(&'f Upload, &'f UploadDecision)>, PushError> {
         let pair = |file: &'f Upload| {
-            let found = wanted.iter().find(|wanted| wanted.path == file.name);
-            let silent = || ApiError::Refused(format!("it says nothing of {}", file.name));
-            let found = found.ok_or_else(|| self.error("announce the files", silent()))?;
+            let found = decisions.iter().find(|decision| decision.path == file.name);
+            let missing = || ApiError::Refused(format!("it has no decision for {}", file.name));
+            let found = found.ok_or_else(|| self.error("announce the files", missing()))?;
             if found.should_ignore {
                 return Err(PushError::Ignored { repository: self.repository(), file: file.name.clone() });
             }
@@ -129,31 +128,30 @@ impl Push<'_> {
         files.iter().map(pair).collect()
     }
 
-    /// Brings a large file to the hub's storage.
-    async fn bring(&self, file: &Upload, watch: &mut Watch<'_>) -> Result<(), PushError> {
+    async fn upload(&self, file: &Upload, on_event: &mut EventHandler<'_>) -> Result<(), PushError> {
         let failed = |error| self.error(&format!("send {}", file.name), error);
         let (size, started) = (file.content.len() as u64, Instant::now());
-        self.tell(watch, FetchEvent::Begin { file: &file.name, size, here: 0 })?;
-        let mut went = |here| watch(FetchEvent::Progress { here });
-        self.api.bring(self.id, self.branch, file, &mut went).await.map_err(failed)?;
+        self.emit(on_event, FetchEvent::Begin { file: &file.name, size, bytes_done: 0 })?;
+        let mut n_sent = |bytes_done| on_event(FetchEvent::Progress { bytes_done });
+        self.api.upload(self.id, self.branch, file, &mut n_sent).await.map_err(failed)?;
         let seconds = started.elapsed().as_secs_f64();
-        self.tell(watch, FetchEvent::End { file: &file.name, size, received: size, seconds })
+        self.emit(on_event, FetchEvent::End { file: &file.name, size, received: size, seconds })
     }
 
-    /// The commit, if anything changed.
+    /// Commits the changed files; none if nothing changed.
     async fn commit(&self, changed: &[(&Upload, bool)]) -> Result<Option<String>, PushError> {
         if changed.is_empty() {
             return Ok(None);
         }
         match self.api.make_commit(self.id, self.branch, &self.options.message, changed).await {
             Ok(commit) => Ok(Some(commit.commit_oid)),
-            Err(error) if is_certain(&error) => Err(self.error("make the commit", error)),
+            Err(error) if is_definitely_rejected(&error) => Err(self.error("make the commit", error)),
             Err(source) => Err(PushError::Unknown { repository: self.repository(), source: source.into() }),
         }
     }
 
-    fn tell(&self, watch: &mut Watch<'_>, event: FetchEvent<'_>) -> Result<(), PushError> {
-        tell(watch, event).map_err(|_| PushError::Stopped { repository: self.repository() })
+    fn emit(&self, on_event: &mut EventHandler<'_>, event: FetchEvent<'_>) -> Result<(), PushError> {
+        emit(on_event, event).map_err(|_| PushError::Stopped { repository: self.repository() })
     }
 
     fn repository(&self) -> String {
@@ -164,19 +162,19 @@ impl Push<'_> {
         let (repository, action) = (self.repository(), action.to_owned());
         match error {
             ApiError::Stopped => PushError::Stopped { repository },
-            ApiError::Status { status, said, .. }
+            ApiError::Status { status, message, .. }
                 if [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&status) =>
             {
-                let said = said.map(|said| format!(": {said}")).unwrap_or_default();
-                PushError::Forbidden { repository, reason: format!("{status}{said}") }
+                let message = message.map(|message| format!(": {message}")).unwrap_or_default();
+                PushError::Forbidden { repository, reason: format!("{status}{message}") }
             }
             error => PushError::Hub { repository, action, source: error.into() },
         }
     }
 }
 
-/// Whether nothing came of a request that ended so.
-fn is_certain(error: &ApiError) -> bool {
+/// Returns true if a failed request certainly had no effect.
+fn is_definitely_rejected(error: &ApiError) -> bool {
     match error {
         ApiError::Status { status, .. } => status.is_client_error() && *status != StatusCode::REQUEST_TIMEOUT,
         ApiError::Http(error) => error.is_connect() || error.is_builder(),

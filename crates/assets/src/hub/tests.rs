@@ -6,13 +6,13 @@ use sepal_testkit::hub::{COMMIT, Fault, LoopbackHub, Request};
 use tempfile::TempDir;
 
 use super::*;
-use crate::unwatched;
+use crate::ignore_events;
 
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// A hub that is not there, and a cache folder.
-pub(super) fn bench(offline: bool) -> (TempDir, AssetOptions) {
+/// Options with an empty cache folder and an unreachable hub.
+pub(super) fn fixture(offline: bool) -> (TempDir, AssetOptions) {
     let folder = tempfile::tempdir().expect("a folder");
     let mut options = AssetOptions::from_env();
     options.cache = folder.path().join("sepal");
@@ -25,11 +25,16 @@ pub(super) fn bench(offline: bool) -> (TempDir, AssetOptions) {
     (folder, options)
 }
 
+/// Options with an empty cache folder and this hub.
+fn fixture_for(hub: &LoopbackHub) -> (TempDir, AssetOptions) {
+    let (folder, options) = fixture(false);
+    (folder, AssetOptions { hub_endpoint: hub.endpoint().to_owned(), ..options })
+}
+
 fn hub(files: &[(&str, &[u8])]) -> LoopbackHub {
     LoopbackHub::new(files.iter().map(|(name, content)| ((*name).to_owned(), content.to_vec())))
 }
 
-/// A model in one file.
 fn model(weights: &[u8]) -> LoopbackHub {
     hub(&[("config.json", b"{}"), (WEIGHTS, weights), ("pytorch_model.bin", b"not wanted"), ("README.md", b"x")])
 }
@@ -47,10 +52,10 @@ fn put(options: &AssetOptions, repository: &str, names: &[&str]) {
 
 fn fetch(assets: &Assets, text: &str, kind: Kind) -> Result<Asset, FetchError> {
     let source: Source = text.parse().expect("a source");
-    assets.fetch(&source, kind, &mut unwatched)
+    assets.fetch(&source, kind, &mut ignore_events)
 }
 
-/// What is in a folder of the cache of `a/b`, sorted.
+/// Sorted file names of a cache folder of `a/b`.
 fn cached(options: &AssetOptions, folder: &str) -> Vec<String> {
     let entries = fs::read_dir(options.hub_cache.join("models--a--b").join(folder)).expect("a folder");
     let mut names: Vec<String> =
@@ -63,15 +68,15 @@ fn ranges(requests: &[Request]) -> Vec<(Option<&str>, usize)> {
     requests.iter().map(|request| (request.range.as_deref(), request.sent)).collect()
 }
 
-/// Bytes that differ from place to place.
+/// Bytes that differ between positions.
 fn bytes(n: usize) -> Vec<u8> {
-    (0..n).map(|at| (at % 251) as u8).collect()
+    (0..n).map(|position| (position % 251) as u8).collect()
 }
 
 #[test]
-fn what_is_cached_needs_no_hub() {
+fn fetch_cached_sends_no_request() {
     for offline in [false, true] {
-        let (_folder, options) = bench(offline);
+        let (_folder, options) = fixture(offline);
         let tokenizer = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"];
         put(&options, "models--a--b", &[&["config.json", WEIGHTS], &tokenizer[..]].concat());
         put(&options, "datasets--a--b", &["data/train.parquet"]);
@@ -88,8 +93,8 @@ fn what_is_cached_needs_no_hub() {
 }
 
 #[test]
-fn offline_means_the_cache_only() {
-    let (_folder, options) = bench(true);
+fn fetch_offline_uses_cache_only() {
+    let (_folder, options) = fixture(true);
     put(&options, "models--a--b", &["config.json"]);
     let assets = Assets::new(options);
     for text in ["hub:a/b", "hub:a/c", "hub:a/b/model.gguf", "hub:a/b@v2/config.json"] {
@@ -101,8 +106,8 @@ fn offline_means_the_cache_only() {
 }
 
 #[test]
-fn an_unreachable_hub_is_noticed_at_once_and_remembered() {
-    let (_folder, options) = bench(false);
+fn unreachable_hub_fails_fast_and_is_remembered() {
+    let (_folder, options) = fixture(false);
     let assets = Assets::new(options);
     let start = Instant::now();
     for source in ["hub:a/b", "hub:a/c/x.csv"] {
@@ -114,11 +119,11 @@ fn an_unreachable_hub_is_noticed_at_once_and_remembered() {
 }
 
 #[test]
-fn a_hub_that_accepts_and_says_nothing_is_unreachable() {
+fn silent_hub_is_unreachable_after_timeout() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let (_folder, mut options) = bench(false);
+    let (_folder, mut options) = fixture(false);
     options.hub_endpoint = format!("http://{}", listener.local_addr().expect("an address"));
-    options.hub_patience = Duration::from_millis(300);
+    options.hub_connect_timeout = Duration::from_millis(300);
     let start = Instant::now();
     let error = fetch(&Assets::new(options), "hub:a/b", Kind::Model).expect_err("no answer");
     assert!(error.to_string().contains("no answer within 0.3 s"), "{error}");
@@ -126,10 +131,9 @@ fn a_hub_that_accepts_and_says_nothing_is_unreachable() {
 }
 
 #[test]
-fn a_model_comes_into_one_folder() {
-    let (_folder, mut options) = bench(false);
+fn fetch_model_fills_one_folder() {
     let hub = model(b"weights");
-    options.hub_endpoint = hub.endpoint().to_owned();
+    let (_folder, mut options) = fixture_for(&hub);
     let asset = fetch(&Assets::new(options.clone()), "hub:a/b", Kind::Model).expect("fetched");
     assert_eq!(asset.commit.as_deref(), Some(COMMIT));
     assert_eq!(fs::read_to_string(asset.path.join(WEIGHTS)).expect("a file"), "weights");
@@ -138,7 +142,7 @@ fn a_model_comes_into_one_folder() {
     assert_eq!(link.file_name().map(|name| name.len()), Some(64));
     assert!(cached(&options, "blobs").iter().all(|name| !name.contains('.')), "nothing is left half-done");
 
-    // From now on without a hub: it is known that this model has no tokenizer.json.
+    // The record says that this model has no tokenizer.json, so the hub is not needed.
     options.hub_endpoint = "http://127.0.0.1:1".to_owned();
     let assets = Assets::new(options);
     assert_eq!(fetch(&assets, "hub:a/b", Kind::Model).expect("cached").path, asset.path);
@@ -146,34 +150,31 @@ fn a_model_comes_into_one_folder() {
 }
 
 #[test]
-fn a_file_that_the_hub_does_not_have() {
-    let (_folder, mut options) = bench(false);
+fn fetch_missing_file_is_error() {
     let hub = model(b"weights");
-    options.hub_endpoint = hub.endpoint().to_owned();
+    let (_folder, options) = fixture_for(&hub);
     let assets = Assets::new(options);
     let file = fetch(&assets, "hub:a/b/config.json", Kind::Model).expect("fetched").path;
     assert_eq!(fs::read_to_string(file).expect("a file"), "{}");
     let error = fetch(&assets, "hub:a/b/none.json", Kind::Model).expect_err("not there");
-    assert!(error.in_one_line().contains("a/b/none.json from the hub: the repository has no such file"), "{error}");
+    assert!(error.to_one_line().contains("a/b/none.json from the hub: the repository has no such file"), "{error}");
     let error = fetch(&assets, "hub:a/b@v9", Kind::Model).expect_err("no such revision");
-    assert!(error.in_one_line().contains("a/b@v9 from the hub: it answered 404"), "{}", error.in_one_line());
+    assert!(error.to_one_line().contains("a/b@v9 from the hub: it answered 404"), "{}", error.to_one_line());
     let error = fetch(&assets, "hub:a/b", Kind::Dataset).expect_err("no data");
     assert!(matches!(&error, FetchError::NoFiles { .. }), "{error}");
 }
 
 #[test]
-fn a_file_in_a_folder_of_the_repository() {
-    let (_folder, mut options) = bench(false);
+fn fetch_file_in_subfolder() {
     let hub = hub(&[("data/train.csv", b"a,b"), ("data/more/x.csv", b"c"), ("train.csv", b"another")]);
-    options.hub_endpoint = hub.endpoint().to_owned();
+    let (_folder, options) = fixture_for(&hub);
     let assets = Assets::new(options);
     let file = fetch(&assets, "hub:a/b/data/train.csv", Kind::Dataset).expect("fetched").path;
     assert_eq!(fs::read_to_string(file).expect("a file"), "a,b");
 }
 
 #[test]
-fn shards_come_one_by_one() {
-    let (_folder, mut options) = bench(false);
+fn fetch_files_downloads_single_shards() {
     let hub = hub(&[
         ("config.json", b"{}"),
         ("tokenizer.json", b"{ }"),
@@ -181,44 +182,43 @@ fn shards_come_one_by_one() {
         ("one.safetensors", b"1"),
         ("two.safetensors", b"0123456789"),
     ]);
-    options.hub_endpoint = hub.endpoint().to_owned();
+    let (_folder, mut options) = fixture_for(&hub);
     let assets = Assets::new(options.clone());
     let asset = fetch(&assets, "hub:a/b", Kind::Model).expect("fetched");
     assert_eq!(hub.downloads(), ["config.json", INDEX, "tokenizer.json"]);
 
     let parts = [("two.safetensors".to_owned(), 2..5), ("one.safetensors".to_owned(), 0..100)];
-    assert_eq!(assets.peek(&asset, &parts).expect("bytes"), [b"234".to_vec(), b"1".to_vec()]);
-    assert_eq!(fs::read_dir(&asset.path).expect("a folder").count(), 3, "what is looked at is not kept");
+    assert_eq!(assets.read_ranges(&asset, &parts).expect("bytes"), [b"234".to_vec(), b"1".to_vec()]);
+    assert_eq!(fs::read_dir(&asset.path).expect("a folder").count(), 3, "ranges are not cached");
     hub.requests();
 
     let shards = ["two.safetensors".to_owned()];
-    assets.complete(&asset, &shards, &mut unwatched).expect("fetched");
+    assets.fetch_files(&asset, &shards, &mut ignore_events).expect("fetched");
     assert_eq!(hub.downloads(), shards);
     assert_eq!(fs::read(asset.path.join("two.safetensors")).expect("a file"), b"0123456789");
     assert!(!asset.path.join("one.safetensors").exists());
 
-    // Nothing is asked for twice, and what is not there is not made up.
+    // Cached files need no request, and missing files are errors.
     options.hub_endpoint = "http://127.0.0.1:1".to_owned();
     let assets = Assets::new(options);
     let asset = fetch(&assets, "hub:a/b", Kind::Model).expect("cached");
-    assets.complete(&asset, &shards, &mut unwatched).expect("there");
+    assets.fetch_files(&asset, &shards, &mut ignore_events).expect("there");
     assert!(assets.hub.get().is_none(), "the hub was asked");
-    let error = assets.complete(&asset, &["one.safetensors".to_owned()], &mut unwatched).expect_err("no hub");
+    let error = assets.fetch_files(&asset, &["one.safetensors".to_owned()], &mut ignore_events).expect_err("no hub");
     assert!(matches!(error, FetchError::HubUnreachable { .. }), "{error}");
 }
 
-/// The model of `a/b`, if nobody minds it.
-fn fetch_screened(options: &AssetOptions, screen: &mut Screen<'_>) -> Result<Asset, FetchError> {
+/// Fetches the model of `a/b` with a check.
+fn fetch_checked(options: &AssetOptions, check_model: &mut ModelCheck<'_>) -> Result<Asset, FetchError> {
     let sources = ["hub:a/b", "src"].map(|text| text.parse().expect("a source"));
-    Assets::new(options.clone()).fetch_first_screened(&sources, Kind::Model, screen, &mut unwatched)
+    Assets::new(options.clone()).fetch_first_checked(&sources, Kind::Model, check_model, &mut ignore_events)
 }
 
 #[test]
-fn no_weights_come_of_a_model_that_is_refused() {
-    let (_folder, mut options) = bench(false);
+fn refused_model_downloads_no_weights() {
     let hub = model(b"weights");
-    options.hub_endpoint = hub.endpoint().to_owned();
-    let error = fetch_screened(&options, &mut |model| {
+    let (_folder, options) = fixture_for(&hub);
+    let error = fetch_checked(&options, &mut |model| {
         assert_eq!(fs::read_to_string(model.folder.join("config.json")).expect("it is there"), "{}");
         assert!(!model.folder.join(WEIGHTS).exists());
         Err("quantized".into())
@@ -228,10 +228,10 @@ fn no_weights_come_of_a_model_that_is_refused() {
     assert_eq!((repository.as_str(), source.to_string().as_str()), ("a/b", "quantized"));
     assert_eq!(hub.downloads(), ["config.json"]);
 
-    // A model in one file may be looked into; what is seen is not kept.
+    // Byte ranges of the weights are readable before the download and are not cached.
     hub.requests();
-    let asset = fetch_screened(&options, &mut |model| {
-        assert_eq!((model.peek)(&[(WEIGHTS.to_owned(), 2..5)])?, [b"igh".to_vec()]);
+    let asset = fetch_checked(&options, &mut |model| {
+        assert_eq!((model.read_ranges)(&[(WEIGHTS.to_owned(), 2..5)])?, [b"igh".to_vec()]);
         assert!(!model.folder.join(WEIGHTS).exists());
         Ok(())
     });
@@ -241,52 +241,49 @@ fn no_weights_come_of_a_model_that_is_refused() {
 }
 
 #[test]
-fn a_shard_that_is_nowhere() {
-    let (folder, mut options) = bench(false);
+fn fetch_files_unknown_shard_is_error() {
     let hub = hub(&[("config.json", b"{}"), (INDEX, b"{}")]);
-    options.hub_endpoint = hub.endpoint().to_owned();
+    let (folder, options) = fixture_for(&hub);
     let assets = Assets::new(options);
     let asset = fetch(&assets, "hub:a/b", Kind::Model).expect("fetched");
     let local = fetch(&assets, &folder.path().display().to_string(), Kind::Model).expect("a folder");
     for asset in [asset, local] {
-        let error = assets.complete(&asset, &["x.safetensors".to_owned()], &mut unwatched).expect_err("nowhere");
-        assert!(matches!(&error, FetchError::Elsewhere { file, .. } if file == "x.safetensors"), "{error}");
+        let error = assets.fetch_files(&asset, &["x.safetensors".to_owned()], &mut ignore_events).expect_err("nowhere");
+        assert!(matches!(&error, FetchError::NotFromHub { file, .. } if file == "x.safetensors"), "{error}");
     }
 }
 
 #[test]
-fn an_interrupted_download_goes_on_in_the_next_run() {
-    let (_folder, mut options) = bench(false);
+fn interrupted_download_resumes_in_next_fetch() {
     let content = bytes(100_000);
     let hub = model(&content);
-    options.hub_endpoint = hub.endpoint().to_owned();
+    let (_folder, options) = fixture_for(&hub);
     hub.fail(WEIGHTS, [Fault::Cut(60_000)]);
     let error = fetch(&Assets::new(options.clone()), "hub:a/b", Kind::Model).expect_err("it broke off");
-    assert!(matches!(&error, FetchError::Broken { here: 60_000, size: 100_000, .. }), "{error}");
-    assert!(error.in_one_line().contains("the next fetch goes on from there"), "{}", error.in_one_line());
+    assert!(matches!(&error, FetchError::Interrupted { bytes_done: 60_000, size: 100_000, .. }), "{error}");
+    assert!(error.to_one_line().contains("the next fetch resumes"), "{}", error.to_one_line());
     assert!(cached(&options, "blobs").iter().any(|name| name.ends_with(".incomplete")));
     hub.requests();
 
     let asset = fetch(&Assets::new(options.clone()), "hub:a/b", Kind::Model).expect("fetched");
     assert_eq!(fs::read(asset.path.join(WEIGHTS)).expect("a file"), content);
-    assert_eq!(ranges(&hub.requests()), [(Some("bytes=60000-"), 40_000)], "what was here is not sent again");
+    assert_eq!(ranges(&hub.requests()), [(Some("bytes=60000-"), 40_000)], "cached bytes are not sent again");
     assert!(cached(&options, "blobs").iter().all(|name| !name.contains('.')), "nothing is left half-done");
 }
 
 #[test]
-fn a_download_goes_on_by_itself_as_long_as_bytes_come() {
-    let (_folder, mut options) = bench(false);
+fn download_retries_while_bytes_arrive() {
     let content = bytes(1000);
     let hub = model(&content);
-    options.hub_endpoint = hub.endpoint().to_owned();
+    let (_folder, mut options) = fixture_for(&hub);
     options.hub_retries = 2;
     hub.fail(WEIGHTS, [Fault::Cut(300), Fault::Refuse(503), Fault::Cut(300), Fault::Stall(300)]);
-    options.hub_stall = Duration::from_millis(300);
+    options.hub_stall_timeout = Duration::from_millis(300);
     let source: Source = "hub:a/b".parse().expect("a source");
-    let mut said = Vec::new();
-    let mut watch = |event: FetchEvent<'_>| {
+    let mut notices = Vec::new();
+    let mut on_event = |event: FetchEvent<'_>| {
         match event {
-            FetchEvent::Notice(line) => said.push(line.to_owned()),
+            FetchEvent::Notice(line) => notices.push(line.to_owned()),
             FetchEvent::End { file, size: 1000, received, .. } => {
                 assert_eq!((file, received), ("a/b/model.safetensors", 1000));
             }
@@ -294,7 +291,7 @@ fn a_download_goes_on_by_itself_as_long_as_bytes_come() {
         }
         ControlFlow::Continue(())
     };
-    let asset = Assets::new(options).fetch(&source, Kind::Model, &mut watch).expect("fetched");
+    let asset = Assets::new(options).fetch(&source, Kind::Model, &mut on_event).expect("fetched");
     assert_eq!(fs::read(asset.path.join(WEIGHTS)).expect("a file"), content);
     let requests: Vec<Request> = hub.requests().into_iter().filter(|request| request.file == WEIGHTS).collect();
     let from = |n: &'static str| Some(n);
@@ -306,30 +303,28 @@ fn a_download_goes_on_by_itself_as_long_as_bytes_come() {
         (from("bytes=900-"), 100),
     ];
     assert_eq!(ranges(&requests), expected);
-    assert_eq!(said.len(), 4, "{said:?}");
-    assert!(said[1].contains("503") && said[3].contains("nothing came for 0.3 s"), "{said:?}");
+    assert_eq!(notices.len(), 4, "{notices:?}");
+    assert!(notices[1].contains("503") && notices[3].contains("received nothing for 0.3 s"), "{notices:?}");
 }
 
 #[test]
-fn a_stall_is_told_as_one() {
-    let (_folder, mut options) = bench(false);
+fn stalled_download_reports_stall() {
     let hub = model(&bytes(1000));
-    options.hub_endpoint = hub.endpoint().to_owned();
-    options.hub_stall = Duration::from_millis(200);
+    let (_folder, mut options) = fixture_for(&hub);
+    options.hub_stall_timeout = Duration::from_millis(200);
     options.hub_retries = 1;
     hub.fail(WEIGHTS, [Fault::Stall(10), Fault::Stall(0)]);
     let start = Instant::now();
     let error = fetch(&Assets::new(options), "hub:a/b", Kind::Model).expect_err("nothing came");
-    assert!(matches!(&error, FetchError::Stalled { here: 10, size: 1000, .. }), "{error}");
-    assert!(error.to_string().contains("nothing came for 0.2 s; 10 of 1000 bytes are here"), "{error}");
+    assert!(matches!(&error, FetchError::Stalled { bytes_done: 10, size: 1000, .. }), "{error}");
+    assert!(error.to_string().contains("received nothing for 0.2 s; 10 of 1000 bytes are cached"), "{error}");
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
 #[test]
-fn damaged_bytes_are_thrown_away() {
-    let (_folder, mut options) = bench(false);
+fn damaged_download_is_discarded() {
     let hub = model(b"weights");
-    options.hub_endpoint = hub.endpoint().to_owned();
+    let (_folder, options) = fixture_for(&hub);
     for (file, kind) in [(WEIGHTS, "sha256"), ("config.json", "git hash")] {
         hub.fail(file, [Fault::Damage]);
         let error = fetch(&Assets::new(options.clone()), &format!("hub:a/b/{file}"), Kind::Model).expect_err("damaged");
@@ -341,11 +336,10 @@ fn damaged_bytes_are_thrown_away() {
 }
 
 #[test]
-fn what_was_damaged_before_comes_again() {
-    let (_folder, mut options) = bench(false);
+fn damaged_partial_file_is_downloaded_again() {
     let content = bytes(1000);
     let hub = model(&content);
-    options.hub_endpoint = hub.endpoint().to_owned();
+    let (_folder, options) = fixture_for(&hub);
     hub.fail(WEIGHTS, [Fault::Cut(500)]);
     fetch(&Assets::new(options.clone()), "hub:a/b", Kind::Model).expect_err("it broke off");
     let blobs = options.hub_cache.join("models--a--b/blobs");
@@ -359,11 +353,10 @@ fn what_was_damaged_before_comes_again() {
 }
 
 #[test]
-fn a_hub_that_sends_whole_files_only() {
-    let (_folder, mut options) = bench(false);
+fn hub_without_ranges_restarts_download() {
     let content = bytes(1000);
     let hub = model(&content);
-    options.hub_endpoint = hub.endpoint().to_owned();
+    let (_folder, options) = fixture_for(&hub);
     hub.fail(WEIGHTS, [Fault::Cut(500)]);
     fetch(&Assets::new(options.clone()), "hub:a/b", Kind::Model).expect_err("it broke off");
     hub.fail(WEIGHTS, [Fault::Whole]);
@@ -373,24 +366,26 @@ fn a_hub_that_sends_whole_files_only() {
     hub.fail_parts(WEIGHTS, [Fault::Whole, Fault::Whole]);
     let assets = Assets::new(options);
     let asset = fetch(&assets, "hub:a/b", Kind::Model).expect("cached");
-    assert_eq!(assets.peek(&asset, &[(WEIGHTS.to_owned(), 0..3)]).expect("the beginning"), [content[..3].to_vec()]);
-    let error = assets.peek(&asset, &[(WEIGHTS.to_owned(), 5..8)]).expect_err("no parts").in_one_line();
-    assert!(error.contains("whole files only"), "{error}");
+    assert_eq!(
+        assets.read_ranges(&asset, &[(WEIGHTS.to_owned(), 0..3)]).expect("the beginning"),
+        [content[..3].to_vec()]
+    );
+    let error = assets.read_ranges(&asset, &[(WEIGHTS.to_owned(), 5..8)]).expect_err("no parts").to_one_line();
+    assert!(error.contains("ignores byte ranges"), "{error}");
 }
 
 #[test]
-fn who_watches_may_stop_it() {
-    let (_folder, mut options) = bench(false);
+fn event_handler_break_stops_download() {
     let content = bytes(1000);
     let hub = model(&content);
-    options.hub_endpoint = hub.endpoint().to_owned();
+    let (_folder, options) = fixture_for(&hub);
     hub.fail(WEIGHTS, [Fault::Stall(400)]);
     let source: Source = "hub:a/b".parse().expect("a source");
-    let mut watch = |event: FetchEvent<'_>| match event {
-        FetchEvent::Progress { here: 400 } => ControlFlow::Break(()),
+    let mut on_event = |event: FetchEvent<'_>| match event {
+        FetchEvent::Progress { bytes_done: 400 } => ControlFlow::Break(()),
         _ => ControlFlow::Continue(()),
     };
-    let error = Assets::new(options.clone()).fetch(&source, Kind::Model, &mut watch).expect_err("stopped");
+    let error = Assets::new(options.clone()).fetch(&source, Kind::Model, &mut on_event).expect_err("stopped");
     assert!(matches!(error, FetchError::Stopped), "{error}");
     hub.requests();
     fetch(&Assets::new(options), "hub:a/b", Kind::Model).expect("fetched");
@@ -398,11 +393,10 @@ fn who_watches_may_stop_it() {
 }
 
 #[test]
-fn many_at_once_download_once() {
-    let (_folder, mut options) = bench(false);
+fn concurrent_fetches_download_once() {
     let content = bytes(200_000);
     let hub = model(&content);
-    options.hub_endpoint = hub.endpoint().to_owned();
+    let (_folder, options) = fixture_for(&hub);
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| fetch(&Assets::new(options.clone()), "hub:a/b", Kind::Model).expect("fetched"));
@@ -413,10 +407,9 @@ fn many_at_once_download_once() {
 }
 
 #[test]
-fn pickled_weights_are_refused_with_the_way_out() {
-    let (_folder, mut options) = bench(false);
+fn pickled_weights_error_names_conversion() {
     let hub = hub(&[("config.json", b"{}"), ("pytorch_model.bin", b"pickled"), ("training_args.bin", b"x")]);
-    options.hub_endpoint = hub.endpoint().to_owned();
+    let (_folder, options) = fixture_for(&hub);
     let error = fetch(&Assets::new(options), "hub:a/b", Kind::Model).expect_err("never read");
     assert!(matches!(&error, FetchError::Pickled { file, .. } if file == "pytorch_model.bin"), "{error}");
     let text = error.to_string();

@@ -3,7 +3,7 @@ use tch::{TchError, Tensor};
 use crate::attention::heads::Heads;
 use crate::attention::layout::{Group, Layout};
 use crate::attention::packed_batch::PackedBatch;
-use crate::attention::sdpa::{self, BackwardInput, SdpaGrads};
+use crate::attention::sdpa::{self, BackwardInput};
 
 /// Attention output of a packed batch.
 pub(crate) struct AttentionOutput {
@@ -101,7 +101,7 @@ pub(crate) fn backward(
     grad: &Tensor,
     heads: Heads,
     layout: &Layout,
-    grad_q: &Tensor,
+    grad_q: &mut Tensor,
     grad_kv: &Tensor,
 ) -> Result<(), TchError> {
     let keys_values = GroupedKeysValues::new(&saved.kv, heads, layout, None)?;
@@ -111,10 +111,10 @@ pub(crate) fn backward(
     for (i, group) in layout.groups.iter().enumerate() {
         let input =
             BackwardInput { queries: &q[i], outputs: &outputs[i], log_sums: &saved.log_sums[i], grad: &grad[i] };
-        let grads = keys_values.backward(i, &input, group.len, group.mask.get(heads.range))?;
-        let by_head = keys_values.split_heads(&grads.queries, group, group.len)?;
+        let [queries, keys, values] = keys_values.backward(i, &input, group.len, group.mask.get(heads.range))?;
+        let by_head = keys_values.split_heads(&queries, group, group.len)?;
         keys_values.split_heads(&grad_q[i], group, group.len)?.f_copy_(&by_head)?;
-        keys_values.add_grads(i, &grads, &grad_kv)?;
+        keys_values.add_grads(i, [&keys, &values], &grad_kv)?;
     }
     Ok(())
 }
@@ -143,9 +143,9 @@ pub(crate) fn backward_pooled(
         let queries = saved.q.f_index_select(0, &group.rows)?;
         let (outputs, log_sums, grad) = (&outputs[pooled_idx], &saved.log_sums[pooled_idx], &grad[pooled_idx]);
         let input = BackwardInput { queries: &queries, outputs, log_sums, grad };
-        let grads = keys_values.backward(i, &input, group.per_bin, group.mask.get(heads.range))?;
-        let _ = grad_q.f_index_add_(0, &group.rows, &grads.queries.f_reshape([-1, heads.q_size()])?)?;
-        keys_values.add_grads(i, &grads, &grad_kv)?;
+        let [queries, keys, values] = keys_values.backward(i, &input, group.per_bin, group.mask.get(heads.range))?;
+        let _ = grad_q.f_index_add_(0, &group.rows, &queries.f_reshape([-1, heads.q_size()])?)?;
+        keys_values.add_grads(i, [&keys, &values], &grad_kv)?;
     }
     Ok(())
 }
@@ -177,17 +177,13 @@ impl<'a> GroupedKeysValues<'a> {
     }
 
     /// Returns the gradients of queries `[bins, len * repeat, kv, dim]` and of keys and values `[bins, .., kv, dim]`.
-    fn backward(&self, i: usize, input: &BackwardInput<'_>, len: i64, mask: &Tensor) -> Result<SdpaGrads, TchError> {
+    fn backward(&self, i: usize, input: &BackwardInput<'_>, len: i64, mask: &Tensor) -> Result<[Tensor; 3], TchError> {
         let group = &self.layout.groups[i];
         let by_head = |tensor: &Tensor| self.split_heads(tensor, group, len)?.f_transpose(1, 2);
         let (grad, queries, outputs) = (by_head(input.grad)?, by_head(input.queries)?, by_head(input.outputs)?);
         let input = BackwardInput { grad: &grad, queries: &queries, outputs: &outputs, log_sums: input.log_sums };
-        let SdpaGrads { queries, keys, values } = sdpa::backward(&input, &self.keys_and_values(i)?, mask, self.heads)?;
-        Ok(SdpaGrads {
-            queries: queries.f_transpose(1, 2)?,
-            keys: keys.f_transpose(1, 2)?,
-            values: values.f_transpose(1, 2)?,
-        })
+        let [queries, keys, values] = sdpa::backward(&input, &self.keys_and_values(i)?, mask, self.heads)?;
+        Ok([queries.f_transpose(1, 2)?, keys.f_transpose(1, 2)?, values.f_transpose(1, 2)?])
     }
 
     /// `[bins * len, q_size]` as `[bins, len * repeat, kv, dim]`.
@@ -214,12 +210,12 @@ impl<'a> GroupedKeysValues<'a> {
     }
 
     /// Writes the gradients of group `i`'s slots and adds the part of the prefix, whose group comes first.
-    fn add_grads(&self, i: usize, grads: &SdpaGrads, grad_kv: &[Tensor]) -> Result<(), TchError> {
+    fn add_grads(&self, i: usize, grads: [&Tensor; 2], grad_kv: &[Tensor]) -> Result<(), TchError> {
         let Heads { kv, dim, .. } = self.heads;
         let group = &self.layout.groups[i];
-        let prefix_len = grads.keys.size()[1] - group.len;
+        let prefix_len = grads[0].size()[1] - group.len;
         let own = grad_kv[i].f_view([group.bins, group.len, 2, kv, dim])?;
-        for (kv_idx, grad) in [(0, &grads.keys), (1, &grads.values)] {
+        for (kv_idx, grad) in (0..).zip(grads) {
             own.f_select(2, kv_idx)?.f_copy_(&grad.f_narrow(1, prefix_len, group.len)?)?;
             if prefix_len > 0 {
                 let prefix = grad_kv[0].f_view([prefix_len, 2, kv, dim])?.f_select(1, kv_idx)?;

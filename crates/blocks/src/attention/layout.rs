@@ -7,9 +7,8 @@
 use sepal_core::{Ragged, Want};
 use tch::{TchError, Tensor};
 
-use crate::attention::bins::{Bin, Bins, is_window_effective};
-use crate::attention::heads::AttentionRange;
-use crate::attention::masks::{MaskConfig, Masks};
+use crate::attention::bins::{Bin, Bins};
+use crate::attention::masks::{Mask, MaskConfig, Masks};
 
 #[derive(Debug)]
 pub(crate) struct Layout {
@@ -35,22 +34,6 @@ pub(crate) struct Group {
     pub(crate) after_prefix: bool,
     /// `[bins or 1, heads or 1, len * repeat, keys]`, added to the scores.
     pub(crate) mask: Mask,
-}
-
-/// Mask of blocks without a window, and of those with one if it hides something.
-#[derive(Debug)]
-pub(crate) struct Mask {
-    full: Tensor,
-    windowed: Option<Tensor>,
-}
-
-impl Mask {
-    pub(crate) fn get(&self, range: AttentionRange) -> &Tensor {
-        match range {
-            AttentionRange::Windowed => self.windowed.as_ref().unwrap_or(&self.full),
-            AttentionRange::Full => &self.full,
-        }
-    }
 }
 
 /// Last tokens of the rows.
@@ -93,7 +76,7 @@ impl Layout {
     ) -> Result<Self, TchError> {
         let prefix_slots = if is_cached { 0 } else { prefix_len };
         let plan = SlotPlan::new(prefix_len, prefix_slots, rows);
-        let masks = MaskBuilder::new(config, prefix_len, rows, &plan.bins)?;
+        let masks = Masks::new(config, prefix_len, rows, &plan.bins)?;
         let mut layout = Self {
             sizes: Vec::new(),
             groups: Vec::new(),
@@ -105,10 +88,10 @@ impl Layout {
             mask_numel: 0,
         };
         if prefix_slots > 0 {
-            layout.push_group(1, prefix_len, false, masks.build(Masks::prefix)?);
+            layout.push_group(1, prefix_len, false, masks.prefix()?);
         }
         for (&len, bins) in &plan.bins.0 {
-            layout.push_group(bins.len(), len, true, masks.build(|masks| masks.group(len, bins))?);
+            layout.push_group(bins.len(), len, true, masks.group(len, bins)?);
         }
         layout.mask_numel = masks.numel();
         Ok(layout)
@@ -165,7 +148,7 @@ fn permuted(hidden: &Tensor, indices: Option<&Tensor>) -> Result<Tensor, TchErro
 }
 
 impl Pooled {
-    fn new(plan: &SlotPlan, masks: &MaskBuilder<'_>, rows: &Ragged) -> Result<Self, TchError> {
+    fn new(plan: &SlotPlan, masks: &Masks<'_>, rows: &Ragged) -> Result<Self, TchError> {
         let mut groups = Vec::with_capacity(plan.bins.0.len());
         let mut results = vec![0; rows.len()];
         let mut n_results = 0;
@@ -181,11 +164,11 @@ impl Pooled {
 }
 
 impl PooledGroup {
-    fn new(masks: &MaskBuilder<'_>, len: usize, bins: &[Bin]) -> Result<Self, TchError> {
+    fn new(masks: &Masks<'_>, len: usize, bins: &[Bin]) -> Result<Self, TchError> {
         let per_bin = bins.iter().map(Vec::len).max().unwrap_or(0);
         let rows: Vec<i64> =
             bins.iter().flat_map(|bin| (0..per_bin).map(|i| bin[i.min(bin.len() - 1)] as i64)).collect();
-        let mask = masks.build(|masks| masks.pooled_group(len, bins, per_bin))?;
+        let mask = masks.pooled_group(len, bins, per_bin)?;
         Ok(Self { per_bin: per_bin as i64, rows: masks.config().to_device(&rows)?, mask })
     }
 
@@ -196,32 +179,6 @@ impl PooledGroup {
                 results[row] = start + bin_idx as i64 * self.per_bin + i as i64;
             }
         }
-    }
-}
-
-/// Builds each mask without the window and, if it hides something, with it.
-struct MaskBuilder<'a> {
-    full: Masks<'a>,
-    windowed: Option<Masks<'a>>,
-}
-
-impl<'a> MaskBuilder<'a> {
-    fn new(config: &'a MaskConfig, prefix_len: usize, rows: &'a Ragged, bins: &Bins) -> Result<Self, TchError> {
-        let new = |window| Masks::new(config, window, prefix_len, rows, bins.longest_single_row());
-        let window = config.window.filter(|&window| is_window_effective(window, prefix_len, rows));
-        Ok(Self { full: new(None)?, windowed: window.map(|window| new(Some(window))).transpose()? })
-    }
-
-    fn build(&self, build: impl Fn(&Masks<'a>) -> Result<Tensor, TchError>) -> Result<Mask, TchError> {
-        Ok(Mask { full: build(&self.full)?, windowed: self.windowed.as_ref().map(build).transpose()? })
-    }
-
-    fn config(&self) -> &'a MaskConfig {
-        self.full.config()
-    }
-
-    fn numel(&self) -> usize {
-        self.full.numel() + self.windowed.as_ref().map_or(0, Masks::numel)
     }
 }
 

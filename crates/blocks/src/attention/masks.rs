@@ -8,7 +8,8 @@ use tch::kind::Element;
 use tch::{Device, TchError, Tensor};
 
 use crate::attention::alibi::Alibi;
-use crate::attention::bins::Bin;
+use crate::attention::bins::{Bin, Bins, is_window_effective};
+use crate::attention::heads::AttentionRange;
 
 /// Masking rules of a model.
 #[derive(Debug)]
@@ -38,30 +39,58 @@ impl MaskConfig {
     }
 }
 
+/// Mask of blocks without a window, and of those with one if it hides something.
+#[derive(Debug)]
+pub(crate) struct Mask {
+    full: Tensor,
+    windowed: Option<Tensor>,
+}
+
+impl Mask {
+    fn build(
+        window: Option<usize>,
+        build: impl Fn(Option<usize>) -> Result<Tensor, TchError>,
+    ) -> Result<Self, TchError> {
+        Ok(Self { full: build(None)?, windowed: window.map(|window| build(Some(window))).transpose()? })
+    }
+
+    pub(crate) fn get(&self, range: AttentionRange) -> &Tensor {
+        match range {
+            AttentionRange::Windowed => self.windowed.as_ref().unwrap_or(&self.full),
+            AttentionRange::Full => &self.full,
+        }
+    }
+
+    fn numel(&self) -> usize {
+        self.full.numel() + self.windowed.as_ref().map_or(0, Tensor::numel)
+    }
+}
+
 /// Masks of one call, each `[bins or 1, heads or 1, queries * repeat, keys]`.
 pub(crate) struct Masks<'a> {
     config: &'a MaskConfig,
+    /// The window, if it hides something.
     window: Option<usize>,
     prefix_len: usize,
     rows: &'a Ragged,
     /// Causal mask of the prefix and the longest row with a bin of its own: `[1, heads or 1, n * repeat, n]`. The masks
     /// of single rows are views of it, which saves memory if there are many different lengths.
-    causal: Tensor,
+    causal: Mask,
     /// Numbers of the masks built so far.
     numel: Cell<usize>,
 }
 
 impl<'a> Masks<'a> {
-    /// `longest` is the length of the longest row with a bin of its own.
     pub(crate) fn new(
         config: &'a MaskConfig,
-        window: Option<usize>,
         prefix_len: usize,
         rows: &'a Ragged,
-        longest: usize,
+        bins: &Bins,
     ) -> Result<Self, TchError> {
-        let sequence: Vec<Token> = (0..prefix_len + longest).map(Token::shared).collect();
-        let causal = mask(config, window, &[MaskTokens { queries: sequence.clone(), keys: sequence }])?;
+        let window = config.window.filter(|&window| is_window_effective(window, prefix_len, rows));
+        let sequence: Vec<Token> = (0..prefix_len + bins.longest_single_row()).map(Token::shared).collect();
+        let tokens = [MaskTokens { queries: sequence.clone(), keys: sequence }];
+        let causal = Mask::build(window, |window| mask(config, window, &tokens))?;
         let numel = Cell::new(causal.numel());
         Ok(Self { config, window, prefix_len, rows, causal, numel })
     }
@@ -76,12 +105,12 @@ impl<'a> Masks<'a> {
     }
 
     /// Mask of the prefix on itself.
-    pub(crate) fn prefix(&self) -> Result<Tensor, TchError> {
+    pub(crate) fn prefix(&self) -> Result<Mask, TchError> {
         self.single_row(0..self.prefix_len, self.prefix_len)
     }
 
     /// Mask of bins of `len` tokens on the prefix and themselves.
-    pub(crate) fn group(&self, len: usize, bins: &[Bin]) -> Result<Tensor, TchError> {
+    pub(crate) fn group(&self, len: usize, bins: &[Bin]) -> Result<Mask, TchError> {
         let end = self.prefix_len + len;
         if are_single_rows(bins) {
             return self.single_row(self.prefix_len..end, end);
@@ -90,7 +119,7 @@ impl<'a> Masks<'a> {
     }
 
     /// Mask of the last tokens of the rows in such bins, `per_bin` for each; a bin with fewer rows repeats the last one.
-    pub(crate) fn pooled_group(&self, len: usize, bins: &[Bin], per_bin: usize) -> Result<Tensor, TchError> {
+    pub(crate) fn pooled_group(&self, len: usize, bins: &[Bin], per_bin: usize) -> Result<Mask, TchError> {
         let end = self.prefix_len + len;
         if are_single_rows(bins) {
             return self.single_row(end - 1..end, end);
@@ -100,21 +129,24 @@ impl<'a> Masks<'a> {
     }
 
     /// Mask of bins with the tokens that `queries` selects, given a bin and its keys.
-    fn shared_bins(&self, bins: &[Bin], queries: impl Fn(&Bin, &[Token]) -> Vec<Token>) -> Result<Tensor, TchError> {
+    fn shared_bins(&self, bins: &[Bin], queries: impl Fn(&Bin, &[Token]) -> Vec<Token>) -> Result<Mask, TchError> {
         let tokens = bins.iter().map(|bin| {
             let keys = self.keys(bin);
             MaskTokens { queries: queries(bin, &keys), keys }
         });
-        let mask = mask(self.config, self.window, &tokens.collect::<Vec<_>>())?;
+        let tokens: Vec<MaskTokens> = tokens.collect();
+        let mask = Mask::build(self.window, |window| mask(self.config, window, &tokens))?;
         self.numel.set(self.numel.get() + mask.numel());
         Ok(mask)
     }
 
     /// Mask of a single row with its prefix: the positions `queries` on the first `n_keys` positions.
-    fn single_row(&self, queries: Range<usize>, n_keys: usize) -> Result<Tensor, TchError> {
+    fn single_row(&self, queries: Range<usize>, n_keys: usize) -> Result<Mask, TchError> {
         let repeat = self.config.repeat;
-        let (start, len) = (queries.start * repeat, queries.len() * repeat);
-        self.causal.f_narrow(2, start as i64, len as i64)?.f_narrow(3, 0, n_keys as i64)
+        let (start, len) = ((queries.start * repeat) as i64, (queries.len() * repeat) as i64);
+        let narrow = |causal: &Tensor| causal.f_narrow(2, start, len)?.f_narrow(3, 0, n_keys as i64);
+        let Mask { full, windowed } = &self.causal;
+        Ok(Mask { full: narrow(full)?, windowed: windowed.as_ref().map(narrow).transpose()? })
     }
 
     /// The prefix, then the tokens of the bin's rows.
@@ -188,7 +220,8 @@ mod tests {
     const NO: f32 = f32::NEG_INFINITY;
     const CONFIG: MaskConfig = MaskConfig { repeat: 1, alibi: None, window: None, device: Device::Cpu };
 
-    fn check(mask: &Tensor, shape: [i64; 4], expected: &[f32]) {
+    fn check(mask: &Mask, shape: [i64; 4], expected: &[f32]) {
+        let mask = mask.get(AttentionRange::Windowed);
         assert_eq!(mask.size(), shape);
         assert_eq!(Vec::<f32>::try_from(mask.flatten(0, -1)).expect("numbers"), expected);
     }
@@ -197,7 +230,7 @@ mod tests {
     fn group_hides_other_rows_of_the_bin() {
         let rows = Ragged::from_lengths([2, 1]).expect("rows");
         let config = MaskConfig { repeat: 2, ..CONFIG };
-        let masks = Masks::new(&config, None, 1, &rows, 0).expect("masks");
+        let masks = Masks::new(&config, 1, &rows, &Bins::pack(&rows)).expect("masks");
         check(&masks.prefix().expect("a mask"), [1, 1, 2, 1], &[0.0, 0.0]);
         #[rustfmt::skip]
         let expected = [
@@ -215,7 +248,7 @@ mod tests {
         let rows = Ragged::from_lengths([2]).expect("rows");
         // Slopes of 1/16 and 1/256.
         let config = MaskConfig { alibi: Some(Alibi::new(2)), ..CONFIG };
-        let masks = Masks::new(&config, None, 1, &rows, 2).expect("masks");
+        let masks = Masks::new(&config, 1, &rows, &Bins::pack(&rows)).expect("masks");
         let [near, far] = [1.0 / 16.0, 1.0 / 256.0];
         #[rustfmt::skip]
         let expected = [
@@ -230,8 +263,8 @@ mod tests {
     #[test]
     fn group_with_window_hides_distant_keys() {
         let rows = Ragged::from_lengths([3]).expect("rows");
-        let config = CONFIG;
-        let masks = Masks::new(&config, Some(2), 1, &rows, 3).expect("masks");
+        let config = MaskConfig { window: Some(2), ..CONFIG };
+        let masks = Masks::new(&config, 1, &rows, &Bins::pack(&rows)).expect("masks");
         #[rustfmt::skip]
         let expected = [
             0.0, 0.0, NO, NO,

@@ -54,6 +54,11 @@ impl<'a> PackedBatch<'a> {
         Tensor::f_cat(&prefixes.collect::<Result<Vec<_>, _>>()?, 0)
     }
 
+    /// Segments of the batches' queries: all slots, or one for each row.
+    pub(crate) fn queries(&self, is_pooled: bool) -> &[Segment] {
+        if is_pooled { &self.rows } else { &self.slots }
+    }
+
     /// Slots of the last tokens of all rows, batch by batch in the caller's order.
     pub(crate) fn pooled_slots(&self) -> Result<Tensor, TchError> {
         let pooled =
@@ -63,25 +68,23 @@ impl<'a> PackedBatch<'a> {
         Tensor::f_cat(&pooled.collect::<Result<Vec<_>, _>>()?, 0)
     }
 
-    /// Rotates the heads of `x [n, heads * head_dim]` in place; has no effect without rotary embedding.
-    pub(crate) fn rotate(&self, x: &mut Tensor, heads: Heads, direction: Rotate) -> Result<(), TchError> {
-        match self.rotations(heads.range) {
-            Some(Rotations { cos, sin }) => fused::rotate(x, cos, sin, heads.dim, direction),
-            None => Ok(()),
-        }
-    }
-
-    /// As [`rotate`](Self::rotate), for the slots `pooled` only.
-    pub(crate) fn rotate_pooled(
+    /// Rotates the heads of `x [n, heads * head_dim]` in place; has no effect without rotary embedding. The rows of `x` are
+    /// those of `slots`, by default all.
+    pub(crate) fn rotate(
         &self,
         x: &mut Tensor,
-        pooled: &Tensor,
+        slots: Option<&Tensor>,
         heads: Heads,
         direction: Rotate,
     ) -> Result<(), TchError> {
         let Some(Rotations { cos, sin }) = self.rotations(heads.range) else { return Ok(()) };
-        let select = |angles: &Tensor| angles.f_index_select(0, pooled);
-        fused::rotate(x, &select(cos)?, &select(sin)?, heads.dim, direction)
+        match slots {
+            None => fused::rotate(x, cos, sin, heads.dim, direction),
+            Some(slots) => {
+                let select = |angles: &Tensor| angles.f_index_select(0, slots);
+                fused::rotate(x, &select(cos)?, &select(sin)?, heads.dim, direction)
+            }
+        }
     }
 
     fn rotations(&self, range: AttentionRange) -> Option<&Rotations> {

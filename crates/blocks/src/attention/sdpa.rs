@@ -43,34 +43,29 @@ pub(crate) struct BackwardInput<'a> {
     pub(crate) log_sums: &'a Tensor,
 }
 
-/// Gradients of queries, keys and values.
-pub(crate) struct SdpaGrads {
-    pub(crate) queries: Tensor,
-    pub(crate) keys: Tensor,
-    pub(crate) values: Tensor,
-}
-
+/// Returns the gradients of queries, keys and values.
 pub(crate) fn backward(
     input: &BackwardInput<'_>,
     [keys, values]: &[Tensor; 2],
     mask: &Tensor,
     heads: Heads,
-) -> Result<SdpaGrads, TchError> {
+) -> Result<[Tensor; 3], TchError> {
     let &BackwardInput { grad, queries, outputs, log_sums } = input;
     if has_kernel(queries, heads) {
-        let (queries, keys, values) = Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu_backward(
-            grad,
-            queries,
-            keys,
-            values,
-            outputs,
-            log_sums,
-            0.0,
-            false,
-            Some(mask),
-            heads.scale,
-        )?;
-        return Ok(SdpaGrads { queries, keys, values });
+        let (grad_queries, grad_keys, grad_values) =
+            Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu_backward(
+                grad,
+                queries,
+                keys,
+                values,
+                outputs,
+                log_sums,
+                0.0,
+                false,
+                Some(mask),
+                heads.scale,
+            )?;
+        return Ok([grad_queries, grad_keys, grad_values]);
     }
     plain_backward(input, [keys, values], mask, heads)
 }
@@ -80,7 +75,7 @@ fn plain_backward(
     [keys, values]: [&Tensor; 2],
     mask: &Tensor,
     heads: Heads,
-) -> Result<SdpaGrads, TchError> {
+) -> Result<[Tensor; 3], TchError> {
     let &BackwardInput { grad, queries, outputs, log_sums } = input;
     let (scores, slope) = capped_scores(queries, keys, heads)?;
     let weights = scores.f_add(mask)?.f_sub(&log_sums.f_unsqueeze(-1)?)?.f_exp()?;
@@ -90,7 +85,7 @@ fn plain_backward(
     let grad_scores = slope.map_or_else(|| Ok(grad_capped.shallow_clone()), |slope| grad_capped.f_mul(&slope))?;
     let grad_products = grad_scores.f_mul_scalar(heads.scale())?;
     let grad_keys = grad_products.f_transpose(-2, -1)?.f_matmul(queries)?;
-    Ok(SdpaGrads { queries: grad_products.f_matmul(keys)?, keys: grad_keys, values: grad_values })
+    Ok([grad_products.f_matmul(keys)?, grad_keys, grad_values])
 }
 
 /// Returns the scores, and the slope of their cap if there is one.
@@ -133,8 +128,7 @@ mod tests {
             let scores = cap.map_or(scores.shallow_clone(), |cap| (&scores / cap).tanh() * cap);
             let expected = (scores + &mask).softmax(-1, Kind::Float).matmul(&v);
             (&expected * &grad).sum(Kind::Float).backward();
-            let assert_grads = |found: SdpaGrads| {
-                let found = [found.queries, found.keys, found.values];
+            let assert_grads = |found: [Tensor; 3]| {
                 found.iter().zip([&q, &k, &v]).for_each(|(found, input)| assert_close(found, &input.grad()));
             };
             let (queries, kv) = (q.detach(), [k.detach(), v.detach()]);

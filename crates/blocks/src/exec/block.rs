@@ -59,51 +59,38 @@ struct AttentionState {
     residual: Tensor,
     normed: Tensor,
     q_norm: Option<SavedNorm>,
-    kv: Tensor,
     k_norm: Option<SavedNorm>,
     attention: AttentionOutput,
 }
 
 impl Block {
-    /// Computes all positions: `hidden [n, hidden]` in slots to the same shape.
+    /// Computes all positions, `[n, hidden]` in slots, from `hidden` of the same shape; if `is_pooled`, the last token of
+    /// each row, `[rows, hidden]` in the caller's order. Then no other position has queries or an MLP.
     pub(crate) fn forward(
         &self,
         hidden: Tensor,
         packed: &PackedBatch<'_>,
         prefixes: PrefixKeysValues<'_>,
+        is_pooled: bool,
     ) -> Result<BlockOutput, TchError> {
+        let pooled = is_pooled.then(|| packed.pooled_slots()).transpose()?;
+        let select = |x: &Tensor| match &pooled {
+            None => Ok(x.shallow_clone()),
+            Some(pooled) => x.f_index_select(0, pooled),
+        };
         let (normed, stats) = self.norm.forward(&hidden)?;
         let (kv, k_norm) = self.keys_and_values(&normed, packed, prefixes.injected)?;
+        let normed = select(&normed)?;
         let mut q = self.q.forward(&normed)?;
-        let q_norm = self.norm_queries(&q)?;
-        packed.rotate(&mut q, self.heads, Rotate::Forward)?;
-        let attention = grouped::forward(&q, &kv, self.heads, packed, prefixes.cached)?;
-        let residual = hidden.shallow_clone();
+        let q_norm = self.head_norms.as_ref().map(|norms| norms.forward(&norms.q, &q)).transpose()?;
+        packed.rotate(&mut q, pooled.as_ref(), self.heads, Rotate::Forward)?;
+        let forward = if is_pooled { grouped::forward_pooled } else { grouped::forward };
+        let attention = forward(&q, &kv, self.heads, packed, prefixes.cached)?;
+        let residual = select(&hidden)?;
         let input = SavedNorm { input: hidden, stats };
-        let state = AttentionState { input, residual, normed, q_norm, kv, k_norm, attention };
-        self.finish(packed, &packed.slots, state)
-    }
-
-    /// Computes the last token of each row, `[rows, hidden]` in the caller's order, from `hidden [n, hidden]`. No other
-    /// position has queries or an MLP.
-    pub(crate) fn forward_pooled(
-        &self,
-        hidden: Tensor,
-        packed: &PackedBatch<'_>,
-        prefixes: PrefixKeysValues<'_>,
-    ) -> Result<BlockOutput, TchError> {
-        let (normed, stats) = self.norm.forward(&hidden)?;
-        let (kv, k_norm) = self.keys_and_values(&normed, packed, prefixes.injected)?;
-        let pooled = packed.pooled_slots()?;
-        let normed = normed.f_index_select(0, &pooled)?;
-        let mut q = self.q.forward(&normed)?;
-        let q_norm = self.norm_queries(&q)?;
-        packed.rotate_pooled(&mut q, &pooled, self.heads, Rotate::Forward)?;
-        let attention = grouped::forward_pooled(&q, &kv, self.heads, packed, prefixes.cached)?;
-        let residual = hidden.f_index_select(0, &pooled)?;
-        let input = SavedNorm { input: hidden, stats };
-        let state = AttentionState { input, residual, normed, q_norm, kv, k_norm, attention };
-        self.finish(packed, &packed.rows, state)
+        let state = AttentionState { input, residual, normed, q_norm, k_norm, attention };
+        let (hidden, saved) = self.finish(packed, packed.queries(is_pooled), state)?;
+        Ok(BlockOutput { hidden, saved, kv })
     }
 
     /// Returns the keys of `x [n, hidden]`, normalized and rotated, and its values. Injected ones replace those of
@@ -117,7 +104,7 @@ impl Block {
         let kv = self.kv.forward(x)?;
         let keys = self.keys(&kv)?;
         let k_norm = self.head_norms.as_ref().map(|norms| norms.forward(&norms.k, &keys)).transpose()?;
-        packed.rotate(&mut self.keys(&kv)?, self.heads, Rotate::Forward)?;
+        packed.rotate(&mut self.keys(&kv)?, None, self.heads, Rotate::Forward)?;
         for (prefix, injected) in packed.prefix_slots().zip(injected) {
             if let Some(injected) = injected {
                 prefix.narrow(&kv)?.f_copy_(injected)?;
@@ -126,18 +113,14 @@ impl Block {
         Ok((kv, k_norm))
     }
 
-    fn norm_queries(&self, q: &Tensor) -> Result<Option<SavedNorm>, TchError> {
-        self.head_norms.as_ref().map(|norms| norms.forward(&norms.q, q)).transpose()
-    }
-
     /// Computes the output layer and the MLP; `queries` are the segments of the batches' queries.
     fn finish(
         &self,
         packed: &PackedBatch<'_>,
         queries: &[Segment],
         state: AttentionState,
-    ) -> Result<BlockOutput, TchError> {
-        let AttentionState { input, residual, normed, q_norm, kv, k_norm, attention } = state;
+    ) -> Result<(Tensor, Vec<SavedBlock>), TchError> {
+        let AttentionState { input, residual, normed, q_norm, k_norm, attention } = state;
         let (middle, attention_norm) = match &self.attention_norm {
             None => (self.output.forward_add(&residual, &attention.output)?, None),
             Some(norm) => {
@@ -173,7 +156,7 @@ impl Block {
                 mlp_norm: narrow(&mlp_norm, queries)?,
             });
         }
-        Ok(BlockOutput { hidden, saved, kv })
+        Ok((hidden, saved))
     }
 
     /// The keys of `kv [n, 2 kv_size]`, a view.

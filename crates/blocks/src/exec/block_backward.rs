@@ -27,66 +27,79 @@ pub(crate) struct BlockGrads {
     pub(crate) injected: Vec<Option<Tensor>>,
 }
 
+/// State of a block before the backward pass of its queries, keys and values.
+struct AttentionGrads {
+    q: Tensor,
+    kv: Tensor,
+    /// Gradient of the residual at the queries.
+    residual: Tensor,
+    /// Gradient of the first norm's output at the queries, in a parallel block.
+    normed: Option<Tensor>,
+    injected: Vec<Option<Tensor>>,
+}
+
 impl Block {
     /// Backward pass of [`forward`](Self::forward).
     pub(crate) fn backward(&self, input: BackwardInput<'_>) -> Result<BlockGrads, TchError> {
-        let BackwardInput { saved, mut grad, packed, has_injected, input_grad } = input;
-        let grad_normed = self.mlp_backward(saved, &mut grad, &packed.slots)?;
-        let grad_attention = self.output_backward(saved, &grad, &packed.slots)?; // [n, q_size]
-        let (mut grad_q, grad_kv) = (grad_attention.f_empty_like()?, self.empty_kv(&grad, packed)?);
-        for ((&layout, saved), slots) in packed.layouts.iter().zip(saved).zip(&packed.slots) {
-            let (grad, grad_q, grad_kv) =
-                (slots.narrow(&grad_attention)?, slots.narrow(&grad_q)?, slots.narrow(&grad_kv)?);
-            grouped::backward(&saved.attention, &grad, self.heads, layout, &grad_q, &grad_kv)?;
-        }
-        let injected = take_injected(&grad_kv, packed, has_injected)?;
-        packed.rotate(&mut grad_q, self.heads, Rotate::Backward)?;
-        packed.rotate(&mut self.keys(&grad_kv)?, self.heads, Rotate::Backward)?;
-        self.head_norms_backward(saved, &grad_q, &packed.slots, &grad_kv, &packed.slots)?;
+        let BackwardInput { saved, packed, input_grad, .. } = input;
+        let AttentionGrads { q, kv, residual, normed, injected } = self.attention_backward(input, None)?;
         let input = match input_grad {
             InputGrad::All => {
-                let grad_normed = add_optional(self.q.backward(&grad_q)?, grad_normed)?;
-                let grad_normed = self.kv.backward_add(&grad_normed, &grad_kv)?;
-                self.norm_backward(saved, grad, &grad_normed, &packed.slots)
+                let grad_normed = add_optional(self.q.backward(&q)?, normed)?;
+                let grad_normed = self.kv.backward_add(&grad_normed, &kv)?;
+                self.norm_backward(saved, residual, &grad_normed, &packed.slots)
             }
             InputGrad::Prefix => {
                 let gather = |matrix: &Tensor| packed.gather_prefixes(matrix);
-                let [q, kv, grad] = [gather(&grad_q)?, gather(&grad_kv)?, gather(&grad)?];
-                let grad_normed = grad_normed.as_ref().map(gather).transpose()?;
-                let grad_normed = self.kv.backward_add(&add_optional(self.q.backward(&q)?, grad_normed)?, &kv)?;
-                self.norm_backward(saved, grad, &grad_normed, &packed.prefixes)
+                let [q, kv, residual] = [gather(&q)?, gather(&kv)?, gather(&residual)?];
+                let normed = normed.as_ref().map(gather).transpose()?;
+                let grad_normed = self.kv.backward_add(&add_optional(self.q.backward(&q)?, normed)?, &kv)?;
+                self.norm_backward(saved, residual, &grad_normed, &packed.prefixes)
             }
         };
         Ok(BlockGrads { input: input?, injected })
     }
 
-    /// Backward pass of [`forward_pooled`](Self::forward_pooled); the gradient of the output is `[rows, hidden]`.
+    /// Backward pass of a pooled [`forward`](Self::forward); the gradient of the output is `[rows, hidden]`.
     pub(crate) fn backward_pooled(&self, input: BackwardInput<'_>) -> Result<BlockGrads, TchError> {
-        let BackwardInput { saved, mut grad, packed, has_injected, input_grad } = input;
-        let grad_normed = self.mlp_backward(saved, &mut grad, &packed.rows)?;
-        let grad_attention = self.output_backward(saved, &grad, &packed.rows)?; // [rows, q_size]
-        let (mut grad_q, grad_kv) = (grad_attention.f_zeros_like()?, self.empty_kv(&grad, packed)?);
-        let segments = packed.slots.iter().zip(&packed.rows);
-        for ((&layout, saved), (slots, rows)) in packed.layouts.iter().zip(saved).zip(segments) {
-            let (grad, mut grad_q) = (rows.narrow(&grad_attention)?, rows.narrow(&grad_q)?);
-            let grad_kv = slots.narrow(&grad_kv)?;
-            grouped::backward_pooled(&saved.attention, &grad, self.heads, layout, &mut grad_q, &grad_kv)?;
-        }
-        let injected = take_injected(&grad_kv, packed, has_injected)?;
+        let BackwardInput { saved, packed, input_grad, .. } = input;
         let pooled = packed.pooled_slots()?;
-        packed.rotate_pooled(&mut grad_q, &pooled, self.heads, Rotate::Backward)?;
-        packed.rotate(&mut self.keys(&grad_kv)?, self.heads, Rotate::Backward)?;
-        self.head_norms_backward(saved, &grad_q, &packed.rows, &grad_kv, &packed.slots)?;
+        let AttentionGrads { q, kv, residual, normed, injected } = self.attention_backward(input, Some(&pooled))?;
         if input_grad == InputGrad::Prefix {
             // A prefix has no queries.
-            let grad_normed = self.kv.backward(&packed.gather_prefixes(&grad_kv)?)?;
+            let grad_normed = self.kv.backward(&packed.gather_prefixes(&kv)?)?;
             let input = self.norm_backward(saved, grad_normed.f_zeros_like()?, &grad_normed, &packed.prefixes)?;
             return Ok(BlockGrads { input, injected });
         }
-        let grad_queries = add_optional(self.q.backward(&grad_q)?, grad_normed)?;
-        let grad_normed = self.kv.backward(&grad_kv)?.f_index_add_(0, &pooled, &grad_queries)?;
-        let sum = grad_normed.f_zeros_like()?.f_index_add_(0, &pooled, &grad)?;
+        let grad_queries = add_optional(self.q.backward(&q)?, normed)?;
+        let grad_normed = self.kv.backward(&kv)?.f_index_add_(0, &pooled, &grad_queries)?;
+        let sum = grad_normed.f_zeros_like()?.f_index_add_(0, &pooled, &residual)?;
         Ok(BlockGrads { input: self.norm_backward(saved, sum, &grad_normed, &packed.slots)?, injected })
+    }
+
+    /// Backward pass of MLP, output layer and attention, with queries at the slots `pooled` or at all positions.
+    fn attention_backward(
+        &self,
+        input: BackwardInput<'_>,
+        pooled: Option<&Tensor>,
+    ) -> Result<AttentionGrads, TchError> {
+        let BackwardInput { saved, mut grad, packed, has_injected, .. } = input;
+        let queries = packed.queries(pooled.is_some());
+        let normed = self.mlp_backward(saved, &mut grad, queries)?;
+        let grad_output = self.output_backward(saved, &grad, queries)?; // [n or rows, q_size]
+        let mut q = if pooled.is_some() { grad_output.f_zeros_like()? } else { grad_output.f_empty_like()? };
+        let kv = grad.f_new_empty([packed.n_slots, 2 * self.heads.kv_size()], (grad.kind(), grad.device()))?;
+        let segments = packed.slots.iter().zip(queries);
+        for ((&layout, saved), (slots, queries)) in packed.layouts.iter().zip(saved).zip(segments) {
+            let (grad, mut q, kv) = (queries.narrow(&grad_output)?, queries.narrow(&q)?, slots.narrow(&kv)?);
+            let backward = if pooled.is_some() { grouped::backward_pooled } else { grouped::backward };
+            backward(&saved.attention, &grad, self.heads, layout, &mut q, &kv)?;
+        }
+        let injected = take_injected(&kv, packed, has_injected)?;
+        packed.rotate(&mut q, pooled, self.heads, Rotate::Backward)?;
+        packed.rotate(&mut self.keys(&kv)?, None, self.heads, Rotate::Backward)?;
+        self.head_norms_backward(saved, &q, queries, &kv, &packed.slots)?;
+        Ok(AttentionGrads { q, kv, residual: grad, normed, injected })
     }
 
     /// Backward pass of the MLP: replaces the gradient of its output by that of attention's result. A parallel block
@@ -150,10 +163,6 @@ impl Block {
             self.norm.add_grad(&mut segment.narrow(&grad)?, &segment.narrow(grad_normed)?, &input)?;
         }
         Ok(grad)
-    }
-
-    fn empty_kv(&self, like: &Tensor, packed: &PackedBatch<'_>) -> Result<Tensor, TchError> {
-        like.f_new_empty([packed.n_slots, 2 * self.heads.kv_size()], (like.kind(), like.device()))
     }
 }
 

@@ -50,26 +50,36 @@ impl BlockSequence {
             let injected = injected_keys_values(batches, i)?;
             let prefixes = PrefixKeysValues { cached: &cached, injected: &injected };
             let is_pooled = want == Want::LastOfRows && i + 1 == blocks.len();
-            let output = if is_pooled {
-                block.forward_pooled(hidden, &packed, prefixes)?
-            } else {
-                block.forward(hidden, &packed, prefixes)?
-            };
+            let output = block.forward(hidden, &packed, prefixes, is_pooled)?;
             hidden = save(output, save_mode, &packed, &mut results)?;
-            let segments = if is_pooled { &packed.rows } else { &packed.slots };
             let marks = results.iter_mut().map(|results| &mut results.non_finite_block);
-            mark_non_finite(&hidden, segments, span.start() + i, marks)?;
+            mark_non_finite(&hidden, packed.queries(is_pooled), span.start() + i, marks)?;
         }
-        let segments = if want == Want::LastOfRows { &packed.rows } else { &packed.slots };
-        let outputs = segments.iter().zip(&layouts).map(|(segment, layout)| {
+        let outputs = packed.queries(want == Want::LastOfRows).iter().zip(&layouts).map(|(segment, layout)| {
             let output = segment.narrow(&hidden)?;
             if want == Want::All { layout.to_caller_order(&output) } else { Ok(output) }
         });
         let outputs: Vec<Tensor> = outputs.collect::<Result<_, _>>()?;
         drop(packed);
-        let pass = Pass { span, want, save_mode };
         let results = outputs.into_iter().zip(layouts).zip(results).zip(batches);
-        Ok(results.map(|(((hidden, layout), results), batch)| results.output(hidden, layout, batch, pass)).collect())
+        let outputs = results.map(|(((hidden, layout), results), batch)| {
+            let len = batch.prefix.len();
+            let tape = Tape {
+                span,
+                want,
+                layout,
+                has_deep_prompts: batch.injected.deep_prompts.is_some(),
+                has_keys_values: batch.injected.keys_values.is_some() && batch.prefix.slots() > 0,
+                blocks: results.saved,
+            };
+            BatchOutput {
+                hidden,
+                tape: (save_mode == SaveMode::Tape).then_some(tape),
+                prefix_cache: (!results.prefix.is_empty()).then(|| PrefixCache { span, len, blocks: results.prefix }),
+                non_finite_block: results.non_finite_block,
+            }
+        });
+        Ok(outputs.collect())
     }
 
     /// Hidden states of all batches in slots, with learned positions; never the memory of a caller.
@@ -147,40 +157,12 @@ impl BlockSequence {
     }
 }
 
-/// Parameters of a forward pass that a tape records.
-#[derive(Clone, Copy)]
-struct Pass {
-    span: Span,
-    want: Want,
-    save_mode: SaveMode,
-}
-
 /// Results of a forward pass for one batch, block by block.
 #[derive(Default)]
 struct ForwardResults {
     saved: Vec<SavedBlock>,
     prefix: Vec<Tensor>,
     non_finite_block: Option<usize>,
-}
-
-impl ForwardResults {
-    fn output(self, hidden: Tensor, layout: Layout, batch: &Batch<'_>, pass: Pass) -> BatchOutput {
-        let Pass { span, want, save_mode } = pass;
-        let has_deep_prompts = batch.injected.deep_prompts.is_some();
-        let has_keys_values = batch.injected.keys_values.is_some() && batch.prefix.slots() > 0;
-        let prefix_cache =
-            (!self.prefix.is_empty()).then(|| PrefixCache { span, len: batch.prefix.len(), blocks: self.prefix });
-        let blocks = self.saved;
-        let tape = (save_mode == SaveMode::Tape).then(|| Tape {
-            span,
-            want,
-            layout,
-            has_deep_prompts,
-            has_keys_values,
-            blocks,
-        });
-        BatchOutput { hidden, tape, prefix_cache, non_finite_block: self.non_finite_block }
-    }
 }
 
 /// Results of a backward pass for one batch, from the last block to the first.

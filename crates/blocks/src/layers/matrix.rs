@@ -13,15 +13,15 @@ pub(crate) enum Matrix {
     Plain(Tensor),
     /// bf16 or fp16.
     Half(Tensor),
-    /// `codes [out, in]` of int8, `scales [out]`, factors of `inputs [in]`.
+    /// `quantized [out, in]` of int8, `scales [out]`, factors of `inputs [in]`.
     Int8 {
-        codes: Tensor,
+        quantized: Tensor,
         scales: Tensor,
         inputs: Tensor,
     },
-    /// `codes [out, ceil(in / 64) * 32]` of two numbers each, `scales [out, ceil(in / 64)]`, factors of `inputs [in]`.
+    /// `quantized [out, ceil(in / 64) * 32]` of two numbers each, `scales [out, ceil(in / 64)]`, factors of `inputs [in]`.
     Nf4 {
-        codes: Tensor,
+        quantized: Tensor,
         scales: Tensor,
         inputs: Tensor,
     },
@@ -42,12 +42,12 @@ impl Matrix {
             WeightFormat::Bf16 => Self::Half(product()?.f_to_kind(Kind::BFloat16)?.f_contiguous()?),
             WeightFormat::F16 => Self::Half(product()?.f_to_kind(Kind::Half)?.f_contiguous()?),
             WeightFormat::Int8 => {
-                let (codes, scales) = quantize::quantize_int8(&weight.f_contiguous()?)?;
-                Self::Int8 { codes, scales, inputs: factors()? }
+                let (quantized, scales) = quantize::quantize_int8(&weight.f_contiguous()?)?;
+                Self::Int8 { quantized, scales, inputs: factors()? }
             }
             WeightFormat::Nf4 => {
-                let (codes, scales) = quantize::quantize_nf4(&weight.f_contiguous()?)?;
-                Self::Nf4 { codes, scales, inputs: factors()? }
+                let (quantized, scales) = quantize::quantize_nf4(&weight.f_contiguous()?)?;
+                Self::Nf4 { quantized, scales, inputs: factors()? }
             }
         })
     }
@@ -56,7 +56,7 @@ impl Matrix {
     pub(crate) fn shape(&self) -> [i64; 2] {
         match self {
             Self::Plain(weight) | Self::Half(weight) => [weight.size()[0], weight.size()[1]],
-            Self::Int8 { codes, .. } => [codes.size()[1], codes.size()[0]],
+            Self::Int8 { quantized, .. } => [quantized.size()[1], quantized.size()[0]],
             Self::Nf4 { scales, inputs, .. } => [inputs.size()[0], scales.size()[0]],
         }
     }
@@ -65,11 +65,11 @@ impl Matrix {
         Ok(match self {
             Self::Plain(weight) => F32Matrix::Borrowed(weight),
             Self::Half(weight) => F32Matrix::Owned(weight.f_to_kind(Kind::Float)?),
-            Self::Int8 { codes, scales, inputs } => {
-                F32Matrix::Owned(quantize::dequantize_int8(codes, scales, inputs)?.f_transpose(0, 1)?)
+            Self::Int8 { quantized, scales, inputs } => {
+                F32Matrix::Owned(quantize::dequantize_int8(quantized, scales, inputs)?.f_transpose(0, 1)?)
             }
-            Self::Nf4 { codes, scales, inputs } => {
-                F32Matrix::Owned(quantize::dequantize_nf4(codes, scales, inputs)?.f_transpose(0, 1)?)
+            Self::Nf4 { quantized, scales, inputs } => {
+                F32Matrix::Owned(quantize::dequantize_nf4(quantized, scales, inputs)?.f_transpose(0, 1)?)
             }
         })
     }
@@ -79,8 +79,8 @@ impl Matrix {
         match self {
             Self::Plain(weight) => weight.numel() * 4,
             Self::Half(weight) => weight.numel() * 2,
-            Self::Int8 { codes, scales, inputs } | Self::Nf4 { codes, scales, inputs } => {
-                codes.numel() + (scales.numel() + inputs.numel()) * 4
+            Self::Int8 { quantized, scales, inputs } | Self::Nf4 { quantized, scales, inputs } => {
+                quantized.numel() + (scales.numel() + inputs.numel()) * 4
             }
         }
     }

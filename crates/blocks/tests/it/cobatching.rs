@@ -1,12 +1,10 @@
 //! Batches of several callers in one pass, prefix caches, and the size of tapes.
 
-use sepal_blocks::{
-    Batch, BatchGrads, BatchOutput, BlockStack, GradOptions, InjectedTensors, InputGrad, Prefix, SaveMode,
-};
+use sepal_blocks::{Batch, BatchGrads, GradOptions, InjectedTensors, InputGrad, Prefix, SaveMode};
 use sepal_core::{Ragged, Span, Want};
 use tch::Tensor;
 
-use crate::model::{Tiny, assert_close, models};
+use crate::model::{Tiny, assert_close, forward_backward, forward_batches, models};
 
 struct Caller {
     prefix_len: usize,
@@ -24,13 +22,8 @@ impl Caller {
     }
 
     fn batch(&self) -> Batch<'_> {
-        let prefix = Prefix::Computed(self.prefix_len);
-        Batch {
-            hidden: &self.hidden,
-            prefix,
-            rows: &self.rows,
-            injected: InjectedTensors::deep_prompts(self.deep_prompts.as_ref()),
-        }
+        let injected = InjectedTensors::deep_prompts(self.deep_prompts.as_ref());
+        Batch { hidden: &self.hidden, prefix: Prefix::Computed(self.prefix_len), rows: &self.rows, injected }
     }
 
     fn text(&self) -> Tensor {
@@ -47,46 +40,21 @@ fn callers(model: &Tiny) -> Vec<Caller> {
     ]
 }
 
-fn forward(stack: &BlockStack, batches: &[Batch<'_>], want: Want, save_mode: SaveMode) -> Vec<BatchOutput> {
-    stack.forward_batches(stack.span(), batches, want, save_mode).expect("a forward")
-}
-
-/// Returns outputs and gradients, from output gradients that depend on the caller only.
-fn forward_backward(
-    model: &Tiny,
-    stack: &BlockStack,
-    callers: &[&Caller],
-    want: Want,
-    input: InputGrad,
-) -> (Vec<Tensor>, Vec<BatchGrads>) {
-    let batches: Vec<Batch<'_>> = callers.iter().map(|caller| caller.batch()).collect();
-    let outputs = forward(stack, &batches, want, SaveMode::Tape);
-    let weights = |output: &Tensor| model.random(&output.size(), output.size()[0] as u64);
-    let (hidden, tapes): (Vec<_>, Vec<_>) = outputs
-        .into_iter()
-        .map(|output| {
-            let weights = weights(&output.hidden);
-            (output.hidden, (output.tape.expect("a tape"), weights))
-        })
-        .unzip();
-    let grads = stack.backward_batches(tapes, GradOptions { input, injected: true }).expect("gradients");
-    (hidden, grads)
-}
-
 #[test]
 fn forward_backward_of_several_callers_equals_each_alone() {
     for name in &models() {
         let model = Tiny::open(name);
         let (stack, callers) = (model.full_stack(), callers(&model));
+        let batches: Vec<Batch<'_>> = callers.iter().map(Caller::batch).collect();
         for (want, input) in [
             (Want::All, InputGrad::All),
             (Want::LastOfRows, InputGrad::All),
             (Want::All, InputGrad::Prefix),
             (Want::LastOfRows, InputGrad::Prefix),
         ] {
-            let (hidden, grads) = forward_backward(&model, &stack, &callers.iter().collect::<Vec<_>>(), want, input);
-            for (i, caller) in callers.iter().enumerate() {
-                let (expected, expected_grads) = forward_backward(&model, &stack, &[caller], want, input);
+            let (hidden, grads) = forward_backward(&model, &stack, &batches, want, input);
+            for (i, batch) in batches.iter().enumerate() {
+                let (expected, expected_grads) = forward_backward(&model, &stack, &[*batch], want, input);
                 assert_close(&hidden[i], &expected[0], 1e-5, &format!("{name}, {want:?}: output {i}"));
                 let (found, expected) = (&grads[i], &expected_grads[0]);
                 assert_close(&found.input, &expected.input, 2e-5, &format!("{name}, {want:?}: input {i}"));
@@ -108,8 +76,8 @@ fn prefix_gradient_is_part_of_the_full_gradient() {
             let mut caller = Caller::new(&model, 3, &[4, 68, 2], true, 7);
             caller.deep_prompts = caller.deep_prompts.map(|deep| deep.narrow(0, 0, stack.span().len() as i64));
             for want in [Want::All, Want::LastOfRows] {
-                let (_, full) = forward_backward(&model, &stack, &[&caller], want, InputGrad::All);
-                let (_, prefix) = forward_backward(&model, &stack, &[&caller], want, InputGrad::Prefix);
+                let (_, full) = forward_backward(&model, &stack, &[caller.batch()], want, InputGrad::All);
+                let (_, prefix) = forward_backward(&model, &stack, &[caller.batch()], want, InputGrad::Prefix);
                 assert_close(&prefix[0].input, &full[0].input.narrow(0, 0, 3), 1e-5, name);
                 let deep = |grads: &[BatchGrads]| grads[0].deep_prompts.as_ref().expect("deep prompts").shallow_clone();
                 assert_close(&deep(&prefix), &deep(&full), 1e-5, name);
@@ -125,7 +93,7 @@ fn prefix_cache_gives_the_output_of_a_computed_prefix() {
         let (stack, callers) = (model.full_stack(), callers(&model));
         for want in [Want::All, Want::LastOfRows] {
             let batches: Vec<Batch<'_>> = callers.iter().map(Caller::batch).collect();
-            let outputs = forward(&stack, &batches, want, SaveMode::PrefixCache);
+            let outputs = forward_batches(&stack, &batches, want, SaveMode::PrefixCache);
             let texts: Vec<Tensor> = callers.iter().map(Caller::text).collect();
             let short: Vec<Batch<'_>> = callers
                 .iter()
@@ -138,7 +106,7 @@ fn prefix_cache_gives_the_output_of_a_computed_prefix() {
                 .collect();
             assert_eq!(outputs.iter().filter(|output| output.prefix_cache.is_some()).count(), 3, "one has no prefix");
             for ((output, short), caller) in
-                outputs.iter().zip(forward(&stack, &short, want, SaveMode::None)).zip(&callers)
+                outputs.iter().zip(forward_batches(&stack, &short, want, SaveMode::None)).zip(&callers)
             {
                 let expected = match want {
                     Want::All => output.hidden.narrow(0, caller.prefix_len as i64, caller.rows.n_tokens() as i64),
@@ -157,7 +125,7 @@ fn tape_bytes_predicts_the_size_of_a_tape() {
         let stack = model.full_stack();
         for caller in callers(&model) {
             for want in [Want::All, Want::LastOfRows] {
-                let mut outputs = forward(&stack, &[caller.batch()], want, SaveMode::Tape);
+                let mut outputs = forward_batches(&stack, &[caller.batch()], want, SaveMode::Tape);
                 let tape = outputs.pop().and_then(|output| output.tape).expect("a tape");
                 let predicted = stack.tape_bytes(stack.span(), caller.prefix_len, &caller.rows, want) as f64;
                 let ratio = tape.bytes() as f64 / predicted;

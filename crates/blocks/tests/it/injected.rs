@@ -1,10 +1,10 @@
 //! Injected keys and values of a prefix.
 
-use sepal_blocks::{Batch, BlockStack, GradOptions, InjectedTensors, InputGrad, KeysValues, Prefix, SaveMode};
+use sepal_blocks::{Batch, BlockStack, InjectedTensors, InputGrad, KeysValues, Prefix, SaveMode};
 use sepal_core::{Ragged, Want};
 use tch::{Device, Kind, Tensor};
 
-use crate::model::{Tiny, assert_close, models};
+use crate::model::{Tiny, assert_close, forward_backward, forward_batches, models};
 
 const PREFIX_LEN: usize = 5;
 
@@ -47,14 +47,9 @@ fn injected_keys_and_values_of_prompts_replace_them() {
         let (stack, rows) = (model.full_stack(), rows());
         let hidden = model.hidden(PREFIX_LEN, &rows, 3);
         let expected = stack.forward(&hidden, PREFIX_LEN, &rows, None, Want::LastOfRows).expect("a forward");
-        let batch = Batch {
-            hidden: &hidden,
-            prefix: Prefix::Computed(PREFIX_LEN),
-            rows: &rows,
-            injected: InjectedTensors::default(),
-        };
-        let mut outputs =
-            stack.forward_batches(stack.span(), &[batch], Want::All, SaveMode::PrefixCache).expect("a forward");
+        let prefix = Prefix::Computed(PREFIX_LEN);
+        let batch = Batch { hidden: &hidden, prefix, rows: &rows, injected: InjectedTensors::default() };
+        let mut outputs = forward_batches(&stack, &[batch], Want::All, SaveMode::PrefixCache);
         let cache = outputs.remove(0).prefix_cache.expect("a prefix cache");
         let injected = to_injected(&stack.keys_and_values(&cache).expect("keys and values"));
         let found = forward(&stack, &text_after_zeros(&model), &injected, Want::LastOfRows);
@@ -117,46 +112,27 @@ fn callers_with_and_without_injected_tensors_share_a_pass() {
             injected: InjectedTensors { deep_prompts: None, keys_values },
         };
         let batches = [batch(&without, None), batch(&with, Some(&injected))];
-        let run = |batches: &[Batch<'_>]| {
-            let outputs =
-                stack.forward_batches(stack.span(), batches, Want::LastOfRows, SaveMode::Tape).expect("a forward");
-            let weights = model.random(&[rows.len() as i64, model.config.hidden as i64], 4);
-            let (hidden, tapes): (Vec<_>, Vec<_>) = outputs
-                .into_iter()
-                .map(|output| (output.hidden, (output.tape.expect("a tape"), weights.shallow_clone())))
-                .unzip();
-            let want = GradOptions { input: InputGrad::Prefix, injected: true };
-            (hidden, stack.backward_batches(tapes, want).expect("gradients"))
-        };
+        let run =
+            |batches: &[Batch<'_>]| forward_backward(&model, &stack, batches, Want::LastOfRows, InputGrad::Prefix);
         let (hidden, grads) = run(&batches);
         assert!(grads[0].keys_values.is_none());
         for (i, batch) in batches.iter().enumerate() {
             let (expected, expected_grads) = run(&[*batch]);
             assert_close(&hidden[i], &expected[0], 1e-5, name);
             assert_close(&grads[i].input, &expected_grads[0].input, 2e-5, name);
-            assert_eq!(grads[i].keys_values.is_some(), i == 1, "{name}: gradients of injected keys and values");
-            assert_eq!(
-                expected_grads[0].keys_values.is_some(),
-                i == 1,
-                "{name}: gradients of injected keys and values"
-            );
-            if let (Some(found), Some(expected)) = (&grads[i].keys_values, &expected_grads[0].keys_values) {
+            let keys_values = (&grads[i].keys_values, &expected_grads[0].keys_values);
+            assert_eq!((keys_values.0.is_some(), keys_values.1.is_some()), (i == 1, i == 1), "{name}: gradients");
+            if let (Some(found), Some(expected)) = keys_values {
                 assert_close(found, expected, 2e-5, name);
             }
         }
         // The prefix cache holds the injected keys and values.
-        let mut outputs = stack
-            .forward_batches(stack.span(), &batches[1..], Want::LastOfRows, SaveMode::PrefixCache)
-            .expect("a forward");
+        let mut outputs = forward_batches(&stack, &batches[1..], Want::LastOfRows, SaveMode::PrefixCache);
         let cache = outputs.remove(0).prefix_cache.expect("a prefix cache");
         assert_eq!(to_injected(&stack.keys_and_values(&cache).expect("keys and values")), injected, "{name}");
         let short = text(&model);
         let batch = Batch { hidden: &short, prefix: Prefix::Cached(&cache), ..batches[1] };
-        let found = stack
-            .forward_batches(stack.span(), &[batch], Want::LastOfRows, SaveMode::None)
-            .expect("a forward")
-            .remove(0)
-            .hidden;
+        let found = forward_batches(&stack, &[batch], Want::LastOfRows, SaveMode::None).remove(0).hidden;
         assert_close(&found, &hidden[1], 1e-5, name);
     }
 }

@@ -1,4 +1,5 @@
 use proptest::prelude::*;
+use sepal_blocks::InjectedTensors;
 use sepal_core::{Ragged, Span, Want};
 use tch::{Kind, Tensor};
 
@@ -50,14 +51,21 @@ fn chain_of_stacks_equals_one_stack() {
 }
 
 #[test]
-fn forward_span_equals_a_stack_of_that_span() {
+fn forward_of_a_span_equals_a_stack_of_that_span() {
     for name in &models() {
         let model = Tiny::open(name);
         let (stack, span) = (model.full_stack(), Span::new(1, 2).expect("a span"));
         let (hidden, deep, _) = some_inputs(&model, Want::All);
         let deep = deep.narrow(0, 1, 1);
         for want in [Want::All, Want::LastOfRows] {
-            let found = stack.forward_span(span, &hidden, PREFIX, &some_rows(), Some(&deep), want);
+            let found = stack.forward_with(
+                span,
+                &hidden,
+                PREFIX,
+                &some_rows(),
+                InjectedTensors::deep_prompts(Some(&deep)),
+                want,
+            );
             let expected = model.stack(1, 2).forward(&hidden, PREFIX, &some_rows(), Some(&deep), want);
             assert_eq!(found.expect("a forward"), expected.expect("a forward"), "{name}, {want:?}");
         }
@@ -108,7 +116,7 @@ fn forward_without_gradients_is_equal_and_leaves_inputs_unchanged() {
 }
 
 /// Checks that a batch gives each row the result of the row alone, and the prefix the sum of the gradients.
-fn check_rows_alone(model: &Tiny, prefix_len: usize, lengths: &[usize], want: Want, seed: u64) {
+fn check_single_rows(model: &Tiny, prefix_len: usize, lengths: &[usize], want: Want, seed: u64) {
     let rows = Ragged::from_lengths(lengths.iter().copied()).expect("rows");
     let hidden = model.hidden(prefix_len, &rows, seed);
     let stack = model.full_stack();
@@ -137,14 +145,14 @@ fn check_rows_alone(model: &Tiny, prefix_len: usize, lengths: &[usize], want: Wa
             Want::LastOfRows => (weights.narrow(0, row as i64, 1), batch.output.narrow(0, row as i64, 1)),
         };
         let one_row = Ragged::from_lengths([length as usize]).expect("a row");
-        let alone =
+        let single =
             outcome(&part(&hidden), None, &weights, |hidden, _| forward(&stack, hidden, prefix_len, &one_row, want));
-        assert_close(&alone.output, &batch_output, 1e-5, "output of a row alone");
-        let text = alone.grad_hidden.narrow(0, prefix, length);
+        assert_close(&single.output, &batch_output, 1e-5, "output of a row alone");
+        let text = single.grad_hidden.narrow(0, prefix, length);
         let largest = f64::try_from(batch.grad_hidden.abs().max()).expect("a number");
         let off = f64::try_from((text - batch.grad_hidden.narrow(0, start, length)).abs().max()).expect("a number");
         assert!(off <= 1e-5 * largest, "gradient of a row alone is off by {off}");
-        grad_prefix += alone.grad_hidden.narrow(0, 0, prefix);
+        grad_prefix += single.grad_hidden.narrow(0, 0, prefix);
     }
     if prefix > 0 {
         assert_close(&batch.grad_hidden.narrow(0, 0, prefix), &grad_prefix, 1e-5, "gradient of the prefix");
@@ -156,8 +164,8 @@ fn batch_equals_its_rows_one_by_one() {
     for name in &models() {
         let model = Tiny::open(name);
         for want in [Want::All, Want::LastOfRows] {
-            check_rows_alone(&model, PREFIX, &LENGTHS, want, 5);
-            check_rows_alone(&model, 0, &LENGTHS, want, 6);
+            check_single_rows(&model, PREFIX, &LENGTHS, want, 5);
+            check_single_rows(&model, 0, &LENGTHS, want, 6);
         }
     }
 }
@@ -168,8 +176,8 @@ fn large_batch_equals_its_rows() {
     let lengths: Vec<usize> = (0..200).map(|row| 150 + row % 7).collect();
     for name in ["llama-gqa", "bloom", "gpt2", "phi3"] {
         let model = Tiny::open(name);
-        check_rows_alone(&model, PREFIX, &lengths, Want::All, 7);
-        check_rows_alone(&model, PREFIX, &lengths, Want::LastOfRows, 8);
+        check_single_rows(&model, PREFIX, &lengths, Want::All, 7);
+        check_single_rows(&model, PREFIX, &lengths, Want::LastOfRows, 8);
     }
 }
 
@@ -185,7 +193,7 @@ proptest! {
         seed in 0_u64..1000,
     ) {
         let want = if pooled { Want::LastOfRows } else { Want::All };
-        check_rows_alone(&Tiny::open(&models()[model]), prefix_len, &lengths, want, seed);
+        check_single_rows(&Tiny::open(&models()[model]), prefix_len, &lengths, want, seed);
     }
 
     #[test]

@@ -4,7 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use sepal_blocks::{BlockStack, BoxError, Ends, Weights};
+use sepal_blocks::{
+    Batch, BatchGrads, BatchOutput, BlockStack, BoxError, Ends, GradOptions, InputGrad, SaveMode, Weights,
+};
 use sepal_checkpoint::{Checkpoint, tensor_names};
 use sepal_core::{Family, HostTensor, ModelConfig, Ragged, Span, Want};
 use tch::{Kind, Tensor};
@@ -148,4 +150,30 @@ pub(crate) fn last_of_rows(output: &Tensor, prefix_len: usize, rows: &Ragged) ->
 /// Runs the stack without deep prompts.
 pub(crate) fn forward(stack: &BlockStack, hidden: &Tensor, prefix_len: usize, rows: &Ragged, want: Want) -> Tensor {
     stack.forward(hidden, prefix_len, rows, None, want).expect("a forward")
+}
+
+/// Runs all blocks of the stack on batches together.
+pub(crate) fn forward_batches(
+    stack: &BlockStack,
+    batches: &[Batch<'_>],
+    want: Want,
+    save_mode: SaveMode,
+) -> Vec<BatchOutput> {
+    stack.forward_batches(stack.span(), batches, want, save_mode).expect("a forward")
+}
+
+/// Returns outputs and gradients, from output gradients that depend on the shape of the output only.
+pub(crate) fn forward_backward(
+    model: &Tiny,
+    stack: &BlockStack,
+    batches: &[Batch<'_>],
+    want: Want,
+    input: InputGrad,
+) -> (Vec<Tensor>, Vec<BatchGrads>) {
+    let outputs = forward_batches(stack, batches, want, SaveMode::Tape).into_iter().map(|output| {
+        let weights = model.random(&output.hidden.size(), output.hidden.size()[0] as u64);
+        (output.hidden, (output.tape.expect("a tape"), weights))
+    });
+    let (hidden, tapes) = outputs.unzip();
+    (hidden, stack.backward_batches(tapes, GradOptions { input, injected: true }).expect("gradients"))
 }

@@ -1,4 +1,4 @@
-use sepal_blocks::{BlockStack, Ends, EndsError, ForwardError, LoadError};
+use sepal_blocks::{BlockStack, Ends, EndsError, ForwardError, InjectedTensors, LoadError};
 use sepal_core::{HostTensor, Ragged, Span, Want};
 use tch::{Kind, Tensor};
 
@@ -8,6 +8,15 @@ fn load(model: &Tiny, start: usize, end: usize) -> Result<BlockStack, LoadError>
     BlockStack::load(model, Span::new(start, end).expect("a span"))
 }
 
+fn assert_shape_error(result: Result<Tensor, ForwardError>, expected_name: &str, expected_shape: &[usize]) {
+    match result {
+        Err(ForwardError::Shape { name, expected, .. }) => {
+            assert_eq!((name, &expected[..]), (expected_name, expected_shape))
+        }
+        result => panic!("expected an error of shape, got {result:?}"),
+    }
+}
+
 #[test]
 fn forward_with_wrong_hidden_shape_fails() {
     let model = Tiny::open("llama-gqa");
@@ -15,10 +24,10 @@ fn forward_with_wrong_hidden_shape_fails() {
     let rows = Ragged::from_lengths([3, 2]).expect("rows");
     for shape in [&[7, 32][..], &[9, 32], &[8, 31], &[8], &[1, 8, 32], &[0, 32]] {
         let result = stack.forward(&model.random(shape, 1), 3, &rows, None, Want::All);
-        assert!(matches!(result, Err(ForwardError::Hidden { expected: [8, 32], .. })), "{shape:?} was accepted");
+        assert_shape_error(result, "hidden states", &[8, 32]);
     }
     let double = model.random(&[8, 32], 1).to_kind(Kind::Double);
-    assert!(matches!(stack.forward(&double, 3, &rows, None, Want::All), Err(ForwardError::Hidden { .. })));
+    assert_shape_error(stack.forward(&double, 3, &rows, None, Want::All), "hidden states", &[8, 32]);
 }
 
 #[test]
@@ -30,19 +39,23 @@ fn forward_with_wrong_deep_prompts_shape_fails() {
     // Fewer prompts than blocks must not skip blocks.
     for shape in [&[1, 3, 32][..], &[3, 3, 32], &[2, 2, 32], &[2, 3, 31], &[2, 96], &[]] {
         let result = stack.forward(&hidden, 3, &rows, Some(&model.random(shape, 1)), Want::All);
-        assert!(
-            matches!(result, Err(ForwardError::DeepPrompts { expected: [2, 3, 32], .. })),
-            "{shape:?} was accepted"
-        );
+        assert_shape_error(result, "deep prompts", &[2, 3, 32]);
     }
 }
 
 #[test]
-fn forward_span_outside_of_the_stack_fails() {
+fn forward_outside_of_the_stack_fails() {
     let model = Tiny::open("llama-gqa");
     let rows = Ragged::from_lengths([2]).expect("rows");
     let span = Span::new(0, 2).expect("a span");
-    let result = model.stack(1, 3).forward_span(span, &model.random(&[2, 32], 1), 0, &rows, None, Want::All);
+    let result = model.stack(1, 3).forward_with(
+        span,
+        &model.random(&[2, 32], 1),
+        0,
+        &rows,
+        InjectedTensors::default(),
+        Want::All,
+    );
     assert!(matches!(result, Err(ForwardError::Span { .. })));
 }
 

@@ -140,7 +140,7 @@ struct Ropes {
 }
 
 /// Reads both sets of positions. `rope_scaling` is merged into that of blocks without a window. Without
-/// `rope_parameters` the kind of both is `default`, whatever `type` says.
+/// `rope_parameters` the kind of both is `default`, regardless of `type`.
 fn read_ropes(keys: Keys<'_>, rotary: &Rotary<'_>) -> Result<Ropes, OpenError> {
     let nothing = Map::new();
     let parameters = keys.object("rope_parameters")?.unwrap_or(&nothing);

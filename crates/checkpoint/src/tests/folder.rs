@@ -31,7 +31,7 @@ fn write_index(folder: &Path, index: &Value) {
 }
 
 #[test]
-fn one_file() {
+fn single_file_is_read_by_hf_names() {
     let folder = single();
     let checkpoint = Checkpoint::open(folder.path()).expect("opens");
     let config = checkpoint.config();
@@ -49,7 +49,7 @@ fn one_file() {
 }
 
 #[test]
-fn threads_share_a_checkpoint() {
+fn checkpoint_is_shared_between_threads() {
     let folder = single();
     let checkpoint = Checkpoint::open(folder.path()).expect("opens");
     std::thread::scope(|scope| {
@@ -65,7 +65,7 @@ fn threads_share_a_checkpoint() {
 }
 
 #[test]
-fn the_prefix_may_be_missing_in_the_file() {
+fn names_without_prefix_are_found() {
     let folder = tempfile::tempdir().expect("a folder");
     let bloom = json!({"model_type": "bloom", "hidden_size": 8, "n_layer": 1, "n_head": 2, "vocab_size": 5});
     write_config(folder.path(), &bloom);
@@ -77,7 +77,7 @@ fn the_prefix_may_be_missing_in_the_file() {
 }
 
 #[test]
-fn shards_are_one_checkpoint() {
+fn shards_are_read_as_one_checkpoint() {
     let (single, sharded) = (single(), sharded());
     let (single, sharded) = (Checkpoint::open(single.path()), Checkpoint::open(sharded.path()));
     let (single, sharded) = (single.expect("opens"), sharded.expect("opens"));
@@ -90,7 +90,7 @@ fn shards_are_one_checkpoint() {
 }
 
 #[test]
-fn the_digest_knows_weights_apart() {
+fn digest_differs_between_weights() {
     let digest = |change: &dyn Fn(&Path)| {
         let folder = single();
         change(folder.path());
@@ -108,7 +108,7 @@ fn the_digest_knows_weights_apart() {
 }
 
 #[test]
-fn halves_stay_halves_and_integers_are_refused() {
+fn half_precision_is_kept_and_integers_are_refused() {
     let folder = single();
     let halves: Vec<half::bf16> = [1.5, -2.0].map(half::bf16::from_f32).to_vec();
     let bytes: &[u8] = bytemuck::cast_slice(&halves);
@@ -125,13 +125,13 @@ fn halves_stay_halves_and_integers_are_refused() {
 }
 
 #[test]
-fn a_truncated_file_is_refused_wherever_it_ends() {
+fn truncated_file_is_refused_at_any_length() {
     let folder = single();
     let path = folder.path().join("model.safetensors");
     let whole = fs::read(&path).expect("reads");
     for length in [0, 7, 8, 20, whole.len() - 33, whole.len() - 1] {
         fs::write(&path, &whole[..length]).expect("writes");
-        match complaint(folder.path()) {
+        match open_error(folder.path()) {
             (OpenError::Length { expected, found, .. }, text) => {
                 assert!(found == length as u64 && expected > found && expected <= whole.len() as u64, "{text}");
                 assert!(text.contains("model.safetensors"), "{text}");
@@ -140,22 +140,22 @@ fn a_truncated_file_is_refused_wherever_it_ends() {
         }
     }
     fs::write(&path, [whole.as_slice(), &[0]].concat()).expect("writes");
-    assert!(matches!(complaint(folder.path()).0, OpenError::Length { .. }), "a byte too many");
+    assert!(matches!(open_error(folder.path()).0, OpenError::Length { .. }), "a byte too many");
     let mut damaged = whole.clone();
     damaged[8..12].copy_from_slice(b"!!!!");
     fs::write(&path, &damaged).expect("writes");
-    assert!(matches!(complaint(folder.path()).0, OpenError::Header { .. }));
+    assert!(matches!(open_error(folder.path()).0, OpenError::Header { .. }));
     damaged[..8].copy_from_slice(&u64::MAX.to_le_bytes());
     fs::write(&path, &damaged).expect("writes");
-    assert!(matches!(complaint(folder.path()).0, OpenError::Header { .. }));
+    assert!(matches!(open_error(folder.path()).0, OpenError::Header { .. }));
 }
 
 #[test]
-fn a_wrong_index_is_refused() {
+fn invalid_index_is_refused() {
     let folder = sharded();
     let check = |index: Value, needle: &str| {
         write_index(folder.path(), &index);
-        let (_, text) = complaint(folder.path());
+        let (_, text) = open_error(folder.path());
         assert!(text.contains(needle), "{text}");
     };
     check(json!({"weight_map": {"model.norm.weight": "third.safetensors"}}), "third.safetensors");
@@ -167,7 +167,7 @@ fn a_wrong_index_is_refused() {
 }
 
 #[test]
-fn the_tokenizer_lies_beside_the_configuration() {
+fn tokenizer_is_read_beside_the_configuration() {
     let folder = single();
     let checkpoint = Checkpoint::open(folder.path()).expect("opens");
     assert!(matches!(checkpoint.tokenizer(), Err(TokenizerError::File(_))));
@@ -177,7 +177,7 @@ fn the_tokenizer_lies_beside_the_configuration() {
     assert_eq!(checkpoint.tokenizer().expect("loads").encode("y", None, 4).expect("encodes").ids, [1]);
 }
 
-/// Two blocks of one matrix each in a shard of their own, the ends in a third.
+/// Two blocks of one matrix each in their own shards, the ends in a third shard.
 fn in_parts() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = llama_config();
@@ -202,7 +202,7 @@ fn in_parts() -> tempfile::TempDir {
     folder
 }
 
-/// A copy of the folder without its shards, and what shows bytes of them.
+/// A copy of the folder without its shards, and a function that reads ranges of them.
 fn without_shards(whole: &Path) -> (tempfile::TempDir, Box<FetchRanges<'static>>) {
     let folder = tempfile::tempdir().expect("a folder");
     for file in ["config.json", "model.safetensors.index.json"] {
@@ -221,7 +221,7 @@ fn without_shards(whole: &Path) -> (tempfile::TempDir, Box<FetchRanges<'static>>
 }
 
 #[test]
-fn some_shards_are_enough() {
+fn outline_replaces_missing_shards() {
     let whole = in_parts();
     let all = Checkpoint::open(whole.path()).expect("opens");
     assert_eq!(all.missing_files(Part::All), Vec::<String>::new());
@@ -244,7 +244,7 @@ fn some_shards_are_enough() {
     let error = part.tensor(name).expect_err("its shard is not here");
     assert!(matches!(&error, ReadError::MissingShard { path, .. } if path.ends_with("b.safetensors")), "{error}");
 
-    // A shard that comes later is found.
+    // A shard that arrives later is found.
     fs::copy(whole.path().join("b.safetensors"), folder.path().join("b.safetensors")).expect("copied");
     assert_eq!(part.tensor(name).expect("it came"), all.tensor(name).expect("reads"));
     assert_eq!(blocks("1:2"), ["a.safetensors"]);
@@ -253,10 +253,10 @@ fn some_shards_are_enough() {
 }
 
 #[test]
-fn any_set_of_shards_has_the_same_digest() {
+fn digest_is_the_same_for_any_set_of_shards() {
     let whole = in_parts();
     let all = Checkpoint::open(whole.path()).expect("opens");
-    // The outline of the whole, copied to where only a part is.
+    // The outline of the complete model, copied to a folder with some of its shards.
     write_outline(whole.path(), &mut |_| panic!("all is here")).expect("an outline");
     for present in 0..16_u32 {
         let (folder, _) = without_shards(whole.path());
@@ -271,10 +271,10 @@ fn any_set_of_shards_has_the_same_digest() {
 }
 
 #[test]
-fn a_shard_that_nothing_is_known_of() {
+fn missing_shard_without_outline_is_refused() {
     let whole = in_parts();
     fs::remove_file(whole.path().join("b.safetensors")).expect("removed");
-    let (error, text) = complaint(whole.path());
+    let (error, text) = open_error(whole.path());
     assert!(matches!(&error, OpenError::NoOutline { path, .. } if path.ends_with("b.safetensors")), "{text}");
     let failed = write_outline(whole.path(), &mut |_| Err("no network".into())).expect_err("it cannot be looked into");
     assert!(matches!(&failed, OpenError::Fetch { source, .. } if source.to_string() == "no network"), "{failed}");
@@ -286,7 +286,7 @@ fn a_shard_that_nothing_is_known_of() {
 }
 
 #[test]
-fn another_shard_than_the_outline_says_is_refused() {
+fn shard_that_differs_from_the_outline_is_refused() {
     let whole = in_parts();
     let (folder, mut show) = without_shards(whole.path());
     write_outline(folder.path(), &mut *show).expect("an outline");
@@ -297,19 +297,19 @@ fn another_shard_than_the_outline_says_is_refused() {
 }
 
 #[test]
-fn pickled_weights_are_refused_with_the_way_out() {
+fn pickled_weights_are_refused_with_a_conversion() {
     let folder = tempfile::tempdir().expect("a folder");
     write_config(folder.path(), &llama_config());
     for name in ["pytorch_model-00002-of-00002.bin", "pytorch_model-00001-of-00002.bin", "training_args.bin"] {
         fs::write(folder.path().join(name), "pickled").expect("writes");
     }
-    let (error, text) = complaint(folder.path());
+    let (error, text) = open_error(folder.path());
     assert!(matches!(&error, OpenError::Pickled { file, .. } if file == "pytorch_model-00001-of-00002.bin"), "{text}");
     assert!(text.contains("is not supported") && text.contains("save_pretrained"), "{text}");
 }
 
 #[test]
-fn a_long_header_comes_in_two_pieces() {
+fn long_header_is_fetched_in_two_ranges() {
     let whole = in_parts();
     let names: Vec<String> = (0..800).map(|at| format!("model.layers.0.some.matrix.{at}.weight")).collect();
     let tensors: Vec<(&str, Vec<usize>, Vec<f32>)> =
@@ -352,7 +352,7 @@ fn file_of(tensors: &[(&str, Dtype)]) -> Vec<u8> {
 }
 
 #[test]
-fn quantized_weights_are_refused_by_the_name_of_their_tensor() {
+fn quantized_weights_are_refused_by_tensor_name() {
     let layer = "model.layers.0.self_attn.q_proj";
     for (part, dtype) in [
         ("weight_scale", Dtype::F32),
@@ -365,25 +365,25 @@ fn quantized_weights_are_refused_by_the_name_of_their_tensor() {
     ] {
         let name = format!("{layer}.{part}");
         let folder = with_tensors(&[(&format!("{layer}.weight"), Dtype::BF16), (&name, dtype)]);
-        let (error, text) = complaint(folder.path());
+        let (error, text) = open_error(folder.path());
         assert!(matches!(&error, OpenError::Quantized { key, .. } if *key == name), "{text}");
         assert!(text.contains("a GGUF file of the model"), "{text}");
     }
-    // Without the weight that they stand for.
+    // Without the weight that they quantize.
     for part in ["qweight", "W_q", "weight_packed", "weight._data"] {
         let name = format!("{layer}.{part}");
-        let (error, text) = complaint(with_tensors(&[(&name, Dtype::I32)]).path());
+        let (error, text) = open_error(with_tensors(&[(&name, Dtype::I32)]).path());
         assert!(matches!(&error, OpenError::Quantized { key, .. } if *key == name), "{text}");
     }
     for dtype in [Dtype::F8_E4M3, Dtype::F8_E5M2, Dtype::I8, Dtype::U8, Dtype::I32] {
         let name = format!("{layer}.weight");
-        let (error, text) = complaint(with_tensors(&[(&name, dtype)]).path());
+        let (error, text) = open_error(with_tensors(&[(&name, dtype)]).path());
         assert!(matches!(&error, OpenError::Quantized { found, .. } if found.contains(&dtype.to_string())), "{text}");
     }
 }
 
 #[test]
-fn tensors_that_are_not_weights_are_no_quantized_ones() {
+fn buffers_are_not_taken_for_quantized_weights() {
     let names = [
         "model.layers.0.self_attn.q_proj.weight",
         "model.layers.0.self_attn.rotary_emb.inv_freq",
@@ -397,7 +397,7 @@ fn tensors_that_are_not_weights_are_no_quantized_ones() {
 }
 
 #[test]
-fn biases_that_the_configuration_denies_are_refused() {
+fn biases_that_the_configuration_rules_out_are_refused() {
     let bias = "model.layers.0.self_attn.o_proj.bias";
     let folder = with_tensors(&[("model.layers.0.self_attn.o_proj.weight", Dtype::F32), (bias, Dtype::F32)]);
     let check = |changes: Value, expected: Option<&str>| {
@@ -407,7 +407,7 @@ fn biases_that_the_configuration_denies_are_refused() {
         match expected {
             None => assert!(Checkpoint::open(folder.path()).is_ok()),
             Some(needle) => {
-                let (_, text) = complaint(folder.path());
+                let (_, text) = open_error(folder.path());
                 assert!(text.contains(bias) && text.contains(needle), "{text}");
             }
         }
@@ -420,9 +420,8 @@ fn biases_that_the_configuration_denies_are_refused() {
     check(json!({"model_type": "qwen3", "attention_bias": true}), None);
 }
 
-/// The default of the class counts for a size that is left out, unless the weights say otherwise.
 #[test]
-fn sizes_that_are_left_out_are_asked_for_where_the_weights_have_others() {
+fn absent_sizes_are_refused_if_weights_differ_from_the_defaults() {
     let folder = with_tensors(&[("model.layers.0.mlp.up_proj.weight", Dtype::F32)]);
     for key in ["hidden_size", "vocab_size", "num_hidden_layers"] {
         let mut config = llama_config();
@@ -431,7 +430,7 @@ fn sizes_that_are_left_out_are_asked_for_where_the_weights_have_others() {
             config["head_dim"] = json!(4);
         }
         write_config(folder.path(), &config);
-        let (error, text) = complaint(folder.path());
+        let (error, text) = open_error(folder.path());
         assert!(matches!(&error, OpenError::MissingKey { key: missing, .. } if missing == key), "{text}");
     }
     let bloom = json!({"model_type": "bloom", "vocab_size": 3});
@@ -445,7 +444,7 @@ fn sizes_that_are_left_out_are_asked_for_where_the_weights_have_others() {
 }
 
 #[test]
-fn a_model_is_screened_before_its_weights_are_here() {
+fn screen_refuses_a_model_before_its_weights_are_fetched() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut asked = 0;
     let mut judge = |config: &Value, file: Result<Vec<u8>, &str>| {
@@ -464,7 +463,7 @@ fn a_model_is_screened_before_its_weights_are_here() {
     assert!(judge(&llama_config(), Ok(file_of(&[weight]))).is_ok());
     let error = judge(&llama_config(), Ok(file_of(&[weight, scale]))).expect_err("scales beside the weights");
     assert!(matches!(&error, OpenError::Quantized { key, .. } if key == scale.0), "{error}");
-    // Who cannot look finds out once the file is here.
+    // Without the header, only the configuration is checked.
     assert!(judge(&llama_config(), Err("whole files only")).is_ok());
     assert!(judge(&llama_config(), Ok(vec![7; 100])).is_ok());
     let mut quantized = llama_config();

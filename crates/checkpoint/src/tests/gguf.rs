@@ -35,7 +35,7 @@ fn llama_metadata() -> Vec<(&'static str, Meta)> {
     ]
 }
 
-/// Lays `changes` over the metadata; nothing removes a key.
+/// The metadata with `changes`; `None` removes a key.
 fn changed(changes: &[(&'static str, Option<Meta>)]) -> Vec<(&'static str, Meta)> {
     let mut metadata = llama_metadata();
     for (key, value) in changes {
@@ -45,7 +45,7 @@ fn changed(changes: &[(&'static str, Option<Meta>)]) -> Vec<(&'static str, Meta)
     metadata
 }
 
-/// A Llama's embeddings and the queries and keys of its block, as a converter stores them.
+/// Embeddings, queries and keys of a Llama, as the converter stores them.
 fn llama_tensors() -> Tensors {
     vec![
         ("token_embd.weight", f32s(&[5, 8], numbers(40))),
@@ -70,7 +70,7 @@ fn opened(metadata: &[(&str, Meta)], tensors: &[(&str, QTensor)]) -> Result<Chec
 }
 
 #[test]
-fn llama() {
+fn llama_is_read() {
     let checkpoint = opened(&llama_metadata(), &llama_tensors()).expect("opens");
     let config = checkpoint.config();
     assert_eq!((config.family, config.n_blocks, config.hidden, config.ffn), (Family::Llama, 1, 8, 16));
@@ -104,7 +104,7 @@ fn qwen2_is_not_interleaved() {
 }
 
 #[test]
-fn bloom() {
+fn bloom_is_read() {
     let metadata = [
         ("general.architecture", Meta::String("bloom".into())),
         ("bloom.block_count", Meta::U32(1)),
@@ -130,9 +130,9 @@ fn bloom() {
 }
 
 #[test]
-fn quantized_numbers_are_widened_within_their_step() {
+fn quantized_numbers_are_dequantized_within_their_step() {
     let wave: Vec<f32> = (0..512).map(|at| (at as f32 * 0.37).sin()).collect();
-    // A block spans from -1 to 1, so half a step is 1 / (number of levels - 1), and the scales are rounded too.
+    // A block spans -1 to 1, so half a step is 1 / (number of levels - 1), and scales are rounded as well.
     let cases = [
         (GgmlDType::F16, 0.001),
         (GgmlDType::BF16, 0.004),
@@ -159,8 +159,8 @@ fn quantized_numbers_are_widened_within_their_step() {
 }
 
 #[test]
-fn large_tensors_are_widened_in_pieces() {
-    // More than one piece, of queries whose rows are put back over the pieces' border.
+fn large_tensors_are_dequantized_in_chunks() {
+    // Queries of more than one chunk, with rows reordered across chunks.
     let (n_rows, width) = (4, (1 << 20) + 32);
     let values: Vec<f32> = (0..n_rows * width).map(|at| (at % 251) as f32).collect();
     let stored = tensor(&[n_rows, width], interleave(&values, 2, n_rows), GgmlDType::Q8_0);
@@ -171,7 +171,7 @@ fn large_tensors_are_widened_in_pieces() {
 }
 
 #[test]
-fn a_truncated_file_is_refused_wherever_it_ends() {
+fn truncated_file_is_refused_at_any_length() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("model.gguf");
     write(&path, &llama_metadata(), &llama_tensors());
@@ -179,18 +179,18 @@ fn a_truncated_file_is_refused_wherever_it_ends() {
     assert!(Checkpoint::open(folder.path()).is_ok(), "a folder with one file in it");
     for length in [0, 10, 200, 500] {
         fs::write(&path, &whole[..length]).expect("writes");
-        let (error, text) = complaint(&path);
+        let (error, text) = open_error(&path);
         assert!(matches!(error, OpenError::Header { .. }) && text.contains("model.gguf"), "{length}: {text}");
     }
     for missing in [1, 64, 300] {
         fs::write(&path, &whole[..whole.len() - missing]).expect("writes");
-        let (error, text) = complaint(&path);
+        let (error, text) = open_error(&path);
         assert!(matches!(error, OpenError::Length { expected, found, .. } if found < expected), "{missing}: {text}");
     }
 }
 
 #[test]
-fn complaints_name_file_and_key() {
+fn errors_name_file_and_key() {
     let check = |key: &'static str, value: Option<Meta>, needle: &str| {
         let error = opened(&changed(&[(key, value)]), &llama_tensors()).expect_err(needle).to_string();
         assert!(error.contains("model.gguf") && error.contains(needle), "{error}");
@@ -221,7 +221,7 @@ fn uneven_rows_are_refused() {
 }
 
 #[test]
-fn rope_variants() {
+fn rope_scalings_are_read() {
     let scaling = |changes: &[(&'static str, Option<Meta>)]| {
         let checkpoint = opened(&changed(changes), &llama_tensors()).expect("opens");
         checkpoint.config().rope.clone().expect("has positions").scaling
@@ -243,7 +243,7 @@ fn rope_variants() {
 }
 
 #[test]
-fn stated_factors_stretch_the_wavelengths() {
+fn stated_factors_scale_the_wavelengths() {
     let factors = |n: usize| [("rope_freqs.weight", f32s(&[n], vec![2.5; n])), llama_tensors().remove(0)];
     let checkpoint = opened(&llama_metadata(), &factors(2)).expect("opens");
     let expected = RopeScaling::Longrope { factors: vec![2.5, 2.5], attention_factor: 1.0 };
@@ -254,7 +254,7 @@ fn stated_factors_stretch_the_wavelengths() {
 }
 
 #[test]
-fn the_vocabulary_is_inside() {
+fn vocabulary_is_read_from_the_file() {
     let texts = |texts: &[&str]| Meta::Array(texts.iter().map(|&text| Meta::String(text.into())).collect());
     let types = Meta::Array([3, 1, 1, 1, 1].map(Meta::I32).to_vec());
     let vocab = [
@@ -277,7 +277,7 @@ fn the_vocabulary_is_inside() {
 }
 
 #[test]
-fn a_file_that_was_joined_is_a_whole_one() {
+fn joined_file_is_accepted() {
     let whole = opened(&llama_metadata(), &llama_tensors()).expect("opens");
     let split = |count: u16, no: u16| {
         let split = [("split.count", Some(Meta::U16(count))), ("split.no", Some(Meta::U16(no)))];
@@ -294,14 +294,14 @@ fn a_file_that_was_joined_is_a_whole_one() {
 }
 
 #[test]
-fn big_endian_files_are_named_as_such() {
+fn big_endian_file_is_refused_as_such() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("model.gguf");
     write(&path, &llama_metadata(), &llama_tensors());
     let whole = fs::read(&path).expect("reads");
     let is_big_endian = |start: &[u8]| {
         fs::write(&path, [start, &whole[start.len()..]].concat()).expect("writes");
-        let (error, text) = complaint(&path);
+        let (error, text) = open_error(&path);
         let is_named = text.contains("big-endian") && text.contains("gguf-convert-endian");
         assert_eq!(matches!(error, OpenError::BigEndian { .. }), is_named, "{text}");
         is_named
@@ -312,14 +312,14 @@ fn big_endian_files_are_named_as_such() {
     assert!(!is_big_endian(&[b"GGUF".as_slice(), &9_u32.to_le_bytes()].concat()), "a version to come");
     assert!(!is_big_endian(b"GGML"));
     fs::write(&path, b"GGUF").expect("writes");
-    assert!(matches!(complaint(&path).0, OpenError::Header { .. }));
+    assert!(matches!(open_error(&path).0, OpenError::Header { .. }));
 }
 
 #[test]
-fn keys_that_an_architecture_does_not_have_are_not_read_or_refused() {
+fn keys_of_other_architectures_are_ignored_or_refused() {
     let with = |key: &'static str, value: Meta| opened(&changed(&[(key, Some(value))]), &llama_tensors());
     let plain = opened(&llama_metadata(), &llama_tensors()).expect("opens");
-    // llama.cpp reads neither of a Llama.
+    // llama.cpp reads neither for a Llama.
     for (key, value) in [
         ("llama.attn_logit_softcapping", Meta::F32(5.0)),
         ("llama.attention.sliding_window", Meta::U32(8)),

@@ -18,7 +18,7 @@ fn llama_config() -> Value {
     })
 }
 
-/// A few numbers that differ, all of which fp16 holds.
+/// Distinct numbers that fp16 represents exactly.
 fn numbers(count: usize) -> Vec<f32> {
     (0..count).map(|at| at as f32 * 0.25 - 2.0).collect()
 }
@@ -35,7 +35,7 @@ fn write_shard(path: &Path, tensors: &[(&str, Vec<usize>, Vec<f32>)]) {
     std::fs::write(path, safetensors::serialize(views, None).expect("serializes")).expect("writes");
 }
 
-fn complaint(path: &Path) -> (OpenError, String) {
+fn open_error(path: &Path) -> (OpenError, String) {
     let error = Checkpoint::open(path).expect_err("is refused");
     let text = error.to_string();
     (error, text)
@@ -44,21 +44,21 @@ fn complaint(path: &Path) -> (OpenError, String) {
 #[test]
 fn only_checkpoints_are_opened() {
     let folder = tempfile::tempdir().expect("a folder");
-    let missing = complaint(&folder.path().join("nowhere"));
+    let missing = open_error(&folder.path().join("nowhere"));
     assert!(matches!(missing.0, OpenError::Io { .. }) && missing.1.contains("nowhere"), "{}", missing.1);
-    let (_, empty) = complaint(folder.path());
+    let (_, empty) = open_error(folder.path());
     assert!(empty.contains("neither config.json"), "{empty}");
     let shard = folder.path().join("model.safetensors");
     write_shard(&shard, &[]);
-    let (_, file) = complaint(&shard);
+    let (_, file) = open_error(&shard);
     assert!(file.contains("give the folder"), "{file}");
     let other = tempfile::tempdir().expect("a folder");
     write_config(other.path(), &llama_config());
-    let (_, no_weights) = complaint(other.path());
+    let (_, no_weights) = open_error(other.path());
     assert!(no_weights.contains("neither model.safetensors"), "{no_weights}");
     for name in ["a.gguf", "b.GGUF"] {
         std::fs::write(other.path().join(name), "").expect("writes");
     }
-    let (_, two) = complaint(other.path());
+    let (_, two) = open_error(other.path());
     assert!(two.contains("2 .gguf files"), "{two}");
 }

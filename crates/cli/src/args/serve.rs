@@ -105,7 +105,7 @@ pub(crate) struct ServeTaskArgs {
     /// Maximum size of a request's body, in kilobytes
     #[arg(long, value_name = "KB", default_value_t = 1024, value_parser = positive)]
     pub(crate) max_body_kb: usize,
-    /// Maximum number of requests that wait or are computed; further ones are told to retry later
+    /// Maximum number of requests that wait or are computed; further ones are refused with a hint to retry
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = positive)]
     pub(crate) max_requests: usize,
     /// Maximum number of open connections

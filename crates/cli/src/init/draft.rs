@@ -1,21 +1,21 @@
-//! A pipeline as it is first written: commented, and with reasons.
+//! Drafts of pipeline files, with comments that give reasons.
 
 use sepal_assets::Source;
 use sepal_data::{Dialect, LabelKind};
 
-/// Passes over the rows, of a run that is not too long or too short by them.
+/// Number of passes over the rows, within the limits on steps.
 const PASSES: usize = 3;
-/// As many as pipelines/sst2.yaml has, about: ten minutes and more on two processors.
+/// Maximum number of steps, as in pipelines/sst2.yaml: ten minutes or more on two processors.
 const MOST_STEPS: usize = 300;
 const LEAST_STEPS: usize = 100;
-/// Few rows are seen more often, but not without end.
+/// Maximum number of passes over few rows.
 const MOST_PASSES: usize = 20;
-/// More counts than these do not go into a comment.
+/// Maximum number of counts in a comment.
 const MOST_COUNTS: usize = 100;
-/// Rows of the largest class to one of the smallest from which on accuracy says little.
+/// Ratio of the largest to the smallest class above which accuracy is misleading.
 const IMBALANCED: f64 = 3.0;
 
-/// What a pipeline file is made of.
+/// Content of a pipeline file.
 #[derive(Debug, Clone)]
 pub(super) struct Draft {
     pub(super) name: String,
@@ -29,17 +29,15 @@ pub(super) struct Draft {
     pub(super) label: String,
     pub(super) kind: LabelKind,
     pub(super) labels: Vec<Class>,
-    /// Rows of the file.
     pub(super) rows: usize,
-    /// What is said of rows that a run refuses.
+    /// Notes about rows that a run refuses.
     pub(super) gaps: Vec<String>,
-    /// Questions about the labels.
     pub(super) doubts: Vec<String>,
     pub(super) max_length: usize,
     pub(super) length_reason: String,
 }
 
-/// A label, and its rows where they were counted.
+/// Label, with its number of rows if they were counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Class {
     pub(super) name: String,
@@ -47,12 +45,11 @@ pub(super) struct Class {
 }
 
 impl Draft {
-    /// Rows to train on.
     fn train_rows(&self) -> usize {
         if self.validation.is_some() { self.rows } else { self.rows - self.rows / 10 }
     }
 
-    /// 32, or less where a pass would have fewer than ten batches.
+    /// Returns 32, or less if a pass would have fewer than ten batches.
     pub(super) fn batch_size(&self) -> usize {
         [32, 16, 8].into_iter().find(|size| self.train_rows() / size >= 10).unwrap_or(4)
     }
@@ -80,7 +77,7 @@ impl Draft {
         (self.steps() / 10).min(20)
     }
 
-    /// What is put around the text: the model is to say next what the label is.
+    /// Returns the template around the text. It ends before the label, which is the natural next word.
     pub(super) fn template(&self) -> String {
         let generic = ["label", "labels", "class", "classes", "target", "gold", "gold_label", "y"];
         let is_sentiment = self.labels.iter().any(|class| class.name.eq_ignore_ascii_case("positive"));
@@ -91,7 +88,7 @@ impl Draft {
         };
         let mut letters = word.chars();
         let capital = letters.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
-        // Braces would be places for text.
+        // Braces would be placeholders for text.
         let word = format!("{capital}{}", letters.as_str()).replace(['{', '}'], "");
         match self.pair {
             Some(_) => format!("{{text}}\n{{text_pair}}\n{word}:"),
@@ -99,7 +96,7 @@ impl Draft {
         }
     }
 
-    /// What is to be thought of where some classes are much rarer than others.
+    /// Returns a warning if some classes are much rarer than others.
     pub(super) fn imbalance(&self) -> Option<String> {
         let counts: Vec<usize> = self.labels.iter().filter_map(|class| class.rows).collect();
         let (most, least) = (*counts.iter().max()?, *counts.iter().min()?);
@@ -113,7 +110,6 @@ impl Draft {
         })
     }
 
-    /// The file.
     pub(super) fn to_yaml(&self) -> String {
         let parts = [self.head(), self.model(), self.task(), self.data(), self.training()];
         parts.concat()
@@ -184,7 +180,7 @@ impl Draft {
         )
     }
 
-    /// The conventions of the file that are not the usual ones.
+    /// Returns the keys for an unusual delimiter and encoding.
     fn dialect(&self) -> String {
         let Dialect { delimiter, encoding } = self.dialect;
         let delimiter = delimiter.map(|delimiter| format!("  delimiter: {}\n", quoted(&delimiter.to_string())));
@@ -207,12 +203,12 @@ impl Draft {
     }
 }
 
-/// Text as YAML has it: a string of JSON is one of YAML, in quotation marks; a word of letters stands alone.
+/// Quotes text for YAML as a JSON string; plain words need no quotes.
 fn quoted(text: &str) -> String {
     let is_word = text.chars().next().is_some_and(|first| first.is_ascii_alphabetic())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "_-./:=@".contains(c))
         && !text.ends_with(':');
-    // Words that YAML takes for something else.
+    // Words that YAML reads as other types.
     let is_special = ["true", "false", "null", "yes", "no", "on", "off", "y", "n", "nan", "inf"]
         .contains(&text.to_lowercase().as_str());
     if is_word && !is_special { text.to_owned() } else { serde_json::Value::from(text).to_string() }
@@ -305,10 +301,10 @@ mod tests {
 
     #[test]
     fn template_ends_with_the_label_column() {
-        let of = |label: &str, pair: Option<&str>| {
+        let template = |label: &str, pair: Option<&str>| {
             Draft { label: label.to_owned(), pair: pair.map(str::to_owned), ..draft(&[1, 1]) }.template()
         };
-        assert_eq!(of("topic_name", None), "{text}\nTopic name:");
-        assert_eq!(of("label", Some("hypothesis")), "{text}\n{text_pair}\nLabel:");
+        assert_eq!(template("topic_name", None), "{text}\nTopic name:");
+        assert_eq!(template("label", Some("hypothesis")), "{text}\n{text_pair}\nLabel:");
     }
 }

@@ -1,22 +1,22 @@
-//! How long rows are, in tokens if the model is here.
+//! Lengths of rows, in tokens if the model is cached.
 
 use std::path::Path;
 
-use sepal_assets::{AssetOptions, Assets, Kind, unwatched};
+use sepal_assets::{AssetOptions, Assets, Kind, ignore_events};
 use sepal_checkpoint::Checkpoint;
 use sepal_data::{Survey, Table, TableSpec, Template, TokenSpec, TokenTable};
 
 use super::draft::Draft;
 
-/// Rows that are tokenized: the first ones, enough for a hundredth of them.
+/// Number of first rows to tokenize, enough for the 99th percentile.
 const SAMPLE: usize = 5000;
-/// Tokens of a word about, where there is no tokenizer.
+/// Approximate number of tokens per word, without a tokenizer.
 const PER_WORD: f64 = 1.5;
-/// Attention's share grows with the square; who wants more can have it.
+/// Largest proposal, as the cost of attention grows with the square.
 const MOST: usize = 512;
 const LEAST: usize = 16;
 
-/// `data.max_length`, and why.
+/// Returns `data.max_length` and the reason for it.
 pub(super) fn max_length(data: &Path, draft: &Draft, survey: &Survey) -> (usize, String) {
     let (tokens, reason) = match by_tokenizer(data, draft) {
         Some((p99, rows, model)) => {
@@ -32,7 +32,7 @@ pub(super) fn max_length(data: &Path, draft: &Draft, survey: &Survey) -> (usize,
 fn by_words(draft: &Draft, survey: &Survey) -> (usize, String) {
     let p99 = |column: &str| survey.column(column).map_or(0, |column| column.words.p99);
     let words = p99(&draft.text) + draft.pair.as_deref().map_or(0, p99);
-    // The template's own words come on top.
+    // The words of the template count, too.
     let around = draft.template().split_whitespace().filter(|word| !word.starts_with('{')).count() + 1;
     let tokens = (words as f64 * PER_WORD).ceil() as usize + 2 * around;
     (
@@ -43,13 +43,13 @@ fn by_words(draft: &Draft, survey: &Survey) -> (usize, String) {
     )
 }
 
-/// The 99th percentile of rows' tokens, of how many rows, and by which model; nothing if it is not in the cache.
+/// Returns the 99th percentile of tokens per row, the number of rows and the model, or `None` if the model is not cached.
 fn by_tokenizer(data: &Path, draft: &Draft) -> Option<(usize, usize, String)> {
     let mut options = AssetOptions::from_env();
-    // Nothing is fetched: the hub is not asked, and there is no pip by this name.
+    // These settings keep the hub and pip from being used.
     options.hub_offline = true;
     options.python = "/dev/null/no-python".into();
-    let asset = Assets::new(options).fetch_first(&draft.model, Kind::Model, &mut unwatched).ok()?;
+    let asset = Assets::new(options).fetch_first(&draft.model, Kind::Model, &mut ignore_events).ok()?;
     let tokenizer = Checkpoint::open(&asset.path).ok()?.tokenizer().ok()?;
     let mut spec = TableSpec { dialect: draft.dialect, ..TableSpec::new(data, &draft.text) };
     if let Some(pair) = &draft.pair {
@@ -61,6 +61,6 @@ fn by_tokenizer(data: &Path, draft: &Draft) -> Option<(usize, usize, String)> {
     let tokens = TokenTable::build(&table, &tokenizer, &TokenSpec::new(usize::MAX).with_template(template)).ok()?;
     let mut lengths: Vec<usize> = tokens.rows().lengths().collect();
     lengths.sort_unstable();
-    let at = (lengths.len() * 99).div_ceil(100).max(1) - 1;
-    Some((*lengths.get(at)?, lengths.len(), asset.source.to_string()))
+    let index = (lengths.len() * 99).div_ceil(100).max(1) - 1;
+    Some((*lengths.get(index)?, lengths.len(), asset.source.to_string()))
 }

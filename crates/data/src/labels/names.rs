@@ -1,28 +1,56 @@
 use std::collections::BTreeMap;
 
 use super::LabelError;
-use super::lists::ListLayout;
 use super::value::{Value, normalized};
 
-/// The names of a task's labels; a label's number is its place among them.
+/// Names of a task's labels; the number of a class is the index of its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabelSet {
     names: Vec<String>,
-    /// Places by normalized texts.
     texts: BTreeMap<String, usize>,
     values: Vec<Option<Value>>,
     layout: Option<ListLayout>,
 }
 
-/// Words for `false` and `true`. As names they stand for the truth values, but for no numbers.
+/// Meaning of the items of a list of labels.
+///
+/// A column has one layout, which fits all of its lists. Lists of floating-point numbers are multi-hot vectors. Other lists
+/// fit both layouts only with at most two names, as `[0, 1]` does. If all lists of a column fit both, they are multi-hot
+/// vectors, as in scikit-learn and transformers, unless all are equal or one is empty: such a column is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ListLayout {
+    /// Each item is a class.
+    Classes,
+    /// Each item is the share, from 0 to 1, of the label at its index.
+    MultiHot,
+}
+
+impl ListLayout {
+    const ALL: [Self; 2] = [Self::Classes, Self::MultiHot];
+
+    /// Name for [`ListLayout::from_name`].
+    pub fn name(self) -> &'static str {
+        match self {
+            ListLayout::Classes => "classes",
+            ListLayout::MultiHot => "multi-hot",
+        }
+    }
+
+    /// Layout of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|layout| layout.name() == name)
+    }
+}
+
+/// Words for `false` and `true`. Names of these words match truth values, but not numbers.
 const TRUTHS: [[&str; 2]; 4] = [["no", "yes"], ["n", "y"], ["off", "on"], ["f", "t"]];
 
 impl LabelSet {
-    /// Labels of these names, in this order.
+    /// Creates a set of these names, in this order.
     ///
     /// # Errors
-    /// [`LabelError::Names`] if there is none, one is empty, or two are the same but for blanks at their ends and their
-    /// Unicode normal form.
+    /// [`LabelError::Names`] if there is none, one is empty, or two differ only in surrounding blanks or in their Unicode
+    /// normal form.
     pub fn new(names: impl IntoIterator<Item = impl Into<String>>) -> Result<Self, LabelError> {
         let names: Vec<String> = names.into_iter().map(Into::into).collect();
         let refused = |problem: String| Err(LabelError::Names { problem });
@@ -46,17 +74,17 @@ impl LabelSet {
                 None => {}
             }
         }
-        let values = names.iter().map(|name| Value::of_text(&normalized(name))).collect();
+        let values = names.iter().map(|name| Value::from_text(&normalized(name))).collect();
         Ok(Self { names, texts, values, layout: None })
     }
 
-    /// These labels where lists that may be of either layout are of this one.
+    /// Sets the layout of ambiguous lists.
     #[must_use]
     pub fn with_layout(self, layout: Option<ListLayout>) -> Self {
         Self { layout, ..self }
     }
 
-    /// The layout of lists that may be of either.
+    /// Layout of ambiguous lists.
     pub fn layout(&self) -> Option<ListLayout> {
         self.layout
     }
@@ -66,43 +94,41 @@ impl LabelSet {
         &self.names
     }
 
-    /// Tests that numbers stand for the indices of names: no name is itself a number or truth value.
+    /// Returns true if numbers are indices of names, as no name is itself a number or truth value.
     pub fn takes_indices(&self) -> bool {
-        self.valued().is_none()
+        self.first_value_name().is_none()
     }
 
-    /// The place of the name that is the same text.
     pub(super) fn by_text(&self, text: &str) -> Option<usize> {
         self.texts.get(&*normalized(text)).copied()
     }
 
-    /// The places of the names that have one of these values.
     pub(super) fn by_value(&self, values: &[Value]) -> Vec<usize> {
-        let is_equal = |own: &Option<Value>| own.as_ref().is_some_and(|own| values.contains(own));
+        let is_equal = |name: &Option<Value>| name.as_ref().is_some_and(|name| values.contains(name));
         (0..self.names.len()).filter(|&i| is_equal(&self.values[i])).collect()
     }
 
-    /// The place of the only name whose truth value is this number, or whose number is this truth value.
+    /// Index of the only name whose truth value equals this number, or whose number equals this truth value.
     pub(super) fn by_truth(&self, value: &Value) -> Option<usize> {
         let number = value.number();
         let is_equal =
-            |own: &Value| own.number() == number && std::mem::discriminant(own) != std::mem::discriminant(value);
+            |name: &Value| name.number() == number && std::mem::discriminant(name) != std::mem::discriminant(value);
         let mut found = (0..self.names.len()).filter(|&i| self.values[i].as_ref().is_some_and(is_equal));
         found.next().filter(|_| found.next().is_none())
     }
 
-    /// The place of the name that is a word for this truth value, where another is the word for its opposite.
+    /// Index of the name that is a word for this truth value, if another name is the word for its opposite.
     pub(super) fn by_word(&self, truth: bool) -> Option<usize> {
-        let place = |word: &str| self.names.iter().position(|name| name.trim().eq_ignore_ascii_case(word));
+        let index = |word: &str| self.names.iter().position(|name| name.trim().eq_ignore_ascii_case(word));
         TRUTHS.iter().find_map(|[no, yes]| {
-            let (no, yes) = (place(no)?, place(yes)?);
+            let (no, yes) = (index(no)?, index(yes)?);
             Some(if truth { yes } else { no })
         })
     }
 
-    /// The first name that is itself a number or truth value.
-    pub(super) fn valued(&self) -> Option<&str> {
-        let place = self.values.iter().position(Option::is_some)?;
-        Some(&self.names[place])
+    /// First name that is itself a number or truth value.
+    pub(super) fn first_value_name(&self) -> Option<&str> {
+        let index = self.values.iter().position(Option::is_some)?;
+        Some(&self.names[index])
     }
 }

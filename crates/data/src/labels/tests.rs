@@ -10,8 +10,8 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 use super::*;
-use crate::columns;
 use crate::testing::jsonl;
+use crate::{Format, columns};
 
 fn set(names: &[&str]) -> LabelSet {
     LabelSet::new(names.iter().copied()).expect("names")
@@ -22,8 +22,7 @@ fn labels(names: &[&str], cells: &[&str]) -> Result<Labels, LabelError> {
     set.labels(&jsonl(cells))
 }
 
-/// The labels of a task of several labels to a row.
-fn several(names: &[&str], cells: &[&str]) -> Result<Vec<Vec<f32>>, LabelError> {
+fn multi_labels(names: &[&str], cells: &[&str]) -> Result<Vec<Vec<f32>>, LabelError> {
     match set(names).labels_as(&jsonl(cells), LabelKind::Multi)? {
         Labels::Multi(rows) => Ok(rows),
         other => panic!("{other:?}"),
@@ -34,19 +33,18 @@ fn error(names: &[&str], cells: &[&str]) -> String {
     labels(names, cells).expect_err("no labels").to_string()
 }
 
-/// Reads the cells of a typed column as classes.
 fn classes(names: &[&str], column: &ArrayRef) -> Result<Vec<i64>, LabelError> {
-    let cells = columns::labels(column).expect("labels");
+    let cells = columns::labels(column, Format::Parquet).expect("labels");
     let cells: Vec<RawLabel> = cells.into_iter().map(|cell| cell.expect("not null")).collect();
-    let place = |row| Place { path: "x.parquet".into(), row: row + 1 };
-    match set(names).convert(cells.iter(), &place, LabelKind::Class, true)? {
+    let location = |row| RowLocation { path: "x.parquet".into(), row: row + 1 };
+    match set(names).convert(&cells, &location, LabelKind::Class)? {
         Labels::Class(classes) => Ok(classes),
         other => panic!("{other:?}"),
     }
 }
 
 #[test]
-fn classes_by_name_or_index() {
+fn classes_are_found_by_name_or_index() {
     let names = ["negative", "positive"];
     let cells = ["0", "1", "\"positive\"", "\" negative \"", "\"1\"", "1.0", "true", "\"01\"", "1e0", "-0.0"];
     assert_eq!(labels(&names, &cells), Ok(Labels::Class(vec![0, 1, 1, 0, 1, 1, 1, 1, 1, 0])));
@@ -54,7 +52,7 @@ fn classes_by_name_or_index() {
 }
 
 #[test]
-fn values_count_before_indices() {
+fn values_take_precedence_over_indices() {
     let check = |names: &[&str], cells: &[&str], expected: &[i64]| {
         assert_eq!(labels(names, cells), Ok(Labels::Class(expected.to_vec())), "{names:?} {cells:?}");
     };
@@ -72,7 +70,7 @@ fn values_count_before_indices() {
 }
 
 #[test]
-fn labels_with_two_readings_are_refused_with_both() {
+fn ambiguous_label_is_refused_with_both_meanings() {
     let check = |names: &[&str], cells: &[&str], expected: &str| {
         let text = error(names, cells);
         assert!(text.contains(expected), "{names:?} {cells:?}: {text}");
@@ -86,27 +84,27 @@ fn labels_with_two_readings_are_refused_with_both() {
 }
 
 #[test]
-fn missing_labels_are_no_classes() {
+fn missing_labels_are_refused() {
     for cell in ["\"\"", "\" \"", "\"NaN\"", "\"nan\"", "\"<NA>\""] {
         assert!(error(&["bad", "good"], &["0", cell]).contains("row 2 of "), "{cell}");
         assert!(error(&["bad", "good"], &["0", cell]).ends_with("there is no label"), "{cell}");
     }
     let cells: ArrayRef = Arc::new(StringArray::from(vec!["NaN", "1"]));
-    assert_eq!(columns::json_labels(&cells), Some(vec![None, Some(RawLabel::Name("1".to_owned()))]));
-    assert_eq!(labels(&["NaN", "good"], &["\"NaN\""]), Ok(Labels::Class(vec![0])), "a name is a name");
+    assert_eq!(columns::labels(&cells, Format::Jsonl), Some(vec![None, Some(RawLabel::Name("1".to_owned()))]));
+    assert_eq!(labels(&["NaN", "good"], &["\"NaN\""]), Ok(Labels::Class(vec![0])), "a name takes precedence");
     let column: ArrayRef = Arc::new(Float64Array::from(vec![1.0, f64::NAN]));
-    assert!(matches!(classes(&["a", "b"], &column), Err(LabelError::Missing { place }) if place.row == 2));
+    assert!(matches!(classes(&["a", "b"], &column), Err(LabelError::Missing { location }) if location.row == 2));
     let column: ArrayRef = Arc::new(Float64Array::from(vec![f64::INFINITY]));
     assert!(matches!(classes(&["a", "inf"], &column), Err(LabelError::Kind { .. })));
 }
 
 #[test]
-fn names_are_compared_composed_and_without_blanks() {
+fn names_are_compared_in_normal_form() {
     let composed = "\u{e9}t\u{e9}";
     let decomposed = "e\u{301}te\u{301}";
     assert_eq!(labels(&[composed, "b"], &[&format!("\" {decomposed}\"")]), Ok(Labels::Class(vec![0])));
     assert_eq!(labels(&[decomposed, "b"], &[&format!("\"{composed}\"")]), Ok(Labels::Class(vec![0])));
-    assert!(error(&["Bad", "good"], &["\"bad\""]).contains("did you mean `Bad`?"), "case tells names apart");
+    assert!(error(&["Bad", "good"], &["\"bad\""]).contains("did you mean `Bad`?"), "names are case-sensitive");
     for names in [[composed, decomposed], ["a", "a "], ["a b", "a\tb"]] {
         let error = LabelSet::new(names).expect_err("one name");
         assert!(error.to_string().contains("differ only in white space or in their Unicode normal form"), "{error}");
@@ -114,7 +112,7 @@ fn names_are_compared_composed_and_without_blanks() {
 }
 
 #[test]
-fn what_is_no_class_is_named_with_its_row() {
+fn unknown_class_is_reported_with_its_row() {
     let names = ["negative", "positive"];
     let text = error(&names, &["0", "\"postive\""]);
     assert!(text.contains("row 2 of ") && text.contains("negative, positive; did you mean `positive`?"), "{text}");
@@ -126,7 +124,7 @@ fn what_is_no_class_is_named_with_its_row() {
 }
 
 #[test]
-fn one_name_is_a_number() {
+fn single_name_means_numbers() {
     assert_eq!(labels(&["score"], &["0", "-2.5", "\"3e1\""]), Ok(Labels::Value(vec![0.0, -2.5, 30.0])));
     for cell in ["\"much\"", "\"inf\""] {
         assert!(error(&["score"], &["1", cell]).contains("expected a number"), "{cell}");
@@ -135,7 +133,7 @@ fn one_name_is_a_number() {
 }
 
 #[test]
-fn lists_of_classes_are_multi_hot() {
+fn lists_of_classes_become_multi_hot() {
     let names = ["joy", "anger", "fear"];
     let expected = Labels::Multi(vec![vec![1.0, 0.0, 1.0], vec![0.0; 3], vec![0.0, 1.0, 0.0]]);
     assert_eq!(labels(&names, &["[0, 2]", "[]", "[\"anger\"]"]), Ok(expected));
@@ -149,37 +147,38 @@ fn lists_of_classes_are_multi_hot() {
 }
 
 #[test]
-fn a_column_of_lists_has_one_layout() {
+fn list_column_has_one_layout() {
     let two = ["neg", "pos"];
-    let hot = |cells: &[&str]| several(&two, cells).expect("labels");
+    let multi_hot = |cells: &[&str]| multi_labels(&two, cells).expect("labels");
     let (neg, pos, none, both) = (vec![1.0, 0.0], vec![0.0, 1.0], vec![0.0, 0.0], vec![1.0, 1.0]);
-    assert_eq!(hot(&["[1, 0]", "[0, 1]"]), [neg.clone(), pos.clone()]);
-    assert_eq!(hot(&["[0, 1]", "[0, 0]"]), [pos.clone(), none.clone()]);
-    assert_eq!(hot(&["[true, false]", "[false, true]"]), [neg.clone(), pos.clone()]);
-    assert_eq!(hot(&["[0.0, 1.0]"]), std::slice::from_ref(&pos));
-    assert_eq!(hot(&["[0, 1]", "[0]", "[]"]), [both.clone(), neg.clone(), none.clone()]);
-    assert_eq!(hot(&["[\"neg\", \"pos\"]"]), std::slice::from_ref(&both));
-    assert_eq!(hot(&["[]", "[]"]), [none.clone(), none.clone()]);
+    assert_eq!(multi_hot(&["[1, 0]", "[0, 1]"]), [neg.clone(), pos.clone()]);
+    assert_eq!(multi_hot(&["[0, 1]", "[0, 0]"]), [pos.clone(), none.clone()]);
+    assert_eq!(multi_hot(&["[true, false]", "[false, true]"]), [neg.clone(), pos.clone()]);
+    assert_eq!(multi_hot(&["[0.0, 1.0]"]), std::slice::from_ref(&pos));
+    assert_eq!(multi_hot(&["[0, 1]", "[0]", "[]"]), [both.clone(), neg.clone(), none.clone()]);
+    assert_eq!(multi_hot(&["[\"neg\", \"pos\"]"]), std::slice::from_ref(&both));
+    assert_eq!(multi_hot(&["[]", "[]"]), [none.clone(), none.clone()]);
     for cells in [&["[0, 1]", "[0, 1]"][..], &["[1, 0]"], &["[]", "[0, 1]", "[1, 0]"], &["\"[0, 1]\""]] {
-        let text = several(&two, cells).expect_err("two readings").to_string();
-        let readings = ["as a multi-hot vector or `", " as a list of labels; write 1.0 and 0.0"];
-        assert!(readings.iter().all(|reading| text.contains(reading)), "{cells:?}: {text}");
+        let text = multi_labels(&two, cells).expect_err("ambiguous").to_string();
+        let meanings = ["as a multi-hot vector or `", " as a list of labels; write 1.0 and 0.0"];
+        assert!(meanings.iter().all(|meaning| text.contains(meaning)), "{cells:?}: {text}");
     }
-    let decided = set(&two).with_layout_of([&jsonl(&["[0, 0]", "[1, 0]"]), &jsonl(&["[0, 1]"])]);
-    assert_eq!(decided.layout(), Some(ListLayout::MultiHot));
-    assert_eq!(decided.labels(&jsonl(&["[0, 1]"])), Ok(Labels::Multi(vec![pos])));
-    let decided = set(&two).with_layout_of([&jsonl(&["[0]", "[1, 0]"])]);
-    assert_eq!(decided.labels(&jsonl(&["[0, 1]", "[1, 0]"])), Ok(Labels::Multi(vec![both.clone(), both])));
-    let three = several(&["a", "b", "c"], &["[1, 0, 1]", "[0, 0, 0]", "[0.5, 1, 0]"]).expect("labels");
+    let inferred = set(&two).with_inferred_layout([&jsonl(&["[0, 0]", "[1, 0]"]), &jsonl(&["[0, 1]"])]);
+    assert_eq!(inferred.layout(), Some(ListLayout::MultiHot));
+    assert_eq!(inferred.labels(&jsonl(&["[0, 1]"])), Ok(Labels::Multi(vec![pos])));
+    let inferred = set(&two).with_inferred_layout([&jsonl(&["[0]", "[1, 0]"])]);
+    assert_eq!(inferred.labels(&jsonl(&["[0, 1]", "[1, 0]"])), Ok(Labels::Multi(vec![both.clone(), both])));
+    let three = multi_labels(&["a", "b", "c"], &["[1, 0, 1]", "[0, 0, 0]", "[0.5, 1, 0]"]).expect("labels");
     assert_eq!(three, [[1.0, 0.0, 1.0], [0.0; 3], [0.5, 1.0, 0.0]]);
-    assert!(several(&["a", "b", "c"], &["[1, 0, 1]", "[0, 1]"]).is_err());
+    assert!(multi_labels(&["a", "b", "c"], &["[1, 0, 1]", "[0, 1]"]).is_err());
 }
 
 #[test]
 fn texts_of_several_labels_are_split() {
     let names = ["neg", "pos", "Food, drink", "1.5"];
     let check = |cell: &str, expected: &[usize]| {
-        let rows = several(&names, &[&serde_json::json!(cell).to_string()]).unwrap_or_else(|error| panic!("{error}"));
+        let rows =
+            multi_labels(&names, &[&serde_json::json!(cell).to_string()]).unwrap_or_else(|error| panic!("{error}"));
         let hot: Vec<f32> = (0..names.len()).map(|i| f32::from(u8::from(expected.contains(&i)))).collect();
         assert_eq!(rows, [hot], "{cell}");
     };
@@ -198,10 +197,10 @@ fn texts_of_several_labels_are_split() {
 }
 
 #[test]
-fn texts_of_no_labels_are_refused() {
+fn texts_without_labels_are_refused() {
     let check = |cell: &str, expected: &str| {
         let cells = ["\"neg\"".to_owned(), serde_json::json!(cell).to_string()];
-        let text = several(&["neg", "pos"], &[&cells[0], &cells[1]]).expect_err("no labels").to_string();
+        let text = multi_labels(&["neg", "pos"], &[&cells[0], &cells[1]]).expect_err("no labels").to_string();
         assert!(text.contains("row 2 of ") && text.contains(expected), "{cell}: {text}");
     };
     check("neg|poss", "`poss` is no label; the labels are neg, pos; did you mean `pos`?");
@@ -209,20 +208,20 @@ fn texts_of_no_labels_are_refused() {
     check("neg|neg", "each class once");
     check("nan", "there is no label");
     let cell = serde_json::json!("a|b;c").to_string();
-    let text = several(&["a|b", "c", "a", "b;c"], &[&cell]).expect_err("two readings").to_string();
+    let text = multi_labels(&["a|b", "c", "a", "b;c"], &[&cell]).expect_err("ambiguous").to_string();
     assert!(text.contains("`a|b;c` is [a, b;c] or [a|b, c]"), "{text}");
-    assert!(several(&["neg", "pos"], &["1"]).is_ok(), "a text of digits is an index");
+    assert!(multi_labels(&["neg", "pos"], &["1"]).is_ok(), "a text of digits is an index");
 }
 
 #[test]
-fn names_must_be_told_apart() {
+fn indistinguishable_names_are_refused() {
     for names in [&[][..], &["a", "a"], &["a", " "]] {
         assert!(matches!(LabelSet::new(names.iter().copied()), Err(LabelError::Names { .. })), "{names:?}");
     }
 }
 
 #[test]
-fn one_class_teaches_nothing() {
+fn training_set_of_one_class_is_refused() {
     let set = set(&["negative", "positive"]);
     let error = check_classes(&Labels::Class(vec![1, 1, 1]), &set).expect_err("one class");
     assert_eq!(error, LabelError::OneClass { class: "positive".to_owned(), rows: 3 });
@@ -231,7 +230,7 @@ fn one_class_teaches_nothing() {
 }
 
 #[test]
-fn numbers_beyond_floating_point_are_exact() {
+fn integers_beyond_f64_are_exact() {
     let names = ["9007199254740992", "9007199254740993", "18446744073709551615"];
     let column: ArrayRef = Arc::new(Int64Array::from(vec![9007199254740993, 9007199254740992]));
     assert_eq!(classes(&names, &column), Ok(vec![1, 0]));
@@ -243,7 +242,7 @@ fn numbers_beyond_floating_point_are_exact() {
 }
 
 #[test]
-fn a_digest_stays_unless_labels_are_read_otherwise() {
+fn digest_changes_only_with_the_labels() {
     let check = |names: &[&str], cells: &[&str], kind: LabelKind, is_same: bool| {
         let (set, table) = (set(names), jsonl(cells));
         let labels = set.labels_as(&table, kind).expect("labels");
@@ -263,7 +262,6 @@ fn a_digest_stays_unless_labels_are_read_otherwise() {
     check(&["a", "b"], &["\"a|b\"", "\"\""], LabelKind::Multi, true);
 }
 
-/// Spellings of a whole number.
 fn spellings(n: u8) -> Vec<String> {
     let mut spellings = vec![format!("{n}"), format!("{n}.0"), format!("0{n}"), format!("{n}e0"), format!("+{n}.00")];
     if n == 0 {
@@ -272,7 +270,7 @@ fn spellings(n: u8) -> Vec<String> {
     spellings
 }
 
-/// Columns of these numbers, of each type that has them.
+/// Columns of these numbers, of each type that can hold them.
 fn columns_of(numbers: &[u8], spelling: usize) -> Vec<ArrayRef> {
     let wide: ArrayRef = Arc::new(Int64Array::from_iter_values(numbers.iter().map(|&n| i64::from(n))));
     let kinds = [
@@ -301,7 +299,7 @@ fn columns_of(numbers: &[u8], spelling: usize) -> Vec<ArrayRef> {
 
 proptest! {
     #[test]
-    fn numbers_are_the_names_of_their_value(
+    fn numbers_match_names_of_their_value(
         names in Just((0_u8..12).collect::<Vec<_>>()).prop_shuffle(),
         n in 2_usize..7,
         spelled in prop::collection::vec(any::<Index>(), 12),
@@ -309,11 +307,11 @@ proptest! {
         spelling in 0_usize..6,
     ) {
         let names = &names[..n];
-        let texts: Vec<String> = names.iter().zip(spelled).map(|(&name, at)| at.get(&spellings(name)).clone()).collect();
+        let texts: Vec<String> = names.iter().zip(spelled).map(|(&name, index)| index.get(&spellings(name)).clone()).collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-        let expected: Vec<usize> = cells.iter().map(|at| at.index(n)).collect();
-        let numbers: Vec<u8> = expected.iter().map(|&place| names[place]).collect();
-        let expected: Vec<i64> = expected.into_iter().map(|place| place as i64).collect();
+        let expected: Vec<usize> = cells.iter().map(|index| index.index(n)).collect();
+        let numbers: Vec<u8> = expected.iter().map(|&index| names[index]).collect();
+        let expected: Vec<i64> = expected.into_iter().map(|index| index as i64).collect();
         for column in columns_of(&numbers, spelling) {
             prop_assert_eq!(classes(&texts, &column), Ok(expected.clone()), "{}", column.data_type());
         }
@@ -325,11 +323,11 @@ proptest! {
     }
 
     #[test]
-    fn numbers_are_indices_where_no_name_has_a_value(n in 2_usize..7, at in any::<Index>(), spelling in 0_usize..6) {
+    fn numbers_are_indices_without_value_names(n in 2_usize..7, index in any::<Index>(), spelling in 0_usize..6) {
         let names = &["bad", "good", "1 star", "v1.0", "inf", "nano", "trueish"][..n];
-        let place = at.index(n);
-        for column in columns_of(&[place as u8], spelling) {
-            prop_assert_eq!(classes(names, &column), Ok(vec![place as i64]), "{}", column.data_type());
+        let index = index.index(n);
+        for column in columns_of(&[index as u8], spelling) {
+            prop_assert_eq!(classes(names, &column), Ok(vec![index as i64]), "{}", column.data_type());
         }
         for column in columns_of(&[n as u8], spelling) {
             prop_assert!(classes(names, &column).is_err(), "{}", column.data_type());
@@ -337,7 +335,7 @@ proptest! {
     }
 
     #[test]
-    fn truth_values_are_the_names_of_their_value(
+    fn truth_values_match_names_of_their_value(
         truths in prop::collection::vec(any::<bool>(), 1..9),
         yes in select(&["True", "true", "TRUE", " tRue"][..]),
         no in select(&["False", "false", "FALSE"][..]),
@@ -360,7 +358,7 @@ proptest! {
     }
 
     #[test]
-    fn the_order_of_names_with_values_changes_no_label(
+    fn name_order_changes_no_label(
         cells in prop::collection::vec(select(&["1", "0", "true", "2.0", "\"x\"", "\"01\"", "\"FALSE\""][..]), 1..6),
         names in Just(vec!["1", "x", "0", "2", "é"]).prop_shuffle(),
     ) {
@@ -372,31 +370,31 @@ proptest! {
     }
 
     #[test]
-    fn multi_hot_vectors_of_every_type_are_the_same(
+    fn multi_hot_vectors_are_independent_of_type(
         n in 2_usize..6,
         bits in prop::collection::vec(any::<[bool; 6]>(), 2..9),
     ) {
         let rows: Vec<Vec<bool>> = bits.iter().map(|bits| bits[..n].to_vec()).collect();
-        // Of one list for two names nobody can tell.
+        // A single list for two names is ambiguous.
         prop_assume!(n > 2 || rows.iter().any(|row| row != &rows[0]) || rows[0][0] == rows[0][1]);
         let names = &["a", "b", "c", "d", "e", "f"][..n];
         let expected: Vec<Vec<f32>> =
             rows.iter().map(|row| row.iter().map(|&bit| f32::from(u8::from(bit))).collect()).collect();
         let numbers = || rows.iter().map(|row| Some(row.iter().map(|&bit| Some(i64::from(bit))).collect::<Vec<_>>()));
-        let whole: ArrayRef = Arc::new(ListArray::from_iter_primitive::<Int64Type, _, _>(numbers()));
+        let integers: ArrayRef = Arc::new(ListArray::from_iter_primitive::<Int64Type, _, _>(numbers()));
         let list = |kind: DataType| DataType::new_list(kind, true);
         let fixed = DataType::new_fixed_size_list(DataType::UInt8, n as i32, true);
         for kind in [list(DataType::Int64), list(DataType::Boolean), list(DataType::Float32), list(DataType::Utf8), fixed] {
-            let column = cast(&whole, &kind).expect("a column");
-            let cells: Vec<_> = columns::labels(&column).expect("labels").into_iter().flatten().collect();
-            let place = |row| Place { path: "x.parquet".into(), row: row + 1 };
-            let read = set(names).convert(cells.iter(), &place, LabelKind::Multi, true);
+            let column = cast(&integers, &kind).expect("a column");
+            let cells: Vec<_> = columns::labels(&column, Format::Parquet).expect("labels").into_iter().flatten().collect();
+            let location = |row| RowLocation { path: "x.parquet".into(), row: row + 1 };
+            let read = set(names).convert(&cells, &location, LabelKind::Multi);
             prop_assert_eq!(read, Ok(Labels::Multi(expected.clone())), "{}", kind);
         }
         let floats: ArrayRef = Arc::new(ListArray::from_iter_primitive::<Float64Type, _, _>(
             expected.iter().map(|row| Some(row.iter().map(|&share| Some(f64::from(share))).collect::<Vec<_>>())),
         ));
-        prop_assert_eq!(columns::labels(&floats).expect("labels").len(), rows.len());
+        prop_assert_eq!(columns::labels(&floats, Format::Parquet).expect("labels").len(), rows.len());
         for (open, between, close) in [("[", ", ", "]"), ("\"[", " ", "]\""), ("\"", "|", "\"")] {
             let cell = |row: &Vec<bool>| {
                 let items: Vec<&str> = row.iter().map(|&bit| if bit { "1" } else { "0" }).collect();
@@ -404,48 +402,48 @@ proptest! {
             };
             let cells: Vec<String> = rows.iter().map(cell).collect();
             let cells: Vec<&str> = cells.iter().map(String::as_str).collect();
-            prop_assert_eq!(several(names, &cells), Ok(expected.clone()), "{:?}", cells);
+            prop_assert_eq!(multi_labels(names, &cells), Ok(expected.clone()), "{:?}", cells);
         }
     }
 
     #[test]
-    fn lists_of_labels_are_the_same_however_they_are_written(
+    fn label_lists_are_independent_of_spelling(
         rows in prop::collection::vec(prop::collection::btree_set(0_usize..4, 0..4), 1..9),
         backwards in any::<bool>(),
     ) {
         let names = ["joy", "Account access", "it's", "été"];
         let hot = |row: &std::collections::BTreeSet<usize>| -> Vec<f32> {
-            (0..names.len()).map(|place| f32::from(u8::from(row.contains(&place)))).collect()
+            (0..names.len()).map(|index| f32::from(u8::from(row.contains(&index)))).collect()
         };
         let expected: Vec<Vec<f32>> = rows.iter().map(hot).collect();
         let written = |write: &dyn Fn(&[usize]) -> String| -> Vec<String> {
-            let places = |row: &std::collections::BTreeSet<usize>| {
-                let mut places: Vec<usize> = row.iter().copied().collect();
+            let indices = |row: &std::collections::BTreeSet<usize>| {
+                let mut indices: Vec<usize> = row.iter().copied().collect();
                 if backwards {
-                    places.reverse();
+                    indices.reverse();
                 }
-                places
+                indices
             };
-            rows.iter().map(|row| write(&places(row))).collect()
+            rows.iter().map(|row| write(&indices(row))).collect()
         };
-        let of = |places: &[usize]| places.iter().map(|&place| names[place]).collect::<Vec<_>>();
+        let names_at = |indices: &[usize]| indices.iter().map(|&index| names[index]).collect::<Vec<_>>();
         let text = |text: String| serde_json::json!(text).to_string();
-        let joined = |by: &'static str| move |places: &[usize]| serde_json::json!(places.iter().map(|&p| names[p]).collect::<Vec<_>>().join(by)).to_string();
-        let python = |places: &[usize]| {
-            let items: Vec<String> = of(places).iter().map(|name| format!("{name:?}")).collect();
+        let joined = |by: &'static str| move |indices: &[usize]| serde_json::json!(indices.iter().map(|&p| names[p]).collect::<Vec<_>>().join(by)).to_string();
+        let python = |indices: &[usize]| {
+            let items: Vec<String> = names_at(indices).iter().map(|name| format!("{name:?}")).collect();
             text(format!("[{}]", items.join(", ")))
         };
         for cells in [
-            written(&|places| serde_json::json!(of(places)).to_string()),
-            written(&|places| serde_json::json!(places).to_string()),
-            written(&|places| text(serde_json::json!(of(places)).to_string())),
+            written(&|indices| serde_json::json!(names_at(indices)).to_string()),
+            written(&|indices| serde_json::json!(indices).to_string()),
+            written(&|indices| text(serde_json::json!(names_at(indices)).to_string())),
             written(&python),
             written(&joined("|")),
             written(&joined("; ")),
             written(&joined(", ")),
         ] {
             let cells: Vec<&str> = cells.iter().map(String::as_str).collect();
-            prop_assert_eq!(several(&names, &cells), Ok(expected.clone()), "{:?}", cells);
+            prop_assert_eq!(multi_labels(&names, &cells), Ok(expected.clone()), "{:?}", cells);
         }
     }
 }

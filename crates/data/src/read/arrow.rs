@@ -4,49 +4,48 @@ use std::io::{BufReader, Read, Seek};
 use arrow::datatypes::SchemaRef;
 use arrow::ipc::reader::{FileReader, StreamReader};
 
-use super::{Decode, Decoded, Failure, Projection};
+use super::{BatchIter, DecodeError, Decoder, Projection};
 
-/// A file begins with this, a stream does not.
+/// First bytes of a file; a stream begins with others.
 const MAGIC: &[u8; 6] = b"ARROW1";
 
 struct Arrow {
     file: File,
-    /// Whether it is a file with an index at its end, or a stream.
-    indexed: bool,
+    /// True for a file with an index at its end, false for a stream.
+    is_indexed: bool,
     schema: SchemaRef,
 }
 
-pub(super) fn open(mut file: File) -> Result<Box<dyn Decode>, Failure> {
+pub(super) fn open(mut file: File) -> Result<Box<dyn Decoder>, DecodeError> {
     let mut start = Vec::new();
     (&mut file).take(MAGIC.len() as u64).read_to_end(&mut start)?;
     file.rewind()?;
     if start.starts_with(b"FEA1") {
-        return Err(Failure::Broken(
-            "it is a Feather file of version 1, which is no arrow file; write version 2".into(),
+        return Err(DecodeError::Broken(
+            "it is a Feather file of version 1, which is not an arrow file; write version 2".into(),
         ));
     }
-    let indexed = start == MAGIC;
+    let is_indexed = start == MAGIC;
     let first = BufReader::new(file.try_clone()?);
-    let schema = match indexed {
+    let schema = match is_indexed {
         true => FileReader::try_new(first, None)?.schema(),
         false => StreamReader::try_new(first, None)?.schema(),
     };
-    Ok(Box::new(Arrow { file, indexed, schema }))
+    Ok(Box::new(Arrow { file, is_indexed, schema }))
 }
 
-impl Decode for Arrow {
+impl Decoder for Arrow {
     fn schema(&self) -> SchemaRef {
         self.schema.clone()
     }
 
-    /// The file's own batches, however large.
-    fn batches(mut self: Box<Self>, wanted: Projection, _: usize) -> Result<Decoded, Failure> {
-        // A reader must know the columns from its beginning.
+    fn batches(mut self: Box<Self>, projection: Projection, _: usize) -> Result<BatchIter, DecodeError> {
+        // The projection is an argument of the reader's constructor, so that the header is read again.
         self.file.rewind()?;
         let reader = BufReader::new(self.file);
-        Ok(match self.indexed {
-            true => Box::new(FileReader::try_new(reader, Some(wanted.columns))?.map(|batch| Ok(batch?))),
-            false => Box::new(StreamReader::try_new(reader, Some(wanted.columns))?.map(|batch| Ok(batch?))),
+        Ok(match self.is_indexed {
+            true => Box::new(FileReader::try_new(reader, Some(projection.columns))?.map(|batch| Ok(batch?))),
+            false => Box::new(StreamReader::try_new(reader, Some(projection.columns))?.map(|batch| Ok(batch?))),
         })
     }
 }

@@ -6,38 +6,37 @@ mod records;
 use std::io::{BufReader, Cursor, Read};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, StringBuilder};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::array::StringBuilder;
+use arrow::datatypes::{Schema, SchemaRef};
 
-use super::text::{Text, not_utf8};
-use super::{Decode, Decoded, Failure, Projection};
-use crate::dialect::{Delimiter, Dialect, Encoding};
-use crate::nearest::separators;
+use super::text::{LineError, Text, not_utf8};
+use super::text_batch::{next_batch, schema_of};
+use super::{BatchIter, DecodeError, Decoder, Projection};
+use crate::dialect::{Delimiter, Dialect};
+use crate::suggest::{delimiter_hint, delimiter_remedy};
 use records::{Record, Records};
 
-/// The first bytes of a file, in which its delimiter is looked for.
+/// Number of bytes at the start of a file that are searched for its delimiter.
 const PEEK_BYTES: usize = 1 << 16;
 
-/// Conventions of cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Cells {
+pub(super) struct CellSyntax {
     delimiter: Delimiter,
-    /// True if cells may stand in quotation marks.
     quoted: bool,
 }
 
-/// The conventions of a format, as far as they are known before the file is.
+/// Conventions of a format, before the file is read.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Conventions {
     delimiter: Delimiter,
     quoted: bool,
-    /// True if other delimiters are tried when none was given.
-    guessed: bool,
+    /// True if other delimiters are tried when none is given.
+    is_detected: bool,
 }
 
-pub(super) const COMMAS: Conventions = Conventions { delimiter: Delimiter::COMMA, quoted: true, guessed: true };
-/// No byte of such a file is a quotation mark.
-pub(super) const TABS: Conventions = Conventions { delimiter: Delimiter::TAB, quoted: false, guessed: false };
+pub(super) const COMMAS: Conventions = Conventions { delimiter: Delimiter::COMMA, quoted: true, is_detected: true };
+/// Quotation marks are ordinary characters in tsv files.
+pub(super) const TABS: Conventions = Conventions { delimiter: Delimiter::TAB, quoted: false, is_detected: false };
 
 type Input = BufReader<Box<dyn Read + Send>>;
 
@@ -47,31 +46,29 @@ struct Delimited {
     dialect: Dialect,
 }
 
-pub(super) fn open(text: Text, given: Option<Delimiter>, usual: Conventions) -> Result<Box<dyn Decode>, Failure> {
+pub(super) fn open(text: Text, given: Option<Delimiter>, usual: Conventions) -> Result<Box<dyn Decoder>, DecodeError> {
     let Text { mut reader, encoding } = text;
-    let mut cells = Cells { delimiter: given.unwrap_or(usual.delimiter), quoted: usual.quoted };
-    if given.is_none() && usual.guessed {
-        let mut seen = Vec::new();
-        if let Some(delimiter) = guess(&mut *reader, &mut seen, cells)? {
-            cells.delimiter = delimiter;
+    let mut syntax = CellSyntax { delimiter: given.unwrap_or(usual.delimiter), quoted: usual.quoted };
+    if given.is_none() && usual.is_detected {
+        let mut start = Vec::new();
+        if let Some(delimiter) = detect_delimiter(&mut *reader, &mut start, syntax)? {
+            syntax.delimiter = delimiter;
         }
-        reader = Box::new(Cursor::new(seen).chain(reader));
+        reader = Box::new(Cursor::new(start).chain(reader));
     }
-    let mut records = Records::new(BufReader::new(reader), cells);
-    let names: Result<Vec<String>, Failure> = match records.next()? {
+    let mut records = Records::new(BufReader::new(reader), syntax);
+    let names: Result<Vec<String>, DecodeError> = match records.next()? {
         Some(header) => (0..header.len()).map(|index| cell(header, index).map(str::to_owned)).collect(),
         None => Ok(Vec::new()),
     };
-    let fields = names?.into_iter().map(|name| Field::new(name, DataType::Utf8, true));
-    let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
     let dialect = Dialect {
-        delimiter: Some(cells.delimiter).filter(|delimiter| *delimiter != usual.delimiter),
-        encoding: Some(encoding).filter(|encoding| *encoding != Encoding::UTF_8),
+        delimiter: Some(syntax.delimiter).filter(|delimiter| *delimiter != usual.delimiter),
+        encoding: encoding.unless_utf8(),
     };
-    Ok(Box::new(Delimited { records, schema, dialect }))
+    Ok(Box::new(Delimited { records, schema: schema_of(names?), dialect }))
 }
 
-impl Decode for Delimited {
+impl Decoder for Delimited {
     fn schema(&self) -> SchemaRef {
         self.schema.clone()
     }
@@ -80,92 +77,88 @@ impl Decode for Delimited {
         self.dialect
     }
 
-    fn batches(mut self: Box<Self>, wanted: Projection, rows: usize) -> Result<Decoded, Failure> {
+    fn batches(mut self: Box<Self>, projection: Projection, rows: usize) -> Result<BatchIter, DecodeError> {
         if self.schema.fields().is_empty() {
             return Ok(Box::new(std::iter::empty()));
         }
-        let schema = Arc::new(self.schema.project(&wanted.columns)?);
-        Ok(Box::new(std::iter::from_fn(move || self.batch(&wanted.columns, &schema, rows).transpose())))
+        let schema = Arc::new(self.schema.project(&projection.columns)?);
+        let mut batch = move || next_batch(&schema, rows, |columns| self.append(&projection.columns, columns));
+        Ok(Box::new(std::iter::from_fn(move || batch().transpose())))
     }
 }
 
 impl Delimited {
-    fn batch(&mut self, indices: &[usize], schema: &SchemaRef, rows: usize) -> Result<Option<RecordBatch>, Failure> {
-        let mut columns: Vec<StringBuilder> = indices.iter().map(|_| StringBuilder::new()).collect();
-        let mut n = 0;
-        while n < rows {
-            let Some(record) = self.records.next()? else { break };
-            check(record, &self.schema)?;
-            for (&index, column) in indices.iter().zip(&mut columns) {
-                column.append_option(Some(cell(record, index)?).filter(|cell| !cell.is_empty()));
-            }
-            n += 1;
+    fn append(&mut self, indices: &[usize], columns: &mut [StringBuilder]) -> Result<bool, DecodeError> {
+        let Some(record) = self.records.next()? else { return Ok(false) };
+        check_length(record, &self.schema)?;
+        for (&index, column) in indices.iter().zip(columns) {
+            column.append_option(Some(cell(record, index)?).filter(|cell| !cell.is_empty()));
         }
-        if n == 0 {
-            return Ok(None);
-        }
-        let columns = columns.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef).collect();
-        let options = RecordBatchOptions::new().with_row_count(Some(n));
-        Ok(Some(RecordBatch::try_new_with_options(schema.clone(), columns, &options)?))
+        Ok(true)
     }
 }
 
-/// Errors if the record has not as many cells as the header.
-fn check(record: Record<'_>, schema: &Schema) -> Result<(), Failure> {
+fn check_length(record: Record<'_>, schema: &Schema) -> Result<(), DecodeError> {
     let expected = schema.fields().len();
     if record.len() == expected {
         return Ok(());
     }
     let names: Vec<&String> = schema.fields().iter().map(|field| field.name()).collect();
     // Commas in the texts of a file with other separators make rows of too many cells.
-    let hint = separators(&names);
-    Err(record.broken(format!("it has {} cells, expected {expected} as in the header{hint}", record.len())))
+    let remedy = delimiter_remedy(&names);
+    let hint = delimiter_hint(remedy);
+    let problem = format!("it has {} cells, expected {expected} as in the header{hint}", record.len());
+    Err(DecodeError::Line(LineError { line: record.line, problem, remedy }))
 }
 
-fn cell(record: Record<'_>, index: usize) -> Result<&str, Failure> {
+fn cell(record: Record<'_>, index: usize) -> Result<&str, DecodeError> {
     let bytes = record.cell(index);
-    str::from_utf8(bytes).map_err(|error| record.broken(not_utf8(bytes, error)))
+    str::from_utf8(bytes).map_err(|error| not_utf8(record.line, bytes, error))
 }
 
-/// The delimiter by which the header of a csv file and its first row have the same number of cells, if commas make one
-/// cell of the header. Leaves in `seen` what was read.
-fn guess(reader: &mut dyn Read, seen: &mut Vec<u8>, cells: Cells) -> Result<Option<Delimiter>, Failure> {
-    read_lines(reader, seen, 1)?;
-    if counts(seen, cells).0 != Some(1) || fitting(seen, cells).is_none() {
+/// Delimiter by which the header of a csv file and its first row have the same number of cells, if commas make one cell
+/// of the header. Appends the bytes that it reads to `start`.
+fn detect_delimiter(
+    reader: &mut dyn Read,
+    start: &mut Vec<u8>,
+    syntax: CellSyntax,
+) -> Result<Option<Delimiter>, DecodeError> {
+    read_lines(reader, start, 1)?;
+    if cell_counts(start, syntax).0 != Some(1) || fitting_delimiter(start, syntax).is_none() {
         return Ok(None);
     }
-    read_lines(reader, seen, 2)?;
-    Ok(fitting(seen, cells))
+    read_lines(reader, start, 2)?;
+    Ok(fitting_delimiter(start, syntax))
 }
 
-fn fitting(seen: &[u8], cells: Cells) -> Option<Delimiter> {
-    Delimiter::OTHERS.into_iter().find(|&delimiter| match counts(seen, Cells { delimiter, ..cells }) {
+fn fitting_delimiter(start: &[u8], syntax: CellSyntax) -> Option<Delimiter> {
+    Delimiter::OTHERS.into_iter().find(|&delimiter| match cell_counts(start, CellSyntax { delimiter, ..syntax }) {
         (Some(header), row) => header > 1 && row.is_none_or(|row| row == header),
         (None, _) => false,
     })
 }
 
-/// The number of cells in the header and in the first row, as far as their lines are whole.
-fn counts(seen: &[u8], cells: Cells) -> (Option<usize>, Option<usize>) {
-    let whole = seen.iter().rposition(|byte| matches!(byte, b'\n' | b'\r')).map_or(seen.len(), |end| end + 1);
-    let mut records = Records::new(&seen[..whole], cells);
+/// Numbers of cells in the header and in the first row, if their lines are complete.
+fn cell_counts(start: &[u8], syntax: CellSyntax) -> (Option<usize>, Option<usize>) {
+    let complete = start.iter().rposition(|byte| matches!(byte, b'\n' | b'\r')).map_or(start.len(), |end| end + 1);
+    let mut records = Records::new(&start[..complete], syntax);
     let mut count = || records.next().ok().flatten().map(Record::len);
     (count(), count())
 }
 
-/// Reads on until `seen` has so many lines with something in them, unless the file ends or they are long.
-fn read_lines(reader: &mut dyn Read, seen: &mut Vec<u8>, lines: usize) -> Result<(), Failure> {
-    let has_lines = |seen: &[u8]| {
-        let mut ended = seen.split(|byte| matches!(byte, b'\n' | b'\r'));
-        // What stands behind the last line end may go on.
+/// Reads until `start` has this number of non-empty lines, the file ends, or [`PEEK_BYTES`] are read.
+fn read_lines(reader: &mut dyn Read, start: &mut Vec<u8>, lines: usize) -> Result<(), DecodeError> {
+    let has_lines = |start: &[u8]| {
+        let mut ended = start.split(|byte| matches!(byte, b'\n' | b'\r'));
+        // The text after the last line end may continue.
         ended.next_back();
         ended.filter(|line| !line.is_empty()).count() >= lines
     };
     let mut buffer = vec![0; 4096];
-    while !has_lines(seen) && seen.len() < PEEK_BYTES {
+    while !has_lines(start) && start.len() < PEEK_BYTES {
         match reader.read(&mut buffer) {
             Ok(0) => break,
-            Ok(n) => seen.extend_from_slice(&buffer[..n]),
+            Ok(n) => start.extend_from_slice(&buffer[..n]),
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),
         }

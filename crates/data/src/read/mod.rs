@@ -1,4 +1,4 @@
-//! The columns that are wanted of a file, batch by batch as arrow has them; no other is decoded.
+//! Decoders of all formats: selected columns of a file as arrow batches. Other columns are not decoded.
 
 mod arrow;
 mod delimited;
@@ -7,6 +7,7 @@ mod jsonl;
 mod lines;
 mod parquet;
 mod text;
+mod text_batch;
 
 use std::any::Any;
 use std::error::Error;
@@ -21,20 +22,18 @@ use ::arrow::datatypes::SchemaRef;
 use ::arrow::error::ArrowError;
 use ::parquet::errors::ParquetError;
 
-use crate::Format;
 use crate::dialect::{Delimiter, Dialect};
+use crate::{Format, json};
 
 use self::text::LineError;
 
 pub use error::ReadError;
 
-/// No batch has more rows.
 const MAX_ROWS: usize = 8192;
 
-/// Source of bytes.
 pub(crate) enum Source {
     File(File),
-    /// It can be read once, from its beginning to its end.
+    /// Source that can be read only once.
     Stream(Box<dyn Read + Send>),
 }
 
@@ -42,7 +41,7 @@ impl Source {
     pub(crate) fn open(path: &Path) -> Result<Self, ReadError> {
         let failed = |source| ReadError::Open { path: path.to_owned(), source };
         let file = File::open(path).map_err(failed)?;
-        // A pipe can have a name, too.
+        // A named pipe is a stream.
         let kind = file.metadata().map_err(failed)?.file_type();
         match (kind.is_file(), kind.is_dir()) {
             (true, _) => Ok(Self::File(file)),
@@ -59,57 +58,56 @@ impl Source {
     }
 }
 
-/// Options of opening a file.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Open {
+pub(crate) struct OpenOptions {
     pub(crate) dialect: Dialect,
-    pub(crate) keys: Keys,
+    pub(crate) keys: KeyScan,
 }
 
-/// The lines of a jsonl file that say which columns it has.
+/// Lines of a jsonl file that are searched for its keys, which are its columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Keys {
-    /// All of them, for which a file is read twice; of a stream the first ones.
+pub(crate) enum KeyScan {
+    /// All lines of a file, which is read twice; the first lines of a stream.
     All,
-    /// So many, but at least one.
+    /// This number of lines, but at least one.
     First(usize),
 }
 
-/// Parts of a file to decode.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Projection {
-    /// The places of columns, in the file's order.
+    /// Indices of columns, in the order of the file.
     pub(crate) columns: Vec<usize>,
-    /// True if the whole objects of a jsonl file follow as a column of their own.
+    /// True if the complete objects of a jsonl file follow as a column of their own.
     pub(crate) objects: bool,
 }
 
-/// A file whose columns are known, and of which nothing else is decoded yet.
-pub(crate) struct Opened {
+/// Open file whose columns are known and whose rows are not decoded yet.
+pub(crate) struct OpenTable {
     path: Arc<Path>,
     format: Format,
-    decoder: Box<dyn Decode>,
+    decoder: Box<dyn Decoder>,
 }
 
-/// A decoder that stands before the first row.
-trait Decode {
-    /// All columns. Those of csv and tsv files are texts, those of jsonl files texts with the JSON of each value.
+/// Decoder before the first row.
+trait Decoder {
+    /// Schema of all columns. Columns of csv and tsv files are texts, those of jsonl files texts with the JSON of each
+    /// value.
     fn schema(&self) -> SchemaRef;
 
-    /// The conventions of a text file, as far as they are not the usual ones.
+    /// Conventions of a text file that differ from the defaults of its format.
     fn dialect(&self) -> Dialect {
         Dialect::default()
     }
 
-    /// The batches, with what is wanted alone, and of about `rows` rows.
-    fn batches(self: Box<Self>, wanted: Projection, rows: usize) -> Result<Decoded, Failure>;
+    /// Batches of the projected columns, with about `rows` rows each.
+    fn batches(self: Box<Self>, projection: Projection, rows: usize) -> Result<BatchIter, DecodeError>;
 }
 
-type Decoded = Box<dyn Iterator<Item = Result<RecordBatch, Failure>> + Send>;
+type BatchIter = Box<dyn Iterator<Item = Result<RecordBatch, DecodeError>> + Send>;
 
-/// Opens a file, which messages call `path`.
-pub(crate) fn open(source: Source, path: &Path, format: Format, how: Open) -> Result<Opened, ReadError> {
-    let Dialect { delimiter, encoding } = how.dialect;
+/// Opens a file; messages call it `path`.
+pub(crate) fn open(source: Source, path: &Path, format: Format, options: OpenOptions) -> Result<OpenTable, ReadError> {
+    let Dialect { delimiter, encoding } = options.dialect;
     let unused = match format {
         Format::Csv | Format::Tsv => None,
         Format::Jsonl | Format::Lines => delimiter.map(|_| "delimiter"),
@@ -119,30 +117,51 @@ pub(crate) fn open(source: Source, path: &Path, format: Format, how: Open) -> Re
         return Err(ReadError::UnusedOption { path: path.to_owned(), option, format });
     }
     let text = |source: Source| text::open(source.into_read(), encoding);
-    let decoder = guarded(|| match (format, source) {
+    let decoder = catch_panics(|| match (format, source) {
         (Format::Parquet, Source::File(file)) => parquet::open(file),
         (Format::Arrow, Source::File(file)) => arrow::open(file),
-        (Format::Parquet | Format::Arrow, Source::Stream(_)) => Err(Failure::NeedsFile),
+        (Format::Parquet | Format::Arrow, Source::Stream(_)) => Err(DecodeError::NeedsFile),
         (Format::Csv, source) => delimited::open(text(source)?, delimiter, delimited::COMMAS),
         (Format::Tsv, source) => delimited::open(text(source)?, delimiter, delimited::TABS),
-        (Format::Jsonl, source) => jsonl::open(source, encoding, how.keys),
+        (Format::Jsonl, source) => jsonl::open(source, encoding, options.keys),
         (Format::Lines, source) => Ok(lines::open(text(source)?)),
     });
     match decoder {
-        Ok(decoder) => Ok(Opened { path: path.into(), format, decoder }),
-        Err(failure) => Err(failure.of(path, format)),
+        Ok(decoder) => Ok(OpenTable { path: path.into(), format, decoder }),
+        Err(error) => Err(error.into_read_error(path, format)),
     }
 }
 
-/// The names in the header of a csv or tsv file; none if it is not one.
-pub(crate) fn header(line: &str, format: Format, delimiter: Option<Delimiter>) -> Vec<String> {
+impl Format {
+    /// Format of a stream of a table that begins with the line `first`: csv or tsv, if `column` and another name are among
+    /// its cells; jsonl, if it is an object with the member `column`.
+    pub fn detect_table(first: &str, column: &str) -> Option<Self> {
+        let [semicolon, _, bar] = Delimiter::OTHERS;
+        let dialects = [
+            (Format::Csv, Delimiter::COMMA),
+            (Format::Csv, semicolon),
+            (Format::Csv, bar),
+            (Format::Tsv, Delimiter::TAB),
+        ];
+        let is_header = |(format, delimiter): &(Format, Delimiter)| {
+            let names = header(first, *format, *delimiter);
+            names.len() > 1 && names.iter().any(|name| name == column)
+        };
+        let is_object = json::members(first).is_ok_and(|members| members.iter().any(|member| member.name() == column));
+        let by_cells = || dialects.into_iter().find(is_header).map(|(format, _)| format);
+        if is_object { Some(Format::Jsonl) } else { by_cells() }
+    }
+}
+
+/// Names in the header of a csv or tsv file; none if the line is not a header.
+fn header(line: &str, format: Format, delimiter: Delimiter) -> Vec<String> {
     let source = Source::Stream(Box::new(io::Cursor::new(line.to_owned())));
-    let how = Open { dialect: Dialect { delimiter, encoding: None }, keys: Keys::First(1) };
-    let opened = open(source, Path::new(""), format, how);
+    let dialect = Dialect { delimiter: Some(delimiter), encoding: None };
+    let opened = open(source, Path::new(""), format, OpenOptions { dialect, keys: KeyScan::First(1) });
     opened.map_or_else(|_| Vec::new(), |opened| opened.names())
 }
 
-impl Opened {
+impl OpenTable {
     fn names(&self) -> Vec<String> {
         self.schema().fields().iter().map(|field| field.name().clone()).collect()
     }
@@ -151,17 +170,16 @@ impl Opened {
         self.decoder.schema()
     }
 
-    /// The conventions of a text file, as far as they are not the usual ones.
     pub(crate) fn dialect(&self) -> Dialect {
         self.decoder.dialect()
     }
 
-    /// The place of a column, of whose name there may be no other.
+    /// Index of the only column of this name.
     pub(crate) fn find(&self, name: &str) -> Result<usize, ReadError> {
         let columns = self.names();
-        let mut places = (0..columns.len()).filter(|&place| columns[place] == name);
-        match (places.next(), places.next()) {
-            (Some(place), None) => Ok(place),
+        let mut indices = (0..columns.len()).filter(|&index| columns[index] == name);
+        match (indices.next(), indices.next()) {
+            (Some(index), None) => Ok(index),
             (Some(_), Some(_)) => {
                 Err(ReadError::AmbiguousColumn { path: self.path.to_path_buf(), column: name.to_owned() })
             }
@@ -169,121 +187,137 @@ impl Opened {
         }
     }
 
-    /// The columns at the places that are wanted, as batches of at most `rows` rows (and never above 8192).
-    pub(crate) fn batches(self, mut wanted: Projection, rows: usize) -> Result<Batches, ReadError> {
-        wanted.columns.sort_unstable();
-        wanted.columns.dedup();
+    /// Batches of the projected columns, with at most `rows` rows each (and never above 8192).
+    pub(crate) fn batches(self, mut projection: Projection, rows: usize) -> Result<Batches, ReadError> {
+        projection.columns.sort_unstable();
+        projection.columns.dedup();
         let Self { path, format, decoder } = self;
         let rows = rows.clamp(1, MAX_ROWS);
-        match guarded(|| decoder.batches(wanted, rows)) {
-            Ok(decoded) => Ok(Batches { path, format, rows, decoded: Some(decoded), rest: None, given: 0 }),
-            Err(failure) => Err(failure.of(&path, format)),
+        match catch_panics(|| decoder.batches(projection, rows)) {
+            Ok(decoded) => Ok(Batches { path, format, rows, decoded: Some(decoded), remainder: None, n_read: 0 }),
+            Err(error) => Err(error.into_read_error(&path, format)),
         }
     }
 }
 
-/// The batches of a file; after an error there is none.
+/// Batches of a file; iteration ends after an error.
 pub(crate) struct Batches {
     path: Arc<Path>,
     format: Format,
     rows: usize,
-    decoded: Option<Decoded>,
-    /// What is left of a batch that is larger in the file.
-    rest: Option<RecordBatch>,
-    /// The rows so far.
-    given: usize,
+    decoded: Option<BatchIter>,
+    /// Rows of a larger batch of the file that are not returned yet.
+    remainder: Option<RecordBatch>,
+    n_read: usize,
 }
 
 impl Iterator for Batches {
     type Item = Result<RecordBatch, ReadError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let whole = match self.rest.take() {
-            Some(rest) => rest,
+        let batch = match self.remainder.take() {
+            Some(remainder) => remainder,
             None => match self.decode() {
                 Ok(batch) => batch?,
-                Err(failure) => {
+                Err(error) => {
                     self.decoded = None;
-                    return Some(Err(failure.after(self.given).of(&self.path, self.format)));
+                    return Some(Err(error.after_row(self.n_read).into_read_error(&self.path, self.format)));
                 }
             },
         };
-        let rows = whole.num_rows().min(self.rows);
-        self.rest = (rows < whole.num_rows()).then(|| whole.slice(rows, whole.num_rows() - rows));
-        self.given += rows;
-        Some(Ok(whole.slice(0, rows)))
+        let rows = batch.num_rows().min(self.rows);
+        self.remainder = (rows < batch.num_rows()).then(|| batch.slice(rows, batch.num_rows() - rows));
+        self.n_read += rows;
+        Some(Ok(batch.slice(0, rows)))
     }
 }
 
 impl Batches {
-    /// The next batch that has a row.
-    fn decode(&mut self) -> Result<Option<RecordBatch>, Failure> {
+    fn decode(&mut self) -> Result<Option<RecordBatch>, DecodeError> {
         let Some(decoded) = &mut self.decoded else { return Ok(None) };
-        guarded(|| decoded.find(|batch| !matches!(batch, Ok(batch) if batch.num_rows() == 0)).transpose())
+        catch_panics(|| decoded.find(|batch| !matches!(batch, Ok(batch) if batch.num_rows() == 0)).transpose())
     }
 }
 
-/// The decoders slice by numbers that stand in the file, and a damaged one can make them panic.
-fn guarded<T>(decode: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
-    catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|panic| Err(Failure::Broken(text(&*panic).into())))
+/// Turns a panic of a decoder into an error: damaged files contain offsets that are out of range.
+fn catch_panics<T>(decode: impl FnOnce() -> Result<T, DecodeError>) -> Result<T, DecodeError> {
+    catch_unwind(AssertUnwindSafe(decode))
+        .unwrap_or_else(|panic| Err(DecodeError::Broken(panic_message(&*panic).into())))
 }
 
-fn text(panic: &(dyn Any + Send)) -> String {
+fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("the decoder panicked").to_owned()
 }
 
-/// What a decoder fails with; the path is added above.
 #[derive(Debug)]
-enum Failure {
+enum DecodeError {
     Line(LineError),
     Broken(Box<dyn Error + Send + Sync>),
     NeedsFile,
 }
 
-/// Damage behind rows that were read, in a file without lines.
+/// Damage after the rows that were read, in a file without lines.
 #[derive(Debug, thiserror::Error)]
-#[error("decode what follows row {row}")]
-struct Later {
+#[error("decode the data after row {row}")]
+struct DamageAfterRow {
     row: usize,
     source: Box<dyn Error + Send + Sync>,
 }
 
-impl Failure {
-    fn after(self, row: usize) -> Self {
+impl DecodeError {
+    fn after_row(self, row: usize) -> Self {
         match self {
-            Failure::Broken(source) if row > 0 => Failure::Broken(Box::new(Later { row, source })),
+            DecodeError::Broken(source) if row > 0 => DecodeError::Broken(Box::new(DamageAfterRow { row, source })),
             other => other,
         }
     }
 
-    fn of(self, path: &Path, format: Format) -> ReadError {
+    fn into_read_error(self, path: &Path, format: Format) -> ReadError {
         let path = path.to_owned();
         match self {
-            Failure::Line(source) => ReadError::Corrupt { path, format, source: source.into() },
-            Failure::Broken(source) => ReadError::Corrupt { path, format, source },
-            Failure::NeedsFile => ReadError::NeedsFile { path, format },
+            DecodeError::Line(source) => ReadError::Corrupt { path, format, source: source.into() },
+            DecodeError::Broken(source) => ReadError::Corrupt { path, format, source },
+            DecodeError::NeedsFile => ReadError::NeedsFile { path, format },
         }
     }
 }
 
-impl From<ArrowError> for Failure {
+impl From<ArrowError> for DecodeError {
     fn from(error: ArrowError) -> Self {
         Self::Broken(error.into())
     }
 }
 
-impl From<ParquetError> for Failure {
+impl From<ParquetError> for DecodeError {
     fn from(error: ParquetError) -> Self {
         Self::Broken(error.into())
     }
 }
 
-impl From<io::Error> for Failure {
+impl From<io::Error> for DecodeError {
     fn from(error: io::Error) -> Self {
         match error.downcast::<LineError>() {
             Ok(error) => Self::Line(error),
             Err(error) => Self::Broken(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_is_distinguished_from_text() {
+        let check = |line: &str, expected| assert_eq!(Format::detect_table(line, "review"), expected, "{line}");
+        check("id,\"review\",sentiment\n", Some(Format::Csv));
+        check("\u{feff}review,id\r\n", Some(Format::Csv));
+        check("id\treview", Some(Format::Tsv));
+        check("id;review", Some(Format::Csv));
+        check("{\"id\": 1, \"review\": \"good\"}\n", Some(Format::Jsonl));
+        for text in ["review", "a review, and a long one", "id,text", "", "\"review, id", "{\"text\": 1}", "{review}"] {
+            check(text, None);
         }
     }
 }

@@ -1,31 +1,31 @@
-//! From the bytes of a text file to UTF-8, and to lines with their numbers.
+//! Decoding of text files to UTF-8, and to numbered lines.
 
-use std::io::{self, BufRead, Cursor, Read};
+use std::io::{self, BufRead, BufReader, Cursor, Read};
 
 use encoding_rs::{Decoder, DecoderResult};
 
-use super::Failure;
+use super::DecodeError;
+use crate::Remedy;
 use crate::dialect::Encoding;
 
-/// Bytes that tell encodings and foreign formats apart.
+/// Number of bytes that tell encodings and foreign formats apart.
 const START: usize = 32;
-/// Bytes that are decoded at a time.
 const BUFFER: usize = 8192;
 
-/// The text of a file, without a byte order mark. If its encoding is UTF-8, the bytes are not checked yet.
+/// Text of a file, without a byte order mark. UTF-8 is not validated yet.
 pub(super) struct Text {
     pub(super) reader: Box<dyn Read + Send>,
     pub(super) encoding: Encoding,
 }
 
-/// Errors if the file is clearly no text.
-pub(super) fn open(mut reader: Box<dyn Read + Send>, given: Option<Encoding>) -> Result<Text, Failure> {
+/// Error if the first bytes are those of a binary file.
+pub(super) fn open(mut reader: Box<dyn Read + Send>, encoding: Option<Encoding>) -> Result<Text, DecodeError> {
     let start = start(&mut *reader)?;
-    if let Some(problem) = not_text(&start) {
-        return Err(Failure::Broken(problem.into()));
+    if let Some(problem) = binary_problem(&start) {
+        return Err(DecodeError::Broken(problem.into()));
     }
-    let (encoding, mark) =
-        Encoding::by_mark(&start).unwrap_or_else(|| (given.or_else(|| by_zeros(&start)).unwrap_or(Encoding::UTF_8), 0));
+    let (encoding, mark) = Encoding::from_bom(&start)
+        .unwrap_or_else(|| (encoding.or_else(|| utf16_by_zeros(&start)).unwrap_or(Encoding::UTF_8), 0));
     let bytes = Cursor::new(start[mark..].to_vec()).chain(reader);
     let is_utf8 = encoding == Encoding::UTF_8;
     let reader: Box<dyn Read + Send> =
@@ -33,7 +33,7 @@ pub(super) fn open(mut reader: Box<dyn Read + Send>, given: Option<Encoding>) ->
     Ok(Text { reader, encoding })
 }
 
-/// The first bytes; fewer of a terminal, on which someone types a short line.
+/// Reads the first bytes; fewer of ASCII text, so that a short line typed on a terminal is not waited for.
 fn start(reader: &mut dyn Read) -> io::Result<Vec<u8>> {
     let mut start = Vec::new();
     let mut buffer = [0; START];
@@ -50,8 +50,7 @@ fn start(reader: &mut dyn Read) -> io::Result<Vec<u8>> {
     Ok(start)
 }
 
-/// The reason why a file is no text, if its first bytes tell one.
-fn not_text(start: &[u8]) -> Option<&'static str> {
+fn binary_problem(start: &[u8]) -> Option<&'static str> {
     const KNOWN: [(&[u8], &str); 11] = [
         (b"\x1f\x8b", "it is compressed by gzip; decompress it"),
         (b"\x28\xb5\x2f\xfd", "it is compressed by zstd; decompress it"),
@@ -68,8 +67,8 @@ fn not_text(start: &[u8]) -> Option<&'static str> {
     KNOWN.into_iter().find(|(mark, _)| start.starts_with(mark)).map(|(_, problem)| problem)
 }
 
-/// UTF-16 without a mark: the file begins with two characters of ASCII.
-fn by_zeros(start: &[u8]) -> Option<Encoding> {
+/// UTF-16 without a byte order mark, if the file begins with two ASCII characters.
+fn utf16_by_zeros(start: &[u8]) -> Option<Encoding> {
     match *start {
         [first, 0, second, 0, ..] if first != 0 && second != 0 => Some(Encoding::UTF_16LE),
         [0, first, 0, second, ..] if first != 0 && second != 0 => Some(Encoding::UTF_16BE),
@@ -77,23 +76,19 @@ fn by_zeros(start: &[u8]) -> Option<Encoding> {
     }
 }
 
-/// A problem of one line.
 #[derive(Debug, thiserror::Error)]
 #[error("line {line}: {problem}")]
 pub(super) struct LineError {
     pub(super) line: usize,
     pub(super) problem: String,
+    pub(super) remedy: Option<Remedy>,
 }
 
-/// Text of another encoding as UTF-8.
+/// Reader that converts text of another encoding to UTF-8.
 struct Transcoder<R> {
-    reader: R,
+    reader: BufReader<R>,
     encoding: Encoding,
     decoder: Decoder,
-    /// Bytes of the file; those from `next` to `filled` are not decoded yet.
-    input: Vec<u8>,
-    next: usize,
-    filled: usize,
     output: Cursor<Vec<u8>>,
     lines: LineCount,
     ended: bool,
@@ -101,38 +96,27 @@ struct Transcoder<R> {
 
 impl<R: Read> Transcoder<R> {
     fn new(reader: R, encoding: Encoding) -> Self {
-        Self {
-            reader,
-            encoding,
-            decoder: encoding.decoder(),
-            input: vec![0; BUFFER],
-            next: 0,
-            filled: 0,
-            output: Cursor::default(),
-            lines: LineCount::default(),
-            ended: false,
-        }
+        let reader = BufReader::with_capacity(BUFFER, reader);
+        let (output, lines) = (Cursor::default(), LineCount::default());
+        Self { reader, encoding, decoder: encoding.decoder(), output, lines, ended: false }
     }
 
-    /// Decodes what is there, or what the reader gives next.
     fn decode(&mut self) -> io::Result<()> {
-        if self.next == self.filled {
-            (self.next, self.filled) = (0, self.reader.read(&mut self.input)?);
-        }
-        let last = self.filled == 0;
+        let input = self.reader.fill_buf()?;
+        let is_last = input.is_empty();
         let mut output = vec![0; BUFFER];
-        let input = &self.input[self.next..self.filled];
-        let (result, read, written) = self.decoder.decode_to_utf8_without_replacement(input, &mut output, last);
+        let (result, read, written) = self.decoder.decode_to_utf8_without_replacement(input, &mut output, is_last);
+        self.reader.consume(read);
         output.truncate(written);
-        self.lines.pass(&output);
-        self.next += read;
+        self.lines.advance(&output);
         self.output = Cursor::new(output);
         match result {
-            DecoderResult::InputEmpty => self.ended = last,
+            DecoderResult::InputEmpty => self.ended = is_last,
             DecoderResult::OutputFull => {}
             DecoderResult::Malformed(..) => {
-                let problem = format!("the bytes there are not valid {}; set another `encoding`", self.encoding);
-                return Err(io::Error::other(LineError { line: self.lines.line(), problem }));
+                let problem = format!("the bytes there are not valid {}", self.encoding);
+                let remedy = Some(Remedy::Encoding);
+                return Err(io::Error::other(LineError { line: self.lines.line(), problem, remedy }));
             }
         }
         Ok(())
@@ -151,7 +135,7 @@ impl<R: Read> Read for Transcoder<R> {
     }
 }
 
-/// Counts lines, which end with a line feed, a carriage return, or both.
+/// Counter of lines, which end with a line feed, a carriage return, or both.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct LineCount {
     ended: usize,
@@ -159,8 +143,7 @@ pub(super) struct LineCount {
 }
 
 impl LineCount {
-    /// Goes past these bytes.
-    pub(super) fn pass(&mut self, bytes: &[u8]) {
+    pub(super) fn advance(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             let is_end = byte == b'\r' || (byte == b'\n' && !self.after_return);
             self.ended += usize::from(is_end);
@@ -168,7 +151,7 @@ impl LineCount {
         }
     }
 
-    /// The number of the line of the next byte, from 1.
+    /// Number of the line of the next byte, from 1.
     pub(super) fn line(self) -> usize {
         self.ended + 1
     }
@@ -177,7 +160,7 @@ impl LineCount {
 /// Lines of a text, one at a time. A line ends with a line feed, a carriage return, or both, as in Python.
 pub(super) struct Lines<R> {
     reader: R,
-    /// The number of the last line, from 1.
+    /// Number of the last line, from 1.
     pub(super) number: usize,
     after_return: bool,
     ended: bool,
@@ -189,8 +172,7 @@ impl<R: BufRead> Lines<R> {
         Self { reader, number: 0, after_return: false, ended: false, bytes: Vec::new() }
     }
 
-    /// The next line without its end.
-    pub(super) fn next(&mut self) -> Result<Option<&str>, Failure> {
+    pub(super) fn next(&mut self) -> Result<Option<&str>, DecodeError> {
         self.bytes.clear();
         self.ended = !self.fill()? && self.bytes.is_empty();
         if self.ended {
@@ -198,15 +180,14 @@ impl<R: BufRead> Lines<R> {
         }
         self.number += 1;
         let line = str::from_utf8(&self.bytes);
-        Ok(Some(line.map_err(|error| self.broken(not_utf8(&self.bytes, error)))?))
+        Ok(Some(line.map_err(|error| not_utf8(self.number, &self.bytes, error))?))
     }
 
-    /// The line that was read last, if there was one.
     pub(super) fn last(&self) -> Option<&str> {
         str::from_utf8(&self.bytes).ok().filter(|_| !self.ended)
     }
 
-    /// Reads up to the end of a line, or of the text; returns whether the line has an end.
+    /// Reads up to the end of a line or of the text. Returns true if the line has an end.
     fn fill(&mut self) -> io::Result<bool> {
         loop {
             let buffer = match self.reader.fill_buf() {
@@ -236,31 +217,26 @@ impl<R: BufRead> Lines<R> {
         }
     }
 
-    /// A problem of the last line.
-    pub(super) fn broken(&self, problem: impl Into<String>) -> Failure {
+    pub(super) fn broken(&self, problem: impl Into<String>) -> DecodeError {
         broken(self.number, problem)
     }
 }
 
-/// A problem of this line.
-pub(super) fn broken(line: usize, problem: impl Into<String>) -> Failure {
-    Failure::Line(LineError { line, problem: problem.into() })
+pub(super) fn broken(line: usize, problem: impl Into<String>) -> DecodeError {
+    DecodeError::Line(LineError { line, problem: problem.into(), remedy: None })
 }
 
-/// Names the first byte that is not valid UTF-8, and a remedy.
-pub(super) fn not_utf8(bytes: &[u8], error: std::str::Utf8Error) -> String {
+pub(super) fn not_utf8(line: usize, bytes: &[u8], error: std::str::Utf8Error) -> DecodeError {
     let byte = bytes.get(error.valid_up_to()).copied().unwrap_or_default();
-    format!(
-        "the byte 0x{byte:02x} is not valid UTF-8; set `encoding` to that of the file, which may be windows-1252 \
-         (latin-1)"
-    )
+    let problem = format!("the byte 0x{byte:02x} is not valid UTF-8; the file may be in windows-1252 (latin-1)");
+    DecodeError::Line(LineError { line, problem, remedy: Some(Remedy::Encoding) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn decoded(bytes: &[u8], given: Option<&str>) -> Result<String, Failure> {
+    fn decoded(bytes: &[u8], given: Option<&str>) -> Result<String, DecodeError> {
         let given = given.map(|label| label.parse().expect(label));
         let mut text = open(Box::new(Cursor::new(bytes.to_vec())), given)?;
         let mut decoded = String::new();
@@ -273,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn encodings_are_told_by_marks_or_given() {
+    fn encoding_is_detected_or_given() {
         let text = "text,label\nété 🎬,1\n";
         let check = |bytes: &[u8], given| assert_eq!(decoded(bytes, given).expect("text"), text, "{given:?}");
         check(text.as_bytes(), None);
@@ -290,12 +266,12 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_another_encoding_are_told_with_their_line() {
+    fn invalid_bytes_are_reported_with_their_line() {
         let error = decoded(b"fine\r\nfine\rb\x81\xff\n", Some("shift_jis")).expect_err("no shift_jis");
-        assert!(matches!(error, Failure::Line(LineError { line: 3, .. })), "{error:?}");
+        assert!(matches!(error, DecodeError::Line(LineError { line: 3, .. })), "{error:?}");
         let cut = [&utf16("a\nb", u16::to_le_bytes)[..], b"\x3d\xd8"].concat();
         let error = decoded(&cut, None).expect_err("half a pair of surrogates");
-        assert!(matches!(error, Failure::Line(LineError { line: 2, .. })), "{error:?}");
+        assert!(matches!(error, DecodeError::Line(LineError { line: 2, .. })), "{error:?}");
     }
 
     #[test]
@@ -303,7 +279,7 @@ mod tests {
         for (bytes, expected) in
             [(&b"\x1f\x8b\x08\0"[..], "gzip"), (b"PAR1\x15\x04", "parquet"), (b"\xff\xfe\0\0", "UTF-32")]
         {
-            let Err(Failure::Broken(error)) = decoded(bytes, None) else { panic!("{expected}") };
+            let Err(DecodeError::Broken(error)) = decoded(bytes, None) else { panic!("{expected}") };
             assert!(error.to_string().contains(expected), "{error}");
         }
     }
@@ -327,10 +303,10 @@ mod tests {
     }
 
     #[test]
-    fn counted_lines_are_those_that_are_read() {
+    fn line_count_matches_lines_read() {
         let mut count = LineCount::default();
         for part in ["a\r", "\nb\r", "c\n", "\n"] {
-            count.pass(part.as_bytes());
+            count.advance(part.as_bytes());
         }
         assert_eq!(count.line(), 5);
     }

@@ -6,81 +6,79 @@ use arrow::array::{Array, ArrayRef, RecordBatch, StringArray, UInt32Array};
 use arrow::compute::take_record_batch;
 use arrow::datatypes::{Schema, SchemaRef};
 
-use super::{BadRow, Carry, CellProblem, Chosen, Form, Layout, OnBadRow, RowSpec, Rows, choose};
-use crate::read::{Batches, Keys, Open, Opened, Projection, Source, open};
-use crate::{Format, Place, RawLabel, ReadError, columns};
+use super::{
+    BadRow, BadRowPolicy, CellProblem, Form, Passthrough, RowSchema, RowSpec, Rows, TextColumnOrigin, text_column,
+};
+use crate::read::{Batches, KeyScan, OpenOptions, OpenTable, Projection, Source, open};
+use crate::{Format, RawLabel, ReadError, RowLocation, columns};
 
-/// The rows of a file or stream, in chunks. No more than one chunk is held, or one batch of an arrow file, whose
-/// batches are as large as its writer made them.
+/// Rows of a file or stream, in chunks. Memory holds at most one chunk, or one batch of an arrow file, whose size its
+/// writer decided.
 ///
-/// An iterator; after an error it ends.
+/// Iteration ends after an error.
 pub struct RowStream {
     path: Arc<Path>,
     format: Format,
-    on_bad_row: OnBadRow,
+    bad_rows: BadRowPolicy,
     columns: Option<Columns>,
     batches: Batches,
-    /// A batch that was read to choose the column of texts.
+    /// Batch that was read to choose the text column.
     first: Option<RecordBatch>,
-    /// An error that comes after the rows before it.
-    waiting: Option<ReadError>,
+    /// Error to return after the rows before it.
+    pending_error: Option<ReadError>,
     ended: bool,
     read: usize,
     skipped: usize,
 }
 
-/// A column and its place in the batches.
 struct Column {
     name: String,
     index: usize,
 }
 
-/// The columns that are used.
 struct Columns {
     text: Column,
-    chosen: Chosen,
+    origin: TextColumnOrigin,
     pair: Option<Column>,
     label: Option<Column>,
     filter: Vec<(Column, String)>,
-    /// The places of what is carried in the batches.
-    carried: Vec<usize>,
-    carried_schema: SchemaRef,
+    passthrough: Vec<usize>,
+    passthrough_schema: SchemaRef,
     form: Form,
 }
 
 impl RowStream {
-    /// The rows of a file.
+    /// Opens a file.
     ///
     /// # Errors
-    /// [`ReadError`] if it cannot be opened, or has not the columns that are asked for.
+    /// [`ReadError`] if it cannot be opened, or lacks one of the columns.
     pub fn open(path: &Path, spec: &RowSpec) -> Result<Self, ReadError> {
-        let by_ending = || if has_ending(path, "txt") { Some(Format::Lines) } else { Format::of(path) };
-        let format = spec.format.or_else(by_ending);
-        let format = format.ok_or_else(|| ReadError::unknown_format(path))?;
+        let is_lines = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("txt"));
+        let format = ReadError::require_format(spec.format.or(is_lines.then_some(Format::Lines)), path)?;
         let opened = |keys| Self::new(Source::open(path)?, path, format, spec, keys);
-        match opened(keys(spec)) {
-            // The first lines of a jsonl file need not have all keys.
-            Err(ReadError::MissingColumn { .. }) if format == Format::Jsonl && path.is_file() => opened(Keys::All),
+        match opened(key_scan(spec)) {
+            // The first lines of a jsonl file may lack keys.
+            Err(ReadError::MissingColumn { .. }) if format == Format::Jsonl && path.is_file() => opened(KeyScan::All),
             opened => opened,
         }
     }
 
-    /// The rows of a stream, such as standard input, which messages call `name`. Its format is csv, tsv, jsonl or
-    /// lines; `spec.format` is not used.
+    /// Reads a stream, such as standard input, which messages call `name`. The format is csv, tsv, jsonl or lines;
+    /// `spec.format` is not used.
     ///
     /// # Errors
-    /// [`ReadError`] if it has not the columns that are asked for, or the format is one of files.
+    /// [`ReadError`] if the stream lacks one of the columns, or the format requires a file.
     pub fn from_reader(
         reader: impl Read + Send + 'static,
         name: &str,
         format: Format,
         spec: &RowSpec,
     ) -> Result<Self, ReadError> {
-        Self::new(Source::Stream(Box::new(reader)), Path::new(name), format, spec, keys(spec))
+        Self::new(Source::Stream(Box::new(reader)), Path::new(name), format, spec, key_scan(spec))
     }
 
-    fn new(source: Source, path: &Path, format: Format, spec: &RowSpec, keys: Keys) -> Result<Self, ReadError> {
-        let opened = open(source, path, format, Open { dialect: spec.dialect, keys })?;
+    fn new(source: Source, path: &Path, format: Format, spec: &RowSpec, keys: KeyScan) -> Result<Self, ReadError> {
+        let opened = open(source, path, format, OpenOptions { dialect: spec.dialect, keys })?;
         let schema = opened.schema();
         let (columns, batches, first) = if schema.fields().is_empty() {
             (None, opened.batches(Projection::default(), spec.chunk_rows)?, None)
@@ -91,45 +89,45 @@ impl RowStream {
         Ok(Self {
             path: path.into(),
             format,
-            on_bad_row: spec.on_bad_row,
+            bad_rows: spec.bad_rows,
             columns,
             batches,
             first,
-            waiting: None,
+            pending_error: None,
             ended: false,
             read: 0,
             skipped: 0,
         })
     }
 
-    /// The column of texts and how it was found. `None` if there is no column at all, and so no row.
-    pub fn text_column(&self) -> Option<(&str, Chosen)> {
-        self.columns.as_ref().map(|columns| (columns.text.name.as_str(), columns.chosen))
+    /// Text column and the origin of its choice. `None` if there are no columns, and therefore no rows.
+    pub fn text_column(&self) -> Option<(&str, TextColumnOrigin)> {
+        self.columns.as_ref().map(|columns| (columns.text.name.as_str(), columns.origin))
     }
 
-    /// The columns that its rows have, for a writer.
-    pub fn layout(&self) -> Layout {
+    /// Columns of the rows, for a writer.
+    pub fn row_schema(&self) -> RowSchema {
         let columns = self.columns.as_ref();
-        Layout {
+        RowSchema {
             label: columns.is_some_and(|columns| columns.label.is_some()),
-            carried: columns.map_or_else(|| Arc::new(Schema::empty()), |c| c.carried_schema.clone()),
+            passthrough: columns.map_or_else(|| Arc::new(Schema::empty()), |c| c.passthrough_schema.clone()),
             form: columns.map_or(Form::Arrow, |columns| columns.form),
         }
     }
 
-    /// The rows that were read so far, with those that a filter or a problem kept out.
+    /// Number of rows read so far, including filtered and skipped rows.
     pub fn read(&self) -> usize {
         self.read
     }
 
-    /// The rows that were skipped so far.
+    /// Number of rows skipped so far.
     pub fn skipped(&self) -> usize {
         self.skipped
     }
 
-    /// The error of a stream that has ended without a row: whether it was empty, or had columns.
-    pub fn no_rows(&self) -> ReadError {
-        // Lines have a column whether there are any or not.
+    /// Error for a stream that ended without rows, with or without columns.
+    pub fn no_rows_error(&self) -> ReadError {
+        // A lines file without lines has a column, too.
         ReadError::no_rows(&self.path, self.columns.is_some() && self.format != Format::Lines)
     }
 
@@ -138,30 +136,30 @@ impl RowStream {
     }
 
     fn rows(&mut self, batch: &RecordBatch) -> Result<Rows, ReadError> {
-        let Some(columns) = &self.columns else { return Err(self.no_rows()) };
-        let cells = Cells { path: &self.path, format: self.format, before: self.read, batch };
+        let Some(columns) = &self.columns else { return Err(self.no_rows_error()) };
+        let cells = BatchCells { path: &self.path, format: self.format, n_before: self.read, batch };
         let texts = cells.texts(&columns.text)?;
         let pairs = columns.pair.as_ref().map(|pair| cells.texts(pair)).transpose()?;
         let labels = columns.label.as_ref().map(|label| cells.labels(label)).transpose()?;
-        let (mut kept, mut skipped) = (Vec::new(), Vec::new());
+        let (mut selected, mut skipped) = (Vec::new(), Vec::new());
         for row in cells.filtered(&columns.filter)? {
             let pair = || cells.problem(columns.pair.as_ref()?, pairs.as_ref()?, row);
             match cells.problem(&columns.text, &texts, row).or_else(pair) {
-                None => kept.push(row),
-                Some(bad) if self.on_bad_row == OnBadRow::Skip => skipped.push(bad),
+                None => selected.push(row),
+                Some(bad) if self.bad_rows == BadRowPolicy::Skip => skipped.push(bad),
                 Some(bad) => {
-                    self.waiting = Some(bad.into());
+                    self.pending_error = Some(ReadError::BadRow(bad));
                     break;
                 }
             }
         }
-        let pick = |texts: &StringArray| kept.iter().map(|&row| texts.value(row).to_owned()).collect::<Vec<_>>();
+        let pick = |texts: &StringArray| selected.iter().map(|&row| texts.value(row).to_owned()).collect::<Vec<_>>();
         let rows = Rows {
             texts: pick(&texts),
             pairs: pairs.as_ref().map(pick),
-            labels: labels.map(|labels| kept.iter().map(|&row| labels[row].clone()).collect()),
-            numbers: kept.iter().map(|row| self.read + row + 1).collect(),
-            carried: cells.carried(&columns.carried, &kept)?,
+            labels: labels.map(|labels| selected.iter().map(|&row| labels[row].clone()).collect()),
+            numbers: selected.iter().map(|row| self.read + row + 1).collect(),
+            passthrough: cells.passthrough(&columns.passthrough, &selected)?,
             skipped,
             path: self.path.clone(),
         };
@@ -176,7 +174,7 @@ impl Iterator for RowStream {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            if let Some(error) = self.waiting.take() {
+            if let Some(error) = self.pending_error.take() {
                 self.ended = true;
                 return Some(Err(error));
             }
@@ -186,7 +184,7 @@ impl Iterator for RowStream {
             let rows = self.batch()?.and_then(|batch| self.rows(&batch));
             self.ended = rows.is_err();
             match rows {
-                // The filter left nothing.
+                // The filter excluded all rows of the batch.
                 Ok(rows) if rows.is_empty() && rows.skipped.is_empty() => {}
                 rows => return Some(rows),
             }
@@ -201,59 +199,59 @@ impl std::fmt::Debug for RowStream {
 }
 
 impl Columns {
-    /// The columns, their batches, and the first of those if it was needed to choose.
+    /// Finds the columns. Returns them with their batches, and with the first batch if the choice needed it.
     fn find(
-        opened: Opened,
+        opened: OpenTable,
         path: &Path,
         format: Format,
         spec: &RowSpec,
     ) -> Result<(Self, Batches, Option<RecordBatch>), ReadError> {
         let schema = opened.schema();
-        let wanted = Wanted::find(&opened, spec)?;
-        let form = match (format, &spec.carry) {
-            (Format::Jsonl, Carry::All) => Form::Objects,
+        let indices = ColumnIndices::find(&opened, spec)?;
+        let form = match (format, &spec.passthrough) {
+            (Format::Jsonl, Passthrough::All) => Form::Objects,
             (Format::Jsonl, _) => Form::Json,
             _ => Form::Arrow,
         };
         let projection = |columns: &[usize]| Projection { columns: columns.to_vec(), objects: form == Form::Objects };
         let named = match &spec.text {
-            Some(name) => Some((opened.find(name)?, Chosen::Named)),
-            None => choose::by_name(&schema, &wanted.others),
+            Some(name) => Some((opened.find(name)?, TextColumnOrigin::Named)),
+            None => text_column::by_name(&schema, &indices.candidates),
         };
-        let (text, chosen, used, batches, first) = match named {
-            Some((text, chosen)) => {
-                let used = wanted.used(text, form);
+        let (text, origin, used, batches, first) = match named {
+            Some((text, origin)) => {
+                let used = indices.used(text, form);
                 let batches = opened.batches(projection(&used), spec.chunk_rows)?;
-                (text, chosen, used, batches, None)
+                (text, origin, used, batches, None)
             }
             None => {
                 let all: Vec<usize> = (0..schema.fields().len()).collect();
                 let mut batches = opened.batches(projection(&all), spec.chunk_rows)?;
                 let first = batches.next().transpose()?;
-                let text = choose::by_content(&schema, &wanted.others, first.as_ref(), format == Format::Jsonl, path)?;
-                (text, Chosen::Only, all, batches, first)
+                let text = text_column::by_content(&schema, &indices.candidates, first.as_ref(), format, path)?;
+                (text, TextColumnOrigin::OnlyCandidate, all, batches, first)
             }
         };
         let name = schema.field(text).name();
         if schema.fields().iter().filter(|field| field.name() == name).nth(1).is_some() {
             return Err(ReadError::AmbiguousColumn { path: path.to_owned(), column: name.clone() });
         }
-        // Where a column of the file is in the batches.
-        let place = |index: usize| used.partition_point(|&used| used < index);
-        let column = |index: usize| Column { name: schema.field(index).name().clone(), index: place(index) };
+        // Position of a column of the file in the batches.
+        let position = |index: usize| used.partition_point(|&used| used < index);
+        let column = |index: usize| Column { name: schema.field(index).name().clone(), index: position(index) };
         let columns = Self {
             text: column(text),
-            chosen,
-            pair: wanted.pair.map(column),
-            label: wanted.label.map(column),
-            filter: wanted.filter.iter().map(|&index| column(index)).zip(spec.filter.values().cloned()).collect(),
-            carried_schema: Arc::new(
-                schema.project(&wanted.carried).map_err(|error| ReadError::broken(path, format, error))?,
+            origin,
+            pair: indices.pair.map(column),
+            label: indices.label.map(column),
+            filter: indices.filter.iter().map(|&index| column(index)).zip(spec.filter.values().cloned()).collect(),
+            passthrough_schema: Arc::new(
+                schema.project(&indices.passthrough).map_err(|error| ReadError::corrupt(path, format, error))?,
             ),
-            carried: match form {
-                // Behind the columns.
+            passthrough: match form {
+                // The objects follow the columns.
                 Form::Objects => vec![used.len()],
-                Form::Arrow | Form::Json => wanted.carried.into_iter().map(place).collect(),
+                Form::Arrow | Form::Json => indices.passthrough.into_iter().map(position).collect(),
             },
             form,
         };
@@ -261,42 +259,41 @@ impl Columns {
     }
 }
 
-/// Places of columns in a file, but for that of the texts.
-struct Wanted {
+/// Indices in a file of all columns but the text column.
+struct ColumnIndices {
     pair: Option<usize>,
     label: Option<usize>,
     filter: Vec<usize>,
-    /// All but second texts and labels.
-    others: Vec<usize>,
-    carried: Vec<usize>,
+    /// Candidates for the text column: all but second texts and labels.
+    candidates: Vec<usize>,
+    passthrough: Vec<usize>,
 }
 
-impl Wanted {
-    fn find(opened: &Opened, spec: &RowSpec) -> Result<Self, ReadError> {
+impl ColumnIndices {
+    fn find(opened: &OpenTable, spec: &RowSpec) -> Result<Self, ReadError> {
         let find = |name: &String| opened.find(name);
         let pair = spec.text_pair.as_ref().map(find).transpose()?;
         let label = spec.label.as_ref().map(find).transpose()?;
         let all = 0..opened.schema().fields().len();
-        let carried = match &spec.carry {
-            Carry::Nothing => Vec::new(),
-            Carry::Columns(names) => names.iter().map(find).collect::<Result<_, _>>()?,
-            Carry::All => all.clone().collect(),
+        let passthrough = match &spec.passthrough {
+            Passthrough::None => Vec::new(),
+            Passthrough::Columns(names) => names.iter().map(find).collect::<Result<_, _>>()?,
+            Passthrough::All => all.clone().collect(),
         };
         Ok(Self {
             pair,
             label,
             filter: spec.filter.keys().map(find).collect::<Result<_, _>>()?,
-            others: all.filter(|index| ![pair, label].contains(&Some(*index))).collect(),
-            carried,
+            candidates: all.filter(|index| ![pair, label].contains(&Some(*index))).collect(),
+            passthrough,
         })
     }
 
-    /// All columns that are decoded, in the file's order.
     fn used(&self, text: usize, form: Form) -> Vec<usize> {
         let mut used: Vec<usize> = [Some(text), self.pair, self.label].into_iter().flatten().collect();
         used.extend(&self.filter);
         if form != Form::Objects {
-            used.extend(&self.carried);
+            used.extend(&self.passthrough);
         }
         used.sort_unstable();
         used.dedup();
@@ -304,32 +301,28 @@ impl Wanted {
     }
 }
 
-/// A batch and what it is of.
-struct Cells<'a> {
+struct BatchCells<'a> {
     path: &'a Path,
     format: Format,
-    /// The rows that came before.
-    before: usize,
+    n_before: usize,
     batch: &'a RecordBatch,
 }
 
-impl Cells<'_> {
+impl BatchCells<'_> {
     fn texts(&self, column: &Column) -> Result<StringArray, ReadError> {
         let cells = self.batch.column(column.index);
-        let texts = if self.is_json() { columns::json_texts(cells) } else { columns::texts(cells) };
-        texts.ok_or_else(|| self.wrong_type(column, cells, "texts"))
+        columns::texts(cells, self.format).ok_or_else(|| self.wrong_type(column, cells, "texts"))
     }
 
     fn labels(&self, column: &Column) -> Result<Vec<Option<RawLabel>>, ReadError> {
         let cells = self.batch.column(column.index);
-        let labels = if self.is_json() { columns::json_labels(cells) } else { columns::labels(cells) };
-        let labels = labels.ok_or_else(|| self.wrong_type(column, cells, "numbers, names or lists of them"))?;
-        // An empty cell is a null to the decoder. It may stand for no label of several.
-        let empty = matches!(self.format, Format::Csv | Format::Tsv).then(|| RawLabel::Name(String::new()));
+        let labels = columns::labels(cells, self.format)
+            .ok_or_else(|| self.wrong_type(column, cells, "numbers, names or lists of them"))?;
+        // The decoder reads an empty cell as null. It may be an empty list of labels.
+        let empty = self.format.is_delimited().then(|| RawLabel::Name(String::new()));
         Ok(labels.into_iter().map(|label| label.or_else(|| empty.clone())).collect())
     }
 
-    /// The rows that a filter leaves.
     fn filtered(&self, filter: &[(Column, String)]) -> Result<Vec<usize>, ReadError> {
         let conditions = filter.iter().map(|(column, value)| Ok((self.texts(column)?, value.as_str())));
         let conditions = conditions.collect::<Result<Vec<_>, ReadError>>()?;
@@ -338,27 +331,26 @@ impl Cells<'_> {
         Ok((0..self.batch.num_rows()).filter(holds).collect())
     }
 
-    /// What is wrong with the text of a row, if anything.
     fn problem(&self, column: &Column, texts: &StringArray, row: usize) -> Option<BadRow> {
         let problem = match texts.is_valid(row) {
             true if texts.value(row).is_empty() => CellProblem::Empty,
             true => return None,
             false if self.is_json() && self.batch.column(column.index).is_valid(row) => CellProblem::NotText,
-            // An empty cell is a null to the decoder.
-            false if matches!(self.format, Format::Csv | Format::Tsv) => CellProblem::Empty,
+            // The decoder reads an empty cell as null.
+            false if self.format.is_delimited() => CellProblem::Empty,
             false => CellProblem::Null,
         };
-        let place = Place { path: self.path.to_owned(), row: self.before + row + 1 };
-        Some(BadRow { place, column: column.name.clone(), problem })
+        let location = RowLocation { path: self.path.to_owned(), row: self.n_before + row + 1 };
+        Some(BadRow { location, column: column.name.clone(), problem })
     }
 
-    fn carried(&self, columns: &[usize], rows: &[usize]) -> Result<RecordBatch, ReadError> {
+    fn passthrough(&self, columns: &[usize], rows: &[usize]) -> Result<RecordBatch, ReadError> {
         if columns.is_empty() {
             return Ok(RecordBatch::new_empty(Arc::new(Schema::empty())));
         }
         let rows: UInt32Array = rows.iter().map(|&row| row as u32).collect();
-        let carried = self.batch.project(columns).and_then(|batch| take_record_batch(&batch, &rows));
-        carried.map_err(|error| ReadError::broken(self.path, self.format, error))
+        let passthrough = self.batch.project(columns).and_then(|batch| take_record_batch(&batch, &rows));
+        passthrough.map_err(|error| ReadError::corrupt(self.path, self.format, error))
     }
 
     fn is_json(&self) -> bool {
@@ -371,15 +363,11 @@ impl Cells<'_> {
     }
 }
 
-/// The lines of a jsonl file that are looked at before any is given: all, if what is carried has to be known. A stream that
-/// waited for more than a chunk would keep someone waiting who types it.
-fn keys(spec: &RowSpec) -> Keys {
-    match spec.carry {
-        Carry::All => Keys::All,
-        Carry::Nothing | Carry::Columns(_) => Keys::First(spec.chunk_rows),
+/// Lines of a jsonl file to search for keys before the first row: all, if all columns are passed through. At most one chunk
+/// otherwise, as someone may type the stream.
+fn key_scan(spec: &RowSpec) -> KeyScan {
+    match spec.passthrough {
+        Passthrough::All => KeyScan::All,
+        Passthrough::None | Passthrough::Columns(_) => KeyScan::First(spec.chunk_rows),
     }
-}
-
-fn has_ending(path: &Path, ending: &str) -> bool {
-    path.extension().is_some_and(|found| found.eq_ignore_ascii_case(ending))
 }

@@ -3,14 +3,14 @@ use std::path::PathBuf;
 use arrow::datatypes::Schema;
 use serde_json::Value;
 
-use super::tags::Split;
+use super::tags::SplitTally;
 use super::tally::Tally;
-use super::{Balance, Choice, ClassCount, ColumnKind, ColumnSurvey, LabelChoice, Survey};
-use crate::labels::JOIN;
+use super::{Balance, ClassCount, ColumnChoice, ColumnKind, ColumnSurvey, LabelChoice, Survey};
+use crate::labels::OUTPUT_SEPARATOR;
 use crate::rows::TEXT_NAMES;
 use crate::{Dialect, Format, LabelKind};
 
-/// What columns of labels are often called, the surest first.
+/// Common names of label columns, the most reliable first.
 const LABEL_NAMES: [&str; 32] = [
     "label",
     "labels",
@@ -46,7 +46,6 @@ const LABEL_NAMES: [&str; 32] = [
     "classes",
 ];
 
-/// What the columns of pairs are often called, first and second.
 const PAIR_NAMES: [(&str, &str); 16] = [
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
@@ -66,12 +65,12 @@ const PAIR_NAMES: [(&str, &str); 16] = [
     ("s1", "s2"),
 ];
 
-/// Whole numbers of more values are rather numbers than classes, unless they count from 0.
+/// Greatest number of distinct integers that are classes, unless they count from 0.
 const MAX_INTEGER_CLASSES: usize = 20;
-/// Texts of more words in the mean are no names of classes.
+/// Mean number of words from which texts are not names of classes.
 const MAX_NAME_WORDS: f64 = 5.0;
 
-/// The columns with what was chosen among them; path, format and whether all rows were read are the caller's to say.
+/// Chooses columns of texts and labels. The caller fills in path, format, dialect and completeness.
 pub(super) fn choose(columns: Vec<ColumnSurvey>, tallies: &[Tally], schema: &Schema, rows: usize) -> Survey {
     let mut texts = texts(&columns, rows);
     let pair = pair(&columns);
@@ -90,14 +89,14 @@ pub(super) fn choose(columns: Vec<ColumnSurvey>, tallies: &[Tally], schema: &Sch
     labels.sort_by_key(|(score, _)| std::cmp::Reverse(*score));
     let mut labels = labels.into_iter().map(|(_, choice)| choice);
     let label = labels.next();
-    let is_label = |choice: &Choice| label.as_ref().is_some_and(|label| label.column == choice.column);
+    let is_label = |choice: &ColumnChoice| label.as_ref().is_some_and(|label| label.column == choice.column);
     let text_alternatives = texts.filter(|choice| !is_label(choice)).collect();
     Survey {
         path: PathBuf::new(),
         format: Format::Csv,
         dialect: Dialect::default(),
         rows,
-        whole: true,
+        is_complete: true,
         text,
         text_alternatives,
         pair,
@@ -107,11 +106,11 @@ pub(super) fn choose(columns: Vec<ColumnSurvey>, tallies: &[Tally], schema: &Sch
     }
 }
 
-/// Columns of texts, the likelier first.
-fn texts(columns: &[ColumnSurvey], rows: usize) -> Vec<Choice> {
+/// Columns of texts, the most likely first.
+fn texts(columns: &[ColumnSurvey], rows: usize) -> Vec<ColumnChoice> {
     let mut found: Vec<&ColumnSurvey> = columns.iter().filter(|column| column.kind == ColumnKind::Text).collect();
-    let rank = |column: &ColumnSurvey| place(&TEXT_NAMES, &column.name);
-    // Words alone are identifiers if each is another, and classes if there are few.
+    let rank = |column: &ColumnSurvey| rank_of(&TEXT_NAMES, &column.name);
+    // Single words are identifiers if they are distinct, and classes if there are few.
     let is_prose = |column: &ColumnSurvey| {
         let unique = column.distinct.n * 10 >= (rows - column.missing - column.empty) * 9;
         let few = column.distinct.n * 10 <= rows;
@@ -119,7 +118,7 @@ fn texts(columns: &[ColumnSurvey], rows: usize) -> Vec<Choice> {
     };
     if found.iter().any(|column| is_prose(column)) {
         found.retain(|column| {
-            is_prose(column) && (place(&LABEL_NAMES, &column.name).is_none() || column.words.mean > 4.0)
+            is_prose(column) && (rank_of(&LABEL_NAMES, &column.name).is_none() || column.words.mean > 4.0)
         });
     }
     let longest = found.iter().map(|column| column.words.mean).fold(0.0, f64::max);
@@ -136,61 +135,61 @@ fn texts(columns: &[ColumnSurvey], rows: usize) -> Vec<Choice> {
             () => format!("it holds texts, with {mean}"),
         }
     };
-    found.iter().map(|column| Choice { column: column.name.clone(), reason: reason(column) }).collect()
+    found.iter().map(|column| ColumnChoice { column: column.name.clone(), reason: reason(column) }).collect()
 }
 
-/// First and second texts, if two columns are named as such.
-fn pair(columns: &[ColumnSurvey]) -> Option<(Choice, Choice)> {
+/// First and second texts, if two columns have names of pairs.
+fn pair(columns: &[ColumnSurvey]) -> Option<(ColumnChoice, ColumnChoice)> {
     let text = |name: &str| {
         columns.iter().find(|column| column.kind == ColumnKind::Text && column.name.eq_ignore_ascii_case(name))
     };
     let (first, second) = PAIR_NAMES.iter().find_map(|(first, second)| Some((text(first)?, text(second)?)))?;
     let reason = format!("`{}` and `{}` are names of pairs of texts", first.name, second.name);
-    let choice = |column: &ColumnSurvey| Choice { column: column.name.clone(), reason: reason.clone() };
+    let choice = |column: &ColumnSurvey| ColumnChoice { column: column.name.clone(), reason: reason.clone() };
     Some((choice(first), choice(second)))
 }
 
-/// The ways to take a column as labels, each with how likely it is.
+/// Interpretations of a column as labels, with their scores.
 fn labels(column: &ColumnSurvey, tally: &Tally, schema: &Schema, rows: usize) -> Vec<(usize, LabelChoice)> {
-    let name = place(&LABEL_NAMES, &column.name);
+    let name = rank_of(&LABEL_NAMES, &column.name);
     let filled = tally.filled();
-    let values = tally.values();
+    let values = tally.values.counts();
     let distinct = values.as_ref().map_or(column.distinct.n, Vec::len);
     let is_few = |values: &[(&str, usize)]| values.len() >= 2 && (name.is_some() || values.len() * 2 <= filled);
     let few = values.as_deref().is_some_and(is_few);
-    let about = About { column, tally, schema, rows };
-    let class = |score: usize| Some((score, about.classes(values.as_deref()?)));
-    let value = |score: usize| Some((score, about.values()));
-    // A name is worth more than anything that the cells say.
+    let candidate = LabelCandidate { column, tally, schema, rows };
+    let class = |score: usize| Some((score, candidate.classes(values.as_deref()?)));
+    let value = |score: usize| Some((score, candidate.values()));
+    // A common name outweighs all evidence from the cells.
     let base = name.map_or(0, |rank| 1000 - rank * 10);
     let found = match column.kind {
-        ColumnKind::List => [about.lists(base + 5), None],
+        ColumnKind::List => [candidate.lists(base + 5), None],
         ColumnKind::Boolean if distinct == 2 => [class(base + 6), None],
         ColumnKind::Text => {
             let is_short = column.words.mean < MAX_NAME_WORDS;
-            let several = about.lists(base + 5).or_else(|| about.tags(base + 5, distinct));
+            let several = candidate.lists(base + 5).or_else(|| candidate.tags(base + 5, distinct));
             let class_score = if several.is_some() { base + 2 } else { base + 6 };
             [several, class(class_score).filter(|_| few && is_short)]
         }
-        ColumnKind::Integer if few && (distinct <= MAX_INTEGER_CLASSES || numbered(values.as_deref())) => {
+        ColumnKind::Integer if few && (distinct <= MAX_INTEGER_CLASSES || is_numbered(values.as_deref())) => {
             [class(base + 6), value(1)]
         }
         ColumnKind::Integer | ColumnKind::Number if distinct >= 2 => {
-            // Numbers that are all different, and whole, rather tell rows apart.
-            let id = column.kind == ColumnKind::Integer && distinct * 10 >= filled * 9;
-            let classes = class(0).filter(|_| few && !id && distinct <= MAX_INTEGER_CLASSES);
-            if id && name.is_none() { [None, None] } else { [value(base + 3), classes] }
+            // Distinct integers are likely identifiers of rows.
+            let is_id = column.kind == ColumnKind::Integer && distinct * 10 >= filled * 9;
+            let classes = class(0).filter(|_| few && !is_id && distinct <= MAX_INTEGER_CLASSES);
+            if is_id && name.is_none() { [None, None] } else { [value(base + 3), classes] }
         }
         _ => [None, None],
     };
     found.into_iter().flatten().collect()
 }
 
-/// Why [`labels`] finds no way to take a column.
-pub(super) fn why_no_labels(column: &ColumnSurvey) -> String {
+/// Reason why [`labels`] returns no interpretation of a column.
+pub(super) fn no_labels_reason(column: &ColumnSurvey) -> String {
     let distinct = column.distinct.n;
     match column.kind {
-        ColumnKind::Empty => "nothing stands in it".to_owned(),
+        ColumnKind::Empty => "it has no values".to_owned(),
         _ if distinct == 1 => "it has the same value in each row".to_owned(),
         ColumnKind::Integer => format!(
             "it has {distinct} different whole numbers; whole numbers are classes \
@@ -205,59 +204,59 @@ pub(super) fn why_no_labels(column: &ColumnSurvey) -> String {
     }
 }
 
-/// A column that may be labels.
-struct About<'a> {
+struct LabelCandidate<'a> {
     column: &'a ColumnSurvey,
     tally: &'a Tally,
     schema: &'a Schema,
     rows: usize,
 }
 
-impl About<'_> {
+impl LabelCandidate<'_> {
     fn classes(&self, values: &[(&str, usize)]) -> LabelChoice {
-        let numbered = numbered(Some(values));
+        let numbered = is_numbered(Some(values));
         let what = match numbered {
-            true => format!("the numbers 0 to {}, which stand for classes", values.len() - 1),
+            true => format!("the numbers 0 to {}, which represent classes", values.len() - 1),
             false => format!("{} different values in {} rows", values.len(), self.tally.filled()),
         };
         self.choice(LabelKind::Class, values, numbered, &what)
     }
 
-    /// Lists, or texts that are lists.
+    /// Lists, including texts that contain lists.
     fn lists(&self, score: usize) -> Option<(usize, LabelChoice)> {
         let lists = self.tally.lists()?;
         if let Some(hot) = lists.multi_hot() {
-            let places: Vec<String> = (0..hot.len()).map(|place| place.to_string()).collect();
-            let values: Vec<(&str, usize)> = places.iter().map(String::as_str).zip(hot.iter().copied()).collect();
+            let indices: Vec<String> = (0..hot.len()).map(|index| index.to_string()).collect();
+            let values: Vec<(&str, usize)> = indices.iter().map(String::as_str).zip(hot.iter().copied()).collect();
             let what = "lists of numbers from 0 to 1, one for each class";
             return Some((score, self.choice(LabelKind::Multi, &values, true, what)));
         }
         let values = lists.split.values.counts().filter(|values| !values.is_empty())?;
         let what = format!("lists of {} different labels", values.len());
-        Some((score, self.choice(LabelKind::Multi, &values, numbered(Some(&values)), &what)))
+        Some((score, self.choice(LabelKind::Multi, &values, is_numbered(Some(&values)), &what)))
     }
 
-    /// Texts of several labels between separators: labels that stand alone, or beside others, again and again. A `|`
-    /// stands between labels even if they are always the same.
+    /// Texts of several labels between separators, if labels recur in different combinations. Constant combinations are
+    /// labels only between `|`.
     fn tags(&self, score: usize, distinct: usize) -> Option<(usize, LabelChoice)> {
-        let is_one = |(separator, split): &(char, &Split)| {
+        let has_tags = |(separator, split): &(char, &SplitTally)| {
             let Some(values) = split.values.counts() else { return false };
             let n = values.iter().map(|(_, count)| count).sum::<usize>();
             let words = values.iter().map(|(value, count)| value.split_whitespace().count() * count).sum::<usize>();
             let is_prose = words as f64 >= MAX_NAME_WORDS * n as f64;
-            let is_usual = place(&LABEL_NAMES, &self.column.name).is_some();
+            let is_usual = rank_of(&LABEL_NAMES, &self.column.name).is_some();
             let recurs = is_usual || values.len() * 2 <= n;
-            let is_shared = values.len() <= distinct || *separator == JOIN || (*separator == ';' && split.varies());
+            let is_shared =
+                values.len() <= distinct || *separator == OUTPUT_SEPARATOR || (*separator == ';' && split.varies());
             values.len() >= 2 && recurs && !is_prose && is_shared
         };
-        let (separator, split) = self.tally.separated().find(is_one)?;
+        let (separator, split) = self.tally.separated.occurring().find(has_tags)?;
         let values = split.values.counts()?;
         let what = format!(
             "{} different labels, of which {} rows have several, separated by `{separator}`",
             values.len(),
             split.cells
         );
-        Some((score, self.choice(LabelKind::Multi, &values, numbered(Some(&values)), &what)))
+        Some((score, self.choice(LabelKind::Multi, &values, is_numbered(Some(&values)), &what)))
     }
 
     fn choice(&self, kind: LabelKind, values: &[(&str, usize)], numbered: bool, what: &str) -> LabelChoice {
@@ -272,16 +271,16 @@ impl About<'_> {
         let balance = most
             .zip(least.filter(|least| *least > 0))
             .map(|(most, least)| Balance { largest: most as f64 / all as f64, ratio: most as f64 / least as f64 });
-        LabelChoice { numbered, balance, classes, ..self.plain(kind, what) }
+        LabelChoice { numbered, balance, classes, ..self.base_choice(kind, what) }
     }
 
     fn values(&self) -> LabelChoice {
-        let (least, greatest) = self.tally.range().unwrap_or_default();
+        let (least, greatest) = self.tally.range.unwrap_or_default();
         let what = format!("numbers from {least} to {greatest}");
-        LabelChoice { range: self.tally.range(), ..self.plain(LabelKind::Value, &what) }
+        LabelChoice { range: self.tally.range, ..self.base_choice(LabelKind::Value, &what) }
     }
 
-    fn plain(&self, kind: LabelKind, what: &str) -> LabelChoice {
+    fn base_choice(&self, kind: LabelKind, what: &str) -> LabelChoice {
         LabelChoice {
             column: self.column.name.clone(),
             kind,
@@ -297,14 +296,14 @@ impl About<'_> {
 }
 
 fn reason(column: &ColumnSurvey, what: &str) -> String {
-    match place(&LABEL_NAMES, &column.name) {
+    match rank_of(&LABEL_NAMES, &column.name) {
         Some(_) => format!("labels are often called so, and it holds {what}"),
         None => format!("it holds {what}"),
     }
 }
 
-/// Whether the values are the numbers from 0 on, without a gap.
-fn numbered(values: Option<&[(&str, usize)]>) -> bool {
+/// Returns true if the values are the numbers from 0 without a gap.
+fn is_numbered(values: Option<&[(&str, usize)]>) -> bool {
     let number = |(value, _): &(&str, usize)| value.parse::<f64>().ok().filter(|n| n.fract() == 0.0 && *n >= 0.0);
     let Some(values) = values.filter(|values| values.len() >= 2) else { return false };
     let Some(mut numbers) = values.iter().map(number).collect::<Option<Vec<f64>>>() else { return false };
@@ -312,7 +311,7 @@ fn numbered(values: Option<&[(&str, usize)]>) -> bool {
     numbers.iter().enumerate().all(|(i, number)| *number == i as f64)
 }
 
-/// The names of a column's classes, where the library `datasets` left them in the file.
+/// Names of a column's classes in the file's metadata of the library `datasets`.
 fn class_names(schema: &Schema, column: &str) -> Vec<String> {
     let metadata = schema.metadata().get("huggingface").and_then(|text| serde_json::from_str::<Value>(text).ok());
     let feature = metadata.as_ref().map(|value| &value["info"]["features"][column]);
@@ -321,6 +320,6 @@ fn class_names(schema: &Schema, column: &str) -> Vec<String> {
     names.into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect()
 }
 
-fn place(names: &[&str], name: &str) -> Option<usize> {
+fn rank_of(names: &[&str], name: &str) -> Option<usize> {
     names.iter().position(|known| known.eq_ignore_ascii_case(name.trim()))
 }

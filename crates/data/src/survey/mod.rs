@@ -1,4 +1,4 @@
-//! What a file holds, and which of its columns are likely texts and labels.
+//! Content of a file, and its likely columns of texts and labels.
 
 mod choose;
 mod sketch;
@@ -9,72 +9,77 @@ use std::path::{Path, PathBuf};
 
 use arrow::array::{Array, ArrayRef};
 
-use crate::nearest::separators;
-use crate::read::{Keys, Open, Projection, Source, open};
+use crate::read::{KeyScan, OpenOptions, Projection, Source, open};
+use crate::suggest::{Remedy, delimiter_hint, delimiter_remedy};
 use crate::{Dialect, Format, LabelKind, RawLabel, ReadError, columns};
 use tally::{Cell, Tally};
 
-/// How a file is surveyed.
+/// Options of a survey.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SurveyOptions {
-    /// The format; by the file's ending if not given.
+    /// The format; by the file's ending if none.
     pub format: Option<Format>,
-    /// The conventions of a text file that its format and its first bytes do not tell.
+    /// Conventions of a text file that its format and its first bytes do not tell.
     pub dialect: Dialect,
-    /// No more rows than these are read, if given.
+    /// Greatest number of rows to read, if limited.
     pub max_rows: Option<usize>,
 }
 
-/// What a file holds.
+/// Content of a file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Survey {
     /// The file.
     pub path: PathBuf,
     /// Its format.
     pub format: Format,
-    /// The conventions of a text file, as far as they are not the usual ones of its format.
+    /// Conventions of a text file that differ from the defaults of its format.
     pub dialect: Dialect,
-    /// The rows that were read.
+    /// Number of rows that were read.
     pub rows: usize,
-    /// Whether these are all.
-    pub whole: bool,
-    /// The columns, as the file has them.
+    /// True if these are all rows.
+    pub is_complete: bool,
+    /// The columns, in the order of the file.
     pub columns: Vec<ColumnSurvey>,
-    /// The column that is likely the texts.
-    pub text: Option<Choice>,
-    /// Other columns of texts, the likelier first.
-    pub text_alternatives: Vec<Choice>,
-    /// The column that is likely the second texts of a task on pairs.
-    pub pair: Option<Choice>,
-    /// The column that is likely the labels.
+    /// The likely column of texts.
+    pub text: Option<ColumnChoice>,
+    /// Other columns of texts, the most likely first.
+    pub text_alternatives: Vec<ColumnChoice>,
+    /// The likely column of second texts, for tasks on pairs.
+    pub pair: Option<ColumnChoice>,
+    /// The likely column of labels.
     pub label: Option<LabelChoice>,
-    /// Other columns of labels, or the same taken otherwise, the likelier first.
+    /// Other columns of labels, or other interpretations of the same column, the most likely first.
     pub label_alternatives: Vec<LabelChoice>,
 }
 
 impl Survey {
-    /// A column by its name.
+    /// Column of this name.
     pub fn column(&self, name: &str) -> Option<&ColumnSurvey> {
         self.columns.iter().find(|column| column.name == name)
     }
 
-    /// A column by the name that somebody gave.
+    /// Column of this name, which has to exist.
     ///
     /// # Errors
-    /// [`ReadError::MissingColumn`] with the name most like it.
-    pub fn named(&self, name: &str) -> Result<&ColumnSurvey, ReadError> {
+    /// [`ReadError::MissingColumn`] with the most similar name.
+    pub fn require_column(&self, name: &str) -> Result<&ColumnSurvey, ReadError> {
         self.column(name).ok_or_else(|| ReadError::missing_column(&self.path, name, self.names()))
     }
 
-    /// The columns' names, and what to do if they seem to be one that should be several.
+    /// Names of the columns, with a hint if another delimiter seems to separate them.
     pub fn columns_text(&self) -> String {
         let names = self.names();
-        format!("{}{}", names.join(", "), separators(&names))
+        format!("{}{}", names.join(", "), delimiter_hint(delimiter_remedy(&names)))
     }
 
-    /// Why no labels are read from a column that [`survey`] does not propose for them.
-    pub fn why_no_labels(&self, column: &ColumnSurvey) -> String {
-        choose::why_no_labels(column)
+    /// Setting by which a single column becomes several, if another delimiter seems to separate them.
+    pub fn remedy(&self) -> Option<Remedy> {
+        delimiter_remedy(&self.names())
+    }
+
+    /// Reason why [`survey`] does not propose a column for labels.
+    pub fn no_labels_reason(&self, column: &ColumnSurvey) -> String {
+        choose::no_labels_reason(column)
     }
 
     fn names(&self) -> Vec<String> {
@@ -82,37 +87,37 @@ impl Survey {
     }
 }
 
-/// What a column holds.
+/// Content of a column.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ColumnSurvey {
     /// Its name.
     pub name: String,
-    /// What most of its cells are.
+    /// Kind of its cells.
     pub kind: ColumnKind,
-    /// Cells that are null or missing.
+    /// Number of null or missing cells.
     pub missing: usize,
-    /// Cells without a letter, in csv and tsv files those without anything.
+    /// Number of cells of empty or blank texts, including empty cells of csv and tsv files.
     pub empty: usize,
-    /// Of the empty cells those that hold blanks, which are texts but no labels.
+    /// Number of blank cells among the empty ones; they are texts, but not labels.
     pub blank: usize,
-    /// The row, from 1, of the first cell that is missing or holds nothing.
-    pub first_bare: Option<usize>,
-    /// How many different values there are.
+    /// Row, from 1, of the first missing cell or empty text.
+    pub first_empty: Option<usize>,
+    /// Number of distinct values.
     pub distinct: Count,
-    /// How many cells repeat an earlier one.
+    /// Number of cells that repeat an earlier one.
     pub duplicates: Count,
-    /// A few different values, cut to 80 characters.
+    /// A few distinct values, cut to 80 characters.
     pub examples: Vec<String>,
-    /// The lengths of its texts.
+    /// Lengths of its texts.
     pub words: Lengths,
 }
 
-/// What the cells of a column are. Digits are numbers in every format, and empty cells count for nothing.
+/// Kind of the cells of a column. Digits are numbers in every format, and empty cells are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ColumnKind {
     /// Texts.
     Text,
-    /// Whole numbers, also with a point and zeros.
+    /// Integers, including those with a point and zeros.
     Integer,
     /// Numbers.
     Number,
@@ -120,113 +125,113 @@ pub enum ColumnKind {
     Boolean,
     /// Lists.
     List,
-    /// Anything else, such as objects.
+    /// Other values, such as objects.
     Other,
-    /// Nothing.
+    /// No values.
     Empty,
 }
 
-/// A count, that is an estimate where there is too much to remember.
+/// Count, estimated if there are too many values to remember.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Count {
     /// The count.
     pub n: usize,
-    /// Whether it is exact. If not, it is likely off by less than a few percent of all cells.
+    /// True if the count is exact. Estimates are likely off by less than a few percent of all cells.
     pub exact: bool,
 }
 
-/// Numbers of words, as white space parts them. From 4096 words on, all but `max` are rounded down by less than 1/2000.
+/// Numbers of words between white space. From 4096 words on, all but `max` are rounded down by less than 1/2000.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Lengths {
     /// The mean.
     pub mean: f64,
-    /// Half of the texts are no longer.
+    /// The median.
     pub p50: usize,
-    /// 90 % are no longer.
+    /// The 90th percentile.
     pub p90: usize,
-    /// 95 % are no longer.
+    /// The 95th percentile.
     pub p95: usize,
-    /// 99 % are no longer.
+    /// The 99th percentile.
     pub p99: usize,
-    /// The longest.
+    /// The maximum.
     pub max: usize,
 }
 
-/// A column, and why.
+/// Proposed column, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Choice {
+pub struct ColumnChoice {
     /// The column.
     pub column: String,
-    /// What speaks for it, in words.
+    /// The reason, in words.
     pub reason: String,
 }
 
-/// A column of labels, and how they are taken.
+/// Proposed column of labels, with their interpretation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LabelChoice {
     /// The column.
     pub column: String,
-    /// What its labels are.
+    /// Kind of its labels.
     pub kind: LabelKind,
-    /// What speaks for it, in words.
+    /// The reason, in words.
     pub reason: String,
-    /// The classes: numbers in their order, names by the alphabet. None for values. Of multi-hot vectors, their places.
+    /// The classes: numbers in numeric order, names in alphabetic order. Empty for values. The classes of multi-hot vectors
+    /// are indices.
     pub classes: Vec<ClassCount>,
     /// True if the file has class numbers, from 0 without a gap, or multi-hot vectors instead of names.
     pub numbered: bool,
-    /// Rows without a label.
+    /// Number of rows without a label.
     pub missing: usize,
-    /// The row, from 1, of the first of them.
+    /// Row, from 1, of the first of them.
     pub first_missing: Option<usize>,
-    /// How unlike the classes' numbers are; none for values.
+    /// Balance of the classes; none for values.
     pub balance: Option<Balance>,
-    /// The least and the greatest value; none for classes.
+    /// Least and greatest value; none for classes.
     pub range: Option<(f64, f64)>,
 }
 
-/// A class and its rows.
+/// Class with its number of rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClassCount {
     /// The label as the file has it.
     pub value: String,
-    /// What the file's metadata call it, if the label is a number.
+    /// Name of a numeric label in the metadata of the file.
     pub name: Option<String>,
-    /// Its rows.
+    /// Number of its rows.
     pub rows: usize,
 }
 
-/// How unlike the classes' numbers are.
+/// Balance of classes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Balance {
-    /// The largest class's part of all labels: the accuracy of always guessing it.
+    /// Share of the largest class among all labels: the accuracy of always predicting it.
     pub largest: f64,
-    /// How many rows of the largest class there are to one of the smallest.
+    /// Ratio of the rows of the largest class to those of the smallest.
     pub ratio: f64,
 }
 
-/// Reads a file once and says what it holds, in bounded memory.
+/// Surveys a file in one pass and in bounded memory.
 ///
 /// # Errors
 /// [`ReadError`] if it cannot be read, or has no rows.
 pub fn survey(path: &Path, options: &SurveyOptions) -> Result<Survey, ReadError> {
-    let format = options.format.or_else(|| Format::of(path));
-    let format = format.ok_or_else(|| ReadError::unknown_format(path))?;
-    let opened = open(Source::open(path)?, path, format, Open { dialect: options.dialect, keys: Keys::All })?;
+    let format = ReadError::require_format(options.format, path)?;
+    let opened = open(Source::open(path)?, path, format, OpenOptions { dialect: options.dialect, keys: KeyScan::All })?;
     let (schema, dialect) = (opened.schema(), opened.dialect());
     let mut tallies: Vec<Tally> = schema.fields().iter().map(|_| Tally::new(schema.fields().len())).collect();
     let columns = (0..schema.fields().len()).collect();
     let batches = opened.batches(Projection { columns, objects: false }, 2048)?;
-    let (mut rows, mut whole) = (0, true);
+    let (mut rows, mut is_complete) = (0, true);
     for batch in batches {
         let batch = batch?;
-        let left = options.max_rows.map_or(usize::MAX, |max| max - rows);
-        whole = batch.num_rows() <= left;
-        let batch = batch.slice(0, batch.num_rows().min(left));
+        let n_left = options.max_rows.map_or(usize::MAX, |max| max - rows);
+        is_complete = batch.num_rows() <= n_left;
+        let batch = batch.slice(0, batch.num_rows().min(n_left));
         for (column, tally) in batch.columns().iter().zip(&mut tallies) {
-            cells(column, format, tally);
+            add_cells(column, format, tally);
         }
         rows += batch.num_rows();
-        if !whole {
+        if !is_complete {
             break;
         }
     }
@@ -235,22 +240,21 @@ pub fn survey(path: &Path, options: &SurveyOptions) -> Result<Survey, ReadError>
     }
     let columns = schema.fields().iter().zip(&tallies).map(|(field, tally)| tally.survey(field.name())).collect();
     let chosen = choose::choose(columns, &tallies, &schema, rows);
-    Ok(Survey { path: path.to_owned(), format, dialect, rows, whole, ..chosen })
+    Ok(Survey { path: path.to_owned(), format, dialect, rows, is_complete, ..chosen })
 }
 
-fn cells(column: &ArrayRef, format: Format, tally: &mut Tally) {
-    let json = format == Format::Jsonl;
-    let texts = if json { columns::json_texts(column) } else { columns::texts(column) };
-    let empty_is_null = matches!(format, Format::Csv | Format::Tsv);
+fn add_cells(column: &ArrayRef, format: Format, tally: &mut Tally) {
+    let texts = columns::texts(column, format);
     for row in 0..column.len() {
         let text = texts.as_ref().filter(|texts| texts.is_valid(row)).map(|texts| texts.value(row));
         match text {
             Some(text) => tally.add(Cell::Text(text)),
-            None if column.is_null(row) => tally.add(if empty_is_null { Cell::Text("") } else { Cell::Missing }),
+            None if column.is_null(row) => {
+                tally.add(if format.is_delimited() { Cell::Text("") } else { Cell::Missing })
+            }
             None => {
                 let one = column.slice(row, 1);
-                let list = if json { columns::json_labels(&one) } else { columns::labels(&one) };
-                match list.and_then(|mut list| list.pop()) {
+                match columns::labels(&one, format).and_then(|mut labels| labels.pop()) {
                     Some(Some(RawLabel::Many(items))) => tally.add(Cell::List(&items)),
                     _ => tally.add(Cell::Other),
                 }

@@ -3,19 +3,19 @@ use std::hash::Hasher;
 
 use super::{Count, Lengths};
 
-/// How many different values there are: the smallest hashes of all, which are all of them while there are few.
+/// Counter of distinct values, which keeps the smallest hashes and is exact for few values.
 ///
 /// Bar-Yossef et al., "Counting distinct elements in a data stream" (2002).
-#[derive(Debug)]
-pub(super) struct Distinct {
+#[derive(Debug, Default)]
+pub(super) struct DistinctCounter {
     hashes: BTreeSet<u64>,
     capacity: usize,
-    exact: bool,
+    is_estimate: bool,
 }
 
-impl Distinct {
+impl DistinctCounter {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { hashes: BTreeSet::new(), capacity, exact: true }
+        Self { capacity, ..Self::default() }
     }
 
     pub(super) fn add(&mut self, value: &[u8]) {
@@ -23,26 +23,26 @@ impl Distinct {
         hasher.write(value);
         let hash = hasher.finish();
         if self.hashes.len() == self.capacity && self.hashes.last().is_some_and(|last| *last < hash) {
-            self.exact = false;
+            self.is_estimate = true;
         } else if self.hashes.insert(hash) && self.hashes.len() > self.capacity {
             self.hashes.pop_last();
-            self.exact = false;
+            self.is_estimate = true;
         }
     }
 
     pub(super) fn count(&self) -> Count {
-        let kept = self.hashes.len();
+        let n_hashes = self.hashes.len();
         match self.hashes.last() {
-            Some(&last) if !self.exact => {
+            Some(&last) if self.is_estimate => {
                 let part = last as f64 / u64::MAX as f64;
-                Count { n: ((kept - 1) as f64 / part).round() as usize, exact: false }
+                Count { n: ((n_hashes - 1) as f64 / part).round() as usize, exact: false }
             }
-            _ => Count { n: kept, exact: true },
+            _ => Count { n: n_hashes, exact: true },
         }
     }
 }
 
-/// How many values there are of each length; long ones are rounded, so that there are not too many lengths.
+/// Histogram of lengths. Large lengths are rounded, to limit the number of bins.
 #[derive(Debug, Default)]
 pub(super) struct Histogram {
     counts: BTreeMap<usize, usize>,
@@ -53,7 +53,7 @@ pub(super) struct Histogram {
 
 impl Histogram {
     pub(super) fn add(&mut self, length: usize) {
-        // Twelve bits are kept.
+        // Rounds to twelve significant bits.
         let shift = (usize::BITS - length.leading_zeros()).saturating_sub(12);
         *self.counts.entry(length >> shift << shift).or_default() += 1;
         self.n += 1;
@@ -66,11 +66,11 @@ impl Histogram {
     }
 
     pub(super) fn lengths(&self) -> Lengths {
-        let at = |percent| self.percentile(percent);
-        Lengths { mean: self.mean(), p50: at(50), p90: at(90), p95: at(95), p99: at(99), max: self.max }
+        let p = |percent| self.percentile(percent);
+        Lengths { mean: self.mean(), p50: p(50), p90: p(90), p95: p(95), p99: p(99), max: self.max }
     }
 
-    /// The least length that so many percent do not exceed.
+    /// Least length that this percentage of the values does not exceed.
     fn percentile(&self, percent: usize) -> usize {
         let rank = (self.n * percent).div_ceil(100);
         let mut below = 0;
@@ -87,9 +87,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn few_values_are_counted_and_many_estimated() {
+    fn distinct_count_is_exact_for_few_values_and_estimated_for_many() {
         for (values, capacity) in [(1000, 1000), (50_000, 1024)] {
-            let mut distinct = Distinct::new(capacity);
+            let mut distinct = DistinctCounter::new(capacity);
             for value in (0..values).chain(0..values) {
                 distinct.add(format!("value {value}").as_bytes());
             }

@@ -1,33 +1,31 @@
 use std::collections::BTreeMap;
 
 use crate::RawLabel;
-use crate::labels::{SEPARATORS, normalized, parts, share};
+use crate::labels::{SEPARATORS, normalized, share, split_parts};
 
-/// No more different values are counted one by one.
 const MAX_VALUES: usize = 1000;
-/// A longer text is no label.
-const MAX_VALUE: usize = 100;
+const MAX_LABEL_CHARS: usize = 100;
 
-/// Different values with their counts, while there are few. Values that labels take for one are one, by the spelling that
+/// Distinct values with their counts, if there are few. Spellings of one label count as one value, with the spelling that
 /// comes first.
 #[derive(Debug)]
-pub(super) struct Values(Option<BTreeMap<String, (String, usize)>>);
+pub(super) struct ValueCounts(Option<BTreeMap<String, (String, usize)>>);
 
-impl Default for Values {
+impl Default for ValueCounts {
     fn default() -> Self {
         Self(Some(BTreeMap::new()))
     }
 }
 
-impl Values {
+impl ValueCounts {
     pub(super) fn add(&mut self, value: &str) {
         let Some(values) = &mut self.0 else { return };
         let text = normalized(value);
         let is_truth = text.eq_ignore_ascii_case("true") || text.eq_ignore_ascii_case("false");
-        let key = if is_truth { text.to_ascii_lowercase() } else { spelled(&text) };
+        let key = if is_truth { text.to_ascii_lowercase() } else { canonical_number(&text) };
         if let Some((_, count)) = values.get_mut(&key) {
             *count += 1;
-        } else if values.len() < MAX_VALUES && key.chars().count() <= MAX_VALUE {
+        } else if values.len() < MAX_VALUES && key.chars().count() <= MAX_LABEL_CHARS {
             let value = if is_truth { text.into_owned() } else { key.clone() };
             values.insert(key, (value, 1));
         } else {
@@ -35,47 +33,47 @@ impl Values {
         }
     }
 
-    /// The values with their counts, by the alphabet; nothing if there were too many.
+    /// Values with their counts, in alphabetic order; none if there are too many.
     pub(super) fn counts(&self) -> Option<Vec<(&str, usize)>> {
         Some(self.0.as_ref()?.values().map(|(value, count)| (value.as_str(), *count)).collect())
     }
 }
 
-/// A class is called 1 and not 1.0, as it is when it is read.
-fn spelled(text: &str) -> String {
+/// Spelling of a class that is a number: 1 for 1.0.
+fn canonical_number(text: &str) -> String {
     match text.parse::<f64>() {
         Ok(number) if number.fract() == 0.0 && number.abs() < 1e15 => format!("{}", number + 0.0),
         _ => text.to_owned(),
     }
 }
 
-/// Cells as they are taken for several labels each, in one way.
+/// Statistics of cells that are split into several labels in one way.
 #[derive(Debug, Default)]
-pub(super) struct Split {
-    /// Cells of several labels at least, or of a list.
+pub(super) struct SplitTally {
+    /// Number of cells that contain the separator or a list.
     pub(super) cells: usize,
-    pub(super) values: Values,
+    pub(super) values: ValueCounts,
     /// Least and greatest number of labels of a cell.
     lengths: Option<(usize, usize)>,
 }
 
-impl Split {
-    /// True if cells have different numbers of labels, as the parts of one name do not.
+impl SplitTally {
+    /// Returns true if cells have different numbers of labels, unlike the parts of one name.
     pub(super) fn varies(&self) -> bool {
         self.lengths.is_some_and(|(least, most)| least < most)
     }
 }
 
-/// Texts taken for several labels between separators, in each way.
+/// Statistics of texts that are split at each group of separators.
 #[derive(Debug, Default)]
-pub(super) struct Separated([Split; SEPARATORS.len()]);
+pub(super) struct SeparatorTallies([SplitTally; SEPARATORS.len()]);
 
-impl Separated {
+impl SeparatorTallies {
     pub(super) fn add(&mut self, cell: &str) {
         for (split, separators) in self.0.iter_mut().zip(SEPARATORS) {
             split.cells += usize::from(cell.contains(separators));
             let mut length = 0;
-            for part in parts(cell, separators) {
+            for part in split_parts(cell, separators) {
                 split.values.add(part);
                 length += 1;
             }
@@ -84,50 +82,32 @@ impl Separated {
         }
     }
 
-    /// The ways that some cells have signs of, with their separators, the surest first.
-    pub(super) fn found(&self) -> impl Iterator<Item = (char, &Split)> {
+    /// Splits by separators that occur, the most reliable first.
+    pub(super) fn occurring(&self) -> impl Iterator<Item = (char, &SplitTally)> {
         let all = SEPARATORS.iter().zip(&self.0);
         all.filter(|(_, split)| split.cells > 0).map(|(separators, split)| (separators[0], split))
     }
 }
 
-/// Lists, also those that are written into texts.
-#[derive(Debug)]
-pub(super) struct Lists {
-    pub(super) split: Split,
-    /// Each is of numbers from 0 to 1, or of truth values.
-    are_shares: bool,
-    /// An item is a floating-point number.
+/// Statistics of lists, including texts that contain lists.
+#[derive(Debug, Default)]
+pub(super) struct ListTally {
+    pub(super) split: SplitTally,
+    /// True if an item is neither a number from 0 to 1 nor a truth value.
+    has_other: bool,
     has_float: bool,
     has_empty: bool,
-    /// One has an item twice.
-    repeats: bool,
-    /// The number of items of each that has any, if it is one number.
+    has_repeats: bool,
+    /// Number of items of all non-empty lists, if it is the same.
     length: Option<usize>,
-    /// Two that have items differ.
-    differ: bool,
+    /// True if two non-empty lists differ.
+    has_different: bool,
     first: Option<String>,
-    /// For how many rows each place has more than a half.
+    /// Number of rows with at least one half, for each index.
     hot: Vec<usize>,
 }
 
-impl Default for Lists {
-    fn default() -> Self {
-        Self {
-            split: Split::default(),
-            are_shares: true,
-            has_float: false,
-            has_empty: false,
-            repeats: false,
-            length: None,
-            differ: false,
-            first: None,
-            hot: Vec::new(),
-        }
-    }
-}
-
-impl Lists {
+impl ListTally {
     pub(super) fn add(&mut self, items: &[RawLabel]) {
         self.split.cells += 1;
         if items.is_empty() {
@@ -135,13 +115,13 @@ impl Lists {
             return;
         }
         let shares: Vec<Option<f32>> = items.iter().map(share).collect();
-        self.are_shares &= shares.iter().all(Option::is_some);
+        self.has_other |= shares.iter().any(Option::is_none);
         self.has_float |= items.iter().any(|item| matches!(item, RawLabel::Float(_)));
         self.length = if self.first.is_none() { Some(items.len()) } else { self.length.filter(|n| *n == items.len()) };
         let texts: Vec<String> = items.iter().map(RawLabel::to_string).collect();
-        self.repeats |= (1..texts.len()).any(|i| texts[..i].contains(&texts[i]));
+        self.has_repeats |= (1..texts.len()).any(|i| texts[..i].contains(&texts[i]));
         let shown = texts.join(",");
-        self.differ |= *self.first.get_or_insert_with(|| shown.clone()) != shown;
+        self.has_different |= *self.first.get_or_insert_with(|| shown.clone()) != shown;
         if self.length.is_some() {
             self.hot.resize(items.len(), 0);
             self.hot
@@ -152,11 +132,11 @@ impl Lists {
         texts.iter().for_each(|text| self.split.values.add(text));
     }
 
-    /// If the lists are multi-hot vectors, for how many rows each label applies. As labels are read: vectors of two
-    /// whole numbers only if they differ, and longer ones if they can be nothing else.
+    /// Number of rows of each label, if the lists are multi-hot vectors. As for labels, vectors of two integers must differ,
+    /// and longer vectors must be unambiguous.
     pub(super) fn multi_hot(&self) -> Option<&[usize]> {
-        let length = self.length.filter(|_| self.are_shares)?;
-        let is_sure = self.has_float || self.repeats || (length == 2 && self.differ && !self.has_empty);
+        let length = self.length.filter(|_| !self.has_other)?;
+        let is_sure = self.has_float || self.has_repeats || (length == 2 && self.has_different && !self.has_empty);
         is_sure.then_some(self.hot.as_slice())
     }
 }

@@ -1,15 +1,14 @@
-use super::sketch::{Distinct, Histogram};
-use super::tags::{Lists, Separated, Split, Values};
+use super::sketch::{DistinctCounter, Histogram};
+use super::tags::{ListTally, SeparatorTallies, ValueCounts};
 use super::{ColumnKind, ColumnSurvey, Count};
 use crate::RawLabel;
-use crate::labels::{is_missing, list};
+use crate::labels::{is_missing, parse_list};
 
-/// How many hashes all columns together keep.
+/// Number of hashes in memory for all columns together.
 const HASHES: usize = 1 << 20;
-const EXAMPLES: usize = 3;
-const EXAMPLE: usize = 80;
+const MAX_EXAMPLES: usize = 3;
+const MAX_EXAMPLE_CHARS: usize = 80;
 
-/// A cell of any format.
 #[derive(Debug)]
 pub(super) enum Cell<'a> {
     Missing,
@@ -18,70 +17,49 @@ pub(super) enum Cell<'a> {
     Other,
 }
 
-/// What is known of a column while it is read.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Tally {
     missing: usize,
     empty: usize,
-    /// Of these, cells that hold blanks.
+    /// Number of blank cells among the empty ones.
     blank: usize,
-    /// The row, from 1, of the first cell with nothing in it.
-    first_bare: Option<usize>,
+    /// Row, from 1, of the first missing cell or empty text.
+    first_empty: Option<usize>,
     integers: usize,
     numbers: usize,
     booleans: usize,
     texts: usize,
     lists: usize,
     others: usize,
-    /// Cells that are NaN: no label, but perhaps a text.
+    /// Number of NaN cells, which are texts but not labels.
     nans: usize,
     first_nan: Option<usize>,
-    range: Option<(f64, f64)>,
+    pub(super) range: Option<(f64, f64)>,
     words: Histogram,
-    distinct: Distinct,
-    values: Values,
-    /// The texts as several labels each.
-    separated: Separated,
-    /// The lists, and the texts that are lists.
-    listed: Lists,
+    distinct: DistinctCounter,
+    pub(super) values: ValueCounts,
+    /// Texts as several labels each.
+    pub(super) separated: SeparatorTallies,
+    /// Lists, including texts that contain lists.
+    listed: ListTally,
     examples: Vec<String>,
 }
 
 impl Tally {
-    /// For one of so many columns.
-    pub(super) fn new(columns: usize) -> Self {
-        Self {
-            missing: 0,
-            empty: 0,
-            blank: 0,
-            first_bare: None,
-            integers: 0,
-            numbers: 0,
-            booleans: 0,
-            texts: 0,
-            lists: 0,
-            others: 0,
-            nans: 0,
-            first_nan: None,
-            range: None,
-            words: Histogram::default(),
-            distinct: Distinct::new((HASHES / columns.max(1)).clamp(1 << 10, 1 << 18)),
-            values: Values::default(),
-            separated: Separated::default(),
-            listed: Lists::default(),
-            examples: Vec::new(),
-        }
+    pub(super) fn new(n_columns: usize) -> Self {
+        let distinct = DistinctCounter::new((HASHES / n_columns.max(1)).clamp(1 << 10, 1 << 18));
+        Self { distinct, ..Self::default() }
     }
 
     pub(super) fn add(&mut self, cell: Cell<'_>) {
         match cell {
             Cell::Missing => {
-                self.bare();
+                self.note_first_empty();
                 self.missing += 1;
             }
             Cell::Other => self.others += 1,
             Cell::Text("") => {
-                self.bare();
+                self.note_first_empty();
                 self.empty += 1;
             }
             Cell::Text(text) if text.trim().is_empty() => {
@@ -89,40 +67,38 @@ impl Tally {
                 self.blank += 1;
             }
             Cell::Text(text) if is_missing(text) => {
-                let row = self.row();
+                let row = self.next_row();
                 self.first_nan.get_or_insert(row);
                 self.nans += 1;
                 self.words.add(1);
             }
-            Cell::Text(text) => self.text(text),
+            Cell::Text(text) => self.add_text(text),
             Cell::List(items) => {
                 self.lists += 1;
                 self.listed.add(items);
                 let shown = RawLabel::Many(items.to_vec()).to_string();
                 self.distinct.add(shown.as_bytes());
-                self.example(&shown);
+                self.add_example(&shown);
             }
         }
     }
 
-    /// Notes the row of a cell that is not counted yet.
-    fn bare(&mut self) {
-        let row = self.row();
-        self.first_bare.get_or_insert(row);
+    fn note_first_empty(&mut self) {
+        let row = self.next_row();
+        self.first_empty.get_or_insert(row);
     }
 
-    /// The row, from 1, of a cell that is not counted yet.
-    fn row(&self) -> usize {
+    fn next_row(&self) -> usize {
         self.missing + self.empty + self.nans + self.filled() + 1
     }
 
-    fn text(&mut self, text: &str) {
+    fn add_text(&mut self, text: &str) {
         let cell = text.trim();
         match cell.parse::<f64>() {
-            // "inf" is a word as well.
+            // Infinities are words.
             Ok(number) if number.is_finite() => {
-                let whole = number.fract() == 0.0;
-                *(if whole { &mut self.integers } else { &mut self.numbers }) += 1;
+                let is_integer = number.fract() == 0.0;
+                *(if is_integer { &mut self.integers } else { &mut self.numbers }) += 1;
                 let (least, greatest) = self.range.unwrap_or((number, number));
                 self.range = Some((least.min(number), greatest.max(number)));
             }
@@ -131,19 +107,19 @@ impl Tally {
         }
         self.words.add(cell.split_whitespace().count());
         self.distinct.add(text.as_bytes());
-        self.example(text);
+        self.add_example(text);
         self.values.add(cell);
         self.separated.add(cell);
-        if let Some(items) = list(cell) {
+        if let Some(items) = parse_list(cell) {
             self.listed.add(&items);
         }
     }
 
-    fn example(&mut self, value: &str) {
-        if self.examples.len() == EXAMPLES {
+    fn add_example(&mut self, value: &str) {
+        if self.examples.len() == MAX_EXAMPLES {
             return;
         }
-        let cut = match value.char_indices().nth(EXAMPLE) {
+        let cut = match value.char_indices().nth(MAX_EXAMPLE_CHARS) {
             Some((end, _)) => format!("{}…", &value[..end]),
             None => value.to_owned(),
         };
@@ -152,37 +128,21 @@ impl Tally {
         }
     }
 
-    /// Cells with a value in them.
     pub(super) fn filled(&self) -> usize {
         self.integers + self.numbers + self.booleans + self.texts + self.lists + self.others
     }
 
-    /// Values with their counts, if there are few.
-    pub(super) fn values(&self) -> Option<Vec<(&str, usize)>> {
-        self.values.counts()
-    }
-
-    /// The ways to take texts for several labels between separators.
-    pub(super) fn separated(&self) -> impl Iterator<Item = (char, &Split)> {
-        self.separated.found()
-    }
-
-    /// The cells as lists, if all are.
-    pub(super) fn lists(&self) -> Option<&Lists> {
+    /// The cells as lists, if all are lists.
+    pub(super) fn lists(&self) -> Option<&ListTally> {
         Some(&self.listed).filter(|listed| listed.split.cells > 0 && listed.split.cells == self.filled())
     }
 
-    /// The row, from 1, of the first cell that is no label.
+    /// Row, from 1, of the first cell without a label.
     pub(super) fn first_missing(&self) -> Option<usize> {
-        self.first_bare.into_iter().chain(self.first_nan).min()
+        self.first_empty.into_iter().chain(self.first_nan).min()
     }
 
-    /// The least and the greatest number.
-    pub(super) fn range(&self) -> Option<(f64, f64)> {
-        self.range
-    }
-
-    /// A few texts among numbers make a column of texts, a few numbers among texts do not make one of numbers.
+    /// Kind of the column. Any text makes it a column of texts.
     fn kind(&self) -> ColumnKind {
         let filled = self.filled();
         let all = |n: usize| n == filled;
@@ -199,7 +159,7 @@ impl Tally {
 
     pub(super) fn survey(&self, name: &str) -> ColumnSurvey {
         let distinct = self.distinct.count();
-        // An estimate may exceed what there is.
+        // An estimate may exceed the number of cells.
         let distinct = Count { n: distinct.n.min(self.filled() - self.others), ..distinct };
         ColumnSurvey {
             name: name.to_owned(),
@@ -207,7 +167,7 @@ impl Tally {
             missing: self.missing,
             empty: self.empty,
             blank: self.blank,
-            first_bare: self.first_bare,
+            first_empty: self.first_empty,
             distinct,
             duplicates: Count { n: self.filled() - self.others - distinct.n, ..distinct },
             examples: self.examples.clone(),

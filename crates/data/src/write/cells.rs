@@ -1,4 +1,4 @@
-//! Values of any arrow type as texts and as JSON. No value of a type that can be written is refused.
+//! Values of any arrow type as texts and as JSON.
 
 use std::sync::Arc;
 
@@ -9,32 +9,32 @@ use arrow::error::ArrowError;
 use arrow::json::writer::{EncoderOptions, NullableEncoder, make_encoder};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 
-use super::JOIN;
 use crate::columns::json_text;
+use crate::labels::OUTPUT_SEPARATOR;
 
-/// Values as texts: simple ones alone, lists of simple ones joined, all others as JSON, or as arrow shows them where JSON
-/// has no form for them. Times of a zone that is not known are in UTC.
+/// Values as texts: lists of simple values joined, other nested values as JSON, or in arrow's display form if JSON has none.
+/// Times of an unknown zone are in UTC.
 pub(super) fn texts(field: &Field, column: &ArrayRef) -> Result<StringArray, ArrowError> {
-    written(field, column).or_else(|error| {
+    texts_in_zone(field, column).or_else(|error| {
         let in_utc = in_utc(column.data_type());
         let column = cast(column, &in_utc).map_err(|_| error)?;
-        written(&field.clone().with_data_type(in_utc), &column)
+        texts_in_zone(&field.clone().with_data_type(in_utc), &column)
     })
 }
 
-fn written(field: &Field, column: &ArrayRef) -> Result<StringArray, ArrowError> {
+fn texts_in_zone(field: &Field, column: &ArrayRef) -> Result<StringArray, ArrowError> {
     match column.data_type() {
         DataType::List(inner) if is_simple(inner.data_type()) => {
             let lists = column.as_list::<i32>();
             let joined = |row: usize| {
                 let items = simple(&lists.value(row))?;
                 let items: Vec<&str> = items.iter().map(Option::unwrap_or_default).collect();
-                Ok(lists.is_valid(row).then(|| items.join(&JOIN.to_string())))
+                Ok(lists.is_valid(row).then(|| items.join(&OUTPUT_SEPARATOR.to_string())))
             };
             (0..lists.len()).map(joined).collect()
         }
         kind if is_simple(kind) => simple(column),
-        _ => json(field, column).or_else(|_| shown(column)),
+        _ => json(field, column).or_else(|_| display_texts(column)),
     }
 }
 
@@ -49,12 +49,12 @@ fn is_simple(kind: &DataType) -> bool {
 fn simple(column: &ArrayRef) -> Result<StringArray, ArrowError> {
     match column.data_type() {
         DataType::Dictionary(_, values) => simple(&cast(column, values)?),
-        kind if kind.is_temporal() => shown(column),
+        kind if kind.is_temporal() => display_texts(column),
         _ => cast(column, &DataType::Utf8).map(|texts| texts.as_string().clone()),
     }
 }
 
-/// The type with UTC in the place of every time zone.
+/// Type with UTC instead of every time zone.
 fn in_utc(kind: &DataType) -> DataType {
     let field = |field: &FieldRef| Arc::new(field.as_ref().clone().with_data_type(in_utc(field.data_type())));
     match kind {
@@ -69,8 +69,8 @@ fn in_utc(kind: &DataType) -> DataType {
     }
 }
 
-/// Values as arrow shows them. Times that no calendar has are shown as the numbers that stand for them.
-fn shown(column: &ArrayRef) -> Result<StringArray, ArrowError> {
+/// Values in arrow's display form. Times outside of the calendar are shown as numbers.
+fn display_texts(column: &ArrayRef) -> Result<StringArray, ArrowError> {
     let options = FormatOptions::default();
     let formatter = ArrayFormatter::try_new(column, &options)?;
     let nulls = column.logical_nulls();
@@ -99,33 +99,23 @@ fn json(field: &Field, column: &ArrayRef) -> Result<StringArray, ArrowError> {
     Ok(cells.into_iter().map(|cell| cell.filter(|cell| cell != "null")).collect())
 }
 
-/// Columns of which each value has a form in JSON.
-pub(super) struct Ready {
-    batch: Vec<(FieldRef, ArrayRef)>,
-    options: EncoderOptions,
+/// Columns whose values all have a JSON form.
+pub(super) struct JsonColumns {
+    pub(super) columns: Vec<(FieldRef, ArrayRef)>,
+    pub(super) options: EncoderOptions,
 }
 
-impl Ready {
-    pub(super) fn columns(&self) -> impl Iterator<Item = (&FieldRef, &ArrayRef)> {
-        self.batch.iter().map(|(field, column)| (field, column))
-    }
-
-    pub(super) fn options(&self) -> &EncoderOptions {
-        &self.options
-    }
-}
-
-/// The columns of a batch, times and what JSON has no form for as texts.
-pub(super) fn ready(batch: &RecordBatch) -> Result<Ready, ArrowError> {
+/// Columns of a batch. Times and values without a JSON form become texts.
+pub(super) fn json_columns(batch: &RecordBatch) -> Result<JsonColumns, ArrowError> {
     let options = EncoderOptions::default().with_explicit_nulls(true);
     let column = |(field, column): (&FieldRef, &ArrayRef)| {
         let has_form = !column.data_type().is_temporal() && make_encoder(field, column, &options).is_ok();
         let texts = || Ok::<_, ArrowError>(Arc::new(texts(field, column)?) as ArrayRef);
-        let ready = if has_form { column.clone() } else { texts()? };
-        Ok((Arc::new(Field::new(field.name(), ready.data_type().clone(), true)), ready))
+        let converted = if has_form { column.clone() } else { texts()? };
+        Ok((Arc::new(Field::new(field.name(), converted.data_type().clone(), true)), converted))
     };
-    let batch = batch.schema().fields().iter().zip(batch.columns()).map(column).collect::<Result<_, ArrowError>>()?;
-    Ok(Ready { batch, options })
+    let columns = batch.schema().fields().iter().zip(batch.columns()).map(column).collect::<Result<_, ArrowError>>()?;
+    Ok(JsonColumns { columns, options })
 }
 
 pub(super) fn encode(encoder: &mut NullableEncoder<'_>, row: usize, bytes: &mut Vec<u8>) {

@@ -11,23 +11,21 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 
 use super::WriteError;
-use super::cells::{self, Ready};
-use super::layout::not_json;
+use super::cells::{self, JsonColumns};
+use super::output_columns::not_json;
 use super::target::Target;
 use crate::columns::json_text;
 use crate::json;
 
-/// A row group is ended once it holds so many bytes.
+/// Size at which a row group ends, in bytes.
 const GROUP_BYTES: usize = 16 << 20;
-/// A row group is ended once it holds so many rows.
+/// Size at which a row group ends, in rows.
 const GROUP_ROWS: usize = 1 << 16;
 
-/// Makes bytes of batches.
 pub(super) enum Encoder {
     Csv,
     Tsv,
     Jsonl,
-    /// Writes to a handle of its own.
     Parquet(Box<ArrowWriter<File>>),
 }
 
@@ -39,9 +37,10 @@ impl Encoder {
         Ok(Self::Parquet(Box::new(ArrowWriter::try_new(file, schema.clone(), Some(properties))?)))
     }
 
-    /// What stands before the first row.
+    /// Bytes before the first row.
     pub(super) fn header(&self, schema: &SchemaRef) -> Result<Vec<u8>, WriteError> {
-        let names = schema.fields().iter().map(|field| Field::new(clean(self, field.name()), DataType::Utf8, true));
+        let names =
+            schema.fields().iter().map(|field| Field::new(representable(self, field.name()), DataType::Utf8, true));
         let names = Schema::new(names.collect::<Vec<_>>());
         match self {
             Encoder::Csv | Encoder::Tsv => self.delimited(&RecordBatch::new_empty(Arc::new(names)), true),
@@ -49,16 +48,16 @@ impl Encoder {
         }
     }
 
-    /// The bytes of a batch whose first `json` columns are JSON. Parquet keeps its bytes to itself.
-    pub(super) fn encode(&mut self, batch: &RecordBatch, json: usize) -> Result<Vec<u8>, WriteError> {
+    /// Bytes of a batch whose first `n_json` columns are JSON; none for parquet, which writes them itself.
+    pub(super) fn encode(&mut self, batch: &RecordBatch, n_json: usize) -> Result<Vec<u8>, WriteError> {
         match self {
             Encoder::Csv | Encoder::Tsv => {
-                let cells = texts(self, batch, json)?;
+                let cells = texts(self, batch, n_json)?;
                 self.delimited(&cells, false)
             }
-            Encoder::Jsonl => lines(batch, json),
+            Encoder::Jsonl => lines(batch, n_json),
             Encoder::Parquet(writer) => {
-                writer.write(&plain(batch, json)?)?;
+                writer.write(&plain(batch, n_json)?)?;
                 if writer.in_progress_size() >= GROUP_BYTES || writer.in_progress_rows() >= GROUP_ROWS {
                     writer.flush()?;
                 }
@@ -67,7 +66,6 @@ impl Encoder {
         }
     }
 
-    /// Writes what stands after the last row.
     pub(super) fn finish(self) -> Result<(), WriteError> {
         match self {
             Encoder::Csv | Encoder::Tsv | Encoder::Jsonl => Ok(()),
@@ -87,89 +85,88 @@ impl Encoder {
     }
 }
 
-/// A tsv file has no way to write these characters.
-fn clean(encoder: &Encoder, cell: &str) -> String {
+/// Replaces the characters that tsv cannot represent.
+fn representable(encoder: &Encoder, cell: &str) -> String {
     match encoder {
         Encoder::Tsv => cell.replace(['\t', '\n', '\r', '\0'], " "),
         _ => cell.to_owned(),
     }
 }
 
-/// The cells as csv and tsv files have them.
-fn texts(encoder: &Encoder, batch: &RecordBatch, json: usize) -> Result<RecordBatch, WriteError> {
+fn texts(encoder: &Encoder, batch: &RecordBatch, n_json: usize) -> Result<RecordBatch, WriteError> {
     let schema = batch.schema();
     let mut fields = Vec::new();
     let mut columns: Vec<ArrayRef> = Vec::new();
     for (index, (field, column)) in schema.fields().iter().zip(batch.columns()).enumerate() {
-        let cells = if index < json { unquoted(column.as_string()) } else { cells::texts(field, column)? };
-        let cells: StringArray = cells.iter().map(|cell| cell.map(|cell| clean(encoder, cell))).collect();
+        let cells = if index < n_json { unquoted(column.as_string()) } else { cells::texts(field, column)? };
+        let cells: StringArray = cells.iter().map(|cell| cell.map(|cell| representable(encoder, cell))).collect();
         fields.push(Field::new(field.name(), DataType::Utf8, true));
         columns.push(Arc::new(cells));
     }
     Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
 }
 
-/// JSON cells as texts: strings as they are meant, all else as it is written.
+/// JSON cells as texts: strings decoded, all others as written.
 fn unquoted(column: &StringArray) -> StringArray {
     column.iter().map(|cell| cell.map(|cell| json_text(cell).map_or_else(|| cell.to_owned(), String::from))).collect()
 }
 
-/// The batch with the first `json` columns as texts.
-fn plain(batch: &RecordBatch, json: usize) -> Result<RecordBatch, ArrowError> {
+/// Batch with the first `n_json` columns as texts.
+fn plain(batch: &RecordBatch, n_json: usize) -> Result<RecordBatch, ArrowError> {
     let text = |(index, column): (usize, &ArrayRef)| -> ArrayRef {
-        if index < json { Arc::new(unquoted(column.as_string())) } else { column.clone() }
+        if index < n_json { Arc::new(unquoted(column.as_string())) } else { column.clone() }
     };
     RecordBatch::try_new(batch.schema(), batch.columns().iter().enumerate().map(text).collect())
 }
 
-/// One object to a line. The first `json` columns are JSON already.
-fn lines(batch: &RecordBatch, json: usize) -> Result<Vec<u8>, WriteError> {
+/// One object to a line. The first `n_json` columns are JSON.
+fn lines(batch: &RecordBatch, n_json: usize) -> Result<Vec<u8>, WriteError> {
     let schema = batch.schema();
-    let rest = cells::ready(&batch.project(&(json..batch.num_columns()).collect::<Vec<_>>())?)?;
-    let mut encoders = Encoders::new(&rest)?;
-    let names: Vec<String> = schema.fields()[..json].iter().map(name).collect();
+    let columns = cells::json_columns(&batch.project(&(n_json..batch.num_columns()).collect::<Vec<_>>())?)?;
+    let mut encoders = Encoders::new(&columns)?;
+    let names: Vec<String> = schema.fields()[..n_json].iter().map(json_name).collect();
     let mut bytes = Vec::new();
     for row in 0..batch.num_rows() {
-        let carried = names.iter().enumerate().map(|(index, name)| {
+        let passthrough = names.iter().enumerate().map(|(index, name)| {
             let column = batch.column(index).as_string::<i32>();
             (name.as_str(), if column.is_valid(row) { column.value(row) } else { "null" })
         });
-        encoders.line(carried, row, &mut bytes);
+        encoders.line(passthrough, row, &mut bytes);
     }
     Ok(bytes)
 }
 
-/// One object to a line: the members of the carried one as they are written, but for those of a new name, and the new ones.
+/// One object to a line: the members of a passthrough object as written, unless new members replace them, and new members.
 pub(super) fn object_lines(objects: &StringArray, new: &RecordBatch) -> Result<Vec<u8>, WriteError> {
     let schema = new.schema();
-    let new = cells::ready(new)?;
+    let new = cells::json_columns(new)?;
     let mut encoders = Encoders::new(&new)?;
     let mut bytes = Vec::new();
     for (row, object) in objects.iter().flatten().enumerate() {
         let members = json::members(object).map_err(not_json)?;
-        let kept = members.into_iter().filter(|member| schema.field_with_name(&member.name()).is_err());
-        encoders.line(kept.map(|member| (member.key, member.value)), row, &mut bytes);
+        let retained = members.into_iter().filter(|member| schema.field_with_name(&member.name()).is_err());
+        encoders.line(retained.map(|member| (member.key, member.value)), row, &mut bytes);
     }
     Ok(bytes)
 }
 
-fn name(field: &FieldRef) -> String {
+fn json_name(field: &FieldRef) -> String {
     serde_json::json!(field.name()).to_string()
 }
 
-/// Columns whose values are written as JSON, with their names.
+/// JSON encoders of columns, with their names as JSON.
 struct Encoders<'a>(Vec<(String, NullableEncoder<'a>)>);
 
 impl<'a> Encoders<'a> {
-    fn new(batch: &'a Ready) -> Result<Self, WriteError> {
-        let encoder = |(field, column): (&'a FieldRef, &'a ArrayRef)| {
-            Ok((name(field), make_encoder(field, column, batch.options())?))
+    fn new(batch: &'a JsonColumns) -> Result<Self, WriteError> {
+        let encoder = |(field, column): &'a (FieldRef, ArrayRef)| {
+            Ok((json_name(field), make_encoder(field, column, &batch.options)?))
         };
-        Ok(Self(batch.columns().map(encoder).collect::<Result<_, ArrowError>>()?))
+        Ok(Self(batch.columns.iter().map(encoder).collect::<Result<_, ArrowError>>()?))
     }
 
-    /// Appends an object of these members and those of a row.
-    fn line<'b>(&mut self, carried: impl Iterator<Item = (&'b str, &'b str)>, row: usize, bytes: &mut Vec<u8>) {
+    /// Appends an object of these members and of the columns of a row.
+    fn line<'b>(&mut self, passthrough: impl Iterator<Item = (&'b str, &'b str)>, row: usize, bytes: &mut Vec<u8>) {
         bytes.push(b'{');
         let mut is_first = true;
         let mut key = |key: &str, bytes: &mut Vec<u8>| {
@@ -179,7 +176,7 @@ impl<'a> Encoders<'a> {
             bytes.extend_from_slice(key.as_bytes());
             bytes.push(b':');
         };
-        for (name, value) in carried {
+        for (name, value) in passthrough {
             key(name, bytes);
             bytes.extend_from_slice(value.as_bytes());
         }

@@ -6,16 +6,15 @@ use tempfile::NamedTempFile;
 
 use super::WriteError;
 
-/// Where bytes go.
 pub(super) enum Target {
     File { file: NamedTempFile, path: PathBuf, overwrite: bool },
     Stream(Box<dyn Write + Send>),
 }
 
 impl Target {
-    /// A file that gets its name at the end.
+    /// Creates a file that gets its name in [`Target::finish`].
     pub(super) fn file(path: &Path, overwrite: bool) -> Result<Self, WriteError> {
-        // The file that a link points to is replaced, not the link.
+        // A link stays, and its file is replaced.
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         match fs::metadata(&path) {
             Ok(found) if !found.is_file() => return Err(WriteError::NotAFile { path }),
@@ -29,14 +28,14 @@ impl Target {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
-            // As for any new file: what the umask leaves.
+            // The umask applies, as to any new file.
             builder.permissions(fs::Permissions::from_mode(0o666));
         }
         let folder = folder(&path);
-        // The text of the error would tell the temporary name; that the folder is not there is said in full before.
-        let named = |source: io::Error| WriteError::Folder { folder: folder.to_owned(), source };
-        fs::metadata(folder).map_err(named)?;
-        let file = builder.tempfile_in(folder).map_err(|source| named(source.kind().into()))?;
+        // The text of tempfile's error contains the temporary name. A missing folder is reported before.
+        let folder_error = |source: io::Error| WriteError::Folder { folder: folder.to_owned(), source };
+        fs::metadata(folder).map_err(folder_error)?;
+        let file = builder.tempfile_in(folder).map_err(|source| folder_error(source.kind().into()))?;
         Ok(Target::File { file, path, overwrite })
     }
 
@@ -44,10 +43,9 @@ impl Target {
         Target::Stream(Box::new(out))
     }
 
-    /// Another handle of the file, if it is one.
     pub(super) fn handle(&self) -> Result<Option<File>, WriteError> {
         let Target::File { file, path, .. } = self else { return Ok(None) };
-        file.as_file().try_clone().map(Some).map_err(|source| failed(path, source))
+        file.as_file().try_clone().map(Some).map_err(|source| write_error(path, source))
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
@@ -55,26 +53,26 @@ impl Target {
             return Ok(());
         }
         match self {
-            Target::File { file, path, .. } => file.write_all(bytes).map_err(|source| failed(path, source)),
+            Target::File { file, path, .. } => file.write_all(bytes).map_err(|source| write_error(path, source)),
             Target::Stream(out) => {
                 let written = out.write_all(bytes).and_then(|()| out.flush());
-                written.map_err(|source| failed(Path::new("the stream"), source))
+                written.map_err(|source| write_error(Path::new("the stream"), source))
             }
         }
     }
 
     pub(super) fn finish(self) -> Result<(), WriteError> {
         let Target::File { file, path, overwrite } = self else { return Ok(()) };
-        file.as_file().sync_all().map_err(|source| failed(&path, source))?;
+        file.as_file().sync_all().map_err(|source| write_error(&path, source))?;
         let named = if overwrite { file.persist(&path) } else { file.persist_noclobber(&path) };
         match named {
             Ok(_) => {}
             Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(WriteError::Exists { path });
             }
-            Err(error) => return Err(failed(&path, error.error)),
+            Err(error) => return Err(write_error(&path, error.error)),
         }
-        // The name is on the disk too, where folders can be synced.
+        // Syncs the name, too, on systems that can sync folders.
         if let Ok(folder) = File::open(folder(&path)) {
             folder.sync_all().ok();
         }
@@ -86,7 +84,7 @@ fn folder(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn failed(path: &Path, source: io::Error) -> WriteError {
+fn write_error(path: &Path, source: io::Error) -> WriteError {
     match source.kind() {
         io::ErrorKind::BrokenPipe => WriteError::Closed,
         _ => WriteError::Io { path: path.to_owned(), source },

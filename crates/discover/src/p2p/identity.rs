@@ -17,29 +17,18 @@ pub struct Identity {
 
 /// Error of opening an identity.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum IdentityError {
     /// File that cannot be read, created or locked.
     #[error("use the identity file {path}")]
-    File {
-        /// Path of the file.
-        path: PathBuf,
-        /// Cause.
-        #[source]
-        source: io::Error,
-    },
+    File { path: PathBuf, source: io::Error },
     /// File with other content.
     #[error("{path} holds no identity (64 hexadecimal digits); move it away to create a new one")]
-    Content {
-        /// Path of the file.
-        path: PathBuf,
-    },
+    Content { path: PathBuf },
     /// Identity that another process uses.
     #[error("the identity {path} is in use by another server; give each server its own identity file")]
-    InUse {
-        /// Path of the file.
-        path: PathBuf,
-    },
+    InUse { path: PathBuf },
 }
 
 impl Identity {

@@ -76,23 +76,15 @@ pub struct Ticket {
 
 /// Error of reading a ticket.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum TicketError {
     /// Text that is not a ticket.
     #[error("not a ticket: {problem}; copy the complete ticket, from `{PREFIX}` on")]
-    Text {
-        /// Description of the problem.
-        problem: &'static str,
-    },
+    Text { problem: &'static str },
     /// File that cannot be read.
     #[error("neither a ticket (they begin with `{PREFIX}`) nor a file that can be read: {path}")]
-    File {
-        /// Path of the file.
-        path: PathBuf,
-        /// Cause.
-        #[source]
-        source: io::Error,
-    },
+    File { path: PathBuf, source: io::Error },
 }
 
 impl Ticket {

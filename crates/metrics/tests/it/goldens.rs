@@ -1,12 +1,12 @@
-//! Every case of `metrics.json`, which lies beside the script that made it.
+//! Cases of `metrics.json`, which lies beside the script that made it.
 
 use std::collections::BTreeMap;
 
-use sepal_metrics::{self as metrics, Average, Scores, several};
+use sepal_metrics::{self as metrics, Average, Scores, multilabel};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// How far a value may be from that of the reference.
+/// Tolerance of a value.
 const NEAR: f64 = 1e-9;
 
 #[derive(Deserialize)]
@@ -63,7 +63,7 @@ fn goldens() -> Goldens {
     serde_json::from_str(include_str!("../../../testkit/goldens/metrics.json")).expect("goldens")
 }
 
-/// Each expected value was found, and nothing else.
+/// Checks that exactly the expected values are found.
 fn check(case: &str, expected: &BTreeMap<String, Value>, found: &Value) {
     let found = found.as_object().expect("names and values");
     assert_eq!(expected.len(), found.len(), "{case}: {:?} {:?}", expected.keys(), found.keys());
@@ -87,7 +87,7 @@ fn near(what: &str, expected: &Value, found: &Value) {
     }
 }
 
-/// SciPy and scikit-learn divide zero by zero to NaN, which is null here; the crate says 0.
+/// SciPy and scikit-learn return NaN for zero by zero, which is null here; this crate returns 0.
 fn nan_is(instead: f64, expected: &mut BTreeMap<String, Value>, names: &[&str]) {
     for name in names {
         let value = expected.get_mut(*name).expect("a metric");
@@ -111,14 +111,14 @@ fn three(scores: Scores) -> Value {
 }
 
 #[test]
-fn classes_are_as_in_scikit_learn() {
+fn classes_equal_scikit_learn() {
     for mut case in goldens().classes {
         nan_is(0.0, &mut case.expected, &["kappa"]);
-        check(&case.name, &case.expected, &of_classes(&case).expect("measures"));
+        check(&case.name, &case.expected, &class_values(&case).expect("measures"));
     }
 }
 
-fn of_classes(case: &Classes) -> Result<Value, metrics::MetricError> {
+fn class_values(case: &Classes) -> Result<Value, metrics::MetricError> {
     let Classes { predicted, actual, probabilities, .. } = case;
     let n_labels = probabilities[0].len();
     let per_class = metrics::per_class(predicted, actual, n_labels)?;
@@ -156,7 +156,7 @@ fn of_classes(case: &Classes) -> Result<Value, metrics::MetricError> {
 }
 
 #[test]
-fn calibration_is_as_in_scikit_learn() {
+fn calibration_equals_scikit_learn() {
     let mut compared = 0;
     for case in goldens().classes {
         for Calibrated { n_bins, error, bins } in case.calibration {
@@ -172,7 +172,7 @@ fn calibration_is_as_in_scikit_learn() {
 }
 
 #[test]
-fn areas_are_as_in_scikit_learn() {
+fn areas_equal_scikit_learn() {
     for case in goldens().rankings {
         let found = json!({
             "auroc": metrics::binary_auroc(&case.scores, &case.positive).expect("an area"),
@@ -183,41 +183,41 @@ fn areas_are_as_in_scikit_learn() {
 }
 
 #[test]
-fn values_are_as_in_scikit_learn_and_scipy() {
+fn values_equal_scikit_learn_and_scipy() {
     for mut case in goldens().values {
         nan_is(0.0, &mut case.expected, &["pearson", "spearman"]);
-        let of = |metric: fn(&[f64], &[f64]) -> Result<f64, metrics::MetricError>| {
+        let value = |metric: fn(&[f64], &[f64]) -> Result<f64, metrics::MetricError>| {
             metric(&case.predicted, &case.actual).expect("a measure")
         };
         let found = json!({
-            "mse": of(metrics::mean_squared_error),
-            "rmse": of(metrics::root_mean_squared_error),
-            "mae": of(metrics::mean_absolute_error),
-            "r2": of(metrics::r2),
-            "pearson": of(metrics::pearson),
-            "spearman": of(metrics::spearman),
+            "mse": value(metrics::mean_squared_error),
+            "rmse": value(metrics::root_mean_squared_error),
+            "mae": value(metrics::mean_absolute_error),
+            "r2": value(metrics::r2),
+            "pearson": value(metrics::pearson),
+            "spearman": value(metrics::spearman),
         });
         check(&case.name, &case.expected, &found);
     }
 }
 
 #[test]
-fn several_labels_are_as_in_scikit_learn() {
+fn multilabel_equals_scikit_learn() {
     for case in goldens().several {
-        check(&case.name, &case.expected, &of_several(&case).expect("measures"));
+        check(&case.name, &case.expected, &label_values(&case).expect("measures"));
     }
 }
 
-fn of_several(case: &Several) -> Result<Value, metrics::MetricError> {
+fn label_values(case: &Several) -> Result<Value, metrics::MetricError> {
     let Several { scores, predicted, actual, .. } = case;
-    let per_label = several::per_label(predicted, actual)?;
-    let averaged = |how| several::averaged(predicted, actual, how).map(three);
+    let per_label = multilabel::per_label(predicted, actual)?;
+    let averaged = |how| multilabel::averaged(predicted, actual, how).map(three);
     Ok(json!({
-        "exact_match": several::exact_match(predicted, actual)?,
-        "hamming_loss": several::hamming_loss(predicted, actual)?,
+        "exact_match": multilabel::exact_match(predicted, actual)?,
+        "hamming_loss": multilabel::hamming_loss(predicted, actual)?,
         "per_label": columns(&per_label),
         "support": support(&per_label),
-        "auroc": several::auroc(scores, actual)?,
+        "auroc": multilabel::auroc(scores, actual)?,
         "macro": averaged(Average::Macro)?,
         "micro": averaged(Average::Micro)?,
         "weighted": averaged(Average::Weighted)?,

@@ -1,4 +1,4 @@
-//! The crate's measures against scikit-learn's and SciPy's, and what holds of them for any input.
+//! Comparisons with scikit-learn and SciPy, and properties for any input.
 
 mod goldens;
 mod properties;

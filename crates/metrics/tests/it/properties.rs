@@ -1,9 +1,9 @@
-//! What holds of the measures for any rows.
+//! Properties of the measures for any rows.
 
 use proptest::prelude::*;
-use sepal_metrics::{self as metrics, Average, several};
+use sepal_metrics::{self as metrics, Average, multilabel};
 
-/// Predictions, labels and an order of the rows: at most five classes.
+/// Predictions, labels and a permutation of the rows, with at most five classes.
 fn classes() -> impl Strategy<Value = (Vec<(i64, i64)>, Vec<usize>)> {
     prop::collection::vec((0_i64..5, 0_i64..5), 1..60).prop_flat_map(with_order)
 }
@@ -13,7 +13,7 @@ fn with_order<T: Clone + std::fmt::Debug + 'static>(rows: Vec<T>) -> impl Strate
     (Just(rows), order)
 }
 
-/// Scores with ties, and whether the row is positive.
+/// Scores with ties, and true for positive rows.
 fn scored() -> impl Strategy<Value = (Vec<(f64, bool)>, Vec<usize>)> {
     let score = prop_oneof![(0_u8..8).prop_map(|eighths| f64::from(eighths) / 8.0), 0.0..1.0];
     prop::collection::vec((score, any::<bool>()), 1..60).prop_flat_map(with_order)
@@ -31,7 +31,7 @@ fn near(a: f64, b: f64) -> bool {
     (a - b).abs() < 1e-9
 }
 
-/// Every measure of classes that is one number.
+/// All scalar measures of classes.
 fn all(predicted: &[i64], actual: &[i64]) -> Vec<f64> {
     let averaged = |how| metrics::averaged(predicted, actual, how).expect("scores");
     let mut all: Vec<f64> = [Average::Macro, Average::Micro, Average::Weighted]
@@ -46,7 +46,7 @@ fn all(predicted: &[i64], actual: &[i64]) -> Vec<f64> {
 
 proptest! {
     #[test]
-    fn the_order_of_rows_and_the_names_of_classes_do_not_matter((rows, order) in classes()) {
+    fn measures_ignore_row_order_and_class_names((rows, order) in classes()) {
         let (predicted, actual) = unzip(&rows);
         let (p, a) = unzip(&in_order(&rows, &order));
         let renamed = |classes: &[i64]| classes.iter().map(|&class| [3, 0, 4, 1, 2][class as usize]).collect::<Vec<_>>();
@@ -58,7 +58,7 @@ proptest! {
     }
 
     #[test]
-    fn the_confusion_matrix_says_it_all((rows, _) in classes()) {
+    fn confusion_determines_measures((rows, _) in classes()) {
         let (predicted, actual) = unzip(&rows);
         let matrix = metrics::confusion(&predicted, &actual, 5).expect("a matrix");
         let hits: usize = (0..5).map(|class| matrix[class][class]).sum();
@@ -80,13 +80,13 @@ proptest! {
     fn both_correlations_are_symmetric((rows, _) in classes()) {
         let (predicted, actual) = unzip(&rows);
         for metric in [metrics::matthews, metrics::cohen_kappa] {
-            let (there, back) = (metric(&predicted, &actual), metric(&actual, &predicted));
-            prop_assert!(near(there.expect("a measure"), back.expect("a measure")));
+            let (value, swapped) = (metric(&predicted, &actual), metric(&actual, &predicted));
+            prop_assert!(near(value.expect("a measure"), swapped.expect("a measure")));
         }
     }
 
     #[test]
-    fn areas_know_ranks_alone((rows, order) in scored()) {
+    fn areas_depend_on_ranks_only((rows, order) in scored()) {
         let (scores, positive) = unzip(&rows);
         let areas = |scores: &[f64], positive: &[bool]| {
             (metrics::binary_auroc(scores, positive).expect("ok"), metrics::average_precision(scores, positive).expect("ok"))
@@ -101,7 +101,7 @@ proptest! {
     }
 
     #[test]
-    fn reversed_scores_and_swapped_labels_turn_the_area_around((rows, _) in scored()) {
+    fn reversed_scores_complement_area((rows, _) in scored()) {
         let (scores, positive) = unzip(&rows);
         let reversed: Vec<f64> = scores.iter().map(|score| -score).collect();
         let negative: Vec<bool> = positive.iter().map(|positive| !positive).collect();
@@ -116,11 +116,11 @@ proptest! {
     }
 
     #[test]
-    fn the_area_is_the_share_of_pairs_in_order((rows, _) in scored()) {
+    fn area_equals_share_of_ordered_pairs((rows, _) in scored()) {
         let (scores, positive) = unzip(&rows);
-        let of = |wanted: bool| rows.iter().filter(move |row| row.1 == wanted).map(|row| row.0);
-        let pairs: Vec<f64> = of(true)
-            .flat_map(|p| of(false).map(move |n| f64::from(u8::from(p > n)) + 0.5 * f64::from(u8::from(p == n))))
+        let scores_of = |is_positive: bool| rows.iter().filter(move |row| row.1 == is_positive).map(|row| row.0);
+        let pairs: Vec<f64> = scores_of(true)
+            .flat_map(|p| scores_of(false).map(move |n| f64::from(u8::from(p > n)) + 0.5 * f64::from(u8::from(p == n))))
             .collect();
         let expected = pairs.iter().sum::<f64>() / pairs.len() as f64;
         if let Some(area) = metrics::binary_auroc(&scores, &positive).expect("ok") {
@@ -151,8 +151,8 @@ proptest! {
         let scaled: Vec<f64> = predicted.iter().map(|p| 3.0 * p - 4.0).collect();
         let reversed: Vec<f64> = predicted.iter().map(|p| -p).collect();
         for metric in [metrics::pearson, metrics::spearman] {
-            let of = |predicted: &[f64]| metric(predicted, &actual).expect("a measure");
-            prop_assert!(near(of(&scaled), of(&predicted)) && near(of(&reversed), -of(&predicted)));
+            let measure = |predicted: &[f64]| metric(predicted, &actual).expect("a measure");
+            prop_assert!(near(measure(&scaled), measure(&predicted)) && near(measure(&reversed), -measure(&predicted)));
         }
         let r2 = metrics::r2(&predicted, &actual).expect("a measure");
         prop_assert!(r2 <= 1.0 && (r2 == 1.0) == (predicted == actual));
@@ -165,9 +165,9 @@ proptest! {
             classes.iter().map(|&class| (0..5).map(|of| of == class).collect()).collect()
         };
         let (p, a) = (hot(&predicted), hot(&actual));
-        prop_assert_eq!(several::per_label(&p, &a), metrics::per_class(&predicted, &actual, 5));
-        prop_assert_eq!(several::exact_match(&p, &a), metrics::accuracy(&predicted, &actual));
+        prop_assert_eq!(multilabel::per_label(&p, &a), metrics::per_class(&predicted, &actual, 5));
+        prop_assert_eq!(multilabel::exact_match(&p, &a), metrics::accuracy(&predicted, &actual));
         let misses = 1.0 - metrics::accuracy(&predicted, &actual).expect("an accuracy");
-        prop_assert!(near(several::hamming_loss(&p, &a).expect("a loss"), 2.0 * misses / 5.0));
+        prop_assert!(near(multilabel::hamming_loss(&p, &a).expect("a loss"), 2.0 * misses / 5.0));
     }
 }

@@ -56,14 +56,12 @@ pub trait BlocksSession {
 
 /// A failure of blocks.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum BlocksError {
     /// Tunable that blocks in this process do not support.
     #[error("tune the blocks of this process: they know {}, not `{name}`", local::TUNABLES.join(" and "))]
-    Tunable {
-        /// Name of the tunable.
-        name: String,
-    },
+    Tunable { name: String },
     /// Failure of blocks in this process.
     #[error("run the blocks of this process")]
     Local(#[source] sepal_blocks::ForwardError),

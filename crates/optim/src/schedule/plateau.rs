@@ -1,47 +1,48 @@
-//! The rate goes down when evaluations no longer get better.
+//! Schedule that reduces the rate when evaluations stop improving.
 
 use schemars::JsonSchema;
 use sepal_core::NamedHostTensor;
 use serde::{Deserialize, Serialize};
 
-use super::warmup::rising;
-use super::{Schedule, share_of};
+use super::warmup::warmup_factor;
+use super::{Schedule, steps_or_ratio};
 use crate::StateError;
 use crate::state::{Saved, save_bits};
 
-/// The full rate, and a part of it each time evaluations have not become better for a while.
+/// Full rate, reduced each time evaluations have not improved for a while.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReduceOnPlateauConfig {
-    /// Steps over which the rate rises evenly from zero. Evaluations during these only say what is the best so far.
+    /// Number of steps over which the rate rises linearly from zero. Evaluations during the warm-up only update the
+    /// best value.
     pub warmup_steps: usize,
-    /// Instead of `warmup_steps`: their share of the run's steps, rounded up.
+    /// Share of the run's steps for the warm-up, rounded up, instead of `warmup_steps`.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub warmup_ratio: f64,
-    /// What is compared: `loss`, of the validation rows, or one of the metrics that the task reports.
+    /// Compared value: `loss` of the validation rows, or a metric that the task reports.
     #[schemars(length(min = 1))]
     pub metric: String,
-    /// Whether less of it is better, or more; if not given, what is known of the usual metrics, and more for others.
+    /// Direction of improvement; if not given, that of known metrics, and `max` for others.
     pub mode: Option<PlateauMode>,
-    /// What the rate is multiplied by.
+    /// Factor of a reduction.
     #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
     pub factor: f64,
-    /// Evaluations in a row that may be no better than the best, before the one that lowers the rate.
+    /// Number of consecutive evaluations without improvement before a reduction.
     pub patience: u32,
-    /// How much better than the best counts as better.
+    /// Minimum improvement over the best value.
     #[schemars(range(min = 0.0))]
     pub threshold: f64,
-    /// What `threshold` is a part of.
+    /// Reference of `threshold`.
     pub threshold_mode: ThresholdMode,
-    /// Evaluations after a reduction that are not counted.
+    /// Number of evaluations after a reduction that are not counted.
     pub cooldown: u32,
-    /// What at least is left of the rate.
+    /// Lower bound of the factor.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub min_factor: f64,
 }
 
 impl Default for ReduceOnPlateauConfig {
-    /// PyTorch's defaults, on the loss.
+    /// Returns PyTorch's defaults, on the loss.
     fn default() -> Self {
         Self {
             warmup_steps: 0,
@@ -58,47 +59,48 @@ impl Default for ReduceOnPlateauConfig {
     }
 }
 
-/// Which way is better.
+/// Direction of improvement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PlateauMode {
-    /// Less.
+    /// A smaller value is better.
     Min,
-    /// More.
+    /// A larger value is better.
     Max,
 }
 
-/// What a threshold is a part of.
+/// Reference of a threshold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ThresholdMode {
-    /// A share of the best.
+    /// The threshold is a share of the best value.
     Rel,
-    /// A difference from the best.
+    /// The threshold is a difference from the best value.
     Abs,
 }
 
-/// `torch.optim.lr_scheduler.ReduceLROnPlateau` with `eps=0`, which there stops reductions of less than 1e-8.
+/// Schedule equal to `torch.optim.lr_scheduler.ReduceLROnPlateau` with `eps=0`, which there suppresses reductions of
+/// less than 1e-8.
 #[derive(Debug, Clone)]
 pub struct ReduceOnPlateau {
     config: ReduceOnPlateauConfig,
     mode: PlateauMode,
     warmup_steps: usize,
-    now: State,
+    state: State,
 }
 
-/// What all evaluations so far came to.
+/// State after the evaluations so far.
 #[derive(Debug, Clone, Copy)]
 struct State {
     factor: f64,
     best: f64,
-    /// Evaluations in a row that were no better.
+    /// Number of consecutive evaluations without improvement.
     bad: u64,
-    /// Evaluations that are still not counted.
+    /// Number of evaluations that are still not counted.
     cooldown: u64,
 }
 
-/// What the loss is called among metrics.
+/// Name of the loss among metrics.
 const LOSS: &str = "loss";
 
 const SCHEDULE: &str = "schedule";
@@ -108,7 +110,7 @@ const BAD: &str = "bad";
 const COOLDOWN: &str = "cooldown";
 
 impl ReduceOnPlateau {
-    /// With these options, for a run of `total_steps` optimizer steps.
+    /// Creates a schedule for a run of `total_steps` optimizer steps.
     pub fn new(config: ReduceOnPlateauConfig, total_steps: usize) -> Self {
         let by_metric = if config.metric == LOSS { PlateauMode::Min } else { PlateauMode::Max };
         let mode = config.mode.unwrap_or(by_metric);
@@ -116,13 +118,13 @@ impl ReduceOnPlateau {
             PlateauMode::Min => f64::INFINITY,
             PlateauMode::Max => f64::NEG_INFINITY,
         };
-        let warmup_steps = share_of(total_steps, config.warmup_steps, config.warmup_ratio);
-        Self { config, mode, warmup_steps, now: State { factor: 1.0, best: worst, bad: 0, cooldown: 0 } }
+        let warmup_steps = steps_or_ratio(total_steps, config.warmup_steps, config.warmup_ratio);
+        Self { config, mode, warmup_steps, state: State { factor: 1.0, best: worst, bad: 0, cooldown: 0 } }
     }
 
-    /// Never so for what is not a number.
+    /// Returns true if `value` improves on the best one; false for NaN.
     fn is_better(&self, value: f64) -> bool {
-        let (best, threshold) = (self.now.best, self.config.threshold);
+        let (best, threshold) = (self.state.best, self.config.threshold);
         match (self.mode, self.config.threshold_mode) {
             (PlateauMode::Min, ThresholdMode::Rel) => value < best * (1.0 - threshold),
             (PlateauMode::Min, ThresholdMode::Abs) => value < best - threshold,
@@ -134,7 +136,7 @@ impl ReduceOnPlateau {
 
 impl Schedule for ReduceOnPlateau {
     fn factor(&self, step: usize) -> f64 {
-        rising(step, self.warmup_steps).unwrap_or(1.0) * self.now.factor
+        warmup_factor(step, self.warmup_steps).unwrap_or(1.0) * self.state.factor
     }
 
     fn watches(&self) -> Option<&str> {
@@ -143,7 +145,7 @@ impl Schedule for ReduceOnPlateau {
 
     fn evaluated(&mut self, steps: usize, value: f64) {
         let is_better = self.is_better(value);
-        let State { factor, best, bad, cooldown } = &mut self.now;
+        let State { factor, best, bad, cooldown } = &mut self.state;
         if is_better {
             *best = value;
             *bad = 0;
@@ -162,21 +164,21 @@ impl Schedule for ReduceOnPlateau {
     }
 
     fn state(&self) -> Result<Vec<NamedHostTensor>, StateError> {
-        let State { factor, best, bad, cooldown } = self.now;
+        let State { factor, best, bad, cooldown } = self.state;
         let bits = [(FACTOR, factor.to_bits()), (BEST, best.to_bits()), (BAD, bad), (COOLDOWN, cooldown)];
         bits.into_iter().map(|(name, bits)| save_bits(SCHEDULE, name, bits)).collect()
     }
 
     fn load_state(&mut self, state: &[NamedHostTensor]) -> Result<(), StateError> {
         let mut saved = Saved::new(state)?;
-        let now = State {
+        let restored = State {
             factor: f64::from_bits(saved.take_bits(SCHEDULE, FACTOR)?),
             best: f64::from_bits(saved.take_bits(SCHEDULE, BEST)?),
             bad: saved.take_bits(SCHEDULE, BAD)?,
             cooldown: saved.take_bits(SCHEDULE, COOLDOWN)?,
         };
-        saved.is_empty()?;
-        self.now = now;
+        saved.check_empty()?;
+        self.state = restored;
         Ok(())
     }
 }
@@ -188,13 +190,12 @@ mod tests {
     #[derive(Deserialize)]
     struct Golden {
         options: ReduceOnPlateauConfig,
-        /// `None` stands for NaN.
         values: Vec<Option<f64>>,
         factors: Vec<f64>,
     }
 
     #[test]
-    fn factors_are_those_of_pytorch() {
+    fn factors_equal_pytorch() {
         let text = include_str!("../../../testkit/goldens/plateau.json");
         let goldens: Vec<Golden> = serde_json::from_str(text).expect("goldens");
         assert_eq!(goldens.len(), 6);
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn more_of_a_metric_is_better_unless_it_is_said() {
+    fn default_mode_maximizes_metrics() {
         let reductions = |metric: &str, mode: Option<PlateauMode>, values: [f64; 3]| {
             let config = ReduceOnPlateauConfig { metric: metric.to_owned(), mode, patience: 0, ..Default::default() };
             let mut schedule = ReduceOnPlateau::new(config, 10);
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_lowered_during_the_warmup() {
+    fn warmup_has_no_reduction() {
         let config = ReduceOnPlateauConfig { warmup_ratio: 0.1, patience: 1, factor: 0.5, ..Default::default() };
         let mut schedule = ReduceOnPlateau::new(config, 100);
         (1..10).for_each(|steps| schedule.evaluated(steps, 1.0));
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_of_something_else_is_refused() {
+    fn load_state_of_other_object_is_error() {
         let mut schedule = ReduceOnPlateau::new(ReduceOnPlateauConfig::default(), 10);
         schedule.evaluated(1, 0.1 + 0.2);
         let state = schedule.state().expect("a state");

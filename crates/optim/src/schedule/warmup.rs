@@ -1,11 +1,11 @@
-//! The warm-up, which every schedule begins with.
+//! Warm-up phase, with which every schedule begins.
 
-/// The steps that options ask for, of a run of `total_steps`: `steps` if it is not 0, else `ratio` of the run, rounded up.
-pub fn share_of(total_steps: usize, steps: usize, ratio: f64) -> usize {
+/// Returns `steps` if it is not 0, otherwise `ratio` of `total_steps`, rounded up.
+pub fn steps_or_ratio(total_steps: usize, steps: usize, ratio: f64) -> usize {
     if steps > 0 { steps } else { (total_steps as f64 * ratio).ceil() as usize }
 }
 
-/// The factor during the warm-up; `None` afterwards.
-pub(super) fn rising(step: usize, warmup_steps: usize) -> Option<f64> {
+/// Returns the factor during the warm-up; none afterwards.
+pub(super) fn warmup_factor(step: usize, warmup_steps: usize) -> Option<f64> {
     (step < warmup_steps).then(|| step as f64 / warmup_steps as f64)
 }

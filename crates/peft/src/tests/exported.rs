@@ -66,9 +66,9 @@ fn export_does_not_overwrite_other_files() {
     std::fs::create_dir(&out).expect("a folder");
     std::fs::write(out.join("thesis.txt"), "mine").expect("written");
     let error = try_export(folder.path(), &checkpoint, &adapter, Form::PrefixTuning).expect_err("it is there");
-    assert!(sepal_core::in_one_line(&error).contains("is there already"), "{error:?}");
+    assert!(sepal_core::in_one_line(&error).contains("it exists"), "{error:?}");
     let error = export(&overwriting, &checkpoint, &adapter, &out).expect_err("it is no export");
-    assert!(sepal_core::in_one_line(&error).contains("no folder that holds"), "{error:?}");
+    assert!(sepal_core::in_one_line(&error).contains("not a folder with"), "{error:?}");
     std::fs::remove_dir_all(&out).expect("removed");
 
     try_export(folder.path(), &checkpoint, &adapter, Form::PromptTuning).expect("exported");
@@ -96,7 +96,7 @@ fn export_without_an_equivalent_in_peft_is_refused() {
             "it holds `dense.weight`",
         ),
         (Form::PrefixTuning, |random, _| drop(random.tensors.pop()), "it has no `score.weight`"),
-        (Form::PromptTuning, |_, _| (), "PEFT has no such thing"),
+        (Form::PromptTuning, |_, _| (), "PEFT has no such method"),
         (
             Form::PrefixTuning,
             |random, hidden| random.tensors[1] = named("deep_prompts", &[1, 4, hidden]),
@@ -161,12 +161,12 @@ fn keys_of_another_shape_are_refused() {
     let zeros = |heads, len| Tensor::zeros([heads, len, config.head_dim as i64], (Kind::Float, Device::Cpu));
     let heads = config.n_kv_heads as i64;
     let prefix_of = |span, heads, len| {
-        let given = KeysValues { keys: zeros(heads, 3), values: zeros(heads, len) };
-        stack.prefix_cache_from(span, &[given]).map(|kept| kept.len())
+        let keys_values = KeysValues { keys: zeros(heads, 3), values: zeros(heads, len) };
+        stack.prefix_cache_from(span, &[keys_values]).map(|cache| cache.len())
     };
     assert_eq!(prefix_of(block, heads, 3).expect("fits"), 3);
-    assert!(matches!(prefix_of(block, heads, 2), Err(ForwardError::KeysValues { .. })));
-    assert!(matches!(prefix_of(block, heads + 1, 3), Err(ForwardError::KeysValues { .. })));
+    assert!(matches!(prefix_of(block, heads, 2), Err(ForwardError::Shape { .. })));
+    assert!(matches!(prefix_of(block, heads + 1, 3), Err(ForwardError::Shape { .. })));
     let elsewhere = Span::new(0, 1).expect("a block");
     assert!(matches!(prefix_of(elsewhere, heads, 3), Err(ForwardError::Span { .. })));
 }

@@ -1,4 +1,4 @@
-//! Folders that PEFT itself saved, and what it predicts with them (make_peft.py of the goldens).
+//! Folders saved by PEFT, and its predictions with them (make_peft.py of the goldens).
 
 use serde_json::Value;
 
@@ -6,7 +6,7 @@ use super::{import, logits, tiny};
 use crate::adapter::Adapter;
 use crate::{ExportOptions, Form, ImportOptions, Verify, export};
 
-/// Words of the tiny tokenizer, by their ids.
+/// Vocabulary of the tiny tokenizer, in the order of the ids.
 const WORDS: [&str; 29] = [
     "[UNK]", "awful", "boring", "clumsy", "dull", "empty", "flat", "grim", "hollow", "bright", "clever", "funny",
     "gentle", "lively", "moving", "sharp", "warm", "a", "the", "film", "plot", "cast", "scene", "was", "is", "and",
@@ -19,7 +19,7 @@ struct Saved {
     predicted: Vec<Vec<f64>>,
 }
 
-/// Token ids of the texts, and the folders.
+/// Returns the token ids of the texts, and the folders.
 fn saved() -> (Vec<Vec<i64>>, Vec<Saved>) {
     let text = std::fs::read(sepal_testkit::tiny::goldens().join("peft.json")).expect("goldens");
     let json: Value = serde_json::from_slice(&text).expect("JSON");
@@ -35,7 +35,7 @@ fn saved() -> (Vec<Vec<i64>>, Vec<Saved>) {
     (list("texts").iter().map(ids).collect(), list("cases").iter().map(case).collect())
 }
 
-/// Probabilities, or the one logit itself.
+/// Returns probabilities, or a single logit unchanged.
 fn predicted(logits: &[f64]) -> Vec<f64> {
     if logits.len() == 1 {
         return logits.to_vec();
@@ -68,7 +68,7 @@ fn imported_folders_match_the_logits_of_peft() {
         assert_eq!(read.facts.tuning == "prefix-tuning", name.contains("prefix") || name.contains("projected"));
         check(&name, &logits(&checkpoint, &adapter, &rows), &predicted);
 
-        // Out again, and back from what PEFT's own files hold.
+        // Export and import again from PEFT's own files.
         let again = folder.path().join(format!("{name}-again"));
         let options =
             ExportOptions { base_model: "owner/name".to_owned(), verify: Verify::Samples, ..ExportOptions::default() };

@@ -8,10 +8,10 @@ use serde_json::json;
 use super::{Random, import, named, tiny, try_export};
 use crate::adapter::{Adapter, TrainedPrefix};
 use crate::config::{CONFIG, HEAD, PROMPT_EMBEDDINGS, TENSORS};
-use crate::side::{SIDE, TRAINED};
+use crate::export_record::{RECORD, TRAINED};
 use crate::{Form, Import, ImportError, ImportOptions};
 
-/// A folder as PEFT writes it.
+/// Writes a folder like PEFT.
 fn foreign(folder: &Path, peft_type: &str, tensors: &[(&str, HostTensor)]) {
     let config = json!({ "peft_type": peft_type, "task_type": "SEQ_CLS", "num_virtual_tokens": 3, "auto_mapping": null,
         "base_model_name_or_path": "owner/base" });
@@ -29,7 +29,7 @@ fn numbers(shape: &[i64], dtype: DType) -> HostTensor {
     to_host(&tensor, dtype).expect("on the host")
 }
 
-/// As a folder of the model `llama-gqa`: three blocks, two heads of keys of 8 numbers, 32 numbers of a hidden state.
+/// Returns the error of an import for the model `llama-gqa`: three blocks, two key heads of size 8, hidden size 32.
 fn refused(folder: &Path) -> ImportError {
     let (_, checkpoint) = tiny("llama-gqa");
     import(&ImportOptions::default(), Some(&checkpoint), folder, &folder.join("imported")).expect_err("refused")
@@ -82,7 +82,7 @@ fn import_of_foreign_prompts_writes_an_adapter() {
     let options = ImportOptions { labels: Some(vec!["alone".to_owned()]), ..ImportOptions::default() };
     import(&options, Some(&checkpoint), folder.path(), &folder.path().join("c")).expect_err("a name for each");
     let error = import(&options, None, folder.path(), &folder.path().join("d")).expect_err("of no model");
-    assert!(error.to_string().contains("--model hub:owner/base"), "{error}");
+    assert!(error.to_string().contains("which it calls \"owner/base\""), "{error}");
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn folder_with_several_adapters_names_them() {
 #[test]
 fn import_of_unsupported_tensors_is_refused() {
     let (prompts, head) = (numbers(&[3, 32], DType::F32), numbers(&[2, 32], DType::F32));
-    let whole = [(PROMPT_EMBEDDINGS, prompts.clone()), (HEAD, head.clone())];
+    let complete = [(PROMPT_EMBEDDINGS, prompts.clone()), (HEAD, head.clone())];
     let no_head = [(PROMPT_EMBEDDINGS, prompts.clone())];
     let bias = [
         (PROMPT_EMBEDDINGS, prompts.clone()),
@@ -161,13 +161,13 @@ fn import_of_unsupported_tensors_is_refused() {
     ];
     let of_lora = [(PROMPT_EMBEDDINGS, prompts), ("base_model.model.score.weight", head.clone())];
     let fewer = [(PROMPT_EMBEDDINGS, numbers(&[2, 32], DType::F32)), (HEAD, head)];
-    let flat = [(PROMPT_EMBEDDINGS, numbers(&[3], DType::F32)), whole[1].clone()];
+    let flat = [(PROMPT_EMBEDDINGS, numbers(&[3], DType::F32)), complete[1].clone()];
     type Tensors<'a> = &'a [(&'a str, HostTensor)];
     let cases: [(&str, Tensors<'_>, &str); 8] = [
         ("PROMPT_TUNING", &flat, "`prompts` is [3], expected [prefix_len, hidden]"),
         ("PREFIX_TUNING", &flat, "keys and values for each of the model's 3 blocks"),
-        ("PREFIX_TUNING", &whole, "expected [prefix_len, 96], keys and values for each of the model's 3 blocks"),
-        ("LORA", &whole, "import LORA"),
+        ("PREFIX_TUNING", &complete, "expected [prefix_len, 96], keys and values for each of the model's 3 blocks"),
+        ("LORA", &complete, "import LORA"),
         ("PROMPT_TUNING", &no_head, "no `base_model.score.weight`"),
         ("PROMPT_TUNING", &bias, "has a bias"),
         ("PROMPT_TUNING", &of_lora, "holds `base_model.model.score.weight`"),
@@ -205,7 +205,7 @@ fn import_of_a_changed_export_is_refused() {
         std::fs::write(out.join(file), bytes).expect("written");
         let error = refused(&out);
         assert!(matches!(error, ImportError::Changed { file: found } if found == file), "{error:?}");
-        std::fs::remove_file(out.join(SIDE)).expect("removed");
+        std::fs::remove_file(out.join(RECORD)).expect("removed");
         let anew = folder.path().join("anew");
         import(&ImportOptions::default(), Some(&checkpoint), &out, &anew).expect("as anybody's");
     }

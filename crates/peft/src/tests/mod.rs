@@ -18,14 +18,13 @@ use crate::{ExportError, ExportOptions, Exported, Form, Import, ImportError, Imp
 
 const PREFIX_LEN: usize = 5;
 
-/// The tiny model `tiny-NAME` of the goldens.
 fn tiny(name: &str) -> (PathBuf, Checkpoint) {
     let path = sepal_testkit::tiny::goldens().join(format!("tiny-{name}"));
     let checkpoint = Checkpoint::open(&path).expect("a golden");
     (path, checkpoint)
 }
 
-/// Random tensors of an adapter for two labels, and what it says of itself.
+/// Random tensors of an adapter for two labels, and its metadata.
 struct Random {
     tensors: Vec<NamedHostTensor>,
     metadata: BTreeMap<String, String>,
@@ -66,7 +65,7 @@ fn named(name: &str, shape: &[i64]) -> NamedHostTensor {
     NamedHostTensor { name: name.to_owned(), tensor: to_host(&numbers, DType::F32).expect("on the host") }
 }
 
-/// Exports to `folder/out` after comparing logits of rows.
+/// Exports to `folder/out` and verifies the logits.
 fn try_export(folder: &Path, checkpoint: &Checkpoint, adapter: &Path, form: Form) -> Result<Exported, ExportError> {
     let options = ExportOptions {
         base_model: "owner/name".to_owned(),
@@ -77,7 +76,7 @@ fn try_export(folder: &Path, checkpoint: &Checkpoint, adapter: &Path, form: Form
     export(&options, checkpoint, adapter, &folder.join("out"))
 }
 
-/// Imports without a run; the adapter, and what was said.
+/// Imports without a run. Returns the adapter and the notices.
 fn import(
     options: &ImportOptions,
     checkpoint: Option<&Checkpoint>,
@@ -89,7 +88,7 @@ fn import(
     Ok((import.finish(None)?, notices))
 }
 
-/// Logits `[rows, n_labels]`, row after row, of the whole model behind the adapter's prompts: as in training.
+/// Computes logits `[rows, n_labels]` with the adapter's prompts, as in training.
 fn logits(checkpoint: &Checkpoint, adapter: &Path, rows: &[Vec<i64>]) -> Vec<f64> {
     let adapter = Adapter::read(adapter).expect("an adapter");
     let ends = Ends::load(checkpoint).expect("loads");

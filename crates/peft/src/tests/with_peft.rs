@@ -1,4 +1,4 @@
-//! What PEFT itself computes, where a Python with it is found.
+//! Comparison with PEFT itself, if a Python with it is installed.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{Random, logits, tiny};
 use crate::{ExportOptions, Form, export};
 
-/// The interpreter of `SEPAL_TEST_PYTHON`, or the one of the peers if it is there.
+/// Returns the interpreter of `SEPAL_TEST_PYTHON`, or that of the peers if it exists.
 fn python() -> Option<PathBuf> {
     let named = std::env::var_os("SEPAL_TEST_PYTHON").map(PathBuf::from);
     let home = std::env::var_os("HOME").map(PathBuf::from);
@@ -27,26 +27,27 @@ fn python() -> Option<PathBuf> {
     None
 }
 
-/// Rows of several lengths, longer than windows, without the token 0, which is the padding.
+/// Returns rows of several lengths, longer than the windows, without the padding token 0.
 fn rows(vocab: usize) -> Vec<Vec<i64>> {
-    let row = |(at, len): (usize, usize)| (0..len).map(|i| ((31 * i + 17 * at) % (vocab - 1) + 1) as i64).collect();
+    let row =
+        |(index, len): (usize, usize)| (0..len).map(|i| ((31 * i + 17 * index) % (vocab - 1) + 1) as i64).collect();
     [9, 1, 22, 4].into_iter().enumerate().map(row).collect()
 }
 
-/// A model, how its prompts were written, how many there are, and whether there are deep ones.
+/// Model, form of the export, number of prompts, and true for deep prompts.
 type Case = (String, Form, usize, bool);
 
-/// Of each kind of positions and heads one.
+/// One model for each kind of positions and heads.
 const FEW: [&str; 5] = ["bloom", "falcon-40b", "gemma3", "gpt2", "llama-gqa"];
 
-/// The largest difference of PEFT's logits from ours for each case, or what it said in the place of logits. A batch is
-/// padded on the right for prefix-tuning; PEFT's prompt-tuning takes one row at a time.
+/// Returns the largest difference of logits for each case, or PEFT's error. A batch is padded on the right for
+/// prefix-tuning; prompt-tuning of PEFT needs one row at a time.
 fn differences(python: &PathBuf, cases: &[Case]) -> Vec<Result<f64, String>> {
     let folder = tempfile::tempdir().expect("a folder");
     let (mut asked, mut ours) = (Vec::new(), Vec::new());
-    for (at, (name, form, prefix_len, deep)) in cases.iter().enumerate() {
+    for (index, (name, form, prefix_len, deep)) in cases.iter().enumerate() {
         let (base, checkpoint) = tiny(name);
-        let home = folder.path().join(at.to_string());
+        let home = folder.path().join(index.to_string());
         std::fs::create_dir(&home).expect("a folder");
         let adapter = Random::of_len(*prefix_len, &checkpoint, *deep).write(&home);
         let base_model = base.to_str().expect("a name").to_owned();
@@ -83,10 +84,10 @@ fn exports_match_the_logits_of_peft() {
     let is_asked = |name: &String| (all || FEW.contains(&name.as_str())) && name != "falcon-rw";
     let names: Vec<String> = sepal_testkit::tiny::models().into_iter().filter(is_asked).collect();
     let forms = [(Form::PrefixTuning, 5, false), (Form::PrefixTuning, 5, true), (Form::PromptTuning, 5, false)];
-    // Longer than the windows of those that have one.
+    // More prompts than the windows of some models.
     let forms = forms.into_iter().chain([(Form::PrefixTuning, 9, true)]).filter(|(.., deep)| all || *deep);
-    let of = |(form, len, deep)| names.iter().map(move |name| (name.clone(), form, len, deep));
-    let mut cases: Vec<Case> = forms.flat_map(of).collect();
+    let with_names = |(form, len, deep)| names.iter().map(move |name| (name.clone(), form, len, deep));
+    let mut cases: Vec<Case> = forms.flat_map(with_names).collect();
     cases.sort_by(|a, b| a.0.cmp(&b.0));
     let found = differences(&python, &cases);
     for ((name, form, len, deep), found) in cases.iter().zip(&found) {

@@ -1,21 +1,21 @@
 use askama::Template;
 use sepal_metrics::{Bin, CALIBRATION_BINS, Calibration, reliability};
 
-use super::labelled::Classes;
+use super::class_predictions::Classes;
 use crate::chart::short;
 use crate::page::{heading, missing, render, side_by_side};
 use crate::table::{Cell, Table};
 use crate::text;
 
-/// Whether the probability of the predicted class is the share of rows that are of it.
-pub(crate) fn of_classes(classes: &Classes) -> String {
+/// Calibration of the probability of the predicted class.
+pub(crate) fn class_html(classes: &Classes) -> String {
     let rows = 0..classes.actual.len();
     let rows = rows.map(|row| (classes.confidence(row), classes.hit(row)));
     html(rows, "Probability of the prediction", "right")
 }
 
-/// Whether the probability of a label is the share of rows that have it. Both are `[rows][n_labels]`.
-pub(crate) fn of_labels(actual: &[Vec<f32>], probabilities: &[Vec<f32>]) -> String {
+/// Calibration of the probabilities of labels. Both are `[rows][n_labels]`.
+pub(crate) fn label_html(actual: &[Vec<f32>], probabilities: &[Vec<f32>]) -> String {
     let pairs = actual.iter().zip(probabilities).flat_map(|(actual, row)| actual.iter().zip(row));
     let pairs = pairs.map(|(actual, probability)| (f64::from(*probability), *actual >= 0.5));
     html(pairs, "Probability of a label", "there")
@@ -31,7 +31,7 @@ struct Diagram {
     bars: Vec<Bar>,
 }
 
-/// A bin as it is drawn, in percent of the diagram.
+/// Drawn bin, in percent of the diagram.
 struct Bar {
     x: String,
     width: String,
@@ -39,7 +39,7 @@ struct Bar {
     height: String,
     gap_y: String,
     gap_height: String,
-    /// Height of the bar that shows how many predictions there are.
+    /// Height of the bar for the number of predictions.
     crowd: String,
     crowd_y: String,
     dot_x: String,
@@ -47,7 +47,7 @@ struct Bar {
     title: String,
 }
 
-/// Of probabilities and whether they came true; those that are no number are left out.
+/// Calibration of probabilities and their outcomes; NaN is left out.
 fn html(predictions: impl Iterator<Item = (f64, bool)>, x_name: &'static str, hits: &'static str) -> String {
     let known = predictions.filter(|(probability, _)| probability.is_finite());
     let Ok(Calibration { error, bins }) = reliability(known, CALIBRATION_BINS) else {
@@ -65,7 +65,7 @@ fn html(predictions: impl Iterator<Item = (f64, bool)>, x_name: &'static str, hi
     heading("Calibration") + &side_by_side([diagram, table])
 }
 
-/// Where bin `i` begins, from 0 to 1.
+/// Lower edge of bin `i`, from 0 to 1.
 fn edge(i: usize) -> f64 {
     i as f64 / CALIBRATION_BINS as f64
 }
@@ -95,7 +95,7 @@ fn bar(i: usize, bin: &Bin, most: usize) -> Bar {
 
 fn table(bins: &[Bin], hits: &str) -> String {
     let mut table = Table::new("Bins of probability", &["From", "Predictions", "Probability", &text::capital(hits)]);
-    // Of two classes the prediction has at least a half, so bins below it are always empty.
+    // With two classes the prediction has at least one half, so lower bins are always empty.
     let some = |bin: &Bin| bin.count > 0;
     let (first, last) = (bins.iter().position(some).unwrap_or(0), bins.iter().rposition(some).unwrap_or(0));
     table.rows = bins

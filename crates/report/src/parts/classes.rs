@@ -1,22 +1,22 @@
 use askama::Template;
-use sepal_metrics::{Average, MetricError, Scores, several as labels};
+use sepal_metrics::{Average, MetricError, Scores, multilabel as labels};
 
-use super::labelled::Classes;
+use super::class_predictions::Classes;
 use crate::measures::Confusion;
 use crate::page::{folded, heading, missing, paragraph, render, side_by_side};
 use crate::table::{Cell, Table};
 use crate::text;
 
-/// Labels that a table lists at most.
+/// Maximum number of labels in a table.
 const LISTED: usize = 200;
-/// Labels from which on their table is folded.
+/// Number of labels from which the table is collapsed.
 const FOLDED: usize = 40;
-/// Classes that a confusion matrix shows at most.
+/// Maximum number of classes in a confusion matrix.
 const SHOWN: usize = 30;
-/// Classes of a confusion matrix with shares beside the counts.
+/// Maximum number of classes in a confusion matrix with shares beside the counts.
 const ROOMY: usize = 8;
 
-/// The table of classes and the confusion matrix.
+/// Table of classes and confusion matrix.
 pub(crate) fn html(classes: &Classes) -> Vec<String> {
     let Ok(confusion) = Confusion::new(classes.names.len(), &classes.actual, &classes.predicted) else {
         return vec![heading("Classes"), missing("There are no rows to measure.")];
@@ -39,13 +39,13 @@ pub(crate) fn html(classes: &Classes) -> Vec<String> {
     parts
 }
 
-/// The table of labels of which a row may have several. Both are `[rows][n_labels]`.
-pub(crate) fn several(names: &[String], actual: &[Vec<f32>], predicted: &[Vec<f32>]) -> String {
-    let is = |rows: &[Vec<f32>]| -> Vec<Vec<bool>> {
-        let whether = |label: usize, row: &[f32]| row.get(label).is_some_and(|value| *value >= 0.5);
-        rows.iter().map(|row| (0..names.len()).map(|label| whether(label, row)).collect()).collect()
+/// Table of labels for rows with several labels. Both are `[rows][n_labels]`.
+pub(crate) fn labels_html(names: &[String], actual: &[Vec<f32>], predicted: &[Vec<f32>]) -> String {
+    let to_bool = |rows: &[Vec<f32>]| -> Vec<Vec<bool>> {
+        let has_label = |label: usize, row: &[f32]| row.get(label).is_some_and(|value| *value >= 0.5);
+        rows.iter().map(|row| (0..names.len()).map(|label| has_label(label, row)).collect()).collect()
     };
-    let table = labels_table(names, &is(actual), &is(predicted));
+    let table = labels_table(names, &to_bool(actual), &to_bool(predicted));
     let shown = table.map_or_else(|_| missing("There are no rows to measure."), |table| list(&table, names.len()));
     heading("Labels") + &shown
 }
@@ -60,12 +60,12 @@ fn labels_table(names: &[String], actual: &[Vec<bool>], predicted: &[Vec<bool>])
     Ok(table)
 }
 
-/// A long table is shown when it is asked for.
+/// Collapses a long table.
 fn list(table: &Table, labels: usize) -> String {
     if labels > FOLDED { folded(&table.caption, &table.html()) } else { table.html() }
 }
 
-/// `got` are the rows that each was predicted for. What nothing divides is shown as missing, not as 0.
+/// `got` is the number of predictions of each name. A score with a zero denominator is shown as missing.
 fn scores_table(what: &str, names: &[String], scores: &[Scores], got: &[usize], means: [Scores; 2]) -> Table {
     let cut = if names.len() > LISTED {
         format!("; the first {LISTED} of {} are listed", names.len())
@@ -73,8 +73,8 @@ fn scores_table(what: &str, names: &[String], scores: &[Scores], got: &[usize], 
         String::new()
     };
     let mut table = Table::new(cut, &[what, "Precision", "Recall", "F1", "Rows"]);
-    let show = |value: f64, of: usize| {
-        Cell::number(text::or_missing((of > 0).then_some(value), |value| format!("{value:.4}")))
+    let show = |value: f64, denominator: usize| {
+        Cell::number(text::or_missing((denominator > 0).then_some(value), |value| format!("{value:.4}")))
     };
     let row = |name: Cell, Scores { precision, recall, f1, support }: Scores, got: usize| {
         let measures = [show(precision, got), show(recall, support), show(f1, got + support)];
@@ -115,7 +115,6 @@ struct Field {
     share: String,
     title: String,
     class: &'static str,
-    /// From 0 to 100.
     heat: String,
 }
 
@@ -143,7 +142,7 @@ fn matrix(names: &[String], confusion: &Confusion) -> String {
     })
 }
 
-/// All classes, or the most mistaken ones, in their order.
+/// All classes, or the most confused ones, in their order.
 fn shown(confusion: &Confusion) -> Vec<usize> {
     let mut classes: Vec<usize> = (0..confusion.len()).collect();
     if classes.len() > SHOWN {
@@ -158,7 +157,7 @@ fn shown(confusion: &Confusion) -> Vec<usize> {
     classes
 }
 
-/// From this share of a row on, letters are drawn in the colour of the paper.
+/// Share of a row from which letters have the colour of the paper.
 const DARK: f64 = 0.72;
 
 fn field(names: &[String], confusion: &Confusion, actual: usize, predicted: usize) -> Field {
@@ -182,7 +181,7 @@ fn field(names: &[String], confusion: &Confusion, actual: usize, predicted: usiz
     }
 }
 
-/// The classes that are mistaken most often.
+/// Table of the most confused pairs of classes.
 fn pairs(names: &[String], confusion: &Confusion) -> String {
     let mistaken = confusion.mistaken();
     if mistaken.is_empty() {

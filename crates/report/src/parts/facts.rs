@@ -18,7 +18,7 @@ struct Group {
 struct Line {
     name: &'static str,
     value: String,
-    /// Whether it is a digest or a place, which is set like code.
+    /// True for digests and paths, which are set as code.
     code: bool,
 }
 
@@ -28,10 +28,10 @@ struct Listing {
     text: String,
 }
 
-/// Characters of a pipeline file that are shown at most.
+/// Maximum number of shown characters of a pipeline file.
 const LISTED: usize = 40_000;
 
-/// What was run.
+/// Section with the model, the data and the training options.
 pub(crate) fn section(run: &Run) -> Option<Section> {
     let groups = vec![
         Group { title: "Model", lines: model(run) },
@@ -56,7 +56,7 @@ fn code(name: &'static str, value: &str) -> Line {
 fn model(run: &Run) -> Vec<Line> {
     let model = &run.manifest.model;
     let mut lines = vec![code("source", &model.source), words("weights", &model.weights)];
-    lines.extend(model.passed_over.iter().take(20).map(|source| words("passed over", source)));
+    lines.extend(model.unavailable_sources.iter().take(20).map(|source| words("passed over", source)));
     lines.extend([code("digest", &model.digest), code("tokenizer", &model.tokenizer)]);
     let parameters = run.manifest.parameters;
     let share = parameters.trainable as f64 / parameters.total as f64;
@@ -80,7 +80,7 @@ fn data(run: &Run) -> Vec<Line> {
         words("", rows(data.validation_rows)),
         words("cut", truncated),
     ]);
-    lines.extend(data.passed_over.iter().take(20).map(|source| words("passed over", source)));
+    lines.extend(data.unavailable_sources.iter().take(20).map(|source| words("passed over", source)));
     if !run.manifest.labels.is_empty() {
         let shown: Vec<String> = run.manifest.labels.iter().take(30).map(|label| text::cut(label, 40)).collect();
         let rest = run.manifest.labels.len() - shown.len();
@@ -123,7 +123,7 @@ fn training(run: &Run) -> Vec<Line> {
     lines
 }
 
-/// A duration with the unit that its colons stand for.
+/// Duration with the unit of its colons.
 fn clock(seconds: f64) -> String {
     let text = text::seconds(seconds);
     match text.matches(':').count() {

@@ -20,27 +20,26 @@ struct Headline {
     notices: Vec<Notice>,
 }
 
-/// A number and what it is.
+/// Large number with a description.
 struct Large {
     value: String,
     what: String,
 }
 
-/// Something that is to be known first.
+/// Notice at the top of the page.
 struct Notice {
     alarm: bool,
     title: &'static str,
     text: String,
 }
 
-/// What became of the run: a word, a sign and a class of the style sheet.
+/// Outcome of the run: a word, a sign and a class of the style sheet.
 pub(crate) struct State {
     pub(crate) word: &'static str,
     pub(crate) sign: &'static str,
     pub(crate) class: &'static str,
 }
 
-/// What became of a run.
 pub(crate) fn state(run: &Run) -> State {
     match (&run.manifest.status, &run.manifest.ended_early) {
         (Status::Finished, None) => State { word: "finished", sign: "✓", class: "good" },
@@ -50,7 +49,7 @@ pub(crate) fn state(run: &Run) -> State {
     }
 }
 
-/// The metric by which a run is known, with its value and where that is from.
+/// Main metric of a run, with its value and origin.
 pub(crate) fn main_metric(run: &Run) -> Option<(String, f64, String)> {
     let manifest = &run.manifest;
     if let Some(best) = manifest.best.as_ref().filter(|best| best.value.is_finite()) {
@@ -63,7 +62,7 @@ pub(crate) fn main_metric(run: &Run) -> Option<(String, f64, String)> {
     Some((name, value, format!("last, after step {}", text::count(step))))
 }
 
-/// The page's head: what it was, how good it became, and whether all went well.
+/// Head of the page: the run, its main results and notices.
 pub(crate) fn html(run: &Run) -> String {
     let manifest = &run.manifest;
     crate::page::render(&Headline {
@@ -81,7 +80,7 @@ pub(crate) fn html(run: &Run) -> String {
     })
 }
 
-/// The task and what trains, as the pipeline names them.
+/// Names of the task and the tuning mode in the pipeline.
 fn task(run: &Run) -> String {
     let named = ["task.use", "tuning.use"].into_iter().filter_map(|key| run.options.get(key));
     text::cut(&named.collect::<Vec<_>>().join(" by "), 120)
@@ -97,20 +96,20 @@ fn main(run: &Run) -> Option<Large> {
     Some(Large { value: format!("{:.4}", last.loss), what })
 }
 
-/// Metrics of the kept evaluation, the large one left out where it is the same.
+/// Metrics of the kept evaluation, without the main one if it is equal.
 fn others(run: &Run) -> Vec<Large> {
     let main = main_metric(run);
     let same = |name: &str, value: f64| main.as_ref().is_some_and(|(n, v, _)| n == name && *v == value);
     let step = run.manifest.best.as_ref().map(|best| best.step);
     let evaluations = &run.history.evaluations;
-    let kept = evaluations.iter().rfind(|one| step.is_none_or(|step| one.step == step));
+    let best_evaluation = evaluations.iter().rfind(|one| step.is_none_or(|step| one.step == step));
     let mut all: Vec<(String, f64)> = run.manifest.metrics.iter().map(|(name, value)| (name.clone(), *value)).collect();
-    all.extend(kept.map(|kept| ("loss".to_owned(), kept.loss)));
+    all.extend(best_evaluation.map(|evaluation| ("loss".to_owned(), evaluation.loss)));
     let all = all.into_iter().filter(|(name, value)| !name.contains('/') && !same(name, *value)).take(4);
     let large = |(name, value): (String, f64)| {
-        let again = main.as_ref().is_some_and(|(n, ..)| *n == name);
+        let is_main = main.as_ref().is_some_and(|(n, ..)| *n == name);
         let what = if name == "loss" { "Validation loss".to_owned() } else { text::metric_name(&name) };
-        Large { value: text::metric(&name, value), what: if again { format!("{what}, last") } else { what } }
+        Large { value: text::metric(&name, value), what: if is_main { format!("{what}, last") } else { what } }
     };
     all.map(large).collect()
 }
@@ -155,17 +154,17 @@ fn facts(run: &Run) -> Vec<Large> {
 fn notices(run: &Run) -> Vec<Notice> {
     let manifest = &run.manifest;
     let mut notices = Vec::new();
-    let mut tell = |alarm, title, text: String| notices.push(Notice { alarm, title, text: text::cut(&text, 2000) });
+    let mut add = |alarm, title, text: String| notices.push(Notice { alarm, title, text: text::cut(&text, 2000) });
     let made = text::counted(manifest.steps, "step", "steps");
     match &manifest.status {
-        Status::Failed { error } => tell(true, "The run failed", format!("after {made}: {error}")),
+        Status::Failed { error } => add(true, "The run failed", format!("after {made}: {error}")),
         Status::Interrupted => {
-            tell(false, "The run was interrupted", format!("after {made}; what was trained until then is saved."));
+            add(false, "The run was interrupted", format!("after {made}; what was trained until then is saved."));
         }
         Status::Finished => {}
     }
     if let Some(reason) = &manifest.ended_early {
-        tell(false, "Training ended early", reason.clone());
+        add(false, "Training ended early", reason.clone());
     }
     if !manifest.resumed_at.is_empty() {
         let steps: Vec<String> = manifest.resumed_at.iter().take(40).map(|step| text::count(*step)).collect();
@@ -174,10 +173,10 @@ fn notices(run: &Run) -> Vec<Notice> {
             1 => String::new(),
             more => format!("{} times, ", text::count(more as u64)),
         };
-        tell(false, "The run went on from a checkpoint", format!("{times}after step {}{more}.", steps.join(", ")));
+        add(false, "The run went on from a checkpoint", format!("{times}after step {}{more}.", steps.join(", ")));
     }
     for problem in &run.problems {
-        tell(true, "Not everything could be read", problem.clone());
+        add(true, "Not everything could be read", problem.clone());
     }
     notices
 }

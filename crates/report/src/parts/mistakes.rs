@@ -1,34 +1,34 @@
 use askama::Template;
 use sepal_data::{Outcomes, Predictions};
 
-use super::labelled::{self, Classes};
+use super::class_predictions::{self, Classes};
 use crate::page::{Section, folded_in, paragraph, render};
 use crate::read::Run;
 use crate::text;
 
-/// Mistakes that are shown at most.
+/// Maximum number of shown mistakes.
 const SHOWN: usize = 50;
-/// Mistakes that are shown before the others are unfolded.
+/// Number of mistakes outside of the collapsed list.
 const FIRST: usize = 10;
-/// Characters of a text that are shown at most.
-const WHOLE: usize = 800;
-/// Characters of a text that are shown before it is unfolded.
+/// Maximum number of shown characters of a text.
+const MAX_CHARS: usize = 800;
+/// Number of characters of a collapsed text.
 const SHORT: usize = 240;
 
-/// What the model had most wrong.
+/// Section with the worst mistakes.
 pub(crate) fn section(run: &Run) -> Option<Section> {
     let predictions = run.predictions.as_ref()?;
     let (title, what, mistakes) = match &predictions.outcomes {
         Outcomes::Class { label, predicted } => {
             let classes = Classes::new(&run.manifest.labels, predictions, label, predicted);
-            ("Most confident mistakes", "rows got a class that is not theirs", of_classes(&classes))
+            ("Most confident mistakes", "rows got a class that is not theirs", class_mistakes(&classes))
         }
         Outcomes::Value { label, predicted } => {
-            ("Largest errors", "rows got a number that is not exactly theirs", of_values(label, predicted))
+            ("Largest errors", "rows got a number that is not exactly theirs", value_mistakes(label, predicted))
         }
         Outcomes::Multi { label, predicted } => {
-            let names = labelled::names(&run.manifest.labels, label.first().map_or(0, Vec::len));
-            let found = of_labels(&names, label, predicted, &predictions.probabilities);
+            let names = class_predictions::names(&run.manifest.labels, label.first().map_or(0, Vec::len));
+            let found = label_mistakes(&names, label, predicted, &predictions.probabilities);
             ("Most confident mistakes", "times a label was given or missed wrongly", found)
         }
     };
@@ -52,7 +52,7 @@ pub(crate) fn section(run: &Run) -> Option<Section> {
     Some(Section::new("mistakes", title, parts))
 }
 
-/// A row and how wrong it is.
+/// Row with the weight of its mistake.
 struct Mistake {
     row: usize,
     weight: f64,
@@ -77,7 +77,7 @@ struct Item {
     facts: Vec<Fact>,
 }
 
-/// A text, with what is shown of it while it is folded.
+/// Text with its collapsed form.
 struct Text {
     short: Option<String>,
     whole: String,
@@ -88,7 +88,7 @@ impl Mistake {
         let pair = predictions.pairs.as_ref().and_then(|pairs| pairs.get(self.row));
         let texts = predictions.texts.get(self.row).into_iter().chain(pair).map(|text| Text {
             short: (text.chars().nth(SHORT + 40).is_some()).then(|| text::cut(text, SHORT)),
-            whole: text::cut(text, WHOLE),
+            whole: text::cut(text, MAX_CHARS),
         });
         Item { row: text::count(self.row as u64 + 1), texts: texts.collect(), facts: self.facts }
     }
@@ -98,14 +98,14 @@ fn fact(name: &'static str, value: &str, class: &'static str) -> Fact {
     Fact { name, value: text::cut(value, 60), class }
 }
 
-/// The worst first; rows of the same weight in their order.
+/// Sorts the worst first; rows of the same weight keep their order.
 fn sorted(mut mistakes: Vec<Mistake>) -> Vec<Mistake> {
     let weight = |mistake: &Mistake| if mistake.weight.is_nan() { f64::NEG_INFINITY } else { mistake.weight };
     mistakes.sort_by(|a, b| weight(b).total_cmp(&weight(a)));
     mistakes
 }
 
-fn of_classes(classes: &Classes) -> Vec<Mistake> {
+fn class_mistakes(classes: &Classes) -> Vec<Mistake> {
     let wrong = (0..classes.actual.len()).filter(|&row| !classes.hit(row));
     let mistakes = wrong.map(|row| {
         let (actual, predicted) = (classes.actual[row], classes.predicted[row]);
@@ -115,7 +115,7 @@ fn of_classes(classes: &Classes) -> Vec<Mistake> {
             fact("predicted", &classes.names[predicted], "wrong"),
             fact("probability", &text::percent(weight, 1), ""),
         ];
-        // Of two classes the other has the rest.
+        // With two classes the other one has the complement.
         if classes.names.len() > 2 {
             facts.push(fact("of the label", &text::percent(classes.probability(row, actual), 1), ""));
         }
@@ -124,7 +124,7 @@ fn of_classes(classes: &Classes) -> Vec<Mistake> {
     sorted(mistakes.collect())
 }
 
-fn of_values(actual: &[f32], predicted: &[f32]) -> Vec<Mistake> {
+fn value_mistakes(actual: &[f32], predicted: &[f32]) -> Vec<Mistake> {
     let pairs = actual.iter().zip(predicted).enumerate().filter(|(_, (a, p))| a != p);
     let mistakes = pairs.map(|(row, (a, p))| {
         let error = f64::from(*p) - f64::from(*a);
@@ -134,13 +134,13 @@ fn of_values(actual: &[f32], predicted: &[f32]) -> Vec<Mistake> {
             fact("predicted", &text::digits(f64::from(*p), 4), "wrong"),
             fact("error", &format!("{sign}{}", text::digits(error, 4)), ""),
         ];
-        // A prediction that is no number is the worst of all.
+        // A NaN prediction is the worst mistake.
         Mistake { row, weight: if error.is_nan() { f64::INFINITY } else { error.abs() }, facts }
     });
     sorted(mistakes.collect())
 }
 
-fn of_labels(
+fn label_mistakes(
     names: &[String],
     actual: &[Vec<f32>],
     predicted: &[Vec<f32>],
@@ -149,17 +149,17 @@ fn of_labels(
     let mut mistakes = Vec::new();
     for (row, ((actual, predicted), probabilities)) in actual.iter().zip(predicted).zip(probabilities).enumerate() {
         for (label, ((actual, predicted), p)) in actual.iter().zip(predicted).zip(probabilities).enumerate() {
-            let (there, given, p) = (*actual >= 0.5, *predicted >= 0.5, f64::from(*p));
-            if there != given {
+            let (is_labelled, is_predicted, p) = (*actual >= 0.5, *predicted >= 0.5, f64::from(*p));
+            if is_labelled != is_predicted {
                 let facts = vec![
                     fact(
-                        if there { "missed" } else { "wrongly given" },
+                        if is_labelled { "missed" } else { "wrongly given" },
                         &names[label],
-                        if there { "true" } else { "wrong" },
+                        if is_labelled { "true" } else { "wrong" },
                     ),
                     fact("its probability", &text::percent(p, 1), ""),
                 ];
-                mistakes.push(Mistake { row, weight: if there { 1.0 - p } else { p }, facts });
+                mistakes.push(Mistake { row, weight: if is_labelled { 1.0 - p } else { p }, facts });
             }
         }
     }

@@ -1,14 +1,14 @@
-//! The parts of a report, in the page's order.
+//! Parts of a report.
 
-pub(crate) mod again;
 mod calibration;
+mod class_predictions;
 mod classes;
 pub(crate) mod curves;
 pub(crate) mod facts;
 pub(crate) mod headline;
-mod labelled;
 pub(crate) mod mistakes;
 pub(crate) mod quality;
+pub(crate) mod reproduce;
 pub(crate) mod servers;
 mod values;
 pub(crate) mod words;

@@ -1,13 +1,13 @@
 use sepal_data::Outcomes;
 use sepal_track::EvaluationRecord;
 
-use super::{calibration, classes, labelled, values};
+use super::{calibration, class_predictions, classes, values};
 use crate::page::{Section, folded, missing, paragraph};
 use crate::read::Run;
 use crate::table::{Cell, Table};
 use crate::text;
 
-/// How good the predictions are.
+/// Section with metrics, scores and calibration.
 pub(crate) fn section(run: &Run) -> Option<Section> {
     let mut parts = metrics(run);
     match &run.predictions {
@@ -19,15 +19,15 @@ pub(crate) fn section(run: &Run) -> Option<Section> {
             parts.push(paragraph(&format!("What follows is computed from the {rows} of predictions.parquet.")));
             match &predictions.outcomes {
                 Outcomes::Class { label, predicted } => {
-                    let classes = labelled::Classes::new(&run.manifest.labels, predictions, label, predicted);
+                    let classes = class_predictions::Classes::new(&run.manifest.labels, predictions, label, predicted);
                     parts.extend(classes::html(&classes));
-                    parts.push(calibration::of_classes(&classes));
+                    parts.push(calibration::class_html(&classes));
                 }
                 Outcomes::Value { label, predicted } => parts.extend(values::html(label, predicted)),
                 Outcomes::Multi { label, predicted } => {
-                    let names = labelled::names(&run.manifest.labels, label.first().map_or(0, Vec::len));
-                    parts.push(classes::several(&names, label, predicted));
-                    parts.push(calibration::of_labels(label, &predictions.probabilities));
+                    let names = class_predictions::names(&run.manifest.labels, label.first().map_or(0, Vec::len));
+                    parts.push(classes::labels_html(&names, label, predicted));
+                    parts.push(calibration::label_html(label, &predictions.probabilities));
                 }
             }
         }
@@ -35,7 +35,7 @@ pub(crate) fn section(run: &Run) -> Option<Section> {
     Some(Section::new("quality", "Quality", parts))
 }
 
-/// The table of all metrics, and that of all evaluations.
+/// Tables of all metrics and of all evaluations.
 fn metrics(run: &Run) -> Vec<String> {
     let evaluations = &run.history.evaluations;
     if evaluations.is_empty() && run.manifest.metrics.is_empty() {
@@ -51,14 +51,14 @@ fn metrics(run: &Run) -> Vec<String> {
     };
     let several = evaluations.len() > 1;
     let head: &[&str] = if several { &["Metric", "First", "Best", "at step", "Last"] } else { &["Metric", "Value"] };
-    let kept = run.manifest.best.as_ref().map(|best| {
+    let best = run.manifest.best.as_ref().map(|best| {
         format!(", kept the parameters after step {} by {}", text::count(best.step), text::metric_name(&best.metric))
     });
     let times = text::counted(evaluations.len() as u64, "evaluation", "evaluations");
     let rows = text::counted(last.rows as u64, "validation row", "validation rows");
     let last_one = if several { "the last " } else { "" };
     let step = text::count(last.step);
-    let caption = format!("{times} of {rows}, {last_one}after step {step}{}", kept.unwrap_or_default());
+    let caption = format!("{times} of {rows}, {last_one}after step {step}{}", best.unwrap_or_default());
     let mut table = Table::new(caption, head);
     let names = std::iter::once("loss").chain(last.metrics.keys().map(String::as_str).take(60));
     table.rows = names.map(|name| row(evaluations, name)).collect();
@@ -73,11 +73,11 @@ fn value(evaluation: &EvaluationRecord, name: &str) -> f64 {
     if name == "loss" { evaluation.loss } else { evaluation.metrics.get(name).copied().unwrap_or(f64::NAN) }
 }
 
-/// The evaluation in which a metric is best.
+/// Evaluation with the best value of a metric.
 pub(crate) fn best<'a>(evaluations: &'a [EvaluationRecord], name: &str) -> Option<(&'a EvaluationRecord, f64)> {
     let sign = if text::less_is_better(name) { -1.0 } else { 1.0 };
     let known = evaluations.iter().map(|one| (one, value(one, name))).filter(|(_, value)| value.is_finite());
-    // The first of equals.
+    // Equal values keep the first.
     known.reduce(|best, one| if sign * one.1 > sign * best.1 { one } else { best })
 }
 
@@ -95,7 +95,7 @@ fn row(evaluations: &[EvaluationRecord], name: &str) -> Vec<Cell> {
     vec![title, show(evaluations.first()), best, Cell::number(step), show(evaluations.last())]
 }
 
-/// Evaluations that are listed at most; of more, every so many.
+/// Maximum number of listed evaluations; longer lists are sampled.
 const LISTED: usize = 100;
 
 fn all(evaluations: &[EvaluationRecord]) -> String {

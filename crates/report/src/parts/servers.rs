@@ -3,10 +3,10 @@ use crate::read::Run;
 use crate::table::{Cell, Table};
 use crate::text;
 
-/// Servers that are listed at most.
+/// Maximum number of listed servers.
 const LISTED: usize = 100;
 
-/// Who computed, how dependably, and what went over the wire.
+/// Section with the servers, their failures and the traffic.
 pub(crate) fn section(run: &Run) -> Option<Section> {
     let servers = &run.manifest.servers;
     let bytes = run.manifest.bytes;

@@ -6,10 +6,10 @@ use crate::page::{heading, missing, render, side_by_side};
 use crate::table::{Cell, Table};
 use crate::text;
 
-/// Points of the scatter plot at most.
+/// Maximum number of points of the scatter plot.
 const DRAWN: usize = 1500;
 
-/// Measures of predicted numbers, and a plot of them against the true ones: `[rows]`.
+/// Measures of predicted numbers, and a scatter plot against the true ones: `[rows]`.
 pub(crate) fn html(actual: &[f32], predicted: &[f32]) -> Vec<String> {
     let pairs: Vec<(f64, f64)> = actual.iter().zip(predicted).map(|(a, p)| (f64::from(*a), f64::from(*p))).collect();
     let finite: Vec<(f64, f64)> = pairs.into_iter().filter(|(a, p)| a.is_finite() && p.is_finite()).collect();
@@ -51,8 +51,9 @@ fn scatter(pairs: &[(f64, f64)]) -> String {
     let low = pairs.iter().map(|(a, p)| a.min(*p)).fold(f64::INFINITY, f64::min);
     let high = pairs.iter().map(|(a, p)| a.max(*p)).fold(f64::NEG_INFINITY, f64::max);
     let axis = Axis::enclosing(low, high);
-    let place = |(a, p): &(f64, f64)| (short(axis.at(*a) * 100.0, 1), short(100.0 - axis.at(*p) * 100.0, 1));
-    let dots: Vec<_> = sampled(pairs).iter().map(place).collect();
+    let position =
+        |(a, p): &(f64, f64)| (short(axis.position(*a) * 100.0, 1), short(100.0 - axis.position(*p) * 100.0, 1));
+    let dots: Vec<_> = sampled(pairs).iter().map(position).collect();
     let all = text::counted(pairs.len() as u64, "row", "rows");
     let note = if dots.len() < pairs.len() { format!("{} of {all}", text::count(dots.len() as u64)) } else { all };
     let desc = format!(
@@ -64,7 +65,7 @@ fn scatter(pairs: &[(f64, f64)]) -> String {
     render(&Scatter { note, desc, x: axis.clone(), y: axis, dots })
 }
 
-/// Every so many rows, and of each stretch the one with the largest error.
+/// Sample of the rows at regular intervals, with the largest error of each interval.
 fn sampled(pairs: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let error = |pair: &&(f64, f64)| (pair.0 - pair.1).abs();
     if pairs.len() <= DRAWN {

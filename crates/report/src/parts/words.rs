@@ -4,9 +4,9 @@ use crate::page::{Section, paragraph, render};
 use crate::read::Run;
 use crate::text;
 
-/// Prompts that are shown at most.
+/// Maximum number of shown prompts.
 const SHOWN: usize = 64;
-/// Words of each.
+/// Maximum number of words of a prompt.
 const WORDS: usize = 8;
 
 #[derive(Template)]
@@ -20,9 +20,9 @@ struct Prompt {
     words: Vec<(String, String)>,
 }
 
-/// The tokens that the learned prompts are nearest to.
+/// Section with the nearest tokens of the learned prompts.
 pub(crate) fn section(run: &Run) -> Option<Section> {
-    let all = &run.manifest.near_words;
+    let all = &run.manifest.nearest_words;
     if all.is_empty() {
         return None;
     }
@@ -49,14 +49,14 @@ pub(crate) fn section(run: &Run) -> Option<Section> {
     Some(Section::new("words", "Prompts", [paragraph(&lead), render(&Words { prompts: prompts.collect() })]))
 }
 
-/// A token whose blanks can be seen; what has no shape is shown by its number.
+/// Token with visible blanks; invisible characters are shown by their code points.
 fn visible(token: &str) -> String {
-    let shapeless = |c: char| c.is_whitespace() || c.is_control() || "\u{200b}\u{2060}\u{feff}".contains(c);
+    let is_invisible = |c: char| c.is_whitespace() || c.is_control() || "\u{200b}\u{2060}\u{feff}".contains(c);
     let mut shown = String::with_capacity(token.len());
     for c in token.chars() {
         match c {
             ' ' => shown.push('␣'),
-            c if shapeless(c) => shown.extend(c.escape_default()),
+            c if is_invisible(c) => shown.extend(c.escape_default()),
             c => shown.push(c),
         }
     }
@@ -68,7 +68,7 @@ mod tests {
     use super::visible;
 
     #[test]
-    fn blanks_are_visible() {
+    fn visible_shows_blanks() {
         let found = [" film", "\n\t", "\u{a0}", "", "film"].map(visible);
         assert_eq!(found, ["␣film", r"\n\t", r"\u{a0}", "(empty)", "film"]);
     }

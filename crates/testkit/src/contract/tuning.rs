@@ -11,9 +11,6 @@ const KV_SIZE: usize = 6;
 const VOCAB: i64 = 256;
 
 /// Checks a tuning mode.
-///
-/// # Panics
-/// If the contract is broken.
 pub fn check_tuning<P: Plugin<Tuning>>() {
     check_options::<Tuning, P>();
     let name = P::NAME;
@@ -28,7 +25,7 @@ pub fn check_tuning<P: Plugin<Tuning>>() {
     check_training(name, &params, &*mode);
     assert!(!embeddings.grad().defined() && embeddings == before, "`{name}`: the model's embeddings stay frozen");
     check_start_and_files(name, &params, &again, &mut other);
-    let (expected, found) = (everything(&*mode), everything(&*loaded));
+    let (expected, found) = (all_tensors(&*mode), all_tensors(&*loaded));
     assert!(expected.iter().zip(&found).all(|(a, b)| a == b), "`{name}`: a loaded mode gives what the saved one did");
 }
 
@@ -72,33 +69,33 @@ fn check_shapes(name: &str, mode: &dyn TuningMode) {
     }
 }
 
-/// What parts of the model are given is what the whole is given, in parts.
+/// Checks that the tunables of each span are the matching part of those of the full model.
 fn check_spans(name: &str, mode: &dyn TuningMode) {
-    for (block_idx, whole) in
+    for (block_idx, full) in
         (0..N_BLOCKS).flat_map(|idx| tunables(mode, 0, N_BLOCKS).into_iter().map(move |t| (idx, t)))
     {
-        let part = tunables(mode, block_idx, block_idx + 1).into_iter().find(|part| part.name == whole.name);
-        let part = part.unwrap_or_else(|| panic!("`{name}`: every span is given `{}`", whole.name));
-        let expected = whole.tensor.narrow(0, block_idx as i64, 1);
-        assert_eq!(part.tensor, expected, "`{name}`: block {block_idx} is given its own part of `{}`", whole.name);
+        let part = tunables(mode, block_idx, block_idx + 1).into_iter().find(|part| part.name == full.name);
+        let part = part.unwrap_or_else(|| panic!("`{name}`: every span has `{}`", full.name));
+        let expected = full.tensor.narrow(0, block_idx as i64, 1);
+        assert_eq!(part.tensor, expected, "`{name}`: block {block_idx} gets its own part of `{}`", full.name);
     }
     let beyond = Span::new(N_BLOCKS - 1, N_BLOCKS + 1).expect("a span");
-    let given = mode.tunables(beyond).map(|given| given.len()).unwrap_or(0);
-    assert_eq!(given, 0, "`{name}`: blocks that the model does not have are given nothing");
+    let beyond_len = mode.tunables(beyond).map(|tunables| tunables.len()).unwrap_or(0);
+    assert_eq!(beyond_len, 0, "`{name}`: blocks that the model does not have get nothing");
 }
 
 fn check_training(name: &str, params: &Parameters, mode: &dyn TuningMode) {
-    // Where the blocks are given its keys and values, a prefix only holds their places.
-    let is_place = tunables(mode, 0, N_BLOCKS).iter().any(|named| named.name == PREFIX_KEYS_VALUES);
-    for tensor in everything(mode).into_iter().skip(usize::from(is_place)) {
+    // With trained keys and values, the prefix holds only positions.
+    let is_keys_values = tunables(mode, 0, N_BLOCKS).iter().any(|named| named.name == PREFIX_KEYS_VALUES);
+    for tensor in all_tensors(mode).into_iter().skip(usize::from(is_keys_values)) {
         assert!(tensor.requires_grad(), "`{name}`: prefix and tunables are attached to the parameters");
         (&tensor * numbers(&tensor.size())).sum(Kind::Float).backward();
     }
     check_gradients(name, params);
 }
 
-/// The prefix and what all blocks are given.
-fn everything(mode: &dyn TuningMode) -> Vec<Tensor> {
+/// Returns the prefix and the tunables of all blocks.
+fn all_tensors(mode: &dyn TuningMode) -> Vec<Tensor> {
     let prefix = mode.prefix().expect("a prefix");
     prefix.into_iter().chain(tunables(mode, 0, N_BLOCKS).into_iter().map(|named| named.tensor)).collect()
 }

@@ -1,5 +1,5 @@
-//! A Hugging Face Hub on loopback with the files of one repository, which notes what it is asked for and can fail. Files
-//! can be pushed to it.
+//! Hugging Face Hub on loopback with the files of one repository. It records requests, injects faults and accepts
+//! pushes.
 
 mod push;
 
@@ -17,41 +17,40 @@ use sha2::{Digest, Sha256};
 use push::Pushes;
 pub use push::{Commit, TOKEN};
 
-/// The one commit that the hub has; `main` stands for it.
+/// Commit of the hub, to which `main` points.
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// A hub on loopback. Whatever the repository is called, it has the same files. As on the real one, large files
-/// (`.safetensors`, `.bin`, `.gguf`) are listed with their sha256 and lie behind a redirection, small ones with their git
-/// hash.
+/// Hub on loopback with the same files under every repository name. As on the real hub, large files (`.safetensors`,
+/// `.bin`, `.gguf`) are listed with their sha256 and served behind a redirection, small ones with their git hash.
 #[derive(Debug)]
 pub struct LoopbackHub {
     endpoint: String,
     state: Arc<Mutex<State>>,
 }
 
-/// A request for content.
+/// Request for content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
-    /// The file.
+    /// Path of the file.
     pub file: String,
-    /// What `Range` says: `bytes=100-`.
+    /// Value of `Range`, for example `bytes=100-`.
     pub range: Option<String>,
-    /// Bytes of content that were sent.
+    /// Number of bytes of content that were sent.
     pub sent: usize,
 }
 
-/// What goes wrong with one request for content.
+/// Fault of one request for content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// The connection ends after so many bytes.
+    /// The connection ends after this number of bytes.
     Cut(usize),
-    /// Nothing comes after so many bytes, while the connection stays.
+    /// The connection stalls after this number of bytes.
     Stall(usize),
-    /// The first byte is another one.
+    /// The first byte is changed.
     Damage,
-    /// The whole file comes where a part was asked for.
+    /// The answer is the full file instead of a range.
     Whole,
-    /// A refusal with this status.
+    /// The answer is this status.
     Refuse(u16),
 }
 
@@ -59,38 +58,38 @@ pub enum Fault {
 struct State {
     files: BTreeMap<String, Vec<u8>>,
     requests: Vec<Request>,
-    /// By file, and whether a part of it is asked for.
+    /// Faults by file, and true for requests of a part.
     faults: BTreeMap<(String, bool), VecDeque<Fault>>,
     pushes: Pushes,
     revisions: usize,
 }
 
 impl LoopbackHub {
-    /// A hub with these files.
+    /// Creates a hub with these files.
     ///
     /// # Panics
-    /// If there is no port.
+    /// If no port is free.
     pub fn new(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
         let state = Arc::new(Mutex::new(State { files: files.into_iter().collect(), ..State::default() }));
         let shared = Arc::clone(&state);
-        // It ends with the process.
+        // The thread ends with the process.
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let state = Arc::clone(&shared);
-                // A client that has gone away is no matter of this server.
+                // A client that disconnects is ignored.
                 std::thread::spawn(move || drop(answer(stream, &state)));
             }
         });
         Self { endpoint, state }
     }
 
-    /// A hub with the files of a folder, not of those in it.
+    /// Creates a hub with the files of a folder, without its subfolders.
     ///
     /// # Panics
-    /// If they cannot be read.
-    pub fn of_folder(folder: &Path) -> Self {
+    /// If the files cannot be read.
+    pub fn from_folder(folder: &Path) -> Self {
         let entries = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
         let read = |path: std::path::PathBuf| {
             let name = path.file_name().expect("a name").to_string_lossy().into_owned();
@@ -99,33 +98,33 @@ impl LoopbackHub {
         Self::new(entries.filter(|path| path.is_file()).map(read))
     }
 
-    /// Its address, for `HF_ENDPOINT`.
+    /// Returns the address for `HF_ENDPOINT`.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
     }
 
-    /// Lets the next downloads of `file` go wrong, one after the other: requests for all of it, or for its rest.
+    /// Queues faults for the next downloads of `file`, full or from an offset to its end.
     pub fn fail(&self, file: &str, faults: impl IntoIterator<Item = Fault>) {
         lock(&self.state).faults.entry((file.to_owned(), false)).or_default().extend(faults);
     }
 
-    /// The same for requests for parts of it.
+    /// Queues faults for the next requests of parts of `file`.
     pub fn fail_parts(&self, file: &str, faults: impl IntoIterator<Item = Fault>) {
         lock(&self.state).faults.entry((file.to_owned(), true)).or_default().extend(faults);
     }
 
-    /// The requests for content since this was asked last.
+    /// Returns the requests for content since the last call.
     pub fn requests(&self) -> Vec<Request> {
         std::mem::take(&mut lock(&self.state).requests)
     }
 
-    /// How often it was asked since it was asked last what `main` stands for.
+    /// Returns the number of requests for the commit of `main` since the last call.
     pub fn revisions(&self) -> usize {
         std::mem::take(&mut lock(&self.state).revisions)
     }
 
-    /// The files that were asked for as a whole, or from somewhere to their end, since requests were asked for last;
-    /// sorted, each once.
+    /// Returns the files that were requested in full, or from an offset to their end, since the last call of
+    /// `requests`, sorted and without duplicates.
     pub fn downloads(&self) -> Vec<String> {
         let downloads = self.requests().into_iter().filter(|request| !is_part(request.range.as_deref()));
         let mut files: Vec<String> = downloads.map(|request| request.file).collect();
@@ -153,14 +152,14 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     let path = target.split('?').next().unwrap_or_default();
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     let token = request.lines().find_map(|line| line.strip_prefix("authorization: "));
-    let is_seen = {
+    let is_visible = {
         let state = lock(state);
-        // Files that are there from the start are open to all.
-        state.pushes.is_seen(token) || !(state.files.is_empty() || state.pushes.private)
+        // Initial files are public.
+        state.pushes.is_visible(token) || !(state.files.is_empty() || state.pushes.private)
     };
     match parts.as_slice() {
-        _ if !is_seen && lock(state).pushes.private => refuse(&mut stream, 401),
-        ["api", _, _, _] if is_seen => {
+        _ if !is_visible && lock(state).pushes.private => refuse(&mut stream, 401),
+        ["api", _, _, _] if is_visible => {
             let private = lock(state).pushes.private;
             send_json(&mut stream, &json!({ "id": "x", "private": private }))
         }
@@ -185,7 +184,6 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     }
 }
 
-/// The listing of a folder.
 fn tree(files: &BTreeMap<String, Vec<u8>>, folder: &str, deep: bool) -> Value {
     let is_in = |name: &str| match name.strip_prefix(folder) {
         Some(rest) => deep || !rest.trim_start_matches('/').contains('/'),
@@ -272,7 +270,7 @@ fn send_file(stream: &mut TcpStream, state: &Mutex<State>, name: &str, request: 
     Ok(())
 }
 
-/// Whether a range ends before the file does, for all that whoever asks knows.
+/// Returns true if the range has an end, so that the client may expect more bytes after it.
 fn is_part(range: Option<&str>) -> bool {
     range.is_some_and(|range| !range.trim().ends_with('-'))
 }
@@ -281,7 +279,7 @@ fn refusal(fault: Option<Fault>) -> Option<u16> {
     if let Some(Fault::Refuse(status)) = fault { Some(status) } else { None }
 }
 
-/// The first byte of a range and the one behind its last.
+/// Returns the first byte of a range and the one after its last.
 fn bounds(range: &str, len: usize) -> (usize, usize) {
     let (start, end) = range.trim_start_matches("bytes=").split_once('-').expect("a range");
     let end = end.trim().parse::<usize>().map_or(len, |last| (last + 1).min(len));

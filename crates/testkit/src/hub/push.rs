@@ -1,5 +1,5 @@
-//! The part of the hub that takes files. What the real one would refuse, and what it should never be sent, is answered with an
-//! error: a repository or branch that is not there, another format, a token for the storage.
+//! Uploads to the hub. Requests that the real hub refuses, or must never receive, are answered with an error: a
+//! missing repository or branch, another format, a token for the storage.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{Read, Write};
@@ -12,26 +12,26 @@ use serde_json::{Value, json};
 
 use super::{COMMIT, LoopbackHub, State, git_hash, is_large, lock, refuse, send_json, sha256};
 
-/// The token of whoever may write.
+/// Token with write access.
 pub const TOKEN: &str = "hf_loopback";
 
-/// A commit that was pushed.
+/// Pushed commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Commit {
-    /// The branch.
+    /// Branch.
     pub branch: String,
-    /// The first line of its message.
+    /// First line of the message.
     pub summary: String,
-    /// The files that came in it, by their names.
+    /// Names of the pushed files.
     pub files: Vec<String>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Pushes {
     pub(super) private: bool,
-    /// Its branches, once it is there.
+    /// Branches, once the repository exists.
     branches: Vec<String>,
-    /// Large files by their digest, before a commit names them.
+    /// Large files by digest, before a commit names them.
     store: BTreeMap<String, Vec<u8>>,
     commits: Vec<Commit>,
     /// Statuses of the next answers to large files; 0 ends the connection.
@@ -43,40 +43,40 @@ pub(super) struct Pushes {
 }
 
 impl Pushes {
-    /// Whether somebody with this token may see that the repository is there.
-    pub(super) fn is_seen(&self, authorization: Option<&str>) -> bool {
+    /// Returns true if the repository is visible with this token.
+    pub(super) fn is_visible(&self, authorization: Option<&str>) -> bool {
         let is_owner = authorization == Some(&format!("Bearer {TOKEN}"));
         !self.branches.is_empty() && (!self.private || is_owner)
     }
 }
 
 impl LoopbackHub {
-    /// The commits that were pushed, in order.
+    /// Returns the pushed commits in order.
     pub fn commits(&self) -> Vec<Commit> {
         lock(&self.state).pushes.commits.clone()
     }
 
-    /// The files as they are now.
+    /// Returns the current files.
     pub fn files(&self) -> BTreeMap<String, Vec<u8>> {
         lock(&self.state).files.clone()
     }
 
-    /// Whether only some may read the repository.
+    /// Returns true if the repository is private.
     pub fn is_private(&self) -> bool {
         lock(&self.state).pushes.private
     }
 
-    /// Bytes of large files that came.
+    /// Returns the number of received bytes of large files.
     pub fn stored(&self) -> usize {
         lock(&self.state).pushes.sent
     }
 
-    /// Makes the repository, open to all, before anybody pushes, or another branch of it.
+    /// Creates the public repository before a push, or another branch of it.
     pub fn add_branch(&self, name: &str) {
         lock(&self.state).pushes.branches.push(name.to_owned());
     }
 
-    /// Answers the next commit with this status, and does not make it.
+    /// Answers the next commit with this status and does not create it.
     pub fn refuse_commit(&self, status: u16) {
         lock(&self.state).pushes.refuses_commit = Some(status);
     }
@@ -86,18 +86,18 @@ impl LoopbackHub {
         lock(&self.state).pushes.faults.extend(statuses);
     }
 
-    /// Takes the next large file, and says nothing for some seconds.
+    /// Receives the next large file and delays the answer by some seconds.
     pub fn stall_upload(&self) {
         lock(&self.state).pushes.stalls = true;
     }
 
-    /// Makes the next commit, and ends the connection instead of saying so.
+    /// Creates the next commit and ends the connection without an answer.
     pub fn lose_answer(&self) {
         lock(&self.state).pushes.loses_answer = true;
     }
 }
 
-/// A request that is no GET.
+/// Answers a request other than GET.
 pub(super) fn answer(stream: &mut TcpStream, state: &mut State, request: &str) -> std::io::Result<()> {
     let header = |name: &str| {
         let value = |line: &str| {
@@ -112,7 +112,7 @@ pub(super) fn answer(stream: &mut TcpStream, state: &mut State, request: &str) -
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     let owner = format!("Bearer {TOKEN}");
     if let ["store", oid] = parts.as_slice() {
-        // Whoever stores may be somebody else: the hub's token is none of their business.
+        // The storage may belong to another party, which must not receive the hub's token.
         let is_asked = header("authorization").is_none() && header("x-amz-note").as_deref() == Some("signed");
         return if is_asked { store(stream, state, oid, body) } else { refuse(stream, 400) };
     }
@@ -148,7 +148,7 @@ fn create(stream: &mut TcpStream, state: &mut State, json: &Value) -> std::io::R
     match json["organization"].as_str() {
         Some("locked") => refuse(stream, 403),
         _ if !state.pushes.branches.is_empty() => refuse(stream, 409),
-        // Where nothing is said, the organisation decides.
+        // Without this field, the settings of the organisation apply.
         _ if json["private"] == false => refuse(stream, 400),
         _ => {
             state.pushes.branches.push("main".to_owned());
@@ -178,7 +178,7 @@ fn places(state: &State, json: &Value, host: &str) -> Value {
             let header = json!({ "x-amz-note": "signed" });
             answer["actions"] = json!({
                 "upload": { "href": format!("http://{host}/store/{oid}"), "header": header },
-                // As behind a mirror.
+                // The address is that of a mirrored hub.
                 "verify": { "href": "https://huggingface.co/verify" },
             });
         }

@@ -5,26 +5,26 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
-/// The vocabulary in a GGUF file: the values of its `tokenizer.ggml.*` keys.
+/// Vocabulary of a GGUF file: the values of its `tokenizer.ggml.*` keys.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GgufVocab {
     /// `model`: `gpt2` (byte-level BPE) or `llama` (SentencePiece BPE with byte fallback).
     pub model: String,
-    /// `pre`: how a `gpt2` model splits text before BPE.
+    /// `pre`: name of the pre-tokenizer of a `gpt2` model.
     pub pre: Option<String>,
     /// `tokens`, by id.
     pub tokens: Vec<String>,
-    /// `scores`, by id; only `llama` models need them.
+    /// `scores`, by id; required for `llama` models.
     pub scores: Vec<f32>,
-    /// `merges`, best first, each of two tokens and a space between.
+    /// `merges`, best first, each of two tokens separated by a space.
     pub merges: Vec<String>,
     /// `token_type`, by id: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte; empty if all are normal.
     pub token_types: Vec<u32>,
-    /// `add_bos_token`; what the model does by default if absent.
+    /// `add_bos_token`; the default of the model if absent.
     pub add_bos: Option<bool>,
     /// `add_eos_token`; false if absent.
     pub add_eos: Option<bool>,
-    /// `add_space_prefix`; true if absent. `gpt2` models have none.
+    /// `add_space_prefix`; true if absent. `gpt2` models do not use it.
     pub add_space_prefix: Option<bool>,
     /// `bos_token_id`.
     pub bos_id: Option<u32>,
@@ -39,7 +39,7 @@ const CONTROL: u32 = 3;
 const USER_DEFINED: u32 = 4;
 const BYTE: u32 = 6;
 
-/// The `tokenizer.json` that the vocabulary stands for.
+/// `tokenizer.json` of the vocabulary.
 pub(crate) fn definition(vocab: &GgufVocab) -> Result<Value, VocabError> {
     check(vocab)?;
     match vocab.model.as_str() {
@@ -61,12 +61,12 @@ fn byte_level(vocab: &GgufVocab) -> Result<Value, VocabError> {
         "pre_tokenizer": scheme.pre_tokenizer(),
         "post_processor": post_processor(vocab, scheme.add_bos)?,
         "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
-        // No unknown token: a byte that the vocabulary lacks yields nothing.
+        // There is no unknown token: a byte that the vocabulary lacks yields nothing.
         "model": model(vocab, merges, json!({"ignore_merges": scheme.ignore_merges})),
     }))
 }
 
-/// A BPE model with these options; the rest as `tokenizers` has it by default.
+/// BPE model with these options, and the defaults of `tokenizers` for others.
 fn model(vocab: &GgufVocab, merges: Vec<Value>, options: Value) -> Value {
     let ids: Map<String, Value> =
         vocab.tokens.iter().enumerate().map(|(id, token)| (token.clone(), Value::from(id))).collect();
@@ -86,7 +86,7 @@ fn merge(rank: usize, text: &str) -> Result<Value, VocabError> {
     }
 }
 
-/// Tokens that are cut out of the text before anything else: control tokens (special) and user-defined ones.
+/// Tokens that are split off first: control tokens (special) and user-defined ones.
 fn added_tokens(vocab: &GgufVocab) -> Vec<Value> {
     let added = |(id, &kind): (usize, &u32)| {
         let special = match kind {
@@ -102,25 +102,25 @@ fn added_tokens(vocab: &GgufVocab) -> Vec<Value> {
     vocab.token_types.iter().enumerate().filter_map(added).collect()
 }
 
-/// `bos A eos bos B eos`, less what is not asked for.
+/// `bos A eos bos B eos`, without the tokens that are not to be added.
 fn post_processor(vocab: &GgufVocab, add_bos: bool) -> Result<Value, VocabError> {
-    let wanted = |wanted: bool, id: Option<u32>, key| {
-        if !wanted {
+    let special = |is_added: bool, id: Option<u32>, key| {
+        if !is_added {
             return Ok(None);
         }
         let id = id.ok_or(VocabError::NoId { key })?;
         let token = vocab.tokens.get(id as usize).ok_or(VocabError::Id { key, id, tokens: vocab.tokens.len() })?;
         Ok(Some((id, token)))
     };
-    let bos = wanted(vocab.add_bos.unwrap_or(add_bos), vocab.bos_id, "bos_token_id")?;
-    let eos = wanted(vocab.add_eos.unwrap_or(false), vocab.eos_id, "eos_token_id")?;
+    let bos = special(vocab.add_bos.unwrap_or(add_bos), vocab.bos_id, "bos_token_id")?;
+    let eos = special(vocab.add_eos.unwrap_or(false), vocab.eos_id, "eos_token_id")?;
     if bos.is_none() && eos.is_none() {
         return Ok(Value::Null);
     }
     let sequence = |letter: &str, type_id: u32| {
-        let special = |(_, token)| json!({"SpecialToken": {"id": token, "type_id": type_id}});
+        let token = |(_, token)| json!({"SpecialToken": {"id": token, "type_id": type_id}});
         let text = json!({"Sequence": {"id": letter, "type_id": type_id}});
-        [bos.map(special), Some(text), eos.map(special)].into_iter().flatten().collect::<Vec<_>>()
+        [bos.map(token), Some(text), eos.map(token)].into_iter().flatten().collect::<Vec<_>>()
     };
     let pair = [sequence("A", 0), sequence("B", 1)].concat();
     let specials: Map<String, Value> = bos
@@ -154,11 +154,12 @@ fn check(vocab: &GgufVocab) -> Result<(), VocabError> {
     Ok(())
 }
 
-/// Why a GGUF vocabulary makes no tokenizer.
+/// Error of building a tokenizer of a GGUF vocabulary.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum VocabError {
-    /// The kind of tokenizer is not known here.
+    /// Unknown kind of tokenizer.
     #[error(
         "use the vocabulary: tokenizer.ggml.model is `{model}`, supported are gpt2 and llama; put a tokenizer.json beside the model"
     )]
@@ -166,7 +167,7 @@ pub enum VocabError {
         /// `tokenizer.ggml.model`.
         model: String,
     },
-    /// The pre-tokenizer is not known here.
+    /// Unknown pre-tokenizer.
     #[error(
         "use the vocabulary: tokenizer.ggml.pre is `{pre}`, supported are {}; put a tokenizer.json beside the model",
         pre::names()
@@ -175,62 +176,46 @@ pub enum VocabError {
         /// `tokenizer.ggml.pre`.
         pre: String,
     },
-    /// The file was converted before pre-tokenizers were named; guessing would give wrong ids silently.
+    /// No pre-tokenizer is named, as in files of old converters. A guess could silently yield wrong ids.
     #[error(
         "use the vocabulary: the file has no tokenizer.ggml.pre; convert the model anew or put a tokenizer.json beside it"
     )]
     NoPre,
-    /// An array that should have an entry for each token.
+    /// An array without one entry for each token.
     #[error("use the vocabulary: tokenizer.ggml.{key} has {found} entries, expected {expected}")]
     Length {
-        /// The key, less `tokenizer.ggml.`.
+        /// The key without `tokenizer.ggml.`.
         key: &'static str,
-        /// Entries that it should have.
         expected: usize,
-        /// Entries that it has.
         found: usize,
     },
-    /// Two ids with one text.
+    /// Two ids of one text.
     #[error("use the vocabulary: token `{token}` has the ids {first} and {second}")]
-    Duplicate {
-        /// The text.
-        token: String,
-        /// Its first id.
-        first: usize,
-        /// Its second id.
-        second: usize,
-    },
-    /// A merge is two tokens with a space between.
+    Duplicate { token: String, first: usize, second: usize },
+    /// A merge that is not two tokens separated by a space.
     #[error("use the vocabulary: merge {rank} is `{text}`, expected two tokens with a space between")]
     Merge {
-        /// Its place in `tokenizer.ggml.merges`.
+        /// Its index in `tokenizer.ggml.merges`.
         rank: usize,
-        /// What is there.
         text: String,
     },
-    /// A token is to be added that the file does not name.
+    /// A token to add that the file does not name.
     #[error("use the vocabulary: it wants a special token added but has no tokenizer.ggml.{key}")]
     NoId {
-        /// The key, less `tokenizer.ggml.`.
+        /// The key without `tokenizer.ggml.`.
         key: &'static str,
     },
-    /// A token is to be added that the vocabulary does not have.
+    /// A token to add that the vocabulary lacks.
     #[error("use the vocabulary: tokenizer.ggml.{key} is {id}, but there are {tokens} tokens")]
     Id {
-        /// The key, less `tokenizer.ggml.`.
+        /// The key without `tokenizer.ggml.`.
         key: &'static str,
-        /// What it says.
         id: u32,
-        /// Size of the vocabulary.
         tokens: usize,
     },
-    /// The parts do not fit together, for example a merge of tokens that do not exist.
+    /// The parts are inconsistent, for example a merge of unknown tokens.
     #[error("build a tokenizer of the vocabulary")]
-    Build {
-        /// Why.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    Build { source: Box<dyn std::error::Error + Send + Sync> },
 }
 
 #[cfg(test)]
@@ -238,7 +223,7 @@ mod tests {
     use super::*;
     use crate::Tokenizer;
 
-    /// Three special tokens, bytes `a` to `d` and space, and a few merges of them.
+    /// Vocabulary of three special tokens, bytes `a` to `d` and space, and a few merges.
     fn tiny() -> GgufVocab {
         let tokens = ["<s>", "</s>", "<tool>", "a", "b", "c", "d", "Ġ", "1", "ab", "cd", "Ġab", "abcd", "11"];
         GgufVocab {
@@ -253,12 +238,12 @@ mod tests {
         }
     }
 
-    fn ids(vocab: &GgufVocab, text: &str) -> Vec<u32> {
+    pub(super) fn ids(vocab: &GgufVocab, text: &str) -> Vec<u32> {
         Tokenizer::from_gguf_vocab(vocab).expect("a vocabulary").encode(text, None, 64).expect("encodes").ids
     }
 
     #[test]
-    fn equals_the_tokenizer_json_of_the_same_vocabulary() {
+    fn gguf_vocabulary_equals_its_tokenizer_json() {
         let json = r#"{"version": "1.0", "truncation": null, "padding": null,
             "added_tokens": [
               {"id": 0, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true},
@@ -285,14 +270,14 @@ mod tests {
     }
 
     #[test]
-    fn control_and_user_defined_tokens_are_cut_out_of_the_text() {
+    fn control_and_user_defined_tokens_are_split_off() {
         assert_eq!(ids(&tiny(), "ab<s>abcd<tool> ab"), [9, 0, 12, 2, 11]);
-        assert_eq!(ids(&tiny(), "11"), [8, 8], "digits stand alone");
+        assert_eq!(ids(&tiny(), "11"), [8, 8], "digits are separate");
         assert_eq!(ids(&GgufVocab { pre: Some("gpt-2".into()), ..tiny() }, "11"), [13]);
     }
 
     #[test]
-    fn bos_and_eos_are_added_as_the_file_says() {
+    fn bos_and_eos_follow_the_file() {
         let vocab = GgufVocab { add_bos: Some(true), add_eos: Some(true), ..tiny() };
         let tokenizer = Tokenizer::from_gguf_vocab(&vocab).expect("a vocabulary");
         assert_eq!(tokenizer.encode("ab cd", None, 3).expect("encodes").ids, [0, 9, 1]);
@@ -301,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_done_is_said() {
+    fn invalid_vocabulary_is_refused() {
         let error = |vocab: GgufVocab| Tokenizer::from_gguf_vocab(&vocab).expect_err("nonsense");
         assert!(matches!(error(GgufVocab { model: "rwkv".into(), ..tiny() }), VocabError::Model { .. }));
         assert!(matches!(error(GgufVocab { pre: None, ..tiny() }), VocabError::NoPre));

@@ -1,29 +1,28 @@
-//! How byte-level BPE models split text before BPE, by the names of `tokenizer.ggml.pre`.
+//! Pre-tokenizers of byte-level BPE models, by the names of `tokenizer.ggml.pre`.
 //!
-//! The patterns are those of the models' own `tokenizer.json`; `default` is what llama.cpp means by
-//! that name. `tests/goldens.rs` compares each with llama.cpp.
+//! Patterns come from the `tokenizer.json` of the models; `default` has the meaning of llama.cpp.
+//! `tests/goldens.rs` compares each with llama.cpp.
 
 use serde_json::{Value, json};
 
-/// GPT-2's pattern, which `ByteLevel` has built in.
+/// Pattern of GPT-2, which is built into `ByteLevel`.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
 
-/// One way to split, under the names that files give it.
 pub(super) struct Scheme {
     names: &'static [&'static str],
     splits: &'static [Split],
     nfc: bool,
-    /// Whether a piece that is a token as it stands is not merged from characters.
+    /// True if a piece that is a token is not merged from characters.
     pub(super) ignore_merges: bool,
-    /// Whether these models start with `bos` where the file says nothing.
+    /// True if `bos` is added by default.
     pub(super) add_bos: bool,
 }
 
-/// Matches become pieces, and so does what lies between them.
+/// Split into matches and the texts between them.
 enum Split {
     /// Each digit.
     Digits,
@@ -31,7 +30,7 @@ enum Split {
     Pattern(&'static str),
 }
 
-/// A scheme of these splits, without anything special.
+/// Scheme of these splits, with default options.
 const fn plain(names: &'static [&'static str], splits: &'static [Split]) -> Scheme {
     Scheme { names, splits, nfc: false, ignore_merges: false, add_bos: false }
 }
@@ -57,12 +56,10 @@ const SCHEMES: &[Scheme] = &[
     ),
 ];
 
-/// The scheme of that name.
 pub(super) fn scheme(name: &str) -> Option<&'static Scheme> {
     SCHEMES.iter().find(|scheme| scheme.names.contains(&name))
 }
 
-/// Every name, for messages.
 pub(super) fn names() -> String {
     SCHEMES.iter().flat_map(|scheme| scheme.names).copied().collect::<Vec<_>>().join(", ")
 }
@@ -74,10 +71,10 @@ impl Scheme {
 
     pub(super) fn pre_tokenizer(&self) -> Value {
         let built_in = matches!(self.splits.last(), Some(Split::Pattern(GPT2)));
-        let spelt_out = if built_in { &self.splits[..self.splits.len() - 1] } else { self.splits };
+        let explicit = if built_in { &self.splits[..self.splits.len() - 1] } else { self.splits };
         let byte_level =
             json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": built_in});
-        let mut steps: Vec<Value> = spelt_out.iter().map(Split::definition).collect();
+        let mut steps: Vec<Value> = explicit.iter().map(Split::definition).collect();
         if steps.is_empty() {
             return byte_level;
         }
@@ -104,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_name_is_there_once() {
+    fn scheme_names_are_unique() {
         let names: Vec<&str> = SCHEMES.iter().flat_map(|scheme| scheme.names).copied().collect();
         assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len());
         for name in ["smollm", "gpt-2", "llama-bpe", "qwen2", "bloom", "default"] {

@@ -1,14 +1,13 @@
-//! Items waiting to be sent to a server. An item that the server refuses is dropped alone, by its name; items that
-//! could not be sent for other reasons are kept and sent later.
+//! Entries waiting to be sent to a server. A refused entry is dropped by its name; entries that cannot be sent for
+//! other reasons are kept and sent later.
 
 use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
 use super::api::{Api, MlflowError};
-use crate::names::{Rule, is_word};
+use crate::names::{NameRule, is_word};
 
-/// Numbers, parameters or tags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Metrics,
@@ -16,7 +15,7 @@ pub(super) enum Kind {
     Tags,
 }
 
-/// A number, a parameter or a tag.
+/// Metric value, parameter or tag.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Entry {
     pub(super) name: String,
@@ -29,24 +28,24 @@ pub(super) enum Content {
     Text(String),
 }
 
-/// Names that MLflow takes; on Windows, colons are refused.
-const NAMES: Rule = Rule { allows: |c| is_word(c) || "-. :/".contains(c), is_path: true, max_chars: 250 };
+/// Names that MLflow accepts; servers on Windows refuse colons.
+const NAMES: NameRule = NameRule { allows: |c| is_word(c) || "-. :/".contains(c), is_path: true, max_chars: 250 };
 
-/// Names for a server that refused the one by [`NAMES`]: one on Windows, of an older Unicode, or with a database that ignores
-/// case.
-const PLAIN_NAMES: Rule = Rule {
+/// Names for a server that refused the one by [`NAMES`]: a server on Windows, of an older Unicode version, or with a
+/// database that ignores case.
+const PLAIN_NAMES: NameRule = NameRule {
     allows: |c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-. /".contains(c),
     is_path: true,
     max_chars: 250,
 };
 
-/// Characters of a text at the most, for the ways in which it is tried; servers before 2.8 take 500 of a parameter, those
-/// before 1.28 take 250.
+/// Maximum length of a text at each fallback level; servers before 2.8 accept 500 characters of a parameter, those
+/// before 1.28 accept 250.
 const PARAM_CHARS: [usize; 4] = [6000, 500, 250, 250];
 const TAG_CHARS: [usize; 4] = [5000, 250, 250, 250];
 
-/// The way from which on names are plain.
-const PLAIN: usize = 3;
+/// Fallback level from which names are plain.
+const PLAIN_FALLBACK: usize = 3;
 
 impl Kind {
     pub(super) fn key(self) -> &'static str {
@@ -57,7 +56,7 @@ impl Kind {
         }
     }
 
-    /// Entries that MLflow takes in one request.
+    /// Maximum number of entries of one request.
     fn per_request(self) -> usize {
         match self {
             Kind::Metrics => 1000,
@@ -65,55 +64,55 @@ impl Kind {
         }
     }
 
-    /// An entry as it is sent, in the `way`-th of four ways.
-    fn body(self, entry: &Entry, way: usize) -> Value {
-        let rule = if way < PLAIN { NAMES } else { PLAIN_NAMES };
+    /// JSON of an entry at a fallback level.
+    fn body(self, entry: &Entry, fallback: usize) -> Value {
+        let rule = if fallback < PLAIN_FALLBACK { NAMES } else { PLAIN_NAMES };
         let key = rule.rename(&entry.name);
         match &entry.content {
             Content::Number { value, timestamp, step } => {
                 json!({ "key": key, "value": value, "timestamp": timestamp, "step": step })
             }
             Content::Text(text) => {
-                let chars = if self == Kind::Tags { TAG_CHARS[way] } else { PARAM_CHARS[way] };
-                json!({ "key": key, "value": cut(text, chars) })
+                let chars = if self == Kind::Tags { TAG_CHARS[fallback] } else { PARAM_CHARS[fallback] };
+                json!({ "key": key, "value": truncate(text, chars) })
             }
         }
     }
 
-    /// The next way that sends something else.
-    fn next_way(self, entry: &Entry, way: usize) -> Option<usize> {
-        let refused = self.body(entry, way);
-        (way + 1..=PLAIN).find(|&next| self.body(entry, next) != refused)
+    /// Next fallback level with different JSON.
+    fn next_fallback(self, entry: &Entry, fallback: usize) -> Option<usize> {
+        let refused = self.body(entry, fallback);
+        (fallback + 1..=PLAIN_FALLBACK).find(|&next| self.body(entry, next) != refused)
     }
 }
 
-/// Bytes of a request at the most; MLflow takes a million.
-const REQUEST_BYTES: usize = 900_000;
+/// Maximum bytes of a request; MLflow accepts a million.
+const MAX_REQUEST_BYTES: usize = 900_000;
 
-/// Entries that are kept at most while the server cannot be reached; the oldest go first.
-const KEPT: usize = 50_000;
+/// Maximum number of pending entries; the oldest are dropped first.
+const MAX_PENDING: usize = 50_000;
 
-/// Rounds after which a name is dropped with which the server fails, rather than refusing it.
-const STRIKES: u32 = 3;
+/// Number of failed rounds after which a name is dropped although the server fails rather than refuses.
+const MAX_FAILED_ROUNDS: u32 = 3;
 
-/// Names with which a server fails that takes no other, until it is left alone.
-const FAILURES: usize = 3;
+/// Number of failing names, without any accepted one, after which a round ends.
+const MAX_FAILING_NAMES: usize = 3;
 
-/// Entries of one kind that are not sent yet, the oldest first.
+/// Pending entries of one kind, the oldest first.
 #[derive(Debug)]
 pub(super) struct Outbox {
     kind: Kind,
     pending: Vec<Entry>,
     names: HashMap<String, NameState>,
-    /// Entries that were dropped because there were too many.
+    /// Number of entries dropped by the limit.
     overflowed: usize,
 }
 
-/// Treatment of a name by the server.
+/// State of a name with regard to refusals.
 #[derive(Debug, Default)]
 struct NameState {
-    way: usize,
-    strikes: u32,
+    fallback: usize,
+    failed_rounds: u32,
     is_refused: bool,
 }
 
@@ -122,68 +121,68 @@ impl Outbox {
         Self { kind, pending: Vec::new(), names: HashMap::new(), overflowed: 0 }
     }
 
-    /// Adds entries, but for those whose name the server refuses.
+    /// Adds entries, except those with a refused name.
     pub(super) fn extend(&mut self, entries: impl IntoIterator<Item = Entry>) {
         let is_refused = |entry: &Entry| self.names.get(&entry.name).is_some_and(|name| name.is_refused);
         self.pending.extend(entries.into_iter().filter(|entry| !is_refused(entry)));
-        let too_many = self.pending.len().saturating_sub(KEPT);
-        self.overflowed += too_many;
-        self.pending.drain(..too_many);
+        let excess = self.pending.len().saturating_sub(MAX_PENDING);
+        self.overflowed += excess;
+        self.pending.drain(..excess);
     }
 
-    /// Entries that the server did not get, but for refused ones.
+    /// Number of entries that were not sent, without refused ones.
     pub(super) fn unsent(&self) -> usize {
         self.pending.len() + self.overflowed
     }
 
-    /// Sends what is pending. What the server does not take for reasons of its own stays pending.
+    /// Sends pending entries. Entries that the server fails to accept stay pending.
     ///
     /// # Errors
-    /// [`MlflowError::LeftOut`] once for names that the server refuses: they are dropped from now on, and the others are
-    /// sent. Any other error says why entries stay pending.
+    /// [`MlflowError::Dropped`] once for refused names: their entries are dropped from now on, and the others are sent.
+    /// Any other error is the reason why entries stay pending.
     pub(super) fn send(&mut self, api: &Api, run_id: &str) -> Result<(), MlflowError> {
         let entries = std::mem::take(&mut self.pending);
-        let mut round = Round {
+        let mut round = SendRound {
             api,
             run_id,
             outbox: self,
             has_accepted: false,
             is_active: false,
-            suspects: Vec::new(),
-            failed: None,
+            rejected: Vec::new(),
+            failure: None,
         };
         round.send(entries);
-        round.end()
+        round.finish()
     }
 
-    fn way(&self, name: &str) -> usize {
-        self.names.get(name).map_or(0, |name| name.way)
+    fn fallback(&self, name: &str) -> usize {
+        self.names.get(name).map_or(0, |name| name.fallback)
     }
 }
 
-/// One attempt to send all that is pending.
-struct Round<'a> {
+/// One attempt to send all pending entries.
+struct SendRound<'a> {
     api: &'a Api,
     run_id: &'a str,
     outbox: &'a mut Outbox,
     has_accepted: bool,
-    /// The server was asked, and says that the run can be written to.
+    /// The server confirmed that the run accepts entries.
     is_active: bool,
-    /// Entries of one name each that were refused in every way.
-    suspects: Vec<(Vec<Entry>, MlflowError)>,
-    /// Error that ended this round, if any.
-    failed: Option<MlflowError>,
+    /// Entries of one name each that were refused at every fallback level.
+    rejected: Vec<(Vec<Entry>, MlflowError)>,
+    /// Error that ended this round.
+    failure: Option<MlflowError>,
 }
 
-impl Round<'_> {
-    /// Sends entries in as few requests as there can be.
+impl SendRound<'_> {
+    /// Sends entries in as few requests as possible.
     fn send(&mut self, entries: Vec<Entry>) {
         let (mut request, mut bodies, mut bytes) = (Vec::new(), Vec::new(), 0);
         for entry in entries {
-            let body = self.outbox.kind.body(&entry, self.outbox.way(&entry.name));
+            let body = self.outbox.kind.body(&entry, self.outbox.fallback(&entry.name));
             let length = body.to_string().len();
-            if bodies.len() == self.outbox.kind.per_request() || bytes + length > REQUEST_BYTES {
-                self.request(std::mem::take(&mut request), &std::mem::take(&mut bodies));
+            if bodies.len() == self.outbox.kind.per_request() || bytes + length > MAX_REQUEST_BYTES {
+                self.send_request(std::mem::take(&mut request), &std::mem::take(&mut bodies));
                 bytes = 0;
             }
             bytes += length;
@@ -191,49 +190,49 @@ impl Round<'_> {
             bodies.push(body);
         }
         if !request.is_empty() {
-            self.request(request, &bodies);
+            self.send_request(request, &bodies);
         }
     }
 
-    fn request(&mut self, entries: Vec<Entry>, bodies: &[Value]) {
-        if self.failed.is_some() {
+    fn send_request(&mut self, entries: Vec<Entry>, bodies: &[Value]) {
+        if self.failure.is_some() {
             return self.outbox.pending.extend(entries);
         }
         match self.api.log_batch(self.run_id, self.outbox.kind.key(), bodies) {
             Ok(()) => self.has_accepted = true,
-            Err(error) if error.may_be_an_item() => self.refused(entries, error),
+            Err(error) if error.may_concern_one_entry() => self.isolate_rejected(entries, error),
             Err(error) => {
-                self.failed = Some(error);
+                self.failure = Some(error);
                 self.outbox.pending.extend(entries);
             }
         }
     }
 
-    /// Finds out which of the entries the server refuses.
-    fn refused(&mut self, entries: Vec<Entry>, error: MlflowError) {
+    /// Bisects the entries to find the refused ones.
+    fn isolate_rejected(&mut self, entries: Vec<Entry>, error: MlflowError) {
         if let Err(error) = self.check_active() {
-            self.failed = Some(error);
+            self.failure = Some(error);
             return self.outbox.pending.extend(entries);
         }
-        if !error.is_refusal() && !self.has_accepted && self.suspects.len() >= FAILURES {
-            self.failed = Some(error);
+        if !error.is_refusal() && !self.has_accepted && self.rejected.len() >= MAX_FAILING_NAMES {
+            self.failure = Some(error);
             return self.outbox.pending.extend(entries);
         }
-        if let Some((one, other)) = split(&entries) {
-            self.send(one);
-            return self.send(other);
+        if let Some((first_part, second_part)) = split(&entries) {
+            self.send(first_part);
+            return self.send(second_part);
         }
         let Some(first) = entries.first() else { return };
-        match self.outbox.kind.next_way(first, self.outbox.way(&first.name)) {
-            Some(way) => {
-                self.outbox.names.entry(first.name.clone()).or_default().way = way;
+        match self.outbox.kind.next_fallback(first, self.outbox.fallback(&first.name)) {
+            Some(fallback) => {
+                self.outbox.names.entry(first.name.clone()).or_default().fallback = fallback;
                 self.send(entries);
             }
-            None => self.suspects.push((entries, error)),
+            None => self.rejected.push((entries, error)),
         }
     }
 
-    /// A run that was deleted takes nothing, whatever its name.
+    /// A deleted run accepts no entry.
     fn check_active(&mut self) -> Result<(), MlflowError> {
         if !self.is_active {
             self.api.check_active(self.run_id)?;
@@ -242,36 +241,36 @@ impl Round<'_> {
         Ok(())
     }
 
-    /// Drops what the server refuses while it takes others, and keeps the rest.
-    fn end(self) -> Result<(), MlflowError> {
-        let (mut left_out, mut reason, mut failed) = (Vec::new(), None, self.failed);
-        for (entries, error) in self.suspects {
+    /// Drops names that the server refuses while it accepts others, and keeps the rest.
+    fn finish(self) -> Result<(), MlflowError> {
+        let (mut dropped, mut reason, mut failure) = (Vec::new(), None, self.failure);
+        for (entries, error) in self.rejected {
             let Some(name) = entries.first().map(|entry| entry.name.clone()) else { continue };
             let state = self.outbox.names.entry(name.clone()).or_default();
-            state.strikes += 1;
-            let is_sure = error.is_refusal() || state.strikes >= STRIKES;
-            if self.has_accepted && is_sure {
+            state.failed_rounds += 1;
+            let is_certain = error.is_refusal() || state.failed_rounds >= MAX_FAILED_ROUNDS;
+            if self.has_accepted && is_certain {
                 state.is_refused = true;
-                left_out.push(name);
+                dropped.push(name);
                 reason.get_or_insert(error);
             } else {
-                // As if it had not been tried.
-                state.way = 0;
+                // The next round starts from the first level.
+                state.fallback = 0;
                 self.outbox.pending.extend(entries);
-                failed.get_or_insert(error);
+                failure.get_or_insert(error);
             }
         }
-        match (reason, failed) {
+        match (reason, failure) {
             (Some(reason), _) => {
-                Err(MlflowError::LeftOut { kind: self.outbox.kind.key(), names: left_out, source: Box::new(reason) })
+                Err(MlflowError::Dropped { kind: self.outbox.kind.key(), names: dropped, source: Box::new(reason) })
             }
-            (None, Some(failed)) => Err(failed),
+            (None, Some(failure)) => Err(failure),
             (None, None) => Ok(()),
         }
     }
 }
 
-/// Two parts of entries, each with names of its own; none if all have the same name.
+/// Splits entries into two parts without common names; none if all have the same name.
 fn split(entries: &[Entry]) -> Option<(Vec<Entry>, Vec<Entry>)> {
     let mut names: Vec<&str> = entries.iter().map(|entry| &*entry.name).collect();
     names.sort_unstable();
@@ -280,6 +279,6 @@ fn split(entries: &[Entry]) -> Option<(Vec<Entry>, Vec<Entry>)> {
     Some(entries.iter().cloned().partition(|entry| *entry.name < *middle))
 }
 
-fn cut(text: &str, chars: usize) -> &str {
+fn truncate(text: &str, chars: usize) -> &str {
     text.char_indices().nth(chars).map_or(text, |(end, _)| &text[..end])
 }

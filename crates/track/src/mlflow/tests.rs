@@ -20,7 +20,7 @@ fn keys(entries: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn a_run_is_told_in_few_requests() {
+fn run_is_sent_in_few_requests() {
     let (folder, server) = (tempfile::tempdir().expect("a folder"), Server::start(mlflow));
     let mut tracker = tracker(&server.uri, 3600.0);
     let mut run = run_info(folder.path().to_owned());
@@ -31,35 +31,38 @@ fn a_run_is_told_in_few_requests() {
     tracker.evaluation(&evaluation(20)).expect("sent");
     tracker.finish(&manifest()).expect("ended");
 
-    let lines: Vec<String> = server.asked().into_iter().map(|request| request.line).collect();
-    let at = |method: &str, path: &str| format!("{method} /api/2.0/{path}");
+    let lines: Vec<String> = server.requests().into_iter().map(|request| request.line).collect();
+    let request_line = |method: &str, path: &str| format!("{method} /api/2.0/{path}");
     assert_eq!(
         lines,
         [
-            at("GET", "mlflow/experiments/get-by-name?experiment_name=demo"),
-            at("POST", "mlflow/experiments/create"),
-            at("POST", "mlflow/runs/create"),
-            at("POST", "mlflow/runs/log-batch"),
-            at("POST", "mlflow/runs/log-batch"),
-            at("POST", "mlflow/runs/log-batch"),
-            at("PUT", "mlflow-artifacts/artifacts/4/r1/artifacts/adapter.safetensors"),
-            at("POST", "mlflow/runs/update"),
+            request_line("GET", "mlflow/experiments/get-by-name?experiment_name=demo"),
+            request_line("POST", "mlflow/experiments/create"),
+            request_line("POST", "mlflow/runs/create"),
+            request_line("POST", "mlflow/runs/log-batch"),
+            request_line("POST", "mlflow/runs/log-batch"),
+            request_line("POST", "mlflow/runs/log-batch"),
+            request_line("PUT", "mlflow-artifacts/artifacts/4/r1/artifacts/adapter.safetensors"),
+            request_line("POST", "mlflow/runs/update"),
         ]
     );
-    let asked = server.asked();
-    assert_eq!((&asked[2].json()["experiment_id"], &asked[2].json()["run_name"]), (&json!("4"), &json!("demo-1")));
-    let params = asked[3].json()["params"].clone();
+    let requests = server.requests();
+    assert_eq!(
+        (&requests[2].json()["experiment_id"], &requests[2].json()["run_name"]),
+        (&json!("4"), &json!("demo-1"))
+    );
+    let params = requests[3].json()["params"].clone();
     assert!(keys(&params).contains(&"data.where.a_x25_b") && keys(&params).contains(&"trainable"), "{params}");
     assert!(params.to_string().contains(&"ü".repeat(600)));
-    let metrics = asked[4].json()["metrics"].clone();
+    let metrics = requests[4].json()["metrics"].clone();
     assert_eq!(keys(&metrics).iter().filter(|&&key| key == "train/loss").count(), 20);
     assert!(keys(&metrics).contains(&"eval/accuracy"));
-    assert_eq!(asked[6].body, b"numbers");
-    assert_eq!((&asked[7].json()["run_id"], &asked[7].json()["status"]), (&json!("r1"), &json!("FINISHED")));
+    assert_eq!(requests[6].body, b"numbers");
+    assert_eq!((&requests[7].json()["run_id"], &requests[7].json()["status"]), (&json!("r1"), &json!("FINISHED")));
 }
 
 #[test]
-fn a_pipeline_file_with_a_secret_stays_here() {
+fn pipeline_file_with_secret_is_not_stored() {
     let stored = |value: &str| {
         let (folder, server) = (tempfile::tempdir().expect("a folder"), Server::start(mlflow));
         let mut tracker = tracker(&server.uri, 3600.0);
@@ -68,30 +71,30 @@ fn a_pipeline_file_with_a_secret_stays_here() {
         std::fs::write(folder.path().join(PIPELINE), b"name: demo").expect("written");
         tracker.start(&run).expect("begun");
         tracker.finish(&manifest()).expect("ended");
-        server.asked().iter().any(|request| request.line.ends_with(PIPELINE))
+        server.requests().iter().any(|request| request.line.ends_with(PIPELINE))
     };
-    assert!(stored("null") && !stored(WITHHELD));
+    assert!(stored("null") && !stored(REDACTED));
 }
 
 #[test]
-fn a_run_that_goes_on_is_the_same_there() {
+fn resumed_run_keeps_run_id() {
     let (folder, server) = (tempfile::tempdir().expect("a folder"), Server::start(mlflow));
     let mut run = run_info(folder.path().to_owned());
     tracker(&server.uri, 0.0).start(&run).expect("begun");
     run.resumed_at = 2;
-    let mut again = tracker(&server.uri, 0.0);
-    again.start(&run).expect("gone on");
-    again.step(&step(3)).expect("sent");
+    let mut resumed = tracker(&server.uri, 0.0);
+    resumed.start(&run).expect("gone on");
+    resumed.step(&step(3)).expect("sent");
     let stopped = Manifest { status: Status::Interrupted, ..manifest() };
-    again.finish(&stopped).expect("ended");
-    assert_eq!(server.asked_at("runs/create").len(), 1);
+    resumed.finish(&stopped).expect("ended");
+    assert_eq!(server.requests_at("runs/create").len(), 1);
     let updates: Vec<Value> =
-        server.asked_at("runs/update").iter().map(|update| update.json()["status"].clone()).collect();
+        server.requests_at("runs/update").iter().map(|update| update.json()["status"].clone()).collect();
     assert_eq!(updates, ["RUNNING", "KILLED"]);
 }
 
 #[test]
-fn a_run_that_the_server_forgot_is_begun_anew() {
+fn unknown_run_is_created_again() {
     let folder = tempfile::tempdir().expect("a folder");
     let server = Server::start(|request| match request.line.contains("runs/update") {
         true => (404, json!({ "error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such run" })),
@@ -100,16 +103,16 @@ fn a_run_that_the_server_forgot_is_begun_anew() {
     let run = run_info(folder.path().to_owned());
     tracker(&server.uri, 0.0).start(&run).expect("begun");
     tracker(&server.uri, 0.0).start(&run).expect("begun again");
-    assert_eq!(server.asked_at("runs/create").len(), 2);
+    assert_eq!(server.requests_at("runs/create").len(), 2);
 }
 
 #[test]
-fn what_cannot_be_sent_is_kept_and_a_busy_server_asked_again() {
+fn unsent_numbers_are_kept_and_busy_server_is_retried() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut batches = 0;
     let server = Server::start(move |request| {
         batches += usize::from(request.line.contains("log-batch"));
-        // The first batch has the parameters. The second may not be sent, the third finds the server busy.
+        // The first batch has the parameters, the second is refused, and the third finds the server busy.
         match batches {
             2 if request.line.contains("log-batch") => (403, json!({ "error_code": "BAD", "message": "not now" })),
             3 if request.line.contains("log-batch") => (503, Value::Null),
@@ -122,21 +125,21 @@ fn what_cannot_be_sent_is_kept_and_a_busy_server_asked_again() {
     assert_eq!(error, "MLflow refused runs/log-batch: 403 Forbidden: not now");
     tracker.step(&step(2)).expect("kept: it is not asked again at once");
     tracker.evaluation(&evaluation(2)).expect("sent");
-    let batches = server.asked_at("log-batch");
+    let batches = server.requests_at("log-batch");
     assert_eq!(batches.len(), 4);
     let sent = batches[3].json()["metrics"].clone();
     assert_eq!(keys(&sent).iter().filter(|&&key| key == "train/loss").count(), 2);
 }
 
 #[test]
-fn who_asks_is_said_as_by_the_official_client() {
+fn credentials_equal_official_client() {
     let auth = |access: MlflowAccess| {
         let (folder, server) = (tempfile::tempdir().expect("a folder"), Server::start(mlflow));
         let access = MlflowAccess { tracking_uri: Some(server.uri.clone()), ..access };
         let mut tracker = Mlflow::new(MlflowConfig::default(), access).expect("an address");
         tracker.start(&run_info(folder.path().to_owned())).expect("begun");
         assert!(!format!("{tracker:?}").contains("secret"));
-        server.asked()[0].auth.clone()
+        server.requests()[0].auth.clone()
     };
     let secret = || Some("secret".to_owned());
     assert_eq!(auth(MlflowAccess::default()), None);
@@ -146,8 +149,8 @@ fn who_asks_is_said_as_by_the_official_client() {
 }
 
 #[test]
-fn no_server_is_said_at_once() {
-    assert!(matches!(Mlflow::new(MlflowConfig::default(), MlflowAccess::default()), Err(MlflowError::Nowhere)));
+fn missing_server_is_reported_at_start() {
+    assert!(matches!(Mlflow::new(MlflowConfig::default(), MlflowAccess::default()), Err(MlflowError::NoServer)));
     for uri in ["mlruns", "sqlite:///x.db", "databricks"] {
         let config = MlflowConfig { tracking_uri: Some(uri.to_owned()), ..MlflowConfig::default() };
         assert!(matches!(config.problem(), Some(MlflowError::Address(_))), "{uri}");

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 
-use super::proto::{Event, What};
+use super::proto::{Event, EventKind};
 use crate::WriteError;
 use crate::scalars::since_epoch;
 
-/// An event file that grows.
+/// Append-only event file.
 #[derive(Debug)]
 pub(super) struct EventFile {
     path: PathBuf,
@@ -18,7 +18,7 @@ pub(super) struct EventFile {
 const PREFIX: &str = "events.out.tfevents.";
 
 impl EventFile {
-    /// A new file in the folder, whose name comes after those of all event files that are there: readers go by names.
+    /// Creates a file whose name sorts after all event files of the folder, because readers go by names.
     pub(super) fn create(folder: &Path) -> Result<Self, WriteError> {
         let create = || {
             std::fs::create_dir_all(folder)?;
@@ -35,19 +35,19 @@ impl EventFile {
         create().map_err(|source| WriteError { path: folder.to_owned(), source })
     }
 
-    /// Appends what is known after a step, in one write: a reader sees all of it or a frame that is not whole yet.
-    pub(super) fn append(&mut self, step: u64, what: What) -> Result<(), WriteError> {
+    /// Appends an event in one write, so that readers see either all of it or an incomplete frame.
+    pub(super) fn append(&mut self, step: u64, kind: EventKind) -> Result<(), WriteError> {
         let event = Event {
             wall_time: since_epoch().as_secs_f64(),
             step: i64::try_from(step).unwrap_or(i64::MAX),
-            what: Some(what),
+            kind: Some(kind),
         };
         let frame = frame(&event.encode_to_vec());
         self.file.write_all(&frame).map_err(|source| WriteError { path: self.path.clone(), source })
     }
 }
 
-/// The latest second in the name of an event file.
+/// Latest second in the names of event files.
 fn last_second(folder: &Path) -> io::Result<Option<u64>> {
     let mut last = None;
     for entry in std::fs::read_dir(folder)? {
@@ -68,7 +68,7 @@ fn frame(payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// CRC-32C, rotated and moved, so that the CRC of data that holds CRCs is none of a pattern.
+/// Masked CRC-32C: rotated and offset, so that a CRC over data with embedded CRCs keeps its strength.
 fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }

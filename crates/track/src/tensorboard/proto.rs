@@ -1,5 +1,5 @@
-//! The messages of event files that are written, with the field numbers of TensorBoard's `event.proto`,
-//! `summary.proto`, `tensor.proto` and (for hyperparameters) `plugins/hparams/plugin_data.proto`.
+//! Written messages of event files, with the field numbers of TensorBoard's `event.proto`, `summary.proto`,
+//! `tensor.proto` and (for hyperparameters) `plugins/hparams/plugin_data.proto`.
 
 use std::collections::BTreeMap;
 
@@ -15,12 +15,12 @@ pub(super) struct Event {
     pub(super) wall_time: f64,
     #[prost(int64, tag = "2")]
     pub(super) step: i64,
-    #[prost(oneof = "What", tags = "3, 5, 7")]
-    pub(super) what: Option<What>,
+    #[prost(oneof = "EventKind", tags = "3, 5, 7")]
+    pub(super) kind: Option<EventKind>,
 }
 
 #[derive(Clone, PartialEq, Oneof)]
-pub(super) enum What {
+pub(super) enum EventKind {
     #[prost(string, tag = "3")]
     FileVersion(String),
     #[prost(message, tag = "5")]
@@ -101,7 +101,7 @@ pub(super) struct PluginData {
     pub(super) content: Vec<u8>,
 }
 
-/// What the plugin `hparams` is told.
+/// Payload of the plugin `hparams`.
 #[derive(Clone, PartialEq, Message)]
 struct HparamsData {
     #[prost(oneof = "Session", tags = "3, 4")]
@@ -159,15 +159,16 @@ impl Summary {
         Self { value: numbers.into_iter().map(value).collect() }
     }
 
-    /// Text in Markdown.
+    /// Summary with Markdown text.
     pub(super) fn text(tag: &str, text: &str) -> Self {
-        let tensor = TensorProto { dtype: STRING, string_val: vec![text.as_bytes().to_vec()], ..one_entry() };
-        Self::of_plugin(tag, "text", Vec::new(), tensor)
+        let tensor = TensorProto { dtype: STRING, string_val: vec![text.as_bytes().to_vec()], ..empty_vector() };
+        Self::plugin_value(tag, "text", Vec::new(), tensor)
     }
 
-    /// The options, for the comparison of runs.
+    /// Summary with the options, for the comparison of runs.
     pub(super) fn hparams(run: &RunInfo) -> Self {
-        let hparams = run.options.iter().map(|(key, value)| (key.clone(), HparamValue { kind: Some(kind(value)) }));
+        let hparams =
+            run.options.iter().map(|(key, value)| (key.clone(), HparamValue { kind: Some(parse_kind(value)) }));
         let start = SessionStart {
             hparams: hparams.collect(),
             group_name: run.id.clone(),
@@ -176,29 +177,34 @@ impl Summary {
         Self::session("_hparams_/session_start_info", Session::Start(start))
     }
 
-    pub(super) fn hparams_end(good: bool) -> Self {
-        let end = SessionEnd { status: if good { 1 } else { 2 }, end_time_secs: since_epoch().as_secs_f64() };
+    pub(super) fn end_hparams(is_success: bool) -> Self {
+        let end = SessionEnd { status: if is_success { 1 } else { 2 }, end_time_secs: since_epoch().as_secs_f64() };
         Self::session("_hparams_/session_end_info", Session::End(end))
     }
 
     fn session(tag: &str, session: Session) -> Self {
         let content = HparamsData { session: Some(session) }.encode_to_vec();
-        Self::of_plugin(tag, "hparams", content, TensorProto { dtype: FLOAT, float_val: vec![0.0], ..one_entry() })
+        Self::plugin_value(
+            tag,
+            "hparams",
+            content,
+            TensorProto { dtype: FLOAT, float_val: vec![0.0], ..empty_vector() },
+        )
     }
 
-    fn of_plugin(tag: &str, plugin: &str, content: Vec<u8>, tensor: TensorProto) -> Self {
+    fn plugin_value(tag: &str, plugin: &str, content: Vec<u8>, tensor: TensorProto) -> Self {
         let plugin_data = Some(PluginData { plugin_name: plugin.to_owned(), content });
         let metadata = Some(Metadata { plugin_data, data_class: 2 });
         Self { value: vec![SummaryValue { tag: tag.to_owned(), simple_value: None, tensor: Some(tensor), metadata }] }
     }
 }
 
-/// A tensor of shape `[1]`, still empty.
-fn one_entry() -> TensorProto {
+/// Tensor of shape `[1]` without data.
+fn empty_vector() -> TensorProto {
     TensorProto { shape: Some(Shape { dim: vec![Dim { size: 1 }] }), ..TensorProto::default() }
 }
 
-fn kind(value: &str) -> Kind {
+fn parse_kind(value: &str) -> Kind {
     match (value.parse::<bool>(), value.parse::<f64>()) {
         (Ok(value), _) => Kind::Bool(value),
         (_, Ok(number)) if number.is_finite() => Kind::Number(number),

@@ -4,7 +4,7 @@ use super::*;
 use crate::examples::{evaluation, manifest, run_info, step};
 use crate::python::{Script, python_with};
 
-/// CRC-32C, bit by bit.
+/// Bitwise CRC-32C.
 fn crc32c(bytes: &[u8]) -> u32 {
     !bytes
         .iter()
@@ -16,7 +16,7 @@ fn masked(bytes: &[u8]) -> u32 {
     crc.rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
-/// A field of a message: its number and what it holds.
+/// Value of a message field.
 #[derive(Debug, Clone, PartialEq)]
 enum Field<'a> {
     Varint(u64),
@@ -74,7 +74,7 @@ fn bytes(message: &[u8], number: u64) -> &[u8] {
     }
 }
 
-/// The payloads of a file, every checksum looked at.
+/// Payloads of a file, with all checksums verified.
 fn events(path: &Path) -> Vec<Vec<u8>> {
     let content = std::fs::read(path).expect("it can be read");
     let (mut rest, mut events) = (&content[..], Vec::new());
@@ -96,7 +96,7 @@ fn event_step(event: &[u8]) -> u64 {
     }
 }
 
-/// The numbers of an event by tag.
+/// Scalars of an event by tag.
 fn scalars(event: &[u8]) -> Vec<(String, f32)> {
     let values = fields(bytes(event, 5)).into_iter().map(|(number, value)| match value {
         Field::Bytes(value) if number == 1 => value,
@@ -120,7 +120,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Three steps and an evaluation, interrupted; then on from step 2, to step 4.
+/// Writes three steps and an evaluation, and then resumes from step 2 to step 4.
 fn interrupted_run(folder: &Path) {
     let mut run = run_info(folder.to_owned());
     let mut first = TensorBoard::new(TensorBoardConfig::default());
@@ -136,7 +136,7 @@ fn interrupted_run(folder: &Path) {
 }
 
 #[test]
-fn files_are_of_the_format_byte_by_byte() {
+fn event_files_have_exact_bytes() {
     assert_eq!(crc32c(b"123456789"), 0xe306_9283, "the check value of CRC-32C");
     let folder = tempfile::tempdir().expect("a folder");
     interrupted_run(folder.path());
@@ -162,7 +162,7 @@ fn files_are_of_the_format_byte_by_byte() {
 }
 
 #[test]
-fn a_common_folder_has_one_for_each_run() {
+fn common_folder_has_subfolder_per_run() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut tracker = TensorBoard::new(TensorBoardConfig { folder: Some(folder.path().join("all")) });
     tracker.start(&run_info("/nowhere".into())).expect("begun");
@@ -170,7 +170,7 @@ fn a_common_folder_has_one_for_each_run() {
 }
 
 #[test]
-fn tensorboard_reads_them() {
+fn tensorboard_reads_event_files() {
     let Some(python) = python_with("tensorboard") else { return };
     let folder = tempfile::tempdir().expect("a folder");
     interrupted_run(folder.path());

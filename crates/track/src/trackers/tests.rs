@@ -3,31 +3,36 @@ use std::sync::Mutex;
 use super::*;
 use crate::examples::{evaluation, manifest, run_info, step};
 
-/// What was done with a tracker or said of it, in order.
+/// Calls of a tracker, or warnings, in order.
 type Log = Arc<Mutex<Vec<String>>>;
 
 fn lines(log: &Log) -> Vec<String> {
-    log.lock().expect("nobody panics with it").clone()
+    log.lock().expect("not poisoned").clone()
 }
 
 fn note(log: &Log, line: impl Into<String>) {
-    log.lock().expect("nobody panics with it").push(line.into());
+    log.lock().expect("not poisoned").push(line.into());
 }
 
-/// Writes down what it is told, and does something with each step before that.
-struct Scribe<F> {
+/// Tracker that logs its calls and runs a function before each step.
+struct RecordingTracker<F> {
     log: Log,
-    at_step: F,
+    on_step: F,
+    retries_start: bool,
 }
 
-impl<F: FnMut(u64) -> Result<(), TrackError> + Send> Tracker for Scribe<F> {
+impl<F: FnMut(u64) -> Result<(), TrackError> + Send> Tracker for RecordingTracker<F> {
     fn start(&mut self, run: &RunInfo) -> Result<(), TrackError> {
         note(&self.log, format!("start {}", run.id));
-        (self.at_step)(0)
+        (self.on_step)(0)
+    }
+
+    fn retries_start(&self) -> bool {
+        self.retries_start
     }
 
     fn step(&mut self, record: &StepRecord) -> Result<(), TrackError> {
-        (self.at_step)(record.step)?;
+        (self.on_step)(record.step)?;
         note(&self.log, format!("step {}", record.step));
         Ok(())
     }
@@ -43,23 +48,23 @@ impl<F: FnMut(u64) -> Result<(), TrackError> + Send> Tracker for Scribe<F> {
     }
 }
 
-fn scribe(at_step: impl FnMut(u64) -> Result<(), TrackError> + Send + 'static) -> (Log, (String, Box<dyn Tracker>)) {
+fn recording(on_step: impl FnMut(u64) -> Result<(), TrackError> + Send + 'static) -> (Log, (String, Box<dyn Tracker>)) {
     let log = Log::default();
-    (Arc::clone(&log), ("scribe".to_owned(), Box::new(Scribe { log, at_step })))
+    (Arc::clone(&log), ("recording".to_owned(), Box::new(RecordingTracker { log, on_step, retries_start: false })))
 }
 
-fn follow(trackers: Vec<(String, Box<dyn Tracker>)>, limits: TrackerLimits) -> (Trackers, Log) {
+fn track(trackers: Vec<(String, Box<dyn Tracker>)>, limits: TrackerLimits) -> (Trackers, Log) {
     let warnings = Log::default();
-    let told = Arc::clone(&warnings);
+    let log = Arc::clone(&warnings);
     let run = run_info("/nowhere".into());
-    (Trackers::start(trackers, &run, limits, Arc::new(move |line| note(&told, line))), warnings)
+    (Trackers::start(trackers, &run, limits, Arc::new(move |line| note(&log, line))), warnings)
 }
 
 #[test]
-fn everything_is_told_in_order() {
-    let (log, tracker) = scribe(|_| Ok(()));
-    let (other, second) = scribe(|_| Ok(()));
-    let (mut trackers, warnings) = follow(vec![tracker, second], TrackerLimits::default());
+fn events_arrive_in_order() {
+    let (log, tracker) = recording(|_| Ok(()));
+    let (other, second) = recording(|_| Ok(()));
+    let (mut trackers, warnings) = track(vec![tracker, second], TrackerLimits::default());
     trackers.step(&step(1));
     trackers.step(&step(2));
     trackers.evaluation(&evaluation(2));
@@ -70,121 +75,98 @@ fn everything_is_told_in_order() {
 }
 
 #[test]
-fn a_few_errors_are_told_and_the_rest_counted() {
-    let (log, tracker) = scribe(|step| if step > 0 { Err(format!("no step {step}").into()) } else { Ok(()) });
-    let limits = TrackerLimits { warnings: 2, ..TrackerLimits::default() };
-    let (mut trackers, warnings) = follow(vec![tracker], limits);
+fn warnings_are_limited_and_counted() {
+    let (log, tracker) = recording(|step| if step > 0 { Err(format!("no step {step}").into()) } else { Ok(()) });
+    let limits = TrackerLimits { max_warnings: 2, ..TrackerLimits::default() };
+    let (mut trackers, warnings) = track(vec![tracker], limits);
     (1..=5).for_each(|i| trackers.step(&step(i)));
     assert!(trackers.finish(&manifest()).is_empty());
     assert_eq!(lines(&log), ["start demo-1", "finish"]);
     assert_eq!(
         lines(&warnings),
         [
-            "tracker `scribe`: no step 1",
-            "tracker `scribe`: no step 2",
-            "tracker `scribe`: 3 more warnings were left out"
+            "tracker `recording`: no step 1",
+            "tracker `recording`: no step 2",
+            "tracker `recording`: 3 more warnings were suppressed"
         ]
     );
 }
 
 #[test]
-fn who_fails_at_the_start_or_panics_hears_nothing_more() {
-    let (refuses, first) = scribe(|_| Err("no server".into()));
-    let (panics, second) = scribe(|step| if step == 2 { panic!("step two") } else { Ok(()) });
-    let (follows, third) = scribe(|_| Ok(()));
-    let (mut trackers, warnings) = follow(vec![first, second, third], TrackerLimits::default());
+fn failed_start_or_panic_ends_tracking() {
+    let (failing, first) = recording(|_| Err("no server".into()));
+    let (panicking, second) = recording(|step| if step == 2 { panic!("step two") } else { Ok(()) });
+    let (working, third) = recording(|_| Ok(()));
+    let (mut trackers, warnings) = track(vec![first, second, third], TrackerLimits::default());
     (1..=3).for_each(|i| trackers.step(&step(i)));
     assert!(trackers.finish(&manifest()).is_empty());
-    assert_eq!(lines(&refuses), ["start demo-1"]);
-    assert_eq!(lines(&panics), ["start demo-1", "step 1"]);
-    assert_eq!(lines(&follows).len(), 5);
+    assert_eq!(lines(&failing), ["start demo-1"]);
+    assert_eq!(lines(&panicking), ["start demo-1", "step 1"]);
+    assert_eq!(lines(&working).len(), 5);
     let mut warnings = lines(&warnings);
     warnings.sort();
     assert_eq!(
         warnings,
         [
-            "tracker `scribe`: does not follow the run any more, it panicked: step two",
-            "tracker `scribe`: does not follow the run: no server",
+            "tracker `recording`: stopped tracking the run, it panicked: step two",
+            "tracker `recording`: does not track the run: no server",
         ]
     );
 }
 
-/// Fails at the start, and makes up for it.
-struct Late(Log);
-
-impl Tracker for Late {
-    fn start(&mut self, _: &RunInfo) -> Result<(), TrackError> {
-        Err("no server yet".into())
-    }
-
-    fn goes_on(&self) -> bool {
-        true
-    }
-
-    fn step(&mut self, record: &StepRecord) -> Result<(), TrackError> {
-        note(&self.0, format!("step {}", record.step));
-        Ok(())
-    }
-
-    fn evaluation(&mut self, _: &EvaluationRecord) -> Result<(), TrackError> {
-        Ok(())
-    }
-
-    fn finish(&mut self, _: &Manifest) -> Result<(), TrackError> {
-        note(&self.0, "finish");
-        Ok(())
-    }
-}
-
 #[test]
-fn who_makes_up_for_a_failed_start_is_told_the_rest() {
+fn retried_start_receives_later_events() {
     let log = Log::default();
-    let late: Box<dyn Tracker> = Box::new(Late(Arc::clone(&log)));
-    let (mut trackers, warnings) = follow(vec![("late".to_owned(), late)], TrackerLimits::default());
+    let on_step = |step| if step == 0 { Err("no server yet".into()) } else { Ok(()) };
+    let tracker = Box::new(RecordingTracker { log: Arc::clone(&log), on_step, retries_start: true });
+    let (mut trackers, warnings) = track(vec![("retrying".to_owned(), tracker)], TrackerLimits::default());
     trackers.step(&step(1));
     assert!(trackers.finish(&manifest()).is_empty());
-    assert_eq!(lines(&log), ["step 1", "finish"]);
-    assert_eq!(lines(&warnings), ["tracker `late`: no server yet"]);
+    assert_eq!(lines(&log), ["start demo-1", "step 1", "finish"]);
+    assert_eq!(lines(&warnings), ["tracker `retrying`: no server yet"]);
 }
 
 #[test]
-fn who_hangs_loses_steps_and_nothing_else_and_is_left_behind() {
+fn hanging_tracker_drops_steps_and_is_abandoned() {
     let (release, gate) = mpsc::channel::<()>();
     let gate = Mutex::new(gate);
-    let (log, tracker) = scribe(move |step| {
+    let (log, tracker) = recording(move |step| {
         if step == 1 {
-            let _ = gate.lock().expect("nobody panics with it").recv();
+            let _ = gate.lock().expect("not poisoned").recv();
         }
         Ok(())
     });
-    let limits = TrackerLimits { queue: 3, finish: Duration::from_millis(50), ..TrackerLimits::default() };
-    let (mut trackers, warnings) = follow(vec![tracker], limits);
+    let limits =
+        TrackerLimits { max_queued_steps: 3, finish_timeout: Duration::from_millis(50), ..TrackerLimits::default() };
+    let (mut trackers, warnings) = track(vec![tracker], limits);
     trackers.step(&step(1));
-    while !lines(&log).contains(&"start demo-1".to_owned()) || trackers.workers[0].waiting.load(Ordering::Relaxed) > 0 {
+    while !lines(&log).contains(&"start demo-1".to_owned())
+        || trackers.handles[0].queued_steps.load(Ordering::Relaxed) > 0
+    {
         std::thread::yield_now();
     }
-    let begun = Instant::now();
+    let start = Instant::now();
     for i in 2..=1000 {
         trackers.step(&step(i));
         if i % 100 == 0 {
             trackers.evaluation(&evaluation(i));
         }
     }
-    assert_eq!(trackers.finish(&manifest()), ["scribe"]);
-    assert!(begun.elapsed() < Duration::from_secs(5), "nobody waits for it");
+    assert_eq!(trackers.finish(&manifest()), ["recording"]);
+    assert!(start.elapsed() < Duration::from_secs(5), "the run does not wait");
     assert_eq!(
         lines(&warnings),
         [
-            "tracker `scribe` is 3 steps behind: it is not told of further ones until it has caught up",
-            "tracker `scribe` was not told of 996 steps",
-            "tracker `scribe` did not end in time and was left behind",
+            "tracker `recording` is 3 steps behind: further steps are dropped until it has caught up",
+            "tracker `recording` missed 996 steps",
+            "tracker `recording` did not end in time and was abandoned",
         ]
     );
     drop(release);
     while lines(&log).last().is_none_or(|line| line != "finish") {
         std::thread::yield_now();
     }
-    let told = lines(&log);
-    assert_eq!(told[1..5], ["step 1", "step 2", "step 3", "step 4"]);
-    assert_eq!(told.iter().filter(|line| line.starts_with("evaluation")).count(), 10);
+    let calls = lines(&log);
+    assert_eq!(calls[1..5], ["step 1", "step 2", "step 3", "step 4"]);
+    assert_eq!(calls.iter().filter(|line| line.starts_with("evaluation")).count(), 10);
 }

@@ -1,4 +1,4 @@
-//! The messages of `.wandb` files that are written, with the field numbers of W&B's `wandb_internal.proto`.
+//! Written messages of `.wandb` files, with the field numbers of W&B's `wandb_internal.proto`.
 
 use prost::{Message, Oneof};
 
@@ -66,14 +66,14 @@ pub(super) struct Timestamp {
     pub(super) nanos: i32,
 }
 
-/// `ConfigRecord` and `SummaryRecord`, as far as they are alike.
+/// Common fields of `ConfigRecord` and `SummaryRecord`.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Items {
     #[prost(message, repeated, tag = "1")]
     pub(super) update: Vec<Item>,
 }
 
-/// `ConfigItem`, `SummaryItem` and `HistoryItem`, as far as they are alike.
+/// Common fields of `ConfigItem`, `SummaryItem` and `HistoryItem`.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Item {
     #[prost(string, tag = "1")]
@@ -107,7 +107,7 @@ pub(super) struct Exit {
 }
 
 impl Item {
-    /// A value under a key, which is not taken apart at slashes and dots.
+    /// Value under a key that is not split at slashes and dots.
     pub(super) fn new(key: &str, value: &serde_json::Value) -> Self {
         Self { key: key.to_owned(), nested_key: Vec::new(), value_json: value.to_string() }
     }

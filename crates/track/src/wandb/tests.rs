@@ -6,7 +6,7 @@ fn config() -> WandbConfig {
     WandbConfig { tags: vec!["first".to_owned()], ..WandbConfig::default() }
 }
 
-/// Three steps and an evaluation, interrupted; then on from step 2, to step 4. Gives the offline run's folder.
+/// Writes three steps and an evaluation, and then resumes from step 2 to step 4. Returns the folder of the offline run.
 fn interrupted_run(folder: &Path) -> PathBuf {
     let mut run = run_info(folder.to_owned());
     let mut first = Wandb::new(config());
@@ -20,7 +20,11 @@ fn interrupted_run(folder: &Path) -> PathBuf {
     (3..=4).for_each(|i| second.step(&StepRecord { loss: 10.0 * i as f64, ..step(i) }).expect("written"));
     second.evaluation(&evaluation(4)).expect("written");
     second.finish(&manifest()).expect("written");
-    Mark::read(&folder.join("wandb.json")).expect("it is remembered").folder
+    offline_folder(folder)
+}
+
+fn offline_folder(folder: &Path) -> PathBuf {
+    read_json::<RunReference>(&folder.join("wandb.json")).expect("a reference").folder
 }
 
 fn records(folder: &Path) -> Vec<Record> {
@@ -43,7 +47,7 @@ fn history(records: &[Record], key: &str) -> Vec<(i64, String)> {
 }
 
 #[test]
-fn a_run_that_goes_on_is_one_run() {
+fn resumed_run_continues_file() {
     let folder = tempfile::tempdir().expect("a folder");
     let run = interrupted_run(folder.path());
     let records = records(&run);
@@ -67,7 +71,7 @@ fn a_run_that_goes_on_is_one_run() {
 }
 
 #[test]
-fn without_its_file_a_run_is_a_new_one() {
+fn run_without_file_is_new() {
     let folder = tempfile::tempdir().expect("a folder");
     let lost = interrupted_run(folder.path());
     std::fs::remove_dir_all(&lost).expect("removed");
@@ -77,14 +81,14 @@ fn without_its_file_a_run_is_a_new_one() {
 }
 
 #[test]
-fn a_row_and_a_summary_are_there_after_each_evaluation_but_the_last_step_may_wait() {
+fn evaluation_writes_row_and_summary() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut tracker = Wandb::new(WandbConfig { folder: Some(folder.path().join("all")), ..WandbConfig::default() });
     tracker.start(&run_info(folder.path().to_owned())).expect("begun");
     tracker.step(&step(1)).expect("written");
     tracker.evaluation(&evaluation(1)).expect("written");
     tracker.step(&step(2)).expect("kept");
-    let run = Mark::read(&folder.path().join("wandb.json")).expect("remembered").folder;
+    let run = offline_folder(folder.path());
     assert!(run.starts_with(folder.path().join("all/wandb")));
     let records = records(&run);
     assert_eq!(history(&records, "eval/accuracy").len(), 1);
@@ -92,7 +96,7 @@ fn a_row_and_a_summary_are_there_after_each_evaluation_but_the_last_step_may_wai
 }
 
 #[test]
-fn wandb_sync_sends_it() {
+fn wandb_sync_uploads_run() {
     let Some(python) = python_with("wandb") else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let run = interrupted_run(folder.path());
@@ -110,14 +114,14 @@ fn wandb_sync_sends_it() {
     assert_eq!(sent["summary"]["train/loss"].as_f64(), Some(40.0));
 }
 
-/// An evaluation with the `f1` of each of these labels: 0, 1, 2 and so on.
+/// Evaluation with an `f1` for each of these labels: 0, 1, 2 and so on.
 fn of_labels(labels: &[&str]) -> EvaluationRecord {
     let metrics = labels.iter().enumerate().map(|(i, label)| (format!("f1/{label}"), i as f64)).collect();
     EvaluationRecord { metrics, ..evaluation(1) }
 }
 
 #[test]
-fn names_that_differ_in_case_alone_stay_apart() {
+fn names_differing_in_case_stay_different() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut tracker = Wandb::new(WandbConfig {
         project: Some("a/b: 50%".to_owned()),
@@ -127,7 +131,7 @@ fn names_that_differ_in_case_alone_stay_apart() {
     tracker.start(&run_info(folder.path().to_owned())).expect("begun");
     tracker.evaluation(&of_labels(&["Spam", "spam", "Ham", "a.b", "/r/news"])).expect("written");
     tracker.finish(&manifest()).expect("written");
-    let records = records(&Mark::read(&folder.path().join("wandb.json")).expect("remembered").folder);
+    let records = records(&offline_folder(folder.path()));
     for (key, value) in [("_x53_pam", "0.0"), ("spam", "1.0"), ("Ham", "2.0"), ("a.b", "3.0"), ("/r/news", "4.0")] {
         assert_eq!(history(&records, &format!("eval/f1/{key}")), [(1, value.to_owned())], "{key}");
     }
@@ -139,7 +143,7 @@ fn names_that_differ_in_case_alone_stay_apart() {
 }
 
 #[test]
-fn wandb_sync_sends_odd_names() {
+fn wandb_sync_uploads_odd_names() {
     let Some(python) = python_with("wandb") else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let labels =
@@ -149,7 +153,7 @@ fn wandb_sync_sends_odd_names() {
     tracker.step(&step(1)).expect("written");
     tracker.evaluation(&of_labels(&labels)).expect("written");
     tracker.finish(&manifest()).expect("written");
-    let run = Mark::read(&folder.path().join("wandb.json")).expect("remembered").folder;
+    let run = offline_folder(folder.path());
     let sent = Script { python: &python, code: include_str!("sync.py") }.json(&[&run]);
     let row = sent["history"].as_array().and_then(|rows| rows.last()).and_then(Value::as_object).expect("a row");
     let mut found: Vec<f64> =

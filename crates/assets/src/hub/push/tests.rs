@@ -7,16 +7,16 @@ use sepal_testkit::hub::{COMMIT, Commit, LoopbackHub, TOKEN};
 use tempfile::TempDir;
 
 use super::*;
-use crate::hub::tests::bench;
-use crate::{AssetOptions, Token, unwatched};
+use crate::hub::tests::fixture;
+use crate::{AssetOptions, Token, ignore_events};
 
 const CARD: &str = "README.md";
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
 
-/// A hub, a folder with an adapter, and options with the right to push it.
-fn pushing(hub: &LoopbackHub) -> (TempDir, AssetOptions) {
-    let (folder, mut options) = bench(false);
+/// Folder with an adapter, and options with the right to push it.
+fn push_fixture(hub: &LoopbackHub) -> (TempDir, AssetOptions) {
+    let (folder, mut options) = fixture(false);
     options.hub_endpoint = hub.endpoint().to_owned();
     options.hub_token = Token::new(TOKEN);
     for (name, content) in [(CARD, "# A card"), (CONFIG, "{}"), (TENSORS, "tensors")] {
@@ -34,9 +34,9 @@ fn message(private: bool) -> PushOptions {
     PushOptions { message: "Three files".to_owned(), private }
 }
 
-fn push(options: &AssetOptions, folder: &Path, to: &str) -> Result<Pushed, PushError> {
+fn push(options: &AssetOptions, folder: &Path, to: &str) -> Result<PushOutcome, PushError> {
     let files = [CARD, CONFIG, TENSORS].map(|name| folder.join(name));
-    Assets::new(options.clone()).push(&target(to), &files, &message(false), &mut unwatched)
+    Assets::new(options.clone()).push(&target(to), &files, &message(false), &mut ignore_events)
 }
 
 fn empty() -> LoopbackHub {
@@ -44,41 +44,41 @@ fn empty() -> LoopbackHub {
 }
 
 #[test]
-fn what_is_pushed_can_be_fetched() {
+fn pushed_adapter_can_be_fetched() {
     let hub = empty();
-    let (folder, options) = pushing(&hub);
-    let mut told = Vec::new();
-    let mut watch = |event: FetchEvent<'_>| {
+    let (folder, options) = push_fixture(&hub);
+    let mut ends = Vec::new();
+    let mut on_event = |event: FetchEvent<'_>| {
         if let FetchEvent::End { file, size, received, .. } = event {
-            told.push((file.to_owned(), size, received));
+            ends.push((file.to_owned(), size, received));
         }
         ControlFlow::Continue(())
     };
     let files = [CARD, CONFIG, TENSORS].map(|name| folder.path().join(name));
     let assets = Assets::new(options.clone());
-    let pushed = assets.push(&target("hub:a/b"), &files, &message(true), &mut watch).expect("pushed");
+    let pushed = assets.push(&target("hub:a/b"), &files, &message(true), &mut on_event).expect("pushed");
     assert_eq!(pushed.commit.as_deref(), Some(COMMIT));
     assert_eq!(pushed.url, format!("{}/a/b", hub.endpoint()));
     assert_eq!(pushed.changed, [CARD, CONFIG, TENSORS]);
-    assert_eq!(told, [(TENSORS.to_owned(), 7, 7)], "small files go with the commit");
+    assert_eq!(ends, [(TENSORS.to_owned(), 7, 7)], "small files go with the commit");
     assert!(hub.is_private());
     let files = [CARD, CONFIG, TENSORS].map(str::to_owned).to_vec();
     assert_eq!(hub.commits(), [Commit { branch: "main".to_owned(), summary: "Three files".to_owned(), files }]);
 
     let source: Source = "hub:a/b".parse().expect("a source");
-    let fetched = Assets::new(options).fetch(&source, Kind::Adapter, &mut unwatched).expect("fetched");
+    let fetched = Assets::new(options).fetch(&source, Kind::Adapter, &mut ignore_events).expect("fetched");
     assert_eq!(fs::read_to_string(fetched.path.join(TENSORS)).expect("a file"), "tensors");
     assert!(!fetched.path.join(CARD).exists(), "a card is for people");
 }
 
 #[test]
-fn what_is_there_does_not_go_again() {
+fn push_unchanged_files_sends_nothing() {
     let hub = empty();
-    let (folder, options) = pushing(&hub);
+    let (folder, options) = push_fixture(&hub);
     push(&options, folder.path(), "hub:a/b").expect("pushed");
     let stored = hub.stored();
-    let again = push(&options, folder.path(), "hub:a/b").expect("pushed");
-    assert_eq!((again.commit, again.changed), (None, Vec::new()));
+    let second = push(&options, folder.path(), "hub:a/b").expect("pushed");
+    assert_eq!((second.commit, second.changed), (None, Vec::new()));
     fs::write(folder.path().join(CARD), "# Another card").expect("written");
     let error = push(&options, folder.path(), "hub:a/b@draft").expect_err("no such branch");
     assert!(crate::error::one_line(&error).contains("404"), "{error}");
@@ -91,12 +91,12 @@ fn what_is_there_does_not_go_again() {
 }
 
 #[test]
-fn a_repository_that_is_open_is_not_taken_for_a_private_one() {
+fn private_push_to_public_repository_is_error() {
     let hub = empty();
     hub.add_branch("main");
-    let (folder, options) = pushing(&hub);
+    let (folder, options) = push_fixture(&hub);
     let files = [folder.path().join(CARD)];
-    let error = Assets::new(options.clone()).push(&target("hub:a/b"), &files, &message(true), &mut unwatched);
+    let error = Assets::new(options.clone()).push(&target("hub:a/b"), &files, &message(true), &mut ignore_events);
     let error = error.expect_err("it is open");
     assert!(matches!(&error, PushError::Open { repository } if repository == "a/b"), "{error}");
     assert!(hub.files().is_empty());
@@ -104,10 +104,10 @@ fn a_repository_that_is_open_is_not_taken_for_a_private_one() {
 }
 
 #[test]
-fn whoever_may_not_write_is_told_so() {
+fn push_without_rights_names_remedy() {
     let hub = empty();
-    let (folder, mut options) = pushing(&hub);
-    // This one may make no repository, but write to one that is there.
+    let (folder, mut options) = push_fixture(&hub);
+    // This token may write to a repository but not create one.
     let error = push(&options, folder.path(), "hub:locked/b").expect_err("no right");
     assert!(error.to_string().contains("403") && error.to_string().contains("to make it if it is new"), "{error}");
     hub.add_branch("main");
@@ -126,9 +126,9 @@ fn whoever_may_not_write_is_told_so() {
 }
 
 #[test]
-fn an_upload_that_breaks_off_is_tried_again() {
+fn interrupted_upload_is_retried() {
     let hub = empty();
-    let (folder, mut options) = pushing(&hub);
+    let (folder, mut options) = push_fixture(&hub);
     options.hub_retries = 2;
     hub.fail_uploads([503, 0]);
     push(&options, folder.path(), "hub:a/b").expect("pushed");
@@ -141,15 +141,15 @@ fn an_upload_that_breaks_off_is_tried_again() {
     assert_eq!(hub.files()[TENSORS], b"tensors", "nothing changed");
     hub.fail_uploads([403]);
     let error = push(&options, folder.path(), "hub:a/b").expect_err("refused");
-    // It says nothing of rights on the hub.
+    // The message does not mention rights on the hub.
     let text = crate::error::one_line(&error);
     assert!(text.contains("the hub's storage answered 403"), "{text}");
 }
 
 #[test]
-fn a_commit_without_an_answer_is_not_made_twice() {
+fn lost_commit_answer_is_not_retried() {
     let hub = empty();
-    let (folder, mut options) = pushing(&hub);
+    let (folder, mut options) = push_fixture(&hub);
     options.hub_retries = 3;
     hub.lose_answer();
     let error = push(&options, folder.path(), "hub:a/b").expect_err("no answer");
@@ -157,7 +157,7 @@ fn a_commit_without_an_answer_is_not_made_twice() {
     assert_eq!(hub.commits().len(), 1);
     assert_eq!(push(&options, folder.path(), "hub:a/b").expect("pushed").commit, None);
 
-    // What stands between may have lost the answer, or the request.
+    // A proxy may have lost the answer or the request.
     fs::write(folder.path().join(CARD), "# Another card").expect("written");
     hub.refuse_commit(502);
     let error = push(&options, folder.path(), "hub:a/b").expect_err("no answer");
@@ -168,16 +168,16 @@ fn a_commit_without_an_answer_is_not_made_twice() {
 }
 
 #[test]
-fn large_files_go_while_somebody_watches() {
+fn large_files_are_uploaded_with_progress() {
     let hub = empty();
-    let (folder, options) = pushing(&hub);
+    let (folder, options) = push_fixture(&hub);
     let content = vec![7; 3_000_000];
     let path = folder.path().join("large.safetensors");
     fs::write(&path, &content).expect("written");
     fs::write(folder.path().join("empty.safetensors"), "").expect("written");
     let files = [path, folder.path().join("empty.safetensors")];
     let assets = Assets::new(options.clone());
-    let pushed = assets.push(&target("hub:a/b"), &files, &message(false), &mut unwatched);
+    let pushed = assets.push(&target("hub:a/b"), &files, &message(false), &mut ignore_events);
     assert_eq!(pushed.expect("pushed").changed, ["large.safetensors", "empty.safetensors"]);
     assert_eq!(hub.files()["large.safetensors"], content);
     assert_eq!(hub.files()["empty.safetensors"], b"");
@@ -193,28 +193,28 @@ fn large_files_go_while_somebody_watches() {
 }
 
 #[test]
-fn all_files_go_or_none() {
+fn push_ignored_file_pushes_nothing() {
     let hub = empty();
-    let (folder, options) = pushing(&hub);
+    let (folder, options) = push_fixture(&hub);
     let files = [folder.path().join(CARD), folder.path().join("notes.log")];
     fs::write(&files[1], "x").expect("written");
-    let error = Assets::new(options).push(&target("hub:a/b"), &files, &message(false), &mut unwatched);
+    let error = Assets::new(options).push(&target("hub:a/b"), &files, &message(false), &mut ignore_events);
     let error = error.expect_err("ignored there");
     assert!(error.to_string().contains("its .gitignore ignores notes.log"), "{error}");
     assert!(hub.files().is_empty());
 }
 
 #[test]
-fn adapters_are_asked_for_anew_and_beside_models() {
+fn adapter_branch_is_resolved_again() {
     let hub = empty();
-    let (folder, mut options) = pushing(&hub);
+    let (folder, mut options) = push_fixture(&hub);
     fs::write(folder.path().join("config.json"), "{}").expect("written");
     fs::write(folder.path().join("model.safetensors"), "weights").expect("written");
     let files = [CARD, CONFIG, TENSORS, "config.json", "model.safetensors"].map(|name| folder.path().join(name));
-    Assets::new(options.clone()).push(&target("hub:a/b"), &files, &message(false), &mut unwatched).expect("pushed");
+    Assets::new(options.clone()).push(&target("hub:a/b"), &files, &message(false), &mut ignore_events).expect("pushed");
     let fetch = |options: &AssetOptions, kind| {
         let source: Source = "hub:a/b".parse().expect("a source");
-        Assets::new(options.clone()).fetch(&source, kind, &mut unwatched).expect("fetched").path
+        Assets::new(options.clone()).fetch(&source, kind, &mut ignore_events).expect("fetched").path
     };
     assert!(fetch(&options, Kind::Model).join("model.safetensors").is_file());
     assert!(fetch(&options, Kind::Adapter).join(TENSORS).is_file());
@@ -230,9 +230,9 @@ fn adapters_are_asked_for_anew_and_beside_models() {
 }
 
 #[test]
-fn only_a_branch_is_written_to() {
+fn push_to_other_than_branch_is_error() {
     let hub = empty();
-    let (folder, options) = pushing(&hub);
+    let (folder, options) = push_fixture(&hub);
     for (to, part) in [
         ("hub:a/b/x.json", "a file in"),
         (&*format!("hub:a/b@{COMMIT}"), "a commit"),
@@ -246,12 +246,12 @@ fn only_a_branch_is_written_to() {
 }
 
 #[test]
-fn storage_that_says_nothing_has_failed() {
+fn stalled_upload_is_error() {
     let hub = empty();
-    let (folder, mut options) = pushing(&hub);
-    options.hub_stall = Duration::from_millis(400);
+    let (folder, mut options) = push_fixture(&hub);
+    options.hub_stall_timeout = Duration::from_millis(400);
     hub.stall_upload();
     let error = push(&options, folder.path(), "hub:a/b").expect_err("it stalls");
     let text = crate::error::one_line(&error);
-    assert!(text.contains("send adapter_model.safetensors") && text.contains("nothing came for 0.4 s"), "{text}");
+    assert!(text.contains("send adapter_model.safetensors") && text.contains("received nothing for 0.4 s"), "{text}");
 }

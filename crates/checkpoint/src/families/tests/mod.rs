@@ -34,7 +34,7 @@ fn parse(value: Value) -> Result<ModelConfig, OpenError> {
     read_config(Path::new("config.json"), value.as_object().expect("an object"))
 }
 
-/// A Llama of transformers 5, with `changes` laid over it; `null` removes a key.
+/// A Llama of transformers 5 with `changes`; `null` removes a key.
 fn llama_with(changes: Value) -> Result<ModelConfig, OpenError> {
     let mut config = json!({
         "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -58,7 +58,7 @@ fn scaling(changes: Value) -> RopeScaling {
 }
 
 #[test]
-fn llama() {
+fn llama_is_read() {
     let config = llama_with(json!({})).expect("a configuration");
     assert_eq!(
         config,
@@ -75,7 +75,7 @@ fn llama() {
 }
 
 #[test]
-fn rope_variants() {
+fn rope_scalings_are_read() {
     let linear = json!({"rope_scaling": {"type": "linear", "factor": 2.0}});
     assert_eq!(scaling(linear), RopeScaling::Linear { factor: 2.0 });
     let llama3 = json!({"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
@@ -102,7 +102,7 @@ fn rope_variants() {
 }
 
 #[test]
-fn bloom() {
+fn bloom_is_read() {
     let config =
         parse(json!({"model_type": "bloom", "n_embed": 48, "n_layer": 3, "num_attention_heads": 6, "vocab_size": 9}));
     let config = config.expect("a configuration");
@@ -118,7 +118,7 @@ fn window(config: Result<ModelConfig, OpenError>) -> Option<(usize, Vec<bool>)> 
 }
 
 #[test]
-fn sliding_windows() {
+fn sliding_windows_are_read() {
     let mistral = |stated: Value| {
         let mut config = json!({"model_type": "mistral", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
             "num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": 100, "max_position_embeddings": 8192});
@@ -140,7 +140,7 @@ fn sliding_windows() {
 }
 
 #[test]
-fn positions_that_depend_on_the_length_hold_up_to_a_maximum() {
+fn positions_that_depend_on_the_length_have_a_maximum() {
     let dynamic = llama_with(json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}})).expect("a configuration");
     assert_eq!((dynamic.rope.expect("rope").scaling, dynamic.max_positions), (RopeScaling::Default, Some(128)));
     let longrope = json!({"model_type": "phi3", "original_max_position_embeddings": 32, "rope_scaling":
@@ -152,14 +152,14 @@ fn positions_that_depend_on_the_length_hold_up_to_a_maximum() {
 }
 
 #[test]
-fn stablelm() {
+fn stablelm_is_read() {
     let stablelm = |changes: Value| {
         let mut keys = json!({"model_type": "stablelm", "rope_parameters": null, "rope_theta": 5000.0});
         keys.as_object_mut().expect("an object").extend(changes.as_object().expect("an object").clone());
         llama_with(keys)
     };
     let config = stablelm(json!({"layer_norm_eps": 1e-3})).expect("a configuration");
-    // A quarter of eight numbers turns.
+    // A quarter of eight dimensions rotates.
     let rope = Rope { theta: 5000.0, dim: 2, scaling: RopeScaling::Default };
     assert_eq!((config.rope, config.norm_eps, config.is_parallel), (Some(rope), 1e-3, false));
     let beside = stablelm(json!({"partial_rotary_factor": 0.5, "use_parallel_residual": true}));
@@ -169,7 +169,7 @@ fn stablelm() {
 }
 
 #[test]
-fn complaints_name_file_and_key() {
+fn errors_name_file_and_key() {
     let check = |changes: Value, needle: &str| {
         let error = llama_with(changes).expect_err(needle).to_string();
         assert!(error.contains("config.json") && error.contains(needle), "{error}");

@@ -1,4 +1,4 @@
-//! Configuration keys by families, drawn at random.
+//! Random configuration keys of the families.
 
 use std::path::Path;
 
@@ -11,20 +11,20 @@ use super::super::{read_config, spec};
 use super::table::{Row, Use, base, read, table, with};
 
 const ORIGINAL: &str = "original_max_position_embeddings";
-/// Some keys of a scaling.
+/// Keys of a scaling.
 const WITHIN: [&str; 5] = ["rope_type", "factor", "rope_theta", "short_factor", "truncate"];
 
 fn family() -> impl Strategy<Value = Family> {
     select(Family::ALL.to_vec())
 }
 
-/// Families whose positions are scaled by one set of keys.
+/// Families with one set of scaling keys.
 fn scaled() -> impl Strategy<Value = Family> {
     use Family::*;
     select(vec![Llama, Mistral, Mixtral, Qwen2, Qwen3, Gemma, Gemma2, Falcon, Stablelm, GptNeox])
 }
 
-/// Values that a key may have by mistake.
+/// Invalid and unusual values.
 fn junk() -> impl Strategy<Value = Value> {
     let numbers = select(vec![json!(0), json!(-1), json!(1), json!(7), json!(1 << 24), json!(u64::MAX), json!(1e308)]);
     let others =
@@ -32,20 +32,20 @@ fn junk() -> impl Strategy<Value = Value> {
     prop_oneof![numbers, others, any::<f64>().prop_map(|number| json!(number)), any::<u16>().prop_map(|n| json!(n))]
 }
 
-/// The kinds of scaling that ask for the length they were made for.
-fn asks() -> impl Strategy<Value = &'static str> {
+/// Kinds of scaling that need the original length.
+fn kind_with_original_length() -> impl Strategy<Value = &'static str> {
     select(vec!["llama3", "yarn"])
 }
 
 proptest! {
-    /// Any keys that a family does not read, in any order, leave the model as it is.
+    /// Keys that a family does not read do not change the model, in any order.
     #[test]
     fn unused_keys_change_nothing(
         family in family(),
         rows in subsequence(table(), 0..40).prop_shuffle(),
     ) {
         let of_family = |row: &&Row| row.families.contains(&family);
-        // A key that is read beside another may meet it here.
+        // A key that is unused alone may be read beside another key.
         let is_used = |row: &Row, key: &str| row.key == key && !matches!(row.becomes, Use::Unused(_));
         let is_read = |key: &str| table().iter().filter(of_family).any(|row| is_used(row, key));
         let (mut config, expected) = (base(family), read(base(family)));
@@ -58,11 +58,11 @@ proptest! {
         prop_assert_eq!(read(config), expected);
     }
 
-    /// The base is the innermost that is there; the length that the positions were made for is the outermost.
+    /// The innermost base counts, and the outermost original length.
     #[test]
-    fn rotary_keys_count_by_their_places(
+    fn rotary_keys_have_the_precedence_of_transformers(
         family in scaled(),
-        kind in asks(),
+        kind in kind_with_original_length(),
         is_older in any::<bool>(),
         theta_within in proptest::option::of(2.0..100.0_f64),
         theta_beside in proptest::option::of(2.0..100.0_f64),
@@ -101,7 +101,7 @@ proptest! {
 
     /// Both spellings of a scaling give the same positions.
     #[test]
-    fn spellings_are_the_same(family in scaled(), theta in 2.0..100.0_f64, factor in 1.0..16.0_f64, original in 8..64) {
+    fn old_and_new_rope_keys_are_equivalent(family in scaled(), theta in 2.0..100.0_f64, factor in 1.0..16.0_f64, original in 8..64) {
         let theta_key = spec(family).rotary.theta;
         let older = json!({"type": "yarn", "factor": factor, ORIGINAL: original});
         let newer = json!({"rope_type": "yarn", "factor": factor, ORIGINAL: original, "rope_theta": theta});
@@ -111,7 +111,7 @@ proptest! {
 
     /// A configuration with any values is read or refused, and one that is read has sizes that fit.
     #[test]
-    fn nonsense_is_read_or_refused(
+    fn arbitrary_values_are_read_or_refused(
         family in family(),
         changes in proptest::collection::vec((select(table()), junk()), 0..6),
         within in proptest::collection::vec((select(WITHIN.to_vec()), junk()), 0..3),

@@ -51,12 +51,12 @@ fn beside(beside: Value, row: Row) -> Row {
     Row { beside, ..row }
 }
 
-/// A key that `families` read; to all others it means nothing.
+/// A key that `families` read and all others ignore.
 fn read_by(key: &'static str, families: &[Family], value: Value) -> [Row; 2] {
     [row(key, families, Read(value.clone())), row(key, &all_but(families), Unused(value))]
 }
 
-/// A key that `families` refuse; to all others it means nothing.
+/// A key that `families` refuse and all others ignore.
 fn refused_by(key: &'static str, families: &[Family], value: Value) -> [Row; 2] {
     [row(key, families, Refused(value.clone())), row(key, &all_but(families), Unused(value))]
 }
@@ -135,7 +135,7 @@ fn positions() -> Vec<Row> {
     rows.extend(read_by("rotary_emb_base", &[GptNeox], json!(77.0)));
     rows.extend(read_by("rotary_pct", &[GptNeox], json!(0.5)));
     rows.extend(read_by("rope_local_base_freq", &[Gemma3], json!(77.0)));
-    // Where they are scaled in a way that asks for the length they were made for.
+    // With a scaling that needs the original length.
     let yarn = json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 8}});
     rows.push(beside(yarn.clone(), row("original_max_position_embeddings", &scaled, Read(json!(16)))));
     rows.push(beside(yarn.clone(), row("original_max_position_embeddings", &[Gemma3], Unused(json!(16)))));
@@ -207,8 +207,7 @@ fn architectures() -> Vec<Row> {
     rows
 }
 
-/// Keys that no forward pass without dropout depends on. Biases are read where they are: the keys only say that they
-/// may be.
+/// Keys that do not affect a forward pass without dropout. Biases are read if the file has them, regardless of the keys.
 fn without_effect() -> Vec<Row> {
     let flags = [
         "attention_bias",
@@ -268,7 +267,7 @@ fn of_all() -> Vec<Row> {
     .to_vec()
 }
 
-/// A model of four blocks, sizes by the names of the family's class.
+/// A model of four blocks, with the size keys of the family's class.
 pub(super) fn base(family: Family) -> Map<String, Value> {
     let named = |hidden: &str, blocks: &str, heads: &str| json!({hidden: 64, blocks: 4, heads: 4, "vocab_size": 50});
     let mut base = match family {
@@ -295,7 +294,7 @@ pub(super) fn read(config: Map<String, Value>) -> ModelConfig {
 }
 
 #[test]
-fn keys_are_read_unused_or_refused_as_the_table_says() {
+fn keys_have_the_use_of_the_table() {
     for Row { key, families, beside, becomes } in table() {
         for family in families {
             let before = with(base(family), &beside);
@@ -316,7 +315,7 @@ fn keys_are_read_unused_or_refused_as_the_table_says() {
     }
 }
 
-/// The keys of each configuration class with their defaults, as transformers has them.
+/// Keys and defaults of each configuration class of transformers.
 fn classes() -> BTreeMap<String, Map<String, Value>> {
     let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../testkit/goldens/configs.json"));
     let mut goldens: Value =
@@ -336,13 +335,13 @@ fn every_key_of_a_class_is_in_the_table() {
 }
 
 #[test]
-fn a_key_that_is_left_out_has_the_default_of_the_class() {
+fn absent_key_has_the_default_of_the_class() {
     for (name, keys) in classes() {
         let empty = with(Map::new(), &json!({"model_type": name}));
         let unlimited = |config: Map<String, Value>| {
             let longest = config.get("max_position_embeddings").is_some();
             let config = read(config);
-            // The longest sequence is a limit where the file has one.
+            // The longest sequence is a limit only if the file states it.
             if longest { ModelConfig { max_positions: None, ..config } } else { config }
         };
         let defaults = unlimited(empty.clone());
@@ -359,7 +358,7 @@ fn a_key_that_is_left_out_has_the_default_of_the_class() {
     }
 }
 
-/// Of two keys that say the same, which counts: families, both keys, and the one that counts alone.
+/// Precedence of keys with the same meaning: families, both keys, and the key that counts.
 fn precedence() -> Vec<(Vec<Family>, Value, Value)> {
     let of_whole_heads = [LLAMAS.as_slice(), &[Gemma, Gemma2, Falcon]].concat();
     let linear = |more: Value| {
@@ -437,7 +436,7 @@ fn precedence() -> Vec<(Vec<Family>, Value, Value)> {
 }
 
 #[test]
-fn of_two_keys_that_say_the_same_the_one_of_transformers_counts() {
+fn precedence_of_keys_is_that_of_transformers() {
     for (families, both, counts) in precedence() {
         for family in families {
             let base = base(family);

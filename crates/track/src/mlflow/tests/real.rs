@@ -1,4 +1,4 @@
-//! The real server, where tests find it.
+//! Tests with a real MLflow server, if installed.
 
 use std::collections::BTreeMap;
 use std::net::{TcpListener, TcpStream};
@@ -7,12 +7,12 @@ use std::process::{Child, Command, Stdio};
 use super::*;
 use crate::python::{Script, python_with};
 
-/// A process that ends with the test.
+/// Process that is killed at the end of the test.
 struct Killed(Child);
 
 impl Drop for Killed {
     fn drop(&mut self) {
-        // Its workers are its children: they are asked to end by the group, which is its own.
+        // The server has worker processes in its own process group.
         let group = format!("-{}", self.0.id());
         let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
         let _ = self.0.kill();
@@ -40,7 +40,7 @@ fn mlflow_server(python: &Path, folder: &Path) -> (Killed, String) {
 }
 
 #[test]
-fn a_real_server_shows_a_run() {
+fn real_server_shows_run() {
     let Some(python) = python_with("mlflow") else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let (_server, uri) = mlflow_server(&python, folder.path());
@@ -68,7 +68,7 @@ fn a_real_server_shows_a_run() {
     assert_eq!(read["tags"]["sepal.adapter_digest"], "abc");
 }
 
-/// Names with each ASCII character, with what a path may be, and of other kinds.
+/// Names with each ASCII character, path segments and other scripts.
 fn odd_names() -> Vec<String> {
     let ascii = (0..128_u8).map(char::from);
     let mut names: Vec<String> = ascii.flat_map(|c| [c.to_string(), format!("a{c}b"), format!("{c}a{c}")]).collect();
@@ -110,7 +110,7 @@ fn odd_names() -> Vec<String> {
 }
 
 #[test]
-fn odd_names_arrive_at_a_real_server_and_stay_apart() {
+fn odd_names_stay_different_on_real_server() {
     let Some(python) = python_with("mlflow") else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let (_server, uri) = mlflow_server(&python, folder.path());

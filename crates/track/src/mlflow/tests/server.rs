@@ -1,4 +1,4 @@
-//! A server on loopback that answers as MLflow does.
+//! Loopback server that answers like MLflow.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
-/// A request that a server got.
 #[derive(Debug, Clone)]
 pub(super) struct Request {
     pub(super) line: String,
@@ -20,51 +19,50 @@ impl Request {
     }
 }
 
-/// A server on loopback that answers as a function says, and remembers what it was asked.
+/// Loopback server that answers by a function and logs its requests.
 pub(super) struct Server {
     pub(super) uri: String,
-    asked: Arc<Mutex<Vec<Request>>>,
+    requests: Arc<Mutex<Vec<Request>>>,
 }
 
 impl Server {
     pub(super) fn start(answer: impl FnMut(&Request) -> (u16, Value) + Send + 'static) -> Self {
-        Self::at("127.0.0.1:0", answer)
+        Self::start_at("127.0.0.1:0", answer)
     }
 
-    /// A server at this address.
-    pub(super) fn at(addr: &str, mut answer: impl FnMut(&Request) -> (u16, Value) + Send + 'static) -> Self {
+    pub(super) fn start_at(addr: &str, mut answer: impl FnMut(&Request) -> (u16, Value) + Send + 'static) -> Self {
         let listener = TcpListener::bind(addr).expect("a port");
         let uri = format!("http://{}", listener.local_addr().expect("an address"));
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let remembered = Arc::clone(&asked);
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&requests);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.expect("a connection");
                 let Some(request) = read(&stream) else { continue };
                 let (status, body) = answer(&request);
-                remembered.lock().expect("nobody panics with it").push(request);
+                log.lock().expect("not poisoned").push(request);
                 let body = body.to_string();
                 let head =
                     format!("HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
                 let _ = stream.write_all(format!("{head}{body}").as_bytes());
             }
         });
-        Self { uri, asked }
+        Self { uri, requests }
     }
 
-    pub(super) fn asked(&self) -> Vec<Request> {
-        self.asked.lock().expect("nobody panics with it").clone()
+    pub(super) fn requests(&self) -> Vec<Request> {
+        self.requests.lock().expect("not poisoned").clone()
     }
 
-    /// The entries of this kind in the batches that were taken, in order. `is_taken` says which batches those are.
-    pub(super) fn taken(&self, kind: &str, is_taken: impl Fn(&Value) -> bool) -> Vec<Value> {
-        let batches = self.asked_at("log-batch").into_iter().map(|request| request.json()).filter(is_taken);
+    /// Entries of this kind in accepted batches, in order. `is_accepted` selects the batches.
+    pub(super) fn accepted(&self, kind: &str, is_accepted: impl Fn(&Value) -> bool) -> Vec<Value> {
+        let batches = self.requests_at("log-batch").into_iter().map(|request| request.json()).filter(is_accepted);
         batches.flat_map(|batch| batch[kind].as_array().cloned().unwrap_or_default()).collect()
     }
 
     /// Requests received at these paths.
-    pub(super) fn asked_at(&self, path: &str) -> Vec<Request> {
-        self.asked().into_iter().filter(|request| request.line.contains(path)).collect()
+    pub(super) fn requests_at(&self, path: &str) -> Vec<Request> {
+        self.requests().into_iter().filter(|request| request.line.contains(path)).collect()
     }
 }
 
@@ -91,7 +89,7 @@ fn read(stream: &TcpStream) -> Option<Request> {
     Some(Request { line: lines.first()?.trim_end_matches(" HTTP/1.1").to_owned(), auth, body })
 }
 
-/// As MLflow answers, with no experiment yet.
+/// Answers of MLflow without an experiment.
 pub(super) fn mlflow(request: &Request) -> (u16, Value) {
     let info = json!({ "run_id": "r1", "artifact_uri": "mlflow-artifacts:/4/r1/artifacts" });
     match request.line.split(['?', ' ']).nth(1).unwrap_or_default() {

@@ -1,0 +1,73 @@
+use std::fmt;
+use std::path::PathBuf;
+
+/// File and row, for messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowLocation {
+    /// The file.
+    pub path: PathBuf,
+    /// The data row, from 1; a header does not count.
+    pub row: usize,
+}
+
+impl fmt::Display for RowLocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "row {} of {}", self.row, self.path.display())
+    }
+}
+
+/// A row without a usable text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadRow {
+    /// File and row.
+    pub location: RowLocation,
+    /// The column.
+    pub column: String,
+    /// The problem of the cell.
+    pub problem: CellProblem,
+}
+
+/// Problem of a cell that should hold a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CellProblem {
+    /// It has no character; in csv and tsv files, the cell is empty.
+    Empty,
+    /// It is null or missing.
+    Null,
+    /// It is a list or an object.
+    NotText,
+    /// It yields no token, as blanks do with some tokenizers.
+    NoToken,
+}
+
+impl fmt::Display for CellProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            CellProblem::Empty => "empty",
+            CellProblem::Null => "null",
+            CellProblem::NotText => "no text",
+            CellProblem::NoToken => "without a token that the tokenizer knows",
+        })
+    }
+}
+
+impl fmt::Display for BadRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: `{}` is {}", self.location, self.column, self.problem)
+    }
+}
+
+impl BadRow {
+    /// The problem as a clause of an error text.
+    pub(crate) fn problem_text(&self) -> String {
+        let column = &self.column;
+        match self.problem {
+            CellProblem::Empty => format!("the text in the column `{column}` is empty"),
+            CellProblem::Null => format!("the column `{column}` is null there"),
+            CellProblem::NotText => {
+                format!("the column `{column}` holds a list or an object there, expected a text")
+            }
+            CellProblem::NoToken => format!("the text in the column `{column}` yields no token"),
+        }
+    }
+}

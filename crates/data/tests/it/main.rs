@@ -1,0 +1,11 @@
+//! Integration tests of reading, converting and writing tables.
+
+mod damage;
+mod formats;
+mod passthrough;
+mod predictions;
+mod read_back;
+mod rows;
+mod support;
+mod survey;
+mod templates;

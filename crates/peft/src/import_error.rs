@@ -1,0 +1,99 @@
+//! Errors of an import.
+
+use std::path::PathBuf;
+
+use crate::adapter::AdapterError;
+use crate::config::CONFIG;
+use crate::export_record::{RECORD, VERSION};
+use crate::folder::FolderError;
+
+/// Error of an import. No file was left behind.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
+#[non_exhaustive]
+pub enum ImportError {
+    /// A file of the folder cannot be read.
+    #[error("read {path}")]
+    Io { path: PathBuf, source: std::io::Error },
+    /// The tensors cannot be read.
+    #[error("read the folder's tensors")]
+    Tensors(#[from] sepal_nn::file::ReadError),
+    /// The tensors are in a pickle, which may execute any code when it is read.
+    #[error(
+        "import {path}: its tensors are in a pickle (adapter_model.bin), which can execute code when it is read; load it \
+         with PEFT if you trust it, and save it with `save_pretrained(.., safe_serialization=True)`"
+    )]
+    Pickle { path: PathBuf },
+    /// A task other than SEQ_CLS.
+    #[error("import an adapter for {found}: only SEQ_CLS is supported")]
+    Task {
+        /// Its `task_type`.
+        found: String,
+    },
+    /// The method does not train a prefix.
+    #[error(
+        "import {found}: only PROMPT_TUNING, P_TUNING and PREFIX_TUNING can be imported, as the weights of the model stay \
+         frozen; merge LORA and similar methods into the model with PEFT (`merge_and_unload`) and tune that model"
+    )]
+    Method {
+        /// Its `peft_type`.
+        found: String,
+    },
+    /// The base model of a folder of PEFT is missing.
+    #[error("import the folder: it needs its base model{}", base_model_name(base_model.as_deref()))]
+    NeedsModel {
+        /// Name of the base model in the folder.
+        base_model: Option<String>,
+    },
+    /// Query heads that share keys and values have different ones in the prefix.
+    #[error(
+        "import PREFIX_TUNING of {family}: {copies} query heads share keys and values in this model, but have different ones \
+         in the prefix, which transformers caches per query head; only a prefix with equal ones can be imported"
+    )]
+    SplitHeads {
+        family: &'static str,
+        /// Number of query heads that share keys and values.
+        copies: usize,
+    },
+    /// The folder has no configuration of PEFT.
+    #[error("import {path}: it has no {CONFIG}, so it is not a folder of PEFT{}", adapter_folders(adapters))]
+    NoConfig { path: PathBuf, adapters: Vec<String> },
+    /// A file was changed after the export.
+    #[error("import the folder: {file} does not match {RECORD}; one of them was changed")]
+    Changed { file: &'static str },
+    /// Another version wrote the folder.
+    #[error("import the folder: its {RECORD} has version {found}, and {VERSION} is supported")]
+    Version { found: u32 },
+    /// The folder belongs to another model.
+    #[error("import the folder: it is of the model {expected}, and this one is {found}")]
+    Model { expected: String, found: String },
+    /// The content is not a valid adapter.
+    #[error("make an adapter of the folder")]
+    Adapter(#[from] AdapterError),
+    /// Tensors cannot be widened.
+    #[error("widen tensors")]
+    Host(#[from] sepal_nn::HostError),
+    /// libtorch failed.
+    #[error("lay out the prefix")]
+    Torch(#[from] tch::TchError),
+    /// The result cannot be written.
+    #[error("write the adapter")]
+    Folder(#[from] FolderError),
+    /// A label contains control characters.
+    #[error("import the folder: its label {label:?} contains control characters; use other names")]
+    Label { label: String },
+    /// The manifest cannot be written as JSON.
+    #[error("write JSON")]
+    Json(#[from] serde_json::Error),
+}
+
+fn adapter_folders(adapters: &[String]) -> String {
+    match adapters {
+        [] => String::new(),
+        names => format!("; adapters are in its folders {}: name one of them", names.join(", ")),
+    }
+}
+
+fn base_model_name(base_model: Option<&str>) -> String {
+    base_model.map_or_else(String::new, |name| format!(", which it calls {name:?}"))
+}

@@ -1,0 +1,45 @@
+use std::io;
+use std::time::Duration;
+
+use futures::future::join_all;
+use sepal_swarm::Endpoint;
+use sepal_wire::ServerInfo;
+use tokio::task::LocalSet;
+use tokio::time::Instant;
+
+use super::rpc::{bootstrap, describe, with_timeout};
+use crate::error::CallError;
+
+/// Answer of one server to a [`survey`].
+#[derive(Debug, Clone)]
+pub struct SurveyedServer {
+    /// Endpoint of the server.
+    pub endpoint: Endpoint,
+    /// Description of the server and the duration of an empty call, or the reason why there is no answer.
+    pub answer: Result<(ServerInfo, Duration), String>,
+}
+
+/// Asks servers of any model, all at once, for their description and load. The answers are in the order of `endpoints`;
+/// an answer that takes longer than `timeout` is an error.
+///
+/// # Errors
+/// Error of the system if no runtime can be created. An unreachable server is not an error of the survey.
+pub fn survey(endpoints: &[Endpoint], timeout: Duration) -> io::Result<Vec<SurveyedServer>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answers = endpoints.iter().map(|endpoint| async {
+        let answer = with_timeout(timeout, describe_timed(endpoint)).await.map_err(|error| error.to_string());
+        SurveyedServer { endpoint: endpoint.clone(), answer }
+    });
+    Ok(LocalSet::new().block_on(&runtime, join_all(answers)))
+}
+
+async fn describe_timed(endpoint: &Endpoint) -> Result<(ServerInfo, Duration), CallError> {
+    let (root, _, driver) = bootstrap(endpoint.connect().await.map_err(CallError::Connect)?);
+    // The first call includes the bootstrap; only the second is timed.
+    describe(&root).await?;
+    let started = Instant::now();
+    let info = describe(&root).await?;
+    let round_trip = started.elapsed();
+    driver.abort();
+    Ok((info, round_trip))
+}

@@ -1,0 +1,86 @@
+//! Execution of micro-batches: through the client (star), or handed from server to server (relay).
+
+mod finite;
+mod prefix_cache;
+mod relay;
+mod star;
+mod strategy;
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use sepal_core::HostTensor;
+use sepal_route::Hop;
+use sepal_wire::codec::WireBatch;
+
+use self::relay::{Relay, RelayTrace};
+use self::star::{Star, StarTrace};
+use self::strategy::{ForwardPass, Strategy};
+use crate::command::{MicroBatchGrads, WantedGrads};
+use crate::error::{GRADIENTS, HIDDEN_STATES, RemoteError};
+use crate::servers::Servers;
+use crate::step::Step;
+
+/// Record of a micro-batch's forward pass for its backward pass.
+pub(crate) struct Trace {
+    step: Arc<Step>,
+    path: Path,
+}
+
+enum Path {
+    Star(StarTrace),
+    Relay(RelayTrace),
+}
+
+/// Runs a micro-batch forward through all remote blocks, on `route` while its servers work.
+pub(crate) async fn forward(
+    servers: &Rc<Servers>,
+    step: Arc<Step>,
+    batch: WireBatch,
+    keep_tape: bool,
+    route: Vec<Hop>,
+) -> Result<(HostTensor, Trace), RemoteError> {
+    let relay = Relay::new(servers);
+    let pass = ForwardPass { step: &step, batch: &batch, keep_tape };
+    if relay.is_possible(&route) {
+        match relay.forward(pass, route.clone()).await {
+            Ok((output, trace)) if output.is_finite() => {
+                return Ok((output, Trace { step, path: Path::Relay(trace) }));
+            }
+            // A second forward pass is not worth its cost where overflow is expected.
+            Ok((_, trace)) if servers.options().expects_overflow => {
+                return Err(relay.non_finite(&trace, HIDDEN_STATES)?);
+            }
+            // The star path finds the server that produced the non-finite numbers.
+            Ok(_) => {}
+            Err(failure) => relay.handle_failure(&route, failure).await?,
+        }
+    }
+    let (output, trace) = Star::new(servers).forward(pass, route).await?;
+    Ok((output, Trace { step, path: Path::Star(trace) }))
+}
+
+/// Runs a micro-batch backward. Work that a failed server has lost is repeated from the inputs that the client kept.
+pub(crate) async fn backward(
+    servers: &Rc<Servers>,
+    Trace { step, path }: Trace,
+    grad_output: HostTensor,
+    want: WantedGrads,
+) -> Result<MicroBatchGrads, RemoteError> {
+    let star = Star::new(servers);
+    let mut trace = match path {
+        Path::Star(trace) => trace,
+        Path::Relay(mut trace) => {
+            let relay = Relay::new(servers);
+            match relay.backward(&step, &mut trace, grad_output.clone(), want).await {
+                Ok(grads) if grads.are_finite() => return Ok(grads),
+                // A second backward pass is not worth its cost where overflow is expected.
+                Ok(_) if servers.options().expects_overflow => return Err(relay.non_finite(&trace, GRADIENTS)?),
+                Ok(_) => {}
+                Err(failure) => relay.handle_failure(&trace.backward_route(), failure).await?,
+            }
+            star.recompute(&step, trace.span()?, &trace.batch).await?
+        }
+    };
+    star.backward(&step, &mut trace, grad_output, want).await
+}

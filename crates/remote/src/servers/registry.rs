@@ -1,0 +1,150 @@
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::MutexGuard;
+
+use sepal_core::Span;
+use sepal_route::{Hop, RouteError, Router, Server, ServerId, Work};
+use sepal_swarm::{Endpoint, RemoteOptions};
+use sepal_wire::{ServerInfo, Timing};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::connection::Peer;
+use crate::error::{CallError, RemoteError};
+use crate::retry::{RelayBackoff, RetryBudget};
+use crate::shared::{InFlightCall, ServerUsage, SharedState};
+
+/// Servers of one model, shared by the tasks of the RPC thread.
+pub(crate) struct Servers {
+    pub(crate) shared: SharedState,
+    /// Blocks that servers run.
+    pub(crate) span: Span,
+    /// By [`ServerId`].
+    peers: RefCell<Vec<Rc<Peer>>>,
+    /// Descriptions at the first connection, by [`ServerId`].
+    infos: RefCell<Vec<ServerInfo>>,
+    /// Discovered servers by name, registered or not.
+    pub(super) discovered: RefCell<HashMap<String, Rc<Peer>>>,
+    /// Start of the router's time.
+    pub(super) started: Instant,
+    /// Notified when a server has arrived or returned.
+    pub(super) arrivals: Notify,
+    pub(crate) relay_backoff: RelayBackoff,
+}
+
+impl Servers {
+    pub(super) fn new(shared: SharedState) -> Result<Rc<Self>, RemoteError> {
+        Ok(Rc::new(Self {
+            span: shared.expected.remote_span(&shared.options)?,
+            shared,
+            peers: RefCell::default(),
+            infos: RefCell::default(),
+            discovered: RefCell::default(),
+            started: Instant::now(),
+            arrivals: Notify::new(),
+            relay_backoff: RelayBackoff::default(),
+        }))
+    }
+
+    pub(crate) fn options(&self) -> &RemoteOptions {
+        &self.shared.options
+    }
+
+    pub(crate) fn router(&self) -> MutexGuard<'_, Router> {
+        self.shared.router.lock()
+    }
+
+    pub(crate) fn peer(&self, server: ServerId) -> Rc<Peer> {
+        Rc::clone(&self.peers.borrow()[server.0])
+    }
+
+    pub(crate) fn label(&self, server: ServerId) -> String {
+        self.peer(server).endpoint.to_string()
+    }
+
+    /// Descriptions of the servers at their first connection.
+    pub(crate) fn infos(&self) -> Vec<ServerInfo> {
+        self.infos.borrow().clone()
+    }
+
+    pub(super) fn new_peer(&self, endpoint: Endpoint) -> Rc<Peer> {
+        Rc::new(Peer::new(endpoint, self.shared.clone()))
+    }
+
+    /// Adds a connected server to the router.
+    pub(super) fn register(&self, peer: Rc<Peer>, info: &ServerInfo) {
+        self.router().add(Server {
+            span: info.span,
+            round_trip: peer.round_trip(),
+            stated_rate: Some(info.load.rate),
+            tape_token_blocks: info.limits.tape_budget_bytes.checked_div(info.tape_token_bytes.into()),
+        });
+        let server = peer.endpoint.to_string();
+        self.shared.router.usage().push(ServerUsage { server, span: info.span, calls: 0, failures: 0 });
+        peer.is_registered.set(true);
+        self.peers.borrow_mut().push(peer);
+        self.infos.borrow_mut().push(info.clone());
+        self.arrivals.notify_waiters();
+    }
+
+    /// Returns the first blocks that no server holds, if there are any.
+    pub(super) fn uncovered(&self) -> Result<Option<Span>, RemoteError> {
+        match self.router().plan(self.span, &[1]) {
+            Ok(_) => Ok(None),
+            Err(error) => uncovered_span(error).map(Some),
+        }
+    }
+
+    /// Makes a call under its deadline and records its timing.
+    pub(crate) async fn timed_call<T>(
+        &self,
+        server: ServerId,
+        work: Work,
+        call: impl Future<Output = Result<(T, Timing), CallError>>,
+    ) -> Result<T, CallError> {
+        let in_flight = InFlightCall::new(&self.shared.router, server, work);
+        let late_after = in_flight.late_after();
+        let (value, timing) = self.peer(server).with_deadline(late_after, call).await?;
+        in_flight.finish(timing, None);
+        Ok(value)
+    }
+
+    /// Returns a route through `span`. Waits for servers to return if there is none.
+    pub(crate) async fn wait_for_route(
+        &self,
+        span: Span,
+        tokens: usize,
+        budget: &mut RetryBudget,
+    ) -> Result<Vec<Hop>, RemoteError> {
+        loop {
+            let mut arrival = std::pin::pin!(self.arrivals.notified());
+            arrival.as_mut().enable();
+            let planned = self.router().plan(span, &[tokens]);
+            let missing = match planned {
+                Ok(plan) => return Ok(plan.routes.concat()),
+                Err(error) => uncovered_span(error)?,
+            };
+            let wait = self.options().wait();
+            let remaining = budget.remaining(wait);
+            tracing::warn!(
+                "no server is left for block {}; waiting {} ms for one",
+                missing.start(),
+                remaining.as_millis()
+            );
+            // The next iteration finds out if a server has arrived or the time is over.
+            let _ = tokio::time::timeout(remaining, arrival).await;
+            budget.check(wait, span)?;
+        }
+    }
+}
+
+/// Returns the blocks without a route.
+fn uncovered_span(error: RouteError) -> Result<Span, RemoteError> {
+    match error {
+        RouteError::Uncovered { missing } => Ok(missing),
+        RouteError::Banned { block_idx, .. } => Span::new(block_idx, block_idx + 1).map_err(RemoteError::local),
+        error => Err(RemoteError::local(error)),
+    }
+}
