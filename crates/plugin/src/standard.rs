@@ -256,39 +256,33 @@ mod tests {
     #[test]
     fn plugins_are_listed_by_name() {
         check::<Opt>(&[
-            (
-                "adafactor",
-                "Adafactor: squared gradients are kept by row and column alone (Shazeer and Stern, arXiv 1804.04235).",
-            ),
+            ("adafactor", "Adafactor with factored squared gradients (Shazeer and Stern, arXiv 1804.04235)."),
             ("adam", "Adam (Kingma and Ba, arXiv 1412.6980), with weight decay as a part of the gradient."),
             ("adamw", "Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101)."),
             (
                 "lion",
-                "Lion: every number moves by the learning rate, in the direction of a running mean's sign (Chen et al., \
-                 arXiv 2302.06675).",
+                "Lion: each number changes by the learning rate, in the direction of the sign of a running mean \
+                 (Chen et al., arXiv 2302.06675).",
             ),
-            ("sgd", "Gradient descent, with momentum if asked."),
+            ("sgd", "Stochastic gradient descent with optional momentum."),
         ]);
         check::<Sched>(&[
             ("constant", "Warm-up, then the full rate."),
             ("cosine", "Warm-up, then half a cosine down to zero at the end of the run."),
             ("cosine-with-restarts", "Warm-up, then several times half a cosine from the full rate down to zero."),
-            ("inverse-sqrt", "Warm-up, then down as one over the root of the steps."),
-            ("linear", "Warm-up, then down evenly to zero at the end of the run."),
-            ("polynomial", "Warm-up, then down as a power of what is left of the run."),
-            (
-                "reduce-on-plateau",
-                "The full rate, and a part of it each time evaluations have not become better for a while.",
-            ),
+            ("inverse-sqrt", "Warm-up, then a decay as one over the root of the steps."),
+            ("linear", "Warm-up, then a linear decay to zero at the end of the run."),
+            ("polynomial", "Warm-up, then a decay as a power of the remaining share of the run."),
+            ("reduce-on-plateau", "Full rate, reduced each time evaluations have not improved for a while."),
             ("warmup-stable-decay", "Warm-up, then the full rate, then a decay up to the end of the run."),
         ]);
         check::<Track>(&[
             (
                 "mlflow",
-                "A run on an MLflow server: options as parameters, losses and metrics, and the files of the run's folder.",
+                "Run on an MLflow server: options as parameters, losses, metrics, and the files of the run folder.",
             ),
-            ("tensorboard", "Event files that TensorBoard reads."),
-            ("wandb", "An offline run of Weights & Biases; `wandb sync` sends it, then or later."),
+            ("tensorboard", "Event files for TensorBoard."),
+            ("wandb", "Offline run of Weights & Biases, which `wandb sync` uploads during or after training."),
         ]);
     }
 
