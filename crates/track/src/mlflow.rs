@@ -152,8 +152,8 @@ struct Session {
     /// Name of the run folder.
     id: String,
     folder: PathBuf,
-    /// True if the pipeline file contains a secret.
-    has_secrets: bool,
+    /// True if the pipeline file has values that must stay on this machine.
+    is_redacted: bool,
     params: Outbox,
     metrics: Outbox,
     pause: Duration,
@@ -173,7 +173,7 @@ impl Session {
             run_name: TITLES.rename(config.run_name.as_deref().unwrap_or(&run.id)),
             id: run.id.clone(),
             folder: run.folder.clone(),
-            has_secrets: run.options.iter().any(|(_, value)| value == REDACTED),
+            is_redacted: run.options.iter().any(|(_, value)| value == REDACTED),
             params,
             metrics: Outbox::new(Kind::Metrics),
             pause: Duration::try_from_secs_f64(config.flush_seconds).unwrap_or_default(),
@@ -276,7 +276,7 @@ impl Session {
 
     /// Stores the present files of the run folder.
     fn store(&self, run: &ApiRun) -> Result<(), MlflowError> {
-        let is_uploaded = |name: &&str| !(self.has_secrets && *name == PIPELINE);
+        let is_uploaded = |name: &&str| !(self.is_redacted && *name == PIPELINE);
         let present = ARTIFACTS.into_iter().filter(is_uploaded).filter(|name| self.folder.join(name).is_file());
         present.map(|name| self.api.store(run, name, &self.folder.join(name))).fold(Ok(()), Result::and)
     }

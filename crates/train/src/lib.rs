@@ -12,11 +12,11 @@
 //!
 //! ```
 //! use sepal_config::spec::EvaluateSpec;
-//! use sepal_track::Best;
+//! use sepal_track::BestEvaluation;
 //! use sepal_train::ModelSelector;
 //!
 //! let selector = ModelSelector::new(&EvaluateSpec::default(), None);
-//! let best = |step, value| Best { step, metric: "accuracy".to_owned(), value };
+//! let best = |step, value| BestEvaluation { step, metric: "accuracy".to_owned(), value };
 //! assert!(selector.is_better(&best(20, 0.9), Some(&best(10, 0.8)), 0.0));
 //! assert!(!selector.is_better(&best(30, f64::NAN), Some(&best(20, 0.9)), 0.0));
 //! ```

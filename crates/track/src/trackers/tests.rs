@@ -108,8 +108,8 @@ fn failed_start_or_panic_ends_tracking() {
     assert_eq!(
         warnings,
         [
-            "tracker `recording`: stopped tracking the run, it panicked: step two",
             "tracker `recording`: does not track the run: no server",
+            "tracker `recording`: stopped tracking the run, it panicked: step two",
         ]
     );
 }
