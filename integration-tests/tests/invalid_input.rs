@@ -113,7 +113,7 @@ fn loss_that_is_not_finite_stops_the_run_and_names_the_step() {
     let fixture = Fixture::new("llama-gqa");
     let text = fixture.failure(&["optimizer.with.lr=1.0e+38", "schedule.with.warmup_steps=0", "train.clip_norm=null"]);
     assert!(text.contains("step"), "{text}");
-    assert!(text.contains("non-finite") || text.contains("not finite"), "{text}");
+    assert!(text.contains("non-finite"), "{text}");
     let run = fixture.only_run();
     assert_eq!(run.manifest()["status"]["state"], "failed");
 }

@@ -220,7 +220,7 @@ impl Run<'_> {
         folder.write("pipeline.yaml", yaml.as_bytes()).map_err(RecordError::Write)?;
         let done = trainer.progress().steps;
         records.start_trackers(&run_info(spec, folder, trainable, done));
-        let total_steps = RunLength::new(&spec.train, &finish.data.train).total_steps;
+        let total_steps = trainer.length().total_steps;
         observer.event(Event::Started { total_steps, done, trainable });
         Ok(trainer.run(&mut TrainerContext {
             recorder: records,

@@ -110,6 +110,11 @@ impl<'a> Trainer<'a> {
         &self.outcome.progress
     }
 
+    /// Length of the run.
+    pub fn length(&self) -> RunLength {
+        self.length
+    }
+
     /// Returns the result, which is up to date after [`run`](Self::run), with or without an error.
     pub fn into_outcome(self) -> Outcome {
         self.outcome
