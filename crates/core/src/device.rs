@@ -38,19 +38,7 @@ impl FromStr for Device {
     }
 }
 
-impl TryFrom<String> for Device {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Device> for String {
-    fn from(device: Device) -> Self {
-        device.to_string()
-    }
-}
+string_conversions!(Device);
 
 #[cfg(test)]
 mod tests {

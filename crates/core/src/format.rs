@@ -1,6 +1,3 @@
-use std::fmt;
-use std::str::FromStr;
-
 use serde::{Deserialize, Serialize};
 
 /// Format of the weights of frozen linear layers in memory. Norms and embeddings stay in fp32, and products are computed
@@ -57,19 +54,4 @@ impl WeightFormat {
     }
 }
 
-impl fmt::Display for WeightFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for WeightFormat {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|format| format.name() == text)
-            .ok_or_else(|| format!("`{text}` is not a format of weights; write f32, bf16, f16, int8 or nf4"))
-    }
-}
+text_by_name!(WeightFormat, "a format of weights; write f32, bf16, f16, int8 or nf4");

@@ -1,6 +1,5 @@
 use std::fmt;
 use std::ops::Range;
-use std::str::FromStr;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -57,22 +56,7 @@ impl DType {
     }
 }
 
-impl fmt::Display for DType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for DType {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|dtype| dtype.name() == text)
-            .ok_or_else(|| format!("`{text}` is not a dtype; write f32, f16, bf16 or q8"))
-    }
-}
+text_by_name!(DType, "a dtype; write f32, f16, bf16 or q8");
 
 /// A tensor in host memory: row-major, little-endian. Cloning shares the bytes.
 #[derive(Clone, PartialEq, Eq)]
@@ -110,13 +94,11 @@ impl HostTensor {
 
     /// Converts the numbers to fp32.
     pub fn to_f32(&self) -> Vec<f32> {
-        let halves = || self.data.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
+        let halves = || self.data.as_chunks::<2>().0.iter();
         match self.dtype {
-            DType::F32 => {
-                self.data.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect()
-            }
-            DType::F16 => halves().map(|pair| half::f16::from_le_bytes(pair).to_f32()).collect(),
-            DType::Bf16 => halves().map(|pair| half::bf16::from_le_bytes(pair).to_f32()).collect(),
+            DType::F32 => self.data.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect(),
+            DType::F16 => halves().map(|pair| half::f16::from_le_bytes(*pair).to_f32()).collect(),
+            DType::Bf16 => halves().map(|pair| half::bf16::from_le_bytes(*pair).to_f32()).collect(),
             DType::Q8 => q8::decode(&self.data),
         }
     }
@@ -162,14 +144,12 @@ impl HostTensor {
 
     /// True if all numbers are finite.
     pub fn is_finite(&self) -> bool {
-        let exponent = |mask: u16| move |pair: &[u8]| u16::from_le_bytes([pair[0], pair[1]]) & mask != mask;
+        let exponent = |mask: u16| move |pair: &[u8; 2]| u16::from_le_bytes(*pair) & mask != mask;
+        let halves = || self.data.as_chunks::<2>().0.iter();
         match self.dtype {
-            DType::F32 => self
-                .data
-                .chunks_exact(4)
-                .all(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]).is_finite()),
-            DType::F16 => self.data.chunks_exact(2).all(exponent(0x7c00)),
-            DType::Bf16 => self.data.chunks_exact(2).all(exponent(0x7f80)),
+            DType::F32 => self.data.as_chunks::<4>().0.iter().all(|four| f32::from_le_bytes(*four).is_finite()),
+            DType::F16 => halves().all(exponent(0x7c00)),
+            DType::Bf16 => halves().all(exponent(0x7f80)),
             DType::Q8 => q8::is_finite(&self.data),
         }
     }

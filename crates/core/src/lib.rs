@@ -18,6 +18,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+#[macro_use]
+mod text_form;
+
 mod device;
 mod format;
 mod grad_scaler;

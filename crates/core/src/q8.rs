@@ -6,7 +6,6 @@
 
 /// Number of numbers in a block.
 pub(crate) const BLOCK: usize = 64;
-/// Size of a scale in bytes.
 const SCALE: usize = size_of::<f32>();
 /// The largest scale of which 127 times is finite.
 const LARGEST_SCALE: f32 = f32::from_bits((f32::MAX / 127.0).to_bits() - 1);
@@ -44,7 +43,6 @@ pub(crate) fn encode(numbers: &[u8]) -> Vec<u8> {
     data
 }
 
-/// Converts q8 to binary32 numbers.
 pub(crate) fn decode(data: &[u8]) -> Vec<f32> {
     let mut numbers = Vec::with_capacity(data.len());
     let mut values = [0.0_f32; BLOCK];
@@ -57,7 +55,6 @@ pub(crate) fn decode(data: &[u8]) -> Vec<f32> {
     numbers
 }
 
-/// True if all numbers are finite.
 pub(crate) fn is_finite(data: &[u8]) -> bool {
     blocks(data).all(|(scale, _)| scale.is_finite())
 }

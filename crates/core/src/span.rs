@@ -70,19 +70,7 @@ impl FromStr for Span {
     }
 }
 
-impl TryFrom<String> for Span {
-    type Error = SpanError;
-
-    fn try_from(text: String) -> Result<Self, SpanError> {
-        text.parse()
-    }
-}
-
-impl From<Span> for String {
-    fn from(span: Span) -> Self {
-        span.to_string()
-    }
-}
+string_conversions!(Span);
 
 /// Error of an invalid span.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -114,7 +114,6 @@ fn arrow_labels(column: &ArrayRef) -> Option<Vec<Option<RawLabel>>> {
     }
 }
 
-/// Returns true if all integers of a column fit into 64 bits with a sign.
 fn fits_int64(column: &ArrayRef) -> bool {
     cast(column, &DataType::Int64).is_ok_and(|numbers| numbers.null_count() == column.null_count())
 }

@@ -111,26 +111,7 @@ impl fmt::Display for Encoding {
     }
 }
 
-/// Serializes the types as the strings that they are parsed from.
-macro_rules! string_conversions {
-    ($($type:ty),+) => {$(
-        impl TryFrom<String> for $type {
-            type Error = DialectError;
-
-            fn try_from(text: String) -> Result<Self, DialectError> {
-                text.parse()
-            }
-        }
-
-        impl From<$type> for String {
-            fn from(value: $type) -> Self {
-                value.to_string()
-            }
-        }
-    )+};
-}
-
-string_conversions!(Delimiter, Encoding);
+sepal_core::string_conversions!(Delimiter, Encoding);
 
 /// An invalid delimiter or an unknown encoding.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

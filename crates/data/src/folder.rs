@@ -154,21 +154,10 @@ mod tests {
 
     #[test]
     fn hidden_names_are_ignored() {
-        let folder = folder(&[
-            "train.csv",
-            "train.csv~",
-            ".train.csv",
-            "._train.csv",
-            ".ipynb_checkpoints/train-checkpoint.csv",
-            "train/._0.csv",
-            "train/.ipynb_checkpoints/0-checkpoint.csv",
-            "train/deep/.cache/0.csv",
-            "train/_SUCCESS",
-            "train/_temporary/0/part-0.csv",
-            "__MACOSX/train/0.csv",
-            "train/0.csv",
-            "train/deep/1.csv",
-        ]);
+        let names = "train.csv train.csv~ .train.csv ._train.csv .ipynb_checkpoints/train-checkpoint.csv train/._0.csv \
+            train/.ipynb_checkpoints/0-checkpoint.csv train/deep/.cache/0.csv train/_SUCCESS \
+            train/_temporary/0/part-0.csv __MACOSX/train/0.csv train/0.csv train/deep/1.csv";
+        let folder = folder(&names.split(' ').collect::<Vec<_>>());
         assert_eq!(files(&folder, "train", None), ["train/0.csv", "train/deep/1.csv", "train.csv"]);
     }
 

@@ -17,8 +17,7 @@
 //! **Limits.** This crate downloads nothing, pads nothing, and does not know libtorch. Its errors name no setting of the
 //! layers above: [`Remedy`] is the typed hint that they translate.
 //!
-//! **Place in the crate graph.** It depends on `sepal-core` and `sepal-tokenize`, and is the only crate that knows arrow and
-//! parquet. `sepal-report`, `sepal-pipeline` and `sepal-cli` use it.
+//! **Place in the crate graph.** It is the only crate that knows arrow and parquet.
 //!
 //! **Invariants.** A table has at least one row, and no text of a table or chunk is empty. Streams and writers hold at most
 //! one chunk (for arrow files, one batch; for parquet output, 16 MiB of a row group). A file of predictions is complete or
@@ -59,7 +58,6 @@ mod predicted;
 mod predictions;
 mod raw_label;
 mod read;
-mod remedy;
 mod rows;
 mod shuffle;
 mod spec;
@@ -97,3 +95,5 @@ pub use table::Table;
 pub use template::{Template, TemplateError};
 pub use tokens::{Encode, TokenRow, TokenSpec, TokenTable, TokenizeError, encode_texts};
 pub use write::{OutputSpec, PredictionWriter, WriteError};
+
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -1,6 +1,6 @@
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
 use sepal_core::Ragged;
@@ -164,20 +164,13 @@ impl BatchSource {
         // The batch that the thread waits to send counts.
         let (sender, batches) = sync_channel(prefetch - 1);
         let inline = cursor.clone();
-        match Builder::new().name("loader".to_owned()).spawn(move || send_batches(cursor, &sender)) {
+        let send_all = move || cursor.map(|batch| sender.send(batch)).take_while(Result::is_ok).for_each(drop);
+        match Builder::new().name("loader".to_owned()).spawn(send_all) {
             Ok(thread) => BatchSource::Thread { batches: Some(batches), thread: Some(thread) },
             Err(error) => {
                 tracing::warn!(%error, "no thread to prepare batches");
                 BatchSource::Inline(inline)
             }
-        }
-    }
-}
-
-fn send_batches(cursor: BatchCursor, sender: &SyncSender<Batch>) {
-    for batch in cursor {
-        if sender.send(batch).is_err() {
-            return;
         }
     }
 }

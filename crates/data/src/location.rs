@@ -17,7 +17,8 @@ impl fmt::Display for RowLocation {
 }
 
 /// A row without a usable text.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{location}: `{column}` is {problem}")]
 pub struct BadRow {
     /// File and row.
     pub location: RowLocation,
@@ -28,33 +29,20 @@ pub struct BadRow {
 }
 
 /// Problem of a cell that should hold a text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum CellProblem {
     /// It has no character; in csv and tsv files, the cell is empty.
+    #[error("empty")]
     Empty,
     /// It is null or missing.
+    #[error("null")]
     Null,
     /// It is a list or an object.
+    #[error("no text")]
     NotText,
     /// It yields no token, as blanks do with some tokenizers.
+    #[error("without a token that the tokenizer knows")]
     NoToken,
-}
-
-impl fmt::Display for CellProblem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            CellProblem::Empty => "empty",
-            CellProblem::Null => "null",
-            CellProblem::NotText => "no text",
-            CellProblem::NoToken => "without a token that the tokenizer knows",
-        })
-    }
-}
-
-impl fmt::Display for BadRow {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: `{}` is {}", self.location, self.column, self.problem)
-    }
 }
 
 impl BadRow {

@@ -6,7 +6,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::errors::ParquetError;
 use serde_json::{Map, Value};
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+use crate::BoxError;
 
 /// Parquet file of the lines of a `metrics.jsonl`, one JSON object each: a row for each line, texts as texts and numbers as
 /// fp64, null for missing members. Nested objects become columns `outer.inner`. An incomplete last line, which a full disk

@@ -86,12 +86,11 @@ pub struct TableSpec {
 impl TableSpec {
     /// Spec of the texts of a file, without labels.
     pub fn new(path: impl Into<PathBuf>, text: impl Into<String>) -> Self {
-        let (path, text) = (path.into(), text.into());
         Self {
-            path,
+            path: path.into(),
             format: None,
             dialect: Dialect::default(),
-            text,
+            text: text.into(),
             text_pair: None,
             label: None,
             filter: BTreeMap::new(),

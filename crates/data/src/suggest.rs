@@ -1,6 +1,8 @@
 //! Guesses at the intended name or setting, for error texts.
 
-use crate::Format;
+use std::error::Error;
+
+use crate::{Format, LoaderError, ReadError};
 
 /// Setting that would settle an error. The layer that reads settings knows their names in a file or on a command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,19 +18,14 @@ pub enum Remedy {
     SmallerBatches,
 }
 
-/// Name most similar to `name`, if one is similar at all or begins with it.
-pub(crate) fn nearest<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    const MIN_SIMILARITY: f64 = 0.5;
-    const MIN_PREFIX: usize = 3;
-    let name = name.to_lowercase();
-    let score = |known: &str| {
-        let known = known.to_lowercase();
-        let similarity = strsim::normalized_damerau_levenshtein(&name, &known);
-        let is_prefix = name.chars().count() >= MIN_PREFIX && known.starts_with(&name);
-        if is_prefix { similarity.max(MIN_SIMILARITY) } else { similarity }
-    };
-    let scored = names.into_iter().map(|known| (score(known), known)).filter(|(score, _)| *score >= MIN_SIMILARITY);
-    scored.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, known)| known)
+impl Remedy {
+    /// Returns the remedy that an error or one of its causes suggests.
+    pub fn find(error: &(dyn Error + 'static)) -> Option<Self> {
+        std::iter::successors(Some(error), |&error| error.source()).find_map(|error| {
+            let read = error.downcast_ref::<ReadError>().and_then(ReadError::remedy);
+            read.or_else(|| error.downcast_ref::<LoaderError>().and_then(LoaderError::remedy))
+        })
+    }
 }
 
 /// `; did you mean NAME?`, or nothing.
@@ -73,14 +70,6 @@ pub(crate) fn delimiter_hint(remedy: Option<Remedy>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn nearest_name_is_similar_or_begins_with_it() {
-        assert_eq!(nearest("Sentense", ["label", "sentence", "idx"]), Some("sentence"));
-        assert_eq!(nearest("zzz", ["label", "sentence"]), None);
-        assert_eq!(nearest("sent", ["label", "sentiment"]), Some("sentiment"));
-        assert_eq!(nearest("id", ["label", "identity"]), None);
-    }
 
     #[test]
     fn delimiter_is_found_by_a_known_field() {

@@ -1,12 +1,11 @@
 //! Helpers of unit tests.
 
 use std::cell::Cell;
-use std::error::Error;
 use std::fs;
 
 use sepal_tokenize::{Input, Tokenizer, Truncation};
 
-use crate::{Encode, Format, Table, TableSpec, TokenRow};
+use crate::{BoxError, Encode, Format, Table, TableSpec, TokenRow};
 
 pub(crate) fn texts(texts: &[&str]) -> Table {
     let rows: Vec<String> = texts.iter().map(|text| serde_json::json!({ "text": text }).to_string()).collect();
@@ -59,11 +58,7 @@ impl Letters {
 }
 
 impl Encode for Letters {
-    fn encode_batch(
-        &self,
-        rows: &[Input<'_>],
-        truncation: Truncation,
-    ) -> Result<Vec<TokenRow>, Box<dyn Error + Send + Sync>> {
+    fn encode_batch(&self, rows: &[Input<'_>], truncation: Truncation) -> Result<Vec<TokenRow>, BoxError> {
         self.calls.set(self.calls.get() + 1);
         if rows.iter().any(|row| row.first().contains('!')) {
             return Err("an exclamation mark".into());

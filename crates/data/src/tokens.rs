@@ -1,11 +1,10 @@
-use std::error::Error;
 use std::path::PathBuf;
 
 use sepal_core::{Ragged, RaggedError};
 use sepal_tokenize::{Encoding, Input, Tokenizer, Truncation, TruncationSide};
 
 use crate::token_cache::TokenCache;
-use crate::{RowLocation, Table, Template};
+use crate::{BoxError, RowLocation, Table, Template};
 
 const CHUNK: usize = 4096;
 
@@ -15,11 +14,7 @@ pub trait Encode {
     ///
     /// # Errors
     /// Error if an input cannot be encoded.
-    fn encode_batch(
-        &self,
-        rows: &[Input<'_>],
-        truncation: Truncation,
-    ) -> Result<Vec<TokenRow>, Box<dyn Error + Send + Sync>>;
+    fn encode_batch(&self, rows: &[Input<'_>], truncation: Truncation) -> Result<Vec<TokenRow>, BoxError>;
 
     /// Digest of its definition, unique to the encoder.
     fn digest(&self) -> &str;
@@ -35,11 +30,7 @@ pub struct TokenRow {
 }
 
 impl Encode for Tokenizer {
-    fn encode_batch(
-        &self,
-        rows: &[Input<'_>],
-        truncation: Truncation,
-    ) -> Result<Vec<TokenRow>, Box<dyn Error + Send + Sync>> {
+    fn encode_batch(&self, rows: &[Input<'_>], truncation: Truncation) -> Result<Vec<TokenRow>, BoxError> {
         let encodings = Tokenizer::encode_batch(self, rows, truncation)?;
         Ok(encodings.into_iter().map(|Encoding { ids, n_truncated, .. }| TokenRow { ids, n_truncated }).collect())
     }
@@ -199,7 +190,7 @@ pub fn encode_texts(
     template: Option<&Template>,
     encoder: &dyn Encode,
     truncation: Truncation,
-) -> Result<Vec<TokenRow>, Box<dyn Error + Send + Sync>> {
+) -> Result<Vec<TokenRow>, BoxError> {
     let input = |(row, &text)| {
         let pair = pairs.map(|pairs| pairs[row]);
         template.map_or_else(|| Input::new(text, pair), |template| template.input(text, pair))
@@ -220,7 +211,7 @@ impl TableEncoder<'_> {
         result.map_err(|source| self.first_error(rows).unwrap_or(TokenizeError::Encoder { source }))
     }
 
-    fn encode_rows(&self, rows: &[usize]) -> Result<Vec<TokenRow>, Box<dyn Error + Send + Sync>> {
+    fn encode_rows(&self, rows: &[usize]) -> Result<Vec<TokenRow>, BoxError> {
         let texts: Vec<&str> = rows.iter().map(|&row| self.table.texts()[row].as_str()).collect();
         let pairs = self.table.pairs().map(|pairs| rows.iter().map(|&row| pairs[row].as_str()).collect::<Vec<_>>());
         let TokenSpec { truncation, template, .. } = self.spec;
@@ -250,7 +241,7 @@ pub enum TokenizeError {
     NoPair,
     /// A text that cannot be encoded.
     #[error("tokenize {location}")]
-    Encode { location: RowLocation, source: Box<dyn Error + Send + Sync> },
+    Encode { location: RowLocation, source: BoxError },
     /// A text without a token.
     #[error(
         "tokenize {location}: its text yields no token; leave the row out, or put words around texts by a template"
@@ -258,7 +249,7 @@ pub enum TokenizeError {
     NoToken { location: RowLocation },
     /// The encoder failed for a batch of rows, but for none of its rows.
     #[error("tokenize the table")]
-    Encoder { source: Box<dyn Error + Send + Sync> },
+    Encoder { source: BoxError },
     /// More tokens than offsets can count.
     #[error("tokenize a table of that size")]
     TooMany { source: RaggedError },

@@ -140,11 +140,7 @@ impl Sums {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn check(found: Result<f64, MetricError>, expected: f64) {
-        let found = found.expect("a measure");
-        assert!((found - expected).abs() < 1e-12, "expected {expected}, found {found}");
-    }
+    use crate::near;
 
     /// tp 4, fn 2, fp 1, tn 3 for class 1.
     const PREDICTED: [i64; 10] = [1, 1, 1, 1, 0, 0, 1, 0, 0, 0];
@@ -152,11 +148,11 @@ mod tests {
 
     #[test]
     fn measures_of_two_classes() {
-        check(accuracy(&PREDICTED, &ACTUAL), 0.7);
-        check(binary_f1(&PREDICTED, &ACTUAL, 1), 8.0 / 11.0);
-        check(binary_f1(&PREDICTED, &ACTUAL, 0), 6.0 / 9.0);
-        check(macro_f1(&PREDICTED, &ACTUAL), (8.0 / 11.0 + 6.0 / 9.0) / 2.0);
-        check(matthews(&PREDICTED, &ACTUAL), (4.0 * 3.0 - 1.0 * 2.0) / (5.0_f64 * 6.0 * 4.0 * 5.0).sqrt());
+        near(accuracy(&PREDICTED, &ACTUAL), 0.7);
+        near(binary_f1(&PREDICTED, &ACTUAL, 1), 8.0 / 11.0);
+        near(binary_f1(&PREDICTED, &ACTUAL, 0), 6.0 / 9.0);
+        near(macro_f1(&PREDICTED, &ACTUAL), (8.0 / 11.0 + 6.0 / 9.0) / 2.0);
+        near(matthews(&PREDICTED, &ACTUAL), (4.0 * 3.0 - 1.0 * 2.0) / (5.0_f64 * 6.0 * 4.0 * 5.0).sqrt());
     }
 
     #[test]
@@ -164,20 +160,20 @@ mod tests {
         let predicted = [0, 2, 1, 0, 0, 1];
         let actual = [0, 1, 2, 0, 1, 2];
         // Class 0: 2 hits of 3 predictions and 2 labels; classes 1 and 2: none.
-        check(macro_f1(&predicted, &actual), (4.0 / 5.0) / 3.0);
+        near(macro_f1(&predicted, &actual), (4.0 / 5.0) / 3.0);
         // c = 2, s = 6, sum p t = 3*2 + 2*2 + 1*2 = 12, sum p² = 14, sum t² = 12.
-        check(matthews(&predicted, &actual), (2.0 * 6.0 - 12.0) / (22.0_f64 * 24.0).sqrt());
-        check(matthews(&actual, &actual), 1.0);
-        check(matthews(&[1, 0, 1, 0], &[0, 1, 0, 1]), -1.0);
+        near(matthews(&predicted, &actual), (2.0 * 6.0 - 12.0) / (22.0_f64 * 24.0).sqrt());
+        near(matthews(&actual, &actual), 1.0);
+        near(matthews(&[1, 0, 1, 0], &[0, 1, 0, 1]), -1.0);
     }
 
     #[test]
     fn zero_denominator_is_zero() {
-        check(binary_f1(&[0, 0], &[0, 0], 1), 0.0);
-        check(matthews(&[1, 1, 1], &[0, 1, 0]), 0.0);
-        check(matthews(&[0, 1, 0], &[1, 1, 1]), 0.0);
-        check(cohen_kappa(&[1, 1], &[1, 1]), 0.0);
-        check(macro_f1(&[7, 7], &[7, 7]), 1.0);
+        near(binary_f1(&[0, 0], &[0, 0], 1), 0.0);
+        near(matthews(&[1, 1, 1], &[0, 1, 0]), 0.0);
+        near(matthews(&[0, 1, 0], &[1, 1, 1]), 0.0);
+        near(cohen_kappa(&[1, 1], &[1, 1]), 0.0);
+        near(macro_f1(&[7, 7], &[7, 7]), 1.0);
     }
 
     #[test]
@@ -188,17 +184,17 @@ mod tests {
         assert_eq!(zero, Scores { precision: 0.6, recall: 0.75, f1: 6.0 / 9.0, support: 4 });
         assert_eq!(two, Scores { precision: 0.0, recall: 0.0, f1: 0.0, support: 0 });
         assert_eq!(confusion(&PREDICTED, &ACTUAL, 3), Ok(vec![vec![3, 1, 0], vec![2, 4, 0], vec![0, 0, 0]]));
-        check(balanced_accuracy(&PREDICTED, &ACTUAL), (4.0 / 6.0 + 0.75) / 2.0);
+        near(balanced_accuracy(&PREDICTED, &ACTUAL), (4.0 / 6.0 + 0.75) / 2.0);
         // Agreement 0.7, chance 0.5 * 0.6 + 0.5 * 0.4.
-        check(cohen_kappa(&PREDICTED, &ACTUAL), (0.7 - 0.5) / 0.5);
+        near(cohen_kappa(&PREDICTED, &ACTUAL), (0.7 - 0.5) / 0.5);
     }
 
     #[test]
     fn averaged_uses_weights() {
         let averaged = |how| averaged(&PREDICTED, &ACTUAL, how).map(|scores| scores.precision);
-        check(averaged(Average::Macro), 0.7);
-        check(averaged(Average::Weighted), 0.6 * 0.8 + 0.4 * 0.6);
-        check(averaged(Average::Micro), 0.7);
+        near(averaged(Average::Macro), 0.7);
+        near(averaged(Average::Weighted), 0.6 * 0.8 + 0.4 * 0.6);
+        near(averaged(Average::Micro), 0.7);
     }
 
     #[test]
@@ -209,7 +205,7 @@ mod tests {
 
     #[test]
     fn accuracy_compares_strings() {
-        check(accuracy(&["a", "b"], &["a", "c"]), 0.5);
+        near(accuracy(&["a", "b"], &["a", "c"]), 0.5);
     }
 
     #[test]

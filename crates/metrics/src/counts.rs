@@ -30,7 +30,6 @@ pub enum Average {
     Weighted,
 }
 
-/// Counts of one class.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Counts {
     pub(crate) predicted: usize,
@@ -39,7 +38,6 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    /// Adds one decision on the class.
     pub(crate) fn add(&mut self, predicted: bool, actual: bool) {
         self.predicted += usize::from(predicted);
         self.actual += usize::from(actual);

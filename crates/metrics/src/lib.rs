@@ -1,7 +1,6 @@
 //! Measures of the agreement of predictions with labels, as pure functions over slices.
 //!
-//! Limits: this crate knows no tensors, models or files, and callers average over batches. In the crate graph it is a
-//! leaf without libtorch, below `plugin`, `report`, `pipeline` and `cli`.
+//! Limits: this crate knows no tensors, models or files, and callers average over batches.
 //!
 //! Invariants: an empty input, a non-finite number and inputs of different lengths are errors. A quotient with a zero
 //! denominator is 0, as the function documents, and the area under a curve without points is none. Values equal those
@@ -74,6 +73,12 @@ fn check_classes(classes: &[i64], n_labels: usize) -> Result<(), MetricError> {
         Some(row) => Err(MetricError::Class { row, class: classes[row], n_labels }),
         None => Ok(()),
     }
+}
+
+#[cfg(test)]
+fn near(found: Result<f64, MetricError>, expected: f64) {
+    let found = found.expect("a measure");
+    assert!((found - expected).abs() < 1e-12, "expected {expected}, found {found}");
 }
 
 /// `numerator / denominator`, or 0 if the denominator is 0.

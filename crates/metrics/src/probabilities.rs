@@ -155,6 +155,7 @@ pub(crate) fn check_probabilities(probabilities: &[Vec<f64>], actual: &[i64]) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::near;
 
     fn rows() -> Vec<Vec<f64>> {
         vec![vec![0.2, 0.8], vec![0.5, 0.5], vec![1.0, 0.0]]
@@ -162,10 +163,6 @@ mod tests {
 
     #[test]
     fn measures_equal_manual_values() {
-        let near = |found: Result<f64, MetricError>, expected: f64| {
-            let found = found.expect("a measure");
-            assert!((found - expected).abs() < 1e-12, "expected {expected}, found {found}");
-        };
         near(log_loss(&rows(), &[1, 0, 0]), -(0.8_f64.ln() + 0.5_f64.ln()) / 3.0);
         near(log_loss(&rows()[2..], &[1]), -f64::EPSILON.ln());
         near(brier(&rows(), &[1, 0, 1]), (0.04 + 0.25 + 1.0) / 3.0);

@@ -107,11 +107,7 @@ pub(crate) fn ranks(values: &[f64]) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn near(found: Result<f64, MetricError>, expected: f64) {
-        let found = found.expect("a measure");
-        assert!((found - expected).abs() < 1e-12, "expected {expected}, found {found}");
-    }
+    use crate::near;
 
     #[test]
     fn measures_equal_manual_values() {

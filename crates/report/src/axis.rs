@@ -2,17 +2,14 @@
 
 use crate::text;
 
-/// Axis of a chart.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Axis {
     pub(crate) from: f64,
     pub(crate) to: f64,
-    /// True for a logarithmic axis.
     pub(crate) log: bool,
     pub(crate) ticks: Vec<Tick>,
 }
 
-/// Tick of an axis.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Tick {
     /// Position from 0 to 1.

@@ -46,7 +46,6 @@ impl Series {
         vec![Self::new(Style::Raw, name, points), Self::new(Style::Line, "smoothed", mean)]
     }
 
-    /// Sets the colour, counted from 0.
     pub(crate) fn coloured(mut self, colour: usize) -> Self {
         self.colour = Some(colour);
         self
@@ -104,17 +103,13 @@ impl Chart {
         }
         let (x, y) = (self.x_axis(), self.y_axis());
         let mut colour = 0;
-        let curves: Vec<Curve> = self
-            .series
-            .iter()
-            .filter(|series| !series.is_empty())
-            .map(|series| {
-                let curve = Curve::new(series, &x, &y, series.colour.unwrap_or(colour), self.limit);
-                // A raw curve has the colour of the smoothed one after it.
-                colour += usize::from(series.style != Style::Raw && series.style != Style::Limit);
-                curve
-            })
-            .collect();
+        let draw = |series: &Series| {
+            let curve = Curve::new(series, &x, &y, series.colour.unwrap_or(colour), self.limit);
+            // A raw curve has the colour of the smoothed one after it.
+            colour += usize::from(series.style != Style::Raw && series.style != Style::Limit);
+            curve
+        };
+        let curves: Vec<Curve> = self.series.iter().filter(|series| !series.is_empty()).map(draw).collect();
         let is_ambiguous = curves.len() > 1 || self.series.iter().any(|series| series.colour.is_some());
         crate::page::render(&Figure {
             chart: self,
@@ -156,24 +151,17 @@ impl Chart {
             let points: Vec<Point> =
                 series.points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
             let show = |value: f64| format!("{}{}", text::digits(value, 3), self.unit);
+            let describe_point = |point: &Point, places: usize| {
+                format!("{} at {} {}", show(point.1), self.x_name, text::digits(point.0, places))
+            };
             match (series.style, points.first(), points.last()) {
                 (Style::Limit, Some(point), _) => format!("{} at {}", series.name, show(point.1)),
                 (Style::Crosses, ..) => format!("{}: {}", series.name, points.len()),
                 (_, Some(first), Some(last)) => {
                     let low = points.iter().map(|point| point.1).fold(f64::INFINITY, f64::min);
                     let high = points.iter().map(|point| point.1).fold(f64::NEG_INFINITY, f64::max);
-                    format!(
-                        "{}: from {} at {} {} to {} at {} {}, lowest {}, highest {}",
-                        series.name,
-                        show(first.1),
-                        self.x_name,
-                        text::digits(first.0, 3),
-                        show(last.1),
-                        self.x_name,
-                        text::digits(last.0, 6),
-                        show(low),
-                        show(high)
-                    )
+                    let (from, to) = (describe_point(first, 3), describe_point(last, 6));
+                    format!("{}: from {from} to {to}, lowest {}, highest {}", series.name, show(low), show(high))
                 }
                 _ => series.name.clone(),
             }

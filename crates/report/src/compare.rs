@@ -57,7 +57,6 @@ fn results(runs: &[Run]) -> Vec<String> {
     head.extend(
         ["Kept", "Steps", "Time", "Tokens/s", "Blocks", "Sent to them", "Received", "Trained"].map(str::to_owned),
     );
-    let head: Vec<&str> = head.iter().map(String::as_str).collect();
     let mut table = Table::new("Metrics of the kept evaluation; the best of each is marked with ★", &head);
     table.head[1].class = "";
     let best: Vec<Option<f64>> = metrics.iter().map(|name| best(runs, name)).collect();
@@ -67,10 +66,8 @@ fn results(runs: &[Run]) -> Vec<String> {
         parts.push(paragraph(&format!("The first {LISTED} of {} runs are listed.", runs.len())));
     }
     let incomplete = runs.iter().filter(|run| !run.problems.is_empty()).take(20);
-    parts
-        .extend(incomplete.map(|run| {
-            missing(&format!("{}: {}", text::cut(&run.id(), 80), text::cut(&run.problems.join("; "), 400)))
-        }));
+    let problems = |run: &Run| format!("{}: {}", text::cut(&run.id(), 80), text::cut(&run.problems.join("; "), 400));
+    parts.extend(incomplete.map(|run| missing(&problems(run))));
     parts
 }
 
@@ -167,8 +164,7 @@ fn options(runs: &[Run]) -> Vec<String> {
     let shown: Vec<&Run> = runs.iter().take(LISTED).collect();
     let head: Vec<String> =
         std::iter::once("Run".to_owned()).chain(keys.iter().take(OPTIONS).map(|key| text::cut(key, 60))).collect();
-    let mut table =
-        Table::new("Options in which the runs differ", &head.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut table = Table::new("Options in which the runs differ", &head);
     let value = |run: &Run, key: &str| {
         Cell::words(option(run, key).map_or_else(|| text::MISSING.to_owned(), |value| text::cut(value, 40)))
     };

@@ -4,8 +4,7 @@
 //! page is a single HTML file: it loads nothing and works without scripts, in dark mode, on a phone and on paper.
 //!
 //! Limits: this crate trains nothing and fetches nothing; it shows recorded values as they are and computes the others
-//! from the predictions. In the crate graph it stands above `track`, `data` and `metrics`, builds without libtorch, and
-//! `pipeline` and `cli` use it.
+//! from the predictions.
 //!
 //! Invariants: only the manifest is required, and a page names missing parts; all external text is escaped; a page
 //! stays under 2 MB for any run (curves are thinned, texts and lists are truncated, and the page says so); secrets are

@@ -48,8 +48,8 @@ pub(crate) fn missing(text: &str) -> String {
     render(&Paragraph { class: "missing", text })
 }
 
-pub(crate) fn heading(text: &str) -> String {
-    render(&Heading { text })
+pub(crate) fn heading(text: &'static str) -> String {
+    format!("<h3>{text}</h3>")
 }
 
 /// Grid of elements, side by side on wide screens.
@@ -81,12 +81,6 @@ pub(crate) fn folded_in(class: &'static str, summary: &str, html: &str) -> Strin
 #[template(source = r#"<p class="{{ class }}">{{ text }}</p>"#, ext = "html")]
 struct Paragraph<'a> {
     class: &'a str,
-    text: &'a str,
-}
-
-#[derive(Template)]
-#[template(source = "<h3>{{ text }}</h3>", ext = "html")]
-struct Heading<'a> {
     text: &'a str,
 }
 

@@ -46,9 +46,9 @@ struct Markup<'a> {
 
 impl Table {
     /// Table with text in the first column and numbers in the others.
-    pub(crate) fn new(caption: impl Into<String>, head: &[&str]) -> Self {
-        let first = head.iter().take(1).map(|&name| Cell::words(name));
-        let head = first.chain(head.iter().skip(1).map(|&name| Cell::number(name))).collect();
+    pub(crate) fn new(caption: impl Into<String>, head: &[impl AsRef<str>]) -> Self {
+        let first = head.iter().take(1).map(|name| Cell::words(name.as_ref()));
+        let head = first.chain(head.iter().skip(1).map(|name| Cell::number(name.as_ref()))).collect();
         Self { caption: caption.into(), head, rows: Vec::new(), is_transposed: false }
     }
 

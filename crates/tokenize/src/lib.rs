@@ -4,9 +4,6 @@
 //! the crate `tokenizers`: normalization, pre-tokenization, encoding and special tokens are those of the definition;
 //! truncation is its own.
 //!
-//! **Place in the crate graph.** It depends on no crate of the workspace. `sepal-data` encodes rows with it,
-//! `sepal-checkpoint` reads GGUF vocabularies for it, and `sepal-pipeline` loads tokenizers by it.
-//!
 //! **Invariants.** An [`Encoding`] has at most `max_length` tokens. Its offsets are bytes of the input text (of each half of
 //! a pair), and `(0, 0)` for tokens that the post-processor adds. Truncation removes tokens of texts, but neither special
 //! tokens of the post-processor nor the fixed words of an [`Input`]. Equal definitions have equal

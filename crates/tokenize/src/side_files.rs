@@ -72,7 +72,6 @@ impl PrefixSpace {
         }
     }
 
-    /// Updates the pre-tokenizers of this kind in a definition.
     fn apply(self, pre_tokenizer: &mut Value) {
         match (self, pre_tokenizer["type"].as_str()) {
             (Self::ByteLevel(is_added), Some("ByteLevel")) => pre_tokenizer["add_prefix_space"] = is_added.into(),
@@ -88,9 +87,6 @@ impl PrefixSpace {
 
 impl SideFiles {
     /// Reads the existing files in `folder`.
-    ///
-    /// # Errors
-    /// [`LoadError`] if one cannot be read or is invalid.
     pub(crate) fn read(folder: &Path) -> Result<Self, LoadError> {
         let invalid = |name: &str, problem: String| LoadError::File { path: folder.join(name), source: problem.into() };
         let mut settings = read_object(folder, CONFIG)?.unwrap_or_default();
@@ -120,18 +116,14 @@ impl SideFiles {
         }
         files.prefix_space = PrefixSpace::from_settings(&settings);
         files.splits_special_tokens = settings.get("split_special_tokens").and_then(Value::as_bool).unwrap_or(false);
-        files.truncation_side = match settings.get("truncation_side") {
-            None | Some(Value::Null) => None,
-            Some(side) => match side.as_str() {
-                Some("left") => Some(TruncationSide::Left),
-                Some("right") => Some(TruncationSide::Right),
-                _ => {
-                    return Err(invalid(
-                        CONFIG,
-                        format!("`truncation_side` is {side}, expected \"left\" or \"right\""),
-                    ));
-                }
-            },
+        files.truncation_side = match settings.get("truncation_side").unwrap_or(&Value::Null) {
+            Value::Null => None,
+            Value::String(side) if side == "left" => Some(TruncationSide::Left),
+            Value::String(side) if side == "right" => Some(TruncationSide::Right),
+            other => {
+                let problem = format!("`truncation_side` is {other}, expected \"left\" or \"right\"");
+                return Err(invalid(CONFIG, problem));
+            }
         };
         Ok(files)
     }

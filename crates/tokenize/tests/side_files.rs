@@ -3,7 +3,6 @@
 use sepal_tokenize::{EncodeError, Encoding, Tokenizer};
 use serde_json::Value;
 
-/// Second text of the golden's pairs.
 const PAIR: &str = "b c d a b";
 
 #[test]

@@ -60,26 +60,19 @@ impl History {
     fn push(&mut self, record: Record) {
         match record {
             Record::Step(step) => {
-                self.rewind(step.step);
+                self.steps.truncate(self.steps.partition_point(|earlier| earlier.step < step.step));
+                self.drop_evaluations_from(step.step);
                 self.steps.push(step);
             }
             Record::Evaluation(evaluation) => {
-                while self.evaluations.last().is_some_and(|last| last.step >= evaluation.step) {
-                    self.evaluations.pop();
-                }
+                self.drop_evaluations_from(evaluation.step);
                 self.evaluations.push(evaluation);
             }
         }
     }
 
-    /// Drops this step, later steps and their evaluations.
-    fn rewind(&mut self, step: u64) {
-        while self.steps.last().is_some_and(|last| last.step >= step) {
-            self.steps.pop();
-        }
-        while self.evaluations.last().is_some_and(|last| last.step >= step) {
-            self.evaluations.pop();
-        }
+    fn drop_evaluations_from(&mut self, step: u64) {
+        self.evaluations.truncate(self.evaluations.partition_point(|earlier| earlier.step < step));
     }
 }
 

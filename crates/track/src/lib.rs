@@ -3,8 +3,7 @@
 //! A [`RunFolder`] is made once per run. [`MetricsLog`] appends one JSON object per line to it, and all other files are
 //! written atomically. [`Trackers`] runs each [`Tracker`] on its own thread: [`TensorBoard`], [`Mlflow`], [`Wandb`].
 //!
-//! Limits: this crate computes no metrics and knows neither pipelines nor libtorch. In the crate graph it stands above
-//! `core`, and `plugin`, `report`, `peft` and `pipeline` use it.
+//! Limits: this crate computes no metrics and knows neither pipelines nor libtorch.
 //!
 //! Invariants: a file of a run folder is never half-written, since it is written to a temporary file, synced and
 //! renamed; only `metrics.jsonl` and the files of trackers grow, by whole lines and records; a tracker never stops a

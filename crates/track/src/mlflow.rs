@@ -210,22 +210,17 @@ impl Session {
             Some(known) => self.api.reopen_run(&known.run_id)?,
             None => None,
         };
-        let run = match reopened {
-            Some(run) => {
-                // MLflow does not allow changes of parameters.
-                if known.is_some_and(|known| known.has_params) {
-                    self.params = Outbox::new(Kind::Params);
-                }
-                run
-            }
-            None => {
-                let experiment = self.api.experiment(&self.experiment)?;
-                let run = self.api.create_run(&experiment, &self.run_name, &self.id)?;
-                // Set before anything can fail: a retry must not create another run.
-                self.run = Some(run.clone());
-                return self.save_reference(&run, false);
-            }
+        let Some(run) = reopened else {
+            let experiment = self.api.experiment(&self.experiment)?;
+            let run = self.api.create_run(&experiment, &self.run_name, &self.id)?;
+            // Set before anything can fail: a retry must not create another run.
+            self.run = Some(run.clone());
+            return self.save_reference(&run, false);
         };
+        // MLflow does not allow changes of parameters.
+        if known.is_some_and(|known| known.has_params) {
+            self.params = Outbox::new(Kind::Params);
+        }
         self.run = Some(run);
         Ok(())
     }
@@ -255,11 +250,9 @@ impl Session {
         if self.is_deleted {
             return flushed;
         }
-        let unsent = self.metrics.unsent();
-        let flushed = match flushed {
-            flushed if unsent == 0 => flushed,
-            flushed => Err(MlflowError::Unsent { n: unsent, source: flushed.err().map(Box::new) }),
-        };
+        let n = self.metrics.unsent();
+        let flushed =
+            if n == 0 { flushed } else { Err(MlflowError::Unsent { n, source: flushed.err().map(Box::new) }) };
         let Some(run) = &self.run else { return flushed };
         let mut tags = Outbox::new(Kind::Tags);
         tags.extend(manifest_tags(manifest));

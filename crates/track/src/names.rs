@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::iter::once;
 
 use sha2::{Digest, Sha256};
-use unicode_general_category::{GeneralCategory as Category, get_general_category};
+use unicode_general_category::get_general_category;
 
 /// Rule for the names that a tracker accepts.
 #[derive(Debug, Clone, Copy)]
@@ -100,22 +100,7 @@ const WITHOUT_CASE: NameRule = NameRule { allows: |c| c.to_lowercase().eq(once(c
 
 /// Returns true for the characters of Python's `\w`: letters, numbers and the underscore.
 pub(crate) fn is_word(c: char) -> bool {
-    use Category::{
-        DecimalNumber, LetterNumber, LowercaseLetter, ModifierLetter, OtherLetter, OtherNumber, TitlecaseLetter,
-        UppercaseLetter,
-    };
-    c == '_'
-        || matches!(
-            get_general_category(c),
-            UppercaseLetter
-                | LowercaseLetter
-                | TitlecaseLetter
-                | ModifierLetter
-                | OtherLetter
-                | DecimalNumber
-                | LetterNumber
-                | OtherNumber
-        )
+    c == '_' || get_general_category(c).abbreviation().starts_with(['L', 'N'])
 }
 
 #[cfg(test)]

@@ -76,7 +76,6 @@ pub struct MetricsLog {
     file: File,
 }
 
-/// Fields that every line has.
 #[derive(Deserialize)]
 struct LineHead {
     kind: String,

@@ -20,22 +20,16 @@ pub(crate) fn step_scalars(record: &StepRecord) -> Vec<(String, f64)> {
         ("scale", record.scale),
         ("skipped_steps", record.skipped_steps.map(|steps| steps as f64)),
     ];
-    numbers
-        .into_iter()
-        .filter_map(|(name, value)| Some((format!("train/{name}"), value.filter(|value| value.is_finite())?)))
-        .collect()
+    let known = numbers.into_iter().filter_map(|(name, value)| Some((name, value.filter(|value| value.is_finite())?)));
+    known.map(|(name, value)| (format!("train/{name}"), value)).collect()
 }
 
 /// Scalars of an evaluation; non-finite values are left out.
 pub(crate) fn evaluation_scalars(record: &EvaluationRecord) -> Vec<(String, f64)> {
     let common = [("loss", record.loss), ("seconds", record.seconds)];
     let metrics = record.metrics.iter().map(|(name, &value)| (&**name, value));
-    common
-        .into_iter()
-        .chain(metrics)
-        .filter(|(_, value)| value.is_finite())
-        .map(|(name, value)| (format!("eval/{name}"), value))
-        .collect()
+    let finite = common.into_iter().chain(metrics).filter(|(_, value)| value.is_finite());
+    finite.map(|(name, value)| (format!("eval/{name}"), value)).collect()
 }
 
 pub(crate) fn since_epoch() -> Duration {

@@ -83,7 +83,6 @@ impl Tracker for TensorBoard {
     }
 }
 
-/// Options as a Markdown table.
 fn options_table(run: &RunInfo) -> String {
     let mut text = "| option | value |\n| --- | --- |\n".to_owned();
     let cell = |text: &str| text.replace('|', "\\|").replace(['\n', '\r'], " ");

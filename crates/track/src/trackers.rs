@@ -56,12 +56,8 @@ impl Trackers {
         let run = Arc::new(run.clone());
         let mut handles = Vec::with_capacity(trackers.len());
         for (i, (name, tracker)) in trackers.into_iter().enumerate() {
-            let warnings = WarningLimiter {
-                name: name.clone(),
-                warn: Arc::clone(&warn),
-                left: limits.max_warnings,
-                suppressed: 0,
-            };
+            let left = limits.max_warnings;
+            let warnings = WarningLimiter { name: name.clone(), warn: Arc::clone(&warn), left, suppressed: 0 };
             match TrackerHandle::spawn(tracker, warnings, ExitNotice { i, end: end.clone() }) {
                 Ok(handle) => {
                     handle.tell(TrackerEvent::Start(Arc::clone(&run)));
@@ -161,7 +157,6 @@ enum TrackerEvent {
     Finish(Arc<Manifest>),
 }
 
-/// Handle of one tracker's thread.
 struct TrackerHandle {
     name: String,
     /// Unbounded: events that must not be dropped must not block either. Steps are counted in `queued_steps`.
@@ -208,7 +203,6 @@ impl Drop for ExitNotice {
     }
 }
 
-/// State of one tracker's thread.
 struct TrackerThread {
     tracker: Box<dyn Tracker>,
     inbox: Receiver<TrackerEvent>,

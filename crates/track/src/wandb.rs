@@ -127,7 +127,6 @@ impl Tracker for Wandb {
     }
 }
 
-/// Open run file.
 #[derive(Debug)]
 struct Session {
     log: Log,

@@ -1,10 +1,11 @@
 use std::borrow::Cow;
 use std::path::PathBuf;
 
+use sepal_core::{NameMatching, nearest};
+
 use super::text_list::{SEPARATORS, parse_list, split_parts};
 use super::value::{Value, is_missing, normalized, share};
 use super::{LabelError, LabelSet, ListLayout};
-use crate::suggest::nearest;
 use crate::{RawLabel, RowLocation};
 
 #[derive(Clone, Copy)]
@@ -19,11 +20,6 @@ impl LabelSet {
     pub(crate) fn class_of(&self, label: &RawLabel) -> Option<usize> {
         read_detached(self, |cell| cell.class(label).ok())
     }
-}
-
-/// Returns true if all items are those of a multi-hot vector.
-fn are_shares(items: &[RawLabel]) -> bool {
-    items.iter().all(|item| share(item).is_some())
 }
 
 /// Reads a cell that belongs to no file.
@@ -132,7 +128,7 @@ impl Cell<'_> {
             (Some(items), _) => Ok(items.clone()),
             (None, _) => {
                 Ok(parse_list(text)
-                    .or_else(|| readings.iter().find(|items| are_shares(items)).cloned())
+                    .or_else(|| readings.iter().find(|items| items.iter().all(|item| share(item).is_some())).cloned())
                     .unwrap_or_else(|| {
                         // The error names the part that is not a label.
                         let candidates = readings.iter().rev().filter(|items| !items.is_empty());
@@ -183,7 +179,7 @@ impl Cell<'_> {
             location: self.location(),
             name: name.to_owned(),
             known: known.to_vec(),
-            nearest: nearest(name, known.iter().map(String::as_str)).map(str::to_owned),
+            nearest: nearest(name, known.iter().map(String::as_str), NameMatching::Data).map(str::to_owned),
         }
     }
 

@@ -416,16 +416,11 @@ proptest! {
             (0..names.len()).map(|index| f32::from(u8::from(row.contains(&index)))).collect()
         };
         let expected: Vec<Vec<f32>> = rows.iter().map(hot).collect();
-        let written = |write: &dyn Fn(&[usize]) -> String| -> Vec<String> {
-            let indices = |row: &std::collections::BTreeSet<usize>| {
-                let mut indices: Vec<usize> = row.iter().copied().collect();
-                if backwards {
-                    indices.reverse();
-                }
-                indices
-            };
-            rows.iter().map(|row| write(&indices(row))).collect()
-        };
+        let mut indices: Vec<Vec<usize>> = rows.iter().map(|row| row.iter().copied().collect()).collect();
+        if backwards {
+            indices.iter_mut().for_each(|row| row.reverse());
+        }
+        let written = |write: &dyn Fn(&[usize]) -> String| indices.iter().map(|row| write(row)).collect::<Vec<_>>();
         let names_at = |indices: &[usize]| indices.iter().map(|&index| names[index]).collect::<Vec<_>>();
         let text = |text: String| serde_json::json!(text).to_string();
         let joined = |by: &'static str| move |indices: &[usize]| serde_json::json!(indices.iter().map(|&p| names[p]).collect::<Vec<_>>().join(by)).to_string();

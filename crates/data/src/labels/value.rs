@@ -167,15 +167,8 @@ mod tests {
             assert_eq!(Decimal::parse(text), None, "{text}");
         }
         assert_eq!(decimal("1e19").to_integer(), None);
-        assert_eq!(
-            [
-                decimal("120").to_integer(),
-                decimal("-0").to_integer(),
-                decimal("0.5").to_integer(),
-                decimal("-7.0").to_integer()
-            ],
-            [Some(120), Some(0), None, Some(-7)]
-        );
+        let integers = ["120", "-0", "0.5", "-7.0"].map(|text| decimal(text).to_integer());
+        assert_eq!(integers, [Some(120), Some(0), None, Some(-7)]);
     }
 
     #[test]

@@ -25,18 +25,9 @@ pub(super) struct CellSyntax {
     quoted: bool,
 }
 
-/// Conventions of a format, before the file is read.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Conventions {
-    delimiter: Delimiter,
-    quoted: bool,
-    /// True if other delimiters are tried when none is given.
-    is_detected: bool,
-}
-
-pub(super) const COMMAS: Conventions = Conventions { delimiter: Delimiter::COMMA, quoted: true, is_detected: true };
+pub(super) const COMMAS: CellSyntax = CellSyntax { delimiter: Delimiter::COMMA, quoted: true };
 /// Quotation marks are ordinary characters in tsv files.
-pub(super) const TABS: Conventions = Conventions { delimiter: Delimiter::TAB, quoted: false, is_detected: false };
+pub(super) const TABS: CellSyntax = CellSyntax { delimiter: Delimiter::TAB, quoted: false };
 
 type Input = BufReader<Box<dyn Read + Send>>;
 
@@ -46,10 +37,10 @@ struct Delimited {
     dialect: Dialect,
 }
 
-pub(super) fn open(text: Text, given: Option<Delimiter>, usual: Conventions) -> Result<Box<dyn Decoder>, DecodeError> {
+pub(super) fn open(text: Text, given: Option<Delimiter>, usual: CellSyntax) -> Result<Box<dyn Decoder>, DecodeError> {
     let Text { mut reader, encoding } = text;
-    let mut syntax = CellSyntax { delimiter: given.unwrap_or(usual.delimiter), quoted: usual.quoted };
-    if given.is_none() && usual.is_detected {
+    let mut syntax = CellSyntax { delimiter: given.unwrap_or(usual.delimiter), ..usual };
+    if given.is_none() && usual == COMMAS {
         let mut start = Vec::new();
         if let Some(delimiter) = detect_delimiter(&mut *reader, &mut start, syntax)? {
             syntax.delimiter = delimiter;

@@ -1,10 +1,11 @@
-use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use sepal_core::{NameMatching, nearest};
+
 use super::text::LineError;
-use crate::suggest::{Remedy, delimiter_hint, delimiter_remedy, delimiter_remedy_for, hint, nearest, other_delimiter};
-use crate::{BadRow, Format};
+use crate::suggest::{Remedy, delimiter_hint, delimiter_remedy, delimiter_remedy_for, hint, other_delimiter};
+use crate::{BadRow, BoxError, Format};
 
 /// A file that gives no table.
 #[derive(Debug, thiserror::Error)]
@@ -22,7 +23,7 @@ pub enum ReadError {
     UnknownFormat { path: PathBuf },
     /// The content is damaged, or of another format.
     #[error("read {} as {format}", path.display())]
-    Corrupt { path: PathBuf, format: Format, source: Box<dyn Error + Send + Sync> },
+    Corrupt { path: PathBuf, format: Format, source: BoxError },
     /// The file has no such column.
     #[error(
         "find the column `{column}` in {}: it has {}{}{}",
@@ -74,7 +75,7 @@ pub enum ReadError {
 }
 
 impl ReadError {
-    pub(crate) fn corrupt(path: &Path, format: Format, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+    pub(crate) fn corrupt(path: &Path, format: Format, source: impl Into<BoxError>) -> Self {
         Self::Corrupt { path: path.to_owned(), format, source: source.into() }
     }
 
@@ -108,7 +109,7 @@ impl ReadError {
     }
 
     pub(crate) fn missing_column(path: &Path, name: &str, columns: Vec<String>) -> Self {
-        let nearest = nearest(name, columns.iter().map(String::as_str)).map(str::to_owned);
+        let nearest = nearest(name, columns.iter().map(String::as_str), NameMatching::Data).map(str::to_owned);
         Self::MissingColumn { path: path.to_owned(), column: name.to_owned(), columns, nearest }
     }
 

@@ -10,7 +10,6 @@ mod text;
 mod text_batch;
 
 use std::any::Any;
-use std::error::Error;
 use std::fs::File;
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,7 +22,7 @@ use ::arrow::error::ArrowError;
 use ::parquet::errors::ParquetError;
 
 use crate::dialect::{Delimiter, Dialect};
-use crate::{Format, json};
+use crate::{BoxError, Format, json};
 
 use self::text::LineError;
 
@@ -253,7 +252,7 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
 #[derive(Debug)]
 enum DecodeError {
     Line(LineError),
-    Broken(Box<dyn Error + Send + Sync>),
+    Broken(BoxError),
     NeedsFile,
 }
 
@@ -262,7 +261,7 @@ enum DecodeError {
 #[error("decode the data after row {row}")]
 struct DamageAfterRow {
     row: usize,
-    source: Box<dyn Error + Send + Sync>,
+    source: BoxError,
 }
 
 impl DecodeError {

@@ -84,7 +84,6 @@ pub(super) struct LineError {
     pub(super) remedy: Option<Remedy>,
 }
 
-/// Reader that converts text of another encoding to UTF-8.
 struct Transcoder<R> {
     reader: BufReader<R>,
     encoding: Encoding,

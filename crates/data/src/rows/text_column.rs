@@ -7,42 +7,16 @@ use super::TextColumnOrigin;
 use crate::{Format, ReadError, columns};
 
 /// Common names of text columns, the most reliable first.
-pub(crate) const TEXT_NAMES: [&str; 22] = [
-    "text",
-    "sentence",
-    "review",
-    "content",
-    "review_text",
-    "review_body",
-    "tweet",
-    "comment",
-    "comment_text",
-    "body",
-    "message",
-    "document",
-    "utterance",
-    "query",
-    "question",
-    "description",
-    "headline",
-    "title",
-    "passage",
-    "premise",
-    "sentence1",
-    "text_a",
-];
+pub(crate) const TEXT_NAMES: &str = "text sentence review content review_text review_body tweet comment comment_text \
+    body message document utterance query question description headline title passage premise sentence1 text_a";
 
 /// Column among `candidates` with a common name of text columns, or the only candidate.
 pub(super) fn by_name(schema: &Schema, candidates: &[usize]) -> Option<(usize, TextColumnOrigin)> {
-    let usable = |index: &usize| columns::is_textual(schema.field(*index).data_type());
-    let named = |name: &&str| {
-        candidates
-            .iter()
-            .copied()
-            .filter(usable)
-            .find(|&index| schema.field(index).name().trim().eq_ignore_ascii_case(name))
-    };
-    match TEXT_NAMES.iter().find_map(named) {
+    let is_usable = |index: &usize| columns::is_textual(schema.field(*index).data_type());
+    let usable: Vec<usize> = candidates.iter().copied().filter(is_usable).collect();
+    let is_named = |index: usize, name: &str| schema.field(index).name().trim().eq_ignore_ascii_case(name);
+    let named = |name: &str| usable.iter().copied().find(|&index| is_named(index, name));
+    match TEXT_NAMES.split(' ').find_map(named) {
         Some(index) => Some((index, TextColumnOrigin::CommonName)),
         None => <[usize; 1]>::try_from(candidates).ok().map(|[index]| (index, TextColumnOrigin::OnlyCandidate)),
     }

@@ -11,40 +11,9 @@ use crate::rows::TEXT_NAMES;
 use crate::{Dialect, Format, LabelKind};
 
 /// Common names of label columns, the most reliable first.
-const LABEL_NAMES: [&str; 32] = [
-    "label",
-    "labels",
-    "tags",
-    "tag",
-    "class",
-    "target",
-    "sentiment",
-    "category",
-    "intent",
-    "emotion",
-    "emotions",
-    "topic",
-    "topics",
-    "categories",
-    "intents",
-    "genres",
-    "genre",
-    "label_name",
-    "score",
-    "rating",
-    "stars",
-    "gold",
-    "gold_label",
-    "polarity",
-    "stance",
-    "toxicity",
-    "toxic",
-    "is_duplicate",
-    "answer",
-    "similarity",
-    "y",
-    "classes",
-];
+const LABEL_NAMES: &str = "label labels tags tag class target sentiment category intent emotion emotions topic \
+    topics categories intents genres genre label_name score rating stars gold gold_label polarity stance toxicity \
+    toxic is_duplicate answer similarity y classes";
 
 const PAIR_NAMES: [(&str, &str); 16] = [
     ("sentence1", "sentence2"),
@@ -109,7 +78,7 @@ pub(super) fn choose(columns: Vec<ColumnSurvey>, tallies: &[Tally], schema: &Sch
 /// Columns of texts, the most likely first.
 fn texts(columns: &[ColumnSurvey], rows: usize) -> Vec<ColumnChoice> {
     let mut found: Vec<&ColumnSurvey> = columns.iter().filter(|column| column.kind == ColumnKind::Text).collect();
-    let rank = |column: &ColumnSurvey| rank_of(&TEXT_NAMES, &column.name);
+    let rank = |column: &ColumnSurvey| rank_of(TEXT_NAMES, &column.name);
     // Single words are identifiers if they are distinct, and classes if there are few.
     let is_prose = |column: &ColumnSurvey| {
         let unique = column.distinct.n * 10 >= (rows - column.missing - column.empty) * 9;
@@ -118,7 +87,7 @@ fn texts(columns: &[ColumnSurvey], rows: usize) -> Vec<ColumnChoice> {
     };
     if found.iter().any(|column| is_prose(column)) {
         found.retain(|column| {
-            is_prose(column) && (rank_of(&LABEL_NAMES, &column.name).is_none() || column.words.mean > 4.0)
+            is_prose(column) && (rank_of(LABEL_NAMES, &column.name).is_none() || column.words.mean > 4.0)
         });
     }
     let longest = found.iter().map(|column| column.words.mean).fold(0.0, f64::max);
@@ -151,7 +120,7 @@ fn pair(columns: &[ColumnSurvey]) -> Option<(ColumnChoice, ColumnChoice)> {
 
 /// Interpretations of a column as labels, with their scores.
 fn labels(column: &ColumnSurvey, tally: &Tally, schema: &Schema, rows: usize) -> Vec<(usize, LabelChoice)> {
-    let name = rank_of(&LABEL_NAMES, &column.name);
+    let name = rank_of(LABEL_NAMES, &column.name);
     let filled = tally.filled();
     let values = tally.values.counts();
     let distinct = values.as_ref().map_or(column.distinct.n, Vec::len);
@@ -243,7 +212,7 @@ impl LabelCandidate<'_> {
             let n = values.iter().map(|(_, count)| count).sum::<usize>();
             let words = values.iter().map(|(value, count)| value.split_whitespace().count() * count).sum::<usize>();
             let is_prose = words as f64 >= MAX_NAME_WORDS * n as f64;
-            let is_usual = rank_of(&LABEL_NAMES, &self.column.name).is_some();
+            let is_usual = rank_of(LABEL_NAMES, &self.column.name).is_some();
             let recurs = is_usual || values.len() * 2 <= n;
             let is_shared =
                 values.len() <= distinct || *separator == OUTPUT_SEPARATOR || (*separator == ';' && split.varies());
@@ -296,7 +265,7 @@ impl LabelCandidate<'_> {
 }
 
 fn reason(column: &ColumnSurvey, what: &str) -> String {
-    match rank_of(&LABEL_NAMES, &column.name) {
+    match rank_of(LABEL_NAMES, &column.name) {
         Some(_) => format!("labels are often called so, and it holds {what}"),
         None => format!("it holds {what}"),
     }
@@ -320,6 +289,6 @@ fn class_names(schema: &Schema, column: &str) -> Vec<String> {
     names.into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect()
 }
 
-fn rank_of(names: &[&str], name: &str) -> Option<usize> {
-    names.iter().position(|known| known.eq_ignore_ascii_case(name.trim()))
+fn rank_of(names: &str, name: &str) -> Option<usize> {
+    names.split(' ').position(|known| known.eq_ignore_ascii_case(name.trim()))
 }

@@ -124,10 +124,9 @@ impl ListTally {
         self.has_different |= *self.first.get_or_insert_with(|| shown.clone()) != shown;
         if self.length.is_some() {
             self.hot.resize(items.len(), 0);
-            self.hot
-                .iter_mut()
-                .zip(&shares)
-                .for_each(|(hot, share)| *hot += usize::from(share.is_some_and(|s| s >= 0.5)));
+            for (hot, share) in self.hot.iter_mut().zip(&shares) {
+                *hot += usize::from(share.is_some_and(|share| share >= 0.5));
+            }
         }
         texts.iter().for_each(|text| self.split.values.add(text));
     }

@@ -37,7 +37,6 @@ impl Encoder {
         Ok(Self::Parquet(Box::new(ArrowWriter::try_new(file, schema.clone(), Some(properties))?)))
     }
 
-    /// Bytes before the first row.
     pub(super) fn header(&self, schema: &SchemaRef) -> Result<Vec<u8>, WriteError> {
         let names =
             schema.fields().iter().map(|field| Field::new(representable(self, field.name()), DataType::Utf8, true));

@@ -35,12 +35,9 @@ impl OutputColumns {
         let (replaced, retained): (Vec<usize>, Vec<usize>) =
             (0..passthrough.len()).partition(|&index| is_new(passthrough[index].name()));
         unique(retained.iter().map(|&index| passthrough[index].name()))?;
-        let as_text: Vec<bool> = retained
-            .iter()
-            .map(|&index| {
-                row_schema.form == Form::Arrow && format == Format::Parquet && !parquet_has(&passthrough[index])
-            })
-            .collect();
+        let may_lack_types = row_schema.form == Form::Arrow && format == Format::Parquet;
+        let is_text = |&index: &usize| may_lack_types && !parquet_has(&passthrough[index]);
+        let as_text: Vec<bool> = retained.iter().map(is_text).collect();
         let field = |(&index, &text): (&usize, &bool)| match text {
             true => Field::new(passthrough[index].name(), DataType::Utf8, true),
             false => passthrough[index].as_ref().clone(),

@@ -1,12 +1,12 @@
 //! Truncated and ambiguous text files, and their valid neighbours.
 
-use std::fs;
 use std::io::Cursor;
 
 use proptest::prelude::*;
+use sepal_core::in_one_line;
 use sepal_data::{Dialect, Format, ReadError, Remedy, RowSpec, RowStream, Rows, Table, TableSpec};
 
-use crate::support::error_chain;
+use crate::support::write_file;
 
 fn read(content: &[u8], format: Format, dialect: Dialect) -> Result<Vec<String>, ReadError> {
     let spec = RowSpec { text: Some("text".to_owned()), dialect, ..RowSpec::default() };
@@ -17,11 +17,11 @@ fn read(content: &[u8], format: Format, dialect: Dialect) -> Result<Vec<String>,
 
 fn texts(content: &str, format: Format) -> Vec<String> {
     read(content.as_bytes(), format, Dialect::default())
-        .unwrap_or_else(|error| panic!("{content:?}: {}", error_chain(&error)))
+        .unwrap_or_else(|error| panic!("{content:?}: {}", in_one_line(&error)))
 }
 
 fn refused(content: &[u8], format: Format) -> String {
-    error_chain(&read(content, format, Dialect::default()).expect_err("damaged"))
+    in_one_line(&read(content, format, Dialect::default()).expect_err("damaged"))
 }
 
 fn dialect(delimiter: Option<&str>, encoding: Option<&str>) -> Dialect {
@@ -166,7 +166,7 @@ fn encoding_is_detected_given_or_refused() {
         }
         let error = read(&latin, format, Dialect::default()).expect_err("not UTF-8");
         assert_eq!(error.remedy(), Some(Remedy::Encoding));
-        let error = error_chain(&error);
+        let error = in_one_line(&error);
         let line = if format == Format::Jsonl { 1 } else { 2 };
         let expected = format!("line {line}: the byte 0xe9 is not valid UTF-8; the file may be in windows-1252");
         assert!(error.contains(&expected), "{format}: {error}");
@@ -202,10 +202,9 @@ fn jsonl_damage_is_reported_with_its_line() {
             let rows: String = (0..before).map(|i| format!("{{\"text\": \"row {i}\"}}\n\n")).collect();
             let content = format!("{rows}{bad}\n{{\"text\": \"x\"}}\n");
             let folder = tempfile::tempdir().expect("a folder");
-            let path = folder.path().join("x.jsonl");
-            fs::write(&path, content).expect("written");
+            let path = write_file(&folder, "x.jsonl", content);
             let error = Table::read(&TableSpec::new(&path, "text")).expect_err("damaged");
-            let found = error_chain(&error);
+            let found = in_one_line(&error);
             let expected =
                 format!("{}: line {}: {expected}", path.display(), 2 * before + 1).replace(": line", " as jsonl: line");
             assert_eq!(found, format!("read {expected}"), "{bad}");
@@ -227,9 +226,8 @@ fn jsonl_constants_of_python_are_read() {
 #[test]
 fn late_key_of_a_file_is_a_column() {
     let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("x.jsonl");
     let rows: String = (0..500).map(|i| format!("{{\"n\": {i}}}\n")).collect();
-    fs::write(&path, format!("{rows}{{\"text\": \"late\", \"split\": \"a\"}}\n")).expect("written");
+    let path = write_file(&folder, "x.jsonl", format!("{rows}{{\"text\": \"late\", \"split\": \"a\"}}\n"));
     let table = Table::read(&TableSpec::new(&path, "text").with_filter("split", "a")).expect("a table");
     assert_eq!((table.texts(), table.location(0).row), (&["late".to_owned()][..], 501));
     let error = Table::read(&TableSpec::new(&path, "txet")).expect_err("no such key");
@@ -256,7 +254,7 @@ proptest! {
                 prop_assert!(expected.iter().all(|record| record.len() == 2));
             }
             Err(error) => {
-                let text = error_chain(&error);
+                let text = in_one_line(&error);
                 let is_ragged = expected.iter().any(|record| record.len() != 2);
                 prop_assert!(is_ragged || text.contains("the quotation mark that opens"), "{}", text);
                 let line = text.split("line ").nth(1).and_then(|after| after.split(':').next()).expect("a line");

@@ -12,7 +12,7 @@ use parquet::basic::Compression;
 use sepal_data::{CellProblem, Format, LabelError, LabelKind, LabelSet, Labels, RawLabel, ReadError, Table, TableSpec};
 use tempfile::TempDir;
 
-use crate::support::{write_arrow, write_arrow_stream, write_parquet};
+use crate::support::{write_arrow, write_arrow_stream, write_file, write_parquet};
 
 const TEXTS: [&str; 4] = ["A \"fine\" film,\nin two lines", "dull", "007", "été 🎬"];
 const PAIRS: [&str; 4] = ["one", "two", "three", "four"];
@@ -89,11 +89,8 @@ fn table_is_independent_of_format() {
         let table = Table::read(&TableSpec::new(&path, "sentence").with_filter("source", "a")).expect(name);
         assert_eq!(table.texts(), [TEXTS[0], digits, TEXTS[3]], "{name}");
         assert!(table.labels().is_none());
-        assert_eq!(
-            (table.location(1).row, table.location(1).path),
-            (3, path),
-            "the filter does not change row numbers"
-        );
+        let location = table.location(1);
+        assert_eq!((location.row, location.path), (3, path), "the filter does not change row numbers");
     }
 }
 
@@ -137,8 +134,7 @@ fn unused_columns_are_not_decoded() {
 #[test]
 fn tsv_has_no_quotation_marks() {
     let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("x.tsv");
-    fs::write(&path, "sentence\tlabel\n\"unbalanced , and fine \t1\n\"whole\"\t0\n").expect("written");
+    let path = write_file(&folder, "x.tsv", "sentence\tlabel\n\"unbalanced , and fine \t1\n\"whole\"\t0\n");
     let table = Table::read(&TableSpec::new(&path, "sentence").with_label("label")).expect("a table");
     assert_eq!(table.texts(), ["\"unbalanced , and fine ", "\"whole\""]);
     assert_eq!(labels(&table), Labels::Class(vec![1, 0]));
@@ -189,8 +185,7 @@ fn missing_column_error_lists_the_columns() {
 fn empty_and_null_cells_are_reported() {
     let folder = tempfile::tempdir().expect("a folder");
     let read = |name: &str, content: &str| {
-        let path = folder.path().join(name);
-        fs::write(&path, content).expect("written");
+        let path = write_file(&folder, name, content);
         Table::read(&TableSpec::new(path, "text").with_label("label")).expect_err("a bad cell")
     };
     let check = |error: &ReadError, problem: CellProblem, column: &str| {
@@ -219,10 +214,9 @@ fn empty_and_null_cells_are_reported() {
 fn empty_label_is_missing_unless_rows_have_several() {
     let folder = tempfile::tempdir().expect("a folder");
     let set = LabelSet::new(["bad", "good"]).expect("names");
-    for (name, content) in [("x.csv", "text,label\nfine,good\nfine,\n"), ("x.tsv", "text\tlabel\nfine\tgood\nfine\t\n")]
-    {
-        let path = folder.path().join(name);
-        fs::write(&path, content).expect("written");
+    let files = [("x.csv", "text,label\nfine,good\nfine,\n"), ("x.tsv", "text\tlabel\nfine\tgood\nfine\t\n")];
+    for (name, content) in files {
+        let path = write_file(&folder, name, content);
         let table = Table::read(&TableSpec::new(path, "text").with_label("label")).expect("a table");
         let error = set.labels_as(&table, LabelKind::Class).expect_err("a missing label");
         assert!(matches!(&error, LabelError::Missing { location } if location.row == 2), "{error}");
@@ -234,8 +228,7 @@ fn empty_label_is_missing_unless_rows_have_several() {
 #[test]
 fn filtered_rows_may_be_bad() {
     let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("x.csv");
-    fs::write(&path, "text,source\n,other\nfine,here\n").expect("written");
+    let path = write_file(&folder, "x.csv", "text,source\n,other\nfine,here\n");
     let table = Table::read(&TableSpec::new(&path, "text").with_filter("source", "here")).expect("a table");
     assert_eq!((table.texts()[0].as_str(), table.location(0).row), ("fine", 2));
     let error = Table::read(&TableSpec::new(&path, "text").with_filter("source", "nowhere")).expect_err("none");
@@ -248,8 +241,7 @@ fn files_without_rows_are_refused() {
     for (name, content) in
         [("a.csv", "text,label\n"), ("b.csv", ""), ("c.tsv", "text\n"), ("d.jsonl", "\n"), ("e.jsonl", "")]
     {
-        let path = folder.path().join(name);
-        fs::write(&path, content).expect("written");
+        let path = write_file(&folder, name, content);
         let error = Table::read(&TableSpec::new(path, "text")).expect_err("no rows");
         let is_right = match content.trim() {
             "" => matches!(error, ReadError::Empty { .. }),
@@ -278,8 +270,7 @@ fn damaged_files_are_reported() {
         ("c.jsonl", b"{\"text\": \"x\"}\n{\"text\": \n"),
         ("d.jsonl", b"[{\"text\": \"x\"}]\n"),
     ] {
-        let path = folder.path().join(name);
-        fs::write(&path, content).expect("written");
+        let path = write_file(&folder, name, content);
         let error = Table::read(&TableSpec::new(&path, "text")).expect_err("damaged");
         assert!(matches!(&error, ReadError::Corrupt { .. }), "{name}: {error}");
     }
@@ -288,8 +279,7 @@ fn damaged_files_are_reported() {
 #[test]
 fn unknown_format_and_missing_file_are_refused() {
     let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("x.txt");
-    fs::write(&path, "text\nfine\n").expect("written");
+    let path = write_file(&folder, "x.txt", "text\nfine\n");
     let error = Table::read(&TableSpec::new(&path, "text")).expect_err("which format?");
     assert!(matches!(&error, ReadError::UnknownFormat { .. }), "{error}");
     let spec = TableSpec { format: Some(Format::Tsv), ..TableSpec::new(&path, "text") };

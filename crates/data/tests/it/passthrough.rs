@@ -120,6 +120,10 @@ fn columns_of_one_name_are_refused_by_the_schema_check() {
     PredictionWriter::check_row_schema(&row_schema("predicted,text,predicted\n1,x,y\n")).expect("both are replaced");
 }
 
+fn one<T>(value: T) -> Vec<Option<T>> {
+    vec![Some(value), None]
+}
+
 /// Columns of two rows, the second of them null if the type allows it.
 fn columns() -> Vec<(&'static str, ArrayRef, &'static str)> {
     let struct_column = |column: ArrayRef| {
@@ -138,92 +142,63 @@ fn columns() -> Vec<(&'static str, ArrayRef, &'static str)> {
     numbers.append(false).expect("null");
     let items = || vec![Some(vec![Some(1_i64), None]), None];
     let list = || ListArray::from_iter_primitive::<Int64Type, _, _>(items());
-    let runs = RunArray::<Int32Type>::try_new(&Int32Array::from(vec![1, 2]), &StringArray::from(vec![Some("x"), None]));
+    let large_list = || LargeListArray::from_iter_primitive::<Int64Type, _, _>(items());
+    let fixed = FixedSizeBinaryArray::try_from_sparse_iter_with_size(one([1_u8, 2]).into_iter(), 2);
+    let decimal = Decimal128Array::from(one(-1050)).with_precision_and_scale(10, 2);
+    let decimal256 = Decimal256Array::from(one(i256::from_i128(5))).with_precision_and_scale(70, 1);
+    let dates: ArrayRef = Arc::new(Date32Array::from(vec![1]));
+    let runs = RunArray::<Int32Type>::try_new(&Int32Array::from(vec![1, 2]), &StringArray::from(one("x")));
     let union_fields = UnionFields::try_new(
         vec![0, 1],
         vec![Field::new("i", DataType::Int32, true), Field::new("s", DataType::Utf8, true)],
     );
     let children: Vec<ArrayRef> =
-        vec![Arc::new(Int32Array::from(vec![Some(1), None])), Arc::new(StringArray::from(vec![None, Some("x")]))];
+        vec![Arc::new(Int32Array::from(one(1))), Arc::new(StringArray::from(vec![None, Some("x")]))];
     let union = UnionArray::try_new(union_fields.expect("fields"), ScalarBuffer::from(vec![0_i8, 1]), None, children);
     let day = 86_400;
-    let utc = |zone: &str| TimestampSecondArray::from(vec![Some(day), None]).with_timezone(zone);
+    let utc = |zone: &str| TimestampSecondArray::from(one(day)).with_timezone(zone);
     vec![
-        ("bool", Arc::new(BooleanArray::from(vec![Some(true), None])), "true"),
-        ("i8", Arc::new(Int8Array::from(vec![Some(-1), None])), "-1"),
-        ("u64", Arc::new(UInt64Array::from(vec![Some(u64::MAX), None])), "18446744073709551615"),
-        ("f16", Arc::new(Float16Array::from(vec![Some(half::f16::from_f32(0.5)), None])), "0.5"),
-        ("f64", Arc::new(Float64Array::from(vec![Some(0.1), None])), "0.1"),
-        ("large", Arc::new(LargeStringArray::from(vec![Some("x"), None])), "x"),
-        ("view", Arc::new(StringViewArray::from(vec![Some("x"), None])), "x"),
-        ("binary", Arc::new(BinaryArray::from(vec![Some(&b"\xff\x00"[..]), None])), "ff00"),
-        ("large_binary", Arc::new(LargeBinaryArray::from(vec![Some(&b"\xff"[..]), None])), "ff"),
-        ("binary_view", Arc::new(BinaryViewArray::from(vec![Some(&b"\xff"[..]), None])), "ff"),
-        (
-            "fixed",
-            Arc::new(
-                FixedSizeBinaryArray::try_from_sparse_iter_with_size([Some([1_u8, 2]), None].into_iter(), 2)
-                    .expect("binary"),
-            ),
-            "0102",
-        ),
-        (
-            "decimal",
-            Arc::new(Decimal128Array::from(vec![Some(-1050), None]).with_precision_and_scale(10, 2).expect("a scale")),
-            "-10.50",
-        ),
-        (
-            "decimal256",
-            Arc::new(
-                Decimal256Array::from(vec![Some(i256::from_i128(5)), None])
-                    .with_precision_and_scale(70, 1)
-                    .expect("a scale"),
-            ),
-            "0.5",
-        ),
-        ("date", Arc::new(Date32Array::from(vec![Some(1), None])), "1970-01-02"),
-        ("date64", Arc::new(Date64Array::from(vec![Some(day * 1000), None])), "1970-01-02T00:00:00"),
-        ("time", Arc::new(Time32SecondArray::from(vec![Some(61), None])), "00:01:01"),
-        ("time64", Arc::new(Time64NanosecondArray::from(vec![Some(1), None])), "00:00:00.000000001"),
-        ("naive", Arc::new(TimestampMicrosecondArray::from(vec![Some(1), None])), "1970-01-01T00:00:00.000001"),
+        ("bool", Arc::new(BooleanArray::from(one(true))), "true"),
+        ("i8", Arc::new(Int8Array::from(one(-1))), "-1"),
+        ("u64", Arc::new(UInt64Array::from(one(u64::MAX))), "18446744073709551615"),
+        ("f16", Arc::new(Float16Array::from(one(half::f16::from_f32(0.5)))), "0.5"),
+        ("f64", Arc::new(Float64Array::from(one(0.1))), "0.1"),
+        ("large", Arc::new(LargeStringArray::from(one("x"))), "x"),
+        ("view", Arc::new(StringViewArray::from(one("x"))), "x"),
+        ("binary", Arc::new(BinaryArray::from(one(&b"\xff\x00"[..]))), "ff00"),
+        ("large_binary", Arc::new(LargeBinaryArray::from(one(&b"\xff"[..]))), "ff"),
+        ("binary_view", Arc::new(BinaryViewArray::from(one(&b"\xff"[..]))), "ff"),
+        ("fixed", Arc::new(fixed.expect("binary")), "0102"),
+        ("decimal", Arc::new(decimal.expect("a scale")), "-10.50"),
+        ("decimal256", Arc::new(decimal256.expect("a scale")), "0.5"),
+        ("date", Arc::new(Date32Array::from(one(1))), "1970-01-02"),
+        ("date64", Arc::new(Date64Array::from(one(day * 1000))), "1970-01-02T00:00:00"),
+        ("time", Arc::new(Time32SecondArray::from(one(61))), "00:01:01"),
+        ("time64", Arc::new(Time64NanosecondArray::from(one(1))), "00:00:00.000000001"),
+        ("naive", Arc::new(TimestampMicrosecondArray::from(one(1))), "1970-01-01T00:00:00.000001"),
         ("utc", Arc::new(utc("UTC")), "1970-01-02T00:00:00Z"),
         ("offset", Arc::new(utc("+02:00")), "1970-01-02T02:00:00+02:00"),
         ("berlin", Arc::new(utc("Europe/Berlin")), "1970-01-02T01:00:00+01:00"),
         ("nowhere", Arc::new(utc("No/Where")), "1970-01-02T00:00:00Z"),
-        ("never", Arc::new(TimestampSecondArray::from(vec![Some(i64::MAX), None])), "9223372036854775807"),
-        (
-            "nanos",
-            Arc::new(TimestampNanosecondArray::from(vec![Some(i64::MIN), None])),
-            "1677-09-21T00:12:43.145224192",
-        ),
-        ("duration", Arc::new(DurationSecondArray::from(vec![Some(90), None])), "PT90S"),
-        ("months", Arc::new(IntervalYearMonthArray::from(vec![Some(14), None])), "1 years 2 mons"),
-        ("days", Arc::new(IntervalDayTimeArray::from(vec![Some(IntervalDayTime::new(1, 0)), None])), "1 days"),
+        ("never", Arc::new(TimestampSecondArray::from(one(i64::MAX))), "9223372036854775807"),
+        ("nanos", Arc::new(TimestampNanosecondArray::from(one(i64::MIN))), "1677-09-21T00:12:43.145224192"),
+        ("duration", Arc::new(DurationSecondArray::from(one(90))), "PT90S"),
+        ("months", Arc::new(IntervalYearMonthArray::from(one(14))), "1 years 2 mons"),
+        ("days", Arc::new(IntervalDayTimeArray::from(one(IntervalDayTime::new(1, 0)))), "1 days"),
         (
             "interval",
-            Arc::new(IntervalMonthDayNanoArray::from(vec![Some(IntervalMonthDayNano::new(1, 2, 0)), None])),
+            Arc::new(IntervalMonthDayNanoArray::from(one(IntervalMonthDayNano::new(1, 2, 0)))),
             "1 mons 2 days",
         ),
         ("null", Arc::new(NullArray::new(2)), ""),
         ("words", Arc::new(DictionaryArray::<Int32Type>::from_iter([Some("x"), None])), "x"),
-        (
-            "dates",
-            Arc::new(DictionaryArray::<Int32Type>::new(
-                Int32Array::from(vec![Some(0), None]),
-                Arc::new(Date32Array::from(vec![1])),
-            )),
-            "1970-01-02",
-        ),
+        ("dates", Arc::new(DictionaryArray::new(Int32Array::from(one(0)), dates)), "1970-01-02"),
         ("runs", Arc::new(runs.expect("runs")), "x"),
         ("list", Arc::new(list()), "1|"),
-        ("large_list", Arc::new(LargeListArray::from_iter_primitive::<Int64Type, _, _>(items())), "[1,null]"),
+        ("large_list", Arc::new(large_list()), "[1,null]"),
         ("fixed_list", Arc::new(FixedSizeListArray::from_iter_primitive::<Int64Type, _, _>(items(), 2)), "[1,null]"),
         ("list_view", Arc::new(ListViewArray::from(list())), "[1,null]"),
-        (
-            "large_list_view",
-            Arc::new(LargeListViewArray::from(LargeListArray::from_iter_primitive::<Int64Type, _, _>(items()))),
-            "[1,null]",
-        ),
+        ("large_list_view", Arc::new(LargeListViewArray::from(large_list())), "[1,null]"),
         ("struct", struct_column(Arc::new(utc("UTC"))), "{\"a\":\"1970-01-02T00:00:00Z\"}"),
         ("struct_nowhere", struct_column(Arc::new(utc("No/Where"))), "{\"a\":\"1970-01-02T00:00:00Z\"}"),
         ("map", Arc::new(words.finish()), "{\"k\":1}"),

@@ -131,8 +131,7 @@ fn multi_label_and_value_predictions() {
         "{\"label\":\"good\",\"predicted\":\"good\",\"probability\":0.75}\n\
          {\"label\":null,\"predicted\":\"good\",\"probability\":0.75}\n"
     );
-    let value = spec(&["score"], LabelKind::Value);
-    let value = OutputSpec { probabilities: true, ..value };
+    let value = OutputSpec { probabilities: true, ..spec(&["score"], LabelKind::Value) };
     let only = rows(content, Format::Jsonl, &labelled(Passthrough::None));
     let numbers = [vec![-1.5], vec![0.1]];
     assert_eq!(write_stream(only, Format::Csv, value, &numbers), "label,predicted\n,-1.5\n,0.1\n");
@@ -141,12 +140,8 @@ fn multi_label_and_value_predictions() {
         write(Format::Jsonl, spec(&["score"], LabelKind::Value), &not_a_number),
         "{\"text\":\"x\",\"label\":null,\"predicted\":null}\n{\"text\":\"y\",\"label\":null,\"predicted\":0.1}\n"
     );
-    let joined = PredictionWriter::to_writer(
-        io::sink(),
-        Format::Csv,
-        spec(&["a|b", "c"], LabelKind::Multi),
-        &input().row_schema(),
-    );
+    let with_separator = spec(&["a|b", "c"], LabelKind::Multi);
+    let joined = PredictionWriter::to_writer(io::sink(), Format::Csv, with_separator, &input().row_schema());
     assert!(matches!(joined, Err(WriteError::Name { .. })));
 }
 

@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use parquet::basic::Compression;
+use sepal_core::in_one_line;
 use sepal_data::{
     BadRowPolicy, CellProblem, Format, Passthrough, RawLabel, ReadError, RowSpec, RowStream, Rows, TextColumnOrigin,
 };
 use tempfile::TempDir;
 
-use crate::support::{error_chain, write_arrow, write_arrow_stream, write_parquet};
+use crate::support::{write_arrow, write_arrow_stream, write_file, write_parquet};
 
 const TEXTS: [&str; 5] = ["A \"fine\" film,\nin two lines", "dull", "007", "été 🎬", "the end"];
 
@@ -102,8 +103,7 @@ fn lines_are_texts() {
     assert_eq!((rows.numbers, rows.skipped[0].location.row), (vec![1, 3, 4], 2));
     assert_eq!((lines.read(), lines.skipped(), lines.next().is_none()), (4, 1, true));
     let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("x.txt");
-    fs::write(&path, content).expect("written");
+    let path = write_file(&folder, "x.txt", content);
     let rows = RowStream::open(&path, &RowSpec::default()).expect("a file").next().expect("a chunk").expect("rows");
     assert_eq!(rows.len(), 3);
 }
@@ -234,7 +234,7 @@ fn damage_is_reported_after_the_rows_before_it() {
         assert_eq!(chunks.len(), 4, "{format}");
         assert!(chunks[..3].iter().all(Result::is_ok), "{format}");
         let error = chunks[3].as_ref().expect_err("damaged");
-        let text = error_chain(error);
+        let text = in_one_line(error);
         assert!(matches!(error, ReadError::Corrupt { .. }) && !text.contains("row 150"), "one location: {text}");
         assert!(text.contains(location), "{text}");
     }

@@ -1,6 +1,5 @@
 //! Surveys of typical files.
 
-use std::fs;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, Int64Array, ListArray, RecordBatch, StringArray};
@@ -8,12 +7,11 @@ use arrow::datatypes::Int64Type;
 use parquet::basic::Compression;
 use sepal_data::{ColumnKind, Count, LabelKind, ReadError, Survey, SurveyOptions, survey};
 
-use crate::support::write_parquet;
+use crate::support::{write_file, write_parquet};
 
 fn survey_of(name: &str, content: &str) -> Survey {
     let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join(name);
-    fs::write(&path, content).expect("written");
+    let path = write_file(&folder, name, content);
     survey(&path, &SurveyOptions::default()).expect(name)
 }
 
@@ -64,10 +62,8 @@ fn survey_finds_numbered_classes() {
 #[test]
 fn survey_finds_pairs_and_scores() {
     let row = |i: usize| format!("{i}\tfirst text {i}\tsecond text {i}\t{}\n", (i * 7 % 50) as f64 / 10.0);
-    let survey = survey_of(
-        "x.tsv",
-        &("index\tsentence1\tsentence2\tscore\n".to_owned() + &(0..60).map(row).collect::<String>()),
-    );
+    let content = "index\tsentence1\tsentence2\tscore\n".to_owned() + &(0..60).map(row).collect::<String>();
+    let survey = survey_of("x.tsv", &content);
     let pair = survey.pair.as_ref().expect("a pair");
     assert_eq!((text(&survey), pair.column.as_str()), ("sentence1", "sentence2"));
     let label = survey.label.as_ref().expect("a label");
@@ -98,10 +94,8 @@ fn survey_reads_lists_and_metadata_of_parquet() {
     assert_eq!((label.column.as_str(), label.classes[1].name.as_deref()), ("label", Some("spam")));
     let tags = survey.label_alternatives.iter().find(|choice| choice.column == "tags").expect("tags");
     assert_eq!(tags.kind, LabelKind::Multi);
-    assert_eq!(
-        tags.classes.iter().map(|class| (class.value.as_str(), class.rows)).collect::<Vec<_>>(),
-        [("0", 26), ("1", 13)]
-    );
+    let counts: Vec<_> = tags.classes.iter().map(|class| (class.value.as_str(), class.rows)).collect();
+    assert_eq!(counts, [("0", 26), ("1", 13)]);
 
     let some = SurveyOptions { max_rows: Some(10), ..SurveyOptions::default() };
     let part = sepal_data::survey(&path, &some).expect("a survey");
@@ -235,13 +229,11 @@ fn survey_of_empty_or_damaged_file_is_refused() {
         ("b.jsonl", "", "it is empty"),
         ("c.csv", "", "it is empty"),
     ] {
-        let path = folder.path().join(name);
-        fs::write(&path, content).expect("written");
+        let path = write_file(&folder, name, content);
         let error = survey(&path, &SurveyOptions::default()).expect_err("no rows");
         assert!(error.to_string().ends_with(expected), "{error}");
     }
-    let path = folder.path().join("x.parquet");
-    fs::write(&path, "PAR1 and no more").expect("written");
+    let path = write_file(&folder, "x.parquet", "PAR1 and no more");
     let error = survey(&path, &SurveyOptions::default()).expect_err("damaged");
     assert!(matches!(error, ReadError::Corrupt { .. }), "{error}");
 }

@@ -6,7 +6,6 @@ use sepal_metrics::{self as metrics, Average, Scores, multilabel};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// Tolerance of a value.
 const NEAR: f64 = 1e-9;
 
 #[derive(Deserialize)]

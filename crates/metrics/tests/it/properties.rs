@@ -31,7 +31,6 @@ fn near(a: f64, b: f64) -> bool {
     (a - b).abs() < 1e-9
 }
 
-/// All scalar measures of classes.
 fn all(predicted: &[i64], actual: &[i64]) -> Vec<f64> {
     let averaged = |how| metrics::averaged(predicted, actual, how).expect("scores");
     let mut all: Vec<f64> = [Average::Macro, Average::Micro, Average::Weighted]

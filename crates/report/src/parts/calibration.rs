@@ -94,21 +94,17 @@ fn bar(i: usize, bin: &Bin, most: usize) -> Bar {
 }
 
 fn table(bins: &[Bin], hits: &str) -> String {
-    let mut table = Table::new("Bins of probability", &["From", "Predictions", "Probability", &text::capital(hits)]);
+    let mut table =
+        Table::new("Bins of probability", &["From", "Predictions", "Probability", text::capital(hits).as_str()]);
     // With two classes the prediction has at least one half, so lower bins are always empty.
     let some = |bin: &Bin| bin.count > 0;
     let (first, last) = (bins.iter().position(some).unwrap_or(0), bins.iter().rposition(some).unwrap_or(0));
-    table.rows = bins
-        .iter()
-        .enumerate()
-        .take(last + 1)
-        .skip(first)
-        .map(|(i, bin)| {
-            let shown = |share: f64| if bin.count > 0 { text::percent(share, 1) } else { text::MISSING.to_owned() };
-            let numbers = [text::count(bin.count as u64), shown(bin.confidence), shown(bin.accuracy)].map(Cell::number);
-            let range = format!("{:.0}–{:.0}\u{a0}%", edge(i) * 100.0, edge(i + 1) * 100.0);
-            std::iter::once(Cell::words(range)).chain(numbers).collect()
-        })
-        .collect();
+    let row = |(i, bin): (usize, &Bin)| {
+        let shown = |share: f64| if bin.count > 0 { text::percent(share, 1) } else { text::MISSING.to_owned() };
+        let numbers = [text::count(bin.count as u64), shown(bin.confidence), shown(bin.accuracy)].map(Cell::number);
+        let range = format!("{:.0}–{:.0}\u{a0}%", edge(i) * 100.0, edge(i + 1) * 100.0);
+        std::iter::once(Cell::words(range)).chain(numbers).collect()
+    };
+    table.rows = bins.iter().enumerate().take(last + 1).skip(first).map(row).collect();
     table.html()
 }

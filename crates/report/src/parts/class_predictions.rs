@@ -11,9 +11,7 @@ pub(crate) struct Classes<'a> {
     pub(crate) names: Vec<String>,
     /// Index of each class among the probabilities.
     positions: Vec<Option<usize>>,
-    /// True class of each row.
     pub(crate) actual: Vec<usize>,
-    /// Predicted class of each row.
     pub(crate) predicted: Vec<usize>,
     /// Probabilities, `[rows][n_labels]`.
     pub(crate) probabilities: &'a [Vec<f32>],
@@ -58,7 +56,6 @@ impl<'a> Classes<'a> {
         all.iter().copied().filter(|p| p.is_finite()).reduce(f32::max).map_or(f64::NAN, f64::from)
     }
 
-    /// Returns true if the prediction of a row is right.
     pub(crate) fn hit(&self, row: usize) -> bool {
         self.actual[row] == self.predicted[row]
     }

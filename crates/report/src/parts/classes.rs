@@ -189,14 +189,11 @@ fn pairs(names: &[String], confusion: &Confusion) -> String {
     }
     let mut table = Table::new("What is mistaken most often", &["Class", "taken for", "Rows", "of the class"]);
     table.head[1].class = "";
-    table.rows = mistaken
-        .iter()
-        .take(10)
-        .map(|&(actual, predicted, rows)| {
-            let share = rows as f64 / confusion.support(actual) as f64;
-            let numbers = [text::count(rows as u64), text::percent(share, 1)].map(Cell::number);
-            [Cell::cut(&names[actual], 48), Cell::cut(&names[predicted], 48)].into_iter().chain(numbers).collect()
-        })
-        .collect();
+    let row = |&(actual, predicted, rows): &(usize, usize, usize)| {
+        let share = rows as f64 / confusion.support(actual) as f64;
+        let numbers = [text::count(rows as u64), text::percent(share, 1)].map(Cell::number);
+        [Cell::cut(&names[actual], 48), Cell::cut(&names[predicted], 48)].into_iter().chain(numbers).collect()
+    };
+    table.rows = mistaken.iter().take(10).map(row).collect();
     table.html()
 }

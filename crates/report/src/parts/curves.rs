@@ -8,7 +8,6 @@ use crate::page::{Section, missing, side_by_side};
 use crate::read::Run;
 use crate::text;
 
-/// Section with the curves of training.
 pub(crate) fn section(run: &Run) -> Option<Section> {
     let charts = [
         vec![loss(run), accuracy(run)],

@@ -113,13 +113,11 @@ fn training(run: &Run) -> Vec<Line> {
     lines.extend(option("optimizer.with.lr").map(|lr| words("learning rate", lr)));
     lines.push(words("tokens", format!("{} without prompts", text::count(manifest.train_tokens))));
     lines.push(words("time", format!("{}, of it training {}", clock(manifest.seconds), clock(manifest.train_seconds))));
-    lines.push(words(
-        "ended",
-        manifest.ended_early.clone().unwrap_or_else(|| super::headline::state(run).word.to_owned()),
-    ));
+    let ended = manifest.ended_early.as_deref().unwrap_or_else(|| super::headline::state(run).word);
+    lines.push(words("ended", ended));
     lines.push(words("seed", manifest.seed.to_string()));
-    lines
-        .push(words("versions", format!("Sepal {}, libtorch {}", manifest.versions.sepal, manifest.versions.libtorch)));
+    let versions = &manifest.versions;
+    lines.push(words("versions", format!("Sepal {}, libtorch {}", versions.sepal, versions.libtorch)));
     lines
 }
 

@@ -20,7 +20,6 @@ struct Headline {
     notices: Vec<Notice>,
 }
 
-/// Large number with a description.
 struct Large {
     value: String,
     what: String,
@@ -120,22 +119,16 @@ fn facts(run: &Run) -> Vec<Large> {
     let skipped =
         if manifest.skipped_steps > 0 { format!("steps, {} skipped", manifest.skipped_steps) } else { "steps".into() };
     let share = manifest.parameters.trainable as f64 / manifest.parameters.total as f64;
+    let trained = format!("numbers trained, {} of all", text::percent(share, 2));
+    let time = match manifest.seconds {
+        ..59.5 => "in all",
+        ..3600.0 => "minutes in all",
+        _ => "hours in all",
+    };
     let mut facts = vec![
-        large(
-            text::seconds(manifest.seconds),
-            if manifest.seconds < 59.5 {
-                "in all"
-            } else if manifest.seconds < 3600.0 {
-                "minutes in all"
-            } else {
-                "hours in all"
-            },
-        ),
+        large(text::seconds(manifest.seconds), time),
         Large { value: text::count(manifest.steps), what: skipped },
-        large(
-            text::count(manifest.parameters.trainable),
-            &format!("numbers trained, {} of all", text::percent(share, 2)),
-        ),
+        large(text::count(manifest.parameters.trainable), &trained),
     ];
     if manifest.train_seconds > 0.0 {
         let speed = manifest.train_tokens as f64 / manifest.train_seconds;

@@ -15,7 +15,6 @@ const MAX_CHARS: usize = 800;
 /// Number of characters of a collapsed text.
 const SHORT: usize = 240;
 
-/// Section with the worst mistakes.
 pub(crate) fn section(run: &Run) -> Option<Section> {
     let predictions = run.predictions.as_ref()?;
     let (title, what, mistakes) = match &predictions.outcomes {
@@ -77,7 +76,6 @@ struct Item {
     facts: Vec<Fact>,
 }
 
-/// Text with its collapsed form.
 struct Text {
     short: Option<String>,
     whole: String,
@@ -151,14 +149,8 @@ fn label_mistakes(
         for (label, ((actual, predicted), p)) in actual.iter().zip(predicted).zip(probabilities).enumerate() {
             let (is_labelled, is_predicted, p) = (*actual >= 0.5, *predicted >= 0.5, f64::from(*p));
             if is_labelled != is_predicted {
-                let facts = vec![
-                    fact(
-                        if is_labelled { "missed" } else { "wrongly given" },
-                        &names[label],
-                        if is_labelled { "true" } else { "wrong" },
-                    ),
-                    fact("its probability", &text::percent(p, 1), ""),
-                ];
+                let (name, class) = if is_labelled { ("missed", "true") } else { ("wrongly given", "wrong") };
+                let facts = vec![fact(name, &names[label], class), fact("its probability", &text::percent(p, 1), "")];
                 mistakes.push(Mistake { row, weight: if is_labelled { 1.0 - p } else { p }, facts });
             }
         }

@@ -35,7 +35,6 @@ pub(crate) fn section(run: &Run) -> Option<Section> {
     Some(Section::new("quality", "Quality", parts))
 }
 
-/// Tables of all metrics and of all evaluations.
 fn metrics(run: &Run) -> Vec<String> {
     let evaluations = &run.history.evaluations;
     if evaluations.is_empty() && run.manifest.metrics.is_empty() {
@@ -108,19 +107,13 @@ fn all(evaluations: &[EvaluationRecord]) -> String {
         .chain(names.iter().map(|name| text::metric_name(name)))
         .chain(["Time".to_owned()])
         .collect();
-    let mut table = Table::new(caption, &head.iter().map(String::as_str).collect::<Vec<_>>());
-    table.rows = evaluations
-        .iter()
-        .rev()
-        .step_by(every)
-        .map(|one| {
-            let step = Cell::words(text::count(one.step));
-            let measures = names
-                .iter()
-                .map(|name| Cell::number(text::or_missing(Some(value(one, name)), |value| text::metric(name, value))));
-            std::iter::once(step).chain(measures).chain([Cell::number(text::seconds(one.seconds))]).collect()
-        })
-        .collect();
+    let mut table = Table::new(caption, &head);
+    let cells = |one: &EvaluationRecord| {
+        let show = |name: &&str| text::or_missing(Some(value(one, name)), |value| text::metric(name, value));
+        let measures = names.iter().map(show).chain([text::seconds(one.seconds)]).map(Cell::number);
+        std::iter::once(Cell::words(text::count(one.step))).chain(measures).collect()
+    };
+    table.rows = evaluations.iter().rev().step_by(every).map(cells).collect();
     table.rows.reverse();
     table.html()
 }

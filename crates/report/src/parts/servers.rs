@@ -1,3 +1,5 @@
+use sepal_track::ServerUsage;
+
 use crate::page::{Section, missing, paragraph};
 use crate::read::Run;
 use crate::table::{Cell, Table};
@@ -26,28 +28,19 @@ pub(crate) fn section(run: &Run) -> Option<Section> {
         let cut = if servers.len() > LISTED { format!("; the {LISTED} with the most calls") } else { String::new() };
         let (calls, failures) = (text::counted(calls, "call", "calls"), text::counted(failures, "failure", "failures"));
         let all = text::counted(servers.len() as u64, "server", "servers");
-        let mut table = Table::new(
-            format!("{all}, {calls}, {failures}{cut}"),
-            &["Server", "Blocks", "Calls", "Failures", "Failed"],
-        );
+        let caption = format!("{all}, {calls}, {failures}{cut}");
+        let mut table = Table::new(caption, &["Server", "Blocks", "Calls", "Failures", "Failed"]);
         let mut listed: Vec<_> = servers.iter().collect();
         if listed.len() > LISTED {
             listed.sort_by_key(|one| std::cmp::Reverse(one.calls));
             listed.truncate(LISTED);
         }
-        table.rows = listed
-            .iter()
-            .map(|one| {
-                let failed = one.failures as f64 / (one.calls + one.failures).max(1) as f64;
-                let numbers = [
-                    text::cut(&one.blocks, 40),
-                    text::count(one.calls),
-                    text::count(one.failures),
-                    text::percent(failed, 1),
-                ];
-                std::iter::once(Cell::cut(&one.server, 48)).chain(numbers.map(Cell::number)).collect()
-            })
-            .collect();
+        let row = |one: &&ServerUsage| {
+            let failed = text::percent(one.failures as f64 / (one.calls + one.failures).max(1) as f64, 1);
+            let numbers = [text::cut(&one.blocks, 40), text::count(one.calls), text::count(one.failures), failed];
+            std::iter::once(Cell::cut(&one.server, 48)).chain(numbers.map(Cell::number)).collect()
+        };
+        table.rows = listed.iter().map(row).collect();
         parts.push(table.html());
     }
     Some(Section::new("servers", "Servers", parts))

@@ -32,20 +32,14 @@ pub(crate) fn section(run: &Run) -> Option<Section> {
          with each is their cosine similarity, 1 for the same direction, and a low one says that the prompt has gone \
          where no token is. A space is shown as ␣, a line break as \\n.{cut}"
     );
-    let prompts = all.iter().take(SHOWN).map(|near| Prompt {
-        number: near.prompt,
-        words: near
-            .words
-            .iter()
-            .take(WORDS)
-            .map(|(word, cosine)| {
-                (
-                    text::cut(&visible(word), 32),
-                    text::or_missing(Some(*cosine), |c| format!("{c:.2}").replace('-', "−")),
-                )
-            })
-            .collect(),
-    });
+    let shown = |(word, cosine): &(String, f64)| {
+        let cosine = text::or_missing(Some(*cosine), |cosine| format!("{cosine:.2}").replace('-', "−"));
+        (text::cut(&visible(word), 32), cosine)
+    };
+    let prompts = all
+        .iter()
+        .take(SHOWN)
+        .map(|near| Prompt { number: near.prompt, words: near.words.iter().take(WORDS).map(shown).collect() });
     Some(Section::new("words", "Prompts", [paragraph(&lead), render(&Words { prompts: prompts.collect() })]))
 }
 

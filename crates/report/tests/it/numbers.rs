@@ -3,7 +3,7 @@
 use sepal_data::Labels;
 use sepal_report::{Run, compare, report};
 
-use crate::fixture::{self, Rows, RunFixture, evaluation, manifest, pipeline, steps};
+use crate::fixture::{self, Rows, RunFixture, evaluation, manifest, pipeline, server, steps};
 use crate::{parse, row, run, texts};
 
 /// Four rows of three classes: a, a, b, c, predicted a, b, b, a.
@@ -25,13 +25,8 @@ fn small() -> RunFixture {
     manifest.metrics = [("accuracy".to_owned(), 0.5), ("f1".to_owned(), 0.3889)].into();
     let first = evaluation(10, 4, 1.5, &[("accuracy", 0.75), ("f1", 0.2)]);
     let evaluations = vec![first, evaluation(20, 4, 1.25, &[("accuracy", 0.5), ("f1", 0.3889)])];
-    RunFixture {
-        manifest,
-        pipeline: pipeline("small", &names),
-        steps: steps(20, 4),
-        evaluations,
-        predictions: Some(rows),
-    }
+    let pipeline = pipeline("small", &names);
+    RunFixture { manifest, pipeline, steps: steps(20, 4), evaluations, predictions: Some(rows) }
 }
 
 #[test]
@@ -163,13 +158,11 @@ fn compare_leaves_out_copies_of_accuracy() {
 #[test]
 fn in_process_traffic_is_not_called_sent() {
     let mut made = small();
-    let server =
-        |name: &str| sepal_track::ServerUsage { server: name.into(), blocks: "0:30".into(), calls: 9, failures: 0 };
-    made.manifest.servers = vec![server("embedded")];
+    made.manifest.servers = vec![server("embedded", "0:30", 9, 0)];
     let html = parse(&report(&run("here", &made)));
     assert!(texts(&html, ".facts span").contains(&"to the blocks, in this process".to_owned()));
     assert!(texts(&html, "#servers p")[0].contains("none over a network"));
-    made.manifest.servers.push(server("10.0.0.5:4000"));
+    made.manifest.servers.push(server("10.0.0.5:4000", "0:30", 9, 0));
     let html = parse(&report(&run("there", &made)));
     assert!(texts(&html, ".facts span").contains(&"sent to servers".to_owned()));
 }

@@ -24,9 +24,7 @@ pub(super) struct Scheme {
 
 /// Split into matches and the texts between them.
 enum Split {
-    /// Each digit.
     Digits,
-    /// Each match of the pattern.
     Pattern(&'static str),
 }
 

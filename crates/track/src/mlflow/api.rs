@@ -129,11 +129,8 @@ impl MlflowError {
 
 /// First five names, and the number of the others.
 fn list_names(names: &[String]) -> String {
-    let mut list_names = names.iter().take(5).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    if names.len() > 5 {
-        list_names.push_str(&format!(" and {} more", names.len() - 5));
-    }
-    list_names
+    let first = names.iter().take(5).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    if names.len() > 5 { format!("{first} and {} more", names.len() - 5) } else { first }
 }
 
 impl From<reqwest::Error> for MlflowError {
@@ -152,14 +149,12 @@ pub(super) fn address(uri: &str) -> Result<String, MlflowError> {
     }
 }
 
-/// Run on the server.
 #[derive(Debug, Clone)]
 pub(super) struct ApiRun {
     pub(super) run_id: String,
     artifact_uri: String,
 }
 
-/// Client for the requests of a run.
 pub(super) struct Api {
     client: Client,
     base: String,

@@ -33,11 +33,8 @@ const NAMES: NameRule = NameRule { allows: |c| is_word(c) || "-. :/".contains(c)
 
 /// Names for a server that refused the one by [`NAMES`]: a server on Windows, of an older Unicode version, or with a
 /// database that ignores case.
-const PLAIN_NAMES: NameRule = NameRule {
-    allows: |c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-. /".contains(c),
-    is_path: true,
-    max_chars: 250,
-};
+const PLAIN_NAMES: NameRule =
+    NameRule { allows: |c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-. /".contains(c), ..NAMES };
 
 /// Maximum length of a text at each fallback level; servers before 2.8 accept 500 characters of a parameter, those
 /// before 1.28 accept 250.
@@ -108,7 +105,6 @@ pub(super) struct Outbox {
     overflowed: usize,
 }
 
-/// State of a name with regard to refusals.
 #[derive(Debug, Default)]
 struct NameState {
     fallback: usize,

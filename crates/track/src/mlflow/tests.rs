@@ -47,10 +47,8 @@ fn run_is_sent_in_few_requests() {
         ]
     );
     let requests = server.requests();
-    assert_eq!(
-        (&requests[2].json()["experiment_id"], &requests[2].json()["run_name"]),
-        (&json!("4"), &json!("demo-1"))
-    );
+    let created = requests[2].json();
+    assert_eq!((&created["experiment_id"], &created["run_name"]), (&json!("4"), &json!("demo-1")));
     let params = requests[3].json()["params"].clone();
     assert!(keys(&params).contains(&"data.where.a_x25_b") && keys(&params).contains(&"trainable"), "{params}");
     assert!(params.to_string().contains(&"ü".repeat(600)));

@@ -8,7 +8,6 @@ use super::proto::{Event, EventKind};
 use crate::WriteError;
 use crate::scalars::since_epoch;
 
-/// Append-only event file.
 #[derive(Debug)]
 pub(super) struct EventFile {
     path: PathBuf,
@@ -37,11 +36,8 @@ impl EventFile {
 
     /// Appends an event in one write, so that readers see either all of it or an incomplete frame.
     pub(super) fn append(&mut self, step: u64, kind: EventKind) -> Result<(), WriteError> {
-        let event = Event {
-            wall_time: since_epoch().as_secs_f64(),
-            step: i64::try_from(step).unwrap_or(i64::MAX),
-            kind: Some(kind),
-        };
+        let step = i64::try_from(step).unwrap_or(i64::MAX);
+        let event = Event { wall_time: since_epoch().as_secs_f64(), step, kind: Some(kind) };
         let frame = frame(&event.encode_to_vec());
         self.file.write_all(&frame).map_err(|source| WriteError { path: self.path.clone(), source })
     }

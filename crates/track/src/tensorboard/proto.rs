@@ -167,13 +167,10 @@ impl Summary {
 
     /// Summary with the options, for the comparison of runs.
     pub(super) fn hparams(run: &RunInfo) -> Self {
-        let hparams =
-            run.options.iter().map(|(key, value)| (key.clone(), HparamValue { kind: Some(parse_kind(value)) }));
-        let start = SessionStart {
-            hparams: hparams.collect(),
-            group_name: run.id.clone(),
-            start_time_secs: since_epoch().as_secs_f64(),
-        };
+        let hparam = |(key, value): &(String, String)| (key.clone(), HparamValue { kind: Some(parse_kind(value)) });
+        let hparams = run.options.iter().map(hparam).collect();
+        let start_time_secs = since_epoch().as_secs_f64();
+        let start = SessionStart { hparams, group_name: run.id.clone(), start_time_secs };
         Self::session("_hparams_/session_start_info", Session::Start(start))
     }
 
@@ -184,12 +181,8 @@ impl Summary {
 
     fn session(tag: &str, session: Session) -> Self {
         let content = HparamsData { session: Some(session) }.encode_to_vec();
-        Self::plugin_value(
-            tag,
-            "hparams",
-            content,
-            TensorProto { dtype: FLOAT, float_val: vec![0.0], ..empty_vector() },
-        )
+        let tensor = TensorProto { dtype: FLOAT, float_val: vec![0.0], ..empty_vector() };
+        Self::plugin_value(tag, "hparams", content, tensor)
     }
 
     fn plugin_value(tag: &str, plugin: &str, content: Vec<u8>, tensor: TensorProto) -> Self {

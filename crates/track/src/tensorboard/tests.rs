@@ -16,7 +16,6 @@ fn masked(bytes: &[u8]) -> u32 {
     crc.rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
-/// Value of a message field.
 #[derive(Debug, Clone, PartialEq)]
 enum Field<'a> {
     Varint(u64),
@@ -96,7 +95,6 @@ fn event_step(event: &[u8]) -> u64 {
     }
 }
 
-/// Scalars of an event by tag.
 fn scalars(event: &[u8]) -> Vec<(String, f32)> {
     let values = fields(bytes(event, 5)).into_iter().map(|(number, value)| match value {
         Field::Bytes(value) if number == 1 => value,

@@ -21,7 +21,6 @@ const FIRST: u8 = 2;
 const MIDDLE: u8 = 3;
 const LAST: u8 = 4;
 
-/// Append-only log.
 #[derive(Debug)]
 pub(super) struct Log {
     path: PathBuf,

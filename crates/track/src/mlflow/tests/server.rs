@@ -19,7 +19,6 @@ impl Request {
     }
 }
 
-/// Loopback server that answers by a function and logs its requests.
 pub(super) struct Server {
     pub(super) uri: String,
     requests: Arc<Mutex<Vec<Request>>>,
@@ -60,7 +59,6 @@ impl Server {
         batches.flat_map(|batch| batch[kind].as_array().cloned().unwrap_or_default()).collect()
     }
 
-    /// Requests received at these paths.
     pub(super) fn requests_at(&self, path: &str) -> Vec<Request> {
         self.requests().into_iter().filter(|request| request.line.contains(path)).collect()
     }
