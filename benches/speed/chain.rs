@@ -40,13 +40,9 @@ pub(crate) fn measure(rounds: usize, checkpoint: &Checkpoint) -> Section {
     for ((chain, parts), seconds_of) in chains.iter().zip(CHAINS).zip(seconds) {
         let ratio = seconds_of / seconds[0];
         let idle: Vec<String> = idle(chain, &inputs, rounds).iter().map(|share| format!("{share:.2}")).collect();
-        section.row([
-            Cell::count(parts.len()),
-            Cell::Text(parts.join(" ")),
-            Cell::Number(seconds_of, 3),
-            Cell::Number(ratio, 3),
-            Cell::Text(idle.join(" ")),
-        ]);
+        let [step, of_one] = [seconds_of, ratio].map(|value| Cell::Number(value, 3));
+        let [blocks, idle] = [parts.join(" "), idle.join(" ")].map(Cell::Text);
+        section.row([Cell::count(parts.len()), blocks, step, of_one, idle]);
         if parts.len() > 1 {
             let target = (parts.len() == 4).then_some(AtMost(1.1));
             section.figure(format!("{} servers / one server", parts.len()), ratio, target);

@@ -33,14 +33,9 @@ pub(crate) fn measure(rounds: usize, _: &Checkpoint) -> Section {
         let seconds = Turns::all(rounds).medians([&|| step(0), &|| step(1), &|| step(2), &|| step(3), &|| step(4)]);
         let xs = points.map(|(x, ..)| x as f64);
         let line = Line::fit(axis, xs.into_iter().zip(seconds).collect());
-        section.row([
-            axis.into(),
-            Cell::Number(xs[0], 0),
-            Cell::Number(xs[4], 0),
-            Cell::Number(seconds[0], 3),
-            Cell::Number(seconds[4], 3),
-            Cell::Number(line.r2, 4),
-        ]);
+        let [from, to] = [xs[0], xs[4]].map(|x| Cell::Number(x, 0));
+        let [seconds_from, seconds_to] = [seconds[0], seconds[4]].map(|seconds| Cell::Number(seconds, 3));
+        section.row([axis.into(), from, to, seconds_from, seconds_to, Cell::Number(line.r2, 4)]);
         section.figure(format!("R2 of the step against {axis}"), line.r2, AtLeast(0.99));
         section.line(line);
     }

@@ -1,7 +1,5 @@
 //! Server processes as `sepal serve` starts them.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -10,7 +8,7 @@ use sepal_swarm::Endpoint;
 
 use crate::model::{smollm2, write_checkpoint};
 use crate::step::connect;
-use sepal_integration_tests::fixture::{Fixture, Server};
+use sepal_integration_tests::fixture::{Fixture, Server, http_get};
 
 /// Checkpoint with SmolLM2's shape, written on first use.
 #[derive(Default)]
@@ -60,11 +58,7 @@ impl Process {
 
     /// Returns the seconds of computation so far, from the metrics.
     pub(crate) fn computed(&self) -> f64 {
-        let mut stream = TcpStream::connect(&self.http).expect("connected");
-        let request = format!("GET /metrics HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.http);
-        stream.write_all(request.as_bytes()).expect("asked");
-        let mut page = String::new();
-        stream.read_to_string(&mut page).expect("an answer");
+        let (_, page) = http_get(&self.http, "/metrics");
         let sums = page.lines().filter(|line| line.starts_with("sepal_compute_seconds_sum"));
         sums.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
@@ -74,7 +68,6 @@ impl Process {
     }
 }
 
-/// Returns the peak memory of a process, if the system reports it.
 pub(crate) fn peak_bytes(process: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -17,7 +17,6 @@ use crate::model::Random;
 /// Typical lengths of sentences: 32 rows from 3 to 40 tokens, mean 13.
 pub(crate) const LENGTHS: [usize; 32] =
     [12, 7, 3, 26, 8, 19, 13, 5, 40, 11, 7, 21, 3, 16, 12, 31, 8, 3, 23, 10, 12, 7, 26, 5, 18, 12, 3, 25, 11, 6, 16, 7];
-/// Padded length of the sentences.
 const PADDED: usize = 64;
 
 #[derive(Debug, Clone)]

@@ -28,15 +28,9 @@ pub(crate) fn measure(rounds: usize, _: &Checkpoint) -> Section {
         let [rpc, socket] = turns
             .medians([&|| (0..times).for_each(|_| caller.echo(&tensor)), &|| (0..times).for_each(|_| bare.echo())]);
         // Both directions count.
-        let rate = |seconds: f64| (2 * bytes * times) as f64 / seconds / 1e6;
+        let rate = |seconds: f64| Cell::Number((2 * bytes * times) as f64 / seconds / 1e6, 0);
         let per_echo = |seconds: f64| Cell::Number(seconds / times as f64 * 1e3, 3);
-        section.row([
-            name.into(),
-            per_echo(rpc),
-            per_echo(socket),
-            Cell::Number(rate(rpc), 0),
-            Cell::Number(rate(socket), 0),
-        ]);
+        section.row([name.into(), per_echo(rpc), per_echo(socket), rate(rpc), rate(socket)]);
         section.figure(format!("throughput of RPC / of bare TCP, {name}"), socket / rpc, AtLeast(0.8));
     }
     section

@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-/// Number of measurements.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Turns {
     pub(crate) rounds: usize,

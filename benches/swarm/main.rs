@@ -60,12 +60,8 @@ impl Swarm {
 
     /// Returns the median step, after several steps in which the client learns speeds and micro-batching.
     fn usual(&self) -> f64 {
-        (0..12).for_each(|_| {
-            self.step();
-        });
-        let mut times: Vec<Duration> = (0..7).map(|_| self.step()).collect();
-        times.sort_unstable();
-        times[3].as_secs_f64()
+        median(12, || self.step());
+        median(7, || self.step()).as_secs_f64()
     }
 
     /// Returns the time of a step in which the first server gets a signal after a third of the usual time.
@@ -135,15 +131,18 @@ fn plan(micro_batches: usize) -> f64 {
         router.add(RouteServer { round_trip, stated_rate: Some(rate), ..RouteServer::new(span) });
     }
     let all_blocks = Span::new(0, 100).expect("a span");
-    let mut times: Vec<Duration> = (0..21)
-        .map(|_| {
-            let started = Instant::now();
-            router.plan(all_blocks, &vec![512; micro_batches]).expect("a plan");
-            started.elapsed()
-        })
-        .collect();
-    times.sort_unstable();
-    times[10].as_secs_f64()
+    let plan = || {
+        let started = Instant::now();
+        router.plan(all_blocks, &vec![512; micro_batches]).expect("a plan");
+        started.elapsed()
+    };
+    median(21, plan).as_secs_f64()
+}
+
+fn median<T: Ord + Copy>(n: usize, measure: impl FnMut() -> T) -> T {
+    let mut measured: Vec<T> = std::iter::repeat_with(measure).take(n).collect();
+    measured.sort_unstable();
+    measured[n / 2]
 }
 
 fn report(rows: &[Row]) {

@@ -9,6 +9,7 @@ use sepal_remote::{ModelExpectation, RemoteOptions, RemoteSequential, SwarmPath}
 use sepal_swarm::Endpoint;
 use tch::{Device, Kind, Tensor};
 
+use crate::median;
 use sepal_integration_tests::fixture::{Fixture, Server};
 use sepal_integration_tests::proxy::{Link, Proxy};
 
@@ -42,12 +43,9 @@ pub(crate) fn chain() -> [Measured; 3] {
         let options = RemoteOptions { path, micro_batch_tokens: 1 << 20, ..RemoteOptions::default() };
         let expected = ModelExpectation { digest, n_blocks, hidden };
         let remote = RemoteSequential::connect(endpoints, expected, options).expect("connected");
-        (0..12).for_each(|_| {
-            step(&remote);
-        });
-        let mut steps: Vec<(Duration, u64)> = (0..7).map(|_| step(&remote)).collect();
-        steps.sort_unstable();
-        Measured { seconds: steps[3].0.as_secs_f64(), bytes: steps[3].1 }
+        median(12, || step(&remote));
+        let (duration, bytes) = median(7, || step(&remote));
+        Measured { seconds: duration.as_secs_f64(), bytes }
     };
     let (star, relay) = (measure(&chain_links, SwarmPath::Star), measure(&chain_links, SwarmPath::Relay));
     [star, relay, measure(&single_link, SwarmPath::Star)]

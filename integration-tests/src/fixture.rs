@@ -2,9 +2,11 @@
 
 use std::borrow::BorrowMut;
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::Duration;
 
 use sepal_testkit::tiny;
 use serde_json::Value;
@@ -39,24 +41,26 @@ impl Fixture {
 
     pub fn output(&self, sets: &[&str]) -> Output {
         let mut command = self.sepal(&["run", "pipeline.yaml"]);
-        sets.iter().for_each(|set| {
-            command.args(["--set", set]);
-        });
-        command.output().expect("sepal runs")
+        command.args(sets.iter().flat_map(|set| ["--set", *set])).output().expect("sepal runs")
     }
 
     pub fn run(&self, sets: &[&str]) -> Run {
+        self.run_with_messages(sets).0
+    }
+
+    /// Returns the run and its standard error.
+    pub fn run_with_messages(&self, sets: &[&str]) -> (Run, String) {
         let output = self.output(sets);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (stdout, messages) = (text(&output.stdout), text(&output.stderr));
+        assert!(output.status.success(), "{messages}");
         let folder = stdout.lines().find_map(|line| line.strip_prefix("folder ")).expect("the folder is named");
-        Run { folder: self.path(folder.trim()), stdout }
+        (Run { folder: self.path(folder.trim()), stdout }, messages)
     }
 
     /// Returns the error text of a run that fails and checks that no partial file is left.
     pub fn failure(&self, sets: &[&str]) -> String {
         let output = self.output(sets);
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let text = text(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "it fails by itself: {text}");
         assert!(!text.contains("panicked"), "a clear error, not a panic: {text}");
         for path in files(&self.path("runs")) {
@@ -115,14 +119,12 @@ pub struct Run {
 
 impl Run {
     pub fn manifest(&self) -> Value {
-        let text = fs::read_to_string(self.folder.join("manifest.json")).expect("a manifest");
-        serde_json::from_str(&text).expect("JSON")
+        json(&fs::read_to_string(self.folder.join("manifest.json")).expect("a manifest"))
     }
 
     pub fn records(&self, kind: &str) -> Vec<Value> {
         let text = fs::read_to_string(self.folder.join("metrics.jsonl")).expect("metrics");
-        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-        lines.filter(|line| line["kind"] == kind).collect()
+        text.lines().map(json).filter(|line| line["kind"] == kind).collect()
     }
 
     pub fn losses(&self) -> Vec<f64> {
@@ -244,6 +246,21 @@ fn run_to_end(mut command: impl BorrowMut<Command>, code: i32) -> Output {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Sends an HTTP request. Returns the status and the body of the answer.
+pub fn http(addr: &str, request: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(addr).expect("connected");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+    stream.write_all(request.as_bytes()).expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    (head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status"), body.to_owned())
+}
+
+pub fn http_get(addr: &str, path: &str) -> (u16, String) {
+    http(addr, &format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n"))
 }
 
 pub fn json(text: &str) -> Value {

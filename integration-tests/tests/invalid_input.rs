@@ -90,11 +90,8 @@ fn unusable_servers_are_refused_with_the_address() {
     let all = fixture.serve("0:2", "127.0.0.1:0");
     let [kind, addresses] = static_swarm(&[&all]);
     check(&fixture, &[&kind, &addresses], &["no server holds blocks 2:3", "sepal serve"]);
-    check(
-        &fixture,
-        &["swarm.use=static", "swarm.with.servers=[\"127.0.0.1:1\"]"],
-        &["127.0.0.1:1", "could not be reached"],
-    );
+    let unreachable = ["swarm.use=static", "swarm.with.servers=[\"127.0.0.1:1\"]"];
+    check(&fixture, &unreachable, &["127.0.0.1:1", "could not be reached"]);
     check(&fixture, &["swarm.use=static", "swarm.with.servers=[nonsense]"], &["swarm.with.servers", "nonsense"]);
 
     let other = Fixture::new("llama-gqa");
@@ -112,10 +109,8 @@ fn unusable_servers_are_refused_with_the_address() {
 fn loss_that_is_not_finite_stops_the_run_and_names_the_step() {
     let fixture = Fixture::new("llama-gqa");
     let text = fixture.failure(&["optimizer.with.lr=1.0e+38", "schedule.with.warmup_steps=0", "train.clip_norm=null"]);
-    assert!(text.contains("step"), "{text}");
-    assert!(text.contains("non-finite"), "{text}");
-    let run = fixture.only_run();
-    assert_eq!(run.manifest()["status"]["state"], "failed");
+    assert!(text.contains("step") && text.contains("non-finite"), "{text}");
+    assert_eq!(fixture.only_run().manifest()["status"]["state"], "failed");
 }
 
 #[test]
@@ -132,10 +127,8 @@ fn full_disk_fails_the_run_and_saves_the_adapter() {
     let fixture = Fixture::new("llama-gqa");
     let sepal = fixture.sepal(&["run", "pipeline.yaml", "--set", "train.max_steps=100000"]);
     let mut command = std::process::Command::new("bash");
-    command
-        .args(["-c", "trap '' XFSZ; ulimit -f 16; exec \"$0\" \"$@\""])
-        .arg(sepal.get_program())
-        .args(sepal.get_args());
+    let script = "trap '' XFSZ; ulimit -f 16; exec \"$0\" \"$@\"";
+    command.args(["-c", script]).arg(sepal.get_program()).args(sepal.get_args());
     command.current_dir(fixture.folder.path()).env("SEPAL_CACHE", fixture.path("cache"));
     let text = failure_messages(command);
     assert!(text.contains("metrics.jsonl") && text.contains("too large"), "{text}");

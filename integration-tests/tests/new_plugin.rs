@@ -80,7 +80,6 @@ fn generated_plugins_and_family_build_and_train() {
     assert!(std::fs::read_to_string(fresh.path().join(goldens)).expect("readable").contains(entry));
     let parse = "import ast, sys; ast.parse(open(sys.argv[1]).read())";
     succeed(Command::new("python3").current_dir(fresh.path()).args(["-c", parse, goldens]));
-
     // The program gets another name, so that it does not replace the one of the other tests, in the shared target
     // folder, which has the dependencies.
     edit(fresh.path(), "crates/cli/Cargo.toml", |text| {
@@ -111,13 +110,8 @@ fn generated_plugins_and_family_build_and_train() {
     let program = target.join("debug/sepal-with-plugins");
 
     let fixture = Fixture::new("llama-gqa");
-    let sets = [
-        "task.use=my-head",
-        "tuning.use=my-tuning",
-        "task.with.smoothing=0.05",
-        "train.max_steps=40",
-        "train.deterministic=true",
-    ];
+    let sets = "task.use=my-head tuning.use=my-tuning task.with.smoothing=0.05 train.max_steps=40 \
+                train.deterministic=true";
     let run = |runs: &str| {
         let mut sepal = fixture.sepal(&[]);
         stdout(
@@ -125,13 +119,12 @@ fn generated_plugins_and_family_build_and_train() {
                 .current_dir(fixture.folder.path())
                 .envs(sepal.env("SEPAL_LOG", "warn").get_envs().filter_map(|(key, value)| Some((key, value?))))
                 .args(["run", "pipeline.yaml", "--set", &format!("output.folder={runs}")])
-                .args(sets),
+                .args(sets.split(' ')),
         );
         fixture.run_in(runs).losses()
     };
     let losses = run("plugins");
     assert!(losses[36..].iter().sum::<f64>() < losses[..4].iter().sum::<f64>(), "{losses:?}");
-
     // A Llama that is declared as the new family trains as before.
     edit(fixture.folder.path(), "model/config.json", |text| text.replace("\"llama\"", "\"my_family\""));
     assert_eq!(run("family"), losses, "to the last bit");

@@ -30,10 +30,14 @@ fn golden(name: &str) -> (Vec<String>, Vec<Vec<f64>>) {
 fn import(fixture: &Fixture, name: &str, more: &[&str]) -> String {
     let folder = saved_by_peft(name);
     let folder = folder.to_str().expect("a path");
-    succeeds(
-        fixture,
-        &[&["import", "peft", folder, "imported", "--model", "model", "--text", "sentence"], more].concat(),
-    )
+    let args = ["import", "peft", folder, "imported", "--model", "model", "--text", "sentence"];
+    succeeds(fixture, &[&args, more].concat())
+}
+
+/// Returns the setting of a tuning mode that begins with the imported adapter.
+fn tuning(fixture: &Fixture, mode: &str) -> String {
+    let adapter = fixture.path("imported");
+    format!("tuning={{use: {mode}, with: {{ pre_seq_len: 4, init: {{ adapter: {} }} }} }}", adapter.display())
 }
 
 /// Returns the probabilities that a run predicts for the texts.
@@ -62,8 +66,8 @@ fn write_texts(fixture: &Fixture, texts: &[String]) {
     fs::write(fixture.path("texts.csv"), format!("sentence\n{}\n", texts.join("\n"))).expect("written");
 }
 
-fn tensors(path: PathBuf) -> Vec<(String, Vec<u8>)> {
-    let bytes = fs::read(path).expect("an adapter");
+fn tensors(run: PathBuf) -> Vec<(String, Vec<u8>)> {
+    let bytes = fs::read(run.join("adapter.safetensors")).expect("an adapter");
     let tensors = SafeTensors::deserialize(&bytes).expect("safetensors");
     let mut all: Vec<_> = tensors.iter().map(|(name, view)| (name.to_owned(), view.data().to_vec())).collect();
     all.sort();
@@ -84,29 +88,19 @@ fn imported_peft_folder_works_as_a_run() {
         let text = succeeds(&fixture, &["evaluate", "imported", "--data", "validation.csv", "--json"]);
         assert!(text.contains("\"rows\": 48"), "{text}");
         succeeds(&fixture, &["report", "imported"]);
-
         // The first step uses the head and the prefix of the folder.
         let sets = ["--set", "data.train=train.csv", "train.max_steps=0", "train.threads=1"];
         let messages = succeeds(&fixture, &[&["run", "imported/pipeline.yaml"], &sets[..]].concat());
         assert!(messages.contains("the head starts as that of"), "{messages}");
-        assert_eq!(
-            tensors(fixture.only_run().folder.join("adapter.safetensors")),
-            tensors(fixture.path("imported/adapter.safetensors"))
-        );
+        let [found, expected] = [fixture.only_run().folder, fixture.path("imported")].map(tensors);
+        assert_eq!(found, expected);
         fs::remove_dir_all(fixture.path("runs")).expect("removed");
-        let sets = [
-            "--set",
-            "data.train=train.csv",
-            "train.epochs=8",
-            "train.threads=1",
-            "loader.batch_size=16",
-            "optimizer.with.lr=0.03",
-        ];
-        succeeds(&fixture, &[&["run", "imported/pipeline.yaml"], &sets[..]].concat());
+        let args = "run imported/pipeline.yaml --set data.train=train.csv train.epochs=8 train.threads=1 \
+                    loader.batch_size=16 optimizer.with.lr=0.03";
+        succeeds(&fixture, &args.split(' ').collect::<Vec<_>>());
         let trained = fixture.only_run();
         let losses = trained.losses();
         assert!(losses[losses.len() - 1] < 0.7 * losses[0], "{name}: {losses:?}");
-
         // The result is exported to PEFT and imported again without the files of this program.
         let run = trained.folder.to_str().expect("a path");
         succeeds(&fixture, &["export", "peft", run, "export", "--verify", "--base-model", "owner/name"]);
@@ -126,11 +120,8 @@ fn imported_prefix_is_served_and_trains_through_servers() {
     let servers = [fixture.serve("0:1", "127.0.0.1:0"), fixture.serve("1:3", "127.0.0.1:0")];
     let [used, addresses] = static_swarm(&servers.each_ref());
     assert_same("servers", &probabilities(&fixture, "imported", &[&used, &addresses]), &expected, 1e-5);
-    let folder = format!(
-        "tuning={{use: prefix-tuning, with: {{ pre_seq_len: 4, init: {{ adapter: {} }} }} }}",
-        fixture.path("imported").display()
-    );
-    let sets = ["task.with.labels=[bad, fair, good]", &folder, "train.max_steps=6", "train.deterministic=true"];
+    let tuning = tuning(&fixture, "prefix-tuning");
+    let sets = ["task.with.labels=[bad, fair, good]", &tuning, "train.max_steps=6", "train.deterministic=true"];
     let local = fixture.run(&[&sets[..], &["swarm.use=none"]].concat());
     let remote = fixture.run(&[&sets[..], &[&used, &addresses]].concat());
     assert_close(&remote.losses(), &local.losses());
@@ -143,12 +134,10 @@ fn imported_prefix_is_served_and_trains_through_servers() {
     let (status, answer) = task.ask(&json!({ "texts": texts }), "");
     assert_eq!(status, 200, "{answer}");
     let results = answer["predictions"].as_array().expect("predictions");
-    let found: Vec<Vec<f64>> = results
-        .iter()
-        .map(|result| {
-            ["bad", "fair", "good"].map(|label| result["probabilities"][label].as_f64().expect("a number")).to_vec()
-        })
-        .collect();
+    let label_probabilities = |result: &Value| {
+        ["bad", "fair", "good"].map(|label| result["probabilities"][label].as_f64().expect("a number")).to_vec()
+    };
+    let found: Vec<Vec<f64>> = results.iter().map(label_probabilities).collect();
     assert_same("serve-task", &found, &expected, 1e-5);
 }
 
@@ -157,11 +146,8 @@ fn head_with_other_labels_is_initialized_again() {
     let fixture = Fixture::new("llama-gqa");
     import(&fixture, "llama-prompts", &["--labels", "no,yes"]);
     let start = |labels: &str| {
-        let adapter = fixture.path("imported");
-        let tuning =
-            format!("tuning={{use: ptune, with: {{ pre_seq_len: 4, init: {{ adapter: {} }} }} }}", adapter.display());
-        let output =
-            fixture.output(&[&tuning, &format!("task.with.labels={labels}"), "train.max_steps=0", "swarm.use=none"]);
+        let (tuning, labels) = (tuning(&fixture, "ptune"), format!("task.with.labels={labels}"));
+        let output = fixture.output(&[&tuning, &labels, "train.max_steps=0", "swarm.use=none"]);
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
     let messages = start("[no, yes]");
@@ -192,9 +178,7 @@ fn import_options_supply_missing_metadata() {
     let run = Run { folder: fixture.path("imported"), stdout: String::new() };
     let manifest = run.manifest();
     assert_eq!(manifest["labels"], json!(["no: never", "yes"]));
-    let data = &manifest["data"];
-    assert_eq!(
-        (&data["template"], &data["max_length"], &data["label"]),
-        (&json!(template), &json!(20), &json!("verdict"))
-    );
+    assert_eq!(manifest["data"]["template"], template);
+    assert_eq!(manifest["data"]["max_length"], 20);
+    assert_eq!(manifest["data"]["label"], "verdict");
 }

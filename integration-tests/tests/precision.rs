@@ -85,14 +85,9 @@ fn overflow_on_the_wire_skips_steps_and_the_run_recovers() {
     let sets = [&swarm[0], &swarm[1], "train.precision=f16", scaler, "train.epochs=10", "evaluate.every=end"];
     for path in ["star", "relay"] {
         let path = format!("swarm.with.path={path}");
-        let output = fixture.output(&[&sets[..], &[&path, "swarm.with.micro_batch_tokens=60"]].concat());
-        let messages = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{messages}");
+        let sets = [&sets[..], &[&path, "swarm.with.micro_batch_tokens=60"]].concat();
+        let (run, messages) = fixture.run_with_messages(&sets);
         assert!(!messages.contains("a server failed"), "nobody is left for an overflow: {messages}");
-        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-        let folder = stdout.lines().find_map(|line| line.strip_prefix("folder ")).expect("the folder is named");
-        let run = Run { folder: fixture.path(folder.trim()), stdout };
-
         let steps = run.records("step");
         assert_eq!(steps.len(), 120, "as many passes as were asked for");
         assert_scaled_as_torch_does(&steps, 1.0e11, 6);

@@ -1,6 +1,5 @@
 //! Prefixes that servers cache across the batches of an evaluation.
 
-use sepal_core::Ragged;
 use sepal_integration_tests::golden::{Golden, Trained, distance};
 use sepal_remote::{RemoteOptions, RemoteSequential, StepSession, SwarmPath};
 use sepal_testkit::tiny::models;
@@ -15,15 +14,9 @@ fn pooled(
     rows: &[usize],
 ) -> (Tensor, u64) {
     let up = remote.traffic().up();
-    let part = |&row: &usize| {
-        let range = golden.rows.range(row);
-        golden.ids.narrow(0, range.start as i64, range.len() as i64)
-    };
-    let ids = Tensor::cat(&rows.iter().map(part).collect::<Vec<_>>(), 0);
-    let lengths: Vec<usize> = rows.iter().map(|&row| golden.rows.row_len(row)).collect();
+    let (ids, rows) = golden.batch(rows);
     let prefix = golden.ends.embed_prompts(prompts).expect("a prefix");
     let tokens = golden.ends.embed(&ids).expect("tokens");
-    let rows = Ragged::from_lengths(lengths).expect("rows");
     let output = tuned.forward(Some(&prefix), &tokens, &rows).expect("a forward");
     (output, remote.traffic().up() - up)
 }

@@ -1,6 +1,6 @@
 //! Servers compute the outputs of PyTorch with any number of servers, micro-batches, tapes and rows.
 
-use sepal_core::{DType, Ragged};
+use sepal_core::DType;
 use sepal_integration_tests::golden::{Golden, TOLERANCE, Trained, assert_grad, cross_entropy, distance};
 use sepal_remote::{RemoteError, RemoteOptions};
 use sepal_testkit::tiny::models;
@@ -40,46 +40,19 @@ fn check(model: &str, deep: bool, case: Case) {
 }
 
 #[test]
-fn one_server_equals_pytorch() {
+fn servers_equal_pytorch() {
+    let three = Case { servers: 3, ..PLAIN };
+    let mut cases = vec![(true, PLAIN), (false, PLAIN), (true, three), (false, three)];
+    cases.extend([1, 11, 16].map(|micro_batch_tokens| (true, Case { micro_batch_tokens, ..PLAIN })));
+    cases.push((false, Case { micro_batch_tokens: 12, ..three }));
+    // Without tapes.
+    cases.push((true, Case { tape_budget_bytes: 0, ..PLAIN }));
+    cases.push((true, Case { micro_batch_tokens: 12, tape_budget_bytes: 0, ..three }));
     for model in &models() {
-        check(model, true, PLAIN);
-        check(model, false, PLAIN);
-    }
-}
-
-#[test]
-fn three_servers_equal_pytorch() {
-    for model in &models() {
-        check(model, true, Case { servers: 3, ..PLAIN });
-        check(model, false, Case { servers: 3, ..PLAIN });
-    }
-}
-
-#[test]
-fn many_micro_batches_equal_pytorch() {
-    for model in &models() {
-        for micro_batch_tokens in [1, 11, 16] {
-            check(model, true, Case { micro_batch_tokens, ..PLAIN });
+        for &(deep, case) in &cases {
+            check(model, deep, case);
         }
-        check(model, false, Case { servers: 3, micro_batch_tokens: 12, ..PLAIN });
     }
-}
-
-#[test]
-fn server_without_tapes_equals_pytorch() {
-    for model in &models() {
-        check(model, true, Case { tape_budget_bytes: 0, ..PLAIN });
-        check(model, true, Case { servers: 3, micro_batch_tokens: 12, tape_budget_bytes: 0 });
-    }
-}
-
-/// Returns the rows `order` of the goldens as a batch.
-fn batch(golden: &Golden, order: &[usize]) -> (Tensor, Ragged) {
-    let part = |&row: &usize| {
-        let range = golden.rows.range(row);
-        golden.ids.narrow(0, range.start as i64, range.len() as i64)
-    };
-    (Tensor::cat(&order.iter().map(part).collect::<Vec<_>>(), 0), golden.rows.select(order))
 }
 
 #[test]
@@ -91,7 +64,7 @@ fn packed_rows_are_independent() {
         let trained = Trained::new(&golden, true);
         let expected = golden.get("deep.logits");
         let check = |order: &[usize]| {
-            let (ids, rows) = batch(&golden, order);
+            let (ids, rows) = golden.batch(order);
             let logits = trained.logits(&golden, &remote, &ids, &rows);
             let order: Vec<i64> = order.iter().map(|&row| row as i64).collect();
             let far = distance(&logits, &expected.index_select(0, &Tensor::from_slice(&order)));
@@ -117,7 +90,7 @@ fn row_gradients_add_up() {
     let row_by_row = Trained::new(&golden, true);
     let n = golden.rows.len();
     for row in 0..n {
-        let (ids, rows) = batch(&golden, &[row]);
+        let (ids, rows) = golden.batch(&[row]);
         let logits = row_by_row.logits(&golden, &remote, &ids, &rows);
         (cross_entropy(&logits, &labels.narrow(0, row as i64, 1)) / n as f64).backward();
     }

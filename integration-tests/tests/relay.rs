@@ -39,18 +39,14 @@ fn relay_is_bit_exact_and_moves_one_hop_through_the_client() {
         };
         let (star, star_up, star_down) = step(SwarmPath::Star);
         let (relay, relay_up, relay_down) = step(SwarmPath::Relay);
-        for ((name, star), (_, relay)) in star.iter().zip(&relay) {
-            assert_eq!(star, relay, "the gradient of {name} as {wire_dtype}");
-        }
+        assert_eq!(star, relay, "the gradients as {wire_dtype}");
         // The batch and the gradient of its pooled rows; deep prompts and their gradients; the remaining bytes are
         // frames.
         let hop = wire_dtype.n_bytes((5 + 800) * 32).expect("few") as u64;
         let small = 40 * 32 * 4 + 3 * 5 * 32 * 4 + 8_000;
         assert!(relay_up < hop + small && star_up > 4 * hop, "up: {relay_up} relayed, {star_up} through the client");
-        assert!(
-            relay_down < 2 * small && star_down > 4 * hop,
-            "down: {relay_down} relayed, {star_down} through the client"
-        );
+        assert!(relay_down < 2 * small, "down: {relay_down} relayed");
+        assert!(star_down > 4 * hop, "down: {star_down} through the client");
     }
 }
 
@@ -65,31 +61,16 @@ fn relay_without_tapes_repeats_the_micro_batch_through_the_client() {
         trained.golden_logits(&golden, &remote).square().sum(Kind::Float).backward();
         trained.grads()
     };
-    let expected = step(1 << 30, SwarmPath::Star);
-    for ((name, found), (_, expected)) in step(0, SwarmPath::Relay).iter().zip(&expected) {
-        assert_eq!(found, expected, "the gradient of {name}");
+    assert_eq!(step(0, SwarmPath::Relay), step(1 << 30, SwarmPath::Star));
+}
+
+#[test]
+fn relay_with_faults_of_links_is_bit_exact() {
+    // If nothing arrives, each connection of a link fails and is detected separately: two of servers and one of the
+    // client, each within five seconds.
+    for (fault, times, at_most_s) in
+        [(Fault::Close, 12, 20), (Fault::Stall, 4, 40), (Fault::Drop, 4, 40), (Fault::Corrupt, 12, 20)]
+    {
+        check(&REPLICATED_SPANS, relay_options(), fault, times, at_most_s);
     }
-}
-
-#[test]
-fn relay_with_closed_links_is_bit_exact() {
-    check(&REPLICATED_SPANS, relay_options(), Fault::Close, 12, 20);
-}
-
-// Each connection of a link fails and is detected separately: two of servers and one of the client, each within five
-// seconds.
-
-#[test]
-fn relay_with_stalled_links_is_bit_exact() {
-    check(&REPLICATED_SPANS, relay_options(), Fault::Stall, 4, 40);
-}
-
-#[test]
-fn relay_with_lost_tensors_is_bit_exact() {
-    check(&REPLICATED_SPANS, relay_options(), Fault::Drop, 4, 40);
-}
-
-#[test]
-fn relay_with_corrupted_tensors_is_bit_exact() {
-    check(&REPLICATED_SPANS, relay_options(), Fault::Corrupt, 12, 20);
 }

@@ -1,9 +1,8 @@
 //! `sepal serve-task`: HTTP answers equal the predictions of the run.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
-use std::path::Path;
 use std::process::{Child, ChildStdout, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,7 +10,7 @@ use std::time::{Duration, Instant};
 use arrow::array::AsArray;
 use arrow::datatypes::Float32Type;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use sepal_integration_tests::fixture::{Fixture, Run, failure_messages, signal, static_swarm};
+use sepal_integration_tests::fixture::{Fixture, Run, failure_messages, http, http_get, signal, static_swarm};
 use serde_json::{Value, json};
 
 /// Process of `sepal serve-task`, killed when dropped.
@@ -48,27 +47,19 @@ impl Task {
     }
 
     fn get(&self, path: &str) -> (u16, Value) {
-        self.request(&format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"))
+        let (status, body) = http_get(&self.addr, path);
+        (status, json_or_text(body))
     }
 
     pub(crate) fn ask(&self, body: &Value, headers: &str) -> (u16, Value) {
         let body = body.to_string();
-        self.request(&format!(
+        let request = format!(
             "POST /classify HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: application/json\r\n{headers}\
              Content-Length: {}\r\n\r\n{body}",
             body.len()
-        ))
-    }
-
-    fn request(&self, request: &str) -> (u16, Value) {
-        let mut stream = TcpStream::connect(&self.addr).expect("connected");
-        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
-        stream.write_all(request.as_bytes()).expect("sent");
-        let mut text = String::new();
-        stream.read_to_string(&mut text).expect("a reply");
-        let (head, body) = text.split_once("\r\n\r\n").expect("a head");
-        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
-        (status, serde_json::from_str(body).unwrap_or_else(|_| body.into()))
+        );
+        let (status, body) = http(&self.addr, &request);
+        (status, json_or_text(body))
     }
 
     /// Stops the process. Returns its standard error.
@@ -89,13 +80,13 @@ impl Drop for Task {
     }
 }
 
-/// Returns text, predicted label and probabilities of each row of `predictions.parquet`.
-fn predictions(run: &Run) -> Vec<(String, String, Vec<f32>)> {
-    read(&run.folder.join("predictions.parquet"))
+fn json_or_text(body: String) -> Value {
+    serde_json::from_str(&body).unwrap_or_else(|_| body.into())
 }
 
-fn read(path: &Path) -> Vec<(String, String, Vec<f32>)> {
-    let file = File::open(path).expect("predictions");
+/// Returns text, predicted label and probabilities of each row of `predictions.parquet`.
+fn predictions(run: &Run) -> Vec<(String, String, Vec<f32>)> {
+    let file = File::open(run.folder.join("predictions.parquet")).expect("predictions");
     let batches = ParquetRecordBatchReaderBuilder::try_new(file).expect("parquet").build().expect("a reader");
     let mut rows = Vec::new();
     for batch in batches {

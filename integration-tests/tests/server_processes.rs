@@ -3,7 +3,8 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use sepal_integration_tests::fixture::{Fixture, assert_close, signal, static_swarm, stdout};
+use sepal_integration_tests::fixture::{Fixture, assert_close, json, signal, static_swarm, stdout};
+use serde_json::Value;
 
 #[test]
 fn three_servers_match_the_embedded_losses() {
@@ -32,11 +33,8 @@ fn killed_server_leaves_training_unchanged() {
     servers[0].child.kill().expect("killed");
     assert!(child.wait().expect("it ends").success(), "training goes on without the server");
     let text = std::fs::read_to_string(metrics).expect("metrics");
-    let losses: Vec<f64> = text
-        .lines()
-        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"))
-        .filter_map(|line| line["lr"].as_f64().and(line["loss"].as_f64()))
-        .collect();
+    let loss = |line: Value| line["lr"].as_f64().and(line["loss"].as_f64());
+    let losses: Vec<f64> = text.lines().map(json).filter_map(loss).collect();
     assert_close(&losses, &embedded.losses());
 }
 
@@ -112,9 +110,9 @@ fn swarm_status_names_servers_and_missing_blocks() {
     let table = status(&[]);
     assert!(table.contains("0:1") && table.contains("nobody holds blocks 1:2"), "{table}");
     assert!(table.contains("127.0.0.1:9") && table.contains("could not connect"), "{table}");
-    let json: serde_json::Value = serde_json::from_str(&status(&["--json"])).expect("JSON");
-    assert_eq!(json["models"][0]["servers_per_block"], serde_json::json!([1, 0, 1]));
-    assert_eq!(json["models"][0]["holes"], serde_json::json!(["1:2"]));
-    assert_eq!(json["servers"][1]["span"], "2:3");
-    assert!(json["servers"][2]["error"].is_string());
+    let found = json(&status(&["--json"]));
+    assert_eq!(found["models"][0]["servers_per_block"], serde_json::json!([1, 0, 1]));
+    assert_eq!(found["models"][0]["holes"], serde_json::json!(["1:2"]));
+    assert_eq!(found["servers"][1]["span"], "2:3");
+    assert!(found["servers"][2]["error"].is_string());
 }

@@ -1,13 +1,11 @@
 //! Swarms found by ticket or on the local network: servers that choose their blocks, move, and show their state over
 //! HTTP.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::server_processes::wait_for_metrics;
-use sepal_integration_tests::fixture::{Fixture, Server, json, signal, stdout};
+use sepal_integration_tests::fixture::{Fixture, Run, Server, http_get, json, signal, stdout};
 use serde_json::{Value, json};
 
 const LOOPBACK: [&str; 4] = ["--listen", "127.0.0.1:0", "--threads", "1"];
@@ -42,6 +40,12 @@ fn p2p(fixture: &Fixture) -> [String; 3] {
     ["swarm.use=p2p".to_owned(), ticket, "swarm.with.bind=127.0.0.1:0".to_owned()]
 }
 
+/// Runs the pipeline on the swarm.
+fn run(fixture: &Fixture, more: &[&str]) -> Run {
+    let p2p = p2p(fixture);
+    fixture.run(&p2p.iter().map(String::as_str).chain(more.iter().copied()).collect::<Vec<_>>())
+}
+
 fn status(fixture: &Fixture) -> Value {
     let mut command = fixture.sepal(&["swarm", "status", "--json", "--bind", "127.0.0.1:0", "--ticket"]);
     json(&stdout(command.arg(fixture.path("ticket"))))
@@ -74,17 +78,12 @@ fn relay_between_peers_is_bit_exact() {
     let embedded = fixture.run(&["train.max_steps=20", "train.deterministic=true"]);
     let _peers =
         [("a", "0:1"), ("b", "1:2"), ("c", "2:3")].map(|(name, span)| peer(&fixture, name, &["--blocks", span]));
-    let p2p = p2p(&fixture);
-    let mut sets: Vec<&str> = p2p.iter().map(String::as_str).collect();
-    sets.extend(["train.max_steps=20", "train.deterministic=true", "swarm.with.path=relay"]);
-    let relayed = fixture.run(&sets);
+    let relayed = run(&fixture, &["train.max_steps=20", "train.deterministic=true", "swarm.with.path=relay"]);
     assert_eq!(relayed.losses(), embedded.losses(), "to the last bit");
     // Less than the hidden states of one hop come back.
-    let bytes = |run: &sepal_integration_tests::fixture::Run| {
-        run.records("step").iter().map(|step| step["bytes_down"].as_f64()).sum()
-    };
-    let (relayed, embedded): (Option<f64>, Option<f64>) = (bytes(&relayed), bytes(&embedded));
-    let (relayed, embedded) = (relayed.expect("bytes"), embedded.expect("bytes"));
+    let bytes =
+        |run: &Run| run.records("step").iter().map(|step| step["bytes_down"].as_f64().expect("bytes")).sum::<f64>();
+    let (relayed, embedded) = (bytes(&relayed), bytes(&embedded));
     assert!(relayed < 3.0 * embedded, "{relayed} bytes came from three peers, {embedded} from one server");
 }
 
@@ -125,9 +124,7 @@ fn server_moves_to_abandoned_blocks() {
         let status = status(&fixture);
         (status["models"][0]["holes"] == json!([]) && status["servers"].as_array()?.len() == 2).then_some(())
     });
-    let p2p = p2p(&fixture);
-    let sets: Vec<&str> = p2p.iter().map(String::as_str).chain(["train.max_steps=5"]).collect();
-    fixture.run(&sets);
+    run(&fixture, &["train.max_steps=5"]);
 }
 
 #[test]
@@ -155,26 +152,15 @@ fn swarm_with_missing_blocks_fails_after_the_wait() {
     assert!(text.contains("swarm.with.ticket") && text.contains("neither a ticket"), "{text}");
 }
 
-fn get(addr: &str, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(addr).expect("connected");
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n").expect("asked");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("answered");
-    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
-    (status, answer.split_once("\r\n\r\n").expect("a body").1.to_owned())
-}
-
 #[test]
 fn server_http_port_shows_health_metrics_and_status_page() {
     let fixture = Fixture::new("llama-gqa");
     let mut first = peer(&fixture, "a", &["--http", "127.0.0.1:0"]);
     let second = peer(&fixture, "b", &[]);
     let http = first.line("status on http://").trim_end_matches('/').to_owned();
-    assert_eq!(get(&http, "/healthz"), (200, "ok\n".to_owned()));
-    let p2p = p2p(&fixture);
-    let sets: Vec<&str> = p2p.iter().map(String::as_str).chain(["train.max_steps=5"]).collect();
-    fixture.run(&sets);
-    let (status, metrics) = get(&http, "/metrics");
+    assert_eq!(http_get(&http, "/healthz"), (200, "ok\n".to_owned()));
+    run(&fixture, &["train.max_steps=5"]);
+    let (status, metrics) = http_get(&http, "/metrics");
     assert_eq!(status, 200);
     let value = |name: &str| {
         let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -186,9 +172,9 @@ fn server_http_port_shows_health_metrics_and_status_page() {
     assert!(value("sepal_compute_seconds_sum{method=\"forward\"}") > 0.0);
     assert!(value("sepal_received_bytes_total") > 10_000.0 && value("sepal_blocks") == 2.0);
     assert!(metrics.ends_with("# EOF\n"));
-    let status: Value = serde_json::from_str(&get(&http, "/status.json").1).expect("JSON");
+    let status = json(&http_get(&http, "/status.json").1);
     assert_eq!((&status["servers_per_block"], &status["holes"]), (&json!([1, 2, 1]), &json!([])));
-    assert_eq!(get(&http, "/elsewhere").0, 404);
+    assert_eq!(http_get(&http, "/elsewhere").0, 404);
     let Some(page) = in_browser(&fixture, &format!("http://{http}/"), 390) else {
         eprintln!("skipped: no Chromium was found, so that the page is not looked at");
         return;

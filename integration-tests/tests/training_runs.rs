@@ -3,7 +3,7 @@
 use std::fs;
 
 use safetensors::SafeTensors;
-use sepal_integration_tests::fixture::{Fixture, assert_close};
+use sepal_integration_tests::fixture::{Fixture, Run, assert_close};
 use sepal_testkit::tiny;
 
 #[test]
@@ -111,7 +111,7 @@ fn unshuffled_rows_are_read_in_file_order() {
     let fixture = Fixture::new("llama-gqa");
     let first = fixture.run(&["loader.shuffle=false", "train.max_steps=3"]);
     let other_seed = fixture.run(&["loader.shuffle=false", "train.max_steps=3", "train.seed=9"]);
-    let tokens = |run: &sepal_integration_tests::fixture::Run| -> Vec<u64> {
+    let tokens = |run: &Run| -> Vec<u64> {
         run.records("step").iter().map(|record| record["tokens"].as_u64().expect("a number")).collect()
     };
     assert_eq!(tokens(&first), tokens(&other_seed));
@@ -128,8 +128,7 @@ fn evaluation_of_imbalanced_classes_prints_macro_f1_first() {
     let imbalanced: Vec<&str> = text.lines().enumerate().filter(is_kept).map(|(_, line)| line).collect();
     for (rows, headline) in [(text.clone(), "accuracy"), (imbalanced.join("\n"), "f1_macro")] {
         fs::write(fixture.path("train.csv"), rows).expect("written");
-        let output = fixture.output(&["train.max_steps=2"]);
-        let messages = String::from_utf8_lossy(&output.stderr).into_owned();
+        let (_, messages) = fixture.run_with_messages(&["train.max_steps=2"]);
         let line = messages.lines().find(|line| line.starts_with("evaluated")).expect("an evaluation");
         assert!(line.starts_with(&format!("evaluated 48 rows after step 2: {headline} ")), "{line}");
         assert!(line.len() <= 80, "{line}");

@@ -200,12 +200,9 @@ mod tests {
     #[test]
     fn fetch_local_path_missing_is_error() {
         let assets = Assets::from_env();
-        assert_eq!(
-            assets.fetch(&source("src"), Kind::Model, &mut ignore_events).expect("a folder").path,
-            PathBuf::from("src")
-        );
-        let error =
-            assets.fetch(&source("src/nowhere.csv"), Kind::Dataset, &mut ignore_events).expect_err("no such file");
+        let fetch = |text: &str, kind| assets.fetch(&source(text), kind, &mut ignore_events);
+        assert_eq!(fetch("src", Kind::Model).expect("a folder").path, PathBuf::from("src"));
+        let error = fetch("src/nowhere.csv", Kind::Dataset).expect_err("no such file");
         assert!(matches!(&error, FetchError::NotFound { path } if path.ends_with("src/nowhere.csv")), "{error}");
     }
 

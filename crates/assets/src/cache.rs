@@ -138,13 +138,11 @@ mod tests {
         let record = Incoming::receive(&b"abc"[..], &path).expect("received").persist().expect("persisted");
         assert_eq!(record.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         assert_eq!(Record::load(&path).expect("a record"), Some(record.clone()));
-
         // The file is not hashed again while the size is the same.
         fs::write(&path, "xyz").expect("written");
         assert_eq!(Record::load(&path).expect("a record"), Some(record.clone()));
         fs::write(&path, "longer").expect("written");
         assert_eq!(Record::load(&path).expect("damaged"), None);
-
         // A lost record is made again.
         fs::write(&path, "abc").expect("written");
         fs::remove_file(record_path(&path)).expect("removed");

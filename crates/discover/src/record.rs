@@ -1,5 +1,3 @@
-//! Records of servers.
-
 use sepal_core::{DType, Span};
 use serde::{Deserialize, Serialize};
 

@@ -1,5 +1,3 @@
-//! Description of a classifier, its rows and its answers.
-
 /// Kind of prediction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AnswerKind {

@@ -96,10 +96,7 @@ impl Gateway {
 
     fn end(&mut self) -> Result<(), GatewayError> {
         self.stopper.stop();
-        match self.thread.take().map(JoinHandle::join) {
-            Some(Err(_)) => Err(GatewayError::Panicked),
-            _ => Ok(()),
-        }
+        self.thread.take().map_or(Ok(()), JoinHandle::join).map_err(|_| GatewayError::Panicked)
     }
 }
 
@@ -167,8 +164,7 @@ async fn serve_connection(
     let _ = stream.set_nodelay(true);
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(head_timeout);
-    let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
-    let mut connection = pin!(connection);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes)));
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
         _ = stop.wait_for(|is_stopped| *is_stopped) => None,

@@ -1,5 +1,3 @@
-//! Metrics of a gateway.
-
 use std::fmt::Write;
 use std::time::Duration;
 

@@ -10,17 +10,12 @@ use crate::response::Document;
 pub(crate) fn openapi(info: &ClassifierInfo, options: &Options, answer: &Answer) -> Value {
     let mut document = json!({
         "openapi": "3.1.0",
-        "info": {
-            "title": info.name,
-            "version": env!("CARGO_PKG_VERSION"),
-            "description": description(info),
-        },
+        "info": { "title": info.name, "version": env!("CARGO_PKG_VERSION"), "description": description(info) },
         "servers": [{ "url": "/" }],
         "paths": {
             "/classify": { "post": classify(info, options, answer) },
             "/health": { "get": {
-                "operationId": "health",
-                "summary": "Availability of predictions",
+                "operationId": "health", "summary": "Availability of predictions",
                 "responses": { "200": health("Predictions are available."), "503": health("Predictions are unavailable at the moment.") },
             }},
             "/metrics": { "get": {
@@ -31,8 +26,7 @@ pub(crate) fn openapi(info: &ClassifierInfo, options: &Options, answer: &Answer)
                 }}},
             }},
             "/openapi.json": { "get": {
-                "operationId": "openapi",
-                "summary": "This document",
+                "operationId": "openapi", "summary": "This document",
                 "responses": {
                     "200": { "description": "The document.", "content": { "application/json": { "schema": { "type": "object" } } } },
                     "503": problem("The classifier is being loaded."),
@@ -67,11 +61,8 @@ fn classify(info: &ClassifierInfo, options: &Options, answer: &Answer) -> Value 
         Some(pair) => json!([row.text, pair]),
         None => json!(row.text),
     };
-    let example: Value = Document::new(info, std::slice::from_ref(answer))
-        .to_json()
-        .ok()
-        .and_then(|text| serde_json::from_str(&text).ok())
-        .unwrap_or_default();
+    let example = Document::new(info, std::slice::from_ref(answer)).to_json().ok();
+    let example: Value = example.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
     let seconds = options.timeout.as_secs_f64();
     json!({
         "operationId": "classify",
@@ -81,10 +72,7 @@ fn classify(info: &ClassifierInfo, options: &Options, answer: &Answer) -> Value 
             "description": format!("At most {} bytes, not compressed.", options.max_body_bytes),
             "content": { "application/json": {
                 "schema": { "$ref": "#/components/schemas/Request" },
-                "examples": {
-                    "several": { "value": { "texts": [row] } },
-                    "one": { "value": { "text": row } },
-                },
+                "examples": { "several": { "value": { "texts": [row] } }, "one": { "value": { "text": row } } },
             }},
         },
         "responses": {
@@ -141,16 +129,14 @@ fn schemas(info: &ClassifierInfo, options: &Options) -> Value {
         },
         "Prediction": prediction(info),
         "Response": {
-            "type": "object",
-            "required": ["model", "predictions"],
+            "type": "object", "required": ["model", "predictions"],
             "properties": {
                 "model": { "type": "string", "const": info.name },
                 "predictions": { "type": "array", "items": { "$ref": "#/components/schemas/Prediction" } },
             },
         },
         "Health": {
-            "type": "object",
-            "required": ["status", "since_s"],
+            "type": "object", "required": ["status", "since_s"],
             "properties": {
                 "status": { "type": "string", "enum": ["loading", "ready", "unavailable", "stopping"] },
                 "since_s": { "type": "integer", "minimum": 0, "description": "Seconds since the last change of the status." },
@@ -158,16 +144,11 @@ fn schemas(info: &ClassifierInfo, options: &Options) -> Value {
             },
         },
         "Problem": {
-            "type": "object",
-            "description": "RFC 9457",
-            "required": ["title", "status", "detail"],
+            "type": "object", "description": "RFC 9457", "required": ["title", "status", "detail"],
             "properties": {
-                "title": { "type": "string" },
-                "status": { "type": "integer" },
-                "detail": { "type": "string" },
+                "title": { "type": "string" }, "status": { "type": "integer" }, "detail": { "type": "string" },
                 "errors": { "type": "array", "items": {
-                    "type": "object",
-                    "required": ["pointer", "detail"],
+                    "type": "object", "required": ["pointer", "detail"],
                     "properties": {
                         "pointer": { "type": "string", "description": "A JSON pointer (RFC 6901) to the invalid value." },
                         "detail": { "type": "string" },
@@ -208,11 +189,8 @@ mod tests {
 
     fn document(kind: AnswerKind, answer: Answer, token: Option<&str>) -> Value {
         let token = token.map(|text| crate::Token::new(text).expect("a token"));
-        openapi(
-            &ClassifierInfo::new("films", kind, &["bad", "good"]),
-            &Options { token, ..Options::default() },
-            &answer,
-        )
+        let info = ClassifierInfo::new("films", kind, &["bad", "good"]);
+        openapi(&info, &Options { token, ..Options::default() }, &answer)
     }
 
     fn references(value: &Value, found: &mut Vec<String>) {

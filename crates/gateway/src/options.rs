@@ -1,5 +1,3 @@
-//! Options of a gateway.
-
 use std::net::SocketAddr;
 use std::time::Duration;
 

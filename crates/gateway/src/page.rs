@@ -1,5 +1,3 @@
-//! HTML page of a gateway.
-
 use serde_json::json;
 
 use crate::classifier::ClassifierInfo;

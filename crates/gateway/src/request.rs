@@ -153,11 +153,8 @@ mod tests {
         check("", false, 400, &[]);
         check("{", false, 400, &[]);
         check(&"[".repeat(100_000), false, 400, &[]);
-        let problem = parse_rows(
-            b"{\"text\": \"\xff\"}",
-            &ClassifierInfo::new("a", AnswerKind::Class, &["x"]),
-            &Options::default(),
-        );
+        let info = ClassifierInfo::new("a", AnswerKind::Class, &["x"]);
+        let problem = parse_rows(b"{\"text\": \"\xff\"}", &info, &Options::default());
         assert_eq!(problem.expect_err("not UTF-8").status, 400);
     }
 

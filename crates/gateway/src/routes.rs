@@ -1,5 +1,3 @@
-//! HTTP routes.
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

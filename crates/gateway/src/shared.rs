@@ -45,7 +45,7 @@ pub(crate) struct State {
     health: Health,
     since: Instant,
     documents: Option<Arc<Documents>>,
-    is_stopping: bool,
+    pub(crate) is_stopping: bool,
     /// True once the HTTP thread has ended.
     pub(crate) is_closed: bool,
     /// Mean seconds of a row; 0 before the first.
@@ -154,9 +154,5 @@ impl Shared {
 impl State {
     pub(crate) fn is_ready(&self) -> bool {
         self.health == Health::Ready
-    }
-
-    pub(crate) fn is_stopping(&self) -> bool {
-        self.is_stopping
     }
 }

@@ -1,5 +1,3 @@
-//! Token that authorizes clients.
-
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};

@@ -108,8 +108,8 @@ impl Worker {
         let mut state = self.shared.lock();
         loop {
             let remaining = deadline.saturating_duration_since(Instant::now());
-            if state.is_stopping() || remaining.is_zero() {
-                return !state.is_stopping();
+            if state.is_stopping || remaining.is_zero() {
+                return !state.is_stopping;
             }
             state = self.shared.wait(state, Some(remaining));
         }
@@ -247,13 +247,8 @@ fn classify(classifier: &mut dyn Classify, rows: &[&Row]) -> Result<Vec<Answer>,
     classifier.classify(&texts, pairs.as_deref())
 }
 
-fn warn(message: &str, error: &dyn Error) {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    tracing::warn!("{message}: {text}");
+fn warn(message: &str, error: &(dyn Error + 'static)) {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    let texts: Vec<String> = causes.map(|cause| cause.to_string()).collect();
+    tracing::warn!("{message}: {}", texts.join(": "));
 }

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use schemars::JsonSchema;
 use sepal_core::NamedHostTensor;
@@ -6,7 +7,7 @@ use sepal_nn::Parameters;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, TchError, Tensor};
 
-use crate::state::{Saved, save, take_step};
+use crate::state::{Saved, save};
 use crate::{Optimizer, StateError, StepError, update_each};
 
 /// Adafactor with factored squared gradients (Shazeer and Stern, arXiv 1804.04235).
@@ -65,7 +66,6 @@ pub struct Adafactor {
     states: BTreeMap<String, ParameterState>,
 }
 
-/// State of one parameter.
 #[derive(Debug)]
 struct ParameterState {
     step: i32,
@@ -104,13 +104,11 @@ impl Optimizer for Adafactor {
     fn step(&mut self, params: &Parameters, lr: f64) -> Result<(), StepError> {
         let Self { config, states } = self;
         update_each(params, |name, param, grad| {
-            if !states.contains_key(name) {
-                states.insert(name.to_owned(), ParameterState::new(param, config.beta1.is_some())?);
-            }
-            match states.get_mut(name) {
-                Some(state) => state.update(config, param, grad, lr),
-                None => Ok(()),
-            }
+            let state = match states.entry(name.to_owned()) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => entry.insert(ParameterState::new(param, config.beta1.is_some())?),
+            };
+            state.update(config, param, grad, lr)
         })
     }
 
@@ -132,7 +130,7 @@ impl Optimizer for Adafactor {
     fn load_state(&mut self, params: &Parameters, state: &[NamedHostTensor]) -> Result<(), StateError> {
         let keeps_mean = self.config.beta1.is_some();
         self.states = Saved::new(state)?.for_each(params, STEP, |saved, name, shape| {
-            let step = take_step(saved, STEP, name)?;
+            let step = saved.take_number(STEP, name)? as i32;
             let squares = match factors(shape) {
                 Some([row, col]) => {
                     Squares::Factored { row: saved.take(ROW, name, &row)?, col: saved.take(COL, name, &col)? }
@@ -172,8 +170,7 @@ impl ParameterState {
             update = mean.shallow_clone();
         }
         drop(param.f_mul_scalar_(1.0 - config.weight_decay * lr)?);
-        drop(param.f_sub_(&update)?);
-        Ok(())
+        param.f_sub_(&update).map(drop)
     }
 }
 

@@ -28,7 +28,6 @@
 
 mod adafactor;
 mod adam;
-mod adamw;
 mod clip;
 #[cfg(test)]
 mod goldens;
@@ -40,8 +39,7 @@ mod sgd;
 mod state;
 
 pub use adafactor::{Adafactor, AdafactorConfig};
-pub use adam::{Adam, AdamConfig};
-pub use adamw::{AdamW, AdamWConfig};
+pub use adam::{Adam, AdamConfig, AdamW, AdamWConfig};
 pub use clip::clip_grad_norm;
 pub use lion::{Lion, LionConfig};
 pub use scaler::GradScaler;

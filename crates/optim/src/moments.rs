@@ -1,15 +1,15 @@
 //! Running means of Adam and AdamW.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use sepal_core::NamedHostTensor;
 use sepal_nn::Parameters;
 use tch::{TchError, Tensor};
 
 use crate::StateError;
-use crate::state::{Saved, save, take_step};
+use crate::state::{Saved, save};
 
-/// Moments of all parameters.
 #[derive(Debug, Default)]
 pub(crate) struct Moments(BTreeMap<String, Moment>);
 
@@ -26,23 +26,33 @@ const EXP_AVG: &str = "exp_avg";
 const EXP_AVG_SQ: &str = "exp_avg_sq";
 
 impl Moments {
-    /// Updates the means of the parameter `name` with `grad`, and updates the parameter.
+    /// Updates the means of the parameter `name` with `grad`, and updates the parameter. Computes the formulas in the
+    /// order of `torch.optim.Adam`.
     pub(crate) fn update(
         &mut self,
         name: &str,
         param: &mut Tensor,
         grad: &Tensor,
-        betas: [f64; 2],
+        [beta1, beta2]: [f64; 2],
         eps: f64,
         lr: f64,
     ) -> Result<(), TchError> {
-        if !self.0.contains_key(name) {
-            self.0.insert(name.to_owned(), Moment::new(param)?);
-        }
-        match self.0.get_mut(name) {
-            Some(moment) => moment.update(param, grad, betas, eps, lr),
-            None => Ok(()),
-        }
+        let Moment { step, exp_avg, exp_avg_sq } = match self.0.entry(name.to_owned()) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let (exp_avg, exp_avg_sq) = (param.f_zeros_like()?, param.f_zeros_like()?);
+                entry.insert(Moment { step: 0, exp_avg, exp_avg_sq })
+            }
+        };
+        *step += 1;
+        let correction1 = 1.0 - beta1.powi(*step);
+        let correction2 = 1.0 - beta2.powi(*step);
+        drop(exp_avg.f_lerp_(grad, 1.0 - beta1)?);
+        let squared = grad.f_square()?.f_mul_scalar(1.0 - beta2)?;
+        drop(exp_avg_sq.f_mul_scalar_(beta2)?.f_add_(&squared)?);
+        let denominator = exp_avg_sq.f_sqrt()?.f_div_scalar(correction2.sqrt())?.f_add_scalar(eps)?;
+        let change = exp_avg.f_div(&denominator)?.f_mul_scalar(lr / correction1)?;
+        param.f_sub_(&change).map(drop)
     }
 
     pub(crate) fn state(&self) -> Result<Vec<NamedHostTensor>, StateError> {
@@ -58,38 +68,11 @@ impl Moments {
     pub(crate) fn load(params: &Parameters, state: &[NamedHostTensor]) -> Result<Self, StateError> {
         let moments = Saved::new(state)?.for_each(params, STEP, |saved, name, shape| {
             Ok(Moment {
-                step: take_step(saved, STEP, name)?,
+                step: saved.take_number(STEP, name)? as i32,
                 exp_avg: saved.take(EXP_AVG, name, shape)?,
                 exp_avg_sq: saved.take(EXP_AVG_SQ, name, shape)?,
             })
         })?;
         Ok(Self(moments))
-    }
-}
-
-impl Moment {
-    fn new(param: &Tensor) -> Result<Self, TchError> {
-        Ok(Self { step: 0, exp_avg: param.f_zeros_like()?, exp_avg_sq: param.f_zeros_like()? })
-    }
-
-    /// Computes the formulas in the order of `torch.optim.Adam`.
-    fn update(
-        &mut self,
-        param: &mut Tensor,
-        grad: &Tensor,
-        [beta1, beta2]: [f64; 2],
-        eps: f64,
-        lr: f64,
-    ) -> Result<(), TchError> {
-        self.step += 1;
-        let correction1 = 1.0 - beta1.powi(self.step);
-        let correction2 = 1.0 - beta2.powi(self.step);
-        drop(self.exp_avg.f_lerp_(grad, 1.0 - beta1)?);
-        let squared = grad.f_square()?.f_mul_scalar(1.0 - beta2)?;
-        drop(self.exp_avg_sq.f_mul_scalar_(beta2)?.f_add_(&squared)?);
-        let denominator = self.exp_avg_sq.f_sqrt()?.f_div_scalar(correction2.sqrt())?.f_add_scalar(eps)?;
-        let change = self.exp_avg.f_div(&denominator)?.f_mul_scalar(lr / correction1)?;
-        drop(param.f_sub_(&change)?);
-        Ok(())
     }
 }

@@ -113,11 +113,7 @@ impl GradScaler {
     /// [`StateError`] if a tensor is missing or not a scalar; nothing changes then.
     pub fn load_state(&mut self, state: &[NamedHostTensor]) -> Result<(), StateError> {
         let mut saved = Saved::new(state)?;
-        let mut number = |name: &str| {
-            let torch = |source| StateError::Torch { name: format!("{SCALER}.{name}"), source };
-            f64::try_from(saved.take(SCALER, name, &[])?).map_err(torch)
-        };
-        let (scale, tracker) = (number(SCALE)?, number(GROWTH_TRACKER)?);
+        let (scale, tracker) = (saved.take_number(SCALER, SCALE)?, saved.take_number(SCALER, GROWTH_TRACKER)?);
         saved.check_empty()?;
         (self.scale, self.growth_tracker, self.found) = (scale as f32, tracker as u32, false);
         Ok(())
@@ -131,10 +127,9 @@ mod tests {
     use tch::{Kind, no_grad};
 
     use super::*;
-    use crate::goldens::goldens;
+    use crate::goldens::{goldens, parameters};
     use crate::{AdamW, AdamWConfig, Linear, LinearConfig, Schedule, clip_grad_norm};
 
-    const NAMES: [&str; 2] = ["prompts", "score.weight"];
     const STEPS: usize = 24;
 
     fn scalar(goldens: &HashMap<String, Tensor>, key: &str) -> f64 {
@@ -153,11 +148,8 @@ mod tests {
     /// Makes the steps of the golden run `run` and compares each with PyTorch's; scaler and optimizer are saved and
     /// restored in the middle. Returns the skipped steps.
     fn check(run: &str, config: GradScalerConfig) -> Vec<usize> {
-        let goldens = goldens(include_bytes!("../../testkit/goldens/scaler.safetensors"));
-        let mut params = Parameters::new();
-        for name in NAMES {
-            drop(params.add(name, &goldens[&format!("init.{name}")]).expect("new"));
-        }
+        let goldens = goldens("scaler");
+        let mut params = parameters(&goldens, &["prompts", "score.weight"]);
         let adamw = AdamWConfig { lr: 1e-2, weight_decay: 0.01, ..AdamWConfig::default() };
         let mut optimizer = AdamW::new(adamw.clone());
         let schedule = Linear::new(LinearConfig { warmup_steps: 3, ..LinearConfig::default() }, STEPS);

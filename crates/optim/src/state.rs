@@ -44,12 +44,6 @@ pub(crate) fn save_bits(kind: &str, name: &str, bits: u64) -> Result<NamedHostTe
     save(kind, name, &Tensor::from_slice(&words))
 }
 
-/// Takes the step count that was saved as `KIND.PARAMETER`.
-pub(crate) fn take_step(saved: &mut Saved, kind: &str, parameter: &str) -> Result<i32, StateError> {
-    let torch = |source| StateError::Torch { name: format!("{kind}.{parameter}"), source };
-    f64::try_from(saved.take(kind, parameter, &[])?).map(|step| step as i32).map_err(torch)
-}
-
 /// Saved tensors by name, taken out one by one.
 pub(crate) struct Saved(BTreeMap<String, Tensor>);
 
@@ -62,10 +56,6 @@ impl Saved {
         state.iter().map(tensor).collect::<Result<_, _>>().map(Self)
     }
 
-    pub(crate) fn has(&self, kind: &str, parameter: &str) -> bool {
-        self.0.contains_key(&format!("{kind}.{parameter}"))
-    }
-
     /// Takes `KIND.PARAMETER`, which must have this shape.
     pub(crate) fn take(&mut self, kind: &str, parameter: &str, expected: &[i64]) -> Result<Tensor, StateError> {
         let name = format!("{kind}.{parameter}");
@@ -75,6 +65,12 @@ impl Saved {
             return Err(StateError::Shape { name, expected: expected.to_vec(), found });
         }
         Ok(tensor)
+    }
+
+    /// Takes the number that was saved as `KIND.PARAMETER`.
+    pub(crate) fn take_number(&mut self, kind: &str, parameter: &str) -> Result<f64, StateError> {
+        let torch = |source| StateError::Torch { name: format!("{kind}.{parameter}"), source };
+        f64::try_from(self.take(kind, parameter, &[])?).map_err(torch)
     }
 
     /// Takes the bits that [`save_bits`] saved as `KIND.NAME`.
@@ -98,7 +94,7 @@ impl Saved {
     ) -> Result<BTreeMap<String, T>, StateError> {
         let mut all = BTreeMap::new();
         for (name, tensor) in params.iter() {
-            if self.has(kind, name) {
+            if self.0.contains_key(&format!("{kind}.{name}")) {
                 all.insert(name.to_owned(), take(&mut self, name, &tensor.size())?);
             }
         }

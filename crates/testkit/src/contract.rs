@@ -22,7 +22,7 @@ use tch::{Kind, Tensor};
 pub use head::check_head;
 pub use optimizer::check_optimizer;
 pub use schedule::check_schedule;
-pub use tuning::check_tuning;
+pub use tuning::{build_tuning, check_tuning};
 
 /// Checks a plugin's name, documentation, example and schema, for any slot.
 pub fn check_options<S: Slot, P: Plugin<S>>() {

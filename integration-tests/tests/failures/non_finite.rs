@@ -21,14 +21,10 @@ fn overwrite_tensor(path: &Path, tensor: &str, value: f32) {
 fn non_finite_model_fails_the_run_and_is_named() {
     let behind = "the hidden states after blocks 0:3 in this process have such values: check the model's files";
     let server = "hidden states sent to or received from servers have such values";
+    let embeddings = "the model's embeddings have such values: check the model's files";
     let norm = "the hidden states after the model's final norm have such values: check the model's files";
     for (tensor, value, swarm, expected) in [
-        (
-            "model.embed_tokens.weight",
-            f32::NAN,
-            "none",
-            "the model's embeddings have such values: check the model's files",
-        ),
+        ("model.embed_tokens.weight", f32::NAN, "none", embeddings),
         ("model.layers.1.mlp.down_proj.weight", f32::NAN, "none", behind),
         ("model.layers.1.mlp.down_proj.weight", f32::INFINITY, "none", behind),
         ("model.layers.1.mlp.down_proj.weight", f32::NAN, "embedded", server),
@@ -51,9 +47,8 @@ fn non_finite_model_fails_the_run_and_is_named() {
 fn non_finite_model_fails_the_first_step_and_is_named() {
     let norm = ("model.norm.weight", "the model's final norm");
     let embeddings = ("model.embed_tokens.weight", "the model's embeddings");
-    for ((tensor, origin), swarm) in
-        [(norm, "none"), (norm, "embedded"), (embeddings, "none"), (embeddings, "embedded")]
-    {
+    let cases = [(norm, "none"), (norm, "embedded"), (embeddings, "none"), (embeddings, "embedded")];
+    for ((tensor, origin), swarm) in cases {
         let fixture = Fixture::new("llama-gqa");
         overwrite_tensor(&fixture.path("model/model.safetensors"), tensor, f32::NAN);
         let text = fixture.failure(&[&format!("swarm.use={swarm}")]);

@@ -12,6 +12,14 @@ fn options() -> RemoteOptions {
     RemoteOptions { wait_ms: 1500, ..RemoteOptions::default() }
 }
 
+/// Returns servers of these spans with a client and its deep prompts.
+fn connected(spans: &[&str]) -> (Golden, Vec<BlockServer>, RemoteSequential, Trained) {
+    let golden = Golden::open("llama-gqa");
+    let servers: Vec<BlockServer> = spans.iter().map(|blocks| golden.serve(blocks)).collect();
+    let (remote, trained) = (golden.connect(&servers, options()), Trained::new(&golden, true));
+    (golden, servers, remote, trained)
+}
+
 /// Runs the forward pass of the goldens with these deep prompts.
 fn forward_error(golden: &Golden, remote: &RemoteSequential, prompts: &Tensor, deep: &Tensor) -> RemoteError {
     let session = remote.tune(vec![("deep_prompts".to_owned(), deep.shallow_clone())]).expect("tuned");
@@ -25,12 +33,8 @@ fn deep_prompts(trained: &Trained) -> &Tensor {
 
 #[test]
 fn server_lost_before_forward_is_replaced() {
-    let golden = Golden::open("llama-gqa");
-    let mut servers = vec![golden.serve("0:3"), golden.serve("0:2")];
-    servers.push(golden.serve("1:3"));
-    let remote = golden.connect(&servers, options());
+    let (golden, mut servers, remote, trained) = connected(&["0:3", "0:2", "1:3"]);
     servers.remove(0).shutdown();
-    let trained = Trained::new(&golden, true);
     let logits = trained.golden_logits(&golden, &remote);
     assert!(distance(&logits, &golden.get("deep.logits")) <= TOLERANCE);
 }
@@ -50,10 +54,8 @@ fn server_lost_before_backward_is_replaced_by_two() {
 
 #[test]
 fn draining_server_finishes_its_tapes_and_refuses_new_calls() {
-    let golden = Golden::open("llama-gqa");
-    let first = golden.serve("0:3");
-    let remote = golden.connect(std::slice::from_ref(&first), options());
-    let trained = Trained::new(&golden, true);
+    let (golden, mut servers, remote, trained) = connected(&["0:3"]);
+    let first = servers.remove(0);
     let logits = trained.golden_logits(&golden, &remote);
     let started = Instant::now();
     let draining = std::thread::spawn(move || first.drain(Duration::from_secs(30)));
@@ -69,10 +71,7 @@ fn draining_server_finishes_its_tapes_and_refuses_new_calls() {
 
 #[test]
 fn missing_server_error_names_the_blocks() {
-    let golden = Golden::open("llama-gqa");
-    let mut servers = vec![golden.serve("0:2"), golden.serve("2:3")];
-    let remote = golden.connect(&servers, options());
-    let trained = Trained::new(&golden, true);
+    let (golden, mut servers, remote, trained) = connected(&["0:2", "2:3"]);
     servers.pop().expect("a server").shutdown();
     let started = Instant::now();
     let error = forward_error(&golden, &remote, &trained.prompts, deep_prompts(&trained));
@@ -83,10 +82,7 @@ fn missing_server_error_names_the_blocks() {
 
 #[test]
 fn failed_backward_is_an_error_of_the_graph() {
-    let golden = Golden::open("llama-gqa");
-    let mut servers = vec![golden.serve("0:3")];
-    let remote = golden.connect(&servers, options());
-    let trained = Trained::new(&golden, true);
+    let (golden, mut servers, remote, trained) = connected(&["0:3"]);
     let logits = trained.golden_logits(&golden, &remote);
     servers.pop().expect("a server").shutdown();
     let error = cross_entropy(&logits, &golden.get("labels")).f_backward().expect_err("no server");
@@ -95,13 +91,9 @@ fn failed_backward_is_an_error_of_the_graph() {
 
 #[test]
 fn graph_outlives_its_servers() {
-    let golden = Golden::open("llama-gqa");
-    let server = golden.serve("0:3");
-    let remote = golden.connect(std::slice::from_ref(&server), options());
-    let trained = Trained::new(&golden, true);
+    let (golden, servers, remote, trained) = connected(&["0:3"]);
     let logits = trained.golden_logits(&golden, &remote);
-    drop(remote);
-    drop(server);
+    drop((remote, servers));
     let error = cross_entropy(&logits, &golden.get("labels")).f_backward().expect_err("nobody is there");
     assert!(error.to_string().contains("has stopped"), "{error}");
 }
@@ -143,10 +135,7 @@ fn missing_blocks_and_other_models_are_refused_at_once() {
 
 #[test]
 fn invalid_requests_are_refused_without_a_retry() {
-    let golden = Golden::open("llama-gqa");
-    let servers = [golden.serve("0:3"), golden.serve("0:3")];
-    let remote = golden.connect(&servers, options());
-    let trained = Trained::new(&golden, true);
+    let (golden, _servers, remote, trained) = connected(&["0:3", "0:3"]);
     let tokens = golden.ends.embed(&golden.ids).expect("tokens");
     let float = (Kind::Float, Device::Cpu);
 
@@ -165,7 +154,6 @@ fn invalid_requests_are_refused_without_a_retry() {
     let tuned = remote.tune(tunables).expect("tuned");
     let error = tuned.forward(Some(&trained.prompts), &tokens.narrow(0, 0, 3), &golden.rows).expect_err("too few");
     assert!(matches!(&error, RemoteError::Shape { what: "the tokens", .. }), "{error}");
-
     // The servers still answer.
     let logits = trained.golden_logits(&golden, &remote);
     assert!(distance(&logits, &golden.get("deep.logits")) <= TOLERANCE);
@@ -173,10 +161,7 @@ fn invalid_requests_are_refused_without_a_retry() {
 
 #[test]
 fn non_finite_values_name_their_origin() {
-    let golden = Golden::open("llama-gqa");
-    let servers = [golden.serve("0:1"), golden.serve("1:3")];
-    let remote = golden.connect(&servers, options());
-    let trained = Trained::new(&golden, true);
+    let (golden, _servers, remote, trained) = connected(&["0:1", "1:3"]);
     let error = forward_error(&golden, &remote, &(&trained.prompts * f64::NAN), deep_prompts(&trained));
     assert!(matches!(&error, RemoteError::NonFiniteInput { .. }), "{error}");
 

@@ -138,23 +138,8 @@ mod tests {
         init: PromptInit,
         deep_init: Option<DeepInit>,
     ) -> Result<(Parameters, Box<dyn TuningMode>), BuildError> {
-        let embeddings = Tensor::arange(80, (Kind::Float, Device::Cpu)).view([20, 4]);
-        let mut params = Parameters::new();
-        let mut cx = TuningContext {
-            params: &mut params,
-            n_blocks: 5,
-            hidden: 4,
-            kv_size: 2,
-            initializer_range: 0.5,
-            embeddings: &embeddings,
-            tokenize: &|text| Ok(vec![text.len() as i64]),
-            labels: &[],
-            is_restored: false,
-            seed: 42,
-        };
         let pre_seq_len = NonZeroUsize::MIN.saturating_add(2);
-        let mode = DeepPtune::build(DeepPtuneConfig { pre_seq_len, init, deep_init }, &mut cx)?;
-        Ok((params, mode))
+        contract::build_tuning::<DeepPtune>(DeepPtuneConfig { pre_seq_len, init, deep_init })
     }
 
     fn built(deep_init: DeepInit) -> (Parameters, Box<dyn TuningMode>) {

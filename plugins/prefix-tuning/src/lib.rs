@@ -127,23 +127,8 @@ mod tests {
     use super::*;
 
     fn try_build(init: PrefixInit) -> Result<(Parameters, Box<dyn TuningMode>), BuildError> {
-        let embeddings = Tensor::arange(80, (Kind::Float, Device::Cpu)).view([20, 4]);
-        let mut params = Parameters::new();
-        let mut cx = TuningContext {
-            params: &mut params,
-            n_blocks: 5,
-            hidden: 4,
-            kv_size: 3,
-            initializer_range: 0.5,
-            embeddings: &embeddings,
-            tokenize: &|text| Ok(vec![text.len() as i64]),
-            labels: &[],
-            is_restored: false,
-            seed: 42,
-        };
-        let config = PrefixTuningConfig { pre_seq_len: NonZeroUsize::MIN.saturating_add(1), init };
-        let mode = PrefixTuning::build(config, &mut cx)?;
-        Ok((params, mode))
+        let pre_seq_len = NonZeroUsize::MIN.saturating_add(1);
+        contract::build_tuning::<PrefixTuning>(PrefixTuningConfig { pre_seq_len, init })
     }
 
     #[test]

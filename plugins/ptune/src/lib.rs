@@ -85,29 +85,13 @@ impl TuningMode for Ptune {
 mod tests {
     use sepal_nn::Parameters;
     use sepal_testkit::contract;
-    use tch::{Device, Kind};
 
     use super::*;
 
     fn built(init: PromptInit) -> (Parameters, Tensor) {
-        let embeddings = Tensor::arange(80, (Kind::Float, Device::Cpu)).view([20, 4]);
-        let mut params = Parameters::new();
-        let mut cx = TuningContext {
-            params: &mut params,
-            n_blocks: 2,
-            hidden: 4,
-            kv_size: 2,
-            initializer_range: 0.5,
-            embeddings: &embeddings,
-            tokenize: &|text| Ok(vec![text.len() as i64]),
-            labels: &["no".to_owned(), "yes".to_owned()],
-            is_restored: false,
-            seed: 42,
-        };
-        let config = PtuneConfig { pre_seq_len: NonZeroUsize::MIN.saturating_add(9), init };
-        let mode = Ptune::build(config, &mut cx).expect("built");
-        let prefix = mode.prefix().expect("computed").expect("there are prompts");
-        (params, prefix)
+        let pre_seq_len = NonZeroUsize::MIN.saturating_add(9);
+        let (params, mode) = contract::build_tuning::<Ptune>(PtuneConfig { pre_seq_len, init }).expect("built");
+        (params, mode.prefix().expect("computed").expect("there are prompts"))
     }
 
     #[test]

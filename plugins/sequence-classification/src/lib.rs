@@ -63,9 +63,7 @@ pub struct SequenceClassification {
     is_balanced: bool,
 }
 
-/// Name of the parameter in an adapter.
 const SCORE: &str = "score.weight";
-
 /// Standard deviation of the initial weights.
 const STD: f64 = 0.02;
 

@@ -45,7 +45,6 @@ pub(crate) struct Entry {
     pub(crate) oid: String,
 }
 
-/// Failed request to the hub.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum ApiError {
@@ -134,7 +133,6 @@ impl Api {
         }
     }
 
-    /// Returns the commit of a branch or tag.
     pub(crate) async fn commit(&self, id: RepoId<'_>, revision: &str) -> Result<String, ApiError> {
         #[derive(Deserialize)]
         struct Revision {
@@ -273,7 +271,6 @@ impl Api {
         timeout(self.stall, answer).await.map_err(|_| ApiError::Stalled(self.stall))
     }
 
-    /// Address of the API of a repository.
     pub(super) fn api_url(&self, id: RepoId<'_>, parts: &[&str], path: Option<&str>) -> Url {
         self.url(&[&["api", id.plural(), id.source.owner(), id.source.name()], parts].concat(), path)
     }
@@ -348,7 +345,6 @@ fn next_page(headers: &HeaderMap, url: &Url) -> Option<Url> {
     Some(page)
 }
 
-/// First byte of a partial response.
 fn range_start(response: &Response) -> Option<u64> {
     let text = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
     text.strip_prefix("bytes ")?.split_once('-')?.0.trim().parse().ok()

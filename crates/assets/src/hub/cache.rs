@@ -69,13 +69,11 @@ impl Repository {
         Some(text.trim().to_owned()).filter(|commit| is_commit(commit))
     }
 
-    /// Returns the path of a cached file of a commit.
     pub(crate) fn file(&self, commit: &str, path: &str) -> Option<PathBuf> {
         let file = self.snapshot(commit).join(path);
         file.is_file().then_some(file)
     }
 
-    /// Returns the completeness of the snapshot of a commit.
     pub(crate) fn completeness(&self, commit: &str) -> Completeness {
         let folder = self.snapshot(commit);
         match self.listed(commit) {
@@ -97,7 +95,6 @@ impl Repository {
         self.folder.join("blobs").join(&entry.oid)
     }
 
-    /// Links a cached blob into the snapshot of a commit.
     pub(crate) fn link(&self, commit: &str, entry: &Entry) -> Result<PathBuf, FetchError> {
         let file = self.snapshot(commit).join(&entry.path);
         let folder = file.parent().unwrap_or(&self.folder);
@@ -138,14 +135,12 @@ impl Repository {
         write_atomic(&self.folder.join("refs").join(&self.revision), commit.as_bytes())
     }
 
-    /// Records the relevant files of a commit.
     pub(crate) fn record(&self, commit: &str, entries: &[Entry]) -> Result<(), FetchError> {
         let path = self.listing(commit);
         let json = serde_json::to_vec(entries).map_err(|error| FetchError::io("write", &path)(error.into()))?;
         write_atomic(&path, &json)
     }
 
-    /// Returns the recorded files of a commit.
     pub(crate) fn listed(&self, commit: &str) -> Option<Vec<Entry>> {
         serde_json::from_slice(&fs::read(self.listing(commit)).ok()?).ok()
     }
@@ -177,7 +172,6 @@ pub(crate) fn is_weights(name: &str) -> bool {
     name.ends_with(".safetensors")
 }
 
-/// Returns true if a file of a repository belongs to the kind.
 pub(crate) fn is_relevant(name: &str, kind: Kind) -> bool {
     match kind {
         Kind::Model => {
@@ -194,7 +188,6 @@ pub(crate) fn is_relevant(name: &str, kind: Kind) -> bool {
     }
 }
 
-/// Returns true if the files make a repository of the kind.
 pub(crate) fn is_complete(names: &[&str], kind: Kind) -> bool {
     match kind {
         Kind::Model => names.contains(&CONFIG) && (names.contains(&SINGLE) || names.contains(&INDEX)),
@@ -249,7 +242,6 @@ fn files(folder: &Path) -> Vec<String> {
     found
 }
 
-/// First file with pickled weights.
 pub(crate) fn pickled<'a>(names: &[&'a str]) -> Option<&'a str> {
     let is_pickled = |name: &&str| {
         let weights = ["pytorch_model", "model", "consolidated"].iter().any(|start| name.starts_with(start));
@@ -280,11 +272,8 @@ mod tests {
         check(&["config.json", "model.safetensors"], Kind::Model, Completeness::Usable);
         check(&["model.safetensors", "tokenizer.json"], Kind::Model, Completeness::Incomplete);
         check(&["config.json", "tokenizer.json"], Kind::Model, Completeness::Incomplete);
-        check(
-            &["config.json", "tokenizer.json", "model-00001-of-00003.safetensors"],
-            Kind::Model,
-            Completeness::Incomplete,
-        );
+        let without_index = ["config.json", "tokenizer.json", "model-00001-of-00003.safetensors"];
+        check(&without_index, Kind::Model, Completeness::Incomplete);
         check(&["config.json", "tokenizer.json", INDEX], Kind::Model, Completeness::Usable);
     }
 

@@ -29,7 +29,6 @@ pub(crate) struct Download<'a> {
     pub(crate) blob: PathBuf,
 }
 
-/// Reason why an attempt ended early.
 enum AttemptError {
     Transient(ApiError),
     Fatal(FetchError),

@@ -23,7 +23,6 @@ use api::{Api, ApiError, Entry, RepoId};
 use cache::{Completeness, Repository, initial_files, is_commit, is_complete, is_relevant, is_weights, pickled};
 use download::Download;
 
-/// Number of byte ranges that are requested at the same time.
 const CONCURRENT_RANGES: usize = 8;
 
 /// Hub that has answered a probe.

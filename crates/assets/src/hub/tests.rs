@@ -35,8 +35,12 @@ fn hub(files: &[(&str, &[u8])]) -> LoopbackHub {
     LoopbackHub::new(files.iter().map(|(name, content)| ((*name).to_owned(), content.to_vec())))
 }
 
-fn model(weights: &[u8]) -> LoopbackHub {
-    hub(&[("config.json", b"{}"), (WEIGHTS, weights), ("pytorch_model.bin", b"not wanted"), ("README.md", b"x")])
+/// Hub of a model with these weights, and options with an empty cache folder and this hub.
+fn model(weights: &[u8]) -> (LoopbackHub, TempDir, AssetOptions) {
+    let unwanted: (&str, &[u8]) = ("pytorch_model.bin", b"not wanted");
+    let hub = hub(&[("config.json", b"{}"), (WEIGHTS, weights), unwanted, ("README.md", b"x")]);
+    let (folder, options) = fixture_for(&hub);
+    (hub, folder, options)
 }
 
 fn put(options: &AssetOptions, repository: &str, names: &[&str]) {
@@ -132,8 +136,7 @@ fn silent_hub_is_unreachable_after_timeout() {
 
 #[test]
 fn fetch_model_fills_one_folder() {
-    let hub = model(b"weights");
-    let (_folder, mut options) = fixture_for(&hub);
+    let (hub, _folder, mut options) = model(b"weights");
     let asset = fetch(&Assets::new(options.clone()), "hub:a/b", Kind::Model).expect("fetched");
     assert_eq!(asset.commit.as_deref(), Some(COMMIT));
     assert_eq!(fs::read_to_string(asset.path.join(WEIGHTS)).expect("a file"), "weights");
@@ -141,7 +144,6 @@ fn fetch_model_fills_one_folder() {
     let link = fs::read_link(asset.path.join(WEIGHTS)).expect("a link, as the Python tools make them");
     assert_eq!(link.file_name().map(|name| name.len()), Some(64));
     assert!(cached(&options, "blobs").iter().all(|name| !name.contains('.')), "nothing is left half-done");
-
     // The record says that this model has no tokenizer.json, so the hub is not needed.
     options.hub_endpoint = "http://127.0.0.1:1".to_owned();
     let assets = Assets::new(options);
@@ -151,8 +153,7 @@ fn fetch_model_fills_one_folder() {
 
 #[test]
 fn fetch_missing_file_is_error() {
-    let hub = model(b"weights");
-    let (_folder, options) = fixture_for(&hub);
+    let (_hub, _folder, options) = model(b"weights");
     let assets = Assets::new(options);
     let file = fetch(&assets, "hub:a/b/config.json", Kind::Model).expect("fetched").path;
     assert_eq!(fs::read_to_string(file).expect("a file"), "{}");
@@ -197,7 +198,6 @@ fn fetch_files_downloads_single_shards() {
     assert_eq!(hub.downloads(), shards);
     assert_eq!(fs::read(asset.path.join("two.safetensors")).expect("a file"), b"0123456789");
     assert!(!asset.path.join("one.safetensors").exists());
-
     // Cached files need no request, and missing files are errors.
     options.hub_endpoint = "http://127.0.0.1:1".to_owned();
     let assets = Assets::new(options);
@@ -216,8 +216,7 @@ fn fetch_checked(options: &AssetOptions, check_model: &mut ModelCheck<'_>) -> Re
 
 #[test]
 fn refused_model_downloads_no_weights() {
-    let hub = model(b"weights");
-    let (_folder, options) = fixture_for(&hub);
+    let (hub, _folder, options) = model(b"weights");
     let error = fetch_checked(&options, &mut |model| {
         assert_eq!(fs::read_to_string(model.folder.join("config.json")).expect("it is there"), "{}");
         assert!(!model.folder.join(WEIGHTS).exists());
@@ -227,7 +226,6 @@ fn refused_model_downloads_no_weights() {
     let FetchError::Refused { repository, source } = &error else { panic!("{error}") };
     assert_eq!((repository.as_str(), source.to_string().as_str()), ("a/b", "quantized"));
     assert_eq!(hub.downloads(), ["config.json"]);
-
     // Byte ranges of the weights are readable before the download and are not cached.
     hub.requests();
     let asset = fetch_checked(&options, &mut |model| {
@@ -256,8 +254,7 @@ fn fetch_files_unknown_shard_is_error() {
 #[test]
 fn interrupted_download_resumes_in_next_fetch() {
     let content = bytes(100_000);
-    let hub = model(&content);
-    let (_folder, options) = fixture_for(&hub);
+    let (hub, _folder, options) = model(&content);
     hub.fail(WEIGHTS, [Fault::Cut(60_000)]);
     let error = fetch(&Assets::new(options.clone()), "hub:a/b", Kind::Model).expect_err("it broke off");
     assert!(matches!(&error, FetchError::Interrupted { bytes_done: 60_000, size: 100_000, .. }), "{error}");
@@ -274,8 +271,7 @@ fn interrupted_download_resumes_in_next_fetch() {
 #[test]
 fn download_retries_while_bytes_arrive() {
     let content = bytes(1000);
-    let hub = model(&content);
-    let (_folder, mut options) = fixture_for(&hub);
+    let (hub, _folder, mut options) = model(&content);
     options.hub_retries = 2;
     hub.fail(WEIGHTS, [Fault::Cut(300), Fault::Refuse(503), Fault::Cut(300), Fault::Stall(300)]);
     options.hub_stall_timeout = Duration::from_millis(300);
@@ -309,8 +305,7 @@ fn download_retries_while_bytes_arrive() {
 
 #[test]
 fn stalled_download_reports_stall() {
-    let hub = model(&bytes(1000));
-    let (_folder, mut options) = fixture_for(&hub);
+    let (hub, _folder, mut options) = model(&bytes(1000));
     options.hub_stall_timeout = Duration::from_millis(200);
     options.hub_retries = 1;
     hub.fail(WEIGHTS, [Fault::Stall(10), Fault::Stall(0)]);
@@ -323,8 +318,7 @@ fn stalled_download_reports_stall() {
 
 #[test]
 fn damaged_download_is_discarded() {
-    let hub = model(b"weights");
-    let (_folder, options) = fixture_for(&hub);
+    let (hub, _folder, options) = model(b"weights");
     for (file, kind) in [(WEIGHTS, "sha256"), ("config.json", "git hash")] {
         hub.fail(file, [Fault::Damage]);
         let error = fetch(&Assets::new(options.clone()), &format!("hub:a/b/{file}"), Kind::Model).expect_err("damaged");
@@ -338,8 +332,7 @@ fn damaged_download_is_discarded() {
 #[test]
 fn damaged_partial_file_is_downloaded_again() {
     let content = bytes(1000);
-    let hub = model(&content);
-    let (_folder, options) = fixture_for(&hub);
+    let (hub, _folder, options) = model(&content);
     hub.fail(WEIGHTS, [Fault::Cut(500)]);
     fetch(&Assets::new(options.clone()), "hub:a/b", Kind::Model).expect_err("it broke off");
     let blobs = options.hub_cache.join("models--a--b/blobs");
@@ -355,8 +348,7 @@ fn damaged_partial_file_is_downloaded_again() {
 #[test]
 fn hub_without_ranges_restarts_download() {
     let content = bytes(1000);
-    let hub = model(&content);
-    let (_folder, options) = fixture_for(&hub);
+    let (hub, _folder, options) = model(&content);
     hub.fail(WEIGHTS, [Fault::Cut(500)]);
     fetch(&Assets::new(options.clone()), "hub:a/b", Kind::Model).expect_err("it broke off");
     hub.fail(WEIGHTS, [Fault::Whole]);
@@ -366,10 +358,8 @@ fn hub_without_ranges_restarts_download() {
     hub.fail_parts(WEIGHTS, [Fault::Whole, Fault::Whole]);
     let assets = Assets::new(options);
     let asset = fetch(&assets, "hub:a/b", Kind::Model).expect("cached");
-    assert_eq!(
-        assets.read_ranges(&asset, &[(WEIGHTS.to_owned(), 0..3)]).expect("the beginning"),
-        [content[..3].to_vec()]
-    );
+    let start = assets.read_ranges(&asset, &[(WEIGHTS.to_owned(), 0..3)]).expect("the beginning");
+    assert_eq!(start, [content[..3].to_vec()]);
     let error = assets.read_ranges(&asset, &[(WEIGHTS.to_owned(), 5..8)]).expect_err("no parts").to_one_line();
     assert!(error.contains("ignores byte ranges"), "{error}");
 }
@@ -377,8 +367,7 @@ fn hub_without_ranges_restarts_download() {
 #[test]
 fn event_handler_break_stops_download() {
     let content = bytes(1000);
-    let hub = model(&content);
-    let (_folder, options) = fixture_for(&hub);
+    let (hub, _folder, options) = model(&content);
     hub.fail(WEIGHTS, [Fault::Stall(400)]);
     let source: Source = "hub:a/b".parse().expect("a source");
     let mut on_event = |event: FetchEvent<'_>| match event {
@@ -395,8 +384,7 @@ fn event_handler_break_stops_download() {
 #[test]
 fn concurrent_fetches_download_once() {
     let content = bytes(200_000);
-    let hub = model(&content);
-    let (_folder, options) = fixture_for(&hub);
+    let (hub, _folder, options) = model(&content);
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| fetch(&Assets::new(options.clone()), "hub:a/b", Kind::Model).expect("fetched"));

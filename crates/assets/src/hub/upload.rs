@@ -40,7 +40,6 @@ pub(crate) struct Upload {
     pub(crate) git_hash: String,
 }
 
-/// Decision of the hub about the upload of a file.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct UploadDecision {

@@ -1,5 +1,3 @@
-//! Identity of a machine in a swarm.
-
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;

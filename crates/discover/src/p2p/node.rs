@@ -1,5 +1,3 @@
-//! Member of a swarm.
-
 use std::collections::HashMap;
 use std::fmt;
 use std::io;

@@ -89,7 +89,6 @@ pub struct ReduceOnPlateau {
     state: State,
 }
 
-/// State after the evaluations so far.
 #[derive(Debug, Clone, Copy)]
 struct State {
     factor: f64,
@@ -100,7 +99,6 @@ struct State {
     cooldown: u64,
 }
 
-/// Name of the loss among metrics.
 const LOSS: &str = "loss";
 
 const SCHEDULE: &str = "schedule";

@@ -9,13 +9,16 @@ use serde::{Deserialize, Serialize};
 use super::warmup::warmup_factor;
 use super::{Schedule, steps_or_ratio};
 
-/// Defines the options of a schedule: its warm-up, and further fields.
-macro_rules! schedule_config {
-    ($(#[$attribute:meta])* $name:ident { $($(#[$field_attribute:meta])* $field:ident: $type:ty,)* }) => {
-        $(#[$attribute])*
+/// Defines a schedule and its options: the warm-up, and further fields.
+macro_rules! schedule {
+    (
+        $(#[$config_attribute:meta])* $config:ident { $($(#[$field_attribute:meta])* $field:ident: $type:ty,)* }
+        $(#[$attribute:meta])* $name:ident
+    ) => {
+        $(#[$config_attribute])*
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
         #[serde(deny_unknown_fields, default)]
-        pub struct $name {
+        pub struct $config {
             /// Number of steps over which the rate rises linearly from zero.
             pub warmup_steps: usize,
             /// Share of the run's steps for the warm-up, rounded up, instead of `warmup_steps`.
@@ -24,10 +27,23 @@ macro_rules! schedule_config {
             $($(#[$field_attribute])* pub $field: $type,)*
         }
 
+        $(#[$attribute])*
+        #[derive(Debug, Clone)]
+        pub struct $name {
+            config: $config,
+            total_steps: usize,
+        }
+
         impl $name {
-            fn phases(&self, total_steps: usize) -> Phases {
-                let warmup_steps = steps_or_ratio(total_steps, self.warmup_steps, self.warmup_ratio);
-                Phases { warmup_steps, total_steps }
+            /// Creates a schedule for a run of `total_steps` optimizer steps.
+            pub fn new(config: $config, total_steps: usize) -> Self {
+                Self { config, total_steps }
+            }
+
+            fn phases(&self) -> Phases {
+                let $config { warmup_steps, warmup_ratio, .. } = self.config;
+                let warmup_steps = steps_or_ratio(self.total_steps, warmup_steps, warmup_ratio);
+                Phases { warmup_steps, total_steps: self.total_steps }
             }
         }
     };
@@ -57,83 +73,60 @@ impl Phases {
     }
 }
 
-schedule_config! {
+schedule! {
     /// Warm-up, then the full rate.
     #[derive(Default)]
     ConstantConfig {}
-}
-
-/// Constant schedule, equal to transformers' `get_constant_schedule_with_warmup`.
-#[derive(Debug, Clone)]
-pub struct Constant(Phases);
-
-impl Constant {
-    /// Creates a schedule for a run of `total_steps` optimizer steps.
-    pub fn new(config: ConstantConfig, total_steps: usize) -> Self {
-        Self(config.phases(total_steps))
-    }
+    /// Constant schedule, equal to transformers' `get_constant_schedule_with_warmup`.
+    Constant
 }
 
 impl Schedule for Constant {
     fn factor(&self, step: usize) -> f64 {
-        self.0.factor(step, || 1.0)
+        self.phases().factor(step, || 1.0)
     }
 }
 
-schedule_config! {
+schedule! {
     /// Warm-up, then a linear decay to zero at the end of the run.
     #[derive(Default)]
     LinearConfig {}
-}
-
-/// Linear schedule, equal to transformers' `get_linear_schedule_with_warmup`.
-#[derive(Debug, Clone)]
-pub struct Linear(Phases);
-
-impl Linear {
-    /// Creates a schedule for a run of `total_steps` optimizer steps.
-    pub fn new(config: LinearConfig, total_steps: usize) -> Self {
-        Self(config.phases(total_steps))
-    }
+    /// Linear schedule, equal to transformers' `get_linear_schedule_with_warmup`.
+    Linear
 }
 
 impl Schedule for Linear {
     fn factor(&self, step: usize) -> f64 {
-        let remaining_steps = self.0.total_steps.saturating_sub(step) as f64;
-        self.0.factor(step, || remaining_steps / self.0.decay_steps())
+        let phases = self.phases();
+        let remaining_steps = phases.total_steps.saturating_sub(step) as f64;
+        phases.factor(step, || remaining_steps / phases.decay_steps())
     }
 }
 
-schedule_config! {
+schedule! {
     /// Warm-up, then half a cosine down to zero at the end of the run.
     #[derive(Default)]
     CosineConfig {}
-}
-
-/// Cosine schedule, equal to transformers' `get_cosine_schedule_with_warmup` with its default of half a cycle. As
-/// there, the factor rises again past the end of the run.
-#[derive(Debug, Clone)]
-pub struct Cosine(Phases);
-
-impl Cosine {
-    /// Creates a schedule for a run of `total_steps` optimizer steps.
-    pub fn new(config: CosineConfig, total_steps: usize) -> Self {
-        Self(config.phases(total_steps))
-    }
+    /// Cosine schedule, equal to transformers' `get_cosine_schedule_with_warmup` with its default of half a cycle. As
+    /// there, the factor rises again past the end of the run.
+    Cosine
 }
 
 impl Schedule for Cosine {
     fn factor(&self, step: usize) -> f64 {
-        self.0.factor(step, || half_cosine(self.0.progress(step)))
+        let phases = self.phases();
+        phases.factor(step, || half_cosine(phases.progress(step)))
     }
 }
 
-schedule_config! {
+schedule! {
     /// Warm-up, then several times half a cosine from the full rate down to zero.
     CosineWithRestartsConfig {
         /// Number of cycles, all of the same length.
         cycles: NonZeroUsize,
     }
+    /// Cosine schedule with restarts, equal to transformers' `get_cosine_with_hard_restarts_schedule_with_warmup`.
+    CosineWithRestarts
 }
 
 impl Default for CosineWithRestartsConfig {
@@ -143,30 +136,17 @@ impl Default for CosineWithRestartsConfig {
     }
 }
 
-/// Cosine schedule with restarts, equal to transformers' `get_cosine_with_hard_restarts_schedule_with_warmup`.
-#[derive(Debug, Clone)]
-pub struct CosineWithRestarts {
-    config: CosineWithRestartsConfig,
-    phases: Phases,
-}
-
-impl CosineWithRestarts {
-    /// Creates a schedule for a run of `total_steps` optimizer steps.
-    pub fn new(config: CosineWithRestartsConfig, total_steps: usize) -> Self {
-        Self { phases: config.phases(total_steps), config }
-    }
-}
-
 impl Schedule for CosineWithRestarts {
     fn factor(&self, step: usize) -> f64 {
-        self.phases.factor(step, || {
-            let progress = self.phases.progress(step);
+        let phases = self.phases();
+        phases.factor(step, || {
+            let progress = phases.progress(step);
             if progress >= 1.0 { 0.0 } else { half_cosine((self.config.cycles.get() as f64 * progress) % 1.0) }
         })
     }
 }
 
-schedule_config! {
+schedule! {
     /// Warm-up, then a decay as a power of the remaining share of the run.
     PolynomialConfig {
         /// Power of the decay: 1 is linear, a larger one is faster at first.
@@ -176,6 +156,8 @@ schedule_config! {
         #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
         end_factor: f64,
     }
+    /// Polynomial schedule, equal to transformers' `get_polynomial_decay_schedule_with_warmup` with `lr_end` as a factor.
+    Polynomial
 }
 
 impl Default for PolynomialConfig {
@@ -185,34 +167,21 @@ impl Default for PolynomialConfig {
     }
 }
 
-/// Polynomial schedule, equal to transformers' `get_polynomial_decay_schedule_with_warmup` with `lr_end` as a factor.
-#[derive(Debug, Clone)]
-pub struct Polynomial {
-    config: PolynomialConfig,
-    phases: Phases,
-}
-
-impl Polynomial {
-    /// Creates a schedule for a run of `total_steps` optimizer steps.
-    pub fn new(config: PolynomialConfig, total_steps: usize) -> Self {
-        Self { phases: config.phases(total_steps), config }
-    }
-}
-
 impl Schedule for Polynomial {
     fn factor(&self, step: usize) -> f64 {
         let PolynomialConfig { power, end_factor, .. } = self.config;
-        self.phases.factor(step, || {
-            if step > self.phases.total_steps {
+        let phases = self.phases();
+        phases.factor(step, || {
+            if step > phases.total_steps {
                 return end_factor;
             }
-            let remaining = 1.0 - self.phases.progress(step);
+            let remaining = 1.0 - phases.progress(step);
             (1.0 - end_factor) * remaining.powf(power) + end_factor
         })
     }
 }
 
-schedule_config! {
+schedule! {
     /// Warm-up, then a decay as one over the root of the steps.
     #[derive(Default)]
     InverseSqrtConfig {
@@ -220,26 +189,15 @@ schedule_config! {
         /// 10,000 without a warm-up.
         timescale: Option<NonZeroUsize>,
     }
-}
-
-/// Inverse square root schedule, equal to transformers' `get_inverse_sqrt_schedule`.
-#[derive(Debug, Clone)]
-pub struct InverseSqrt {
-    config: InverseSqrtConfig,
-    phases: Phases,
-}
-
-impl InverseSqrt {
-    /// Creates a schedule for a run of `total_steps` optimizer steps.
-    pub fn new(config: InverseSqrtConfig, total_steps: usize) -> Self {
-        Self { phases: config.phases(total_steps), config }
-    }
+    /// Inverse square root schedule, equal to transformers' `get_inverse_sqrt_schedule`.
+    InverseSqrt
 }
 
 impl Schedule for InverseSqrt {
     fn factor(&self, step: usize) -> f64 {
-        let warmup_steps = self.phases.warmup_steps;
-        self.phases.factor(step, || {
+        let phases = self.phases();
+        let warmup_steps = phases.warmup_steps;
+        phases.factor(step, || {
             let default_timescale = if warmup_steps > 0 { warmup_steps } else { 10_000 };
             let timescale = self.config.timescale.map_or(default_timescale, NonZeroUsize::get) as f64;
             1.0 / (((step - warmup_steps) as f64 + timescale) / timescale).sqrt()

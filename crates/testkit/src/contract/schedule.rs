@@ -47,11 +47,8 @@ fn check_state<P: Plugin<Sched>>(total_steps: usize) {
     }
     check_factors(name, &*schedule, total_steps);
     let follows = schedule.watches().is_some();
-    assert_eq!(
-        schedule.state().expect("a state").is_empty(),
-        !follows,
-        "`{name}`: what watches evaluations has a state"
-    );
+    let has_state = !schedule.state().expect("a state").is_empty();
+    assert_eq!(has_state, follows, "`{name}`: what watches evaluations has a state");
     let moved = (0..total_steps).any(|step| schedule.factor(step) != build::<P>(total_steps).factor(step));
     assert_eq!(moved, follows, "`{name}`: evaluations count for a schedule that watches them, and for no other");
 }

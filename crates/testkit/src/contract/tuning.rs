@@ -1,7 +1,7 @@
 use sepal_core::{DEEP_PROMPTS, PREFIX_KEYS_VALUES, Span};
 use sepal_nn::Parameters;
-use sepal_plugin::{NamedTensor, Plugin, Tuning, TuningContext, TuningMode};
-use tch::{Kind, Tensor};
+use sepal_plugin::{BuildError, NamedTensor, Plugin, Tuning, TuningContext, TuningMode};
+use tch::{Device, Kind, Tensor};
 
 use super::{OTHER_SEED, SEED, check_gradients, check_options, check_start_and_files, numbers, parameters};
 
@@ -27,6 +27,29 @@ pub fn check_tuning<P: Plugin<Tuning>>() {
     check_start_and_files(name, &params, &again, &mut other);
     let (expected, found) = (all_tensors(&*mode), all_tensors(&*loaded));
     assert!(expected.iter().zip(&found).all(|(a, b)| a == b), "`{name}`: a loaded mode gives what the saved one did");
+}
+
+/// Builds a tuning mode for a model of five blocks with keys and values of size 3. Row `i` of its embeddings `[20, 4]`
+/// begins with `4 * i`, and a text has one token, its number of bytes.
+///
+/// # Errors
+/// Those of the plugin.
+pub fn build_tuning<P: Plugin<Tuning>>(config: P::Config) -> Result<(Parameters, Box<dyn TuningMode>), BuildError> {
+    let mut params = Parameters::new();
+    let mut cx = TuningContext {
+        params: &mut params,
+        n_blocks: 5,
+        hidden: 4,
+        kv_size: 3,
+        initializer_range: 0.5,
+        embeddings: &Tensor::arange(80, (Kind::Float, Device::Cpu)).view([20, 4]),
+        tokenize: &|text| Ok(vec![text.len() as i64]),
+        labels: &["no".to_owned(), "yes".to_owned()],
+        is_restored: false,
+        seed: 42,
+    };
+    let mode = P::build(config, &mut cx)?;
+    Ok((params, mode))
 }
 
 fn build<P: Plugin<Tuning>>(seed: u64, embeddings: &Tensor) -> (Parameters, Box<dyn TuningMode>) {
@@ -71,13 +94,13 @@ fn check_shapes(name: &str, mode: &dyn TuningMode) {
 
 /// Checks that the tunables of each span are the matching part of those of the full model.
 fn check_spans(name: &str, mode: &dyn TuningMode) {
-    for (block_idx, full) in
-        (0..N_BLOCKS).flat_map(|idx| tunables(mode, 0, N_BLOCKS).into_iter().map(move |t| (idx, t)))
-    {
-        let part = tunables(mode, block_idx, block_idx + 1).into_iter().find(|part| part.name == full.name);
-        let part = part.unwrap_or_else(|| panic!("`{name}`: every span has `{}`", full.name));
-        let expected = full.tensor.narrow(0, block_idx as i64, 1);
-        assert_eq!(part.tensor, expected, "`{name}`: block {block_idx} gets its own part of `{}`", full.name);
+    for NamedTensor { name: tunable, tensor } in tunables(mode, 0, N_BLOCKS) {
+        for block_idx in 0..N_BLOCKS {
+            let part = tunables(mode, block_idx, block_idx + 1).into_iter().find(|part| part.name == tunable);
+            let part = part.unwrap_or_else(|| panic!("`{name}`: every span has `{tunable}`"));
+            let expected = tensor.narrow(0, block_idx as i64, 1);
+            assert_eq!(part.tensor, expected, "`{name}`: block {block_idx} gets its own part of `{tunable}`");
+        }
     }
     let beyond = Span::new(N_BLOCKS - 1, N_BLOCKS + 1).expect("a span");
     let beyond_len = mode.tunables(beyond).map(|tunables| tunables.len()).unwrap_or(0);

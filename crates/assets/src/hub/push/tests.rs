@@ -14,15 +14,16 @@ const CARD: &str = "README.md";
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
 
-/// Folder with an adapter, and options with the right to push it.
-fn push_fixture(hub: &LoopbackHub) -> (TempDir, AssetOptions) {
+/// Empty hub, folder with an adapter, and options with the right to push it.
+fn push_fixture() -> (LoopbackHub, TempDir, AssetOptions) {
+    let hub = LoopbackHub::new([]);
     let (folder, mut options) = fixture(false);
     options.hub_endpoint = hub.endpoint().to_owned();
     options.hub_token = Token::new(TOKEN);
     for (name, content) in [(CARD, "# A card"), (CONFIG, "{}"), (TENSORS, "tensors")] {
         fs::write(folder.path().join(name), content).expect("written");
     }
-    (folder, options)
+    (hub, folder, options)
 }
 
 fn target(text: &str) -> HubSource {
@@ -39,14 +40,9 @@ fn push(options: &AssetOptions, folder: &Path, to: &str) -> Result<PushOutcome, 
     Assets::new(options.clone()).push(&target(to), &files, &message(false), &mut ignore_events)
 }
 
-fn empty() -> LoopbackHub {
-    LoopbackHub::new([])
-}
-
 #[test]
 fn pushed_adapter_can_be_fetched() {
-    let hub = empty();
-    let (folder, options) = push_fixture(&hub);
+    let (hub, folder, options) = push_fixture();
     let mut ends = Vec::new();
     let mut on_event = |event: FetchEvent<'_>| {
         if let FetchEvent::End { file, size, received, .. } = event {
@@ -73,8 +69,7 @@ fn pushed_adapter_can_be_fetched() {
 
 #[test]
 fn push_unchanged_files_sends_nothing() {
-    let hub = empty();
-    let (folder, options) = push_fixture(&hub);
+    let (hub, folder, options) = push_fixture();
     push(&options, folder.path(), "hub:a/b").expect("pushed");
     let stored = hub.stored();
     let second = push(&options, folder.path(), "hub:a/b").expect("pushed");
@@ -92,9 +87,8 @@ fn push_unchanged_files_sends_nothing() {
 
 #[test]
 fn private_push_to_public_repository_is_error() {
-    let hub = empty();
+    let (hub, folder, options) = push_fixture();
     hub.add_branch("main");
-    let (folder, options) = push_fixture(&hub);
     let files = [folder.path().join(CARD)];
     let error = Assets::new(options.clone()).push(&target("hub:a/b"), &files, &message(true), &mut ignore_events);
     let error = error.expect_err("it is open");
@@ -105,8 +99,7 @@ fn private_push_to_public_repository_is_error() {
 
 #[test]
 fn push_without_rights_names_remedy() {
-    let hub = empty();
-    let (folder, mut options) = push_fixture(&hub);
+    let (hub, folder, mut options) = push_fixture();
     // This token may write to a repository but not create one.
     let error = push(&options, folder.path(), "hub:locked/b").expect_err("no right");
     assert!(error.to_string().contains("403") && error.to_string().contains("to make it if it is new"), "{error}");
@@ -127,8 +120,7 @@ fn push_without_rights_names_remedy() {
 
 #[test]
 fn interrupted_upload_is_retried() {
-    let hub = empty();
-    let (folder, mut options) = push_fixture(&hub);
+    let (hub, folder, mut options) = push_fixture();
     options.hub_retries = 2;
     hub.fail_uploads([503, 0]);
     push(&options, folder.path(), "hub:a/b").expect("pushed");
@@ -148,15 +140,13 @@ fn interrupted_upload_is_retried() {
 
 #[test]
 fn lost_commit_answer_is_not_retried() {
-    let hub = empty();
-    let (folder, mut options) = push_fixture(&hub);
+    let (hub, folder, mut options) = push_fixture();
     options.hub_retries = 3;
     hub.lose_answer();
     let error = push(&options, folder.path(), "hub:a/b").expect_err("no answer");
     assert!(matches!(&error, PushError::Unknown { .. }), "{error}");
     assert_eq!(hub.commits().len(), 1);
     assert_eq!(push(&options, folder.path(), "hub:a/b").expect("pushed").commit, None);
-
     // A proxy may have lost the answer or the request.
     fs::write(folder.path().join(CARD), "# Another card").expect("written");
     hub.refuse_commit(502);
@@ -169,8 +159,7 @@ fn lost_commit_answer_is_not_retried() {
 
 #[test]
 fn large_files_are_uploaded_with_progress() {
-    let hub = empty();
-    let (folder, options) = push_fixture(&hub);
+    let (hub, folder, options) = push_fixture();
     let content = vec![7; 3_000_000];
     let path = folder.path().join("large.safetensors");
     fs::write(&path, &content).expect("written");
@@ -194,8 +183,7 @@ fn large_files_are_uploaded_with_progress() {
 
 #[test]
 fn push_ignored_file_pushes_nothing() {
-    let hub = empty();
-    let (folder, options) = push_fixture(&hub);
+    let (hub, folder, options) = push_fixture();
     let files = [folder.path().join(CARD), folder.path().join("notes.log")];
     fs::write(&files[1], "x").expect("written");
     let error = Assets::new(options).push(&target("hub:a/b"), &files, &message(false), &mut ignore_events);
@@ -206,8 +194,7 @@ fn push_ignored_file_pushes_nothing() {
 
 #[test]
 fn adapter_branch_is_resolved_again() {
-    let hub = empty();
-    let (folder, mut options) = push_fixture(&hub);
+    let (hub, folder, mut options) = push_fixture();
     fs::write(folder.path().join("config.json"), "{}").expect("written");
     fs::write(folder.path().join("model.safetensors"), "weights").expect("written");
     let files = [CARD, CONFIG, TENSORS, "config.json", "model.safetensors"].map(|name| folder.path().join(name));
@@ -231,8 +218,7 @@ fn adapter_branch_is_resolved_again() {
 
 #[test]
 fn push_to_other_than_branch_is_error() {
-    let hub = empty();
-    let (folder, options) = push_fixture(&hub);
+    let (_hub, folder, options) = push_fixture();
     for (to, part) in [
         ("hub:a/b/x.json", "a file in"),
         (&*format!("hub:a/b@{COMMIT}"), "a commit"),
@@ -247,8 +233,7 @@ fn push_to_other_than_branch_is_error() {
 
 #[test]
 fn stalled_upload_is_error() {
-    let hub = empty();
-    let (folder, mut options) = push_fixture(&hub);
+    let (hub, folder, mut options) = push_fixture();
     options.hub_stall_timeout = Duration::from_millis(400);
     hub.stall_upload();
     let error = push(&options, folder.path(), "hub:a/b").expect_err("it stalls");
