@@ -87,21 +87,13 @@ pub fn attach(
     backward: impl FnOnce(&Tensor) -> Result<Gradients, BoxError> + Send + 'static,
 ) -> Result<Tensor, AttachError> {
     let closure: Closure = Box::new(backward);
-    let state = Box::into_raw(Box::new(Some(closure)));
+    let state = Box::into_raw(Box::new(Some(closure))).cast();
     let pointers: Vec<*const C_tensor> = inputs.iter().map(|input| input.as_ptr()).collect();
-    let mut error = std::ptr::null_mut();
+    let (n, mut error) = (pointers.len(), std::ptr::null_mut());
     // SAFETY: the pointers are of live tensors, which the shim only copies. The shim takes over `state` and returns it once,
     // through `drop_closure`.
     let attached = unsafe {
-        sepal_autograd_attach(
-            pointers.as_ptr(),
-            pointers.len(),
-            output.as_ptr(),
-            state.cast(),
-            call_closure,
-            drop_closure,
-            &raw mut error,
-        )
+        sepal_autograd_attach(pointers.as_ptr(), n, output.as_ptr(), state, call_closure, drop_closure, &raw mut error)
     };
     if attached.is_null() {
         return Err(AttachError { message: take_text(error) });

@@ -19,10 +19,7 @@ use crate::take_text;
 pub enum MemoryError {
     /// Tensor that is not contiguous or not on the CPU.
     #[error("share the memory of a tensor that is {}", if *is_on_cpu { "not contiguous" } else { "not on the CPU" })]
-    Layout {
-        /// True if the tensor is on the CPU.
-        is_on_cpu: bool,
-    },
+    Layout { is_on_cpu: bool },
     /// Number of bytes that does not fit the shape.
     #[error("make a {kind:?} tensor of shape {shape:?} over {found} bytes")]
     Size { kind: Kind, shape: Vec<i64>, found: usize },
@@ -75,20 +72,12 @@ pub fn tensor_from_bytes(bytes: Bytes, shape: &[i64], kind: Kind) -> Result<Tens
     }
     let like = Tensor::f_empty([0], (kind, Device::Cpu)).map_err(torch_error)?;
     let data = bytes.as_ptr().cast_mut().cast();
-    let owner = Box::into_raw(Box::new(bytes));
+    let owner = Box::into_raw(Box::new(bytes)).cast();
     let mut error = std::ptr::null_mut();
     // SAFETY: `data` is aligned, has the size of shape and kind and lives as long as `owner`, which the shim takes over
     // and returns once, through `drop_bytes`. By the contract it is not written.
     let tensor = unsafe {
-        sepal_tensor_from_memory(
-            data,
-            shape.as_ptr(),
-            shape.len(),
-            like.as_ptr(),
-            owner.cast(),
-            drop_bytes,
-            &raw mut error,
-        )
+        sepal_tensor_from_memory(data, shape.as_ptr(), shape.len(), like.as_ptr(), owner, drop_bytes, &raw mut error)
     };
     if tensor.is_null() {
         return Err(MemoryError::Torch { message: take_text(error) });

@@ -60,33 +60,30 @@ fn load_in_parallel(
 fn check(config: &ModelConfig) -> Result<(), LoadError> {
     let &ModelConfig { hidden, n_heads, n_kv_heads, head_dim, ffn, .. } = config;
     if [hidden, n_heads, n_kv_heads, head_dim, ffn].contains(&0) {
-        return Err(problem("a size is zero"));
+        return problem("a size is zero".to_owned());
     }
     if n_heads % n_kv_heads != 0 {
-        return Err(problem(&format!("{n_heads} query heads are no multiple of {n_kv_heads} heads of keys")));
+        return problem(format!("{n_heads} query heads are no multiple of {n_kv_heads} heads of keys"));
     }
     if config.scores.alibi && n_heads != n_kv_heads {
-        return Err(problem(&format!(
-            "ALiBi needs a head of keys for each of {n_heads} query heads, found {n_kv_heads}"
-        )));
+        return problem(format!("ALiBi needs a head of keys for each of {n_heads} query heads, found {n_kv_heads}"));
     }
     let family = families::spec(config.family);
     if family.has_equal_heads && (n_heads != n_kv_heads || n_heads * head_dim != hidden) {
-        return Err(problem(&format!(
-            "{n_heads} heads of {head_dim}, {n_kv_heads} of keys, do not fit a hidden size of {hidden}"
-        )));
+        let heads = format!("{n_heads} heads of {head_dim}, {n_kv_heads} of keys");
+        return problem(format!("{heads}, do not fit a hidden size of {hidden}"));
     }
     match &config.rope {
         None if !config.scores.alibi && family.positions.is_none() => {
-            Err(problem(&format!("a {} block needs rotary positions", config.family.name())))
+            problem(format!("a {} block needs rotary positions", config.family.name()))
         }
         Some(rope) if rope.dim % 2 != 0 || rope.dim > head_dim => {
-            Err(problem(&format!("a rotary dimension of {} does not fit heads of {head_dim}", rope.dim)))
+            problem(format!("a rotary dimension of {} does not fit heads of {head_dim}", rope.dim))
         }
         _ => Ok(()),
     }
 }
 
-fn problem(problem: &str) -> LoadError {
-    LoadError::Config { problem: problem.to_owned() }
+fn problem(problem: String) -> Result<(), LoadError> {
+    Err(LoadError::Config { problem })
 }

@@ -32,20 +32,12 @@ pub enum ForwardError {
     /// Tensor that does not fit the blocks, the prefix and the rows.
     #[error("run blocks with {name} of shape {found:?} and kind {kind:?}: expected {expected:?} of float32")]
     Shape { name: &'static str, expected: Vec<usize>, found: Vec<i64>, kind: Kind },
-    /// Blocks outside of the stack or of the prefix cache.
+    /// Blocks outside of the stack or of the prefix cache, whose span is `held`.
     #[error("run blocks {requested}: only {held} are held")]
-    Span {
-        requested: Span,
-        /// Span of the stack or of the prefix cache.
-        held: Span,
-    },
-    /// Sequence longer than the model's learned positions.
+    Span { requested: Span, held: Span },
+    /// Sequence longer than the model's learned positions; `length` is that of the longest row, with the prefix.
     #[error("run blocks on {length} positions, prompts included: the model has learned {learned}")]
-    Positions {
-        /// Length of the longest row, with the prefix.
-        length: usize,
-        learned: usize,
-    },
+    Positions { length: usize, learned: usize },
     /// Gradient that does not fit the output.
     #[error("run blocks backward from a gradient of shape {found:?}: the output had {expected:?}")]
     Gradient { expected: Vec<i64>, found: Vec<i64> },
@@ -134,11 +126,8 @@ impl BlockStack {
         let inputs: Vec<&Tensor> = [hidden].into_iter().chain(injected.tensors()).collect();
         let is_tracked = sepal_nn::grad_is_enabled() && inputs.iter().any(|input| input.requires_grad());
         let save_mode = if is_tracked { SaveMode::Tape } else { SaveMode::None };
-        let Some(BatchOutput { hidden: output, tape, .. }) =
-            self.forward_batches(span, &[batch], want, save_mode)?.pop()
-        else {
-            return Err(ForwardError::MixedTapes);
-        };
+        let output = self.forward_batches(span, &[batch], want, save_mode)?.pop();
+        let BatchOutput { hidden: output, tape, .. } = output.ok_or(ForwardError::MixedTapes)?;
         let torch_error = |source: TchError| ForwardError::Torch { span, source };
         let device = hidden.device();
         let output = output.f_to_device(device).map_err(torch_error)?;

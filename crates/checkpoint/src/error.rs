@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-type Source = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Error of opening a checkpoint.
 #[derive(Debug, thiserror::Error)]
@@ -18,7 +18,7 @@ pub enum OpenError {
     Length { path: PathBuf, expected: u64, found: u64 },
     /// The header of a weights file, or a JSON file, cannot be parsed.
     #[error("parse {}; it is truncated, damaged or of another format", path.display())]
-    Header { path: PathBuf, source: Source },
+    Header { path: PathBuf, source: BoxError },
     /// A key of the configuration is missing.
     #[error("read the configuration in {}: `{key}` is missing", path.display())]
     MissingKey { path: PathBuf, key: String },
@@ -28,18 +28,13 @@ pub enum OpenError {
     /// The model needs a computation that is not supported.
     #[error("use {}: `{key}` is {found}, supported: {supported}", path.display())]
     Unsupported { path: PathBuf, key: String, found: String, supported: String },
-    /// The weights are quantized in an unsupported format.
+    /// The weights, in the file or folder `path`, are quantized in an unsupported format.
     #[error(
         "use {}: `{key}` is {found}, so the weights are quantized. Use the original checkpoint in f32, f16 or bf16, or a \
          GGUF file of the model, whose quantized formats are supported",
         path.display()
     )]
-    Quantized {
-        /// The file, or the folder of the weights.
-        path: PathBuf,
-        key: String,
-        found: String,
-    },
+    Quantized { path: PathBuf, key: String, found: String },
     /// A GGUF file is big-endian.
     #[error(
         "open {}: it is a GGUF file for big-endian machines. Use a little-endian file, or convert it (pip install gguf): \
@@ -61,7 +56,7 @@ pub enum OpenError {
     NoOutline { path: PathBuf, outline: &'static str },
     /// Parts of missing shards cannot be fetched.
     #[error("fetch the headers of shards that are missing in {}", path.display())]
-    Fetch { path: PathBuf, source: Source },
+    Fetch { path: PathBuf, source: BoxError },
     /// The index names a tensor that its shard does not hold.
     #[error("open {}: the index says that it holds `{name}`, which it does not", path.display())]
     NotInShard { path: PathBuf, name: String },
@@ -86,7 +81,7 @@ pub enum ReadError {
     DType { name: String, path: PathBuf, dtype: String },
     /// A quantized tensor cannot be dequantized, or its rows do not fit the number of heads.
     #[error("decode tensor `{name}` from {}", path.display())]
-    Decode { name: String, path: PathBuf, source: Source },
+    Decode { name: String, path: PathBuf, source: BoxError },
 }
 
 /// Error of loading a checkpoint's tokenizer.

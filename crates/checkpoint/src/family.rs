@@ -16,7 +16,6 @@ pub(crate) struct FamilySpec {
     pub(crate) keys: ConfigKeys,
     pub(crate) defaults: ClassDefaults,
     pub(crate) rotary: RotaryKeys,
-    /// Reads `config.json`.
     pub(crate) read_config: fn(Keys<'_>, &FamilySpec) -> Result<ModelConfig, OpenError>,
     /// Linear layers that have no biases.
     pub(crate) without_bias: &'static [WithoutBias],
@@ -42,7 +41,6 @@ impl TensorNames {
     }
 }
 
-/// Encoding of positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PositionEncoding {
     Rotary,
@@ -115,7 +113,6 @@ pub(crate) struct WithoutBias {
 /// Names in a GGUF file, without `.weight` and `.bias`, and in the HF layout; `{}` stands for an expert.
 pub(crate) type Renames = &'static [(&'static str, &'static str)];
 
-/// The GGUF layout of a family.
 pub(crate) struct GgufSpec {
     /// `general.architecture`. Families with and without experts may share it.
     pub(crate) architecture: &'static str,

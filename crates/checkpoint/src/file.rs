@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use crate::error::OpenError;
+use crate::error::{BoxError, OpenError};
 
 /// A weights file. Reads are positioned, so that threads can share it. It stays the file that was opened, even if another
 /// is moved into its place. It may arrive after it is named.
@@ -43,7 +43,6 @@ impl WeightsFile {
         self.len
     }
 
-    /// Fills `buffer` from `offset`.
     pub(crate) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.open_file()?.read_exact_at(buffer, offset)
     }
@@ -67,13 +66,12 @@ impl WeightsFile {
         Ok(self.file.get_or_init(|| file))
     }
 
-    /// An I/O error of this file.
     pub(crate) fn io(&self, source: io::Error) -> OpenError {
         OpenError::Io { path: self.path.clone(), source }
     }
 
     /// A header of this file that cannot be parsed.
-    pub(crate) fn header(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> OpenError {
+    pub(crate) fn header(&self, source: impl Into<BoxError>) -> OpenError {
         OpenError::Header { path: self.path.clone(), source: source.into() }
     }
 }

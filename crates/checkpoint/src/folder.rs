@@ -21,7 +21,11 @@ use crate::store::{Encoding, Store, Stored};
 pub(crate) fn open(folder: &Path, outline: &Outline) -> Result<(ModelConfig, Store), OpenError> {
     let file = ConfigFile::read(folder)?;
     let store = store(folder, outline)?;
-    file.check_weights(folder, store.tensors.iter().filter_map(|(name, stored)| Some((&**name, stored.dtype()?))))?;
+    let tensors = store.tensors.iter().filter_map(|(name, stored)| match stored.encoding {
+        Encoding::Plain(dtype) => Some((&**name, dtype)),
+        Encoding::Ggml(_) => None,
+    });
+    file.check_weights(folder, tensors)?;
     file.check_sizes(&store)?;
     Ok((file.config, store))
 }
@@ -143,13 +147,10 @@ fn no_weights(folder: &Path) -> OpenError {
 /// Opens one safetensors file and reads its header.
 fn shard(files: &mut Vec<WeightsFile>, path: &Path, outline: &Outline) -> Result<BTreeMap<String, Stored>, OpenError> {
     let (file, metadata, start) = if path.is_file() { present(path)? } else { absent(path, outline)? };
-    let stored = |info: &TensorInfo| Stored {
-        file: files.len(),
-        encoding: Encoding::Plain(info.dtype),
-        shape: info.shape.clone(),
-        offset: start + info.data_offsets.0 as u64,
-        len: (info.data_offsets.1 - info.data_offsets.0) as u64,
-        rows: Rows::Same,
+    let stored = |info: &TensorInfo| {
+        let ((begin, end), file, encoding) = (info.data_offsets, files.len(), Encoding::Plain(info.dtype));
+        let (offset, len) = (start + begin as u64, (end - begin) as u64);
+        Stored { file, encoding, shape: info.shape.clone(), offset, len, rows: Rows::Same }
     };
     let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, stored(info))).collect();
     files.push(file);

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use safetensors::tensor::Metadata;
 
-use crate::error::OpenError;
+use crate::error::{BoxError, OpenError};
 use crate::file::WeightsFile;
 
 /// The longest header that the format allows.
@@ -45,10 +45,7 @@ pub(crate) fn parse_header(file: &WeightsFile, header: &[u8]) -> Result<Metadata
 }
 
 /// Fetches the headers of files that are not in the folder.
-pub(crate) fn fetch_headers(
-    shards: &[String],
-    fetch: &mut FetchRanges<'_>,
-) -> Result<Vec<Vec<u8>>, Box<dyn Error + Send + Sync>> {
+pub(crate) fn fetch_headers(shards: &[String], fetch: &mut FetchRanges<'_>) -> Result<Vec<Vec<u8>>, BoxError> {
     let heads: Vec<(String, Range<u64>)> = shards.iter().map(|shard| (shard.clone(), 0..HEAD)).collect();
     let mut heads = fetch_all(&heads, fetch)?;
     let mut tails = Vec::new();
@@ -77,7 +74,7 @@ pub(crate) fn fetch_headers(
 pub(crate) fn fetch_all(
     ranges: &[(String, Range<u64>)],
     fetch: &mut FetchRanges<'_>,
-) -> Result<Vec<Vec<u8>>, Box<dyn Error + Send + Sync>> {
+) -> Result<Vec<Vec<u8>>, BoxError> {
     if ranges.is_empty() {
         return Ok(Vec::new());
     }

@@ -22,7 +22,6 @@ pub(crate) struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
-    /// The keys of `map`.
     pub(crate) fn new(path: &'a Path, map: &'a Map<String, Value>) -> Self {
         Self { path, scope: "", prefix: "", map }
     }
@@ -37,7 +36,6 @@ impl<'a> Keys<'a> {
         Self { prefix, ..self }
     }
 
-    /// The object under `key`, if there is one.
     pub(crate) fn object(&self, key: &str) -> Result<Option<&'a Map<String, Value>>, OpenError> {
         self.optional(key, "an object", Value::as_object)
     }
@@ -47,7 +45,6 @@ impl<'a> Keys<'a> {
         self.optional_count(key)?.ok_or_else(|| self.missing(key))
     }
 
-    /// A count of at least one, if present.
     pub(crate) fn optional_count(&self, key: &str) -> Result<Option<usize>, OpenError> {
         let whole = |value: &Value| {
             value.as_u64().and_then(|count| usize::try_from(count).ok()).filter(|count| COUNTS.contains(count))
@@ -72,12 +69,10 @@ impl<'a> Keys<'a> {
         if self.has(key) { self.optional_count(key) } else { Ok(Some(default)) }
     }
 
-    /// A positive number.
     pub(crate) fn positive(&self, key: &str) -> Result<f64, OpenError> {
         self.optional_positive(key)?.ok_or_else(|| self.missing(key))
     }
 
-    /// A positive number, if present.
     pub(crate) fn optional_positive(&self, key: &str) -> Result<Option<f64>, OpenError> {
         self.optional(key, "a positive number", |value| {
             value.as_f64().filter(|&number| number > 0.0 && number.is_finite())
@@ -89,12 +84,10 @@ impl<'a> Keys<'a> {
         keys.iter().find(|key| self.get(key).is_some()).map_or(Ok(None), |key| self.optional_positive(key))
     }
 
-    /// A text.
     pub(crate) fn text(&self, key: &str) -> Result<&'a str, OpenError> {
         self.optional_text(key)?.ok_or_else(|| self.missing(key))
     }
 
-    /// A text, if present.
     pub(crate) fn optional_text(&self, key: &str) -> Result<Option<&'a str>, OpenError> {
         self.optional(key, "a text", Value::as_str)
     }
@@ -104,7 +97,6 @@ impl<'a> Keys<'a> {
         Ok(self.optional_flag(key)?.unwrap_or(false))
     }
 
-    /// A flag, if present.
     pub(crate) fn optional_flag(&self, key: &str) -> Result<Option<bool>, OpenError> {
         self.optional(key, "true or false", Value::as_bool)
     }
@@ -114,7 +106,6 @@ impl<'a> Keys<'a> {
         if self.has(key) { self.flag(key) } else { Ok(default) }
     }
 
-    /// A whole number, if present.
     pub(crate) fn optional_index(&self, key: &str) -> Result<Option<usize>, OpenError> {
         self.optional(key, "a whole number", |value| value.as_u64().and_then(|index| usize::try_from(index).ok()))
     }
@@ -129,18 +120,15 @@ impl<'a> Keys<'a> {
         self.map.contains_key(&self.full(key))
     }
 
-    /// Error of a missing `key`.
     pub(crate) fn missing(&self, key: &str) -> OpenError {
         OpenError::MissingKey { path: self.path.to_owned(), key: self.display(key) }
     }
 
-    /// Error of an invalid value of `key`.
     pub(crate) fn wrong(&self, key: &str, expected: impl Into<String>) -> OpenError {
         let (path, found) = (self.path.to_owned(), self.shown(key));
         OpenError::WrongKey { path, key: self.display(key), expected: expected.into(), found }
     }
 
-    /// Error of an unsupported value of `key`.
     pub(crate) fn unsupported(&self, key: &str, supported: impl Into<String>) -> OpenError {
         let (path, found) = (self.path.to_owned(), self.shown(key));
         OpenError::Unsupported { path, key: self.display(key), found, supported: supported.into() }

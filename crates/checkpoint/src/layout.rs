@@ -38,15 +38,12 @@ pub fn missing_shards(folder: impl AsRef<Path>) -> Result<Vec<String>, OpenError
 pub(crate) fn shards(folder: &Path) -> Result<BTreeMap<PathBuf, Vec<String>>, OpenError> {
     let index = folder.join(INDEX);
     let json = read_object(&index)?;
-    let wrong = |key: String, expected: &str, found: &Value| OpenError::WrongKey {
-        path: index.clone(),
-        key,
-        expected: expected.to_owned(),
-        found: found.to_string(),
+    let wrong = |key: String, expected: &str, found: &Value| {
+        let (expected, found) = (expected.to_owned(), found.to_string());
+        OpenError::WrongKey { path: index.clone(), key, expected, found }
     };
-    let weight_map = json
-        .get("weight_map")
-        .ok_or_else(|| OpenError::MissingKey { path: index.clone(), key: "weight_map".to_owned() })?;
+    let missing = || OpenError::MissingKey { path: index.clone(), key: "weight_map".to_owned() };
+    let weight_map = json.get("weight_map").ok_or_else(missing)?;
     let entries = weight_map.as_object().ok_or_else(|| wrong("weight_map".to_owned(), "an object", weight_map))?;
     let mut shards: BTreeMap<PathBuf, Vec<String>> = BTreeMap::new();
     for (name, file) in entries {

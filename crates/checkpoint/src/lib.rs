@@ -113,11 +113,11 @@ impl Checkpoint {
     /// [`OpenError`] if there is no such checkpoint, a file is truncated or damaged, or the model is not supported.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         let path = path.as_ref();
-        let found = locate(path)?;
+        let gguf_file = locate(path)?;
         let outline = if missing_shards(path)?.is_empty() { Outline::default() } else { Outline::read(path) };
-        let (format, (config, store)) = match &found {
-            Found::Folder => (Format::Safetensors, folder::open(path, &outline)?),
-            Found::Gguf(file) => (Format::Gguf, gguf::open(file)?),
+        let (format, (config, store)) = match &gguf_file {
+            None => (Format::Safetensors, folder::open(path, &outline)?),
+            Some(file) => (Format::Gguf, gguf::open(file)?),
         };
         let digest = format!("sha256:{}", digest::fingerprint(&config, &store, &outline)?);
         Ok(Self { path: path.to_owned(), format, config, store, digest })
@@ -205,28 +205,22 @@ fn from_file(path: &Path) -> Result<Tokenizer, TokenizerError> {
     Tokenizer::from_file(path).map_err(TokenizerError::File)
 }
 
-/// Kind of checkpoint at a path.
-enum Found {
-    Folder,
-    Gguf(PathBuf),
-}
-
-fn locate(path: &Path) -> Result<Found, OpenError> {
+/// The GGUF file at a path; `None` for a folder in the HF layout.
+fn locate(path: &Path) -> Result<Option<PathBuf>, OpenError> {
     let metadata = std::fs::metadata(path).map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
     let layout = |problem: String| OpenError::Layout { path: path.to_owned(), problem };
     if !metadata.is_dir() {
-        let gguf = is_gguf(path);
         let problem = "a file must be a .gguf; for safetensors give the folder that holds config.json";
-        return if gguf { Ok(Found::Gguf(path.to_owned())) } else { Err(layout(problem.to_owned())) };
+        return if is_gguf(path) { Ok(Some(path.to_owned())) } else { Err(layout(problem.to_owned())) };
     }
     if layout::has_weights(path) {
-        return Ok(Found::Folder);
+        return Ok(None);
     }
     let mut files = gguf_files(path)?;
     match (files.pop(), files.len()) {
-        (Some(file), 0) => Ok(Found::Gguf(file)),
+        (Some(file), 0) => Ok(Some(file)),
         (Some(_), others) => Err(layout(format!("it holds {} .gguf files; name the one that is meant", others + 1))),
-        (None, _) if path.join(layout::CONFIG).is_file() => Ok(Found::Folder),
+        (None, _) if path.join(layout::CONFIG).is_file() => Ok(None),
         (None, _) => Err(layout("it holds neither config.json with model.safetensors nor a .gguf file".to_owned())),
     }
 }

@@ -16,7 +16,6 @@ pub(crate) const OUTLINE: &str = ".sepal-outline.json";
 /// Version of the file's layout; files of other versions are ignored.
 const VERSION: u32 = 2;
 
-/// The outline of a model in shards.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Outline {
     version: u32,
@@ -42,7 +41,6 @@ impl Outline {
         read().filter(|outline| outline.version == VERSION).unwrap_or_default()
     }
 
-    /// Header of a shard.
     pub(crate) fn header(&self, path: &Path) -> Option<&[u8]> {
         self.shards.get(&file_name(path)).map(|shard| shard.header.as_bytes())
     }

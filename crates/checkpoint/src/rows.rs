@@ -7,18 +7,10 @@ pub(crate) enum Rows {
     Same,
     /// Queries or keys of a Llama in GGUF: the two halves of each head are interleaved, so that neighbours rotate together
     /// instead of halves.
-    InterleavedHalves {
-        /// Number of heads.
-        heads: usize,
-    },
-    /// Fused queries, keys and values in GGUF: all queries, all keys, all values. The model has, for each key head, its
-    /// queries, the key and the value.
-    Concatenated {
-        /// Number of key heads.
-        heads: usize,
-        /// Number of query heads for each key head.
-        repeat: usize,
-    },
+    InterleavedHalves { heads: usize },
+    /// Fused queries, keys and values in GGUF: all queries, all keys, all values. The model has, for each of `heads` key
+    /// heads, its `repeat` queries, the key and the value.
+    Concatenated { heads: usize, repeat: usize },
     /// The transposed matrix.
     Transposed,
     /// The order of the model, with 1 added to each number.

@@ -10,7 +10,7 @@ use candle_core::{Device, Error as CandleError};
 use safetensors::Dtype;
 use sepal_core::{DType, HostTensor};
 
-use crate::error::ReadError;
+use crate::error::{BoxError, ReadError};
 use crate::file::WeightsFile;
 use crate::rows::Rows;
 
@@ -24,7 +24,6 @@ pub(crate) struct Store {
     pub(crate) tensors: BTreeMap<String, Stored>,
 }
 
-/// One tensor in a file.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Stored {
     /// Index into [`Store::files`].
@@ -43,16 +42,6 @@ pub(crate) enum Encoding {
     Plain(Dtype),
     /// Type of GGUF, dequantized to fp32.
     Ggml(GgmlDType),
-}
-
-impl Stored {
-    /// Safetensors type of its numbers.
-    pub(crate) fn dtype(&self) -> Option<Dtype> {
-        match self.encoding {
-            Encoding::Plain(dtype) => Some(dtype),
-            Encoding::Ggml(_) => None,
-        }
-    }
 }
 
 impl Encoding {
@@ -74,7 +63,6 @@ impl Encoding {
 }
 
 impl Store {
-    /// Reads one tensor.
     pub(crate) fn read(&self, name: &str, stored: &Stored) -> Result<HostTensor, ReadError> {
         let read = Read { name, stored, file: &self.files[stored.file] };
         if !read.file.is_present() {
@@ -102,7 +90,6 @@ impl Store {
     }
 }
 
-/// A tensor and its file.
 struct Read<'a> {
     name: &'a str,
     stored: &'a Stored,
@@ -157,7 +144,7 @@ impl Read<'_> {
         ReadError::Io { name: self.name.to_owned(), path: self.path().to_owned(), source }
     }
 
-    fn decode(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ReadError {
+    fn decode(&self, source: impl Into<BoxError>) -> ReadError {
         ReadError::Decode { name: self.name.to_owned(), path: self.path().to_owned(), source: source.into() }
     }
 
@@ -188,27 +175,15 @@ mod tests {
 
     use super::*;
 
-    const TYPES: [(&str, GgmlDType); 12] = [
-        ("F16", GgmlDType::F16),
-        ("BF16", GgmlDType::BF16),
-        ("Q4_0", GgmlDType::Q4_0),
-        ("Q4_1", GgmlDType::Q4_1),
-        ("Q5_0", GgmlDType::Q5_0),
-        ("Q5_1", GgmlDType::Q5_1),
-        ("Q8_0", GgmlDType::Q8_0),
-        ("Q2_K", GgmlDType::Q2K),
-        ("Q3_K", GgmlDType::Q3K),
-        ("Q4_K", GgmlDType::Q4K),
-        ("Q5_K", GgmlDType::Q5K),
-        ("Q6_K", GgmlDType::Q6K),
-    ];
-
     #[test]
     fn every_type_is_dequantized_as_by_the_gguf_package() {
+        use GgmlDType::*;
         let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../testkit/goldens/quants.safetensors"));
         let file = std::fs::read(path).expect("the goldens");
         let goldens = SafeTensors::deserialize(&file).expect("safetensors");
-        for (name, dtype) in TYPES {
+        let types = [F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K];
+        let names = "F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K";
+        for (name, dtype) in names.split(' ').zip(types) {
             let bytes = goldens.tensor(&format!("{name}.bytes")).expect("bytes");
             let values = goldens.tensor(&format!("{name}.values")).expect("values");
             let number = |four: &[u8]| f32::from_le_bytes(four.try_into().expect("four bytes"));

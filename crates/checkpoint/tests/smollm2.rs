@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use sepal_checkpoint::Checkpoint;
+use sepal_checkpoint::{Checkpoint, tensor_names};
 use sepal_core::{Family, RopeScaling};
 use sepal_tokenize::Tokenizer;
 use serde_json::Value;
@@ -60,10 +60,7 @@ fn shape() {
     assert!(!checkpoint.has("lm_head.weight"), "the embeddings are tied");
     for block in 0..30 {
         let shape = |part: &str| {
-            let name = format!(
-                "{}{part}.weight",
-                sepal_checkpoint::tensor_names(checkpoint.config().family).block_prefix(block)
-            );
+            let name = format!("{}{part}.weight", tensor_names(config.family).block_prefix(block));
             checkpoint.tensor(&name).expect("reads").shape().to_vec()
         };
         assert_eq!(shape("self_attn.q_proj"), [576, 576]);

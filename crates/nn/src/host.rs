@@ -72,12 +72,8 @@ pub fn from_host(host: &HostTensor) -> Result<Tensor, HostError> {
 /// # Errors
 /// [`HostError`] if libtorch cannot hold it.
 pub fn share_from_host(host: &HostTensor) -> Result<Tensor, HostError> {
-    let shape = host
-        .shape()
-        .iter()
-        .map(|&dim| i64::try_from(dim))
-        .collect::<Result<Vec<i64>, _>>()
-        .map_err(|_| HostError::TooLarge { shape: host.shape().to_vec() })?;
+    let shape: Result<Vec<i64>, _> = host.shape().iter().map(|&dim| i64::try_from(dim)).collect();
+    let shape = shape.map_err(|_| HostError::TooLarge { shape: host.shape().to_vec() })?;
     let Some(kind) = kind(host.dtype()) else {
         return Tensor::f_from_data_size(bytemuck::cast_slice(&host.to_f32()), &shape, Kind::Float)
             .map_err(|source| HostError::Torch { shape, source });

@@ -39,12 +39,11 @@ pub fn normal(shape: &[i64], std: f64, rng: &mut ChaCha8Rng) -> Result<Tensor, I
         .iter()
         .try_fold(1_usize, |numel, &dim| numel.checked_mul(usize::try_from(dim).ok()?))
         .ok_or_else(|| InitError::Shape { shape: shape.to_vec() })?;
-    let numbers: Vec<f32> = (0..numel)
-        .map(|_| {
-            let unit: f64 = StandardNormal.sample(rng);
-            (unit * std) as f32
-        })
-        .collect();
+    let draw = |_: usize| {
+        let unit: f64 = StandardNormal.sample(rng);
+        (unit * std) as f32
+    };
+    let numbers: Vec<f32> = (0..numel).map(draw).collect();
     Ok(Tensor::f_from_slice(&numbers)?.f_view(shape)?)
 }
 
@@ -97,10 +96,8 @@ mod tests {
         let firsts = Vec::<f32>::try_from(rows.select(1, 0)).expect("numbers");
         assert_eq!(firsts.iter().map(|&x| x as i64).collect::<HashSet<_>>().len(), 20);
         assert_eq!(rows.select(1, 1), rows.select(1, 0) + 1.0);
-        assert!(matches!(
-            sample_rows(&matrix, 21, &mut rng(3, "prompts")),
-            Err(InitError::Rows { n_requested: 21, .. })
-        ));
+        let error = sample_rows(&matrix, 21, &mut rng(3, "prompts"));
+        assert!(matches!(error, Err(InitError::Rows { n_requested: 21, .. })));
         assert!(matches!(sample_rows(&matrix.view([40]), 1, &mut rng(3, "p")), Err(InitError::Rows { .. })));
     }
 }

@@ -193,14 +193,9 @@ pub enum LoadError {
     /// The file cannot be read.
     #[error("load the parameters")]
     Read { source: file::ReadError },
-    /// The file holds other tensors than the parameters.
+    /// The file holds other tensors than the parameters: those of `unexpected` are not parameters.
     #[error("load {path}: missing {missing:?}, unexpected {unexpected:?}")]
-    Names {
-        path: PathBuf,
-        missing: Vec<String>,
-        /// Tensors of the file that are not parameters.
-        unexpected: Vec<String>,
-    },
+    Names { path: PathBuf, missing: Vec<String>, unexpected: Vec<String> },
     /// A tensor has another shape than its parameter.
     #[error("load `{name}` of {path}: expected shape {expected:?}, found {found:?}")]
     Shape { path: PathBuf, name: String, expected: Vec<usize>, found: Vec<usize> },

@@ -134,16 +134,11 @@ pub enum RouteError {
     /// No server holds these blocks.
     #[error("no server holds blocks {missing}")]
     Uncovered { missing: Span },
-    /// All servers that hold the block have failed.
+    /// All servers that hold the block have failed; `probe_at` is the time of the first probe of one of them.
     #[error("every server that holds block {block_idx} has failed")]
-    Banned {
-        block_idx: usize,
-        /// Time of the first probe of one of them.
-        probe_at: Duration,
-    },
+    Banned { block_idx: usize, probe_at: Duration },
 }
 
-/// State of one server.
 #[derive(Debug, Clone)]
 struct ServerState {
     server: Server,

@@ -14,7 +14,6 @@ pub(crate) struct Candidate {
     pub(crate) free: f64,
     /// Duration of a call beside its computation.
     pub(crate) overhead: f64,
-    /// Duration of one block.
     pub(crate) per_block: f64,
 }
 
@@ -31,7 +30,6 @@ pub(crate) struct TimedHop {
     pub(crate) hop: Hop,
     /// Time at which the server is free again.
     pub(crate) free: f64,
-    /// Duration of the computation.
     pub(crate) compute: f64,
     /// Duration of the call beside its computation.
     pub(crate) overhead: f64,
@@ -49,7 +47,6 @@ struct ActiveServer {
 struct Visit {
     /// Time at which the server completes the last block so far.
     completion: f64,
-    /// First block of the visit.
     start: usize,
     /// Number of hops, including this one.
     hops: usize,

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sepal_blocks::{
-    Batch, BatchOutput, BlockStack, ForwardError, GradOptions, InjectedTensors, InputGrad, Prefix, PrefixCache,
-    SaveMode, Tape,
+    Batch, BatchGrads, BatchOutput, BlockStack, ForwardError, GradOptions, InjectedTensors, InputGrad, Prefix,
+    PrefixCache, SaveMode, Tape,
 };
 use sepal_core::{
     DEEP_PROMPTS, DType, HostTensor, ModelConfig, NamedHostTensor, PREFIX_KEYS_VALUES, Span, Want, in_one_line,
@@ -35,9 +35,8 @@ impl Tunables {
                 DEEP_PROMPTS => (&mut checked.deep_prompts, config.hidden, "hidden"),
                 PREFIX_KEYS_VALUES => (&mut checked.keys_values, 2 * config.kv_size(), "2 * kv_size"),
                 _ => {
-                    return Err(invalid(format!(
-                        "unknown tunable `{name}`; this server knows {DEEP_PROMPTS} and {PREFIX_KEYS_VALUES}"
-                    )));
+                    let known = format!("{DEEP_PROMPTS} and {PREFIX_KEYS_VALUES}");
+                    return Err(invalid(format!("unknown tunable `{name}`; this server knows {known}")));
                 }
             };
             let shape = tensor.shape();
@@ -45,10 +44,8 @@ impl Tunables {
                 return Err(invalid(format!("{name} has shape {shape:?}, expected [n_blocks, prefix_len, {meaning}]")));
             };
             if n_blocks != span.len() || size != width {
-                return Err(invalid(format!(
-                    "{name} has shape {shape:?}, but blocks {span} need [{}, prefix_len, {width}]",
-                    span.len()
-                )));
+                let needed = format!("[{}, prefix_len, {width}]", span.len());
+                return Err(invalid(format!("{name} has shape {shape:?}, but blocks {span} need {needed}")));
             }
             *target = Some(tensor);
         }
@@ -94,14 +91,10 @@ pub(crate) struct TapeExtent {
     pub(crate) positions: usize,
 }
 
+/// Result of a job; `not_finite` is the first block with non-finite hidden states.
 #[derive(Debug)]
 pub(crate) enum JobOutput {
-    Forward {
-        hidden: HostTensor,
-        tape: Option<StoredTape>,
-        /// First block with non-finite hidden states.
-        not_finite: Option<usize>,
-    },
+    Forward { hidden: HostTensor, tape: Option<StoredTape>, not_finite: Option<usize> },
     Grads(Grads),
 }
 
@@ -276,21 +269,16 @@ fn output_gradient(grad_output: &HostTensor, tape: &Tape) -> Result<Tensor, Fail
     share_from_host(grad_output).map_err(|error| compute_failed(&error))
 }
 
-fn backward(
-    stack: &BlockStack,
-    tapes: Vec<(Tape, Tensor)>,
-    want: GradWant,
-) -> Result<Vec<sepal_blocks::BatchGrads>, Failure> {
+fn backward(stack: &BlockStack, tapes: Vec<(Tape, Tensor)>, want: GradWant) -> Result<Vec<BatchGrads>, Failure> {
     let input = match want.input {
         codec::InputGrad::All => InputGrad::All,
         codec::InputGrad::Prefix | codec::InputGrad::None => InputGrad::Prefix,
     };
-    stack
-        .backward_batches(tapes, GradOptions { input, injected: want.tunables })
-        .map_err(|error| forward_failed(&error))
+    let options = GradOptions { input, injected: want.tunables };
+    stack.backward_batches(tapes, options).map_err(|error| forward_failed(&error))
 }
 
-fn grads_to_wire(grads: sepal_blocks::BatchGrads, want: GradWant, is_shared: bool) -> Result<Grads, Failure> {
+fn grads_to_wire(grads: BatchGrads, want: GradWant, is_shared: bool) -> Result<Grads, Failure> {
     let input = match want.input {
         codec::InputGrad::None => None,
         // The prefix is a small part of all positions, so it is copied.

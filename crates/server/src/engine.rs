@@ -12,7 +12,9 @@ use sepal_wire::{Failure, FailureCode, Timing};
 use tokio::sync::oneshot;
 
 use crate::compute::{self, Job, JobOutput};
+use crate::mailbox::shutting_down;
 use crate::queue::{ClientId, FairQueue};
+use crate::serve::ServerOptions;
 
 /// Maximum positions of a batch of several clients' calls. A larger call fills its matrix products by itself, so a batch would
 /// only delay the first caller.
@@ -22,15 +24,6 @@ pub(crate) struct Engine {
     jobs: Arc<JobQueue>,
     counters: EngineCounters,
     max_queue: u32,
-}
-
-#[derive(Clone, Copy)]
-pub(crate) struct EngineOptions {
-    /// Threads of one computation; libtorch's default if none.
-    pub(crate) threads: Option<u32>,
-    pub(crate) max_queue: u32,
-    /// Minimum duration of a computation per token and block.
-    pub(crate) pace: Option<Duration>,
 }
 
 /// Counters that other threads read.
@@ -98,15 +91,16 @@ impl QueuedJob {
 
 impl Engine {
     /// Starts the thread. It ends when the engine is dropped and the queue is empty.
-    pub(crate) fn start(stack: BlockStack, options: EngineOptions) -> io::Result<(Self, JoinHandle<()>)> {
-        let engine = Self { jobs: Arc::default(), counters: EngineCounters::default(), max_queue: options.max_queue };
+    pub(crate) fn start(stack: BlockStack, options: &ServerOptions) -> io::Result<(Self, JoinHandle<()>)> {
+        let &ServerOptions { threads, max_queue, pace, .. } = options;
+        let engine = Self { jobs: Arc::default(), counters: EngineCounters::default(), max_queue };
         let (jobs, counters) = (Arc::clone(&engine.jobs), engine.counters.clone());
         let thread = thread::Builder::new().name("sepal-compute".into()).spawn(move || {
-            if let Some(threads) = options.threads {
+            if let Some(threads) = threads {
                 tch::set_num_threads(threads.try_into().unwrap_or(i32::MAX));
             }
             while let Some(batch) = jobs.next_batch() {
-                run_batch(&stack, batch, options.pace, &counters.completed);
+                run_batch(&stack, batch, pace, &counters.completed);
             }
         })?;
         Ok((engine, thread))
@@ -136,7 +130,7 @@ impl Engine {
         let caller = JobCaller { queued_at: Instant::now(), reply, _guard: QueueGuard::new(&self.counters.queue) };
         self.jobs.lock().queue.push(client, cost, QueuedJob { job, exclusive, caller });
         self.jobs.changed.notify_one();
-        answer.await.map_err(|_| Failure::new(FailureCode::ShuttingDown, "the server is stopping"))?
+        answer.await.map_err(|_| shutting_down())?
     }
 }
 

@@ -13,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 /// Time for which a tensor is stored until its call arrives.
 const STORE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Tensors from other servers and the calls that wait for them.
 pub(crate) struct Mailbox {
     slots: RefCell<HashMap<MailboxKey, Slot>>,
     closed: CancellationToken,

@@ -1,6 +1,5 @@
 //! Start, main loop and end of a server.
 
-use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -16,7 +15,7 @@ use sepal_wire::{Limits, Load, Parts, ServerInfo, rpc};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::Engine;
 use crate::forwarder::Forwarder;
 use crate::mailbox::Mailbox;
 use crate::service::BlockServerImpl;
@@ -196,36 +195,25 @@ impl BlockServer {
     ) -> Result<Self, StartError> {
         let info = describe(&stack, identity, options.limits);
         let config = stack.config().clone();
-        let ServerOptions { threads, max_queue, pace, dial, .. } = options;
-        let (engine, compute) =
-            Engine::start(stack, EngineOptions { threads, max_queue, pace }).map_err(StartError::Threads)?;
+        let (engine, compute) = Engine::start(stack, &options).map_err(StartError::Threads)?;
         let (phase, phase_changes) = watch::channel(Phase::Serving);
         let tapes = Arc::new(Mutex::new(TapeStore::new(info.limits.tape_budget_bytes)));
         let stats = Arc::new(ServerStats::new(info.clone(), engine.counters(), Arc::clone(&tapes)));
         let thread_stats = Arc::clone(&stats);
-        let thread = thread::Builder::new()
-            .name("sepal-server".into())
-            .spawn(move || {
-                let state = Rc::new(ServerState {
-                    engine,
-                    tapes,
-                    forwarder: Forwarder::new(Arc::clone(&thread_stats), dial),
-                    stats: thread_stats,
-                    mailbox: Mailbox::new(info.limits.max_message_bytes),
-                    info,
-                    config,
-                    calls: Cell::default(),
-                    clients: Cell::default(),
-                });
-                LocalSet::new().block_on(&runtime, run_loop(listener, state, phase_changes));
-                // The engine is dropped with the last task, which ends the compute thread.
-                drop(runtime);
-                if compute.join().is_err() {
-                    tracing::error!("the compute thread panicked");
-                }
-            })
-            .map_err(StartError::Threads)?;
-        Ok(Self { endpoint, stats, phase, thread: Some(thread) })
+        let thread = thread::Builder::new().name("sepal-server".into()).spawn(move || {
+            let stats = thread_stats;
+            let forwarder = Forwarder::new(Arc::clone(&stats), options.dial);
+            let mailbox = Mailbox::new(info.limits.max_message_bytes);
+            let (calls, clients) = Default::default();
+            let state = ServerState { engine, tapes, stats, mailbox, forwarder, info, config, calls, clients };
+            LocalSet::new().block_on(&runtime, run_loop(listener, Rc::new(state), phase_changes));
+            // The engine is dropped with the last task, which ends the compute thread.
+            drop(runtime);
+            if compute.join().is_err() {
+                tracing::error!("the compute thread panicked");
+            }
+        });
+        Ok(Self { endpoint, stats, phase, thread: Some(thread.map_err(StartError::Threads)?) })
     }
 
     fn stop_and_join(&mut self) {

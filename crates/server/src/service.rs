@@ -5,6 +5,11 @@ use std::sync::Arc;
 use capnp::capability::Rc as CapRc;
 use sepal_core::{HostTensor, Span, in_one_line};
 use sepal_wire::codec::{self, DecodeError, Grads};
+use sepal_wire::sepal_capnp::block_server::{
+    DeliverParams, DeliverResults, DescribeParams, DescribeResults, OpenParams, OpenResults,
+};
+use sepal_wire::sepal_capnp::session::{TuneParams, TuneResults};
+use sepal_wire::sepal_capnp::tuned::{ForwardParams, ForwardResults};
 use sepal_wire::{Failure, FailureCode, MailboxKey, Parts, Relay, Timing, sepal_capnp as wire};
 
 use crate::compute::{BackwardJob, ForwardJob, Job, JobOutput, StatelessJob, TapeExtent, Tunables, invalid};
@@ -29,7 +34,7 @@ macro_rules! write_backward_results {
 pub(crate) struct BlockServerImpl(pub(crate) ClientConnection);
 
 impl BlockServerImpl {
-    fn open_session(&self, params: &wire::block_server::OpenParams) -> Result<SessionImpl, Failure> {
+    fn open_session(&self, params: &OpenParams) -> Result<SessionImpl, Failure> {
         self.0.state.check_open()?;
         let span = decode(|| codec::read_span(params.get()?.get_span()?))?;
         let served = self.0.state.info.span;
@@ -40,7 +45,7 @@ impl BlockServerImpl {
         Ok(SessionImpl { connection: self.0.clone(), span })
     }
 
-    fn deliver_tensor(&self, params: &wire::block_server::DeliverParams) -> Result<(), Failure> {
+    fn deliver_tensor(&self, params: &DeliverParams) -> Result<(), Failure> {
         let (key, tensor) = decode(|| {
             let params = params.get()?;
             Ok((MailboxKey::read(params.get_key()?)?, codec::read_tensor(params.get_tensor()?, &self.0.parts)?))
@@ -50,20 +55,12 @@ impl BlockServerImpl {
 }
 
 impl wire::block_server::Server for BlockServerImpl {
-    async fn describe(
-        self: CapRc<Self>,
-        _: wire::block_server::DescribeParams,
-        mut results: wire::block_server::DescribeResults,
-    ) -> Result<(), capnp::Error> {
+    async fn describe(self: CapRc<Self>, _: DescribeParams, mut results: DescribeResults) -> capnp::Result<()> {
         self.0.state.stats.info().write(results.get().init_info());
         Ok(())
     }
 
-    async fn open(
-        self: CapRc<Self>,
-        params: wire::block_server::OpenParams,
-        mut results: wire::block_server::OpenResults,
-    ) -> Result<(), capnp::Error> {
+    async fn open(self: CapRc<Self>, params: OpenParams, mut results: OpenResults) -> capnp::Result<()> {
         match self.open_session(&params) {
             Ok(session) => results.get().set_session(capnp_rpc::new_client(session)),
             Err(failure) => failure.write(results.get().init_failure()),
@@ -71,11 +68,7 @@ impl wire::block_server::Server for BlockServerImpl {
         Ok(())
     }
 
-    async fn deliver(
-        self: CapRc<Self>,
-        params: wire::block_server::DeliverParams,
-        mut results: wire::block_server::DeliverResults,
-    ) -> Result<(), capnp::Error> {
+    async fn deliver(self: CapRc<Self>, params: DeliverParams, mut results: DeliverResults) -> capnp::Result<()> {
         if let Err(failure) = self.deliver_tensor(&params) {
             failure.write(results.get().init_failure());
         }
@@ -90,7 +83,7 @@ struct SessionImpl {
 }
 
 impl SessionImpl {
-    fn start_step(&self, params: &wire::session::TuneParams) -> Result<TunedImpl, Failure> {
+    fn start_step(&self, params: &TuneParams) -> Result<TunedImpl, Failure> {
         let (connection, span) = (self.connection.clone(), self.span);
         connection.state.check_open()?;
         let (tunables, exclusive) = decode(|| {
@@ -103,11 +96,7 @@ impl SessionImpl {
 }
 
 impl wire::session::Server for SessionImpl {
-    async fn tune(
-        self: CapRc<Self>,
-        params: wire::session::TuneParams,
-        mut results: wire::session::TuneResults,
-    ) -> Result<(), capnp::Error> {
+    async fn tune(self: CapRc<Self>, params: TuneParams, mut results: TuneResults) -> capnp::Result<()> {
         match self.start_step(&params) {
             Ok(tuned) => results.get().set_tuned(capnp_rpc::new_client(tuned)),
             Err(failure) => failure.write(results.get().init_failure()),
@@ -133,7 +122,7 @@ struct ForwardResult {
 }
 
 impl TunedImpl {
-    async fn run_forward(&self, params: wire::tuned::ForwardParams) -> Result<(ForwardResult, Timing), Failure> {
+    async fn run_forward(&self, params: ForwardParams) -> Result<(ForwardResult, Timing), Failure> {
         let ClientConnection { state, parts, .. } = &self.connection;
         state.check_open()?;
         let (relay, rows, hidden) = decode(|| {
@@ -200,11 +189,7 @@ impl TunedImpl {
 }
 
 impl wire::tuned::Server for TunedImpl {
-    async fn forward(
-        self: CapRc<Self>,
-        params: wire::tuned::ForwardParams,
-        mut results: wire::tuned::ForwardResults,
-    ) -> Result<(), capnp::Error> {
+    async fn forward(self: CapRc<Self>, params: ForwardParams, mut results: ForwardResults) -> capnp::Result<()> {
         let call = CallGuard::new(&self.connection.state, Method::Forward);
         let result = self.run_forward(params).await;
         call.record(&result);
@@ -301,7 +286,6 @@ fn read_input(
     }
 }
 
-/// Calls `read` and converts its error.
 fn decode<T>(read: impl FnOnce() -> Result<T, DecodeError>) -> Result<T, Failure> {
     read().map_err(|error| {
         let code = if error.is_damage() { FailureCode::Unreadable } else { FailureCode::InvalidRequest };

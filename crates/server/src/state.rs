@@ -8,12 +8,12 @@ use std::time::Instant;
 
 use sepal_core::{HostTensor, ModelConfig};
 use sepal_wire::codec::{WireBatch, WireRows};
-use sepal_wire::{Failure, FailureCode, Parts, Relay, ServerInfo, Timing};
+use sepal_wire::{Failure, Parts, Relay, ServerInfo, Timing};
 
 use crate::compute::{Job, JobOutput, invalid};
 use crate::engine::Engine;
 use crate::forwarder::Forwarder;
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Mailbox, shutting_down};
 use crate::queue::ClientId;
 use crate::stats::{Method, ServerStats};
 use crate::tapes::{TapeStore, lock};
@@ -80,10 +80,7 @@ impl ServerState {
     }
 
     pub(crate) fn check_open(&self) -> Result<(), Failure> {
-        match self.stats.draining.load(Ordering::Relaxed) {
-            true => Err(Failure::new(FailureCode::ShuttingDown, "the server is stopping")),
-            false => Ok(()),
-        }
+        if self.stats.draining.load(Ordering::Relaxed) { Err(shutting_down()) } else { Ok(()) }
     }
 
     pub(crate) fn check_rows(&self, WireRows { prefix_len, rows, .. }: &WireRows) -> Result<(), Failure> {

@@ -108,17 +108,8 @@ impl ServerStats {
         let blocks: Gauge = Gauge::default();
         blocks.set(description.span.len().try_into().unwrap_or(i64::MAX));
         registry.register("blocks", "Blocks that the server holds", blocks);
-        Self {
-            description,
-            counters,
-            tapes,
-            transfers: AtomicU32::new(0),
-            rate: AtomicU64::new(0),
-            draining: AtomicBool::new(false),
-            traffic: Traffic::default(),
-            registry,
-            metrics,
-        }
+        let (transfers, rate, draining, traffic) = Default::default();
+        Self { description, counters, tapes, transfers, rate, draining, traffic, registry, metrics }
     }
 
     /// Current description of the server.
@@ -165,7 +156,6 @@ impl ServerStats {
         }
     }
 
-    /// Records a call that has an answer.
     pub(crate) fn record_call(&self, method: Method, seconds: f64, failure: Option<&Failure>) {
         let label = MethodLabel { method: method.name() };
         self.metrics.calls.get_or_create(&label).inc();

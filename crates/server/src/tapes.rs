@@ -16,7 +16,6 @@ pub(crate) struct StoredTape {
     pub(crate) bytes: u64,
 }
 
-/// Tapes of all clients within a byte budget.
 #[derive(Debug)]
 pub(crate) struct TapeStore {
     budget: u64,

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use capnp::struct_list;
 use sepal_core::{DType, HostTensor, NamedHostTensor, Ragged, RaggedError, ShapeError, Span, SpanError, Want};
 
-use crate::parts::{PartError, Parts};
+use crate::parts::Parts;
 use crate::sepal_capnp as wire;
 
 /// Error of reading a malformed message.
@@ -36,13 +36,9 @@ pub enum DecodeError {
     /// Reference to a part that did not arrive with the message.
     #[error("a tensor arrived without its data")]
     Missing,
-    /// Mismatch of the number of hidden states and the length of prefix and rows.
+    /// Mismatch of the number of hidden states and the length of prefix and rows, `prefix_len + n_tokens`.
     #[error("a batch of {expected} positions (prefix and tokens) has hidden states of shape {found:?}")]
-    Positions {
-        /// `prefix_len + n_tokens`.
-        expected: usize,
-        found: Vec<usize>,
-    },
+    Positions { expected: usize, found: Vec<usize> },
     /// Mailbox key of the wrong length.
     #[error("a key of {found} bytes, expected 16")]
     Key { found: usize },
@@ -51,15 +47,6 @@ pub enum DecodeError {
 impl From<capnp::NotInSchema> for DecodeError {
     fn from(error: capnp::NotInSchema) -> Self {
         DecodeError::Unknown(error.0)
-    }
-}
-
-impl From<PartError> for DecodeError {
-    fn from(error: PartError) -> Self {
-        match error {
-            PartError::Missing => DecodeError::Missing,
-            PartError::Damaged => DecodeError::Damaged,
-        }
     }
 }
 

@@ -76,16 +76,9 @@ impl<R: AsyncRead + Unpin + 'static> Network<R> {
             let _ = unused.await;
             result
         };
-        let state = State {
-            side,
-            reader: Rc::new(RefCell::new(Some(BufReader::with_capacity(READ_AHEAD_BYTES, reader)))),
-            queue,
-            parts,
-            options: reader_options(max_bytes),
-            max_bytes,
-            failure: failure.shared(),
-            _in_use: in_use,
-        };
+        let reader = Rc::new(RefCell::new(Some(BufReader::with_capacity(READ_AHEAD_BYTES, reader))));
+        let (options, failure) = (reader_options(max_bytes), failure.shared());
+        let state = State { side, reader, queue, parts, options, max_bytes, failure, _in_use: in_use };
         let state = Rc::new(RefCell::new(state));
         let open = Rc::downgrade(&state);
         Self { side, pending: Some(state), open, writing: Promise::from_future(writing).shared() }

@@ -9,6 +9,8 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
+use crate::codec::DecodeError;
+
 /// Size from which tensor data is sent as a part.
 const INLINE_BYTES: usize = 1 << 10;
 
@@ -27,12 +29,6 @@ struct Tables {
     incoming: HashMap<u64, Option<Bytes>>,
     /// True once the connection has ended: no part is sent any more.
     is_closed: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum PartError {
-    Missing,
-    Damaged,
 }
 
 impl Default for Parts {
@@ -66,9 +62,9 @@ impl Parts {
         Some(id)
     }
 
-    pub(crate) fn received(&self, id: u64) -> Result<Bytes, PartError> {
+    pub(crate) fn received(&self, id: u64) -> Result<Bytes, DecodeError> {
         let tables = self.0.borrow();
-        tables.incoming.get(&id).ok_or(PartError::Missing)?.clone().ok_or(PartError::Damaged)
+        tables.incoming.get(&id).ok_or(DecodeError::Missing)?.clone().ok_or(DecodeError::Damaged)
     }
 
     /// Removes and returns the outgoing parts that the message with these segments names.

@@ -6,7 +6,8 @@ use std::time::Duration;
 use capnp::capability::Rc;
 use sepal_core::{DType, HostTensor, NamedHostTensor, Ragged};
 use sepal_wire::codec::{self, Grads, WireBatch};
-use sepal_wire::sepal_capnp::{block_server, tuned};
+use sepal_wire::sepal_capnp::block_server;
+use sepal_wire::sepal_capnp::tuned::{self, BackwardParams, BackwardResults, ForwardParams, ForwardResults};
 use sepal_wire::{Parts, rpc};
 use tokio::task::{JoinHandle, LocalSet};
 
@@ -19,22 +20,14 @@ struct Echo {
 }
 
 impl tuned::Server for Echo {
-    async fn forward(
-        self: Rc<Self>,
-        params: tuned::ForwardParams,
-        mut results: tuned::ForwardResults,
-    ) -> Result<(), capnp::Error> {
+    async fn forward(self: Rc<Self>, params: ForwardParams, mut results: ForwardResults) -> capnp::Result<()> {
         let batch = codec::read_batch(params.get()?.get_batch()?, &self.parts);
         let batch = batch.map_err(|error| capnp::Error::failed(error.to_string()))?;
         codec::write_tensor(results.get().init_output(), &batch.hidden, &self.parts);
         Ok(())
     }
 
-    async fn backward(
-        self: Rc<Self>,
-        params: tuned::BackwardParams,
-        mut results: tuned::BackwardResults,
-    ) -> Result<(), capnp::Error> {
+    async fn backward(self: Rc<Self>, params: BackwardParams, mut results: BackwardResults) -> capnp::Result<()> {
         let batch = codec::read_batch(params.get()?.get_batch()?, &self.parts);
         let batch = batch.map_err(|error| capnp::Error::failed(error.to_string()))?;
         let named = NamedHostTensor { name: "deep_prompts".to_owned(), tensor: batch.hidden };

@@ -5,7 +5,6 @@ use crate::attention::layout::{Group, Layout};
 use crate::attention::packed_batch::PackedBatch;
 use crate::attention::sdpa::{self, BackwardInput};
 
-/// Attention output of a packed batch.
 pub(crate) struct AttentionOutput {
     /// `[n, q_size]`, or `[rows, q_size]` in the caller's order of rows if only last tokens have queries.
     pub(crate) output: Tensor,
@@ -219,11 +218,8 @@ impl<'a> GroupedKeysValues<'a> {
             own.f_select(2, kv_idx)?.f_copy_(&grad.f_narrow(1, prefix_len, group.len)?)?;
             if prefix_len > 0 {
                 let prefix = grad_kv[0].f_view([prefix_len, 2, kv, dim])?.f_select(1, kv_idx)?;
-                let _ = prefix.shallow_clone().f_add_(&grad.f_narrow(1, 0, prefix_len)?.f_sum_dim_intlist(
-                    0,
-                    false,
-                    tch::Kind::Float,
-                )?)?;
+                let grad = grad.f_narrow(1, 0, prefix_len)?.f_sum_dim_intlist(0, false, tch::Kind::Float)?;
+                let _ = prefix.shallow_clone().f_add_(&grad)?;
             }
         }
         Ok(())

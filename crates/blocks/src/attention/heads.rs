@@ -28,7 +28,6 @@ impl Heads {
         self.scale.unwrap_or_else(|| (self.dim as f64).powf(-0.5))
     }
 
-    /// Number of query heads.
     pub(crate) fn n_query(self) -> i64 {
         self.kv * self.repeat
     }

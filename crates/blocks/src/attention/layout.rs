@@ -117,7 +117,6 @@ impl Layout {
         self.groups.push(Group { bins: bins as i64, len: len as i64, after_prefix, mask });
     }
 
-    /// Number of slots.
     pub(crate) fn n_slots(&self) -> i64 {
         self.positions.size()[0]
     }
@@ -127,17 +126,14 @@ impl Layout {
         self.pooled.as_ref().map_or(0, |pooled| pooled.slots.size()[0])
     }
 
-    /// Number of positions of the output.
     pub(crate) fn n_outputs(&self) -> i64 {
         if self.pooled.is_some() { self.n_pooled() } else { self.n_slots() }
     }
 
-    /// Moves hidden states from the caller's order to slots.
     pub(crate) fn to_slots(&self, hidden: &Tensor) -> Result<Tensor, TchError> {
         permuted(hidden, self.permutation.as_ref().map(|permutation| &permutation.to_slots))
     }
 
-    /// Moves hidden states from slots to the caller's order.
     pub(crate) fn to_caller_order(&self, hidden: &Tensor) -> Result<Tensor, TchError> {
         permuted(hidden, self.permutation.as_ref().map(|permutation| &permutation.from_slots))
     }

@@ -11,7 +11,6 @@ use crate::attention::alibi::Alibi;
 use crate::attention::bins::{Bin, Bins, is_window_effective};
 use crate::attention::heads::AttentionRange;
 
-/// Masking rules of a model.
 #[derive(Debug)]
 pub(crate) struct MaskConfig {
     /// Number of query heads per head of keys and values; their queries are adjacent.
@@ -19,7 +18,6 @@ pub(crate) struct MaskConfig {
     pub(crate) alibi: Option<Alibi>,
     /// Number of positions that a query of a windowed block attends to, its own included.
     pub(crate) window: Option<usize>,
-    /// Device of the blocks.
     pub(crate) device: Device,
 }
 
@@ -181,7 +179,6 @@ impl Token {
     }
 }
 
-/// Queries and keys of one bin.
 struct MaskTokens {
     queries: Vec<Token>,
     keys: Vec<Token>,

@@ -13,7 +13,6 @@ pub(crate) struct PackedBatch<'a> {
     pub(crate) layouts: Vec<&'a Layout>,
     /// Number of slots of all batches.
     pub(crate) n_slots: i64,
-    /// Slots of each batch.
     pub(crate) slots: Vec<Segment>,
     /// Rows of each batch, in a matrix with one entry per row.
     pub(crate) rows: Vec<Segment>,

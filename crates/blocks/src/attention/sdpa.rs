@@ -14,15 +14,8 @@ pub(crate) fn forward(
     heads: Heads,
 ) -> Result<(Tensor, Tensor), TchError> {
     if has_kernel(queries, heads) {
-        return Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu(
-            queries,
-            keys,
-            values,
-            0.0,
-            false,
-            Some(mask),
-            heads.scale,
-        );
+        let kernel = Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu;
+        return kernel(queries, keys, values, 0.0, false, Some(mask), heads.scale);
     }
     let (scores, _) = capped_scores(queries, keys, heads)?;
     let scores = scores.f_add(mask)?;
@@ -52,20 +45,9 @@ pub(crate) fn backward(
 ) -> Result<[Tensor; 3], TchError> {
     let &BackwardInput { grad, queries, outputs, log_sums } = input;
     if has_kernel(queries, heads) {
-        let (grad_queries, grad_keys, grad_values) =
-            Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu_backward(
-                grad,
-                queries,
-                keys,
-                values,
-                outputs,
-                log_sums,
-                0.0,
-                false,
-                Some(mask),
-                heads.scale,
-            )?;
-        return Ok([grad_queries, grad_keys, grad_values]);
+        let kernel = Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu_backward;
+        let grads = kernel(grad, queries, keys, values, outputs, log_sums, 0.0, false, Some(mask), heads.scale);
+        return grads.map(|(queries, keys, values)| [queries, keys, values]);
     }
     plain_backward(input, [keys, values], mask, heads)
 }

@@ -33,7 +33,6 @@ pub(crate) struct Block {
     pub(crate) mlp_norm: Option<WeightedNorm>,
 }
 
-/// Keys and values of the batches' prefixes in one block.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PrefixKeysValues<'a> {
     /// Keys and values of the prefixes without slots.
@@ -53,7 +52,6 @@ pub(crate) struct BlockOutput {
 
 /// State of a block after attention. The queries are all positions, or the last of each row.
 struct AttentionState {
-    /// The block's input.
     input: SavedNorm,
     /// The block's input at the queries, and its norm.
     residual: Tensor,

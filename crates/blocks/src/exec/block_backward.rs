@@ -15,7 +15,6 @@ pub(crate) struct BackwardInput<'a> {
     /// Gradient of the output, overwritten.
     pub(crate) grad: Tensor,
     pub(crate) packed: &'a PackedBatch<'a>,
-    /// True for batches with injected keys and values.
     pub(crate) has_injected: &'a [bool],
     pub(crate) input_grad: InputGrad,
 }
@@ -39,7 +38,6 @@ struct AttentionGrads {
 }
 
 impl Block {
-    /// Backward pass of [`forward`](Self::forward).
     pub(crate) fn backward(&self, input: BackwardInput<'_>) -> Result<BlockGrads, TchError> {
         let BackwardInput { saved, packed, input_grad, .. } = input;
         let AttentionGrads { q, kv, residual, normed, injected } = self.attention_backward(input, None)?;

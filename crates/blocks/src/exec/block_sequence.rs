@@ -64,14 +64,9 @@ impl BlockSequence {
         let results = outputs.into_iter().zip(layouts).zip(results).zip(batches);
         let outputs = results.map(|(((hidden, layout), results), batch)| {
             let len = batch.prefix.len();
-            let tape = Tape {
-                span,
-                want,
-                layout,
-                has_deep_prompts: batch.injected.deep_prompts.is_some(),
-                has_keys_values: batch.injected.keys_values.is_some() && batch.prefix.slots() > 0,
-                blocks: results.saved,
-            };
+            let has_deep_prompts = batch.injected.deep_prompts.is_some();
+            let has_keys_values = batch.injected.keys_values.is_some() && batch.prefix.slots() > 0;
+            let tape = Tape { span, want, layout, has_deep_prompts, has_keys_values, blocks: results.saved };
             BatchOutput {
                 hidden,
                 tape: (save_mode == SaveMode::Tape).then_some(tape),

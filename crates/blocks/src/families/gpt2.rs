@@ -4,7 +4,7 @@ use sepal_core::{Family, ModelConfig};
 use tch::Tensor;
 
 use super::llama;
-use super::parts::{heads, layer_norm, plain_mlp};
+use super::parts::{heads, layer_norm, plain_block, plain_mlp};
 use super::spec::{EndNames, EndNorm, FamilySpec};
 use crate::exec::block::Block;
 use crate::layers::linear::Layer;
@@ -25,23 +25,13 @@ fn positions(reader: &Reader<'_>, config: &ModelConfig, name: &str) -> Result<Te
 
 fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {
     let &ModelConfig { hidden, ffn, .. } = config;
-    let heads = heads(config, block_idx);
     let layer = |name: &str, out: usize, inner: usize| {
         let weight = reader.tensor(&format!("{name}.weight"), &[inner, out])?.f_transpose(0, 1)?;
         Ok::<_, LoadError>(Layer { weight, bias: reader.optional(&format!("{name}.bias"), &[out])?, inputs: None })
     };
     let fused = layer("attn.c_attn", 3 * hidden, hidden)?.after(&reader.layer_norm("ln_1", hidden)?)?;
     let up = layer("mlp.c_fc", ffn, hidden)?.after(&reader.layer_norm("ln_2", hidden)?)?;
-    Ok(Block {
-        heads,
-        norm: layer_norm(config),
-        is_parallel: false,
-        q: reader.frozen(fused.part(0, hidden)?)?,
-        kv: reader.frozen(fused.part(hidden, 2 * hidden)?)?,
-        head_norms: None,
-        output: reader.frozen(layer("attn.c_proj", hidden, hidden)?)?,
-        attention_norm: None,
-        mlp: plain_mlp(reader, config, up, layer("mlp.c_proj", hidden, ffn)?)?,
-        mlp_norm: None,
-    })
+    let attention = [fused.part(0, hidden)?, fused.part(hidden, 2 * hidden)?, layer("attn.c_proj", hidden, hidden)?];
+    let mlp = plain_mlp(reader, config, up, layer("mlp.c_proj", hidden, ffn)?)?;
+    plain_block(reader, heads(config, block_idx), layer_norm(config), attention, mlp)
 }

@@ -3,7 +3,7 @@
 
 use sepal_core::{Family, ModelConfig};
 
-use super::parts::{from_queries, heads, queries, rms_norm};
+use super::parts::{from_queries, heads, plain_block, queries, rms_norm};
 use super::spec::{EndNames, EndNorm, FamilySpec};
 use crate::attention::heads::Heads;
 use crate::exec::block::Block;
@@ -33,7 +33,6 @@ fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<
     block_with_head_norms(reader, config, block_idx, None)
 }
 
-/// A block with the given norms of heads.
 pub(super) fn block_with_head_norms(
     reader: &Reader<'_>,
     config: &ModelConfig,
@@ -66,21 +65,10 @@ pub(super) fn with_attention(
     let k = reader.layer("self_attn.k_proj", n_kv_heads * head_dim, hidden)?;
     let v = reader.layer("self_attn.v_proj", n_kv_heads * head_dim, hidden)?;
     let output = reader.layer("self_attn.o_proj", hidden, n_heads * head_dim)?;
-    Ok(Block {
-        heads,
-        norm: rms_norm(config),
-        is_parallel: false,
-        q: reader.frozen(q.map_rows(|rows| queries(heads, rows))?.after(norm)?)?,
-        kv: reader.frozen(Layer::stacked(&[k, v])?.after(norm)?)?,
-        head_norms: None,
-        output: reader.frozen(from_queries(heads, output)?)?,
-        attention_norm: None,
-        mlp,
-        mlp_norm: None,
-    })
+    let (q, kv) = (q.map_rows(|rows| queries(heads, rows))?.after(norm)?, Layer::stacked(&[k, v])?.after(norm)?);
+    plain_block(reader, heads, rms_norm(config), [q, kv, from_queries(heads, output)?], mlp)
 }
 
-/// Norms of the queries and keys of each head.
 pub(super) fn head_norms(reader: &Reader<'_>, config: &ModelConfig) -> Result<HeadNorms, LoadError> {
     let norm = |name: &str| {
         let weight = reader.tensor(&format!("self_attn.{name}.weight"), &[config.head_dim])?;

@@ -51,7 +51,6 @@ const _: () = {
     }
 };
 
-/// The entry of a family.
 pub(crate) const fn spec(family: Family) -> &'static FamilySpec {
     let mut index = 0;
     while FAMILIES[index].family as usize != family as usize {

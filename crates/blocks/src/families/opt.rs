@@ -4,7 +4,7 @@ use sepal_core::{Family, ModelConfig};
 use tch::Tensor;
 
 use super::llama;
-use super::parts::{heads, layer_norm, plain_mlp};
+use super::parts::{heads, layer_norm, plain_block, plain_mlp};
 use super::spec::{EndNames, EndNorm, FamilySpec};
 use crate::exec::block::Block;
 use crate::layers::linear::Layer;
@@ -40,16 +40,8 @@ fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<
     let kv = Layer::stacked(&[layer("self_attn.k_proj")?, layer("self_attn.v_proj")?])?;
     let mlp_norm = reader.layer_norm("final_layer_norm", hidden)?;
     let up = reader.layer("fc1", ffn, hidden)?.after(&mlp_norm)?;
-    Ok(Block {
-        heads: heads(config, block_idx),
-        norm: layer_norm(config),
-        is_parallel: false,
-        q: reader.frozen(layer("self_attn.q_proj")?.after(&norm)?)?,
-        kv: reader.frozen(kv.after(&norm)?)?,
-        head_norms: None,
-        output: reader.frozen(layer("self_attn.out_proj")?)?,
-        attention_norm: None,
-        mlp: plain_mlp(reader, config, up, reader.layer("fc2", hidden, ffn)?)?,
-        mlp_norm: None,
-    })
+    let q = layer("self_attn.q_proj")?.after(&norm)?;
+    let attention = [q, kv.after(&norm)?, layer("self_attn.out_proj")?];
+    let mlp = plain_mlp(reader, config, up, reader.layer("fc2", hidden, ffn)?)?;
+    plain_block(reader, heads(config, block_idx), layer_norm(config), attention, mlp)
 }

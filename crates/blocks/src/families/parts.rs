@@ -11,7 +11,6 @@ use crate::layers::mlp::Mlp;
 use crate::layers::norm::{Norm, NormWeights};
 use crate::weights::{LoadError, Reader};
 
-/// Heads of block `block_idx`.
 pub(super) fn heads(config: &ModelConfig, block_idx: usize) -> Heads {
     let scores = &config.scores;
     let has_window = scores.window.as_ref().is_some_and(|window| window.blocks.get(block_idx) == Some(&true));
@@ -53,6 +52,19 @@ fn split_heads(heads: Heads, fused: &Layer) -> Result<(Layer, Layer), TchError> 
     Ok((part(0, heads.repeat)?, part(heads.repeat, 2)?))
 }
 
+/// A block without optional parts, of the layers of queries, of keys with values, and of attention's output.
+pub(super) fn plain_block(
+    reader: &Reader<'_>,
+    heads: Heads,
+    norm: Norm,
+    [q, kv, output]: [Layer; 3],
+    mlp: Mlp,
+) -> Result<Block, LoadError> {
+    let (q, kv, output) = (reader.frozen(q)?, reader.frozen(kv)?, reader.frozen(output)?);
+    let (head_norms, attention_norm, mlp_norm) = (None, None, None);
+    Ok(Block { heads, norm, is_parallel: false, q, kv, head_norms, output, attention_norm, mlp, mlp_norm })
+}
+
 /// A block of LayerNorms with a fused layer of queries, keys and values in `attention`, and an ungated MLP.
 pub(super) fn fused_block(
     reader: &Reader<'_>,
@@ -67,18 +79,9 @@ pub(super) fn fused_block(
     let (q, kv) = split_heads(heads, &fused)?;
     let output = reader.layer(&format!("{attention}.dense"), hidden, n_heads * head_dim)?;
     let up = reader.layer("mlp.dense_h_to_4h", ffn, hidden)?.after(mlp_norm)?;
-    Ok(Block {
-        heads,
-        norm: layer_norm(config),
-        is_parallel: config.is_parallel,
-        q: reader.frozen(q)?,
-        kv: reader.frozen(kv)?,
-        head_norms: None,
-        output: reader.frozen(from_queries(heads, output)?)?,
-        attention_norm: None,
-        mlp: plain_mlp(reader, config, up, reader.layer("mlp.dense_4h_to_h", hidden, ffn)?)?,
-        mlp_norm: None,
-    })
+    let mlp = plain_mlp(reader, config, up, reader.layer("mlp.dense_4h_to_h", hidden, ffn)?)?;
+    let block = plain_block(reader, heads, layer_norm(config), [q, kv, from_queries(heads, output)?], mlp)?;
+    Ok(Block { is_parallel: config.is_parallel, ..block })
 }
 
 /// An ungated MLP.

@@ -3,7 +3,7 @@
 use sepal_core::{Family, ModelConfig};
 
 use super::llama;
-use super::parts::{from_queries, heads, queries, rms_norm};
+use super::parts::{from_queries, heads, plain_block, queries, rms_norm};
 use super::spec::FamilySpec;
 use crate::exec::block::Block;
 use crate::layers::dense::{Activate, Dense};
@@ -23,16 +23,8 @@ fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<
     let up = reader.layer("mlp.gate_up_proj", 2 * ffn, hidden)?.after(&mlp_norm)?;
     let down = reader.layer("mlp.down_proj", hidden, ffn)?;
     let activation = Activate { function: config.activation, is_gated: true };
-    Ok(Block {
-        heads,
-        norm: rms_norm(config),
-        is_parallel: false,
-        q: reader.frozen(fused.part(0, q_size)?.map_rows(|rows| queries(heads, rows))?)?,
-        kv: reader.frozen(fused.part(q_size, 2 * kv_size)?)?,
-        head_norms: None,
-        output: reader.frozen(from_queries(heads, output)?)?,
-        attention_norm: None,
-        mlp: Mlp::Dense(Dense { activation, up: reader.frozen(up)?, down: reader.frozen(down)? }),
-        mlp_norm: None,
-    })
+    let q = fused.part(0, q_size)?.map_rows(|rows| queries(heads, rows))?;
+    let attention = [q, fused.part(q_size, 2 * kv_size)?, from_queries(heads, output)?];
+    let mlp = Mlp::Dense(Dense { activation, up: reader.frozen(up)?, down: reader.frozen(down)? });
+    plain_block(reader, heads, rms_norm(config), attention, mlp)
 }

@@ -100,8 +100,8 @@ mod tests {
                 Activation::Silu => x * x.sigmoid(),
                 Activation::Gelu => x * ((x / 2_f64.sqrt()).erf() + 1.0) * 0.5,
                 Activation::GeluTanh => {
-                    x * (((x + x.pow_tensor_scalar(3) * 0.044_715) * (2.0 / std::f64::consts::PI).sqrt()).tanh() + 1.0)
-                        * 0.5
+                    let scaled = (x + x.pow_tensor_scalar(3) * 0.044_715) * (2.0 / std::f64::consts::PI).sqrt();
+                    x * (scaled.tanh() + 1.0) * 0.5
                 }
                 Activation::Relu => x.clamp_min(0.0),
             };

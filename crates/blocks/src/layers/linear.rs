@@ -76,12 +76,12 @@ impl Linear {
 
     /// Returns the output `[n, out]` for `x [n, in]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        linear(x, &*self.weight.to_f32()?, self.bias.as_ref(), None, self.row_count)
+        linear(x, &self.weight.to_f32()?, self.bias.as_ref(), None, self.row_count)
     }
 
     /// Returns `residual [n, out]` plus the output.
     pub(crate) fn forward_add(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor, TchError> {
-        linear(x, &*self.weight.to_f32()?, self.bias.as_ref(), Some(residual), self.row_count)
+        linear(x, &self.weight.to_f32()?, self.bias.as_ref(), Some(residual), self.row_count)
     }
 
     /// Returns the gradient of the input `[n, in]`, given that of the output `[n, out]`.

@@ -1,8 +1,6 @@
 //! Frozen weights in the formats of [`WeightFormat`]. Formats other than fp32 are widened for each product: 16-bit
 //! products are a hundred times slower on a CPU without 16-bit arithmetic.
 
-use std::ops::Deref;
-
 use sepal_autograd::quantize;
 use sepal_core::WeightFormat;
 use tch::{Kind, TchError, Tensor};
@@ -10,21 +8,14 @@ use tch::{Kind, TchError, Tensor};
 /// Frozen matrix `[in, out]`.
 #[derive(Debug)]
 pub(crate) enum Matrix {
+    /// fp32.
     Plain(Tensor),
     /// bf16 or fp16.
     Half(Tensor),
     /// `quantized [out, in]` of int8, `scales [out]`, factors of `inputs [in]`.
-    Int8 {
-        quantized: Tensor,
-        scales: Tensor,
-        inputs: Tensor,
-    },
+    Int8 { quantized: Tensor, scales: Tensor, inputs: Tensor },
     /// `quantized [out, ceil(in / 64) * 32]` of two numbers each, `scales [out, ceil(in / 64)]`, factors of `inputs [in]`.
-    Nf4 {
-        quantized: Tensor,
-        scales: Tensor,
-        inputs: Tensor,
-    },
+    Nf4 { quantized: Tensor, scales: Tensor, inputs: Tensor },
 }
 
 impl Matrix {
@@ -61,17 +52,18 @@ impl Matrix {
         }
     }
 
-    pub(crate) fn to_f32(&self) -> Result<F32Matrix<'_>, TchError> {
-        Ok(match self {
-            Self::Plain(weight) => F32Matrix::Borrowed(weight),
-            Self::Half(weight) => F32Matrix::Owned(weight.f_to_kind(Kind::Float)?),
+    /// The matrix in fp32: the stored one, or a widened copy.
+    pub(crate) fn to_f32(&self) -> Result<Tensor, TchError> {
+        match self {
+            Self::Plain(weight) => Ok(weight.shallow_clone()),
+            Self::Half(weight) => weight.f_to_kind(Kind::Float),
             Self::Int8 { quantized, scales, inputs } => {
-                F32Matrix::Owned(quantize::dequantize_int8(quantized, scales, inputs)?.f_transpose(0, 1)?)
+                quantize::dequantize_int8(quantized, scales, inputs)?.f_transpose(0, 1)
             }
             Self::Nf4 { quantized, scales, inputs } => {
-                F32Matrix::Owned(quantize::dequantize_nf4(quantized, scales, inputs)?.f_transpose(0, 1)?)
+                quantize::dequantize_nf4(quantized, scales, inputs)?.f_transpose(0, 1)
             }
-        })
+        }
     }
 
     /// Memory in bytes.
@@ -82,23 +74,6 @@ impl Matrix {
             Self::Int8 { quantized, scales, inputs } | Self::Nf4 { quantized, scales, inputs } => {
                 quantized.numel() + (scales.numel() + inputs.numel()) * 4
             }
-        }
-    }
-}
-
-/// Matrix in fp32: the stored one, or a widened copy.
-pub(crate) enum F32Matrix<'a> {
-    Borrowed(&'a Tensor),
-    Owned(Tensor),
-}
-
-impl Deref for F32Matrix<'_> {
-    type Target = Tensor;
-
-    fn deref(&self) -> &Tensor {
-        match self {
-            Self::Borrowed(weight) => weight,
-            Self::Owned(weight) => weight,
         }
     }
 }

@@ -159,11 +159,9 @@ mod tests {
         let rotations = rotary.rotations(&Tensor::from_slice(&[0_i64, 3])).expect("rotations");
         for (position, angle) in [(0, 0.0_f64), (1, 3.0)] {
             for (pair, frequency) in [(0, 1.0), (1, 0.1)] {
-                let (cos, sin) =
-                    (rotations.cos.double_value(&[position, pair]), rotations.sin.double_value(&[position, pair]));
-                assert!(
-                    (cos - (angle * frequency).cos()).abs() < 1e-6 && (sin - (angle * frequency).sin()).abs() < 1e-6
-                );
+                let value = |numbers: &Tensor| numbers.double_value(&[position, pair]);
+                let (sin, cos) = (angle * frequency).sin_cos();
+                assert!((value(&rotations.cos) - cos).abs() < 1e-6 && (value(&rotations.sin) - sin).abs() < 1e-6);
             }
         }
     }

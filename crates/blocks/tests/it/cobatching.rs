@@ -4,7 +4,7 @@ use sepal_blocks::{Batch, BatchGrads, GradOptions, InjectedTensors, InputGrad, P
 use sepal_core::{Ragged, Span, Want};
 use tch::Tensor;
 
-use crate::model::{Tiny, assert_close, forward_backward, forward_batches, models};
+use crate::model::{Tiny, assert_close, forward_backward, forward_batches, tiny_models};
 
 struct Caller {
     prefix_len: usize,
@@ -42,8 +42,7 @@ fn callers(model: &Tiny) -> Vec<Caller> {
 
 #[test]
 fn forward_backward_of_several_callers_equals_each_alone() {
-    for name in &models() {
-        let model = Tiny::open(name);
+    for (name, model) in tiny_models() {
         let (stack, callers) = (model.full_stack(), callers(&model));
         let batches: Vec<Batch<'_>> = callers.iter().map(Caller::batch).collect();
         for (want, input) in [
@@ -69,8 +68,7 @@ fn forward_backward_of_several_callers_equals_each_alone() {
 
 #[test]
 fn prefix_gradient_is_part_of_the_full_gradient() {
-    for name in &models() {
-        let model = Tiny::open(name);
+    for (name, model) in tiny_models() {
         // A single block is both the first and the last.
         for stack in [model.full_stack(), model.stack(0, 1)] {
             let mut caller = Caller::new(&model, 3, &[4, 68, 2], true, 7);
@@ -88,26 +86,21 @@ fn prefix_gradient_is_part_of_the_full_gradient() {
 
 #[test]
 fn prefix_cache_gives_the_output_of_a_computed_prefix() {
-    for name in &models() {
-        let model = Tiny::open(name);
+    for (name, model) in tiny_models() {
         let (stack, callers) = (model.full_stack(), callers(&model));
         for want in [Want::All, Want::LastOfRows] {
             let batches: Vec<Batch<'_>> = callers.iter().map(Caller::batch).collect();
             let outputs = forward_batches(&stack, &batches, want, SaveMode::PrefixCache);
             let texts: Vec<Tensor> = callers.iter().map(Caller::text).collect();
-            let short: Vec<Batch<'_>> = callers
-                .iter()
-                .zip(&texts)
-                .zip(&outputs)
-                .map(|((caller, text), output)| match &output.prefix_cache {
-                    Some(cache) => Batch { hidden: text, prefix: Prefix::Cached(cache), ..caller.batch() },
-                    None => caller.batch(),
-                })
-                .collect();
+            let cached = callers.iter().zip(&texts).zip(&outputs);
+            let short = cached.map(|((caller, text), output)| match &output.prefix_cache {
+                Some(cache) => Batch { hidden: text, prefix: Prefix::Cached(cache), ..caller.batch() },
+                None => caller.batch(),
+            });
+            let short: Vec<Batch<'_>> = short.collect();
             assert_eq!(outputs.iter().filter(|output| output.prefix_cache.is_some()).count(), 3, "one has no prefix");
-            for ((output, short), caller) in
-                outputs.iter().zip(forward_batches(&stack, &short, want, SaveMode::None)).zip(&callers)
-            {
+            let shortened = forward_batches(&stack, &short, want, SaveMode::None);
+            for ((output, short), caller) in outputs.iter().zip(shortened).zip(&callers) {
                 let expected = match want {
                     Want::All => output.hidden.narrow(0, caller.prefix_len as i64, caller.rows.n_tokens() as i64),
                     Want::LastOfRows => output.hidden.shallow_clone(),
@@ -120,8 +113,7 @@ fn prefix_cache_gives_the_output_of_a_computed_prefix() {
 
 #[test]
 fn tape_bytes_predicts_the_size_of_a_tape() {
-    for name in &models() {
-        let model = Tiny::open(name);
+    for (name, model) in tiny_models() {
         let stack = model.full_stack();
         for caller in callers(&model) {
             for want in [Want::All, Want::LastOfRows] {

@@ -2,7 +2,7 @@ use sepal_blocks::{BlockStack, Ends};
 use sepal_core::{Ragged, Span, Want, WeightFormat};
 use tch::{Kind, Tensor};
 
-use crate::model::{Tiny, models};
+use crate::model::tiny_models;
 
 fn largest(tensor: &Tensor) -> f64 {
     f64::try_from(tensor.abs().max()).expect("a number")
@@ -11,8 +11,7 @@ fn largest(tensor: &Tensor) -> f64 {
 /// Hidden states and gradients with weights of 16, 8 and 4 bits are close to fp32, and closer with more bits.
 #[test]
 fn formats_are_close_to_fp32() {
-    for name in &models() {
-        let model = Tiny::open(name);
+    for (name, model) in tiny_models() {
         let rows = Ragged::from_lengths([7, 2, 4]).expect("rows");
         let prompts = model.random(&[3, model.config.hidden as i64], 3);
         let text = model.ends().embed(&Tensor::arange(13, (Kind::Int64, tch::Device::Cpu))).expect("embedded");

@@ -3,7 +3,7 @@ use sepal_blocks::InjectedTensors;
 use sepal_core::{Ragged, Span, Want};
 use tch::{Kind, Tensor};
 
-use crate::model::{Outcome, Tiny, assert_close, forward, last_of_rows, models, outcome};
+use crate::model::{Outcome, Tiny, assert_close, forward, last_of_rows, models, outcome, tiny_models};
 
 const LENGTHS: [usize; 8] = [5, 1, 70, 3, 12, 1, 66, 70];
 const PREFIX: usize = 4;
@@ -30,8 +30,7 @@ fn full_outcome(model: &Tiny, want: Want) -> Outcome {
 
 #[test]
 fn chain_of_stacks_equals_one_stack() {
-    for name in &models() {
-        let model = Tiny::open(name);
+    for (name, model) in tiny_models() {
         for want in [Want::All, Want::LastOfRows] {
             let (hidden, deep, weights) = some_inputs(&model, want);
             let n_blocks = model.config.n_blocks;
@@ -52,20 +51,13 @@ fn chain_of_stacks_equals_one_stack() {
 
 #[test]
 fn forward_of_a_span_equals_a_stack_of_that_span() {
-    for name in &models() {
-        let model = Tiny::open(name);
+    for (name, model) in tiny_models() {
         let (stack, span) = (model.full_stack(), Span::new(1, 2).expect("a span"));
         let (hidden, deep, _) = some_inputs(&model, Want::All);
         let deep = deep.narrow(0, 1, 1);
         for want in [Want::All, Want::LastOfRows] {
-            let found = stack.forward_with(
-                span,
-                &hidden,
-                PREFIX,
-                &some_rows(),
-                InjectedTensors::deep_prompts(Some(&deep)),
-                want,
-            );
+            let injected = InjectedTensors::deep_prompts(Some(&deep));
+            let found = stack.forward_with(span, &hidden, PREFIX, &some_rows(), injected, want);
             let expected = model.stack(1, 2).forward(&hidden, PREFIX, &some_rows(), Some(&deep), want);
             assert_eq!(found.expect("a forward"), expected.expect("a forward"), "{name}, {want:?}");
         }
@@ -74,8 +66,7 @@ fn forward_of_a_span_equals_a_stack_of_that_span() {
 
 #[test]
 fn last_of_rows_equals_pooled_output_of_all_positions() {
-    for name in &models() {
-        let model = Tiny::open(name);
+    for (name, model) in tiny_models() {
         let (hidden, deep, weights) = some_inputs(&model, Want::LastOfRows);
         let stack = model.full_stack();
         let pooled = outcome(&hidden, Some(&deep), &weights, |hidden, deep| {
@@ -88,8 +79,7 @@ fn last_of_rows_equals_pooled_output_of_all_positions() {
 
 #[test]
 fn deep_prompts_of_zero_have_no_effect() {
-    for name in &models() {
-        let model = Tiny::open(name);
+    for (name, model) in tiny_models() {
         let (hidden, deep, _) = some_inputs(&model, Want::All);
         let stack = model.full_stack();
         let without = forward(&stack, &hidden, PREFIX, &some_rows(), Want::All);
@@ -100,8 +90,7 @@ fn deep_prompts_of_zero_have_no_effect() {
 
 #[test]
 fn forward_without_gradients_is_equal_and_leaves_inputs_unchanged() {
-    for name in &models() {
-        let model = Tiny::open(name);
+    for (name, model) in tiny_models() {
         for want in [Want::All, Want::LastOfRows] {
             let (hidden, deep, _) = some_inputs(&model, want);
             let (hidden_before, deep_before) = (hidden.copy(), deep.copy());
@@ -123,19 +112,11 @@ fn check_single_rows(model: &Tiny, prefix_len: usize, lengths: &[usize], want: W
     let size = model.config.hidden as i64;
     let weights = model.random(&[want.positions(prefix_len, &rows) as i64, size], seed + 1);
     // Without the prefix's own outputs, which would count once for the batch and once for each row.
-    let weights = match want {
-        Want::All => Tensor::cat(
-            &[
-                weights.narrow(0, 0, prefix_len as i64).zeros_like(),
-                weights.narrow(0, prefix_len as i64, rows.n_tokens() as i64),
-            ],
-            0,
-        ),
-        Want::LastOfRows => weights,
-    };
-    let batch = outcome(&hidden, None, &weights, |hidden, _| forward(&stack, hidden, prefix_len, &rows, want));
-
     let prefix = prefix_len as i64;
+    if want == Want::All {
+        let _ = weights.narrow(0, 0, prefix).zero_();
+    }
+    let batch = outcome(&hidden, None, &weights, |hidden, _| forward(&stack, hidden, prefix_len, &rows, want));
     let mut grad_prefix = Tensor::zeros([prefix, size], (Kind::Float, tch::Device::Cpu));
     for (row, &length) in lengths.iter().enumerate() {
         let (start, length) = (prefix + rows.range(row).start as i64, length as i64);
@@ -161,8 +142,7 @@ fn check_single_rows(model: &Tiny, prefix_len: usize, lengths: &[usize], want: W
 
 #[test]
 fn batch_equals_its_rows_one_by_one() {
-    for name in &models() {
-        let model = Tiny::open(name);
+    for (_, model) in tiny_models() {
         for want in [Want::All, Want::LastOfRows] {
             check_single_rows(&model, PREFIX, &LENGTHS, want, 5);
             check_single_rows(&model, 0, &LENGTHS, want, 6);

@@ -22,6 +22,14 @@ pub(crate) fn models() -> Vec<String> {
     names
 }
 
+/// Opens the tiny models one by one.
+pub(crate) fn tiny_models() -> impl Iterator<Item = (&'static str, Tiny)> {
+    models().into_iter().map(|name| {
+        let name: &'static str = name.leak();
+        (name, Tiny::open(name))
+    })
+}
+
 pub(crate) fn goldens() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../testkit/goldens"))
 }

@@ -1,5 +1,5 @@
 use sepal_blocks::{BlockStack, Ends, EndsError, ForwardError, InjectedTensors, LoadError};
-use sepal_core::{HostTensor, Ragged, Span, Want};
+use sepal_core::{HostTensor, ModelConfig, Ragged, Span, Want};
 use tch::{Kind, Tensor};
 
 use crate::model::Tiny;
@@ -47,15 +47,8 @@ fn forward_with_wrong_deep_prompts_shape_fails() {
 fn forward_outside_of_the_stack_fails() {
     let model = Tiny::open("llama-gqa");
     let rows = Ragged::from_lengths([2]).expect("rows");
-    let span = Span::new(0, 2).expect("a span");
-    let result = model.stack(1, 3).forward_with(
-        span,
-        &model.random(&[2, 32], 1),
-        0,
-        &rows,
-        InjectedTensors::default(),
-        Want::All,
-    );
+    let (span, hidden) = (Span::new(0, 2).expect("a span"), model.random(&[2, 32], 1));
+    let result = model.stack(1, 3).forward_with(span, &hidden, 0, &rows, InjectedTensors::default(), Want::All);
     assert!(matches!(result, Err(ForwardError::Span { .. })));
 }
 
@@ -92,17 +85,15 @@ fn load_of_similar_architectures_fails() {
         assert!(matches!(load(&model, 0, 1), Err(LoadError::Unsupported { .. })), "{name}");
     }
 
-    let mut model = Tiny::open("llama-gqa");
-    model.config.n_kv_heads = 3;
-    assert!(matches!(load(&model, 0, 1), Err(LoadError::Config { .. })));
-    model.config.n_kv_heads = 0;
-    assert!(matches!(load(&model, 0, 1), Err(LoadError::Config { .. })));
-    let mut model = Tiny::open("llama-gqa");
-    model.config.rope = None;
-    assert!(matches!(load(&model, 0, 1), Err(LoadError::Config { .. })));
-    let mut model = Tiny::open("bloom");
-    model.config.n_heads = 5;
-    assert!(matches!(load(&model, 0, 1), Err(LoadError::Config { .. })));
+    let check = |name: &str, change: fn(&mut ModelConfig)| {
+        let mut model = Tiny::open(name);
+        change(&mut model.config);
+        assert!(matches!(load(&model, 0, 1), Err(LoadError::Config { .. })), "{name}");
+    };
+    check("llama-gqa", |config| config.n_kv_heads = 3);
+    check("llama-gqa", |config| config.n_kv_heads = 0);
+    check("llama-gqa", |config| config.rope = None);
+    check("bloom", |config| config.n_heads = 5);
 }
 
 #[test]

@@ -1,5 +1,3 @@
-//! BLOOM.
-
 use sepal_core::{Activation, Family, ModelConfig};
 
 use crate::config::{heads_divide_hidden, only, sizes};

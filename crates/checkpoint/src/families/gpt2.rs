@@ -1,5 +1,3 @@
-//! GPT-2.
-
 use sepal_core::{Activation, Family, ModelConfig, ScoreRule};
 
 use crate::config::{heads_divide_hidden, only, sizes};

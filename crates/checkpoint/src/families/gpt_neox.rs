@@ -1,5 +1,3 @@
-//! GPT-NeoX and Pythia.
-
 use sepal_core::{Activation, Family, ModelConfig};
 
 use crate::config::{equal_head_dim, rotary, sizes};

@@ -1,5 +1,3 @@
-//! Llama.
-
 use sepal_core::{Activation, Family, ModelConfig};
 
 use crate::config::{head_dim, n_kv_heads, rotary, sizes};

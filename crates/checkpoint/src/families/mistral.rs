@@ -1,5 +1,3 @@
-//! Mistral.
-
 use sepal_core::{Family, ModelConfig};
 
 use super::llama::{self, ATTENTION, GATED_MLP};

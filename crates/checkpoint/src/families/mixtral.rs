@@ -1,5 +1,3 @@
-//! Mixtral.
-
 use sepal_core::{Experts, Family, ModelConfig};
 
 use super::{llama, mistral};

@@ -1,5 +1,3 @@
-//! Phi-3 and Phi-4.
-
 use sepal_core::{Family, ModelConfig};
 
 use super::llama;

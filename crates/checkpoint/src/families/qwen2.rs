@@ -1,5 +1,3 @@
-//! Qwen2.
-
 use sepal_core::{Family, ModelConfig};
 
 use super::llama::{self, GATED_MLP};

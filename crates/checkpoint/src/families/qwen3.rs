@@ -1,5 +1,3 @@
-//! Qwen3.
-
 use sepal_core::Family;
 
 use super::llama::{ATTENTION, GATED_MLP};

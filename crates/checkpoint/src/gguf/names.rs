@@ -30,19 +30,15 @@ pub(super) fn to_hf(
             Some(hf) => tensors.extend(hf.place(model, stored)),
             None if REDUNDANT.iter().any(|redundant| name.contains(redundant)) => {}
             None => {
-                return Err(OpenError::Unsupported {
-                    path: path.to_owned(),
-                    key: name,
-                    found: "a tensor of it".to_owned(),
-                    supported: format!("the tensors of a {} model", model.config.family.name()),
-                });
+                let (path, found) = (path.to_owned(), "a tensor of it".to_owned());
+                let supported = format!("the tensors of a {} model", model.config.family.name());
+                return Err(OpenError::Unsupported { path, key: name, found, supported });
             }
         }
     }
     Ok(tensors)
 }
 
-/// The name of a tensor in the HF layout.
 struct HfName<'a> {
     /// `{}` stands for an expert.
     name: String,

@@ -191,10 +191,9 @@ fn in_parts() -> tempfile::TempDir {
         ("d.safetensors", vec!["lm_head.weight"]),
     ];
     for (file, names) in shards {
-        let tensors: Vec<(&str, Vec<usize>, Vec<f32>)> = names
-            .iter()
-            .map(|name| (*name, vec![8, 600], numbers(4800).into_iter().map(|n| n + file.len() as f32).collect()))
-            .collect();
+        let values = || -> Vec<f32> { numbers(4800).into_iter().map(|n| n + file.len() as f32).collect() };
+        let tensors: Vec<(&str, Vec<usize>, Vec<f32>)> =
+            names.iter().map(|name| (*name, vec![8, 600], values())).collect();
         write_shard(&folder.path().join(file), &tensors);
         weight_map.extend(names.into_iter().map(|name| (name.to_owned(), json!(file))));
     }
@@ -435,11 +434,10 @@ fn absent_sizes_are_refused_if_weights_differ_from_the_defaults() {
     }
     let bloom = json!({"model_type": "bloom", "vocab_size": 3});
     write_config(folder.path(), &bloom);
-    let shape = [("word_embeddings.weight", vec![3, 64], numbers(192)), ("h.1.ln.weight", vec![8], numbers(8))];
-    write_shard(
-        &folder.path().join("model.safetensors"),
-        &[shape.as_slice(), &[("h.0.ln.weight", vec![8], numbers(8))]].concat(),
-    );
+    let norm = |name| (name, vec![8], numbers(8));
+    let embeddings = ("word_embeddings.weight", vec![3, 64], numbers(192));
+    let tensors = [embeddings, norm("h.0.ln.weight"), norm("h.1.ln.weight")];
+    write_shard(&folder.path().join("model.safetensors"), &tensors);
     assert_eq!(Checkpoint::open(folder.path()).expect("opens").config().hidden, 64);
 }
 
@@ -452,10 +450,8 @@ fn screen_refuses_a_model_before_its_weights_are_fetched() {
         screen(folder.path(), &mut |wanted| {
             asked += 1;
             let bytes = file.clone()?;
-            Ok(wanted
-                .iter()
-                .map(|(_, range)| bytes[range.start as usize..bytes.len().min(range.end as usize)].to_vec())
-                .collect())
+            let part = |range: &Range<u64>| bytes[range.start as usize..bytes.len().min(range.end as usize)].to_vec();
+            Ok(wanted.iter().map(|(_, range)| part(range)).collect())
         })
     };
     let weight = ("model.layers.0.mlp.up_proj.weight", Dtype::BF16);

@@ -231,14 +231,9 @@ fn rope_scalings_are_read() {
     assert_eq!(scaling(&[kind("none"), factor.clone()]), RopeScaling::Default);
     assert_eq!(scaling(&[kind("linear"), factor.clone()]), RopeScaling::Linear { factor: 2.0 });
     assert_eq!(scaling(std::slice::from_ref(&factor)), RopeScaling::Linear { factor: 2.0 });
-    let yarn = RopeScaling::Yarn {
-        factor: 2.0,
-        beta_fast: 32.0,
-        beta_slow: 1.0,
-        original_max_positions: 32,
-        attention_factor: None,
-    };
     let original = ("llama.rope.scaling.original_context_length", Some(Meta::U32(32)));
+    let (beta_fast, beta_slow, attention_factor) = (32.0, 1.0, None);
+    let yarn = RopeScaling::Yarn { factor: 2.0, beta_fast, beta_slow, original_max_positions: 32, attention_factor };
     assert_eq!(scaling(&[kind("yarn"), factor, original]), yarn);
 }
 

@@ -34,22 +34,22 @@ fn parse(value: Value) -> Result<ModelConfig, OpenError> {
     read_config(Path::new("config.json"), value.as_object().expect("an object"))
 }
 
+/// The object `base` with the keys of `more`.
+fn merged(mut base: Value, more: &Value) -> Value {
+    base.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    base
+}
+
 /// A Llama of transformers 5 with `changes`; `null` removes a key.
 fn llama_with(changes: Value) -> Result<ModelConfig, OpenError> {
-    let mut config = json!({
+    let llama = json!({
         "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": 100, "rms_norm_eps": 1e-5,
         "max_position_embeddings": 128, "hidden_act": "silu",
         "rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"},
     });
-    let map = config.as_object_mut().expect("an object");
-    for (key, value) in changes.as_object().expect("an object") {
-        if value.is_null() {
-            map.remove(key)
-        } else {
-            map.insert(key.clone(), value.clone())
-        };
-    }
+    let mut config = merged(llama, &changes);
+    config.as_object_mut().expect("an object").retain(|_, value| !value.is_null());
     parse(config)
 }
 
@@ -83,18 +83,10 @@ fn rope_scalings_are_read() {
     let expected =
         RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions: 64 };
     assert_eq!(scaling(llama3), expected);
-    let yarn = |more: Value| {
-        let mut yarn = json!({"rope_type": "yarn", "factor": 4.0});
-        yarn.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
-        json!({"rope_parameters": yarn})
-    };
-    let expected = |attention_factor| RopeScaling::Yarn {
-        factor: 4.0,
-        beta_fast: 32.0,
-        beta_slow: 1.0,
-        original_max_positions: 128,
-        attention_factor,
-    };
+    let yarn = |more: Value| json!({"rope_parameters": merged(json!({"rope_type": "yarn", "factor": 4.0}), &more)});
+    let (factor, beta_fast, beta_slow, original_max_positions) = (4.0, 32.0, 1.0, 128);
+    let expected =
+        |attention_factor| RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_positions, attention_factor };
     assert_eq!(scaling(yarn(json!({}))), expected(None));
     assert_eq!(scaling(yarn(json!({"mscale": 1.0, "mscale_all_dim": 1.0}))), expected(Some(1.0)));
     assert_eq!(scaling(yarn(json!({"attention_factor": 0.5, "mscale": 3.0}))), expected(Some(0.5)));
@@ -120,10 +112,9 @@ fn window(config: Result<ModelConfig, OpenError>) -> Option<(usize, Vec<bool>)> 
 #[test]
 fn sliding_windows_are_read() {
     let mistral = |stated: Value| {
-        let mut config = json!({"model_type": "mistral", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        let config = json!({"model_type": "mistral", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
             "num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": 100, "max_position_embeddings": 8192});
-        config.as_object_mut().expect("an object").extend(stated.as_object().expect("an object").clone());
-        window(parse(config))
+        window(parse(merged(config, &stated)))
     };
     assert_eq!(mistral(json!({"sliding_window": null})), None);
     assert_eq!(mistral(json!({"sliding_window": 8192})), None, "it hides nothing");
@@ -154,9 +145,8 @@ fn positions_that_depend_on_the_length_have_a_maximum() {
 #[test]
 fn stablelm_is_read() {
     let stablelm = |changes: Value| {
-        let mut keys = json!({"model_type": "stablelm", "rope_parameters": null, "rope_theta": 5000.0});
-        keys.as_object_mut().expect("an object").extend(changes.as_object().expect("an object").clone());
-        llama_with(keys)
+        let keys = json!({"model_type": "stablelm", "rope_parameters": null, "rope_theta": 5000.0});
+        llama_with(merged(keys, &changes))
     };
     let config = stablelm(json!({"layer_norm_eps": 1e-3})).expect("a configuration");
     // A quarter of eight dimensions rotates.

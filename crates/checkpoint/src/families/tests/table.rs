@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use sepal_core::{Family, ModelConfig};
 use serde_json::{Map, Value, json};
 
-use super::parse;
+use super::{merged, parse};
 
 /// The use of a key.
 #[derive(Debug, Clone)]
@@ -178,10 +178,7 @@ fn architectures() -> Vec<Row> {
         row("use_parallel_residual", &[Stablelm], Read(json!(true))),
         beside(json!({"multi_query": false}), row("alibi", &[Falcon], Read(json!(true)))),
         beside(json!({"alibi": true}), row("multi_query", &[Falcon], Refused(json!(true)))),
-        beside(
-            json!({"alibi": true, "new_decoder_architecture": true}),
-            row("num_kv_heads", &[Falcon], Refused(json!(2))),
-        ),
+        beside(merged(new.clone(), &json!({"alibi": true})), row("num_kv_heads", &[Falcon], Refused(json!(2)))),
         row("alibi", &all_but(&[Falcon]), Unused(json!(true))),
         beside(new.clone(), row("num_kv_heads", &[Falcon], Read(json!(2)))),
         beside(new.clone(), row("n_head_kv", &[Falcon], Read(json!(2)))),
@@ -209,50 +206,17 @@ fn architectures() -> Vec<Row> {
 
 /// Keys that do not affect a forward pass without dropout. Biases are read if the file has them, regardless of the keys.
 fn without_effect() -> Vec<Row> {
-    let flags = [
-        "attention_bias",
-        "mlp_bias",
-        "bias",
-        "use_qkv_bias",
-        "enable_bias",
-        "use_cache",
-        "tie_word_embeddings",
-        "is_decoder",
-        "output_router_logits",
-        "reorder_and_upcast_attn",
-        "summary_use_proj",
-        "summary_proj_to_labels",
-    ];
-    let numbers = [
-        "pad_token_id",
-        "bos_token_id",
-        "eos_token_id",
-        "num_ln_in_parallel_attn",
-        "n_ctx",
-        "seq_length",
-        "attention_dropout",
-        "hidden_dropout",
-        "resid_pdrop",
-        "embd_pdrop",
-        "attn_pdrop",
-        "dropout",
-        "layerdrop",
-        "classifier_dropout",
-        "router_jitter_noise",
-        "router_aux_loss_coef",
-        "summary_first_dropout",
-        "norm_eps",
-        "rope_pct",
-        "logits_scaling",
-        "embedding_multiplier",
-        "residual_multiplier",
-    ];
-    let texts = ["summary_type", "summary_activation", "torch_dtype", "dtype", "transformers_version"];
-    let unused = |key: &&'static str, value: Value| row(key, &Family::ALL, Unused(value));
-    let flags = flags.iter().map(|key| unused(key, json!(true)));
-    let numbers = numbers.iter().map(|key| unused(key, json!(1)));
-    let texts = texts.iter().map(|key| unused(key, json!("float16")));
-    flags.chain(numbers).chain(texts).collect()
+    let flags = "attention_bias mlp_bias bias use_qkv_bias enable_bias use_cache tie_word_embeddings is_decoder \
+        output_router_logits reorder_and_upcast_attn summary_use_proj summary_proj_to_labels";
+    let numbers = "pad_token_id bos_token_id eos_token_id num_ln_in_parallel_attn n_ctx seq_length attention_dropout \
+        hidden_dropout resid_pdrop embd_pdrop attn_pdrop dropout layerdrop classifier_dropout router_jitter_noise \
+        router_aux_loss_coef summary_first_dropout norm_eps rope_pct logits_scaling embedding_multiplier \
+        residual_multiplier";
+    let texts = "summary_type summary_activation torch_dtype dtype transformers_version";
+    let rows = |(keys, value): (&'static str, Value)| {
+        keys.split(' ').map(move |key| row(key, &Family::ALL, Unused(value.clone())))
+    };
+    [(flags, json!(true)), (numbers, json!(1)), (texts, json!("float16"))].into_iter().flat_map(rows).collect()
 }
 
 fn of_all() -> Vec<Row> {
@@ -301,10 +265,10 @@ fn keys_have_the_use_of_the_table() {
             let what = format!("{key} of {} beside {beside}", family.name());
             match &becomes {
                 Read(value) => {
-                    assert_ne!(read(before.clone()), read(with(before, &json!({key: value}))), "{what} is not read");
+                    assert_ne!(read(before.clone()), read(with(before, &json!({key: value}))), "{what} is not read")
                 }
                 Unused(value) => {
-                    assert_eq!(read(before.clone()), read(with(before, &json!({key: value}))), "{what} is read");
+                    assert_eq!(read(before.clone()), read(with(before, &json!({key: value}))), "{what} is read")
                 }
                 Refused(value) => {
                     let error = parse(Value::Object(with(before, &json!({key: value})))).expect_err(&what).to_string();
@@ -361,13 +325,21 @@ fn absent_key_has_the_default_of_the_class() {
 /// Precedence of keys with the same meaning: families, both keys, and the key that counts.
 fn precedence() -> Vec<(Vec<Family>, Value, Value)> {
     let of_whole_heads = [LLAMAS.as_slice(), &[Gemma, Gemma2, Falcon]].concat();
-    let linear = |more: Value| {
-        let mut linear = json!({"rope_type": "linear", "factor": 2.0});
-        linear.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
-        linear
-    };
+    let linear = json!({"rope_type": "linear", "factor": 2.0});
+    let with_theta = merged(linear.clone(), &json!({"rope_theta": 77.0}));
+    let default = json!({"rope_type": "default", "rope_theta": 5.0});
+    let both_types = json!({"type": "linear", "rope_type": "default", "factor": 2.0});
+    let neox = json!({"rope_theta": 77.0, "partial_rotary_factor": 1.0});
+    let half = json!({"partial_rotary_factor": 0.5});
+    let theta = json!({"rope_theta": 77.0});
     let longrope = json!({"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5],
         "long_factor": [4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0], "original_max_position_embeddings": 16});
+    let shorter = merged(longrope.clone(), &json!({"original_max_position_embeddings": 8}));
+    let lengths = json!({"original_max_position_embeddings": 32, "max_position_embeddings": 64});
+    let phi3 = |scaling: Value| merged(lengths.clone(), &json!({"rope_scaling": scaling}));
+    let falcon = |key: &str, value: Value| merged(json!({"new_decoder_architecture": true}), &json!({key: value}));
+    let kv_heads = falcon("num_kv_heads", json!(2));
+    let whole = || of_whole_heads.clone();
     vec![
         (vec![Gpt2], json!({"n_embd": 32, "hidden_size": 64}), json!({"n_embd": 64})),
         (vec![Gpt2, Bloom], json!({"n_head": 4, "num_attention_heads": 2}), json!({"n_head": 2})),
@@ -375,60 +347,28 @@ fn precedence() -> Vec<(Vec<Family>, Value, Value)> {
         (vec![Gpt2], json!({"n_positions": 8, "max_position_embeddings": 16}), json!({"n_positions": 16})),
         (vec![Bloom, Falcon], json!({"n_embed": 128}), json!({"hidden_size": 128})),
         (vec![Falcon], json!({"n_layer": 2, "n_head": 2}), json!({})),
-        (
-            vec![Falcon],
-            json!({"new_decoder_architecture": true, "num_kv_heads": 2, "n_head_kv": 4}),
-            json!({"new_decoder_architecture": true, "num_kv_heads": 2}),
-        ),
-        (
-            vec![Falcon],
-            json!({"new_decoder_architecture": true, "multi_query": true}),
-            json!({
-            "new_decoder_architecture": true, "multi_query": false}),
-        ),
+        (vec![Falcon], merged(kv_heads.clone(), &json!({"n_head_kv": 4})), kv_heads),
+        (vec![Falcon], falcon("multi_query", json!(true)), falcon("multi_query", json!(false))),
         (vec![Mixtral], json!({"num_local_experts": 3, "num_experts": 4}), json!({"num_local_experts": 4})),
-        (
-            of_whole_heads.clone(),
-            json!({"rope_theta": 5.0, "rope_parameters": linear(json!({"rope_theta": 77.0}))}),
-            json!({"rope_parameters": linear(json!({"rope_theta": 77.0}))}),
-        ),
-        (
-            of_whole_heads.clone(),
-            json!({"rope_scaling": linear(json!({})), "rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}),
-            json!({"rope_scaling": linear(json!({}))}),
-        ),
-        (
-            of_whole_heads.clone(),
-            json!({"rope_scaling": {}, "rope_parameters": linear(json!({}))}),
-            json!({"rope_parameters": linear(json!({}))}),
-        ),
-        (of_whole_heads, json!({"rope_scaling": {"type": "linear", "rope_type": "default", "factor": 2.0}}), json!({})),
+        (whole(), json!({"rope_theta": 5.0, "rope_parameters": with_theta}), json!({"rope_parameters": with_theta})),
+        (whole(), json!({"rope_scaling": linear, "rope_parameters": default}), json!({"rope_scaling": linear})),
+        (whole(), json!({"rope_scaling": {}, "rope_parameters": linear}), json!({"rope_parameters": linear})),
+        (whole(), json!({"rope_scaling": both_types}), json!({})),
         (
             vec![GptNeox],
-            json!({"rotary_emb_base": 5.0, "rotary_pct": 0.5,
-                "rope_parameters": {"rope_theta": 77.0, "partial_rotary_factor": 1.0}}),
+            json!({"rotary_emb_base": 5.0, "rotary_pct": 0.5, "rope_parameters": neox}),
             json!({"rotary_emb_base": 77.0, "rotary_pct": 1.0}),
         ),
+        (vec![Stablelm, Phi3], json!({"partial_rotary_factor": 0.25, "rope_parameters": half}), half),
+        (vec![Phi3], phi3(longrope), phi3(shorter)),
         (
-            vec![Stablelm, Phi3],
-            json!({"partial_rotary_factor": 0.25, "rope_parameters": {"partial_rotary_factor": 0.5}}),
-            json!({"partial_rotary_factor": 0.5}),
-        ),
-        (
-            vec![Phi3],
-            json!({"rope_scaling": longrope, "original_max_position_embeddings": 32, "max_position_embeddings": 64}),
-            json!({"rope_scaling": with(longrope.as_object().expect("an object").clone(), &json!({
-                "original_max_position_embeddings": 8})), "original_max_position_embeddings": 32,
-                "max_position_embeddings": 64}),
+            vec![Gemma3],
+            json!({"rope_scaling": linear, "rope_parameters": {"full_attention": theta}}),
+            json!({"rope_parameters": {"full_attention": with_theta}}),
         ),
         (
             vec![Gemma3],
-            json!({"rope_scaling": linear(json!({})), "rope_parameters": {"full_attention": {"rope_theta": 77.0}}}),
-            json!({"rope_parameters": {"full_attention": linear(json!({"rope_theta": 77.0}))}}),
-        ),
-        (
-            vec![Gemma3],
-            json!({"rope_local_base_freq": 5.0, "rope_parameters": {"sliding_attention": {"rope_theta": 77.0}}}),
+            json!({"rope_local_base_freq": 5.0, "rope_parameters": {"sliding_attention": theta}}),
             json!({"rope_local_base_freq": 77.0}),
         ),
         (vec![Gemma3], json!({"rope_scaling": {"type": "linear", "factor": 2.0}}), json!({})),
