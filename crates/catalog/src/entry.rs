@@ -28,27 +28,11 @@ pub struct Entry {
     pub schema: Value,
     /// Example of valid options.
     pub example: Value,
-    options: Arc<dyn OptionsType>,
+    resolve: fn(Value) -> Result<Value, serde_json::Error>,
+    check: Arc<Check>,
 }
 
-/// Operations on the options of one plugin, independent of their type.
-trait OptionsType: Send + Sync {
-    fn resolve(&self, options: Value) -> Result<Value, serde_json::Error>;
-    fn check(&self, options: Value) -> Result<Vec<OptionProblem>, serde_json::Error>;
-}
-
-/// Options of the type `C`, with their semantic check.
-struct Typed<C>(fn(&C) -> Vec<OptionProblem>);
-
-impl<C: DeserializeOwned + Serialize> OptionsType for Typed<C> {
-    fn resolve(&self, options: Value) -> Result<Value, serde_json::Error> {
-        serde_json::to_value(parse::<C>(options)?)
-    }
-
-    fn check(&self, options: Value) -> Result<Vec<OptionProblem>, serde_json::Error> {
-        parse(options).map(|options| (self.0)(&options))
-    }
-}
+type Check = dyn Fn(Value) -> Result<Vec<OptionProblem>, serde_json::Error> + Send + Sync;
 
 impl Entry {
     /// Describes the plugin `name` by its options type. `check` returns the problems of well-formed options.
@@ -62,7 +46,14 @@ impl Entry {
     ) -> Result<Self, serde_json::Error> {
         let schema = schema_of::<C>();
         let example = serde_json::to_value(example)?;
-        Ok(Self { name, summary: summary(&schema), schema, example, options: Arc::new(Typed(check)) })
+        Ok(Self {
+            name,
+            summary: summary(&schema),
+            schema,
+            example,
+            resolve: |options| serde_json::to_value(parse::<C>(options)?),
+            check: Arc::new(move |options: Value| parse::<C>(options).map(|options| check(&options))),
+        })
     }
 
     /// Returns the options as the plugin reads them, with every default filled in.
@@ -70,7 +61,7 @@ impl Entry {
     /// # Errors
     /// [`serde_json::Error`] if the plugin does not accept them.
     pub fn resolve(&self, options: Value) -> Result<Value, serde_json::Error> {
-        self.options.resolve(options)
+        (self.resolve)(options)
     }
 
     /// Returns the problems of options that [`resolve`](Self::resolve) accepts.
@@ -78,7 +69,7 @@ impl Entry {
     /// # Errors
     /// [`serde_json::Error`] if the plugin does not accept them.
     pub fn check(&self, options: Value) -> Result<Vec<OptionProblem>, serde_json::Error> {
-        self.options.check(options)
+        (self.check)(options)
     }
 }
 

@@ -15,12 +15,11 @@ const PLAIN_LINES: u64 = 50;
 /// Weight of the newest step in the moving averages of loss and accuracy.
 const SMOOTHING: f64 = 0.1;
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Console {
     downloads: Downloads,
     bar: Option<ProgressBar>,
     probe: Option<ProbeProgress>,
-    plain: bool,
     total_steps: u64,
     /// Step of the checkpoint that the run resumed from.
     resumed_step: u64,
@@ -30,29 +29,10 @@ pub(crate) struct Console {
     loss: Option<f64>,
     accuracy: Option<f64>,
     scale: Option<f64>,
-    /// Steps skipped for overflow.
     skipped: u64,
 }
 
 impl Console {
-    pub(crate) fn new() -> Self {
-        Self {
-            downloads: Downloads::new(),
-            bar: None,
-            probe: None,
-            plain: !std::io::stderr().is_terminal(),
-            total_steps: 0,
-            resumed_step: 0,
-            steps: 0,
-            tokens: 0,
-            seconds: 0.0,
-            loss: None,
-            accuracy: None,
-            scale: None,
-            skipped: 0,
-        }
-    }
-
     pub(crate) fn line(&self, text: &str) {
         match (&self.bar, &self.probe) {
             (Some(bar), _) => bar.println(text),
@@ -65,7 +45,7 @@ impl Console {
         (self.total_steps, self.resumed_step) = (total_steps, done);
         let from = if done > 0 { format!(" from step {}", done + 1) } else { String::new() };
         self.line(&format!("training {} numbers for {total_steps} steps{from}", grouped(trainable as u64)));
-        if !self.plain && total_steps > 0 {
+        if total_steps > 0 && std::io::stderr().is_terminal() {
             let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
             self.bar = Some(ProgressBar::new(total_steps).with_position(done).with_style(style));
@@ -87,21 +67,14 @@ impl Console {
         self.loss = smooth(self.loss, record.loss);
         self.accuracy = record.accuracy.and_then(|new| smooth(self.accuracy, new));
         let text = self.status();
-        match &self.bar {
-            Some(bar) => {
-                bar.set_position(record.step);
-                bar.set_message(text);
-            }
-            None if self.is_line_due() => {
-                self.line(&format!("step {step}/{total} {text} lr {:.2e}", record.lr));
-            }
-            None => {}
+        if let Some(bar) = &self.bar {
+            bar.set_position(step);
+            return bar.set_message(text);
         }
-    }
-
-    fn is_line_due(&self) -> bool {
-        let every = (self.total_steps / PLAIN_LINES).max(1);
-        self.steps == 1 || self.steps == self.total_steps || self.steps.is_multiple_of(every)
+        let every = (total / PLAIN_LINES).max(1);
+        if step == 1 || step == total || step.is_multiple_of(every) {
+            self.line(&format!("step {step}/{total} {text} lr {:.2e}", record.lr));
+        }
     }
 
     fn status(&self) -> String {
@@ -135,8 +108,7 @@ impl Observer for Console {
                 }
             }
             Event::Probing { what, number, last } => {
-                let plain = self.plain;
-                self.probe.get_or_insert_with(|| ProbeProgress::new(plain)).show(what, number, last);
+                self.probe.get_or_insert_with(ProbeProgress::new).show(what, number, last);
             }
             Event::Evaluated { record, headline } => {
                 self.line(&evaluation_line(record, headline));
@@ -163,8 +135,7 @@ const COLUMNS: usize = 80;
 const OTHERS: [&str; 10] =
     ["accuracy", "f1", "f1_macro", "spearman", "pearson", "exact_match", "mse", "mcc", "auroc", "r2"];
 
-/// Formats an evaluation in one line: headline, another metric, loss, and the time if it fits. The records and the report have
-/// all metrics.
+/// Formats an evaluation in one line: the headline, another metric, the loss, and the time if it fits.
 fn evaluation_line(record: &EvaluationRecord, headline: &str) -> String {
     let metric = |name: &'static str| Some((name, *record.metrics.get(name)?));
     let text = |name: &str, value: f64| format!(" {name} {value:.4}");
@@ -192,7 +163,6 @@ fn evaluation_line(record: &EvaluationRecord, headline: &str) -> String {
     line
 }
 
-/// Formats the summary of a run for standard output.
 pub(crate) fn summary(summary: &Summary) -> String {
     let mut lines = Vec::new();
     if summary.interrupted {
@@ -208,10 +178,8 @@ pub(crate) fn summary(summary: &Summary) -> String {
         let best = best.map(|step| format!(" (the best evaluation, after step {step}, is kept)")).unwrap_or_default();
         lines.push(format!("{name:<11} {shown}{best}"));
     }
-    let skipped = match summary.skipped_steps {
-        0 => String::new(),
-        n => format!(", {n} of them skipped"),
-    };
+    let n = summary.skipped_steps;
+    let skipped = if n > 0 { format!(", {n} of them skipped") } else { String::new() };
     lines.push(format!(
         "throughput  {:.1} rows/s, {:.0} tokens/s over {} steps{skipped}",
         summary.rows_per_second, summary.tokens_per_second, summary.steps

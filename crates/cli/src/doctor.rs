@@ -11,25 +11,27 @@ mod storage;
 
 use self::finding::{Finding, State};
 
-/// All checks, in the order of the output.
-const CHECKS: [fn() -> Finding; 13] = [
-    machine::libtorch,
-    machine::processor,
-    machine::threads,
-    machine::device,
-    machine::memory,
-    storage::cache,
-    storage::hub_cache,
-    storage::space,
-    reach::hub,
-    reach::index,
-    reach::proxy,
-    reach::open_files,
-    reach::peers,
+/// Heading, name and function of a check.
+type Check = (&'static str, &'static str, fn() -> Finding);
+
+const CHECKS: [Check; 13] = [
+    ("computing", "libtorch", machine::libtorch),
+    ("computing", "processor", machine::processor),
+    ("computing", "threads", machine::threads),
+    ("computing", "device", machine::device),
+    ("computing", "memory", machine::memory),
+    ("storage", "cache", storage::cache),
+    ("storage", "hub cache", storage::hub_cache),
+    ("storage", "space", storage::space),
+    ("sources", "hub", reach::hub),
+    ("sources", "package index", reach::index),
+    ("sources", "proxy", reach::proxy),
+    ("swarm", "open files", reach::open_files),
+    ("swarm", "peers", reach::peers),
 ];
 
 pub(crate) fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
-    let findings: Vec<Finding> = CHECKS.iter().map(|check| check()).collect();
+    let findings: Vec<Finding> = CHECKS.iter().map(|&(part, what, check)| check().of(part, what)).collect();
     match args.json {
         true => print(&serde_json::to_string_pretty(&findings)?)?,
         false => print(&text(&findings))?,
@@ -85,9 +87,9 @@ mod tests {
     #[test]
     fn findings_stand_under_headings_with_fixes_below() {
         let findings = [
-            Finding::ok("computing", "libtorch", "2.13.0"),
-            Finding::warning("sources", "hub", "no answer", "wait"),
-            Finding::problem("sources", "cache", "full", "make room"),
+            Finding::ok("2.13.0").of("computing", "libtorch"),
+            Finding::warning("no answer", "wait").of("sources", "hub"),
+            Finding::problem("full", "make room").of("sources", "cache"),
         ];
         let expected = "\
 computing
@@ -106,8 +108,8 @@ sources
     #[test]
     fn every_bad_finding_has_a_fix() {
         // Tests do not connect to the hub and the package index.
-        for check in CHECKS[..8].iter().chain(&CHECKS[10..]) {
-            let finding = check();
+        for &(part, what, check) in CHECKS[..8].iter().chain(&CHECKS[10..]) {
+            let finding = check().of(part, what);
             assert_eq!(finding.state == State::Ok, finding.fix.is_none(), "{finding:?}");
             assert!(!finding.found.is_empty(), "{finding:?}");
         }

@@ -17,29 +17,26 @@ const LARGE: u64 = 100_000_000;
 pub(crate) struct Downloads {
     bar: Option<ProgressBar>,
     plain: bool,
-    verbs: Verbs,
+    /// Verbs for a transfer that runs, and for one that is finished.
+    verbs: [&'static str; 2],
     file: String,
     size: u64,
     /// Start of the transfer, and the bytes that were present then.
     began: (Instant, u64),
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Verbs {
-    running: &'static str,
-    finished: &'static str,
+impl Default for Downloads {
+    fn default() -> Self {
+        Self::with(["fetching", "fetched"])
+    }
 }
 
 impl Downloads {
-    pub(crate) fn new() -> Self {
-        Self::with(Verbs { running: "fetching", finished: "fetched" })
-    }
-
     pub(crate) fn uploads() -> Self {
-        Self::with(Verbs { running: "sending", finished: "sent" })
+        Self::with(["sending", "sent"])
     }
 
-    fn with(verbs: Verbs) -> Self {
+    fn with(verbs: [&'static str; 2]) -> Self {
         let plain = !std::io::stderr().is_terminal();
         Self { bar: None, plain, verbs, file: String::new(), size: 0, began: (Instant::now(), 0) }
     }
@@ -70,7 +67,7 @@ impl Downloads {
             }
             FetchEvent::End { file, size, received, seconds } => {
                 self.clear();
-                self.line(&finished_line(self.verbs.finished, file, size, received, seconds));
+                self.line(&finished_line(self.verbs[1], file, size, received, seconds));
             }
             _ => {}
         }
@@ -87,7 +84,7 @@ impl Downloads {
             self.bar = Some(bar);
         } else if bytes >= LARGE {
             let present = if here > 0 { format!(", {} of it are present", size(here)) } else { String::new() };
-            self.line(&format!("{} {file}, {}{present}", self.verbs.running, size(bytes)));
+            self.line(&format!("{} {file}, {}{present}", self.verbs[0], size(bytes)));
         }
     }
 

@@ -5,8 +5,7 @@ use std::process::Command;
 
 use sepal_server::environment::HEAP;
 
-/// Restarts the program with those of `settings` and of the heap settings that are not set. Values that the user has set
-/// stay.
+/// Restarts the program with those of `settings` and of the heap settings that the user has not set.
 pub(crate) fn restart_with(settings: &[(&str, &str)]) {
     let missing = settings.iter().chain(&HEAP).filter(|(name, _)| std::env::var_os(name).is_none());
     let missing: Vec<_> = missing.copied().collect();

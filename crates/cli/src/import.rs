@@ -9,7 +9,7 @@ use sepal_peft::{FolderError, Import, ImportError, ImportOptions, Run, is_hub_na
 use sepal_pipeline::{ModelFiles, adopted};
 use sepal_plugin::Registry;
 use sepal_track::Manifest;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::args::ImportPeftArgs;
 use crate::downloads::Downloads;
@@ -20,10 +20,7 @@ use crate::peft::{existing_folder, open_model, publishable_run};
 const MAX_LENGTH: usize = 512;
 
 /// Run to write beside the imported adapter.
-struct ImportedRun {
-    run: Run,
-    spec: Spec,
-}
+type ImportedRun = (Run, Spec);
 
 pub(crate) fn import(registry: &Registry, args: &ImportPeftArgs) -> Result<(), Failure> {
     let model = match &args.model[..] {
@@ -49,37 +46,30 @@ pub(crate) fn import(registry: &Registry, args: &ImportPeftArgs) -> Result<(), F
         (None, Some(model)) => Some(new_run(registry, args, &import, model)?),
         (None, None) => None,
     };
-    finish(args, import, imported)
+    let (tuning, prefix_len) = (import.tuning().to_owned(), import.prefix_len());
+    let (labels, is_foreign) = (import.labels().join(", "), import.is_foreign());
+    let adapter = import.finish(imported.as_ref().map(|(run, _)| run)).map_err(import_failure)?;
+    print(&format!("wrote {}: {tuning}, {prefix_len} prompts, labels {labels}", adapter.display()))?;
+    let Some((_, spec)) = imported else { return Ok(()) };
+    print(&predict_hint(args, &spec))?;
+    if !is_foreign {
+        return Ok(());
+    }
+    print(&format!(
+        "`sepal run {} --set data.train=FILE` continues training from it and sets a tenth of the rows aside; for a file of \
+         validation rows add `data.validation=FILE data.validation_split=null`",
+        args.out.join("pipeline.yaml").display()
+    ))
 }
 
 fn fetch(folder: &Source) -> Result<Asset, Failure> {
-    let mut downloads = Downloads::new();
+    let mut downloads = Downloads::default();
     let asset = Assets::from_env().fetch(folder, Kind::Adapter, &mut downloads.watch())?;
     drop(downloads);
     if asset.commit.is_some() {
         eprintln!("using {}", asset.pinned());
     }
     Ok(asset)
-}
-
-fn finish(args: &ImportPeftArgs, import: Import, imported: Option<ImportedRun>) -> Result<(), Failure> {
-    let (tuning, prefix_len) = (import.tuning().to_owned(), import.prefix_len());
-    let (labels, is_foreign) = (import.labels().join(", "), import.is_foreign());
-    let adapter = import.finish(imported.as_ref().map(|imported| &imported.run)).map_err(import_failure)?;
-    print(&format!("wrote {}: {tuning}, {prefix_len} prompts, labels {labels}", adapter.display()))?;
-    let Some(ImportedRun { spec, .. }) = imported else { return Ok(()) };
-    print(&predict_hint(args, &spec))?;
-    match is_foreign {
-        true => {
-            let pipeline = args.out.join("pipeline.yaml");
-            print(&format!(
-                "`sepal run {} --set data.train=FILE` continues training from it and sets a tenth of the rows aside; for a \
-                 file of validation rows add `data.validation=FILE data.validation_split=null`",
-                pipeline.display()
-            ))
-        }
-        false => Ok(()),
-    }
 }
 
 /// Returns the run that the folder was exported from, with the options of the command applied. The run is untrusted, so
@@ -109,16 +99,10 @@ fn exported_run(
     if args.template.is_some() {
         facts.template.clone_from(&data.template);
     }
-    if let Some(text) = &args.text {
-        facts.text.clone_from(text);
-    }
-    if args.text_pair.is_some() {
-        facts.text_pair.clone_from(&args.text_pair);
-    }
-    if let Some(label) = &args.label {
-        facts.label.clone_from(label);
-    }
-    Ok(Some(ImportedRun { run: Run { pipeline: spec.to_yaml()?, manifest }, spec }))
+    facts.text = args.text.as_ref().unwrap_or(&facts.text).clone();
+    facts.text_pair = args.text_pair.as_ref().or(facts.text_pair.as_ref()).cloned();
+    facts.label = args.label.as_ref().unwrap_or(&facts.label).clone();
+    Ok(Some((Run { pipeline: spec.to_yaml()?, manifest }, spec)))
 }
 
 /// Returns a run for an adapter without one. Values that PEFT does not save come from the options of the command, or are
@@ -154,26 +138,24 @@ fn new_run(
         eprintln!("note: {notice}");
     }
     let manifest = adopted(&spec, registry, model, &import.adapter())?;
-    Ok(ImportedRun { run: Run { pipeline: spec.to_yaml()?, manifest }, spec })
+    Ok((Run { pipeline: spec.to_yaml()?, manifest }, spec))
 }
 
 fn settings(args: &ImportPeftArgs) -> Result<Vec<String>, Failure> {
-    let texts = [
-        ("data.template", &args.template),
-        ("data.text", &args.text),
-        ("data.text_pair", &args.text_pair),
-        ("data.label", &args.label),
-    ];
-    let texts = texts.into_iter().filter_map(|(key, text)| Some((key, Value::from(text.clone()?))));
-    let others = [
+    let text = |text: &Option<String>| text.as_ref().map(|text| json!(text));
+    let settings = [
+        ("data.template", text(&args.template)),
+        ("data.text", text(&args.text)),
+        ("data.text_pair", text(&args.text_pair)),
+        ("data.label", text(&args.label)),
         ("task.with.labels", (!args.labels.is_empty()).then(|| json!(args.labels))),
         ("task.with.multi_label", args.multi_label.then(|| json!(true))),
         ("data.max_length", args.max_length.map(|length| json!(length))),
         ("model.source", (!args.model.is_empty()).then(|| json!(args.model))),
     ];
-    let others = others.into_iter().filter_map(|(key, value)| Some((key, value?)));
+    let settings = settings.into_iter().filter_map(|(key, value)| Some((key, value?)));
     // Settings are YAML, which includes JSON.
-    texts.chain(others).map(|(key, value)| Ok(format!("{key}={}", serde_json::to_string(&value)?))).collect()
+    settings.map(|(key, value)| Ok(format!("{key}={}", serde_json::to_string(&value)?))).collect()
 }
 
 /// Returns a note about values that neither the folder nor an option gives.

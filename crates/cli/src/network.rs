@@ -88,7 +88,6 @@ impl Network {
         }
     }
 
-    /// Returns the ticket with which others join the swarm.
     pub(crate) fn ticket(&self) -> Option<Ticket> {
         if let Network::P2p(node) = self { Some(node.ticket()) } else { None }
     }

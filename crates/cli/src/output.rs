@@ -10,18 +10,10 @@ pub(crate) type Failure = Box<dyn Error>;
 
 /// Returns the error and its causes, one per line, and the setting that would settle it.
 pub(crate) fn describe(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str("\n  because: ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    if let Some(hint) = Remedy::find(error).and_then(hint) {
-        text.push_str("\n  hint: ");
-        text.push_str(&hint);
-    }
-    text
+    let causes = std::iter::successors(error.source(), |&cause| cause.source());
+    let causes: String = causes.map(|cause| format!("\n  because: {cause}")).collect();
+    let hint = Remedy::find(error).and_then(hint).map(|hint| format!("\n  hint: {hint}")).unwrap_or_default();
+    format!("{error}{causes}{hint}")
 }
 
 /// Names a setting of the data crate as options and keys do.

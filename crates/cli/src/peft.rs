@@ -99,7 +99,7 @@ fn sources(registry: &Registry, run: &Path, manifest: Option<&Manifest>) -> Resu
 
 pub(crate) fn open_model(sources: &[Source], part: Part) -> Result<ModelFiles, Failure> {
     let assets = Assets::from_env();
-    let mut downloads = Downloads::new();
+    let mut downloads = Downloads::default();
     let mut watch = downloads.watch();
     let files = ModelFiles::open(&assets, sources, &mut watch)?;
     files.fetch(&assets, part, &mut watch)?;

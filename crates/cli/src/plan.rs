@@ -19,7 +19,7 @@ use crate::units::{clock, grouped, size};
 pub(crate) fn plan(registry: &Registry, args: &PlanArgs) -> Result<(), Failure> {
     let spec = load(registry, &args.pipeline)?;
     let stop = stop_on_interrupt("stopping after this batch, with a plan of what was measured")?;
-    let mut console = Console::new();
+    let mut console = Console::default();
     let probe = ProbeSpec { steps: args.probe_steps, limit: Duration::from_secs(args.probe_seconds) };
     let plan = sepal_pipeline::plan::plan(&spec, registry, probe, &mut console, &stop)?;
     drop(console);

@@ -2,16 +2,17 @@
 
 use std::io::{self, BufRead, BufReader, Cursor, IsTerminal, Read};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use sepal_assets::Sources;
+use sepal_config::Spec;
 use sepal_data::{
     BadRowPolicy, Dialect, Format, OutputSpec, Passthrough, PredictionRef, PredictionWriter, ReadError, RowSpec,
     RowStream, Rows, TableSpec, TokenRow, WriteError,
 };
-use sepal_pipeline::{Classifier, Observer, Session};
+use sepal_pipeline::{Classifier, Session};
 use sepal_plugin::Registry;
 use sepal_track::DataFacts;
 use serde_json::json;
@@ -29,18 +30,17 @@ const NAMED_ROWS: usize = 5;
 
 pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Failure> {
     let stop = stop_on_interrupt("stopping after these rows; no incomplete file is left")?;
-    let mut console = Console::new();
+    let mut console = Console::default();
     // Errors of input and output are reported before the model is loaded.
-    let trained = TrainedRun { folder: &args.run, set: &args.rows.set, registry, stop: &stop };
     let manifest = sepal_track::Manifest::read(&args.run)?;
     check_output(args)?;
-    let spec = trained.spec()?;
+    let spec = trained_spec(registry, &args.run, &args.rows.set)?;
     let mut rows = input(args, &manifest.data, spec.data.rows.dialect())?;
     if rows.text_column().is_none() {
         return Err(rows.no_rows_error().into());
     }
     PredictionWriter::check_row_schema(&rows.row_schema()).map_err(with_option)?;
-    let classifier = trained.classifier(&spec, &mut console)?;
+    let classifier = Classifier::open(&spec, &args.run, registry, &mut console, &stop)?;
     let mut writer = output(args, &classifier, &rows)?;
     if let Some(note) = replaced_columns_note(writer.replaced()) {
         console.line(&note);
@@ -106,18 +106,17 @@ fn tokenize(session: &Session<'_>, chunk: &mut Rows, column: &str) -> Result<Vec
 
 pub(crate) fn evaluate(registry: &Registry, args: &EvaluateArgs) -> Result<(), Failure> {
     let stop = stop_on_interrupt("stopping after this batch; nothing is written")?;
-    let mut console = Console::new();
-    let trained = TrainedRun { folder: &args.run, set: &args.rows.set, registry, stop: &stop };
-    let spec = trained.spec()?;
-    let classifier = trained.classifier(&spec, &mut console)?;
+    let mut console = Console::default();
+    let spec = trained_spec(registry, &args.run, &args.rows.set)?;
+    let classifier = Classifier::open(&spec, &args.run, registry, &mut console, &stop)?;
     let facts = &classifier.manifest().data;
     let columns = TableSpec {
         path: PathBuf::new(),
         format: args.format,
         dialect: args.rows.dialect.dialect(),
-        text: args.text.clone().unwrap_or_else(|| facts.text.clone()),
-        text_pair: args.rows.text_pair.clone().or_else(|| facts.text_pair.clone()),
-        label: Some(args.label.clone().unwrap_or_else(|| facts.label.clone())),
+        text: args.text.as_ref().unwrap_or(&facts.text).clone(),
+        text_pair: args.rows.text_pair.as_ref().or(facts.text_pair.as_ref()).cloned(),
+        label: Some(args.label.as_ref().unwrap_or(&facts.label).clone()),
         filter: Default::default(),
     };
     let splits: Vec<&str> = match &args.split {
@@ -144,26 +143,12 @@ pub(crate) fn evaluate(registry: &Registry, args: &EvaluateArgs) -> Result<(), F
     print(&lines.join("\n"))
 }
 
-/// Folder of a trained run, and settings over its pipeline.
-struct TrainedRun<'a> {
-    folder: &'a Path,
-    set: &'a [String],
-    registry: &'a Registry,
-    stop: &'a AtomicBool,
-}
-
-impl TrainedRun<'_> {
-    /// Reads the pipeline of the run with the environment and the command line applied.
-    fn spec(&self) -> Result<sepal_config::Spec, Failure> {
-        if self.set.iter().any(|set| set.split('=').next().is_some_and(|key| key.trim() == "data.template")) {
-            return Err("set data.template: predictions need the template of the training; remove the setting".into());
-        }
-        load(self.registry, &PipelineArgs { file: self.folder.join("pipeline.yaml"), set: self.set.to_vec() })
+/// Reads the pipeline of the run with the environment and the command line applied.
+fn trained_spec(registry: &Registry, run: &Path, set: &[String]) -> Result<Spec, Failure> {
+    if set.iter().any(|set| set.split('=').next().is_some_and(|key| key.trim() == "data.template")) {
+        return Err("set data.template: predictions need the template of the training; remove the setting".into());
     }
-
-    fn classifier(&self, spec: &sepal_config::Spec, observer: &mut dyn Observer) -> Result<Classifier, Failure> {
-        Ok(Classifier::open(spec, self.folder, self.registry, observer, self.stop)?)
-    }
+    load(registry, &PipelineArgs { file: run.join("pipeline.yaml"), set: set.to_vec() })
 }
 
 /// Opens the rows to predict. A file is read once in advance, so that its errors are reported before the model is loaded.
@@ -243,13 +228,11 @@ fn is_missing(error: &ReadError, text: &str) -> bool {
 
 fn standard_input(args: &PredictArgs, facts: &DataFacts, dialect: Dialect) -> Result<RowStream, Failure> {
     let spec = row_spec(args, facts, dialect, args.text.clone());
-    Ok(match args.format {
-        Some(format) => RowStream::from_reader(io::stdin(), "standard input", format, &spec)?,
-        None => {
-            let lines = lines(args.text.as_ref().unwrap_or(&facts.text))?;
-            RowStream::from_reader(lines, "standard input", Format::Lines, &spec)?
-        }
-    })
+    if let Some(format) = args.format {
+        return Ok(RowStream::from_reader(io::stdin(), "standard input", format, &spec)?);
+    }
+    let lines = lines(args.text.as_ref().unwrap_or(&facts.text))?;
+    Ok(RowStream::from_reader(lines, "standard input", Format::Lines, &spec)?)
 }
 
 /// Reads standard input as one text per line. The header of a table with the column `text` is an error.

@@ -1,5 +1,6 @@
 //! Progress of a probe: a spinner with the time on a terminal, plain lines elsewhere.
 
+use std::io::IsTerminal;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,8 +20,8 @@ pub(crate) enum ProbeProgress {
 }
 
 impl ProbeProgress {
-    pub(crate) fn new(is_plain: bool) -> Self {
-        if is_plain {
+    pub(crate) fn new() -> Self {
+        if !std::io::stderr().is_terminal() {
             return Self::Lines(Ticker(None));
         }
         let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}");

@@ -18,7 +18,7 @@ pub(crate) fn run(registry: &Registry, args: &RunArgs) -> Result<(), Failure> {
     };
     let spec = load(registry, &PipelineArgs { file, set: args.set.clone() })?;
     let stop = stop_on_interrupt("stopping after this step, and saving")?;
-    let mut console = Console::new();
+    let mut console = Console::default();
     let folder = match &args.resume {
         Some(None) => sepal_pipeline::unfinished_run(&spec, registry),
         _ => folder,
@@ -43,7 +43,7 @@ pub(crate) fn validate(registry: &Registry, args: &PipelineArgs) -> Result<(), F
 
 pub(crate) fn fetch(registry: &Registry, args: &PipelineArgs) -> Result<(), Failure> {
     let spec = load(registry, args)?;
-    Ok(sepal_pipeline::fetch(&spec, &mut Console::new())?)
+    Ok(sepal_pipeline::fetch(&spec, &mut Console::default())?)
 }
 
 pub(crate) fn outline(args: &OutlineArgs) -> Result<(), Failure> {
@@ -91,10 +91,7 @@ fn describe(entry: &Entry) -> String {
     for (key, property) in entry.schema["properties"].as_object().into_iter().flatten() {
         let meaning = property["description"].as_str().unwrap_or_default();
         let meaning = meaning.split_whitespace().collect::<Vec<_>>().join(" ");
-        let default = match property.get("default") {
-            Some(default) => format!(" (default {default})"),
-            None => String::new(),
-        };
+        let default = property.get("default").map(|default| format!(" (default {default})")).unwrap_or_default();
         text.push_str(&format!("\n      {key}{default}: {meaning}"));
     }
     text

@@ -60,12 +60,8 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
             }
         };
         announcement.set_serving(server.stats());
-        print(&format!(
-            "serving blocks {span} of {} ({}) on {}",
-            model.files.asset.pinned(),
-            checkpoint.describe(),
-            server.endpoint()
-        ))?;
+        let (source, description) = (model.files.asset.pinned(), checkpoint.describe());
+        print(&format!("serving blocks {span} of {source} ({description}) on {}", server.endpoint()))?;
         let status_page = match &mut status_page {
             Some(status_page) => status_page,
             None => {
@@ -104,13 +100,13 @@ struct ServedModel {
 
 impl ServedModel {
     fn open(args: &ServeArgs) -> Result<Self, Failure> {
-        let (assets, mut downloads) = (Assets::from_env(), Downloads::new());
+        let (assets, mut downloads) = (Assets::from_env(), Downloads::default());
         let files = ModelFiles::open(&assets, &args.model, &mut downloads.watch())?;
         Ok(Self { assets, files })
     }
 
     fn bring(&self, span: Span, stop: &AtomicBool) -> Result<(), Failure> {
-        let mut downloads = Downloads::new();
+        let mut downloads = Downloads::default();
         let mut watch = |event: FetchEvent<'_>| {
             downloads.event(event);
             if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -142,7 +138,6 @@ impl ServedModel {
     }
 }
 
-/// Withdraws the announcement of the server when dropped.
 struct WithdrawOnDrop(Option<Arc<dyn Discovery>>);
 
 impl Drop for WithdrawOnDrop {
@@ -153,7 +148,6 @@ impl Drop for WithdrawOnDrop {
     }
 }
 
-/// Status page of the server, with an HTTP port if one is configured.
 struct StatusPage {
     view: Arc<View>,
     _http: Option<StatusServer>,
@@ -207,7 +201,6 @@ impl Swarm {
         Ok(weakest_span(&shares, self.n_blocks, len).ok_or("choose blocks: the model has none")?)
     }
 
-    /// Returns the span with which the server would help the swarm more than with its present one.
     fn better_span(&self, server: &BlockServer) -> Option<Span> {
         let info = server.stats().info();
         let (shares, median) = self.other_shares(&server.endpoint().to_string());
@@ -239,13 +232,11 @@ fn wait(
     loop {
         // The jitter keeps the servers of a swarm from moving at the same time.
         let pause = Duration::from_secs(args.balance_s).mul_f64(rand::random_range(0.5..1.5));
-        match stopped.recv_timeout(pause) {
-            Err(RecvTimeoutError::Timeout) => {
-                if let Some(span) = swarm.better_span(server).filter(|span| Some(*span) != failed) {
-                    return Some(span);
-                }
-            }
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => return None,
+        if stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
+            return None;
+        }
+        if let Some(span) = swarm.better_span(server).filter(|span| Some(*span) != failed) {
+            return Some(span);
         }
     }
 }

@@ -39,7 +39,6 @@ pub(crate) fn serve(registry: &Registry, args: &ServeTaskArgs) -> Result<(), Fai
     result
 }
 
-/// Loads the classifier and predicts until a stop signal.
 fn answer_requests(
     registry: &Registry,
     spec: &Spec,
@@ -47,7 +46,14 @@ fn answer_requests(
     worker: &Worker,
     stop: &AtomicBool,
 ) -> Result<(), Failure> {
-    let Some(classifier) = open(registry, spec, run, worker, stop)? else { return Ok(()) };
+    let opened = with_servers(worker, || Classifier::open(spec, run, registry, &mut Console::default(), stop));
+    let Some(classifier) = (match opened {
+        // The signal interrupted a download.
+        Err(_) if stop.load(Ordering::Relaxed) => None,
+        opened => opened?,
+    }) else {
+        return Ok(());
+    };
     let info = info(&classifier);
     let Some(session) = with_servers(worker, || classifier.session())? else { return Ok(()) };
     let serving = format!("serving {}: {}", info.name, info.labels.join(", "));
@@ -55,21 +61,6 @@ fn answer_requests(
     let mut classify = SessionClassifier { session, kind: classifier.label_kind(), is_remote };
     // A closed standard output does not stop the service.
     Ok(worker.serve(info, &mut classify, || drop(print(&serving)))?)
-}
-
-/// Waits for the servers and opens the classifier, or returns `None` after a stop signal.
-fn open(
-    registry: &Registry,
-    spec: &Spec,
-    run: &Path,
-    worker: &Worker,
-    stop: &AtomicBool,
-) -> Result<Option<Classifier>, Failure> {
-    match with_servers(worker, || Classifier::open(spec, run, registry, &mut Console::new(), stop)) {
-        // The signal interrupted a download.
-        Err(_) if stop.load(Ordering::Relaxed) => Ok(None),
-        result => result,
-    }
 }
 
 /// Repeats `connect` until servers are available. Returns `None` if the gateway is stopped before.
@@ -94,7 +85,6 @@ fn with_servers<T>(
     }
 }
 
-/// Session of the classifier behind the interface of the gateway.
 struct SessionClassifier<'a> {
     session: Session<'a>,
     kind: LabelKind,
@@ -152,7 +142,6 @@ fn info(classifier: &Classifier) -> ClassifierInfo {
     }
 }
 
-/// Returns the facts of the run for its page.
 fn facts(manifest: &Manifest) -> Vec<(String, String)> {
     let metrics: Vec<String> = manifest.metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
     let parameters = manifest.parameters;

@@ -36,7 +36,6 @@ pub(crate) fn parse() -> Args {
     Args::try_parse().unwrap_or_else(|error| with_suggestions(error, std::env::args().skip(1)).exit())
 }
 
-/// Adds suggestions to an error about an unknown command.
 fn with_suggestions(mut error: Error, arguments: impl IntoIterator<Item = String>) -> Error {
     if error.kind() != ErrorKind::InvalidSubcommand {
         return error;

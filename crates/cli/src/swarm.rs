@@ -60,7 +60,6 @@ fn look(args: &SwarmArgs, found: Option<&dyn Discovery>) -> Result<String, Failu
     Ok(if args.json { to_json(&servers, &models).to_string() } else { table(&servers, &models) })
 }
 
-/// Blocks of one model and the servers that hold them.
 struct ModelCoverage {
     n_blocks: usize,
     /// Spans of the servers that accept work.

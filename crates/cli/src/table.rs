@@ -11,7 +11,7 @@ impl Table {
         if !self.0.is_empty() {
             self.0.push('\n');
         }
-        self.0.push_str(&bold(text));
+        self.0.push_str(&styled("1", text));
         self.0.push('\n');
     }
 
@@ -29,9 +29,7 @@ impl Table {
         for row in rows {
             let mut line = String::from(" ");
             for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-                let gap = if column == 0 { " " } else { "  " };
-                let cell = if column == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") };
-                line.push_str(gap);
+                let cell = if column == 0 { format!(" {cell:<width$}") } else { format!("  {cell:>width$}") };
                 line.push_str(&cell);
             }
             self.0.push_str(line.trim_end());
@@ -44,16 +42,8 @@ impl Table {
     }
 }
 
-/// Returns true if standard output may have colours.
-pub(crate) fn is_coloured() -> bool {
-    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-}
-
 /// Applies a terminal style (`1` bold, `32` green) if standard output may have colours.
 pub(crate) fn styled(code: &str, text: &str) -> String {
-    if is_coloured() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
-}
-
-fn bold(text: &str) -> String {
-    styled("1", text)
+    let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    if std::io::stdout().is_terminal() && !is_plain { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
 }

@@ -13,7 +13,6 @@ use crate::diagnose::Finding;
 use crate::path::KeyPath;
 use crate::words::show;
 
-/// Problems beyond the schema.
 pub(crate) fn findings(value: &Value, catalog: &Catalog) -> Vec<Finding> {
     let mut findings = Vec::new();
     let model = &value["model"];
@@ -37,7 +36,6 @@ pub(crate) fn findings(value: &Value, catalog: &Catalog) -> Vec<Finding> {
     findings
 }
 
-/// Checks the syntax of sources.
 fn sources(key: &KeyPath, value: &Value, findings: &mut Vec<Finding>) {
     match value {
         Value::String(text) => {
@@ -65,7 +63,6 @@ fn servers(swarm: &Value, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Checks one source of labelled texts.
 fn data(key: &KeyPath, data: &Value, evaluated: bool, findings: &mut Vec<Finding>) {
     if !data.is_object() {
         return;
@@ -88,7 +85,6 @@ fn data(key: &KeyPath, data: &Value, evaluated: bool, findings: &mut Vec<Finding
     columns(key, data, findings);
 }
 
-/// Checks delimiter and encoding of text files.
 fn dialect(key: &KeyPath, data: &Value, findings: &mut Vec<Finding>) {
     let text = |name: &str| data[name].as_str();
     let problems = [

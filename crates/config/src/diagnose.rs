@@ -23,7 +23,6 @@ impl Finding {
     }
 }
 
-/// Violations of `schema` in `value`.
 pub(crate) fn violations(schema: &Value, value: &Value) -> Vec<Finding> {
     let validator = match Validator::new(schema) {
         Ok(validator) => validator,
@@ -142,8 +141,7 @@ fn choices(schema: &Value) -> Vec<&str> {
     own.chain(branches.flat_map(choices)).collect()
 }
 
-/// Errors of the branch that the value was meant for: the only branch whose errors lie deeper than the value itself or
-/// are not about its type.
+/// Errors of the only branch whose errors lie deeper than the value itself or are not about its type.
 fn closest<'a>(key: &KeyPath, context: &'a [Vec<ValidationError<'static>>]) -> Option<&'a [ValidationError<'static>]> {
     let fits = |error: &ValidationError<'_>| {
         let shallow = key_path(error.instance_path()) == *key;

@@ -9,10 +9,8 @@ use crate::positions::Positions;
 use crate::problem::{Origin, Problem};
 use crate::yaml;
 
-/// Prefix of environment variables that set a key.
 pub(crate) const ENV_PREFIX: &str = "SEPAL__";
 
-/// One source of values.
 #[derive(Debug)]
 pub(crate) struct Layer {
     origin: Origin,
@@ -20,7 +18,6 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
-    /// Layer of a pipeline file.
     pub(crate) fn file(name: &str, text: &str) -> Result<Self, Problem> {
         let origin = |position| Origin::File { name: name.to_owned(), position };
         match yaml::parse(text) {
@@ -61,7 +58,6 @@ impl Layer {
         }
     }
 
-    /// Value at `a.b`.
     pub(crate) fn get(&self, a: &str, b: &str) -> Option<&Value> {
         self.values.get(a)?.get(b)
     }
@@ -85,10 +81,8 @@ impl Provider for Numbered<'_> {
     }
 }
 
-/// All layers merged.
 #[derive(Debug)]
 pub(crate) struct Merged {
-    /// The values.
     pub(crate) value: Value,
     tagged: Tagged,
     figment: Figment,
@@ -113,10 +107,8 @@ impl Merged {
                 Segment::Key(key) => tagged.as_dict().and_then(|dict| dict.get(key)),
                 Segment::Index(index) => tagged.as_array().and_then(|array| array.get(*index)),
             };
-            match below {
-                Some(below) => tagged = below,
-                None => break,
-            }
+            let Some(below) = below else { break };
+            tagged = below;
         }
         let source = self.figment.get_metadata(tagged.tag()).and_then(|metadata| metadata.source.as_ref());
         source.and_then(Source::custom).and_then(|number| number.parse().ok()).unwrap_or(0)

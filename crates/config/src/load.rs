@@ -8,7 +8,7 @@ use crate::checks;
 use crate::diagnose::{Finding, violations};
 use crate::layers::{ENV_PREFIX, Layer, Merged};
 use crate::path::KeyPath;
-use crate::problem::{Origin, Problem, Problems};
+use crate::problem::{Problem, Problems};
 use crate::schema::{Choices, choices, schema};
 use crate::spec::Spec;
 
@@ -80,7 +80,7 @@ impl Layers {
     /// Loads like [`load`](Self::load), and keeps the origin of each value.
     pub(crate) fn load_traced(&self, catalog: &Catalog) -> Result<Traced, Problems> {
         let layers = self.layers()?;
-        let unmerged = |error: String| Problems::one(self.problem(error));
+        let unmerged = |error: String| Problems::of_pipeline(&self.name, error);
         let mut merged = Merged::new(&layers, &self.text).map_err(unmerged)?;
         let choices = choices(catalog);
         let notices = choices
@@ -112,12 +112,6 @@ impl Layers {
             }
         }
         Problems::check(problems).map(|()| layers)
-    }
-
-    /// Problem of the whole pipeline.
-    fn problem(&self, message: String) -> Problem {
-        let origin = Origin::File { name: self.name.clone(), position: None };
-        Problem { origin, key: KeyPath::root(), message, suggestion: None }
     }
 }
 

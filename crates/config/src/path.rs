@@ -4,12 +4,9 @@ use std::fmt;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyPath(Vec<Segment>);
 
-/// Segment of a path.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Segment {
-    /// Key of a map.
     Key(String),
-    /// Index of a list.
     Index(usize),
 }
 
@@ -19,17 +16,16 @@ impl KeyPath {
         Self::default()
     }
 
-    /// Path of these keys.
     pub(crate) fn keys<'a>(keys: impl IntoIterator<Item = &'a str>) -> Self {
         Self(keys.into_iter().map(|key| Segment::Key(key.to_owned())).collect())
     }
 
     pub(crate) fn key(&self, key: &str) -> Self {
-        self.child(Segment::Key(key.to_owned()))
+        self.join(&[Segment::Key(key.to_owned())])
     }
 
     pub(crate) fn index(&self, index: usize) -> Self {
-        self.child(Segment::Index(index))
+        self.join(&[Segment::Index(index)])
     }
 
     pub(crate) fn segments(&self) -> &[Segment] {
@@ -41,7 +37,6 @@ impl KeyPath {
         self.0.split_last().map(|(_, rest)| Self(rest.to_vec()))
     }
 
-    /// Key of the last segment, if it is one.
     pub(crate) fn last_key(&self) -> Option<&str> {
         match self.0.last() {
             Some(Segment::Key(key)) => Some(key),
@@ -56,12 +51,6 @@ impl KeyPath {
 
     pub(crate) fn join(&self, segments: &[Segment]) -> Self {
         Self(self.0.iter().chain(segments).cloned().collect())
-    }
-
-    fn child(&self, segment: Segment) -> Self {
-        let mut path = self.clone();
-        path.0.push(segment);
-        path
     }
 }
 

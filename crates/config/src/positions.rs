@@ -13,7 +13,6 @@ pub struct Position {
     pub column: usize,
 }
 
-/// Positions of the keys and list entries of a YAML text.
 #[derive(Debug, Default)]
 pub(crate) struct Positions(HashMap<KeyPath, Position>);
 
@@ -33,12 +32,10 @@ impl Positions {
 }
 
 fn is_content(event: &Event<'_>) -> bool {
-    let node =
-        matches!(event, Event::Alias(_) | Event::Scalar(..) | Event::SequenceStart(..) | Event::MappingStart(..));
-    node || matches!(event, Event::SequenceEnd | Event::MappingEnd)
+    let is_start = matches!(event, Event::Scalar(..) | Event::SequenceStart(..) | Event::MappingStart(..));
+    is_start || matches!(event, Event::Alias(_) | Event::SequenceEnd | Event::MappingEnd)
 }
 
-/// A walk over the events of one document.
 struct Walk<'a> {
     events: Vec<(Event<'a>, Span)>,
     next: usize,
@@ -47,11 +44,15 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    /// Walks one node with its descendants.
     fn node(&mut self, path: &KeyPath) {
         match self.take() {
             Some(Event::Scalar(_, _, anchor, _)) => self.anchor(anchor, path),
-            Some(Event::Alias(anchor)) => self.alias(anchor, path),
+            // Contents of an alias have the positions of its anchor.
+            Some(Event::Alias(anchor)) => {
+                if let Some(from) = self.anchors.get(&anchor).cloned() {
+                    self.copy(&from, path);
+                }
+            }
             Some(Event::SequenceStart(anchor, _)) => {
                 self.anchor(anchor, path);
                 self.sequence(path);
@@ -102,13 +103,6 @@ impl<'a> Walk<'a> {
     fn anchor(&mut self, anchor: usize, path: &KeyPath) {
         if anchor != 0 {
             self.anchors.insert(anchor, path.clone());
-        }
-    }
-
-    /// Contents of an alias have the positions of its anchor.
-    fn alias(&mut self, anchor: usize, path: &KeyPath) {
-        if let Some(from) = self.anchors.get(&anchor).cloned() {
-            self.copy(&from, path);
         }
     }
 

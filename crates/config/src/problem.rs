@@ -78,9 +78,10 @@ impl Problems {
         Err(Self(problems))
     }
 
-    /// Wraps a single problem.
-    pub(crate) fn one(problem: Problem) -> Self {
-        Self(vec![problem])
+    /// A single problem, of the whole pipeline `name`.
+    pub(crate) fn of_pipeline(name: &str, message: String) -> Self {
+        let origin = Origin::File { name: name.to_owned(), position: None };
+        Self(vec![Problem { origin, key: KeyPath::root(), message, suggestion: None }])
     }
 
     /// The problems, in order.

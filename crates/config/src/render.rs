@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::layers::{Layer, Merged};
 use crate::load::{Layers, Traced};
 use crate::path::{KeyPath, Segment};
-use crate::problem::{Origin, Problem, Problems};
+use crate::problem::{Origin, Problems};
 use crate::yaml;
 
 /// Maximum width of a line whose comment is aligned.
@@ -76,7 +76,8 @@ impl Layers {
     /// [`Problems`] as there.
     pub fn render(&self, catalog: &Catalog) -> Result<Rendered, Problems> {
         let Traced { loaded, merged, layers } = self.load_traced(catalog)?;
-        let tree = serde_json::to_value(&loaded.spec).map_err(|error| Problems::one(unwritable(&error)))?;
+        let unwritable = |error: serde_json::Error| Problems::of_pipeline("the pipeline", error.to_string());
+        let tree = serde_json::to_value(&loaded.spec).map_err(unwritable)?;
         let mut values = Vec::new();
         collect(&tree, &KeyPath::root(), &mut |key, value| {
             values.push(Resolved { key: key.clone(), value: value.clone(), origin: comes(key, &merged, &layers) });
@@ -131,26 +132,17 @@ fn comes(key: &KeyPath, merged: &Merged, layers: &[Layer]) -> ValueOrigin {
             // An alias covers everything below it.
             _ => break,
         };
-        match below {
-            Some(below) => written = below,
-            None => return ValueOrigin::Default,
-        }
+        let Some(below) = below else { return ValueOrigin::Default };
+        written = below;
     }
     ValueOrigin::Written(merged.origin_of(key, layers))
 }
 
-fn unwritable(error: &serde_json::Error) -> Problem {
-    let origin = Origin::File { name: "the pipeline".to_owned(), position: None };
-    Problem { origin, key: KeyPath::root(), message: error.to_string(), suggestion: None }
-}
-
-/// Line of YAML with the key of its value.
 struct Line {
     text: String,
     key: Option<KeyPath>,
 }
 
-/// Writes the values below `key` at `depth`.
 fn write(value: &Value, key: &KeyPath, depth: usize, lines: &mut Vec<Line>) {
     match value {
         Value::Object(fields) => {
@@ -172,7 +164,6 @@ fn write(value: &Value, key: &KeyPath, depth: usize, lines: &mut Vec<Line>) {
     }
 }
 
-/// Writes one key of a map.
 fn entry(name: &str, value: &Value, key: &KeyPath, depth: usize, lines: &mut Vec<Line>) {
     let indent = "  ".repeat(depth);
     let with_value = |text: &str| Line { text: format!("{indent}{name}: {text}"), key: Some(key.clone()) };

@@ -14,23 +14,19 @@ pub fn schema(catalog: &Catalog) -> Value {
         choices.insert_into(&mut schema);
     }
     fold_enums(&mut schema);
-    let mut whole = Map::new();
-    whole.insert("$schema".to_owned(), json!("https://json-schema.org/draft/2020-12/schema"));
-    whole.insert("title".to_owned(), json!("Sepal pipeline"));
-    if let Value::Object(fields) = schema {
+    let mut whole = json!({ "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Sepal pipeline" });
+    if let (Value::Object(whole), Value::Object(fields)) = (&mut whole, schema) {
         whole.extend(fields.into_iter().filter(|(key, _)| key != "title"));
     }
-    Value::Object(whole)
+    whole
 }
 
 /// Key of the file whose value is a choice, or a list of choices: `use` is its name, `with` are its options.
 #[derive(Debug)]
 pub(crate) struct Choices {
-    /// Key.
     pub(crate) key: &'static str,
     /// Noun for a choice in messages.
     pub(crate) noun: String,
-    /// True if the value is a list of choices.
     pub(crate) many: bool,
     choices: Vec<Choice>,
 }
@@ -43,18 +39,14 @@ struct Choice {
     example: Value,
 }
 
-/// Returns every key with a choice.
 pub(crate) fn choices(catalog: &Catalog) -> Vec<Choices> {
     let swarm = Choices { key: "swarm", noun: "swarm".to_owned(), many: false, choices: swarms() };
     std::iter::once(swarm).chain(PluginKind::ALL.map(|kind| choices_of(kind, catalog))).collect()
 }
 
 fn choices_of(kind: PluginKind, catalog: &Catalog) -> Choices {
-    let choice = |entry: &Entry| {
-        let Entry { name, summary, schema, example, .. } = entry.clone();
-        Choice { name, summary, schema, example }
-    };
-    let choices = catalog.entries(kind).map(choice).collect();
+    let choice = |Entry { name, summary, schema, example, .. }: Entry| Choice { name, summary, schema, example };
+    let choices = catalog.entries(kind).cloned().map(choice).collect();
     Choices { key: kind.key(), noun: kind.to_string(), many: kind == PluginKind::Tracker, choices }
 }
 
@@ -84,10 +76,8 @@ impl Choices {
     /// Replaces the key's schema, keeping its description and default.
     fn insert_into(&self, schema: &mut Value) {
         let slot = &mut schema["properties"][self.key];
-        let mut own = self.schema();
-        if self.many {
-            own = json!({ "type": "array", "items": own });
-        }
+        let choice = self.schema();
+        let mut own = if self.many { json!({ "type": "array", "items": choice }) } else { choice };
         for kept in ["description", "default"] {
             if let Some(value) = slot.get(kept) {
                 own[kept] = value.clone();
@@ -131,26 +121,22 @@ impl Choice {
         if let Value::Object(fields) = &mut options {
             fields.shift_remove("title");
         }
-        let needs_options = options["required"].as_array().is_some_and(|required| !required.is_empty());
         let mut then = json!({ "properties": { "with": options } });
-        if needs_options {
+        if self.schema["required"].as_array().is_some_and(|required| !required.is_empty()) {
             then["required"] = json!(["with"]);
         }
         json!({ "if": { "properties": { "use": { "const": self.name } }, "required": ["use"] }, "then": then })
     }
 }
 
-/// Schema of a device.
 pub(crate) fn device(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "pattern": "^(cpu|cuda(:[0-9]+)?)$" })
 }
 
-/// Schema of a weight format.
 pub(crate) fn weight_format(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "enum": ["f32", "bf16", "f16", "int8", "nf4"] })
 }
 
-/// Schema of a column's value.
 pub(crate) fn cell(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": ["string", "number", "boolean"] })
 }
@@ -162,14 +148,13 @@ fn fold_enums(schema: &mut Value) {
         Value::Object(fields) => {
             fields.values_mut().for_each(fold_enums);
             for keyword in ["oneOf", "anyOf"] {
-                if let Some(folded) = fields.get(keyword).and_then(folded) {
-                    match folded {
-                        Folded::All(replacement) => {
-                            fields.shift_remove(keyword);
-                            replacement.into_iter().for_each(|(key, value)| drop(fields.insert(key, value)));
-                        }
-                        Folded::Some(branches) => drop(fields.insert(keyword.to_owned(), branches)),
+                match fields.get(keyword).and_then(folded) {
+                    Some(Folded::All(replacement)) => {
+                        fields.shift_remove(keyword);
+                        fields.extend(replacement);
                     }
+                    Some(Folded::Some(branches)) => drop(fields.insert(keyword.to_owned(), branches)),
+                    None => {}
                 }
             }
         }
@@ -192,9 +177,7 @@ fn folded(branches: &Value) -> Option<Folded> {
         return None;
     }
     let all = |key: &str| constants.iter().map(|branch| branch[key].clone()).collect::<Vec<_>>();
-    let mut values = Map::new();
-    values.insert("type".to_owned(), json!("string"));
-    values.insert("enum".to_owned(), json!(all("const")));
+    let mut values = Map::from_iter([("type".to_owned(), json!("string")), ("enum".to_owned(), json!(all("const")))]);
     if constants.iter().all(|branch| branch["description"].is_string()) {
         values.insert("enumDescriptions".to_owned(), json!(all("description")));
     }

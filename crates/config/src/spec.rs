@@ -1,7 +1,6 @@
 //! Types of the pipeline file. Their doc comments are the manual that editors show.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
@@ -9,7 +8,7 @@ use sepal_assets::{Source, Sources};
 use sepal_core::{DType, Device, GradScalerConfig, WeightFormat};
 use sepal_data::{Delimiter, Dialect, Encoding};
 use sepal_tokenize::TruncationSide;
-use serde::de::{Deserializer, Visitor};
+use serde::de::{Deserializer, Error, Unexpected};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -83,14 +82,11 @@ impl Spec {
     /// source that it was trained on, because the others may be other models.
     #[must_use]
     pub fn preferring(&self, used: &Source) -> Self {
-        let is_it = |source: &Source| match (source, used) {
-            (Source::Hub(source), Source::Hub(used))
-                if used.revision().is_some_and(|it| source.at_commit(it) == *used) =>
-            {
-                true
-            }
-            _ => source == used,
+        let is_at_commit = |source: &Source| match (source, used) {
+            (Source::Hub(source), Source::Hub(used)) => used.revision().is_some_and(|it| source.at_commit(it) == *used),
+            _ => false,
         };
+        let is_it = |source: &Source| source == used || is_at_commit(source);
         let (mut sources, others): (Vec<Source>, Vec<Source>) = self.model.source.iter().cloned().partition(is_it);
         sources.extend(others);
         let source = Sources::new(sources).unwrap_or_else(|_| self.model.source.clone());
@@ -247,37 +243,18 @@ pub struct Cell(#[schemars(schema_with = "crate::schema::cell")] pub String);
 
 impl<'de> Deserialize<'de> for Cell {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(CellVisitor)
-    }
-}
-
-struct CellVisitor;
-
-impl Visitor<'_> for CellVisitor {
-    type Value = Cell;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("text, a number, true or false")
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Cell, E> {
-        Ok(Cell(text.to_owned()))
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Cell, E> {
-        Ok(Cell(value.to_string()))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Cell, E> {
-        Ok(Cell(value.to_string()))
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Cell, E> {
-        Ok(Cell(value.to_string()))
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Cell, E> {
-        Ok(Cell(value.to_string()))
+        let found = match Value::deserialize(deserializer)? {
+            Value::String(text) => return Ok(Cell(text)),
+            Value::Bool(value) => return Ok(Cell(value.to_string())),
+            Value::Number(number) => {
+                let float = number.as_f64().filter(|_| number.is_f64());
+                return Ok(Cell(float.map_or_else(|| number.to_string(), |float| float.to_string())));
+            }
+            Value::Null => Unexpected::Unit,
+            Value::Array(_) => Unexpected::Seq,
+            Value::Object(_) => Unexpected::Map,
+        };
+        Err(Error::invalid_type(found, &"text, a number, true or false"))
     }
 }
 

@@ -19,7 +19,6 @@ pub(crate) fn describe(schema: &Value) -> String {
     either(types(schema).into_iter().filter(|&kind| kind != "null").map(|kind| describe_type(kind, schema)).collect())
 }
 
-/// Description of a value, shortened.
 pub(crate) fn show(value: &Value) -> String {
     match value {
         Value::Null => "nothing".to_owned(),
@@ -66,8 +65,7 @@ fn describe_list(schema: &Value) -> String {
 
 /// Description of a map by its required keys, or else by some of its optional keys.
 fn describe_map(schema: &Value) -> String {
-    let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    let mut keys: Vec<&str> = required.collect();
+    let mut keys: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let mut more = false;
     if keys.is_empty() {
         let known = schema["properties"].as_object();
@@ -92,9 +90,7 @@ fn limits(schema: &Value) -> String {
     let to = limit("maximum", "at most").filter(|_| small).or_else(|| limit("exclusiveMaximum", "below"));
     match (from, to) {
         (Some(from), Some(to)) => format!(" {from} and {to}"),
-        (Some(from), None) => format!(" {from}"),
-        (None, Some(to)) => format!(" {to}"),
-        (None, None) => String::new(),
+        (from, to) => from.or(to).map(|limit| format!(" {limit}")).unwrap_or_default(),
     }
 }
 

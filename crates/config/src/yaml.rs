@@ -5,7 +5,6 @@ use serde_saphyr::{Error, Options, SnippetMode, UserMessageFormatter};
 
 use crate::positions::Position;
 
-/// YAML that cannot be read.
 #[derive(Debug)]
 pub(crate) struct SyntaxError {
     pub(crate) position: Option<Position>,

@@ -54,18 +54,15 @@ fn layers(text: &str, env: &[(&str, &str)], sets: &[&str]) -> Layers {
         .sets(sets.iter().map(|&set| set.to_owned()))
 }
 
-/// The good file with these overrides, read.
 fn good(env: &[(&str, &str)], sets: &[&str]) -> Loaded {
     layers(GOOD, env, sets).load(registry().catalog()).unwrap_or_else(|problems| panic!("{problems}"))
 }
 
-/// The problems of these layers, one per line.
 fn problems(layers: &Layers) -> String {
     let problems = layers.load(registry().catalog()).expect_err("there is something wrong");
     problems.iter().map(|problem| problem.to_string()).collect::<Vec<_>>().join("\n")
 }
 
-/// The problems of a text.
 fn bad(text: &str) -> String {
     problems(&layers(text, &[], &[]))
 }
@@ -76,7 +73,6 @@ fn with(from: &str, to: &str) -> String {
     bad(&GOOD.replace(from, to))
 }
 
-/// The problems of the good file with these overrides.
 fn over(env: &[(&str, &str)], sets: &[&str]) -> String {
     problems(&layers(GOOD, env, sets))
 }
@@ -145,10 +141,8 @@ fn overrides_of_command_line_are_yaml() {
     assert_eq!(spec.data.rows.train.to_string(), "/data/train.tsv");
     assert_eq!(spec.train.clip_norm, None);
     assert_eq!(spec.evaluate.every, EvaluateEvery::Steps(20));
-    match spec.swarm {
-        SwarmSpec::Static(options) => assert_eq!(options.servers, ["127.0.0.1:4000", "unix:/tmp/a socket"]),
-        other => panic!("expected static, got {other:?}"),
-    }
+    let SwarmSpec::Static(options) = &spec.swarm else { panic!("expected static, got {:?}", spec.swarm) };
+    assert_eq!(options.servers, ["127.0.0.1:4000", "unix:/tmp/a socket"]);
 }
 
 #[test]
@@ -426,7 +420,6 @@ fn schema_documents_every_key() {
     check_descriptions(&schema, "");
 }
 
-/// Checks that every key of every map has a description.
 fn check_descriptions(schema: &Value, at: &str) {
     for (key, below) in schema.as_object().into_iter().flatten().filter(|(key, _)| *key != "properties") {
         if !["if", "default", "examples"].contains(&key.as_str()) {

@@ -67,27 +67,22 @@ impl Model {
         let hidden = Hidden { pooled: self.round(self.ends.final_norm(&pooled))? };
         let logits = self.head.forward(&hidden, phase).map_err(ForwardError::Head)?;
         if phase == Phase::Evaluate {
-            let (normed, logits) = (&hidden.pooled, &logits.values);
-            self.check_finite(&Activations { tokens: &tokens, pooled: &pooled, normed, logits })?;
+            let rows = non_finite_rows(&logits.values)?;
+            if !rows.is_empty() {
+                let origin = self.origin(&tokens, &pooled, &hidden.pooled)?;
+                return Err(ForwardError::NonFiniteLogits { split: "given", rows, origin, source: None });
+            }
         }
         Ok(logits)
     }
 
-    /// Returns an error if a logit is NaN or infinite, with rows by their index in the batch.
-    fn check_finite(&self, activations: &Activations<'_>) -> Result<(), ForwardError> {
-        let rows = non_finite_rows(activations.logits)?;
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let origin = self.origin(activations)?;
-        Err(ForwardError::NonFiniteLogits { split: "given", rows, origin, source: None })
-    }
-
-    fn origin(&self, activations: &Activations<'_>) -> Result<NonFiniteOrigin, TchError> {
-        if let Some(origin) = self.origin_before_blocks(activations.tokens)? {
+    /// Origin of non-finite logits. `tokens` are `[n_tokens, hidden]`; `pooled`, after the last block, and `normed`, after
+    /// the final norm, are `[rows, hidden]`.
+    fn origin(&self, tokens: &Tensor, pooled: &Tensor, normed: &Tensor) -> Result<NonFiniteOrigin, TchError> {
+        if let Some(origin) = self.origin_before_blocks(tokens)? {
             return Ok(origin);
         }
-        Ok(match (is_finite(activations.pooled)?, is_finite(activations.normed)?) {
+        Ok(match (is_finite(pooled)?, is_finite(normed)?) {
             (false, _) => NonFiniteOrigin::Blocks { description: self.blocks.description() },
             (true, false) => NonFiniteOrigin::Norm,
             (true, true) => NonFiniteOrigin::Head,
@@ -128,18 +123,6 @@ impl Model {
     fn round(&self, tensor: Result<Tensor, EndsError>) -> Result<Tensor, ForwardError> {
         Ok(round(tensor.map_err(ForwardError::Ends)?, self.precision)?)
     }
-}
-
-/// Intermediate results of a forward pass.
-struct Activations<'a> {
-    /// `[n_tokens, hidden]`
-    tokens: &'a Tensor,
-    /// After the last block: `[rows, hidden]`.
-    pooled: &'a Tensor,
-    /// After the final norm: `[rows, hidden]`.
-    normed: &'a Tensor,
-    /// `[rows, n_labels]`
-    logits: &'a Tensor,
 }
 
 impl std::fmt::Debug for Model {

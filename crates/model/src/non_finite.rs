@@ -52,7 +52,6 @@ impl fmt::Display for NonFiniteOrigin {
     }
 }
 
-/// True if no value is NaN or infinite.
 pub(crate) fn is_finite(tensor: &Tensor) -> Result<bool, TchError> {
     Ok(i64::try_from(tensor.f_isfinite()?.f_all()?.f_to_kind(Kind::Int64)?)? != 0)
 }

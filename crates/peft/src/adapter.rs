@@ -198,7 +198,6 @@ impl Adapter {
         }
     }
 
-    /// Returns true if keys and values were trained instead of prompts.
     pub(crate) fn is_keys_values(&self) -> bool {
         matches!(self.prefix, TrainedPrefix::KeysValues(_))
     }

@@ -10,7 +10,6 @@ use crate::verify::Verified;
 
 pub(crate) const CARD: &str = "README.md";
 
-/// Returns the model card, with the front matter for the hub.
 pub(crate) fn text(
     options: &ExportOptions,
     notices: &[String],
@@ -30,8 +29,7 @@ pub(crate) fn text(
     for notice in notices {
         push(&mut card, format!("**Note:** {notice}.\n"));
     }
-    if let Some(found) = verified {
-        let Verified { rows, difference, largest, .. } = found;
+    if let Some(Verified { rows, difference, largest, .. }) = verified {
         let text = format!(
             "When this was written, the logits of {rows} rows by these files differed by at most {difference:.1e} from those of \
              the trained prompts; the largest logit was {largest:.2}.\n"
@@ -171,19 +169,12 @@ fn facts(card: &mut String, manifest: &Manifest) {
         }
         push(card, String::new());
     }
-    let data = &manifest.data;
-    let rows = (data.train_rows, data.validation_rows);
+    let DataFacts { train, train_rows, validation, validation_rows, .. } = &manifest.data;
     push(card, "## Training\n".to_owned());
-    push(
-        card,
-        format!("- rows: `{}` ({} rows); validation: `{}` ({} rows)", data.train, rows.0, data.validation, rows.1),
-    );
-    let (model, parameters) = (&manifest.model, manifest.parameters);
+    push(card, format!("- rows: `{train}` ({train_rows} rows); validation: `{validation}` ({validation_rows} rows)"));
+    let (model, steps, seed) = (&manifest.model, manifest.steps, manifest.seed);
     push(card, format!("- frozen model: `{}` ({}), {}", model.source, model.weights, model.digest));
-    push(
-        card,
-        format!("- {} numbers trained in {} steps, seed {}", parameters.trainable, manifest.steps, manifest.seed),
-    );
+    push(card, format!("- {} numbers trained in {steps} steps, seed {seed}", manifest.parameters.trainable));
     push(card, format!("- run `{}`, adapter {}\n", manifest.name, manifest.adapter_digest));
 }
 

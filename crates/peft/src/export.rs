@@ -43,11 +43,7 @@ pub enum ExportError {
     Adapter(#[from] AdapterError),
     /// The adapter is of another model.
     #[error("export the adapter: it was trained on the model {trained}, and this one is {found}")]
-    Model {
-        /// Digest of the model that it was trained on.
-        trained: String,
-        found: String,
-    },
+    Model { trained: String, found: String },
     /// PEFT computes the model differently.
     #[error("export an adapter of {family}: {reason}")]
     Family { family: &'static str, reason: &'static str },
@@ -113,8 +109,7 @@ pub fn export(
     };
     let mut notices = notices(options, checkpoint, rounded);
     notices.extend(adapter.facts.model_digest.is_empty().then(|| UNKNOWN_MODEL.to_owned()));
-    let texts = Texts { options, notices: &notices, adapter: &adapter, verified };
-    texts.write(&staged, checkpoint)?;
+    write_texts(options, &staged, checkpoint, &notices, &adapter, verified)?;
     staged.finish()?;
     Ok(Exported { prefix_len: adapter.prefix_len(), labels: adapter.facts.labels.clone(), verified, notices })
 }
@@ -236,51 +231,48 @@ fn write_tensors(staged: &Staged, embeddings: &HostTensor, score: &HostTensor) -
     Ok(sepal_nn::file::write(&staged.path().join(TENSORS), &tensors, &metadata)?)
 }
 
-struct Texts<'a> {
-    options: &'a ExportOptions,
-    notices: &'a [String],
-    adapter: &'a Adapter,
+fn write_texts(
+    options: &ExportOptions,
+    staged: &Staged,
+    checkpoint: &Checkpoint,
+    notices: &[String],
+    adapter: &Adapter,
     verified: Option<Verified>,
-}
-
-impl Texts<'_> {
-    fn write(&self, staged: &Staged, checkpoint: &Checkpoint) -> Result<(), ExportError> {
-        let Self { options, notices, adapter, verified } = *self;
-        let config = checkpoint.config();
-        let is_prefix = options.form == Form::PrefixTuning;
-        // For a prefix PEFT counts key heads; before 0.16 it uses this value unchanged.
-        let cached_heads = config.n_kv_heads * family::cached_head_copies(config);
-        let (heads, width) = match options.form {
-            Form::PrefixTuning => (cached_heads, cached_heads * config.head_dim),
-            Form::PromptTuning => (config.n_heads, config.hidden),
-        };
-        let written = AdapterConfigFile {
-            base_model_name_or_path: &options.base_model,
-            inference_mode: true,
-            num_attention_heads: heads,
-            num_layers: config.n_blocks,
-            num_virtual_tokens: adapter.prefix_len(),
-            peft_type: options.form.peft_type(),
-            prefix_projection: is_prefix.then_some(false),
-            revision: options.revision.as_deref(),
-            task_type: SEQ_CLS,
-            token_dim: width,
-        };
-        staged.write(CONFIG, &json(&written)?)?;
-        let trained = staged.path().join(TRAINED);
-        adapter.write(&trained).map_err(FolderError::from)?;
-        let record = ExportRecord {
-            version: export_record::VERSION,
-            sepal: env!("CARGO_PKG_VERSION").to_owned(),
-            model_digest: checkpoint.digest().to_owned(),
-            trained: export_record::digest(&trained)?,
-            exported: export_record::digest(&staged.path().join(TENSORS))?,
-            config: Some(export_record::digest(&staged.path().join(CONFIG))?),
-            verified: verified.map(|found| found.difference),
-            run: options.run.clone(),
-        };
-        staged.write(RECORD, &json(&record)?)?;
-        staged.write(CARD, card::text(options, notices, adapter, verified).as_bytes())?;
-        Ok(())
-    }
+) -> Result<(), ExportError> {
+    let config = checkpoint.config();
+    let is_prefix = options.form == Form::PrefixTuning;
+    // For a prefix PEFT counts key heads; before 0.16 it uses this value unchanged.
+    let cached_heads = config.n_kv_heads * family::cached_head_copies(config);
+    let (heads, width) = match options.form {
+        Form::PrefixTuning => (cached_heads, cached_heads * config.head_dim),
+        Form::PromptTuning => (config.n_heads, config.hidden),
+    };
+    let written = AdapterConfigFile {
+        base_model_name_or_path: &options.base_model,
+        inference_mode: true,
+        num_attention_heads: heads,
+        num_layers: config.n_blocks,
+        num_virtual_tokens: adapter.prefix_len(),
+        peft_type: options.form.peft_type(),
+        prefix_projection: is_prefix.then_some(false),
+        revision: options.revision.as_deref(),
+        task_type: SEQ_CLS,
+        token_dim: width,
+    };
+    staged.write(CONFIG, &json(&written)?)?;
+    let trained = staged.path().join(TRAINED);
+    adapter.write(&trained).map_err(FolderError::from)?;
+    let record = ExportRecord {
+        version: export_record::VERSION,
+        sepal: env!("CARGO_PKG_VERSION").to_owned(),
+        model_digest: checkpoint.digest().to_owned(),
+        trained: export_record::digest(&trained)?,
+        exported: export_record::digest(&staged.path().join(TENSORS))?,
+        config: Some(export_record::digest(&staged.path().join(CONFIG))?),
+        verified: verified.map(|found| found.difference),
+        run: options.run.clone(),
+    };
+    staged.write(RECORD, &json(&record)?)?;
+    staged.write(CARD, card::text(options, notices, adapter, verified).as_bytes())?;
+    Ok(())
 }

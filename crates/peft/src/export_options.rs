@@ -25,7 +25,6 @@ impl Form {
         }
     }
 
-    /// Returns PEFT's name of the method.
     pub(crate) fn peft_type(self) -> &'static str {
         match self {
             Self::PrefixTuning => PREFIX_TUNING,

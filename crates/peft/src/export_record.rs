@@ -9,12 +9,10 @@ use sha2::{Digest, Sha256};
 
 /// File that describes the origin of the folder.
 pub(crate) const RECORD: &str = "sepal.json";
-/// File of the trained adapter.
 pub(crate) const TRAINED: &str = "sepal_adapter.safetensors";
 
 pub(crate) const VERSION: u32 = 1;
 
-/// `sepal.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ExportRecord {
     pub(crate) version: u32,

@@ -155,8 +155,7 @@ impl std::fmt::Debug for Import {
     }
 }
 
-/// Names the labels after the options, the adapter, or a `config.json` beside it or beside the model. Returns true if one
-/// of these says that any number of labels may apply to a text.
+/// Names the labels after the options, the adapter or a `config.json`. Returns true if a text may have any number of them.
 fn name_labels(options: &ImportOptions, adapter: &mut Adapter, folder: &Path, notices: &mut Vec<String>) -> bool {
     let n_labels = adapter.score.shape().first().copied().unwrap_or(0);
     let folders = [Some(folder), options.model_folder.as_deref()].into_iter().flatten();

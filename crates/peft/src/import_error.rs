@@ -26,35 +26,22 @@ pub enum ImportError {
     Pickle { path: PathBuf },
     /// A task other than SEQ_CLS.
     #[error("import an adapter for {found}: only SEQ_CLS is supported")]
-    Task {
-        /// Its `task_type`.
-        found: String,
-    },
+    Task { found: String },
     /// The method does not train a prefix.
     #[error(
         "import {found}: only PROMPT_TUNING, P_TUNING and PREFIX_TUNING can be imported, as the weights of the model stay \
          frozen; merge LORA and similar methods into the model with PEFT (`merge_and_unload`) and tune that model"
     )]
-    Method {
-        /// Its `peft_type`.
-        found: String,
-    },
+    Method { found: String },
     /// The base model of a folder of PEFT is missing.
     #[error("import the folder: it needs its base model{}", base_model_name(base_model.as_deref()))]
-    NeedsModel {
-        /// Name of the base model in the folder.
-        base_model: Option<String>,
-    },
+    NeedsModel { base_model: Option<String> },
     /// Query heads that share keys and values have different ones in the prefix.
     #[error(
         "import PREFIX_TUNING of {family}: {copies} query heads share keys and values in this model, but have different ones \
          in the prefix, which transformers caches per query head; only a prefix with equal ones can be imported"
     )]
-    SplitHeads {
-        family: &'static str,
-        /// Number of query heads that share keys and values.
-        copies: usize,
-    },
+    SplitHeads { family: &'static str, copies: usize },
     /// The folder has no configuration of PEFT.
     #[error("import {path}: it has no {CONFIG}, so it is not a folder of PEFT{}", adapter_folders(adapters))]
     NoConfig { path: PathBuf, adapters: Vec<String> },

@@ -19,9 +19,7 @@ pub(crate) struct LabelNames {
 
 #[derive(Debug, Default, Deserialize)]
 struct ModelConfig {
-    #[serde(default)]
     id2label: Option<BTreeMap<String, String>>,
-    #[serde(default)]
     problem_type: Option<String>,
 }
 

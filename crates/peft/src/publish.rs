@@ -100,13 +100,10 @@ fn has_licence(card: &str) -> bool {
 }
 
 fn others(folder: &Path, names: &[&str]) -> io::Result<Vec<String>> {
-    let mut others = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        if !names.contains(&name.as_str()) {
-            others.push(name);
-        }
-    }
+    let found = std::fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.file_name()));
+    let found = found.collect::<io::Result<Vec<_>>>()?;
+    let mut others: Vec<String> = found.iter().map(|name| name.to_string_lossy().into_owned()).collect();
+    others.retain(|name| !names.contains(&name.as_str()));
     others.sort();
     Ok(others)
 }

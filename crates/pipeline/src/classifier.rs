@@ -21,7 +21,7 @@ use crate::connect::SwarmHandle;
 use crate::data::read_split;
 use crate::error::{AdapterError, AssembleError, BoxError, ClassifierError, DataError};
 use crate::frozen_model::{BuiltHead, FrozenModel, assemble};
-use crate::model_files::watched;
+use crate::model_files::{Fetcher, watched};
 use crate::progress::{Observer, TrainEvents};
 use crate::run::set_threads;
 
@@ -72,7 +72,8 @@ impl Classifier {
         set_threads(spec);
         let used = manifest.model.source.parse::<Source>();
         let spec = &used.map_or_else(|_| spec.clone(), |used| spec.preferring(&used));
-        let mut frozen = FrozenModel::fetch(spec, &Assets::from_env(), observer, stop)?;
+        let assets = Assets::from_env();
+        let mut frozen = FrozenModel::fetch(spec, &mut Fetcher { assets: &assets, observer: &mut *observer, stop })?;
         frozen.use_tokenizer(&manifest.model.tokenizer);
         let facts = frozen.facts(spec);
         for (what, own, others) in [
@@ -163,10 +164,7 @@ impl Classifier {
         stop: &AtomicBool,
     ) -> Result<Evaluation, ClassifierError> {
         let data = |source: BoxError| DataError::Rows { split: "labelled", source };
-        let asset = {
-            let mut watch = watched("data", observer, stop);
-            Assets::from_env().fetch_first(sources, Kind::Dataset, &mut watch)
-        };
+        let asset = Assets::from_env().fetch_first(sources, Kind::Dataset, &mut watched("data", observer, stop));
         let asset = asset.map_err(DataError::Fetch)?;
         let table = read_split(&asset.path, columns, splits).map_err(data)?;
         let set = self.label_set().map_err(|error| data(error.into()))?;
@@ -182,7 +180,6 @@ impl Classifier {
         Ok(Evaluation { record: evaluation.record, headline, predictions })
     }
 
-    /// Labels with the layout of the training rows.
     fn label_set(&self) -> Result<LabelSet, LabelError> {
         let layout = self.manifest.data.label_layout.as_deref().and_then(ListLayout::from_name);
         Ok(LabelSet::new(self.label_names())?.with_layout(layout))
@@ -195,13 +192,8 @@ impl Classifier {
             spec = spec.with_template(template.clone());
         }
         let tokens = Arc::new(TokenTable::build(table, &self.frozen.tokenizer, &spec)?);
-        let config = LoaderConfig {
-            batch_size: self.batch_size,
-            drop_last: false,
-            shuffle: false,
-            seed: 0,
-            prefetch: self.prefetch,
-        };
+        let Self { batch_size, prefetch, .. } = *self;
+        let config = LoaderConfig { batch_size, drop_last: false, shuffle: false, seed: 0, prefetch };
         Ok(Loader::new(tokens, Some(labels), config)?)
     }
 }

@@ -21,9 +21,7 @@ use crate::progress::{Event, Observer};
 #[derive(Debug)]
 pub(crate) enum SwarmHandle {
     None,
-    /// Server of this process.
     Server(BlockServer),
-    /// Search for servers.
     Discovery(Arc<dyn Discovery>),
 }
 
@@ -104,7 +102,6 @@ fn connect_remote(
     Ok(Some((handle, remote.map_err(AssembleError::Connect)?)))
 }
 
-/// Loads the blocks `start..end` in the weight format of the run.
 fn load_blocks(spec: &Spec, checkpoint: &Checkpoint, start: usize, end: usize) -> Result<BlockStack, AssembleError> {
     let load = || -> Result<BlockStack, BoxError> {
         let placement = Placement::on(spec.model.device, spec.model.weights)?;
@@ -123,12 +120,8 @@ fn start_server(
     let limits = Limits { tape_budget_bytes: embedded.tape_budget_mb << 20, ..Limits::default() };
     let threads = spec.train.threads.and_then(|threads| u32::try_from(threads).ok());
     let options = ServerOptions { limits, threads, ..ServerOptions::default() };
-    BlockServer::embedded(
-        stack,
-        ModelIdentity::from_checkpoint(checkpoint).with_weight_format(spec.model.weights),
-        options,
-    )
-    .map_err(AssembleError::Server)
+    let identity = ModelIdentity::from_checkpoint(checkpoint).with_weight_format(spec.model.weights);
+    BlockServer::embedded(stack, identity, options).map_err(AssembleError::Server)
 }
 
 fn parse_addresses(servers: &[String]) -> Result<Vec<Endpoint>, AssembleError> {

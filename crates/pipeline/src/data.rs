@@ -2,10 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use sepal_assets::{Asset, Assets, Attempt, FetchError, Kind};
-use sepal_config::spec::{FileFormat, RowsSpec, Spec};
+use sepal_config::spec::{FileFormat, LoaderSpec, RowsSpec, Spec};
 use sepal_core::{LabelKind, Labels};
 use sepal_data::{
     Format, LabelSet, Loader, LoaderConfig, PredictionRef, Table, TableSpec, Template, TokenSpec, TokenTable,
@@ -15,10 +14,9 @@ use sepal_track::{DataFacts, RunFolder};
 
 use crate::error::{BoxError, DataError, RecordError};
 use crate::frozen_model::FrozenModel;
-use crate::model_files::{describe_attempts, watched};
+use crate::model_files::{Fetcher, describe_attempts, watched};
 use crate::progress::{Event, Observer};
 
-/// Rows of a run as batches.
 #[derive(Debug)]
 pub(crate) struct PreparedData {
     pub(crate) train: Loader,
@@ -30,45 +28,44 @@ pub(crate) struct PreparedData {
     names: Vec<String>,
 }
 
-/// Extent of truncation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TruncationStats {
-    /// Truncated rows.
     pub(crate) rows: usize,
-    /// Removed tokens.
     pub(crate) tokens: usize,
     /// Largest number of tokens removed from one row.
     pub(crate) max: usize,
 }
 
 impl TruncationStats {
-    fn new(tokens: &TokenTable) -> Self {
-        let removed = tokens.truncated();
+    fn new(tables: &[&TokenTable]) -> Self {
+        let removed = || tables.iter().flat_map(|tokens| tokens.truncated()).copied();
         Self {
-            rows: removed.iter().filter(|&&tokens| tokens > 0).count(),
-            tokens: removed.iter().sum(),
-            max: removed.iter().copied().max().unwrap_or(0),
+            rows: removed().filter(|&tokens| tokens > 0).count(),
+            tokens: removed().sum(),
+            max: removed().max().unwrap_or(0),
         }
     }
 }
 
-impl std::ops::Add for TruncationStats {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self { rows: self.rows + other.rows, tokens: self.tokens + other.tokens, max: self.max.max(other.max) }
-    }
-}
-
 /// The first available data source.
-struct DataSource {
+pub(crate) struct DataSource {
     spec: RowsSpec,
     train: Asset,
     validation: Option<Asset>,
     passed_over: Vec<String>,
 }
 
-/// Rows of a run as they were read.
+impl DataSource {
+    /// Description of the validation rows.
+    fn validation_rows(&self) -> String {
+        match (&self.validation, self.spec.validation_split) {
+            (Some(asset), _) => asset.pinned().to_string(),
+            (None, Some(fraction)) => format!("{fraction} of the training source, by seed"),
+            (None, None) => "none".to_owned(),
+        }
+    }
+}
+
 pub(crate) struct RawRows {
     source: DataSource,
     train: Table,
@@ -101,15 +98,9 @@ impl RawRows {
     }
 }
 
-/// Fetches the data and reads the columns. It needs no model, so that problems of the rows are reported before a model is
-/// fetched.
-pub(crate) fn read(
-    spec: &Spec,
-    assets: &Assets,
-    observer: &mut dyn Observer,
-    stop: &AtomicBool,
-) -> Result<RawRows, DataError> {
-    let source = choose(spec, assets, observer, stop)?;
+/// Fetches the data and reads the columns, without a model: problems of the rows are reported before one is fetched.
+pub(crate) fn read(spec: &Spec, fetcher: &mut Fetcher<'_>) -> Result<RawRows, DataError> {
+    let source = choose(spec, fetcher)?;
     let train = read_asset(&source.spec, &source.train, &["train"]).map_err(training_error)?;
     let names = ["validation", "dev", "valid", "test"];
     let validation = source.validation.as_ref().map(|asset| read_asset(&source.spec, asset, &names));
@@ -117,7 +108,6 @@ pub(crate) fn read(
     Ok(RawRows { source, train, validation })
 }
 
-/// Splits and tokenizes the rows.
 pub(crate) fn prepare(
     spec: &Spec,
     rows: RawRows,
@@ -139,42 +129,39 @@ pub(crate) fn prepare(
     }
     let build = |table: &Table| TokenTable::build(table, &frozen.tokenizer, &tokens);
     let train_tokens = Arc::new(build(&train).map_err(training_error)?);
-    let mut truncation = TruncationStats::new(&train_tokens);
-    let loader = &spec.loader;
-    let config = LoaderConfig {
-        batch_size: loader.batch_size,
-        drop_last: loader.drop_last,
-        shuffle: loader.shuffle,
-        seed: spec.train.seed,
-        prefetch: loader.prefetch,
-    };
+    let LoaderSpec { batch_size, drop_last, shuffle, prefetch } = spec.loader;
+    let config = LoaderConfig { batch_size, drop_last, shuffle, seed: spec.train.seed, prefetch };
     let class_rows = class_rows(&train_labels, set.names().len());
     let train_digest = set.digest(&train, &train_labels);
-    let train_loader = Loader::new(train_tokens, Some(train_labels), config).map_err(training_error)?;
-    let facts = |validation: Option<&Table>, truncation: TruncationStats| {
-        let facts = facts(&source, &train, validation, truncation.rows, class_rows.clone());
-        DataFacts {
-            max_length: Some(spec.data.max_length),
-            truncation_side: Some(side.name().to_owned()),
-            label_layout: set.layout().map(|layout| layout.name().to_owned()),
-            train_digest: train_digest.clone(),
-            ..facts
-        }
+    let train_loader = Loader::new(Arc::clone(&train_tokens), Some(train_labels), config).map_err(training_error)?;
+    let facts = |validation: Option<&Table>, truncation: TruncationStats| DataFacts {
+        train: source.train.pinned().to_string(),
+        validation: source.validation_rows(),
+        unavailable_sources: source.passed_over.clone(),
+        train_rows: train.len(),
+        validation_rows: validation.map_or(0, Table::len),
+        truncated_rows: truncation.rows,
+        text: source.spec.text.clone(),
+        text_pair: source.spec.text_pair.clone(),
+        label: source.spec.label.clone(),
+        template: source.spec.template.clone(),
+        class_rows: class_rows.clone(),
+        max_length: Some(spec.data.max_length),
+        truncation_side: Some(side.name().to_owned()),
+        label_layout: set.layout().map(|layout| layout.name().to_owned()),
+        train_digest: train_digest.clone(),
+        ..DataFacts::default()
     };
     let Some(table) = validation else {
+        let truncation = TruncationStats::new(&[&*train_tokens]);
         let (facts, names) = (facts(None, truncation), set.names().to_vec());
         return Ok(PreparedData { train: train_loader, validation: None, facts, truncation, rows: None, names });
     };
     let labels = read(&table).map_err(validation_error)?;
     let validation_tokens = Arc::new(build(&table).map_err(validation_error)?);
-    truncation = truncation + TruncationStats::new(&validation_tokens);
-    let config = LoaderConfig {
-        batch_size: spec.evaluate.batch_size,
-        drop_last: false,
-        shuffle: false,
-        seed: 0,
-        prefetch: loader.prefetch,
-    };
+    let truncation = TruncationStats::new(&[&*train_tokens, &*validation_tokens]);
+    let batch_size = spec.evaluate.batch_size;
+    let config = LoaderConfig { batch_size, drop_last: false, shuffle: false, seed: 0, prefetch };
     let validation = Loader::new(validation_tokens, Some(labels.clone()), config).map_err(validation_error)?;
     let validation_digest = set.digest(&table, &labels);
     let prepared = PreparedData {
@@ -189,18 +176,7 @@ pub(crate) fn prepare(
     Ok(prepared)
 }
 
-/// Fetches the data into the cache.
-pub(crate) fn fetch(
-    spec: &Spec,
-    assets: &Assets,
-    observer: &mut dyn Observer,
-    stop: &AtomicBool,
-) -> Result<(), DataError> {
-    choose(spec, assets, observer, stop).map(drop)
-}
-
 impl PreparedData {
-    /// Tokens of the longest row.
     pub(crate) fn longest_row(&self) -> usize {
         self.validation.as_ref().map_or(0, Loader::longest_row).max(self.train.longest_row())
     }
@@ -227,15 +203,10 @@ impl PreparedData {
 }
 
 /// Fetches the first data source whose files are all available.
-fn choose(
-    spec: &Spec,
-    assets: &Assets,
-    observer: &mut dyn Observer,
-    stop: &AtomicBool,
-) -> Result<DataSource, DataError> {
+pub(crate) fn choose(spec: &Spec, fetcher: &mut Fetcher<'_>) -> Result<DataSource, DataError> {
     let mut tried: Vec<Attempt> = Vec::new();
     for rows in spec.data.sources() {
-        match fetch_source(rows, assets, observer, stop) {
+        match fetch_source(rows, fetcher) {
             Ok((train, validation)) => {
                 let attempts = [train.attempts.as_slice(), validation.as_ref().map_or(&[], |asset| &asset.attempts)];
                 let passed_over = describe_attempts(&[&tried, attempts.concat().as_slice()].concat());
@@ -248,13 +219,9 @@ fn choose(
     Err(DataError::Fetch(FetchError::NoneAvailable { attempts: tried }))
 }
 
-fn fetch_source(
-    rows: &RowsSpec,
-    assets: &Assets,
-    observer: &mut dyn Observer,
-    stop: &AtomicBool,
-) -> Result<(Asset, Option<Asset>), FetchError> {
-    let mut watch = watched("data", observer, stop);
+fn fetch_source(rows: &RowsSpec, fetcher: &mut Fetcher<'_>) -> Result<(Asset, Option<Asset>), FetchError> {
+    let assets = fetcher.assets;
+    let mut watch = watched("data", fetcher.observer, fetcher.stop);
     let train = assets.fetch_first(&rows.train, Kind::Dataset, &mut watch)?;
     // The same source twice means two splits of one folder.
     let is_same = rows.validation.as_ref().is_some_and(|sources| *sources == rows.train);
@@ -293,34 +260,6 @@ pub(crate) fn read_split(path: &Path, columns: &TableSpec, splits: &[&str]) -> R
         }
     }
     Err(format!("{} has no files of a split named {}", path.display(), splits.join(", ")).into())
-}
-
-fn facts(
-    source: &DataSource,
-    train: &Table,
-    validation: Option<&Table>,
-    truncated_rows: usize,
-    class_rows: Vec<u64>,
-) -> DataFacts {
-    let described = match (&source.validation, source.spec.validation_split) {
-        (Some(asset), _) => asset.pinned().to_string(),
-        (None, Some(fraction)) => format!("{fraction} of the training source, by seed"),
-        (None, None) => "none".to_owned(),
-    };
-    DataFacts {
-        train: source.train.pinned().to_string(),
-        validation: described,
-        unavailable_sources: source.passed_over.clone(),
-        train_rows: train.len(),
-        validation_rows: validation.map_or(0, Table::len),
-        truncated_rows,
-        text: source.spec.text.clone(),
-        text_pair: source.spec.text_pair.clone(),
-        label: source.spec.label.clone(),
-        template: source.spec.template.clone(),
-        class_rows,
-        ..DataFacts::default()
-    }
 }
 
 /// Rows of each class; empty if rows have no class.

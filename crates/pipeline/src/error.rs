@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use sepal_model::ForwardError;
 use sepal_train::{CheckpointError, EvaluateError, MetricError, MetricUsage, TrainError};
 
-/// An error of a library, with its text.
 pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 
 /// A frozen model whose files or tokenizer cannot be used.
@@ -101,14 +100,9 @@ pub enum AssembleError {
     Connect(#[source] sepal_remote::RemoteError),
 }
 
-/// Command that starts a missing server.
 fn serve_hint(error: &sepal_remote::RemoteError) -> String {
-    match error {
-        sepal_remote::RemoteError::Uncovered { missing, .. } => {
-            format!(" (start a server by `sepal serve MODEL --blocks {missing}`)")
-        }
-        _ => String::new(),
-    }
+    let sepal_remote::RemoteError::Uncovered { missing, .. } = error else { return String::new() };
+    format!(" (start a server by `sepal serve MODEL --blocks {missing}`)")
 }
 
 /// A trained adapter that cannot be used.
@@ -240,11 +234,8 @@ impl RunError {
 
 impl fmt::Display for RunError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self.inner(), f)?;
-        match self {
-            Self::Train(error) => f.write_str(hint(error)),
-            _ => Ok(()),
-        }
+        let hint = if let Self::Train(error) = self { hint(error) } else { "" };
+        write!(f, "{}{hint}", self.inner())
     }
 }
 

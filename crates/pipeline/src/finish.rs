@@ -19,7 +19,6 @@ use crate::frozen_model::FrozenModel;
 use crate::progress::Summary;
 use crate::resume;
 
-/// Inputs of the files that a run leaves.
 pub(crate) struct Finish<'a> {
     pub(crate) spec: &'a Spec,
     pub(crate) started: Instant,
@@ -77,10 +76,9 @@ impl Finish<'_> {
     fn write_report(&self) {
         let folder = self.folder.path();
         let numbers = sepal_data::metrics_parquet(&folder.join("metrics.jsonl")).map_err(|error| in_one_line(&*error));
-        let page = sepal_report::Run::read(folder).map(|run| sepal_report::report(&run).into_bytes());
-        for (name, content) in
-            [("metrics.parquet", numbers), ("report.html", page.map_err(|error| in_one_line(&error)))]
-        {
+        let page = sepal_report::Run::read(folder).map_err(|error| in_one_line(&error));
+        let page = page.map(|run| sepal_report::report(&run).into_bytes());
+        for (name, content) in [("metrics.parquet", numbers), ("report.html", page)] {
             let written =
                 content.and_then(|content| self.folder.write(name, &content).map_err(|error| in_one_line(&error)));
             if let Err(error) = written {
@@ -168,7 +166,6 @@ pub(crate) fn nearest_words(params: &Parameters, ends: &Ends, frozen: &FrozenMod
     nearest.into_iter().enumerate().map(words).collect()
 }
 
-/// Number of words for each soft prompt.
 const NEAR_WORDS: usize = 5;
 
 /// Version of libtorch that the bindings are made for.

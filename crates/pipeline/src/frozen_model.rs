@@ -1,8 +1,6 @@
 //! The frozen model of a pipeline, and its assembly with blocks, tuning mode and head.
 
-use std::sync::atomic::AtomicBool;
-
-use sepal_assets::{Asset, Assets};
+use sepal_assets::Asset;
 use sepal_blocks::Ends;
 use sepal_checkpoint::{Checkpoint, Part};
 use sepal_config::spec::{Spec, SwarmSpec};
@@ -18,10 +16,9 @@ use tch::Tensor;
 use crate::connect::{SwarmHandle, connect};
 use crate::error::{AssembleError, ModelError};
 use crate::initial_head::initialise_head;
-use crate::model_files::{ModelFiles, describe_attempts, watched};
+use crate::model_files::{Fetcher, ModelFiles, describe_attempts, watched};
 use crate::progress::Observer;
 
-/// Files of the frozen model, and its tokenizer.
 pub(crate) struct FrozenModel {
     pub(crate) asset: Asset,
     pub(crate) checkpoint: Checkpoint,
@@ -30,16 +27,10 @@ pub(crate) struct FrozenModel {
 
 impl FrozenModel {
     /// Fetches the parts of the model that this process needs: all shards only where the blocks run here.
-    pub(crate) fn fetch(
-        spec: &Spec,
-        assets: &Assets,
-        observer: &mut dyn Observer,
-        stop: &AtomicBool,
-    ) -> Result<Self, ModelError> {
-        Self::new(fetch_model(spec, assets, observer, stop)?)
+    pub(crate) fn fetch(spec: &Spec, fetcher: &mut Fetcher<'_>) -> Result<Self, ModelError> {
+        Self::new(fetch_model(spec, fetcher)?)
     }
 
-    /// Reads the tokenizer of these files.
     pub(crate) fn new(ModelFiles { asset, checkpoint }: ModelFiles) -> Result<Self, ModelError> {
         let tokenizer = checkpoint
             .tokenizer()
@@ -52,7 +43,6 @@ impl FrozenModel {
         Ok(Self { asset, checkpoint, tokenizer })
     }
 
-    /// Facts of the model for the manifest, with the weight format of its blocks.
     pub(crate) fn facts(&self, spec: &Spec) -> ModelFacts {
         let model = ModelIdentity::from_checkpoint(&self.checkpoint).with_weight_format(spec.model.weights);
         ModelFacts {
@@ -88,27 +78,20 @@ impl FrozenModel {
         }
     }
 
-    /// Loads the embeddings and the final norm.
     pub(crate) fn load_ends(&self) -> Result<Ends, AssembleError> {
         Ends::load(&self.checkpoint)
             .map_err(|source| AssembleError::Load { part: "embeddings and final norm", source: source.into() })
     }
 
-    /// Span of all blocks.
     pub(crate) fn span(&self) -> Result<Span, AssembleError> {
         Span::new(0, self.checkpoint.config().n_blocks)
             .map_err(|source| AssembleError::Load { part: "blocks", source: source.into() })
     }
 }
 
-/// Fetches the model's files.
-pub(crate) fn fetch_model(
-    spec: &Spec,
-    assets: &Assets,
-    observer: &mut dyn Observer,
-    stop: &AtomicBool,
-) -> Result<ModelFiles, ModelError> {
-    let mut watch = watched("model", observer, stop);
+pub(crate) fn fetch_model(spec: &Spec, fetcher: &mut Fetcher<'_>) -> Result<ModelFiles, ModelError> {
+    let assets = fetcher.assets;
+    let mut watch = watched("model", fetcher.observer, fetcher.stop);
     let files = ModelFiles::open(assets, &spec.model.source, &mut watch)?;
     match (&spec.swarm, Span::new(0, spec.model.local_blocks.min(files.checkpoint.config().n_blocks))) {
         (SwarmSpec::Embedded(_) | SwarmSpec::None(_), _) => files.fetch(assets, Part::All, &mut watch)?,
@@ -169,8 +152,7 @@ impl BuiltHead {
     }
 }
 
-/// Assembles the model. `longest_row` is the largest number of tokens of a row; `is_restored` is true if saved values
-/// replace all parameters.
+/// Assembles the model for rows of up to `longest_row` tokens; `is_restored` as for [`BuiltHead::build_tuning`].
 pub(crate) fn assemble(
     spec: &Spec,
     registry: &Registry,

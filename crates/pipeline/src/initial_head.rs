@@ -7,8 +7,7 @@ use sepal_plugin::{TaskHead, TuningMode, adapter_file};
 use crate::error::{AdapterError, AssembleError};
 use crate::progress::{Event, Observer};
 
-/// Initialises the head with that of the adapter that the tuning mode is initialised with, if its labels are the same.
-/// `names` are the head's parameters.
+/// Initialises the head, whose parameters are `names`, with that of the tuning mode's adapter if the labels are the same.
 pub(crate) fn initialise_head(
     head: &dyn TaskHead,
     params: &Parameters,

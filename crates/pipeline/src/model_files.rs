@@ -51,9 +51,16 @@ fn open(assets: &Assets, asset: &Asset) -> Result<Checkpoint, OpenError> {
     Checkpoint::open(&asset.path)
 }
 
-/// Failed attempts as lines of the manifest.
 pub(crate) fn describe_attempts(attempts: &[Attempt]) -> Vec<String> {
     attempts.iter().map(|attempt| format!("{}: {}", attempt.source, attempt.error)).collect()
+}
+
+/// Access to the sources of a run.
+pub(crate) struct Fetcher<'a> {
+    pub(crate) assets: &'a Assets,
+    pub(crate) observer: &'a mut dyn Observer,
+    /// Ends a fetch when set.
+    pub(crate) stop: &'a AtomicBool,
 }
 
 /// Returns a watch that forwards the events of fetching `noun` to the observer, and ends the fetch when `stop` is set.

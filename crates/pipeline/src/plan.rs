@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicBool;
 
 use sepal_assets::{Assets, free_space};
-use sepal_checkpoint::{Checkpoint, Part};
+use sepal_checkpoint::{Checkpoint, Format, Part};
 use sepal_config::spec::{EvaluateEvery, KeptAdapter, Spec, SwarmSpec};
 use sepal_core::Span;
 use sepal_nn::Parameters;
@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::data::{self, PreparedData};
 use crate::error::RunError;
 use crate::frozen_model::{BuiltHead, FrozenModel, assemble};
-use crate::model_files::{ModelFiles, watched};
+use crate::model_files::{Fetcher, ModelFiles, watched};
 use crate::plan::bytes::Step;
 use crate::plan::probe::Probe;
 use crate::progress::Observer;
@@ -170,67 +170,47 @@ pub fn plan(
 ) -> Result<Plan, RunError> {
     set_threads(spec);
     let assets = Assets::from_env();
-    let rows = data::read(spec, &assets, observer, stop)?;
+    let mut fetcher = Fetcher { assets: &assets, observer: &mut *observer, stop };
+    let rows = data::read(spec, &mut fetcher)?;
     let frozen = match probe.steps {
-        0 => fetch_ends(spec, &assets, observer, stop)?,
-        _ => FrozenModel::fetch(spec, &assets, observer, stop)?,
+        0 => {
+            let mut watch = watched("model", fetcher.observer, stop);
+            let files = ModelFiles::open(&assets, &spec.model.source, &mut watch)?;
+            files.fetch(&assets, Part::Ends, &mut watch)?;
+            FrozenModel::new(files)?
+        }
+        _ => FrozenModel::fetch(spec, &mut fetcher)?,
     };
     let mut built = BuiltHead::new(spec, registry, &frozen)?;
     let prepared = data::prepare(spec, rows, &assets, &frozen, &*built.head, observer)?;
     let length = RunLength::new(&spec.train, &prepared.train);
     let data = data_plan(spec, &prepared);
     let steps = steps_plan(spec, length, prepared.validation.is_some());
-    let mut plan = Plan {
-        name: spec.name.clone(),
-        model: model_plan(spec, &frozen),
-        trainable: Vec::new(),
-        bytes: None,
-        route: None,
-        servers: Vec::new(),
-        time: None,
-        disk: disk_plan(spec, 0),
-        data,
-        steps,
-    };
-    let step = if probe.steps == 0 {
+    let (mut route, mut servers, mut time) = (None, Vec::new(), None);
+    let (step, trainable) = if probe.steps == 0 {
         let ends = frozen.load_ends()?;
         let tuning = built.build_tuning(spec, registry, &frozen, ends.embedding_matrix(), false)?;
-        plan.trainable = tensors(&built.params);
-        Step::new(spec, &frozen, &*tuning, &plan.data)?
+        (Step::new(spec, &frozen, &*tuning, &data)?, tensors(&built.params))
     } else {
         let longest = prepared.longest_row();
         let (mut model, handle) = assemble(spec, registry, &frozen, built, longest, false, observer)?;
-        plan.trainable = tensors(&model.params);
-        let step = Step::new(spec, &frozen, &*model.tuning, &plan.data)?;
-        let (route, servers) = route::plan_route(spec, &frozen, &handle, step.positions())?;
-        (plan.route, plan.servers) = (Some(route), servers);
+        let step = Step::new(spec, &frozen, &*model.tuning, &data)?;
+        let (hops, found) = route::plan_route(spec, &frozen, &handle, step.positions())?;
+        (route, servers) = (Some(hops), found);
         let probe = Probe { spec, prepared: &prepared, length, probe, observer, stop };
-        plan.time = probe.run(&mut model, &plan.data, &plan.steps)?;
+        time = probe.run(&mut model, &data, &steps)?;
+        let trainable = tensors(&model.params);
         drop(model);
         drop(handle);
-        step
+        (step, trainable)
     };
-    let numbers = plan.trainable.iter().map(|tensor| tensor.numbers).sum();
-    plan.disk = disk_plan(spec, numbers);
-    let spans = plan.route.as_ref().map(|route| route.iter().filter(|hop| hop.server.is_some()).map(|hop| hop.blocks));
-    plan.bytes = step.bytes(spec, spans.map(Iterator::collect), plan.time.as_ref());
-    Ok(plan)
-}
-
-/// Fetches the parts of the model that are needed without blocks.
-fn fetch_ends(
-    spec: &Spec,
-    assets: &Assets,
-    observer: &mut dyn Observer,
-    stop: &AtomicBool,
-) -> Result<FrozenModel, RunError> {
-    let files = {
-        let mut watch = watched("model", observer, stop);
-        let files = ModelFiles::open(assets, &spec.model.source, &mut watch)?;
-        files.fetch(assets, Part::Ends, &mut watch)?;
-        files
-    };
-    Ok(FrozenModel::new(files)?)
+    let numbers = trainable.iter().map(|tensor| tensor.numbers).sum();
+    let spans = route
+        .as_ref()
+        .map(|route: &Vec<HopPlan>| route.iter().filter(|hop| hop.server.is_some()).map(|hop| hop.blocks).collect());
+    let bytes = step.bytes(spec, spans, time.as_ref());
+    let (name, model, disk) = (spec.name.clone(), model_plan(spec, &frozen), disk_plan(spec, numbers));
+    Ok(Plan { name, model, trainable, data, steps, bytes, route, servers, time, disk })
 }
 
 fn model_plan(spec: &Spec, frozen: &FrozenModel) -> ModelPlan {
@@ -241,10 +221,7 @@ fn model_plan(spec: &Spec, frozen: &FrozenModel) -> ModelPlan {
         SwarmSpec::None(_) | SwarmSpec::Embedded(_) => config.n_blocks,
         _ => spec.model.local_blocks.min(config.n_blocks),
     };
-    let format = match description.format {
-        sepal_checkpoint::Format::Safetensors => "safetensors",
-        sepal_checkpoint::Format::Gguf => "gguf",
-    };
+    let format = if description.format == Format::Gguf { "gguf" } else { "safetensors" };
     ModelPlan {
         source: frozen.asset.pinned().to_string(),
         family: config.family.name().to_owned(),

@@ -1,10 +1,8 @@
 //! Runs without anything that belongs to this machine, for publishing.
 
 use sepal_assets::{Source, Sources};
-use sepal_track::{DataFacts, Manifest, Status};
-
-use sepal_config::spec::{CheckpointSpec, OutputSpec, Spec};
-use sepal_config::spec::{EmbeddedSpec, SwarmSpec};
+use sepal_config::spec::{CheckpointSpec, EmbeddedSpec, OutputSpec, Spec, SwarmSpec};
+use sepal_track::{Manifest, Status};
 
 /// Returns the pipeline and the manifest of a run without servers, trackers, folders and other files of this machine, and
 /// without the error of a failed run. Predictions stay the same, with all blocks in the process.
@@ -12,9 +10,7 @@ use sepal_config::spec::{EmbeddedSpec, SwarmSpec};
 /// The result is also safe to use if somebody else provided the run: it connects to nothing and names files by plain names
 /// only. Options of the task and of the tuning mode stay, except secrets.
 pub fn portable(spec: &Spec, manifest: &Manifest) -> (Spec, Manifest) {
-    let manifest = portable_manifest(manifest);
-    let max_length = Some(spec.data.max_length);
-    (portable_spec(spec), Manifest { data: DataFacts { max_length, ..manifest.data }, ..manifest })
+    (portable_spec(spec), portable_manifest(manifest, spec.data.max_length))
 }
 
 fn portable_spec(spec: &Spec) -> Spec {
@@ -44,7 +40,7 @@ fn portable_spec(spec: &Spec) -> Spec {
     spec
 }
 
-fn portable_manifest(manifest: &Manifest) -> Manifest {
+fn portable_manifest(manifest: &Manifest, max_length: usize) -> Manifest {
     let mut manifest = manifest.clone();
     manifest.servers = Vec::new();
     if let Status::Failed { error } = &mut manifest.status {
@@ -53,6 +49,7 @@ fn portable_manifest(manifest: &Manifest) -> Manifest {
     manifest.model.unavailable_sources = Vec::new();
     let data = &mut manifest.data;
     data.unavailable_sources = Vec::new();
+    data.max_length = Some(max_length);
     for source in [&mut manifest.model.source, &mut data.train, &mut data.validation] {
         // Text that is no source, such as a share of the training rows, stays as it is.
         if let Ok(parsed) = source.parse::<Source>() {

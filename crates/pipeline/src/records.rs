@@ -11,10 +11,8 @@ use serde_json::Value;
 use crate::error::{AssembleError, RecordError};
 use sepal_config::spec::{PluginSpec, Spec};
 
-/// Trackers with their names.
 pub(crate) type NamedTrackers = Vec<(String, Box<dyn Tracker>)>;
 
-/// The records of one run.
 pub(crate) struct Records {
     log: MetricsLog,
     /// Trackers that wait for the start of the training.
@@ -33,7 +31,6 @@ impl Records {
         self.log.truncate_after(steps, is_evaluated).map_err(RecordError::Write)
     }
 
-    /// Starts the trackers.
     pub(crate) fn start_trackers(&mut self, run: &RunInfo) {
         let trackers = std::mem::take(&mut self.waiting);
         self.trackers = Some(Trackers::start_with_defaults(trackers, run));
@@ -68,7 +65,6 @@ impl Recorder for Records {
     }
 }
 
-/// Builds the trackers of a pipeline.
 pub(crate) fn trackers(spec: &Spec, registry: &Registry) -> Result<NamedTrackers, AssembleError> {
     let build = |tracker: &PluginSpec| {
         let built = registry.build::<Track>(&tracker.name, tracker.options(), &mut TrackContext {});
@@ -77,7 +73,6 @@ pub(crate) fn trackers(spec: &Spec, registry: &Registry) -> Result<NamedTrackers
     spec.track.iter().map(build).collect()
 }
 
-/// Facts of a run for trackers.
 pub(crate) fn run_info(spec: &Spec, folder: &RunFolder, trainable: usize, resumed_at: u64) -> RunInfo {
     let mut options = Vec::new();
     flatten("", &serde_json::to_value(spec).unwrap_or_default(), &mut options);

@@ -113,7 +113,6 @@ fn fixed_options(spec: &Spec) -> Value {
     value
 }
 
-/// Adds each value that differs, with both values.
 fn compare(key: &str, old: &Value, new: &Value, differences: &mut Vec<String>) {
     match (old, new) {
         (Value::Object(olds), Value::Object(news)) => {

@@ -21,6 +21,7 @@ use crate::data::{self, PreparedData};
 use crate::error::{AssembleError, RecordError, RunError};
 use crate::finish::Finish;
 use crate::frozen_model::{BuiltHead, FrozenModel, assemble, fetch_model};
+use crate::model_files::Fetcher;
 use crate::progress::{Event, Observer, Summary, TrainEvents};
 use crate::records::{self, Records, run_info};
 use crate::resume::{check_incomplete, check_same, pipeline_of};
@@ -66,12 +67,12 @@ pub fn resume(
 /// [`RunError::Model`] or [`RunError::Data`] if a source cannot be fetched.
 pub fn fetch(spec: &Spec, observer: &mut dyn Observer) -> Result<(), RunError> {
     let (assets, never) = (Assets::from_env(), AtomicBool::new(false));
-    fetch_model(spec, &assets, observer, &never)?;
-    data::fetch(spec, &assets, observer, &never)?;
+    let mut fetcher = Fetcher { assets: &assets, observer, stop: &never };
+    fetch_model(spec, &mut fetcher)?;
+    data::choose(spec, &mut fetcher)?;
     Ok(())
 }
 
-/// Sets libtorch's number of threads, if the pipeline does.
 pub(crate) fn set_threads(spec: &Spec) {
     if let Some(threads) = spec.train.threads {
         tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
@@ -91,8 +92,9 @@ impl Run<'_> {
         set_threads(spec);
         let trackers = records::trackers(spec, registry)?;
         let assets = Assets::from_env();
-        let rows = data::read(spec, &assets, observer, stop)?;
-        let mut frozen = FrozenModel::fetch(spec, &assets, observer, stop)?;
+        let mut fetcher = Fetcher { assets: &assets, observer: &mut *observer, stop };
+        let rows = data::read(spec, &mut fetcher)?;
+        let mut frozen = FrozenModel::fetch(spec, &mut fetcher)?;
         if let Some(tokenizer) = resumed.and_then(tokenizer_digest) {
             frozen.use_tokenizer(&tokenizer);
         }
@@ -231,7 +233,6 @@ impl Run<'_> {
     }
 }
 
-/// True if the learning rate still rises when the run ends.
 fn is_rising_at_end(schedule: &dyn Schedule, total_steps: usize) -> bool {
     total_steps > 1 && schedule.factor(total_steps - 1) > schedule.factor(total_steps - 2)
 }

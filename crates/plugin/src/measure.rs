@@ -5,7 +5,6 @@ use sepal_metrics::{
 
 use crate::{HeadError, Labels, Prediction};
 
-/// Default metrics of heads.
 pub(crate) fn usual(
     label_names: &[String],
     predictions: &Prediction,

@@ -38,7 +38,6 @@ pub enum PromptInit {
 /// Name of the soft prompts among parameters and in an adapter.
 pub const PROMPTS: &str = "prompts";
 
-/// Name of the adapter's file in a run folder.
 const ADAPTER: &str = "adapter.safetensors";
 
 /// Returns the file of an adapter, given the file or its folder.

@@ -66,18 +66,14 @@ impl Registry {
     /// # Errors
     /// [`RegisterError`] if the slot has a plugin of this name, or the example has no JSON form.
     pub fn register<S: Slot, P: Plugin<S>>(&mut self) -> Result<&mut Self, RegisterError> {
-        let entry = Entry::new(P::NAME, &P::example(), P::check).map_err(|source| RegisterError::Example {
-            kind: S::KIND,
-            name: P::NAME,
-            source,
-        })?;
-        self.catalog.insert(S::KIND, entry)?;
+        let (kind, name) = (S::KIND, P::NAME);
+        let entry = Entry::new(name, &P::example(), P::check);
+        let entry = entry.map_err(|source| RegisterError::Example { kind, name, source })?;
+        self.catalog.insert(kind, entry)?;
         let build: Build<S> = |options, context| {
-            let config = sepal_catalog::parse(options).map_err(|source| ResolveError::Options {
-                kind: S::KIND,
-                name: P::NAME,
-                source,
-            })?;
+            let (kind, name) = (S::KIND, P::NAME);
+            let config =
+                sepal_catalog::parse(options).map_err(|source| ResolveError::Options { kind, name, source })?;
             P::build(config, context)
         };
         let builders = self.builders.entry(TypeId::of::<S>()).or_insert_with(|| Box::new(Builders::<S>::new()));

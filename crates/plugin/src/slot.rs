@@ -74,28 +74,11 @@ pub struct TuningContext<'a> {
 
 impl fmt::Debug for TuningContext<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            params,
-            n_blocks,
-            hidden,
-            kv_size,
-            initializer_range,
-            embeddings,
-            tokenize: _,
-            labels,
-            is_restored,
-            seed,
-        } = self;
         f.debug_struct("TuningContext")
-            .field("params", params)
-            .field("n_blocks", n_blocks)
-            .field("hidden", hidden)
-            .field("kv_size", kv_size)
-            .field("initializer_range", initializer_range)
-            .field("embeddings", embeddings)
-            .field("labels", labels)
-            .field("is_restored", is_restored)
-            .field("seed", seed)
+            .field("params", &self.params)
+            .field("n_blocks", &self.n_blocks)
+            .field("hidden", &self.hidden)
+            .field("labels", &self.labels)
             .finish_non_exhaustive()
     }
 }

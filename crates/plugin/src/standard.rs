@@ -32,20 +32,19 @@ pub fn register(registry: &mut Registry) -> Result<(), RegisterError> {
     Ok(())
 }
 
-/// Implements `Plugin` for an optimizer.
 macro_rules! optimizer {
-    ($optimizer:ident, $config:ident, $name:literal, $example:expr, $problems:expr) => {
+    ($optimizer:ident, $config:ident, $name:literal, { $($field:ident: $value:expr),+ } $(, $problems:expr)?) => {
         impl Plugin<Opt> for $optimizer {
             const NAME: &'static str = $name;
             type Config = $config;
 
             fn example() -> $config {
-                $example
+                $config { $($field: $value,)+ ..$config::default() }
             }
 
             fn check(config: &$config) -> Vec<OptionProblem> {
-                let problems: fn(&$config) -> Vec<OptionProblem> = $problems;
-                problems(config)
+                let checks: &[fn(&$config) -> Vec<OptionProblem>] = &[$($problems)?];
+                checks.iter().flat_map(|problems| problems(config)).collect()
             }
 
             fn build(config: $config, _: &mut OptContext) -> Result<Box<dyn Optimizer>, BuildError> {
@@ -55,35 +54,27 @@ macro_rules! optimizer {
     };
 }
 
-optimizer!(
-    Adafactor,
-    AdafactorConfig,
-    "adafactor",
-    AdafactorConfig { lr: 0.3, weight_decay: 1e-5, ..AdafactorConfig::default() },
-    |_| Vec::new()
-);
-optimizer!(Adam, AdamConfig, "adam", AdamConfig { lr: 1e-2, ..AdamConfig::default() }, |_| Vec::new());
-optimizer!(AdamW, AdamWConfig, "adamw", AdamWConfig { lr: 1e-2, weight_decay: 0.0, ..AdamWConfig::default() }, |_| {
-    Vec::new()
-});
-optimizer!(Lion, LionConfig, "lion", LionConfig { lr: 1e-3, ..LionConfig::default() }, |_| Vec::new());
-optimizer!(Sgd, SgdConfig, "sgd", SgdConfig { lr: 1e-1, momentum: 0.9, ..SgdConfig::default() }, nesterov);
+optimizer!(Adafactor, AdafactorConfig, "adafactor", { lr: 0.3, weight_decay: 1e-5 });
+optimizer!(Adam, AdamConfig, "adam", { lr: 1e-2 });
+optimizer!(AdamW, AdamWConfig, "adamw", { lr: 1e-2, weight_decay: 0.0 });
+optimizer!(Lion, LionConfig, "lion", { lr: 1e-3 });
+optimizer!(Sgd, SgdConfig, "sgd", { lr: 1e-1, momentum: 0.9 }, nesterov);
 
 /// Implements `Plugin` for a schedule with a warm-up.
 macro_rules! schedule {
-    ($schedule:ident, $config:ident, $name:literal, $example:expr, $problems:expr) => {
+    ($schedule:ident, $config:ident, $name:literal, { $($field:ident: $value:expr),+ } $(, $problems:expr)?) => {
         impl Plugin<Sched> for $schedule {
             const NAME: &'static str = $name;
             type Config = $config;
 
             fn example() -> $config {
-                $example
+                $config { $($field: $value,)+ ..$config::default() }
             }
 
             fn check(config: &$config) -> Vec<OptionProblem> {
-                let problems: fn(&$config) -> Vec<OptionProblem> = $problems;
+                let checks: &[fn(&$config) -> Vec<OptionProblem>] = &[$($problems)?];
                 let warmup = not_both("warmup", config.warmup_steps, config.warmup_ratio);
-                warmup.into_iter().chain(problems(config)).collect()
+                warmup.into_iter().chain(checks.iter().flat_map(|problems| problems(config))).collect()
             }
 
             fn build(config: $config, cx: &mut SchedContext) -> Result<Box<dyn Schedule>, BuildError> {
@@ -93,41 +84,22 @@ macro_rules! schedule {
     };
 }
 
-schedule!(
-    Constant,
-    ConstantConfig,
-    "constant",
-    ConstantConfig { warmup_steps: 10, ..ConstantConfig::default() },
-    |_| Vec::new()
-);
-schedule!(Cosine, CosineConfig, "cosine", CosineConfig { warmup_steps: 10, ..CosineConfig::default() }, |_| Vec::new());
+schedule!(Constant, ConstantConfig, "constant", { warmup_steps: 10 });
+schedule!(Cosine, CosineConfig, "cosine", { warmup_steps: 10 });
 schedule!(
     CosineWithRestarts,
     CosineWithRestartsConfig,
     "cosine-with-restarts",
-    CosineWithRestartsConfig { warmup_ratio: 0.05, cycles: NonZeroUsize::MIN.saturating_add(2), ..Default::default() },
-    |_| Vec::new()
+    { warmup_ratio: 0.05, cycles: NonZeroUsize::MIN.saturating_add(2) }
 );
-schedule!(
-    InverseSqrt,
-    InverseSqrtConfig,
-    "inverse-sqrt",
-    InverseSqrtConfig { warmup_steps: 100, ..InverseSqrtConfig::default() },
-    |_| Vec::new()
-);
-schedule!(Linear, LinearConfig, "linear", LinearConfig { warmup_steps: 10, ..LinearConfig::default() }, |_| Vec::new());
-schedule!(
-    Polynomial,
-    PolynomialConfig,
-    "polynomial",
-    PolynomialConfig { warmup_ratio: 0.05, power: 2.0, ..PolynomialConfig::default() },
-    |_| Vec::new()
-);
+schedule!(InverseSqrt, InverseSqrtConfig, "inverse-sqrt", { warmup_steps: 100 });
+schedule!(Linear, LinearConfig, "linear", { warmup_steps: 10 });
+schedule!(Polynomial, PolynomialConfig, "polynomial", { warmup_ratio: 0.05, power: 2.0 });
 schedule!(
     WarmupStableDecay,
     WarmupStableDecayConfig,
     "warmup-stable-decay",
-    WarmupStableDecayConfig { warmup_ratio: 0.05, decay_ratio: 0.2, decay: Decay::Linear, ..Default::default() },
+    { warmup_ratio: 0.05, decay_ratio: 0.2, decay: Decay::Linear },
     decays
 );
 
@@ -305,15 +277,10 @@ mod tests {
 
     #[test]
     fn build_unknown_name_lists_known_names() {
-        match registry().build::<Opt>("adamx", json!({}), &mut OptContext {}) {
-            Err(BuildError::Resolve(ResolveError::Unknown { known, nearest, .. })) => {
-                assert_eq!(
-                    (known, nearest.as_deref()),
-                    (vec!["adafactor", "adam", "adamw", "lion", "sgd"], Some("adamw"))
-                );
-            }
-            other => panic!("expected an error, got {:?}", other.err()),
-        }
+        let error = registry().build::<Opt>("adamx", json!({}), &mut OptContext {}).err().expect("an unknown name");
+        let BuildError::Resolve(ResolveError::Unknown { known, nearest, .. }) = &error else { panic!("{error:?}") };
+        assert_eq!(known, &["adafactor", "adam", "adamw", "lion", "sgd"]);
+        assert_eq!(nearest.as_deref(), Some("adamw"));
     }
 
     #[test]
@@ -333,9 +300,8 @@ mod tests {
         }
         let both = json!({ "warmup_steps": 5, "warmup_ratio": 0.1 });
         let registry = registry();
-        for entry in
-            registry.catalog().entries(PluginKind::Schedule).filter(|entry| entry.name != "warmup-stable-decay")
-        {
+        let schedules = registry.catalog().entries(PluginKind::Schedule);
+        for entry in schedules.filter(|entry| entry.name != "warmup-stable-decay") {
             let expected = ("warmup_ratio", "expected either `warmup_steps` or `warmup_ratio`, found both");
             let expected = (expected.0.to_owned(), expected.1.to_owned());
             assert_eq!(problems::<Sched>(entry.name, both.clone()), [expected], "{}", entry.name);

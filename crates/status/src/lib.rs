@@ -45,9 +45,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 pub struct View {
     /// Name of the server, under which clients find it.
     pub name: String,
-    /// Statistics of the server; none while it loads blocks.
     stats: Mutex<Option<Arc<ServerStats>>>,
-    /// Source of the other servers.
     discovery: Option<Arc<dyn Discovery>>,
     started_at: Instant,
 }

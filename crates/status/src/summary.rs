@@ -103,12 +103,8 @@ mod tests {
             member("a:1", server_record(&info("3:5"))),
         ];
         let summary = summary("a:1", Some(&info("2:6")), &others, Duration::from_secs(3));
-        let names: Vec<&str> = summary["servers"]
-            .as_array()
-            .expect("a list")
-            .iter()
-            .filter_map(|server| server["name"].as_str())
-            .collect();
+        let servers = summary["servers"].as_array().expect("a list");
+        let names: Vec<&str> = servers.iter().filter_map(|server| server["name"].as_str()).collect();
         assert_eq!(names, ["c:1", "a:1", "b:1"]);
         assert_eq!(summary["servers"][1]["is_this"], true);
         assert_eq!(summary["servers"][1]["tokens_per_second"], 250.0);

@@ -20,7 +20,6 @@ use crate::evaluate::{Evaluation, SelectedEvaluation};
 use crate::progress::{Progress, minutes};
 use crate::state::TrainState;
 
-/// Folder of the checkpoints in a run folder.
 const FOLDER: &str = "checkpoints";
 const FORMAT: &str = "sepal run checkpoint 1";
 
@@ -49,7 +48,6 @@ pub struct RunIdentity {
 }
 
 impl RunIdentity {
-    /// Description of the first difference.
     fn difference(&self, other: &Self) -> Option<&'static str> {
         let pairs = [
             ("options", &self.pipeline, &other.pipeline),
@@ -270,17 +268,15 @@ fn prediction_tensors(prediction: &Prediction) -> Vec<NamedHostTensor> {
 }
 
 fn prediction(tensors: &[NamedHostTensor]) -> Prediction {
+    let find = |name: &str| tensors.iter().find(|named| named.name == name).map(|named| &named.tensor);
     let rows = |name: &str| -> Vec<Vec<f32>> {
-        let Some(named) = tensors.iter().find(|named| named.name == name) else { return Vec::new() };
-        let width = named.tensor.shape().last().copied().unwrap_or(1).max(1);
-        named.tensor.to_f32().chunks(width).map(<[f32]>::to_vec).collect()
+        let Some(tensor) = find(name) else { return Vec::new() };
+        let width = tensor.shape().last().copied().unwrap_or(1).max(1);
+        tensor.to_f32().chunks(width).map(<[f32]>::to_vec).collect()
     };
-    let class = tensors.iter().find(|named| named.name == CLASS).map(|named| named.tensor.to_f32()).unwrap_or_default();
-    Prediction {
-        class: class.into_iter().map(|class| class as i64).collect(),
-        probabilities: rows(PROBABILITIES),
-        logits: rows(LOGITS),
-    }
+    let class = find(CLASS).map(HostTensor::to_f32).unwrap_or_default();
+    let class = class.into_iter().map(|class| class as i64).collect();
+    Prediction { class, probabilities: rows(PROBABILITIES), logits: rows(LOGITS) }
 }
 
 /// Digest of the header and of the names, shapes and bytes of all tensors, independent of their order in the file.

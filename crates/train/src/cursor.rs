@@ -13,7 +13,6 @@ pub struct BatchCursor<'a> {
     open: Option<OpenEpoch>,
 }
 
-/// An epoch that is being read.
 #[derive(Debug)]
 struct OpenEpoch {
     epoch: u64,

@@ -12,7 +12,6 @@ use tch::TchError;
 #[error("read the labelled rows: the rows have no labels")]
 pub struct MissingLabelsError;
 
-/// Returns the labels of rows that must have labels.
 pub(crate) fn require_labels(labels: Option<&Labels>) -> Result<&Labels, MissingLabelsError> {
     labels.ok_or(MissingLabelsError)
 }

@@ -113,7 +113,6 @@ const LOSS: &str = "loss";
 /// Ratio of the rows of the most frequent class to those of the rarest one at which classes count as imbalanced.
 const IMBALANCED: u64 = 3;
 
-/// Most informative metric of imbalanced classes.
 const IMBALANCED_METRIC: &str = "f1_macro";
 
 /// Name of the metric to show first: the first one of the task, or `f1_macro` if the classes of the training rows are
@@ -169,9 +168,6 @@ impl ModelSelector {
 }
 
 /// Value of a metric or the loss.
-///
-/// # Errors
-/// [`MetricError`] if the task has no such metric.
 pub(crate) fn value_of(record: &EvaluationRecord, metric: &str, usage: MetricUsage) -> Result<f64, MetricError> {
     let value = if metric == LOSS { Some(record.loss) } else { record.metrics.get(metric).copied() };
     value.ok_or_else(|| {

@@ -16,7 +16,6 @@ const MIN_SCALE: f64 = 1e-4;
 #[derive(Debug)]
 pub struct LossScaling {
     scaler: Option<GradScaler>,
-    /// Skipped steps of the run.
     skipped: u64,
     /// Skipped steps since the last one that was made.
     consecutive: u64,
@@ -35,12 +34,10 @@ impl LossScaling {
         self.scaler.as_ref().map(GradScaler::scale)
     }
 
-    /// Number of skipped steps.
     pub(crate) fn skipped(&self) -> u64 {
         self.skipped
     }
 
-    /// Returns the loss times the scale.
     pub(crate) fn scaled(&self, loss: Tensor) -> Result<Tensor, TchError> {
         match &self.scaler {
             Some(scaler) => scaler.scale_loss(&loss),
@@ -56,7 +53,6 @@ impl LossScaling {
         }
     }
 
-    /// Makes the optimizer's step and updates the scale.
     pub(crate) fn step(
         &mut self,
         optimizer: &mut dyn Optimizer,
@@ -90,12 +86,10 @@ impl LossScaling {
         (self.consecutive, self.overflowed_at)
     }
 
-    /// State of the scaler, for checkpoints.
     pub(crate) fn state(&self) -> Result<Vec<NamedHostTensor>, StateError> {
         self.scaler.as_ref().map_or(Ok(Vec::new()), GradScaler::state)
     }
 
-    /// Restores a saved state.
     pub(crate) fn load_state(
         &mut self,
         state: &[NamedHostTensor],

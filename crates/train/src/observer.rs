@@ -30,24 +30,15 @@ pub trait Observer {
     fn event(&mut self, event: Event<'_>);
 }
 
-/// Records the measurements of a training loop.
+/// Records the measurements of a training loop. Its methods return a [`WriteError`] if a record cannot be written.
 pub trait Recorder {
     /// Records a step.
-    ///
-    /// # Errors
-    /// [`WriteError`] if the record cannot be written.
     fn step(&mut self, record: &StepRecord) -> Result<(), WriteError>;
 
     /// Records an evaluation.
-    ///
-    /// # Errors
-    /// [`WriteError`] if the record cannot be written.
     fn evaluation(&mut self, record: &EvaluationRecord) -> Result<(), WriteError>;
 
     /// Waits until all records are on the disk.
-    ///
-    /// # Errors
-    /// [`WriteError`] if they cannot be written.
     fn sync(&self) -> Result<(), WriteError>;
 }
 

@@ -13,7 +13,6 @@ use tch::{Kind, Tensor};
 use crate::error::{TrainError, require_labels};
 use crate::loss_scaling::LossScaling;
 
-/// Sums over the batches of one step.
 struct StepSums {
     /// Sum of each batch's mean loss times its share of all rows.
     loss: f64,
@@ -42,7 +41,6 @@ impl StepSums {
     }
 }
 
-/// Everything that a step changes.
 pub(crate) struct Stepper<'a> {
     pub(crate) model: &'a mut Model,
     pub(crate) optimizer: Box<dyn Optimizer>,
@@ -86,8 +84,7 @@ impl Stepper<'_> {
         })
     }
 
-    /// Makes a step, or skips it if values overflow while the loss is scaled. Returns the norm of the gradients, and the
-    /// reason for skipping.
+    /// Makes a step, or skips it after an overflow of a scaled loss. Returns the gradients' norm, and the reason to skip.
     fn attempt(
         &mut self,
         spec: &TrainSpec,
@@ -231,8 +228,7 @@ fn check_untrained(model: &Model, session: &dyn BlocksSession, batch: &Batch) ->
     logits.map(drop).map_err(|error| error.with_rows_of("training", &batch.indices).into())
 }
 
-/// Seed of libtorch's generator in one step, for example for dropout. It depends on seed and step alone, so that checkpoints
-/// need no generator state.
+/// Seed of libtorch's generator in one step. It depends on seed and step alone, so that checkpoints need no state of it.
 fn seed_of_step(seed: u64, step: u64) -> i64 {
     // An odd factor, so that no two steps of a seed have the same.
     seed.wrapping_add(step.wrapping_mul(0x9e37_79b9_7f4a_7c15)).cast_signed()

@@ -220,10 +220,8 @@ impl<'a> Trainer<'a> {
         progress.train_seconds += record.seconds;
         context.recorder.step(&record).map_err(TrainError::Record)?;
         context.observer.event(Event::Step(&record));
-        match record.skipped.and_then(|reason| self.stepper.scaling.exhausted(number, reason)) {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
+        let exhausted = record.skipped.and_then(|reason| self.stepper.scaling.exhausted(number, reason));
+        exhausted.map_or(Ok(()), Err)
     }
 
     fn is_complete(&self) -> bool {
@@ -244,7 +242,6 @@ impl<'a> Trainer<'a> {
         is_due && self.validation.is_some() && self.outcome.progress.evaluated_at != Some(steps)
     }
 
-    /// Ends the run if its time is up.
     fn check_time(&mut self) {
         let limit = self.options.train.max_minutes;
         let limit = limit.filter(|minutes| self.outcome.progress.loop_seconds >= minutes * 60.0);

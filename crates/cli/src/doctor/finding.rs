@@ -14,7 +14,6 @@ pub(super) enum State {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Finding {
-    /// Heading of the check.
     pub(super) part: &'static str,
     pub(super) what: &'static str,
     pub(super) state: State,
@@ -23,25 +22,20 @@ pub(super) struct Finding {
 }
 
 impl Finding {
-    pub(super) fn ok(part: &'static str, what: &'static str, found: impl Into<String>) -> Self {
-        Self { part, what, state: State::Ok, found: found.into(), fix: None }
+    pub(super) fn ok(found: impl Into<String>) -> Self {
+        Self { part: "", what: "", state: State::Ok, found: found.into(), fix: None }
     }
 
-    pub(super) fn warning(
-        part: &'static str,
-        what: &'static str,
-        found: impl Into<String>,
-        fix: impl Into<String>,
-    ) -> Self {
-        Self { part, what, state: State::Warning, found: found.into(), fix: Some(fix.into()) }
+    pub(super) fn warning(found: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { state: State::Warning, fix: Some(fix.into()), ..Self::ok(found) }
     }
 
-    pub(super) fn problem(
-        part: &'static str,
-        what: &'static str,
-        found: impl Into<String>,
-        fix: impl Into<String>,
-    ) -> Self {
-        Self { state: State::Problem, ..Self::warning(part, what, found, fix) }
+    pub(super) fn problem(found: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { state: State::Problem, ..Self::warning(found, fix) }
+    }
+
+    /// Returns the finding of the check `what` under the heading `part`.
+    pub(super) fn of(self, part: &'static str, what: &'static str) -> Self {
+        Self { part, what, ..self }
     }
 }

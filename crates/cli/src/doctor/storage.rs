@@ -7,27 +7,22 @@ use sepal_assets::{AssetOptions, free_space};
 use super::finding::Finding;
 use crate::units::size;
 
-const PART: &str = "storage";
 /// Space for several small models: SmolLM2-135M is 270 MB in safetensors and 98 MB in GGUF.
 const ENOUGH: u64 = 2_000_000_000;
 const TOO_LITTLE: u64 = 400_000_000;
 
 pub(super) fn cache() -> Finding {
-    folder("cache", &AssetOptions::from_env().cache, "SEPAL_CACHE", Finding::problem)
+    folder(&AssetOptions::from_env().cache, "SEPAL_CACHE", Finding::problem)
 }
 
 pub(super) fn hub_cache() -> Finding {
-    folder("hub cache", &AssetOptions::from_env().hub_cache, "HF_HUB_CACHE", Finding::warning)
+    folder(&AssetOptions::from_env().hub_cache, "HF_HUB_CACHE", Finding::warning)
 }
 
-type Bad = fn(&'static str, &'static str, String, String) -> Finding;
-
-fn folder(what: &'static str, folder: &Path, variable: &str, bad: Bad) -> Finding {
+fn folder(folder: &Path, variable: &str, bad: fn(String, String) -> Finding) -> Finding {
     match writable(folder) {
-        Ok(()) => Finding::ok(PART, what, folder.display().to_string()),
+        Ok(()) => Finding::ok(folder.display().to_string()),
         Err(error) => bad(
-            PART,
-            what,
             format!("{} cannot be written ({error})", folder.display()),
             format!("set {variable} to a folder that can be"),
         ),
@@ -47,7 +42,7 @@ pub(super) fn space() -> Finding {
     let least = places.into_iter().filter_map(|place| Some((free_space(place)?, place))).min();
     match least {
         Some((free, place)) => judge_space(free, place),
-        None => Finding::ok(PART, "space", "not known on this system"),
+        None => Finding::ok("not known on this system"),
     }
 }
 
@@ -55,9 +50,9 @@ fn judge_space(free: u64, place: &Path) -> Finding {
     let found = format!("{} free at {}", size(free), place.display());
     let fix = "make room, or set SEPAL_CACHE and HF_HUB_CACHE to folders on another disk";
     match free {
-        _ if free < TOO_LITTLE => Finding::problem(PART, "space", found, fix),
-        _ if free < ENOUGH => Finding::warning(PART, "space", found, fix),
-        _ => Finding::ok(PART, "space", found),
+        _ if free < TOO_LITTLE => Finding::problem(found, fix),
+        _ if free < ENOUGH => Finding::warning(found, fix),
+        _ => Finding::ok(found),
     }
 }
 
@@ -69,11 +64,11 @@ mod tests {
     #[test]
     fn cache_that_is_a_file_is_a_problem() {
         let file = tempfile::NamedTempFile::new().expect("a file");
-        let finding = folder("cache", &file.path().join("below"), "SEPAL_CACHE", Finding::problem);
+        let finding = folder(&file.path().join("below"), "SEPAL_CACHE", Finding::problem);
         assert_eq!(finding.state, State::Problem);
         assert!(finding.fix.is_some_and(|fix| fix.contains("SEPAL_CACHE")));
         let there = tempfile::tempdir().expect("a folder");
-        assert_eq!(folder("cache", &there.path().join("new"), "SEPAL_CACHE", Finding::problem).state, State::Ok);
+        assert_eq!(folder(&there.path().join("new"), "SEPAL_CACHE", Finding::problem).state, State::Ok);
     }
 
     #[test]

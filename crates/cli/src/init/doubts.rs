@@ -30,7 +30,6 @@ pub(super) fn doubts(args: &InitArgs, label: &LabelChoice, found: &Survey) -> Ve
     .collect()
 }
 
-/// Asks about numbers that may be degrees.
 fn ordered(label: &LabelChoice) -> Option<String> {
     let is_named = label.classes.iter().any(|class| class.name.is_some());
     let [first, .., last] = label.classes.as_slice() else { return None };
@@ -43,7 +42,6 @@ fn ordered(label: &LabelChoice) -> Option<String> {
     })
 }
 
-/// Asks about another kind of label for the same column.
 fn other_kind(label: &LabelChoice, has_classes: bool) -> Option<String> {
     (label.kind == LabelKind::Multi && has_classes).then(|| {
         "does each row have several labels? A task is drafted that predicts any number of them (`multi_label`); \

@@ -10,12 +10,10 @@ const MOST_STEPS: usize = 300;
 const LEAST_STEPS: usize = 100;
 /// Maximum number of passes over few rows.
 const MOST_PASSES: usize = 20;
-/// Maximum number of counts in a comment.
 const MOST_COUNTS: usize = 100;
 /// Ratio of the largest to the smallest class above which accuracy is misleading.
 const IMBALANCED: f64 = 3.0;
 
-/// Content of a pipeline file.
 #[derive(Debug, Clone)]
 pub(super) struct Draft {
     pub(super) name: String,
@@ -37,7 +35,6 @@ pub(super) struct Draft {
     pub(super) length_reason: String,
 }
 
-/// Label, with its number of rows if they were counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Class {
     pub(super) name: String,
@@ -96,7 +93,6 @@ impl Draft {
         }
     }
 
-    /// Returns a warning if some classes are much rarer than others.
     pub(super) fn imbalance(&self) -> Option<String> {
         let counts: Vec<usize> = self.labels.iter().filter_map(|class| class.rows).collect();
         let (most, least) = (*counts.iter().max()?, *counts.iter().min()?);
@@ -111,8 +107,7 @@ impl Draft {
     }
 
     pub(super) fn to_yaml(&self) -> String {
-        let parts = [self.head(), self.model(), self.task(), self.data(), self.training()];
-        parts.concat()
+        [self.head(), self.model(), self.task(), self.data(), self.training()].concat()
     }
 
     fn head(&self) -> String {
@@ -180,7 +175,6 @@ impl Draft {
         )
     }
 
-    /// Returns the keys for an unusual delimiter and encoding.
     fn dialect(&self) -> String {
         let Dialect { delimiter, encoding } = self.dialect;
         let delimiter = delimiter.map(|delimiter| format!("  delimiter: {}\n", quoted(&delimiter.to_string())));

@@ -16,7 +16,6 @@ const PER_WORD: f64 = 1.5;
 const MOST: usize = 512;
 const LEAST: usize = 16;
 
-/// Returns `data.max_length` and the reason for it.
 pub(super) fn max_length(data: &Path, draft: &Draft, survey: &Survey) -> (usize, String) {
     let (tokens, reason) = match by_tokenizer(data, draft) {
         Some((p99, rows, model)) => {
@@ -35,12 +34,10 @@ fn by_words(draft: &Draft, survey: &Survey) -> (usize, String) {
     // The words of the template count, too.
     let around = draft.template().split_whitespace().filter(|word| !word.starts_with('{')).count() + 1;
     let tokens = (words as f64 * PER_WORD).ceil() as usize + 2 * around;
-    (
-        tokens,
-        format!(
-            "99 % of rows have at most {words} words, taken for {PER_WORD} tokens each, as the model is not here yet"
-        ),
-    )
+    let reason = format!(
+        "99 % of rows have at most {words} words, taken for {PER_WORD} tokens each, as the model is not here yet"
+    );
+    (tokens, reason)
 }
 
 /// Returns the 99th percentile of tokens per row, the number of rows and the model, or `None` if the model is not cached.
@@ -51,10 +48,8 @@ fn by_tokenizer(data: &Path, draft: &Draft) -> Option<(usize, usize, String)> {
     options.python = "/dev/null/no-python".into();
     let asset = Assets::new(options).fetch_first(&draft.model, Kind::Model, &mut ignore_events).ok()?;
     let tokenizer = Checkpoint::open(&asset.path).ok()?.tokenizer().ok()?;
-    let mut spec = TableSpec { dialect: draft.dialect, ..TableSpec::new(data, &draft.text) };
-    if let Some(pair) = &draft.pair {
-        spec = spec.with_pair(pair);
-    }
+    let text_pair = draft.pair.clone();
+    let spec = TableSpec { dialect: draft.dialect, text_pair, ..TableSpec::new(data, &draft.text) };
     let table = Table::read(&spec).ok()?;
     let table = table.select(&(0..table.len().min(SAMPLE)).collect::<Vec<_>>());
     let template = draft.template().parse::<Template>().ok()?;

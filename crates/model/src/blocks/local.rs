@@ -85,7 +85,6 @@ impl LocalTunables {
         Self { deep_prompts: find(DEEP_PROMPTS), keys_values: find(PREFIX_KEYS_VALUES) }
     }
 
-    /// Returns the tunables of the first `n_blocks` blocks.
     fn first(&self, n_blocks: usize) -> Result<Self, TchError> {
         let first =
             |tensor: &Option<Tensor>| tensor.as_ref().map(|tensor| tensor.f_narrow(0, 0, n_blocks as i64)).transpose();

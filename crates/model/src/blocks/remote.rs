@@ -43,7 +43,6 @@ impl BlocksSession for StepSession<'_> {
     }
 }
 
-/// Span of each server.
 pub(super) fn spans(remote: &RemoteSequential) -> Vec<String> {
     remote.servers().iter().map(|info| info.span.to_string()).collect()
 }

@@ -11,7 +11,6 @@ use crate::config::{CONFIG, HEAD, PROMPT_EMBEDDINGS, TENSORS};
 use crate::export_record::{RECORD, TRAINED};
 use crate::{Form, Import, ImportError, ImportOptions};
 
-/// Writes a folder like PEFT.
 fn foreign(folder: &Path, peft_type: &str, tensors: &[(&str, HostTensor)]) {
     let config = json!({ "peft_type": peft_type, "task_type": "SEQ_CLS", "num_virtual_tokens": 3, "auto_mapping": null,
         "base_model_name_or_path": "owner/base" });

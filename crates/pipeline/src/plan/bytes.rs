@@ -29,7 +29,6 @@ pub struct BytesPlan {
     pub measured_down: Option<u64>,
 }
 
-/// Shapes of a step.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Step {
     n_blocks: usize,
@@ -37,7 +36,6 @@ pub(super) struct Step {
     prompts: usize,
     /// Values of the tunables of one block.
     tunables: usize,
-    /// Batches of a step.
     batches: usize,
     tokens: usize,
     rows: usize,
@@ -72,7 +70,6 @@ impl Step {
         self.prompts + self.tokens
     }
 
-    /// Counts the bytes for servers with these spans.
     pub(super) fn bytes(&self, spec: &Spec, spans: Option<Vec<Span>>, time: Option<&TimePlan>) -> Option<BytesPlan> {
         let first = spec.model.local_blocks;
         if matches!(spec.swarm, SwarmSpec::None(_)) || first >= self.n_blocks {
@@ -104,10 +101,8 @@ impl Step {
         let tunables = bytes(wire.for_parameters(), self.tunables * blocks);
         let between = if is_star { servers as u64 - 1 } else { 0 };
         let (all, last) = (states(self.positions()), states(self.rows));
-        let first = match self.is_behind_others {
-            true => all,
-            false => bytes(wire.for_parameters(), self.prompts * self.hidden),
-        };
+        let prompts = bytes(wire.for_parameters(), self.prompts * self.hidden);
+        let first = if self.is_behind_others { all } else { prompts };
         let batches = self.batches as u64;
         let up = batches * (all + last + 2 * between * all) + tunables;
         let down = batches * (last + first + 2 * between * all + tunables);

@@ -66,7 +66,6 @@ pub enum ProbeEnd {
     Interrupted,
 }
 
-/// Inputs of a probe.
 pub(super) struct Probe<'a> {
     pub(super) spec: &'a Spec,
     pub(super) prepared: &'a PreparedData,
@@ -123,12 +122,10 @@ impl Probe<'_> {
     }
 }
 
-/// Deadline and interruption of a probe.
 struct Clock<'a> {
     stop: &'a AtomicBool,
     /// `None` if the deadline is beyond the range of the clock.
     deadline: Option<Instant>,
-    /// Reason for the end, once it has ended.
     end: Option<ProbeEnd>,
 }
 
@@ -191,8 +188,7 @@ fn tokens_of(loader: &Loader) -> usize {
     loader.epoch(0).map(|batch| batch.rows.n_tokens()).sum()
 }
 
-/// Tokens per second of the predictions of up to `batches` batches after a warm-up, which counts if it is the only
-/// batch.
+/// Tokens per second of up to `batches` predictions of batches after a warm-up, which counts if it is the only one.
 fn predict(
     model: &Model,
     loader: &Loader,

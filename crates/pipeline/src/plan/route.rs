@@ -14,7 +14,6 @@ use crate::connect::SwarmHandle;
 use crate::error::AssembleError;
 use crate::frozen_model::FrozenModel;
 
-/// Timeout for the description of a server.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A span of blocks and its server.
