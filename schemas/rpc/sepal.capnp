@@ -24,6 +24,7 @@ struct Tensor {
 struct NamedTensor {
   name @0 :Text;
   tensor @1 :Tensor;
+  firstBlock @2 :UInt32;  # first block of the model that the tensor, which is stacked by block, belongs to
 }
 
 struct Span {
@@ -45,6 +46,8 @@ struct RaggedBatch {
 enum Want {
   all @0;         # [prefixLen + n_tokens, hidden]
   lastOfRows @1;  # [rows, hidden]
+  tokens @2;      # [n_tokens, hidden]
+  meanOfRows @3;  # [rows, hidden]
 }
 
 enum InputGrad {
@@ -80,6 +83,7 @@ enum FailureCode {
   computeFailed @5;   # out of memory, or a bug
   unreadable @6;      # damaged in transit: send it again
   notRelayed @7;      # the result could not be forwarded: send it through the client
+  noMemory @8;        # tunables or prefixes that never fit the server's byte budget
 }
 
 struct Failure {
@@ -93,6 +97,8 @@ struct Limits {
   maxTokens @1 :UInt32;         # prefix and tokens of one batch
   maxMessageBytes @2 :UInt64;
   tapeBudgetBytes @3 :UInt64;   # all clients together
+  clientBytes @4 :UInt64;       # tunables and prefixes of one client; 0: unstated
+  sharedBytes @5 :UInt64;       # tunables and prefixes of all clients together; 0: unstated
 }
 
 struct Load {
@@ -123,6 +129,8 @@ struct ServerInfo {
   load @10 :Load;
   tapeTokenBytes @11 :UInt32;  # estimated bytes of a tape per token and block
   draining @12 :Bool;          # the server finishes its calls and accepts no new ones
+  oldestProtocol @13 :UInt32;  # oldest protocol of a client that the server accepts; 0: its own
+  tunables @14 :List(Text);    # names that the blocks take; empty: deep_prompts and prefix_keys_values
 }
 
 struct Relay {
@@ -136,7 +144,8 @@ struct Relay {
 interface BlockServer {
   # The bootstrap object.
   describe @0 () -> (info :ServerInfo);
-  open @1 (span :Span) -> (session :Session, failure :Failure);
+  # The client states the protocols that it speaks; 0: up to 5.
+  open @1 (span :Span, protocol :UInt32, oldestProtocol :UInt32) -> (session :Session, failure :Failure);
   # Called by another server: delivers a tensor to the mailbox of this key.
   deliver @2 (key :Data, tensor :Tensor) -> (failure :Failure);
 }
@@ -149,7 +158,10 @@ interface Session {
 
 interface Tuned {
   # A session with the injected tensors of one optimizer step, for any number of batches.
-  # Tunables are stacked by block: deep_prompts [n_blocks of the session, prefixLen, hidden].
+  # Tunables are stacked by block, those of a part of the session's blocks from firstBlock: deep_prompts [blocks,
+  # prefixLen, hidden], prefix_keys_values [blocks, prefixLen, 2 * size of all key heads], lora_A:LAYER [blocks, rank,
+  # inputs], lora_B:LAYER [blocks, outputs, rank], scale_output:LAYER [blocks, outputs], scale_input:LAYER [blocks,
+  # inputs]. A layer has its name and its order of inputs and outputs in the checkpoint.
   # A forward pass without a tape stores the prefix's keys and values here, for batches without the prefix.
   # The output is absent if it is forwarded to another server. The hidden states of the batch are absent if another
   # server sends them. notFinite: 1 + the first block of the model with non-finite hidden states; 0: none.

@@ -73,6 +73,9 @@ pub enum ReadError {
     /// The tensor's shard is missing.
     #[error("read tensor `{name}`: its shard {} is missing", path.display())]
     MissingShard { name: String, path: PathBuf },
+    /// The tensor has no such row.
+    #[error("read row {row} of tensor `{name}` in {}: it has {n_rows} rows", path.display())]
+    Row { name: String, path: PathBuf, row: usize, n_rows: usize },
     /// The file cannot be read any more.
     #[error("read tensor `{name}` from {}", path.display())]
     Io { name: String, path: PathBuf, source: std::io::Error },

@@ -4,10 +4,13 @@ use sepal_core::{Activation, Family, ModelConfig, ScoreRule};
 
 use crate::error::OpenError;
 use crate::keys::Keys;
+use crate::linear_sites::Sites;
 
 /// One model family, as its checkpoints describe it.
 pub(crate) struct FamilySpec {
     pub(crate) family: Family,
+    /// Class of transformers with a classifier, if it has one.
+    pub(crate) classifier: Option<&'static str>,
     pub(crate) tensors: TensorNames,
     /// Position encoding, unless the configuration chooses another.
     pub(crate) positions: PositionEncoding,
@@ -17,6 +20,8 @@ pub(crate) struct FamilySpec {
     pub(crate) defaults: ClassDefaults,
     pub(crate) rotary: RotaryKeys,
     pub(crate) read_config: fn(Keys<'_>, &FamilySpec) -> Result<ModelConfig, OpenError>,
+    /// Linear layers of a block that adapters can change.
+    pub(crate) sites: Sites,
     /// Linear layers that have no biases.
     pub(crate) without_bias: &'static [WithoutBias],
     /// Layout of its GGUF files, if it has any.

@@ -48,29 +48,34 @@ mod gguf;
 mod header;
 mod keys;
 mod layout;
+mod linear_sites;
 mod make_outline;
 mod outline;
+mod output;
 mod part;
 mod probe;
 mod rows;
 mod store;
+mod summary;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use sepal_core::{HostTensor, ModelConfig};
+use sepal_core::{DType, HostTensor, ModelConfig};
 use sepal_tokenize::Tokenizer;
 
 pub use error::{OpenError, ReadError, TokenizerError};
-pub use families::tensor_names;
+pub use families::{classifier_class, tensor_names};
 pub use family::TensorNames;
 pub use folder::screen;
 pub use header::FetchRanges;
 pub use layout::missing_shards;
+pub use linear_sites::{linear_sites, site_path};
 pub use make_outline::write_outline;
 pub use part::Part;
+pub use summary::ModelSummary;
 
 use crate::outline::Outline;
 use crate::store::{Store, Stored};
@@ -150,6 +155,17 @@ impl Checkpoint {
     /// True if [`Checkpoint::tensor`] finds the tensor.
     pub fn has(&self, name: &str) -> bool {
         self.find(name).is_some()
+    }
+
+    /// Number format in which [`Checkpoint::tensor`] returns a tensor; `None` if there is no such tensor, or its type is not
+    /// supported, as of masks that some files contain.
+    pub fn dtype(&self, name: &str) -> Option<DType> {
+        self.find(name)?.encoding.dtype()
+    }
+
+    /// Shape of a tensor; `None` if there is no such tensor.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.find(name).map(|stored| stored.shape.as_slice())
     }
 
     /// Names of all tensors, sorted.

@@ -14,6 +14,8 @@ pub enum Part {
     Ends,
     /// Some blocks. A server needs them.
     Blocks(Span),
+    /// The output layer; of a model that ties it to the embeddings, these.
+    Output,
     /// All tensors.
     All,
 }
@@ -36,7 +38,12 @@ impl Checkpoint {
     }
 
     fn part_tensors(&self, part: Part) -> impl Iterator<Item = &Stored> {
-        self.store.tensors.iter().filter(move |(name, _)| part.has(name, self.config())).map(|(_, stored)| stored)
+        let output = self.output_layer().map(|(_, stored)| stored);
+        let has = move |name: &str, stored: &Stored| match part {
+            Part::Output => output.is_some_and(|output| std::ptr::eq(output, stored)),
+            part => part.has(name, self.config()),
+        };
+        self.store.tensors.iter().filter(move |(name, stored)| has(name, stored)).map(|(_, stored)| stored)
     }
 }
 
@@ -51,6 +58,8 @@ impl Part {
         let are_positions = names.positions == Some(&name);
         match self {
             Part::All => true,
+            // The name depends on the checkpoint, which may tie it to the embeddings.
+            Part::Output => false,
             Part::Blocks(span) => is_in(span.blocks()) || (are_positions && span.start() == 0),
             Part::Ends => {
                 let is_output = ["lm_head.", "embed_out."].iter().any(|output| name.starts_with(output));

@@ -45,6 +45,17 @@ pub(crate) enum Encoding {
 }
 
 impl Encoding {
+    /// Number format of a tensor that is read; `None` if the type is not supported.
+    pub(crate) fn dtype(self) -> Option<DType> {
+        match self {
+            Encoding::Plain(Dtype::F32) => Some(DType::F32),
+            Encoding::Plain(Dtype::F16) => Some(DType::F16),
+            Encoding::Plain(Dtype::BF16) => Some(DType::Bf16),
+            Encoding::Plain(_) | Encoding::Ggml(GgmlDType::Q8_1 | GgmlDType::Q8K) => None,
+            Encoding::Ggml(_) => Some(DType::F32),
+        }
+    }
+
     /// Usual name of the type.
     pub(crate) fn name(self) -> String {
         match self {
@@ -68,13 +79,11 @@ impl Store {
         if !read.file.is_present() {
             return Err(ReadError::MissingShard { name: name.to_owned(), path: read.path().to_owned() });
         }
+        let dtype = stored.encoding.dtype().ok_or_else(|| read.unsupported())?;
         match stored.encoding {
-            Encoding::Plain(Dtype::F32) => read.plain(DType::F32),
-            Encoding::Plain(Dtype::F16) => read.plain(DType::F16),
-            Encoding::Plain(Dtype::BF16) => read.plain(DType::Bf16),
-            Encoding::Ggml(GgmlDType::F32) if stored.rows == Rows::Same => read.plain(DType::F32),
-            Encoding::Ggml(dtype) => read.dequantized(dtype),
-            Encoding::Plain(_) => Err(read.unsupported()),
+            Encoding::Plain(_) => read.plain(dtype),
+            Encoding::Ggml(GgmlDType::F32) if stored.rows == Rows::Same => read.plain(dtype),
+            Encoding::Ggml(quantized) => read.dequantized(quantized),
         }
     }
 
@@ -106,9 +115,6 @@ impl Read<'_> {
 
     /// Reads the numbers as fp32, with rows in the model's order.
     fn dequantized(&self, dtype: GgmlDType) -> Result<HostTensor, ReadError> {
-        if matches!(dtype, GgmlDType::Q8_1 | GgmlDType::Q8K) {
-            return Err(self.unsupported());
-        }
         let values = self.dequantize(dtype)?;
         let values = self.stored.rows.restore(values, &self.stored.shape).map_err(|source| self.decode(source))?;
         self.host(DType::F32, Bytes::from_owner(Numbers(values)))

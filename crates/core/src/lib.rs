@@ -31,16 +31,22 @@ mod nearest;
 mod q8;
 mod ragged;
 mod span;
+mod task;
+mod token_batch;
+mod tunable;
 
 pub use device::Device;
 pub use format::WeightFormat;
 pub use grad_scaler::GradScalerConfig;
 pub use host::{DType, HostTensor, NamedHostTensor, ShapeError};
 pub use labels::{LabelKind, Labels};
-pub use model::{Activation, Experts, Family, ModelConfig, Rope, RopeScaling, ScoreRule, Window};
+pub use model::{Activation, Experts, Factors, Family, ModelConfig, Rope, RopeScaling, ScoreRule, Window};
 pub use nearest::{NameMatching, nearest};
 pub use ragged::{Ragged, RaggedError};
 pub use span::{Span, SpanError};
+pub use task::{CellKind, Columns, RowForm, Task};
+pub use token_batch::{TokenBatch, TokenText};
+pub use tunable::{HostTunable, LinearSite, SiteRole, TunableName};
 
 use serde::{Deserialize, Serialize};
 
@@ -66,6 +72,10 @@ pub enum Want {
     All,
     /// The last token of each row: `[rows, hidden]`, the input of a classifier.
     LastOfRows,
+    /// Every token, without the prefix: `[n_tokens, hidden]`.
+    Tokens,
+    /// The mean over the tokens of each row, without the prefix: `[rows, hidden]`.
+    MeanOfRows,
 }
 
 impl Want {
@@ -73,7 +83,8 @@ impl Want {
     pub fn positions(self, prefix_len: usize, rows: &Ragged) -> usize {
         match self {
             Want::All => prefix_len + rows.n_tokens(),
-            Want::LastOfRows => rows.len(),
+            Want::LastOfRows | Want::MeanOfRows => rows.len(),
+            Want::Tokens => rows.n_tokens(),
         }
     }
 }

@@ -26,19 +26,27 @@ macro_rules! families {
 
 families! {
     Bloom = "bloom",
+    Cohere = "cohere",
     Falcon = "falcon",
     Gemma = "gemma",
     Gemma2 = "gemma2",
     Gemma3 = "gemma3_text",
+    Glm4 = "glm4",
     Gpt2 = "gpt2",
     GptNeox = "gpt_neox",
+    Granite = "granite",
     Llama = "llama",
     Mistral = "mistral",
     Mixtral = "mixtral",
+    Olmo2 = "olmo2",
+    Olmo3 = "olmo3",
     Opt = "opt",
     Phi3 = "phi3",
     Qwen2 = "qwen2",
+    Qwen2Moe = "qwen2_moe",
     Qwen3 = "qwen3",
+    Qwen3Moe = "qwen3_moe",
+    Smollm3 = "smollm3",
     Stablelm = "stablelm",
 }
 
@@ -64,7 +72,7 @@ pub struct ModelConfig {
     pub n_kv_heads: usize,
     /// Size of one head.
     pub head_dim: usize,
-    /// Inner size of the MLP.
+    /// Inner size of the MLP, or of each expert of a mixture.
     pub ffn: usize,
     /// Number of rows of the embedding matrix.
     pub vocab_size: usize,
@@ -74,6 +82,10 @@ pub struct ModelConfig {
     pub initializer_range: f64,
     /// Rotary embedding, if the model has one.
     pub rope: Option<Rope>,
+    /// For each block, true if it has no positions; empty if all blocks have those of the model. Digests of models are made
+    /// of the serialized configuration, so a part that only some families have is left out where it is absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unrotated_blocks: Vec<bool>,
     /// Longest supported sequence, prompts included; `None` without a stated limit.
     pub max_positions: Option<usize>,
     /// Treatment of attention scores.
@@ -84,6 +96,9 @@ pub struct ModelConfig {
     pub is_parallel: bool,
     /// Mixture of experts, if it replaces the MLP.
     pub experts: Option<Experts>,
+    /// Constant factors, if the model has some.
+    #[serde(default, skip_serializing_if = "Factors::are_absent")]
+    pub factors: Factors,
 }
 
 impl ModelConfig {
@@ -115,12 +130,31 @@ impl ModelConfig {
             norm_eps: 1e-5,
             initializer_range: 0.02,
             rope: Some(Rope { theta: 10_000.0, dim: head_dim, scaling: RopeScaling::Default }),
+            unrotated_blocks: Vec::new(),
             max_positions: None,
             scores: ScoreRule::default(),
             activation: Activation::Silu,
             is_parallel: false,
             experts: None,
+            factors: Factors::default(),
         }
+    }
+}
+
+/// Constant factors of hidden states and logits; `None` stands for 1.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Factors {
+    /// Factor of embeddings and prompts before the first block.
+    pub embedding: Option<f64>,
+    /// Factor of the outputs of attention and MLP before they are added to their input.
+    pub residual: Option<f64>,
+    /// Factor of the logits of the language model.
+    pub logits: Option<f64>,
+}
+
+impl Factors {
+    fn are_absent(&self) -> bool {
+        *self == Self::default()
     }
 }
 
@@ -171,6 +205,20 @@ pub struct Experts {
     pub count: usize,
     /// Number of MLPs that a position passes.
     pub per_token: usize,
+    /// True if the weights of the chosen MLPs are parts of the softmax of all scores, so that they sum up to less than 1;
+    /// false if they are the softmax of their own scores.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_softmax_of_all: bool,
+    /// Inner size of an MLP that all positions pass as well, times the sigmoid of a gate, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_ffn: Option<usize>,
+}
+
+impl Experts {
+    /// A mixture of `count` MLPs with the softmax of the `per_token` highest scores, and no shared MLP.
+    pub fn new(count: usize, per_token: usize) -> Self {
+        Self { count, per_token, is_softmax_of_all: false, shared_ffn: None }
+    }
 }
 
 /// Rotary position embedding.

@@ -1,6 +1,6 @@
 //! Safetensors files of host tensors: atomic writes with deterministic bytes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -21,6 +21,28 @@ pub enum WriteError {
     /// A file operation failed.
     #[error("write {path}")]
     Io { path: PathBuf, source: io::Error },
+    /// A tensor of a file that is written tensor by tensor is not available.
+    #[error("write {path}")]
+    Tensor { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+}
+
+/// Name, number format and shape of a tensor that is written later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorLayout {
+    /// Name in the file.
+    pub name: String,
+    /// Number format.
+    pub dtype: DType,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+}
+
+impl TensorLayout {
+    /// Size of the numbers in bytes; `None` on overflow.
+    pub fn n_bytes(&self) -> Option<usize> {
+        let numel = self.shape.iter().try_fold(1_usize, |numel, &dim| numel.checked_mul(dim))?;
+        self.dtype.n_bytes(numel)
+    }
 }
 
 /// Unreadable file.
@@ -57,13 +79,61 @@ pub struct Contents {
 /// # Errors
 /// [`WriteError`] if a name occurs twice or the write fails; `path` is untouched then.
 pub fn write(path: &Path, tensors: &[NamedHostTensor], metadata: &BTreeMap<String, String>) -> Result<(), WriteError> {
-    let header = header(tensors, metadata).map_err(|source| WriteError::Layout { path: path.into(), source })?;
-    write_atomically(path, |file| {
+    let layout = |NamedHostTensor { name, tensor }: &NamedHostTensor| TensorLayout {
+        name: name.clone(),
+        dtype: tensor.dtype(),
+        shape: tensor.shape().to_vec(),
+    };
+    let layouts: Vec<TensorLayout> = tensors.iter().map(layout).collect();
+    let mut tensors = tensors.iter();
+    // Layouts and tensors have the same number and order.
+    write_streaming(path, &layouts, metadata, |layout| match tensors.next() {
+        Some(named) => Ok(named.tensor.clone()),
+        None => Err(format!("`{}` is missing", layout.name).into()),
+    })
+}
+
+/// As [`write`], with one tensor in memory at a time: `tensor` returns that of each layout, in order.
+///
+/// # Errors
+/// [`WriteError`] as for [`write`], or if `tensor` fails or returns another number format or shape; `path` is untouched
+/// then.
+pub fn write_streaming(
+    path: &Path,
+    layouts: &[TensorLayout],
+    metadata: &BTreeMap<String, String>,
+    mut tensor: impl FnMut(&TensorLayout) -> Result<HostTensor, Box<dyn std::error::Error + Send + Sync>>,
+) -> Result<(), WriteError> {
+    let header = header(layouts, metadata).map_err(|source| WriteError::Layout { path: path.into(), source })?;
+    let mut failure = None;
+    let written = write_atomically(path, |file| {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
-        tensors.iter().try_for_each(|named| file.write_all(named.tensor.data()))
-    })
-    .map_err(|source| WriteError::Io { path: path.into(), source })
+        for layout in layouts {
+            match tensor(layout).and_then(|tensor| fitting(layout, tensor)) {
+                Ok(tensor) => file.write_all(tensor.data())?,
+                Err(source) => {
+                    failure = Some(source);
+                    return Err(io::Error::other("a tensor is not available"));
+                }
+            }
+        }
+        Ok(())
+    });
+    match (written, failure) {
+        (_, Some(source)) => Err(WriteError::Tensor { path: path.into(), source }),
+        (Err(source), None) => Err(WriteError::Io { path: path.into(), source }),
+        (Ok(()), None) => Ok(()),
+    }
+}
+
+/// Returns the tensor if it has the format and shape that the header states.
+fn fitting(layout: &TensorLayout, tensor: HostTensor) -> Result<HostTensor, Box<dyn std::error::Error + Send + Sync>> {
+    if tensor.dtype() == layout.dtype && tensor.shape() == layout.shape {
+        return Ok(tensor);
+    }
+    let TensorLayout { name, dtype, shape } = layout;
+    Err(format!("`{name}` is {tensor:?}, and the header says {dtype} {shape:?}").into())
 }
 
 /// Reads the whole file.
@@ -108,24 +178,26 @@ struct Header<'a> {
 }
 
 fn header(
-    tensors: &[NamedHostTensor],
+    layouts: &[TensorLayout],
     metadata: &BTreeMap<String, String>,
 ) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
     let mut end = 0;
-    let mut infos: Vec<(String, TensorInfo)> = Vec::with_capacity(tensors.len());
-    for NamedHostTensor { name, tensor } in tensors {
-        if infos.iter().any(|(other, _)| other == name) {
+    let mut names = HashSet::new();
+    let mut infos: Vec<(String, TensorInfo)> = Vec::with_capacity(layouts.len());
+    for layout in layouts {
+        let TensorLayout { name, dtype, shape } = layout;
+        if !names.insert(name) {
             return Err(format!("two tensors are named `{name}`").into());
         }
         let start = end;
-        end += tensor.data().len();
-        let dtype = match tensor.dtype() {
+        end += layout.n_bytes().ok_or_else(|| format!("`{name}` of shape {shape:?} is too large"))?;
+        let dtype = match dtype {
             DType::F32 => Dtype::F32,
             DType::F16 => Dtype::F16,
             DType::Bf16 => Dtype::BF16,
             DType::Q8 => return Err(format!("`{name}` is q8, which is for the wire alone").into()),
         };
-        infos.push((name.clone(), TensorInfo { dtype, shape: tensor.shape().to_vec(), data_offsets: (start, end) }));
+        infos.push((name.clone(), TensorInfo { dtype, shape: shape.clone(), data_offsets: (start, end) }));
     }
     let mut header = serde_json::to_vec(&Header { metadata, tensors: Metadata::new(None, infos)? })?;
     header.resize(header.len().next_multiple_of(size_of::<u64>()), b' ');
@@ -216,6 +288,36 @@ mod tests {
         assert_eq!(full.expect_err("must fail").kind(), io::ErrorKind::StorageFull);
         assert_eq!(std::fs::read(&path).expect("bytes"), before);
         assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1, "a temporary file is left");
+    }
+
+    #[test]
+    fn streaming_writes_the_same_bytes() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (plain, streamed) = (folder.path().join("plain"), folder.path().join("streamed"));
+        let tensors = [named("b", &[2, 3], 0.5), named("a", &[4], -1.0)];
+        write(&plain, &tensors, &some_metadata()).expect("written");
+        let layout = |name: &str, shape: &[usize]| TensorLayout {
+            name: name.to_owned(),
+            dtype: DType::F32,
+            shape: shape.to_vec(),
+        };
+        let layouts = [layout("b", &[2, 3]), layout("a", &[4])];
+        let find = |layout: &TensorLayout| {
+            let found = tensors.iter().find(|named| named.name == layout.name);
+            Ok(found.expect("known").tensor.clone())
+        };
+        write_streaming(&streamed, &layouts, &some_metadata(), find).expect("written");
+        let before = std::fs::read(&plain).expect("bytes");
+        assert_eq!(std::fs::read(&streamed).expect("bytes"), before);
+
+        for wrong in [[layout("b", &[2, 3]), layout("a", &[2, 2])], [layout("b", &[3, 2]), layout("a", &[4])]] {
+            let error = write_streaming(&plain, &wrong, &BTreeMap::new(), find).expect_err("another shape");
+            assert!(matches!(error, WriteError::Tensor { .. }), "{error:?}");
+        }
+        let error = write_streaming(&plain, &layouts, &BTreeMap::new(), |_| Err("gone".into())).expect_err("no tensor");
+        assert!(sepal_core::in_one_line(&error).ends_with("gone"), "{error:?}");
+        assert_eq!(std::fs::read(&plain).expect("bytes"), before);
+        assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 2, "no temporary file is left");
     }
 
     #[test]

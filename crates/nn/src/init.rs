@@ -1,9 +1,9 @@
-//! Initial values of parameters: seeded random streams, normal numbers, rows of a vocabulary.
+//! Initial values of parameters: seeded random streams, normal and uniform numbers, rows of a vocabulary.
 
 use rand::SeedableRng;
 use rand::seq::index;
 use rand_chacha::ChaCha8Rng;
-use rand_distr::{Distribution, StandardNormal};
+use rand_distr::{Distribution, StandardNormal, StandardUniform};
 use sha2::{Digest, Sha256};
 use tch::{Kind, TchError, Tensor};
 
@@ -35,15 +35,32 @@ pub fn rng(seed: u64, stream: &str) -> ChaCha8Rng {
 /// # Errors
 /// [`InitError::Shape`] if a dimension is negative or the tensor is too large.
 pub fn normal(shape: &[i64], std: f64, rng: &mut ChaCha8Rng) -> Result<Tensor, InitError> {
+    draw(shape, || {
+        let unit: f64 = StandardNormal.sample(rng);
+        unit * std
+    })
+}
+
+/// Draws fp32 numbers from U(-`bound`, `bound`) in row-major order.
+///
+/// Linear layers of PyTorch start with the bound `1 / sqrt(inputs)`, which is Kaiming's for a slope of `sqrt(5)`.
+///
+/// # Errors
+/// [`InitError::Shape`] if a dimension is negative or the tensor is too large.
+pub fn uniform(shape: &[i64], bound: f64, rng: &mut ChaCha8Rng) -> Result<Tensor, InitError> {
+    draw(shape, || {
+        let unit: f64 = StandardUniform.sample(rng); // [0, 1)
+        (2.0 * unit - 1.0) * bound
+    })
+}
+
+/// Fills a tensor with the values of `next`.
+fn draw(shape: &[i64], mut next: impl FnMut() -> f64) -> Result<Tensor, InitError> {
     let numel = shape
         .iter()
         .try_fold(1_usize, |numel, &dim| numel.checked_mul(usize::try_from(dim).ok()?))
         .ok_or_else(|| InitError::Shape { shape: shape.to_vec() })?;
-    let draw = |_: usize| {
-        let unit: f64 = StandardNormal.sample(rng);
-        (unit * std) as f32
-    };
-    let numbers: Vec<f32> = (0..numel).map(draw).collect();
+    let numbers: Vec<f32> = (0..numel).map(|_| next() as f32).collect();
     Ok(Tensor::f_from_slice(&numbers)?.f_view(shape)?)
 }
 
@@ -87,6 +104,16 @@ mod tests {
         assert!(f64::try_from(tensor.mean(Kind::Float)).expect("a number").abs() < 1e-3);
         assert!(normal(&[-1, 2], 1.0, &mut rng(7, "x")).is_err());
         assert!(normal(&[i64::MAX, 3], 1.0, &mut rng(7, "x")).is_err());
+    }
+
+    #[test]
+    fn uniform_fills_its_range() {
+        let tensor = uniform(&[100, 100], 0.5, &mut rng(7, "x")).expect("numbers");
+        let number = |tensor: Tensor| f64::try_from(tensor).expect("a number");
+        assert!(number(tensor.abs().max()) <= 0.5 && number(tensor.max()) > 0.49 && number(tensor.min()) < -0.49);
+        assert!(number(tensor.mean(Kind::Float)).abs() < 1e-2);
+        assert!((number(tensor.std(true)) - 0.5 / 3.0_f64.sqrt()).abs() < 1e-2);
+        assert!(uniform(&[-1], 0.5, &mut rng(7, "x")).is_err());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! graph it stands above `core` and `autograd` (libtorch), and `optim`, `plugin`, `peft` and `pipeline` use it.
 //!
 //! Invariants: a parameter is an fp32 leaf on the CPU that requires grad and shares its numbers only with the clones
-//! that [`Parameters::add`] returns; names are unique and keep their order; files are written atomically, and equal
+//! that [`Parameters::add`] and [`Parameters::subset`] return; names are unique and keep their order; files are written atomically, and equal
 //! content gives equal bytes.
 //!
 //! ```
@@ -33,8 +33,10 @@ pub mod host;
 pub mod init;
 mod nearest_words;
 mod params;
+mod tunable;
 
 pub use grad::grad_is_enabled;
 pub use host::{HostError, from_host, share_from_host, share_to_host, to_host};
 pub use nearest_words::nearest_words;
 pub use params::{AddError, LoadError, Parameters, SaveError};
+pub use tunable::Tunable;

@@ -47,6 +47,14 @@ impl Parameters {
         self.iter().find(|&(other, _)| other == name).map(|(_, tensor)| tensor)
     }
 
+    /// Returns a store of the tensors whose names `is_included` accepts, in order. They share numbers and gradients with
+    /// these.
+    #[must_use]
+    pub fn subset(&self, mut is_included: impl FnMut(&str) -> bool) -> Self {
+        let included = self.entries.iter().filter(|(name, _)| is_included(name.as_str()));
+        Self { entries: included.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect() }
+    }
+
     /// Returns the number of tensors.
     pub fn len(&self) -> usize {
         self.entries.len()
@@ -264,6 +272,18 @@ mod tests {
         saved(&parameters, &folder);
         assert_eq!(std::fs::read(&path).expect("bytes"), bytes);
         assert_eq!(parameters.count(), 4 * 8 + 2 * 4 * 8 + 2 * 8);
+    }
+
+    #[test]
+    fn subset_shares_numbers_and_gradients() {
+        let all = some(&[("prompts", &[4, 8]), ("score.weight", &[2, 8]), ("scales", &[3])]);
+        let subset = all.subset(|name| name.starts_with('s'));
+        assert_eq!(subset.iter().map(|(name, _)| name).collect::<Vec<_>>(), ["score.weight", "scales"]);
+        let (ours, theirs) = (all.get("scales").expect("there"), subset.get("scales").expect("there"));
+        ours.sum(Kind::Float).backward();
+        assert_eq!(Vec::<f32>::try_from(theirs.grad()).expect("numbers"), [1.0; 3]);
+        drop(tch::no_grad(|| theirs.shallow_clone().fill_(7.0)));
+        assert_eq!(Vec::<f32>::try_from(ours).expect("numbers"), [7.0; 3]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 keys that it does not read. VERSIONS.txt says with which versions.
 
     pip install torch==2.13.0 transformers safetensors && python make_configs.py
+    python make_configs.py olmo2    # some of the bases alone; the cases of the others stay as they are in the file
 
 Each case is a configuration, as changes of one of `bases`, and the logits of one row of ids in fp32. The weights are in
 no file: `weights` makes them of their names and shapes, and tests make them again. `tensors` has the names and shapes of
@@ -63,13 +64,24 @@ BASES = {
     "bloom": dict(model_type="bloom", **TOKENS, hidden_size=64, n_layer=2, n_head=4),
     "gpt2": dict(model_type="gpt2", **TOKENS, n_embd=64, n_layer=2, n_head=4, n_positions=64),
     "opt": dict(model_type="opt", **SHAPE, ffn_dim=48),
+    "olmo2": dict(model_type="olmo2", **GATED),
+    "smollm3": dict(model_type="smollm3", **GATED),
+    "granite": dict(model_type="granite", **GATED),
+    "qwen2_moe": dict(model_type="qwen2_moe", **GATED, num_experts=5, moe_intermediate_size=24,
+                      shared_expert_intermediate_size=40),
+    "qwen3_moe": dict(model_type="qwen3_moe", **GATED, num_experts=9, moe_intermediate_size=24),
+    "glm4": dict(model_type="glm4", **GATED, head_dim=16),
+    "cohere": dict(model_type="cohere", **GATED),
+    "olmo3": dict(model_type="olmo3", **GATED, sliding_window=8, layer_types=["sliding_attention", "full_attention"]),
 }
-ROTARY = [name for name in BASES if name not in ("bloom", "gpt2", "opt")]
+# Later families: their cases come last, so that the tensors of the others keep their numbers.
+LATER = ["olmo2", "smollm3", "granite", "qwen2_moe", "qwen3_moe", "glm4", "cohere", "olmo3"]
+ROTARY = [name for name in BASES if name not in ("bloom", "gpt2", "opt", *LATER)]
 
 LLAMA3 = dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0)
 YARN = dict(rope_type="yarn", factor=4.0)
 # Numbers of a head that turn: a quarter where the class says so.
-PAIRS = {"gpt_neox": 2, "stablelm": 2}
+PAIRS = {"gpt_neox": 2, "stablelm": 2, "glm4": 4}
 
 
 def longrope(base):
@@ -327,12 +339,86 @@ def other_cases():
     yield case("opt", "unused", "layer_norm_eps, hidden_act", {"layer_norm_eps": 0.1, "hidden_act": "gelu"})
 
 
+def olmo3_cases():
+    base, linear = "olmo3", dict(rope_type="linear", factor=3.0)
+    full, local = dict(linear, rope_theta=77.0), dict(rope_type="default", rope_theta=9.0)
+    yield case(base, "default", "rope_theta", unlike=[{"rope_theta": 77.0}])
+    yield case(base, "spelling", "rope_theta", {"rope_theta": 77.0}, unlike=[{}])
+    yield case(base, "spelling", "rope_scaling", {"rope_scaling": linear}, unlike=[{}])
+    yield case(base, "spelling", "yarn", {"rope_theta": 77.0, "rope_scaling": dict(YARN, original_max_position_embeddings=16)})
+    yield case(base, "places", "rope_scaling.rope_theta", {"rope_scaling": dict(linear, rope_theta=77.0), "rope_theta": 5.0})
+    yield case(base, "spelling", "rope_parameters", {"rope_parameters": dict(full_attention=full, sliding_attention=local)},
+               unlike=[{}])
+    yield case(base, "spelling", "full_attention alone", {"rope_parameters": dict(full_attention=full), "rope_theta": 9.0})
+    yield case(base, "spelling", "sliding_attention alone", {"rope_parameters": dict(sliding_attention=local),
+                                                            "rope_theta": 7.0})
+    yield case(base, "unused", "rope_parameters without kinds of layers", {"rope_parameters": full})
+    yield case(base, "default", "layer_types", {"num_hidden_layers": 4}, ["layer_types"])
+    yield case(base, "default", "sliding_window", without=["sliding_window"], unlike=[{}])
+
+
+def later_cases():
+    both = ["full_attention", "sliding_attention"]
+    for base in LATER:
+        yield from olmo3_cases() if base == "olmo3" else rotary_cases(base)
+        heads = {"num_attention_heads": 32} if "moe" in base else {}
+        yield case(base, "default", "num_key_value_heads", heads, ["num_key_value_heads"])
+        for without in (["intermediate_size"], ["vocab_size"], ["max_position_embeddings"],
+                        ["num_attention_heads", "num_key_value_heads"]):
+            size = {"hidden_size": 256} if base == "cohere" and "num_attention_heads" in without else {}
+            yield case(base, "default", ", ".join(without), size, without)
+        eps = "layer_norm_eps" if base == "cohere" else "rms_norm_eps"
+        yield case(base, "default", eps, unlike=[{eps: 1e-2}])
+        bias = "qkv_bias" if base == "qwen2_moe" else "attention_bias"
+        yield case(base, "spelling", bias, {bias: base not in ("qwen2_moe", "glm4")}, unlike=[{}])
+    yield case("olmo2", "unused", "windows", {"sliding_window": 4, "layer_types": both, "use_sliding_window": True})
+    every = {"no_rope_layer_interval": 2}
+    yield case("smollm3", "default", "no_rope_layer_interval", {"num_hidden_layers": 4},
+               unlike=[{"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 1]}])
+    yield case("smollm3", "spelling", "no_rope_layer_interval", every, unlike=[{}])
+    yield case("smollm3", "places", "no_rope_layers and no_rope_layer_interval", {**every, "no_rope_layers": [0, 1, 0]},
+               unlike=[every])
+    yield case("smollm3", "unused", "sliding_window", {**every, "sliding_window": 4})
+    yield case("smollm3", "null", "sliding_window", {**every, "sliding_window": None, "use_sliding_window": True})
+    window = {**every, "sliding_window": 4, "use_sliding_window": True}
+    yield case("smollm3", "spelling", "sliding_window", window, unlike=[every])
+    yield case("smollm3", "places", "layer_types and no_rope_layers", {**window, "layer_types": both[::-1]},
+               unlike=[window])
+    for base in ("smollm3", "granite"):
+        yield case(base, "spelling", "mlp_bias", {"mlp_bias": True}, unlike=[{}])
+    yield case("granite", "default", "attention_multiplier", unlike=[{"attention_multiplier": 0.25}])
+    for key in ("embedding_multiplier", "residual_multiplier", "attention_multiplier"):
+        yield case("granite", "spelling", key, {key: 0.25}, unlike=[{}])
+    for base in ("qwen2_moe", "qwen3_moe"):
+        used = {"use_sliding_window": True, "sliding_window": 4}
+        yield case(base, "default", "num_experts_per_tok", unlike=[{"num_experts_per_tok": 2}])
+        yield case(base, "default", "norm_topk_prob", unlike=[{"norm_topk_prob": True}])
+        yield case(base, "spelling", "norm_topk_prob", {"norm_topk_prob": True})
+        yield case(base, "default", "moe_intermediate_size", {"num_experts": 8}, ["moe_intermediate_size"])
+        yield case(base, "unused", "sliding_window", {"sliding_window": 4})
+        yield case(base, "spelling", "sliding_window", used, unlike=[{}])
+        yield case(base, "places", "layer_types", {**used, "layer_types": both[::-1]}, unlike=[{}])
+        yield case(base, "places", "num_experts and num_local_experts", {"num_local_experts": 10, "num_experts": 11})
+    quarter = dict(rope_type="default", partial_rotary_factor=0.25)
+    yield case("glm4", "default", "partial_rotary_factor", unlike=[{"partial_rotary_factor": 1.0}])
+    yield case("glm4", "spelling", "partial_rotary_factor", {"partial_rotary_factor": 0.75}, unlike=[{}])
+    yield case("glm4", "places", "partial_rotary_factor", {"partial_rotary_factor": 0.75, "rope_parameters": quarter})
+    yield case("glm4", "default", "head_dim", without=["head_dim"])
+    yield case("cohere", "unused", "logit_scale, rms_norm_eps", {"logit_scale": 0.5, "rms_norm_eps": 0.5})
+    yield case("qwen2_moe", "spelling", "max_window_layers", {
+        "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}, unlike=[{"sliding_window": 4,
+        "use_sliding_window": True}])
+    yield case("granite", "unused", "logits_scaling, windows", {
+        "logits_scaling": 8.0, "sliding_window": 4, "layer_types": both})
+
+
 def cases():
     for base in ROTARY:
         yield from rotary_cases(base)
     yield from gemma3_cases()
     yield from size_cases()
     yield from other_cases()
+    yield from later_cases()
 
 
 def weights(name, shape, gemma):
@@ -405,12 +491,28 @@ def classes():
     return {name: {field.name: field.default for field in fields(name) if field.name not in common} for name in BASES}
 
 
-def golden(bases, all_cases, path, keep_going=False):
+def configuration(found):
+    """Key of a case: all but its numbers."""
+    return json.dumps([found[key] for key in ("base", "kind", "about", "set", "without")])
+
+
+def stored(path):
+    """Shapes and logits of the cases of the file."""
+    written = json.loads(path.read_text())
+    shapes = lambda found: {name: shape for name, *shape in written["tensors"][found["tensors"]]}
+    return {configuration(found): (shapes(found), found["logits"]) for found in written["cases"]}
+
+
+def golden(bases, all_cases, path, keep_going=False, names=()):
     tensors, out, refused = [], [], []
+    before = stored(path) if names else {}
     for found in all_cases:
         label = f"{found['base']}: {found['about']}"
+        is_stored = names and found["base"] not in names
+        if is_stored:
+            found["unlike"] = []
         try:
-            shapes, logits = compute(settings(bases, found))
+            shapes, logits = before[configuration(found)] if is_stored else compute(settings(bases, found))
         except Exception as error:  # transformers has no number for it
             if not keep_going:
                 raise RuntimeError(label) from error
@@ -432,6 +534,9 @@ def golden(bases, all_cases, path, keep_going=False):
 
 
 def main():
+    names = sys.argv[1:]
+    if unknown := sorted(set(names) - set(BASES)):
+        sys.exit(f"BASES has no {', '.join(unknown)}")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
@@ -439,7 +544,7 @@ def main():
     for line in (f"torch {torch.__version__}", f"transformers {transformers.__version__}"):
         if line.split("+")[0] not in [other.split("+")[0] for other in versions]:
             sys.exit(f"this is {line}, but the other goldens were made with what VERSIONS.txt says")
-    out, _ = golden(BASES, cases(), HERE / "configs.json")
+    out, _ = golden(BASES, cases(), HERE / "configs.json", names=names)
     print(f"{len(out)} cases")
 
 

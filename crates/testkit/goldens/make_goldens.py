@@ -203,6 +203,25 @@ MODELS = {
     "stablelm-parallel": auto("stablelm", **llama(
         num_hidden_layers=2, use_parallel_residual=True,
         rope_parameters=dict(rope_theta=1000.0, partial_rotary_factor=0.5))),
+    "olmo2": auto("olmo2", **llama(num_hidden_layers=2, rms_norm_eps=1e-3)),
+    "smollm3": auto("smollm3", **llama(
+        num_hidden_layers=4, tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=1000.0))),
+    "smollm3-window": auto("smollm3", **llama(
+        no_rope_layers=[0, 1, 0], use_sliding_window=True, sliding_window=6, attention_bias=True, mlp_bias=True)),
+    "granite": auto("granite", **llama(
+        num_hidden_layers=2, embedding_multiplier=3.0, residual_multiplier=0.4, attention_multiplier=0.2,
+        logits_scaling=4.0)),
+    "qwen2-moe": auto("qwen2_moe", **llama(
+        num_hidden_layers=2, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=24,
+        shared_expert_intermediate_size=40, norm_topk_prob=False)),
+    "qwen3-moe": auto("qwen3_moe", **llama(
+        num_hidden_layers=2, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=24, norm_topk_prob=True)),
+    "glm4": auto("glm4", **llama(num_hidden_layers=2, head_dim=16, rope_parameters=dict(
+        rope_type="default", rope_theta=1000.0, partial_rotary_factor=0.5))),
+    "cohere": auto("cohere", **llama(num_hidden_layers=2, layer_norm_eps=1e-3, logit_scale=0.25)),
+    "olmo3": auto("olmo3", **llama(
+        num_hidden_layers=4, sliding_window=6,
+        rope_parameters=dict(full_attention=dict(GLOBAL_ROPE), sliding_attention=dict(LOCAL_ROPE)))),
 }
 # What a golden must be able to tell: with this changed, the logits are others.
 TELLS = {
@@ -228,6 +247,17 @@ TELLS = {
     "stablelm": [
         dict(rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5)),
         dict(layer_norm_eps=1e-5)],
+    "olmo2": [dict(rms_norm_eps=1e-5)],
+    "smollm3": [dict(no_rope_layers=[1, 1, 1, 1])],
+    "smollm3-window": [dict(no_rope_layers=[1, 1, 1]), dict(layer_types=["full_attention"] * 3)],
+    "granite": [dict(embedding_multiplier=1.0), dict(residual_multiplier=1.0), dict(attention_multiplier=8**-0.5)],
+    "qwen2-moe": [dict(num_experts_per_tok=3), dict(norm_topk_prob=True)],
+    "qwen3-moe": [dict(num_experts_per_tok=2), dict(norm_topk_prob=False)],
+    "glm4": [dict(rope_parameters=dict(rope_type="default", rope_theta=1000.0, partial_rotary_factor=1.0))],
+    "cohere": [dict(layer_norm_eps=1e-5)],
+    "olmo3": [dict(sliding_window=99), dict(layer_types=["sliding_attention"] * 4),
+              dict(rope_parameters=dict(full_attention=GLOBAL_ROPE, sliding_attention=GLOBAL_ROPE)),
+              dict(rope_parameters=dict(full_attention=LOCAL_ROPE, sliding_attention=LOCAL_ROPE))],
 }
 
 
@@ -320,6 +350,14 @@ def on_disk(name, state, config):
                 gate, up = gate_up[expert].chunk(2)
                 for key, tensor in (("w1", gate), ("w2", down[expert]), ("w3", up)):
                     state[f"{moe}.experts.{expert}.{key}.weight"] = tensor.contiguous().clone()
+    if config["model_type"] in ("qwen2_moe", "qwen3_moe"):  # stacked likewise
+        for layer in range(config["num_hidden_layers"]):
+            experts = f"model.layers.{layer}.mlp.experts"
+            gate_up, down = state.pop(f"{experts}.gate_up_proj"), state.pop(f"{experts}.down_proj")
+            for expert in range(len(down)):
+                gate, up = gate_up[expert].chunk(2)
+                for key, tensor in (("gate_proj", gate), ("up_proj", up), ("down_proj", down[expert])):
+                    state[f"{experts}.{expert}.{key}.weight"] = tensor.contiguous().clone()
     return state
 
 

@@ -22,7 +22,7 @@ use tch::{Kind, Tensor};
 pub use head::check_head;
 pub use optimizer::check_optimizer;
 pub use schedule::check_schedule;
-pub use tuning::{build_tuning, check_tuning};
+pub use tuning::{build_tuning, build_tuning_of_sites, check_tuning};
 
 /// Checks a plugin's name, documentation, example and schema, for any slot.
 pub fn check_options<S: Slot, P: Plugin<S>>() {
@@ -37,7 +37,9 @@ pub fn check_options<S: Slot, P: Plugin<S>>() {
 fn check_documentation(entry: &Entry) {
     let name = entry.name;
     let kebab = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    assert!(!name.is_empty() && name.chars().all(kebab), "`{name}`: a plugin's name is in kebab-case");
+    for name in [name].iter().chain(entry.aliases) {
+        assert!(!name.is_empty() && name.chars().all(kebab), "`{name}`: a plugin's name is in kebab-case");
+    }
     assert!(!entry.summary.is_empty(), "`{name}`: the options struct has a doc comment, which is the summary");
     for (key, property) in entry.schema["properties"].as_object().into_iter().flatten() {
         let documented = property["description"].as_str().is_some_and(|text| !text.is_empty());
@@ -116,8 +118,8 @@ mod tests {
         Polynomial, ReduceOnPlateau, Schedule, Sgd, WarmupStableDecay,
     };
     use sepal_plugin::{
-        BuildError, Head, HeadContext, HeadError, Hidden, LabelKind, Labels, Logits, Phase, Prediction, Sched,
-        SchedContext, TaskHead, Track, label_tensor,
+        BuildError, Head, HeadContext, HeadError, HiddenView, LabelKind, Labels, Logits, Phase, Prediction, Sched,
+        SchedContext, Task, TaskHead, Track, label_tensor,
     };
     use sepal_track::{Mlflow, TensorBoard, Wandb};
     use serde::{Deserialize, Serialize};
@@ -215,7 +217,7 @@ mod tests {
 
     struct UnusedParameter {
         used: Tensor,
-        labels: Vec<String>,
+        task: Task,
     }
 
     impl Plugin<Head> for UnusedParameter {
@@ -229,13 +231,13 @@ mod tests {
         fn build(_: ConstantConfig, cx: &mut HeadContext<'_>) -> Result<Box<dyn TaskHead>, BuildError> {
             let used = cx.params.add("used", &numbers(&[1, cx.hidden as i64]))?;
             drop(cx.params.add("unused", &numbers(&[1]))?);
-            Ok(Box::new(Self { used, labels: vec!["score".to_owned()] }))
+            Ok(Box::new(Self { used, task: Task::new(LabelKind::Value, vec!["score".to_owned()]) }))
         }
     }
 
     impl TaskHead for UnusedParameter {
-        fn forward(&self, hidden: &Hidden, _: Phase) -> Result<Logits, HeadError> {
-            Ok(Logits { values: hidden.pooled.f_linear(&self.used, None::<Tensor>)? })
+        fn forward(&self, hidden: &HiddenView<'_>, _: Phase) -> Result<Logits, HeadError> {
+            Ok(Logits::new(hidden.states().f_linear(&self.used, None::<Tensor>)?))
         }
 
         fn loss(&self, logits: &Logits, labels: &Labels) -> Result<Tensor, HeadError> {
@@ -246,12 +248,8 @@ mod tests {
             Ok(Prediction::default())
         }
 
-        fn label_names(&self) -> &[String] {
-            &self.labels
-        }
-
-        fn label_kind(&self) -> LabelKind {
-            LabelKind::Value
+        fn task(&self) -> &Task {
+            &self.task
         }
     }
 

@@ -108,6 +108,53 @@ pub fn csv(path: &Path, rows: usize, seed: u64) {
     std::fs::write(path, format!("sentence,label\n{lines}")).expect("a CSV file");
 }
 
+/// Writes sentences with a tag for each word to a JSON lines file with the columns `tokens` and `ner_tags`: the word that
+/// determines the class of a sentence is an entity, `BAD` or `GOOD`.
+///
+/// # Panics
+/// If the file cannot be written.
+pub fn entities(path: &Path, rows: usize, seed: u64) {
+    let row = |(text, label): (String, usize)| {
+        let words: Vec<&str> = text.split(' ').collect();
+        let mut tags = vec!["O"; words.len()];
+        tags[words.len() - 1] = ["B-BAD", "B-GOOD"][label];
+        json!({ "tokens": words, "ner_tags": tags })
+    };
+    write_lines(path, sentences(rows, seed).into_iter().map(row));
+}
+
+/// Writes texts with two endings, of which the good one is right, to a JSON lines file with the columns `startphrase`,
+/// `ending0`, `ending1` and `label`.
+///
+/// # Panics
+/// If the file cannot be written.
+pub fn choices(path: &Path, rows: usize, seed: u64) {
+    let row = |(index, (text, right)): (usize, (String, usize))| {
+        let start = text.rsplit_once(' ').map_or("", |(start, _)| start);
+        let (good, bad) = (GOOD[index % GOOD.len()], BAD[index * 3 % BAD.len()]);
+        let endings = if right == 0 { [good, bad] } else { [bad, good] };
+        json!({ "startphrase": start, "ending0": endings[0], "ending1": endings[1], "label": right })
+    };
+    write_lines(path, sentences(rows, seed).into_iter().enumerate().map(row));
+}
+
+/// Writes sentences to a JSON lines file with the columns `question` and `answer`: the answer says `it is bright` of good
+/// sentences and `it is dull` of bad ones.
+///
+/// # Panics
+/// If the file cannot be written.
+pub fn answers(path: &Path, rows: usize, seed: u64) {
+    let row = |(text, label): (String, usize)| {
+        let answer = ["it is dull", "it is bright"][label];
+        json!({ "question": text, "answer": answer })
+    };
+    write_lines(path, sentences(rows, seed).into_iter().map(row));
+}
+
+fn write_lines(path: &Path, rows: impl Iterator<Item = serde_json::Value>) {
+    std::fs::write(path, rows.map(|row| format!("{row}\n")).collect::<String>()).expect("a file of rows");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use capnp::struct_list;
-use sepal_core::{DType, HostTensor, NamedHostTensor, Ragged, RaggedError, ShapeError, Span, SpanError, Want};
+use sepal_core::{DType, HostTensor, HostTunable, Ragged, RaggedError, ShapeError, Span, SpanError, Want};
 
 use crate::parts::Parts;
 use crate::sepal_capnp as wire;
@@ -160,7 +160,7 @@ pub struct Grads {
     /// Gradient of the input, as requested by [`GradWant::input`].
     pub input: Option<HostTensor>,
     /// Gradients of the tunables, summed over the rows.
-    pub tunables: Vec<NamedHostTensor>,
+    pub tunables: Vec<HostTunable>,
     /// Last block of the model with non-finite gradients.
     pub not_finite: Option<usize>,
 }
@@ -187,7 +187,7 @@ pub(crate) use wire_enums;
 
 wire_enums! {
     pub dtype_to_wire, dtype_from_wire: DType { F32, F16, Bf16, Q8 }
-    pub want_to_wire, want_from_wire: Want { All, LastOfRows }
+    pub want_to_wire, want_from_wire: Want { All, LastOfRows, Tokens, MeanOfRows }
     input_grad_to_wire, input_grad_from_wire: InputGrad { All, Prefix, None }
 }
 
@@ -215,28 +215,30 @@ pub fn read_tensor(reader: wire::tensor::Reader<'_>, parts: &Parts) -> Result<Ho
     Ok(HostTensor::new(dtype, shape, data)?)
 }
 
-/// Writes named tensors into a list of the same length.
-pub fn write_named(
+/// Writes tunables into a list of the same length.
+pub fn write_tunables(
     mut list: struct_list::Builder<'_, wire::named_tensor::Owned>,
-    tensors: &[NamedHostTensor],
+    tunables: &[HostTunable],
     parts: &Parts,
 ) {
-    for (i, named) in tensors.iter().enumerate() {
+    for (i, named) in tunables.iter().enumerate() {
         let mut item = list.reborrow().get(size(i));
         item.set_name(&named.name);
+        item.set_first_block(size(named.first_block));
         write_tensor(item.init_tensor(), &named.tensor, parts);
     }
 }
 
-/// Reads named tensors.
-pub fn read_named(
+/// Reads tunables.
+pub fn read_tunables(
     list: struct_list::Reader<'_, wire::named_tensor::Owned>,
     parts: &Parts,
-) -> Result<Vec<NamedHostTensor>, DecodeError> {
+) -> Result<Vec<HostTunable>, DecodeError> {
     list.iter()
         .map(|item| {
             let name = item.get_name()?.to_str()?.to_owned();
-            Ok(NamedHostTensor { name, tensor: read_tensor(item.get_tensor()?, parts)? })
+            let first_block = item.get_first_block() as usize;
+            Ok(HostTunable { name, first_block, tensor: read_tensor(item.get_tensor()?, parts)? })
         })
         .collect()
 }
@@ -290,14 +292,14 @@ pub fn write_grads(mut builder: wire::grads::Builder<'_>, grads: &Grads, parts: 
         write_tensor(builder.reborrow().init_input(), input, parts);
     }
     builder.set_not_finite(block_to_wire(grads.not_finite));
-    write_named(builder.init_tunables(size(grads.tunables.len())), &grads.tunables, parts);
+    write_tunables(builder.init_tunables(size(grads.tunables.len())), &grads.tunables, parts);
 }
 
 /// Reads gradients.
 pub fn read_grads(reader: wire::grads::Reader<'_>, parts: &Parts) -> Result<Grads, DecodeError> {
     let input = if reader.has_input() { Some(read_tensor(reader.get_input()?, parts)?) } else { None };
     let not_finite = block_from_wire(reader.get_not_finite());
-    Ok(Grads { input, tunables: read_named(reader.get_tunables()?, parts)?, not_finite })
+    Ok(Grads { input, tunables: read_tunables(reader.get_tunables()?, parts)?, not_finite })
 }
 
 /// Converts an optional block index: none is 0 on the wire, and blocks count from 1 there.
@@ -370,7 +372,8 @@ mod tests {
 
     #[test]
     fn gradients_round_trip_is_exact() {
-        let named = NamedHostTensor { name: "deep_prompts".into(), tensor: tensor(DType::F32, vec![3, 2, 4]) };
+        let named =
+            HostTunable { name: "deep_prompts".into(), first_block: 4, tensor: tensor(DType::F32, vec![3, 2, 4]) };
         for input in [None, Some(tensor(DType::F16, vec![2, 4]))] {
             let grads = Grads { input, tunables: vec![named.clone()], not_finite: Some(7) };
             let (mut message, parts) = (Builder::new_default(), Parts::default());

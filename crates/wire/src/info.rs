@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use sepal_core::{DType, Span};
+use sepal_core::{DEEP_PROMPTS, DType, PREFIX_KEYS_VALUES, Span};
 
 use crate::codec::{self, DecodeError};
 use crate::sepal_capnp as wire;
@@ -39,6 +39,8 @@ pub enum FailureCode {
     Unreadable,
     /// Result that could not be forwarded to the next server.
     NotRelayed,
+    /// Tunables or prefixes that never fit the server's byte budget.
+    NoMemory,
 }
 
 /// Failure that a server reports.
@@ -60,7 +62,8 @@ impl Failure {
             FailureCode::NotServed
             | FailureCode::ShuttingDown
             | FailureCode::ComputeFailed
-            | FailureCode::NotRelayed => Retry::Elsewhere,
+            | FailureCode::NotRelayed
+            | FailureCode::NoMemory => Retry::Elsewhere,
         };
         Self { retry, code, message: message.to_string() }
     }
@@ -82,7 +85,7 @@ impl Failure {
 codec::wire_enums! {
     retry_to_wire, retry_from_wire: Retry { Here, Elsewhere, Never }
     code_to_wire, code_from_wire: FailureCode {
-        InvalidRequest, NotServed, TapeExpired, Overloaded, ShuttingDown, ComputeFailed, Unreadable, NotRelayed
+        InvalidRequest, NotServed, TapeExpired, Overloaded, ShuttingDown, ComputeFailed, Unreadable, NotRelayed, NoMemory
     }
 }
 
@@ -97,11 +100,22 @@ pub struct Limits {
     pub max_message_bytes: u64,
     /// Maximum bytes of all tapes of all clients.
     pub tape_budget_bytes: u64,
+    /// Maximum bytes of the tunables and prefixes of one client; 0 if the server does not state it.
+    pub client_bytes: u64,
+    /// Maximum bytes of the tunables and prefixes of all clients; 0 if the server does not state it.
+    pub shared_bytes: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_rows: 4096, max_tokens: 16_384, max_message_bytes: 256 << 20, tape_budget_bytes: 4 << 30 }
+        Self {
+            max_rows: 4096,
+            max_tokens: 16_384,
+            max_message_bytes: 256 << 20,
+            tape_budget_bytes: 4 << 30,
+            client_bytes: 512 << 20,
+            shared_bytes: 1 << 30,
+        }
     }
 }
 
@@ -149,8 +163,10 @@ impl Timing {
 /// Description of a server.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServerInfo {
-    /// Protocol version, see [`crate::PROTOCOL`].
+    /// Newest protocol that the server speaks.
     pub protocol: u32,
+    /// Oldest protocol of a client that the server accepts.
+    pub oldest_protocol: u32,
     /// Name and version of the program.
     pub software: String,
     /// Digest of the whole model.
@@ -175,6 +191,8 @@ pub struct ServerInfo {
     pub tape_token_bytes: u32,
     /// True if the server finishes its calls and accepts no new ones.
     pub draining: bool,
+    /// Names of the tunables that the blocks take.
+    pub tunables: Vec<String>,
 }
 
 impl ServerInfo {
@@ -194,8 +212,15 @@ impl ServerInfo {
         limits.set_max_tokens(self.limits.max_tokens);
         limits.set_max_message_bytes(self.limits.max_message_bytes);
         limits.set_tape_budget_bytes(self.limits.tape_budget_bytes);
+        limits.set_client_bytes(self.limits.client_bytes);
+        limits.set_shared_bytes(self.limits.shared_bytes);
         builder.set_tape_token_bytes(self.tape_token_bytes);
         builder.set_draining(self.draining);
+        builder.set_oldest_protocol(self.oldest_protocol);
+        let mut tunables = builder.reborrow().init_tunables(codec::size(self.tunables.len()));
+        for (index, name) in (0..).zip(&self.tunables) {
+            tunables.set(index, name);
+        }
         let mut load = builder.init_load();
         load.set_queue(self.load.queue);
         load.set_tapes(self.load.tapes);
@@ -208,8 +233,19 @@ impl ServerInfo {
     pub fn read(reader: wire::server_info::Reader<'_>) -> Result<Self, DecodeError> {
         let limits = reader.get_limits()?;
         let load = reader.get_load()?;
+        let protocol = reader.get_protocol();
+        let oldest_protocol = match reader.get_oldest_protocol() {
+            0 => protocol,
+            oldest => oldest,
+        };
+        let tunables = reader.get_tunables()?.iter().map(|name| Ok(name?.to_str()?.to_owned()));
+        let mut tunables = tunables.collect::<Result<Vec<String>, DecodeError>>()?;
+        if tunables.is_empty() {
+            tunables = [DEEP_PROMPTS, PREFIX_KEYS_VALUES].map(str::to_owned).into();
+        }
         Ok(Self {
-            protocol: reader.get_protocol(),
+            protocol,
+            oldest_protocol,
             software: reader.get_software()?.to_str()?.to_owned(),
             model_digest: reader.get_model_digest()?.to_str()?.to_owned(),
             family: reader.get_family()?.to_str()?.to_owned(),
@@ -223,6 +259,8 @@ impl ServerInfo {
                 max_tokens: limits.get_max_tokens(),
                 max_message_bytes: limits.get_max_message_bytes(),
                 tape_budget_bytes: limits.get_tape_budget_bytes(),
+                client_bytes: limits.get_client_bytes(),
+                shared_bytes: limits.get_shared_bytes(),
             },
             load: Load {
                 queue: load.get_queue(),
@@ -233,6 +271,7 @@ impl ServerInfo {
             },
             tape_token_bytes: reader.get_tape_token_bytes(),
             draining: reader.get_draining(),
+            tunables,
         })
     }
 }
@@ -247,6 +286,7 @@ mod tests {
     fn server_info_round_trip_is_exact() {
         let info = ServerInfo {
             protocol: crate::PROTOCOL,
+            oldest_protocol: 6,
             software: "sepal 0.1.0".into(),
             model_digest: "sha256:ab".into(),
             family: "llama".into(),
@@ -259,6 +299,7 @@ mod tests {
             load: Load { queue: 1, tapes: 2, tape_bytes: 3, completed: 4, rate: 5e-6 },
             tape_token_bytes: 6,
             draining: true,
+            tunables: vec!["deep_prompts".into()],
         };
         let mut message = Builder::new_default();
         info.write(message.init_root());

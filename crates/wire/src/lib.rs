@@ -48,5 +48,17 @@ pub use info::{Failure, FailureCode, Limits, Load, Retry, ServerInfo, Timing};
 pub use parts::Parts;
 pub use relay::{MailboxKey, Relay, RelayTarget};
 
-/// Version of the protocol. Servers and clients of different versions refuse each other.
-pub const PROTOCOL: u32 = 5;
+/// Newest version of the protocol that servers and clients of this crate speak.
+pub const PROTOCOL: u32 = 6;
+
+/// Oldest version of a server that a client of this crate can use.
+pub const OLDEST_SERVER: u32 = 5;
+
+/// Oldest version of a client that a server of this crate accepts: one that names the first block of a tunable.
+pub const OLDEST_CLIENT: u32 = 6;
+
+/// Newest version that two ranges of versions, each `[oldest, newest]`, have in common.
+pub fn common_protocol(one: [u32; 2], other: [u32; 2]) -> Option<u32> {
+    let newest = one[1].min(other[1]);
+    (newest >= one[0].max(other[0])).then_some(newest)
+}

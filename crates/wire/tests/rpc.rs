@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use capnp::capability::Rc;
-use sepal_core::{DType, HostTensor, NamedHostTensor, Ragged};
+use sepal_core::{DType, HostTensor, HostTunable, Ragged};
 use sepal_wire::codec::{self, Grads, WireBatch};
 use sepal_wire::sepal_capnp::block_server;
 use sepal_wire::sepal_capnp::tuned::{self, BackwardParams, BackwardResults, ForwardParams, ForwardResults};
@@ -30,7 +30,7 @@ impl tuned::Server for Echo {
     async fn backward(self: Rc<Self>, params: BackwardParams, mut results: BackwardResults) -> capnp::Result<()> {
         let batch = codec::read_batch(params.get()?.get_batch()?, &self.parts);
         let batch = batch.map_err(|error| capnp::Error::failed(error.to_string()))?;
-        let named = NamedHostTensor { name: "deep_prompts".to_owned(), tensor: batch.hidden };
+        let named = HostTunable { name: "deep_prompts".to_owned(), first_block: 0, tensor: batch.hidden };
         let grads = Grads { tunables: vec![named], ..Grads::default() };
         codec::write_grads(results.get().init_grads(), &grads, &self.parts);
         self.backward_calls.set(self.backward_calls.get() + 1);

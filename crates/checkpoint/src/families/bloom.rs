@@ -6,9 +6,11 @@ use crate::family::{
     ClassDefaults, ConfigKeys, FamilySpec, GgufSpec, PositionEncoding, Renames, RotaryKeys, RowOrder, TensorNames,
 };
 use crate::keys::Keys;
+use crate::linear_sites;
 
 pub(super) const SPEC: FamilySpec = FamilySpec {
     family: Family::Bloom,
+    classifier: Some("BloomForSequenceClassification"),
     tensors: TensorNames { prefix: "transformer.", blocks: "h", positions: None },
     positions: PositionEncoding::Alibi,
     activations: &[Activation::GeluTanh],
@@ -24,6 +26,7 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
     defaults: ClassDefaults { vocab_size: 250_880, hidden: 64, n_blocks: 2, n_heads: 8, ..ClassDefaults::LAYER_NORMS },
     rotary: RotaryKeys::USUAL,
     read_config,
+    sites: linear_sites::BLOOM,
     without_bias: &[],
     gguf: Some(GgufSpec {
         architecture: "bloom",

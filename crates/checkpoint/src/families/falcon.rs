@@ -10,9 +10,11 @@ use crate::family::{
     ClassDefaults, ConfigKeys, FamilySpec, GgufSpec, Parallel, PositionEncoding, RotaryKeys, RowOrder, WithoutBias,
 };
 use crate::keys::Keys;
+use crate::linear_sites;
 
 pub(super) const SPEC: FamilySpec = FamilySpec {
     family: Family::Falcon,
+    classifier: Some("FalconForSequenceClassification"),
     tensors: bloom::SPEC.tensors,
     positions: PositionEncoding::Rotary,
     activations: &[Activation::Gelu, Activation::GeluTanh],
@@ -20,6 +22,7 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
     defaults: ClassDefaults { vocab_size: 65_024, hidden: 4544, n_heads: 71, ..ClassDefaults::LAYER_NORMS },
     rotary: RotaryKeys::USUAL,
     read_config,
+    sites: linear_sites::BLOOM,
     without_bias: &[WithoutBias {
         layers: &[".query_key_value", ".self_attention.dense", ".dense_h_to_4h", ".dense_4h_to_h"],
         unless: Some(("bias", false)),

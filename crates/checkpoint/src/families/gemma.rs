@@ -15,6 +15,7 @@ use crate::keys::Keys;
 
 pub(super) const GEMMA: FamilySpec = FamilySpec {
     family: Family::Gemma,
+    classifier: Some("GemmaForSequenceClassification"),
     activations: &[Activation::GeluTanh],
     keys: ConfigKeys { activation: None, ..ConfigKeys::USUAL },
     defaults: ClassDefaults {
@@ -39,6 +40,7 @@ pub(super) const GEMMA: FamilySpec = FamilySpec {
 
 pub(super) const GEMMA2: FamilySpec = FamilySpec {
     family: Family::Gemma2,
+    classifier: Some("Gemma2ForSequenceClassification"),
     keys: ConfigKeys { activation: Some("hidden_activation"), ..ConfigKeys::USUAL },
     defaults: ClassDefaults {
         hidden: 2304,
@@ -63,6 +65,7 @@ pub(super) const GEMMA2: FamilySpec = FamilySpec {
 
 pub(super) const GEMMA3: FamilySpec = FamilySpec {
     family: Family::Gemma3,
+    classifier: Some("Gemma3TextForSequenceClassification"),
     defaults: ClassDefaults { vocab_size: 262_208, max_positions: 131_072, theta: 1_000_000.0, ..GEMMA2.defaults },
     rotary: RotaryKeys { original: OriginalLength::Within, ..RotaryKeys::USUAL },
     read_config: read_gemma3,
@@ -110,7 +113,8 @@ fn read_gemma3(keys: Keys<'_>, spec: &FamilySpec) -> Result<ModelConfig, OpenErr
     only(keys, "use_bidirectional_attention", false)?;
     let config = llama::read_heads(keys, spec)?;
     let max_positions = keys.optional_count("max_position_embeddings")?;
-    let ropes = read_ropes(keys, &Rotary { spec, head_dim: config.head_dim, max_positions })?;
+    let rotary = Rotary { spec, head_dim: config.head_dim, max_positions };
+    let ropes = read_ropes(keys, &rotary, (Some("rope_local_base_freq"), 10_000.0))?;
     let period = keys.optional_count("sliding_window_pattern")?.unwrap_or(6);
     let (size, blocks) = windowed_blocks(keys, config.n_blocks, period)?;
     // A window that hides nothing still says which blocks have the local positions: it is kept at any size.
@@ -133,15 +137,16 @@ fn windowed_blocks(keys: Keys<'_>, n_blocks: usize, period: usize) -> Result<(Op
 }
 
 /// Positions of blocks without and with a window.
-struct Ropes {
-    global: Rope,
-    local: Rope,
-    max_positions: Option<usize>,
+pub(super) struct Ropes {
+    pub(super) global: Rope,
+    pub(super) local: Rope,
+    pub(super) max_positions: Option<usize>,
 }
 
 /// Reads both sets of positions. `rope_scaling` is merged into that of blocks without a window. Without
-/// `rope_parameters` the kind of both is `default`, regardless of `type`.
-fn read_ropes(keys: Keys<'_>, rotary: &Rotary<'_>) -> Result<Ropes, OpenError> {
+/// `rope_parameters` the kind of both is `default`, regardless of `type`. `local` is the key beside them of the base of
+/// blocks with a window, if there is one, and its default.
+pub(super) fn read_ropes(keys: Keys<'_>, rotary: &Rotary<'_>, local: (Option<&str>, f64)) -> Result<Ropes, OpenError> {
     let nothing = Map::new();
     let parameters = keys.object("rope_parameters")?.unwrap_or(&nothing);
     let parameters = keys.inside("rope_parameters.", parameters);
@@ -150,11 +155,12 @@ fn read_ropes(keys: Keys<'_>, rotary: &Rotary<'_>) -> Result<Ropes, OpenError> {
     let (mut full, sliding) = (kind("full_attention")?, kind("sliding_attention")?);
     full.extend(keys.object("rope_scaling")?.cloned().unwrap_or_default());
 
-    let read = |scope, map: &Map<String, Value>, key, theta| {
+    let read = |scope, map: &Map<String, Value>, (key, default): (Option<&str>, f64)| {
         let scaling = keys.inside(scope, map);
-        let theta = match scaling.optional_positive("rope_theta")? {
-            Some(theta) => theta,
-            None => keys.optional_positive(key)?.unwrap_or(theta),
+        let theta = match (scaling.optional_positive("rope_theta")?, key) {
+            (Some(theta), _) => theta,
+            (None, Some(key)) => keys.optional_positive(key)?.unwrap_or(default),
+            (None, None) => default,
         };
         rope::read_scaled(scaling, keys, rotary, theta)
     };
@@ -162,8 +168,8 @@ fn read_ropes(keys: Keys<'_>, rotary: &Rotary<'_>) -> Result<Ropes, OpenError> {
         None if keys.get("rope_scaling").is_some() => "rope_scaling.",
         _ => "rope_parameters.full_attention.",
     };
-    let (global, limit) = read(scope, &full, "rope_theta", rotary.spec.defaults.theta)?;
-    let (local, local_limit) = read("rope_parameters.sliding_attention.", &sliding, "rope_local_base_freq", 10_000.0)?;
+    let (global, limit) = read(scope, &full, (Some("rope_theta"), rotary.spec.defaults.theta))?;
+    let (local, local_limit) = read("rope_parameters.sliding_attention.", &sliding, local)?;
     let max_positions = [limit, local_limit].into_iter().flatten().min();
     Ok(Ropes { global, local, max_positions })
 }

@@ -6,9 +6,11 @@ use crate::family::{
     ClassDefaults, ConfigKeys, FamilySpec, GgufSpec, PositionEncoding, RotaryKeys, RowOrder, TensorNames,
 };
 use crate::keys::Keys;
+use crate::linear_sites;
 
 pub(super) const SPEC: FamilySpec = FamilySpec {
     family: Family::Gpt2,
+    classifier: Some("GPT2ForSequenceClassification"),
     tensors: TensorNames { prefix: "transformer.", blocks: "h", positions: Some("wpe.weight") },
     positions: PositionEncoding::Learned,
     activations: &[Activation::GeluTanh, Activation::Gelu, Activation::Relu],
@@ -31,6 +33,7 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
     },
     rotary: RotaryKeys::USUAL,
     read_config,
+    sites: linear_sites::GPT2,
     without_bias: &[],
     gguf: Some(GgufSpec {
         architecture: "gpt2",

@@ -7,9 +7,11 @@ use crate::family::{
     WithoutBias,
 };
 use crate::keys::Keys;
+use crate::linear_sites;
 
 pub(super) const SPEC: FamilySpec = FamilySpec {
     family: Family::GptNeox,
+    classifier: Some("GPTNeoXForSequenceClassification"),
     tensors: TensorNames { prefix: "gpt_neox.", blocks: "layers", positions: None },
     positions: PositionEncoding::Rotary,
     activations: &[Activation::Gelu, Activation::GeluTanh, Activation::Relu],
@@ -24,6 +26,7 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
     },
     rotary: RotaryKeys { theta: "rotary_emb_base", share: Some(("rotary_pct", 0.25)), ..RotaryKeys::USUAL },
     read_config,
+    sites: linear_sites::GPT_NEOX,
     without_bias: &[WithoutBias {
         layers: &[".query_key_value", ".attention.dense"],
         unless: Some(("attention_bias", true)),

@@ -6,9 +6,11 @@ use crate::family::{
     ClassDefaults, ConfigKeys, FamilySpec, GgufSpec, PositionEncoding, RotaryKeys, RowOrder, TensorNames, WithoutBias,
 };
 use crate::keys::Keys;
+use crate::linear_sites;
 
 pub(super) const SPEC: FamilySpec = FamilySpec {
     family: Family::Llama,
+    classifier: Some("LlamaForSequenceClassification"),
     tensors: TensorNames { prefix: "model.", blocks: "layers", positions: None },
     positions: PositionEncoding::Rotary,
     activations: &[Activation::Silu],
@@ -16,6 +18,7 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
     defaults: ClassDefaults::LLAMA,
     rotary: RotaryKeys::USUAL,
     read_config,
+    sites: linear_sites::LLAMA,
     without_bias: &[
         WithoutBias { layers: ATTENTION, unless: Some(("attention_bias", false)) },
         WithoutBias { layers: GATED_MLP, unless: Some(("mlp_bias", false)) },

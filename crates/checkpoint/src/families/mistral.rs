@@ -8,6 +8,7 @@ use crate::keys::Keys;
 
 pub(super) const SPEC: FamilySpec = FamilySpec {
     family: Family::Mistral,
+    classifier: Some("MistralForSequenceClassification"),
     defaults: ClassDefaults { ffn: Some(14_336), n_kv_heads: Some(8), max_positions: 131_072, ..ClassDefaults::LLAMA },
     read_config,
     without_bias: &[WithoutBias { layers: ATTENTION, unless: None }, WithoutBias { layers: GATED_MLP, unless: None }],

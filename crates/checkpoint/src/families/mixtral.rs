@@ -5,11 +5,14 @@ use crate::config::with_window;
 use crate::error::OpenError;
 use crate::family::{ClassDefaults, FamilySpec, GgufSpec, RowOrder};
 use crate::keys::Keys;
+use crate::linear_sites;
 
 pub(super) const SPEC: FamilySpec = FamilySpec {
     family: Family::Mixtral,
+    classifier: Some("MixtralForSequenceClassification"),
     defaults: ClassDefaults { norm_eps: 1e-5, theta: 1_000_000.0, ..mistral::SPEC.defaults },
     read_config,
+    sites: linear_sites::MIXTRAL,
     gguf: Some(GgufSpec {
         architecture: "llama",
         has_experts: true,
@@ -34,5 +37,5 @@ fn experts(keys: Keys<'_>) -> Result<Experts, OpenError> {
     if per_token > count {
         return Err(keys.wrong("num_experts_per_tok", format!("at most num_local_experts, {count}")));
     }
-    Ok(Experts { count, per_token })
+    Ok(Experts::new(count, per_token))
 }

@@ -1,17 +1,25 @@
 //! The table of model families. A family is one entry here and one in the table of `sepal-blocks`.
 
 mod bloom;
+mod cohere;
 mod falcon;
 mod gemma;
+mod glm4;
 mod gpt2;
 mod gpt_neox;
+mod granite;
 mod llama;
 mod mistral;
 mod mixtral;
+mod olmo2;
+mod olmo3;
 mod opt;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
+mod smollm3;
 mod stablelm;
 #[cfg(test)]
 mod tests;
@@ -29,19 +37,27 @@ use crate::keys::Keys;
 /// All families, by name.
 const FAMILIES: &[&FamilySpec] = &[
     &bloom::SPEC,
+    &cohere::SPEC,
     &falcon::SPEC,
     &gemma::GEMMA,
     &gemma::GEMMA2,
     &gemma::GEMMA3,
+    &glm4::SPEC,
     &gpt2::SPEC,
     &gpt_neox::SPEC,
+    &granite::SPEC,
     &llama::SPEC,
     &mistral::SPEC,
     &mixtral::SPEC,
+    &olmo2::SPEC,
+    &olmo3::SPEC,
     &opt::SPEC,
     &phi3::SPEC,
     &qwen2::SPEC,
+    &qwen2_moe::SPEC,
     &qwen3::SPEC,
+    &qwen3_moe::SPEC,
+    &smollm3::SPEC,
     &stablelm::SPEC,
 ];
 
@@ -65,6 +81,11 @@ pub(crate) const fn spec(family: Family) -> &'static FamilySpec {
 /// Names of a family's tensors.
 pub fn tensor_names(family: Family) -> &'static TensorNames {
     &spec(family).tensors
+}
+
+/// Class of transformers with a classifier, for example `LlamaForSequenceClassification`; `None` if it has none.
+pub fn classifier_class(family: Family) -> Option<&'static str> {
+    spec(family).classifier
 }
 
 /// Reads a `config.json`.

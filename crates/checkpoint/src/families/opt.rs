@@ -7,9 +7,11 @@ use crate::config::{heads_divide_hidden, only, sizes};
 use crate::error::OpenError;
 use crate::family::{ClassDefaults, ConfigKeys, FamilySpec, PositionEncoding, TensorNames, WithoutBias};
 use crate::keys::Keys;
+use crate::linear_sites;
 
 pub(super) const SPEC: FamilySpec = FamilySpec {
     family: Family::Opt,
+    classifier: Some("OPTForSequenceClassification"),
     tensors: TensorNames {
         blocks: "decoder.layers",
         positions: Some("decoder.embed_positions.weight"),
@@ -33,6 +35,7 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
         ..ClassDefaults::LAYER_NORMS
     },
     read_config,
+    sites: linear_sites::OPT,
     without_bias: &[WithoutBias {
         layers: &[".q_proj", ".k_proj", ".v_proj", ".out_proj", ".fc1", ".fc2"],
         unless: Some(("enable_bias", true)),

@@ -5,9 +5,11 @@ use crate::config::with_window;
 use crate::error::OpenError;
 use crate::family::{ClassDefaults, FamilySpec, GgufSpec, GgufWindow, OriginalLength, RotaryKeys, WithoutBias};
 use crate::keys::Keys;
+use crate::linear_sites;
 
 pub(super) const SPEC: FamilySpec = FamilySpec {
     family: Family::Phi3,
+    classifier: Some("Phi3ForSequenceClassification"),
     defaults: ClassDefaults {
         vocab_size: 32_064,
         hidden: 3072,
@@ -23,6 +25,7 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
         ..RotaryKeys::USUAL
     },
     read_config,
+    sites: linear_sites::PHI3,
     without_bias: &[WithoutBias { layers: &[".qkv_proj", ".o_proj", ".gate_up_proj", ".down_proj"], unless: None }],
     gguf: Some(GgufSpec {
         architecture: "phi3",

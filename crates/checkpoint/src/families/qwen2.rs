@@ -8,6 +8,7 @@ use crate::keys::Keys;
 
 pub(super) const SPEC: FamilySpec = FamilySpec {
     family: Family::Qwen2,
+    classifier: Some("Qwen2ForSequenceClassification"),
     defaults: ClassDefaults {
         vocab_size: 151_936,
         ffn: Some(22_016),

@@ -6,6 +6,7 @@ use crate::family::{ClassDefaults, FamilySpec, GgufSpec, WithoutBias};
 
 pub(super) const SPEC: FamilySpec = FamilySpec {
     family: Family::Qwen3,
+    classifier: Some("Qwen3ForSequenceClassification"),
     defaults: ClassDefaults { head_dim: Some(128), ..qwen2::SPEC.defaults },
     without_bias: &[
         WithoutBias { layers: ATTENTION, unless: Some(("attention_bias", false)) },

@@ -7,9 +7,11 @@ use crate::config::{equal_head_dim, n_kv_heads, only, rotary, sizes};
 use crate::error::OpenError;
 use crate::family::{ClassDefaults, ConfigKeys, FamilySpec, GgufSpec, Parallel, RotaryKeys, WithoutBias};
 use crate::keys::Keys;
+use crate::linear_sites;
 
 pub(super) const SPEC: FamilySpec = FamilySpec {
     family: Family::Stablelm,
+    classifier: Some("StableLmForSequenceClassification"),
     keys: ConfigKeys { norm_eps: Some("layer_norm_eps"), ..ConfigKeys::USUAL },
     defaults: ClassDefaults {
         vocab_size: 50_304,
@@ -21,6 +23,7 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
     },
     rotary: RotaryKeys { share: Some(("partial_rotary_factor", 0.25)), ..RotaryKeys::USUAL },
     read_config,
+    sites: linear_sites::LLAMA,
     without_bias: &[
         WithoutBias { layers: &[".q_proj", ".k_proj", ".v_proj"], unless: Some(("use_qkv_bias", false)) },
         WithoutBias { layers: &[".o_proj"], unless: None },

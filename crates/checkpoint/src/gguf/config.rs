@@ -107,7 +107,7 @@ fn experts(keys: Keys<'_>) -> Result<Option<Experts>, OpenError> {
             if per_token > count {
                 return Err(keys.wrong("expert_used_count", format!("at most expert_count, {count}")));
             }
-            Ok(Some(Experts { count, per_token }))
+            Ok(Some(Experts::new(count, per_token)))
         }
     }
 }

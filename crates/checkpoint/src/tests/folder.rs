@@ -122,6 +122,9 @@ fn half_precision_is_kept_and_integers_are_refused() {
     let tensor = checkpoint.tensor("half").expect("reads");
     assert_eq!((tensor.dtype(), tensor.to_f32()), (DType::Bf16, vec![1.5, -2.0]));
     assert!(matches!(checkpoint.tensor("ids"), Err(ReadError::DType { dtype, .. }) if dtype == "I32"));
+    assert_eq!((checkpoint.dtype("half"), checkpoint.shape("half")), (Some(DType::Bf16), Some(&[2][..])));
+    assert_eq!((checkpoint.dtype("ids"), checkpoint.shape("ids")), (None, Some(&[1][..])));
+    assert_eq!((checkpoint.dtype("none"), checkpoint.shape("none")), (None, None));
 }
 
 #[test]
@@ -237,6 +240,8 @@ fn outline_replaces_missing_shards() {
     assert_eq!(blocks("0:1"), ["a.safetensors"]);
     assert_eq!(blocks("1:2"), ["a.safetensors", "b.safetensors"]);
     assert_eq!(part.missing_files(Part::Ends), ["c.safetensors"]);
+    assert_eq!(part.missing_files(Part::Output), ["d.safetensors"]);
+    assert!(matches!(part.output_rows(&[0]), Err(ReadError::MissingShard { .. })));
     assert_eq!(part.missing_files(Part::All).len(), 4);
 
     let name = "model.layers.1.mlp.up_proj.weight";

@@ -4,7 +4,7 @@ mod table;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use sepal_core::{Family, ModelConfig, Rope, RopeScaling, Window};
+use sepal_core::{Factors, Family, ModelConfig, Rope, RopeScaling, Window};
 use serde_json::{Value, json};
 
 use super::{FAMILIES, gguf_specs, read_config};
@@ -72,6 +72,48 @@ fn llama_is_read() {
     let old = json!({"rope_parameters": null, "rope_theta": 5000.0, "rope_scaling": null, "head_dim": 16, "num_key_value_heads": null});
     let config = llama_with(old).expect("a configuration");
     assert_eq!((config.head_dim, config.n_kv_heads, config.rope.expect("rope").theta), (16, 4, 5000.0));
+}
+
+/// Digests of models are made of the serialized configuration.
+#[test]
+fn absent_parts_are_not_serialized() {
+    let keys = |changes: Value| {
+        let config = llama_with(changes).expect("a configuration");
+        let value = serde_json::to_value(&config).expect("a value");
+        let has = |key: &str| value.get(key).is_some();
+        let read: ModelConfig = serde_json::from_value(value.clone()).expect("the same");
+        assert_eq!(read, config);
+        (has("unrotated_blocks"), has("factors"))
+    };
+    assert_eq!(keys(json!({})), (false, false));
+    assert_eq!(keys(json!({"model_type": "smollm3", "no_rope_layers": [1, 1]})), (false, false));
+    assert_eq!(keys(json!({"model_type": "smollm3", "no_rope_layers": [1, 0]})), (true, false));
+    assert_eq!(keys(json!({"model_type": "granite", "embedding_multiplier": 1.0})), (false, false));
+    assert_eq!(keys(json!({"model_type": "granite", "logits_scaling": 8.0})), (false, true));
+}
+
+#[test]
+fn factors_of_granite_are_read() {
+    let keys = json!({"model_type": "granite", "embedding_multiplier": 12, "residual_multiplier": 0.22,
+        "attention_multiplier": 0.015625, "logits_scaling": 16.0});
+    let config = llama_with(keys).expect("a configuration");
+    let expected = Factors { embedding: Some(12.0), residual: Some(0.22), logits: Some(0.0625) };
+    assert_eq!((config.factors, config.scores.scale), (expected, Some(0.015_625)));
+    assert_eq!(llama_with(json!({"model_type": "granite"})).expect("a configuration").scores.scale, Some(1.0));
+    let zero = llama_with(json!({"model_type": "granite", "residual_multiplier": 0.0}));
+    assert!(matches!(zero, Err(OpenError::WrongKey { .. })));
+}
+
+#[test]
+fn blocks_without_positions_are_read() {
+    let smollm3 = |keys: Value| llama_with(merged(json!({"model_type": "smollm3"}), &keys));
+    let blocks = |keys: Value| smollm3(keys).expect("a configuration").unrotated_blocks;
+    assert_eq!(blocks(json!({"num_hidden_layers": 4})), [false, false, false, true], "every fourth block");
+    assert_eq!(blocks(json!({"no_rope_layer_interval": 2})), [false, true]);
+    assert_eq!(blocks(json!({"no_rope_layers": [0, 1, 1], "no_rope_layer_interval": 2})), [true, false]);
+    for wrong in [json!([1]), json!([1, "x"]), json!(1)] {
+        assert!(matches!(smollm3(json!({"no_rope_layers": wrong})), Err(OpenError::WrongKey { .. })), "{wrong}");
+    }
 }
 
 #[test]
@@ -171,7 +213,7 @@ fn errors_name_file_and_key() {
     check(json!({"head_dim": 7}), "`head_dim` is 7, expected an even number");
     check(json!({"hidden_act": "gelu"}), "`hidden_act` is \"gelu\"");
     check(json!({"rms_norm_eps": -1.0}), "`rms_norm_eps` is -1.0");
-    check(json!({"model_type": "t5"}), "bloom, falcon, gemma");
+    check(json!({"model_type": "t5"}), "bloom, cohere, falcon, gemma");
     check(json!({"rope_scaling": {"type": "other", "factor": 2.0}}), "`rope_scaling.type` is \"other\"");
     check(json!({"rope_scaling": {"type": "linear"}}), "`rope_scaling.factor` is missing");
     check(json!({"partial_rotary_factor": 0.5}), "`partial_rotary_factor` is 0.5");

@@ -21,7 +21,10 @@ fn family() -> impl Strategy<Value = Family> {
 /// Families with one set of scaling keys.
 fn scaled() -> impl Strategy<Value = Family> {
     use Family::*;
-    select(vec![Llama, Mistral, Mixtral, Qwen2, Qwen3, Gemma, Gemma2, Falcon, Stablelm, GptNeox])
+    select(vec![
+        Cohere, Glm4, Granite, Llama, Mistral, Mixtral, Olmo2, Qwen2, Qwen2Moe, Qwen3, Qwen3Moe, Smollm3, Gemma,
+        Gemma2, Falcon, Stablelm, GptNeox,
+    ])
 }
 
 /// Invalid and unusual values.
@@ -127,6 +130,7 @@ proptest! {
         if let Ok(model) = read_config(Path::new("config.json"), &config) {
             prop_assert!(model.n_heads.is_multiple_of(model.n_kv_heads) && model.head_dim > 0 && model.n_blocks > 0);
             prop_assert!(model.rope.is_none_or(|rope| rope.dim <= model.head_dim && rope.theta > 0.0));
+            prop_assert!([0, model.n_blocks].contains(&model.unrotated_blocks.len()));
             let is_of_all_blocks = |blocks: Vec<bool>| blocks.len() == model.n_blocks;
             prop_assert!(model.scores.window.is_none_or(|window| is_of_all_blocks(window.blocks)));
         }

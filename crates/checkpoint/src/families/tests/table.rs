@@ -31,13 +31,19 @@ pub(super) struct Row {
 use Family::*;
 use Use::{Read, Refused, Unused};
 
-const LLAMAS: [Family; 5] = [Llama, Mistral, Mixtral, Qwen2, Qwen3];
-const QWENS: [Family; 2] = [Qwen2, Qwen3];
+const LLAMAS: [Family; 10] = [Granite, Llama, Mistral, Mixtral, Olmo2, Qwen2, Qwen2Moe, Qwen3, Qwen3Moe, Smollm3];
+const QWENS: [Family; 4] = [Qwen2, Qwen2Moe, Qwen3, Qwen3Moe];
+/// Qwens with the window in some blocks.
+const WINDOWED_QWENS: [Family; 3] = [Qwen2, Qwen2Moe, Qwen3];
+const QWEN_EXPERTS: [Family; 2] = [Qwen2Moe, Qwen3Moe];
 const GEMMAS: [Family; 3] = [Gemma, Gemma2, Gemma3];
 const LATER_GEMMAS: [Family; 2] = [Gemma2, Gemma3];
 const LEARNED_OR_ALIBI: [Family; 3] = [Bloom, Gpt2, Opt];
 /// Families with a Llama's RMSNorms and gated MLP.
-const RMS: [Family; 9] = [Llama, Mistral, Mixtral, Qwen2, Qwen3, Gemma, Gemma2, Gemma3, Phi3];
+const RMS: [Family; 16] = [
+    Granite, Llama, Mistral, Mixtral, Olmo2, Qwen2, Qwen2Moe, Qwen3, Qwen3Moe, Smollm3, Gemma, Gemma2, Gemma3, Phi3,
+    Glm4, Olmo3,
+];
 
 fn all_but(families: &[Family]) -> Vec<Family> {
     Family::ALL.into_iter().filter(|family| !families.contains(family)).collect()
@@ -66,14 +72,15 @@ pub(super) fn table() -> Vec<Row> {
 }
 
 fn sizes() -> Vec<Row> {
-    let grouped = [RMS.as_slice(), &[Stablelm]].concat();
-    let gated = [grouped.as_slice(), &[GptNeox]].concat();
+    let grouped = [RMS.as_slice(), &[Cohere, Stablelm]].concat();
+    let mut gated = [grouped.as_slice(), &[GptNeox]].concat();
+    gated.retain(|family| !QWEN_EXPERTS.contains(family));
     let mut rows = vec![
         row("vocab_size", &Family::ALL, Read(json!(99))),
         row("hidden_size", &Family::ALL, Read(json!(128))),
         row("num_hidden_layers", &Family::ALL, Read(json!(3))),
         row("num_attention_heads", &Family::ALL, Read(json!(2))),
-        row("head_dim", &RMS, Read(json!(8))),
+        row("head_dim", &[RMS.as_slice(), &[Cohere]].concat(), Read(json!(8))),
         row("head_dim", &[Stablelm, GptNeox], Refused(json!(8))),
         row("head_dim", &[Falcon, Bloom, Gpt2, Opt], Unused(json!(8))),
         row("n_positions", &[Gpt2], Read(json!(9))),
@@ -86,6 +93,8 @@ fn sizes() -> Vec<Row> {
     rows.extend(read_by("n_head", &[Bloom, Gpt2], json!(2)));
     rows.extend(read_by("num_key_value_heads", &grouped, json!(1)));
     rows.extend(read_by("intermediate_size", &gated, json!(40)));
+    rows.extend(read_by("moe_intermediate_size", &QWEN_EXPERTS, json!(40)));
+    rows.extend(read_by("shared_expert_intermediate_size", &[Qwen2Moe], json!(40)));
     rows.extend(read_by("ffn_hidden_size", &[Falcon], json!(40)));
     rows.extend(read_by("n_inner", &[Gpt2], json!(40)));
     rows.extend(read_by("ffn_dim", &[Opt], json!(40)));
@@ -93,7 +102,7 @@ fn sizes() -> Vec<Row> {
 }
 
 fn norms_and_activations() -> Vec<Row> {
-    let silu = [LLAMAS.as_slice(), &[Phi3, Stablelm]].concat();
+    let silu = [LLAMAS.as_slice(), &[Cohere, Glm4, Olmo3, Phi3, Stablelm]].concat();
     let mut rows = vec![
         row("hidden_act", &silu, Refused(json!("gelu"))),
         row("hidden_act", &[Gemma], Refused(json!("relu"))),
@@ -105,27 +114,29 @@ fn norms_and_activations() -> Vec<Row> {
     rows.extend(read_by("activation_function", &[Gpt2, Opt], json!("gelu")));
     rows.extend(read_by("activation", &[Falcon], json!("gelu_new")));
     rows.extend(read_by("rms_norm_eps", &RMS, json!(0.01)));
-    rows.extend(read_by("layer_norm_eps", &[Stablelm, GptNeox], json!(0.01)));
+    rows.extend(read_by("layer_norm_eps", &[Cohere, Stablelm, GptNeox], json!(0.01)));
     rows.extend(read_by("layer_norm_epsilon", &[Falcon, Bloom, Gpt2], json!(0.01)));
     rows.extend(read_by("init_std", &[Opt], json!(0.5)));
     rows
 }
 
 fn positions() -> Vec<Row> {
-    let scaled = [LLAMAS.as_slice(), &[Gemma, Gemma2, Stablelm, Falcon, GptNeox]].concat();
-    let whole = [LLAMAS.as_slice(), &GEMMAS, &[Falcon]].concat();
+    let scaled = [LLAMAS.as_slice(), &[Cohere, Gemma, Gemma2, Glm4, Stablelm, Falcon, GptNeox]].concat();
+    let whole = [LLAMAS.as_slice(), &GEMMAS, &[Cohere, Falcon, Olmo3]].concat();
+    // Families with positions for each kind of block.
+    let by_kind = [Gemma3, Olmo3];
     let linear = json!({"rope_type": "linear", "factor": 2.0});
     let nested = json!({"full_attention": linear, "sliding_attention": linear});
     let mut rows = vec![
-        row("rope_scaling", &[scaled.as_slice(), &[Gemma3]].concat(), Read(linear.clone())),
+        row("rope_scaling", &[scaled.as_slice(), &by_kind].concat(), Read(linear.clone())),
         row("rope_scaling", &[Phi3], Refused(linear.clone())),
         row("rope_scaling", &LEARNED_OR_ALIBI, Unused(linear.clone())),
         row("rope_parameters", &scaled, Read(linear.clone())),
         row("rope_parameters", &[Phi3], Refused(linear.clone())),
-        row("rope_parameters", &[LEARNED_OR_ALIBI.as_slice(), &[Gemma3]].concat(), Unused(linear)),
-        row("rope_parameters", &[Gemma3], Read(nested.clone())),
+        row("rope_parameters", &[LEARNED_OR_ALIBI.as_slice(), &by_kind].concat(), Unused(linear)),
+        row("rope_parameters", &by_kind, Read(nested.clone())),
         row("rope_parameters", &[scaled.as_slice(), &[Phi3]].concat(), Refused(nested)),
-        row("partial_rotary_factor", &[Stablelm, Phi3], Read(json!(0.5))),
+        row("partial_rotary_factor", &[Glm4, Stablelm, Phi3], Read(json!(0.75))),
         row("partial_rotary_factor", &whole, Refused(json!(0.5))),
         row("partial_rotary_factor", &[GptNeox, Bloom, Gpt2, Opt], Unused(json!(0.5))),
         row("original_max_position_embeddings", &Family::ALL, Unused(json!(16))),
@@ -134,31 +145,36 @@ fn positions() -> Vec<Row> {
     rows.extend(read_by("rope_theta", &theta, json!(77.0)));
     rows.extend(read_by("rotary_emb_base", &[GptNeox], json!(77.0)));
     rows.extend(read_by("rotary_pct", &[GptNeox], json!(0.5)));
+    rows.extend(read_by("no_rope_layers", &[Smollm3], json!([1, 0, 1, 1])));
+    rows.extend(read_by("no_rope_layer_interval", &[Smollm3], json!(2)));
     rows.extend(read_by("rope_local_base_freq", &[Gemma3], json!(77.0)));
     // With a scaling that needs the original length.
     let yarn = json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 8}});
     rows.push(beside(yarn.clone(), row("original_max_position_embeddings", &scaled, Read(json!(16)))));
-    rows.push(beside(yarn.clone(), row("original_max_position_embeddings", &[Gemma3], Unused(json!(16)))));
+    rows.push(beside(yarn.clone(), row("original_max_position_embeddings", &by_kind, Unused(json!(16)))));
     rows
 }
 
 fn scores() -> Vec<Row> {
-    let windows = [Mistral, Mixtral, Phi3, Gemma2, Gemma3];
+    let windows = [Mistral, Mixtral, Phi3, Gemma2, Gemma3, Olmo3];
     let types = json!(["full_attention", "sliding_attention", "attention", "full_attention"]);
     let used = json!({"use_sliding_window": true, "sliding_window": 4});
     let window = json!({"sliding_window": 4});
-    let by_type = [Mistral, Gemma2, Gemma3];
+    let by_type = [Mistral, Gemma2, Gemma3, Olmo3];
+    let with_flag = [WINDOWED_QWENS.as_slice(), &[Smollm3]].concat();
     let mut rows = vec![
         row("is_causal", &Family::ALL, Refused(json!(false))),
         row("final_logit_softcapping", &Family::ALL, Unused(json!(3.0))),
         beside(json!({"max_window_layers": 1}), row("use_sliding_window", &QWENS, Read(json!(true)))),
         row("use_sliding_window", &all_but(&QWENS), Unused(json!(true))),
-        beside(used.clone(), row("max_window_layers", &QWENS, Read(json!(1)))),
-        row("max_window_layers", &all_but(&QWENS), Unused(json!(1))),
-        beside(used, row("layer_types", &QWENS, Read(types.clone()))),
-        row("layer_types", &QWENS, Refused(types.clone())),
+        beside(used.clone(), row("max_window_layers", &WINDOWED_QWENS, Read(json!(1)))),
+        row("max_window_layers", &all_but(&WINDOWED_QWENS), Unused(json!(1))),
+        beside(used, row("layer_types", &with_flag, Read(types.clone()))),
+        row("layer_types", &with_flag, Refused(types.clone())),
+        beside(window.clone(), row("use_sliding_window", &[Smollm3], Read(json!(true)))),
+        beside(json!({"use_sliding_window": true}), row("sliding_window", &[Smollm3], Read(json!(4)))),
         beside(window.clone(), row("layer_types", &by_type, Read(types.clone()))),
-        beside(window, row("layer_types", &all_but(&[by_type.as_slice(), &QWENS].concat()), Unused(types))),
+        beside(window, row("layer_types", &all_but(&[by_type.as_slice(), &with_flag].concat()), Unused(types))),
         beside(json!({"sliding_window": 4}), row("sliding_window_pattern", &[Gemma3], Read(json!(2)))),
         row("sliding_window_pattern", &all_but(&[Gemma3]), Unused(json!(2))),
     ];
@@ -188,12 +204,20 @@ fn architectures() -> Vec<Row> {
         row("slow_but_exact", &Family::ALL, Unused(json!(true))),
         row("pretraining_tp", &Family::ALL, Unused(json!(2))),
     ];
-    rows.extend(read_by("num_local_experts", &[Mixtral], json!(4)));
-    rows.extend(read_by("num_experts", &[Mixtral], json!(4)));
-    rows.extend(read_by("num_experts_per_tok", &[Mixtral], json!(1)));
+    for key in ["embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"] {
+        rows.extend(read_by(key, &[Granite], json!(0.5)));
+    }
+    rows.extend(read_by("num_local_experts", &[Mixtral, Qwen3Moe], json!(16)));
+    rows.extend(read_by("num_experts", &[Mixtral, Qwen2Moe, Qwen3Moe], json!(16)));
+    rows.extend(read_by("num_experts_per_tok", &[Mixtral, Qwen2Moe, Qwen3Moe], json!(1)));
+    rows.extend(read_by("norm_topk_prob", &QWEN_EXPERTS, json!(true)));
+    rows.extend(refused_by("decoder_sparse_step", &QWEN_EXPERTS, json!(2)));
+    rows.extend(refused_by("mlp_only_layers", &QWEN_EXPERTS, json!([0])));
     rows.extend(read_by("new_decoder_architecture", &[Falcon], json!(true)));
     rows.extend(read_by("multi_query", &[Falcon], json!(false)));
     rows.extend(read_by("parallel_attn", &[Falcon], json!(false)));
+    rows.extend(read_by("logit_scale", &[Cohere], json!(0.5)));
+    rows.extend(refused_by("use_qk_norm", &[Cohere], json!(true)));
     rows.extend(refused_by("add_cross_attention", &[Gpt2], json!(true)));
     rows.extend(refused_by("apply_residual_connection_post_layernorm", &[Bloom], json!(true)));
     rows.extend(refused_by("do_layer_norm_before", &[Opt], json!(false)));
@@ -206,12 +230,11 @@ fn architectures() -> Vec<Row> {
 
 /// Keys that do not affect a forward pass without dropout. Biases are read if the file has them, regardless of the keys.
 fn without_effect() -> Vec<Row> {
-    let flags = "attention_bias mlp_bias bias use_qkv_bias enable_bias use_cache tie_word_embeddings is_decoder \
+    let flags = "attention_bias mlp_bias bias qkv_bias use_qkv_bias enable_bias use_cache tie_word_embeddings is_decoder \
         output_router_logits reorder_and_upcast_attn summary_use_proj summary_proj_to_labels";
     let numbers = "pad_token_id bos_token_id eos_token_id num_ln_in_parallel_attn n_ctx seq_length attention_dropout \
         hidden_dropout resid_pdrop embd_pdrop attn_pdrop dropout layerdrop classifier_dropout router_jitter_noise \
-        router_aux_loss_coef summary_first_dropout norm_eps rope_pct logits_scaling embedding_multiplier \
-        residual_multiplier";
+        router_aux_loss_coef summary_first_dropout norm_eps rope_pct";
     let texts = "summary_type summary_activation torch_dtype dtype transformers_version";
     let rows = |(keys, value): (&'static str, Value)| {
         keys.split(' ').map(move |key| row(key, &Family::ALL, Unused(value.clone())))
@@ -324,7 +347,7 @@ fn absent_key_has_the_default_of_the_class() {
 
 /// Precedence of keys with the same meaning: families, both keys, and the key that counts.
 fn precedence() -> Vec<(Vec<Family>, Value, Value)> {
-    let of_whole_heads = [LLAMAS.as_slice(), &[Gemma, Gemma2, Falcon]].concat();
+    let of_whole_heads = [LLAMAS.as_slice(), &[Cohere, Gemma, Gemma2, Falcon]].concat();
     let linear = json!({"rope_type": "linear", "factor": 2.0});
     let with_theta = merged(linear.clone(), &json!({"rope_theta": 77.0}));
     let default = json!({"rope_type": "default", "rope_theta": 5.0});
@@ -350,6 +373,7 @@ fn precedence() -> Vec<(Vec<Family>, Value, Value)> {
         (vec![Falcon], merged(kv_heads.clone(), &json!({"n_head_kv": 4})), kv_heads),
         (vec![Falcon], falcon("multi_query", json!(true)), falcon("multi_query", json!(false))),
         (vec![Mixtral], json!({"num_local_experts": 3, "num_experts": 4}), json!({"num_local_experts": 4})),
+        (vec![Qwen3Moe], json!({"num_local_experts": 13, "num_experts": 14}), json!({"num_experts": 13})),
         (whole(), json!({"rope_theta": 5.0, "rope_parameters": with_theta}), json!({"rope_parameters": with_theta})),
         (whole(), json!({"rope_scaling": linear, "rope_parameters": default}), json!({"rope_scaling": linear})),
         (whole(), json!({"rope_scaling": {}, "rope_parameters": linear}), json!({"rope_parameters": linear})),
@@ -359,7 +383,7 @@ fn precedence() -> Vec<(Vec<Family>, Value, Value)> {
             json!({"rotary_emb_base": 5.0, "rotary_pct": 0.5, "rope_parameters": neox}),
             json!({"rotary_emb_base": 77.0, "rotary_pct": 1.0}),
         ),
-        (vec![Stablelm, Phi3], json!({"partial_rotary_factor": 0.25, "rope_parameters": half}), half),
+        (vec![Glm4, Stablelm, Phi3], json!({"partial_rotary_factor": 0.25, "rope_parameters": half}), half),
         (vec![Phi3], phi3(longrope), phi3(shorter)),
         (
             vec![Gemma3],
@@ -372,6 +396,11 @@ fn precedence() -> Vec<(Vec<Family>, Value, Value)> {
             json!({"rope_local_base_freq": 77.0}),
         ),
         (vec![Gemma3], json!({"rope_scaling": {"type": "linear", "factor": 2.0}}), json!({})),
+        (
+            vec![Olmo3],
+            json!({"rope_theta": 77.0}),
+            json!({"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 77.0}}}),
+        ),
     ]
 }
 
