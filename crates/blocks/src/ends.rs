@@ -14,6 +14,7 @@ pub struct Ends {
     /// `[vocab_size, hidden]`
     embedding: Tensor,
     embedding_norm: Option<NormWeights>,
+    embedding_factor: Option<f64>,
     final_norm: NormWeights,
 }
 
@@ -56,12 +57,17 @@ impl Ends {
                 EndNorm::Rms => reader.rms(names.final_norm, config.hidden)?,
                 EndNorm::RmsFromOne => reader.rms_from_one(names.final_norm, config.hidden)?,
                 EndNorm::Layer => layer_norm(names.final_norm)?,
+                EndNorm::LayerWithoutBias => {
+                    let NormWeights { scale, .. } = reader.rms(names.final_norm, config.hidden)?;
+                    NormWeights { shift: Some(scale.f_zeros_like()?), scale }
+                }
             };
             Ok(Self {
                 hidden: config.hidden as i64,
                 vocab_size: config.vocab_size as i64,
                 norm_eps: config.norm_eps,
                 embedding,
+                embedding_factor: config.factors.embedding,
                 embedding_norm: names.embedding_norm.map(layer_norm).transpose()?,
                 final_norm,
             })
@@ -85,7 +91,7 @@ impl Ends {
     }
 
     /// Returns the input of the first block for the soft prompts `prompts [pre_seq_len, hidden]`, of the same shape and
-    /// differentiable. BLOOM's LayerNorm of embeddings applies to them, too.
+    /// differentiable. BLOOM's LayerNorm of embeddings and Granite's factor apply to them, too.
     ///
     /// # Errors
     /// [`EndsError::Hidden`] if `prompts` has another shape.
@@ -107,16 +113,21 @@ impl Ends {
         Ok(self.norm(&self.final_norm, hidden)?)
     }
 
-    /// Embeddings of the vocabulary, `[vocab_size, hidden]`, with the family's scale.
+    /// Embeddings of the vocabulary, `[vocab_size, hidden]`, with the family's scale unless it applies to prompts, too.
     pub fn embedding_matrix(&self) -> &Tensor {
         &self.embedding
     }
 
+    /// Applies the norm and the factor of embeddings, which prompts have, too.
     fn normalized(&self, embedded: Tensor) -> Result<Tensor, EndsError> {
-        match &self.embedding_norm {
-            Some(norm) => Ok(self.norm(norm, &embedded)?),
-            None => Ok(embedded),
-        }
+        let embedded = match &self.embedding_norm {
+            Some(norm) => self.norm(norm, &embedded)?,
+            None => embedded,
+        };
+        Ok(match self.embedding_factor {
+            Some(factor) => embedded.f_mul_scalar(factor)?,
+            None => embedded,
+        })
     }
 
     /// Applies an RMSNorm, or a LayerNorm if there is a shift.

@@ -5,6 +5,7 @@
 //!
 //! - [`BlockStack`] runs consecutive blocks, for one caller or for several at once.
 //! - [`Ends`] has the embeddings before the first block and the norm after the last.
+//! - [`Injected`] holds trainable tensors that change the blocks at named sites.
 //! - A [`Tape`] holds the tensors for one backward pass, a [`PrefixCache`] the keys and values of a prefix.
 //!
 //! Invariants: weights never require gradients. The output of a row depends on the prefix and on that row only, so a batch
@@ -42,7 +43,7 @@
 //! let prompts = ends.embedding_matrix().slice(0, 0, 2, 1).copy().set_requires_grad(true); // [prefix_len, hidden]
 //! let text = ends.embed(&Tensor::from_slice(&[5_i64, 6, 7, 5]))?; // [n_tokens, hidden]
 //! let hidden = Tensor::cat(&[ends.embed_prompts(&prompts)?, text], 0);
-//! let last = blocks.forward(&hidden, 2, &rows, None, Want::LastOfRows)?;
+//! let last = blocks.forward(&hidden, 2, &rows, &[], Want::LastOfRows)?;
 //! let last = ends.final_norm(&last)?; // [rows, hidden]
 //! assert_eq!(last.size(), [2, 8]);
 //!
@@ -51,6 +52,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod adapters;
 mod attention;
 mod ends;
 mod exec;
@@ -62,11 +64,11 @@ mod segment;
 mod stack;
 mod weights;
 
+pub use adapters::{Injected, TunableError, check_tunables, tunable_names};
 pub use ends::{Ends, EndsError};
-pub use exec::batch::{
-    Batch, BatchGrads, BatchOutput, GradOptions, InjectedTensors, InputGrad, Prefix, PrefixCache, SaveMode,
-};
+pub use exec::batch::{Batch, BatchGrads, BatchOutput, GradOptions, InputGrad, Prefix, PrefixCache, SaveMode};
 pub use exec::tape::Tape;
+pub use loading::loading_bytes;
 pub use prefix_cache::KeysValues;
 pub use stack::{BlockStack, ForwardError};
 pub use weights::{BoxError, LoadError, Placement, Weights};

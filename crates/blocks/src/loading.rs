@@ -1,6 +1,6 @@
 use std::num::NonZero;
 
-use sepal_checkpoint::tensor_names;
+use sepal_checkpoint::{linear_sites, tensor_names};
 use sepal_core::{ModelConfig, Span, WeightFormat};
 
 use crate::exec::block::Block;
@@ -11,6 +11,14 @@ use crate::weights::{LoadError, Placement, Reader, Weights};
 
 /// Number of blocks that are quantized at the same time: each needs its fp32 weights meanwhile.
 const QUANTIZED_AT_A_TIME: usize = 2;
+/// fp32 weights that several readers may hold at the same time, in bytes. Larger blocks are read one at a time.
+const READ_AT_A_TIME: u64 = 512 << 20;
+
+/// Memory that reading `n_blocks` blocks needs beyond that of the loaded blocks, in bytes: each reader holds about one block
+/// in fp32, of a mixture of experts one expert.
+pub fn loading_bytes(config: &ModelConfig, n_blocks: usize, format: WeightFormat) -> u64 {
+    n_readers(config, n_blocks, format) as u64 * fp32_bytes(config)
+}
 
 /// Reads the blocks of `span`, several at a time.
 pub(crate) fn load_blocks(weights: &dyn Weights, span: Span, placement: Placement) -> Result<BlockSequence, LoadError> {
@@ -21,7 +29,8 @@ pub(crate) fn load_blocks(weights: &dyn Weights, span: Span, placement: Placemen
     check(config)?;
     let model = Reader::new(weights, tensor_names(config.family).prefix, placement);
     let positions = if span.start() == 0 { families::positions(&model, config)? } else { None };
-    let blocks = load_in_parallel(span, placement.format, |block_idx| {
+    let threads = n_readers(config, span.len(), placement.format);
+    let blocks = load_in_parallel(span, threads, |block_idx| {
         let reader = Reader::new(weights, tensor_names(config.family).block_prefix(block_idx), placement);
         (families::spec(config.family).block)(&reader, config, block_idx)
     })?;
@@ -29,15 +38,27 @@ pub(crate) fn load_blocks(weights: &dyn Weights, span: Span, placement: Placemen
     Ok(BlockSequence { first_block: span.start(), blocks, rotaries, positions })
 }
 
-/// Calls `load` for each block on as many threads as there are cores; returns the blocks in order.
-fn load_in_parallel(
-    span: Span,
-    format: WeightFormat,
-    load: impl Fn(usize) -> Result<Block, LoadError> + Sync,
-) -> Result<Vec<Block>, LoadError> {
+/// Number of blocks that are read at the same time.
+fn n_readers(config: &ModelConfig, n_blocks: usize, format: WeightFormat) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let limit = if format == WeightFormat::F32 { cores } else { cores.min(QUANTIZED_AT_A_TIME) };
-    let threads = limit.min(span.len());
+    let small_enough = usize::try_from(READ_AT_A_TIME / fp32_bytes(config).max(1)).unwrap_or(usize::MAX);
+    limit.min(small_enough.max(1)).min(n_blocks)
+}
+
+/// Memory of the linear layers that a reader holds in fp32.
+fn fp32_bytes(config: &ModelConfig) -> u64 {
+    let layers: usize = linear_sites(config).iter().map(|site| site.outputs * site.inputs).sum();
+    let expert = config.experts.map_or(0, |_| 3 * config.hidden * config.ffn);
+    (layers + expert) as u64 * size_of::<f32>() as u64
+}
+
+/// Calls `load` for each block on `threads` threads; returns the blocks in order.
+fn load_in_parallel(
+    span: Span,
+    threads: usize,
+    load: impl Fn(usize) -> Result<Block, LoadError> + Sync,
+) -> Result<Vec<Block>, LoadError> {
     let block_indices: Vec<usize> = span.blocks().collect();
     let load_chunk = |chunk: &[usize]| {
         // Grad mode is local to the thread.
@@ -86,4 +107,25 @@ fn check(config: &ModelConfig) -> Result<(), LoadError> {
 
 fn problem(problem: String) -> Result<(), LoadError> {
     Err(LoadError::Config { problem })
+}
+
+#[cfg(test)]
+mod tests {
+    use sepal_core::Family;
+
+    use super::*;
+
+    #[test]
+    fn large_blocks_are_read_one_at_a_time() {
+        let llama_8b =
+            ModelConfig { n_kv_heads: 8, ..ModelConfig::plain(Family::Llama, 32, 4096, 32, 14_336, 128_256) };
+        let block = 4 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 4096 * 14_336);
+        for format in WeightFormat::ALL {
+            assert_eq!(loading_bytes(&llama_8b, 32, format), block, "{format}");
+        }
+        let tiny = ModelConfig::plain(Family::Llama, 2, 8, 2, 12, 32);
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        assert_eq!(n_readers(&tiny, 2, WeightFormat::F32), cores.min(2));
+        assert_eq!(n_readers(&tiny, 1, WeightFormat::Nf4), 1);
+    }
 }

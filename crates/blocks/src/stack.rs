@@ -2,12 +2,14 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sepal_core::{ModelConfig, Ragged, Span, Want};
+use sepal_nn::Tunable;
 use tch::{Device, Kind, TchError, Tensor};
 
+use crate::adapters::{Injected, TunableError};
 use crate::attention::alibi::Alibi;
 use crate::attention::bins::n_mask_scores;
 use crate::attention::masks::MaskConfig;
-use crate::exec::batch::{Batch, BatchGrads, BatchOutput, GradOptions, InjectedTensors, InputGrad, Prefix, SaveMode};
+use crate::exec::batch::{Batch, BatchGrads, BatchOutput, GradOptions, InputGrad, Prefix, SaveMode};
 use crate::exec::block::Block;
 use crate::exec::block_sequence::BlockSequence;
 use crate::exec::tape::Tape;
@@ -38,6 +40,12 @@ pub enum ForwardError {
     /// Sequence longer than the model's learned positions; `length` is that of the longest row, with the prefix.
     #[error("run blocks on {length} positions, prompts included: the model has learned {learned}")]
     Positions { length: usize, learned: usize },
+    /// Tunable that does not fit the blocks.
+    #[error(transparent)]
+    Tunable(#[from] TunableError),
+    /// Prefix of another length than the tunables for it.
+    #[error("run blocks on a prefix of {found} positions: the tunables are for {expected}")]
+    PrefixLen { expected: usize, found: usize },
     /// Gradient that does not fit the output.
     #[error("run blocks backward from a gradient of shape {found:?}: the output had {expected:?}")]
     Gradient { expected: Vec<i64>, found: Vec<i64> },
@@ -88,12 +96,27 @@ impl BlockStack {
         &self.config
     }
 
-    /// Runs the blocks on `hidden [prefix_len + n_tokens, hidden]`: the prefix that all rows share, then the rows. Text
-    /// starts at position `prefix_len`. Each block `l` of the span first adds `deep_prompts[l]` to the prefix:
-    /// `hidden[..prefix_len] += deep_prompts[l]`, with `deep_prompts [span.len(), prefix_len, hidden]`. Returns the
-    /// positions of the last block that `want` selects, see [`Want`].
+    /// Converts tunables for the blocks of `span`, once for any number of batches. Tunables of other blocks have no effect
+    /// here.
     ///
-    /// Differentiable in `hidden` and `deep_prompts`, which are not modified. Nothing is saved under `no_grad`.
+    /// # Errors
+    /// [`ForwardError::Tunable`] if a name, a shape or the blocks of a tunable do not fit; [`ForwardError::Span`] if the
+    /// stack lacks a block.
+    pub fn inject(&self, span: Span, tunables: &[Tunable]) -> Result<Injected, ForwardError> {
+        if !self.span.covers(span) {
+            return Err(ForwardError::Span { requested: span, held: self.span });
+        }
+        if tunables.is_empty() {
+            return Ok(Injected::default());
+        }
+        Injected::new(&self.config, span, lock(&self.blocks).get(span), tunables, self.device())
+    }
+
+    /// Runs the blocks on `hidden [prefix_len + n_tokens, hidden]`: the prefix that all rows share, then the rows. Text
+    /// starts at position `prefix_len`. `tunables` are injected into the blocks, by the names of
+    /// [`TunableName`](sepal_core::TunableName). Returns the positions of the last block that `want` selects, see [`Want`].
+    ///
+    /// Differentiable in `hidden` and in each tunable, which are not modified. Nothing is saved under `no_grad`.
     ///
     /// # Errors
     /// [`ForwardError`] if a shape does not fit, or if libtorch fails. Non-finite numbers are no error.
@@ -102,14 +125,13 @@ impl BlockStack {
         hidden: &Tensor,
         prefix_len: usize,
         rows: &Ragged,
-        deep_prompts: Option<&Tensor>,
+        tunables: &[Tunable],
         want: Want,
     ) -> Result<Tensor, ForwardError> {
-        self.forward_with(self.span, hidden, prefix_len, rows, InjectedTensors::deep_prompts(deep_prompts), want)
+        self.forward_with(self.span, hidden, prefix_len, rows, tunables, want)
     }
 
-    /// As [`forward`](Self::forward), for the blocks of `span` only and with all kinds of injected tensors. Differentiable
-    /// in each of them.
+    /// As [`forward`](Self::forward), for the blocks of `span` only. Tunables of other blocks have a gradient of zero there.
     ///
     /// # Errors
     /// [`ForwardError::Span`] if the stack lacks a block; otherwise as [`forward`](Self::forward).
@@ -119,11 +141,12 @@ impl BlockStack {
         hidden: &Tensor,
         prefix_len: usize,
         rows: &Ragged,
-        injected: InjectedTensors<'_>,
+        tunables: &[Tunable],
         want: Want,
     ) -> Result<Tensor, ForwardError> {
-        let batch = Batch { hidden, prefix: Prefix::Computed(prefix_len), rows, injected };
-        let inputs: Vec<&Tensor> = [hidden].into_iter().chain(injected.tensors()).collect();
+        let injected = self.inject(span, tunables)?;
+        let batch = Batch { hidden, prefix: Prefix::Computed(prefix_len), rows, injected: &injected };
+        let inputs: Vec<&Tensor> = [hidden].into_iter().chain(tunables.iter().map(|tunable| &tunable.tensor)).collect();
         let is_tracked = sepal_nn::grad_is_enabled() && inputs.iter().any(|input| input.requires_grad());
         let save_mode = if is_tracked { SaveMode::Tape } else { SaveMode::None };
         let output = self.forward_batches(span, &[batch], want, save_mode)?.pop();
@@ -133,16 +156,14 @@ impl BlockStack {
         let output = output.f_to_device(device).map_err(torch_error)?;
         let Some(tape) = tape else { return Ok(output) };
         let blocks = Arc::clone(&self.blocks);
-        let is_input = [true, injected.deep_prompts.is_some(), injected.keys_values.is_some()];
         let backward = move |grad: &Tensor| {
             let options = GradOptions { input: InputGrad::All, injected: true };
             let grads = tch::no_grad(|| lock(&blocks).backward(vec![(tape, grad.shallow_clone())], options))?;
-            let input_grads = |BatchGrads { input, deep_prompts, keys_values, .. }: BatchGrads| {
-                [Some(input), deep_prompts, keys_values].into_iter().zip(is_input).filter(|(_, is_input)| *is_input)
+            let input_grads = |BatchGrads { input, injected, .. }: BatchGrads| {
+                [input].into_iter().chain(injected.into_iter().map(|grad| grad.tensor))
             };
             let grads = grads.into_iter().flat_map(input_grads);
-            let grads = grads.map(|(grad, _)| grad.map(|grad| grad.f_to_device(device)).transpose());
-            Ok(grads.collect::<Result<_, TchError>>()?)
+            Ok(grads.map(|grad| grad.f_to_device(device).map(Some)).collect::<Result<_, TchError>>()?)
         };
         sepal_autograd::attach(&inputs, output, backward)
             .map_err(|error| torch_error(TchError::Torch(error.to_string())))
@@ -164,7 +185,7 @@ impl BlockStack {
         if !self.span.covers(span) {
             return Err(ForwardError::Span { requested: span, held: self.span });
         }
-        batches.iter().try_for_each(|batch| self.check(span, batch))?;
+        batches.iter().try_for_each(|batch| self.check_batch(span, batch))?;
         let forward = || lock(&self.blocks).forward(span, batches, want, save_mode, &self.mask_config);
         tch::no_grad(forward).map_err(|source| ForwardError::Torch { span, source })
     }
@@ -186,7 +207,7 @@ impl BlockStack {
             return Err(ForwardError::MixedTapes);
         }
         for (tape, grad) in &tapes {
-            let expected = vec![tape.layout.n_outputs(), self.config.hidden as i64];
+            let expected = vec![tape.layout.n_outputs(tape.want), self.config.hidden as i64];
             if grad.size() != expected {
                 return Err(ForwardError::Gradient { expected, found: grad.size() });
             }
@@ -195,7 +216,12 @@ impl BlockStack {
         tch::no_grad(backward).map_err(|source| ForwardError::Torch { span, source })
     }
 
-    fn check(&self, span: Span, batch: &Batch<'_>) -> Result<(), ForwardError> {
+    /// Checks the shapes of a batch, as [`forward_batches`](Self::forward_batches) does for all of them at once: one that
+    /// fails there fails the others.
+    ///
+    /// # Errors
+    /// [`ForwardError`] if the batch does not fit the blocks of `span`.
+    pub fn check_batch(&self, span: Span, batch: &Batch<'_>) -> Result<(), ForwardError> {
         let (prefix_len, hidden) = (batch.prefix.len(), self.config.hidden);
         check_shape("hidden states", batch.hidden, &[batch.prefix.slots() + batch.rows.n_tokens(), hidden])?;
         if let Prefix::Cached(cache) = batch.prefix
@@ -210,12 +236,15 @@ impl BlockStack {
         {
             return Err(ForwardError::Positions { length, learned });
         }
-        let InjectedTensors { deep_prompts, keys_values } = batch.injected;
-        let check = |name, tensor: Option<&Tensor>, width| {
-            tensor.map_or(Ok(()), |tensor| check_shape(name, tensor, &[span.len(), prefix_len, width]))
-        };
-        check("deep prompts", deep_prompts, hidden)?;
-        check("keys and values", keys_values, 2 * self.config.kv_size())
+        if let Some(injected) = batch.injected.span().filter(|injected| *injected != span) {
+            return Err(ForwardError::Span { requested: span, held: injected });
+        }
+        match batch.injected.prefix_len() {
+            Some(expected) if batch.prefix.slots() > 0 && expected != prefix_len => {
+                Err(ForwardError::PrefixLen { expected, found: prefix_len })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Size of a [`Tape`] for the blocks `span` of the stack, in bytes.
@@ -227,10 +256,12 @@ impl BlockStack {
     /// `ffn`, a LayerNorm two statistics, a parallel block no input of a second norm; further norms (of heads, of
     /// outputs) save their inputs. A mixture of experts saves the chosen ones.
     ///
-    /// The last block saves queries, outputs and MLP for the selected positions only. Masks are saved once per call.
+    /// With [`Want::LastOfRows`] the last block saves queries, outputs and MLP for these positions only. Masks are saved once
+    /// per call. Adapters of layers save more: `rank` numbers for each position and low-rank addition, for example.
     pub fn tape_bytes(&self, span: Span, prefix_len: usize, rows: &Ragged, want: Want) -> usize {
         let n = prefix_len + rows.n_tokens();
-        let n_queries = |i| if i + 1 == span.len() { want.positions(prefix_len, rows) } else { n };
+        let is_pooled = want == Want::LastOfRows;
+        let n_queries = |i| if is_pooled && i + 1 == span.len() { rows.len() } else { n };
         let blocks = lock(&self.blocks);
         let floats = blocks.get(span).iter().enumerate();
         let floats: usize = floats.map(|(i, block)| block.saved_numel(self.config.hidden, n, n_queries(i))).sum();

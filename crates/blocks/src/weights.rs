@@ -127,6 +127,11 @@ impl<'a> Reader<'a> {
         Ok(tensor.f_to_device(self.placement.device)?)
     }
 
+    /// Configuration of the model.
+    pub(crate) fn config(&self) -> &'a ModelConfig {
+        self.weights.config()
+    }
+
     pub(crate) fn has(&self, name: &str) -> bool {
         self.weights.has(&format!("{}{name}", self.prefix))
     }
@@ -139,7 +144,7 @@ impl<'a> Reader<'a> {
     /// Reads the linear layer `name`, with its bias if it has one.
     pub(crate) fn layer(&self, name: &str, out: usize, inner: usize) -> Result<Layer, LoadError> {
         let weight = self.tensor(&format!("{name}.weight"), &[out, inner])?;
-        Ok(Layer { weight, bias: self.optional(&format!("{name}.bias"), &[out])?, inputs: None })
+        Ok(Layer::new(name, weight, self.optional(&format!("{name}.bias"), &[out])?)?)
     }
 
     /// Freezes a layer in the format of the placement.

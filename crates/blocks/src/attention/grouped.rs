@@ -23,12 +23,29 @@ pub(crate) struct SavedAttention {
     output: Tensor,
     /// Logarithms of the softmax sums of each group, `[bins, kv, queries]`.
     log_sums: Vec<Tensor>,
+    /// True if only last tokens have queries.
+    is_pooled: bool,
 }
 
 impl SavedAttention {
+    /// Attention's output at the queries: `[n, q_size]`, or `[rows, q_size]` if only last tokens have queries.
+    pub(crate) fn output_of_queries(&self, layout: &Layout) -> Result<Tensor, TchError> {
+        match layout.pooled.as_ref().filter(|_| self.is_pooled) {
+            Some(pooled) => self.output.f_index_select(0, &pooled.results),
+            None => Ok(self.output.shallow_clone()),
+        }
+    }
+
     pub(crate) fn into_owned(self) -> Result<Self, TchError> {
         let copy = |tensor: Tensor| tensor.f_detach_copy();
-        Ok(Self { q: copy(self.q)?, kv: copy(self.kv)?, output: copy(self.output)?, log_sums: self.log_sums })
+        let Self { q, kv, output, .. } = self;
+        Ok(Self {
+            q: copy(q)?,
+            kv: copy(kv)?,
+            output: copy(output)?,
+            log_sums: self.log_sums,
+            is_pooled: self.is_pooled,
+        })
     }
 
     pub(crate) fn numel(&self) -> usize {
@@ -60,7 +77,7 @@ pub(crate) fn forward(
     let output = concat(outputs)?;
     let saved = packed.slots.iter().zip(log_sums).map(|(slots, log_sums)| {
         let (q, kv, output) = (slots.narrow(q)?, slots.narrow(kv)?, slots.narrow(&output)?);
-        Ok(SavedAttention { q, kv, output, log_sums })
+        Ok(SavedAttention { q, kv, output, log_sums, is_pooled: false })
     });
     Ok(AttentionOutput { saved: saved.collect::<Result<_, TchError>>()?, output })
 }
@@ -88,7 +105,7 @@ pub(crate) fn forward_pooled(
         if let Some(pooled) = &layout.pooled {
             selected.push(output.f_index_select(0, &pooled.results)?);
         }
-        saved.push(SavedAttention { q, kv, output, log_sums });
+        saved.push(SavedAttention { q, kv, output, log_sums, is_pooled: true });
     }
     Ok(AttentionOutput { output: concat(selected)?, saved })
 }

@@ -21,6 +21,10 @@ pub(crate) struct Heads {
     /// Replaces each score by `cap tanh(score / cap)`.
     pub(crate) cap: Option<f64>,
     pub(crate) range: AttentionRange,
+    /// False if queries and keys have no rotary embedding in this block.
+    pub(crate) is_rotated: bool,
+    /// True if the rotary embedding pairs the numbers `2 i` and `2 i + 1` of a head, false for `i` and `i + dim / 2`.
+    pub(crate) has_adjacent_pairs: bool,
 }
 
 impl Heads {

@@ -9,6 +9,7 @@ use tch::{TchError, Tensor};
 
 use crate::attention::bins::{Bin, Bins};
 use crate::attention::masks::{Mask, MaskConfig, Masks};
+use crate::attention::outputs::RowMeans;
 
 #[derive(Debug)]
 pub(crate) struct Layout {
@@ -21,6 +22,8 @@ pub(crate) struct Layout {
     /// `prefix_len`, or 0 with a cached prefix.
     pub(crate) prefix_slots: i64,
     pub(crate) pooled: Option<Pooled>,
+    /// Rows of the tokens, with [`Want::MeanOfRows`].
+    pub(crate) means: Option<RowMeans>,
     permutation: Option<Permutation>,
     mask_numel: usize,
 }
@@ -84,6 +87,7 @@ impl Layout {
             prefix_len: prefix_len as i64,
             prefix_slots: prefix_slots as i64,
             pooled: (want == Want::LastOfRows).then(|| Pooled::new(&plan, &masks, rows)).transpose()?,
+            means: (want == Want::MeanOfRows).then(|| plan.means(rows, config)).transpose()?,
             permutation: Permutation::new(&plan, rows, config)?,
             mask_numel: 0,
         };
@@ -124,10 +128,6 @@ impl Layout {
     /// Number of rows with a pooled output; 0 without pooling.
     pub(crate) fn n_pooled(&self) -> i64 {
         self.pooled.as_ref().map_or(0, |pooled| pooled.slots.size()[0])
-    }
-
-    pub(crate) fn n_outputs(&self) -> i64 {
-        if self.pooled.is_some() { self.n_pooled() } else { self.n_slots() }
     }
 
     pub(crate) fn to_slots(&self, hidden: &Tensor) -> Result<Tensor, TchError> {
@@ -205,6 +205,14 @@ impl SlotPlan {
     fn positions(&self, rows: &Ragged) -> Vec<i64> {
         let text = self.rows.iter().flat_map(|&row| self.prefix_len..self.prefix_len + rows.row_len(row));
         (0..self.prefix_slots).chain(text).map(|position| position as i64).collect()
+    }
+
+    fn means(&self, rows: &Ragged, config: &MaskConfig) -> Result<RowMeans, TchError> {
+        let of_tokens: Vec<i64> =
+            self.rows.iter().flat_map(|&row| std::iter::repeat_n(row as i64, rows.row_len(row))).collect();
+        let lengths: Vec<f32> = rows.lengths().map(|len| len as f32).collect();
+        let lengths = Tensor::f_from_slice(&lengths)?.f_unsqueeze(1)?.f_to_device(config.device)?;
+        Ok(RowMeans { rows: config.to_device(&of_tokens)?, lengths })
     }
 
     fn last_slots(&self, rows: &Ragged) -> Vec<i64> {

@@ -1,4 +1,4 @@
-use sepal_autograd::fused::{self, Rotate};
+use sepal_autograd::fused::Rotate;
 use tch::{TchError, Tensor};
 
 use crate::attention::heads::{AttentionRange, Heads};
@@ -18,6 +18,8 @@ pub(crate) struct PackedBatch<'a> {
     pub(crate) rows: Vec<Segment>,
     /// Prefix of each batch, in a matrix of prefixes only.
     pub(crate) prefixes: Vec<Segment>,
+    /// Prefix of each batch, which comes first among its slots.
+    pub(crate) prefix_slots: Vec<Segment>,
     rotations: Option<Rotations>,
     /// Rotations of blocks with a window, if they differ.
     windowed: Option<Rotations>,
@@ -31,25 +33,23 @@ impl<'a> PackedBatch<'a> {
             .map(|rotary| rotary.as_ref().map(|rotary| rotary.rotations(&positions)).transpose());
         let segments = |len: fn(&Layout) -> i64| Segment::consecutive(layouts.iter().map(|layout| len(layout)));
         let slots = segments(Layout::n_slots);
+        let prefixes = segments(|layout| layout.prefix_slots);
+        let prefix_slot = |(slots, prefix): (&Segment, &Segment)| Segment { start: slots.start, len: prefix.len };
         Ok(Self {
             n_slots: slots.last().map_or(0, |last| last.start + last.len),
+            prefix_slots: slots.iter().zip(&prefixes).map(prefix_slot).collect(),
             slots,
             rows: segments(Layout::n_pooled),
-            prefixes: segments(|layout| layout.prefix_slots),
+            prefixes,
             rotations: rotations?,
             windowed: windowed?,
             layouts,
         })
     }
 
-    /// The prefix of each batch, which comes first among its slots.
-    pub(crate) fn prefix_slots(&self) -> impl Iterator<Item = Segment> {
-        self.slots.iter().zip(&self.prefixes).map(|(slots, prefix)| Segment { start: slots.start, len: prefix.len })
-    }
-
     /// Copies the rows of all prefixes out of a matrix with a row for each slot.
     pub(crate) fn gather_prefixes(&self, matrix: &Tensor) -> Result<Tensor, TchError> {
-        let prefixes = self.prefix_slots().map(|prefix| prefix.narrow(matrix));
+        let prefixes = self.prefix_slots.iter().map(|prefix| prefix.narrow(matrix));
         Tensor::f_cat(&prefixes.collect::<Result<Vec<_>, _>>()?, 0)
     }
 
@@ -67,8 +67,8 @@ impl<'a> PackedBatch<'a> {
         Tensor::f_cat(&pooled.collect::<Result<Vec<_>, _>>()?, 0)
     }
 
-    /// Rotates the heads of `x [n, heads * head_dim]` in place; has no effect without rotary embedding. The rows of `x` are
-    /// those of `slots`, by default all.
+    /// Rotates the heads of `x [n, heads * head_dim]` in place; has no effect without rotary embedding of the model or of the
+    /// block. The rows of `x` are those of `slots`, by default all.
     pub(crate) fn rotate(
         &self,
         x: &mut Tensor,
@@ -76,18 +76,16 @@ impl<'a> PackedBatch<'a> {
         heads: Heads,
         direction: Rotate,
     ) -> Result<(), TchError> {
-        let Some(Rotations { cos, sin }) = self.rotations(heads.range) else { return Ok(()) };
+        let Some(rotations) = self.rotations(heads) else { return Ok(()) };
         match slots {
-            None => fused::rotate(x, cos, sin, heads.dim, direction),
-            Some(slots) => {
-                let select = |angles: &Tensor| angles.f_index_select(0, slots);
-                fused::rotate(x, &select(cos)?, &select(sin)?, heads.dim, direction)
-            }
+            None => rotations.rotate(x, heads, direction),
+            Some(slots) => rotations.select(slots)?.rotate(x, heads, direction),
         }
     }
 
-    fn rotations(&self, range: AttentionRange) -> Option<&Rotations> {
-        match range {
+    fn rotations(&self, heads: Heads) -> Option<&Rotations> {
+        match heads.range {
+            _ if !heads.is_rotated => None,
             AttentionRange::Windowed => self.windowed.as_ref().or(self.rotations.as_ref()),
             AttentionRange::Full => self.rotations.as_ref(),
         }

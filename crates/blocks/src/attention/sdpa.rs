@@ -103,7 +103,9 @@ mod tests {
         let zeros = Tensor::zeros([1, 1, n_queries, n_keys], (Kind::Float, Device::Cpu));
         let mask = zeros.masked_fill(&hidden, f64::NEG_INFINITY);
         for (scale, cap) in [(None, None), (Some(0.5), None), (Some(0.5), Some(1.5))] {
-            let heads = Heads { kv: 2, repeat: 1, dim: 8, scale, cap, range: AttentionRange::Full };
+            let range = AttentionRange::Full;
+            let heads =
+                Heads { kv: 2, repeat: 1, dim: 8, scale, cap, range, is_rotated: true, has_adjacent_pairs: false };
             let [q, k, v] = [n_queries, n_keys, n_keys].map(|n| random([1, 2, n, 8]).set_requires_grad(true));
             let grad = random([1, 2, n_queries, 8]);
             let scores = q.matmul(&k.transpose(-2, -1)) * scale.unwrap_or(8_f64.powf(-0.5));

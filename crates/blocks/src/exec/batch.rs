@@ -1,6 +1,8 @@
 use sepal_core::{Ragged, Span};
+use sepal_nn::Tunable;
 use tch::Tensor;
 
+use crate::adapters::Injected;
 use crate::exec::tape::Tape;
 
 /// Batch of one caller.
@@ -12,29 +14,8 @@ pub struct Batch<'a> {
     pub prefix: Prefix<'a>,
     /// Lengths of the rows, without the prefix.
     pub rows: &'a Ragged,
-    /// Tensors for the prefix. They have no effect on a cached prefix.
-    pub injected: InjectedTensors<'a>,
-}
-
-/// Tensors that the blocks of a span put into a prefix that they compute.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct InjectedTensors<'a> {
-    /// `[blocks, prefix_len, hidden]`, added to the prefix before each block.
-    pub deep_prompts: Option<&'a Tensor>,
-    /// `[blocks, prefix_len, 2 * kv_size]`: the keys of all heads, rotated to their positions, and then the values. They
-    /// replace the keys and values that each block computes, so that the prefix's own hidden states reach no row.
-    pub keys_values: Option<&'a Tensor>,
-}
-
-impl<'a> InjectedTensors<'a> {
-    /// Deep prompts without keys and values.
-    pub fn deep_prompts(deep_prompts: Option<&'a Tensor>) -> Self {
-        Self { deep_prompts, keys_values: None }
-    }
-
-    pub(crate) fn tensors(self) -> impl Iterator<Item = &'a Tensor> {
-        self.deep_prompts.into_iter().chain(self.keys_values)
-    }
+    /// Trainable tensors of the blocks. Those for the prefix have no effect on a cached one.
+    pub injected: &'a Injected,
 }
 
 /// Prefix that all rows of a batch share.
@@ -81,6 +62,17 @@ impl PrefixCache {
         self.span
     }
 
+    /// Memory of the keys and values, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.blocks.iter().map(|block| block.numel() * size_of::<f32>()).sum()
+    }
+
+    /// Returns a cache with the same memory.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        Self { blocks: self.blocks.iter().map(Tensor::shallow_clone).collect(), ..*self }
+    }
+
     /// Number of positions.
     #[expect(clippy::len_without_is_empty, reason = "never empty")]
     pub fn len(&self) -> usize {
@@ -117,7 +109,8 @@ pub struct BatchOutput {
 pub enum InputGrad {
     /// `[prefix_len + n_tokens, hidden]`.
     All,
-    /// `[prefix_len, hidden]`: the first block skips the rest of its computation for text.
+    /// `[prefix_len, hidden]`: the first block skips the rest of its computation for text. Without a prefix, the backward
+    /// pass ends at the first block with an adapter.
     Prefix,
 }
 
@@ -126,7 +119,7 @@ pub enum InputGrad {
 pub struct GradOptions {
     /// Gradient of the hidden states.
     pub input: InputGrad,
-    /// True to return the gradients of injected tensors.
+    /// True to return the gradients of tunables.
     pub injected: bool,
 }
 
@@ -135,10 +128,8 @@ pub struct GradOptions {
 pub struct BatchGrads {
     /// Gradient of the hidden states, see [`InputGrad`].
     pub input: Tensor,
-    /// `[blocks, prefix_len, hidden]`, if requested and if the forward pass had deep prompts.
-    pub deep_prompts: Option<Tensor>,
-    /// `[blocks, prefix_len, 2 * kv_size]`, if requested and if the forward pass had injected keys and values.
-    pub keys_values: Option<Tensor>,
+    /// Gradients of the tunables in their order; empty unless requested.
+    pub injected: Vec<Tunable>,
     /// Last block of the model with non-finite gradients: the first in the order of the backward pass.
     pub non_finite_block: Option<usize>,
 }

@@ -1,6 +1,7 @@
 use sepal_autograd::fused::Rotate;
 use tch::{TchError, Tensor};
 
+use crate::adapters::{self, Site};
 use crate::attention::grouped::{self, AttentionOutput};
 use crate::attention::heads::Heads;
 use crate::attention::packed_batch::PackedBatch;
@@ -8,6 +9,7 @@ use crate::exec::tape::SavedBlock;
 use crate::layers::linear::Linear;
 use crate::layers::mlp::Mlp;
 use crate::layers::norm::{HeadNorms, Norm, SavedNorm, WeightedNorm};
+use crate::layers::origin::SitePart;
 use crate::segment::Segment;
 
 /// Frozen block: attention and an MLP, each after a norm and added to its input. Families differ in the optional parts.
@@ -20,6 +22,8 @@ pub(crate) struct Block {
     pub(crate) norm: Norm,
     /// True if attention and MLP both read the block's input, instead of one after the other.
     pub(crate) is_parallel: bool,
+    /// Factor of the outputs of attention and MLP before they are added; without effect on outputs that have a norm.
+    pub(crate) residual_factor: Option<f64>,
     /// `[hidden, q_size]`, heads in the order of [`Heads`].
     pub(crate) q: Linear,
     /// `[hidden, 2 kv_size]`: all keys, all values.
@@ -33,12 +37,14 @@ pub(crate) struct Block {
     pub(crate) mlp_norm: Option<WeightedNorm>,
 }
 
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct PrefixKeysValues<'a> {
+/// Inputs of a block beside its hidden states.
+pub(crate) struct BlockInput<'a> {
+    pub(crate) packed: &'a PackedBatch<'a>,
     /// Keys and values of the prefixes without slots.
     pub(crate) cached: &'a [Option<&'a Tensor>],
-    /// Replacements for the keys and values that the block computes for the prefix's slots, `[prefix_len, 2 kv_size]`.
-    pub(crate) injected: &'a [Option<Tensor>],
+    pub(crate) adapters: adapters::Forward<'a>,
+    /// True if only the last token of each row has an output.
+    pub(crate) is_pooled: bool,
 }
 
 pub(crate) struct BlockOutput {
@@ -64,50 +70,47 @@ struct AttentionState {
 impl Block {
     /// Computes all positions, `[n, hidden]` in slots, from `hidden` of the same shape; if `is_pooled`, the last token of
     /// each row, `[rows, hidden]` in the caller's order. Then no other position has queries or an MLP.
-    pub(crate) fn forward(
-        &self,
-        hidden: Tensor,
-        packed: &PackedBatch<'_>,
-        prefixes: PrefixKeysValues<'_>,
-        is_pooled: bool,
-    ) -> Result<BlockOutput, TchError> {
+    pub(crate) fn forward(&self, hidden: Tensor, input: BlockInput<'_>) -> Result<BlockOutput, TchError> {
+        let BlockInput { packed, cached, mut adapters, is_pooled } = input;
         let pooled = is_pooled.then(|| packed.pooled_slots()).transpose()?;
         let select = |x: &Tensor| match &pooled {
             None => Ok(x.shallow_clone()),
             Some(pooled) => x.f_index_select(0, pooled),
         };
+        adapters.apply(Site::Prefix, &packed.prefix_slots, None, &hidden)?;
         let (normed, stats) = self.norm.forward(&hidden)?;
-        let (kv, k_norm) = self.keys_and_values(&normed, packed, prefixes.injected)?;
+        let (kv, k_norm) = self.keys_and_values(&normed, packed, &mut adapters)?;
         let normed = select(&normed)?;
+        let queries = packed.queries(is_pooled);
         let mut q = self.q.forward(&normed)?;
-        let q_norm = self.head_norms.as_ref().map(|norms| norms.forward(&norms.q, &q)).transpose()?;
+        adapters.apply(Site::Queries, queries, Some(&normed), &q)?;
+        let q_norm = self.head_norms.as_ref().map(|norms| norms.q.forward_parts(&q)).transpose()?;
         packed.rotate(&mut q, pooled.as_ref(), self.heads, Rotate::Forward)?;
         let forward = if is_pooled { grouped::forward_pooled } else { grouped::forward };
-        let attention = forward(&q, &kv, self.heads, packed, prefixes.cached)?;
+        let attention = forward(&q, &kv, self.heads, packed, cached)?;
         let residual = select(&hidden)?;
         let input = SavedNorm { input: hidden, stats };
         let state = AttentionState { input, residual, normed, q_norm, k_norm, attention };
-        let (hidden, saved) = self.finish(packed, packed.queries(is_pooled), state)?;
+        let (hidden, mut saved) = self.finish(packed, queries, state, &mut adapters)?;
+        for (saved, adapters) in saved.iter_mut().zip(adapters.into_saved()) {
+            saved.adapters = adapters;
+        }
         Ok(BlockOutput { hidden, saved, kv })
     }
 
-    /// Returns the keys of `x [n, hidden]`, normalized and rotated, and its values. Injected ones replace those of
-    /// prefixes.
+    /// Returns the keys of `x [n, hidden]`, normalized and rotated, and its values.
     fn keys_and_values(
         &self,
         x: &Tensor,
         packed: &PackedBatch<'_>,
-        injected: &[Option<Tensor>],
+        adapters: &mut adapters::Forward<'_>,
     ) -> Result<(Tensor, Option<SavedNorm>), TchError> {
         let kv = self.kv.forward(x)?;
+        adapters.apply(Site::KeysValues, &packed.slots, Some(x), &kv)?;
         let keys = self.keys(&kv)?;
-        let k_norm = self.head_norms.as_ref().map(|norms| norms.forward(&norms.k, &keys)).transpose()?;
+        let k_norm = self.head_norms.as_ref().map(|norms| norms.k.forward_parts(&keys)).transpose()?;
         packed.rotate(&mut self.keys(&kv)?, None, self.heads, Rotate::Forward)?;
-        for (prefix, injected) in packed.prefix_slots().zip(injected) {
-            if let Some(injected) = injected {
-                prefix.narrow(&kv)?.f_copy_(injected)?;
-            }
-        }
+        adapters.apply(Site::PrefixKeysValues, &packed.prefix_slots, None, &kv)?;
         Ok((kv, k_norm))
     }
 
@@ -117,12 +120,18 @@ impl Block {
         packed: &PackedBatch<'_>,
         queries: &[Segment],
         state: AttentionState,
+        adapters: &mut adapters::Forward<'_>,
     ) -> Result<(Tensor, Vec<SavedBlock>), TchError> {
         let AttentionState { input, residual, normed, q_norm, k_norm, attention } = state;
+        let is_plain = self.attention_norm.is_none() && self.residual_factor.is_none();
+        let is_summed = is_plain && adapters.are_additive(Site::AttentionOutput);
+        let y = self.output.forward_to(is_summed.then_some(&residual), &attention.output)?;
+        adapters.apply(Site::AttentionOutput, queries, Some(&attention.output), &y)?;
         let (middle, attention_norm) = match &self.attention_norm {
-            None => (self.output.forward_add(&residual, &attention.output)?, None),
+            None if is_summed => (y, None),
+            None => (residual.f_add(&self.scaled(y)?)?, None),
             Some(norm) => {
-                let (y, saved) = norm.forward(self.output.forward(&attention.output)?)?;
+                let (y, saved) = norm.forward(y)?;
                 (residual.f_add(&y)?, Some(saved))
             }
         };
@@ -131,35 +140,66 @@ impl Block {
             false => self.norm.forward(&middle).map(|(y, stats)| (y, Some(stats)))?,
         };
         let (hidden, mlps, mlp_norm) = match &self.mlp_norm {
-            None => self.mlp.forward(&y, Some(&middle), queries).map(|(hidden, mlps)| (hidden, mlps, None))?,
+            None if self.residual_factor.is_some() => {
+                let (output, mlps) = self.mlp.forward(&y, None, queries, adapters)?;
+                (middle.f_add(&self.scaled(output)?)?, mlps, None)
+            }
+            None => {
+                let (hidden, mlps) = self.mlp.forward(&y, Some(&middle), queries, adapters)?;
+                (hidden, mlps, None)
+            }
             Some(norm) => {
-                let (output, mlps) = self.mlp.forward(&y, None, queries)?;
+                let (output, mlps) = self.mlp.forward(&y, None, queries, adapters)?;
                 let (y, saved) = norm.forward(output)?;
                 (middle.f_add(&y)?, mlps, Some(saved))
             }
         };
         let middle = stats.map(|stats| SavedNorm { input: middle, stats });
         let narrow = |norm: &Option<SavedNorm>, segment| norm.as_ref().map(|norm| norm.narrow(segment)).transpose();
+        let [q_norms, k_norms] = self.head_norms.as_ref().map_or([1, 1], |norms| norms.per_position(self.heads));
         let mut saved = Vec::with_capacity(packed.layouts.len());
         let segments = packed.slots.iter().zip(queries);
         for ((attention, mlp), (&slots, &queries)) in attention.saved.into_iter().zip(mlps).zip(segments) {
             saved.push(SavedBlock {
                 input: input.narrow(slots)?,
-                q_norm: narrow(&q_norm, queries.scaled(self.heads.n_query()))?,
-                k_norm: narrow(&k_norm, slots.scaled(self.heads.kv))?,
+                q_norm: narrow(&q_norm, queries.scaled(q_norms))?,
+                k_norm: narrow(&k_norm, slots.scaled(k_norms))?,
                 attention,
                 attention_norm: narrow(&attention_norm, queries)?,
                 middle: narrow(&middle, queries)?,
                 mlp,
                 mlp_norm: narrow(&mlp_norm, queries)?,
+                adapters: Vec::new(),
             });
         }
         Ok((hidden, saved))
     }
 
+    /// Applies the factor of residuals to an output, in place.
+    fn scaled(&self, mut output: Tensor) -> Result<Tensor, TchError> {
+        match self.residual_factor {
+            Some(factor) => output.f_mul_scalar_(factor),
+            None => Ok(output),
+        }
+    }
+
     /// The keys of `kv [n, 2 kv_size]`, a view.
     pub(crate) fn keys(&self, kv: &Tensor) -> Result<Tensor, TchError> {
         kv.f_narrow(1, 0, self.heads.kv_size())
+    }
+
+    /// Parts of layers that come from the checkpoint's layer `name`, each with the site of its outputs.
+    pub(crate) fn parts_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (Site, &'a Linear, &'a SitePart)> {
+        let layers = [
+            (Site::Queries, Some(&self.q)),
+            (Site::KeysValues, Some(&self.kv)),
+            (Site::AttentionOutput, Some(&self.output)),
+            (Site::MlpInput, self.mlp.dense().map(|dense| &dense.up)),
+            (Site::MlpOutput, self.mlp.dense().map(|dense| &dense.down)),
+        ];
+        let layers = layers.into_iter().filter_map(|(site, layer)| Some((site, layer?)));
+        let parts = layers.flat_map(|(site, layer)| layer.parts().iter().map(move |part| (site, layer, part)));
+        parts.filter(move |(_, _, part)| part.name == name)
     }
 
     /// Number of fp32 numbers that a tape saves for `n` positions with `n_queries` queries, masks excluded.
@@ -172,9 +212,10 @@ impl Block {
         if !self.is_parallel {
             per_query += hidden + self.norm.stats_per_row();
         }
-        if self.head_norms.is_some() {
-            per_position += kv + size(self.heads.kv);
-            per_query += q + q_heads;
+        if let Some(norms) = &self.head_norms {
+            let [q_norms, k_norms] = norms.per_position(self.heads).map(size);
+            per_position += kv + k_norms;
+            per_query += q + q_norms;
         }
         let output_norms = [&self.attention_norm, &self.mlp_norm].into_iter().flatten();
         per_query += output_norms.map(|output| hidden + output.norm.stats_per_row()).sum::<usize>();

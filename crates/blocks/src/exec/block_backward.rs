@@ -1,90 +1,88 @@
 use sepal_autograd::fused::Rotate;
 use tch::{TchError, Tensor};
 
+use crate::adapters::{AdapterBackward, InnerGrads, LayerInput, Site};
 use crate::attention::grouped;
 use crate::attention::packed_batch::PackedBatch;
 use crate::exec::batch::InputGrad;
 use crate::exec::block::Block;
 use crate::exec::tape::SavedBlock;
+use crate::layers::mlp::SavedMlp;
 use crate::layers::norm::{SavedNorm, WeightedNorm};
 use crate::segment::Segment;
 
-pub(crate) struct BackwardInput<'a> {
+pub(crate) struct BackwardInput<'a, 'b> {
     /// One entry per batch.
     pub(crate) saved: &'a [SavedBlock],
     /// Gradient of the output, overwritten.
     pub(crate) grad: Tensor,
     pub(crate) packed: &'a PackedBatch<'a>,
-    pub(crate) has_injected: &'a [bool],
+    pub(crate) adapters: &'b mut AdapterBackward<'a>,
     pub(crate) input_grad: InputGrad,
 }
 
-pub(crate) struct BlockGrads {
-    /// Gradient of the input, `[n, hidden]` or `[all prefixes, hidden]`.
-    pub(crate) input: Tensor,
-    /// Gradient of the injected keys and values of each batch, `[prefix_len, 2 kv_size]`.
-    pub(crate) injected: Vec<Option<Tensor>>,
-}
-
 /// State of a block before the backward pass of its queries, keys and values.
-struct AttentionGrads {
+struct AttentionGrads<'a> {
     q: Tensor,
     kv: Tensor,
+    q_inner: InnerGrads<'a>,
+    kv_inner: InnerGrads<'a>,
     /// Gradient of the residual at the queries.
     residual: Tensor,
     /// Gradient of the first norm's output at the queries, in a parallel block.
     normed: Option<Tensor>,
-    injected: Vec<Option<Tensor>>,
 }
 
 impl Block {
-    pub(crate) fn backward(&self, input: BackwardInput<'_>) -> Result<BlockGrads, TchError> {
+    /// Backward pass of [`forward`](Self::forward). Returns the gradient of the input, `[n, hidden]` or `[all prefixes,
+    /// hidden]`.
+    pub(crate) fn backward(&self, input: BackwardInput<'_, '_>) -> Result<Tensor, TchError> {
         let BackwardInput { saved, packed, input_grad, .. } = input;
-        let AttentionGrads { q, kv, residual, normed, injected } = self.attention_backward(input, None)?;
-        let input = match input_grad {
-            InputGrad::All => {
-                let grad_normed = add_optional(self.q.backward(&q)?, normed)?;
-                let grad_normed = self.kv.backward_add(&grad_normed, &kv)?;
-                self.norm_backward(saved, residual, &grad_normed, &packed.slots)
-            }
-            InputGrad::Prefix => {
-                let gather = |matrix: &Tensor| packed.gather_prefixes(matrix);
-                let [q, kv, residual] = [gather(&q)?, gather(&kv)?, gather(&residual)?];
-                let normed = normed.as_ref().map(gather).transpose()?;
-                let grad_normed = self.kv.backward_add(&add_optional(self.q.backward(&q)?, normed)?, &kv)?;
-                self.norm_backward(saved, residual, &grad_normed, &packed.prefixes)
-            }
+        let adapters = &mut *input.adapters;
+        let grads = self.attention_backward(BackwardInput { adapters, ..input }, None)?;
+        let grads = match input_grad {
+            InputGrad::All => grads,
+            InputGrad::Prefix => grads.of_prefixes(packed)?,
         };
-        Ok(BlockGrads { input: input?, injected })
+        let segments = if input_grad == InputGrad::All { &packed.slots } else { &packed.prefixes };
+        let grad_normed = add_optional(self.q.backward(&grads.q)?, grads.normed)?;
+        grads.q_inner.add_to(&grad_normed, segments)?;
+        let grad_normed = self.kv.backward_add(&grad_normed, &grads.kv)?;
+        grads.kv_inner.add_to(&grad_normed, segments)?;
+        self.norm_backward(saved, grads.residual, &grad_normed, segments)
     }
 
     /// Backward pass of a pooled [`forward`](Self::forward); the gradient of the output is `[rows, hidden]`.
-    pub(crate) fn backward_pooled(&self, input: BackwardInput<'_>) -> Result<BlockGrads, TchError> {
+    pub(crate) fn backward_pooled(&self, input: BackwardInput<'_, '_>) -> Result<Tensor, TchError> {
         let BackwardInput { saved, packed, input_grad, .. } = input;
         let pooled = packed.pooled_slots()?;
-        let AttentionGrads { q, kv, residual, normed, injected } = self.attention_backward(input, Some(&pooled))?;
+        let adapters = &mut *input.adapters;
+        let grads = self.attention_backward(BackwardInput { adapters, ..input }, Some(&pooled))?;
+        let AttentionGrads { q, kv, q_inner, kv_inner, residual, normed } = grads;
         if input_grad == InputGrad::Prefix {
             // A prefix has no queries.
             let grad_normed = self.kv.backward(&packed.gather_prefixes(&kv)?)?;
-            let input = self.norm_backward(saved, grad_normed.f_zeros_like()?, &grad_normed, &packed.prefixes)?;
-            return Ok(BlockGrads { input, injected });
+            kv_inner.add_to(&grad_normed, &packed.prefixes)?;
+            return self.norm_backward(saved, grad_normed.f_zeros_like()?, &grad_normed, &packed.prefixes);
         }
         let grad_queries = add_optional(self.q.backward(&q)?, normed)?;
+        q_inner.add_to(&grad_queries, &packed.rows)?;
         let grad_normed = self.kv.backward(&kv)?.f_index_add_(0, &pooled, &grad_queries)?;
+        kv_inner.add_to(&grad_normed, &packed.slots)?;
         let sum = grad_normed.f_zeros_like()?.f_index_add_(0, &pooled, &residual)?;
-        Ok(BlockGrads { input: self.norm_backward(saved, sum, &grad_normed, &packed.slots)?, injected })
+        self.norm_backward(saved, sum, &grad_normed, &packed.slots)
     }
 
     /// Backward pass of MLP, output layer and attention, with queries at the slots `pooled` or at all positions.
-    fn attention_backward(
+    fn attention_backward<'a>(
         &self,
-        input: BackwardInput<'_>,
+        input: BackwardInput<'a, '_>,
         pooled: Option<&Tensor>,
-    ) -> Result<AttentionGrads, TchError> {
-        let BackwardInput { saved, mut grad, packed, has_injected, .. } = input;
+    ) -> Result<AttentionGrads<'a>, TchError> {
+        let BackwardInput { saved, mut grad, packed, adapters, .. } = input;
         let queries = packed.queries(pooled.is_some());
-        let normed = self.mlp_backward(saved, &mut grad, queries)?;
-        let grad_output = self.output_backward(saved, &grad, queries)?; // [n or rows, q_size]
+        let normed = self.mlp_backward(saved, &mut grad, packed, pooled.is_some(), adapters)?;
+        let grad_output = self.output_backward(saved, &grad, packed, pooled.is_some(), adapters)?; // [n or rows, q_size]
         let mut q = if pooled.is_some() { grad_output.f_zeros_like()? } else { grad_output.f_empty_like()? };
         let kv = grad.f_new_empty([packed.n_slots, 2 * self.heads.kv_size()], (grad.kind(), grad.device()))?;
         let segments = packed.slots.iter().zip(queries);
@@ -93,11 +91,15 @@ impl Block {
             let backward = if pooled.is_some() { grouped::backward_pooled } else { grouped::backward };
             backward(&saved.attention, &grad, self.heads, layout, &mut q, &kv)?;
         }
-        let injected = take_injected(&kv, packed, has_injected)?;
+        adapters.run(Site::PrefixKeysValues, &packed.prefix_slots, &kv, |_| Ok(None))?;
         packed.rotate(&mut q, pooled, self.heads, Rotate::Backward)?;
         packed.rotate(&mut self.keys(&kv)?, None, self.heads, Rotate::Backward)?;
         self.head_norms_backward(saved, &q, queries, &kv, &packed.slots)?;
-        Ok(AttentionGrads { q, kv, residual: grad, normed, injected })
+        let q_inner =
+            adapters.run(Site::Queries, queries, &q, |batch| query_input(saved, packed, pooled.is_some(), batch))?;
+        let input = |batch: usize| Ok(Some(LayerInput::Normed(saved[batch].input.share())));
+        let kv_inner = adapters.run(Site::KeysValues, &packed.slots, &kv, input)?;
+        Ok(AttentionGrads { q, kv, q_inner, kv_inner, residual: grad, normed })
     }
 
     /// Backward pass of the MLP: replaces the gradient of its output by that of attention's result. A parallel block
@@ -106,12 +108,19 @@ impl Block {
         &self,
         saved: &[SavedBlock],
         grad: &mut Tensor,
-        segments: &[Segment],
+        packed: &PackedBatch<'_>,
+        is_pooled: bool,
+        adapters: &mut AdapterBackward<'_>,
     ) -> Result<Option<Tensor>, TchError> {
+        let segments = packed.queries(is_pooled);
         let grad_output =
-            weighted_norm_backward(self.mlp_norm.as_ref(), saved, |saved| saved.mlp_norm.as_ref(), grad, segments)?;
-        let mlps = saved.iter().map(|saved| &saved.mlp).zip(segments.iter().copied());
-        let grad_normed = self.mlp.backward(grad_output.as_ref().unwrap_or(grad), mlps)?;
+            self.residual_backward(self.mlp_norm.as_ref(), saved, |saved| saved.mlp_norm.as_ref(), grad, segments)?;
+        let mlps: Vec<&SavedMlp> = saved.iter().map(|saved| &saved.mlp).collect();
+        let input = |batch: usize| match &saved[batch].middle {
+            Some(middle) => Ok(Some(LayerInput::Normed(middle.share()))),
+            None => query_input(saved, packed, is_pooled, batch),
+        };
+        let grad_normed = self.mlp.backward(grad_output.as_ref().unwrap_or(grad), &mlps, segments, adapters, input)?;
         if self.is_parallel {
             return Ok(Some(grad_normed));
         }
@@ -123,10 +132,45 @@ impl Block {
     }
 
     /// Returns the gradient of attention's output.
-    fn output_backward(&self, saved: &[SavedBlock], grad: &Tensor, segments: &[Segment]) -> Result<Tensor, TchError> {
-        let norm = self.attention_norm.as_ref();
-        let grad_output = weighted_norm_backward(norm, saved, |saved| saved.attention_norm.as_ref(), grad, segments)?;
-        self.output.backward(grad_output.as_ref().unwrap_or(grad))
+    fn output_backward(
+        &self,
+        saved: &[SavedBlock],
+        grad: &Tensor,
+        packed: &PackedBatch<'_>,
+        is_pooled: bool,
+        adapters: &mut AdapterBackward<'_>,
+    ) -> Result<Tensor, TchError> {
+        let (norm, segments) = (self.attention_norm.as_ref(), packed.queries(is_pooled));
+        let grad_output =
+            match self.residual_backward(norm, saved, |saved| saved.attention_norm.as_ref(), grad, segments)? {
+                Some(grad) => grad,
+                None => adapters.writable(Site::AttentionOutput, grad)?,
+            };
+        let input = |batch: usize| {
+            let output = saved[batch].attention.output_of_queries(packed.layouts[batch])?;
+            Ok(Some(LayerInput::Plain(output)))
+        };
+        let inner = adapters.run(Site::AttentionOutput, segments, &grad_output, input)?;
+        let grad_attention = self.output.backward(&grad_output)?;
+        inner.add_to(&grad_attention, segments)?;
+        Ok(grad_attention)
+    }
+
+    /// Returns the gradient of the output of attention or MLP, given that of the sum with its input: through the norm of the
+    /// output or the factor of residuals. None if both gradients are equal.
+    fn residual_backward<'a>(
+        &self,
+        norm: Option<&WeightedNorm>,
+        saved: &'a [SavedBlock],
+        saved_norm: impl Fn(&'a SavedBlock) -> Option<&'a SavedNorm>,
+        grad: &Tensor,
+        segments: &[Segment],
+    ) -> Result<Option<Tensor>, TchError> {
+        match (norm, self.residual_factor) {
+            (Some(norm), _) => weighted_norm_backward(norm, saved, saved_norm, grad, segments).map(Some),
+            (None, Some(factor)) => grad.f_mul_scalar(factor).map(Some),
+            (None, None) => Ok(None),
+        }
     }
 
     /// Backward pass of the norms of heads, in place.
@@ -142,8 +186,8 @@ impl Block {
         let grad_k = self.keys(grad_kv)?;
         for ((saved, q_segment), kv_segment) in saved.iter().zip(q_segments).zip(kv_segments) {
             let (Some(q), Some(k)) = (&saved.q_norm, &saved.k_norm) else { return Err(mismatch()) };
-            norms.backward(&norms.q, &q_segment.narrow(grad_q)?, q)?;
-            norms.backward(&norms.k, &kv_segment.narrow(&grad_k)?, k)?;
+            norms.q.backward_parts(&q_segment.narrow(grad_q)?, q)?;
+            norms.k.backward_parts(&kv_segment.narrow(&grad_k)?, k)?;
         }
         Ok(())
     }
@@ -164,39 +208,45 @@ impl Block {
     }
 }
 
-/// Moves the gradients of injected keys and values out of `grad_kv`. The block computed none there, so they stay zero.
-fn take_injected(
-    grad_kv: &Tensor,
-    packed: &PackedBatch<'_>,
-    has_injected: &[bool],
-) -> Result<Vec<Option<Tensor>>, TchError> {
-    let take = |(prefix, &has_injected): (Segment, &bool)| {
-        if !has_injected {
-            return Ok(None);
-        }
-        let mut grad = prefix.narrow(grad_kv)?;
-        let taken = grad.f_detach_copy()?;
-        let _ = grad.f_zero_()?;
-        Ok(Some(taken))
-    };
-    packed.prefix_slots().zip(has_injected).map(take).collect()
+impl AttentionGrads<'_> {
+    /// The gradients of the prefixes' positions.
+    fn of_prefixes(self, packed: &PackedBatch<'_>) -> Result<Self, TchError> {
+        let gather = |matrix: &Tensor| packed.gather_prefixes(matrix);
+        let normed = self.normed.as_ref().map(gather).transpose()?;
+        let (q, kv, residual) = (gather(&self.q)?, gather(&self.kv)?, gather(&self.residual)?);
+        Ok(Self { q, kv, residual, normed, ..self })
+    }
 }
 
-/// Returns the gradient of a norm's input, given that of its output; none without a norm.
+/// Output of the first norm at the queries of a batch.
+fn query_input(
+    saved: &[SavedBlock],
+    packed: &PackedBatch<'_>,
+    is_pooled: bool,
+    batch: usize,
+) -> Result<Option<LayerInput>, TchError> {
+    let input = &saved[batch].input;
+    let pooled = packed.layouts[batch].pooled.as_ref().filter(|_| is_pooled);
+    Ok(Some(LayerInput::Normed(match pooled {
+        Some(pooled) => input.select(&pooled.slots)?,
+        None => input.share(),
+    })))
+}
+
+/// Returns the gradient of a norm's input, given that of its output.
 fn weighted_norm_backward<'a>(
-    norm: Option<&WeightedNorm>,
+    norm: &WeightedNorm,
     saved: &'a [SavedBlock],
     saved_norm: impl Fn(&'a SavedBlock) -> Option<&'a SavedNorm>,
     grad: &Tensor,
     segments: &[Segment],
-) -> Result<Option<Tensor>, TchError> {
-    let Some(norm) = norm else { return Ok(None) };
+) -> Result<Tensor, TchError> {
     let result = grad.f_empty_like()?;
     for (saved, segment) in saved.iter().zip(segments) {
         let saved_norm = saved_norm(saved).ok_or_else(mismatch)?;
         norm.backward(&mut segment.narrow(&result)?, &segment.narrow(grad)?, saved_norm)?;
     }
-    Ok(Some(result))
+    Ok(result)
 }
 
 fn add_optional(mut sum: Tensor, addend: Option<Tensor>) -> Result<Tensor, TchError> {

@@ -1,11 +1,12 @@
 use sepal_core::{Span, Want};
 use tch::{Device, Kind, TchError, Tensor};
 
+use crate::adapters::{self, AdapterBackward, BlockAdapters, Site};
 use crate::attention::layout::Layout;
 use crate::attention::masks::MaskConfig;
 use crate::attention::packed_batch::PackedBatch;
 use crate::exec::batch::{Batch, BatchGrads, BatchOutput, GradOptions, InputGrad, Prefix, PrefixCache, SaveMode};
-use crate::exec::block::{Block, BlockOutput, PrefixKeysValues};
+use crate::exec::block::{Block, BlockInput, BlockOutput};
 use crate::exec::block_backward::BackwardInput;
 use crate::exec::tape::{SavedBlock, Tape};
 use crate::layers::rope::Rotaries;
@@ -45,31 +46,30 @@ impl BlockSequence {
         let blocks = self.get(span);
         let mut results: Vec<ForwardResults> = batches.iter().map(|_| ForwardResults::default()).collect();
         for (i, block) in blocks.iter().enumerate() {
-            add_deep_prompts(&hidden, batches, &packed, i)?;
             let cached: Vec<Option<&Tensor>> = batches.iter().map(|batch| cached_block(batch, i)).collect();
-            let injected = injected_keys_values(batches, i)?;
-            let prefixes = PrefixKeysValues { cached: &cached, injected: &injected };
+            let adapters = BlockAdapters::new(batches.iter().map(|batch| batch.injected.block(i)));
             let is_pooled = want == Want::LastOfRows && i + 1 == blocks.len();
-            let output = block.forward(hidden, &packed, prefixes, is_pooled)?;
+            let adapters = adapters::Forward::new(adapters);
+            let input = BlockInput { packed: &packed, cached: &cached, adapters, is_pooled };
+            let output = block.forward(hidden, input)?;
             hidden = save(output, save_mode, &packed, &mut results)?;
             let marks = results.iter_mut().map(|results| &mut results.non_finite_block);
             mark_non_finite(&hidden, packed.queries(is_pooled), span.start() + i, marks)?;
         }
-        let outputs = packed.queries(want == Want::LastOfRows).iter().zip(&layouts).map(|(segment, layout)| {
-            let output = segment.narrow(&hidden)?;
-            if want == Want::All { layout.to_caller_order(&output) } else { Ok(output) }
-        });
+        let segments = packed.queries(want == Want::LastOfRows).iter();
+        let outputs = segments.zip(&layouts);
+        let outputs = outputs.map(|(segment, layout)| layout.select_output(&segment.narrow(&hidden)?, want));
         let outputs: Vec<Tensor> = outputs.collect::<Result<_, _>>()?;
         drop(packed);
         let results = outputs.into_iter().zip(layouts).zip(results).zip(batches);
         let outputs = results.map(|(((hidden, layout), results), batch)| {
             let len = batch.prefix.len();
-            let has_deep_prompts = batch.injected.deep_prompts.is_some();
-            let has_keys_values = batch.injected.keys_values.is_some() && batch.prefix.slots() > 0;
-            let tape = Tape { span, want, layout, has_deep_prompts, has_keys_values, blocks: results.saved };
+            let injected = Box::new(batch.injected.share());
+            let tape =
+                (save_mode == SaveMode::Tape).then(|| Tape { span, want, layout, injected, blocks: results.saved });
             BatchOutput {
                 hidden,
-                tape: (save_mode == SaveMode::Tape).then_some(tape),
+                tape,
                 prefix_cache: (!results.prefix.is_empty()).then(|| PrefixCache { span, len, blocks: results.prefix }),
                 non_finite_block: results.non_finite_block,
             }
@@ -88,7 +88,7 @@ impl BlockSequence {
         let slots = packed.layouts.iter().zip(batches);
         let slots = slots.map(|(layout, batch)| layout.to_slots(&batch.hidden.f_to_device(device)?));
         let hidden = match &slots.collect::<Result<Vec<_>, _>>()?[..] {
-            // A copy, because deep prompts are added in place.
+            // A copy, because adapters of the prefix change it in place.
             [only] if only.data_ptr() == batches[0].hidden.data_ptr() => only.f_detach_copy()?,
             [only] => only.shallow_clone(),
             all => Tensor::f_cat(all, 0)?,
@@ -111,32 +111,30 @@ impl BlockSequence {
         let (span, want) = (first.span, first.want);
         let mut saved: Vec<_> = tapes.iter_mut().map(|tape| std::mem::take(&mut tape.blocks)).collect();
         let packed = PackedBatch::new(tapes.iter().map(|tape| &tape.layout).collect(), &self.rotaries)?;
-        let slots = tapes.iter().zip(&grads).map(|(tape, grad)| {
-            let grad = grad.f_to_device(tape.layout.device())?;
-            if want == Want::All { tape.layout.to_slots(&grad) } else { Ok(grad) }
-        });
+        let slots = tapes
+            .iter()
+            .zip(&grads)
+            .map(|(tape, grad)| tape.layout.output_grad(&grad.f_to_device(tape.layout.device())?, want));
         // A copy, because gradients are added in place.
         let mut grad = Tensor::f_cat(&slots.collect::<Result<Vec<_>, _>>()?, 0)?;
-        let mut results: Vec<BackwardResults> = tapes.iter().map(|_| BackwardResults::default()).collect();
-        let has_injected: Vec<bool> = tapes.iter().map(|tape| tape.has_keys_values).collect();
-        for (i, block) in self.get(span).iter().enumerate().rev() {
+        let mut results: Vec<BackwardResults> = tapes.iter().map(|_| BackwardResults::new(span.len())).collect();
+        let first = first_with_grads(&tapes, &packed, options);
+        for (i, block) in self.get(span).iter().enumerate().skip(first).rev() {
             let saved: Vec<_> = saved.iter_mut().filter_map(Vec::pop).collect();
-            let input_grad = if i == 0 { options.input } else { InputGrad::All };
-            let input = BackwardInput { saved: &saved, grad, packed: &packed, has_injected: &has_injected, input_grad };
+            let input_grad = if i == first { options.input } else { InputGrad::All };
+            let adapters = BlockAdapters::new(tapes.iter().map(|tape| tape.injected.block(i)));
+            let of_batches = saved.iter().map(|saved| &saved.adapters).collect();
+            let mut adapters = AdapterBackward::new(adapters, of_batches, options.injected);
+            let input = BackwardInput { saved: &saved, grad, packed: &packed, adapters: &mut adapters, input_grad };
             let is_pooled = want == Want::LastOfRows && i + 1 == span.len();
-            let grads = if is_pooled { block.backward_pooled(input)? } else { block.backward(input)? };
-            grad = grads.input;
-            for (results, injected) in results.iter_mut().zip(grads.injected) {
-                results.keys_values.extend(injected.filter(|_| options.injected));
-            }
+            grad = if is_pooled { block.backward_pooled(input)? } else { block.backward(input)? };
             let segments = if input_grad == InputGrad::Prefix { &packed.prefixes } else { &packed.slots };
             let marks = results.iter_mut().map(|results| &mut results.non_finite_block);
             mark_non_finite(&grad, segments, span.start() + i, marks)?;
-            let prefixes = segments.iter().zip(&packed.prefixes);
-            for ((tape, results), (segment, prefix)) in tapes.iter().zip(&mut results).zip(prefixes) {
-                if tape.has_deep_prompts && options.injected {
-                    results.deep_prompts.push(grad.f_narrow(0, segment.start, prefix.len)?.f_detach_copy()?);
-                }
+            let prefixes = if input_grad == InputGrad::Prefix { &packed.prefixes } else { &packed.prefix_slots };
+            adapters.run(Site::Prefix, prefixes, &grad, |_| Ok(None))?;
+            for (results, grads) in results.iter_mut().zip(adapters.into_grads()) {
+                results.injected[i] = grads;
             }
         }
         let results = tapes.iter().zip(results).enumerate().map(|(i, (tape, results))| {
@@ -144,9 +142,11 @@ impl BlockSequence {
                 InputGrad::All => tape.layout.to_caller_order(&packed.slots[i].narrow(&grad)?)?,
                 InputGrad::Prefix => packed.prefixes[i].narrow(&grad)?,
             };
-            let [deep_prompts, keys_values] =
-                [stack_reversed(results.deep_prompts)?, stack_reversed(results.keys_values)?];
-            Ok(BatchGrads { input, deep_prompts, keys_values, non_finite_block: results.non_finite_block })
+            let injected = match options.injected {
+                true => tape.injected.stack_grads(results.injected, grad.device())?,
+                false => Vec::new(),
+            };
+            Ok(BatchGrads { input, injected, non_finite_block: results.non_finite_block })
         });
         results.collect()
     }
@@ -160,12 +160,29 @@ struct ForwardResults {
     non_finite_block: Option<usize>,
 }
 
-/// Results of a backward pass for one batch, from the last block to the first.
-#[derive(Default)]
+/// Results of a backward pass for one batch.
 struct BackwardResults {
-    deep_prompts: Vec<Tensor>,
-    keys_values: Vec<Tensor>,
+    /// Gradients of each block by the index of their tunable.
+    injected: Vec<Vec<(usize, Tensor)>>,
     non_finite_block: Option<usize>,
+}
+
+impl BackwardResults {
+    fn new(n_blocks: usize) -> Self {
+        Self { injected: (0..n_blocks).map(|_| Vec::new()).collect(), non_finite_block: None }
+    }
+}
+
+/// Index in the span of the first block whose backward pass has a result. Without a gradient of the input it is the first
+/// with an adapter.
+fn first_with_grads(tapes: &[Tape], packed: &PackedBatch<'_>, options: GradOptions) -> usize {
+    let has_input_grad = options.input == InputGrad::All || packed.prefix_slots.iter().any(|prefix| prefix.len > 0);
+    let n_blocks = tapes.first().map_or(0, |tape| tape.span.len());
+    match (has_input_grad, options.injected) {
+        (true, _) => 0,
+        (false, true) => tapes.iter().filter_map(|tape| tape.injected.first()).min().unwrap_or(n_blocks),
+        (false, false) => n_blocks,
+    }
 }
 
 /// Sets the marks of batches with the first non-finite numbers to `block_idx`. The sum of all numbers is finite if all are,
@@ -203,29 +220,12 @@ fn save(
             }
         }
         SaveMode::PrefixCache => {
-            for (results, prefix) in results.iter_mut().zip(packed.prefix_slots()).filter(|(_, prefix)| prefix.len > 0)
-            {
+            for (results, prefix) in results.iter_mut().zip(&packed.prefix_slots).filter(|(_, prefix)| prefix.len > 0) {
                 results.prefix.push(prefix.narrow(&kv)?.f_detach_copy()?);
             }
         }
     }
     Ok(hidden)
-}
-
-/// Adds the deep prompts of block `i` to the prefixes, in place: the hidden states have no other owner.
-fn add_deep_prompts(
-    hidden: &Tensor,
-    batches: &[Batch<'_>],
-    packed: &PackedBatch<'_>,
-    i: usize,
-) -> Result<(), TchError> {
-    for (batch, prefix) in batches.iter().zip(packed.prefix_slots()).filter(|(_, prefix)| prefix.len > 0) {
-        if let Some(deep) = batch.injected.deep_prompts {
-            let deep = deep.f_select(0, i as i64)?.f_to_device(hidden.device())?;
-            let _ = prefix.narrow(hidden)?.f_add_(&deep)?;
-        }
-    }
-    Ok(())
 }
 
 /// Keys and values of a cached prefix in block `i`.
@@ -234,19 +234,4 @@ fn cached_block<'a>(batch: &Batch<'a>, i: usize) -> Option<&'a Tensor> {
         Prefix::Cached(cache) => cache.blocks.get(i),
         Prefix::Computed(_) => None,
     }
-}
-
-/// Injected keys and values of block `i`, for each batch with a computed prefix.
-fn injected_keys_values(batches: &[Batch<'_>], i: usize) -> Result<Vec<Option<Tensor>>, TchError> {
-    let injected = |batch: &Batch<'_>| {
-        let injected = batch.injected.keys_values.filter(|_| batch.prefix.slots() > 0);
-        injected.map(|injected| injected.f_select(0, i as i64)).transpose()
-    };
-    batches.iter().map(injected).collect()
-}
-
-/// Stacks tensors that were collected from the last block to the first; none if there are none.
-fn stack_reversed(mut tensors: Vec<Tensor>) -> Result<Option<Tensor>, TchError> {
-    tensors.reverse();
-    if tensors.is_empty() { Ok(None) } else { Tensor::f_stack(&tensors, 0).map(Some) }
 }

@@ -1,6 +1,7 @@
 use sepal_core::{Span, Want};
-use tch::TchError;
+use tch::{TchError, Tensor};
 
+use crate::adapters::{Injected, SavedAdapters};
 use crate::attention::grouped::SavedAttention;
 use crate::attention::layout::Layout;
 use crate::layers::mlp::SavedMlp;
@@ -13,9 +14,7 @@ pub struct Tape {
     pub(crate) span: Span,
     pub(crate) want: Want,
     pub(crate) layout: Layout,
-    pub(crate) has_deep_prompts: bool,
-    /// True if the prefix's keys and values were injected.
-    pub(crate) has_keys_values: bool,
+    pub(crate) injected: Box<Injected>,
     pub(crate) blocks: Vec<SavedBlock>,
 }
 
@@ -25,15 +24,15 @@ impl Tape {
         self.span
     }
 
-    /// Positions of the output: all or the last of each row.
+    /// Positions of the output.
     pub fn want(&self) -> Want {
         self.want
     }
 
-    /// Shape of the output and of its gradient, `[n or rows, hidden]`.
+    /// Shape of the output and of its gradient, `[positions, hidden]`.
     pub fn output_shape(&self) -> [usize; 2] {
         let hidden = self.blocks.first().map_or(0, |saved| saved.input.input.size()[1]);
-        [self.layout.n_outputs(), hidden].map(|dim| usize::try_from(dim).unwrap_or(0))
+        [self.layout.n_outputs(self.want), hidden].map(|dim| usize::try_from(dim).unwrap_or(0))
     }
 
     /// Memory of the tensors and masks, in bytes.
@@ -48,9 +47,9 @@ impl Tape {
 pub(crate) struct SavedBlock {
     /// Input of the first norm, deep prompts included, `[n, hidden]`.
     pub(crate) input: SavedNorm,
-    /// Input of the queries' norm, `[.. * heads, head_dim]`.
+    /// Input of the queries' norm, `[.. * heads, head_dim]` or `[.., q_size]`.
     pub(crate) q_norm: Option<SavedNorm>,
-    /// Input of the keys' norm, `[n * kv heads, head_dim]`.
+    /// Input of the keys' norm, `[n * kv heads, head_dim]` or `[n, kv_size]`.
     pub(crate) k_norm: Option<SavedNorm>,
     pub(crate) attention: SavedAttention,
     /// Input of the norm on attention's output, `[n or rows, hidden]`.
@@ -60,6 +59,8 @@ pub(crate) struct SavedBlock {
     pub(crate) mlp: SavedMlp,
     /// Input of the norm on the MLP's output, `[n or rows, hidden]`.
     pub(crate) mlp_norm: Option<SavedNorm>,
+    /// In the order of the block's injections.
+    pub(crate) adapters: SavedAdapters,
 }
 
 impl SavedBlock {
@@ -75,12 +76,15 @@ impl SavedBlock {
             middle: owned(self.middle)?,
             mlp: self.mlp.into_owned()?,
             mlp_norm: owned(self.mlp_norm)?,
+            // Adapters compute each batch on its own.
+            adapters: self.adapters,
         })
     }
 
     fn numel(&self) -> usize {
         let norms = [&self.q_norm, &self.k_norm, &self.attention_norm, &self.middle, &self.mlp_norm];
         let norms: usize = norms.into_iter().flatten().map(SavedNorm::numel).sum();
-        norms + self.input.numel() + self.attention.numel() + self.mlp.numel()
+        let adapters: usize = self.adapters.iter().flatten().map(Tensor::numel).sum();
+        norms + self.input.numel() + self.attention.numel() + self.mlp.numel() + adapters
     }
 }

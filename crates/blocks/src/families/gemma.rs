@@ -4,11 +4,10 @@
 use sepal_core::{Family, ModelConfig};
 
 use super::llama::{self, gated, head_norms, refuse_head_norms, with_attention};
-use super::parts::{heads, rms_norm};
+use super::parts::{heads, output_norm};
 use super::spec::{EndNames, EndNorm, FamilySpec};
 use crate::exec::block::Block;
 use crate::layers::mlp::Mlp;
-use crate::layers::norm::WeightedNorm;
 use crate::weights::{LoadError, Reader};
 
 pub(super) const GEMMA: FamilySpec = FamilySpec {
@@ -41,13 +40,10 @@ fn gemma3_block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> 
 
 /// A block with norms of the outputs of attention and MLP.
 fn with_output_norms(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {
-    let norm = |name: &str| {
-        let weight = reader.rms_from_one(name, config.hidden)?.scale;
-        Ok::<_, LoadError>(Some(WeightedNorm { norm: rms_norm(config), weight }))
-    };
+    let norm = |name: &str| Ok::<_, LoadError>(output_norm(config, reader.rms_from_one(name, config.hidden)?));
     Ok(Block {
-        attention_norm: norm("post_attention_layernorm")?,
-        mlp_norm: norm("post_feedforward_layernorm")?,
+        attention_norm: Some(norm("post_attention_layernorm")?),
+        mlp_norm: Some(norm("post_feedforward_layernorm")?),
         ..with_mlp_norm(reader, config, block_idx, "pre_feedforward_layernorm")?
     })
 }
@@ -60,6 +56,6 @@ fn with_mlp_norm(
     mlp_norm: &str,
 ) -> Result<Block, LoadError> {
     let norm = |name: &str| reader.rms_from_one(name, config.hidden);
-    let mlp = gated(reader, config, "mlp", ["gate_proj", "up_proj", "down_proj"], &norm(mlp_norm)?)?;
-    with_attention(reader, config, heads(config, block_idx), &norm("input_layernorm")?, Mlp::Dense(mlp))
+    let mlp = gated(reader, config, "mlp", ["gate_proj", "up_proj", "down_proj"], Some(&norm(mlp_norm)?))?;
+    with_attention(reader, config, heads(config, block_idx), Some(&norm("input_layernorm")?), Mlp::Dense(mlp))
 }

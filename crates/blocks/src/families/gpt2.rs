@@ -27,7 +27,7 @@ fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<
     let &ModelConfig { hidden, ffn, .. } = config;
     let layer = |name: &str, out: usize, inner: usize| {
         let weight = reader.tensor(&format!("{name}.weight"), &[inner, out])?.f_transpose(0, 1)?;
-        Ok::<_, LoadError>(Layer { weight, bias: reader.optional(&format!("{name}.bias"), &[out])?, inputs: None })
+        Ok::<_, LoadError>(Layer::new(name, weight, reader.optional(&format!("{name}.bias"), &[out])?)?)
     };
     let fused = layer("attn.c_attn", 3 * hidden, hidden)?.after(&reader.layer_norm("ln_1", hidden)?)?;
     let up = layer("mlp.c_fc", ffn, hidden)?.after(&reader.layer_norm("ln_2", hidden)?)?;

@@ -25,6 +25,7 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
     },
     positions: None,
     has_equal_heads: false,
+    has_adjacent_pairs: false,
     rounds_alibi: false,
 };
 
@@ -41,9 +42,9 @@ pub(super) fn block_with_head_norms(
 ) -> Result<Block, LoadError> {
     reader.refuse("post_feedforward_layernorm.weight")?;
     let mlp_norm = reader.rms("post_attention_layernorm", config.hidden)?;
-    let mlp = Mlp::Dense(gated(reader, config, "mlp", ["gate_proj", "up_proj", "down_proj"], &mlp_norm)?);
+    let mlp = Mlp::Dense(gated(reader, config, "mlp", ["gate_proj", "up_proj", "down_proj"], Some(&mlp_norm))?);
     let attention_norm = reader.rms("input_layernorm", config.hidden)?;
-    let block = with_attention(reader, config, heads(config, block_idx), &attention_norm, mlp)?;
+    let block = with_attention(reader, config, heads(config, block_idx), Some(&attention_norm), mlp)?;
     Ok(Block { head_norms, ..block })
 }
 
@@ -52,12 +53,12 @@ pub(super) fn refuse_head_norms(reader: &Reader<'_>) -> Result<(), LoadError> {
     reader.refuse("self_attn.q_norm.weight")
 }
 
-/// A block with the attention of a Llama, without norms of heads.
+/// A block with the attention of a Llama after `norm`, without norms of heads.
 pub(super) fn with_attention(
     reader: &Reader<'_>,
     config: &ModelConfig,
     heads: Heads,
-    norm: &NormWeights,
+    norm: Option<&NormWeights>,
     mlp: Mlp,
 ) -> Result<Block, LoadError> {
     let &ModelConfig { hidden, n_heads, n_kv_heads, head_dim, .. } = config;
@@ -65,7 +66,8 @@ pub(super) fn with_attention(
     let k = reader.layer("self_attn.k_proj", n_kv_heads * head_dim, hidden)?;
     let v = reader.layer("self_attn.v_proj", n_kv_heads * head_dim, hidden)?;
     let output = reader.layer("self_attn.o_proj", hidden, n_heads * head_dim)?;
-    let (q, kv) = (q.map_rows(|rows| queries(heads, rows))?.after(norm)?, Layer::stacked(&[k, v])?.after(norm)?);
+    let q = q.map_rows(|rows| queries(heads, rows))?.after_optional(norm)?;
+    let kv = Layer::stacked(&[k, v])?.after_optional(norm)?;
     plain_block(reader, heads, rms_norm(config), [q, kv, from_queries(heads, output)?], mlp)
 }
 
@@ -74,20 +76,21 @@ pub(super) fn head_norms(reader: &Reader<'_>, config: &ModelConfig) -> Result<He
         let weight = reader.tensor(&format!("self_attn.{name}.weight"), &[config.head_dim])?;
         Ok::<_, LoadError>(WeightedNorm { norm: rms_norm(config), weight })
     };
-    Ok(HeadNorms { q: norm("q_norm")?, k: norm("k_norm")?, dim: config.head_dim as i64 })
+    Ok(HeadNorms { q: norm("q_norm")?, k: norm("k_norm")? })
 }
 
-/// A gated MLP whose layers are `names` in `folder`: gate, up and down.
+/// A gated MLP after `norm`, whose layers are `names` in `folder`: gate, up and down.
 pub(super) fn gated(
     reader: &Reader<'_>,
     config: &ModelConfig,
     folder: &str,
     names: [&str; 3],
-    norm: &NormWeights,
+    norm: Option<&NormWeights>,
 ) -> Result<Dense, LoadError> {
     let &ModelConfig { hidden, ffn, .. } = config;
     let [gate, up, down] = names.map(|name| format!("{folder}.{name}"));
-    let up = Layer::stacked(&[reader.layer(&gate, ffn, hidden)?, reader.layer(&up, ffn, hidden)?])?.after(norm)?;
+    let up = Layer::stacked(&[reader.layer(&gate, ffn, hidden)?, reader.layer(&up, ffn, hidden)?])?;
+    let up = up.after_optional(norm)?;
     let down: Linear = reader.frozen(reader.layer(&down, hidden, ffn)?)?;
     let activation = Activate { function: config.activation, is_gated: true };
     Ok(Dense { activation, up: reader.frozen(up)?, down })

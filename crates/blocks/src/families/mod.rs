@@ -1,18 +1,27 @@
 //! The table of model families. A family is one entry here and one in the table of `sepal-checkpoint`.
 
 mod bloom;
+mod cohere;
+mod experts;
 mod falcon;
 mod gemma;
+mod glm4;
 mod gpt2;
 mod gpt_neox;
+mod granite;
 mod llama;
 mod mistral;
 mod mixtral;
+mod olmo2;
+mod olmo3;
 mod opt;
 mod parts;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
+mod smollm3;
 mod spec;
 mod stablelm;
 
@@ -26,19 +35,27 @@ use crate::weights::{LoadError, Reader};
 /// All families, by name.
 const FAMILIES: &[&FamilySpec] = &[
     &bloom::SPEC,
+    &cohere::SPEC,
     &falcon::SPEC,
     &gemma::GEMMA,
     &gemma::GEMMA2,
     &gemma::GEMMA3,
+    &glm4::SPEC,
     &gpt2::SPEC,
     &gpt_neox::SPEC,
+    &granite::SPEC,
     &llama::SPEC,
     &mistral::SPEC,
     &mixtral::SPEC,
+    &olmo2::SPEC,
+    &olmo3::SPEC,
     &opt::SPEC,
     &phi3::SPEC,
     &qwen2::SPEC,
+    &qwen2_moe::SPEC,
     &qwen3::SPEC,
+    &qwen3_moe::SPEC,
+    &smollm3::SPEC,
     &stablelm::SPEC,
 ];
 

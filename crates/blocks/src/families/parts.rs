@@ -1,14 +1,15 @@
 //! Parts of blocks that several families share.
 
 use sepal_core::ModelConfig;
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 use crate::attention::heads::{AttentionRange, Heads};
 use crate::exec::block::Block;
 use crate::layers::dense::{Activate, Dense};
 use crate::layers::linear::Layer;
 use crate::layers::mlp::Mlp;
-use crate::layers::norm::{Norm, NormWeights};
+use crate::layers::norm::{Norm, NormWeights, WeightedNorm};
+use crate::layers::origin::Origin;
 use crate::weights::{LoadError, Reader};
 
 pub(super) fn heads(config: &ModelConfig, block_idx: usize) -> Heads {
@@ -21,6 +22,8 @@ pub(super) fn heads(config: &ModelConfig, block_idx: usize) -> Heads {
         scale: scores.scale,
         cap: scores.cap,
         range: if has_window { AttentionRange::Windowed } else { AttentionRange::Full },
+        is_rotated: config.unrotated_blocks.get(block_idx) != Some(&true),
+        has_adjacent_pairs: super::spec(config.family).has_adjacent_pairs,
     };
     if scores.by_block {
         heads.scale = Some(heads.scale() / (block_idx + 1) as f64);
@@ -37,7 +40,12 @@ pub(super) fn queries(heads: Heads, rows: &Tensor) -> Result<Tensor, TchError> {
 /// Reorders the inputs of the layer after attention to the order of [`Heads`].
 pub(super) fn from_queries(heads: Heads, layer: Layer) -> Result<Layer, TchError> {
     let by_inputs = queries(heads, &layer.weight.f_transpose(0, 1)?.f_contiguous()?)?;
-    Ok(Layer { weight: by_inputs.f_transpose(0, 1)?, ..layer })
+    let order = (heads.repeat > 1).then(|| {
+        let order = Tensor::f_arange(heads.q_size(), (Kind::Int64, layer.weight.device()))?;
+        queries(heads, &order)
+    });
+    let origin = Origin { order: order.transpose()?, ..layer.origin };
+    Ok(Layer { weight: by_inputs.f_transpose(0, 1)?, origin, ..layer })
 }
 
 /// Splits a layer that has, for each key head, its queries, the key and the value into queries and keys with values.
@@ -60,9 +68,11 @@ pub(super) fn plain_block(
     [q, kv, output]: [Layer; 3],
     mlp: Mlp,
 ) -> Result<Block, LoadError> {
+    let residual_factor = reader.config().factors.residual;
     let (q, kv, output) = (reader.frozen(q)?, reader.frozen(kv)?, reader.frozen(output)?);
     let (head_norms, attention_norm, mlp_norm) = (None, None, None);
-    Ok(Block { heads, norm, is_parallel: false, q, kv, head_norms, output, attention_norm, mlp, mlp_norm })
+    let is_parallel = false;
+    Ok(Block { heads, norm, is_parallel, residual_factor, q, kv, head_norms, output, attention_norm, mlp, mlp_norm })
 }
 
 /// A block of LayerNorms with a fused layer of queries, keys and values in `attention`, and an ungated MLP.
@@ -98,11 +108,25 @@ pub(super) fn rms_norm(config: &ModelConfig) -> Norm {
     Norm::Rms { eps: config.norm_eps }
 }
 
+/// A norm of the outputs of attention or MLP.
+pub(super) fn output_norm(config: &ModelConfig, weights: NormWeights) -> WeightedNorm {
+    WeightedNorm { norm: rms_norm(config), weight: weights.scale }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const HEADS: Heads = Heads { kv: 2, repeat: 2, dim: 2, scale: None, cap: None, range: AttentionRange::Full };
+    const HEADS: Heads = Heads {
+        kv: 2,
+        repeat: 2,
+        dim: 2,
+        scale: None,
+        cap: None,
+        range: AttentionRange::Full,
+        is_rotated: true,
+        has_adjacent_pairs: false,
+    };
 
     fn numbers(tensor: &Tensor) -> Vec<i64> {
         Vec::<i64>::try_from(tensor).expect("numbers")
@@ -119,7 +143,7 @@ mod tests {
         // Two heads of two: q q k k v v of head 0, then of head 1.
         let heads = Heads { repeat: 1, ..HEADS };
         let weight = Tensor::from_slice(&[0_i64, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
-        let (q, kv) = split_heads(heads, &Layer { weight, bias: None, inputs: None }).expect("layers");
+        let (q, kv) = split_heads(heads, &Layer::new("layer", weight, None).expect("a layer")).expect("layers");
         assert_eq!(numbers(&q.weight), [0, 1, 6, 7]);
         assert_eq!(numbers(&kv.weight), [2, 3, 8, 9, 4, 5, 10, 11]);
     }

@@ -16,6 +16,8 @@ pub(crate) struct FamilySpec {
     pub(crate) positions: Option<ReadPositions>,
     /// True if there is a key head for each query head, and heads make up the hidden state.
     pub(crate) has_equal_heads: bool,
+    /// True if the rotary embedding pairs adjacent numbers of a head.
+    pub(crate) has_adjacent_pairs: bool,
     /// True if ALiBi's biases are rounded to bf16.
     pub(crate) rounds_alibi: bool,
 }
@@ -39,4 +41,6 @@ pub(crate) enum EndNorm {
     /// RMSNorm with the weight `1 + weight`.
     RmsFromOne,
     Layer,
+    /// LayerNorm without a bias.
+    LayerWithoutBias,
 }

@@ -24,7 +24,7 @@ fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<
     let norm = reader.layer_norm("input_layernorm", config.hidden)?;
     let mlp_norm = if config.is_parallel { "input_layernorm" } else { "post_attention_layernorm" };
     let mlp_norm = reader.layer_norm(mlp_norm, config.hidden)?;
-    let mlp = gated(reader, config, "mlp", ["gate_proj", "up_proj", "down_proj"], &mlp_norm)?;
-    let block = with_attention(reader, config, heads(config, block_idx), &norm, Mlp::Dense(mlp))?;
+    let mlp = gated(reader, config, "mlp", ["gate_proj", "up_proj", "down_proj"], Some(&mlp_norm))?;
+    let block = with_attention(reader, config, heads(config, block_idx), Some(&norm), Mlp::Dense(mlp))?;
     Ok(Block { norm: layer_norm(config), is_parallel: config.is_parallel, ..block })
 }

@@ -1,5 +1,6 @@
 use tch::{TchError, Tensor};
 
+use crate::adapters::{self, AdapterBackward, LayerInput, Site};
 use crate::layers::dense::Dense;
 use crate::layers::experts::{Router, SavedRouting};
 use crate::segment::Segment;
@@ -26,14 +27,20 @@ impl Mlp {
         y: &Tensor,
         residual: Option<&Tensor>,
         segments: &[Segment],
+        adapters: &mut adapters::Forward<'_>,
     ) -> Result<(Tensor, Vec<SavedMlp>), TchError> {
         match self {
             Mlp::Dense(dense) => {
                 let inner = dense.up.forward(y)?;
+                adapters.apply(Site::MlpInput, segments, Some(y), &inner)?;
                 let active = dense.activation.forward(&inner)?;
+                adapters.apply(Site::MlpActive, segments, None, &active)?;
+                let is_summed = adapters.are_additive(Site::MlpOutput);
+                let result = dense.down.forward_to(residual.filter(|_| is_summed), &active)?;
+                adapters.apply(Site::MlpOutput, segments, Some(&active), &result)?;
                 let result = match residual {
-                    Some(residual) => dense.down.forward_add(residual, &active)?,
-                    None => dense.down.forward(&active)?,
+                    Some(residual) if !is_summed => residual.f_add(&result)?,
+                    _ => result,
                 };
                 let saved = segments.iter().map(|segment| segment.narrow(&inner).map(SavedMlp::Dense));
                 Ok((result, saved.collect::<Result<_, _>>()?))
@@ -48,32 +55,45 @@ impl Mlp {
         }
     }
 
-    /// Returns the gradient of `y`, given that of the output, `grad [n, hidden]`.
-    pub(crate) fn backward<'a>(
+    /// Returns the gradient of `y`, given that of the output, `grad [n, hidden]`. `normed` returns `y` for a batch.
+    pub(crate) fn backward(
         &self,
         grad: &Tensor,
-        saved: impl Iterator<Item = (&'a SavedMlp, Segment)>,
+        saved: &[&SavedMlp],
+        segments: &[Segment],
+        adapters: &mut AdapterBackward<'_>,
+        normed: impl Fn(usize) -> Result<Option<LayerInput>, TchError>,
     ) -> Result<Tensor, TchError> {
         match self {
             Mlp::Dense(dense) => {
-                let grad_active = dense.down.backward(grad)?;
+                let grad_active = dense.output_backward(grad, saved, segments, adapters)?;
                 let shape = [grad_active.size()[0], dense.up.outputs()];
                 let grad_inner = grad_active.f_new_empty(shape, (grad_active.kind(), grad_active.device()))?;
-                for (saved, segment) in saved {
-                    let SavedMlp::Dense(inner) = saved else { return Err(mismatch()) };
+                for (saved, segment) in saved.iter().zip(segments) {
                     let (mut grad_inner, grad) = (segment.narrow(&grad_inner)?, segment.narrow(&grad_active)?);
-                    dense.activation.backward(&mut grad_inner, &grad, inner)?;
+                    dense.activation.backward(&mut grad_inner, &grad, saved.inner()?)?;
                 }
-                dense.up.backward(&grad_inner)
+                let inner_grads = adapters.run(Site::MlpInput, segments, &grad_inner, normed)?;
+                let grad_y = dense.up.backward(&grad_inner)?;
+                inner_grads.add_to(&grad_y, segments)?;
+                Ok(grad_y)
             }
             Mlp::Routed(router) => {
                 let result = grad.f_zeros_like()?;
-                for (saved, segment) in saved {
+                for (saved, segment) in saved.iter().zip(segments) {
                     let SavedMlp::Routed(saved) = saved else { return Err(mismatch()) };
                     router.backward(&segment.narrow(grad)?, saved, &mut segment.narrow(&result)?)?;
                 }
                 Ok(result)
             }
+        }
+    }
+
+    /// The layers, unless they are those of experts.
+    pub(crate) fn dense(&self) -> Option<&Dense> {
+        match self {
+            Mlp::Dense(dense) => Some(dense),
+            Mlp::Routed(_) => None,
         }
     }
 
@@ -97,7 +117,43 @@ fn mismatch() -> TchError {
     TchError::Kind("saved tensors of another kind of MLP".to_owned())
 }
 
+impl Dense {
+    /// Backward pass of the last layer: returns the gradient of its input, before adapters.
+    fn output_backward(
+        &self,
+        grad: &Tensor,
+        saved: &[&SavedMlp],
+        segments: &[Segment],
+        adapters: &mut AdapterBackward<'_>,
+    ) -> Result<Tensor, TchError> {
+        let active = |batch: usize| self.activation.forward(saved[batch].inner()?);
+        let scaled = |batch: usize| {
+            let active = active(batch)?;
+            adapters.repeat(Site::MlpActive, batch, &active)?;
+            Ok(active)
+        };
+        let batches = if adapters.has(Site::MlpOutput) { saved.len() } else { 0 };
+        let inputs: Vec<Tensor> = (0..batches).map(scaled).collect::<Result<_, TchError>>()?;
+        let grad = adapters.writable(Site::MlpOutput, grad)?;
+        let input = |batch: usize| Ok(inputs.get(batch).map(|input| LayerInput::Plain(input.shallow_clone())));
+        let inner_grads = adapters.run(Site::MlpOutput, segments, &grad, input)?;
+        let grad_active = self.down.backward(&grad)?;
+        inner_grads.add_to(&grad_active, segments)?;
+        let input = |batch: usize| Ok(Some(LayerInput::Plain(active(batch)?)));
+        adapters.run(Site::MlpActive, segments, &grad_active, input)?;
+        Ok(grad_active)
+    }
+}
+
 impl SavedMlp {
+    /// Input of the activation.
+    fn inner(&self) -> Result<&Tensor, TchError> {
+        match self {
+            SavedMlp::Dense(inner) => Ok(inner),
+            SavedMlp::Routed(_) => Err(mismatch()),
+        }
+    }
+
     pub(crate) fn into_owned(self) -> Result<Self, TchError> {
         match self {
             SavedMlp::Dense(inner) => Ok(SavedMlp::Dense(inner.f_detach_copy()?)),

@@ -6,4 +6,5 @@ pub(crate) mod linear;
 pub(crate) mod matrix;
 pub(crate) mod mlp;
 pub(crate) mod norm;
+pub(crate) mod origin;
 pub(crate) mod rope;

@@ -1,6 +1,7 @@
 use sepal_autograd::fused;
 use tch::{TchError, Tensor};
 
+use crate::attention::heads::Heads;
 use crate::segment::Segment;
 
 /// Norm without weights, which the next layer includes.
@@ -10,6 +11,8 @@ pub(crate) enum Norm {
     Rms { eps: f64 },
     /// LayerNorm (arXiv 1607.06450).
     Layer { eps: f64 },
+    /// The input as it is.
+    Identity,
 }
 
 impl Norm {
@@ -20,6 +23,7 @@ impl Norm {
             Norm::Layer { eps } => {
                 fused::layer_norm(x, eps).map(|(y, means, scales)| (y, RowStats(vec![means, scales])))
             }
+            Norm::Identity => Ok((x.shallow_clone(), RowStats(Vec::new()))),
         }
     }
 
@@ -29,6 +33,7 @@ impl Norm {
         match (self, &stats.0[..]) {
             (Norm::Rms { .. }, [scales]) => fused::add_rms_norm_grad(sum, grad, input, scales),
             (Norm::Layer { .. }, [means, scales]) => fused::add_layer_norm_grad(sum, grad, input, means, scales),
+            (Norm::Identity, []) => sum.f_add_(grad).map(drop),
             _ => Err(TchError::Kind("statistics of another kind of norm".to_owned())),
         }
     }
@@ -37,6 +42,7 @@ impl Norm {
         match self {
             Norm::Rms { .. } => 1,
             Norm::Layer { .. } => 2,
+            Norm::Identity => 0,
         }
     }
 }
@@ -75,6 +81,31 @@ impl SavedNorm {
     pub(crate) fn numel(&self) -> usize {
         self.input.numel() + self.stats.numel()
     }
+
+    /// Returns a norm with the same memory.
+    pub(crate) fn share(&self) -> Self {
+        let stats = RowStats(self.stats.0.iter().map(Tensor::shallow_clone).collect());
+        Self { input: self.input.shallow_clone(), stats }
+    }
+
+    /// Selects rows.
+    pub(crate) fn select(&self, rows: &Tensor) -> Result<Self, TchError> {
+        let stats = self.stats.0.iter().map(|numbers| numbers.f_index_select(0, rows));
+        Ok(Self { input: self.input.f_index_select(0, rows)?, stats: RowStats(stats.collect::<Result<_, _>>()?) })
+    }
+
+    /// Returns `leftᵀ y`, `[k, width]`, for `left [n, k]` and the norm's output `y`, which is not computed again.
+    pub(crate) fn transposed_product(&self, left: &Tensor) -> Result<Tensor, TchError> {
+        match &self.stats.0[..] {
+            [] => left.f_transpose(0, 1)?.f_mm(&self.input),
+            [scales] => left.f_mul(scales)?.f_transpose(0, 1)?.f_mm(&self.input),
+            [means, scales] => {
+                let scaled = left.f_mul(scales)?.f_transpose(0, 1)?; // [k, n]
+                scaled.f_mm(&self.input)?.f_sub_(&scaled.f_mm(means)?)
+            }
+            _ => Err(TchError::Kind("statistics of another kind of norm".to_owned())),
+        }
+    }
 }
 
 /// Weights of a norm in a checkpoint, `[hidden]` each.
@@ -84,7 +115,7 @@ pub(crate) struct NormWeights {
     pub(crate) shift: Option<Tensor>,
 }
 
-/// Norm with a weight `[width]`, on the output of attention or of the MLP, or on heads.
+/// Norm with a weight `[width]`, on the output of attention or of the MLP, or on queries or keys.
 #[derive(Debug)]
 pub(crate) struct WeightedNorm {
     pub(crate) norm: Norm,
@@ -102,30 +133,89 @@ impl WeightedNorm {
         let _ = grad_input.f_zero_()?;
         self.norm.add_grad(grad_input, &grad.f_mul(&self.weight)?, saved)
     }
-}
 
-/// Norms of each head's queries and keys, before the rotary embedding.
-#[derive(Debug)]
-pub(crate) struct HeadNorms {
-    pub(crate) q: WeightedNorm,
-    pub(crate) k: WeightedNorm,
-    pub(crate) dim: i64,
-}
-
-impl HeadNorms {
-    /// Normalizes the heads of `x [n, heads * dim]` in place by `norm`, one of `self.q` and `self.k`.
-    pub(crate) fn forward(&self, norm: &WeightedNorm, x: &Tensor) -> Result<SavedNorm, TchError> {
-        let heads = x.f_detach_copy()?.f_reshape([-1, self.dim])?;
-        let (y, saved) = norm.forward(heads)?;
+    /// Normalizes each `width` numbers of the rows of `x [n, parts * width]`, in place.
+    pub(crate) fn forward_parts(&self, x: &Tensor) -> Result<SavedNorm, TchError> {
+        let parts = x.f_detach_copy()?.f_reshape([-1, self.width()])?;
+        let (y, saved) = self.forward(parts)?;
         x.shallow_clone().f_copy_(&y.f_view(x.size().as_slice())?)?;
         Ok(saved)
     }
 
-    /// Replaces the gradient of such an output by that of the input, in place.
-    pub(crate) fn backward(&self, norm: &WeightedNorm, grad: &Tensor, saved: &SavedNorm) -> Result<(), TchError> {
-        let heads = grad.f_reshape([-1, self.dim])?;
-        let mut grad_input = heads.f_empty_like()?;
-        norm.backward(&mut grad_input, &heads, saved)?;
+    /// Replaces the gradient of the output of [`forward_parts`](Self::forward_parts) by that of its input, in place.
+    pub(crate) fn backward_parts(&self, grad: &Tensor, saved: &SavedNorm) -> Result<(), TchError> {
+        let parts = grad.f_reshape([-1, self.width()])?;
+        let mut grad_input = Tensor::f_empty(parts.size(), (parts.kind(), parts.device()))?;
+        self.backward(&mut grad_input, &parts, saved)?;
         grad.shallow_clone().f_copy_(&grad_input.f_view(grad.size().as_slice())?)
+    }
+
+    fn width(&self) -> i64 {
+        self.weight.numel() as i64
+    }
+}
+
+/// Norms of queries and keys before the rotary embedding: of each head, with one weight `[dim]` for all heads, or of all
+/// heads together, with a weight of their width.
+#[derive(Debug)]
+pub(crate) struct HeadNorms {
+    pub(crate) q: WeightedNorm,
+    pub(crate) k: WeightedNorm,
+}
+
+impl HeadNorms {
+    /// Numbers of norms of one position's queries and of its keys.
+    pub(crate) fn per_position(&self, heads: Heads) -> [i64; 2] {
+        [heads.q_size() / self.q.width(), heads.kv_size() / self.k.width()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn random(shape: [i64; 2]) -> Tensor {
+        Tensor::randn(shape, (Kind::Float, Device::Cpu))
+    }
+
+    fn assert_close(found: &Tensor, expected: &Tensor) {
+        let off = f64::try_from((found - expected).abs().max()).expect("a number");
+        assert!(off < 1e-5, "off by {off}");
+    }
+
+    #[test]
+    fn norm_of_parts_equals_autograd_on_a_view() {
+        for width in [4, 12] {
+            let weight = random([1, width]).view([-1]);
+            let norm = WeightedNorm { norm: Norm::Rms { eps: 1e-5 }, weight: weight.shallow_clone() };
+            let keys_values = random([5, 24]);
+            let (keys, grad) = (keys_values.narrow(1, 0, 12), random([5, 24]));
+            let x = keys.copy().set_requires_grad(true);
+            let parts = x.view([-1, width]);
+            let scale = (parts.square().mean_dim(-1, true, Kind::Float) + 1e-5).rsqrt();
+            let expected = (&parts * scale * &weight).view([5, 12]);
+            (&expected * grad.narrow(1, 0, 12)).sum(Kind::Float).backward();
+
+            let values = keys_values.narrow(1, 12, 12).copy();
+            let saved = norm.forward_parts(&keys).expect("a norm");
+            assert_close(&keys, &expected.detach());
+            assert_close(&keys_values.narrow(1, 12, 12), &values);
+            norm.backward_parts(&grad.narrow(1, 0, 12), &saved).expect("a gradient");
+            assert_close(&grad.narrow(1, 0, 12), &x.grad());
+        }
+    }
+
+    #[test]
+    fn identity_adds_the_gradient_unchanged() {
+        let (x, grad, mut sum) = (random([3, 4]), random([3, 4]), Tensor::zeros([3, 4], (Kind::Float, Device::Cpu)));
+        let (y, stats) = Norm::Identity.forward(&x).expect("a norm");
+        assert_eq!((y.data_ptr(), stats.numel(), Norm::Identity.stats_per_row()), (x.data_ptr(), 0, 0));
+        let saved = SavedNorm { input: x.shallow_clone(), stats };
+        Norm::Identity.add_grad(&mut sum, &grad, &saved).expect("a gradient");
+        assert_close(&sum, &grad);
+        let left = random([3, 2]);
+        assert_close(&saved.transposed_product(&left).expect("a product"), &left.tr().matmul(&x));
     }
 }

@@ -1,7 +1,10 @@
 use std::f64::consts::TAU;
 
+use sepal_autograd::fused::{self, Rotate};
 use sepal_core::{ModelConfig, Rope, RopeScaling};
 use tch::{Device, Kind, TchError, Tensor};
+
+use crate::attention::heads::Heads;
 
 /// Rotary embeddings of a model's blocks.
 #[derive(Debug, Default)]
@@ -22,7 +25,7 @@ impl Rotaries {
     }
 }
 
-/// Rotary position embedding (arXiv 2104.09864): of the `dim` rotated numbers of a head, `i` and `i + dim / 2` are a pair.
+/// Rotary position embedding (arXiv 2104.09864) of the first `dim` numbers of a head.
 #[derive(Debug)]
 pub(crate) struct Rotary {
     /// `[1, dim / 2]`
@@ -52,6 +55,35 @@ impl Rotary {
 pub(crate) struct Rotations {
     pub(crate) cos: Tensor,
     pub(crate) sin: Tensor,
+}
+
+impl Rotations {
+    /// Rotations of the positions with the indices `rows`.
+    pub(crate) fn select(&self, rows: &Tensor) -> Result<Self, TchError> {
+        Ok(Self { cos: self.cos.f_index_select(0, rows)?, sin: self.sin.f_index_select(0, rows)? })
+    }
+
+    /// Rotates the heads of `x [n, heads * head_dim]` in place.
+    pub(crate) fn rotate(&self, x: &mut Tensor, heads: Heads, direction: Rotate) -> Result<(), TchError> {
+        match heads.has_adjacent_pairs {
+            false => fused::rotate(x, &self.cos, &self.sin, heads.dim, direction),
+            true => self.rotate_adjacent(x, heads.dim, direction),
+        }
+    }
+
+    /// As [`rotate`](Self::rotate), where the numbers `2 i` and `2 i + 1` of a head are a pair.
+    fn rotate_adjacent(&self, x: &Tensor, head_dim: i64, direction: Rotate) -> Result<(), TchError> {
+        let (n, width) = x.size2()?;
+        let (n_heads, half) = (width / head_dim, self.cos.size()[1]);
+        let rotated = x.f_view([n, n_heads, head_dim])?.f_narrow(2, 0, 2 * half)?;
+        let pairs = rotated.f_view([n, n_heads, half, 2])?;
+        let (mut first, mut second) = (pairs.f_select(3, 0)?, pairs.f_select(3, 1)?); // [n, heads, half]
+        let (cos, sin) = (self.cos.f_unsqueeze(1)?, self.sin.f_unsqueeze(1)?);
+        let sin = if direction == Rotate::Forward { sin } else { sin.f_neg()? };
+        let rotated = first.f_mul(&cos)?.f_sub(&second.f_mul(&sin)?)?;
+        second.f_copy_(&second.f_mul(&cos)?.f_add(&first.f_mul(&sin)?)?)?;
+        first.f_copy_(&rotated)
+    }
 }
 
 /// Returns the angle per position of each pair, and the amplitude.
@@ -149,6 +181,25 @@ mod tests {
                 assert!((found / expected - 1.0).abs() < 2e-6, "{}: {found} is not {expected}", golden["name"]);
             }
             assert!((amplitude - golden["attention_factor"].as_f64().expect("a factor")).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn adjacent_pairs_rotate_as_distant_ones_in_another_order() {
+        let rope = Rope { theta: 100.0, dim: 4, scaling: RopeScaling::Default };
+        let rotary = Rotary::new(&rope, Device::Cpu).expect("rotary");
+        let rotations = rotary.rotations(&Tensor::from_slice(&[2_i64, 5, 7])).expect("rotations");
+        // Two heads of six numbers, of which four rotate, in a matrix that has other columns.
+        let x = Tensor::randn([3, 15], (Kind::Float, Device::Cpu));
+        let order = Tensor::from_slice(&[0_i64, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]);
+        for direction in [Rotate::Forward, Rotate::Backward] {
+            let mut expected = x.narrow(1, 0, 12).index_select(1, &order);
+            fused::rotate(&mut expected, &rotations.cos, &rotations.sin, 6, direction).expect("rotated");
+            let found = x.copy();
+            rotations.rotate_adjacent(&found.narrow(1, 0, 12), 6, direction).expect("rotated");
+            let difference = found.narrow(1, 0, 12).index_select(1, &order) - expected;
+            assert!(f64::try_from(difference.abs().max()).expect("a number") < 1e-6);
+            assert_eq!(found.narrow(1, 12, 3), x.narrow(1, 12, 3));
         }
     }
 

@@ -2,7 +2,7 @@ use sepal_blocks::{BlockStack, Ends};
 use sepal_core::{Ragged, Span, Want, WeightFormat};
 use tch::{Kind, Tensor};
 
-use crate::model::tiny_models;
+use crate::model::{forward, tiny_models};
 
 fn largest(tensor: &Tensor) -> f64 {
     f64::try_from(tensor.abs().max()).expect("a number")
@@ -21,7 +21,7 @@ fn formats_are_close_to_fp32() {
             let stack = BlockStack::load_with(&model, span, format).expect("a stack");
             let prompts = prompts.copy().set_requires_grad(true);
             let hidden = Tensor::cat(&[&prompts, &text], 0);
-            let output = stack.forward(&hidden, 3, &rows, None, Want::LastOfRows).expect("a forward");
+            let output = forward(&stack, &hidden, 3, &rows, Want::LastOfRows);
             let output = Ends::load(&model).expect("ends").final_norm(&output).expect("normed");
             (&output * &weights).sum(Kind::Float).backward();
             (output.detach(), prompts.grad(), stack.weight_bytes())

@@ -2,7 +2,8 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use safetensors::{Dtype, SafeTensors};
-use sepal_core::{DType, HostTensor, Ragged, Want};
+use sepal_core::{DEEP_PROMPTS, DType, HostTensor, Ragged, Want};
+use sepal_nn::Tunable;
 use tch::{Kind, Tensor};
 
 use crate::model::{Tiny, goldens, models, tiny_models};
@@ -33,11 +34,11 @@ impl Golden {
         Self { floats, integers }
     }
 
-    fn trainable(&self, name: &str) -> Tensor {
+    pub(crate) fn trainable(&self, name: &str) -> Tensor {
         self.floats[name].copy().set_requires_grad(true)
     }
 
-    fn rows(&self) -> Ragged {
+    pub(crate) fn rows(&self) -> Ragged {
         Ragged::from_offsets(self.integers["offsets"].iter().map(|&offset| offset as u32).collect()).expect("rows")
     }
 }
@@ -68,7 +69,8 @@ fn measure(name: &str, mode: &str, prefix_len: usize) -> Errors {
 
     let text = ends.embed(&Tensor::from_slice(&golden.integers["ids"])).expect("embedded");
     let hidden = Tensor::cat(&[ends.embed_prompts(&prompts).expect("embedded"), text], 0);
-    let last = stack.forward(&hidden, prefix_len, &rows, deep.as_ref(), Want::LastOfRows).expect("a forward");
+    let tunables: Vec<Tunable> = deep.iter().map(|deep| Tunable::new(DEEP_PROMPTS, deep.shallow_clone())).collect();
+    let last = stack.forward(&hidden, prefix_len, &rows, &tunables, Want::LastOfRows).expect("a forward");
     let logits = ends.final_norm(&last).expect("normed").matmul(&score.tr());
     let loss = logits.cross_entropy_for_logits(&Tensor::from_slice(&golden.integers["labels"]));
     loss.backward();
@@ -90,7 +92,7 @@ fn measure(name: &str, mode: &str, prefix_len: usize) -> Errors {
     }
 }
 
-fn largest_error(found: &Tensor, expected: &Tensor) -> f64 {
+pub(crate) fn largest_error(found: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(found.size(), expected.size());
     let off = f64::try_from((found - expected).abs().max()).expect("a number");
     assert!(off.is_finite());

@@ -1,10 +1,13 @@
 //! Injected keys and values of a prefix.
 
-use sepal_blocks::{Batch, BlockStack, InjectedTensors, InputGrad, KeysValues, Prefix, SaveMode};
-use sepal_core::{Ragged, Want};
+use sepal_blocks::{Batch, BlockStack, Injected, InputGrad, KeysValues, Prefix, SaveMode};
+use sepal_core::{PREFIX_KEYS_VALUES, Ragged, Want};
+use sepal_nn::Tunable;
 use tch::{Device, Kind, Tensor};
 
-use crate::model::{Tiny, assert_close, forward_backward, forward_batches, tiny_models};
+use crate::model::{
+    Tiny, assert_all_close, assert_close, forward, forward_backward, forward_batches, tensors, tiny_models,
+};
 
 const PREFIX_LEN: usize = 5;
 
@@ -35,9 +38,12 @@ fn to_injected(blocks: &[KeysValues]) -> Tensor {
     Tensor::stack(&blocks, 0)
 }
 
-fn forward(stack: &BlockStack, hidden: &Tensor, keys_values: &Tensor, want: Want) -> Tensor {
-    let injected = InjectedTensors { deep_prompts: None, keys_values: Some(keys_values) };
-    stack.forward_with(stack.span(), hidden, PREFIX_LEN, &rows(), injected, want).expect("a forward")
+fn tunable(keys_values: &Tensor) -> Tunable {
+    Tunable::new(PREFIX_KEYS_VALUES, keys_values.shallow_clone())
+}
+
+fn forward_injected(stack: &BlockStack, hidden: &Tensor, keys_values: &Tensor, want: Want) -> Tensor {
+    stack.forward(hidden, PREFIX_LEN, &rows(), &[tunable(keys_values)], want).expect("a forward")
 }
 
 #[test]
@@ -45,13 +51,13 @@ fn injected_keys_and_values_of_prompts_replace_them() {
     for (name, model) in tiny_models() {
         let (stack, rows) = (model.full_stack(), rows());
         let hidden = model.hidden(PREFIX_LEN, &rows, 3);
-        let expected = stack.forward(&hidden, PREFIX_LEN, &rows, None, Want::LastOfRows).expect("a forward");
-        let prefix = Prefix::Computed(PREFIX_LEN);
-        let batch = Batch { hidden: &hidden, prefix, rows: &rows, injected: InjectedTensors::default() };
+        let expected = forward(&stack, &hidden, PREFIX_LEN, &rows, Want::LastOfRows);
+        let (prefix, injected) = (Prefix::Computed(PREFIX_LEN), &Injected::default());
+        let batch = Batch { hidden: &hidden, prefix, rows: &rows, injected };
         let mut outputs = forward_batches(&stack, &[batch], Want::All, SaveMode::PrefixCache);
         let cache = outputs.remove(0).prefix_cache.expect("a prefix cache");
         let injected = to_injected(&stack.keys_and_values(&cache).expect("keys and values"));
-        let found = forward(&stack, &text_after_zeros(&model), &injected, Want::LastOfRows);
+        let found = forward_injected(&stack, &text_after_zeros(&model), &injected, Want::LastOfRows);
         assert_close(&found, &expected, 1e-5, name);
     }
 }
@@ -69,10 +75,11 @@ fn gradients_equal_finite_differences() {
             let injected = random(&model, stack.span().len()).set_requires_grad(true);
             let hidden = text_after_zeros(&model).set_requires_grad(true);
             let weighted_sum = |hidden: &Tensor, injected: &Tensor| {
-                let output = forward(&stack, hidden, injected, want);
+                let output = forward_injected(&stack, hidden, injected, want);
+                // Prompts have outputs of their own.
                 let row_outputs = match want {
                     Want::All => output.narrow(0, PREFIX_LEN as i64, rows().n_tokens() as i64),
-                    Want::LastOfRows => output,
+                    _ => output,
                 };
                 (&row_outputs * model.random(&row_outputs.size(), 5)).sum(Kind::Double)
             };
@@ -101,26 +108,21 @@ fn callers_with_and_without_injected_tensors_share_a_pass() {
         let (stack, rows) = (model.full_stack(), rows());
         let injected = random(&model, model.config.n_blocks);
         let [with, without] = [text_after_zeros(&model), model.hidden(PREFIX_LEN, &rows, 8)];
-        let batch = |hidden, keys_values| Batch {
-            hidden,
-            prefix: Prefix::Computed(PREFIX_LEN),
-            rows: &rows,
-            injected: InjectedTensors { deep_prompts: None, keys_values },
-        };
-        let batches = [batch(&without, None), batch(&with, Some(&injected))];
+        let keys_values = stack.inject(stack.span(), &[tunable(&injected)]).expect("keys and values that fit");
+        let (prefix, none) = (Prefix::Computed(PREFIX_LEN), Injected::default());
+        let batches = [
+            Batch { hidden: &without, prefix, rows: &rows, injected: &none },
+            Batch { hidden: &with, prefix, rows: &rows, injected: &keys_values },
+        ];
         let run =
             |batches: &[Batch<'_>]| forward_backward(&model, &stack, batches, Want::LastOfRows, InputGrad::Prefix);
         let (hidden, grads) = run(&batches);
-        assert!(grads[0].keys_values.is_none());
         for (i, batch) in batches.iter().enumerate() {
             let (expected, expected_grads) = run(&[*batch]);
             assert_close(&hidden[i], &expected[0], 1e-5, name);
             assert_close(&grads[i].input, &expected_grads[0].input, 2e-5, name);
-            let keys_values = (&grads[i].keys_values, &expected_grads[0].keys_values);
-            assert_eq!((keys_values.0.is_some(), keys_values.1.is_some()), (i == 1, i == 1), "{name}: gradients");
-            if let (Some(found), Some(expected)) = keys_values {
-                assert_close(found, expected, 2e-5, name);
-            }
+            assert_eq!(grads[i].injected.len(), i, "{name}: gradients of injected tensors");
+            assert_all_close(&tensors(&grads[i].injected), &tensors(&expected_grads[0].injected), 2e-5, name);
         }
         // The prefix cache holds the injected keys and values.
         let mut outputs = forward_batches(&stack, &batches[1..], Want::LastOfRows, SaveMode::PrefixCache);

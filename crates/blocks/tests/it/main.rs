@@ -1,5 +1,6 @@
 //! Tests of blocks against PyTorch and transformers, and of their invariants.
 
+mod adapters;
 mod cobatching;
 mod configs;
 mod families;
@@ -10,3 +11,4 @@ mod injected;
 mod invariants;
 mod model;
 mod refusals;
+mod tunables;

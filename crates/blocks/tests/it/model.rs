@@ -9,6 +9,7 @@ use sepal_blocks::{
 };
 use sepal_checkpoint::{Checkpoint, tensor_names};
 use sepal_core::{Family, HostTensor, ModelConfig, Ragged, Span, Want};
+use sepal_nn::Tunable;
 use tch::{Kind, Tensor};
 
 /// Returns the names of the tiny models: each family in each of its variants.
@@ -108,33 +109,40 @@ impl Weights for Tiny {
 pub(crate) struct Outcome {
     pub(crate) output: Tensor,
     pub(crate) grad_hidden: Tensor,
-    pub(crate) grad_deep: Option<Tensor>,
+    /// Gradients of the tunables.
+    pub(crate) grads: Vec<Tensor>,
 }
 
 /// Runs `forward` on leaves, and the backward pass of its output weighted by `weights`.
 pub(crate) fn outcome(
     hidden: &Tensor,
-    deep: Option<&Tensor>,
+    tunables: &[Tunable],
     weights: &Tensor,
-    forward: impl Fn(&Tensor, Option<&Tensor>) -> Tensor,
+    forward: impl Fn(&Tensor, &[Tunable]) -> Tensor,
 ) -> Outcome {
-    let hidden = hidden.detach().copy().set_requires_grad(true);
-    let deep = deep.map(|deep| deep.detach().copy().set_requires_grad(true));
-    let output = forward(&hidden, deep.as_ref());
+    let leaf = |tensor: &Tensor| tensor.detach().copy().set_requires_grad(true);
+    let hidden = leaf(hidden);
+    let tunables: Vec<Tunable> =
+        tunables.iter().map(|tunable| Tunable { tensor: leaf(&tunable.tensor), ..tunable.shallow_clone() }).collect();
+    let output = forward(&hidden, &tunables);
     (&output * weights).sum(Kind::Float).backward();
-    Outcome { output: output.detach(), grad_hidden: hidden.grad(), grad_deep: deep.map(|deep| deep.grad()) }
+    let grads = tunables.iter().map(|tunable| tunable.tensor.grad()).collect();
+    Outcome { output: output.detach(), grad_hidden: hidden.grad(), grads }
 }
 
 impl Outcome {
     pub(crate) fn assert_close(&self, expected: &Outcome, label: &str) {
         assert_close(&self.output, &expected.output, 1e-5, &format!("{label}: output"));
         assert_close(&self.grad_hidden, &expected.grad_hidden, 1e-5, &format!("{label}: gradient of hidden states"));
-        match (&self.grad_deep, &expected.grad_deep) {
-            (Some(found), Some(expected)) => {
-                assert_close(found, expected, 1e-5, &format!("{label}: gradient of deep prompts"))
-            }
-            (found, expected) => assert_eq!(found.is_some(), expected.is_some(), "{label}: gradient of deep prompts"),
-        }
+        assert_all_close(&self.grads, &expected.grads, 2e-5, &format!("{label}: gradients of tunables"));
+    }
+}
+
+/// Asserts differences as [`assert_close`], tensor by tensor.
+pub(crate) fn assert_all_close(found: &[Tensor], expected: &[Tensor], tolerance: f64, label: &str) {
+    assert_eq!(found.len(), expected.len(), "{label}: number");
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert_close(found, expected, tolerance, &format!("{label}, {i}"));
     }
 }
 
@@ -155,9 +163,32 @@ pub(crate) fn last_of_rows(output: &Tensor, prefix_len: usize, rows: &Ragged) ->
     output.index_select(0, &Tensor::from_slice(&last))
 }
 
-/// Runs the stack without deep prompts.
+/// All kinds of output.
+pub(crate) const WANTS: [Want; 4] = [Want::All, Want::LastOfRows, Want::Tokens, Want::MeanOfRows];
+
+/// Returns the part that `want` asks for of `output [prefix_len + n_tokens, hidden]`.
+pub(crate) fn part_of_all(output: &Tensor, prefix_len: usize, rows: &Ragged, want: Want) -> Tensor {
+    let tokens = output.narrow(0, prefix_len as i64, rows.n_tokens() as i64);
+    let mean = |row: usize| {
+        let row_tokens = tokens.narrow(0, rows.range(row).start as i64, rows.row_len(row) as i64);
+        row_tokens.mean_dim([0_i64].as_slice(), false, Kind::Float)
+    };
+    match want {
+        Want::All => output.shallow_clone(),
+        Want::LastOfRows => last_of_rows(output, prefix_len, rows),
+        Want::Tokens => tokens,
+        Want::MeanOfRows => Tensor::stack(&(0..rows.len()).map(mean).collect::<Vec<_>>(), 0),
+    }
+}
+
+/// Runs all blocks of the stack without tunables.
 pub(crate) fn forward(stack: &BlockStack, hidden: &Tensor, prefix_len: usize, rows: &Ragged, want: Want) -> Tensor {
-    stack.forward(hidden, prefix_len, rows, None, want).expect("a forward")
+    stack.forward(hidden, prefix_len, rows, &[], want).expect("a forward")
+}
+
+/// Tensors of tunables.
+pub(crate) fn tensors(tunables: &[Tunable]) -> Vec<Tensor> {
+    tunables.iter().map(|tunable| tunable.tensor.shallow_clone()).collect()
 }
 
 /// Runs all blocks of the stack on batches together.

@@ -1,4 +1,4 @@
-use sepal_blocks::{BlockStack, Ends, EndsError, ForwardError, InjectedTensors, LoadError};
+use sepal_blocks::{BlockStack, Ends, EndsError, ForwardError, LoadError};
 use sepal_core::{HostTensor, ModelConfig, Ragged, Span, Want};
 use tch::{Kind, Tensor};
 
@@ -23,24 +23,11 @@ fn forward_with_wrong_hidden_shape_fails() {
     let stack = model.full_stack();
     let rows = Ragged::from_lengths([3, 2]).expect("rows");
     for shape in [&[7, 32][..], &[9, 32], &[8, 31], &[8], &[1, 8, 32], &[0, 32]] {
-        let result = stack.forward(&model.random(shape, 1), 3, &rows, None, Want::All);
+        let result = stack.forward(&model.random(shape, 1), 3, &rows, &[], Want::All);
         assert_shape_error(result, "hidden states", &[8, 32]);
     }
     let double = model.random(&[8, 32], 1).to_kind(Kind::Double);
-    assert_shape_error(stack.forward(&double, 3, &rows, None, Want::All), "hidden states", &[8, 32]);
-}
-
-#[test]
-fn forward_with_wrong_deep_prompts_shape_fails() {
-    let model = Tiny::open("bloom");
-    let stack = model.stack(1, 3);
-    let rows = Ragged::from_lengths([3, 2]).expect("rows");
-    let hidden = model.random(&[8, 32], 1);
-    // Fewer prompts than blocks must not skip blocks.
-    for shape in [&[1, 3, 32][..], &[3, 3, 32], &[2, 2, 32], &[2, 3, 31], &[2, 96], &[]] {
-        let result = stack.forward(&hidden, 3, &rows, Some(&model.random(shape, 1)), Want::All);
-        assert_shape_error(result, "deep prompts", &[2, 3, 32]);
-    }
+    assert_shape_error(stack.forward(&double, 3, &rows, &[], Want::All), "hidden states", &[8, 32]);
 }
 
 #[test]
@@ -48,7 +35,7 @@ fn forward_outside_of_the_stack_fails() {
     let model = Tiny::open("llama-gqa");
     let rows = Ragged::from_lengths([2]).expect("rows");
     let (span, hidden) = (Span::new(0, 2).expect("a span"), model.random(&[2, 32], 1));
-    let result = model.stack(1, 3).forward_with(span, &hidden, 0, &rows, InjectedTensors::default(), Want::All);
+    let result = model.stack(1, 3).forward_with(span, &hidden, 0, &rows, &[], Want::All);
     assert!(matches!(result, Err(ForwardError::Span { .. })));
 }
 
@@ -101,13 +88,16 @@ fn forward_beyond_learned_positions_fails() {
     let model = Tiny::open("gpt2");
     let rows = Ragged::from_lengths([3, 254]).expect("rows");
     let stack = model.full_stack();
-    assert!(stack.forward(&model.hidden(2, &rows, 1), 2, &rows, None, Want::LastOfRows).is_ok());
-    match stack.forward(&model.hidden(3, &rows, 1), 3, &rows, None, Want::LastOfRows) {
+    let run = |stack: &BlockStack, prefix_len: usize, want: Want| {
+        stack.forward(&model.hidden(prefix_len, &rows, 1), prefix_len, &rows, &[], want)
+    };
+    assert!(run(&stack, 2, Want::LastOfRows).is_ok());
+    match run(&stack, 3, Want::LastOfRows) {
         Err(ForwardError::Positions { length: 257, learned: 256 }) => {}
         result => panic!("expected an error of positions, got {result:?}"),
     }
     // Later blocks have no learned positions.
-    assert!(model.stack(1, 2).forward(&model.hidden(3, &rows, 1), 3, &rows, None, Want::All).is_ok());
+    assert!(run(&model.stack(1, 2), 3, Want::All).is_ok());
 }
 
 #[test]
