@@ -14,11 +14,17 @@ pub enum ForwardError {
     #[error("compute embeddings or the final norm")]
     Ends(#[source] EndsError),
     /// Failure of the tuning mode.
-    #[error("compute the prompts")]
+    #[error("compute with the tuning mode")]
     Tuning(#[source] TuningError),
     /// Failure of the task head.
     #[error("compute with the task head")]
     Head(#[source] HeadError),
+    /// Head that reads the positions of the prefix, which stay between servers.
+    #[error(
+        "compute with the task head: it wants the prefix of the last block's output, which no route gives; a head reads the \
+         last token, the mean or all tokens of each row"
+    )]
+    Want,
     /// Failure of the blocks.
     #[error(transparent)]
     Blocks(#[from] BlocksError),

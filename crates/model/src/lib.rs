@@ -13,7 +13,7 @@
 //! ```
 //! use sepal_blocks::{BlockStack, Ends};
 //! use sepal_checkpoint::Checkpoint;
-//! use sepal_core::{Ragged, Span};
+//! use sepal_core::{Ragged, Span, Want};
 //! use sepal_model::{Blocks, LocalBlocks};
 //! use tch::Tensor;
 //!
@@ -23,7 +23,7 @@
 //! let tokens = Ends::load(&checkpoint)?.embed(&Tensor::from_slice(&[1_i64, 2, 3]))?; // [n_tokens, hidden]
 //!
 //! let session = blocks.tune(Vec::new())?;
-//! let pooled = session.forward(None, &tokens, &Ragged::from_lengths([2, 1])?)?;
+//! let pooled = session.forward(None, &tokens, &Ragged::from_lengths([2, 1])?, Want::LastOfRows)?;
 //! assert_eq!(pooled.size(), [2, checkpoint.config().hidden as i64]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

@@ -1,7 +1,7 @@
 use sepal_blocks::{Ends, EndsError};
-use sepal_core::{DType, Ragged, Span};
-use sepal_nn::Parameters;
-use sepal_plugin::{Hidden, Logits, Phase, TaskHead, TuningMode};
+use sepal_core::{DType, TokenBatch, Want};
+use sepal_nn::{Parameters, Tunable};
+use sepal_plugin::{HiddenView, Logits, Phase, TaskHead, TuningMode};
 use sepal_remote::RemoteError;
 use tch::{TchError, Tensor};
 
@@ -22,10 +22,10 @@ pub struct Model {
     pub head: Box<dyn TaskHead>,
     /// Parameters of tuning mode and head.
     pub params: Parameters,
-    /// Span of all blocks.
-    pub span: Span,
     /// Number format of the inputs of the blocks and of the head; values are rounded to it and computed with in fp32.
     pub precision: DType,
+    /// Texts without content, as the head names them; their logits calibrate predictions.
+    pub calibration: Option<TokenBatch>,
 }
 
 impl Model {
@@ -33,9 +33,8 @@ impl Model {
     ///
     /// # Errors
     /// [`ForwardError::Tuning`] if the tuning mode fails.
-    pub fn tunables(&self) -> Result<Vec<(String, Tensor)>, ForwardError> {
-        let named = self.tuning.tunables(self.span).map_err(ForwardError::Tuning)?;
-        Ok(named.into_iter().map(|named| (named.name, named.tensor)).collect())
+    pub fn tunables(&self) -> Result<Vec<Tunable>, ForwardError> {
+        self.tuning.tunables().map_err(ForwardError::Tuning)
     }
 
     /// Starts a session of the blocks with the current tunables.
@@ -46,43 +45,65 @@ impl Model {
         Ok(self.blocks.tune(self.tunables()?)?)
     }
 
-    /// Returns the logits of a batch: `[rows, n_labels]`.
+    /// Starts a session for predictions with the current parameters: the head is calibrated with the logits of its
+    /// [calibration texts](TaskHead::calibration_texts), if it has any.
+    ///
+    /// # Errors
+    /// [`ForwardError`] if the tuning mode, the blocks or the head fail.
+    pub fn tune_for_predictions(&self) -> Result<Box<dyn BlocksSession + '_>, ForwardError> {
+        let session = self.tune()?;
+        if let Some(batch) = &self.calibration {
+            let logits = self.forward(&*session, batch, Phase::Evaluate)?;
+            self.head.calibrate(&logits).map_err(ForwardError::Head)?;
+        }
+        Ok(session)
+    }
+
+    /// Returns the logits of a batch: `[rows, n_labels]`, or those of the items of its rows.
     ///
     /// # Errors
     /// [`ForwardError`]; in [`Phase::Evaluate`] also [`ForwardError::NonFiniteLogits`], with rows by their index in the batch.
     pub fn forward(
         &self,
         session: &dyn BlocksSession,
-        ids: &[i64],
-        rows: &Ragged,
+        batch: &TokenBatch,
         phase: Phase,
     ) -> Result<Logits, ForwardError> {
-        let tokens = self.round(self.ends.embed(&Tensor::from_slice(ids)))?; // [n_tokens, hidden]
+        let want = self.head.wants();
+        if want == Want::All {
+            return Err(ForwardError::Want);
+        }
+        let tokens = self.round(self.ends.embed(&Tensor::from_slice(&batch.ids)))?; // [n_tokens, hidden]
         let prompts = self.tuning.prefix().map_err(ForwardError::Tuning)?;
         let prefix = prompts.map(|prompts| self.embed_prompts(&prompts)).transpose()?;
-        let pooled = match session.forward(prefix.as_ref(), &tokens, rows) {
-            Err(error) if phase == Phase::Evaluate => return Err(self.explain(error, &tokens, rows.len())),
-            pooled => pooled?, // [rows, hidden]
+        let last = match session.forward(prefix.as_ref(), &tokens, &batch.sequences, want) {
+            Err(error) if phase == Phase::Evaluate => return Err(self.explain(error, &tokens, batch.n_rows())),
+            last => last?, // [positions, hidden]
         };
-        let hidden = Hidden { pooled: self.round(self.ends.final_norm(&pooled))? };
+        let normed = self.round(self.ends.final_norm(&last))?;
+        let hidden = HiddenView::new(normed.shallow_clone(), want, batch).map_err(ForwardError::Head)?;
         let logits = self.head.forward(&hidden, phase).map_err(ForwardError::Head)?;
         if phase == Phase::Evaluate {
-            let rows = non_finite_rows(&logits.values)?;
-            if !rows.is_empty() {
-                let origin = self.origin(&tokens, &pooled, &hidden.pooled)?;
-                return Err(ForwardError::NonFiniteLogits { split: "given", rows, origin, source: None });
-            }
+            self.check_finite(&Activations { tokens: &tokens, last: &last, normed: &normed, logits: &logits })?;
         }
         Ok(logits)
     }
 
-    /// Origin of non-finite logits. `tokens` are `[n_tokens, hidden]`; `pooled`, after the last block, and `normed`, after
-    /// the final norm, are `[rows, hidden]`.
-    fn origin(&self, tokens: &Tensor, pooled: &Tensor, normed: &Tensor) -> Result<NonFiniteOrigin, TchError> {
-        if let Some(origin) = self.origin_before_blocks(tokens)? {
+    /// Returns an error if a logit is NaN or infinite, with rows by their index in the batch.
+    fn check_finite(&self, activations: &Activations<'_>) -> Result<(), ForwardError> {
+        let rows = activations.logits.task_rows(non_finite_rows(&activations.logits.values)?);
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let origin = self.origin(activations)?;
+        Err(ForwardError::NonFiniteLogits { split: "given", rows, origin, source: None })
+    }
+
+    fn origin(&self, activations: &Activations<'_>) -> Result<NonFiniteOrigin, TchError> {
+        if let Some(origin) = self.origin_before_blocks(activations.tokens)? {
             return Ok(origin);
         }
-        Ok(match (is_finite(pooled)?, is_finite(normed)?) {
+        Ok(match (is_finite(activations.last)?, is_finite(activations.normed)?) {
             (false, _) => NonFiniteOrigin::Blocks { description: self.blocks.description() },
             (true, false) => NonFiniteOrigin::Norm,
             (true, true) => NonFiniteOrigin::Head,
@@ -123,6 +144,17 @@ impl Model {
     fn round(&self, tensor: Result<Tensor, EndsError>) -> Result<Tensor, ForwardError> {
         Ok(round(tensor.map_err(ForwardError::Ends)?, self.precision)?)
     }
+}
+
+/// Intermediate results of a forward pass.
+struct Activations<'a> {
+    /// `[n_tokens, hidden]`
+    tokens: &'a Tensor,
+    /// After the last block: `[positions, hidden]`.
+    last: &'a Tensor,
+    /// After the final norm: `[positions, hidden]`.
+    normed: &'a Tensor,
+    logits: &'a Logits,
 }
 
 impl std::fmt::Debug for Model {

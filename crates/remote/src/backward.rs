@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sepal_autograd::BoxError;
-use sepal_core::{DType, HostTensor, Ragged};
+use sepal_core::{DType, HostTensor, HostTunable, Ragged};
 use sepal_nn::host::{share_from_host, share_to_host};
 use sepal_wire::codec::InputGrad;
 use tch::Tensor;
@@ -36,12 +36,21 @@ pub(crate) struct BackwardNode {
     pub(crate) last_error: LastError,
     pub(crate) call: CallId,
     pub(crate) groups: Vec<Vec<usize>>,
+    /// Index of each group's outputs among those of the whole batch.
+    pub(crate) positions: Vec<Vec<i64>>,
     pub(crate) dtype: DType,
     pub(crate) want: WantedGrads,
     /// `None` if there is no prefix.
     pub(crate) prefix_len: Option<usize>,
     pub(crate) rows: Ragged,
-    pub(crate) tunables: Vec<(String, Vec<usize>)>,
+    pub(crate) tunables: Vec<TunableShape>,
+}
+
+/// Tunable whose gradient is summed.
+pub(crate) struct TunableShape {
+    pub(crate) name: String,
+    pub(crate) first_block: usize,
+    pub(crate) shape: Vec<usize>,
 }
 
 impl BackwardNode {
@@ -51,12 +60,11 @@ impl BackwardNode {
     }
 
     fn gradients(&self, grad_output: &Tensor) -> Result<Vec<Option<Tensor>>, BoxError> {
-        let slice = |group: &Vec<usize>| {
-            let order: Vec<i64> = group.iter().map(|&row| row as i64).collect();
-            let grad = grad_output.f_index_select(0, &Tensor::from_slice(&order))?;
+        let slice = |positions: &Vec<i64>| {
+            let grad = grad_output.f_index_select(0, &Tensor::from_slice(positions))?;
             share_to_host(&grad, self.dtype).map_err(BoxError::from)
         };
-        let grads = self.groups.iter().map(slice).collect::<Result<Vec<HostTensor>, BoxError>>()?;
+        let grads = self.positions.iter().map(slice).collect::<Result<Vec<HostTensor>, BoxError>>()?;
         if !grads.iter().all(HostTensor::is_finite) {
             return Err(RemoteError::NonFiniteInput { what: GRADIENTS, dtype: self.dtype }.into());
         }
@@ -70,8 +78,8 @@ impl BackwardNode {
         }
         let has_tokens = self.want.input == InputGrad::All;
         result.push(has_tokens.then(|| self.join_tokens(&micro_batches)).transpose()?);
-        for (name, shape) in &self.tunables {
-            result.push(if self.want.tunables { Some(sum_tunable(&micro_batches, name, shape)?) } else { None });
+        for tunable in &self.tunables {
+            result.push(if self.want.tunables { Some(tunable.sum(&micro_batches)?) } else { None });
         }
         Ok(result)
     }
@@ -115,15 +123,23 @@ fn sum_prefix(micro_batches: &[MicroBatchGrads], prefix_len: usize) -> Result<Op
     Ok(total)
 }
 
-/// Returns the gradient of a tunable, `[n_blocks, ..]`, summed over the micro-batches in their order.
-fn sum_tunable(micro_batches: &[MicroBatchGrads], name: &str, shape: &[usize]) -> Result<Tensor, BoxError> {
-    let size: Vec<i64> = shape.iter().map(|&dim| dim as i64).collect();
-    let total = Tensor::f_zeros(size, (tch::Kind::Float, tch::Device::Cpu))?;
-    for (span, tunables) in micro_batches.iter().flat_map(|grads| &grads.tunables) {
-        for named in tunables.iter().filter(|named| named.name == name) {
-            let mut part = total.f_narrow(0, span.start() as i64, span.len() as i64)?;
-            let _ = part.f_add_(&share_from_host(&named.tensor)?)?;
-        }
+impl TunableShape {
+    pub(crate) fn new(tunable: &HostTunable) -> Self {
+        let HostTunable { name, first_block, tensor } = tunable;
+        Self { name: name.clone(), first_block: *first_block, shape: tensor.shape().to_vec() }
     }
-    Ok(total)
+
+    /// Returns the gradient, `[blocks, ..]`, summed over the micro-batches in their order.
+    fn sum(&self, micro_batches: &[MicroBatchGrads]) -> Result<Tensor, BoxError> {
+        let size: Vec<i64> = self.shape.iter().map(|&dim| dim as i64).collect();
+        let total = Tensor::f_zeros(size, (tch::Kind::Float, tch::Device::Cpu))?;
+        let parts = micro_batches.iter().flat_map(|grads| &grads.tunables);
+        for part in parts.filter(|part| part.name == self.name) {
+            let n_blocks = part.tensor.shape().first().copied().unwrap_or(0);
+            let start = part.first_block.checked_sub(self.first_block).ok_or("a gradient of other blocks")?;
+            let mut sum = total.f_narrow(0, start as i64, n_blocks as i64)?;
+            let _ = sum.f_add_(&share_from_host(&part.tensor)?)?;
+        }
+        Ok(total)
+    }
 }

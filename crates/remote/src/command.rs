@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use sepal_core::{HostTensor, NamedHostTensor, Span};
+use sepal_core::{HostTensor, HostTunable, Want};
 use sepal_route::Hop;
 use sepal_wire::codec::{InputGrad, WireBatch};
 use tokio::sync::oneshot;
@@ -20,6 +20,7 @@ pub(crate) enum Command {
         step: Arc<Step>,
         /// Each micro-batch with its planned route.
         batches: Vec<(WireBatch, Vec<Hop>)>,
+        want: Want,
         keep_tape: bool,
         reply: Reply<(CallId, Vec<HostTensor>)>,
     },
@@ -40,8 +41,8 @@ pub(crate) enum Command {
 pub(crate) struct MicroBatchGrads {
     /// Gradient of the prefix `[prefix_len, hidden]` or of all positions, as wanted.
     pub(crate) input: Option<HostTensor>,
-    /// Gradients of the tunables by span.
-    pub(crate) tunables: Vec<(Span, Vec<NamedHostTensor>)>,
+    /// Gradients of the tunables' parts, span by span.
+    pub(crate) tunables: Vec<HostTunable>,
 }
 
 /// Gradients that the client wants.

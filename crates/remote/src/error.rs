@@ -18,6 +18,9 @@ pub enum RemoteError {
         expected: String,
         found: String,
     },
+    /// A server's blocks do not take a tunable of the run.
+    #[error("server {server} is not used: its blocks do not take `{tunable}`; update it")]
+    Lacks { server: String, tunable: String },
     /// No server holds these blocks.
     #[error("no server holds blocks {missing}{}", unreachable.iter().map(|u| format!("; {u}")).collect::<String>())]
     Uncovered {
@@ -53,6 +56,9 @@ pub enum RemoteError {
     #[error("the RPC thread has stopped")]
     Stopped,
 }
+
+/// Value of `what` in [`RemoteError::WrongModel`] for a server of another protocol.
+pub(crate) const PROTOCOL: &str = "the protocol";
 
 /// Values of `what` in [`RemoteError::NonFinite`] and [`RemoteError::NonFiniteInput`].
 pub(crate) const GRADIENTS: &str = "gradients";
@@ -96,7 +102,7 @@ pub(crate) enum CallError {
     Disconnected,
     #[error("unreadable answer: {0}")]
     Decode(#[from] DecodeError),
-    /// The server serves another model or speaks another protocol.
+    /// The server serves another model, speaks another protocol, or lacks a tunable.
     #[error("{0}")]
     Unusable(RemoteError),
     #[error("an answer without {0}")]

@@ -12,6 +12,8 @@ pub struct ModelExpectation {
     pub n_blocks: usize,
     /// Hidden size.
     pub hidden: usize,
+    /// Names of the tunables that the blocks must take. Servers that lack one are not used.
+    pub tunables: Vec<String>,
 }
 
 impl ModelExpectation {

@@ -15,7 +15,8 @@
 //! ```
 //! use sepal_blocks::BlockStack;
 //! use sepal_checkpoint::Checkpoint;
-//! use sepal_core::{Ragged, Span};
+//! use sepal_core::{Ragged, Span, Want};
+//! use sepal_nn::Tunable;
 //! use sepal_remote::{ModelExpectation, RemoteOptions, RemoteSequential};
 //! use sepal_server::{BlockServer, ModelIdentity, ServerOptions};
 //! use tch::{Device, Kind, Tensor};
@@ -26,7 +27,8 @@
 //! let identity = ModelIdentity::from_checkpoint(&checkpoint);
 //! let server = BlockServer::embedded(stack, identity, ServerOptions::default())?;
 //!
-//! let expected = ModelExpectation { digest: checkpoint.digest().to_owned(), n_blocks: 3, hidden: 32 };
+//! let digest = checkpoint.digest().to_owned();
+//! let expected = ModelExpectation { digest, n_blocks: 3, hidden: 32, tunables: Vec::new() };
 //! let remote = RemoteSequential::connect(vec![server.endpoint().clone()], expected, RemoteOptions::default())?;
 //!
 //! let prompts = Tensor::randn([4, 32], (Kind::Float, Device::Cpu)).set_requires_grad(true);
@@ -34,8 +36,8 @@
 //! let rows = Ragged::from_lengths([3, 5])?;
 //! let embedded = Tensor::randn([8, 32], (Kind::Float, Device::Cpu));
 //!
-//! let session = remote.tune(vec![("deep_prompts".into(), deep.shallow_clone())])?;
-//! let pooled = session.forward(Some(&prompts), &embedded, &rows)?;
+//! let session = remote.tune(vec![Tunable::new("deep_prompts", deep.shallow_clone())])?;
+//! let pooled = session.forward(Some(&prompts), &embedded, &rows, Want::LastOfRows)?;
 //! assert_eq!(pooled.size(), [2, 32]); // [rows, hidden]
 //! remote.backward(&pooled.sum(Kind::Float))?;
 //! assert_eq!(prompts.grad().size(), [4, 32]);

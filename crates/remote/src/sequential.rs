@@ -3,7 +3,8 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use sepal_core::{DType, HostTensor, NamedHostTensor, Ragged};
+use sepal_core::{DType, HostTensor, HostTunable, Ragged, Want};
+use sepal_nn::Tunable;
 use sepal_nn::host::{from_host, share_from_host, share_to_host, to_host};
 use sepal_swarm::{Endpoint, RemoteOptions, Sightings, Traffic};
 use sepal_wire::ServerInfo;
@@ -11,7 +12,7 @@ use sepal_wire::codec::{InputGrad, WireBatch};
 use tch::Tensor;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::backward::{BackwardNode, LastError};
+use crate::backward::{BackwardNode, LastError, TunableShape};
 use crate::command::{Command, WantedGrads};
 use crate::error::RemoteError;
 use crate::expectation::ModelExpectation;
@@ -111,26 +112,27 @@ impl RemoteSequential {
         loss.f_backward().map_err(|error| self.last_error.take().unwrap_or_else(|| RemoteError::local(error)))
     }
 
-    /// Starts a session with the tunables of one optimizer step, stacked by block: each `[n_blocks, ..]`. They are
-    /// uploaded once to each server, however many batches use them.
+    /// Starts a session with the tunables of one optimizer step. They are uploaded once to each server of their blocks,
+    /// however many batches use them.
     ///
     /// # Errors
     /// [`RemoteError::Shape`] if a tensor is not stacked by block.
-    pub fn tune(&self, tunables: Vec<(String, Tensor)>) -> Result<StepSession<'_>, RemoteError> {
+    pub fn tune(&self, tunables: Vec<Tunable>) -> Result<StepSession<'_>, RemoteError> {
         let n_blocks = self.shared.expected.n_blocks;
         let version = self.new_version();
-        let mut named = Vec::with_capacity(tunables.len());
-        for (name, tensor) in &tunables {
-            if tensor.size().first() != Some(&(n_blocks as i64)) {
-                let expected = format!("[{n_blocks}, ..]");
+        let mut on_host = Vec::with_capacity(tunables.len());
+        for Tunable { name, first_block, tensor } in &tunables {
+            let blocks = tensor.size().first().map_or(0, |&blocks| usize::try_from(blocks).unwrap_or(0));
+            if blocks == 0 || first_block.saturating_add(blocks) > n_blocks {
+                let expected = format!("[up to {} blocks, ..]", n_blocks.saturating_sub(*first_block));
                 return Err(RemoteError::Shape { what: "a tunable", expected, found: tensor.size() });
             }
             // A copy, because the optimizer updates parameters in place while a retry may still send these.
             let tensor = to_host(tensor, self.dtype().for_parameters()).map_err(RemoteError::local)?;
-            named.push(NamedHostTensor { name: name.clone(), tensor });
+            on_host.push(HostTunable { name: name.clone(), first_block: *first_block, tensor });
         }
-        let step = RefCell::new(Arc::new(Step::new(version, named)));
-        Ok(StepSession { remote: self, step, tensors: tunables.into_iter().map(|(_, tensor)| tensor).collect() })
+        let step = RefCell::new(Arc::new(Step::new(version, on_host)));
+        Ok(StepSession { remote: self, step, tensors: tunables.into_iter().map(|tunable| tunable.tensor).collect() })
     }
 
     fn new_version(&self) -> u64 {
@@ -167,21 +169,31 @@ pub struct StepSession<'a> {
 impl StepSession<'_> {
     /// Replaces the graph of the tunables, for a second backward pass within one step. The values, which are already
     /// uploaded, must be those of [`RemoteSequential::tune`].
-    pub fn set_graph(&mut self, tunables: Vec<(String, Tensor)>) {
-        self.tensors = tunables.into_iter().map(|(_, tensor)| tensor).collect();
+    pub fn set_graph(&mut self, tunables: Vec<Tunable>) {
+        self.tensors = tunables.into_iter().map(|tunable| tunable.tensor).collect();
     }
 
-    /// Runs the blocks on `[prefix; row]` for each row. Returns the hidden states of the rows' last tokens before the
-    /// final norm, `[rows, hidden]`.
+    /// Runs the blocks on `[prefix; row]` for each row. Returns the hidden states that `want` selects, before the final
+    /// norm: of the rows' last tokens or means, `[rows, hidden]`, or of all tokens, `[n_tokens, hidden]`.
     ///
     /// `prefix` is `[prefix_len, hidden]`, shared by all rows; `tokens` is `[n_tokens, hidden]`, the rows end to end. The
     /// result is differentiable in the prefix, the tunables and the tokens. Servers leave out the gradient of tokens that
     /// do not require one.
     ///
     /// # Errors
-    /// [`RemoteError`] of the forward pass. Errors of the backward pass come out of [`RemoteSequential::backward`].
-    pub fn forward(&self, prefix: Option<&Tensor>, tokens: &Tensor, rows: &Ragged) -> Result<Tensor, RemoteError> {
+    /// [`RemoteError`] of the forward pass; [`RemoteError::Local`] for [`Want::All`], which only servers use. Errors of the
+    /// backward pass come out of [`RemoteSequential::backward`].
+    pub fn forward(
+        &self,
+        prefix: Option<&Tensor>,
+        tokens: &Tensor,
+        rows: &Ragged,
+        want: Want,
+    ) -> Result<Tensor, RemoteError> {
         let remote = self.remote;
+        if want == Want::All {
+            return Err(RemoteError::local("hidden states of the prefix stay on the servers"));
+        }
         let prefix_len = self.check_shapes(prefix, tokens, rows)?;
         let inputs: Vec<&Tensor> = prefix.into_iter().chain([tokens]).chain(&self.tensors).collect();
         let keep_tape = sepal_nn::grad_is_enabled() && inputs.iter().any(|input| input.requires_grad());
@@ -192,22 +204,24 @@ impl StepSession<'_> {
         let batches = self.micro_batches(prefix, tokens, rows, &groups)?.into_iter().zip(routes).collect();
         let (reply, answer) = oneshot::channel();
         let step = self.step_for(prefix.filter(|_| !keep_tape))?;
-        let command = Command::Forward { step: Arc::clone(&step), batches, keep_tape, reply };
+        let command = Command::Forward { step: Arc::clone(&step), batches, want, keep_tape, reply };
         remote.commands.send(command).map_err(|_| RemoteError::Stopped)?;
         let (call, outputs) = answer.blocking_recv().map_err(|_| RemoteError::Stopped)??;
         if let Some(choice) = choice {
             let seconds = started.elapsed().as_secs_f64();
             remote.micro_batching.borrow_mut().record(choice, seconds / rows.n_tokens() as f64);
         }
-        let pooled = assemble(&outputs, &groups)?;
+        let positions = positions(&groups, rows, want);
+        let output = assemble(&outputs, &positions)?;
         if !keep_tape {
-            return Ok(pooled);
+            return Ok(output);
         }
         let node = BackwardNode {
             commands: remote.commands.clone(),
             last_error: remote.last_error.clone(),
             call,
             groups,
+            positions,
             dtype: remote.dtype(),
             want: WantedGrads {
                 input: match (tokens.requires_grad(), prefix.is_some_and(Tensor::requires_grad)) {
@@ -219,9 +233,9 @@ impl StepSession<'_> {
             },
             prefix_len: prefix.map(|_| prefix_len),
             rows: rows.clone(),
-            tunables: step.tunables.iter().map(|named| (named.name.clone(), named.tensor.shape().to_vec())).collect(),
+            tunables: step.tunables.iter().map(TunableShape::new).collect(),
         };
-        sepal_autograd::attach(&inputs, pooled, move |grad| node.run(grad)).map_err(RemoteError::local)
+        sepal_autograd::attach(&inputs, output, move |grad| node.run(grad)).map_err(RemoteError::local)
     }
 
     /// Returns the step, or a new one if the prefix has changed: servers cache one prefix per step.
@@ -280,16 +294,24 @@ impl StepSession<'_> {
     }
 }
 
-/// Returns the rows of all groups in the order of the batch: `[rows, hidden]`.
-fn assemble(outputs: &[HostTensor], groups: &[Vec<usize>]) -> Result<Tensor, RemoteError> {
+/// Index of each group's outputs among those of the whole batch.
+fn positions(groups: &[Vec<usize>], rows: &Ragged, want: Want) -> Vec<Vec<i64>> {
+    let of_row = |&row: &usize| match want {
+        Want::Tokens => rows.range(row),
+        _ => row..row + 1,
+    };
+    groups.iter().map(|group| group.iter().flat_map(of_row).map(|position| position as i64).collect()).collect()
+}
+
+/// Returns the outputs of all groups in the order of the batch.
+fn assemble(outputs: &[HostTensor], positions: &[Vec<i64>]) -> Result<Tensor, RemoteError> {
     if let [output] = outputs {
         // A copy, because the caller may write to it.
         return from_host(output).map_err(RemoteError::local);
     }
     let parts: Vec<Tensor> =
         outputs.iter().map(share_from_host).collect::<Result<_, _>>().map_err(RemoteError::local)?;
-    let order: Vec<i64> = groups.concat().iter().map(|&row| row as i64).collect();
     let stacked = Tensor::f_cat(&parts, 0).map_err(RemoteError::local)?;
     let empty = stacked.f_empty_like().map_err(RemoteError::local)?;
-    empty.f_index_copy(0, &Tensor::from_slice(&order), &stacked).map_err(RemoteError::local)
+    empty.f_index_copy(0, &Tensor::from_slice(&positions.concat()), &stacked).map_err(RemoteError::local)
 }

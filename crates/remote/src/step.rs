@@ -1,8 +1,8 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use sepal_core::{HostTensor, NamedHostTensor, Span};
-use sepal_wire::codec;
+use sepal_core::{HostTensor, HostTunable, Span};
+use sepal_wire::codec::{self, InputGrad};
 
 use crate::error::CallError;
 
@@ -11,30 +11,28 @@ use crate::error::CallError;
 pub(crate) struct Step {
     /// Unique number of the step.
     pub(crate) version: u64,
-    /// Each `[n_blocks, ..]`, stacked by block.
-    pub(crate) tunables: Vec<NamedHostTensor>,
+    pub(crate) tunables: Vec<HostTunable>,
     /// Prefix of the forward passes without a tape, which servers cache; empty before the first of them.
     pub(crate) prefix: OnceLock<HostTensor>,
     pub(crate) prefix_states: PrefixStates,
 }
 
 impl Step {
-    pub(crate) fn new(version: u64, tunables: Vec<NamedHostTensor>) -> Self {
+    pub(crate) fn new(version: u64, tunables: Vec<HostTunable>) -> Self {
         Self { version, tunables, prefix: OnceLock::new(), prefix_states: PrefixStates::default() }
     }
 
-    /// Returns the tunables of the blocks of `span`, without a copy.
-    pub(crate) fn slice_tunables(&self, span: Span) -> Result<Vec<NamedHostTensor>, CallError> {
-        let slice = |named: &NamedHostTensor| {
-            let tensor = &named.tensor;
-            let per_block = tensor.data().len() / tensor.shape()[0].max(1);
-            let data = tensor.data().slice(span.start() * per_block..span.end() * per_block);
-            let mut shape = tensor.shape().to_vec();
-            shape[0] = span.len();
-            let tensor = HostTensor::new(tensor.dtype(), shape, data).map_err(codec::DecodeError::from)?;
-            Ok(NamedHostTensor { name: named.name.clone(), tensor })
-        };
-        self.tunables.iter().map(slice).collect()
+    /// Returns the parts of the tunables for the blocks of `span`, without a copy.
+    pub(crate) fn slice_tunables(&self, span: Span) -> Result<Vec<HostTunable>, CallError> {
+        let parts = self.tunables.iter().filter_map(|tunable| tunable.within(span).transpose());
+        Ok(parts.collect::<Result<_, _>>().map_err(codec::DecodeError::from)?)
+    }
+
+    /// Returns the block in which backward passes end: `first_block` for a gradient of its input, else the first with a
+    /// tunable.
+    pub(crate) fn backward_end(&self, input: InputGrad, first_block: usize) -> usize {
+        let first_tunable = self.tunables.iter().map(|tunable| tunable.first_block).min();
+        first_tunable.filter(|_| input == InputGrad::None).map_or(first_block, |first| first.max(first_block))
     }
 }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use futures::future::try_join_all;
-use sepal_core::HostTensor;
+use sepal_core::{HostTensor, Want};
 use sepal_route::Hop;
 use sepal_wire::ServerInfo;
 use sepal_wire::codec::WireBatch;
@@ -65,8 +65,8 @@ impl Worker {
     /// Handles one command. The caller that waits for the reply may be gone.
     async fn handle(self: Rc<Self>, command: Command) {
         match command {
-            Command::Forward { step, batches, keep_tape, reply } => {
-                let _ = reply.send(self.forward(step, batches, keep_tape).await);
+            Command::Forward { step, batches, want, keep_tape, reply } => {
+                let _ = reply.send(self.forward(step, batches, want, keep_tape).await);
             }
             Command::Backward { call, grads, want, reply } => {
                 let _ = reply.send(self.backward(call, grads, want).await);
@@ -84,11 +84,12 @@ impl Worker {
         &self,
         step: Arc<Step>,
         batches: Vec<(WireBatch, Vec<Hop>)>,
+        want: Want,
         keep_tape: bool,
     ) -> Result<(CallId, Vec<HostTensor>), RemoteError> {
         let passes = batches
             .into_iter()
-            .map(|(batch, route)| execute::forward(&self.servers, Arc::clone(&step), batch, keep_tape, route));
+            .map(|(batch, route)| execute::forward(&self.servers, Arc::clone(&step), batch, (want, keep_tape), route));
         let (outputs, traces): (Vec<_>, Vec<_>) = try_join_all(passes).await?.into_iter().unzip();
         let call = CallId(self.next.get());
         self.next.set(call.0 + 1);

@@ -3,54 +3,96 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sepal_blocks::{
-    Batch, BatchGrads, BatchOutput, BlockStack, ForwardError, GradOptions, InjectedTensors, InputGrad, Prefix,
-    PrefixCache, SaveMode, Tape,
+    Batch, BatchGrads, BatchOutput, BlockStack, ForwardError, GradOptions, Injected, InputGrad, Prefix, PrefixCache,
+    SaveMode, Tape, check_tunables,
 };
-use sepal_core::{
-    DEEP_PROMPTS, DType, HostTensor, ModelConfig, NamedHostTensor, PREFIX_KEYS_VALUES, Span, Want, in_one_line,
-};
+use sepal_core::{DType, HostTensor, HostTunable, ModelConfig, Span, Want, in_one_line};
+use sepal_nn::Tunable;
 use sepal_nn::host::{share_from_host, share_to_host, to_host};
 use sepal_wire::codec::{self, GradWant, Grads, WireBatch};
 use sepal_wire::{Failure, FailureCode};
 use tch::Tensor;
 
+use crate::budget::{ByteBudget, Reservation};
+use crate::queue::ClientId;
 use crate::tapes::{StoredTape, TapeId, TapeStore, lock};
 
-/// Tensors that a client injects, with shapes that fit the span.
-#[derive(Default)]
+/// Trainable tensors of a client for one step, with names and shapes that fit the blocks.
+#[derive(Debug)]
 pub(crate) struct Tunables {
-    /// `[span.len(), prefix_len, hidden]`.
-    deep_prompts: Option<HostTensor>,
-    /// `[span.len(), prefix_len, 2 * kv_size]`.
-    keys_values: Option<HostTensor>,
-    /// Prefix cache, filled by a forward pass without a tape.
-    prefix: Mutex<Option<PrefixCache>>,
+    tunables: Vec<HostTunable>,
+    /// Adapters of the blocks, made by the first call.
+    injected: Mutex<Option<Injected>>,
+    /// Prefix cache with its bytes in the budget, filled by a forward pass without a tape.
+    prefix: Mutex<Option<(PrefixCache, Reservation)>>,
+    budget: ByteBudget,
+    /// Shared with the tapes, which hold the adapters even after the step has ended.
+    reserved: Arc<Reservation>,
 }
 
 impl Tunables {
-    pub(crate) fn check(tunables: Vec<NamedHostTensor>, span: Span, config: &ModelConfig) -> Result<Self, Failure> {
-        let mut checked = Self::default();
-        for NamedHostTensor { name, tensor } in tunables {
-            let (target, width, meaning) = match name.as_str() {
-                DEEP_PROMPTS => (&mut checked.deep_prompts, config.hidden, "hidden"),
-                PREFIX_KEYS_VALUES => (&mut checked.keys_values, 2 * config.kv_size(), "2 * kv_size"),
-                _ => {
-                    let known = format!("{DEEP_PROMPTS} and {PREFIX_KEYS_VALUES}");
-                    return Err(invalid(format!("unknown tunable `{name}`; this server knows {known}")));
-                }
-            };
-            let shape = tensor.shape();
-            let &[n_blocks, _, size] = shape else {
-                return Err(invalid(format!("{name} has shape {shape:?}, expected [n_blocks, prefix_len, {meaning}]")));
-            };
-            if n_blocks != span.len() || size != width {
-                let needed = format!("[{}, prefix_len, {width}]", span.len());
-                return Err(invalid(format!("{name} has shape {shape:?}, but blocks {span} need {needed}")));
-            }
-            *target = Some(tensor);
+    /// Checks tunables and reserves their bytes: as received, in fp32, and converted to adapters.
+    pub(crate) fn check(
+        tunables: Vec<HostTunable>,
+        span: Span,
+        config: &ModelConfig,
+        budget: &ByteBudget,
+        client: ClientId,
+    ) -> Result<Self, Failure> {
+        let shapes = tunables.iter().map(|tunable| (&*tunable.name, tunable.first_block, tunable.tensor.shape()));
+        check_tunables(config, shapes).map_err(|error| invalid(in_one_line(&error)))?;
+        let outside = |tunable: &&HostTunable| {
+            tunable.first_block < span.start() || tunable.first_block + tunable.tensor.shape()[0] > span.end()
+        };
+        if let Some(HostTunable { name, first_block, tensor }) = tunables.iter().find(outside) {
+            let end = first_block + tensor.shape()[0];
+            return Err(invalid(format!("`{name}` is for blocks {first_block}:{end}, but the session has {span}")));
         }
-        Ok(checked)
+        let bytes = tunables.iter().map(|tunable| memory(&tunable.tensor)).sum();
+        let reserved = Arc::new(budget.reserve(client, bytes)?);
+        let (injected, prefix) = Default::default();
+        Ok(Self { tunables, injected, prefix, budget: budget.clone(), reserved })
     }
+
+    /// Adapters of the blocks of `span`.
+    fn injected(&self, stack: &BlockStack, span: Span) -> Result<Injected, Failure> {
+        let mut injected = lock_ignoring_poison(&self.injected);
+        if let Some(injected) = &*injected {
+            return Ok(injected.share());
+        }
+        let tunable = |HostTunable { name, first_block, tensor }: &HostTunable| {
+            let tensor = share_from_host(tensor).map_err(|error| compute_failed(&error))?;
+            Ok(Tunable { name: name.clone(), first_block: *first_block, tensor })
+        };
+        let tunables = self.tunables.iter().map(tunable).collect::<Result<Vec<_>, Failure>>()?;
+        let new = stack.inject(span, &tunables).map_err(|error| forward_failed(&error))?;
+        Ok(injected.insert(new).share())
+    }
+
+    fn cached_prefix(&self) -> Option<PrefixCache> {
+        lock_ignoring_poison(&self.prefix).as_ref().map(|(prefix, _)| prefix.share())
+    }
+
+    /// Keeps the keys and values of a prefix, in the place of earlier ones.
+    fn keep_prefix(&self, prefix: PrefixCache) -> Result<(), Failure> {
+        let mut kept = lock_ignoring_poison(&self.prefix);
+        *kept = None;
+        let reserved = self.budget.reserve_beside(&self.reserved, prefix.bytes() as u64)?;
+        *kept = Some((prefix, reserved));
+        Ok(())
+    }
+}
+
+/// Memory of a tunable and of its adapters, in bytes. Numbers in fp32 are shared with the received data.
+fn memory(tensor: &HostTensor) -> u64 {
+    let numel: usize = tensor.shape().iter().product();
+    let copies = if tensor.dtype() == DType::F32 { 1 } else { 2 };
+    (tensor.data().len() + copies * numel * size_of::<f32>()) as u64
+}
+
+/// Locks a value whose every change is whole.
+fn lock_ignoring_poison<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(crate) enum Job {
@@ -156,66 +198,57 @@ pub(crate) fn run(stack: &BlockStack, jobs: Vec<Job>) -> Vec<Result<JobOutput, F
     results
 }
 
-struct ForwardInputs<'a> {
+struct ForwardInputs {
     hidden: Tensor,
-    deep_prompts: Option<Tensor>,
-    keys_values: Option<Tensor>,
-    prefix: MutexGuard<'a, Option<PrefixCache>>,
+    injected: Injected,
+    prefix: Option<PrefixCache>,
 }
 
-impl<'a> ForwardInputs<'a> {
+impl ForwardInputs {
     /// Shares the memory of the received tensors, which blocks never modify.
-    fn new(job: &'a ForwardJob) -> Result<Self, Failure> {
-        let tensor = |host: &HostTensor| share_from_host(host).map_err(|error| compute_failed(&error));
+    fn new(stack: &BlockStack, job: &ForwardJob) -> Result<Self, Failure> {
         let prefix_len = job.batch.prefix_len;
-        let prefix = job.tunables.prefix.lock().unwrap_or_else(PoisonError::into_inner);
+        let prefix = job.tunables.cached_prefix().filter(|_| job.batch.prefix_cached);
         if job.batch.prefix_cached && prefix.as_ref().is_none_or(|cached| cached.len() != prefix_len) {
             return Err(invalid("a batch without its prefix, which is not cached"));
         }
+        let injected = job.tunables.injected(stack, job.span)?;
+        let hidden = share_from_host(&job.batch.hidden).map_err(|error| compute_failed(&error))?;
+        let inputs = Self { hidden, injected, prefix };
         // Checked here, so that an error fails this call only and not the batch.
-        let prefix_tensor = |name: &str, tunable: &Option<HostTensor>| match tunable.as_ref().filter(|_| prefix_len > 0)
-        {
-            Some(found) if found.shape()[1] != prefix_len => {
-                let found = found.shape();
-                Err(invalid(format!("{name} have shape {found:?}, but the prefix has {prefix_len} positions")))
-            }
-            fitting => fitting.map(tensor).transpose(),
-        };
-        let deep_prompts = prefix_tensor(DEEP_PROMPTS, &job.tunables.deep_prompts)?;
-        let keys_values = prefix_tensor(PREFIX_KEYS_VALUES, &job.tunables.keys_values)?;
-        Ok(Self { hidden: tensor(&job.batch.hidden)?, deep_prompts, keys_values, prefix })
+        stack.check_batch(job.span, &inputs.batch(job)).map_err(|error| forward_failed(&error))?;
+        Ok(inputs)
     }
 
-    fn batch<'b>(&'b self, job: &'b ForwardJob) -> Batch<'b> {
-        let WireBatch { prefix_len, prefix_cached, rows, .. } = &job.batch;
-        let prefix = match &*self.prefix {
-            Some(cached) if *prefix_cached => Prefix::Cached(cached),
-            _ => Prefix::Computed(*prefix_len),
-        };
-        let injected =
-            InjectedTensors { deep_prompts: self.deep_prompts.as_ref(), keys_values: self.keys_values.as_ref() };
-        Batch { hidden: &self.hidden, prefix, rows, injected }
+    fn batch<'a>(&'a self, job: &'a ForwardJob) -> Batch<'a> {
+        let WireBatch { prefix_len, rows, .. } = &job.batch;
+        let prefix = self.prefix.as_ref().map_or(Prefix::Computed(*prefix_len), Prefix::Cached);
+        Batch { hidden: &self.hidden, prefix, rows, injected: &self.injected }
     }
 }
 
 fn run_forwards(stack: &BlockStack, jobs: &[ForwardJob]) -> Vec<Result<JobOutput, Failure>> {
     let Some(first) = jobs.first() else { return Vec::new() };
-    let mut inputs: Vec<Result<ForwardInputs<'_>, Failure>> = jobs.iter().map(ForwardInputs::new).collect();
+    let inputs: Vec<Result<ForwardInputs, Failure>> = jobs.iter().map(|job| ForwardInputs::new(stack, job)).collect();
     let keep = if first.keep_tape { SaveMode::Tape } else { SaveMode::PrefixCache };
     let batches: Vec<Batch<'_>> =
         jobs.iter().zip(&inputs).filter_map(|(job, input)| Some(input.as_ref().ok()?.batch(job))).collect();
     let outputs = stack.forward_batches(first.span, &batches, first.want, keep);
     let mut outputs = outputs.map(Vec::into_iter).map_err(|error| forward_failed(&error));
     let is_shared = jobs.len() > 1;
-    let results = jobs.iter().zip(&mut inputs).map(|(job, input)| {
-        let input = input.as_mut().map_err(|failure| failure.clone())?;
+    let results = jobs.iter().zip(&inputs).map(|(job, input)| {
+        input.as_ref().map_err(|failure| failure.clone())?;
         let outputs = outputs.as_mut().map_err(|failure| failure.clone())?;
         let BatchOutput { hidden, tape, prefix_cache: prefix, non_finite_block: not_finite } =
             outputs.next().ok_or_else(|| invalid("no output"))?;
         if let Some(prefix) = prefix {
-            *input.prefix = Some(prefix);
+            job.tunables.keep_prefix(prefix)?;
         }
-        let tape = tape.map(|tape| StoredTape { bytes: tape.bytes() as u64, tape: Some(tape) });
+        let tape = tape.map(|tape| StoredTape {
+            bytes: tape.bytes() as u64,
+            tape: Some(Box::new(tape)),
+            _tunables: Some(Arc::clone(&job.tunables.reserved)),
+        });
         Ok(JobOutput::Forward { hidden: to_wire(&hidden, job.dtype, is_shared)?, tape, not_finite })
     });
     results.collect()
@@ -230,7 +263,7 @@ fn run_backwards(stack: &BlockStack, jobs: Vec<BackwardJob>) -> Vec<Result<JobOu
         let input =
             tape.ok_or_else(expired).and_then(|tape| output_gradient(&grad_output, &tape).map(|grad| (tape, grad)));
         wants.push(input.map(|input| {
-            tapes.push(input);
+            tapes.push((*input.0, input.1));
             grad_want
         }));
     }
@@ -256,7 +289,7 @@ fn run_stateless(stack: &BlockStack, job: StatelessJob) -> Result<JobOutput, Fai
     let tape = stored.and_then(|stored| stored.tape);
     let tape = tape.ok_or_else(|| Failure::new(FailureCode::ComputeFailed, "the forward pass left no tape"))?;
     let grad_output = output_gradient(&grad_output, &tape)?;
-    let grads = backward(stack, vec![(tape, grad_output)], grad_want)?.pop().ok_or_else(|| invalid("no gradient"))?;
+    let grads = backward(stack, vec![(*tape, grad_output)], grad_want)?.pop().ok_or_else(|| invalid("no gradient"))?;
     grads_to_wire(grads, grad_want, false).map(JobOutput::Grads)
 }
 
@@ -284,12 +317,11 @@ fn grads_to_wire(grads: BatchGrads, want: GradWant, is_shared: bool) -> Result<G
         // The prefix is a small part of all positions, so it is copied.
         input => Some(to_wire(&grads.input, want.input_dtype(), is_shared || input == codec::InputGrad::Prefix)?),
     };
-    let injected = [(DEEP_PROMPTS, grads.deep_prompts), (PREFIX_KEYS_VALUES, grads.keys_values)];
-    let named = |(name, grad): (&str, Option<Tensor>)| {
-        let tensor = to_wire(&grad?, want.tunables_dtype(), is_shared);
-        Some(tensor.map(|tensor| NamedHostTensor { name: name.to_owned(), tensor }))
+    let named = |Tunable { name, first_block, tensor }: Tunable| {
+        let tensor = to_wire(&tensor, want.tunables_dtype(), is_shared)?;
+        Ok(HostTunable { name, first_block, tensor })
     };
-    let tunables = injected.into_iter().filter_map(named).collect::<Result<_, _>>()?;
+    let tunables = grads.injected.into_iter().map(named).collect::<Result<_, Failure>>()?;
     Ok(Grads { input, tunables, not_finite: grads.non_finite_block })
 }
 

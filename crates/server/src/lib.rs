@@ -24,11 +24,13 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod budget;
 mod compute;
 mod engine;
 pub mod environment;
 mod forwarder;
 mod mailbox;
+pub mod memory;
 mod queue;
 mod serve;
 mod service;

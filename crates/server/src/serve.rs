@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use sepal_blocks::BlockStack;
+use sepal_blocks::{BlockStack, tunable_names};
 use sepal_checkpoint::Checkpoint;
 use sepal_core::{DType, Ragged, Want, WeightFormat};
 use sepal_swarm::{Addr, Dial, Endpoint, InProcess, Listener, Stream, Streams};
@@ -15,6 +15,7 @@ use sepal_wire::{Limits, Load, Parts, ServerInfo, rpc};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
+use crate::budget::ByteBudget;
 use crate::engine::Engine;
 use crate::forwarder::Forwarder;
 use crate::mailbox::Mailbox;
@@ -198,14 +199,15 @@ impl BlockServer {
         let (engine, compute) = Engine::start(stack, &options).map_err(StartError::Threads)?;
         let (phase, phase_changes) = watch::channel(Phase::Serving);
         let tapes = Arc::new(Mutex::new(TapeStore::new(info.limits.tape_budget_bytes)));
-        let stats = Arc::new(ServerStats::new(info.clone(), engine.counters(), Arc::clone(&tapes)));
+        let budget = ByteBudget::new(&info.limits);
+        let stats = Arc::new(ServerStats::new(info.clone(), engine.counters(), Arc::clone(&tapes), budget.clone()));
         let thread_stats = Arc::clone(&stats);
         let thread = thread::Builder::new().name("sepal-server".into()).spawn(move || {
             let stats = thread_stats;
             let forwarder = Forwarder::new(Arc::clone(&stats), options.dial);
             let mailbox = Mailbox::new(info.limits.max_message_bytes);
             let (calls, clients) = Default::default();
-            let state = ServerState { engine, tapes, stats, mailbox, forwarder, info, config, calls, clients };
+            let state = ServerState { engine, tapes, budget, stats, mailbox, forwarder, info, config, calls, clients };
             LocalSet::new().block_on(&runtime, run_loop(listener, Rc::new(state), phase_changes));
             // The engine is dropped with the last task, which ends the compute thread.
             drop(runtime);
@@ -243,6 +245,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, StartError> {
 fn describe(stack: &BlockStack, identity: ModelIdentity, limits: Limits) -> ServerInfo {
     ServerInfo {
         protocol: sepal_wire::PROTOCOL,
+        oldest_protocol: sepal_wire::OLDEST_CLIENT,
         software: concat!("sepal ", env!("CARGO_PKG_VERSION")).to_owned(),
         model_digest: identity.digest,
         family: identity.family,
@@ -255,6 +258,7 @@ fn describe(stack: &BlockStack, identity: ModelIdentity, limits: Limits) -> Serv
         load: Load::default(),
         tape_token_bytes: tape_token_bytes(stack),
         draining: false,
+        tunables: tunable_names(stack.config()),
     }
 }
 

@@ -36,7 +36,21 @@ pub(crate) struct BlockServerImpl(pub(crate) ClientConnection);
 impl BlockServerImpl {
     fn open_session(&self, params: &OpenParams) -> Result<SessionImpl, Failure> {
         self.0.state.check_open()?;
-        let span = decode(|| codec::read_span(params.get()?.get_span()?))?;
+        let (span, client) = decode(|| {
+            let params = params.get()?;
+            Ok((codec::read_span(params.get_span()?)?, [params.get_oldest_protocol(), params.get_protocol()]))
+        })?;
+        let server = [sepal_wire::OLDEST_CLIENT, sepal_wire::PROTOCOL];
+        if sepal_wire::common_protocol(client, server).is_none() {
+            let ([oldest, newest], [client_oldest, client_newest]) = (server, client);
+            let stated = match client_newest {
+                0 => "up to 5".to_owned(),
+                _ => format!("{client_oldest} to {client_newest}"),
+            };
+            return Err(invalid(format!(
+                "the client speaks protocols {stated}, this server {oldest} to {newest}; update the older of the two"
+            )));
+        }
         let served = self.0.state.info.span;
         if !served.covers(span) {
             let message = format!("blocks {span} were requested, but this server holds {served}");
@@ -88,9 +102,9 @@ impl SessionImpl {
         connection.state.check_open()?;
         let (tunables, exclusive) = decode(|| {
             let params = params.get()?;
-            Ok((codec::read_named(params.get_tunables()?, &connection.parts)?, params.get_alone()))
+            Ok((codec::read_tunables(params.get_tunables()?, &connection.parts)?, params.get_alone()))
         })?;
-        let tunables = Arc::new(Tunables::check(tunables, span, &connection.state.config)?);
+        let tunables = Arc::new(connection.check_tunables(tunables, span)?);
         Ok(TunedImpl { connection, span, tunables, exclusive })
     }
 }

@@ -6,11 +6,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use sepal_core::{HostTensor, ModelConfig};
+use sepal_core::{HostTensor, HostTunable, ModelConfig, Span};
 use sepal_wire::codec::{WireBatch, WireRows};
 use sepal_wire::{Failure, Parts, Relay, ServerInfo, Timing};
 
-use crate::compute::{Job, JobOutput, invalid};
+use crate::budget::ByteBudget;
+use crate::compute::{Job, JobOutput, Tunables, invalid};
 use crate::engine::Engine;
 use crate::forwarder::Forwarder;
 use crate::mailbox::{Mailbox, shutting_down};
@@ -21,6 +22,7 @@ use crate::tapes::{TapeStore, lock};
 pub(crate) struct ServerState {
     pub(crate) engine: Engine,
     pub(crate) tapes: Arc<Mutex<TapeStore>>,
+    pub(crate) budget: ByteBudget,
     pub(crate) stats: Arc<ServerStats>,
     pub(crate) mailbox: Rc<Mailbox>,
     pub(crate) forwarder: Forwarder,
@@ -44,6 +46,10 @@ impl ClientConnection {
         state.clients.set(state.clients.get() + 1);
         let client = ClientId(state.clients.get());
         Self { state, client, parts }
+    }
+
+    pub(crate) fn check_tunables(&self, tunables: Vec<HostTunable>, span: Span) -> Result<Tunables, Failure> {
+        Tunables::check(tunables, span, &self.state.config, &self.state.budget, self.client)
     }
 
     pub(crate) async fn run(&self, job: Job, exclusive: bool) -> Result<(JobOutput, Timing), Failure> {

@@ -13,6 +13,7 @@ use prometheus_client::registry::{Registry, Unit};
 use sepal_swarm::Traffic;
 use sepal_wire::{Failure, FailureCode, Load, ServerInfo, Timing};
 
+use crate::budget::ByteBudget;
 use crate::engine::EngineCounters;
 use crate::tapes::{TapeStore, lock};
 
@@ -49,6 +50,7 @@ pub struct ServerStats {
     /// Description with the load at the start.
     description: ServerInfo,
     counters: EngineCounters,
+    budget: ByteBudget,
     tapes: Arc<Mutex<TapeStore>>,
     /// Number of tensors in flight to other servers.
     pub(crate) transfers: AtomicU32,
@@ -73,6 +75,7 @@ struct Metrics {
     queue: Gauge,
     tapes: Gauge,
     tape_bytes: Gauge,
+    tunable_bytes: Gauge,
 }
 
 #[derive(Debug)]
@@ -85,7 +88,12 @@ impl Default for Histograms {
 }
 
 impl ServerStats {
-    pub(crate) fn new(description: ServerInfo, counters: EngineCounters, tapes: Arc<Mutex<TapeStore>>) -> Self {
+    pub(crate) fn new(
+        description: ServerInfo,
+        counters: EngineCounters,
+        tapes: Arc<Mutex<TapeStore>>,
+        budget: ByteBudget,
+    ) -> Self {
         let metrics = Metrics::default();
         let mut registry = Registry::with_prefix("sepal");
         let seconds = |registry: &mut Registry, name: &str, help: &str, histograms: &Histograms| {
@@ -102,14 +110,16 @@ impl ServerStats {
         registry.register("queue", "Calls that wait or run", metrics.queue.clone());
         registry.register("tapes", "Tapes that wait for their backward pass", metrics.tapes.clone());
         registry.register_with_unit("tape", "Estimated memory of tapes", Unit::Bytes, metrics.tape_bytes.clone());
-        let budget: Gauge = Gauge::default();
-        budget.set(description.limits.tape_budget_bytes.try_into().unwrap_or(i64::MAX));
-        registry.register_with_unit("tape_budget", "Maximum memory of tapes", Unit::Bytes, budget);
+        let help = "Memory of tunables and cached prefixes";
+        registry.register_with_unit("tunables", help, Unit::Bytes, metrics.tunable_bytes.clone());
+        let tape_budget: Gauge = Gauge::default();
+        tape_budget.set(description.limits.tape_budget_bytes.try_into().unwrap_or(i64::MAX));
+        registry.register_with_unit("tape_budget", "Maximum memory of tapes", Unit::Bytes, tape_budget);
         let blocks: Gauge = Gauge::default();
         blocks.set(description.span.len().try_into().unwrap_or(i64::MAX));
         registry.register("blocks", "Blocks that the server holds", blocks);
         let (transfers, rate, draining, traffic) = Default::default();
-        Self { description, counters, tapes, transfers, rate, draining, traffic, registry, metrics }
+        Self { description, counters, tapes, budget, transfers, rate, draining, traffic, registry, metrics }
     }
 
     /// Current description of the server.
@@ -132,6 +142,7 @@ impl ServerStats {
         metrics.queue.set(info.load.queue.into());
         metrics.tapes.set(info.load.tapes.into());
         metrics.tape_bytes.set(narrow(info.load.tape_bytes));
+        metrics.tunable_bytes.set(narrow(self.budget.used()));
         metrics.sent.inner().store(self.traffic.up(), Ordering::Relaxed);
         metrics.received.inner().store(self.traffic.down(), Ordering::Relaxed);
         let mut page = String::new();
@@ -176,6 +187,7 @@ fn code_name(code: FailureCode) -> &'static str {
         FailureCode::ComputeFailed => "compute_failed",
         FailureCode::Unreadable => "unreadable",
         FailureCode::NotRelayed => "not_relayed",
+        FailureCode::NoMemory => "no_memory",
         _ => "other",
     }
 }

@@ -1,9 +1,11 @@
 //! Storage of tapes within a byte budget.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sepal_blocks::Tape;
+
+use crate::budget::Reservation;
 
 /// Identifier of a tape within its server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -12,8 +14,11 @@ pub(crate) struct TapeId(u64);
 #[derive(Debug)]
 pub(crate) struct StoredTape {
     /// None in tests of the store.
-    pub(crate) tape: Option<Tape>,
+    pub(crate) tape: Option<Box<Tape>>,
+    /// Bytes of the tape itself.
     pub(crate) bytes: u64,
+    /// Bytes of its tunables, which all tapes of a step share. None in tests of the store.
+    pub(crate) _tunables: Option<Arc<Reservation>>,
 }
 
 #[derive(Debug)]
@@ -64,10 +69,14 @@ pub(crate) fn lock(tapes: &Mutex<TapeStore>) -> MutexGuard<'_, TapeStore> {
 
 #[cfg(test)]
 mod tests {
+    use sepal_wire::Limits;
+
     use super::*;
+    use crate::budget::ByteBudget;
+    use crate::queue::ClientId;
 
     fn tape(bytes: u64) -> StoredTape {
-        StoredTape { tape: None, bytes }
+        StoredTape { tape: None, bytes, _tunables: None }
     }
 
     #[test]
@@ -79,6 +88,20 @@ mod tests {
         assert!(store.take(ids[2]).is_some());
         assert!(store.take(ids[2]).is_none(), "already taken");
         assert_eq!(store.load(), (1, 40));
+    }
+
+    #[test]
+    fn tunables_are_reserved_as_long_as_a_tape_holds_them() {
+        let budget = ByteBudget::new(&Limits::default());
+        let reserved = Arc::new(budget.reserve(ClientId(1), 30).expect("room"));
+        let tapes = [40, 40].map(|bytes| StoredTape { _tunables: Some(Arc::clone(&reserved)), ..tape(bytes) });
+        drop(reserved);
+        let mut store = TapeStore::new(40);
+        let [evicted, stored] = tapes.map(|tape| store.insert(tape));
+        assert_eq!(budget.used(), 30);
+        assert!(store.take(evicted).is_none());
+        drop(store.take(stored));
+        assert_eq!(budget.used(), 0);
     }
 
     #[test]

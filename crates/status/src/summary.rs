@@ -74,6 +74,8 @@ mod tests {
     fn info(span: &str) -> ServerInfo {
         ServerInfo {
             protocol: sepal_wire::PROTOCOL,
+            oldest_protocol: sepal_wire::OLDEST_CLIENT,
+            tunables: Vec::new(),
             software: "sepal".into(),
             model_digest: "sha256:ab".into(),
             family: "llama".into(),

@@ -4,7 +4,8 @@ mod local;
 mod remote;
 mod split;
 
-use sepal_core::Ragged;
+use sepal_core::{Ragged, Want};
+use sepal_nn::Tunable;
 use sepal_remote::{RemoteError, ServerUsage};
 use sepal_swarm::Traffic;
 use tch::{TchError, Tensor};
@@ -14,11 +15,11 @@ pub use split::SplitBlocks;
 
 /// Frozen transformer blocks as one differentiable operation.
 pub trait Blocks {
-    /// Starts a session with the tunables of one optimizer step, each stacked by block: `[n_blocks, ..]`.
+    /// Starts a session with the tunables of one optimizer step.
     ///
     /// # Errors
-    /// [`BlocksError`] if the blocks do not support a tunable, or it is not stacked by block.
-    fn tune(&self, tunables: Vec<(String, Tensor)>) -> Result<Box<dyn BlocksSession + '_>, BlocksError>;
+    /// [`BlocksError`] if the blocks do not take a tunable, or it is not stacked by block.
+    fn tune(&self, tunables: Vec<Tunable>) -> Result<Box<dyn BlocksSession + '_>, BlocksError>;
 
     /// Runs the backward pass of `loss`. An error of a server keeps its type.
     ///
@@ -41,27 +42,30 @@ pub trait Blocks {
 
 /// Blocks with the tunables of one optimizer step.
 pub trait BlocksSession {
-    /// Returns the hidden state of each row's last token after the last block, before the final norm: `[rows, hidden]`.
+    /// Returns the hidden states after the last block that `want` selects, before the final norm: `[rows, hidden]` or
+    /// `[n_tokens, hidden]`.
     ///
     /// `prefix` is `[prefix_len, hidden]`, shared by all rows; `tokens` is `[n_tokens, hidden]`, the rows end to end. The
     /// result is differentiable in both and in the tunables.
     ///
     /// # Errors
     /// [`BlocksError`] if a block or a server fails.
-    fn forward(&self, prefix: Option<&Tensor>, tokens: &Tensor, rows: &Ragged) -> Result<Tensor, BlocksError>;
+    fn forward(
+        &self,
+        prefix: Option<&Tensor>,
+        tokens: &Tensor,
+        rows: &Ragged,
+        want: Want,
+    ) -> Result<Tensor, BlocksError>;
 
     /// Replaces the graph of the tunables, for a second backward pass within one step. Values that were uploaded stay.
-    fn set_graph(&mut self, tunables: Vec<(String, Tensor)>);
+    fn set_graph(&mut self, tunables: Vec<Tunable>);
 }
 
 /// A failure of blocks.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum BlocksError {
-    /// Tunable that blocks in this process do not support.
-    #[error("tune the blocks of this process: they know {}, not `{name}`", local::TUNABLES.join(" and "))]
-    Tunable { name: String },
     /// Failure of blocks in this process.
     #[error("run the blocks of this process")]
     Local(#[source] sepal_blocks::ForwardError),

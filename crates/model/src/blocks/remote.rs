@@ -1,6 +1,7 @@
 //! Blocks on servers.
 
-use sepal_core::Ragged;
+use sepal_core::{Ragged, Want};
+use sepal_nn::Tunable;
 use sepal_remote::{RemoteSequential, ServerUsage, StepSession};
 use sepal_swarm::Traffic;
 use tch::Tensor;
@@ -8,7 +9,7 @@ use tch::Tensor;
 use super::{Blocks, BlocksError, BlocksSession};
 
 impl Blocks for RemoteSequential {
-    fn tune(&self, tunables: Vec<(String, Tensor)>) -> Result<Box<dyn BlocksSession + '_>, BlocksError> {
+    fn tune(&self, tunables: Vec<Tunable>) -> Result<Box<dyn BlocksSession + '_>, BlocksError> {
         Ok(Box::new(RemoteSequential::tune(self, tunables).map_err(BlocksError::Remote)?))
     }
 
@@ -34,11 +35,17 @@ impl Blocks for RemoteSequential {
 }
 
 impl BlocksSession for StepSession<'_> {
-    fn forward(&self, prefix: Option<&Tensor>, tokens: &Tensor, rows: &Ragged) -> Result<Tensor, BlocksError> {
-        StepSession::forward(self, prefix, tokens, rows).map_err(BlocksError::Remote)
+    fn forward(
+        &self,
+        prefix: Option<&Tensor>,
+        tokens: &Tensor,
+        rows: &Ragged,
+        want: Want,
+    ) -> Result<Tensor, BlocksError> {
+        StepSession::forward(self, prefix, tokens, rows, want).map_err(BlocksError::Remote)
     }
 
-    fn set_graph(&mut self, tunables: Vec<(String, Tensor)>) {
+    fn set_graph(&mut self, tunables: Vec<Tunable>) {
         StepSession::set_graph(self, tunables);
     }
 }

@@ -4,11 +4,12 @@ use std::cell::RefCell;
 
 use sepal_blocks::BlockStack;
 use sepal_core::{Ragged, Want};
+use sepal_nn::Tunable;
 use sepal_remote::{RemoteSequential, ServerUsage, StepSession};
 use sepal_swarm::Traffic;
 use tch::Tensor;
 
-use super::local::{LocalTunables, run};
+use super::local::run;
 use super::remote::spans;
 use super::{Blocks, BlocksError, BlocksSession};
 
@@ -27,8 +28,8 @@ impl SplitBlocks {
 }
 
 impl Blocks for SplitBlocks {
-    fn tune(&self, tunables: Vec<(String, Tensor)>) -> Result<Box<dyn BlocksSession + '_>, BlocksError> {
-        let local = LocalTunables::new(&tunables)?;
+    fn tune(&self, tunables: Vec<Tunable>) -> Result<Box<dyn BlocksSession + '_>, BlocksError> {
+        let local = local_tunables(&self.stack, &tunables);
         let remote = self.remote.tune(tunables).map_err(BlocksError::Remote)?;
         Ok(Box::new(SplitSession { stack: &self.stack, local, remote, first_prefix: RefCell::default() }))
     }
@@ -58,7 +59,7 @@ impl Blocks for SplitBlocks {
 
 struct SplitSession<'a> {
     stack: &'a BlockStack,
-    local: LocalTunables,
+    local: Vec<Tunable>,
     remote: StepSession<'a>,
     /// Without gradients: the input and the output of the local blocks for a prefix. Servers identify a cached prefix by its
     /// bits, and these may differ with the rows of a batch.
@@ -66,7 +67,13 @@ struct SplitSession<'a> {
 }
 
 impl BlocksSession for SplitSession<'_> {
-    fn forward(&self, prefix: Option<&Tensor>, tokens: &Tensor, rows: &Ragged) -> Result<Tensor, BlocksError> {
+    fn forward(
+        &self,
+        prefix: Option<&Tensor>,
+        tokens: &Tensor,
+        rows: &Ragged,
+        want: Want,
+    ) -> Result<Tensor, BlocksError> {
         let hidden = run(self.stack, &self.local, prefix, tokens, rows, Want::All)?; // [prefix_len + n_tokens, hidden]
         let (prefix_len, n_tokens) = (prefix.map_or(0, |prefix| prefix.size()[0]), rows.n_tokens() as i64);
         let tokens = hidden.f_narrow(0, prefix_len, n_tokens)?;
@@ -74,11 +81,11 @@ impl BlocksSession for SplitSession<'_> {
             Some(input) => Some(self.stable_prefix(input, hidden.f_narrow(0, 0, prefix_len)?)),
             None => None,
         };
-        self.remote.forward(prefix.as_ref(), &tokens, rows).map_err(BlocksError::Remote)
+        self.remote.forward(prefix.as_ref(), &tokens, rows, want).map_err(BlocksError::Remote)
     }
 
-    fn set_graph(&mut self, tunables: Vec<(String, Tensor)>) {
-        self.local = LocalTunables::find(&tunables);
+    fn set_graph(&mut self, tunables: Vec<Tunable>) {
+        self.local = local_tunables(self.stack, &tunables);
         self.remote.set_graph(tunables);
     }
 }
@@ -98,4 +105,11 @@ impl SplitSession<'_> {
         *first_prefix = Some([input.detach(), output.shallow_clone()]);
         output
     }
+}
+
+/// Tunables of the blocks of this process, which are the model's first. With others, gradients of the tokens would travel
+/// back for nothing.
+fn local_tunables(stack: &BlockStack, tunables: &[Tunable]) -> Vec<Tunable> {
+    let is_local = |tunable: &&Tunable| tunable.first_block < stack.span().end();
+    tunables.iter().filter(is_local).map(Tunable::shallow_clone).collect()
 }

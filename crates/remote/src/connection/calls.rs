@@ -33,6 +33,7 @@ impl Peer {
         request: ForwardRequest<'_>,
     ) -> Result<(ForwardOutput, Timing), CallError> {
         let ForwardRequest { batch, want, keep_tape, relay } = request;
+        self.check_want(want)?;
         let parts = &tuned.parts;
         let mut request = tuned.client.forward_request();
         let mut params = request.get();

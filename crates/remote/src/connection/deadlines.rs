@@ -99,6 +99,8 @@ mod tests {
     fn info(load: Load) -> ServerInfo {
         ServerInfo {
             protocol: sepal_wire::PROTOCOL,
+            oldest_protocol: sepal_wire::OLDEST_CLIENT,
+            tunables: Vec::new(),
             software: String::new(),
             model_digest: String::new(),
             family: String::new(),

@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::time::Duration;
 
-use sepal_core::{DType, Span};
+use sepal_core::{DType, Span, Want};
 use sepal_swarm::{Endpoint, Progress, Traffic};
 use sepal_wire::{Failure, FailureCode, Limits, Parts, ServerInfo, sepal_capnp as wire};
 use tokio::sync::{Mutex, Notify};
@@ -15,9 +15,12 @@ use super::cached_prefixes::CachedPrefixes;
 use super::deadlines::{Liveness, until_overdue};
 use super::handle::TunedSession;
 use super::rpc::{bootstrap, describe, with_timeout};
-use crate::error::{CallError, RemoteError};
+use crate::error::{CallError, PROTOCOL, RemoteError};
 use crate::shared::SharedState;
 use crate::step::Step;
+
+/// Oldest protocol with every kind of output.
+const ALL_WANTS: u32 = 6;
 
 /// Time beside four round trips that a late server has to answer a probe.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -31,6 +34,8 @@ pub(crate) struct Peer {
     round_trip: Cell<Duration>,
     /// Traffic of the connection for calls, and its progress below the stream.
     moved: RefCell<(Traffic, Option<Progress>)>,
+    /// Newest protocol that the server speaks.
+    protocol: Cell<u32>,
     /// Number of connections opened for calls.
     generation: Cell<u64>,
     pub(super) cached_prefixes: RefCell<CachedPrefixes>,
@@ -69,6 +74,7 @@ impl Peer {
             connection: Mutex::new(None),
             round_trip: Cell::default(),
             moved: RefCell::default(),
+            protocol: Cell::default(),
             generation: Cell::default(),
             cached_prefixes: RefCell::default(),
             disconnected: RefCell::default(),
@@ -143,6 +149,19 @@ impl Peer {
 
     fn probe_timeout(&self) -> Duration {
         PROBE_TIMEOUT + 4 * self.round_trip.get()
+    }
+
+    /// Refuses an output that the server's protocol does not have.
+    pub(super) fn check_want(&self, want: Want) -> Result<(), CallError> {
+        let protocol = self.protocol.get();
+        if protocol >= ALL_WANTS || matches!(want, Want::All | Want::LastOfRows) {
+            return Ok(());
+        }
+        let message = format!(
+            "it speaks protocol {protocol}, in which last blocks return the last token of each row only; update it to \
+             protocol {ALL_WANTS}"
+        );
+        Err(CallError::Failure(Failure::new(FailureCode::NotServed, message)))
     }
 
     /// Number of the connection for calls. Capabilities of earlier connections are lost.
@@ -240,6 +259,7 @@ impl Peer {
             self.round_trip.set(started.elapsed());
         }
         connection.limits = info.limits;
+        self.protocol.set(info.protocol);
         Ok((connection, info, progress))
     }
 
@@ -247,8 +267,11 @@ impl Peer {
     async fn describe(&self, root: &wire::block_server::Client) -> Result<ServerInfo, CallError> {
         let info = describe(root).await?;
         let expected = &self.shared.expected;
+        let (ours, theirs) = ([sepal_wire::OLDEST_SERVER, sepal_wire::PROTOCOL], [info.oldest_protocol, info.protocol]);
+        let range = |[oldest, newest]: [u32; 2]| format!("{oldest} to {newest}");
+        let has_common = sepal_wire::common_protocol(ours, theirs).is_some();
         let comparisons = [
-            ("the protocol", sepal_wire::PROTOCOL.to_string(), info.protocol.to_string()),
+            (PROTOCOL, range(ours), range(if has_common { ours } else { theirs })),
             ("the number of blocks", expected.n_blocks.to_string(), info.n_blocks.to_string()),
             ("the hidden size", expected.hidden.to_string(), info.hidden.to_string()),
             ("the digest of the weights", expected.digest.clone(), info.model_digest.clone()),
@@ -257,6 +280,17 @@ impl Peer {
             Some((what, expected, found)) => {
                 let server = self.endpoint.to_string();
                 Err(CallError::Unusable(RemoteError::WrongModel { server, what, expected, found }))
+            }
+            None => self.check_tunables(info),
+        }
+    }
+
+    /// Refuses a server whose blocks lack a tunable of the run.
+    fn check_tunables(&self, info: ServerInfo) -> Result<ServerInfo, CallError> {
+        match self.shared.expected.tunables.iter().find(|name| !info.tunables.contains(name)) {
+            Some(tunable) => {
+                let (server, tunable) = (self.endpoint.to_string(), tunable.clone());
+                Err(CallError::Unusable(RemoteError::Lacks { server, tunable }))
             }
             None => Ok(info),
         }

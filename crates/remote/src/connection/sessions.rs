@@ -35,10 +35,10 @@ impl Peer {
         let session = session(connection, span).await?;
         let tunables = step.slice_tunables(span)?;
         let bytes = tunables.iter().map(|named| named.tensor.data().len()).sum();
-        check_size(bytes, &connection.limits, "use fewer prompts, or servers with fewer blocks each")?;
+        check_size(bytes, &connection.limits, "use fewer prompts, a lower rank, or servers with fewer blocks each")?;
         let mut request = session.tune_request();
         let length = u32::try_from(tunables.len()).unwrap_or(u32::MAX);
-        codec::write_named(request.get().init_tunables(length), &tunables, &connection.parts);
+        codec::write_tunables(request.get().init_tunables(length), &tunables, &connection.parts);
         request.get().set_alone(self.shared.options.deterministic);
         let response = request.send().promise.await?;
         let results = response.get()?;
@@ -56,6 +56,8 @@ async fn session(connection: &mut Connection, span: Span) -> Result<wire::sessio
     }
     let mut request = connection.root.open_request();
     codec::write_span(request.get().init_span(), span);
+    request.get().set_protocol(sepal_wire::PROTOCOL);
+    request.get().set_oldest_protocol(sepal_wire::OLDEST_SERVER);
     let response = request.send().promise.await?;
     let results = response.get()?;
     check_failure(results.has_failure(), results.get_failure())?;

@@ -1,4 +1,4 @@
-use sepal_core::{HostTensor, NamedHostTensor, Span};
+use sepal_core::{HostTensor, HostTunable, Span};
 use sepal_route::Hop;
 use sepal_wire::codec::{GradWant, Grads, InputGrad, WireBatch};
 
@@ -9,14 +9,11 @@ use crate::step::Step;
 
 impl MicroBatchGrads {
     pub(super) fn are_finite(&self) -> bool {
-        all_finite(self.input.as_ref(), self.tunables.iter().flat_map(|(_, tunables)| tunables))
+        all_finite(self.input.as_ref(), &self.tunables)
     }
 }
 
-pub(super) fn all_finite<'a>(
-    input: Option<&HostTensor>,
-    tunables: impl IntoIterator<Item = &'a NamedHostTensor>,
-) -> bool {
+pub(super) fn all_finite<'a>(input: Option<&HostTensor>, tunables: impl IntoIterator<Item = &'a HostTunable>) -> bool {
     input.is_none_or(HostTensor::is_finite) && tunables.into_iter().all(|named| named.tensor.is_finite())
 }
 
@@ -44,11 +41,16 @@ pub(super) fn check_grads(
     if found != positions.map(|positions| (positions, want.input_dtype())) {
         return Err(CallError::Missing("the requested gradient of the input"));
     }
-    let wanted = if want.tunables { &step.tunables[..] } else { &[] };
+    let wanted = if want.tunables { step.slice_tunables(span)? } else { Vec::new() };
     let is_complete = wanted.len() == grads.tunables.len()
         && wanted.iter().zip(&grads.tunables).all(|(tunable, grad)| {
-            let shape = [&[span.len()], &tunable.tensor.shape()[1..]].concat();
-            (&grad.name, grad.tensor.shape(), grad.tensor.dtype()) == (&tunable.name, &shape[..], want.tunables_dtype())
+            (&grad.name, grad.tensor.shape(), grad.tensor.dtype())
+                == (&tunable.name, tunable.tensor.shape(), want.tunables_dtype())
         });
+    // A server of an older protocol states no blocks.
+    let mut grads = grads;
+    for (tunable, grad) in wanted.iter().zip(&mut grads.tunables) {
+        grad.first_block = tunable.first_block;
+    }
     if is_complete { Ok(grads) } else { Err(CallError::Missing("the requested gradients of the tunables")) }
 }

@@ -9,7 +9,7 @@ mod strategy;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use sepal_core::HostTensor;
+use sepal_core::{HostTensor, Want};
 use sepal_route::Hop;
 use sepal_wire::codec::WireBatch;
 
@@ -24,6 +24,7 @@ use crate::step::Step;
 /// Record of a micro-batch's forward pass for its backward pass.
 pub(crate) struct Trace {
     step: Arc<Step>,
+    want: Want,
     path: Path,
 }
 
@@ -37,15 +38,15 @@ pub(crate) async fn forward(
     servers: &Rc<Servers>,
     step: Arc<Step>,
     batch: WireBatch,
-    keep_tape: bool,
+    (want, keep_tape): (Want, bool),
     route: Vec<Hop>,
 ) -> Result<(HostTensor, Trace), RemoteError> {
     let relay = Relay::new(servers);
-    let pass = ForwardPass { step: &step, batch: &batch, keep_tape };
+    let pass = ForwardPass { step: &step, batch: &batch, want, keep_tape };
     if relay.is_possible(&route) {
         match relay.forward(pass, route.clone()).await {
             Ok((output, trace)) if output.is_finite() => {
-                return Ok((output, Trace { step, path: Path::Relay(trace) }));
+                return Ok((output, Trace { step, want, path: Path::Relay(trace) }));
             }
             // A second forward pass is not worth its cost where overflow is expected.
             Ok((_, trace)) if servers.options().expects_overflow => {
@@ -57,13 +58,13 @@ pub(crate) async fn forward(
         }
     }
     let (output, trace) = Star::new(servers).forward(pass, route).await?;
-    Ok((output, Trace { step, path: Path::Star(trace) }))
+    Ok((output, Trace { step, want, path: Path::Star(trace) }))
 }
 
 /// Runs a micro-batch backward. Work that a failed server has lost is repeated from the inputs that the client kept.
 pub(crate) async fn backward(
     servers: &Rc<Servers>,
-    Trace { step, path }: Trace,
+    Trace { step, want: output, path }: Trace,
     grad_output: HostTensor,
     want: WantedGrads,
 ) -> Result<MicroBatchGrads, RemoteError> {
@@ -77,9 +78,12 @@ pub(crate) async fn backward(
                 // A second backward pass is not worth its cost where overflow is expected.
                 Ok(_) if servers.options().expects_overflow => return Err(relay.non_finite(&trace, GRADIENTS)?),
                 Ok(_) => {}
-                Err(failure) => relay.handle_failure(&trace.backward_route(), failure).await?,
+                Err(failure) => {
+                    let route = trace.backward_route(&step, want, servers.options().first_block);
+                    relay.handle_failure(&route, failure).await?;
+                }
             }
-            star.recompute(&step, trace.span()?, &trace.batch).await?
+            star.recompute(&step, trace.span()?, &trace.batch, output).await?
         }
     };
     star.backward(&step, &mut trace, grad_output, want).await

@@ -7,9 +7,9 @@ use crate::servers::Servers;
 use crate::step::Step;
 
 /// Returns the batch without its prefix if the servers of all `hops` have cached it for evaluation. The prefix's output of
-/// the last hop must be known if `want` includes it.
-pub(super) fn without_prefix(servers: &Servers, pass: ForwardPass<'_>, hops: &[Hop], want: Want) -> Option<WireBatch> {
-    let ForwardPass { step, batch, keep_tape } = pass;
+/// the last hop must be known if it is wanted.
+pub(super) fn without_prefix(servers: &Servers, pass: ForwardPass<'_>, hops: &[Hop]) -> Option<WireBatch> {
+    let ForwardPass { step, batch, want, keep_tape } = pass;
     let is_cached = |hop: &Hop| servers.peer(hop.server).has_cached_prefix(hop.span, step);
     if batch.prefix_len == 0 || keep_tape || servers.options().deterministic || !hops.iter().all(is_cached) {
         return None;
@@ -24,8 +24,8 @@ pub(super) fn without_prefix(servers: &Servers, pass: ForwardPass<'_>, hops: &[H
 /// Completes the output of `span` for a batch that was sent without its prefix.
 pub(super) fn with_prefix(step: &Step, span: Span, output: HostTensor, want: Want) -> Option<HostTensor> {
     match want {
-        Want::LastOfRows => Some(output),
         Want::All => step.prefix_states.get(span.end())?.followed_by(&output),
+        Want::LastOfRows | Want::Tokens | Want::MeanOfRows => Some(output),
     }
 }
 

@@ -39,9 +39,10 @@ pub(super) struct RelayTrace {
 }
 
 impl RelayTrace {
-    /// Hops of the backward pass.
-    pub(super) fn backward_route(&self) -> Vec<Hop> {
-        self.legs.iter().rev().map(|leg| leg.hop).collect()
+    /// Hops of the backward pass, which ends in `first_block` or at the first tunable.
+    pub(super) fn backward_route(&self, step: &Step, want: WantedGrads, first_block: usize) -> Vec<Hop> {
+        let end = step.backward_end(want.input_of(self.batch.prefix_len), first_block);
+        self.legs.iter().rev().map(|leg| leg.hop).filter(|hop| hop.span.end() > end).collect()
     }
 
     pub(super) fn span(&self) -> Result<Span, RemoteError> {
@@ -70,18 +71,18 @@ impl Strategy for Relay<'_> {
     type Error = RelayFailure;
 
     async fn forward(&self, pass: ForwardPass<'_>, route: Vec<Hop>) -> Result<(HostTensor, RelayTrace), RelayFailure> {
-        let ForwardPass { step, batch, keep_tape } = pass;
+        let ForwardPass { step, batch, want: output, keep_tape } = pass;
         let links = self.links(&route);
         let sessions = try_join_all(route.iter().map(async |&hop| {
             let peer = self.servers.peer(hop.server);
             peer.tuned_session(hop.span, step, batch).await.map_err(RelayFailure::at_hop(hop))
         }));
         let sessions = sessions.await?;
-        let shortened = without_prefix(self.servers, pass, &route, Want::LastOfRows);
+        let shortened = without_prefix(self.servers, pass, &route);
         let sent = shortened.as_ref().unwrap_or(batch);
         let calls = route.iter().zip(&links).zip(&sessions).map(async |((&hop, relay), session)| {
             let peer = self.servers.peer(hop.server);
-            let want = if relay.next.is_some() { Want::All } else { Want::LastOfRows };
+            let want = if relay.next.is_some() { Want::All } else { output };
             let call = peer.forward(session, ForwardRequest { batch: sent, want, keep_tape, relay });
             let answer = self.call(hop, work(Pass::Forward, hop, sent), call).await?;
             answer.try_map(|mut output| {
@@ -110,7 +111,7 @@ impl Strategy for Relay<'_> {
         want: WantedGrads,
     ) -> Result<MicroBatchGrads, RelayFailure> {
         let batch = &trace.batch;
-        let route = trace.backward_route();
+        let route = trace.backward_route(step, want, self.servers.options().first_block);
         let links = self.links(&route);
         let calls = trace.legs.iter().rev().zip(&links).map(async |(leg, relay)| {
             let (hop, peer) = (leg.hop, self.servers.peer(leg.hop.server));
@@ -130,9 +131,9 @@ impl Strategy for Relay<'_> {
         });
         let answers = self.call_all(&route, Pass::Backward, batch, calls).await?;
         let mut grads = MicroBatchGrads::default();
-        for (hop, answer) in route.iter().zip(answers) {
+        for answer in answers {
             grads.input = answer.input;
-            grads.tunables.push((hop.span, answer.tunables));
+            grads.tunables.extend(answer.tunables);
         }
         Ok(grads)
     }

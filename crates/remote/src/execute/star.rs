@@ -54,13 +54,13 @@ impl Strategy for Star<'_> {
 
     async fn forward(&self, pass: ForwardPass<'_>, route: Vec<Hop>) -> Result<(HostTensor, StarTrace), RemoteError> {
         let mut trace = StarTrace::new(pass.batch);
-        let output = self.advance(&mut trace, pass, self.servers.span, Want::LastOfRows, route).await?;
+        let output = self.advance(&mut trace, pass, self.servers.span, route).await?;
         self.check_finite(&trace, &output)?;
         Ok((output, trace))
     }
 
-    /// Runs the legs backward, last first. A leg whose server fails is repeated, forward from its input on the remaining
-    /// servers, which may take several hops.
+    /// Runs the legs backward, last first, until all wanted gradients are there. A leg whose server fails is repeated,
+    /// forward from its input on the remaining servers, which may take several hops.
     async fn backward(
         &self,
         step: &Step,
@@ -71,11 +71,12 @@ impl Strategy for Star<'_> {
         let mut grads = MicroBatchGrads::default();
         let mut grad_output = Some(grad_output);
         let mut budget = RetryBudget::default();
+        let input_want = want.input_of(trace.prefix_len);
+        let end = step.backward_end(input_want, self.servers.options().first_block);
         while let Some(mut star_leg) = trace.legs.pop() {
             let Some(grad) = grad_output.as_ref() else { break };
             let hop = star_leg.leg.hop;
-            let is_first = hop.span.start() == self.servers.options().first_block;
-            let input = if is_first { want.input_of(trace.prefix_len) } else { InputGrad::All };
+            let input = if hop.span.start() <= end { input_want } else { InputGrad::All };
             let has_tape = star_leg.leg.live_tape(&self.servers.peer(hop.server)).is_some();
             if !has_tape {
                 star_leg.leg.tape = None;
@@ -88,7 +89,7 @@ impl Strategy for Star<'_> {
                         // Its input was finite, so this server produced them.
                         return Err(non_finite(self.servers, hop, leg_grads.not_finite, GRADIENTS));
                     }
-                    grads.tunables.push((hop.span, leg_grads.tunables));
+                    grads.tunables.extend(leg_grads.tunables);
                     grad_output = leg_grads.input;
                 }
                 Err(error) if has_tape && error.is_tape_expired() => {
@@ -98,8 +99,9 @@ impl Strategy for Star<'_> {
                 }
                 Err(error) => {
                     self.servers.handle_failure(hop, error, &mut budget).await?;
-                    let pass = ForwardPass { step, batch: &trace.batch(&star_leg), keep_tape: true };
-                    self.advance(trace, pass, hop.span, star_leg.want, Vec::new()).await?;
+                    let (batch, want) = (&trace.batch(&star_leg), star_leg.want);
+                    let pass = ForwardPass { step, batch, want, keep_tape: true };
+                    self.advance(trace, pass, hop.span, Vec::new()).await?;
                 }
             }
         }
@@ -114,10 +116,16 @@ impl<'a> Star<'a> {
     }
 
     /// Runs a batch forward again, with tapes.
-    pub(super) async fn recompute(&self, step: &Step, span: Span, batch: &WireBatch) -> Result<StarTrace, RemoteError> {
+    pub(super) async fn recompute(
+        &self,
+        step: &Step,
+        span: Span,
+        batch: &WireBatch,
+        want: Want,
+    ) -> Result<StarTrace, RemoteError> {
         let mut trace = StarTrace::new(batch);
-        let pass = ForwardPass { step, batch, keep_tape: true };
-        self.advance(&mut trace, pass, span, Want::LastOfRows, Vec::new()).await?;
+        let pass = ForwardPass { step, batch, want, keep_tape: true };
+        self.advance(&mut trace, pass, span, Vec::new()).await?;
         Ok(trace)
     }
 
@@ -128,7 +136,6 @@ impl<'a> Star<'a> {
         trace: &mut StarTrace,
         pass: ForwardPass<'_>,
         span: Span,
-        want: Want,
         route: Vec<Hop>,
     ) -> Result<HostTensor, RemoteError> {
         let mut batch = pass.batch.clone();
@@ -143,8 +150,8 @@ impl<'a> Star<'a> {
                 continue;
             };
             let is_last = hop.span.end() == span.end();
-            let want = if is_last { want } else { Want::All };
-            match self.hedged_hop(hop, ForwardPass { batch: &batch, ..pass }, want).await {
+            let want = if is_last { pass.want } else { Want::All };
+            match self.hedged_hop(hop, ForwardPass { batch: &batch, want, ..pass }).await {
                 Ok((output, leg)) => {
                     budget.reset();
                     let input = std::mem::replace(&mut batch.hidden, output);
@@ -163,13 +170,13 @@ impl<'a> Star<'a> {
     }
 
     /// Runs one hop. With hedging, a straggler's batch is also sent to a replica, and the first answer is used.
-    async fn hedged_hop(&self, hop: Hop, pass: ForwardPass<'_>, want: Want) -> Result<(HostTensor, Leg), CallError> {
-        let first = self.hop(hop, pass, want);
+    async fn hedged_hop(&self, hop: Hop, pass: ForwardPass<'_>) -> Result<(HostTensor, Leg), CallError> {
+        let first = self.hop(hop, pass);
         let Some(delay) = self.hedge_delay(hop, pass.batch) else { return first.await };
         let second = async {
             tokio::time::sleep(delay).await;
             let replica = self.replica(hop, pass.batch)?;
-            self.hop(replica, pass, want).await.ok()
+            self.hop(replica, pass).await.ok()
         };
         let (mut first, mut second) = (pin!(first), pin!(second));
         match select(first.as_mut(), second.as_mut()).await {
@@ -195,12 +202,12 @@ impl<'a> Star<'a> {
         plan.routes.concat().first().copied().filter(|replica| replica.span == hop.span)
     }
 
-    async fn hop(&self, hop: Hop, pass: ForwardPass<'_>, want: Want) -> Result<(HostTensor, Leg), CallError> {
-        let ForwardPass { step, batch, keep_tape } = pass;
+    async fn hop(&self, hop: Hop, pass: ForwardPass<'_>) -> Result<(HostTensor, Leg), CallError> {
+        let ForwardPass { step, batch, want, keep_tape } = pass;
         let peer = self.servers.peer(hop.server);
         let session = peer.tuned_session(hop.span, step, batch).await?;
         let generation = peer.generation();
-        let shortened = without_prefix(self.servers, pass, &[hop], want);
+        let shortened = without_prefix(self.servers, pass, &[hop]);
         let sent = shortened.as_ref().unwrap_or(batch);
         let request = ForwardRequest { batch: sent, want, keep_tape, relay: &sepal_wire::Relay::default() };
         let call = peer.forward(&session, request);

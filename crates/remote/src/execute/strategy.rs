@@ -1,4 +1,4 @@
-use sepal_core::HostTensor;
+use sepal_core::{HostTensor, Want};
 use sepal_route::{Hop, Pass, Work};
 use sepal_wire::codec::WireBatch;
 
@@ -13,7 +13,7 @@ pub(super) trait Strategy {
     /// Error of an attempt.
     type Error;
 
-    /// Runs a micro-batch forward. Returns the hidden states of the rows' last positions.
+    /// Runs a micro-batch forward. Returns the hidden states that the pass wants.
     async fn forward(&self, pass: ForwardPass<'_>, route: Vec<Hop>) -> Result<(HostTensor, Self::Trace), Self::Error>;
 
     /// Runs a micro-batch backward.
@@ -31,6 +31,8 @@ pub(super) trait Strategy {
 pub(super) struct ForwardPass<'a> {
     pub(super) step: &'a Step,
     pub(super) batch: &'a WireBatch,
+    /// Output of the last hop.
+    pub(super) want: Want,
     pub(super) keep_tape: bool,
 }
 

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::registry::Servers;
 use crate::connection::Peer;
-use crate::error::{CallError, RemoteError};
+use crate::error::{CallError, PROTOCOL, RemoteError};
 use crate::shared::SharedState;
 
 /// Source of servers.
@@ -42,6 +42,13 @@ impl Servers {
         for (peer, outcome) in peers.into_iter().zip(outcomes) {
             match outcome {
                 Ok(info) => self.register(peer, &info),
+                // Another server may hold its blocks.
+                Err(CallError::Unusable(
+                    error @ (RemoteError::Lacks { .. } | RemoteError::WrongModel { what: PROTOCOL, .. }),
+                )) => {
+                    tracing::warn!(%error, "a server is not used");
+                    unreachable.push(error.to_string());
+                }
                 Err(CallError::Unusable(error)) => return Err(error),
                 Err(error) => {
                     tracing::warn!(server = %peer.endpoint, %error, "a server could not be reached");
@@ -72,7 +79,8 @@ impl Servers {
                 () = tokio::time::sleep_until(deadline) => {
                     let n_servers = self.infos().len();
                     let were = if n_servers == 1 { "server of this model was" } else { "servers of this model were" };
-                    let unreachable = vec![format!("{n_servers} {were} found and could be reached")];
+                    let mut unreachable = vec![format!("{n_servers} {were} found and could be reached")];
+                    unreachable.extend(self.unusable.borrow().iter().cloned());
                     return Err(RemoteError::Uncovered { missing, unreachable });
                 }
             }
@@ -124,6 +132,7 @@ impl Servers {
                 Err(CallError::Unusable(error)) => {
                     // A server that restarts there with another model is sighted again.
                     tracing::warn!(%error, "a server is not used");
+                    self.unusable.borrow_mut().insert(error.to_string());
                     self.discovered.borrow_mut().retain(|_, known| !Rc::ptr_eq(known, &peer));
                     return;
                 }

@@ -1,5 +1,5 @@
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::MutexGuard;
@@ -27,6 +27,8 @@ pub(crate) struct Servers {
     infos: RefCell<Vec<ServerInfo>>,
     /// Discovered servers by name, registered or not.
     pub(super) discovered: RefCell<HashMap<String, Rc<Peer>>>,
+    /// Reasons for discovered servers that are not used.
+    pub(super) unusable: RefCell<BTreeSet<String>>,
     /// Start of the router's time.
     pub(super) started: Instant,
     /// Notified when a server has arrived or returned.
@@ -45,6 +47,7 @@ impl Servers {
             started: Instant::now(),
             arrivals: Notify::new(),
             relay_backoff: RelayBackoff::default(),
+            unusable: RefCell::default(),
         }))
     }
 

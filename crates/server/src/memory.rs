@@ -1,0 +1,387 @@
+//! Memory of frozen blocks, compared with the free memory before a weight is read.
+//!
+//! A server, an embedded server and a process with blocks of its own call [`check`] with the same counts.
+
+use std::fmt;
+use std::path::Path;
+
+use sepal_blocks::loading_bytes;
+use sepal_checkpoint::{Checkpoint, Part, linear_sites};
+use sepal_core::{Device, ModelConfig, Span, WeightFormat};
+
+/// Variable that states the free memory of the blocks' device in MiB, where the system reports none or another amount.
+pub const FREE_MB: &str = "SEPAL_FREE_MB";
+
+/// Memory for messages and the system; on small machines an eighth of the free memory.
+const SPARE_BYTES: u64 = 512 << 20;
+
+/// Sizes of a model's blocks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BlockSizes {
+    config: ModelConfig,
+    /// Parameters of a block, on the mean.
+    parameters: u64,
+}
+
+impl BlockSizes {
+    /// Sizes by the tensors of a checkpoint.
+    pub fn from_checkpoint(checkpoint: &Checkpoint) -> Self {
+        let config = checkpoint.config().clone();
+        let all = Span::new(0, config.n_blocks).map_or(0, |span| checkpoint.part_parameter_count(Part::Blocks(span)));
+        Self { parameters: all.div_ceil(config.n_blocks.max(1) as u64), config }
+    }
+
+    /// Sizes by the linear layers that the configuration implies, without norms, biases and the router of experts.
+    pub fn from_config(config: &ModelConfig) -> Self {
+        let layers: usize = linear_sites(config).iter().map(|site| site.outputs * site.inputs).sum();
+        let experts = config.experts.map_or(0, |experts| experts.count * 3 * config.hidden * config.ffn);
+        Self { parameters: (layers + experts) as u64, config: config.clone() }
+    }
+
+    /// Number of blocks of the model.
+    pub fn n_blocks(&self) -> usize {
+        self.config.n_blocks
+    }
+
+    /// Parameters of `n_blocks` blocks.
+    pub fn parameters(&self, n_blocks: usize) -> u64 {
+        self.parameters * n_blocks as u64
+    }
+
+    /// Memory of the weights of `n_blocks` blocks in bytes. Norms, which stay in fp32, are counted in the format.
+    pub fn weight_bytes(&self, n_blocks: usize, format: WeightFormat) -> u64 {
+        (self.parameters(n_blocks) as f64 * format.bits() / 8.0).ceil() as u64
+    }
+}
+
+/// Device and format of blocks, and the budgets beside them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryRequest {
+    /// Device of the blocks.
+    pub device: Device,
+    /// Format of the weights.
+    pub format: WeightFormat,
+    /// Limit of the tapes in bytes. At most a quarter of the free memory is reserved for them.
+    pub tape_bytes: u64,
+    /// Limit of adapters, prompts and cached prefixes in bytes. At most an eighth of the free memory is reserved for them.
+    pub adapter_bytes: u64,
+}
+
+/// Memory that blocks need, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryNeed {
+    /// Weights.
+    pub weights: u64,
+    /// Weights in fp32 while blocks are read, and while rounded ones are widened for a product.
+    pub loading: u64,
+    /// Tapes.
+    pub tapes: u64,
+    /// Adapters, prompts and cached prefixes.
+    pub adapters: u64,
+    /// Messages and the system.
+    pub spare: u64,
+}
+
+impl MemoryNeed {
+    /// Need of `n_blocks` blocks on a device with `free` bytes. The shares of tapes, adapters and messages together are at
+    /// most half of the free memory, because their budgets are limits that few clients reach.
+    pub fn new(sizes: &BlockSizes, n_blocks: usize, request: MemoryRequest, free: u64) -> Self {
+        Self {
+            weights: sizes.weight_bytes(n_blocks, request.format),
+            loading: loading_bytes(&sizes.config, n_blocks, request.format),
+            tapes: request.tape_bytes.min(free / 4),
+            adapters: request.adapter_bytes.min(free / 8),
+            spare: SPARE_BYTES.min(free / 8),
+        }
+    }
+
+    /// Sum of all parts.
+    pub fn total(&self) -> u64 {
+        self.weights + self.loading + self.tapes + self.adapters + self.spare
+    }
+}
+
+impl fmt::Display for MemoryNeed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [weights, loading, tapes, adapters, spare] =
+            [self.weights, self.loading, self.tapes, self.adapters, self.spare].map(Bytes);
+        write!(
+            f,
+            "{weights} of weights, {loading} to load them, {tapes} for tapes, {adapters} for adapters and prefixes, "
+        )?;
+        write!(f, "{spare} for messages")
+    }
+}
+
+/// Free memory in bytes; `None` if it is unknown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FreeMemory {
+    /// Memory of the blocks' device.
+    pub device: Option<u64>,
+    /// Memory of the host, which weights pass on their way to another device.
+    pub host: Option<u64>,
+}
+
+impl FreeMemory {
+    /// Free memory for blocks on `device`: that of the variable [`FREE_MB`], or else of the system. The system reports the
+    /// memory of the host only.
+    ///
+    /// # Errors
+    /// [`StatedMemoryError`] if the variable is set to another text than a number.
+    pub fn from_env(device: Device) -> Result<Self, StatedMemoryError> {
+        let stated = std::env::var_os(FREE_MB).map(|text| stated_bytes(&text.to_string_lossy())).transpose()?;
+        let host = HostMemory::read().map(|memory| memory.free);
+        let reported = if device == Device::Cpu { host } else { None };
+        Ok(Self { device: stated.or(reported), host })
+    }
+}
+
+/// Value of [`FREE_MB`] that is no number.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
+#[error("read the variable SEPAL_FREE_MB: `{text}` is no number of megabytes")]
+pub struct StatedMemoryError {
+    pub text: String,
+}
+
+fn stated_bytes(text: &str) -> Result<u64, StatedMemoryError> {
+    let megabytes = text.trim().parse::<u64>().map_err(|_| StatedMemoryError { text: text.to_owned() })?;
+    Ok(megabytes.saturating_mul(1 << 20))
+}
+
+/// Memory of this machine, or of the container if that has less, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostMemory {
+    /// Available without swapping.
+    pub free: u64,
+    /// All memory.
+    pub total: u64,
+}
+
+impl HostMemory {
+    /// Reads the memory; `None` if the system does not report it.
+    pub fn read() -> Option<Self> {
+        let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+        let free = kilobytes(&text, "MemAvailable:")? << 10;
+        let machine = Self { free, total: kilobytes(&text, "MemTotal:").unwrap_or(0) << 10 };
+        Some(Self::of_group(Path::new("/sys/fs/cgroup")).filter(|group| group.free < free).unwrap_or(machine))
+    }
+
+    /// Memory of the control group in `folder`, if it has a limit.
+    fn of_group(folder: &Path) -> Option<Self> {
+        let read = |name: &str| std::fs::read_to_string(folder.join(name)).ok()?.trim().parse().ok();
+        let (total, used): (u64, u64) = (read("memory.max")?, read("memory.current")?);
+        // The system reclaims pages of files on demand.
+        let stat = std::fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+        let files = kilobytes(&stat, "inactive_file ").unwrap_or(0);
+        Some(Self { free: total.saturating_sub(used.saturating_sub(files)), total })
+    }
+}
+
+/// First number after `key` at the beginning of a line.
+fn kilobytes(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Blocks that do not fit into the free memory.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
+#[error(
+    "hold blocks {span} as {format}: they need {} ({need}), and {} of {device} are free. {alternatives}",
+    Bytes(need.total()),
+    Bytes(*free)
+)]
+pub struct MemoryError {
+    pub span: Span,
+    pub format: WeightFormat,
+    /// Device that lacks memory.
+    pub device: Device,
+    pub need: MemoryNeed,
+    /// Free bytes of the device.
+    pub free: u64,
+    pub alternatives: Alternatives,
+}
+
+/// Choices that fit into the same memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alternatives {
+    /// Number of blocks in the same format; 0 if not one fits.
+    pub n_blocks: usize,
+    /// Number of servers with as much free memory that together hold all blocks of the model in this format.
+    pub n_servers: Option<usize>,
+    /// The most exact smaller format in which the blocks fit, and their need in bytes.
+    pub format: Option<(WeightFormat, u64)>,
+}
+
+impl Alternatives {
+    fn new(sizes: &BlockSizes, n_blocks: usize, request: MemoryRequest, free: u64) -> Self {
+        let fitting = fitting_blocks(sizes, n_blocks, request, free);
+        let smaller = WeightFormat::ALL.into_iter().filter(|format| format.bits() < request.format.bits());
+        let need = |format| MemoryNeed::new(sizes, n_blocks, MemoryRequest { format, ..request }, free).total();
+        Self {
+            n_blocks: fitting,
+            n_servers: (fitting > 0).then(|| sizes.n_blocks().div_ceil(fitting)),
+            format: smaller.map(|format| (format, need(format))).find(|&(_, need)| need <= free),
+        }
+    }
+}
+
+impl fmt::Display for Alternatives {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.n_blocks, self.n_servers) {
+            (0, _) | (_, None) => f.write_str("Not one of them fits in this format")?,
+            (n_blocks, Some(n_servers)) => {
+                let servers = if n_servers == 1 { "server" } else { "servers" };
+                write!(f, "{n_blocks} of them fit; {n_servers} such {servers} hold the model in this format")?;
+            }
+        }
+        match self.format {
+            Some((format, need)) => write!(f, "; all of them fit as {format}, in {}", Bytes(need)),
+            None => f.write_str("; no smaller format makes them fit"),
+        }
+    }
+}
+
+/// Number of blocks, at most `limit`, that fit into `free` bytes.
+pub fn fitting_blocks(sizes: &BlockSizes, limit: usize, request: MemoryRequest, free: u64) -> usize {
+    (1..=limit).rev().find(|&n| MemoryNeed::new(sizes, n, request, free).total() <= free).unwrap_or(0)
+}
+
+/// Checks that the blocks of `span` fit into the free memory. Returns their need. Unknown memory is not checked.
+///
+/// # Errors
+/// [`MemoryError`], with the numbers and what would fit, if the device lacks memory, or if the host lacks memory for a
+/// block on its way to another device.
+pub fn check(
+    sizes: &BlockSizes,
+    span: Span,
+    request: MemoryRequest,
+    free: FreeMemory,
+) -> Result<MemoryNeed, Box<MemoryError>> {
+    let need = MemoryNeed::new(sizes, span.len(), request, free.device.unwrap_or(u64::MAX));
+    let MemoryRequest { device, format, .. } = request;
+    if let Some(free) = free.device.filter(|free| need.total() > *free) {
+        let alternatives = Alternatives::new(sizes, span.len(), request, free);
+        return Err(Box::new(MemoryError { span, format, device, need, free, alternatives }));
+    }
+    match free.host {
+        Some(free) if device != Device::Cpu && need.loading > free => {
+            let need = MemoryNeed { weights: 0, tapes: 0, adapters: 0, spare: 0, ..need };
+            let alternatives = Alternatives { n_blocks: 0, n_servers: None, format: None };
+            Err(Box::new(MemoryError { span, format, device: Device::Cpu, need, free, alternatives }))
+        }
+        _ => Ok(need),
+    }
+}
+
+/// Bytes as text, in MB or GB of powers of ten.
+struct Bytes(u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            bytes @ 1_000_000_000.. => write!(f, "{:.1} GB", bytes as f64 / 1e9),
+            bytes => write!(f, "{:.0} MB", bytes as f64 / 1e6),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sepal_core::Family;
+
+    use super::*;
+
+    /// Sizes of Llama-3.1-8B.
+    fn llama_8b() -> BlockSizes {
+        let plain = ModelConfig::plain(Family::Llama, 32, 4096, 32, 14_336, 128_256);
+        BlockSizes::from_config(&ModelConfig { n_kv_heads: 8, ..plain })
+    }
+
+    fn request(format: WeightFormat) -> MemoryRequest {
+        MemoryRequest { device: Device::Cpu, format, tape_bytes: 1 << 30, adapter_bytes: 1 << 30 }
+    }
+
+    fn free(gigabytes: u64) -> FreeMemory {
+        FreeMemory { device: Some(gigabytes << 30), host: Some(gigabytes << 30) }
+    }
+
+    fn span(end: usize) -> Span {
+        Span::new(0, end).expect("a span")
+    }
+
+    #[test]
+    fn blocks_beyond_the_free_memory_are_refused_with_what_fits() {
+        let sizes = llama_8b();
+        assert_eq!(sizes.parameters(32), 6_979_321_856);
+        let error = check(&sizes, span(32), request(WeightFormat::F32), free(24)).expect_err("too large");
+        assert_eq!(error.need.weights, 4 * 6_979_321_856);
+        assert_eq!(error.need.loading, 4 * 6_979_321_856 / 32);
+        let Alternatives { n_blocks, n_servers, format } = error.alternatives.clone();
+        assert_eq!(n_servers, Some(2));
+        let need = |n: usize| MemoryNeed::new(&sizes, n, request(WeightFormat::F32), 24 << 30).total();
+        assert!(need(n_blocks) <= 24 << 30 && need(n_blocks + 1) > 24 << 30, "{n_blocks}");
+        assert_eq!(format.map(|(format, _)| format), Some(WeightFormat::Bf16));
+        let text = error.to_string();
+        let parts =
+            ["hold blocks 0:32 as f32: they need ", "27.9 GB of weights", "872 MB to load them", "25.8 GB of cpu"];
+        for part in parts {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+        assert!(text.contains("2 such servers hold the model") && text.contains("all of them fit as bf16"), "{text}");
+    }
+
+    #[test]
+    fn blocks_within_the_free_memory_pass() {
+        let sizes = llama_8b();
+        let need = check(&sizes, span(32), request(WeightFormat::Nf4), free(8)).expect("they fit");
+        assert!(need.total() <= 8 << 30 && need.tapes == 1 << 30, "{need:?}");
+        let unknown = FreeMemory::default();
+        assert!(check(&sizes, span(32), request(WeightFormat::F32), unknown).is_ok(), "unknown memory is not checked");
+    }
+
+    #[test]
+    fn memory_for_no_block_is_said_so() {
+        let error = check(&llama_8b(), span(1), request(WeightFormat::Nf4), free(1)).expect_err("too little");
+        assert_eq!(error.alternatives, Alternatives { n_blocks: 0, n_servers: None, format: None });
+        assert!(error.to_string().ends_with("Not one of them fits in this format; no smaller format makes them fit"));
+    }
+
+    #[test]
+    fn host_memory_is_checked_for_blocks_of_another_device() {
+        let cuda = MemoryRequest { device: Device::Cuda(0), ..request(WeightFormat::Bf16) };
+        let little = FreeMemory { device: None, host: Some(500 << 20) };
+        let error = check(&llama_8b(), span(32), cuda, little).expect_err("a block is larger");
+        assert_eq!((error.device, error.need.weights), (Device::Cpu, 0));
+        assert!(check(&llama_8b(), span(32), cuda, FreeMemory { host: Some(1 << 30), ..little }).is_ok());
+    }
+
+    #[test]
+    fn budgets_reserve_at_most_half_of_the_free_memory() {
+        let unlimited = MemoryRequest { tape_bytes: u64::MAX, adapter_bytes: u64::MAX, ..request(WeightFormat::F32) };
+        let need = MemoryNeed::new(&llama_8b(), 1, unlimited, 1 << 30);
+        assert_eq!(need.tapes + need.adapters + need.spare, 1 << 29);
+    }
+
+    #[test]
+    fn stated_memory_is_a_number_of_megabytes() {
+        assert_eq!(stated_bytes(" 24 "), Ok(24 << 20));
+        let error = stated_bytes("24 GB").expect_err("no number");
+        assert_eq!(error.to_string(), "read the variable SEPAL_FREE_MB: `24 GB` is no number of megabytes");
+    }
+
+    #[test]
+    fn group_memory_counts_pages_of_files_as_free() {
+        let folder = std::env::temp_dir().join(format!("sepal-memory-group-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).expect("written");
+        write("memory.current", "700\n");
+        write("memory.max", "max\n");
+        assert_eq!(HostMemory::of_group(&folder), None, "without a limit");
+        write("memory.max", "1000\n");
+        write("memory.stat", "anon 1\ninactive_file 300\n");
+        assert_eq!(HostMemory::of_group(&folder), Some(HostMemory { free: 600, total: 1000 }));
+        std::fs::remove_dir_all(&folder).expect("removed");
+    }
+}
