@@ -65,13 +65,13 @@ impl Catalog {
     /// Adds a plugin.
     ///
     /// # Errors
-    /// [`DuplicateError`] if a plugin of this kind has the name already.
+    /// [`DuplicateError`] if a plugin of this kind has the name or an alias already.
     pub fn insert(&mut self, kind: PluginKind, entry: Entry) -> Result<(), DuplicateError> {
-        let name = entry.name;
-        if self.entries.contains_key(&(kind, name)) {
+        let mut names = std::iter::once(entry.name).chain(entry.aliases.iter().copied());
+        if let Some(name) = names.find(|name| self.entries(kind).any(|other| other.is_named(name))) {
             return Err(DuplicateError { kind, name });
         }
-        self.entries.insert((kind, name), entry);
+        self.entries.insert((kind, entry.name), entry);
         Ok(())
     }
 
@@ -98,12 +98,12 @@ impl Catalog {
         entry.check(options).map_err(|source| ResolveError::Options { kind, name: entry.name, source })
     }
 
-    /// Returns the plugin of this name.
+    /// Returns the plugin of this name or alias.
     ///
     /// # Errors
     /// [`ResolveError::Unknown`] if there is none.
     pub fn find(&self, kind: PluginKind, name: &str) -> Result<&Entry, ResolveError> {
-        self.entries(kind).find(|entry| entry.name == name).ok_or_else(|| {
+        self.entries(kind).find(|entry| entry.is_named(name)).ok_or_else(|| {
             let known: Vec<&'static str> = self.entries(kind).map(|entry| entry.name).collect();
             let nearest = nearest(name, known.iter().copied(), NameMatching::Options).map(str::to_owned);
             ResolveError::Unknown { kind, name: name.to_owned(), known, nearest }
@@ -135,4 +135,31 @@ pub enum ResolveError {
 
 fn did_you_mean(nearest: &Option<String>) -> String {
     nearest.as_ref().map(|name| format!("; did you mean `{name}`?")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn entry(name: &'static str, aliases: &'static [&'static str]) -> Entry {
+        Entry::new(name, &Value::Null, |_: &Value| Vec::new()).expect("an entry").with_aliases(aliases)
+    }
+
+    #[test]
+    fn aliases_are_found_and_not_listed() {
+        let mut catalog = Catalog::new();
+        catalog.insert(PluginKind::Tuning, entry("new", &["old", "oldest"])).expect("the names are free");
+        assert_eq!(catalog.find(PluginKind::Tuning, "oldest").expect("there is one").name, "new");
+        assert!(catalog.resolve(PluginKind::Tuning, "old", json!({})).is_ok());
+        assert!(catalog.find(PluginKind::Optimizer, "old").is_err());
+        let error = catalog.find(PluginKind::Tuning, "older").expect_err("there is none").to_string();
+        assert!(error.ends_with("(known: new)"), "{error}");
+
+        for taken in [entry("old", &[]), entry("other", &["new"]), entry("another", &["old"])] {
+            assert!(catalog.insert(PluginKind::Tuning, taken.clone()).is_err(), "{taken:?}");
+        }
+        catalog.insert(PluginKind::Optimizer, entry("old", &[])).expect("another kind");
+    }
 }

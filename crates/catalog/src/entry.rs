@@ -22,6 +22,8 @@ pub struct OptionProblem {
 pub struct Entry {
     /// Name after `use:` in a pipeline file.
     pub name: &'static str,
+    /// Earlier names, which are found but not listed.
+    pub aliases: &'static [&'static str],
     /// First paragraph of the documentation of its options.
     pub summary: String,
     /// JSON schema of its options, without references to other schemas.
@@ -48,12 +50,24 @@ impl Entry {
         let example = serde_json::to_value(example)?;
         Ok(Self {
             name,
+            aliases: &[],
             summary: summary(&schema),
             schema,
             example,
             resolve: |options| serde_json::to_value(parse::<C>(options)?),
             check: Arc::new(move |options: Value| parse::<C>(options).map(|options| check(&options))),
         })
+    }
+
+    /// Adds earlier names of the plugin.
+    #[must_use]
+    pub fn with_aliases(self, aliases: &'static [&'static str]) -> Self {
+        Self { aliases, ..self }
+    }
+
+    /// True if this is the name or an earlier name of the plugin.
+    pub fn is_named(&self, name: &str) -> bool {
+        self.name == name || self.aliases.contains(&name)
     }
 
     /// Returns the options as the plugin reads them, with every default filled in.

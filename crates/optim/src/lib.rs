@@ -31,6 +31,7 @@ mod adam;
 mod clip;
 #[cfg(test)]
 mod goldens;
+mod groups;
 mod lion;
 mod moments;
 mod scaler;
@@ -41,6 +42,7 @@ mod state;
 pub use adafactor::{Adafactor, AdafactorConfig};
 pub use adam::{Adam, AdamConfig, AdamW, AdamWConfig};
 pub use clip::clip_grad_norm;
+pub use groups::{GroupError, GroupedOptimizer};
 pub use lion::{Lion, LionConfig};
 pub use scaler::GradScaler;
 pub use schedule::{

@@ -28,20 +28,32 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod combined;
 mod head;
+mod hidden_view;
+mod label_words;
 mod measure;
+mod pooling;
 mod prompts;
 mod registry;
 mod slot;
 pub mod standard;
+mod targets;
 mod tuning;
 
-pub use head::{HeadError, Hidden, Logits, Phase, Prediction, TaskHead, label_tensor};
+pub use combined::CombinedTuning;
+pub use head::{AnswerTokens, HeadError, Items, Logits, Phase, Prediction, TaskHead, class_tensor, label_tensor};
+pub use hidden_view::HiddenView;
+pub use label_words::{WordError, label_words, word_token};
+pub use pooling::Pooling;
 pub use prompts::{PROMPTS, PromptInit, adapter_file, saved_tensor};
 pub use registry::{BuildError, Plugin, RegisterError, Registry};
 pub use sepal_catalog::{Catalog, DuplicateError, Entry, OptionProblem, PluginKind, ResolveError};
-pub use sepal_core::{LabelKind, Labels};
+pub use sepal_core::{LabelKind, Labels, LinearSite, Ragged, SiteRole, Task, TokenBatch, TokenText, TunableName, Want};
+pub use sepal_nn::Tunable;
 pub use slot::{
-    Head, HeadContext, Opt, OptContext, Sched, SchedContext, Slot, Tokenize, Track, TrackContext, Tuning, TuningContext,
+    Head, HeadContext, LmRows, Opt, OptContext, Sched, SchedContext, Slot, Tokenize, Track, TrackContext, Tuning,
+    TuningContext,
 };
-pub use tuning::{NamedTensor, TuningError, TuningMode};
+pub use targets::Targets;
+pub use tuning::{TuningError, TuningMode};

@@ -1,6 +1,6 @@
 use sepal_metrics::{
-    Average, CALIBRATION_BINS, MetricError, Scores, accuracy, auroc, averaged, calibration, matthews,
-    mean_absolute_error, mean_squared_error, multilabel, pearson, per_class, r2, spearman,
+    Average, CALIBRATION_BINS, MetricError, Scores, accuracy, answers, auroc, averaged, calibration, entities,
+    matthews, mean_absolute_error, mean_squared_error, multilabel, pearson, per_class, r2, spearman,
 };
 
 use crate::{HeadError, Labels, Prediction};
@@ -22,7 +22,43 @@ pub(crate) fn usual(
             Ok(owned(value_metrics(&flat(&predictions.logits), &actual)?))
         }
         Labels::Multi(actual) => Ok(owned(multi_label_metrics(&wide(&predictions.probabilities), &wide(actual))?)),
+        Labels::Choice(actual) => Ok(owned(vec![("accuracy", accuracy(&predictions.class, actual)?)])),
+        Labels::Tags(actual) => Ok(tag_metrics(label_names, &predictions.items, actual)?),
+        Labels::Text(actual) => Ok(owned(text_metrics(predictions, actual.len())?)),
     }
+}
+
+/// Metrics of tags: of entities, of words, and of each type of entity.
+fn tag_metrics(
+    label_names: &[String],
+    predicted: &[Vec<i64>],
+    actual: &[Vec<i64>],
+) -> Result<Vec<(String, f64)>, MetricError> {
+    let name = |&tag: &i64| usize::try_from(tag).ok().and_then(|tag| label_names.get(tag)).map_or("O", String::as_str);
+    let named = |rows: &[Vec<i64>]| rows.iter().map(|row| row.iter().map(name).collect()).collect::<Vec<Vec<&str>>>();
+    let scores = entities::scores(&named(predicted), &named(actual))?;
+    let Scores { precision, recall, f1, .. } = scores.overall;
+    let mut metrics = owned(vec![
+        ("f1", f1),
+        ("precision", precision),
+        ("recall", recall),
+        ("accuracy", accuracy(&predicted.concat(), &actual.concat())?),
+    ]);
+    metrics.extend(scores.by_type.into_iter().map(|(kind, scores)| (format!("f1/{kind}"), scores.f1)));
+    Ok(metrics)
+}
+
+fn text_metrics(predictions: &Prediction, rows: usize) -> Result<Named, MetricError> {
+    let log_probabilities = wide(&predictions.logits);
+    if log_probabilities.len() != rows {
+        return Err(MetricError::Lengths { predicted: log_probabilities.len(), actual: rows });
+    }
+    let lengths: Vec<usize> = log_probabilities.iter().map(Vec::len).collect();
+    Ok(vec![
+        ("perplexity", answers::perplexity(&log_probabilities)?),
+        ("token_accuracy", answers::token_accuracy(&predictions.right_tokens, &lengths)?),
+        ("exact_match", answers::exact_match(&predictions.right_tokens, &lengths)?),
+    ])
 }
 
 type Named = Vec<(&'static str, f64)>;
@@ -177,6 +213,27 @@ mod tests {
         let labels = Labels::Multi(vec![vec![1.0, 0.0], vec![0.0, 1.0]]);
         let expected = [("accuracy", 0.75), ("f1", 0.8), ("f1_macro", 5.0 / 6.0), ("exact_match", 0.5), ("auroc", 1.0)];
         check(&["a", "b"], &several, &labels, &expected);
+    }
+
+    #[test]
+    fn tags_are_measured_by_entity_and_word() {
+        let items = vec![vec![1, 2, 0], vec![0, 1]];
+        let predictions = Prediction { items, ..Prediction::default() };
+        let labels = Labels::Tags(vec![vec![1, 2, 0], vec![1, 0]]);
+        let expected = [("f1", 0.5), ("precision", 0.5), ("recall", 0.5), ("accuracy", 0.6), ("f1/PER", 0.5)];
+        check(&["O", "B-PER", "I-PER"], &predictions, &labels, &expected);
+    }
+
+    #[test]
+    fn answers_and_options_have_their_own() {
+        let half = 0.5_f32.ln();
+        let logits = vec![vec![half, half], vec![half]];
+        let predictions = Prediction { logits, right_tokens: vec![1, 1], ..Prediction::default() };
+        let labels = Labels::Text(vec!["a b".to_owned(), "c".to_owned()]);
+        let expected = [("perplexity", 2.0), ("token_accuracy", 2.0 / 3.0), ("exact_match", 0.5)];
+        check(&[], &predictions, &labels, &expected);
+        let choice = Prediction { class: vec![1, 3], ..Prediction::default() };
+        check(&[], &choice, &Labels::Choice(vec![1, 2]), &[("accuracy", 0.5)]);
     }
 
     #[test]

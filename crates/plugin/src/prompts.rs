@@ -157,6 +157,7 @@ mod tests {
             n_blocks: 2,
             hidden: 3,
             kv_size: 2,
+            sites: &[],
             initializer_range: 0.5,
             embeddings: &embeddings,
             tokenize: &|text| {

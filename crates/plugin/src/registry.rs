@@ -18,6 +18,9 @@ pub trait Plugin<S: Slot>: 'static {
     /// Name after `use:` in a pipeline file, in kebab-case.
     const NAME: &'static str;
 
+    /// Earlier names, which pipeline files may still use. They are not listed.
+    const ALIASES: &'static [&'static str] = &[];
+
     /// Options under `with:` in a pipeline file. Their doc comments are the manual, and the struct's first paragraph is the
     /// plugin's summary. The type refuses unknown fields (`#[serde(deny_unknown_fields)]`), and optional fields have a
     /// default.
@@ -66,10 +69,12 @@ impl Registry {
     /// # Errors
     /// [`RegisterError`] if the slot has a plugin of this name, or the example has no JSON form.
     pub fn register<S: Slot, P: Plugin<S>>(&mut self) -> Result<&mut Self, RegisterError> {
-        let (kind, name) = (S::KIND, P::NAME);
-        let entry = Entry::new(name, &P::example(), P::check);
-        let entry = entry.map_err(|source| RegisterError::Example { kind, name, source })?;
-        self.catalog.insert(kind, entry)?;
+        let entry = Entry::new(P::NAME, &P::example(), P::check).map_err(|source| RegisterError::Example {
+            kind: S::KIND,
+            name: P::NAME,
+            source,
+        })?;
+        self.catalog.insert(S::KIND, entry.with_aliases(P::ALIASES))?;
         let build: Build<S> = |options, context| {
             let (kind, name) = (S::KIND, P::NAME);
             let config =
@@ -133,6 +138,15 @@ pub enum BuildError {
     /// Plugin of another slot of the same kind.
     #[error("build {kind} `{name}`: it is registered for another slot")]
     OtherSlot { kind: PluginKind, name: &'static str },
+    /// One of several tuning modes that cannot be built.
+    #[error("build `{mode}`")]
+    Mode { mode: String, source: Box<BuildError> },
+    /// Two tuning modes with a prefix.
+    #[error("combine `{first}` and `{second}`: only one of the modes may have prompts or another prefix")]
+    Prefixes { first: String, second: String },
+    /// Two tuning modes with a parameter or a tunable of the same name.
+    #[error("combine `{first}` and `{second}`: both train `{tensor}`")]
+    Shared { tensor: String, first: String, second: String },
     /// Option that does not fit the model.
     #[error("use option `{key}`: {message}")]
     Option { key: &'static str, message: String },

@@ -2,6 +2,7 @@ use std::error::Error;
 use std::fmt;
 
 use sepal_catalog::PluginKind;
+use sepal_core::LinearSite;
 use sepal_nn::Parameters;
 use sepal_optim::{Optimizer, Schedule};
 use sepal_track::Tracker;
@@ -23,15 +24,39 @@ pub trait Slot: 'static {
 #[derive(Debug, Clone, Copy)]
 pub enum Head {}
 
+/// Function from token ids to their rows of the language model's head, fp32 `[ids, hidden]`: the output layer's weights,
+/// or the embeddings, unscaled, if the model ties them. The rows are read from the checkpoint at each call.
+pub type LmRows<'a> = dyn Fn(&[i64]) -> Result<Tensor, Box<dyn Error + Send + Sync>> + 'a;
+
 /// Inputs for building a task head.
-#[derive(Debug)]
 pub struct HeadContext<'a> {
     /// Store to which the head adds its parameters.
     pub params: &'a mut Parameters,
     /// Size of a hidden state.
     pub hidden: usize,
+    /// The model's embedding matrix `[vocab_size, hidden]`, with the family's scale.
+    pub embeddings: &'a Tensor,
+    /// Function from a text to its token ids.
+    pub tokenize: &'a Tokenize<'a>,
+    /// Rows of the language model's head.
+    pub lm_rows: &'a LmRows<'a>,
+    /// True if saved values replace all parameters after the build. Only shapes matter then.
+    pub is_restored: bool,
     /// Seed of the run; draw from `sepal_nn::init::rng(seed, NAME_OF_THE_PARAMETER)`.
     pub seed: u64,
+}
+
+impl fmt::Debug for HeadContext<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { params, hidden, embeddings, tokenize: _, lm_rows: _, is_restored, seed } = self;
+        f.debug_struct("HeadContext")
+            .field("params", params)
+            .field("hidden", hidden)
+            .field("embeddings", embeddings)
+            .field("is_restored", is_restored)
+            .field("seed", seed)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Slot for Head {
@@ -57,6 +82,8 @@ pub struct TuningContext<'a> {
     pub hidden: usize,
     /// Size of one position's keys in a block, over all heads; the values have the same size.
     pub kv_size: usize,
+    /// Linear layers of each block that adapters can change.
+    pub sites: &'a [LinearSite],
     /// Standard deviation that the model's weights were initialised with.
     pub initializer_range: f64,
     /// The model's embedding matrix `[vocab_size, hidden]`.
@@ -74,11 +101,30 @@ pub struct TuningContext<'a> {
 
 impl fmt::Debug for TuningContext<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            params,
+            n_blocks,
+            hidden,
+            kv_size,
+            sites,
+            initializer_range,
+            embeddings,
+            tokenize: _,
+            labels,
+            is_restored,
+            seed,
+        } = self;
         f.debug_struct("TuningContext")
-            .field("params", &self.params)
-            .field("n_blocks", &self.n_blocks)
-            .field("hidden", &self.hidden)
-            .field("labels", &self.labels)
+            .field("params", params)
+            .field("n_blocks", n_blocks)
+            .field("hidden", hidden)
+            .field("kv_size", kv_size)
+            .field("sites", sites)
+            .field("initializer_range", initializer_range)
+            .field("embeddings", embeddings)
+            .field("labels", labels)
+            .field("is_restored", is_restored)
+            .field("seed", seed)
             .finish_non_exhaustive()
     }
 }

@@ -1,7 +1,7 @@
 use std::error::Error;
 use std::path::Path;
 
-use sepal_core::Span;
+use sepal_nn::Tunable;
 use tch::{TchError, Tensor};
 
 /// Tuning mode: the trainable tensors injected into the frozen model.
@@ -13,47 +13,34 @@ pub trait TuningMode: Send {
     /// [`TuningError`] if libtorch fails.
     fn prefix(&self) -> Result<Option<Tensor>, TuningError>;
 
-    /// Returns the tunables of the blocks of `span` for one optimizer step, attached to the graph of the parameters:
-    /// - `deep_prompts [span.len(), pre_seq_len, hidden]`, added to the prefix's hidden states before each block;
-    /// - `prefix_keys_values [span.len(), pre_seq_len, 2 * kv_size]`, which replace the keys and values that each block
-    ///   would compute for the prefix: rotated keys of all heads, then values. The [`prefix`](Self::prefix) is only a
-    ///   placeholder for its positions then, and need not be attached to a graph.
+    /// Returns the tunables for one optimizer step, attached to the graph of the parameters: trainable tensors that the
+    /// blocks take, stacked by block, by the names of [`TunableName`](sepal_core::TunableName).
+    ///
+    /// With `prefix_keys_values`, the [`prefix`](Self::prefix) is only a placeholder for its positions and need not be
+    /// attached to a graph.
     ///
     /// # Errors
-    /// [`TuningError::Span`] if the model has no such blocks.
-    fn tunables(&self, span: Span) -> Result<Vec<NamedTensor>, TuningError>;
+    /// [`TuningError`] if libtorch fails.
+    fn tunables(&self) -> Result<Vec<Tunable>, TuningError>;
 
     /// Number of positions of the [`prefix`](Self::prefix); 0 if there is none.
     fn pre_seq_len(&self) -> usize;
 
-    /// Adapter that the prefix is initialised with, if any. A head with the same labels is initialised with the
+    /// Adapter that the parameters are initialised with, if any. A head with the same labels is initialised with the
     /// adapter's head.
     fn starts_as(&self) -> Option<&Path> {
         None
     }
 }
 
-/// Tensor with its name.
-#[derive(Debug)]
-pub struct NamedTensor {
-    /// Name, for example `deep_prompts`.
-    pub name: String,
-    /// Tensor.
-    pub tensor: Tensor,
-}
-
 /// A tuning mode that failed.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum TuningError {
-    /// Blocks that the model does not have.
-    #[error("tune blocks {span} of a model with {n_blocks} blocks")]
-    Span { span: Span, n_blocks: usize },
     /// Failure of libtorch.
-    #[error("compute the prompts")]
+    #[error("compute prompts or tunables")]
     Torch(#[from] TchError),
     /// Failure specific to the plugin.
-    #[error("compute the prompts")]
+    #[error("compute prompts or tunables")]
     Other(#[source] Box<dyn Error + Send + Sync>),
 }

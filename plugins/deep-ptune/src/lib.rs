@@ -3,8 +3,7 @@
 //!
 //! The blocks add the deep prompts; this crate does not, and it does not know the model.
 //!
-//! Invariants: it adds two parameters, `prompts` and `deep_prompts`; a span gets the part of `deep_prompts` for its
-//! blocks; deep prompts of zero leave the model unchanged.
+//! Invariants: it adds two parameters, `prompts` and `deep_prompts`; deep prompts of zero leave the model unchanged.
 //!
 //! ```
 //! use sepal_deep_ptune::DeepPtune;
@@ -20,10 +19,10 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
-use sepal_core::{DEEP_PROMPTS, Span};
+use sepal_core::DEEP_PROMPTS;
 use sepal_nn::init::{normal, rng};
 use sepal_plugin::{
-    BuildError, NamedTensor, PROMPTS, Plugin, PromptInit, Tuning, TuningContext, TuningError, TuningMode, saved_tensor,
+    BuildError, PROMPTS, Plugin, PromptInit, Tunable, Tuning, TuningContext, TuningError, TuningMode, saved_tensor,
 };
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -70,7 +69,6 @@ pub struct DeepPtune {
     prompts: Tensor,      // [pre_seq_len, hidden]
     deep_prompts: Tensor, // [n_blocks, pre_seq_len, hidden]
     config: DeepPtuneConfig,
-    n_blocks: usize,
 }
 
 impl Plugin<Tuning> for DeepPtune {
@@ -88,7 +86,6 @@ impl Plugin<Tuning> for DeepPtune {
             prompts: cx.params.add(PROMPTS, &prompts)?,
             deep_prompts: cx.params.add(DEEP_PROMPTS, &deep_prompts)?,
             config,
-            n_blocks: cx.n_blocks,
         }))
     }
 }
@@ -98,12 +95,8 @@ impl TuningMode for DeepPtune {
         Ok(Some(self.prompts.shallow_clone()))
     }
 
-    fn tunables(&self, span: Span) -> Result<Vec<NamedTensor>, TuningError> {
-        if span.end() > self.n_blocks {
-            return Err(TuningError::Span { span, n_blocks: self.n_blocks });
-        }
-        let tensor = self.deep_prompts.f_narrow(0, span.start() as i64, span.len() as i64)?; // [span, pre_seq_len, hidden]
-        Ok(vec![NamedTensor { name: DEEP_PROMPTS.to_owned(), tensor }])
+    fn tunables(&self) -> Result<Vec<Tunable>, TuningError> {
+        Ok(vec![Tunable::new(DEEP_PROMPTS, self.deep_prompts.shallow_clone())])
     }
 
     fn pre_seq_len(&self) -> usize {
@@ -146,11 +139,10 @@ mod tests {
         try_build(PromptInit::Vocabulary, Some(deep_init)).expect("built")
     }
 
-    fn deep_prompts(mode: &dyn TuningMode, span: &str) -> Tensor {
-        let span = span.parse().expect("a span");
-        let [NamedTensor { name, tensor }] =
-            <[_; 1]>::try_from(mode.tunables(span).expect("given")).expect("one tensor");
-        assert_eq!(name, "deep_prompts");
+    fn deep_prompts(mode: &dyn TuningMode) -> Tensor {
+        let [Tunable { name, first_block, tensor }] =
+            <[_; 1]>::try_from(mode.tunables().expect("tunables")).expect("one tensor");
+        assert_eq!((name.as_str(), first_block), ("deep_prompts", 0));
         tensor
     }
 
@@ -164,8 +156,7 @@ mod tests {
         let (params, mode) = built(DeepInit::Zero);
         let names: Vec<&str> = params.iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["prompts", "deep_prompts"]);
-        assert_eq!(deep_prompts(&*mode, "0:5").detach().abs().max().double_value(&[]), 0.0);
-        assert_eq!(deep_prompts(&*mode, "1:3").size(), [2, 3, 4]);
+        assert_eq!(deep_prompts(&*mode), Tensor::zeros([5, 3, 4], (Kind::Float, Device::Cpu)));
     }
 
     #[test]
@@ -180,7 +171,7 @@ mod tests {
         let both = try_build(PromptInit::Vocabulary, Some(DeepInit::Adapter(path.clone()))).expect("built");
         assert_eq!(digest(&both.0), digest(&saved), "the same seed draws the same words");
         let (_, mode) = try_build(adapter(), Some(DeepInit::Zero)).expect("built");
-        assert_eq!(deep_prompts(&*mode, "0:5").detach().abs().max().double_value(&[]), 0.0);
+        assert_eq!(deep_prompts(&*mode).detach().abs().max().double_value(&[]), 0.0);
 
         let mut prompts = Parameters::new();
         drop(prompts.add("prompts", saved.get("prompts").expect("there")).expect("new"));
@@ -191,21 +182,14 @@ mod tests {
     }
 
     #[test]
-    fn tunables_of_span_are_those_of_its_blocks() {
+    fn tunables_are_attached_to_the_parameter() {
         let (params, mode) = built(DeepInit::Normal);
         let all = params.get("deep_prompts").expect("added");
         assert!(all.detach().abs().max().double_value(&[]) > 0.1);
-        let part = deep_prompts(&*mode, "1:3");
-        assert_eq!(part, all.narrow(0, 1, 2));
-        part.sum(Kind::Float).backward();
+        let tunable = deep_prompts(&*mode);
+        assert_eq!(tunable, *all);
+        tunable.narrow(0, 1, 2).sum(Kind::Float).backward();
         let touched = all.grad().sum_dim_intlist([1_i64, 2].as_slice(), false, Kind::Float);
         assert_eq!(Vec::<f32>::try_from(touched).expect("numbers"), [0.0, 12.0, 12.0, 0.0, 0.0]);
-    }
-
-    #[test]
-    fn other_blocks_are_refused() {
-        let (_, mode) = built(DeepInit::Zero);
-        let error = mode.tunables("3:6".parse().expect("a span")).expect_err("there are five blocks");
-        assert_eq!(error.to_string(), "tune blocks 3:6 of a model with 5 blocks");
     }
 }

@@ -18,10 +18,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use schemars::JsonSchema;
-use sepal_core::Span;
-use sepal_plugin::{
-    BuildError, NamedTensor, PROMPTS, Plugin, PromptInit, Tuning, TuningContext, TuningError, TuningMode,
-};
+use sepal_plugin::{BuildError, PROMPTS, Plugin, PromptInit, Tunable, Tuning, TuningContext, TuningError, TuningMode};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -68,7 +65,7 @@ impl TuningMode for Ptune {
         Ok(Some(self.prompts.shallow_clone()))
     }
 
-    fn tunables(&self, _: Span) -> Result<Vec<NamedTensor>, TuningError> {
+    fn tunables(&self) -> Result<Vec<Tunable>, TuningError> {
         Ok(Vec::new())
     }
 

@@ -1,9 +1,10 @@
-//! Task head `sequence-classification`: one linear layer on the last token of each row.
+//! Task head `sequence-classification`: one linear layer on the last token of each row, or on the mean of its tokens.
 //!
 //! This crate does not find the last token, apply the model's final norm, or read labels from data.
 //!
 //! Invariants: it adds one parameter, `score.weight [n_labels, hidden]`, and no bias; labels of another kind or
-//! out of range are errors, never a loss.
+//! out of range are errors, never a loss. With `init: label-words` the first logits are those of the language model's
+//! head for the labels' words.
 //!
 //! ```
 //! use sepal_plugin::{Head, Registry};
@@ -20,11 +21,11 @@ mod weights;
 use schemars::JsonSchema;
 use sepal_nn::init::{normal, rng};
 use sepal_plugin::{
-    BuildError, Head, HeadContext, HeadError, Hidden, LabelKind, Labels, Logits, OptionProblem, Phase, Plugin,
-    Prediction, TaskHead, label_tensor,
+    BuildError, Head, HeadContext, HeadError, HiddenView, LabelKind, Labels, Logits, OptionProblem, Phase, Plugin,
+    Pooling, Prediction, Task, TaskHead, Want, label_tensor, label_words,
 };
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Reduction, Tensor};
+use tch::{Device, Kind, Reduction, Tensor};
 
 pub use crate::weights::ClassWeights;
 
@@ -50,14 +51,45 @@ pub struct SequenceClassificationConfig {
     /// depend on the division into batches.
     #[serde(default)]
     pub class_weights: Option<ClassWeights>,
+    // Unset later keys are not written: checkpoints hold a digest of the written form.
+    /// Hidden state that the layer reads: that of the last token, or the mean of the last block's outputs over all tokens.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = "last"))]
+    pub pooling: Pooling,
+    /// Initial weights: random, or `label-words` for the rows of the language model's head for the labels' words, so that
+    /// training starts from the model's own choice between these words. The template has to lead to such a word, for
+    /// example `{text}\nSentiment:`. An adapter that the tuning mode starts from replaces them.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = "random"))]
+    pub init: HeadInit,
+    /// Words of `init: label-words`, one for each label, in their order: by default the labels' names. Each must be a single
+    /// token after a blank; a word with a blank before it is taken as it is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = null))]
+    pub label_words: Option<Vec<String>>,
+}
+
+/// Initial weights of the layer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum HeadInit {
+    /// Drawn from N(0, 0.02²).
+    #[default]
+    Random,
+    /// Rows of the language model's head.
+    LabelWords,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// Linear layer without bias from a hidden state to logits, like transformers' `*ForSequenceClassification`.
 #[derive(Debug)]
 pub struct SequenceClassification {
     score: Tensor, // [n_labels, hidden]
-    labels: Vec<String>,
-    kind: LabelKind,
+    task: Task,
+    pooling: Pooling,
     label_smoothing: f64,
     weights: Option<Tensor>, // [n_labels]
     is_balanced: bool,
@@ -72,26 +104,19 @@ impl Plugin<Head> for SequenceClassification {
     type Config = SequenceClassificationConfig;
 
     fn example() -> SequenceClassificationConfig {
-        let labels = vec!["negative".to_owned(), "positive".to_owned()];
-        SequenceClassificationConfig { labels, multi_label: false, label_smoothing: 0.0, class_weights: None }
+        SequenceClassificationConfig {
+            labels: vec!["negative".to_owned(), "positive".to_owned()],
+            multi_label: false,
+            label_smoothing: 0.0,
+            class_weights: None,
+            pooling: Pooling::Last,
+            init: HeadInit::Random,
+            label_words: None,
+        }
     }
 
     fn check(config: &SequenceClassificationConfig) -> Vec<OptionProblem> {
-        let n_labels = config.labels.len();
-        let problem = |message: String| vec![OptionProblem { key: "class_weights".to_owned(), message }];
-        match &config.class_weights {
-            Some(_) if n_labels == 1 => problem("expected none for a task that predicts a number".to_owned()),
-            Some(ClassWeights::Balanced) if config.multi_label => {
-                problem("expected one number to a label where a text has any number of labels".to_owned())
-            }
-            Some(ClassWeights::Each(weights)) if weights.len() != n_labels => {
-                problem(format!("expected {n_labels} numbers, one to a label, found {}", weights.len()))
-            }
-            Some(ClassWeights::Each(weights)) if !weights.iter().all(|weight| weight.is_finite() && *weight >= 0.0) => {
-                problem("expected numbers of at least 0".to_owned())
-            }
-            _ => Vec::new(),
-        }
+        check_class_weights(config).into_iter().chain(check_words(config)).collect()
     }
 
     fn build(config: SequenceClassificationConfig, cx: &mut HeadContext<'_>) -> Result<Box<dyn TaskHead>, BuildError> {
@@ -101,15 +126,15 @@ impl Plugin<Head> for SequenceClassification {
             (false, 1) => LabelKind::Value,
             (false, _) => LabelKind::Class,
         };
-        let init = normal(&[config.labels.len() as i64, cx.hidden as i64], STD, &mut rng(cx.seed, SCORE))?;
+        let init = initial_weights(&config, cx)?;
         let weights = match &config.class_weights {
             Some(ClassWeights::Each(weights)) => Some(Tensor::f_from_slice(weights)?.f_to_kind(Kind::Float)?),
             _ => None,
         };
         Ok(Box::new(Self {
             score: cx.params.add(SCORE, &init)?,
-            labels: config.labels,
-            kind,
+            task: Task::new(kind, config.labels),
+            pooling: config.pooling,
             label_smoothing: config.label_smoothing,
             weights,
             is_balanced: config.class_weights == Some(ClassWeights::Balanced),
@@ -118,24 +143,24 @@ impl Plugin<Head> for SequenceClassification {
 }
 
 impl TaskHead for SequenceClassification {
-    fn forward(&self, hidden: &Hidden, _: Phase) -> Result<Logits, HeadError> {
-        let (found, width) = (hidden.pooled.size(), self.score.size()[1]);
-        if found.len() != 2 || found[1] != width {
-            let expected = vec![found.first().copied().unwrap_or(1), width];
-            return Err(HeadError::Shape { what: "hidden states", expected, found });
-        }
-        Ok(Logits { values: hidden.pooled.f_linear(&self.score, None::<Tensor>)? }) // [rows, n_labels]
+    fn wants(&self) -> Want {
+        self.pooling.wants()
+    }
+
+    fn forward(&self, hidden: &HiddenView<'_>, _: Phase) -> Result<Logits, HeadError> {
+        let pooled = hidden.states_of_width(self.score.size()[1])?; // [rows, hidden]
+        Ok(Logits::new(pooled.f_linear(&self.score, None::<Tensor>)?)) // [rows, n_labels]
     }
 
     fn loss(&self, logits: &Logits, labels: &Labels) -> Result<Tensor, HeadError> {
         let logits = &logits.values;
         let rows = logits.size().first().copied().unwrap_or(0);
-        let n_labels = self.labels.len() as i64;
+        let n_labels = self.task.labels().len() as i64;
         let targets = label_tensor(labels)?;
-        match (self.kind, labels) {
+        match (self.task.kind(), labels) {
             (LabelKind::Class, Labels::Class(classes)) => {
                 check_shape(&targets, &[rows])?;
-                check_classes(classes, self.labels.len())?;
+                check_classes(classes, self.task.labels().len())?;
                 let weights = self.weights.as_ref();
                 let each =
                     logits.f_cross_entropy_loss(&targets, weights, Reduction::None, -100, self.label_smoothing)?;
@@ -157,7 +182,7 @@ impl TaskHead for SequenceClassification {
     }
 
     fn see_class_rows(&mut self, rows: &[u64]) -> Result<(), HeadError> {
-        if self.is_balanced && rows.len() == self.labels.len() {
+        if self.is_balanced && rows.len() == self.task.labels().len() {
             self.weights = Some(balanced(rows)?);
         }
         Ok(())
@@ -165,23 +190,68 @@ impl TaskHead for SequenceClassification {
 
     fn predict(&self, logits: &Logits) -> Result<Prediction, HeadError> {
         let logits = logits.values.f_detach()?;
-        let probabilities = match self.kind {
-            LabelKind::Multi => logits.f_sigmoid()?,
-            LabelKind::Class | LabelKind::Value => logits.f_softmax(-1, Kind::Float)?,
+        let probabilities = match self.task.is_normalized() {
+            true => logits.f_softmax(-1, Kind::Float)?,
+            false => logits.f_sigmoid()?,
         };
         Ok(Prediction {
             class: Vec::try_from(logits.f_argmax(-1, false)?)?,
             probabilities: Vec::try_from(probabilities)?,
             logits: Vec::try_from(logits)?,
+            ..Prediction::default()
         })
     }
 
-    fn label_names(&self) -> &[String] {
-        &self.labels
+    fn task(&self) -> &Task {
+        &self.task
     }
+}
 
-    fn label_kind(&self) -> LabelKind {
-        self.kind
+fn check_class_weights(config: &SequenceClassificationConfig) -> Vec<OptionProblem> {
+    let n_labels = config.labels.len();
+    let problem = |message: String| vec![OptionProblem { key: "class_weights".to_owned(), message }];
+    match &config.class_weights {
+        Some(_) if n_labels == 1 => problem("expected none for a task that predicts a number".to_owned()),
+        Some(ClassWeights::Balanced) if config.multi_label => {
+            problem("expected one number to a label where a text has any number of labels".to_owned())
+        }
+        Some(ClassWeights::Each(weights)) if weights.len() != n_labels => {
+            problem(format!("expected {n_labels} numbers, one to a label, found {}", weights.len()))
+        }
+        Some(ClassWeights::Each(weights)) if !weights.iter().all(|weight| weight.is_finite() && *weight >= 0.0) => {
+            problem("expected numbers of at least 0".to_owned())
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn check_words(config: &SequenceClassificationConfig) -> Vec<OptionProblem> {
+    let n_labels = config.labels.len();
+    let problem = |key: &str, message: String| vec![OptionProblem { key: key.to_owned(), message }];
+    match (config.init, &config.label_words) {
+        (HeadInit::Random, Some(_)) => problem("label_words", "expected `init: label-words` with them".to_owned()),
+        (HeadInit::LabelWords, _) if config.multi_label || n_labels == 1 => {
+            problem("init", "expected random, or several labels of which one is right".to_owned())
+        }
+        (HeadInit::LabelWords, Some(words)) if words.len() != n_labels => {
+            problem("label_words", format!("expected {n_labels} words, one to a label, found {}", words.len()))
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Initial weights `[n_labels, hidden]`.
+fn initial_weights(config: &SequenceClassificationConfig, cx: &HeadContext<'_>) -> Result<Tensor, BuildError> {
+    let size = [config.labels.len() as i64, cx.hidden as i64];
+    match config.init {
+        HeadInit::Random => Ok(normal(&size, STD, &mut rng(cx.seed, SCORE))?),
+        HeadInit::LabelWords if cx.is_restored => Ok(Tensor::f_zeros(size, (Kind::Float, Device::Cpu))?),
+        HeadInit::LabelWords => {
+            let words = config.label_words.as_ref().unwrap_or(&config.labels);
+            let words: Vec<Vec<&String>> = words.iter().map(|word| vec![word]).collect();
+            let ids = label_words("label_words", &config.labels, &words, cx.tokenize)?.concat();
+            (cx.lm_rows)(&ids).map_err(BuildError::Other)
+        }
     }
 }
 
@@ -210,150 +280,4 @@ fn check_classes(classes: &[i64], n_labels: usize) -> Result<(), HeadError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use sepal_nn::Parameters;
-    use sepal_testkit::contract;
-
-    use super::*;
-
-    fn head(labels: &[&str], multi_label: bool) -> Box<dyn TaskHead> {
-        weighted(labels, multi_label, 0.0, None)
-    }
-
-    fn weighted(
-        labels: &[&str],
-        multi_label: bool,
-        label_smoothing: f64,
-        class_weights: Option<ClassWeights>,
-    ) -> Box<dyn TaskHead> {
-        let labels: Vec<String> = labels.iter().map(|&name| name.to_owned()).collect();
-        let config =
-            SequenceClassificationConfig { labels: labels.clone(), multi_label, label_smoothing, class_weights };
-        let mut params = Parameters::new();
-        let mut cx = HeadContext { params: &mut params, hidden: 2, seed: 42 };
-        let head = SequenceClassification::build(config, &mut cx).expect("built");
-        assert_eq!(params.iter().map(|(name, _)| name).collect::<Vec<_>>(), ["score.weight"]);
-        assert_eq!(params.get("score.weight").expect("added").size(), [labels.len() as i64, 2]);
-        head
-    }
-
-    fn logits(rows: &[&[f32]]) -> Logits {
-        Logits { values: Tensor::from_slice(&rows.concat()).view([rows.len() as i64, -1]) }
-    }
-
-    fn check_loss(head: &dyn TaskHead, logits: &Logits, labels: &Labels, expected: f64) {
-        let found = head.loss(logits, labels).expect("a loss").double_value(&[]);
-        assert!((found - expected).abs() < 1e-6, "expected {expected}, found {found}");
-    }
-
-    #[test]
-    fn contract_holds() {
-        contract::check_head::<SequenceClassification>();
-    }
-
-    #[test]
-    fn several_labels_are_cross_entropy() {
-        let head = head(&["bad", "good"], false);
-        assert_eq!(head.label_kind(), LabelKind::Class);
-        let logits = logits(&[&[0.0, 3.0_f32.ln()], &[0.0, 0.0]]);
-        let labels = Labels::Class(vec![1, 0]);
-        check_loss(&*head, &logits, &labels, -(0.75_f64.ln() + 0.5_f64.ln()) / 2.0);
-        let prediction = head.predict(&logits).expect("predicted");
-        assert_eq!(prediction.class, [1, 0]);
-        assert!((prediction.probabilities[0][1] - 0.75).abs() < 1e-6);
-        assert_eq!(prediction.logits[1], [0.0, 0.0]);
-    }
-
-    #[test]
-    fn one_label_is_a_number() {
-        let head = head(&["score"], false);
-        assert_eq!(head.label_kind(), LabelKind::Value);
-        let logits = logits(&[&[1.0], &[4.0]]);
-        check_loss(&*head, &logits, &Labels::Value(vec![2.0, 2.0]), 2.5);
-        let prediction = head.predict(&logits).expect("predicted");
-        assert_eq!((prediction.class, prediction.logits), (vec![0, 0], vec![vec![1.0], vec![4.0]]));
-        assert_eq!(prediction.probabilities, [[1.0], [1.0]]);
-    }
-
-    #[test]
-    fn any_labels_are_binary_cross_entropy() {
-        let head = head(&["short", "funny"], true);
-        assert_eq!(head.label_kind(), LabelKind::Multi);
-        let logits = logits(&[&[0.0, 3.0_f32.ln()]]);
-        let labels = Labels::Multi(vec![vec![1.0, 0.0]]);
-        check_loss(&*head, &logits, &labels, -(0.5_f64.ln() + 0.25_f64.ln()) / 2.0);
-        let prediction = head.predict(&logits).expect("predicted");
-        assert!((prediction.probabilities[0][0] - 0.5).abs() < 1e-6 && prediction.class == [1]);
-    }
-
-    #[test]
-    fn rows_count_by_the_weights_of_their_labels() {
-        let logits = logits(&[&[0.0, 3.0_f32.ln()], &[0.0, 0.0], &[0.0, 0.0]]);
-        let labels = Labels::Class(vec![1, 0, 0]);
-        let (sure, even) = (-0.75_f64.ln(), -0.5_f64.ln());
-        let each = weighted(&["bad", "good"], false, 0.0, Some(ClassWeights::Each(vec![0.5, 3.0])));
-        check_loss(&*each, &logits, &labels, (3.0 * sure + 2.0 * 0.5 * even) / 3.0);
-        let mut balanced = weighted(&["bad", "good"], false, 0.0, Some(ClassWeights::Balanced));
-        balanced.see_class_rows(&[3, 1]).expect("counted");
-        check_loss(&*balanced, &logits, &labels, (2.0 * sure + 2.0 * (2.0 / 3.0) * even) / 3.0);
-
-        let several = weighted(&["short", "funny"], true, 0.0, Some(ClassWeights::Each(vec![2.0, 1.0])));
-        let labels = Labels::Multi(vec![vec![1.0, 0.0]]);
-        check_loss(&*several, &self::logits(&[&[0.0, 3.0_f32.ln()]]), &labels, (2.0 * even - 0.25_f64.ln()) / 2.0);
-    }
-
-    #[test]
-    fn label_smoothing_lowers_confidence() {
-        let logits = logits(&[&[0.0, 3.0_f32.ln()]]);
-        let smooth = weighted(&["bad", "good"], false, 0.2, None);
-        let expected = -(0.9 * 0.75_f64.ln() + 0.1 * 0.25_f64.ln());
-        check_loss(&*smooth, &logits, &Labels::Class(vec![1]), expected);
-        let smooth = weighted(&["short", "funny"], true, 0.2, None);
-        let labels = Labels::Multi(vec![vec![1.0, 1.0]]);
-        let expected = -(0.5_f64.ln() + 0.9 * 0.75_f64.ln() + 0.1 * 0.25_f64.ln()) / 2.0;
-        check_loss(&*smooth, &logits, &labels, expected);
-    }
-
-    #[test]
-    fn weights_that_do_not_fit_are_refused() {
-        let problems = |options: serde_json::Value| {
-            let config: SequenceClassificationConfig = serde_json::from_value(options).expect("options");
-            let problems = SequenceClassification::check(&config);
-            problems.into_iter().map(|problem| format!("{}: {}", problem.key, problem.message)).collect::<Vec<_>>()
-        };
-        let json = serde_json::json!({ "labels": ["a", "b"], "class_weights": [1.0] });
-        assert_eq!(problems(json), ["class_weights: expected 2 numbers, one to a label, found 1"]);
-        let json = serde_json::json!({ "labels": ["a"], "class_weights": "balanced" });
-        assert_eq!(problems(json), ["class_weights: expected none for a task that predicts a number"]);
-        let json = serde_json::json!({ "labels": ["a", "b"], "multi_label": true, "class_weights": "balanced" });
-        assert_eq!(problems(json).len(), 1);
-        let json = serde_json::json!({ "labels": ["a", "b"], "class_weights": "even" });
-        let error = serde_json::from_value::<SequenceClassificationConfig>(json).expect_err("no such word");
-        assert!(error.to_string().contains("`balanced` or one number to a label"), "{error}");
-    }
-
-    #[test]
-    fn labels_that_do_not_fit_are_refused() {
-        let head = head(&["bad", "good"], false);
-        let logits = logits(&[&[0.0, 1.0], &[0.0, 1.0]]);
-        let refused = |labels: &Labels| head.loss(&logits, labels).expect_err("refused").to_string();
-        for class in [2, -1, -100] {
-            assert_eq!(
-                refused(&Labels::Class(vec![0, class])),
-                format!("use the labels: row 1 has class {class}, but there are only 2 labels"),
-            );
-        }
-        assert_eq!(
-            refused(&Labels::Value(vec![0.0, 1.0])),
-            "use the labels: expected one class per row, found one number per row",
-        );
-        assert_eq!(refused(&Labels::Class(vec![0])), "use the labels: expected shape [2], found [1]",);
-    }
-
-    #[test]
-    fn hidden_states_that_do_not_fit_are_refused() {
-        let hidden = Hidden { pooled: Tensor::from_slice(&[1.0_f32, 2.0, 3.0]).view([1, 3]) };
-        let error = head(&["bad", "good"], false).forward(&hidden, Phase::Train).expect_err("too wide");
-        assert_eq!(error.to_string(), "use the hidden states: expected shape [1, 2], found [1, 3]");
-    }
-}
+mod tests;

@@ -1,18 +1,18 @@
-//! Tuning mode `prefix-tuning`: the keys and values of a prefix, `prefix_keys_values [n_blocks, pre_seq_len, 2 *
-//! kv_size]`, which every row attends to in every block.
+//! Tuning mode `prefix-kv`: the keys and values of a prefix, `prefix_keys_values [n_blocks, pre_seq_len, 2 * kv_size]`,
+//! which every row attends to in every block. Its earlier name `prefix-tuning` is an alias.
 //!
 //! The blocks inject the keys and values; this crate does not, and it does not know the model.
 //!
-//! Invariants: it adds one parameter, `prefix_keys_values`; a span gets the part for its blocks; the prefix itself is a
-//! placeholder for the positions and is not trained.
+//! Invariants: it adds one parameter, `prefix_keys_values`; the prefix itself is a placeholder for the positions and is
+//! not trained. A text as initial prefix is not an option, because only the blocks can compute its keys and values.
 //!
 //! ```
 //! use sepal_plugin::{Registry, Tuning};
-//! use sepal_prefix_tuning::PrefixTuning;
+//! use sepal_prefix_kv::PrefixKv;
 //!
 //! let mut registry = Registry::new();
-//! registry.register::<Tuning, PrefixTuning>()?;
-//! assert_eq!(registry.catalog().entries(sepal_plugin::PluginKind::Tuning).next().map(|entry| entry.name), Some("prefix-tuning"));
+//! registry.register::<Tuning, PrefixKv>()?;
+//! assert_eq!(registry.catalog().entries(sepal_plugin::PluginKind::Tuning).next().map(|entry| entry.name), Some("prefix-kv"));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
@@ -20,23 +20,23 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
-use sepal_core::{PREFIX_KEYS_VALUES, Span};
+use sepal_core::PREFIX_KEYS_VALUES;
 use sepal_nn::init::{normal, rng};
-use sepal_plugin::{BuildError, NamedTensor, Plugin, Tuning, TuningContext, TuningError, TuningMode, saved_tensor};
+use sepal_plugin::{BuildError, Plugin, Tunable, Tuning, TuningContext, TuningError, TuningMode, saved_tensor};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 /// Trains independent keys and values of a prefix in every block, like PEFT's PREFIX_TUNING.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct PrefixTuningConfig {
+pub struct PrefixKvConfig {
     /// Number of positions of the prefix.
     pub pre_seq_len: NonZeroUsize,
     /// Initial keys and values.
     pub init: PrefixInit,
 }
 
-impl Default for PrefixTuningConfig {
+impl Default for PrefixKvConfig {
     /// 16 positions with small random values.
     fn default() -> Self {
         Self { pre_seq_len: NonZeroUsize::MIN.saturating_add(15), init: PrefixInit::Normal }
@@ -47,6 +47,8 @@ impl Default for PrefixTuningConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum PrefixInit {
+    /// Zero. Every position of the prefix then gets the same share of the attention and adds nothing.
+    Zero,
     /// Drawn from N(0, `initializer_range`²).
     Normal,
     /// Keys and values of an earlier run with the same number of positions and a model of the same shape. A task with
@@ -60,49 +62,41 @@ pub enum PrefixInit {
 
 /// Keys and values of a prefix in every block (Li and Liang, arXiv 2101.00190).
 #[derive(Debug)]
-pub struct PrefixTuning {
+pub struct PrefixKv {
     keys_values: Tensor, // [n_blocks, pre_seq_len, 2 * kv_size]
     places: Tensor,      // [pre_seq_len, hidden]
-    config: PrefixTuningConfig,
-    n_blocks: usize,
+    config: PrefixKvConfig,
 }
 
-impl Plugin<Tuning> for PrefixTuning {
-    const NAME: &'static str = "prefix-tuning";
-    type Config = PrefixTuningConfig;
+impl Plugin<Tuning> for PrefixKv {
+    const NAME: &'static str = "prefix-kv";
+    const ALIASES: &'static [&'static str] = &["prefix-tuning"];
+    type Config = PrefixKvConfig;
 
-    fn example() -> PrefixTuningConfig {
-        PrefixTuningConfig::default()
+    fn example() -> PrefixKvConfig {
+        PrefixKvConfig::default()
     }
 
-    fn build(config: PrefixTuningConfig, cx: &mut TuningContext<'_>) -> Result<Box<dyn TuningMode>, BuildError> {
+    fn build(config: PrefixKvConfig, cx: &mut TuningContext<'_>) -> Result<Box<dyn TuningMode>, BuildError> {
         let pre_seq_len = config.pre_seq_len.get() as i64;
         let shape = [cx.n_blocks as i64, pre_seq_len, 2 * cx.kv_size as i64];
         let init = match &config.init {
+            PrefixInit::Zero => Tensor::f_zeros(shape, (Kind::Float, Device::Cpu))?,
             PrefixInit::Normal => normal(&shape, cx.initializer_range, &mut rng(cx.seed, PREFIX_KEYS_VALUES))?,
             PrefixInit::Adapter(path) => saved_tensor("init", path, PREFIX_KEYS_VALUES, &shape, cx)?,
         };
         let places = Tensor::f_zeros([pre_seq_len, cx.hidden as i64], (Kind::Float, Device::Cpu))?;
-        Ok(Box::new(Self {
-            keys_values: cx.params.add(PREFIX_KEYS_VALUES, &init)?,
-            places,
-            config,
-            n_blocks: cx.n_blocks,
-        }))
+        Ok(Box::new(Self { keys_values: cx.params.add(PREFIX_KEYS_VALUES, &init)?, places, config }))
     }
 }
 
-impl TuningMode for PrefixTuning {
+impl TuningMode for PrefixKv {
     fn prefix(&self) -> Result<Option<Tensor>, TuningError> {
         Ok(Some(self.places.shallow_clone()))
     }
 
-    fn tunables(&self, span: Span) -> Result<Vec<NamedTensor>, TuningError> {
-        if span.end() > self.n_blocks {
-            return Err(TuningError::Span { span, n_blocks: self.n_blocks });
-        }
-        let tensor = self.keys_values.f_narrow(0, span.start() as i64, span.len() as i64)?; // [span, pre_seq_len, ..]
-        Ok(vec![NamedTensor { name: PREFIX_KEYS_VALUES.to_owned(), tensor }])
+    fn tunables(&self) -> Result<Vec<Tunable>, TuningError> {
+        Ok(vec![Tunable::new(PREFIX_KEYS_VALUES, self.keys_values.shallow_clone())])
     }
 
     fn pre_seq_len(&self) -> usize {
@@ -112,7 +106,7 @@ impl TuningMode for PrefixTuning {
     fn starts_as(&self) -> Option<&Path> {
         match &self.config.init {
             PrefixInit::Adapter(path) => Some(path),
-            PrefixInit::Normal => None,
+            PrefixInit::Zero | PrefixInit::Normal => None,
         }
     }
 }
@@ -122,33 +116,52 @@ mod tests {
     use std::collections::BTreeMap;
 
     use sepal_nn::Parameters;
+    use sepal_plugin::{PluginKind, Registry};
     use sepal_testkit::contract;
 
     use super::*;
 
     fn try_build(init: PrefixInit) -> Result<(Parameters, Box<dyn TuningMode>), BuildError> {
         let pre_seq_len = NonZeroUsize::MIN.saturating_add(1);
-        contract::build_tuning::<PrefixTuning>(PrefixTuningConfig { pre_seq_len, init })
+        contract::build_tuning::<PrefixKv>(PrefixKvConfig { pre_seq_len, init })
     }
 
     #[test]
     fn contract_holds() {
-        contract::check_tuning::<PrefixTuning>();
+        contract::check_tuning::<PrefixKv>();
     }
 
     #[test]
-    fn tunables_of_span_are_those_of_its_blocks() {
+    fn keys_and_values_are_the_parameter_of_all_blocks() {
         let (params, mode) = try_build(PrefixInit::Normal).expect("built");
         let all = params.get(PREFIX_KEYS_VALUES).expect("added");
         assert_eq!((all.size(), params.len()), (vec![5, 2, 6], 1));
         let spread = all.detach().std(true).double_value(&[]);
         assert!((0.35..0.65).contains(&spread), "{spread} does not fit N(0, 0.5²)");
-        let given = mode.tunables("1:3".parse().expect("a span")).expect("given");
-        assert_eq!(given[0].tensor, all.narrow(0, 1, 2));
+        let tunables = mode.tunables().expect("tunables");
+        assert_eq!((tunables.len(), tunables[0].name.as_str(), tunables[0].first_block), (1, PREFIX_KEYS_VALUES, 0));
+        assert_eq!(tunables[0].tensor, *all);
         let places = mode.prefix().expect("computed").expect("there is one");
         assert!(places.size() == [2, 4] && !places.requires_grad());
-        let error = mode.tunables("3:6".parse().expect("a span")).expect_err("there are five blocks");
-        assert_eq!(error.to_string(), "tune blocks 3:6 of a model with 5 blocks");
+    }
+
+    #[test]
+    fn zero_init_is_zero() {
+        let (params, mode) = try_build(PrefixInit::Zero).expect("built");
+        let all = params.get(PREFIX_KEYS_VALUES).expect("added");
+        assert_eq!(all.detach(), Tensor::zeros([5, 2, 6], (Kind::Float, Device::Cpu)));
+        assert!(mode.starts_as().is_none());
+    }
+
+    #[test]
+    fn earlier_name_builds_the_same_mode() {
+        let mut registry = Registry::new();
+        registry.register::<Tuning, PrefixKv>().expect("the name is free");
+        let catalog = registry.catalog();
+        let names: Vec<&str> = catalog.entries(PluginKind::Tuning).map(|entry| entry.name).collect();
+        assert_eq!(names, ["prefix-kv"], "an alias is not listed");
+        let options = |name| catalog.resolve(PluginKind::Tuning, name, serde_json::Value::Null).expect("options");
+        assert_eq!(options("prefix-tuning"), options("prefix-kv"));
     }
 
     #[test]

@@ -1,0 +1,287 @@
+//! Task head `verbalizer`: the frozen language model scores words that stand for the labels.
+//!
+//! A label has one or several words. Its logit is the mean of its words' logits, and the probabilities are a softmax over
+//! the labels, as in OpenPrompt's `ManualVerbalizer` (arXiv 2111.01998). Nothing of the head is trained, so that with a
+//! tuning mode that starts as the unchanged model and no steps it is a zero-shot classifier.
+//!
+//! This crate reads no weights itself and tokenizes no texts of rows.
+//!
+//! Invariants: it adds no parameter; each word is one token, and no token stands for two labels. Calibration changes
+//! predictions, not the loss.
+//!
+//! ```
+//! use sepal_plugin::{Head, PluginKind, Registry};
+//! use sepal_verbalizer::Verbalizer;
+//!
+//! let mut registry = Registry::new();
+//! registry.register::<Head, Verbalizer>()?;
+//! assert_eq!(registry.catalog().entries(PluginKind::Head).next().map(|entry| entry.name), Some("verbalizer"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use sepal_plugin::{
+    BuildError, Head, HeadContext, HeadError, HiddenView, LabelKind, Labels, Logits, OptionProblem, Phase, Plugin,
+    Prediction, Task, TaskHead, class_tensor, label_words,
+};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Reduction, Tensor};
+
+/// Gives each text one label, by words that the frozen language model scores as the next one.
+///
+/// The template has to lead to such a word, for example `{text}\nSentiment:`. Gemma's cap of the final logits is not applied.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VerbalizerConfig {
+    /// Names of the labels, in the order of their indices in the data.
+    #[schemars(length(min = 2), inner(length(min = 1)), extend("uniqueItems" = true))]
+    pub labels: Vec<String>,
+    /// Words of each label, by its name; a label without an entry has its name as its word. Each word must be a single
+    /// token after a blank; a word with a blank before it is taken as it is written.
+    #[serde(default)]
+    pub words: BTreeMap<String, Vec<String>>,
+    /// Logit of a label with several words.
+    #[serde(default)]
+    pub aggregate: Aggregate,
+    /// Texts without content, such as `N/A`. If there are any, the probabilities of the labels are divided by their mean
+    /// probabilities for these texts, and normalized again (contextual calibration; Zhao et al., arXiv 2102.09690).
+    #[serde(default)]
+    pub calibrate: Vec<String>,
+}
+
+/// Logit of a label with several words.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Aggregate {
+    /// Mean of the logits of its words, the logarithm of the geometric mean of their probabilities.
+    #[default]
+    Mean,
+    /// Logarithm of the sum of the probabilities of its words.
+    Sum,
+}
+
+/// Rows of the language model's head for the words of the labels.
+#[derive(Debug)]
+pub struct Verbalizer {
+    words: Tensor, // [n_words, hidden]
+    /// Number of words of each label.
+    n_words: Vec<i64>,
+    aggregate: Aggregate,
+    task: Task,
+    calibration_texts: Vec<String>,
+    /// Logarithm of the mean probability of each label for the calibration texts, `[n_labels]`.
+    prior: RefCell<Option<Tensor>>,
+}
+
+impl Plugin<Head> for Verbalizer {
+    const NAME: &'static str = "verbalizer";
+    type Config = VerbalizerConfig;
+
+    fn example() -> VerbalizerConfig {
+        let words = [("negative", ["bad", "terrible"]), ("positive", ["good", "great"])];
+        let owned = |words: [&str; 2]| words.map(str::to_owned).to_vec();
+        VerbalizerConfig {
+            labels: words.map(|(label, _)| label.to_owned()).to_vec(),
+            words: words.map(|(label, words)| (label.to_owned(), owned(words))).into(),
+            aggregate: Aggregate::Mean,
+            calibrate: vec!["N/A".to_owned()],
+        }
+    }
+
+    fn check(config: &VerbalizerConfig) -> Vec<OptionProblem> {
+        let problem = |message: String| OptionProblem { key: "words".to_owned(), message };
+        let unknown = config.words.keys().filter(|label| !config.labels.contains(label));
+        let unknown = unknown.map(|label| problem(format!("expected words of the labels, found words of `{label}`")));
+        let empty = config.words.iter().filter(|(_, words)| words.is_empty());
+        let empty = empty.map(|(label, _)| problem(format!("expected at least one word of `{label}`")));
+        unknown.chain(empty).collect()
+    }
+
+    fn build(config: VerbalizerConfig, cx: &mut HeadContext<'_>) -> Result<Box<dyn TaskHead>, BuildError> {
+        let words_of = |label: &String| config.words.get(label).cloned().unwrap_or_else(|| vec![label.clone()]);
+        let words: Vec<Vec<String>> = config.labels.iter().map(words_of).collect();
+        let ids = label_words("words", &config.labels, &words, cx.tokenize)?;
+        Ok(Box::new(Self {
+            words: (cx.lm_rows)(&ids.concat()).map_err(BuildError::Other)?,
+            n_words: ids.iter().map(|ids| ids.len() as i64).collect(),
+            aggregate: config.aggregate,
+            task: Task::new(LabelKind::Class, config.labels),
+            calibration_texts: config.calibrate,
+            prior: RefCell::new(None),
+        }))
+    }
+}
+
+impl Verbalizer {
+    /// Logit of each row for a label, `[rows]`, from those of its words, `[rows, words]`.
+    fn aggregated(&self, words: &Tensor) -> Result<Tensor, HeadError> {
+        let words_dim = [1_i64];
+        Ok(match self.aggregate {
+            Aggregate::Mean => words.f_mean_dim(words_dim.as_slice(), false, Kind::Float)?,
+            Aggregate::Sum => words.f_logsumexp(words_dim.as_slice(), false)?,
+        })
+    }
+}
+
+impl TaskHead for Verbalizer {
+    fn forward(&self, hidden: &HiddenView<'_>, _: Phase) -> Result<Logits, HeadError> {
+        let states = hidden.states_of_width(self.words.size()[1])?; // [rows, hidden]
+        let words = states.f_linear(&self.words, None::<Tensor>)?; // [rows, n_words]
+        let (mut start, mut labels) = (0, Vec::with_capacity(self.n_words.len()));
+        for &n_words in &self.n_words {
+            labels.push(self.aggregated(&words.f_narrow(1, start, n_words)?)?);
+            start += n_words;
+        }
+        Ok(Logits::new(Tensor::f_stack(&labels, 1)?)) // [rows, n_labels]
+    }
+
+    fn loss(&self, logits: &Logits, labels: &Labels) -> Result<Tensor, HeadError> {
+        let classes = class_tensor(labels, self.task.labels().len())?; // [rows]
+        Ok(logits.values.f_cross_entropy_loss(&classes, None::<Tensor>, Reduction::Mean, -100, 0.0)?)
+    }
+
+    fn calibration_texts(&self) -> &[String] {
+        &self.calibration_texts
+    }
+
+    fn calibrate(&self, logits: &Logits) -> Result<(), HeadError> {
+        let probabilities = logits.values.f_detach()?.f_softmax(-1, Kind::Float)?; // [texts, n_labels]
+        let mean = probabilities.f_mean_dim([0_i64].as_slice(), false, Kind::Float)?; // [n_labels]
+        // A label of probability 0 would get an infinite logit.
+        *self.prior.borrow_mut() = Some(mean.f_clamp_min(f64::from(f32::MIN_POSITIVE))?.f_log()?);
+        Ok(())
+    }
+
+    fn predict(&self, logits: &Logits) -> Result<Prediction, HeadError> {
+        match self.prior.borrow().as_ref() {
+            Some(prior) => Prediction::of_classes(&logits.values.f_detach()?.f_sub(prior)?),
+            None => Prediction::of_classes(&logits.values),
+        }
+    }
+
+    fn task(&self) -> &Task {
+        &self.task
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sepal_nn::Parameters;
+    use sepal_plugin::{Ragged, TokenBatch, Want};
+    use sepal_testkit::contract;
+    use tch::Device;
+
+    use super::*;
+
+    /// Builds the head for a model whose own head has the row `[i, 1]` for token `i`, with a token for each word.
+    fn build(config: VerbalizerConfig) -> Result<Box<dyn TaskHead>, BuildError> {
+        let (mut params, embeddings) = (Parameters::new(), Tensor::zeros([8, 2], (Kind::Float, Device::Cpu)));
+        let vocabulary = ["a", "bad", "awful", "good", "fine", "negative", "positive"];
+        let mut cx = HeadContext {
+            params: &mut params,
+            hidden: 2,
+            embeddings: &embeddings,
+            tokenize: &|text| {
+                let word = |word: &str| vocabulary.iter().position(|known| *known == word).map(|id| id as i64);
+                text.split_whitespace().map(|text| word(text).ok_or_else(|| "unknown".into())).collect()
+            },
+            lm_rows: &|ids| {
+                let rows: Vec<f32> = ids.iter().flat_map(|&id| [id as f32, 1.0]).collect();
+                Ok(Tensor::from_slice(&rows).view([-1, 2]))
+            },
+            is_restored: true,
+            seed: 42,
+        };
+        let head = Verbalizer::build(config, &mut cx)?;
+        assert!(params.is_empty(), "nothing of the head is trained");
+        Ok(head)
+    }
+
+    fn config(words: &[(&str, &[&str])], aggregate: Aggregate) -> VerbalizerConfig {
+        let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+        let words = words.iter().map(|(label, words)| ((*label).to_owned(), owned(words))).collect();
+        VerbalizerConfig { words, aggregate, ..Verbalizer::example() }
+    }
+
+    fn logits(head: &dyn TaskHead, states: &[f32]) -> Logits {
+        let rows = states.len() / 2;
+        let batch = TokenBatch::new(vec![0; rows], Ragged::from_lengths(vec![1; rows]).expect("rows"));
+        let states = Tensor::from_slice(states).view([-1, 2]);
+        let view = HiddenView::new(states, Want::LastOfRows, &batch).expect("a state for each row");
+        head.forward(&view, Phase::Evaluate).expect("forward")
+    }
+
+    fn numbers(logits: &Logits) -> Vec<Vec<f32>> {
+        Vec::try_from(logits.values.shallow_clone()).expect("numbers")
+    }
+
+    #[test]
+    fn contract_holds() {
+        contract::check_head::<Verbalizer>();
+    }
+
+    #[test]
+    fn logits_are_means_or_sums_over_the_words() {
+        let words: [(&str, &[&str]); 2] = [("negative", &["bad", "awful"]), ("positive", &["good"])];
+        let mean = build(config(&words, Aggregate::Mean)).expect("built");
+        assert_eq!(
+            numbers(&logits(&*mean, &[2.0, 1.0])),
+            [[4.0, 7.0]],
+            "mean of 2 * 1 + 1 and 2 * 2 + 1, and 2 * 3 + 1"
+        );
+        let sum = build(config(&words, Aggregate::Sum)).expect("built");
+        let found = numbers(&logits(&*sum, &[2.0, 1.0]));
+        let expected = (3.0_f32.exp() + 5.0_f32.exp()).ln();
+        assert!((found[0][0] - expected).abs() < 1e-5 && (found[0][1] - 7.0).abs() < 1e-5, "{found:?}");
+    }
+
+    #[test]
+    fn names_are_the_words_of_other_labels() {
+        let words: [(&str, &[&str]); 1] = [("negative", &["bad"])];
+        let head = build(config(&words, Aggregate::Mean)).expect("built");
+        assert_eq!(numbers(&logits(&*head, &[1.0, 0.0])), [[1.0, 6.0]]);
+        let text = build(config(&[("positive", &["splendid"])], Aggregate::Mean)).err().expect("unknown").to_string();
+        assert!(text.contains("of the label `positive`, tokenize `splendid`: unknown"), "{text}");
+    }
+
+    #[test]
+    fn calibration_divides_by_the_probabilities_of_empty_texts() {
+        let words: [(&str, &[&str]); 2] = [("negative", &["bad"]), ("positive", &["good"])];
+        let head = build(config(&words, Aggregate::Mean)).expect("built");
+        assert_eq!(head.calibration_texts(), ["N/A"]);
+        let row = logits(&*head, &[0.5, 0.0]);
+        let plain = head.predict(&row).expect("predicted");
+        assert_eq!(plain.class, [1]);
+        // The text without content has the same logits, so that both labels become equally probable.
+        head.calibrate(&logits(&*head, &[0.5, 0.0])).expect("calibrated");
+        let same = head.predict(&row).expect("predicted");
+        assert!((same.probabilities[0][0] - 0.5).abs() < 1e-6, "{same:?}");
+        // Of two texts the mean probability counts.
+        head.calibrate(&logits(&*head, &[0.5, 0.0, 0.0, 0.0])).expect("calibrated");
+        let p = f64::from(plain.probabilities[0][0]);
+        let (prior, found) = ((p + 0.5) / 2.0, head.predict(&row).expect("predicted"));
+        let expected = p / prior / (p / prior + (1.0 - p) / (1.0 - prior));
+        assert!((f64::from(found.probabilities[0][0]) - expected).abs() < 1e-6, "{found:?}");
+        let loss = head.loss(&row, &Labels::Class(vec![1])).expect("a loss").double_value(&[]);
+        assert!((loss + (1.0 - p).ln()).abs() < 1e-6, "the loss is not calibrated");
+    }
+
+    #[test]
+    fn words_of_unknown_labels_are_problems() {
+        let problems = Verbalizer::check(&config(&[("neutral", &["fine"]), ("positive", &[])], Aggregate::Mean));
+        let messages: Vec<&str> = problems.iter().map(|problem| problem.message.as_str()).collect();
+        let expected =
+            ["expected words of the labels, found words of `neutral`", "expected at least one word of `positive`"];
+        assert_eq!(messages, expected);
+    }
+
+    #[test]
+    fn label_words_in_common_are_refused() {
+        let words: [(&str, &[&str]); 2] = [("negative", &["bad", "fine"]), ("positive", &["fine"])];
+        let error = build(config(&words, Aggregate::Mean)).err().expect("a word twice");
+        assert!(error.to_string().ends_with("`negative` and `positive` have a token in common"), "{error}");
+    }
+}
