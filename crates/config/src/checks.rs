@@ -11,6 +11,8 @@ use serde_json::Value;
 
 use crate::diagnose::Finding;
 use crate::path::KeyPath;
+use crate::schema::GROUP_PARAMS;
+use crate::spec::plugins::overridden;
 use crate::words::show;
 
 pub(crate) fn findings(value: &Value, catalog: &Catalog) -> Vec<Finding> {
@@ -26,13 +28,14 @@ pub(crate) fn findings(value: &Value, catalog: &Catalog) -> Vec<Finding> {
     for kind in PluginKind::ALL {
         let (key, choice) = (KeyPath::keys([kind.key()]), &value[kind.key()]);
         match choice.as_array() {
-            Some(choices) if kind == PluginKind::Tracker => choices
+            Some(choices) => choices
                 .iter()
                 .enumerate()
                 .for_each(|(i, choice)| options(kind, &key.index(i), choice, catalog, &mut findings)),
-            _ => options(kind, &key, choice, catalog, &mut findings),
+            None => options(kind, &key, choice, catalog, &mut findings),
         }
     }
+    groups(&value["optimizer"], catalog, &mut findings);
     findings
 }
 
@@ -102,7 +105,7 @@ fn template(key: &KeyPath, data: &Value, findings: &mut Vec<Finding>) {
             let message = format!("found {}, which is no template; {}", show(&data["template"]), error.problem);
             findings.push(Finding::new(key, message));
         }
-        Some(Ok(template)) if template.takes_pair() && data["text_pair"].is_null() => {
+        Some(Ok(template)) if template.takes_pair() && data["text_pair"].is_null() && data["options"].is_null() => {
             findings.push(Finding::new(key, "expected `text_pair` beside it, because it holds `{text_pair}`"));
         }
         _ => {}
@@ -124,4 +127,23 @@ fn options(kind: PluginKind, key: &KeyPath, choice: &Value, catalog: &Catalog, f
     let problems = catalog.check(kind, name, choice["with"].clone()).unwrap_or_default();
     let below = key.key("with");
     findings.extend(problems.into_iter().map(|problem| Finding::new(below.key(&problem.key), problem.message)));
+}
+
+/// Checks the options of groups of parameters, each over those of the optimizer.
+fn groups(optimizer: &Value, catalog: &Catalog, findings: &mut Vec<Finding>) {
+    let Some(name) = optimizer["use"].as_str() else { return };
+    let problems = |options: Value| catalog.check(PluginKind::Optimizer, name, options).unwrap_or_default();
+    let base = optimizer["with"].as_object().cloned().unwrap_or_default();
+    let known = problems(Value::Object(base.clone()));
+    let key = KeyPath::keys(["optimizer", "groups"]);
+    for (i, group) in optimizer["groups"].as_array().into_iter().flatten().enumerate() {
+        let (Some(mut own), key) = (group.as_object().cloned(), key.index(i)) else { continue };
+        own.shift_remove(GROUP_PARAMS);
+        if own.is_empty() {
+            let message = format!("expected options beside `{GROUP_PARAMS}`, for example `lr`");
+            findings.push(Finding::new(key.clone(), message));
+        }
+        let found = problems(overridden(&base, &own)).into_iter().filter(|problem| !known.contains(problem));
+        findings.extend(found.map(|problem| Finding::new(key.key(&problem.key), problem.message)));
+    }
 }

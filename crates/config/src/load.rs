@@ -9,8 +9,9 @@ use crate::diagnose::{Finding, violations};
 use crate::layers::{ENV_PREFIX, Layer, Merged};
 use crate::path::KeyPath;
 use crate::problem::{Problem, Problems};
-use crate::schema::{Choices, choices, schema};
+use crate::schema::{Choices, Form, GROUP_PARAMS, choices, schema};
 use crate::spec::Spec;
+use crate::spec::plugins::overridden;
 
 /// Layers of a pipeline: a file, environment variables and options of the command line, later ones over earlier ones.
 #[derive(Debug, Clone)]
@@ -85,11 +86,11 @@ impl Layers {
         let choices = choices(catalog);
         let notices = choices
             .iter()
-            .filter(|choice_key| !choice_key.many)
+            .filter(|choice_key| choice_key.form != Form::List)
             .flat_map(|choice_key| drop_stale(choice_key, &layers, &mut merged))
             .collect();
 
-        let mut findings = violations(&schema(catalog), &merged.value);
+        let mut findings = violations(&schema(catalog), &with_listed_names(&merged.value, catalog));
         findings.extend(checks::findings(&merged.value, catalog));
         let problem = |Finding { key, message, suggestion }| {
             let origin = merged.origin_of(&key, &layers);
@@ -147,17 +148,33 @@ fn changed_choice(key: &str, layers: &[Layer]) -> Option<(String, usize)> {
     changed
 }
 
+/// Choices of plugins of this kind; none if the key is missing.
+fn choices_mut(value: &mut Value, kind: PluginKind) -> &mut [Value] {
+    match value.get_mut(kind.key()) {
+        Some(Value::Array(choices)) => choices,
+        Some(choice) => std::slice::from_mut(choice),
+        None => &mut [],
+    }
+}
+
+/// Returns the pipeline with the names of plugins that the schema lists, instead of earlier ones.
+fn with_listed_names(value: &Value, catalog: &Catalog) -> Value {
+    let mut value = value.clone();
+    for kind in PluginKind::ALL {
+        for choice in choices_mut(&mut value, kind) {
+            let entry = choice["use"].as_str().and_then(|name| catalog.find(kind, name).ok());
+            if let Some((entry, name)) = entry.zip(choice.get_mut("use")) {
+                *name = Value::from(entry.name);
+            }
+        }
+    }
+    value
+}
+
 /// Converts a value without problems to a spec, with the defaults of every plugin.
 fn fill_in(mut value: Value, catalog: &Catalog) -> Result<Spec, String> {
     for kind in PluginKind::ALL {
-        // `get_mut` and not an index: indexing would write `null` for a missing key.
-        match value.get_mut(kind.key()) {
-            Some(Value::Array(choices)) if kind == PluginKind::Tracker => {
-                choices.iter_mut().try_for_each(|choice| resolve(kind, choice, catalog))?;
-            }
-            None if kind == PluginKind::Tracker => {}
-            _ => resolve(kind, &mut value[kind.key()], catalog)?,
-        }
+        choices_mut(&mut value, kind).iter_mut().try_for_each(|choice| resolve(kind, choice, catalog))?;
     }
     if let Some(swarm) = value.get_mut("swarm").and_then(Value::as_object_mut) {
         swarm.entry("with").or_insert_with(|| Value::Object(Map::new()));
@@ -167,10 +184,21 @@ fn fill_in(mut value: Value, catalog: &Catalog) -> Result<Spec, String> {
 
 fn resolve(kind: PluginKind, choice: &mut Value, catalog: &Catalog) -> Result<(), String> {
     let name = choice["use"].as_str().unwrap_or_default().to_owned();
-    let resolved = catalog.resolve(kind, &name, choice["with"].take()).map_err(|error| {
-        let cause = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-        format!("{error}{cause}")
-    })?;
+    let resolve = |options: Value| {
+        catalog.resolve(kind, &name, options).map_err(|error| {
+            let cause = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+            format!("{error}{cause}")
+        })
+    };
+    let resolved = resolve(choice["with"].take())?;
+    for group in choice.get_mut("groups").and_then(Value::as_array_mut).into_iter().flatten() {
+        let Some(group) = group.as_object_mut() else { continue };
+        let own = group.iter().filter(|(key, _)| *key != GROUP_PARAMS).map(|(key, value)| (key.clone(), value.clone()));
+        let own: Map<String, Value> = own.collect();
+        let base = resolved.as_object().cloned().unwrap_or_default();
+        let whole = resolve(overridden(&base, &own))?;
+        own.keys().for_each(|key| drop(group.insert(key.clone(), whole[key].clone())));
+    }
     choice["with"] = resolved;
     Ok(())
 }

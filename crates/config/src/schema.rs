@@ -27,33 +27,64 @@ pub(crate) struct Choices {
     pub(crate) key: &'static str,
     /// Noun for a choice in messages.
     pub(crate) noun: String,
-    pub(crate) many: bool,
+    /// Form of the value.
+    pub(crate) form: Form,
+    /// True if parameters may have options of their own, in groups.
+    has_groups: bool,
     choices: Vec<Choice>,
 }
+
+/// Form of the value of a key with choices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// One choice.
+    One,
+    /// One choice, or a list of choices.
+    OneOrList,
+    /// List of choices.
+    List,
+}
+
+/// Key of the patterns of a group of parameters.
+pub(crate) const GROUP_PARAMS: &str = "params";
+
+const GROUPS: &str = "Groups of parameters with options of their own. Parameters outside of all groups have those of \
+                      `with`; the schedule applies to all of them.";
 
 #[derive(Debug)]
 struct Choice {
     name: &'static str,
+    aliases: &'static [&'static str],
     summary: String,
     schema: Value,
     example: Value,
 }
 
 pub(crate) fn choices(catalog: &Catalog) -> Vec<Choices> {
-    let swarm = Choices { key: "swarm", noun: "swarm".to_owned(), many: false, choices: swarms() };
+    let (key, form, has_groups) = ("swarm", Form::One, false);
+    let swarm = Choices { key, noun: "swarm".to_owned(), form, has_groups, choices: swarms() };
     std::iter::once(swarm).chain(PluginKind::ALL.map(|kind| choices_of(kind, catalog))).collect()
 }
 
 fn choices_of(kind: PluginKind, catalog: &Catalog) -> Choices {
-    let choice = |Entry { name, summary, schema, example, .. }: Entry| Choice { name, summary, schema, example };
-    let choices = catalog.entries(kind).cloned().map(choice).collect();
-    Choices { key: kind.key(), noun: kind.to_string(), many: kind == PluginKind::Tracker, choices }
+    let choice = |entry: &Entry| {
+        let Entry { name, aliases, summary, schema, example, .. } = entry.clone();
+        Choice { name, aliases, summary, schema, example }
+    };
+    let choices = catalog.entries(kind).map(choice).collect();
+    let form = match kind {
+        PluginKind::Tracker => Form::List,
+        PluginKind::Tuning => Form::OneOrList,
+        PluginKind::Head | PluginKind::Optimizer | PluginKind::Schedule => Form::One,
+    };
+    let has_groups = kind == PluginKind::Optimizer;
+    Choices { key: kind.key(), noun: kind.to_string(), form, has_groups, choices }
 }
 
 fn swarms() -> Vec<Choice> {
     let choice = |name, schema: Value, example| {
         let summary = schema["description"].as_str().unwrap_or_default().to_owned();
-        Choice { name, summary, schema, example }
+        Choice { name, aliases: &[], summary, schema, example }
     };
     vec![
         choice("none", schema_of::<NoneSpec>(), json!({})),
@@ -67,7 +98,8 @@ fn swarms() -> Vec<Choice> {
 impl Choices {
     /// Options of the choice `name`; `None` if there is no such choice.
     pub(crate) fn options(&self, name: &str) -> Option<Vec<&str>> {
-        let choice = self.choices.iter().find(|choice| choice.name == name)?;
+        let is_named = |choice: &&Choice| choice.name == name || choice.aliases.contains(&name);
+        let choice = self.choices.iter().find(is_named)?;
         // The schema of a choice without options has no properties.
         let known = choice.schema["properties"].as_object().into_iter().flat_map(Map::keys);
         Some(known.map(String::as_str).collect())
@@ -76,8 +108,18 @@ impl Choices {
     /// Replaces the key's schema, keeping its description and default.
     fn insert_into(&self, schema: &mut Value) {
         let slot = &mut schema["properties"][self.key];
-        let choice = self.schema();
-        let mut own = if self.many { json!({ "type": "array", "items": choice }) } else { choice };
+        let own = self.schema();
+        let mut own = match self.form {
+            Form::One => own,
+            Form::OneOrList => {
+                let mut items = own.clone();
+                if let Value::Object(fields) = &mut items {
+                    fields.shift_remove("examples");
+                }
+                json!({ "anyOf": [own, { "type": "array", "minItems": 1, "items": items }] })
+            }
+            Form::List => json!({ "type": "array", "items": own }),
+        };
         for kept in ["description", "default"] {
             if let Some(value) = slot.get(kept) {
                 own[kept] = value.clone();
@@ -102,9 +144,12 @@ impl Choices {
             },
             "required": ["use"],
             "additionalProperties": false,
-            "allOf": all(Choice::condition),
+            "allOf": self.choices.iter().map(|choice| choice.condition(self.has_groups)).collect::<Vec<_>>(),
             "examples": all(|choice| json!({ "use": choice.name, "with": choice.example })),
         });
+        if self.has_groups {
+            schema["properties"]["groups"] = json!({ "description": GROUPS, "type": "array" });
+        }
         if self.choices.is_empty() {
             // JSON Schema forbids empty lists here. No text equals `null`, so that nothing can be chosen.
             schema["properties"]["use"]["enum"] = json!([null]);
@@ -115,8 +160,8 @@ impl Choices {
 }
 
 impl Choice {
-    /// Condition for this choice: `with` has its options, and is required if one of them is.
-    fn condition(&self) -> Value {
+    /// Condition for this choice: `with` has its options, and is required if one of them is. Groups have its options, too.
+    fn condition(&self, has_groups: bool) -> Value {
         let mut options = self.schema.clone();
         if let Value::Object(fields) = &mut options {
             fields.shift_remove("title");
@@ -125,10 +170,42 @@ impl Choice {
         if self.schema["required"].as_array().is_some_and(|required| !required.is_empty()) {
             then["required"] = json!(["with"]);
         }
+        if has_groups {
+            then["properties"]["groups"] = json!({ "description": GROUPS, "type": "array", "items": self.group() });
+        }
         json!({ "if": { "properties": { "use": { "const": self.name } }, "required": ["use"] }, "then": then })
     }
 }
 
+impl Choice {
+    /// Schema of a group of parameters. Its defaults are the options of the other parameters.
+    fn group(&self) -> Value {
+        let mut group = json!({
+            "type": "object",
+            "properties": {
+                GROUP_PARAMS: {
+                    "description": "Names of the group's parameters: patterns in which `*` stands for any text and `?` for \
+                                    one character.",
+                    "type": "array",
+                    "minItems": 1,
+                    "items": { "type": "string", "minLength": 1 },
+                },
+            },
+            "required": [GROUP_PARAMS],
+            "additionalProperties": false,
+        });
+        for (key, option) in self.schema["properties"].as_object().into_iter().flatten() {
+            let mut option = option.clone();
+            if let Value::Object(fields) = &mut option {
+                fields.shift_remove("default");
+            }
+            group["properties"][key] = option;
+        }
+        group
+    }
+}
+
+/// Schema of a device.
 pub(crate) fn device(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "pattern": "^(cpu|cuda(:[0-9]+)?)$" })
 }

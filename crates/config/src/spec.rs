@@ -10,10 +10,12 @@ use sepal_data::{Delimiter, Dialect, Encoding};
 use sepal_tokenize::TruncationSide;
 use serde::de::{Deserializer, Error, Unexpected};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+pub(crate) mod plugins;
 mod train;
 
+pub use self::plugins::{OptimizerSpec, ParameterGroup, PluginSpec, TuningSpec};
 pub use self::train::{CheckpointSpec, EarlyStoppingSpec, EvaluateEvery, EvaluateSpec, Goal, Precision, TrainSpec};
 pub use crate::swarm::{EmbeddedSpec, LanSpec, NoneSpec, P2pSpec, StaticSpec, SwarmSpec};
 
@@ -37,9 +39,9 @@ pub struct Spec {
     /// Task: the prediction for a text.
     #[schemars(with = "Value")]
     pub task: PluginSpec,
-    /// Tuning mode: the trained parameters besides the task's head.
+    /// Tuning mode: the trained parameters besides the task's head. A list of modes trains them together.
     #[schemars(with = "Value")]
-    pub tuning: PluginSpec,
+    pub tuning: TuningSpec,
     /// The labelled texts.
     pub data: DataSpec,
     /// Batches of rows.
@@ -47,7 +49,7 @@ pub struct Spec {
     pub loader: LoaderSpec,
     /// Optimizer of the trained parameters.
     #[schemars(with = "Value")]
-    pub optimizer: PluginSpec,
+    pub optimizer: OptimizerSpec,
     /// Schedule of the learning rate.
     #[schemars(with = "Value")]
     pub schedule: PluginSpec,
@@ -110,25 +112,6 @@ impl Spec {
 #[error("write the pipeline as YAML")]
 pub struct WriteError(#[source] serde_saphyr::SerializeError);
 
-/// A plugin and its options.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PluginSpec {
-    /// Name of the plugin.
-    #[serde(rename = "use")]
-    pub name: String,
-    /// Options, with every default filled in.
-    #[serde(default)]
-    pub with: Map<String, Value>,
-}
-
-impl PluginSpec {
-    /// Options as JSON, for the registry.
-    pub fn options(&self) -> Value {
-        Value::Object(self.with.clone())
-    }
-}
-
 /// The frozen model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -161,6 +144,11 @@ pub struct DataSpec {
     #[serde(default = "default_max_length")]
     #[schemars(range(min = 1))]
     pub max_length: usize,
+    /// Number of training rows of each class, which the seed draws after validation rows are split off; all rows if not
+    /// given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub rows_per_class: Option<usize>,
     /// End of a long text that is removed; by default the one that the tokenizer's files name, or else the right one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub truncation_side: Option<Side>,
@@ -200,12 +188,21 @@ pub struct RowsSpec {
     pub validation_split: Option<f64>,
     /// Column with the text.
     pub text: String,
+    /// Reads lists of words in the column `text`, for tasks that label words; their labels are lists in the column `label`.
+    /// Texts that are no lists are divided at blanks.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub words: bool,
+    /// Columns with the options of a row, for tasks that choose one of them, or one column with lists of options. In a
+    /// template `{text_pair}` is the option; the default template is `{text} {text_pair}`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<String>,
     /// Column with a second text, for tasks on pairs.
     #[serde(default)]
     pub text_pair: Option<String>,
     /// Column with the label: its name, the value of its name (`true` for `True`, 1 for `1.0`), or its index from 0 if
     /// no name is a number or truth value. Several labels are a list, a multi-hot vector, or a text with `|`, `;` or
-    /// `,` as separator.
+    /// `,` as separator. Of tasks with options it is the index of the right one or its text, and of tasks with answers the
+    /// answer.
     pub label: String,
     /// Filter: only rows whose columns have these values.
     #[serde(default, rename = "where")]

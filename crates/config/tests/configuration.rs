@@ -81,7 +81,7 @@ fn over(env: &[(&str, &str)], sets: &[&str]) -> String {
 fn load_fills_in_defaults() {
     let Loaded { spec, notices } = good(&[], &[]);
     assert!(notices.is_empty());
-    assert_eq!(spec.tuning.options(), json!({ "pre_seq_len": 8, "init": "vocabulary", "deep_init": null }));
+    assert_eq!(spec.tuning.modes()[0].options(), json!({ "pre_seq_len": 8, "init": "vocabulary", "deep_init": null }));
     assert_eq!(spec.optimizer.with["betas"], json!([0.9, 0.999]));
     assert_eq!((spec.train.accumulate, spec.train.clip_norm, spec.train.max_steps), (1, Some(1.0), None));
     assert_eq!(spec.evaluate.every, EvaluateEvery::Epoch);
@@ -103,7 +103,17 @@ fn written_spec_reads_as_itself() {
     ];
     let f16 = ["train.precision=f16", "train.scaler={init_scale: 1024}", "swarm.with.wire_dtype=bf16"];
     let tracked = ["track=[{use: tensorboard, with: {folder: boards}}, {use: tensorboard}]"];
-    for sets in [&[][..], &odd, &f16, &tracked, &["swarm={use: static, with: {servers: ['h:1', unix:/s]}}"]] {
+    let combined = ["tuning=[{use: deep-ptune}, {use: ptune, with: {pre_seq_len: 2}}]"];
+    let grouped = ["optimizer.groups=[{params: ['deep_*', score.weight], lr: 3, weight_decay: 1e-5}]"];
+    for sets in [
+        &[][..],
+        &odd,
+        &f16,
+        &tracked,
+        &combined,
+        &grouped,
+        &["swarm={use: static, with: {servers: ['h:1', unix:/s]}}"],
+    ] {
         let spec = good(&[], sets).spec;
         let yaml = spec.to_yaml().expect("a spec can be written");
         let again =
@@ -179,7 +189,7 @@ fn overridden_choice_drops_unknown_options() {
     let text = GOOD.replace("pre_seq_len: 8", "pre_seq_len: 8, deep_init: normal");
     let Loaded { spec, notices } =
         layers(&text, &[], &["tuning.use=ptune"]).load(registry().catalog()).expect("it is sound");
-    assert_eq!(spec.tuning.options(), json!({ "pre_seq_len": 8, "init": "vocabulary" }));
+    assert_eq!(spec.tuning.modes()[0].options(), json!({ "pre_seq_len": 8, "init": "vocabulary" }));
     assert_eq!(notices, ["tuning.with.deep_init is left out: tuning mode `ptune` has no such option"]);
 
     // Nor a choice that has none at all.
@@ -347,7 +357,7 @@ trian: { epochs: 1 }
         sst2.yaml: optimizer: missing, expected a map with `use`
         sst2.yaml: schedule: missing, expected a map with `use`
         sst2.yaml: task: missing, expected a map with `use`
-        sst2.yaml: tuning: missing, expected a map with `use`
+        sst2.yaml: tuning: missing, expected a map with `use` or a non-empty list of a map with `use`
     ");
     let problems = layers("name: [", &[], &[]).load(registry().catalog()).expect_err("there is something wrong");
     assert_eq!(problems.to_string(), format!("understand the pipeline: 1 problem\n  {}", bad("name: [")));
@@ -392,6 +402,10 @@ fn schema_accepts_valid_and_refuses_invalid_files() {
     for (pointer, value) in [
         ("/tuning/use", json!("lora")),
         ("/tuning/with", json!({ "rank": 8 })),
+        ("/tuning", json!([])),
+        ("/tuning", json!([{ "use": "ptune" }, { "use": "lora" }])),
+        ("/optimizer", json!({ "use": "adamw", "groups": [{ "params": ["a"], "momentum": 1.0 }] })),
+        ("/schedule", json!([{ "use": "linear" }])),
         ("/train/epochs", json!(0)),
         ("/data/where", json!({ "a": null })),
         ("/swarm", json!({ "use": "static" })),
@@ -409,13 +423,18 @@ fn schema_accepts_valid_and_refuses_invalid_files() {
 fn schema_documents_every_key() {
     let schema = schema(registry().catalog());
     let tuning = &schema["properties"]["tuning"];
-    assert_eq!(tuning["description"], "Tuning mode: the trained parameters besides the task's head.");
-    assert_eq!(tuning["properties"]["use"]["enum"], json!(["deep-ptune", "ptune"]));
-    let ptune = &tuning["allOf"][1]["then"]["properties"]["with"]["properties"];
+    assert_eq!(
+        tuning["description"],
+        "Tuning mode: the trained parameters besides the task's head. A list of modes trains them together."
+    );
+    let (mode, list) = (&tuning["anyOf"][0], &tuning["anyOf"][1]);
+    assert_eq!(mode["properties"]["use"]["enum"], json!(["deep-ptune", "ptune"]));
+    assert_eq!((&list["items"]["allOf"], &list["minItems"]), (&mode["allOf"], &json!(1)));
+    let ptune = &mode["allOf"][1]["then"]["properties"]["with"]["properties"];
     assert_eq!(ptune["pre_seq_len"]["default"], 16);
     assert_eq!(ptune["pre_seq_len"]["minimum"], 1);
     assert_eq!(ptune["init"]["oneOf"][0]["enum"], json!(["vocabulary", "normal", "class-names"]));
-    assert_eq!(tuning["examples"][1], json!({ "use": "ptune", "with": { "pre_seq_len": 16, "init": "vocabulary" } }));
+    assert_eq!(mode["examples"][1], json!({ "use": "ptune", "with": { "pre_seq_len": 16, "init": "vocabulary" } }));
     assert!(!schema.to_string().contains("$ref"), "the schema has no references");
     check_descriptions(&schema, "");
 }

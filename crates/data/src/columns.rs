@@ -37,6 +37,45 @@ fn json_texts(column: &ArrayRef) -> Option<StringArray> {
     Some(cells.iter().map(|cell| cell.and_then(json_text)).collect())
 }
 
+/// Cells as lists of texts; `None` for cells that hold no such list. `None` for columns without lists.
+pub(crate) fn text_lists(column: &ArrayRef, format: Format) -> Option<Vec<Option<Vec<String>>>> {
+    if format == Format::Jsonl {
+        let cells = column.as_string_opt::<i32>()?;
+        return Some(cells.iter().map(|cell| json_list(cell?)).collect());
+    }
+    let value: Box<dyn Fn(usize) -> ArrayRef + '_> = match column.data_type() {
+        DataType::List(_) => Box::new(|row| column.as_list::<i32>().value(row)),
+        DataType::LargeList(_) => Box::new(|row| column.as_list::<i64>().value(row)),
+        DataType::FixedSizeList(..) => Box::new(|row| column.as_fixed_size_list().value(row)),
+        _ => return None,
+    };
+    let list = |row: usize| {
+        let items = (!column.is_null(row)).then(|| arrow_texts(&value(row))).flatten()?;
+        items.iter().map(|item| item.map(str::to_owned)).collect()
+    };
+    Some((0..column.len()).map(list).collect())
+}
+
+fn json_list(value: &str) -> Option<Vec<String>> {
+    let items: Vec<&RawValue> = serde_json::from_str(value).ok()?;
+    items.into_iter().map(|item| json_text(item.get()).map(Cow::into_owned)).collect()
+}
+
+/// Cells as texts, with lists of words joined by blanks. A list with a word that is empty or contains a blank is null.
+/// `None` for columns of other types.
+pub(crate) fn word_texts(column: &ArrayRef, format: Format) -> Option<StringArray> {
+    let (lists, texts) = (text_lists(column, format), texts(column, format));
+    if lists.is_none() && texts.is_none() {
+        return None;
+    }
+    let is_word = |word: &String| !word.is_empty() && !word.contains(char::is_whitespace);
+    let cell = |row: usize| match lists.as_ref().and_then(|lists| lists[row].as_ref()) {
+        Some(words) => words.iter().all(is_word).then(|| words.join(" ")),
+        None => texts.as_ref().filter(|texts| texts.is_valid(row)).map(|texts| texts.value(row).to_owned()),
+    };
+    Some((0..column.len()).map(cell).collect())
+}
+
 /// Text of a JSON value, unless it is a list, an object or null.
 pub(crate) fn json_text(value: &str) -> Option<Cow<'_, str>> {
     match value.as_bytes().first()? {

@@ -5,7 +5,7 @@
 //! | read a file into memory | [`TableSpec`], [`Table`] |
 //! | read a file or stream of any size in chunks | [`RowSpec`], [`RowStream`] |
 //! | convert a label column | [`LabelSet`], [`Labels`] |
-//! | hold out validation rows | [`split()`] |
+//! | hold out validation rows, or take few of each class | [`split()`], [`rows_per_class()`] |
 //! | tokenize, with a cache by content | [`TokenSpec`], [`TokenTable`] |
 //! | make batches in the background | [`LoaderConfig`], [`Loader`] |
 //! | write predictions | [`OutputSpec`], [`PredictionWriter`] |
@@ -42,12 +42,13 @@
 //! let loader = Loader::new(Arc::new(tokens), Some(labels), config)?;
 //! let batches: Vec<_> = loader.epoch(0).collect();
 //! assert_eq!(batches.len(), 2);
-//! assert_eq!(batches[0].rows.n_tokens(), batches[0].ids.len());
+//! assert_eq!(batches[0].tokens.n_tokens(), batches[0].tokens.ids.len());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 mod columns;
 mod dialect;
+mod encode;
 mod folder;
 mod json;
 mod labels;
@@ -73,6 +74,7 @@ mod tokens;
 mod write;
 
 pub use dialect::{Delimiter, Dialect, DialectError, Encoding};
+pub use encode::{Encode, EncodedRow, RowEncoder, RowTexts, TokenRow, encode_texts};
 pub use folder::{FolderError, split_files};
 pub use labels::{LabelError, LabelSet, ListLayout, check_classes};
 pub use loader::{Batch, Epoch, Loader, LoaderConfig, LoaderError};
@@ -83,9 +85,9 @@ pub use predictions::{PredictionRef, predictions_parquet};
 pub use raw_label::RawLabel;
 pub use read::ReadError;
 pub use rows::{BadRowPolicy, Passthrough, RowSchema, RowSpec, RowStream, Rows, TextColumnOrigin};
-pub use sepal_core::{LabelKind, Labels};
+pub use sepal_core::{LabelKind, Labels, RowForm, Task};
 pub use spec::{Format, TableSpec};
-pub use split::{SplitError, split};
+pub use split::{SplitError, rows_per_class, split};
 pub use suggest::Remedy;
 pub use survey::{
     Balance, ClassCount, ColumnChoice, ColumnKind, ColumnSurvey, Count, LabelChoice, Lengths, Survey, SurveyOptions,
@@ -93,7 +95,7 @@ pub use survey::{
 };
 pub use table::Table;
 pub use template::{Template, TemplateError};
-pub use tokens::{Encode, TokenRow, TokenSpec, TokenTable, TokenizeError, encode_texts};
+pub use tokens::{TokenSpec, TokenTable, TokenizeError};
 pub use write::{OutputSpec, PredictionWriter, WriteError};
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
-use sepal_core::Ragged;
+use sepal_core::TokenBatch;
 
 use crate::shuffle::{generator, shuffle};
 use crate::suggest::Remedy;
@@ -46,14 +46,19 @@ struct Shared {
 /// Batch of rows of a table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
-    /// Token ids of all rows, `[n_tokens]`.
-    pub ids: Vec<i64>,
-    /// Offsets of the rows in the ids.
-    pub rows: Ragged,
+    /// Token sequences of the rows.
+    pub tokens: TokenBatch,
     /// Labels of the rows; none for rows without labels.
     pub labels: Option<Labels>,
     /// Indices of the rows in the table.
     pub indices: Vec<usize>,
+}
+
+impl Batch {
+    /// Number of rows.
+    pub fn n_rows(&self) -> usize {
+        self.indices.len()
+    }
 }
 
 impl Loader {
@@ -92,9 +97,9 @@ impl Loader {
         self.shared.tokens.len()
     }
 
-    /// Number of tokens of the longest row; 0 without rows.
+    /// Number of tokens of the longest sequence; 0 without rows.
     pub fn longest_row(&self) -> usize {
-        self.shared.tokens.rows().lengths().max().unwrap_or(0)
+        self.shared.tokens.sequences().lengths().max().unwrap_or(0)
     }
 
     /// Batches of epoch `epoch`, from 0. Epochs do not depend on each other.
@@ -134,8 +139,7 @@ impl Iterator for BatchCursor {
         let start = self.next.next()? * config.batch_size;
         let indices = self.order[start..self.order.len().min(start + config.batch_size)].to_vec();
         Some(Batch {
-            ids: indices.iter().flat_map(|&row| tokens.row(row)).map(|&id| i64::from(id)).collect(),
-            rows: tokens.rows().select(&indices),
+            tokens: tokens.batch(&indices),
             labels: labels.as_ref().map(|labels| labels.select(&indices)),
             indices,
         })
@@ -164,7 +168,7 @@ impl BatchSource {
         // The batch that the thread waits to send counts.
         let (sender, batches) = sync_channel(prefetch - 1);
         let inline = cursor.clone();
-        let send_all = move || cursor.map(|batch| sender.send(batch)).take_while(Result::is_ok).for_each(drop);
+        let send_all = move || cursor.map(|batch| sender.send(batch).is_ok()).take_while(|&sent| sent).for_each(drop);
         match Builder::new().name("loader".to_owned()).spawn(send_all) {
             Ok(thread) => BatchSource::Thread { batches: Some(batches), thread: Some(thread) },
             Err(error) => {
@@ -261,7 +265,7 @@ mod tests {
         let config = LoaderConfig { batch_size: 4, shuffle: false, ..LoaderConfig::default() };
         let loader = loader(10, config).expect("a loader");
         assert_eq!(indices(loader.epoch(3)), (0..10).collect::<Vec<_>>());
-        let sizes: Vec<usize> = loader.epoch(0).map(|batch| batch.rows.len()).collect();
+        let sizes: Vec<usize> = loader.epoch(0).map(|batch| batch.n_rows()).collect();
         assert_eq!(sizes, [4, 4, 2]);
     }
 
@@ -316,9 +320,11 @@ mod tests {
             prop_assert_eq!(batches.len(), loader.batches_per_epoch());
             for batch in &batches {
                 let lengths: Vec<usize> = batch.indices.iter().map(|row| row % 7 + 1).collect();
-                prop_assert_eq!(batch.rows.lengths().collect::<Vec<_>>(), lengths);
-                prop_assert_eq!(batch.ids.len(), batch.rows.n_tokens());
-                prop_assert!((0..batch.rows.len()).all(|row| batch.ids[batch.rows.range(row).start] == i64::from(b'a')));
+                let tokens = &batch.tokens;
+                prop_assert_eq!(tokens.sequences.lengths().collect::<Vec<_>>(), lengths);
+                prop_assert_eq!(tokens.ids.len(), tokens.n_tokens());
+                let first = |row: usize| tokens.ids[tokens.sequences.range(row).start];
+                prop_assert!((0..batch.n_rows()).all(|row| first(row) == i64::from(b'a')));
                 let labels: Vec<i64> = batch.indices.iter().map(|&row| row as i64).collect();
                 prop_assert_eq!(batch.labels.as_ref(), Some(&Labels::Class(labels)));
             }

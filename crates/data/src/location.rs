@@ -40,6 +40,12 @@ pub enum CellProblem {
     /// It is a list or an object.
     #[error("no text")]
     NotText,
+    /// It is no list of words, or has a word that is empty or contains a blank.
+    #[error("no list of words without blanks")]
+    NotWords,
+    /// It is no list of at least two options.
+    #[error("no list of at least two options")]
+    NoOptions,
     /// It yields no token, as blanks do with some tokenizers.
     #[error("without a token that the tokenizer knows")]
     NoToken,
@@ -54,6 +60,12 @@ impl BadRow {
             CellProblem::Null => format!("the column `{column}` is null there"),
             CellProblem::NotText => {
                 format!("the column `{column}` holds a list or an object there, expected a text")
+            }
+            CellProblem::NotWords => {
+                format!("the column `{column}` holds no words there, expected a list of words without blanks")
+            }
+            CellProblem::NoOptions => {
+                format!("the column `{column}` holds no options there, expected a list of at least two texts")
             }
             CellProblem::NoToken => format!("the text in the column `{column}` yields no token"),
         }

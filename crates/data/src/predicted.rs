@@ -1,7 +1,7 @@
 use std::path::Path;
 
-use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::{DataType, Float32Type};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::datatypes::{DataType, Float32Type, Int64Type};
 
 use crate::read;
 use crate::{Dialect, Format, ReadError};
@@ -45,9 +45,33 @@ pub enum Outcomes {
         /// 0 or 1.
         predicted: Vec<Vec<f32>>,
     },
+    /// One of the row's options, by index, `[rows]`.
+    Choice {
+        /// The right options.
+        label: Vec<i64>,
+        /// The most probable options.
+        predicted: Vec<i64>,
+        /// The options, `[rows][options]`.
+        options: Vec<Vec<String>>,
+    },
+    /// Names of the tags of words, `[rows][words]`.
+    Tags {
+        /// The true tags.
+        label: Vec<Vec<String>>,
+        /// The most probable tags.
+        predicted: Vec<Vec<String>>,
+    },
+    /// Texts, `[rows]`, whose tokens have the logits.
+    Text {
+        /// The true texts.
+        label: Vec<String>,
+        /// The most probable token at each position.
+        predicted: Vec<String>,
+    },
 }
 
-const COLUMNS: [&str; 6] = ["text", "label", "predicted", "logits", "probabilities", "text_pair"];
+const COLUMNS: [&str; 5] = ["text", "label", "predicted", "logits", "probabilities"];
+const OPTIONAL_COLUMNS: [&str; 2] = ["text_pair", "options"];
 
 impl Predictions {
     /// Reads a file that [`predictions_parquet`](crate::predictions_parquet) wrote.
@@ -80,8 +104,8 @@ impl Predictions {
 fn batches(path: &Path) -> Result<Vec<RecordBatch>, ReadError> {
     let options = read::OpenOptions { dialect: Dialect::default(), keys: read::KeyScan::First(1) };
     let opened = read::open(read::Source::open(path)?, path, Format::Parquet, options)?;
-    let mut columns = COLUMNS[..5].iter().map(|name| opened.find(name)).collect::<Result<Vec<_>, _>>()?;
-    columns.extend(opened.find(COLUMNS[5]).ok());
+    let mut columns = COLUMNS.iter().map(|name| opened.find(name)).collect::<Result<Vec<_>, _>>()?;
+    columns.extend(OPTIONAL_COLUMNS.iter().filter_map(|name| opened.find(name).ok()));
     opened.batches(read::Projection { columns, objects: false }, usize::MAX)?.collect()
 }
 
@@ -98,6 +122,17 @@ impl PredictionsFile<'_> {
             }
             Some(DataType::FixedSizeList(..)) => {
                 Outcomes::Multi { label: self.lists("label")?, predicted: self.lists("predicted")? }
+            }
+            Some(DataType::Int64) => Outcomes::Choice {
+                label: self.indices("label")?,
+                predicted: self.indices("predicted")?,
+                options: self.text_lists("options")?,
+            },
+            Some(DataType::List(_)) => {
+                Outcomes::Tags { label: self.text_lists("label")?, predicted: self.text_lists("predicted")? }
+            }
+            _ if matches!(self.kind("logits"), Some(DataType::List(_))) => {
+                Outcomes::Text { label: self.strings("label")?, predicted: self.strings("predicted")? }
             }
             _ => Outcomes::Class { label: self.strings("label")?, predicted: self.strings("predicted")? },
         })
@@ -119,10 +154,24 @@ impl PredictionsFile<'_> {
     }
 
     fn lists(&self, column: &'static str) -> Result<Vec<Vec<f32>>, ReadError> {
-        self.rows(column, "lists of fp32 numbers", |array| {
-            let lists = array.as_fixed_size_list_opt()?;
-            lists.iter().map(|list| list.map_or(Some(Vec::new()), |list| floats(&*list))).collect()
+        let numbers = |list: Option<ArrayRef>| list.map_or(Some(Vec::new()), |list| floats(&*list));
+        self.rows(column, "lists of fp32 numbers", |array| match array.as_fixed_size_list_opt() {
+            Some(lists) => lists.iter().map(numbers).collect(),
+            None => array.as_list_opt::<i32>()?.iter().map(numbers).collect(),
         })
+    }
+
+    fn indices(&self, column: &'static str) -> Result<Vec<i64>, ReadError> {
+        self.rows(column, "int64 numbers", |array| Some(array.as_primitive_opt::<Int64Type>()?.values().to_vec()))
+    }
+
+    fn text_lists(&self, column: &'static str) -> Result<Vec<Vec<String>>, ReadError> {
+        let texts = |list: Option<ArrayRef>| {
+            let Some(list) = list else { return Some(Vec::new()) };
+            let texts = list.as_string_opt::<i32>()?;
+            Some(texts.iter().map(|text| text.unwrap_or_default().to_owned()).collect())
+        };
+        self.rows(column, "lists of texts", |array| array.as_list_opt::<i32>()?.iter().map(texts).collect())
     }
 
     fn rows<T>(
@@ -156,6 +205,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::testing::json_table;
     use crate::{Labels, PredictionRef, Table, TableSpec, predictions_parquet};
 
     fn round_trip(pairs: bool, labels: &Labels, names: &[&str], class: &[i64], numbers: &[Vec<f32>; 2]) -> Predictions {
@@ -166,7 +216,7 @@ mod tests {
         let spec = if pairs { spec.with_pair("other") } else { spec };
         let table = Table::read(&spec).expect("a table");
         let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        let predicted = PredictionRef { class, logits: numbers, probabilities: numbers };
+        let predicted = PredictionRef::new(class, numbers, numbers);
         let bytes = predictions_parquet(&table, labels, &names, predicted).expect("a file");
         let path = folder.path().join("predictions.parquet");
         std::fs::write(&path, bytes).expect("written");
@@ -195,6 +245,44 @@ mod tests {
         let found = round_trip(false, &hot, &["a", "b"], &[0, 0], &[vec![0.25, 0.75], vec![0.5, 0.1]]);
         let label = vec![vec![1.0, 0.0], vec![0.0, 0.0]];
         assert_eq!(found.outcomes, Outcomes::Multi { label, predicted: vec![vec![0.0, 1.0], vec![1.0, 0.0]] });
+    }
+
+    fn read_back(rows: &[&str], labels: &Labels, names: &[&str], predicted: PredictionRef<'_>) -> Predictions {
+        let table = json_table(rows, |spec| match labels {
+            Labels::Choice(_) => spec.with_options(["of"]),
+            _ => spec,
+        });
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("predictions.parquet");
+        std::fs::write(&path, predictions_parquet(&table, labels, &names, predicted).expect("a file"))
+            .expect("written");
+        Predictions::read(&path).expect("read")
+    }
+
+    #[test]
+    fn predictions_of_options_tags_and_texts_survive() {
+        let rows = [r#"{"text": "x", "of": ["a", "b"]}"#, r#"{"text": "y z", "of": ["c", "d", "e"]}"#];
+        let numbers = [vec![0.25, 0.75], vec![0.5, 0.25, 0.25]];
+        let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
+        let predicted = PredictionRef::new(&[1, 0], &numbers, &numbers);
+        let found = read_back(&rows, &Labels::Choice(vec![1, 2]), &[], predicted);
+        let options = vec![owned(&["a", "b"]), owned(&["c", "d", "e"])];
+        assert_eq!(found.outcomes, Outcomes::Choice { label: vec![1, 2], predicted: vec![1, 0], options });
+        assert_eq!(found.probabilities, numbers);
+
+        let numbers = [vec![0.5], vec![0.75, 1.0]];
+        let items = [vec![0], vec![1, 0]];
+        let predicted = PredictionRef { items: &items, ..PredictionRef::new(&[], &numbers, &numbers) };
+        let found = read_back(&rows, &Labels::Tags(vec![vec![1], vec![1, 1]]), &["O", "B-X"], predicted);
+        let label = vec![owned(&["B-X"]), owned(&["B-X", "B-X"])];
+        assert_eq!(found.outcomes, Outcomes::Tags { label, predicted: vec![owned(&["O"]), owned(&["B-X", "O"])] });
+
+        let texts = owned(&["yes", "so"]);
+        let predicted = PredictionRef { texts: &texts, ..PredictionRef::new(&[], &numbers, &numbers) };
+        let found = read_back(&rows, &Labels::Text(owned(&["yes", "no"])), &[], predicted);
+        assert_eq!(found.outcomes, Outcomes::Text { label: owned(&["yes", "no"]), predicted: owned(&["yes", "so"]) });
+        assert_eq!(found.logits, numbers);
     }
 
     #[test]

@@ -1,26 +1,39 @@
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field};
 use arrow::error::ArrowError;
 
 use crate::metrics::parquet_bytes;
-use crate::{Labels, Table, WriteError};
+use crate::write::{float_lists, text_lists};
+use crate::{LabelKind, Labels, Table, WriteError};
 
-/// Predictions for the rows of a table, in its order.
-#[derive(Debug, Clone, Copy)]
+/// Predictions for the rows of a table, in its order. Parts that a kind of labels does not have are empty.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct PredictionRef<'a> {
-    /// The index of the most probable label of each row.
+    /// The index of the most probable label or option of each row.
     pub class: &'a [i64],
-    /// Logits, `[rows][n_labels]`.
+    /// Logits, `[rows][n_labels]`; of options, of the tags of words, or of the tokens of an answer.
     pub logits: &'a [Vec<f32>],
-    /// Probabilities, `[rows][n_labels]`.
+    /// Probabilities, in the same order.
     pub probabilities: &'a [Vec<f32>],
+    /// The tag of each word, `[rows][words]`.
+    pub items: &'a [Vec<i64>],
+    /// Texts, `[rows]`.
+    pub texts: &'a [String],
 }
 
-/// Parquet file with the columns `text`, `text_pair` (for pairs), `label`, `predicted`, `logits` and `probabilities`, a row
-/// for each row of the table. Classes are written by name, numbers as fp32, and several labels, logits and probabilities
-/// as lists of fixed size, one entry for each name.
+impl<'a> PredictionRef<'a> {
+    /// Joins predictions of labels or options.
+    pub fn new(class: &'a [i64], logits: &'a [Vec<f32>], probabilities: &'a [Vec<f32>]) -> Self {
+        Self { class, logits, probabilities, ..Self::default() }
+    }
+}
+
+/// Parquet file with the columns `text`, `text_pair` (for pairs), `options` (for options), `label`, `predicted`, `logits`
+/// and `probabilities`, a row for each row of the table. Classes and tags are written by name, options by index, numbers
+/// as fp32, and several labels, logits and probabilities as lists of fixed size, one entry for each name. With options,
+/// tags and texts, logits and probabilities are lists of any length.
 ///
 /// # Errors
 /// [`WriteError`] if the predictions are not of these rows.
@@ -31,7 +44,12 @@ pub fn predictions_parquet(
     predicted: PredictionRef<'_>,
 ) -> Result<Vec<u8>, WriteError> {
     let rows = table.len();
-    for predictions in [predicted.class.len(), predicted.logits.len(), predicted.probabilities.len(), labels.len()] {
+    let n_predicted = match labels.kind() {
+        LabelKind::Tags => predicted.items.len(),
+        LabelKind::Text => predicted.texts.len(),
+        LabelKind::Class | LabelKind::Value | LabelKind::Multi | LabelKind::Choice => predicted.class.len(),
+    };
+    for predictions in [n_predicted, predicted.logits.len(), predicted.probabilities.len(), labels.len()] {
         if predictions != rows {
             return Err(WriteError::Rows { predictions, rows, unit: "rows" });
         }
@@ -41,9 +59,16 @@ pub fn predictions_parquet(
     if let Some(pairs) = table.pairs() {
         columns.push(("text_pair", strings(pairs.iter().map(String::as_str))));
     }
+    if let Some(options) = table.options() {
+        columns.push(("options", text_lists(options.iter().map(|row| row.iter().map(String::as_str).collect()))));
+    }
     columns.extend([("label", label), ("predicted", prediction)]);
-    columns.push(("logits", lists(predicted.logits, names.len())?));
-    columns.push(("probabilities", lists(predicted.probabilities, names.len())?));
+    let numbers = |rows: &[Vec<f32>]| match labels.kind() {
+        LabelKind::Choice | LabelKind::Tags | LabelKind::Text => Ok(float_lists(rows)),
+        LabelKind::Class | LabelKind::Value | LabelKind::Multi => lists(rows, names.len()),
+    };
+    columns.push(("logits", numbers(predicted.logits)?));
+    columns.push(("probabilities", numbers(predicted.probabilities)?));
     Ok(parquet_bytes(&RecordBatch::try_from_iter(columns)?)?)
 }
 
@@ -63,6 +88,16 @@ fn label_columns(
             let is_predicted = |row: &Vec<f32>| row.iter().map(|&p| f32::from(u8::from(p >= 0.5))).collect();
             let predictions: Vec<Vec<f32>> = predicted.probabilities.iter().map(is_predicted).collect();
             (lists(hot, names.len())?, lists(&predictions, names.len())?)
+        }
+        Labels::Choice(options) => {
+            (Arc::new(Int64Array::from(options.clone())), Arc::new(Int64Array::from(predicted.class.to_vec())))
+        }
+        Labels::Tags(rows) => {
+            let tags = |rows: &[Vec<i64>]| text_lists(rows.iter().map(|row| row.iter().map(name).collect()));
+            (tags(rows), tags(predicted.items))
+        }
+        Labels::Text(texts) => {
+            (strings(texts.iter().map(String::as_str)), strings(predicted.texts.iter().map(String::as_str)))
         }
     })
 }
@@ -99,7 +134,7 @@ mod tests {
         let names = ["negative".to_owned(), "positive".to_owned()];
         let logits = [vec![0.5, 1.5], vec![2.0, -1.0]];
         let probabilities = [vec![0.25, 0.75], vec![0.95, 0.05]];
-        let predicted = PredictionRef { class: &[1, 0], logits: &logits, probabilities: &probabilities };
+        let predicted = PredictionRef::new(&[1, 0], &logits, &probabilities);
         let labels = Labels::Class(vec![1, 1]);
         let bytes = predictions_parquet(&table(), &labels, &names, predicted).expect("a file");
         let reader = ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from(bytes)).expect("parquet");
@@ -118,7 +153,8 @@ mod tests {
 
     #[test]
     fn missing_prediction_is_refused() {
-        let predicted = PredictionRef { class: &[1], logits: &[vec![0.0]], probabilities: &[vec![1.0]] };
+        let (logits, probabilities) = ([vec![0.0]], [vec![1.0]]);
+        let predicted = PredictionRef::new(&[1], &logits, &probabilities);
         let error = predictions_parquet(&table(), &Labels::Value(vec![0.0, 1.0]), &["score".to_owned()], predicted)
             .expect_err("one prediction for two rows");
         assert_eq!(error.to_string(), "write predictions: 1 for 2 rows");

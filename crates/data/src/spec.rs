@@ -79,6 +79,10 @@ pub struct TableSpec {
     pub text_pair: Option<String>,
     /// The column of labels; none for rows without labels.
     pub label: Option<String>,
+    /// The columns of the options of each row, or one column of lists of them; none for rows without options.
+    pub options: Vec<String>,
+    /// True if the column of texts may hold lists of words, which are joined by blanks.
+    pub words: bool,
     /// Values by column; rows with other values are left out.
     pub filter: BTreeMap<String, String>,
 }
@@ -93,6 +97,8 @@ impl TableSpec {
             text: text.into(),
             text_pair: None,
             label: None,
+            options: Vec::new(),
+            words: false,
             filter: BTreeMap::new(),
         }
     }
@@ -108,6 +114,20 @@ impl TableSpec {
     #[must_use]
     pub fn with_pair(mut self, column: impl Into<String>) -> Self {
         self.text_pair = Some(column.into());
+        self
+    }
+
+    /// Sets the columns of options.
+    #[must_use]
+    pub fn with_options(mut self, columns: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.options = columns.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Reads lists of words in the column of texts.
+    #[must_use]
+    pub fn with_words(mut self) -> Self {
+        self.words = true;
         self
     }
 

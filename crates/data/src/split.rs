@@ -31,6 +31,26 @@ pub fn split(labels: &Labels, seed: u64, fraction: f64) -> Result<(Vec<usize>, V
     Ok((train, validation))
 }
 
+/// Chooses `rows` rows of each class, at random but reproducibly for a seed. The list keeps the file's order.
+///
+/// # Errors
+/// [`SplitError::NoClasses`] for labels of another kind, [`SplitError::TooFew`] for a class with fewer rows.
+pub fn rows_per_class(labels: &Labels, seed: u64, rows: usize) -> Result<Vec<usize>, SplitError> {
+    let Labels::Class(classes) = labels else { return Err(SplitError::NoClasses { rows }) };
+    let mut rng = generator("rows per class", seed, 0);
+    let mut chosen = Vec::new();
+    for mut members in strata(labels) {
+        if members.len() < rows {
+            let class = members.first().map_or(0, |&row| classes[row]);
+            return Err(SplitError::TooFew { rows, class, found: members.len() });
+        }
+        shuffle(&mut rng, &mut members);
+        chosen.extend_from_slice(&members[..rows]);
+    }
+    chosen.sort_unstable();
+    Ok(chosen)
+}
+
 fn strata(labels: &Labels) -> Vec<Vec<usize>> {
     let Labels::Class(classes) = labels else { return vec![(0..labels.len()).collect()] };
     let mut strata: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
@@ -62,6 +82,12 @@ pub enum SplitError {
     /// Too few rows for two parts.
     #[error("split off {fraction} of {rows} row(s): a part would be empty")]
     EmptyPart { rows: usize, fraction: f64 },
+    /// Labels without classes.
+    #[error("take {rows} rows of each class: the labels are no classes")]
+    NoClasses { rows: usize },
+    /// Too few rows of a class.
+    #[error("take {rows} rows of each class: of the class with index {class} there are {found}")]
+    TooFew { rows: usize, class: i64, found: usize },
 }
 
 #[cfg(test)]
@@ -89,6 +115,18 @@ mod tests {
         for fraction in [0.1, 0.9] {
             assert_eq!(split(&labels, 0, fraction), Err(SplitError::EmptyPart { rows: 4, fraction }));
         }
+    }
+
+    #[test]
+    fn rows_of_each_class_are_as_many() {
+        let labels = Labels::Class((0..90).map(|row| i64::from(row % 3 == 0)).collect());
+        let chosen = rows_per_class(&labels, 1, 16).expect("there are enough");
+        assert!(chosen.is_sorted() && chosen.len() == 32);
+        assert_eq!(chosen.iter().filter(|&&row| row % 3 == 0).count(), 16);
+        assert_eq!(rows_per_class(&labels, 1, 16).expect("again"), chosen);
+        assert_ne!(rows_per_class(&labels, 2, 16).expect("another seed"), chosen);
+        assert_eq!(rows_per_class(&labels, 1, 31), Err(SplitError::TooFew { rows: 31, class: 1, found: 30 }));
+        assert_eq!(rows_per_class(&Labels::Value(vec![0.5]), 1, 1), Err(SplitError::NoClasses { rows: 1 }));
     }
 
     proptest! {

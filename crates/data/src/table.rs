@@ -14,6 +14,7 @@ pub struct Table {
     texts: Vec<String>,
     pairs: Option<Vec<String>>,
     labels: Option<Vec<RawLabel>>,
+    options: Option<Vec<Vec<String>>>,
     files: Arc<[PathBuf]>,
     /// File index and data row, from 1, of each row.
     origins: Vec<(usize, usize)>,
@@ -56,18 +57,14 @@ impl Table {
         }
         let pairs = spec.text_pair.is_some().then_some(rows.pairs);
         let labels = spec.label.is_some().then_some(rows.labels);
-        Ok(Self::new(rows.texts, pairs, labels, files.into(), rows.origins))
+        let options = (!spec.options.is_empty()).then_some(rows.options);
+        let (texts, files, origins) = (rows.texts, files.into(), rows.origins);
+        Ok(Self { texts, pairs, labels, options, files, origins, digest: String::new() }.with_digest())
     }
 
-    fn new(
-        texts: Vec<String>,
-        pairs: Option<Vec<String>>,
-        labels: Option<Vec<RawLabel>>,
-        files: Arc<[PathBuf]>,
-        origins: Vec<(usize, usize)>,
-    ) -> Self {
-        let digest = digest(&texts, pairs.as_deref(), labels.as_deref());
-        Self { texts, pairs, labels, files, origins, digest }
+    fn with_digest(self) -> Self {
+        let digest = digest(&self.texts, self.pairs(), self.labels(), self.options());
+        Self { digest, ..self }
     }
 
     /// Number of rows.
@@ -91,6 +88,11 @@ impl Table {
         self.labels.as_deref()
     }
 
+    /// Options of each row, if columns of them were named.
+    pub fn options(&self) -> Option<&[Vec<String>]> {
+        self.options.as_deref()
+    }
+
     /// File and row that a row comes from.
     ///
     /// # Panics
@@ -100,7 +102,7 @@ impl Table {
         RowLocation { path: self.files[file].clone(), row: number }
     }
 
-    /// Hexadecimal sha256 of texts, second texts and labels, but not of their locations.
+    /// Hexadecimal sha256 of texts, second texts, labels and options, but not of their locations.
     pub fn digest(&self) -> &str {
         &self.digest
     }
@@ -112,11 +114,21 @@ impl Table {
     #[must_use]
     pub fn select(&self, rows: &[usize]) -> Self {
         assert!(!rows.is_empty(), "a table has at least one row");
-        let pick = |texts: &Vec<String>| rows.iter().map(|&row| texts[row].clone()).collect::<Vec<_>>();
-        let labels = self.labels.as_ref().map(|labels| rows.iter().map(|&row| labels[row].clone()).collect());
-        let origins = rows.iter().map(|&row| self.origins[row]).collect();
-        Self::new(pick(&self.texts), self.pairs.as_ref().map(pick), labels, self.files.clone(), origins)
+        let table = Self {
+            texts: picked(&self.texts, rows),
+            pairs: self.pairs.as_ref().map(|pairs| picked(pairs, rows)),
+            labels: self.labels.as_ref().map(|labels| picked(labels, rows)),
+            options: self.options.as_ref().map(|options| picked(options, rows)),
+            files: self.files.clone(),
+            origins: picked(&self.origins, rows),
+            digest: String::new(),
+        };
+        table.with_digest()
     }
+}
+
+fn picked<T: Clone>(all: &[T], rows: &[usize]) -> Vec<T> {
+    rows.iter().map(|&row| all[row].clone()).collect()
 }
 
 /// Row spec for training: a row without a text is an error.
@@ -127,6 +139,8 @@ fn row_spec(spec: &TableSpec, format: Format) -> RowSpec {
         text: Some(spec.text.clone()),
         text_pair: spec.text_pair.clone(),
         label: spec.label.clone(),
+        options: spec.options.clone(),
+        words: spec.words,
         filter: spec.filter.clone(),
         passthrough: Passthrough::None,
         bad_rows: BadRowPolicy::Fail,
@@ -139,6 +153,7 @@ struct TableBuilder {
     texts: Vec<String>,
     pairs: Vec<String>,
     labels: Vec<RawLabel>,
+    options: Vec<Vec<String>>,
     origins: Vec<(usize, usize)>,
     read: usize,
     has_columns: bool,
@@ -157,11 +172,17 @@ impl TableBuilder {
         self.origins.extend(chunk.numbers.iter().map(|&number| (file, number)));
         self.texts.extend(chunk.texts);
         self.pairs.extend(chunk.pairs.into_iter().flatten());
+        self.options.extend(chunk.options.into_iter().flatten());
         Ok(())
     }
 }
 
-fn digest(texts: &[String], pairs: Option<&[String]>, labels: Option<&[RawLabel]>) -> String {
+fn digest(
+    texts: &[String],
+    pairs: Option<&[String]>,
+    labels: Option<&[RawLabel]>,
+    options: Option<&[Vec<String>]>,
+) -> String {
     let mut hash = Sha256::new();
     let mut add = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_le_bytes());
@@ -173,6 +194,10 @@ fn digest(texts: &[String], pairs: Option<&[String]>, labels: Option<&[RawLabel]
     }
     for label in labels.into_iter().flatten() {
         add(label.digest_text().as_bytes());
+    }
+    for options in options.into_iter().flatten() {
+        add(b"options");
+        options.iter().for_each(|option| add(option.as_bytes()));
     }
     hex::encode(hash.finalize())
 }

@@ -26,6 +26,12 @@ impl Template {
         self.pieces.contains(&Piece::Pair)
     }
 
+    /// First byte of a single text in its input.
+    pub(crate) fn text_start(&self) -> usize {
+        let before = self.pieces.iter().take_while(|piece| **piece != Piece::Text);
+        before.map(|piece| if let Piece::Literal(literal) = piece { literal.len() } else { 0 }).sum()
+    }
+
     /// Model input with these texts. `pair` replaces `{text_pair}`, or else becomes the second sequence.
     pub fn input<'a>(&'a self, text: &'a str, pair: Option<&'a str>) -> Input<'a> {
         let piece = |piece: &'a Piece| match piece {
@@ -107,6 +113,7 @@ mod tests {
         assert!("{text} {text_pair}".parse::<Template>().expect("a template").takes_pair());
         assert_eq!("<{text}>".parse::<Template>().expect("a template").input("A", Some("B")).second(), Some("B"));
         assert_eq!("{text}{text_pair}".parse::<Template>().expect("a template").input("A", Some("B")).second(), None);
+        assert_eq!("é: {text_pair}<{text}".parse::<Template>().expect("a template").text_start(), 5);
     }
 
     #[test]

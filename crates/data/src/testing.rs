@@ -18,6 +18,12 @@ pub(crate) fn jsonl(labels: &[&str]) -> Table {
     read(&rows, |spec| spec.with_label("label"))
 }
 
+/// Table of these rows of JSON.
+pub(crate) fn json_table(rows: &[&str], with: impl FnOnce(TableSpec) -> TableSpec) -> Table {
+    let rows: Vec<String> = rows.iter().map(|&row| row.to_owned()).collect();
+    read(&rows, with)
+}
+
 fn read(rows: &[String], with: impl FnOnce(TableSpec) -> TableSpec) -> Table {
     let file = tempfile::NamedTempFile::new().expect("a file");
     fs::write(file.path(), rows.join("\n")).expect("written");

@@ -10,7 +10,7 @@ use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, UInt32Array, UI
 use arrow::datatypes::{Schema, UInt32Type, UInt64Type};
 use arrow::ipc::reader::FileReader;
 use arrow::ipc::writer::FileWriter;
-use sepal_core::Ragged;
+use sepal_core::{Ragged, RowForm};
 use sha2::{Digest, Sha256};
 
 use crate::{Encode, Table, TokenSpec, TokenTable};
@@ -31,7 +31,8 @@ impl TokenCache {
         let side = spec.truncation.side.name();
         // A missing template and an empty one differ.
         let template = spec.template.as_ref().map_or_else(String::new, |template| format!("={template}"));
-        for part in [VERSION, encoder.digest(), table.digest(), &max_length, side, &template] {
+        let form = (spec.form == RowForm::Options).then_some("options");
+        for part in [VERSION, encoder.digest(), table.digest(), &max_length, side, &template].into_iter().chain(form) {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         }
@@ -62,13 +63,13 @@ impl TokenCache {
     }
 }
 
-/// Writes a row per token: its id, true if it begins a table row, and the number of tokens that truncation removed from that
-/// row.
+/// Writes a row per token: its id, true if it begins a sequence, and the number of tokens that truncation removed from that
+/// sequence.
 fn write(writer: BufWriter<&File>, tokens: &TokenTable) -> Result<(), Box<dyn Error>> {
     let mut begins = vec![false; tokens.ids().len()];
     let mut truncated = vec![0; tokens.ids().len()];
     for (row, &n_truncated) in tokens.truncated().iter().enumerate() {
-        let start = tokens.rows().range(row).start;
+        let start = tokens.sequences().range(row).start;
         begins[start] = true;
         truncated[start] = n_truncated as u64;
     }
@@ -106,7 +107,7 @@ fn read(path: &Path) -> Result<TokenTable, Box<dyn Error>> {
 
 fn digest(tokens: &TokenTable) -> String {
     let mut hash = Sha256::new();
-    let numbers = [tokens.ids(), tokens.rows().offsets()];
+    let numbers = [tokens.ids(), tokens.sequences().offsets()];
     numbers.into_iter().flatten().for_each(|number| hash.update(number.to_le_bytes()));
     tokens.truncated().iter().for_each(|number| hash.update(number.to_le_bytes()));
     hex::encode(hash.finalize())

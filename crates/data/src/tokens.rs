@@ -1,44 +1,14 @@
+use std::ops::Range;
 use std::path::PathBuf;
 
-use sepal_core::{Ragged, RaggedError};
-use sepal_tokenize::{Encoding, Input, Tokenizer, Truncation, TruncationSide};
+use sepal_core::{Ragged, RaggedError, RowForm, TokenBatch, TokenText};
+use sepal_tokenize::{Truncation, TruncationSide};
 
+use crate::encode::{Encode, EncodedRow, RowEncoder, RowTexts};
 use crate::token_cache::TokenCache;
-use crate::{BoxError, RowLocation, Table, Template};
+use crate::{BoxError, RawLabel, RowLocation, Table, Template};
 
 const CHUNK: usize = 4096;
-
-/// Encoder of texts as token ids.
-pub trait Encode {
-    /// Encodes each input, including special tokens, within the limit. Rows without tokens are allowed.
-    ///
-    /// # Errors
-    /// Error if an input cannot be encoded.
-    fn encode_batch(&self, rows: &[Input<'_>], truncation: Truncation) -> Result<Vec<TokenRow>, BoxError>;
-
-    /// Digest of its definition, unique to the encoder.
-    fn digest(&self) -> &str;
-}
-
-/// Tokens of one row.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TokenRow {
-    /// Token ids, including special tokens.
-    pub ids: Vec<u32>,
-    /// Number of tokens of text that truncation removed.
-    pub n_truncated: usize,
-}
-
-impl Encode for Tokenizer {
-    fn encode_batch(&self, rows: &[Input<'_>], truncation: Truncation) -> Result<Vec<TokenRow>, BoxError> {
-        let encodings = Tokenizer::encode_batch(self, rows, truncation)?;
-        Ok(encodings.into_iter().map(|Encoding { ids, n_truncated, .. }| TokenRow { ids, n_truncated }).collect())
-    }
-
-    fn digest(&self) -> &str {
-        Tokenizer::digest(self)
-    }
-}
 
 /// Options of tokenizing a table.
 #[derive(Debug, Clone)]
@@ -48,6 +18,8 @@ pub struct TokenSpec {
     pub truncation: Truncation,
     /// Template around the texts.
     pub template: Option<Template>,
+    /// Form in which rows become sequences.
+    pub form: RowForm,
     /// Folder of cached token tables; none to tokenize every time.
     pub cache: Option<PathBuf>,
 }
@@ -56,7 +28,14 @@ impl TokenSpec {
     /// Spec of at most `max_length` tokens, with truncation on the right, and without template and cache.
     pub fn new(max_length: usize) -> Self {
         let truncation = Truncation { max_length, side: TruncationSide::Right };
-        Self { truncation, template: None, cache: None }
+        Self { truncation, template: None, form: RowForm::Text, cache: None }
+    }
+
+    /// Sets the form in which rows become sequences.
+    #[must_use]
+    pub fn with_form(mut self, form: RowForm) -> Self {
+        self.form = form;
+        self
     }
 
     /// Sets the side of long texts that truncation removes.
@@ -82,121 +61,140 @@ impl TokenSpec {
 }
 
 /// Token ids of the rows of a table, concatenated.
+///
+/// A row is one sequence of tokens, or one for each of its options.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenTable {
     ids: Vec<u32>,
-    rows: Ragged,
+    sequences: Ragged,
     truncated: Vec<usize>,
+    groups: Option<Ragged>,
+    texts: Option<Vec<TokenText>>,
+    answers: Option<Vec<Range<usize>>>,
 }
 
 impl TokenTable {
     /// Tokenizes a table, or loads it from the cache. The key consists of the digests of tokenizer and table and of the
     /// options, so that cached files are never stale. Damaged files are replaced, and a folder that cannot be written is not
-    /// an error.
+    /// an error. Rows of words and of answers are not cached.
     ///
     /// # Errors
     /// [`TokenizeError`] with file and row if a text cannot be encoded.
     pub fn build(table: &Table, encoder: &dyn Encode, spec: &TokenSpec) -> Result<Self, TokenizeError> {
-        if spec.template.as_ref().is_some_and(Template::takes_pair) && table.pairs().is_none() {
+        let takes_pair = spec.template.as_ref().is_some_and(Template::takes_pair);
+        if takes_pair && spec.form != RowForm::Options && table.pairs().is_none() {
             return Err(TokenizeError::NoPair);
         }
-        let Some(folder) = &spec.cache else { return Self::encode(table, encoder, spec) };
+        let groups = match (spec.form, table.options()) {
+            (RowForm::Options, None) => return Err(TokenizeError::NoOptions),
+            (RowForm::Options, Some(options)) => Some(Self::ragged(options.iter().map(Vec::len))?),
+            _ => None,
+        };
+        let is_cached = matches!(spec.form, RowForm::Text | RowForm::Options);
+        let Some(folder) = spec.cache.as_ref().filter(|_| is_cached) else {
+            return Self::encode(table, encoder, spec, groups);
+        };
+        let n_sequences = groups.as_ref().map_or(table.len(), Ragged::n_tokens);
         let cache = TokenCache::new(folder, table, encoder, spec);
-        if let Some(found) = cache.load().filter(|found| found.len() == table.len()) {
-            return Ok(found);
+        if let Some(found) = cache.load().filter(|found| found.sequences.len() == n_sequences) {
+            return Ok(Self { groups, ..found });
         }
-        let tokens = Self::encode(table, encoder, spec)?;
+        let tokens = Self::encode(table, encoder, spec, groups)?;
         if let Err(error) = cache.store(&tokens) {
             tracing::warn!(folder = %folder.display(), error, "tokens are not cached");
         }
         Ok(tokens)
     }
 
-    pub(crate) fn new(ids: Vec<u32>, rows: Ragged, truncated: Vec<usize>) -> Option<Self> {
-        (rows.n_tokens() == ids.len() && rows.len() == truncated.len()).then_some(Self { ids, rows, truncated })
+    pub(crate) fn new(ids: Vec<u32>, sequences: Ragged, truncated: Vec<usize>) -> Option<Self> {
+        let fits = sequences.n_tokens() == ids.len() && sequences.len() == truncated.len();
+        fits.then_some(Self { ids, sequences, truncated, groups: None, texts: None, answers: None })
     }
 
     /// Number of rows.
     #[expect(clippy::len_without_is_empty, reason = "there is always a row")]
     pub fn len(&self) -> usize {
-        self.rows.len()
+        self.groups.as_ref().unwrap_or(&self.sequences).len()
     }
 
-    /// Token ids of all rows, `[n_tokens]`.
+    /// Token ids of all sequences, `[n_tokens]`.
     pub fn ids(&self) -> &[u32] {
         &self.ids
     }
 
-    /// Offsets of the rows in the ids.
-    pub fn rows(&self) -> &Ragged {
-        &self.rows
+    /// Offsets of the sequences in the ids.
+    pub fn sequences(&self) -> &Ragged {
+        &self.sequences
     }
 
-    /// Token ids of one row.
+    /// Token ids of one sequence.
     ///
     /// # Panics
-    /// If there is no such row.
-    pub fn row(&self, row: usize) -> &[u32] {
-        &self.ids[self.rows.range(row)]
+    /// If there is no such sequence.
+    pub fn sequence(&self, sequence: usize) -> &[u32] {
+        &self.ids[self.sequences.range(sequence)]
     }
 
-    /// Number of tokens that truncation removed from each row, `[rows]`.
+    /// Number of tokens that truncation removed from each sequence, `[sequences]`.
     pub fn truncated(&self) -> &[usize] {
         &self.truncated
     }
 
-    /// Table of these rows, in this order.
+    /// Batch of these rows, in this order.
     ///
     /// # Panics
     /// If a row does not exist or `rows` is empty.
-    #[must_use]
-    pub fn select(&self, rows: &[usize]) -> Self {
-        Self {
-            ids: rows.iter().flat_map(|&row| self.row(row)).copied().collect(),
-            rows: self.rows.select(rows),
-            truncated: rows.iter().map(|&row| self.truncated[row]).collect(),
+    pub fn batch(&self, rows: &[usize]) -> TokenBatch {
+        let sequences: Vec<usize> = match &self.groups {
+            Some(groups) => rows.iter().flat_map(|&row| groups.range(row)).collect(),
+            None => rows.to_vec(),
+        };
+        TokenBatch {
+            ids: sequences.iter().flat_map(|&sequence| self.sequence(sequence)).map(|&id| i64::from(id)).collect(),
+            sequences: self.sequences.select(&sequences),
+            groups: self.groups.as_ref().map(|groups| groups.select(rows)),
+            texts: picked(self.texts.as_deref(), &sequences),
+            answers: picked(self.answers.as_deref(), &sequences),
         }
     }
 
-    fn encode(table: &Table, encoder: &dyn Encode, spec: &TokenSpec) -> Result<Self, TokenizeError> {
+    fn encode(
+        table: &Table,
+        encoder: &dyn Encode,
+        spec: &TokenSpec,
+        groups: Option<Ragged>,
+    ) -> Result<Self, TokenizeError> {
         let table_encoder = TableEncoder { table, encoder, spec };
         let (mut ids, mut lengths, mut truncated) = (Vec::new(), Vec::with_capacity(table.len()), Vec::new());
+        let (mut texts, mut answers) = (Vec::new(), Vec::new());
         let rows: Vec<usize> = (0..table.len()).collect();
         for chunk in rows.chunks(CHUNK) {
-            for (row, tokens) in chunk.iter().zip(table_encoder.encode(chunk)?) {
-                if tokens.ids.is_empty() {
+            for (row, encoded) in chunk.iter().zip(table_encoder.encode(chunk)?) {
+                if !encoded.has_tokens() {
                     return Err(TokenizeError::NoToken { location: table.location(*row) });
                 }
-                lengths.push(tokens.ids.len());
-                ids.extend(tokens.ids);
-                truncated.push(tokens.n_truncated);
+                for tokens in encoded.sequences {
+                    lengths.push(tokens.ids.len());
+                    ids.extend(tokens.ids);
+                    truncated.push(tokens.n_truncated);
+                }
+                texts.extend(encoded.text);
+                answers.extend(encoded.answer);
             }
         }
-        let rows = Ragged::from_lengths(lengths).map_err(|source| TokenizeError::TooMany { source })?;
-        Ok(Self { ids, rows, truncated })
+        let sequences = Self::ragged(lengths)?;
+        let texts = (spec.form == RowForm::Words).then_some(texts);
+        let answers = (spec.form == RowForm::Answer).then_some(answers);
+        Ok(Self { ids, sequences, truncated, groups, texts, answers })
+    }
+
+    fn ragged(lengths: impl IntoIterator<Item = usize>) -> Result<Ragged, TokenizeError> {
+        Ragged::from_lengths(lengths).map_err(|source| TokenizeError::TooMany { source })
     }
 }
 
-/// Encodes each text, or pair, with the template around it, within the limit.
-///
-/// # Errors
-/// Error if a text cannot be encoded.
-///
-/// # Panics
-/// If there are fewer pairs than texts.
-pub fn encode_texts(
-    texts: &[&str],
-    pairs: Option<&[&str]>,
-    template: Option<&Template>,
-    encoder: &dyn Encode,
-    truncation: Truncation,
-) -> Result<Vec<TokenRow>, BoxError> {
-    let input = |(row, &text)| {
-        let pair = pairs.map(|pairs| pairs[row]);
-        template.map_or_else(|| Input::new(text, pair), |template| template.input(text, pair))
-    };
-    let inputs: Vec<Input<'_>> = texts.iter().enumerate().map(input).collect();
-    encoder.encode_batch(&inputs, truncation)
+fn picked<T: Clone>(all: Option<&[T]>, sequences: &[usize]) -> Option<Vec<T>> {
+    all.map(|all| sequences.iter().map(|&sequence| all[sequence].clone()).collect())
 }
 
 struct TableEncoder<'a> {
@@ -206,21 +204,38 @@ struct TableEncoder<'a> {
 }
 
 impl TableEncoder<'_> {
-    fn encode(&self, rows: &[usize]) -> Result<Vec<TokenRow>, TokenizeError> {
+    fn encode(&self, rows: &[usize]) -> Result<Vec<EncodedRow>, TokenizeError> {
         let result = self.encode_rows(rows);
         result.map_err(|source| self.first_error(rows).unwrap_or(TokenizeError::Encoder { source }))
     }
 
-    fn encode_rows(&self, rows: &[usize]) -> Result<Vec<TokenRow>, BoxError> {
+    fn encode_rows(&self, rows: &[usize]) -> Result<Vec<EncodedRow>, BoxError> {
+        let TokenSpec { truncation, template, form, .. } = self.spec;
         let texts: Vec<&str> = rows.iter().map(|&row| self.table.texts()[row].as_str()).collect();
         let pairs = self.table.pairs().map(|pairs| rows.iter().map(|&row| pairs[row].as_str()).collect::<Vec<_>>());
-        let TokenSpec { truncation, template, .. } = self.spec;
-        let encoded = encode_texts(&texts, pairs.as_deref(), template.as_ref(), self.encoder, *truncation)?;
-        if encoded.len() == rows.len() && encoded.iter().all(|tokens| tokens.ids.len() <= truncation.max_length) {
+        let options: Option<Vec<Vec<String>>> = picked(self.table.options(), rows);
+        let answers = self.answers(rows);
+        let answers = answers.as_ref().map(|answers| answers.iter().map(String::as_str).collect::<Vec<_>>());
+        let encoder =
+            RowEncoder { form: *form, template: template.as_ref(), truncation: *truncation, encoder: self.encoder };
+        let encoded = encoder.encode(RowTexts {
+            texts: &texts,
+            pairs: pairs.as_deref(),
+            options: options.as_deref(),
+            answers: answers.as_deref(),
+        })?;
+        let is_short = |row: &EncodedRow| row.sequences.iter().all(|row| row.ids.len() <= truncation.max_length);
+        if encoded.len() == rows.len() && encoded.iter().all(is_short) {
             Ok(encoded)
         } else {
             Err("the encoder returned another number of rows, or rows that are too long".into())
         }
+    }
+
+    /// Labels of the rows as texts, if they are answers.
+    fn answers(&self, rows: &[usize]) -> Option<Vec<String>> {
+        let labels = self.table.labels().filter(|_| self.spec.form == RowForm::Answer)?;
+        Some(rows.iter().map(|&row| RawLabel::to_string(&labels[row])).collect())
     }
 
     fn first_error(&self, rows: &[usize]) -> Option<TokenizeError> {
@@ -239,6 +254,9 @@ pub enum TokenizeError {
     /// The template needs a second text.
     #[error("put {{text_pair}} into the template: no column of second texts was named")]
     NoPair,
+    /// The task needs options.
+    #[error("find the options of each row: no column of options was named")]
+    NoOptions,
     /// A text that cannot be encoded.
     #[error("tokenize {location}")]
     Encode { location: RowLocation, source: BoxError },
@@ -258,24 +276,25 @@ pub enum TokenizeError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Letters, texts};
+    use crate::testing::{Letters, json_table, jsonl, texts};
 
     fn build(table: &Table, spec: &TokenSpec) -> Result<TokenTable, TokenizeError> {
         TokenTable::build(table, &Letters::default(), spec)
     }
 
     fn letters(tokens: &TokenTable, row: usize) -> String {
-        tokens.row(row).iter().filter_map(|&id| char::from_u32(id)).collect()
+        tokens.sequence(row).iter().filter_map(|&id| char::from_u32(id)).collect()
     }
 
     #[test]
     fn rows_are_concatenated() {
         let tokens = build(&texts(&["abc", "de", "fghij"]), &TokenSpec::new(3)).expect("tokens");
-        assert_eq!(tokens.rows().offsets(), [0, 3, 5, 8]);
+        assert_eq!(tokens.sequences().offsets(), [0, 3, 5, 8]);
         assert_eq!((letters(&tokens, 0).as_str(), letters(&tokens, 2).as_str()), ("abc", "fgh"));
         assert_eq!(tokens.truncated(), [0, 0, 2]);
-        let part = tokens.select(&[2, 0]);
-        assert_eq!((part.rows().offsets(), part.truncated()), (&[0, 3, 6][..], &[2, 0][..]));
+        let batch = tokens.batch(&[2, 1]);
+        assert_eq!((batch.sequences.offsets(), batch.n_rows()), (&[0, 3, 5][..], 2));
+        assert_eq!(batch.ids, [b'f', b'g', b'h', b'd', b'e'].map(i64::from));
     }
 
     #[test]
@@ -346,6 +365,35 @@ mod tests {
             assert_eq!(build(&table, &spec).expect("tokens"), first);
         }
         assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1, "temporary files are left");
+    }
+
+    #[test]
+    fn rows_of_options_are_cached_by_their_options() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let spec = TokenSpec::new(9).with_form(RowForm::Options).with_cache(folder.path());
+        let rows = ["{\"text\": \"a\", \"of\": [\"b\", \"cd\"]}", "{\"text\": \"x\", \"of\": [\"e\", \"f\"]}"];
+        let table = json_table(&rows, |spec| spec.with_options(["of"]));
+        let encoder = Letters::default();
+        let first = TokenTable::build(&table, &encoder, &spec).expect("tokens");
+        assert_eq!((first.len(), first.sequences().len(), letters(&first, 1).as_str()), (2, 4, "a cd"));
+        let calls = encoder.calls();
+        assert_eq!(TokenTable::build(&table, &encoder, &spec).expect("cached"), first);
+        assert_eq!(encoder.calls(), calls, "tokenized again");
+        let batch = first.batch(&[1]);
+        assert_eq!((batch.n_rows(), batch.sequences.len(), batch.sequences_of(0)), (1, 2, 0..2));
+        let error = build(&texts(&["abc"]), &spec).expect_err("no options");
+        assert!(matches!(error, TokenizeError::NoOptions));
+    }
+
+    #[test]
+    fn answers_and_words_come_with_their_rows() {
+        let spec = TokenSpec::new(9).with_form(RowForm::Answer);
+        let tokens = build(&jsonl(&["\"yes\"", "7"]), &spec).expect("tokens");
+        assert_eq!((letters(&tokens, 0).as_str(), letters(&tokens, 1).as_str()), ("x yes", "x 7"));
+        assert_eq!(tokens.batch(&[1, 0]).answers, Some(vec![1..3, 1..5]));
+        let tokens = build(&texts(&["ab c"]), &TokenSpec::new(9).with_form(RowForm::Words)).expect("tokens");
+        let found = tokens.batch(&[0]).texts.expect("texts");
+        assert_eq!(found[0].first_tokens(), [Some(0), Some(3)]);
     }
 
     #[test]

@@ -1,3 +1,7 @@
+//! Description of a classifier, its rows and its answers.
+
+use sepal_core::{LabelKind, Task};
+
 /// Kind of prediction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AnswerKind {
@@ -7,6 +11,21 @@ pub enum AnswerKind {
     Labels,
     /// Number.
     Value,
+    /// Label of each word.
+    Tags,
+}
+
+impl AnswerKind {
+    /// Kind of the answers of a task; `None` if its rows are not texts or pairs of texts.
+    pub fn of_task(task: &Task) -> Option<Self> {
+        match task.kind() {
+            LabelKind::Class => Some(Self::Class),
+            LabelKind::Multi => Some(Self::Labels),
+            LabelKind::Value => Some(Self::Value),
+            LabelKind::Tags => Some(Self::Tags),
+            LabelKind::Choice | LabelKind::Text => None,
+        }
+    }
 }
 
 /// Public description of a classifier.
@@ -41,6 +60,15 @@ pub enum Answer {
     },
     /// Number.
     Value(f32),
+    /// Label of each word.
+    Tags {
+        /// Words of the text.
+        words: Vec<String>,
+        /// Index of the label of each word.
+        tags: Vec<usize>,
+        /// Probability of the label of each word.
+        probabilities: Vec<f32>,
+    },
 }
 
 /// Input of a prediction: a text or a pair of texts.
@@ -74,6 +102,13 @@ impl Answer {
             }
             Answer::Labels { probabilities } => info.kind == AnswerKind::Labels && are_valid(probabilities),
             Answer::Value(value) => info.kind == AnswerKind::Value && value.is_finite(),
+            Answer::Tags { words, tags, probabilities } => {
+                info.kind == AnswerKind::Tags
+                    && words.len() == tags.len()
+                    && words.len() == probabilities.len()
+                    && tags.iter().all(|tag| *tag < info.labels.len())
+                    && probabilities.iter().all(|probability| probability.is_finite())
+            }
         }
     }
 }

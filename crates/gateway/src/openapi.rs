@@ -52,6 +52,7 @@ pub(crate) fn description(info: &ClassifierInfo) -> String {
         AnswerKind::Class => format!("Sorts {inputs} into one of {} classes: {names}.", info.labels.len()),
         AnswerKind::Labels => format!("Gives {inputs} any of {} labels: {names}.", info.labels.len()),
         AnswerKind::Value => format!("Gives {inputs} a number: {names}."),
+        AnswerKind::Tags => format!("Gives each word of {inputs} one of {} labels: {names}.", info.labels.len()),
     }
 }
 
@@ -178,6 +179,11 @@ fn prediction(info: &ClassifierInfo) -> Value {
         AnswerKind::Class => json!({ "label": label, "probability": probability, "probabilities": probabilities }),
         AnswerKind::Labels => json!({ "labels": { "type": "array", "items": label }, "probabilities": probabilities }),
         AnswerKind::Value => json!({ "value": { "type": "number" } }),
+        AnswerKind::Tags => json!({
+            "words": { "type": "array", "items": { "type": "string" } },
+            "labels": { "type": "array", "items": label },
+            "probabilities": { "type": "array", "items": probability },
+        }),
     };
     let names: Vec<&String> = properties.as_object().into_iter().flat_map(Map::keys).collect();
     json!({ "type": "object", "required": names, "properties": properties })

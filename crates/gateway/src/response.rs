@@ -43,6 +43,12 @@ impl Serialize for NamedAnswer<'_> {
                 map.serialize_entry("probabilities", &ByName { labels, probabilities })?;
             }
             Answer::Value(value) => map.serialize_entry("value", value)?,
+            Answer::Tags { words, tags, probabilities } => {
+                let names: Vec<Option<&String>> = tags.iter().map(|tag| labels.get(*tag)).collect();
+                map.serialize_entry("words", words)?;
+                map.serialize_entry("labels", &names)?;
+                map.serialize_entry("probabilities", probabilities)?;
+            }
         }
         map.end()
     }
@@ -85,6 +91,12 @@ mod tests {
             r#"{"labels":["no"],"probabilities":{"no":0.5,"yes":0.1}}"#,
         );
         check(AnswerKind::Value, Answer::Value(3.2), r#"{"value":3.2}"#);
+        let words = vec!["a".to_owned(), "b".to_owned()];
+        check(
+            AnswerKind::Tags,
+            Answer::Tags { words, tags: vec![1, 0], probabilities: vec![0.5, 0.75] },
+            r#"{"words":["a","b"],"labels":["yes","no"],"probabilities":[0.5,0.75]}"#,
+        );
     }
 
     #[test]
@@ -94,6 +106,10 @@ mod tests {
         assert!(!Answer::Class { class: 2, probabilities: vec![0.5, 0.5] }.is_valid_for(&info));
         assert!(!Answer::Class { class: 0, probabilities: vec![1.0] }.is_valid_for(&info));
         assert!(!Answer::Value(1.0).is_valid_for(&info));
+        let info_of_tags = ClassifierInfo::new("a", AnswerKind::Tags, &["no", "yes"]);
+        let tags = |tags: Vec<usize>| Answer::Tags { words: vec!["a".to_owned()], tags, probabilities: vec![0.5] };
+        assert!(tags(vec![1]).is_valid_for(&info_of_tags));
+        assert!(!tags(vec![2]).is_valid_for(&info_of_tags) && !tags(vec![]).is_valid_for(&info_of_tags));
         assert!(!Answer::Value(f32::INFINITY).is_valid_for(&ClassifierInfo::new("a", AnswerKind::Value, &["score"])));
     }
 }

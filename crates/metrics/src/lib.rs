@@ -14,8 +14,10 @@
 //! # Ok::<(), sepal_metrics::MetricError>(())
 //! ```
 
+pub mod answers;
 mod classes;
 mod counts;
+pub mod entities;
 pub mod glue;
 pub mod multilabel;
 mod names;

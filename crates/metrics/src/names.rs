@@ -52,6 +52,8 @@ pub const METRICS: &[Metric] = &[
     smaller("rmse", "RMSE", "the root of the mean squared error"),
     smaller("mae", "MAE", "the mean absolute error"),
     larger("r2", "R²", "the share of the labels' variance that the predictions explain"),
+    smaller("perplexity", "Perplexity", "e to the mean of -ln of the probability of the answers' tokens"),
+    larger("token_accuracy", "Token accuracy", "the share of the answers' tokens that are the most probable ones"),
     larger("pearson", "Pearson", "Pearson's correlation"),
     larger("spearman", "Spearman", "Spearman's correlation of ranks"),
 ];

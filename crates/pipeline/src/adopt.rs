@@ -27,11 +27,10 @@ pub fn adopted(
     adapter: &Path,
 ) -> Result<Manifest, ClassifierError> {
     let frozen = FrozenModel::new(files)?;
-    let mut built = BuiltHead::new(spec, registry, &frozen)?;
-    let ends = frozen.load_ends()?;
-    let tuning = built.build_tuning(spec, registry, &frozen, ends.embedding_matrix(), true)?;
+    let mut built = BuiltHead::new(spec, registry, &frozen, true)?;
+    let tuning = built.build_tuning(spec, registry, &frozen, true)?;
     frozen.check_positions(spec.data.max_length, tuning.pre_seq_len())?;
-    let BuiltHead { head, mut params } = built;
+    let BuiltHead { head, mut params, ends } = built;
     params.load(adapter).map_err(|error| AdapterError {
         path: adapter.parent().unwrap_or(adapter).to_owned(),
         problem: in_one_line(&error),
@@ -50,6 +49,8 @@ pub fn adopted(
             text: data.text.clone(),
             text_pair: data.text_pair.clone(),
             label: data.label.clone(),
+            options: data.options.clone(),
+            words: data.words,
             template: data.template.clone(),
             max_length: Some(spec.data.max_length),
             truncation_side: Some(frozen.truncation_side(spec).name().to_owned()),

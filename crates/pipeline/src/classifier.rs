@@ -6,10 +6,10 @@ use std::sync::atomic::AtomicBool;
 
 use sepal_assets::{Assets, Kind, Source, Sources};
 use sepal_config::Spec;
-use sepal_core::{LabelKind, Labels, Ragged};
+use sepal_core::{Labels, Task};
 use sepal_data::{
-    LabelError, LabelSet, ListLayout, Loader, LoaderConfig, OutputSpec, Table, TableSpec, Template, TokenRow,
-    TokenSpec, TokenTable, encode_texts,
+    EncodedRow, LabelError, LabelSet, ListLayout, Loader, LoaderConfig, OutputSpec, RowEncoder, RowTexts, Table,
+    TableSpec, Template, TokenSpec, TokenTable,
 };
 use sepal_model::{BlocksSession, Model};
 use sepal_plugin::{Phase, Prediction, Registry};
@@ -18,7 +18,7 @@ use sepal_track::{EvaluationRecord, Manifest};
 use sepal_train::{Split, evaluate, headline};
 
 use crate::connect::SwarmHandle;
-use crate::data::read_split;
+use crate::data::{calibration_batch, predictions_file, read_split};
 use crate::error::{AdapterError, AssembleError, BoxError, ClassifierError, DataError};
 use crate::frozen_model::{BuiltHead, FrozenModel, assemble};
 use crate::model_files::{Fetcher, watched};
@@ -95,18 +95,20 @@ impl Classifier {
             (None, Some("left")) => TruncationSide::Left,
             (None, _) => TruncationSide::Right,
         };
-        let mut built = BuiltHead::new(spec, registry, &frozen)?;
+        let mut built = BuiltHead::new(spec, registry, &frozen, true)?;
         built.head.see_class_rows(&manifest.data.class_rows).map_err(AssembleError::Head)?;
         let longest = spec.data.max_length;
         let (mut model, servers) = assemble(spec, registry, &frozen, built, longest, true, observer)?;
         let path = run.join("adapter.safetensors");
         model.params.load(&path).map_err(|error| refused(sepal_core::in_one_line(&error)))?;
+        let truncation = Truncation { max_length: spec.data.max_length, side };
+        model.calibration = calibration_batch(&*model.head, template.as_ref(), &frozen.tokenizer, truncation)?;
         Ok(Self {
             model,
             frozen,
             manifest,
             template,
-            truncation: Truncation { max_length: spec.data.max_length, side },
+            truncation,
             batch_size: spec.evaluate.batch_size,
             prefetch: spec.loader.prefetch,
             _servers: servers,
@@ -123,18 +125,23 @@ impl Classifier {
         self.model.head.label_names()
     }
 
-    /// Kind of the labels.
-    pub fn label_kind(&self) -> LabelKind {
-        self.model.head.label_kind()
+    /// Description of the task.
+    pub fn task(&self) -> &Task {
+        self.model.head.task()
     }
 
     /// Returns the layout of prediction files for its labels.
     ///
     /// # Errors
-    /// [`ClassifierError::Predictions`] if two labels have the same name.
+    /// [`ClassifierError::Predictions`] if two labels have the same name, or rows of this task cannot be predicted without
+    /// their labels.
     pub fn output(&self) -> Result<OutputSpec, ClassifierError> {
+        if !self.task().is_predictable() {
+            let problem = "the task measures given answers; evaluate labelled rows instead";
+            return Err(ClassifierError::Predictions(problem.into()));
+        }
         let labels = self.label_set().map_err(|error| ClassifierError::Predictions(error.into()))?;
-        Ok(OutputSpec::new(labels, self.label_kind()))
+        Ok(OutputSpec::new(labels, self.task().kind()))
     }
 
     /// True if rows are pairs of texts.
@@ -147,7 +154,7 @@ impl Classifier {
     /// # Errors
     /// [`ClassifierError`] if the blocks refuse the trained tunables.
     pub fn session(&self) -> Result<Session<'_>, ClassifierError> {
-        let blocks = tch::no_grad(|| self.model.tune())?;
+        let blocks = tch::no_grad(|| self.model.tune_for_predictions())?;
         Ok(Session { classifier: self, blocks })
     }
 
@@ -168,26 +175,25 @@ impl Classifier {
         let asset = asset.map_err(DataError::Fetch)?;
         let table = read_split(&asset.path, columns, splits).map_err(data)?;
         let set = self.label_set().map_err(|error| data(error.into()))?;
-        let labels = set.labels_as(&table, self.label_kind()).map_err(|error| data(error.into()))?;
+        let labels = set.labels_as(&table, self.task().kind()).map_err(|error| data(error.into()))?;
         let loader = self.loader(&table, labels.clone()).map_err(data)?;
         let rows = Split { loader: &loader, name: "labelled" };
         let evaluation = evaluate(&self.model, rows, self.manifest.steps, &mut TrainEvents(observer), stop)?;
         let headline = headline(&evaluation, &self.manifest.data.class_rows).to_owned();
-        let Prediction { class, probabilities, logits } = &evaluation.prediction;
-        let predicted = sepal_data::PredictionRef { class, logits, probabilities };
-        let predictions = sepal_data::predictions_parquet(&table, &labels, self.label_names(), predicted)
+        let tokenizer = &self.frozen.tokenizer;
+        let predictions = predictions_file(&table, &labels, self.task(), tokenizer, &evaluation.prediction)
             .map_err(|source| ClassifierError::Predictions(source.into()))?;
         Ok(Evaluation { record: evaluation.record, headline, predictions })
     }
 
     fn label_set(&self) -> Result<LabelSet, LabelError> {
         let layout = self.manifest.data.label_layout.as_deref().and_then(ListLayout::from_name);
-        Ok(LabelSet::new(self.label_names())?.with_layout(layout))
+        Ok(LabelSet::of_task(self.task())?.with_layout(layout))
     }
 
     fn loader(&self, table: &Table, labels: Labels) -> Result<Loader, BoxError> {
         let Truncation { max_length, side } = self.truncation;
-        let mut spec = TokenSpec::new(max_length).with_side(side);
+        let mut spec = TokenSpec::new(max_length).with_side(side).with_form(self.task().row_form());
         if let Some(template) = &self.template {
             spec = spec.with_template(template.clone());
         }
@@ -202,40 +208,45 @@ impl Session<'_> {
     /// Tokenizes these rows as the run did. A text of blanks may yield no token; such a row cannot be predicted.
     ///
     /// # Errors
-    /// [`ClassifierError::Data`] if a text cannot be encoded.
+    /// [`ClassifierError::Data`] if a text cannot be encoded, or the rows lack a part that the task needs.
     ///
     /// # Panics
-    /// If there are fewer second texts than first ones.
-    pub fn encode(&self, texts: &[&str], pairs: Option<&[&str]>) -> Result<Vec<TokenRow>, ClassifierError> {
+    /// If a part has fewer entries than there are texts.
+    pub fn encode(&self, rows: RowTexts<'_>) -> Result<Vec<EncodedRow>, ClassifierError> {
         let Classifier { frozen, template, truncation, .. } = self.classifier;
-        encode_texts(texts, pairs, template.as_ref(), &frozen.tokenizer, *truncation).map_err(given)
+        let encoder = RowEncoder {
+            form: self.classifier.task().row_form(),
+            template: template.as_ref(),
+            truncation: *truncation,
+            encoder: &frozen.tokenizer,
+        };
+        encoder.encode(rows).map_err(given)
     }
 
     /// Predicts these rows, in their order.
     ///
     /// # Errors
     /// [`ClassifierError`] if a row has no token, a block fails, or a prediction is NaN or infinite; row numbers start at 1.
-    pub fn classify(&self, rows: &[TokenRow]) -> Result<Prediction, ClassifierError> {
-        if rows.iter().any(|row| row.ids.is_empty()) {
+    pub fn classify(&self, rows: &[EncodedRow]) -> Result<Prediction, ClassifierError> {
+        if !rows.iter().all(EncodedRow::has_tokens) {
             return Err(given("a text yields no token".into()));
         }
         // Batches of rows of similar length take the least time in attention.
         let mut order: Vec<usize> = (0..rows.len()).collect();
-        order.sort_by_key(|&row| rows[row].ids.len());
+        order.sort_by_key(|&row| rows[row].n_tokens());
         let mut predicted = Prediction::default();
         for batch in order.chunks(self.classifier.batch_size) {
             predicted.append(self.batch(rows, batch)?);
         }
-        Ok(in_order(predicted, &order))
+        Ok(in_order(&predicted, &order))
     }
 
-    fn batch(&self, rows: &[TokenRow], batch: &[usize]) -> Result<Prediction, ClassifierError> {
-        let ids: Vec<i64> = batch.iter().flat_map(|&row| &rows[row].ids).map(|&id| i64::from(id)).collect();
-        let ragged =
-            Ragged::from_lengths(batch.iter().map(|&row| rows[row].ids.len())).map_err(|error| given(error.into()))?;
+    fn batch(&self, rows: &[EncodedRow], batch: &[usize]) -> Result<Prediction, ClassifierError> {
+        let encoded: Vec<&EncodedRow> = batch.iter().map(|&row| &rows[row]).collect();
+        let tokens = EncodedRow::batch(&encoded).map_err(|error| given(error.into()))?;
         let model = &self.classifier.model;
         tch::no_grad(|| {
-            let logits = model.forward(&*self.blocks, &ids, &ragged, Phase::Evaluate);
+            let logits = model.forward(&*self.blocks, &tokens, Phase::Evaluate);
             let logits = logits.map_err(|error| error.with_rows_of("given", batch))?;
             model.head.predict(&logits).map_err(ClassifierError::Head)
         })
@@ -259,13 +270,8 @@ fn given(source: BoxError) -> ClassifierError {
 }
 
 /// Reorders the predictions of the rows `order` to the order of the rows.
-fn in_order(predicted: Prediction, order: &[usize]) -> Prediction {
+fn in_order(predicted: &Prediction, order: &[usize]) -> Prediction {
     let mut position = vec![0; order.len()];
     order.iter().enumerate().for_each(|(index, &row)| position[row] = index);
-    let pick = |rows: &[Vec<f32>]| position.iter().filter_map(|&index| rows.get(index)).cloned().collect();
-    Prediction {
-        class: position.iter().filter_map(|&index| predicted.class.get(index)).copied().collect(),
-        probabilities: pick(&predicted.probabilities),
-        logits: pick(&predicted.logits),
-    }
+    predicted.select(&position)
 }

@@ -1,5 +1,6 @@
 //! Blocks of a run: loaded in this process, on an embedded server, or on servers that are listed or found.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use sepal_blocks::{BlockStack, Placement};
@@ -11,11 +12,15 @@ use sepal_discover::lan::Lan;
 use sepal_discover::p2p::{Identity, Node, NodeOptions, Ticket};
 use sepal_model::{Blocks, LocalBlocks, SplitBlocks};
 use sepal_remote::{ModelExpectation, RemoteError, RemoteOptions, RemoteSequential};
+use sepal_server::memory::{self, BlockSizes, FreeMemory, MemoryRequest};
 use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
 use sepal_swarm::{Addr, Endpoint};
 
 use crate::error::{AssembleError, BoxError};
 use crate::progress::{Event, Observer};
+
+/// Budget of memory for the only client of a server, or of blocks in this process. Sums of two do not overflow.
+const UNLIMITED: u64 = u64::MAX / 2;
 
 /// Resources that remote blocks need as long as they are used.
 #[derive(Debug)]
@@ -37,21 +42,26 @@ impl SwarmHandle {
     }
 }
 
-/// Loads the local blocks of the run and connects to the others.
+/// Loads the local blocks of the run and connects to the others, to servers whose blocks take `tunables`.
 pub(crate) fn connect(
     spec: &Spec,
     checkpoint: &Checkpoint,
+    tunables: Vec<String>,
     observer: &mut dyn Observer,
 ) -> Result<(SwarmHandle, Box<dyn Blocks>), AssembleError> {
     let (local_blocks, n_blocks) = (spec.model.local_blocks, checkpoint.config().n_blocks);
     if local_blocks > n_blocks {
         return Err(AssembleError::LocalBlocks { local_blocks, n_blocks });
     }
-    let (handle, blocks): (SwarmHandle, Box<dyn Blocks>) = match connect_remote(spec, checkpoint, observer)? {
-        None => (SwarmHandle::None, Box::new(LocalBlocks::new(load_blocks(spec, checkpoint, 0, n_blocks)?))),
+    let (handle, blocks): (SwarmHandle, Box<dyn Blocks>) = match connect_remote(spec, checkpoint, tunables, observer)? {
+        None => {
+            let blocks = load_blocks(spec, checkpoint, 0..n_blocks, UNLIMITED, observer)?;
+            (SwarmHandle::None, Box::new(LocalBlocks::new(blocks)))
+        }
         Some((handle, remote)) if local_blocks == 0 => (handle, Box::new(remote)),
         Some((handle, remote)) => {
-            (handle, Box::new(SplitBlocks::new(load_blocks(spec, checkpoint, 0, local_blocks)?, remote)))
+            let blocks = load_blocks(spec, checkpoint, 0..local_blocks, UNLIMITED, observer)?;
+            (handle, Box::new(SplitBlocks::new(blocks, remote)))
         }
     };
     let servers = match blocks.n_servers() {
@@ -67,6 +77,7 @@ pub(crate) fn connect(
 fn connect_remote(
     spec: &Spec,
     checkpoint: &Checkpoint,
+    tunables: Vec<String>,
     observer: &mut dyn Observer,
 ) -> Result<Option<(SwarmHandle, RemoteSequential)>, AssembleError> {
     let first_block = spec.model.local_blocks;
@@ -75,7 +86,7 @@ fn connect_remote(
         return Ok(None);
     }
     let digest = spec.model.weights.digest(checkpoint.digest());
-    let expected = ModelExpectation { digest, n_blocks: config.n_blocks, hidden: config.hidden };
+    let expected = ModelExpectation { digest, n_blocks: config.n_blocks, hidden: config.hidden, tunables };
     let options = RemoteOptions {
         wire_dtype: Some(spec.wire_dtype()),
         deterministic: spec.train.deterministic,
@@ -86,7 +97,7 @@ fn connect_remote(
     let (handle, remote) = match &spec.swarm {
         SwarmSpec::None(_) => return Ok(None),
         SwarmSpec::Embedded(embedded) => {
-            let server = start_server(spec, embedded, checkpoint, first_block)?;
+            let server = start_server(spec, embedded, checkpoint, observer)?;
             let endpoints = vec![server.endpoint().clone()];
             (SwarmHandle::Server(server), RemoteSequential::connect(endpoints, expected, options))
         }
@@ -102,22 +113,57 @@ fn connect_remote(
     Ok(Some((handle, remote.map_err(AssembleError::Connect)?)))
 }
 
-fn load_blocks(spec: &Spec, checkpoint: &Checkpoint, start: usize, end: usize) -> Result<BlockStack, AssembleError> {
+/// Loads blocks whose tapes take at most `tape_bytes`, if all of it fits into memory.
+fn load_blocks(
+    spec: &Spec,
+    checkpoint: &Checkpoint,
+    blocks: Range<usize>,
+    tape_bytes: u64,
+    observer: &mut dyn Observer,
+) -> Result<BlockStack, AssembleError> {
+    let error = |source: BoxError| AssembleError::Load { part: "blocks", source };
+    let span = Span::new(blocks.start, blocks.end).map_err(|source| error(source.into()))?;
+    check_memory(spec, checkpoint, span, tape_bytes, observer)?;
     let load = || -> Result<BlockStack, BoxError> {
         let placement = Placement::on(spec.model.device, spec.model.weights)?;
-        Ok(BlockStack::load_with(checkpoint, Span::new(start, end)?, placement)?)
+        Ok(BlockStack::load_with(checkpoint, span, placement)?)
     };
-    load().map_err(|source| AssembleError::Load { part: "blocks", source })
+    load().map_err(error)
+}
+
+/// Checks that blocks of this process fit into memory, and says so if the free memory is unknown.
+fn check_memory(
+    spec: &Spec,
+    checkpoint: &Checkpoint,
+    span: Span,
+    tape_bytes: u64,
+    observer: &mut dyn Observer,
+) -> Result<(), AssembleError> {
+    let (device, format) = (spec.model.device, spec.model.weights);
+    let free = FreeMemory::from_env(device).map_err(AssembleError::StatedMemory)?;
+    let request = MemoryRequest { device, format, tape_bytes, adapter_bytes: UNLIMITED };
+    memory::check(&BlockSizes::from_checkpoint(checkpoint), span, request, free).map_err(AssembleError::Memory)?;
+    if free.device.is_none() {
+        let variable = memory::FREE_MB;
+        let notice =
+            format!("blocks: the free memory of {device} is unknown, so it was not checked ({variable} states it)");
+        observer.event(Event::Notice(&notice));
+    }
+    Ok(())
 }
 
 fn start_server(
     spec: &Spec,
     embedded: &EmbeddedSpec,
     checkpoint: &Checkpoint,
-    first_block: usize,
+    observer: &mut dyn Observer,
 ) -> Result<BlockServer, AssembleError> {
-    let stack = load_blocks(spec, checkpoint, first_block, checkpoint.config().n_blocks)?;
-    let limits = Limits { tape_budget_bytes: embedded.tape_budget_mb << 20, ..Limits::default() };
+    let tape_budget_bytes = embedded.tape_budget_mb << 20;
+    let blocks = spec.model.local_blocks..checkpoint.config().n_blocks;
+    let stack = load_blocks(spec, checkpoint, blocks, tape_budget_bytes, observer)?;
+    // The only client is this process.
+    let (client_bytes, shared_bytes) = (UNLIMITED, UNLIMITED);
+    let limits = Limits { tape_budget_bytes, client_bytes, shared_bytes, ..Limits::default() };
     let threads = spec.train.threads.and_then(|threads| u32::try_from(threads).ok());
     let options = ServerOptions { limits, threads, ..ServerOptions::default() };
     let identity = ModelIdentity::from_checkpoint(checkpoint).with_weight_format(spec.model.weights);

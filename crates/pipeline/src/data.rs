@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use sepal_assets::{Asset, Assets, Attempt, FetchError, Kind};
 use sepal_config::spec::{FileFormat, LoaderSpec, RowsSpec, Spec};
-use sepal_core::{LabelKind, Labels};
+use sepal_core::{Labels, RowForm, Task, TokenBatch};
 use sepal_data::{
-    Format, LabelSet, Loader, LoaderConfig, PredictionRef, Table, TableSpec, Template, TokenSpec, TokenTable,
+    EncodedRow, Format, LabelSet, Loader, LoaderConfig, RowEncoder, RowTexts, Table, TableSpec, Template, TokenSpec,
+    TokenTable,
 };
 use sepal_plugin::{Prediction, TaskHead};
+use sepal_tokenize::{Tokenizer, Truncation};
 use sepal_track::{DataFacts, RunFolder};
 
 use crate::error::{BoxError, DataError, RecordError};
@@ -23,9 +25,11 @@ pub(crate) struct PreparedData {
     pub(crate) validation: Option<Loader>,
     pub(crate) facts: DataFacts,
     pub(crate) truncation: TruncationStats,
+    /// Template and limit of the rows.
+    template: Option<Template>,
+    limit: Truncation,
     /// Validation rows, for `predictions.parquet`.
     rows: Option<(Table, Labels)>,
-    names: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,21 +78,21 @@ pub(crate) struct RawRows {
 }
 
 impl RawRows {
-    /// Labels of the head. Lists of labels have one layout in training and validation rows.
-    fn label_set(&self, head: &dyn TaskHead) -> Result<LabelSet, DataError> {
-        let set = LabelSet::new(head.label_names()).map_err(training_error)?;
-        Ok(match head.label_kind() {
-            LabelKind::Multi => set.with_inferred_layout(std::iter::once(&self.train).chain(&self.validation)),
-            LabelKind::Class | LabelKind::Value => set,
+    /// Labels of the task. Lists of labels have one layout in training and validation rows.
+    fn label_set(&self, task: &Task) -> Result<LabelSet, DataError> {
+        let set = LabelSet::of_task(task).map_err(training_error)?;
+        Ok(match task.has_label_lists() {
+            true => set.with_inferred_layout(std::iter::once(&self.train).chain(&self.validation)),
+            false => set,
         })
     }
 
     /// Splits validation rows off the training rows, if the pipeline asks for it.
-    fn split(self, seed: u64, set: &LabelSet, head: &dyn TaskHead) -> Result<Self, DataError> {
+    fn split(self, seed: u64, set: &LabelSet, task: &Task) -> Result<Self, DataError> {
         let Some(fraction) = self.source.spec.validation_split.filter(|_| self.validation.is_none()) else {
             return Ok(self);
         };
-        let labels = set.labels_as(&self.train, head.label_kind()).map_err(training_error)?;
+        let labels = set.labels_as(&self.train, task.kind()).map_err(training_error)?;
         let (training_rows, validation_rows) = sepal_data::split(&labels, seed, fraction).map_err(training_error)?;
         Ok(Self {
             train: self.train.select(&training_rows),
@@ -116,17 +120,28 @@ pub(crate) fn prepare(
     head: &dyn TaskHead,
     observer: &mut dyn Observer,
 ) -> Result<PreparedData, DataError> {
-    let set = rows.label_set(head)?;
-    let RawRows { source, train, validation } = rows.split(spec.train.seed, &set, head)?;
-    let read = |table: &Table| -> Result<Labels, BoxError> { Ok(set.labels_as(table, head.label_kind())?) };
-    let train_labels = read(&train).map_err(training_error)?;
+    let task = head.task();
+    let set = rows.label_set(task)?;
+    let RawRows { source, train, validation } = rows.split(spec.train.seed, &set, task)?;
+    let read = |table: &Table| -> Result<Labels, BoxError> { Ok(set.labels_as(table, task.kind())?) };
+    let all_labels = read(&train).map_err(training_error)?;
+    let (train, train_labels) = match spec.data.rows_per_class {
+        Some(rows) => {
+            let chosen = sepal_data::rows_per_class(&all_labels, spec.train.seed, rows).map_err(training_error)?;
+            (train.select(&chosen), all_labels.select(&chosen))
+        }
+        None => (train, all_labels),
+    };
     sepal_data::check_classes(&train_labels, &set).map_err(training_error)?;
     let side = frozen.truncation_side(spec);
-    let mut tokens =
-        TokenSpec::new(spec.data.max_length).with_side(side).with_cache(assets.options().cache.join("tokens"));
-    if let Some(template) = &source.spec.template {
-        tokens = tokens.with_template(template.parse::<Template>().map_err(training_error)?);
+    let template = source.spec.template.as_ref().map(|template| template.parse::<Template>()).transpose();
+    let template = template.map_err(training_error)?;
+    let tokens = TokenSpec::new(spec.data.max_length).with_side(side).with_form(task.row_form());
+    let mut tokens = tokens.with_cache(assets.options().cache.join("tokens"));
+    if let Some(template) = &template {
+        tokens = tokens.with_template(template.clone());
     }
+    let limit = tokens.truncation;
     let build = |table: &Table| TokenTable::build(table, &frozen.tokenizer, &tokens);
     let train_tokens = Arc::new(build(&train).map_err(training_error)?);
     let LoaderSpec { batch_size, drop_last, shuffle, prefetch } = spec.loader;
@@ -144,6 +159,8 @@ pub(crate) fn prepare(
         text: source.spec.text.clone(),
         text_pair: source.spec.text_pair.clone(),
         label: source.spec.label.clone(),
+        options: source.spec.options.clone(),
+        words: source.spec.words,
         template: source.spec.template.clone(),
         class_rows: class_rows.clone(),
         max_length: Some(spec.data.max_length),
@@ -154,8 +171,9 @@ pub(crate) fn prepare(
     };
     let Some(table) = validation else {
         let truncation = TruncationStats::new(&[&*train_tokens]);
-        let (facts, names) = (facts(None, truncation), set.names().to_vec());
-        return Ok(PreparedData { train: train_loader, validation: None, facts, truncation, rows: None, names });
+        let facts = facts(None, truncation);
+        let (train, validation) = (train_loader, None);
+        return Ok(PreparedData { train, validation, facts, truncation, template, limit, rows: None });
     };
     let labels = read(&table).map_err(validation_error)?;
     let validation_tokens = Arc::new(build(&table).map_err(validation_error)?);
@@ -169,8 +187,9 @@ pub(crate) fn prepare(
         validation: Some(validation),
         facts: DataFacts { validation_digest, ..facts(Some(&table), truncation) },
         truncation,
+        template,
+        limit,
         rows: Some((table, labels)),
-        names: set.names().to_vec(),
     };
     observer.event(Event::Notice(&prepared.describe()));
     Ok(prepared)
@@ -191,15 +210,81 @@ impl PreparedData {
         format!("data: {} training rows, {} validation rows{cut}", facts.train_rows, facts.validation_rows)
     }
 
+    /// Texts without content that calibrate the head, in the form of the rows.
+    pub(crate) fn calibration_batch(
+        &self,
+        head: &dyn TaskHead,
+        frozen: &FrozenModel,
+    ) -> Result<Option<TokenBatch>, DataError> {
+        calibration_batch(head, self.template.as_ref(), &frozen.tokenizer, self.limit)
+    }
+
     /// Writes `predictions.parquet`: the validation rows in order, with their predictions.
-    pub(crate) fn write_predictions(&self, folder: &RunFolder, prediction: &Prediction) -> Result<(), RecordError> {
+    pub(crate) fn write_predictions(
+        &self,
+        folder: &RunFolder,
+        task: &Task,
+        frozen: &FrozenModel,
+        prediction: &Prediction,
+    ) -> Result<(), RecordError> {
         let Some((table, labels)) = &self.rows else { return Ok(()) };
-        let Prediction { class, probabilities, logits } = prediction;
-        let predicted = PredictionRef { class, logits, probabilities };
-        let bytes = sepal_data::predictions_parquet(table, labels, &self.names, predicted)
-            .map_err(|source| RecordError::Predictions(source.into()))?;
+        let bytes = predictions_file(table, labels, task, &frozen.tokenizer, prediction);
+        let bytes = bytes.map_err(|source| RecordError::Predictions(source.into()))?;
         folder.write("predictions.parquet", &bytes).map_err(RecordError::Write)
     }
+}
+
+/// Contents of `predictions.parquet` for these rows.
+pub(crate) fn predictions_file(
+    table: &Table,
+    labels: &Labels,
+    task: &Task,
+    tokenizer: &Tokenizer,
+    prediction: &Prediction,
+) -> Result<Vec<u8>, sepal_data::WriteError> {
+    let texts = answer_texts(task, tokenizer, prediction);
+    sepal_data::predictions_parquet(table, labels, task.labels(), prediction_ref(prediction, &texts))
+}
+
+/// Predictions in the form of a writer.
+pub(crate) fn prediction_ref<'a>(prediction: &'a Prediction, texts: &'a [String]) -> sepal_data::PredictionRef<'a> {
+    let Prediction { class, probabilities, logits, items, .. } = prediction;
+    sepal_data::PredictionRef { class, logits, probabilities, items, texts }
+}
+
+/// Predicted tokens of answers as texts; none for other tasks.
+fn answer_texts(task: &Task, tokenizer: &Tokenizer, prediction: &Prediction) -> Vec<String> {
+    if task.row_form() != RowForm::Answer {
+        return Vec::new();
+    }
+    let text = |ids: &Vec<i64>| {
+        let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
+        tokenizer.decode(&ids).unwrap_or_default()
+    };
+    prediction.items.iter().map(text).collect()
+}
+
+/// Texts without content that calibrate the head, with the template of the rows.
+pub(crate) fn calibration_batch(
+    head: &dyn TaskHead,
+    template: Option<&Template>,
+    tokenizer: &Tokenizer,
+    truncation: Truncation,
+) -> Result<Option<TokenBatch>, DataError> {
+    let texts: Vec<&str> = head.calibration_texts().iter().map(String::as_str).collect();
+    if texts.is_empty() {
+        return Ok(None);
+    }
+    let pairs = template.filter(|template| template.takes_pair()).map(|_| texts.clone());
+    let rows = RowTexts { texts: &texts, pairs: pairs.as_deref(), ..RowTexts::default() };
+    let encoder = RowEncoder { form: RowForm::Text, template, truncation, encoder: tokenizer };
+    let encoded = encoder.encode(rows).map_err(calibration_error)?;
+    let batch = EncodedRow::batch(&encoded.iter().collect::<Vec<_>>()).map_err(calibration_error)?;
+    Ok(Some(batch))
+}
+
+fn calibration_error(source: impl Into<BoxError>) -> DataError {
+    DataError::Rows { split: "calibration", source: source.into() }
 }
 
 /// Fetches the first data source whose files are all available.
@@ -242,6 +327,8 @@ fn read_asset(rows: &RowsSpec, asset: &Asset, splits: &[&str]) -> Result<Table, 
         text: rows.text.clone(),
         text_pair: rows.text_pair.clone(),
         label: Some(rows.label.clone()),
+        options: rows.options.clone(),
+        words: rows.words,
         filter: rows.filter.iter().map(|(column, cell)| (column.clone(), cell.0.clone())).collect(),
     };
     read_split(&asset.path, &spec, splits)

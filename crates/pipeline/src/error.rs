@@ -43,7 +43,7 @@ pub enum DataError {
     /// Unusable rows.
     #[error("read the {split} rows")]
     Rows {
-        /// `training`, `validation`, `labelled` or `given`.
+        /// `training`, `validation`, `labelled`, `given` or `calibration`.
         split: &'static str,
         source: BoxError,
     },
@@ -57,9 +57,18 @@ pub enum AssembleError {
     /// Plugin that cannot be built with these options.
     #[error("build `{key}`")]
     Build { key: &'static str, source: sepal_plugin::BuildError },
+    /// Groups of parameters that the optimizer cannot use.
+    #[error("build `optimizer.groups`")]
+    Groups(#[source] sepal_optim::GroupError),
     /// Weights that cannot be loaded.
     #[error("load the model's {part}")]
     Load { part: &'static str, source: BoxError },
+    /// Blocks that do not fit into the free memory.
+    #[error("{0} (`model.weights`, `model.local_blocks`, `swarm`)")]
+    Memory(Box<sepal_server::memory::MemoryError>),
+    /// Stated free memory that cannot be read.
+    #[error(transparent)]
+    StatedMemory(sepal_server::memory::StatedMemoryError),
     /// Adapter that cannot be used as the initial one.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
@@ -75,7 +84,7 @@ pub enum AssembleError {
     #[error("run the first {local_blocks} blocks in this process (`model.local_blocks`): the model has {n_blocks}")]
     LocalBlocks { local_blocks: usize, n_blocks: usize },
     /// Failure of the tuning mode.
-    #[error("compute the prompts")]
+    #[error("compute with the tuning mode")]
     Tuning(#[source] sepal_plugin::TuningError),
     /// Failure of the head.
     #[error("compute with the task head")]

@@ -59,12 +59,13 @@ impl Finish<'_> {
             ("format".to_owned(), "pt".to_owned()),
             ("model_digest".to_owned(), self.frozen.facts(self.spec).digest),
             ("task".to_owned(), self.spec.task.name.clone()),
-            ("tuning".to_owned(), self.spec.tuning.name.clone()),
+            ("tuning".to_owned(), self.spec.tuning.names()),
             ("labels".to_owned(), model.head.label_names().join("\n")),
         ]);
         model.params.save(&self.folder.path().join("adapter.safetensors"), &metadata).map_err(RecordError::Adapter)?;
         if let Some(selected) = self.selected(outcome) {
-            self.data.write_predictions(self.folder, &selected.evaluation.prediction)?;
+            let prediction = &selected.evaluation.prediction;
+            self.data.write_predictions(self.folder, model.head.task(), self.frozen, prediction)?;
         }
         let manifest = self.manifest(model, outcome, error)?;
         manifest.save(self.folder).map_err(RecordError::Write)?;

@@ -1,20 +1,20 @@
 //! The frozen model of a pipeline, and its assembly with blocks, tuning mode and head.
 
-use sepal_assets::Asset;
+use sepal_assets::{Asset, Assets, ignore_events};
 use sepal_blocks::Ends;
 use sepal_checkpoint::{Checkpoint, Part};
 use sepal_config::spec::{Spec, SwarmSpec};
 use sepal_core::Span;
 use sepal_model::Model;
-use sepal_nn::Parameters;
-use sepal_plugin::{Head, HeadContext, Registry, TaskHead, Tuning, TuningContext, TuningMode};
+use sepal_nn::{Parameters, from_host};
+use sepal_plugin::{CombinedTuning, Head, HeadContext, Registry, TaskHead, TuningContext, TuningMode};
 use sepal_server::ModelIdentity;
 use sepal_tokenize::{Tokenizer, TruncationSide};
 use sepal_track::ModelFacts;
 use tch::Tensor;
 
 use crate::connect::{SwarmHandle, connect};
-use crate::error::{AssembleError, ModelError};
+use crate::error::{AssembleError, BoxError, ModelError};
 use crate::initial_head::initialise_head;
 use crate::model_files::{Fetcher, ModelFiles, describe_attempts, watched};
 use crate::progress::Observer;
@@ -78,14 +78,25 @@ impl FrozenModel {
         }
     }
 
+    /// Token ids of a text, without special tokens.
+    fn token_ids(&self, text: &str) -> Result<Vec<i64>, BoxError> {
+        Ok(self.tokenizer.encode_plain(text)?.into_iter().map(i64::from).collect())
+    }
+
+    /// Rows of the output layer for these tokens, fp32 `[ids, hidden]`. A missing shard is fetched first.
+    fn output_rows(&self, ids: &[i64]) -> Result<Tensor, BoxError> {
+        let ids: Vec<usize> = ids.iter().map(|&id| usize::try_from(id)).collect::<Result<_, _>>()?;
+        let missing = self.checkpoint.missing_files(Part::Output);
+        if !missing.is_empty() {
+            Assets::from_env().fetch_files(&self.asset, &missing, &mut ignore_events)?;
+        }
+        Ok(from_host(&self.checkpoint.output_rows(&ids)?)?)
+    }
+
+    /// Loads the embeddings and the final norm.
     pub(crate) fn load_ends(&self) -> Result<Ends, AssembleError> {
         Ends::load(&self.checkpoint)
             .map_err(|source| AssembleError::Load { part: "embeddings and final norm", source: source.into() })
-    }
-
-    pub(crate) fn span(&self) -> Result<Span, AssembleError> {
-        Span::new(0, self.checkpoint.config().n_blocks)
-            .map_err(|source| AssembleError::Load { part: "blocks", source: source.into() })
     }
 }
 
@@ -106,48 +117,63 @@ pub(crate) fn fetch_model(spec: &Spec, fetcher: &mut Fetcher<'_>) -> Result<Mode
     Ok(files)
 }
 
-/// A task head with its parameters. It is built before everything that is large, because labels are read by it.
+/// A task head with its parameters. It is built before the blocks, because labels are read by it.
 pub(crate) struct BuiltHead {
     pub(crate) head: Box<dyn TaskHead>,
     pub(crate) params: Parameters,
+    pub(crate) ends: Ends,
 }
 
 impl BuiltHead {
-    pub(crate) fn new(spec: &Spec, registry: &Registry, frozen: &FrozenModel) -> Result<Self, AssembleError> {
-        let mut params = Parameters::new();
-        let hidden = frozen.checkpoint.config().hidden;
-        let mut context = HeadContext { params: &mut params, hidden, seed: spec.train.seed };
+    /// Builds the head. `is_restored` is true if saved values replace all parameters.
+    pub(crate) fn new(
+        spec: &Spec,
+        registry: &Registry,
+        frozen: &FrozenModel,
+        is_restored: bool,
+    ) -> Result<Self, AssembleError> {
+        let (mut params, ends) = (Parameters::new(), frozen.load_ends()?);
+        let mut context = HeadContext {
+            params: &mut params,
+            hidden: frozen.checkpoint.config().hidden,
+            embeddings: ends.embedding_matrix(),
+            tokenize: &|text| frozen.token_ids(text),
+            lm_rows: &|ids| frozen.output_rows(ids),
+            is_restored,
+            seed: spec.train.seed,
+        };
         let head = registry
             .build::<Head>(&spec.task.name, spec.task.options(), &mut context)
             .map_err(|source| AssembleError::Build { key: "task", source })?;
-        Ok(Self { head, params })
+        Ok(Self { head, params, ends })
     }
 
-    /// Builds the tuning mode, whose parameters join those of the head. `is_restored` is true if saved values replace all
+    /// Builds the tuning modes, whose parameters join those of the head. `is_restored` is true if saved values replace all
     /// parameters.
     pub(crate) fn build_tuning(
         &mut self,
         spec: &Spec,
         registry: &Registry,
         frozen: &FrozenModel,
-        embeddings: &Tensor,
         is_restored: bool,
     ) -> Result<Box<dyn TuningMode>, AssembleError> {
         let config = frozen.checkpoint.config();
+        let sites = sepal_checkpoint::linear_sites(config);
         let mut context = TuningContext {
             params: &mut self.params,
             n_blocks: config.n_blocks,
             hidden: config.hidden,
             kv_size: config.kv_size(),
+            sites: &sites,
             initializer_range: config.initializer_range,
-            embeddings,
-            tokenize: &|text| Ok(frozen.tokenizer.encode_plain(text)?.into_iter().map(i64::from).collect()),
+            embeddings: self.ends.embedding_matrix(),
+            tokenize: &|text| frozen.token_ids(text),
             labels: self.head.label_names(),
             is_restored,
             seed: spec.train.seed,
         };
-        registry
-            .build::<Tuning>(&spec.tuning.name, spec.tuning.options(), &mut context)
+        let modes = spec.tuning.modes().iter().map(|mode| (mode.name.as_str(), mode.options()));
+        CombinedTuning::build(registry, &modes.collect::<Vec<_>>(), &mut context)
             .map_err(|source| AssembleError::Build { key: "tuning", source })
     }
 }
@@ -162,15 +188,15 @@ pub(crate) fn assemble(
     is_restored: bool,
     observer: &mut dyn Observer,
 ) -> Result<(Model, SwarmHandle), AssembleError> {
-    let ends = frozen.load_ends()?;
     let head_params: Vec<String> = built.params.iter().map(|(name, _)| name.to_owned()).collect();
-    let tuning = built.build_tuning(spec, registry, frozen, ends.embedding_matrix(), is_restored)?;
+    let tuning = built.build_tuning(spec, registry, frozen, is_restored)?;
     if !is_restored {
         initialise_head(&*built.head, &built.params, &head_params, &*tuning, observer)?;
     }
     frozen.check_positions(longest_row, tuning.pre_seq_len())?;
-    let (handle, blocks) = connect(spec, &frozen.checkpoint, observer)?;
-    let (span, precision) = (frozen.span()?, spec.train.precision.dtype());
-    let BuiltHead { head, params } = built;
-    Ok((Model { ends, blocks, tuning, head, params, span, precision }, handle))
+    let tunables = tuning.tunables().map_err(AssembleError::Tuning)?.into_iter().map(|tunable| tunable.name).collect();
+    let (handle, blocks) = connect(spec, &frozen.checkpoint, tunables, observer)?;
+    let precision = spec.train.precision.dtype();
+    let BuiltHead { head, params, ends } = built;
+    Ok((Model { ends, blocks, tuning, head, params, precision, calibration: None }, handle))
 }

@@ -15,7 +15,7 @@ pub(crate) fn initialise_head(
     tuning: &dyn TuningMode,
     observer: &mut dyn Observer,
 ) -> Result<(), AssembleError> {
-    let Some(adapter) = tuning.starts_as() else { return Ok(()) };
+    let Some(adapter) = tuning.starts_as().filter(|_| !names.is_empty()) else { return Ok(()) };
     let path = adapter_file(adapter);
     let contents =
         file::read(&path).map_err(|error| AdapterError { path: path.clone(), problem: in_one_line(&error) })?;

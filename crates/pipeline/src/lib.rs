@@ -33,6 +33,7 @@ mod progress;
 mod records;
 mod resume;
 mod run;
+mod trained_prompts;
 
 pub use adopt::adopted;
 pub use classifier::{Classifier, Evaluation, Session};
@@ -44,3 +45,4 @@ pub use portable::portable;
 pub use progress::{Event, Observer, Silent, Summary};
 pub use resume::{pipeline_of, unfinished_run};
 pub use run::{fetch, resume, run};
+pub use trained_prompts::trained_prompts;

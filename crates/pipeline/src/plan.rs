@@ -23,10 +23,12 @@ use crate::run::set_threads;
 mod bytes;
 mod probe;
 mod route;
+mod servers;
 
 pub use self::bytes::BytesPlan;
 pub use self::probe::{ProbeEnd, ProbeSpec, TimePlan};
 pub use self::route::{HopPlan, ServerPlan};
+pub use self::servers::{FormatPlan, ServerGroup, ServersPlan, ServersSpec, plan_servers};
 
 /// Resources that a run needs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -181,15 +183,14 @@ pub fn plan(
         }
         _ => FrozenModel::fetch(spec, &mut fetcher)?,
     };
-    let mut built = BuiltHead::new(spec, registry, &frozen)?;
+    let mut built = BuiltHead::new(spec, registry, &frozen, false)?;
     let prepared = data::prepare(spec, rows, &assets, &frozen, &*built.head, observer)?;
     let length = RunLength::new(&spec.train, &prepared.train);
     let data = data_plan(spec, &prepared);
     let steps = steps_plan(spec, length, prepared.validation.is_some());
     let (mut route, mut servers, mut time) = (None, Vec::new(), None);
     let (step, trainable) = if probe.steps == 0 {
-        let ends = frozen.load_ends()?;
-        let tuning = built.build_tuning(spec, registry, &frozen, ends.embedding_matrix(), false)?;
+        let tuning = built.build_tuning(spec, registry, &frozen, false)?;
         (Step::new(spec, &frozen, &*tuning, &data)?, tensors(&built.params))
     } else {
         let longest = prepared.longest_row();
@@ -254,7 +255,7 @@ fn tensors(params: &Parameters) -> Vec<TensorPlan> {
 }
 
 fn data_plan(spec: &Spec, prepared: &PreparedData) -> DataPlan {
-    let mut tokens: Vec<usize> = prepared.train.epoch(0).map(|batch| batch.rows.n_tokens()).collect();
+    let mut tokens: Vec<usize> = prepared.train.epoch(0).map(|batch| batch.tokens.n_tokens()).collect();
     tokens.sort_unstable();
     let epoch_tokens: usize = tokens.iter().sum();
     let facts = &prepared.facts;

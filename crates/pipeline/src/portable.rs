@@ -24,8 +24,10 @@ fn portable_spec(spec: &Spec) -> Spec {
     spec.train.threads = None;
     (spec.model.device, spec.model.local_blocks) = Default::default();
     // Trained prompts do not need the file that they were initialised from.
-    spec.tuning.with.retain(|_, value| value.get("adapter").is_none());
-    for plugin in [&mut spec.task, &mut spec.tuning] {
+    for mode in spec.tuning.modes_mut() {
+        mode.with.retain(|_, value| value.get("adapter").is_none());
+    }
+    for plugin in std::iter::once(&mut spec.task).chain(spec.tuning.modes_mut()) {
         plugin.with.retain(|key, _| !sepal_track::is_secret(key));
     }
     let mut sources = vec![&mut spec.model.source];
@@ -122,7 +124,7 @@ track: [{ use: mlflow, with: { tracking_uri: 'http://secret:5000' } }]
         assert_eq!(read.model.source.to_string(), "tiny, else hub:a/b");
         assert_eq!(read.data.rows.train.to_string(), "train.csv, else pypi:c==1.0/rows.csv");
         assert_eq!((&read.data.rows.template, read.data.max_length), (&spec.data.rows.template, 32));
-        assert_eq!((&read.task, &read.tuning.with["pre_seq_len"]), (&spec.task, &json!(4)));
+        assert_eq!((&read.task, &read.tuning.modes()[0].with["pre_seq_len"]), (&spec.task, &json!(4)));
         assert_eq!((read.wire_dtype(), read.model.local_blocks, read.train.seed), (spec.wire_dtype(), 0, 7));
         assert!(matches!(read.swarm, SwarmSpec::Embedded(_)));
 

@@ -6,16 +6,18 @@ use std::time::Instant;
 
 use sepal_assets::Assets;
 use sepal_config::Spec;
-use sepal_config::spec::EvaluateEvery;
+use sepal_config::spec::{EvaluateEvery, ParameterGroup};
 use sepal_core::in_one_line;
 use sepal_model::Model;
-use sepal_optim::Schedule;
+use sepal_nn::Parameters;
+use sepal_optim::{GroupedOptimizer, Optimizer, Schedule};
 use sepal_plugin::{BuildError, Opt, OptContext, Registry, Sched, SchedContext};
 use sepal_track::RunFolder;
 use sepal_train::{
     Checkpoints, MetricError, MetricUsage, Outcome, RunLength, Trainer, TrainerContext, TrainerInputs, TrainerOptions,
     metric_names, tokenizer_digest,
 };
+use serde_json::Value;
 
 use crate::data::{self, PreparedData};
 use crate::error::{AssembleError, RecordError, RunError};
@@ -98,11 +100,12 @@ impl Run<'_> {
         if let Some(tokenizer) = resumed.and_then(tokenizer_digest) {
             frozen.use_tokenizer(&tokenizer);
         }
-        let mut built = BuiltHead::new(spec, registry, &frozen)?;
+        let mut built = BuiltHead::new(spec, registry, &frozen, resumed.is_some())?;
         let data = data::prepare(spec, rows, &assets, &frozen, &*built.head, observer)?;
         built.head.see_class_rows(&data.facts.class_rows).map_err(AssembleError::Head)?;
         let longest = data.longest_row();
         let (mut model, servers) = assemble(spec, registry, &frozen, built, longest, resumed.is_some(), observer)?;
+        model.calibration = data.calibration_batch(&*model.head, &frozen)?;
 
         let folder = match resumed {
             Some(path) => RunFolder::open(path),
@@ -167,10 +170,7 @@ impl Run<'_> {
     ) -> Result<Trainer<'m>, RunError> {
         let (spec, data) = (self.spec, finish.data);
         let length = RunLength::new(&spec.train, &data.train);
-        let optimizer = self
-            .registry
-            .build::<Opt>(&spec.optimizer.name, spec.optimizer.options(), &mut OptContext {})
-            .map_err(|source| AssembleError::Build { key: "optimizer", source })?;
+        let optimizer = self.optimizer(&model.params)?;
         let mut context = SchedContext { total_steps: usize::try_from(length.total_steps).unwrap_or(usize::MAX) };
         let schedule = self
             .registry
@@ -197,6 +197,22 @@ impl Run<'_> {
         };
         let (train, validation) = (&data.train, data.validation.as_ref());
         Ok(Trainer::new(TrainerInputs { model, optimizer, schedule, train, validation, options }, started))
+    }
+
+    /// Builds the optimizer, with one of its own for each group of parameters.
+    fn optimizer(&self, params: &Parameters) -> Result<Box<dyn Optimizer>, AssembleError> {
+        let spec = &self.spec.optimizer;
+        let build = |options: Value| {
+            let built = self.registry.build::<Opt>(&spec.name, options, &mut OptContext {});
+            built.map_err(|source| AssembleError::Build { key: "optimizer", source })
+        };
+        let others = build(spec.options())?;
+        if spec.groups.is_empty() {
+            return Ok(others);
+        }
+        let group = |group: &ParameterGroup| Ok((group.params.clone(), build(spec.options_of(group))?));
+        let groups = spec.groups.iter().map(group).collect::<Result<Vec<_>, AssembleError>>()?;
+        Ok(Box::new(GroupedOptimizer::new(others, groups, params).map_err(AssembleError::Groups)?))
     }
 
     fn run_trainer(

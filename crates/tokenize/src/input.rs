@@ -28,6 +28,13 @@ impl<'a> Input<'a> {
         Self { first, second }
     }
 
+    /// Adds pieces to the end of the first sequence.
+    #[must_use]
+    pub fn followed_by(mut self, pieces: impl IntoIterator<Item = Piece<'a>>) -> Self {
+        self.first.extend(pieces);
+        self
+    }
+
     /// First sequence as one string.
     pub fn first(&self) -> Cow<'a, str> {
         match self.first[..] {

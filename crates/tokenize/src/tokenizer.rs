@@ -174,6 +174,11 @@ impl Tokenizer {
         self.inner.decode(&[id], false).ok().filter(|text| !text.is_empty() && !text.contains('\u{fffd}'))
     }
 
+    /// Text of these token ids, without special tokens; `None` if an id is unknown to the decoder.
+    pub fn decode(&self, ids: &[u32]) -> Option<String> {
+        self.inner.decode(ids, true).ok()
+    }
+
     /// Side of long texts that truncation removes, by the tokenizer's files; right by default.
     pub fn truncation_side(&self) -> TruncationSide {
         self.truncation_side

@@ -178,6 +178,12 @@ pub struct DataFacts {
     /// Column of the labels.
     #[serde(default)]
     pub label: String,
+    /// Columns of the options of each row, or the column of lists of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<String>,
+    /// True if the column of the texts may hold lists of words.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub words: bool,
     /// Template around each text.
     #[serde(default)]
     pub template: Option<String>,

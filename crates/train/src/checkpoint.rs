@@ -252,31 +252,56 @@ fn read(path: &Path) -> Result<(RunIdentity, TrainState), CheckpointError> {
 const CLASS: &str = "class";
 const LOGITS: &str = "logits";
 const PROBABILITIES: &str = "probabilities";
+const ITEMS: &str = "items";
+const LENGTHS: &str = "lengths";
+const RIGHT_TOKENS: &str = "right_tokens";
 
-/// Tensors of a prediction. Class indices are exact in fp32.
+/// Tensors of a prediction. Whole numbers are exact in fp32. Rows of different lengths, as of words and answers, are one
+/// after another, with their lengths beside them.
 fn prediction_tensors(prediction: &Prediction) -> Vec<NamedHostTensor> {
-    let rows = prediction.rows();
-    let flat = |numbers: &[Vec<f32>]| (vec![rows, numbers.first().map_or(0, Vec::len)], numbers.concat());
-    let class: Vec<f32> = prediction.class.iter().map(|&class| class as f32).collect();
-    let (logits, probabilities) = (flat(&prediction.logits), flat(&prediction.probabilities));
-    [(CLASS, (vec![rows], class)), (LOGITS, logits), (PROBABILITIES, probabilities)]
-        .into_iter()
-        .filter_map(|(name, (shape, numbers))| {
-            Some(NamedHostTensor { name: name.to_owned(), tensor: HostTensor::from_f32(shape, &numbers).ok()? })
-        })
-        .collect()
+    let Prediction { class, probabilities, logits, items, right_tokens } = prediction;
+    let mut tensors = Vec::new();
+    let mut push = |name: &str, shape: Vec<usize>, numbers: Vec<f32>| {
+        let tensor = HostTensor::from_f32(shape, &numbers).ok();
+        tensors.extend(tensor.map(|tensor| NamedHostTensor { name: name.to_owned(), tensor }));
+    };
+    push(CLASS, vec![class.len()], class.iter().map(|&class| class as f32).collect());
+    let is_ragged = !items.is_empty();
+    for (name, rows) in [(LOGITS, logits), (PROBABILITIES, probabilities)] {
+        let width = rows.first().map_or(0, Vec::len);
+        let shape = if is_ragged { vec![rows.iter().map(Vec::len).sum()] } else { vec![rows.len(), width] };
+        push(name, shape, rows.concat());
+    }
+    if is_ragged {
+        let flat: Vec<f32> = items.iter().flatten().map(|&item| item as f32).collect();
+        push(ITEMS, vec![flat.len()], flat);
+        push(LENGTHS, vec![items.len()], items.iter().map(|row| row.len() as f32).collect());
+        push(RIGHT_TOKENS, vec![right_tokens.len()], right_tokens.iter().map(|&count| count as f32).collect());
+    }
+    tensors
 }
 
 fn prediction(tensors: &[NamedHostTensor]) -> Prediction {
     let find = |name: &str| tensors.iter().find(|named| named.name == name).map(|named| &named.tensor);
+    let numbers = |name: &str| find(name).map(HostTensor::to_f32).unwrap_or_default();
+    let lengths: Option<Vec<usize>> =
+        find(LENGTHS).map(|lengths| lengths.to_f32().iter().map(|&len| len as usize).collect());
     let rows = |name: &str| -> Vec<Vec<f32>> {
-        let Some(tensor) = find(name) else { return Vec::new() };
+        let (Some(tensor), mut numbers) = (find(name), numbers(name).into_iter()) else { return Vec::new() };
+        if let Some(lengths) = &lengths {
+            return lengths.iter().map(|&len| numbers.by_ref().take(len).collect()).collect();
+        }
         let width = tensor.shape().last().copied().unwrap_or(1).max(1);
-        tensor.to_f32().chunks(width).map(<[f32]>::to_vec).collect()
+        numbers.as_slice().chunks(width).map(<[f32]>::to_vec).collect()
     };
-    let class = find(CLASS).map(HostTensor::to_f32).unwrap_or_default();
-    let class = class.into_iter().map(|class| class as i64).collect();
-    Prediction { class, probabilities: rows(PROBABILITIES), logits: rows(LOGITS) }
+    let items = rows(ITEMS).into_iter().map(|row| row.into_iter().map(|item| item as i64).collect()).collect();
+    Prediction {
+        class: numbers(CLASS).into_iter().map(|class| class as i64).collect(),
+        probabilities: rows(PROBABILITIES),
+        logits: rows(LOGITS),
+        items,
+        right_tokens: numbers(RIGHT_TOKENS).into_iter().map(|count| count as usize).collect(),
+    }
 }
 
 /// Digest of the header and of the names, shapes and bytes of all tensors, independent of their order in the file.

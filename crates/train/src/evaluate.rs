@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use sepal_config::spec::{EvaluateSpec, Goal};
-use sepal_core::NamedHostTensor;
+use sepal_core::{NamedHostTensor, RowForm};
 use sepal_data::Loader;
 use sepal_metrics::Metric;
 use sepal_model::Model;
@@ -63,17 +63,17 @@ pub fn evaluate(
     let mut prediction = Prediction::default();
     let (mut loss, mut tokens) = (0.0, 0);
     tch::no_grad(|| {
-        let session = model.tune()?;
+        let session = model.tune_for_predictions()?;
         for batch in loader.epoch(0) {
             if stop.load(Ordering::Relaxed) {
                 return Err(EvaluateError::Interrupted);
             }
-            let logits = model.forward(&*session, &batch.ids, &batch.rows, Phase::Evaluate);
+            let logits = model.forward(&*session, &batch.tokens, Phase::Evaluate);
             let logits = logits.map_err(|error| error.with_rows_of(name, &batch.indices))?;
             let labels = require_labels(batch.labels.as_ref())?;
             let mean = model.head.loss(&logits, labels).map_err(EvaluateError::Head)?;
-            loss += f64::try_from(&mean)? * batch.rows.len() as f64;
-            tokens += batch.rows.n_tokens();
+            loss += f64::try_from(&mean)? * batch.n_rows() as f64;
+            tokens += batch.tokens.n_tokens();
             prediction.append(model.head.predict(&logits).map_err(EvaluateError::Head)?);
             observer.event(Event::Evaluating { done: prediction.rows(), total: loader.rows() });
         }
@@ -94,15 +94,20 @@ pub fn evaluate(
     Ok(Evaluation { record, headline, prediction })
 }
 
-/// Names of the metrics that evaluations of these rows have, from a constant prediction.
+/// Names of the metrics that evaluations of these rows have: those of a constant prediction, or all that the task names if
+/// its rows have logits for each of their items.
 ///
 /// # Errors
 /// [`EvaluateError`] if the head fails.
 pub fn metric_names(model: &Model, loader: &Loader) -> Result<Vec<String>, EvaluateError> {
+    let task = model.head.task();
+    if task.row_form() != RowForm::Text {
+        return Ok(task.metric_names().into_iter().chain([LOSS.to_owned()]).collect());
+    }
     let labels = require_labels(loader.labels())?;
-    let size = [labels.len() as i64, model.head.label_names().len() as i64]; // [rows, n_labels]
+    let size = [labels.len() as i64, task.labels().len() as i64]; // [rows, n_labels]
     let values = Tensor::f_zeros(size, (Kind::Float, Device::Cpu))?;
-    let prediction = model.head.predict(&Logits { values }).map_err(EvaluateError::Head)?;
+    let prediction = model.head.predict(&Logits::new(values)).map_err(EvaluateError::Head)?;
     let named = model.head.metrics(&prediction, labels).map_err(EvaluateError::Head)?;
     Ok(named.into_iter().map(|(name, _)| name).chain([LOSS.to_owned()]).collect())
 }

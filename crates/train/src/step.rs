@@ -6,9 +6,8 @@ use sepal_config::spec::TrainSpec;
 use sepal_data::Batch;
 use sepal_model::{BlocksSession, Model};
 use sepal_optim::{Optimizer, Schedule, clip_grad_norm};
-use sepal_plugin::{Labels, Phase};
+use sepal_plugin::Phase;
 use sepal_track::StepRecord;
-use tch::{Kind, Tensor};
 
 use crate::error::{TrainError, require_labels};
 use crate::loss_scaling::LossScaling;
@@ -26,7 +25,7 @@ struct StepSums {
 
 impl StepSums {
     fn new(group: &[Batch]) -> Self {
-        let rows = group.iter().map(|batch| batch.rows.len()).sum();
+        let rows = group.iter().map(Batch::n_rows).sum();
         Self { loss: 0.0, rows, seen: 0, tokens: 0, correct: Some(0) }
     }
 
@@ -151,7 +150,7 @@ pub fn measure_step(
     let (started, up, down) = (Instant::now(), traffic.up(), traffic.down());
     let mut sums = StepSums::new(group);
     let accumulated = accumulate(model, scaling, group, step, &mut sums, is_over);
-    let tokens = group.iter().map(|batch| batch.rows.n_tokens()).sum();
+    let tokens = group.iter().map(|batch| batch.tokens.n_tokens()).sum();
     let share = tokens as f64 / sums.tokens.max(1) as f64;
     let measurement = StepMeasurement {
         seconds: started.elapsed().as_secs_f64() * share,
@@ -191,7 +190,7 @@ fn accumulate(
             }
         };
         let is_untrained = step == 1 && scaling.scale().is_none();
-        let logits = match model.forward(&**session, &batch.ids, &batch.rows, Phase::Train) {
+        let logits = match model.forward(&**session, &batch.tokens, Phase::Train) {
             Err(error) if is_untrained && error.is_non_finite() => {
                 check_untrained(model, &**session, batch)?;
                 return Err(error.into());
@@ -208,14 +207,12 @@ fn accumulate(
             let (rows, servers) = (batch.indices.clone(), model.blocks.description());
             return Err(TrainError::NonFinite { what: "loss", step, rows, servers });
         }
-        let share = batch.rows.len() as f64 / sums.rows as f64;
+        let share = batch.n_rows() as f64 / sums.rows as f64;
         sums.loss += value * share;
-        sums.seen += batch.rows.len();
-        sums.tokens += batch.rows.n_tokens();
-        sums.correct = match (labels, sums.correct) {
-            (Labels::Class(classes), Some(correct)) => Some(correct + count_correct(&logits.values, classes)?),
-            _ => None,
-        };
+        sums.seen += batch.n_rows();
+        sums.tokens += batch.tokens.n_tokens();
+        let correct = model.head.count_correct(&logits, labels).map_err(TrainError::Head)?;
+        sums.correct = sums.correct.zip(correct).map(|(before, correct)| before + correct);
         let scaled = scaling.scaled(loss * share)?;
         model.blocks.backward(&scaled).map_err(|source| TrainError::Backward { step, source })?;
     }
@@ -224,7 +221,7 @@ fn accumulate(
 
 /// Returns an error if the logits are NaN or infinite before anything was trained.
 fn check_untrained(model: &Model, session: &dyn BlocksSession, batch: &Batch) -> Result<(), TrainError> {
-    let logits = tch::no_grad(|| model.forward(session, &batch.ids, &batch.rows, Phase::Evaluate));
+    let logits = tch::no_grad(|| model.forward(session, &batch.tokens, Phase::Evaluate));
     logits.map(drop).map_err(|error| error.with_rows_of("training", &batch.indices).into())
 }
 
@@ -232,13 +229,6 @@ fn check_untrained(model: &Model, session: &dyn BlocksSession, batch: &Batch) ->
 fn seed_of_step(seed: u64, step: u64) -> i64 {
     // An odd factor, so that no two steps of a seed have the same.
     seed.wrapping_add(step.wrapping_mul(0x9e37_79b9_7f4a_7c15)).cast_signed()
-}
-
-/// Number of rows whose largest logit is that of their class.
-fn count_correct(logits: &Tensor, classes: &[i64]) -> Result<usize, TrainError> {
-    let classes = Tensor::from_slice(classes); // [rows]
-    let correct = logits.argmax(-1, false).f_eq_tensor(&classes)?.f_sum(Kind::Int64)?;
-    Ok(i64::try_from(&correct)?.unsigned_abs() as usize)
 }
 
 fn row_indices(group: &[Batch]) -> Vec<usize> {

@@ -164,7 +164,7 @@ impl Cell<'_> {
         Ok(hot)
     }
 
-    fn check_present(&self, label: &RawLabel) -> Result<(), LabelError> {
+    pub(super) fn check_present(&self, label: &RawLabel) -> Result<(), LabelError> {
         let is_missing = match label {
             RawLabel::Float(number) => number.is_nan(),
             RawLabel::Name(text) => is_missing(text),
@@ -203,7 +203,7 @@ impl Cell<'_> {
         }
     }
 
-    fn expected(&self, found: &RawLabel, expected: &'static str) -> LabelError {
+    pub(super) fn expected(&self, found: &RawLabel, expected: &'static str) -> LabelError {
         LabelError::Kind { location: self.location(), found: found.to_string(), expected }
     }
 

@@ -17,7 +17,7 @@ impl LabelSet {
                     |(cell, class): (&RawLabel, &i64)| self.index_of(cell).is_none_or(|index| index as i64 == *class);
                 cells.iter().zip(classes).all(is_same)
             }
-            Labels::Value(_) => true,
+            Labels::Value(_) | Labels::Choice(_) | Labels::Tags(_) | Labels::Text(_) => true,
             Labels::Multi(rows) => {
                 cells.iter().zip(rows).all(|(cell, hot)| self.as_classes(cell).is_none_or(|old| old == *hot))
             }

@@ -12,6 +12,15 @@ pub enum LabelError {
     /// The table was read without labels.
     #[error("find labels: no column of labels was named")]
     NoColumn,
+    /// Options were not read.
+    #[error("find labels: they are options, and no column of options was named")]
+    NoOptions,
+    /// Labels of options, words or answers without their rows.
+    #[error("read labels of options, words or answers without their rows")]
+    NoTable,
+    /// Another number of labels than of words.
+    #[error("use {location}: it has {tags} labels for {words} word{}", plural(*words))]
+    Words { location: RowLocation, tags: usize, words: usize },
     /// A row without a label: null, empty or NaN.
     #[error("use {location}: there is no label")]
     Missing { location: RowLocation },
@@ -50,6 +59,10 @@ pub enum LabelError {
     /// Rows of one class, from which nothing can be learnt.
     #[error("train on rows of one class only: all {rows} are `{class}`; a training set has at least two classes")]
     OneClass { class: String, rows: usize },
+}
+
+fn plural(n: usize) -> &'static str {
+    if n == 1 { "" } else { "s" }
 }
 
 fn shortened(names: &[String]) -> String {

@@ -3,6 +3,7 @@
 mod cell;
 mod digest;
 mod error;
+mod items;
 mod lists;
 mod names;
 mod text_list;
@@ -47,13 +48,19 @@ impl LabelSet {
     /// is itself a number or truth value, a class may also be the index of a name, from 0. A value is a number. Several
     /// classes are a list of classes, a text that contains a list or joins classes by `|`, `;` or `,`, or a multi-hot
     /// vector: one number from 0 to 1 for each name. [`ListLayout`] describes the choice between lists of classes and
-    /// multi-hot vectors.
+    /// multi-hot vectors. An option is its index from 0, or its text if that is no integer. The classes of words are a list
+    /// of classes, or a text of classes between blanks. A text is the cell itself.
     ///
     /// # Errors
     /// [`LabelError`] with file and row of the first cell that is not a label, is missing, or is ambiguous.
     pub fn labels_as(&self, table: &Table, kind: LabelKind) -> Result<Labels, LabelError> {
         let rows = table.labels().ok_or(LabelError::NoColumn)?;
-        self.convert(rows, &|row| table.location(row), kind)
+        match kind {
+            LabelKind::Choice => Ok(Labels::Choice(self.choices(table, rows)?)),
+            LabelKind::Tags => Ok(Labels::Tags(self.tags(table, rows)?)),
+            LabelKind::Text => Ok(Labels::Text(rows.iter().map(RawLabel::to_string).collect())),
+            kind => self.convert(rows, &|row| table.location(row), kind),
+        }
     }
 
     fn convert(
@@ -67,6 +74,7 @@ impl LabelSet {
             LabelKind::Class => {
                 Labels::Class(rows.map(|(cell, label)| Ok(cell.class(label)? as i64)).collect::<Result<_, _>>()?)
             }
+            LabelKind::Choice | LabelKind::Tags | LabelKind::Text => return Err(LabelError::NoTable),
             LabelKind::Value => Labels::Value(rows.map(|(cell, label)| cell.value(label)).collect::<Result<_, _>>()?),
             LabelKind::Multi => {
                 let lists: Vec<_> =
@@ -80,7 +88,7 @@ impl LabelSet {
     }
 }
 
-/// Checks that a training set has at least two classes. Values and multi-hot labels always pass.
+/// Checks that a training set has at least two classes. Labels of other kinds always pass.
 ///
 /// # Errors
 /// [`LabelError::OneClass`] if all rows have one class.

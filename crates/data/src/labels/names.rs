@@ -1,5 +1,7 @@
 use std::collections::BTreeMap;
 
+use sepal_core::Task;
+
 use super::LabelError;
 use super::value::{Value, normalized};
 
@@ -76,6 +78,17 @@ impl LabelSet {
         }
         let values = names.iter().map(|name| Value::from_text(&normalized(name))).collect();
         Ok(Self { names, texts, values, layout: None })
+    }
+
+    /// Creates the set of a task's labels, which is empty for labels without names.
+    ///
+    /// # Errors
+    /// [`LabelError::Names`] as [`LabelSet::new`].
+    pub fn of_task(task: &Task) -> Result<Self, LabelError> {
+        match task.labels() {
+            [] => Ok(Self { names: Vec::new(), texts: BTreeMap::new(), values: Vec::new(), layout: None }),
+            names => Self::new(names),
+        }
     }
 
     /// Sets the layout of ambiguous lists.

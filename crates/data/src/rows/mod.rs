@@ -30,6 +30,10 @@ pub struct RowSpec {
     pub text_pair: Option<String>,
     /// The column of labels.
     pub label: Option<String>,
+    /// The columns of the options of each row, or one column of lists of them.
+    pub options: Vec<String>,
+    /// True if the column of texts may hold lists of words, which are joined by blanks.
+    pub words: bool,
     /// Values by column; rows with other values are left out.
     pub filter: BTreeMap<String, String>,
     /// Columns that are passed through to the output.
@@ -48,6 +52,8 @@ impl Default for RowSpec {
             text: None,
             text_pair: None,
             label: None,
+            options: Vec::new(),
+            words: false,
             filter: BTreeMap::new(),
             passthrough: Passthrough::None,
             bad_rows: BadRowPolicy::Skip,
@@ -88,6 +94,8 @@ pub struct Rows {
     /// Labels as the file has them, if a column of them was named; `None` for missing labels. An empty cell of a csv or tsv
     /// file is an empty name.
     pub labels: Option<Vec<Option<RawLabel>>>,
+    /// Options of each row, at least two, if columns of them were named.
+    pub options: Option<Vec<Vec<String>>>,
     /// Data row of each text, from 1; a header does not count.
     pub numbers: Vec<usize>,
     /// Rows of this chunk that were left out.
@@ -135,6 +143,9 @@ impl Rows {
         }
         if let Some(labels) = &mut self.labels {
             retain(labels, has_tokens);
+        }
+        if let Some(options) = &mut self.options {
+            retain(options, has_tokens);
         }
         Ok(())
     }

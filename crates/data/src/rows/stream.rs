@@ -41,10 +41,31 @@ struct Columns {
     origin: TextColumnOrigin,
     pair: Option<Column>,
     label: Option<Column>,
+    options: Vec<Column>,
+    /// True if the text column may hold lists of words.
+    words: bool,
     filter: Vec<(Column, String)>,
     passthrough: Vec<usize>,
     passthrough_schema: SchemaRef,
     form: Form,
+}
+
+/// Options of the rows of a batch.
+enum OptionTexts {
+    /// One column of lists.
+    Lists(Vec<Option<Vec<String>>>),
+    /// A column for each option.
+    Columns(Vec<StringArray>),
+}
+
+impl OptionTexts {
+    /// Options of a row without a problem.
+    fn of_row(&self, row: usize) -> Vec<String> {
+        match self {
+            Self::Lists(lists) => lists[row].clone().unwrap_or_default(),
+            Self::Columns(columns) => columns.iter().map(|texts| texts.value(row).to_owned()).collect(),
+        }
+    }
 }
 
 impl RowStream {
@@ -137,14 +158,17 @@ impl RowStream {
 
     fn rows(&mut self, batch: &RecordBatch) -> Result<Rows, ReadError> {
         let Some(columns) = &self.columns else { return Err(self.no_rows_error()) };
-        let cells = BatchCells { path: &self.path, format: self.format, n_before: self.read, batch };
-        let texts = cells.texts(&columns.text)?;
+        let words = columns.words;
+        let cells = BatchCells { path: &self.path, format: self.format, n_before: self.read, words, batch };
+        let texts = if words { cells.words(&columns.text)? } else { cells.texts(&columns.text)? };
         let pairs = columns.pair.as_ref().map(|pair| cells.texts(pair)).transpose()?;
         let labels = columns.label.as_ref().map(|label| cells.labels(label)).transpose()?;
+        let options = cells.options(&columns.options)?;
         let (mut selected, mut skipped) = (Vec::new(), Vec::new());
         for row in cells.filtered(&columns.filter)? {
             let pair = || cells.problem(columns.pair.as_ref()?, pairs.as_ref()?, row);
-            match cells.problem(&columns.text, &texts, row).or_else(pair) {
+            let option = || cells.option_problem(&columns.options, options.as_ref()?, row);
+            match cells.problem(&columns.text, &texts, row).or_else(pair).or_else(option) {
                 None => selected.push(row),
                 Some(bad) if self.bad_rows == BadRowPolicy::Skip => skipped.push(bad),
                 Some(bad) => {
@@ -158,6 +182,7 @@ impl RowStream {
             texts: pick(&texts),
             pairs: pairs.as_ref().map(pick),
             labels: labels.map(|labels| selected.iter().map(|&row| labels[row].clone()).collect()),
+            options: options.map(|options| selected.iter().map(|&row| options.of_row(row)).collect()),
             numbers: selected.iter().map(|row| self.read + row + 1).collect(),
             passthrough: cells.passthrough(&columns.passthrough, &selected)?,
             skipped,
@@ -244,6 +269,8 @@ impl Columns {
             origin,
             pair: indices.pair.map(column),
             label: indices.label.map(column),
+            options: indices.options.iter().map(|&index| column(index)).collect(),
+            words: spec.words,
             filter: indices.filter.iter().map(|&index| column(index)).zip(spec.filter.values().cloned()).collect(),
             passthrough_schema: Arc::new(
                 schema.project(&indices.passthrough).map_err(|error| ReadError::corrupt(path, format, error))?,
@@ -263,8 +290,9 @@ impl Columns {
 struct ColumnIndices {
     pair: Option<usize>,
     label: Option<usize>,
+    options: Vec<usize>,
     filter: Vec<usize>,
-    /// Candidates for the text column: all but second texts and labels.
+    /// Candidates for the text column: all but second texts, labels and options.
     candidates: Vec<usize>,
     passthrough: Vec<usize>,
 }
@@ -274,7 +302,9 @@ impl ColumnIndices {
         let find = |name: &String| opened.find(name);
         let pair = spec.text_pair.as_ref().map(find).transpose()?;
         let label = spec.label.as_ref().map(find).transpose()?;
+        let options: Vec<usize> = spec.options.iter().map(find).collect::<Result<_, _>>()?;
         let all = 0..opened.schema().fields().len();
+        let is_other = |index: &usize| [pair, label].contains(&Some(*index)) || options.contains(index);
         let passthrough = match &spec.passthrough {
             Passthrough::None => Vec::new(),
             Passthrough::Columns(names) => names.iter().map(find).collect::<Result<_, _>>()?,
@@ -284,7 +314,8 @@ impl ColumnIndices {
             pair,
             label,
             filter: spec.filter.keys().map(find).collect::<Result<_, _>>()?,
-            candidates: all.filter(|index| ![pair, label].contains(&Some(*index))).collect(),
+            candidates: all.filter(|index| !is_other(index)).collect(),
+            options,
             passthrough,
         })
     }
@@ -292,6 +323,7 @@ impl ColumnIndices {
     fn used(&self, text: usize, form: Form) -> Vec<usize> {
         let mut used: Vec<usize> = [Some(text), self.pair, self.label].into_iter().flatten().collect();
         used.extend(&self.filter);
+        used.extend(&self.options);
         if form != Form::Objects {
             used.extend(&self.passthrough);
         }
@@ -305,6 +337,7 @@ struct BatchCells<'a> {
     path: &'a Path,
     format: Format,
     n_before: usize,
+    words: bool,
     batch: &'a RecordBatch,
 }
 
@@ -312,6 +345,41 @@ impl BatchCells<'_> {
     fn texts(&self, column: &Column) -> Result<StringArray, ReadError> {
         let cells = self.batch.column(column.index);
         columns::texts(cells, self.format).ok_or_else(|| self.wrong_type(column, cells, "texts"))
+    }
+
+    fn words(&self, column: &Column) -> Result<StringArray, ReadError> {
+        let cells = self.batch.column(column.index);
+        columns::word_texts(cells, self.format).ok_or_else(|| self.wrong_type(column, cells, "texts or lists of words"))
+    }
+
+    fn options(&self, options: &[Column]) -> Result<Option<OptionTexts>, ReadError> {
+        match options {
+            [] => Ok(None),
+            [column] => {
+                let cells = self.batch.column(column.index);
+                let lists = columns::text_lists(cells, self.format);
+                let lists = lists.ok_or_else(|| self.wrong_type(column, cells, "lists of texts"))?;
+                Ok(Some(OptionTexts::Lists(lists)))
+            }
+            columns => {
+                let texts = columns.iter().map(|column| self.texts(column)).collect::<Result<_, _>>()?;
+                Ok(Some(OptionTexts::Columns(texts)))
+            }
+        }
+    }
+
+    fn option_problem(&self, columns: &[Column], options: &OptionTexts, row: usize) -> Option<BadRow> {
+        match options {
+            OptionTexts::Columns(texts) => {
+                columns.iter().zip(texts).find_map(|(column, texts)| self.problem(column, texts, row))
+            }
+            OptionTexts::Lists(lists) if lists[row].as_ref().is_some_and(|options| options.len() > 1) => None,
+            OptionTexts::Lists(_) => {
+                let location = RowLocation { path: self.path.to_owned(), row: self.n_before + row + 1 };
+                let column = columns.first().map(|column| column.name.clone()).unwrap_or_default();
+                Some(BadRow { location, column, problem: CellProblem::NoOptions })
+            }
+        }
     }
 
     fn labels(&self, column: &Column) -> Result<Vec<Option<RawLabel>>, ReadError> {
@@ -335,6 +403,7 @@ impl BatchCells<'_> {
         let problem = match texts.is_valid(row) {
             true if texts.value(row).is_empty() => CellProblem::Empty,
             true => return None,
+            false if self.words && self.batch.column(column.index).is_valid(row) => CellProblem::NotWords,
             false if self.is_json() && self.batch.column(column.index).is_valid(row) => CellProblem::NotText,
             // The decoder reads an empty cell as null.
             false if self.format.is_delimited() => CellProblem::Empty,

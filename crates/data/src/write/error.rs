@@ -49,7 +49,7 @@ pub enum WriteError {
     Rows {
         predictions: usize,
         rows: usize,
-        /// `rows` or `classes`.
+        /// `rows`, `classes`, `options` or `words`.
         unit: &'static str,
     },
     /// The reader has closed the stream, which ends the output without a failure.

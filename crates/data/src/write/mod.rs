@@ -13,10 +13,11 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 
 use crate::rows::Form;
-use crate::{Format, LabelKind, LabelSet, PredictionRef, RowSchema, Rows};
+use crate::{Format, LabelKind, LabelSet, PredictionRef, RowSchema, Rows, Task};
 use encode::Encoder;
 pub use error::WriteError;
 use output_columns::OutputColumns;
+pub(crate) use output_columns::{float_lists, text_lists};
 use target::Target;
 
 /// Form of written predictions.
@@ -26,8 +27,8 @@ pub struct OutputSpec {
     pub format: Option<Format>,
     /// Names of the classes.
     pub labels: LabelSet,
-    /// Kind of the labels.
-    pub kind: LabelKind,
+    /// Task of the predictions.
+    pub task: Task,
     /// True for a column `probability_NAME` for each class.
     pub probabilities: bool,
     /// Least probability of predicted labels, if there are several.
@@ -39,7 +40,8 @@ pub struct OutputSpec {
 impl OutputSpec {
     /// Creates a spec without probabilities of all classes, and without overwriting.
     pub fn new(labels: LabelSet, kind: LabelKind) -> Self {
-        Self { format: None, labels, kind, probabilities: false, threshold: 0.5, overwrite: false }
+        let task = Task::new(kind, labels.names().to_vec());
+        Self { format: None, labels, task, probabilities: false, threshold: 0.5, overwrite: false }
     }
 }
 
@@ -47,8 +49,9 @@ impl OutputSpec {
 /// row group.
 ///
 /// The columns, in this order: the passthrough columns, unless a following column has the same name; `label`, if the rows
-/// have labels; `predicted`: the name of the class, the number, or the list of labels; `probability`, except for numbers:
-/// that of the class, or a list with one entry for each predicted label; and `probability_NAME` for each class on request.
+/// have labels; `predicted`: the name of the class, the number, the list of labels or of the words' tags, or the index of
+/// the option; `probability`, except for numbers: that of the class or option, or a list with one entry for each predicted
+/// label or word; and `probability_NAME` for each class on request.
 /// The latter are columns of numbers in every format, as pandas cannot compute with lists in cells.
 ///
 /// In csv and tsv files, `|` joins lists, and missing values are empty cells. Tsv files have no quotation marks (for pandas:

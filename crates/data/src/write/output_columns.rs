@@ -1,12 +1,13 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, Float32Array, Float64Array, ListBuilder, PrimitiveBuilder, RecordBatch};
-use arrow::array::{StringArray, StringBuilder, new_null_array};
+use arrow::array::{ArrayRef, AsArray, Float32Array, Float64Array, Int64Array, ListBuilder, PrimitiveBuilder};
+use arrow::array::{RecordBatch, StringArray, StringBuilder, new_null_array};
 use arrow::datatypes::{DataType, Field, FieldRef, Float32Type, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use parquet::arrow::ArrowWriter;
 use parquet::errors::ParquetError;
+use sepal_core::{CellKind, Columns};
 
 use super::{OutputSpec, WriteError, cells};
 use crate::labels::{OUTPUT_SEPARATOR, split_parts};
@@ -146,20 +147,15 @@ fn has_union(kind: &DataType) -> bool {
 }
 
 pub(super) fn plan(spec: &OutputSpec, row_schema: &RowSchema, format: Format) -> Result<OutputColumns, WriteError> {
-    let joins = spec.kind == LabelKind::Multi && format.is_delimited();
+    let Columns { label, predicted, probability, .. } = spec.task.columns();
+    let joins = predicted == CellKind::Texts && format.is_delimited();
     if joins && let Some(name) = spec.labels.names().iter().find(|name| name.contains(OUTPUT_SEPARATOR)) {
         return Err(WriteError::Name { name: name.clone() });
     }
     let mut fields = Vec::new();
-    let list = |item: DataType| DataType::new_list(item, true);
-    let (label, predicted, probability) = match spec.kind {
-        LabelKind::Class => (DataType::Utf8, DataType::Utf8, Some(DataType::Float32)),
-        LabelKind::Value => (DataType::Float64, DataType::Float32, None),
-        LabelKind::Multi => (list(DataType::Utf8), list(DataType::Utf8), Some(list(DataType::Float32))),
-    };
-    fields.extend(row_schema.label.then(|| Field::new("label", label, true)));
-    fields.push(Field::new("predicted", predicted, false));
-    fields.extend(probability.map(|kind| Field::new("probability", kind, false)));
+    fields.extend(row_schema.label.then(|| Field::new("label", data_type(label), true)));
+    fields.push(Field::new("predicted", data_type(predicted), false));
+    fields.extend(probability.map(|kind| Field::new("probability", data_type(kind), false)));
     if has_probabilities(spec) {
         let names = spec.labels.names().iter();
         fields.extend(names.map(|name| Field::new(format!("probability_{name}"), DataType::Float32, false)));
@@ -167,25 +163,55 @@ pub(super) fn plan(spec: &OutputSpec, row_schema: &RowSchema, format: Format) ->
     OutputColumns::new(row_schema, fields, format)
 }
 
-fn has_probabilities(spec: &OutputSpec) -> bool {
-    spec.probabilities && spec.kind != LabelKind::Value
+fn data_type(kind: CellKind) -> DataType {
+    let list = |item: DataType| DataType::new_list(item, true);
+    match kind {
+        CellKind::Text => DataType::Utf8,
+        CellKind::Texts => list(DataType::Utf8),
+        CellKind::Index => DataType::Int64,
+        CellKind::Float32 => DataType::Float32,
+        CellKind::Float64 => DataType::Float64,
+        CellKind::Floats => list(DataType::Float32),
+    }
 }
 
-/// Checks that there is a prediction for each row, and a number in it for each class.
+fn has_probabilities(spec: &OutputSpec) -> bool {
+    spec.probabilities && spec.task.columns().has_label_columns
+}
+
+/// Checks that there is a prediction for each row, and a number in it for each class, option or word.
 pub(super) fn check(spec: &OutputSpec, rows: &Rows, predicted: PredictionRef<'_>) -> Result<(), WriteError> {
     let names = spec.labels.names().len();
-    let numbers = match spec.kind {
-        LabelKind::Value => predicted.logits,
-        LabelKind::Class | LabelKind::Multi => predicted.probabilities,
+    let PredictionRef { class, logits, probabilities, items, texts } = predicted;
+    let lengths = match spec.task.kind() {
+        LabelKind::Value => [logits.len(), logits.len()],
+        LabelKind::Multi => [probabilities.len(), probabilities.len()],
+        LabelKind::Class | LabelKind::Choice => [probabilities.len(), class.len()],
+        LabelKind::Tags => [probabilities.len(), items.len()],
+        LabelKind::Text => [texts.len(), texts.len()],
     };
-    let classes = if spec.kind == LabelKind::Class { predicted.class.len() } else { rows.len() };
-    for predictions in [numbers.len(), classes] {
+    for predictions in lengths {
         if predictions != rows.len() {
             return Err(WriteError::Rows { predictions, rows: rows.len(), unit: "rows" });
         }
     }
-    match numbers.iter().find(|row| row.len() != names) {
-        Some(row) => Err(WriteError::Rows { predictions: row.len(), rows: names, unit: "classes" }),
+    let other = |numbers: &[Vec<f32>]| numbers.iter().map(Vec::len).find(|&length| length != names);
+    let wrong = match spec.task.kind() {
+        LabelKind::Value => other(logits).map(|found| (found, names, "classes")),
+        LabelKind::Class | LabelKind::Multi => other(probabilities).map(|found| (found, names, "classes")),
+        LabelKind::Choice => {
+            let pairs = class.iter().zip(probabilities);
+            let mut pairs = pairs.map(|(&class, row)| (usize::try_from(class).unwrap_or(usize::MAX), row.len()));
+            pairs.find(|(class, options)| class >= options).map(|(class, options)| (class, options, "options"))
+        }
+        LabelKind::Tags => {
+            let mut pairs = items.iter().zip(probabilities).map(|(tags, row)| (tags.len(), row.len(), "words"));
+            pairs.find(|(tags, words, _)| tags != words)
+        }
+        LabelKind::Text => None,
+    };
+    match wrong {
+        Some((predictions, rows, unit)) => Err(WriteError::Rows { predictions, rows, unit }),
         None => Ok(()),
     }
 }
@@ -212,7 +238,7 @@ pub(super) fn new_columns(
 /// Columns `predicted` and `probability`.
 fn predictions(spec: &OutputSpec, predicted: PredictionRef<'_>) -> Result<Vec<ArrayRef>, WriteError> {
     let names = spec.labels.names();
-    Ok(match spec.kind {
+    Ok(match spec.task.kind() {
         LabelKind::Value => vec![Arc::new(Float32Array::from_iter_values(predicted.logits.iter().map(|row| row[0])))],
         LabelKind::Class => {
             let index = |&class: &i64| usize::try_from(class).ok().filter(|class| *class < names.len());
@@ -224,6 +250,18 @@ fn predictions(spec: &OutputSpec, predicted: PredictionRef<'_>) -> Result<Vec<Ar
             let names = StringArray::from_iter_values(classes.iter().map(|&class| &names[class]));
             vec![Arc::new(names), Arc::new(probabilities)]
         }
+        LabelKind::Choice => {
+            let chosen = |(&class, row): (&i64, &Vec<f32>)| usize::try_from(class).ok().map_or(0.0, |class| row[class]);
+            let probabilities = predicted.class.iter().zip(predicted.probabilities).map(chosen);
+            let probabilities = Float32Array::from_iter_values(probabilities);
+            vec![Arc::new(Int64Array::from(predicted.class.to_vec())), Arc::new(probabilities)]
+        }
+        LabelKind::Tags => {
+            let name = |&tag: &i64| usize::try_from(tag).ok().and_then(|tag| names.get(tag)).map_or("", String::as_str);
+            let tags = predicted.items.iter().map(|tags| tags.iter().map(name).collect());
+            vec![text_lists(tags), float_lists(predicted.probabilities)]
+        }
+        LabelKind::Text => vec![Arc::new(StringArray::from_iter_values(predicted.texts))],
         LabelKind::Multi => {
             let mut labels = ListBuilder::new(StringBuilder::new());
             let mut probabilities = ListBuilder::new(PrimitiveBuilder::<Float32Type>::new());
@@ -244,7 +282,14 @@ fn predictions(spec: &OutputSpec, predicted: PredictionRef<'_>) -> Result<Vec<Ar
 fn label_column(spec: &OutputSpec, labels: &[Option<RawLabel>]) -> ArrayRef {
     let is_blank = |label: &&RawLabel| matches!(label, RawLabel::Name(name) if name.is_empty());
     let name = |label: &Option<RawLabel>| Some(class_name(spec, label.as_ref().filter(|label| !is_blank(label))?));
-    match spec.kind {
+    match spec.task.kind() {
+        LabelKind::Text => {
+            Arc::new(labels.iter().map(|label| Some(label.as_ref()?.to_string())).collect::<StringArray>())
+        }
+        LabelKind::Choice => {
+            let index = |label: &Option<RawLabel>| label.as_ref()?.to_string().trim().parse::<i64>().ok();
+            Arc::new(labels.iter().map(index).collect::<Int64Array>())
+        }
         LabelKind::Class => Arc::new(labels.iter().map(name).collect::<StringArray>()),
         LabelKind::Value => {
             let number = |label: &Option<RawLabel>| match label.as_ref()? {
@@ -256,7 +301,7 @@ fn label_column(spec: &OutputSpec, labels: &[Option<RawLabel>]) -> ArrayRef {
             };
             Arc::new(labels.iter().map(number).collect::<Float64Array>())
         }
-        LabelKind::Multi => {
+        LabelKind::Multi | LabelKind::Tags => {
             let mut lists = ListBuilder::new(StringBuilder::new());
             for label in labels {
                 let names = label.as_ref().map(|label| label_names(spec, label));
@@ -268,8 +313,29 @@ fn label_column(spec: &OutputSpec, labels: &[Option<RawLabel>]) -> ArrayRef {
     }
 }
 
+pub(crate) fn text_lists<'a>(rows: impl Iterator<Item = Vec<&'a str>>) -> ArrayRef {
+    let mut lists = ListBuilder::new(StringBuilder::new());
+    for row in rows {
+        row.into_iter().for_each(|text| lists.values().append_value(text));
+        lists.append(true);
+    }
+    Arc::new(lists.finish())
+}
+
+pub(crate) fn float_lists(rows: &[Vec<f32>]) -> ArrayRef {
+    let mut lists = ListBuilder::new(PrimitiveBuilder::<Float32Type>::new());
+    for row in rows {
+        lists.values().append_slice(row);
+        lists.append(true);
+    }
+    Arc::new(lists.finish())
+}
+
 /// Names of several labels; items that are not labels are copied.
 fn label_names(spec: &OutputSpec, label: &RawLabel) -> Vec<String> {
+    if spec.task.kind() == LabelKind::Tags {
+        return tag_names(spec, label);
+    }
     match spec.labels.names_of(label, spec.threshold) {
         Some(names) => names.into_iter().map(str::to_owned).collect(),
         None => match label {
@@ -277,6 +343,15 @@ fn label_names(spec: &OutputSpec, label: &RawLabel) -> Vec<String> {
             RawLabel::Name(joined) => split_parts(joined, &[OUTPUT_SEPARATOR]).map(str::to_owned).collect(),
             other => vec![class_name(spec, other)],
         },
+    }
+}
+
+/// Names of the tags of words.
+fn tag_names(spec: &OutputSpec, label: &RawLabel) -> Vec<String> {
+    match label {
+        RawLabel::Many(items) => items.iter().map(|item| class_name(spec, item)).collect(),
+        RawLabel::Name(text) => text.split_whitespace().map(str::to_owned).collect(),
+        other => vec![class_name(spec, other)],
     }
 }
 

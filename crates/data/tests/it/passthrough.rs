@@ -38,7 +38,7 @@ fn predict(rows: RowStream, writer: &mut PredictionWriter) -> Result<(), WriteEr
         let rows = rows.expect("rows");
         let halves = vec![vec![0.5, 0.5]; rows.len()];
         let class = vec![1; rows.len()];
-        writer.write(&rows, PredictionRef { class: &class, logits: &halves, probabilities: &halves })?;
+        writer.write(&rows, PredictionRef::new(&class, &halves, &halves))?;
     }
     Ok(())
 }

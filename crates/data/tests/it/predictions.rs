@@ -40,7 +40,7 @@ fn write(input: RowStream, writer: &mut PredictionWriter, n: usize) -> Result<()
     for rows in input {
         let rows = rows.expect("rows");
         let (class, probabilities) = last_class(&rows, n);
-        writer.write(&rows, PredictionRef { class: &class, logits: &probabilities, probabilities: &probabilities })?;
+        writer.write(&rows, PredictionRef::new(&class, &probabilities, &probabilities))?;
     }
     Ok(())
 }
@@ -105,7 +105,7 @@ fn multi_label_and_value_predictions() {
         let mut writer =
             PredictionWriter::to_writer(sink.clone(), format, output, &stream.row_schema()).expect("a writer");
         let rows = stream.next().expect("a chunk").expect("rows");
-        writer.write(&rows, PredictionRef { class: &[], logits: numbers, probabilities: numbers }).expect("written");
+        writer.write(&rows, PredictionRef::new(&[], numbers, numbers)).expect("written");
         sink.text()
     };
     let write = |format, output, numbers: &[Vec<f32>]| write_stream(input(), format, output, numbers);
@@ -230,8 +230,7 @@ fn failed_output_leaves_no_file() {
     let mut writer = PredictionWriter::create(&path, two, &input.row_schema()).expect("a writer");
     let rows = input.next().expect("a chunk").expect("rows");
     let half = [vec![0.5, 0.5]];
-    let error =
-        writer.write(&rows, PredictionRef { class: &[0], logits: &half, probabilities: &half }).expect_err("one");
+    let error = writer.write(&rows, PredictionRef::new(&[0], &half, &half)).expect_err("one");
     assert_eq!(error.to_string(), "write predictions: 1 for 2 rows");
     assert!(matches!(writer.finish(), Err(WriteError::Unfinished { rows: 0 })));
     assert!(files(folder.path()).is_empty());

@@ -45,6 +45,7 @@ fn expected(kind: LabelKind, numbers: &[Vec<f32>]) -> Labels {
             let applies = |row: &Vec<f32>| row.iter().map(|&share| f32::from(u8::from(share >= 0.5))).collect();
             Labels::Multi(numbers.iter().map(applies).collect())
         }
+        other => unreachable!("{other} is not written here"),
     }
 }
 
@@ -62,7 +63,7 @@ fn write_and_read(set: &LabelSet, kind: LabelKind, numbers: &[Vec<f32>], format:
         let rows = rows.expect("rows");
         let range = start..start + rows.len();
         let (class, numbers) = (&class[range.clone()], &numbers[range.clone()]);
-        writer.write(&rows, PredictionRef { class, logits: numbers, probabilities: numbers }).expect("written");
+        writer.write(&rows, PredictionRef::new(class, numbers, numbers)).expect("written");
         start = range.end;
     }
     writer.finish().expect("finished");
@@ -120,7 +121,7 @@ fn predictions_file_is_read_as_labels() {
     ] {
         let set = LabelSet::new(names.iter().copied()).expect("names");
         let numbers = if names.len() == 1 { [vec![0.5], vec![-2.0]] } else { numbers.clone() };
-        let predicted = PredictionRef { class: &[1, 0], logits: &numbers, probabilities: &numbers };
+        let predicted = PredictionRef::new(&[1, 0], &numbers, &numbers);
         let bytes = predictions_parquet(&table, &labels, set.names(), predicted).expect("a file");
         let path = folder.path().join("predictions.parquet");
         std::fs::write(&path, bytes).expect("written");

@@ -1,8 +1,8 @@
 //! Bytes on the wire in a step, counted from the shapes of the messages.
 
 use sepal_config::spec::{Spec, SwarmSpec};
-use sepal_core::{DType, Span};
-use sepal_plugin::TuningMode;
+use sepal_core::{DType, ModelConfig, Span};
+use sepal_plugin::{Tunable, TuningMode};
 use sepal_swarm::SwarmPath;
 use serde::Serialize;
 
@@ -34,7 +34,7 @@ pub(super) struct Step {
     n_blocks: usize,
     hidden: usize,
     prompts: usize,
-    /// Values of the tunables of one block.
+    /// Values of the tunables of the blocks that run on servers.
     tunables: usize,
     batches: usize,
     tokens: usize,
@@ -51,18 +51,25 @@ impl Step {
         data: &DataPlan,
     ) -> Result<Self, AssembleError> {
         let config = frozen.checkpoint.config();
-        let tunables = tuning.tunables(frozen.span()?).map_err(AssembleError::Tuning)?;
-        let numbers: usize = tunables.iter().map(|named| named.tensor.numel()).sum();
+        let tunables = tuning.tunables().map_err(AssembleError::Tuning)?;
+        let first_remote = spec.model.local_blocks;
         Ok(Self {
             n_blocks: config.n_blocks,
             hidden: config.hidden,
             prompts: tuning.pre_seq_len(),
-            tunables: numbers / config.n_blocks,
+            tunables: tunables.iter().map(|tunable| values_from(tunable, first_remote)).sum(),
             batches: spec.train.accumulate,
             tokens: data.mean_batch_tokens.round() as usize,
             rows: spec.loader.batch_size.min(data.train_rows),
             is_behind_others: spec.model.local_blocks > 0,
         })
+    }
+
+    /// Step of one batch with deep prompts in every block, and all blocks on servers.
+    pub(super) fn with_deep_prompts(config: &ModelConfig, prompts: usize, tokens: usize, rows: usize) -> Self {
+        let &ModelConfig { n_blocks, hidden, .. } = config;
+        let tunables = prompts * hidden * n_blocks;
+        Self { n_blocks, hidden, prompts, tunables, batches: 1, tokens, rows, is_behind_others: false }
     }
 
     /// Positions of a batch of the mean size.
@@ -79,8 +86,8 @@ impl Step {
         let servers = spans.map_or(1, |spans| spans.len()).max(1);
         let wire = spec.wire_dtype();
         let is_star = spec.swarm.remote().path == SwarmPath::Star;
-        let [counted_up, counted_down] = self.count(wire, servers, self.n_blocks - first, is_star);
-        let more = self.count(wire, servers + 1, self.n_blocks - first, is_star);
+        let [counted_up, counted_down] = self.count(wire, servers, is_star);
+        let more = self.count(wire, servers + 1, is_star);
         Some(BytesPlan {
             servers,
             of_the_route,
@@ -95,10 +102,10 @@ impl Step {
     /// Counts sent and received bytes of a batch in one micro-batch: hidden states of all positions between servers and
     /// of the last tokens after the last server; gradients of the same size in the backward pass, where the first
     /// server returns those of the prompts alone; the tunables once, and their gradients for each batch.
-    fn count(&self, wire: DType, servers: usize, blocks: usize, is_star: bool) -> [u64; 2] {
+    pub(super) fn count(&self, wire: DType, servers: usize, is_star: bool) -> [u64; 2] {
         let bytes = |dtype: DType, numbers: usize| dtype.n_bytes(numbers).unwrap_or(0) as u64;
         let states = |positions: usize| bytes(wire, positions * self.hidden);
-        let tunables = bytes(wire.for_parameters(), self.tunables * blocks);
+        let tunables = bytes(wire.for_parameters(), self.tunables);
         let between = if is_star { servers as u64 - 1 } else { 0 };
         let (all, last) = (states(self.positions()), states(self.rows));
         let prompts = bytes(wire.for_parameters(), self.prompts * self.hidden);
@@ -110,24 +117,35 @@ impl Step {
     }
 }
 
+/// Number of values of a tunable in the blocks from `first`.
+fn values_from(tunable: &Tunable, first: usize) -> usize {
+    let n_blocks = tunable.tensor.size().first().map_or(0, |&blocks| blocks.unsigned_abs() as usize);
+    let end = tunable.first_block + n_blocks;
+    let n_included = end - first.clamp(tunable.first_block, end);
+    tunable.tensor.numel() * n_included / n_blocks.max(1)
+}
+
 #[cfg(test)]
 mod tests {
+    use sepal_core::Family;
+    use tch::{Device, Kind, Tensor};
+
     use super::*;
 
     /// Step of docs/performance.md: 32 sentences of 426 tokens, 16 deep prompts, bf16 on the wire.
     fn check(n_blocks: usize, hidden: usize, servers: usize, is_star: bool, expected_mb: [u64; 2]) {
-        let step = Step {
-            n_blocks,
-            hidden,
-            prompts: 16,
-            tunables: 16 * hidden,
-            batches: 1,
-            tokens: 426,
-            rows: 32,
-            is_behind_others: false,
-        };
-        let counted = step.count(DType::Bf16, servers, n_blocks, is_star);
+        let config = ModelConfig::plain(Family::Llama, n_blocks, hidden, 32, 4 * hidden, 32_000);
+        let step = Step::with_deep_prompts(&config, 16, 426, 32);
+        let counted = step.count(DType::Bf16, servers, is_star);
         assert_eq!(counted.map(|bytes| (bytes as f64 / 1e6).round() as u64), expected_mb);
+    }
+
+    #[test]
+    fn values_of_local_blocks_are_not_counted() {
+        let tensor = Tensor::zeros([4, 3, 5], (Kind::Float, Device::Cpu));
+        let tunable = Tunable { name: "lora_A:self_attn.q_proj".to_owned(), first_block: 2, tensor };
+        let counted = [0, 2, 3, 6, 9].map(|first| values_from(&tunable, first));
+        assert_eq!(counted, [60, 60, 45, 0, 0]);
     }
 
     #[test]

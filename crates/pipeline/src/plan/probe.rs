@@ -185,7 +185,7 @@ fn estimate(
 }
 
 fn tokens_of(loader: &Loader) -> usize {
-    loader.epoch(0).map(|batch| batch.rows.n_tokens()).sum()
+    loader.epoch(0).map(|batch| batch.tokens.n_tokens()).sum()
 }
 
 /// Tokens per second of up to `batches` predictions of batches after a warm-up, which counts if it is the only one.
@@ -198,7 +198,7 @@ fn predict(
 ) -> Result<Option<f64>, RunError> {
     let last = batches.min(loader.batches_per_epoch().saturating_sub(1) as u64);
     tch::no_grad(|| {
-        let session = model.tune()?;
+        let session = model.tune_for_predictions()?;
         let (mut tokens, mut started) = (0, Instant::now());
         let mut seconds = 0.0;
         for (number, batch) in (0..=last).zip(loader.epoch(0)) {
@@ -209,10 +209,10 @@ fn predict(
             if number == 1 {
                 (tokens, started) = (0, Instant::now());
             }
-            let logits = model.forward(&*session, &batch.ids, &batch.rows, Phase::Evaluate);
+            let logits = model.forward(&*session, &batch.tokens, Phase::Evaluate);
             let logits = logits.map_err(|error| error.with_rows_of("validation", &batch.indices))?;
             model.head.predict(&logits).map_err(EvaluateError::Head)?;
-            tokens += batch.rows.n_tokens();
+            tokens += batch.tokens.n_tokens();
             seconds = started.elapsed().as_secs_f64();
         }
         Ok((tokens > 0).then(|| tokens as f64 / seconds))

@@ -79,10 +79,18 @@ pub(crate) fn html(run: &Run) -> String {
     })
 }
 
-/// Names of the task and the tuning mode in the pipeline.
+/// Names of the task and the tuning modes in the pipeline.
 fn task(run: &Run) -> String {
-    let named = ["task.use", "tuning.use"].into_iter().filter_map(|key| run.options.get(key));
-    text::cut(&named.collect::<Vec<_>>().join(" by "), 120)
+    let modes = run.options.flat().iter().filter(|(key, _)| is_mode(key)).map(|(_, name)| name.as_str());
+    let modes = Some(modes.collect::<Vec<_>>().join(" and ")).filter(|modes| !modes.is_empty());
+    let named: Vec<String> = run.options.get("task.use").map(str::to_owned).into_iter().chain(modes).collect();
+    text::cut(&named.join(" by "), 120)
+}
+
+/// True for the key of a tuning mode's name: `tuning.use`, or `tuning.0.use` in a list.
+fn is_mode(key: &str) -> bool {
+    let place = key.strip_prefix("tuning.").and_then(|key| key.strip_suffix("use"));
+    place.is_some_and(|place| place.chars().all(|c| c.is_ascii_digit() || c == '.'))
 }
 
 fn main(run: &Run) -> Option<Large> {
@@ -172,4 +180,23 @@ fn notices(run: &Run) -> Vec<Notice> {
         add(true, "Not everything could be read", problem.clone());
     }
     notices
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tuning_modes_are_named_alone_or_in_a_list() {
+        for (key, expected) in [
+            ("tuning.use", true),
+            ("tuning.1.use", true),
+            ("tuning.12.use", true),
+            ("tuning.with.use", false),
+            ("task.use", false),
+            ("tuning.1.with.r", false),
+        ] {
+            assert_eq!(is_mode(key), expected, "{key}");
+        }
+    }
 }

@@ -30,6 +30,18 @@ pub(crate) fn section(run: &Run) -> Option<Section> {
             let found = label_mistakes(&names, label, predicted, &predictions.probabilities);
             ("Most confident mistakes", "times a label was given or missed wrongly", found)
         }
+        Outcomes::Choice { label, predicted, options } => {
+            let found = choice_mistakes(label, predicted, options, &predictions.probabilities);
+            ("Most confident mistakes", "rows got an option that is not theirs", found)
+        }
+        Outcomes::Tags { label, predicted } => {
+            let found = tag_mistakes(predictions, label, predicted);
+            ("Most confident mistakes", "times a word got a tag that is not its own", found)
+        }
+        Outcomes::Text { label, predicted } => {
+            let found = answer_mistakes(label, predicted, &predictions.logits);
+            ("Least probable answers", "rows have another answer than the most probable tokens", found)
+        }
     };
     let all = mistakes.len();
     let mut items: Vec<Item> = mistakes.into_iter().take(SHOWN).map(|mistake| mistake.item(predictions)).collect();
@@ -37,7 +49,9 @@ pub(crate) fn section(run: &Run) -> Option<Section> {
     let shown = if all > SHOWN { format!(" The {SHOWN} worst are below.") } else { String::new() };
     let lead = match (all, &predictions.outcomes) {
         (0, _) => format!("None in {rows} rows."),
-        (_, Outcomes::Multi { .. }) => format!("In {rows} rows, {} {what}.{shown}", text::count(all as u64)),
+        (_, Outcomes::Multi { .. } | Outcomes::Tags { .. }) => {
+            format!("In {rows} rows, {} {what}.{shown}", text::count(all as u64))
+        }
         _ => format!("{} of {rows} {what}.{shown}", text::count(all as u64)),
     };
     let mut parts = vec![paragraph(&lead)];
@@ -134,6 +148,64 @@ fn value_mistakes(actual: &[f32], predicted: &[f32]) -> Vec<Mistake> {
         ];
         // A NaN prediction is the worst mistake.
         Mistake { row, weight: if error.is_nan() { f64::INFINITY } else { error.abs() }, facts }
+    });
+    sorted(mistakes.collect())
+}
+
+fn choice_mistakes(
+    actual: &[i64],
+    predicted: &[i64],
+    options: &[Vec<String>],
+    probabilities: &[Vec<f32>],
+) -> Vec<Mistake> {
+    let option = |row: usize, index: i64| {
+        let index = usize::try_from(index).ok();
+        index.and_then(|index| options.get(row)?.get(index)).map_or("", String::as_str)
+    };
+    let wrong = (0..actual.len()).filter(|&row| predicted.get(row).is_some_and(|chosen| *chosen != actual[row]));
+    let mistakes = wrong.map(|row| {
+        let weight = probabilities.get(row).and_then(|row| row.iter().copied().reduce(f32::max));
+        let weight = weight.map_or(f64::NAN, f64::from);
+        let facts = vec![
+            fact("labelled", option(row, actual[row]), "true"),
+            fact("predicted", option(row, predicted[row]), "wrong"),
+            fact("probability", &text::percent(weight, 1), ""),
+        ];
+        Mistake { row, weight, facts }
+    });
+    sorted(mistakes.collect())
+}
+
+fn tag_mistakes(predictions: &Predictions, actual: &[Vec<String>], predicted: &[Vec<String>]) -> Vec<Mistake> {
+    let mut mistakes = Vec::new();
+    for (row, (actual, predicted)) in actual.iter().zip(predicted).enumerate() {
+        let words: Vec<&str> = predictions.texts.get(row).map_or(Vec::new(), |text| text.split_whitespace().collect());
+        for (word, (actual, predicted)) in actual.iter().zip(predicted).enumerate().filter(|(_, (a, p))| a != p) {
+            let probability = predictions.probabilities.get(row).and_then(|row| row.get(word));
+            let weight = probability.map_or(f64::NAN, |&probability| f64::from(probability));
+            let facts = vec![
+                fact("word", words.get(word).copied().unwrap_or_default(), ""),
+                fact("labelled", actual, "true"),
+                fact("predicted", predicted, "wrong"),
+                fact("probability", &text::percent(weight, 1), ""),
+            ];
+            mistakes.push(Mistake { row, weight, facts });
+        }
+    }
+    sorted(mistakes)
+}
+
+fn answer_mistakes(actual: &[String], predicted: &[String], logits: &[Vec<f32>]) -> Vec<Mistake> {
+    let pairs = actual.iter().zip(predicted).enumerate().filter(|(_, (a, p))| a.trim() != p.trim());
+    let mistakes = pairs.map(|(row, (actual, predicted))| {
+        let tokens = logits.get(row).map_or(&[][..], Vec::as_slice);
+        let weight = -tokens.iter().map(|&number| f64::from(number)).sum::<f64>() / tokens.len().max(1) as f64;
+        let facts = vec![
+            fact("labelled", actual, "true"),
+            fact("most probable", predicted, "wrong"),
+            fact("mean loss", &text::digits(weight, 4), ""),
+        ];
+        Mistake { row, weight, facts }
     });
     sorted(mistakes.collect())
 }

@@ -6,6 +6,7 @@ mod classes;
 pub(crate) mod curves;
 pub(crate) mod facts;
 pub(crate) mod headline;
+mod items;
 pub(crate) mod mistakes;
 pub(crate) mod quality;
 pub(crate) mod reproduce;

@@ -1,7 +1,7 @@
 use sepal_data::Outcomes;
 use sepal_track::EvaluationRecord;
 
-use super::{calibration, class_predictions, classes, values};
+use super::{calibration, class_predictions, classes, items, values};
 use crate::page::{Section, folded, missing, paragraph};
 use crate::read::Run;
 use crate::table::{Cell, Table};
@@ -28,6 +28,13 @@ pub(crate) fn section(run: &Run) -> Option<Section> {
                     let names = class_predictions::names(&run.manifest.labels, label.first().map_or(0, Vec::len));
                     parts.push(classes::labels_html(&names, label, predicted));
                     parts.push(calibration::label_html(label, &predictions.probabilities));
+                }
+                Outcomes::Choice { label, predicted, options } => {
+                    parts.extend(items::choice_html(label, predicted, options));
+                }
+                Outcomes::Tags { label, predicted } => parts.extend(items::tags_html(label, predicted)),
+                Outcomes::Text { label, predicted } => {
+                    parts.extend(items::answers_html(&predictions.logits, label, predicted));
                 }
             }
         }

@@ -78,7 +78,7 @@ impl Rows {
         let spec = TableSpec::new(path, "text").with_label("label");
         let spec = if self.pairs.is_some() { spec.with_pair("pair") } else { spec };
         let table = Table::read(&spec).expect("a table");
-        let predicted = PredictionRef { class: &self.class, logits: &self.logits, probabilities: &self.probabilities };
+        let predicted = PredictionRef::new(&self.class, &self.logits, &self.probabilities);
         predictions_parquet(&table, &self.labels, &self.names, predicted).expect("a file")
     }
 }
@@ -108,6 +108,9 @@ pub(crate) fn manifest(name: &str) -> Manifest {
             truncated_rows: 61,
             text: "sentence".to_owned(),
             label: "label".to_owned(),
+            options: vec![],
+            words: false,
+            template: None,
             max_length: Some(64),
             truncation_side: Some("right".to_owned()),
             ..DataFacts::default()

@@ -1,0 +1,282 @@
+//! Plan of servers for a model, from its configuration and the index of its shards alone.
+
+use sepal_assets::{Asset, Assets, EventHandler, Kind, Source};
+use sepal_checkpoint::{Checkpoint, ModelSummary, OpenError, linear_sites};
+use sepal_core::{DType, Device, ModelConfig, SiteRole, WeightFormat};
+use sepal_server::memory::{BlockSizes, MemoryNeed, MemoryRequest};
+use serde::Serialize;
+
+use super::bytes::Step;
+use crate::error::ModelError;
+
+/// Number format on the wire that bytes are counted for.
+const WIRE: DType = DType::Bf16;
+
+/// Step, and servers of one kind. The step has deep prompts in every block, and all blocks are on servers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ServersSpec {
+    /// Rows of a batch.
+    pub rows: usize,
+    /// Tokens of a batch, without prompts.
+    pub tokens: usize,
+    /// Prompts before each row, which all rows share.
+    pub prompts: usize,
+    /// Free memory of a server in bytes; `None` for one server with all blocks.
+    pub server_bytes: Option<u64>,
+    /// Floating-point operations per second that a server reaches in products.
+    pub server_flops: Option<f64>,
+    /// Bytes per second between the client and a server, in each direction.
+    pub link_bytes: Option<f64>,
+}
+
+/// Servers that a model needs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ServersPlan {
+    /// Source of the configuration.
+    pub source: String,
+    /// Architecture.
+    pub family: String,
+    /// Number of transformer blocks.
+    pub blocks: usize,
+    /// Hidden size.
+    pub hidden: usize,
+    /// Counted: parameters of the linear layers of all blocks.
+    pub counted_block_parameters: u64,
+    /// Size of the files in bytes, as the index states it.
+    pub file_bytes: Option<u64>,
+    /// Number of shards in the index.
+    pub shards: Option<usize>,
+    /// Estimated: bytes of the embeddings and the final norm in fp32, which the client holds.
+    pub estimated_ends_bytes: u64,
+    /// Counted: floating-point operations of the products in a step, without attention scores.
+    pub counted_step_operations: f64,
+    /// Servers for each format of the weights.
+    pub formats: Vec<FormatPlan>,
+}
+
+/// Servers for one format of the weights.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct FormatPlan {
+    /// Format.
+    pub weights: WeightFormat,
+    /// Counted: bytes of the weights of one block.
+    pub counted_block_bytes: u64,
+    /// Counted: bytes of the weights of all blocks.
+    pub counted_weight_bytes: u64,
+    /// Servers that together hold all blocks; `None` if not one block fits.
+    pub servers: Option<ServerGroup>,
+}
+
+/// Servers with equal shares of the blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct ServerGroup {
+    /// Number of servers.
+    pub servers: usize,
+    /// Blocks of the largest share.
+    pub blocks_per_server: usize,
+    /// Estimated: bytes of memory for the largest share: weights, loading, tapes and tunables of a step, and messages.
+    pub estimated_server_bytes: u64,
+    /// Estimated: bytes of the step's tapes in it. Tapes beyond a quarter of the memory are recomputed.
+    pub estimated_tape_bytes: u64,
+    /// Counted: bytes that the client sends in a step.
+    pub counted_up: u64,
+    /// Counted: bytes that it receives.
+    pub counted_down: u64,
+    /// Estimated: seconds of the products of a step, on one server after the other.
+    pub estimated_compute_seconds: Option<f64>,
+    /// Estimated: seconds of the transfers of a step.
+    pub estimated_transfer_seconds: Option<f64>,
+}
+
+/// Plans servers for the model of the first available source: a folder with `config.json` and perhaps the index of its
+/// shards, a GGUF file, or a repository of the hub, of which the shards are not fetched.
+///
+/// # Errors
+/// [`ModelError::Fetch`], [`ModelError::Open`].
+pub fn plan_servers(
+    sources: &[Source],
+    spec: &ServersSpec,
+    watch: &mut EventHandler<'_>,
+) -> Result<ServersPlan, ModelError> {
+    let asset = Assets::from_env().fetch_first(sources, Kind::Model, watch).map_err(ModelError::Fetch)?;
+    let summary =
+        summary(&asset).map_err(|source| ModelError::Open { path: asset.path.clone(), source: source.into() })?;
+    Ok(count(asset.pinned().to_string(), &summary, spec))
+}
+
+fn summary(asset: &Asset) -> Result<ModelSummary, OpenError> {
+    if asset.path.join("config.json").is_file() {
+        return ModelSummary::read(&asset.path);
+    }
+    let checkpoint = Checkpoint::open(&asset.path)?;
+    let size_bytes = Some(checkpoint.describe().size_bytes);
+    Ok(ModelSummary { config: checkpoint.config().clone(), n_shards: None, size_bytes })
+}
+
+fn count(source: String, summary: &ModelSummary, spec: &ServersSpec) -> ServersPlan {
+    let config = &summary.config;
+    let counts = Counts::new(config, spec);
+    ServersPlan {
+        source,
+        family: config.family.name().to_owned(),
+        blocks: config.n_blocks,
+        hidden: config.hidden,
+        counted_block_parameters: counts.sizes.parameters(config.n_blocks),
+        file_bytes: summary.size_bytes,
+        shards: summary.n_shards,
+        estimated_ends_bytes: ((config.vocab_size + 1) * config.hidden * size_of::<f32>()) as u64,
+        counted_step_operations: counts.operations,
+        formats: WeightFormat::ALL.map(|format| counts.format_plan(format)).to_vec(),
+    }
+}
+
+struct Counts<'a> {
+    spec: &'a ServersSpec,
+    sizes: BlockSizes,
+    step: Step,
+    /// Bytes of a block's tape.
+    tape_bytes: u64,
+    /// Bytes of a block's tunables and their gradients.
+    tunable_bytes: u64,
+    operations: f64,
+}
+
+impl<'a> Counts<'a> {
+    fn new(config: &ModelConfig, spec: &'a ServersSpec) -> Self {
+        let step = Step::with_deep_prompts(config, spec.prompts, spec.tokens, spec.rows);
+        let bytes = |numbers: usize| (numbers * size_of::<f32>()) as u64;
+        // Two operations for each parameter and position in the forward pass, and two for the gradient of the input.
+        let operations = 4.0 * (used_parameters(config) * config.n_blocks) as f64 * step.positions() as f64;
+        Self {
+            spec,
+            sizes: BlockSizes::from_config(config),
+            step,
+            tape_bytes: bytes(tape_numbers(config) * step.positions()),
+            tunable_bytes: bytes(2 * spec.prompts * config.hidden),
+            operations,
+        }
+    }
+
+    fn format_plan(&self, format: WeightFormat) -> FormatPlan {
+        FormatPlan {
+            weights: format,
+            counted_block_bytes: self.sizes.weight_bytes(1, format),
+            counted_weight_bytes: self.sizes.weight_bytes(self.sizes.n_blocks(), format),
+            servers: self.group(format),
+        }
+    }
+
+    fn group(&self, format: WeightFormat) -> Option<ServerGroup> {
+        let (n_blocks, free) = (self.sizes.n_blocks(), self.spec.server_bytes.unwrap_or(u64::MAX));
+        let largest = (1..=n_blocks).rev().find(|&n| self.need(n, format, free).total() <= free)?;
+        let servers = n_blocks.div_ceil(largest);
+        let blocks_per_server = n_blocks.div_ceil(servers);
+        let need = self.need(blocks_per_server, format, free);
+        let is_star = true;
+        let [counted_up, counted_down] = self.step.count(WIRE, servers, is_star);
+        Some(ServerGroup {
+            servers,
+            blocks_per_server,
+            estimated_server_bytes: need.total(),
+            estimated_tape_bytes: need.tapes,
+            counted_up,
+            counted_down,
+            estimated_compute_seconds: self.spec.server_flops.map(|rate| self.operations / rate),
+            estimated_transfer_seconds: self.spec.link_bytes.map(|rate| (counted_up + counted_down) as f64 / rate),
+        })
+    }
+
+    /// Memory of `n` blocks with the tapes and tunables of one step.
+    fn need(&self, n: usize, format: WeightFormat, free: u64) -> MemoryNeed {
+        let (tape_bytes, adapter_bytes) = (self.tape_bytes * n as u64, self.tunable_bytes * n as u64);
+        MemoryNeed::new(&self.sizes, n, MemoryRequest { device: Device::Cpu, format, tape_bytes, adapter_bytes }, free)
+    }
+}
+
+/// Parameters of a block's linear layers that a position passes: of a mixture, those of its experts.
+fn used_parameters(config: &ModelConfig) -> usize {
+    let layers: usize = linear_sites(config).iter().map(|site| site.outputs * site.inputs).sum();
+    layers + config.experts.map_or(0, |experts| experts.per_token * 3 * config.hidden * config.ffn)
+}
+
+/// Numbers that a block saves for each position, by the formula of `BlockStack::tape_bytes` for a Llama.
+fn tape_numbers(config: &ModelConfig) -> usize {
+    let inputs = linear_sites(config).into_iter().filter(|site| site.role == SiteRole::MlpInput);
+    let dense: usize = inputs.map(|site| site.outputs).sum();
+    let experts = config.experts.map_or(0, |experts| experts.per_token * 2 * config.ffn);
+    let q_size = config.n_heads * config.head_dim;
+    2 * (config.hidden + q_size + config.kv_size() + 1) + dense + experts + config.n_heads
+}
+
+#[cfg(test)]
+mod tests {
+    use sepal_core::Family;
+
+    use super::*;
+
+    const STEP: ServersSpec =
+        ServersSpec { rows: 32, tokens: 426, prompts: 16, server_bytes: None, server_flops: None, link_bytes: None };
+
+    /// Plan of a published Llama 3.1 of these sizes.
+    fn llama(n_blocks: usize, hidden: usize, n_heads: usize, ffn: usize, spec: &ServersSpec) -> ServersPlan {
+        let plain = ModelConfig::plain(Family::Llama, n_blocks, hidden, n_heads, ffn, 128_256);
+        let config = ModelConfig { n_kv_heads: 8, ..plain };
+        count("made up".to_owned(), &ModelSummary { config, n_shards: Some(4), size_bytes: None }, spec)
+    }
+
+    fn servers_as(plan: &ServersPlan, format: WeightFormat) -> Option<ServerGroup> {
+        plan.formats.iter().find(|plan| plan.weights == format).expect("each format").servers
+    }
+
+    #[test]
+    fn parameters_are_those_of_the_published_models() {
+        let billions = |plan: ServersPlan| plan.counted_block_parameters as f64 / 1e9;
+        // The published sizes are 8.03, 70.6 and 406 with embeddings and output layer.
+        assert!((billions(llama(32, 4096, 32, 14_336, &STEP)) - 6.98).abs() < 0.01);
+        assert!((billions(llama(80, 8192, 64, 28_672, &STEP)) - 68.45).abs() < 0.01);
+        assert!((billions(llama(126, 16_384, 128, 53_248, &STEP)) - 401.6).abs() < 0.1);
+    }
+
+    #[test]
+    fn servers_of_a_stated_size_hold_all_blocks() {
+        let spec = ServersSpec { server_bytes: Some(80_000_000_000), ..STEP };
+        for (n_blocks, hidden, n_heads, ffn, bf16, nf4) in
+            [(32, 4096, 32, 14_336, 1, 1), (80, 8192, 64, 28_672, 2, 1), (126, 16_384, 128, 53_248, 14, 5)]
+        {
+            let plan = llama(n_blocks, hidden, n_heads, ffn, &spec);
+            for (format, expected) in [(WeightFormat::Bf16, bf16), (WeightFormat::Nf4, nf4)] {
+                let group = servers_as(&plan, format).expect("a block fits");
+                assert_eq!(group.servers, expected, "{n_blocks} blocks as {format}: {group:?}");
+                assert!(group.servers * group.blocks_per_server >= n_blocks);
+                assert!((group.servers - 1) * group.blocks_per_server < n_blocks, "no server is idle");
+                assert!(group.estimated_server_bytes <= 80_000_000_000);
+            }
+        }
+        let little = ServersSpec { server_bytes: Some(4_000_000_000), ..STEP };
+        assert_eq!(servers_as(&llama(126, 16_384, 128, 53_248, &little), WeightFormat::Nf4), None);
+    }
+
+    #[test]
+    fn bytes_and_times_follow_from_the_stated_rates() {
+        let spec = ServersSpec { server_flops: Some(1e14), link_bytes: Some(1e8), ..STEP };
+        let plan = llama(32, 4096, 32, 14_336, &spec);
+        let group = servers_as(&plan, WeightFormat::Bf16).expect("no size is stated");
+        assert_eq!((group.servers, group.blocks_per_server), (1, 32));
+        // Two bytes: all positions, the last tokens, and the tunables; back the last tokens, the prompts and the tunables.
+        let (up, down) = (2 * 4096 * (442 + 32 + 16 * 32), 2 * 4096 * (32 + 16 + 16 * 32));
+        assert_eq!((group.counted_up, group.counted_down), (up, down));
+        assert_eq!(plan.counted_step_operations, 4.0 * 6_979_321_856.0 * 442.0);
+        let seconds = group.estimated_compute_seconds.expect("a rate");
+        assert!((seconds - 0.1234).abs() < 1e-4, "{seconds}");
+        let seconds = group.estimated_transfer_seconds.expect("a rate");
+        assert!((seconds - (up + down) as f64 / 1e8).abs() < 1e-9, "{seconds}");
+        let unstated = servers_as(&llama(32, 4096, 32, 14_336, &STEP), WeightFormat::Bf16).expect("a group");
+        assert_eq!((unstated.estimated_compute_seconds, unstated.estimated_transfer_seconds), (None, None));
+    }
+
+    #[test]
+    fn tape_of_a_llama_block_has_the_documented_size() {
+        let config = ModelConfig { n_kv_heads: 8, ..ModelConfig::plain(Family::Llama, 32, 4096, 32, 14_336, 128_256) };
+        assert_eq!(tape_numbers(&config), 2 * 4096 + 2 * 4096 + 2 * 1024 + 2 * 14_336 + 32 + 2);
+    }
+}
