@@ -15,7 +15,10 @@ pub(crate) fn advice(error: &(dyn Error + 'static)) -> Option<String> {
             ));
         }
         if let Some(LoadError::Device { .. }) = error.downcast_ref() {
-            return Some("\n  On a machine with a GPU, `SEPAL_CUDA=1 just setup` installs a libtorch that uses it.".to_owned());
+            return Some(
+                "\n  On a machine with a GPU, `just setup --cuda` installs a libtorch that uses it; `sepal doctor` says what is missing."
+                    .to_owned(),
+            );
         }
         let Some(ReadError::MissingShard { path, .. }) = error.downcast_ref() else { return None };
         Some(format!(

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod peft;
+mod plan;
 mod rows;
 mod serve;
 mod values;
@@ -10,7 +11,8 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use clap_complete::Shell;
 
-pub(crate) use self::peft::{ExportCommand, ExportPeftArgs, ImportCommand, ImportPeftArgs, PushArgs};
+pub(crate) use self::peft::{ExportCommand, ExportPeftArgs, ImportCommand, ImportPeftArgs, MergeArgs, PushArgs};
+pub(crate) use self::plan::{PlanArgs, ServersArgs};
 pub(crate) use self::rows::{EvaluateArgs, InitArgs, LabelsAs, PredictArgs};
 pub(crate) use self::serve::{ServeArgs, ServeTaskArgs, SwarmArgs, SwarmCommand};
 use self::values::setting;
@@ -56,6 +58,8 @@ pub(crate) enum Command {
     /// Import an adapter that another program trained
     #[command(subcommand)]
     Import(ImportCommand),
+    /// Merge the adapter of a run into its model, for transformers: LoRA and IA3
+    Merge(MergeArgs),
     /// Push a folder written by `sepal export peft` to a repository of the hub
     Push(PushArgs),
     /// Show the servers of a swarm
@@ -105,22 +109,6 @@ pub(crate) struct RenderArgs {
     #[arg(long)]
     pub(crate) origin: bool,
     /// Print {KEY: {value, origin}} as JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct PlanArgs {
-    #[command(flatten)]
-    pub(crate) pipeline: PipelineArgs,
-    /// Number of steps to measure, after one warm-up step; nothing is trained or written. With 0 the plan connects to no
-    /// server
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    pub(crate) probe_steps: u64,
-    /// Approximate time limit of the measurement in seconds; the steps measured until then are used
-    #[arg(long, value_name = "S", default_value_t = 60)]
-    pub(crate) probe_seconds: u64,
-    /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
 }

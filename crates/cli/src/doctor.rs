@@ -4,6 +4,7 @@ use crate::args::DoctorArgs;
 use crate::output::{Failure, print};
 use crate::table::styled;
 
+mod cuda;
 mod finding;
 mod machine;
 mod reach;
@@ -18,7 +19,7 @@ const CHECKS: [Check; 13] = [
     ("computing", "libtorch", machine::libtorch),
     ("computing", "processor", machine::processor),
     ("computing", "threads", machine::threads),
-    ("computing", "device", machine::device),
+    ("computing", "device", cuda::device),
     ("computing", "memory", machine::memory),
     ("storage", "cache", storage::cache),
     ("storage", "hub cache", storage::hub_cache),

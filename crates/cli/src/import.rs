@@ -5,11 +5,11 @@ use std::path::Path;
 use sepal_assets::{Asset, Assets, Kind, Source};
 use sepal_checkpoint::Part;
 use sepal_config::{Layers, Spec};
-use sepal_peft::{FolderError, Import, ImportError, ImportOptions, Run, is_hub_name};
+use sepal_peft::{FolderError, Import, ImportError, ImportOptions, Run, UsedPlugin, is_hub_name};
 use sepal_pipeline::{ModelFiles, adopted};
 use sepal_plugin::Registry;
 use sepal_track::Manifest;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::args::ImportPeftArgs;
 use crate::downloads::Downloads;
@@ -20,7 +20,10 @@ use crate::peft::{existing_folder, open_model, publishable_run};
 const MAX_LENGTH: usize = 512;
 
 /// Run to write beside the imported adapter.
-type ImportedRun = (Run, Spec);
+struct ImportedRun {
+    run: Run,
+    spec: Spec,
+}
 
 pub(crate) fn import(registry: &Registry, args: &ImportPeftArgs) -> Result<(), Failure> {
     let model = match &args.model[..] {
@@ -46,20 +49,7 @@ pub(crate) fn import(registry: &Registry, args: &ImportPeftArgs) -> Result<(), F
         (None, Some(model)) => Some(new_run(registry, args, &import, model)?),
         (None, None) => None,
     };
-    let (tuning, prefix_len) = (import.tuning().to_owned(), import.prefix_len());
-    let (labels, is_foreign) = (import.labels().join(", "), import.is_foreign());
-    let adapter = import.finish(imported.as_ref().map(|(run, _)| run)).map_err(import_failure)?;
-    print(&format!("wrote {}: {tuning}, {prefix_len} prompts, labels {labels}", adapter.display()))?;
-    let Some((_, spec)) = imported else { return Ok(()) };
-    print(&predict_hint(args, &spec))?;
-    if !is_foreign {
-        return Ok(());
-    }
-    print(&format!(
-        "`sepal run {} --set data.train=FILE` continues training from it and sets a tenth of the rows aside; for a file of \
-         validation rows add `data.validation=FILE data.validation_split=null`",
-        args.out.join("pipeline.yaml").display()
-    ))
+    finish(args, import, imported)
 }
 
 fn fetch(folder: &Source) -> Result<Asset, Failure> {
@@ -70,6 +60,27 @@ fn fetch(folder: &Source) -> Result<Asset, Failure> {
         eprintln!("using {}", asset.pinned());
     }
     Ok(asset)
+}
+
+fn finish(args: &ImportPeftArgs, import: Import, imported: Option<ImportedRun>) -> Result<(), Failure> {
+    let modes: Vec<&str> = import.modes().iter().map(|mode| mode.name.as_str()).collect();
+    let (tuning, description) = (modes.join(" and "), import.description());
+    let (labels, is_foreign) = (import.labels().join(", "), import.is_foreign());
+    let adapter = import.finish(imported.as_ref().map(|imported| &imported.run)).map_err(import_failure)?;
+    print(&format!("wrote {}: {tuning}, {description}, labels {labels}", adapter.display()))?;
+    let Some(ImportedRun { spec, .. }) = imported else { return Ok(()) };
+    print(&predict_hint(args, &spec))?;
+    match is_foreign {
+        true => {
+            let pipeline = args.out.join("pipeline.yaml");
+            print(&format!(
+                "`sepal run {} --set data.train=FILE` continues training from it and sets a tenth of the rows aside; for a \
+                 file of validation rows add `data.validation=FILE data.validation_split=null`",
+                pipeline.display()
+            ))
+        }
+        false => Ok(()),
+    }
 }
 
 /// Returns the run that the folder was exported from, with the options of the command applied. The run is untrusted, so
@@ -99,10 +110,16 @@ fn exported_run(
     if args.template.is_some() {
         facts.template.clone_from(&data.template);
     }
-    facts.text = args.text.as_ref().unwrap_or(&facts.text).clone();
-    facts.text_pair = args.text_pair.as_ref().or(facts.text_pair.as_ref()).cloned();
-    facts.label = args.label.as_ref().unwrap_or(&facts.label).clone();
-    Ok(Some((Run { pipeline: spec.to_yaml()?, manifest }, spec)))
+    if let Some(text) = &args.text {
+        facts.text.clone_from(text);
+    }
+    if args.text_pair.is_some() {
+        facts.text_pair.clone_from(&args.text_pair);
+    }
+    if let Some(label) = &args.label {
+        facts.label.clone_from(label);
+    }
+    Ok(Some(ImportedRun { run: Run { pipeline: spec.to_yaml()?, manifest }, spec }))
 }
 
 /// Returns a run for an adapter without one. Values that PEFT does not save come from the options of the command, or are
@@ -120,16 +137,15 @@ fn new_run(
         task["multi_label"] = json!(true);
         eprintln!("note: any number of labels may apply to a text, as config.json says (problem_type)");
     }
+    // Layers take smaller steps than prompts.
+    let lr = if import.prefix_len() > 0 { 3.0e-3 } else { 1.0e-3 };
     let pipeline = json!({
         "name": name(&args.out),
         "model": { "source": args.model },
         "task": { "use": import.task(), "with": task },
-        "tuning": { "use": import.tuning(), "with": {
-            "pre_seq_len": import.prefix_len(),
-            "init": { "adapter": std::path::absolute(&args.out)? },
-        } },
+        "tuning": tuning(import, &std::path::absolute(&args.out)?),
         "data": { "train": "train.csv", "validation_split": 0.1, "text": "text", "label": "label", "max_length": max_length },
-        "optimizer": { "use": "adamw", "with": { "lr": 3.0e-3, "weight_decay": 0.0 } },
+        "optimizer": { "use": "adamw", "with": { "lr": lr, "weight_decay": 0.0 } },
         "schedule": { "use": "linear" },
     });
     let spec =
@@ -138,24 +154,39 @@ fn new_run(
         eprintln!("note: {notice}");
     }
     let manifest = adopted(&spec, registry, model, &import.adapter())?;
-    Ok((Run { pipeline: spec.to_yaml()?, manifest }, spec))
+    Ok(ImportedRun { run: Run { pipeline: spec.to_yaml()?, manifest }, spec })
+}
+
+/// Returns the tuning modes of a new run, which continues with the imported adapter.
+fn tuning(import: &Import, adapter: &Path) -> Value {
+    let mode = |UsedPlugin { name, with }: &UsedPlugin| {
+        let mut with = with.clone();
+        with.insert("init".to_owned(), json!({ "adapter": adapter }));
+        json!({ "use": name, "with": with })
+    };
+    match import.modes() {
+        [only] => mode(only),
+        modes => modes.iter().map(mode).collect(),
+    }
 }
 
 fn settings(args: &ImportPeftArgs) -> Result<Vec<String>, Failure> {
-    let text = |text: &Option<String>| text.as_ref().map(|text| json!(text));
-    let settings = [
-        ("data.template", text(&args.template)),
-        ("data.text", text(&args.text)),
-        ("data.text_pair", text(&args.text_pair)),
-        ("data.label", text(&args.label)),
+    let texts = [
+        ("data.template", &args.template),
+        ("data.text", &args.text),
+        ("data.text_pair", &args.text_pair),
+        ("data.label", &args.label),
+    ];
+    let texts = texts.into_iter().filter_map(|(key, text)| Some((key, Value::from(text.clone()?))));
+    let others = [
         ("task.with.labels", (!args.labels.is_empty()).then(|| json!(args.labels))),
         ("task.with.multi_label", args.multi_label.then(|| json!(true))),
         ("data.max_length", args.max_length.map(|length| json!(length))),
         ("model.source", (!args.model.is_empty()).then(|| json!(args.model))),
     ];
-    let settings = settings.into_iter().filter_map(|(key, value)| Some((key, value?)));
+    let others = others.into_iter().filter_map(|(key, value)| Some((key, value?)));
     // Settings are YAML, which includes JSON.
-    settings.map(|(key, value)| Ok(format!("{key}={}", serde_json::to_string(&value)?))).collect()
+    texts.chain(others).map(|(key, value)| Ok(format!("{key}={}", serde_json::to_string(&value)?))).collect()
 }
 
 /// Returns a note about values that neither the folder nor an option gives.

@@ -20,6 +20,7 @@ mod import;
 mod init;
 mod interrupt;
 mod manual;
+mod merge;
 mod network;
 mod output;
 mod peft;
@@ -72,6 +73,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Command::Outline(args) => run::outline(&args),
         Command::Export(ExportCommand::Peft(args)) => peft::export(&registry, &args),
         Command::Import(ImportCommand::Peft(args)) => import::import(&registry, &args),
+        Command::Merge(args) => merge::merge(&registry, &args),
         Command::Push(args) => push::push(&args),
         Command::Swarm(command) => swarm::swarm(&command),
         Command::Doctor(args) => doctor::doctor(&args),
@@ -96,7 +98,8 @@ fn set_environment(command: &Command) {
         | Command::Predict(_)
         | Command::Evaluate(_)
         | Command::ServeTask(_)
-        | Command::Export(_) => environment::restart_with(&[]),
+        | Command::Export(_)
+        | Command::Merge(_) => environment::restart_with(&[]),
         _ => {}
     }
 }

@@ -1,12 +1,14 @@
 //! `sepal export peft`: adapters as PEFT folders.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sepal_assets::{Asset, Assets, Source};
 use sepal_checkpoint::{Format, Part};
+use sepal_config::spec::PluginSpec;
 use sepal_config::{Layers, Spec};
-use sepal_peft::{ExportError, ExportOptions, FolderError, Run, Verify};
-use sepal_pipeline::{ModelFiles, portable};
+use sepal_core::HostTensor;
+use sepal_peft::{ExportError, ExportOptions, Exported, FolderError, Run, UsedPlugin, Verify};
+use sepal_pipeline::{ModelFiles, portable, trained_prompts};
 use sepal_plugin::Registry;
 use sepal_track::Manifest;
 
@@ -15,31 +17,31 @@ use crate::downloads::Downloads;
 use crate::output::{Failure, print};
 
 pub(crate) fn export(registry: &Registry, args: &ExportPeftArgs) -> Result<(), Failure> {
-    let manifest = manifest(&args.run)?;
-    let sources = match &args.model[..] {
-        [] => sources(registry, &args.run, manifest.as_ref())?,
-        sources => sources.to_vec(),
-    };
-    let model = open_model(&sources, Part::All)?;
+    let run = TrainedRun::open(registry, &args.run, &args.model)?;
+    let prompts = run.prompts(registry)?;
+    let model = open_model(&run.sources, Part::All)?;
     let (base_model, revision) = match &args.base_model {
         Some(name) => (name.clone(), None),
         None => base_model(&model),
     };
-    let adapter = args.run.join("adapter.safetensors");
     let options = ExportOptions {
         base_model,
         revision,
         form: args.form,
         verify: if args.verify { Verify::Samples } else { Verify::Nothing },
-        run: portable_run(registry, &args.run, manifest)?,
+        task: run.task(),
+        tuning: run.tuning(),
+        prompts,
+        run: portable_run(registry, &args.run, run.manifest.clone())?,
         overwrite: args.overwrite,
     };
-    let exported = sepal_peft::export(&options, &model.checkpoint, &adapter, &args.folder).map_err(export_failure)?;
+    let exported =
+        sepal_peft::export(&options, &model.checkpoint, &run.adapter(), &args.folder).map_err(export_failure)?;
     for notice in &exported.notices {
         eprintln!("note: {notice}");
     }
-    let (prompts, labels) = (exported.prefix_len, exported.labels.join(", "));
-    print(&format!("wrote {}: {prompts} prompts as {}, labels {labels}", args.folder.display(), args.form))?;
+    let Exported { description, form, labels, .. } = &exported;
+    print(&format!("wrote {}: {description} as {form}, labels {}", args.folder.display(), labels.join(", ")))?;
     if let Some(verified) = exported.verified {
         print(&format!(
             "verified: logits of {} rows differ by at most {:.1e}; the largest is {:.3}",
@@ -47,6 +49,67 @@ pub(crate) fn export(registry: &Registry, args: &ExportPeftArgs) -> Result<(), F
         ))?;
     }
     Ok(())
+}
+
+/// Run whose adapter is exported or merged.
+pub(crate) struct TrainedRun<'a> {
+    folder: &'a Path,
+    manifest: Option<Manifest>,
+    /// Pipeline, if the run has one.
+    spec: Option<Spec>,
+    /// Sources of the model.
+    pub(crate) sources: Vec<Source>,
+}
+
+impl<'a> TrainedRun<'a> {
+    /// `model` replaces the source of the run's model.
+    pub(crate) fn open(registry: &Registry, folder: &'a Path, model: &[Source]) -> Result<Self, Failure> {
+        let manifest = manifest(folder)?;
+        let pipeline = folder.join("pipeline.yaml");
+        let spec = match pipeline.is_file() {
+            true => Some(Layers::read(&pipeline)?.load(registry.catalog())?.spec),
+            false => None,
+        };
+        let sources = match (model, &manifest, &spec) {
+            ([], Some(manifest), _) => vec![manifest.model.source.parse()?],
+            ([], None, Some(spec)) => spec.model.source.to_vec(),
+            ([], None, None) => {
+                return Err(
+                    format!("read {}: the run has neither manifest.json nor pipeline.yaml", folder.display()).into()
+                );
+            }
+            (sources, ..) => sources.to_vec(),
+        };
+        Ok(Self { folder, manifest, spec, sources })
+    }
+
+    pub(crate) fn adapter(&self) -> PathBuf {
+        self.folder.join("adapter.safetensors")
+    }
+
+    pub(crate) fn task(&self) -> Option<UsedPlugin> {
+        self.spec.as_ref().map(|spec| used(&spec.task))
+    }
+
+    pub(crate) fn tuning(&self) -> Vec<UsedPlugin> {
+        self.spec.iter().flat_map(|spec| spec.tuning.modes()).map(used).collect()
+    }
+
+    /// Computes the prompts of a tuning mode with an encoder.
+    fn prompts(&self, registry: &Registry) -> Result<Option<HostTensor>, Failure> {
+        let adapter = self.adapter();
+        match &self.spec {
+            Some(spec) if sepal_peft::has_encoder(&adapter)? => {
+                let model = open_model(&self.sources, Part::Ends)?;
+                Ok(trained_prompts(spec, registry, model, &adapter)?)
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+fn used(plugin: &PluginSpec) -> UsedPlugin {
+    UsedPlugin { name: plugin.name.clone(), with: plugin.with.clone() }
 }
 
 fn export_failure(error: ExportError) -> Failure {
@@ -86,15 +149,6 @@ fn manifest(run: &Path) -> Result<Option<Manifest>, Failure> {
         Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error.into()),
     }
-}
-
-/// Returns the recorded source of the run's model, or the sources of its pipeline.
-fn sources(registry: &Registry, run: &Path, manifest: Option<&Manifest>) -> Result<Vec<Source>, Failure> {
-    if let Some(manifest) = manifest {
-        return Ok(vec![manifest.model.source.parse()?]);
-    }
-    let loaded = Layers::read(&run.join("pipeline.yaml"))?.load(registry.catalog())?;
-    Ok(loaded.spec.model.source.to_vec())
 }
 
 pub(crate) fn open_model(sources: &[Source], part: Part) -> Result<ModelFiles, Failure> {

@@ -8,7 +8,7 @@ use sepal_pipeline::plan::{
 };
 use sepal_plugin::Registry;
 
-use crate::args::PlanArgs;
+use crate::args::{PipelineArgs, PlanArgs};
 use crate::console::Console;
 use crate::interrupt::stop_on_interrupt;
 use crate::output::{Failure, print};
@@ -16,8 +16,11 @@ use crate::pipeline_file::load;
 use crate::table::Table;
 use crate::units::{clock, grouped, size};
 
+mod servers;
+
 pub(crate) fn plan(registry: &Registry, args: &PlanArgs) -> Result<(), Failure> {
-    let spec = load(registry, &args.pipeline)?;
+    let Some(file) = args.file.clone() else { return servers::plan(args) };
+    let spec = load(registry, &PipelineArgs { file, set: args.set.clone() })?;
     let stop = stop_on_interrupt("stopping after this batch, with a plan of what was measured")?;
     let mut console = Console::default();
     let probe = ProbeSpec { steps: args.probe_steps, limit: Duration::from_secs(args.probe_seconds) };

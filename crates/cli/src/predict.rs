@@ -9,8 +9,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use sepal_assets::Sources;
 use sepal_config::Spec;
 use sepal_data::{
-    BadRowPolicy, Dialect, Format, OutputSpec, Passthrough, PredictionRef, PredictionWriter, ReadError, RowSpec,
-    RowStream, Rows, TableSpec, TokenRow, WriteError,
+    BadRowPolicy, Dialect, EncodedRow, Format, OutputSpec, Passthrough, PredictionRef, PredictionWriter, ReadError,
+    RowSpec, RowStream, RowTexts, Rows, TableSpec, WriteError,
 };
 use sepal_pipeline::{Classifier, Session};
 use sepal_plugin::Registry;
@@ -65,7 +65,8 @@ pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Fai
         if !chunk.is_empty() {
             let predicted = session.classify(&tokens).map_err(|error| error.renumbered(&chunk.numbers))?;
             let (class, logits, probabilities) = (&predicted.class, &predicted.logits, &predicted.probabilities);
-            match writer.write(&chunk, PredictionRef { class, logits, probabilities }) {
+            let items = &predicted.items;
+            match writer.write(&chunk, PredictionRef { items, ..PredictionRef::new(class, logits, probabilities) }) {
                 Err(WriteError::Closed) => return Ok(()),
                 written => written.map_err(with_option)?,
             }
@@ -92,14 +93,16 @@ pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Fai
 }
 
 /// Tokenizes the rows of a chunk and removes rows without a token from it.
-fn tokenize(session: &Session<'_>, chunk: &mut Rows, column: &str) -> Result<Vec<TokenRow>, Failure> {
+fn tokenize(session: &Session<'_>, chunk: &mut Rows, column: &str) -> Result<Vec<EncodedRow>, Failure> {
     let texts: Vec<&str> = chunk.texts.iter().map(String::as_str).collect();
     let pairs: Option<Vec<&str>> = chunk.pairs.as_ref().map(|pairs| pairs.iter().map(String::as_str).collect());
-    let mut tokens = session.encode(&texts, pairs.as_deref())?;
-    let has_tokens: Vec<bool> = tokens.iter().map(|row| !row.ids.is_empty()).collect();
+    let options = chunk.options.as_deref();
+    let mut tokens =
+        session.encode(RowTexts { texts: &texts, pairs: pairs.as_deref(), options, ..RowTexts::default() })?;
+    let has_tokens: Vec<bool> = tokens.iter().map(EncodedRow::has_tokens).collect();
     if has_tokens.contains(&false) {
         chunk.skip_rows_without_tokens(column, &has_tokens)?;
-        tokens.retain(|row| !row.ids.is_empty());
+        tokens.retain(EncodedRow::has_tokens);
     }
     Ok(tokens)
 }
@@ -114,9 +117,11 @@ pub(crate) fn evaluate(registry: &Registry, args: &EvaluateArgs) -> Result<(), F
         path: PathBuf::new(),
         format: args.format,
         dialect: args.rows.dialect.dialect(),
-        text: args.text.as_ref().unwrap_or(&facts.text).clone(),
-        text_pair: args.rows.text_pair.as_ref().or(facts.text_pair.as_ref()).cloned(),
-        label: Some(args.label.as_ref().unwrap_or(&facts.label).clone()),
+        text: args.text.clone().unwrap_or_else(|| facts.text.clone()),
+        text_pair: args.rows.text_pair.clone().or_else(|| facts.text_pair.clone()),
+        label: Some(args.label.clone().unwrap_or_else(|| facts.label.clone())),
+        options: facts.options.clone(),
+        words: facts.words,
         filter: Default::default(),
     };
     let splits: Vec<&str> = match &args.split {
@@ -203,6 +208,8 @@ fn row_spec(args: &PredictArgs, facts: &DataFacts, dialect: Dialect, text: Optio
         text,
         text_pair: args.rows.text_pair.clone().or_else(|| facts.text_pair.clone()),
         label: args.label.clone(),
+        options: facts.options.clone(),
+        words: facts.words,
         passthrough: if args.only_predictions { Passthrough::None } else { Passthrough::All },
         bad_rows: if args.strict { BadRowPolicy::Fail } else { BadRowPolicy::Skip },
         chunk_rows: CHUNK_ROWS,

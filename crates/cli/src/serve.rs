@@ -9,10 +9,11 @@ use std::time::Duration;
 use sepal_assets::{Assets, FetchEvent};
 use sepal_blocks::{BlockStack, Placement};
 use sepal_checkpoint::{Checkpoint, Part};
-use sepal_core::{Span, WeightFormat};
+use sepal_core::Span;
 use sepal_discover::{Discovery, ServerRecord};
 use sepal_pipeline::ModelFiles;
 use sepal_route::{BALANCE_QUALITY, ServerThroughput, better_span, weakest_span};
+use sepal_server::memory::{self, BlockSizes, FreeMemory, MemoryRequest, fitting_blocks};
 use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
 use sepal_status::{StatusServer, View};
 
@@ -21,9 +22,7 @@ use crate::downloads::Downloads;
 use crate::interrupt::on_interrupt;
 use crate::network::{Announcement, Network};
 use crate::output::{Failure, describe, print};
-
-/// Memory reserved for the system and for messages.
-const SPARE_BYTES: u64 = 512 << 20;
+use crate::units::size;
 
 /// Serves until Ctrl-C or SIGTERM, then finishes the work that clients have begun.
 pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
@@ -36,12 +35,15 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let mut network = Network::open(args)?;
     let digest = args.weights.digest(checkpoint.digest());
     let swarm = Swarm { discovery: network.discovery(), digest, n_blocks: all_blocks.len() };
+    let (sizes, free) = (BlockSizes::from_checkpoint(checkpoint), FreeMemory::from_env(args.device)?);
     let mut span = match args.blocks {
         Some(span) => span,
         // A server without a swarm holds all blocks.
         None if swarm.discovery.is_none() && args.max_blocks.is_none() => all_blocks,
-        None => swarm.weakest_span(affordable_blocks(args, checkpoint)?)?,
+        None => swarm.weakest_span(affordable_blocks(args, &sizes, free))?,
     };
+    // A server that moves takes as many blocks again.
+    check_memory(args, &sizes, span, free)?;
     // Signals are not handled yet, so that Ctrl-C ends the download at once.
     model.bring(span, &AtomicBool::new(false))?;
     let stop = Stop::on_signal()?;
@@ -241,41 +243,36 @@ fn wait(
     }
 }
 
-/// Returns the number of blocks that are allowed and fit into the free memory.
-fn affordable_blocks(args: &ServeArgs, checkpoint: &Checkpoint) -> Result<usize, Failure> {
-    let n_blocks = checkpoint.config().n_blocks;
-    let allowed = args.max_blocks.map_or(n_blocks, |max| n_blocks.min(max as usize));
-    let Some(free) = free_memory() else { return Ok(allowed) };
-    // The estimate includes the embeddings, which leaves some room.
-    let model_bytes = checkpoint.parameter_count() as f64 * args.weights.bits() / 8.0;
-    let block_bytes = (model_bytes / n_blocks as f64).ceil().max(1.0) as u64;
-    // The tape budget is an upper limit; a quarter of the memory is enough for most clients.
-    let graphs = (args.tape_budget_mb << 20).min(free / 4);
-    // With rounded weights, loading holds two blocks in fp32, and computing holds one matrix.
-    let in_f32 = (checkpoint.parameter_count() * 4).div_ceil(n_blocks as u64);
-    let loading = if args.weights == WeightFormat::F32 { 0 } else { 3 * in_f32 };
-    let room = free.saturating_sub(graphs + loading + SPARE_BYTES) / block_bytes;
-    match usize::try_from(room).unwrap_or(usize::MAX).min(allowed) {
-        0 => Err(format!(
-            "serve a block: {} MB are free, and {} MB of them are reserved for graphs and messages; --blocks serves it anyway",
-            free >> 20,
-            (graphs + loading + SPARE_BYTES) >> 20
-        )
-        .into()),
-        fits => {
-            if fits < allowed {
-                eprintln!("{fits} of {allowed} blocks fit into the {} MB of free memory", free >> 20);
-            }
-            Ok(fits)
-        }
+/// Returns the number of blocks that are allowed and fit into the free memory, at least one.
+fn affordable_blocks(args: &ServeArgs, sizes: &BlockSizes, free: FreeMemory) -> usize {
+    let allowed = args.max_blocks.map_or(sizes.n_blocks(), |max| sizes.n_blocks().min(max as usize));
+    let Some(free) = free.device else { return allowed };
+    let fitting = fitting_blocks(sizes, allowed, memory_request(args), free);
+    if (1..allowed).contains(&fitting) {
+        eprintln!("{fitting} of {allowed} blocks fit into the {} of free memory", size(free));
     }
+    fitting.max(1)
 }
 
-/// Returns the available bytes of memory, or `None` if the system does not tell.
-fn free_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
+/// Checks that the blocks fit into the free memory, and says so if it is unknown.
+fn check_memory(args: &ServeArgs, sizes: &BlockSizes, span: Span, free: FreeMemory) -> Result<(), Failure> {
+    let options = "--blocks, --weights, --tape-budget-mb";
+    let checked = memory::check(sizes, span, memory_request(args), free);
+    let need = checked.map_err(|error| format!("{error} ({options})"))?;
+    if free.device.is_none() {
+        let (device, bytes) = (args.device, size(need.weights + need.loading));
+        eprintln!("the free memory of {device} is unknown; blocks {span} take {bytes} ({} states it)", memory::FREE_MB);
+    }
+    Ok(())
+}
+
+fn memory_request(args: &ServeArgs) -> MemoryRequest {
+    MemoryRequest {
+        device: args.device,
+        format: args.weights,
+        tape_bytes: args.tape_budget_mb << 20,
+        adapter_bytes: args.adapter_memory_mb << 20,
+    }
 }
 
 fn options(args: &ServeArgs) -> ServerOptions {
@@ -284,6 +281,8 @@ fn options(args: &ServeArgs) -> ServerOptions {
         max_tokens: args.max_tokens,
         max_message_bytes: args.max_message_mb << 20,
         tape_budget_bytes: args.tape_budget_mb << 20,
+        client_bytes: args.client_memory_mb << 20,
+        shared_bytes: args.adapter_memory_mb << 20,
     };
     let pace = args.pace_us.map(Duration::from_micros);
     ServerOptions { limits, threads: args.threads, pace, ..ServerOptions::default() }

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sepal_config::{Spec, SwarmSpec};
+use sepal_data::{EncodedRow, RowTexts};
 use sepal_gateway::{Answer, AnswerKind, ClassifierInfo, Classify, ClassifyError, Gateway, Options, Token, Worker};
 use sepal_pipeline::{Classifier, ClassifierError, Session};
-use sepal_plugin::{LabelKind, Prediction, Registry};
+use sepal_plugin::{Prediction, Registry};
 use sepal_track::Manifest;
 
 use crate::args::{PipelineArgs, ServeTaskArgs};
@@ -54,11 +55,11 @@ fn answer_requests(
     }) else {
         return Ok(());
     };
-    let info = info(&classifier);
+    let info = info(&classifier)?;
     let Some(session) = with_servers(worker, || classifier.session())? else { return Ok(()) };
     let serving = format!("serving {}: {}", info.name, info.labels.join(", "));
     let is_remote = !matches!(spec.swarm, SwarmSpec::None(_) | SwarmSpec::Embedded(_));
-    let mut classify = SessionClassifier { session, kind: classifier.label_kind(), is_remote };
+    let mut classify = SessionClassifier { session, kind: info.kind, is_remote };
     // A closed standard output does not stop the service.
     Ok(worker.serve(info, &mut classify, || drop(print(&serving)))?)
 }
@@ -87,21 +88,21 @@ fn with_servers<T>(
 
 struct SessionClassifier<'a> {
     session: Session<'a>,
-    kind: LabelKind,
+    kind: AnswerKind,
     is_remote: bool,
 }
 
 impl Classify for SessionClassifier<'_> {
     fn classify(&mut self, texts: &[&str], pairs: Option<&[&str]>) -> Result<Vec<Answer>, ClassifyError> {
-        let tokens = match self.session.encode(texts, pairs) {
+        let tokens = match self.session.encode(RowTexts { texts, pairs, ..RowTexts::default() }) {
             Ok(tokens) => tokens,
             Err(error) => return Err(ClassifyError::Failed(error.into())),
         };
-        if tokens.iter().any(|row| row.ids.is_empty()) {
+        if !tokens.iter().all(EncodedRow::has_tokens) {
             return Err(ClassifyError::NoToken);
         }
         match self.session.classify(&tokens) {
-            Ok(prediction) => Ok(answers(prediction, self.kind)),
+            Ok(prediction) => Ok(answers(prediction, self.kind, texts)),
             Err(error) if error.is_unreachable() => Err(ClassifyError::Unavailable(error.into())),
             Err(error) => Err(ClassifyError::Failed(error.into())),
         }
@@ -112,34 +113,45 @@ impl Classify for SessionClassifier<'_> {
     }
 }
 
-fn answers(prediction: Prediction, kind: LabelKind) -> Vec<Answer> {
-    let Prediction { class, probabilities, logits } = prediction;
+fn answers(prediction: Prediction, kind: AnswerKind, texts: &[&str]) -> Vec<Answer> {
+    let Prediction { class, probabilities, logits, items, .. } = prediction;
+    // The gateway refuses an index out of range.
+    let index = |class: i64| usize::try_from(class).unwrap_or(usize::MAX);
     match kind {
-        LabelKind::Class => {
-            // The gateway refuses an index out of range.
-            let index = |class| usize::try_from(class).unwrap_or(usize::MAX);
+        AnswerKind::Class => {
             let rows = class.into_iter().map(index).zip(probabilities);
             rows.map(|(class, probabilities)| Answer::Class { class, probabilities }).collect()
         }
-        LabelKind::Multi => probabilities.into_iter().map(|probabilities| Answer::Labels { probabilities }).collect(),
-        LabelKind::Value => {
+        AnswerKind::Labels => probabilities.into_iter().map(|probabilities| Answer::Labels { probabilities }).collect(),
+        AnswerKind::Value => {
             logits.into_iter().map(|row| Answer::Value(row.first().copied().unwrap_or(f32::NAN))).collect()
+        }
+        AnswerKind::Tags => {
+            let rows = texts.iter().zip(items).zip(probabilities);
+            rows.map(|((text, tags), probabilities)| {
+                let words = text.split_whitespace().map(str::to_owned).collect();
+                Answer::Tags { words, tags: tags.into_iter().map(index).collect(), probabilities }
+            })
+            .collect()
         }
     }
 }
 
-fn info(classifier: &Classifier) -> ClassifierInfo {
-    let kind = match classifier.label_kind() {
-        LabelKind::Class => AnswerKind::Class,
-        LabelKind::Multi => AnswerKind::Labels,
-        LabelKind::Value => AnswerKind::Value,
+fn info(classifier: &Classifier) -> Result<ClassifierInfo, Failure> {
+    let task = classifier.task();
+    let Some(kind) = AnswerKind::of_task(task) else {
+        return Err(format!(
+            "serve a task of this kind ({}): requests are texts or pairs of texts; use `sepal predict` or `sepal evaluate`",
+            task.kind()
+        )
+        .into());
     };
     let manifest = classifier.manifest();
-    ClassifierInfo {
+    Ok(ClassifierInfo {
         takes_pairs: classifier.takes_pairs(),
         facts: facts(manifest),
-        ..ClassifierInfo::new(manifest.name.clone(), kind, classifier.label_names())
-    }
+        ..ClassifierInfo::new(manifest.name.clone(), kind, task.labels())
+    })
 }
 
 fn facts(manifest: &Manifest) -> Vec<(String, String)> {

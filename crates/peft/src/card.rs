@@ -10,38 +10,53 @@ use crate::verify::Verified;
 
 pub(crate) const CARD: &str = "README.md";
 
-pub(crate) fn text(
-    options: &ExportOptions,
-    notices: &[String],
-    adapter: &Adapter,
-    verified: Option<Verified>,
-) -> String {
-    let mut card = front_matter(options);
-    let (what, prefix_len, base) = (adapter.description(), adapter.prefix_len(), &options.base_model);
-    let form = match options.form {
-        Form::PrefixTuning if adapter.is_keys_values() => "written as they are (PREFIX_TUNING)",
-        Form::PrefixTuning => "written as the keys and values that the frozen blocks make of them (PREFIX_TUNING)",
-        Form::PromptTuning => "written as they are (PROMPT_TUNING)",
-    };
-    push(&mut card, format!("\n# Text classification with {base}\n"));
-    push(&mut card, format!("{prefix_len} {what} and a linear head, trained with Sepal, {form}.\n"));
-    push(&mut card, snippet(options, adapter));
-    for notice in notices {
-        push(&mut card, format!("**Note:** {notice}.\n"));
+/// Inputs of a model card.
+pub(crate) struct Card<'a> {
+    pub(crate) options: &'a ExportOptions,
+    pub(crate) form: Form,
+    pub(crate) notices: &'a [String],
+    pub(crate) adapter: &'a Adapter,
+    pub(crate) verified: Option<Verified>,
+}
+
+impl Card<'_> {
+    /// Returns the text, with the front matter for the hub.
+    pub(crate) fn text(&self) -> String {
+        let Self { options, notices, adapter, verified, .. } = *self;
+        let mut card = front_matter(options);
+        push(&mut card, format!("\n# Text classification with {}\n", options.base_model));
+        let (description, method) = (upper_first(&adapter.description()), self.method());
+        push(&mut card, format!("{description} and a linear head, trained with Sepal, {method}.\n"));
+        push(&mut card, snippet(options, adapter));
+        for notice in notices {
+            push(&mut card, format!("**Note:** {notice}.\n"));
+        }
+        if let Some(found) = verified {
+            let Verified { rows, difference, largest, .. } = found;
+            let text = format!(
+                "When this was written, the logits of {rows} rows by these files differed by at most {difference:.1e} from \
+                 those of the trained adapter; the largest logit was {largest:.2}.\n"
+            );
+            push(&mut card, text);
+        }
+        if let Some(run) = &options.run {
+            push(&mut card, SEPAL.to_owned());
+            facts(&mut card, &run.manifest);
+        }
+        push(&mut card, "## Licence\n\nNot chosen yet: say here under which licence you give this on.".to_owned());
+        card
     }
-    if let Some(Verified { rows, difference, largest, .. }) = verified {
-        let text = format!(
-            "When this was written, the logits of {rows} rows by these files differed by at most {difference:.1e} from those of \
-             the trained prompts; the largest logit was {largest:.2}.\n"
-        );
-        push(&mut card, text);
+
+    fn method(&self) -> String {
+        let are_folded = self.form == Form::PrefixTuning && self.adapter.keys_values().is_none();
+        let content = if are_folded { "the keys and values that the frozen blocks make of them" } else { "they are" };
+        format!("written as {content} ({})", self.form.peft_type())
     }
-    if let Some(run) = &options.run {
-        push(&mut card, SEPAL.to_owned());
-        facts(&mut card, &run.manifest);
-    }
-    push(&mut card, "## Licence\n\nNot chosen yet: say here under which licence you give this on.".to_owned());
-    card
+}
+
+fn upper_first(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }
 
 const SEPAL: &str = "With Sepal (`hub:OWNER/NAME` in place of `.` if the folder is on the hub):\n\n\

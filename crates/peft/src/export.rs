@@ -8,23 +8,30 @@ use sepal_checkpoint::Checkpoint;
 use sepal_core::{DType, HostTensor, NamedHostTensor, WeightFormat};
 use sepal_nn::{share_from_host, to_host};
 
-use crate::adapter::{Adapter, AdapterError, TrainedPrefix};
-use crate::card::{self, CARD};
+use crate::adapter::{Adapter, AdapterError, AdapterKind};
+use crate::block_inputs::BlockInputs;
 use crate::compute::ComputeError;
-use crate::config::{AdapterConfigFile, CONFIG, HEAD, PROMPT_EMBEDDINGS, SEQ_CLS, TENSORS};
+use crate::config::{AdapterConfig, CONFIG, HeadNames, PROMPT_EMBEDDINGS, TENSORS};
 use crate::export_options::{ExportOptions, Form, Verify};
-use crate::export_record::{self, ExportRecord, RECORD, TRAINED};
+use crate::export_texts::ExportTexts;
 use crate::family;
-use crate::fold::{PrefixInputs, fold, table};
-use crate::folder::{FolderError, Staged, json};
-use crate::verify::{Verified, WrittenExport, sample_rows, verify};
+use crate::fold::{cut, fold, table};
+use crate::folder::{FolderError, Staged};
+use crate::import_error::ImportError;
+use crate::lora_scaling::{LoraOptionsError, LoraScaling};
+use crate::model_match::{ModelMismatch, check_model};
+use crate::site_tensors::{from_peft, to_peft};
+use crate::used_plugin::{HeadMismatch, check_head};
+use crate::verify::{Verified, WrittenExport, WrittenInputs, sample_rows, verify};
 
 /// Summary of an export.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Exported {
-    /// Number of prompts, which PEFT calls virtual tokens.
-    pub prefix_len: usize,
+    /// Trained parameters besides the head, for example `16 soft prompts and deep prompts`.
+    pub description: String,
+    /// Method of PEFT.
+    pub form: Form,
     /// Labels, in the order of the logits.
     pub labels: Vec<String>,
     /// Result of the comparison, if one was requested.
@@ -42,22 +49,31 @@ pub enum ExportError {
     #[error("export the adapter")]
     Adapter(#[from] AdapterError),
     /// The adapter is of another model.
-    #[error("export the adapter: it was trained on the model {trained}, and this one is {found}")]
-    Model { trained: String, found: String },
+    #[error("export the adapter")]
+    Model(#[from] ModelMismatch),
     /// PEFT computes the model differently.
     #[error("export an adapter of {family}: {reason}")]
     Family { family: &'static str, reason: &'static str },
-    /// PROMPT_TUNING has no deep prompts.
+    /// The method does not hold the adapter.
+    #[error("export {mode} as {form}: {reason}; export it as {exact}, which is exact")]
+    Form {
+        /// Name of the tuning mode.
+        mode: &'static str,
+        form: Form,
+        reason: &'static str,
+        exact: Form,
+    },
+    /// The prompts of an encoder are missing.
     #[error(
-        "export deep prompts as prompt-tuning: PEFT has no such method; export them as prefix-tuning, which is exact"
+        "export the adapter: it has the parameters of an encoder, and the prompts that they make were not computed"
     )]
-    DeepPrompts,
-    /// Trained keys and values do not correspond to prompts.
-    #[error(
-        "export trained keys and values as prompt-tuning: in general no prompts produce them; export them as \
-         prefix-tuning, which is exact"
-    )]
-    KeysValues,
+    Prompts,
+    /// The options of the tuning mode do not tell the scaling.
+    #[error("export the adapter")]
+    Options(#[from] LoraOptionsError),
+    /// The head has no form in PEFT.
+    #[error("export {0}")]
+    Head(#[from] HeadMismatch),
     /// The name of the base model is missing.
     #[error("export the adapter: it needs the name under which PEFT finds the base model")]
     BaseModel,
@@ -65,7 +81,7 @@ pub enum ExportError {
     #[error("export the adapter: its logits differ by {} from the trained ones, up to {}", found.difference, found.largest)]
     Differs { found: Verified },
     /// The model could not be run.
-    #[error("fold the prompts")]
+    #[error("run the model")]
     Compute(#[from] ComputeError),
     /// The folder cannot be written.
     #[error("write the export")]
@@ -76,6 +92,9 @@ pub enum ExportError {
     /// A written tensor cannot be read back.
     #[error("read back what was written")]
     ReadBack(#[from] sepal_nn::file::ReadError),
+    /// Written tensors are not those of an adapter, which is a bug.
+    #[error("read back what was written")]
+    Written(#[from] ImportError),
     /// A value cannot be written as JSON.
     #[error("write JSON")]
     Json(#[from] serde_json::Error),
@@ -97,21 +116,43 @@ pub fn export(
     if options.base_model.is_empty() {
         return Err(ExportError::BaseModel);
     }
-    let adapter = Adapter::read(adapter)?;
-    let rounded = check_model(&adapter, checkpoint)?;
-    let prepared = PreparedExport::new(options, &adapter, checkpoint)?;
-    let embeddings = prepared.embeddings()?;
-    write_tensors(&staged, &embeddings, &adapter.score)?;
+    check_head(options.task.as_ref())?;
+    let trained = Adapter::read(adapter)?;
+    let rounded = check_model(&trained, checkpoint)?;
+    let resolved = with_prompts(options, &trained)?;
+    let prepared = PreparedExport::new(options, &resolved, checkpoint)?;
+    write_tensors(&staged, &prepared.tensors()?)?;
     let verified = match &options.verify {
         Verify::Nothing => None,
-        Verify::Samples => Some(prepared.verify(&sample_rows(checkpoint.config(), adapter.prefix_len()), &staged)?),
+        Verify::Samples => Some(prepared.verify(&sample_rows(checkpoint.config(), resolved.prefix_len()), &staged)?),
         Verify::Rows(rows) => Some(prepared.verify(rows, &staged)?),
     };
-    let mut notices = notices(options, checkpoint, rounded);
-    notices.extend(adapter.facts.model_digest.is_empty().then(|| UNKNOWN_MODEL.to_owned()));
-    write_texts(options, &staged, checkpoint, &notices, &adapter, verified)?;
+    let PreparedExport { form, scaling, .. } = prepared;
+    let mut notices = notices(options, form, checkpoint, rounded);
+    notices.extend(trained.facts.model_digest.is_empty().then(|| UNKNOWN_MODEL.to_owned()));
+    let texts = ExportTexts {
+        options,
+        form,
+        scaling,
+        notices: &notices,
+        trained: &trained,
+        adapter: &resolved,
+        checkpoint,
+        verified,
+    };
+    texts.write(&staged)?;
     staged.finish()?;
-    Ok(Exported { prefix_len: adapter.prefix_len(), labels: adapter.facts.labels.clone(), verified, notices })
+    let (description, labels) = (resolved.description(), trained.facts.labels);
+    Ok(Exported { description, form, labels, verified, notices })
+}
+
+/// Returns true if the adapter at `path` has the parameters of an encoder, which a tuning mode must be built for, and no
+/// prompts: [`ExportOptions::prompts`] has them.
+///
+/// # Errors
+/// [`AdapterError`] if the adapter cannot be used.
+pub fn has_encoder(path: &Path) -> Result<bool, AdapterError> {
+    Ok(Adapter::read(path)?.kinds().contains(&AdapterKind::EncodedPrompts))
 }
 
 const UNKNOWN_MODEL: &str = "the adapter does not name the model it was trained on; this model was assumed";
@@ -119,73 +160,90 @@ const UNKNOWN_MODEL: &str = "the adapter does not name the model it was trained 
 /// Tolerance for rounding, relative to the largest logit.
 const ROUNDING: f64 = 1e-4;
 
-/// Error if the adapter was trained on another model. Returns the format of the blocks in training if it was rounded.
-fn check_model(adapter: &Adapter, checkpoint: &Checkpoint) -> Result<Option<WeightFormat>, ExportError> {
-    adapter.check_model(checkpoint.config())?;
-    let (trained, found) = (&adapter.facts.model_digest, checkpoint.digest());
-    let is_in = |format: &WeightFormat| &format.digest(found) == trained;
-    match WeightFormat::ALL.into_iter().find(is_in) {
-        Some(WeightFormat::F32) => Ok(None),
-        Some(rounded) => Ok(Some(rounded)),
-        None if trained.is_empty() => Ok(None),
-        None => Err(ExportError::Model { trained: trained.clone(), found: found.to_owned() }),
+/// Returns the adapter with the prompts in the place of their encoder.
+fn with_prompts(options: &ExportOptions, trained: &Adapter) -> Result<Adapter, ExportError> {
+    if !trained.kinds().contains(&AdapterKind::EncodedPrompts) {
+        return Ok(trained.clone());
     }
+    let prompts = options.prompts.clone().ok_or(ExportError::Prompts)?;
+    Ok(trained.clone().with_prompts(prompts).checked()?)
+}
+
+/// Returns the requested method, or the default one, if it holds the adapter exactly.
+fn exact_form(requested: Option<Form>, kind: AdapterKind) -> Result<Form, ExportError> {
+    let exact = Form::exact(kind);
+    let form = requested.unwrap_or(exact[0]);
+    if exact.contains(&form) {
+        return Ok(form);
+    }
+    let reason = match kind {
+        AdapterKind::DeepPrompts if form.has_prompts() => "PEFT has no such method for deep prompts",
+        AdapterKind::KeysValues if form.has_prompts() => "in general no prompts produce trained keys and values",
+        _ => "the method does not hold its tensors",
+    };
+    Err(ExportError::Form { mode: kind.mode(), form, reason, exact: exact[0] })
 }
 
 struct PreparedExport<'a> {
     form: Form,
     adapter: &'a Adapter,
+    scaling: Option<LoraScaling>,
     checkpoint: &'a Checkpoint,
     ends: Ends,
-    trained: PrefixInputs,
+    inputs: BlockInputs,
 }
 
 impl<'a> PreparedExport<'a> {
     fn new(options: &ExportOptions, adapter: &'a Adapter, checkpoint: &'a Checkpoint) -> Result<Self, ExportError> {
-        let config = checkpoint.config();
-        match (options.form, &adapter.prefix) {
-            (Form::PromptTuning, TrainedPrefix::Prompts { deep_prompts: Some(_), .. }) => {
-                return Err(ExportError::DeepPrompts);
-            }
-            (Form::PromptTuning, TrainedPrefix::KeysValues(_)) => return Err(ExportError::KeysValues),
-            _ => {}
-        }
-        if let Some(reason) = family::unsupported_reason(config) {
+        let (config, kind) = (checkpoint.config(), adapter.kind()?);
+        let form = exact_form(options.form, kind)?;
+        if let Some(reason) = family::unsupported_reason(config).filter(|_| kind.has_prefix()) {
             return Err(ExportError::Family { family: config.family.name(), reason });
         }
+        let scaling = adapter.lora_shape()?.map(|shape| LoraScaling::of_run(&options.tuning, shape)).transpose()?;
         let ends = Ends::load(checkpoint).map_err(ComputeError::from)?;
-        let trained = PrefixInputs::new(adapter, &ends)?;
-        Ok(Self { form: options.form, adapter, checkpoint, ends, trained })
+        let factor = scaling.map_or(1.0, |scaling| scaling.factor());
+        let inputs = BlockInputs::new(adapter, factor, &ends, config)?;
+        Ok(Self { form, adapter, scaling, checkpoint, ends, inputs })
     }
 
-    fn embeddings(&self) -> Result<HostTensor, ComputeError> {
-        match (self.form, &self.adapter.prefix) {
-            (Form::PromptTuning, TrainedPrefix::Prompts { prompts, .. }) => {
-                Ok(to_host(&share_from_host(prompts)?, DType::F32)?)
+    /// Returns PEFT's tensors, with the head.
+    fn tensors(&self) -> Result<Vec<NamedHostTensor>, ExportError> {
+        let named = |name: &str, tensor: HostTensor| NamedHostTensor { name: name.to_owned(), tensor };
+        let (head, mut tensors) = match self.form {
+            Form::Lora | Form::Ia3 => (HeadNames::FOR_LAYERS, to_peft(self.adapter, self.checkpoint.config())?),
+            Form::PrefixTuning => {
+                (HeadNames::FOR_PROMPTS, vec![named(PROMPT_EMBEDDINGS, folded(&self.inputs, self.checkpoint)?)])
             }
-            _ => folded(&self.trained, self.checkpoint),
-        }
+            Form::PromptTuning | Form::PTuning => {
+                let missing = || AdapterError::Missing { name: "prompts".to_owned() };
+                let prompts = self.adapter.prompts().ok_or_else(missing)?;
+                let prompts = share_from_host(prompts).map_err(ComputeError::from)?;
+                let prompts = to_host(&prompts, DType::F32).map_err(ComputeError::from)?;
+                (HeadNames::FOR_PROMPTS, vec![named(PROMPT_EMBEDDINGS, prompts)])
+            }
+        };
+        tensors.insert(0, named(&head.written(), self.adapter.score.clone()));
+        Ok(tensors)
     }
 
     fn verify(&self, rows: &[Vec<i64>], staged: &Staged) -> Result<Verified, ExportError> {
         let tensors = sepal_nn::file::read(&staged.path().join(TENSORS))?.tensors;
-        let find = |name: &'static str| {
-            let found = tensors.iter().find(|named| named.name == name);
-            found.map(|named| &named.tensor).ok_or(AdapterError::Missing { name })
+        let is_head = |named: &NamedHostTensor| {
+            [HeadNames::FOR_PROMPTS, HeadNames::FOR_LAYERS].iter().any(|head| head.is_head(&named.name))
         };
-        let (embeddings, score) = (find(PROMPT_EMBEDDINGS)?, find(HEAD)?);
-        // Written prompts have no keys and values yet.
-        let folded = match self.form {
-            Form::PrefixTuning => None,
-            Form::PromptTuning => {
-                let prefix = TrainedPrefix::Prompts { prompts: embeddings.clone(), deep_prompts: None };
-                let read = Adapter { prefix, ..self.adapter.clone() };
-                Some(folded(&PrefixInputs::new(&read, &self.ends)?, self.checkpoint)?)
+        let (head, others): (Vec<_>, Vec<_>) = tensors.into_iter().partition(is_head);
+        let missing = |name: String| AdapterError::Missing { name };
+        let score = head.first().ok_or_else(|| missing(HeadNames::FOR_PROMPTS.written()))?;
+        let inputs = match self.form {
+            Form::Lora | Form::Ia3 => WrittenInputs::Layers(self.read_layers(others)?.tunables),
+            _ => {
+                let table = others.first().ok_or_else(|| missing(PROMPT_EMBEDDINGS.to_owned()))?;
+                WrittenInputs::Prefix(self.read_prefix(&table.tensor)?)
             }
         };
-        let table = folded.as_ref().unwrap_or(embeddings);
-        let written = WrittenExport { trained: &self.trained, table, score };
-        let found = verify(rows, &written, &self.ends, self.checkpoint)?;
+        let written = WrittenExport { inputs, score: &score.tensor };
+        let found = verify(rows, &self.inputs, &written, &self.ends, self.checkpoint)?;
         // The reverse comparison would accept NaN.
         if found.difference <= ROUNDING * found.largest.max(1.0) {
             Ok(found)
@@ -193,14 +251,37 @@ impl<'a> PreparedExport<'a> {
             Err(ExportError::Differs { found })
         }
     }
+
+    fn read_prefix(&self, table: &HostTensor) -> Result<Vec<sepal_blocks::KeysValues>, ComputeError> {
+        if self.form == Form::PrefixTuning {
+            return Ok(cut(&share_from_host(table)?, self.checkpoint.config())?);
+        }
+        // Written prompts have no keys and values yet.
+        let read = self.adapter.clone().with_prompts(table.clone());
+        fold(&BlockInputs::new(&read, 1.0, &self.ends, self.checkpoint.config())?, self.checkpoint)
+    }
+
+    fn read_layers(&self, tensors: Vec<NamedHostTensor>) -> Result<BlockInputs, ExportError> {
+        let config = self.checkpoint.config();
+        let saved = AdapterConfig {
+            peft_type: Some(self.form.peft_type().to_owned()),
+            lora_alpha: self.scaling.map(|scaling| scaling.alpha),
+            use_rslora: self.scaling.map(|scaling| scaling.rslora),
+            ..AdapterConfig::default()
+        };
+        let layers = from_peft(tensors, &saved, config)?;
+        let factor = layers.scaling.map_or(1.0, |scaling| scaling.factor());
+        let read = Adapter { tensors: layers.tensors, ..self.adapter.clone() };
+        Ok(BlockInputs::new(&read, factor, &self.ends, config)?)
+    }
 }
 
-fn folded(trained: &PrefixInputs, checkpoint: &Checkpoint) -> Result<HostTensor, ComputeError> {
+fn folded(trained: &BlockInputs, checkpoint: &Checkpoint) -> Result<HostTensor, ComputeError> {
     let table = table(&fold(trained, checkpoint)?, checkpoint.config())?;
     Ok(to_host(&table, DType::F32)?)
 }
 
-fn notices(options: &ExportOptions, checkpoint: &Checkpoint, rounded: Option<WeightFormat>) -> Vec<String> {
+fn notices(options: &ExportOptions, form: Form, checkpoint: &Checkpoint, rounded: Option<WeightFormat>) -> Vec<String> {
     let mut notices = Vec::new();
     if let Some(format) = rounded {
         notices.push(format!(
@@ -210,69 +291,20 @@ fn notices(options: &ExportOptions, checkpoint: &Checkpoint, rounded: Option<Wei
     let description = checkpoint.describe();
     if description.format == sepal_checkpoint::Format::Gguf {
         notices.push(format!(
-            "the prompts were trained for the weights of a {description}; if the weights of {} differ, its logits differ, too",
+            "the adapter was trained for the weights of a {description}; if the weights of {} differ, its logits differ, too",
             options.base_model
         ));
     }
-    if options.form == Form::PromptTuning {
-        notices.push(
-            "PEFT pools rows of padded batches at their padding with prompt-tuning (peft#764): give it one row at a time, \
-             or export as prefix-tuning"
-                .to_owned(),
-        );
+    if form.has_prompts() {
+        notices.push(format!(
+            "PEFT pools rows of padded batches at their padding with {form} (peft#764): give it one row at a time, or export \
+             as prefix-tuning"
+        ));
     }
     notices
 }
 
-fn write_tensors(staged: &Staged, embeddings: &HostTensor, score: &HostTensor) -> Result<(), FolderError> {
-    let named = |name: &str, tensor: &HostTensor| NamedHostTensor { name: name.to_owned(), tensor: tensor.clone() };
-    let tensors = [named(HEAD, score), named(PROMPT_EMBEDDINGS, embeddings)];
+fn write_tensors(staged: &Staged, tensors: &[NamedHostTensor]) -> Result<(), FolderError> {
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    Ok(sepal_nn::file::write(&staged.path().join(TENSORS), &tensors, &metadata)?)
-}
-
-fn write_texts(
-    options: &ExportOptions,
-    staged: &Staged,
-    checkpoint: &Checkpoint,
-    notices: &[String],
-    adapter: &Adapter,
-    verified: Option<Verified>,
-) -> Result<(), ExportError> {
-    let config = checkpoint.config();
-    let is_prefix = options.form == Form::PrefixTuning;
-    // For a prefix PEFT counts key heads; before 0.16 it uses this value unchanged.
-    let cached_heads = config.n_kv_heads * family::cached_head_copies(config);
-    let (heads, width) = match options.form {
-        Form::PrefixTuning => (cached_heads, cached_heads * config.head_dim),
-        Form::PromptTuning => (config.n_heads, config.hidden),
-    };
-    let written = AdapterConfigFile {
-        base_model_name_or_path: &options.base_model,
-        inference_mode: true,
-        num_attention_heads: heads,
-        num_layers: config.n_blocks,
-        num_virtual_tokens: adapter.prefix_len(),
-        peft_type: options.form.peft_type(),
-        prefix_projection: is_prefix.then_some(false),
-        revision: options.revision.as_deref(),
-        task_type: SEQ_CLS,
-        token_dim: width,
-    };
-    staged.write(CONFIG, &json(&written)?)?;
-    let trained = staged.path().join(TRAINED);
-    adapter.write(&trained).map_err(FolderError::from)?;
-    let record = ExportRecord {
-        version: export_record::VERSION,
-        sepal: env!("CARGO_PKG_VERSION").to_owned(),
-        model_digest: checkpoint.digest().to_owned(),
-        trained: export_record::digest(&trained)?,
-        exported: export_record::digest(&staged.path().join(TENSORS))?,
-        config: Some(export_record::digest(&staged.path().join(CONFIG))?),
-        verified: verified.map(|found| found.difference),
-        run: options.run.clone(),
-    };
-    staged.write(RECORD, &json(&record)?)?;
-    staged.write(CARD, card::text(options, notices, adapter, verified).as_bytes())?;
-    Ok(())
+    Ok(sepal_nn::file::write(&staged.path().join(TENSORS), tensors, &metadata)?)
 }

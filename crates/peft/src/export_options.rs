@@ -1,27 +1,39 @@
 //! Options of an export.
 
-use crate::config::{PREFIX_TUNING, PROMPT_TUNING};
-use crate::export_record::Run;
+use sepal_core::HostTensor;
 
-/// Method of PEFT for the exported prompts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+use crate::adapter::AdapterKind;
+use crate::config::{IA3, LORA, P_TUNING, PREFIX_TUNING, PROMPT_TUNING};
+use crate::export_record::Run;
+use crate::used_plugin::UsedPlugin;
+
+/// Method of PEFT for an exported adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// Keys and values for each block. Supports deep prompts and padded batches.
-    #[default]
     PrefixTuning,
     /// The prompts themselves. Supports shallow prompts; PEFT pools padded batches wrongly with it (peft#764).
     PromptTuning,
+    /// As [`PromptTuning`](Self::PromptTuning), under the name of prompts that an encoder computed.
+    PTuning,
+    /// Low-rank additions to linear layers.
+    Lora,
+    /// Factors of outputs and inputs of linear layers.
+    Ia3,
 }
 
 impl Form {
     /// All methods.
-    pub const ALL: [Self; 2] = [Self::PrefixTuning, Self::PromptTuning];
+    pub const ALL: [Self; 5] = [Self::PrefixTuning, Self::PromptTuning, Self::PTuning, Self::Lora, Self::Ia3];
 
-    /// Returns `prefix-tuning` or `prompt-tuning`.
+    /// Returns `prefix-tuning`, `prompt-tuning`, `p-tuning`, `lora` or `ia3`.
     pub fn name(self) -> &'static str {
         match self {
             Self::PrefixTuning => "prefix-tuning",
             Self::PromptTuning => "prompt-tuning",
+            Self::PTuning => "p-tuning",
+            Self::Lora => "lora",
+            Self::Ia3 => "ia3",
         }
     }
 
@@ -29,6 +41,26 @@ impl Form {
         match self {
             Self::PrefixTuning => PREFIX_TUNING,
             Self::PromptTuning => PROMPT_TUNING,
+            Self::PTuning => P_TUNING,
+            Self::Lora => LORA,
+            Self::Ia3 => IA3,
+        }
+    }
+
+    /// True if prompts are written without their keys and values.
+    pub(crate) fn has_prompts(self) -> bool {
+        matches!(self, Self::PromptTuning | Self::PTuning)
+    }
+
+    /// Methods that hold an adapter of this kind exactly, the default first.
+    pub(crate) fn exact(kind: AdapterKind) -> &'static [Self] {
+        match kind {
+            AdapterKind::Prompts | AdapterKind::EncodedPrompts => {
+                &[Self::PrefixTuning, Self::PromptTuning, Self::PTuning]
+            }
+            AdapterKind::DeepPrompts | AdapterKind::KeysValues => &[Self::PrefixTuning],
+            AdapterKind::Lora => &[Self::Lora],
+            AdapterKind::Ia3 => &[Self::Ia3],
         }
     }
 }
@@ -44,11 +76,12 @@ impl std::str::FromStr for Form {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let named = Self::ALL.into_iter().find(|form| form.name() == text);
-        named.ok_or_else(|| format!("`{text}` is not a form of an export; use prefix-tuning or prompt-tuning"))
+        let names = || Self::ALL.map(Self::name).join(", ");
+        named.ok_or_else(|| format!("`{text}` is not a form of an export; use one of {}", names()))
     }
 }
 
-/// Rows on which the logits of the export are compared with those of the trained prompts.
+/// Rows on which the logits of the export are compared with those of the trained adapter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Verify {
     /// No comparison.
@@ -67,12 +100,33 @@ pub struct ExportOptions {
     pub base_model: String,
     /// Revision of the hub name.
     pub revision: Option<String>,
-    /// Method of PEFT.
-    pub form: Form,
+    /// Method of PEFT; by default the one that suits the adapter, for prompts [`Form::PrefixTuning`].
+    pub form: Option<Form>,
     /// Comparison of logits before the folder is written.
     pub verify: Verify,
+    /// Head of the run, if known.
+    pub task: Option<UsedPlugin>,
+    /// Tuning modes of the run, if known. Low-rank additions need their options.
+    pub tuning: Vec<UsedPlugin>,
+    /// Prompts `[pre_seq_len, hidden]` that the tuning mode computes from its parameters; for an adapter that
+    /// [`has_encoder`](crate::has_encoder).
+    pub prompts: Option<HostTensor>,
     /// Run to publish: in the model card, and beside it for [`Import`](crate::Import).
     pub run: Option<Run>,
     /// Replaces an existing export.
     pub overwrite: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forms_are_read_by_name() {
+        for form in Form::ALL {
+            assert_eq!(form.name().parse(), Ok(form));
+        }
+        let error = "adalora".parse::<Form>().expect_err("no such form");
+        assert!(error.ends_with("use one of prefix-tuning, prompt-tuning, p-tuning, lora, ia3"), "{error}");
+    }
 }

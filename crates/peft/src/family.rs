@@ -2,7 +2,7 @@
 
 use sepal_core::{Family, ModelConfig};
 
-/// Returns the reason if PEFT computes other logits for this model with every method.
+/// Returns the reason if PEFT computes other logits for this model with every method that has a prefix.
 pub(crate) fn unsupported_reason(config: &ModelConfig) -> Option<&'static str> {
     let is_falcon_alibi = config.family == Family::Falcon && config.scores.alibi;
     is_falcon_alibi.then_some(
@@ -16,4 +16,9 @@ pub(crate) fn unsupported_reason(config: &ModelConfig) -> Option<&'static str> {
 pub(crate) fn cached_head_copies(config: &ModelConfig) -> usize {
     let is_grouped = config.n_kv_heads > 1 && config.n_kv_heads < config.n_heads;
     if config.family == Family::Falcon && is_grouped { config.n_heads / config.n_kv_heads } else { 1 }
+}
+
+/// True if the checkpoint stores linear layers as `[inputs, outputs]`, which PEFT calls `fan_in_fan_out`.
+pub(crate) fn is_transposed(config: &ModelConfig) -> bool {
+    config.family == Family::Gpt2
 }

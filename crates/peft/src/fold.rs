@@ -1,66 +1,21 @@
 //! Conversion of soft prompts, shallow and deep, to keys and values. It is exact: under a causal mask the states of a
 //! prefix do not depend on the tokens after it.
 
-use sepal_blocks::{Batch, BlockStack, Ends, InjectedTensors, KeysValues, Prefix, SaveMode};
+use sepal_blocks::{Batch, BlockStack, KeysValues, Prefix, SaveMode};
 use sepal_checkpoint::Checkpoint;
-use sepal_core::{ModelConfig, Ragged, Span, Want};
-use sepal_nn::share_from_host;
-use tch::{Device, Kind, TchError, Tensor};
+use sepal_core::{ModelConfig, PREFIX_KEYS_VALUES, Ragged, Span, Want};
+use tch::{TchError, Tensor};
 
-use crate::adapter::{Adapter, TrainedPrefix};
+use crate::block_inputs::BlockInputs;
 use crate::compute::ComputeError;
 use crate::family;
 
-/// Inputs of the blocks: the prefix of the first block, and the tensors injected in each block.
-pub(crate) struct PrefixInputs {
-    /// `[prefix_len, hidden]`
-    pub(crate) prefix: Tensor,
-    /// `[n_blocks, prefix_len, hidden]`
-    deep_prompts: Option<Tensor>,
-    /// `[n_blocks, prefix_len, 2 * kv_size]`
-    keys_values: Option<Tensor>,
-}
-
-pub(crate) struct BlockPrefix {
-    deep_prompts: Option<Tensor>,
-    keys_values: Option<Tensor>,
-}
-
-impl BlockPrefix {
-    pub(crate) fn injected(&self) -> InjectedTensors<'_> {
-        InjectedTensors { deep_prompts: self.deep_prompts.as_ref(), keys_values: self.keys_values.as_ref() }
-    }
-}
-
-impl PrefixInputs {
-    pub(crate) fn new(adapter: &Adapter, ends: &Ends) -> Result<Self, ComputeError> {
-        match &adapter.prefix {
-            TrainedPrefix::Prompts { prompts, deep_prompts } => {
-                let deep_prompts = deep_prompts.as_ref().map(share_from_host).transpose()?;
-                let prefix = ends.embed_prompts(&share_from_host(prompts)?)?;
-                Ok(Self { prefix, deep_prompts, keys_values: None })
-            }
-            TrainedPrefix::KeysValues(keys_values) => {
-                let places = [adapter.prefix_len(), adapter.score.shape()[1]].map(|size| size as i64);
-                let prefix = ends.embed_prompts(&Tensor::f_zeros(places, (Kind::Float, Device::Cpu))?)?;
-                Ok(Self { prefix, deep_prompts: None, keys_values: Some(share_from_host(keys_values)?) })
-            }
-        }
-    }
-
-    pub(crate) fn block_prefix(&self, block_idx: usize) -> Result<BlockPrefix, TchError> {
-        let narrow =
-            |tensor: &Option<Tensor>| tensor.as_ref().map(|tensor| tensor.f_narrow(0, block_idx as i64, 1)).transpose();
-        Ok(BlockPrefix { deep_prompts: narrow(&self.deep_prompts)?, keys_values: narrow(&self.keys_values)? })
-    }
-}
-
 /// Computes keys and values of the prefix in every block. One block at a time is in memory.
-pub(crate) fn fold(trained: &PrefixInputs, checkpoint: &Checkpoint) -> Result<Vec<KeysValues>, ComputeError> {
-    if let Some(keys_values) = &trained.keys_values {
-        return Ok(by_head(keys_values, checkpoint.config())?);
+pub(crate) fn fold(trained: &BlockInputs, checkpoint: &Checkpoint) -> Result<Vec<KeysValues>, ComputeError> {
+    if let Some(keys_values) = trained.tunables.iter().find(|tunable| tunable.name == PREFIX_KEYS_VALUES) {
+        return Ok(by_head(&keys_values.tensor, checkpoint.config())?);
     }
-    let prefix_len = trained.prefix.size()[0];
+    let prefix_len = trained.prefix_len();
     let row = Ragged::from_lengths([1])?;
     let mut hidden = trained.prefix.shallow_clone();
     let mut folded = Vec::with_capacity(checkpoint.config().n_blocks);
@@ -68,15 +23,15 @@ pub(crate) fn fold(trained: &PrefixInputs, checkpoint: &Checkpoint) -> Result<Ve
         let block = Span::new(block_idx, block_idx + 1)?;
         let stack = BlockStack::load(checkpoint, block)?;
         // A batch needs a row; the prefix does not depend on it.
-        let with_row = Tensor::f_cat(&[&hidden, &hidden.f_narrow(0, prefix_len - 1, 1)?], 0)?;
-        let block_prefix = trained.block_prefix(block_idx)?;
-        let prefix = Prefix::Computed(prefix_len.unsigned_abs() as usize);
-        let batch = Batch { hidden: &with_row, prefix, rows: &row, injected: block_prefix.injected() };
+        let with_row = Tensor::f_cat(&[&hidden, &hidden.f_narrow(0, prefix_len as i64 - 1, 1)?], 0)?;
+        let injected = stack.inject(block, &trained.tunables)?;
+        let prefix = Prefix::Computed(prefix_len);
+        let batch = Batch { hidden: &with_row, prefix, rows: &row, injected: &injected };
         let output = stack.forward_batches(block, &[batch], Want::All, SaveMode::PrefixCache)?.pop();
         let output = output.ok_or(ComputeError::Nothing { block_idx })?;
         let prefix_cache = output.prefix_cache.ok_or(ComputeError::Nothing { block_idx })?;
         folded.extend(stack.keys_and_values(&prefix_cache)?);
-        hidden = output.hidden.f_narrow(0, 0, prefix_len)?;
+        hidden = output.hidden.f_narrow(0, 0, prefix_len as i64)?;
     }
     Ok(folded)
 }

@@ -5,14 +5,18 @@ use std::path::{Path, PathBuf};
 use sepal_checkpoint::Checkpoint;
 use sepal_core::WeightFormat;
 
-use crate::adapter::Adapter;
-use crate::config::{AdapterConfig, CONFIG, PREFIX_TUNING, PROMPT_TUNING, SEQ_CLS, TENSORS};
+use crate::adapter::{Adapter, AdapterKind};
+use crate::config::{AdapterConfig, CONFIG, SEQ_CLS, TENSORS};
+use crate::export_options::Form;
 use crate::export_record::{self, ExportRecord, RECORD, Run, TRAINED};
-use crate::family;
 use crate::folder::{FolderError, Staged, json};
-use crate::foreign;
+use crate::foreign::{self, Foreign};
 use crate::import_error::ImportError;
+use crate::imported_modes::imported_modes;
 use crate::label_names::{LabelNames, read_label_names};
+use crate::lora_config::Alphas;
+use crate::lora_scaling::LoraScaling;
+use crate::used_plugin::UsedPlugin;
 
 const ADAPTER: &str = "adapter.safetensors";
 
@@ -32,6 +36,8 @@ pub struct Import {
     staged: Staged,
     out: PathBuf,
     adapter: Adapter,
+    prefix_len: usize,
+    modes: Vec<UsedPlugin>,
     run: Option<Run>,
     is_foreign: bool,
     multi_label: bool,
@@ -53,18 +59,11 @@ impl Import {
     ) -> Result<Self, ImportError> {
         let staged = Staged::new(out, ADAPTER, options.overwrite)?;
         let config = read_config(folder)?;
-        let method = config.peft_type.as_deref().unwrap_or("no method");
-        let (mut adapter, run, is_foreign) =
-            match read_record(folder)?.filter(|_| [PREFIX_TUNING, PROMPT_TUNING].contains(&method)) {
-                Some(record) => (read_trained(folder, &record)?, record.run, false),
-                None => (foreign::read_adapter(folder, &config, checkpoint)?, None, true),
-            };
-        let mut notices = Vec::new();
-        if let Some(reason) =
-            checkpoint.filter(|_| is_foreign).and_then(|model| family::unsupported_reason(model.config()))
-        {
-            notices.push(format!("predictions differ from those of PEFT: {reason}"));
-        }
+        let opened = match read_record(folder)?.filter(|_| is_exported_method(config.method())) {
+            Some(record) => Opened::exported(folder, &config, record)?,
+            None => Opened::foreign(foreign::read_adapter(folder, &config, checkpoint)?),
+        };
+        let Opened { mut adapter, scaling, run, is_foreign, mut notices } = opened;
         let has_assumed_labels = options.labels.is_none() && adapter.facts.labels.is_empty();
         let multi_label = name_labels(options, &mut adapter, folder, &mut notices);
         // Shapes in untrusted files may be arbitrary.
@@ -80,7 +79,13 @@ impl Import {
             return Err(ImportError::Label { label: label.clone() });
         }
         adapter.write(&staged.path().join(ADAPTER)).map_err(FolderError::from)?;
-        Ok(Self { staged, out: out.to_owned(), adapter, run, is_foreign, multi_label, has_assumed_labels, notices })
+        // The parameters of an encoder do not tell the number of its prompts.
+        let has_encoder = adapter.kinds().contains(&AdapterKind::EncodedPrompts);
+        let prefix_len = if has_encoder { config.num_virtual_tokens.unwrap_or(0) } else { adapter.prefix_len() };
+        let n_blocks = checkpoint.map(|checkpoint| checkpoint.config().n_blocks);
+        let modes = imported_modes(&adapter, prefix_len, scaling, n_blocks)?;
+        let out = out.to_owned();
+        Ok(Self { staged, out, adapter, prefix_len, modes, run, is_foreign, multi_label, has_assumed_labels, notices })
     }
 
     /// Returns the path of the staged adapter.
@@ -103,14 +108,19 @@ impl Import {
         &self.adapter.facts.task
     }
 
-    /// Returns the tuning mode: `ptune`, `deep-ptune` or `prefix-tuning`.
-    pub fn tuning(&self) -> &str {
-        &self.adapter.facts.tuning
+    /// Returns the tuning modes of a run with this adapter, with the options that the folder tells.
+    pub fn modes(&self) -> &[UsedPlugin] {
+        &self.modes
+    }
+
+    /// Returns what was trained besides the head, for example `16 soft prompts`.
+    pub fn description(&self) -> String {
+        self.adapter.description()
     }
 
     /// Returns the number of positions in front of every row.
     pub fn prefix_len(&self) -> usize {
-        self.adapter.prefix_len()
+        self.prefix_len
     }
 
     /// Returns the labels in the order of the logits.
@@ -155,7 +165,38 @@ impl std::fmt::Debug for Import {
     }
 }
 
-/// Names the labels after the options, the adapter or a `config.json`. Returns true if a text may have any number of them.
+/// Content of a folder.
+struct Opened {
+    adapter: Adapter,
+    scaling: Option<LoraScaling>,
+    run: Option<Run>,
+    is_foreign: bool,
+    notices: Vec<String>,
+}
+
+impl Opened {
+    fn foreign(Foreign { adapter, scaling, notices }: Foreign) -> Self {
+        Self { adapter, scaling, run: None, is_foreign: true, notices }
+    }
+
+    /// Reads an export of this crate, of which the files are unchanged.
+    fn exported(folder: &Path, config: &AdapterConfig, record: ExportRecord) -> Result<Self, ImportError> {
+        let adapter = read_trained(folder, &record)?;
+        let scaling = match adapter.lora_shape()? {
+            Some(shape) => Some(Alphas::read(config)?.default_scaling(shape.rank)),
+            None => None,
+        };
+        Ok(Self { adapter, scaling, run: record.run, is_foreign: false, notices: Vec::new() })
+    }
+}
+
+/// True for the methods of exports.
+fn is_exported_method(method: &str) -> bool {
+    Form::ALL.into_iter().any(|form| form.peft_type() == method)
+}
+
+/// Names the labels after the options, the adapter, or a `config.json` beside it or beside the model. Returns true if one
+/// of these says that any number of labels may apply to a text.
 fn name_labels(options: &ImportOptions, adapter: &mut Adapter, folder: &Path, notices: &mut Vec<String>) -> bool {
     let n_labels = adapter.score.shape().first().copied().unwrap_or(0);
     let folders = [Some(folder), options.model_folder.as_deref()].into_iter().flatten();

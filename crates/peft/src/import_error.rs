@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::adapter::AdapterError;
-use crate::config::CONFIG;
+use crate::config::{CONFIG, LORA};
 use crate::export_record::{RECORD, VERSION};
 use crate::folder::FolderError;
 
@@ -26,13 +26,68 @@ pub enum ImportError {
     Pickle { path: PathBuf },
     /// A task other than SEQ_CLS.
     #[error("import an adapter for {found}: only SEQ_CLS is supported")]
-    Task { found: String },
-    /// The method does not train a prefix.
+    Task {
+        /// Its `task_type`.
+        found: String,
+    },
+    /// A method that a run does not have.
     #[error(
-        "import {found}: only PROMPT_TUNING, P_TUNING and PREFIX_TUNING can be imported, as the weights of the model stay \
-         frozen; merge LORA and similar methods into the model with PEFT (`merge_and_unload`) and tune that model"
+        "import {found}: only PROMPT_TUNING, P_TUNING, PREFIX_TUNING, LORA and IA3 can be imported; merge other methods into \
+         the model with PEFT (`merge_and_unload`) and tune that model"
     )]
-    Method { found: String },
+    Method {
+        /// Its `peft_type`.
+        found: String,
+    },
+    /// A variant of LORA that a run does not have.
+    #[error(
+        "import LORA with `{key}: {value}` ({feature}): only the low-rank additions themselves can be imported; merge it into \
+         the model with PEFT (`merge_and_unload`) and tune that model"
+    )]
+    Feature {
+        /// Key of the configuration.
+        key: String,
+        value: String,
+        feature: String,
+    },
+    /// A scaling that is no positive number.
+    #[error("import LORA: `{key}` of {CONFIG} is not a positive number")]
+    Alpha { key: &'static str },
+    /// A regular expression in `alpha_pattern`.
+    #[error(
+        "import LORA: `alpha_pattern` has the regular expression `{pattern}`; write the names of the layers instead"
+    )]
+    Pattern { pattern: String },
+    /// A tensor of no layer that a run can tune.
+    #[error(
+        "import the folder: `{name}` is not of a layer that a run can tune ({}), nor the head `score.weight`; merge it into \
+         the model with PEFT (`merge_and_unload`) and tune that model",
+        layers.join(", ")
+    )]
+    Layer {
+        name: String,
+        /// Layers of each block.
+        layers: Vec<String>,
+    },
+    /// Layers of some blocks only.
+    #[error(
+        "import {method}: it changes `{site}` in the blocks {found:?} of {n_blocks}; a run has the same layers in all of \
+         its blocks, {}; merge it into the model with PEFT (`merge_and_unload`) and tune that model",
+        tuned_blocks(method)
+    )]
+    Blocks {
+        method: String,
+        site: String,
+        /// Blocks with the layer.
+        found: Vec<usize>,
+        n_blocks: usize,
+    },
+    /// Factors at the other end of a layer.
+    #[error(
+        "import IA3: `{name}` scales the {end} of its layer; a run scales the inputs of the MLP's last layer and the outputs of \
+         other layers; merge it into the model with PEFT (`merge_and_unload`) and tune that model"
+    )]
+    Scaled { name: String, end: &'static str },
     /// The base model of a folder of PEFT is missing.
     #[error("import the folder: it needs its base model{}", base_model_name(base_model.as_deref()))]
     NeedsModel { base_model: Option<String> },
@@ -61,7 +116,7 @@ pub enum ImportError {
     #[error("widen tensors")]
     Host(#[from] sepal_nn::HostError),
     /// libtorch failed.
-    #[error("lay out the prefix")]
+    #[error("lay out the tensors")]
     Torch(#[from] tch::TchError),
     /// The result cannot be written.
     #[error("write the adapter")]
@@ -79,6 +134,10 @@ fn adapter_folders(adapters: &[String]) -> String {
         [] => String::new(),
         names => format!("; adapters are in its folders {}: name one of them", names.join(", ")),
     }
+}
+
+fn tuned_blocks(method: &str) -> &'static str {
+    if method == LORA { "which are the last ones of the model" } else { "which are all blocks of the model" }
 }
 
 fn base_model_name(base_model: Option<&str>) -> String {

@@ -1,16 +1,19 @@
-//! Comparison of an export with the trained prompts.
+//! Comparison of an export with the trained adapter.
 //!
-//! One forward pass takes all rows in one batch behind the trained prompts, as in training. The other takes each row
-//! separately, behind the written keys and values, without computing prompts.
+//! One forward pass takes all rows in one batch behind the trained prompts and with the trained tunables, as in training.
+//! The other takes each row separately, with the tensors read back from the export: behind the written keys and values,
+//! without computing prompts, or with the written changes of linear layers.
 
-use sepal_blocks::{Batch, BlockStack, Ends, InjectedTensors, KeysValues, Prefix, SaveMode};
+use std::slice;
+
+use sepal_blocks::{Batch, BlockStack, Ends, Injected, KeysValues, Prefix, SaveMode};
 use sepal_checkpoint::Checkpoint;
 use sepal_core::{HostTensor, ModelConfig, Ragged, Span, Want};
-use sepal_nn::share_from_host;
+use sepal_nn::{Tunable, share_from_host};
 use tch::{Kind, TchError, Tensor};
 
+use crate::block_inputs::BlockInputs;
 use crate::compute::ComputeError;
-use crate::fold::{PrefixInputs, cut};
 
 /// Result of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,39 +36,47 @@ pub(crate) fn sample_rows(config: &ModelConfig, prefix_len: usize) -> Vec<Vec<i6
     [1, 3, 7, 12, 25].into_iter().map(|len: usize| len.min(longest)).enumerate().map(row).collect()
 }
 
+/// Tensors read back from an export.
 pub(crate) struct WrittenExport<'a> {
-    pub(crate) trained: &'a PrefixInputs,
-    /// `[prefix_len, n_blocks * 2 * n_kv_heads * head_dim]`
-    pub(crate) table: &'a HostTensor,
+    pub(crate) inputs: WrittenInputs,
+    /// `[n_labels, hidden]`
     pub(crate) score: &'a HostTensor,
 }
 
-/// Compares the logits of `rows` with the trained prompts and with the written keys and values, both with the written head.
+pub(crate) enum WrittenInputs {
+    /// Keys and values of the prefix, for each block.
+    Prefix(Vec<KeysValues>),
+    /// Changes of linear layers.
+    Layers(Vec<Tunable>),
+}
+
+/// Compares the logits of `rows` by the trained adapter and by the written tensors, both with the written head.
 pub(crate) fn verify(
     rows: &[Vec<i64>],
-    export: &WrittenExport<'_>,
+    trained: &BlockInputs,
+    written: &WrittenExport<'_>,
     ends: &Ends,
     checkpoint: &Checkpoint,
 ) -> Result<Verified, ComputeError> {
-    let trained = export.trained;
     let lengths = Ragged::from_lengths(rows.iter().map(Vec::len))?;
-    let written = cut(&share_from_host(export.table)?, checkpoint.config())?;
     let embed = |row: &Vec<i64>| ends.embed(&Tensor::from_slice(row));
     let separate = rows.iter().map(embed).collect::<Result<Vec<_>, _>>()?; // each [row_len, hidden]
     let mut packed = vec![trained.prefix.shallow_clone()];
     packed.extend(separate.iter().map(Tensor::shallow_clone));
     let mut states = ComparedStates { packed: Tensor::f_cat(&packed, 0)?, separate };
-    for (block_idx, block) in written.into_iter().enumerate() {
+    for block_idx in 0..checkpoint.config().n_blocks {
         let stack = BlockStack::load(checkpoint, Span::new(block_idx, block_idx + 1)?)?;
-        states.forward(&stack, &lengths, trained.block_prefix(block_idx)?.injected(), block)?;
+        states.forward_trained(&stack, &lengths, trained)?;
+        states.forward_written(&stack, &written.inputs)?;
     }
-    let score = share_from_host(export.score)?;
+    let score = share_from_host(written.score)?;
     let logits = |hidden: &Tensor| Ok::<_, ComputeError>(ends.final_norm(hidden)?.f_linear(&score, None::<Tensor>)?);
     let last = states.separate.iter().map(|hidden| hidden.f_narrow(0, hidden.size()[0] - 1, 1));
     let last = Tensor::f_cat(&last.collect::<Result<Vec<_>, TchError>>()?, 0)?; // [rows, hidden]
-    let (by_prompts, by_keys) = (logits(&states.packed)?, logits(&last)?);
+    let (by_trained, by_written) = (logits(&states.packed)?, logits(&last)?);
     let largest = |tensor: Tensor| f64::try_from(tensor.f_abs()?.f_max()?.f_to_kind(Kind::Double)?);
-    Ok(Verified { rows: rows.len(), difference: largest(by_prompts.f_sub(&by_keys)?)?, largest: largest(by_prompts)? })
+    let difference = largest(by_trained.f_sub(&by_written)?)?;
+    Ok(Verified { rows: rows.len(), difference, largest: largest(by_trained)? })
 }
 
 struct ComparedStates {
@@ -76,28 +87,43 @@ struct ComparedStates {
 }
 
 impl ComparedStates {
-    fn forward(
+    fn forward_trained(
         &mut self,
         stack: &BlockStack,
         rows: &Ragged,
-        injected: InjectedTensors<'_>,
-        written: KeysValues,
+        trained: &BlockInputs,
     ) -> Result<(), ComputeError> {
-        let (block, block_idx) = (stack.span(), stack.span().start());
-        let prefix_len = written.keys.size()[1].unsigned_abs() as usize;
-        let run = |hidden: &Tensor, prefix, rows: &Ragged, injected, want| {
-            let batch = Batch { hidden, prefix, rows, injected };
-            let output = stack.forward_batches(block, &[batch], want, SaveMode::None)?.pop();
-            output.map(|output| output.hidden).ok_or(ComputeError::Nothing { block_idx })
-        };
+        let block = stack.span();
         let is_last = block.end() == stack.config().n_blocks;
         let want = if is_last { Want::LastOfRows } else { Want::All };
-        self.packed = run(&self.packed, Prefix::Computed(prefix_len), rows, injected, want)?;
-        let prefix_cache = stack.prefix_cache_from(block, &[written])?;
+        let prefix = Prefix::Computed(trained.prefix_len());
+        let injected = stack.inject(block, &trained.tunables)?;
+        let batch = Batch { hidden: &self.packed, prefix, rows, injected: &injected };
+        self.packed = forward(stack, batch, want)?;
+        Ok(())
+    }
+
+    fn forward_written(&mut self, stack: &BlockStack, written: &WrittenInputs) -> Result<(), ComputeError> {
+        let block = stack.span();
+        let (prefix_cache, injected) = match written {
+            WrittenInputs::Prefix(blocks) => {
+                let keys_values =
+                    blocks.get(block.start()).ok_or(ComputeError::Nothing { block_idx: block.start() })?;
+                (Some(stack.prefix_cache_from(block, slice::from_ref(keys_values))?), Injected::default())
+            }
+            WrittenInputs::Layers(tunables) => (None, stack.inject(block, tunables)?),
+        };
         for hidden in &mut self.separate {
             let row = Ragged::from_lengths([hidden.size()[0].unsigned_abs() as usize])?;
-            *hidden = run(hidden, Prefix::Cached(&prefix_cache), &row, InjectedTensors::default(), Want::All)?;
+            let prefix = prefix_cache.as_ref().map_or(Prefix::Computed(0), Prefix::Cached);
+            *hidden = forward(stack, Batch { hidden, prefix, rows: &row, injected: &injected }, Want::All)?;
         }
         Ok(())
     }
+}
+
+fn forward(stack: &BlockStack, batch: Batch<'_>, want: Want) -> Result<Tensor, ComputeError> {
+    let block = stack.span();
+    let output = stack.forward_batches(block, &[batch], want, SaveMode::None)?.pop();
+    output.map(|output| output.hidden).ok_or(ComputeError::Nothing { block_idx: block.start() })
 }

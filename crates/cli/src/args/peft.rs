@@ -1,4 +1,4 @@
-//! Arguments of `export`, `import` and `push`.
+//! Arguments of `export`, `import`, `merge` and `push`.
 
 use std::path::PathBuf;
 
@@ -19,11 +19,12 @@ pub(crate) struct ExportPeftArgs {
     pub(crate) run: PathBuf,
     /// Folder to write
     pub(crate) folder: PathBuf,
-    /// Method of PEFT: prefix-tuning (exact, includes deep prompts) or prompt-tuning (shallow prompts only; PEFT pools
-    /// padded batches wrongly with it)
-    #[arg(long = "as", value_name = "FORM", default_value_t)]
-    pub(crate) form: sepal_peft::Form,
-    /// Compare the logits of the export with those of the trained prompts, and write nothing if they differ
+    /// Method of PEFT: prefix-tuning (exact, includes deep prompts), prompt-tuning or p-tuning (shallow prompts only; PEFT
+    /// pools padded batches wrongly with them), lora or ia3 [default: prefix-tuning for prompts, otherwise that of the
+    /// run's tuning mode]
+    #[arg(long = "as", value_name = "FORM")]
+    pub(crate) form: Option<sepal_peft::Form>,
+    /// Compare the logits of the export with those of the trained adapter, and write nothing if they differ
     #[arg(long)]
     pub(crate) verify: bool,
     /// Name under which PEFT loads the frozen model, for example OWNER/NAME on the hub [default: the run's own model if
@@ -40,7 +41,7 @@ pub(crate) struct ExportPeftArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImportCommand {
-    /// Convert a PEFT folder to a run: PROMPT_TUNING, P_TUNING, PREFIX_TUNING, or an export of this program
+    /// Convert a PEFT folder to a run: PROMPT_TUNING, P_TUNING, PREFIX_TUNING, LORA, IA3, or an export of this program
     Peft(ImportPeftArgs),
 }
 
@@ -76,6 +77,22 @@ pub(crate) struct ImportPeftArgs {
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) max_length: Option<usize>,
     /// Replace an existing import
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct MergeArgs {
+    /// Folder of the run, with adapter.safetensors, manifest.json and pipeline.yaml
+    pub(crate) run: PathBuf,
+    /// Folder to write, which AutoModelForSequenceClassification of transformers loads
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Model, if not the source recorded in the run: a folder with config.json and safetensors, or a repository of the hub;
+    /// several are tried in order
+    #[arg(long, value_name = "SOURCE")]
+    pub(crate) model: Vec<Source>,
+    /// Replace an existing merge
     #[arg(long)]
     pub(crate) overwrite: bool,
 }

@@ -63,6 +63,12 @@ pub(crate) struct ServeArgs {
     /// Memory for the graphs of clients, in megabytes
     #[arg(long, value_name = "MB", default_value_t = 4096)]
     pub(crate) tape_budget_mb: u64,
+    /// Memory for the adapters, prompts and cached prefixes of one client, in megabytes
+    #[arg(long, value_name = "MB", default_value_t = 512)]
+    pub(crate) client_memory_mb: u64,
+    /// Memory for the adapters, prompts and cached prefixes of all clients, in megabytes
+    #[arg(long, value_name = "MB", default_value_t = 1024)]
+    pub(crate) adapter_memory_mb: u64,
     /// Maximum number of rows in a batch
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub(crate) max_rows: u32,

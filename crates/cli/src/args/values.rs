@@ -38,3 +38,11 @@ pub(super) fn positive(text: &str) -> Result<usize, String> {
         _ => Err("expected a whole number from 1 to 1000000".into()),
     }
 }
+
+/// Parses a number above zero, which may have a fraction.
+pub(super) fn positive_number(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() && number > 0.0 => Ok(number),
+        _ => Err("expected a number above zero".into()),
+    }
+}

@@ -3,6 +3,9 @@
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
+use sepal_server::memory::HostMemory;
+
+use super::cuda::is_cuda_build;
 use super::finding::Finding;
 use crate::units::size;
 
@@ -13,24 +16,34 @@ const SMALL_MODEL: u64 = 2_000_000_000;
 /// Memory below which its weights do not fit.
 const TOO_LITTLE: u64 = 700_000_000;
 
-/// The running program has loaded libtorch, so that only the version is checked.
+/// The running program has loaded libtorch, so that only the version and the kind are checked.
 pub(super) fn libtorch() -> Finding {
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let Some(folder) = library_folder(&maps, "libtorch_cpu.so") else {
+    let Some(folder) = library_folder(&memory_map(), "libtorch_cpu.so") else {
         return Finding::ok(format!("loaded; this program is made for {LIBTORCH}"));
     };
+    judge_libtorch(&folder)
+}
+
+fn judge_libtorch(folder: &Path) -> Finding {
+    let kind = if is_cuda_build(folder) { "CUDA build" } else { "CPU build" };
     let place = folder.display();
-    match version_of(&folder) {
+    match version_of(folder) {
         Some(version) if !version.starts_with(LIBTORCH) => Finding::warning(
-            format!("{version} from {place}, but this program is made for {LIBTORCH}"),
+            format!("{version}, {kind}, from {place}, but this program is made for {LIBTORCH}"),
             format!("`just setup` brings {LIBTORCH}; see LIBTORCH and LD_LIBRARY_PATH"),
         ),
-        Some(version) => Finding::ok(format!("{version} from {place}")),
-        None => Finding::ok(format!("loaded from {place}; it does not say its version")),
+        Some(version) => Finding::ok(format!("{version}, {kind}, from {place}")),
+        None => Finding::ok(format!("{kind}, loaded from {place}; it does not say its version")),
     }
 }
 
-fn library_folder(maps: &str, name: &str) -> Option<PathBuf> {
+/// Files that this program has mapped into its memory, one per line.
+pub(super) fn memory_map() -> String {
+    std::fs::read_to_string("/proc/self/maps").unwrap_or_default()
+}
+
+/// Folder of the library `name` in a memory map.
+pub(super) fn library_folder(maps: &str, name: &str) -> Option<PathBuf> {
     let path = maps.lines().filter_map(|line| line.find('/').map(|start| Path::new(&line[start..])));
     let mut found = path.filter(|path| path.file_name().is_some_and(|file| file == name));
     found.next()?.parent().map(Path::to_owned)
@@ -93,21 +106,9 @@ pub(super) fn threads() -> Finding {
     Finding::ok(found)
 }
 
-pub(super) fn device() -> Finding {
-    match tch::Cuda::is_available() {
-        true => Finding::ok(format!("CPU, and {} CUDA device(s)", tch::Cuda::device_count())),
-        false => Finding::ok("CPU (no CUDA; SEPAL_CUDA=1 just setup brings it where there is a GPU)"),
-    }
-}
-
 pub(super) fn memory() -> Finding {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let Some(free) = kilobytes(&text, "MemAvailable:").map(|kilobytes| kilobytes << 10) else {
+    let Some(HostMemory { free, total }) = HostMemory::read() else {
         return Finding::ok("not known on this system");
-    };
-    let (free, total) = match group_free() {
-        Some((group_free, limit)) if group_free < free => (group_free, limit),
-        _ => (free, kilobytes(&text, "MemTotal:").unwrap_or(0) << 10),
     };
     judge_memory(free, total)
 }
@@ -122,21 +123,6 @@ fn judge_memory(free: u64, total: u64) -> Finding {
         _ if free < SMALL_MODEL => Finding::warning(found, fix),
         _ => Finding::ok(format!("{found}; SmolLM2-135M takes about {needed}")),
     }
-}
-
-fn kilobytes(text: &str, key: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-    line.split_whitespace().next()?.parse().ok()
-}
-
-/// Returns the free memory of the container and its limit.
-fn group_free() -> Option<(u64, u64)> {
-    let read = |name: &str| std::fs::read_to_string(Path::new("/sys/fs/cgroup").join(name)).ok()?.trim().parse().ok();
-    let (limit, used): (u64, u64) = (read("memory.max")?, read("memory.current")?);
-    // The system reclaims pages of files on demand.
-    let stat = std::fs::read_to_string("/sys/fs/cgroup/memory.stat").unwrap_or_default();
-    let files = kilobytes(&stat, "inactive_file ").unwrap_or(0);
-    Some((limit.saturating_sub(used.saturating_sub(files)), limit))
 }
 
 #[cfg(test)]
@@ -161,6 +147,19 @@ mod tests {
         assert_eq!(version_of(&lib).as_deref(), Some("2.13.0+cpu"));
         std::fs::write(folder.path().join("build-version"), "2.12.1\n").expect("written");
         assert_eq!(version_of(&lib).as_deref(), Some("2.12.1"));
+    }
+
+    #[test]
+    fn libtorch_of_each_kind_is_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let lib = folder.path().join("lib");
+        std::fs::create_dir(&lib).expect("a folder");
+        std::fs::write(folder.path().join("build-version"), "2.13.0\n").expect("written");
+        assert!(judge_libtorch(&lib).found.starts_with("2.13.0, CPU build, from "));
+        std::fs::write(lib.join("libtorch_cuda.so"), "").expect("written");
+        assert!(judge_libtorch(&lib).found.starts_with("2.13.0, CUDA build, from "));
+        std::fs::write(folder.path().join("build-version"), "2.12.1\n").expect("written");
+        assert_eq!(judge_libtorch(&lib).state, State::Warning);
     }
 
     #[test]

@@ -54,7 +54,7 @@ fn by_tokenizer(data: &Path, draft: &Draft) -> Option<(usize, usize, String)> {
     let table = table.select(&(0..table.len().min(SAMPLE)).collect::<Vec<_>>());
     let template = draft.template().parse::<Template>().ok()?;
     let tokens = TokenTable::build(&table, &tokenizer, &TokenSpec::new(usize::MAX).with_template(template)).ok()?;
-    let mut lengths: Vec<usize> = tokens.rows().lengths().collect();
+    let mut lengths: Vec<usize> = tokens.sequences().lengths().collect();
     lengths.sort_unstable();
     let index = (lengths.len() * 99).div_ceil(100).max(1) - 1;
     Some((*lengths.get(index)?, lengths.len(), asset.source.to_string()))

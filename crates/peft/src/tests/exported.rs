@@ -1,18 +1,18 @@
 use sepal_blocks::{BlockStack, ForwardError, KeysValues};
 use sepal_core::Span;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
-use super::{PREFIX_LEN, Random, named, tiny, try_export};
-use crate::config::{CONFIG, HEAD, PROMPT_EMBEDDINGS, TENSORS};
-use crate::{ExportOptions, Form, export};
+use super::{HEAD, PREFIX_LEN, Random, named, tiny, try_export};
+use crate::config::{CONFIG, PROMPT_EMBEDDINGS, TENSORS};
+use crate::{ExportOptions, Form, Import, ImportOptions, UsedPlugin, Verify, export, has_encoder};
 
 #[test]
 fn export_computes_the_trained_logits() {
     let folder = tempfile::tempdir().expect("a folder");
     for name in sepal_testkit::tiny::models().into_iter().filter(|name| name != "falcon-rw") {
         let (_, checkpoint) = tiny(&name);
-        for (form, deep) in [(Form::PrefixTuning, true), (Form::PromptTuning, false)] {
+        for (form, deep) in [(Form::PrefixTuning, true), (Form::PromptTuning, false), (Form::PTuning, false)] {
             let home = folder.path().join(format!("{name}-{form}"));
             std::fs::create_dir(&home).expect("a folder");
             let adapter = Random::new(&checkpoint, deep).write(&home);
@@ -40,7 +40,7 @@ fn exported_files_match_the_layout_of_peft() {
     let width = config.n_kv_heads * config.head_dim;
     assert_eq!(
         written,
-        serde_json::json!({
+        json!({
             "base_model_name_or_path": "owner/name", "inference_mode": true, "num_attention_heads": config.n_kv_heads,
             "num_layers": config.n_blocks, "num_virtual_tokens": PREFIX_LEN, "peft_type": "PREFIX_TUNING",
             "prefix_projection": false, "task_type": "SEQ_CLS", "token_dim": width,
@@ -53,6 +53,58 @@ fn exported_files_match_the_layout_of_peft() {
     assert_eq!(shape(HEAD), Some(&[2, config.hidden][..]));
     let card = std::fs::read_to_string(out.join("README.md")).expect("a card");
     assert!(card.contains(r#"id2label={0: "bad", 1: "\"good\""}"#), "{card}");
+}
+
+#[test]
+fn encoded_prompts_are_exported_as_prompts() {
+    let (_, checkpoint) = tiny("llama-gqa");
+    let hidden = checkpoint.config().hidden as i64;
+    let encoder = vec![named("p_tuning.embedding", &[4, hidden]), named("p_tuning.mlp.0.bias", &[hidden])];
+    let random = Random::with_head(&checkpoint, "p-tuning", encoder);
+    for (form, method) in [(None, "PREFIX_TUNING"), (Some(Form::PTuning), "P_TUNING")] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (adapter, out) = (random.write(folder.path()), folder.path().join("out"));
+        assert!(has_encoder(&adapter).expect("read"));
+        let without = ExportOptions { base_model: "b".to_owned(), form, ..ExportOptions::default() };
+        let error = export(&without, &checkpoint, &adapter, &out).expect_err("no prompts");
+        assert!(error.to_string().contains("the prompts that they make were not computed"), "{error}");
+        let prompts = Some(named("prompts", &[4, hidden]).tensor);
+        let options = ExportOptions { prompts: prompts.clone(), verify: Verify::Samples, ..without };
+        let exported = export(&options, &checkpoint, &adapter, &out).expect("exported");
+        assert_eq!((exported.description.as_str(), exported.labels.len()), ("4 soft prompts", 2));
+        let text = std::fs::read_to_string(out.join(CONFIG)).expect("a configuration");
+        assert!(text.contains(method) && text.contains("\"num_virtual_tokens\": 4"), "{text}");
+        let tensors = sepal_nn::file::read(&out.join(TENSORS)).expect("tensors").tensors;
+        let written = tensors.into_iter().find(|named| named.name == PROMPT_EMBEDDINGS).map(|named| named.tensor);
+        assert_eq!(written == prompts, form.is_some(), "only P_TUNING holds the prompts themselves");
+
+        // The encoder itself comes back, with the number of its prompts.
+        let import = Import::open(&ImportOptions::default(), Some(&checkpoint), &out, &folder.path().join("back"));
+        let import = import.expect("imported");
+        assert_eq!((import.prefix_len(), import.modes()[0].name.as_str()), (4, "p-tuning"));
+        assert!(has_encoder(&import.finish(None).expect("written")).expect("read"));
+    }
+}
+
+#[test]
+fn heads_without_a_class_in_transformers_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (_, checkpoint) = tiny("gpt2");
+    let adapter = Random::new(&checkpoint, false).write(folder.path());
+    for (name, pooling, expected) in [
+        ("sequence-classification", "last", None),
+        ("sequence-classification", "mean", Some("pooling `mean`")),
+        ("token-classification", "last", Some("a head of `token-classification`")),
+        ("multiple-choice", "last", Some("a head of `multiple-choice`")),
+    ] {
+        let with = json!({ "pooling": pooling }).as_object().expect("an object").clone();
+        let task = Some(UsedPlugin { name: name.to_owned(), with });
+        let options = ExportOptions { base_model: "b".to_owned(), task, overwrite: true, ..ExportOptions::default() };
+        let error = export(&options, &checkpoint, &adapter, &folder.path().join("out")).err();
+        let text = error.map(|error| error.to_string());
+        assert_eq!(text.is_some(), expected.is_some(), "{text:?}");
+        assert!(text.iter().zip(expected).all(|(text, expected)| text.contains(expected)), "{text:?}");
+    }
 }
 
 #[test]
@@ -72,7 +124,7 @@ fn export_does_not_overwrite_other_files() {
     std::fs::remove_dir_all(&out).expect("removed");
 
     try_export(folder.path(), &checkpoint, &adapter, Form::PromptTuning).expect("exported");
-    let other = ExportOptions { form: Form::PrefixTuning, ..overwriting };
+    let other = ExportOptions { form: Some(Form::PrefixTuning), ..overwriting };
     export(&other, &checkpoint, &adapter, &out).expect("exported");
     let text = std::fs::read_to_string(out.join(CONFIG)).expect("a configuration");
     assert!(text.contains("PREFIX_TUNING"), "{text}");
@@ -88,7 +140,7 @@ fn export_without_an_equivalent_in_peft_is_refused() {
     let (_, other) = tiny("gpt2-scaled");
     let hidden = checkpoint.config().hidden as i64;
     type Change = fn(&mut Random, i64);
-    let cases: [(Form, Change, &str); 7] = [
+    let cases: [(Form, Change, &str); 8] = [
         (Form::PrefixTuning, |random, _| random.tensors.push(named("score.bias", &[2])), "its head has a bias"),
         (
             Form::PrefixTuning,
@@ -97,6 +149,11 @@ fn export_without_an_equivalent_in_peft_is_refused() {
         ),
         (Form::PrefixTuning, |random, _| drop(random.tensors.pop()), "it has no `score.weight`"),
         (Form::PromptTuning, |_, _| (), "PEFT has no such method"),
+        (
+            Form::Lora,
+            |_, _| (),
+            "export deep-ptune as lora: the method does not hold its tensors; export it as prefix-tuning",
+        ),
         (
             Form::PrefixTuning,
             |random, hidden| random.tensors[1] = named("deep_prompts", &[1, 4, hidden]),
@@ -146,7 +203,7 @@ fn model_computed_differently_by_peft_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let (_, checkpoint) = tiny("falcon-rw");
     let adapter = Random::new(&checkpoint, false).write(folder.path());
-    for form in Form::ALL {
+    for form in [Form::PrefixTuning, Form::PromptTuning, Form::PTuning] {
         let error = try_export(folder.path(), &checkpoint, &adapter, form).expect_err("ALiBi in bf16");
         assert!(error.to_string().contains("Falcon with ALiBi"), "{error}");
     }

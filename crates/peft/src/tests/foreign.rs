@@ -1,10 +1,11 @@
 //! Folders saved by PEFT, and its predictions with them (make_peft.py of the goldens).
 
+use std::path::Path;
+
 use serde_json::Value;
 
-use super::{import, logits, tiny};
-use crate::adapter::Adapter;
-use crate::{ExportOptions, Form, ImportOptions, Verify, export};
+use super::{import, imported_factor, logits, tiny};
+use crate::{ExportOptions, Form, Import, ImportOptions, Verify, export};
 
 /// Vocabulary of the tiny tokenizer, in the order of the ids.
 const WORDS: [&str; 29] = [
@@ -56,27 +57,41 @@ fn check(what: &str, found: &[f64], expected: &[Vec<f64>]) {
 fn imported_folders_match_the_logits_of_peft() {
     let folder = tempfile::tempdir().expect("a folder");
     let (rows, saved) = saved();
-    assert!(saved.len() > 10, "the goldens are there");
+    assert!(saved.len() > 20, "the goldens are there");
     for Saved { name, model, predicted } in saved {
         let (_, checkpoint) = tiny(&model);
-        let from = sepal_testkit::tiny::goldens().join("peft").join(&name);
-        let out = folder.path().join(&name);
-        let adapter = import(&ImportOptions::default(), Some(&checkpoint), &from, &out).expect("imported").0;
-        let n_labels = predicted[0].len();
-        let read = Adapter::read(&adapter).expect("an adapter");
-        assert_eq!(read.facts.labels.len(), n_labels, "{name}");
-        assert_eq!(read.facts.tuning == "prefix-tuning", name.contains("prefix") || name.contains("projected"));
-        check(&name, &logits(&checkpoint, &adapter, &rows), &predicted);
+        let open = |from: &Path, out: &str| {
+            let out = folder.path().join(format!("{name}{out}"));
+            let import = Import::open(&ImportOptions::default(), Some(&checkpoint), from, &out).expect("imported");
+            assert_eq!(import.labels().len(), predicted[0].len(), "{name}");
+            let modes = import.modes().to_vec();
+            (import.finish(None).expect("written"), modes)
+        };
+        let (adapter, modes) = open(&sepal_testkit::tiny::goldens().join("peft").join(&name), "");
+        let expected = [
+            ("prompts", "ptune"),
+            ("encoded", "ptune"),
+            ("prefix", "prefix-kv"),
+            ("projected", "prefix-kv"),
+            ("lora", "lora"),
+            ("ia3", "ia3"),
+        ];
+        let expected = expected.iter().find(|(part, _)| name.contains(part)).expect("a method").1;
+        assert_eq!(modes.iter().map(|mode| mode.name.as_str()).collect::<Vec<_>>(), [expected], "{name}");
+        check(&name, &logits(&checkpoint, &adapter, imported_factor(&modes), &rows), &predicted);
 
         // Export and import again from PEFT's own files.
         let again = folder.path().join(format!("{name}-again"));
-        let options =
-            ExportOptions { base_model: "owner/name".to_owned(), verify: Verify::Samples, ..ExportOptions::default() };
+        let options = ExportOptions {
+            base_model: "owner/name".to_owned(),
+            verify: Verify::Samples,
+            tuning: modes,
+            ..ExportOptions::default()
+        };
         export(&options, &checkpoint, &adapter, &again).expect("exported");
         std::fs::remove_file(again.join("sepal.json")).expect("removed");
-        let back = folder.path().join(format!("{name}-back"));
-        let back = import(&ImportOptions::default(), Some(&checkpoint), &again, &back).expect("imported").0;
-        check(&name, &logits(&checkpoint, &back, &rows), &predicted);
+        let (back, modes) = open(&again, "-back");
+        check(&name, &logits(&checkpoint, &back, imported_factor(&modes), &rows), &predicted);
     }
 }
 
@@ -87,8 +102,11 @@ fn trained_keys_and_values_cannot_be_exported_as_prompts() {
     let from = sepal_testkit::tiny::goldens().join("peft/llama-prefix");
     let (adapter, _) =
         import(&ImportOptions::default(), Some(&checkpoint), &from, &folder.path().join("a")).expect("imported");
-    let options =
-        ExportOptions { base_model: "owner/name".to_owned(), form: Form::PromptTuning, ..ExportOptions::default() };
+    let options = ExportOptions {
+        base_model: "owner/name".to_owned(),
+        form: Some(Form::PromptTuning),
+        ..ExportOptions::default()
+    };
     let error = export(&options, &checkpoint, &adapter, &folder.path().join("b")).expect_err("no prompts");
     assert!(error.to_string().contains("as prefix-tuning, which is exact"), "{error}");
     let (_, other) = tiny("falcon-7b");

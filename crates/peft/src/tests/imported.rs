@@ -5,9 +5,9 @@ use sepal_core::{DType, HostTensor};
 use sepal_nn::{share_from_host, to_host};
 use serde_json::json;
 
-use super::{Random, import, named, tiny, try_export};
-use crate::adapter::{Adapter, TrainedPrefix};
-use crate::config::{CONFIG, HEAD, PROMPT_EMBEDDINGS, TENSORS};
+use super::{HEAD, HEAD_BESIDE_LAYERS, Random, import, named, tiny, try_export};
+use crate::adapter::Adapter;
+use crate::config::{CONFIG, PROMPT_EMBEDDINGS, TENSORS};
 use crate::export_record::{RECORD, TRAINED};
 use crate::{Form, Import, ImportError, ImportOptions};
 
@@ -68,8 +68,7 @@ fn import_of_foreign_prompts_writes_an_adapter() {
     let adapter = Adapter::read(&imported).expect("an adapter");
     assert_eq!(adapter.facts.labels, ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"]);
     assert_eq!((adapter.prefix_len(), adapter.facts.model_digest.as_str()), (3, checkpoint.digest()));
-    let prompts = TrainedPrefix::Prompts { prompts: tensors[1].1.clone(), deep_prompts: None };
-    assert_eq!(adapter.prefix, prompts);
+    assert_eq!((adapter.tensors.len(), adapter.prompts()), (1, Some(&tensors[1].1)));
     assert_eq!(adapter.score.to_f32(), tensors[0].1.to_f32());
 
     let labels = Some(["w", "x", "y", "z"].map(str::to_owned).to_vec());
@@ -158,18 +157,20 @@ fn import_of_unsupported_tensors_is_refused() {
         (HEAD, head.clone()),
         ("base_model.score.bias", numbers(&[2], DType::F32)),
     ];
-    let of_lora = [(PROMPT_EMBEDDINGS, prompts), ("base_model.model.score.weight", head.clone())];
+    let of_lora = [(PROMPT_EMBEDDINGS, prompts), (HEAD_BESIDE_LAYERS, head.clone())];
     let fewer = [(PROMPT_EMBEDDINGS, numbers(&[2, 32], DType::F32)), (HEAD, head)];
     let flat = [(PROMPT_EMBEDDINGS, numbers(&[3], DType::F32)), complete[1].clone()];
     type Tensors<'a> = &'a [(&'a str, HostTensor)];
-    let cases: [(&str, Tensors<'_>, &str); 8] = [
-        ("PROMPT_TUNING", &flat, "`prompts` is [3], expected [prefix_len, hidden]"),
+    let cases: [(&str, Tensors<'_>, &str); 10] = [
+        ("PROMPT_TUNING", &flat, "`prompts` is [3], expected [prefix_len, 32]"),
         ("PREFIX_TUNING", &flat, "keys and values for each of the model's 3 blocks"),
         ("PREFIX_TUNING", &complete, "expected [prefix_len, 96], keys and values for each of the model's 3 blocks"),
-        ("LORA", &complete, "import LORA"),
+        ("ADALORA", &complete, "import ADALORA"),
+        ("LORA", &of_lora, "`prompt_embeddings` is not of a layer that a run can tune (self_attn.q_proj, "),
+        ("LORA", &complete, "no `base_model.model.score.weight`"),
         ("PROMPT_TUNING", &no_head, "no `base_model.score.weight`"),
         ("PROMPT_TUNING", &bias, "has a bias"),
-        ("PROMPT_TUNING", &of_lora, "holds `base_model.model.score.weight`"),
+        ("PROMPT_TUNING", &of_lora, "no `base_model.score.weight`"),
         ("PROMPT_TUNING", &fewer, "3 prompts, as adapter_config.json says"),
     ];
     for (peft_type, tensors, expected) in cases {

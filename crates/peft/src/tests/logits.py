@@ -1,7 +1,8 @@
-"""Logits of rows of token ids by PEFT folders.
+"""Logits of rows of token ids by PEFT folders, and by merged folders.
 
-Reads a JSON list of {"folder", "rows", "batch"} and writes a JSON list: for each either all logits, row after row, or
-the text of the error. With "batch" the rows are one batch, padded on the right with the token 0.
+Reads a JSON list of {"folder", "rows", "batch", "merged"} and writes a JSON list: for each either all logits, row after
+row, or the text of the error. With "batch" the rows are one batch, padded on the right with the token 0. With "merged"
+transformers loads the folder, and no tensor may be missing or superfluous.
 """
 
 import json
@@ -9,12 +10,25 @@ import sys
 
 import torch
 from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 
-def logits(folder, rows, batch):
-    model = AutoPeftModelForSequenceClassification.from_pretrained(
-        folder, num_labels=2, pad_token_id=0, torch_dtype=torch.float32
-    ).eval()
+def load(folder, merged):
+    if not merged:
+        return AutoPeftModelForSequenceClassification.from_pretrained(
+            folder, num_labels=2, pad_token_id=0, dtype=torch.float32
+        )
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        folder, pad_token_id=0, dtype=torch.float32, output_loading_info=True
+    )
+    wrong = {kind: sorted(names) for kind, names in info.items() if names}
+    if wrong:
+        raise ValueError(f"the merged folder does not fit its class: {wrong}")
+    return model
+
+
+def logits(folder, rows, batch, merged):
+    model = load(folder, merged).eval()
     groups = [rows] if batch else [[row] for row in rows]
     found = []
     for group in groups:
@@ -30,7 +44,7 @@ def main():
     for case in json.load(sys.stdin):
         try:
             with torch.no_grad():
-                answers.append(logits(case["folder"], case["rows"], case["batch"]))
+                answers.append(logits(case["folder"], case["rows"], case["batch"], case["merged"]))
         except Exception as error:
             answers.append(f"{type(error).__name__}: {error}")
     json.dump(answers, sys.stdout)

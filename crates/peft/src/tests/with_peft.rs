@@ -1,13 +1,16 @@
-//! Comparison with PEFT itself, if a Python with it is installed.
+//! Comparison with PEFT and transformers, if a Python with them is installed.
 
+use std::fmt;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use sepal_checkpoint::Checkpoint;
+use sepal_core::SiteRole;
 use serde_json::{Value, json};
 
-use super::{Random, logits, tiny};
-use crate::{ExportOptions, Form, export};
+use super::{Random, difference, logits, lora_factor, lora_options, tiny};
+use crate::{ExportOptions, Form, MergeOptions, export, merge};
 
 /// Returns the interpreter of `SEPAL_TEST_PYTHON`, or that of the peers if it exists.
 fn python() -> Option<PathBuf> {
@@ -34,28 +37,85 @@ fn rows(vocab: usize) -> Vec<Vec<i64>> {
     [9, 1, 22, 4].into_iter().enumerate().map(row).collect()
 }
 
-/// Model, form of the export, number of prompts, and true for deep prompts.
-type Case = (String, Form, usize, bool);
+/// Adapter to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Prompts {
+        form: Form,
+        len: usize,
+        deep: bool,
+    },
+    /// Low-rank additions to all layers of all blocks, with alpha / r.
+    Lora,
+    /// Low-rank additions to queries and values of the last block, with alpha / sqrt(r).
+    LastLora,
+    Ia3,
+    /// As `Lora`, merged into the model, for transformers alone.
+    MergedLora,
+    MergedIa3,
+}
+
+impl Kind {
+    fn is_merged(self) -> bool {
+        matches!(self, Self::MergedLora | Self::MergedIa3)
+    }
+
+    fn random(self, checkpoint: &Checkpoint) -> Random {
+        let is_query_or_value =
+            |role: SiteRole| matches!(role, SiteRole::Query | SiteRole::Value | SiteRole::QueryKeyValue);
+        match self {
+            Self::Prompts { len, deep, .. } => Random::of_len(len, checkpoint, deep),
+            Self::Lora | Self::MergedLora => Random::lora(checkpoint, checkpoint.config().n_blocks, |_| true),
+            Self::LastLora => Random::lora(checkpoint, 1, |site| is_query_or_value(site.role)),
+            Self::Ia3 | Self::MergedIa3 => Random::ia3(checkpoint),
+        }
+    }
+
+    /// Writes the folder that Python loads.
+    fn write(self, base: &Path, checkpoint: &Checkpoint, adapter: &Path, out: &Path) {
+        let tuning = vec![lora_options(self == Self::LastLora)];
+        if self.is_merged() {
+            merge(&MergeOptions { tuning, ..MergeOptions::default() }, base, checkpoint, adapter, out).expect("merged");
+            return;
+        }
+        let base_model = base.to_str().expect("a name").to_owned();
+        let form = match self {
+            Self::Prompts { form, .. } => Some(form),
+            _ => None,
+        };
+        export(&ExportOptions { base_model, form, tuning, ..ExportOptions::default() }, checkpoint, adapter, out)
+            .expect("exported");
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Prompts { form, len, deep } => write!(f, "{form} {} {len}", if *deep { "deep" } else { "shallow" }),
+            other => write!(f, "{other:?}"),
+        }
+    }
+}
 
 /// One model for each kind of positions and heads.
 const FEW: [&str; 5] = ["bloom", "falcon-40b", "gemma3", "gpt2", "llama-gqa"];
 
-/// Returns the largest difference of logits for each case, or PEFT's error. A batch is padded on the right for
-/// prefix-tuning; prompt-tuning of PEFT needs one row at a time.
-fn differences(python: &PathBuf, cases: &[Case]) -> Vec<Result<f64, String>> {
+/// Returns the largest difference of logits for each case, or the error of Python. A batch is padded on the right, but for
+/// prompts without keys and values, of which PEFT needs one row at a time.
+fn differences(python: &PathBuf, cases: &[(String, Kind)]) -> Vec<Result<f64, String>> {
     let folder = tempfile::tempdir().expect("a folder");
     let (mut asked, mut ours) = (Vec::new(), Vec::new());
-    for (index, (name, form, prefix_len, deep)) in cases.iter().enumerate() {
+    for (index, (name, kind)) in cases.iter().enumerate() {
         let (base, checkpoint) = tiny(name);
         let home = folder.path().join(index.to_string());
         std::fs::create_dir(&home).expect("a folder");
-        let adapter = Random::of_len(*prefix_len, &checkpoint, *deep).write(&home);
-        let base_model = base.to_str().expect("a name").to_owned();
-        let options = ExportOptions { base_model, form: *form, ..ExportOptions::default() };
-        export(&options, &checkpoint, &adapter, &home.join("out")).expect("exported");
+        let adapter = kind.random(&checkpoint).write(&home);
+        kind.write(&base, &checkpoint, &adapter, &home.join("out"));
         let rows = rows(checkpoint.config().vocab_size);
-        ours.push(logits(&checkpoint, &adapter, &rows));
-        asked.push(json!({ "folder": home.join("out"), "rows": rows, "batch": *form == Form::PrefixTuning }));
+        ours.push(logits(&checkpoint, &adapter, lora_factor(*kind == Kind::LastLora), &rows));
+        let is_single = matches!(kind, Kind::Prompts { form, .. } if *form != Form::PrefixTuning);
+        asked
+            .push(json!({ "folder": home.join("out"), "rows": rows, "batch": !is_single, "merged": kind.is_merged() }));
     }
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/tests/logits.py");
     let mut command = Command::new(python);
@@ -69,10 +129,8 @@ fn differences(python: &PathBuf, cases: &[Case]) -> Vec<Result<f64, String>> {
     assert_eq!(found.len(), ours.len());
     let compare = |(found, ours): (&Value, &Vec<f64>)| {
         let Some(found) = found.as_array() else { return Err(found.as_str().unwrap_or_default().to_owned()) };
-        assert_eq!(found.len(), ours.len());
-        let pairs = found.iter().zip(ours);
-        let off = pairs.map(|(found, ours)| (found.as_f64().unwrap_or(f64::NAN) - ours).abs());
-        Ok(off.fold(0.0, |largest: f64, off| if off.is_nan() { off } else { largest.max(off) }))
+        let found: Vec<f64> = found.iter().map(|logit| logit.as_f64().unwrap_or(f64::NAN)).collect();
+        Ok(difference(&found, ours))
     };
     found.iter().zip(&ours).map(compare).collect()
 }
@@ -81,22 +139,35 @@ fn differences(python: &PathBuf, cases: &[Case]) -> Vec<Result<f64, String>> {
 fn exports_match_the_logits_of_peft() {
     let Some(python) = python() else { return };
     let all = std::env::var_os("SEPAL_TEST_ALL_MODELS").is_some();
-    let is_asked = |name: &String| (all || FEW.contains(&name.as_str())) && name != "falcon-rw";
+    let is_asked = |name: &String| all || FEW.contains(&name.as_str());
     let names: Vec<String> = sepal_testkit::tiny::models().into_iter().filter(is_asked).collect();
-    let forms = [(Form::PrefixTuning, 5, false), (Form::PrefixTuning, 5, true), (Form::PromptTuning, 5, false)];
-    // More prompts than the windows of some models.
-    let forms = forms.into_iter().chain([(Form::PrefixTuning, 9, true)]).filter(|(.., deep)| all || *deep);
-    let with_names = |(form, len, deep)| names.iter().map(move |name| (name.clone(), form, len, deep));
-    let mut cases: Vec<Case> = forms.flat_map(with_names).collect();
+    let prompts = |form, len, deep| Kind::Prompts { form, len, deep };
+    let prompts = [
+        prompts(Form::PrefixTuning, 5, false),
+        prompts(Form::PrefixTuning, 5, true),
+        prompts(Form::PromptTuning, 5, false),
+        prompts(Form::PTuning, 5, false),
+        // More prompts than the windows of some models.
+        prompts(Form::PrefixTuning, 9, true),
+    ];
+    let layers = [Kind::Lora, Kind::LastLora, Kind::Ia3, Kind::MergedLora, Kind::MergedIa3];
+    let is_prompt = |kind: &Kind| matches!(kind, Kind::Prompts { .. });
+    let kinds =
+        prompts.into_iter().filter(|kind| all || matches!(kind, Kind::Prompts { deep: true, .. })).chain(layers);
+    let with_names = |kind: Kind| names.iter().map(move |name| (name.clone(), kind));
+    // Falcon with ALiBi is refused for prompts.
+    let is_exported = |(name, kind): &(String, Kind)| name != "falcon-rw" || !is_prompt(kind);
+    let mut cases: Vec<(String, Kind)> = kinds.flat_map(with_names).filter(is_exported).collect();
     cases.sort_by(|a, b| a.0.cmp(&b.0));
     let found = differences(&python, &cases);
-    for ((name, form, len, deep), found) in cases.iter().zip(&found) {
-        let kind = if *deep { "deep" } else { "shallow" };
+    for ((name, kind), found) in cases.iter().zip(&found) {
         match found {
-            Ok(difference) => println!("{name:24} {form} {kind} {len}: {difference:.1e}"),
-            Err(error) => println!("{name:24} {form} {kind} {len}: {error}"),
+            Ok(difference) => println!("{name:24} {kind}: {difference:.1e}"),
+            Err(error) => println!("{name:24} {kind}: {error}"),
         }
     }
+    let largest = found.iter().flatten().copied().fold(0.0, f64::max);
+    println!("largest difference of {} cases: {largest:.1e}", found.len());
     let is_right = |found: &Result<f64, String>| matches!(found, Ok(difference) if *difference <= 1e-4);
     let wrong: Vec<_> = cases.iter().zip(&found).filter(|(_, found)| !is_right(found)).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");

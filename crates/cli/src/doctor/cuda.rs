@@ -1,0 +1,199 @@
+//! CUDA: the kind of libtorch, the driver and the devices.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::finding::Finding;
+use super::machine::{library_folder, memory_map};
+
+/// Library of the driver.
+const DRIVER: &str = "libcuda.so.1";
+/// Folders of the driver's library beside those of LD_LIBRARY_PATH: of distributions, of containers and of WSL.
+const FOLDERS: [&str; 6] = [
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu",
+    "/usr/lib64",
+    "/usr/lib",
+    "/usr/local/nvidia/lib64",
+    "/usr/lib/wsl/lib",
+];
+
+/// Library of libtorch that a CUDA build has beside `libtorch_cpu.so`.
+const CUDA_LIBRARY: &str = "libtorch_cuda.so";
+
+/// Parts of a CUDA installation.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Parts {
+    /// True if libtorch is a CUDA build.
+    is_cuda_build: bool,
+    /// True if this program has loaded libtorch's CUDA library.
+    is_loaded: bool,
+    /// Path of the driver's library.
+    driver: Option<PathBuf>,
+    /// Devices that libtorch finds.
+    n_devices: usize,
+    /// Devices that the driver lists.
+    listed: Vec<ListedDevice>,
+    /// CUDA_VISIBLE_DEVICES, if it is set.
+    visible: Option<String>,
+}
+
+/// Device in the driver's list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct ListedDevice {
+    /// Name and memory, for example `NVIDIA H200, 143771 MiB`.
+    description: String,
+    driver_version: String,
+}
+
+/// Devices, or the reason why blocks are computed on the CPU only.
+pub(super) fn device() -> Finding {
+    let maps = memory_map();
+    let folder = library_folder(&maps, "libtorch_cpu.so");
+    judge(&Parts {
+        is_cuda_build: folder.is_some_and(|folder| is_cuda_build(&folder)),
+        is_loaded: library_folder(&maps, CUDA_LIBRARY).is_some(),
+        driver: driver(&library_folders(std::env::var_os("LD_LIBRARY_PATH").as_deref())),
+        n_devices: usize::try_from(tch::Cuda::device_count()).unwrap_or(0),
+        listed: list_devices(OsStr::new("nvidia-smi")),
+        visible: std::env::var("CUDA_VISIBLE_DEVICES").ok(),
+    })
+}
+
+/// True if the folder holds the libraries of a CUDA build.
+pub(super) fn is_cuda_build(folder: &Path) -> bool {
+    folder.join(CUDA_LIBRARY).is_file()
+}
+
+fn judge(parts: &Parts) -> Finding {
+    let has_driver = parts.driver.is_some() || !parts.listed.is_empty();
+    match (parts.is_cuda_build, has_driver) {
+        (false, false) => Finding::ok("CPU; libtorch is a CPU build, and there is no NVIDIA driver"),
+        (false, true) => Finding::warning(
+            format!("CPU build: libtorch cannot use {}", listed(parts)),
+            "`just setup --cuda` brings a libtorch for CUDA; then build again",
+        ),
+        (true, _) if parts.n_devices > 0 => {
+            Finding::ok(format!("CPU, and CUDA devices 0 to {}: {}", parts.n_devices - 1, listed(parts)))
+        }
+        (true, _) if !parts.is_loaded => Finding::warning(
+            "not linked: libtorch is a CUDA build, but this program has not loaded its CUDA library",
+            "run `just setup`, then build again",
+        ),
+        (true, false) => Finding::warning(
+            format!("no driver: libtorch is a CUDA build, but {DRIVER} was not found"),
+            "install the NVIDIA driver, in a container start it with its GPUs; or `just setup --cpu`",
+        ),
+        (true, true) => Finding::warning(
+            format!(
+                "no device: libtorch is a CUDA build, and it finds no device of {}{}",
+                listed(parts),
+                visible(parts)
+            ),
+            "see `nvidia-smi`, its driver must suit libtorch's CUDA; see CUDA_VISIBLE_DEVICES and access to /dev/nvidia*",
+        ),
+    }
+}
+
+/// Driver and devices in words.
+fn listed(parts: &Parts) -> String {
+    let names: Vec<&str> = parts.listed.iter().map(|device| device.description.as_str()).collect();
+    match (parts.listed.first(), &parts.driver) {
+        (Some(first), _) => format!("{} (driver {})", names.join("; "), first.driver_version),
+        (None, Some(driver)) => format!("the driver {}, which lists no device", driver.display()),
+        (None, None) => "a driver that lists no device".to_owned(),
+    }
+}
+
+fn visible(parts: &Parts) -> String {
+    parts.visible.as_ref().map(|value| format!("; CUDA_VISIBLE_DEVICES is `{value}`")).unwrap_or_default()
+}
+
+/// Folders that may hold the driver's library, in the order of the loader.
+fn library_folders(library_path: Option<&OsStr>) -> Vec<PathBuf> {
+    let stated = library_path.into_iter().flat_map(std::env::split_paths);
+    stated.chain(FOLDERS.map(PathBuf::from)).collect()
+}
+
+fn driver(folders: &[PathBuf]) -> Option<PathBuf> {
+    folders.iter().map(|folder| folder.join(DRIVER)).find(|path| path.is_file())
+}
+
+/// Devices that `program`, which is nvidia-smi, lists; none if it does not run.
+fn list_devices(program: &OsStr) -> Vec<ListedDevice> {
+    let mut command = Command::new(program);
+    command.args(["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]).stdin(Stdio::null());
+    match command.output() {
+        Ok(output) if output.status.success() => read_list(&String::from_utf8_lossy(&output.stdout)),
+        _ => Vec::new(),
+    }
+}
+
+fn read_list(text: &str) -> Vec<ListedDevice> {
+    let device = |line: &str| {
+        let (description, version) = line.rsplit_once(',')?;
+        let (description, driver_version) = (description.trim().to_owned(), version.trim().to_owned());
+        Some(ListedDevice { description, driver_version })
+    };
+    text.lines().filter_map(device).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::finding::State;
+
+    fn h200() -> Vec<ListedDevice> {
+        read_list("NVIDIA H200, 143771 MiB, 570.86.15\n")
+    }
+
+    fn check(parts: &Parts, state: State, expected: &[&str]) {
+        let finding = judge(parts);
+        assert_eq!(finding.state, state, "{finding:?}");
+        for part in expected {
+            assert!(finding.found.contains(part), "{part} is not in {finding:?}");
+        }
+    }
+
+    #[test]
+    fn missing_parts_of_cuda_are_told_apart() {
+        let none = Parts::default();
+        check(&none, State::Ok, &["CPU build", "no NVIDIA driver"]);
+        let with_gpu = Parts { listed: h200(), driver: Some("/usr/lib/libcuda.so.1".into()), ..none };
+        check(&with_gpu, State::Warning, &["CPU build", "NVIDIA H200, 143771 MiB (driver 570.86.15)"]);
+        let no_driver = Parts { is_cuda_build: true, is_loaded: true, ..Parts::default() };
+        check(&no_driver, State::Warning, &["no driver", "libcuda.so.1"]);
+        let no_device = Parts { is_cuda_build: true, is_loaded: true, visible: Some(String::new()), ..with_gpu };
+        check(&no_device, State::Warning, &["no device", "570.86.15", "CUDA_VISIBLE_DEVICES is ``"]);
+        let not_linked = Parts { is_loaded: false, ..no_device.clone() };
+        check(&not_linked, State::Warning, &["not linked"]);
+        let devices = Parts { n_devices: 2, visible: None, ..no_device };
+        check(&devices, State::Ok, &["CUDA devices 0 to 1", "NVIDIA H200"]);
+    }
+
+    #[test]
+    fn driver_and_build_are_found_by_their_files() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let folders = library_folders(Some(folder.path().as_os_str()));
+        assert_eq!(folders.first().map(PathBuf::as_path), Some(folder.path()));
+        assert_eq!(driver(&folders[..1]), None);
+        assert!(!is_cuda_build(folder.path()));
+        for library in [DRIVER, CUDA_LIBRARY] {
+            std::fs::write(folder.path().join(library), "").expect("written");
+        }
+        assert_eq!(driver(&folders), Some(folder.path().join(DRIVER)));
+        assert!(is_cuda_build(folder.path()));
+    }
+
+    #[test]
+    fn devices_are_listed_by_a_program_that_succeeds() {
+        // `echo` prints the arguments, and `false` fails.
+        let description = "--query-gpu=name,memory.total,driver_version --format=csv".to_owned();
+        let echoed = ListedDevice { description, driver_version: "noheader".to_owned() };
+        assert_eq!(list_devices(OsStr::new("echo")), [echoed]);
+        assert!(list_devices(OsStr::new("false")).is_empty());
+        assert!(list_devices(OsStr::new("no-such-program")).is_empty());
+        assert_eq!(h200()[0].driver_version, "570.86.15");
+    }
+}

@@ -1,0 +1,118 @@
+//! `config.json` of a model with a classifier.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::{CONFIG, MergeError};
+use crate::adapter::Adapter;
+use crate::folder::{self, Staged};
+use crate::used_plugin::UsedPlugin;
+
+/// Keys of a configuration that differ from those of the base model.
+#[derive(Debug)]
+pub(super) struct ConfigChanges<'a> {
+    labels: &'a [String],
+    class: &'static str,
+    /// Kind of the labels, by the name of transformers.
+    problem_type: &'static str,
+}
+
+impl<'a> ConfigChanges<'a> {
+    pub(super) fn new(adapter: &'a Adapter, task: Option<&UsedPlugin>, class: &'static str) -> Self {
+        let is_multi = task.and_then(|task| task.option("multi_label")?.as_bool()).unwrap_or(false);
+        let problem_type = match adapter.n_labels() {
+            _ if is_multi => "multi_label_classification",
+            1 => "regression",
+            _ => "single_label_classification",
+        };
+        Self { labels: &adapter.facts.labels, class, problem_type }
+    }
+
+    pub(super) fn class(&self) -> &'static str {
+        self.class
+    }
+
+    /// Writes the configuration of the model in the folder `model` with the changes. Returns notices for the user.
+    pub(super) fn write(&self, model: &Path, staged: &Staged) -> Result<Vec<String>, MergeError> {
+        let text = std::fs::read(model.join(CONFIG)).map_err(MergeError::Config)?;
+        let mut config: Map<String, Value> = serde_json::from_slice(&text)?;
+        let notices = self.apply(&mut config);
+        staged.write(CONFIG, &folder::json(&config)?)?;
+        Ok(notices)
+    }
+
+    fn apply(&self, config: &mut Map<String, Value>) -> Vec<String> {
+        let by_id = self.labels.iter().enumerate().map(|(id, label)| (id.to_string(), json!(label)));
+        let by_label = self.labels.iter().enumerate().map(|(id, label)| (label.clone(), json!(id)));
+        // `id2label` tells the number of labels.
+        config.remove("num_labels");
+        config.insert("architectures".to_owned(), json!([self.class]));
+        config.insert("id2label".to_owned(), Value::Object(by_id.collect()));
+        config.insert("label2id".to_owned(), Value::Object(by_label.collect()));
+        config.insert("problem_type".to_owned(), json!(self.problem_type));
+        match with_pad_token(config) {
+            PadToken::Present => Vec::new(),
+            PadToken::EndOfText(id) => vec![format!(
+                "{CONFIG} of the model names no padding token; `pad_token_id` is now {id}, the end of a text, so pad rows with it"
+            )],
+            PadToken::Absent => vec![format!(
+                "{CONFIG} of the model names neither a padding token nor the end of a text: transformers takes one row at a \
+                 time until `pad_token_id` is set"
+            )],
+        }
+    }
+}
+
+/// Token with which rows of a batch are padded. Transformers finds the last token of a row by it.
+enum PadToken {
+    Present,
+    /// Set to the token at the end of a text.
+    EndOfText(u64),
+    Absent,
+}
+
+fn with_pad_token(config: &mut Map<String, Value>) -> PadToken {
+    if config.get("pad_token_id").is_some_and(Value::is_u64) {
+        return PadToken::Present;
+    }
+    let end = config.get("eos_token_id").and_then(|end| end.as_u64().or_else(|| end.get(0)?.as_u64()));
+    match end {
+        Some(id) => {
+            config.insert("pad_token_id".to_owned(), json!(id));
+            PadToken::EndOfText(id)
+        }
+        None => PadToken::Absent,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn applied(config: Value, labels: &[&str]) -> (Value, Vec<String>) {
+        let labels: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
+        let changes =
+            ConfigChanges { labels: &labels, class: "GPT2ForSequenceClassification", problem_type: "regression" };
+        let mut config = config.as_object().expect("an object").clone();
+        let notices = changes.apply(&mut config);
+        (Value::Object(config), notices)
+    }
+
+    #[test]
+    fn configuration_names_class_and_labels() {
+        let base = json!({ "architectures": ["GPT2LMHeadModel"], "n_embd": 8, "num_labels": 5, "pad_token_id": 3 });
+        let (config, notices) = applied(base, &["no", "yes"]);
+        let expected = json!({ "architectures": ["GPT2ForSequenceClassification"], "n_embd": 8, "pad_token_id": 3,
+            "id2label": { "0": "no", "1": "yes" }, "label2id": { "no": 0, "yes": 1 }, "problem_type": "regression" });
+        assert_eq!((config, notices), (expected, Vec::new()));
+    }
+
+    #[test]
+    fn missing_padding_token_is_the_end_of_a_text() {
+        for (end, expected) in [(json!(2), json!(2)), (json!([7, 8]), json!(7)), (Value::Null, Value::Null)] {
+            let (config, notices) = applied(json!({ "eos_token_id": end, "pad_token_id": null }), &["a"]);
+            assert_eq!((&config["pad_token_id"], notices.len()), (&expected, 1));
+        }
+    }
+}
