@@ -8,9 +8,9 @@ set positional-arguments
 default:
     @just --list --unsorted
 
-# Download libtorch and configure cargo for it; returns at once if both are done
-setup:
-    @python3 scripts/setup.py
+# Download libtorch and configure cargo for it; returns at once if both are done (--cuda or --cpu is remembered)
+setup *ARGS:
+    @python3 scripts/setup.py "$@"
 
 # Run a pipeline: just run pipelines/sst2.yaml --set train.max_steps=100
 [no-cd]
@@ -39,6 +39,7 @@ test-quick: setup
 
 # Check language (CONTRIBUTING.md), formatting, and clippy with warnings as errors
 lint: setup
+    python3 scripts/test_setup.py
     python3 scripts/check_language.py --self-test
     python3 scripts/check_language.py
     cargo fmt --all -- --check

@@ -1,75 +1,78 @@
-//! A tuning mode of your own: one addition to the prefix that all blocks share, as a plugin.
+//! A tuning mode of your own: low-rank additions to the layers of values, with one factor for all blocks, as a plugin.
 //!
-//! The mode `shared-deep` trains `[pre_seq_len, hidden]` values where `deep-ptune` trains as many for every block.
-//! `custom_tuning` registers it and shows the tensors that the blocks of a span get.
+//! The mode `tied-lora` trains `lora_A [rank, inputs]` once where `lora` trains it for every block (Tied-LoRA, arXiv
+//! 2311.09578). `custom_tuning` registers it and shows the tensors that the blocks get.
 
 use std::error::Error;
 use std::num::NonZeroUsize;
 
 use schemars::JsonSchema;
-use sepal_core::{DEEP_PROMPTS, Span};
 use sepal_nn::Parameters;
+use sepal_nn::init::{rng, uniform};
 use sepal_plugin::{
-    BuildError, NamedTensor, PROMPTS, Plugin, PromptInit, Registry, Tuning, TuningContext, TuningError, TuningMode,
+    BuildError, LinearSite, Plugin, Registry, SiteRole, Tunable, TunableName, Tuning, TuningContext, TuningError,
+    TuningMode,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
-/// Soft prompts before every row, and one addition to them that all blocks share.
+/// Low-rank additions to the layers of values, whose first factor all blocks share.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct SharedDeepConfig {
-    /// Number of prompts, each of the hidden size.
-    pre_seq_len: NonZeroUsize,
+struct TiedLoraConfig {
+    /// Rank of the additions.
+    rank: NonZeroUsize,
 }
 
-struct SharedDeep {
-    prompts: Tensor,  // [pre_seq_len, hidden]
-    addition: Tensor, // [pre_seq_len, hidden]
-    n_blocks: usize,
+struct TiedLora {
+    site: String,
+    shared: Tensor,    // [rank, inputs]
+    of_blocks: Tensor, // [n_blocks, outputs, rank]
 }
 
-impl Plugin<Tuning> for SharedDeep {
-    const NAME: &'static str = "shared-deep";
-    type Config = SharedDeepConfig;
+impl Plugin<Tuning> for TiedLora {
+    const NAME: &'static str = "tied-lora";
+    type Config = TiedLoraConfig;
 
-    fn example() -> SharedDeepConfig {
-        SharedDeepConfig { pre_seq_len: NonZeroUsize::MIN.saturating_add(15) }
+    fn example() -> TiedLoraConfig {
+        TiedLoraConfig { rank: NonZeroUsize::MIN.saturating_add(3) }
     }
 
-    fn build(config: SharedDeepConfig, context: &mut TuningContext<'_>) -> Result<Box<dyn TuningMode>, BuildError> {
-        let init = PromptInit::Vocabulary.prompts(config.pre_seq_len.get(), context)?;
-        let prompts = context.params.add(PROMPTS, &init)?;
+    fn build(config: TiedLoraConfig, cx: &mut TuningContext<'_>) -> Result<Box<dyn TuningMode>, BuildError> {
+        let of_values = cx.sites.iter().find(|site| site.role == SiteRole::Value);
+        let site = of_values.ok_or_else(|| BuildError::Other("the model has no layer of values alone".into()))?;
+        let (rank, bound) = (config.rank.get() as i64, 1.0 / (site.inputs as f64).sqrt());
+        let shared = uniform(&[rank, site.inputs as i64], bound, &mut rng(cx.seed, "shared"))?;
         // Zeros, so that the first step sees the unchanged model.
-        let addition = context.params.add("shared_addition", &init.f_zeros_like()?)?;
-        Ok(Box::new(Self { prompts, addition, n_blocks: context.n_blocks }))
+        let zeros = [cx.n_blocks as i64, site.outputs as i64, rank];
+        let of_blocks = Tensor::f_zeros(zeros, (Kind::Float, Device::Cpu))?;
+        let (shared, of_blocks) = (cx.params.add("shared", &shared)?, cx.params.add("of_blocks", &of_blocks)?);
+        Ok(Box::new(Self { site: site.name.clone(), shared, of_blocks }))
     }
 }
 
-impl TuningMode for SharedDeep {
+impl TuningMode for TiedLora {
     fn prefix(&self) -> Result<Option<Tensor>, TuningError> {
-        Ok(Some(self.prompts.shallow_clone()))
+        Ok(None)
     }
 
-    fn tunables(&self, span: Span) -> Result<Vec<NamedTensor>, TuningError> {
-        if span.end() > self.n_blocks {
-            return Err(TuningError::Span { span, n_blocks: self.n_blocks });
-        }
+    fn tunables(&self) -> Result<Vec<Tunable>, TuningError> {
+        let name = |of: fn(String) -> TunableName| of(self.site.clone()).to_string();
         // The gradient of an expanded tensor is the sum over the blocks.
-        let shape = [&[span.len() as i64][..], &self.addition.size()].concat();
-        let tensor = self.addition.f_unsqueeze(0)?.f_expand(shape, false)?; // [span, pre_seq_len, hidden]
-        Ok(vec![NamedTensor { name: DEEP_PROMPTS.to_owned(), tensor }])
+        let a = self.shared.f_unsqueeze(0)?.f_expand([self.of_blocks.size()[0], -1, -1], false)?; // [n_blocks, rank, inputs]
+        let b = self.of_blocks.shallow_clone(); // [n_blocks, outputs, rank]
+        Ok(vec![Tunable::new(name(TunableName::LoraA), a), Tunable::new(name(TunableName::LoraB), b)])
     }
 
     fn pre_seq_len(&self) -> usize {
-        self.prompts.size()[0].unsigned_abs() as usize
+        0
     }
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut registry = Registry::new();
-    registry.register::<Tuning, SharedDeep>()?;
+    registry.register::<Tuning, TiedLora>()?;
 
     let mut params = Parameters::new();
     let embeddings = Tensor::randn([100, 16], (Kind::Float, Device::Cpu)); // [vocab_size, hidden]
@@ -77,7 +80,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         params: &mut params,
         n_blocks: 12,
         hidden: 16,
-        kv_size: 16,
+        kv_size: 8,
+        sites: &[LinearSite::new("self_attn.v_proj", 8, 16, SiteRole::Value)],
         initializer_range: 0.02,
         embeddings: &embeddings,
         tokenize: &|_| Ok(Vec::new()),
@@ -85,9 +89,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         is_restored: false,
         seed: 42,
     };
-    let mode = registry.build::<Tuning>("shared-deep", json!({ "pre_seq_len": 4 }), &mut context)?;
-    for NamedTensor { name, tensor } in mode.tunables(Span::new(0, 6)?)? {
-        println!("blocks 0:6 get {name} {:?}; {} values train", tensor.size(), params.count());
+    let mode = registry.build::<Tuning>("tied-lora", json!({ "rank": 4 }), &mut context)?;
+    for Tunable { name, first_block, tensor } in mode.tunables()? {
+        println!("the blocks from {first_block} get {name} {:?}; {} values train", tensor.size(), params.count());
     }
     Ok(())
 }

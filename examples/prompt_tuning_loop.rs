@@ -7,7 +7,7 @@ use std::error::Error;
 
 use sepal_blocks::{BlockStack, Ends};
 use sepal_checkpoint::Checkpoint;
-use sepal_core::{Ragged, Span};
+use sepal_core::{Ragged, Span, Want};
 use sepal_nn::Parameters;
 use sepal_optim::{AdamW, AdamWConfig, Optimizer};
 use sepal_remote::{ModelExpectation, RemoteOptions, RemoteSequential};
@@ -26,8 +26,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut servers = args.map(parse).collect::<Result<Vec<Endpoint>, _>>()?;
     let local_server = if servers.is_empty() { Some(start_server(&checkpoint)?) } else { None };
     servers.extend(local_server.iter().map(|server| server.endpoint().clone()));
-    let expected =
-        ModelExpectation { digest: checkpoint.digest().to_owned(), n_blocks: config.n_blocks, hidden: config.hidden };
+    let (digest, n_blocks, hidden) = (checkpoint.digest().to_owned(), config.n_blocks, config.hidden);
+    let expected = ModelExpectation { digest, n_blocks, hidden, tunables: Vec::new() };
     let remote = RemoteSequential::connect(servers, expected, RemoteOptions::default())?;
 
     // Everything that trains: eight soft prompts and a linear head for two classes.
@@ -52,7 +52,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for step in 1..=30 {
         params.zero_grad();
         let session = remote.tune(Vec::new())?; // no tunables inside the blocks
-        let pooled = session.forward(Some(&prompts), &tokens, &rows)?; // [rows, hidden]
+        let pooled = session.forward(Some(&prompts), &tokens, &rows, Want::LastOfRows)?; // [rows, hidden]
         let logits = ends.final_norm(&pooled)?.f_linear(&score, None::<Tensor>)?; // [rows, 2]
         let loss = logits.cross_entropy_for_logits(&labels);
         remote.backward(&loss)?;

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use sepal_blocks::{BlockStack, Ends};
-use sepal_checkpoint::Checkpoint;
+use sepal_checkpoint::{Checkpoint, linear_sites};
 use sepal_config::spec::{EvaluateEvery, EvaluateSpec, KeptAdapter, TrainSpec};
 use sepal_core::{DType, LabelKind, Span};
 use sepal_data::{LabelSet, Loader, LoaderConfig, Table, TableSpec, TokenSpec, TokenTable};
@@ -50,7 +50,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let server = BlockServer::embedded(stack, identity, ServerOptions::default())?;
 
     // The client: embeddings, norm, prompts and head at home, blocks on the server.
-    let mut model = build_model(&checkpoint, &server, span)?;
+    let mut model = build_model(&checkpoint, &server)?;
     let rows = load_rows(&checkpoint)?;
     let registry = registry()?;
     let total_steps = 40;
@@ -91,17 +91,26 @@ fn registry() -> Result<Registry, Box<dyn Error>> {
     Ok(registry)
 }
 
-fn build_model(checkpoint: &Checkpoint, server: &BlockServer, span: Span) -> Result<Model, Box<dyn Error>> {
+fn build_model(checkpoint: &Checkpoint, server: &BlockServer) -> Result<Model, Box<dyn Error>> {
     let (config, registry, mut params) = (checkpoint.config(), registry()?, Parameters::new());
     let ends = Ends::load(checkpoint)?;
     let labels = json!({ "labels": ["negative", "positive"] });
-    let mut context = HeadContext { params: &mut params, hidden: config.hidden, seed: 42 };
+    let mut context = HeadContext {
+        params: &mut params,
+        hidden: config.hidden,
+        embeddings: ends.embedding_matrix(),
+        tokenize: &|_| Ok(Vec::new()),
+        lm_rows: &|_| Err("the head starts at random".into()),
+        is_restored: false,
+        seed: 42,
+    };
     let head = registry.build::<Head>("sequence-classification", labels, &mut context)?;
     let mut context = TuningContext {
         params: &mut params,
         n_blocks: config.n_blocks,
         hidden: config.hidden,
         kv_size: config.kv_size(),
+        sites: &linear_sites(config),
         initializer_range: config.initializer_range,
         embeddings: ends.embedding_matrix(),
         tokenize: &|_| Ok(Vec::new()),
@@ -111,9 +120,10 @@ fn build_model(checkpoint: &Checkpoint, server: &BlockServer, span: Span) -> Res
     };
     let tuning = registry.build::<Tuning>("deep-ptune", json!({ "pre_seq_len": 8 }), &mut context)?;
     let (digest, n_blocks, hidden) = (checkpoint.digest().to_owned(), config.n_blocks, config.hidden);
-    let expected = ModelExpectation { digest, n_blocks, hidden };
+    let expected = ModelExpectation { digest, n_blocks, hidden, tunables: Vec::new() };
     let blocks = RemoteSequential::connect(vec![server.endpoint().clone()], expected, RemoteOptions::default())?;
-    Ok(Model { ends, blocks: Box::new(blocks), tuning, head, params, span, precision: DType::F32 })
+    let blocks = Box::new(blocks);
+    Ok(Model { ends, blocks, tuning, head, params, precision: DType::F32, calibration: None })
 }
 
 fn load_rows(checkpoint: &Checkpoint) -> Result<Loader, Box<dyn Error>> {

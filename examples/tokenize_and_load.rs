@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let config = LoaderConfig { batch_size: 2, shuffle: false, ..LoaderConfig::default() };
     for batch in Loader::new(Arc::new(tokens), Some(labels), config)?.epoch(0) {
-        println!("{} rows, {} tokens, {:?}", batch.rows.len(), batch.rows.n_tokens(), batch.labels);
+        println!("{} rows, {} tokens, {:?}", batch.n_rows(), batch.tokens.n_tokens(), batch.labels);
     }
     Ok(())
 }

@@ -6,13 +6,17 @@ libtorch is looked for in this order:
 1. ``LIBTORCH``, a folder with ``include/`` and ``lib/``;
 2. the ``torch`` package of the ``python3`` that runs this script, if it has the right version;
 3. the official ``torch`` wheel, from the user's own package index (``pip download``), of which only
-   what a CPU build needs is unpacked. ``SEPAL_CUDA=1`` keeps the whole wheel and its CUDA packages.
+   what a CPU build needs is unpacked. For CUDA the whole wheel and its CUDA packages are kept.
 
-The result is written to ``.cargo/config.toml`` (not committed): the path of libtorch, an rpath so that
-binaries find it without ``LD_LIBRARY_PATH``, and a target folder in the user's cache that every clone
+``--cuda`` and ``--cpu`` choose the kind of libtorch, or else ``SEPAL_CUDA=1`` and ``SEPAL_CUDA=0``. The choice
+is remembered for this checkout. Without one, an installed ``torch`` of any kind is used, or a CPU build.
+
+The result is written to ``.cargo/config.toml`` (not committed): the choice, the path of libtorch, an rpath so
+that binaries find it without ``LD_LIBRARY_PATH``, and a target folder in the user's cache that every clone
 shares. When all is there already, this takes a fraction of a second and reaches no network.
 """
 
+import argparse
 import os
 import platform
 import shutil
@@ -26,6 +30,7 @@ VERSION = "2.13.0"
 CUDA_SMALL = ["nvidia-cuda-runtime==13.0.*", "nvidia-cuda-cupti==13.0.*"]
 WANTED_LIBS = ["libtorch_cpu.so", "libc10.so"]
 ROOT = Path(__file__).resolve().parent.parent
+CHOICE = "# Kind of libtorch: "
 
 
 def say(text):
@@ -42,6 +47,24 @@ def cache_dir():
         return Path(os.environ["SEPAL_CACHE"]).absolute()
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "sepal"
+
+
+def is_cuda_build(libtorch):
+    return (libtorch / "lib/libtorch_cuda.so").exists()
+
+
+def chosen_kind(argument, environment, config):
+    """Return ``cuda``, ``cpu`` or None: of the command line, of ``SEPAL_CUDA``, or of the last setup."""
+    if argument:
+        return argument
+    value = environment.get("SEPAL_CUDA", "")
+    if value:
+        if value not in ("0", "1"):
+            fail(f"SEPAL_CUDA={value} is neither 0 (a CPU build) nor 1 (a CUDA build)")
+        return "cuda" if value == "1" else "cpu"
+    lines = config.read_text().splitlines() if config.is_file() else []
+    kinds = [line[len(CHOICE):] for line in lines if line.startswith(CHOICE)]
+    return kinds[0] if kinds and kinds[0] in ("cuda", "cpu") else None
 
 
 def check_tools():
@@ -67,7 +90,7 @@ def version_of(libtorch):
     return None
 
 
-def from_environment():
+def from_environment(kind):
     value = os.environ.get("LIBTORCH")
     if not value:
         return None
@@ -77,16 +100,20 @@ def from_environment():
     found = version_of(path)
     if found is not None and found != VERSION:
         fail(f"LIBTORCH={value} is version {found}, but {VERSION} is needed; unset it to fetch the right one")
+    if kind == "cuda" and not is_cuda_build(path):
+        fail(f"LIBTORCH={value} is a CPU build, and a CUDA build is chosen; unset it, or choose --cpu")
     return path
 
 
-def from_python():
+def from_python(kind):
     probe = "import importlib.util as u; s = u.find_spec('torch'); print(s.submodule_search_locations[0] if s else '')"
     found = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True).stdout.strip()
     if not found:
         return None
     path = Path(found)
-    return path if version_of(path) == VERSION and (path / "lib/libtorch_cpu.so").exists() else None
+    if version_of(path) != VERSION or not (path / "lib/libtorch_cpu.so").exists():
+        return None
+    return path if kind is None or is_cuda_build(path) == (kind == "cuda") else None
 
 
 def pip_download(target, *packages):
@@ -135,15 +162,16 @@ def cuda_member(name):
     return None
 
 
-def download():
-    cuda = os.environ.get("SEPAL_CUDA") == "1"
+def download(kind):
+    cuda = kind == "cuda"
     final = cache_dir() / f"libtorch-{VERSION}-{'cuda' if cuda else 'cpu'}"
     if (final / "build-version").is_file():
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".libtorch-", dir=final.parent))
     try:
-        say(f"fetching libtorch {VERSION} (about 530 MB) from the package index")
+        amount = "its CUDA packages, several GB" if cuda else "about 530 MB"
+        say(f"fetching libtorch {VERSION} ({amount}) from the package index")
         wheels = work / "wheels"
         if cuda:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:",
@@ -159,7 +187,8 @@ def download():
                 unpack(wheel, tree, cuda_member if cuda else small_member)
         if not cuda:
             (tree / "lib/libtorch.so").write_text("INPUT(-ltorch_cpu)\n")
-        missing = [n for n in WANTED_LIBS if not (tree / "lib" / n).is_file()]
+        wanted = WANTED_LIBS + (["libtorch_cuda.so"] if cuda else [])
+        missing = [n for n in wanted if not (tree / "lib" / n).is_file()]
         if missing:
             fail(f"the torch wheel has no {', '.join(missing)}")
         # Written last: a folder without it is incomplete.
@@ -174,11 +203,12 @@ def download():
     return final
 
 
-def write_config(libtorch):
+def write_config(libtorch, kind, path):
     lib = libtorch / "lib"
     flags = f'["-Clink-arg=-Wl,-rpath,{lib}"]'
     text = (
         "# Written by `just setup`; not committed.\n"
+        f"{CHOICE + kind + chr(10) if kind else ''}"
         "[env]\n"
         f'LIBTORCH = {{ value = "{libtorch}", force = true }}\n\n'
         "[build]\n"
@@ -186,14 +216,14 @@ def write_config(libtorch):
         f"rustflags = {flags}\n"
         f"rustdocflags = {flags}\n"
     )
-    path = ROOT / ".cargo/config.toml"
     if path.is_file() and path.read_text() == text:
         return
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".new")
     temporary.write_text(text)
     os.replace(temporary, path)
-    say(f"wrote {path.relative_to(ROOT)} (libtorch: {libtorch})")
+    build = "CUDA build" if is_cuda_build(libtorch) else "CPU build"
+    say(f"wrote {path} (libtorch: {libtorch}, {build})")
 
 
 def claim_target():
@@ -213,8 +243,15 @@ def claim_target():
 
 
 def main():
+    parser = argparse.ArgumentParser(prog="just setup", description="Download libtorch and configure cargo for it.")
+    kinds = parser.add_mutually_exclusive_group()
+    for kind, text in [("cuda", "a libtorch for CUDA"), ("cpu", "a libtorch for the CPU only")]:
+        kinds.add_argument(f"--{kind}", dest="kind", action="store_const", const=kind,
+                           help=f"use {text}, now and in later setups of this checkout")
+    config = ROOT / ".cargo/config.toml"
+    kind = chosen_kind(parser.parse_args().kind, os.environ, config)
     check_tools()
-    write_config(from_environment() or from_python() or download())
+    write_config(from_environment(kind) or from_python(kind) or download(kind), kind, config)
     claim_target()
 
 

@@ -88,7 +88,7 @@ fn logits(stack: &BlockStack, ends: &Ends, tokenizer: &Tokenizer) -> Tensor {
     let rows = Ragged::from_lengths(ids.iter().map(Vec::len)).expect("rows");
     tch::no_grad(|| {
         let text = ends.embed(&Tensor::from_slice(&ids.concat())).expect("embedded");
-        let last = stack.forward(&text, 0, &rows, None, Want::LastOfRows).expect("a forward");
+        let last = stack.forward(&text, 0, &rows, &[], Want::LastOfRows).expect("a forward");
         ends.final_norm(&last).expect("normed").matmul(&ends.embedding_matrix().tr())
     })
 }

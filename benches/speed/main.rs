@@ -13,6 +13,7 @@ use std::time::Instant;
 use sepal_server::environment::{HEAP, PASSIVE_WAIT};
 use serde_json::{Map, Value, json};
 
+mod adapters;
 mod chain;
 mod clients;
 mod echo;
@@ -36,8 +37,9 @@ use report::Section;
 type Measure = fn(usize, &Checkpoint) -> Section;
 
 /// Sections by their names for `--only`.
-const SECTIONS: [(&str, Measure); 8] = [
+const SECTIONS: [(&str, Measure); 9] = [
     ("steps", steps::measure),
+    ("adapters", adapters::measure),
     ("floor", floor::measure),
     ("servers", chain::measure),
     ("clients", clients::measure),

@@ -4,9 +4,9 @@
 //! - `remote`: the same through embedded or separate servers;
 //! - `padded`: padded rows with the prefix computed for each row, in this process, as in PEFT.
 
-use sepal_blocks::{BlockStack, InjectedTensors};
-use sepal_core::{ModelConfig, Ragged, Span, Want};
-use sepal_nn::init;
+use sepal_blocks::BlockStack;
+use sepal_core::{DEEP_PROMPTS, ModelConfig, Ragged, Span, Want};
+use sepal_nn::{Tunable, init};
 use sepal_remote::{ModelExpectation, RemoteOptions, RemoteSequential};
 use sepal_server::{BlockServer, ModelIdentity, ServerOptions};
 use sepal_swarm::Endpoint;
@@ -82,16 +82,19 @@ impl Inputs {
 
     pub(crate) fn direct_part(&self, stack: &BlockStack, part: Span) {
         let hidden = Tensor::cat(&[&self.prompts, &self.text], 0);
-        let deep = self.deep_prompts.as_ref().map(|deep| deep.narrow(0, 0, part.len() as i64));
-        let last = stack.forward_with(
-            part,
-            &hidden,
-            self.work.prefix_len,
-            &self.rows,
-            InjectedTensors::deep_prompts(deep.as_ref()),
-            Want::LastOfRows,
-        );
+        let tunables = self.tunables(part);
+        let prefix_len = self.work.prefix_len;
+        let last = stack.forward_with(part, &hidden, prefix_len, &self.rows, &tunables, Want::LastOfRows);
         backward(&last.expect("a forward"));
+    }
+
+    /// Deep prompts of the blocks `part`.
+    fn tunables(&self, part: Span) -> Vec<Tunable> {
+        let tunable = |deep: &Tensor| {
+            let deep = deep.narrow(0, part.start() as i64, part.len() as i64);
+            Tunable { first_block: part.start(), ..Tunable::new(DEEP_PROMPTS, deep) }
+        };
+        self.deep_prompts.iter().map(tunable).collect()
     }
 
     pub(crate) fn remote(&self, remote: &RemoteSequential) {
@@ -100,9 +103,10 @@ impl Inputs {
 
     /// Runs with other hidden states for the text.
     pub(crate) fn remote_on(&self, remote: &RemoteSequential, text: &Tensor) {
-        let deep = self.deep_prompts.iter().map(|deep| ("deep_prompts".to_owned(), deep.shallow_clone()));
+        let deep = self.deep_prompts.iter().map(|deep| Tunable::new(DEEP_PROMPTS, deep.shallow_clone()));
         let tuned = remote.tune(deep.collect()).expect("tuned");
-        backward(&tuned.forward(Some(&self.prompts), text, &self.rows).expect("a forward"));
+        let last = tuned.forward(Some(&self.prompts), text, &self.rows, Want::LastOfRows);
+        backward(&last.expect("a forward"));
     }
 
     pub(crate) fn padded(&self, stack: &BlockStack) {
@@ -119,8 +123,7 @@ impl Inputs {
             };
             let block = Span::new(block_idx, block_idx + 1).expect("a span");
             let flat = entered.view([n_rows * seq, hidden]);
-            let flat =
-                stack.forward_with(block, &flat, 0, &rows, InjectedTensors::default(), Want::All).expect("a forward");
+            let flat = stack.forward_with(block, &flat, 0, &rows, &[], Want::All).expect("a forward");
             states = flat.view([n_rows, seq, hidden]);
         }
         let ends =
@@ -136,7 +139,7 @@ fn backward(last: &Tensor) {
 
 pub(crate) fn connect(servers: Vec<Endpoint>, digest: &str, config: &ModelConfig) -> RemoteSequential {
     let (digest, n_blocks, hidden) = (digest.to_owned(), config.n_blocks, config.hidden);
-    let expected = ModelExpectation { digest, n_blocks, hidden };
+    let expected = ModelExpectation { digest, n_blocks, hidden, tunables: Vec::new() };
     RemoteSequential::connect(servers, expected, RemoteOptions::default()).expect("connected")
 }
 

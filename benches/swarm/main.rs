@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use sepal_core::{Ragged, Span};
 use sepal_integration_tests::fixture::{Fixture, Server, signal};
-use sepal_integration_tests::golden::{Golden, Trained};
+use sepal_integration_tests::golden::Golden;
 use sepal_integration_tests::proxy::{Link, Proxy};
 use sepal_remote::{RemoteOptions, RemoteSequential};
 use sepal_route::{Router, Server as RouteServer};
@@ -50,7 +50,7 @@ impl Swarm {
     }
 
     fn step(&self) -> Duration {
-        let trained = Trained::new(&self.golden, true);
+        let trained = self.golden.trained();
         let ids = Tensor::randint_low(1, 60, [(ROWS * ROW) as i64], (Kind::Int64, Device::Cpu));
         let rows = Ragged::from_lengths([ROW; ROWS]).expect("rows");
         let started = Instant::now();

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sepal_checkpoint::Checkpoint;
-use sepal_core::Ragged;
+use sepal_core::{DEEP_PROMPTS, Ragged, Want};
+use sepal_nn::Tunable;
 use sepal_remote::{ModelExpectation, RemoteOptions, RemoteSequential, SwarmPath};
 use sepal_swarm::Endpoint;
 use tch::{Device, Kind, Tensor};
@@ -41,7 +42,7 @@ pub(crate) fn chain() -> [Measured; 3] {
         let endpoints = links.iter().map(endpoint).collect();
         let (digest, n_blocks, hidden) = (checkpoint.digest().to_owned(), 4, HIDDEN as usize);
         let options = RemoteOptions { path, micro_batch_tokens: 1 << 20, ..RemoteOptions::default() };
-        let expected = ModelExpectation { digest, n_blocks, hidden };
+        let expected = ModelExpectation { digest, n_blocks, hidden, tunables: Vec::new() };
         let remote = RemoteSequential::connect(endpoints, expected, options).expect("connected");
         median(12, || step(&remote));
         let (duration, bytes) = median(7, || step(&remote));
@@ -58,8 +59,9 @@ fn step(remote: &RemoteSequential) -> (Duration, u64) {
     let (tokens, rows) = (random(&[(ROW * ROWS) as i64, HIDDEN]), Ragged::from_lengths([ROW; ROWS]).expect("rows"));
     let traffic = || remote.traffic().up() + remote.traffic().down();
     let (before, started) = (traffic(), Instant::now());
-    let tuned = remote.tune(vec![("deep_prompts".to_owned(), deep.shallow_clone())]).expect("tuned");
-    tuned.forward(Some(&prompts), &tokens, &rows).expect("a forward").sum(Kind::Float).backward();
+    let tuned = remote.tune(vec![Tunable::new(DEEP_PROMPTS, deep.shallow_clone())]).expect("tuned");
+    let pooled = tuned.forward(Some(&prompts), &tokens, &rows, Want::LastOfRows).expect("a forward");
+    pooled.sum(Kind::Float).backward();
     (started.elapsed(), traffic() - before)
 }
 

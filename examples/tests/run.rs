@@ -23,8 +23,18 @@ fn custom_head_runs() {
 }
 
 #[test]
+fn docs_show_the_custom_head() {
+    let source = include_str!("../custom_head.rs");
+    let shown =
+        source.split("// Shown in docs/plugins.md.\n").nth(1).and_then(|part| part.split("// Shown until").next());
+    let shown = shown.expect("markers in the example");
+    assert!(shown.lines().count() <= 60, "{} lines", shown.lines().count());
+    assert!(include_str!("../../docs/plugins.md").contains(shown), "docs/plugins.md shows another custom head");
+}
+
+#[test]
 fn custom_tuning_runs() {
-    check(env!("CARGO_BIN_EXE_custom_tuning"), None, "deep_prompts [6, 4, 16]");
+    check(env!("CARGO_BIN_EXE_custom_tuning"), None, "lora_A:self_attn.v_proj [12, 4, 16]");
 }
 
 #[test]

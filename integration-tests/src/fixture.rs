@@ -57,6 +57,17 @@ impl Fixture {
         (Run { folder: self.path(folder.trim()), stdout }, messages)
     }
 
+    /// Replaces the tuning mode of the pipeline file.
+    pub fn set_tuning(&self, tuning: &str) {
+        let path = self.path("pipeline.yaml");
+        let text = fs::read_to_string(&path).expect("a pipeline file");
+        let line = |line: &str| match line.strip_prefix("tuning: ") {
+            Some(_) => format!("tuning: {tuning}\n"),
+            None => format!("{line}\n"),
+        };
+        fs::write(path, text.lines().map(line).collect::<String>()).expect("a pipeline file");
+    }
+
     /// Returns the error text of a run that fails and checks that no partial file is left.
     pub fn failure(&self, sets: &[&str]) -> String {
         let output = self.output(sets);

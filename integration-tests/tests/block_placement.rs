@@ -75,3 +75,29 @@ fn rows_over_the_position_limit_are_an_error() {
     assert!(text.contains("`data.max_length` to at most 8"), "{text}");
     fixture.run(&["data.max_length=8", "train.max_steps=2"]);
 }
+
+#[test]
+fn blocks_beyond_the_free_memory_are_refused_everywhere() {
+    let fixture = Fixture::new("llama-gqa");
+    let refused = |args: &[&str], free_mb: &str, expected: &[&str]| {
+        let output = fixture.sepal(args).env("SEPAL_FREE_MB", free_mb).output().expect("sepal runs");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        for part in expected {
+            assert!(text.contains(part), "{args:?}: expected `{part}` in\n{text}");
+        }
+        assert!(!fixture.path("runs").exists(), "{args:?}: no run folder is made");
+    };
+    let run = ["run", "pipeline.yaml", "--set"];
+    for swarm in ["swarm.use=embedded", "swarm.use=none"] {
+        let expected = ["hold blocks 0:3 as f32", "of cpu are free", "Not one of them fits", "model.local_blocks"];
+        refused(&[&run[..], &[swarm]].concat(), "0", &expected);
+    }
+    let serve = ["serve", "model", "--listen", "127.0.0.1:0", "--weights", "int8"];
+    refused(&serve, "0", &["hold blocks 0:3 as int8", "--weights"]);
+    refused(&[&serve[..], &["--blocks", "1:2"]].concat(), "0", &["hold blocks 1:2 as int8"]);
+    refused(&[&serve[..], &["--max-blocks", "2"]].concat(), "0", &["hold blocks 0:1 as int8"]);
+    refused(&serve, "much", &["SEPAL_FREE_MB: `much` is no number of megabytes"]);
+    let stated = fixture.sepal(&[&run[..], &["train.max_steps=1"]].concat()).env("SEPAL_FREE_MB", "100").status();
+    assert!(stated.expect("sepal runs").success());
+}

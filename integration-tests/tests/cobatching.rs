@@ -3,43 +3,57 @@
 use sepal_integration_tests::golden::{Golden, Trained, distance};
 use sepal_remote::RemoteOptions;
 
-/// Compares losses and gradients of clients that train at the same time, each on its own rows.
+/// Opens the goldens of a client and its trainable tensors: deep prompts, low-rank factors, scales, or none in the blocks.
+fn client_of(seed: usize) -> (Golden, Trained) {
+    let (golden, mode) = match seed % 4 {
+        0 => (Golden::open("llama-gqa"), "deep"),
+        1 => (Golden::with_adapters("llama-gqa"), "lora"),
+        2 => (Golden::with_adapters("llama-gqa"), "ia3"),
+        _ => (Golden::open("llama-gqa"), "ptune"),
+    };
+    let trained = Trained::new(&golden, mode);
+    (golden, trained)
+}
+
+/// Compares logits and gradients of clients that train at the same time, each its own tensors on its own rows.
 #[test]
 fn cobatched_clients_do_not_affect_each_other() {
     let golden = Golden::open("llama-gqa");
     let server = golden.serve_listening(&golden.all_blocks(), 1 << 30);
-    let client = |seed: i64, deterministic: bool| {
-        let golden = Golden::open("llama-gqa");
+    let client = |seed: usize, deterministic: bool| {
+        let (golden, mut trained) = client_of(seed);
         let options = RemoteOptions { deterministic, ..RemoteOptions::default() };
         let remote = golden.connect(std::slice::from_ref(&server), options);
-        let mut trained = Trained::new(&golden, true);
         let mut steps = Vec::new();
         for step in 0..12 {
-            let (ids, rows) = golden.batch(&[((seed + step) % 3) as usize]);
+            let (ids, rows) = golden.batch(&[(seed + step) % 3]);
             let logits = trained.logits(&golden, &remote, &ids, &rows);
             logits.square().sum(tch::Kind::Float).backward();
-            steps.push((logits.detach(), trained.prompts.grad()));
+            steps.push((logits.detach(), trained.grads()));
             trained = trained.step(1e-3);
         }
         steps
     };
-    let separate: Vec<_> = (0..6).map(|seed| client(seed, seed % 2 == 0)).collect();
+    // Each kind of tensors, deterministic and not.
+    let clients: Vec<(usize, bool)> = (0..8).map(|seed| (seed, seed < 4)).collect();
+    let separate: Vec<_> = clients.iter().map(|&(seed, deterministic)| client(seed, deterministic)).collect();
     let client = &client;
     let concurrent: Vec<_> = std::thread::scope(|scope| {
-        let running: Vec<_> = (0..6).map(|seed| scope.spawn(move || client(seed, seed % 2 == 0))).collect();
+        let running = clients.iter().map(|&(seed, deterministic)| scope.spawn(move || client(seed, deterministic)));
+        let running: Vec<_> = running.collect();
         running.into_iter().map(|thread| thread.join().expect("a client")).collect()
     });
-    for (seed, (separate, concurrent)) in separate.iter().zip(&concurrent).enumerate() {
-        for (step, ((logits, grad), (concurrent_logits, concurrent_grad))) in
-            separate.iter().zip(concurrent).enumerate()
-        {
+    for ((seed, deterministic), (separate, concurrent)) in clients.into_iter().zip(separate.iter().zip(&concurrent)) {
+        for (step, (separate, concurrent)) in separate.iter().zip(concurrent).enumerate() {
             let what = format!("client {seed}, step {step}");
-            if seed % 2 == 0 {
-                assert_eq!((logits, grad), (concurrent_logits, concurrent_grad), "{what}: not the same bits");
-            } else {
-                assert!(distance(logits, concurrent_logits) < 1e-4, "{what}: logits");
+            if deterministic {
+                assert_eq!(separate, concurrent, "{what}: not the same bits");
+                continue;
+            }
+            assert!(distance(&separate.0, &concurrent.0) < 1e-4, "{what}: logits");
+            for ((name, grad), (_, concurrent_grad)) in separate.1.iter().zip(&concurrent.1) {
                 let largest = f64::try_from(grad.abs().max()).expect("a number");
-                assert!(distance(grad, concurrent_grad) < 1e-4 * largest.max(1.0), "{what}: gradient");
+                assert!(distance(grad, concurrent_grad) < 1e-4 * largest.max(1.0), "{what}: gradient of {name}");
             }
         }
     }

@@ -1,10 +1,14 @@
 //! Tests across crates: exactness against PyTorch through servers, failures, and whole runs of the real program.
 
+mod adapters;
 mod block_placement;
 mod cobatching;
+#[cfg(target_os = "linux")]
+mod cuda_link;
 mod doctor;
 mod downloads;
 mod failures;
+mod heads;
 mod hub_push;
 mod init;
 mod invalid_input;

@@ -104,7 +104,7 @@ fn generated_plugins_and_family_build_and_train() {
     };
     let tests = ["test", "--workspace", "--exclude", "sepal-integration-tests", "--lib", "--", "contract_holds"];
     let listed = succeed(cargo(&tests[..5]).args(&tests[5..]));
-    assert_eq!(listed.matches("contract_holds ... ok").count(), 6, "{listed}");
+    assert_eq!(listed.matches("contract_holds ... ok").count(), 13, "{listed}");
     let built = succeed(&mut cargo(&["build", "--workspace", "--bins"]));
     assert!(!built.contains("warning"), "{built}");
     let program = target.join("debug/sepal-with-plugins");

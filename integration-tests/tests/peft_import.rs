@@ -112,6 +112,68 @@ fn imported_peft_folder_works_as_a_run() {
 }
 
 #[test]
+fn imported_layers_work_as_a_run() {
+    for (name, model, mode) in [
+        ("llama-lora-patterns", "llama-gqa", "lora"),
+        ("llama-lora-last", "llama-gqa", "lora"),
+        ("gpt2-ia3", "gpt2", "ia3"),
+    ] {
+        let fixture = Fixture::new(model);
+        let (texts, expected) = golden(name);
+        write_texts(&fixture, &texts);
+        let messages = import(&fixture, name, &["--max-length", "16"]);
+        assert!(messages.contains(&format!("adapter.safetensors: {mode}, ")), "{messages}");
+        assert_eq!(messages.contains("were converted"), name.ends_with("patterns"), "{messages}");
+        assert_same(name, &probabilities(&fixture, "imported", &[]), &expected, 1e-5);
+        let sets = ["--set", "data.train=train.csv", "train.max_steps=0", "train.threads=1"];
+        succeeds(&fixture, &[&["run", "imported/pipeline.yaml"], &sets[..]].concat());
+        let [found, started] = [fixture.only_run().folder, fixture.path("imported")].map(tensors);
+        assert_eq!(found, started);
+
+        let messages =
+            succeeds(&fixture, &["export", "peft", "imported", "export", "--verify", "--base-model", "owner/name"]);
+        assert!(messages.contains(&format!(" as {mode}, labels ")) && messages.contains("verified:"), "{messages}");
+        fs::remove_file(fixture.path("export/sepal.json")).expect("removed");
+        succeeds(&fixture, &["import", "peft", "export", "back", "--model", "model", "--text", "sentence"]);
+        assert_same(name, &probabilities(&fixture, "back", &[]), &expected, 1e-5);
+
+        let messages = succeeds(&fixture, &["merge", "imported", "--out", "merged"]);
+        assert!(messages.contains("ForSequenceClassification with "), "{messages}");
+        for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+            assert!(fixture.path("merged").join(file).is_file(), "{file}");
+        }
+        let messages = failure_messages(fixture.sepal(&["merge", "imported", "--out", "merged"]));
+        assert!(messages.contains("it exists; name another folder, or use --overwrite"), "{messages}");
+    }
+}
+
+#[test]
+fn encoded_prompts_are_exported_as_their_values() {
+    let fixture = Fixture::new("llama-gqa");
+    write_texts(&fixture, &golden("llama-prompts").0);
+    let tuning = "tuning={use: p-tuning, with: { pre_seq_len: 4, encoder: lstm, hidden: 16 }}";
+    let run = fixture.run(&[tuning, "train.max_steps=3", "swarm.use=none"]);
+    let run = run.folder.to_str().expect("a path");
+    let trained = probabilities(&fixture, run, &[]);
+    for (index, form) in ["prefix-tuning", "p-tuning"].into_iter().enumerate() {
+        let [export, own, foreign] = ["export", "own", "foreign"].map(|name| format!("{name}{index}"));
+        let args = ["export", "peft", run, &export, "--as", form, "--verify", "--base-model", "owner/name"];
+        let messages = succeeds(&fixture, &args);
+        assert!(messages.contains(&format!("4 soft prompts as {form}")), "{messages}");
+        let import = |out: &str| {
+            succeeds(&fixture, &["import", "peft", &export, out, "--model", "model", "--text", "sentence"]);
+            assert_same(form, &probabilities(&fixture, out, &[]), &trained, 1e-5);
+        };
+        import(&own);
+        fs::remove_file(fixture.path(&export).join("sepal.json")).expect("removed");
+        import(&foreign);
+    }
+    let messages = failure_messages(fixture.sepal(&["merge", run, "--out", "merged"]));
+    assert!(messages.contains("merge p-tuning: it puts trained positions before each row"), "{messages}");
+    assert!(messages.contains("`sepal export peft"), "{messages}");
+}
+
+#[test]
 fn imported_prefix_is_served_and_trains_through_servers() {
     let fixture = Fixture::new("llama-gqa");
     let (texts, expected) = golden("llama-prefix");

@@ -105,3 +105,80 @@ fn plan_interrupted_shows_the_measured_steps_and_writes_nothing() {
     assert!(text.contains("interrupted before all was measured") && text.contains("estimated"), "{text}");
     assert!(!fixture.path("runs").exists(), "nothing is written");
 }
+
+/// Writes the configuration of a published Llama 3.1 and an index of made-up shards into a folder of the fixture.
+fn write_llama(fixture: &Fixture, name: &str, sizes: [usize; 4], total_bytes: u64, n_shards: usize) {
+    let [n_blocks, hidden, n_heads, ffn] = sizes;
+    let config = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "num_hidden_layers": n_blocks,
+        "num_attention_heads": n_heads, "num_key_value_heads": 8, "intermediate_size": ffn, "vocab_size": 128_256,
+        "rms_norm_eps": 1e-5, "hidden_act": "silu", "rope_theta": 500_000.0, "max_position_embeddings": 131_072,
+        "rope_scaling": {
+            "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+        "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+    });
+    let shard = |index: usize| format!("model-{:05}-of-{n_shards:05}.safetensors", index % n_shards + 1);
+    // At least one tensor for each block and for each shard.
+    let entry = |index: usize| {
+        let (block_idx, tensor) = (index % n_blocks, ["input_layernorm", "post_attention_layernorm"][index / n_blocks]);
+        (format!("model.layers.{block_idx}.{tensor}.weight"), serde_json::json!(shard(index)))
+    };
+    let weight_map: serde_json::Map<String, serde_json::Value> = (0..n_blocks.max(n_shards)).map(entry).collect();
+    let index = serde_json::json!({ "metadata": { "total_size": total_bytes }, "weight_map": weight_map });
+    fs::create_dir(fixture.path(name)).expect("a folder");
+    fs::write(fixture.path(name).join("config.json"), config.to_string()).expect("written");
+    fs::write(fixture.path(name).join("model.safetensors.index.json"), index.to_string()).expect("written");
+}
+
+#[test]
+fn plan_of_servers_reads_the_configuration_and_the_index_alone() {
+    let fixture = Fixture::new("llama-gqa");
+    for (name, sizes, total_bytes, n_shards, bf16, nf4) in [
+        ("8b", [32, 4096, 32, 14_336], 16_060_522_496, 4, [1, 32], [1, 32]),
+        ("70b", [80, 8192, 64, 28_672], 141_107_412_992, 30, [2, 40], [1, 80]),
+        ("405b", [126, 16_384, 128, 53_248], 811_706_777_600_u64, 191, [14, 9], [5, 26]),
+    ] {
+        write_llama(&fixture, name, sizes, total_bytes, n_shards);
+        let args =
+            ["plan", "--model", name, "--server-memory-gb", "80", "--link-mbit", "800", "--server-tflops", "100"];
+        let plan = json(&stdout(fixture.sepal(&args).args(["--rows", "32", "--tokens", "426", "--json"])));
+        assert_eq!((&plan["file_bytes"], &plan["shards"]), (&total_bytes.into(), &n_shards.into()));
+        for (format, [servers, blocks]) in [("bf16", bf16), ("nf4", nf4)] {
+            let formats = plan["formats"].as_array().expect("formats");
+            let group = &formats.iter().find(|plan| plan["weights"] == format).expect("each format")["servers"];
+            assert_eq!((&group["servers"], &group["blocks_per_server"]), (&servers.into(), &blocks.into()), "{group}");
+            assert!(group["estimated_server_bytes"].as_u64().expect("bytes") <= 80_000_000_000, "{group}");
+            let bytes = group["counted_up"].as_f64().expect("bytes") + group["counted_down"].as_f64().expect("bytes");
+            let seconds = group["estimated_transfer_seconds"].as_f64().expect("seconds");
+            assert!((seconds - bytes / 1e8).abs() < 1e-9 * bytes, "{group}");
+            let operations = plan["counted_step_operations"].as_f64().expect("operations");
+            let seconds = group["estimated_compute_seconds"].as_f64().expect("seconds");
+            assert!((seconds / (operations / 1e14) - 1.0).abs() < 1e-9, "{group}");
+        }
+    }
+    let text = stdout(fixture.sepal(&["plan", "--model", "405b", "--server-memory-gb", "4"]));
+    assert!(text.contains("servers with 4.0 GB") && text.contains("not one block fits"), "{text}");
+    let text = stdout(fixture.sepal(&["plan", "--model", "8b"]));
+    assert!(text.contains("16.1 GB in 4 shards") && text.contains("6,979,321,856 parameters"), "{text}");
+}
+
+#[test]
+fn plan_of_servers_refuses_wrong_input() {
+    let fixture = Fixture::new("llama-gqa");
+    let refused = |args: &[&str], code: i32, expected: &str| {
+        let output = fixture.sepal(args).output().expect("sepal runs");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(code) && text.contains(expected), "{args:?}: {text}");
+    };
+    refused(&["plan"], 2, "FILE");
+    refused(&["plan", "pipeline.yaml", "--model", "model"], 2, "cannot be used with");
+    refused(&["plan", "pipeline.yaml", "--link-mbit", "5"], 2, "cannot be used with");
+    refused(&["plan", "--model", "model", "--server-memory-gb", "0"], 2, "a number above zero");
+    write_llama(&fixture, "other", [2, 4096, 32, 14_336], 1, 1);
+    let path = fixture.path("other/config.json");
+    let config = fs::read_to_string(&path).expect("a configuration");
+    fs::write(&path, config.replace("\"num_hidden_layers\":2", "\"num_hidden_layers\":3")).expect("written");
+    refused(&["plan", "--model", "other"], 1, "describes 3 blocks");
+}

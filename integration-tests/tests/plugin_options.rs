@@ -1,4 +1,4 @@
-//! Complete runs with each optimizer, each schedule and each initialization of prompts.
+//! Complete runs with each optimizer, tuning mode and schedule, and each initialization of prompts.
 
 use std::collections::HashMap;
 
@@ -29,6 +29,53 @@ fn every_optimizer_learns() {
         let (first, last) = (mean(&losses[..6]), mean(&losses[losses.len() - 6..]));
         assert!(last < 0.8 * first, "{optimizer}: from {first} to {last}");
     }
+}
+
+fn tensor(run: &Run, name: &str) -> Vec<u8> {
+    let bytes = run.adapter();
+    SafeTensors::deserialize(&bytes).expect("safetensors").tensor(name).expect("it is there").data().to_vec()
+}
+
+#[test]
+fn every_tuning_mode_trains() {
+    let fixture = Fixture::new("llama-gqa");
+    for (tuning, parameter) in [
+        ("ptune", "prompts"),
+        ("deep-ptune", "deep_prompts"),
+        ("lora", "lora_B:self_attn.q_proj"),
+        ("ia3", "scale_input:mlp.down_proj"),
+        ("p-tuning", "p_tuning.mlp_head.4.bias"),
+        ("prefix-kv", "prefix_keys_values"),
+        ("prefix-tuning", "prefix_keys_values"),
+    ] {
+        let after = |steps: usize| fixture.run(&[&format!("tuning.use={tuning}"), &format!("train.max_steps={steps}")]);
+        let (first, last) = (after(0), after(30));
+        assert_ne!(tensor(&first, parameter), tensor(&last, parameter), "{tuning}: {parameter} moves");
+        let losses = last.losses();
+        assert!(losses[24..].iter().sum::<f64>() < losses[..6].iter().sum::<f64>(), "{tuning}: {losses:?}");
+    }
+}
+
+#[test]
+fn combined_modes_train_with_rates_of_their_own() {
+    let fixture = Fixture::new("llama-gqa");
+    let modes = "tuning=[{ use: deep-ptune, with: { pre_seq_len: 4 } }, { use: lora, with: { r: 2 } }]";
+    let rate = |lr: f64| format!("optimizer.groups=[{{ params: ['lora_*'], lr: {lr} }}]");
+    let (trained, frozen) = (fixture.run(&[modes, &rate(1e-2)]), fixture.run(&[modes, &rate(0.0)]));
+    let start = fixture.run(&[modes, "train.max_steps=0"]);
+    for name in ["lora_A:self_attn.v_proj", "lora_B:self_attn.v_proj"] {
+        assert_eq!(tensor(&frozen, name), tensor(&start, name), "{name} has the rate zero");
+        assert_ne!(tensor(&trained, name), tensor(&start, name), "{name}");
+    }
+    assert_ne!(tensor(&frozen, "deep_prompts"), tensor(&start, "deep_prompts"));
+    let text = fixture.failure(&[modes, "optimizer.groups=[{ params: ['lora'], lr: 1 }]"]);
+    assert!(text.contains("find a parameter that matches `lora`; there are score.weight, "), "{text}");
+    let text = fixture.failure(&["tuning=[{ use: ptune }, { use: deep-ptune }]"]);
+    assert!(text.contains("combine `ptune` and `deep-ptune`: both train `prompts`"), "{text}");
+    let text = fixture.failure(&["tuning=[{ use: lora, with: { r: 64 } }, { use: ptune }]"]);
+    assert!(text.contains("use option `r`: rank 64 is larger than `self_attn.v_proj`"), "{text}");
+    let text = fixture.failure(&["tuning={ use: lora, with: { targets: [w1] } }"]);
+    assert!(text.contains("use option `targets`: `w1` matches no linear layer that adapters can change"), "{text}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use sepal_core::DType;
 use sepal_integration_tests::fixture::{Fixture, Run, static_swarm};
-use sepal_integration_tests::golden::{Golden, Trained, assert_grad, cross_entropy, distance};
+use sepal_integration_tests::golden::{Golden, Trained, assert_grad, distance};
 use sepal_remote::{RemoteError, RemoteOptions, RemoteSequential, SwarmPath};
 use sepal_server::BlockServer;
 use serde_json::Value;
@@ -128,9 +128,9 @@ fn servers(golden: &Golden) -> [BlockServer; 2] {
 }
 
 fn backward(golden: &Golden, remote: &RemoteSequential, scale: f64) -> Result<Trained, RemoteError> {
-    let trained = Trained::new(golden, true);
+    let trained = golden.trained();
     let logits = trained.golden_logits(golden, remote);
-    let loss: Tensor = cross_entropy(&logits, &golden.get("labels")) * scale;
+    let loss: Tensor = golden.loss(&logits) * scale;
     remote.backward(&loss).map(|()| trained)
 }
 
@@ -152,7 +152,7 @@ fn overflowing_gradients_name_their_server_and_leave_the_session_usable() {
         assert!(error.is_overflow() && addresses.iter().any(|address| server.contains(address)), "{error}");
         assert_eq!(server.contains(" or "), expects_overflow, "{error}");
         let trained = backward(&golden, &remote, 1024.0).unwrap_or_else(|error| panic!("{path:?}: {error}"));
-        let off = distance(&(trained.prompts.grad() / 1024.0), &golden.get("deep.grad.prompts"));
+        let off = distance(&(trained.prompts().grad() / 1024.0), &golden.get("deep.grad.prompts"));
         assert!(off < 1e-3, "{path:?}: the next one is right: {off}");
         // An error of libtorch is not mistaken for an earlier server error.
         let error = remote.backward(&Tensor::from(1.0_f32)).expect_err("no graph");

@@ -1,6 +1,7 @@
 //! Prefixes that servers cache across the batches of an evaluation.
 
-use sepal_integration_tests::golden::{Golden, Trained, distance};
+use sepal_core::Want;
+use sepal_integration_tests::golden::{Golden, distance};
 use sepal_remote::{RemoteOptions, RemoteSequential, StepSession, SwarmPath};
 use sepal_testkit::tiny::models;
 use tch::Tensor;
@@ -17,7 +18,7 @@ fn pooled(
     let (ids, rows) = golden.batch(rows);
     let prefix = golden.ends.embed_prompts(prompts).expect("a prefix");
     let tokens = golden.ends.embed(&ids).expect("tokens");
-    let output = tuned.forward(Some(&prefix), &tokens, &rows).expect("a forward");
+    let output = tuned.forward(Some(&prefix), &tokens, &rows, Want::LastOfRows).expect("a forward");
     (output, remote.traffic().up() - up)
 }
 
@@ -29,20 +30,20 @@ fn check(model: &str, options: RemoteOptions, n_servers: usize) -> u64 {
     let part = |pair: &[usize]| format!("{}:{}", pair[0], pair[1]);
     let servers: Vec<_> = bounds.windows(2).map(|pair| golden.serve_listening(&part(pair), 1 << 30)).collect();
     let remote = golden.connect(&servers, options.clone());
-    let trained = Trained::new(&golden, true);
-    let deep = trained.deep_prompts.as_ref().expect("deep prompts");
+    let trained = golden.trained();
+    let prompts = trained.prompts();
     tch::no_grad(|| {
-        let tune = || remote.tune(vec![("deep_prompts".to_owned(), deep.shallow_clone())]).expect("tuned");
+        let tune = || remote.tune(trained.tunables()).expect("tuned");
         let run =
             |tuned: &StepSession<'_>, prompts: &Tensor, rows: &[usize]| pooled(&golden, &remote, tuned, prompts, rows);
         let session = tune();
-        let (first, _) = run(&session, &trained.prompts, &[0, 1]);
-        let (again, up_again) = run(&session, &trained.prompts, &[0, 1]);
+        let (first, _) = run(&session, prompts, &[0, 1]);
+        let (again, up_again) = run(&session, prompts, &[0, 1]);
         let what = format!("{model}, {n_servers} servers, {:?}", options.path);
         assert!(distance(&first, &again) < 1e-5, "{what}: {}", distance(&first, &again));
         // Rows that were computed without a prefix before, and another prefix with the same tunables.
-        let other = &trained.prompts * 1.5;
-        for (prompts, rows) in [(&trained.prompts, vec![2, 0]), (&other, vec![1, 2]), (&other, vec![0])] {
+        let other = prompts * 1.5;
+        for (prompts, rows) in [(prompts, vec![2, 0]), (&other, vec![1, 2]), (&other, vec![0])] {
             let (found, _) = run(&session, prompts, &rows);
             let (expected, _) = run(&tune(), prompts, &rows);
             assert!(distance(&found, &expected) < 1e-5, "{what}: rows {rows:?}");
@@ -78,17 +79,17 @@ fn evicted_prefix_is_sent_again() {
     let golden = Golden::open("llama-gqa");
     let server = golden.serve_listening(&golden.all_blocks(), 1 << 30);
     let remote = golden.connect(std::slice::from_ref(&server), RemoteOptions::default());
-    let trained = Trained::new(&golden, true);
-    let deep = trained.deep_prompts.as_ref().expect("deep prompts");
-    let session = remote.tune(vec![("deep_prompts".to_owned(), deep.shallow_clone())]).expect("tuned");
-    let evaluate = || tch::no_grad(|| pooled(&golden, &remote, &session, &trained.prompts, &[0, 2]).0);
+    let trained = golden.trained();
+    let session = remote.tune(trained.tunables()).expect("tuned");
+    let evaluate = || tch::no_grad(|| pooled(&golden, &remote, &session, trained.prompts(), &[0, 2]).0);
     let first = evaluate();
     // A training step replaces the tunables of the evaluation.
     trained.golden_logits(&golden, &remote).sum(tch::Kind::Float).backward();
     assert!(distance(&evaluate(), &first) < 1e-5);
     // A call without a prefix.
     let tokens = golden.ends.embed(&golden.ids).expect("tokens");
-    let none = tch::no_grad(|| session.forward(None, &tokens, &golden.rows)).expect("a forward without a prefix");
+    let without_prefix = || session.forward(None, &tokens, &golden.rows, Want::LastOfRows);
+    let none = tch::no_grad(without_prefix).expect("a forward without a prefix");
     assert_eq!(none.size()[0] as usize, golden.rows.len());
     assert!(distance(&evaluate(), &first) < 1e-5);
 }

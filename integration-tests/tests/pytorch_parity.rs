@@ -1,22 +1,22 @@
 //! Servers compute the outputs of PyTorch with any number of servers, micro-batches, tapes and rows.
 
-use sepal_core::DType;
+use sepal_core::{DType, Want};
 use sepal_integration_tests::golden::{Golden, TOLERANCE, Trained, assert_grad, cross_entropy, distance};
 use sepal_remote::{RemoteError, RemoteOptions};
 use sepal_testkit::tiny::models;
 use tch::Tensor;
 
 #[derive(Debug, Clone, Copy)]
-struct Case {
-    servers: usize,
-    micro_batch_tokens: usize,
-    tape_budget_bytes: u64,
+pub(crate) struct Case {
+    pub(crate) servers: usize,
+    pub(crate) micro_batch_tokens: usize,
+    pub(crate) tape_budget_bytes: u64,
 }
 
-const PLAIN: Case = Case { servers: 1, micro_batch_tokens: 2048, tape_budget_bytes: 1 << 30 };
+pub(crate) const PLAIN: Case = Case { servers: 1, micro_batch_tokens: 2048, tape_budget_bytes: 1 << 30 };
 
-fn check(model: &str, deep: bool, case: Case) {
-    let golden = Golden::open(model);
+/// Compares the logits, the loss and the gradients of a mode of the goldens.
+pub(crate) fn check(model: &str, golden: &Golden, mode: &str, case: Case) {
     let n = golden.n_blocks();
     let bounds: Vec<usize> = (0..=case.servers.min(n)).map(|i| i * n / case.servers.min(n)).collect();
     let servers: Vec<_> = bounds
@@ -25,14 +25,14 @@ fn check(model: &str, deep: bool, case: Case) {
         .collect();
     let options = RemoteOptions { micro_batch_tokens: case.micro_batch_tokens, ..RemoteOptions::default() };
     let remote = golden.connect(&servers, options);
-    let trained = Trained::new(&golden, deep);
-    let logits = trained.golden_logits(&golden, &remote);
-    let mode = if deep { "deep" } else { "ptune" };
+    let trained = Trained::new(golden, mode);
+    let logits = trained.golden_logits(golden, &remote);
     let what = format!("{model} {mode} {case:?}");
     let far = distance(&logits, &golden.get(&format!("{mode}.logits")));
     assert!(far <= TOLERANCE, "{what}: logits are off by {far:.2e}");
-    let loss = cross_entropy(&logits, &golden.get("labels"));
-    assert!(distance(&loss, &golden.get(&format!("{mode}.loss"))) <= TOLERANCE, "{what}: loss");
+    let (loss, expected) = (golden.loss(&logits), golden.get(&format!("{mode}.loss")));
+    let far = distance(&loss, &expected) / expected.double_value(&[]).max(1.0);
+    assert!(far <= TOLERANCE, "{what}: the loss is off by {far:.2e}");
     loss.backward();
     for (name, grad) in trained.grads() {
         assert_grad(&format!("{what} {name}"), &grad, &golden.get(&format!("{mode}.grad.{name}")));
@@ -42,15 +42,16 @@ fn check(model: &str, deep: bool, case: Case) {
 #[test]
 fn servers_equal_pytorch() {
     let three = Case { servers: 3, ..PLAIN };
-    let mut cases = vec![(true, PLAIN), (false, PLAIN), (true, three), (false, three)];
-    cases.extend([1, 11, 16].map(|micro_batch_tokens| (true, Case { micro_batch_tokens, ..PLAIN })));
-    cases.push((false, Case { micro_batch_tokens: 12, ..three }));
+    let mut cases = vec![("deep", PLAIN), ("ptune", PLAIN), ("deep", three), ("ptune", three)];
+    cases.extend([1, 11, 16].map(|micro_batch_tokens| ("deep", Case { micro_batch_tokens, ..PLAIN })));
+    cases.push(("ptune", Case { micro_batch_tokens: 12, ..three }));
     // Without tapes.
-    cases.push((true, Case { tape_budget_bytes: 0, ..PLAIN }));
-    cases.push((true, Case { micro_batch_tokens: 12, tape_budget_bytes: 0, ..three }));
+    cases.push(("deep", Case { tape_budget_bytes: 0, ..PLAIN }));
+    cases.push(("deep", Case { micro_batch_tokens: 12, tape_budget_bytes: 0, ..three }));
     for model in &models() {
-        for &(deep, case) in &cases {
-            check(model, deep, case);
+        let golden = Golden::open(model);
+        for &(mode, case) in &cases {
+            check(model, &golden, mode, case);
         }
     }
 }
@@ -61,7 +62,7 @@ fn packed_rows_are_independent() {
         let golden = Golden::open(model);
         let servers = [golden.serve(&golden.all_blocks())];
         let remote = golden.connect(&servers, RemoteOptions::default());
-        let trained = Trained::new(&golden, true);
+        let trained = golden.trained();
         let expected = golden.get("deep.logits");
         let check = |order: &[usize]| {
             let (ids, rows) = golden.batch(order);
@@ -81,21 +82,22 @@ fn packed_rows_are_independent() {
 
 #[test]
 fn row_gradients_add_up() {
-    let golden = Golden::open("llama-gqa");
-    let servers = [golden.serve("0:1"), golden.serve("1:3")];
-    let remote = golden.connect(&servers, RemoteOptions::default());
-    let in_one_batch = Trained::new(&golden, true);
-    let labels = golden.get("labels");
-    cross_entropy(&in_one_batch.golden_logits(&golden, &remote), &labels).backward();
-    let row_by_row = Trained::new(&golden, true);
-    let n = golden.rows.len();
-    for row in 0..n {
-        let (ids, rows) = golden.batch(&[row]);
-        let logits = row_by_row.logits(&golden, &remote, &ids, &rows);
-        (cross_entropy(&logits, &labels.narrow(0, row as i64, 1)) / n as f64).backward();
-    }
-    for ((name, found), (_, expected)) in row_by_row.grads().into_iter().zip(in_one_batch.grads()) {
-        assert_grad(name, &found, &expected);
+    for golden in [Golden::open("llama-gqa"), Golden::with_adapters("llama-gqa")] {
+        let servers = [golden.serve("0:1"), golden.serve("1:3")];
+        let remote = golden.connect(&servers, RemoteOptions::default());
+        let in_one_batch = golden.trained();
+        let labels = golden.get("labels");
+        cross_entropy(&in_one_batch.golden_logits(&golden, &remote), &labels).backward();
+        let row_by_row = golden.trained();
+        let n = golden.rows.len();
+        for row in 0..n {
+            let (ids, rows) = golden.batch(&[row]);
+            let logits = row_by_row.logits(&golden, &remote, &ids, &rows);
+            (cross_entropy(&logits, &labels.narrow(0, row as i64, 1)) / n as f64).backward();
+        }
+        for ((name, found), (_, expected)) in row_by_row.grads().into_iter().zip(in_one_batch.grads()) {
+            assert_grad(&name, &found, &expected);
+        }
     }
 }
 
@@ -104,22 +106,22 @@ fn evaluation_keeps_no_tape_and_sends_tunables_once() {
     let golden = Golden::open("llama-gqa");
     let servers = [golden.serve("0:3")];
     let remote = golden.connect(&servers, RemoteOptions::default());
-    let trained = Trained::new(&golden, true);
+    let trained = golden.trained();
     let logits = tch::no_grad(|| trained.golden_logits(&golden, &remote));
     assert!(!logits.requires_grad());
     assert_eq!(servers[0].stats().info().load.tapes, 0);
     assert!(distance(&logits, &golden.get("deep.logits")) <= TOLERANCE);
 
     let tokens = golden.ends.embed(&golden.ids).expect("tokens");
-    let deep = trained.deep_prompts.as_ref().expect("deep prompts").shallow_clone();
-    let deep_bytes = deep.numel() as u64 * 4;
-    let tuned = remote.tune(vec![("deep_prompts".to_owned(), deep)]).expect("tuned");
+    let deep_bytes = trained.tunable_bytes();
+    let tuned = remote.tune(trained.tunables()).expect("tuned");
     let before = remote.traffic().up();
     for _ in 0..4 {
-        let _ = tch::no_grad(|| tuned.forward(Some(&trained.prompts), &tokens, &golden.rows)).expect("a forward");
+        let forward = || tuned.forward(Some(trained.prompts()), &tokens, &golden.rows, Want::LastOfRows);
+        let _ = tch::no_grad(forward).expect("a forward");
     }
     // The prompts are sent only with the first batch.
-    let (prefix_bytes, text_bytes) = (trained.prompts.numel() as u64 * 4, golden.rows.n_tokens() as u64 * 32 * 4);
+    let (prefix_bytes, text_bytes) = (trained.prompts().numel() as u64 * 4, golden.rows.n_tokens() as u64 * 32 * 4);
     let least = deep_bytes + prefix_bytes + 4 * text_bytes;
     let sent = remote.traffic().up() - before;
     assert!(sent >= least, "{sent} bytes cannot hold four batches");
@@ -134,12 +136,12 @@ fn reduced_wire_precision_is_close() {
         let servers = [golden.serve("0:2"), golden.serve("2:3")];
         let remote =
             golden.connect(&servers, RemoteOptions { wire_dtype: Some(wire_dtype), ..RemoteOptions::default() });
-        let trained = Trained::new(&golden, true);
+        let trained = golden.trained();
         let logits = trained.golden_logits(&golden, &remote);
         let far = distance(&logits, &golden.get("deep.logits"));
         assert!(far > 0.0 && far < 0.1, "{wire_dtype}: logits are off by {far:.2e}");
-        cross_entropy(&logits, &golden.get("labels")).backward();
-        let (found, expected) = (trained.prompts.grad(), golden.get("deep.grad.prompts"));
+        golden.loss(&logits).backward();
+        let (found, expected) = (trained.prompts().grad(), golden.get("deep.grad.prompts"));
         let off = distance(&found, &expected) / expected.abs().max().double_value(&[]);
         assert!(off < 0.1, "{wire_dtype}: gradients are off by {off:.2e}");
     }
@@ -150,11 +152,11 @@ fn train(wire_dtype: DType, steps: usize) -> (Vec<f64>, u64) {
     let golden = Golden::open("llama-gqa");
     let servers = ["0:1", "1:2", "2:3"].map(|blocks| golden.serve(blocks));
     let remote = golden.connect(&servers, RemoteOptions { wire_dtype: Some(wire_dtype), ..RemoteOptions::default() });
-    let mut trained = Trained::new(&golden, true);
+    let mut trained = golden.trained();
     let mut losses = Vec::new();
     for _ in 0..steps {
         let logits = trained.golden_logits(&golden, &remote);
-        let loss = cross_entropy(&logits, &golden.get("labels"));
+        let loss = golden.loss(&logits);
         loss.backward();
         losses.push(loss.double_value(&[]));
         trained = trained.step(0.05);
@@ -183,7 +185,7 @@ fn non_finite_values_are_detected_in_every_wire_format() {
         let tuned = remote.tune(Vec::new()).expect("tuned");
         let prompts = golden.get("prompts").copy();
         let _ = prompts.narrow(0, 0, 1).fill_(f64::INFINITY);
-        let error = tuned.forward(Some(&prompts), &tokens, &golden.rows).expect_err("not finite");
+        let error = tuned.forward(Some(&prompts), &tokens, &golden.rows, Want::LastOfRows).expect_err("not finite");
         assert!(matches!(error, RemoteError::NonFiniteInput { what: "prompts", .. }), "{wire_dtype}: {error}");
     }
 }

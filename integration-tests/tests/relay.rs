@@ -2,7 +2,7 @@
 
 use crate::failures::links::{REPLICATED_SPANS, Swarm, check, options};
 use sepal_core::{DType, Ragged};
-use sepal_integration_tests::golden::{Golden, Trained};
+use sepal_integration_tests::golden::Golden;
 use sepal_integration_tests::proxy::Fault;
 use sepal_remote::{RemoteOptions, SwarmPath};
 use sepal_server::BlockServer;
@@ -28,7 +28,7 @@ fn relay_is_bit_exact_and_moves_one_hop_through_the_client() {
                 RemoteOptions { path, wire_dtype: Some(wire_dtype), deterministic: true, ..RemoteOptions::default() },
             );
             let run = || {
-                let trained = Trained::new(&golden, true);
+                let trained = golden.trained();
                 trained.logits(&golden, &remote, &ids, &rows).square().sum(Kind::Float).backward();
                 trained.grads()
             };
@@ -57,7 +57,7 @@ fn relay_without_tapes_repeats_the_micro_batch_through_the_client() {
         let servers: Vec<BlockServer> =
             CHAIN.iter().map(|blocks| golden.serve_listening(blocks, tape_budget_bytes)).collect();
         let remote = golden.connect(&servers, RemoteOptions { path, ..options() });
-        let trained = Trained::new(&golden, true);
+        let trained = golden.trained();
         trained.golden_logits(&golden, &remote).square().sum(Kind::Float).backward();
         trained.grads()
     };
@@ -71,6 +71,6 @@ fn relay_with_faults_of_links_is_bit_exact() {
     for (fault, times, at_most_s) in
         [(Fault::Close, 12, 20), (Fault::Stall, 4, 40), (Fault::Drop, 4, 40), (Fault::Corrupt, 12, 20)]
     {
-        check(&REPLICATED_SPANS, relay_options(), fault, times, at_most_s);
+        check(Golden::open("llama-gqa"), &REPLICATED_SPANS, relay_options(), fault, times, at_most_s);
     }
 }

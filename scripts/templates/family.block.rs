@@ -52,6 +52,8 @@ fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<
         norm: rms_norm(config),
         // True if attention and MLP are parallel (falcon.rs).
         is_parallel: config.is_parallel,
+        // Factor of the outputs of attention and MLP (granite.rs in `checkpoint`).
+        residual_factor: config.factors.residual,
         q: reader.frozen(q.map_rows(|rows| queries(heads, rows))?)?,
         kv: reader.frozen(Layer::stacked(&[k, v])?.after(&norm)?)?,
         head_norms: None,

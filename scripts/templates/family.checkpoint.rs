@@ -10,9 +10,12 @@ use crate::config::{head_dim, n_kv_heads, rotary, sizes};
 use crate::error::OpenError;
 use crate::family::{ClassDefaults, ConfigKeys, FamilySpec, PositionEncoding, RotaryKeys, TensorNames, WithoutBias};
 use crate::keys::Keys;
+use crate::linear_sites;
 
 pub(super) const SPEC: FamilySpec = FamilySpec {
     family: Family::@TYPE@,
+    // As transformers spells it.
+    classifier: Some("@TYPE@ForSequenceClassification"),
     // Prefixes of the tensors' names: gpt_neox.rs. Name of learned positions: opt.rs.
     tensors: TensorNames { ..llama::SPEC.tensors },
     // Learned positions: opt.rs. ALiBi: bloom.rs.
@@ -27,6 +30,7 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
     rotary: RotaryKeys { ..RotaryKeys::USUAL },
     read_config,
     // Linear layers without biases, and the key that says otherwise.
+    sites: linear_sites::LLAMA,
     without_bias: &[WithoutBias { layers: ATTENTION, unless: None }, WithoutBias { layers: GATED_MLP, unless: None }],
     // Names and conventions of llama.cpp, if it has the architecture: phi3.rs.
     gguf: None,

@@ -1,12 +1,13 @@
 //! The task head `@NAME@`: a linear layer with a bias on the last token of each row.
 //!
-//! Start here: change the options, what trains, and how logits and loss come out of it.
+//! Start here: change the options, what trains, and how logits and loss come out of it. `wants` chooses the hidden states
+//! (the last token, the mean, or all tokens of each row), and `task` says what the labels are.
 
 use schemars::JsonSchema;
 use sepal_nn::init::{normal, rng};
 use sepal_plugin::{
-    BuildError, Head, HeadContext, HeadError, Hidden, LabelKind, Labels, Logits, Phase, Plugin, Prediction, TaskHead,
-    label_tensor,
+    BuildError, Head, HeadContext, HeadError, HiddenView, LabelKind, Labels, Logits, Phase, Plugin, Prediction, Task,
+    TaskHead, Want, class_tensor,
 };
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Reduction, Tensor};
@@ -29,7 +30,8 @@ pub struct @TYPE@Config {
 pub struct @TYPE@ {
     weight: Tensor, // [n_labels, hidden]
     bias: Tensor,   // [n_labels]
-    config: @TYPE@Config,
+    smoothing: f64,
+    task: Task,
 }
 
 impl Plugin<Head> for @TYPE@ {
@@ -47,40 +49,32 @@ impl Plugin<Head> for @TYPE@ {
         Ok(Box::new(Self {
             weight: cx.params.add("score.weight", &weight)?,
             bias: cx.params.add("score.bias", &bias)?,
-            config,
+            smoothing: config.smoothing,
+            task: Task::new(LabelKind::Class, config.labels),
         }))
     }
 }
 
 impl TaskHead for @TYPE@ {
-    fn forward(&self, hidden: &Hidden, _: Phase) -> Result<Logits, HeadError> {
-        Ok(Logits { values: hidden.pooled.f_linear(&self.weight, Some(&self.bias))? }) // [rows, n_labels]
+    fn wants(&self) -> Want {
+        Want::LastOfRows
+    }
+
+    fn forward(&self, hidden: &HiddenView<'_>, _: Phase) -> Result<Logits, HeadError> {
+        Ok(Logits::new(hidden.states().f_linear(&self.weight, Some(&self.bias))?)) // [rows, n_labels]
     }
 
     fn loss(&self, logits: &Logits, labels: &Labels) -> Result<Tensor, HeadError> {
-        if labels.kind() != self.label_kind() {
-            return Err(HeadError::Kind { expected: self.label_kind(), found: labels.kind() });
-        }
-        let classes = label_tensor(labels)?; // [rows]
-        let smoothing = self.config.smoothing;
-        Ok(logits.values.f_cross_entropy_loss(&classes, None::<Tensor>, Reduction::Mean, -100, smoothing)?)
+        let classes = class_tensor(labels, self.task.labels().len())?; // [rows]
+        Ok(logits.values.f_cross_entropy_loss(&classes, None::<Tensor>, Reduction::Mean, -100, self.smoothing)?)
     }
 
     fn predict(&self, logits: &Logits) -> Result<Prediction, HeadError> {
-        let logits = logits.values.f_detach()?;
-        Ok(Prediction {
-            class: Vec::try_from(logits.f_argmax(-1, false)?)?,
-            probabilities: Vec::try_from(logits.f_softmax(-1, Kind::Float)?)?,
-            logits: Vec::try_from(logits)?,
-        })
+        Prediction::of_classes(&logits.values)
     }
 
-    fn label_names(&self) -> &[String] {
-        &self.config.labels
-    }
-
-    fn label_kind(&self) -> LabelKind {
-        LabelKind::Class
+    fn task(&self) -> &Task {
+        &self.task
     }
 }
 

@@ -1,21 +1,21 @@
 //! The tuning mode `@NAME@`: soft prompts in front of every row, each with a scale of its own.
 //!
-//! Start here: change the options, what trains, and what the blocks are given.
+//! Start here: change the options, what trains, and what the blocks are given. Names and shapes of what blocks take are
+//! those of `sepal_plugin::TunableName`; `cx.sites` lists the linear layers that adapters can change.
 
 use std::num::NonZeroUsize;
 
 use schemars::JsonSchema;
-use sepal_core::Span;
 use sepal_nn::init::{rng, sample_rows};
-use sepal_plugin::{BuildError, NamedTensor, Plugin, Tuning, TuningContext, TuningError, TuningMode};
+use sepal_plugin::{BuildError, Plugin, Tunable, Tuning, TuningContext, TuningError, TuningMode};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-/// Trains soft prompts in front of every row, and how loud each of them is.
+/// Trains soft prompts in front of every row, and a factor of each of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct @TYPE@Config {
-    /// How many prompts, each as wide as a hidden state.
+    /// Number of prompts, each of the hidden size.
     pub pre_seq_len: NonZeroUsize,
 }
 
@@ -25,7 +25,6 @@ pub struct @TYPE@ {
     prompts: Tensor, // [pre_seq_len, hidden]
     scales: Tensor,  // [pre_seq_len, 1]
     pre_seq_len: usize,
-    n_blocks: usize,
 }
 
 impl Plugin<Tuning> for @TYPE@ {
@@ -44,7 +43,6 @@ impl Plugin<Tuning> for @TYPE@ {
             prompts: cx.params.add("prompts", &prompts)?,
             scales: cx.params.add("scales", &scales)?,
             pre_seq_len,
-            n_blocks: cx.n_blocks,
         }))
     }
 }
@@ -54,10 +52,7 @@ impl TuningMode for @TYPE@ {
         Ok(Some(self.prompts.f_mul(&self.scales)?)) // [pre_seq_len, hidden]
     }
 
-    fn tunables(&self, span: Span) -> Result<Vec<NamedTensor>, TuningError> {
-        if span.end() > self.n_blocks {
-            return Err(TuningError::Span { span, n_blocks: self.n_blocks });
-        }
+    fn tunables(&self) -> Result<Vec<Tunable>, TuningError> {
         Ok(Vec::new())
     }
 

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use sepal_core::Ragged;
+use sepal_core::{Ragged, Want};
 use sepal_integration_tests::fixture::{Fixture, Server, signal, static_swarm, stdout};
-use sepal_integration_tests::golden::{Golden, Trained, cross_entropy};
+use sepal_integration_tests::golden::Golden;
 use sepal_integration_tests::proxy::{Fault, Link, Proxy};
 use sepal_remote::{RemoteError, RemoteOptions, RemoteSequential, SwarmPath};
 use sepal_server::BlockServer;
@@ -18,10 +18,10 @@ use tch::{Device, Kind, Tensor};
 
 #[test]
 fn straggler_with_hedging_is_overtaken_by_a_replica() {
-    let swarm = Swarm::new(&["0:3", "0:3"]);
+    let swarm = Swarm::new(Golden::open("llama-gqa"), &["0:3", "0:3"]);
     // Without a retry, so that a detected failure ends the forward pass.
     let remote = swarm.connect_with(RemoteOptions { hedge: true, wait_ms: 0, ..options() });
-    let trained = Trained::new(&swarm.golden, true);
+    let trained = swarm.golden.trained();
     let forward = || trained.golden_logits(&swarm.golden, &remote);
     let expected = forward();
     // The expected duration is measured over several forward passes.
@@ -53,17 +53,15 @@ fn narrow_link_sends_each_batch_once() {
 }
 
 fn large_forward(golden: &Golden, remote: &RemoteSequential) -> Result<Tensor, RemoteError> {
-    let trained = Trained::new(golden, true);
+    let trained = golden.trained();
     let rows = Ragged::from_lengths([100; 32]).expect("rows");
     let tokens = golden.ends.embed(&Tensor::ones([3200], (Kind::Int64, Device::Cpu))).expect("tokens");
-    let deep = trained.deep_prompts.as_ref().expect("deep prompts").shallow_clone();
-    let tuned = remote.tune(vec![("deep_prompts".to_owned(), deep)]).expect("tuned");
-    tuned.forward(Some(&trained.prompts), &tokens, &rows)
+    remote.tune(trained.tunables()).expect("tuned").forward(Some(trained.prompts()), &tokens, &rows, Want::LastOfRows)
 }
 
 #[test]
 fn servers_without_progress_exhaust_the_deadline() {
-    let swarm = Swarm::new(&["0:3", "0:3"]);
+    let swarm = Swarm::new(Golden::open("llama-gqa"), &["0:3", "0:3"]);
     let remote = swarm.connect_with(RemoteOptions { wait_ms: 1500, ..RemoteOptions::default() });
     let is_over = AtomicBool::new(false);
     let outcome = std::thread::scope(|scope| {
@@ -101,8 +99,7 @@ pub(crate) struct Swarm {
 }
 
 impl Swarm {
-    fn new(spans: &[&str]) -> Self {
-        let golden = Golden::open("llama-gqa");
+    fn new(golden: Golden, spans: &[&str]) -> Self {
         let servers: Vec<BlockServer> = spans.iter().map(|blocks| Self::serve(&golden, blocks)).collect();
         let proxy = |server: &BlockServer| Proxy::new(&server.endpoint().to_string(), Link::default());
         let proxies = servers.iter().map(proxy).collect();
@@ -120,9 +117,9 @@ impl Swarm {
     }
 
     fn step(&self, remote: &RemoteSequential) -> Vec<f32> {
-        let trained = Trained::new(&self.golden, true);
+        let trained = self.golden.trained();
         let logits = trained.golden_logits(&self.golden, remote);
-        let loss = cross_entropy(&logits, &self.golden.get("labels"));
+        let loss = self.golden.loss(&logits);
         loss.backward();
         let flat = |tensor: &Tensor| Vec::<f32>::try_from(tensor.detach().flatten(0, -1)).expect("numbers");
         let grads = trained.grads();
@@ -131,8 +128,15 @@ impl Swarm {
 }
 
 /// Runs steps with a fault on one link after a random number of bytes, until `times` faults have happened.
-pub(crate) fn check(spans: &[&str], options: RemoteOptions, fault: Fault, times: usize, at_most_s: u64) {
-    let swarm = Swarm::new(spans);
+pub(crate) fn check(
+    golden: Golden,
+    spans: &[&str],
+    options: RemoteOptions,
+    fault: Fault,
+    times: usize,
+    at_most_s: u64,
+) {
+    let swarm = Swarm::new(golden, spans);
     let is_relay = options.path == SwarmPath::Relay;
     let remote = swarm.connect_with(options);
     let expected = swarm.step(&remote);
@@ -167,18 +171,18 @@ pub(crate) fn check(spans: &[&str], options: RemoteOptions, fault: Fault, times:
 #[test]
 fn faults_of_links_keep_the_losses_bit_exact() {
     for (fault, times) in [(Fault::Close, 12), (Fault::Stall, 4), (Fault::Drop, 4), (Fault::Corrupt, 12)] {
-        check(&SPANS, options(), fault, times, 20);
+        check(Golden::open("llama-gqa"), &SPANS, options(), fault, times, 20);
     }
 }
 
-const SPANS: [&str; 3] = ["0:2", "1:3", "0:3"];
+pub(crate) const SPANS: [&str; 3] = ["0:2", "1:3", "0:3"];
 /// Each block is on two servers, and no server holds all.
 pub(crate) const REPLICATED_SPANS: [&str; 4] = ["0:2", "2:3", "0:1", "1:3"];
 /// Slow servers, so that a step is long enough to be disturbed.
 const PACE: [&str; 2] = ["--pace-us", "200"];
 
 /// Returns the losses of a run on three servers, with each block on two of them, that `disturb` interferes with.
-fn disturbed_losses(fixture: &Fixture, steps: usize, mut disturb: impl FnMut(&mut [Server])) -> Vec<f64> {
+pub(crate) fn disturbed_losses(fixture: &Fixture, steps: usize, mut disturb: impl FnMut(&mut [Server])) -> Vec<f64> {
     let ports = free_ports(SPANS.len());
     let serve = |(blocks, port): (&&str, &u16)| fixture.serve_with(blocks, &format!("127.0.0.1:{port}"), &PACE);
     let mut servers: Vec<Server> = SPANS.iter().zip(&ports).map(serve).collect();
@@ -198,7 +202,7 @@ fn sets(steps: usize) -> Vec<String> {
 }
 
 /// Returns the losses of the same run on one undisturbed server process.
-fn undisturbed_losses(fixture: &Fixture, steps: usize) -> Vec<f64> {
+pub(crate) fn undisturbed_losses(fixture: &Fixture, steps: usize) -> Vec<f64> {
     let mut run = fixture.sepal(&["run", "pipeline.yaml", "--set", "output.folder=undisturbed"]);
     stdout(run.args(sets(steps)));
     fixture.run_in("undisturbed").losses()
@@ -222,15 +226,15 @@ fn train(
     let options = RemoteOptions { wait_ms: 60_000, ..options };
     let is_relay = options.path == SwarmPath::Relay && servers.len() > 1;
     let remote = RemoteSequential::connect(endpoints, golden.expectation(), options).expect("connected");
-    let mut trained = Trained::new(golden, true);
+    let mut trained = golden.trained();
     let mut losses = Vec::new();
     for step in 0..steps {
         pace(step);
         let logits = trained.golden_logits(golden, &remote);
-        let loss = cross_entropy(&logits, &golden.get("labels"));
+        let loss = golden.loss(&logits);
         loss.backward();
         losses.push(f32::try_from(&loss).expect("a number"));
-        trained = trained.step(0.05);
+        trained = trained.step(golden.lr);
     }
     let relays = remote.relay_count();
     assert!(!is_relay || relays > steps as u64 / 4, "only {relays} relays in {steps} steps");
@@ -239,19 +243,20 @@ fn train(
 
 #[test]
 fn hundred_server_restarts_keep_the_losses_bit_exact() {
-    check_restarts(&SPANS, options(), 100);
+    check_restarts(&Golden::open("llama-gqa"), &SPANS, options(), 100);
 }
 
 #[test]
 fn server_restarts_during_relays_keep_the_losses_bit_exact() {
-    check_restarts(&REPLICATED_SPANS, RemoteOptions { path: SwarmPath::Relay, ..options() }, 40);
+    let options = RemoteOptions { path: SwarmPath::Relay, ..options() };
+    check_restarts(&Golden::open("llama-gqa"), &REPLICATED_SPANS, options, 40);
 }
 
 /// Kills and restarts servers at random, `times` times in twice as many steps.
-fn check_restarts(spans: &[&str], options: RemoteOptions, times: usize) {
-    let (golden, fixture) = (Golden::open("llama-gqa"), Fixture::new("llama-gqa"));
+pub(crate) fn check_restarts(golden: &Golden, spans: &[&str], options: RemoteOptions, times: usize) {
+    let fixture = Fixture::new("llama-gqa");
     let one = fixture.serve("0:3", "127.0.0.1:0");
-    let expected = train(&golden, std::slice::from_ref(&one.addr), options.clone(), 2 * times, |_| {});
+    let expected = train(golden, std::slice::from_ref(&one.addr), options.clone(), 2 * times, |_| {});
     let serve = |(blocks, addr): (&str, &str)| fixture.serve_with(blocks, addr, &PACE);
     let mut servers: Vec<Server> = spans.iter().map(|blocks| serve((blocks, "127.0.0.1:0"))).collect();
     let addresses: Vec<String> = servers.iter().map(|server| server.addr.clone()).collect();
@@ -276,7 +281,7 @@ fn check_restarts(spans: &[&str], options: RemoteOptions, times: usize) {
                 std::thread::sleep(Duration::from_millis(1));
             }
         };
-        let losses = train(&golden, addresses, options, 2 * times, pace);
+        let losses = train(golden, addresses, options, 2 * times, pace);
         drop(killer.join().expect("it ends"));
         losses
     });
