@@ -134,7 +134,7 @@ impl Outcome {
     pub(crate) fn assert_close(&self, expected: &Outcome, label: &str) {
         assert_close(&self.output, &expected.output, 1e-5, &format!("{label}: output"));
         assert_close(&self.grad_hidden, &expected.grad_hidden, 1e-5, &format!("{label}: gradient of hidden states"));
-        assert_all_close(&self.grads, &expected.grads, 2e-5, &format!("{label}: gradients of tunables"));
+        assert_all_close(&self.grads, &expected.grads, 1e-5, &format!("{label}: gradients of tunables"));
     }
 }
 
