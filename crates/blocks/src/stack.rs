@@ -5,7 +5,7 @@ use sepal_core::{ModelConfig, Ragged, Span, Want};
 use sepal_nn::Tunable;
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::adapters::{Injected, TunableError};
+use crate::adapters::{self, Injected, TunableError};
 use crate::attention::alibi::Alibi;
 use crate::attention::bins::n_mask_scores;
 use crate::attention::masks::MaskConfig;
@@ -110,6 +110,14 @@ impl BlockStack {
             return Ok(Injected::default());
         }
         Injected::new(&self.config, span, lock(&self.blocks).get(span), tunables, self.device())
+    }
+
+    /// Checks names, blocks and shapes of tunables, without converting them.
+    ///
+    /// # Errors
+    /// [`ForwardError::Tunable`] for the first that does not fit.
+    pub fn check_tunables(&self, tunables: &[Tunable]) -> Result<(), ForwardError> {
+        Ok(adapters::check(&self.config, tunables)?)
     }
 
     /// Runs the blocks on `hidden [prefix_len + n_tokens, hidden]`: the prefix that all rows share, then the rows. Text

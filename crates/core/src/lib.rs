@@ -58,6 +58,9 @@ pub const DEEP_PROMPTS: &str = "deep_prompts";
 /// rotated to their positions, then the values. They replace the keys and values that a block computes for the prefix.
 pub const PREFIX_KEYS_VALUES: &str = "prefix_keys_values";
 
+/// Key of an adapter's metadata with the kind of labels, of tasks whose rows are no plain texts.
+pub const LABEL_KIND: &str = "label_kind";
+
 /// Text of an error and its causes, on one line.
 pub fn in_one_line(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());

@@ -19,9 +19,6 @@ impl UsedPlugin {
     }
 }
 
-/// Heads of this project that read or write something else than one row of logits for each text.
-const OTHER_HEADS: [&str; 4] = ["causal-lm", "multiple-choice", "token-classification", "verbalizer"];
-
 /// Head that no class of transformers for sequence classification has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the message names the fields")]
@@ -32,18 +29,11 @@ pub enum HeadMismatch {
         "a head with pooling `{pooling}`: transformers takes the last token of each row; train one with pooling `last`"
     )]
     Pooling { pooling: String },
-    /// The head is of another task.
-    #[error("a head of `{task}`: only those of sequence classification have a class in transformers that Sepal writes")]
-    Task { task: String },
 }
 
-/// Error if the head is of another task, or takes other hidden states than those of the last tokens.
+/// Error if the head takes other hidden states than those of the last tokens.
 pub(crate) fn check_head(task: Option<&UsedPlugin>) -> Result<(), HeadMismatch> {
-    let Some(task) = task else { return Ok(()) };
-    if OTHER_HEADS.contains(&task.name.as_str()) {
-        return Err(HeadMismatch::Task { task: task.name.clone() });
-    }
-    match task.option("pooling").and_then(Value::as_str) {
+    match task.and_then(|task| task.option("pooling")?.as_str()) {
         Some(pooling) if pooling != "last" => Err(HeadMismatch::Pooling { pooling: pooling.to_owned() }),
         _ => Ok(()),
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use sepal_blocks::Ends;
 use sepal_config::Spec;
 use sepal_config::spec::KeptAdapter;
-use sepal_core::in_one_line;
+use sepal_core::{LABEL_KIND, RowForm, in_one_line};
 use sepal_model::Model;
 use sepal_nn::Parameters;
 use sepal_plugin::PROMPTS;
@@ -55,13 +55,18 @@ impl Finish<'_> {
         if let Some(selected) = self.selected(outcome).filter(|_| self.spec.output.adapter == KeptAdapter::Best) {
             model.params.set(selected.params.clone()).map_err(RecordError::Restore)?;
         }
-        let metadata = BTreeMap::from([
+        let mut metadata = BTreeMap::from([
             ("format".to_owned(), "pt".to_owned()),
             ("model_digest".to_owned(), self.frozen.facts(self.spec).digest),
             ("task".to_owned(), self.spec.task.name.clone()),
             ("tuning".to_owned(), self.spec.tuning.names()),
             ("labels".to_owned(), model.head.label_names().join("\n")),
         ]);
+        let task = model.head.task();
+        // Rows of plain texts, of which PEFT knows the heads, need no further description.
+        if task.row_form() != RowForm::Text {
+            metadata.insert(LABEL_KIND.to_owned(), task.kind().to_string());
+        }
         model.params.save(&self.folder.path().join("adapter.safetensors"), &metadata).map_err(RecordError::Adapter)?;
         if let Some(selected) = self.selected(outcome) {
             let prediction = &selected.evaluation.prediction;

@@ -89,7 +89,7 @@ impl Worker {
     ) -> Result<(CallId, Vec<HostTensor>), RemoteError> {
         let passes = batches
             .into_iter()
-            .map(|(batch, route)| execute::forward(&self.servers, Arc::clone(&step), batch, (want, keep_tape), route));
+            .map(|(batch, route)| execute::forward(&self.servers, Arc::clone(&step), batch, want, keep_tape, route));
         let (outputs, traces): (Vec<_>, Vec<_>) = try_join_all(passes).await?.into_iter().unzip();
         let call = CallId(self.next.get());
         self.next.set(call.0 + 1);

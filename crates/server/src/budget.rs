@@ -1,10 +1,11 @@
 //! Bytes of the tunables and cached prefixes of clients, within limits for each client and for all of them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use sepal_wire::{Failure, FailureCode, Limits};
 
+use crate::lock::lock;
 use crate::queue::ClientId;
 
 /// Budget that all connections of a server share.
@@ -42,7 +43,7 @@ impl ByteBudget {
     pub(crate) fn reserve(&self, client: ClientId, bytes: u64) -> Result<Reservation, Failure> {
         let (client_limit, shared_limit) = (self.client_bytes, self.shared_bytes);
         self.check_fits(bytes)?;
-        let mut usage = self.lock();
+        let mut usage = lock(&self.usage);
         let used = usage.clients.get(&client).copied().unwrap_or(0);
         if used + bytes > client_limit || usage.total + bytes > shared_limit {
             let message = format!(
@@ -78,18 +79,13 @@ impl ByteBudget {
 
     /// Bytes that are reserved.
     pub(crate) fn used(&self) -> u64 {
-        self.lock().total
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Usage> {
-        // Every change is whole, so a panic elsewhere leaves the counts right.
-        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.usage).total
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let mut usage = self.budget.lock();
+        let mut usage = lock(&self.budget.usage);
         usage.total -= self.bytes;
         let left = usage.clients.get(&self.client).map_or(0, |used| used - self.bytes);
         match left {

@@ -1,6 +1,6 @@
 //! Computation of jobs on the compute thread.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use sepal_blocks::{
     Batch, BatchGrads, BatchOutput, BlockStack, ForwardError, GradOptions, Injected, InputGrad, Prefix, PrefixCache,
@@ -14,8 +14,9 @@ use sepal_wire::{Failure, FailureCode};
 use tch::Tensor;
 
 use crate::budget::{ByteBudget, Reservation};
+use crate::lock::lock;
 use crate::queue::ClientId;
-use crate::tapes::{StoredTape, TapeId, TapeStore, lock};
+use crate::tapes::{StoredTape, TapeId, TapeStore};
 
 /// Trainable tensors of a client for one step, with names and shapes that fit the blocks.
 #[derive(Debug)]
@@ -56,7 +57,7 @@ impl Tunables {
 
     /// Adapters of the blocks of `span`.
     fn injected(&self, stack: &BlockStack, span: Span) -> Result<Injected, Failure> {
-        let mut injected = lock_ignoring_poison(&self.injected);
+        let mut injected = lock(&self.injected);
         if let Some(injected) = &*injected {
             return Ok(injected.share());
         }
@@ -70,12 +71,12 @@ impl Tunables {
     }
 
     fn cached_prefix(&self) -> Option<PrefixCache> {
-        lock_ignoring_poison(&self.prefix).as_ref().map(|(prefix, _)| prefix.share())
+        lock(&self.prefix).as_ref().map(|(prefix, _)| prefix.share())
     }
 
     /// Keeps the keys and values of a prefix, in the place of earlier ones.
     fn keep_prefix(&self, prefix: PrefixCache) -> Result<(), Failure> {
-        let mut kept = lock_ignoring_poison(&self.prefix);
+        let mut kept = lock(&self.prefix);
         *kept = None;
         let reserved = self.budget.reserve_beside(&self.reserved, prefix.bytes() as u64)?;
         *kept = Some((prefix, reserved));
@@ -88,11 +89,6 @@ fn memory(tensor: &HostTensor) -> u64 {
     let numel: usize = tensor.shape().iter().product();
     let copies = if tensor.dtype() == DType::F32 { 1 } else { 2 };
     (tensor.data().len() + copies * numel * size_of::<f32>()) as u64
-}
-
-/// Locks a value whose every change is whole.
-fn lock_ignoring_poison<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(crate) enum Job {
@@ -247,7 +243,7 @@ fn run_forwards(stack: &BlockStack, jobs: &[ForwardJob]) -> Vec<Result<JobOutput
         let tape = tape.map(|tape| StoredTape {
             bytes: tape.bytes() as u64,
             tape: Some(Box::new(tape)),
-            _tunables: Some(Arc::clone(&job.tunables.reserved)),
+            _reserved: Some(Arc::clone(&job.tunables.reserved)),
         });
         Ok(JobOutput::Forward { hidden: to_wire(&hidden, job.dtype, is_shared)?, tape, not_finite })
     });

@@ -12,6 +12,7 @@ use sepal_wire::{Failure, FailureCode, Timing};
 use tokio::sync::oneshot;
 
 use crate::compute::{self, Job, JobOutput};
+use crate::lock::lock;
 use crate::mailbox::shutting_down;
 use crate::queue::{ClientId, FairQueue};
 use crate::serve::ServerOptions;
@@ -48,7 +49,7 @@ struct QueueState {
 
 impl JobQueue {
     fn lock(&self) -> MutexGuard<'_, QueueState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Waits for the next batch; `None` once the queue is closed and empty.

@@ -29,6 +29,7 @@ mod compute;
 mod engine;
 pub mod environment;
 mod forwarder;
+mod lock;
 mod mailbox;
 pub mod memory;
 mod queue;

@@ -13,9 +13,10 @@ use sepal_wire::sepal_capnp::tuned::{ForwardParams, ForwardResults};
 use sepal_wire::{Failure, FailureCode, MailboxKey, Parts, Relay, Timing, sepal_capnp as wire};
 
 use crate::compute::{BackwardJob, ForwardJob, Job, JobOutput, StatelessJob, TapeExtent, Tunables, invalid};
+use crate::lock::lock;
 use crate::state::{CallGuard, ClientConnection};
 use crate::stats::Method;
-use crate::tapes::{TapeId, lock};
+use crate::tapes::TapeId;
 
 /// Writes the gradients of a backward pass, or its failure, to results of either schema type.
 macro_rules! write_backward_results {

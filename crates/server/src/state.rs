@@ -14,10 +14,11 @@ use crate::budget::ByteBudget;
 use crate::compute::{Job, JobOutput, Tunables, invalid};
 use crate::engine::Engine;
 use crate::forwarder::Forwarder;
+use crate::lock::lock;
 use crate::mailbox::{Mailbox, shutting_down};
 use crate::queue::ClientId;
 use crate::stats::{Method, ServerStats};
-use crate::tapes::{TapeStore, lock};
+use crate::tapes::TapeStore;
 
 pub(crate) struct ServerState {
     pub(crate) engine: Engine,

@@ -15,7 +15,8 @@ use sepal_wire::{Failure, FailureCode, Load, ServerInfo, Timing};
 
 use crate::budget::ByteBudget;
 use crate::engine::EngineCounters;
-use crate::tapes::{TapeStore, lock};
+use crate::lock::lock;
+use crate::tapes::TapeStore;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Method {

@@ -1,7 +1,7 @@
 //! Storage of tapes within a byte budget.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use sepal_blocks::Tape;
 
@@ -18,7 +18,7 @@ pub(crate) struct StoredTape {
     /// Bytes of the tape itself.
     pub(crate) bytes: u64,
     /// Bytes of its tunables, which all tapes of a step share. None in tests of the store.
-    pub(crate) _tunables: Option<Arc<Reservation>>,
+    pub(crate) _reserved: Option<Arc<Reservation>>,
 }
 
 #[derive(Debug)]
@@ -62,11 +62,6 @@ impl TapeStore {
     }
 }
 
-/// Locks the store. Every change to it is atomic, so a panic elsewhere leaves it usable.
-pub(crate) fn lock(tapes: &Mutex<TapeStore>) -> MutexGuard<'_, TapeStore> {
-    tapes.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use sepal_wire::Limits;
@@ -76,7 +71,7 @@ mod tests {
     use crate::queue::ClientId;
 
     fn tape(bytes: u64) -> StoredTape {
-        StoredTape { tape: None, bytes, _tunables: None }
+        StoredTape { tape: None, bytes, _reserved: None }
     }
 
     #[test]
@@ -94,7 +89,7 @@ mod tests {
     fn tunables_are_reserved_as_long_as_a_tape_holds_them() {
         let budget = ByteBudget::new(&Limits::default());
         let reserved = Arc::new(budget.reserve(ClientId(1), 30).expect("room"));
-        let tapes = [40, 40].map(|bytes| StoredTape { _tunables: Some(Arc::clone(&reserved)), ..tape(bytes) });
+        let tapes = [40, 40].map(|bytes| StoredTape { _reserved: Some(Arc::clone(&reserved)), ..tape(bytes) });
         drop(reserved);
         let mut store = TapeStore::new(40);
         let [evicted, stored] = tapes.map(|tape| store.insert(tape));

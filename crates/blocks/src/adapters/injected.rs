@@ -2,11 +2,11 @@ use sepal_core::{ModelConfig, Span, TunableName};
 use sepal_nn::Tunable;
 use tch::{Device, TchError, Tensor};
 
-use super::lora::Lora;
+use super::lora::{FirstFactor, Lora};
 use super::prefix::{DeepPrompts, PrefixKeysValues};
 use super::scale::{ScaleInput, ScaleOutput};
 use super::stacked::Stacked;
-use super::tunables::{Described, describe};
+use super::tunables::{Described, TunableError, describe};
 use super::{Adapter, Injection, Site};
 use crate::exec::block::Block;
 use crate::stack::ForwardError;
@@ -33,9 +33,7 @@ impl Injected {
         device: Device,
     ) -> Result<Self, ForwardError> {
         let shapes: Vec<Vec<usize>> = tunables.iter().map(|tunable| shape(&tunable.tensor)).collect();
-        let named = tunables.iter().zip(&shapes);
-        let described =
-            describe(config, named.map(|(tunable, shape)| (&*tunable.name, tunable.first_block, &shape[..])))?;
+        let described = describe(config, named_shapes(tunables, &shapes))?;
         if let Some(other) = tunables.iter().find(|tunable| tunable.tensor.kind() != tch::Kind::Float) {
             let (found, kind) = (other.tensor.size(), other.tensor.kind());
             return Err(ForwardError::Shape { name: "a tunable", expected: shape(&other.tensor), found, kind });
@@ -97,6 +95,20 @@ impl Injected {
     }
 }
 
+/// Checks names, blocks and shapes of tunables.
+pub(crate) fn check(config: &ModelConfig, tunables: &[Tunable]) -> Result<(), TunableError> {
+    let shapes: Vec<Vec<usize>> = tunables.iter().map(|tunable| shape(&tunable.tensor)).collect();
+    describe(config, named_shapes(tunables, &shapes)).map(drop)
+}
+
+fn named_shapes<'a>(
+    tunables: &'a [Tunable],
+    shapes: &'a [Vec<usize>],
+) -> impl Iterator<Item = (&'a str, usize, &'a [usize])> {
+    let named = tunables.iter().zip(shapes);
+    named.map(|(tunable, shape)| (tunable.name.as_str(), tunable.first_block, shape.as_slice()))
+}
+
 fn shape(tensor: &Tensor) -> Vec<usize> {
     tensor.size().iter().map(|&dim| usize::try_from(dim).unwrap_or(0)).collect()
 }
@@ -154,9 +166,14 @@ impl Builder<'_> {
                     return Ok(());
                 };
                 let b = self.part(b_index, block_idx)?;
+                // The parts of a fused layer have one input, so that the first factor is converted once.
+                let mut factor: Option<FirstFactor> = None;
                 for (place, layer, part) in block.parts_of(site) {
-                    let adapter = Lora::new([index, b_index], [&tensor, &b], part, layer.input())?;
-                    push(place, Box::new(adapter));
+                    let factor = match &factor {
+                        Some(factor) => factor.share(),
+                        None => factor.insert(FirstFactor::new(&tensor, layer.input())?).share(),
+                    };
+                    push(place, Box::new(Lora::new([index, b_index], factor, &b, part)?));
                 }
             }
             // Part of the first factor's adapter.

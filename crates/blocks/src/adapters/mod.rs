@@ -16,6 +16,7 @@ use tch::{TchError, Tensor};
 
 pub(crate) use self::hooks::{AdapterBackward, BlockAdapters, Forward, InnerGrads, SavedAdapters};
 pub use self::injected::Injected;
+pub(crate) use self::injected::check;
 pub(crate) use self::layer_input::LayerInput;
 pub use self::tunables::{TunableError, check_tunables, tunable_names};
 

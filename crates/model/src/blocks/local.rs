@@ -1,6 +1,6 @@
 //! Blocks that run in this process.
 
-use sepal_blocks::{BlockStack, check_tunables};
+use sepal_blocks::BlockStack;
 use sepal_core::{Ragged, Want};
 use sepal_nn::Tunable;
 use sepal_remote::ServerUsage;
@@ -26,10 +26,7 @@ impl LocalBlocks {
 impl Blocks for LocalBlocks {
     fn tune(&self, tunables: Vec<Tunable>) -> Result<Box<dyn BlocksSession + '_>, BlocksError> {
         // Refuses what the blocks do not take before the first batch.
-        let shapes: Vec<Vec<usize>> = tunables.iter().map(|tunable| dims(&tunable.tensor)).collect();
-        let described = tunables.iter().zip(&shapes);
-        let described = described.map(|(tunable, shape)| (&*tunable.name, tunable.first_block, &shape[..]));
-        check_tunables(self.stack.config(), described).map_err(|error| BlocksError::Local(error.into()))?;
+        self.stack.check_tunables(&tunables).map_err(BlocksError::Local)?;
         Ok(Box::new(LocalSession { stack: &self.stack, tunables }))
     }
 
@@ -73,10 +70,6 @@ impl BlocksSession for LocalSession<'_> {
     fn set_graph(&mut self, tunables: Vec<Tunable>) {
         self.tunables = tunables;
     }
-}
-
-fn dims(tensor: &Tensor) -> Vec<usize> {
-    tensor.size().iter().map(|&dim| usize::try_from(dim).unwrap_or(0)).collect()
 }
 
 /// Runs the blocks of this process on `[prefix; tokens]`.

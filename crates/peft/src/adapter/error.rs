@@ -6,6 +6,12 @@ pub enum AdapterError {
     /// The file cannot be read.
     #[error("read the adapter")]
     Read(#[from] sepal_nn::file::ReadError),
+    /// The run has another task than to classify texts.
+    #[error(
+        "use the adapter: `{task}` predicts {kind}, and folders of PEFT and transformers' classes for sequence \
+         classification have one prediction for each text"
+    )]
+    Task { task: String, kind: String },
     /// A required tensor is missing.
     #[error("use the adapter: it has no `{name}`")]
     Missing { name: String },

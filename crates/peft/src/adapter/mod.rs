@@ -7,7 +7,7 @@ mod role;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use sepal_core::{HostTensor, NamedHostTensor, TunableName};
+use sepal_core::{HostTensor, LABEL_KIND, NamedHostTensor, TunableName};
 
 pub use self::error::AdapterError;
 pub(crate) use self::role::{AdapterKind, TensorRole};
@@ -50,6 +50,10 @@ pub(crate) struct LoraShape {
 impl Adapter {
     pub(crate) fn read(path: &Path) -> Result<Self, AdapterError> {
         let sepal_nn::file::Contents { tensors: found, metadata, .. } = sepal_nn::file::read(path)?;
+        if let Some(kind) = metadata.get(LABEL_KIND) {
+            let task = metadata.get("task").cloned().unwrap_or_default();
+            return Err(AdapterError::Task { task, kind: kind.clone() });
+        }
         let (mut tensors, mut score) = (Vec::new(), None);
         for NamedHostTensor { name, tensor } in found {
             match TensorRole::parse(&name) {

@@ -1,5 +1,5 @@
 use sepal_blocks::{BlockStack, ForwardError, KeysValues};
-use sepal_core::Span;
+use sepal_core::{LABEL_KIND, LabelKind, Span, in_one_line};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
@@ -91,17 +91,21 @@ fn heads_without_a_class_in_transformers_are_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let (_, checkpoint) = tiny("gpt2");
     let adapter = Random::new(&checkpoint, false).write(folder.path());
-    for (name, pooling, expected) in [
-        ("sequence-classification", "last", None),
-        ("sequence-classification", "mean", Some("pooling `mean`")),
-        ("token-classification", "last", Some("a head of `token-classification`")),
-        ("multiple-choice", "last", Some("a head of `multiple-choice`")),
+    let mut choices = Random::new(&checkpoint, false);
+    choices.metadata.insert("task".to_owned(), "multiple-choice".to_owned());
+    choices.metadata.insert(LABEL_KIND.to_owned(), LabelKind::Choice.to_string());
+    let other = tempfile::tempdir().expect("a folder");
+    let choices = choices.write(other.path());
+    for (adapter, pooling, expected) in [
+        (&adapter, "last", None),
+        (&adapter, "mean", Some("pooling `mean`")),
+        (&choices, "last", Some("`multiple-choice` predicts one of the options of each row")),
     ] {
         let with = json!({ "pooling": pooling }).as_object().expect("an object").clone();
-        let task = Some(UsedPlugin { name: name.to_owned(), with });
+        let task = Some(UsedPlugin { name: "sequence-classification".to_owned(), with });
         let options = ExportOptions { base_model: "b".to_owned(), task, overwrite: true, ..ExportOptions::default() };
-        let error = export(&options, &checkpoint, &adapter, &folder.path().join("out")).err();
-        let text = error.map(|error| error.to_string());
+        let error = export(&options, &checkpoint, adapter, &folder.path().join("out")).err();
+        let text = error.map(|error| in_one_line(&error));
         assert_eq!(text.is_some(), expected.is_some(), "{text:?}");
         assert!(text.iter().zip(expected).all(|(text, expected)| text.contains(expected)), "{text:?}");
     }

@@ -269,14 +269,16 @@ impl Peer {
         let expected = &self.shared.expected;
         let (ours, theirs) = ([sepal_wire::OLDEST_SERVER, sepal_wire::PROTOCOL], [info.oldest_protocol, info.protocol]);
         let range = |[oldest, newest]: [u32; 2]| format!("{oldest} to {newest}");
-        let has_common = sepal_wire::common_protocol(ours, theirs).is_some();
         let comparisons = [
-            (PROTOCOL, range(ours), range(if has_common { ours } else { theirs })),
             ("the number of blocks", expected.n_blocks.to_string(), info.n_blocks.to_string()),
             ("the hidden size", expected.hidden.to_string(), info.hidden.to_string()),
             ("the digest of the weights", expected.digest.clone(), info.model_digest.clone()),
         ];
-        match comparisons.into_iter().find(|(_, expected, found)| expected != found) {
+        let difference = match sepal_wire::common_protocol(ours, theirs) {
+            None => Some((PROTOCOL, range(ours), range(theirs))),
+            Some(_) => comparisons.into_iter().find(|(_, expected, found)| expected != found),
+        };
+        match difference {
             Some((what, expected, found)) => {
                 let server = self.endpoint.to_string();
                 Err(CallError::Unusable(RemoteError::WrongModel { server, what, expected, found }))

@@ -38,7 +38,8 @@ pub(crate) async fn forward(
     servers: &Rc<Servers>,
     step: Arc<Step>,
     batch: WireBatch,
-    (want, keep_tape): (Want, bool),
+    want: Want,
+    keep_tape: bool,
     route: Vec<Hop>,
 ) -> Result<(HostTensor, Trace), RemoteError> {
     let relay = Relay::new(servers);

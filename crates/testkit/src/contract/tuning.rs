@@ -49,7 +49,7 @@ fn sites() -> Vec<LinearSite> {
 /// begins with `4 * i`, and a text has one token, its number of bytes.
 ///
 /// # Errors
-/// Those of the plugin.
+/// Error of the plugin, if it refuses the options.
 pub fn build_tuning<P: Plugin<Tuning>>(config: P::Config) -> Result<(Parameters, Box<dyn TuningMode>), BuildError> {
     build_tuning_of_sites::<P>(config, &[])
 }
@@ -57,7 +57,7 @@ pub fn build_tuning<P: Plugin<Tuning>>(config: P::Config) -> Result<(Parameters,
 /// Builds a tuning mode for the model of [`build_tuning`], whose blocks have these linear layers.
 ///
 /// # Errors
-/// Those of the plugin.
+/// Error of the plugin, if it refuses the options.
 pub fn build_tuning_of_sites<P: Plugin<Tuning>>(
     config: P::Config,
     sites: &[LinearSite],
