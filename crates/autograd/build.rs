@@ -3,10 +3,12 @@
 use std::env;
 use std::path::PathBuf;
 
-const SOURCES: [&str; 5] = ["src/shim.cpp", "src/quantize.cpp", "src/fused.cpp", "src/linear.cpp", "src/memory.cpp"];
+const SOURCES: [&str; 5] = ["src/shim.cpp", "src/packed.cpp", "src/fused.cpp", "src/linear.cpp", "src/memory.cpp"];
 
 fn main() {
-    println!("cargo:rerun-if-changed=src/kernels.h");
+    for header in ["src/kernels.h", "src/packed_rows.h"] {
+        println!("cargo:rerun-if-changed={header}");
+    }
     for source in SOURCES {
         println!("cargo:rerun-if-changed={source}");
     }

@@ -1,9 +1,10 @@
 //! Element-wise steps of transformer blocks, forward and backward, each in one pass over memory.
 //!
-//! Matrices are fp32, `[n, width]`. Rows may have gaps between them, so that views of a matrix are valid arguments. Other
-//! devices than the CPU use libtorch's own operations, in several passes. libtorch's autograd records none of them.
+//! Matrices are `[n, width]`, and all steps compute in fp32. Matrices of other kinds, bf16 for example, are converted in
+//! further passes. Rows may have gaps between them, so that views of a matrix are valid arguments. Other devices than the
+//! CPU use libtorch's own operations, in several passes. libtorch's autograd records none of them.
 
-use tch::{Device, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::portable;
 
@@ -18,51 +19,54 @@ kernels! {
 }
 
 /// RMSNorm without a weight (arXiv 1910.07467): `y = x s` with `s = 1 / sqrt(mean(x²) + eps)` for each row. Returns
-/// `y [n, width]` and the scales `s [n, 1]`.
+/// `y [n, width]` and the scales `s [n, 1]`, both fp32.
 ///
 /// # Errors
-/// [`TchError`] if `x` is not a matrix of fp32.
+/// [`TchError`] if `x` is not a matrix.
 pub fn rms_norm(x: &Tensor, eps: f64) -> Result<(Tensor, Tensor), TchError> {
-    if has_no_kernel(x) {
-        return portable::rms_norm(x, eps);
+    let x = x.f_to_kind(Kind::Float)?;
+    if has_no_kernel(&x) {
+        return portable::rms_norm(&x, eps);
     }
     let y = x.f_empty_like()?;
     let scales = x.f_new_empty([x.size()[0], 1], (x.kind(), x.device()))?;
-    sepal_fused_rms_norm(x, &y, &scales, eps)?;
+    sepal_fused_rms_norm(&x, &y, &scales, eps)?;
     Ok((y, scales))
 }
 
-/// Adds the gradient of [`rms_norm`]'s input to `sum`, all `[n, width]`.
+/// Adds the gradient of [`rms_norm`]'s input to `sum`, all `[n, width]`. `sum` and `scales` are fp32.
 ///
 /// # Errors
-/// [`TchError`] if shapes disagree.
+/// [`TchError`] if shapes disagree, or if `sum` is not fp32.
 pub fn add_rms_norm_grad(sum: &mut Tensor, grad: &Tensor, x: &Tensor, scales: &Tensor) -> Result<(), TchError> {
-    if has_no_kernel(x) {
-        return portable::add_rms_norm_grad(sum, grad, x, scales);
+    let (grad, x) = (grad.f_to_kind(Kind::Float)?, x.f_to_kind(Kind::Float)?);
+    if has_no_kernel(&x) {
+        return portable::add_rms_norm_grad(sum, &grad, &x, scales);
     }
-    sepal_fused_rms_norm_backward(grad, x, scales, sum)
+    sepal_fused_rms_norm_backward(&grad, &x, scales, sum)
 }
 
 /// LayerNorm without weight and bias (arXiv 1607.06450): `y = (x - m) s` with the mean `m` and
-/// `s = 1 / sqrt(var(x) + eps)` of each row. Returns `y [n, width]`, the means `[n, 1]` and the scales `[n, 1]`.
+/// `s = 1 / sqrt(var(x) + eps)` of each row. Returns `y [n, width]`, the means `[n, 1]` and the scales `[n, 1]`, all fp32.
 ///
 /// # Errors
-/// [`TchError`] if `x` is not a matrix of fp32.
+/// [`TchError`] if `x` is not a matrix.
 pub fn layer_norm(x: &Tensor, eps: f64) -> Result<(Tensor, Tensor, Tensor), TchError> {
-    if has_no_kernel(x) {
-        return portable::layer_norm(x, eps);
+    let x = x.f_to_kind(Kind::Float)?;
+    if has_no_kernel(&x) {
+        return portable::layer_norm(&x, eps);
     }
     let y = x.f_empty_like()?;
     let empty = || x.f_new_empty([x.size()[0], 1], (x.kind(), x.device()));
     let (means, scales) = (empty()?, empty()?);
-    sepal_fused_layer_norm(x, &y, &means, &scales, eps)?;
+    sepal_fused_layer_norm(&x, &y, &means, &scales, eps)?;
     Ok((y, means, scales))
 }
 
-/// Adds the gradient of [`layer_norm`]'s input to `sum`, all `[n, width]`.
+/// Adds the gradient of [`layer_norm`]'s input to `sum`, all `[n, width]`. `sum`, `means` and `scales` are fp32.
 ///
 /// # Errors
-/// [`TchError`] if shapes disagree.
+/// [`TchError`] if shapes disagree, or if `sum` is not fp32.
 pub fn add_layer_norm_grad(
     sum: &mut Tensor,
     grad: &Tensor,
@@ -70,24 +74,26 @@ pub fn add_layer_norm_grad(
     means: &Tensor,
     scales: &Tensor,
 ) -> Result<(), TchError> {
-    if has_no_kernel(x) {
-        return portable::add_layer_norm_grad(sum, grad, x, means, scales);
+    let (grad, x) = (grad.f_to_kind(Kind::Float)?, x.f_to_kind(Kind::Float)?);
+    if has_no_kernel(&x) {
+        return portable::add_layer_norm_grad(sum, &grad, &x, means, scales);
     }
-    sepal_fused_layer_norm_backward(grad, x, means, scales, sum)
+    sepal_fused_layer_norm_backward(&grad, &x, means, scales, sum)
 }
 
-/// Returns `silu(gate) up`, `[n, width]`, for `gate_up [n, 2 width]` with the gate first.
+/// Returns `silu(gate) up`, `[n, width]`, for `gate_up [n, 2 width]` with the gate first, of the same kind.
 ///
 /// # Errors
-/// [`TchError`] if `gate_up` is not a matrix of fp32.
+/// [`TchError`] if `gate_up` is not a matrix.
 pub fn silu_mul(gate_up: &Tensor) -> Result<Tensor, TchError> {
     if has_no_kernel(gate_up) {
         return portable::silu_mul(gate_up);
     }
     let (n, width) = gate_up.size2()?;
-    let y = gate_up.f_new_empty([n, width / 2], (gate_up.kind(), gate_up.device()))?;
-    sepal_fused_silu_mul(gate_up, &y)?;
-    Ok(y)
+    let wide = gate_up.f_to_kind(Kind::Float)?;
+    let y = wide.f_new_empty([n, width / 2], (wide.kind(), wide.device()))?;
+    sepal_fused_silu_mul(&wide, &y)?;
+    y.f_to_kind(gate_up.kind())
 }
 
 /// Writes the gradient of [`silu_mul`]'s input, `[n, 2 width]`, into `out`; `grad` is `[n, width]`.
@@ -98,7 +104,10 @@ pub fn silu_mul_grad(out: &mut Tensor, grad: &Tensor, gate_up: &Tensor) -> Resul
     if has_no_kernel(gate_up) {
         return portable::silu_mul_grad(out, grad, gate_up);
     }
-    sepal_fused_silu_mul_backward(grad, gate_up, out)
+    let (grad, gate_up) = (grad.f_to_kind(Kind::Float)?, gate_up.f_to_kind(Kind::Float)?);
+    let wide = out.f_to_kind(Kind::Float)?;
+    sepal_fused_silu_mul_backward(&grad, &gate_up, &wide)?;
+    write_back(out, &wide)
 }
 
 /// Direction of [`rotate`].
@@ -111,7 +120,8 @@ pub enum Rotate {
 }
 
 /// Rotates the heads of `x [n, heads * head_dim]` in place by the angles with these `cos` and `sin`, `[n, half]`. The
-/// numbers `i` and `i + half` of a head are a pair (arXiv 2104.09864). Numbers from `2 half` on do not change.
+/// numbers `i` and `i + half` of a head are a pair (arXiv 2104.09864). Numbers from `2 half` on do not change. `cos` and
+/// `sin` are fp32.
 ///
 /// # Errors
 /// [`TchError`] if shapes disagree.
@@ -120,7 +130,14 @@ pub fn rotate(x: &mut Tensor, cos: &Tensor, sin: &Tensor, head_dim: i64, directi
     if has_no_kernel(x) {
         return portable::rotate(x, cos, sin, head_dim, sign);
     }
-    sepal_fused_rotate(x, cos, sin, head_dim, sign)
+    let wide = x.f_to_kind(Kind::Float)?;
+    sepal_fused_rotate(&wide, cos, sin, head_dim, sign)?;
+    write_back(x, &wide)
+}
+
+/// Converts a result in fp32 to `tensor`, unless both are the same.
+fn write_back(tensor: &mut Tensor, wide: &Tensor) -> Result<(), TchError> {
+    if tensor.kind() == Kind::Float { Ok(()) } else { tensor.f_copy_(wide) }
 }
 
 fn has_no_kernel(tensor: &Tensor) -> bool {
@@ -130,8 +147,6 @@ fn has_no_kernel(tensor: &Tensor) -> bool {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
-
-    use tch::Kind;
 
     use super::*;
 
@@ -229,6 +244,65 @@ mod tests {
         assert_close(&rotated.narrow(1, 5, 2), &expected);
         rotate(&mut rotated.narrow(1, 0, 10), &cos, &sin, 5, Rotate::Backward).expect("rotated");
         assert_close(&rotated, &x);
+    }
+
+    /// Kinds of 16 bits.
+    const HALF_KINDS: [Kind; 2] = [Kind::BFloat16, Kind::Half];
+
+    /// Pseudo-random numbers of a kind, and the same in fp32.
+    fn rounded(n: i64, width: i64, kind: Kind) -> (Tensor, Tensor) {
+        let half = random(n, width).to_kind(kind);
+        let wide = half.to_kind(Kind::Float);
+        (half, wide)
+    }
+
+    #[test]
+    fn norms_of_16_bits_equal_those_of_the_widened_numbers() {
+        for kind in HALF_KINDS {
+            let ((x, wide_x), (grad, wide_grad)) = (rounded(5, 12, kind), rounded(5, 12, kind));
+            let start = random(5, 12);
+            let (y, scales) = rms_norm(&x, 1e-5).expect("a norm");
+            let (wide_y, wide_scales) = rms_norm(&wide_x, 1e-5).expect("a norm");
+            assert_eq!((y.kind(), scales.kind()), (Kind::Float, Kind::Float));
+            assert_eq!((&y, &scales), (&wide_y, &wide_scales), "{kind:?}");
+            let (mut sum, mut wide_sum) = (start.copy(), start.copy());
+            add_rms_norm_grad(&mut sum, &grad, &x, &scales).expect("a gradient");
+            add_rms_norm_grad(&mut wide_sum, &wide_grad, &wide_x, &scales).expect("a gradient");
+            assert_eq!(sum, wide_sum, "{kind:?}");
+
+            let (y, means, scales) = layer_norm(&x, 1e-5).expect("a norm");
+            let (wide_y, wide_means, wide_scales) = layer_norm(&wide_x, 1e-5).expect("a norm");
+            assert_eq!((y.kind(), means.kind(), scales.kind()), (Kind::Float, Kind::Float, Kind::Float));
+            assert_eq!((&y, &means, &scales), (&wide_y, &wide_means, &wide_scales), "{kind:?}");
+            let (mut sum, mut wide_sum) = (start.copy(), start.copy());
+            add_layer_norm_grad(&mut sum, &grad, &x, &means, &scales).expect("a gradient");
+            add_layer_norm_grad(&mut wide_sum, &wide_grad, &wide_x, &means, &scales).expect("a gradient");
+            assert_eq!(sum, wide_sum, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn gates_and_rotations_of_16_bits_round_the_result_in_fp32() {
+        for kind in HALF_KINDS {
+            let ((x, wide_x), (grad, wide_grad)) = (rounded(5, 12, kind), rounded(5, 6, kind));
+            let y = silu_mul(&x).expect("a product");
+            assert_eq!(y.kind(), kind);
+            assert_eq!(y, silu_mul(&wide_x).expect("a product").to_kind(kind));
+            let (mut out, mut wide_out) = (x.empty_like(), wide_x.empty_like());
+            silu_mul_grad(&mut out, &grad, &x).expect("a gradient");
+            silu_mul_grad(&mut wide_out, &wide_grad, &wide_x).expect("a gradient");
+            assert_eq!(out, wide_out.to_kind(kind));
+
+            // Two heads of five, of which the first four are pairs, in rows with gaps between them.
+            let angles = random(5, 2);
+            let (cos, sin) = (angles.cos(), angles.sin());
+            for direction in [Rotate::Forward, Rotate::Backward] {
+                let (found, expected) = (x.copy(), wide_x.copy());
+                rotate(&mut found.narrow(1, 0, 10), &cos, &sin, 5, direction).expect("rotated");
+                rotate(&mut expected.narrow(1, 0, 10), &cos, &sin, 5, direction).expect("rotated");
+                assert_eq!(found, expected.to_kind(kind));
+            }
+        }
     }
 
     #[test]

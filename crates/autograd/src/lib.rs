@@ -5,11 +5,11 @@
 //!   inputs. Double backward is not supported.
 //! - [`fused`] computes element-wise steps of transformer blocks in one pass over memory.
 //! - [`linear`] multiplies hidden states and frozen weights, by oneDNN if that is faster.
-//! - [`quantize`] stores weights in 8 and in 4 bits.
+//! - [`packed`] widens matrices in 16, 8 or fewer bits, [`quantize`] packs them.
 //! - [`memory`] shares a tensor's memory with [`bytes::Bytes`], in both directions.
 //!
-//! The crate has no knowledge of models, networks or the use of shared memory. It is the only one with `unsafe` code,
-//! depends on no other crate of the workspace, and serves `nn`, `blocks` and `remote`.
+//! The crate has no knowledge of models, networks or the use of shared memory. It is the only one with `unsafe` code. Of the
+//! workspace it uses `core`, for the names of encodings, and it serves `nn`, `blocks` and `remote`.
 //!
 //! Invariants: a closure is called at most once and dropped with the graph, called or not. Its error or panic becomes an
 //! error of [`tch::Tensor::f_backward`].
@@ -49,6 +49,7 @@ macro_rules! kernels {
 pub mod fused;
 pub mod linear;
 pub mod memory;
+pub mod packed;
 mod portable;
 pub mod quantize;
 

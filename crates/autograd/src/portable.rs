@@ -3,6 +3,8 @@
 
 use tch::{Kind, TchError, Tensor};
 
+use crate::quantize::{NF4_GROUP, SCALE_BYTES};
+
 pub(crate) fn rms_norm(x: &Tensor, eps: f64) -> Result<(Tensor, Tensor), TchError> {
     let scales = mean(&x.f_square()?)?.f_add_scalar(eps)?.f_rsqrt()?;
     Ok((x.f_mul(&scales)?, scales))
@@ -35,17 +37,18 @@ pub(crate) fn add_layer_norm_grad(
 
 pub(crate) fn silu_mul(gate_up: &Tensor) -> Result<Tensor, TchError> {
     let (gate, up) = halves(gate_up)?;
-    gate.f_silu()?.f_mul_(&up)
+    gate.f_to_kind(Kind::Float)?.f_silu()?.f_mul_(&up)?.f_to_kind(gate_up.kind())
 }
 
 pub(crate) fn silu_mul_grad(out: &mut Tensor, grad: &Tensor, gate_up: &Tensor) -> Result<(), TchError> {
     let (gate, up) = halves(gate_up)?;
+    let (gate, grad) = (gate.f_to_kind(Kind::Float)?, grad.f_to_kind(Kind::Float)?);
     let (mut grad_gate, mut grad_up) = halves(out)?;
     grad_gate.f_copy_(&gate.f_silu_backward(&grad.f_mul(&up)?)?)?;
-    grad_up.f_copy_(&gate.f_silu()?.f_mul_(grad)?)
+    grad_up.f_copy_(&gate.f_silu()?.f_mul_(&grad)?)
 }
 
-/// As [`crate::fused::rotate`]; `sign` is 1 or -1.
+/// As [`crate::fused::rotate`]; `sign` is 1 or -1. Products of any kind with the fp32 of `cos` and `sin` are fp32.
 pub(crate) fn rotate(x: &mut Tensor, cos: &Tensor, sin: &Tensor, head_dim: i64, sign: f64) -> Result<(), TchError> {
     let (n, width) = x.size2()?;
     let half = cos.size()[1];
@@ -62,25 +65,32 @@ pub(crate) fn rotate(x: &mut Tensor, cos: &Tensor, sin: &Tensor, head_dim: i64, 
     first.f_copy_(&rotated)
 }
 
-pub(crate) fn dequantize_int8(quantized: &Tensor, scales: &Tensor, columns: &Tensor) -> Result<Tensor, TchError> {
-    quantized.f_to_kind(Kind::Float)?.f_mul_(&scales.f_unsqueeze(1)?)?.f_mul_(columns)
+/// Numbers of rows of [`RowEncoding::Int8`](sepal_core::RowEncoding::Int8), `[n, width]`.
+pub(crate) fn widen_int8(rows: &Tensor) -> Result<Tensor, TchError> {
+    let width = rows.size()[1] - SCALE_BYTES;
+    let numbers = rows.f_narrow(1, SCALE_BYTES, width)?.f_contiguous()?.f_view_dtype(Kind::Int8)?;
+    numbers.f_to_kind(Kind::Float)?.f_mul(&scales(&rows.f_narrow(1, 0, SCALE_BYTES)?)?)
 }
 
-/// As [`crate::quantize::dequantize_nf4`], with its levels and the number of numbers that share a scale.
-pub(crate) fn dequantize_nf4(
-    quantized: &Tensor,
-    scales: &Tensor,
-    columns: &Tensor,
-    levels: &Tensor,
-    group: i64,
-) -> Result<Tensor, TchError> {
-    let (n, width) = (quantized.size()[0], columns.size()[0]);
-    let quantized = quantized.f_view([n, -1, group / 2])?.f_to_kind(Kind::Int64)?;
+/// Numbers of rows of [`RowEncoding::Nf4`](sepal_core::RowEncoding::Nf4), `[n, width]`, with its levels `[16]`.
+pub(crate) fn widen_nf4(rows: &Tensor, levels: &Tensor, width: i64) -> Result<Tensor, TchError> {
+    let n = rows.size()[0];
+    let groups = rows.f_view([n, -1, SCALE_BYTES + NF4_GROUP / 2])?;
+    let quantized = groups.f_narrow(2, SCALE_BYTES, NF4_GROUP / 2)?.f_to_kind(Kind::Int64)?;
     let (low, high) = (quantized.f_bitwise_and(15)?, quantized.f_bitwise_right_shift_tensor_scalar(4)?);
     let indices = Tensor::f_cat(&[low, high], 2)?;
-    let numbers = levels.f_index_select(0, &indices.f_view([-1])?)?.f_view([n, -1, group])?;
-    let numbers = numbers.f_mul(&scales.f_unsqueeze(2)?)?.f_view([n, -1])?;
-    numbers.f_narrow(1, 0, width)?.f_mul(columns)
+    let numbers = levels.f_index_select(0, &indices.f_view([-1])?)?.f_view([n, -1, NF4_GROUP])?;
+    let numbers = numbers.f_mul(&scales(&groups.f_narrow(2, 0, SCALE_BYTES)?)?)?;
+    numbers.f_view([n, -1])?.f_narrow(1, 0, width)
+}
+
+/// fp32 factors of the bytes `[.., 4]`, `[.., 1]`.
+fn scales(bytes: &Tensor) -> Result<Tensor, TchError> {
+    let mut shape = bytes.size();
+    shape.pop();
+    shape.push(1);
+    // A copy, because the bytes of a view may be misaligned.
+    bytes.f_detach_copy()?.f_reshape([-1])?.f_view_dtype(Kind::Float)?.f_view(shape.as_slice())
 }
 
 pub(crate) fn linear(
@@ -108,10 +118,12 @@ fn halves(gate_up: &Tensor) -> Result<(Tensor, Tensor), TchError> {
 
 #[cfg(test)]
 mod tests {
+    use sepal_core::{NF4_LEVELS, RowEncoding};
     use tch::Device;
 
     use super::*;
     use crate::fused::{self, Rotate};
+    use crate::packed::{Columns, widen};
     use crate::quantize;
 
     fn random(n: i64, width: i64) -> Tensor {
@@ -167,15 +179,39 @@ mod tests {
     }
 
     #[test]
-    fn dequantize_equals_fused_kernels() {
-        let (numbers, columns) = (random(5, 130), random(1, 130).view([130]));
-        let (quantized, scales) = quantize::quantize_int8(&numbers).expect("quantized");
-        let fused = quantize::dequantize_int8(&quantized, &scales, &columns).expect("numbers");
-        assert_close(&dequantize_int8(&quantized, &scales, &columns).expect("numbers"), &fused);
-        let (quantized, scales) = quantize::quantize_nf4(&numbers).expect("quantized");
-        let fused = quantize::dequantize_nf4(&quantized, &scales, &columns).expect("numbers");
-        let levels = Tensor::from_slice(&quantize::NF4_LEVELS);
-        let plain = dequantize_nf4(&quantized, &scales, &columns, &levels, quantize::NF4_GROUP);
-        assert_close(&plain.expect("numbers"), &fused);
+    fn gates_and_rotations_of_16_bits_are_close_to_fused_kernels() {
+        let (x, grad) = (random(7, 30).to_kind(Kind::BFloat16), random(7, 15).to_kind(Kind::BFloat16));
+        // Both round a result in fp32 once, and may differ in that result's last bits.
+        let assert_close = |found: &Tensor, expected: &Tensor| {
+            assert_eq!((found.kind(), expected.kind()), (Kind::BFloat16, Kind::BFloat16));
+            assert!(found.allclose(expected, 1e-2, 1e-5, false));
+        };
+        assert_close(&silu_mul(&x).expect("a product"), &fused::silu_mul(&x).expect("a product"));
+        let (mut out, mut fused_out) = (x.empty_like(), x.empty_like());
+        silu_mul_grad(&mut out, &grad, &x).expect("a gradient");
+        fused::silu_mul_grad(&mut fused_out, &grad, &x).expect("a gradient");
+        assert_close(&out, &fused_out);
+        let angles = random(7, 2);
+        let (rotated, fused_rotated) = (x.copy(), x.copy());
+        let (cos, sin) = (angles.cos(), angles.sin());
+        rotate(&mut rotated.narrow(1, 0, 20), &cos, &sin, 5, 1.0).expect("rotated");
+        fused::rotate(&mut fused_rotated.narrow(1, 0, 20), &cos, &sin, 5, Rotate::Forward).expect("rotated");
+        assert_close(&rotated, &fused_rotated);
+    }
+
+    #[test]
+    fn widened_rows_equal_kernels() {
+        let numbers = random(5, 130);
+        let rows = quantize::quantize_int8(&numbers).expect("rows");
+        let fused = widen(&rows, RowEncoding::Int8, 130, Columns::default()).expect("numbers");
+        assert_eq!(widen_int8(&rows).expect("numbers"), fused);
+        // The factor of a row that begins at an odd byte.
+        let odd = quantize::quantize_int8(&random(3, 31)).expect("rows").narrow(0, 1, 1);
+        let fused = widen(&odd, RowEncoding::Int8, 31, Columns::default()).expect("numbers");
+        assert_eq!(widen_int8(&odd).expect("numbers"), fused);
+        let rows = quantize::quantize_nf4(&numbers).expect("rows");
+        let fused = widen(&rows, RowEncoding::Nf4, 130, Columns::default()).expect("numbers");
+        let plain = widen_nf4(&rows, &Tensor::from_slice(&NF4_LEVELS), 130);
+        assert_eq!(plain.expect("numbers"), fused);
     }
 }

@@ -1,12 +1,17 @@
 use serde::{Deserialize, Serialize};
 
-/// Format of the weights of frozen linear layers in memory. Norms and embeddings stay in fp32, and products are computed
-/// in fp32 for every format.
+use crate::{DType, Device};
+
+/// Format of the weights of frozen linear layers in memory. Norms and embeddings stay in fp32. Weights are widened for each
+/// product, a part of a matrix at a time, to the format of the computation, see [`ComputeFormat`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WeightFormat {
-    /// 4 bytes per number, unrounded.
+    /// As in the file: matrices in 16 or fewer bits stay as they are, unless they are computed in 16 bits or on a GPU, which
+    /// keeps some encodings only. The numbers are those of [`F32`](Self::F32).
     #[default]
+    Auto,
+    /// Unrounded: 4 bytes per number, or 2 in the format of a computation in 16 bits.
     F32,
     /// 2 bytes per number, with the range of fp32.
     Bf16,
@@ -21,11 +26,14 @@ pub enum WeightFormat {
 
 impl WeightFormat {
     /// All formats.
-    pub const ALL: [Self; 5] = [Self::F32, Self::Bf16, Self::F16, Self::Int8, Self::Nf4];
+    pub const ALL: [Self; 6] = [Self::Auto, Self::F32, Self::Bf16, Self::F16, Self::Int8, Self::Nf4];
+    /// The formats with one number of bits for every model.
+    pub const FIXED: [Self; 5] = [Self::F32, Self::Bf16, Self::F16, Self::Int8, Self::Nf4];
 
-    /// Written name: `f32`, `bf16`, `f16`, `int8` or `nf4`.
+    /// Written name: `auto`, `f32`, `bf16`, `f16`, `int8` or `nf4`.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Auto => "auto",
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::F16 => "f16",
@@ -34,10 +42,10 @@ impl WeightFormat {
         }
     }
 
-    /// Bits per number, including its share of the factors.
+    /// Bits per number, including its share of the factors; of [`Auto`](Self::Auto), at most.
     pub fn bits(self) -> f64 {
         match self {
-            Self::F32 => 32.0,
+            Self::Auto | Self::F32 => 32.0,
             Self::Bf16 | Self::F16 => 16.0,
             Self::Int8 => 8.0,
             Self::Nf4 => 4.5,
@@ -48,10 +56,63 @@ impl WeightFormat {
     /// differently have different digests, so that no route mixes them.
     pub fn digest(self, checkpoint: &str) -> String {
         match self {
-            Self::F32 => checkpoint.to_owned(),
+            Self::Auto | Self::F32 => checkpoint.to_owned(),
             rounded => format!("{checkpoint}+{rounded}"),
         }
     }
 }
 
-text_by_name!(WeightFormat, "a format of weights; write f32, bf16, f16, int8 or nf4");
+text_by_name!(WeightFormat, "a format of weights; write auto, f32, bf16, f16, int8 or nf4");
+
+/// Format of the products of frozen blocks, of what they take and return, and of tapes. Products are summed in fp32 (on a
+/// GPU, cuBLAS may add partial sums in 16 bits). The
+/// hidden states between blocks, statistics of norms, softmax, tunables and their gradients are fp32 in every format.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ComputeFormat {
+    /// fp32.
+    #[default]
+    F32,
+    /// bf16, with the range of fp32 and 8 bits of precision.
+    Bf16,
+    /// fp16, with 11 bits of precision and numbers up to 65504.
+    F16,
+}
+
+impl ComputeFormat {
+    /// All formats.
+    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::F16];
+
+    /// Default format on a device: fp32 on a CPU, bf16 on a GPU.
+    pub fn default_on(device: Device) -> Self {
+        match device {
+            Device::Cpu => Self::F32,
+            Device::Cuda(_) => Self::Bf16,
+        }
+    }
+
+    /// Written name: `f32`, `bf16` or `f16`.
+    pub fn name(self) -> &'static str {
+        self.dtype().name()
+    }
+
+    /// The same number format of a tensor.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::Bf16,
+            Self::F16 => DType::F16,
+        }
+    }
+
+    /// Digest of a model that is computed in this format, from the digest of its weights, see [`WeightFormat::digest`].
+    /// Models that are computed differently have different digests, so that no route mixes them.
+    pub fn digest(self, weights: &str) -> String {
+        match self {
+            Self::F32 => weights.to_owned(),
+            rounded => format!("{weights}+compute-{rounded}"),
+        }
+    }
+}
+
+text_by_name!(ComputeFormat, "a format of the computation; write f32, bf16 or f16");

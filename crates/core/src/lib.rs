@@ -22,12 +22,14 @@
 mod text_form;
 
 mod device;
+mod digest;
 mod format;
 mod grad_scaler;
 mod host;
 mod labels;
 mod model;
 mod nearest;
+mod packed;
 mod q8;
 mod ragged;
 mod span;
@@ -36,12 +38,14 @@ mod token_batch;
 mod tunable;
 
 pub use device::Device;
-pub use format::WeightFormat;
+pub use digest::ModelDigest;
+pub use format::{ComputeFormat, WeightFormat};
 pub use grad_scaler::GradScalerConfig;
 pub use host::{DType, HostTensor, NamedHostTensor, ShapeError};
 pub use labels::{LabelKind, Labels};
 pub use model::{Activation, Experts, Factors, Family, ModelConfig, Rope, RopeScaling, ScoreRule, Window};
 pub use nearest::{NameMatching, nearest};
+pub use packed::{NF4_LEVELS, PackedError, PackedMatrix, RowEncoding};
 pub use ragged::{Ragged, RaggedError};
 pub use span::{Span, SpanError};
 pub use task::{CellKind, Columns, RowForm, Task};

@@ -34,6 +34,7 @@ families! {
     Glm4 = "glm4",
     Gpt2 = "gpt2",
     GptNeox = "gpt_neox",
+    GptOss = "gpt_oss",
     Granite = "granite",
     Llama = "llama",
     Mistral = "mistral",
@@ -42,6 +43,7 @@ families! {
     Olmo3 = "olmo3",
     Opt = "opt",
     Phi3 = "phi3",
+    Phimoe = "phimoe",
     Qwen2 = "qwen2",
     Qwen2Moe = "qwen2_moe",
     Qwen3 = "qwen3",
@@ -86,6 +88,9 @@ pub struct ModelConfig {
     /// of the serialized configuration, so a part that only some families have is left out where it is absent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unrotated_blocks: Vec<bool>,
+    /// True if queries and keys have norms with a weight for each head, in a family of which only some models have them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_head_norms: bool,
     /// Longest supported sequence, prompts included; `None` without a stated limit.
     pub max_positions: Option<usize>,
     /// Treatment of attention scores.
@@ -131,6 +136,7 @@ impl ModelConfig {
             initializer_range: 0.02,
             rope: Some(Rope { theta: 10_000.0, dim: head_dim, scaling: RopeScaling::Default }),
             unrotated_blocks: Vec::new(),
+            has_head_norms: false,
             max_positions: None,
             scores: ScoreRule::default(),
             activation: Activation::Silu,
@@ -185,7 +191,7 @@ pub struct Window {
 }
 
 /// Activation between the layers of the MLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// `x sigmoid(x)`.
@@ -196,10 +202,18 @@ pub enum Activation {
     GeluTanh,
     /// `max(x, 0)`.
     Relu,
+    /// `x sigmoid(alpha x)` of `x` up to `limit`. In a gated MLP the other half is limited to `-limit..limit`, and 1 is added
+    /// to it.
+    ClampedSwiglu {
+        /// Factor within the sigmoid.
+        alpha: f64,
+        /// Limit of both halves.
+        limit: f64,
+    },
 }
 
 /// A mixture of experts: each position passes the `per_token` MLPs with the highest router scores.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Experts {
     /// Number of MLPs in a block.
     pub count: usize,
@@ -212,12 +226,17 @@ pub struct Experts {
     /// Inner size of an MLP that all positions pass as well, times the sigmoid of a gate, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared_ffn: Option<usize>,
+    /// Jitter of a SparseMixer (arXiv 2409.12136), if it weights the two chosen MLPs: each by its part of a softmax of the
+    /// scores that were not chosen before it and are close to its own. A score `s` is close to the score `m` of a chosen MLP
+    /// if `(m - s) / max(m, |s|)` is at most twice the jitter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sparse_mixer: Option<f64>,
 }
 
 impl Experts {
     /// A mixture of `count` MLPs with the softmax of the `per_token` highest scores, and no shared MLP.
     pub fn new(count: usize, per_token: usize) -> Self {
-        Self { count, per_token, is_softmax_of_all: false, shared_ffn: None }
+        Self { count, per_token, is_softmax_of_all: false, shared_ffn: None, sparse_mixer: None }
     }
 }
 
@@ -266,6 +285,10 @@ pub enum RopeScaling {
         original_max_positions: usize,
         /// `attention_factor`; `0.1 ln(factor) + 1` if not stated.
         attention_factor: Option<f64>,
+        /// True if the ramp begins and ends between pairs of dimensions, `truncate: false`; false if it is rounded outwards
+        /// to whole pairs.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        is_untruncated: bool,
     },
     /// LongRoPE (arXiv 2402.13753): a factor for each wavelength. Models have a second list for sequences beyond their
     /// original maximum. It is not used: keys would depend on the positions that follow them.

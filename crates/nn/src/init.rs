@@ -5,7 +5,9 @@ use rand::seq::index;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal, StandardUniform};
 use sha2::{Digest, Sha256};
-use tch::{Kind, TchError, Tensor};
+use tch::{TchError, Tensor};
+
+use crate::{RowSource, RowsError};
 
 /// Failed initialisation.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +20,9 @@ pub enum InitError {
     /// A dimension is negative, or the tensor is too large.
     #[error("make a tensor of shape {shape:?}")]
     Shape { shape: Vec<i64> },
+    /// The rows of the matrix cannot be read.
+    #[error("sample rows of a matrix")]
+    Read(#[from] RowsError),
     /// libtorch failed.
     #[error("initialise a tensor")]
     Torch(#[from] TchError),
@@ -68,21 +73,22 @@ fn draw(shape: &[i64], mut next: impl FnMut() -> f64) -> Result<Tensor, InitErro
 /// words.
 ///
 /// # Errors
-/// [`InitError::Rows`] if `matrix` is not a matrix or has fewer than `n` rows.
-pub fn sample_rows(matrix: &Tensor, n: usize, rng: &mut ChaCha8Rng) -> Result<Tensor, InitError> {
-    let shape = matrix.size();
+/// [`InitError::Rows`] if `matrix` is not a matrix or has fewer than `n` rows, [`InitError::Read`] if it cannot be read.
+pub fn sample_rows(matrix: &dyn RowSource, n: usize, rng: &mut ChaCha8Rng) -> Result<Tensor, InitError> {
+    let shape = matrix.shape();
     let rows = match shape[..] {
         [rows, _] if rows.unsigned_abs() as usize >= n => rows.unsigned_abs() as usize,
         _ => return Err(InitError::Rows { n_requested: n, shape }),
     };
     let picked: Vec<i64> = index::sample(rng, rows, n).into_iter().map(|row| row as i64).collect();
-    let index = Tensor::f_from_slice(&picked)?;
-    Ok(tch::no_grad(|| matrix.f_index_select(0, &index)?.f_to_kind(Kind::Float))?)
+    Ok(matrix.rows(&picked)?)
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
+
+    use tch::Kind;
 
     use super::*;
 

@@ -33,10 +33,12 @@ pub mod host;
 pub mod init;
 mod nearest_words;
 mod params;
+mod row_source;
 mod tunable;
 
 pub use grad::grad_is_enabled;
 pub use host::{HostError, from_host, share_from_host, share_to_host, to_host};
 pub use nearest_words::nearest_words;
 pub use params::{AddError, LoadError, Parameters, SaveError};
+pub use row_source::{RowSource, RowsError};
 pub use tunable::Tunable;

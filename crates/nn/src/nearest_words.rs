@@ -1,25 +1,36 @@
 use tch::{Kind, TchError, Tensor};
 
-/// Number of embedding rows that are compared at once.
+use crate::{RowSource, RowsError};
+
+/// Largest number of embedding rows that are compared at once.
 const ROWS: i64 = 8192;
+/// Largest number of embedding values that are compared at once, 64 MiB in fp32.
+const VALUES: i64 = 1 << 24;
 
 /// Returns the `k` nearest words to each of `prompts [P, H]` among `embeddings [V, H]`: row and cosine similarity, the
 /// nearest first, and the lower row first for equal similarity. It returns all words if there are fewer than `k`.
 ///
-/// A zero vector has similarity 0 with everything. The embeddings may be of any float kind; a few thousand at a time
-/// are widened to fp32, so that their number costs time but no memory.
+/// A zero vector has similarity 0 with everything. A few thousand embeddings at a time are read and widened to fp32, so that
+/// their number costs time but no memory.
 ///
 /// # Errors
-/// [`TchError`] if libtorch fails, for example for matrices of different width.
-pub fn nearest_words(prompts: &Tensor, embeddings: &Tensor, k: usize) -> Result<Vec<Vec<(usize, f64)>>, TchError> {
+/// [`RowsError`] if embeddings cannot be read, or libtorch fails, for example for matrices of different width.
+pub fn nearest_words(
+    prompts: &Tensor,
+    embeddings: &dyn RowSource,
+    k: usize,
+) -> Result<Vec<Vec<(usize, f64)>>, RowsError> {
     tch::no_grad(|| {
         let prompts = to_unit_length(prompts)?; // [P, H]
-        let n_words = embeddings.size().first().copied().unwrap_or(0);
+        let shape = embeddings.shape();
+        let n_words = shape.first().copied().unwrap_or(0);
+        let chunk_rows = (VALUES / shape.get(1).copied().unwrap_or(1).max(1)).clamp(1, ROWS);
         let mut neighbours = vec![Vec::new(); prompts.size().first().copied().unwrap_or(0).unsigned_abs() as usize];
         let mut start = 0;
         while start < n_words {
-            let rows = ROWS.min(n_words - start);
-            let chunk = to_unit_length(&embeddings.f_narrow(0, start, rows)?)?; // [rows, H]
+            let rows = chunk_rows.min(n_words - start);
+            let ids: Vec<i64> = (start..start + rows).collect();
+            let chunk = to_unit_length(&embeddings.rows(&ids)?)?; // [rows, H]
             let similarity = prompts.f_matmul(&chunk.f_tr()?)?; // [P, rows]
             let (values, indices) = similarity.f_topk(rows.min(i64::try_from(k).unwrap_or(rows)), 1, true, true)?;
             for (prompt, nearest) in neighbours.iter_mut().enumerate() {
