@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use serde::Serialize;
 
-use crate::hub::Hub;
+use crate::hub::{Deferral, Hub};
 use crate::{AssetOptions, EventHandler, FetchError, FetchEvent, LocalSource, Source};
 
 /// Kind of a hub repository; it selects the files that a source without a path stands for.
@@ -47,6 +47,11 @@ pub struct Asset {
 }
 
 impl Asset {
+    /// Folder with the files of a model: the path, or the folder of a file.
+    pub fn folder(&self) -> &Path {
+        if self.path.is_dir() { &self.path } else { self.path.parent().unwrap_or(&self.path) }
+    }
+
     /// Returns the source with its revision replaced by the commit, so that it always yields the same bytes.
     pub fn pinned(&self) -> Source {
         match (&self.source, &self.commit) {
@@ -106,13 +111,14 @@ impl Assets {
     /// # Errors
     /// [`FetchError`] if the source is unavailable.
     pub fn fetch(&self, source: &Source, kind: Kind, on_event: &mut EventHandler<'_>) -> Result<Asset, FetchError> {
-        self.fetch_checked(source, kind, &mut |_| Ok(()), on_event)
+        self.fetch_checked(source, kind, Deferral::Never, &mut |_| Ok(()), on_event)
     }
 
     fn fetch_checked(
         &self,
         source: &Source,
         kind: Kind,
+        deferral: Deferral,
         check_model: &mut ModelCheck<'_>,
         on_event: &mut EventHandler<'_>,
     ) -> Result<Asset, FetchError> {
@@ -120,7 +126,7 @@ impl Assets {
         match source {
             Source::Local(local) => Ok(asset(existing(local)?)),
             Source::Hub(hub) => {
-                let (path, commit) = self.fetch_hub(hub, kind, check_model, on_event)?;
+                let (path, commit) = self.fetch_hub(hub, kind, deferral, check_model, on_event)?;
                 Ok(Asset { commit: Some(commit), ..asset(path) })
             }
             Source::Pypi(pypi) => {
@@ -142,24 +148,40 @@ impl Assets {
         kind: Kind,
         on_event: &mut EventHandler<'_>,
     ) -> Result<Asset, FetchError> {
-        self.fetch_first_checked(sources, kind, &mut |_| Ok(()), on_event)
+        self.fetch_first_checked(sources, kind, Deferral::Never, &mut |_| Ok(()), on_event)
     }
 
-    /// Same as [`fetch_first`](Self::fetch_first), with a check of each hub model before its weights are fetched. A
-    /// rejected model ends the search, since the source is available and is not the expected one.
+    /// Same as [`fetch_first`](Self::fetch_first) for models, without weights that may be fetched in parts: on the hub, parts
+    /// of a GGUF file and, beyond [`AssetOptions::hub_complete_bytes`], weights in one file. [`fetch_files`] and
+    /// [`fetch_ranges`] bring them; the path of a GGUF file may not exist before. Each hub model is checked before weights are
+    /// fetched. A rejected model ends the search, since the source is available and is not the expected one.
     ///
     /// # Errors
     /// [`FetchError::Refused`] if the check fails, and the errors of [`fetch_first`](Self::fetch_first).
-    pub fn fetch_first_checked(
+    ///
+    /// [`fetch_files`]: Self::fetch_files
+    /// [`fetch_ranges`]: Self::fetch_ranges
+    pub fn fetch_first_model(
+        &self,
+        sources: &[Source],
+        check_model: &mut ModelCheck<'_>,
+        on_event: &mut EventHandler<'_>,
+    ) -> Result<Asset, FetchError> {
+        let deferral = Deferral::Above(self.options.hub_complete_bytes);
+        self.fetch_first_checked(sources, Kind::Model, deferral, check_model, on_event)
+    }
+
+    fn fetch_first_checked(
         &self,
         sources: &[Source],
         kind: Kind,
+        deferral: Deferral,
         check_model: &mut ModelCheck<'_>,
         on_event: &mut EventHandler<'_>,
     ) -> Result<Asset, FetchError> {
         let mut attempts = Vec::new();
         for source in sources {
-            let (line, fetched) = match self.fetch_checked(source, kind, check_model, on_event) {
+            let (line, fetched) = match self.fetch_checked(source, kind, deferral, check_model, on_event) {
                 Err(error @ (FetchError::Stopped | FetchError::Refused { .. })) => return Err(error),
                 Ok(asset) => (format!("using {} ({})", asset.pinned(), asset.path.display()), Ok(asset)),
                 Err(error) => {

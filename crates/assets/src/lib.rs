@@ -8,17 +8,18 @@
 //!
 //! [`Assets::fetch`] resolves a [`Source`] to a path on this machine, and [`Assets::fetch_first`] resolves the first
 //! available one of several. A sharded model comes without its shards: [`Assets::fetch_files`] downloads shards by
-//! name, and [`Assets::read_ranges`] reads byte ranges of remote files. [`Assets::push`] commits files to a repository.
+//! name, [`Assets::fetch_ranges`] downloads byte ranges of a large file, and [`Assets::read_ranges`] reads byte ranges of
+//! remote files. [`Assets::push`] commits files to a repository.
 //!
 //! Limits: this crate does not parse the files that it fetches. Requests block the calling thread, which must not
 //! belong to an async runtime. In the crate graph it is a leaf below `pipeline` and `cli`, and it builds without
 //! libtorch.
 //!
 //! Invariants: a cached file is complete and matches its recorded digest, since it is written to a temporary file,
-//! checked, synced and renamed; an interrupted download resumes; a revision of the hub is resolved to a commit before
-//! anything is fetched; cached models and datasets are served without the network, while the branch of an adapter is
-//! resolved again; a push changes all files or none; an unreachable hub is detected within seconds and probed only
-//! once.
+//! checked, synced and renamed; byte ranges are cached as pieces that have names of their own; an interrupted download
+//! resumes; a revision of the hub is resolved to a commit before anything is fetched; cached models and datasets are
+//! served without the network, while the branch of an adapter is resolved again; a push changes all files or none; an
+//! unreachable hub is detected within seconds and probed only once.
 //!
 //! ```
 //! use std::ops::ControlFlow;

@@ -25,6 +25,10 @@ pub struct AssetOptions {
     pub hub_retries: u32,
     /// Pause before the first retry; it doubles with each further retry.
     pub hub_backoff: Duration,
+    /// Size in bytes up to which weights in one file are always fetched complete; see [`Assets::fetch_ranges`].
+    ///
+    /// [`Assets::fetch_ranges`]: crate::Assets::fetch_ranges
+    pub hub_complete_bytes: u64,
     /// Token for repositories that are not public: `HF_TOKEN`, else the content of `HF_TOKEN_PATH`, else of `token` in
     /// `HF_HOME`; none if `HF_HUB_DISABLE_IMPLICIT_TOKEN` is set.
     pub hub_token: Option<Token>,
@@ -84,6 +88,7 @@ impl AssetOptions {
             hub_stall_timeout: Duration::from_secs(30),
             hub_retries: 4,
             hub_backoff: Duration::from_secs(1),
+            hub_complete_bytes: 256 << 20,
             hub_token: if no_token { None } else { token() },
         }
     }

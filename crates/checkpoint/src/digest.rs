@@ -4,13 +4,12 @@ use sepal_core::ModelConfig;
 use sha2::{Digest, Sha256};
 
 use crate::error::OpenError;
-use crate::outline::{OUTLINE, Outline};
 use crate::probe::{Probe, probes};
 use crate::store::Store;
 
-/// Hash of the configuration, of the name, type and shape of each tensor, and of the probes, in 64 hex digits. `outline`
-/// has the probes of missing files.
-pub(crate) fn fingerprint(config: &ModelConfig, store: &Store, outline: &Outline) -> Result<String, OpenError> {
+/// Hash of the configuration, of the name, type and shape of each tensor, and of the probes, in 64 hex digits. `outline` is
+/// the name of the file that should describe missing files.
+pub(crate) fn fingerprint(config: &ModelConfig, store: &Store, outline: &str) -> Result<String, OpenError> {
     let mut hash = Sha256::new();
     let mut field = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_le_bytes());
@@ -29,11 +28,10 @@ pub(crate) fn fingerprint(config: &ModelConfig, store: &Store, outline: &Outline
     Ok(hex::encode(hash.finalize()))
 }
 
-fn read(probe: Probe, store: &Store, outline: &Outline) -> Result<Vec<u8>, OpenError> {
+fn read(probe: Probe, store: &Store, outline: &str) -> Result<Vec<u8>, OpenError> {
     let file = &store.files[probe.file];
-    if file.is_present() {
+    if file.has(probe.offset, probe.len) {
         return probe.read(file);
     }
-    let bytes = outline.probe(file.path(), probe.offset).filter(|bytes| bytes.len() as u64 == probe.len);
-    bytes.ok_or_else(|| OpenError::NoOutline { path: file.path().to_owned(), outline: OUTLINE })
+    Err(OpenError::NoOutline { path: file.path().to_owned(), outline: outline.to_owned() })
 }

@@ -30,11 +30,19 @@ pub enum OpenError {
     Unsupported { path: PathBuf, key: String, found: String, supported: String },
     /// The weights, in the file or folder `path`, are quantized in an unsupported format.
     #[error(
-        "use {}: `{key}` is {found}, so the weights are quantized. Use the original checkpoint in f32, f16 or bf16, or a \
-         GGUF file of the model, whose quantized formats are supported",
+        "use {}: `{key}` is {found}, so the weights are quantized in a format that is not supported. Supported are FP8, \
+         GPTQ, AWQ, bitsandbytes (int8 and NF4) and compressed-tensors, if config.json describes them in \
+         `quantization_config`. Use the original checkpoint in f32, f16 or bf16, or a GGUF file of the model",
         path.display()
     )]
     Quantized { path: PathBuf, key: String, found: String },
+    /// A tensor of a quantized layer is missing or has another shape or type than `quantization_config` implies.
+    #[error(
+        "use the quantized layers in {}: `{name}` {problem}. Fetch the files again, or use the original checkpoint or a \
+         GGUF file of the model",
+        path.display()
+    )]
+    QuantizedLayer { path: PathBuf, name: String, problem: String },
     /// A GGUF file is big-endian.
     #[error(
         "open {}: it is a GGUF file for big-endian machines. Use a little-endian file, or convert it (pip install gguf): \
@@ -51,11 +59,11 @@ pub enum OpenError {
         path.display()
     )]
     Pickled { path: PathBuf, file: String },
-    /// A shard is missing, and no outline describes it.
-    #[error("open {}: the shard is missing, and no outline ({outline}) beside it describes it", path.display())]
-    NoOutline { path: PathBuf, outline: &'static str },
-    /// Parts of missing shards cannot be fetched.
-    #[error("fetch the headers of shards that are missing in {}", path.display())]
+    /// A shard, or a part of a GGUF file, is missing, and no outline describes it.
+    #[error("open {}: this file of the model is missing, and no outline ({outline}) beside it describes it", path.display())]
+    NoOutline { path: PathBuf, outline: String },
+    /// Byte ranges of missing files cannot be fetched.
+    #[error("fetch the headers of weights files that are missing in {}", path.display())]
     Fetch { path: PathBuf, source: BoxError },
     /// The index names a tensor that its shard does not hold.
     #[error("open {}: the index says that it holds `{name}`, which it does not", path.display())]
@@ -70,9 +78,15 @@ pub enum ReadError {
     /// The checkpoint has no such tensor.
     #[error("find tensor `{name}` in {}", path.display())]
     Missing { name: String, path: PathBuf },
-    /// The tensor's shard is missing.
-    #[error("read tensor `{name}`: its shard {} is missing", path.display())]
+    /// The tensor's file is missing, or the pieces of it with the tensor's bytes.
+    #[error("read tensor `{name}`: its bytes in {} are not there; fetch this part of the model", path.display())]
     MissingShard { name: String, path: PathBuf },
+    /// The output layer has a bias, which its rows leave out.
+    #[error(
+        "read rows of the output layer in {}: it has the bias `{name}`, which is not supported; use a classification head",
+        path.display()
+    )]
+    OutputBias { name: String, path: PathBuf },
     /// The tensor has no such row.
     #[error("read row {row} of tensor `{name}` in {}: it has {n_rows} rows", path.display())]
     Row { name: String, path: PathBuf, row: usize, n_rows: usize },

@@ -24,6 +24,8 @@ pub(crate) struct FamilySpec {
     pub(crate) sites: Sites,
     /// Linear layers that have no biases.
     pub(crate) without_bias: &'static [WithoutBias],
+    /// True if one tensor holds a layer of all experts of a block.
+    pub(crate) has_stacked_experts: bool,
     /// Layout of its GGUF files, if it has any.
     pub(crate) gguf: Option<GgufSpec>,
 }
@@ -115,14 +117,15 @@ pub(crate) struct WithoutBias {
     pub(crate) unless: Option<(&'static str, bool)>,
 }
 
-/// Names in a GGUF file, without `.weight` and `.bias`, and in the HF layout; `{}` stands for an expert.
+/// Names in a GGUF file, without `.weight` and `.bias`, and in the HF layout; `{}` stands for the number of an expert or a
+/// head, whose tensors are one tensor in the file.
 pub(crate) type Renames = &'static [(&'static str, &'static str)];
 
 pub(crate) struct GgufSpec {
     /// `general.architecture`. Families with and without experts may share it.
     pub(crate) architecture: &'static str,
-    /// True for the family with experts, where two families share an architecture.
-    pub(crate) has_experts: bool,
+    /// Mixture of experts, if the family has one.
+    pub(crate) experts: Option<GgufExperts>,
     /// Key of the epsilon.
     pub(crate) norm_eps: &'static str,
     /// Names of a block's tensors; of several lists the first that has a name counts.
@@ -138,6 +141,25 @@ pub(crate) struct GgufSpec {
     /// Number of blocks of the size whose scores are scaled by `hidden / n_heads` instead of the head size.
     pub(crate) n_blocks_scaled_by_hidden: Option<usize>,
     pub(crate) window: Option<GgufWindow>,
+    /// True if a file with a window is of another family.
+    pub(crate) refuses_window: bool,
+    /// True if the file has factors of embeddings, residuals, scores and logits.
+    pub(crate) has_factors: bool,
+    /// Period of blocks without positions; `None` if all blocks have them.
+    pub(crate) unrotated_period: Option<usize>,
+    /// Tensor of models that have norms with a weight for each head, in a family of which only some models have them.
+    pub(crate) head_norms: Option<&'static str>,
+}
+
+/// Mixture of experts of a GGUF model.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct GgufExperts {
+    /// True if the weights of experts are parts of the softmax of all scores.
+    pub(crate) is_softmax_of_all: bool,
+    /// True if experts have another width than a plain MLP of the model.
+    pub(crate) has_own_width: bool,
+    /// True if all positions pass one more expert.
+    pub(crate) has_shared: bool,
 }
 
 /// Reordering of rows by llama.cpp's converter.
@@ -232,7 +254,7 @@ impl FamilySpec {
 impl GgufSpec {
     pub(crate) const LLAMA: Self = Self {
         architecture: "llama",
-        has_experts: false,
+        experts: None,
         norm_eps: "attention.layer_norm_rms_epsilon",
         block: &[Self::LLAMA_BLOCK],
         with_second_norm: &[],
@@ -242,6 +264,10 @@ impl GgufSpec {
         score_cap: None,
         n_blocks_scaled_by_hidden: None,
         window: None,
+        refuses_window: false,
+        has_factors: false,
+        unrotated_period: None,
+        head_norms: None,
     };
     /// As [`GgufSpec::LLAMA`], with LayerNorms.
     pub(crate) const LAYER_NORMS: Self = Self { norm_eps: "attention.layer_norm_epsilon", ..Self::LLAMA };

@@ -55,12 +55,9 @@ pub(crate) fn fetch_headers(shards: &[String], fetch: &mut FetchRanges<'_>) -> R
         let end = end.ok_or_else(|| format!("{shard} is no safetensors file"))?;
         tails.push((shard.clone(), (head.len() as u64).min(end)..end));
     }
-    let longer: Vec<(String, Range<u64>)> = tails.iter().filter(|(_, tail)| !tail.is_empty()).cloned().collect();
-    let mut fetched = fetch_all(&longer, fetch)?.into_iter();
-    for ((shard, tail), head) in tails.into_iter().zip(&mut heads) {
-        if !tail.is_empty() {
-            head.extend(fetched.next().unwrap_or_default());
-        }
+    let fetched = fetch_all(&tails, fetch)?;
+    for (((shard, tail), more), head) in tails.into_iter().zip(fetched).zip(&mut heads) {
+        head.extend(more);
         if (head.len() as u64) < tail.end {
             return Err(format!("{shard} ends in its header").into());
         }
@@ -70,17 +67,17 @@ pub(crate) fn fetch_headers(shards: &[String], fetch: &mut FetchRanges<'_>) -> R
     Ok(heads)
 }
 
-/// Fetches ranges, if there are any, and checks the number of answers.
+/// Fetches ranges and checks the number of answers. Empty ranges are answered without a request.
 pub(crate) fn fetch_all(
     ranges: &[(String, Range<u64>)],
     fetch: &mut FetchRanges<'_>,
 ) -> Result<Vec<Vec<u8>>, BoxError> {
-    if ranges.is_empty() {
-        return Ok(Vec::new());
+    let wanted: Vec<(String, Range<u64>)> = ranges.iter().filter(|(_, range)| !range.is_empty()).cloned().collect();
+    let answers = if wanted.is_empty() { Vec::new() } else { fetch(&wanted)? };
+    if answers.len() != wanted.len() {
+        return Err(format!("{} byte ranges were requested and {} came", wanted.len(), answers.len()).into());
     }
-    let answers = fetch(ranges)?;
-    if answers.len() != ranges.len() {
-        return Err(format!("{} byte ranges were requested and {} came", ranges.len(), answers.len()).into());
-    }
-    Ok(answers)
+    let mut answers = answers.into_iter();
+    let answer = |(_, range): &(String, Range<u64>)| if range.is_empty() { None } else { answers.next() };
+    Ok(ranges.iter().map(answer).map(Option::unwrap_or_default).collect())
 }

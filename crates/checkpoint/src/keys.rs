@@ -10,6 +10,9 @@ use crate::error::OpenError;
 /// Valid counts: far above those of any model, and small enough that sums do not overflow.
 const COUNTS: RangeInclusive<usize> = 1..=1 << 24;
 
+/// The most experts of a block: far above those of any model. Each has an entry among the tensors.
+const MAX_EXPERTS: usize = 4096;
+
 /// An object of a configuration file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Keys<'a> {
@@ -61,6 +64,15 @@ impl<'a> Keys<'a> {
         match stated.or_else(|| keys.iter().find(|key| self.has(key))) {
             Some(key) => self.count(key),
             None => Ok(default),
+        }
+    }
+
+    /// A number of experts under the first of `keys` that is present and not `null`, else `default`.
+    pub(crate) fn experts_of(&self, keys: &[&str], default: usize) -> Result<usize, OpenError> {
+        let count = self.count_of(keys, default)?;
+        match keys.iter().find(|key| self.get(key).is_some()) {
+            Some(key) if count > MAX_EXPERTS => Err(self.wrong(key, format!("at most {MAX_EXPERTS} experts"))),
+            _ => Ok(count),
         }
     }
 

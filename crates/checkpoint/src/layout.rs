@@ -12,26 +12,15 @@ pub(crate) const TOKENIZER: &str = "tokenizer.json";
 pub(crate) const SINGLE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
-/// True if the folder has weights in this layout.
+/// True if the folder has weights in this layout, or pieces of them are fetched into it.
 pub(crate) fn has_weights(folder: &Path) -> bool {
-    folder.join(SINGLE).is_file() || folder.join(INDEX).is_file()
+    let has_pieces = || folder.join(format!("{SINGLE}.pieces")).is_dir();
+    folder.join(SINGLE).is_file() || folder.join(INDEX).is_file() || has_pieces()
 }
 
 /// True if the weights are in shards.
 pub(crate) fn is_sharded(folder: &Path) -> bool {
     !folder.join(SINGLE).is_file() && folder.join(INDEX).is_file()
-}
-
-/// Names of the shards that the index lists and the folder does not have.
-///
-/// # Errors
-/// [`OpenError`] if the index cannot be read.
-pub fn missing_shards(folder: impl AsRef<Path>) -> Result<Vec<String>, OpenError> {
-    let folder = folder.as_ref();
-    if !is_sharded(folder) {
-        return Ok(Vec::new());
-    }
-    Ok(shards(folder)?.into_keys().filter(|path| !path.is_file()).map(|path| file_name(&path)).collect())
 }
 
 /// The shards that the index lists, each with its tensors.

@@ -9,13 +9,15 @@
 //! rule out. Positioned reads have the same advantages: only the bytes of requested tensors are read, and processes share
 //! them in the page cache.
 //!
-//! A model in shards can be opened with only some of them. Its index names the others, and an outline of less than a
-//! megabyte describes them, see [`write_outline`]. [`Checkpoint::missing_files`] lists the files that a part of the model
-//! needs; the crate's user fetches them.
+//! A model in shards, or in parts of a GGUF file, can be opened with only some of them. An outline describes the others, see
+//! [`write_outline`]. [`Checkpoint::missing_files`] lists the files that a part of the model needs; the crate's user fetches
+//! them. A model in one file can be opened with only some pieces of it, see [`Checkpoint::missing_ranges`].
 //!
 //! Invariants: an open [`Checkpoint`] has a configuration that the blocks can compute, and every tensor lies within its
 //! file, so that a truncated file is refused before any tensor is used. Converted and quantized tensors of GGUF files are
-//! returned in fp32, with rows in the order of the HF layout. Two processes that open the same weights have the same
+//! returned in fp32, with rows in the order of the HF layout. So are quantized layers of safetensors (FP8, GPTQ, AWQ,
+//! bitsandbytes and compressed-tensors), each under the name of its weight. Layers of single experts have names of their
+//! own, also where a file stores those of all experts in one tensor. Two processes that open the same weights have the same
 //! [`Checkpoint::digest`], whichever shards they have.
 //!
 //! ```
@@ -40,6 +42,7 @@
 mod config;
 mod digest;
 mod error;
+mod experts;
 mod families;
 mod family;
 mod file;
@@ -50,10 +53,16 @@ mod keys;
 mod layout;
 mod linear_sites;
 mod make_outline;
+mod model_path;
+mod multimodal;
+mod mxfp4;
 mod outline;
 mod output;
 mod part;
+mod pieces;
 mod probe;
+mod quantized;
+mod read_rows;
 mod rows;
 mod store;
 mod summary;
@@ -62,8 +71,9 @@ mod tests;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use sepal_core::{DType, HostTensor, ModelConfig};
+use sepal_core::{DType, HostTensor, ModelConfig, PackedMatrix};
 use sepal_tokenize::Tokenizer;
 
 pub use error::{OpenError, ReadError, TokenizerError};
@@ -71,22 +81,27 @@ pub use families::{classifier_class, tensor_names};
 pub use family::TensorNames;
 pub use folder::screen;
 pub use header::FetchRanges;
-pub use layout::missing_shards;
 pub use linear_sites::{linear_sites, site_path};
 pub use make_outline::write_outline;
-pub use part::Part;
+pub use model_path::missing_shards;
+pub use part::{EncodedSize, Part, PartSizes};
 pub use summary::ModelSummary;
 
+use crate::family::RowOrder;
+use crate::folder::Folder;
+use crate::layout::file_name;
+use crate::model_path::ModelPath;
 use crate::outline::Outline;
 use crate::store::{Store, Stored};
 
-/// An open checkpoint. Threads can share it.
-#[derive(Debug)]
+/// An open checkpoint. Threads can share it, and clones read the same files.
+#[derive(Debug, Clone)]
 pub struct Checkpoint {
     path: PathBuf,
     format: Format,
     config: ModelConfig,
-    store: Store,
+    store: Arc<Store>,
+    multimodal: Option<&'static str>,
     digest: String,
 }
 
@@ -95,7 +110,7 @@ pub struct Checkpoint {
 pub enum Format {
     /// `config.json` with safetensors.
     Safetensors,
-    /// A GGUF file.
+    /// A GGUF file, or several parts of one.
     Gguf,
 }
 
@@ -111,21 +126,29 @@ pub struct Description {
 }
 
 impl Checkpoint {
-    /// Opens a folder in the HF layout, a GGUF file, or a folder with one GGUF file. Reads the headers and, for the digest,
-    /// a few kilobytes of each block. An outline in the folder must describe missing shards, see [`write_outline`].
+    /// Opens a folder in the HF layout, a GGUF file or any part of one, or a folder with one GGUF model. Reads the headers and,
+    /// for the digest, a few kilobytes of each block. An outline must describe missing files, see [`write_outline`].
     ///
     /// # Errors
     /// [`OpenError`] if there is no such checkpoint, a file is truncated or damaged, or the model is not supported.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         let path = path.as_ref();
-        let gguf_file = locate(path)?;
-        let outline = if missing_shards(path)?.is_empty() { Outline::default() } else { Outline::read(path) };
-        let (format, (config, store)) = match &gguf_file {
-            None => (Format::Safetensors, folder::open(path, &outline)?),
-            Some(file) => (Format::Gguf, gguf::open(file)?),
+        let model = ModelPath::find(path)?;
+        let format = match &model {
+            ModelPath::Folder(_) => Format::Safetensors,
+            ModelPath::Gguf(_) => Format::Gguf,
         };
-        let digest = format!("sha256:{}", digest::fingerprint(&config, &store, &outline)?);
-        Ok(Self { path: path.to_owned(), format, config, store, digest })
+        let outline_path = model.outline();
+        let outline = if model.missing()?.is_empty() { Outline::default() } else { Outline::read(&outline_path) };
+        let Folder { config, store, multimodal } = model.open(&outline)?;
+        let digest = format!("sha256:{}", digest::fingerprint(&config, &store, &file_name(&outline_path))?);
+        Ok(Self { path: path.to_owned(), format, config, store: Arc::new(store), multimodal, digest })
+    }
+
+    /// `model_type` of the multimodal model in the folder, for example `gemma3`, if this is its text model. Its tensors have
+    /// the names of the text model alone, and those of the other parts are left out.
+    pub fn multimodal_type(&self) -> Option<&'static str> {
+        self.multimodal
     }
 
     /// Shape of the model.
@@ -152,6 +175,23 @@ impl Checkpoint {
         self.store.read(name, self.find(name).ok_or_else(missing)?)
     }
 
+    /// Reads the weight of a linear layer as it is stored, with a row for each output in the order of the model. `None` if it
+    /// is in fp32 or not stored row by row.
+    ///
+    /// # Errors
+    /// [`ReadError`] if the tensor does not exist or cannot be read.
+    pub fn packed(&self, name: &str) -> Result<Option<PackedMatrix>, ReadError> {
+        let missing = || ReadError::Missing { name: name.to_owned(), path: self.path.clone() };
+        let stored = self.find(name).ok_or_else(missing)?;
+        if self.has_rows_of_inputs() { Ok(None) } else { self.store.packed(name, stored) }
+    }
+
+    /// True if linear layers are stored with a row for each input.
+    fn has_rows_of_inputs(&self) -> bool {
+        let gguf = families::spec(self.config.family).gguf.as_ref();
+        self.format == Format::Safetensors && gguf.is_some_and(|gguf| gguf.rows == RowOrder::TransposedLayers)
+    }
+
     /// True if [`Checkpoint::tensor`] finds the tensor.
     pub fn has(&self, name: &str) -> bool {
         self.find(name).is_some()
@@ -168,7 +208,7 @@ impl Checkpoint {
         self.find(name).map(|stored| stored.shape.as_slice())
     }
 
-    /// Names of all tensors, sorted.
+    /// Names of all tensors, sorted. Layers of single experts that are parts of a tensor are found by name and not listed.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.store.tensors.keys().map(String::as_str)
     }
@@ -211,45 +251,14 @@ impl Checkpoint {
 
     fn find(&self, name: &str) -> Option<&Stored> {
         let prefix = tensor_names(self.config.family).prefix;
-        let tensors = &self.store.tensors;
-        let without = || name.strip_prefix(prefix).and_then(|name| tensors.get(name));
-        tensors.get(name).or_else(|| tensors.get(&format!("{prefix}{name}"))).or_else(without)
+        let store = &self.store;
+        let without = || name.strip_prefix(prefix).and_then(|name| store.get(name));
+        store.get(name).or_else(|| store.get(&format!("{prefix}{name}"))).or_else(without)
     }
 }
 
 fn from_file(path: &Path) -> Result<Tokenizer, TokenizerError> {
     Tokenizer::from_file(path).map_err(TokenizerError::File)
-}
-
-/// The GGUF file at a path; `None` for a folder in the HF layout.
-fn locate(path: &Path) -> Result<Option<PathBuf>, OpenError> {
-    let metadata = std::fs::metadata(path).map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
-    let layout = |problem: String| OpenError::Layout { path: path.to_owned(), problem };
-    if !metadata.is_dir() {
-        let problem = "a file must be a .gguf; for safetensors give the folder that holds config.json";
-        return if is_gguf(path) { Ok(Some(path.to_owned())) } else { Err(layout(problem.to_owned())) };
-    }
-    if layout::has_weights(path) {
-        return Ok(None);
-    }
-    let mut files = gguf_files(path)?;
-    match (files.pop(), files.len()) {
-        (Some(file), 0) => Ok(Some(file)),
-        (Some(_), others) => Err(layout(format!("it holds {} .gguf files; name the one that is meant", others + 1))),
-        (None, _) if path.join(layout::CONFIG).is_file() => Ok(None),
-        (None, _) => Err(layout("it holds neither config.json with model.safetensors nor a .gguf file".to_owned())),
-    }
-}
-
-fn gguf_files(folder: &Path) -> Result<Vec<PathBuf>, OpenError> {
-    let io = |source| OpenError::Io { path: folder.to_owned(), source };
-    let entries = std::fs::read_dir(folder).map_err(io)?;
-    let paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>().map_err(io)?;
-    Ok(paths.into_iter().filter(|path| is_gguf(path)).collect())
-}
-
-fn is_gguf(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
 impl fmt::Display for Format {

@@ -1,5 +1,5 @@
-//! The outline of a model in shards: the headers of all shards, and the bytes that enter the digest. With it a model can
-//! be opened that has only some of its shards.
+//! The outline of a model: the headers of all weights files, and the bytes that enter the digest. With it a model can be
+//! opened that has only some of its files, or only pieces of them.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::layout::file_name;
 
-/// Name of the file in a model's folder.
+/// Name of the file in a folder in the HF layout.
 pub(crate) const OUTLINE: &str = ".sepal-outline.json";
 
 /// Version of the file's layout; files of other versions are ignored.
@@ -24,9 +24,9 @@ pub(crate) struct Outline {
 
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 struct Shard {
-    /// Header as it is in the file, without its length.
+    /// Header as it is in the file, without its length; of a GGUF file all bytes before the tensors, in hexadecimal.
     header: String,
-    /// Bytes that enter the digest, in hexadecimal, by their offset in the file.
+    /// Bytes that enter the digest or the configuration, in hexadecimal, by their offset in the file.
     probes: BTreeMap<u64, String>,
 }
 
@@ -35,9 +35,9 @@ impl Outline {
         Self { version: VERSION, shards: BTreeMap::new() }
     }
 
-    /// Reads the outline of a folder; an empty one if there is none that can be read.
-    pub(crate) fn read(folder: &Path) -> Self {
-        let read = || serde_json::from_slice::<Self>(&fs::read(folder.join(OUTLINE)).ok()?).ok();
+    /// Reads an outline; an empty one if there is none that can be read.
+    pub(crate) fn read(path: &Path) -> Self {
+        let read = || serde_json::from_slice::<Self>(&fs::read(path).ok()?).ok();
         read().filter(|outline| outline.version == VERSION).unwrap_or_default()
     }
 
@@ -45,9 +45,15 @@ impl Outline {
         self.shards.get(&file_name(path)).map(|shard| shard.header.as_bytes())
     }
 
-    /// Bytes of a shard that enter the digest.
-    pub(crate) fn probe(&self, path: &Path, offset: u64) -> Option<Vec<u8>> {
-        hex::decode(self.shards.get(&file_name(path))?.probes.get(&offset)?).ok()
+    /// The bytes of a GGUF file before its tensors.
+    pub(crate) fn gguf_head(&self, path: &Path) -> Option<Vec<u8>> {
+        hex::decode(self.header(path)?).ok()
+    }
+
+    /// Bytes of a file that enter the digest or the configuration, by their offset.
+    pub(crate) fn known(&self, path: &Path) -> BTreeMap<u64, Vec<u8>> {
+        let probes = self.shards.get(&file_name(path)).map(|shard| shard.probes.iter());
+        probes.into_iter().flatten().filter_map(|(&offset, bytes)| Some((offset, hex::decode(bytes).ok()?))).collect()
     }
 
     pub(crate) fn insert_header(&mut self, path: &Path, header: String) {
@@ -60,7 +66,7 @@ impl Outline {
 
     /// Writes the file completely or not at all, also if several processes do it.
     pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
-        let temporary = path.with_file_name(format!("{OUTLINE}.{}", std::process::id()));
+        let temporary = path.with_file_name(format!("{}.{}", file_name(path), std::process::id()));
         let mut file = File::create(&temporary)?;
         file.write_all(&serde_json::to_vec(self)?)?;
         file.sync_all()?;

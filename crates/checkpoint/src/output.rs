@@ -4,10 +4,13 @@ use sepal_core::HostTensor;
 
 use crate::Checkpoint;
 use crate::error::ReadError;
-use crate::store::{Store, Stored};
+use crate::store::Stored;
 
 /// Names of the output layer's weights.
 const OUTPUTS: [&str; 2] = ["lm_head.weight", "embed_out.weight"];
+
+/// Names of the output layer's bias.
+const BIASES: [&str; 2] = ["lm_head.bias", "embed_out.bias"];
 
 /// Names of the embeddings after the family's prefix. They are the output layer of a model without one.
 const EMBEDDINGS: [&str; 5] =
@@ -19,8 +22,11 @@ impl Checkpoint {
     /// the logits is part of them. Only these rows are read.
     ///
     /// # Errors
-    /// [`ReadError`] if the layer's shard is missing or unreadable, or a token has no row.
+    /// [`ReadError`] if the layer's shard is missing or unreadable, a token has no row, or the layer has a bias.
     pub fn output_rows(&self, ids: &[usize]) -> Result<HostTensor, ReadError> {
+        if let Some(name) = BIASES.into_iter().find(|name| self.has(name)) {
+            return Err(ReadError::OutputBias { name: name.to_owned(), path: self.path.clone() });
+        }
         let missing = || ReadError::Missing { name: OUTPUTS[0].to_owned(), path: self.path.clone() };
         let (name, stored) = self.output_layer().ok_or_else(missing)?;
         self.store.read_rows(name, stored, ids, self.config.factors.logits)
@@ -28,43 +34,6 @@ impl Checkpoint {
 
     pub(crate) fn output_layer(&self) -> Option<(&'static str, &Stored)> {
         OUTPUTS.into_iter().chain(EMBEDDINGS).find_map(|name| Some((name, self.find(name)?)))
-    }
-}
-
-impl Store {
-    /// Reads rows of a matrix as fp32 `[rows, width]`, neighbours at once, and multiplies them by `factor`.
-    fn read_rows(
-        &self,
-        name: &str,
-        stored: &Stored,
-        rows: &[usize],
-        factor: Option<f64>,
-    ) -> Result<HostTensor, ReadError> {
-        let n_rows = stored.shape.first().copied().unwrap_or(0);
-        let width: usize = stored.shape.iter().skip(1).product();
-        let path = || self.files[stored.file].path().to_owned();
-        if let Some(&row) = rows.iter().find(|&&row| row >= n_rows) {
-            return Err(ReadError::Row { name: name.to_owned(), path: path(), row, n_rows });
-        }
-        let row_bytes = stored.len / n_rows.max(1) as u64;
-        let mut values = Vec::with_capacity(rows.len() * width);
-        for run in rows.chunk_by(|row, next| row + 1 == *next) {
-            let part = Stored {
-                shape: vec![run.len(), width],
-                offset: stored.offset + run[0] as u64 * row_bytes,
-                len: run.len() as u64 * row_bytes,
-                ..stored.clone()
-            };
-            values.extend(self.read(name, &part)?.to_f32());
-        }
-        if let Some(factor) = factor {
-            values.iter_mut().for_each(|value| *value *= factor as f32);
-        }
-        HostTensor::from_f32(vec![rows.len(), width], &values).map_err(|source| ReadError::Decode {
-            name: name.to_owned(),
-            path: path(),
-            source: source.into(),
-        })
     }
 }
 

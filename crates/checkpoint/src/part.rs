@@ -1,11 +1,13 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use sepal_core::{ModelConfig, Span};
+use sepal_core::{ModelConfig, RowEncoding, Span};
 
 use crate::Checkpoint;
 use crate::families::tensor_names;
-use crate::store::Stored;
+use crate::layout::file_name;
+use crate::mxfp4::GROUP_BYTES;
+use crate::store::{Encoding, Stored};
 
 /// A part of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,21 +22,113 @@ pub enum Part {
     All,
 }
 
+/// Numbers and bytes of the tensors of a part, by their encoding.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PartSizes {
+    /// Matrices that are stored row by row, one entry for each encoding.
+    pub encoded: Vec<EncodedSize>,
+    /// Numbers of the other matrices.
+    pub plain: u64,
+    /// Numbers of the vectors.
+    pub vectors: u64,
+}
+
+/// Size of all matrices in one encoding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EncodedSize {
+    /// Encoding of the rows.
+    pub encoding: RowEncoding,
+    /// Numbers of the matrices.
+    pub numbers: u64,
+    /// Bytes of the encoded matrices.
+    pub bytes: u64,
+}
+
+impl PartSizes {
+    /// Memory of the tensors in bytes, where matrices in an encoding that `keeps` accepts stay as they are stored, other
+    /// matrices take `plain_bytes` for each number, and vectors are in fp32.
+    pub fn bytes(&self, plain_bytes: u64, keeps: impl Fn(RowEncoding) -> bool) -> u64 {
+        let encoded = self.encoded.iter().map(|size| match keeps(size.encoding) {
+            true => size.bytes,
+            false => size.numbers * plain_bytes,
+        });
+        encoded.sum::<u64>() + self.plain * plain_bytes + self.vectors * size_of::<f32>() as u64
+    }
+
+    /// Number of parameters.
+    pub fn parameters(&self) -> u64 {
+        self.encoded.iter().map(|size| size.numbers).sum::<u64>() + self.plain + self.vectors
+    }
+
+    fn add_encoded(&mut self, encoding: RowEncoding, numbers: u64, bytes: u64) {
+        match self.encoded.iter_mut().find(|size| size.encoding == encoding) {
+            Some(size) => {
+                size.numbers += numbers;
+                size.bytes += bytes;
+            }
+            None => self.encoded.push(EncodedSize { encoding, numbers, bytes }),
+        }
+    }
+}
+
 impl Checkpoint {
-    /// Sorted names of the files that hold tensors of this part and are not in the folder. Once they are there, they are
-    /// found without opening the checkpoint again.
+    /// Sorted names of the files that hold tensors of this part and are not complete in the folder. Once they are there, they
+    /// are found without opening the checkpoint again.
     pub fn missing_files(&self, part: Part) -> Vec<String> {
-        let files: BTreeSet<usize> = self.part_tensors(part).map(|stored| stored.file).collect();
-        let missing = files.into_iter().filter(|file| !self.store.files[*file].is_present());
+        let files: BTreeSet<usize> = self.part_tensors(part).flat_map(|stored| self.store.files_of(stored)).collect();
+        let missing = files.into_iter().filter(|file| !self.store.files[*file].is_complete());
         let name = |file: usize| self.store.files[file].path().file_name().unwrap_or_default().to_string_lossy();
         let mut names: Vec<String> = missing.map(|file| name(file).into_owned()).collect();
         names.sort();
         names
     }
 
-    /// Number of parameters of this part.
-    pub fn part_parameter_count(&self, part: Part) -> u64 {
-        self.part_tensors(part).map(|stored| stored.shape.iter().product::<usize>() as u64).sum()
+    /// Bytes of this part's tensors in a model whose only weights file is not complete in the folder: the file's name, and
+    /// ascending ranges. `None` if the model has several files, or its file is there. The ranges can be brought as pieces of
+    /// the file, which are files `OFFSET-DIGEST` in the folder `NAME.pieces`.
+    pub fn missing_ranges(&self, part: Part) -> Option<(String, Vec<Range<u64>>)> {
+        let [file] = self.store.files.as_slice() else { return None };
+        if file.is_complete() {
+            return None;
+        }
+        let sources = self.part_tensors(part).flat_map(|stored| self.store.sources_of(stored));
+        let mut tensors: Vec<Range<u64>> = sources.map(|stored| stored.offset..stored.offset + stored.len).collect();
+        tensors.sort_by_key(|range| range.start);
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for tensor in tensors {
+            match ranges.last_mut() {
+                Some(last) if tensor.start <= last.end => last.end = last.end.max(tensor.end),
+                _ => ranges.push(tensor),
+            }
+        }
+        Some((file_name(file.path()), ranges))
+    }
+
+    /// Sizes of this part's tensors. Matrices of all experts in MXFP4 count as rows.
+    pub fn part_sizes(&self, part: Part) -> PartSizes {
+        let mut sizes = PartSizes::default();
+        for stored in self.part_tensors(part) {
+            let numbers = stored.shape.iter().product::<usize>() as u64;
+            match self.encoded_bytes(stored) {
+                Some((encoding, bytes)) => sizes.add_encoded(encoding, numbers, bytes),
+                None if stored.shape.len() < 2 => sizes.vectors += numbers,
+                None => sizes.plain += numbers,
+            }
+        }
+        sizes
+    }
+
+    /// Encoding of the rows of a tensor and their bytes; `None` if it is not stored row by row.
+    fn encoded_bytes(&self, stored: &Stored) -> Option<(RowEncoding, u64)> {
+        match (stored.encoding, stored.encoding.of_rows()) {
+            // Numbers and factors of all experts.
+            (Encoding::Mxfp4 { .. }, _) => Some((RowEncoding::Mxfp4, stored.len + stored.len / GROUP_BYTES as u64)),
+            (_, Some(encoding)) => {
+                let has_rows = !self.has_rows_of_inputs() && stored.shape.len() == 2;
+                has_rows.then_some((encoding, stored.len))
+            }
+            (_, None) => self.store.packed_bytes(stored),
+        }
     }
 
     fn part_tensors(&self, part: Part) -> impl Iterator<Item = &Stored> {

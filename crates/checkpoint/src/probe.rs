@@ -31,8 +31,8 @@ impl Probe {
 ///
 /// Block 0 is represented by its first matrix by name, block 1 by its second, and so on cyclically, so that the digest
 /// changes if one kind of matrix changes in all blocks, and if all of one block changes. Vectors are chosen only in blocks
-/// without a matrix, because training hardly changes norms; masks, which some files have in each block, have four
-/// dimensions.
+/// without a matrix, because training hardly changes norms. The matrices of all experts in one tensor have three dimensions;
+/// masks, which some files have in each block, have four.
 pub(crate) fn probes(tensors: &BTreeMap<String, Stored>) -> Vec<Probe> {
     let mut blocks: BTreeMap<(&str, usize), Vec<&Stored>> = BTreeMap::new();
     let mut probes = Vec::new();
@@ -43,7 +43,8 @@ pub(crate) fn probes(tensors: &BTreeMap<String, Stored>) -> Vec<Probe> {
         }
     }
     for ((_, block_idx), stored) in blocks {
-        let matrices: Vec<&Stored> = stored.iter().copied().filter(|stored| stored.shape.len() == 2).collect();
+        let matrices: Vec<&Stored> =
+            stored.iter().copied().filter(|stored| matches!(stored.shape.len(), 2 | 3)).collect();
         let choice = if matrices.is_empty() { stored } else { matrices };
         probes.push(probe(choice[block_idx % choice.len()]));
     }

@@ -15,6 +15,11 @@ pub(crate) enum Rows {
     Transposed,
     /// The order of the model, with 1 added to each number.
     OneMore,
+    /// More rows than the model has: its rows are `first`, `first + step` and so on.
+    Every { first: usize, step: usize },
+    /// A transposed matrix with more columns than the model has rows: its rows are the columns `first`, `first + step` and so
+    /// on.
+    Columns { first: usize, step: usize },
 }
 
 impl Rows {
@@ -24,10 +29,23 @@ impl Rows {
     /// [`RowsError`] if the heads do not divide the rows evenly.
     pub(crate) fn restore(self, values: Vec<f32>, shape: &[usize]) -> Result<Vec<f32>, RowsError> {
         let n_rows = shape.first().copied().unwrap_or(1);
+        match self {
+            Rows::OneMore => Ok(values.into_iter().map(|value| value - 1.0).collect()),
+            Rows::Transposed | Rows::Every { .. } | Rows::Columns { .. } => Ok(self.select(&values, shape)),
+            _ => self.reordered(values, n_rows),
+        }
+    }
+
+    /// Converts numbers, or the bytes of a packed matrix, of `n_rows` rows of equal length to the order of the model. Rows
+    /// that are selected or transposed stay as they are.
+    ///
+    /// # Errors
+    /// [`RowsError`] if the heads do not divide the rows evenly.
+    pub(crate) fn reordered<T: Copy>(self, values: Vec<T>, n_rows: usize) -> Result<Vec<T>, RowsError> {
         let parts = match self {
-            Rows::Same => return Ok(values),
-            Rows::OneMore => return Ok(values.into_iter().map(|value| value - 1.0).collect()),
-            Rows::Transposed => return Ok(transposed(&values, n_rows)),
+            Rows::Same | Rows::OneMore | Rows::Transposed | Rows::Every { .. } | Rows::Columns { .. } => {
+                return Ok(values);
+            }
             Rows::InterleavedHalves { heads } => heads * 2,
             Rows::Concatenated { heads, repeat } => heads * (repeat + 2),
         };
@@ -43,10 +61,48 @@ impl Rows {
         Ok(restored)
     }
 
+    /// Copies the rows of the model, in which the tensor has the shape `shape`, out of stored rows or columns. Numbers in
+    /// another order are copied as they are.
+    pub(crate) fn select<T: Copy>(self, values: &[T], shape: &[usize]) -> Vec<T> {
+        let n_rows = shape.first().copied().unwrap_or(1);
+        let columns = |first: usize, step: usize| {
+            let n_columns = n_rows * step;
+            let column = |column: usize| values.iter().skip(column).step_by(n_columns).copied();
+            (first..n_columns).step_by(step).flat_map(column).collect::<Vec<T>>()
+        };
+        match self {
+            Rows::Transposed => columns(0, 1),
+            Rows::Columns { first, step } => columns(first, step),
+            Rows::Every { first, step } => {
+                let width = shape.iter().skip(1).product::<usize>().max(1);
+                values.chunks_exact(width).skip(first).step_by(step).flatten().copied().collect()
+            }
+            _ => values.to_vec(),
+        }
+    }
+
+    /// Stored indices of the model's rows `rows`; `None` if a row is not stored in one piece, or some stored rows are no rows of
+    /// the model.
+    ///
+    /// # Errors
+    /// [`RowsError`] if the heads do not divide the rows evenly.
+    pub(crate) fn stored_rows(self, rows: &[usize], n_rows: usize) -> Result<Option<Vec<usize>>, RowsError> {
+        let parts = match self {
+            Rows::Transposed | Rows::Every { .. } | Rows::Columns { .. } => return Ok(None),
+            Rows::Same | Rows::OneMore => 1,
+            Rows::InterleavedHalves { heads } => heads * 2,
+            Rows::Concatenated { heads, repeat } => heads * (repeat + 2),
+        };
+        if !n_rows.is_multiple_of(parts) {
+            return Err(RowsError { n_rows, parts });
+        }
+        Ok(Some(rows.iter().map(|&row| self.stored_row(row, n_rows)).collect()))
+    }
+
     /// Stored index of the model's row `row`.
     fn stored_row(self, row: usize, n_rows: usize) -> usize {
         match self {
-            Rows::Same | Rows::Transposed | Rows::OneMore => row,
+            Rows::Same | Rows::Transposed | Rows::OneMore | Rows::Every { .. } | Rows::Columns { .. } => row,
             Rows::InterleavedHalves { heads } => {
                 let head_dim = n_rows / heads;
                 let (head, within) = (row / head_dim, row % head_dim);
@@ -65,11 +121,6 @@ impl Rows {
             }
         }
     }
-}
-
-/// Transposes `[width, n_rows]` to `[n_rows, width]`.
-fn transposed(values: &[f32], n_rows: usize) -> Vec<f32> {
-    (0..n_rows).flat_map(|row| values.iter().skip(row).step_by(n_rows).copied()).collect()
 }
 
 /// Error of rows that heads do not divide evenly.
@@ -130,6 +181,19 @@ pub(crate) mod tests {
         let stored = vec![0.0, 3.0, 1.0, 4.0, 2.0, 5.0]; // [3, 2] of [2, 3]
         assert_eq!(Rows::Transposed.restore(stored, &[2, 3]), Ok(vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0]));
         assert_eq!(Rows::OneMore.restore(vec![1.0, 3.5], &[2]), Ok(vec![0.0, 2.5]));
+    }
+
+    #[test]
+    fn rows_are_selected_out_of_rows_and_columns() {
+        let stored: Vec<u16> = (0..8).collect();
+        // [4, 2] as rows, and [2, 4] as columns.
+        assert_eq!(Rows::Every { first: 1, step: 2 }.select(&stored, &[2, 2]), [2, 3, 6, 7]);
+        assert_eq!(Rows::Every { first: 0, step: 2 }.select(&stored, &[4]), [0, 2, 4, 6]);
+        assert_eq!(Rows::Columns { first: 1, step: 2 }.select(&stored, &[2, 2]), [1, 5, 3, 7]);
+        assert_eq!(Rows::Columns { first: 0, step: 1 }.select(&stored, &[4, 2]), [0, 4, 1, 5, 2, 6, 3, 7]);
+        // Rows of two bytes.
+        let interleaved = Rows::InterleavedHalves { heads: 1 }.reordered(vec![0_u8, 1, 4, 5, 2, 3, 6, 7], 4);
+        assert_eq!(interleaved, Ok((0..8).collect()));
     }
 
     proptest! {

@@ -8,22 +8,31 @@ use bytes::Bytes;
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{Device, Error as CandleError};
 use safetensors::Dtype;
-use sepal_core::{DType, HostTensor};
+use sepal_core::{DType, HostTensor, PackedMatrix, RowEncoding};
 
-use crate::error::{BoxError, ReadError};
+use crate::error::{BoxError, OpenError, ReadError};
 use crate::file::WeightsFile;
+use crate::quantized::{Kind, Layer};
 use crate::rows::Rows;
 
 /// Number of values of a quantized tensor that are dequantized at a time, which bounds the memory beside the result.
 const CHUNK: usize = 1 << 22;
+
+/// The most numbers of a checkpoint: far above those of any model, and so few that sums of their bytes do not overflow.
+const MAX_NUMBERS: usize = 1 << 48;
 
 /// The tensors of a checkpoint by their names in the HF layout.
 #[derive(Debug)]
 pub(crate) struct Store {
     pub(crate) files: Vec<WeightsFile>,
     pub(crate) tensors: BTreeMap<String, Stored>,
+    /// Layers of single experts, which are parts of [`Store::tensors`].
+    pub(crate) experts: BTreeMap<String, Stored>,
+    /// Quantized layers of safetensors.
+    pub(crate) layers: Vec<Layer>,
 }
 
+/// Place and type of a tensor. Of a quantized layer, they are those of the tensor with most of its bytes.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Stored {
     /// Index into [`Store::files`].
@@ -35,6 +44,22 @@ pub(crate) struct Stored {
     pub(crate) rows: Rows,
 }
 
+impl Stored {
+    /// Its bytes; those of factors in another tensor are left out.
+    pub(crate) fn extent(&self) -> Extent {
+        Extent { file: self.file, offset: self.offset, len: self.len }
+    }
+}
+
+/// Bytes of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Extent {
+    /// Index into [`Store::files`].
+    pub(crate) file: usize,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+}
+
 /// Stored number type.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Encoding {
@@ -42,6 +67,14 @@ pub(crate) enum Encoding {
     Plain(Dtype),
     /// Type of GGUF, dequantized to fp32.
     Ggml(GgmlDType),
+    /// MXFP4, dequantized to bf16. The factors are in another tensor.
+    Mxfp4 {
+        /// Index into [`Store::files`].
+        scales_file: usize,
+        scales_offset: u64,
+    },
+    /// Quantized layer of safetensors, dequantized to fp32: an index into [`Store::layers`].
+    Quantized { kind: Kind, layer: usize },
 }
 
 impl Encoding {
@@ -50,16 +83,36 @@ impl Encoding {
         match self {
             Encoding::Plain(Dtype::F32) => Some(DType::F32),
             Encoding::Plain(Dtype::F16) => Some(DType::F16),
-            Encoding::Plain(Dtype::BF16) => Some(DType::Bf16),
+            Encoding::Plain(Dtype::BF16) | Encoding::Mxfp4 { .. } => Some(DType::Bf16),
             Encoding::Plain(_) | Encoding::Ggml(GgmlDType::Q8_1 | GgmlDType::Q8K) => None,
-            Encoding::Ggml(_) => Some(DType::F32),
+            Encoding::Ggml(_) | Encoding::Quantized { .. } => Some(DType::F32),
         }
+    }
+
+    /// Encoding of rows as they are stored; `None` for fp32 and types that are not supported.
+    pub(crate) fn of_rows(self) -> Option<RowEncoding> {
+        Some(match self {
+            Encoding::Plain(Dtype::F16) | Encoding::Ggml(GgmlDType::F16) => RowEncoding::F16,
+            Encoding::Plain(Dtype::BF16) | Encoding::Ggml(GgmlDType::BF16) => RowEncoding::Bf16,
+            Encoding::Ggml(GgmlDType::Q4_0) => RowEncoding::Q4_0,
+            Encoding::Ggml(GgmlDType::Q4_1) => RowEncoding::Q4_1,
+            Encoding::Ggml(GgmlDType::Q5_0) => RowEncoding::Q5_0,
+            Encoding::Ggml(GgmlDType::Q5_1) => RowEncoding::Q5_1,
+            Encoding::Ggml(GgmlDType::Q8_0) => RowEncoding::Q8_0,
+            Encoding::Ggml(GgmlDType::Q2K) => RowEncoding::Q2K,
+            Encoding::Ggml(GgmlDType::Q3K) => RowEncoding::Q3K,
+            Encoding::Ggml(GgmlDType::Q4K) => RowEncoding::Q4K,
+            Encoding::Ggml(GgmlDType::Q5K) => RowEncoding::Q5K,
+            Encoding::Ggml(GgmlDType::Q6K) => RowEncoding::Q6K,
+            _ => return None,
+        })
     }
 
     /// Usual name of the type.
     pub(crate) fn name(self) -> String {
         match self {
             Encoding::Plain(dtype) => dtype.to_string(),
+            Encoding::Mxfp4 { .. } => "MXFP4".into(),
             Encoding::Ggml(dtype) => match dtype {
                 GgmlDType::Q2K => "Q2_K".into(),
                 GgmlDType::Q3K => "Q3_K".into(),
@@ -69,22 +122,70 @@ impl Encoding {
                 GgmlDType::Q8K => "Q8_K".into(),
                 other => format!("{other:?}"),
             },
+            Encoding::Quantized { kind, .. } => kind.name(),
         }
     }
 }
 
 impl Store {
+    /// The tensor `name`, also of a single expert.
+    pub(crate) fn get(&self, name: &str) -> Option<&Stored> {
+        self.tensors.get(name).or_else(|| self.experts.get(name))
+    }
+
+    /// Refuses the headers of files at `path` that describe more than [`MAX_NUMBERS`]. The file of an outline need not be
+    /// there, so that its length bounds nothing.
+    pub(crate) fn check_size(&self, path: &Path) -> Result<(), OpenError> {
+        let of_tensor = |stored: &Stored| {
+            // Products of some of the dimensions must not overflow either.
+            stored.shape.iter().try_fold(1_usize, |numbers, &dim| numbers.checked_mul(dim.max(1)))
+        };
+        let mut counts = self.tensors.values().map(of_tensor);
+        let sum = counts.try_fold(0_usize, |sum, numbers| sum.checked_add(numbers?).filter(|sum| *sum <= MAX_NUMBERS));
+        let problem =
+            || format!("its tensors have more than {MAX_NUMBERS} numbers, which no model has; fetch it again");
+        sum.map(drop).ok_or_else(|| OpenError::Layout { path: path.to_owned(), problem: problem() })
+    }
+
     pub(crate) fn read(&self, name: &str, stored: &Stored) -> Result<HostTensor, ReadError> {
         let read = Read { name, stored, file: &self.files[stored.file] };
-        if !read.file.is_present() {
-            return Err(ReadError::MissingShard { name: name.to_owned(), path: read.path().to_owned() });
-        }
+        self.require_files(name, stored)?;
         let dtype = stored.encoding.dtype().ok_or_else(|| read.unsupported())?;
-        match stored.encoding {
-            Encoding::Plain(_) => read.plain(dtype),
-            Encoding::Ggml(GgmlDType::F32) if stored.rows == Rows::Same => read.plain(dtype),
-            Encoding::Ggml(quantized) => read.dequantized(quantized),
+        match (stored.encoding, dtype) {
+            (Encoding::Plain(_), _) if stored.rows == Rows::Same => read.plain(dtype),
+            (Encoding::Plain(_), DType::F32) => read.selected::<u32>(dtype),
+            (Encoding::Plain(_), _) => read.selected::<u16>(dtype),
+            (Encoding::Ggml(GgmlDType::F32), _) if stored.rows == Rows::Same => read.plain(dtype),
+            (Encoding::Ggml(quantized), _) => read.dequantized(quantized),
+            (Encoding::Mxfp4 { .. }, _) => self.read_mxfp4(name, stored),
+            (Encoding::Quantized { .. }, _) => self.dequantized(name, stored),
         }
+    }
+
+    /// Error if some bytes of the tensor are not there.
+    pub(crate) fn require_files(&self, name: &str, stored: &Stored) -> Result<(), ReadError> {
+        let mut sources = self.sources_of(stored).into_iter();
+        sources.try_for_each(|Extent { file, offset, len }| self.files[file].require(name, offset, len))
+    }
+
+    /// Reads a matrix as it is stored, with its rows in the order of the model and a row for each output. `None` if it is not
+    /// stored so: matrices of all experts, and rows of the model that are stored columns.
+    pub(crate) fn packed(&self, name: &str, stored: &Stored) -> Result<Option<PackedMatrix>, ReadError> {
+        if let (Encoding::Mxfp4 { .. }, [_, _]) = (stored.encoding, &stored.shape[..]) {
+            self.require_files(name, stored)?;
+            return self.packed_mxfp4(name, stored).map(Some);
+        }
+        let Some(encoding) = stored.encoding.of_rows() else { return self.packed_rows(name, stored) };
+        let [n_rows, width] = match (&stored.shape[..], stored.rows) {
+            (_, Rows::OneMore | Rows::Every { .. } | Rows::Columns { .. }) => return Ok(None),
+            (&[width, n_rows], Rows::Transposed) => [n_rows, width],
+            (&[n_rows, width], _) => [n_rows, width],
+            _ => return Ok(None),
+        };
+        self.require_files(name, stored)?;
+        let read = Read { name, stored, file: &self.files[stored.file] };
+        let bytes = stored.rows.reordered(read.bytes()?, n_rows).map_err(|source| read.decode(source))?;
+        PackedMatrix::new(encoding, width, Bytes::from(bytes)).map(Some).map_err(|source| read.decode(source))
     }
 
     /// Names of the tensors' types, the one with the most bytes first.
@@ -108,9 +209,19 @@ struct Read<'a> {
 impl Read<'_> {
     /// Reads the stored bytes.
     fn plain(&self, dtype: DType) -> Result<HostTensor, ReadError> {
-        let mut bytes = vec![0; self.stored.len as usize];
-        self.file.read_at(self.stored.offset, &mut bytes).map_err(|source| self.io(source))?;
-        self.host(dtype, Bytes::from(bytes))
+        self.host(dtype, Bytes::from(self.bytes()?))
+    }
+
+    fn bytes(&self) -> Result<Vec<u8>, ReadError> {
+        self.file.read_tensor(self.name, self.stored.offset, self.stored.len as usize)
+    }
+
+    /// Reads the rows or columns of the model, of numbers as large as `T`.
+    fn selected<T: bytemuck::Pod>(&self, dtype: DType) -> Result<HostTensor, ReadError> {
+        let count = self.stored.len as usize / size_of::<T>();
+        let numbers: Vec<T> = self.file.read_tensor(self.name, self.stored.offset, count)?;
+        let numbers = self.stored.rows.select(&numbers, &self.stored.shape);
+        self.host(dtype, Bytes::copy_from_slice(bytemuck::cast_slice(&numbers)))
     }
 
     /// Reads the numbers as fp32, with rows in the model's order.
@@ -131,7 +242,7 @@ impl Read<'_> {
             words.resize((blocks * block_size).div_ceil(8), 0);
             let bytes = &mut bytemuck::cast_slice_mut(&mut words)[..blocks * block_size];
             let offset = self.stored.offset + (start * block_size) as u64;
-            self.file.read_at(offset, bytes).map_err(|source| self.io(source))?;
+            self.file.read_at(offset, bytes).map_err(|source| self.file.read_error(self.name, source))?;
             values.extend(dequantize_blocks(dtype, bytes, blocks * block_len).map_err(|source| self.decode(source))?);
         }
         Ok(values)
@@ -144,10 +255,6 @@ impl Read<'_> {
     fn unsupported(&self) -> ReadError {
         let dtype = self.stored.encoding.name();
         ReadError::DType { name: self.name.to_owned(), path: self.path().to_owned(), dtype }
-    }
-
-    fn io(&self, source: std::io::Error) -> ReadError {
-        ReadError::Io { name: self.name.to_owned(), path: self.path().to_owned(), source }
     }
 
     fn decode(&self, source: impl Into<BoxError>) -> ReadError {
@@ -165,7 +272,7 @@ fn dequantize_blocks(dtype: GgmlDType, blocks: &[u8], n_values: usize) -> Result
 }
 
 /// Numbers that expose their bytes.
-struct Numbers(Vec<f32>);
+pub(crate) struct Numbers(pub(crate) Vec<f32>);
 
 impl AsRef<[u8]> for Numbers {
     fn as_ref(&self) -> &[u8] {

@@ -6,6 +6,7 @@ use serde_json::Value;
 use crate::error::OpenError;
 use crate::families::{read_config, spec};
 use crate::layout::{CONFIG, INDEX, read_object, shards};
+use crate::multimodal::{multimodal_type, text_name};
 
 /// A model by its configuration and the index of its shards, without weights.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,12 +28,16 @@ impl ModelSummary {
     pub fn read(folder: impl AsRef<Path>) -> Result<Self, OpenError> {
         let folder = folder.as_ref();
         let path = folder.join(CONFIG);
-        let config = read_config(&path, &read_object(&path)?)?;
+        let json = read_object(&path)?;
+        let config = read_config(&path, &json)?;
+        let is_multimodal = multimodal_type(&json).is_some();
         if !folder.join(INDEX).is_file() {
             return Ok(Self { config, n_shards: None, size_bytes: None });
         }
         let shards = shards(folder)?;
-        let names: Vec<&str> = shards.values().flatten().map(String::as_str).collect();
+        let names = shards.values().flatten();
+        let names: Vec<String> =
+            names.filter_map(|name| if is_multimodal { text_name(name) } else { Some(name.clone()) }).collect();
         check_blocks(folder, &config, &names)?;
         let index = read_object(&folder.join(INDEX))?;
         // Some files state the size as a number with a fraction.
@@ -42,7 +47,7 @@ impl ModelSummary {
 }
 
 /// Refuses an index whose last block is not the configuration's.
-fn check_blocks(folder: &Path, config: &ModelConfig, names: &[&str]) -> Result<(), OpenError> {
+fn check_blocks(folder: &Path, config: &ModelConfig, names: &[String]) -> Result<(), OpenError> {
     let tensors = &spec(config.family).tensors;
     let has_block = |block_idx: usize| {
         let name = tensors.block_prefix(block_idx);
@@ -89,6 +94,29 @@ mod tests {
         std::fs::remove_file(folder.path().join(INDEX)).expect("removed");
         let summary = ModelSummary::read(folder.path()).expect("read");
         assert_eq!((summary.n_shards, summary.size_bytes), (None, None));
+    }
+
+    #[test]
+    fn summary_of_a_multimodal_model_is_that_of_its_text_model() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let text = json!({"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 4,
+            "num_key_value_heads": 1});
+        let config = json!({"model_type": "gemma3", "text_config": text, "vision_config": {"hidden_size": 4}});
+        std::fs::write(folder.path().join(CONFIG), config.to_string()).expect("written");
+        let index = |n_blocks: usize| {
+            let text = |block_idx: usize| format!("language_model.model.layers.{block_idx}.mlp.up_proj.weight");
+            let image = (0..9).map(|layer| format!("vision_tower.vision_model.encoder.layers.{layer}.mlp.fc1.weight"));
+            let names = (0..n_blocks).map(text).chain(image).map(|name| (name, json!("model-1-of-1.safetensors")));
+            let weight_map: serde_json::Map<String, Value> = names.collect();
+            let index = json!({ "metadata": {}, "weight_map": weight_map });
+            std::fs::write(folder.path().join(INDEX), index.to_string()).expect("written");
+            ModelSummary::read(folder.path())
+        };
+        let ModelConfig { family, n_blocks, ffn, vocab_size, .. } = index(2).expect("read").config;
+        // Sizes that the file leaves out are those of the class of the text model.
+        assert_eq!((family.name(), n_blocks, ffn, vocab_size), ("gemma3_text", 2, 9216, 262_208));
+        let error = index(3).expect_err("refused").to_string();
+        assert!(error.contains("describes 2 blocks"), "{error}");
     }
 
     #[test]

@@ -165,7 +165,12 @@ impl Api {
 
     /// Returns the bytes of a range, cut at the end of the file.
     pub(crate) async fn range(&self, url: Url, range: Range<u64>) -> Result<Vec<u8>, ApiError> {
-        self.with_retries(|| self.try_range(url.clone(), range.clone())).await
+        self.with_retries(|| self.try_range(url.clone(), range.clone(), None)).await
+    }
+
+    /// Returns all bytes of a range of a file that has `size` bytes.
+    pub(crate) async fn piece(&self, url: Url, range: Range<u64>, size: u64) -> Result<Vec<u8>, ApiError> {
+        self.with_retries(|| self.try_piece(url.clone(), range.clone(), size)).await
     }
 
     /// Returns a response that streams a file from byte `from` on, and its real start: 0 if the hub ignores ranges.
@@ -189,7 +194,18 @@ impl Api {
         self.url(&parts, Some(path))
     }
 
-    async fn try_range(&self, url: Url, range: Range<u64>) -> Result<Vec<u8>, ApiError> {
+    async fn try_piece(&self, url: Url, range: Range<u64>, size: u64) -> Result<Vec<u8>, ApiError> {
+        let n_bytes = range.end - range.start;
+        let bytes = self.try_range(url, range, Some(size)).await?;
+        if bytes.len() as u64 == n_bytes { Ok(bytes) } else { Err(ApiError::Short) }
+    }
+
+    /// `size` is the expected size of the complete file.
+    async fn try_range(&self, url: Url, range: Range<u64>, size: Option<u64>) -> Result<Vec<u8>, ApiError> {
+        if range.is_empty() {
+            // The header cannot express it.
+            return Ok(Vec::new());
+        }
         let n_bytes = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let header = format!("bytes={}-{}", range.start, range.end - 1);
         let mut response = self.get(url, Some(header)).await?;
@@ -197,6 +213,11 @@ impl Api {
         // A range that starts at 0 may be read from the whole file.
         if !is_part && range.start > 0 {
             return Err(ApiError::NoRanges);
+        }
+        if let (Some(size), Some(found)) = (size, range_total(&response))
+            && size != found
+        {
+            return Err(ApiError::Refused(format!("the file has {found} bytes there, and {size} in the listing")));
         }
         let mut bytes = Vec::new();
         while bytes.len() < n_bytes
@@ -348,6 +369,12 @@ fn next_page(headers: &HeaderMap, url: &Url) -> Option<Url> {
 fn range_start(response: &Response) -> Option<u64> {
     let text = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
     text.strip_prefix("bytes ")?.split_once('-')?.0.trim().parse().ok()
+}
+
+/// Size of the complete file in the answer to a request for a range.
+fn range_total(response: &Response) -> Option<u64> {
+    let text = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
+    text.rsplit_once('/')?.1.trim().parse().ok()
 }
 
 /// Authorization header, marked sensitive so that it is never printed.

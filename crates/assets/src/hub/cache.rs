@@ -5,8 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
 use crate::cache::write_atomic;
 use crate::hub::api::Entry;
+use crate::hub::pieces::Pieces;
 use crate::{AssetOptions, FetchError, HubSource, Kind};
 
 const CONFIG: &str = "config.json";
@@ -74,17 +77,33 @@ impl Repository {
         file.is_file().then_some(file)
     }
 
-    pub(crate) fn completeness(&self, commit: &str) -> Completeness {
+    /// Returns the completeness of a snapshot, of which `deferral` may leave out weights.
+    pub(crate) fn completeness(&self, commit: &str, deferral: Deferral) -> Completeness {
         let folder = self.snapshot(commit);
+        let is_here = |entry: &&Entry| {
+            let path = folder.join(&entry.path);
+            path.is_file() || (deferral.applies(entry) && Pieces::exist(&path))
+        };
         match self.listed(commit) {
-            Some(entries)
-                if initial_files(&entries, self.kind).iter().all(|entry| folder.join(&entry.path).is_file()) =>
-            {
-                Completeness::Complete
-            }
+            Some(entries) if initial_files(&entries, self.kind).iter().all(is_here) => Completeness::Complete,
             Some(_) => Completeness::Incomplete,
             None => completeness(&files(&folder), self.kind),
         }
+    }
+
+    /// Returns the path of a file that `deferral` leaves out, if the listing of its folder is recorded.
+    pub(crate) fn deferred_file(&self, commit: &str, path: &str, deferral: Deferral) -> Option<PathBuf> {
+        let entries = self.listed_folder(commit, parent(path))?;
+        let entry = entries.into_iter().find(|entry| entry.path == path)?;
+        if deferral.applies(&entry) { self.make_folder(commit, path).ok() } else { None }
+    }
+
+    /// Makes the folder of a file that is left out, and returns the file's path.
+    pub(crate) fn make_folder(&self, commit: &str, path: &str) -> Result<PathBuf, FetchError> {
+        let file = self.snapshot(commit).join(path);
+        let folder = file.parent().unwrap_or(&self.folder);
+        fs::create_dir_all(folder).map_err(FetchError::io("make the folder", folder))?;
+        Ok(file)
     }
 
     pub(crate) fn snapshot(&self, commit: &str) -> PathBuf {
@@ -96,9 +115,8 @@ impl Repository {
     }
 
     pub(crate) fn link(&self, commit: &str, entry: &Entry) -> Result<PathBuf, FetchError> {
-        let file = self.snapshot(commit).join(&entry.path);
+        let file = self.make_folder(commit, &entry.path)?;
         let folder = file.parent().unwrap_or(&self.folder);
-        fs::create_dir_all(folder).map_err(FetchError::io("make the folder", folder))?;
         let up = "../".repeat(2 + entry.path.matches('/').count());
         let target = PathBuf::from(format!("{up}blobs/{}", entry.oid));
         if fs::read_link(&file).is_ok_and(|found| found == target) {
@@ -136,13 +154,25 @@ impl Repository {
     }
 
     pub(crate) fn record(&self, commit: &str, entries: &[Entry]) -> Result<(), FetchError> {
-        let path = self.listing(commit);
-        let json = serde_json::to_vec(entries).map_err(|error| FetchError::io("write", &path)(error.into()))?;
-        write_atomic(&path, &json)
+        write_json(&self.listing(commit), entries)
     }
 
     pub(crate) fn listed(&self, commit: &str) -> Option<Vec<Entry>> {
         serde_json::from_slice(&fs::read(self.listing(commit)).ok()?).ok()
+    }
+
+    /// Records the GGUF files of a folder.
+    pub(crate) fn record_folder(&self, commit: &str, folder: &str, entries: &[Entry]) -> Result<(), FetchError> {
+        write_json(&self.folder_listing(commit, folder), entries)
+    }
+
+    pub(crate) fn listed_folder(&self, commit: &str, folder: &str) -> Option<Vec<Entry>> {
+        serde_json::from_slice(&fs::read(self.folder_listing(commit, folder)).ok()?).ok()
+    }
+
+    fn folder_listing(&self, commit: &str, folder: &str) -> PathBuf {
+        let digest = hex::encode(Sha256::digest(folder));
+        self.listings.join(format!("{commit}.gguf-{}.json", &digest[..16]))
     }
 
     fn listing(&self, commit: &str) -> PathBuf {
@@ -155,6 +185,49 @@ impl Repository {
         };
         self.listings.join(format!("{commit}{kind}.json"))
     }
+}
+
+/// Weights that a fetch leaves out, because they are fetched in parts later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Deferral {
+    /// None.
+    Never,
+    /// Parts of a GGUF file, and single files of more than this number of bytes.
+    Above(u64),
+}
+
+impl Deferral {
+    pub(crate) fn applies(self, entry: &Entry) -> bool {
+        match self {
+            Self::Never => false,
+            Self::Above(limit) if is_gguf(&entry.path) || is_weights(&entry.path) => {
+                entry.size > limit || is_gguf_part(&entry.path)
+            }
+            Self::Above(_) => false,
+        }
+    }
+}
+
+/// Folder of a path in a repository; empty for the root.
+pub(crate) fn parent(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(folder, _)| folder)
+}
+
+pub(crate) fn is_gguf(name: &str) -> bool {
+    name.ends_with(".gguf")
+}
+
+/// Returns true for one of several parts, `NAME-00001-of-00003.gguf`.
+fn is_gguf_part(name: &str) -> bool {
+    let is_number = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let numbers = name.strip_suffix(".gguf").and_then(|stem| stem.rsplit_once("-of-"));
+    let numbers = numbers.and_then(|(head, count)| Some((head.rsplit_once('-')?.1, count)));
+    numbers.is_some_and(|(number, count)| is_number(number) && is_number(count) && count != "00001")
+}
+
+fn write_json(path: &Path, entries: &[Entry]) -> Result<(), FetchError> {
+    let json = serde_json::to_vec(entries).map_err(|error| FetchError::io("write", path)(error.into()))?;
+    write_atomic(path, &json)
 }
 
 /// Files of a listing that are fetched at once. The shards of a sharded model are fetched by name.
@@ -289,6 +362,23 @@ mod tests {
         check(&["config.json", INDEX, shard], Kind::Model, &["config.json", INDEX]);
         check(&["config.json", SINGLE, "other.safetensors"], Kind::Model, &["config.json", SINGLE]);
         check(&["a.csv", "b.csv"], Kind::Dataset, &["a.csv", "b.csv"]);
+    }
+
+    #[test]
+    fn deferral_applies_to_parts_and_large_weights() {
+        let check = |path: &str, size: u64, expected: bool| {
+            let entry = Entry { path: path.to_owned(), size, oid: "x".to_owned() };
+            assert_eq!(Deferral::Above(100).applies(&entry), expected, "{path}");
+            assert!(!Deferral::Never.applies(&entry));
+        };
+        check("model.safetensors", 101, true);
+        check("model.safetensors", 100, false);
+        check("a/b.gguf", 101, true);
+        check("a/b.gguf", 100, false);
+        check("a/b-00001-of-00002.gguf", 1, true);
+        check("a/b-00001-of-00001.gguf", 1, false);
+        check("a/b-1-of-2.gguf", 1, false);
+        check("tokenizer.json", 1000, false);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::{EventHandler, FetchError, FetchEvent};
 
 /// Interval of progress events while bytes arrive, and while none do.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
-const IDLE_INTERVAL: Duration = Duration::from_secs(1);
+pub(super) const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(crate) struct Download<'a> {
     pub(crate) api: &'a Api,

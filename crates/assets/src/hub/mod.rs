@@ -3,9 +3,12 @@
 mod api;
 mod cache;
 mod download;
+mod pieces;
 mod push;
+mod ranges;
 mod upload;
 
+use std::fs::File;
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 
@@ -20,8 +23,12 @@ use crate::{
 };
 
 use api::{Api, ApiError, Entry, RepoId};
-use cache::{Completeness, Repository, initial_files, is_commit, is_complete, is_relevant, is_weights, pickled};
+pub(crate) use cache::Deferral;
+use cache::{
+    Completeness, Repository, initial_files, is_commit, is_complete, is_gguf, is_relevant, is_weights, parent, pickled,
+};
 use download::Download;
+use pieces::Pieces;
 
 const CONCURRENT_RANGES: usize = 8;
 
@@ -34,11 +41,12 @@ pub(crate) struct Hub {
 }
 
 impl Assets {
-    /// Returns the path of a file or of a snapshot folder, and the commit.
+    /// Returns the path of a file or of a snapshot folder, and the commit. `deferral` leaves out weights of a model.
     pub(crate) fn fetch_hub(
         &self,
         source: &HubSource,
         kind: Kind,
+        deferral: Deferral,
         check_model: &mut ModelCheck<'_>,
         on_event: &mut EventHandler<'_>,
     ) -> Result<(PathBuf, String), FetchError> {
@@ -46,8 +54,11 @@ impl Assets {
         let mut fallback = None;
         if let Some(commit) = cached.commit() {
             let cached_path = match source.path() {
-                Some(path) => cached.file(&commit, path).map(|file| (file, Completeness::Complete)),
-                None => Some((cached.snapshot(&commit), cached.completeness(&commit))),
+                Some(path) => {
+                    let file = cached.file(&commit, path).or_else(|| cached.deferred_file(&commit, path, deferral));
+                    file.map(|file| (file, Completeness::Complete))
+                }
+                None => Some((cached.snapshot(&commit), cached.completeness(&commit, deferral))),
             };
             // Adapters are updated by pushes, so their branch is resolved again.
             let is_pinned = kind != Kind::Adapter || is_commit(cached.revision());
@@ -62,11 +73,11 @@ impl Assets {
             // The files that the Python tools left are sufficient.
             Err(error) => return fallback.ok_or(error),
         };
-        hub.remote(source, &cached, kind).fetch(check_model, on_event)
+        hub.remote(source, &cached, kind).fetch(deferral, check_model, on_event)
     }
 
-    /// Downloads further files of a model into the folder of `asset`, which [`fetch`](Self::fetch) made: shards by
-    /// their names. Files that are present are left as they are.
+    /// Downloads further files of a model into the folder of `asset`: shards, parts of a GGUF file or a file that
+    /// [`fetch_first_model`](Self::fetch_first_model) left out, by their names. Files that are present are left as they are.
     ///
     /// # Errors
     /// [`FetchError`] if a file is unavailable. Received bytes are kept, and the next call resumes.
@@ -76,14 +87,15 @@ impl Assets {
         files: &[String],
         on_event: &mut EventHandler<'_>,
     ) -> Result<(), FetchError> {
-        let missing: Vec<&String> = files.iter().filter(|file| !asset.path.join(file).is_file()).collect();
+        let missing: Vec<&String> = files.iter().filter(|file| !asset.folder().join(file).is_file()).collect();
         let Some(first) = missing.first() else { return Ok(()) };
         let (source, commit) = hub_origin(asset, first)?;
         let cached = Repository::new(self.options(), source, Kind::Model);
         let remote = self.reachable_hub(source, Some(first))?.remote(source, &cached, Kind::Model);
-        let listed = remote.listed(commit)?;
+        let listed = remote.model_files(commit)?;
         for file in missing {
-            let entry = listed.iter().find(|entry| entry.path == *file).ok_or_else(|| not_from_hub(asset, file))?;
+            let path = repository_path(source, file);
+            let entry = listed.iter().find(|entry| entry.path == path).ok_or_else(|| not_from_hub(asset, file))?;
             remote.download(commit, entry, on_event)?;
         }
         Ok(())
@@ -98,7 +110,9 @@ impl Assets {
         let Some((first, _)) = parts.first() else { return Ok(Vec::new()) };
         let (source, commit) = hub_origin(asset, first)?;
         let cached = Repository::new(self.options(), source, Kind::Model);
-        self.reachable_hub(source, Some(first))?.remote(source, &cached, Kind::Model).read_ranges(commit, parts)
+        let path = |(file, range): &(String, Range<u64>)| (repository_path(source, file), range.clone());
+        let parts: Vec<(String, Range<u64>)> = parts.iter().map(path).collect();
+        self.reachable_hub(source, Some(first))?.remote(source, &cached, Kind::Model).read_ranges(commit, &parts)
     }
 
     /// Checks that the hub answers within [`AssetOptions::hub_connect_timeout`], with a request for the repository
@@ -157,11 +171,21 @@ struct Remote<'a> {
 impl Remote<'_> {
     fn fetch(
         &self,
+        deferral: Deferral,
         check_model: &mut ModelCheck<'_>,
         on_event: &mut EventHandler<'_>,
     ) -> Result<(PathBuf, String), FetchError> {
         let commit = self.commit()?;
         let path = match self.source.path() {
+            Some(path) if deferral != Deferral::Never && is_gguf(path) => {
+                let found = self.model_files(&commit)?.into_iter().find(|entry| entry.path == path);
+                let entry = found.ok_or_else(|| no_such_file(self.source, path))?;
+                if deferral.applies(&entry) {
+                    self.cached.make_folder(&commit, path)?
+                } else {
+                    self.download(&commit, &entry, on_event)?
+                }
+            }
             Some(path) => self.download(&commit, &self.entry(&commit, path)?, on_event)?,
             None => {
                 let listed = self.listed(&commit)?;
@@ -177,7 +201,11 @@ impl Remote<'_> {
                     check_model(&ModelPreview { folder: &folder, read_ranges: &read_ranges }).map_err(refused)?;
                 }
                 for entry in weights {
-                    self.download(&commit, entry, on_event)?;
+                    if deferral.applies(entry) {
+                        self.leave_out(&commit, entry, on_event)?;
+                    } else {
+                        self.download(&commit, entry, on_event)?;
+                    }
                 }
                 folder
             }
@@ -213,12 +241,24 @@ impl Remote<'_> {
     }
 
     fn entry(&self, commit: &str, path: &str) -> Result<Entry, FetchError> {
-        let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
-        let entries = self.hub.runtime.block_on(self.hub.api.list(self.id, commit, folder, false));
+        let entries = self.hub.runtime.block_on(self.hub.api.list(self.id, commit, parent(path), false));
         let entries = entries.map_err(|error| self.error(Some(path), error))?;
-        let found = entries.into_iter().find(|entry| entry.path == path);
-        let source = || "the repository has no such file".into();
-        found.ok_or_else(|| FetchError::Hub { what: display_name(self.source, Some(path)), source: source() })
+        entries.into_iter().find(|entry| entry.path == path).ok_or_else(|| no_such_file(self.source, path))
+    }
+
+    /// Returns the files beside which weights of the model lie, from the record or from the hub: the relevant files of the
+    /// repository, or the GGUF files in the folder of the source's file.
+    fn model_files(&self, commit: &str) -> Result<Vec<Entry>, FetchError> {
+        let Some(path) = self.source.path() else { return self.listed(commit) };
+        let folder = parent(path);
+        if let Some(entries) = self.cached.listed_folder(commit, folder) {
+            return Ok(entries);
+        }
+        let entries = self.hub.runtime.block_on(self.hub.api.list(self.id, commit, folder, false));
+        let mut entries = entries.map_err(|error| self.error(Some(path), error))?;
+        entries.retain(|entry| is_gguf(&entry.path));
+        self.cached.record_folder(commit, folder, &entries)?;
+        Ok(entries)
     }
 
     /// Returns the relevant files of a commit, from the record or from the hub; at least one.
@@ -252,7 +292,14 @@ impl Remote<'_> {
         Err(FetchError::NoFiles { repository, expected })
     }
 
-    /// Downloads a file into the cache if it is missing.
+    /// Makes the folder of the pieces of a file that is left out, which shows that the model in the snapshot has the file.
+    fn leave_out(&self, commit: &str, entry: &Entry, on_event: &mut EventHandler<'_>) -> Result<(), FetchError> {
+        let path = self.cached.make_folder(commit, &entry.path)?;
+        let _lock = self.lock(entry, &display_name(self.source, Some(&entry.path)), on_event)?;
+        if path.is_file() { Ok(()) } else { Pieces::create(&path, entry).map(drop) }
+    }
+
+    /// Downloads a file into the cache if it is missing, in place of its pieces.
     fn download(&self, commit: &str, entry: &Entry, on_event: &mut EventHandler<'_>) -> Result<PathBuf, FetchError> {
         let download = Download {
             api: &self.hub.api,
@@ -261,18 +308,26 @@ impl Remote<'_> {
             entry,
             blob: self.cached.blob(entry),
         };
-        if !download.is_cached() {
-            let notice = format!("{}: waiting for another process that downloads it", download.what);
-            let mut flow = ControlFlow::Continue(());
-            let _lock = self.cached.lock(entry, || flow = on_event(FetchEvent::Notice(&notice)))?;
-            if flow.is_break() {
-                return Err(FetchError::Stopped);
-            }
-            if !download.is_cached() {
-                self.hub.runtime.block_on(download.fetch(on_event))?;
-            }
+        let has_pieces = Pieces::exist(&self.cached.snapshot(commit).join(&entry.path));
+        if download.is_cached() && !has_pieces {
+            return self.cached.link(commit, entry);
         }
-        self.cached.link(commit, entry)
+        let _lock = self.lock(entry, &download.what, on_event)?;
+        if !download.is_cached() {
+            self.hub.runtime.block_on(download.fetch(on_event))?;
+        }
+        // A process that waits for the lock finds the complete file and writes no pieces.
+        let path = self.cached.link(commit, entry)?;
+        Pieces::remove(&path)?;
+        Ok(path)
+    }
+
+    /// Locks the download of a file; `what` is its name for messages.
+    fn lock(&self, entry: &Entry, what: &str, on_event: &mut EventHandler<'_>) -> Result<File, FetchError> {
+        let notice = format!("{what}: waiting for another process that downloads it");
+        let mut flow = ControlFlow::Continue(());
+        let lock = self.cached.lock(entry, || flow = on_event(FetchEvent::Notice(&notice)))?;
+        if flow.is_break() { Err(FetchError::Stopped) } else { Ok(lock) }
     }
 
     fn error(&self, path: Option<&str>, error: ApiError) -> FetchError {
@@ -290,6 +345,18 @@ fn hub_origin<'a>(asset: &'a Asset, file: &str) -> Result<(&'a HubSource, &'a st
 
 fn not_from_hub(asset: &Asset, file: impl AsRef<Path>) -> FetchError {
     FetchError::NotFromHub { folder: asset.path.clone(), file: file.as_ref().display().to_string() }
+}
+
+fn no_such_file(source: &HubSource, path: &str) -> FetchError {
+    FetchError::Hub { what: display_name(source, Some(path)), source: "the repository has no such file".into() }
+}
+
+/// Path in the repository of a file that lies beside the file of the source, or in the root.
+fn repository_path(source: &HubSource, file: &str) -> String {
+    match source.path().map(parent) {
+        None | Some("") => file.to_owned(),
+        Some(folder) => format!("{folder}/{file}"),
+    }
 }
 
 fn display_name(source: &HubSource, path: Option<&str>) -> String {

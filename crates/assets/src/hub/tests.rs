@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::ignore_events;
 
-const WEIGHTS: &str = "model.safetensors";
+pub(super) const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Options with an empty cache folder and an unreachable hub.
@@ -26,12 +26,12 @@ pub(super) fn fixture(offline: bool) -> (TempDir, AssetOptions) {
 }
 
 /// Options with an empty cache folder and this hub.
-fn fixture_for(hub: &LoopbackHub) -> (TempDir, AssetOptions) {
+pub(super) fn fixture_for(hub: &LoopbackHub) -> (TempDir, AssetOptions) {
     let (folder, options) = fixture(false);
     (folder, AssetOptions { hub_endpoint: hub.endpoint().to_owned(), ..options })
 }
 
-fn hub(files: &[(&str, &[u8])]) -> LoopbackHub {
+pub(super) fn hub(files: &[(&str, &[u8])]) -> LoopbackHub {
     LoopbackHub::new(files.iter().map(|(name, content)| ((*name).to_owned(), content.to_vec())))
 }
 
@@ -60,7 +60,7 @@ fn fetch(assets: &Assets, text: &str, kind: Kind) -> Result<Asset, FetchError> {
 }
 
 /// Sorted file names of a cache folder of `a/b`.
-fn cached(options: &AssetOptions, folder: &str) -> Vec<String> {
+pub(super) fn cached(options: &AssetOptions, folder: &str) -> Vec<String> {
     let entries = fs::read_dir(options.hub_cache.join("models--a--b").join(folder)).expect("a folder");
     let mut names: Vec<String> =
         entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
@@ -68,12 +68,12 @@ fn cached(options: &AssetOptions, folder: &str) -> Vec<String> {
     names
 }
 
-fn ranges(requests: &[Request]) -> Vec<(Option<&str>, usize)> {
+pub(super) fn ranges(requests: &[Request]) -> Vec<(Option<&str>, usize)> {
     requests.iter().map(|request| (request.range.as_deref(), request.sent)).collect()
 }
 
 /// Bytes that differ between positions.
-fn bytes(n: usize) -> Vec<u8> {
+pub(super) fn bytes(n: usize) -> Vec<u8> {
     (0..n).map(|position| (position % 251) as u8).collect()
 }
 
@@ -211,7 +211,7 @@ fn fetch_files_downloads_single_shards() {
 /// Fetches the model of `a/b` with a check.
 fn fetch_checked(options: &AssetOptions, check_model: &mut ModelCheck<'_>) -> Result<Asset, FetchError> {
     let sources = ["hub:a/b", "src"].map(|text| text.parse().expect("a source"));
-    Assets::new(options.clone()).fetch_first_checked(&sources, Kind::Model, check_model, &mut ignore_events)
+    Assets::new(options.clone()).fetch_first_model(&sources, check_model, &mut ignore_events)
 }
 
 #[test]

@@ -6,7 +6,7 @@ pub(crate) mod rope;
 use sepal_core::{Activation, ModelConfig, ScoreRule, Window};
 use serde_json::Value;
 
-pub(crate) use self::refused::{keys as check_keys, weights as check_weights};
+pub(crate) use self::refused::{keys as check_keys, ruled_out_biases, weights as check_weights};
 use self::rope::Rotary;
 use crate::error::OpenError;
 use crate::family::FamilySpec;
@@ -56,6 +56,7 @@ pub(crate) fn activation(keys: Keys<'_>, key: &str, known: &[Activation]) -> Res
         Activation::Gelu => "gelu",
         Activation::GeluTanh => "gelu_new",
         Activation::Relu => "relu",
+        Activation::ClampedSwiglu { .. } => "swiglu",
     };
     let supported = || known.iter().map(name).collect::<Vec<_>>().join(" or ");
     found.filter(|found| known.contains(found)).ok_or_else(|| keys.unsupported(key, supported()))

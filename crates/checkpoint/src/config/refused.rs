@@ -4,14 +4,16 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use safetensors::Dtype;
+use sepal_core::Family;
 use serde_json::{Map, Value};
 
 use crate::error::OpenError;
 use crate::family::FamilySpec;
 use crate::keys::Keys;
+use crate::quantized::Quantization;
 
-/// Keys of quantized weights.
-const QUANTIZED: [&str; 2] = ["quantization_config", "compression_config"];
+/// Former key of quantized weights.
+const COMPRESSION: &str = "compression_config";
 
 /// Keys that refer to other files or blocks, and the supported alternative.
 const ELSEWHERE: [(&str, &str); 3] = [
@@ -23,12 +25,18 @@ const ELSEWHERE: [(&str, &str); 3] = [
 /// Last parts of the names of packed tensors.
 const PACKED: [&str; 7] = ["qweight", "qzeros", "W_q", "weight_packed", "weight_scale", "SCB", "codes"];
 
-/// Refuses keys that change a model's numbers and that no family applies.
-pub(crate) fn keys(keys: Keys<'_>) -> Result<(), OpenError> {
-    for key in QUANTIZED {
-        if let Some(value) = keys.get(key) {
-            return Err(keys.quantized(key, method(value)));
-        }
+/// Refuses keys that change a model's numbers and that no family applies, and quantizations that are not supported.
+pub(crate) fn keys(keys: Keys<'_>, family: Family) -> Result<(), OpenError> {
+    if let Some(value) = keys.get(COMPRESSION) {
+        let format = value.get("format").and_then(Value::as_str);
+        return Err(keys.quantized(COMPRESSION, format.unwrap_or("there").to_owned()));
+    }
+    if let Some(quantization) = Quantization::read(keys, family)?
+        && family == Family::Gpt2
+    {
+        // Its layers are transposed, those that are quantized are not.
+        let found = format!("{} of a {} model", quantization.method(), family.name());
+        return Err(keys.quantized("quantization_config", found));
     }
     for (key, supported) in ELSEWHERE {
         if keys.get(key).is_some() {
@@ -39,14 +47,6 @@ pub(crate) fn keys(keys: Keys<'_>) -> Result<(), OpenError> {
         None | Some(Value::Bool(true)) => Ok(()),
         Some(_) => Err(keys.unsupported("is_causal", "true")),
     }
-}
-
-/// Name of the quantization method.
-fn method(value: &Value) -> String {
-    let word = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
-    let flag = |key: &str| (value.get(key) == Some(&Value::Bool(true))).then(|| key.to_owned());
-    let known = word("quant_method").or_else(|| word("format")).or_else(|| flag("load_in_4bit"));
-    known.or_else(|| flag("load_in_8bit")).unwrap_or_else(|| "there".to_owned())
 }
 
 /// Refuses quantized weights, by the names and types of tensors, and biases that the configuration rules out, which would
@@ -64,7 +64,25 @@ pub(crate) fn weights<'a>(
             return Err(OpenError::Quantized { path: path.to_owned(), key: name.to_owned(), found });
         }
     }
+    let names = names.into_iter();
+    match ruled_out_biases((config_path, config), spec, names)?.into_iter().next() {
+        None => Ok(()),
+        Some((name, supported)) => {
+            let (path, found) = (path.to_owned(), "a tensor of it".to_owned());
+            Err(OpenError::Unsupported { path, key: name.to_owned(), found, supported })
+        }
+    }
+}
+
+/// Biases that the configuration rules out, each with the supported alternative.
+pub(crate) fn ruled_out_biases<'a>(
+    (config_path, config): (&Path, &Map<String, Value>),
+    spec: &FamilySpec,
+    names: impl Iterator<Item = &'a str>,
+) -> Result<Vec<(&'a str, String)>, OpenError> {
     let keys = Keys::new(config_path, config);
+    let biases: Vec<(&str, &str)> = names.filter_map(|name| Some((name, name.strip_suffix(".bias")?))).collect();
+    let mut ruled_out = Vec::new();
     for without_bias in spec.without_bias {
         if let Some((key, default)) = without_bias.unless
             && keys.flag_unless_null(key, default)?
@@ -72,17 +90,14 @@ pub(crate) fn weights<'a>(
             continue;
         }
         let is_layer = |layer: &str| without_bias.layers.iter().any(|end| layer.ends_with(end));
-        let found = names.iter().find(|name| name.strip_suffix(".bias").is_some_and(is_layer));
-        if let Some(name) = found {
-            let supported = match without_bias.unless {
-                Some((key, _)) => format!("none of that name unless `{key}` is true in {}", config_path.display()),
-                None => format!("the tensors of a {} model", spec.family.name()),
-            };
-            let (path, found) = (path.to_owned(), "a tensor of it".to_owned());
-            return Err(OpenError::Unsupported { path, key: (*name).to_owned(), found, supported });
-        }
+        let supported = match without_bias.unless {
+            Some((key, _)) => format!("none of that name unless `{key}` is true in {}", config_path.display()),
+            None => format!("the tensors of a {} model", spec.family.name()),
+        };
+        let of_layers = biases.iter().filter(|(_, layer)| is_layer(layer));
+        ruled_out.extend(of_layers.map(|(name, _)| (*name, supported.clone())));
     }
-    Ok(())
+    Ok(ruled_out)
 }
 
 /// The sign of quantized weights that a tensor bears, if any.

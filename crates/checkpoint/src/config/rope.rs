@@ -29,13 +29,18 @@ impl Rotary<'_> {
 ///
 /// `rope_scaling` hides all of `rope_parameters`, and keys within either hide those beside it.
 pub(super) fn read(keys: Keys<'_>, rotary: &Rotary<'_>) -> Result<(Rope, Option<usize>), OpenError> {
-    let stated = |key: &str| Ok(keys.object(key)?.filter(|map| !map.is_empty()));
     let nothing = Map::new();
-    let (scope, map) = match (stated("rope_scaling")?, stated("rope_parameters")?) {
-        (Some(map), _) => ("rope_scaling.", map),
-        (None, Some(map)) => ("rope_parameters.", map),
-        (None, None) => ("rope_parameters.", &nothing),
-    };
+    let (scope, map) = stated(keys)?.unwrap_or(("rope_parameters.", &nothing));
+    read_map(keys, rotary, scope, map)
+}
+
+/// As [`read`], with the keys of `map` as the scaling; `scope` is its key and a dot.
+pub(crate) fn read_map(
+    keys: Keys<'_>,
+    rotary: &Rotary<'_>,
+    scope: &str,
+    map: &Map<String, Value>,
+) -> Result<(Rope, Option<usize>), OpenError> {
     let scaling = keys.inside(scope, map);
     if let Some((kind, _)) = map.iter().find(|(_, value)| value.is_object()) {
         return Err(scaling.unsupported(kind, "the same positions for all blocks"));
@@ -45,6 +50,19 @@ pub(super) fn read(keys: Keys<'_>, rotary: &Rotary<'_>) -> Result<(Rope, Option<
         None => keys.optional_positive(rotary.spec.rotary.theta)?.unwrap_or(rotary.spec.defaults.theta),
     };
     read_scaled(scaling, keys, rotary, theta)
+}
+
+/// An object of the configuration: its key with a dot, and its keys.
+type Scope<'a> = (&'static str, &'a Map<String, Value>);
+
+/// The scaling of all blocks, if the file has one.
+pub(crate) fn stated(keys: Keys<'_>) -> Result<Option<Scope<'_>>, OpenError> {
+    let object = |key: &str| Ok(keys.object(key)?.filter(|map| !map.is_empty()));
+    Ok(match (object("rope_scaling")?, object("rope_parameters")?) {
+        (Some(map), _) => Some(("rope_scaling.", map)),
+        (None, Some(map)) => Some(("rope_parameters.", map)),
+        (None, None) => None,
+    })
 }
 
 /// As [`read`], for positions of base `theta` with the given scaling.
@@ -131,7 +149,6 @@ fn llama3(scaling: Keys<'_>, original_max_positions: usize) -> Result<RopeScalin
 }
 
 fn yarn(scaling: Keys<'_>, rotary: &Rotary<'_>, original_max_positions: usize) -> Result<RopeScaling, OpenError> {
-    refuse_untruncated(scaling)?;
     // A factor of null stands for the ratio of the longest sequence to the original one.
     let factor = match scaling.optional_positive("factor")? {
         Some(factor) => factor,
@@ -144,15 +161,16 @@ fn yarn(scaling: Keys<'_>, rotary: &Rotary<'_>, original_max_positions: usize) -
         beta_slow: nonzero(scaling, "beta_slow")?.unwrap_or(1.0),
         original_max_positions,
         attention_factor: yarn_factor(scaling, factor)?,
+        // `null` stands for false.
+        is_untruncated: !scaling.flag_unless_null("truncate", true)?,
     })
 }
 
 /// Refuses a ramp of YaRN that is not truncated to whole dimensions.
 pub(crate) fn refuse_untruncated(scaling: Keys<'_>) -> Result<(), OpenError> {
-    match scaling.get("truncate") {
-        None if !scaling.has("truncate") => Ok(()),
-        Some(Value::Bool(true)) => Ok(()),
-        _ => Err(scaling.unsupported("truncate", "true")),
+    match scaling.flag_unless_null("truncate", true)? {
+        true => Ok(()),
+        false => Err(scaling.unsupported("truncate", "true")),
     }
 }
 

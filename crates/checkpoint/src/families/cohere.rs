@@ -1,9 +1,8 @@
-//! Cohere: Command R and Aya. Models whose heads have norms (Command R+) are refused.
+//! Cohere: Command R, Command R+ and Aya.
 
 use sepal_core::{Factors, Family, ModelConfig};
 
 use super::llama::{self, ATTENTION, GATED_MLP};
-use crate::config::only;
 use crate::error::OpenError;
 use crate::family::{ClassDefaults, ConfigKeys, FamilySpec, WithoutBias};
 use crate::keys::Keys;
@@ -33,9 +32,9 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
 };
 
 fn read_config(keys: Keys<'_>, spec: &FamilySpec) -> Result<ModelConfig, OpenError> {
-    only(keys, "use_qk_norm", false)?;
     let config = llama::read_config(keys, spec)?;
     let factor = keys.optional_positive("logit_scale")?.unwrap_or(0.0625);
     let factors = Factors { logits: Some(factor).filter(|factor| *factor != 1.0), ..config.factors };
-    Ok(ModelConfig { factors, is_parallel: true, ..config })
+    let has_head_norms = keys.flag("use_qk_norm")?;
+    Ok(ModelConfig { factors, is_parallel: true, has_head_norms, ..config })
 }

@@ -157,6 +157,8 @@ pub(super) fn read_ropes(keys: Keys<'_>, rotary: &Rotary<'_>, local: (Option<&st
 
     let read = |scope, map: &Map<String, Value>, (key, default): (Option<&str>, f64)| {
         let scaling = keys.inside(scope, map);
+        // transformers reads the key beside the kinds of blocks only.
+        rope::refuse_untruncated(scaling)?;
         let theta = match (scaling.optional_positive("rope_theta")?, key) {
             (Some(theta), _) => theta,
             (None, Some(key)) => keys.optional_positive(key)?.unwrap_or(default),

@@ -2,11 +2,21 @@ use sepal_core::{Factors, Family, ModelConfig, ScoreRule};
 
 use super::llama;
 use crate::error::OpenError;
-use crate::family::FamilySpec;
+use crate::family::{FamilySpec, GgufSpec, RowOrder};
 use crate::keys::Keys;
 
-pub(super) const SPEC: FamilySpec =
-    FamilySpec { family: Family::Granite, classifier: None, read_config, gguf: None, ..llama::SPEC };
+pub(super) const SPEC: FamilySpec = FamilySpec {
+    family: Family::Granite,
+    classifier: None,
+    read_config,
+    gguf: Some(GgufSpec {
+        architecture: "granite",
+        rows: RowOrder::InterleavedHeads,
+        has_factors: true,
+        ..GgufSpec::LLAMA
+    }),
+    ..llama::SPEC
+};
 
 fn read_config(keys: Keys<'_>, spec: &FamilySpec) -> Result<ModelConfig, OpenError> {
     let config = llama::read_config(keys, spec)?;

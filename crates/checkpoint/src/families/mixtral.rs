@@ -3,7 +3,7 @@ use sepal_core::{Experts, Family, ModelConfig};
 use super::{llama, mistral};
 use crate::config::with_window;
 use crate::error::OpenError;
-use crate::family::{ClassDefaults, FamilySpec, GgufSpec, RowOrder};
+use crate::family::{ClassDefaults, FamilySpec, GgufExperts, GgufSpec, RowOrder};
 use crate::keys::Keys;
 use crate::linear_sites;
 
@@ -15,7 +15,7 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
     sites: linear_sites::MIXTRAL,
     gguf: Some(GgufSpec {
         architecture: "llama",
-        has_experts: true,
+        experts: Some(GgufExperts { is_softmax_of_all: false, has_own_width: false, has_shared: false }),
         rows: RowOrder::InterleavedHeads,
         ..GgufSpec::LLAMA
     }),
@@ -32,7 +32,7 @@ fn read_config(keys: Keys<'_>, spec: &FamilySpec) -> Result<ModelConfig, OpenErr
 
 /// `num_experts` is an older name, which takes precedence.
 fn experts(keys: Keys<'_>) -> Result<Experts, OpenError> {
-    let count = keys.count_of(&["num_experts", "num_local_experts"], 8)?;
+    let count = keys.experts_of(&["num_experts", "num_local_experts"], 8)?;
     let per_token = keys.optional_count("num_experts_per_tok")?.unwrap_or(2);
     if per_token > count {
         return Err(keys.wrong("num_experts_per_tok", format!("at most num_local_experts, {count}")));

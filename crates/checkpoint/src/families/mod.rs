@@ -7,6 +7,7 @@ mod gemma;
 mod glm4;
 mod gpt2;
 mod gpt_neox;
+mod gpt_oss;
 mod granite;
 mod llama;
 mod mistral;
@@ -15,6 +16,7 @@ mod olmo2;
 mod olmo3;
 mod opt;
 mod phi3;
+mod phimoe;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
@@ -33,6 +35,7 @@ use crate::config::check_keys;
 use crate::error::OpenError;
 use crate::family::{FamilySpec, GgufSpec, TensorNames};
 use crate::keys::Keys;
+use crate::multimodal::{MULTIMODAL, multimodal_type, text_keys};
 
 /// All families, by name.
 const FAMILIES: &[&FamilySpec] = &[
@@ -45,6 +48,7 @@ const FAMILIES: &[&FamilySpec] = &[
     &glm4::SPEC,
     &gpt2::SPEC,
     &gpt_neox::SPEC,
+    &gpt_oss::SPEC,
     &granite::SPEC,
     &llama::SPEC,
     &mistral::SPEC,
@@ -53,12 +57,26 @@ const FAMILIES: &[&FamilySpec] = &[
     &olmo3::SPEC,
     &opt::SPEC,
     &phi3::SPEC,
+    &phimoe::SPEC,
     &qwen2::SPEC,
     &qwen2_moe::SPEC,
     &qwen3::SPEC,
     &qwen3_moe::SPEC,
     &smollm3::SPEC,
     &stablelm::SPEC,
+];
+
+/// Architectures that cannot be computed, by `model_type`, and the parts that are not supported.
+const REFUSED: &[(&[&str], &str)] = &[
+    (
+        &["llama4", "llama4_text"],
+        "its chunked attention, queries scaled by position in blocks without positions, and experts whose inputs are scaled by \
+         a sigmoid",
+    ),
+    (
+        &["deepseek_v2", "deepseek_v3"],
+        "its multi-head latent attention, in which keys and values are compressed and have heads of different sizes",
+    ),
 ];
 
 /// A family without an entry does not compile.
@@ -95,16 +113,26 @@ pub fn classifier_class(family: Family) -> Option<&'static str> {
 pub(crate) fn read_config(path: &Path, json: &Map<String, Value>) -> Result<ModelConfig, OpenError> {
     let keys = Keys::new(path, json);
     let model_type = keys.text("model_type")?;
-    if model_type == "gemma3" {
-        return Err(keys.unsupported("model_type", "gemma3_text: of a Gemma 3 that sees pictures take a GGUF file"));
-    }
-    let Some(family) = Family::named(model_type) else {
-        let names = Family::ALL.map(Family::name).join(", ");
-        return Err(keys.unsupported("model_type", names));
+    let (keys, family) = match (Family::named(model_type), multimodal_type(json)) {
+        (Some(family), _) => (keys, family),
+        (None, Some((_, family))) => {
+            check_keys(keys, family)?;
+            (text_keys(keys, family)?, family)
+        }
+        (None, None) => return Err(keys.unsupported("model_type", supported_types(model_type))),
     };
-    check_keys(keys)?;
+    check_keys(keys, family)?;
     let spec = spec(family);
     (spec.read_config)(keys, spec)
+}
+
+/// The supported values of `model_type`, and the reason if another one is refused for its architecture.
+fn supported_types(model_type: &str) -> String {
+    let names = Family::ALL.map(Family::name).join(", ");
+    let multimodal = MULTIMODAL.map(|(name, _)| name).join(" and ");
+    let reason = REFUSED.iter().find(|(names, _)| names.contains(&model_type));
+    let reason = reason.map_or_else(String::new, |(_, reason)| format!("; not supported are {reason}"));
+    format!("{names}, and the text models of {multimodal}{reason}")
 }
 
 /// Families whose GGUF files have this architecture.

@@ -14,6 +14,7 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
     defaults: ClassDefaults { theta: 500_000.0, ..olmo2::SPEC.defaults },
     rotary: RotaryKeys { original: OriginalLength::Within, ..RotaryKeys::USUAL },
     read_config,
+    gguf: None,
     ..olmo2::SPEC
 };
 

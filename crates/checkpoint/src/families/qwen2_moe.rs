@@ -4,7 +4,7 @@ use super::llama::{self, GATED_MLP};
 use super::qwen2;
 use crate::config::{layer_types, with_window};
 use crate::error::OpenError;
-use crate::family::{ClassDefaults, ConfigKeys, FamilySpec, WithoutBias};
+use crate::family::{ClassDefaults, ConfigKeys, FamilySpec, GgufExperts, GgufSpec, Renames, WithoutBias};
 use crate::keys::Keys;
 use crate::linear_sites;
 
@@ -28,9 +28,30 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
         WithoutBias { layers: &[".o_proj"], unless: None },
         WithoutBias { layers: GATED_MLP, unless: None },
     ],
-    gguf: None,
+    gguf: Some(GgufSpec {
+        architecture: "qwen2moe",
+        // llama.cpp has no key for this choice.
+        experts: Some(GgufExperts { is_softmax_of_all: true, has_own_width: true, has_shared: true }),
+        block: &[EXPERTS, SHARED_EXPERT, GgufSpec::LLAMA_BLOCK],
+        ..GgufSpec::LLAMA
+    }),
     ..llama::SPEC
 };
+
+/// Names of the router and of experts.
+pub(super) const EXPERTS: Renames = &[
+    ("ffn_gate_inp", "mlp.gate"),
+    ("ffn_gate_exps", "mlp.experts.{}.gate_proj"),
+    ("ffn_up_exps", "mlp.experts.{}.up_proj"),
+    ("ffn_down_exps", "mlp.experts.{}.down_proj"),
+];
+
+const SHARED_EXPERT: Renames = &[
+    ("ffn_gate_inp_shexp", "mlp.shared_expert_gate"),
+    ("ffn_gate_shexp", "mlp.shared_expert.gate_proj"),
+    ("ffn_up_shexp", "mlp.shared_expert.up_proj"),
+    ("ffn_down_shexp", "mlp.shared_expert.down_proj"),
+];
 
 /// By default, every other of the first `max_window_layers` blocks has the window, if it is used.
 fn read_config(keys: Keys<'_>, spec: &FamilySpec) -> Result<ModelConfig, OpenError> {
@@ -64,7 +85,7 @@ pub(super) fn experts(keys: Keys<'_>, names: &[&str], defaults: Experts) -> Resu
             return Err(keys.unsupported(key, "experts in all blocks"));
         }
     }
-    let count = keys.count_of(names, defaults.count)?;
+    let count = keys.experts_of(names, defaults.count)?;
     let per_token = keys.optional_count("num_experts_per_tok")?.unwrap_or(defaults.per_token);
     if per_token > count {
         return Err(keys.wrong("num_experts_per_tok", format!("at most num_experts, {count}")));

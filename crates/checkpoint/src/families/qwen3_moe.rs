@@ -4,7 +4,7 @@ use super::llama::{self, ATTENTION, GATED_MLP};
 use super::qwen2_moe;
 use crate::config::with_window;
 use crate::error::OpenError;
-use crate::family::{ClassDefaults, FamilySpec, WithoutBias};
+use crate::family::{ClassDefaults, FamilySpec, GgufExperts, GgufSpec, WithoutBias};
 use crate::keys::Keys;
 
 pub(super) const SPEC: FamilySpec = FamilySpec {
@@ -16,6 +16,12 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
         WithoutBias { layers: ATTENTION, unless: Some(("attention_bias", false)) },
         WithoutBias { layers: GATED_MLP, unless: None },
     ],
+    gguf: Some(GgufSpec {
+        architecture: "qwen3moe",
+        experts: Some(GgufExperts { is_softmax_of_all: false, has_own_width: true, has_shared: false }),
+        block: &[qwen2_moe::EXPERTS, GgufSpec::LLAMA_BLOCK],
+        ..GgufSpec::LLAMA
+    }),
     ..qwen2_moe::SPEC
 };
 

@@ -4,7 +4,7 @@ use serde_json::Value;
 use super::llama;
 use crate::config::{layer_types, with_window};
 use crate::error::OpenError;
-use crate::family::{ClassDefaults, FamilySpec};
+use crate::family::{ClassDefaults, FamilySpec, GgufSpec, RowOrder};
 use crate::keys::Keys;
 
 pub(super) const SPEC: FamilySpec = FamilySpec {
@@ -21,7 +21,13 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
         ..ClassDefaults::LLAMA
     },
     read_config,
-    gguf: None,
+    gguf: Some(GgufSpec {
+        architecture: "smollm3",
+        rows: RowOrder::InterleavedHeads,
+        // llama.cpp has no key for the period.
+        unrotated_period: Some(4),
+        ..GgufSpec::LLAMA
+    }),
     ..llama::SPEC
 };
 

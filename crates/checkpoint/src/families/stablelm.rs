@@ -1,11 +1,9 @@
-//! StableLM in all sizes but the 12b, whose heads have norms.
-
 use sepal_core::{Family, ModelConfig};
 
 use super::llama::{self, GATED_MLP};
-use crate::config::{equal_head_dim, n_kv_heads, only, rotary, sizes};
+use crate::config::{equal_head_dim, n_kv_heads, rotary, sizes};
 use crate::error::OpenError;
-use crate::family::{ClassDefaults, ConfigKeys, FamilySpec, GgufSpec, Parallel, RotaryKeys, WithoutBias};
+use crate::family::{ClassDefaults, ConfigKeys, FamilySpec, GgufSpec, Parallel, Renames, RotaryKeys, WithoutBias};
 use crate::keys::Keys;
 use crate::linear_sites;
 
@@ -34,15 +32,20 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
         norm_eps: GgufSpec::LAYER_NORMS.norm_eps,
         // llama.cpp goes by the tensors, not by a key.
         parallel: Parallel::WithoutTensor("blk.0.ffn_norm.weight"),
+        block: &[HEAD_NORMS, GgufSpec::LLAMA_BLOCK],
+        head_norms: Some("blk.0.attn_q_norm.weight"),
         ..GgufSpec::LLAMA
     }),
     ..llama::SPEC
 };
 
+const HEAD_NORMS: Renames =
+    &[("attn_q_norm", "self_attn.q_layernorm.norms.{}"), ("attn_k_norm", "self_attn.k_layernorm.norms.{}")];
+
 fn read_config(keys: Keys<'_>, spec: &FamilySpec) -> Result<ModelConfig, OpenError> {
-    only(keys, "qk_layernorm", false)?;
     let config = sizes(keys, spec)?;
     let (n_kv_heads, head_dim) = (n_kv_heads(keys, spec, &config)?, equal_head_dim(keys, spec, &config)?);
     let is_parallel = keys.flag("use_parallel_residual")?;
-    rotary(keys, spec, ModelConfig { n_kv_heads, head_dim, is_parallel, ..config })
+    let has_head_norms = keys.flag("qk_layernorm")?;
+    rotary(keys, spec, ModelConfig { n_kv_heads, head_dim, is_parallel, has_head_norms, ..config })
 }

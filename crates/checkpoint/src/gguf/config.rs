@@ -1,17 +1,20 @@
 //! The shape of a model from GGUF metadata.
 
-use sepal_core::{Experts, ModelConfig, Rope, RopeScaling, ScoreRule, Window};
+use sepal_core::{Experts, Factors, ModelConfig, Rope, RopeScaling, ScoreRule, Window};
 use serde_json::Value;
 
 use crate::error::OpenError;
 use crate::families;
-use crate::family::{FamilySpec, GgufSpec, Parallel};
+use crate::family::{FamilySpec, GgufExperts, GgufSpec, Parallel};
 use crate::keys::Keys;
 use crate::store::Store;
 
+const FFN: &str = "feed_forward_length";
 const EMBEDDING: &str = "token_embd.weight";
 const ROPE_FREQS: &str = "rope_freqs.weight";
 const SHORT_FACTORS: &str = "rope_factors_short.weight";
+/// Tensors that belong to the configuration.
+pub(super) const FACTORS: [&str; 2] = [ROPE_FREQS, SHORT_FACTORS];
 
 /// A model by its metadata, and the layout of its file.
 pub(super) struct GgufModel {
@@ -25,16 +28,11 @@ pub(super) fn read_model(file: Keys<'_>, store: &Store) -> Result<GgufModel, Ope
     let architecture = file.text("general.architecture")?;
     let prefix = format!("{architecture}.");
     let keys = file.with_prefix(&prefix);
-    let candidates = families::of_architecture(architecture);
-    let Some(&first) = candidates.first() else {
-        return Err(file.unsupported("general.architecture", families::architectures().join(", ")));
-    };
-    refuse_scales(keys)?;
-    let experts = experts(keys)?;
-    let has_experts = experts.is_some();
-    let (family, gguf) = candidates.into_iter().find(|(_, gguf)| gguf.has_experts == has_experts).unwrap_or(first);
+    let (family, gguf) = family(file, keys, architecture)?;
+    refuse_scales(keys, gguf)?;
+    let experts = gguf.experts.map(|spec| experts(keys, spec)).transpose()?;
     let (hidden, n_heads) = (keys.count("embedding_length")?, keys.count("attention.head_count")?);
-    let (n_blocks, ffn) = (keys.count("block_count")?, keys.count("feed_forward_length")?);
+    let (n_blocks, ffn) = (keys.count("block_count")?, ffn(keys, gguf, experts)?);
     let plain = family.plain(n_blocks, hidden, n_heads, ffn, vocab_size(keys, store)?);
     let n_kv_heads = keys.optional_count("attention.head_count_kv")?.unwrap_or(n_heads);
     if !n_heads.is_multiple_of(n_kv_heads) {
@@ -52,6 +50,9 @@ pub(super) fn read_model(file: Keys<'_>, store: &Store) -> Result<GgufModel, Ope
             Parallel::WithoutTensor(name) => !store.tensors.contains_key(name),
         },
         experts,
+        unrotated_blocks: unrotated_blocks(gguf, n_blocks),
+        has_head_norms: gguf.head_norms.is_some_and(|name| store.tensors.contains_key(name)),
+        factors: if gguf.has_factors { factors(keys)? } else { Factors::default() },
         ..plain
     };
     if config.rope.is_some() {
@@ -65,19 +66,38 @@ pub(super) fn read_model(file: Keys<'_>, store: &Store) -> Result<GgufModel, Ope
     Ok(GgufModel { config, family, gguf })
 }
 
-/// Refuses factors that no supported architecture has.
-fn refuse_scales(keys: Keys<'_>) -> Result<(), OpenError> {
-    let scales = [
-        ("attention.scale", 0.0),
-        ("attention.clamp_kqv", 0.0),
-        ("embedding_scale", 1.0),
-        ("residual_scale", 1.0),
-        ("rope.scaling.yarn_log_multiplier", 0.0),
-    ];
-    for (key, neutral) in scales {
+/// The family of an architecture; of two families that share it the one with or without experts.
+fn family(
+    file: Keys<'_>,
+    keys: Keys<'_>,
+    architecture: &str,
+) -> Result<(&'static FamilySpec, &'static GgufSpec), OpenError> {
+    let candidates = families::of_architecture(architecture);
+    if candidates.is_empty() {
+        return Err(file.unsupported("general.architecture", families::architectures().join(", ")));
+    }
+    let key = "expert_count";
+    let has_experts = keys.optional_index(key)?.is_some_and(|count| count > 0);
+    let found = candidates.into_iter().find(|(_, gguf)| gguf.experts.is_some() == has_experts);
+    found.ok_or_else(|| if has_experts { keys.unsupported(key, "none") } else { keys.missing(key) })
+}
+
+/// Refuses factors that the architecture does not have.
+fn refuse_scales(keys: Keys<'_>, gguf: &GgufSpec) -> Result<(), OpenError> {
+    const FACTORS: [(&str, f64); 3] = [("attention.scale", 0.0), ("embedding_scale", 1.0), ("residual_scale", 1.0)];
+    const OTHERS: [(&str, f64); 2] = [("attention.clamp_kqv", 0.0), ("rope.scaling.yarn_log_multiplier", 0.0)];
+    let factors: &[(&str, f64)] = if gguf.has_factors { &[] } else { &FACTORS };
+    for &(key, neutral) in factors.iter().chain(&OTHERS) {
         if keys.get(key).and_then(Value::as_f64).is_some_and(|scale| scale != 0.0 && scale != neutral) {
             return Err(keys.unsupported(key, "none"));
         }
+    }
+    // The key switches off the positions of a Granite.
+    if gguf.has_factors && keys.optional_flag("rope.scaling.finetuned")? == Some(false) {
+        return Err(keys.unsupported("rope.scaling.finetuned", "true"));
+    }
+    if gguf.refuses_window && keys.optional_index("attention.sliding_window")?.is_some_and(|size| size > 0) {
+        return Err(keys.unsupported("attention.sliding_window", "none; use the folder with safetensors"));
     }
     match keys.optional_flag("attention.causal")? {
         Some(false) => Err(keys.unsupported("attention.causal", "true")),
@@ -99,16 +119,62 @@ fn head_dim(keys: Keys<'_>, hidden: usize, n_heads: usize) -> Result<usize, Open
     }
 }
 
-fn experts(keys: Keys<'_>) -> Result<Option<Experts>, OpenError> {
-    match keys.optional_index("expert_count")? {
-        None | Some(0) => Ok(None),
-        Some(count) => {
-            let per_token = keys.count("expert_used_count")?;
-            if per_token > count {
-                return Err(keys.wrong("expert_used_count", format!("at most expert_count, {count}")));
-            }
-            Ok(Some(Experts::new(count, per_token)))
-        }
+fn experts(keys: Keys<'_>, spec: GgufExperts) -> Result<Experts, OpenError> {
+    let (count, per_token) = (keys.experts_of(&["expert_count"], 1)?, keys.count("expert_used_count")?);
+    if per_token > count {
+        return Err(keys.wrong("expert_used_count", format!("at most expert_count, {count}")));
+    }
+    let shared_ffn = match (spec.has_shared, optional_length(keys, "expert_shared_feed_forward_length")?) {
+        (false, _) => None,
+        (true, Some(length)) => Some(length),
+        (true, None) => Some(keys.count(FFN)?),
+    };
+    Ok(Experts { is_softmax_of_all: spec.is_softmax_of_all, shared_ffn, ..Experts::new(count, per_token) })
+}
+
+/// Inner size of the MLP or of an expert; files without that of an expert have that of all experts of a position.
+fn ffn(keys: Keys<'_>, gguf: &GgufSpec, experts: Option<Experts>) -> Result<usize, OpenError> {
+    let Some(Experts { per_token, .. }) = experts.filter(|_| gguf.experts.is_some_and(|spec| spec.has_own_width))
+    else {
+        return keys.count(FFN);
+    };
+    match optional_length(keys, "expert_feed_forward_length")? {
+        Some(length) => Ok(length),
+        None => match keys.count(FFN)? {
+            all if all.is_multiple_of(per_token) => Ok(all / per_token),
+            _ => Err(keys.missing("expert_feed_forward_length")),
+        },
+    }
+}
+
+/// A length, of which 0 stands for none.
+fn optional_length(keys: Keys<'_>, key: &str) -> Result<Option<usize>, OpenError> {
+    if keys.optional_index(key)? == Some(0) { Ok(None) } else { keys.optional_count(key) }
+}
+
+/// For each block, true if it has no positions; empty if all blocks have them.
+fn unrotated_blocks(gguf: &GgufSpec, n_blocks: usize) -> Vec<bool> {
+    match gguf.unrotated_period {
+        Some(period) if period <= n_blocks => (1..=n_blocks).map(|number| number.is_multiple_of(period)).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Factors of a Granite but that of scores.
+fn factors(keys: Keys<'_>) -> Result<Factors, OpenError> {
+    let factor = |key: &str| Ok::<_, OpenError>(optional_factor(keys, key)?.filter(|factor| *factor != 1.0));
+    Ok(Factors {
+        embedding: factor("embedding_scale")?,
+        residual: factor("residual_scale")?,
+        logits: factor("logit_scale")?.map(|divisor| 1.0 / divisor),
+    })
+}
+
+/// A factor, of which 0 stands for none.
+fn optional_factor(keys: Keys<'_>, key: &str) -> Result<Option<f64>, OpenError> {
+    match keys.get(key).and_then(Value::as_f64) {
+        Some(0.0) => Ok(None),
+        _ => keys.optional_positive(key),
     }
 }
 
@@ -128,7 +194,10 @@ fn scores(keys: Keys<'_>, gguf: &GgufSpec, config: &ModelConfig) -> Result<Score
         None => None,
     };
     let is_scaled_by_hidden = gguf.n_blocks_scaled_by_hidden == Some(config.n_blocks);
-    let scale = is_scaled_by_hidden.then(|| ((config.hidden / config.n_heads) as f64).powf(-0.5));
+    let scale = match gguf.has_factors {
+        true => optional_factor(keys, "attention.scale")?,
+        false => is_scaled_by_hidden.then(|| ((config.hidden / config.n_heads) as f64).powf(-0.5)),
+    };
     Ok(ScoreRule { cap, scale, window: window(keys, gguf, config)?, ..config.scores.clone() })
 }
 
@@ -174,9 +243,11 @@ fn rope(keys: Keys<'_>, store: &Store, config: &mut ModelConfig) -> Result<Rope,
         None => Ok(None),
         Some(stored) => {
             let expected = || keys.unsupported(name, format!("{} factors, without another scaling", dim / 2));
+            if stored.shape != [dim / 2] {
+                return Err(expected());
+            }
             let factors = store.read(name, stored).map_err(|_| expected())?.to_f32();
-            let factors: Vec<f64> = factors.into_iter().map(f64::from).collect();
-            if factors.len() == dim / 2 { Ok(Some(factors)) } else { Err(expected()) }
+            Ok(Some(factors.into_iter().map(f64::from).collect::<Vec<f64>>()))
         }
     };
     if let Some(factors) = factors(SHORT_FACTORS)? {
@@ -194,13 +265,10 @@ fn rope(keys: Keys<'_>, store: &Store, config: &mut ModelConfig) -> Result<Rope,
 }
 
 fn rope_scaling(keys: Keys<'_>, max_positions: Option<usize>) -> Result<RopeScaling, OpenError> {
-    // A factor of 0 means no factor.
-    let factor = |key: &str| match keys.get(key).and_then(Value::as_f64) {
-        Some(0.0) => Ok(None),
-        _ => keys.optional_positive(key),
+    let factor = match optional_factor(keys, "rope.scaling.factor")? {
+        Some(factor) => Some(factor),
+        None => optional_factor(keys, "rope.scale_linear")?,
     };
-    let factor =
-        factor("rope.scaling.factor")?.map_or_else(|| factor("rope.scale_linear"), |factor| Ok(Some(factor)))?;
     for key in ["rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_ext_factor"] {
         if keys.optional_positive(key)?.is_some_and(|factor| factor != 1.0) {
             return Err(keys.unsupported(key, "1"));
@@ -219,6 +287,7 @@ fn rope_scaling(keys: Keys<'_>, max_positions: Option<usize>) -> Result<RopeScal
                 beta_slow: keys.optional_positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
                 original_max_positions: original.ok_or_else(|| keys.missing("rope.scaling.original_context_length"))?,
                 attention_factor: None,
+                is_untruncated: false,
             })
         }
         Some(_) => Err(keys.unsupported("rope.scaling.type", "none, linear and yarn")),

@@ -17,30 +17,43 @@ const REDUNDANT: &[&str] = &["rope_freqs", "rope_factors_", "attn_rot_embd"];
 /// The tensors under their HF names, with the order of their rows.
 ///
 /// # Errors
-/// [`OpenError::Unsupported`] if a tensor is unknown: a model with it computes something else.
+/// [`OpenError::Unsupported`] if a tensor is unknown: a model with it computes something else. Likewise if the tensor of all
+/// experts or heads has another number of them than the configuration, or two tensors have the same name in the HF layout.
 pub(super) fn to_hf(
     path: &Path,
     model: &GgufModel,
     stored: BTreeMap<String, Stored>,
 ) -> Result<BTreeMap<String, Stored>, OpenError> {
     let has_second_norm = stored.keys().any(|name| name.contains(".attn_norm_2."));
-    let mut tensors = BTreeMap::new();
+    let unsupported = |key: &str, found: String, supported: String| OpenError::Unsupported {
+        path: path.to_owned(),
+        key: key.to_owned(),
+        found,
+        supported,
+    };
+    let (mut tensors, mut names) = (BTreeMap::new(), BTreeMap::<String, String>::new());
     for (name, stored) in stored {
-        match HfName::parse(model, &name, has_second_norm) {
-            Some(hf) => tensors.extend(hf.place(model, stored)),
-            None if REDUNDANT.iter().any(|redundant| name.contains(redundant)) => {}
-            None => {
-                let (path, found) = (path.to_owned(), "a tensor of it".to_owned());
-                let supported = format!("the tensors of a {} model", model.config.family.name());
-                return Err(OpenError::Unsupported { path, key: name, found, supported });
+        let Some(hf) = HfName::parse(model, &name, has_second_norm) else {
+            if REDUNDANT.iter().any(|redundant| name.contains(redundant)) {
+                continue;
             }
+            let supported = format!("the tensors of a {} model", model.config.family.name());
+            return Err(unsupported(&name, "a tensor of it".to_owned(), supported));
+        };
+        if let Some(count) = hf.count(&model.config).filter(|count| stored.shape.first() != Some(count)) {
+            let found = format!("of the shape {:?}", stored.shape);
+            return Err(unsupported(&name, found, format!("a part for each of {count}, as in the metadata")));
         }
+        if let Some(other) = names.insert(hf.name.clone(), name.clone()) {
+            return Err(unsupported(&name, format!("the same tensor as `{other}`"), "one of them".to_owned()));
+        }
+        tensors.extend(hf.place(model, stored));
     }
     Ok(tensors)
 }
 
 struct HfName<'a> {
-    /// `{}` stands for an expert.
+    /// `{}` stands for the number of an expert or a head.
     name: String,
     /// Name in the GGUF file, without block and kind.
     part: &'a str,
@@ -60,24 +73,37 @@ impl<'a> HfName<'a> {
         Some(Self { name, part, is_weight: kind == "weight" })
     }
 
-    /// The tensor, or those of all experts.
+    /// Number of experts or heads whose tensors are one tensor in the file; `None` for another tensor.
+    fn count(&self, config: &ModelConfig) -> Option<usize> {
+        let count = match self.part {
+            "attn_q_norm" => config.n_heads,
+            "attn_k_norm" => config.n_kv_heads,
+            _ => config.experts.map_or(0, |experts| experts.count),
+        };
+        self.name.contains("{}").then_some(count)
+    }
+
+    /// The tensor, or those of all experts or heads.
     fn place(self, model: &GgufModel, stored: Stored) -> Vec<(String, Stored)> {
-        let [experts, out, inner] = stored.shape[..] else {
+        if !self.name.contains("{}") || stored.shape.is_empty() {
             let rows = self.rows(model.gguf.rows, &model.config);
-            // GGUF states the shape of the transposed matrix.
-            let shape = match rows {
-                Rows::Transposed => stored.shape.iter().rev().copied().collect(),
-                _ => stored.shape.clone(),
+            let shape = match (rows, &stored.shape[..]) {
+                // GGUF states the shape of the transposed matrix.
+                (Rows::Transposed, shape) => shape.iter().rev().copied().collect(),
+                // Some files leave out the dimension of 1.
+                (_, &[hidden]) if self.part == "ffn_gate_inp_shexp" => vec![1, hidden],
+                (_, shape) => shape.to_vec(),
             };
             return vec![(self.name, Stored { rows, shape, ..stored })];
+        }
+        let (count, shape) = (stored.shape[0], stored.shape[1..].to_vec());
+        let len = stored.len / count.max(1) as u64;
+        let part = |index: usize| {
+            let offset = stored.offset + index as u64 * len;
+            let name = self.name.replace("{}", &index.to_string());
+            (name, Stored { shape: shape.clone(), offset, len, ..stored.clone() })
         };
-        let len = stored.len / experts.max(1) as u64;
-        let expert = |expert: usize| {
-            let offset = stored.offset + expert as u64 * len;
-            let name = self.name.replace("{}", &expert.to_string());
-            (name, Stored { shape: vec![out, inner], offset, len, ..stored.clone() })
-        };
-        (0..experts).map(expert).collect()
+        (0..count).map(part).collect()
     }
 
     fn rows(&self, order: RowOrder, config: &ModelConfig) -> Rows {
@@ -119,6 +145,10 @@ mod tests {
         check("gemma2", "blk.1.post_ffw_norm.weight", Some("model.layers.1.post_feedforward_layernorm.weight"));
         check("gptneox", "blk.1.attn_qkv.bias", Some("gpt_neox.layers.1.attention.query_key_value.bias"));
         check("stablelm", "blk.1.ffn_norm.bias", Some("model.layers.1.post_attention_layernorm.bias"));
+        check("stablelm", "blk.1.attn_k_norm.weight", Some("model.layers.1.self_attn.k_layernorm.norms.{}.weight"));
+        check("qwen3moe", "blk.1.ffn_up_exps.weight", Some("model.layers.1.mlp.experts.{}.up_proj.weight"));
+        check("qwen3moe", "blk.1.ffn_up_shexp.weight", None);
+        check("olmo2", "blk.1.post_ffw_norm.weight", Some("model.layers.1.post_feedforward_layernorm.weight"));
         check("llama", "blk.0.ffn_sub_norm.weight", None);
         check("llama", "blk.x.attn_q.weight", None);
         check("llama", "rope_freqs.weight", None);

@@ -468,8 +468,8 @@ fn screen_refuses_a_model_before_its_weights_are_fetched() {
     assert!(judge(&llama_config(), Err("whole files only")).is_ok());
     assert!(judge(&llama_config(), Ok(vec![7; 100])).is_ok());
     let mut quantized = llama_config();
-    quantized["quantization_config"] = json!({"quant_method": "awq"});
+    quantized["quantization_config"] = json!({"quant_method": "aqlm"});
     let error = judge(&quantized, Err("must not be asked")).expect_err("quantized").to_string();
-    assert!(error.contains("`quantization_config` is awq"), "{error}");
+    assert!(error.contains("`quantization_config` is aqlm"), "{error}");
     assert_eq!(asked, 4, "a model that its configuration tells apart is not asked for");
 }

@@ -3,7 +3,7 @@ use std::fs::{self, File};
 use candle_core::quantized::gguf_file::{self, Value as Meta};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
-use sepal_core::{DType, Family, Rope, RopeScaling};
+use sepal_core::{DType, Experts, Factors, Family, Rope, RopeScaling};
 
 use super::*;
 use crate::rows::tests::{concatenate, interleave};
@@ -56,7 +56,7 @@ fn llama_tensors() -> Tensors {
     ]
 }
 
-fn write(path: &Path, metadata: &[(&str, Meta)], tensors: &[(&str, QTensor)]) {
+pub(super) fn write(path: &Path, metadata: &[(&str, Meta)], tensors: &[(&str, QTensor)]) {
     let metadata: Vec<(&str, &Meta)> = metadata.iter().map(|(key, value)| (*key, value)).collect();
     let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (*name, tensor)).collect();
     gguf_file::write(&mut File::create(path).expect("creates"), &metadata, &tensors).expect("writes");
@@ -87,20 +87,150 @@ fn llama_is_read() {
     assert_eq!(checkpoint.describe().dtypes, ["F32"]);
 }
 
+/// A file with the metadata of a Llama under another architecture, and `more` of its keys.
+fn opened_as(architecture: &str, more: &[(&str, Meta)], tensors: &[(&str, QTensor)]) -> Result<Checkpoint, OpenError> {
+    let rename = |(key, value): (&str, Meta)| match key.strip_prefix("llama.") {
+        Some(rest) => (format!("{architecture}.{rest}"), value),
+        None => (key.to_owned(), Meta::String(architecture.into())),
+    };
+    let more: Vec<(String, Meta)> =
+        more.iter().map(|(key, value)| (format!("{architecture}.{key}"), value.clone())).collect();
+    let mut metadata: Vec<(String, Meta)> = llama_metadata().into_iter().map(rename).collect();
+    metadata.retain(|(key, _)| more.iter().all(|(other, _)| key != other));
+    metadata.extend(more);
+    let metadata: Vec<(&str, Meta)> = metadata.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
+    opened(&metadata, tensors)
+}
+
 #[test]
 fn qwen2_is_not_interleaved() {
-    let rename = |(key, value): (&'static str, Meta)| match key.strip_prefix("llama.") {
-        Some(rest) => (format!("qwen2.{rest}"), value),
-        None => (key.to_owned(), Meta::String("qwen2".into())),
-    };
-    let metadata: Vec<(String, Meta)> = llama_metadata().into_iter().map(rename).collect();
-    let metadata: Vec<(&str, Meta)> = metadata.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
-    let checkpoint = opened(&metadata, &[("blk.0.attn_q.weight", f32s(&[8, 8], numbers(64)))]);
-    let error = checkpoint.as_ref().expect_err("no embeddings and no vocab_size").to_string();
+    let tensors = [("blk.0.attn_q.weight", f32s(&[8, 8], numbers(64)))];
+    let error = opened_as("qwen2", &[], &tensors).expect_err("no embeddings and no vocab_size").to_string();
     assert!(error.contains("`qwen2.vocab_size` is missing"), "{error}");
-    let metadata = [metadata, vec![("qwen2.vocab_size", Meta::U32(5))]].concat();
-    let checkpoint = opened(&metadata, &[("blk.0.attn_q.weight", f32s(&[8, 8], numbers(64)))]).expect("opens");
+    let checkpoint = opened_as("qwen2", &[("vocab_size", Meta::U32(5))], &tensors).expect("opens");
     assert_eq!(checkpoint.tensor("layers.0.self_attn.q_proj.weight").expect("reads").to_f32(), numbers(64));
+}
+
+#[test]
+fn factors_of_granite_are_read() {
+    let keys = [
+        ("attention.scale", Meta::F32(0.25)),
+        ("embedding_scale", Meta::F32(2.0)),
+        ("residual_scale", Meta::F32(0.5)),
+        ("logit_scale", Meta::F32(8.0)),
+    ];
+    let config = opened_as("granite", &keys, &llama_tensors()).expect("opens").config().clone();
+    let factors = Factors { embedding: Some(2.0), residual: Some(0.5), logits: Some(0.125) };
+    assert_eq!((config.family, config.factors, config.scores.scale), (Family::Granite, factors, Some(0.25)));
+    let plain = opened_as("granite", &[("embedding_scale", Meta::F32(0.0))], &llama_tensors()).expect("opens");
+    assert_eq!((plain.config().factors, plain.config().scores.scale), (Factors::default(), None));
+    assert_eq!(plain.tensor("model.layers.0.self_attn.q_proj.weight").expect("reads").to_f32(), numbers(64));
+    let unrotated = opened_as("granite", &[("rope.scaling.finetuned", Meta::Bool(false))], &llama_tensors());
+    let error = unrotated.expect_err("no positions").to_string();
+    assert!(error.contains("`granite.rope.scaling.finetuned` is false"), "{error}");
+}
+
+#[test]
+fn experts_of_qwens_are_read() {
+    let keys = [
+        ("expert_count", Meta::U32(2)),
+        ("expert_used_count", Meta::U32(1)),
+        ("expert_feed_forward_length", Meta::U32(4)),
+        ("expert_shared_feed_forward_length", Meta::U32(6)),
+    ];
+    let experts = |shared_ffn| Experts { is_softmax_of_all: true, shared_ffn, ..Experts::new(2, 1) };
+    for shape in [vec![8], vec![1, 8]] {
+        let tensors = [
+            llama_tensors().remove(0),
+            ("blk.0.ffn_gate_exps.weight", f32s(&[2, 4, 8], numbers(64))),
+            ("blk.0.ffn_gate_inp_shexp.weight", f32s(&shape, numbers(8))),
+        ];
+        let checkpoint = opened_as("qwen2moe", &keys, &tensors).expect("opens");
+        let config = checkpoint.config();
+        assert_eq!((config.family, config.ffn, config.experts), (Family::Qwen2Moe, 4, Some(experts(Some(6)))));
+        let second = checkpoint.tensor("model.layers.0.mlp.experts.1.gate_proj.weight").expect("is there");
+        assert_eq!((second.shape(), second.to_f32()), ([4, 8].as_slice(), numbers(64)[32..].to_vec()));
+        let gate = checkpoint.tensor("model.layers.0.mlp.shared_expert_gate.weight").expect("is there");
+        assert_eq!((gate.shape(), gate.to_f32()), ([1, 8].as_slice(), numbers(8)));
+    }
+    let older = opened_as("qwen2moe", &keys[..2], &[llama_tensors().remove(0)]).expect("opens");
+    assert_eq!((older.config().ffn, older.config().experts), (16, Some(experts(Some(16)))));
+    let shared = [llama_tensors().remove(0), ("blk.0.ffn_gate_shexp.weight", f32s(&[6, 8], numbers(48)))];
+    let error = opened_as("qwen3moe", &keys, &shared).expect_err("another architecture").to_string();
+    assert!(error.contains("`blk.0.ffn_gate_shexp.weight`"), "{error}");
+    let error = opened_as("qwen3moe", &[], &[llama_tensors().remove(0)]).expect_err("no experts").to_string();
+    assert!(error.contains("`qwen3moe.expert_count` is missing"), "{error}");
+    let error = opened_as("qwen3", &keys, &[llama_tensors().remove(0)]).expect_err("experts").to_string();
+    assert!(error.contains("`qwen3.expert_count` is 2"), "{error}");
+}
+
+#[test]
+fn number_of_experts_is_that_of_the_metadata() {
+    let refused = |count: u32, shape: &[usize], needle: &str| {
+        let n = shape.iter().product();
+        let tensors = [llama_tensors().remove(0), ("blk.0.ffn_gate_exps.weight", f32s(shape, numbers(n)))];
+        let keys = [
+            ("expert_count", Meta::U32(count)),
+            ("expert_used_count", Meta::U32(1)),
+            ("expert_feed_forward_length", Meta::U32(4)),
+        ];
+        let error = opened_as("qwen3moe", &keys, &tensors).expect_err(needle).to_string();
+        assert!(error.contains(needle), "{error}");
+    };
+    refused(3, &[2, 4, 8], "`blk.0.ffn_gate_exps.weight` is of the shape [2, 4, 8]");
+    refused(4097, &[2, 4, 8], "`qwen3moe.expert_count` is 4097, expected at most 4096");
+}
+
+#[test]
+fn empty_tensors_and_alignments_of_zero_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.gguf");
+    write(&path, &llama_metadata(), &[llama_tensors().remove(0)]);
+    let mut bytes = fs::read(&path).expect("reads");
+    // The dimensions `[8, 5]` of the embeddings, as they lie in the file, become `[2^40, 0]`.
+    let name = b"token_embd.weight";
+    let start = bytes.windows(name.len()).position(|window| window == name).expect("a tensor") + name.len() + 4;
+    bytes[start..start + 16].copy_from_slice(&[(1_u64 << 40).to_le_bytes(), 0_u64.to_le_bytes()].concat());
+    fs::write(&path, &bytes).expect("writes");
+    let (error, _) = open_error(&path);
+    let OpenError::Header { source, .. } = &error else { panic!("{error}") };
+    assert!(source.to_string().contains("`token_embd.weight`"), "{source}");
+
+    let error = opened(&changed(&[("general.alignment", Some(Meta::U32(0)))]), &llama_tensors()).expect_err("zero");
+    let OpenError::Header { source, .. } = &error else { panic!("{error}") };
+    assert!(source.to_string().contains("`general.alignment` is 0"), "{source}");
+}
+
+#[test]
+fn two_tensors_of_one_name_are_refused() {
+    let value = |name| (name, f32s(&[4, 8], numbers(32)));
+    let tensors = [llama_tensors().remove(0), value("blk.0.attn_v.weight"), value("blk.00.attn_v.weight")];
+    let error = opened(&llama_metadata(), &tensors).expect_err("the same block").to_string();
+    assert!(error.contains("`blk.0.attn_v.weight`") && error.contains("`blk.00.attn_v.weight`"), "{error}");
+}
+
+#[test]
+fn values_that_llama_cpp_fixes_are_applied() {
+    let embeddings = || llama_tensors().remove(0);
+    let olmo2 = |keys: &[(&str, Meta)]| opened_as("olmo2", keys, &[embeddings()]);
+    assert!(olmo2(&[("attention.sliding_window", Meta::U32(0))]).is_ok());
+    let error = olmo2(&[("attention.sliding_window", Meta::U32(8))]).expect_err("an OLMo-3").to_string();
+    assert!(error.contains("`olmo2.attention.sliding_window` is 8"), "{error}");
+
+    let unrotated = |n_blocks: u32| {
+        let keys = [("block_count", Meta::U32(n_blocks))];
+        opened_as("smollm3", &keys, &[embeddings()]).expect("opens").config().unrotated_blocks.clone()
+    };
+    assert_eq!(unrotated(3), Vec::<bool>::new());
+    assert_eq!(unrotated(5), [false, false, false, true, false], "every fourth block");
+
+    let eps = [("attention.layer_norm_epsilon", Meta::F32(1e-5))];
+    let norms = [embeddings(), ("blk.0.attn_q_norm.weight", f32s(&[2, 4], numbers(8)))];
+    let checkpoint = opened_as("stablelm", &eps, &norms).expect("opens");
+    let second = checkpoint.tensor("model.layers.0.self_attn.q_layernorm.norms.1.weight").expect("is there");
+    assert_eq!((second.shape(), second.to_f32()), ([4].as_slice(), numbers(8)[4..].to_vec()));
+    assert!(checkpoint.config().has_head_norms);
+    assert!(!opened_as("stablelm", &eps, &[embeddings()]).expect("opens").config().has_head_norms);
 }
 
 #[test]
@@ -196,7 +326,7 @@ fn errors_name_file_and_key() {
         assert!(error.contains("model.gguf") && error.contains(needle), "{error}");
     };
     check("general.architecture", None, "`general.architecture` is missing");
-    check("general.architecture", Some(Meta::String("mamba".into())), "gptneox, llama, phi3, qwen2, qwen3");
+    check("general.architecture", Some(Meta::String("mamba".into())), "phi3, qwen2, qwen2moe, qwen3");
     check("llama.block_count", None, "`llama.block_count` is missing");
     check("llama.block_count", Some(Meta::U32(0)), "`llama.block_count` is 0");
     check("llama.embedding_length", Some(Meta::String("x".into())), "`llama.embedding_length` is \"x\"");
@@ -233,7 +363,14 @@ fn rope_scalings_are_read() {
     assert_eq!(scaling(std::slice::from_ref(&factor)), RopeScaling::Linear { factor: 2.0 });
     let original = ("llama.rope.scaling.original_context_length", Some(Meta::U32(32)));
     let (beta_fast, beta_slow, attention_factor) = (32.0, 1.0, None);
-    let yarn = RopeScaling::Yarn { factor: 2.0, beta_fast, beta_slow, original_max_positions: 32, attention_factor };
+    let yarn = RopeScaling::Yarn {
+        factor: 2.0,
+        beta_fast,
+        beta_slow,
+        original_max_positions: 32,
+        attention_factor,
+        is_untruncated: false,
+    };
     assert_eq!(scaling(&[kind("yarn"), factor, original]), yarn);
 }
 

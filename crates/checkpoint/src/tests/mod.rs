@@ -1,7 +1,12 @@
 //! Whole checkpoints, written and read.
 
+mod experts;
 mod folder;
 mod gguf;
+mod headers;
+mod multimodal;
+mod partial;
+mod quantized;
 
 use std::path::Path;
 

@@ -4,7 +4,7 @@ mod table;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use sepal_core::{Factors, Family, ModelConfig, Rope, RopeScaling, Window};
+use sepal_core::{Activation, Experts, Factors, Family, ModelConfig, Rope, RopeScaling, Window};
 use serde_json::{Value, json};
 
 use super::{FAMILIES, gguf_specs, read_config};
@@ -26,7 +26,7 @@ fn families_table_is_complete() {
         assert!(Family::named(name) == Some(spec.family) && !spec.activations.is_empty(), "{name}");
         assert_eq!(spec.tensors.positions.is_some(), spec.positions == PositionEncoding::Learned, "{name}");
     }
-    let gguf: BTreeSet<_> = gguf_specs().map(|(_, gguf)| (gguf.architecture, gguf.has_experts)).collect();
+    let gguf: BTreeSet<_> = gguf_specs().map(|(_, gguf)| (gguf.architecture, gguf.experts.is_some())).collect();
     assert_eq!(gguf.len(), gguf_specs().count(), "an architecture stands for two families");
 }
 
@@ -83,13 +83,16 @@ fn absent_parts_are_not_serialized() {
         let has = |key: &str| value.get(key).is_some();
         let read: ModelConfig = serde_json::from_value(value.clone()).expect("the same");
         assert_eq!(read, config);
-        (has("unrotated_blocks"), has("factors"))
+        (has("unrotated_blocks"), has("factors"), has("has_head_norms"))
     };
-    assert_eq!(keys(json!({})), (false, false));
-    assert_eq!(keys(json!({"model_type": "smollm3", "no_rope_layers": [1, 1]})), (false, false));
-    assert_eq!(keys(json!({"model_type": "smollm3", "no_rope_layers": [1, 0]})), (true, false));
-    assert_eq!(keys(json!({"model_type": "granite", "embedding_multiplier": 1.0})), (false, false));
-    assert_eq!(keys(json!({"model_type": "granite", "logits_scaling": 8.0})), (false, true));
+    assert_eq!(keys(json!({})), (false, false, false));
+    assert_eq!(keys(json!({"model_type": "smollm3", "no_rope_layers": [1, 1]})), (false, false, false));
+    assert_eq!(keys(json!({"model_type": "smollm3", "no_rope_layers": [1, 0]})), (true, false, false));
+    assert_eq!(keys(json!({"model_type": "granite", "embedding_multiplier": 1.0})), (false, false, false));
+    assert_eq!(keys(json!({"model_type": "granite", "logits_scaling": 8.0})), (false, true, false));
+    let stablelm = |flag: bool| json!({"model_type": "stablelm", "rms_norm_eps": null, "qk_layernorm": flag});
+    assert_eq!(keys(stablelm(false)), (false, false, false));
+    assert_eq!(keys(stablelm(true)), (false, false, true));
 }
 
 #[test]
@@ -127,12 +130,24 @@ fn rope_scalings_are_read() {
     assert_eq!(scaling(llama3), expected);
     let yarn = |more: Value| json!({"rope_parameters": merged(json!({"rope_type": "yarn", "factor": 4.0}), &more)});
     let (factor, beta_fast, beta_slow, original_max_positions) = (4.0, 32.0, 1.0, 128);
-    let expected =
-        |attention_factor| RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_positions, attention_factor };
-    assert_eq!(scaling(yarn(json!({}))), expected(None));
-    assert_eq!(scaling(yarn(json!({"mscale": 1.0, "mscale_all_dim": 1.0}))), expected(Some(1.0)));
-    assert_eq!(scaling(yarn(json!({"attention_factor": 0.5, "mscale": 3.0}))), expected(Some(0.5)));
-    assert!(matches!(llama_with(yarn(json!({"truncate": false}))), Err(OpenError::Unsupported { .. })));
+    let expected = |attention_factor, is_untruncated| RopeScaling::Yarn {
+        factor,
+        beta_fast,
+        beta_slow,
+        original_max_positions,
+        attention_factor,
+        is_untruncated,
+    };
+    assert_eq!(scaling(yarn(json!({}))), expected(None, false));
+    assert_eq!(scaling(yarn(json!({"mscale": 1.0, "mscale_all_dim": 1.0}))), expected(Some(1.0), false));
+    assert_eq!(scaling(yarn(json!({"attention_factor": 0.5, "mscale": 3.0}))), expected(Some(0.5), false));
+    for (truncate, is_untruncated) in [(json!(true), false), (json!(false), true)] {
+        assert_eq!(scaling(yarn(json!({"truncate": truncate}))), expected(None, is_untruncated));
+    }
+    // For each kind of block, only the key beside the kinds counts.
+    let nested = json!({"model_type": "olmo3", "rope_parameters": {"full_attention":
+        {"rope_type": "yarn", "factor": 4.0, "truncate": false}}});
+    assert!(matches!(llama_with(nested), Err(OpenError::Unsupported { .. })));
 }
 
 #[test]
@@ -197,7 +212,74 @@ fn stablelm_is_read() {
     let beside = stablelm(json!({"partial_rotary_factor": 0.5, "use_parallel_residual": true}));
     let beside = beside.expect("a configuration");
     assert_eq!((beside.rope.expect("rope").dim, beside.norm_eps, beside.is_parallel), (4, 1e-5, true));
-    assert!(matches!(stablelm(json!({"qk_layernorm": true})), Err(OpenError::Unsupported { .. })));
+    assert!(!beside.has_head_norms && stablelm(json!({"qk_layernorm": true})).expect("read").has_head_norms);
+}
+
+#[test]
+fn text_model_of_a_multimodal_model_is_read() {
+    let text = json!({"hidden_size": 64, "num_hidden_layers": 2, "sliding_window": 8, "vocab_size": 100});
+    for (outer, inner) in [("gemma3", "gemma3_text"), ("mistral3", "mistral")] {
+        let expected = parse(merged(json!({"model_type": inner}), &text)).expect("a configuration");
+        for named in [json!({}), json!({"model_type": inner})] {
+            let text_config = merged(text.clone(), &named);
+            // Keys beside it are of the complete model.
+            let keys = json!({"model_type": outer, "text_config": text_config, "hidden_size": 32, "vision_config": {}});
+            assert_eq!(parse(keys).expect("a configuration"), expected, "{outer}");
+        }
+    }
+}
+
+#[test]
+fn gpt_oss_is_read() {
+    let gpt_oss = |keys: Value| parse(merged(json!({"model_type": "gpt_oss", "num_hidden_layers": 3}), &keys));
+    let config = gpt_oss(json!({"quantization_config": {"quant_method": "mxfp4"}})).expect("a configuration");
+    let scaling = RopeScaling::Yarn {
+        factor: 32.0,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        original_max_positions: 4096,
+        attention_factor: None,
+        is_untruncated: true,
+    };
+    assert_eq!(config.rope, Some(Rope { theta: 150_000.0, dim: 64, scaling }));
+    assert_eq!(config.activation, Activation::ClampedSwiglu { alpha: 1.702, limit: 7.0 });
+    assert_eq!(config.experts, Some(Experts::new(128, 4)));
+    assert_eq!(window(Ok(config)), Some((128, vec![true, false, true])), "every other block");
+    let unscaled = gpt_oss(json!({"rope_parameters": {}})).expect("a configuration");
+    assert_eq!(unscaled.rope, Some(Rope { theta: 150_000.0, dim: 64, scaling: RopeScaling::Default }));
+    assert!(matches!(gpt_oss(json!({"num_local_experts": 3})), Err(OpenError::WrongKey { .. })), "four are chosen");
+    assert!(matches!(gpt_oss(json!({"sliding_window": null})), Err(OpenError::MissingKey { .. })));
+    let other = json!({"quantization_config": {"quant_method": "quark"}});
+    assert!(matches!(gpt_oss(other), Err(OpenError::Quantized { .. })));
+}
+
+#[test]
+fn phimoe_is_read() {
+    let phimoe = |scaling: Value| {
+        let keys = json!({"model_type": "phimoe", "hidden_size": 32, "num_attention_heads": 8, "rope_scaling": scaling,
+            "router_jitter_noise": 0.0, "num_experts_per_tok": 3, "original_max_position_embeddings": 8});
+        parse(keys)
+    };
+    let longrope = json!({"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 4.0],
+        "short_mscale": 1.25, "long_mscale": 1.5, "original_max_position_embeddings": 16});
+    let config = phimoe(longrope.clone()).expect("a configuration");
+    let scaling = RopeScaling::Longrope { factors: vec![1.0, 1.5], attention_factor: 1.25 };
+    assert_eq!(config.rope, Some(Rope { theta: 1_000_000.0, dim: 4, scaling }));
+    assert_eq!(config.max_positions, Some(16));
+    assert_eq!(config.experts, Some(Experts { sparse_mixer: Some(0.0), ..Experts::new(16, 2) }));
+    let without = |key: &str| {
+        let mut scaling = longrope.clone();
+        scaling.as_object_mut().expect("an object").remove(key);
+        phimoe(scaling)
+    };
+    assert!(matches!(without("short_mscale"), Err(OpenError::MissingKey { .. })));
+    assert!(matches!(without("long_mscale"), Err(OpenError::MissingKey { .. })));
+    for name in ["su", "yarn", "linear"] {
+        let scaling = merged(longrope.clone(), &json!({"type": name, "factor": 2.0}));
+        assert!(matches!(phimoe(scaling), Err(OpenError::Unsupported { .. })), "{name}");
+    }
+    let one = json!({"model_type": "phimoe", "num_local_experts": 1});
+    assert!(matches!(parse(one), Err(OpenError::WrongKey { .. })));
 }
 
 #[test]
@@ -214,14 +296,24 @@ fn errors_name_file_and_key() {
     check(json!({"hidden_act": "gelu"}), "`hidden_act` is \"gelu\"");
     check(json!({"rms_norm_eps": -1.0}), "`rms_norm_eps` is -1.0");
     check(json!({"model_type": "t5"}), "bloom, cohere, falcon, gemma");
+    check(json!({"model_type": "t5"}), ", and the text models of gemma3 and mistral3");
+    check(json!({"model_type": "llama4"}), "not supported are its chunked attention");
+    check(json!({"model_type": "deepseek_v3"}), "mistral3; not supported are its multi-head latent attention");
+    check(json!({"model_type": "gemma3"}), "`text_config` is missing");
+    let ministral = json!({"model_type": "mistral3", "text_config": {"model_type": "ministral3"}});
+    check(ministral, "`text_config.model_type` is \"ministral3\", supported: mistral");
+    check(json!({"model_type": "mistral3", "text_config": {"hidden_size": 0}}), "`text_config.hidden_size` is 0");
+    let quantized =
+        json!({"model_type": "mistral3", "text_config": {}, "quantization_config": {"quant_method": "aqlm"}});
+    check(quantized, "`quantization_config` is aqlm");
     check(json!({"rope_scaling": {"type": "other", "factor": 2.0}}), "`rope_scaling.type` is \"other\"");
     check(json!({"rope_scaling": {"type": "linear"}}), "`rope_scaling.factor` is missing");
     check(json!({"partial_rotary_factor": 0.5}), "`partial_rotary_factor` is 0.5");
     check(json!({"rope_parameters": 3}), "`rope_parameters` is 3, expected an object");
     let too_many = "`num_key_value_heads` is absent, expected a divisor of num_attention_heads, 4; it comes to 32";
     check(json!({"model_type": "qwen2", "num_key_value_heads": null}), too_many);
-    check(json!({"quantization_config": {"quant_method": "gptq", "bits": 4}}), "`quantization_config` is gptq");
-    check(json!({"quantization_config": {"load_in_8bit": true}}), "a GGUF file of the model");
+    check(json!({"quantization_config": {"quant_method": "aqlm", "bits": 4}}), "`quantization_config` is aqlm");
+    check(json!({"quantization_config": {"quant_method": "gptq", "bits": 5}}), "a GGUF file of the model");
     check(json!({"rope_parameters": {"full_attention": {}}}), "`rope_parameters.full_attention` is {}");
     let falcon = json!({"model_type": "falcon", "alibi": true, "rope_parameters": null});
     check(falcon, "`multi_query` is absent, supported: false where `alibi` is true");

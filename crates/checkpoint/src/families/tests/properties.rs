@@ -23,7 +23,7 @@ fn scaled() -> impl Strategy<Value = Family> {
     use Family::*;
     select(vec![
         Cohere, Glm4, Granite, Llama, Mistral, Mixtral, Olmo2, Qwen2, Qwen2Moe, Qwen3, Qwen3Moe, Smollm3, Gemma,
-        Gemma2, Falcon, Stablelm, GptNeox,
+        Gemma2, Falcon, Stablelm, GptNeox, GptOss,
     ])
 }
 

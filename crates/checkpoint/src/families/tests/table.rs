@@ -39,10 +39,10 @@ const QWEN_EXPERTS: [Family; 2] = [Qwen2Moe, Qwen3Moe];
 const GEMMAS: [Family; 3] = [Gemma, Gemma2, Gemma3];
 const LATER_GEMMAS: [Family; 2] = [Gemma2, Gemma3];
 const LEARNED_OR_ALIBI: [Family; 3] = [Bloom, Gpt2, Opt];
-/// Families with a Llama's RMSNorms and gated MLP.
-const RMS: [Family; 16] = [
+/// Families with a Llama's keys of sizes and norms.
+const RMS: [Family; 18] = [
     Granite, Llama, Mistral, Mixtral, Olmo2, Qwen2, Qwen2Moe, Qwen3, Qwen3Moe, Smollm3, Gemma, Gemma2, Gemma3, Phi3,
-    Glm4, Olmo3,
+    Glm4, Olmo3, GptOss, Phimoe,
 ];
 
 fn all_but(families: &[Family]) -> Vec<Family> {
@@ -102,17 +102,19 @@ fn sizes() -> Vec<Row> {
 }
 
 fn norms_and_activations() -> Vec<Row> {
-    let silu = [LLAMAS.as_slice(), &[Cohere, Glm4, Olmo3, Phi3, Stablelm]].concat();
+    let silu = [LLAMAS.as_slice(), &[Cohere, Glm4, Olmo3, Phi3, Phimoe, Stablelm]].concat();
     let mut rows = vec![
         row("hidden_act", &silu, Refused(json!("gelu"))),
         row("hidden_act", &[Gemma], Refused(json!("relu"))),
         row("hidden_act", &[GptNeox], Read(json!("relu"))),
-        row("hidden_act", &[Gemma2, Gemma3, Falcon, Bloom, Gpt2, Opt], Unused(json!("relu"))),
+        row("hidden_act", &[Gemma2, Gemma3, Falcon, Bloom, Gpt2, GptOss, Opt], Unused(json!("relu"))),
         row("initializer_range", &Family::ALL, Read(json!(0.5))),
     ];
     rows.extend(refused_by("hidden_activation", &LATER_GEMMAS, json!("relu")));
     rows.extend(read_by("activation_function", &[Gpt2, Opt], json!("gelu")));
     rows.extend(read_by("activation", &[Falcon], json!("gelu_new")));
+    rows.extend(read_by("swiglu_alpha", &[GptOss], json!(1.5)));
+    rows.extend(read_by("swiglu_limit", &[GptOss], json!(3.0)));
     rows.extend(read_by("rms_norm_eps", &RMS, json!(0.01)));
     rows.extend(read_by("layer_norm_eps", &[Cohere, Stablelm, GptNeox], json!(0.01)));
     rows.extend(read_by("layer_norm_epsilon", &[Falcon, Bloom, Gpt2], json!(0.01)));
@@ -121,25 +123,27 @@ fn norms_and_activations() -> Vec<Row> {
 }
 
 fn positions() -> Vec<Row> {
-    let scaled = [LLAMAS.as_slice(), &[Cohere, Gemma, Gemma2, Glm4, Stablelm, Falcon, GptNeox]].concat();
-    let whole = [LLAMAS.as_slice(), &GEMMAS, &[Cohere, Falcon, Olmo3]].concat();
+    let scaled = [LLAMAS.as_slice(), &[Cohere, Gemma, Gemma2, Glm4, GptOss, Stablelm, Falcon, GptNeox]].concat();
+    let whole = [LLAMAS.as_slice(), &GEMMAS, &[Cohere, Falcon, GptOss, Olmo3, Phimoe]].concat();
     // Families with positions for each kind of block.
     let by_kind = [Gemma3, Olmo3];
     let linear = json!({"rope_type": "linear", "factor": 2.0});
     let nested = json!({"full_attention": linear, "sliding_attention": linear});
     let mut rows = vec![
         row("rope_scaling", &[scaled.as_slice(), &by_kind].concat(), Read(linear.clone())),
-        row("rope_scaling", &[Phi3], Refused(linear.clone())),
+        row("rope_scaling", &[Phi3, Phimoe], Refused(linear.clone())),
         row("rope_scaling", &LEARNED_OR_ALIBI, Unused(linear.clone())),
         row("rope_parameters", &scaled, Read(linear.clone())),
-        row("rope_parameters", &[Phi3], Refused(linear.clone())),
+        row("rope_parameters", &[Phi3, Phimoe], Refused(linear.clone())),
         row("rope_parameters", &[LEARNED_OR_ALIBI.as_slice(), &by_kind].concat(), Unused(linear)),
         row("rope_parameters", &by_kind, Read(nested.clone())),
-        row("rope_parameters", &[scaled.as_slice(), &[Phi3]].concat(), Refused(nested)),
+        row("rope_parameters", &[scaled.as_slice(), &[Phi3, Phimoe]].concat(), Refused(nested)),
         row("partial_rotary_factor", &[Glm4, Stablelm, Phi3], Read(json!(0.75))),
         row("partial_rotary_factor", &whole, Refused(json!(0.5))),
         row("partial_rotary_factor", &[GptNeox, Bloom, Gpt2, Opt], Unused(json!(0.5))),
-        row("original_max_position_embeddings", &Family::ALL, Unused(json!(16))),
+        // GPT-OSS has scaled positions by default.
+        row("original_max_position_embeddings", &all_but(&[GptOss]), Unused(json!(16))),
+        row("original_max_position_embeddings", &[GptOss], Read(json!(16))),
     ];
     let theta = all_but(&[GptNeox, Bloom, Gpt2, Opt]);
     rows.extend(read_by("rope_theta", &theta, json!(77.0)));
@@ -156,11 +160,11 @@ fn positions() -> Vec<Row> {
 }
 
 fn scores() -> Vec<Row> {
-    let windows = [Mistral, Mixtral, Phi3, Gemma2, Gemma3, Olmo3];
+    let windows = [Mistral, Mixtral, Phi3, Phimoe, Gemma2, Gemma3, GptOss, Olmo3];
     let types = json!(["full_attention", "sliding_attention", "attention", "full_attention"]);
     let used = json!({"use_sliding_window": true, "sliding_window": 4});
     let window = json!({"sliding_window": 4});
-    let by_type = [Mistral, Gemma2, Gemma3, Olmo3];
+    let by_type = [Mistral, Gemma2, Gemma3, GptOss, Olmo3];
     let with_flag = [WINDOWED_QWENS.as_slice(), &[Smollm3]].concat();
     let mut rows = vec![
         row("is_causal", &Family::ALL, Refused(json!(false))),
@@ -207,9 +211,10 @@ fn architectures() -> Vec<Row> {
     for key in ["embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"] {
         rows.extend(read_by(key, &[Granite], json!(0.5)));
     }
-    rows.extend(read_by("num_local_experts", &[Mixtral, Qwen3Moe], json!(16)));
-    rows.extend(read_by("num_experts", &[Mixtral, Qwen2Moe, Qwen3Moe], json!(16)));
-    rows.extend(read_by("num_experts_per_tok", &[Mixtral, Qwen2Moe, Qwen3Moe], json!(1)));
+    rows.extend(read_by("num_local_experts", &[GptOss, Mixtral, Phimoe, Qwen3Moe], json!(24)));
+    rows.extend(read_by("num_experts", &[GptOss, Mixtral, Qwen2Moe, Qwen3Moe], json!(16)));
+    rows.extend(read_by("num_experts_per_tok", &[GptOss, Mixtral, Qwen2Moe, Qwen3Moe], json!(1)));
+    rows.extend(read_by("router_jitter_noise", &[Phimoe], json!(0.5)));
     rows.extend(read_by("norm_topk_prob", &QWEN_EXPERTS, json!(true)));
     rows.extend(refused_by("decoder_sparse_step", &QWEN_EXPERTS, json!(2)));
     rows.extend(refused_by("mlp_only_layers", &QWEN_EXPERTS, json!([0])));
@@ -217,23 +222,23 @@ fn architectures() -> Vec<Row> {
     rows.extend(read_by("multi_query", &[Falcon], json!(false)));
     rows.extend(read_by("parallel_attn", &[Falcon], json!(false)));
     rows.extend(read_by("logit_scale", &[Cohere], json!(0.5)));
-    rows.extend(refused_by("use_qk_norm", &[Cohere], json!(true)));
+    rows.extend(read_by("use_qk_norm", &[Cohere], json!(true)));
     rows.extend(refused_by("add_cross_attention", &[Gpt2], json!(true)));
     rows.extend(refused_by("apply_residual_connection_post_layernorm", &[Bloom], json!(true)));
     rows.extend(refused_by("do_layer_norm_before", &[Opt], json!(false)));
     rows.extend(refused_by("_remove_final_layer_norm", &[Opt], json!(true)));
     rows.extend(refused_by("layer_norm_elementwise_affine", &[Opt], json!(false)));
     rows.extend(refused_by("word_embed_proj_dim", &[Opt], json!(32)));
-    rows.extend(refused_by("qk_layernorm", &[Stablelm], json!(true)));
+    rows.extend(read_by("qk_layernorm", &[Stablelm], json!(true)));
     rows
 }
 
 /// Keys that do not affect a forward pass without dropout. Biases are read if the file has them, regardless of the keys.
 fn without_effect() -> Vec<Row> {
     let flags = "attention_bias mlp_bias bias qkv_bias use_qkv_bias enable_bias use_cache tie_word_embeddings is_decoder \
-        output_router_logits reorder_and_upcast_attn summary_use_proj summary_proj_to_labels";
+        output_router_logits reorder_and_upcast_attn summary_use_proj summary_proj_to_labels lm_head_bias";
     let numbers = "pad_token_id bos_token_id eos_token_id num_ln_in_parallel_attn n_ctx seq_length attention_dropout \
-        hidden_dropout resid_pdrop embd_pdrop attn_pdrop dropout layerdrop classifier_dropout router_jitter_noise \
+        hidden_dropout resid_pdrop embd_pdrop attn_pdrop dropout layerdrop classifier_dropout input_jitter_noise \
         router_aux_loss_coef summary_first_dropout norm_eps rope_pct";
     let texts = "summary_type summary_activation torch_dtype dtype transformers_version";
     let rows = |(keys, value): (&'static str, Value)| {
@@ -244,7 +249,7 @@ fn without_effect() -> Vec<Row> {
 
 fn of_all() -> Vec<Row> {
     [
-        ("quantization_config", json!({"quant_method": "fp8"})),
+        ("quantization_config", json!({"quant_method": "hqq"})),
         ("compression_config", json!({"format": "int-quantized"})),
         ("configuration_files", json!(["config.4.0.0.json"])),
         ("per_layer_config", json!({"0": {"intermediate_size": 8}})),
@@ -372,7 +377,7 @@ fn precedence() -> Vec<(Vec<Family>, Value, Value)> {
         (vec![Falcon], json!({"n_layer": 2, "n_head": 2}), json!({})),
         (vec![Falcon], merged(kv_heads.clone(), &json!({"n_head_kv": 4})), kv_heads),
         (vec![Falcon], falcon("multi_query", json!(true)), falcon("multi_query", json!(false))),
-        (vec![Mixtral], json!({"num_local_experts": 3, "num_experts": 4}), json!({"num_local_experts": 4})),
+        (vec![GptOss, Mixtral], json!({"num_local_experts": 5, "num_experts": 6}), json!({"num_local_experts": 6})),
         (vec![Qwen3Moe], json!({"num_local_experts": 13, "num_experts": 14}), json!({"num_experts": 13})),
         (whole(), json!({"rope_theta": 5.0, "rope_parameters": with_theta}), json!({"rope_parameters": with_theta})),
         (whole(), json!({"rope_scaling": linear, "rope_parameters": default}), json!({"rope_scaling": linear})),
