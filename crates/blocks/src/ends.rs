@@ -1,9 +1,15 @@
 use sepal_checkpoint::tensor_names;
+use sepal_core::ModelConfig;
+use sepal_nn::{RowSource, RowsError};
 use tch::{Kind, TchError, Tensor};
 
+use crate::embedding::EmbeddingTable;
 use crate::families::{self, EndNorm};
 use crate::layers::norm::NormWeights;
 use crate::weights::{LoadError, Placement, Reader, Weights};
+
+/// Memory for embeddings, in bytes: a smaller matrix is held complete, and of a larger one the rows that were used last.
+const EMBEDDING_BYTES: usize = 64 << 20;
 
 /// Frozen ends of a model, which run at the client: the embeddings before the first block and the norm after the last.
 #[derive(Debug)]
@@ -11,8 +17,7 @@ pub struct Ends {
     hidden: i64,
     vocab_size: i64,
     norm_eps: f64,
-    /// `[vocab_size, hidden]`
-    embedding: Tensor,
+    embedding: EmbeddingTable,
     embedding_norm: Option<NormWeights>,
     embedding_factor: Option<f64>,
     final_norm: NormWeights,
@@ -32,26 +37,36 @@ pub enum EndsError {
     /// Tensor that does not have the shape of hidden states of this model.
     #[error("take a tensor of shape {shape:?} as hidden states of size {hidden}")]
     Hidden { shape: Vec<i64>, hidden: i64 },
+    /// Embeddings that cannot be read, for example because their file is gone.
+    #[error("read embeddings of tokens")]
+    Rows(#[from] RowsError),
     /// Error of libtorch.
     #[error("run the ends of the model")]
     Torch(#[from] TchError),
 }
 
 impl Ends {
-    /// Reads the embeddings and the final norm.
+    /// Reads the final norm and, if they take at most 64 MiB in fp32, the embeddings. Larger embeddings are read row by row
+    /// when tokens need them, if `weights` can be [shared](Weights::share).
     ///
     /// # Errors
     /// [`LoadError`] if a tensor is missing, unreadable or of another shape.
     pub fn load(weights: &dyn Weights) -> Result<Self, LoadError> {
+        Self::load_within(weights, EMBEDDING_BYTES)
+    }
+
+    /// Same as [`load`](Self::load), with another limit of the memory for embeddings. Results do not depend on it.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_within(weights: &dyn Weights, embedding_bytes: usize) -> Result<Self, LoadError> {
         tch::no_grad(|| {
             let config = weights.config();
             let names = &families::spec(config.family).ends;
             let reader = Reader::new(weights, tensor_names(config.family).prefix, Placement::default());
-            let mut embedding =
-                reader.tensor(&format!("{}.weight", names.embedding), &[config.vocab_size, config.hidden])?;
-            if names.scales_embedding {
-                embedding = embedding.f_mul_scalar_((config.hidden as f64).sqrt())?;
-            }
+            let factor = names.scales_embedding.then(|| (config.hidden as f64).sqrt());
+            let name = format!("{}.weight", names.embedding);
+            let embedding = EmbeddingTable::load(weights, &reader, &name, factor, embedding_bytes)?;
             let layer_norm = |name| reader.layer_norm(name, config.hidden);
             let final_norm = match names.kind {
                 EndNorm::Rms => reader.rms(names.final_norm, config.hidden)?,
@@ -74,11 +89,17 @@ impl Ends {
         })
     }
 
+    /// Memory of the ends of a model that [`load`](Self::load) reads by rows if they are large, in bytes.
+    pub fn memory_bytes(config: &ModelConfig) -> u64 {
+        let row_bytes = config.hidden.saturating_mul(size_of::<f32>());
+        config.vocab_size.saturating_mul(row_bytes).min(EMBEDDING_BYTES).saturating_add(row_bytes) as u64
+    }
+
     /// Returns the embeddings of the tokens `ids [n]`, int64: `[n, hidden]`. The first block adds learned positions.
     ///
     /// # Errors
     /// [`EndsError::Ids`] if `ids` is not a vector of int64, [`EndsError::Vocabulary`] for a token outside of the
-    /// vocabulary.
+    /// vocabulary, [`EndsError::Rows`] if embeddings cannot be read.
     pub fn embed(&self, ids: &Tensor) -> Result<Tensor, EndsError> {
         if ids.dim() != 1 || ids.kind() != Kind::Int64 {
             return Err(EndsError::Ids { shape: ids.size(), kind: ids.kind() });
@@ -87,7 +108,7 @@ impl Ends {
         if let Some(&id) = numbers.iter().find(|id| !(0..self.vocab_size).contains(id)) {
             return Err(EndsError::Vocabulary { id, vocab_size: self.vocab_size });
         }
-        self.normalized(self.embedding.f_index_select(0, ids)?)
+        self.normalized(self.embedding.embed(ids, &numbers)?)
     }
 
     /// Returns the input of the first block for the soft prompts `prompts [pre_seq_len, hidden]`, of the same shape and
@@ -114,7 +135,7 @@ impl Ends {
     }
 
     /// Embeddings of the vocabulary, `[vocab_size, hidden]`, with the family's scale unless it applies to prompts, too.
-    pub fn embedding_matrix(&self) -> &Tensor {
+    pub fn embeddings(&self) -> &dyn RowSource {
         &self.embedding
     }
 

@@ -4,7 +4,7 @@
 //! `autograd`, `checkpoint`, `nn` and `core`, and serves `model`, `server`, `peft` and `pipeline`.
 //!
 //! - [`BlockStack`] runs consecutive blocks, for one caller or for several at once.
-//! - [`Ends`] has the embeddings before the first block and the norm after the last.
+//! - [`Ends`] has the embeddings before the first block, of which large ones stay in their file, and the norm after the last.
 //! - [`Injected`] holds trainable tensors that change the blocks at named sites.
 //! - A [`Tape`] holds the tensors for one backward pass, a [`PrefixCache`] the keys and values of a prefix.
 //!
@@ -40,7 +40,7 @@
 //! let blocks = BlockStack::load(&checkpoint, Span::new(0, 2)?)?;
 //!
 //! let rows = Ragged::from_lengths([3, 1])?;
-//! let prompts = ends.embedding_matrix().slice(0, 0, 2, 1).copy().set_requires_grad(true); // [prefix_len, hidden]
+//! let prompts = ends.embeddings().rows(&[0, 1])?.set_requires_grad(true); // [prefix_len, hidden]
 //! let text = ends.embed(&Tensor::from_slice(&[5_i64, 6, 7, 5]))?; // [n_tokens, hidden]
 //! let hidden = Tensor::cat(&[ends.embed_prompts(&prompts)?, text], 0);
 //! let last = blocks.forward(&hidden, 2, &rows, &[], Want::LastOfRows)?;
@@ -54,6 +54,7 @@
 
 mod adapters;
 mod attention;
+mod embedding;
 mod ends;
 mod exec;
 mod families;
@@ -62,13 +63,14 @@ mod loading;
 mod prefix_cache;
 mod segment;
 mod stack;
+mod tensor_bytes;
 mod weights;
 
 pub use adapters::{Injected, TunableError, check_tunables, tunable_names};
 pub use ends::{Ends, EndsError};
 pub use exec::batch::{Batch, BatchGrads, BatchOutput, GradOptions, InputGrad, Prefix, PrefixCache, SaveMode};
 pub use exec::tape::Tape;
-pub use loading::loading_bytes;
+pub use loading::{loading_bytes, weight_bytes};
 pub use prefix_cache::KeysValues;
 pub use stack::{BlockStack, ForwardError};
 pub use weights::{BoxError, LoadError, Placement, Weights};

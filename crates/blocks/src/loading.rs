@@ -1,23 +1,36 @@
 use std::num::NonZero;
 
-use sepal_checkpoint::{linear_sites, tensor_names};
+use sepal_checkpoint::{PartSizes, linear_sites, tensor_names};
 use sepal_core::{ModelConfig, Span, WeightFormat};
 
 use crate::exec::block::Block;
 use crate::exec::block_sequence::BlockSequence;
 use crate::families;
+use crate::layers::matrix::kind;
 use crate::layers::rope::Rotaries;
 use crate::weights::{LoadError, Placement, Reader, Weights};
 
-/// Number of blocks that are quantized at the same time: each needs its fp32 weights meanwhile.
-const QUANTIZED_AT_A_TIME: usize = 2;
+/// Number of blocks that are rounded at the same time, since each needs more memory meanwhile.
+const ROUNDED_AT_A_TIME: usize = 2;
 /// fp32 weights that several readers may hold at the same time, in bytes. Larger blocks are read one at a time.
 const READ_AT_A_TIME: u64 = 512 << 20;
 
-/// Memory that reading `n_blocks` blocks needs beyond that of the loaded blocks, in bytes: each reader holds about one block
-/// in fp32, of a mixture of experts one expert.
+/// Memory that reading `n_blocks` blocks needs beyond that of the loaded blocks, in bytes: each reader holds at most about one
+/// block in fp32, of a mixture of experts one expert. Matrices that stay as they are stored need less.
 pub fn loading_bytes(config: &ModelConfig, n_blocks: usize, format: WeightFormat) -> u64 {
     n_readers(config, n_blocks, format) as u64 * fp32_bytes(config)
+}
+
+/// Memory of weights of these sizes in bytes. In `auto` and `f32`, matrices that a placement does not keep as they are
+/// stored are in the format of its products. The other formats are counted for vectors, too, which stay in fp32.
+pub fn weight_bytes(sizes: &PartSizes, placement: Placement) -> u64 {
+    match placement.format {
+        WeightFormat::Auto | WeightFormat::F32 => {
+            let plain_bytes = kind(placement.compute).elt_size_in_bytes() as u64;
+            sizes.bytes(plain_bytes, |encoding| placement.keeps(encoding))
+        }
+        fixed => (sizes.parameters() as f64 * fixed.bits() / 8.0).ceil() as u64,
+    }
 }
 
 /// Reads the blocks of `span`, several at a time.
@@ -41,16 +54,21 @@ pub(crate) fn load_blocks(weights: &dyn Weights, span: Span, placement: Placemen
 /// Number of blocks that are read at the same time.
 fn n_readers(config: &ModelConfig, n_blocks: usize, format: WeightFormat) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let limit = if format == WeightFormat::F32 { cores } else { cores.min(QUANTIZED_AT_A_TIME) };
+    let limit = match format {
+        WeightFormat::Auto | WeightFormat::F32 => cores,
+        _ => cores.min(ROUNDED_AT_A_TIME),
+    };
     let small_enough = usize::try_from(READ_AT_A_TIME / fp32_bytes(config).max(1)).unwrap_or(usize::MAX);
     limit.min(small_enough.max(1)).min(n_blocks)
 }
 
 /// Memory of the linear layers that a reader holds in fp32.
 fn fp32_bytes(config: &ModelConfig) -> u64 {
-    let layers: usize = linear_sites(config).iter().map(|site| site.outputs * site.inputs).sum();
-    let expert = config.experts.map_or(0, |_| 3 * config.hidden * config.ffn);
-    (layers + expert) as u64 * size_of::<f32>() as u64
+    let product =
+        |sizes: [usize; 3]| sizes.into_iter().fold(1_u64, |product, size| product.saturating_mul(size as u64));
+    let layers = linear_sites(config).iter().map(|site| product([1, site.outputs, site.inputs])).sum::<u64>();
+    let ffn = config.experts.map_or(0, |experts| config.ffn.max(experts.shared_ffn.unwrap_or(0)));
+    layers.saturating_add(product([3, config.hidden, ffn])).saturating_mul(size_of::<f32>() as u64)
 }
 
 /// Calls `load` for each block on `threads` threads; returns the blocks in order.
@@ -111,9 +129,31 @@ fn problem(problem: String) -> Result<(), LoadError> {
 
 #[cfg(test)]
 mod tests {
-    use sepal_core::Family;
+    use sepal_checkpoint::EncodedSize;
+    use sepal_core::{ComputeFormat, Device, Family, RowEncoding};
 
     use super::*;
+
+    #[test]
+    fn weights_that_a_placement_does_not_keep_take_the_format_of_products() {
+        let size = |encoding, bytes| EncodedSize { encoding, numbers: 1024, bytes };
+        let encoded = vec![size(RowEncoding::Q4K, 576), size(RowEncoding::Bf16, 2048), size(RowEncoding::Nf4, 576)];
+        let sizes = PartSizes { encoded, plain: 512, vectors: 64 };
+        let (cpu, cuda) = (Device::Cpu, Device::Cuda(9));
+        let (f32, bf16) = (ComputeFormat::F32, ComputeFormat::Bf16);
+        for (device, format, compute, expected) in [
+            (cpu, WeightFormat::Auto, f32, 576 + 2048 + 576 + 4 * 512 + 4 * 64),
+            (cpu, WeightFormat::Auto, bf16, 576 + 2048 + 576 + 2 * 512 + 4 * 64),
+            (cuda, WeightFormat::Auto, f32, 4 * 1024 + 2048 + 576 + 4 * 512 + 4 * 64),
+            (cuda, WeightFormat::Auto, bf16, 2 * 1024 + 2048 + 576 + 2 * 512 + 4 * 64),
+            (cpu, WeightFormat::F32, f32, 4 * (3 * 1024 + 512 + 64)),
+            (cuda, WeightFormat::F32, bf16, 2 * (3 * 1024 + 512) + 4 * 64),
+            (cuda, WeightFormat::Int8, bf16, 3 * 1024 + 512 + 64),
+        ] {
+            let found = weight_bytes(&sizes, Placement::new(device, format, compute));
+            assert_eq!(found, expected, "{format} on {device}, computed in {compute}");
+        }
+    }
 
     #[test]
     fn large_blocks_are_read_one_at_a_time() {

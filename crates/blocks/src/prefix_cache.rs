@@ -1,10 +1,10 @@
 use sepal_core::Span;
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 use crate::exec::batch::PrefixCache;
 use crate::stack::{BlockStack, ForwardError, check_shape};
 
-/// Keys and values of a prefix in one block, each `[n_kv_heads, prefix_len, head_dim]`. The keys are normalized and
+/// Keys and values of a prefix in one block in fp32, each `[n_kv_heads, prefix_len, head_dim]`. The keys are normalized and
 /// rotated to their positions.
 #[derive(Debug)]
 pub struct KeysValues {
@@ -24,7 +24,7 @@ impl BlockStack {
         let (heads, dim) = (self.config().n_kv_heads as i64, self.config().head_dim as i64);
         let by_head = |kv: &Tensor| -> Result<KeysValues, TchError> {
             let kv = kv.f_view([len, 2, heads, dim])?;
-            let select = |i| kv.f_select(1, i)?.f_transpose(0, 1)?.f_contiguous(); // [heads, len, dim]
+            let select = |i| kv.f_select(1, i)?.f_transpose(0, 1)?.f_to_kind(Kind::Float)?.f_contiguous(); // [heads, len, dim]
             Ok(KeysValues { keys: select(0)?, values: select(1)? })
         };
         let blocks = cache.blocks.iter().map(by_head).collect::<Result<_, _>>();
@@ -52,9 +52,10 @@ impl BlockStack {
             check_shape("keys of a prefix", keys, &expected)?;
             check_shape("values of a prefix", values, &expected)?;
         }
+        let compute = self.compute();
         let by_position = |KeysValues { keys, values }: &KeysValues| -> Result<Tensor, TchError> {
             let kv = Tensor::f_stack(&[keys.f_transpose(0, 1)?, values.f_transpose(0, 1)?], 1)?; // [len, 2, heads, dim]
-            kv.f_reshape([len as i64, 2 * heads * dim])?.f_to_device(self.device())
+            kv.f_reshape([len as i64, 2 * heads * dim])?.f_to_device(self.device())?.f_to_kind(compute)
         };
         let blocks = blocks.iter().map(by_position).collect::<Result<_, _>>();
         let blocks = blocks.map_err(|source| ForwardError::Torch { span, source })?;

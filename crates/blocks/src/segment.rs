@@ -19,6 +19,12 @@ impl Segment {
         lengths.map(segment).collect()
     }
 
+    /// Segments of `size` numbers, and a shorter last one, that cover `0..total`.
+    pub(crate) fn cover(total: i64, size: i64) -> impl Iterator<Item = Self> {
+        let size = size.max(1);
+        (0..(total + size - 1) / size).map(move |i| Self { start: i * size, len: size.min(total - i * size) })
+    }
+
     /// Segment of a matrix with `factor` rows for each row of this one.
     pub(crate) fn scaled(self, factor: i64) -> Self {
         Self { start: self.start * factor, len: self.len * factor }
@@ -31,6 +37,27 @@ impl Segment {
 
     /// The rows of the segment, a view of `matrix`.
     pub(crate) fn narrow(self, matrix: &Tensor) -> Result<Tensor, TchError> {
-        matrix.f_narrow(0, self.start, self.len)
+        self.narrow_dim(matrix, 0)
+    }
+
+    /// The segment of the dimension `dim`, a view of `tensor`.
+    pub(crate) fn narrow_dim(self, tensor: &Tensor, dim: i64) -> Result<Tensor, TchError> {
+        tensor.f_narrow(dim, self.start, self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cover_ends_with_a_shorter_segment() {
+        let segments = |total, size| {
+            Segment::cover(total, size).map(|segment| (segment.start, segment.len)).collect::<Vec<(i64, i64)>>()
+        };
+        assert_eq!(segments(7, 3), [(0, 3), (3, 3), (6, 1)]);
+        assert_eq!(segments(6, 3), [(0, 3), (3, 3)]);
+        assert_eq!(segments(2, 5), [(0, 2)]);
+        assert!(segments(0, 5).is_empty());
     }
 }

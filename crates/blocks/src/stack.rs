@@ -6,8 +6,6 @@ use sepal_nn::Tunable;
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::adapters::{self, Injected, TunableError};
-use crate::attention::alibi::Alibi;
-use crate::attention::bins::n_mask_scores;
 use crate::attention::masks::MaskConfig;
 use crate::exec::batch::{Batch, BatchGrads, BatchOutput, GradOptions, InputGrad, Prefix, SaveMode};
 use crate::exec::block::Block;
@@ -67,9 +65,10 @@ impl BlockStack {
         Self::load_with(weights, span, Placement::default())
     }
 
-    /// As [`load`](Self::load), in the format and on the device of `placement`. A stack on another device accepts tensors
-    /// of any device, and [`forward_batches`](Self::forward_batches) and [`backward_batches`](Self::backward_batches)
-    /// return tensors on its own device.
+    /// As [`load`](Self::load), in the formats and on the device of `placement`. Hidden states, tunables and gradients are
+    /// fp32 in every format. A stack on another device accepts tensors of any device, and
+    /// [`forward_batches`](Self::forward_batches) and [`backward_batches`](Self::backward_batches) return tensors on its own
+    /// device.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -89,6 +88,11 @@ impl BlockStack {
 
     pub(crate) fn device(&self) -> Device {
         self.mask_config.device
+    }
+
+    /// Kind of the inputs and outputs of products, of tapes and of prefix caches.
+    pub(crate) fn compute(&self) -> Kind {
+        lock(&self.blocks).compute()
     }
 
     /// Configuration of the model.
@@ -258,24 +262,24 @@ impl BlockStack {
     /// Size of a [`Tape`] for the blocks `span` of the stack, in bytes.
     ///
     /// With `n = prefix_len + n_tokens`, `Q` and `K` the sizes of all query heads and of all key heads, a block of a
-    /// Llama saves, in fp32, `n (2 hidden + 2 Q + 2 K + 2 ffn + n_heads + 2)`: the input of each norm, rotated queries,
-    /// keys and values, attention's output and its log-sums, gate and up, one scale for each norm. The activation, its
-    /// product with the gate, and the keys and values before each bin of rows are recomputed. An MLP without a gate saves
-    /// `ffn`, a LayerNorm two statistics, a parallel block no input of a second norm; further norms (of heads, of
-    /// outputs) save their inputs. A mixture of experts saves the chosen ones.
+    /// Llama saves `n (2 hidden + 2 Q + 2 K + 2 ffn)` numbers in the format of the computation: the input of each norm,
+    /// rotated queries, keys and values, attention's output, gate and up. It saves `n (n_heads + 2)` numbers in fp32:
+    /// attention's log-sums and one scale for each norm. The activation, its product with the gate, and the keys and values
+    /// before each bin of rows are recomputed. An MLP without a gate saves `ffn`, a LayerNorm two statistics, a parallel
+    /// block no input of a second norm; further norms (of heads, of outputs) save their inputs. A mixture of experts saves
+    /// the chosen ones.
     ///
-    /// With [`Want::LastOfRows`] the last block saves queries, outputs and MLP for these positions only. Masks are saved once
-    /// per call. Adapters of layers save more: `rank` numbers for each position and low-rank addition, for example.
+    /// With [`Want::LastOfRows`] the last block saves queries, outputs and MLP for these positions only. Masks of short rows
+    /// are saved once per call; longer rows have none. Adapters of layers save more: `rank` fp32 numbers for each position and
+    /// low-rank addition, for example.
     pub fn tape_bytes(&self, span: Span, prefix_len: usize, rows: &Ragged, want: Want) -> usize {
         let n = prefix_len + rows.n_tokens();
         let is_pooled = want == Want::LastOfRows;
         let n_queries = |i| if is_pooled && i + 1 == span.len() { rows.len() } else { n };
         let blocks = lock(&self.blocks);
-        let floats = blocks.get(span).iter().enumerate();
-        let floats: usize = floats.map(|(i, block)| block.saved_numel(self.config.hidden, n, n_queries(i))).sum();
-        let MaskConfig { repeat, alibi, window, .. } = &self.mask_config;
-        let heads = alibi.as_ref().map_or(1, Alibi::n_heads);
-        (floats + repeat * heads * n_mask_scores(prefix_len, rows, *window)) * size_of::<f32>()
+        let saved = blocks.get(span).iter().enumerate();
+        let saved: usize = saved.map(|(i, block)| block.saved_bytes(self.config.hidden, n, n_queries(i))).sum();
+        saved + self.mask_config.saved_masks_numel(prefix_len, rows) * size_of::<f32>()
     }
 
     /// Memory of the weights of linear layers, in bytes.

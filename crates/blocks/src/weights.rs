@@ -1,9 +1,13 @@
+use std::sync::Arc;
+
+use sepal_autograd::packed::Columns;
 use sepal_checkpoint::Checkpoint;
-use sepal_core::{HostTensor, ModelConfig, Span, WeightFormat};
+use sepal_core::{ComputeFormat, HostTensor, ModelConfig, PackedMatrix, RowEncoding, Span, WeightFormat};
 use tch::{Device, TchError, Tensor};
 
 use crate::layers::linear::{Layer, Linear};
 use crate::layers::norm::NormWeights;
+use crate::layers::packed::{PackedRows, Weight};
 
 /// Error of a source of weights.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -21,6 +25,54 @@ pub trait Weights: Sync {
 
     /// True if there is a tensor `name`.
     fn has(&self, name: &str) -> bool;
+
+    /// Reads the weight `name` of a linear layer as it is stored, a row for each output; `None` if it is not stored row by
+    /// row in an encoding that [`RowEncoding`](sepal_core::RowEncoding) has.
+    ///
+    /// # Errors
+    /// Any error, if the tensor is missing or unreadable.
+    fn packed(&self, name: &str) -> Result<Option<PackedMatrix>, BoxError> {
+        let _ = name;
+        Ok(None)
+    }
+
+    /// Returns the shape of the tensor `name`. The default reads the tensor.
+    ///
+    /// # Errors
+    /// Any error, if the tensor is missing or unreadable.
+    fn shape(&self, name: &str) -> Result<Vec<usize>, BoxError> {
+        Ok(self.tensor(name)?.shape().to_vec())
+    }
+
+    /// Reads rows of the matrix `name` in fp32, `[ids, width]`. The default reads the complete matrix.
+    ///
+    /// # Errors
+    /// Any error, if the tensor is missing or unreadable, is no matrix, or lacks a row.
+    fn rows(&self, name: &str, ids: &[usize]) -> Result<HostTensor, BoxError> {
+        select_rows(name, &self.tensor(name)?, ids)
+    }
+
+    /// Returns a handle to the same tensors that may outlive this value. [`Ends`](crate::Ends) reads large embeddings row
+    /// by row through it; with the default, `None`, it holds them in memory. A source that returns a handle implements
+    /// [`rows`](Self::rows), too.
+    fn share(&self) -> Option<Arc<dyn Weights + Send>> {
+        None
+    }
+}
+
+fn select_rows(name: &str, matrix: &HostTensor, ids: &[usize]) -> Result<HostTensor, BoxError> {
+    let &[n_rows, width] = matrix.shape() else {
+        return Err(format!("read rows of `{name}`: its shape is {:?}, which is no matrix", matrix.shape()).into());
+    };
+    let values = matrix.to_f32();
+    let mut rows = Vec::with_capacity(ids.len() * width);
+    for &id in ids {
+        if id >= n_rows {
+            return Err(format!("read row {id} of `{name}`: it has {n_rows} rows").into());
+        }
+        rows.extend_from_slice(&values[id * width..(id + 1) * width]);
+    }
+    Ok(HostTensor::from_f32(vec![ids.len(), width], &rows)?)
 }
 
 impl Weights for Checkpoint {
@@ -32,8 +84,25 @@ impl Weights for Checkpoint {
         Ok(self.tensor(name)?)
     }
 
+    fn packed(&self, name: &str) -> Result<Option<PackedMatrix>, BoxError> {
+        Ok(self.packed(name)?)
+    }
+
     fn has(&self, name: &str) -> bool {
         self.has(name)
+    }
+
+    fn shape(&self, name: &str) -> Result<Vec<usize>, BoxError> {
+        let shape = self.shape(name).ok_or_else(|| format!("the checkpoint has no tensor `{name}`"))?;
+        Ok(shape.to_vec())
+    }
+
+    fn rows(&self, name: &str, ids: &[usize]) -> Result<HostTensor, BoxError> {
+        Ok(self.rows(name, ids)?)
+    }
+
+    fn share(&self) -> Option<Arc<dyn Weights + Send>> {
+        Some(Arc::new(self.clone()))
     }
 }
 
@@ -42,6 +111,8 @@ impl Weights for Checkpoint {
 pub struct Placement {
     /// Format of the linear layers.
     pub format: WeightFormat,
+    /// Format of products and tapes.
+    pub compute: ComputeFormat,
     /// Device of the weights and of the computation.
     pub device: Device,
 }
@@ -51,25 +122,45 @@ impl Placement {
     ///
     /// # Errors
     /// [`LoadError::Device`] if the machine lacks the device.
-    pub fn on(device: sepal_core::Device, format: WeightFormat) -> Result<Self, LoadError> {
+    pub fn on(device: sepal_core::Device, format: WeightFormat, compute: ComputeFormat) -> Result<Self, LoadError> {
         let n_devices = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
         match device {
-            sepal_core::Device::Cpu => Ok(format.into()),
-            sepal_core::Device::Cuda(index) if index < n_devices => Ok(Self { format, device: Device::Cuda(index) }),
-            sepal_core::Device::Cuda(_) => Err(LoadError::Device { device, n_devices }),
+            sepal_core::Device::Cuda(index) if index >= n_devices => Err(LoadError::Device { device, n_devices }),
+            _ => Ok(Self::new(device, format, compute)),
+        }
+    }
+
+    /// Placement on a device, which this machine may lack.
+    pub fn new(device: sepal_core::Device, format: WeightFormat, compute: ComputeFormat) -> Self {
+        let device = match device {
+            sepal_core::Device::Cpu => Device::Cpu,
+            sepal_core::Device::Cuda(index) => Device::Cuda(index),
+        };
+        Self { format, compute, device }
+    }
+
+    /// True if a matrix that is stored in this encoding is used as it is stored, or is packed anew from it.
+    pub fn keeps(self, encoding: RowEncoding) -> bool {
+        match self.format {
+            WeightFormat::F32 => false,
+            // The format of the computation takes no more memory.
+            WeightFormat::Auto if encoding.is_16_bit() && self.compute != ComputeFormat::F32 => false,
+            WeightFormat::Auto => sepal_autograd::packed::is_supported(encoding, self.device),
+            // Packed anew on the CPU.
+            _ => sepal_autograd::packed::is_supported(encoding, Device::Cpu),
         }
     }
 }
 
 impl Default for Placement {
     fn default() -> Self {
-        WeightFormat::F32.into()
+        WeightFormat::default().into()
     }
 }
 
 impl From<WeightFormat> for Placement {
     fn from(format: WeightFormat) -> Self {
-        Self { format, device: Device::Cpu }
+        Self { format, compute: ComputeFormat::F32, device: Device::Cpu }
     }
 }
 
@@ -113,8 +204,13 @@ impl<'a> Reader<'a> {
         Self { weights, prefix: prefix.into(), placement }
     }
 
-    /// Reads a tensor of this shape as fp32.
+    /// Reads a tensor of this shape as fp32, to the device.
     pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
+        Ok(self.host_tensor(name, shape)?.f_to_device(self.placement.device)?)
+    }
+
+    /// Reads a tensor of this shape as fp32.
+    pub(crate) fn host_tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
         let name = format!("{}{name}", self.prefix);
         let host = match self.weights.tensor(&name) {
             Ok(host) => host,
@@ -123,8 +219,30 @@ impl<'a> Reader<'a> {
         if host.shape() != shape {
             return Err(LoadError::Shape { name, expected: shape.to_vec(), found: host.shape().to_vec() });
         }
-        let tensor = sepal_nn::from_host(&host).map_err(|source| LoadError::Read { name, source: source.into() })?;
-        Ok(tensor.f_to_device(self.placement.device)?)
+        sepal_nn::from_host(&host).map_err(|source| LoadError::Read { name, source: source.into() })
+    }
+
+    /// Reads the weight of a linear layer that is stored with a row for each output: as it is stored if the placement keeps
+    /// it, else widened. `None` if it is stored in another way.
+    fn packed(&self, name: &str, [out, inner]: [usize; 2]) -> Result<Option<Weight>, LoadError> {
+        let name = format!("{}{name}", self.prefix);
+        if self.placement.format == WeightFormat::F32 {
+            return Ok(None);
+        }
+        let packed = match self.weights.packed(&name) {
+            Ok(packed) => packed.filter(|packed| sepal_autograd::packed::is_supported(packed.encoding(), Device::Cpu)),
+            Err(source) => return Err(LoadError::Read { name, source }),
+        };
+        let Some(packed) = packed else { return Ok(None) };
+        if [packed.n_rows(), packed.width()] != [out, inner] {
+            let found = vec![packed.n_rows(), packed.width()];
+            return Err(LoadError::Shape { name, expected: vec![out, inner], found });
+        }
+        let rows = PackedRows::new(&packed)?;
+        Ok(Some(match self.placement.keeps(packed.encoding()) {
+            true => Weight::Packed(vec![rows]),
+            false => Weight::Plain(rows.widen(Columns::default())?),
+        }))
     }
 
     /// Configuration of the model.
@@ -136,25 +254,40 @@ impl<'a> Reader<'a> {
         self.weights.has(&format!("{}{name}", self.prefix))
     }
 
-    /// Reads a tensor that may be missing.
-    pub(crate) fn optional(&self, name: &str, shape: &[usize]) -> Result<Option<Tensor>, LoadError> {
-        if self.has(name) { self.tensor(name, shape).map(Some) } else { Ok(None) }
-    }
-
     /// Reads the linear layer `name`, with its bias if it has one.
     pub(crate) fn layer(&self, name: &str, out: usize, inner: usize) -> Result<Layer, LoadError> {
-        let weight = self.tensor(&format!("{name}.weight"), &[out, inner])?;
-        Ok(Layer::new(name, weight, self.optional(&format!("{name}.bias"), &[out])?)?)
+        let weight = format!("{name}.weight");
+        let weight = match self.packed(&weight, [out, inner])? {
+            Some(packed) => packed,
+            None => Weight::Plain(self.host_tensor(&weight, &[out, inner])?),
+        };
+        self.with_bias(name, weight, out)
+    }
+
+    /// As [`layer`](Self::layer), where the checkpoint has the transposed weight, `[inner, out]`.
+    pub(crate) fn layer_by_inputs(&self, name: &str, out: usize, inner: usize) -> Result<Layer, LoadError> {
+        let weight = format!("{name}.weight");
+        let weight = match self.packed(&weight, [out, inner])? {
+            Some(packed) => packed,
+            None => Weight::Plain(self.host_tensor(&weight, &[inner, out])?.f_transpose(0, 1)?),
+        };
+        self.with_bias(name, weight, out)
+    }
+
+    fn with_bias(&self, name: &str, weight: Weight, out: usize) -> Result<Layer, LoadError> {
+        let bias = format!("{name}.bias");
+        let bias = self.has(&bias).then(|| self.host_tensor(&bias, &[out])).transpose()?;
+        Ok(Layer::new(name, weight, bias)?)
     }
 
     /// Freezes a layer in the format of the placement.
     pub(crate) fn frozen(&self, layer: Layer) -> Result<Linear, LoadError> {
-        Ok(layer.frozen(self.placement.format)?)
+        Ok(layer.frozen(self.placement)?)
     }
 
     /// Freezes a small layer that is sensitive to rounding, in fp32.
     pub(crate) fn exact(&self, layer: Layer) -> Result<Linear, LoadError> {
-        Ok(layer.frozen(WeightFormat::F32)?)
+        Ok(layer.frozen(Placement { format: WeightFormat::F32, compute: ComputeFormat::F32, ..self.placement })?)
     }
 
     /// Reads the RMSNorm `name`.

@@ -232,7 +232,7 @@ mod tests {
         let expected = "combine `first` and `second`: both train `deep_prompts`";
         let deep = |param| json!({ "param": param, "tunable": "deep_prompts" });
         assert_eq!(refusal(deep("a"), deep("b")), expected);
-        let taken = "build `second`: add what trains: add parameter `score.weight`: the name exists already";
+        let taken = "build `second`: add a trained tensor: add parameter `score.weight`: the name exists already";
         assert_eq!(refusal(deep("a"), json!({ "param": "score.weight" })), taken);
         assert_eq!(refusal(deep("a"), json!({})), "build `second`: use option `param`: expected a name");
     }

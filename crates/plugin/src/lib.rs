@@ -50,7 +50,7 @@ pub use prompts::{PROMPTS, PromptInit, adapter_file, saved_tensor};
 pub use registry::{BuildError, Plugin, RegisterError, Registry};
 pub use sepal_catalog::{Catalog, DuplicateError, Entry, OptionProblem, PluginKind, ResolveError};
 pub use sepal_core::{LabelKind, Labels, LinearSite, Ragged, SiteRole, Task, TokenBatch, TokenText, TunableName, Want};
-pub use sepal_nn::Tunable;
+pub use sepal_nn::{RowSource, RowsError, Tunable};
 pub use slot::{
     Head, HeadContext, LmRows, Opt, OptContext, Sched, SchedContext, Slot, Tokenize, Track, TrackContext, Tuning,
     TuningContext,

@@ -74,7 +74,7 @@ impl PromptInit {
             }
             PromptInit::Text(text) => {
                 let ids: Vec<i64> = tokens(text, cx)?.into_iter().cycle().take(pre_seq_len).collect();
-                rows(cx.embeddings, &ids)
+                Ok(cx.embeddings.rows(&ids)?)
             }
             PromptInit::Adapter(path) => saved_tensor("init", path, PROMPTS, &shape, cx),
         }
@@ -120,7 +120,7 @@ fn class_names(pre_seq_len: usize, cx: &TuningContext<'_>) -> Result<Tensor, Bui
         return Err(BuildError::Option { key: "init", message });
     }
     let mean = |name: &String| {
-        Ok(rows(cx.embeddings, &tokens(name, cx)?)?.f_mean_dim([0_i64].as_slice(), false, Kind::Float)?)
+        Ok(cx.embeddings.rows(&tokens(name, cx)?)?.f_mean_dim([0_i64].as_slice(), false, Kind::Float)?)
     };
     let means: Vec<Tensor> = cx.labels.iter().map(mean).collect::<Result<_, BuildError>>()?;
     Ok(Tensor::f_stack(&means, 0)?)
@@ -131,12 +131,6 @@ fn tokens(text: &str, cx: &TuningContext<'_>) -> Result<Vec<i64>, BuildError> {
     let refused = |message: String| BuildError::Option { key: "init", message };
     let ids = (cx.tokenize)(text).map_err(|error| refused(in_one_line(&*error)))?;
     if ids.is_empty() { Err(refused(format!("expected a text with tokens, found `{text}`"))) } else { Ok(ids) }
-}
-
-/// Rows of a matrix in fp32.
-fn rows(matrix: &Tensor, ids: &[i64]) -> Result<Tensor, BuildError> {
-    let ids = Tensor::f_from_slice(ids)?;
-    Ok(tch::no_grad(|| matrix.f_index_select(0, &ids)?.f_to_kind(Kind::Float))?)
 }
 
 #[cfg(test)]

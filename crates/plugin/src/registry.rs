@@ -5,7 +5,7 @@ use std::fmt;
 
 use schemars::JsonSchema;
 use sepal_catalog::{Catalog, DuplicateError, Entry, OptionProblem, PluginKind, ResolveError};
-use sepal_nn::{AddError, init::InitError};
+use sepal_nn::{AddError, RowsError, init::InitError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -151,11 +151,14 @@ pub enum BuildError {
     #[error("use option `{key}`: {message}")]
     Option { key: &'static str, message: String },
     /// Parameter that cannot be added.
-    #[error("add what trains")]
+    #[error("add a trained tensor")]
     Parameter(#[from] AddError),
     /// Parameter that cannot be initialised.
-    #[error("initialise what trains")]
+    #[error("initialise a trained tensor")]
     Init(#[from] InitError),
+    /// Embeddings that cannot be read.
+    #[error("read embeddings for trained tensors")]
+    Rows(#[from] RowsError),
     /// Failure of libtorch.
     #[error("build the plugin")]
     Torch(#[from] TchError),

@@ -3,7 +3,7 @@ use std::fmt;
 
 use sepal_catalog::PluginKind;
 use sepal_core::LinearSite;
-use sepal_nn::Parameters;
+use sepal_nn::{Parameters, RowSource};
 use sepal_optim::{Optimizer, Schedule};
 use sepal_track::Tracker;
 use tch::Tensor;
@@ -34,8 +34,8 @@ pub struct HeadContext<'a> {
     pub params: &'a mut Parameters,
     /// Size of a hidden state.
     pub hidden: usize,
-    /// The model's embedding matrix `[vocab_size, hidden]`, with the family's scale.
-    pub embeddings: &'a Tensor,
+    /// The model's embeddings `[vocab_size, hidden]`, with the family's scale, read row by row.
+    pub embeddings: &'a dyn RowSource,
     /// Function from a text to its token ids.
     pub tokenize: &'a Tokenize<'a>,
     /// Rows of the language model's head.
@@ -86,8 +86,8 @@ pub struct TuningContext<'a> {
     pub sites: &'a [LinearSite],
     /// Standard deviation that the model's weights were initialised with.
     pub initializer_range: f64,
-    /// The model's embedding matrix `[vocab_size, hidden]`.
-    pub embeddings: &'a Tensor,
+    /// The model's embeddings `[vocab_size, hidden]`, read row by row.
+    pub embeddings: &'a dyn RowSource,
     /// Function from a text to rows of `embeddings`.
     pub tokenize: &'a Tokenize<'a>,
     /// The task's label names.

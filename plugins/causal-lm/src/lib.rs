@@ -51,7 +51,7 @@ impl Plugin<Head> for CausalLm {
     }
 
     fn build(_: CausalLmConfig, cx: &mut HeadContext<'_>) -> Result<Box<dyn TaskHead>, BuildError> {
-        let vocabulary: Vec<i64> = (0..cx.embeddings.size()[0]).collect();
+        let vocabulary: Vec<i64> = (0..cx.embeddings.shape()[0]).collect();
         let output = (cx.lm_rows)(&vocabulary).map_err(BuildError::Other)?;
         Ok(Box::new(Self { output, task: Task::new(LabelKind::Text, Vec::new()) }))
     }

@@ -1,4 +1,4 @@
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 use crate::layers::norm::SavedNorm;
 
@@ -12,10 +12,10 @@ pub(crate) enum LayerInput {
 }
 
 impl LayerInput {
-    /// Returns `leftᵀ input`, `[k, inputs]`, for `left [n, k]`. The output of a norm is not computed again.
+    /// Returns `leftᵀ input`, `[k, inputs]`, for `left [n, k]`, both fp32. The output of a norm is not computed again.
     pub(super) fn product(&self, left: &Tensor) -> Result<Tensor, TchError> {
         match self {
-            Self::Plain(input) => left.f_transpose(0, 1)?.f_mm(input),
+            Self::Plain(input) => left.f_transpose(0, 1)?.f_mm(&input.f_to_kind(Kind::Float)?),
             Self::Normed(saved) => saved.transposed_product(left),
         }
     }

@@ -28,7 +28,7 @@ impl FirstFactor {
 
     /// Returns `A x`, `[n, rank]`.
     fn product(&self, input: &Tensor) -> Result<Tensor, TchError> {
-        input.f_linear(&self.a, self.shift.as_ref())
+        input.f_to_kind(Kind::Float)?.f_linear(&self.a, self.shift.as_ref())
     }
 
     /// Gradient of A in the checkpoint's order, given that of `A x`.
@@ -62,12 +62,12 @@ impl Lora {
 impl Adapter for Lora {
     fn forward(&self, input: Option<&Tensor>, output: &Tensor) -> Result<Option<Tensor>, TchError> {
         let inner = self.first.product(input.ok_or_else(mismatch)?)?; // [n, rank]
-        let _ = self.part.columns(output)?.f_addmm_(&inner, &self.b.f_transpose(0, 1)?)?;
+        add_product(&self.part.columns(output)?, &inner, &self.b.f_transpose(0, 1)?)?;
         Ok(Some(inner))
     }
 
     fn backward(&self, pass: SiteBackward<'_>) -> Result<SiteGrads, TchError> {
-        let grad = self.part.columns(pass.grad)?; // [n, part.len]
+        let grad = self.part.columns(pass.grad)?.f_to_kind(Kind::Float)?; // [n, part.len]
         let inner = grad.f_mm(&self.b)?; // [n, rank]
         let mut tensors = Vec::new();
         if pass.wants_tensors {
@@ -79,12 +79,21 @@ impl Adapter for Lora {
     }
 
     fn add_input_grad(&self, inner: &Tensor, grad_input: &Tensor) -> Result<(), TchError> {
-        let _ = grad_input.shallow_clone().f_addmm_(inner, &self.first.a)?;
-        Ok(())
+        add_product(grad_input, inner, &self.first.a)
     }
 
     fn share(&self) -> Box<dyn Adapter> {
         let (first, b) = (self.first.share(), self.b.shallow_clone());
         Box::new(Self { tunables: self.tunables, first, b, part: self.part.share() })
     }
+}
+
+/// Adds `left right`, computed in fp32, to `sum` in place.
+fn add_product(sum: &Tensor, left: &Tensor, right: &Tensor) -> Result<(), TchError> {
+    let mut sum = sum.shallow_clone();
+    match sum.kind() {
+        Kind::Float => sum.f_addmm_(left, right),
+        _ => sum.f_add_(&left.f_mm(right)?),
+    }
+    .map(drop)
 }

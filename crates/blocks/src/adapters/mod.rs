@@ -48,7 +48,8 @@ pub(crate) struct Injection {
     pub(crate) adapter: Box<dyn Adapter>,
 }
 
-/// Trainable tensors at one site of one block.
+/// Trainable tensors at one site of one block. Tensors, products and gradients of adapters are fp32; inputs and outputs of
+/// layers, and their gradients, may be in the format of the computation.
 pub(crate) trait Adapter: Debug + Send {
     /// Changes `output [n, ..]`, the part of one batch, in place. `input [n, inputs]` is the input of the layer, if the
     /// site is the output of one. Returns the tensor that the backward pass needs, if any.

@@ -1,4 +1,4 @@
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 use super::{Adapter, SiteBackward, SiteGrads};
 
@@ -42,7 +42,8 @@ impl Adapter for PrefixKeysValues {
 
     /// The replaced keys and values have no gradient.
     fn backward(&self, pass: SiteBackward<'_>) -> Result<SiteGrads, TchError> {
-        let grad = pass.wants_tensors.then(|| pass.grad.f_detach_copy()).transpose()?;
+        // A copy, also of fp32, because the gradient is cleared.
+        let grad = pass.wants_tensors.then(|| pass.grad.f_to_dtype(Kind::Float, false, true)).transpose()?;
         let _ = pass.grad.shallow_clone().f_zero_()?;
         Ok(SiteGrads { tensors: grad.map(|grad| (self.tunable, grad)).into_iter().collect(), inner: None })
     }

@@ -31,7 +31,7 @@ impl Adapter for ScaleOutput {
         let mut grad = self.part.columns(pass.grad)?;
         let mut tensors = Vec::new();
         if pass.wants_tensors {
-            let product = grad.f_mul(pass.saved.ok_or_else(mismatch)?)?;
+            let product = grad.f_to_kind(Kind::Float)?.f_mul(pass.saved.ok_or_else(mismatch)?)?;
             tensors.push((self.tunable, self.part.expand(&product.f_sum_dim_intlist(0, false, Kind::Float)?)?));
         }
         let _ = grad.f_mul_(&self.factors)?;
@@ -65,7 +65,8 @@ impl Adapter for ScaleInput {
         let mut tensors = Vec::new();
         if pass.wants_tensors {
             let Some(LayerInput::Plain(unscaled)) = pass.input else { return Err(mismatch()) };
-            let product = pass.grad.f_mul(unscaled)?.f_sum_dim_intlist(0, false, Kind::Float)?;
+            let product = pass.grad.f_to_kind(Kind::Float)?.f_mul(unscaled)?;
+            let product = product.f_sum_dim_intlist(0, false, Kind::Float)?;
             tensors.push((self.tunable, product));
         }
         let _ = pass.grad.shallow_clone().f_mul_(&self.factors)?;

@@ -1,5 +1,9 @@
+use tch::{Kind, TchError, Tensor};
+
+use crate::segment::Segment;
+
 /// Penalty on scores that grows with the distance of the key (arXiv 2108.12409).
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Alibi {
     /// Penalty per position of distance, for each head.
     slopes: Vec<f32>,
@@ -40,6 +44,22 @@ impl Alibi {
             }
         }
     }
+
+    /// Addends to the scores of queries at the positions `queries [bins, n, 1]` on keys at `keys [bins, 1, m]`, both fp32,
+    /// for some heads: `[bins, heads, n, m]`, the numbers of [`bias`](Self::bias).
+    pub(crate) fn biases(&self, heads: Segment, queries: &Tensor, keys: &Tensor) -> Result<Tensor, TchError> {
+        let slopes = Tensor::f_from_slice(&self.slopes)?.f_to_device(queries.device())?;
+        let slopes = heads.narrow(&slopes)?.f_view([1, heads.len, 1, 1])?;
+        let (queries, keys) = (queries.f_unsqueeze(1)?, keys.f_unsqueeze(1)?);
+        let Some(scale) = self.rounded_scale else { return keys.f_sub(&queries)?.f_mul(&slopes) };
+        let products = |positions: &Tensor| round(&round(positions)?.f_mul(&slopes)?);
+        products(&keys)?.f_sub(&products(&queries)?)?.f_mul_scalar_(f64::from(scale))
+    }
+}
+
+/// Rounds each number as [`to_bf16`].
+fn round(numbers: &Tensor) -> Result<Tensor, TchError> {
+    numbers.f_to_kind(Kind::BFloat16)?.f_to_kind(Kind::Float)
 }
 
 /// Rounds to the nearest bf16 number, ties to even.
@@ -68,5 +88,21 @@ mod tests {
         // The position is rounded before the product: 257 becomes 256, and half of it is 128.
         let alibi = Alibi { slopes: vec![0.5], rounded_scale: Some(1.0) };
         assert_eq!(alibi.bias(0, 257, 0), -128.0);
+    }
+
+    #[test]
+    fn biases_equal_single_biases() {
+        let positions = Tensor::arange(600, (Kind::Float, tch::Device::Cpu));
+        let (queries, keys) = (positions.view([1, -1, 1]), positions.view([1, 1, -1]));
+        for alibi in [Alibi::new(6), Alibi::rounded(6, 48)] {
+            let heads = Segment { start: 2, len: 3 };
+            let found = alibi.biases(heads, &queries, &keys).expect("biases");
+            assert_eq!(found.size(), [1, 3, 600, 600]);
+            for (head, query, key) in [(0, 0, 0), (0, 599, 3), (1, 300, 299), (2, 257, 1), (2, 599, 0)] {
+                let number = f64::try_from(found.get(0).get(head).get(query).get(key)).expect("a number");
+                let expected = alibi.bias(2 + head as usize, query as usize, key as usize);
+                assert_eq!(number, f64::from(expected), "head {head}, {query} on {key}");
+            }
+        }
     }
 }

@@ -38,26 +38,10 @@ impl Bins {
         Self(bins)
     }
 
-    /// Length of the longest row in a bin of its own; 0 if there is none.
-    pub(crate) fn longest_single_row(&self) -> usize {
-        let single = self.0.iter().filter(|(_, bins)| bins.iter().any(|bin| bin.len() == 1));
-        single.map(|(&len, _)| len).max().unwrap_or(0)
+    /// Lengths of the rows that have a bin of their own, each once.
+    pub(crate) fn lengths_of_single_rows(&self) -> impl Iterator<Item = usize> {
+        self.0.iter().filter(|(_, bins)| bins.iter().any(|bin| bin.len() == 1)).map(|(&len, _)| len)
     }
-}
-
-/// True if the window hides keys from some query.
-pub(crate) fn is_window_effective(window: usize, prefix_len: usize, rows: &Ragged) -> bool {
-    window < prefix_len + rows.lengths().max().unwrap_or(0)
-}
-
-/// Number of scores that the masks of a layout cover, for one head and one query head per key head.
-pub(crate) fn n_mask_scores(prefix_len: usize, rows: &Ragged, window: Option<usize>) -> usize {
-    let bins = Bins::pack(rows);
-    let n_masks = if window.is_some_and(|window| is_window_effective(window, prefix_len, rows)) { 2 } else { 1 };
-    let shared = bins.0.iter().filter(|(_, bins)| bins.iter().any(|bin| bin.len() > 1));
-    let shared: usize = shared.map(|(len, bins)| bins.len() * len * (prefix_len + len)).sum();
-    let single = prefix_len + bins.longest_single_row();
-    n_masks * (shared + single * single)
 }
 
 #[cfg(test)]
@@ -67,13 +51,11 @@ mod tests {
     #[test]
     fn pack_shares_bins_among_short_rows_only() {
         let rows = Ragged::from_lengths([100, 24, 40, 70, 30, 34, 100]).expect("rows");
-        let Bins(bins) = Bins::pack(&rows);
+        let bins = Bins::pack(&rows);
+        assert_eq!(bins.lengths_of_single_rows().collect::<Vec<_>>(), [70, 100]);
+        let Bins(bins) = bins;
         assert_eq!(bins[&64], [vec![1, 2], vec![4, 5]]);
         assert_eq!(bins[&100], [vec![0], vec![6]]);
         assert_eq!(bins[&70], [vec![3]]);
-        let scores = 2 * 64 * 67 + 103 * 103;
-        assert_eq!(n_mask_scores(3, &rows, None), scores);
-        assert_eq!(n_mask_scores(3, &rows, Some(103)), scores);
-        assert_eq!(n_mask_scores(3, &rows, Some(102)), 2 * scores);
     }
 }

@@ -8,7 +8,8 @@ use sepal_core::{Ragged, Want};
 use tch::{TchError, Tensor};
 
 use crate::attention::bins::{Bin, Bins};
-use crate::attention::masks::{Mask, MaskConfig, Masks};
+use crate::attention::masks::{MaskConfig, Masks, are_single_rows};
+use crate::attention::methods::Methods;
 use crate::attention::outputs::RowMeans;
 
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub(crate) struct Layout {
     pub(crate) pooled: Option<Pooled>,
     /// Rows of the tokens, with [`Want::MeanOfRows`].
     pub(crate) means: Option<RowMeans>,
+    /// Rule for scores, for the masks that are not saved.
+    pub(crate) config: MaskConfig,
     permutation: Option<Permutation>,
     mask_numel: usize,
 }
@@ -35,8 +38,10 @@ pub(crate) struct Group {
     pub(crate) len: i64,
     /// True if the prefix precedes each bin; false for the prefix itself.
     pub(crate) after_prefix: bool,
-    /// `[bins or 1, heads or 1, len * repeat, keys]`, added to the scores.
-    pub(crate) mask: Mask,
+    /// True if each bin is one row, or the prefix.
+    pub(crate) has_single_rows: bool,
+    /// Methods for queries of all tokens.
+    pub(crate) methods: Methods,
 }
 
 /// Last tokens of the rows.
@@ -56,8 +61,7 @@ pub(crate) struct PooledGroup {
     pub(crate) per_bin: i64,
     /// Rows of the queries, `[bins * per_bin]`.
     pub(crate) rows: Tensor,
-    /// `[bins, heads or 1, per_bin * repeat, keys]`
-    pub(crate) mask: Mask,
+    pub(crate) methods: Methods,
 }
 
 #[derive(Debug)]
@@ -88,14 +92,18 @@ impl Layout {
             prefix_slots: prefix_slots as i64,
             pooled: (want == Want::LastOfRows).then(|| Pooled::new(&plan, &masks, rows)).transpose()?,
             means: (want == Want::MeanOfRows).then(|| plan.means(rows, config)).transpose()?,
+            config: config.clone(),
             permutation: Permutation::new(&plan, rows, config)?,
             mask_numel: 0,
         };
         if prefix_slots > 0 {
-            layout.push_group(1, prefix_len, false, masks.prefix()?);
+            let (bins, len, methods) = (1, prefix_len as i64, masks.prefix()?);
+            layout.push_group(Group { bins, len, after_prefix: false, has_single_rows: true, methods });
         }
         for (&len, bins) in &plan.bins.0 {
-            layout.push_group(bins.len(), len, true, masks.group(len, bins)?);
+            let (methods, has_single_rows) = (masks.group(len, bins)?, are_single_rows(bins));
+            let (bins, len) = (bins.len() as i64, len as i64);
+            layout.push_group(Group { bins, len, after_prefix: true, has_single_rows, methods });
         }
         layout.mask_numel = masks.numel();
         Ok(layout)
@@ -105,7 +113,7 @@ impl Layout {
         self.positions.device()
     }
 
-    /// Memory of masks and positions, in bytes.
+    /// Memory of saved masks and positions, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.mask_numel * size_of::<f32>() + self.positions.numel() * size_of::<i64>()
     }
@@ -116,9 +124,9 @@ impl Layout {
         indices.zip(self.pooled.iter().flat_map(|pooled| &pooled.groups))
     }
 
-    fn push_group(&mut self, bins: usize, len: usize, after_prefix: bool, mask: Mask) {
-        self.sizes.push((bins * len) as i64);
-        self.groups.push(Group { bins: bins as i64, len: len as i64, after_prefix, mask });
+    fn push_group(&mut self, group: Group) {
+        self.sizes.push(group.bins * group.len);
+        self.groups.push(group);
     }
 
     pub(crate) fn n_slots(&self) -> i64 {
@@ -164,8 +172,8 @@ impl PooledGroup {
         let per_bin = bins.iter().map(Vec::len).max().unwrap_or(0);
         let rows: Vec<i64> =
             bins.iter().flat_map(|bin| (0..per_bin).map(|i| bin[i.min(bin.len() - 1)] as i64)).collect();
-        let mask = masks.pooled_group(len, bins, per_bin)?;
-        Ok(Self { per_bin: per_bin as i64, rows: masks.config().to_device(&rows)?, mask })
+        let methods = masks.pooled_group(len, bins, per_bin)?;
+        Ok(Self { per_bin: per_bin as i64, rows: masks.config().to_device(&rows)?, methods })
     }
 
     /// Writes the index of each row's result into `results`; the group's results start at `start`.
@@ -242,8 +250,16 @@ mod tests {
 
     use super::*;
     use crate::attention::bins::BIN_TOKENS;
+    use crate::attention::methods::Limits;
 
-    const CONFIG: MaskConfig = MaskConfig { repeat: 1, alibi: None, window: None, device: tch::Device::Cpu };
+    const CONFIG: MaskConfig = MaskConfig {
+        repeat: 1,
+        alibi: None,
+        window: None,
+        is_capped: false,
+        device: tch::Device::Cpu,
+        limits: Limits::CPU,
+    };
 
     proptest! {
         #[test]

@@ -1,82 +1,177 @@
 //! Scaled dot-product attention of queries `[bins, heads, queries, dim]` on keys and values `[bins, heads, keys, dim]`,
-//! with a mask `[bins or 1, heads or 1, queries, keys]` added to the scores. libtorch's CPU kernel never holds all scores
-//! at once. Capped scores and other devices use plain operations.
+//! possibly with a mask `[bins or 1, heads or 1, queries, keys]` added to the scores. libtorch's CPU kernel never holds
+//! all scores at once. Capped scores and other devices use plain operations, in fp32.
 
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::attention::heads::Heads;
 
-/// Returns the outputs, shaped as the queries, and the logarithms of the softmax sums, `[bins, heads, queries]`.
+/// Attention on some keys.
+pub(crate) struct AttentionPart {
+    /// Weighted means of the values, `[.., dim]`, of the kind of the queries.
+    pub(crate) outputs: Tensor,
+    /// Logarithms of the softmax sums, fp32.
+    pub(crate) log_sums: Tensor,
+}
+
+/// True if libtorch has a kernel for these scores. It accepts masks in fp32 for queries of any kind.
+pub(crate) fn has_kernel(device: Device, heads: Heads) -> bool {
+    heads.cap.is_none() && device == Device::Cpu
+}
+
+/// Returns the outputs, shaped as the queries, and the log-sums, `[bins, heads, queries]`.
 pub(crate) fn forward(
     queries: &Tensor,
-    [keys, values]: &[Tensor; 2],
-    mask: &Tensor,
+    keys_values: &[Tensor; 2],
+    mask: Option<&Tensor>,
     heads: Heads,
-) -> Result<(Tensor, Tensor), TchError> {
-    if has_kernel(queries, heads) {
-        let kernel = Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu;
-        return kernel(queries, keys, values, 0.0, false, Some(mask), heads.scale);
+) -> Result<AttentionPart, TchError> {
+    match has_kernel(queries.device(), heads) {
+        true => kernel_forward(queries, keys_values, false, mask, heads),
+        false => plain_forward(queries, keys_values, mask, heads),
     }
-    let (scores, _) = capped_scores(queries, keys, heads)?;
-    let scores = scores.f_add(mask)?;
-    let sums = scores.f_logsumexp([-1], true)?;
-    let output = scores.f_sub(&sums)?.f_exp()?.f_matmul(values)?;
-    Ok((output, sums.f_squeeze_dim(-1)?))
 }
 
-fn has_kernel(queries: &Tensor, heads: Heads) -> bool {
-    heads.cap.is_none() && queries.device() == Device::Cpu
+/// As [`forward`] for as many keys as queries, each query on the keys up to its own. For scores that have a kernel.
+pub(crate) fn causal_forward(
+    queries: &Tensor,
+    keys_values: &[Tensor; 2],
+    heads: Heads,
+) -> Result<AttentionPart, TchError> {
+    debug_assert!(has_kernel(queries.device(), heads), "causal calls have no plain operations");
+    kernel_forward(queries, keys_values, true, None, heads)
 }
 
-/// Gradient of the outputs, and the queries, outputs and log-sums of the forward pass.
-pub(crate) struct BackwardInput<'a> {
-    pub(crate) grad: &'a Tensor,
-    pub(crate) queries: &'a Tensor,
-    pub(crate) outputs: &'a Tensor,
-    pub(crate) log_sums: &'a Tensor,
-}
-
-/// Returns the gradients of queries, keys and values.
-pub(crate) fn backward(
-    input: &BackwardInput<'_>,
+fn kernel_forward(
+    queries: &Tensor,
     [keys, values]: &[Tensor; 2],
-    mask: &Tensor,
+    is_causal: bool,
+    mask: Option<&Tensor>,
+    heads: Heads,
+) -> Result<AttentionPart, TchError> {
+    let kernel = Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu;
+    let (outputs, log_sums) = kernel(queries, keys, values, 0.0, is_causal, mask, heads.scale)?;
+    Ok(AttentionPart { outputs, log_sums })
+}
+
+fn plain_forward(
+    queries: &Tensor,
+    keys_values: &[Tensor; 2],
+    mask: Option<&Tensor>,
+    heads: Heads,
+) -> Result<AttentionPart, TchError> {
+    let [queries_fp32, keys, values] = to_fp32([queries, &keys_values[0], &keys_values[1]])?;
+    let mut scores = capped_scores(&queries_fp32, &keys, heads)?;
+    if let Some(mask) = mask {
+        scores = scores.f_add_(mask)?;
+    }
+    let sums = scores.f_logsumexp([-1], true)?;
+    let outputs = scores.f_sub_(&sums)?.f_exp_()?.f_matmul(&values)?;
+    Ok(AttentionPart { outputs: outputs.f_to_kind(queries.kind())?, log_sums: sums.f_squeeze_dim(-1)? })
+}
+
+/// Tensors of the forward pass and the gradient of its outputs. The outputs and log-sums may be those of attention on more
+/// keys: the gradients are then exact for the keys of this call.
+pub(crate) struct BackwardInput {
+    pub(crate) grad: Tensor,
+    pub(crate) queries: Tensor,
+    pub(crate) outputs: Tensor,
+    pub(crate) log_sums: Tensor,
+}
+
+impl BackwardInput {
+    /// Changes the shape of all tensors; that of the log-sums loses its last dimension, which has the size 1.
+    pub(crate) fn map(&self, view: impl Fn(&Tensor) -> Result<Tensor, TchError>) -> Result<Self, TchError> {
+        Ok(Self {
+            grad: view(&self.grad)?,
+            queries: view(&self.queries)?,
+            outputs: view(&self.outputs)?,
+            log_sums: view(&self.log_sums)?.f_squeeze_dim(-1)?,
+        })
+    }
+}
+
+/// Returns the gradients of queries, keys and values, by the kernel in the kind of the queries, else in fp32.
+pub(crate) fn backward(
+    input: &BackwardInput,
+    keys_values: &[Tensor; 2],
+    mask: Option<&Tensor>,
     heads: Heads,
 ) -> Result<[Tensor; 3], TchError> {
-    let &BackwardInput { grad, queries, outputs, log_sums } = input;
-    if has_kernel(queries, heads) {
-        let kernel = Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu_backward;
-        let grads = kernel(grad, queries, keys, values, outputs, log_sums, 0.0, false, Some(mask), heads.scale);
-        return grads.map(|(queries, keys, values)| [queries, keys, values]);
+    match has_kernel(input.queries.device(), heads) {
+        true => kernel_backward(input, keys_values, false, mask, heads),
+        false => plain_backward(input, keys_values, mask, heads),
     }
-    plain_backward(input, [keys, values], mask, heads)
+}
+
+/// Backward pass of [`causal_forward`].
+pub(crate) fn causal_backward(
+    input: &BackwardInput,
+    keys_values: &[Tensor; 2],
+    heads: Heads,
+) -> Result<[Tensor; 3], TchError> {
+    kernel_backward(input, keys_values, true, None, heads)
+}
+
+fn kernel_backward(
+    input: &BackwardInput,
+    [keys, values]: &[Tensor; 2],
+    is_causal: bool,
+    mask: Option<&Tensor>,
+    heads: Heads,
+) -> Result<[Tensor; 3], TchError> {
+    let BackwardInput { grad, queries, outputs, log_sums } = input;
+    let grad = grad.f_to_kind(queries.kind())?;
+    let kernel = Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu_backward;
+    let grads = kernel(&grad, queries, keys, values, outputs, log_sums, 0.0, is_causal, mask, heads.scale);
+    grads.map(|(queries, keys, values)| [queries, keys, values])
 }
 
 fn plain_backward(
-    input: &BackwardInput<'_>,
-    [keys, values]: [&Tensor; 2],
-    mask: &Tensor,
+    input: &BackwardInput,
+    [keys, values]: &[Tensor; 2],
+    mask: Option<&Tensor>,
     heads: Heads,
 ) -> Result<[Tensor; 3], TchError> {
-    let &BackwardInput { grad, queries, outputs, log_sums } = input;
-    let (scores, slope) = capped_scores(queries, keys, heads)?;
-    let weights = scores.f_add(mask)?.f_sub(&log_sums.f_unsqueeze(-1)?)?.f_exp()?;
-    let grad_values = weights.f_transpose(-2, -1)?.f_matmul(grad)?;
-    let mean = grad.f_mul(outputs)?.f_sum_dim_intlist(-1, true, Kind::Float)?;
-    let grad_capped = grad.f_matmul(&values.f_transpose(-2, -1)?)?.f_sub_(&mean)?.f_mul_(&weights)?;
-    let grad_scores = slope.map_or_else(|| Ok(grad_capped.shallow_clone()), |slope| grad_capped.f_mul(&slope))?;
-    let grad_products = grad_scores.f_mul_scalar(heads.scale())?;
-    let grad_keys = grad_products.f_transpose(-2, -1)?.f_matmul(queries)?;
-    Ok([grad_products.f_matmul(keys)?, grad_keys, grad_values])
+    let [queries, keys, values] = to_fp32([&input.queries, keys, values])?;
+    let [grad, outputs] = to_fp32([&input.grad, &input.outputs])?;
+    let mut scores = capped_scores(&queries, &keys, heads)?;
+    let slope = heads.cap.map(|cap| slope_of_cap(&scores, cap)).transpose()?;
+    if let Some(mask) = mask {
+        scores = scores.f_add_(mask)?;
+    }
+    let weights = scores.f_sub_(&input.log_sums.f_unsqueeze(-1)?)?.f_exp_()?;
+    let grad_values = weights.f_transpose(-2, -1)?.f_matmul(&grad)?;
+    let mean = grad.f_mul(&outputs)?.f_sum_dim_intlist(-1, true, Kind::Float)?;
+    let mut grad_scores = grad.f_matmul(&values.f_transpose(-2, -1)?)?.f_sub_(&mean)?.f_mul_(&weights)?;
+    if let Some(slope) = slope {
+        grad_scores = grad_scores.f_mul_(&slope)?;
+    }
+    let grad_products = grad_scores.f_mul_scalar_(heads.scale())?;
+    let grad_keys = grad_products.f_transpose(-2, -1)?.f_matmul(&queries)?;
+    Ok([grad_products.f_matmul(&keys)?, grad_keys, grad_values])
 }
 
-/// Returns the scores, and the slope of their cap if there is one.
-fn capped_scores(queries: &Tensor, keys: &Tensor, heads: Heads) -> Result<(Tensor, Option<Tensor>), TchError> {
-    let scores = queries.f_matmul(&keys.f_transpose(-2, -1)?)?.f_mul_scalar(heads.scale())?;
-    let Some(cap) = heads.cap else { return Ok((scores, None)) };
-    let curve = scores.f_div_scalar(cap)?.f_tanh()?;
-    let slope = curve.f_square()?.f_neg()?.f_add_scalar(1.0)?;
-    Ok((curve.f_mul_scalar(cap)?, Some(slope)))
+fn to_fp32<const N: usize>(tensors: [&Tensor; N]) -> Result<[Tensor; N], TchError> {
+    let mut converted = tensors.map(Tensor::shallow_clone);
+    for tensor in &mut converted {
+        *tensor = tensor.f_to_kind(Kind::Float)?;
+    }
+    Ok(converted)
+}
+
+/// Returns the scores, with their cap if there is one.
+fn capped_scores(queries: &Tensor, keys: &Tensor, heads: Heads) -> Result<Tensor, TchError> {
+    let mut scores = queries.f_matmul(&keys.f_transpose(-2, -1)?)?.f_mul_scalar_(heads.scale())?;
+    match heads.cap {
+        Some(cap) => scores.f_div_scalar_(cap)?.f_tanh_()?.f_mul_scalar_(cap),
+        None => Ok(scores),
+    }
+}
+
+/// Slope of the cap at capped scores `s`: `1 - (s / cap)^2`.
+fn slope_of_cap(scores: &Tensor, cap: f64) -> Result<Tensor, TchError> {
+    scores.f_div_scalar(cap)?.f_square_()?.f_neg_()?.f_add_scalar_(1.0)
 }
 
 #[cfg(test)]
@@ -116,14 +211,15 @@ mod tests {
                 found.iter().zip([&q, &k, &v]).for_each(|(found, input)| assert_close(found, &input.grad()));
             };
             let (queries, kv) = (q.detach(), [k.detach(), v.detach()]);
-            let (outputs, log_sums) = forward(&queries, &kv, &mask, heads).expect("attention");
+            let AttentionPart { outputs, log_sums } = forward(&queries, &kv, Some(&mask), heads).expect("attention");
             assert_close(&outputs, &expected.detach());
-            let input = BackwardInput { grad: &grad, queries: &queries, outputs: &outputs, log_sums: &log_sums };
-            assert_grads(backward(&input, &kv, &mask, heads).expect("gradients"));
+            let input = BackwardInput { grad, queries, outputs, log_sums };
+            assert_grads(backward(&input, &kv, Some(&mask), heads).expect("gradients"));
             // Plain operations without a cap serve other devices.
-            assert_grads(plain_backward(&input, [&kv[0], &kv[1]], &mask, heads).expect("gradients"));
-            let scores = capped_scores(&queries, &kv[0], heads).expect("scores").0 + &mask;
-            assert_close(&scores.softmax(-1, Kind::Float).matmul(&kv[1]), &expected.detach());
+            assert_grads(plain_backward(&input, &kv, Some(&mask), heads).expect("gradients"));
+            let plain = plain_forward(&input.queries, &kv, Some(&mask), heads).expect("attention");
+            assert_close(&plain.outputs, &expected.detach());
+            assert_close(&plain.log_sums, &input.log_sums);
         }
     }
 }

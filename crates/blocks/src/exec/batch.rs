@@ -4,6 +4,7 @@ use tch::Tensor;
 
 use crate::adapters::Injected;
 use crate::exec::tape::Tape;
+use crate::tensor_bytes::tensor_bytes;
 
 /// Batch of one caller.
 #[derive(Debug, Clone, Copy)]
@@ -52,7 +53,7 @@ impl Prefix<'_> {
 pub struct PrefixCache {
     pub(crate) span: Span,
     pub(crate) len: usize,
-    /// One tensor per block, `[len, 2 kv_size]`.
+    /// One tensor per block in the format of the computation, `[len, 2 kv_size]`.
     pub(crate) blocks: Vec<Tensor>,
 }
 
@@ -64,7 +65,7 @@ impl PrefixCache {
 
     /// Memory of the keys and values, in bytes.
     pub fn bytes(&self) -> usize {
-        self.blocks.iter().map(|block| block.numel() * size_of::<f32>()).sum()
+        self.blocks.iter().map(tensor_bytes).sum()
     }
 
     /// Returns a cache with the same memory.

@@ -1,5 +1,5 @@
 use sepal_autograd::fused::Rotate;
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 use crate::adapters::{self, Site};
 use crate::attention::grouped::{self, AttentionOutput};
@@ -16,6 +16,9 @@ use crate::segment::Segment;
 ///
 /// Forward and backward passes are written by hand, because a frozen block needs much less than libtorch's graph
 /// computes and saves: linear layers save nothing, gates are recomputed, and gradients are added in place.
+///
+/// Hidden states between blocks, outputs of norms and their gradients are fp32. Products read and return numbers of the
+/// kind [`compute`](Self::compute).
 #[derive(Debug)]
 pub(crate) struct Block {
     pub(crate) heads: Heads,
@@ -29,6 +32,8 @@ pub(crate) struct Block {
     /// `[hidden, 2 kv_size]`: all keys, all values.
     pub(crate) kv: Linear,
     pub(crate) head_norms: Option<HeadNorms>,
+    /// Logits of a key without a value that all queries attend to, `[query heads]` in the order of [`Heads`], fp32.
+    pub(crate) sinks: Option<Tensor>,
     pub(crate) output: Linear,
     /// Norm on attention's output.
     pub(crate) attention_norm: Option<WeightedNorm>,
@@ -59,8 +64,9 @@ pub(crate) struct BlockOutput {
 /// State of a block after attention. The queries are all positions, or the last of each row.
 struct AttentionState {
     input: SavedNorm,
-    /// The block's input at the queries, and its norm.
+    /// The block's input at the queries in fp32.
     residual: Tensor,
+    /// Its norm in the kind of the computation.
     normed: Tensor,
     q_norm: Option<SavedNorm>,
     k_norm: Option<SavedNorm>,
@@ -79,6 +85,7 @@ impl Block {
         };
         adapters.apply(Site::Prefix, &packed.prefix_slots, None, &hidden)?;
         let (normed, stats) = self.norm.forward(&hidden)?;
+        let normed = normed.f_to_kind(self.compute())?;
         let (kv, k_norm) = self.keys_and_values(&normed, packed, &mut adapters)?;
         let normed = select(&normed)?;
         let queries = packed.queries(is_pooled);
@@ -87,9 +94,9 @@ impl Block {
         let q_norm = self.head_norms.as_ref().map(|norms| norms.q.forward_parts(&q)).transpose()?;
         packed.rotate(&mut q, pooled.as_ref(), self.heads, Rotate::Forward)?;
         let forward = if is_pooled { grouped::forward_pooled } else { grouped::forward };
-        let attention = forward(&q, &kv, self.heads, packed, cached)?;
+        let attention = forward(&q, &kv, self.heads, self.sinks.as_ref(), packed, cached)?;
         let residual = select(&hidden)?;
-        let input = SavedNorm { input: hidden, stats };
+        let input = SavedNorm::new(hidden, stats);
         let state = AttentionState { input, residual, normed, q_norm, k_norm, attention };
         let (hidden, mut saved) = self.finish(packed, queries, state, &mut adapters)?;
         for (saved, adapters) in saved.iter_mut().zip(adapters.into_saved()) {
@@ -154,7 +161,7 @@ impl Block {
                 (middle.f_add(&y)?, mlps, Some(saved))
             }
         };
-        let middle = stats.map(|stats| SavedNorm { input: middle, stats });
+        let middle = stats.map(|stats| SavedNorm::new(middle, stats));
         let narrow = |norm: &Option<SavedNorm>, segment| norm.as_ref().map(|norm| norm.narrow(segment)).transpose();
         let [q_norms, k_norms] = self.head_norms.as_ref().map_or([1, 1], |norms| norms.per_position(self.heads));
         let mut saved = Vec::with_capacity(packed.layouts.len());
@@ -175,12 +182,17 @@ impl Block {
         Ok((hidden, saved))
     }
 
-    /// Applies the factor of residuals to an output, in place.
-    fn scaled(&self, mut output: Tensor) -> Result<Tensor, TchError> {
+    /// Applies the factor of residuals to an output, in fp32.
+    fn scaled(&self, output: Tensor) -> Result<Tensor, TchError> {
         match self.residual_factor {
-            Some(factor) => output.f_mul_scalar_(factor),
+            Some(factor) => output.f_to_kind(Kind::Float)?.f_mul_scalar_(factor),
             None => Ok(output),
         }
+    }
+
+    /// Kind of the inputs and outputs of products.
+    pub(crate) fn compute(&self) -> Kind {
+        self.q.compute()
     }
 
     /// The keys of `kv [n, 2 kv_size]`, a view.
@@ -202,23 +214,25 @@ impl Block {
         parts.filter(move |(_, _, part)| part.name == name)
     }
 
-    /// Number of fp32 numbers that a tape saves for `n` positions with `n_queries` queries, masks excluded.
-    pub(crate) fn saved_numel(&self, hidden: usize, n: usize, n_queries: usize) -> usize {
+    /// Bytes that a tape saves for `n` positions with `n_queries` queries, masks excluded.
+    pub(crate) fn saved_bytes(&self, hidden: usize, n: usize, n_queries: usize) -> usize {
         let size = |numbers: i64| usize::try_from(numbers).unwrap_or(0);
+        let (number, statistic) = (self.compute().elt_size_in_bytes(), size_of::<f32>());
         let (q, kv) = (size(self.heads.q_size()), size(self.heads.kv_size()));
-        let q_heads = size(self.heads.n_query());
-        let mut per_position = hidden + self.norm.stats_per_row() + 2 * kv;
-        let mut per_query = 2 * q + q_heads + self.mlp.saved_per_position();
+        let norm_bytes = |norm: Norm| hidden * number + norm.stats_per_row() * statistic;
+        let mut per_position = norm_bytes(self.norm) + 2 * kv * number;
+        let log_sums = size(self.heads.n_query()) * statistic;
+        let mut per_query = 2 * q * number + log_sums + self.mlp.saved_per_position();
         if !self.is_parallel {
-            per_query += hidden + self.norm.stats_per_row();
+            per_query += norm_bytes(self.norm);
         }
         if let Some(norms) = &self.head_norms {
             let [q_norms, k_norms] = norms.per_position(self.heads).map(size);
-            per_position += kv + k_norms;
-            per_query += q + q_norms;
+            per_position += kv * number + k_norms * statistic;
+            per_query += q * number + q_norms * statistic;
         }
         let output_norms = [&self.attention_norm, &self.mlp_norm].into_iter().flatten();
-        per_query += output_norms.map(|output| hidden + output.norm.stats_per_row()).sum::<usize>();
+        per_query += output_norms.map(|output| norm_bytes(output.norm)).sum::<usize>();
         n * per_position + n_queries * per_query
     }
 

@@ -1,5 +1,5 @@
 use sepal_autograd::fused::Rotate;
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 use crate::adapters::{AdapterBackward, InnerGrads, LayerInput, Site};
 use crate::attention::grouped;
@@ -14,28 +14,29 @@ use crate::segment::Segment;
 pub(crate) struct BackwardInput<'a, 'b> {
     /// One entry per batch.
     pub(crate) saved: &'a [SavedBlock],
-    /// Gradient of the output, overwritten.
+    /// Gradient of the output in fp32, overwritten.
     pub(crate) grad: Tensor,
     pub(crate) packed: &'a PackedBatch<'a>,
     pub(crate) adapters: &'b mut AdapterBackward<'a>,
     pub(crate) input_grad: InputGrad,
 }
 
-/// State of a block before the backward pass of its queries, keys and values.
+/// State of a block before the backward pass of its queries, keys and values, whose gradients are in the kind of the
+/// computation.
 struct AttentionGrads<'a> {
     q: Tensor,
     kv: Tensor,
     q_inner: InnerGrads<'a>,
     kv_inner: InnerGrads<'a>,
-    /// Gradient of the residual at the queries.
+    /// Gradient of the residual at the queries in fp32.
     residual: Tensor,
     /// Gradient of the first norm's output at the queries, in a parallel block.
     normed: Option<Tensor>,
 }
 
 impl Block {
-    /// Backward pass of [`forward`](Self::forward). Returns the gradient of the input, `[n, hidden]` or `[all prefixes,
-    /// hidden]`.
+    /// Backward pass of [`forward`](Self::forward). Returns the gradient of the input in fp32, `[n, hidden]` or `[all
+    /// prefixes, hidden]`.
     pub(crate) fn backward(&self, input: BackwardInput<'_, '_>) -> Result<Tensor, TchError> {
         let BackwardInput { saved, packed, input_grad, .. } = input;
         let adapters = &mut *input.adapters;
@@ -63,13 +64,13 @@ impl Block {
             // A prefix has no queries.
             let grad_normed = self.kv.backward(&packed.gather_prefixes(&kv)?)?;
             kv_inner.add_to(&grad_normed, &packed.prefixes)?;
-            return self.norm_backward(saved, grad_normed.f_zeros_like()?, &grad_normed, &packed.prefixes);
+            return self.norm_backward(saved, f32_zeros(&grad_normed)?, &grad_normed, &packed.prefixes);
         }
         let grad_queries = add_optional(self.q.backward(&q)?, normed)?;
         q_inner.add_to(&grad_queries, &packed.rows)?;
         let grad_normed = self.kv.backward(&kv)?.f_index_add_(0, &pooled, &grad_queries)?;
         kv_inner.add_to(&grad_normed, &packed.slots)?;
-        let sum = grad_normed.f_zeros_like()?.f_index_add_(0, &pooled, &residual)?;
+        let sum = f32_zeros(&grad_normed)?.f_index_add_(0, &pooled, &residual)?;
         self.norm_backward(saved, sum, &grad_normed, &packed.slots)
     }
 
@@ -84,7 +85,7 @@ impl Block {
         let normed = self.mlp_backward(saved, &mut grad, packed, pooled.is_some(), adapters)?;
         let grad_output = self.output_backward(saved, &grad, packed, pooled.is_some(), adapters)?; // [n or rows, q_size]
         let mut q = if pooled.is_some() { grad_output.f_zeros_like()? } else { grad_output.f_empty_like()? };
-        let kv = grad.f_new_empty([packed.n_slots, 2 * self.heads.kv_size()], (grad.kind(), grad.device()))?;
+        let kv = grad.f_new_empty([packed.n_slots, 2 * self.heads.kv_size()], (self.compute(), grad.device()))?;
         let segments = packed.slots.iter().zip(queries);
         for ((&layout, saved), (slots, queries)) in packed.layouts.iter().zip(saved).zip(segments) {
             let (grad, mut q, kv) = (queries.narrow(&grad_output)?, queries.narrow(&q)?, slots.narrow(&kv)?);
@@ -254,6 +255,11 @@ fn add_optional(mut sum: Tensor, addend: Option<Tensor>) -> Result<Tensor, TchEr
         Some(addend) => sum.f_add_(&addend),
         None => Ok(sum),
     }
+}
+
+/// Zeros in fp32, of the shape of `tensor`.
+fn f32_zeros(tensor: &Tensor) -> Result<Tensor, TchError> {
+    tensor.f_new_zeros(tensor.size(), (Kind::Float, tensor.device()))
 }
 
 fn mismatch() -> TchError {

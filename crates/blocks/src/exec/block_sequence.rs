@@ -8,9 +8,9 @@ use crate::attention::packed_batch::PackedBatch;
 use crate::exec::batch::{Batch, BatchGrads, BatchOutput, GradOptions, InputGrad, Prefix, PrefixCache, SaveMode};
 use crate::exec::block::{Block, BlockInput, BlockOutput};
 use crate::exec::block_backward::BackwardInput;
+use crate::exec::non_finite::Extremes;
 use crate::exec::tape::{SavedBlock, Tape};
 use crate::layers::rope::Rotaries;
-use crate::segment::Segment;
 
 /// Consecutive blocks of a model.
 #[derive(Debug)]
@@ -24,6 +24,11 @@ pub(crate) struct BlockSequence {
 }
 
 impl BlockSequence {
+    /// Kind of the inputs and outputs of products.
+    pub(crate) fn compute(&self) -> Kind {
+        self.blocks.first().map_or(Kind::Float, Block::compute)
+    }
+
     pub(crate) fn get(&self, span: Span) -> &[Block] {
         &self.blocks[span.start() - self.first_block..span.end() - self.first_block]
     }
@@ -45,6 +50,7 @@ impl BlockSequence {
         let mut hidden = self.input(span, batches, &packed, config.device)?;
         let blocks = self.get(span);
         let mut results: Vec<ForwardResults> = batches.iter().map(|_| ForwardResults::default()).collect();
+        let mut extremes = Extremes::new(batches.len());
         for (i, block) in blocks.iter().enumerate() {
             let cached: Vec<Option<&Tensor>> = batches.iter().map(|batch| cached_block(batch, i)).collect();
             let adapters = BlockAdapters::new(batches.iter().map(|batch| batch.injected.block(i)));
@@ -52,17 +58,17 @@ impl BlockSequence {
             let adapters = adapters::Forward::new(adapters);
             let input = BlockInput { packed: &packed, cached: &cached, adapters, is_pooled };
             let output = block.forward(hidden, input)?;
-            hidden = save(output, save_mode, &packed, &mut results)?;
-            let marks = results.iter_mut().map(|results| &mut results.non_finite_block);
-            mark_non_finite(&hidden, packed.queries(is_pooled), span.start() + i, marks)?;
+            hidden = save(output, save_mode, block.compute(), &packed, &mut results)?;
+            extremes.add(&hidden, packed.queries(is_pooled), span.start() + i)?;
         }
+        let non_finite = extremes.first_non_finite()?;
         let segments = packed.queries(want == Want::LastOfRows).iter();
         let outputs = segments.zip(&layouts);
         let outputs = outputs.map(|(segment, layout)| layout.select_output(&segment.narrow(&hidden)?, want));
         let outputs: Vec<Tensor> = outputs.collect::<Result<_, _>>()?;
         drop(packed);
-        let results = outputs.into_iter().zip(layouts).zip(results).zip(batches);
-        let outputs = results.map(|(((hidden, layout), results), batch)| {
+        let results = outputs.into_iter().zip(layouts).zip(results).zip(non_finite).zip(batches);
+        let outputs = results.map(|((((hidden, layout), results), non_finite_block), batch)| {
             let len = batch.prefix.len();
             let injected = Box::new(batch.injected.share());
             let tape =
@@ -71,7 +77,7 @@ impl BlockSequence {
                 hidden,
                 tape,
                 prefix_cache: (!results.prefix.is_empty()).then(|| PrefixCache { span, len, blocks: results.prefix }),
-                non_finite_block: results.non_finite_block,
+                non_finite_block,
             }
         });
         Ok(outputs.collect())
@@ -117,7 +123,10 @@ impl BlockSequence {
             .map(|(tape, grad)| tape.layout.output_grad(&grad.f_to_device(tape.layout.device())?, want));
         // A copy, because gradients are added in place.
         let mut grad = Tensor::f_cat(&slots.collect::<Result<Vec<_>, _>>()?, 0)?;
-        let mut results: Vec<BackwardResults> = tapes.iter().map(|_| BackwardResults::new(span.len())).collect();
+        // Gradients of each batch by block and by the index of their tunable.
+        let by_block = || (0..span.len()).map(|_| Vec::new()).collect();
+        let mut injected: Vec<Vec<Vec<(usize, Tensor)>>> = tapes.iter().map(|_| by_block()).collect();
+        let mut extremes = Extremes::new(tapes.len());
         let first = first_with_grads(&tapes, &packed, options);
         for (i, block) in self.get(span).iter().enumerate().skip(first).rev() {
             let saved: Vec<_> = saved.iter_mut().filter_map(Vec::pop).collect();
@@ -129,24 +138,24 @@ impl BlockSequence {
             let is_pooled = want == Want::LastOfRows && i + 1 == span.len();
             grad = if is_pooled { block.backward_pooled(input)? } else { block.backward(input)? };
             let segments = if input_grad == InputGrad::Prefix { &packed.prefixes } else { &packed.slots };
-            let marks = results.iter_mut().map(|results| &mut results.non_finite_block);
-            mark_non_finite(&grad, segments, span.start() + i, marks)?;
+            extremes.add(&grad, segments, span.start() + i)?;
             let prefixes = if input_grad == InputGrad::Prefix { &packed.prefixes } else { &packed.prefix_slots };
             adapters.run(Site::Prefix, prefixes, &grad, |_| Ok(None))?;
-            for (results, grads) in results.iter_mut().zip(adapters.into_grads()) {
-                results.injected[i] = grads;
+            for (injected, grads) in injected.iter_mut().zip(adapters.into_grads()) {
+                injected[i] = grads;
             }
         }
-        let results = tapes.iter().zip(results).enumerate().map(|(i, (tape, results))| {
+        let results = tapes.iter().zip(injected).zip(extremes.first_non_finite()?).enumerate();
+        let results = results.map(|(i, ((tape, injected), non_finite_block))| {
             let input = match options.input {
                 InputGrad::All => tape.layout.to_caller_order(&packed.slots[i].narrow(&grad)?)?,
                 InputGrad::Prefix => packed.prefixes[i].narrow(&grad)?,
             };
             let injected = match options.injected {
-                true => tape.injected.stack_grads(results.injected, grad.device())?,
+                true => tape.injected.stack_grads(injected, grad.device())?,
                 false => Vec::new(),
             };
-            Ok(BatchGrads { input, injected, non_finite_block: results.non_finite_block })
+            Ok(BatchGrads { input, injected, non_finite_block })
         });
         results.collect()
     }
@@ -157,20 +166,6 @@ impl BlockSequence {
 struct ForwardResults {
     saved: Vec<SavedBlock>,
     prefix: Vec<Tensor>,
-    non_finite_block: Option<usize>,
-}
-
-/// Results of a backward pass for one batch.
-struct BackwardResults {
-    /// Gradients of each block by the index of their tunable.
-    injected: Vec<Vec<(usize, Tensor)>>,
-    non_finite_block: Option<usize>,
-}
-
-impl BackwardResults {
-    fn new(n_blocks: usize) -> Self {
-        Self { injected: (0..n_blocks).map(|_| Vec::new()).collect(), non_finite_block: None }
-    }
 }
 
 /// Index in the span of the first block whose backward pass has a result. Without a gradient of the input it is the first
@@ -185,28 +180,11 @@ fn first_with_grads(tapes: &[Tape], packed: &PackedBatch<'_>, options: GradOptio
     }
 }
 
-/// Sets the marks of batches with the first non-finite numbers to `block_idx`. The sum of all numbers is finite if all are,
-/// so that batches are only checked one by one after a failure.
-fn mark_non_finite<'a>(
-    numbers: &Tensor,
-    segments: &[Segment],
-    block_idx: usize,
-    marks: impl Iterator<Item = &'a mut Option<usize>>,
-) -> Result<(), TchError> {
-    if f64::try_from(numbers.f_sum(Kind::Float)?)?.is_finite() {
-        return Ok(());
-    }
-    for (mark, segment) in marks.zip(segments).filter(|(mark, _)| mark.is_none()) {
-        let are_finite = bool::try_from(segment.narrow(numbers)?.f_isfinite()?.f_all()?)?;
-        *mark = (!are_finite).then_some(block_idx);
-    }
-    Ok(())
-}
-
 /// Moves the tensors that `save_mode` selects to `results` and returns the hidden states.
 fn save(
     output: BlockOutput,
     save_mode: SaveMode,
+    compute: Kind,
     packed: &PackedBatch<'_>,
     results: &mut [ForwardResults],
 ) -> Result<Tensor, TchError> {
@@ -216,7 +194,7 @@ fn save(
         SaveMode::Tape => {
             let is_shared = results.len() > 1;
             for (results, saved) in results.iter_mut().zip(saved) {
-                results.saved.push(if is_shared { saved.into_owned()? } else { saved });
+                results.saved.push(saved.into_tape(compute, is_shared)?);
             }
         }
         SaveMode::PrefixCache => {

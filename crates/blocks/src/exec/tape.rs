@@ -1,11 +1,12 @@
 use sepal_core::{Span, Want};
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError};
 
 use crate::adapters::{Injected, SavedAdapters};
 use crate::attention::grouped::SavedAttention;
 use crate::attention::layout::Layout;
 use crate::layers::mlp::SavedMlp;
 use crate::layers::norm::SavedNorm;
+use crate::tensor_bytes::tensor_bytes;
 
 /// Tensors that a forward pass saves for its backward pass: the minimum that frozen blocks need, see
 /// [`BlockStack::tape_bytes`](crate::BlockStack::tape_bytes).
@@ -31,18 +32,18 @@ impl Tape {
 
     /// Shape of the output and of its gradient, `[positions, hidden]`.
     pub fn output_shape(&self) -> [usize; 2] {
-        let hidden = self.blocks.first().map_or(0, |saved| saved.input.input.size()[1]);
+        let hidden = self.blocks.first().map_or(0, |saved| saved.input.width());
         [self.layout.n_outputs(self.want), hidden].map(|dim| usize::try_from(dim).unwrap_or(0))
     }
 
     /// Memory of the tensors and masks, in bytes.
     pub fn bytes(&self) -> usize {
-        let floats: usize = self.blocks.iter().map(SavedBlock::numel).sum();
-        floats * size_of::<f32>() + self.layout.bytes()
+        self.blocks.iter().map(SavedBlock::bytes).sum::<usize>() + self.layout.bytes()
     }
 }
 
-/// Tensors that one block saves of one batch.
+/// Tensors that one block saves of one batch, in the format of the computation; statistics, log-sums, weights of experts
+/// and the products of adapters are fp32.
 #[derive(Debug)]
 pub(crate) struct SavedBlock {
     /// Input of the first norm, deep prompts included, `[n, hidden]`.
@@ -64,27 +65,29 @@ pub(crate) struct SavedBlock {
 }
 
 impl SavedBlock {
-    /// Copies the tensors, because views of a packed batch would retain the memory of all its callers.
-    pub(crate) fn into_owned(self) -> Result<Self, TchError> {
-        let owned = |norm: Option<SavedNorm>| norm.map(SavedNorm::into_owned).transpose();
+    /// Converts the inputs of norms to the kind of the computation. If the batch `is_shared` with other callers, all tensors
+    /// are copied, because views would retain the memory of all of them.
+    pub(crate) fn into_tape(self, compute: Kind, is_shared: bool) -> Result<Self, TchError> {
+        let norm = |norm: SavedNorm| norm.into_tape(compute, is_shared);
+        let optional = |saved: Option<SavedNorm>| saved.map(norm).transpose();
         Ok(Self {
-            input: self.input.into_owned()?,
-            q_norm: owned(self.q_norm)?,
-            k_norm: owned(self.k_norm)?,
-            attention: self.attention.into_owned()?,
-            attention_norm: owned(self.attention_norm)?,
-            middle: owned(self.middle)?,
-            mlp: self.mlp.into_owned()?,
-            mlp_norm: owned(self.mlp_norm)?,
+            input: norm(self.input)?,
+            q_norm: optional(self.q_norm)?,
+            k_norm: optional(self.k_norm)?,
+            attention: if is_shared { self.attention.into_owned()? } else { self.attention },
+            attention_norm: optional(self.attention_norm)?,
+            middle: optional(self.middle)?,
+            mlp: if is_shared { self.mlp.into_owned()? } else { self.mlp },
+            mlp_norm: optional(self.mlp_norm)?,
             // Adapters compute each batch on its own.
             adapters: self.adapters,
         })
     }
 
-    fn numel(&self) -> usize {
+    fn bytes(&self) -> usize {
         let norms = [&self.q_norm, &self.k_norm, &self.attention_norm, &self.middle, &self.mlp_norm];
-        let norms: usize = norms.into_iter().flatten().map(SavedNorm::numel).sum();
-        let adapters: usize = self.adapters.iter().flatten().map(Tensor::numel).sum();
-        norms + self.input.numel() + self.attention.numel() + self.mlp.numel() + adapters
+        let norms: usize = norms.into_iter().flatten().map(SavedNorm::bytes).sum();
+        let adapters: usize = self.adapters.iter().flatten().map(tensor_bytes).sum();
+        norms + self.input.bytes() + self.attention.bytes() + self.mlp.bytes() + adapters
     }
 }

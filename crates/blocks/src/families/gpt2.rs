@@ -7,7 +7,6 @@ use super::llama;
 use super::parts::{heads, layer_norm, plain_block, plain_mlp};
 use super::spec::{EndNames, EndNorm, FamilySpec};
 use crate::exec::block::Block;
-use crate::layers::linear::Layer;
 use crate::weights::{LoadError, Reader};
 
 pub(super) const SPEC: FamilySpec = FamilySpec {
@@ -25,10 +24,7 @@ fn positions(reader: &Reader<'_>, config: &ModelConfig, name: &str) -> Result<Te
 
 fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {
     let &ModelConfig { hidden, ffn, .. } = config;
-    let layer = |name: &str, out: usize, inner: usize| {
-        let weight = reader.tensor(&format!("{name}.weight"), &[inner, out])?.f_transpose(0, 1)?;
-        Ok::<_, LoadError>(Layer::new(name, weight, reader.optional(&format!("{name}.bias"), &[out])?)?)
-    };
+    let layer = |name: &str, out: usize, inner: usize| reader.layer_by_inputs(name, out, inner);
     let fused = layer("attn.c_attn", 3 * hidden, hidden)?.after(&reader.layer_norm("ln_1", hidden)?)?;
     let up = layer("mlp.c_fc", ffn, hidden)?.after(&reader.layer_norm("ln_2", hidden)?)?;
     let attention = [fused.part(0, hidden)?, fused.part(hidden, 2 * hidden)?, layer("attn.c_proj", hidden, hidden)?];

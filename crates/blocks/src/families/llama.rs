@@ -67,7 +67,7 @@ pub(super) fn with_attention(
     let v = reader.layer("self_attn.v_proj", n_kv_heads * head_dim, hidden)?;
     let output = reader.layer("self_attn.o_proj", hidden, n_heads * head_dim)?;
     let q = q.map_rows(|rows| queries(heads, rows))?.after_optional(norm)?;
-    let kv = Layer::stacked(&[k, v])?.after_optional(norm)?;
+    let kv = Layer::stacked(vec![k, v])?.after_optional(norm)?;
     plain_block(reader, heads, rms_norm(config), [q, kv, from_queries(heads, output)?], mlp)
 }
 
@@ -89,7 +89,7 @@ pub(super) fn gated(
 ) -> Result<Dense, LoadError> {
     let &ModelConfig { hidden, ffn, .. } = config;
     let [gate, up, down] = names.map(|name| format!("{folder}.{name}"));
-    let up = Layer::stacked(&[reader.layer(&gate, ffn, hidden)?, reader.layer(&up, ffn, hidden)?])?;
+    let up = Layer::stacked(vec![reader.layer(&gate, ffn, hidden)?, reader.layer(&up, ffn, hidden)?])?;
     let up = up.after_optional(norm)?;
     let down: Linear = reader.frozen(reader.layer(&down, hidden, ffn)?)?;
     let activation = Activate { function: config.activation, is_gated: true };

@@ -2,7 +2,7 @@
 
 use sepal_core::{Family, ModelConfig};
 
-use super::experts::{ExpertNames, routed};
+use super::experts::{ExpertNames, MLP, routed};
 use super::llama::{self, refuse_head_norms, with_attention};
 use super::parts::heads;
 use super::spec::FamilySpec;
@@ -11,7 +11,7 @@ use crate::weights::{LoadError, Reader};
 
 pub(super) const SPEC: FamilySpec = FamilySpec { family: Family::Mixtral, block, ..llama::SPEC };
 
-const NAMES: ExpertNames = ExpertNames { folder: "block_sparse_moe", layers: ["w1", "w3", "w2"] };
+pub(super) const NAMES: ExpertNames = ExpertNames { folder: "block_sparse_moe", layers: ["w1", "w3", "w2"], ..MLP };
 
 fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<Block, LoadError> {
     refuse_head_norms(reader)?;

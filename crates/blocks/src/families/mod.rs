@@ -8,6 +8,7 @@ mod gemma;
 mod glm4;
 mod gpt2;
 mod gpt_neox;
+mod gpt_oss;
 mod granite;
 mod llama;
 mod mistral;
@@ -17,6 +18,7 @@ mod olmo3;
 mod opt;
 mod parts;
 mod phi3;
+mod phimoe;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
@@ -43,6 +45,7 @@ const FAMILIES: &[&FamilySpec] = &[
     &glm4::SPEC,
     &gpt2::SPEC,
     &gpt_neox::SPEC,
+    &gpt_oss::SPEC,
     &granite::SPEC,
     &llama::SPEC,
     &mistral::SPEC,
@@ -51,6 +54,7 @@ const FAMILIES: &[&FamilySpec] = &[
     &olmo3::SPEC,
     &opt::SPEC,
     &phi3::SPEC,
+    &phimoe::SPEC,
     &qwen2::SPEC,
     &qwen2_moe::SPEC,
     &qwen3::SPEC,

@@ -37,7 +37,7 @@ fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<
     let &ModelConfig { hidden, ffn, .. } = config;
     let norm = reader.layer_norm("self_attn_layer_norm", hidden)?;
     let layer = |name: &str| reader.layer(name, hidden, hidden);
-    let kv = Layer::stacked(&[layer("self_attn.k_proj")?, layer("self_attn.v_proj")?])?;
+    let kv = Layer::stacked(vec![layer("self_attn.k_proj")?, layer("self_attn.v_proj")?])?;
     let mlp_norm = reader.layer_norm("final_layer_norm", hidden)?;
     let up = reader.layer("fc1", ffn, hidden)?.after(&mlp_norm)?;
     let q = layer("self_attn.q_proj")?.after(&norm)?;

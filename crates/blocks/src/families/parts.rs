@@ -8,8 +8,7 @@ use crate::exec::block::Block;
 use crate::layers::dense::{Activate, Dense};
 use crate::layers::linear::Layer;
 use crate::layers::mlp::Mlp;
-use crate::layers::norm::{Norm, NormWeights, WeightedNorm};
-use crate::layers::origin::Origin;
+use crate::layers::norm::{HeadNorms, Norm, NormWeights, WeightedNorm};
 use crate::weights::{LoadError, Reader};
 
 pub(super) fn heads(config: &ModelConfig, block_idx: usize) -> Heads {
@@ -39,13 +38,11 @@ pub(super) fn queries(heads: Heads, rows: &Tensor) -> Result<Tensor, TchError> {
 
 /// Reorders the inputs of the layer after attention to the order of [`Heads`].
 pub(super) fn from_queries(heads: Heads, layer: Layer) -> Result<Layer, TchError> {
-    let by_inputs = queries(heads, &layer.weight.f_transpose(0, 1)?.f_contiguous()?)?;
-    let order = (heads.repeat > 1).then(|| {
-        let order = Tensor::f_arange(heads.q_size(), (Kind::Int64, layer.weight.device()))?;
-        queries(heads, &order)
-    });
-    let origin = Origin { order: order.transpose()?, ..layer.origin };
-    Ok(Layer { weight: by_inputs.f_transpose(0, 1)?, origin, ..layer })
+    if heads.repeat == 1 {
+        return Ok(layer);
+    }
+    let order = queries(heads, &Tensor::f_arange(heads.q_size(), (Kind::Int64, tch::Device::Cpu))?)?;
+    layer.with_inputs(order)
 }
 
 /// Splits a layer that has, for each key head, its queries, the key and the value into queries and keys with values.
@@ -70,9 +67,22 @@ pub(super) fn plain_block(
 ) -> Result<Block, LoadError> {
     let residual_factor = reader.config().factors.residual;
     let (q, kv, output) = (reader.frozen(q)?, reader.frozen(kv)?, reader.frozen(output)?);
-    let (head_norms, attention_norm, mlp_norm) = (None, None, None);
+    let (head_norms, sinks, attention_norm, mlp_norm) = (None, None, None, None);
     let is_parallel = false;
-    Ok(Block { heads, norm, is_parallel, residual_factor, q, kv, head_norms, output, attention_norm, mlp, mlp_norm })
+    Ok(Block {
+        heads,
+        norm,
+        is_parallel,
+        residual_factor,
+        q,
+        kv,
+        head_norms,
+        sinks,
+        output,
+        attention_norm,
+        mlp,
+        mlp_norm,
+    })
 }
 
 /// A block of LayerNorms with a fused layer of queries, keys and values in `attention`, and an ungated MLP.
@@ -108,6 +118,18 @@ pub(super) fn rms_norm(config: &ModelConfig) -> Norm {
     Norm::Rms { eps: config.norm_eps }
 }
 
+/// LayerNorms without bias of queries and keys, with a weight for each head: `[n_heads, head_dim]`, `[n_kv_heads, head_dim]`.
+pub(super) fn layer_norms_by_head(
+    config: &ModelConfig,
+    heads: Heads,
+    q: Tensor,
+    k: Tensor,
+) -> Result<HeadNorms, TchError> {
+    let q = queries(heads, &q.f_reshape([-1_i64])?)?.f_view(q.size().as_slice())?;
+    let norm = |weight: Tensor| WeightedNorm { norm: layer_norm(config), weight };
+    Ok(HeadNorms { q: norm(q), k: norm(k) })
+}
+
 /// A norm of the outputs of attention or MLP.
 pub(super) fn output_norm(config: &ModelConfig, weights: NormWeights) -> WeightedNorm {
     WeightedNorm { norm: rms_norm(config), weight: weights.scale }
@@ -115,7 +137,10 @@ pub(super) fn output_norm(config: &ModelConfig, weights: NormWeights) -> Weighte
 
 #[cfg(test)]
 mod tests {
+    use sepal_core::Family;
+
     use super::*;
+    use crate::layers::packed::Weight;
 
     const HEADS: Heads = Heads {
         kv: 2,
@@ -139,12 +164,25 @@ mod tests {
     }
 
     #[test]
+    fn weights_of_query_norms_are_in_the_order_of_queries() {
+        let config = ModelConfig { n_kv_heads: 2, ..ModelConfig::plain(Family::Cohere, 1, 8, 4, 8, 8) };
+        let weight = Tensor::from_slice(&[0_i64, 1, 2, 3, 4, 5, 6, 7]);
+        let q = weight.view([4, 2]);
+        let norms = layer_norms_by_head(&config, HEADS, q, weight.narrow(0, 0, 4).view([2, 2])).expect("norms");
+        assert_eq!(norms.q.weight.size(), [4, 2]);
+        assert_eq!(numbers(&norms.q.weight.view([-1])), numbers(&queries(HEADS, &weight).expect("queries")));
+        assert_eq!(numbers(&norms.k.weight.view([-1])), [0, 1, 2, 3]);
+        assert_eq!(norms.per_position(HEADS), [4, 2]);
+    }
+
+    #[test]
     fn split_heads_separates_a_fused_layer() {
         // Two heads of two: q q k k v v of head 0, then of head 1.
         let heads = Heads { repeat: 1, ..HEADS };
         let weight = Tensor::from_slice(&[0_i64, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
-        let (q, kv) = split_heads(heads, &Layer::new("layer", weight, None).expect("a layer")).expect("layers");
-        assert_eq!(numbers(&q.weight), [0, 1, 6, 7]);
-        assert_eq!(numbers(&kv.weight), [2, 3, 8, 9, 4, 5, 10, 11]);
+        let (q, kv) =
+            split_heads(heads, &Layer::new("layer", Weight::Plain(weight), None).expect("a layer")).expect("layers");
+        assert_eq!(numbers(&q.weight.into_plain().expect("a weight")), [0, 1, 6, 7]);
+        assert_eq!(numbers(&kv.weight.into_plain().expect("a weight")), [2, 3, 8, 9, 4, 5, 10, 11]);
     }
 }

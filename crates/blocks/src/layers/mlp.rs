@@ -1,9 +1,10 @@
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 use crate::adapters::{self, AdapterBackward, LayerInput, Site};
 use crate::layers::dense::Dense;
 use crate::layers::experts::{Router, SavedRouting};
 use crate::segment::Segment;
+use crate::tensor_bytes::tensor_bytes;
 
 /// MLP of a block.
 #[derive(Debug)]
@@ -21,7 +22,8 @@ pub(crate) enum SavedMlp {
 }
 
 impl Mlp {
-    /// Returns the output for `y [n, hidden]`, plus `residual [n, hidden]` if given, and the saved tensors of each batch.
+    /// Returns the output for `y [n, hidden]`, plus `residual [n, hidden]` if given, and the saved tensors of each batch. `y`
+    /// is of any kind, and `residual` is fp32. The output is fp32 if it includes the residual, or if it is one of experts.
     pub(crate) fn forward(
         &self,
         y: &Tensor,
@@ -31,6 +33,7 @@ impl Mlp {
     ) -> Result<(Tensor, Vec<SavedMlp>), TchError> {
         match self {
             Mlp::Dense(dense) => {
+                let y = &y.f_to_kind(dense.up.compute())?;
                 let inner = dense.up.forward(y)?;
                 adapters.apply(Site::MlpInput, segments, Some(y), &inner)?;
                 let active = dense.activation.forward(&inner)?;
@@ -46,7 +49,8 @@ impl Mlp {
                 Ok((result, saved.collect::<Result<_, _>>()?))
             }
             Mlp::Routed(router) => {
-                let result = residual.map_or_else(|| y.f_zeros_like(), Tensor::f_detach_copy)?;
+                let zeros = || y.f_new_zeros(y.size(), (Kind::Float, y.device()));
+                let result = residual.map_or_else(zeros, Tensor::f_detach_copy)?;
                 let route = |segment: &Segment| router.forward(&segment.narrow(y)?, &mut segment.narrow(&result)?);
                 let saved = segments.iter().map(|segment| route(segment).map(SavedMlp::Routed));
                 let saved = saved.collect::<Result<_, _>>()?;
@@ -55,7 +59,7 @@ impl Mlp {
         }
     }
 
-    /// Returns the gradient of `y`, given that of the output, `grad [n, hidden]`. `normed` returns `y` for a batch.
+    /// Returns the gradient of `y`, given that of the output, `grad [n, hidden]` in fp32. `normed` returns `y` for a batch.
     pub(crate) fn backward(
         &self,
         grad: &Tensor,
@@ -97,10 +101,10 @@ impl Mlp {
         }
     }
 
-    /// Numbers saved for each position.
+    /// Bytes saved for each position.
     pub(crate) fn saved_per_position(&self) -> usize {
         match self {
-            Mlp::Dense(dense) => usize::try_from(dense.up.outputs()).unwrap_or(0),
+            Mlp::Dense(dense) => dense.saved_per_position(),
             Mlp::Routed(router) => router.saved_per_position(),
         }
     }
@@ -162,10 +166,11 @@ impl SavedMlp {
         }
     }
 
-    pub(crate) fn numel(&self) -> usize {
+    /// Memory in bytes.
+    pub(crate) fn bytes(&self) -> usize {
         match self {
-            SavedMlp::Dense(inner) => inner.numel(),
-            SavedMlp::Routed(saved) => saved.numel(),
+            SavedMlp::Dense(inner) => tensor_bytes(inner),
+            SavedMlp::Routed(saved) => saved.bytes(),
         }
     }
 }

@@ -7,4 +7,5 @@ pub(crate) mod matrix;
 pub(crate) mod mlp;
 pub(crate) mod norm;
 pub(crate) mod origin;
+pub(crate) mod packed;
 pub(crate) mod rope;

@@ -63,7 +63,7 @@ impl Rotations {
         Ok(Self { cos: self.cos.f_index_select(0, rows)?, sin: self.sin.f_index_select(0, rows)? })
     }
 
-    /// Rotates the heads of `x [n, heads * head_dim]` in place.
+    /// Rotates the heads of `x [n, heads * head_dim]`, of any kind, in place; rotations are computed in fp32.
     pub(crate) fn rotate(&self, x: &mut Tensor, heads: Heads, direction: Rotate) -> Result<(), TchError> {
         match heads.has_adjacent_pairs {
             false => fused::rotate(x, &self.cos, &self.sin, heads.dim, direction),
@@ -71,7 +71,8 @@ impl Rotations {
         }
     }
 
-    /// As [`rotate`](Self::rotate), where the numbers `2 i` and `2 i + 1` of a head are a pair.
+    /// As [`rotate`](Self::rotate), where the numbers `2 i` and `2 i + 1` of a head are a pair. Products of any kind with the
+    /// fp32 of the rotations are fp32.
     fn rotate_adjacent(&self, x: &Tensor, head_dim: i64, direction: Rotate) -> Result<(), TchError> {
         let (n, width) = x.size2()?;
         let (n_heads, half) = (width / head_dim, self.cos.size()[1]);
@@ -105,14 +106,22 @@ fn frequencies(rope: &Rope) -> (Vec<f64>, f64) {
             };
             (plain.into_iter().map(stretch).collect(), 1.0)
         }
-        &RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_positions, attention_factor } => {
+        &RopeScaling::Yarn {
+            factor,
+            beta_fast,
+            beta_slow,
+            original_max_positions,
+            attention_factor,
+            is_untruncated,
+        } => {
             // The pair that makes `beta` full turns within the original length.
             let pair = |beta: f64| {
                 let wavelength = original_max_positions as f64 / (beta * TAU);
                 dim as f64 * wavelength.ln() / (2.0 * rope.theta.ln())
             };
-            let first = pair(beta_fast).floor().max(0.0);
-            let last = pair(beta_slow).ceil().min((dim - 1) as f64);
+            let (first, last) = (pair(beta_fast), pair(beta_slow));
+            let (first, last) = if is_untruncated { (first, last) } else { (first.floor(), last.ceil()) };
+            let (first, last) = (first.max(0.0), last.min((dim - 1) as f64));
             let width = if first == last { 0.001 } else { last - first };
             let stretch = |(i, frequency): (usize, f64)| {
                 let interpolate = ((i as f64 - first) / width).clamp(0.0, 1.0);
@@ -161,6 +170,7 @@ mod tests {
                 beta_slow: number("beta_slow").unwrap_or(1.0),
                 original_max_positions,
                 attention_factor: number("attention_factor"),
+                is_untruncated: value["truncate"] == false,
             },
             other => panic!("a golden of rope type {other:?}"),
         }
@@ -169,7 +179,7 @@ mod tests {
     #[test]
     fn frequencies_equal_transformers() {
         let goldens: Vec<Value> = serde_json::from_str(GOLDENS).expect("goldens");
-        assert_eq!(goldens.len(), 9);
+        assert_eq!(goldens.len(), 10);
         for golden in goldens {
             let dim = golden["head_dim"].as_u64().expect("head_dim") as usize;
             let theta = golden["theta"].as_f64().expect("theta");
@@ -200,6 +210,20 @@ mod tests {
             let difference = found.narrow(1, 0, 12).index_select(1, &order) - expected;
             assert!(f64::try_from(difference.abs().max()).expect("a number") < 1e-6);
             assert_eq!(found.narrow(1, 12, 3), x.narrow(1, 12, 3));
+        }
+    }
+
+    #[test]
+    fn rotations_of_16_bits_round_the_result_in_fp32() {
+        let rope = Rope { theta: 100.0, dim: 4, scaling: RopeScaling::Default };
+        let rotary = Rotary::new(&rope, Device::Cpu).expect("rotary");
+        let rotations = rotary.rotations(&Tensor::from_slice(&[2_i64, 5, 7])).expect("rotations");
+        for kind in [Kind::BFloat16, Kind::Half] {
+            let x = Tensor::randn([3, 15], (Kind::Float, Device::Cpu)).to_kind(kind);
+            let wide = x.to_kind(Kind::Float);
+            rotations.rotate_adjacent(&x.narrow(1, 0, 12), 6, Rotate::Forward).expect("rotated");
+            rotations.rotate_adjacent(&wide.narrow(1, 0, 12), 6, Rotate::Forward).expect("rotated");
+            assert_eq!((x.kind(), &x), (kind, &wide.to_kind(kind)));
         }
     }
 

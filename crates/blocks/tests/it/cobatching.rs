@@ -202,3 +202,34 @@ fn tapes_and_prefix_caches_of_other_blocks_fail() {
     let error = stack.backward_batches(vec![(tape, hidden.narrow(0, 0, 2))], want).expect_err("too short");
     assert!(error.to_string().contains("gradient"), "{error}");
 }
+
+#[test]
+fn non_finite_numbers_are_reported_for_their_caller_and_block() {
+    for name in ["llama-gqa", "gpt-neox", "mixtral"] {
+        let model = Tiny::open(name);
+        let stack = model.full_stack();
+        let mut prompts = deep_prompts(&model, 2, 1);
+        let block_1 = prompts.tensor.narrow(0, 1, 1);
+        prompts.tensor = prompts.tensor.copy();
+        prompts.tensor.narrow(0, 1, 1).copy_(&(block_1 * f64::INFINITY));
+        let callers = [
+            Caller::new(&model, &stack, 2, &[3, 1], Vec::new(), 1),
+            Caller::new(&model, &stack, 2, &[4], vec![prompts], 2),
+            Caller::new(&model, &stack, 0, &[5], Vec::new(), 3),
+        ];
+        let batches: Vec<Batch<'_>> = callers.iter().map(Caller::batch).collect();
+        let outputs = forward_batches(&stack, &batches, Want::All, SaveMode::Tape);
+        let found: Vec<Option<usize>> = outputs.iter().map(|output| output.non_finite_block).collect();
+        assert_eq!(found, [None, Some(1), None], "{name}");
+
+        let outputs = forward_batches(&stack, &[batches[0], batches[2]], Want::All, SaveMode::Tape);
+        let tapes = outputs.into_iter().enumerate().map(|(i, output)| {
+            let factor = if i == 0 { f64::NAN } else { 1.0 };
+            (output.tape.expect("a tape"), output.hidden * factor)
+        });
+        let options = GradOptions { input: InputGrad::All, injected: false };
+        let grads = stack.backward_batches(tapes.collect(), options).expect("gradients");
+        let found: Vec<Option<usize>> = grads.iter().map(|grads| grads.non_finite_block).collect();
+        assert_eq!(found, [Some(model.config.n_blocks - 1), None], "{name}");
+    }
+}

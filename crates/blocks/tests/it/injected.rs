@@ -66,6 +66,10 @@ fn injected_keys_and_values_of_prompts_replace_them() {
 #[test]
 fn gradients_equal_finite_differences() {
     for (name, model) in tiny_models() {
+        // Its experts' weights jump where a score crosses a threshold; its gradients are compared with transformers.
+        if name == "phimoe" {
+            continue;
+        }
         // The full stack, and stacks whose prefix continues in later blocks.
         for (stack, want) in [
             (model.full_stack(), Want::LastOfRows),

@@ -2,7 +2,9 @@
 
 mod adapters;
 mod cobatching;
+mod compute;
 mod configs;
+mod embeddings;
 mod families;
 mod formats;
 mod gguf;
@@ -10,5 +12,6 @@ mod goldens;
 mod injected;
 mod invariants;
 mod model;
+mod packed;
 mod refusals;
 mod tunables;

@@ -8,7 +8,7 @@ use sepal_blocks::{
     Batch, BatchGrads, BatchOutput, BlockStack, BoxError, Ends, GradOptions, InputGrad, SaveMode, Weights,
 };
 use sepal_checkpoint::{Checkpoint, tensor_names};
-use sepal_core::{Family, HostTensor, ModelConfig, Ragged, Span, Want};
+use sepal_core::{Family, HostTensor, ModelConfig, PackedMatrix, Ragged, Span, Want};
 use sepal_nn::Tunable;
 use tch::{Kind, Tensor};
 
@@ -98,6 +98,14 @@ impl Weights for Tiny {
             Some(changed) => changed.clone().ok_or_else(|| format!("no tensor `{name}`").into()),
             None => Ok(self.checkpoint.tensor(name)?),
         }
+    }
+
+    fn packed(&self, name: &str) -> Result<Option<PackedMatrix>, BoxError> {
+        if self.changed.contains_key(name) {
+            return Ok(None);
+        }
+        self.read.lock().expect("no panic").insert(name.to_owned());
+        Ok(self.checkpoint.packed(name)?)
     }
 
     fn has(&self, name: &str) -> bool {

@@ -64,7 +64,7 @@ fn load_of_similar_architectures_fails() {
     let norm = HostTensor::from_f32(vec![8], &[1.0; 8]).expect("fits");
     model.changed.insert("model.layers.0.self_attn.q_norm.weight".to_owned(), Some(norm));
     assert!(matches!(load(&model, 0, 1), Err(LoadError::Unsupported { .. })));
-    // Both names of StableLM's norms of heads: in a folder, and in a GGUF file.
+    // Norms of heads that the configuration does not have, by the names of two families.
     for name in ["q_layernorm.norms.0", "q_norm"] {
         let mut model = Tiny::open("stablelm");
         let norm = HostTensor::from_f32(vec![16], &[1.0; 16]).expect("fits");

@@ -1,0 +1,351 @@
+//! Matrices that are packed row by row: widened a few rows at a time, for a product or to be packed anew.
+
+use sepal_autograd::linear::{RowCount, linear};
+use sepal_autograd::memory::tensor_from_bytes;
+use sepal_autograd::packed::{Columns, widen};
+use sepal_autograd::quantize;
+use sepal_core::{PackedMatrix, RowEncoding};
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::segment::Segment;
+
+/// Numbers that are widened at a time. They stay in the processor's cache until they are multiplied.
+const TILE: i64 = 1 << 21;
+
+/// Rows of a matrix in one encoding.
+#[derive(Debug)]
+pub(crate) struct PackedRows {
+    /// `[n, bytes of a row]`, uint8.
+    rows: Tensor,
+    encoding: RowEncoding,
+    /// Numbers of a row.
+    width: i64,
+}
+
+impl PackedRows {
+    /// Rows that share the memory of `matrix`.
+    pub(crate) fn new(matrix: &PackedMatrix) -> Result<Self, TchError> {
+        let shape = [matrix.n_rows() as i64, (matrix.data().len() / matrix.n_rows().max(1)) as i64];
+        let rows = tensor_from_bytes(matrix.data().clone(), &shape, Kind::Uint8);
+        let rows = rows.map_err(|error| TchError::Shape(error.to_string()))?;
+        Ok(Self { rows, encoding: matrix.encoding(), width: matrix.width() as i64 })
+    }
+
+    /// Packs `numbers [n, width]` of fp32; the encoding is a 16-bit format, int8 or NF4.
+    fn pack(numbers: &Tensor, encoding: RowEncoding) -> Result<Self, TchError> {
+        let width = numbers.size()[1];
+        let halves = |kind: Kind| numbers.f_to_kind(kind)?.f_contiguous()?.f_view_dtype(Kind::Uint8);
+        let rows = match encoding {
+            RowEncoding::F16 => halves(Kind::Half)?,
+            RowEncoding::Bf16 => halves(Kind::BFloat16)?,
+            RowEncoding::Int8 => quantize::quantize_int8(&numbers.f_contiguous()?)?,
+            RowEncoding::Nf4 => quantize::quantize_nf4(&numbers.f_contiguous()?)?,
+            other => return Err(TchError::Kind(format!("matrices are not packed as {other:?}"))),
+        };
+        Ok(Self { rows, encoding, width })
+    }
+
+    pub(crate) fn len(&self) -> i64 {
+        self.rows.size()[0]
+    }
+
+    pub(crate) fn width(&self) -> i64 {
+        self.width
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.rows.numel()
+    }
+
+    /// Applies `map`, which reorders or selects rows.
+    pub(crate) fn map(&self, map: impl Fn(&Tensor) -> Result<Tensor, TchError>) -> Result<Self, TchError> {
+        Ok(Self { rows: map(&self.rows)?.f_contiguous()?, ..*self })
+    }
+
+    fn to_device(&self, device: Device) -> Result<Self, TchError> {
+        Ok(Self { rows: self.rows.f_to_device(device)?, ..*self })
+    }
+
+    /// Numbers of all rows, `[n, width]`.
+    pub(crate) fn widen(&self, columns: Columns<'_>) -> Result<Tensor, TchError> {
+        widen(&self.rows, self.encoding, self.width, columns)
+    }
+
+    /// Calls `each` with the first row and the numbers of each tile, `[rows, width]`.
+    fn for_tiles(
+        &self,
+        columns: Columns<'_>,
+        mut each: impl FnMut(i64, Tensor) -> Result<(), TchError>,
+    ) -> Result<(), TchError> {
+        let step = (TILE / self.width.max(1)).max(1);
+        let mut start = 0;
+        while start < self.len() {
+            let len = step.min(self.len() - start);
+            each(start, widen(&self.rows.f_narrow(0, start, len)?, self.encoding, self.width, columns)?)?;
+            start += len;
+        }
+        Ok(())
+    }
+}
+
+/// Weight of a layer while it is built: `[out, in]` in fp32, or rows of several encodings one after another.
+#[derive(Debug)]
+pub(crate) enum Weight {
+    Plain(Tensor),
+    Packed(Vec<PackedRows>),
+}
+
+impl Weight {
+    /// Number of outputs.
+    pub(crate) fn outputs(&self) -> i64 {
+        match self {
+            Self::Plain(weight) => weight.size()[0],
+            Self::Packed(parts) => parts.iter().map(PackedRows::len).sum(),
+        }
+    }
+
+    pub(crate) fn inputs(&self) -> i64 {
+        match self {
+            Self::Plain(weight) => weight.size()[1],
+            Self::Packed(parts) => parts.first().map_or(0, PackedRows::width),
+        }
+    }
+
+    /// Applies `map`, which reorders or selects rows.
+    pub(crate) fn map_rows(&self, map: impl Fn(&Tensor) -> Result<Tensor, TchError>) -> Result<Self, TchError> {
+        match self {
+            Self::Plain(weight) => map(weight).map(Self::Plain),
+            Self::Packed(parts) => match &parts[..] {
+                [part] => Ok(Self::Packed(vec![part.map(map)?])),
+                parts => Err(TchError::Kind(format!("rows of {} encodings are not reordered", parts.len()))),
+            },
+        }
+    }
+
+    /// The rows of all weights, one after another.
+    pub(crate) fn stacked(weights: Vec<Self>) -> Result<Self, TchError> {
+        let are_packed = weights.iter().all(|weight| matches!(weight, Self::Packed(_)));
+        let (mut plain, mut packed) = (Vec::new(), Vec::new());
+        for weight in weights {
+            match weight {
+                Self::Packed(parts) if are_packed => packed.extend(parts),
+                weight => plain.push(weight.into_plain()?),
+            }
+        }
+        if are_packed { Ok(Self::Packed(packed)) } else { Tensor::f_cat(&plain, 0).map(Self::Plain) }
+    }
+
+    /// `[out, in]` in fp32.
+    pub(crate) fn into_plain(self) -> Result<Tensor, TchError> {
+        match self {
+            Self::Plain(weight) => Ok(weight),
+            Self::Packed(parts) => {
+                let parts = parts.iter().map(|part| part.widen(Columns::default()));
+                Tensor::f_cat(&parts.collect::<Result<Vec<_>, _>>()?, 0)
+            }
+        }
+    }
+
+    /// Product with a vector `[in]`: `[out]`.
+    pub(crate) fn product(&self, vector: &Tensor) -> Result<Tensor, TchError> {
+        let mut products = Vec::new();
+        self.for_chunks(|chunk| {
+            products.push(chunk.f_mv(vector)?);
+            Ok(())
+        })?;
+        Tensor::f_cat(&products, 0)
+    }
+
+    /// Packs the numbers anew, a few rows at a time.
+    pub(crate) fn pack(&self, encoding: RowEncoding) -> Result<PackedRows, TchError> {
+        let mut rows = Vec::new();
+        self.for_chunks(|chunk| {
+            rows.push(PackedRows::pack(&chunk, encoding)?.rows);
+            Ok(())
+        })?;
+        Ok(PackedRows { rows: Tensor::f_cat(&rows, 0)?, encoding, width: self.inputs() })
+    }
+
+    /// Calls `each` with some rows after another, in fp32.
+    fn for_chunks(&self, mut each: impl FnMut(Tensor) -> Result<(), TchError>) -> Result<(), TchError> {
+        match self {
+            Self::Plain(weight) => {
+                let mut chunks = Segment::cover(weight.size()[0], (TILE / weight.size()[1].max(1)).max(1));
+                chunks.try_for_each(|rows| each(rows.narrow(weight)?))
+            }
+            Self::Packed(parts) => {
+                parts.iter().try_for_each(|part| part.for_tiles(Columns::default(), |_, tile| each(tile)))
+            }
+        }
+    }
+}
+
+/// Frozen matrix of packed rows, a row for each output.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    parts: Vec<PackedRows>,
+    /// Index of each input among the packed columns, `[in]`.
+    order: Option<Tensor>,
+    /// Factors of the inputs, `[in]`.
+    inputs: Option<Tensor>,
+}
+
+impl Packed {
+    pub(crate) fn new(
+        parts: &[PackedRows],
+        order: Option<&Tensor>,
+        inputs: Option<&Tensor>,
+        device: Device,
+    ) -> Result<Self, TchError> {
+        let to_device = |tensor: Option<&Tensor>| tensor.map(|tensor| tensor.f_to_device(device)).transpose();
+        let parts = parts.iter().map(|part| part.to_device(device)).collect::<Result<_, TchError>>()?;
+        Ok(Self { parts, order: to_device(order)?, inputs: to_device(inputs)? })
+    }
+
+    /// Number of outputs.
+    pub(crate) fn outputs(&self) -> i64 {
+        self.parts.iter().map(PackedRows::len).sum()
+    }
+
+    /// Memory in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        let inputs = self.inputs.as_ref().map_or(0, |inputs| inputs.numel() * size_of::<f32>());
+        let order = self.order.as_ref().map_or(0, |order| order.numel() * size_of::<i64>());
+        self.parts.iter().map(PackedRows::bytes).sum::<usize>() + inputs + order
+    }
+
+    /// Returns `x [n, in]` times the transposed matrix, plus `bias [out]` and `sum [n, out]` if given: `[n, out]` of the kind
+    /// of `x`.
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        sum: Option<&Tensor>,
+        row_count: RowCount,
+    ) -> Result<Tensor, TchError> {
+        let mut products = Vec::new();
+        self.for_tiles(|start, tile| {
+            let len = tile.size()[0];
+            let bias = bias.map(|bias| bias.f_narrow(0, start, len)).transpose()?;
+            let sum = sum.map(|sum| sum.f_narrow(1, start, len)).transpose()?;
+            let tile = tile.f_to_kind(x.kind())?.f_transpose(0, 1)?;
+            products.push(linear(x, &tile, bias.as_ref(), sum.as_ref(), row_count)?);
+            Ok(())
+        })?;
+        match products.len() {
+            1 => Ok(products.swap_remove(0)),
+            _ => Tensor::f_cat(&products, 1),
+        }
+    }
+
+    /// Returns `grad [n, out]` times the matrix, plus `sum [n, in]` if given: `[n, in]`.
+    pub(crate) fn backward(
+        &self,
+        grad: &Tensor,
+        sum: Option<&Tensor>,
+        row_count: RowCount,
+    ) -> Result<Tensor, TchError> {
+        let mut result = sum.map(|sum| sum.f_to_kind(Kind::Float)).transpose()?;
+        self.for_tiles(|start, tile| {
+            let grad = grad.f_narrow(1, start, tile.size()[0])?;
+            let tile = tile.f_to_kind(grad.kind())?;
+            result = Some(match (grad.kind(), result.take()) {
+                (Kind::Float, sum) => linear(&grad, &tile, None, sum.as_ref(), row_count)?,
+                // Products of 16 bits are added up in fp32.
+                (_, None) => linear(&grad, &tile, None, None, row_count)?.f_to_kind(Kind::Float)?,
+                (_, Some(sum)) => sum.f_add(&linear(&grad, &tile, None, None, row_count)?)?,
+            });
+            Ok(())
+        })?;
+        let result = result.ok_or_else(|| TchError::Shape("a matrix without rows".to_owned()))?;
+        result.f_to_kind(grad.kind())
+    }
+
+    /// Calls `each` with the first output and the numbers of each tile, `[outputs, in]` of fp32.
+    fn for_tiles(&self, mut each: impl FnMut(i64, Tensor) -> Result<(), TchError>) -> Result<(), TchError> {
+        let columns = Columns { order: self.order.as_ref(), factors: self.inputs.as_ref() };
+        let mut first = 0;
+        for part in &self.parts {
+            part.for_tiles(columns, |start, tile| each(first + start, tile))?;
+            first += part.len();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn random<const N: usize>(shape: [i64; N]) -> Tensor {
+        Tensor::randn(shape, (Kind::Float, Device::Cpu))
+    }
+
+    fn assert_close(found: &Tensor, expected: &Tensor) {
+        let off = f64::try_from((found - expected).abs().max() / expected.abs().max()).expect("a number");
+        assert!(off < 1e-5, "off by {off}");
+    }
+
+    /// Two parts of several tiles each, with an order and factors of the inputs.
+    #[test]
+    fn products_equal_those_of_the_widened_matrix() {
+        let (n, inner) = (5, 1600);
+        let weights = [random([1500, inner]), random([1400, inner])];
+        let encodings = [RowEncoding::Int8, RowEncoding::F16];
+        let pack = |(weight, encoding): (&Tensor, RowEncoding)| PackedRows::pack(weight, encoding).expect("rows");
+        let parts: Vec<PackedRows> = weights.iter().zip(encodings).map(pack).collect();
+        let (order, factors) = (Tensor::randperm(inner, (Kind::Int64, Device::Cpu)), random([inner]));
+        let packed = Packed::new(&parts, Some(&order), Some(&factors), Device::Cpu).expect("a matrix");
+        let matrix = Weight::Packed(parts).into_plain().expect("numbers").index_select(1, &order) * &factors;
+        let (x, grad, bias) = (random([n, inner]), random([n, 2900]), random([2900]));
+        let (sum, grad_sum) = (random([n, 2900]), random([n, inner]));
+        let product = packed.forward(&x, Some(&bias), Some(&sum), RowCount::Repeated).expect("a product");
+        assert_close(&product, &(x.matmul(&matrix.tr()) + &bias + &sum));
+        let product = packed.backward(&grad, Some(&grad_sum), RowCount::Repeated).expect("a product");
+        assert_close(&product, &(grad.matmul(&matrix) + grad_sum));
+        assert_close(&packed.backward(&grad, None, RowCount::Repeated).expect("a product"), &grad.matmul(&matrix));
+    }
+
+    #[test]
+    fn products_of_16_bits_are_summed_in_fp32() {
+        tch::manual_seed(1);
+        let (inner, outputs) = (64, 8 * TILE / 64);
+        let weight = random([outputs, inner]);
+        let rows = PackedRows::pack(&weight, RowEncoding::Bf16).expect("rows");
+        let packed = Packed::new(&[rows], None, None, Device::Cpu).expect("a matrix");
+        let grad = random([16, outputs]).to_kind(Kind::BFloat16);
+        let found = packed.backward(&grad, None, RowCount::Repeated).expect("a product");
+        assert_eq!(found.kind(), Kind::BFloat16);
+        let rounded = weight.to_kind(Kind::BFloat16).to_kind(Kind::Double);
+        let expected = grad.to_kind(Kind::Double).matmul(&rounded);
+        let off = f64::try_from((found.to_kind(Kind::Double) - &expected).norm() / expected.norm()).expect("a number");
+        // The product of each tile and the sum are rounded: 0.0017 times the root of two. A sum in bf16 is off by 0.0034.
+        assert!(off < 0.0029, "off by {off}");
+    }
+
+    #[test]
+    fn rows_are_packed_anew_in_chunks() {
+        let weight = random([1500, 1600]);
+        let packed = Weight::Packed(vec![PackedRows::pack(&weight, RowEncoding::F16).expect("rows")]);
+        let rounded = packed.pack(RowEncoding::Int8).expect("rows");
+        let whole = weight.to_kind(Kind::Half).to_kind(Kind::Float);
+        let expected = PackedRows::pack(&whole, RowEncoding::Int8).expect("rows");
+        assert_eq!(rounded.rows, expected.rows);
+        let vector = random([1600]);
+        assert_close(&packed.product(&vector).expect("a product"), &whole.mv(&vector));
+    }
+
+    #[test]
+    fn stacked_with_plain_weights_is_plain() {
+        let weight = random([3, 64]);
+        let packed = || Weight::Packed(vec![PackedRows::pack(&weight, RowEncoding::F16).expect("rows")]);
+        let Weight::Packed(parts) = Weight::stacked(vec![packed(), packed()]).expect("stacked") else {
+            panic!("packed weights become plain");
+        };
+        assert_eq!(parts.len(), 2);
+        let mixed = Weight::stacked(vec![packed(), Weight::Plain(weight.copy())]).expect("stacked");
+        assert!(matches!(&mixed, Weight::Plain(weight) if weight.size() == [6, 64]));
+        let several = Weight::stacked(vec![packed(), packed()]).expect("stacked");
+        assert!(several.map_rows(|rows| rows.f_narrow(0, 0, 2)).is_err());
+    }
+}
