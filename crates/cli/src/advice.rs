@@ -10,8 +10,8 @@ pub(crate) fn advice(error: &(dyn Error + 'static)) -> Option<String> {
     std::iter::successors(Some(error), |&error| error.source()).find_map(|error| {
         if let Some(OpenError::NoOutline { outline, .. }) = error.downcast_ref() {
             return Some(format!(
-                "\n  Copy the shard, or the file {outline}, which `sepal outline FOLDER` writes in the folder of the complete \
-                 model; or name the model as hub:OWNER/NAME, of which only the needed shards are fetched."
+                "\n  Copy the file, or the file {outline}, which `sepal outline FOLDER` writes in the folder of the complete \
+                 model; or name the model as hub:OWNER/NAME, of which only the needed files are fetched."
             ));
         }
         if let Some(LoadError::Device { .. }) = error.downcast_ref() {

@@ -5,12 +5,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use sepal_blocks::BlockStack;
 use sepal_core::Span;
 use sepal_discover::lan::Lan;
 use sepal_discover::p2p::{Identity, IdentityError, Node, NodeOptions, Ticket};
 use sepal_discover::{Discovery, ServerRecord, wait_until_settled};
-use sepal_server::{BlockServer, ModelIdentity, ServerOptions, ServerStats};
+use sepal_server::{BlockServer, DeviceStacks, ModelIdentity, ServerOptions, ServerStats};
 use sepal_swarm::{Addr, Dial, Endpoint};
 
 use crate::args::ServeArgs;
@@ -95,13 +94,13 @@ impl Network {
     /// Starts a server. The next server takes the same port.
     pub(crate) fn start(
         &mut self,
-        stack: BlockStack,
+        stacks: DeviceStacks,
         identity: ModelIdentity,
         options: ServerOptions,
     ) -> Result<BlockServer, Failure> {
         match self {
             Network::Addr(addr) | Network::Lan(addr, _) => {
-                let server = BlockServer::listen(stack, identity, options, addr.clone())?;
+                let server = BlockServer::listen(stacks, identity, options, addr.clone())?;
                 if let Endpoint::Addr(bound) = server.endpoint() {
                     *addr = bound.clone();
                 }
@@ -111,7 +110,7 @@ impl Network {
                 let endpoint = node.peer(&node.name()).ok_or("find this server by its own name")?;
                 let dial: Arc<dyn Dial> = Arc::clone(node) as Arc<dyn Dial>;
                 let options = ServerOptions { dial: Some(dial), ..options };
-                Ok(BlockServer::accept(stack, identity, options, node.connections(), endpoint)?)
+                Ok(BlockServer::accept(stacks, identity, options, node.connections(), endpoint)?)
             }
         }
     }

@@ -57,7 +57,8 @@ fn model(table: &mut Table, model: &ModelPlan) {
         some => format!("{} of it in this process", size(some)),
     };
     let blocks = size(model.estimated_block_bytes);
-    table.line("blocks", format!("about {blocks} of weights as {}, {local}", model.weights));
+    let (weights, compute) = (&model.weights, &model.compute);
+    table.line("blocks", format!("about {blocks} of weights as {weights}, computed in {compute}, {local}"));
     table.line("ends", format!("{} of embeddings and norm in this process", size(model.ends_bytes)));
 }
 

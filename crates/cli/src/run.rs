@@ -49,13 +49,14 @@ pub(crate) fn fetch(registry: &Registry, args: &PipelineArgs) -> Result<(), Fail
 pub(crate) fn outline(args: &OutlineArgs) -> Result<(), Failure> {
     let folder = &args.folder;
     let written = sepal_checkpoint::write_outline(folder, &mut |parts| {
-        let shard = parts.first().map(|(shard, _)| shard.as_str()).unwrap_or_default();
-        Err(format!("{shard} is not there; an outline is made where all shards are").into())
+        let file = parts.first().map(|(file, _)| file.as_str()).unwrap_or_default();
+        Err(format!("{file} is not there; an outline is made where all files of the weights are").into())
     })?;
     match written {
-        Some(path) => print(&format!("wrote {}; copy it with the shards that a server needs", path.display())),
+        Some(path) => print(&format!("wrote {}; copy it with the files that a server needs", path.display())),
         None => {
-            Err(format!("outline {}: it holds no model.safetensors.index.json, so no shards", folder.display()).into())
+            Err(format!("outline {}: the weights are in one file, of which no part can be left out", folder.display())
+                .into())
         }
     }
 }

@@ -7,14 +7,14 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use sepal_assets::{Assets, FetchEvent};
-use sepal_blocks::{BlockStack, Placement};
+use sepal_blocks::{LoadError, Placement};
 use sepal_checkpoint::{Checkpoint, Part};
-use sepal_core::Span;
+use sepal_core::{Device, Span};
 use sepal_discover::{Discovery, ServerRecord};
 use sepal_pipeline::ModelFiles;
 use sepal_route::{BALANCE_QUALITY, ServerThroughput, better_span, weakest_span};
-use sepal_server::memory::{self, BlockSizes, FreeMemory, MemoryRequest, fitting_blocks};
-use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
+use sepal_server::memory::{self, BlockSizes, DeviceMemory, MemoryRequest};
+use sepal_server::{BlockServer, DeviceStacks, Limits, ModelIdentity, ServerOptions};
 use sepal_status::{StatusServer, View};
 
 use crate::args::ServeArgs;
@@ -33,17 +33,18 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
         return Err(format!("serve blocks {span}: the model has blocks {all_blocks}").into());
     }
     let mut network = Network::open(args)?;
-    let digest = args.weights.digest(checkpoint.digest());
-    let swarm = Swarm { discovery: network.discovery(), digest, n_blocks: all_blocks.len() };
-    let (sizes, free) = (BlockSizes::from_checkpoint(checkpoint), FreeMemory::from_env(args.device)?);
+    let identity = ModelIdentity::from_checkpoint(checkpoint).with_formats(args.weights, args.compute_format());
+    let (discovery, digest) = (network.discovery(), identity.digest.clone());
+    let swarm = Swarm { discovery, digest, n_blocks: all_blocks.len() };
+    let (sizes, free) = (BlockSizes::from_checkpoint(checkpoint), DeviceMemory::from_env(&args.devices)?);
     let mut span = match args.blocks {
         Some(span) => span,
         // A server without a swarm holds all blocks.
         None if swarm.discovery.is_none() && args.max_blocks.is_none() => all_blocks,
-        None => swarm.weakest_span(affordable_blocks(args, &sizes, free))?,
+        None => swarm.weakest_span(affordable_blocks(args, &sizes, &free))?,
     };
     // A server that moves takes as many blocks again.
-    check_memory(args, &sizes, span, free)?;
+    check_memory(args, &sizes, span, &free)?;
     // Signals are not handled yet, so that Ctrl-C ends the download at once.
     model.bring(span, &AtomicBool::new(false))?;
     let stop = Stop::on_signal()?;
@@ -52,7 +53,7 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let _withdrawal = WithdrawOnDrop(network.discovery());
     let (mut previous, mut failed) = (None, None);
     loop {
-        let server = match start(args, &mut network, checkpoint, span) {
+        let server = match start(args, &mut network, checkpoint, identity.clone(), span) {
             Ok(server) => server,
             Err(error) => {
                 let Some(old) = previous.take() else { return Err(error) };
@@ -62,7 +63,7 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
             }
         };
         announcement.set_serving(server.stats());
-        let (source, description) = (model.files.asset.pinned(), checkpoint.describe());
+        let (source, description) = (model.files.asset.pinned(), &identity.weights);
         print(&format!("serving blocks {span} of {source} ({description}) on {}", server.endpoint()))?;
         let status_page = match &mut status_page {
             Some(status_page) => status_page,
@@ -89,9 +90,16 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
     }
 }
 
-fn start(args: &ServeArgs, network: &mut Network, checkpoint: &Checkpoint, span: Span) -> Result<BlockServer, Failure> {
-    let stack = BlockStack::load_with(checkpoint, span, Placement::on(args.device, args.weights)?)?;
-    network.start(stack, ModelIdentity::from_checkpoint(checkpoint).with_weight_format(args.weights), options(args))
+fn start(
+    args: &ServeArgs,
+    network: &mut Network,
+    checkpoint: &Checkpoint,
+    identity: ModelIdentity,
+    span: Span,
+) -> Result<BlockServer, Failure> {
+    let place = |&device: &Device| Placement::on(device, args.weights, identity.compute);
+    let placements = args.devices.iter().map(place).collect::<Result<Vec<Placement>, LoadError>>()?;
+    network.start(DeviceStacks::load(checkpoint, span, &placements)?, identity, options(args))
 }
 
 /// Model to serve; some of its shards may not be fetched yet.
@@ -244,23 +252,23 @@ fn wait(
 }
 
 /// Returns the number of blocks that are allowed and fit into the free memory, at least one.
-fn affordable_blocks(args: &ServeArgs, sizes: &BlockSizes, free: FreeMemory) -> usize {
+fn affordable_blocks(args: &ServeArgs, sizes: &BlockSizes, free: &DeviceMemory) -> usize {
     let allowed = args.max_blocks.map_or(sizes.n_blocks(), |max| sizes.n_blocks().min(max as usize));
-    let Some(free) = free.device else { return allowed };
-    let fitting = fitting_blocks(sizes, allowed, memory_request(args), free);
+    let fitting = free.fitting_blocks(sizes, allowed, memory_request(args));
     if (1..allowed).contains(&fitting) {
-        eprintln!("{fitting} of {allowed} blocks fit into the {} of free memory", size(free));
+        let memory = free.total().map(|bytes| format!("{} of ", size(bytes))).unwrap_or_default();
+        eprintln!("{fitting} of {allowed} blocks fit into the {memory}free memory");
     }
     fitting.max(1)
 }
 
 /// Checks that the blocks fit into the free memory, and says so if it is unknown.
-fn check_memory(args: &ServeArgs, sizes: &BlockSizes, span: Span, free: FreeMemory) -> Result<(), Failure> {
+fn check_memory(args: &ServeArgs, sizes: &BlockSizes, span: Span, free: &DeviceMemory) -> Result<(), Failure> {
     let options = "--blocks, --weights, --tape-budget-mb";
-    let checked = memory::check(sizes, span, memory_request(args), free);
+    let checked = free.check(sizes, span, memory_request(args));
     let need = checked.map_err(|error| format!("{error} ({options})"))?;
-    if free.device.is_none() {
-        let (device, bytes) = (args.device, size(need.weights + need.loading));
+    if let Some(device) = free.unknown() {
+        let bytes = size(need.weights + need.loading);
         eprintln!("the free memory of {device} is unknown; blocks {span} take {bytes} ({} states it)", memory::FREE_MB);
     }
     Ok(())
@@ -268,8 +276,10 @@ fn check_memory(args: &ServeArgs, sizes: &BlockSizes, span: Span, free: FreeMemo
 
 fn memory_request(args: &ServeArgs) -> MemoryRequest {
     MemoryRequest {
-        device: args.device,
+        // Each device is checked by itself.
+        device: Device::default(),
         format: args.weights,
+        compute: args.compute_format(),
         tape_bytes: args.tape_budget_mb << 20,
         adapter_bytes: args.adapter_memory_mb << 20,
     }

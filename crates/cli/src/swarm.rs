@@ -137,7 +137,7 @@ fn table(servers: &[SurveyedServer], models: &BTreeMap<String, ModelCoverage>) -
     text.trim_end().to_owned()
 }
 
-/// Returns the first digits, and the format of rounded weights.
+/// Returns the first digits, and the formats of rounded weights and products.
 fn short(digest: &str) -> String {
     let (hex, format) = digest.split_once('+').map_or((digest, None), |(hex, format)| (hex, Some(format)));
     let hex = hex.strip_prefix("sha256:").unwrap_or(hex);
@@ -153,6 +153,7 @@ fn to_json(servers: &[SurveyedServer], models: &BTreeMap<String, ModelCoverage>)
             "model_digest": info.model_digest,
             "family": info.family,
             "weights": info.weights,
+            "compute": info.compute_dtype,
             "software": info.software,
             "draining": info.draining,
             "queue": info.load.queue,

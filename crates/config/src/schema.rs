@@ -2,6 +2,7 @@
 
 use schemars::{Schema, SchemaGenerator, json_schema};
 use sepal_catalog::{Catalog, Entry, PluginKind, schema_of};
+use sepal_core::{ComputeFormat, WeightFormat};
 use serde_json::{Map, Value, json};
 
 use crate::spec::{EmbeddedSpec, LanSpec, NoneSpec, P2pSpec, Spec, StaticSpec};
@@ -211,7 +212,11 @@ pub(crate) fn device(_: &mut SchemaGenerator) -> Schema {
 }
 
 pub(crate) fn weight_format(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "string", "enum": ["f32", "bf16", "f16", "int8", "nf4"] })
+    json_schema!({ "type": "string", "enum": WeightFormat::ALL })
+}
+
+pub(crate) fn compute_format(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "anyOf": [{ "type": "string", "enum": ComputeFormat::ALL }, { "type": "null" }] })
 }
 
 pub(crate) fn cell(_: &mut SchemaGenerator) -> Schema {

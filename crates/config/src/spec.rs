@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use sepal_assets::{Source, Sources};
-use sepal_core::{DType, Device, GradScalerConfig, WeightFormat};
+use sepal_core::{ComputeFormat, DType, Device, GradScalerConfig, WeightFormat};
 use sepal_data::{Delimiter, Dialect, Encoding};
 use sepal_tokenize::TruncationSide;
 use serde::de::{Deserializer, Error, Unexpected};
@@ -95,6 +95,13 @@ impl Spec {
         Self { model: ModelSpec { source, ..self.model.clone() }, ..self.clone() }
     }
 
+    /// Returns the spec with the number format of products written out, so that it does not change with the device.
+    #[must_use]
+    pub fn with_compute_format(&self) -> Self {
+        let compute = Some(self.model.compute_format());
+        Self { model: ModelSpec { compute, ..self.model.clone() }, ..self.clone() }
+    }
+
     /// Number format of hidden states and gradients on the wire.
     pub fn wire_dtype(&self) -> DType {
         self.swarm.remote().wire_dtype.unwrap_or(self.train.precision.dtype())
@@ -102,7 +109,8 @@ impl Spec {
 
     /// Loss scaling, if it is set or needed. Gradients below 6e-8 vanish in `f16`.
     pub fn scaler(&self) -> Option<GradScalerConfig> {
-        let is_f16 = [self.train.precision.dtype(), self.wire_dtype()].contains(&DType::F16);
+        let formats = [self.train.precision.dtype(), self.wire_dtype(), self.model.compute_format().dtype()];
+        let is_f16 = formats.contains(&DType::F16);
         self.train.scaler.clone().or_else(|| is_f16.then(GradScalerConfig::default))
     }
 }
@@ -118,11 +126,16 @@ pub struct WriteError(#[source] serde_saphyr::SerializeError);
 pub struct ModelSpec {
     /// Hugging Face folder or GGUF file, or a list of them, of which the first available one is used.
     pub source: Sources,
-    /// Storage format of the weights of all blocks, in this process and on servers. Servers with another format are not
-    /// used.
+    /// Storage format of the weights of all blocks, in this process and on servers. `auto` keeps matrices in 16
+    /// or fewer bits as the file has them; the numbers are those of `f32`. Servers with another format are not used.
     #[serde(default)]
     #[schemars(schema_with = "crate::schema::weight_format")]
     pub weights: WeightFormat,
+    /// Number format of the products of all blocks, in this process and on servers; by default `f32` if `device` is the
+    /// CPU, and `bf16` if it is a GPU. Servers with another format are not used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::compute_format")]
+    pub compute: Option<ComputeFormat>,
     /// Device of the blocks in this process: `cpu`, `cuda:0` and so on.
     #[serde(default)]
     #[schemars(schema_with = "crate::schema::device")]
@@ -130,6 +143,18 @@ pub struct ModelSpec {
     /// Number of first blocks that run in this process, so that servers see less of the text.
     #[serde(default)]
     pub local_blocks: usize,
+}
+
+impl ModelSpec {
+    /// Number format of the products of the blocks: the one that is set, or the default of the device.
+    pub fn compute_format(&self) -> ComputeFormat {
+        self.compute.unwrap_or_else(|| ComputeFormat::default_on(self.device))
+    }
+
+    /// Digest of the model with the digest `checkpoint`, in the formats of its weights and products.
+    pub fn digest(&self, checkpoint: &str) -> String {
+        self.compute_format().digest(&self.weights.digest(checkpoint))
+    }
 }
 
 /// The labelled texts.

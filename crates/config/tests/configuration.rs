@@ -3,7 +3,7 @@
 use insta::assert_snapshot;
 use sepal_config::spec::{EvaluateEvery, SwarmSpec};
 use sepal_config::{Layers, Loaded, schema};
-use sepal_core::DType;
+use sepal_core::{ComputeFormat, DType, WeightFormat};
 use sepal_deep_ptune::DeepPtune;
 use sepal_plugin::{Head, Registry, Tuning, standard};
 use sepal_ptune::Ptune;
@@ -113,6 +113,7 @@ fn written_spec_reads_as_itself() {
         &combined,
         &grouped,
         &["swarm={use: static, with: {servers: ['h:1', unix:/s]}}"],
+        &["model.compute=bf16", "model.weights=nf4"],
     ] {
         let spec = good(&[], sets).spec;
         let yaml = spec.to_yaml().expect("a spec can be written");
@@ -120,6 +121,31 @@ fn written_spec_reads_as_itself() {
             layers(&yaml, &[], &[]).load(registry().catalog()).unwrap_or_else(|problems| panic!("{problems}\n{yaml}"));
         assert_eq!(again.spec, spec, "{yaml}");
         assert!(again.notices.is_empty());
+    }
+}
+
+#[test]
+fn compute_format_defaults_to_that_of_the_device() {
+    let check = |sets: &[&str], compute: ComputeFormat, digest: &str| {
+        let spec = good(&[], sets).spec;
+        assert_eq!((spec.model.compute_format(), spec.model.digest("d").as_str()), (compute, digest), "{sets:?}");
+        let written = spec.with_compute_format();
+        assert_eq!((written.model.compute, written.model.digest("d").as_str()), (Some(compute), digest), "{sets:?}");
+    };
+    check(&[], ComputeFormat::F32, "d");
+    check(&["model.device=cuda:1"], ComputeFormat::Bf16, "d+compute-bf16");
+    check(&["model.device=cuda:1", "model.compute=f32"], ComputeFormat::F32, "d");
+    check(&["model.compute=f16", "model.weights=int8"], ComputeFormat::F16, "d+int8+compute-f16");
+    check(&["model.compute=null", "model.weights=auto"], ComputeFormat::F32, "d");
+
+    assert_eq!(good(&[], &[]).spec.model.weights, WeightFormat::Auto);
+    assert!(!good(&[], &[]).spec.to_yaml().expect("YAML").contains("compute"), "no digest of a spec changes");
+    let text = over(&[], &["model.weights=int4", "model.compute=int8"]);
+    for expected in [
+        r#"model.weights: expected one of auto, f32, bf16, f16, int8, nf4, found the text "int4""#,
+        r#"model.compute: expected one of f32, bf16, f16"#,
+    ] {
+        assert!(text.contains(expected), "{expected} is not in\n{text}");
     }
 }
 
@@ -170,6 +196,8 @@ fn precision_decides_wire_format_and_loss_scaling() {
     check(&["swarm.with.wire_dtype=f16"], DType::F16, Some(65536.0));
     check(&["swarm.with.wire_dtype=null", "train.scaler={init_scale: 8}"], DType::F32, Some(8.0));
     check(&["train.precision=bf16", "train.scaler={}"], DType::Bf16, Some(65536.0));
+    check(&["model.compute=f16"], DType::F32, Some(65536.0));
+    check(&["model.compute=bf16"], DType::F32, None);
 
     assert_snapshot!(over(&[], &["train.precision=fp16"]), @r#"--set train.precision=fp16: train.precision: expected one of f32, bf16, f16, found the text "fp16"; did you mean `f16`?"#);
     assert_snapshot!(over(&[], &["swarm.with.wire_dtype=f8"]), @r#"--set swarm.with.wire_dtype=f8: swarm.with.wire_dtype: expected one of f32, f16, bf16, q8, found the text "f8""#);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use sepal_blocks::Ends;
 use sepal_checkpoint::Checkpoint;
-use sepal_core::{DType, HostTensor, NamedHostTensor, WeightFormat};
+use sepal_core::{DType, HostTensor, NamedHostTensor};
 use sepal_nn::{share_from_host, to_host};
 
 use crate::adapter::{Adapter, AdapterError, AdapterKind};
@@ -19,7 +19,7 @@ use crate::fold::{cut, fold, table};
 use crate::folder::{FolderError, Staged};
 use crate::import_error::ImportError;
 use crate::lora_scaling::{LoraOptionsError, LoraScaling};
-use crate::model_match::{ModelMismatch, check_model};
+use crate::model_match::{ModelMismatch, Rounding, check_model};
 use crate::site_tensors::{from_peft, to_peft};
 use crate::used_plugin::{HeadMismatch, check_head};
 use crate::verify::{Verified, WrittenExport, WrittenInputs, sample_rows, verify};
@@ -54,6 +54,12 @@ pub enum ExportError {
     /// PEFT computes the model differently.
     #[error("export an adapter of {family}: {reason}")]
     Family { family: &'static str, reason: &'static str },
+    /// Classes of transformers for the complete model have other names of layers.
+    #[error(
+        "export an adapter of the text model of a {model_type}: transformers loads the complete model, whose layers have other \
+         names; an adapter of linear layers can be merged into the text model instead"
+    )]
+    Multimodal { model_type: &'static str },
     /// The method does not hold the adapter.
     #[error("export {mode} as {form}: {reason}; export it as {exact}, which is exact")]
     Form {
@@ -116,9 +122,12 @@ pub fn export(
     if options.base_model.is_empty() {
         return Err(ExportError::BaseModel);
     }
+    if let Some(model_type) = checkpoint.multimodal_type() {
+        return Err(ExportError::Multimodal { model_type });
+    }
     check_head(options.task.as_ref())?;
     let trained = Adapter::read(adapter)?;
-    let rounded = check_model(&trained, checkpoint)?;
+    let rounding = check_model(&trained, checkpoint)?;
     let resolved = with_prompts(options, &trained)?;
     let prepared = PreparedExport::new(options, &resolved, checkpoint)?;
     write_tensors(&staged, &prepared.tensors()?)?;
@@ -128,7 +137,7 @@ pub fn export(
         Verify::Rows(rows) => Some(prepared.verify(rows, &staged)?),
     };
     let PreparedExport { form, scaling, .. } = prepared;
-    let mut notices = notices(options, form, checkpoint, rounded);
+    let mut notices = notices(options, form, checkpoint, rounding);
     notices.extend(trained.facts.model_digest.is_empty().then(|| UNKNOWN_MODEL.to_owned()));
     let texts = ExportTexts {
         options,
@@ -281,11 +290,12 @@ fn folded(trained: &BlockInputs, checkpoint: &Checkpoint) -> Result<HostTensor, 
     Ok(to_host(&table, DType::F32)?)
 }
 
-fn notices(options: &ExportOptions, form: Form, checkpoint: &Checkpoint, rounded: Option<WeightFormat>) -> Vec<String> {
+fn notices(options: &ExportOptions, form: Form, checkpoint: &Checkpoint, rounding: Option<Rounding>) -> Vec<String> {
     let mut notices = Vec::new();
-    if let Some(format) = rounded {
+    if let Some(rounding) = rounding {
         notices.push(format!(
-            "the blocks were loaded as {format} in training and as f32 for the export; PEFT gives the logits of f32"
+            "the blocks were {rounding} in training, and are loaded and computed in f32 for the export; PEFT gives the \
+             logits of f32"
         ));
     }
     let description = checkpoint.describe();

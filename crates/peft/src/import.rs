@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use sepal_checkpoint::Checkpoint;
-use sepal_core::WeightFormat;
 
 use crate::adapter::{Adapter, AdapterKind};
 use crate::config::{AdapterConfig, CONFIG, SEQ_CLS, TENSORS};
@@ -16,6 +15,7 @@ use crate::imported_modes::imported_modes;
 use crate::label_names::{LabelNames, read_label_names};
 use crate::lora_config::Alphas;
 use crate::lora_scaling::LoraScaling;
+use crate::model_match::parse_of;
 use crate::used_plugin::UsedPlugin;
 
 const ADAPTER: &str = "adapter.safetensors";
@@ -269,9 +269,8 @@ fn check_model(adapter: &mut Adapter, checkpoint: &Checkpoint) -> Result<(), Imp
     if expected.is_empty() {
         found.clone_into(expected);
     }
-    if WeightFormat::ALL.iter().any(|format| &format.digest(found) == expected) {
-        Ok(())
-    } else {
-        Err(ImportError::Model { expected: expected.clone(), found: found.to_owned() })
+    match parse_of(expected, found) {
+        Some(_) => Ok(()),
+        None => Err(ImportError::Model { expected: expected.clone(), found: found.to_owned() }),
     }
 }

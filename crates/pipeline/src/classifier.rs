@@ -20,6 +20,7 @@ use sepal_train::{Split, evaluate, headline};
 use crate::connect::SwarmHandle;
 use crate::data::{calibration_batch, predictions_file, read_split};
 use crate::error::{AdapterError, AssembleError, BoxError, ClassifierError, DataError};
+use crate::formats::OtherFormats;
 use crate::frozen_model::{BuiltHead, FrozenModel, assemble};
 use crate::model_files::{Fetcher, watched};
 use crate::progress::{Observer, TrainEvents};
@@ -82,9 +83,12 @@ impl Classifier {
         ] {
             if own != others {
                 let source = &manifest.model.source;
+                let advice = match OtherFormats::new(own, others) {
+                    Some(formats) => format!("add {}", formats.overrides()),
+                    None => format!("it came from {source}, which can be named by --set model.source=SOURCE"),
+                };
                 return Err(ClassifierError::Adapter(refused(format!(
-                    "it was trained with another {what} ({others}, this one is {own}); it came from {source}, which can be \
-                     named by --set model.source=SOURCE"
+                    "it was trained with another {what} ({others}, this one is {own}); {advice}"
                 ))));
             }
         }

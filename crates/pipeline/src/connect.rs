@@ -17,6 +17,7 @@ use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
 use sepal_swarm::{Addr, Endpoint};
 
 use crate::error::{AssembleError, BoxError};
+use crate::formats::other_formats;
 use crate::progress::{Event, Observer};
 
 /// Budget of memory for the only client of a server, or of blocks in this process. Sums of two do not overflow.
@@ -85,7 +86,7 @@ fn connect_remote(
     if first_block == config.n_blocks {
         return Ok(None);
     }
-    let digest = spec.model.weights.digest(checkpoint.digest());
+    let digest = spec.model.digest(checkpoint.digest());
     let expected = ModelExpectation { digest, n_blocks: config.n_blocks, hidden: config.hidden, tunables };
     let options = RemoteOptions {
         wire_dtype: Some(spec.wire_dtype()),
@@ -110,7 +111,8 @@ fn connect_remote(
         }
         SwarmSpec::P2p(p2p) => discover(Arc::new(join(p2p)?), expected, options, observer),
     };
-    Ok(Some((handle, remote.map_err(AssembleError::Connect)?)))
+    let (weights, compute) = (spec.model.weights, spec.model.compute_format());
+    Ok(Some((handle, remote.map_err(|source| AssembleError::Connect { source, weights, compute })?)))
 }
 
 /// Loads blocks whose tapes take at most `tape_bytes`, if all of it fits into memory.
@@ -125,7 +127,7 @@ fn load_blocks(
     let span = Span::new(blocks.start, blocks.end).map_err(|source| error(source.into()))?;
     check_memory(spec, checkpoint, span, tape_bytes, observer)?;
     let load = || -> Result<BlockStack, BoxError> {
-        let placement = Placement::on(spec.model.device, spec.model.weights)?;
+        let placement = Placement::on(spec.model.device, spec.model.weights, spec.model.compute_format())?;
         Ok(BlockStack::load_with(checkpoint, span, placement)?)
     };
     load().map_err(error)
@@ -139,9 +141,9 @@ fn check_memory(
     tape_bytes: u64,
     observer: &mut dyn Observer,
 ) -> Result<(), AssembleError> {
-    let (device, format) = (spec.model.device, spec.model.weights);
+    let (device, format, compute) = (spec.model.device, spec.model.weights, spec.model.compute_format());
     let free = FreeMemory::from_env(device).map_err(AssembleError::StatedMemory)?;
-    let request = MemoryRequest { device, format, tape_bytes, adapter_bytes: UNLIMITED };
+    let request = MemoryRequest { device, format, compute, tape_bytes, adapter_bytes: UNLIMITED };
     memory::check(&BlockSizes::from_checkpoint(checkpoint), span, request, free).map_err(AssembleError::Memory)?;
     if free.device.is_none() {
         let variable = memory::FREE_MB;
@@ -166,7 +168,8 @@ fn start_server(
     let limits = Limits { tape_budget_bytes, client_bytes, shared_bytes, ..Limits::default() };
     let threads = spec.train.threads.and_then(|threads| u32::try_from(threads).ok());
     let options = ServerOptions { limits, threads, ..ServerOptions::default() };
-    let identity = ModelIdentity::from_checkpoint(checkpoint).with_weight_format(spec.model.weights);
+    let identity = ModelIdentity::from_checkpoint(checkpoint);
+    let identity = identity.with_formats(spec.model.weights, spec.model.compute_format());
     BlockServer::embedded(stack, identity, options).map_err(AssembleError::Server)
 }
 
@@ -182,8 +185,16 @@ fn discover(
     observer: &mut dyn Observer,
 ) -> (SwarmHandle, Result<RemoteSequential, RemoteError>) {
     observer.event(Event::Notice("blocks: looking for servers of the model"));
-    let sightings = discovery.sightings(&expected.digest);
+    let (sightings, digest) = (discovery.sightings(&expected.digest), expected.digest.clone());
     let remote = RemoteSequential::discover(sightings, expected, options);
+    if let Err(RemoteError::Uncovered { .. }) = &remote {
+        // Servers with other digests are not sighted.
+        let members = discovery.members();
+        let servers = members.iter().map(|member| (member.endpoint.to_string(), member.record.digest.as_str()));
+        for notice in other_formats(&digest, servers) {
+            observer.event(Event::Notice(&notice));
+        }
+    }
     (SwarmHandle::Discovery(discovery), remote)
 }
 

@@ -4,8 +4,12 @@ use std::error::Error;
 use std::fmt;
 use std::path::PathBuf;
 
+use sepal_core::{ComputeFormat, WeightFormat};
 use sepal_model::ForwardError;
+use sepal_remote::RemoteError;
 use sepal_train::{CheckpointError, EvaluateError, MetricError, MetricUsage, TrainError};
+
+use crate::formats::{serve_options, server_advice};
 
 pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -105,13 +109,25 @@ pub enum AssembleError {
     #[error("start the embedded server")]
     Server(#[source] sepal_server::StartError),
     /// Servers that cannot be used.
-    #[error("run the remote blocks{}", serve_hint(.0))]
-    Connect(#[source] sepal_remote::RemoteError),
+    #[error("run the remote blocks{}", connect_hint(source, *weights, *compute))]
+    Connect {
+        source: RemoteError,
+        /// Format of the run's weights.
+        weights: WeightFormat,
+        /// Format of the run's products.
+        compute: ComputeFormat,
+    },
 }
 
-fn serve_hint(error: &sepal_remote::RemoteError) -> String {
-    let sepal_remote::RemoteError::Uncovered { missing, .. } = error else { return String::new() };
-    format!(" (start a server by `sepal serve MODEL --blocks {missing}`)")
+fn connect_hint(error: &RemoteError, weights: WeightFormat, compute: ComputeFormat) -> String {
+    match (error, error.other_digest()) {
+        (RemoteError::Uncovered { missing, .. }, _) => {
+            let options = serve_options(weights, compute);
+            format!(" (start a server by `sepal serve MODEL --blocks {missing}{options}`)")
+        }
+        (_, Some([server, expected, found])) => format!(" ({})", server_advice(server, expected, found)),
+        _ => String::new(),
+    }
 }
 
 /// A trained adapter that cannot be used.
@@ -217,9 +233,9 @@ impl ClassifierError {
 
     /// True if no server can be reached for some blocks.
     pub fn is_unreachable(&self) -> bool {
-        use sepal_remote::RemoteError::{NoServer, Uncovered};
+        use RemoteError::{NoServer, Uncovered};
         match self {
-            Self::Assemble(AssembleError::Connect(Uncovered { .. } | NoServer { .. })) => true,
+            Self::Assemble(AssembleError::Connect { source: Uncovered { .. } | NoServer { .. }, .. }) => true,
             Self::Forward(ForwardError::Blocks(error)) => {
                 matches!(error.remote(), Some(Uncovered { .. } | NoServer { .. }))
             }
@@ -288,4 +304,23 @@ run_error_from! {
     Train: ForwardError,
     Resume: ResumeError,
     Record: RecordError,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_blocks_are_advised_to_be_served_in_the_formats_of_the_run() {
+        let text = |weights, compute| {
+            let missing = "3:30".parse().expect("a span");
+            let source = RemoteError::Uncovered { missing, unreachable: Vec::new() };
+            AssembleError::Connect { source, weights, compute }.to_string()
+        };
+        let plain = text(WeightFormat::Auto, ComputeFormat::F32);
+        assert_eq!(plain, "run the remote blocks (start a server by `sepal serve MODEL --blocks 3:30`)");
+        assert_eq!(text(WeightFormat::F32, ComputeFormat::F32), plain);
+        let rounded = text(WeightFormat::Int8, ComputeFormat::Bf16);
+        assert!(rounded.contains("`sepal serve MODEL --blocks 3:30 --weights int8 --compute bf16`"), "{rounded}");
+    }
 }

@@ -162,7 +162,7 @@ impl Finish<'_> {
 /// Words nearest to each soft prompt; empty if there are no prompts, or libtorch fails.
 pub(crate) fn nearest_words(params: &Parameters, ends: &Ends, frozen: &FrozenModel) -> Vec<NearestWords> {
     let Some(prompts) = params.get(PROMPTS).filter(|prompts| prompts.dim() == 2) else { return Vec::new() };
-    let nearest = sepal_nn::nearest_words(prompts, ends.embedding_matrix(), NEAR_WORDS).unwrap_or_default();
+    let nearest = sepal_nn::nearest_words(prompts, ends.embeddings(), NEAR_WORDS).unwrap_or_default();
     let word = |(id, near): (usize, f64)| (frozen.tokenizer.token_text(id as u32).unwrap_or_default(), near);
     let words = |(prompt, found): (usize, Vec<(usize, f64)>)| NearestWords {
         prompt,

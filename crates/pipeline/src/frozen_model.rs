@@ -16,7 +16,7 @@ use tch::Tensor;
 use crate::connect::{SwarmHandle, connect};
 use crate::error::{AssembleError, BoxError, ModelError};
 use crate::initial_head::initialise_head;
-use crate::model_files::{Fetcher, ModelFiles, describe_attempts, watched};
+use crate::model_files::{Fetcher, ModelFiles, describe_attempts, fetch_part, watched};
 use crate::progress::Observer;
 
 pub(crate) struct FrozenModel {
@@ -44,7 +44,8 @@ impl FrozenModel {
     }
 
     pub(crate) fn facts(&self, spec: &Spec) -> ModelFacts {
-        let model = ModelIdentity::from_checkpoint(&self.checkpoint).with_weight_format(spec.model.weights);
+        let model = ModelIdentity::from_checkpoint(&self.checkpoint);
+        let model = model.with_formats(spec.model.weights, spec.model.compute_format());
         ModelFacts {
             source: self.asset.pinned().to_string(),
             unavailable_sources: describe_attempts(&self.asset.attempts),
@@ -83,13 +84,10 @@ impl FrozenModel {
         Ok(self.tokenizer.encode_plain(text)?.into_iter().map(i64::from).collect())
     }
 
-    /// Rows of the output layer for these tokens, fp32 `[ids, hidden]`. A missing shard is fetched first.
+    /// Rows of the output layer for these tokens, fp32 `[ids, hidden]`. Missing weights are fetched first.
     fn output_rows(&self, ids: &[i64]) -> Result<Tensor, BoxError> {
         let ids: Vec<usize> = ids.iter().map(|&id| usize::try_from(id)).collect::<Result<_, _>>()?;
-        let missing = self.checkpoint.missing_files(Part::Output);
-        if !missing.is_empty() {
-            Assets::from_env().fetch_files(&self.asset, &missing, &mut ignore_events)?;
-        }
+        fetch_part(&Assets::from_env(), &self.asset, &self.checkpoint, Part::Output, &mut ignore_events)?;
         Ok(from_host(&self.checkpoint.output_rows(&ids)?)?)
     }
 
@@ -136,7 +134,7 @@ impl BuiltHead {
         let mut context = HeadContext {
             params: &mut params,
             hidden: frozen.checkpoint.config().hidden,
-            embeddings: ends.embedding_matrix(),
+            embeddings: ends.embeddings(),
             tokenize: &|text| frozen.token_ids(text),
             lm_rows: &|ids| frozen.output_rows(ids),
             is_restored,
@@ -166,7 +164,7 @@ impl BuiltHead {
             kv_size: config.kv_size(),
             sites: &sites,
             initializer_range: config.initializer_range,
-            embeddings: self.ends.embedding_matrix(),
+            embeddings: self.ends.embeddings(),
             tokenize: &|text| frozen.token_ids(text),
             labels: self.head.label_names(),
             is_restored,

@@ -24,6 +24,7 @@ mod connect;
 mod data;
 mod error;
 mod finish;
+mod formats;
 mod frozen_model;
 mod initial_head;
 mod model_files;

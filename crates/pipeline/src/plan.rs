@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicBool;
 
 use sepal_assets::{Assets, free_space};
+use sepal_blocks::{Ends, Placement, weight_bytes};
 use sepal_checkpoint::{Checkpoint, Format, Part};
 use sepal_config::spec::{EvaluateEvery, KeptAdapter, Spec, SwarmSpec};
 use sepal_core::Span;
@@ -74,11 +75,13 @@ pub struct ModelPlan {
     pub file_bytes: u64,
     /// Weight format of the running blocks.
     pub weights: String,
+    /// Number format of the products of the blocks.
+    pub compute: String,
     /// Estimated: bytes of the weights of all blocks in this format.
     pub estimated_block_bytes: u64,
     /// Estimated: bytes of the blocks in this process.
     pub estimated_bytes_here: u64,
-    /// Bytes of embeddings and final norm in this process, in fp32.
+    /// Largest memory of embeddings and final norm in this process, in bytes.
     pub ends_bytes: u64,
 }
 
@@ -232,15 +235,17 @@ fn model_plan(spec: &Spec, frozen: &FrozenModel) -> ModelPlan {
         stored_as: format!("{format}, {}", description.dtypes.join("/")),
         file_bytes: description.size_bytes,
         weights: spec.model.weights.to_string(),
+        compute: spec.model.compute_format().to_string(),
         estimated_block_bytes: bytes(config.n_blocks),
         estimated_bytes_here: bytes(here),
-        ends_bytes: checkpoint.part_parameter_count(Part::Ends) * 4,
+        ends_bytes: Ends::memory_bytes(config),
     }
 }
 
-/// Estimated bytes of the blocks. Norms, which stay in fp32, are counted in the weight format.
+/// Estimated bytes of the blocks.
 fn block_bytes(spec: &Spec, checkpoint: &Checkpoint, span: Span) -> u64 {
-    (checkpoint.part_parameter_count(Part::Blocks(span)) as f64 * spec.model.weights.bits() / 8.0).ceil() as u64
+    let placement = Placement::new(spec.model.device, spec.model.weights, spec.model.compute_format());
+    weight_bytes(&checkpoint.part_sizes(Part::Blocks(span)), placement)
 }
 
 fn tensors(params: &Parameters) -> Vec<TensorPlan> {

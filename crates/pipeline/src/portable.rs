@@ -22,6 +22,8 @@ fn portable_spec(spec: &Spec) -> Spec {
     spec.output = OutputSpec::default();
     spec.checkpoint = CheckpointSpec::default();
     spec.train.threads = None;
+    // The adapter was trained with the products of its device.
+    spec.model.compute = Some(spec.model.compute_format());
     (spec.model.device, spec.model.local_blocks) = Default::default();
     // Trained prompts do not need the file that they were initialised from.
     for mode in spec.tuning.modes_mut() {
@@ -127,6 +129,7 @@ track: [{ use: mlflow, with: { tracking_uri: 'http://secret:5000' } }]
         assert_eq!((&read.task, &read.tuning.modes()[0].with["pre_seq_len"]), (&spec.task, &json!(4)));
         assert_eq!((read.wire_dtype(), read.model.local_blocks, read.train.seed), (spec.wire_dtype(), 0, 7));
         assert!(matches!(read.swarm, SwarmSpec::Embedded(_)));
+        assert_eq!(read.model.digest("d"), spec.model.digest("d"));
 
         let text = serde_json::to_string(&manifest).expect("JSON");
         assert!(!text.contains("secret"), "{text}");

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use sepal_config::{Layers, Spec};
+use sepal_core::{ComputeFormat, WeightFormat};
 use sepal_plugin::Registry;
 use sepal_track::{Manifest, Status};
 use sepal_train::{NO_CHECKPOINT, ended_by_time, has_checkpoint};
@@ -65,7 +66,8 @@ pub(crate) fn check_incomplete(run: &Path) -> Result<(), ResumeError> {
     }
 }
 
-/// Reads the pipeline of a run.
+/// Reads the pipeline of a run. Runs state the format of products since there is one; earlier ones computed in fp32 on every
+/// device.
 ///
 /// # Errors
 /// [`ResumeError`] if the folder is no run folder, or its pipeline is no longer valid.
@@ -74,13 +76,15 @@ pub fn pipeline_of(run: &Path, registry: &Registry) -> Result<Spec, ResumeError>
     let path = run.join("pipeline.yaml");
     let layers =
         Layers::read(&path).map_err(|_| refused("it is no folder of a run: it has no pipeline.yaml".into()))?;
-    Ok(layers.load(registry.catalog()).map_err(|problems| refused(problems.to_string()))?.spec)
+    let mut spec = layers.load(registry.catalog()).map_err(|problems| refused(problems.to_string()))?.spec;
+    spec.model.compute.get_or_insert(ComputeFormat::F32);
+    Ok(spec)
 }
 
 /// Returns an error if a run of `old` cannot be resumed as `new`.
 pub(crate) fn check_same(run: &Path, old: &Spec, new: &Spec) -> Result<(), ResumeError> {
     let mut differences = Vec::new();
-    compare("", &fixed_options(old), &fixed_options(new), &mut differences);
+    compare("", &compared_options(old), &compared_options(new), &mut differences);
     if differences.is_empty() {
         return Ok(());
     }
@@ -96,12 +100,20 @@ pub(crate) fn digest(spec: &Spec) -> String {
     hex::encode(Sha256::digest(fixed_options(spec).to_string()))
 }
 
+/// Fixed options, of which the format of products is always written.
+fn compared_options(spec: &Spec) -> Value {
+    let mut value = fixed_options(spec);
+    value["model"]["compute"] = spec.model.compute_format().name().into();
+    value
+}
+
 fn fixed_options(spec: &Spec) -> Value {
     let mut value = serde_json::to_value(spec).unwrap_or_default();
     // The wire format decides rounding, the size of micro-batches the order of summation.
     value["swarm.with.wire_dtype"] = serde_json::to_value(spec.wire_dtype()).unwrap_or_default();
     value["swarm.with.micro_batch_tokens"] =
         serde_json::to_value(spec.swarm.remote().micro_batch_tokens).unwrap_or_default();
+    formats_of_numbers(spec, &mut value);
     for path in FREE {
         if let [above @ .., key] = path
             && let Some(fields) = above.iter().try_fold(&mut value, |value, key| value.get_mut(*key))
@@ -111,6 +123,19 @@ fn fixed_options(spec: &Spec) -> Value {
         }
     }
     value
+}
+
+/// Writes the formats of the blocks by their effect, so that digests of earlier runs and defaults of devices stay valid:
+/// `auto` has the numbers of `f32`, and products in `f32` are not written.
+fn formats_of_numbers(spec: &Spec, value: &mut Value) {
+    let Some(model) = value["model"].as_object_mut() else { return };
+    if spec.model.weights == WeightFormat::Auto {
+        model.insert("weights".to_owned(), WeightFormat::F32.name().into());
+    }
+    match spec.model.compute_format() {
+        ComputeFormat::F32 => drop(model.shift_remove("compute")),
+        rounded => drop(model.insert("compute".to_owned(), rounded.name().into())),
+    }
 }
 
 fn compare(key: &str, old: &Value, new: &Value, differences: &mut Vec<String>) {
@@ -129,7 +154,67 @@ fn compare(key: &str, old: &Value, new: &Value, differences: &mut Vec<String>) {
 
 #[cfg(test)]
 mod tests {
+    use sepal_plugin::{Head, Tuning, standard};
+
     use super::*;
+
+    const PIPELINE: &str = "\
+name: demo
+model: { source: tiny }
+task: { use: sequence-classification, with: { labels: [negative, positive] } }
+tuning: { use: deep-ptune, with: { pre_seq_len: 4 } }
+data: { train: train.csv, validation: validation.csv, text: text, label: label }
+optimizer: { use: adamw, with: { lr: 1.0e-2 } }
+schedule: { use: constant }
+";
+
+    fn registry() -> Registry {
+        let mut registry = Registry::new();
+        standard::register(&mut registry).expect("the standard plugins");
+        registry.register::<Head, sepal_sequence_classification::SequenceClassification>().expect("a head");
+        registry.register::<Tuning, sepal_deep_ptune::DeepPtune>().expect("a tuning mode");
+        registry
+    }
+
+    fn spec(sets: &[&str]) -> Spec {
+        let layers = Layers::text("demo.yaml", PIPELINE).sets(sets.iter().map(|&set| set.to_owned()));
+        layers.load(registry().catalog()).unwrap_or_else(|problems| panic!("{problems}")).spec
+    }
+
+    #[test]
+    fn formats_with_the_same_numbers_are_the_same_options() {
+        let folder = Path::new("run");
+        let plain = spec(&[]);
+        for same in [&["model.weights=f32"][..], &["model.compute=f32"], &["model.device=cuda:0", "model.compute=f32"]]
+        {
+            let same = spec(same);
+            assert!(check_same(folder, &plain, &same).is_ok() && digest(&same) == digest(&plain));
+        }
+        assert_eq!(digest(&spec(&["model.device=cuda:0"])), digest(&spec(&["model.compute=bf16"])));
+        let others = [
+            ("model.weights=int8", "`model.weights` was \"f32\", is \"int8\""),
+            ("model.compute=bf16", "`model.compute` was \"f32\", is \"bf16\""),
+            ("model.device=cuda:0", "`model.compute` was \"f32\", is \"bf16\""),
+        ];
+        for (other, expected) in others {
+            let text = check_same(folder, &plain, &spec(&[other])).expect_err("another format").to_string();
+            assert!(text.contains(expected), "{text}");
+        }
+        assert!(!fixed_options(&plain).to_string().contains("compute"), "digests of earlier runs stay valid");
+    }
+
+    #[test]
+    fn run_of_a_gpu_that_states_no_format_of_products_computed_in_fp32() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let stated = PIPELINE.replace("source: tiny", "source: tiny, device: \"cuda:0\"");
+        assert_ne!(stated, PIPELINE);
+        std::fs::write(folder.path().join("pipeline.yaml"), stated).expect("written");
+        let old = pipeline_of(folder.path(), &registry()).expect("a pipeline");
+        let resumed = |sets: &[&str]| check_same(folder.path(), &old, &spec(sets));
+        assert!(resumed(&["model.device=cuda:0", "model.compute=f32"]).is_ok() && resumed(&[]).is_ok());
+        let text = resumed(&["model.device=cuda:0"]).expect_err("bf16").to_string();
+        assert!(text.contains("`model.compute` was \"f32\", is \"bf16\""), "{text}");
+    }
 
     #[test]
     fn stamp_matches_folder_suffixes_only() {

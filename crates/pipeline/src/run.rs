@@ -233,7 +233,7 @@ impl Run<'_> {
             records.truncate_after(steps, is_evaluated)?;
             observer.event(Event::Notice(&format!("goes on after step {steps}")));
         }
-        let yaml = spec.preferring(&finish.frozen.asset.source).to_yaml();
+        let yaml = spec.preferring(&finish.frozen.asset.source).with_compute_format().to_yaml();
         let yaml = yaml.map_err(|error| RecordError::Pipeline(in_one_line(&error)))?;
         folder.write("pipeline.yaml", yaml.as_bytes()).map_err(RecordError::Write)?;
         let done = trainer.progress().steps;

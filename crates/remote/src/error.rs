@@ -57,8 +57,9 @@ pub enum RemoteError {
     Stopped,
 }
 
-/// Value of `what` in [`RemoteError::WrongModel`] for a server of another protocol.
+/// Values of `what` in [`RemoteError::WrongModel`] for a server of another protocol, and of another model or of other formats.
 pub(crate) const PROTOCOL: &str = "the protocol";
+pub(crate) const DIGEST: &str = "the digest of the model";
 
 /// Values of `what` in [`RemoteError::NonFinite`] and [`RemoteError::NonFiniteInput`].
 pub(crate) const GRADIENTS: &str = "gradients";
@@ -73,6 +74,16 @@ impl RemoteError {
             RemoteError::NonFinite { .. } => true,
             RemoteError::NonFiniteInput { what, .. } => *what != PROMPTS,
             _ => false,
+        }
+    }
+
+    /// Server, expected digest and found digest, if a server has another digest of the model.
+    pub fn other_digest(&self) -> Option<[&str; 3]> {
+        match self {
+            RemoteError::WrongModel { server, what, expected, found } if *what == DIGEST => {
+                Some([server, expected, found].map(String::as_str))
+            }
+            _ => None,
         }
     }
 

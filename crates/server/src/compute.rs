@@ -2,10 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use sepal_blocks::{
-    Batch, BatchGrads, BatchOutput, BlockStack, ForwardError, GradOptions, Injected, InputGrad, Prefix, PrefixCache,
-    SaveMode, Tape, check_tunables,
-};
+use sepal_blocks::{BatchGrads, ForwardError, GradOptions, InputGrad, SaveMode, check_tunables};
 use sepal_core::{DType, HostTensor, HostTunable, ModelConfig, Span, Want, in_one_line};
 use sepal_nn::Tunable;
 use sepal_nn::host::{share_from_host, share_to_host, to_host};
@@ -16,6 +13,7 @@ use tch::Tensor;
 use crate::budget::{ByteBudget, Reservation};
 use crate::lock::lock;
 use crate::queue::ClientId;
+use crate::stacks::{DeviceStacks, StackBatch, StackInjections, StackOutput, StackPrefix, StackPrefixCache, StackTape};
 use crate::tapes::{StoredTape, TapeId, TapeStore};
 
 /// Trainable tensors of a client for one step, with names and shapes that fit the blocks.
@@ -23,9 +21,9 @@ use crate::tapes::{StoredTape, TapeId, TapeStore};
 pub(crate) struct Tunables {
     tunables: Vec<HostTunable>,
     /// Adapters of the blocks, made by the first call.
-    injected: Mutex<Option<Injected>>,
+    injected: Mutex<Option<StackInjections>>,
     /// Prefix cache with its bytes in the budget, filled by a forward pass without a tape.
-    prefix: Mutex<Option<(PrefixCache, Reservation)>>,
+    prefix: Mutex<Option<(StackPrefixCache, Reservation)>>,
     budget: ByteBudget,
     /// Shared with the tapes, which hold the adapters even after the step has ended.
     reserved: Arc<Reservation>,
@@ -56,7 +54,7 @@ impl Tunables {
     }
 
     /// Adapters of the blocks of `span`.
-    fn injected(&self, stack: &BlockStack, span: Span) -> Result<Injected, Failure> {
+    fn injected(&self, stacks: &DeviceStacks, span: Span) -> Result<StackInjections, Failure> {
         let mut injected = lock(&self.injected);
         if let Some(injected) = &*injected {
             return Ok(injected.share());
@@ -66,16 +64,16 @@ impl Tunables {
             Ok(Tunable { name: name.clone(), first_block: *first_block, tensor })
         };
         let tunables = self.tunables.iter().map(tunable).collect::<Result<Vec<_>, Failure>>()?;
-        let new = stack.inject(span, &tunables).map_err(|error| forward_failed(&error))?;
+        let new = stacks.inject(span, &tunables).map_err(|error| forward_failed(&error))?;
         Ok(injected.insert(new).share())
     }
 
-    fn cached_prefix(&self) -> Option<PrefixCache> {
+    fn cached_prefix(&self) -> Option<StackPrefixCache> {
         lock(&self.prefix).as_ref().map(|(prefix, _)| prefix.share())
     }
 
     /// Keeps the keys and values of a prefix, in the place of earlier ones.
-    fn keep_prefix(&self, prefix: PrefixCache) -> Result<(), Failure> {
+    fn keep_prefix(&self, prefix: StackPrefixCache) -> Result<(), Failure> {
         let mut kept = lock(&self.prefix);
         *kept = None;
         let reserved = self.budget.reserve_beside(&self.reserved, prefix.bytes() as u64)?;
@@ -180,62 +178,62 @@ impl Job {
 }
 
 /// Runs a batch of jobs and returns the result of each, in order.
-pub(crate) fn run(stack: &BlockStack, jobs: Vec<Job>) -> Vec<Result<JobOutput, Failure>> {
+pub(crate) fn run(stacks: &DeviceStacks, jobs: Vec<Job>) -> Vec<Result<JobOutput, Failure>> {
     let (mut forwards, mut backwards, mut results) = (Vec::new(), Vec::new(), Vec::new());
     for job in jobs {
         match job {
             Job::Forward(forward) => forwards.push(forward),
             Job::Backward(backward) => backwards.push(backward),
-            Job::Stateless(stateless) => results.push(run_stateless(stack, stateless)),
+            Job::Stateless(stateless) => results.push(run_stateless(stacks, stateless)),
         }
     }
-    results.extend(run_forwards(stack, &forwards));
-    results.extend(run_backwards(stack, backwards));
+    results.extend(run_forwards(stacks, &forwards));
+    results.extend(run_backwards(stacks, backwards));
     results
 }
 
 struct ForwardInputs {
     hidden: Tensor,
-    injected: Injected,
-    prefix: Option<PrefixCache>,
+    injected: StackInjections,
+    prefix: Option<StackPrefixCache>,
 }
 
 impl ForwardInputs {
     /// Shares the memory of the received tensors, which blocks never modify.
-    fn new(stack: &BlockStack, job: &ForwardJob) -> Result<Self, Failure> {
+    fn new(stacks: &DeviceStacks, job: &ForwardJob) -> Result<Self, Failure> {
         let prefix_len = job.batch.prefix_len;
         let prefix = job.tunables.cached_prefix().filter(|_| job.batch.prefix_cached);
-        if job.batch.prefix_cached && prefix.as_ref().is_none_or(|cached| cached.len() != prefix_len) {
+        if job.batch.prefix_cached && prefix.as_ref().is_none_or(|cached| cached.prefix_len() != prefix_len) {
             return Err(invalid("a batch without its prefix, which is not cached"));
         }
-        let injected = job.tunables.injected(stack, job.span)?;
+        let injected = job.tunables.injected(stacks, job.span)?;
         let hidden = share_from_host(&job.batch.hidden).map_err(|error| compute_failed(&error))?;
         let inputs = Self { hidden, injected, prefix };
         // Checked here, so that an error fails this call only and not the batch.
-        stack.check_batch(job.span, &inputs.batch(job)).map_err(|error| forward_failed(&error))?;
+        stacks.check_batch(job.span, &inputs.batch(job)).map_err(|error| forward_failed(&error))?;
         Ok(inputs)
     }
 
-    fn batch<'a>(&'a self, job: &'a ForwardJob) -> Batch<'a> {
+    fn batch<'a>(&'a self, job: &'a ForwardJob) -> StackBatch<'a> {
         let WireBatch { prefix_len, rows, .. } = &job.batch;
-        let prefix = self.prefix.as_ref().map_or(Prefix::Computed(*prefix_len), Prefix::Cached);
-        Batch { hidden: &self.hidden, prefix, rows, injected: &self.injected }
+        let prefix = self.prefix.as_ref().map_or(StackPrefix::Computed(*prefix_len), StackPrefix::Cached);
+        StackBatch { hidden: &self.hidden, prefix, rows, injected: &self.injected }
     }
 }
 
-fn run_forwards(stack: &BlockStack, jobs: &[ForwardJob]) -> Vec<Result<JobOutput, Failure>> {
+fn run_forwards(stacks: &DeviceStacks, jobs: &[ForwardJob]) -> Vec<Result<JobOutput, Failure>> {
     let Some(first) = jobs.first() else { return Vec::new() };
-    let inputs: Vec<Result<ForwardInputs, Failure>> = jobs.iter().map(|job| ForwardInputs::new(stack, job)).collect();
+    let inputs: Vec<Result<ForwardInputs, Failure>> = jobs.iter().map(|job| ForwardInputs::new(stacks, job)).collect();
     let keep = if first.keep_tape { SaveMode::Tape } else { SaveMode::PrefixCache };
-    let batches: Vec<Batch<'_>> =
+    let batches: Vec<StackBatch<'_>> =
         jobs.iter().zip(&inputs).filter_map(|(job, input)| Some(input.as_ref().ok()?.batch(job))).collect();
-    let outputs = stack.forward_batches(first.span, &batches, first.want, keep);
+    let outputs = stacks.forward_batches(first.span, &batches, first.want, keep);
     let mut outputs = outputs.map(Vec::into_iter).map_err(|error| forward_failed(&error));
     let is_shared = jobs.len() > 1;
     let results = jobs.iter().zip(&inputs).map(|(job, input)| {
         input.as_ref().map_err(|failure| failure.clone())?;
         let outputs = outputs.as_mut().map_err(|failure| failure.clone())?;
-        let BatchOutput { hidden, tape, prefix_cache: prefix, non_finite_block: not_finite } =
+        let StackOutput { hidden, tape, prefix_cache: prefix, non_finite_block: not_finite } =
             outputs.next().ok_or_else(|| invalid("no output"))?;
         if let Some(prefix) = prefix {
             job.tunables.keep_prefix(prefix)?;
@@ -250,7 +248,7 @@ fn run_forwards(stack: &BlockStack, jobs: &[ForwardJob]) -> Vec<Result<JobOutput
     results.collect()
 }
 
-fn run_backwards(stack: &BlockStack, jobs: Vec<BackwardJob>) -> Vec<Result<JobOutput, Failure>> {
+fn run_backwards(stacks: &DeviceStacks, jobs: Vec<BackwardJob>) -> Vec<Result<JobOutput, Failure>> {
     let (mut wants, mut tapes) = (Vec::new(), Vec::new());
     for job in jobs {
         let BackwardJob { id, grad_output, grad_want, .. } = job;
@@ -267,7 +265,7 @@ fn run_backwards(stack: &BlockStack, jobs: Vec<BackwardJob>) -> Vec<Result<JobOu
         return wants.into_iter().map(|want| want.map(|_| JobOutput::Grads(Grads::default()))).collect();
     };
     let is_shared = tapes.len() > 1;
-    let mut grads = backward(stack, tapes, want).map(Vec::into_iter);
+    let mut grads = backward(stacks, tapes, want).map(Vec::into_iter);
     let results = wants.into_iter().map(|want| {
         let (want, grads) = (want?, grads.as_mut().map_err(|failure| failure.clone())?);
         grads_to_wire(grads.next().ok_or_else(|| invalid("no gradient"))?, want, is_shared).map(JobOutput::Grads)
@@ -275,9 +273,9 @@ fn run_backwards(stack: &BlockStack, jobs: Vec<BackwardJob>) -> Vec<Result<JobOu
     results.collect()
 }
 
-fn run_stateless(stack: &BlockStack, job: StatelessJob) -> Result<JobOutput, Failure> {
+fn run_stateless(stacks: &DeviceStacks, job: StatelessJob) -> Result<JobOutput, Failure> {
     let StatelessJob { forward, grad_output, grad_want } = job;
-    let stored = match run_forwards(stack, &[forward]).pop() {
+    let stored = match run_forwards(stacks, &[forward]).pop() {
         Some(Err(failure)) => return Err(failure),
         Some(Ok(JobOutput::Forward { tape, .. })) => tape,
         _ => None,
@@ -285,12 +283,12 @@ fn run_stateless(stack: &BlockStack, job: StatelessJob) -> Result<JobOutput, Fai
     let tape = stored.and_then(|stored| stored.tape);
     let tape = tape.ok_or_else(|| Failure::new(FailureCode::ComputeFailed, "the forward pass left no tape"))?;
     let grad_output = output_gradient(&grad_output, &tape)?;
-    let grads = backward(stack, vec![(*tape, grad_output)], grad_want)?.pop().ok_or_else(|| invalid("no gradient"))?;
+    let grads = backward(stacks, vec![(*tape, grad_output)], grad_want)?.pop().ok_or_else(|| invalid("no gradient"))?;
     grads_to_wire(grads, grad_want, false).map(JobOutput::Grads)
 }
 
 /// Converts the gradient of a tape's output. A wrong shape is found here, so that it fails its own call only.
-fn output_gradient(grad_output: &HostTensor, tape: &Tape) -> Result<Tensor, Failure> {
+fn output_gradient(grad_output: &HostTensor, tape: &StackTape) -> Result<Tensor, Failure> {
     let (expected, found) = (tape.output_shape(), grad_output.shape());
     if found != expected {
         return Err(invalid(format!("the gradient has shape {found:?}, but the output had {expected:?}")));
@@ -298,13 +296,17 @@ fn output_gradient(grad_output: &HostTensor, tape: &Tape) -> Result<Tensor, Fail
     share_from_host(grad_output).map_err(|error| compute_failed(&error))
 }
 
-fn backward(stack: &BlockStack, tapes: Vec<(Tape, Tensor)>, want: GradWant) -> Result<Vec<BatchGrads>, Failure> {
+fn backward(
+    stacks: &DeviceStacks,
+    tapes: Vec<(StackTape, Tensor)>,
+    want: GradWant,
+) -> Result<Vec<BatchGrads>, Failure> {
     let input = match want.input {
         codec::InputGrad::All => InputGrad::All,
         codec::InputGrad::Prefix | codec::InputGrad::None => InputGrad::Prefix,
     };
     let options = GradOptions { input, injected: want.tunables };
-    stack.backward_batches(tapes, options).map_err(|error| forward_failed(&error))
+    stacks.backward_batches(tapes, options).map_err(|error| forward_failed(&error))
 }
 
 fn grads_to_wire(grads: BatchGrads, want: GradWant, is_shared: bool) -> Result<Grads, Failure> {

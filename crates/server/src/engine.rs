@@ -7,7 +7,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use sepal_blocks::BlockStack;
 use sepal_wire::{Failure, FailureCode, Timing};
 use tokio::sync::oneshot;
 
@@ -16,6 +15,7 @@ use crate::lock::lock;
 use crate::mailbox::shutting_down;
 use crate::queue::{ClientId, FairQueue};
 use crate::serve::ServerOptions;
+use crate::stacks::DeviceStacks;
 
 /// Maximum positions of a batch of several clients' calls. A larger call fills its matrix products by itself, so a batch would
 /// only delay the first caller.
@@ -92,7 +92,7 @@ impl QueuedJob {
 
 impl Engine {
     /// Starts the thread. It ends when the engine is dropped and the queue is empty.
-    pub(crate) fn start(stack: BlockStack, options: &ServerOptions) -> io::Result<(Self, JoinHandle<()>)> {
+    pub(crate) fn start(stacks: DeviceStacks, options: &ServerOptions) -> io::Result<(Self, JoinHandle<()>)> {
         let &ServerOptions { threads, max_queue, pace, .. } = options;
         let engine = Self { jobs: Arc::default(), counters: EngineCounters::default(), max_queue };
         let (jobs, counters) = (Arc::clone(&engine.jobs), engine.counters.clone());
@@ -101,7 +101,7 @@ impl Engine {
                 tch::set_num_threads(threads.try_into().unwrap_or(i32::MAX));
             }
             while let Some(batch) = jobs.next_batch() {
-                run_batch(&stack, batch, pace, &counters.completed);
+                run_batch(&stacks, batch, pace, &counters.completed);
             }
         })?;
         Ok((engine, thread))
@@ -142,7 +142,7 @@ impl Drop for Engine {
     }
 }
 
-fn run_batch(stack: &BlockStack, batch: Vec<QueuedJob>, pace: Option<Duration>, completed: &AtomicU64) {
+fn run_batch(stacks: &DeviceStacks, batch: Vec<QueuedJob>, pace: Option<Duration>, completed: &AtomicU64) {
     let started_at = Instant::now();
     let (mut jobs, mut callers) = (Vec::new(), Vec::new());
     for QueuedJob { job, caller, .. } in batch.into_iter().filter(|queued| !queued.caller.reply.is_closed()) {
@@ -154,7 +154,7 @@ fn run_batch(stack: &BlockStack, batch: Vec<QueuedJob>, pace: Option<Duration>, 
     }
     let total_positions: usize = callers.iter().map(|(positions, _)| positions).sum();
     let token_blocks: usize = jobs.iter().map(Job::token_blocks).sum();
-    let results = catch_unwind(AssertUnwindSafe(|| compute::run(stack, jobs))).unwrap_or_else(|panic| {
+    let results = catch_unwind(AssertUnwindSafe(|| compute::run(stacks, jobs))).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
         tracing::error!(%text, "a computation panicked");

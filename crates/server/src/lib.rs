@@ -26,19 +26,23 @@
 
 mod budget;
 mod compute;
+mod device_memory;
 mod engine;
 pub mod environment;
 mod forwarder;
+mod gpu_memory;
 mod lock;
 mod mailbox;
 pub mod memory;
 mod queue;
 mod serve;
 mod service;
+mod stacks;
 mod state;
 mod stats;
 mod tapes;
 
 pub use sepal_wire::Limits;
 pub use serve::{BlockServer, ModelIdentity, ServerOptions, StartError};
+pub use stacks::{DeviceStacks, even_shares};
 pub use stats::ServerStats;

@@ -3,13 +3,19 @@
 //! A server, an embedded server and a process with blocks of its own call [`check`] with the same counts.
 
 use std::fmt;
+use std::ops::Add;
 use std::path::Path;
 
-use sepal_blocks::loading_bytes;
-use sepal_checkpoint::{Checkpoint, Part, linear_sites};
-use sepal_core::{Device, ModelConfig, Span, WeightFormat};
+use sepal_blocks::{Placement, loading_bytes, weight_bytes};
+use sepal_checkpoint::{Checkpoint, Part, PartSizes, linear_sites};
+use sepal_core::{ComputeFormat, Device, ModelConfig, Span, WeightFormat};
 
-/// Variable that states the free memory of the blocks' device in MiB, where the system reports none or another amount.
+use crate::gpu_memory;
+
+pub use crate::device_memory::DeviceMemory;
+pub use crate::gpu_memory::nvidia_smi;
+
+/// Variable that states the free memory of each of the blocks' devices in MiB, where none or another amount is reported.
 pub const FREE_MB: &str = "SEPAL_FREE_MB";
 
 /// Memory for messages and the system; on small machines an eighth of the free memory.
@@ -19,23 +25,26 @@ const SPARE_BYTES: u64 = 512 << 20;
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockSizes {
     config: ModelConfig,
-    /// Parameters of a block, on the mean.
-    parameters: u64,
+    /// Sizes of all blocks.
+    blocks: PartSizes,
 }
 
 impl BlockSizes {
     /// Sizes by the tensors of a checkpoint.
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Self {
         let config = checkpoint.config().clone();
-        let all = Span::new(0, config.n_blocks).map_or(0, |span| checkpoint.part_parameter_count(Part::Blocks(span)));
-        Self { parameters: all.div_ceil(config.n_blocks.max(1) as u64), config }
+        let all = Span::new(0, config.n_blocks).ok();
+        let blocks = all.map(|span| checkpoint.part_sizes(Part::Blocks(span))).unwrap_or_default();
+        Self { config, blocks }
     }
 
-    /// Sizes by the linear layers that the configuration implies, without norms, biases and the router of experts.
+    /// Sizes by the linear layers that the configuration implies, without norms, biases and the router of experts. Files
+    /// are taken to be unquantized.
     pub fn from_config(config: &ModelConfig) -> Self {
         let layers: usize = linear_sites(config).iter().map(|site| site.outputs * site.inputs).sum();
         let experts = config.experts.map_or(0, |experts| experts.count * 3 * config.hidden * config.ffn);
-        Self { parameters: (layers + experts) as u64, config: config.clone() }
+        let plain = ((layers + experts) * config.n_blocks) as u64;
+        Self { config: config.clone(), blocks: PartSizes { plain, ..PartSizes::default() } }
     }
 
     /// Number of blocks of the model.
@@ -45,30 +54,43 @@ impl BlockSizes {
 
     /// Parameters of `n_blocks` blocks.
     pub fn parameters(&self, n_blocks: usize) -> u64 {
-        self.parameters * n_blocks as u64
+        self.share(self.blocks.parameters(), n_blocks)
     }
 
-    /// Memory of the weights of `n_blocks` blocks in bytes. Norms, which stay in fp32, are counted in the format.
-    pub fn weight_bytes(&self, n_blocks: usize, format: WeightFormat) -> u64 {
-        (self.parameters(n_blocks) as f64 * format.bits() / 8.0).ceil() as u64
+    /// Memory of the weights of `n_blocks` blocks in bytes, see [`weight_bytes`].
+    pub fn weight_bytes(&self, n_blocks: usize, placement: Placement) -> u64 {
+        self.share(weight_bytes(&self.blocks, placement), n_blocks)
+    }
+
+    /// Share of `n_blocks` blocks of mean size in that of all.
+    fn share(&self, all: u64, n_blocks: usize) -> u64 {
+        all.div_ceil(self.n_blocks().max(1) as u64) * n_blocks as u64
     }
 }
 
-/// Device and format of blocks, and the budgets beside them.
+/// Device and formats of blocks, and the budgets beside them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryRequest {
     /// Device of the blocks.
     pub device: Device,
     /// Format of the weights.
     pub format: WeightFormat,
+    /// Format of the products.
+    pub compute: ComputeFormat,
     /// Limit of the tapes in bytes. At most a quarter of the free memory is reserved for them.
     pub tape_bytes: u64,
     /// Limit of adapters, prompts and cached prefixes in bytes. At most an eighth of the free memory is reserved for them.
     pub adapter_bytes: u64,
 }
 
+impl MemoryRequest {
+    fn placement(self) -> Placement {
+        Placement::new(self.device, self.format, self.compute)
+    }
+}
+
 /// Memory that blocks need, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MemoryNeed {
     /// Weights.
     pub weights: u64,
@@ -87,7 +109,7 @@ impl MemoryNeed {
     /// most half of the free memory, because their budgets are limits that few clients reach.
     pub fn new(sizes: &BlockSizes, n_blocks: usize, request: MemoryRequest, free: u64) -> Self {
         Self {
-            weights: sizes.weight_bytes(n_blocks, request.format),
+            weights: sizes.weight_bytes(n_blocks, request.placement()),
             loading: loading_bytes(&sizes.config, n_blocks, request.format),
             tapes: request.tape_bytes.min(free / 4),
             adapters: request.adapter_bytes.min(free / 8),
@@ -98,6 +120,20 @@ impl MemoryNeed {
     /// Sum of all parts.
     pub fn total(&self) -> u64 {
         self.weights + self.loading + self.tapes + self.adapters + self.spare
+    }
+}
+
+impl Add for MemoryNeed {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            weights: self.weights + other.weights,
+            loading: self.loading + other.loading,
+            tapes: self.tapes + other.tapes,
+            adapters: self.adapters + other.adapters,
+            spare: self.spare + other.spare,
+        }
     }
 }
 
@@ -123,16 +159,19 @@ pub struct FreeMemory {
 }
 
 impl FreeMemory {
-    /// Free memory for blocks on `device`: that of the variable [`FREE_MB`], or else of the system. The system reports the
-    /// memory of the host only.
+    /// Free memory for blocks on `device`: that of the variable [`FREE_MB`], or else of the system or of the GPU, as
+    /// `nvidia-smi` reports it.
     ///
     /// # Errors
     /// [`StatedMemoryError`] if the variable is set to another text than a number.
     pub fn from_env(device: Device) -> Result<Self, StatedMemoryError> {
         let stated = std::env::var_os(FREE_MB).map(|text| stated_bytes(&text.to_string_lossy())).transpose()?;
         let host = HostMemory::read().map(|memory| memory.free);
-        let reported = if device == Device::Cpu { host } else { None };
-        Ok(Self { device: stated.or(reported), host })
+        let reported = || match device {
+            Device::Cpu => host,
+            Device::Cuda(index) => gpu_memory::free_bytes(index),
+        };
+        Ok(Self { device: stated.or_else(reported), host })
     }
 }
 
@@ -217,8 +256,11 @@ pub struct Alternatives {
 impl Alternatives {
     fn new(sizes: &BlockSizes, n_blocks: usize, request: MemoryRequest, free: u64) -> Self {
         let fitting = fitting_blocks(sizes, n_blocks, request, free);
-        let smaller = WeightFormat::ALL.into_iter().filter(|format| format.bits() < request.format.bits());
-        let need = |format| MemoryNeed::new(sizes, n_blocks, MemoryRequest { format, ..request }, free).total();
+        let in_format = |format| MemoryRequest { format, ..request };
+        let block_bytes = |format| sizes.weight_bytes(1, in_format(format).placement());
+        let smaller =
+            WeightFormat::FIXED.into_iter().filter(|&format| block_bytes(format) < block_bytes(request.format));
+        let need = |format| MemoryNeed::new(sizes, n_blocks, in_format(format), free).total();
         Self {
             n_blocks: fitting,
             n_servers: (fitting > 0).then(|| sizes.n_blocks().div_ceil(fitting)),
@@ -289,7 +331,8 @@ impl fmt::Display for Bytes {
 
 #[cfg(test)]
 mod tests {
-    use sepal_core::Family;
+    use sepal_checkpoint::EncodedSize;
+    use sepal_core::{Family, RowEncoding};
 
     use super::*;
 
@@ -300,7 +343,8 @@ mod tests {
     }
 
     fn request(format: WeightFormat) -> MemoryRequest {
-        MemoryRequest { device: Device::Cpu, format, tape_bytes: 1 << 30, adapter_bytes: 1 << 30 }
+        let compute = ComputeFormat::F32;
+        MemoryRequest { device: Device::Cpu, format, compute, tape_bytes: 1 << 30, adapter_bytes: 1 << 30 }
     }
 
     fn free(gigabytes: u64) -> FreeMemory {
@@ -330,6 +374,47 @@ mod tests {
             assert!(text.contains(part), "{part} is not in {text}");
         }
         assert!(text.contains("2 such servers hold the model") && text.contains("all of them fit as bf16"), "{text}");
+    }
+
+    /// Sizes of a Llama-3.1-8B whose matrices are stored as Q4_K, in blocks of `bytes`.
+    fn encoded(bytes: u64) -> BlockSizes {
+        let sizes = llama_8b();
+        let numbers = sizes.blocks.plain;
+        let encoded = vec![EncodedSize { encoding: RowEncoding::Q4K, numbers, bytes: 32 * bytes }];
+        BlockSizes { blocks: PartSizes { encoded, ..PartSizes::default() }, ..sizes }
+    }
+
+    #[test]
+    fn blocks_as_stored_have_the_bytes_of_the_file() {
+        let sizes = encoded(110 << 20);
+        let on_cpu = |format: WeightFormat| request(format).placement();
+        assert_eq!(sizes.weight_bytes(32, on_cpu(WeightFormat::Auto)), 32 * (110 << 20));
+        let plain = |format: WeightFormat| llama_8b().weight_bytes(32, on_cpu(format));
+        assert_eq!(plain(WeightFormat::Auto), plain(WeightFormat::F32));
+        assert!(check(&sizes, span(32), request(WeightFormat::Auto), free(8)).is_ok(), "4 GB");
+        // Every fixed format takes more.
+        let error = check(&sizes, span(32), request(WeightFormat::Auto), free(5)).expect_err("too large");
+        assert_eq!(error.alternatives.format.map(|(format, _)| format), None);
+        let large = encoded(500 << 20);
+        let error = check(&large, span(32), request(WeightFormat::Auto), free(14)).expect_err("too large");
+        assert_eq!(error.alternatives.format.map(|(format, _)| format), Some(WeightFormat::Int8));
+        assert!(error.to_string().starts_with("hold blocks 0:32 as auto: they need "), "{error}");
+    }
+
+    #[test]
+    fn blocks_that_a_device_does_not_keep_have_the_bytes_of_products() {
+        let request = MemoryRequest { compute: ComputeFormat::Bf16, ..request(WeightFormat::Auto) };
+        let on_gpu = MemoryRequest { device: Device::Cuda(0), ..request };
+        let two_bytes = 2 * 6_979_321_856;
+        let weights = |sizes: &BlockSizes, request| MemoryNeed::new(sizes, 32, request, 80 << 30).weights;
+        assert_eq!(weights(&encoded(110 << 20), on_gpu), two_bytes);
+        assert_eq!(weights(&encoded(110 << 20), request), 32 * (110 << 20));
+        for format in [WeightFormat::Auto, WeightFormat::F32] {
+            assert_eq!(weights(&llama_8b(), MemoryRequest { format, ..request }), two_bytes, "{format}");
+        }
+        let memory = FreeMemory { device: Some(8 << 30), host: Some(64 << 30) };
+        let error = check(&encoded(110 << 20), span(32), on_gpu, memory).expect_err("14 GB");
+        assert_eq!(error.need.weights, two_bytes);
     }
 
     #[test]

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use sepal_blocks::{BlockStack, tunable_names};
+use sepal_blocks::tunable_names;
 use sepal_checkpoint::Checkpoint;
-use sepal_core::{DType, Ragged, Want, WeightFormat};
+use sepal_core::{ComputeFormat, Ragged, Want, WeightFormat};
 use sepal_swarm::{Addr, Dial, Endpoint, InProcess, Listener, Stream, Streams};
 use sepal_wire::{Limits, Load, Parts, ServerInfo, rpc};
 use tokio::sync::watch;
@@ -20,6 +20,7 @@ use crate::engine::Engine;
 use crate::forwarder::Forwarder;
 use crate::mailbox::Mailbox;
 use crate::service::BlockServerImpl;
+use crate::stacks::DeviceStacks;
 use crate::state::{ClientConnection, ServerState};
 use crate::stats::ServerStats;
 use crate::tapes::TapeStore;
@@ -57,8 +58,10 @@ pub struct ModelIdentity {
     pub n_blocks: usize,
     /// Size of a hidden state.
     pub hidden: usize,
-    /// Description of the checkpoint for people.
+    /// Description of the checkpoint and of the formats of its blocks, for people.
     pub weights: String,
+    /// Format of the computation, which is part of the digest.
+    pub compute: ComputeFormat,
 }
 
 impl ModelIdentity {
@@ -71,20 +74,23 @@ impl ModelIdentity {
             n_blocks: config.n_blocks,
             hidden: config.hidden,
             weights: checkpoint.describe().to_string(),
+            compute: ComputeFormat::F32,
         }
     }
 
-    /// Returns the identity with the blocks' weights in `format`. A format that rounds makes a different model.
+    /// Returns the identity of the checkpoint with the blocks' weights in the format `weights` and the computation in the
+    /// format `compute`. A format that rounds makes a different model.
     #[must_use]
-    pub fn with_weight_format(self, format: WeightFormat) -> Self {
-        match format {
-            WeightFormat::F32 => self,
-            rounded => Self {
-                digest: format.digest(&self.digest),
-                weights: format!("{}, kept as {rounded}", self.weights),
-                ..self
-            },
-        }
+    pub fn with_formats(self, weights: WeightFormat, compute: ComputeFormat) -> Self {
+        let stored = match weights {
+            WeightFormat::Auto | WeightFormat::F32 => self.weights,
+            rounded => format!("{}, kept as {rounded}", self.weights),
+        };
+        let description = match compute {
+            ComputeFormat::F32 => stored,
+            rounded => format!("{stored}, computed in {rounded}"),
+        };
+        Self { digest: compute.digest(&weights.digest(&self.digest)), weights: description, compute, ..self }
     }
 }
 
@@ -122,12 +128,13 @@ pub struct BlockServer {
 }
 
 impl BlockServer {
-    /// Starts a server that listens on `addr`.
+    /// Starts a server that listens on `addr`. `stacks` are a [`BlockStack`](sepal_blocks::BlockStack) or stacks on several
+    /// devices.
     ///
     /// # Errors
     /// [`StartError`] if the address is not available or no thread starts.
     pub fn listen(
-        stack: BlockStack,
+        stacks: impl Into<DeviceStacks>,
         identity: ModelIdentity,
         options: ServerOptions,
         addr: Addr,
@@ -137,7 +144,7 @@ impl BlockServer {
             .block_on(Listener::bind(&addr))
             .map_err(|source| StartError::Listen { addr: addr.clone(), source })?;
         let endpoint = Endpoint::Addr(listener.addr().unwrap_or(addr));
-        Self::start(stack, identity, options, runtime, listener, endpoint)
+        Self::start(stacks.into(), identity, options, runtime, listener, endpoint)
     }
 
     /// Starts a server for connections from `connections`, with the endpoint that clients use.
@@ -145,23 +152,27 @@ impl BlockServer {
     /// # Errors
     /// [`StartError::Threads`] if no thread starts.
     pub fn accept(
-        stack: BlockStack,
+        stacks: impl Into<DeviceStacks>,
         identity: ModelIdentity,
         options: ServerOptions,
         connections: Streams,
         endpoint: Endpoint,
     ) -> Result<Self, StartError> {
-        Self::start(stack, identity, options, runtime()?, Listener::Streams(connections), endpoint)
+        Self::start(stacks.into(), identity, options, runtime()?, Listener::Streams(connections), endpoint)
     }
 
     /// Starts a server for connections from this process.
     ///
     /// # Errors
     /// [`StartError::Threads`] if no thread starts.
-    pub fn embedded(stack: BlockStack, identity: ModelIdentity, options: ServerOptions) -> Result<Self, StartError> {
+    pub fn embedded(
+        stacks: impl Into<DeviceStacks>,
+        identity: ModelIdentity,
+        options: ServerOptions,
+    ) -> Result<Self, StartError> {
         let (server, incoming) = InProcess::new();
         let listener = Listener::InProcess(incoming);
-        Self::start(stack, identity, options, runtime()?, listener, Endpoint::InProcess(server))
+        Self::start(stacks.into(), identity, options, runtime()?, listener, Endpoint::InProcess(server))
     }
 
     /// Endpoint for clients, with the port that the system chose.
@@ -187,16 +198,16 @@ impl BlockServer {
     }
 
     fn start(
-        stack: BlockStack,
+        stacks: DeviceStacks,
         identity: ModelIdentity,
         options: ServerOptions,
         runtime: tokio::runtime::Runtime,
         listener: Listener,
         endpoint: Endpoint,
     ) -> Result<Self, StartError> {
-        let info = describe(&stack, identity, options.limits);
-        let config = stack.config().clone();
-        let (engine, compute) = Engine::start(stack, &options).map_err(StartError::Threads)?;
+        let info = describe(&stacks, identity, options.limits);
+        let config = stacks.config().clone();
+        let (engine, compute) = Engine::start(stacks, &options).map_err(StartError::Threads)?;
         let (phase, phase_changes) = watch::channel(Phase::Serving);
         let tapes = Arc::new(Mutex::new(TapeStore::new(info.limits.tape_budget_bytes)));
         let budget = ByteBudget::new(&info.limits);
@@ -242,7 +253,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, StartError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Threads)
 }
 
-fn describe(stack: &BlockStack, identity: ModelIdentity, limits: Limits) -> ServerInfo {
+fn describe(stacks: &DeviceStacks, identity: ModelIdentity, limits: Limits) -> ServerInfo {
     ServerInfo {
         protocol: sepal_wire::PROTOCOL,
         oldest_protocol: sepal_wire::OLDEST_CLIENT,
@@ -251,22 +262,22 @@ fn describe(stack: &BlockStack, identity: ModelIdentity, limits: Limits) -> Serv
         family: identity.family,
         n_blocks: identity.n_blocks,
         hidden: identity.hidden,
-        span: stack.span(),
-        compute_dtype: DType::F32,
+        span: stacks.span(),
+        compute_dtype: identity.compute.dtype(),
         weights: identity.weights,
         limits,
         load: Load::default(),
-        tape_token_bytes: tape_token_bytes(stack),
+        tape_token_bytes: tape_token_bytes(stacks),
         draining: false,
-        tunables: tunable_names(stack.config()),
+        tunables: tunable_names(stacks.config()),
     }
 }
 
 /// Bytes of a tape per token and block, for a batch of rows of typical length.
-fn tape_token_bytes(stack: &BlockStack) -> u32 {
+fn tape_token_bytes(stacks: &DeviceStacks) -> u32 {
     const ROW_LEN: usize = 32;
     let bytes = Ragged::from_lengths([ROW_LEN; 32])
-        .map(|rows| stack.tape_bytes(stack.span(), 0, &rows, Want::All) / (rows.n_tokens() * stack.span().len()));
+        .map(|rows| stacks.tape_bytes(stacks.span(), 0, &rows, Want::All) / (rows.n_tokens() * stacks.span().len()));
     u32::try_from(bytes.unwrap_or(0)).unwrap_or(u32::MAX)
 }
 
@@ -341,5 +352,34 @@ async fn serve_connection(stream: Stream, state: Rc<ServerState>) {
     let Stream { reader, writer, .. } = stream;
     if let Err(error) = rpc::server(reader, writer, max_message_bytes, root, &parts).await {
         tracing::debug!(%error, "a connection ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identity_names_the_formats_that_round() {
+        let identity = |weights, compute| {
+            let plain = ModelIdentity {
+                digest: "d".to_owned(),
+                family: "llama".to_owned(),
+                n_blocks: 1,
+                hidden: 8,
+                weights: "GGUF".to_owned(),
+                compute: ComputeFormat::F32,
+            };
+            let identity = plain.with_formats(weights, compute);
+            assert_eq!(identity.compute, compute);
+            [identity.digest, identity.weights]
+        };
+        for unrounded in [WeightFormat::Auto, WeightFormat::F32] {
+            assert_eq!(identity(unrounded, ComputeFormat::F32), ["d", "GGUF"]);
+            assert_eq!(identity(unrounded, ComputeFormat::F16), ["d+compute-f16", "GGUF, computed in f16"]);
+        }
+        assert_eq!(identity(WeightFormat::Int8, ComputeFormat::F32), ["d+int8", "GGUF, kept as int8"]);
+        let both = ["d+nf4+compute-bf16", "GGUF, kept as nf4, computed in bf16"];
+        assert_eq!(identity(WeightFormat::Nf4, ComputeFormat::Bf16), both);
     }
 }

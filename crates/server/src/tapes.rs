@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use sepal_blocks::Tape;
-
 use crate::budget::Reservation;
+use crate::stacks::StackTape;
 
 /// Identifier of a tape within its server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -14,7 +13,7 @@ pub(crate) struct TapeId(u64);
 #[derive(Debug)]
 pub(crate) struct StoredTape {
     /// None in tests of the store.
-    pub(crate) tape: Option<Box<Tape>>,
+    pub(crate) tape: Option<Box<StackTape>>,
     /// Bytes of the tape itself.
     pub(crate) bytes: u64,
     /// Bytes of its tunables, which all tapes of a step share. None in tests of the store.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 use sepal_assets::Source;
+use sepal_core::ComputeFormat;
 
 use super::values::{positive, positive_number, setting};
 
@@ -44,6 +45,9 @@ pub(crate) struct ServersArgs {
     /// Rate of the link to the servers, in megabits per second
     #[arg(long, value_name = "MBIT", conflicts_with = "file", value_parser = positive_number)]
     pub(crate) link_mbit: Option<f64>,
+    /// Number format of the products: f32, bf16 or f16; bf16 and f16 halve the tapes [default: f32]
+    #[arg(long, value_name = "FORMAT", conflicts_with = "file")]
+    pub(crate) compute: Option<ComputeFormat>,
     /// Rows of a step [default: 32]
     #[arg(long, value_name = "N", conflicts_with = "file", value_parser = positive)]
     pub(crate) rows: Option<usize>,

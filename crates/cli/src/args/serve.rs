@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Subcommand};
 use sepal_assets::Source;
-use sepal_core::{Device, Span, WeightFormat};
+use sepal_core::{ComputeFormat, Device, Span, WeightFormat};
 use sepal_swarm::Addr;
 
 use super::values::{positive, setting};
@@ -20,13 +20,19 @@ pub(crate) struct ServeArgs {
     /// fit into memory, and moves when the swarm is out of balance
     #[arg(long, value_name = "START:END")]
     pub(crate) blocks: Option<Span>,
-    /// Format of the weights in memory: f32, bf16, f16, int8 or nf4. Only clients with the same format (`model.weights`)
-    /// use this server
+    /// Format of the weights in memory: auto, f32, bf16, f16, int8 or nf4; auto keeps matrices in 16 or fewer
+    /// bits as the file has them. Only clients with the same format (`model.weights`; auto and f32 are the same) use this
+    /// server
     #[arg(long, value_name = "FORMAT", default_value_t)]
     pub(crate) weights: WeightFormat,
-    /// Device to compute on: cpu or cuda:N
-    #[arg(long, value_name = "DEVICE", default_value_t)]
-    pub(crate) device: Device,
+    /// Number format of the products: f32, bf16 or f16. Only clients with the same format (`model.compute`) use this server
+    /// [default: f32 on a CPU, bf16 on GPUs]
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) compute: Option<ComputeFormat>,
+    /// Device to compute on: cpu or cuda:N. Several devices, for example cuda:0,cuda:1, hold even shares of the blocks and
+    /// compute one after another
+    #[arg(long = "device", value_name = "DEVICE", value_delimiter = ',', default_value = "cpu")]
+    pub(crate) devices: Vec<Device>,
     /// Maximum number of blocks to serve if --blocks is not given
     #[arg(long, value_name = "N", conflicts_with = "blocks", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_blocks: Option<u32>,
@@ -87,6 +93,17 @@ pub(crate) struct ServeArgs {
     /// Minimum time of a computation in microseconds per token and block, to leave capacity for other programs
     #[arg(long, value_name = "US")]
     pub(crate) pace_us: Option<u64>,
+}
+
+impl ServeArgs {
+    /// Number format of the products: the one that is set, or the default of the devices.
+    pub(crate) fn compute_format(&self) -> ComputeFormat {
+        let default = match self.devices.first() {
+            Some(&first) if !self.devices.contains(&Device::Cpu) => ComputeFormat::default_on(first),
+            _ => ComputeFormat::F32,
+        };
+        self.compute.unwrap_or(default)
+    }
 }
 
 #[derive(Debug, ClapArgs)]
@@ -162,4 +179,33 @@ pub(crate) struct SwarmArgs {
     /// Timeout for the answer of a server, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 2000)]
     pub(crate) timeout_ms: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Args, Command};
+
+    fn serve(more: &[&str]) -> Option<ServeArgs> {
+        let args = Args::try_parse_from([&["sepal", "serve", "model"], more].concat()).ok()?;
+        if let Command::Serve(args) = args.command { Some(args) } else { None }
+    }
+
+    #[test]
+    fn compute_format_defaults_to_that_of_the_devices() {
+        let check = |more: &[&str], devices: &[Device], compute: ComputeFormat| {
+            let args = serve(more).unwrap_or_else(|| panic!("{more:?}"));
+            assert_eq!((args.devices.as_slice(), args.compute_format()), (devices, compute), "{more:?}");
+        };
+        check(&[], &[Device::Cpu], ComputeFormat::F32);
+        check(&["--compute", "bf16"], &[Device::Cpu], ComputeFormat::Bf16);
+        let gpus = [Device::Cuda(0), Device::Cuda(1)];
+        check(&["--device", "cuda:0,cuda:1"], &gpus, ComputeFormat::Bf16);
+        check(&["--device", "cuda:0", "--device", "cuda:1", "--compute", "f32"], &gpus, ComputeFormat::F32);
+        check(&["--device", "cpu,cuda:0"], &[Device::Cpu, Device::Cuda(0)], ComputeFormat::F32);
+        assert!(serve(&["--device", "cpu,gpu"]).is_none() && serve(&["--compute", "int8"]).is_none());
+        assert_eq!(serve(&[]).map(|args| args.weights), Some(WeightFormat::Auto));
+    }
 }

@@ -2,7 +2,8 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+
+use sepal_server::memory::nvidia_smi;
 
 use super::finding::Finding;
 use super::machine::{library_folder, memory_map};
@@ -42,7 +43,7 @@ struct Parts {
 /// Device in the driver's list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ListedDevice {
-    /// Name and memory, for example `NVIDIA H200, 143771 MiB`.
+    /// Name and memory, for example `NVIDIA H200, 143156 MiB of 143771 MiB free`.
     description: String,
     driver_version: String,
 }
@@ -56,7 +57,7 @@ pub(super) fn device() -> Finding {
         is_loaded: library_folder(&maps, CUDA_LIBRARY).is_some(),
         driver: driver(&library_folders(std::env::var_os("LD_LIBRARY_PATH").as_deref())),
         n_devices: usize::try_from(tch::Cuda::device_count()).unwrap_or(0),
-        listed: list_devices(OsStr::new("nvidia-smi")),
+        listed: list_devices(),
         visible: std::env::var("CUDA_VISIBLE_DEVICES").ok(),
     })
 }
@@ -120,21 +121,19 @@ fn driver(folders: &[PathBuf]) -> Option<PathBuf> {
     folders.iter().map(|folder| folder.join(DRIVER)).find(|path| path.is_file())
 }
 
-/// Devices that `program`, which is nvidia-smi, lists; none if it does not run.
-fn list_devices(program: &OsStr) -> Vec<ListedDevice> {
-    let mut command = Command::new(program);
-    command.args(["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]).stdin(Stdio::null());
-    match command.output() {
-        Ok(output) if output.status.success() => read_list(&String::from_utf8_lossy(&output.stdout)),
-        _ => Vec::new(),
-    }
+/// Devices that nvidia-smi lists; none if it does not run.
+fn list_devices() -> Vec<ListedDevice> {
+    let query = "--query-gpu=name,memory.free,memory.total,driver_version";
+    nvidia_smi(&[query, "--format=csv,noheader"]).map(|text| read_list(&text)).unwrap_or_default()
 }
 
 fn read_list(text: &str) -> Vec<ListedDevice> {
     let device = |line: &str| {
-        let (description, version) = line.rsplit_once(',')?;
-        let (description, driver_version) = (description.trim().to_owned(), version.trim().to_owned());
-        Some(ListedDevice { description, driver_version })
+        // A name may contain commas.
+        let mut parts = line.rsplitn(4, ',').map(str::trim);
+        let (version, total, free, name) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let description = format!("{name}, {free} of {total} free");
+        Some(ListedDevice { description, driver_version: version.to_owned() })
     };
     text.lines().filter_map(device).collect()
 }
@@ -145,7 +144,7 @@ mod tests {
     use crate::doctor::finding::State;
 
     fn h200() -> Vec<ListedDevice> {
-        read_list("NVIDIA H200, 143771 MiB, 570.86.15\n")
+        read_list("NVIDIA H200, 143156 MiB, 143771 MiB, 570.86.15\n")
     }
 
     fn check(parts: &Parts, state: State, expected: &[&str]) {
@@ -161,7 +160,11 @@ mod tests {
         let none = Parts::default();
         check(&none, State::Ok, &["CPU build", "no NVIDIA driver"]);
         let with_gpu = Parts { listed: h200(), driver: Some("/usr/lib/libcuda.so.1".into()), ..none };
-        check(&with_gpu, State::Warning, &["CPU build", "NVIDIA H200, 143771 MiB (driver 570.86.15)"]);
+        check(
+            &with_gpu,
+            State::Warning,
+            &["CPU build", "NVIDIA H200, 143156 MiB of 143771 MiB free (driver 570.86.15)"],
+        );
         let no_driver = Parts { is_cuda_build: true, is_loaded: true, ..Parts::default() };
         check(&no_driver, State::Warning, &["no driver", "libcuda.so.1"]);
         let no_device = Parts { is_cuda_build: true, is_loaded: true, visible: Some(String::new()), ..with_gpu };
@@ -187,13 +190,13 @@ mod tests {
     }
 
     #[test]
-    fn devices_are_listed_by_a_program_that_succeeds() {
-        // `echo` prints the arguments, and `false` fails.
-        let description = "--query-gpu=name,memory.total,driver_version --format=csv".to_owned();
-        let echoed = ListedDevice { description, driver_version: "noheader".to_owned() };
-        assert_eq!(list_devices(OsStr::new("echo")), [echoed]);
-        assert!(list_devices(OsStr::new("false")).is_empty());
-        assert!(list_devices(OsStr::new("no-such-program")).is_empty());
-        assert_eq!(h200()[0].driver_version, "570.86.15");
+    fn devices_are_listed_line_by_line() {
+        let text = "NVIDIA H200, 1 MiB, 2 MiB, 570.86.15\nA, B, 3 MiB, 4 MiB, 570.86.15\n";
+        let device = |description: &str| ListedDevice {
+            description: description.to_owned(),
+            driver_version: "570.86.15".to_owned(),
+        };
+        assert_eq!(read_list(text), [device("NVIDIA H200, 1 MiB of 2 MiB free"), device("A, B, 3 MiB of 4 MiB free")]);
+        assert!(read_list("No devices were found\n").is_empty());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sepal_assets::{AssetOptions, Assets, Kind, ignore_events};
+use sepal_assets::{AssetOptions, Assets, ignore_events};
 use sepal_checkpoint::Checkpoint;
 use sepal_data::{Survey, Table, TableSpec, Template, TokenSpec, TokenTable};
 
@@ -46,7 +46,7 @@ fn by_tokenizer(data: &Path, draft: &Draft) -> Option<(usize, usize, String)> {
     // These settings keep the hub and pip from being used.
     options.hub_offline = true;
     options.python = "/dev/null/no-python".into();
-    let asset = Assets::new(options).fetch_first(&draft.model, Kind::Model, &mut ignore_events).ok()?;
+    let asset = Assets::new(options).fetch_first_model(&draft.model, &mut |_| Ok(()), &mut ignore_events).ok()?;
     let tokenizer = Checkpoint::open(&asset.path).ok()?.tokenizer().ok()?;
     let text_pair = draft.pair.clone();
     let spec = TableSpec { dialect: draft.dialect, text_pair, ..TableSpec::new(data, &draft.text) };

@@ -24,6 +24,7 @@ fn spec(args: &ServersArgs) -> ServersSpec {
         rows: args.rows.unwrap_or(32),
         tokens: args.tokens.unwrap_or(512),
         prompts: args.prompts.unwrap_or(16),
+        compute: args.compute.unwrap_or_default(),
         server_bytes: args.server_memory_gb.map(|gigabytes| (gigabytes * 1e9) as u64),
         server_flops: args.server_tflops.map(|rate| rate * 1e12),
         // Eight bits to a byte.
@@ -45,7 +46,8 @@ fn text(plan: &ServersPlan, spec: &ServersSpec) -> String {
     table.heading("step");
     let (rows, tokens, prompts) = (spec.rows, spec.tokens, spec.prompts);
     table.line("batch", format!("{rows} rows, {tokens} tokens, {prompts} deep prompts"));
-    table.line("products", format!("{:.3e} floating-point operations", plan.counted_step_operations));
+    let operations = plan.counted_step_operations;
+    table.line("products", format!("{operations:.3e} floating-point operations, in {}", spec.compute));
     match spec.server_bytes {
         Some(bytes) => table.heading(&format!("servers with {} of free memory", size(bytes))),
         None => table.heading("one server with all blocks (--server-memory-gb states a size)"),

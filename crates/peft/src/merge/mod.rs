@@ -174,7 +174,7 @@ pub fn merge(
     let class = classifier_class(family).ok_or(MergeError::NoClass { family: family.name() })?;
     let adapter = Adapter::read(adapter)?;
     check_kinds(&adapter)?;
-    let rounded = check_model(&adapter, checkpoint)?;
+    let rounding = check_model(&adapter, checkpoint)?;
     let factor = match adapter.lora_shape()? {
         Some(shape) => LoraScaling::of_run(&options.tuning, shape)?.factor(),
         None => 1.0,
@@ -184,11 +184,12 @@ pub fn merge(
     changes.check_names(&weights)?;
     shards::write(&staged, &weights, options.shard_bytes, |weight| changes.merged(weight, checkpoint, &adapter.score))?;
     let config = ConfigChanges::new(&adapter, options.task.as_ref(), class);
-    let mut notices = config.write(model, &staged)?;
-    notices.extend(rounded.map(|format| {
-        format!(
-            "the blocks were loaded as {format} in training; the merged weights are those of the checkpoint, changed"
-        )
+    let mut notices = config.write(model, checkpoint, &staged)?;
+    notices.extend(checkpoint.multimodal_type().map(|model_type| {
+        format!("the merged model is the text model of the {model_type}, without its image encoder")
+    }));
+    notices.extend(rounding.map(|rounding| {
+        format!("the blocks were {rounding} in training; the merged weights are those of the checkpoint, changed")
     }));
     copy_tokenizer(model, &staged)?;
     let record = MergeRecord {

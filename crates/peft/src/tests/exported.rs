@@ -5,13 +5,19 @@ use tch::{Device, Kind, Tensor};
 
 use super::{HEAD, PREFIX_LEN, Random, named, tiny, try_export};
 use crate::config::{CONFIG, PROMPT_EMBEDDINGS, TENSORS};
-use crate::{ExportOptions, Form, Import, ImportOptions, UsedPlugin, Verify, export, has_encoder};
+use crate::{ExportError, ExportOptions, Form, Import, ImportOptions, UsedPlugin, Verify, export, has_encoder};
 
 #[test]
 fn export_computes_the_trained_logits() {
     let folder = tempfile::tempdir().expect("a folder");
     for name in sepal_testkit::tiny::models().into_iter().filter(|name| name != "falcon-rw") {
         let (_, checkpoint) = tiny(&name);
+        if checkpoint.multimodal_type().is_some() {
+            let adapter = Random::new(&checkpoint, false).write(folder.path());
+            let refused = try_export(folder.path(), &checkpoint, &adapter, Form::PromptTuning);
+            assert!(matches!(refused, Err(ExportError::Multimodal { .. })), "{name}: {refused:?}");
+            continue;
+        }
         for (form, deep) in [(Form::PrefixTuning, true), (Form::PromptTuning, false), (Form::PTuning, false)] {
             let home = folder.path().join(format!("{name}-{form}"));
             std::fs::create_dir(&home).expect("a folder");
@@ -187,6 +193,32 @@ fn export_without_an_equivalent_in_peft_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let adapter = Random::new(&checkpoint, true).write(folder.path());
     try_export(folder.path(), &other, &adapter, Form::PrefixTuning).expect_err("another model");
+}
+
+#[test]
+fn adapter_trained_with_rounding_is_exported_with_a_notice() {
+    let (_, checkpoint) = tiny("llama-gqa");
+    for (formats, expected) in [
+        ("", None),
+        ("+int8", Some("the blocks were loaded as int8 in training")),
+        ("+compute-bf16", Some("the blocks were computed in bf16 in training")),
+        ("+nf4+compute-f16", Some("the blocks were loaded as nf4 and computed in f16 in training")),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut random = Random::new(&checkpoint, true);
+        random.metadata.insert("model_digest".to_owned(), format!("{}{formats}", checkpoint.digest()));
+        let adapter = random.write(folder.path());
+        let exported = try_export(folder.path(), &checkpoint, &adapter, Form::PrefixTuning).expect("exported");
+        let notice = exported.notices.iter().find(|notice| notice.starts_with("the blocks were"));
+        assert_eq!(notice.is_some(), expected.is_some(), "{formats}: {:?}", exported.notices);
+        assert!(
+            notice.is_none_or(|notice| expected.is_some_and(|expected| notice.starts_with(expected))),
+            "{notice:?}"
+        );
+        let options = ImportOptions::default();
+        let (out, back) = (folder.path().join("out"), folder.path().join("back"));
+        Import::open(&options, Some(&checkpoint), &out, &back).expect("the same model");
+    }
 }
 
 #[test]

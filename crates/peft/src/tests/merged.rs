@@ -99,6 +99,31 @@ fn merged_folder_is_complete() {
 }
 
 #[test]
+fn merge_into_a_multimodal_model_writes_its_text_model() {
+    for (name, class, model_type) in [
+        ("gemma3-vision", "Gemma3TextForSequenceClassification", "gemma3_text"),
+        ("mistral-vision", "MistralForSequenceClassification", "mistral"),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (model, checkpoint) = tiny(name);
+        let (adapter, out) = (Random::ia3(&checkpoint).write(folder.path()), folder.path().join("out"));
+        let merged = merge(&options(), &model, &checkpoint, &adapter, &out).expect("merged");
+        assert!(
+            merged.class == class && merged.notices.iter().any(|notice| notice.contains("text model")),
+            "{merged:?}"
+        );
+        let config: Value =
+            serde_json::from_slice(&std::fs::read(out.join("config.json")).expect("a file")).expect("JSON");
+        assert_eq!((&config["model_type"], &config["architectures"]), (&json!(model_type), &json!([class])));
+        assert!(config.get("text_config").is_none() && config.get("vision_config").is_none(), "{config}");
+        let text = Checkpoint::open(&out).expect("opens");
+        assert_eq!((text.config(), text.multimodal_type()), (checkpoint.config(), None));
+        assert!(text.names().all(|name| name.starts_with("model.") || name == "score.weight"));
+        assert!(!text.names().any(|name| name.contains("vision") || name.contains("language_model")));
+    }
+}
+
+#[test]
 fn merge_without_changed_weights_is_refused() {
     let (model, checkpoint) = tiny("gpt2");
     let hidden = checkpoint.config().hidden as i64;

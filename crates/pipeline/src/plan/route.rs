@@ -6,7 +6,6 @@ use sepal_config::spec::{Spec, SwarmSpec};
 use sepal_core::Span;
 use sepal_remote::survey;
 use sepal_route::{Router, Server};
-use sepal_server::ModelIdentity;
 use serde::Serialize;
 
 use super::block_bytes;
@@ -57,7 +56,7 @@ pub(super) fn plan_route(
     let mut route: Vec<HopPlan> = here.map(|span| hop(span, None)).into_iter().collect();
     let Some(there) = Span::new(local, n_blocks).ok().filter(|_| !is_here) else { return Ok((route, Vec::new())) };
 
-    let digest = ModelIdentity::from_checkpoint(checkpoint).with_weight_format(spec.model.weights).digest;
+    let digest = spec.model.digest(checkpoint.digest());
     let servers = servers(spec, handle, &digest)?;
     let mut router = Router::new();
     for server in &servers {

@@ -1,13 +1,15 @@
 //! Plan of servers for a model, from its configuration and the index of its shards alone.
 
-use sepal_assets::{Asset, Assets, EventHandler, Kind, Source};
-use sepal_checkpoint::{Checkpoint, ModelSummary, OpenError, linear_sites};
-use sepal_core::{DType, Device, ModelConfig, SiteRole, WeightFormat};
+use sepal_assets::{Asset, Assets, EventHandler, Source};
+use sepal_blocks::{Ends, Placement};
+use sepal_checkpoint::{ModelSummary, linear_sites};
+use sepal_core::{ComputeFormat, DType, Device, ModelConfig, SiteRole, WeightFormat};
 use sepal_server::memory::{BlockSizes, MemoryNeed, MemoryRequest};
 use serde::Serialize;
 
 use super::bytes::Step;
 use crate::error::ModelError;
+use crate::model_files::open_asset;
 
 /// Number format on the wire that bytes are counted for.
 const WIRE: DType = DType::Bf16;
@@ -21,6 +23,8 @@ pub struct ServersSpec {
     pub tokens: usize,
     /// Prompts before each row, which all rows share.
     pub prompts: usize,
+    /// Number format of products and tapes.
+    pub compute: ComputeFormat,
     /// Free memory of a server in bytes; `None` for one server with all blocks.
     pub server_bytes: Option<u64>,
     /// Floating-point operations per second that a server reaches in products.
@@ -46,10 +50,12 @@ pub struct ServersPlan {
     pub file_bytes: Option<u64>,
     /// Number of shards in the index.
     pub shards: Option<usize>,
-    /// Estimated: bytes of the embeddings and the final norm in fp32, which the client holds.
+    /// Estimated: largest memory of the embeddings and the final norm at the client, in bytes.
     pub estimated_ends_bytes: u64,
     /// Counted: floating-point operations of the products in a step, without attention scores.
     pub counted_step_operations: f64,
+    /// Number format of products and tapes.
+    pub compute: ComputeFormat,
     /// Servers for each format of the weights.
     pub formats: Vec<FormatPlan>,
 }
@@ -89,7 +95,7 @@ pub struct ServerGroup {
 }
 
 /// Plans servers for the model of the first available source: a folder with `config.json` and perhaps the index of its
-/// shards, a GGUF file, or a repository of the hub, of which the shards are not fetched.
+/// shards, a GGUF file, or a repository of the hub, of which no shards and no large files are fetched.
 ///
 /// # Errors
 /// [`ModelError::Fetch`], [`ModelError::Open`].
@@ -98,17 +104,18 @@ pub fn plan_servers(
     spec: &ServersSpec,
     watch: &mut EventHandler<'_>,
 ) -> Result<ServersPlan, ModelError> {
-    let asset = Assets::from_env().fetch_first(sources, Kind::Model, watch).map_err(ModelError::Fetch)?;
-    let summary =
-        summary(&asset).map_err(|source| ModelError::Open { path: asset.path.clone(), source: source.into() })?;
+    let assets = Assets::from_env();
+    let asset = assets.fetch_first_model(sources, &mut |_| Ok(()), watch).map_err(ModelError::Fetch)?;
+    let summary = summary(&assets, &asset, watch)?;
     Ok(count(asset.pinned().to_string(), &summary, spec))
 }
 
-fn summary(asset: &Asset) -> Result<ModelSummary, OpenError> {
+fn summary(assets: &Assets, asset: &Asset, watch: &mut EventHandler<'_>) -> Result<ModelSummary, ModelError> {
     if asset.path.join("config.json").is_file() {
-        return ModelSummary::read(&asset.path);
+        return ModelSummary::read(&asset.path)
+            .map_err(|source| ModelError::Open { path: asset.path.clone(), source: source.into() });
     }
-    let checkpoint = Checkpoint::open(&asset.path)?;
+    let checkpoint = open_asset(assets, asset, watch)?;
     let size_bytes = Some(checkpoint.describe().size_bytes);
     Ok(ModelSummary { config: checkpoint.config().clone(), n_shards: None, size_bytes })
 }
@@ -124,9 +131,10 @@ fn count(source: String, summary: &ModelSummary, spec: &ServersSpec) -> ServersP
         counted_block_parameters: counts.sizes.parameters(config.n_blocks),
         file_bytes: summary.size_bytes,
         shards: summary.n_shards,
-        estimated_ends_bytes: ((config.vocab_size + 1) * config.hidden * size_of::<f32>()) as u64,
+        estimated_ends_bytes: Ends::memory_bytes(config),
         counted_step_operations: counts.operations,
-        formats: WeightFormat::ALL.map(|format| counts.format_plan(format)).to_vec(),
+        compute: spec.compute,
+        formats: WeightFormat::FIXED.map(|format| counts.format_plan(format)).to_vec(),
     }
 }
 
@@ -151,17 +159,18 @@ impl<'a> Counts<'a> {
             spec,
             sizes: BlockSizes::from_config(config),
             step,
-            tape_bytes: bytes(tape_numbers(config) * step.positions()),
+            tape_bytes: tape_bytes(config, spec.compute) * step.positions() as u64,
             tunable_bytes: bytes(2 * spec.prompts * config.hidden),
             operations,
         }
     }
 
     fn format_plan(&self, format: WeightFormat) -> FormatPlan {
+        let placement = Placement::new(Device::Cpu, format, self.spec.compute);
         FormatPlan {
             weights: format,
-            counted_block_bytes: self.sizes.weight_bytes(1, format),
-            counted_weight_bytes: self.sizes.weight_bytes(self.sizes.n_blocks(), format),
+            counted_block_bytes: self.sizes.weight_bytes(1, placement),
+            counted_weight_bytes: self.sizes.weight_bytes(self.sizes.n_blocks(), placement),
             servers: self.group(format),
         }
     }
@@ -189,7 +198,8 @@ impl<'a> Counts<'a> {
     /// Memory of `n` blocks with the tapes and tunables of one step.
     fn need(&self, n: usize, format: WeightFormat, free: u64) -> MemoryNeed {
         let (tape_bytes, adapter_bytes) = (self.tape_bytes * n as u64, self.tunable_bytes * n as u64);
-        MemoryNeed::new(&self.sizes, n, MemoryRequest { device: Device::Cpu, format, tape_bytes, adapter_bytes }, free)
+        let (device, compute) = (Device::Cpu, self.spec.compute);
+        MemoryNeed::new(&self.sizes, n, MemoryRequest { device, format, compute, tape_bytes, adapter_bytes }, free)
     }
 }
 
@@ -199,7 +209,15 @@ fn used_parameters(config: &ModelConfig) -> usize {
     layers + config.experts.map_or(0, |experts| experts.per_token * 3 * config.hidden * config.ffn)
 }
 
-/// Numbers that a block saves for each position, by the formula of `BlockStack::tape_bytes` for a Llama.
+/// Bytes that a block saves for each position, by the formula of `BlockStack::tape_bytes` for a Llama: sums of softmax and
+/// scales of norms in fp32, the others in the format of the products.
+fn tape_bytes(config: &ModelConfig, compute: ComputeFormat) -> u64 {
+    let bytes = |dtype: DType, numbers: usize| dtype.n_bytes(numbers).unwrap_or(usize::MAX) as u64;
+    let statistics = config.n_heads + 2;
+    bytes(DType::F32, statistics) + bytes(compute.dtype(), tape_numbers(config) - statistics)
+}
+
+/// Numbers that a block saves for each position.
 fn tape_numbers(config: &ModelConfig) -> usize {
     let inputs = linear_sites(config).into_iter().filter(|site| site.role == SiteRole::MlpInput);
     let dense: usize = inputs.map(|site| site.outputs).sum();
@@ -214,8 +232,15 @@ mod tests {
 
     use super::*;
 
-    const STEP: ServersSpec =
-        ServersSpec { rows: 32, tokens: 426, prompts: 16, server_bytes: None, server_flops: None, link_bytes: None };
+    const STEP: ServersSpec = ServersSpec {
+        rows: 32,
+        tokens: 426,
+        prompts: 16,
+        compute: ComputeFormat::F32,
+        server_bytes: None,
+        server_flops: None,
+        link_bytes: None,
+    };
 
     /// Plan of a published Llama 3.1 of these sizes.
     fn llama(n_blocks: usize, hidden: usize, n_heads: usize, ffn: usize, spec: &ServersSpec) -> ServersPlan {
@@ -277,6 +302,37 @@ mod tests {
     #[test]
     fn tape_of_a_llama_block_has_the_documented_size() {
         let config = ModelConfig { n_kv_heads: 8, ..ModelConfig::plain(Family::Llama, 32, 4096, 32, 14_336, 128_256) };
-        assert_eq!(tape_numbers(&config), 2 * 4096 + 2 * 4096 + 2 * 1024 + 2 * 14_336 + 32 + 2);
+        let states = 2 * 4096 + 2 * 4096 + 2 * 1024 + 2 * 14_336;
+        assert_eq!(tape_numbers(&config), states + 32 + 2);
+        assert_eq!(tape_bytes(&config, ComputeFormat::F32), 4 * (states as u64 + 32 + 2));
+        assert_eq!(tape_bytes(&config, ComputeFormat::Bf16), 2 * states as u64 + 4 * (32 + 2));
+    }
+
+    #[test]
+    fn unrounded_weights_take_the_format_of_products() {
+        for compute in ComputeFormat::ALL {
+            let plan = llama(32, 4096, 32, 14_336, &ServersSpec { compute, ..STEP });
+            let bytes = |format: WeightFormat| {
+                plan.formats.iter().find(|plan| plan.weights == format).expect("each format").counted_weight_bytes
+            };
+            let number_bytes = if compute == ComputeFormat::F32 { 4 } else { 2 };
+            assert_eq!(plan.compute, compute);
+            assert_eq!(bytes(WeightFormat::F32), number_bytes * 6_979_321_856, "{compute}");
+            assert_eq!(bytes(WeightFormat::Bf16), 2 * 6_979_321_856, "{compute}");
+        }
+    }
+
+    #[test]
+    fn formats_of_weights_are_those_of_every_model() {
+        let plan = llama(32, 4096, 32, 14_336, &STEP);
+        let formats: Vec<WeightFormat> = plan.formats.iter().map(|plan| plan.weights).collect();
+        assert_eq!(formats, WeightFormat::FIXED);
+        let half = ServersSpec { compute: ComputeFormat::Bf16, ..STEP };
+        let tapes = |spec: &ServersSpec| {
+            let plan = llama(32, 4096, 32, 14_336, spec);
+            servers_as(&plan, WeightFormat::Bf16).expect("a group").estimated_tape_bytes as f64
+        };
+        let ratio = tapes(&half) / tapes(&STEP);
+        assert!((0.5..0.51).contains(&ratio), "{ratio}");
     }
 }

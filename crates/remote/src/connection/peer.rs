@@ -15,7 +15,7 @@ use super::cached_prefixes::CachedPrefixes;
 use super::deadlines::{Liveness, until_overdue};
 use super::handle::TunedSession;
 use super::rpc::{bootstrap, describe, with_timeout};
-use crate::error::{CallError, PROTOCOL, RemoteError};
+use crate::error::{CallError, DIGEST, PROTOCOL, RemoteError};
 use crate::shared::SharedState;
 use crate::step::Step;
 
@@ -272,7 +272,7 @@ impl Peer {
         let comparisons = [
             ("the number of blocks", expected.n_blocks.to_string(), info.n_blocks.to_string()),
             ("the hidden size", expected.hidden.to_string(), info.hidden.to_string()),
-            ("the digest of the weights", expected.digest.clone(), info.model_digest.clone()),
+            (DIGEST, expected.digest.clone(), info.model_digest.clone()),
         ];
         let difference = match sepal_wire::common_protocol(ours, theirs) {
             None => Some((PROTOCOL, range(ours), range(theirs))),
