@@ -28,7 +28,7 @@ import sys
 import peft
 import torch
 import transformers
-from make_goldens import LABELS, MODELS, VOCAB, blocks_of
+from make_goldens import LABELS, MODELS, SEEDS, VOCAB, blocks_of
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptEncoder, PromptEncoderConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
@@ -42,7 +42,8 @@ NAMES = [
     "llama-gqa", "llama-tied", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3",
     "phi3-longrope", "bloom", "falcon-7b", "falcon-40b", "falcon-11b", "falcon-rw", "gpt2", "gpt-neox",
     "gpt-neox-sequential", "opt", "stablelm", "stablelm-parallel", "olmo2", "smollm3",
-    "granite", "qwen2-moe", "qwen3-moe", "glm4", "cohere", "olmo3",
+    "granite", "qwen2-moe", "qwen3-moe", "glm4", "cohere", "olmo3", "gpt-oss", "phimoe", "stablelm-norms",
+    "cohere-norms",
 ]
 LORA = dict(r=4, lora_alpha=6)
 # Options by the sites of the model, and the models.
@@ -69,7 +70,7 @@ def pattern(sites):
 
 
 def read(name):
-    """The model of a folder as a classifier, and the linear layers of its blocks but those of experts."""
+    """The model of a folder as a classifier, and the linear layers of its blocks but those of experts and their routers."""
     cls, _ = MODELS[name]
     attention = "sdpa" if name == "falcon-rw" else "eager"
     # Experts one by one: the grouped kernel has no fp64.
@@ -77,7 +78,7 @@ def read(name):
     model = cls.from_pretrained(HERE / f"tiny-{name}", **options).eval()
     block = blocks_of(model.base_model)[0]
     sites = [site for site, layer in block.named_modules()
-             if isinstance(layer, (torch.nn.Linear, Conv1D)) and "expert" not in site]
+             if isinstance(layer, (torch.nn.Linear, Conv1D)) and not re.search("expert|router", site)]
     return model, sites
 
 
@@ -172,8 +173,8 @@ def run_case(name, case, options, generator, rows, labels, score):
 
 
 def adapters(name):
-    # The place of the model in MODELS is the seed, as of its weights.
-    generator = torch.Generator().manual_seed(100 + list(MODELS).index(name))
+    # The seed of its weights, and 100.
+    generator = torch.Generator().manual_seed(100 + SEEDS.get(name, list(MODELS).index(name)))
     rows, labels, out = batch(generator)
     score = 0.2 * torch.randn(LABELS, MODELS[name][1].hidden_size, generator=generator)
     out["score.weight"] = score

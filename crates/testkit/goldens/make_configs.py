@@ -73,9 +73,11 @@ BASES = {
     "glm4": dict(model_type="glm4", **GATED, head_dim=16),
     "cohere": dict(model_type="cohere", **GATED),
     "olmo3": dict(model_type="olmo3", **GATED, sliding_window=8, layer_types=["sliding_attention", "full_attention"]),
+    "gpt_oss": dict(model_type="gpt_oss", **GATED, head_dim=16, num_local_experts=5, sliding_window=8),
+    "phimoe": dict(model_type="phimoe", **GATED, num_local_experts=5, router_jitter_noise=0.3),
 }
 # Later families: their cases come last, so that the tensors of the others keep their numbers.
-LATER = ["olmo2", "smollm3", "granite", "qwen2_moe", "qwen3_moe", "glm4", "cohere", "olmo3"]
+LATER = ["olmo2", "smollm3", "granite", "qwen2_moe", "qwen3_moe", "glm4", "cohere", "olmo3", "gpt_oss", "phimoe"]
 ROTARY = [name for name in BASES if name not in ("bloom", "gpt2", "opt", *LATER)]
 
 LLAMA3 = dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0)
@@ -357,11 +359,57 @@ def olmo3_cases():
     yield case(base, "default", "sliding_window", without=["sliding_window"], unlike=[{}])
 
 
+def phimoe_cases():
+    """Positions of Phi-3.5-MoE: `longrope` with a factor of its own, or unscaled."""
+    base, original = "phimoe", "original_max_position_embeddings"
+    scaling = dict(longrope(base), short_mscale=1.25, long_mscale=1.5)
+    yield case(base, "default", "rope_theta", unlike=[{"rope_theta": 77.0}])
+    yield case(base, "spelling", "rope_theta", {"rope_theta": 77.0}, unlike=[{}])
+    yield case(base, "places", "rope_theta", {"rope_theta": 5.0, "rope_parameters": dict(rope_theta=77.0)},
+               unlike=[{"rope_theta": 5.0}])
+    yield case(base, "spelling", "longrope, older", {"rope_scaling": dict(older(scaling), **{original: 32}), "rope_theta": 77.0},
+               unlike=[{"rope_theta": 77.0}])
+    yield case(base, "spelling", "longrope, newer", {"rope_parameters": dict(scaling, rope_theta=77.0, **{original: 32})})
+    yield case(base, "default", f"longrope, {original}", {"rope_scaling": scaling})
+    yield case(base, "unused", f"{original} above", {"rope_scaling": dict(scaling, **{original: 32}), original: 16},
+               unlike=[{"rope_scaling": dict(scaling, **{original: 16})}])
+    yield case(base, "unused", "longrope, factor and attention_factor", {
+        "rope_scaling": dict(scaling, factor=4.0, attention_factor=3.0, **{original: 32})},
+        unlike=[{"rope_scaling": dict(scaling, short_mscale=3.0, **{original: 32})}])
+
+
+def gpt_oss_cases(both):
+    """Scaled positions by default, and the parts of experts."""
+    base, original = "gpt_oss", "original_max_position_embeddings"
+    yield case(base, "default", "rope_parameters", {"max_position_embeddings": 131072},
+               unlike=[{"rope_parameters": {}}])
+    yield case(base, "null", "rope_parameters", {"rope_parameters": None, "rope_scaling": None})
+    yield case(base, "spelling", "an empty rope_parameters", {"rope_parameters": {}}, unlike=[{}])
+    yield case(base, "default", "an empty rope_scaling", {"rope_scaling": {}}, unlike=[{"rope_parameters": {}}])
+    yield case(base, "places", f"{original} above", {original: 8}, unlike=[{}])
+    for truncate in (True, False, None):
+        yield case(base, "spelling" if truncate is not None else "null", f"yarn, truncate of {truncate}", {
+            "rope_scaling": dict(YARN, truncate=truncate, **{original: 32}), "rope_theta": 77.0},
+            unlike=[{"rope_scaling": dict(YARN, truncate=not truncate, **{original: 32}), "rope_theta": 77.0}])
+    yield case(base, "default", "swiglu_alpha, swiglu_limit", unlike=[{"swiglu_alpha": 1.0}])
+    yield case(base, "spelling", "swiglu_alpha", {"swiglu_alpha": 1.0}, unlike=[{}])
+    yield case(base, "spelling", "swiglu_limit", {"swiglu_limit": 0.5}, unlike=[{}])
+    yield case(base, "unused", "hidden_act, use_sliding_window", {"hidden_act": "relu", "use_sliding_window": False})
+    yield case(base, "default", "num_experts_per_tok", unlike=[{"num_experts_per_tok": 2}])
+    yield case(base, "default", "num_local_experts", without=["num_local_experts"])
+    yield case(base, "places", "num_experts and num_local_experts", {"num_local_experts": 6, "num_experts": 7})
+    yield case(base, "default", "layer_types", {"num_hidden_layers": 3},
+               unlike=[{"num_hidden_layers": 3, "layer_types": ["full_attention", "sliding_attention", "full_attention"]}])
+    yield case(base, "places", "layer_types", {"layer_types": both}, unlike=[{}])
+    yield case(base, "default", "sliding_window", without=["sliding_window"], unlike=[{}])
+    yield case(base, "default", "head_dim", without=["head_dim"])
+
+
 def later_cases():
     both = ["full_attention", "sliding_attention"]
     for base in LATER:
-        yield from olmo3_cases() if base == "olmo3" else rotary_cases(base)
-        heads = {"num_attention_heads": 32} if "moe" in base else {}
+        yield from dict(olmo3=olmo3_cases, phimoe=phimoe_cases).get(base, lambda: rotary_cases(base))()
+        heads = {"num_attention_heads": 32} if "moe" in base or base == "gpt_oss" else {}
         yield case(base, "default", "num_key_value_heads", heads, ["num_key_value_heads"])
         for without in (["intermediate_size"], ["vocab_size"], ["max_position_embeddings"],
                         ["num_attention_heads", "num_key_value_heads"]):
@@ -370,7 +418,7 @@ def later_cases():
         eps = "layer_norm_eps" if base == "cohere" else "rms_norm_eps"
         yield case(base, "default", eps, unlike=[{eps: 1e-2}])
         bias = "qkv_bias" if base == "qwen2_moe" else "attention_bias"
-        yield case(base, "spelling", bias, {bias: base not in ("qwen2_moe", "glm4")}, unlike=[{}])
+        yield case(base, "spelling", bias, {bias: base not in ("qwen2_moe", "glm4", "gpt_oss")}, unlike=[{}])
     yield case("olmo2", "unused", "windows", {"sliding_window": 4, "layer_types": both, "use_sliding_window": True})
     every = {"no_rope_layer_interval": 2}
     yield case("smollm3", "default", "no_rope_layer_interval", {"num_hidden_layers": 4},
@@ -410,6 +458,22 @@ def later_cases():
         "use_sliding_window": True}])
     yield case("granite", "unused", "logits_scaling, windows", {
         "logits_scaling": 8.0, "sliding_window": 4, "layer_types": both})
+    yield from gpt_oss_cases(both)
+    yield case("phimoe", "default", "router_jitter_noise", without=["router_jitter_noise"], unlike=[{}])
+    yield case("phimoe", "spelling", "router_jitter_noise of 0", {"router_jitter_noise": 0.0}, unlike=[{}])
+    yield case("phimoe", "default", "num_local_experts", without=["num_local_experts"])
+    yield case("phimoe", "unused", "num_experts, num_experts_per_tok, layer_types, lm_head_bias, input_jitter_noise", {
+        "num_experts": 7, "num_experts_per_tok": 1, "layer_types": both, "lm_head_bias": True, "input_jitter_noise": 0.5})
+    yield case("phimoe", "spelling", "sliding_window", {"sliding_window": 4}, unlike=[{}])
+
+
+def norm_cases():
+    """Norms with a weight for each head, of some models of a family."""
+    for base, key in (("stablelm", "qk_layernorm"), ("cohere", "use_qk_norm")):
+        yield case(base, "spelling", key, {key: True}, unlike=[{}])
+        yield case(base, "default", f"num_key_value_heads, {key}", {key: True, "num_attention_heads": 32, "hidden_size": 256},
+                   ["num_key_value_heads"])
+    yield case("cohere", "null", "use_qk_norm", {"use_qk_norm": None})
 
 
 def cases():
@@ -419,6 +483,7 @@ def cases():
     yield from size_cases()
     yield from other_cases()
     yield from later_cases()
+    yield from norm_cases()
 
 
 def weights(name, shape, gemma):

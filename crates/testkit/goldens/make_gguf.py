@@ -2,20 +2,22 @@
 """Makes the GGUF files of this folder from the tiny models beside it; VERSIONS.txt says with which gguf package.
 
     pip install torch==2.13.0 transformers safetensors gguf==0.19.0 && python make_goldens.py && python make_gguf.py
+    python make_gguf.py stablelm    # some of the files alone
 
 tiny-NAME.gguf           the model as llama.cpp's converter writes it: tensor names, orders of rows, metadata
 gguf.golden.safetensors  `ids`, and for each file `NAME.hidden`: hidden states after the last norm, of transformers
 quants.safetensors       for each number type `TYPE.bytes` and the numbers `TYPE.values` that gguf reads from them
 
 What the converter changes, beside the names:
-- llama, also for Mistral and Mixtral: the rows of q and k are interleaved, (0, d/2, 1, d/2 + 1, ..), as its kernel
-  rotates pairs of neighbours. The other families keep their halves.
+- llama, also for Mistral and Mixtral, granite, smollm3: the rows of q and k are interleaved, (0, d/2, 1, d/2 + 1, ..), as
+  its kernel rotates pairs of neighbours. The other families keep their halves.
 - gemma, gemma2, gemma3: 1 is added to each norm.
 - BLOOM, GPT-NeoX, Falcon: the fused rows, grouped by head in the checkpoint, become all q, all k, all v.
 - GPT-2: matrices are stored [in, out] in the checkpoint, [out, in] here.
 - Falcon with two norms: attn_norm is the one of the MLP, attn_norm_2 the one of the attention.
 - Phi-3: qkv stays fused, so do gate and up, which are called ffn_up.
-- Mixtral: the experts are stacked, [experts, out, in].
+- Mixtral, qwen2moe, qwen3moe: the experts are stacked, [experts, out, in].
+- StableLM with norms of heads: their weights are stacked, [heads, head_dim].
 - Frequencies that a formula does not give are tensors of divisors: rope_freqs (Llama 3), rope_factors_short and
   rope_factors_long (Phi-3).
 
@@ -24,6 +26,8 @@ What a file does not say, so that the reader has to know it from the architectur
 - Mistral: the sliding window, so there is none.
 - gemma2: which layers have the window. Each even one. For gemma3 the default is five of six, unless stated.
 - Falcon, GPT-NeoX, StableLM: the base of the rotary frequencies, 10000. BLOOM: that there is ALiBi.
+- qwen2moe: that the weights of experts are parts of the softmax of all scores. qwen3moe: that they sum up to 1.
+- smollm3: that every fourth layer has no positions.
 - All: the activation.
 
 llama.cpp of October 2026 was compared by hand and gives the same: to 1e-5 with F32 matrices and SiLU, to 3e-3 with
@@ -33,6 +37,8 @@ as the context that was asked for is longer than the original one.
 
 import math
 import pathlib
+import re
+import sys
 import tempfile
 from importlib.metadata import version
 
@@ -70,7 +76,14 @@ FILES = {
     "gpt-neox": (MODEL_ARCH.GPTNEOX, F32),
     "stablelm": (MODEL_ARCH.STABLELM, F32),
     "stablelm-parallel": (MODEL_ARCH.STABLELM, F32),
+    "stablelm-norms": (MODEL_ARCH.STABLELM, F32),
+    "qwen3-moe": (MODEL_ARCH.QWEN3MOE, F32),
+    "qwen2-moe": (MODEL_ARCH.QWEN2MOE, F32),
+    "granite": (MODEL_ARCH.GRANITE, F32),
+    "olmo2": (MODEL_ARCH.OLMO2, F32),
+    "smollm3": (MODEL_ARCH.SMOLLM3, F32),
 }
+INTERLEAVED = (MODEL_ARCH.LLAMA, MODEL_ARCH.GRANITE, MODEL_ARCH.SMOLLM3)
 # What the loader of transformers is able to check: the tensors and the config that it reads from the metadata, or the
 # tensors with the config given ("tensors"), as it does not read all keys. The others it does not read, or not rightly
 # (the groups of falcon-40b).
@@ -99,9 +112,9 @@ def all_q_all_k_all_v(rows, n_groups, n_queries):
 
 def for_gguf(arch, key, tensor, config):
     """The tensor of a checkpoint with its rows in the order of the file."""
-    if arch == MODEL_ARCH.LLAMA and "q_proj" in key:
+    if arch in INTERLEAVED and "q_proj" in key:
         return interleaved(tensor, config.num_attention_heads)
-    if arch == MODEL_ARCH.LLAMA and "k_proj" in key:
+    if arch in INTERLEAVED and "k_proj" in key:
         return interleaved(tensor, config.num_key_value_heads)
     if arch in (MODEL_ARCH.GEMMA, MODEL_ARCH.GEMMA2, MODEL_ARCH.GEMMA3) and key.endswith("norm.weight"):
         return tensor + 1.0
@@ -130,6 +143,19 @@ def stacked_experts(state, config):
             experts = [state[f"{moe}.{expert}.{key}.weight"] for expert in range(config.num_local_experts)]
             out[f"layers.{layer}.feed_forward.experts.{key}.weight"] = torch.stack(experts)
     return out
+
+
+def stacked(state, config):
+    """With one tensor for the numbered ones of a block: the layers of Qwen's experts, and StableLM's norms of heads."""
+    parts, out = {}, {}
+    for key, tensor in state.items():
+        if found := re.fullmatch(r"(.*\.)(experts|q_layernorm\.norms|k_layernorm\.norms)\.(\d+)\.(.*)", key):
+            before, kind, number, after = found.groups()
+            kind = f"{kind}." if kind == "experts" else kind.removesuffix("norms")
+            parts.setdefault(before + kind + after, {})[int(number)] = tensor
+        else:
+            out[key] = tensor
+    return out | {key: torch.stack([of[number] for number in sorted(of)]) for key, of in parts.items()}
 
 
 def is_skipped(arch, key):
@@ -230,12 +256,21 @@ def add_shape(out, arch, config):
         out.add_sliding_window_pattern(1 + config.layer_types.index("full_attention"))
         out.add_rope_freq_base_swa(rope["sliding_attention"]["rope_theta"])
         rope = rope["full_attention"]
-    if arch == MODEL_ARCH.LLAMA:
+    if arch in INTERLEAVED:
         out.add_vocab_size(config.vocab_size)
         out.add_rope_dimension_count(head_dim)
-    if getattr(config, "num_local_experts", None):
-        out.add_expert_count(config.num_local_experts)
+    if experts := getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
+        out.add_expert_count(experts)
         out.add_expert_used_count(config.num_experts_per_tok)
+    if arch in (MODEL_ARCH.QWEN2MOE, MODEL_ARCH.QWEN3MOE):
+        out.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if arch == MODEL_ARCH.QWEN2MOE:
+        out.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+    if arch == MODEL_ARCH.GRANITE:
+        out.add_attention_scale(config.attention_multiplier)
+        out.add_embedding_scale(config.embedding_multiplier)
+        out.add_residual_scale(config.residual_multiplier)
+        out.add_logit_scale(config.logits_scaling)
     out.add_rope_freq_base(rope["rope_theta"])
     if rope["rope_type"] in ("linear", "yarn"):
         out.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
@@ -272,8 +307,7 @@ def add_vocabulary(out, arch, config):
 def write(name, arch, kind):
     folder = HERE / f"tiny-{name}"
     config, state = AutoConfig.from_pretrained(folder), load_file(folder / "model.safetensors")
-    if config.model_type == "mixtral":
-        state = stacked_experts(state, config)
+    state = stacked_experts(state, config) if config.model_type == "mixtral" else stacked(state, config)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
 
     out = gguf.GGUFWriter(HERE / f"tiny-{name}.gguf", gguf.MODEL_ARCH_NAMES[arch])
@@ -381,9 +415,15 @@ def main():
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
+    names = sys.argv[1:]
+    if unknown := sorted(set(names) - set(FILES)):
+        sys.exit(f"FILES has no {', '.join(unknown)}")
     ids = torch.randint(0, VOCAB, (9,), generator=torch.Generator().manual_seed(77))
-    out = {"ids": ids}
+    golden = HERE / "gguf.golden.safetensors"
+    out = {"ids": ids} | (load_file(golden) if names else {})
     for name, (arch, kind) in FILES.items():
+        if names and name not in names:
+            continue
         write(name, arch, kind)
         model, config = reference(name, arch, kind)
         hidden = hidden_of(model, ids)
@@ -391,10 +431,13 @@ def main():
         checked = check_with_the_loader(name, ids, hidden, config)
         print(f"{name:14} {gguf.MODEL_ARCH_NAMES[arch]:8} {kind.name:5} {checked}",
               flush=True)
-    save_file(out, HERE / "gguf.golden.safetensors")
-    quants()
+    save_file(out, golden)
+    if not names:
+        quants()
     for path in HERE.glob("*.safetensors"):
         path.chmod(0o644)
+    if names:
+        return
     versions = HERE / "VERSIONS.txt"
     others = [line for line in versions.read_text().splitlines() if not line.startswith(("gguf ", "numpy "))]
     versions.write_text("\n".join([*others, f"gguf {version('gguf')}", f"numpy {np.__version__}"]) + "\n")

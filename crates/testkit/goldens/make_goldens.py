@@ -18,7 +18,7 @@ prompts and the text.
 
 The files are as published checkpoints are: tensor names and config keys of the causal language model, some in the
 form of transformers 5, some in the older one (see `on_disk`). Each folder is read back by AutoModelForCausalLM, which
-must give the same hidden states.
+must give the same hidden states. Some are of a multimodal model (see `multimodal`); the golden is of its text model.
 
 What transformers 5.23 does with `inputs_embeds`, where it is not plain:
 - gemma, gemma2, gemma3: nothing. The factor sqrt(hidden) is a part of the embedding module, so looked-up tokens carry
@@ -46,6 +46,7 @@ from transformers import (
     MODEL_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     BloomConfig,
     BloomForSequenceClassification,
     FalconConfig,
@@ -134,10 +135,14 @@ GEMMA = dict(head_dim=12, rms_norm_eps=1e-6, tie_word_embeddings=True)
 GEMMA3 = dict(**GEMMA, num_key_value_heads=1, query_pre_attn_scalar=20, sliding_window=6)
 GLOBAL_ROPE = dict(rope_type="linear", factor=8.0, rope_theta=1000.0)
 LOCAL_ROPE = dict(rope_type="default", rope_theta=100.0)
+# A ramp that begins and ends between pairs.
+SINK_ROPE = dict(
+    rope_type="yarn", factor=4.0, beta_fast=4.0, beta_slow=1.0, truncate=False, original_max_position_embeddings=16,
+    rope_theta=100.0)
 LLAMA3 = dict(
     rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16
 )
-# A model's place is the seed of its numbers: a new one comes last.
+# A model's place is the seed of its numbers, unless SEEDS has another: a new one comes last.
 MODELS = {
     "llama-gqa": (LlamaForSequenceClassification, LlamaConfig(**llama())),
     "llama-tied": (
@@ -222,6 +227,37 @@ MODELS = {
     "olmo3": auto("olmo3", **llama(
         num_hidden_layers=4, sliding_window=6,
         rope_parameters=dict(full_attention=dict(GLOBAL_ROPE), sliding_attention=dict(LOCAL_ROPE)))),
+    "gpt-oss": auto("gpt_oss", **llama(
+        num_hidden_layers=2, head_dim=16, intermediate_size=16, num_local_experts=4, num_experts_per_tok=2,
+        sliding_window=6, swiglu_alpha=1.5, swiglu_limit=1.25, max_position_embeddings=64,
+        rope_parameters=dict(SINK_ROPE))),
+    # Experts in MXFP4, whose groups are 32 numbers, and the positions of the class.
+    "gpt-oss-mxfp4": auto("gpt_oss", **llama(
+        num_hidden_layers=2, head_dim=16, intermediate_size=32, num_local_experts=3, num_experts_per_tok=2,
+        sliding_window=6)),
+    "phimoe": auto("phimoe", **llama(
+        num_hidden_layers=2, intermediate_size=20, num_local_experts=5, router_jitter_noise=0.7, attention_bias=True,
+        rope_parameters=dict(
+            rope_type="longrope", rope_theta=100.0, short_factor=[1.0, 1.25, 1.5, 3.0],
+            long_factor=[1.5, 2.0, 4.0, 8.0], short_mscale=1.25, long_mscale=1.5, original_max_position_embeddings=64))),
+    "stablelm-norms": auto("stablelm", **llama(
+        num_hidden_layers=2, use_parallel_residual=True, qk_layernorm=True, layer_norm_eps=1e-3)),
+    "cohere-norms": auto("cohere", **llama(num_hidden_layers=2, layer_norm_eps=1e-3, use_qk_norm=True)),
+    # Heads that the class has by default, as published files leave them out.
+    "gemma3-vision": (Gemma3TextForSequenceClassification, Gemma3TextConfig(**llama(
+        **GEMMA3 | dict(num_attention_heads=8, num_key_value_heads=4), sliding_window_pattern=2,
+        rope_parameters=dict(full_attention=dict(GLOBAL_ROPE), sliding_attention=dict(LOCAL_ROPE))))),
+    "mistral-vision": auto("mistral", **llama(
+        num_hidden_layers=2, head_dim=12, sliding_window=None,
+        rope_parameters=dict(rope_type="default", rope_theta=1000.0))),
+}
+SEEDS = {"stablelm-norms": 200, "cohere-norms": 201, "gemma3-vision": 202, "mistral-vision": 203}
+# Text models that are saved as a part of a multimodal model: its `model_type`, and the options of its image encoder.
+ENCODER = dict(
+    hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4)
+MULTIMODAL = {
+    "gemma3-vision": ("gemma3", dict(mm_tokens_per_image=1), dict(model_type="siglip_vision_model", **ENCODER)),
+    "mistral-vision": ("mistral3", {}, dict(model_type="pixtral", head_dim=4, **ENCODER)),
 }
 # What a golden must be able to tell: with this changed, the logits are others.
 TELLS = {
@@ -255,9 +291,21 @@ TELLS = {
     "qwen3-moe": [dict(num_experts_per_tok=2), dict(norm_topk_prob=False)],
     "glm4": [dict(rope_parameters=dict(rope_type="default", rope_theta=1000.0, partial_rotary_factor=1.0))],
     "cohere": [dict(layer_norm_eps=1e-5)],
+    "stablelm-norms": [dict(layer_norm_eps=1e-5)],
+    "cohere-norms": [dict(layer_norm_eps=1e-5)],
+    "gemma3-vision": [dict(query_pre_attn_scalar=12), dict(layer_types=["sliding_attention"] * 3)],
+    "mistral-vision": [dict(rope_parameters=dict(rope_type="default", rope_theta=10000.0))],
     "olmo3": [dict(sliding_window=99), dict(layer_types=["sliding_attention"] * 4),
               dict(rope_parameters=dict(full_attention=GLOBAL_ROPE, sliding_attention=GLOBAL_ROPE)),
               dict(rope_parameters=dict(full_attention=LOCAL_ROPE, sliding_attention=LOCAL_ROPE))],
+    "gpt-oss": [
+        dict(swiglu_alpha=1.702), dict(swiglu_limit=7.0), dict(num_experts_per_tok=3), dict(sliding_window=99),
+        dict(layer_types=["full_attention", "sliding_attention"]),
+        dict(rope_parameters=dict(SINK_ROPE, truncate=True))],
+    "gpt-oss-mxfp4": [dict(layer_types=["full_attention"] * 2),
+                      dict(rope_parameters=dict(rope_type="default", rope_theta=150000.0))],
+    "phimoe": [dict(router_jitter_noise=0.01), dict(router_jitter_noise=10.0),
+               dict(rope_parameters=dict(rope_type="default", rope_theta=100.0))],
 }
 
 
@@ -271,6 +319,34 @@ def randomise(model, generator):
             is_embedding = re.search(r"embed|wte|wpe", name) and not is_norm
             std = (0.5 / model.config.hidden_size**0.5 if gemma else 0.5) if is_embedding else 0.2
             tensor.copy_(1.0 + 0.2 * noise if is_norm and not gemma else std * noise)
+
+
+MXFP4_LEVELS = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+
+
+def mxfp4(matrices):
+    """Numbers [experts, outputs, groups, 16] and factors [experts, outputs, groups] of [experts, inputs, outputs], and the
+    matrices that they stand for: in each group of 32 numbers the level nearest to each, times a power of two."""
+    groups = matrices.transpose(1, 2).unflatten(-1, (-1, 32))
+    exponents = torch.floor(torch.log2(groups.abs().amax(-1, keepdim=True))) - 2
+    scaled = groups / torch.exp2(exponents)
+    levels = (scaled.abs()[..., None] - MXFP4_LEVELS).abs().argmin(-1)
+    rounded = torch.copysign(MXFP4_LEVELS[levels], scaled) * torch.exp2(exponents)
+    codes = (levels + 8 * torch.signbit(scaled)).to(torch.uint8)
+    return (codes[..., ::2] | codes[..., 1::2] << 4, (exponents.squeeze(-1) + 127).to(torch.uint8),
+            rounded.flatten(-2).transpose(1, 2).contiguous())
+
+
+def experts_of(model):
+    return {name: tensor for name, tensor in model.named_parameters()
+            if name.endswith(("experts.gate_up_proj", "experts.down_proj"))}
+
+
+def round_experts(model):
+    """Makes the experts what MXFP4 holds."""
+    with torch.no_grad():
+        for tensor in experts_of(model).values():
+            tensor.copy_(mxfp4(tensor)[2])
 
 
 def save_model(name, model, generator):
@@ -288,8 +364,29 @@ def save_model(name, model, generator):
     ]
     config["tie_word_embeddings"] = model.config.tie_word_embeddings
     state = on_disk(name, state, config)
+    if name in MULTIMODAL:
+        state, config = multimodal(name, state, config, generator)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def multimodal(name, state, config, generator):
+    """The tensors and the config of a multimodal model with this text model, whose other tensors are random."""
+    model_type, options, encoder = MULTIMODAL[name]
+    config.pop("architectures")
+    config.pop("tie_word_embeddings")
+    is_older = model_type == "gemma3"  # the names of before transformers 5
+    rename = lambda key: "language_model." + key if is_older else key.replace("model.", "model.language_model.", 1)
+    tied = "lm_head.weight" not in state
+    outer = dict(model_type=model_type, text_config=config, vision_config=encoder, tie_word_embeddings=tied, **options)
+    complete = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**copy.deepcopy(outer)))
+    outer["architectures"] = [type(complete).__name__]
+    state = {rename(key): tensor for key, tensor in state.items()}
+    for key, tensor in complete.state_dict().items():
+        if not key.startswith(("model.language_model.", "lm_head.")):
+            key = key.removeprefix("model.") if is_older else key
+            state[key] = 0.2 * torch.randn(tensor.shape, generator=generator)
+    return state, outer
 
 
 def older_rope(config, type_key):
@@ -308,17 +405,18 @@ def on_disk(name, state, config):
     older = {
         "llama-tied": "rope_type", "llama-linear": "type", "llama-dynamic": "type", "mistral": "type",
         "qwen2-window": "type", "gemma": "type", "gemma2": "type", "phi3": "type", "phi3-longrope": "type",
-        "falcon-7b": "type", "mixtral": "type", "stablelm": "type",
+        "falcon-7b": "type", "mixtral": "type", "stablelm": "type", "gpt-oss-mxfp4": "rope_type", "phimoe": "type",
+        "stablelm-norms": "type", "mistral-vision": "type",
     }
     if name in older:
         older_rope(config, older[name])
-    if name in ("qwen2-window", "gemma2", "gemma3-pattern"):
+    if name in ("qwen2-window", "gemma2", "gemma3-pattern", "gemma3-vision"):
         config.pop("layer_types")  # follow from max_window_layers, are every other one, follow from the pattern
     if name == "gemma":
         config["hidden_act"] = "gelu"  # stands for gelu_pytorch_tanh in this family
     if name == "falcon-40b":
         config.pop("num_ln_in_parallel_attn")  # two where the new architecture does not say
-    if name == "gemma3-pattern":
+    if name in ("gemma3-pattern", "gemma3-vision"):
         rope = config.pop("rope_parameters")
         full, local = rope["full_attention"], rope["sliding_attention"]
         config |= dict(rope_theta=full.pop("rope_theta"), rope_scaling=full, rope_local_base_freq=local["rope_theta"],
@@ -345,6 +443,20 @@ def on_disk(name, state, config):
             moe = f"model.layers.{layer}.block_sparse_moe"
             mlp = f"model.layers.{layer}.mlp"
             state[f"{moe}.gate.weight"] = state.pop(f"{mlp}.gate.weight")
+            gate_up, down = state.pop(f"{mlp}.experts.gate_up_proj"), state.pop(f"{mlp}.experts.down_proj")
+            for expert in range(config["num_local_experts"]):
+                gate, up = gate_up[expert].chunk(2)
+                for key, tensor in (("w1", gate), ("w2", down[expert]), ("w3", up)):
+                    state[f"{moe}.experts.{expert}.{key}.weight"] = tensor.contiguous().clone()
+    if name == "gpt-oss-mxfp4":
+        config["quantization_config"] = dict(quant_method="mxfp4", modules_to_not_convert=[
+            "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"])
+        for key in [key for key in state if key.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+            state[f"{key}_blocks"], state[f"{key}_scales"], _ = mxfp4(state.pop(key))
+    if name == "phimoe":
+        for layer in range(config["num_hidden_layers"]):
+            moe, mlp = f"model.layers.{layer}.block_sparse_moe", f"model.layers.{layer}.mlp"
+            state[f"{moe}.gate.weight"] = state.pop(f"{mlp}.router.weight")
             gate_up, down = state.pop(f"{mlp}.experts.gate_up_proj"), state.pop(f"{mlp}.experts.down_proj")
             for expert in range(config["num_local_experts"]):
                 gate, up = gate_up[expert].chunk(2)
@@ -403,7 +515,8 @@ def check_against_the_whole_class(model, rows, prompts, lengths, logits):
 
 def check_against_the_folder(name, model, inputs):
     """Read from its files, the model gives the same hidden states, and no tensor is missing or left over."""
-    read, info = AutoModelForCausalLM.from_pretrained(
+    auto_class = AutoModelForImageTextToText if name in MULTIMODAL else AutoModelForCausalLM
+    read, info = auto_class.from_pretrained(
         HERE / f"tiny-{name}", attn_implementation=model.config._attn_implementation, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), f"{name}: {info}"
     with torch.no_grad():
@@ -442,6 +555,8 @@ def golden(name, seed, cls, config):
     config._attn_implementation = "sdpa" if name == "falcon-rw" else "eager"
     model = cls(config).eval()
     randomise(model, generator)
+    if name == "gpt-oss-mxfp4":
+        round_experts(model)
     save_model(name, model, generator)
     model.requires_grad_(False)
     model.score.weight.requires_grad_(True)
@@ -486,6 +601,7 @@ def rope():
         "llama3": dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                        original_max_position_embeddings=64),
         "yarn": dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64),
+        "yarn-untruncated": dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, truncate=False),
         "yarn-stated": dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, beta_fast=16.0,
                             beta_slow=2.0, attention_factor=1.25),
         # Within max_position_embeddings, as the default; the frequencies change beyond it only.
@@ -530,7 +646,7 @@ def main():
     transformers.utils.logging.disable_progress_bar()
     for seed, (name, (cls, config)) in enumerate(MODELS.items()):
         if name in names or not names:
-            golden(name, seed, cls, config)
+            golden(name, SEEDS.get(name, seed), cls, config)
     if not names:
         rope()
         others = [line for line in written if line.startswith(("gguf ", "numpy ", "lion-pytorch "))]
