@@ -61,6 +61,10 @@ bench-peers *ARGS:
 bench-swarm: _build
     cargo bench --profile dev --workspace --bench swarm
 
+# Measure training on a quantized model of 8 billion numbers (4.9 GB, made on first use); writes docs/bench-8b.json
+bench-8b *ARGS: _build
+    @python3 scripts/bench_8b.py "$@"
+
 # Rewrite the table of docs/families.md from the goldens
 families: _build
     SEPAL_WRITE_DOCS=1 cargo test --workspace --test it -- families

@@ -14,6 +14,7 @@ use sepal_server::environment::{HEAP, PASSIVE_WAIT};
 use serde_json::{Map, Value, json};
 
 mod adapters;
+mod block_products;
 mod chain;
 mod clients;
 mod echo;
@@ -26,6 +27,7 @@ mod picture;
 mod processes;
 mod products;
 mod report;
+mod requantize;
 mod step;
 mod steps;
 mod transport;
@@ -86,14 +88,17 @@ fn main() -> ExitCode {
         memory::client(&args[1..]);
         return ExitCode::SUCCESS;
     }
-    match Options::from_args(&args) {
-        Ok(options) => measure(&options),
+    let done = match args.first() {
+        Some(arg) if arg == block_products::BLOCK_PRODUCTS => block_products::print(&args[1..]),
+        _ => Options::from_args(&args).map(|options| measure(&options)),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             eprintln!("{problem}");
-            return ExitCode::FAILURE;
+            ExitCode::FAILURE
         }
     }
-    ExitCode::SUCCESS
 }
 
 /// Restarts with the settings of `sepal serve`: a spinning thread would take a core from a server, and a heap that

@@ -91,6 +91,10 @@ pub(crate) fn smollm2() -> ModelConfig {
     }
 }
 
+pub(crate) fn llama3_8b() -> ModelConfig {
+    ModelConfig { n_kv_heads: 8, ..ModelConfig::plain(Family::Llama, 32, 4096, 32, 14_336, 128_256) }
+}
+
 pub(crate) fn bloom(n_blocks: usize, hidden: usize, n_heads: usize) -> ModelConfig {
     let plain = ModelConfig::plain(Family::Bloom, n_blocks, hidden, n_heads, 4 * hidden, 250_880);
     let scores = ScoreRule { alibi: true, ..plain.scores };

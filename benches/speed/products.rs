@@ -10,14 +10,14 @@ use tch::{Device, Kind, Tensor};
 use crate::model::linear_layers;
 use crate::step::Workload;
 
-enum Product {
+pub(crate) enum Product {
     /// `x [n, inner]` times the weight `[inner, out]`, as in the blocks, without bias and sum.
     Linear(Tensor, Tensor),
     /// `x [batch, n, inner]` times `y [batch, inner, out]`.
     Batch(Tensor, Tensor),
 }
 
-fn ones<const N: usize>(size: [usize; N]) -> Tensor {
+pub(crate) fn ones<const N: usize>(size: [usize; N]) -> Tensor {
     Tensor::ones(size.map(|dim| dim as i64), (Kind::Float, Device::Cpu))
 }
 
@@ -35,7 +35,7 @@ impl Product {
         Self::Batch(ones([batch, n, inner]), ones([batch, inner, out]))
     }
 
-    fn run(&self) {
+    pub(crate) fn run(&self) {
         drop(black_box(match self {
             Self::Linear(x, weight) => product(x, weight, None, None, RowCount::Repeated).expect("a product"),
             Self::Batch(x, y) => x.bmm(y),

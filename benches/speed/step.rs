@@ -5,7 +5,7 @@
 //! - `padded`: padded rows with the prefix computed for each row, in this process, as in PEFT.
 
 use sepal_blocks::BlockStack;
-use sepal_core::{DEEP_PROMPTS, ModelConfig, Ragged, Span, Want};
+use sepal_core::{ComputeFormat, DEEP_PROMPTS, ModelConfig, Ragged, Span, Want};
 use sepal_nn::{Tunable, init};
 use sepal_remote::{ModelExpectation, RemoteOptions, RemoteSequential};
 use sepal_server::{BlockServer, ModelIdentity, ServerOptions};
@@ -168,5 +168,6 @@ pub(crate) fn identity(config: &ModelConfig) -> ModelIdentity {
         n_blocks: config.n_blocks,
         hidden: config.hidden,
         weights: "random".to_owned(),
+        compute: ComputeFormat::F32,
     }
 }

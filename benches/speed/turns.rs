@@ -16,15 +16,21 @@ impl Turns {
 
     /// Returns the median seconds of each alternative. The first round is a warm-up.
     pub(crate) fn medians<const N: usize>(self, ways: [&dyn Fn(); N]) -> [f64; N] {
-        let first = ways.map(seconds);
+        self.medians_of(&ways).try_into().expect("one median for each")
+    }
+
+    /// As [`medians`](Self::medians), for any number of alternatives.
+    pub(crate) fn medians_of(self, ways: &[&dyn Fn()]) -> Vec<f64> {
+        let first: Vec<f64> = ways.iter().map(|way| seconds(*way)).collect();
         let is_once = |seconds: f64| seconds > self.once_beyond;
-        let mut times = first.map(|seconds| if is_once(seconds) { vec![seconds] } else { Vec::new() });
+        let time = |seconds: &f64| if is_once(*seconds) { vec![*seconds] } else { Vec::new() };
+        let mut times: Vec<Vec<f64>> = first.iter().map(time).collect();
         for _ in 0..self.rounds {
             for (i, way) in ways.iter().enumerate().filter(|&(i, _)| !is_once(first[i])) {
-                times[i].push(seconds(way));
+                times[i].push(seconds(*way));
             }
         }
-        times.map(median)
+        times.into_iter().map(median).collect()
     }
 }
 

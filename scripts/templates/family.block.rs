@@ -44,7 +44,7 @@ fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<
 
     // MLP: `plain_mlp` without a gate (opt.rs), `Mlp::Routed` for a mixture of experts (mixtral.rs).
     let gate = reader.layer("mlp.gate_proj", ffn, hidden)?;
-    let up = Layer::stacked(&[gate, reader.layer("mlp.up_proj", ffn, hidden)?])?.after(&mlp_norm)?;
+    let up = Layer::stacked(vec![gate, reader.layer("mlp.up_proj", ffn, hidden)?])?.after(&mlp_norm)?;
     let down = reader.layer("mlp.down_proj", hidden, ffn)?;
     let activation = Activate { function: config.activation, is_gated: true };
     Ok(Block {
@@ -55,8 +55,10 @@ fn block(reader: &Reader<'_>, config: &ModelConfig, block_idx: usize) -> Result<
         // Factor of the outputs of attention and MLP (granite.rs in `checkpoint`).
         residual_factor: config.factors.residual,
         q: reader.frozen(q.map_rows(|rows| queries(heads, rows))?)?,
-        kv: reader.frozen(Layer::stacked(&[k, v])?.after(&norm)?)?,
+        kv: reader.frozen(Layer::stacked(vec![k, v])?.after(&norm)?)?,
         head_norms: None,
+        // Logits of heads without a value (gpt_oss.rs).
+        sinks: None,
         output: reader.frozen(from_queries(heads, output)?)?,
         attention_norm: None,
         mlp: Mlp::Dense(Dense { activation, up: reader.frozen(up)?, down: reader.frozen(down)? }),
