@@ -125,7 +125,7 @@ fn unsupported_model_is_refused_before_weights_are_fetched() {
     let path = fixture.path("model/config.json");
     let config: serde_json::Value = serde_json::from_slice(&fs::read(&path).expect("readable")).expect("JSON");
     for (key, value, needle) in [
-        ("quantization_config", serde_json::json!({"quant_method": "fp8"}), "`quantization_config` is fp8"),
+        ("quantization_config", serde_json::json!({"quant_method": "aqlm"}), "`quantization_config` is aqlm"),
         ("model_type", serde_json::json!("mamba"), "`model_type` is \"mamba\""),
     ] {
         let mut changed = config.clone();

@@ -5,6 +5,7 @@ mod block_placement;
 mod cobatching;
 #[cfg(target_os = "linux")]
 mod cuda_link;
+mod device_stacks;
 mod doctor;
 mod downloads;
 mod failures;

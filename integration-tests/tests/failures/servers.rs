@@ -148,7 +148,7 @@ fn missing_blocks_and_other_models_are_refused_at_once() {
 
     let other = ModelExpectation { digest: "sha256:0000".into(), ..golden.expectation() };
     let error = RemoteSequential::connect(endpoints(), other, options()).expect_err("another model");
-    assert!(matches!(&error, RemoteError::WrongModel { what: "the digest of the weights", .. }), "{error}");
+    assert!(matches!(&error, RemoteError::WrongModel { what: "the digest of the model", .. }), "{error}");
 
     let tunables = vec![DEEP_PROMPTS.to_owned(), "lora_A:other".to_owned()];
     let more = ModelExpectation { tunables, ..golden.expectation() };
