@@ -98,7 +98,7 @@ fn build_model(checkpoint: &Checkpoint, server: &BlockServer) -> Result<Model, B
     let mut context = HeadContext {
         params: &mut params,
         hidden: config.hidden,
-        embeddings: ends.embedding_matrix(),
+        embeddings: ends.embeddings(),
         tokenize: &|_| Ok(Vec::new()),
         lm_rows: &|_| Err("the head starts at random".into()),
         is_restored: false,
@@ -112,7 +112,7 @@ fn build_model(checkpoint: &Checkpoint, server: &BlockServer) -> Result<Model, B
         kv_size: config.kv_size(),
         sites: &linear_sites(config),
         initializer_range: config.initializer_range,
-        embeddings: ends.embedding_matrix(),
+        embeddings: ends.embeddings(),
         tokenize: &|_| Ok(Vec::new()),
         labels: head.label_names(),
         is_restored: false,
