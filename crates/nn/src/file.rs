@@ -93,10 +93,10 @@ pub fn write(path: &Path, tensors: &[NamedHostTensor], metadata: &BTreeMap<Strin
     })
 }
 
-/// As [`write`], with one tensor in memory at a time: `tensor` returns that of each layout, in order.
+/// As [`write()`], with one tensor in memory at a time: `tensor` returns that of each layout, in order.
 ///
 /// # Errors
-/// [`WriteError`] as for [`write`], or if `tensor` fails or returns another number format or shape; `path` is untouched
+/// [`WriteError`] as for [`write()`], or if `tensor` fails or returns another number format or shape; `path` is untouched
 /// then.
 pub fn write_streaming(
     path: &Path,
