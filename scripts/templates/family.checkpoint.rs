@@ -32,6 +32,8 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
     // Linear layers without biases, and the key that says otherwise.
     sites: linear_sites::LLAMA,
     without_bias: &[WithoutBias { layers: ATTENTION, unless: None }, WithoutBias { layers: GATED_MLP, unless: None }],
+    // Layers with a row for each input: gpt2.rs.
+    has_rows_of_inputs: false,
     // One tensor for a layer of all experts: gpt_oss.rs.
     has_stacked_experts: false,
     // Names and conventions of llama.cpp, if it has the architecture: phi3.rs.

@@ -157,17 +157,15 @@ struct Q3K {
   }
 };
 
-// Scale and offset of 6 bits each for 8 groups, in 12 bytes.
-struct SixBits {
-  int scale, offset;
-  inline __attribute__((always_inline)) SixBits(const uint8_t *packed, int group) {
-    if (group < 4) {
-      scale = packed[group] & 63;
-      offset = packed[group + 4] & 63;
-    } else {
-      scale = (packed[group + 4] & 15) | ((packed[group - 4] >> 6) << 4);
-      offset = (packed[group + 4] >> 4) | ((packed[group] >> 6) << 4);
-    }
+// Scale and offset of one of 8 groups: factors of the block times 6 bits each in 12 bytes.
+struct Group {
+  float scale, offset;
+  inline __attribute__((always_inline)) Group(float d, float min, const uint8_t *packed, int group) {
+    const bool is_plain = group < 4;
+    const int low = is_plain ? packed[group] & 63 : (packed[group + 4] & 15) | ((packed[group - 4] >> 6) << 4);
+    const int high = is_plain ? packed[group + 4] & 63 : (packed[group + 4] >> 4) | ((packed[group] >> 6) << 4);
+    scale = d * static_cast<float>(low);
+    offset = min * static_cast<float>(high);
   }
 };
 
@@ -177,14 +175,12 @@ struct Q4K {
     const float d = half_at(in), min = half_at(in + 2);
     for (int pair = 0; pair < 4; pair++) {
       const uint8_t *q = in + 16 + 32 * pair;
-      const SixBits first(in + 4, 2 * pair), second(in + 4, 2 * pair + 1);
-      const float d1 = d * static_cast<float>(first.scale), m1 = min * static_cast<float>(first.offset);
-      const float d2 = d * static_cast<float>(second.scale), m2 = min * static_cast<float>(second.offset);
+      const Group first(d, min, in + 4, 2 * pair), second(d, min, in + 4, 2 * pair + 1);
       float *numbers = out + 64 * pair;
       for (int j = 0; j < 32; j++)
-        numbers[j] = d1 * static_cast<float>(q[j] & 15) - m1;
+        numbers[j] = first.scale * static_cast<float>(q[j] & 15) - first.offset;
       for (int j = 0; j < 32; j++)
-        numbers[j + 32] = d2 * static_cast<float>(q[j] >> 4) - m2;
+        numbers[j + 32] = second.scale * static_cast<float>(q[j] >> 4) - second.offset;
     }
   }
 };
@@ -196,14 +192,12 @@ struct Q5K {
     const uint8_t *high = in + 16;
     for (int pair = 0; pair < 4; pair++) {
       const uint8_t *q = in + 48 + 32 * pair;
-      const SixBits first(in + 4, 2 * pair), second(in + 4, 2 * pair + 1);
-      const float d1 = d * static_cast<float>(first.scale), m1 = min * static_cast<float>(first.offset);
-      const float d2 = d * static_cast<float>(second.scale), m2 = min * static_cast<float>(second.offset);
+      const Group first(d, min, in + 4, 2 * pair), second(d, min, in + 4, 2 * pair + 1);
       float *numbers = out + 64 * pair;
       for (int j = 0; j < 32; j++)
-        numbers[j] = d1 * static_cast<float>((q[j] & 15) + (((high[j] >> (2 * pair)) & 1) << 4)) - m1;
+        numbers[j] = first.scale * static_cast<float>((q[j] & 15) + (((high[j] >> (2 * pair)) & 1) << 4)) - first.offset;
       for (int j = 0; j < 32; j++)
-        numbers[j + 32] = d2 * static_cast<float>((q[j] >> 4) + (((high[j] >> (2 * pair + 1)) & 1) << 4)) - m2;
+        numbers[j + 32] = second.scale * static_cast<float>((q[j] >> 4) + (((high[j] >> (2 * pair + 1)) & 1) << 4)) - second.offset;
     }
   }
 };

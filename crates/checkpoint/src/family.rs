@@ -24,6 +24,8 @@ pub(crate) struct FamilySpec {
     pub(crate) sites: Sites,
     /// Linear layers that have no biases.
     pub(crate) without_bias: &'static [WithoutBias],
+    /// True if linear layers have a row for each input in the HF layout.
+    pub(crate) has_rows_of_inputs: bool,
     /// True if one tensor holds a layer of all experts of a block.
     pub(crate) has_stacked_experts: bool,
     /// Layout of its GGUF files, if it has any.

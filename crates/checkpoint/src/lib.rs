@@ -87,7 +87,6 @@ pub use model_path::missing_shards;
 pub use part::{EncodedSize, Part, PartSizes};
 pub use summary::ModelSummary;
 
-use crate::family::RowOrder;
 use crate::folder::Folder;
 use crate::layout::file_name;
 use crate::model_path::ModelPath;
@@ -188,8 +187,7 @@ impl Checkpoint {
 
     /// True if linear layers are stored with a row for each input.
     fn has_rows_of_inputs(&self) -> bool {
-        let gguf = families::spec(self.config.family).gguf.as_ref();
-        self.format == Format::Safetensors && gguf.is_some_and(|gguf| gguf.rows == RowOrder::TransposedLayers)
+        self.format == Format::Safetensors && families::spec(self.config.family).has_rows_of_inputs
     }
 
     /// True if [`Checkpoint::tensor`] finds the tensor.

@@ -11,7 +11,7 @@ use crate::segment::Segment;
 #[derive(Debug)]
 pub(crate) struct GroupTokens {
     queries: Tokens,
-    /// Those of the prefix come first.
+    /// Keys of the prefix, then of the bins.
     keys: Tokens,
 }
 

@@ -9,7 +9,7 @@ use crate::segment::Segment;
 pub(crate) struct KeysValues {
     /// `[bins, len, 2, kv, dim]`
     pub(crate) own: Tensor,
-    /// Those of the prefix before each bin, `[prefix_len, 2, kv, dim]`.
+    /// Keys and values of the prefix before each bin, `[prefix_len, 2, kv, dim]`.
     pub(crate) prefix: Option<Tensor>,
 }
 

@@ -309,6 +309,18 @@ mod tests {
         assert!(off < 1e-5, "off by {off}");
     }
 
+    /// Compares both passes with the graph of `expected`, a function of the leaf `y`.
+    fn assert_passes(router: &Router, y: &Tensor, expected: &Tensor) {
+        let grad = random([y.size()[0], HIDDEN]);
+        (expected * &grad).sum(Kind::Float).backward();
+        let (mut output, mut grad_y) = (grad.zeros_like(), grad.zeros_like());
+        let saved = router.forward(&y.detach(), &mut output).expect("a forward");
+        router.backward(&grad, &saved, &mut grad_y).expect("a backward");
+        assert_close(&output, &expected.detach());
+        assert_close(&grad_y, &y.grad());
+        assert_eq!(saved.bytes(), y.size()[0] as usize * router.saved_per_position());
+    }
+
     #[test]
     fn forward_and_backward_equal_autograd() {
         for (is_softmax_of_all, has_shared) in [(false, false), (true, false), (false, true), (true, true)] {
@@ -334,15 +346,7 @@ mod tests {
             if has_shared {
                 expected += apply(&shared_weights, &y) * y.matmul(&gate_weight.tr()).sigmoid();
             }
-            let grad = random([n, HIDDEN]);
-            (&expected * &grad).sum(Kind::Float).backward();
-
-            let (mut output, mut grad_y) = (grad.zeros_like(), grad.zeros_like());
-            let saved = router.forward(&y.detach(), &mut output).expect("a forward");
-            router.backward(&grad, &saved, &mut grad_y).expect("a backward");
-            assert_close(&output, &expected.detach());
-            assert_close(&grad_y, &y.grad());
-            assert_eq!(saved.bytes(), n as usize * router.saved_per_position());
+            assert_passes(&router, &y, &expected);
         }
     }
 
@@ -361,15 +365,7 @@ mod tests {
             for (expert, weights) in (0..count).zip(&weights) {
                 expected += apply(weights, &y) * spread.narrow(1, expert, 1);
             }
-            let grad = random([n, HIDDEN]);
-            (&expected * &grad).sum(Kind::Float).backward();
-
-            let (mut output, mut grad_y) = (grad.zeros_like(), grad.zeros_like());
-            let saved = router.forward(&y.detach(), &mut output).expect("a forward");
-            router.backward(&grad, &saved, &mut grad_y).expect("a backward");
-            assert_close(&output, &expected.detach());
-            assert_close(&grad_y, &y.grad());
-            assert_eq!(saved.bytes(), n as usize * router.saved_per_position());
+            assert_passes(&router, &y, &expected);
         }
     }
 

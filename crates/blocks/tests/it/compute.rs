@@ -270,22 +270,27 @@ fn assert_near_fp32(found: &Outcome, expected: &Outcome, compute: ComputeFormat,
     assert!(off < limit, "{label}, {compute}: gradients of tunables off by {off}");
 }
 
+/// Compares a pass with `tunables` and a prefix of 3 in 16 bits with the same in fp32.
+fn assert_pass_near_fp32(model: &Tiny, rows: [usize; 3], tunables: &[Tunable], label: &str) {
+    let rows = Ragged::from_lengths(rows).expect("rows");
+    let (hidden, weights) = (model.hidden(3, &rows, 1), model.random(&[3, model.config.hidden as i64], 3));
+    let run = |compute: ComputeFormat| {
+        let stack = stack(model, compute);
+        outcome(&hidden, tunables, &weights, |hidden, tunables| {
+            stack.forward(hidden, 3, &rows, tunables, Want::LastOfRows).expect("a forward")
+        })
+    };
+    let expected = run(ComputeFormat::F32);
+    for compute in FORMATS {
+        assert_near_fp32(&run(compute), &expected, compute, label);
+    }
+}
+
 #[test]
 fn gradients_of_adapters_are_close_to_fp32() {
     for (name, model) in tiny_models().filter(|(_, model)| model.config.experts.is_none()) {
-        let rows = Ragged::from_lengths([5, 1, 12]).expect("rows");
-        let (hidden, weights) = (model.hidden(3, &rows, 1), model.random(&[3, model.config.hidden as i64], 3));
         for tunables in [lora(&model, 4, |_| true, 4), ia3(&model, 5), vec![deep_prompts(&model, 3, 6)]] {
-            let run = |compute: ComputeFormat| {
-                let stack = stack(&model, compute);
-                outcome(&hidden, &tunables, &weights, |hidden, tunables| {
-                    stack.forward(hidden, 3, &rows, tunables, Want::LastOfRows).expect("a forward")
-                })
-            };
-            let expected = run(ComputeFormat::F32);
-            for compute in FORMATS {
-                assert_near_fp32(&run(compute), &expected, compute, &format!("{name}, {}", tunables[0].name));
-            }
+            assert_pass_near_fp32(&model, [5, 1, 12], &tunables, &format!("{name}, {}", tunables[0].name));
         }
     }
 }
@@ -294,20 +299,9 @@ fn gradients_of_adapters_are_close_to_fp32() {
 fn gradients_of_prefix_keys_and_values_are_close_to_fp32() {
     for name in WITHOUT_EXPERTS {
         let model = Tiny::open(name);
-        let rows = Ragged::from_lengths([4, 1, 9]).expect("rows");
-        let (hidden, weights) = (model.hidden(3, &rows, 1), model.random(&[3, model.config.hidden as i64], 3));
         let shape = [model.config.n_blocks, 3, 2 * model.config.kv_size()].map(|size| size as i64);
         let tunables = [Tunable::new(PREFIX_KEYS_VALUES, model.random(&shape, 4))];
-        let run = |compute: ComputeFormat| {
-            let stack = stack(&model, compute);
-            outcome(&hidden, &tunables, &weights, |hidden, tunables| {
-                stack.forward(hidden, 3, &rows, tunables, Want::LastOfRows).expect("a forward")
-            })
-        };
-        let expected = run(ComputeFormat::F32);
-        for compute in FORMATS {
-            assert_near_fp32(&run(compute), &expected, compute, name);
-        }
+        assert_pass_near_fp32(&model, [4, 1, 9], &tunables, name);
     }
 }
 

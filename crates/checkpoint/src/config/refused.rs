@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use safetensors::Dtype;
-use sepal_core::Family;
 use serde_json::{Map, Value};
 
 use crate::error::OpenError;
@@ -26,16 +25,16 @@ const ELSEWHERE: [(&str, &str); 3] = [
 const PACKED: [&str; 7] = ["qweight", "qzeros", "W_q", "weight_packed", "weight_scale", "SCB", "codes"];
 
 /// Refuses keys that change a model's numbers and that no family applies, and quantizations that are not supported.
-pub(crate) fn keys(keys: Keys<'_>, family: Family) -> Result<(), OpenError> {
+pub(crate) fn keys(keys: Keys<'_>, spec: &FamilySpec) -> Result<(), OpenError> {
     if let Some(value) = keys.get(COMPRESSION) {
         let format = value.get("format").and_then(Value::as_str);
         return Err(keys.quantized(COMPRESSION, format.unwrap_or("there").to_owned()));
     }
-    if let Some(quantization) = Quantization::read(keys, family)?
-        && family == Family::Gpt2
+    if let Some(quantization) = Quantization::read(keys, spec.family)?
+        && spec.has_rows_of_inputs
     {
-        // Its layers are transposed, those that are quantized are not.
-        let found = format!("{} of a {} model", quantization.method(), family.name());
+        // Quantized layers have a row for each output.
+        let found = format!("{} of a {} model", quantization.method(), spec.family.name());
         return Err(keys.quantized("quantization_config", found));
     }
     for (key, supported) in ELSEWHERE {

@@ -27,6 +27,7 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
     rotary: RotaryKeys::USUAL,
     read_config,
     sites: linear_sites::BLOOM,
+    has_rows_of_inputs: false,
     has_stacked_experts: false,
     without_bias: &[],
     gguf: Some(GgufSpec {

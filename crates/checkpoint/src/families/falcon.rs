@@ -23,6 +23,7 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
     rotary: RotaryKeys::USUAL,
     read_config,
     sites: linear_sites::BLOOM,
+    has_rows_of_inputs: false,
     has_stacked_experts: false,
     without_bias: &[WithoutBias {
         layers: &[".query_key_value", ".self_attention.dense", ".dense_h_to_4h", ".dense_4h_to_h"],

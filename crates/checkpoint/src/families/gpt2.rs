@@ -34,6 +34,7 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
     rotary: RotaryKeys::USUAL,
     read_config,
     sites: linear_sites::GPT2,
+    has_rows_of_inputs: true,
     has_stacked_experts: false,
     without_bias: &[],
     gguf: Some(GgufSpec {

@@ -27,6 +27,7 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
     rotary: RotaryKeys { theta: "rotary_emb_base", share: Some(("rotary_pct", 0.25)), ..RotaryKeys::USUAL },
     read_config,
     sites: linear_sites::GPT_NEOX,
+    has_rows_of_inputs: false,
     has_stacked_experts: false,
     without_bias: &[WithoutBias {
         layers: &[".query_key_value", ".attention.dense"],

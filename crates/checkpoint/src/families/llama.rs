@@ -23,6 +23,7 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
         WithoutBias { layers: ATTENTION, unless: Some(("attention_bias", false)) },
         WithoutBias { layers: GATED_MLP, unless: Some(("mlp_bias", false)) },
     ],
+    has_rows_of_inputs: false,
     has_stacked_experts: false,
     gguf: Some(GgufSpec { architecture: "llama", rows: RowOrder::InterleavedHeads, ..GgufSpec::LLAMA }),
 };

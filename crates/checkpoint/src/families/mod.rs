@@ -116,13 +116,13 @@ pub(crate) fn read_config(path: &Path, json: &Map<String, Value>) -> Result<Mode
     let (keys, family) = match (Family::named(model_type), multimodal_type(json)) {
         (Some(family), _) => (keys, family),
         (None, Some((_, family))) => {
-            check_keys(keys, family)?;
+            check_keys(keys, spec(family))?;
             (text_keys(keys, family)?, family)
         }
         (None, None) => return Err(keys.unsupported("model_type", supported_types(model_type))),
     };
-    check_keys(keys, family)?;
     let spec = spec(family);
+    check_keys(keys, spec)?;
     (spec.read_config)(keys, spec)
 }
 
