@@ -235,7 +235,7 @@ def claim_target():
     owner = target / ".checkout"
     if owner.is_file() and owner.read_text() == str(ROOT):
         return
-    for folder in ("crates", "plugins", "integration-tests", "benches"):
+    for folder in ("crates", "plugins", "patches", "examples", "integration-tests", "benches"):
         for source in (ROOT / folder).rglob("*.rs"):
             source.touch()
     target.mkdir(parents=True, exist_ok=True)

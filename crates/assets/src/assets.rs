@@ -18,7 +18,7 @@ pub enum Kind {
     /// `adapter_config.json`, `adapter_model.safetensors`, and the files that an export of this project adds, in one
     /// folder.
     Adapter,
-    /// All parquet, arrow, csv, tsv and jsonl files, in one folder.
+    /// All parquet, arrow, csv, tsv, json and jsonl files, in one folder.
     Dataset,
 }
 

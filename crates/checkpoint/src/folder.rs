@@ -103,7 +103,7 @@ impl ConfigFile {
         };
         let tensors = store.tensors.iter().filter_map(|(name, stored)| match stored.encoding {
             Encoding::Plain(dtype) => Some((&**name, dtype)),
-            Encoding::Ggml(_) | Encoding::Mxfp4 { .. } | Encoding::Quantized { .. } => None,
+            Encoding::Gguf(_) | Encoding::Mxfp4 { .. } | Encoding::Quantized { .. } => None,
         });
         let spec = spec(self.config.family);
         check_weights(path, (&self.path, &self.json), spec, tensors)?;

@@ -67,7 +67,7 @@ impl Store {
             source: source.into(),
         })?;
         let has_separate_rows = match stored.encoding {
-            Encoding::Ggml(dtype) => width.is_multiple_of(dtype.block_size()),
+            Encoding::Gguf(number_type) => width.is_multiple_of(number_type.block_len()),
             // The factors are in another tensor.
             Encoding::Mxfp4 { .. } => false,
             _ => true,

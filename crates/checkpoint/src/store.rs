@@ -1,17 +1,15 @@
 //! Location and decoding of tensors, common to both formats.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use bytes::Bytes;
-use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-use candle_core::{Device, Error as CandleError};
 use safetensors::Dtype;
 use sepal_core::{DType, HostTensor, PackedMatrix, RowEncoding};
 
 use crate::error::{BoxError, OpenError, ReadError};
 use crate::file::WeightsFile;
+use crate::gguf::NumberType;
 use crate::quantized::{Kind, Layer};
 use crate::rows::Rows;
 
@@ -66,7 +64,7 @@ pub(crate) enum Encoding {
     /// Type of safetensors, read without conversion.
     Plain(Dtype),
     /// Type of GGUF, dequantized to fp32.
-    Ggml(GgmlDType),
+    Gguf(NumberType),
     /// MXFP4, dequantized to bf16. The factors are in another tensor.
     Mxfp4 {
         /// Index into [`Store::files`].
@@ -84,28 +82,19 @@ impl Encoding {
             Encoding::Plain(Dtype::F32) => Some(DType::F32),
             Encoding::Plain(Dtype::F16) => Some(DType::F16),
             Encoding::Plain(Dtype::BF16) | Encoding::Mxfp4 { .. } => Some(DType::Bf16),
-            Encoding::Plain(_) | Encoding::Ggml(GgmlDType::Q8_1 | GgmlDType::Q8K) => None,
-            Encoding::Ggml(_) | Encoding::Quantized { .. } => Some(DType::F32),
+            Encoding::Plain(_) => None,
+            Encoding::Gguf(_) | Encoding::Quantized { .. } => Some(DType::F32),
         }
     }
 
     /// Encoding of rows as they are stored; `None` for fp32 and types that are not supported.
     pub(crate) fn of_rows(self) -> Option<RowEncoding> {
-        Some(match self {
-            Encoding::Plain(Dtype::F16) | Encoding::Ggml(GgmlDType::F16) => RowEncoding::F16,
-            Encoding::Plain(Dtype::BF16) | Encoding::Ggml(GgmlDType::BF16) => RowEncoding::Bf16,
-            Encoding::Ggml(GgmlDType::Q4_0) => RowEncoding::Q4_0,
-            Encoding::Ggml(GgmlDType::Q4_1) => RowEncoding::Q4_1,
-            Encoding::Ggml(GgmlDType::Q5_0) => RowEncoding::Q5_0,
-            Encoding::Ggml(GgmlDType::Q5_1) => RowEncoding::Q5_1,
-            Encoding::Ggml(GgmlDType::Q8_0) => RowEncoding::Q8_0,
-            Encoding::Ggml(GgmlDType::Q2K) => RowEncoding::Q2K,
-            Encoding::Ggml(GgmlDType::Q3K) => RowEncoding::Q3K,
-            Encoding::Ggml(GgmlDType::Q4K) => RowEncoding::Q4K,
-            Encoding::Ggml(GgmlDType::Q5K) => RowEncoding::Q5K,
-            Encoding::Ggml(GgmlDType::Q6K) => RowEncoding::Q6K,
-            _ => return None,
-        })
+        match self {
+            Encoding::Plain(Dtype::F16) => Some(RowEncoding::F16),
+            Encoding::Plain(Dtype::BF16) => Some(RowEncoding::Bf16),
+            Encoding::Gguf(number_type) => number_type.row_encoding(),
+            Encoding::Plain(_) | Encoding::Mxfp4 { .. } | Encoding::Quantized { .. } => None,
+        }
     }
 
     /// Usual name of the type.
@@ -113,15 +102,7 @@ impl Encoding {
         match self {
             Encoding::Plain(dtype) => dtype.to_string(),
             Encoding::Mxfp4 { .. } => "MXFP4".into(),
-            Encoding::Ggml(dtype) => match dtype {
-                GgmlDType::Q2K => "Q2_K".into(),
-                GgmlDType::Q3K => "Q3_K".into(),
-                GgmlDType::Q4K => "Q4_K".into(),
-                GgmlDType::Q5K => "Q5_K".into(),
-                GgmlDType::Q6K => "Q6_K".into(),
-                GgmlDType::Q8K => "Q8_K".into(),
-                other => format!("{other:?}"),
-            },
+            Encoding::Gguf(number_type) => number_type.name().to_owned(),
             Encoding::Quantized { kind, .. } => kind.name(),
         }
     }
@@ -155,8 +136,8 @@ impl Store {
             (Encoding::Plain(_), _) if stored.rows == Rows::Same => read.plain(dtype),
             (Encoding::Plain(_), DType::F32) => read.selected::<u32>(dtype),
             (Encoding::Plain(_), _) => read.selected::<u16>(dtype),
-            (Encoding::Ggml(GgmlDType::F32), _) if stored.rows == Rows::Same => read.plain(dtype),
-            (Encoding::Ggml(quantized), _) => read.dequantized(quantized),
+            (Encoding::Gguf(NumberType::F32), _) if stored.rows == Rows::Same => read.plain(dtype),
+            (Encoding::Gguf(number_type), _) => read.dequantized(number_type),
             (Encoding::Mxfp4 { .. }, _) => self.read_mxfp4(name, stored),
             (Encoding::Quantized { .. }, _) => self.dequantized(name, stored),
         }
@@ -225,25 +206,21 @@ impl Read<'_> {
     }
 
     /// Reads the numbers as fp32, with rows in the model's order.
-    fn dequantized(&self, dtype: GgmlDType) -> Result<HostTensor, ReadError> {
-        let values = self.dequantize(dtype)?;
+    fn dequantized(&self, number_type: NumberType) -> Result<HostTensor, ReadError> {
+        let values = self.dequantize(number_type)?;
         let values = self.stored.rows.restore(values, &self.stored.shape).map_err(|source| self.decode(source))?;
         self.host(DType::F32, Bytes::from_owner(Numbers(values)))
     }
 
-    fn dequantize(&self, dtype: GgmlDType) -> Result<Vec<f32>, ReadError> {
-        let (block_len, block_size) = (dtype.block_size(), dtype.type_size());
-        let n_blocks = self.stored.len as usize / block_size;
-        let mut values = Vec::with_capacity(n_blocks * block_len);
-        // Words are aligned: candle casts the bytes to its block structures.
-        let mut words: Vec<u64> = Vec::new();
-        for start in (0..n_blocks).step_by(CHUNK / block_len) {
-            let blocks = (n_blocks - start).min(CHUNK / block_len);
-            words.resize((blocks * block_size).div_ceil(8), 0);
-            let bytes = &mut bytemuck::cast_slice_mut(&mut words)[..blocks * block_size];
-            let offset = self.stored.offset + (start * block_size) as u64;
-            self.file.read_at(offset, bytes).map_err(|source| self.file.read_error(self.name, source))?;
-            values.extend(dequantize_blocks(dtype, bytes, blocks * block_len).map_err(|source| self.decode(source))?);
+    fn dequantize(&self, number_type: NumberType) -> Result<Vec<f32>, ReadError> {
+        let (block_len, block_bytes) = (number_type.block_len(), number_type.block_bytes());
+        let (n_blocks, step) = (self.stored.len as usize / block_bytes, CHUNK / block_len);
+        let (mut values, mut bytes) = (Vec::with_capacity(n_blocks * block_len), Vec::new());
+        for start in (0..n_blocks).step_by(step) {
+            bytes.resize((n_blocks - start).min(step) * block_bytes, 0);
+            let offset = self.stored.offset + (start * block_bytes) as u64;
+            self.file.read_at(offset, &mut bytes).map_err(|source| self.file.read_error(self.name, source))?;
+            number_type.widen(&bytes, &mut values);
         }
         Ok(values)
     }
@@ -266,51 +243,11 @@ impl Read<'_> {
     }
 }
 
-fn dequantize_blocks(dtype: GgmlDType, blocks: &[u8], n_values: usize) -> Result<Vec<f32>, CandleError> {
-    let storage = QStorage::from_data(Cow::Borrowed(blocks), &Device::Cpu, dtype)?;
-    QTensor::new(storage, n_values)?.dequantize(&Device::Cpu)?.to_vec1()
-}
-
 /// Numbers that expose their bytes.
 pub(crate) struct Numbers(pub(crate) Vec<f32>);
 
 impl AsRef<[u8]> for Numbers {
     fn as_ref(&self) -> &[u8] {
         bytemuck::cast_slice(&self.0)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::PathBuf;
-
-    use safetensors::SafeTensors;
-
-    use super::*;
-
-    #[test]
-    fn every_type_is_dequantized_as_by_the_gguf_package() {
-        use GgmlDType::*;
-        let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../testkit/goldens/quants.safetensors"));
-        let file = std::fs::read(path).expect("the goldens");
-        let goldens = SafeTensors::deserialize(&file).expect("safetensors");
-        let types = [F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K];
-        let names = "F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K";
-        for (name, dtype) in names.split(' ').zip(types) {
-            let bytes = goldens.tensor(&format!("{name}.bytes")).expect("bytes");
-            let values = goldens.tensor(&format!("{name}.values")).expect("values");
-            let number = |four: &[u8]| f32::from_le_bytes(four.try_into().expect("four bytes"));
-            let expected: Vec<f32> = values.data().chunks_exact(4).map(number).collect();
-            // Aligned words, as in `dequantize`.
-            let mut words = vec![0_u64; bytes.data().len().div_ceil(8)];
-            let blocks = &mut bytemuck::cast_slice_mut(&mut words)[..bytes.data().len()];
-            blocks.copy_from_slice(bytes.data());
-            let found = dequantize_blocks(dtype, blocks, expected.len()).expect("dequantized");
-            assert_eq!(Encoding::Ggml(dtype).name(), name);
-            for (found, expected) in found.iter().zip(&expected) {
-                let error = (found - expected).abs();
-                assert!(error <= 1e-6 * expected.abs().max(1e-3), "{name}: {found} for {expected}");
-            }
-        }
     }
 }

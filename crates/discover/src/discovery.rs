@@ -3,9 +3,18 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use sepal_swarm::Sightings;
+use sepal_swarm::{Endpoint, Sightings};
 
-use crate::members::Member;
+use crate::record::ServerRecord;
+
+/// Known server.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// Name and address of the server.
+    pub endpoint: Endpoint,
+    /// Last record of the server.
+    pub record: ServerRecord,
+}
 
 /// Source of servers.
 pub trait Discovery: fmt::Debug + Send + Sync {

@@ -9,12 +9,16 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use mdns_sd::{IfKind, ResolvedService, ServiceDaemon, ServiceEvent, ServiceInfo};
+use sepal_core::{NotBuilt, ServerName};
 use sepal_swarm::{Addr, Endpoint, Sightings};
 
-use crate::discovery::Discovery;
+use crate::discovery::{Discovery, Member};
 use crate::lock::lock;
-use crate::members::{Member, Members};
+use crate::members::Members;
 use crate::record::ServerRecord;
+
+/// No error, because the build has this discovery.
+pub const NOT_BUILT: Option<NotBuilt> = None;
 
 const SERVICE: &str = "_sepal._tcp.local.";
 /// Interval between checks for a changed record.
@@ -200,6 +204,7 @@ fn write_service(id: &str, addr: SocketAddr, record: &ServerRecord) -> Result<Se
         ("tapes", record.free_tape_bytes.to_string()),
         ("draining", u8::from(record.draining).to_string()),
         ("software", record.software.clone()),
+        ("name", record.name.as_ref().map(ServerName::to_string).unwrap_or_default()),
     ];
     match addr.ip() {
         ip if ip.is_unspecified() => {
@@ -223,6 +228,7 @@ fn read_service(service: &ResolvedService) -> Option<(Endpoint, ServerRecord)> {
         free_tape_bytes: text("tapes")?.parse().ok()?,
         draining: text("draining")? == "1",
         software: text("software")?.to_owned(),
+        name: text("name").and_then(ServerName::from_peer),
     };
     let mut addresses: Vec<IpAddr> = service.get_addresses().iter().map(mdns_sd::ScopedIp::to_ip_addr).collect();
     // Prefers an address that other machines reach, with a stable order. Link-local addresses lack their interface.

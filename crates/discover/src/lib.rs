@@ -7,6 +7,9 @@
 //! with a signature for this swarm. Connections between peers are encrypted and authenticate both ends, and a server accepts
 //! those of members only. None of this holds for the local network.
 //!
+//! Without one of the default features `lan` and `p2p`, the module of that name has the same interface, and each use of it
+//! is a [`NotBuilt`](sepal_core::NotBuilt) error.
+//!
 //! ```no_run
 //! use sepal_discover::p2p::{Identity, Node, NodeOptions, Ticket};
 //! use sepal_discover::{Discovery, wait_until_settled};
@@ -21,12 +24,21 @@
 //! ```
 
 mod discovery;
+#[cfg(feature = "lan")]
 pub mod lan;
+#[cfg(not(feature = "lan"))]
+#[path = "lan_absent.rs"]
+pub mod lan;
+#[cfg(any(feature = "lan", feature = "p2p"))]
 mod lock;
+#[cfg(any(feature = "lan", feature = "p2p"))]
 mod members;
+#[cfg(feature = "p2p")]
+pub mod p2p;
+#[cfg(not(feature = "p2p"))]
+#[path = "p2p_absent.rs"]
 pub mod p2p;
 mod record;
 
-pub use discovery::{Discovery, wait_until_settled};
-pub use members::Member;
+pub use discovery::{Discovery, Member, wait_until_settled};
 pub use record::ServerRecord;

@@ -4,18 +4,10 @@ use std::time::{Duration, Instant};
 use sepal_swarm::{Endpoint, Sighting, Sightings};
 use tokio::sync::mpsc;
 
+use crate::discovery::Member;
 use crate::record::ServerRecord;
 
 const MAX_TTL: Duration = Duration::from_mins(10);
-
-/// Known server.
-#[derive(Debug, Clone)]
-pub struct Member {
-    /// Name and address of the server.
-    pub endpoint: Endpoint,
-    /// Last record of the server.
-    pub record: ServerRecord,
-}
 
 /// Known servers and the subscribers to their changes.
 #[derive(Debug, Default)]
@@ -28,6 +20,7 @@ pub(crate) struct Members {
 #[derive(Debug)]
 struct Entry {
     member: Member,
+    #[cfg_attr(not(any(test, feature = "p2p")), expect(dead_code, reason = "mDNS itself reports what expires"))]
     expires_at: Instant,
 }
 
@@ -57,10 +50,12 @@ impl Members {
         }
     }
 
+    #[cfg(feature = "p2p")]
     pub(crate) fn contains(&self, name: &str) -> bool {
         self.entries.contains_key(name)
     }
 
+    #[cfg(any(test, feature = "p2p"))]
     pub(crate) fn remove_expired(&mut self, now: Instant) {
         let expired = self.entries.iter().filter(|(_, entry)| entry.expires_at <= now);
         let names: Vec<String> = expired.map(|(name, _)| name.clone()).collect();

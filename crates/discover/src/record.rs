@@ -1,4 +1,4 @@
-use sepal_core::{DType, Span};
+use sepal_core::{DType, ServerName, Span};
 use serde::{Deserialize, Serialize};
 
 /// Public description of a server, which it announces to others.
@@ -24,6 +24,9 @@ pub struct ServerRecord {
     pub draining: bool,
     /// Name and version of the program.
     pub software: String,
+    /// Name of the server for people, if it has one.
+    #[serde(default, deserialize_with = "ServerName::deserialize_from_peer")]
+    pub name: Option<ServerName>,
 }
 
 #[cfg(test)]
@@ -41,6 +44,7 @@ impl ServerRecord {
             free_tape_bytes: 7,
             draining: false,
             software: "sepal".into(),
+            name: "lab-3".parse().ok(),
         }
     }
 }

@@ -54,6 +54,7 @@ fn record(digest: &str) -> ServerRecord {
         free_tape_bytes: 7,
         draining: false,
         software: "sepal".into(),
+        name: None,
     }
 }
 

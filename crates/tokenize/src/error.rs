@@ -29,6 +29,12 @@ pub enum EncodeError {
          {least}; raise the limit or shorten the words around the text"
     )]
     MaxLength { max_length: usize, least: usize },
+    /// The windows would make no progress.
+    #[error(
+        "divide the text into windows that share {stride} tokens: a window has room for {room} tokens of the text; share fewer \
+         or raise the limit"
+    )]
+    Stride { stride: usize, room: usize },
     /// The text is empty, or has only characters that the vocabulary lacks.
     #[error("encode the text: it yields no token")]
     NoToken,

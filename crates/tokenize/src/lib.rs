@@ -36,10 +36,11 @@ mod input;
 mod side_files;
 mod tokenizer;
 mod truncate;
+mod windows;
 
 pub use error::{BatchError, EncodeError, LoadError};
 pub use gguf::{GgufVocab, VocabError};
 pub use input::{Input, Piece};
 pub use side_files::SIDE_FILES;
 pub use tokenizer::{Encoding, Tokenizer};
-pub use truncate::{Truncation, TruncationSide};
+pub use truncate::{Truncation, TruncationSide, Windows};

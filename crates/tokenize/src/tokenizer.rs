@@ -33,6 +33,19 @@ pub struct Encoding {
     pub n_truncated: usize,
 }
 
+impl Encoding {
+    /// Retained tokens of an input.
+    pub(crate) fn new(tokens: &Tokens, retained: &[bool]) -> Self {
+        let (ids, offsets) = (tokens.get_ids(), tokens.get_offsets());
+        let is_retained = |token: &usize| retained[*token];
+        Self {
+            ids: (0..ids.len()).filter(is_retained).map(|token| ids[token]).collect(),
+            offsets: (0..ids.len()).filter(is_retained).map(|token| offsets[token]).collect(),
+            n_truncated: retained.iter().filter(|is_retained| !**is_retained).count(),
+        }
+    }
+}
+
 impl Tokenizer {
     /// Loads a `tokenizer.json` and the files beside it ([`SIDE_FILES`](crate::SIDE_FILES)). Their padding and greatest
     /// length are not used.
@@ -123,23 +136,11 @@ impl Tokenizer {
     /// # Errors
     /// [`EncodeError::MaxLength`] if the limit is too small for one token of each text.
     pub fn encode_input(&self, input: &Input<'_>, truncation: Truncation) -> Result<Encoding, EncodeError> {
-        let first = self.tokens(&input.first())?;
-        let second = input.second().map(|text| self.tokens(text)).transpose()?;
-        let tokens = self.post_process(first, second).map_err(|source| EncodeError::Model { source })?;
-        let (ids, offsets) = (tokens.get_ids(), tokens.get_offsets());
-        let n_tokens = ids.len();
-        let max_length = truncation.max_length;
-        if n_tokens <= max_length {
-            return Ok(Encoding { ids: ids.to_vec(), offsets: offsets.to_vec(), n_truncated: 0 });
+        let tokens = self.input_tokens(input)?;
+        if tokens.len() <= truncation.max_length {
+            return Ok(Encoding::new(&tokens, &vec![true; tokens.len()]));
         }
-        let retained = retained_tokens(&text_indices(input, &tokens), truncation)
-            .map_err(|least| EncodeError::MaxLength { max_length, least })?;
-        let is_retained = |token: &usize| retained[*token];
-        Ok(Encoding {
-            ids: (0..n_tokens).filter(is_retained).map(|token| ids[token]).collect(),
-            offsets: (0..n_tokens).filter(is_retained).map(|token| offsets[token]).collect(),
-            n_truncated: retained.iter().filter(|is_retained| !**is_retained).count(),
-        })
+        Ok(Encoding::new(&tokens, &retained_tokens(&text_indices(input, &tokens), truncation)?))
     }
 
     /// Token ids of a text without special tokens and truncation.
@@ -192,6 +193,13 @@ impl Tokenizer {
     /// Token with the greatest id, as written in the vocabulary.
     pub fn last_token(&self) -> Option<String> {
         u32::try_from(self.vocab_size.checked_sub(1)?).ok().and_then(|id| self.inner.id_to_token(id))
+    }
+
+    /// Tokens of all texts of an input with the special tokens, without truncation.
+    pub(crate) fn input_tokens(&self, input: &Input<'_>) -> Result<Tokens, EncodeError> {
+        let first = self.tokens(&input.first())?;
+        let second = input.second().map(|text| self.tokens(text)).transpose()?;
+        self.post_process(first, second).map_err(|source| EncodeError::Model { source })
     }
 
     fn tokens(&self, text: &str) -> Result<Tokens, EncodeError> {

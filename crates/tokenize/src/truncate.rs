@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::error::EncodeError;
 use crate::input::Input;
 
 /// Side of a text that truncation removes.
@@ -21,6 +22,13 @@ pub struct Truncation {
     pub max_length: usize,
     /// Side of each text that is removed.
     pub side: TruncationSide,
+}
+
+/// Division of a long text into windows, instead of its truncation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Windows {
+    /// Number of tokens of the text that neighbouring windows share, as in the crate `tokenizers`.
+    pub stride: usize,
 }
 
 impl TruncationSide {
@@ -60,27 +68,82 @@ fn text_index(texts: &[Range<usize>], first: &str, token: Range<usize>) -> Optio
 /// [`text_indices`].
 ///
 /// # Errors
-/// Least sufficient limit, if `truncation` is too small for one token of each text.
-pub(crate) fn retained_tokens(text_indices: &[Option<usize>], truncation: Truncation) -> Result<Vec<bool>, usize> {
-    let n_texts = text_indices.iter().flatten().max().map_or(0, |last| last + 1);
-    let mut counts = vec![0; n_texts];
-    text_indices.iter().flatten().for_each(|&text| counts[text] += 1);
-    let n_fixed = text_indices.iter().filter(|index| index.is_none()).count();
-    let least = n_fixed + counts.iter().filter(|&&count| count > 0).count();
-    if truncation.max_length < least {
-        return Err(least);
+/// [`EncodeError::MaxLength`] if `truncation` is too small for one token of each text.
+pub(crate) fn retained_tokens(
+    text_indices: &[Option<usize>],
+    truncation: Truncation,
+) -> Result<Vec<bool>, EncodeError> {
+    let lengths = TextLengths::new(text_indices, truncation.max_length)?;
+    Ok(lengths.mask(text_indices, |text| lengths.first_retained(text, truncation.side)))
+}
+
+/// Masks of the tokens of each window over the longest text, from its start to its end, one at a time, as each has the length
+/// of the input. The last window is as long as the others. Other texts are shortened as by [`retained_tokens`], and equal in
+/// all windows.
+///
+/// # Errors
+/// [`EncodeError::MaxLength`] if `truncation` is too small for one token of each text, [`EncodeError::Stride`] if a window
+/// would not begin after the one before it.
+pub(crate) fn window_tokens(
+    text_indices: &[Option<usize>],
+    truncation: Truncation,
+    Windows { stride }: Windows,
+) -> Result<impl Iterator<Item = Vec<bool>>, EncodeError> {
+    let lengths = TextLengths::new(text_indices, truncation.max_length)?;
+    let longest = (0..lengths.counts.len()).max_by_key(|&text| lengths.counts[text]);
+    let (count, room) = longest.map_or((0, 0), |text| (lengths.counts[text], lengths.limits[text]));
+    if longest.is_some() && stride >= room {
+        return Err(EncodeError::Stride { stride, room });
     }
-    let limits = longest_first(&counts, truncation.max_length - n_fixed);
-    let mut seen = vec![0; n_texts];
-    let remains = |index: &Option<usize>| {
-        let Some(text) = *index else { return true };
-        seen[text] += 1;
-        match truncation.side {
-            TruncationSide::Right => seen[text] <= limits[text],
-            TruncationSide::Left => seen[text] > counts[text] - limits[text],
+    let last = count - room;
+    let starts = (0..last).step_by(room.saturating_sub(stride).max(1)).chain([last]);
+    Ok(starts.map(move |start| {
+        let first =
+            |text: usize| if longest == Some(text) { start } else { lengths.first_retained(text, truncation.side) };
+        lengths.mask(text_indices, first)
+    }))
+}
+
+/// Numbers of tokens of the texts of an input.
+struct TextLengths {
+    counts: Vec<usize>,
+    /// Numbers of tokens that fit.
+    limits: Vec<usize>,
+}
+
+impl TextLengths {
+    fn new(text_indices: &[Option<usize>], max_length: usize) -> Result<Self, EncodeError> {
+        let n_texts = text_indices.iter().flatten().max().map_or(0, |last| last + 1);
+        let mut counts = vec![0; n_texts];
+        text_indices.iter().flatten().for_each(|&text| counts[text] += 1);
+        let n_fixed = text_indices.iter().filter(|index| index.is_none()).count();
+        let least = n_fixed + counts.iter().filter(|&&count| count > 0).count();
+        if max_length < least {
+            return Err(EncodeError::MaxLength { max_length, least });
         }
-    };
-    Ok(text_indices.iter().map(remains).collect())
+        let limits = longest_first(&counts, max_length - n_fixed);
+        Ok(Self { counts, limits })
+    }
+
+    /// First retained token of a text, counted from its start.
+    fn first_retained(&self, text: usize, side: TruncationSide) -> usize {
+        match side {
+            TruncationSide::Right => 0,
+            TruncationSide::Left => self.counts[text] - self.limits[text],
+        }
+    }
+
+    /// Mask of the fixed tokens and, of each text, of the tokens from `first` on that fit.
+    fn mask(&self, text_indices: &[Option<usize>], first: impl Fn(usize) -> usize) -> Vec<bool> {
+        let mut seen = vec![0; self.counts.len()];
+        let remains = |index: &Option<usize>| {
+            let Some(text) = *index else { return true };
+            let token = seen[text];
+            seen[text] += 1;
+            (first(text)..first(text) + self.limits[text]).contains(&token)
+        };
+        text_indices.iter().map(remains).collect()
+    }
 }
 
 /// Numbers of tokens, at most `room` together, to which texts of `counts` tokens are shortened. For two texts they equal
@@ -131,12 +194,49 @@ mod tests {
     fn limit_below_the_fixed_tokens_is_refused() {
         let indices = [None, Some(0), Some(0), Some(2), None];
         let retained = |max_length, side| retained_tokens(&indices, Truncation { max_length, side });
-        assert_eq!(retained(3, TruncationSide::Right), Err(4), "text 1 has no token and needs none");
-        assert_eq!(retained(4, TruncationSide::Right), Ok(vec![true, true, false, true, true]));
-        assert_eq!(retained(4, TruncationSide::Left), Ok(vec![true, false, true, true, true]));
+        let error = retained(3, TruncationSide::Right).expect_err("text 1 has no token and needs none");
+        assert!(matches!(error, EncodeError::MaxLength { max_length: 3, least: 4 }), "{error}");
+        let mask = |side| retained(4, side).expect("there is room");
+        assert_eq!(mask(TruncationSide::Right), [true, true, false, true, true]);
+        assert_eq!(mask(TruncationSide::Left), [true, false, true, true, true]);
+    }
+
+    /// Tokens of each window, by their positions.
+    fn windows(indices: &[Option<usize>], max_length: usize, stride: usize) -> Result<Vec<Vec<usize>>, EncodeError> {
+        let truncation = Truncation { max_length, side: TruncationSide::Left };
+        let masks = window_tokens(indices, truncation, Windows { stride })?;
+        let positions = |mask: Vec<bool>| (0..mask.len()).filter(|&token| mask[token]).collect();
+        Ok(masks.map(positions).collect())
+    }
+
+    #[test]
+    fn windows_cover_the_longest_text_and_keep_fixed_words() {
+        let indices = [None, Some(0), Some(0), Some(0), Some(0), Some(0), None];
+        assert_eq!(windows(&indices, 4, 0).expect("windows"), [[0, 1, 2, 6], [0, 3, 4, 6], [0, 4, 5, 6]]);
+        assert_eq!(windows(&indices, 5, 2).expect("windows"), [[0, 1, 2, 3, 6], [0, 2, 3, 4, 6], [0, 3, 4, 5, 6]]);
+        assert_eq!(windows(&indices, 6, 1).expect("windows"), [[0, 1, 2, 3, 4, 6], [0, 2, 3, 4, 5, 6]]);
+        let error = windows(&indices, 4, 2).expect_err("no progress");
+        assert!(matches!(error, EncodeError::Stride { stride: 2, room: 2 }), "{error}");
+        assert!(matches!(windows(&indices, 2, 0), Err(EncodeError::MaxLength { least: 3, .. })));
+        let pair = [Some(0), Some(0), Some(1), Some(1), Some(1), Some(1)];
+        assert_eq!(windows(&pair, 4, 0).expect("windows"), [[0, 1, 2, 3], [0, 1, 4, 5]]);
+        assert_eq!(windows(&pair, 3, 1).expect("windows"), [[1, 2, 3], [1, 3, 4], [1, 4, 5]]);
     }
 
     proptest! {
+        #[test]
+        fn windows_hold_each_token_and_share_the_stride(count in 2_usize..60, room in 1_usize..20, stride in 0_usize..19) {
+            prop_assume!(room < count && stride < room);
+            let found = windows(&vec![Some(0); count], room, stride).expect("windows");
+            prop_assert!(found.iter().all(|window| window.len() == room));
+            prop_assert_eq!((found[0][0], found[found.len() - 1][room - 1]), (0, count - 1));
+            for pair in found.windows(2) {
+                let shared = pair[0][room - 1] + 1 - pair[1][0];
+                let is_last = pair[1][room - 1] == count - 1;
+                prop_assert!(shared == stride || is_last && shared > stride && shared < room, "{} of {}", shared, room);
+            }
+        }
+
         #[test]
         fn pair_truncation_matches_the_library(first in 1_usize..40, second in 1_usize..40, room in 2_usize..60) {
             let tokens = |n: usize| Encoding::from_tokens(vec![tokenizers::Token::new(0, "a".into(), (0, 1)); n], 0);

@@ -255,8 +255,12 @@ pub(crate) fn is_relevant(name: &str, kind: Kind) -> bool {
         }
         Kind::Adapter => ADAPTER.contains(&name) || EXPORTED.contains(&name),
         Kind::Dataset => {
-            let endings = [".parquet", ".arrow", ".feather", ".csv", ".tsv", ".jsonl"];
-            endings.iter().any(|ending| name.ends_with(ending))
+            let endings = [".parquet", ".arrow", ".feather", ".csv", ".tsv", ".jsonl", ".json"];
+            let file = name.rsplit('/').next().unwrap_or(name);
+            let is_fact = ["dataset_info", "dataset_dict", "state."].iter().any(|start| file.starts_with(start));
+            let is_of_model = file.ends_with("config.json") || file == INDEX || TOKENIZERS.contains(&file);
+            let name = name.strip_suffix(".gz").unwrap_or(name);
+            !is_fact && !is_of_model && endings.iter().any(|ending| name.ends_with(ending))
         }
     }
 }

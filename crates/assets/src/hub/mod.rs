@@ -287,7 +287,7 @@ impl Remote<'_> {
             (Kind::Model, Some(file)) => return Err(FetchError::Pickled { repository, file: file.to_owned() }),
             (Kind::Model, None) => "config.json and safetensors weights",
             (Kind::Adapter, _) => "adapter_config.json and adapter_model.safetensors",
-            (Kind::Dataset, _) => "a parquet, arrow, csv, tsv or jsonl file",
+            (Kind::Dataset, _) => "a parquet, arrow, csv, tsv, json or jsonl file",
         };
         Err(FetchError::NoFiles { repository, expected })
     }

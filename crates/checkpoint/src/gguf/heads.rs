@@ -4,10 +4,8 @@ use std::io::Cursor;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use candle_core::quantized::gguf_file::Content;
-
 use super::config::FACTORS;
-use super::parse::{ParseError, parse};
+use super::parse::{Content, ParseError, parse};
 use super::{GgufFile, is_big_endian, locate};
 use crate::error::{BoxError, OpenError};
 use crate::header::{FetchRanges, fetch_all};
@@ -57,8 +55,8 @@ fn insert_missing(
     for ((name, range), head) in starts.iter().zip(fetch_all(&starts, fetch)?) {
         let (head, content) = complete(name, head, range.end, fetch)?;
         outline.insert_header(Path::new(name), hex::encode(head));
-        for (tensor, info) in content.tensor_infos.iter().filter(|(tensor, _)| FACTORS.contains(&tensor.as_str())) {
-            if let Some(stored) = locate(content.tensor_data_offset, info) {
+        for (tensor, info) in content.tensors.iter().filter(|(tensor, _)| FACTORS.contains(&tensor.as_str())) {
+            if let Some(stored) = locate(content.data_offset, info) {
                 if stored.len > MAX_FACTORS {
                     let len = stored.len;
                     return Err(format!("`{tensor}` in {name} has {len} bytes, expected at most {MAX_FACTORS}").into());
@@ -89,7 +87,7 @@ fn complete(
         let parsed = parse(&mut Cursor::new(&head));
         match parsed {
             Ok(content) => {
-                head.truncate(usize::try_from(content.tensor_data_offset).unwrap_or(usize::MAX));
+                head.truncate(usize::try_from(content.data_offset).unwrap_or(usize::MAX));
                 return Ok((head, content));
             }
             Err(error)

@@ -1,20 +1,21 @@
-//! GGUF files, read with candle: metadata, location of the tensors, and vocabulary.
+//! GGUF files: metadata, location of the tensors, and vocabulary.
 
 mod config;
 mod heads;
 mod names;
+mod number_type;
 mod parse;
 mod parts;
+mod value;
 mod vocab;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Cursor;
 use std::path::Path;
 
-use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
 use sepal_core::ModelConfig;
 use sepal_tokenize::GgufVocab;
-use serde_json::{Map, Number};
+use serde_json::Map;
 
 use crate::error::OpenError;
 use crate::file::WeightsFile;
@@ -25,12 +26,11 @@ use crate::outline::Outline;
 use crate::rows::Rows;
 use crate::store::{Encoding, Store, Stored};
 
-use self::parse::parse;
+use self::parse::{Content, TensorInfo, parse};
+use self::value::Value;
 pub(crate) use heads::insert_heads;
+pub(crate) use number_type::NumberType;
 pub(crate) use parts::PartName;
-
-/// Longest list of a configuration. Longer lists are vocabularies.
-const LONGEST_LIST: usize = 4096;
 
 /// Reads the metadata and checks that every tensor lies within its file. `path` is the first file of a model in parts;
 /// `outline` describes missing files.
@@ -89,7 +89,7 @@ impl GgufFile {
         if expected > file.len() {
             return Err(OpenError::Length { path: path.to_owned(), expected, found: file.len() });
         }
-        Ok(Self { data_offset: content.tensor_data_offset.min(file.len()), metadata: content.metadata, file, tensors })
+        Ok(Self { data_offset: content.data_offset.min(file.len()), metadata: content.metadata, file, tensors })
     }
 
     /// A missing file with these bytes before the tensors.
@@ -99,12 +99,12 @@ impl GgufFile {
         let tensors = tensors(&unknown, &content)?;
         let len = end(&tensors).max(head.len() as u64);
         let file = WeightsFile::absent(path, head, len, known);
-        Ok(Self { data_offset: content.tensor_data_offset, metadata: content.metadata, file, tensors })
+        Ok(Self { data_offset: content.data_offset, metadata: content.metadata, file, tensors })
     }
 
     /// The metadata without the vocabulary, as a configuration.
     fn scalars(&self) -> Map<String, serde_json::Value> {
-        self.metadata.iter().filter_map(|(key, value)| Some((key.clone(), scalar(value)?))).collect()
+        self.metadata.iter().filter_map(|(key, value)| Some((key.clone(), value.to_json()?))).collect()
     }
 
     /// The bytes before the tensors.
@@ -131,8 +131,8 @@ fn content(file: &WeightsFile) -> Result<Content, OpenError> {
 /// Location of the tensors, by the names of the file.
 fn tensors(file: &WeightsFile, content: &Content) -> Result<BTreeMap<String, Stored>, OpenError> {
     let mut tensors = BTreeMap::new();
-    for (name, info) in &content.tensor_infos {
-        let stored = locate(content.tensor_data_offset, info)
+    for (name, info) in &content.tensors {
+        let stored = locate(content.data_offset, info)
             .ok_or_else(|| file.header(format!("the size of tensor `{name}` is invalid")))?;
         tensors.insert(name.clone(), stored);
     }
@@ -146,37 +146,36 @@ fn end(tensors: &BTreeMap<String, Stored>) -> u64 {
 
 /// Location of a tensor; `None` if its size is invalid. No tensor is empty.
 fn locate(data: u64, info: &TensorInfo) -> Option<Stored> {
-    let shape = info.shape.dims().to_vec();
+    let shape = info.shape.clone();
     if shape.contains(&0) {
         return None;
     }
     let count = shape.iter().try_fold(1_usize, |count, &dim| count.checked_mul(dim))?;
-    let (block_len, block_size) = (info.ggml_dtype.block_size(), info.ggml_dtype.type_size());
-    let whole_rows = shape.last().is_none_or(|width| width.is_multiple_of(block_len));
-    let len = u64::try_from((count / block_len).checked_mul(block_size)?).ok()?;
+    let (block_len, block_bytes) = (info.number_type.block_len(), info.number_type.block_bytes());
+    // A tensor without dimensions is one number, which is no whole block.
+    let whole_rows = shape.last().copied().unwrap_or(1).is_multiple_of(block_len);
+    let len = u64::try_from((count / block_len).checked_mul(block_bytes)?).ok()?;
     let offset = data.checked_add(info.offset)?;
     offset.checked_add(len)?;
-    let encoding = Encoding::Ggml(info.ggml_dtype);
+    let encoding = Encoding::Gguf(info.number_type);
     whole_rows.then_some(Stored { file: 0, encoding, shape, offset, len, rows: Rows::Same })
 }
 
-fn scalar(value: &Value) -> Option<serde_json::Value> {
-    let float = |number: f64| Number::from_f64(number).map(serde_json::Value::Number);
-    Some(match value {
-        Value::U8(number) => (*number).into(),
-        Value::I8(number) => (*number).into(),
-        Value::U16(number) => (*number).into(),
-        Value::I16(number) => (*number).into(),
-        Value::U32(number) => (*number).into(),
-        Value::I32(number) => (*number).into(),
-        Value::U64(number) => (*number).into(),
-        Value::I64(number) => (*number).into(),
-        // Through the decimal text, so that 1e-5 as f32 becomes 1e-5.
-        Value::F32(number) => float(number.to_string().parse().ok()?)?,
-        Value::F64(number) => float(*number)?,
-        Value::Bool(flag) => (*flag).into(),
-        Value::String(text) => text.clone().into(),
-        Value::Array(values) if values.len() <= LONGEST_LIST => values.iter().map(scalar).collect::<Option<_>>()?,
-        Value::Array(_) => return None,
-    })
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_tensors_of_whole_blocks_are_located() {
+        let length = |number_type, shape: &[usize]| {
+            let info = TensorInfo { number_type, shape: shape.to_vec(), offset: 32 };
+            locate(64, &info).map(|stored| (stored.offset, stored.len))
+        };
+        assert_eq!(length(NumberType::F32, &[]), Some((96, 4)));
+        assert_eq!(length(NumberType::Q4_0, &[3, 64]), Some((96, 3 * 2 * 18)));
+        let invalid: [&[usize]; 4] = [&[], &[0], &[3, 33], &[usize::MAX, 64]];
+        for shape in invalid {
+            assert_eq!(length(NumberType::Q4_0, shape), None, "{shape:?}");
+        }
+    }
 }

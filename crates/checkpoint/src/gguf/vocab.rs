@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::quantized::gguf_file::Value;
 use sepal_tokenize::GgufVocab;
 
+use super::value::Value;
 use crate::error::OpenError;
 
 /// The values of the `tokenizer.ggml.*` keys.
@@ -49,7 +49,7 @@ impl VocabKeys<'_> {
             path: self.path.to_owned(),
             key,
             expected: expected.to_owned(),
-            found: format!("of type {:?}", value.value_type()),
+            found: format!("of type {}", value.type_name()),
         };
         read(value).ok_or_else(wrong).map(Some)
     }
@@ -61,24 +61,21 @@ impl VocabKeys<'_> {
 }
 
 fn text(value: &Value) -> Option<String> {
-    value.to_string().ok().cloned()
+    if let Value::String(text) = value { Some(text.clone()) } else { None }
 }
 
 fn flag(value: &Value) -> Option<bool> {
-    value.to_bool().ok()
+    if let Value::Bool(flag) = value { Some(*flag) } else { None }
 }
 
 fn number(value: &Value) -> Option<f32> {
-    value.to_f32().ok()
+    if let Value::F32(number) = value { Some(*number) } else { None }
 }
 
 fn id(value: &Value) -> Option<u32> {
-    match value {
-        Value::I32(number) => u32::try_from(*number).ok(),
-        other => other.to_u64().ok().and_then(|number| u32::try_from(number).ok()),
-    }
+    u32::try_from(value.to_integer()?).ok()
 }
 
 fn list<T>(value: &Value, item: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
-    value.to_vec().ok()?.iter().map(item).collect()
+    if let Value::Array(values) = value { values.iter().map(item).collect() } else { None }
 }

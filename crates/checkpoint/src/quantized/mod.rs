@@ -267,7 +267,7 @@ impl Store {
     fn layer(&self, stored: &Stored) -> Option<&Layer> {
         match stored.encoding {
             Encoding::Quantized { layer, .. } => self.layers.get(layer),
-            Encoding::Plain(_) | Encoding::Ggml(_) | Encoding::Mxfp4 { .. } => None,
+            Encoding::Plain(_) | Encoding::Gguf(_) | Encoding::Mxfp4 { .. } => None,
         }
     }
 }

@@ -29,6 +29,11 @@ pub enum IdentityError {
     InUse { path: PathBuf },
 }
 
+/// Returns true if another process uses the identity.
+pub fn is_in_use(error: &IdentityError) -> bool {
+    matches!(error, IdentityError::InUse { .. })
+}
+
 impl Identity {
     /// Opens the identity in a file and creates it if the file does not exist. Only the owner can read the file.
     ///

@@ -10,6 +10,11 @@ mod stream;
 mod tests;
 mod ticket;
 
-pub use identity::{Identity, IdentityError};
+use sepal_core::NotBuilt;
+
+pub use identity::{Identity, IdentityError, is_in_use};
 pub use node::{Node, NodeError, NodeOptions};
 pub use ticket::{Ticket, TicketError};
+
+/// No error, because the build has the swarms.
+pub const NOT_BUILT: Option<NotBuilt> = None;

@@ -19,9 +19,8 @@ use super::identity::Identity;
 use super::state::{ALPN, NodeState, parse_peer_name, peer, peer_name};
 use super::stream::StreamFlusher;
 use super::ticket::{SwarmSecret, Ticket};
-use crate::discovery::Discovery;
+use crate::discovery::{Discovery, Member};
 use crate::lock::lock;
-use crate::members::Member;
 use crate::record::ServerRecord;
 
 const PROOF_TIMEOUT: Duration = Duration::from_secs(5);
