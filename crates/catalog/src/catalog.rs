@@ -4,7 +4,7 @@ use std::fmt;
 use sepal_core::{NameMatching, nearest};
 use serde_json::Value;
 
-use crate::{Entry, OptionProblem};
+use crate::{Entry, OptionProblem, Options};
 
 /// Kind of plugin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,6 +75,20 @@ impl Catalog {
         Ok(())
     }
 
+    /// Adds the plugin of these options.
+    ///
+    /// # Errors
+    /// [`RegisterError`] if a plugin of this kind has the name or an alias already, or the example has no JSON form.
+    pub fn register<C: Options>(&mut self) -> Result<&mut Self, RegisterError> {
+        let entry = Entry::new(C::NAME, &C::example(), C::check).map_err(|source| RegisterError::Example {
+            kind: C::KIND,
+            name: C::NAME,
+            source,
+        })?;
+        self.insert(C::KIND, entry.with_aliases(C::ALIASES))?;
+        Ok(self)
+    }
+
     /// Plugins of one kind, by name.
     pub fn entries(&self, kind: PluginKind) -> impl Iterator<Item = &Entry> {
         self.entries.iter().filter(move |((of, _), _)| *of == kind).map(|(_, entry)| entry)
@@ -118,6 +132,19 @@ impl Catalog {
 pub struct DuplicateError {
     pub kind: PluginKind,
     pub name: &'static str,
+}
+
+/// A plugin that cannot be registered.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
+#[non_exhaustive]
+pub enum RegisterError {
+    /// Name that is registered already.
+    #[error(transparent)]
+    Duplicate(#[from] DuplicateError),
+    /// Example without a JSON form.
+    #[error("write the example of {kind} `{name}`")]
+    Example { kind: PluginKind, name: &'static str, source: serde_json::Error },
 }
 
 /// Options that cannot be resolved.

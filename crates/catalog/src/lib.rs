@@ -32,6 +32,8 @@
 
 mod catalog;
 mod entry;
+mod options;
 
-pub use catalog::{Catalog, DuplicateError, PluginKind, ResolveError};
+pub use catalog::{Catalog, DuplicateError, PluginKind, RegisterError, ResolveError};
 pub use entry::{Entry, OptionProblem, parse, schema_of};
+pub use options::Options;

@@ -1,60 +1,13 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use schemars::JsonSchema;
 use sepal_core::NamedHostTensor;
 use sepal_nn::Parameters;
-use serde::{Deserialize, Serialize};
+use sepal_options::AdafactorConfig;
 use tch::{Kind, TchError, Tensor};
 
 use crate::state::{Saved, save};
 use crate::{Optimizer, StateError, StepError, update_each};
-
-/// Adafactor with factored squared gradients (Shazeer and Stern, arXiv 1804.04235).
-///
-/// With `lr: 0.3`, `weight_decay: 1e-5` and a constant schedule it is the optimizer of the prompt tuning paper (Lester
-/// et al., arXiv 2104.08691). Adafactor's own step sizes are left to schedules: `inverse-sqrt` is the closest one.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct AdafactorConfig {
-    /// Learning rate; the schedule multiplies it.
-    #[schemars(range(min = 0.0))]
-    pub lr: f64,
-    /// Term added to squared gradients, and lower bound of the factor of `scale_parameter`.
-    #[schemars(inner(range(min = 0.0)))]
-    pub eps: [f64; 2],
-    /// Maximum root mean square of a parameter's step at learning rate 1; a larger step is scaled down to it.
-    #[schemars(extend("exclusiveMinimum" = 0.0))]
-    pub clip_threshold: f64,
-    /// Exponent of the decay: in step `t` the new squared gradients have the weight `t` to this power in their running
-    /// mean. At 0 the mean keeps no past values.
-    #[schemars(range(max = 0.0))]
-    pub decay_rate: f64,
-    /// Decay of a running mean of the steps, at least 0 and below 1; no running mean if not given.
-    #[schemars(range(min = 0.0, max = 0.999_999_999))]
-    pub beta1: Option<f64>,
-    /// Share of each weight that one step at learning rate 1 removes.
-    #[schemars(range(min = 0.0))]
-    pub weight_decay: f64,
-    /// Multiply the learning rate of a parameter by the root mean square of its numbers.
-    pub scale_parameter: bool,
-}
-
-impl Default for AdafactorConfig {
-    /// Returns the defaults of transformers, with the learning rate and without the scaling that it advises for
-    /// fine-tuning.
-    fn default() -> Self {
-        Self {
-            lr: 1e-3,
-            eps: [1e-30, 1e-3],
-            clip_threshold: 1.0,
-            decay_rate: -0.8,
-            beta1: None,
-            weight_decay: 0.0,
-            scale_parameter: false,
-        }
-    }
-}
 
 /// Adafactor optimizer; each step equals that of `transformers.Adafactor` with `relative_step=False`.
 ///

@@ -1,35 +1,9 @@
-use schemars::JsonSchema;
 use sepal_core::NamedHostTensor;
 use sepal_nn::Parameters;
-use serde::{Deserialize, Serialize};
+use sepal_options::{AdamConfig, AdamWConfig};
 
 use crate::moments::Moments;
 use crate::{Optimizer, StateError, StepError, update_each};
-
-/// Adam (Kingma and Ba, arXiv 1412.6980), with weight decay as a part of the gradient.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct AdamConfig {
-    /// Learning rate; the schedule multiplies it.
-    #[schemars(range(min = 0.0))]
-    pub lr: f64,
-    /// Decays of the running means of gradient and squared gradient, each at least 0 and below 1.
-    #[schemars(inner(range(min = 0.0, max = 0.999_999_999)))]
-    pub betas: [f64; 2],
-    /// Term added to the denominator.
-    #[schemars(range(min = 0.0))]
-    pub eps: f64,
-    /// Factor of the weight in its gradient. (`adamw` subtracts from the weight itself.)
-    #[schemars(range(min = 0.0))]
-    pub weight_decay: f64,
-}
-
-impl Default for AdamConfig {
-    /// Returns PyTorch's defaults.
-    fn default() -> Self {
-        Self { lr: 1e-3, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0 }
-    }
-}
 
 /// Adam optimizer; each step equals `torch.optim.Adam`'s.
 #[derive(Debug)]
@@ -65,31 +39,6 @@ impl Optimizer for Adam {
     fn load_state(&mut self, params: &Parameters, state: &[NamedHostTensor]) -> Result<(), StateError> {
         self.moments = Moments::load(params, state)?;
         Ok(())
-    }
-}
-
-/// Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct AdamWConfig {
-    /// Learning rate; the schedule multiplies it.
-    #[schemars(range(min = 0.0))]
-    pub lr: f64,
-    /// Decays of the running means of gradient and squared gradient, each at least 0 and below 1.
-    #[schemars(inner(range(min = 0.0, max = 0.999_999_999)))]
-    pub betas: [f64; 2],
-    /// Term added to the denominator.
-    #[schemars(range(min = 0.0))]
-    pub eps: f64,
-    /// Share of each weight that one step at learning rate 1 removes.
-    #[schemars(range(min = 0.0))]
-    pub weight_decay: f64,
-}
-
-impl Default for AdamWConfig {
-    /// Returns PyTorch's defaults.
-    fn default() -> Self {
-        Self { lr: 1e-3, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 1e-2 }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Optimizers, learning-rate schedules, gradient clipping and gradient scaling.
 //!
 //! Limits: this crate computes no gradients, counts no steps and knows no pipeline file. It updates the named tensors
-//! of [`sepal_nn::Parameters`] in place. In the crate graph it stands above `nn` (libtorch), and `plugin` and
+//! of [`sepal_nn::Parameters`] in place. In the crate graph it stands above `nn` (libtorch) and `options`, and `plugin` and
 //! `pipeline` use it.
 //!
 //! Invariants: a step equals PyTorch's; a parameter without a gradient keeps its value and its state; a schedule is a
@@ -39,19 +39,23 @@ mod schedule;
 mod sgd;
 mod state;
 
-pub use adafactor::{Adafactor, AdafactorConfig};
-pub use adam::{Adam, AdamConfig, AdamW, AdamWConfig};
+pub use adafactor::Adafactor;
+pub use adam::{Adam, AdamW};
 pub use clip::clip_grad_norm;
 pub use groups::{GroupError, GroupedOptimizer};
-pub use lion::{Lion, LionConfig};
+pub use lion::Lion;
 pub use scaler::GradScaler;
 pub use schedule::{
-    Constant, ConstantConfig, Cosine, CosineConfig, CosineWithRestarts, CosineWithRestartsConfig, Decay, InverseSqrt,
-    InverseSqrtConfig, Linear, LinearConfig, PlateauMode, Polynomial, PolynomialConfig, ReduceOnPlateau,
-    ReduceOnPlateauConfig, Schedule, ThresholdMode, WarmupStableDecay, WarmupStableDecayConfig, steps_or_ratio,
+    Constant, Cosine, CosineWithRestarts, InverseSqrt, Linear, Polynomial, ReduceOnPlateau, Schedule,
+    WarmupStableDecay, steps_or_ratio,
 };
 pub use sepal_core::GradScalerConfig;
-pub use sgd::{Sgd, SgdConfig};
+pub use sepal_options::{
+    AdafactorConfig, AdamConfig, AdamWConfig, ConstantConfig, CosineConfig, CosineWithRestartsConfig, Decay,
+    InverseSqrtConfig, LinearConfig, LionConfig, PlateauMode, PolynomialConfig, ReduceOnPlateauConfig, SgdConfig,
+    ThresholdMode, WarmupStableDecayConfig,
+};
+pub use sgd::Sgd;
 pub use state::StateError;
 
 use sepal_core::NamedHostTensor;

@@ -1,39 +1,12 @@
 use std::collections::BTreeMap;
 
-use schemars::JsonSchema;
 use sepal_core::NamedHostTensor;
 use sepal_nn::Parameters;
-use serde::{Deserialize, Serialize};
+use sepal_options::LionConfig;
 use tch::Tensor;
 
 use crate::state::{Saved, save};
 use crate::{Optimizer, StateError, StepError, update_each};
-
-/// Lion: each number changes by the learning rate, in the direction of the sign of a running mean (Chen et al., arXiv
-/// 2302.06675).
-///
-/// Its authors suggest a learning rate 3 to 10 times smaller than that of `adamw`, and a weight decay as many times
-/// larger.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct LionConfig {
-    /// Learning rate; the schedule multiplies it.
-    #[schemars(range(min = 0.0))]
-    pub lr: f64,
-    /// Decays of the past in the direction of a step and in the stored running mean, each at least 0 and at most 1.
-    #[schemars(inner(range(min = 0.0, max = 1.0)))]
-    pub betas: [f64; 2],
-    /// Share of each weight that one step at learning rate 1 removes.
-    #[schemars(range(min = 0.0))]
-    pub weight_decay: f64,
-}
-
-impl Default for LionConfig {
-    /// Returns the defaults of the paper.
-    fn default() -> Self {
-        Self { lr: 1e-4, betas: [0.9, 0.99], weight_decay: 0.0 }
-    }
-}
 
 /// Lion optimizer; each step equals algorithm 2 of the paper and the package `lion-pytorch`.
 #[derive(Debug)]

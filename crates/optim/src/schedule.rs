@@ -5,13 +5,10 @@ mod warmup_stable_decay;
 
 use sepal_core::NamedHostTensor;
 
-pub use plateau::{PlateauMode, ReduceOnPlateau, ReduceOnPlateauConfig, ThresholdMode};
-pub use step_schedules::{
-    Constant, ConstantConfig, Cosine, CosineConfig, CosineWithRestarts, CosineWithRestartsConfig, InverseSqrt,
-    InverseSqrtConfig, Linear, LinearConfig, Polynomial, PolynomialConfig,
-};
+pub use plateau::ReduceOnPlateau;
+pub use step_schedules::{Constant, Cosine, CosineWithRestarts, InverseSqrt, Linear, Polynomial};
 pub use warmup::steps_or_ratio;
-pub use warmup_stable_decay::{Decay, WarmupStableDecay, WarmupStableDecayConfig};
+pub use warmup_stable_decay::WarmupStableDecay;
 
 use crate::StateError;
 use crate::state::Saved;

@@ -1,40 +1,12 @@
 use std::collections::BTreeMap;
 
-use schemars::JsonSchema;
 use sepal_core::NamedHostTensor;
 use sepal_nn::Parameters;
-use serde::{Deserialize, Serialize};
+use sepal_options::SgdConfig;
 use tch::Tensor;
 
 use crate::state::{Saved, save};
 use crate::{Optimizer, StateError, StepError, update_each};
-
-/// Stochastic gradient descent with optional momentum.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct SgdConfig {
-    /// Learning rate; the schedule multiplies it.
-    #[schemars(range(min = 0.0))]
-    pub lr: f64,
-    /// Share of the last step's direction that is kept.
-    #[schemars(range(min = 0.0))]
-    pub momentum: f64,
-    /// Share of the gradient that is removed from the direction from the second step on, with momentum.
-    #[schemars(range(min = 0.0, max = 1.0))]
-    pub dampening: f64,
-    /// Use Nesterov momentum; requires `momentum` and no `dampening`.
-    pub nesterov: bool,
-    /// Factor of the weight in its gradient.
-    #[schemars(range(min = 0.0))]
-    pub weight_decay: f64,
-}
-
-impl Default for SgdConfig {
-    /// Returns PyTorch's defaults.
-    fn default() -> Self {
-        Self { lr: 1e-3, momentum: 0.0, dampening: 0.0, nesterov: false, weight_decay: 0.0 }
-    }
-}
 
 /// SGD optimizer; each step equals `torch.optim.SGD`'s.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 use std::error::Error;
 
-use sepal_core::{LabelKind, Labels, Task, Want};
+use sepal_core::{LabelKind, Labels, Ragged, Task, Want, WindowPool};
 use sepal_metrics::MetricError;
 use tch::{Kind, TchError, Tensor};
 
@@ -89,7 +89,7 @@ pub trait TaskHead: Send {
     /// - for classes `accuracy`; `f1`, `precision` and `recall`, of the second class if there are two, else the mean
     ///   over classes; `f1_macro`, `f1_micro`, `mcc`, `auroc`, `ece` in 15 bins, and of each label `f1/NAME`;
     /// - for values `pearson`, `spearman`, `mse`, `mae` and `r2`;
-    /// - for several labels, at a probability of one half, `accuracy` and `f1` over all pairs of row and label,
+    /// - for several labels, at a probability of one half or their thresholds, `accuracy` and `f1` over all pairs of row and label,
     ///   `f1_macro`, `exact_match` and `auroc`;
     /// - for options `accuracy`;
     /// - for tags, over entities as seqeval counts them, `f1`, `precision` and `recall`; `accuracy` over words, and of each
@@ -213,6 +213,27 @@ impl Logits {
         self.items.as_ref().ok_or(HeadError::NoItems)
     }
 
+    /// Logits of rows `[rows, n_labels]` from those of their windows `[windows, n_labels]`, attached to the graph. `groups` are
+    /// the windows of each row.
+    ///
+    /// # Errors
+    /// [`HeadError::Torch`] if libtorch fails.
+    pub fn pooled(self, groups: &Ragged, pool: WindowPool) -> Result<Self, HeadError> {
+        if groups.n_tokens() == groups.len() {
+            return Ok(self);
+        }
+        let row = |row: usize| {
+            let windows = groups.range(row);
+            let windows = self.values.f_narrow(0, windows.start as i64, windows.len() as i64)?; // [windows, n_labels]
+            match pool {
+                WindowPool::Mean => windows.f_mean_dim([0_i64].as_slice(), false, Kind::Float),
+                WindowPool::Max => windows.f_amax([0], false),
+            }
+        };
+        let rows = (0..groups.len()).map(row).collect::<Result<Vec<_>, TchError>>()?;
+        Ok(Self::new(Tensor::f_stack(&rows, 0)?)) // [rows, n_labels]
+    }
+
     /// Rows of the task, without repetition, that these rows of the logits belong to.
     pub fn task_rows(&self, rows: Vec<usize>) -> Vec<usize> {
         let Some(items) = &self.items else { return rows };
@@ -273,6 +294,8 @@ pub struct Prediction {
     pub items: Vec<Vec<i64>>,
     /// Number of tokens of the answer that are the most probable ones, `[rows]`. Empty for all kinds but texts.
     pub right_tokens: Vec<usize>,
+    /// Least probability of each predicted label, `[n_labels]`, for [`LabelKind::Multi`]; empty for one half.
+    pub thresholds: Vec<f32>,
 }
 
 impl Prediction {
@@ -302,6 +325,15 @@ impl Prediction {
         self.logits.append(&mut other.logits);
         self.items.append(&mut other.items);
         self.right_tokens.append(&mut other.right_tokens);
+        if self.thresholds.is_empty() {
+            self.thresholds = other.thresholds;
+        }
+    }
+
+    /// True for each label of a row whose probability is at least its threshold.
+    pub fn label_decisions<'a>(&'a self, probabilities: &'a [f32]) -> impl Iterator<Item = bool> + 'a {
+        let thresholds = self.thresholds.iter().copied().chain(std::iter::repeat(0.5));
+        probabilities.iter().zip(thresholds).map(|(&probability, threshold)| probability >= threshold)
     }
 
     /// Returns the predictions of these rows, in this order; rows that do not exist are left out.
@@ -316,6 +348,7 @@ impl Prediction {
             logits: picked(&self.logits, rows),
             items: picked(&self.items, rows),
             right_tokens: picked(&self.right_tokens, rows),
+            thresholds: self.thresholds.clone(),
         }
     }
 }
@@ -373,6 +406,30 @@ mod tests {
         let logits = Logits::of_items(Tensor::from_slice(&[0.0_f32; 3]), items);
         assert_eq!(logits.task_rows(vec![1, 2]), [2]);
         assert_eq!(Logits::new(Tensor::from_slice(&[0.0_f32])).task_rows(vec![3]), [3]);
+    }
+
+    #[test]
+    fn logits_of_windows_are_pooled() {
+        let groups = Ragged::from_lengths([2, 1]).expect("windows");
+        let logits = |values: &[f32]| Logits::new(Tensor::from_slice(values).view([-1, 2]));
+        let pooled = |pool| {
+            let pooled = logits(&[1.0, 2.0, 3.0, 0.0, 5.0, 6.0]).pooled(&groups, pool).expect("pooled");
+            Vec::<Vec<f32>>::try_from(pooled.values).expect("numbers")
+        };
+        assert_eq!(pooled(WindowPool::Mean), [[2.0, 1.0], [5.0, 6.0]]);
+        assert_eq!(pooled(WindowPool::Max), [[3.0, 2.0], [5.0, 6.0]]);
+        let single = Ragged::from_lengths([1, 1]).expect("windows");
+        let same = logits(&[1.0, 2.0, 3.0, 0.0]).pooled(&single, WindowPool::Max).expect("pooled");
+        assert_eq!(Vec::<Vec<f32>>::try_from(same.values).expect("numbers"), [[1.0, 2.0], [3.0, 0.0]]);
+    }
+
+    #[test]
+    fn labels_have_thresholds_of_their_own() {
+        let mut prediction = Prediction::default();
+        let found = |prediction: &Prediction| prediction.label_decisions(&[0.5, 0.4]).collect::<Vec<_>>();
+        assert_eq!(found(&prediction), [true, false]);
+        prediction.append(Prediction { thresholds: vec![0.6, 0.4], ..Prediction::default() });
+        assert_eq!(found(&prediction.select(&[])), [false, true]);
     }
 
     #[test]

@@ -7,8 +7,8 @@
 //! its [`Catalog`] of names and options needs no libtorch. Only [`standard`] names plugins: the optimizers and schedules of
 //! `sepal-optim` and the trackers of `sepal-track`.
 //!
-//! Place in the crate graph: above `optim`, `nn`, `metrics`, `track` and `catalog`; plugins, `model`, `train` and `pipeline`
-//! use it.
+//! Place in the crate graph: above `optim`, `nn`, `metrics`, `track`, `options` and `catalog`; plugins, `model`, `train` and
+//! `pipeline` use it.
 //!
 //! Invariants: a name is registered once per slot; options with unknown keys are refused; the schema and the manual of a
 //! plugin both come from the doc comments of its options.
@@ -33,27 +33,26 @@ mod head;
 mod hidden_view;
 mod label_words;
 mod measure;
-mod pooling;
 mod prompts;
 mod registry;
 mod slot;
 pub mod standard;
-mod targets;
 mod tuning;
 
 pub use combined::CombinedTuning;
 pub use head::{AnswerTokens, HeadError, Items, Logits, Phase, Prediction, TaskHead, class_tensor, label_tensor};
 pub use hidden_view::HiddenView;
 pub use label_words::{WordError, label_words, word_token};
-pub use pooling::Pooling;
-pub use prompts::{PROMPTS, PromptInit, adapter_file, saved_tensor};
-pub use registry::{BuildError, Plugin, RegisterError, Registry};
-pub use sepal_catalog::{Catalog, DuplicateError, Entry, OptionProblem, PluginKind, ResolveError};
+pub use prompts::{PROMPTS, adapter_file, initial_prompts, saved_tensor};
+pub use registry::{BuildError, Plugin, Registry};
+pub use sepal_catalog::{
+    Catalog, DuplicateError, Entry, OptionProblem, Options, PluginKind, RegisterError, ResolveError,
+};
 pub use sepal_core::{LabelKind, Labels, LinearSite, Ragged, SiteRole, Task, TokenBatch, TokenText, TunableName, Want};
 pub use sepal_nn::{RowSource, RowsError, Tunable};
+pub use sepal_options::{Pooling, PromptInit, Targets};
 pub use slot::{
     Head, HeadContext, LmRows, Opt, OptContext, Sched, SchedContext, Slot, Tokenize, Track, TrackContext, Tuning,
     TuningContext,
 };
-pub use targets::Targets;
 pub use tuning::{TuningError, TuningMode};

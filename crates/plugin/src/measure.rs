@@ -21,7 +21,7 @@ pub(crate) fn usual(
             let actual: Vec<f64> = actual.iter().copied().map(f64::from).collect();
             Ok(owned(value_metrics(&flat(&predictions.logits), &actual)?))
         }
-        Labels::Multi(actual) => Ok(owned(multi_label_metrics(&wide(&predictions.probabilities), &wide(actual))?)),
+        Labels::Multi(actual) => Ok(owned(multi_label_metrics(predictions, actual)?)),
         Labels::Choice(actual) => Ok(owned(vec![("accuracy", accuracy(&predictions.class, actual)?)])),
         Labels::Tags(actual) => Ok(tag_metrics(label_names, &predictions.items, actual)?),
         Labels::Text(actual) => Ok(owned(text_metrics(predictions, actual.len())?)),
@@ -92,15 +92,17 @@ fn value_metrics(predicted: &[f64], actual: &[f64]) -> Result<Named, MetricError
     ])
 }
 
-fn multi_label_metrics(probabilities: &[Vec<f64>], actual: &[Vec<f64>]) -> Result<Named, MetricError> {
-    let (predicted, actual) = (whether(probabilities), whether(actual));
+fn multi_label_metrics(predictions: &Prediction, actual: &[Vec<f32>]) -> Result<Named, MetricError> {
+    let rows = &predictions.probabilities;
+    let predicted: Vec<Vec<bool>> = rows.iter().map(|row| predictions.label_decisions(row).collect()).collect();
+    let (probabilities, actual) = (wide(rows), whether(actual));
     let mut named = vec![
         ("accuracy", 1.0 - multilabel::hamming_loss(&predicted, &actual)?),
         ("f1", multilabel::averaged(&predicted, &actual, Average::Micro)?.f1),
         ("f1_macro", multilabel::averaged(&predicted, &actual, Average::Macro)?.f1),
         ("exact_match", multilabel::exact_match(&predicted, &actual)?),
     ];
-    named.extend(if_finite(multilabel::auroc(probabilities, &actual))?.flatten().map(|area| ("auroc", area)));
+    named.extend(if_finite(multilabel::auroc(&probabilities, &actual))?.flatten().map(|area| ("auroc", area)));
     Ok(named)
 }
 
@@ -112,7 +114,7 @@ fn if_finite<T>(found: Result<T, MetricError>) -> Result<Option<T>, MetricError>
     }
 }
 
-fn whether(rows: &[Vec<f64>]) -> Vec<Vec<bool>> {
+fn whether(rows: &[Vec<f32>]) -> Vec<Vec<bool>> {
     rows.iter().map(|row| row.iter().map(|&number| number >= 0.5).collect()).collect()
 }
 
@@ -213,6 +215,9 @@ mod tests {
         let labels = Labels::Multi(vec![vec![1.0, 0.0], vec![0.0, 1.0]]);
         let expected = [("accuracy", 0.75), ("f1", 0.8), ("f1_macro", 5.0 / 6.0), ("exact_match", 0.5), ("auroc", 1.0)];
         check(&["a", "b"], &several, &labels, &expected);
+        let strict = Prediction { thresholds: vec![0.6, 0.5], ..several };
+        let expected = [("accuracy", 1.0), ("f1", 1.0), ("f1_macro", 1.0), ("exact_match", 1.0), ("auroc", 1.0)];
+        check(&["a", "b"], &strict, &labels, &expected);
     }
 
     #[test]

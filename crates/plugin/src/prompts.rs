@@ -1,39 +1,12 @@
 use std::path::{Path, PathBuf};
 
-use schemars::JsonSchema;
 use sepal_core::in_one_line;
 use sepal_nn::init::{normal, rng, sample_rows};
 use sepal_nn::{file, from_host};
-use serde::{Deserialize, Serialize};
+use sepal_options::PromptInit;
 use tch::{Device, Kind, Tensor};
 
 use crate::{BuildError, TuningContext};
-
-/// Initialisation of soft prompts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum PromptInit {
-    /// Embeddings of words drawn from the vocabulary.
-    Vocabulary,
-    /// Drawn from N(0, `initializer_range`²), like the model's own weights.
-    Normal,
-    /// One prompt for each class, the mean of its name's tokens; the rest are words drawn from the vocabulary (Lester
-    /// et al., arXiv 2104.08691).
-    ClassNames,
-    /// Tokens of a text: repeated if they are fewer than the prompts, the first of them if they are more.
-    Text(
-        /// Text.
-        #[schemars(length(min = 1))]
-        String,
-    ),
-    /// Prompts of an earlier run with the same number of prompts and the same hidden size. A task with the same labels
-    /// also starts with its head.
-    Adapter(
-        /// Folder of the run, or its `adapter.safetensors`.
-        #[schemars(with = "String")]
-        PathBuf,
-    ),
-}
 
 /// Name of the soft prompts among parameters and in an adapter.
 pub const PROMPTS: &str = "prompts";
@@ -45,39 +18,29 @@ pub fn adapter_file(path: &Path) -> PathBuf {
     if path.is_dir() { path.join(ADAPTER) } else { path.to_owned() }
 }
 
-impl PromptInit {
-    /// Adapter of the prompts, if they are from one.
-    pub fn adapter(&self) -> Option<&Path> {
-        match self {
-            PromptInit::Adapter(path) => Some(path),
-            _ => None,
+/// Returns the initial prompts `[pre_seq_len, hidden]`. Random numbers come from the stream [`PROMPTS`].
+///
+/// Texts and names are tokenized without special tokens, because every row has its own after the prompts.
+///
+/// # Errors
+/// [`BuildError`] if the vocabulary has too few words, a text has no tokens, there are more classes than prompts, or
+/// the adapter does not fit.
+pub fn initial_prompts(init: &PromptInit, pre_seq_len: usize, cx: &TuningContext<'_>) -> Result<Tensor, BuildError> {
+    let shape = [pre_seq_len as i64, cx.hidden as i64];
+    let mut rng = rng(cx.seed, PROMPTS);
+    match init {
+        PromptInit::Vocabulary => Ok(sample_rows(cx.embeddings, pre_seq_len, &mut rng)?),
+        PromptInit::Normal => Ok(normal(&shape, cx.initializer_range, &mut rng)?),
+        PromptInit::ClassNames => {
+            let names = class_names(pre_seq_len, cx)?; // [n_labels, hidden]
+            let rest = sample_rows(cx.embeddings, pre_seq_len - cx.labels.len(), &mut rng)?;
+            Ok(Tensor::f_cat(&[names, rest], 0)?) // [pre_seq_len, hidden]
         }
-    }
-
-    /// Returns the initial prompts `[pre_seq_len, hidden]`. Random numbers come from the stream [`PROMPTS`].
-    ///
-    /// Texts and names are tokenized without special tokens, because every row has its own after the prompts.
-    ///
-    /// # Errors
-    /// [`BuildError`] if the vocabulary has too few words, a text has no tokens, there are more classes than prompts, or
-    /// the adapter does not fit.
-    pub fn prompts(&self, pre_seq_len: usize, cx: &TuningContext<'_>) -> Result<Tensor, BuildError> {
-        let shape = [pre_seq_len as i64, cx.hidden as i64];
-        let mut rng = rng(cx.seed, PROMPTS);
-        match self {
-            PromptInit::Vocabulary => Ok(sample_rows(cx.embeddings, pre_seq_len, &mut rng)?),
-            PromptInit::Normal => Ok(normal(&shape, cx.initializer_range, &mut rng)?),
-            PromptInit::ClassNames => {
-                let names = class_names(pre_seq_len, cx)?; // [n_labels, hidden]
-                let rest = sample_rows(cx.embeddings, pre_seq_len - cx.labels.len(), &mut rng)?;
-                Ok(Tensor::f_cat(&[names, rest], 0)?) // [pre_seq_len, hidden]
-            }
-            PromptInit::Text(text) => {
-                let ids: Vec<i64> = tokens(text, cx)?.into_iter().cycle().take(pre_seq_len).collect();
-                Ok(cx.embeddings.rows(&ids)?)
-            }
-            PromptInit::Adapter(path) => saved_tensor("init", path, PROMPTS, &shape, cx),
+        PromptInit::Text(text) => {
+            let ids: Vec<i64> = tokens(text, cx)?.into_iter().cycle().take(pre_seq_len).collect();
+            Ok(cx.embeddings.rows(&ids)?)
         }
+        PromptInit::Adapter(path) => saved_tensor("init", path, PROMPTS, &shape, cx),
     }
 }
 
@@ -165,7 +128,7 @@ mod tests {
 
     fn starts(init: serde_json::Value, pre_seq_len: usize, labels: &[&str]) -> Result<Vec<f32>, BuildError> {
         let init: PromptInit = serde_json::from_value(init).expect("an option");
-        let prompts = in_context(labels, false, |cx| init.prompts(pre_seq_len, cx))?;
+        let prompts = in_context(labels, false, |cx| initial_prompts(&init, pre_seq_len, cx))?;
         assert_eq!(prompts.size(), [pre_seq_len as i64, 3]);
         Ok(Vec::try_from(prompts.select(1, 2)).expect("numbers"))
     }
@@ -222,7 +185,8 @@ mod tests {
         let missing = json!({ "adapter": folder.path().join("none") });
         let text = refusal(missing, 2, &[]);
         assert!(text.starts_with("use option `init`: read ") && text.contains("No such file"), "{text}");
-        let restored = in_context(&[], true, |cx| PromptInit::Adapter("none".into()).prompts(2, cx)).expect("prompts");
+        let restored =
+            in_context(&[], true, |cx| initial_prompts(&PromptInit::Adapter("none".into()), 2, cx)).expect("prompts");
         assert_eq!(restored, Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)), "the file is not asked for");
     }
 

@@ -4,8 +4,9 @@ use std::error::Error;
 use std::fmt;
 
 use schemars::JsonSchema;
-use sepal_catalog::{Catalog, DuplicateError, Entry, OptionProblem, PluginKind, ResolveError};
+use sepal_catalog::{Catalog, Entry, OptionProblem, PluginKind, RegisterError, ResolveError};
 use sepal_nn::{AddError, RowsError, init::InitError};
+use sepal_options::TargetsError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -114,19 +115,6 @@ impl fmt::Debug for Registry {
     }
 }
 
-/// A plugin that cannot be registered.
-#[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the message names the fields")]
-#[non_exhaustive]
-pub enum RegisterError {
-    /// Name that is registered already.
-    #[error(transparent)]
-    Duplicate(#[from] DuplicateError),
-    /// Example without a JSON form.
-    #[error("write the example of {kind} `{name}`")]
-    Example { kind: PluginKind, name: &'static str, source: serde_json::Error },
-}
-
 /// A plugin that cannot be built.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the message names the fields")]
@@ -165,4 +153,10 @@ pub enum BuildError {
     /// Failure specific to the plugin.
     #[error("build the plugin")]
     Other(#[source] Box<dyn Error + Send + Sync>),
+}
+
+impl From<TargetsError> for BuildError {
+    fn from(TargetsError { message }: TargetsError) -> Self {
+        Self::Option { key: TargetsError::KEY, message }
+    }
 }

@@ -1,18 +1,15 @@
 //! The optimizers and schedules of `sepal-optim` and the trackers of `sepal-track` as plugins.
 
-use std::num::NonZeroUsize;
-
-use sepal_metrics::Metric;
 use sepal_optim::{
     Adafactor, AdafactorConfig, Adam, AdamConfig, AdamW, AdamWConfig, Constant, ConstantConfig, Cosine, CosineConfig,
-    CosineWithRestarts, CosineWithRestartsConfig, Decay, InverseSqrt, InverseSqrtConfig, Linear, LinearConfig, Lion,
-    LionConfig, Optimizer, PlateauMode, Polynomial, PolynomialConfig, ReduceOnPlateau, ReduceOnPlateauConfig, Schedule,
-    Sgd, SgdConfig, WarmupStableDecay, WarmupStableDecayConfig,
+    CosineWithRestarts, CosineWithRestartsConfig, InverseSqrt, InverseSqrtConfig, Linear, LinearConfig, Lion,
+    LionConfig, Optimizer, Polynomial, PolynomialConfig, ReduceOnPlateau, ReduceOnPlateauConfig, Schedule, Sgd,
+    SgdConfig, WarmupStableDecay, WarmupStableDecayConfig,
 };
 use sepal_track::{Mlflow, MlflowAccess, MlflowConfig, TensorBoard, TensorBoardConfig, Tracker, Wandb, WandbConfig};
 
 use crate::{
-    BuildError, Opt, OptContext, OptionProblem, Plugin, RegisterError, Registry, Sched, SchedContext, Track,
+    BuildError, Opt, OptContext, OptionProblem, Options, Plugin, RegisterError, Registry, Sched, SchedContext, Track,
     TrackContext,
 };
 
@@ -32,19 +29,19 @@ pub fn register(registry: &mut Registry) -> Result<(), RegisterError> {
     Ok(())
 }
 
+/// Implements `Plugin` for an optimizer.
 macro_rules! optimizer {
-    ($optimizer:ident, $config:ident, $name:literal, { $($field:ident: $value:expr),+ } $(, $problems:expr)?) => {
+    ($optimizer:ident, $config:ident) => {
         impl Plugin<Opt> for $optimizer {
-            const NAME: &'static str = $name;
+            const NAME: &'static str = $config::NAME;
             type Config = $config;
 
             fn example() -> $config {
-                $config { $($field: $value,)+ ..$config::default() }
+                $config::example()
             }
 
             fn check(config: &$config) -> Vec<OptionProblem> {
-                let checks: &[fn(&$config) -> Vec<OptionProblem>] = &[$($problems)?];
-                checks.iter().flat_map(|problems| problems(config)).collect()
+                config.check()
             }
 
             fn build(config: $config, _: &mut OptContext) -> Result<Box<dyn Optimizer>, BuildError> {
@@ -54,27 +51,25 @@ macro_rules! optimizer {
     };
 }
 
-optimizer!(Adafactor, AdafactorConfig, "adafactor", { lr: 0.3, weight_decay: 1e-5 });
-optimizer!(Adam, AdamConfig, "adam", { lr: 1e-2 });
-optimizer!(AdamW, AdamWConfig, "adamw", { lr: 1e-2, weight_decay: 0.0 });
-optimizer!(Lion, LionConfig, "lion", { lr: 1e-3 });
-optimizer!(Sgd, SgdConfig, "sgd", { lr: 1e-1, momentum: 0.9 }, nesterov);
+optimizer!(Adafactor, AdafactorConfig);
+optimizer!(Adam, AdamConfig);
+optimizer!(AdamW, AdamWConfig);
+optimizer!(Lion, LionConfig);
+optimizer!(Sgd, SgdConfig);
 
-/// Implements `Plugin` for a schedule with a warm-up.
+/// Implements `Plugin` for a schedule.
 macro_rules! schedule {
-    ($schedule:ident, $config:ident, $name:literal, { $($field:ident: $value:expr),+ } $(, $problems:expr)?) => {
+    ($schedule:ident, $config:ident) => {
         impl Plugin<Sched> for $schedule {
-            const NAME: &'static str = $name;
+            const NAME: &'static str = $config::NAME;
             type Config = $config;
 
             fn example() -> $config {
-                $config { $($field: $value,)+ ..$config::default() }
+                $config::example()
             }
 
             fn check(config: &$config) -> Vec<OptionProblem> {
-                let checks: &[fn(&$config) -> Vec<OptionProblem>] = &[$($problems)?];
-                let warmup = not_both("warmup", config.warmup_steps, config.warmup_ratio);
-                warmup.into_iter().chain(checks.iter().flat_map(|problems| problems(config))).collect()
+                config.check()
             }
 
             fn build(config: $config, cx: &mut SchedContext) -> Result<Box<dyn Schedule>, BuildError> {
@@ -84,85 +79,25 @@ macro_rules! schedule {
     };
 }
 
-schedule!(Constant, ConstantConfig, "constant", { warmup_steps: 10 });
-schedule!(Cosine, CosineConfig, "cosine", { warmup_steps: 10 });
-schedule!(
-    CosineWithRestarts,
-    CosineWithRestartsConfig,
-    "cosine-with-restarts",
-    { warmup_ratio: 0.05, cycles: NonZeroUsize::MIN.saturating_add(2) }
-);
-schedule!(InverseSqrt, InverseSqrtConfig, "inverse-sqrt", { warmup_steps: 100 });
-schedule!(Linear, LinearConfig, "linear", { warmup_steps: 10 });
-schedule!(Polynomial, PolynomialConfig, "polynomial", { warmup_ratio: 0.05, power: 2.0 });
-schedule!(
-    WarmupStableDecay,
-    WarmupStableDecayConfig,
-    "warmup-stable-decay",
-    { warmup_ratio: 0.05, decay_ratio: 0.2, decay: Decay::Linear },
-    decays
-);
-
-/// Refuses a number of steps that is given both as a count and as a ratio.
-fn not_both(what: &str, steps: usize, ratio: f64) -> Option<OptionProblem> {
-    let message = format!("expected either `{what}_steps` or `{what}_ratio`, found both");
-    (steps > 0 && ratio > 0.0).then(|| OptionProblem { key: format!("{what}_ratio"), message })
-}
-
-fn decays(config: &WarmupStableDecayConfig) -> Vec<OptionProblem> {
-    let mut problems: Vec<_> = not_both("decay", config.decay_steps, config.decay_ratio).into_iter().collect();
-    if config.decay_steps == 0 && config.decay_ratio == 0.0 {
-        let message = "expected `decay_steps` or `decay_ratio` above 0, found neither".to_owned();
-        problems.push(OptionProblem { key: "decay_steps".to_owned(), message });
-    }
-    problems
-}
-
-impl Plugin<Sched> for ReduceOnPlateau {
-    const NAME: &'static str = "reduce-on-plateau";
-    type Config = ReduceOnPlateauConfig;
-
-    fn example() -> ReduceOnPlateauConfig {
-        ReduceOnPlateauConfig { metric: "accuracy".to_owned(), factor: 0.5, patience: 2, ..Default::default() }
-    }
-
-    fn check(config: &ReduceOnPlateauConfig) -> Vec<OptionProblem> {
-        let is_wrong = better(&config.metric) == Some(PlateauMode::Min) && config.mode == Some(PlateauMode::Max);
-        let message = format!("expected min, or another `metric` than {}, of which less is better", config.metric);
-        let mode = is_wrong.then(|| OptionProblem { key: "mode".to_owned(), message });
-        not_both("warmup", config.warmup_steps, config.warmup_ratio).into_iter().chain(mode).collect()
-    }
-
-    fn build(config: ReduceOnPlateauConfig, cx: &mut SchedContext) -> Result<Box<dyn Schedule>, BuildError> {
-        let mode = config.mode.or_else(|| better(&config.metric));
-        Ok(Box::new(ReduceOnPlateau::new(ReduceOnPlateauConfig { mode, ..config }, cx.total_steps)))
-    }
-}
-
-/// Direction in which a usual metric improves.
-fn better(metric: &str) -> Option<PlateauMode> {
-    let known = Metric::find(metric).ok()?;
-    Some(if known.larger_is_better { PlateauMode::Max } else { PlateauMode::Min })
-}
-
-/// Refuses Nesterov momentum with dampening or without momentum, like PyTorch.
-fn nesterov(config: &SgdConfig) -> Vec<OptionProblem> {
-    let is_wrong = config.nesterov && (config.momentum == 0.0 || config.dampening != 0.0);
-    let message = "expected false, or `momentum` above 0 and no `dampening`".to_owned();
-    is_wrong.then(|| OptionProblem { key: "nesterov".to_owned(), message }).into_iter().collect()
-}
+schedule!(Constant, ConstantConfig);
+schedule!(Cosine, CosineConfig);
+schedule!(CosineWithRestarts, CosineWithRestartsConfig);
+schedule!(InverseSqrt, InverseSqrtConfig);
+schedule!(Linear, LinearConfig);
+schedule!(Polynomial, PolynomialConfig);
+schedule!(ReduceOnPlateau, ReduceOnPlateauConfig);
+schedule!(WarmupStableDecay, WarmupStableDecayConfig);
 
 impl Plugin<Track> for Mlflow {
-    const NAME: &'static str = "mlflow";
+    const NAME: &'static str = MlflowConfig::NAME;
     type Config = MlflowConfig;
 
     fn example() -> MlflowConfig {
-        MlflowConfig { tracking_uri: Some("http://127.0.0.1:5000".to_owned()), ..MlflowConfig::default() }
+        MlflowConfig::example()
     }
 
     fn check(config: &MlflowConfig) -> Vec<OptionProblem> {
-        let problem = |error| OptionProblem { key: "tracking_uri".to_owned(), message: format!("{error}") };
-        config.problem().map(problem).into_iter().collect()
+        config.check()
     }
 
     fn build(config: MlflowConfig, _: &mut TrackContext) -> Result<Box<dyn Tracker>, BuildError> {
@@ -174,11 +109,15 @@ impl Plugin<Track> for Mlflow {
 }
 
 impl Plugin<Track> for TensorBoard {
-    const NAME: &'static str = "tensorboard";
+    const NAME: &'static str = TensorBoardConfig::NAME;
     type Config = TensorBoardConfig;
 
     fn example() -> TensorBoardConfig {
-        TensorBoardConfig::default()
+        TensorBoardConfig::example()
+    }
+
+    fn check(config: &TensorBoardConfig) -> Vec<OptionProblem> {
+        config.check()
     }
 
     fn build(config: TensorBoardConfig, _: &mut TrackContext) -> Result<Box<dyn Tracker>, BuildError> {
@@ -187,11 +126,15 @@ impl Plugin<Track> for TensorBoard {
 }
 
 impl Plugin<Track> for Wandb {
-    const NAME: &'static str = "wandb";
+    const NAME: &'static str = WandbConfig::NAME;
     type Config = WandbConfig;
 
     fn example() -> WandbConfig {
-        WandbConfig { project: Some("prompts".to_owned()), ..WandbConfig::default() }
+        WandbConfig::example()
+    }
+
+    fn check(config: &WandbConfig) -> Vec<OptionProblem> {
+        config.check()
     }
 
     fn build(config: WandbConfig, _: &mut TrackContext) -> Result<Box<dyn Tracker>, BuildError> {

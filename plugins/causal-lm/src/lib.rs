@@ -19,21 +19,13 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use schemars::JsonSchema;
 use sepal_plugin::{
-    AnswerTokens, BuildError, Head, HeadContext, HeadError, HiddenView, Items, LabelKind, Labels, Logits, Phase,
-    Plugin, Prediction, Task, TaskHead, Want,
+    AnswerTokens, BuildError, Head, HeadContext, HeadError, HiddenView, Items, LabelKind, Labels, Logits, Options,
+    Phase, Plugin, Prediction, Task, TaskHead, Want,
 };
-use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
 
-/// Trains the frozen language model to continue each text with its answer (the column `data.label`).
-///
-/// The output layer stays in this process in fp32, `4 * vocabulary * hidden` bytes: 113 MB for SmolLM2-135M, 2.1 GB for a
-/// Llama of 8B. Gemma's cap of the final logits is not applied.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct CausalLmConfig {}
+pub use sepal_options::CausalLmConfig;
 
 /// Output layer of the frozen language model.
 #[derive(Debug)]
@@ -43,11 +35,11 @@ pub struct CausalLm {
 }
 
 impl Plugin<Head> for CausalLm {
-    const NAME: &'static str = "causal-lm";
+    const NAME: &'static str = CausalLmConfig::NAME;
     type Config = CausalLmConfig;
 
     fn example() -> CausalLmConfig {
-        CausalLmConfig {}
+        CausalLmConfig::example()
     }
 
     fn build(_: CausalLmConfig, cx: &mut HeadContext<'_>) -> Result<Box<dyn TaskHead>, BuildError> {

@@ -15,53 +15,17 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use schemars::JsonSchema;
 use sepal_core::DEEP_PROMPTS;
 use sepal_nn::init::{normal, rng};
 use sepal_plugin::{
-    BuildError, PROMPTS, Plugin, PromptInit, Tunable, Tuning, TuningContext, TuningError, TuningMode, saved_tensor,
+    BuildError, Options, PROMPTS, Plugin, PromptInit, Tunable, Tuning, TuningContext, TuningError, TuningMode,
+    initial_prompts, saved_tensor,
 };
-use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-/// Trains soft prompts before every row and prompts that are added before every block.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct DeepPtuneConfig {
-    /// Number of prompts, each of the hidden size.
-    pub pre_seq_len: NonZeroUsize,
-    /// Initial prompts before the rows.
-    pub init: PromptInit,
-    /// Initial prompts before each block. Defaults to those of the adapter that `init` names, or to zero.
-    pub deep_init: Option<DeepInit>,
-}
-
-impl Default for DeepPtuneConfig {
-    /// 16 prompts with the embeddings of words, and nothing added before the blocks.
-    fn default() -> Self {
-        let pre_seq_len = NonZeroUsize::MIN.saturating_add(15);
-        Self { pre_seq_len, init: PromptInit::Vocabulary, deep_init: None }
-    }
-}
-
-/// Initialisation of the prompts before each block.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum DeepInit {
-    /// Zero, so that the first step sees the unchanged model.
-    Zero,
-    /// Drawn from N(0, `initializer_range`²); slow to train.
-    Normal,
-    /// Prompts of an earlier run with the same number of prompts and blocks and the same hidden size.
-    Adapter(
-        /// Folder of the run, or its `adapter.safetensors`.
-        #[schemars(with = "String")]
-        PathBuf,
-    ),
-}
+pub use sepal_options::{DeepInit, DeepPtuneConfig};
 
 /// Soft prompts before every row, and additions to them before every block.
 #[derive(Debug)]
@@ -72,15 +36,15 @@ pub struct DeepPtune {
 }
 
 impl Plugin<Tuning> for DeepPtune {
-    const NAME: &'static str = "deep-ptune";
+    const NAME: &'static str = DeepPtuneConfig::NAME;
     type Config = DeepPtuneConfig;
 
     fn example() -> DeepPtuneConfig {
-        DeepPtuneConfig::default()
+        DeepPtuneConfig::example()
     }
 
     fn build(config: DeepPtuneConfig, cx: &mut TuningContext<'_>) -> Result<Box<dyn TuningMode>, BuildError> {
-        let prompts = config.init.prompts(config.pre_seq_len.get(), cx)?;
+        let prompts = initial_prompts(&config.init, config.pre_seq_len.get(), cx)?;
         let deep_prompts = initial_deep_prompts(&config, cx)?;
         Ok(Box::new(Self {
             prompts: cx.params.add(PROMPTS, &prompts)?,
@@ -121,6 +85,7 @@ fn initial_deep_prompts(config: &DeepPtuneConfig, cx: &TuningContext<'_>) -> Res
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::num::NonZeroUsize;
 
     use sepal_nn::Parameters;
     use sepal_testkit::contract;

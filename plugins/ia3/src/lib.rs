@@ -19,48 +19,15 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use schemars::JsonSchema;
 use sepal_plugin::{
-    BuildError, LinearSite, Plugin, SiteRole, Targets, Tunable, TunableName, Tuning, TuningContext, TuningError,
-    TuningMode, saved_tensor,
+    BuildError, LinearSite, Options, Plugin, SiteRole, Targets, Tunable, TunableName, Tuning, TuningContext,
+    TuningError, TuningMode, saved_tensor,
 };
-use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-/// Trains factors of the outputs and inputs of linear layers of the blocks, like PEFT's IA3.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Ia3Config {
-    /// Linear layers: a list of names, of which each stands for all layers of this name or with this end after a dot
-    /// (`k_proj`), or `all-linear`. Defaults to the layers of keys and values (or of queries, keys and values where the
-    /// model has one for all) and the last layer of the MLP.
-    pub targets: Option<Targets>,
-    /// Initial factors.
-    pub init: Ia3Init,
-}
-
-impl Default for Ia3Config {
-    /// Factors of one for keys, values and the hidden values of the MLP.
-    fn default() -> Self {
-        Self { targets: None, init: Ia3Init::Ones }
-    }
-}
-
-/// Initialisation of the factors.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Ia3Init {
-    /// One.
-    Ones,
-    /// Factors of an earlier run with the same layers. A task with the same labels also starts with its head.
-    Adapter(
-        /// Folder of the run, or its `adapter.safetensors`.
-        #[schemars(with = "String")]
-        PathBuf,
-    ),
-}
+pub use sepal_options::{Ia3Config, Ia3Init};
 
 /// Factors of the outputs and inputs of linear layers.
 #[derive(Debug)]
@@ -70,11 +37,11 @@ pub struct Ia3 {
 }
 
 impl Plugin<Tuning> for Ia3 {
-    const NAME: &'static str = "ia3";
+    const NAME: &'static str = Ia3Config::NAME;
     type Config = Ia3Config;
 
     fn example() -> Ia3Config {
-        Ia3Config::default()
+        Ia3Config::example()
     }
 
     fn build(config: Ia3Config, cx: &mut TuningContext<'_>) -> Result<Box<dyn TuningMode>, BuildError> {

@@ -17,23 +17,14 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use schemars::JsonSchema;
 use sepal_nn::init::{normal, rng};
 use sepal_plugin::{
-    BuildError, Head, HeadContext, HeadError, HiddenView, Items, LabelKind, Labels, Logits, Phase, Plugin, Pooling,
-    Prediction, Task, TaskHead, Want,
+    BuildError, Head, HeadContext, HeadError, HiddenView, Items, LabelKind, Labels, Logits, Options, Phase, Plugin,
+    Pooling, Prediction, Task, TaskHead, Want,
 };
-use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
 
-/// Chooses one of the options of each row (`data.options`).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct MultipleChoiceConfig {
-    /// Hidden state that an option is scored by: that of the last token, or the mean over all tokens.
-    #[serde(default)]
-    pub pooling: Pooling,
-}
+pub use sepal_options::MultipleChoiceConfig;
 
 /// Linear layer without bias from the hidden state of an option to its score, like transformers' `*ForMultipleChoice`.
 #[derive(Debug)]
@@ -50,11 +41,11 @@ const SCORE: &str = "score.weight";
 const STD: f64 = 0.02;
 
 impl Plugin<Head> for MultipleChoice {
-    const NAME: &'static str = "multiple-choice";
+    const NAME: &'static str = MultipleChoiceConfig::NAME;
     type Config = MultipleChoiceConfig;
 
     fn example() -> MultipleChoiceConfig {
-        MultipleChoiceConfig::default()
+        MultipleChoiceConfig::example()
     }
 
     fn build(config: MultipleChoiceConfig, cx: &mut HeadContext<'_>) -> Result<Box<dyn TaskHead>, BuildError> {

@@ -16,49 +16,16 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use schemars::JsonSchema;
 use sepal_core::PREFIX_KEYS_VALUES;
 use sepal_nn::init::{normal, rng};
-use sepal_plugin::{BuildError, Plugin, Tunable, Tuning, TuningContext, TuningError, TuningMode, saved_tensor};
-use serde::{Deserialize, Serialize};
+use sepal_plugin::{
+    BuildError, Options, Plugin, Tunable, Tuning, TuningContext, TuningError, TuningMode, saved_tensor,
+};
 use tch::{Device, Kind, Tensor};
 
-/// Trains independent keys and values of a prefix in every block, like PEFT's PREFIX_TUNING.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct PrefixKvConfig {
-    /// Number of positions of the prefix.
-    pub pre_seq_len: NonZeroUsize,
-    /// Initial keys and values.
-    pub init: PrefixInit,
-}
-
-impl Default for PrefixKvConfig {
-    /// 16 positions with small random values.
-    fn default() -> Self {
-        Self { pre_seq_len: NonZeroUsize::MIN.saturating_add(15), init: PrefixInit::Normal }
-    }
-}
-
-/// Initialisation of the keys and values of a prefix.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum PrefixInit {
-    /// Zero. Every position of the prefix then gets the same share of the attention and adds nothing.
-    Zero,
-    /// Drawn from N(0, `initializer_range`²).
-    Normal,
-    /// Keys and values of an earlier run with the same number of positions and a model of the same shape. A task with
-    /// the same labels also starts with its head.
-    Adapter(
-        /// Folder of the run, or its `adapter.safetensors`.
-        #[schemars(with = "String")]
-        PathBuf,
-    ),
-}
+pub use sepal_options::{PrefixInit, PrefixKvConfig};
 
 /// Keys and values of a prefix in every block (Li and Liang, arXiv 2101.00190).
 #[derive(Debug)]
@@ -69,12 +36,12 @@ pub struct PrefixKv {
 }
 
 impl Plugin<Tuning> for PrefixKv {
-    const NAME: &'static str = "prefix-kv";
-    const ALIASES: &'static [&'static str] = &["prefix-tuning"];
+    const NAME: &'static str = PrefixKvConfig::NAME;
+    const ALIASES: &'static [&'static str] = PrefixKvConfig::ALIASES;
     type Config = PrefixKvConfig;
 
     fn example() -> PrefixKvConfig {
-        PrefixKvConfig::default()
+        PrefixKvConfig::example()
     }
 
     fn build(config: PrefixKvConfig, cx: &mut TuningContext<'_>) -> Result<Box<dyn TuningMode>, BuildError> {
@@ -114,6 +81,7 @@ impl TuningMode for PrefixKv {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::num::NonZeroUsize;
 
     use sepal_nn::Parameters;
     use sepal_plugin::{PluginKind, Registry};

@@ -14,30 +14,14 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use std::num::NonZeroUsize;
 use std::path::Path;
 
-use schemars::JsonSchema;
-use sepal_plugin::{BuildError, PROMPTS, Plugin, PromptInit, Tunable, Tuning, TuningContext, TuningError, TuningMode};
-use serde::{Deserialize, Serialize};
+use sepal_plugin::{
+    BuildError, Options, PROMPTS, Plugin, Tunable, Tuning, TuningContext, TuningError, TuningMode, initial_prompts,
+};
 use tch::Tensor;
 
-/// Trains soft prompts before every row and leaves the model unchanged.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct PtuneConfig {
-    /// Number of prompts, each of the hidden size.
-    pub pre_seq_len: NonZeroUsize,
-    /// Initial prompts.
-    pub init: PromptInit,
-}
-
-impl Default for PtuneConfig {
-    /// 16 prompts with the embeddings of words.
-    fn default() -> Self {
-        Self { pre_seq_len: NonZeroUsize::MIN.saturating_add(15), init: PromptInit::Vocabulary }
-    }
-}
+pub use sepal_options::PtuneConfig;
 
 /// Soft prompts before every row (Lester et al., arXiv 2104.08691).
 #[derive(Debug)]
@@ -47,15 +31,15 @@ pub struct Ptune {
 }
 
 impl Plugin<Tuning> for Ptune {
-    const NAME: &'static str = "ptune";
+    const NAME: &'static str = PtuneConfig::NAME;
     type Config = PtuneConfig;
 
     fn example() -> PtuneConfig {
-        PtuneConfig::default()
+        PtuneConfig::example()
     }
 
     fn build(config: PtuneConfig, cx: &mut TuningContext<'_>) -> Result<Box<dyn TuningMode>, BuildError> {
-        let init = config.init.prompts(config.pre_seq_len.get(), cx)?;
+        let init = initial_prompts(&config.init, config.pre_seq_len.get(), cx)?;
         Ok(Box::new(Self { prompts: cx.params.add(PROMPTS, &init)?, config }))
     }
 }
@@ -80,7 +64,10 @@ impl TuningMode for Ptune {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroUsize;
+
     use sepal_nn::Parameters;
+    use sepal_plugin::PromptInit;
     use sepal_testkit::contract;
 
     use super::*;

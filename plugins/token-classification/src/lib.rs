@@ -20,24 +20,14 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use schemars::JsonSchema;
 use sepal_nn::init::{normal, rng};
 use sepal_plugin::{
-    BuildError, Head, HeadContext, HeadError, HiddenView, Items, LabelKind, Labels, Logits, OptionProblem, Phase,
-    Plugin, Prediction, Task, TaskHead, Want, label_tensor,
+    BuildError, Head, HeadContext, HeadError, HiddenView, Items, LabelKind, Labels, Logits, OptionProblem, Options,
+    Phase, Plugin, Prediction, Task, TaskHead, Want, label_tensor,
 };
-use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Reduction, Tensor};
 
-/// Gives each word a tag, for example of a named entity.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct TokenClassificationConfig {
-    /// Names of the tags, in the order of their indices in the data: `O`, and for each type of entity `B-TYPE` for its first
-    /// word and `I-TYPE` for the others.
-    #[schemars(length(min = 2), inner(length(min = 1)), extend("uniqueItems" = true))]
-    pub labels: Vec<String>,
-}
+pub use sepal_options::TokenClassificationConfig;
 
 /// Linear layer with a bias from the hidden state of a word to the logits of its tag, like transformers'
 /// `*ForTokenClassification`.
@@ -57,37 +47,23 @@ const BIAS: &str = "score.bias";
 /// Standard deviation of the initial weights.
 const STD: f64 = 0.02;
 
-/// Tag of words that belong to no entity.
-const OUTSIDE: &str = "O";
-
 impl Plugin<Head> for TokenClassification {
-    const NAME: &'static str = "token-classification";
+    const NAME: &'static str = TokenClassificationConfig::NAME;
     type Config = TokenClassificationConfig;
 
     fn example() -> TokenClassificationConfig {
-        let labels = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"].map(str::to_owned).to_vec();
-        TokenClassificationConfig { labels }
+        TokenClassificationConfig::example()
     }
 
     fn check(config: &TokenClassificationConfig) -> Vec<OptionProblem> {
-        let problem = |message: String| OptionProblem { key: "labels".to_owned(), message };
-        let has = |tag: &str| config.labels.iter().any(|label| label == tag);
-        let missing = (!has(OUTSIDE)).then(|| problem("expected the tag `O` among them".to_owned()));
-        let wrong = config.labels.iter().filter_map(|label| match label.split_once('-') {
-            _ if label == OUTSIDE => None,
-            Some(("B", kind)) if !kind.is_empty() => None,
-            Some(("I", kind)) if has(&format!("B-{kind}")) => None,
-            Some(("I", kind)) if !kind.is_empty() => Some(problem(format!("expected `B-{kind}` beside `{label}`"))),
-            _ => Some(problem(format!("expected `O`, `B-TYPE` or `I-TYPE`, found `{label}`"))),
-        });
-        missing.into_iter().chain(wrong).collect()
+        config.check()
     }
 
     fn build(config: TokenClassificationConfig, cx: &mut HeadContext<'_>) -> Result<Box<dyn TaskHead>, BuildError> {
         let n_labels = config.labels.len() as i64;
         let weight = normal(&[n_labels, cx.hidden as i64], STD, &mut rng(cx.seed, WEIGHT))?;
         let bias = Tensor::f_zeros([n_labels], (Kind::Float, Device::Cpu))?;
-        let outside = config.labels.iter().position(|label| label == OUTSIDE);
+        let outside = config.labels.iter().position(|label| label == TokenClassificationConfig::OUTSIDE);
         let missing = || BuildError::Option { key: "labels", message: "expected the tag `O` among them".to_owned() };
         Ok(Box::new(Self {
             weight: cx.params.add(WEIGHT, &weight)?,

@@ -1,83 +1,12 @@
 //! Schedule that reduces the rate when evaluations stop improving.
 
-use schemars::JsonSchema;
 use sepal_core::NamedHostTensor;
-use serde::{Deserialize, Serialize};
+use sepal_options::{PlateauMode, ReduceOnPlateauConfig, ThresholdMode};
 
 use super::warmup::warmup_factor;
 use super::{Schedule, steps_or_ratio};
 use crate::StateError;
 use crate::state::{Saved, save_bits};
-
-/// Full rate, reduced each time evaluations have not improved for a while.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct ReduceOnPlateauConfig {
-    /// Number of steps over which the rate rises linearly from zero. Evaluations during the warm-up only update the
-    /// best value.
-    pub warmup_steps: usize,
-    /// Share of the run's steps for the warm-up, rounded up, instead of `warmup_steps`.
-    #[schemars(range(min = 0.0, max = 1.0))]
-    pub warmup_ratio: f64,
-    /// Compared value: `loss` of the validation rows, or a metric that the task reports.
-    #[schemars(length(min = 1))]
-    pub metric: String,
-    /// Direction of improvement; if not given, that of known metrics, and `max` for others.
-    pub mode: Option<PlateauMode>,
-    /// Factor of a reduction.
-    #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
-    pub factor: f64,
-    /// Number of consecutive evaluations without improvement before a reduction.
-    pub patience: u32,
-    /// Minimum improvement over the best value.
-    #[schemars(range(min = 0.0))]
-    pub threshold: f64,
-    /// Reference of `threshold`.
-    pub threshold_mode: ThresholdMode,
-    /// Number of evaluations after a reduction that are not counted.
-    pub cooldown: u32,
-    /// Lower bound of the factor.
-    #[schemars(range(min = 0.0, max = 1.0))]
-    pub min_factor: f64,
-}
-
-impl Default for ReduceOnPlateauConfig {
-    /// Returns PyTorch's defaults, on the loss.
-    fn default() -> Self {
-        Self {
-            warmup_steps: 0,
-            warmup_ratio: 0.0,
-            metric: LOSS.to_owned(),
-            mode: None,
-            factor: 0.1,
-            patience: 10,
-            threshold: 1e-4,
-            threshold_mode: ThresholdMode::Rel,
-            cooldown: 0,
-            min_factor: 0.0,
-        }
-    }
-}
-
-/// Direction of improvement.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum PlateauMode {
-    /// A smaller value is better.
-    Min,
-    /// A larger value is better.
-    Max,
-}
-
-/// Reference of a threshold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ThresholdMode {
-    /// The threshold is a share of the best value.
-    Rel,
-    /// The threshold is a difference from the best value.
-    Abs,
-}
 
 /// Schedule equal to `torch.optim.lr_scheduler.ReduceLROnPlateau` with `eps=0`, which there suppresses reductions of
 /// less than 1e-8.
@@ -99,8 +28,6 @@ struct State {
     cooldown: u64,
 }
 
-const LOSS: &str = "loss";
-
 const SCHEDULE: &str = "schedule";
 const FACTOR: &str = "factor";
 const BEST: &str = "best";
@@ -110,8 +37,7 @@ const COOLDOWN: &str = "cooldown";
 impl ReduceOnPlateau {
     /// Creates a schedule for a run of `total_steps` optimizer steps.
     pub fn new(config: ReduceOnPlateauConfig, total_steps: usize) -> Self {
-        let by_metric = if config.metric == LOSS { PlateauMode::Min } else { PlateauMode::Max };
-        let mode = config.mode.unwrap_or(by_metric);
+        let mode = config.direction().unwrap_or(PlateauMode::Max);
         let worst = match mode {
             PlateauMode::Min => f64::INFINITY,
             PlateauMode::Max => f64::NEG_INFINITY,
@@ -183,6 +109,8 @@ impl Schedule for ReduceOnPlateau {
 
 #[cfg(test)]
 mod tests {
+    use serde::Deserialize;
+
     use super::*;
 
     #[derive(Deserialize)]

@@ -3,30 +3,16 @@
 use std::f64::consts::PI;
 use std::num::NonZeroUsize;
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use sepal_options::{
+    ConstantConfig, CosineConfig, CosineWithRestartsConfig, InverseSqrtConfig, LinearConfig, PolynomialConfig,
+};
 
 use super::warmup::warmup_factor;
 use super::{Schedule, steps_or_ratio};
 
-/// Defines a schedule and its options: the warm-up, and further fields.
+/// Defines a schedule with a warm-up.
 macro_rules! schedule {
-    (
-        $(#[$config_attribute:meta])* $config:ident { $($(#[$field_attribute:meta])* $field:ident: $type:ty,)* }
-        $(#[$attribute:meta])* $name:ident
-    ) => {
-        $(#[$config_attribute])*
-        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-        #[serde(deny_unknown_fields, default)]
-        pub struct $config {
-            /// Number of steps over which the rate rises linearly from zero.
-            pub warmup_steps: usize,
-            /// Share of the run's steps for the warm-up, rounded up, instead of `warmup_steps`.
-            #[schemars(range(min = 0.0, max = 1.0))]
-            pub warmup_ratio: f64,
-            $($(#[$field_attribute])* pub $field: $type,)*
-        }
-
+    ($(#[$attribute:meta])* $name:ident($config:ident)) => {
         $(#[$attribute])*
         #[derive(Debug, Clone)]
         pub struct $name {
@@ -74,11 +60,8 @@ impl Phases {
 }
 
 schedule! {
-    /// Warm-up, then the full rate.
-    #[derive(Default)]
-    ConstantConfig {}
     /// Constant schedule, equal to transformers' `get_constant_schedule_with_warmup`.
-    Constant
+    Constant(ConstantConfig)
 }
 
 impl Schedule for Constant {
@@ -88,11 +71,8 @@ impl Schedule for Constant {
 }
 
 schedule! {
-    /// Warm-up, then a linear decay to zero at the end of the run.
-    #[derive(Default)]
-    LinearConfig {}
     /// Linear schedule, equal to transformers' `get_linear_schedule_with_warmup`.
-    Linear
+    Linear(LinearConfig)
 }
 
 impl Schedule for Linear {
@@ -104,12 +84,9 @@ impl Schedule for Linear {
 }
 
 schedule! {
-    /// Warm-up, then half a cosine down to zero at the end of the run.
-    #[derive(Default)]
-    CosineConfig {}
     /// Cosine schedule, equal to transformers' `get_cosine_schedule_with_warmup` with its default of half a cycle. As
     /// there, the factor rises again past the end of the run.
-    Cosine
+    Cosine(CosineConfig)
 }
 
 impl Schedule for Cosine {
@@ -120,20 +97,8 @@ impl Schedule for Cosine {
 }
 
 schedule! {
-    /// Warm-up, then several times half a cosine from the full rate down to zero.
-    CosineWithRestartsConfig {
-        /// Number of cycles, all of the same length.
-        cycles: NonZeroUsize,
-    }
     /// Cosine schedule with restarts, equal to transformers' `get_cosine_with_hard_restarts_schedule_with_warmup`.
-    CosineWithRestarts
-}
-
-impl Default for CosineWithRestartsConfig {
-    /// Returns the defaults of transformers.
-    fn default() -> Self {
-        Self { warmup_steps: 0, warmup_ratio: 0.0, cycles: NonZeroUsize::MIN }
-    }
+    CosineWithRestarts(CosineWithRestartsConfig)
 }
 
 impl Schedule for CosineWithRestarts {
@@ -147,24 +112,8 @@ impl Schedule for CosineWithRestarts {
 }
 
 schedule! {
-    /// Warm-up, then a decay as a power of the remaining share of the run.
-    PolynomialConfig {
-        /// Power of the decay: 1 is linear, a larger one is faster at first.
-        #[schemars(range(min = 0.0))]
-        power: f64,
-        /// Remaining factor of the rate at the end of the run.
-        #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
-        end_factor: f64,
-    }
     /// Polynomial schedule, equal to transformers' `get_polynomial_decay_schedule_with_warmup` with `lr_end` as a factor.
-    Polynomial
-}
-
-impl Default for PolynomialConfig {
-    /// Returns a linear decay to zero.
-    fn default() -> Self {
-        Self { warmup_steps: 0, warmup_ratio: 0.0, power: 1.0, end_factor: 0.0 }
-    }
+    Polynomial(PolynomialConfig)
 }
 
 impl Schedule for Polynomial {
@@ -182,15 +131,8 @@ impl Schedule for Polynomial {
 }
 
 schedule! {
-    /// Warm-up, then a decay as one over the root of the steps.
-    #[derive(Default)]
-    InverseSqrtConfig {
-        /// Number of further steps after which the squared rate is halved; as many as the warm-up has if not given, or
-        /// 10,000 without a warm-up.
-        timescale: Option<NonZeroUsize>,
-    }
     /// Inverse square root schedule, equal to transformers' `get_inverse_sqrt_schedule`.
-    InverseSqrt
+    InverseSqrt(InverseSqrtConfig)
 }
 
 impl Schedule for InverseSqrt {

@@ -1,46 +1,10 @@
 //! Warm-up, a long phase at the full rate, and a decay at the end.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use sepal_options::{Decay, WarmupStableDecayConfig};
 
 use super::step_schedules::half_cosine;
 use super::warmup::warmup_factor;
 use super::{Schedule, steps_or_ratio};
-
-/// Warm-up, then the full rate, then a decay up to the end of the run.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct WarmupStableDecayConfig {
-    /// Number of steps over which the rate rises linearly, from `end_factor`.
-    pub warmup_steps: usize,
-    /// Share of the run's steps for the warm-up, rounded up, instead of `warmup_steps`.
-    #[schemars(range(min = 0.0, max = 1.0))]
-    pub warmup_ratio: f64,
-    /// Number of last steps of the run, over which the rate decays.
-    pub decay_steps: usize,
-    /// Share of the run's steps for the decay, rounded up, instead of `decay_steps`.
-    #[schemars(range(min = 0.0, max = 1.0))]
-    pub decay_ratio: f64,
-    /// Shape of the decay.
-    pub decay: Decay,
-    /// Remaining factor of the rate at the end of the run.
-    #[schemars(range(min = 0.0, max = 1.0))]
-    pub end_factor: f64,
-}
-
-/// Shape of a decay.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Decay {
-    /// Half a cosine.
-    #[default]
-    Cosine,
-    /// Linear.
-    Linear,
-    /// One minus the root of the completed share: fast at first.
-    #[serde(rename = "1-sqrt")]
-    OneMinusSqrt,
-}
 
 /// Schedule equal to transformers' `get_wsd_schedule` with a linear warm-up.
 #[derive(Debug, Clone)]
@@ -72,18 +36,18 @@ impl Schedule for WarmupStableDecay {
         match remaining {
             0 => end,
             _ if remaining > self.decay_steps => 1.0,
-            _ => scaled(self.config.decay.factor((self.decay_steps - remaining) as f64 / self.decay_steps as f64)),
+            _ => {
+                scaled(decay_factor(self.config.decay, (self.decay_steps - remaining) as f64 / self.decay_steps as f64))
+            }
         }
     }
 }
 
-impl Decay {
-    /// Returns the factor after the share `progress` of the decay.
-    fn factor(self, progress: f64) -> f64 {
-        match self {
-            Decay::Cosine => half_cosine(progress),
-            Decay::Linear => 1.0 - progress,
-            Decay::OneMinusSqrt => 1.0 - progress.sqrt(),
-        }
+/// Returns the factor after the share `progress` of a decay.
+fn decay_factor(decay: Decay, progress: f64) -> f64 {
+    match decay {
+        Decay::Cosine => half_cosine(progress),
+        Decay::Linear => 1.0 - progress,
+        Decay::OneMinusSqrt => 1.0 - progress.sqrt(),
     }
 }

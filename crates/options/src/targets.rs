@@ -7,8 +7,6 @@ use serde::de::value::SeqAccessDeserializer;
 use serde::de::{Deserializer, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::BuildError;
-
 /// Linear layers of each block that a tuning mode changes, as in PEFT's `target_modules`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Targets {
@@ -18,23 +16,33 @@ pub enum Targets {
     Names(Vec<String>),
 }
 
+/// Layers that the model does not have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
+#[error("use option `targets`: {message}")]
+pub struct TargetsError {
+    pub message: String,
+}
+
+impl TargetsError {
+    /// Option that names the layers.
+    pub const KEY: &'static str = "targets";
+}
+
 /// Text that stands for [`Targets::AllLinear`].
 const ALL_LINEAR: &str = "all-linear";
-
-/// Option that errors name.
-const KEY: &str = "targets";
 
 impl Targets {
     /// Returns the layers of `sites` that `targets` selects, or without targets those with one of the roles
     /// `default_roles`. At least one is returned.
     ///
     /// # Errors
-    /// [`BuildError::Option`] of the option `targets` if a name matches no layer, or nothing is selected.
+    /// [`TargetsError`] if a name matches no layer, or nothing is selected.
     pub fn select<'a>(
         targets: Option<&Self>,
         default_roles: &[SiteRole],
         sites: &'a [LinearSite],
-    ) -> Result<Vec<&'a LinearSite>, BuildError> {
+    ) -> Result<Vec<&'a LinearSite>, TargetsError> {
         if let Some(Self::Names(names)) = targets {
             check_names(names, sites)?;
         }
@@ -55,7 +63,7 @@ impl Targets {
 }
 
 /// Returns an error if a name matches no layer.
-fn check_names(names: &[String], sites: &[LinearSite]) -> Result<(), BuildError> {
+fn check_names(names: &[String], sites: &[LinearSite]) -> Result<(), TargetsError> {
     let unknown = names.iter().find(|name| !sites.iter().any(|site| matches(name, &site.name)));
     match unknown {
         Some(name) if !sites.is_empty() => Err(refused(format!(
@@ -71,8 +79,8 @@ fn matches(name: &str, site: &str) -> bool {
     site.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
-fn refused(message: String) -> BuildError {
-    BuildError::Option { key: KEY, message }
+fn refused(message: String) -> TargetsError {
+    TargetsError { message }
 }
 
 fn list(sites: &[LinearSite]) -> String {
