@@ -3,7 +3,8 @@
 use std::env;
 use std::path::PathBuf;
 
-const SOURCES: [&str; 5] = ["src/shim.cpp", "src/packed.cpp", "src/fused.cpp", "src/linear.cpp", "src/memory.cpp"];
+const SOURCES: [&str; 6] =
+    ["src/shim.cpp", "src/packed.cpp", "src/fused.cpp", "src/linear.cpp", "src/memory.cpp", "src/dlpack.cpp"];
 
 fn main() {
     for header in ["src/kernels.h", "src/packed_rows.h"] {

@@ -131,6 +131,7 @@ struct ServerInfo {
   draining @12 :Bool;          # the server finishes its calls and accepts no new ones
   oldestProtocol @13 :UInt32;  # oldest protocol of a client that the server accepts; 0: its own
   tunables @14 :List(Text);    # names that the blocks take; empty: deep_prompts and prefix_keys_values
+  name @15 :Text;              # name for people; empty: none
 }
 
 struct Relay {

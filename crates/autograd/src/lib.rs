@@ -6,10 +6,10 @@
 //! - [`fused`] computes element-wise steps of transformer blocks in one pass over memory.
 //! - [`linear`] multiplies hidden states and frozen weights, by oneDNN if that is faster.
 //! - [`packed`] widens matrices in 16, 8 or fewer bits, [`quantize`] packs them.
-//! - [`memory`] shares a tensor's memory with [`bytes::Bytes`], in both directions.
+//! - [`memory`] shares a tensor's memory with [`bytes::Bytes`], in both directions; [`dlpack`] with other libraries.
 //!
-//! The crate has no knowledge of models, networks or the use of shared memory. It is the only one with `unsafe` code. Of the
-//! workspace it uses `core`, for the names of encodings, and it serves `nn`, `blocks` and `remote`.
+//! The crate has no knowledge of models, networks or the use of shared memory. Of the other crates, only `python` has `unsafe`
+//! code. Of the workspace it uses `core`, for the names of encodings, and it serves `nn`, `blocks`, `remote` and `python`.
 //!
 //! Invariants: a closure is called at most once and dropped with the graph, called or not. Its error or panic becomes an
 //! error of [`tch::Tensor::f_backward`].
@@ -46,6 +46,7 @@ macro_rules! kernels {
     )*};
 }
 
+pub mod dlpack;
 pub mod fused;
 pub mod linear;
 pub mod memory;

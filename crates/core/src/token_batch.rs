@@ -4,7 +4,7 @@ use crate::Ragged;
 
 /// Token sequences of a batch, end to end, with the parts of their texts that a task head may need.
 ///
-/// A row of the task is one sequence, or several, such as the options of a question.
+/// A row of the task is one sequence, or several, such as the options of a question or the windows of a long text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenBatch {
     /// Token ids of all sequences, `[n_tokens]`.
@@ -43,6 +43,16 @@ impl TokenBatch {
     pub fn sequences_of(&self, row: usize) -> Range<usize> {
         self.groups.as_ref().map_or(row..row + 1, |groups| groups.range(row))
     }
+}
+
+/// Joining of the logits of a text's windows to those of the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum WindowPool {
+    /// Mean of the logits.
+    #[default]
+    Mean,
+    /// Largest logit of each label.
+    Max,
 }
 
 /// Text of a sequence, and the part of it that each token covers.

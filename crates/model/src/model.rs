@@ -1,5 +1,5 @@
 use sepal_blocks::{Ends, EndsError};
-use sepal_core::{DType, TokenBatch, Want};
+use sepal_core::{DType, Ragged, RowForm, TokenBatch, Want, WindowPool};
 use sepal_nn::{Parameters, Tunable};
 use sepal_plugin::{HiddenView, Logits, Phase, TaskHead, TuningMode};
 use sepal_remote::RemoteError;
@@ -26,6 +26,8 @@ pub struct Model {
     pub precision: DType,
     /// Texts without content, as the head names them; their logits calibrate predictions.
     pub calibration: Option<TokenBatch>,
+    /// Joining of the logits of a text's windows, for rows of texts that are several sequences.
+    pub window_pool: WindowPool,
 }
 
 impl Model {
@@ -59,7 +61,8 @@ impl Model {
         Ok(session)
     }
 
-    /// Returns the logits of a batch: `[rows, n_labels]`, or those of the items of its rows.
+    /// Returns the logits of a batch: `[rows, n_labels]`, or those of the items of its rows. The logits of the windows of a text
+    /// are joined to its own.
     ///
     /// # Errors
     /// [`ForwardError`]; in [`Phase::Evaluate`] also [`ForwardError::NonFiniteLogits`], with rows by their index in the batch.
@@ -83,15 +86,30 @@ impl Model {
         let normed = self.round(self.ends.final_norm(&last))?;
         let hidden = HiddenView::new(normed.shallow_clone(), want, batch).map_err(ForwardError::Head)?;
         let logits = self.head.forward(&hidden, phase).map_err(ForwardError::Head)?;
+        let windows = self.windows(batch);
         if phase == Phase::Evaluate {
-            self.check_finite(&Activations { tokens: &tokens, last: &last, normed: &normed, logits: &logits })?;
+            self.check_finite(
+                &Activations { tokens: &tokens, last: &last, normed: &normed, logits: &logits },
+                windows,
+            )?;
         }
-        Ok(logits)
+        match windows {
+            Some(windows) => logits.pooled(windows, self.window_pool).map_err(ForwardError::Head),
+            None => Ok(logits),
+        }
+    }
+
+    /// Windows of each row, if its text is divided.
+    fn windows<'b>(&self, batch: &'b TokenBatch) -> Option<&'b Ragged> {
+        batch.groups.as_ref().filter(|_| self.head.task().row_form() == RowForm::Text)
     }
 
     /// Returns an error if a logit is NaN or infinite, with rows by their index in the batch.
-    fn check_finite(&self, activations: &Activations<'_>) -> Result<(), ForwardError> {
-        let rows = activations.logits.task_rows(non_finite_rows(&activations.logits.values)?);
+    fn check_finite(&self, activations: &Activations<'_>, windows: Option<&Ragged>) -> Result<(), ForwardError> {
+        let mut rows = activations.logits.task_rows(non_finite_rows(&activations.logits.values)?);
+        if let Some(windows) = windows {
+            rows = (0..windows.len()).filter(|&row| windows.range(row).any(|window| rows.contains(&window))).collect();
+        }
         if rows.is_empty() {
             return Ok(());
         }

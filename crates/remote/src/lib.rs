@@ -52,6 +52,7 @@ mod error;
 mod execute;
 mod expectation;
 mod micro_batching;
+mod noise;
 mod retry;
 mod sequential;
 mod servers;
@@ -59,9 +60,9 @@ mod shared;
 mod step;
 mod thread;
 
-pub use connection::{SurveyedServer, survey};
 pub use error::RemoteError;
 pub use expectation::ModelExpectation;
+pub use noise::with_noise;
 pub use sepal_swarm::{RemoteOptions, SwarmPath};
 pub use sequential::{RemoteSequential, StepSession};
 pub use shared::ServerUsage;

@@ -17,6 +17,7 @@ use crate::command::{Command, WantedGrads};
 use crate::error::RemoteError;
 use crate::expectation::ModelExpectation;
 use crate::micro_batching::{Division, MicroBatching};
+use crate::noise::with_noise;
 use crate::servers::Source;
 use crate::shared::{ServerUsage, SharedState};
 use crate::step::Step;
@@ -201,7 +202,11 @@ impl StepSession<'_> {
         let Division { groups, routes, choice } =
             remote.micro_batching.borrow_mut().divide(options, expected, &router.lock(), prefix_len, rows)?;
         let started = Instant::now();
-        let batches = self.micro_batches(prefix, tokens, rows, &groups)?.into_iter().zip(routes).collect();
+        let sent = match options.noise {
+            0.0 => tokens.detach(),
+            noise => with_noise(tokens, noise).map_err(RemoteError::local)?,
+        };
+        let batches = self.micro_batches(prefix, &sent, rows, &groups)?.into_iter().zip(routes).collect();
         let (reply, answer) = oneshot::channel();
         let step = self.step_for(prefix.filter(|_| !keep_tape))?;
         let command = Command::Forward { step: Arc::clone(&step), batches, want, keep_tape, reply };
@@ -283,7 +288,7 @@ impl StepSession<'_> {
             };
             let mut parts: Vec<Tensor> = prefix.map(|prefix| prefix.detach()).into_iter().collect();
             match groups {
-                [_] => parts.push(tokens.detach()),
+                [_] => parts.push(tokens.shallow_clone()),
                 _ => parts.extend(group.iter().map(row_tokens)),
             }
             let hidden = tch::no_grad(|| Tensor::f_cat(&parts, 0)).map_err(RemoteError::local)?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use sepal_blocks::tunable_names;
 use sepal_checkpoint::Checkpoint;
-use sepal_core::{ComputeFormat, Ragged, Want, WeightFormat};
+use sepal_core::{ComputeFormat, Ragged, ServerName, Want, WeightFormat};
 use sepal_swarm::{Addr, Dial, Endpoint, InProcess, Listener, Stream, Streams};
 use sepal_wire::{Limits, Load, Parts, ServerInfo, rpc};
 use tokio::sync::watch;
@@ -39,11 +39,13 @@ pub struct ServerOptions {
     pub pace: Option<Duration>,
     /// Lookup of the servers that receive forwarded results; network addresses if none.
     pub dial: Option<Arc<dyn Dial>>,
+    /// Name of the server for people.
+    pub name: Option<ServerName>,
 }
 
 impl Default for ServerOptions {
     fn default() -> Self {
-        Self { limits: Limits::default(), max_queue: 1024, threads: None, pace: None, dial: None }
+        Self { limits: Limits::default(), max_queue: 1024, threads: None, pace: None, dial: None, name: None }
     }
 }
 
@@ -205,7 +207,7 @@ impl BlockServer {
         listener: Listener,
         endpoint: Endpoint,
     ) -> Result<Self, StartError> {
-        let info = describe(&stacks, identity, options.limits);
+        let info = describe(&stacks, identity, &options);
         let config = stacks.config().clone();
         let (engine, compute) = Engine::start(stacks, &options).map_err(StartError::Threads)?;
         let (phase, phase_changes) = watch::channel(Phase::Serving);
@@ -253,7 +255,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, StartError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Threads)
 }
 
-fn describe(stacks: &DeviceStacks, identity: ModelIdentity, limits: Limits) -> ServerInfo {
+fn describe(stacks: &DeviceStacks, identity: ModelIdentity, options: &ServerOptions) -> ServerInfo {
     ServerInfo {
         protocol: sepal_wire::PROTOCOL,
         oldest_protocol: sepal_wire::OLDEST_CLIENT,
@@ -265,11 +267,12 @@ fn describe(stacks: &DeviceStacks, identity: ModelIdentity, limits: Limits) -> S
         span: stacks.span(),
         compute_dtype: identity.compute.dtype(),
         weights: identity.weights,
-        limits,
+        limits: options.limits,
         load: Load::default(),
         tape_token_bytes: tape_token_bytes(stacks),
         draining: false,
         tunables: tunable_names(stacks.config()),
+        name: options.name.clone(),
     }
 }
 

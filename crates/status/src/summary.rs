@@ -23,6 +23,7 @@ pub(crate) fn summary(name: &str, info: Option<&ServerInfo>, others: &[Member], 
         let rate = (record.rate > 0.0).then(|| 1.0 / (record.rate * record.span.len() as f64));
         json!({
             "name": name,
+            "label": record.name,
             "is_this": is_own,
             "start": record.span.start(),
             "end": record.span.end(),
@@ -34,6 +35,7 @@ pub(crate) fn summary(name: &str, info: Option<&ServerInfo>, others: &[Member], 
     };
     json!({
         "name": name,
+        "label": info.name,
         "state": if info.draining { "leaving" } else { "serving" },
         "up_seconds": uptime.as_secs(),
         "software": info.software,
@@ -60,6 +62,7 @@ pub fn server_record(info: &ServerInfo) -> ServerRecord {
         free_tape_bytes: info.limits.tape_budget_bytes.saturating_sub(info.load.tape_bytes),
         draining: info.draining,
         software: info.software.clone(),
+        name: info.name.clone(),
     }
 }
 
@@ -88,6 +91,7 @@ mod tests {
             load: Load { tape_bytes: 30, rate: 1e-3, ..Load::default() },
             tape_token_bytes: 1,
             draining: false,
+            name: "lab-3".parse().ok(),
         }
     }
 
@@ -108,6 +112,7 @@ mod tests {
         let servers = summary["servers"].as_array().expect("a list");
         let names: Vec<&str> = servers.iter().filter_map(|server| server["name"].as_str()).collect();
         assert_eq!(names, ["c:1", "a:1", "b:1"]);
+        assert_eq!((&summary["label"], &summary["servers"][2]["label"]), (&json!("lab-3"), &json!("lab-3")));
         assert_eq!(summary["servers"][1]["is_this"], true);
         assert_eq!(summary["servers"][1]["tokens_per_second"], 250.0);
         assert_eq!(summary["servers"][1]["free_tape_bytes"], 70);

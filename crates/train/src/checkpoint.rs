@@ -259,7 +259,7 @@ const RIGHT_TOKENS: &str = "right_tokens";
 /// Tensors of a prediction. Whole numbers are exact in fp32. Rows of different lengths, as of words and answers, are one
 /// after another, with their lengths beside them.
 fn prediction_tensors(prediction: &Prediction) -> Vec<NamedHostTensor> {
-    let Prediction { class, probabilities, logits, items, right_tokens } = prediction;
+    let Prediction { class, probabilities, logits, items, right_tokens, thresholds: _ } = prediction;
     let mut tensors = Vec::new();
     let mut push = |name: &str, shape: Vec<usize>, numbers: Vec<f32>| {
         let tensor = HostTensor::from_f32(shape, &numbers).ok();
@@ -301,6 +301,8 @@ fn prediction(tensors: &[NamedHostTensor]) -> Prediction {
         logits: rows(LOGITS),
         items,
         right_tokens: numbers(RIGHT_TOKENS).into_iter().map(|count| count as usize).collect(),
+        // Thresholds are fitted after the training.
+        thresholds: Vec::new(),
     }
 }
 

@@ -54,6 +54,8 @@ pub enum MetricUsage {
     Selection,
     /// Learning-rate schedule that follows evaluations.
     Schedule,
+    /// Selection of the runs of a sweep that continue.
+    Halving,
 }
 
 /// A training loop that failed.

@@ -182,7 +182,7 @@ pub(crate) fn value_of(record: &EvaluationRecord, metric: &str, usage: MetricUsa
 }
 
 /// Goal of a metric by its name; larger values of unknown metrics are better.
-fn goal_of(metric: &str) -> Goal {
+pub fn goal_of(metric: &str) -> Goal {
     match Metric::find(metric) {
         Ok(metric) if !metric.larger_is_better => Goal::Min,
         _ => Goal::Max,

@@ -8,6 +8,7 @@ use sepal_core::in_one_line;
 use sepal_data::{Batch, Loader};
 use sepal_model::Model;
 use sepal_optim::{GradScalerConfig, Optimizer, Schedule};
+use sepal_track::BestEvaluation;
 
 use crate::checkpoint::Checkpoints;
 use crate::cursor::BatchCursor;
@@ -52,6 +53,18 @@ pub struct TrainerOptions {
     pub class_rows: Vec<u64>,
     /// Start of this process's part of the run.
     pub started: Instant,
+    /// Step at which the run is paused and measured; `None` for a run to its end.
+    pub pause: Option<Pause>,
+}
+
+/// Pause of a run. The measurement changes nothing in the run: it counts neither for the best evaluation nor for early
+/// stopping, so that a resumed run makes the steps of one without the pause.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pause {
+    /// Optimizer steps before the pause. A run that is complete earlier is not paused.
+    pub after: u64,
+    /// Metric to measure; the one that selects the best evaluation if not given.
+    pub metric: Option<String>,
 }
 
 /// Environment of a running [`Trainer`].
@@ -75,6 +88,8 @@ pub struct Outcome {
     pub interrupted: bool,
     /// Evaluation whose parameters become the adapter.
     pub selected: Option<SelectedEvaluation>,
+    /// Measurement at the pause that ended the loop.
+    pub paused: Option<BestEvaluation>,
 }
 
 /// Training loop of one run.
@@ -156,7 +171,7 @@ impl<'a> Trainer<'a> {
         progress.resumed_at.push(progress.steps);
         // The loop sets the reason again if the time is still up.
         progress.ended_early = progress.ended_early.filter(|reason| !ended_by_time(Some(reason)));
-        self.outcome = Outcome { progress, interrupted: false, selected };
+        self.outcome = Outcome { progress, interrupted: false, selected, paused: None };
         Ok(())
     }
 
@@ -197,6 +212,11 @@ impl<'a> Trainer<'a> {
                 self.save(context)?;
             }
             if self.is_complete() {
+                return Ok(());
+            }
+            if let Some(pause) = self.options.pause.clone().filter(|pause| pause.after == steps) {
+                self.outcome.paused = self.measure(&pause, context)?;
+                self.outcome.interrupted = true;
                 return Ok(());
             }
             if context.stop.load(Ordering::Relaxed) {
@@ -288,6 +308,21 @@ impl<'a> Trainer<'a> {
             self.outcome.selected = Some(SelectedEvaluation { evaluation, best: value, params });
         }
         Ok(())
+    }
+
+    /// Predicts the validation rows beside the evaluations of the run. The records do not show it.
+    fn measure(&self, pause: &Pause, context: &mut TrainerContext<'_>) -> Result<Option<BestEvaluation>, TrainError> {
+        let Some(loader) = self.validation else { return Ok(None) };
+        let Stepper { model, .. } = &self.stepper;
+        let (split, never) = (Split { loader, name: "validation" }, AtomicBool::new(false));
+        let evaluation = evaluate(model, split, pause.after, context.observer, &never)?;
+        match &pause.metric {
+            None => Ok(Some(self.selector.value(&evaluation)?)),
+            Some(metric) => {
+                let value = value_of(&evaluation.record, metric, MetricUsage::Halving)?;
+                Ok(Some(BestEvaluation { step: pause.after, metric: metric.clone(), value }))
+            }
+        }
     }
 
     fn save(&mut self, context: &mut TrainerContext<'_>) -> Result<(), TrainError> {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use sepal_core::{DEEP_PROMPTS, DType, PREFIX_KEYS_VALUES, Span};
+use sepal_core::{DEEP_PROMPTS, DType, PREFIX_KEYS_VALUES, ServerName, Span};
 
 use crate::codec::{self, DecodeError};
 use crate::sepal_capnp as wire;
@@ -193,6 +193,8 @@ pub struct ServerInfo {
     pub draining: bool,
     /// Names of the tunables that the blocks take.
     pub tunables: Vec<String>,
+    /// Name for people, if the server has one.
+    pub name: Option<ServerName>,
 }
 
 impl ServerInfo {
@@ -220,6 +222,9 @@ impl ServerInfo {
         let mut tunables = builder.reborrow().init_tunables(codec::size(self.tunables.len()));
         for (index, name) in (0..).zip(&self.tunables) {
             tunables.set(index, name);
+        }
+        if let Some(name) = &self.name {
+            builder.set_name(name.as_str());
         }
         let mut load = builder.init_load();
         load.set_queue(self.load.queue);
@@ -272,6 +277,7 @@ impl ServerInfo {
             tape_token_bytes: reader.get_tape_token_bytes(),
             draining: reader.get_draining(),
             tunables,
+            name: ServerName::from_peer(reader.get_name()?.to_str()?),
         })
     }
 }
@@ -300,6 +306,7 @@ mod tests {
             tape_token_bytes: 6,
             draining: true,
             tunables: vec!["deep_prompts".into()],
+            name: "lab-3".parse().ok(),
         };
         let mut message = Builder::new_default();
         info.write(message.init_root());

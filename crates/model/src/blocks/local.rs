@@ -1,12 +1,15 @@
 //! Blocks that run in this process.
 
+use std::cell::RefCell;
+
 use sepal_blocks::BlockStack;
-use sepal_core::{Ragged, Want};
+use sepal_core::{Ragged, Span, Want};
 use sepal_nn::Tunable;
 use sepal_remote::ServerUsage;
 use sepal_swarm::Traffic;
 use tch::Tensor;
 
+use super::observation::Observation;
 use super::{Blocks, BlocksError, BlocksSession};
 
 /// All blocks of a model in this process.
@@ -14,12 +17,25 @@ use super::{Blocks, BlocksError, BlocksSession};
 pub struct LocalBlocks {
     stack: BlockStack,
     traffic: Traffic,
+    observation: RefCell<Option<Observation>>,
 }
 
 impl LocalBlocks {
     /// Wraps the blocks of a model, all of them.
     pub fn new(stack: BlockStack) -> Self {
-        Self { stack, traffic: Traffic::default() }
+        Self { stack, traffic: Traffic::default(), observation: RefCell::default() }
+    }
+
+    /// Records the hidden states of tokens before `block_idx` in forward passes, as a server that holds the blocks from there
+    /// on receives them: with `noise`, as [`RemoteOptions::noise`](sepal_remote::RemoteOptions::noise) adds it, which also
+    /// reaches the blocks after it.
+    pub fn observe(&self, block_idx: usize, noise: f64) {
+        *self.observation.borrow_mut() = Some(Observation::new(block_idx, noise));
+    }
+
+    /// Ends the recording. Returns the hidden states of each forward pass, `[n_tokens, hidden]`.
+    pub fn take_observed(&self) -> Vec<Tensor> {
+        self.observation.take().map(Observation::into_states).unwrap_or_default()
     }
 }
 
@@ -27,7 +43,7 @@ impl Blocks for LocalBlocks {
     fn tune(&self, tunables: Vec<Tunable>) -> Result<Box<dyn BlocksSession + '_>, BlocksError> {
         // Refuses what the blocks do not take before the first batch.
         self.stack.check_tunables(&tunables).map_err(BlocksError::Local)?;
-        Ok(Box::new(LocalSession { stack: &self.stack, tunables }))
+        Ok(Box::new(LocalSession { stack: &self.stack, observation: &self.observation, tunables }))
     }
 
     fn backward(&self, loss: &Tensor) -> Result<(), BlocksError> {
@@ -49,10 +65,15 @@ impl Blocks for LocalBlocks {
     fn server_usage(&self) -> Vec<ServerUsage> {
         Vec::new()
     }
+
+    fn as_local(&self) -> Option<&LocalBlocks> {
+        Some(self)
+    }
 }
 
 struct LocalSession<'a> {
     stack: &'a BlockStack,
+    observation: &'a RefCell<Option<Observation>>,
     tunables: Vec<Tunable>,
 }
 
@@ -64,7 +85,10 @@ impl BlocksSession for LocalSession<'_> {
         rows: &Ragged,
         want: Want,
     ) -> Result<Tensor, BlocksError> {
-        run(self.stack, &self.tunables, prefix, tokens, rows, want)
+        match self.observation.borrow_mut().as_mut() {
+            Some(observation) => observation.forward(self.stack, &self.tunables, prefix, tokens, rows, want),
+            None => run(self.stack, &self.tunables, prefix, tokens, rows, want),
+        }
     }
 
     fn set_graph(&mut self, tunables: Vec<Tunable>) {
@@ -81,8 +105,21 @@ pub(super) fn run(
     rows: &Ragged,
     want: Want,
 ) -> Result<Tensor, BlocksError> {
+    run_span(stack, stack.span(), tunables, prefix, tokens, rows, want)
+}
+
+/// Runs the blocks of `span` in this process on `[prefix; tokens]`.
+pub(super) fn run_span(
+    stack: &BlockStack,
+    span: Span,
+    tunables: &[Tunable],
+    prefix: Option<&Tensor>,
+    tokens: &Tensor,
+    rows: &Ragged,
+    want: Want,
+) -> Result<Tensor, BlocksError> {
     let inputs: Vec<&Tensor> = prefix.into_iter().chain([tokens]).collect();
     let hidden = Tensor::f_cat(&inputs, 0)?; // [prefix_len + n_tokens, hidden]
     let prefix_len = prefix.map_or(0, |prefix| prefix.size()[0].unsigned_abs() as usize);
-    stack.forward_with(stack.span(), &hidden, prefix_len, rows, tunables, want).map_err(BlocksError::Local)
+    stack.forward_with(span, &hidden, prefix_len, rows, tunables, want).map_err(BlocksError::Local)
 }

@@ -1,10 +1,11 @@
 //! Blocks of a model: in this process, on servers, or the first here and the others there.
 
 mod local;
+mod observation;
 mod remote;
 mod split;
 
-use sepal_core::{Ragged, Want};
+use sepal_core::{Ragged, SpanError, Want};
 use sepal_nn::Tunable;
 use sepal_remote::{RemoteError, ServerUsage};
 use sepal_swarm::Traffic;
@@ -38,6 +39,11 @@ pub trait Blocks {
 
     /// Calls and failures of each server so far.
     fn server_usage(&self) -> Vec<ServerUsage>;
+
+    /// Returns the blocks themselves if all of them are in this process.
+    fn as_local(&self) -> Option<&LocalBlocks> {
+        None
+    }
 }
 
 /// Blocks with the tunables of one optimizer step.
@@ -72,6 +78,10 @@ pub enum BlocksError {
     /// Failure of servers.
     #[error("run the remote blocks")]
     Remote(#[source] RemoteError),
+    /// Observer behind the last block.
+    #[error("observe hidden states before a block")]
+    #[expect(missing_docs, reason = "the message names the fields")]
+    Observation { source: SpanError },
     /// Failure of libtorch.
     #[error("compute a step")]
     Torch(#[from] TchError),

@@ -113,6 +113,7 @@ mod tests {
             load,
             tape_token_bytes: 0,
             draining: false,
+            name: None,
         }
     }
 

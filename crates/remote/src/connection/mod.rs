@@ -7,10 +7,8 @@ mod handle;
 mod peer;
 mod rpc;
 mod sessions;
-mod survey;
 
 pub(crate) use calls::{ForwardOutput, ForwardRequest};
 pub(crate) use deadlines::{Liveness, until_overdue};
 pub(crate) use handle::Tape;
 pub(crate) use peer::Peer;
-pub use survey::{SurveyedServer, survey};

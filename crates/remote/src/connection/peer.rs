@@ -4,6 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use sepal_core::{DType, Span, Want};
+use sepal_survey::{bootstrap, describe};
 use sepal_swarm::{Endpoint, Progress, Traffic};
 use sepal_wire::{Failure, FailureCode, Limits, Parts, ServerInfo, sepal_capnp as wire};
 use tokio::sync::{Mutex, Notify};
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::cached_prefixes::CachedPrefixes;
 use super::deadlines::{Liveness, until_overdue};
 use super::handle::TunedSession;
-use super::rpc::{bootstrap, describe, with_timeout};
+use super::rpc::with_timeout;
 use crate::error::{CallError, DIGEST, PROTOCOL, RemoteError};
 use crate::shared::SharedState;
 use crate::step::Step;
