@@ -21,7 +21,7 @@ pub(crate) fn is_textual(kind: &DataType) -> bool {
 
 /// Cells as texts, including numbers and booleans. `None` for columns of other types.
 pub(crate) fn texts(column: &ArrayRef, format: Format) -> Option<StringArray> {
-    if format == Format::Jsonl { json_texts(column) } else { arrow_texts(column) }
+    if format.is_json() { json_texts(column) } else { arrow_texts(column) }
 }
 
 fn arrow_texts(column: &ArrayRef) -> Option<StringArray> {
@@ -39,7 +39,7 @@ fn json_texts(column: &ArrayRef) -> Option<StringArray> {
 
 /// Cells as lists of texts; `None` for cells that hold no such list. `None` for columns without lists.
 pub(crate) fn text_lists(column: &ArrayRef, format: Format) -> Option<Vec<Option<Vec<String>>>> {
-    if format == Format::Jsonl {
+    if format.is_json() {
         let cells = column.as_string_opt::<i32>()?;
         return Some(cells.iter().map(|cell| json_list(cell?)).collect());
     }
@@ -119,7 +119,7 @@ fn json_label(value: &str) -> Option<Option<RawLabel>> {
 
 /// Cells as labels, `None` for null cells. `None` for columns of other types.
 pub(crate) fn labels(column: &ArrayRef, format: Format) -> Option<Vec<Option<RawLabel>>> {
-    if format == Format::Jsonl { json_labels(column) } else { arrow_labels(column) }
+    if format.is_json() { json_labels(column) } else { arrow_labels(column) }
 }
 
 fn arrow_labels(column: &ArrayRef) -> Option<Vec<Option<RawLabel>>> {

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Delimiter and encoding of a csv, tsv, jsonl or lines file. Missing values are detected: the encoding by a byte order
+/// Delimiter and encoding of a csv, tsv, json, jsonl or lines file. Missing values are detected: the encoding by a byte order
 /// mark, the delimiter by the header and first row of a csv file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Dialect {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use sepal_core::{Ragged, RaggedError, RowForm, TokenBatch, TokenText};
-use sepal_tokenize::{Encoding, Input, Piece, Tokenizer, Truncation};
+use sepal_tokenize::{Encoding, Input, Piece, Tokenizer, Truncation, Windows};
 
 use crate::{BoxError, Template};
 
@@ -17,6 +17,17 @@ pub trait Encode {
     /// # Errors
     /// Error if an input cannot be encoded.
     fn encode_batch(&self, rows: &[Input<'_>], truncation: Truncation) -> Result<Vec<TokenRow>, BoxError>;
+
+    /// Encodes each input as one or more windows of its longest text, each within the limit.
+    ///
+    /// # Errors
+    /// Error if an input cannot be encoded.
+    fn encode_windows(
+        &self,
+        rows: &[Input<'_>],
+        truncation: Truncation,
+        windows: Windows,
+    ) -> Result<Vec<Vec<TokenRow>>, BoxError>;
 
     /// Digest of its definition, unique to the encoder.
     fn digest(&self) -> &str;
@@ -34,11 +45,26 @@ pub struct TokenRow {
     pub n_truncated: usize,
 }
 
+impl From<Encoding> for TokenRow {
+    fn from(Encoding { ids, offsets, n_truncated }: Encoding) -> Self {
+        Self { ids, offsets, n_truncated }
+    }
+}
+
 impl Encode for Tokenizer {
     fn encode_batch(&self, rows: &[Input<'_>], truncation: Truncation) -> Result<Vec<TokenRow>, BoxError> {
         let encodings = Tokenizer::encode_batch(self, rows, truncation)?;
-        let row = |Encoding { ids, offsets, n_truncated }| TokenRow { ids, offsets, n_truncated };
-        Ok(encodings.into_iter().map(row).collect())
+        Ok(encodings.into_iter().map(TokenRow::from).collect())
+    }
+
+    fn encode_windows(
+        &self,
+        rows: &[Input<'_>],
+        truncation: Truncation,
+        windows: Windows,
+    ) -> Result<Vec<Vec<TokenRow>>, BoxError> {
+        let encodings = self.encode_window_batch(rows, truncation, windows)?;
+        Ok(encodings.into_iter().map(|row| row.into_iter().map(TokenRow::from).collect()).collect())
     }
 
     fn digest(&self) -> &str {
@@ -62,7 +88,7 @@ pub struct RowTexts<'a> {
 /// Token sequences of one row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EncodedRow {
-    /// The sequence of the row, or one for each option.
+    /// The sequence of the row, or one for each option or window.
     pub sequences: Vec<TokenRow>,
     /// Text and the bytes of each token, for [`RowForm::Words`].
     pub text: Option<TokenText>,
@@ -114,6 +140,8 @@ pub struct RowEncoder<'a> {
     pub template: Option<&'a Template>,
     /// Limit on the tokens of a sequence.
     pub truncation: Truncation,
+    /// Division of long texts into windows; none to truncate them. Only for [`RowForm::Text`].
+    pub windows: Option<Windows>,
     /// Encoder of the texts.
     pub encoder: &'a dyn Encode,
 }
@@ -124,6 +152,7 @@ impl std::fmt::Debug for RowEncoder<'_> {
             .field("form", &self.form)
             .field("template", &self.template)
             .field("truncation", &self.truncation)
+            .field("windows", &self.windows)
             .finish_non_exhaustive()
     }
 }
@@ -137,14 +166,20 @@ impl RowEncoder<'_> {
     /// # Panics
     /// If a part has fewer entries than there are texts.
     pub fn encode(&self, rows: RowTexts<'_>) -> Result<Vec<EncodedRow>, BoxError> {
-        match self.form {
-            RowForm::Text => {
+        match (self.form, self.windows) {
+            (RowForm::Text, Some(windows)) => {
+                let inputs = inputs(rows.texts, rows.pairs, self.template);
+                let encoded = self.encoder.encode_windows(&inputs, self.truncation, windows)?;
+                Ok(encoded.into_iter().map(|sequences| EncodedRow { sequences, text: None, answer: None }).collect())
+            }
+            (_, Some(_)) => Err("only plain texts can be divided into windows".into()),
+            (RowForm::Text, None) => {
                 let sequences = encode_texts(rows.texts, rows.pairs, self.template, self.encoder, self.truncation)?;
                 Ok(sequences.into_iter().map(EncodedRow::of_sequence).collect())
             }
-            RowForm::Options => self.options(rows.texts, rows.options.ok_or("the rows have no options")?),
-            RowForm::Words => self.words(rows),
-            RowForm::Answer => self.answers(rows, rows.answers.ok_or("the rows have no answers")?),
+            (RowForm::Options, None) => self.options(rows.texts, rows.options.ok_or("the rows have no options")?),
+            (RowForm::Words, None) => self.words(rows),
+            (RowForm::Answer, None) => self.answers(rows, rows.answers.ok_or("the rows have no answers")?),
         }
     }
 
@@ -213,9 +248,12 @@ pub fn encode_texts(
     encoder: &dyn Encode,
     truncation: Truncation,
 ) -> Result<Vec<TokenRow>, BoxError> {
+    encoder.encode_batch(&inputs(texts, pairs, template), truncation)
+}
+
+fn inputs<'a>(texts: &[&'a str], pairs: Option<&[&'a str]>, template: Option<&'a Template>) -> Vec<Input<'a>> {
     let of_row = |(row, &text)| input(template, text, pairs.map(|pairs| pairs[row]));
-    let inputs: Vec<Input<'_>> = texts.iter().enumerate().map(of_row).collect();
-    encoder.encode_batch(&inputs, truncation)
+    texts.iter().enumerate().map(of_row).collect()
 }
 
 fn input<'a>(template: Option<&'a Template>, text: &'a str, pair: Option<&'a str>) -> Input<'a> {
@@ -250,7 +288,7 @@ mod tests {
         let template: Option<Template> = template.map(|template| template.parse().expect("a template"));
         let truncation = Truncation { max_length, side: TruncationSide::Right };
         let encoder = Letters::default();
-        let encoder = RowEncoder { form, template: template.as_ref(), truncation, encoder: &encoder };
+        let encoder = RowEncoder { form, template: template.as_ref(), truncation, windows: None, encoder: &encoder };
         encoder.encode(rows).expect("encoded")
     }
 
@@ -271,6 +309,24 @@ mod tests {
         assert_eq!((batch.texts, batch.answers), (None, None));
         let found = encode(RowForm::Options, Some("{text_pair}<{text}"), 9, rows);
         assert_eq!(letters(&found[0].sequences[1]), "cd<a");
+    }
+
+    #[test]
+    fn windows_are_sequences_of_their_row() {
+        let truncation = Truncation { max_length: 4, side: TruncationSide::Right };
+        let template: Template = "<{text}>".parse().expect("a template");
+        let letters_of = Letters::default();
+        let windows = Some(Windows { stride: 1 });
+        let encoder =
+            RowEncoder { form: RowForm::Text, template: Some(&template), truncation, windows, encoder: &letters_of };
+        let rows = RowTexts { texts: &["abcd", "x"], ..RowTexts::default() };
+        let found = encoder.encode(rows).expect("encoded");
+        let texts: Vec<Vec<String>> = found.iter().map(|row| row.sequences.iter().map(letters).collect()).collect();
+        assert_eq!(texts, [vec!["<ab>", "<bc>", "<cd>"], vec!["<x>"]]);
+        let batch = EncodedRow::batch(&found.iter().collect::<Vec<_>>()).expect("a batch");
+        assert_eq!((batch.n_rows(), batch.sequences_of(0), batch.sequences_of(1)), (2, 0..3, 3..4));
+        let error = RowEncoder { form: RowForm::Words, ..encoder }.encode(rows).expect_err("words have places");
+        assert!(error.to_string().contains("only plain texts"), "{error}");
     }
 
     #[test]
@@ -297,7 +353,13 @@ mod tests {
         let truncation = Truncation { max_length: 9, side: TruncationSide::Right };
         let template: Template = "{text} ".parse().expect("a template");
         let encoder = Letters::default();
-        let encoder = RowEncoder { form: RowForm::Answer, template: Some(&template), truncation, encoder: &encoder };
+        let encoder = RowEncoder {
+            form: RowForm::Answer,
+            template: Some(&template),
+            truncation,
+            windows: None,
+            encoder: &encoder,
+        };
         assert_eq!(encoder.encode(empty).expect_err("no answer").to_string(), "its answer yields no token");
     }
 
@@ -307,7 +369,8 @@ mod tests {
             let template: Option<Template> = template.map(|template| template.parse().expect("a template"));
             let truncation = Truncation { max_length: 9, side: TruncationSide::Right };
             let encoder = Letters::default();
-            let encoder = RowEncoder { form, template: template.as_ref(), truncation, encoder: &encoder };
+            let encoder =
+                RowEncoder { form, template: template.as_ref(), truncation, windows: None, encoder: &encoder };
             encoder.encode(rows).expect_err("refused").to_string()
         };
         let options = [vec!["b".to_owned(), "c".to_owned()]];

@@ -1,6 +1,7 @@
 //! Data files of a split in a folder.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -41,21 +42,95 @@ fn shown(folder: &Path, files: &[PathBuf]) -> String {
     names.join(", ")
 }
 
+/// Names of a split of validation rows, the most usual first.
+pub const VALIDATION_SPLITS: [&str; 5] = ["validation", "val", "valid", "dev", "eval"];
+
 /// Data files of a folder that belong to a split, in order: their name, or the name of a folder above them, is the name of
-/// the split, with or without a suffix after `-` or `_` (`data/train-00000-of-00002.parquet`, `train/0.csv`). The list is
-/// empty if no file belongs to the split.
+/// the split in any case, with or without a suffix after `-` or `_` (`data/train-00000-of-00002.parquet`, `train/0.csv`), or
+/// a folder above them is called `split=NAME`. The list is empty if no file belongs to the split.
 ///
 /// Names that begin with `.` or `_` are ignored, as by other readers of folders: editors, archives and interrupted programs
 /// leave such files. A file that is reached by several links counts once. Of files of several formats, those of `format`
-/// are returned.
+/// are returned; json files beside others hold facts and no rows.
 ///
 /// # Errors
 /// [`FolderError`] if the folder cannot be read, or has files of several formats and no format was given.
 pub fn split_files(folder: &Path, split: &str, format: Option<Format>) -> Result<Vec<PathBuf>, FolderError> {
+    files(folder, Some(split), format)
+}
+
+/// Data files of a folder without splits, such as the parts of one table; the list is empty if a file belongs to a split.
+///
+/// # Errors
+/// [`FolderError`] as [`split_files`].
+pub fn unsplit_files(folder: &Path, format: Option<Format>) -> Result<Vec<PathBuf>, FolderError> {
+    for split in ["train", "test"].iter().chain(&VALIDATION_SPLITS) {
+        if !split_files(folder, split, format)?.is_empty() {
+            return Ok(Vec::new());
+        }
+    }
+    files(folder, None, format)
+}
+
+/// Files of training rows at a path: the file itself, or those of a folder's split `train`, or of a folder without splits.
+///
+/// # Errors
+/// [`FolderError`] as [`split_files`].
+pub fn training_files(path: &Path, format: Option<Format>) -> Result<Vec<PathBuf>, FolderError> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let files = split_files(path, "train", format)?;
+    if files.is_empty() { unsplit_files(path, format) } else { Ok(files) }
+}
+
+/// Columns in the names of the folders between `folder` and a file, as `label=pos/lang=de/0.parquet` has them (Hive's
+/// layout). Characters may be percent-encoded; `__HIVE_DEFAULT_PARTITION__` stands for a missing value.
+pub(crate) fn partitions(folder: &Path, file: &Path) -> Vec<(String, Option<String>)> {
+    if folder.as_os_str().is_empty() {
+        return Vec::new();
+    }
+    let below = file.strip_prefix(folder).ok().and_then(Path::parent).unwrap_or(Path::new(""));
+    let column = |name: &OsStr| {
+        let name = name.to_string_lossy();
+        let (column, value) = name.split_once('=').filter(|(column, _)| !column.is_empty())?;
+        let value = (value != "__HIVE_DEFAULT_PARTITION__").then(|| percent_decoded(value));
+        Some((percent_decoded(column), value))
+    };
+    below.iter().filter_map(column).collect()
+}
+
+fn percent_decoded(text: &str) -> String {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut bytes = text.as_bytes();
+    while let [first, rest @ ..] = bytes {
+        let code = rest.get(..2).and_then(|digits| str::from_utf8(digits).ok());
+        let code = code.filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        match code.and_then(|digits| u8::from_str_radix(digits, 16).ok()).filter(|_| *first == b'%') {
+            Some(byte) => {
+                decoded.push(byte);
+                bytes = &rest[2..];
+            }
+            None => {
+                decoded.push(*first);
+                bytes = rest;
+            }
+        }
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}
+
+/// Data files of a split, or all data files.
+fn files(folder: &Path, split: Option<&str>, format: Option<Format>) -> Result<Vec<PathBuf>, FolderError> {
     let mut search = SplitSearch { split, files: Vec::new(), visited: BTreeSet::new() };
-    search.collect(folder, false)?;
+    search.collect(folder, split.is_none())?;
     let mut files = search.files;
     files.sort();
+    let is_json = |file: &PathBuf| Format::from_path(file) == Some(Format::Json);
+    if format != Some(Format::Json) && !files.iter().all(is_json) {
+        files.retain(|file| !is_json(file));
+    }
+    let split = split.unwrap_or("all");
     let revisions: BTreeSet<PathBuf> =
         files.iter().filter_map(|file| revision(file.strip_prefix(folder).ok()?)).collect();
     if revisions.len() > 1 {
@@ -78,8 +153,12 @@ fn revision(file: &Path) -> Option<PathBuf> {
     folders.find(|folder| folder.parent().is_some_and(|parent| parent.ends_with("snapshots"))).map(Path::to_owned)
 }
 
+/// Stems of files of facts that libraries write beside rows.
+const FACTS: [&str; 4] = ["dataset_info", "dataset_infos", "dataset_dict", "state"];
+
 struct SplitSearch<'a> {
-    split: &'a str,
+    /// Name of the split; none for all files.
+    split: Option<&'a str>,
     files: Vec<PathBuf>,
     /// Visited files and folders with links resolved, each with true if its content belongs to the split.
     visited: BTreeSet<(PathBuf, bool)>,
@@ -95,11 +174,11 @@ impl SplitSearch<'_> {
         for path in paths {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-            let is_suffix = |suffix: &str| suffix.is_empty() || suffix.starts_with(['-', '_', '.']);
-            let belongs = is_inside_split || stem.strip_prefix(self.split).is_some_and(is_suffix);
             // This follows links: the hub's cache consists of them.
             let is_folder = path.is_dir();
-            let is_candidate = is_folder || (belongs && Format::from_path(&path).is_some());
+            let belongs = is_inside_split || self.split.is_some_and(|split| has_name(&name, split, is_folder));
+            let is_data = Format::from_path(&path).is_some() && !FACTS.contains(&&*stem);
+            let is_candidate = is_folder || (belongs && is_data);
             if name.starts_with(['.', '_']) || !is_candidate {
                 continue;
             }
@@ -113,6 +192,14 @@ impl SplitSearch<'_> {
         }
         Ok(())
     }
+}
+
+/// Returns true if a name is that of a split.
+fn has_name(name: &str, split: &str, is_folder: bool) -> bool {
+    let name = name.to_ascii_lowercase();
+    let of_column = name.strip_prefix("split=").filter(|_| is_folder);
+    let suffix = of_column.unwrap_or(&name).strip_prefix(&split.to_ascii_lowercase());
+    suffix.is_some_and(|suffix| suffix.is_empty() || suffix.starts_with(['-', '_', '.']))
 }
 
 #[cfg(test)]
@@ -129,7 +216,7 @@ mod tests {
         folder
     }
 
-    fn files(folder: &tempfile::TempDir, split: &str, format: Option<Format>) -> Vec<String> {
+    fn found(folder: &tempfile::TempDir, split: &str, format: Option<Format>) -> Vec<String> {
         let files = split_files(folder.path(), split, format).expect("readable");
         let below = |path: &PathBuf| path.strip_prefix(folder.path()).expect("below").display().to_string();
         files.iter().map(below).collect()
@@ -147,9 +234,48 @@ mod tests {
             "test.csv",
         ];
         let folder = folder(&names);
-        assert_eq!(files(&folder, "train", None), [names[1], names[0], names[4]]);
-        assert_eq!(files(&folder, "validation", None), [names[3]]);
-        assert_eq!(files(&folder, "dev", None), Vec::<String>::new());
+        assert_eq!(found(&folder, "train", None), [names[1], names[0], names[4]]);
+        assert_eq!(found(&folder, "validation", None), [names[3]]);
+        assert_eq!(found(&folder, "dev", None), Vec::<String>::new());
+    }
+
+    #[test]
+    fn split_is_found_by_any_usual_name() {
+        for name in ["val.csv", "VAL.csv.gz", "val/0.csv", "split=val/0.csv", "data/Val-0001.csv"] {
+            let folder = folder(&[name, "train.csv", "values.csv"]);
+            assert_eq!(found(&folder, "val", None), [name]);
+            assert_eq!(unsplit_files(folder.path(), None).expect("readable"), Vec::<PathBuf>::new(), "{name}");
+        }
+    }
+
+    #[test]
+    fn folder_without_splits_is_one_table() {
+        let names = ["label=neg/0.csv", "label=pos/0.csv", "_SUCCESS", "dataset_info.json"];
+        let folder = folder(&names);
+        let files = unsplit_files(folder.path(), None).expect("readable");
+        assert_eq!(files, [folder.path().join(names[0]), folder.path().join(names[1])]);
+        assert_eq!(found(&folder, "train", None), Vec::<String>::new());
+    }
+
+    #[test]
+    fn json_files_beside_others_hold_no_rows() {
+        let names = ["train/0.arrow", "train/state.json", "train/note.json", "test/0.json", "test/dataset_info.json"];
+        let folder = folder(&names);
+        assert_eq!(found(&folder, "train", None), [names[0]]);
+        assert_eq!(found(&folder, "train", Some(Format::Json)), [names[2]]);
+        assert_eq!(found(&folder, "test", None), [names[3]]);
+    }
+
+    #[test]
+    fn names_of_folders_are_columns() {
+        let column = |name: &str, value: &str| (name.to_owned(), Some(value.to_owned()));
+        let of = |file: &str| partitions(Path::new("data"), Path::new(file));
+        assert_eq!(of("data/train/label=pos/lang=de/0.csv"), [column("label", "pos"), column("lang", "de")]);
+        assert_eq!(of("data/l%2Fx=a%20b%=%zz/0.csv"), [column("l/x", "a b%=%zz")]);
+        assert_eq!(of("data/a=__HIVE_DEFAULT_PARTITION__/=b/0.csv"), [("a".to_owned(), None)]);
+        assert!(of("data/a=1.csv").is_empty());
+        assert!(of("other/a=1/0.csv").is_empty());
+        assert!(partitions(Path::new(""), Path::new("a=1/0.csv")).is_empty());
     }
 
     #[test]
@@ -158,7 +284,7 @@ mod tests {
             train/.ipynb_checkpoints/0-checkpoint.csv train/deep/.cache/0.csv train/_SUCCESS \
             train/_temporary/0/part-0.csv __MACOSX/train/0.csv train/0.csv train/deep/1.csv";
         let folder = folder(&names.split(' ').collect::<Vec<_>>());
-        assert_eq!(files(&folder, "train", None), ["train/0.csv", "train/deep/1.csv", "train.csv"]);
+        assert_eq!(found(&folder, "train", None), ["train/0.csv", "train/deep/1.csv", "train.csv"]);
     }
 
     #[test]
@@ -173,15 +299,15 @@ mod tests {
         let folder = folder(&["train.csv", "train.parquet", "train/x.jsonl", "train.md", "test.csv"]);
         let error = split_files(folder.path(), "train", None).expect_err("which?");
         assert!(error.to_string().contains("train/x.jsonl, train.csv, train.parquet; keep"), "{error}");
-        assert_eq!(files(&folder, "train", Some(Format::Csv)), ["train.csv"]);
+        assert_eq!(found(&folder, "train", Some(Format::Csv)), ["train.csv"]);
         assert!(split_files(folder.path(), "train", Some(Format::Tsv)).is_err());
-        assert_eq!(files(&folder, "test", Some(Format::Tsv)), ["test.csv"], "the content may be of another format");
+        assert_eq!(found(&folder, "test", Some(Format::Tsv)), ["test.csv"], "the content may be of another format");
     }
 
     #[test]
     fn several_revisions_of_a_cache_are_refused() {
         let folder = folder(&["snapshots/a/train.csv", "snapshots/a/data/train.csv", "snapshots/b/test.csv"]);
-        assert_eq!(files(&folder, "train", None).len(), 2);
+        assert_eq!(found(&folder, "train", None).len(), 2);
         fs::write(folder.path().join("snapshots/b/train.csv"), "").expect("written");
         let error = split_files(folder.path(), "train", None).expect_err("which?");
         assert!(matches!(error, FolderError::Revisions { .. }), "{error}");
@@ -199,7 +325,7 @@ mod tests {
         symlink(path("blobs/1"), path("snapshots/main/train-2.csv")).expect("a link");
         symlink(path("snapshots"), path("snapshots/main/train")).expect("a link to a folder above");
         symlink(path("snapshots/main"), path("test")).expect("a link to a folder");
-        assert_eq!(files(&folder, "train", None), ["snapshots/main/train-0.csv", "snapshots/main/train-1.csv"]);
-        assert_eq!(files(&folder, "test", None), ["test/train-0.csv", "test/train-1.csv"]);
+        assert_eq!(found(&folder, "train", None), ["snapshots/main/train-0.csv", "snapshots/main/train-1.csv"]);
+        assert_eq!(found(&folder, "test", None), ["test/train-0.csv", "test/train-1.csv"]);
     }
 }

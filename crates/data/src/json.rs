@@ -29,16 +29,38 @@ impl<'a> Member<'a> {
 /// Members of the only object in a text, in order.
 pub(crate) fn members(text: &str) -> Result<Vec<Member<'_>>, serde_json::Error> {
     match parse(text) {
-        Err(_) if CONSTANTS.iter().any(|(name, _)| text.contains(name)) => {
+        Err(_) if has_constant(text) => {
             let masked = masked(text);
-            let part = |part: &str| {
-                let start = part.as_ptr().addr() - masked.as_ptr().addr();
-                text.get(start..start + part.len()).ok_or_else(|| serde_json::Error::custom("a constant is split"))
-            };
-            let unmasked = |member: Member<'_>| Ok(Member { key: part(member.key)?, value: part(member.value)? });
-            parse(&masked)?.into_iter().map(unmasked).collect()
+            let part = |part: &str| unmasked(text, &masked, part);
+            let members = parse(&masked)?.into_iter();
+            members.map(|member| Ok(Member { key: part(member.key)?, value: part(member.value)? })).collect()
         }
         parsed => parsed,
+    }
+}
+
+/// Items of the only list in a text, in order, as JSON.
+pub(crate) fn items(text: &str) -> Result<Vec<&str>, serde_json::Error> {
+    match parse_items(text) {
+        Err(_) if has_constant(text) => {
+            let masked = masked(text);
+            parse_items(&masked)?.into_iter().map(|item| unmasked(text, &masked, item)).collect()
+        }
+        parsed => parsed,
+    }
+}
+
+/// Replaces the line ends outside of strings by blanks, so that a value is one line.
+pub(crate) fn replace_line_ends(bytes: &mut [u8]) {
+    let (mut quoted, mut escaped) = (false, false);
+    for byte in bytes {
+        match *byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = quoted,
+            b'"' => quoted = !quoted,
+            b'\n' | b'\r' if !quoted => *byte = b' ',
+            _ => {}
+        }
     }
 }
 
@@ -71,6 +93,16 @@ pub(crate) fn string(json: &str) -> Option<Cow<'_, str>> {
 /// Constants that are not JSON, with numbers of the same length.
 const CONSTANTS: [(&str, &str); 2] = [("NaN", "1e1"), ("Infinity", "10000000")];
 
+fn has_constant(text: &str) -> bool {
+    CONSTANTS.iter().any(|(name, _)| text.contains(name))
+}
+
+/// Part of `text` at the position that `part` has in its masked form.
+fn unmasked<'a>(text: &'a str, masked: &str, part: &str) -> Result<&'a str, serde_json::Error> {
+    let start = part.as_ptr().addr() - masked.as_ptr().addr();
+    text.get(start..start + part.len()).ok_or_else(|| serde_json::Error::custom("a constant is split"))
+}
+
 /// Text with constants in value positions replaced by numbers of the same length.
 fn masked(text: &str) -> String {
     let mut masked = String::with_capacity(text.len());
@@ -102,6 +134,11 @@ fn parse(text: &str) -> Result<Vec<Member<'_>>, serde_json::Error> {
     let members = deserializer.deserialize_map(Members)?;
     deserializer.end()?;
     Ok(members)
+}
+
+fn parse_items(text: &str) -> Result<Vec<&str>, serde_json::Error> {
+    let items: Vec<&RawValue> = serde_json::from_str(text)?;
+    Ok(items.into_iter().map(RawValue::get).collect())
 }
 
 struct Members;
@@ -179,6 +216,22 @@ mod tests {
         for text in ["{\"a\": 1NaN}", "{\"a\": NaN1}", "{\"a\": nan}", "{NaN: 1}", "{\"a\": NaN", "NaN"] {
             assert!(members(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn items_are_lossless() {
+        assert_eq!(
+            items(r#" [1.50, "a, b", NaN, {"c": [-Infinity]}] "#).expect("a list"),
+            ["1.50", "\"a, b\"", "NaN", "{\"c\": [-Infinity]}"]
+        );
+        assert!(items("[1, 2").is_err() && items("{}").is_err());
+    }
+
+    #[test]
+    fn line_ends_are_replaced_outside_of_strings() {
+        let mut bytes = b"{\"a\\\\\":\r\n[1,\n2], \"b\\\"\n\": \n0}".to_vec();
+        replace_line_ends(&mut bytes);
+        assert_eq!(String::from_utf8_lossy(&bytes), "{\"a\\\\\":  [1, 2], \"b\\\"\n\":  0}");
     }
 
     #[test]

@@ -5,13 +5,13 @@
 //! | read a file into memory | [`TableSpec`], [`Table`] |
 //! | read a file or stream of any size in chunks | [`RowSpec`], [`RowStream`] |
 //! | convert a label column | [`LabelSet`], [`Labels`] |
-//! | hold out validation rows, or take few of each class | [`split()`], [`rows_per_class()`] |
+//! | hold out validation rows, or take few of each class | [`split()`], [`few_shot()`] |
 //! | tokenize, with a cache by content | [`TokenSpec`], [`TokenTable`] |
 //! | make batches in the background | [`LoaderConfig`], [`Loader`] |
 //! | write predictions | [`OutputSpec`], [`PredictionWriter`] |
 //! | summarize an unknown file | [`survey()`] |
 //!
-//! Formats are parquet, arrow, csv, tsv, jsonl and lines. Text files are UTF-8, unless a byte order mark or a [`Dialect`]
+//! Formats are parquet, arrow, csv, tsv, json, jsonl and lines. Text files may be compressed by gzip. They are UTF-8, unless a byte order mark or a [`Dialect`]
 //! names another encoding. Truncated or ambiguous files are refused with the line.
 //!
 //! **Limits.** This crate downloads nothing, pads nothing, and does not know libtorch. Its errors name no setting of the
@@ -61,6 +61,7 @@ mod raw_label;
 mod read;
 mod rows;
 mod shuffle;
+mod skipped;
 mod spec;
 mod split;
 mod suggest;
@@ -75,7 +76,7 @@ mod write;
 
 pub use dialect::{Delimiter, Dialect, DialectError, Encoding};
 pub use encode::{Encode, EncodedRow, RowEncoder, RowTexts, TokenRow, encode_texts};
-pub use folder::{FolderError, split_files};
+pub use folder::{FolderError, VALIDATION_SPLITS, split_files, training_files, unsplit_files};
 pub use labels::{LabelError, LabelSet, ListLayout, check_classes};
 pub use loader::{Batch, Epoch, Loader, LoaderConfig, LoaderError};
 pub use location::{BadRow, CellProblem, RowLocation};
@@ -86,8 +87,9 @@ pub use raw_label::RawLabel;
 pub use read::ReadError;
 pub use rows::{BadRowPolicy, Passthrough, RowSchema, RowSpec, RowStream, Rows, TextColumnOrigin};
 pub use sepal_core::{LabelKind, Labels, RowForm, Task};
+pub use skipped::SkippedRows;
 pub use spec::{Format, TableSpec};
-pub use split::{SplitError, rows_per_class, split};
+pub use split::{SplitError, few_shot, split};
 pub use suggest::Remedy;
 pub use survey::{
     Balance, ClassCount, ColumnChoice, ColumnKind, ColumnSurvey, Count, LabelChoice, Lengths, Survey, SurveyOptions,

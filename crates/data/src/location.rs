@@ -51,6 +51,13 @@ pub enum CellProblem {
     NoToken,
 }
 
+impl CellProblem {
+    /// Returns true if nothing stands in the cell.
+    pub(crate) fn is_absence(self) -> bool {
+        matches!(self, CellProblem::Empty | CellProblem::Null)
+    }
+}
+
 impl BadRow {
     /// The problem as a clause of an error text.
     pub(crate) fn problem_text(&self) -> String {

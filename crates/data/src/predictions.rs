@@ -21,12 +21,20 @@ pub struct PredictionRef<'a> {
     pub items: &'a [Vec<i64>],
     /// Texts, `[rows]`.
     pub texts: &'a [String],
+    /// Least probability of each predicted label, `[n_labels]`, if there are several; empty for one half.
+    pub thresholds: &'a [f32],
 }
 
 impl<'a> PredictionRef<'a> {
     /// Joins predictions of labels or options.
     pub fn new(class: &'a [i64], logits: &'a [Vec<f32>], probabilities: &'a [Vec<f32>]) -> Self {
         Self { class, logits, probabilities, ..Self::default() }
+    }
+
+    /// Each probability of a row with true if the label is predicted.
+    pub(crate) fn with_decisions(self, row: &'a [f32]) -> impl Iterator<Item = (f32, bool)> + 'a {
+        let thresholds = self.thresholds.iter().copied().chain(std::iter::repeat(0.5));
+        row.iter().zip(thresholds).map(|(&probability, threshold)| (probability, probability >= threshold))
     }
 }
 
@@ -85,8 +93,10 @@ fn label_columns(
             (Arc::new(Float32Array::from(values.clone())), Arc::new(Float32Array::from_iter_values(predictions)))
         }
         Labels::Multi(hot) => {
-            let is_predicted = |row: &Vec<f32>| row.iter().map(|&p| f32::from(u8::from(p >= 0.5))).collect();
-            let predictions: Vec<Vec<f32>> = predicted.probabilities.iter().map(is_predicted).collect();
+            let multi_hot = |row: &Vec<f32>| -> Vec<f32> {
+                predicted.with_decisions(row).map(|(_, is_predicted)| f32::from(u8::from(is_predicted))).collect()
+            };
+            let predictions: Vec<Vec<f32>> = predicted.probabilities.iter().map(multi_hot).collect();
             (lists(hot, names.len())?, lists(&predictions, names.len())?)
         }
         Labels::Choice(options) => {

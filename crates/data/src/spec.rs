@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +19,8 @@ pub enum Format {
     Csv,
     /// Tab-separated, with a header. Quotation marks are ordinary characters, as in the files of GLUE.
     Tsv,
+    /// JSON: a list of objects, an object of columns, an object with one list of objects, or one object per line.
+    Json,
     /// One JSON object per line.
     Jsonl,
     /// One text per line; the column is called `text`. It has no file ending.
@@ -25,12 +28,13 @@ pub enum Format {
 }
 
 impl Format {
-    const ENDINGS: [(&'static str, Format); 7] = [
+    const ENDINGS: [(&'static str, Format); 8] = [
         ("parquet", Format::Parquet),
         ("arrow", Format::Arrow),
         ("feather", Format::Arrow),
         ("csv", Format::Csv),
         ("tsv", Format::Tsv),
+        ("json", Format::Json),
         ("jsonl", Format::Jsonl),
         ("ndjson", Format::Jsonl),
     ];
@@ -39,10 +43,21 @@ impl Format {
         matches!(self, Format::Csv | Format::Tsv)
     }
 
-    /// Format by the file's ending, if it is known.
+    /// Returns true if cells are the JSON of their values.
+    pub(crate) fn is_json(self) -> bool {
+        matches!(self, Format::Json | Format::Jsonl)
+    }
+
+    /// Format by the file's ending, if it is known. An ending `.gz` is ignored.
     pub fn from_path(path: &Path) -> Option<Self> {
-        let ending = path.extension()?.to_str()?.to_ascii_lowercase();
+        let name = uncompressed(path);
+        let ending = name.extension()?.to_str()?.to_ascii_lowercase();
         Self::ENDINGS.into_iter().find(|(known, _)| *known == ending).map(|(_, format)| format)
+    }
+
+    /// File name without the endings of its format and of compression.
+    pub fn stem(path: &Path) -> Option<&OsStr> {
+        uncompressed(path).file_stem()
     }
 
     /// Name as serde writes it.
@@ -52,10 +67,18 @@ impl Format {
             Format::Arrow => "arrow",
             Format::Csv => "csv",
             Format::Tsv => "tsv",
+            Format::Json => "json",
             Format::Jsonl => "jsonl",
             Format::Lines => "lines",
         }
     }
+}
+
+/// File name without the ending `.gz`.
+pub(crate) fn uncompressed(path: &Path) -> &Path {
+    let is_compressed = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gz"));
+    let name = if is_compressed { path.file_stem() } else { path.file_name() };
+    Path::new(name.unwrap_or_default())
 }
 
 impl fmt::Display for Format {
@@ -85,6 +108,8 @@ pub struct TableSpec {
     pub words: bool,
     /// Values by column; rows with other values are left out.
     pub filter: BTreeMap<String, String>,
+    /// True if rows without a text are left out and counted; otherwise they are an error.
+    pub skip_empty: bool,
 }
 
 impl TableSpec {
@@ -100,6 +125,7 @@ impl TableSpec {
             options: Vec::new(),
             words: false,
             filter: BTreeMap::new(),
+            skip_empty: false,
         }
     }
 
@@ -131,6 +157,13 @@ impl TableSpec {
         self
     }
 
+    /// Leaves out rows without a text.
+    #[must_use]
+    pub fn skipping_empty(mut self) -> Self {
+        self.skip_empty = true;
+        self
+    }
+
     /// Keeps only rows whose column `column` has the value `value`.
     #[must_use]
     pub fn with_filter(mut self, column: impl Into<String>, value: impl Into<String>) -> Self {
@@ -149,5 +182,18 @@ mod tests {
         assert_eq!(Format::from_path(Path::new("x.feather")), Some(Format::Arrow));
         assert_eq!(Format::from_path(Path::new("x.txt")), None);
         assert_eq!(Format::from_path(Path::new("csv")), None);
+        assert_eq!(Format::from_path(Path::new("a.parquet/x.json.gz")), Some(Format::Json));
+        assert_eq!(Format::from_path(Path::new("x.TSV.GZ")), Some(Format::Tsv));
+        for none in ["x.gz", "csv.gz", ".gz", "", "x.csv.zip"] {
+            assert_eq!(Format::from_path(Path::new(none)), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn stem_has_no_ending_of_the_format() {
+        let stem = |path: &str| Format::stem(Path::new(path)).map(|stem| stem.to_string_lossy().into_owned());
+        assert_eq!(stem("a/reviews.csv.gz").as_deref(), Some("reviews"));
+        assert_eq!(stem("my.reviews.csv").as_deref(), Some("my.reviews"));
+        assert_eq!(stem("/"), None);
     }
 }

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::Labels;
 use crate::shuffle::{generator, shuffle};
@@ -31,24 +31,54 @@ pub fn split(labels: &Labels, seed: u64, fraction: f64) -> Result<(Vec<usize>, V
     Ok((train, validation))
 }
 
-/// Chooses `rows` rows of each class, at random but reproducibly for a seed. The list keeps the file's order.
+/// Chooses `rows` rows of each class, at random but reproducibly for a seed. The list keeps the file's order. `names` are
+/// those of the classes.
+///
+/// If rows have several labels or words with labels, each label has at least that number of rows: for one label after the
+/// other, rows are added until it has enough.
 ///
 /// # Errors
 /// [`SplitError::NoClasses`] for labels of another kind, [`SplitError::TooFew`] for a class with fewer rows.
-pub fn rows_per_class(labels: &Labels, seed: u64, rows: usize) -> Result<Vec<usize>, SplitError> {
-    let Labels::Class(classes) = labels else { return Err(SplitError::NoClasses { rows }) };
+pub fn few_shot(labels: &Labels, names: &[String], seed: u64, rows: usize) -> Result<Vec<usize>, SplitError> {
+    let mut members = rows_by_class(labels).map_err(|found| SplitError::NoClasses { rows, found })?;
+    for (class, _) in (0_i64..).zip(names) {
+        members.entry(class).or_default();
+    }
     let mut rng = generator("rows per class", seed, 0);
-    let mut chosen = Vec::new();
-    for mut members in strata(labels) {
+    let mut chosen = BTreeSet::new();
+    for (class, mut members) in members {
         if members.len() < rows {
-            let class = members.first().map_or(0, |&row| classes[row]);
+            let name = usize::try_from(class).ok().and_then(|class| names.get(class));
+            let class = name.cloned().unwrap_or_else(|| class.to_string());
             return Err(SplitError::TooFew { rows, class, found: members.len() });
         }
         shuffle(&mut rng, &mut members);
-        chosen.extend_from_slice(&members[..rows]);
+        let n_chosen = members.iter().filter(|&row| chosen.contains(row)).count();
+        let others: Vec<usize> = members.into_iter().filter(|row| !chosen.contains(row)).collect();
+        chosen.extend(others.into_iter().take(rows.saturating_sub(n_chosen)));
     }
-    chosen.sort_unstable();
-    Ok(chosen)
+    Ok(chosen.into_iter().collect())
+}
+
+/// Rows of each class that occurs; a row may have several of them. Error with the kind of labels that have no classes.
+fn rows_by_class(labels: &Labels) -> Result<BTreeMap<i64, Vec<usize>>, &'static str> {
+    let mut members: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
+    let mut add = |row: usize, classes: BTreeSet<i64>| {
+        classes.into_iter().for_each(|class| members.entry(class).or_default().push(row));
+    };
+    match labels {
+        Labels::Class(rows) => rows.iter().enumerate().for_each(|(row, &class)| add(row, BTreeSet::from([class]))),
+        Labels::Tags(rows) => {
+            rows.iter().enumerate().for_each(|(row, tags)| add(row, tags.iter().copied().collect()));
+        }
+        Labels::Multi(rows) => rows.iter().enumerate().for_each(|(row, hot)| {
+            add(row, (0_i64..).zip(hot).filter(|(_, share)| **share >= 0.5).map(|(class, _)| class).collect());
+        }),
+        Labels::Value(_) => return Err("numbers"),
+        Labels::Choice(_) => return Err("options"),
+        Labels::Text(_) => return Err("answers"),
+    }
+    Ok(members)
 }
 
 fn strata(labels: &Labels) -> Vec<Vec<usize>> {
@@ -83,11 +113,11 @@ pub enum SplitError {
     #[error("split off {fraction} of {rows} row(s): a part would be empty")]
     EmptyPart { rows: usize, fraction: f64 },
     /// Labels without classes.
-    #[error("take {rows} rows of each class: the labels are no classes")]
-    NoClasses { rows: usize },
+    #[error("take {rows} rows of each class: the labels are {found}, which have no classes")]
+    NoClasses { rows: usize, found: &'static str },
     /// Too few rows of a class.
-    #[error("take {rows} rows of each class: of the class with index {class} there are {found}")]
-    TooFew { rows: usize, class: i64, found: usize },
+    #[error("take {rows} rows of each class: there are {found} of `{class}`")]
+    TooFew { rows: usize, class: String, found: usize },
 }
 
 #[cfg(test)]
@@ -120,13 +150,33 @@ mod tests {
     #[test]
     fn rows_of_each_class_are_as_many() {
         let labels = Labels::Class((0..90).map(|row| i64::from(row % 3 == 0)).collect());
-        let chosen = rows_per_class(&labels, 1, 16).expect("there are enough");
+        let names = ["bad", "good"].map(str::to_owned);
+        let few = |seed: u64, rows: usize| few_shot(&labels, &names, seed, rows);
+        let chosen = few(1, 16).expect("there are enough");
         assert!(chosen.is_sorted() && chosen.len() == 32);
         assert_eq!(chosen.iter().filter(|&&row| row % 3 == 0).count(), 16);
-        assert_eq!(rows_per_class(&labels, 1, 16).expect("again"), chosen);
-        assert_ne!(rows_per_class(&labels, 2, 16).expect("another seed"), chosen);
-        assert_eq!(rows_per_class(&labels, 1, 31), Err(SplitError::TooFew { rows: 31, class: 1, found: 30 }));
-        assert_eq!(rows_per_class(&Labels::Value(vec![0.5]), 1, 1), Err(SplitError::NoClasses { rows: 1 }));
+        assert_eq!(few(1, 16).expect("again"), chosen);
+        assert_ne!(few(2, 16).expect("another seed"), chosen);
+        assert_eq!(few(1, 31), Err(SplitError::TooFew { rows: 31, class: "good".to_owned(), found: 30 }));
+        let three = ["bad", "good", "fine"].map(str::to_owned);
+        let absent = few_shot(&labels, &three, 1, 16);
+        assert_eq!(absent, Err(SplitError::TooFew { rows: 16, class: "fine".to_owned(), found: 0 }));
+        let number = few_shot(&Labels::Value(vec![0.5]), &names, 1, 1);
+        assert_eq!(number, Err(SplitError::NoClasses { rows: 1, found: "numbers" }));
+    }
+
+    #[test]
+    fn rows_with_several_labels_give_each_label_enough() {
+        let hot: Vec<Vec<f32>> =
+            (0..60).map(|row| (1..4).map(|label| f32::from(u8::from(row % (label + 1) == 0))).collect()).collect();
+        let chosen = few_shot(&Labels::Multi(hot.clone()), &[], 7, 5).expect("there are enough");
+        let count = |label: usize| chosen.iter().filter(|&&row| hot[row][label] > 0.5).count();
+        assert!((0..3).all(|label| count(label) >= 5), "{chosen:?}");
+        assert!(chosen.is_sorted() && chosen.len() <= 15);
+        let tags = Labels::Tags(vec![vec![0, 1], vec![0, 0], vec![2, 1, 0]]);
+        let chosen = few_shot(&tags, &[], 7, 1).expect("there are enough");
+        assert!(chosen.contains(&2), "the only row of the tag 2");
+        assert!(matches!(few_shot(&tags, &[], 7, 2), Err(SplitError::TooFew { found: 1, .. })));
     }
 
     proptest! {

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use crate::{Format, LoaderError, ReadError};
+use crate::{Format, LabelError, LoaderError, ReadError};
 
 /// Setting that would settle an error. The layer that reads settings knows their names in a file or on a command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub enum Remedy {
     Encoding,
     /// This file format.
     Format(Format),
+    /// Leaving out rows without a text or label.
+    SkipEmpty,
     /// Batches of fewer rows, or a last batch that need not be full.
     SmallerBatches,
 }
@@ -23,7 +25,8 @@ impl Remedy {
     pub fn find(error: &(dyn Error + 'static)) -> Option<Self> {
         std::iter::successors(Some(error), |&error| error.source()).find_map(|error| {
             let read = error.downcast_ref::<ReadError>().and_then(ReadError::remedy);
-            read.or_else(|| error.downcast_ref::<LoaderError>().and_then(LoaderError::remedy))
+            let label = || matches!(error.downcast_ref(), Some(LabelError::Missing { .. })).then_some(Self::SkipEmpty);
+            read.or_else(label).or_else(|| error.downcast_ref::<LoaderError>().and_then(LoaderError::remedy))
         })
     }
 }

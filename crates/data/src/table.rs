@@ -3,9 +3,10 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use crate::folder::partitions;
 use crate::{
     BadRow, BadRowPolicy, CellProblem, Format, Passthrough, RawLabel, ReadError, RowLocation, RowSpec, RowStream, Rows,
-    TableSpec,
+    SkippedRows, TableSpec,
 };
 
 /// Texts with their labels, in file order. There is at least one row, and no text is empty.
@@ -18,6 +19,7 @@ pub struct Table {
     files: Arc<[PathBuf]>,
     /// File index and data row, from 1, of each row.
     origins: Vec<(usize, usize)>,
+    skipped: SkippedRows,
     digest: String,
 }
 
@@ -30,7 +32,8 @@ impl Table {
         Self::read_files(spec, std::slice::from_ref(&spec.path))
     }
 
-    /// Reads the rows of several files with the same columns, one after the other; `spec.path` is not used.
+    /// Reads the rows of several files with the same columns, one after the other. Names of folders between `spec.path` and
+    /// a file are columns, if they have the form `column=value`.
     ///
     /// # Errors
     /// [`ReadError`] as [`Table::read`].
@@ -38,16 +41,22 @@ impl Table {
         let mut rows = TableBuilder::default();
         for (file, path) in files.iter().enumerate() {
             let format = ReadError::require_format(spec.format, path)?;
-            let mut stream = RowStream::open(path, &row_spec(spec, format))?;
+            let partitions = partitions(&spec.path, path);
+            let mut stream = RowStream::open(path, &RowSpec { partitions, ..row_spec(spec, format) })?;
             for chunk in &mut stream {
-                rows.append(chunk?, spec, file)?;
+                let chunk = chunk?;
+                if let Some(bad) = chunk.skipped.iter().find(|bad| !bad.problem.is_absence()) {
+                    return Err(ReadError::BadRow(bad.clone()));
+                }
+                rows.append(chunk, spec, file)?;
             }
             rows.read += stream.read();
             rows.has_columns |= stream.text_column().is_some();
         }
         if rows.texts.is_empty() {
-            let conditions: Vec<String> =
+            let mut conditions: Vec<String> =
                 spec.filter.iter().map(|(column, value)| format!("{column} = {value}")).collect();
+            conditions.extend((rows.skipped.rows > 0).then(|| "a text".to_owned()));
             let path = files.first().unwrap_or(&spec.path).clone();
             let filter = (!conditions.is_empty()).then(|| conditions.join(" and "));
             return Err(match rows.read {
@@ -58,8 +67,8 @@ impl Table {
         let pairs = spec.text_pair.is_some().then_some(rows.pairs);
         let labels = spec.label.is_some().then_some(rows.labels);
         let options = (!spec.options.is_empty()).then_some(rows.options);
-        let (texts, files, origins) = (rows.texts, files.into(), rows.origins);
-        Ok(Self { texts, pairs, labels, options, files, origins, digest: String::new() }.with_digest())
+        let (texts, files, origins, skipped) = (rows.texts, files.into(), rows.origins, rows.skipped);
+        Ok(Self { texts, pairs, labels, options, files, origins, skipped, digest: String::new() }.with_digest())
     }
 
     fn with_digest(self) -> Self {
@@ -102,12 +111,21 @@ impl Table {
         RowLocation { path: self.files[file].clone(), row: number }
     }
 
+    /// Rows that were left out when the table was read.
+    pub fn skipped(&self) -> &SkippedRows {
+        &self.skipped
+    }
+
+    pub(crate) fn with_skipped(self, skipped: SkippedRows) -> Self {
+        Self { skipped, ..self }
+    }
+
     /// Hexadecimal sha256 of texts, second texts, labels and options, but not of their locations.
     pub fn digest(&self) -> &str {
         &self.digest
     }
 
-    /// Table of these rows, in this order.
+    /// Table of these rows, in this order, of which none was left out.
     ///
     /// # Panics
     /// If a row does not exist or `rows` is empty.
@@ -121,6 +139,7 @@ impl Table {
             options: self.options.as_ref().map(|options| picked(options, rows)),
             files: self.files.clone(),
             origins: picked(&self.origins, rows),
+            skipped: SkippedRows::default(),
             digest: String::new(),
         };
         table.with_digest()
@@ -131,7 +150,7 @@ fn picked<T: Clone>(all: &[T], rows: &[usize]) -> Vec<T> {
     rows.iter().map(|&row| all[row].clone()).collect()
 }
 
-/// Row spec for training: a row without a text is an error.
+/// Row spec for training: a row without a text is an error, unless empty rows are left out.
 fn row_spec(spec: &TableSpec, format: Format) -> RowSpec {
     RowSpec {
         format: Some(format),
@@ -142,8 +161,9 @@ fn row_spec(spec: &TableSpec, format: Format) -> RowSpec {
         options: spec.options.clone(),
         words: spec.words,
         filter: spec.filter.clone(),
+        partitions: Vec::new(),
         passthrough: Passthrough::None,
-        bad_rows: BadRowPolicy::Fail,
+        bad_rows: if spec.skip_empty { BadRowPolicy::Skip } else { BadRowPolicy::Fail },
         chunk_rows: usize::MAX,
     }
 }
@@ -155,26 +175,45 @@ struct TableBuilder {
     labels: Vec<RawLabel>,
     options: Vec<Vec<String>>,
     origins: Vec<(usize, usize)>,
+    skipped: SkippedRows,
     read: usize,
     has_columns: bool,
 }
 
 impl TableBuilder {
-    fn append(&mut self, chunk: Rows, spec: &TableSpec, file: usize) -> Result<(), ReadError> {
-        for (row, label) in chunk.labels.iter().flatten().enumerate() {
-            let null = || BadRow {
-                location: chunk.location(row),
-                column: spec.label.clone().unwrap_or_default(),
-                problem: CellProblem::Null,
-            };
-            self.labels.push(label.clone().ok_or_else(|| ReadError::BadRow(null()))?);
+    fn append(&mut self, mut chunk: Rows, spec: &TableSpec, file: usize) -> Result<(), ReadError> {
+        std::mem::take(&mut chunk.skipped).into_iter().for_each(|bad| self.skipped.add(bad));
+        let mut selected = Vec::with_capacity(chunk.len());
+        for row in 0..chunk.len() {
+            match problem(&chunk, row, spec) {
+                None => selected.push(row),
+                Some(bad) if spec.skip_empty => self.skipped.add(bad),
+                Some(bad) => return Err(ReadError::BadRow(bad)),
+            }
         }
-        self.origins.extend(chunk.numbers.iter().map(|&number| (file, number)));
-        self.texts.extend(chunk.texts);
-        self.pairs.extend(chunk.pairs.into_iter().flatten());
-        self.options.extend(chunk.options.into_iter().flatten());
+        for &row in &selected {
+            self.origins.push((file, chunk.numbers[row]));
+            self.texts.push(std::mem::take(&mut chunk.texts[row]));
+            self.pairs.extend(chunk.pairs.as_mut().map(|pairs| std::mem::take(&mut pairs[row])));
+            self.labels.extend(chunk.labels.as_mut().and_then(|labels| labels[row].take()));
+            self.options.extend(chunk.options.as_mut().map(|options| std::mem::take(&mut options[row])));
+        }
         Ok(())
     }
+}
+
+/// Problem of a row: a missing label or, if empty rows are left out, a blank text.
+fn problem(chunk: &Rows, row: usize, spec: &TableSpec) -> Option<BadRow> {
+    let bad = |column: &str, problem| BadRow { location: chunk.location(row), column: column.to_owned(), problem };
+    let is_blank = |text: &String| spec.skip_empty && text.trim().is_empty();
+    if is_blank(&chunk.texts[row]) {
+        return Some(bad(&spec.text, CellProblem::Empty));
+    }
+    if chunk.pairs.as_ref().is_some_and(|pairs| is_blank(&pairs[row])) {
+        return Some(bad(spec.text_pair.as_deref().unwrap_or_default(), CellProblem::Empty));
+    }
+    let lacks_label = chunk.labels.as_ref().is_some_and(|labels| labels[row].is_none());
+    lacks_label.then(|| bad(spec.label.as_deref().unwrap_or_default(), CellProblem::Null))
 }
 
 fn digest(

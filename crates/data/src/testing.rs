@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::fs;
 
-use sepal_tokenize::{Input, Tokenizer, Truncation};
+use sepal_tokenize::{Input, Tokenizer, Truncation, Windows};
 
 use crate::{BoxError, Encode, Format, Table, TableSpec, TokenRow};
 
@@ -70,6 +70,15 @@ impl Encode for Letters {
             return Err("an exclamation mark".into());
         }
         Encode::encode_batch(&self.tokenizer, rows, truncation)
+    }
+
+    fn encode_windows(
+        &self,
+        rows: &[Input<'_>],
+        truncation: Truncation,
+        windows: Windows,
+    ) -> Result<Vec<Vec<TokenRow>>, BoxError> {
+        Encode::encode_windows(&self.tokenizer, rows, truncation, windows)
     }
 
     fn digest(&self) -> &str {

@@ -2,7 +2,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use sepal_core::{Ragged, RaggedError, RowForm, TokenBatch, TokenText};
-use sepal_tokenize::{Truncation, TruncationSide};
+use sepal_tokenize::{Truncation, TruncationSide, Windows};
 
 use crate::encode::{Encode, EncodedRow, RowEncoder, RowTexts};
 use crate::token_cache::TokenCache;
@@ -16,6 +16,8 @@ const CHUNK: usize = 4096;
 pub struct TokenSpec {
     /// Limit on the tokens of a row. It shortens texts, but not the template.
     pub truncation: Truncation,
+    /// Division of long texts into windows; none to truncate them. Only for [`RowForm::Text`].
+    pub windows: Option<Windows>,
     /// Template around the texts.
     pub template: Option<Template>,
     /// Form in which rows become sequences.
@@ -28,7 +30,7 @@ impl TokenSpec {
     /// Spec of at most `max_length` tokens, with truncation on the right, and without template and cache.
     pub fn new(max_length: usize) -> Self {
         let truncation = Truncation { max_length, side: TruncationSide::Right };
-        Self { truncation, template: None, form: RowForm::Text, cache: None }
+        Self { truncation, windows: None, template: None, form: RowForm::Text, cache: None }
     }
 
     /// Sets the form in which rows become sequences.
@@ -42,6 +44,13 @@ impl TokenSpec {
     #[must_use]
     pub fn with_side(mut self, side: TruncationSide) -> Self {
         self.truncation.side = side;
+        self
+    }
+
+    /// Divides long texts into windows.
+    #[must_use]
+    pub fn with_windows(mut self, windows: Option<Windows>) -> Self {
+        self.windows = windows;
         self
     }
 
@@ -62,7 +71,7 @@ impl TokenSpec {
 
 /// Token ids of the rows of a table, concatenated.
 ///
-/// A row is one sequence of tokens, or one for each of its options.
+/// A row is one sequence of tokens, or one for each of its options or of the windows of its text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenTable {
     ids: Vec<u32>,
@@ -76,7 +85,7 @@ pub struct TokenTable {
 impl TokenTable {
     /// Tokenizes a table, or loads it from the cache. The key consists of the digests of tokenizer and table and of the
     /// options, so that cached files are never stale. Damaged files are replaced, and a folder that cannot be written is not
-    /// an error. Rows of words and of answers are not cached.
+    /// an error. Rows of words and of answers, and windows, are not cached.
     ///
     /// # Errors
     /// [`TokenizeError`] with file and row if a text cannot be encoded.
@@ -90,7 +99,7 @@ impl TokenTable {
             (RowForm::Options, Some(options)) => Some(Self::ragged(options.iter().map(Vec::len))?),
             _ => None,
         };
-        let is_cached = matches!(spec.form, RowForm::Text | RowForm::Options);
+        let is_cached = matches!(spec.form, RowForm::Text | RowForm::Options) && spec.windows.is_none();
         let Some(folder) = spec.cache.as_ref().filter(|_| is_cached) else {
             return Self::encode(table, encoder, spec, groups);
         };
@@ -140,6 +149,11 @@ impl TokenTable {
         &self.truncated
     }
 
+    /// Number of rows that are more than one sequence.
+    pub fn n_divided(&self) -> usize {
+        self.groups.as_ref().map_or(0, |groups| groups.lengths().filter(|&sequences| sequences > 1).count())
+    }
+
     /// Batch of these rows, in this order.
     ///
     /// # Panics
@@ -166,13 +180,14 @@ impl TokenTable {
     ) -> Result<Self, TokenizeError> {
         let table_encoder = TableEncoder { table, encoder, spec };
         let (mut ids, mut lengths, mut truncated) = (Vec::new(), Vec::with_capacity(table.len()), Vec::new());
-        let (mut texts, mut answers) = (Vec::new(), Vec::new());
+        let (mut texts, mut answers, mut n_windows) = (Vec::new(), Vec::new(), Vec::new());
         let rows: Vec<usize> = (0..table.len()).collect();
         for chunk in rows.chunks(CHUNK) {
             for (row, encoded) in chunk.iter().zip(table_encoder.encode(chunk)?) {
                 if !encoded.has_tokens() {
                     return Err(TokenizeError::NoToken { location: table.location(*row) });
                 }
+                n_windows.push(encoded.sequences.len());
                 for tokens in encoded.sequences {
                     lengths.push(tokens.ids.len());
                     ids.extend(tokens.ids);
@@ -183,6 +198,10 @@ impl TokenTable {
             }
         }
         let sequences = Self::ragged(lengths)?;
+        let groups = match spec.windows {
+            Some(_) => Some(Self::ragged(n_windows)?),
+            None => groups,
+        };
         let texts = (spec.form == RowForm::Words).then_some(texts);
         let answers = (spec.form == RowForm::Answer).then_some(answers);
         Ok(Self { ids, sequences, truncated, groups, texts, answers })
@@ -210,14 +229,19 @@ impl TableEncoder<'_> {
     }
 
     fn encode_rows(&self, rows: &[usize]) -> Result<Vec<EncodedRow>, BoxError> {
-        let TokenSpec { truncation, template, form, .. } = self.spec;
+        let TokenSpec { truncation, windows, template, form, .. } = self.spec;
         let texts: Vec<&str> = rows.iter().map(|&row| self.table.texts()[row].as_str()).collect();
         let pairs = self.table.pairs().map(|pairs| rows.iter().map(|&row| pairs[row].as_str()).collect::<Vec<_>>());
         let options: Option<Vec<Vec<String>>> = picked(self.table.options(), rows);
         let answers = self.answers(rows);
         let answers = answers.as_ref().map(|answers| answers.iter().map(String::as_str).collect::<Vec<_>>());
-        let encoder =
-            RowEncoder { form: *form, template: template.as_ref(), truncation: *truncation, encoder: self.encoder };
+        let encoder = RowEncoder {
+            form: *form,
+            template: template.as_ref(),
+            truncation: *truncation,
+            windows: *windows,
+            encoder: self.encoder,
+        };
         let encoded = encoder.encode(RowTexts {
             texts: &texts,
             pairs: pairs.as_deref(),
@@ -284,6 +308,19 @@ mod tests {
 
     fn letters(tokens: &TokenTable, row: usize) -> String {
         tokens.sequence(row).iter().filter_map(|&id| char::from_u32(id)).collect()
+    }
+
+    #[test]
+    fn windows_belong_to_their_row() {
+        let spec = TokenSpec::new(3).with_windows(Some(Windows { stride: 1 }));
+        let tokens = build(&texts(&["abcde", "fg"]), &spec).expect("tokens");
+        assert_eq!((tokens.len(), tokens.sequences().len(), tokens.n_divided()), (2, 3, 1));
+        assert_eq!([0, 1, 2].map(|sequence| letters(&tokens, sequence)), ["abc", "cde", "fg"]);
+        assert_eq!(tokens.truncated(), [0, 0, 0]);
+        let batch = tokens.batch(&[1, 0]);
+        assert_eq!((batch.n_rows(), batch.sequences_of(0), batch.sequences_of(1)), (2, 0..1, 1..3));
+        let error = build(&texts(&["abcde"]), &TokenSpec::new(3).with_windows(Some(Windows { stride: 3 })));
+        assert!(matches!(error, Err(TokenizeError::Encode { .. })), "the windows would never end");
     }
 
     #[test]

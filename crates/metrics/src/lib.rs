@@ -17,23 +17,27 @@
 pub mod answers;
 mod classes;
 mod counts;
+mod decisions;
 pub mod entities;
 pub mod glue;
 pub mod multilabel;
 mod names;
 mod probabilities;
 mod ranking;
+mod temperature;
 mod values;
 
 pub use classes::{
     accuracy, averaged, balanced_accuracy, binary_f1, cohen_kappa, confusion, macro_f1, matthews, per_class,
 };
 pub use counts::{Average, Scores};
+pub use decisions::{Covered, Threshold, best_f1_threshold, covered};
 pub use names::{METRICS, Metric, UnknownMetric, names};
 pub use probabilities::{
     Bin, CALIBRATION_BINS, Calibration, brier, calibration, log_loss, reliability, top_k_accuracy,
 };
 pub use ranking::{auroc, average_precision, binary_auroc};
+pub use temperature::{TemperatureFit, class_temperature, label_temperature, scaled_sigmoid, scaled_softmax};
 pub use values::{mean_absolute_error, mean_squared_error, pearson, r2, root_mean_squared_error, spearman};
 
 /// Inputs without a defined measure.

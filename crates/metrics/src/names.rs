@@ -48,6 +48,8 @@ pub const METRICS: &[Metric] = &[
     smaller("log_loss", "Log loss", "the mean of -ln of the label's probability"),
     smaller("brier", "Brier score", "the mean squared distance of probabilities and labels"),
     smaller("ece", "Calibration error", "the expected calibration error"),
+    larger("coverage", "Coverage", "the share of rows whose prediction is probable enough to be given"),
+    larger("covered_accuracy", "Covered accuracy", "the share of right predictions among the given ones"),
     smaller("mse", "MSE", "the mean squared error"),
     smaller("rmse", "RMSE", "the root of the mean squared error"),
     smaller("mae", "MAE", "the mean absolute error"),

@@ -38,7 +38,7 @@ pub fn compare(runs: &[Run]) -> String {
     let title = text::counted(runs.len() as u64, "run", "runs");
     let shown: Vec<String> = names.iter().take(6).map(|name| text::cut(name, 40)).collect();
     let lead = format!("{}{}", shown.join(", "), if names.len() > 6 { " and others" } else { "" });
-    let head = render(&Head { title: title.clone(), lead });
+    let head = head(title.clone(), lead);
     let sections = [
         Section::new("runs", "Results", results(runs)),
         Section::new("curves", "Curves", curves(runs)),
@@ -47,7 +47,12 @@ pub fn compare(runs: &[Run]) -> String {
     page(&format!("{title} – Sepal"), &head, &sections, &format!("Made by Sepal {}.", env!("CARGO_PKG_VERSION")))
 }
 
-fn results(runs: &[Run]) -> Vec<String> {
+/// Head of a page of several runs.
+pub(crate) fn head(title: String, lead: String) -> String {
+    render(&Head { title, lead })
+}
+
+pub(crate) fn results(runs: &[Run]) -> Vec<String> {
     if runs.is_empty() {
         return vec![missing("There are no runs.")];
     }
@@ -156,7 +161,7 @@ fn blocks(run: &Run) -> String {
     }
 }
 
-fn options(runs: &[Run]) -> Vec<String> {
+pub(crate) fn options(runs: &[Run]) -> Vec<String> {
     let keys = differing(runs);
     if runs.len() < 2 || keys.is_empty() {
         return vec![paragraph("All options are the same.")];
@@ -202,7 +207,7 @@ fn differing(runs: &[Run]) -> Vec<String> {
 }
 
 /// Charts of all metrics, with common colours and one legend.
-fn curves(runs: &[Run]) -> Vec<String> {
+pub(crate) fn curves(runs: &[Run]) -> Vec<String> {
     let mut parts = Vec::new();
     let drawn = &runs[..runs.len().min(MAX_DRAWN_RUNS)];
     if drawn.len() < runs.len() {

@@ -1,6 +1,7 @@
 //! Self-contained HTML reports of one run or of several.
 //!
-//! [`Run::read`] reads a run folder, [`report`] makes the page of one run, and [`compare`] makes that of several. A
+//! [`Run::read`] reads a run folder, [`report`] makes the page of one run, and [`compare`] makes that of several.
+//! [`Sweep::read`] reads the folder of a sweep, and [`sweep_page`] makes its page with the statistics of repeated runs. A
 //! page is a single HTML file: it loads nothing and works without scripts, in dark mode, on a phone and on paper.
 //!
 //! Limits: this crate trains nothing and fetches nothing; it shows recorded values as they are and computes the others
@@ -31,12 +32,16 @@ mod options;
 mod page;
 mod parts;
 mod read;
+mod statistics;
+mod sweep;
 mod table;
 mod text;
 
 pub use compare::compare;
 pub use options::Options;
 pub use read::{ReadError, Run};
+pub use statistics::Statistics;
+pub use sweep::{Group, Sweep, sweep_page};
 
 /// Returns the page of one run as HTML.
 pub fn report(run: &Run) -> String {

@@ -29,8 +29,8 @@ struct Page<'a> {
 
 /// Renders a page. `head` is HTML, `title` and `foot` are text.
 pub(crate) fn page(title: &str, head: &str, sections: &[Section], foot: &str) -> String {
-    let style = include_str!("../assets/report.css");
-    let script = include_str!("../assets/report.js");
+    let style = include_str!("../templates/report.css");
+    let script = include_str!("../templates/report.js");
     printable(render(&Page { title, head, sections, foot, style, script }))
 }
 

@@ -42,6 +42,9 @@ pub enum ReadError {
     /// The manifest cannot be opened.
     #[error("read {}", path.display())]
     Open { path: PathBuf, source: io::Error },
+    /// The state of a sweep is missing or invalid.
+    #[error(transparent)]
+    Sweep(sepal_track::ReadError),
     /// The manifest is invalid.
     #[error("understand {}", path.display())]
     Manifest { path: PathBuf, source: serde_json::Error },

@@ -1,7 +1,7 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use jiff::Zoned;
+use chrono::Local;
 use serde::de::DeserializeOwned;
 
 use crate::records::MetricsLog;
@@ -28,7 +28,7 @@ impl RunFolder {
     /// # Errors
     /// [`WriteError`] if the folder cannot be created.
     pub fn create(parent: &Path, name: &str) -> Result<Self, WriteError> {
-        let stamp = Zoned::now().strftime("%Y%m%d-%H%M%S").to_string();
+        let stamp = Local::now().format("%Y%m%d-%H%M%S").to_string();
         std::fs::create_dir_all(parent).map_err(|source| WriteError { path: parent.to_owned(), source })?;
         for attempt in 0.. {
             let suffix = if attempt == 0 { String::new() } else { format!("-{attempt}") };
@@ -40,6 +40,15 @@ impl RunFolder {
             }
         }
         unreachable!("the loop above returns")
+    }
+
+    /// Creates a new folder at `path`, whose parent exists.
+    ///
+    /// # Errors
+    /// [`WriteError`] if the folder exists or cannot be created.
+    pub fn create_at(path: &Path) -> Result<Self, WriteError> {
+        std::fs::create_dir(path).map_err(|source| WriteError { path: path.to_owned(), source })?;
+        Ok(Self { path: path.to_owned() })
     }
 
     /// Opens an existing folder.
@@ -94,7 +103,7 @@ pub fn remove_partial_files(folder: &Path) -> io::Result<()> {
 
 /// Returns the current time in RFC 3339 with the local zone.
 pub fn timestamp() -> String {
-    Zoned::now().strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()
+    Local::now().format("%Y-%m-%dT%H:%M:%S%:z").to_string()
 }
 
 /// Reads a JSON file; none if it is missing or invalid.

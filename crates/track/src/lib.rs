@@ -9,6 +9,8 @@
 //! renamed; only `metrics.jsonl` and the files of trackers grow, by whole lines and records; a tracker never stops a
 //! run, and delays it only for some seconds at its end.
 //!
+//! Without the default feature `mlflow`, the tracker of that name reads its options and refuses them.
+//!
 //! ```
 //! use sepal_track::{RunFolder, StepRecord};
 //!
@@ -20,33 +22,44 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod calibration;
 #[cfg(test)]
 mod examples;
 mod folder;
 mod history;
 mod manifest;
+#[cfg(feature = "mlflow")]
 mod mlflow;
+#[cfg(not(feature = "mlflow"))]
+#[path = "mlflow_absent.rs"]
+mod mlflow;
+mod mlflow_config;
 mod names;
 mod nullable;
+mod options;
 #[cfg(test)]
 mod python;
 mod records;
 mod redaction;
 mod scalars;
+mod sweep;
 mod tensorboard;
 mod tracker;
 mod trackers;
 mod wandb;
 
+pub use calibration::Calibration;
 pub use folder::{RunFolder, WriteError, remove_partial_files, timestamp, write_atomic};
 pub use history::{History, HistoryError};
 pub use manifest::{
     BestEvaluation, DataFacts, Manifest, ModelFacts, NearestWords, ParameterCounts, ReadError, ServerUsage, Status,
     Traffic, Versions,
 };
-pub use mlflow::{Mlflow, MlflowAccess, MlflowConfig, MlflowError};
+pub use mlflow::{Mlflow, MlflowError};
+pub use mlflow_config::{MlflowAccess, MlflowConfig};
 pub use records::{EvaluationRecord, MetricsLog, StepRecord};
 pub use redaction::{REDACTED, is_secret};
+pub use sweep::{MemberRecord, MemberState, SettingRecord, SweepRecord};
 pub use tensorboard::{TensorBoard, TensorBoardConfig};
 pub use tracker::{RunInfo, TrackError, Tracker};
 pub use trackers::{TrackerLimits, Trackers, WarningHandler};

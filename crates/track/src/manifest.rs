@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::calibration::Calibration;
 use crate::{RunFolder, WriteError, nullable};
 
 /// Contents of `manifest.json`: inputs and outcome of a run.
@@ -41,7 +42,7 @@ pub struct Manifest {
     pub train_seconds: f64,
     /// Number of tokens of the training rows, without prompts.
     pub train_tokens: u64,
-    /// Metrics of the evaluation whose parameters were kept.
+    /// Metrics of the evaluation whose parameters were kept, without a [`Calibration`].
     #[serde(deserialize_with = "nullable::numbers")]
     pub metrics: BTreeMap<String, f64>,
     /// SHA-256 of the trained parameters.
@@ -49,6 +50,9 @@ pub struct Manifest {
     /// Names of the labels, in the order of the logits.
     #[serde(default)]
     pub labels: Vec<String>,
+    /// Fit of probabilities and decisions, which predictions use; none if nothing was fitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
     /// Evaluation whose parameters were kept; none without an evaluation.
     #[serde(default)]
     pub best: Option<BestEvaluation>,
@@ -169,6 +173,9 @@ pub struct DataFacts {
     pub validation_rows: usize,
     /// Number of truncated rows of both.
     pub truncated_rows: usize,
+    /// Number of empty rows that were left out of both.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped_rows: usize,
     /// Column of the texts.
     #[serde(default)]
     pub text: String,
@@ -193,12 +200,19 @@ pub struct DataFacts {
     /// Truncated end of long texts, `left` or `right`. Older runs lack the field and truncated the right end.
     #[serde(default)]
     pub truncation_side: Option<String>,
+    /// Description of the windows into which long texts are divided; none if they are truncated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub long_texts: Option<String>,
     /// Layout of lists of labels among the training rows, where rows have several labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label_layout: Option<String>,
     /// Number of training rows of each class; empty unless each row has one class.
     #[serde(default)]
     pub class_rows: Vec<u64>,
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 /// Number of trainable and of all parameters.

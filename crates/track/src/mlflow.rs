@@ -6,45 +6,17 @@ mod outbox;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use api::{MlflowAccess, MlflowError};
+pub use api::MlflowError;
 
 use crate::folder::read_json;
+use crate::mlflow_config::{MlflowAccess, MlflowConfig};
 use crate::names::NameRule;
 use crate::scalars::{evaluation_scalars, since_epoch, step_scalars};
 use crate::{EvaluationRecord, Manifest, REDACTED, RunInfo, Status, StepRecord, TrackError, Tracker, write_atomic};
 use api::{Api, ApiRun};
 use outbox::{Content, Entry, Kind, Outbox};
-
-/// Run on an MLflow server: options as parameters, losses, metrics, and the files of the run folder.
-///
-/// Credentials come from the variables of MLflow's own client: `MLFLOW_TRACKING_USERNAME` with
-/// `MLFLOW_TRACKING_PASSWORD`, or `MLFLOW_TRACKING_TOKEN`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct MlflowConfig {
-    /// Address of the server, for example `http://127.0.0.1:5000`; `MLFLOW_TRACKING_URI` if not given. Passwords belong
-    /// in the environment: this file is copied to the run folder.
-    pub tracking_uri: Option<String>,
-    /// Name of the experiment, which is created if missing; the pipeline's name if not given.
-    pub experiment: Option<String>,
-    /// Name of the run on the server; the name of its folder if not given.
-    pub run_name: Option<String>,
-    /// Seconds between two requests with the numbers of steps; those of an evaluation are sent at once.
-    #[schemars(range(min = 0.0))]
-    pub flush_seconds: f64,
-    /// Store the adapter, the report, the manifest and the pipeline with the run, if the server stores artifacts itself
-    /// (the default of MLflow).
-    pub artifacts: bool,
-}
-
-impl Default for MlflowConfig {
-    fn default() -> Self {
-        Self { tracking_uri: None, experiment: None, run_name: None, flush_seconds: 5.0, artifacts: true }
-    }
-}
 
 impl MlflowConfig {
     /// Returns an error if `tracking_uri` is given and is not an address of a server.

@@ -9,7 +9,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use jiff::Zoned;
+use chrono::Local;
 use prost::Message;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -222,7 +222,7 @@ struct RunReference {
 impl RunReference {
     fn new(parent: &Path) -> Self {
         let run_id = random_id();
-        let time = Zoned::now().strftime("%Y%m%d_%H%M%S");
+        let time = Local::now().format("%Y%m%d_%H%M%S");
         Self { folder: parent.join(format!("offline-run-{time}-{run_id}")), run_id }
     }
 

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use icu_normalizer::ComposingNormalizerBorrowed;
+use unicode_normalization::{UnicodeNormalization, is_nfc};
 
 use crate::RawLabel;
 
@@ -15,10 +15,7 @@ pub(crate) fn normalized(text: &str) -> Cow<'_, str> {
         true => Cow::Owned(text.replace(is_control, " ")),
         false => Cow::Borrowed(text),
     };
-    match ComposingNormalizerBorrowed::new_nfc().normalize(&spaced) {
-        Cow::Borrowed(same) if same.len() == spaced.len() => spaced,
-        other => Cow::Owned(other.into_owned()),
-    }
+    if is_nfc(&spaced) { spaced } else { Cow::Owned(spaced.chars().nfc().collect()) }
 }
 
 /// Returns true if a text represents a missing cell: blank, or NaN or `<NA>` as pandas writes them.

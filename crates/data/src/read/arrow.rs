@@ -4,7 +4,7 @@ use std::io::{BufReader, Read, Seek};
 use arrow::datatypes::SchemaRef;
 use arrow::ipc::reader::{FileReader, StreamReader};
 
-use super::{BatchIter, DecodeError, Decoder, Projection};
+use super::{BatchIter, DecodeError, Decoder, Projection, check_uncompressed};
 
 /// First bytes of a file; a stream begins with others.
 const MAGIC: &[u8; 6] = b"ARROW1";
@@ -17,6 +17,7 @@ struct Arrow {
 }
 
 pub(super) fn open(mut file: File) -> Result<Box<dyn Decoder>, DecodeError> {
+    check_uncompressed(&file)?;
     let mut start = Vec::new();
     (&mut file).take(MAGIC.len() as u64).read_to_end(&mut start)?;
     file.rewind()?;

@@ -5,7 +5,7 @@ use sepal_core::{NameMatching, nearest};
 
 use super::text::LineError;
 use crate::suggest::{Remedy, delimiter_hint, delimiter_remedy, delimiter_remedy_for, hint, other_delimiter};
-use crate::{BadRow, BoxError, Format};
+use crate::{BadRow, BoxError, FolderError, Format};
 
 /// A file that gives no table.
 #[derive(Debug, thiserror::Error)]
@@ -17,7 +17,7 @@ pub enum ReadError {
     Open { path: PathBuf, source: io::Error },
     /// The file name does not tell the format.
     #[error(
-        "tell the format of {}: its ending is none of parquet, arrow, feather, csv, tsv, jsonl; give the format explicitly",
+        "tell the format of {}: its ending is none of parquet, arrow, feather, csv, tsv, json, jsonl; give the format explicitly",
         path.display()
     )]
     UnknownFormat { path: PathBuf },
@@ -48,7 +48,7 @@ pub enum ReadError {
     #[error("use the column `{column}` of {}: it holds {found}, expected {expected}", path.display())]
     ColumnType { path: PathBuf, column: String, expected: &'static str, found: String },
     /// A format that cannot be read from a stream.
-    #[error("read {format} from {}: that takes a file; streams are csv, tsv, jsonl or lines", path.display())]
+    #[error("read {format} from {}: that takes a file; streams are csv, tsv, json, jsonl or lines", path.display())]
     NeedsFile { path: PathBuf, format: Format },
     /// No column is clearly the column of texts.
     #[error(
@@ -58,6 +58,12 @@ pub enum ReadError {
         delimiter_hint(delimiter_remedy(columns))
     )]
     NoText { path: PathBuf, problem: String, columns: Vec<String> },
+    /// The files of a folder cannot be found.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// A folder without files of rows.
+    #[error("find rows in {}: it has no data files of a split `train`, and none without a split", path.display())]
+    NoFiles { path: PathBuf },
     /// An empty file.
     #[error("find rows in {}: it is empty", path.display())]
     Empty { path: PathBuf },
@@ -104,6 +110,7 @@ impl ReadError {
             Self::MissingColumn { column, columns, .. } => delimiter_remedy_for(columns, column),
             Self::NoText { columns, .. } => delimiter_remedy(columns),
             Self::Corrupt { source, .. } => source.downcast_ref::<LineError>()?.remedy,
+            Self::BadRow(bad) => bad.problem.is_absence().then_some(Remedy::SkipEmpty),
             _ => None,
         }
     }

@@ -1,13 +1,13 @@
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::fs::File;
-use std::io::{BufReader, Read, Seek};
+use std::io::{Read, Seek};
 use std::sync::Arc;
 
 use arrow::array::StringBuilder;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
-use super::text::{self, Lines};
+use super::objects::Objects;
+use super::text;
 use super::text_batch::{next_batch, schema_of};
 use super::{BatchIter, DecodeError, Decoder, KeyScan, Projection, Source};
 use crate::dialect::{Dialect, Encoding};
@@ -16,61 +16,64 @@ use crate::json::{self, Member};
 /// Greatest number of lines of a stream that are searched for keys.
 const MAX_SCANNED_LINES: usize = 100;
 
-type Input = Lines<BufReader<Box<dyn Read + Send>>>;
+/// Layout of the objects in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// One object to a line.
+    Lines,
+    /// Any JSON that holds a table.
+    Document,
+}
 
-/// One object to a line. A cell is the JSON of its value as it is written, null if that is null or missing.
+/// Objects as rows. A cell is the JSON of its value as it is written, null if that is null or missing.
 struct Jsonl {
-    /// Lines that were searched for keys and are not decoded yet, with their numbers.
-    scanned: VecDeque<(usize, String)>,
-    lines: Input,
+    objects: Objects,
     encoding: Encoding,
     schema: SchemaRef,
 }
 
-pub(super) fn open(source: Source, encoding: Option<Encoding>, keys: KeyScan) -> Result<Box<dyn Decoder>, DecodeError> {
-    let mut scanned = VecDeque::new();
+pub(super) fn open(
+    source: Source,
+    encoding: Option<Encoding>,
+    keys: KeyScan,
+    layout: Layout,
+) -> Result<Box<dyn Decoder>, DecodeError> {
+    let input = |reader: Box<dyn Read + Send>| input(reader, encoding, layout);
     let mut names = Names::default();
-    let (lines, encoding) = match (source, keys) {
+    let (objects, encoding) = match (source, keys) {
         (Source::File(mut file), KeyScan::All) => {
-            scan_file(file.try_clone()?, encoding, &mut names)?;
+            let (mut objects, _) = input(Box::new(file.try_clone()?))?;
+            names.scan(&mut objects, usize::MAX, |_, _| {})?;
             file.rewind()?;
-            input(Box::new(file), encoding)?
+            input(Box::new(file))?
         }
         (source, keys) => {
-            let (mut lines, encoding) = input(source.into_read(), encoding)?;
+            let (mut objects, encoding) = input(source.into_read())?;
             let limit = match keys {
                 KeyScan::All => MAX_SCANNED_LINES,
                 KeyScan::First(lines) => lines.clamp(1, MAX_SCANNED_LINES),
             };
-            while scanned.len() < limit
-                && let Some(line) = next_object(&mut lines)?.map(str::to_owned)
-            {
-                names.add(&line).map_err(|error| lines.broken(json::problem(&error)))?;
-                scanned.push_back((lines.number, line));
-            }
-            (lines, encoding)
+            let mut scanned = VecDeque::new();
+            names.scan(&mut objects, limit, |line, object| scanned.push_back((line, object.to_owned())))?;
+            objects.unread(scanned);
+            (objects, encoding)
         }
     };
-    Ok(Box::new(Jsonl { scanned, lines, encoding, schema: schema_of(names.ordered) }))
+    Ok(Box::new(Jsonl { objects, encoding, schema: schema_of(names.ordered) }))
 }
 
-fn input(reader: Box<dyn Read + Send>, encoding: Option<Encoding>) -> Result<(Input, Encoding), DecodeError> {
+fn input(
+    reader: Box<dyn Read + Send>,
+    encoding: Option<Encoding>,
+    layout: Layout,
+) -> Result<(Objects, Encoding), DecodeError> {
     let text = text::open(reader, encoding)?;
-    Ok((Lines::new(BufReader::new(text.reader)), text.encoding))
-}
-
-fn next_object(lines: &mut Input) -> Result<Option<&str>, DecodeError> {
-    while lines.next()?.is_some_and(|line| line.trim().is_empty()) {}
-    Ok(lines.last())
-}
-
-fn scan_file(file: File, encoding: Option<Encoding>, names: &mut Names) -> Result<(), DecodeError> {
-    let (mut lines, _) = input(Box::new(file), encoding)?;
-    while let Some(line) = next_object(&mut lines)? {
-        let added = names.add(line);
-        added.map_err(|error| lines.broken(json::problem(&error)))?;
-    }
-    Ok(())
+    let encoding = text.encoding;
+    let objects = match layout {
+        Layout::Lines => Objects::of_lines(text),
+        Layout::Document => Objects::of_document(text)?,
+    };
+    Ok((objects, encoding))
 }
 
 #[derive(Default)]
@@ -80,6 +83,23 @@ struct Names {
 }
 
 impl Names {
+    /// Adds the keys of at most `limit` objects, and passes each object with its line to `visit`.
+    fn scan(
+        &mut self,
+        objects: &mut Objects,
+        limit: usize,
+        mut visit: impl FnMut(usize, &str),
+    ) -> Result<(), DecodeError> {
+        for _ in 0..limit {
+            let Some(object) = objects.next()? else { break };
+            if let Err(error) = self.add(object) {
+                return Err(objects.broken(&error));
+            }
+            visit(objects.line(), objects.last());
+        }
+        Ok(())
+    }
+
     fn add(&mut self, line: &str) -> Result<(), serde_json::Error> {
         for member in json::members(line)? {
             let name = member.name();
@@ -117,13 +137,9 @@ impl Decoder for Jsonl {
 
 impl Jsonl {
     fn append(&mut self, schema: &Schema, objects: bool, columns: &mut [StringBuilder]) -> Result<bool, DecodeError> {
-        if let Some((number, line)) = self.scanned.pop_front() {
-            let added = cells(&line, schema, objects, columns);
-            return added.map(|()| true).map_err(|error| text::broken(number, json::problem(&error)));
-        }
-        let Some(line) = next_object(&mut self.lines)? else { return Ok(false) };
-        let added = cells(line, schema, objects, columns);
-        added.map(|()| true).map_err(|error| self.lines.broken(json::problem(&error)))
+        let Some(object) = self.objects.next()? else { return Ok(false) };
+        let added = cells(object, schema, objects, columns);
+        added.map(|()| true).map_err(|error| self.objects.broken(&error))
     }
 }
 

@@ -2,16 +2,20 @@
 
 mod arrow;
 mod delimited;
+mod document;
 mod error;
+mod gzip;
 mod jsonl;
 mod lines;
+mod objects;
 mod parquet;
+mod partitions;
 mod text;
 mod text_batch;
 
 use std::any::Any;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -24,6 +28,7 @@ use ::parquet::errors::ParquetError;
 use crate::dialect::{Delimiter, Dialect};
 use crate::{BoxError, Format, json};
 
+use self::jsonl::Layout;
 use self::text::LineError;
 
 pub use error::ReadError;
@@ -63,12 +68,12 @@ pub(crate) struct OpenOptions {
     pub(crate) keys: KeyScan,
 }
 
-/// Lines of a jsonl file that are searched for its keys, which are its columns.
+/// Objects of a json or jsonl file that are searched for its keys, which are its columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum KeyScan {
-    /// All lines of a file, which is read twice; the first lines of a stream.
+    /// All objects of a file, which is read twice; the first objects of a stream.
     All,
-    /// This number of lines, but at least one.
+    /// This number of objects, but at least one.
     First(usize),
 }
 
@@ -76,7 +81,7 @@ pub(crate) enum KeyScan {
 pub(crate) struct Projection {
     /// Indices of columns, in the order of the file.
     pub(crate) columns: Vec<usize>,
-    /// True if the complete objects of a jsonl file follow as a column of their own.
+    /// True if the complete objects of a json or jsonl file follow as a column of their own.
     pub(crate) objects: bool,
 }
 
@@ -89,8 +94,8 @@ pub(crate) struct OpenTable {
 
 /// Decoder before the first row.
 trait Decoder {
-    /// Schema of all columns. Columns of csv and tsv files are texts, those of jsonl files texts with the JSON of each
-    /// value.
+    /// Schema of all columns. Columns of csv and tsv files are texts, those of json and jsonl files texts with the JSON of
+    /// each value.
     fn schema(&self) -> SchemaRef;
 
     /// Conventions of a text file that differ from the defaults of its format.
@@ -109,7 +114,7 @@ pub(crate) fn open(source: Source, path: &Path, format: Format, options: OpenOpt
     let Dialect { delimiter, encoding } = options.dialect;
     let unused = match format {
         Format::Csv | Format::Tsv => None,
-        Format::Jsonl | Format::Lines => delimiter.map(|_| "delimiter"),
+        Format::Json | Format::Jsonl | Format::Lines => delimiter.map(|_| "delimiter"),
         Format::Parquet | Format::Arrow => delimiter.map(|_| "delimiter").or(encoding.map(|_| "encoding")),
     };
     if let Some(option) = unused {
@@ -122,7 +127,8 @@ pub(crate) fn open(source: Source, path: &Path, format: Format, options: OpenOpt
         (Format::Parquet | Format::Arrow, Source::Stream(_)) => Err(DecodeError::NeedsFile),
         (Format::Csv, source) => delimited::open(text(source)?, delimiter, delimited::COMMAS),
         (Format::Tsv, source) => delimited::open(text(source)?, delimiter, delimited::TABS),
-        (Format::Jsonl, source) => jsonl::open(source, encoding, options.keys),
+        (Format::Json, source) => jsonl::open(source, encoding, options.keys, Layout::Document),
+        (Format::Jsonl, source) => jsonl::open(source, encoding, options.keys, Layout::Lines),
         (Format::Lines, source) => Ok(lines::open(text(source)?)),
     });
     match decoder {
@@ -131,9 +137,21 @@ pub(crate) fn open(source: Source, path: &Path, format: Format, options: OpenOpt
     }
 }
 
+/// Error if a file of a format that is compressed inside is itself compressed. The file stays at its start.
+fn check_uncompressed(mut file: &File) -> Result<(), DecodeError> {
+    let mut start = Vec::new();
+    file.take(gzip::MAGIC.len() as u64).read_to_end(&mut start)?;
+    file.rewind()?;
+    match start == gzip::MAGIC {
+        true => Err(DecodeError::Broken("it is compressed by gzip as a whole; decompress it".into())),
+        false => Ok(()),
+    }
+}
+
 impl Format {
     /// Format of a stream of a table that begins with the line `first`: csv or tsv, if `column` and another name are among
-    /// its cells; jsonl, if it is an object with the member `column`.
+    /// its cells; jsonl, if it is an object with the member `column`; json, if a list of objects begins there, the first of
+    /// which has that member.
     pub fn detect_table(first: &str, column: &str) -> Option<Self> {
         let [semicolon, _, bar] = Delimiter::OTHERS;
         let dialects = [
@@ -147,6 +165,11 @@ impl Format {
             names.len() > 1 && names.iter().any(|name| name == column)
         };
         let is_object = json::members(first).is_ok_and(|members| members.iter().any(|member| member.name() == column));
+        let is_list = first.trim_start_matches('\u{feff}').trim_start().starts_with("[{")
+            && first.contains(&serde_json::json!(column).to_string());
+        if is_list {
+            return Some(Format::Json);
+        }
         let by_cells = || dialects.into_iter().find(is_header).map(|(format, _)| format);
         if is_object { Some(Format::Jsonl) } else { by_cells() }
     }
@@ -171,6 +194,12 @@ impl OpenTable {
 
     pub(crate) fn dialect(&self) -> Dialect {
         self.decoder.dialect()
+    }
+
+    /// Appends columns with one value in all rows; columns of the file go before those of the same name.
+    pub(crate) fn with_partitions(self, partitions: &[(String, Option<String>)]) -> Self {
+        let Self { path, format, decoder } = self;
+        Self { path, format, decoder: partitions::append(decoder, partitions, format.is_json()) }
     }
 
     /// Index of the only column of this name.
@@ -315,6 +344,7 @@ mod tests {
         check("id\treview", Some(Format::Tsv));
         check("id;review", Some(Format::Csv));
         check("{\"id\": 1, \"review\": \"good\"}\n", Some(Format::Jsonl));
+        check("[{\"id\": 1, \"review\": \"good\"},\n", Some(Format::Json));
         for text in ["review", "a review, and a long one", "id,text", "", "\"review, id", "{\"text\": 1}", "{review}"] {
             check(text, None);
         }

@@ -4,11 +4,12 @@ use arrow::datatypes::SchemaRef;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-use super::{BatchIter, DecodeError, Decoder, Projection};
+use super::{BatchIter, DecodeError, Decoder, Projection, check_uncompressed};
 
 struct Parquet(ParquetRecordBatchReaderBuilder<File>);
 
 pub(super) fn open(file: File) -> Result<Box<dyn Decoder>, DecodeError> {
+    check_uncompressed(&file)?;
     Ok(Box::new(Parquet(ParquetRecordBatchReaderBuilder::try_new(file)?)))
 }
 

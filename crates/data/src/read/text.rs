@@ -5,6 +5,7 @@ use std::io::{self, BufRead, BufReader, Cursor, Read};
 use encoding_rs::{Decoder, DecoderResult};
 
 use super::DecodeError;
+use super::gzip::{self, Gunzip};
 use crate::Remedy;
 use crate::dialect::Encoding;
 
@@ -18,9 +19,18 @@ pub(super) struct Text {
     pub(super) encoding: Encoding,
 }
 
-/// Error if the first bytes are those of a binary file.
+/// Decompresses gzip. Error if the first bytes are those of another binary file.
 pub(super) fn open(mut reader: Box<dyn Read + Send>, encoding: Option<Encoding>) -> Result<Text, DecodeError> {
-    let start = start(&mut *reader)?;
+    let mut first = start(&mut *reader)?;
+    if first.starts_with(gzip::MAGIC) {
+        reader = Box::new(Gunzip::new(Cursor::new(first).chain(reader)));
+        first = start(&mut *reader)?;
+    }
+    decode(first, reader, encoding)
+}
+
+/// Text of these first bytes and those of the reader.
+fn decode(start: Vec<u8>, reader: Box<dyn Read + Send>, encoding: Option<Encoding>) -> Result<Text, DecodeError> {
     if let Some(problem) = binary_problem(&start) {
         return Err(DecodeError::Broken(problem.into()));
     }
@@ -52,7 +62,7 @@ fn start(reader: &mut dyn Read) -> io::Result<Vec<u8>> {
 
 fn binary_problem(start: &[u8]) -> Option<&'static str> {
     const KNOWN: [(&[u8], &str); 11] = [
-        (b"\x1f\x8b", "it is compressed by gzip; decompress it"),
+        (b"\x1f\x8b", "it is compressed by gzip twice; decompress it"),
         (b"\x28\xb5\x2f\xfd", "it is compressed by zstd; decompress it"),
         (b"\x04\x22\x4d\x18", "it is compressed by lz4; decompress it"),
         (b"\xfd7zXZ\0", "it is compressed by xz; decompress it"),
@@ -171,6 +181,11 @@ impl<R: BufRead> Lines<R> {
         Self { reader, number: 0, after_return: false, ended: false, bytes: Vec::new() }
     }
 
+    /// Lines of a text of which the line before `number` ends there.
+    pub(super) fn starting_at(reader: R, number: usize) -> Self {
+        Self { number: number.saturating_sub(1), ..Self::new(reader) }
+    }
+
     pub(super) fn next(&mut self) -> Result<Option<&str>, DecodeError> {
         self.bytes.clear();
         self.ended = !self.fill()? && self.bytes.is_empty();
@@ -214,10 +229,6 @@ impl<R: BufRead> Lines<R> {
                 }
             }
         }
-    }
-
-    pub(super) fn broken(&self, problem: impl Into<String>) -> DecodeError {
-        broken(self.number, problem)
     }
 }
 
@@ -275,9 +286,11 @@ mod tests {
 
     #[test]
     fn compressed_files_are_named() {
-        for (bytes, expected) in
-            [(&b"\x1f\x8b\x08\0"[..], "gzip"), (b"PAR1\x15\x04", "parquet"), (b"\xff\xfe\0\0", "UTF-32")]
-        {
+        for (bytes, expected) in [
+            (&b"\x1f\x8b\x08\0"[..], "gzip data ends early"),
+            (b"PAR1\x15\x04", "parquet"),
+            (b"\xff\xfe\0\0", "UTF-32"),
+        ] {
             let Err(DecodeError::Broken(error)) = decoded(bytes, None) else { panic!("{expected}") };
             assert!(error.to_string().contains(expected), "{error}");
         }

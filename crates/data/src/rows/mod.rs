@@ -36,6 +36,9 @@ pub struct RowSpec {
     pub words: bool,
     /// Values by column; rows with other values are left out.
     pub filter: BTreeMap<String, String>,
+    /// Columns with one value in all rows, such as those in the names of the folders of a file. A column of the file goes
+    /// before one of the same name.
+    pub partitions: Vec<(String, Option<String>)>,
     /// Columns that are passed through to the output.
     pub passthrough: Passthrough,
     /// Treatment of a row without a text.
@@ -55,6 +58,7 @@ impl Default for RowSpec {
             options: Vec::new(),
             words: false,
             filter: BTreeMap::new(),
+            partitions: Vec::new(),
             passthrough: Passthrough::None,
             bad_rows: BadRowPolicy::Skip,
             chunk_rows: 1024,

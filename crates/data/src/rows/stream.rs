@@ -10,6 +10,7 @@ use super::{
     BadRow, BadRowPolicy, CellProblem, Form, Passthrough, RowSchema, RowSpec, Rows, TextColumnOrigin, text_column,
 };
 use crate::read::{Batches, KeyScan, OpenOptions, OpenTable, Projection, Source, open};
+use crate::spec::uncompressed;
 use crate::{Format, RawLabel, ReadError, RowLocation, columns};
 
 /// Rows of a file or stream, in chunks. Memory holds at most one chunk, or one batch of an arrow file, whose size its
@@ -74,17 +75,17 @@ impl RowStream {
     /// # Errors
     /// [`ReadError`] if it cannot be opened, or lacks one of the columns.
     pub fn open(path: &Path, spec: &RowSpec) -> Result<Self, ReadError> {
-        let is_lines = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("txt"));
+        let is_lines = uncompressed(path).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("txt"));
         let format = ReadError::require_format(spec.format.or(is_lines.then_some(Format::Lines)), path)?;
         let opened = |keys| Self::new(Source::open(path)?, path, format, spec, keys);
         match opened(key_scan(spec)) {
-            // The first lines of a jsonl file may lack keys.
-            Err(ReadError::MissingColumn { .. }) if format == Format::Jsonl && path.is_file() => opened(KeyScan::All),
+            // The first objects of a file may lack keys.
+            Err(ReadError::MissingColumn { .. }) if format.is_json() && path.is_file() => opened(KeyScan::All),
             opened => opened,
         }
     }
 
-    /// Reads a stream, such as standard input, which messages call `name`. The format is csv, tsv, jsonl or lines;
+    /// Reads a stream, such as standard input, which messages call `name`. The format is csv, tsv, json, jsonl or lines;
     /// `spec.format` is not used.
     ///
     /// # Errors
@@ -100,6 +101,7 @@ impl RowStream {
 
     fn new(source: Source, path: &Path, format: Format, spec: &RowSpec, keys: KeyScan) -> Result<Self, ReadError> {
         let opened = open(source, path, format, OpenOptions { dialect: spec.dialect, keys })?;
+        let opened = opened.with_partitions(&spec.partitions);
         let schema = opened.schema();
         let (columns, batches, first) = if schema.fields().is_empty() {
             (None, opened.batches(Projection::default(), spec.chunk_rows)?, None)
@@ -234,8 +236,8 @@ impl Columns {
         let schema = opened.schema();
         let indices = ColumnIndices::find(&opened, spec)?;
         let form = match (format, &spec.passthrough) {
-            (Format::Jsonl, Passthrough::All) => Form::Objects,
-            (Format::Jsonl, _) => Form::Json,
+            (Format::Json | Format::Jsonl, Passthrough::All) => Form::Objects,
+            (Format::Json | Format::Jsonl, _) => Form::Json,
             _ => Form::Arrow,
         };
         let projection = |columns: &[usize]| Projection { columns: columns.to_vec(), objects: form == Form::Objects };
@@ -423,7 +425,7 @@ impl BatchCells<'_> {
     }
 
     fn is_json(&self) -> bool {
-        self.format == Format::Jsonl
+        self.format.is_json()
     }
 
     fn wrong_type(&self, column: &Column, cells: &ArrayRef, expected: &'static str) -> ReadError {
@@ -432,7 +434,7 @@ impl BatchCells<'_> {
     }
 }
 
-/// Lines of a jsonl file to search for keys before the first row: all, if all columns are passed through. At most one chunk
+/// Objects of a file to search for keys before the first row: all, if all columns are passed through. At most one chunk
 /// otherwise, as someone may type the stream.
 fn key_scan(spec: &RowSpec) -> KeyScan {
     match spec.passthrough {

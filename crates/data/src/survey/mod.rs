@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use arrow::array::{Array, ArrayRef};
 
-use crate::read::{KeyScan, OpenOptions, Projection, Source, open};
+use crate::folder::{partitions, training_files};
+use crate::read::{KeyScan, OpenOptions, OpenTable, Projection, Source, open};
 use crate::suggest::{Remedy, delimiter_hint, delimiter_remedy};
 use crate::{Dialect, Format, LabelKind, RawLabel, ReadError, columns};
 use tally::{Cell, Tally};
@@ -25,12 +26,12 @@ pub struct SurveyOptions {
     pub max_rows: Option<usize>,
 }
 
-/// Content of a file.
+/// Content of a file, or of the files of a folder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Survey {
-    /// The file.
+    /// The file or folder.
     pub path: PathBuf,
-    /// Its format.
+    /// Its format, or that of its first file.
     pub format: Format,
     /// Conventions of a text file that differ from the defaults of its format.
     pub dialect: Dialect,
@@ -210,37 +211,75 @@ pub struct Balance {
     pub ratio: f64,
 }
 
-/// Surveys a file in one pass and in bounded memory.
+/// Surveys a file in one pass and in bounded memory, or the files of training rows of a folder.
 ///
 /// # Errors
-/// [`ReadError`] if it cannot be read, or has no rows.
+/// [`ReadError`] if a file cannot be read, has other columns than the first, or there are no rows.
 pub fn survey(path: &Path, options: &SurveyOptions) -> Result<Survey, ReadError> {
-    let format = ReadError::require_format(options.format, path)?;
-    let opened = open(Source::open(path)?, path, format, OpenOptions { dialect: options.dialect, keys: KeyScan::All })?;
+    let files = training_files(path, options.format)?;
+    let Some(first) = files.first() else { return Err(ReadError::NoFiles { path: path.to_owned() }) };
+    let format = ReadError::require_format(options.format, first)?;
+    let opened = open_file(path, first, format, options)?;
     let (schema, dialect) = (opened.schema(), opened.dialect());
-    let mut tallies: Vec<Tally> = schema.fields().iter().map(|_| Tally::new(schema.fields().len())).collect();
-    let columns = (0..schema.fields().len()).collect();
-    let batches = opened.batches(Projection { columns, objects: false }, 2048)?;
-    let (mut rows, mut is_complete) = (0, true);
-    for batch in batches {
-        let batch = batch?;
-        let n_left = options.max_rows.map_or(usize::MAX, |max| max - rows);
-        is_complete = batch.num_rows() <= n_left;
-        let batch = batch.slice(0, batch.num_rows().min(n_left));
-        for (column, tally) in batch.columns().iter().zip(&mut tallies) {
-            add_cells(column, format, tally);
-        }
-        rows += batch.num_rows();
-        if !is_complete {
-            break;
-        }
+    let n_columns = schema.fields().len();
+    let mut tallies: Vec<Tally> = schema.fields().iter().map(|_| Tally::new(n_columns)).collect();
+    let mut pass = Pass { tallies: &mut tallies, max_rows: options.max_rows, rows: 0, is_complete: true };
+    pass.add(opened, format, &(0..n_columns).map(Some).collect::<Vec<_>>())?;
+    for file in &files[1..] {
+        let format = ReadError::require_format(options.format, file)?;
+        let opened = open_file(path, file, format, options)?;
+        let columns = schema.fields().iter().map(|field| match opened.find(field.name()) {
+            // Objects leave out keys.
+            Err(ReadError::MissingColumn { .. }) if format.is_json() => Ok(None),
+            found => found.map(Some),
+        });
+        let columns = columns.collect::<Result<Vec<_>, _>>()?;
+        pass.add(opened, format, &columns)?;
     }
+    let Pass { rows, is_complete, .. } = pass;
     if rows == 0 {
-        return Err(ReadError::no_rows(path, !schema.fields().is_empty()));
+        return Err(ReadError::no_rows(path, n_columns > 0));
     }
     let columns = schema.fields().iter().zip(&tallies).map(|(field, tally)| tally.survey(field.name())).collect();
     let chosen = choose::choose(columns, &tallies, &schema, rows);
     Ok(Survey { path: path.to_owned(), format, dialect, rows, is_complete, ..chosen })
+}
+
+fn open_file(folder: &Path, file: &Path, format: Format, options: &SurveyOptions) -> Result<OpenTable, ReadError> {
+    let opened = open(Source::open(file)?, file, format, OpenOptions { dialect: options.dialect, keys: KeyScan::All })?;
+    Ok(opened.with_partitions(&partitions(folder, file)))
+}
+
+/// Pass over the rows of files.
+struct Pass<'a> {
+    tallies: &'a mut [Tally],
+    max_rows: Option<usize>,
+    rows: usize,
+    is_complete: bool,
+}
+
+impl Pass<'_> {
+    /// Adds the rows of a file; `columns` are the indices in it of the columns of the tallies, none for missing ones.
+    fn add(&mut self, opened: OpenTable, format: Format, columns: &[Option<usize>]) -> Result<(), ReadError> {
+        let all = (0..opened.schema().fields().len()).collect();
+        for batch in opened.batches(Projection { columns: all, objects: false }, 2048)? {
+            if !self.is_complete {
+                break;
+            }
+            let batch = batch?;
+            let n_left = self.max_rows.map_or(usize::MAX, |max| max - self.rows);
+            self.is_complete = batch.num_rows() <= n_left;
+            let batch = batch.slice(0, batch.num_rows().min(n_left));
+            for (column, tally) in columns.iter().zip(self.tallies.iter_mut()) {
+                match column {
+                    Some(index) => add_cells(batch.column(*index), format, tally),
+                    None => (0..batch.num_rows()).for_each(|_| tally.add(Cell::Missing)),
+                }
+            }
+            self.rows += batch.num_rows();
+        }
+        Ok(())
+    }
 }
 
 fn add_cells(column: &ArrayRef, format: Format, tally: &mut Tally) {

@@ -186,3 +186,23 @@ impl<'a> Encoders<'a> {
         bytes.extend_from_slice(b"}\n");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::LabelSet;
+
+    proptest! {
+        #[test]
+        fn headers_of_labels_stay_different(names in prop::collection::btree_set("[ab|,\"\t\n\r\u{0}\u{1b}é ]{1,4}", 2..8)) {
+            prop_assume!(LabelSet::new(names.iter().map(String::as_str)).is_ok());
+            let headers: BTreeSet<String> = names.iter().map(|name| representable(&Encoder::Tsv, name)).collect();
+            prop_assert_eq!(headers.len(), names.len());
+            prop_assert!(headers.iter().all(|header| !header.contains(['\t', '\n', '\r', '\0'])));
+        }
+    }
+}

@@ -14,6 +14,9 @@ pub enum WriteError {
     /// The file name does not tell the format.
     #[error("tell the format of {}: its ending is none of csv, tsv, jsonl, parquet", path.display())]
     Format { path: PathBuf },
+    /// A name of a compressed file.
+    #[error("write {}: predictions are not compressed; leave out the ending .gz", path.display())]
+    Compressed { path: PathBuf },
     /// A format that is not supported for predictions.
     #[error("write predictions as {format}: expected csv, tsv, jsonl or parquet")]
     Unsupported { format: Format },
@@ -32,6 +35,9 @@ pub enum WriteError {
     /// Two columns have one name.
     #[error("write two columns `{column}`: the input has two of that name; rename one, or leave it out")]
     Column { column: String },
+    /// Two new columns have one name.
+    #[error("write two columns `{column}`: two models have columns of that name; give the models other names")]
+    NewColumn { column: String },
     /// A key that is missing from the header of a csv file or the schema of a parquet file, which is already written.
     #[error(
         "write {location}: the key `{key}` is in no earlier row, so there is no column for it; read from a file \
@@ -49,7 +55,7 @@ pub enum WriteError {
     Rows {
         predictions: usize,
         rows: usize,
-        /// `rows`, `classes`, `options` or `words`.
+        /// `rows`, `classes`, `options`, `words` or `models`.
         unit: &'static str,
     },
     /// The reader has closed the stream, which ends the output without a failure.

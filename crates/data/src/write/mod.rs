@@ -31,17 +31,27 @@ pub struct OutputSpec {
     pub task: Task,
     /// True for a column `probability_NAME` for each class.
     pub probabilities: bool,
-    /// Least probability of predicted labels, if there are several.
-    pub threshold: f32,
+    /// Least probability of a predicted class; less probable ones are missing values, and a column `abstained` is true for
+    /// them.
+    pub abstain_below: Option<f32>,
     /// True to replace an existing file.
     pub overwrite: bool,
+    /// Text before the names of the new columns, which tells the models of a file apart.
+    pub prefix: String,
 }
 
 impl OutputSpec {
     /// Creates a spec without probabilities of all classes, and without overwriting.
     pub fn new(labels: LabelSet, kind: LabelKind) -> Self {
         let task = Task::new(kind, labels.names().to_vec());
-        Self { format: None, labels, task, probabilities: false, threshold: 0.5, overwrite: false }
+        let (abstain_below, prefix) = (None, String::new());
+        Self { format: None, labels, task, probabilities: false, abstain_below, overwrite: false, prefix }
+    }
+}
+
+impl From<OutputSpec> for Vec<OutputSpec> {
+    fn from(spec: OutputSpec) -> Self {
+        vec![spec]
     }
 }
 
@@ -51,15 +61,18 @@ impl OutputSpec {
 /// The columns, in this order: the passthrough columns, unless a following column has the same name; `label`, if the rows
 /// have labels; `predicted`: the name of the class, the number, the list of labels or of the words' tags, or the index of
 /// the option; `probability`, except for numbers: that of the class or option, or a list with one entry for each predicted
-/// label or word; and `probability_NAME` for each class on request.
+/// label or word; `abstained`, if classes that are not probable enough are left out; and `probability_NAME` for each class on
+/// request.
 /// The latter are columns of numbers in every format, as pandas cannot compute with lists in cells.
+/// Of several models, the new columns follow each other, with the prefix of each before their names.
 ///
 /// In csv and tsv files, `|` joins lists, and missing values are empty cells. Tsv files have no quotation marks (for pandas:
 /// `quoting=3`), so that tabs and line breaks in texts become spaces. Columns of csv and jsonl files are texts in parquet;
 /// from jsonl to jsonl, members are copied as written. Types that a format lacks are written as texts: times as in ISO
 /// 8601, binary data in hexadecimal, all others as JSON.
 pub struct PredictionWriter {
-    spec: OutputSpec,
+    /// One of each model.
+    specs: Vec<OutputSpec>,
     columns: OutputColumns,
     encoder: Encoder,
     target: Target,
@@ -70,16 +83,19 @@ pub struct PredictionWriter {
 }
 
 impl PredictionWriter {
-    /// Creates a file. It has a temporary name until [`PredictionWriter::finish`], and is removed without it.
+    /// Creates a file for the predictions of one model or several. It has a temporary name until
+    /// [`PredictionWriter::finish`], and is removed without it. Format and overwriting are those of the first spec.
     ///
     /// # Errors
-    /// [`WriteError`] if the file cannot be created, if it exists and `spec.overwrite` is not set, or if two passthrough
-    /// columns have one name.
-    pub fn create(path: &Path, spec: OutputSpec, row_schema: &RowSchema) -> Result<Self, WriteError> {
-        let format = resolve_format(path, spec.format)?;
-        let columns = output_columns::plan(&spec, row_schema, format)?;
-        let target = Target::file(path, spec.overwrite)?;
-        Self::new(spec, format, columns, target)
+    /// [`WriteError`] if the file cannot be created, if it exists and `overwrite` is not set, or if two columns have one
+    /// name.
+    pub fn create(path: &Path, specs: impl Into<Vec<OutputSpec>>, row_schema: &RowSchema) -> Result<Self, WriteError> {
+        let specs = specs.into();
+        let first = specs.first();
+        let format = resolve_format(path, first.and_then(|spec| spec.format))?;
+        let columns = output_columns::plan(&specs, row_schema, format)?;
+        let target = Target::file(path, first.is_some_and(|spec| spec.overwrite))?;
+        Self::new(specs, format, columns, target)
     }
 
     /// Checks a file's name, format and folder for [`PredictionWriter::create`].
@@ -111,30 +127,31 @@ impl PredictionWriter {
     }
 
     /// Writes to a stream, such as standard output, and flushes it after each chunk. The first chunk comes with the header.
-    /// The format is csv, tsv or jsonl; `spec.format` is not used.
+    /// The format is csv, tsv or jsonl; those of the specs are not used.
     ///
     /// # Errors
-    /// [`WriteError`] if two passthrough columns have one name, or if the format requires a file.
+    /// [`WriteError`] if two columns have one name, or if the format requires a file.
     pub fn to_writer(
         out: impl Write + Send + 'static,
         format: Format,
-        spec: OutputSpec,
+        specs: impl Into<Vec<OutputSpec>>,
         row_schema: &RowSchema,
     ) -> Result<Self, WriteError> {
         Self::check_stream(format)?;
-        let columns = output_columns::plan(&spec, row_schema, format)?;
-        Self::new(spec, format, columns, Target::stream(out))
+        let specs = specs.into();
+        let columns = output_columns::plan(&specs, row_schema, format)?;
+        Self::new(specs, format, columns, Target::stream(out))
     }
 
-    fn new(spec: OutputSpec, format: Format, columns: OutputColumns, target: Target) -> Result<Self, WriteError> {
+    fn new(specs: Vec<OutputSpec>, format: Format, columns: OutputColumns, target: Target) -> Result<Self, WriteError> {
         let encoder = match format {
             Format::Csv => Encoder::Csv,
             Format::Tsv => Encoder::Tsv,
             Format::Jsonl => Encoder::Jsonl,
             Format::Parquet => Encoder::parquet(&columns.schema, &target)?,
-            Format::Arrow | Format::Lines => return Err(WriteError::Unsupported { format }),
+            Format::Arrow | Format::Json | Format::Lines => return Err(WriteError::Unsupported { format }),
         };
-        Ok(Self { spec, columns, encoder, target, is_header_written: false, rows: 0, has_failed: false })
+        Ok(Self { specs, columns, encoder, target, is_header_written: false, rows: 0, has_failed: false })
     }
 
     /// Columns of the input that are left out, as new columns have their names.
@@ -148,17 +165,33 @@ impl PredictionWriter {
     /// [`WriteError::Rows`] if their number differs from that of the rows, [`WriteError::Closed`] if the stream is closed, and
     /// others.
     pub fn write(&mut self, rows: &Rows, predicted: PredictionRef<'_>) -> Result<(), WriteError> {
+        self.write_all(rows, &[predicted])
+    }
+
+    /// Writes the predictions of each model for a chunk, in the order of the specs.
+    ///
+    /// # Errors
+    /// As [`PredictionWriter::write`]; also if there are more or fewer models than specs.
+    pub fn write_all(&mut self, rows: &Rows, predicted: &[PredictionRef<'_>]) -> Result<(), WriteError> {
         let written = self.write_chunk(rows, predicted);
         self.has_failed |= written.is_err();
         written
     }
 
-    fn write_chunk(&mut self, rows: &Rows, predicted: PredictionRef<'_>) -> Result<(), WriteError> {
-        output_columns::check(&self.spec, rows, predicted)?;
+    fn write_chunk(&mut self, rows: &Rows, predicted: &[PredictionRef<'_>]) -> Result<(), WriteError> {
+        if predicted.len() != self.specs.len() {
+            return Err(WriteError::Rows { predictions: predicted.len(), rows: self.specs.len(), unit: "models" });
+        }
+        for (spec, predicted) in self.specs.iter().zip(predicted) {
+            output_columns::check(spec, rows, *predicted)?;
+        }
         if rows.is_empty() {
             return Ok(());
         }
-        let new = output_columns::new_columns(&self.spec, rows, predicted)?;
+        let mut new = Vec::new();
+        for (spec, predicted) in self.specs.iter().zip(predicted) {
+            new.extend(output_columns::new_columns(spec, rows, *predicted)?);
+        }
         self.write_header()?;
         let bytes = match (self.columns.form, &self.encoder) {
             (Form::Objects, Encoder::Jsonl) => {
@@ -206,18 +239,21 @@ impl PredictionWriter {
 }
 
 fn resolve_format(path: &Path, format: Option<Format>) -> Result<Format, WriteError> {
+    if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gz")) {
+        return Err(WriteError::Compressed { path: path.to_owned() });
+    }
     format.or_else(|| Format::from_path(path)).ok_or_else(|| WriteError::Format { path: path.to_owned() })
 }
 
 fn check_format(format: Format) -> Result<(), WriteError> {
     match format {
-        Format::Arrow | Format::Lines => Err(WriteError::Unsupported { format }),
+        Format::Arrow | Format::Json | Format::Lines => Err(WriteError::Unsupported { format }),
         Format::Csv | Format::Tsv | Format::Jsonl | Format::Parquet => Ok(()),
     }
 }
 
 impl std::fmt::Debug for PredictionWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PredictionWriter").field("spec", &self.spec).field("rows", &self.rows).finish_non_exhaustive()
+        f.debug_struct("PredictionWriter").field("specs", &self.specs).field("rows", &self.rows).finish_non_exhaustive()
     }
 }

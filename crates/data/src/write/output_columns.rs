@@ -1,7 +1,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, Float32Array, Float64Array, Int64Array, ListBuilder, PrimitiveBuilder};
+use arrow::array::{
+    ArrayRef, AsArray, BooleanArray, Float32Array, Float64Array, Int64Array, ListBuilder, PrimitiveBuilder,
+};
 use arrow::array::{RecordBatch, StringArray, StringBuilder, new_null_array};
 use arrow::datatypes::{DataType, Field, FieldRef, Float32Type, Schema, SchemaRef};
 use arrow::error::ArrowError;
@@ -146,21 +148,36 @@ fn has_union(kind: &DataType) -> bool {
     }
 }
 
-pub(super) fn plan(spec: &OutputSpec, row_schema: &RowSchema, format: Format) -> Result<OutputColumns, WriteError> {
+pub(super) fn plan(specs: &[OutputSpec], row_schema: &RowSchema, format: Format) -> Result<OutputColumns, WriteError> {
+    let mut fields: Vec<Field> = Vec::new();
+    for spec in specs {
+        fields.extend(new_fields(spec, row_schema, format)?);
+    }
+    let mut seen = BTreeSet::new();
+    if let Some(field) = fields.iter().find(|field| !seen.insert(field.name())) {
+        return Err(WriteError::NewColumn { column: field.name().clone() });
+    }
+    OutputColumns::new(row_schema, fields, format)
+}
+
+/// New columns of one model.
+fn new_fields(spec: &OutputSpec, row_schema: &RowSchema, format: Format) -> Result<Vec<Field>, WriteError> {
     let Columns { label, predicted, probability, .. } = spec.task.columns();
     let joins = predicted == CellKind::Texts && format.is_delimited();
     if joins && let Some(name) = spec.labels.names().iter().find(|name| name.contains(OUTPUT_SEPARATOR)) {
         return Err(WriteError::Name { name: name.clone() });
     }
+    let name = |name: &str| format!("{}{name}", spec.prefix);
     let mut fields = Vec::new();
-    fields.extend(row_schema.label.then(|| Field::new("label", data_type(label), true)));
-    fields.push(Field::new("predicted", data_type(predicted), false));
-    fields.extend(probability.map(|kind| Field::new("probability", data_type(kind), false)));
+    fields.extend(row_schema.label.then(|| Field::new(name("label"), data_type(label), true)));
+    fields.push(Field::new(name("predicted"), data_type(predicted), spec.abstain_below.is_some()));
+    fields.extend(probability.map(|kind| Field::new(name("probability"), data_type(kind), false)));
+    fields.extend(spec.abstain_below.map(|_| Field::new(name("abstained"), DataType::Boolean, false)));
     if has_probabilities(spec) {
-        let names = spec.labels.names().iter();
-        fields.extend(names.map(|name| Field::new(format!("probability_{name}"), DataType::Float32, false)));
+        let labels = spec.labels.names().iter();
+        fields.extend(labels.map(|label| Field::new(name(&format!("probability_{label}")), DataType::Float32, false)));
     }
-    OutputColumns::new(row_schema, fields, format)
+    Ok(fields)
 }
 
 fn data_type(kind: CellKind) -> DataType {
@@ -182,7 +199,7 @@ fn has_probabilities(spec: &OutputSpec) -> bool {
 /// Checks that there is a prediction for each row, and a number in it for each class, option or word.
 pub(super) fn check(spec: &OutputSpec, rows: &Rows, predicted: PredictionRef<'_>) -> Result<(), WriteError> {
     let names = spec.labels.names().len();
-    let PredictionRef { class, logits, probabilities, items, texts } = predicted;
+    let PredictionRef { class, logits, probabilities, items, texts, .. } = predicted;
     let lengths = match spec.task.kind() {
         LabelKind::Value => [logits.len(), logits.len()],
         LabelKind::Multi => [probabilities.len(), probabilities.len()],
@@ -235,7 +252,7 @@ pub(super) fn new_columns(
     Ok(columns)
 }
 
-/// Columns `predicted` and `probability`.
+/// Columns `predicted`, `probability` and `abstained`.
 fn predictions(spec: &OutputSpec, predicted: PredictionRef<'_>) -> Result<Vec<ArrayRef>, WriteError> {
     let names = spec.labels.names();
     Ok(match spec.task.kind() {
@@ -246,9 +263,14 @@ fn predictions(spec: &OutputSpec, predicted: PredictionRef<'_>) -> Result<Vec<Ar
             let classes = predicted.class.iter().map(|class| index(class).ok_or_else(unknown));
             let classes = classes.collect::<Result<Vec<_>, _>>()?;
             let probabilities = classes.iter().zip(predicted.probabilities).map(|(&class, row)| row[class]);
-            let probabilities = Float32Array::from_iter_values(probabilities);
-            let names = StringArray::from_iter_values(classes.iter().map(|&class| &names[class]));
-            vec![Arc::new(names), Arc::new(probabilities)]
+            let probabilities: Vec<f32> = probabilities.collect();
+            let is_abstained = |probability: f32| spec.abstain_below.is_some_and(|least| probability < least);
+            let abstained: Vec<bool> = probabilities.iter().map(|&probability| is_abstained(probability)).collect();
+            let rows = classes.iter().zip(&abstained);
+            let names: StringArray = rows.map(|(&class, &abstained)| (!abstained).then(|| &names[class])).collect();
+            let mut columns: Vec<ArrayRef> = vec![Arc::new(names), Arc::new(Float32Array::from(probabilities))];
+            columns.extend(spec.abstain_below.map(|_| Arc::new(BooleanArray::from(abstained)) as ArrayRef));
+            columns
         }
         LabelKind::Choice => {
             let chosen = |(&class, row): (&i64, &Vec<f32>)| usize::try_from(class).ok().map_or(0.0, |class| row[class]);
@@ -266,7 +288,8 @@ fn predictions(spec: &OutputSpec, predicted: PredictionRef<'_>) -> Result<Vec<Ar
             let mut labels = ListBuilder::new(StringBuilder::new());
             let mut probabilities = ListBuilder::new(PrimitiveBuilder::<Float32Type>::new());
             for row in predicted.probabilities {
-                for (name, &probability) in names.iter().zip(row).filter(|(_, p)| **p >= spec.threshold) {
+                let decisions = names.iter().zip(predicted.with_decisions(row));
+                for (name, (probability, _)) in decisions.filter(|(_, (_, is_predicted))| *is_predicted) {
                     labels.values().append_value(name);
                     probabilities.values().append_value(probability);
                 }
@@ -277,6 +300,9 @@ fn predictions(spec: &OutputSpec, predicted: PredictionRef<'_>) -> Result<Vec<Ar
         }
     })
 }
+
+/// Least number of a label in a multi-hot vector.
+const LABEL_SHARE: f32 = 0.5;
 
 /// Labels by name; cells that are not labels of the task are copied.
 fn label_column(spec: &OutputSpec, labels: &[Option<RawLabel>]) -> ArrayRef {
@@ -336,7 +362,7 @@ fn label_names(spec: &OutputSpec, label: &RawLabel) -> Vec<String> {
     if spec.task.kind() == LabelKind::Tags {
         return tag_names(spec, label);
     }
-    match spec.labels.names_of(label, spec.threshold) {
+    match spec.labels.names_of(label, LABEL_SHARE) {
         Some(names) => names.into_iter().map(str::to_owned).collect(),
         None => match label {
             RawLabel::Many(items) => items.iter().map(|item| class_name(spec, item)).collect(),

@@ -2,6 +2,7 @@
 
 mod damage;
 mod formats;
+mod inputs;
 mod passthrough;
 mod predictions;
 mod read_back;

@@ -88,6 +88,20 @@ fn jsonl_members_are_lossless() {
 }
 
 #[test]
+fn json_objects_of_several_lines_are_written_in_one() {
+    let content = "[\n {\"text\": \"a\", \"facts\": {\n\"n\": [1,\n2]}},\r\n{\"text\": \"b\\n\",\n\"late\": NaN}\n]\n";
+    let open =
+        || RowStream::from_reader(Cursor::new(content), "input", Format::Json, &passthrough_spec()).expect("rows");
+    let written = streamed(open(), Format::Jsonl).expect("written");
+    let lines: Vec<&str> = written.lines().collect();
+    assert_eq!(lines.len(), 2, "{written}");
+    assert!(lines[0].starts_with("{\"text\":\"a\",\"facts\":{ \"n\": [1, 2]},\"predicted\":"), "{written}");
+    assert!(lines[1].starts_with("{\"text\":\"b\\n\",\"late\":NaN,"), "{written}");
+    let csv = streamed(open(), Format::Csv).expect("written");
+    assert!(csv.starts_with("text,facts,late,predicted,probability\na,\"{ \"\"n\"\": [1, 2]}\",,"), "{csv}");
+}
+
+#[test]
 fn jsonl_late_keys_are_columns_of_files() {
     let folder = tempfile::tempdir().expect("a folder");
     let rows: String = (0..300).map(|i| format!("{{\"text\":\"row {i}\",\"n\":{i}}}\n")).collect();

@@ -57,6 +57,36 @@ fn written(input: RowStream, format: Format, spec: OutputSpec) -> String {
 const ROWS: &str = "id,text,label,note\n7,\"a, \"\"b\"\"\nc\",1,\n8,été 🎬,0,\"x,y\"\n";
 
 #[test]
+fn abstained_rows_have_no_class() {
+    let input = || rows("text\nx\ny\n", Format::Csv, &RowSpec::default());
+    let output = |least| OutputSpec { abstain_below: Some(least), ..spec(&["bad", "good"], LabelKind::Class) };
+    assert_eq!(written(input(), Format::Csv, output(0.8)), "predicted,probability,abstained\n,0.75,true\n,0.75,true\n");
+    assert_eq!(
+        written(input(), Format::Jsonl, output(0.75)),
+        "{\"predicted\":\"good\",\"probability\":0.75,\"abstained\":false}\n".repeat(2)
+    );
+    let lines = written(input(), Format::Jsonl, output(0.76));
+    assert!(lines.starts_with("{\"predicted\":null,\"probability\":0.75,\"abstained\":true}\n"), "{lines}");
+}
+
+#[test]
+fn labels_are_predicted_from_their_thresholds_on() {
+    let input = rows("text\nx\n", Format::Csv, &RowSpec::default());
+    let sink = Sink::default();
+    let output = spec(&["a", "b"], LabelKind::Multi);
+    let mut writer =
+        PredictionWriter::to_writer(sink.clone(), Format::Csv, output, &input.row_schema()).expect("a writer");
+    for rows in input {
+        let probabilities = [vec![0.6, 0.4]];
+        let predicted = PredictionRef::new(&[], &probabilities, &probabilities);
+        let predicted = PredictionRef { thresholds: &[0.7, 0.4], ..predicted };
+        writer.write(&rows.expect("rows"), predicted).expect("written");
+    }
+    writer.finish().expect("finished");
+    assert_eq!(sink.text(), "predicted,probability\nb,0.4\n");
+}
+
+#[test]
 fn predictions_in_csv_tsv_and_jsonl() {
     let input = || rows(ROWS, Format::Csv, &RowSpec { label: Some("label".to_owned()), ..passthrough_spec() });
     let two = || spec(&["bad", "good"], LabelKind::Class);
@@ -360,4 +390,36 @@ proptest! {
         prop_assert!(read("predicted").texts().iter().all(|name| name == "go\"o,d\n"));
         prop_assert!(read("probability").texts().iter().all(|number| number == "0.75"));
     }
+}
+
+#[test]
+fn predictions_of_several_models_have_prefixed_columns() {
+    let input = || rows("text,label\na,1\nb,0\n", Format::Csv, &passthrough_spec());
+    let prefixed = |prefix: &str, spec: OutputSpec| OutputSpec { prefix: prefix.into(), probabilities: true, ..spec };
+    let films = || prefixed("films.", spec(&["bad", "good"], LabelKind::Class));
+    let stars = || prefixed("stars.", spec(&["score"], LabelKind::Value));
+    let sink = Sink::default();
+    let stream = input();
+    let specs = vec![films(), stars()];
+    let schema = stream.row_schema();
+    let mut writer = PredictionWriter::to_writer(sink.clone(), Format::Csv, specs, &schema).expect("a writer");
+    for rows in stream {
+        let rows = rows.expect("rows");
+        let (class, probabilities) = last_class(&rows, 2);
+        let values = vec![vec![2.5]; rows.len()];
+        let films = PredictionRef::new(&class, &probabilities, &probabilities);
+        let stars = PredictionRef::new(&[], &values, &values);
+        assert!(matches!(writer.write_all(&rows, &[films]), Err(WriteError::Rows { unit: "models", .. })));
+        writer.write_all(&rows, &[films, stars]).expect("written");
+    }
+    let text = sink.text();
+    let lines: Vec<&str> = text.lines().collect();
+    let header = "text,label,films.predicted,films.probability,films.probability_bad,films.probability_good,";
+    assert_eq!(lines[0], format!("{header}stars.predicted"));
+    assert_eq!(lines[1], "a,1,good,0.75,0.25,0.75,2.5");
+
+    let first = prefixed("a.", spec(&["x.predicted", "y"], LabelKind::Class));
+    let clash = vec![first, prefixed("a.probability_x.", spec(&["x", "y"], LabelKind::Class))];
+    let error = PredictionWriter::to_writer(io::sink(), Format::Csv, clash, &schema).expect_err("they clash");
+    assert!(error.to_string().contains("`a.probability_x.predicted`"), "{error}");
 }

@@ -80,6 +80,9 @@ fn data(run: &Run) -> Vec<Line> {
         words("", rows(data.validation_rows)),
         words("cut", truncated),
     ]);
+    if data.skipped_rows > 0 {
+        lines.push(words("left out", format!("{} without a text or label", rows(data.skipped_rows))));
+    }
     lines.extend(data.unavailable_sources.iter().take(20).map(|source| words("passed over", source)));
     if !run.manifest.labels.is_empty() {
         let shown: Vec<String> = run.manifest.labels.iter().take(30).map(|label| text::cut(label, 40)).collect();

@@ -1,5 +1,5 @@
 use sepal_data::Outcomes;
-use sepal_track::EvaluationRecord;
+use sepal_track::{Calibration, EvaluationRecord};
 
 use super::{calibration, class_predictions, classes, items, values};
 use crate::page::{Section, folded, missing, paragraph};
@@ -10,6 +10,7 @@ use crate::text;
 /// Section with metrics, scores and calibration.
 pub(crate) fn section(run: &Run) -> Option<Section> {
     let mut parts = metrics(run);
+    parts.extend(run.manifest.calibration.as_ref().map(fit));
     match &run.predictions {
         None => parts.push(missing(
             "There is no predictions.parquet, so nothing is said of single labels, mistakes and calibration.",
@@ -73,6 +74,20 @@ fn metrics(run: &Run) -> Vec<String> {
         parts.push(folded("All evaluations", &all(evaluations)));
     }
     parts
+}
+
+/// Table of the fit of probabilities and decisions.
+fn fit(calibration: &Calibration) -> String {
+    let rows = text::counted(calibration.rows as u64, "row", "rows");
+    let caption = format!("Calibrated on {rows} of {}: {}", calibration.data, calibration.description());
+    let mut table = Table::new(caption, &["Metric", "Before", "After"]);
+    let row = |(name, before): (&String, &f64)| {
+        let after = text::or_missing(calibration.after.get(name).copied(), |value| text::metric(name, value));
+        let numbers = [text::metric(name, *before), after].map(Cell::number);
+        std::iter::once(Cell::words(text::metric_name(name))).chain(numbers).collect()
+    };
+    table.rows = calibration.before.iter().map(row).collect();
+    table.html()
 }
 
 fn value(evaluation: &EvaluationRecord, name: &str) -> f64 {

@@ -127,6 +127,7 @@ pub(crate) fn manifest(name: &str) -> Manifest {
         metrics: BTreeMap::new(),
         adapter_digest: "50c50902d6d186acde78643a564f3edf4e0fc735ceef58a100978d205d20d374".into(),
         labels: vec![],
+        calibration: None,
         best: None,
         ended_early: None,
         resumed_at: vec![],

@@ -6,6 +6,7 @@ mod broken;
 mod fixture;
 mod numbers;
 mod pages;
+mod sweeps;
 
 use std::path::Path;
 

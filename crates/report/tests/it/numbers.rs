@@ -1,7 +1,10 @@
 //! Numbers of a page.
 
+use std::collections::BTreeMap;
+
 use sepal_data::Labels;
 use sepal_report::{Run, compare, report};
+use sepal_track::Calibration;
 
 use crate::fixture::{self, Rows, RunFixture, evaluation, manifest, pipeline, server, steps};
 use crate::{parse, row, run, texts};
@@ -27,6 +30,24 @@ fn small() -> RunFixture {
     let evaluations = vec![first, evaluation(20, 4, 1.25, &[("accuracy", 0.5), ("f1", 0.3889)])];
     let pipeline = pipeline("small", &names);
     RunFixture { manifest, pipeline, steps: steps(20, 4), evaluations, predictions: Some(rows) }
+}
+
+#[test]
+fn calibration_is_shown_with_measures_before_and_after() {
+    let mut fixture = small();
+    let measures = |ece: f64| BTreeMap::from([("ece".to_owned(), ece), ("log_loss".to_owned(), 2.0 * ece)]);
+    fixture.manifest.calibration = Some(Calibration {
+        temperature: Some(1.5),
+        thresholds: [("b".to_owned(), 0.25)].into(),
+        data: "rows.csv".to_owned(),
+        rows: 4,
+        before: measures(0.25),
+        after: measures(0.125),
+    });
+    let html = parse(&report(&run("calibrated", &fixture)));
+    let caption = "Calibrated on 4 rows of rows.csv: temperature 1.5000, b from 0.2500";
+    assert!(texts(&html, "caption").iter().any(|found| found == caption), "{:?}", texts(&html, "caption"));
+    assert_eq!(row(&html, caption, "Calibration error"), ["Calibration error", "0.2500", "0.1250"]);
 }
 
 #[test]

@@ -6,40 +6,8 @@ use reqwest::blocking::{Client, RequestBuilder, Response};
 use reqwest::{StatusCode, Url};
 use serde_json::{Value, json};
 
+use crate::mlflow_config::MlflowAccess;
 use crate::scalars::since_epoch;
-
-/// Address and credentials of an MLflow server.
-#[derive(Clone, Default)]
-pub struct MlflowAccess {
-    /// Address of the server.
-    pub tracking_uri: Option<String>,
-    /// User name.
-    pub username: Option<String>,
-    /// Password of the user.
-    pub password: Option<String>,
-    /// Token, used without a user name and password.
-    pub token: Option<String>,
-}
-
-impl MlflowAccess {
-    /// Reads `MLFLOW_TRACKING_URI`, `MLFLOW_TRACKING_USERNAME`, `MLFLOW_TRACKING_PASSWORD` and `MLFLOW_TRACKING_TOKEN`.
-    pub fn from_env() -> Self {
-        let variable = |name: &str| std::env::var(format!("MLFLOW_TRACKING_{name}")).ok().filter(|v| !v.is_empty());
-        Self {
-            tracking_uri: variable("URI"),
-            username: variable("USERNAME"),
-            password: variable("PASSWORD"),
-            token: variable("TOKEN"),
-        }
-    }
-}
-
-impl fmt::Debug for MlflowAccess {
-    /// Hides the secrets.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MlflowAccess").finish_non_exhaustive()
-    }
-}
 
 /// Failure to show a run on an MLflow server.
 #[derive(Debug, thiserror::Error)]
