@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::diagnose::Finding;
 use crate::path::KeyPath;
 use crate::schema::GROUP_PARAMS;
+use crate::spec::DEFAULT_MAX_LENGTH;
 use crate::spec::plugins::overridden;
 use crate::words::show;
 
@@ -20,8 +21,16 @@ pub(crate) fn findings(value: &Value, catalog: &Catalog) -> Vec<Finding> {
     let model = &value["model"];
     sources(&KeyPath::keys(["model", "source"]), &model["source"], &mut findings);
     servers(&value["swarm"], &mut findings);
+    noise(value, &mut findings);
     let evaluated = value["evaluate"]["every"] != "never";
     data(&KeyPath::keys(["data"]), &value["data"], evaluated, &mut findings);
+    windows(&value["data"], &mut findings);
+    let calibrate = &value["calibrate"];
+    let calibrates = calibrate["temperature"] == true || calibrate["thresholds"].is_string();
+    if calibrates && !evaluated {
+        let message = "expected evaluations to fit it on (`evaluate.every` is `never`)";
+        findings.push(Finding::new(KeyPath::keys(["calibrate"]), message));
+    }
     for (i, other) in value["data"]["otherwise"].as_array().into_iter().flatten().enumerate() {
         data(&KeyPath::keys(["data", "otherwise"]).index(i), other, evaluated, &mut findings);
     }
@@ -66,6 +75,14 @@ fn servers(swarm: &Value, findings: &mut Vec<Finding>) {
     }
 }
 
+fn noise(value: &Value, findings: &mut Vec<Finding>) {
+    let has_noise = value["swarm"]["with"]["noise"].as_f64().is_some_and(|noise| noise > 0.0);
+    if has_noise && value["train"]["deterministic"] == true {
+        let message = "expected no noise with `train.deterministic`, because noise that can be repeated can be removed";
+        findings.push(Finding::new(KeyPath::keys(["swarm", "with", "noise"]), message));
+    }
+}
+
 fn data(key: &KeyPath, data: &Value, evaluated: bool, findings: &mut Vec<Finding>) {
     if !data.is_object() {
         return;
@@ -86,6 +103,16 @@ fn data(key: &KeyPath, data: &Value, evaluated: bool, findings: &mut Vec<Finding
     dialect(key, data, findings);
     template(key, data, findings);
     columns(key, data, findings);
+}
+
+fn windows(data: &Value, findings: &mut Vec<Finding>) {
+    let max_length = data["max_length"].as_u64().unwrap_or(DEFAULT_MAX_LENGTH as u64);
+    let stride = data["long_texts"]["windows"]["stride"].as_u64();
+    if let Some(stride) = stride.filter(|&stride| stride >= max_length) {
+        let key = KeyPath::keys(["data", "long_texts", "windows", "stride"]);
+        let message = format!("expected less than `data.max_length` ({max_length}), found {stride}");
+        findings.push(Finding::new(key, message));
+    }
 }
 
 fn dialect(key: &KeyPath, data: &Value, findings: &mut Vec<Finding>) {

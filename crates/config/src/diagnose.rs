@@ -1,12 +1,11 @@
 //! Violations of the schema as short messages.
 
-use jsonschema::error::ValidationErrorKind as Kind;
-use jsonschema::paths::{Location, LocationSegment};
-use jsonschema::{ValidationError, Validator};
 use sepal_core::{NameMatching, nearest};
 use serde_json::{Map, Value};
 
 use crate::path::KeyPath;
+use crate::renamed;
+use crate::validate::{self, Kind, Violation};
 use crate::words::{describe, show};
 
 /// Problem at a key, before its position is known.
@@ -24,15 +23,9 @@ impl Finding {
 }
 
 pub(crate) fn violations(schema: &Value, value: &Value) -> Vec<Finding> {
-    let validator = match Validator::new(schema) {
-        Ok(validator) => validator,
-        Err(error) => {
-            return vec![Finding::new(KeyPath::root(), format!("a plugin's options have no schema: {error}"))];
-        }
-    };
     let mut findings = Vec::new();
-    for error in validator.iter_errors(value) {
-        Diagnosis { schema, error: &error }.into_findings(&mut findings);
+    for violation in &validate::violations(schema, value, &KeyPath::root()) {
+        Diagnosis { schema, violation }.into_findings(&mut findings);
     }
     drop_echoes(&mut findings);
     findings
@@ -49,59 +42,55 @@ const MISSING: &str = "missing";
 
 struct Diagnosis<'a> {
     schema: &'a Value,
-    error: &'a ValidationError<'a>,
+    violation: &'a Violation<'a>,
 }
 
 impl Diagnosis<'_> {
     fn into_findings(self, findings: &mut Vec<Finding>) {
-        let key = key_path(self.error.instance_path());
-        match self.error.kind() {
-            Kind::AdditionalProperties { unexpected } => {
-                findings.extend(unexpected.iter().map(|name| self.unknown_key(&key, name)));
-            }
-            Kind::Required { property } => findings.push(self.missing_key(&key, property)),
-            Kind::AnyOf { context } | Kind::OneOfNotValid { context } => match closest(&key, context) {
-                Some(errors) => errors.iter().for_each(|error| {
-                    Diagnosis { schema: self.schema, error }.into_findings(findings);
+        let key = self.violation.key.clone();
+        match &self.violation.kind {
+            Kind::Unknown(name) => findings.push(self.unknown_key(&key, name)),
+            Kind::Missing(name) => findings.push(self.missing_key(&key, name)),
+            Kind::Branches(branches) => match closest(&key, branches) {
+                Some(violations) => violations.iter().for_each(|violation| {
+                    Diagnosis { schema: self.schema, violation }.into_findings(findings);
                 }),
                 None => findings.push(self.mismatch(key)),
             },
-            Kind::UniqueItems => findings.push(Finding::new(key, self.repeated())),
-            Kind::Enum { .. } if key.last_key() == Some("use") => findings.push(self.unknown_plugin(key)),
-            Kind::Pattern { .. } => findings.push(self.wrong_text(key)),
-            _ => findings.push(self.mismatch(key)),
+            Kind::Repeated => findings.push(Finding::new(key, self.repeated())),
+            Kind::Choice if key.last_key() == Some("use") => findings.push(self.unknown_plugin(key)),
+            Kind::Pattern => findings.push(self.wrong_text(key)),
+            Kind::Type | Kind::Choice | Kind::Other => findings.push(self.mismatch(key)),
         }
     }
 
-    /// Violated part of the schema.
-    fn subschema(&self) -> &Value {
-        let pointer = self.error.schema_path().as_str();
-        let parent = pointer.rsplit_once('/').map_or("", |(parent, _)| parent);
-        self.schema.pointer(parent).unwrap_or(&Value::Null)
-    }
-
     fn unknown_key(&self, parent: &KeyPath, name: &str) -> Finding {
-        let known: Vec<&str> = properties(self.subschema()).map(|(known, _)| known.as_str()).collect();
+        let key = parent.key(name);
+        if let Some(successor) = renamed::successor(&key) {
+            return Finding::new(key, format!("this key is no longer known; write {successor}"));
+        }
+        let known: Vec<&str> = properties(self.violation.schema).map(|(known, _)| known.as_str()).collect();
         let suggestion = nearest(name, known.iter().copied(), NameMatching::Options).map(str::to_owned);
-        let message = match (&suggestion, home_of(self.schema, name)) {
+        let home = home_of(self.schema, name);
+        // The same key of a section is likelier than a similar section.
+        let suggestion = suggestion.filter(|_| home.is_none() || parent != &KeyPath::root());
+        let message = match (&suggestion, home) {
             (Some(_), _) => "unknown key".to_owned(),
             (None, Some(home)) => format!("unknown key; there is one at `{home}`"),
             (None, None) if known.is_empty() => "unknown key; there are no options".to_owned(),
             (None, None) => format!("unknown key; known: {}", known.join(", ")),
         };
-        Finding { key: parent.key(name), message, suggestion }
+        Finding { key, message, suggestion }
     }
 
-    fn missing_key(&self, parent: &KeyPath, property: &Value) -> Finding {
-        let name = property.as_str().unwrap_or_default();
-        let subschema = self.subschema();
-        let expected = describe(&subschema["properties"][name]);
+    fn missing_key(&self, parent: &KeyPath, name: &str) -> Finding {
+        let expected = describe(&self.violation.schema["properties"][name]);
         Finding::new(parent.key(name), format!("{MISSING}, expected {expected}"))
     }
 
     fn unknown_plugin(&self, key: KeyPath) -> Finding {
-        let known = choices(self.subschema());
-        let (noun, name) = (self.subschema()["title"].as_str().unwrap_or("plugin"), self.error.instance());
+        let known = choices(self.violation.schema);
+        let (noun, name) = (self.violation.schema["title"].as_str().unwrap_or("plugin"), self.violation.value);
         let message = match known.as_slice() {
             [] => format!("unknown {noun} {name}; none is registered"),
             known => format!("unknown {noun} {name}; known: {}", known.join(", ")),
@@ -110,12 +99,12 @@ impl Diagnosis<'_> {
     }
 
     fn wrong_text(&self, key: KeyPath) -> Finding {
-        let expected = self.subschema()["patternErrorMessage"].as_str().unwrap_or("other text");
-        Finding::new(key, format!("expected {expected}, found {}", show(self.error.instance())))
+        let expected = self.violation.schema["patternErrorMessage"].as_str().unwrap_or("other text");
+        Finding::new(key, format!("expected {expected}, found {}", show(self.violation.value)))
     }
 
     fn mismatch(&self, key: KeyPath) -> Finding {
-        let (subschema, found) = (self.subschema(), self.error.instance());
+        let (subschema, found) = (self.violation.schema, self.violation.value);
         let suggestion = self.nearest_choice(&choices(subschema));
         let unquoted = subschema["type"] == "string" && (found.is_number() || found.is_boolean());
         let hint = if unquoted { "; quotation marks make it text" } else { "" };
@@ -123,11 +112,11 @@ impl Diagnosis<'_> {
     }
 
     fn nearest_choice(&self, choices: &[&str]) -> Option<String> {
-        nearest(self.error.instance().as_str()?, choices.iter().copied(), NameMatching::Options).map(str::to_owned)
+        nearest(self.violation.value.as_str()?, choices.iter().copied(), NameMatching::Options).map(str::to_owned)
     }
 
     fn repeated(&self) -> String {
-        let entries = self.error.instance().as_array().map(Vec::as_slice).unwrap_or_default();
+        let entries = self.violation.value.as_array().map(Vec::as_slice).unwrap_or_default();
         let twice = entries.iter().enumerate().find(|(i, entry)| entries[..*i].contains(entry));
         let entry = twice.map(|(_, entry)| show(entry)).unwrap_or_default();
         format!("expected different entries, found {entry} twice")
@@ -141,13 +130,13 @@ fn choices(schema: &Value) -> Vec<&str> {
     own.chain(branches.flat_map(choices)).collect()
 }
 
-/// Errors of the only branch whose errors lie deeper than the value itself or are not about its type.
-fn closest<'a>(key: &KeyPath, context: &'a [Vec<ValidationError<'static>>]) -> Option<&'a [ValidationError<'static>]> {
-    let fits = |error: &ValidationError<'_>| {
-        let shallow = key_path(error.instance_path()) == *key;
-        !(shallow && matches!(error.kind(), Kind::Type { .. } | Kind::Enum { .. } | Kind::Constant { .. }))
+/// Violations of the only branch whose violations lie deeper than the value itself or are not about its type.
+fn closest<'a>(key: &KeyPath, branches: &'a [Vec<Violation<'a>>]) -> Option<&'a [Violation<'a>]> {
+    let fits = |violation: &Violation<'_>| {
+        let is_shallow = violation.key == *key;
+        !(is_shallow && matches!(violation.kind, Kind::Type | Kind::Choice))
     };
-    let mut branches = context.iter().filter(|errors| errors.iter().all(fits));
+    let mut branches = branches.iter().filter(|violations| violations.iter().all(fits));
     match (branches.next(), branches.next()) {
         (Some(only), None) => Some(only),
         _ => None,
@@ -168,11 +157,4 @@ fn home_of(schema: &Value, name: &str) -> Option<KeyPath> {
 
 fn properties(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
     schema["properties"].as_object().into_iter().flat_map(Map::iter)
-}
-
-fn key_path(location: &Location) -> KeyPath {
-    location.iter().fold(KeyPath::root(), |path, segment| match segment {
-        LocationSegment::Property(key) => path.key(&key),
-        LocationSegment::Index(index) => path.index(index),
-    })
 }

@@ -1,13 +1,14 @@
 //! Layers of values: file, environment and command line, and the origin of each value.
 
-use figment::value::{Dict, Map as Profiles, Value as Tagged};
-use figment::{Figment, Metadata, Profile, Provider, Source};
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
 use crate::path::{KeyPath, Segment};
 use crate::positions::Positions;
 use crate::problem::{Origin, Problem};
-use crate::yaml;
+use crate::sweep::{SWEEP, with_paths_as_keys};
+use crate::{renamed, yaml};
 
 pub(crate) const ENV_PREFIX: &str = "SEPAL__";
 
@@ -15,17 +16,43 @@ pub(crate) const ENV_PREFIX: &str = "SEPAL__";
 pub(crate) struct Layer {
     origin: Origin,
     values: Map<String, Value>,
+    /// Positions in the file, of values below the key that the file is for.
+    positions: Positions,
+    /// Key that the file is for; the root if it is a whole pipeline.
+    root: KeyPath,
 }
 
 impl Layer {
     pub(crate) fn file(name: &str, text: &str) -> Result<Self, Problem> {
         let origin = |position| Origin::File { name: name.to_owned(), position };
         match yaml::parse(text) {
-            Ok(Value::Object(values)) => Ok(Self { origin: origin(None), values }),
-            Ok(Value::Null) => Ok(Self { origin: origin(None), values: Map::new() }),
+            Ok(Value::Object(values)) => {
+                Ok(Self { positions: Positions::new(text), ..Self::of_values(origin(None), values) })
+            }
+            Ok(Value::Null) => Ok(Self::of_values(origin(None), Map::new())),
             Ok(_) => Err(problem(origin(None), "expected a map of keys, such as `name: my-run`")),
             Err(error) => Err(problem(origin(error.position), &error.message)),
         }
+    }
+
+    /// Layer of a file that holds the value of one key.
+    pub(crate) fn file_of_key(name: &str, text: &str, key: &str) -> Result<Self, Problem> {
+        let origin = |position| Origin::File { name: name.to_owned(), position };
+        match yaml::parse(text) {
+            Ok(value) => Ok(Self {
+                positions: Positions::new(text),
+                root: KeyPath::keys([key]),
+                ..Self::of_values(origin(None), Map::from_iter([(key.to_owned(), value)]))
+            }),
+            Err(error) => Err(problem(origin(error.position), &error.message)),
+        }
+    }
+
+    fn of_values(origin: Origin, mut values: Map<String, Value>) -> Self {
+        if let Some(sweep) = values.get_mut(SWEEP) {
+            *sweep = with_paths_as_keys(std::mem::take(sweep));
+        }
+        Self { origin, values, positions: Positions::default(), root: KeyPath::root() }
     }
 
     /// Layer of an environment variable `SEPAL__A__B`, which sets `a.b`.
@@ -53,13 +80,23 @@ impl Layer {
             Err(error) => return Err(Problem { key: KeyPath::keys(keys.iter().copied()), ..problem(origin, &error) }),
         };
         match keys.iter().rev().fold(leaf, |below, key| json!({ *key: below })) {
-            Value::Object(values) => Ok(Self { origin, values }),
+            Value::Object(values) => Ok(Self::of_values(origin, values)),
             _ => Err(problem(origin, "expected a key, for example train.seed")),
         }
     }
 
+    /// The layer, with keys of earlier versions converted.
+    pub(crate) fn converted(mut self) -> Self {
+        renamed::convert(&mut self.values);
+        self
+    }
+
     pub(crate) fn get(&self, a: &str, b: &str) -> Option<&Value> {
-        self.values.get(a)?.get(b)
+        self.value(a)?.get(b)
+    }
+
+    pub(crate) fn value(&self, key: &str) -> Option<&Value> {
+        self.values.get(key)
     }
 }
 
@@ -67,74 +104,138 @@ fn problem(origin: Origin, message: &str) -> Problem {
     Problem { origin, key: KeyPath::root(), message: message.to_owned(), suggestion: None }
 }
 
-/// The metadata name that figment keeps is the layer's index.
-struct Numbered<'a>(usize, &'a Layer);
-
-impl Provider for Numbered<'_> {
-    fn metadata(&self) -> Metadata {
-        Metadata::from(self.1.origin.to_string(), Source::Custom(self.0.to_string()))
-    }
-
-    fn data(&self) -> figment::Result<Profiles<Profile, Dict>> {
-        let dict = Tagged::serialize(&self.1.values)?.into_dict().unwrap_or_default();
-        Ok(Profile::Default.collect(dict))
-    }
-}
-
 #[derive(Debug)]
 pub(crate) struct Merged {
     pub(crate) value: Value,
-    tagged: Tagged,
-    figment: Figment,
-    positions: Positions,
+    fields: BTreeMap<String, Node>,
+}
+
+/// Value with its layer. A list belongs to one layer with all that it contains.
+#[derive(Debug)]
+enum Node {
+    Leaf { layer: usize, value: Value },
+    Map { layer: usize, fields: BTreeMap<String, Node> },
+}
+
+impl Node {
+    fn new(layer: usize, value: &Value) -> Self {
+        match value {
+            Value::Object(values) => Self::Map { layer, fields: nodes(layer, values) },
+            value => Self::Leaf { layer, value: value.clone() },
+        }
+    }
+
+    fn layer(&self) -> usize {
+        let (Self::Leaf { layer, .. } | Self::Map { layer, .. }) = self;
+        *layer
+    }
+
+    /// Merges two maps, of which `later` takes precedence; it replaces any other value.
+    fn merge(self, later: Self) -> Self {
+        match (self, later) {
+            (Self::Map { mut fields, .. }, Self::Map { layer, fields: later }) => {
+                merge(&mut fields, later);
+                Self::Map { layer, fields }
+            }
+            (_, later) => later,
+        }
+    }
+
+    fn to_value(&self) -> Value {
+        match self {
+            Self::Leaf { value, .. } => value.clone(),
+            Self::Map { fields, .. } => to_map(fields),
+        }
+    }
+}
+
+fn nodes(layer: usize, values: &Map<String, Value>) -> BTreeMap<String, Node> {
+    values.iter().map(|(key, value)| (key.clone(), Node::new(layer, value))).collect()
+}
+
+fn merge(fields: &mut BTreeMap<String, Node>, later: BTreeMap<String, Node>) {
+    for (key, later) in later {
+        let merged = match fields.remove(&key) {
+            Some(earlier) => earlier.merge(later),
+            None => later,
+        };
+        fields.insert(key, merged);
+    }
+}
+
+fn to_map(fields: &BTreeMap<String, Node>) -> Value {
+    Value::Object(fields.iter().map(|(key, node)| (key.clone(), node.to_value())).collect())
 }
 
 impl Merged {
-    /// Merges the layers, later ones over earlier ones. `text` is the text of the file, which is the first layer.
-    pub(crate) fn new(layers: &[Layer], text: &str) -> Result<Self, String> {
-        let start = Figment::new();
-        let figment = layers.iter().enumerate().fold(start, |figment, (i, layer)| figment.merge(Numbered(i, layer)));
-        let tagged = figment.find_value("").map_err(|error| error.to_string())?;
-        let value = whole_numbers(serde_json::to_value(&tagged).map_err(|error| error.to_string())?);
-        Ok(Self { value, tagged, figment, positions: Positions::new(text) })
+    /// Merges the layers, later ones over earlier ones.
+    pub(crate) fn new(layers: &[Layer]) -> Self {
+        let mut fields = BTreeMap::new();
+        for (i, layer) in layers.iter().enumerate() {
+            merge(&mut fields, nodes(i, &layer.values));
+        }
+        Self { value: normalized(to_map(&fields)), fields }
     }
 
     /// Index of the layer of the value at `path`, or of its closest existing ancestor.
     pub(crate) fn layer_of(&self, path: &KeyPath) -> usize {
-        let mut tagged = &self.tagged;
+        let (mut layer, mut fields) = (0, Some(&self.fields));
         for segment in path.segments() {
-            let below = match segment {
-                Segment::Key(key) => tagged.as_dict().and_then(|dict| dict.get(key)),
-                Segment::Index(index) => tagged.as_array().and_then(|array| array.get(*index)),
-            };
-            let Some(below) = below else { break };
-            tagged = below;
+            let Segment::Key(key) = segment else { break };
+            let Some(node) = fields.and_then(|fields| fields.get(key)) else { break };
+            layer = node.layer();
+            fields = if let Node::Map { fields, .. } = node { Some(fields) } else { None };
         }
-        let source = self.figment.get_metadata(tagged.tag()).and_then(|metadata| metadata.source.as_ref());
-        source.and_then(Source::custom).and_then(|number| number.parse().ok()).unwrap_or(0)
+        layer
     }
 
     /// Origin of the value at `path`, or of the section where it is missing.
     pub(crate) fn origin_of(&self, path: &KeyPath, layers: &[Layer]) -> Origin {
-        match layers.get(self.layer_of(path)).map(|layer| &layer.origin) {
-            Some(Origin::File { name, .. }) => {
-                Origin::File { name: name.clone(), position: self.positions.nearest(path) }
+        match layers.get(self.layer_of(path)) {
+            Some(Layer { origin: Origin::File { name, .. }, positions, root, .. }) => {
+                let position = path.below(root).and_then(|below| positions.nearest(&KeyPath::root().join(below)));
+                Origin::File { name: name.clone(), position }
             }
-            Some(origin) => origin.clone(),
+            Some(layer) => layer.origin.clone(),
             None => Origin::File { name: "the pipeline".to_owned(), position: None },
         }
     }
 }
 
-/// Writes `3.0` as `3`, which readers of whole numbers accept.
-fn whole_numbers(value: Value) -> Value {
+/// Sorts the keys of maps, and writes `3.0` as `3`, which readers of whole numbers accept.
+fn normalized(value: Value) -> Value {
     match value {
         Value::Number(number) => match number.as_f64() {
             Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() < 9e15 => json!(float as i64),
             _ => Value::Number(number),
         },
-        Value::Array(entries) => entries.into_iter().map(whole_numbers).collect(),
-        Value::Object(fields) => fields.into_iter().map(|(key, value)| (key, whole_numbers(value))).collect(),
+        Value::Array(entries) => entries.into_iter().map(normalized).collect(),
+        Value::Object(fields) => {
+            let sorted: BTreeMap<String, Value> =
+                fields.into_iter().map(|(key, value)| (key, normalized(value))).collect();
+            sorted.into_iter().collect()
+        }
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn merged(texts: &[&str]) -> Merged {
+        let layers: Vec<Layer> = texts.iter().map(|text| Layer::file("p.yaml", text).expect("a map")).collect();
+        Merged::new(&layers)
+    }
+
+    #[test]
+    fn later_layers_replace_values_and_join_maps() {
+        let merged = merged(&["b: {y: 1, x: [1, 2]}\na: 3.0", "b: {x: [7], z: null}", "a: {c: 1}"]);
+        let expected = json!({ "a": { "c": 1 }, "b": { "x": [7], "y": 1, "z": null } });
+        assert_eq!(merged.value.to_string(), expected.to_string());
+        let layer = |keys: &[&str]| merged.layer_of(&KeyPath::keys(keys.iter().copied()));
+        assert_eq!([layer(&["b", "y"]), layer(&["b", "x"]), layer(&["b", "z"]), layer(&["a", "c"])], [0, 1, 1, 2]);
+        assert_eq!([layer(&["b"]), layer(&["b", "missing"]), layer(&["missing"]), layer(&[])], [1, 1, 0, 0]);
+        assert_eq!(merged.layer_of(&KeyPath::keys(["b", "x"]).index(0)), 1);
     }
 }

@@ -26,10 +26,13 @@ mod load;
 mod path;
 mod positions;
 mod problem;
+mod renamed;
 mod render;
 mod schema;
 pub mod spec;
 mod swarm;
+mod sweep;
+mod validate;
 mod words;
 mod yaml;
 
@@ -40,3 +43,4 @@ pub use problem::{Origin, Problem, Problems};
 pub use render::{Rendered, Resolved, ValueOrigin};
 pub use schema::schema;
 pub use spec::{Spec, SwarmSpec};
+pub use sweep::{Member, Setting, Sweep};

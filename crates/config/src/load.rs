@@ -12,12 +12,17 @@ use crate::problem::{Problem, Problems};
 use crate::schema::{Choices, Form, GROUP_PARAMS, choices, schema};
 use crate::spec::Spec;
 use crate::spec::plugins::overridden;
+use crate::sweep::{SWEEP, in_written_order};
 
 /// Layers of a pipeline: a file, environment variables and options of the command line, later ones over earlier ones.
 #[derive(Debug, Clone)]
 pub struct Layers {
     name: String,
     text: String,
+    /// True for the record of a run, which an earlier version may have written.
+    is_record: bool,
+    /// Name and text of a file with the sweep.
+    sweep: Option<(String, String)>,
     env: Vec<(String, String)>,
     sets: Vec<String>,
 }
@@ -38,21 +43,33 @@ pub(crate) struct Traced {
     /// Written values, without defaults.
     pub(crate) merged: Merged,
     pub(crate) layers: Vec<Layer>,
+    /// Sweep as it is written, if there is one.
+    pub(crate) sweep: Option<Value>,
 }
 
 impl Layers {
-    /// Reads the file at `path`.
+    /// Reads the file at `path`. In a run folder it is the record of the run, whose keys may be those of an earlier version.
     ///
     /// # Errors
     /// [`ReadError`] if it cannot be read.
     pub fn read(path: &Path) -> Result<Self, ReadError> {
         let text = std::fs::read_to_string(path).map_err(|source| ReadError { path: path.into(), source })?;
-        Ok(Self::text(path.display().to_string(), text))
+        Ok(Self { is_record: is_record(path), ..Self::text(path.display().to_string(), text) })
     }
 
     /// Uses a text; `name` stands for the file in messages.
     pub fn text(name: impl Into<String>, text: impl Into<String>) -> Self {
-        Self { name: name.into(), text: text.into(), env: Vec::new(), sets: Vec::new() }
+        Self { name: name.into(), text: text.into(), is_record: false, sweep: None, env: Vec::new(), sets: Vec::new() }
+    }
+
+    /// Reads the sweep from the file at `path`, which holds the value of the key `sweep`.
+    ///
+    /// # Errors
+    /// [`ReadError`] if it cannot be read.
+    pub fn sweep_over(mut self, path: &Path) -> Result<Self, ReadError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ReadError { path: path.into(), source })?;
+        self.sweep = Some((path.display().to_string(), text));
+        Ok(self)
     }
 
     /// Adds environment variables: `SEPAL__A__B` sets `a.b`; other variables are ignored.
@@ -75,38 +92,59 @@ impl Layers {
     /// # Errors
     /// [`Problems`]: all of them at once, each with its origin.
     pub fn load(&self, catalog: &Catalog) -> Result<Loaded, Problems> {
-        self.load_traced(catalog).map(|traced| traced.loaded)
+        self.load_traced(catalog, false).map(|traced| traced.loaded)
     }
 
-    /// Loads like [`load`](Self::load), and keeps the origin of each value.
-    pub(crate) fn load_traced(&self, catalog: &Catalog) -> Result<Traced, Problems> {
+    /// Loads like [`load`](Self::load), and keeps the origin of each value. A sweep is a problem unless `allows_sweep`; its
+    /// runs are not checked.
+    pub(crate) fn load_traced(&self, catalog: &Catalog, allows_sweep: bool) -> Result<Traced, Problems> {
+        let (merged, layers, notices) = self.merge(catalog)?;
+        let mut value = merged.value.clone();
+        let sweep =
+            value.as_object_mut().and_then(|fields| fields.shift_remove(SWEEP)).filter(|sweep| !sweep.is_null());
+        let mut findings = violations(&schema(catalog), &with_listed_names(&value, catalog));
+        findings.extend(checks::findings(&value, catalog));
+        if sweep.is_some() && !allows_sweep {
+            let message = "found several runs where one is expected; `null` here leaves the pipeline without them";
+            findings.push(Finding::new(KeyPath::keys([SWEEP]), message));
+        }
+        let problem = |Finding { key, message, suggestion }| {
+            let origin = merged.origin_of(&key, &layers);
+            Problem { origin, key, message, suggestion }
+        };
+        Problems::check(findings.into_iter().map(problem).collect())?;
+        let spec = fill_in(value, catalog).map_err(|error| Problems::of_pipeline(&self.name, error))?;
+        let sweep = sweep.map(|sweep| in_written_order(sweep, &layers));
+        Ok(Traced { loaded: Loaded { spec, notices }, merged, layers, sweep })
+    }
+
+    /// Merges the layers, and leaves out options that an override made meaningless, with a notice for each.
+    pub(crate) fn merge(&self, catalog: &Catalog) -> Result<(Merged, Vec<Layer>, Vec<String>), Problems> {
         let layers = self.layers()?;
-        let unmerged = |error: String| Problems::of_pipeline(&self.name, error);
-        let mut merged = Merged::new(&layers, &self.text).map_err(unmerged)?;
+        let mut merged = Merged::new(&layers);
         let choices = choices(catalog);
         let notices = choices
             .iter()
             .filter(|choice_key| choice_key.form != Form::List)
             .flat_map(|choice_key| drop_stale(choice_key, &layers, &mut merged))
             .collect();
-
-        let mut findings = violations(&schema(catalog), &with_listed_names(&merged.value, catalog));
-        findings.extend(checks::findings(&merged.value, catalog));
-        let problem = |Finding { key, message, suggestion }| {
-            let origin = merged.origin_of(&key, &layers);
-            Problem { origin, key, message, suggestion }
-        };
-        Problems::check(findings.into_iter().map(problem).collect())?;
-        let spec = fill_in(merged.value.clone(), catalog).map_err(unmerged)?;
-        Ok(Traced { loaded: Loaded { spec, notices }, merged, layers })
+        stand_in_for_training_rows(&mut merged.value);
+        Ok((merged, layers, notices))
     }
 
-    fn layers(&self) -> Result<Vec<Layer>, Problems> {
-        let file = std::iter::once(Layer::file(&self.name, &self.text));
+    /// Name that stands for the file in messages.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn layers(&self) -> Result<Vec<Layer>, Problems> {
+        let file = Layer::file(&self.name, &self.text);
+        let file = std::iter::once(if self.is_record { file.map(Layer::converted) } else { file });
+        let sweep = self.sweep.iter().map(|(name, text)| Layer::file_of_key(name, text, SWEEP));
         let env = self.env.iter().map(|(name, value)| Layer::env(name, value));
         let sets = self.sets.iter().map(|text| Layer::set(text));
         let (mut layers, mut problems) = (Vec::new(), Vec::new());
-        for layer in file.chain(env).chain(sets) {
+        for layer in file.chain(sweep).chain(env).chain(sets) {
             match layer {
                 Ok(layer) => layers.push(layer),
                 Err(problem) => problems.push(problem),
@@ -114,6 +152,31 @@ impl Layers {
         }
         Problems::check(problems).map(|()| layers)
     }
+}
+
+/// Without training, validation rows stand in for training rows that are not given.
+fn stand_in_for_training_rows(value: &mut Value) {
+    if value["train"]["max_steps"] != 0 {
+        return;
+    }
+    let stand_in = |rows: &mut Value| {
+        let Some(rows) = rows.as_object_mut() else { return };
+        let validation = rows.get("validation").filter(|validation| !validation.is_null()).cloned();
+        if rows.get("train").is_none_or(Value::is_null)
+            && let Some(validation) = validation
+        {
+            rows.insert("train".to_owned(), validation);
+        }
+    };
+    let Some(data) = value.get_mut("data") else { return };
+    stand_in(data);
+    data.get_mut("otherwise").and_then(Value::as_array_mut).into_iter().flatten().for_each(stand_in);
+}
+
+/// Returns true for the pipeline file of a run folder.
+fn is_record(path: &Path) -> bool {
+    let is_beside = |name: &str| path.with_file_name(name).is_file();
+    path.ends_with("pipeline.yaml") && ["manifest.json", "metrics.jsonl"].into_iter().any(is_beside)
 }
 
 /// Removes options that a changed `use` does not know, and returns a notice for each.
@@ -158,7 +221,7 @@ fn choices_mut(value: &mut Value, kind: PluginKind) -> &mut [Value] {
 }
 
 /// Returns the pipeline with the names of plugins that the schema lists, instead of earlier ones.
-fn with_listed_names(value: &Value, catalog: &Catalog) -> Value {
+pub(crate) fn with_listed_names(value: &Value, catalog: &Catalog) -> Value {
     let mut value = value.clone();
     for kind in PluginKind::ALL {
         for choice in choices_mut(&mut value, kind) {
@@ -172,7 +235,7 @@ fn with_listed_names(value: &Value, catalog: &Catalog) -> Value {
 }
 
 /// Converts a value without problems to a spec, with the defaults of every plugin.
-fn fill_in(mut value: Value, catalog: &Catalog) -> Result<Spec, String> {
+pub(crate) fn fill_in(mut value: Value, catalog: &Catalog) -> Result<Spec, String> {
     for kind in PluginKind::ALL {
         choices_mut(&mut value, kind).iter_mut().try_for_each(|choice| resolve(kind, choice, catalog))?;
     }

@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 
-use saphyr_parser::{Event, Parser, Span};
+use granit_parser::{Event, Parser, Span};
 
 use crate::path::KeyPath;
 
@@ -27,7 +27,14 @@ impl Positions {
 
     /// Position of the value or of its closest ancestor; `None` if that is the whole file.
     pub(crate) fn nearest(&self, path: &KeyPath) -> Option<Position> {
-        self.0.get(path).copied().or_else(|| self.nearest(&path.parent()?))
+        let found = self.0.get(path).copied().or_else(|| self.position_by_text(path));
+        found.or_else(|| self.nearest(&path.parent()?))
+    }
+
+    /// Position of a path whose text is the same: the keys of a sweep are written as `a.b` or as maps.
+    fn position_by_text(&self, path: &KeyPath) -> Option<Position> {
+        let text = path.to_string();
+        self.0.iter().find(|(path, _)| path.to_string() == text).map(|(_, position)| *position)
     }
 }
 
@@ -53,11 +60,11 @@ impl<'a> Walk<'a> {
                     self.copy(&from, path);
                 }
             }
-            Some(Event::SequenceStart(anchor, _)) => {
+            Some(Event::SequenceStart(_, anchor, _)) => {
                 self.anchor(anchor, path);
                 self.sequence(path);
             }
-            Some(Event::MappingStart(anchor, _)) => {
+            Some(Event::MappingStart(_, anchor, _)) => {
                 self.anchor(anchor, path);
                 self.mapping(path);
             }

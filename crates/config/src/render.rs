@@ -10,6 +10,7 @@ use crate::layers::{Layer, Merged};
 use crate::load::{Layers, Traced};
 use crate::path::{KeyPath, Segment};
 use crate::problem::{Origin, Problems};
+use crate::sweep::SWEEP;
 use crate::yaml;
 
 /// Maximum width of a line whose comment is aligned.
@@ -70,14 +71,21 @@ impl Serialize for ValueOrigin {
 }
 
 impl Layers {
-    /// Loads the pipeline like [`load`](Self::load), with the origin of each value.
+    /// Loads the pipeline like [`load`](Self::load), with the origin of each value. A sweep is checked and stays as it is
+    /// written.
     ///
     /// # Errors
     /// [`Problems`] as there.
     pub fn render(&self, catalog: &Catalog) -> Result<Rendered, Problems> {
-        let Traced { loaded, merged, layers } = self.load_traced(catalog)?;
+        let Traced { loaded, merged, layers, sweep } = self.load_traced(catalog, true)?;
+        if sweep.is_some() {
+            self.load_sweep(catalog)?;
+        }
         let unwritable = |error: serde_json::Error| Problems::of_pipeline("the pipeline", error.to_string());
-        let tree = serde_json::to_value(&loaded.spec).map_err(unwritable)?;
+        let mut tree = serde_json::to_value(&loaded.spec).map_err(unwritable)?;
+        if let (Some(sweep), Some(fields)) = (sweep, tree.as_object_mut()) {
+            fields.insert(SWEEP.to_owned(), sweep);
+        }
         let mut values = Vec::new();
         collect(&tree, &KeyPath::root(), &mut |key, value| {
             values.push(Resolved { key: key.clone(), value: value.clone(), origin: comes(key, &merged, &layers) });

@@ -5,7 +5,8 @@ use sepal_catalog::{Catalog, Entry, PluginKind, schema_of};
 use sepal_core::{ComputeFormat, WeightFormat};
 use serde_json::{Map, Value, json};
 
-use crate::spec::{EmbeddedSpec, LanSpec, NoneSpec, P2pSpec, Spec, StaticSpec};
+use crate::spec::{EmbeddedSpec, HalvingSpec, LanSpec, NoneSpec, P2pSpec, Spec, StaticSpec};
+use crate::sweep::SWEEP;
 
 /// Returns the JSON schema of a pipeline file with these plugins, with documentation, defaults and examples for editors
 /// and without external references.
@@ -14,12 +15,49 @@ pub fn schema(catalog: &Catalog) -> Value {
     for choices in choices(catalog) {
         choices.insert_into(&mut schema);
     }
+    schema["properties"][SWEEP] = sweep();
     fold_enums(&mut schema);
     let mut whole = json!({ "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Sepal pipeline" });
     if let (Value::Object(whole), Value::Object(fields)) = (&mut whole, schema) {
         whole.extend(fields.into_iter().filter(|(key, _)| key != "title"));
     }
     whole
+}
+
+/// Schema of a sweep: a grid of keys, or a list of maps of keys, alone or under `over` beside other options.
+fn sweep() -> Value {
+    const KEYS: &str = "Keys such as `optimizer.with.lr` with lists of values, of which every combination is a run. An entry \
+                        of a list may be a range: `0..3` are 0, 1 and 2, `0..=3` are 0 to 3.";
+    const RUNS: &str = "Runs, each a map of keys such as `optimizer.with.lr` and values.";
+    let values = json!({ "description": "Values of the key.", "type": ["array", "string", "object"] });
+    let list = json!({ "description": RUNS, "type": "array", "minItems": 1, "items": { "type": "object" } });
+    let grid = json!({ "description": KEYS, "type": "object", "additionalProperties": values });
+    let mut halving = schema_of::<HalvingSpec>();
+    if let Value::Object(fields) = &mut halving {
+        fields.shift_remove("title");
+        fields.shift_remove("$schema");
+    }
+    json!({
+        "description": "Several runs of this pipeline with other values of some keys, for `sepal sweep`. A map with `use` replaces \
+                        the whole choice; other maps are read key by key.",
+        "anyOf": [
+            {
+                "description": KEYS,
+                "type": "object",
+                "properties": {
+                    "over": { "description": "Grid of keys, or list of runs.", "anyOf": [grid, list] },
+                    "halving": halving,
+                },
+                "additionalProperties": values,
+            },
+            list,
+            { "type": "null" },
+        ],
+        "examples": [
+            { "optimizer.with.lr": [0.001, 0.003], "train.seed": ["0..4"] },
+            [{ "tuning": { "use": "ptune" } }, { "tuning": { "use": "lora", "with": { "r": 8 } } }],
+        ],
+    })
 }
 
 /// Key of the file whose value is a choice, or a list of choices: `use` is its name, `with` are its options.

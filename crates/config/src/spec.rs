@@ -12,9 +12,15 @@ use serde::de::{Deserializer, Error, Unexpected};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+mod calibrate;
+mod halving;
+mod long_texts;
 pub(crate) mod plugins;
 mod train;
 
+pub use self::calibrate::{CalibrateSpec, ThresholdGoal};
+pub use self::halving::HalvingSpec;
+pub use self::long_texts::{LongTexts, PoolSpec, WindowsSpec};
 pub use self::plugins::{OptimizerSpec, ParameterGroup, PluginSpec, TuningSpec};
 pub use self::train::{CheckpointSpec, EarlyStoppingSpec, EvaluateEvery, EvaluateSpec, Goal, Precision, TrainSpec};
 pub use crate::swarm::{EmbeddedSpec, LanSpec, NoneSpec, P2pSpec, StaticSpec, SwarmSpec};
@@ -59,6 +65,10 @@ pub struct Spec {
     /// Evaluation on the validation rows.
     #[serde(default)]
     pub evaluate: EvaluateSpec,
+    // An unset later key is not written: checkpoints hold a digest of the written form.
+    /// Fit of probabilities and decisions on the validation rows, after the training.
+    #[serde(default, skip_serializing_if = "CalibrateSpec::is_empty")]
+    pub calibrate: CalibrateSpec,
     /// Checkpoints, from which an interrupted run is resumed.
     #[serde(default)]
     pub checkpoint: CheckpointSpec,
@@ -169,21 +179,28 @@ pub struct DataSpec {
     #[serde(default = "default_max_length")]
     #[schemars(range(min = 1))]
     pub max_length: usize,
-    /// Number of training rows of each class, which the seed draws after validation rows are split off; all rows if not
-    /// given.
+    /// Trains on few rows of each class, drawn after validation rows are split off; on all rows if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
-    pub rows_per_class: Option<usize>,
+    pub few_shot: Option<FewShotSpec>,
     /// End of a long text that is removed; by default the one that the tokenizer's files name, or else the right one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub truncation_side: Option<Side>,
+    /// Use of texts that are longer than `max_length`: `cut` truncates them, `windows` divides them into windows of at most
+    /// `max_length` tokens, each with the template, whose logits are joined to those of the text. Of a pair the longer text is
+    /// divided. Windows are for tasks whose rows have a class, a number or several labels.
+    #[serde(default, skip_serializing_if = "LongTexts::is_cut")]
+    #[schemars(schema_with = "long_texts::long_texts")]
+    pub long_texts: LongTexts,
     /// Other data, tried in order if the data above is not available.
     #[serde(default)]
     pub otherwise: Vec<RowsSpec>,
 }
 
+/// Default of `data.max_length`.
+pub(crate) const DEFAULT_MAX_LENGTH: usize = 128;
+
 const fn default_max_length() -> usize {
-    128
+    DEFAULT_MAX_LENGTH
 }
 
 impl DataSpec {
@@ -198,13 +215,28 @@ impl DataSpec {
     }
 }
 
+/// Few training rows of each class.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FewShotSpec {
+    /// Number of training rows of each class. If rows have several labels or labelled words, the number of rows that each
+    /// label has at least. Numbers, options and answers have no classes.
+    #[schemars(range(min = 1))]
+    pub per_class: usize,
+    /// Seed of the draw; `train.seed` if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+}
+
 /// One source of labelled texts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RowsSpec {
-    /// Training rows: a source, or a list of sources, of which the first available one is used.
+    /// Training rows: a source, or a list of sources, of which the first available one is used. With `train.max_steps: 0`
+    /// the validation rows stand in for them. A folder is read by its split `train`, or wholly if it has no splits; its
+    /// folders named `COLUMN=VALUE` are columns. Text files may be compressed by gzip.
     pub train: Sources,
-    /// Validation rows.
+    /// Validation rows. Of a folder, the first of the splits `validation`, `val`, `valid`, `dev`, `eval` and `test`.
     #[serde(default)]
     pub validation: Option<Sources>,
     /// Fraction of the training rows that becomes the validation rows, chosen by the seed; instead of `validation`.
@@ -232,6 +264,10 @@ pub struct RowsSpec {
     /// Filter: only rows whose columns have these values.
     #[serde(default, rename = "where")]
     pub filter: BTreeMap<String, Cell>,
+    /// Leaves out rows whose text, second text or label is missing, empty or blank; a run says and records how many.
+    /// Otherwise such a row is an error.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skip_empty: bool,
     /// File format, if the file's name does not tell.
     #[serde(default)]
     pub format: Option<FileFormat>,
@@ -311,6 +347,8 @@ pub enum FileFormat {
     Csv,
     /// Tab-separated, with a header.
     Tsv,
+    /// JSON: a list of objects, an object of columns, an object with one list of objects, or one object per line.
+    Json,
     /// One JSON object per line.
     Jsonl,
 }

@@ -114,6 +114,7 @@ fn written_spec_reads_as_itself() {
         &grouped,
         &["swarm={use: static, with: {servers: ['h:1', unix:/s]}}"],
         &["model.compute=bf16", "model.weights=nf4"],
+        &["data.few_shot={per_class: 16, seed: 1}", "data.skip_empty=true", "data.format=json"],
     ] {
         let spec = good(&[], sets).spec;
         let yaml = spec.to_yaml().expect("a spec can be written");
@@ -239,6 +240,7 @@ fn unknown_keys_are_refused() {
     assert_snapshot!(with("seed: 7", "zebra: 7"), @"sst2.yaml:26:21: train.zebra: unknown key; known: epochs, max_steps, max_minutes, early_stopping, accumulate, clip_norm, precision, scaler, seed, threads, deterministic");
     assert_snapshot!(with("seed: 7", "shuffle: false"), @"sst2.yaml:26:21: train.shuffle: unknown key; there is one at `loader.shuffle`");
     assert_snapshot!(with("lr: 1.0e-2", "learning_rate: 1"), @"sst2.yaml:24:34: optimizer.with.learning_rate: unknown key; known: lr, betas, eps, weight_decay");
+    assert_snapshot!(with("max_length: 64", "rows_per_class: 4"), @"sst2.yaml:16:3: data.rows_per_class: this key is no longer known; write `data.few_shot: {per_class: ROWS}`");
     assert_snapshot!(with("      text: text", "      txt: text"), @"sst2.yaml:20:7: data.otherwise[0].txt: unknown key; did you mean `text`?");
 }
 
@@ -256,7 +258,7 @@ fn wrong_values_are_refused() {
     assert_snapshot!(with("name: sst2", "name: a b"), @r#"sst2.yaml:1:1: name: expected letters, digits, `-`, `_` and `.`, found the text "a b""#);
     assert_snapshot!(with("name: sst2", "name:"), @"sst2.yaml:1:1: name: expected text, found nothing");
     assert_snapshot!(with("text: sentence", "text: 3"), @"sst2.yaml:14:3: data.text: expected text, found 3; quotation marks make it text");
-    assert_snapshot!(with("text: sentence", "text: sentence\n  format: xml"), @r#"sst2.yaml:15:3: data.format: expected one of parquet, arrow, csv, tsv, jsonl, found the text "xml""#);
+    assert_snapshot!(with("text: sentence", "text: sentence\n  format: xml"), @r#"sst2.yaml:15:3: data.format: expected one of parquet, arrow, csv, tsv, json, jsonl, found the text "xml""#);
     assert_snapshot!(with("text: sentence", "text: sentence\n  delimiter: ;;"), @"sst2.yaml:15:3: data.delimiter: expected one ASCII character as delimiter, or `tab`, found `;;`; not a quotation mark or a line break");
     assert_snapshot!(with("text: sentence", "text: sentence\n  encoding: latin"), @"sst2.yaml:15:3: data.encoding: expected an encoding, for example utf-8, windows-1252, latin-1, utf-16 or shift_jis, found `latin`");
     assert_snapshot!(with("{ batch_size: 32, drop_last: true }", "32"), @"sst2.yaml:23:1: loader: expected a map with `batch_size`, `drop_last`, `shuffle`, …, found 32");
@@ -330,6 +332,16 @@ fn labels_and_servers() {
         sst2.yaml:4:41: swarm.with.servers[0]: expected HOST:PORT or unix:PATH, found the text "127.0.0.1"
         sst2.yaml:4:53: swarm.with.timeout_ms: expected a whole number of at least 1, found 0
     "#);
+}
+
+#[test]
+fn validation_rows_stand_in_for_training_rows_without_training() {
+    let text = GOOD.replacen("  train: hub:stanfordnlp/sst2\n", "", 1);
+    let untrained = |sets: &[&str]| layers(&text, &[], sets).load(registry().catalog());
+    let spec = untrained(&["train.max_steps=0"]).unwrap_or_else(|problems| panic!("{problems}")).spec;
+    assert_eq!(Some(&spec.data.rows.train), spec.data.rows.validation.as_ref());
+    let problems = untrained(&["train.max_steps=1"]).expect_err("no training rows").to_string();
+    assert!(problems.contains("data.train: missing"), "{problems}");
 }
 
 #[test]
