@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-use sepal_track::{DataFacts, Manifest};
+use sepal_track::{Calibration, DataFacts, Manifest};
 
 use crate::adapter::Adapter;
-use crate::export_options::{ExportOptions, Form};
+use crate::export_options::{ExportOptions, Form, Method};
 use crate::verify::Verified;
 
 pub(crate) const CARD: &str = "README.md";
@@ -28,6 +28,9 @@ impl Card<'_> {
         let (description, method) = (upper_first(&adapter.description()), self.method());
         push(&mut card, format!("{description} and a linear head, trained with Sepal, {method}.\n"));
         push(&mut card, snippet(options, adapter));
+        if let Some(run) = &options.run {
+            uses(&mut card, &run.manifest);
+        }
         for notice in notices {
             push(&mut card, format!("**Note:** {notice}.\n"));
         }
@@ -174,6 +177,28 @@ rows = tokenizer.pad({{"input_ids": [encode({each}) for {names}]}}, return_tenso
 /// Returns the end at which long texts are cut.
 fn side(data: &DataFacts) -> &str {
     data.truncation_side.as_deref().unwrap_or("right")
+}
+
+/// Says what predictions do beside the logits of one row.
+fn uses(card: &mut String, manifest: &Manifest) {
+    if let (Some(long_texts), Some(limit)) = (&manifest.data.long_texts, manifest.data.max_length) {
+        push(
+            card,
+            format!(
+                "Sepal predicts a text of more than {limit} tokens by {long_texts}; the lines above truncate it.\n"
+            ),
+        );
+    }
+    if let Some(calibration) = &manifest.calibration {
+        let description = calibration.description();
+        let text = format!(
+            "Probabilities are calibrated on {} rows, and `{}` has the values ({description}): divide the logits by the \
+             temperature; a label with a threshold is predicted if its probability is at least that.\n",
+            calibration.rows,
+            Calibration::FILE,
+        );
+        push(card, text);
+    }
 }
 
 fn facts(card: &mut String, manifest: &Manifest) {

@@ -12,7 +12,7 @@ use crate::adapter::{Adapter, AdapterError, AdapterKind};
 use crate::block_inputs::BlockInputs;
 use crate::compute::ComputeError;
 use crate::config::{AdapterConfig, CONFIG, HeadNames, PROMPT_EMBEDDINGS, TENSORS};
-use crate::export_options::{ExportOptions, Form, Verify};
+use crate::export_options::{ExportOptions, Form, Method, Verify};
 use crate::export_texts::ExportTexts;
 use crate::family;
 use crate::fold::{cut, fold, table};

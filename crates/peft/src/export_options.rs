@@ -7,37 +7,22 @@ use crate::config::{IA3, LORA, P_TUNING, PREFIX_TUNING, PROMPT_TUNING};
 use crate::export_record::Run;
 use crate::used_plugin::UsedPlugin;
 
-/// Method of PEFT for an exported adapter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
-    /// Keys and values for each block. Supports deep prompts and padded batches.
-    PrefixTuning,
-    /// The prompts themselves. Supports shallow prompts; PEFT pools padded batches wrongly with it (peft#764).
-    PromptTuning,
-    /// As [`PromptTuning`](Self::PromptTuning), under the name of prompts that an encoder computed.
-    PTuning,
-    /// Low-rank additions to linear layers.
-    Lora,
-    /// Factors of outputs and inputs of linear layers.
-    Ia3,
+pub use sepal_core::PeftForm as Form;
+
+/// Properties of PEFT's methods.
+pub(crate) trait Method: Sized + 'static {
+    /// Value of `peft_type` in `adapter_config.json`.
+    fn peft_type(self) -> &'static str;
+
+    /// True if prompts are written without their keys and values.
+    fn has_prompts(self) -> bool;
+
+    /// Methods that hold an adapter of this kind exactly, the default first.
+    fn exact(kind: AdapterKind) -> &'static [Self];
 }
 
-impl Form {
-    /// All methods.
-    pub const ALL: [Self; 5] = [Self::PrefixTuning, Self::PromptTuning, Self::PTuning, Self::Lora, Self::Ia3];
-
-    /// Returns `prefix-tuning`, `prompt-tuning`, `p-tuning`, `lora` or `ia3`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::PrefixTuning => "prefix-tuning",
-            Self::PromptTuning => "prompt-tuning",
-            Self::PTuning => "p-tuning",
-            Self::Lora => "lora",
-            Self::Ia3 => "ia3",
-        }
-    }
-
-    pub(crate) fn peft_type(self) -> &'static str {
+impl Method for Form {
+    fn peft_type(self) -> &'static str {
         match self {
             Self::PrefixTuning => PREFIX_TUNING,
             Self::PromptTuning => PROMPT_TUNING,
@@ -47,13 +32,11 @@ impl Form {
         }
     }
 
-    /// True if prompts are written without their keys and values.
-    pub(crate) fn has_prompts(self) -> bool {
+    fn has_prompts(self) -> bool {
         matches!(self, Self::PromptTuning | Self::PTuning)
     }
 
-    /// Methods that hold an adapter of this kind exactly, the default first.
-    pub(crate) fn exact(kind: AdapterKind) -> &'static [Self] {
+    fn exact(kind: AdapterKind) -> &'static [Self] {
         match kind {
             AdapterKind::Prompts | AdapterKind::EncodedPrompts => {
                 &[Self::PrefixTuning, Self::PromptTuning, Self::PTuning]
@@ -62,22 +45,6 @@ impl Form {
             AdapterKind::Lora => &[Self::Lora],
             AdapterKind::Ia3 => &[Self::Ia3],
         }
-    }
-}
-
-impl std::fmt::Display for Form {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl std::str::FromStr for Form {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let named = Self::ALL.into_iter().find(|form| form.name() == text);
-        let names = || Self::ALL.map(Self::name).join(", ");
-        named.ok_or_else(|| format!("`{text}` is not a form of an export; use one of {}", names()))
     }
 }
 

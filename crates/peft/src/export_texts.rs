@@ -2,13 +2,14 @@
 
 use sepal_checkpoint::{Checkpoint, linear_sites};
 use sepal_core::SiteRole;
+use sepal_track::Calibration;
 use serde::Serialize;
 
 use crate::adapter::{Adapter, AdapterError, LoraShape};
 use crate::card::{CARD, Card};
 use crate::config::{CONFIG, HEAD_MODULE, Ia3ConfigFile, LoraConfigFile, PromptConfigFile, SEQ_CLS, TENSORS};
 use crate::export::ExportError;
-use crate::export_options::{ExportOptions, Form};
+use crate::export_options::{ExportOptions, Form, Method};
 use crate::export_record::{self, ExportRecord, RECORD, TRAINED};
 use crate::family;
 use crate::folder::{FolderError, Staged, json};
@@ -53,6 +54,9 @@ impl ExportTexts<'_> {
             run: options.run.clone(),
         };
         write_json(staged, RECORD, &record)?;
+        if let Some(calibration) = options.run.as_ref().and_then(|run| run.manifest.calibration.as_ref()) {
+            write_json(staged, Calibration::FILE, calibration)?;
+        }
         let card = Card { options, form, notices, adapter, verified };
         staged.write(CARD, card.text().as_bytes())?;
         Ok(())

@@ -6,7 +6,7 @@ use sepal_checkpoint::Checkpoint;
 
 use crate::adapter::{Adapter, AdapterKind};
 use crate::config::{AdapterConfig, CONFIG, SEQ_CLS, TENSORS};
-use crate::export_options::Form;
+use crate::export_options::{Form, Method};
 use crate::export_record::{self, ExportRecord, RECORD, Run, TRAINED};
 use crate::folder::{FolderError, Staged, json};
 use crate::foreign::{self, Foreign};
@@ -73,10 +73,6 @@ impl Import {
         }
         if adapter.facts.model_digest.is_empty() {
             notices.push("the base model is unknown; name it to have it checked and recorded".to_owned());
-        }
-        // Labels are printed on terminals and in tables.
-        if let Some(label) = adapter.facts.labels.iter().find(|label| label.chars().any(char::is_control)) {
-            return Err(ImportError::Label { label: label.clone() });
         }
         adapter.write(&staged.path().join(ADAPTER)).map_err(FolderError::from)?;
         // The parameters of an encoder do not tell the number of its prompts.

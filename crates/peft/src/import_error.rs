@@ -121,9 +121,6 @@ pub enum ImportError {
     /// The result cannot be written.
     #[error("write the adapter")]
     Folder(#[from] FolderError),
-    /// A label contains control characters.
-    #[error("import the folder: its label {label:?} contains control characters; use other names")]
-    Label { label: String },
     /// The manifest cannot be written as JSON.
     #[error("write JSON")]
     Json(#[from] serde_json::Error),

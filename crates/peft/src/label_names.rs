@@ -34,7 +34,7 @@ pub(crate) fn read_label_names(folder: &Path, n_labels: usize) -> LabelNames {
 /// Returns one name per logit, if the names are not placeholders.
 fn in_order(by_id: &BTreeMap<String, String>, n_labels: usize) -> Option<Vec<String>> {
     let names: Option<Vec<String>> = (0..n_labels).map(|id| by_id.get(&id.to_string()).cloned()).collect();
-    let is_name = |name: &String| !name.trim().is_empty() && !name.chars().any(char::is_control);
+    let is_name = |name: &String| !name.trim().is_empty();
     let are_names = |names: &Vec<String>| {
         let distinct: HashSet<&String> = names.iter().collect();
         by_id.len() == n_labels
@@ -64,6 +64,7 @@ mod tests {
             Some(&["a", "b"]),
             true,
         );
+        check(r#"{"id2label": {"0": "a/é", "1": "b\n\u001b[2J"}}"#, Some(&["a/é", "b\n\u{1b}[2J"]), false);
         for unnamed in [
             "",
             "[]",
@@ -72,7 +73,7 @@ mod tests {
             r#"{"id2label": {"0": "a"}}"#,
             r#"{"id2label": {"0": "a", "1": "b", "2": "c"}}"#,
             r#"{"id2label": {"0": "a", "1": "a"}}"#,
-            r#"{"id2label": {"0": "a", "1": "b\u001b[2J"}}"#,
+            r#"{"id2label": {"0": "a", "1": " \n"}}"#,
             r#"{"id2label": {"0": 1, "1": 2}}"#,
         ] {
             check(unnamed, None, false);

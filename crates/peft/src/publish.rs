@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use sepal_track::Calibration;
+
 use crate::card::CARD;
 use crate::config::{AdapterConfig, CONFIG, TENSORS};
 use crate::export_record::{self, ExportRecord, RECORD, TRAINED};
@@ -51,8 +53,9 @@ pub fn check_publishable(folder: &Path) -> Result<Publishable, PublishError> {
     if folder.join("adapter.safetensors").is_file() {
         return Err(PublishError::Run { folder: folder.to_owned() });
     }
-    let names = [CARD, CONFIG, TENSORS, RECORD, TRAINED];
-    if let Some(missing) = names.into_iter().find(|name| !folder.join(name).is_file()) {
+    let mut names = vec![CARD, CONFIG, TENSORS, RECORD, TRAINED];
+    names.extend(Some(Calibration::FILE).filter(|name| folder.join(name).is_file()));
+    if let Some(missing) = names.iter().copied().find(|name| !folder.join(name).is_file()) {
         return Err(PublishError::Foreign { folder: folder.to_owned(), missing });
     }
     let failed = |name: &str| {
@@ -82,7 +85,7 @@ pub fn check_publishable(folder: &Path) -> Result<Publishable, PublishError> {
     if !others.is_empty() {
         notices.push(format!("left out, as not part of an export: {}", others.join(", ")));
     }
-    Ok(Publishable { files: names.map(|name| folder.join(name)).to_vec(), notices })
+    Ok(Publishable { files: names.iter().map(|name| folder.join(name)).collect(), notices })
 }
 
 /// Returns true if a name has the form `OWNER/NAME`.

@@ -5,12 +5,12 @@ use std::path::Path;
 use sepal_config::Spec;
 use sepal_core::in_one_line;
 use sepal_plugin::Registry;
+use sepal_prepare::ModelFiles;
 use sepal_track::{DataFacts, Manifest, Status, Traffic, Versions};
 
 use crate::error::{AdapterError, AssembleError, ClassifierError};
 use crate::finish::{LIBTORCH, nearest_words};
 use crate::frozen_model::{BuiltHead, FrozenModel};
-use crate::model_files::ModelFiles;
 
 /// Entry of a manifest for unknown training rows.
 const UNKNOWN_ROWS: &str = "not known, another program trained it";
@@ -54,6 +54,7 @@ pub fn adopted(
             template: data.template.clone(),
             max_length: Some(spec.data.max_length),
             truncation_side: Some(frozen.truncation_side(spec).name().to_owned()),
+            long_texts: spec.data.long_texts.description(),
             ..DataFacts::default()
         },
         parameters: sepal_track::ParameterCounts { trainable, total: trainable + frozen.checkpoint.parameter_count() },
@@ -68,6 +69,7 @@ pub fn adopted(
         metrics: Default::default(),
         adapter_digest: params.digest().map_err(|error| AssembleError::Copy(error.into()))?,
         labels: head.label_names().to_vec(),
+        calibration: None,
         best: None,
         ended_early: None,
         resumed_at: Vec::new(),

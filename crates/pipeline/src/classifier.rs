@@ -6,33 +6,39 @@ use std::sync::atomic::AtomicBool;
 
 use sepal_assets::{Assets, Kind, Source, Sources};
 use sepal_config::Spec;
+use sepal_config::spec::CalibrateSpec;
 use sepal_core::{Labels, Task};
 use sepal_data::{
     EncodedRow, LabelError, LabelSet, ListLayout, Loader, LoaderConfig, OutputSpec, RowEncoder, RowTexts, Table,
     TableSpec, Template, TokenSpec, TokenTable,
 };
+use sepal_metrics::Covered;
 use sepal_model::{BlocksSession, Model};
 use sepal_plugin::{Phase, Prediction, Registry};
-use sepal_tokenize::{Truncation, TruncationSide};
-use sepal_track::{EvaluationRecord, Manifest};
+use sepal_prepare::{Fetcher, watched};
+use sepal_tokenize::{Truncation, TruncationSide, Windows};
+use sepal_track::{Calibration, EvaluationRecord, Manifest};
 use sepal_train::{Split, evaluate, headline};
 
-use crate::connect::SwarmHandle;
-use crate::data::{calibration_batch, predictions_file, read_split};
-use crate::error::{AdapterError, AssembleError, BoxError, ClassifierError, DataError};
+use crate::calibrate::{self, Decisions, Fit};
+use crate::connect::{SwarmHandle, check_built};
+use crate::data::{WithoutSplits, calibration_batch, check_windows, predictions_file, read_split};
+use crate::error::{AdapterError, AssembleError, BoxError, CalibrateError, ClassifierError, DataError};
 use crate::formats::OtherFormats;
 use crate::frozen_model::{BuiltHead, FrozenModel, assemble};
-use crate::model_files::{Fetcher, watched};
 use crate::progress::{Observer, TrainEvents};
 use crate::run::set_threads;
+use crate::shared_base::{SharedBase, on_shared_server};
 
 /// The classifier that a run trained, ready to predict.
 pub struct Classifier {
     model: Model,
     frozen: FrozenModel,
     manifest: Manifest,
+    decisions: Decisions,
     template: Option<Template>,
     truncation: Truncation,
+    windows: Option<Windows>,
     batch_size: usize,
     prefetch: usize,
     /// Keeps the servers in use.
@@ -54,6 +60,26 @@ pub struct Evaluation {
     pub headline: String,
     /// Contents of `predictions.parquet` for these rows.
     pub predictions: Vec<u8>,
+    /// Probability of the predicted label of each row, and true if it is right; empty unless rows have one class.
+    outcomes: Vec<(f64, bool)>,
+}
+
+impl Evaluation {
+    /// Returns the share of rows whose predicted label has at least this probability, and the accuracy among them; `None`
+    /// unless rows have one class.
+    pub fn covered(&self, abstain_below: f64) -> Option<Covered> {
+        let (confidences, correct): (Vec<f64>, Vec<bool>) = self.outcomes.iter().copied().unzip();
+        sepal_metrics::covered(&confidences, &correct, abstain_below).ok()
+    }
+}
+
+/// Labelled rows with their predictions, as the head gives them.
+struct LabelledRows {
+    table: Table,
+    labels: Labels,
+    /// Source of the rows.
+    source: String,
+    evaluation: sepal_train::Evaluation,
 }
 
 impl Classifier {
@@ -68,13 +94,45 @@ impl Classifier {
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<Self, ClassifierError> {
+        Self::open_with(None, spec, run, registry, observer, stop)
+    }
+
+    /// Same as [`open`](Self::open), with a base model that other classifiers use, too. Blocks that would run in this process
+    /// run on the embedded server of the base.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`ClassifierError::Adapter`] also if the run has another model than the base.
+    pub fn open_on(
+        base: &SharedBase,
+        spec: &Spec,
+        run: &Path,
+        registry: &Registry,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<Self, ClassifierError> {
+        Self::open_with(Some(base), &on_shared_server(spec), run, registry, observer, stop)
+    }
+
+    fn open_with(
+        base: Option<&SharedBase>,
+        spec: &Spec,
+        run: &Path,
+        registry: &Registry,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<Self, ClassifierError> {
         let refused = |problem: String| AdapterError { path: run.into(), problem };
         let manifest = Manifest::read(run).map_err(|error| refused(sepal_core::in_one_line(&error)))?;
+        check_built(spec)?;
         set_threads(spec);
         let used = manifest.model.source.parse::<Source>();
         let spec = &used.map_or_else(|_| spec.clone(), |used| spec.preferring(&used));
         let assets = Assets::from_env();
-        let mut frozen = FrozenModel::fetch(spec, &mut Fetcher { assets: &assets, observer: &mut *observer, stop })?;
+        let fetcher = &mut Fetcher { assets: &assets, observer: &mut *observer, stop };
+        let mut frozen = match base {
+            Some(base) => base.frozen(spec, run, &manifest.model, fetcher)?,
+            None => FrozenModel::fetch(spec, fetcher)?,
+        };
         frozen.use_tokenizer(&manifest.model.tokenizer);
         let facts = frozen.facts(spec);
         for (what, own, others) in [
@@ -92,6 +150,11 @@ impl Classifier {
                 ))));
             }
         }
+        let temperature = manifest.calibration.as_ref().and_then(|calibration| calibration.temperature);
+        if let Some(temperature) = temperature.filter(|&temperature| !(temperature.is_finite() && temperature > 0.0)) {
+            let problem = format!("the temperature of its calibration is {temperature}, expected a number above 0");
+            return Err(refused(problem).into());
+        }
         let template = manifest.data.template.as_deref().map(str::parse).transpose();
         let template = template.map_err(|error: sepal_data::TemplateError| refused(error.to_string()))?;
         let side = match (spec.data.truncation_side, manifest.data.truncation_side.as_deref()) {
@@ -100,6 +163,8 @@ impl Classifier {
             (None, _) => TruncationSide::Right,
         };
         let mut built = BuiltHead::new(spec, registry, &frozen, true)?;
+        let windows = spec.data.long_texts.windows();
+        check_windows(windows, built.head.task()).map_err(given)?;
         built.head.see_class_rows(&manifest.data.class_rows).map_err(AssembleError::Head)?;
         let longest = spec.data.max_length;
         let (mut model, servers) = assemble(spec, registry, &frozen, built, longest, true, observer)?;
@@ -108,11 +173,13 @@ impl Classifier {
         let truncation = Truncation { max_length: spec.data.max_length, side };
         model.calibration = calibration_batch(&*model.head, template.as_ref(), &frozen.tokenizer, truncation)?;
         Ok(Self {
+            decisions: Decisions::new(model.head.task(), manifest.calibration.as_ref()),
             model,
             frozen,
             manifest,
             template,
             truncation,
+            windows,
             batch_size: spec.evaluate.batch_size,
             prefetch: spec.loader.prefetch,
             _servers: servers,
@@ -162,6 +229,11 @@ impl Classifier {
         Ok(Session { classifier: self, blocks })
     }
 
+    /// Least probability of each predicted label, `[n_labels]`, where rows have any number of labels; empty for one half.
+    pub fn label_thresholds(&self) -> &[f32] {
+        self.decisions.label_thresholds()
+    }
+
     /// Predicts labelled rows and computes their metrics. The first of the `splits` that the source has is read.
     ///
     /// # Errors
@@ -174,20 +246,91 @@ impl Classifier {
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<Evaluation, ClassifierError> {
+        let rows = self.labelled_rows(sources, columns, splits, observer, stop)?;
+        let LabelledRows { table, labels, mut evaluation, .. } = rows;
+        let prediction = self.decisions.apply(std::mem::take(&mut evaluation.prediction));
+        let metrics = self.model.head.metrics(&prediction, &labels).map_err(ClassifierError::Head)?;
+        evaluation.record.metrics = metrics.into_iter().collect();
+        let headline = headline(&evaluation, &self.manifest.data.class_rows).to_owned();
+        let predictions = predictions_file(&table, &labels, self.task(), &self.frozen.tokenizer, &prediction)
+            .map_err(|source| ClassifierError::Predictions(source.into()))?;
+        let outcomes = outcomes(&prediction, &labels);
+        Ok(Evaluation { record: evaluation.record, headline, predictions, outcomes })
+    }
+
+    /// Fits what `spec` names on labelled rows, from the predictions without an earlier fit. Returns the fit and its warnings;
+    /// the manifest of the run stays as it is. The first of the `splits` that the source has is read.
+    ///
+    /// # Errors
+    /// [`ClassifierError`] as for [`evaluate`](Self::evaluate), or if the task or the rows allow no such fit.
+    pub fn calibrate(
+        &self,
+        spec: CalibrateSpec,
+        sources: &Sources,
+        columns: &TableSpec,
+        splits: &[&str],
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<(Calibration, Vec<String>), ClassifierError> {
+        let head = &*self.model.head;
+        calibrate::check(spec, head.task())?;
+        let LabelledRows { labels, source, evaluation, .. } =
+            self.labelled_rows(sources, columns, splits, observer, stop)?;
+        let Fit { calibration, warnings } = calibrate::fit(spec, head, &evaluation.prediction, &labels, &source)?;
+        match calibration.is_empty() {
+            true => Err(CalibrateError::Nothing { reasons: warnings }.into()),
+            false => Ok((calibration, warnings)),
+        }
+    }
+
+    fn labelled_rows(
+        &self,
+        sources: &Sources,
+        columns: &TableSpec,
+        splits: &[&str],
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<LabelledRows, ClassifierError> {
         let data = |source: BoxError| DataError::Rows { split: "labelled", source };
         let asset = Assets::from_env().fetch_first(sources, Kind::Dataset, &mut watched("data", observer, stop));
         let asset = asset.map_err(DataError::Fetch)?;
-        let table = read_split(&asset.path, columns, splits).map_err(data)?;
+        // A single split was asked for by name.
+        let without_splits = if splits.len() == 1 { WithoutSplits::Refuse } else { WithoutSplits::All };
+        let mut table = read_split(&asset.path, columns, splits, without_splits).map_err(data)?;
         let set = self.label_set().map_err(|error| data(error.into()))?;
+        if let Some(label) = columns.label.as_ref().filter(|_| columns.skip_empty) {
+            table = set.skip_unlabelled(table, label, self.task().kind()).map_err(|error| data(error.into()))?;
+        }
         let labels = set.labels_as(&table, self.task().kind()).map_err(|error| data(error.into()))?;
         let loader = self.loader(&table, labels.clone()).map_err(data)?;
         let rows = Split { loader: &loader, name: "labelled" };
         let evaluation = evaluate(&self.model, rows, self.manifest.steps, &mut TrainEvents(observer), stop)?;
-        let headline = headline(&evaluation, &self.manifest.data.class_rows).to_owned();
-        let tokenizer = &self.frozen.tokenizer;
-        let predictions = predictions_file(&table, &labels, self.task(), tokenizer, &evaluation.prediction)
-            .map_err(|source| ClassifierError::Predictions(source.into()))?;
-        Ok(Evaluation { record: evaluation.record, headline, predictions })
+        Ok(LabelledRows { table, labels, source: asset.pinned().to_string(), evaluation })
+    }
+
+    /// Labelled rows of a file, at most `max_rows` of them, in its order.
+    pub(crate) fn first_rows(
+        &self,
+        path: &Path,
+        columns: &TableSpec,
+        max_rows: usize,
+    ) -> Result<Loader, ClassifierError> {
+        let data = |source: BoxError| DataError::Rows { split: "labelled", source };
+        let table = read_split(path, columns, &[], WithoutSplits::All).map_err(data)?;
+        let table = table.select(&(0..table.len().min(max_rows)).collect::<Vec<_>>());
+        let set = self.label_set().map_err(|error| data(error.into()))?;
+        let labels = set.labels_as(&table, self.task().kind()).map_err(|error| data(error.into()))?;
+        Ok(self.loader(&table, labels).map_err(data)?)
+    }
+
+    /// Model with the trained parameters.
+    pub(crate) fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Number of blocks in the model.
+    pub(crate) fn n_blocks(&self) -> usize {
+        self.frozen.checkpoint.config().n_blocks
     }
 
     fn label_set(&self) -> Result<LabelSet, LabelError> {
@@ -197,11 +340,12 @@ impl Classifier {
 
     fn loader(&self, table: &Table, labels: Labels) -> Result<Loader, BoxError> {
         let Truncation { max_length, side } = self.truncation;
-        let mut spec = TokenSpec::new(max_length).with_side(side).with_form(self.task().row_form());
+        let mut spec =
+            TokenSpec::new(max_length).with_side(side).with_form(self.task().row_form()).with_windows(self.windows);
         if let Some(template) = &self.template {
             spec = spec.with_template(template.clone());
         }
-        let tokens = Arc::new(TokenTable::build(table, &self.frozen.tokenizer, &spec)?);
+        let tokens = Arc::new(TokenTable::build(table, &*self.frozen.tokenizer, &spec)?);
         let Self { batch_size, prefetch, .. } = *self;
         let config = LoaderConfig { batch_size, drop_last: false, shuffle: false, seed: 0, prefetch };
         Ok(Loader::new(tokens, Some(labels), config)?)
@@ -217,12 +361,13 @@ impl Session<'_> {
     /// # Panics
     /// If a part has fewer entries than there are texts.
     pub fn encode(&self, rows: RowTexts<'_>) -> Result<Vec<EncodedRow>, ClassifierError> {
-        let Classifier { frozen, template, truncation, .. } = self.classifier;
+        let Classifier { frozen, template, truncation, windows, .. } = self.classifier;
         let encoder = RowEncoder {
             form: self.classifier.task().row_form(),
             template: template.as_ref(),
             truncation: *truncation,
-            encoder: &frozen.tokenizer,
+            windows: *windows,
+            encoder: &*frozen.tokenizer,
         };
         encoder.encode(rows).map_err(given)
     }
@@ -242,7 +387,7 @@ impl Session<'_> {
         for batch in order.chunks(self.classifier.batch_size) {
             predicted.append(self.batch(rows, batch)?);
         }
-        Ok(in_order(&predicted, &order))
+        Ok(self.classifier.decisions.apply(in_order(&predicted, &order)))
     }
 
     fn batch(&self, rows: &[EncodedRow], batch: &[usize]) -> Result<Prediction, ClassifierError> {
@@ -271,6 +416,15 @@ impl std::fmt::Debug for Session<'_> {
 
 fn given(source: BoxError) -> ClassifierError {
     DataError::Rows { split: "given", source }.into()
+}
+
+/// Probability of the predicted class of each row, and true if it is the label; empty for other labels.
+fn outcomes(prediction: &Prediction, labels: &Labels) -> Vec<(f64, bool)> {
+    let Labels::Class(actual) = labels else { return Vec::new() };
+    let confidence = |class: i64, row: &[f32]| usize::try_from(class).ok().and_then(|class| row.get(class)).copied();
+    let rows = prediction.class.iter().zip(&prediction.probabilities).zip(actual);
+    rows.map(|((&class, row), &label)| (f64::from(confidence(class, row).unwrap_or(f32::NAN)), class == label))
+        .collect()
 }
 
 /// Reorders the predictions of the rows `order` to the order of the rows.

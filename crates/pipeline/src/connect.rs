@@ -1,33 +1,27 @@
 //! Blocks of a run: loaded in this process, on an embedded server, or on servers that are listed or found.
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use sepal_blocks::{BlockStack, Placement};
 use sepal_checkpoint::Checkpoint;
-use sepal_config::spec::{EmbeddedSpec, P2pSpec, Spec, SwarmSpec};
-use sepal_core::Span;
+use sepal_config::spec::{P2pSpec, Spec, SwarmSpec};
 use sepal_discover::Discovery;
 use sepal_discover::lan::Lan;
 use sepal_discover::p2p::{Identity, Node, NodeOptions, Ticket};
 use sepal_model::{Blocks, LocalBlocks, SplitBlocks};
 use sepal_remote::{ModelExpectation, RemoteError, RemoteOptions, RemoteSequential};
-use sepal_server::memory::{self, BlockSizes, FreeMemory, MemoryRequest};
-use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
+use sepal_server::BlockServer;
 use sepal_swarm::{Addr, Endpoint};
 
-use crate::error::{AssembleError, BoxError};
+use crate::embedded::{EmbeddedServers, UNLIMITED, load_blocks};
+use crate::error::AssembleError;
 use crate::formats::other_formats;
 use crate::progress::{Event, Observer};
-
-/// Budget of memory for the only client of a server, or of blocks in this process. Sums of two do not overflow.
-const UNLIMITED: u64 = u64::MAX / 2;
 
 /// Resources that remote blocks need as long as they are used.
 #[derive(Debug)]
 pub(crate) enum SwarmHandle {
     None,
-    Server(BlockServer),
+    Server(Arc<BlockServer>),
     Discovery(Arc<dyn Discovery>),
 }
 
@@ -43,18 +37,31 @@ impl SwarmHandle {
     }
 }
 
-/// Loads the local blocks of the run and connects to the others, to servers whose blocks take `tunables`.
+/// Error if this build leaves out the kind of the swarm.
+pub(crate) fn check_built(spec: &Spec) -> Result<(), AssembleError> {
+    let missing = match &spec.swarm {
+        SwarmSpec::Lan(_) => sepal_discover::lan::NOT_BUILT,
+        SwarmSpec::P2p(_) => sepal_discover::p2p::NOT_BUILT,
+        SwarmSpec::None(_) | SwarmSpec::Embedded(_) | SwarmSpec::Static(_) => None,
+    };
+    missing.map_or(Ok(()), |error| Err(AssembleError::SwarmNotBuilt(error)))
+}
+
+/// Loads the local blocks of the run and connects to the others, to servers whose blocks take `tunables`. An embedded server
+/// is the `shared` one, if there is one.
 pub(crate) fn connect(
     spec: &Spec,
     checkpoint: &Checkpoint,
     tunables: Vec<String>,
+    servers: &EmbeddedServers,
     observer: &mut dyn Observer,
 ) -> Result<(SwarmHandle, Box<dyn Blocks>), AssembleError> {
     let (local_blocks, n_blocks) = (spec.model.local_blocks, checkpoint.config().n_blocks);
     if local_blocks > n_blocks {
         return Err(AssembleError::LocalBlocks { local_blocks, n_blocks });
     }
-    let (handle, blocks): (SwarmHandle, Box<dyn Blocks>) = match connect_remote(spec, checkpoint, tunables, observer)? {
+    let remote = connect_remote(spec, checkpoint, tunables, servers, observer)?;
+    let (handle, blocks): (SwarmHandle, Box<dyn Blocks>) = match remote {
         None => {
             let blocks = load_blocks(spec, checkpoint, 0..n_blocks, UNLIMITED, observer)?;
             (SwarmHandle::None, Box::new(LocalBlocks::new(blocks)))
@@ -79,6 +86,7 @@ fn connect_remote(
     spec: &Spec,
     checkpoint: &Checkpoint,
     tunables: Vec<String>,
+    servers: &EmbeddedServers,
     observer: &mut dyn Observer,
 ) -> Result<Option<(SwarmHandle, RemoteSequential)>, AssembleError> {
     let first_block = spec.model.local_blocks;
@@ -98,12 +106,12 @@ fn connect_remote(
     let (handle, remote) = match &spec.swarm {
         SwarmSpec::None(_) => return Ok(None),
         SwarmSpec::Embedded(embedded) => {
-            let server = start_server(spec, embedded, checkpoint, observer)?;
+            let server = servers.server(spec, embedded, checkpoint, observer)?;
             let endpoints = vec![server.endpoint().clone()];
             (SwarmHandle::Server(server), RemoteSequential::connect(endpoints, expected, options))
         }
-        SwarmSpec::Static(servers) => {
-            (SwarmHandle::None, RemoteSequential::connect(parse_addresses(&servers.servers)?, expected, options))
+        SwarmSpec::Static(listed) => {
+            (SwarmHandle::None, RemoteSequential::connect(parse_addresses(&listed.servers)?, expected, options))
         }
         SwarmSpec::Lan(lan) => {
             let lan = Lan::start(lan.interface.as_deref()).map_err(|error| AssembleError::Discovery(error.into()))?;
@@ -113,64 +121,6 @@ fn connect_remote(
     };
     let (weights, compute) = (spec.model.weights, spec.model.compute_format());
     Ok(Some((handle, remote.map_err(|source| AssembleError::Connect { source, weights, compute })?)))
-}
-
-/// Loads blocks whose tapes take at most `tape_bytes`, if all of it fits into memory.
-fn load_blocks(
-    spec: &Spec,
-    checkpoint: &Checkpoint,
-    blocks: Range<usize>,
-    tape_bytes: u64,
-    observer: &mut dyn Observer,
-) -> Result<BlockStack, AssembleError> {
-    let error = |source: BoxError| AssembleError::Load { part: "blocks", source };
-    let span = Span::new(blocks.start, blocks.end).map_err(|source| error(source.into()))?;
-    check_memory(spec, checkpoint, span, tape_bytes, observer)?;
-    let load = || -> Result<BlockStack, BoxError> {
-        let placement = Placement::on(spec.model.device, spec.model.weights, spec.model.compute_format())?;
-        Ok(BlockStack::load_with(checkpoint, span, placement)?)
-    };
-    load().map_err(error)
-}
-
-/// Checks that blocks of this process fit into memory, and says so if the free memory is unknown.
-fn check_memory(
-    spec: &Spec,
-    checkpoint: &Checkpoint,
-    span: Span,
-    tape_bytes: u64,
-    observer: &mut dyn Observer,
-) -> Result<(), AssembleError> {
-    let (device, format, compute) = (spec.model.device, spec.model.weights, spec.model.compute_format());
-    let free = FreeMemory::from_env(device).map_err(AssembleError::StatedMemory)?;
-    let request = MemoryRequest { device, format, compute, tape_bytes, adapter_bytes: UNLIMITED };
-    memory::check(&BlockSizes::from_checkpoint(checkpoint), span, request, free).map_err(AssembleError::Memory)?;
-    if free.device.is_none() {
-        let variable = memory::FREE_MB;
-        let notice =
-            format!("blocks: the free memory of {device} is unknown, so it was not checked ({variable} states it)");
-        observer.event(Event::Notice(&notice));
-    }
-    Ok(())
-}
-
-fn start_server(
-    spec: &Spec,
-    embedded: &EmbeddedSpec,
-    checkpoint: &Checkpoint,
-    observer: &mut dyn Observer,
-) -> Result<BlockServer, AssembleError> {
-    let tape_budget_bytes = embedded.tape_budget_mb << 20;
-    let blocks = spec.model.local_blocks..checkpoint.config().n_blocks;
-    let stack = load_blocks(spec, checkpoint, blocks, tape_budget_bytes, observer)?;
-    // The only client is this process.
-    let (client_bytes, shared_bytes) = (UNLIMITED, UNLIMITED);
-    let limits = Limits { tape_budget_bytes, client_bytes, shared_bytes, ..Limits::default() };
-    let threads = spec.train.threads.and_then(|threads| u32::try_from(threads).ok());
-    let options = ServerOptions { limits, threads, ..ServerOptions::default() };
-    let identity = ModelIdentity::from_checkpoint(checkpoint);
-    let identity = identity.with_formats(spec.model.weights, spec.model.compute_format());
-    BlockServer::embedded(stack, identity, options).map_err(AssembleError::Server)
 }
 
 fn parse_addresses(servers: &[String]) -> Result<Vec<Endpoint>, AssembleError> {

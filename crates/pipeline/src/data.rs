@@ -3,20 +3,20 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sepal_assets::{Asset, Assets, Attempt, FetchError, Kind};
+use sepal_assets::{Asset, Assets};
 use sepal_config::spec::{FileFormat, LoaderSpec, RowsSpec, Spec};
 use sepal_core::{Labels, RowForm, Task, TokenBatch};
 use sepal_data::{
-    EncodedRow, Format, LabelSet, Loader, LoaderConfig, RowEncoder, RowTexts, Table, TableSpec, Template, TokenSpec,
-    TokenTable,
+    EncodedRow, Format, LabelSet, Loader, LoaderConfig, RowEncoder, RowTexts, SkippedRows, Table, TableSpec, Template,
+    TokenSpec, TokenTable,
 };
 use sepal_plugin::{Prediction, TaskHead};
-use sepal_tokenize::{Tokenizer, Truncation};
+use sepal_prepare::{DataSource, Fetcher};
+use sepal_tokenize::{Tokenizer, Truncation, Windows};
 use sepal_track::{DataFacts, RunFolder};
 
 use crate::error::{BoxError, DataError, RecordError};
 use crate::frozen_model::FrozenModel;
-use crate::model_files::{Fetcher, describe_attempts, watched};
 use crate::progress::{Event, Observer};
 
 #[derive(Debug)]
@@ -38,6 +38,8 @@ pub(crate) struct TruncationStats {
     pub(crate) tokens: usize,
     /// Largest number of tokens removed from one row.
     pub(crate) max: usize,
+    /// Rows whose text is divided into windows.
+    pub(crate) divided: usize,
 }
 
 impl TruncationStats {
@@ -47,25 +49,7 @@ impl TruncationStats {
             rows: removed().filter(|&tokens| tokens > 0).count(),
             tokens: removed().sum(),
             max: removed().max().unwrap_or(0),
-        }
-    }
-}
-
-/// The first available data source.
-pub(crate) struct DataSource {
-    spec: RowsSpec,
-    train: Asset,
-    validation: Option<Asset>,
-    passed_over: Vec<String>,
-}
-
-impl DataSource {
-    /// Description of the validation rows.
-    fn validation_rows(&self) -> String {
-        match (&self.validation, self.spec.validation_split) {
-            (Some(asset), _) => asset.pinned().to_string(),
-            (None, Some(fraction)) => format!("{fraction} of the training source, by seed"),
-            (None, None) => "none".to_owned(),
+            divided: tables.iter().map(|tokens| tokens.n_divided()).sum(),
         }
     }
 }
@@ -75,9 +59,30 @@ pub(crate) struct RawRows {
     train: Table,
     /// Validation rows, unless they are to be split off the training rows.
     validation: Option<Table>,
+    /// Empty rows that were left out of both.
+    skipped: SkippedRows,
 }
 
 impl RawRows {
+    fn counted(self) -> Self {
+        let tables = std::iter::once(&self.train).chain(&self.validation);
+        let skipped = tables.fold(SkippedRows::default(), |skipped, table| skipped.and(table.skipped()));
+        Self { skipped, ..self }
+    }
+
+    /// Leaves out rows without a label, if the pipeline asks for it.
+    fn labelled(self, task: &Task) -> Result<Self, DataError> {
+        let column = self.source.spec.label.clone();
+        if !self.source.spec.skip_empty {
+            return Ok(self);
+        }
+        let set = LabelSet::of_task(task).map_err(training_error)?;
+        let labelled = |table: Table| set.skip_unlabelled(table, &column, task.kind());
+        let train = labelled(self.train).map_err(training_error)?;
+        let validation = self.validation.map(labelled).transpose().map_err(validation_error)?;
+        Ok(Self { source: self.source, train, validation, skipped: self.skipped }.counted())
+    }
+
     /// Labels of the task. Lists of labels have one layout in training and validation rows.
     fn label_set(&self, task: &Task) -> Result<LabelSet, DataError> {
         let set = LabelSet::of_task(task).map_err(training_error)?;
@@ -104,12 +109,17 @@ impl RawRows {
 
 /// Fetches the data and reads the columns, without a model: problems of the rows are reported before one is fetched.
 pub(crate) fn read(spec: &Spec, fetcher: &mut Fetcher<'_>) -> Result<RawRows, DataError> {
-    let source = choose(spec, fetcher)?;
-    let train = read_asset(&source.spec, &source.train, &["train"]).map_err(training_error)?;
-    let names = ["validation", "dev", "valid", "test"];
-    let validation = source.validation.as_ref().map(|asset| read_asset(&source.spec, asset, &names));
+    let source = DataSource::choose(spec, fetcher)?;
+    let train = read_asset(&source.spec, &source.train, &["train"], WithoutSplits::All).map_err(training_error)?;
+    let names = [&sepal_data::VALIDATION_SPLITS[..], &["test"]].concat();
+    let validation = source.validation.as_ref().map(|asset| {
+        // All files of a folder without splits are training rows already.
+        let is_shared = asset.path == source.train.path;
+        let without_splits = if is_shared { WithoutSplits::Refuse } else { WithoutSplits::All };
+        read_asset(&source.spec, asset, &names, without_splits)
+    });
     let validation = validation.transpose().map_err(validation_error)?;
-    Ok(RawRows { source, train, validation })
+    Ok(RawRows { source, train, validation, skipped: SkippedRows::default() }.counted())
 }
 
 pub(crate) fn prepare(
@@ -121,13 +131,21 @@ pub(crate) fn prepare(
     observer: &mut dyn Observer,
 ) -> Result<PreparedData, DataError> {
     let task = head.task();
+    let windows = spec.data.long_texts.windows();
+    check_windows(windows, task).map_err(training_error)?;
+    let rows = rows.labelled(task)?;
     let set = rows.label_set(task)?;
-    let RawRows { source, train, validation } = rows.split(spec.train.seed, &set, task)?;
+    let RawRows { source, train, validation, skipped } = rows.split(spec.train.seed, &set, task)?;
+    if let Some(first) = &skipped.first {
+        let rows = if skipped.rows == 1 { "row is" } else { "rows are" };
+        observer.event(Event::Notice(&format!("data: {} empty {rows} left out, the first is {first}", skipped.rows)));
+    }
     let read = |table: &Table| -> Result<Labels, BoxError> { Ok(set.labels_as(table, task.kind())?) };
     let all_labels = read(&train).map_err(training_error)?;
-    let (train, train_labels) = match spec.data.rows_per_class {
-        Some(rows) => {
-            let chosen = sepal_data::rows_per_class(&all_labels, spec.train.seed, rows).map_err(training_error)?;
+    let (train, train_labels) = match &spec.data.few_shot {
+        Some(few) => {
+            let seed = few.seed.unwrap_or(spec.train.seed);
+            let chosen = sepal_data::few_shot(&all_labels, set.names(), seed, few.per_class).map_err(training_error)?;
             (train.select(&chosen), all_labels.select(&chosen))
         }
         None => (train, all_labels),
@@ -136,13 +154,13 @@ pub(crate) fn prepare(
     let side = frozen.truncation_side(spec);
     let template = source.spec.template.as_ref().map(|template| template.parse::<Template>()).transpose();
     let template = template.map_err(training_error)?;
-    let tokens = TokenSpec::new(spec.data.max_length).with_side(side).with_form(task.row_form());
+    let tokens = TokenSpec::new(spec.data.max_length).with_side(side).with_form(task.row_form()).with_windows(windows);
     let mut tokens = tokens.with_cache(assets.options().cache.join("tokens"));
     if let Some(template) = &template {
         tokens = tokens.with_template(template.clone());
     }
     let limit = tokens.truncation;
-    let build = |table: &Table| TokenTable::build(table, &frozen.tokenizer, &tokens);
+    let build = |table: &Table| TokenTable::build(table, &*frozen.tokenizer, &tokens);
     let train_tokens = Arc::new(build(&train).map_err(training_error)?);
     let LoaderSpec { batch_size, drop_last, shuffle, prefetch } = spec.loader;
     let config = LoaderConfig { batch_size, drop_last, shuffle, seed: spec.train.seed, prefetch };
@@ -156,6 +174,7 @@ pub(crate) fn prepare(
         train_rows: train.len(),
         validation_rows: validation.map_or(0, Table::len),
         truncated_rows: truncation.rows,
+        skipped_rows: skipped.rows,
         text: source.spec.text.clone(),
         text_pair: source.spec.text_pair.clone(),
         label: source.spec.label.clone(),
@@ -165,6 +184,7 @@ pub(crate) fn prepare(
         class_rows: class_rows.clone(),
         max_length: Some(spec.data.max_length),
         truncation_side: Some(side.name().to_owned()),
+        long_texts: spec.data.long_texts.description(),
         label_layout: set.layout().map(|layout| layout.name().to_owned()),
         train_digest: train_digest.clone(),
         ..DataFacts::default()
@@ -195,6 +215,19 @@ pub(crate) fn prepare(
     Ok(prepared)
 }
 
+/// Returns an error if the rows of the task cannot be divided into windows.
+pub(crate) fn check_windows(windows: Option<Windows>, task: &Task) -> Result<(), BoxError> {
+    if windows.is_none() || task.row_form() == RowForm::Text {
+        return Ok(());
+    }
+    let problem = format!(
+        "divide long texts into windows (`data.long_texts`): the task has {}, and windows are for rows with a class, a number or \
+         several labels",
+        task.kind()
+    );
+    Err(problem.into())
+}
+
 impl PreparedData {
     pub(crate) fn longest_row(&self) -> usize {
         self.validation.as_ref().map_or(0, Loader::longest_row).max(self.train.longest_row())
@@ -207,7 +240,16 @@ impl PreparedData {
             0 => String::new(),
             rows => format!(", {rows} with a text shortened to fit {max_length} tokens"),
         };
-        format!("data: {} training rows, {} validation rows{cut}", facts.train_rows, facts.validation_rows)
+        let divided = match (&facts.long_texts, self.truncation.divided) {
+            (Some(_), rows @ 1..) => format!(", {rows} with a text in windows of {max_length} tokens"),
+            _ => String::new(),
+        };
+        format!("data: {} training rows, {} validation rows{cut}{divided}", facts.train_rows, facts.validation_rows)
+    }
+
+    /// Labels of the validation rows.
+    pub(crate) fn validation_labels(&self) -> Option<&Labels> {
+        self.rows.as_ref().map(|(_, labels)| labels)
     }
 
     /// Texts without content that calibrate the head, in the form of the rows.
@@ -248,8 +290,8 @@ pub(crate) fn predictions_file(
 
 /// Predictions in the form of a writer.
 pub(crate) fn prediction_ref<'a>(prediction: &'a Prediction, texts: &'a [String]) -> sepal_data::PredictionRef<'a> {
-    let Prediction { class, probabilities, logits, items, .. } = prediction;
-    sepal_data::PredictionRef { class, logits, probabilities, items, texts }
+    let Prediction { class, probabilities, logits, items, thresholds, .. } = prediction;
+    sepal_data::PredictionRef { class, logits, probabilities, items, texts, thresholds }
 }
 
 /// Predicted tokens of answers as texts; none for other tasks.
@@ -277,7 +319,7 @@ pub(crate) fn calibration_batch(
     }
     let pairs = template.filter(|template| template.takes_pair()).map(|_| texts.clone());
     let rows = RowTexts { texts: &texts, pairs: pairs.as_deref(), ..RowTexts::default() };
-    let encoder = RowEncoder { form: RowForm::Text, template, truncation, encoder: tokenizer };
+    let encoder = RowEncoder { form: RowForm::Text, template, truncation, windows: None, encoder: tokenizer };
     let encoded = encoder.encode(rows).map_err(calibration_error)?;
     let batch = EncodedRow::batch(&encoded.iter().collect::<Vec<_>>()).map_err(calibration_error)?;
     Ok(Some(batch))
@@ -287,39 +329,13 @@ fn calibration_error(source: impl Into<BoxError>) -> DataError {
     DataError::Rows { split: "calibration", source: source.into() }
 }
 
-/// Fetches the first data source whose files are all available.
-pub(crate) fn choose(spec: &Spec, fetcher: &mut Fetcher<'_>) -> Result<DataSource, DataError> {
-    let mut tried: Vec<Attempt> = Vec::new();
-    for rows in spec.data.sources() {
-        match fetch_source(rows, fetcher) {
-            Ok((train, validation)) => {
-                let attempts = [train.attempts.as_slice(), validation.as_ref().map_or(&[], |asset| &asset.attempts)];
-                let passed_over = describe_attempts(&[&tried, attempts.concat().as_slice()].concat());
-                return Ok(DataSource { spec: rows.clone(), train, validation, passed_over });
-            }
-            Err(FetchError::NoneAvailable { attempts }) => tried.extend(attempts),
-            Err(source) => return Err(DataError::Fetch(source)),
-        }
-    }
-    Err(DataError::Fetch(FetchError::NoneAvailable { attempts: tried }))
-}
-
-fn fetch_source(rows: &RowsSpec, fetcher: &mut Fetcher<'_>) -> Result<(Asset, Option<Asset>), FetchError> {
-    let assets = fetcher.assets;
-    let mut watch = watched("data", fetcher.observer, fetcher.stop);
-    let train = assets.fetch_first(&rows.train, Kind::Dataset, &mut watch)?;
-    // The same source twice means two splits of one folder.
-    let is_same = rows.validation.as_ref().is_some_and(|sources| *sources == rows.train);
-    let validation = match &rows.validation {
-        Some(_) if is_same => Some(Asset { attempts: Vec::new(), ..train.clone() }),
-        Some(sources) => Some(assets.fetch_first(sources, Kind::Dataset, &mut watch)?),
-        None => None,
-    };
-    Ok((train, validation))
-}
-
 /// Reads a file, or the files of the first of these splits that a folder has.
-fn read_asset(rows: &RowsSpec, asset: &Asset, splits: &[&str]) -> Result<Table, BoxError> {
+fn read_asset(
+    rows: &RowsSpec,
+    asset: &Asset,
+    splits: &[&str],
+    without_splits: WithoutSplits,
+) -> Result<Table, BoxError> {
     let spec = TableSpec {
         path: asset.path.clone(),
         format: rows.format.map(format),
@@ -330,18 +346,39 @@ fn read_asset(rows: &RowsSpec, asset: &Asset, splits: &[&str]) -> Result<Table, 
         options: rows.options.clone(),
         words: rows.words,
         filter: rows.filter.iter().map(|(column, cell)| (column.clone(), cell.0.clone())).collect(),
+        skip_empty: rows.skip_empty,
     };
-    read_split(&asset.path, &spec, splits)
+    read_split(&asset.path, &spec, splits, without_splits)
+}
+
+/// Use of a folder in which no file belongs to a split.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WithoutSplits {
+    /// All of its files are read.
+    All,
+    /// It is an error.
+    Refuse,
 }
 
 /// Reads the rows of a file, or of the first of these splits that a folder has.
-pub(crate) fn read_split(path: &Path, columns: &TableSpec, splits: &[&str]) -> Result<Table, BoxError> {
+pub(crate) fn read_split(
+    path: &Path,
+    columns: &TableSpec,
+    splits: &[&str],
+    without_splits: WithoutSplits,
+) -> Result<Table, BoxError> {
     let spec = TableSpec { path: path.to_owned(), ..columns.clone() };
     if !path.is_dir() {
         return Ok(Table::read(&spec)?);
     }
     for split in splits {
         let files: Vec<PathBuf> = sepal_data::split_files(path, split, spec.format)?;
+        if !files.is_empty() {
+            return Ok(Table::read_files(&spec, &files)?);
+        }
+    }
+    if without_splits == WithoutSplits::All {
+        let files = sepal_data::unsplit_files(path, spec.format)?;
         if !files.is_empty() {
             return Ok(Table::read_files(&spec, &files)?);
         }
@@ -365,6 +402,7 @@ fn format(format: FileFormat) -> Format {
         FileFormat::Arrow => Format::Arrow,
         FileFormat::Csv => Format::Csv,
         FileFormat::Tsv => Format::Tsv,
+        FileFormat::Json => Format::Json,
         FileFormat::Jsonl => Format::Jsonl,
     }
 }

@@ -4,54 +4,14 @@ use std::error::Error;
 use std::fmt;
 use std::path::PathBuf;
 
-use sepal_core::{ComputeFormat, WeightFormat};
+use sepal_core::{ComputeFormat, LabelKind, WeightFormat};
 use sepal_model::ForwardError;
+pub(crate) use sepal_prepare::BoxError;
+pub use sepal_prepare::{DataError, ModelError};
 use sepal_remote::RemoteError;
 use sepal_train::{CheckpointError, EvaluateError, MetricError, MetricUsage, TrainError};
 
 use crate::formats::{serve_options, server_advice};
-
-pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
-
-/// A frozen model whose files or tokenizer cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the message names the fields")]
-#[non_exhaustive]
-pub enum ModelError {
-    /// Source that cannot be fetched.
-    #[error("fetch the model")]
-    Fetch(#[source] sepal_assets::FetchError),
-    /// Unreadable files.
-    #[error("open the model {}", path.display())]
-    Open { path: PathBuf, source: BoxError },
-    /// Unreadable tokenizer.
-    #[error("read the tokenizer of {}", path.display())]
-    Tokenizer { path: PathBuf, source: BoxError },
-    /// Tokenizer with ids without embeddings.
-    #[error(
-        "use the tokenizer of {}: it has {ids} ids, up to `{last}`, and the model {embeddings} embeddings; take the tokenizer \
-         files that belong to the model, or a model whose embeddings were resized for them",
-        path.display()
-    )]
-    Vocabulary { path: PathBuf, ids: usize, embeddings: usize, last: String },
-}
-
-/// Labelled rows that cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the message names the fields")]
-#[non_exhaustive]
-pub enum DataError {
-    /// Source that cannot be fetched.
-    #[error("fetch the data")]
-    Fetch(#[source] sepal_assets::FetchError),
-    /// Unusable rows.
-    #[error("read the {split} rows")]
-    Rows {
-        /// `training`, `validation`, `labelled`, `given` or `calibration`.
-        split: &'static str,
-        source: BoxError,
-    },
-}
 
 /// A model that cannot be assembled with its blocks, tuning mode and head.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +36,9 @@ pub enum AssembleError {
     /// Adapter that cannot be used as the initial one.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// Fit that the task does not have.
+    #[error(transparent)]
+    Calibrate(#[from] CalibrateError),
     /// Rows that exceed the positions of the model.
     #[error(
         "train on a row of {tokens} tokens and {prompts} prompts, {} positions: the model takes {max_positions}; set \
@@ -96,6 +59,9 @@ pub enum AssembleError {
     /// Values that libtorch cannot copy.
     #[error("copy the parameters")]
     Copy(#[source] BoxError),
+    /// Swarm of a kind that this build leaves out.
+    #[error("connect as `swarm.use` says")]
+    SwarmNotBuilt(#[source] sepal_core::NotBuilt),
     /// Unreadable address of a server.
     #[error("read `swarm.with.servers`")]
     Address(#[source] sepal_swarm::AddrError),
@@ -128,6 +94,31 @@ fn connect_hint(error: &RemoteError, weights: WeightFormat, compute: ComputeForm
         (_, Some([server, expected, found])) => format!(" ({})", server_advice(server, expected, found)),
         _ => String::new(),
     }
+}
+
+/// A fit of probabilities and decisions that cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
+#[non_exhaustive]
+pub enum CalibrateError {
+    /// Task without probabilities of labels.
+    #[error("fit a temperature (`calibrate.temperature`): expected one or several labels per row, the task has {kind}")]
+    Temperature { kind: LabelKind },
+    /// Task whose decisions have no threshold.
+    #[error(
+        "fit thresholds (`calibrate.thresholds`): expected any number of labels per row, or one of two; the task has {kind}, of \
+         {n_labels}"
+    )]
+    Thresholds { kind: LabelKind, n_labels: usize },
+    /// Predictions without a measure.
+    #[error("measure the predictions")]
+    Metric(#[from] sepal_metrics::MetricError),
+    /// Failure of the head.
+    #[error("compute with the task head")]
+    Head(#[source] sepal_plugin::HeadError),
+    /// Rows on which nothing could be fitted.
+    #[error("fit the probabilities: {}", reasons.join("; "))]
+    Nothing { reasons: Vec<String> },
 }
 
 /// A trained adapter that cannot be used.
@@ -213,12 +204,39 @@ pub enum ClassifierError {
     /// Failure of an evaluation.
     #[error(transparent)]
     Evaluate(#[from] EvaluateError),
+    /// Failure of a fit.
+    #[error(transparent)]
+    Calibrate(#[from] CalibrateError),
     /// Failure of the head.
     #[error("compute with the task head")]
     Head(#[source] sepal_plugin::HeadError),
     /// Predictions that cannot be written.
     #[error("write the predictions")]
     Predictions(#[source] BoxError),
+    /// Failure of an audit.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+}
+
+/// A run whose hidden states cannot be audited.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
+#[non_exhaustive]
+pub enum AuditError {
+    /// Blocks that run elsewhere.
+    #[error("observe hidden states: not all blocks run in this process")]
+    Remote,
+    /// More local blocks than leave one for servers.
+    #[error(
+        "observe hidden states after {local_blocks} local blocks: the model has {n_blocks} blocks, and servers need one"
+    )]
+    LocalBlocks { local_blocks: usize, n_blocks: usize },
+    /// Rows without tokens to recover.
+    #[error("find tokens to recover: the rows of {} differ in none, or there is only one row", path.display())]
+    NoTokens { path: PathBuf },
+    /// Failure of an inversion.
+    #[error("recover tokens")]
+    Inversion(#[source] sepal_nn::RowsError),
 }
 
 impl ClassifierError {
@@ -279,6 +297,7 @@ fn hint(error: &TrainError) -> &'static str {
         TrainError::NonFinite { .. } => "; try a lower `optimizer.with.lr` or a smaller `train.clip_norm`",
         TrainError::Metric(MetricError { usage: MetricUsage::Selection, .. }) => " (`evaluate.metric`)",
         TrainError::Metric(MetricError { usage: MetricUsage::Schedule, .. }) => " (`schedule.with.metric`)",
+        TrainError::Metric(MetricError { usage: MetricUsage::Halving, .. }) => " (`sweep.halving.metric`)",
         _ => "",
     }
 }

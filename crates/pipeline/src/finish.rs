@@ -9,10 +9,11 @@ use sepal_config::spec::KeptAdapter;
 use sepal_core::{LABEL_KIND, RowForm, in_one_line};
 use sepal_model::Model;
 use sepal_nn::Parameters;
-use sepal_plugin::PROMPTS;
-use sepal_track::{Manifest, NearestWords, RunFolder, Status, Traffic, Versions};
+use sepal_plugin::{PROMPTS, TaskHead};
+use sepal_track::{Calibration, Manifest, NearestWords, RunFolder, Status, Traffic, Versions};
 use sepal_train::{Outcome, RunIdentity, SelectedEvaluation};
 
+use crate::calibrate::{self, Decisions, Fit};
 use crate::data::PreparedData;
 use crate::error::{RecordError, RunError};
 use crate::frozen_model::FrozenModel;
@@ -60,7 +61,7 @@ impl Finish<'_> {
             ("model_digest".to_owned(), self.frozen.facts(self.spec).digest),
             ("task".to_owned(), self.spec.task.name.clone()),
             ("tuning".to_owned(), self.spec.tuning.names()),
-            ("labels".to_owned(), model.head.label_names().join("\n")),
+            ("labels".to_owned(), sepal_core::join_labels(model.head.label_names())),
         ]);
         let task = model.head.task();
         // Rows of plain texts, of which PEFT knows the heads, need no further description.
@@ -68,14 +69,36 @@ impl Finish<'_> {
             metadata.insert(LABEL_KIND.to_owned(), task.kind().to_string());
         }
         model.params.save(&self.folder.path().join("adapter.safetensors"), &metadata).map_err(RecordError::Adapter)?;
+        let calibration = self.calibration(&*model.head, outcome);
         if let Some(selected) = self.selected(outcome) {
-            let prediction = &selected.evaluation.prediction;
-            self.data.write_predictions(self.folder, model.head.task(), self.frozen, prediction)?;
+            let decisions = Decisions::new(model.head.task(), calibration.as_ref());
+            let prediction = decisions.apply(selected.evaluation.prediction.clone());
+            self.data.write_predictions(self.folder, model.head.task(), self.frozen, &prediction)?;
         }
-        let manifest = self.manifest(model, outcome, error)?;
+        let manifest = Manifest { calibration, ..self.manifest(model, outcome, error)? };
         manifest.save(self.folder).map_err(RecordError::Write)?;
         self.write_report();
         Ok(manifest)
+    }
+
+    /// Fits what the pipeline names on the predictions of the validation rows. A failure is only a warning.
+    fn calibration(&self, head: &dyn TaskHead, outcome: &Outcome) -> Option<Calibration> {
+        let spec = Some(self.spec.calibrate).filter(|spec| !spec.is_empty())?;
+        let (Some(selected), Some(labels)) = (self.selected(outcome), self.data.validation_labels()) else {
+            tracing::warn!("probabilities are not fitted: the parameters of the adapter were not evaluated");
+            return None;
+        };
+        let rows = &self.data.facts.validation;
+        match calibrate::fit(spec, head, &selected.evaluation.prediction, labels, rows) {
+            Ok(Fit { calibration, warnings }) => {
+                warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+                Some(calibration).filter(|calibration| !calibration.is_empty())
+            }
+            Err(error) => {
+                tracing::warn!(error = in_one_line(&error), "probabilities are not fitted");
+                None
+            }
+        }
     }
 
     /// Writes `metrics.parquet` and `report.html`. A failure is only a warning.
@@ -129,6 +152,7 @@ impl Finish<'_> {
             metrics: selected.map(|selected| selected.evaluation.record.metrics.clone()).unwrap_or_default(),
             adapter_digest: model.params.digest().map_err(RecordError::Parameters)?,
             labels: model.head.label_names().to_vec(),
+            calibration: None,
             best: selected.map(|selected| selected.best.clone()),
             ended_early: progress.ended_early.clone(),
             resumed_at: progress.resumed_at.clone(),
@@ -144,7 +168,9 @@ impl Finish<'_> {
         Summary {
             folder: self.folder.path().to_owned(),
             interrupted: outcome.interrupted,
+            paused: outcome.paused.clone(),
             metrics: manifest.metrics.clone(),
+            calibration: manifest.calibration.clone(),
             headline: self.selected(outcome).map(|selected| (selected.best.metric.clone(), selected.best.value)),
             best_step: self.selected(outcome).map(|selected| selected.best.step),
             ended_early: progress.ended_early.clone(),

@@ -1,28 +1,33 @@
 //! The frozen model of a pipeline, and its assembly with blocks, tuning mode and head.
 
+use std::sync::Arc;
+
 use sepal_assets::{Asset, Assets, ignore_events};
 use sepal_blocks::Ends;
 use sepal_checkpoint::{Checkpoint, Part};
-use sepal_config::spec::{Spec, SwarmSpec};
-use sepal_core::Span;
+use sepal_config::Spec;
 use sepal_model::Model;
 use sepal_nn::{Parameters, from_host};
 use sepal_plugin::{CombinedTuning, Head, HeadContext, Registry, TaskHead, TuningContext, TuningMode};
+use sepal_prepare::{Fetcher, ModelFiles, describe_attempts, fetch_model, fetch_part, fetch_parts};
 use sepal_server::ModelIdentity;
 use sepal_tokenize::{Tokenizer, TruncationSide};
 use sepal_track::ModelFacts;
 use tch::Tensor;
 
 use crate::connect::{SwarmHandle, connect};
+use crate::embedded::EmbeddedServers;
 use crate::error::{AssembleError, BoxError, ModelError};
 use crate::initial_head::initialise_head;
-use crate::model_files::{Fetcher, ModelFiles, describe_attempts, fetch_part, watched};
 use crate::progress::Observer;
 
+#[derive(Debug, Clone)]
 pub(crate) struct FrozenModel {
     pub(crate) asset: Asset,
     pub(crate) checkpoint: Checkpoint,
-    pub(crate) tokenizer: Tokenizer,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    /// Embedded servers of its blocks.
+    pub(crate) servers: EmbeddedServers,
 }
 
 impl FrozenModel {
@@ -40,7 +45,13 @@ impl FrozenModel {
             let last = tokenizer.last_token().unwrap_or_default();
             return Err(ModelError::Vocabulary { path: asset.path, ids, embeddings, last });
         }
-        Ok(Self { asset, checkpoint, tokenizer })
+        Ok(Self { asset, checkpoint, tokenizer: Arc::new(tokenizer), servers: EmbeddedServers::default() })
+    }
+
+    /// Fetches the parts of this model that the process needs for another pipeline.
+    pub(crate) fn fetch_parts(&self, spec: &Spec, fetcher: &mut Fetcher<'_>) -> Result<(), ModelError> {
+        let files = ModelFiles { asset: self.asset.clone(), checkpoint: self.checkpoint.clone() };
+        fetch_parts(spec, &files, fetcher)
     }
 
     pub(crate) fn facts(&self, spec: &Spec) -> ModelFacts {
@@ -60,7 +71,7 @@ impl FrozenModel {
         if self.tokenizer.digest() != digest
             && let Some(tokenizer) = self.checkpoint.tokenizer_alone().filter(|tokenizer| tokenizer.digest() == digest)
         {
-            self.tokenizer = tokenizer;
+            self.tokenizer = Arc::new(tokenizer);
         }
     }
 
@@ -96,23 +107,6 @@ impl FrozenModel {
         Ends::load(&self.checkpoint)
             .map_err(|source| AssembleError::Load { part: "embeddings and final norm", source: source.into() })
     }
-}
-
-pub(crate) fn fetch_model(spec: &Spec, fetcher: &mut Fetcher<'_>) -> Result<ModelFiles, ModelError> {
-    let assets = fetcher.assets;
-    let mut watch = watched("model", fetcher.observer, fetcher.stop);
-    let files = ModelFiles::open(assets, &spec.model.source, &mut watch)?;
-    match (&spec.swarm, Span::new(0, spec.model.local_blocks.min(files.checkpoint.config().n_blocks))) {
-        (SwarmSpec::Embedded(_) | SwarmSpec::None(_), _) => files.fetch(assets, Part::All, &mut watch)?,
-        (_, first) => {
-            files.fetch(assets, Part::Ends, &mut watch)?;
-            // No span if there are no local blocks.
-            if let Ok(first) = first {
-                files.fetch(assets, Part::Blocks(first), &mut watch)?;
-            }
-        }
-    }
-    Ok(files)
 }
 
 /// A task head with its parameters. It is built before the blocks, because labels are read by it.
@@ -193,8 +187,9 @@ pub(crate) fn assemble(
     }
     frozen.check_positions(longest_row, tuning.pre_seq_len())?;
     let tunables = tuning.tunables().map_err(AssembleError::Tuning)?.into_iter().map(|tunable| tunable.name).collect();
-    let (handle, blocks) = connect(spec, &frozen.checkpoint, tunables, observer)?;
+    let (handle, blocks) = connect(spec, &frozen.checkpoint, tunables, &frozen.servers, observer)?;
     let precision = spec.train.precision.dtype();
     let BuiltHead { head, params, ends } = built;
-    Ok((Model { ends, blocks, tuning, head, params, precision, calibration: None }, handle))
+    let window_pool = spec.data.long_texts.pool();
+    Ok((Model { ends, blocks, tuning, head, params, precision, calibration: None, window_pool }, handle))
 }

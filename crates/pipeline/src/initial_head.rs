@@ -1,6 +1,6 @@
 //! Initial values of the task head from the adapter of an earlier run.
 
-use sepal_core::{HostTensor, in_one_line};
+use sepal_core::{HostTensor, in_one_line, split_labels};
 use sepal_nn::{Parameters, file, from_host};
 use sepal_plugin::{TaskHead, TuningMode, adapter_file};
 
@@ -43,7 +43,7 @@ fn matching_head<'a>(
     if adapter_labels.is_empty() {
         return Err("the adapter does not name its labels".to_owned());
     }
-    let adapter_labels: Vec<&str> = adapter_labels.split('\n').collect();
+    let adapter_labels = split_labels(adapter_labels);
     if adapter_labels != labels && !are_placeholders(&adapter_labels, labels.len()) {
         return Err(format!("the adapter's labels are `{}`, not these", adapter_labels.join("`, `")));
     }
@@ -61,7 +61,7 @@ fn matching_head<'a>(
 }
 
 /// True if these are the names that transformers gives to unnamed labels.
-fn are_placeholders(names: &[&str], n_labels: usize) -> bool {
+fn are_placeholders(names: &[String], n_labels: usize) -> bool {
     names.len() == n_labels && names.iter().enumerate().all(|(id, name)| *name == format!("LABEL_{id}"))
 }
 

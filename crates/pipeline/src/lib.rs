@@ -1,8 +1,9 @@
 //! Runs of a pipeline: a checked [`Spec`](sepal_config::Spec) to a trained adapter in a run folder.
 //!
 //! [`run`] fetches the model and the data, tokenizes, trains, evaluates and leaves a run folder; [`Classifier`] predicts with
-//! its adapter. This crate joins `sepal-config`, `sepal-model` and `sepal-train`. It knows the traits of plugins and never a
-//! concrete plugin, and it prints nothing: an [`Observer`] receives events.
+//! its adapter. [`sweep()`] makes several runs of one pipeline, which share embedded servers, and [`FrozenBlocks`] serves loops
+//! of other programs. This crate joins `sepal-prepare`, `sepal-config`, `sepal-model` and `sepal-train`. It knows the traits of
+//! plugins and never a concrete plugin, and it prints nothing: an [`Observer`] receives events.
 //!
 //! Invariants: nothing is fetched, loaded or connected to before the pipeline has been checked; the files of a run folder are
 //! complete, also after an error or an interruption.
@@ -19,31 +20,43 @@
 //! ```
 
 mod adopt;
+mod audit;
+mod calibrate;
 mod classifier;
 mod connect;
 mod data;
+mod embedded;
 mod error;
 mod finish;
 mod formats;
+mod frozen_blocks;
 mod frozen_model;
 mod initial_head;
-mod model_files;
 pub mod plan;
 mod portable;
 mod progress;
 mod records;
 mod resume;
 mod run;
+mod shared_base;
+mod sweep;
 mod trained_prompts;
 
 pub use adopt::adopted;
+pub use audit::{Audit, AuditOptions, AuditResult};
 pub use classifier::{Classifier, Evaluation, Session};
 pub use error::{
-    AdapterError, AssembleError, ClassifierError, DataError, ModelError, RecordError, ResumeError, RunError,
+    AdapterError, AssembleError, AuditError, CalibrateError, ClassifierError, DataError, ModelError, RecordError,
+    ResumeError, RunError,
 };
-pub use model_files::ModelFiles;
+pub use frozen_blocks::FrozenBlocks;
 pub use portable::portable;
 pub use progress::{Event, Observer, Silent, Summary};
 pub use resume::{pipeline_of, unfinished_run};
-pub use run::{fetch, resume, run};
+pub use run::{resume, run};
+pub use sepal_prepare::ModelFiles;
+pub use shared_base::SharedBase;
+pub use sweep::{
+    SweepError, SweepEvent, SweepObserver, SweepSummary, resume_sweep, sweep, sweep_file, unfinished_sweep,
+};
 pub use trained_prompts::trained_prompts;

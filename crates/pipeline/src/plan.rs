@@ -9,13 +9,14 @@ use sepal_config::spec::{EvaluateEvery, KeptAdapter, Spec, SwarmSpec};
 use sepal_core::Span;
 use sepal_nn::Parameters;
 use sepal_plugin::Registry;
+use sepal_prepare::{Fetcher, ModelFiles, watched};
 use sepal_train::RunLength;
 use serde::Serialize;
 
+use crate::calibrate;
 use crate::data::{self, PreparedData};
-use crate::error::RunError;
+use crate::error::{AssembleError, RunError};
 use crate::frozen_model::{BuiltHead, FrozenModel, assemble};
-use crate::model_files::{Fetcher, ModelFiles, watched};
 use crate::plan::bytes::Step;
 use crate::plan::probe::Probe;
 use crate::progress::Observer;
@@ -187,6 +188,7 @@ pub fn plan(
         _ => FrozenModel::fetch(spec, &mut fetcher)?,
     };
     let mut built = BuiltHead::new(spec, registry, &frozen, false)?;
+    calibrate::check(spec.calibrate, built.head.task()).map_err(AssembleError::from)?;
     let prepared = data::prepare(spec, rows, &assets, &frozen, &*built.head, observer)?;
     let length = RunLength::new(&spec.train, &prepared.train);
     let data = data_plan(spec, &prepared);

@@ -54,7 +54,8 @@ fn portable_manifest(manifest: &Manifest, max_length: usize) -> Manifest {
     let data = &mut manifest.data;
     data.unavailable_sources = Vec::new();
     data.max_length = Some(max_length);
-    for source in [&mut manifest.model.source, &mut data.train, &mut data.validation] {
+    let fitted_on = manifest.calibration.as_mut().map(|calibration| &mut calibration.data);
+    for source in [&mut manifest.model.source, &mut data.train, &mut data.validation].into_iter().chain(fitted_on) {
         // Text that is no source, such as a share of the training rows, stays as it is.
         if let Ok(parsed) = source.parse::<Source>() {
             *source = parsed.without_folders().to_string();
@@ -107,6 +108,7 @@ track: [{ use: mlflow, with: { tracking_uri: 'http://secret:5000' } }]
             },
             "steps": 1, "bytes": { "sent": 0, "received": 0 }, "started": "", "seconds": 1.0, "train_seconds": 1.0,
             "train_tokens": 9, "metrics": {}, "adapter_digest": "",
+            "calibration": { "data": "/secret/rows.csv", "rows": 9, "before": {}, "after": {} },
             "servers": [{ "server": "secret:4000", "blocks": "0:2", "calls": 1, "failures": 0 }],
         });
         serde_json::from_value(json).expect("a manifest")

@@ -1,58 +1,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use sepal_assets::FetchEvent;
-use sepal_track::{EvaluationRecord, StepRecord};
-
-/// Event of a run.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Event<'a> {
-    /// One line of text for people, for example on a source that was used.
-    Notice(&'a str),
-    /// A file of the model or the data is fetched from the hub.
-    Fetch(FetchEvent<'a>),
-    /// Training starts.
-    Started {
-        /// Optimizer steps of the run.
-        total_steps: u64,
-        /// Steps made before the run was resumed.
-        done: u64,
-        /// Number of trained values.
-        trainable: usize,
-    },
-    /// A step was made or skipped.
-    Step(&'a StepRecord),
-    /// Rows were predicted.
-    Evaluating {
-        /// Predicted rows.
-        done: usize,
-        /// All rows.
-        total: usize,
-    },
-    /// An evaluation is complete.
-    Evaluated {
-        /// Its measurements.
-        record: &'a EvaluationRecord,
-        /// Name of the most informative metric, or `loss`.
-        headline: &'a str,
-    },
-    /// A measurement of a probe starts.
-    Probing {
-        /// Kind of measurement: `step`, or `batch of the evaluation`.
-        what: &'static str,
-        /// Number of this measurement, from 0; the first is a warm-up.
-        number: u64,
-        /// Number of the last measurement.
-        last: u64,
-    },
-}
-
-/// Receives the events of a run.
-pub trait Observer {
-    /// Handles an event. The run waits for it.
-    fn event(&mut self, event: Event<'_>);
-}
+pub use sepal_prepare::{Event, Observer, Silent};
+use sepal_track::{BestEvaluation, Calibration};
 
 /// Forwards the events of the training loop to the observer of a run.
 pub(crate) struct TrainEvents<'a>(pub(crate) &'a mut dyn Observer);
@@ -69,14 +19,6 @@ impl sepal_train::Observer for TrainEvents<'_> {
     }
 }
 
-/// Observer that ignores all events.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Silent;
-
-impl Observer for Silent {
-    fn event(&mut self, _: Event<'_>) {}
-}
-
 /// Result of a run.
 #[derive(Debug, Clone)]
 pub struct Summary {
@@ -84,8 +26,12 @@ pub struct Summary {
     pub folder: PathBuf,
     /// True if the run was stopped before its last step.
     pub interrupted: bool,
+    /// Measurement at the pause of a run in a sweep, which also counts as an interruption.
+    pub paused: Option<BestEvaluation>,
     /// Metrics of the selected evaluation, by name.
     pub metrics: BTreeMap<String, f64>,
+    /// Fit of probabilities and decisions, if there is one.
+    pub calibration: Option<Calibration>,
     /// Metric that selected it, and its value.
     pub headline: Option<(String, f64)>,
     /// Optimizer steps before that evaluation.

@@ -13,7 +13,8 @@ use sha2::{Digest, Sha256};
 use crate::error::ResumeError;
 
 /// Keys that do not affect the result of training, and may differ in a resumed run.
-const FREE: [&[&str]; 10] = [
+const FREE: [&[&str]; 11] = [
+    &["calibrate"],
     &["checkpoint"],
     &["output", "folder"],
     &["swarm"],
@@ -97,13 +98,18 @@ pub(crate) fn check_same(run: &Path, old: &Spec, new: &Spec) -> Result<(), Resum
 
 /// Digest of the options that affect the result of training.
 pub(crate) fn digest(spec: &Spec) -> String {
-    hex::encode(Sha256::digest(fixed_options(spec).to_string()))
+    let mut value = fixed_options(spec);
+    few_shot(spec, &mut value);
+    hex::encode(Sha256::digest(value.to_string()))
 }
 
-/// Fixed options, of which the format of products is always written.
+/// Fixed options, of which the format of products and the seed of few rows are always written.
 fn compared_options(spec: &Spec) -> Value {
     let mut value = fixed_options(spec);
     value["model"]["compute"] = spec.model.compute_format().name().into();
+    if let Some(rows) = &spec.data.few_shot {
+        value["data"]["few_shot"]["seed"] = rows.seed.unwrap_or(spec.train.seed).into();
+    }
     value
 }
 
@@ -123,6 +129,19 @@ fn fixed_options(spec: &Spec) -> Value {
         }
     }
     value
+}
+
+/// Writes rows drawn by the seed of the run as earlier versions did, so that the digests of their runs stay valid.
+fn few_shot(spec: &Spec, value: &mut Value) {
+    let Some(rows) = &spec.data.few_shot else { return };
+    let Some(data) = value["data"].as_object_mut() else { return };
+    if rows.seed.is_none_or(|seed| seed == spec.train.seed) {
+        let members = std::mem::take(data).into_iter().map(|(key, member)| match key.as_str() {
+            "few_shot" => ("rows_per_class".to_owned(), Value::from(rows.per_class)),
+            _ => (key, member),
+        });
+        data.extend(members.collect::<Vec<_>>());
+    }
 }
 
 /// Writes the formats of the blocks by their effect, so that digests of earlier runs and defaults of devices stay valid:
@@ -201,6 +220,29 @@ schedule: { use: constant }
             assert!(text.contains(expected), "{text}");
         }
         assert!(!fixed_options(&plain).to_string().contains("compute"), "digests of earlier runs stay valid");
+    }
+
+    #[test]
+    fn few_rows_by_the_seed_of_the_run_are_the_same_options() {
+        let (folder, few) = (Path::new("run"), spec(&["data.few_shot={per_class: 8}", "train.seed=3"]));
+        let same = spec(&["data.few_shot={per_class: 8, seed: 3}", "train.seed=3"]);
+        assert!(check_same(folder, &few, &same).is_ok() && digest(&few) == digest(&same));
+        let other = spec(&["data.few_shot={per_class: 8, seed: 4}", "train.seed=3"]);
+        assert_ne!(digest(&few), digest(&other));
+        let text = check_same(folder, &few, &other).expect_err("other rows").to_string();
+        assert!(text.contains("`data.few_shot.seed` was 3, is 4"), "{text}");
+    }
+
+    #[test]
+    fn run_of_an_earlier_version_with_rows_of_each_class_is_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let stated = PIPELINE.replace("label: label", "label: label, rows_per_class: 8");
+        std::fs::write(folder.path().join("pipeline.yaml"), stated).expect("written");
+        let text = pipeline_of(folder.path(), &registry()).expect_err("no run").to_string();
+        assert!(text.contains("write `data.few_shot: {per_class: ROWS}`"), "{text}");
+        std::fs::write(folder.path().join("metrics.jsonl"), "").expect("written");
+        let old = pipeline_of(folder.path(), &registry()).expect("a pipeline");
+        assert!(check_same(folder.path(), &old, &spec(&["data.few_shot={per_class: 8}"])).is_ok());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use sepal_assets::Assets;
@@ -12,18 +13,21 @@ use sepal_model::Model;
 use sepal_nn::Parameters;
 use sepal_optim::{GroupedOptimizer, Optimizer, Schedule};
 use sepal_plugin::{BuildError, Opt, OptContext, Registry, Sched, SchedContext};
-use sepal_track::RunFolder;
+use sepal_prepare::Fetcher;
+use sepal_track::{RunFolder, WriteError};
 use sepal_train::{
-    Checkpoints, MetricError, MetricUsage, Outcome, RunLength, Trainer, TrainerContext, TrainerInputs, TrainerOptions,
-    metric_names, tokenizer_digest,
+    Checkpoints, MetricError, MetricUsage, Outcome, Pause, RunLength, Trainer, TrainerContext, TrainerInputs,
+    TrainerOptions, has_checkpoint, metric_names, tokenizer_digest,
 };
 use serde_json::Value;
 
+use crate::calibrate;
+use crate::connect::check_built;
 use crate::data::{self, PreparedData};
+use crate::embedded::EmbeddedServers;
 use crate::error::{AssembleError, RecordError, RunError};
 use crate::finish::Finish;
-use crate::frozen_model::{BuiltHead, FrozenModel, assemble, fetch_model};
-use crate::model_files::Fetcher;
+use crate::frozen_model::{BuiltHead, FrozenModel, assemble};
 use crate::progress::{Event, Observer, Summary, TrainEvents};
 use crate::records::{self, Records, run_info};
 use crate::resume::{check_incomplete, check_same, pipeline_of};
@@ -40,7 +44,7 @@ pub fn run(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Summary, RunError> {
-    Run { spec, registry, stop }.execute(None, observer)
+    Run { spec, registry, stop, member: None }.execute(None, observer)
 }
 
 /// Resumes the run in `folder` from its newest checkpoint. In deterministic mode, on processors of one kind, the adapter is
@@ -56,23 +60,51 @@ pub fn resume(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Summary, RunError> {
+    let spec = &resumable(spec, folder, registry)?;
+    Run { spec, registry, stop, member: None }.execute(Some(folder), observer)
+}
+
+/// Returns the pipeline to resume the run in `folder` with.
+fn resumable(spec: &Spec, folder: &Path, registry: &Registry) -> Result<Spec, RunError> {
     let old = pipeline_of(folder, registry)?;
     check_same(folder, &old, spec)?;
     check_incomplete(folder)?;
-    let spec = &old.model.source.first().map_or_else(|| spec.clone(), |used| spec.preferring(used));
-    Run { spec, registry, stop }.execute(Some(folder), observer)
+    Ok(old.model.source.first().map_or_else(|| spec.clone(), |used| spec.preferring(used)))
 }
 
-/// Fetches the model and the data of a pipeline into the cache.
+/// Environment of a run that is part of a sweep.
+pub(crate) struct Membership<'a> {
+    /// Folder of the run.
+    pub(crate) folder: &'a Path,
+    /// Name of the run for trackers, unique among sweeps.
+    pub(crate) id: String,
+    pub(crate) servers: &'a EmbeddedServers,
+    /// Held while data and model are prepared, so that the first run fills the caches for the others.
+    pub(crate) preparing: &'a Mutex<()>,
+    pub(crate) pause: Option<Pause>,
+}
+
+/// Runs a member of a sweep, from its newest checkpoint if it has one. A folder without a checkpoint is begun again.
 ///
 /// # Errors
-/// [`RunError::Model`] or [`RunError::Data`] if a source cannot be fetched.
-pub fn fetch(spec: &Spec, observer: &mut dyn Observer) -> Result<(), RunError> {
-    let (assets, never) = (Assets::from_env(), AtomicBool::new(false));
-    let mut fetcher = Fetcher { assets: &assets, observer, stop: &never };
-    fetch_model(spec, &mut fetcher)?;
-    data::choose(spec, &mut fetcher)?;
-    Ok(())
+/// [`RunError`] as for [`run`] and [`resume`].
+pub(crate) fn run_member(
+    spec: &Spec,
+    registry: &Registry,
+    member: &Membership<'_>,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Summary, RunError> {
+    let folder = member.folder;
+    if has_checkpoint(folder) {
+        let spec = &resumable(spec, folder, registry)?;
+        return Run { spec, registry, stop, member: Some(member) }.execute(Some(folder), observer);
+    }
+    if folder.exists() {
+        let failed = |source| RecordError::Write(WriteError { path: folder.to_owned(), source });
+        std::fs::remove_dir_all(folder).map_err(failed)?;
+    }
+    Run { spec, registry, stop, member: Some(member) }.execute(None, observer)
 }
 
 pub(crate) fn set_threads(spec: &Spec) {
@@ -85,12 +117,17 @@ struct Run<'a> {
     spec: &'a Spec,
     registry: &'a Registry,
     stop: &'a AtomicBool,
+    /// Sweep that the run is part of.
+    member: Option<&'a Membership<'a>>,
 }
 
 impl Run<'_> {
     fn execute(&self, resumed: Option<&Path>, observer: &mut dyn Observer) -> Result<Summary, RunError> {
-        let Self { spec, registry, stop } = *self;
+        let Self { spec, registry, stop, member } = *self;
         let started = Instant::now();
+        // Before anything is fetched.
+        check_built(spec)?;
+        let preparing = member.map(|member| member.preparing.lock().unwrap_or_else(PoisonError::into_inner));
         set_threads(spec);
         let trackers = records::trackers(spec, registry)?;
         let assets = Assets::from_env();
@@ -100,16 +137,23 @@ impl Run<'_> {
         if let Some(tokenizer) = resumed.and_then(tokenizer_digest) {
             frozen.use_tokenizer(&tokenizer);
         }
+        if let Some(member) = member {
+            frozen.servers = member.servers.clone();
+        }
         let mut built = BuiltHead::new(spec, registry, &frozen, resumed.is_some())?;
+        calibrate::check(spec.calibrate, built.head.task()).map_err(AssembleError::from)?;
         let data = data::prepare(spec, rows, &assets, &frozen, &*built.head, observer)?;
         built.head.see_class_rows(&data.facts.class_rows).map_err(AssembleError::Head)?;
         let longest = data.longest_row();
         let (mut model, servers) = assemble(spec, registry, &frozen, built, longest, resumed.is_some(), observer)?;
         model.calibration = data.calibration_batch(&*model.head, &frozen)?;
 
-        let folder = match resumed {
-            Some(path) => RunFolder::open(path),
-            None => RunFolder::create(&spec.output.folder, &spec.name),
+        drop(preparing);
+
+        let folder = match (resumed, member) {
+            (Some(path), _) => RunFolder::open(path),
+            (None, Some(member)) => RunFolder::create_at(member.folder),
+            (None, None) => RunFolder::create(&spec.output.folder, &spec.name),
         };
         let folder = folder.map_err(RecordError::Write)?;
         let mut records = Records::open(&folder, trackers)?;
@@ -177,7 +221,9 @@ impl Run<'_> {
             .build::<Sched>(&spec.schedule.name, spec.schedule.options(), &mut context)
             .map_err(|source| AssembleError::Build { key: "schedule", source })?;
         check_watched(&*schedule, spec, data)?;
-        check_metrics(&*schedule, spec, data, model)?;
+        let pause = self.member.and_then(|member| member.pause.clone());
+        let halving = pause.as_ref().and_then(|pause| pause.metric.as_deref());
+        check_metrics(&*schedule, halving, spec, data, model)?;
         if is_rising_at_end(&*schedule, context.total_steps) {
             let share = 100.0 * schedule.factor(context.total_steps - 1);
             observer.event(Event::Notice(&format!(
@@ -194,6 +240,7 @@ impl Run<'_> {
             adapter: spec.output.adapter,
             class_rows: data.facts.class_rows.clone(),
             started: finish.started,
+            pause,
         };
         let (train, validation) = (&data.train, data.validation.as_ref());
         Ok(Trainer::new(TrainerInputs { model, optimizer, schedule, train, validation, options }, started))
@@ -237,7 +284,11 @@ impl Run<'_> {
         let yaml = yaml.map_err(|error| RecordError::Pipeline(in_one_line(&error)))?;
         folder.write("pipeline.yaml", yaml.as_bytes()).map_err(RecordError::Write)?;
         let done = trainer.progress().steps;
-        records.start_trackers(&run_info(spec, folder, trainable, done));
+        let mut info = run_info(spec, folder, trainable, done);
+        if let Some(member) = self.member {
+            info.id.clone_from(&member.id);
+        }
+        records.start_trackers(&info);
         let total_steps = trainer.length().total_steps;
         observer.event(Event::Started { total_steps, done, trainable });
         Ok(trainer.run(&mut TrainerContext {
@@ -268,10 +319,19 @@ fn check_watched(schedule: &dyn Schedule, spec: &Spec, data: &PreparedData) -> R
 }
 
 /// Returns an error if the evaluations lack a metric that the pipeline names.
-fn check_metrics(schedule: &dyn Schedule, spec: &Spec, data: &PreparedData, model: &Model) -> Result<(), RunError> {
+fn check_metrics(
+    schedule: &dyn Schedule,
+    halving: Option<&str>,
+    spec: &Spec,
+    data: &PreparedData,
+    model: &Model,
+) -> Result<(), RunError> {
     let Some(validation) = &data.validation else { return Ok(()) };
-    let named =
-        [(MetricUsage::Selection, spec.evaluate.metric.as_deref()), (MetricUsage::Schedule, schedule.watches())];
+    let named = [
+        (MetricUsage::Selection, spec.evaluate.metric.as_deref()),
+        (MetricUsage::Schedule, schedule.watches()),
+        (MetricUsage::Halving, halving),
+    ];
     for (usage, metric) in named.into_iter().filter_map(|(usage, metric)| Some((usage, metric?))) {
         let known = metric_names(model, validation)?;
         if !known.iter().any(|name| name == metric) {

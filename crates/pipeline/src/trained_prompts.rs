@@ -4,10 +4,10 @@ use sepal_config::Spec;
 use sepal_core::{DType, HostTensor, in_one_line};
 use sepal_nn::to_host;
 use sepal_plugin::Registry;
+use sepal_prepare::ModelFiles;
 
 use crate::error::{AdapterError, AssembleError, ClassifierError};
 use crate::frozen_model::{BuiltHead, FrozenModel};
-use crate::model_files::ModelFiles;
 
 /// Returns the soft prompts `[pre_seq_len, hidden]` that the tuning modes of a run compute from the parameters in
 /// `adapter`, for example with an encoder; `None` if they have no prompts. Of the model only the ends are loaded.

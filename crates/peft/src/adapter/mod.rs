@@ -7,7 +7,7 @@ mod role;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use sepal_core::{HostTensor, LABEL_KIND, NamedHostTensor, TunableName};
+use sepal_core::{HostTensor, LABEL_KIND, NamedHostTensor, TunableName, join_labels, split_labels};
 
 pub use self::error::AdapterError;
 pub(crate) use self::role::{AdapterKind, TensorRole};
@@ -64,10 +64,7 @@ impl Adapter {
             }
         }
         let text = |key: &str| metadata.get(key).cloned().unwrap_or_default();
-        let labels = match text("labels") {
-            labels if labels.is_empty() => Vec::new(),
-            labels => labels.split('\n').map(str::to_owned).collect(),
-        };
+        let labels = split_labels(&text("labels"));
         let facts = Facts { model_digest: text("model_digest"), task: text("task"), tuning: text("tuning"), labels };
         let score = score.ok_or_else(|| AdapterError::Missing { name: SCORE.to_owned() })?;
         Self { tensors, score, facts }.checked()
@@ -82,7 +79,7 @@ impl Adapter {
             ("model_digest", model_digest.clone()),
             ("task", task.clone()),
             ("tuning", tuning.clone()),
-            ("labels", labels.join("\n")),
+            ("labels", join_labels(labels)),
         ];
         let metadata: BTreeMap<_, _> = metadata.into_iter().map(|(key, text)| (key.to_owned(), text)).collect();
         sepal_nn::file::write(path, &tensors, &metadata)

@@ -7,6 +7,7 @@ mod shards;
 use std::path::Path;
 
 use sepal_checkpoint::{Checkpoint, Format, ReadError, classifier_class};
+use sepal_track::Calibration;
 use serde::Serialize;
 
 use self::changes::{Changes, Weight};
@@ -44,6 +45,8 @@ pub struct MergeOptions {
     pub task: Option<UsedPlugin>,
     /// Tuning modes of the run. Low-rank additions need their options.
     pub tuning: Vec<UsedPlugin>,
+    /// Fit of the run's probabilities and decisions, if there is one.
+    pub calibration: Option<Calibration>,
     /// Maximum size of one file of weights in bytes.
     pub shard_bytes: u64,
     /// Replaces an existing merge.
@@ -53,7 +56,7 @@ pub struct MergeOptions {
 impl Default for MergeOptions {
     /// Files of at most 5 GB, as transformers writes.
     fn default() -> Self {
-        Self { task: None, tuning: Vec::new(), shard_bytes: 5_000_000_000, overwrite: false }
+        Self { task: None, tuning: Vec::new(), calibration: None, shard_bytes: 5_000_000_000, overwrite: false }
     }
 }
 
@@ -198,6 +201,11 @@ pub fn merge(
         tuning: &adapter.facts.tuning,
     };
     staged.write(RECORD, &json(&record)?)?;
+    if let Some(calibration) = &options.calibration {
+        staged.write(Calibration::FILE, &json(calibration)?)?;
+        let (file, description) = (Calibration::FILE, calibration.description());
+        notices.push(format!("the logits are those before the calibration ({description}); {file} has it"));
+    }
     staged.finish()?;
     let description = adapter.description();
     let changed = changes.len();

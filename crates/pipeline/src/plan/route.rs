@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use sepal_config::spec::{Spec, SwarmSpec};
 use sepal_core::Span;
-use sepal_remote::survey;
 use sepal_route::{Router, Server};
+use sepal_survey::survey;
 use serde::Serialize;
 
 use super::block_bytes;

@@ -4,12 +4,12 @@ use sepal_assets::{Asset, Assets, EventHandler, Source};
 use sepal_blocks::{Ends, Placement};
 use sepal_checkpoint::{ModelSummary, linear_sites};
 use sepal_core::{ComputeFormat, DType, Device, ModelConfig, SiteRole, WeightFormat};
+use sepal_prepare::open_asset;
 use sepal_server::memory::{BlockSizes, MemoryNeed, MemoryRequest};
 use serde::Serialize;
 
 use super::bytes::Step;
 use crate::error::ModelError;
-use crate::model_files::open_asset;
 
 /// Number format on the wire that bytes are counted for.
 const WIRE: DType = DType::Bf16;

@@ -1,0 +1,192 @@
+//! Embedded servers: one for each model, device and format, for all runs of this process that share them.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use sepal_blocks::{BlockStack, Placement};
+use sepal_checkpoint::Checkpoint;
+use sepal_config::spec::{EmbeddedSpec, Spec};
+use sepal_core::Span;
+use sepal_server::memory::{self, BlockSizes, FreeMemory, MemoryRequest};
+use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
+
+use crate::error::{AssembleError, BoxError};
+use crate::progress::{Event, Observer};
+
+/// Budget of memory for the only client of a server, or of blocks in this process. Sums of two do not overflow.
+pub(crate) const UNLIMITED: u64 = u64::MAX / 2;
+
+/// Embedded servers that are shared by the runs with a clone of this handle. A server stops when no handle and no run uses
+/// it.
+#[derive(Debug, Clone)]
+pub(crate) struct EmbeddedServers {
+    servers: Arc<Mutex<HashMap<ServerKey, Arc<BlockServer>>>>,
+    /// Largest number of runs at the same time, each of which has the budget of tapes of one.
+    clients: u64,
+    /// True if the threads and the budget of the first run hold for all.
+    has_settings_of_first: bool,
+}
+
+impl Default for EmbeddedServers {
+    fn default() -> Self {
+        Self::for_clients(1)
+    }
+}
+
+/// Options on which a server depends. Runs with equal keys share a server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct ServerKey {
+    /// Digest of the model in the formats of its weights and products.
+    digest: String,
+    /// Name of the format of the weights in memory. Formats with the same numbers have the same digest.
+    weights: &'static str,
+    device: String,
+    blocks: Range<usize>,
+    threads: Option<usize>,
+    tape_budget_mb: u64,
+}
+
+impl EmbeddedServers {
+    /// Servers for at most this number of runs at the same time.
+    pub(crate) fn for_clients(clients: usize) -> Self {
+        Self { servers: Arc::default(), clients: clients.max(1) as u64, has_settings_of_first: false }
+    }
+
+    /// Servers of classifiers, which keep no tapes. Blocks are loaded once, with the threads of the first run.
+    pub(crate) fn for_predictions() -> Self {
+        Self { has_settings_of_first: true, ..Self::for_clients(1) }
+    }
+
+    /// Returns the server of the run's blocks, and starts it if there is none yet.
+    pub(crate) fn server(
+        &self,
+        spec: &Spec,
+        embedded: &EmbeddedSpec,
+        checkpoint: &Checkpoint,
+        observer: &mut dyn Observer,
+    ) -> Result<Arc<BlockServer>, AssembleError> {
+        let blocks = spec.model.local_blocks..checkpoint.config().n_blocks;
+        let key = ServerKey {
+            digest: spec.model.digest(checkpoint.digest()),
+            weights: spec.model.weights.name(),
+            device: spec.model.device.to_string(),
+            blocks: blocks.clone(),
+            threads: spec.train.threads,
+            tape_budget_mb: embedded.tape_budget_mb,
+        };
+        let key = if self.has_settings_of_first { ServerKey { threads: None, tape_budget_mb: 0, ..key } } else { key };
+        // The lock is held while blocks are loaded, so that no two runs load the same ones.
+        let mut servers = self.lock();
+        if let Some(server) = servers.get(&key) {
+            return Ok(Arc::clone(server));
+        }
+        let tape_budget_bytes = (embedded.tape_budget_mb << 20).saturating_mul(self.clients).min(UNLIMITED);
+        let stack = load_blocks(spec, checkpoint, blocks, tape_budget_bytes, observer)?;
+        // The only clients are runs of this process.
+        let (client_bytes, shared_bytes) = (UNLIMITED, UNLIMITED);
+        let limits = Limits { tape_budget_bytes, client_bytes, shared_bytes, ..Limits::default() };
+        let threads = spec.train.threads.and_then(|threads| u32::try_from(threads).ok());
+        let options = ServerOptions { limits, threads, ..ServerOptions::default() };
+        let identity = ModelIdentity::from_checkpoint(checkpoint);
+        let identity = identity.with_formats(spec.model.weights, spec.model.compute_format());
+        let server = Arc::new(BlockServer::embedded(stack, identity, options).map_err(AssembleError::Server)?);
+        servers.insert(key, Arc::clone(&server));
+        Ok(server)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<ServerKey, Arc<BlockServer>>> {
+        self.servers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Loads blocks whose tapes take at most `tape_bytes`, if all of it fits into memory.
+pub(crate) fn load_blocks(
+    spec: &Spec,
+    checkpoint: &Checkpoint,
+    blocks: Range<usize>,
+    tape_bytes: u64,
+    observer: &mut dyn Observer,
+) -> Result<BlockStack, AssembleError> {
+    let error = |source: BoxError| AssembleError::Load { part: "blocks", source };
+    let span = Span::new(blocks.start, blocks.end).map_err(|source| error(source.into()))?;
+    check_memory(spec, checkpoint, span, tape_bytes, observer)?;
+    let load = || -> Result<BlockStack, BoxError> {
+        let placement = Placement::on(spec.model.device, spec.model.weights, spec.model.compute_format())?;
+        Ok(BlockStack::load_with(checkpoint, span, placement)?)
+    };
+    load().map_err(error)
+}
+
+/// Checks that blocks of this process fit into memory, and says so if the free memory is unknown.
+fn check_memory(
+    spec: &Spec,
+    checkpoint: &Checkpoint,
+    span: Span,
+    tape_bytes: u64,
+    observer: &mut dyn Observer,
+) -> Result<(), AssembleError> {
+    let (device, format, compute) = (spec.model.device, spec.model.weights, spec.model.compute_format());
+    let free = FreeMemory::from_env(device).map_err(AssembleError::StatedMemory)?;
+    let request = MemoryRequest { device, format, compute, tape_bytes, adapter_bytes: UNLIMITED };
+    memory::check(&BlockSizes::from_checkpoint(checkpoint), span, request, free).map_err(AssembleError::Memory)?;
+    if free.device.is_none() {
+        let variable = memory::FREE_MB;
+        let notice =
+            format!("blocks: the free memory of {device} is unknown, so it was not checked ({variable} states it)");
+        observer.event(Event::Notice(&notice));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use sepal_config::{Layers, SwarmSpec};
+    use sepal_plugin::{Head, Registry, Tuning, standard};
+
+    use super::*;
+    use crate::progress::Silent;
+
+    const PIPELINE: &str = "\
+name: demo
+model: { source: tiny }
+task: { use: sequence-classification, with: { labels: [negative, positive] } }
+tuning: { use: deep-ptune, with: { pre_seq_len: 4 } }
+data: { train: train.csv, validation: validation.csv, text: text, label: label }
+optimizer: { use: adamw }
+schedule: { use: constant }
+";
+
+    fn spec(sets: &[&str]) -> Spec {
+        let mut registry = Registry::new();
+        standard::register(&mut registry).expect("the standard plugins");
+        registry.register::<Head, sepal_sequence_classification::SequenceClassification>().expect("a head");
+        registry.register::<Tuning, sepal_deep_ptune::DeepPtune>().expect("a tuning mode");
+        let layers = Layers::text("demo.yaml", PIPELINE).sets(sets.iter().map(|&set| set.to_owned()));
+        layers.load(registry.catalog()).unwrap_or_else(|problems| panic!("{problems}")).spec
+    }
+
+    fn server(servers: &EmbeddedServers, checkpoint: &Checkpoint, sets: &[&str]) -> Arc<BlockServer> {
+        let spec = spec(sets);
+        let SwarmSpec::Embedded(embedded) = &spec.swarm else { panic!("an embedded server is the default") };
+        servers.server(&spec, embedded, checkpoint, &mut Silent).expect("a server")
+    }
+
+    #[test]
+    fn runs_share_a_server_if_they_have_the_same_blocks() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let checkpoint = Checkpoint::open(sepal_testkit::tiny::model(folder.path(), "llama-gqa")).expect("a model");
+        let servers = EmbeddedServers::for_clients(2);
+        let first = server(&servers, &checkpoint, &[]);
+        let same = server(&servers.clone(), &checkpoint, &["train.seed=3", "optimizer.with.lr=0.5"]);
+        assert!(Arc::ptr_eq(&first, &same));
+        for other in ["model.local_blocks=1", "model.weights=int8", "model.compute=bf16", "train.threads=1"] {
+            assert!(!Arc::ptr_eq(&first, &server(&servers, &checkpoint, &[other])), "{other}");
+        }
+        assert!(!Arc::ptr_eq(&first, &server(&EmbeddedServers::default(), &checkpoint, &[])));
+        let servers = EmbeddedServers::for_predictions();
+        let first = server(&servers, &checkpoint, &[]);
+        assert!(Arc::ptr_eq(&first, &server(&servers, &checkpoint, &["train.threads=1"])));
+        assert!(!Arc::ptr_eq(&first, &server(&servers, &checkpoint, &["model.weights=int8"])));
+    }
+}
