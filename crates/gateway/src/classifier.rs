@@ -16,6 +16,15 @@ pub enum AnswerKind {
 }
 
 impl AnswerKind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Class => "class",
+            Self::Labels => "labels",
+            Self::Value => "value",
+            Self::Tags => "tags",
+        }
+    }
+
     /// Kind of the answers of a task; `None` if its rows are not texts or pairs of texts.
     pub fn of_task(task: &Task) -> Option<Self> {
         match task.kind() {
@@ -39,6 +48,8 @@ pub struct ClassifierInfo {
     pub labels: Vec<String>,
     /// True if rows are pairs of texts.
     pub takes_pairs: bool,
+    /// Least probability of each given label, `[n_labels]`, for [`AnswerKind::Labels`]; empty for one half.
+    pub thresholds: Vec<f32>,
     /// Further facts for people: a name and a value each.
     pub facts: Vec<(String, String)>,
 }
@@ -53,7 +64,7 @@ pub enum Answer {
         /// Probability of each label, `[n_labels]`; the sum is 1.
         probabilities: Vec<f32>,
     },
-    /// All labels with a probability of at least one half.
+    /// All labels with a probability of at least their threshold.
     Labels {
         /// Independent probability of each label, `[n_labels]`.
         probabilities: Vec<f32>,
@@ -82,7 +93,7 @@ impl ClassifierInfo {
     /// Returns the description of a classifier of single texts, without facts.
     pub fn new(name: impl Into<String>, kind: AnswerKind, labels: &[impl AsRef<str>]) -> Self {
         let labels = labels.iter().map(|label| label.as_ref().to_owned()).collect();
-        Self { name: name.into(), kind, labels, takes_pairs: false, facts: Vec::new() }
+        Self { name: name.into(), kind, labels, takes_pairs: false, thresholds: Vec::new(), facts: Vec::new() }
     }
 
     pub(crate) fn example(&self) -> Row {

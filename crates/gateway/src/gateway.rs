@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
+use crate::models::Models;
 use crate::options::Options;
 use crate::routes::routes;
 use crate::shared::Shared;
-use crate::worker::Worker;
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Time to send an answer after the timeout of its request.
@@ -53,16 +53,17 @@ pub struct Stopper {
 }
 
 impl Gateway {
-    /// Starts a gateway. It refuses requests with a retry time until the [`Worker`] is ready.
+    /// Starts a gateway without models.
     ///
     /// # Errors
     /// [`GatewayError::Listen`] if the address is not available.
-    pub fn start(options: Options) -> Result<(Self, Worker), GatewayError> {
+    pub fn start(options: Options) -> Result<(Self, Models), GatewayError> {
         let failed = |source| GatewayError::Listen { addr: options.listen, source };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let listener = runtime.block_on(TcpListener::bind(options.listen)).map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;
-        let shared = Arc::new(Shared::new(options.clone()));
+        let (loader, loads) = mpsc::channel();
+        let shared = Arc::new(Shared::new(options.clone(), loader));
         let (stop, stopped) = watch::channel(false);
         let stopper = Stopper { stop: Arc::new(stop), shared: Arc::clone(&shared) };
         let close_guard = CloseGuard(Arc::clone(&shared));
@@ -73,7 +74,7 @@ impl Gateway {
             runtime.block_on(run_loop(listener, routes, thread_options, stopped));
         });
         let thread = Some(thread.map_err(failed)?);
-        Ok((Self { addr, stopper, thread }, Worker { shared }))
+        Ok((Self { addr, stopper, thread }, Models { shared, loads }))
     }
 
     /// Address of the gateway.
@@ -108,14 +109,15 @@ impl Drop for Gateway {
 }
 
 impl Stopper {
-    /// Refuses new connections and finishes requests in progress, after which [`Worker::serve`] returns.
+    /// Refuses new connections and finishes requests in progress, after which every [`Worker::serve`](crate::Worker::serve)
+    /// returns.
     pub fn stop(&self) {
         self.stop.send_replace(true);
         self.shared.stop();
     }
 }
 
-/// Closes the queue when the HTTP thread ends, even by a panic.
+/// Closes the queues when the HTTP thread ends, even by a panic.
 struct CloseGuard(Arc<Shared>);
 
 impl Drop for CloseGuard {

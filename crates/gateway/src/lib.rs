@@ -1,12 +1,13 @@
-//! HTTP gateway to a trained classifier: requests, limits, batches and answers.
+//! HTTP gateway to trained classifiers, its models: requests, limits, batches and answers.
 //!
-//! The crate does not know how predictions are computed. The owner of a [`Classify`] calls [`Worker::serve`] on the thread that
-//! computes, and a thread of the [`Gateway`] serves clients. In the crate graph it depends on no other crate of Sepal, and only
-//! `cli` uses it.
+//! The crate does not know how predictions are computed. The owner of a [`Classify`] adds a model and calls [`Worker::serve`] on
+//! the thread that computes for it, and a thread of the [`Gateway`] serves clients. Each model has its own queue, worker and
+//! limits, and may be added, replaced or unloaded while the gateway runs ([`Models`]). Only `cli` uses the crate.
 //!
-//! Invariants: the rows of a request are answered in order, independent of the batches. Requests take turns row by row, so that
-//! a small request does not wait for all of a large one. A request that fails makes no other request fail. The page loads no
-//! other resources.
+//! Invariants: the rows of a request are answered in order, independent of the batches. Requests of a model take turns row by
+//! row, so that a small request does not wait for all of a large one. A request that fails makes no other request fail. A
+//! request that has chosen a model is answered by it, also while the model is unloaded or replaced. The page loads no other
+//! resources.
 //!
 //! ```
 //! use sepal_gateway::{ClassifierInfo, Answer, Classify, ClassifyError, Gateway, AnswerKind, Options};
@@ -19,21 +20,29 @@
 //!     }
 //! }
 //!
-//! let (gateway, worker) = Gateway::start(Options { listen: ([127, 0, 0, 1], 0).into(), ..Options::default() })?;
+//! let (gateway, models) = Gateway::start(Options { listen: ([127, 0, 0, 1], 0).into(), ..Options::default() })?;
 //! # let stop = gateway.stopper();
 //! # std::thread::spawn(move || stop.stop());
+//! let worker = models.add("length".parse()?)?;
 //! println!("listening on http://{}/", gateway.addr());
 //! worker.serve(ClassifierInfo::new("length", AnswerKind::Value, &["bytes"]), &mut Length, || ())?; // until `Stopper::stop`
 //! gateway.finish()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod abstain;
+mod admin;
 mod classifier;
 mod gateway;
 mod metrics;
+mod model;
+mod models;
+mod name;
 mod openapi;
+mod openapi_models;
 mod options;
 mod page;
+mod predict;
 mod problem;
 mod queue;
 mod request;
@@ -45,6 +54,8 @@ mod worker;
 
 pub use classifier::{Answer, AnswerKind, ClassifierInfo};
 pub use gateway::{Gateway, GatewayError, Stopper};
+pub use models::{AddError, LoadRequest, Models};
+pub use name::{ModelName, NameError};
 pub use options::Options;
 pub use token::{Token, TokenError};
 pub use worker::{Classify, ClassifyError, Worker, WorkerError};

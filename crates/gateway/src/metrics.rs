@@ -8,40 +8,77 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry, Unit};
 
+use crate::name::ModelName;
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StatusLabel {
+struct RequestLabels {
+    /// Name of the model; empty for a request that chose none.
+    model: String,
     status: u16,
 }
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModelLabel {
+    model: String,
+}
+
+type Histograms = Family<ModelLabel, Histogram, fn() -> Histogram>;
 
 #[derive(Debug)]
 pub(crate) struct GatewayMetrics {
     registry: Registry,
-    requests: Family<StatusLabel, Counter>,
-    request_seconds: Histogram,
-    rows: Counter,
-    batch_rows: Histogram,
-    batch_seconds: Histogram,
-    failed_batches: Counter,
-    waiting_rows: Gauge,
-    ready: Gauge,
+    families: Families,
+}
+
+#[derive(Debug, Clone)]
+struct Families {
+    requests: Family<RequestLabels, Counter>,
+    request_seconds: Histograms,
+    rows: Family<ModelLabel, Counter>,
+    batch_rows: Histograms,
+    batch_seconds: Histograms,
+    failed_batches: Family<ModelLabel, Counter>,
+    waiting_rows: Family<ModelLabel, Gauge>,
+    open_requests: Family<ModelLabel, Gauge>,
+    ready: Family<ModelLabel, Gauge>,
+}
+
+/// Metrics of one model.
+#[derive(Debug)]
+pub(crate) struct ModelMetrics {
+    label: ModelLabel,
+    families: Families,
 }
 
 impl Default for GatewayMetrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("sepal_task");
-        let batch_buckets = exponential_buckets(1.0, 2.0, 9);
-        Self {
-            requests: register(&mut registry, "requests", "Requests for predictions by status", Family::default()),
+        let families = Families {
+            requests: register(
+                &mut registry,
+                "requests",
+                "Requests for predictions by model and status",
+                Family::default(),
+            ),
             request_seconds: register_seconds(&mut registry, "request", "Time from a request's head to its answer"),
-            rows: register(&mut registry, "rows", "Predicted rows", Counter::default()),
-            batch_rows: register(&mut registry, "batch_rows", "Rows per batch", Histogram::new(batch_buckets)),
+            rows: register(&mut registry, "rows", "Predicted rows", Family::default()),
+            batch_rows: register(&mut registry, "batch_rows", "Rows per batch", histograms(row_buckets)),
             batch_seconds: register_seconds(&mut registry, "batch", "Computing time of a batch"),
-            failed_batches: register(&mut registry, "failed_batches", "Failed batches", Counter::default()),
-            waiting_rows: register(&mut registry, "waiting_rows", "Rows that wait", Gauge::default()),
-            ready: register(&mut registry, "ready", "1 if predictions are available, else 0", Gauge::default()),
-            registry,
-        }
+            failed_batches: register(&mut registry, "failed_batches", "Failed batches", Family::default()),
+            waiting_rows: register(&mut registry, "waiting_rows", "Rows that wait", Family::default()),
+            open_requests: register(&mut registry, "open_requests", "Requests in progress", Family::default()),
+            ready: register(&mut registry, "ready", "1 if predictions are available, else 0", Family::default()),
+        };
+        Self { registry, families }
     }
+}
+
+fn row_buckets() -> Histogram {
+    Histogram::new(exponential_buckets(1.0, 2.0, 9))
+}
+
+fn second_buckets() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 16))
 }
 
 fn register<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
@@ -49,40 +86,68 @@ fn register<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, 
     metric
 }
 
-fn register_seconds(registry: &mut Registry, name: &str, help: &str) -> Histogram {
-    let histogram = Histogram::new(exponential_buckets(0.001, 2.0, 16));
-    registry.register_with_unit(name, help, Unit::Seconds, histogram.clone());
-    histogram
+fn register_seconds(registry: &mut Registry, name: &str, help: &str) -> Histograms {
+    let histograms = histograms(second_buckets);
+    registry.register_with_unit(name, help, Unit::Seconds, histograms.clone());
+    histograms
+}
+
+fn histograms(new: fn() -> Histogram) -> Histograms {
+    Family::new_with_constructor(new)
 }
 
 impl GatewayMetrics {
-    pub(crate) fn record_request(&self, status: u16, duration: Duration) {
-        self.requests.get_or_create(&StatusLabel { status }).inc();
-        self.request_seconds.observe(duration.as_secs_f64());
+    /// Returns the metrics of the model of this name.
+    pub(crate) fn of_model(&self, name: &ModelName) -> ModelMetrics {
+        let label = ModelLabel { model: name.to_string() };
+        ModelMetrics { label, families: self.families.clone() }
     }
 
-    pub(crate) fn record_batch(&self, rows: usize, duration: Duration) {
-        self.rows.inc_by(rows as u64);
-        self.batch_rows.observe(rows as f64);
-        self.batch_seconds.observe(duration.as_secs_f64());
-    }
-
-    pub(crate) fn record_failure(&self) {
-        self.failed_batches.inc();
-    }
-
-    pub(crate) fn set_ready(&self, is_ready: bool) {
-        self.ready.set(is_ready.into());
+    /// Records a request that chose no model.
+    pub(crate) fn record_request(&self, status: u16) {
+        self.families.requests.get_or_create(&RequestLabels { model: String::new(), status }).inc();
     }
 
     /// Returns the text format of OpenMetrics, which Prometheus reads.
-    pub(crate) fn to_text(&self, waiting_rows: usize) -> String {
-        self.waiting_rows.set(i64::try_from(waiting_rows).unwrap_or(i64::MAX));
+    pub(crate) fn to_text(&self) -> String {
         let mut page = String::new();
         if text::encode(&mut page, &self.registry).is_err() {
             // Writing to a string does not fail.
             let _ = write!(page, "# EOF");
         }
         page
+    }
+}
+
+impl ModelMetrics {
+    pub(crate) fn record_request(&self, status: u16, duration: Duration) {
+        let labels = RequestLabels { model: self.label.model.clone(), status };
+        self.families.requests.get_or_create(&labels).inc();
+        self.families.request_seconds.get_or_create(&self.label).observe(duration.as_secs_f64());
+    }
+
+    pub(crate) fn record_batch(&self, rows: usize, duration: Duration) {
+        self.families.rows.get_or_create(&self.label).inc_by(rows as u64);
+        self.families.batch_rows.get_or_create(&self.label).observe(rows as f64);
+        self.families.batch_seconds.get_or_create(&self.label).observe(duration.as_secs_f64());
+    }
+
+    pub(crate) fn record_failure(&self) {
+        self.families.failed_batches.get_or_create(&self.label).inc();
+    }
+
+    /// Sets the values that describe the present.
+    pub(crate) fn set_gauges(&self, is_ready: bool, waiting_rows: usize, open_requests: usize) {
+        let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.families.ready.get_or_create(&self.label).set(is_ready.into());
+        self.families.waiting_rows.get_or_create(&self.label).set(gauge(waiting_rows));
+        self.families.open_requests.get_or_create(&self.label).set(gauge(open_requests));
+    }
+
+    /// Removes the values that describe the present from the page; counts stay.
+    pub(crate) fn remove_gauges(&self) {
+        for family in [&self.families.waiting_rows, &self.families.open_requests, &self.families.ready] {
+            family.remove(&self.label);
+        }
     }
 }

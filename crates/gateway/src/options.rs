@@ -10,6 +10,11 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Token that predictions and metrics require; no authorization if none.
     pub token: Option<Token>,
+    /// Token that loading and unloading of models requires; both are refused if none.
+    pub admin_token: Option<Token>,
+    /// Least probability of a label where rows have one, unless a request has its own: less probable ones are left out. All
+    /// labels are given if none.
+    pub abstain_below: Option<f32>,
     /// Maximum bytes of a request's body.
     pub max_body_bytes: usize,
     /// Maximum rows of a request.
@@ -18,6 +23,11 @@ pub struct Options {
     pub max_text_bytes: usize,
     /// Maximum requests in progress.
     pub max_requests: usize,
+    /// Maximum requests in progress of one model. If none, one model may have all of `max_requests`, and each of several
+    /// half of them.
+    pub max_model_requests: Option<usize>,
+    /// Maximum rows of one model that wait.
+    pub max_model_rows: usize,
     /// Maximum open connections; others wait to be accepted.
     pub max_connections: usize,
     /// Maximum rows of a batch.
@@ -34,15 +44,27 @@ pub struct Options {
     pub retry_interval: Duration,
 }
 
+impl Options {
+    /// Maximum requests in progress of one of `n_models` models.
+    pub(crate) fn model_requests(&self, n_models: usize) -> usize {
+        let shared = if n_models > 1 { self.max_requests.div_ceil(2) } else { self.max_requests };
+        self.max_model_requests.unwrap_or(shared).min(self.max_requests)
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
             listen: ([127, 0, 0, 1], 8000).into(),
             token: None,
+            admin_token: None,
+            abstain_below: None,
             max_body_bytes: 1 << 20,
             max_rows: 256,
             max_text_bytes: 16 << 10,
             max_requests: 128,
+            max_model_requests: None,
+            max_model_rows: 1 << 14,
             max_connections: 512,
             batch_rows: 32,
             batch_bytes: 64 << 10,

@@ -35,6 +35,11 @@ impl Problem {
         Self { errors, ..Self::new(status, detail) }
     }
 
+    /// Names the model of the problem, among several.
+    pub(crate) fn of_model(self, name: &str) -> Self {
+        Self { detail: format!("model `{name}`: {}", self.detail), ..self }
+    }
+
     pub(crate) fn retry_after(self, pause: Duration) -> Self {
         Self { retry_after: Some(pause), ..self }
     }

@@ -11,6 +11,8 @@ pub(crate) enum Refusal {
     Unavailable,
     Failed,
     NoToken,
+    /// The queue holds too many rows.
+    Full,
 }
 
 pub(crate) type JobResult = Result<Vec<Answer>, Refusal>;

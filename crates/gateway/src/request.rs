@@ -1,5 +1,7 @@
 //! Conversion of a request's JSON to rows, with a list of all invalid values.
 
+use std::collections::HashSet;
+
 use axum::http::StatusCode;
 use serde_json::{Map, Value};
 
@@ -9,15 +11,86 @@ use crate::problem::{InvalidValue, Problem};
 
 const MAX_INVALID: usize = 8;
 
-/// Parses a body, `{"texts": [..]}` or `{"text": ..}`. A row is a string, or a list of two for a classifier of pairs.
-pub(crate) fn parse_rows(body: &[u8], info: &ClassifierInfo, options: &Options) -> Result<Vec<Row>, Problem> {
+/// Fields of a request for predictions that are not checked yet.
+pub(crate) type Fields = Map<String, Value>;
+
+/// Models that a request is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Choice {
+    /// The only one.
+    Default,
+    One(String),
+    /// Several, of distinct names.
+    Several(Vec<String>),
+    All,
+}
+
+/// Parses a body `{"model": .., "texts": [..]}`. Returns the models and the fields of the rows.
+pub(crate) fn parse_body(body: &[u8]) -> Result<(Choice, Fields), Problem> {
+    let mut fields = parse_object(body)?;
+    let choice = match (fields.remove("model"), fields.remove("models")) {
+        (None, None) => Choice::Default,
+        (Some(Value::String(name)), None) => Choice::One(name),
+        (Some(other), None) => {
+            return Err(single_problem("#/model", format!("expected a string, found {}", describe(&other))));
+        }
+        (None, Some(Value::String(all))) if all == "*" => Choice::All,
+        (None, Some(Value::Array(names))) => Choice::Several(parse_names(names)?),
+        (None, Some(_)) => return Err(single_problem("#/models", "expected a list of names, or \"*\" for all")),
+        (Some(_), Some(_)) => return Err(single_problem("#/models", "expected either model or models, found both")),
+    };
+    Ok((choice, fields))
+}
+
+/// Parses a body `{"name": .., "run": ..}`.
+pub(crate) fn parse_load(body: &[u8]) -> Result<(String, String), Problem> {
+    let mut fields = parse_object(body)?;
+    let mut text = |key: &str| match fields.remove(key) {
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => {
+            Err(single_problem(&format!("#/{key}"), format!("expected a string, found {}", describe(&other))))
+        }
+        None => Err(single_problem(&format!("#/{key}"), "it is missing")),
+    };
+    let parts = (text("name")?, text("run")?);
+    match fields.keys().next() {
+        Some(key) => Err(refuse(&mut vec![unknown_field(key, "name and run")])),
+        None => Ok(parts),
+    }
+}
+
+fn parse_object(body: &[u8]) -> Result<Fields, Problem> {
     let value: Value = serde_json::from_slice(body)
         .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, format!("the body is not JSON: {error}")))?;
-    let Value::Object(fields) = value else {
-        return Err(single_problem("#", format!("expected an object, found {}", describe(&value))));
-    };
-    let mut invalid: Vec<InvalidValue> =
-        fields.keys().filter(|key| !is_known(key)).take(MAX_INVALID).map(|key| unknown_field(key)).collect();
+    match value {
+        Value::Object(fields) => Ok(fields),
+        other => Err(single_problem("#", format!("expected an object, found {}", describe(&other)))),
+    }
+}
+
+fn parse_names(values: Vec<Value>) -> Result<Vec<String>, Problem> {
+    let (mut names, mut seen) = (Vec::new(), HashSet::new());
+    for (index, value) in values.into_iter().enumerate() {
+        let pointer = format!("#/models/{index}");
+        match value {
+            Value::String(name) if !seen.insert(name.clone()) => {
+                return Err(single_problem(&pointer, "it is named twice"));
+            }
+            Value::String(name) => names.push(name),
+            other => return Err(single_problem(&pointer, format!("expected a string, found {}", describe(&other)))),
+        }
+    }
+    if names.is_empty() { Err(single_problem("#/models", "expected one name at least")) } else { Ok(names) }
+}
+
+/// Parses the rows of a request, `texts` or `text`. A row is a string, or a list of two for a classifier of pairs.
+pub(crate) fn parse_rows(fields: Fields, info: &ClassifierInfo, options: &Options) -> Result<Vec<Row>, Problem> {
+    let mut invalid: Vec<InvalidValue> = fields
+        .keys()
+        .filter(|key| !is_known(key))
+        .take(MAX_INVALID)
+        .map(|key| unknown_field(key, "texts or text, and model or models"))
+        .collect();
     let (prefix, values) =
         row_values(fields).map_err(|problem| if invalid.is_empty() { problem } else { refuse(&mut invalid) })?;
     if values.is_empty() {
@@ -42,10 +115,10 @@ fn is_known(key: &str) -> bool {
     key == "text" || key == "texts"
 }
 
-fn unknown_field(key: &str) -> InvalidValue {
+fn unknown_field(key: &str, expected: &str) -> InvalidValue {
     // Escapes of JSON pointers; characters that URI fragments forbid stay readable.
     let key = key.replace('~', "~0").replace('/', "~1");
-    InvalidValue { pointer: format!("#/{key}"), detail: "there is no such field; expected texts, or text".into() }
+    InvalidValue { pointer: format!("#/{key}"), detail: format!("there is no such field; expected {expected}") }
 }
 
 fn row_values(mut fields: Map<String, Value>) -> Result<(&'static str, Vec<Value>), Problem> {
@@ -107,7 +180,7 @@ fn describe(value: &Value) -> String {
     }
 }
 
-fn single_problem(pointer: &str, detail: impl Into<String>) -> Problem {
+pub(crate) fn single_problem(pointer: &str, detail: impl Into<String>) -> Problem {
     refuse(&mut vec![InvalidValue { pointer: pointer.into(), detail: detail.into() }])
 }
 
@@ -122,7 +195,8 @@ mod tests {
 
     fn parse(body: &str, takes_pairs: bool) -> Result<Vec<Row>, Problem> {
         let info = ClassifierInfo { takes_pairs, ..ClassifierInfo::new("a", AnswerKind::Class, &["no", "yes"]) };
-        parse_rows(body.as_bytes(), &info, &Options { max_rows: 3, max_text_bytes: 4, ..Options::default() })
+        let (_, fields) = parse_body(body.as_bytes())?;
+        parse_rows(fields, &info, &Options { max_rows: 3, max_text_bytes: 4, ..Options::default() })
     }
 
     fn texts(body: &str, takes_pairs: bool) -> Vec<(String, Option<String>)> {
@@ -153,8 +227,7 @@ mod tests {
         check("", false, 400, &[]);
         check("{", false, 400, &[]);
         check(&"[".repeat(100_000), false, 400, &[]);
-        let info = ClassifierInfo::new("a", AnswerKind::Class, &["x"]);
-        let problem = parse_rows(b"{\"text\": \"\xff\"}", &info, &Options::default());
+        let problem = parse_body(b"{\"text\": \"\xff\"}");
         assert_eq!(problem.expect_err("not UTF-8").status, 400);
     }
 
@@ -184,5 +257,34 @@ mod tests {
         check(r#"{"texts": [["a"]]}"#, true, 422, &[("#/texts/0", "found a list of 1")]);
         check(r#"{"text": ["a", ""]}"#, true, 422, &[("#/text/1", "empty")]);
         check(r#"{"texts": [[1, null]]}"#, true, 422, &[("#/texts/0/0", "a number"), ("#/texts/0/1", "null")]);
+    }
+
+    #[test]
+    fn models_of_a_request_are_parsed() {
+        let choice = |body: &str| parse_body(body.as_bytes()).map(|(choice, _)| choice);
+        assert_eq!(choice(r#"{"text": "a"}"#), Ok(Choice::Default));
+        assert_eq!(choice(r#"{"text": "a", "model": "films"}"#), Ok(Choice::One("films".into())));
+        assert_eq!(choice(r#"{"models": ["b", "a"]}"#), Ok(Choice::Several(vec!["b".into(), "a".into()])));
+        assert_eq!(choice(r#"{"models": "*"}"#), Ok(Choice::All));
+        check(r#"{"model": 1}"#, false, 422, &[("#/model", "a string, found a number")]);
+        check(r#"{"models": []}"#, false, 422, &[("#/models", "one name at least")]);
+        check(r#"{"models": "films"}"#, false, 422, &[("#/models", "a list of names")]);
+        check(r#"{"models": ["a", "a"]}"#, false, 422, &[("#/models/1", "twice")]);
+        check(r#"{"models": ["a", 2]}"#, false, 422, &[("#/models/1", "a string, found a number")]);
+        check(r#"{"model": "a", "models": "*"}"#, false, 422, &[("#/models", "both")]);
+    }
+
+    #[test]
+    fn run_to_load_is_parsed() {
+        let parsed = parse_load(br#"{"name": "films", "run": "runs/a"}"#);
+        assert_eq!(parsed, Ok(("films".to_owned(), "runs/a".to_owned())));
+        for (body, pointer) in [
+            (r#"{"name": "films"}"#, "#/run"),
+            (r#"{"name": 1, "run": "a"}"#, "#/name"),
+            (r#"{"name": "a", "run": "a", "other": 1}"#, "#/other"),
+        ] {
+            let problem = parse_load(body.as_bytes()).expect_err(body);
+            assert_eq!((problem.status.as_u16(), problem.errors[0].pointer.as_str()), (422, pointer));
+        }
     }
 }

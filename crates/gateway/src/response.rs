@@ -12,8 +12,10 @@ pub(crate) struct Document<'a> {
 }
 
 impl<'a> Document<'a> {
-    pub(crate) fn new(info: &'a ClassifierInfo, answers: &'a [Answer]) -> Self {
-        Self { model: &info.name, predictions: answers.iter().map(|answer| NamedAnswer { answer, info }).collect() }
+    /// Joins answers. Labels that are less probable than `abstain_below` are left out where rows have one label.
+    pub(crate) fn new(info: &'a ClassifierInfo, answers: &'a [Answer], abstain_below: Option<f32>) -> Self {
+        let predictions = answers.iter().map(|answer| NamedAnswer { answer, info, abstain_below });
+        Self { model: &info.name, predictions: predictions.collect() }
     }
 
     /// Returns the JSON text. Numbers have enough digits to restore the same fp32.
@@ -22,9 +24,16 @@ impl<'a> Document<'a> {
     }
 }
 
+/// `{"results": [{"model": .., "predictions": [..]}, ..]}`
+#[derive(serde::Serialize)]
+pub(crate) struct Results<'a> {
+    pub(crate) results: Vec<Document<'a>>,
+}
+
 struct NamedAnswer<'a> {
     answer: &'a Answer,
     info: &'a ClassifierInfo,
+    abstain_below: Option<f32>,
 }
 
 impl Serialize for NamedAnswer<'_> {
@@ -33,13 +42,20 @@ impl Serialize for NamedAnswer<'_> {
         let mut map = serializer.serialize_map(None)?;
         match self.answer {
             Answer::Class { class, probabilities } => {
-                map.serialize_entry("label", &labels.get(*class))?;
-                map.serialize_entry("probability", &probabilities.get(*class))?;
+                let probability = probabilities.get(*class);
+                let abstained = self.abstain_below.map(|least| probability.is_none_or(|found| *found < least));
+                map.serialize_entry("label", &labels.get(*class).filter(|_| abstained != Some(true)))?;
+                map.serialize_entry("probability", &probability)?;
+                if let Some(abstained) = abstained {
+                    map.serialize_entry("abstained", &abstained)?;
+                }
                 map.serialize_entry("probabilities", &ByName { labels, probabilities })?;
             }
             Answer::Labels { probabilities } => {
-                let chosen = labels.iter().zip(probabilities).filter(|(_, probability)| **probability >= 0.5);
-                map.serialize_entry("labels", &chosen.map(|(label, _)| label).collect::<Vec<_>>())?;
+                let thresholds = self.info.thresholds.iter().copied().chain(std::iter::repeat(0.5));
+                let labelled = labels.iter().zip(probabilities).zip(thresholds);
+                let chosen = labelled.filter(|((_, probability), threshold)| *probability >= threshold);
+                map.serialize_entry("labels", &chosen.map(|((label, _), _)| label).collect::<Vec<_>>())?;
                 map.serialize_entry("probabilities", &ByName { labels, probabilities })?;
             }
             Answer::Value(value) => map.serialize_entry("value", value)?,
@@ -73,7 +89,7 @@ mod tests {
     fn check(kind: AnswerKind, answer: Answer, expected: &str) {
         let info = ClassifierInfo::new("a", kind, &["no", "yes"]);
         assert!(answer.is_valid_for(&info));
-        let text = Document::new(&info, &[answer]).to_json().expect("JSON");
+        let text = Document::new(&info, &[answer], None).to_json().expect("JSON");
         assert_eq!(text, format!(r#"{{"model":"a","predictions":[{expected}]}}"#));
     }
 
@@ -97,6 +113,24 @@ mod tests {
             Answer::Tags { words, tags: vec![1, 0], probabilities: vec![0.5, 0.75] },
             r#"{"words":["a","b"],"labels":["yes","no"],"probabilities":[0.5,0.75]}"#,
         );
+    }
+
+    #[test]
+    fn improbable_label_is_left_out() {
+        let info = ClassifierInfo::new("a", AnswerKind::Class, &["no", "yes"]);
+        let answer = [Answer::Class { class: 1, probabilities: vec![0.25, 0.75] }];
+        let text = |least| Document::new(&info, &answer, Some(least)).to_json().expect("JSON");
+        assert!(text(0.75).contains(r#"{"label":"yes","probability":0.75,"abstained":false,"#), "{}", text(0.75));
+        assert!(text(0.8).contains(r#"{"label":null,"probability":0.75,"abstained":true,"#), "{}", text(0.8));
+    }
+
+    #[test]
+    fn labels_are_chosen_from_their_thresholds_on() {
+        let names = ClassifierInfo::new("a", AnswerKind::Labels, &["no", "yes"]);
+        let info = ClassifierInfo { thresholds: vec![0.6, 0.1], ..names };
+        let answer = [Answer::Labels { probabilities: vec![0.5, 0.1] }];
+        let text = Document::new(&info, &answer, Some(0.9)).to_json().expect("JSON");
+        assert!(text.contains(r#"{"labels":["yes"],"probabilities""#), "{text}");
     }
 
     #[test]

@@ -1,22 +1,23 @@
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
-use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
-use serde_json::json;
+use sepal_core::{NameMatching, nearest};
+use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
-use tokio::time::timeout_at;
 
+use crate::model::{Description, Health, Model};
+use crate::openapi::openapi as openapi_document;
+use crate::page::page as html_page;
 use crate::problem::Problem;
 use crate::queue::Refusal;
-use crate::request;
-use crate::response::Document;
-use crate::shared::{Documents, Health, Shared};
+use crate::request::single_problem;
+use crate::shared::{ChoiceError, Shared};
+use crate::{admin, predict};
 
 const LOADING: &str = include_str!("loading.html");
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -27,16 +28,19 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 
                       connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 #[derive(Clone)]
-struct App {
-    shared: Arc<Shared>,
-    slots: Arc<Semaphore>,
+pub(crate) struct App {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) slots: Arc<Semaphore>,
 }
 
 pub(crate) fn routes(shared: Arc<Shared>) -> Router {
     let (slots, body) = (Arc::new(Semaphore::new(shared.options.max_requests)), shared.options.max_body_bytes);
     Router::new()
         .route("/", get(page))
-        .route("/classify", post(classify))
+        .route("/classify", post(predict::classify))
+        .route("/v1/models", get(admin::list).post(admin::load))
+        .route("/v1/models/{name}", get(admin::show).delete(admin::unload))
+        .route("/v1/models/{name}/classify", post(predict::classify_with))
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .route("/openapi.json", get(openapi))
@@ -47,8 +51,8 @@ pub(crate) fn routes(shared: Arc<Shared>) -> Router {
 }
 
 async fn page(State(app): State<App>) -> Response {
-    let page = match app.shared.documents() {
-        Some(documents) => Html(documents.page.clone()).into_response(),
+    let page = match descriptions(&app.shared) {
+        Some(models) => Html(html_page(&models, &app.shared.options)).into_response(),
         None => (StatusCode::SERVICE_UNAVAILABLE, Html(LOADING)).into_response(),
     };
     let headers = [
@@ -61,84 +65,64 @@ async fn page(State(app): State<App>) -> Response {
 }
 
 async fn openapi(State(app): State<App>) -> Result<Response, Problem> {
-    let documents = app.shared.documents().ok_or_else(|| unavailable(Health::Loading))?;
-    Ok(as_json(StatusCode::OK, documents.openapi.clone()))
+    let models = descriptions(&app.shared).ok_or_else(|| unavailable(Health::Loading))?;
+    Ok(as_json(StatusCode::OK, openapi_document(&models, &app.shared.options).to_string()))
+}
+
+/// Descriptions of the models that have answered once; none if there is no such model.
+fn descriptions(shared: &Shared) -> Option<Vec<Arc<Description>>> {
+    let descriptions: Vec<_> = shared.models().iter().filter_map(|model| model.status().description).collect();
+    (!descriptions.is_empty()).then_some(descriptions)
 }
 
 async fn health(State(app): State<App>) -> Response {
     let (health, since) = app.shared.health();
     let status = if health == Health::Ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let mut text = json!({ "status": health, "since_s": since.as_secs() });
+    let models = app.shared.models();
+    let states: Map<String, Value> =
+        models.iter().map(|model| (model.name.to_string(), json!(model.health().0))).collect();
+    let mut text = json!({ "status": health, "since_s": since.as_secs(), "models": states });
     if health != Health::Ready {
-        text["detail"] = health_detail(health).into();
+        let detail = if models.is_empty() && health != Health::Stopping { NO_MODEL } else { health_detail(health) };
+        text["detail"] = detail.into();
     }
     as_json(status, text.to_string())
 }
 
 async fn metrics(State(app): State<App>, headers: HeaderMap) -> Result<Response, Problem> {
     authorize(&app, &headers)?;
-    let waiting_rows = app.shared.lock().queue.waiting_rows();
-    Ok(([(header::CONTENT_TYPE, OPEN_METRICS)], app.shared.metrics.to_text(waiting_rows)).into_response())
+    Ok(([(header::CONTENT_TYPE, OPEN_METRICS)], app.shared.metrics_text()).into_response())
 }
 
-async fn classify(State(app): State<App>, request: Request) -> Response {
-    let started_at = Instant::now();
-    let response = match predict(&app, request, started_at).await {
-        Ok(text) => as_json(StatusCode::OK, text),
-        Err(problem) => problem.into_response(),
-    };
-    app.shared.metrics.record_request(response.status().as_u16(), started_at.elapsed());
-    response
-}
-
-async fn predict(app: &App, request: Request, started_at: Instant) -> Result<String, Problem> {
-    authorize(app, request.headers())?;
-    let documents = available_documents(&app.shared)?;
-    check_content(request.headers())?;
-    let full = |_| {
-        let detail = "too many requests are in progress";
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(app.shared.backlog())
-    };
-    let _slot = app.slots.try_acquire().map_err(full)?;
-    let deadline = (started_at + app.shared.options.timeout).into();
-    let body = timeout_at(deadline, Bytes::from_request(request, &())).await.map_err(|_| {
-        Problem::new(StatusCode::REQUEST_TIMEOUT, format!("the body did not arrive within {}", seconds(app)))
-    })?;
-    let body = body.map_err(|rejection| unreadable(&rejection, app.shared.options.max_body_bytes))?;
-    let rows = request::parse_rows(&body, &documents.info, &app.shared.options)?;
-    drop(body);
-    let receiver = app.shared.push(rows).map_err(|refusal| refused(&app.shared, refusal))?;
-    let result = timeout_at(deadline, receiver).await.map_err(|_| {
-        let detail = format!("the predictions were not ready within {}", seconds(app));
-        Problem::new(StatusCode::GATEWAY_TIMEOUT, detail)
-    })?;
-    // The receiver fails if the worker has ended.
-    let answers = result.unwrap_or(Err(Refusal::Unavailable)).map_err(|refusal| refused(&app.shared, refusal))?;
-    Document::new(&documents.info, &answers)
-        .to_json()
-        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
-}
-
-fn seconds(app: &App) -> String {
-    format!("{} s", app.shared.options.timeout.as_secs_f64())
-}
-
-fn authorize(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
+pub(crate) fn authorize(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
     match &app.shared.options.token {
-        Some(token) if !token.is_in(headers) => Err(Problem::new(
-            StatusCode::UNAUTHORIZED,
-            "expected the header Authorization: Bearer with the right token",
-        )),
+        Some(token) if !token.is_in(headers) => Err(missing_token()),
         _ => Ok(()),
     }
 }
 
-fn available_documents(shared: &Shared) -> Result<Arc<Documents>, Problem> {
-    let (health, _) = shared.health();
-    match shared.documents() {
-        // Requests on open connections are answered during the stop.
-        Some(documents) if matches!(health, Health::Ready | Health::Stopping) => Ok(documents),
-        _ => Err(unavailable(health)),
+pub(crate) fn missing_token() -> Problem {
+    Problem::new(StatusCode::UNAUTHORIZED, "expected the header Authorization: Bearer with the right token")
+}
+
+/// Problem of a request whose model cannot be had.
+pub(crate) fn choice_problem(error: ChoiceError) -> Problem {
+    match error {
+        ChoiceError::Unknown { name, known } => {
+            let similar = nearest(&name, known.iter().map(String::as_str), NameMatching::Data);
+            let hint = similar.map(|similar| format!("; did you mean `{similar}`?")).unwrap_or_default();
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            Problem::new(StatusCode::NOT_FOUND, format!("there is no model `{name}`{hint} (models: {known})"))
+        }
+        ChoiceError::Unnamed { known } => {
+            single_problem("#/model", format!("it is missing; expected one of {}", known.join(", ")))
+        }
+        ChoiceError::Empty => Problem::new(StatusCode::SERVICE_UNAVAILABLE, NO_MODEL).retry_after(RETRY_AFTER),
+        ChoiceError::Unavailable(health) => unavailable(health),
+        ChoiceError::Full(pause) => {
+            let detail = "too many requests of this model are in progress";
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(pause)
+        }
     }
 }
 
@@ -146,7 +130,8 @@ fn unavailable(health: Health) -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, health_detail(health)).retry_after(RETRY_AFTER)
 }
 
-fn refused(shared: &Shared, refusal: Refusal) -> Problem {
+/// Problem of a request that a model refuses.
+pub(crate) fn refused(model: &Model, refusal: Refusal) -> Problem {
     match refusal {
         Refusal::Failed => {
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the rows could not be computed; the log says why")
@@ -155,12 +140,18 @@ fn refused(shared: &Shared, refusal: Refusal) -> Problem {
             StatusCode::UNPROCESSABLE_ENTITY,
             "a text yields no token: it has only blanks or characters that the tokenizer does not know",
         ),
-        Refusal::Unavailable => unavailable(match shared.health().0 {
+        Refusal::Full => {
+            let detail = "too many texts of this model wait";
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(model.backlog())
+        }
+        Refusal::Unavailable => unavailable(match model.health().0 {
             Health::Ready => Health::Unavailable,
             other => other,
         }),
     }
 }
+
+const NO_MODEL: &str = "no model is loaded";
 
 fn health_detail(health: Health) -> &'static str {
     match health {
@@ -172,7 +163,7 @@ fn health_detail(health: Health) -> &'static str {
 }
 
 /// Accepts uncompressed JSON. JSON is UTF-8, so a charset is ignored.
-fn check_content(headers: &HeaderMap) -> Result<(), Problem> {
+pub(crate) fn check_content(headers: &HeaderMap) -> Result<(), Problem> {
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?").trim());
     let refuse = |detail: String| Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
     let kind = text(header::CONTENT_TYPE).map(|kind| kind.split(';').next().unwrap_or_default().trim());
@@ -189,17 +180,7 @@ fn check_content(headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
-fn unreadable(rejection: &BytesRejection, max_body_bytes: usize) -> Problem {
-    match rejection {
-        BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
-            let detail = format!("expected a body of {max_body_bytes} bytes at the most");
-            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
-        }
-        other => Problem::new(StatusCode::BAD_REQUEST, format!("the body cannot be read: {other}")),
-    }
-}
-
-fn as_json(status: StatusCode, text: String) -> Response {
+pub(crate) fn as_json(status: StatusCode, text: String) -> Response {
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
@@ -209,12 +190,18 @@ fn as_json(status: StatusCode, text: String) -> Response {
 }
 
 async fn not_found() -> Problem {
-    let paths = "/, /classify, /health, /metrics or /openapi.json";
+    let paths =
+        "/, /classify, /v1/models, /v1/models/NAME, /v1/models/NAME/classify, /health, /metrics or /openapi.json";
     Problem::new(StatusCode::NOT_FOUND, format!("no such path; expected {paths}"))
 }
 
 async fn method_not_allowed(request: Request) -> Problem {
-    let expected = if request.uri().path() == "/classify" { "POST" } else { "GET" };
+    let expected = match request.uri().path() {
+        path if path.ends_with("/classify") => "POST",
+        "/v1/models" => "GET or POST",
+        path if path.starts_with("/v1/models/") => "GET or DELETE",
+        _ => "GET",
+    };
     let detail = format!("expected {expected}, found {}", request.method());
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail)
 }

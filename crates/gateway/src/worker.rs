@@ -1,14 +1,14 @@
-//! Worker that computes batches and monitors the availability of the classifier.
+//! Worker that computes the batches of one model and monitors its availability.
 
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::classifier::{Answer, ClassifierInfo, Row};
-use crate::openapi::openapi;
-use crate::page::page;
+use crate::model::{Description, Health, Model};
+use crate::name::ModelName;
 use crate::queue::{JobId, Refusal};
-use crate::shared::{Documents, Health, Shared};
+use crate::shared::Shared;
 
 /// Classifier behind a gateway.
 pub trait Classify {
@@ -52,10 +52,12 @@ pub enum WorkerError {
     Answer { expected: usize, found: Vec<Answer> },
 }
 
-/// Worker of a gateway, which runs on the thread that computes. Dropping it refuses all waiting requests.
+/// Worker of a model, which runs on the thread that computes. Dropping it refuses the model's waiting requests and removes
+/// the model from its gateway.
 #[derive(Debug)]
 pub struct Worker {
     pub(crate) shared: Arc<Shared>,
+    pub(crate) model: Arc<Model>,
 }
 
 enum Task {
@@ -65,9 +67,15 @@ enum Task {
 }
 
 impl Worker {
-    /// Answers requests until the gateway is stopped and all waiting requests are finished.
+    /// Name of the model.
+    pub fn name(&self) -> &ModelName {
+        &self.model.name
+    }
+
+    /// Answers requests until the gateway is stopped or the model is unloaded, and all its requests are finished.
     ///
     /// The first prediction is a trial. Requests are refused with a retry time until it succeeds; then `ready` is called once.
+    /// The model has the name of the worker; that of `info` is not used.
     ///
     /// # Errors
     /// [`WorkerError`] if the trial fails permanently.
@@ -77,14 +85,17 @@ impl Worker {
         classifier: &mut dyn Classify,
         ready: impl FnOnce(),
     ) -> Result<(), WorkerError> {
+        let info = ClassifierInfo { name: self.model.name.to_string(), ..info };
         let example = info.example();
-        let Some(answers) = self.try_classifier(&example, classifier)? else { return Ok(()) };
+        let Some(mut answers) = self.try_classifier(&example, classifier)? else { return Ok(()) };
         if answers.len() != 1 || !answers[0].is_valid_for(&info) {
             return Err(WorkerError::Answer { expected: info.labels.len(), found: answers });
         }
-        let options = &self.shared.options;
-        let openapi = openapi(&info, options, &answers[0]).to_string();
-        self.shared.publish(Documents { openapi, page: page(&info, options), info: info.clone() });
+        let example_answer = answers.swap_remove(0);
+        let description = Description { info: info.clone(), example: example_answer };
+        if !self.shared.publish(&self.model, description) {
+            return Ok(());
+        }
         ready();
         let mut last_computed_at = Instant::now();
         loop {
@@ -97,25 +108,30 @@ impl Worker {
         }
     }
 
-    /// Marks predictions as unavailable.
-    pub fn set_unavailable(&self) {
-        self.shared.set_health(Health::Unavailable);
+    /// Ends the worker of a model that cannot be served, and reports the reason to the client that asked for the model.
+    pub fn reject(self, reason: &str) {
+        self.model.finish_loading(Err(reason.to_owned()));
     }
 
-    /// Waits for `duration`; false if the gateway is stopped before.
+    /// Marks predictions as unavailable.
+    pub fn set_unavailable(&self) {
+        self.model.set_health(Health::Unavailable);
+    }
+
+    /// Waits for `duration`; false if the gateway is stopped or the model unloaded before.
     pub fn sleep(&self, duration: Duration) -> bool {
         let deadline = Instant::now() + duration;
-        let mut state = self.shared.lock();
+        let mut state = self.model.lock();
         loop {
             let remaining = deadline.saturating_duration_since(Instant::now());
-            if state.is_stopping || remaining.is_zero() {
-                return !state.is_stopping;
+            if state.is_cancelled() || remaining.is_zero() {
+                return !state.is_cancelled();
             }
-            state = self.shared.wait(state, Some(remaining));
+            state = self.model.wait(state, Some(remaining));
         }
     }
 
-    /// Returns the answer to the trial text; `None` if the gateway is stopped before.
+    /// Returns the answer to the trial text; `None` if the gateway is stopped or the model unloaded before.
     fn try_classifier(&self, row: &Row, classifier: &mut dyn Classify) -> Result<Option<Vec<Answer>>, WorkerError> {
         loop {
             match classify(classifier, &[row]) {
@@ -123,7 +139,7 @@ impl Worker {
                 Err(ClassifyError::Failed(source)) => return Err(WorkerError::Trial(source)),
                 Err(error @ ClassifyError::NoToken) => return Err(WorkerError::Trial(error.into())),
                 Err(error) => {
-                    warn("not ready yet", &error);
+                    self.warn("not ready yet", &error);
                     self.set_unavailable();
                 }
             }
@@ -135,7 +151,7 @@ impl Worker {
 
     fn next_task(&self, last_computed_at: Instant, uses_remote_servers: bool) -> Task {
         let options = &self.shared.options;
-        let mut state = self.shared.lock();
+        let mut state = self.model.lock();
         loop {
             if state.is_closed {
                 return Task::End;
@@ -143,6 +159,9 @@ impl Worker {
             let batch = state.queue.take(options.batch_rows, options.batch_bytes);
             if !batch.is_empty() {
                 return Task::Batch(batch);
+            }
+            if state.is_finished() {
+                return Task::End;
             }
             let interval = match state.is_ready() {
                 false => Some(options.retry_interval),
@@ -152,7 +171,7 @@ impl Worker {
             if remaining == Some(Duration::ZERO) {
                 return Task::Check;
             }
-            state = self.shared.wait(state, remaining);
+            state = self.model.wait(state, remaining);
         }
     }
 
@@ -162,7 +181,7 @@ impl Worker {
         let Err(error) = self.try_compute(&batch, info, classifier) else { return };
         let is_text_error = matches!(error, ClassifyError::NoToken);
         if !is_text_error {
-            self.shared.metrics.record_failure();
+            self.model.metrics.record_failure();
         }
         if let ClassifyError::Unavailable(_) = error {
             return self.handle_loss(&error);
@@ -190,11 +209,11 @@ impl Worker {
         let refusal = match error {
             ClassifyError::NoToken => Refusal::NoToken,
             error => {
-                warn("a request failed", error);
+                self.warn("a request failed", error);
                 Refusal::Failed
             }
         };
-        self.shared.lock().queue.refuse(id, refusal);
+        self.model.lock().queue.refuse(id, refusal);
     }
 
     fn try_compute(
@@ -210,17 +229,17 @@ impl Worker {
             let found = format!("{} answers for {} rows, or non-finite numbers", answers.len(), batch.len());
             return Err(ClassifyError::Failed(found.into()));
         }
-        self.shared.record_batch(batch.len(), started_at.elapsed());
-        let mut state = self.shared.lock();
+        self.model.record_batch(batch.len(), started_at.elapsed());
+        let mut state = self.model.lock();
         batch.iter().zip(answers).for_each(|((id, _), answer)| state.queue.answer(*id, answer));
         Ok(())
     }
 
     fn check(&self, example: &Row, classifier: &mut dyn Classify) {
         match classify(classifier, &[example]) {
-            Ok(_) if !self.shared.lock().is_ready() => {
-                tracing::warn!("ready again");
-                self.shared.set_health(Health::Ready);
+            Ok(_) if !self.model.lock().is_ready() => {
+                tracing::warn!("{}: ready again", self.model.name);
+                self.model.set_health(Health::Ready);
             }
             Ok(_) => {}
             Err(error) => self.handle_loss(&error),
@@ -228,16 +247,22 @@ impl Worker {
     }
 
     fn handle_loss(&self, error: &ClassifyError) {
-        if self.shared.lock().is_ready() {
-            warn("no longer ready; trying again", error);
+        if self.model.lock().is_ready() {
+            self.warn("no longer ready; trying again", error);
         }
-        self.shared.set_health(Health::Unavailable);
+        self.model.set_health(Health::Unavailable);
+    }
+
+    fn warn(&self, message: &str, error: &(dyn Error + 'static)) {
+        let causes = std::iter::successors(Some(error), |&error| error.source());
+        let texts: Vec<String> = causes.map(|cause| cause.to_string()).collect();
+        tracing::warn!("{}: {message}: {}", self.model.name, texts.join(": "));
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.shared.end_worker();
+        self.shared.end_worker(&self.model);
     }
 }
 
@@ -245,10 +270,4 @@ fn classify(classifier: &mut dyn Classify, rows: &[&Row]) -> Result<Vec<Answer>,
     let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
     let pairs: Option<Vec<&str>> = rows.iter().map(|row| row.pair.as_deref()).collect();
     classifier.classify(&texts, pairs.as_deref())
-}
-
-fn warn(message: &str, error: &(dyn Error + 'static)) {
-    let causes = std::iter::successors(Some(error), |&error| error.source());
-    let texts: Vec<String> = causes.map(|cause| cause.to_string()).collect();
-    tracing::warn!("{message}: {}", texts.join(": "));
 }

@@ -1,169 +1,20 @@
-//! Requests over sockets to a gateway with a fake classifier.
+//! Requests over sockets to a gateway with fake classifiers.
+
+mod harness;
+mod models;
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use harness::{FakeState, Reply, TestGateway, check, post, reply};
 use sepal_gateway::{
-    Answer, AnswerKind, ClassifierInfo, Classify, ClassifyError, Gateway, Options, Stopper, Token, WorkerError,
+    Answer, AnswerKind, ClassifierInfo, Classify, ClassifyError, Gateway, Options, Token, WorkerError,
 };
-use serde_json::{Value, json};
-
-/// Answers each text with its length; some texts cause errors.
-#[derive(Default)]
-struct FakeState {
-    batches: Mutex<Vec<usize>>,
-    is_unavailable: AtomicBool,
-    row_ms: AtomicU64,
-}
-
-struct FakeClassifier(Arc<FakeState>);
-
-impl Classify for FakeClassifier {
-    fn classify(&mut self, texts: &[&str], pairs: Option<&[&str]>) -> Result<Vec<Answer>, ClassifyError> {
-        if self.0.is_unavailable.load(Ordering::SeqCst) {
-            return Err(ClassifyError::Unavailable("no server".into()));
-        }
-        self.0.batches.lock().expect("a lock").push(texts.len());
-        thread::sleep(Duration::from_millis(self.0.row_ms.load(Ordering::SeqCst)) * texts.len() as u32);
-        if texts.contains(&" ") {
-            return Err(ClassifyError::NoToken);
-        }
-        if texts.contains(&"poison") {
-            return Err(ClassifyError::Failed("it is poison".into()));
-        }
-        let second = |row: usize| pairs.map_or(0, |pairs| pairs[row].len());
-        let value = |(row, text): (usize, &&str)| match *text {
-            "nan" => f32::NAN,
-            text => (text.len() + 100 * second(row)) as f32,
-        };
-        Ok(texts.iter().enumerate().map(|row| Answer::Value(value(row))).collect())
-    }
-
-    fn uses_remote_servers(&self) -> bool {
-        true
-    }
-}
-
-struct TestGateway {
-    fake: Arc<FakeState>,
-    addr: SocketAddr,
-    stopper: Stopper,
-    gateway: Option<Gateway>,
-    worker: Option<JoinHandle<Result<(), WorkerError>>>,
-}
-
-struct Reply {
-    status: u16,
-    head: String,
-    body: String,
-}
-
-impl Reply {
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("JSON: {}", self.body))
-    }
-
-    fn values(&self) -> Vec<f64> {
-        assert_eq!(self.status, 200, "{}", self.body);
-        let json = self.json();
-        let predictions = json["predictions"].as_array().expect("predictions").clone();
-        predictions.iter().map(|prediction| prediction["value"].as_f64().expect("a value")).collect()
-    }
-
-    fn header(&self, name: &str) -> Option<&str> {
-        self.head.lines().find_map(|line| {
-            let (found, value) = line.split_once(':')?;
-            found.eq_ignore_ascii_case(name).then(|| value.trim())
-        })
-    }
-}
-
-impl TestGateway {
-    fn start(options: Options) -> Self {
-        Self::start_with(options, ClassifierInfo::new("length", AnswerKind::Value, &["bytes"]), Arc::default())
-    }
-
-    fn start_with(options: Options, info: ClassifierInfo, fake: Arc<FakeState>) -> Self {
-        let options =
-            Options { listen: ([127, 0, 0, 1], 0).into(), retry_interval: Duration::from_millis(20), ..options };
-        let (gateway, worker) = Gateway::start(options).expect("it listens");
-        let (addr, stopper, state) = (gateway.addr(), gateway.stopper(), Arc::clone(&fake));
-        let worker = thread::spawn(move || worker.serve(info, &mut FakeClassifier(state), || ()));
-        Self { fake, addr, stopper, gateway: Some(gateway), worker: Some(worker) }
-    }
-
-    fn wait_until_ready(self) -> Self {
-        self.wait_for_status("ready");
-        self
-    }
-
-    fn wait_for_status(&self, status: &str) {
-        let started_at = Instant::now();
-        while self.get("/health").json()["status"] != status {
-            assert!(started_at.elapsed() < Duration::from_secs(20), "never {status}");
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    fn send(&self, request: &[u8]) -> Reply {
-        let mut stream = TcpStream::connect(self.addr).expect("connected");
-        stream.write_all(request).expect("sent");
-        reply(&mut stream)
-    }
-
-    fn get(&self, path: &str) -> Reply {
-        self.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").as_bytes())
-    }
-
-    fn post(&self, body: &str, headers: &str) -> Reply {
-        self.send(post(body, headers).as_bytes())
-    }
-
-    fn classify(&self, body: &Value) -> Reply {
-        self.post(&body.to_string(), "Content-Type: application/json\r\n")
-    }
-
-    fn stop(&mut self) {
-        self.stopper.stop();
-        self.worker.take().expect("a worker").join().expect("no panic").expect("served");
-        self.gateway.take().expect("a gateway").finish().expect("it ends");
-    }
-}
-
-impl Drop for TestGateway {
-    fn drop(&mut self) {
-        self.stopper.stop();
-    }
-}
-
-fn post(body: &str, headers: &str) -> String {
-    let length = body.len();
-    format!(
-        "POST /classify HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
-    )
-}
-
-fn reply(stream: &mut TcpStream) -> Reply {
-    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
-    let mut text = String::new();
-    stream.read_to_string(&mut text).expect("a reply");
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("a reply: {text:?}"));
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
-    Reply { status, head: head.to_owned(), body: body.to_owned() }
-}
-
-fn check(reply: &Reply, status: u16, detail: &str) {
-    assert_eq!(reply.status, status, "{} {}", reply.head, reply.body);
-    assert_eq!(reply.header("content-type"), Some("application/problem+json"));
-    let json = reply.json();
-    assert_eq!(json["status"], status);
-    assert!(json["title"].as_str().is_some_and(|title| !title.is_empty()));
-    assert!(json["detail"].as_str().expect("a detail").contains(detail), "{json}");
-}
+use serde_json::json;
 
 #[test]
 fn texts_of_a_request_are_answered_in_order() {
@@ -386,11 +237,13 @@ fn page_openapi_and_metrics_describe_classifier() {
     assert_eq!(gateway.classify(&json!({})).status, 422);
     let metrics = gateway.get("/metrics").body;
     for line in [
-        r#"sepal_task_requests_total{status="200"} 1"#,
-        r#"sepal_task_requests_total{status="422"} 1"#,
-        "sepal_task_rows_total 2",
-        "sepal_task_ready 1",
-        "sepal_task_waiting_rows 0",
+        r#"sepal_task_requests_total{model="length",status="200"} 1"#,
+        r#"sepal_task_requests_total{model="length",status="422"} 1"#,
+        r#"sepal_task_rows_total{model="length"} 2"#,
+        r#"sepal_task_request_seconds_count{model="length"} 2"#,
+        r#"sepal_task_ready{model="length"} 1"#,
+        r#"sepal_task_waiting_rows{model="length"} 0"#,
+        r#"sepal_task_open_requests{model="length"} 0"#,
         "# EOF",
     ] {
         assert!(metrics.lines().any(|found| found == line), "{line} in {metrics}");
@@ -432,8 +285,9 @@ fn classifier_failing_its_trial_is_not_served() {
             Err(ClassifyError::Failed("it is broken".into()))
         }
     }
-    let (gateway, worker) =
+    let (gateway, models) =
         Gateway::start(Options { listen: ([127, 0, 0, 1], 0).into(), ..Options::default() }).expect("it listens");
+    let worker = models.add("a".parse().expect("a name")).expect("added");
     let error =
         worker.serve(ClassifierInfo::new("a", AnswerKind::Value, &["b"]), &mut Broken, || ()).expect_err("it fails");
     assert!(matches!(error, WorkerError::Trial(_)), "{error}");
