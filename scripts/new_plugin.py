@@ -6,7 +6,7 @@
     python3 scripts/new_plugin.py family my-family
 
 A head or a tuning mode is a crate under plugins/, and one line each in the dependencies of the workspace and of the
-program and in the list of plugins. A family is a variant of `Family`, an entry in the family tables of `checkpoint` and
+engine, in the list of plugins, and in the front's list of plugins that only the engine knows. A family is a variant of `Family`, an entry in the family tables of `checkpoint` and
 `blocks` with a file each, and a tiny model among the goldens. It computes what a Llama does until it is changed. All
 texts are made before the first file is written, so that an error leaves the repository unchanged.
 """
@@ -40,7 +40,7 @@ def after_marker(text, marker, line, path):
         fail(f"{path} has no line `{marker}`")
     start = starts[0] + 1
     end = start
-    while end < len(lines) and lines[end].strip() and not lines[end].strip().startswith(("#", "[", "}", "Ok(")):
+    while end < len(lines) and lines[end].strip() and not lines[end].strip().startswith(("#", "[", "]", "}", "Ok(")):
         end += 1
     lines[start:end] = sorted(lines[start:end] + [line])
     return "\n".join(lines) + "\n"
@@ -126,6 +126,7 @@ def plugin(kind, name):
         ("crates/cli/Cargo.toml", "# plugins", f"sepal-{name}.workspace = true"),
         ("crates/cli/src/plugins.rs", "// the list",
          f"    registry.register::<{KINDS[kind]}, {ident}::{type_name(name)}>()?;"),
+        ("crates/front/src/engine_plugins.rs", "// the list", f'    "{name}",'),
     ]:
         files[ROOT / path] = after_marker(read(path), marker, line, path)
     return files, (

@@ -15,6 +15,7 @@ use crate::args::ImportPeftArgs;
 use crate::downloads::Downloads;
 use crate::output::{Failure, describe, print};
 use crate::peft::{existing_folder, open_model, publishable_run};
+use crate::units::printable;
 
 /// Default maximum of tokens in a row, as usual for classifiers in transformers.
 const MAX_LENGTH: usize = 512;
@@ -65,7 +66,7 @@ fn fetch(folder: &Source) -> Result<Asset, Failure> {
 fn finish(args: &ImportPeftArgs, import: Import, imported: Option<ImportedRun>) -> Result<(), Failure> {
     let modes: Vec<&str> = import.modes().iter().map(|mode| mode.name.as_str()).collect();
     let (tuning, description) = (modes.join(" and "), import.description());
-    let (labels, is_foreign) = (import.labels().join(", "), import.is_foreign());
+    let (labels, is_foreign) = (printable(&import.labels().join(", ")), import.is_foreign());
     let adapter = import.finish(imported.as_ref().map(|imported| &imported.run)).map_err(import_failure)?;
     print(&format!("wrote {}: {tuning}, {description}, labels {labels}", adapter.display()))?;
     let Some(ImportedRun { spec, .. }) = imported else { return Ok(()) };
@@ -222,7 +223,6 @@ fn import_failure(error: ImportError) -> Failure {
             format!("import the folder: name its base model (--model hub:{name})").into()
         }
         ImportError::NeedsModel { .. } => format!("{error} (--model SOURCE)").into(),
-        ImportError::Label { .. } => format!("{error} (--labels)").into(),
         ImportError::Folder(FolderError::Exists { path }) => existing_folder(&path),
         error => error.into(),
     }

@@ -2,6 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use crate::output::Failure;
 
@@ -9,12 +13,15 @@ use crate::output::Failure;
 pub(crate) fn on_interrupt(on_first: impl Fn() + Send + 'static) -> Result<Arc<AtomicBool>, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
-    ctrlc::set_handler(move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            // Destructors of libraries do not run: other threads still use what they would free.
-            signal_hook::low_level::exit(130)
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    thread::Builder::new().name("sepal-signals".to_owned()).spawn(move || {
+        for _ in signals.forever() {
+            if flag.swap(true, Ordering::Relaxed) {
+                // Destructors of libraries do not run: other threads still use what they would free.
+                signal_hook::low_level::exit(130)
+            }
+            on_first();
         }
-        on_first();
     })?;
     Ok(stop)
 }

@@ -1,7 +1,8 @@
-//! Command line of Sepal: trains from pipeline files, serves blocks, predicts, and reports on machines and swarms.
+//! Engine of the program: all commands of Sepal, with libtorch.
 //!
-//! This crate parses arguments and prints results; the crates below it do the work. It stands at the top of the crate
-//! graph, knows keys, flags and recipes, and holds the list of plugins. A program with its own plugins is three lines:
+//! This crate performs the commands that compute and leaves the others to `sepal-front`, from which it takes the command line
+//! and its output. It stands at the top of the crate graph, knows keys, flags and recipes, and holds the list of plugins. A
+//! program with its own plugins has all commands, and is three lines:
 //!
 //! ```no_run
 //! let mut registry = sepal_cli::plugins()?;
@@ -10,108 +11,76 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod abstain;
 mod advice;
-mod args;
-mod console;
-mod doctor;
-mod downloads;
+mod audit;
+mod calibrate;
+mod engine_report;
 mod environment;
 mod import;
-mod init;
 mod interrupt;
-mod manual;
 mod merge;
 mod network;
-mod output;
 mod peft;
 mod pipeline_file;
 mod plan;
 mod plugins;
 mod predict;
-mod probe_progress;
 mod push;
-mod render;
-mod report;
 mod run;
+mod runs;
 mod serve;
+#[cfg(feature = "gateway")]
 mod serve_task;
-mod suggest;
-mod swarm;
-mod table;
-mod units;
+#[cfg(feature = "gateway")]
+mod session_classifier;
+mod summary;
+mod sweep;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
+#[cfg(not(feature = "gateway"))]
+use sepal_core::NotBuilt;
+use sepal_front::{Engine, Program, args, console, downloads, output, status_line, table, units};
 use sepal_plugin::Registry;
-use sepal_server::environment::PASSIVE_WAIT;
-use tracing_subscriber::EnvFilter;
 
 use args::{Command, ExportCommand, ImportCommand};
-use output::describe;
+use output::Failure;
 pub use plugins::plugins;
 
 /// Runs the program with these plugins. The exit code is 0, 1 after an error, or 2 for invalid arguments.
 pub fn main(registry: Registry) -> ExitCode {
-    let args = suggest::parse();
-    start_logging();
-    set_environment(&args.command);
-    let result = match args.command {
-        Command::Run(args) => run::run(&registry, &args),
-        Command::Validate(args) => run::validate(&registry, &args),
-        Command::Render(args) => render::render(&registry, &args),
-        Command::Plan(args) => plan::plan(&registry, &args),
-        Command::Init(args) => init::init(&registry, &args),
-        Command::Fetch(args) => run::fetch(&registry, &args),
-        Command::Schema => run::schema(&registry),
-        Command::Plugins(args) => run::list(&registry, &args),
-        Command::Predict(args) => predict::predict(&registry, &args),
-        Command::Evaluate(args) => predict::evaluate(&registry, &args),
-        Command::Report(args) => report::write(&args),
+    if Engine::is_asked_for_report() {
+        return sepal_front::exit_code(engine_report::write(), |_| None);
+    }
+    let args = sepal_front::parse();
+    sepal_front::start_logging(args.log_format, &args.command);
+    environment::restart_with(&sepal_front::missing_settings(&args.command));
+    sepal_front::exit_code(perform(args.command, &registry), |error| advice::advice(&**error))
+}
+
+fn perform(command: Command, registry: &Registry) -> Result<(), Failure> {
+    match command {
+        Command::Run(args) => run::run(registry, &args),
+        Command::Sweep(args) => sweep::sweep(registry, &args),
+        Command::Plan(args) => plan::plan(registry, &args),
+        Command::Predict(args) => predict::predict(registry, &args),
+        Command::Evaluate(args) => predict::evaluate(registry, &args),
+        Command::Audit(args) => audit::audit(registry, &args),
+        Command::Calibrate(args) => calibrate::calibrate(registry, &args),
         Command::Serve(args) => serve::serve(&args),
-        Command::ServeTask(args) => serve_task::serve(&registry, &args),
-        Command::Outline(args) => run::outline(&args),
-        Command::Export(ExportCommand::Peft(args)) => peft::export(&registry, &args),
-        Command::Import(ImportCommand::Peft(args)) => import::import(&registry, &args),
-        Command::Merge(args) => merge::merge(&registry, &args),
+        #[cfg(feature = "gateway")]
+        Command::ServeTask(args) => serve_task::serve(registry, &args),
+        #[cfg(not(feature = "gateway"))]
+        Command::ServeTask(_) => Err(NotBuilt { part: "`sepal serve-task`", feature: "gateway" }.into()),
+        Command::Export(ExportCommand::Peft(args)) => peft::export(registry, &args),
+        Command::Import(ImportCommand::Peft(args)) => import::import(registry, &args),
+        Command::Merge(args) => merge::merge(registry, &args),
         Command::Push(args) => push::push(&args),
-        Command::Swarm(command) => swarm::swarm(&command),
-        Command::Doctor(args) => doctor::doctor(&args),
-        Command::Completions(args) => manual::completions(&args),
-        Command::Man(args) => manual::man(&args),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: failed to {}{}", describe(&*error), advice::advice(&*error).unwrap_or_default());
-            ExitCode::FAILURE
+        command => {
+            let program = Program { catalog: registry.catalog(), engine: Engine::Running };
+            let unknown = || Err("perform the command: neither the front nor the engine has it".into());
+            sepal_front::perform(&command, &program).unwrap_or_else(unknown)
         }
     }
-}
-
-/// Restarts the program with the settings of libraries for the commands that compute.
-fn set_environment(command: &Command) {
-    match command {
-        Command::Serve(_) => environment::restart_with(&[PASSIVE_WAIT]),
-        Command::Run(_)
-        | Command::Plan(_)
-        | Command::Predict(_)
-        | Command::Evaluate(_)
-        | Command::ServeTask(_)
-        | Command::Export(_)
-        | Command::Merge(_) => environment::restart_with(&[]),
-        _ => {}
-    }
-}
-
-/// Prints warnings of this project to standard error; `SEPAL_LOG=debug` adds more, also of its dependencies.
-fn start_logging() {
-    let filter = EnvFilter::try_from_env("SEPAL_LOG").unwrap_or_else(|_| EnvFilter::new("off,sepal=warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .without_time()
-        .init();
 }

@@ -1,4 +1,4 @@
-//! The `sepal` program with the plugins of this repository.
+//! The engine with the plugins of this repository.
 
 use std::process::ExitCode;
 

@@ -11,8 +11,13 @@ use crate::peft::{TrainedRun, existing_folder, open_model};
 pub(crate) fn merge(registry: &Registry, args: &MergeArgs) -> Result<(), Failure> {
     let run = TrainedRun::open(registry, &args.run, &args.model)?;
     let model = open_model(&run.sources, Part::All)?;
-    let options =
-        MergeOptions { task: run.task(), tuning: run.tuning(), overwrite: args.overwrite, ..MergeOptions::default() };
+    let options = MergeOptions {
+        task: run.task(),
+        tuning: run.tuning(),
+        calibration: run.calibration(),
+        overwrite: args.overwrite,
+        ..MergeOptions::default()
+    };
     let merged = sepal_peft::merge(&options, &model.asset.path, &model.checkpoint, &run.adapter(), &args.out);
     let Merged { description, class, changed, labels, notices, .. } = merged.map_err(|error| failure(error, args))?;
     for notice in notices {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sepal_core::Span;
 use sepal_discover::lan::Lan;
-use sepal_discover::p2p::{Identity, IdentityError, Node, NodeOptions, Ticket};
+use sepal_discover::p2p::{Identity, Node, NodeOptions, Ticket, is_in_use};
 use sepal_discover::{Discovery, ServerRecord, wait_until_settled};
 use sepal_server::{BlockServer, DeviceStacks, ModelIdentity, ServerOptions, ServerStats};
 use sepal_swarm::{Addr, Dial, Endpoint};
@@ -137,16 +137,16 @@ fn join(args: &ServeArgs) -> Result<Node, Failure> {
         Some(Addr::Unix(_)) => return Err("use a Unix socket for peers: --listen needs IP:PORT with --p2p".into()),
     };
     let identity = Identity::open(&args.identity.clone().map_or_else(default_identity, Ok)?);
-    let identity = identity.map_err(|error| match error {
-        IdentityError::InUse { .. } => format!("{error} (--identity FILE)").into(),
-        error => Failure::from(error),
+    let identity = identity.map_err(|error| match is_in_use(&error) {
+        true => format!("{error} (--identity FILE)").into(),
+        false => Failure::from(error),
     })?;
     let ticket = args.join.as_deref().map(Ticket::read).transpose()?;
     let joins = ticket.is_some();
     let node = Node::start(NodeOptions { identity, ticket, bind, relays: args.relays.clone() })?;
     if joins {
         if !node.wait_for_neighbour(NEIGHBOUR) {
-            eprintln!("no member of the swarm has answered yet; the server starts and keeps trying");
+            tracing::warn!("no member of the swarm has answered yet; the server starts and keeps trying");
         }
         wait_until_settled(&node);
     }

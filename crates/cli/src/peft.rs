@@ -10,11 +10,12 @@ use sepal_core::HostTensor;
 use sepal_peft::{ExportError, ExportOptions, Exported, FolderError, Run, UsedPlugin, Verify};
 use sepal_pipeline::{ModelFiles, portable, trained_prompts};
 use sepal_plugin::Registry;
-use sepal_track::Manifest;
+use sepal_track::{Calibration, Manifest};
 
 use crate::args::ExportPeftArgs;
 use crate::downloads::Downloads;
 use crate::output::{Failure, print};
+use crate::units::printable;
 
 pub(crate) fn export(registry: &Registry, args: &ExportPeftArgs) -> Result<(), Failure> {
     let run = TrainedRun::open(registry, &args.run, &args.model)?;
@@ -41,7 +42,11 @@ pub(crate) fn export(registry: &Registry, args: &ExportPeftArgs) -> Result<(), F
         eprintln!("note: {notice}");
     }
     let Exported { description, form, labels, .. } = &exported;
-    print(&format!("wrote {}: {description} as {form}, labels {}", args.folder.display(), labels.join(", ")))?;
+    print(&format!(
+        "wrote {}: {description} as {form}, labels {}",
+        args.folder.display(),
+        printable(&labels.join(", "))
+    ))?;
     if let Some(verified) = exported.verified {
         print(&format!(
             "verified: logits of {} rows differ by at most {:.1e}; the largest is {:.3}",
@@ -93,6 +98,10 @@ impl<'a> TrainedRun<'a> {
 
     pub(crate) fn tuning(&self) -> Vec<UsedPlugin> {
         self.spec.iter().flat_map(|spec| spec.tuning.modes()).map(used).collect()
+    }
+
+    pub(crate) fn calibration(&self) -> Option<Calibration> {
+        self.manifest.as_ref()?.calibration.clone()
     }
 
     /// Computes the prompts of a tuning mode with an encoder.

@@ -21,3 +21,41 @@ pub fn plugins() -> Result<Registry, RegisterError> {
     registry.register::<Tuning, sepal_ptune::Ptune>()?;
     Ok(registry)
 }
+
+#[cfg(test)]
+mod tests {
+    use sepal_front::ENGINE_PLUGINS;
+    use sepal_plugin::{Catalog, PluginKind};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// All that a catalog says of its plugins, but for those that only the engine knows.
+    fn described(catalog: &Catalog) -> Vec<Value> {
+        let mut described = Vec::new();
+        for kind in PluginKind::ALL {
+            for entry in catalog.entries(kind).filter(|entry| !ENGINE_PLUGINS.contains(&entry.name)) {
+                let defaults = entry.resolve(entry.example.clone()).expect("an example");
+                described.push(json!({
+                    "kind": kind.key(),
+                    "name": entry.name,
+                    "aliases": entry.aliases,
+                    "summary": entry.summary,
+                    "schema": entry.schema,
+                    "example": entry.example,
+                    "defaults": defaults,
+                }));
+            }
+        }
+        described
+    }
+
+    #[test]
+    fn front_and_engine_have_the_same_plugins() {
+        let engine = plugins().expect("plugins");
+        let front = sepal_front::catalog().expect("options");
+        let known = described(engine.catalog());
+        assert!(known.len() > 20);
+        assert_eq!(described(&front), known, "a plugin of one crate belongs to ENGINE_PLUGINS of sepal-front");
+    }
+}

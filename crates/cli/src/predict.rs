@@ -2,27 +2,29 @@
 
 use std::io::{self, BufRead, BufReader, Cursor, IsTerminal, Read};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use sepal_assets::Sources;
 use sepal_config::Spec;
 use sepal_data::{
     BadRowPolicy, Dialect, EncodedRow, Format, OutputSpec, Passthrough, PredictionRef, PredictionWriter, ReadError,
-    RowSpec, RowStream, RowTexts, Rows, TableSpec, WriteError,
+    RowSpec, RowStream, RowTexts, Rows, TableSpec, VALIDATION_SPLITS, WriteError,
 };
-use sepal_pipeline::{Classifier, Session};
-use sepal_plugin::Registry;
+use sepal_pipeline::{Classifier, ClassifierError, Session, SharedBase};
+use sepal_plugin::{Prediction, Registry};
 use sepal_track::DataFacts;
 use serde_json::json;
 
-use crate::args::{EvaluateArgs, PipelineArgs, PredictArgs};
+use crate::abstain::check_abstaining;
+use crate::args::{EvaluateArgs, LabelledArgs, PipelineArgs, PredictArgs};
 use crate::console::Console;
 use crate::interrupt::stop_on_interrupt;
 use crate::output::{Failure, print};
 use crate::pipeline_file::load;
-use crate::units::grouped;
+use crate::runs::{self, NamedRun};
+use crate::status_line::StatusLine;
+use crate::units::{grouped, printable};
 
 const STANDARD: &str = "-";
 const CHUNK_ROWS: usize = 1024;
@@ -32,51 +34,65 @@ pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Fai
     let stop = stop_on_interrupt("stopping after these rows; no incomplete file is left")?;
     let mut console = Console::default();
     // Errors of input and output are reported before the model is loaded.
-    let manifest = sepal_track::Manifest::read(&args.run)?;
+    let runs = runs::named(&args.runs)?;
     check_output(args)?;
-    let spec = trained_spec(registry, &args.run, &args.rows.set)?;
-    let mut rows = input(args, &manifest.data, spec.data.rows.dialect())?;
+    let facts = shared_facts(&runs)?;
+    let specs = runs.iter().map(|run| trained_spec(registry, &run.folder, &args.rows.set));
+    let specs = specs.collect::<Result<Vec<_>, _>>()?;
+    let trained = specs.first().map_or_else(Dialect::default, |spec| spec.data.rows.dialect());
+    let mut rows = input(args, facts, trained)?;
     if rows.text_column().is_none() {
         return Err(rows.no_rows_error().into());
     }
     PredictionWriter::check_row_schema(&rows.row_schema()).map_err(with_option)?;
-    let classifier = Classifier::open(&spec, &args.run, registry, &mut console, &stop)?;
-    let mut writer = output(args, &classifier, &rows)?;
+    let classifiers = open_all(registry, &runs, &specs, &mut console, &stop)?;
+    classifiers.iter().try_for_each(|classifier| check_abstaining(args.abstain_below, classifier.task()))?;
+    let mut writer = output(args, &runs, &classifiers, &rows)?;
     if let Some(note) = replaced_columns_note(writer.replaced()) {
         console.line(&note);
     }
 
-    let spinner = spinner();
-    let (session, started) = (classifier.session()?, Instant::now());
+    let shows_rows = args.output == Path::new(STANDARD) && io::stdout().is_terminal();
+    let status = if shows_rows { None } else { StatusLine::on_terminal() };
+    let line = |text: &str| match &status {
+        Some(status) => status.line(text),
+        None => console.line(text),
+    };
+    let sessions = classifiers.iter().map(Classifier::session).collect::<Result<Vec<_>, _>>()?;
+    let started = Instant::now();
     let column = rows.text_column().map(|(name, _)| name.to_owned()).unwrap_or_default();
     let mut skipped = 0;
     for chunk in rows.by_ref() {
         let mut chunk = chunk?;
-        let tokens = tokenize(&session, &mut chunk, &column)?;
+        let tokens = tokenize(&sessions, &mut chunk, &column)?;
         if args.strict
             && let Some(bad) = chunk.skipped.first()
         {
             return Err(ReadError::BadRow(bad.clone()).into());
         }
         for bad in chunk.skipped.iter().take(NAMED_ROWS.saturating_sub(skipped)) {
-            console.line(&format!("left out {bad}"));
+            line(&format!("left out {bad}"));
         }
         skipped += chunk.skipped.len();
         if !chunk.is_empty() {
-            let predicted = session.classify(&tokens).map_err(|error| error.renumbered(&chunk.numbers))?;
-            let (class, logits, probabilities) = (&predicted.class, &predicted.logits, &predicted.probabilities);
-            let items = &predicted.items;
-            match writer.write(&chunk, PredictionRef { items, ..PredictionRef::new(class, logits, probabilities) }) {
+            let classify = |(session, tokens): (&Session<'_>, &Vec<EncodedRow>)| session.classify(tokens);
+            let predicted = sessions.iter().zip(&tokens).map(classify).collect::<Result<Vec<_>, _>>();
+            let predicted = predicted.map_err(|error| error.renumbered(&chunk.numbers))?;
+            let predicted: Vec<PredictionRef<'_>> = predicted.iter().map(prediction_ref).collect();
+            match writer.write_all(&chunk, &predicted) {
                 Err(WriteError::Closed) => return Ok(()),
                 written => written.map_err(with_option)?,
             }
-            spinner.inc(chunk.len() as u64);
+            if let Some(status) = &status {
+                let (rows, seconds) = (writer.rows(), started.elapsed().as_secs_f64());
+                status.show(&format!("{} rows, {:.0} rows/s", grouped(rows), rows as f64 / seconds.max(1e-9)));
+            }
         }
         if stop.load(Ordering::Relaxed) {
             return Err("predict: stopped; the incomplete file is removed".into());
         }
     }
-    spinner.finish_and_clear();
+    drop(status);
     if rows.read() == 0 {
         return Err(rows.no_rows_error().into());
     }
@@ -88,21 +104,76 @@ pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Fai
     let seconds = started.elapsed().as_secs_f64();
     let rate = written as f64 / seconds.max(1e-9);
     let rows = if written == 1 { "row" } else { "rows" };
-    console.line(&format!("predicted {} {rows}{left_out} in {seconds:.1} s, {rate:.0} rows/s", grouped(written)));
+    let models = if runs.len() > 1 { format!(" with {} models", runs.len()) } else { String::new() };
+    let written = grouped(written);
+    console.line(&format!("predicted {written} {rows}{models}{left_out} in {seconds:.1} s, {rate:.0} rows/s"));
     Ok(())
 }
 
-/// Tokenizes the rows of a chunk and removes rows without a token from it.
-fn tokenize(session: &Session<'_>, chunk: &mut Rows, column: &str) -> Result<Vec<EncodedRow>, Failure> {
+/// Returns the facts of the first run's data, if the rows of all runs have the same parts.
+fn shared_facts(runs: &[NamedRun]) -> Result<&DataFacts, Failure> {
+    let (first, others) = runs.split_first().ok_or("predict without a run")?;
+    let parts = |run: &NamedRun| {
+        let DataFacts { text_pair, options, words, .. } = &run.manifest.data;
+        let inputs = if text_pair.is_some() { "pairs of texts" } else { "single texts" };
+        (inputs, !options.is_empty(), *words)
+    };
+    match others.iter().find(|other| parts(other) != parts(first)) {
+        None => Ok(&first.manifest.data),
+        Some(other) => {
+            let text = |run: &NamedRun| match parts(run) {
+                (_, true, _) => "texts with options".to_owned(),
+                (_, _, true) => "lists of words".to_owned(),
+                (inputs, ..) => inputs.to_owned(),
+            };
+            Err(format!(
+                "predict with `{}` and `{}` together: the first takes {} and the second {}",
+                first.name,
+                other.name,
+                text(first),
+                text(other)
+            )
+            .into())
+        }
+    }
+}
+
+/// Opens a single run where its pipeline places the blocks, and several on one base model.
+fn open_all(
+    registry: &Registry,
+    runs: &[NamedRun],
+    specs: &[Spec],
+    console: &mut Console,
+    stop: &AtomicBool,
+) -> Result<Vec<Classifier>, Failure> {
+    let base = SharedBase::new();
+    let open = |(run, spec): (&NamedRun, &Spec)| match runs.len() {
+        1 => Classifier::open(spec, &run.folder, registry, &mut *console, stop),
+        _ => Classifier::open_on(&base, spec, &run.folder, registry, &mut *console, stop),
+    };
+    Ok(runs.iter().zip(specs).map(open).collect::<Result<Vec<_>, _>>()?)
+}
+
+fn prediction_ref(predicted: &Prediction) -> PredictionRef<'_> {
+    let Prediction { class, logits, probabilities, items, thresholds, .. } = predicted;
+    PredictionRef { items, thresholds, ..PredictionRef::new(class, logits, probabilities) }
+}
+
+/// Tokenizes the rows of a chunk for each run, and removes rows from it that have no token for one of them.
+fn tokenize(sessions: &[Session<'_>], chunk: &mut Rows, column: &str) -> Result<Vec<Vec<EncodedRow>>, Failure> {
     let texts: Vec<&str> = chunk.texts.iter().map(String::as_str).collect();
     let pairs: Option<Vec<&str>> = chunk.pairs.as_ref().map(|pairs| pairs.iter().map(String::as_str).collect());
     let options = chunk.options.as_deref();
-    let mut tokens =
-        session.encode(RowTexts { texts: &texts, pairs: pairs.as_deref(), options, ..RowTexts::default() })?;
-    let has_tokens: Vec<bool> = tokens.iter().map(EncodedRow::has_tokens).collect();
+    let rows = || RowTexts { texts: &texts, pairs: pairs.as_deref(), options, ..RowTexts::default() };
+    let mut tokens = sessions.iter().map(|session| session.encode(rows())).collect::<Result<Vec<_>, _>>()?;
+    let has_tokens: Vec<bool> =
+        (0..chunk.len()).map(|row| tokens.iter().all(|tokens| tokens[row].has_tokens())).collect();
     if has_tokens.contains(&false) {
         chunk.skip_rows_without_tokens(column, &has_tokens)?;
-        tokens.retain(EncodedRow::has_tokens);
+        for tokens in &mut tokens {
+            let mut flags = has_tokens.iter();
+            tokens.retain(|_| flags.next().copied().unwrap_or(true));
+        }
     }
     Ok(tokens)
 }
@@ -110,10 +181,40 @@ fn tokenize(session: &Session<'_>, chunk: &mut Rows, column: &str) -> Result<Vec
 pub(crate) fn evaluate(registry: &Registry, args: &EvaluateArgs) -> Result<(), Failure> {
     let stop = stop_on_interrupt("stopping after this batch; nothing is written")?;
     let mut console = Console::default();
-    let spec = trained_spec(registry, &args.run, &args.rows.set)?;
+    let spec = trained_spec(registry, &args.run, &args.labelled.rows.set)?;
     let classifier = Classifier::open(&spec, &args.run, registry, &mut console, &stop)?;
+    check_abstaining(args.abstain_below, classifier.task())?;
+    let labelled = &args.labelled;
+    let columns = labelled_columns(&classifier, labelled, spec.data.rows.skip_empty);
+    let splits = labelled_splits(labelled.split.as_deref());
+    let sources = Sources::new(labelled.data.clone())?;
+    let evaluation = classifier.evaluate(&sources, &columns, &splits, &mut console, &stop)?;
+    drop(console);
+    if let Some(path) = &args.predictions {
+        sepal_track::write_atomic(path, &evaluation.predictions)?;
+    }
+    let mut record = evaluation.record.clone();
+    if let Some(covered) = args.abstain_below.and_then(|least| evaluation.covered(f64::from(least))) {
+        record.metrics.insert("coverage".to_owned(), covered.coverage);
+        record.metrics.extend(covered.accuracy.map(|accuracy| ("covered_accuracy".to_owned(), accuracy)));
+    }
+    if args.json {
+        let json = json!({ "rows": record.rows, "loss": record.loss, "metrics": record.metrics });
+        return print(&serde_json::to_string_pretty(&json)?);
+    }
+    let mut lines = vec![format!("{:<16} {}", "rows", grouped(record.rows as u64))];
+    let headline = record.metrics.get_key_value(&evaluation.headline);
+    let others = record.metrics.iter().filter(|(name, _)| **name != evaluation.headline);
+    let metrics = headline.into_iter().chain(others).map(|(name, value)| format!("{:<16} {value:.4}", printable(name)));
+    lines.extend(metrics);
+    lines.push(format!("{:<16} {:.4}", "loss", record.loss));
+    print(&lines.join("\n"))
+}
+
+/// Columns of labelled rows; those of the run where the command line names none.
+pub(crate) fn labelled_columns(classifier: &Classifier, args: &LabelledArgs, skip_empty: bool) -> TableSpec {
     let facts = &classifier.manifest().data;
-    let columns = TableSpec {
+    TableSpec {
         path: PathBuf::new(),
         format: args.format,
         dialect: args.rows.dialect.dialect(),
@@ -123,33 +224,17 @@ pub(crate) fn evaluate(registry: &Registry, args: &EvaluateArgs) -> Result<(), F
         options: facts.options.clone(),
         words: facts.words,
         filter: Default::default(),
-    };
-    let splits: Vec<&str> = match &args.split {
-        Some(split) => vec![split],
-        None => vec!["test", "validation", "dev", "valid", "train"],
-    };
-    let sources = Sources::new(args.data.clone())?;
-    let evaluation = classifier.evaluate(&sources, &columns, &splits, &mut console, &stop)?;
-    drop(console);
-    if let Some(path) = &args.predictions {
-        sepal_track::write_atomic(path, &evaluation.predictions)?;
+        skip_empty,
     }
-    let record = &evaluation.record;
-    if args.json {
-        let json = json!({ "rows": record.rows, "loss": record.loss, "metrics": record.metrics });
-        return print(&serde_json::to_string_pretty(&json)?);
-    }
-    let mut lines = vec![format!("{:<16} {}", "rows", grouped(record.rows as u64))];
-    let headline = record.metrics.get_key_value(&evaluation.headline);
-    let others = record.metrics.iter().filter(|(name, _)| **name != evaluation.headline);
-    let metrics = headline.into_iter().chain(others).map(|(name, value)| format!("{name:<16} {value:.4}"));
-    lines.extend(metrics);
-    lines.push(format!("{:<16} {:.4}", "loss", record.loss));
-    print(&lines.join("\n"))
+}
+
+/// Splits of labelled rows, the first of which is read.
+pub(crate) fn labelled_splits(split: Option<&str>) -> Vec<&str> {
+    split.map_or_else(|| [&["test"][..], &VALIDATION_SPLITS, &["train"]].concat(), |split| vec![split])
 }
 
 /// Reads the pipeline of the run with the environment and the command line applied.
-fn trained_spec(registry: &Registry, run: &Path, set: &[String]) -> Result<Spec, Failure> {
+pub(crate) fn trained_spec(registry: &Registry, run: &Path, set: &[String]) -> Result<Spec, Failure> {
     if set.iter().any(|set| set.split('=').next().is_some_and(|key| key.trim() == "data.template")) {
         return Err("set data.template: predictions need the template of the training; remove the setting".into());
     }
@@ -250,6 +335,11 @@ fn lines(text: &str) -> Result<Box<dyn Read + Send>, Failure> {
     if !io::stdin().is_terminal() {
         input.read_until(b'\n', &mut first).map_err(|error| format!("read standard input: {error}"))?;
     }
+    if first.starts_with(b"\x1f\x8b") {
+        return Err(
+            "read standard input as one text per line: it is compressed by gzip; give its format by --format".into()
+        );
+    }
     if let Some(format) = Format::detect_table(&String::from_utf8_lossy(&first), text) {
         return Err(format!(
             "read standard input as one text per line: its first line is that of a {format} file with the column `{text}`; use \
@@ -260,18 +350,28 @@ fn lines(text: &str) -> Result<Box<dyn Read + Send>, Failure> {
     Ok(Box::new(Cursor::new(first).chain(input)))
 }
 
-fn output(args: &PredictArgs, classifier: &Classifier, rows: &RowStream) -> Result<PredictionWriter, Failure> {
-    let spec = OutputSpec {
-        format: args.output_format,
-        probabilities: args.probabilities,
-        overwrite: args.overwrite,
-        ..classifier.output()?
-    };
+fn output(
+    args: &PredictArgs,
+    runs: &[NamedRun],
+    classifiers: &[Classifier],
+    rows: &RowStream,
+) -> Result<PredictionWriter, Failure> {
+    let specs = runs.iter().zip(classifiers).map(|(run, classifier)| -> Result<OutputSpec, ClassifierError> {
+        Ok(OutputSpec {
+            format: args.output_format,
+            probabilities: args.probabilities,
+            abstain_below: args.abstain_below,
+            overwrite: args.overwrite,
+            prefix: if runs.len() > 1 { format!("{}.", run.name) } else { String::new() },
+            ..classifier.output()?
+        })
+    });
+    let specs = specs.collect::<Result<Vec<_>, _>>()?;
     if args.output == Path::new(STANDARD) {
         let format = args.output_format.unwrap_or(Format::Csv);
-        return PredictionWriter::to_writer(io::stdout(), format, spec, &rows.row_schema()).map_err(with_option);
+        return PredictionWriter::to_writer(io::stdout(), format, specs, &rows.row_schema()).map_err(with_option);
     }
-    PredictionWriter::create(&args.output, spec, &rows.row_schema()).map_err(with_option)
+    PredictionWriter::create(&args.output, specs, &rows.row_schema()).map_err(with_option)
 }
 
 fn check_output(args: &PredictArgs) -> Result<(), Failure> {
@@ -299,11 +399,4 @@ fn replaced_columns_note(columns: &[String]) -> Option<String> {
         1 => Some(format!("note: the input's column {names} is replaced by the new one")),
         _ => Some(format!("note: the input's columns {names} are replaced by the new ones")),
     }
-}
-
-/// Returns a spinner, which is visible only on a terminal.
-fn spinner() -> ProgressBar {
-    let style = ProgressStyle::with_template("{spinner} {human_pos} rows, {per_sec}");
-    let spinner = ProgressBar::new_spinner();
-    if let Ok(style) = style { spinner.with_style(style) } else { spinner }
 }

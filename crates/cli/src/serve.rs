@@ -57,7 +57,7 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
             Ok(server) => server,
             Err(error) => {
                 let Some(old) = previous.take() else { return Err(error) };
-                eprintln!("could not move to blocks {span}: {}; going back to {old}", describe(&*error));
+                tracing::warn!("could not move to blocks {span}: {}; going back to {old}", describe(&*error));
                 failed = Some(std::mem::replace(&mut span, old));
                 continue;
             }
@@ -65,6 +65,7 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
         announcement.set_serving(server.stats());
         let (source, description) = (model.files.asset.pinned(), &identity.weights);
         print(&format!("serving blocks {span} of {source} ({description}) on {}", server.endpoint()))?;
+        tracing::debug!(%span, model = %source, endpoint = %server.endpoint(), "serving");
         let status_page = match &mut status_page {
             Some(status_page) => status_page,
             None => {
@@ -74,12 +75,12 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
         };
         status_page.view.show(Some(Arc::clone(server.stats())));
         let Some(better) = model.next_span(args, &stop, &swarm, &server, &mut failed) else {
-            eprintln!("leaving: no new work is accepted; clients have {} s to finish theirs", args.drain_s);
+            tracing::info!("leaving: no new work is accepted; clients have {} s to finish theirs", args.drain_s);
             // The announcement stays while the server drains: clients need its name until their work is done.
             server.drain(Duration::from_secs(args.drain_s));
             return Ok(());
         };
-        eprintln!("moving from blocks {span} to {better}, which the swarm lacks");
+        tracing::info!("moving from blocks {span} to {better}, which the swarm lacks");
         announcement.set_moving_to(better);
         server.drain(Duration::from_secs(args.drain_s));
         if stop.requested.load(Ordering::Relaxed) {
@@ -140,7 +141,7 @@ impl ServedModel {
                 Ok(()) => return Some(better),
                 Err(_) if stop.requested.load(Ordering::Relaxed) => return None,
                 Err(error) => {
-                    eprintln!("could not move to blocks {better}: {}; staying", describe(&*error));
+                    tracing::warn!("could not move to blocks {better}: {}; staying", describe(&*error));
                     *failed = Some(better);
                 }
             }
@@ -257,7 +258,7 @@ fn affordable_blocks(args: &ServeArgs, sizes: &BlockSizes, free: &DeviceMemory) 
     let fitting = free.fitting_blocks(sizes, allowed, memory_request(args));
     if (1..allowed).contains(&fitting) {
         let memory = free.total().map(|bytes| format!("{} of ", size(bytes))).unwrap_or_default();
-        eprintln!("{fitting} of {allowed} blocks fit into the {memory}free memory");
+        tracing::info!("{fitting} of {allowed} blocks fit into the {memory}free memory");
     }
     fitting.max(1)
 }
@@ -269,7 +270,10 @@ fn check_memory(args: &ServeArgs, sizes: &BlockSizes, span: Span, free: &DeviceM
     let need = checked.map_err(|error| format!("{error} ({options})"))?;
     if let Some(device) = free.unknown() {
         let bytes = size(need.weights + need.loading);
-        eprintln!("the free memory of {device} is unknown; blocks {span} take {bytes} ({} states it)", memory::FREE_MB);
+        tracing::info!(
+            "the free memory of {device} is unknown; blocks {span} take {bytes} ({} states it)",
+            memory::FREE_MB
+        );
     }
     Ok(())
 }
@@ -295,7 +299,7 @@ fn options(args: &ServeArgs) -> ServerOptions {
         shared_bytes: args.adapter_memory_mb << 20,
     };
     let pace = args.pace_us.map(Duration::from_micros);
-    ServerOptions { limits, threads: args.threads, pace, ..ServerOptions::default() }
+    ServerOptions { limits, threads: args.threads, pace, name: args.name.clone(), ..ServerOptions::default() }
 }
 
 /// Stop signal of the process, as an event and as a flag.

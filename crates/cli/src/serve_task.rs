@@ -1,70 +1,178 @@
-//! `sepal serve-task`: the classifier of a run over HTTP.
+//! `sepal serve-task`: the classifiers of runs over HTTP.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{self, Scope};
 use std::time::Duration;
 
 use sepal_config::{Spec, SwarmSpec};
-use sepal_data::{EncodedRow, RowTexts};
-use sepal_gateway::{Answer, AnswerKind, ClassifierInfo, Classify, ClassifyError, Gateway, Options, Token, Worker};
-use sepal_pipeline::{Classifier, ClassifierError, Session};
-use sepal_plugin::{Prediction, Registry};
-use sepal_track::Manifest;
+use sepal_gateway::{Gateway, LoadRequest, ModelName, Options, Stopper, Token, Worker};
+use sepal_pipeline::{Classifier, ClassifierError, SharedBase};
+use sepal_plugin::Registry;
 
+use crate::abstain::check_abstaining;
+use crate::advice::advice;
 use crate::args::{PipelineArgs, ServeTaskArgs};
 use crate::console::Console;
 use crate::interrupt::on_interrupt;
 use crate::output::{Failure, describe, print};
 use crate::pipeline_file::load;
-use crate::units::grouped;
+use crate::runs;
+use crate::session_classifier::{SessionClassifier, info};
+use crate::units::printable;
 
 /// First pause before a new search for servers; each further pause is twice as long.
 const MIN_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// Stack of a thread that computes, in bytes: that of the main thread.
+const STACK_BYTES: usize = 8 << 20;
 
 pub(crate) fn serve(registry: &Registry, args: &ServeTaskArgs) -> Result<(), Failure> {
-    let spec = load(registry, &PipelineArgs { file: args.run.join("pipeline.yaml"), set: args.set.clone() })?;
+    let runs = served_runs(registry, args)?;
     let options = options(args)?;
     warn_if_public(&options);
-    let (gateway, worker) = Gateway::start(options)?;
-    let stopper = gateway.stopper();
+    // A single run keeps the blocks where its pipeline places them.
+    let base = (runs.len() > 1 || options.admin_token.is_some()).then(SharedBase::new);
+    let (gateway, models) = Gateway::start(options)?;
+    let (stopper, failed) = (gateway.stopper(), gateway.stopper());
     let stop = on_interrupt(move || {
-        eprintln!("stopping after all open requests are answered; press Ctrl-C again to stop at once");
+        tracing::info!("stopping after all open requests are answered; press Ctrl-C again to stop at once");
         stopper.stop();
     })?;
+    let workers = runs.iter().map(|run| models.add(run.name.clone())).collect::<Result<Vec<_>, _>>()?;
     print(&format!("listening on http://{}/", gateway.addr()))?;
-    let result = answer_requests(registry, &spec, &args.run, &worker, &stop);
-    // Open requests are answered before the port is closed.
-    drop(worker);
+    let host = Host { registry, args, base, stop: &stop, stopper: failed, failure: Mutex::new(None) };
+    thread::scope(|scope| {
+        for (run, worker) in runs.into_iter().zip(workers) {
+            host.spawn(scope, move |host| host.serve(&run, worker));
+        }
+        while let Some(request) = models.next_load() {
+            host.spawn(scope, move |host| host.load(request));
+        }
+    });
     gateway.finish()?;
-    result
+    match host.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(text) => Err(text.into()),
+        None => Ok(()),
+    }
 }
 
-fn answer_requests(
-    registry: &Registry,
-    spec: &Spec,
-    run: &Path,
-    worker: &Worker,
-    stop: &AtomicBool,
-) -> Result<(), Failure> {
-    let opened = with_servers(worker, || Classifier::open(spec, run, registry, &mut Console::default(), stop));
-    let Some(classifier) = (match opened {
-        // The signal interrupted a download.
-        Err(_) if stop.load(Ordering::Relaxed) => None,
-        opened => opened?,
-    }) else {
-        return Ok(());
-    };
-    let info = info(&classifier)?;
-    let Some(session) = with_servers(worker, || classifier.session())? else { return Ok(()) };
-    let serving = format!("serving {}: {}", info.name, info.labels.join(", "));
-    let is_remote = !matches!(spec.swarm, SwarmSpec::None(_) | SwarmSpec::Embedded(_));
-    let mut classify = SessionClassifier { session, kind: info.kind, is_remote };
-    // A closed standard output does not stop the service.
-    Ok(worker.serve(info, &mut classify, || drop(print(&serving)))?)
+/// Run that is served, with its checked pipeline.
+struct ServedRun {
+    name: ModelName,
+    folder: PathBuf,
+    spec: Spec,
 }
 
-/// Repeats `connect` until servers are available. Returns `None` if the gateway is stopped before.
+fn served_runs(registry: &Registry, args: &ServeTaskArgs) -> Result<Vec<ServedRun>, Failure> {
+    let specs = args.runs.iter().map(|run| pipeline(registry, &run.folder, args)).collect::<Result<Vec<_>, _>>()?;
+    let runs = runs::named(&args.runs)?.into_iter().zip(specs);
+    runs.map(|(run, spec)| Ok(ServedRun { name: run.name.parse()?, folder: run.folder, spec })).collect()
+}
+
+fn pipeline(registry: &Registry, run: &Path, args: &ServeTaskArgs) -> Result<Spec, Failure> {
+    load(registry, &PipelineArgs { file: run.join("pipeline.yaml"), set: args.set.clone() })
+}
+
+/// Threads of the models. Each opens its run and computes for it.
+struct Host<'a> {
+    registry: &'a Registry,
+    args: &'a ServeTaskArgs,
+    base: Option<SharedBase>,
+    stop: &'a AtomicBool,
+    stopper: Stopper,
+    /// Text of the first failure of a run that was named on the command line.
+    failure: Mutex<Option<String>>,
+}
+
+impl Host<'_> {
+    fn spawn<'scope, 'env>(&'env self, scope: &'scope Scope<'scope, 'env>, work: impl FnOnce(&Self) + Send + 'scope)
+    where
+        'env: 'scope,
+    {
+        let thread = thread::Builder::new().name("sepal-model".into()).stack_size(STACK_BYTES);
+        // A worker that is not started drops, and so its model.
+        if let Err(error) = thread.spawn_scoped(scope, move || work(self)) {
+            self.fail(format!("start a thread of a model: {error}"));
+        }
+    }
+
+    /// Serves a run that was named on the command line. A failure ends the program.
+    fn serve(&self, run: &ServedRun, worker: Worker) {
+        let _guard = StopOnPanic(&self.stopper);
+        if let Err(error) = self.answer_requests(&run.spec, &run.folder, &worker) {
+            self.fail(format!("{}{}", describe(&*error), advice(&*error).unwrap_or_default()));
+        }
+    }
+
+    fn fail(&self, text: String) {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text);
+        self.stopper.stop();
+    }
+
+    /// Serves a run that a client asked for. A failure is the answer to the client.
+    fn load(&self, LoadRequest { worker, run }: LoadRequest) {
+        let loaded = self.requested(&run).and_then(|folder| {
+            let spec = pipeline(self.registry, &folder, self.args)?;
+            self.answer_requests(&spec, &folder, &worker)
+        });
+        if let Err(error) = loaded {
+            let text = format!("failed to {}", describe(&*error));
+            tracing::warn!("model {}: {text}", worker.name());
+            worker.reject(&text);
+        }
+    }
+
+    /// Folder of a run that a client names, if it lies under the root.
+    fn requested(&self, run: &str) -> Result<PathBuf, Failure> {
+        let Some(root) = &self.args.runs_root else { return Err("load a run: no folder of runs is served".into()) };
+        let root = root.canonicalize().map_err(|error| format!("open the folder of the runs: {error}"))?;
+        // The path is resolved first, so that links and `..` lead nowhere else.
+        let folder = root.join(run).canonicalize().ok().filter(|folder| folder.starts_with(&root) && *folder != root);
+        folder.ok_or_else(|| format!("find the run `{run}`: there is no such folder under the root of the runs").into())
+    }
+
+    fn answer_requests(&self, spec: &Spec, run: &Path, worker: &Worker) -> Result<(), Failure> {
+        let opened = with_servers(worker, || self.open(spec, run));
+        let Some(classifier) = (match opened {
+            // The signal interrupted a download.
+            Err(_) if self.stop.load(Ordering::Relaxed) => None,
+            opened => opened?,
+        }) else {
+            return Ok(());
+        };
+        check_abstaining(self.args.abstain_below, classifier.task())?;
+        let info = info(&classifier)?;
+        let Some(session) = with_servers(worker, || classifier.session())? else { return Ok(()) };
+        let serving = format!("serving {}: {}", worker.name(), printable(&info.labels.join(", ")));
+        let is_remote = !matches!(spec.swarm, SwarmSpec::None(_) | SwarmSpec::Embedded(_));
+        let mut classify = SessionClassifier { session, kind: info.kind, is_remote };
+        // A closed standard output does not stop the service.
+        Ok(worker.serve(info, &mut classify, || drop(print(&serving)))?)
+    }
+
+    fn open(&self, spec: &Spec, run: &Path) -> Result<Classifier, ClassifierError> {
+        let mut console = Console::default();
+        match &self.base {
+            Some(base) => Classifier::open_on(base, spec, run, self.registry, &mut console, self.stop),
+            None => Classifier::open(spec, run, self.registry, &mut console, self.stop),
+        }
+    }
+}
+
+/// Ends the program if the thread of a run that was named on the command line panics.
+struct StopOnPanic<'a>(&'a Stopper);
+
+impl Drop for StopOnPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.stop();
+        }
+    }
+}
+
+/// Repeats `connect` until servers are available. Returns `None` if the gateway is stopped or the model unloaded before.
 fn with_servers<T>(
     worker: &Worker,
     mut connect: impl FnMut() -> Result<T, ClassifierError>,
@@ -74,7 +182,7 @@ fn with_servers<T>(
         match connect() {
             Ok(value) => return Ok(Some(value)),
             Err(error) if error.is_unreachable() => {
-                eprintln!("waiting for servers: {}", describe(&error));
+                tracing::warn!("waiting for servers: {}", describe(&error));
                 worker.set_unavailable();
             }
             Err(error) => return Err(error.into()),
@@ -86,104 +194,18 @@ fn with_servers<T>(
     }
 }
 
-struct SessionClassifier<'a> {
-    session: Session<'a>,
-    kind: AnswerKind,
-    is_remote: bool,
-}
-
-impl Classify for SessionClassifier<'_> {
-    fn classify(&mut self, texts: &[&str], pairs: Option<&[&str]>) -> Result<Vec<Answer>, ClassifyError> {
-        let tokens = match self.session.encode(RowTexts { texts, pairs, ..RowTexts::default() }) {
-            Ok(tokens) => tokens,
-            Err(error) => return Err(ClassifyError::Failed(error.into())),
-        };
-        if !tokens.iter().all(EncodedRow::has_tokens) {
-            return Err(ClassifyError::NoToken);
-        }
-        match self.session.classify(&tokens) {
-            Ok(prediction) => Ok(answers(prediction, self.kind, texts)),
-            Err(error) if error.is_unreachable() => Err(ClassifyError::Unavailable(error.into())),
-            Err(error) => Err(ClassifyError::Failed(error.into())),
-        }
-    }
-
-    fn uses_remote_servers(&self) -> bool {
-        self.is_remote
-    }
-}
-
-fn answers(prediction: Prediction, kind: AnswerKind, texts: &[&str]) -> Vec<Answer> {
-    let Prediction { class, probabilities, logits, items, .. } = prediction;
-    // The gateway refuses an index out of range.
-    let index = |class: i64| usize::try_from(class).unwrap_or(usize::MAX);
-    match kind {
-        AnswerKind::Class => {
-            let rows = class.into_iter().map(index).zip(probabilities);
-            rows.map(|(class, probabilities)| Answer::Class { class, probabilities }).collect()
-        }
-        AnswerKind::Labels => probabilities.into_iter().map(|probabilities| Answer::Labels { probabilities }).collect(),
-        AnswerKind::Value => {
-            logits.into_iter().map(|row| Answer::Value(row.first().copied().unwrap_or(f32::NAN))).collect()
-        }
-        AnswerKind::Tags => {
-            let rows = texts.iter().zip(items).zip(probabilities);
-            rows.map(|((text, tags), probabilities)| {
-                let words = text.split_whitespace().map(str::to_owned).collect();
-                Answer::Tags { words, tags: tags.into_iter().map(index).collect(), probabilities }
-            })
-            .collect()
-        }
-    }
-}
-
-fn info(classifier: &Classifier) -> Result<ClassifierInfo, Failure> {
-    let task = classifier.task();
-    let Some(kind) = AnswerKind::of_task(task) else {
-        return Err(format!(
-            "serve a task of this kind ({}): requests are texts or pairs of texts; use `sepal predict` or `sepal evaluate`",
-            task.kind()
-        )
-        .into());
-    };
-    let manifest = classifier.manifest();
-    Ok(ClassifierInfo {
-        takes_pairs: classifier.takes_pairs(),
-        facts: facts(manifest),
-        ..ClassifierInfo::new(manifest.name.clone(), kind, task.labels())
-    })
-}
-
-fn facts(manifest: &Manifest) -> Vec<(String, String)> {
-    let metrics: Vec<String> = manifest.metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
-    let parameters = manifest.parameters;
-    let share = 100.0 * parameters.trainable as f64 / parameters.total.max(1) as f64;
-    // Paths of this machine are not public.
-    let is_public = ["hub:", "pypi:"].iter().any(|kind| manifest.model.source.starts_with(kind));
-    let source = if is_public { format!("{}: ", manifest.model.source) } else { String::new() };
-    let model = format!("{source}{}", manifest.model.weights);
-    let mut facts = vec![
-        ("model", model),
-        ("trained", format!("{} ({} steps)", manifest.started, manifest.steps)),
-        ("trainable", format!("{} numbers, {share:.3} % of all", grouped(parameters.trainable))),
-        ("training rows", grouped(manifest.data.train_rows as u64)),
-    ];
-    if !metrics.is_empty() {
-        let rows = grouped(manifest.data.validation_rows as u64);
-        facts.push(("measured", format!("on {rows} validation rows: {}", metrics.join(", "))));
-    }
-    facts.push(("adapter", manifest.adapter_digest.clone()));
-    facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
-}
-
 fn options(args: &ServeTaskArgs) -> Result<Options, Failure> {
     Ok(Options {
         listen: args.listen,
         token: args.token.as_deref().map(Token::read).transpose()?,
+        admin_token: args.admin_token.as_deref().map(Token::read).transpose()?,
+        abstain_below: args.abstain_below,
         max_body_bytes: args.max_body_kb << 10,
         max_rows: args.max_rows,
         max_text_bytes: args.max_text_kb << 10,
         max_requests: args.max_requests,
+        max_model_requests: args.max_model_requests,
+        max_model_rows: args.max_model_rows,
         max_connections: args.max_connections,
         batch_rows: args.batch_rows,
         batch_bytes: args.batch_kb << 10,
@@ -203,5 +225,5 @@ fn warn_if_public(options: &Options) {
             "any client can send requests (--token FILE restricts them), and texts and answers can be read on the network"
         }
     };
-    eprintln!("warning: {} is open to other machines and not encrypted: {risk}", options.listen);
+    tracing::warn!("{} is open to other machines and not encrypted: {risk}", options.listen);
 }

@@ -1,50 +1,32 @@
-//! Output of the program on itself, and the committed schema.
+//! The engine as a program: it has all commands.
 
-use std::path::Path;
 use std::process::Command;
 
-fn sepal(args: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_sepal")).args(args).output().expect("sepal runs");
+fn engine(args: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_sepal-engine")).args(args).output().expect("the engine runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("text")
 }
 
 #[test]
-fn committed_schema_is_current() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../schemas/pipeline.schema.json");
-    let committed = std::fs::read_to_string(path).unwrap_or_default();
-    assert!(
-        committed == sepal(&["schema"]),
-        "schemas/pipeline.schema.json is not what the plugins give; run `just schemas`"
-    );
-}
-
-#[test]
-fn help_lists_every_command() {
-    insta::assert_snapshot!(sepal(&["--help"]));
-}
-
-#[test]
-fn plugins_are_listed_with_their_options() {
-    insta::assert_snapshot!(sepal(&["plugins"]));
-}
-
-#[test]
-fn repository_pipelines_are_valid() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../pipelines");
-    for entry in std::fs::read_dir(folder).expect("pipelines") {
-        let path = entry.expect("an entry").path();
-        let resolved = sepal(&["validate", &path.display().to_string()]);
-        assert!(resolved.contains("seed:"), "defaults are filled in: {resolved}");
-    }
-}
-
-#[test]
 fn doctor_checks_every_part() {
-    let output = sepal(&["doctor"]);
+    let output = engine(&["doctor"]);
     for what in
         ["libtorch", "processor", "threads", "memory", "cache", "space", "hub", "package index", "open files", "peers"]
     {
         assert!(output.contains(what), "{what} is missing from\n{output}");
     }
+}
+
+#[test]
+fn engine_describes_itself_for_doctor() {
+    let report: serde_json::Value = serde_json::from_str(&engine(&["--engine-report"])).expect("JSON");
+    assert!(report["threads"].as_u64().is_some_and(|threads| threads > 0), "{report}");
+    assert!(report["cuda_devices"].is_u64() && report["has_cuda_library"].is_boolean(), "{report}");
+}
+
+#[test]
+fn engine_performs_commands_without_libtorch() {
+    assert!(engine(&["plugins"]).contains("sequence-classification"));
+    assert!(engine(&["schema"]).contains("deep-ptune"));
 }

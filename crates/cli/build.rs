@@ -1,0 +1,1 @@
+../autograd/link_cuda.rs
