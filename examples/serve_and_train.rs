@@ -12,7 +12,7 @@ use std::time::Instant;
 use sepal_blocks::{BlockStack, Ends};
 use sepal_checkpoint::{Checkpoint, linear_sites};
 use sepal_config::spec::{EvaluateEvery, EvaluateSpec, KeptAdapter, TrainSpec};
-use sepal_core::{DType, LabelKind, Span};
+use sepal_core::{DType, LabelKind, Span, WindowPool};
 use sepal_data::{LabelSet, Loader, LoaderConfig, Table, TableSpec, TokenSpec, TokenTable};
 use sepal_deep_ptune::DeepPtune;
 use sepal_model::Model;
@@ -69,6 +69,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 adapter: KeptAdapter::Best,
                 class_rows: Vec::new(),
                 started: Instant::now(),
+                pause: None,
             },
         },
         String::new(),
@@ -123,7 +124,8 @@ fn build_model(checkpoint: &Checkpoint, server: &BlockServer) -> Result<Model, B
     let expected = ModelExpectation { digest, n_blocks, hidden, tunables: Vec::new() };
     let blocks = RemoteSequential::connect(vec![server.endpoint().clone()], expected, RemoteOptions::default())?;
     let blocks = Box::new(blocks);
-    Ok(Model { ends, blocks, tuning, head, params, precision: DType::F32, calibration: None })
+    let (precision, window_pool) = (DType::F32, WindowPool::Mean);
+    Ok(Model { ends, blocks, tuning, head, params, precision, calibration: None, window_pool })
 }
 
 fn load_rows(checkpoint: &Checkpoint) -> Result<Loader, Box<dyn Error>> {

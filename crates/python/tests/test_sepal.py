@@ -1,0 +1,244 @@
+"""Tests of the Python module of an installed wheel; `just test-wheel` runs them with its interpreter.
+
+SEPAL_TEST_GOLDENS names the folder with the tiny models.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import unittest
+from pathlib import Path
+
+import numpy
+import pandas
+import pyarrow
+import pyarrow.parquet
+import sepal
+import torch
+from sepal.petals import AutoDistributedModelForSequenceClassification
+
+import tiny
+
+GOLDENS = Path(os.environ["SEPAL_TEST_GOLDENS"])
+PROGRAM = Path(sys.executable).parent / "sepal"
+MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+
+
+class InFolder(unittest.TestCase):
+    def setUp(self):
+        temporary = tempfile.TemporaryDirectory()
+        self.addCleanup(temporary.cleanup)
+        self.folder = Path(temporary.name)
+        self.model = tiny.model(self.folder / "model", GOLDENS)
+        self.pipeline = tiny.pipeline(self.model, self.folder / "runs")
+        self.rows = {"train": tiny.sentences(192, 1), "validation": tiny.sentences(48, 2)}
+
+    def train(self, **options):
+        return sepal.train(self.pipeline, self.rows, progress=options.pop("progress", False), **options)
+
+
+class Training(InFolder):
+    def test_run_learns_and_predicts_as_its_own_predictions(self):
+        run = self.train()
+        self.assertGreaterEqual(run.metrics["accuracy"], 0.8)
+        self.assertEqual(len(run.records()), run.summary["steps"])
+        texts = self.rows["validation"]["text"]
+        predictions = run.predict(texts)
+        written = pyarrow.parquet.read_table(run.folder / "predictions.parquet").to_pandas()
+        self.assertEqual([prediction.label for prediction in predictions], list(written["predicted"]))
+        for prediction in predictions:
+            self.assertAlmostEqual(sum(prediction.scores.values()), 1, places=5)
+        table = predictions.to_pandas()
+        self.assertEqual(list(table.columns), ["label", "probability_bad", "probability_good"])
+
+    def test_tables_of_every_kind_are_the_same_rows(self):
+        columns = self.rows["train"]
+        kinds = {
+            "columns": columns,
+            "pandas": pandas.DataFrame(columns),
+            "arrow": pyarrow.table(columns),
+            "rows": [dict(zip(columns, row)) for row in zip(*columns.values())],
+            "categories": pandas.DataFrame(columns).astype({"text": "category"}),
+            "numbers of NumPy": [
+                {"text": text, "label": label} for text, label in zip(columns["text"], numpy.array(columns["label"]))
+            ],
+        }
+        losses = {}
+        for kind, table in kinds.items():
+            data = {"train": table, "validation": table}
+            run = sepal.train(self.pipeline, data, overrides={"train.max_steps": 3}, progress=False)
+            losses[kind] = [record["loss"] for record in run.records()]
+        self.assertEqual(len(set(map(tuple, losses.values()))), 1, losses)
+
+    def test_file_of_a_pipeline_is_a_pipeline(self):
+        for split, rows in self.rows.items():
+            pandas.DataFrame(rows).to_csv(self.folder / f"{split}.csv", index=False)
+        data = {split: str(self.folder / f"{split}.csv") for split in self.rows}
+        self.pipeline["data"].update(data, text="text", label="label")
+        path = self.folder / "pipeline.yaml"
+        path.write_text(json.dumps(self.pipeline))
+        run = sepal.train(path, overrides={"train.max_steps": 2}, progress=False)
+        self.assertEqual(run.summary["steps"], 2)
+        # The program reads the run of the module.
+        command = [PROGRAM, "evaluate", run.folder, "--data", data["validation"], "--json"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(json.loads(done.stdout)["rows"], 48)
+
+    def test_interrupt_leaves_a_run_that_resumes(self):
+        def interrupt(event):
+            if event["event"] == "step" and event["record"]["step"] == 3:
+                # From another thread, as a terminal sends it: the main thread is in the training.
+                threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGINT)).start()
+
+        overrides = {"train.epochs": 20}
+        with self.assertRaises(KeyboardInterrupt):
+            self.train(progress=interrupt, overrides=overrides)
+        run = self.train(resume=True, overrides=overrides)
+        self.assertFalse(run.summary["interrupted"])
+        self.assertEqual([record["step"] for record in run.records()], list(range(1, 241)))
+        self.assertEqual(len(list((self.folder / "runs").glob("tiny-*"))), 1)
+
+    def test_error_of_progress_ends_the_run(self):
+        def fail(event):
+            if event["event"] == "step":
+                raise LookupError("from the listener")
+
+        with self.assertRaisesRegex(LookupError, "from the listener"):
+            self.train(progress=fail)
+
+    def test_mistakes_are_named(self):
+        with self.assertRaisesRegex(TypeError, "list of dicts"):
+            sepal.train(self.pipeline, data=3)
+        with self.assertRaisesRegex(TypeError, "data is Series"):
+            sepal.train(self.pipeline, data=pandas.Series(["a", "b"]))
+        with self.assertRaisesRegex(TypeError, "row 1 of data is str"):
+            sepal.train(self.pipeline, data=[{"text": "a", "label": 1}, "b"])
+        with self.assertRaisesRegex(sepal.SepalError, "a pipeline is a mapping of keys"):
+            sepal.train("- a\n- b\n", data=self.rows)
+        with self.assertRaisesRegex(sepal.SepalError, "pipeline.yaml"):
+            sepal.load(self.folder)
+        self.pipeline["tunning"] = self.pipeline.pop("tuning")
+        with self.assertRaisesRegex(sepal.SepalError, "did you mean `tuning`"):
+            self.train()
+        self.assertFalse((self.folder / "runs").exists(), "a pipeline is checked before anything is written")
+
+
+class Blocks(InFolder):
+    def tensors(self, blocks):
+        torch.manual_seed(1)
+        size, layers = blocks.hidden_size, blocks.n_blocks
+        hidden, prefix, deep = torch.randn(2, 4, size), torch.randn(3, size), 0.1 * torch.randn(layers, 3, size)
+        return [tensor.requires_grad_() for tensor in (hidden, prefix, deep)]
+
+    def test_gradients_are_those_of_the_output(self):
+        for swarm in ("none", "embedded"):
+            blocks = sepal.RemoteBlocks(self.model, swarm)
+            tensors = self.tensors(blocks)
+            directions = [torch.randn_like(tensor) for tensor in tensors]
+
+            def value(step):
+                moved = [tensor + step * way for tensor, way in zip(tensors, directions)]
+                output = blocks(moved[0], MASK, prefix=moved[1], deep_prompts=moved[2])
+                return blocks.final_norm(output[MASK == 1]).square().mean() + blocks.embed_prompts(moved[1]).mean()
+
+            gradients = torch.autograd.grad(value(0.0), tensors)
+            slope = sum((gradient * way).sum() for gradient, way in zip(gradients, directions)).item()
+            with torch.no_grad():
+                measured = (value(1e-2) - value(-1e-2)).item() / 2e-2
+            self.assertAlmostEqual(slope, measured, delta=0.02 * max(1.0, abs(slope)), msg=swarm)
+            self.assertEqual(gradients[0][0, 3].abs().sum(), 0, "padding has no gradient")
+
+    def test_servers_equal_this_process(self):
+        command = [PROGRAM, "serve", self.model, "--listen", "127.0.0.1:0", "--threads", "1"]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.addCleanup(server.stdout.close)
+        self.addCleanup(server.wait)
+        self.addCleanup(server.kill)
+        address = server.stdout.readline().strip().rsplit(" on ", 1)[1]
+        results = []
+        for swarm in ("none", [address]):
+            blocks = sepal.RemoteBlocks(self.model, swarm)
+            tensors = self.tensors(blocks)
+            output = blocks(tensors[0], MASK, prefix=tensors[1], deep_prompts=tensors[2], select="last")
+            results.append([output, *torch.autograd.grad(output.square().sum(), tensors)])
+        self.assertGreater(blocks.traffic[0], 0)
+        for local, remote in zip(*results):
+            torch.testing.assert_close(local, remote, rtol=1e-4, atol=1e-4)
+
+    def test_padding_on_either_side_is_left_out(self):
+        blocks = sepal.RemoteBlocks(self.model)
+        hidden = torch.randn(1, 3, blocks.hidden_size)
+        padding = torch.randn(1, 2, blocks.hidden_size)
+        expected = blocks(hidden)
+        right = blocks(torch.cat([hidden, padding], 1), torch.tensor([[1, 1, 1, 0, 0]]))
+        left = blocks(torch.cat([padding, hidden], 1), torch.tensor([[0, 0, 1, 1, 1]]))
+        torch.testing.assert_close(right[:, :3], expected)
+        torch.testing.assert_close(left[:, 2:], expected)
+        self.assertEqual(right[:, 3:].abs().sum(), 0)
+        torch.testing.assert_close(blocks(hidden, select="last"), expected[:, -1])
+        torch.testing.assert_close(blocks(hidden, select="mean"), expected.mean(1))
+
+    def test_graph_serves_one_backward_pass_of_unchanged_tensors(self):
+        blocks = sepal.RemoteBlocks(self.model)
+        hidden = torch.randn(1, 3, blocks.hidden_size, requires_grad=True)
+        output = blocks(hidden)
+        output.sum().backward(retain_graph=True)
+        with self.assertRaisesRegex(sepal.SepalError, "second time"):
+            output.sum().backward()
+        output = blocks(hidden)
+        with torch.no_grad():
+            hidden.add_(1)
+        with self.assertRaisesRegex(RuntimeError, "modified by an inplace operation"):
+            output.sum().backward()
+        with torch.no_grad():
+            self.assertFalse(blocks(hidden).requires_grad)
+
+    def test_mistakes_are_named(self):
+        with self.assertRaisesRegex(sepal.SepalError, "did you mean `servers`"):
+            sepal.RemoteBlocks(self.model, {"use": "static", "with": {"server": ["h:1"]}})
+        blocks = sepal.RemoteBlocks(self.model)
+        with self.assertRaisesRegex(ValueError, "expected \\[rows, seq, "):
+            blocks(torch.randn(3, blocks.hidden_size))
+        with self.assertRaisesRegex(ValueError, "no token"):
+            blocks(torch.randn(1, 2, blocks.hidden_size), torch.zeros(1, 2))
+        with self.assertRaisesRegex(ValueError, "tunables has 'prefix'"):
+            blocks(torch.randn(1, 2, blocks.hidden_size), tunables={"prefix": torch.randn(1, blocks.hidden_size)})
+        blocks.close()
+        with self.assertRaisesRegex(sepal.SepalError, "closed"):
+            blocks(torch.randn(1, 2, blocks.hidden_size))
+
+    def test_petals_loop_learns(self):
+        torch.manual_seed(2)
+        names = {"ptune": 2, "deep_ptune": 3}
+        for mode, n_parameters in names.items():
+            model = AutoDistributedModelForSequenceClassification.from_pretrained(
+                str(self.model), num_labels=2, pre_seq_len=4, tuning_mode=mode
+            )
+            self.assertEqual(len(list(model.parameters())), n_parameters)
+            batch = model.tokenizer(self.rows["train"]["text"][:64])
+            labels = torch.tensor(self.rows["train"]["label"][:64])
+            optimizer = torch.optim.AdamW(model.parameters(), lr=0.03)
+            losses = []
+            for _ in range(40):
+                loss = model(**batch, labels=labels).loss
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                losses.append(loss.item())
+            self.assertLess(losses[-1], 0.5 * losses[0], mode)
+
+    def test_petals_padding_is_found_without_a_mask(self):
+        model = AutoDistributedModelForSequenceClassification.from_pretrained(str(self.model))
+        model.config.pad_token_id = 0
+        ids = torch.tensor([[5, 0, 7, 0, 0], [5, 6, 7, 8, 9]])
+        expected = model(ids, torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])).logits
+        torch.testing.assert_close(model(ids).logits, expected)
+
+
+if __name__ == "__main__":
+    unittest.main()
