@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-use sepal_server::environment::{HEAP, PASSIVE_WAIT};
+use sepal_machine::environment::{HEAP, PASSIVE_WAIT};
 use serde_json::{Map, Value, json};
 
 mod adapters;

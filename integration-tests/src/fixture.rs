@@ -163,8 +163,12 @@ pub struct Server {
 impl Server {
     /// Starts `sepal serve` and waits until it serves.
     pub fn start(command: &mut Command) -> Self {
-        let command = command.stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command.spawn().expect("sepal serves");
+        Self::start_with_messages(command.stderr(Stdio::null()))
+    }
+
+    /// Starts `sepal serve` with the standard error of the command, and waits until it serves.
+    pub fn start_with_messages(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("sepal serves");
         let mut lines = BufReader::new(child.stdout.take().expect("piped"));
         let mut line = String::new();
         lines.read_line(&mut line).expect("a line");
@@ -214,7 +218,9 @@ pub fn binary() -> PathBuf {
     let test = std::env::current_exe().expect("this test is a file");
     let folder = test.parent().and_then(Path::parent).expect("it lies in target/debug/deps");
     let binary = folder.join("sepal");
-    assert!(binary.is_file(), "{} is missing; run `cargo build --workspace --bins`", binary.display());
+    for program in [&binary, &folder.join("sepal-engine")] {
+        assert!(program.is_file(), "{} is missing; run `cargo build --workspace --bins`", program.display());
+    }
     binary
 }
 

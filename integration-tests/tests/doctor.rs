@@ -43,3 +43,21 @@ fn doctor_without_a_writable_cache_fails() {
     assert_eq!(state(&found(&doctor("cache")), "cache"), "ok");
     assert_eq!(state(&found(&broken), "libtorch"), "ok");
 }
+
+#[test]
+fn broken_libtorch_is_a_problem_and_stops_only_the_engine() {
+    let fixture = Fixture::new("llama-gqa");
+    fs::write(fixture.path("libtorch_cpu.so"), "no library").expect("written");
+    let run = |args: &[&str]| {
+        let mut command = fixture.sepal(args);
+        command.env("LD_LIBRARY_PATH", fixture.folder.path()).env("PIP_NO_INDEX", "1").output().expect("sepal runs")
+    };
+    assert!(run(&["validate", "pipeline.yaml"]).status.success(), "it needs no libtorch");
+    let findings = json(&String::from_utf8_lossy(&run(&["doctor", "--json"]).stdout));
+    let finding = findings.as_array().expect("findings").iter().find(|finding| finding["what"] == "libtorch");
+    let finding = finding.expect("a check");
+    assert_eq!(finding["state"], "problem", "{finding}");
+    assert!(finding["found"].as_str().is_some_and(|text| text.contains("libtorch_cpu.so")), "{finding}");
+    let failed = run(&["run", "pipeline.yaml"]);
+    assert!(!failed.status.success() && String::from_utf8_lossy(&failed.stderr).contains("libtorch_cpu.so"));
+}

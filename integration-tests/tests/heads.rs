@@ -183,6 +183,8 @@ fn label_words_and_verbalizer_start_as_the_same_classifier() {
     let calibrated = run(&fixture, &without_labels);
     assert!((loss(&calibrated) - loss(&fixed)).abs() < 1e-9, "calibration changes predictions only");
     assert_ne!(metric(&calibrated, "ece"), metric(&fixed, "ece"));
+    let bare = run(&fixture, &[&without_labels[1..], &["data.train=null"]].concat());
+    assert_eq!(loss(&bare), loss(&calibrated), "no training rows are needed without training");
     check_evaluation(&fixture, &calibrated, "validation.csv", "accuracy");
 }
 
@@ -204,7 +206,7 @@ fn heads_that_do_not_fit_the_data_are_refused() {
     // The tiny tokenizer has no pieces of words, so that two words stand for a word of two tokens.
     let sets = [&FEW[..], &["task.with.label_words=[dull, very bright]"]].concat();
     refused(&few, &sets, "of the label `good`, `very bright` is 2 tokens");
-    let sets = [&FEW[..], &["data.rows_per_class=1000", "task.with.label_words=[dull, bright]"]].concat();
+    let sets = [&FEW[..], &["data.few_shot.per_class=1000", "task.with.label_words=[dull, bright]"]].concat();
     refused(&few, &sets, "take 1000 rows of each class");
 
     let ner = fixture("ner.yaml");

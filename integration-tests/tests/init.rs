@@ -44,11 +44,15 @@ fn init_reports_rows_and_columns_that_a_run_refuses() {
     let rows = fs::read_to_string(fixture.path("reviews.tsv")).expect("rows");
     fs::write(fixture.path("reviews.tsv"), format!("{rows}an hour\t\n")).expect("written");
     let messages = success_messages(fixture.sepal(&["init", "reviews.tsv", "--model", "model"]));
-    let note = "1 row has no label, row 301: a run stops there; take it out or give it one";
+    let note = "1 row has no label, row 301: `data.skip_empty: true` leaves it out";
     assert!(messages.contains(&format!("note        {note}\n")), "{messages}");
     let yaml = fs::read_to_string(fixture.path("reviews.yaml")).expect("written");
     assert!(yaml.contains(&format!("  # Note: {note}.\n")), "{yaml}");
-    assert!(failure_messages(fixture.sepal(&["run", "reviews.yaml"])).contains("row 301 of reviews.tsv"));
+    let refused = failure_messages(fixture.sepal(&["run", "reviews.yaml"]));
+    assert!(refused.contains("row 301 of reviews.tsv") && refused.contains("data.skip_empty: true"), "{refused}");
+    let skipping = ["run", "reviews.yaml", "--set", "data.skip_empty=true", "train.max_steps=1", "model.source=model"];
+    let messages = success_messages(fixture.sepal(&skipping));
+    assert!(messages.contains("1 empty row is left out, the first is row 301 of reviews.tsv"), "{messages}");
 
     let ids: String = (0..2000).map(|i| format!("{i},it is number {i},{}\n", ["bad", "good"][i % 2])).collect();
     fs::write(fixture.path("ids.csv"), format!("id,review,sentiment\n{ids}")).expect("written");

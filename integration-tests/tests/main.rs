@@ -2,9 +2,11 @@
 
 mod adapters;
 mod block_placement;
+mod calibration;
 mod cobatching;
 #[cfg(target_os = "linux")]
 mod cuda_link;
+mod data_files;
 mod device_stacks;
 mod doctor;
 mod downloads;
@@ -13,7 +15,11 @@ mod heads;
 mod hub_push;
 mod init;
 mod invalid_input;
+mod layers;
+mod long_texts;
+mod many_runs;
 mod new_plugin;
+mod operating;
 mod peft_import;
 mod plan;
 mod plugin_options;
@@ -26,4 +32,5 @@ mod resume;
 mod serve_task;
 mod server_processes;
 mod swarm;
+mod sweeps;
 mod training_runs;

@@ -80,17 +80,22 @@ fn generated_plugins_and_family_build_and_train() {
     assert!(std::fs::read_to_string(fresh.path().join(goldens)).expect("readable").contains(entry));
     let parse = "import ast, sys; ast.parse(open(sys.argv[1]).read())";
     succeed(Command::new("python3").current_dir(fresh.path()).args(["-c", parse, goldens]));
-    // The program gets another name, so that it does not replace the one of the other tests, in the shared target
+    // The programs get other names, so that they do not replace those of the other tests, in the shared target
     // folder, which has the dependencies.
-    edit(fresh.path(), "crates/cli/Cargo.toml", |text| {
-        text.replace("name = \"sepal\"", "name = \"sepal-with-plugins\"")
-    });
+    for (program, folder) in [("sepal", "front"), ("sepal-engine", "cli")] {
+        edit(fresh.path(), &format!("crates/{folder}/Cargo.toml"), |text| {
+            text.replace(&format!("name = \"{program}\""), &format!("name = \"{program}-with-plugins\""))
+        });
+    }
     // Another version: cargo would otherwise confuse the crates of both copies, which have equal relative paths.
     edit(fresh.path(), "Cargo.toml", |text| text.replace("version = \"0.1.0\"", "version = \"0.1.0-plugins\""));
     // Only the tests of the plugins are built; the other crates' tests run anyway.
     for entry in std::fs::read_dir(fresh.path().join("crates")).expect("crates") {
         let name = entry.expect("an entry").file_name().into_string().expect("a name");
-        edit(fresh.path(), &format!("crates/{name}/Cargo.toml"), |text| text + "\n[lib]\ntest = false\n");
+        edit(fresh.path(), &format!("crates/{name}/Cargo.toml"), |text| match text.contains("[lib]") {
+            true => text,
+            false => text + "\n[lib]\ntest = false\n",
+        });
     }
     let repository = Path::new(env!("CARGO_TARGET_TMPDIR")).join("new-plugin");
     copy(fresh.path(), &repository);
@@ -107,7 +112,7 @@ fn generated_plugins_and_family_build_and_train() {
     assert_eq!(listed.matches("contract_holds ... ok").count(), 13, "{listed}");
     let built = succeed(&mut cargo(&["build", "--workspace", "--bins"]));
     assert!(!built.contains("warning"), "{built}");
-    let program = target.join("debug/sepal-with-plugins");
+    let program = target.join("debug/sepal-engine-with-plugins");
 
     let fixture = Fixture::new("llama-gqa");
     let sets = "task.use=my-head tuning.use=my-tuning task.with.smoothing=0.05 train.max_steps=40 \

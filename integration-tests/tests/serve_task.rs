@@ -23,8 +23,13 @@ pub(crate) struct Task {
 impl Task {
     /// Starts the process and waits until it listens.
     pub(crate) fn start(fixture: &Fixture, run: &Run, args: &[&str]) -> Self {
+        Self::start_all(fixture, &[run.folder.to_str().expect("a path").to_owned()], args)
+    }
+
+    /// Starts the process with several runs and waits until it listens.
+    pub(crate) fn start_all(fixture: &Fixture, runs: &[String], args: &[&str]) -> Self {
         let mut command = fixture.sepal(&["serve-task"]);
-        command.arg(&run.folder).args(["--listen", "127.0.0.1:0"]).args(args);
+        command.args(runs).args(["--listen", "127.0.0.1:0"]).args(args);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("sepal serves");
         let mut lines = BufReader::new(child.stdout.take().expect("piped"));
         let mut line = String::new();
@@ -46,15 +51,18 @@ impl Task {
         }
     }
 
-    fn get(&self, path: &str) -> (u16, Value) {
+    pub(crate) fn get(&self, path: &str) -> (u16, Value) {
         let (status, body) = http_get(&self.addr, path);
         (status, json_or_text(body))
     }
 
     pub(crate) fn ask(&self, body: &Value, headers: &str) -> (u16, Value) {
-        let body = body.to_string();
+        self.send("POST", "/classify", headers, &body.to_string())
+    }
+
+    pub(crate) fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> (u16, Value) {
         let request = format!(
-            "POST /classify HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: application/json\r\n{headers}\
+            "{method} {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: application/json\r\n{headers}\
              Content-Length: {}\r\n\r\n{body}",
             body.len()
         );
@@ -63,7 +71,7 @@ impl Task {
     }
 
     /// Stops the process. Returns its standard error.
-    fn stop(mut self) -> String {
+    pub(crate) fn stop(mut self) -> String {
         signal(&self.child, "TERM");
         assert_eq!(self.child.wait().expect("it ends").code(), Some(0));
         let mut text = String::new();
@@ -142,7 +150,7 @@ fn concurrent_requests_get_the_predictions_of_the_run() {
         let (status, described) = task.get("/openapi.json");
         assert_eq!((status, &described["openapi"]), (200, &json!("3.1.0")));
         let labels = described.pointer("/components/schemas/Prediction/properties/label/enum").expect("labels");
-        assert_eq!(*labels, json!(["bad", "good"]));
+        assert_eq!(*labels, json!(["bad", "good", null]));
         assert!(task.get("/").1.as_str().expect("a page").contains("tiny"));
         assert!(!task.stop().contains("warning"), "nobody else can reach it");
     }
@@ -217,7 +225,7 @@ fn stop_finishes_open_requests() {
     thread::scope(|scope| {
         let request = scope.spawn(|| task.ask(&json!({ "texts": texts }), ""));
         // Waits until the request is computed.
-        let waits = |line: &&str| line.starts_with("sepal_task_waiting_rows ") && !line.ends_with(" 0");
+        let waits = |line: &&str| line.starts_with("sepal_task_waiting_rows{") && !line.ends_with(" 0");
         let begun = Instant::now();
         while !request.is_finished() && begun.elapsed() < Duration::from_secs(30) {
             let (_, counts) = task.get("/metrics");

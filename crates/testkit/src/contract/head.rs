@@ -157,7 +157,7 @@ fn check_predictions(name: &str, head: &dyn TaskHead, input: &Input) {
         head.calibrate(&logits).expect("calibrated");
     }
     let prediction = head.predict(&logits).expect("a prediction");
-    let Prediction { class, probabilities, logits, items, right_tokens } = &prediction;
+    let Prediction { class, probabilities, logits, items, right_tokens, .. } = &prediction;
     assert_eq!((probabilities.len(), logits.len()), (ROWS, ROWS), "`{name}`: one entry per row");
     for row in 0..ROWS {
         let (probabilities, logits) = (&probabilities[row], &logits[row]);
@@ -167,6 +167,7 @@ fn check_predictions(name: &str, head: &dyn TaskHead, input: &Input) {
         assert!(is_normalized, "`{name}`: the probabilities of row {row} add up to one");
         let all = probabilities.iter().all(|probability| (0.0..=1.0).contains(probability));
         assert!(all, "`{name}`: the probabilities of row {row} lie between zero and one");
+        check_logits(name, head.label_kind(), probabilities, logits);
     }
     let n_labels = head.label_names().len();
     match head.task().row_form() {
@@ -192,6 +193,22 @@ fn check_predictions(name: &str, head: &dyn TaskHead, input: &Input) {
 }
 
 /// Checks one class for each row, of as many as `n_classes` says.
+/// Checks that the probabilities of labels are those of the logits, which a calibration divides by a temperature.
+fn check_logits(name: &str, kind: LabelKind, probabilities: &[f32], logits: &[f32]) {
+    let expected: Vec<f32> = match kind {
+        LabelKind::Class => {
+            let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let powers: Vec<f32> = logits.iter().map(|logit| (logit - largest).exp()).collect();
+            let sum: f32 = powers.iter().sum();
+            powers.iter().map(|power| power / sum).collect()
+        }
+        LabelKind::Multi => logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect(),
+        _ => return,
+    };
+    let are_near = probabilities.iter().zip(&expected).all(|(found, expected)| (found - expected).abs() < 1e-5);
+    assert!(are_near, "`{name}`: probabilities {probabilities:?} are those of the logits, {expected:?}");
+}
+
 fn check_classes(name: &str, class: &[i64], probabilities: &[Vec<f32>], n_classes: impl Fn(usize) -> usize) {
     assert_eq!(class.len(), ROWS, "`{name}`: one class per row");
     for (row, (class, probabilities)) in class.iter().zip(probabilities).enumerate() {
