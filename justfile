@@ -24,6 +24,10 @@ run FILE *ARGS: _build
 sepal *ARGS: _build
     @"{{ justfile_directory() }}/scripts/sepal" "$@"
 
+# Build the program: just build --full adds peer-to-peer swarms and the search of the local network, also for later builds
+build *ARGS: setup
+    @python3 scripts/build.py "$@"
+
 # Install the command `sepal` for this user, in ~/.local/bin or another folder; it runs the build of this checkout
 [no-cd]
 install FOLDER="~/.local/bin": _build
@@ -40,33 +44,56 @@ test-quick: setup
 # Check language (CONTRIBUTING.md), formatting, and clippy with warnings as errors
 lint: setup
     python3 scripts/test_setup.py
+    python3 scripts/test_build.py
+    python3 scripts/test_start.py
+    python3 scripts/check_packages.py
     python3 scripts/check_language.py --self-test
     python3 scripts/check_language.py
+    python3 scripts/check_docs.py --self-test
+    python3 scripts/check_docs.py
+    python3 scripts/check_contrib.py
     cargo fmt --all -- --check
     cargo clippy --workspace --all-targets -- -D warnings
 
+# Make dist/sepal-*.whl: the program and the Python module, for the user's own torch
+wheel: setup
+    cargo build --workspace
+    @python3 scripts/wheel.py
+
+# Install the wheel into a new virtual environment and test it there (the first time 5 GB of torch)
+test-wheel: wheel
+    python3 scripts/test_wheel.py
+
 # Measure speed, as ratios within one run; writes docs/bench.json and docs/bench.svg (--rounds N, --only SECTION)
-bench *ARGS: _build
+bench *ARGS: _build_all
     cargo bench --profile dev --workspace --bench speed -- "$@"
 
 # Measure single operations of a step: just bench-pieces kernels
-bench-pieces *ARGS: _build
+bench-pieces *ARGS: _build_all
     cargo bench --profile dev --workspace --bench pieces -- "$@"
 
-# Time the same step with transformers and PEFT, in a separate Python environment
-bench-peers *ARGS:
-    @python3 benchmarks/peers/peft.py "$@"
+# Measure the same step with PEFT, Petals and Sepal; writes docs/peers.md and docs/peers.json (--only PEER)
+bench-peers *ARGS: _build
+    @python3 benchmarks/peers/run.py "$@"
+
+# Run the table of results, or what is missing of it; writes docs/results.md, .json and .svg (--tasks, --methods, --write)
+table *ARGS: _build
+    @python3 benchmarks/table/run.py "$@"
 
 # Measure the swarm: replicas, failures, plans; writes docs/bench-swarm.json
-bench-swarm: _build
+bench-swarm: _build_all
     cargo bench --profile dev --workspace --bench swarm
 
 # Measure training on a quantized model of 8 billion numbers (4.9 GB, made on first use); writes docs/bench-8b.json
-bench-8b *ARGS: _build
+bench-8b *ARGS: _build_all
     @python3 scripts/bench_8b.py "$@"
 
+# Measure several classifiers in one process beside one process for each; writes docs/bench-serving.json
+bench-serving *ARGS: _build
+    @python3 scripts/bench_serving.py "$@"
+
 # Rewrite the table of docs/families.md from the goldens
-families: _build
+families: _build_all
     SEPAL_WRITE_DOCS=1 cargo test --workspace --test it -- families
 
 # Regenerate the committed RPC code and pipeline schema (needs capnproto)
@@ -77,6 +104,14 @@ schemas: setup
 new-plugin KIND NAME:
     @python3 scripts/new_plugin.py "$@"
 
-# Build the whole workspace, so that run and test share every dependency
+# Check everything that a release needs: versions, changelog, packages, documentation, wheel (--only NAME)
+release-check *ARGS: setup
+    @python3 scripts/release_check.py "$@"
+
+# What was chosen last: quick or complete programs (sepal and sepal-engine)
 _build: setup
-    @cargo build --workspace --bins
+    @python3 scripts/build.py
+
+# Build the whole workspace, so that benchmarks and tests share every dependency
+_build_all: setup
+    @python3 scripts/build.py --workspace
