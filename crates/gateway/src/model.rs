@@ -153,10 +153,15 @@ impl Model {
 
     /// Reports the end of loading to the client that asked for it, if there is one.
     pub(crate) fn finish_loading(&self, result: LoadResult) {
-        if let Some(outcome) = self.lock().outcome.take() {
+        if let Some(outcome) = self.take_outcome() {
             // Fails if the client has disconnected.
             let _ = outcome.send(result);
         }
+    }
+
+    /// Channel to the client that asked for the model, if there is one and it has no answer yet.
+    pub(crate) fn take_outcome(&self) -> Option<oneshot::Sender<LoadResult>> {
+        self.lock().outcome.take()
     }
 
     /// Sets the availability. Unavailability refuses all waiting requests.

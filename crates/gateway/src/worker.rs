@@ -110,7 +110,13 @@ impl Worker {
 
     /// Ends the worker of a model that cannot be served, and reports the reason to the client that asked for the model.
     pub fn reject(self, reason: &str) {
-        self.model.finish_loading(Err(reason.to_owned()));
+        let outcome = self.model.take_outcome();
+        // The model is forgotten before the client knows, so that its next request does not find it.
+        drop(self);
+        if let Some(outcome) = outcome {
+            // Fails if the client has disconnected.
+            let _ = outcome.send(Err(reason.to_owned()));
+        }
     }
 
     /// Marks predictions as unavailable.
