@@ -170,21 +170,22 @@ def picture(results):
             f'<rect class="back" width="{WIDTH}" height="{height}"/>\n' + "\n".join(parts) + "\n</svg>\n")
 
 
-SHORT = [("tf-idf", "tf-idf"), ("sentence encoder", "frozen encoder"), ("PEFT LoRA", "PEFT LoRA"),
+SHORT = [("tf-idf", "tf-idf"), ("sentence encoder", "frozen MiniLM"), ("linear probe", "frozen SmolLM2"),
          ("deep-ptune", "deep prompts"), ("lora", "LoRA")]
 BEGIN, END = "<!-- results, written by `just table` -->", "<!-- end of results -->"
 
 
 def short_table(results):
-    """Return the table of the README: the tasks of which some mode of Sepal has a result for 1024 rows."""
-    names = [name for name in tasks.TASKS if any((name, "1k", method) in results for method in ["lora", "deep-ptune"])]
-    if not names:
+    """Return the table of the README: the tasks and sizes of which some mode of Sepal has a result."""
+    rows = [(name, size) for name in tasks.TASKS for size in ["16-shot", "1k"]
+            if any((name, size, method) in results for method in ["lora", "deep-ptune"])]
+    if not rows:
         return ""
-    lines = ["| accuracy with 1024 rows | " + " | ".join(title for _, title in SHORT) + " |", "| --- |" + " ---: |" * len(SHORT)]
-    for name in names:
-        found = [results.get((name, "1k", method)) for method, _ in SHORT]
-        cells = [f"{one['mean']:.1f} %" if one else "not run" for one in found]
-        lines.append(f"| {tasks.TASKS[name].title} | " + " | ".join(cells) + " |")
+    lines = ["| accuracy (seeds) | " + " | ".join(title for _, title in SHORT) + " |", "| --- |" + " ---: |" * len(SHORT)]
+    for name, size in rows:
+        found = [results.get((name, size, method)) for method, _ in SHORT]
+        cells = [f"{one['mean']:.1f} % ({one['seeds']})" if one else "not run" for one in found]
+        lines.append(f"| {tasks.TASKS[name].title}, {SIZES[size]} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
