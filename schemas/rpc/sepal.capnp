@@ -83,7 +83,8 @@ enum FailureCode {
   computeFailed @5;   # out of memory, or a bug
   unreadable @6;      # damaged in transit: send it again
   notRelayed @7;      # the result could not be forwarded: send it through the client
-  noMemory @8;        # tunables or prefixes that never fit the server's byte budget
+  noMemory @8;        # a call or tensors that never fit the server's memory for one client
+  notPermitted @9;    # the caller has no right to this
 }
 
 struct Failure {
@@ -99,6 +100,8 @@ struct Limits {
   tapeBudgetBytes @3 :UInt64;   # all clients together
   clientBytes @4 :UInt64;       # tunables and prefixes of one client; 0: unstated
   sharedBytes @5 :UInt64;       # tunables and prefixes of all clients together; 0: unstated
+  maxRowTokens @6 :UInt32;      # prefix and tokens of one row, by the model or the server; 0: unstated
+  callBytes @7 :UInt64;         # estimated memory of one computation; 0: unstated
 }
 
 struct Load {
@@ -132,6 +135,15 @@ struct ServerInfo {
   oldestProtocol @13 :UInt32;  # oldest protocol of a client that the server accepts; 0: its own
   tunables @14 :List(Text);    # names that the blocks take; empty: deep_prompts and prefix_keys_values
   name @15 :Text;              # name for people; empty: none
+  key @16 :Data;               # public key (Ed25519, 32 bytes) that signs receipts; empty: none
+  receipts @17 :UInt64;        # receipts that were signed since the start
+}
+
+struct Receipt {
+  # Statement of a server about one call, signed with its key. crates/swarm/src/receipt.rs has the signed bytes.
+  input @0 :Data;      # SHA-256 of the input of the call
+  output @1 :Data;     # SHA-256 of its result
+  signature @2 :Data;  # Ed25519
 }
 
 struct Relay {
@@ -165,14 +177,14 @@ interface Tuned {
   # inputs]. A layer has its name and its order of inputs and outputs in the checkpoint.
   # A forward pass without a tape stores the prefix's keys and values here, for batches without the prefix.
   # The output is absent if it is forwarded to another server. The hidden states of the batch are absent if another
-  # server sends them. notFinite: 1 + the first block of the model with non-finite hidden states; 0: none.
-  forward @0 (batch :RaggedBatch, want :Want, keepTape :Bool, dtype :DType, relay :Relay) -> (output :Tensor, tape :Tape, failure :Failure, timing :Timing, notFinite :UInt32);
+  # server sends them. sign: the result has a receipt, if the server has a key. notFinite: 1 + the first block of the model with non-finite hidden states; 0: none.
+  forward @0 (batch :RaggedBatch, want :Want, keepTape :Bool, dtype :DType, relay :Relay, sign :Bool) -> (output :Tensor, tape :Tape, failure :Failure, timing :Timing, notFinite :UInt32, receipt :Receipt);
   # Stateless: runs the forward pass again, then the backward pass.
-  backward @1 (batch :RaggedBatch, want :Want, gradOutput :Tensor, grad :GradWant) -> (grads :Grads, failure :Failure, timing :Timing);
+  backward @1 (batch :RaggedBatch, want :Want, gradOutput :Tensor, grad :GradWant, sign :Bool) -> (grads :Grads, failure :Failure, timing :Timing, receipt :Receipt);
 }
 
 interface Tape {
   # The activations of one forward pass on the server. A tape serves one backward pass; dropping it frees the memory.
   # The gradient of the input is absent from the result if it is forwarded to another server.
-  backward @0 (gradOutput :Tensor, grad :GradWant, relay :Relay) -> (grads :Grads, failure :Failure, timing :Timing);
+  backward @0 (gradOutput :Tensor, grad :GradWant, relay :Relay, sign :Bool) -> (grads :Grads, failure :Failure, timing :Timing, receipt :Receipt);
 }

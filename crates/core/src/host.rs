@@ -72,16 +72,21 @@ impl HostTensor {
     /// # Errors
     /// [`ShapeError`] if the number of bytes does not fit shape and dtype.
     pub fn new(dtype: DType, shape: Vec<usize>, data: Bytes) -> Result<Self, ShapeError> {
-        let expected = shape
-            .iter()
-            .try_fold(1_usize, |numel, &dim| numel.checked_mul(dim))
-            .and_then(|numel| dtype.n_bytes(numel))
-            .ok_or_else(|| ShapeError { dtype, shape: shape.clone(), expected: usize::MAX, found: data.len() })?;
-        if expected == data.len() {
-            Ok(Self { dtype, shape, data })
-        } else {
-            Err(ShapeError { dtype, shape, expected, found: data.len() })
+        Self::check_bytes(dtype, &shape, data.len())?;
+        Ok(Self { dtype, shape, data })
+    }
+
+    /// Checks that a tensor of this shape has `found` bytes.
+    ///
+    /// # Errors
+    /// [`ShapeError`] if it has another number of bytes.
+    pub fn check_bytes(dtype: DType, shape: &[usize], found: usize) -> Result<(), ShapeError> {
+        let numel = shape.iter().try_fold(1_usize, |numel, &dim| numel.checked_mul(dim));
+        let expected = numel.and_then(|numel| dtype.n_bytes(numel)).unwrap_or(usize::MAX);
+        if expected == found {
+            return Ok(());
         }
+        Err(ShapeError { dtype, shape: shape.to_vec(), expected, found })
     }
 
     /// A tensor of these fp32 numbers.

@@ -33,6 +33,7 @@ mod nearest;
 mod not_built;
 mod packed;
 mod peft_form;
+mod public_key;
 mod q8;
 mod ragged;
 mod server_name;
@@ -40,6 +41,8 @@ mod span;
 mod task;
 mod token_batch;
 mod tunable;
+mod unwind;
+mod visible;
 
 pub use device::Device;
 pub use digest::ModelDigest;
@@ -48,17 +51,22 @@ pub use grad_scaler::GradScalerConfig;
 pub use host::{DType, HostTensor, NamedHostTensor, ShapeError};
 pub use label_list::{join_labels, split_labels};
 pub use labels::{LabelKind, Labels};
-pub use model::{Activation, Experts, Factors, Family, ModelConfig, Rope, RopeScaling, ScoreRule, Window};
+pub use model::{
+    Activation, Experts, Factors, Family, MAX_BLOCKS, MAX_HIDDEN, ModelConfig, Rope, RopeScaling, ScoreRule, Window,
+};
 pub use nearest::{NameMatching, nearest};
 pub use not_built::NotBuilt;
 pub use packed::{NF4_LEVELS, PackedError, PackedMatrix, RowEncoding};
 pub use peft_form::PeftForm;
+pub use public_key::{PublicKey, PublicKeyError};
 pub use ragged::{Ragged, RaggedError};
 pub use server_name::{ServerName, ServerNameError};
 pub use span::{Span, SpanError};
 pub use task::{CellKind, Columns, RowForm, Task};
 pub use token_batch::{TokenBatch, TokenText, WindowPool};
 pub use tunable::{HostTunable, LinearSite, SiteRole, TunableName};
+pub use unwind::{LibraryPanic, catch_panic};
+pub use visible::{visible, visible_json, visible_lines};
 
 use serde::{Deserialize, Serialize};
 

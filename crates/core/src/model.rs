@@ -59,6 +59,12 @@ impl Family {
     }
 }
 
+/// Most blocks of a model, far above those of any. Peers and files that state more are refused.
+pub const MAX_BLOCKS: usize = 4096;
+
+/// Greatest size of a hidden state, far above that of any model.
+pub const MAX_HIDDEN: usize = 1 << 20;
+
 /// The shape of a frozen model, read from `config.json` or GGUF metadata.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {

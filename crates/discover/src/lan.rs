@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use mdns_sd::{IfKind, ResolvedService, ServiceDaemon, ServiceEvent, ServiceInfo};
 use sepal_core::{NotBuilt, ServerName};
-use sepal_swarm::{Addr, Endpoint, Sightings};
+use sepal_swarm::{Addr, ClientSecurity, Dial, Endpoint, Sightings};
 
 use crate::discovery::{Discovery, Member};
 use crate::lock::lock;
@@ -25,6 +25,8 @@ const SERVICE: &str = "_sepal._tcp.local.";
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 /// Interval between announcements of an unchanged record.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(20);
+/// Most services that are listed. Any machine of the network can announce any number.
+const MAX_SERVICES: usize = 1024;
 const WITHDRAW_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Error of multicast DNS.
@@ -62,11 +64,12 @@ impl std::fmt::Debug for Lan {
 }
 
 impl Lan {
-    /// Starts the search on one interface, given by its name or an address, or on all.
+    /// Starts the search on one interface, given by its name or an address, or on all. Connections to the servers that it finds
+    /// are secured, if there is a secret.
     ///
     /// # Errors
     /// [`LanError`] if multicast DNS is not available.
-    pub fn start(interface: Option<&str>) -> Result<Self, LanError> {
+    pub fn start(interface: Option<&str>, security: Option<ClientSecurity>) -> Result<Self, LanError> {
         let daemon = ServiceDaemon::new()?;
         if let Some(name) = interface {
             daemon.disable_interface(IfKind::All)?;
@@ -88,7 +91,11 @@ impl Lan {
                 match event {
                     // The daemon also reports its own announcement.
                     ServiceEvent::ServiceResolved(service) if service.get_fullname() != own_fullname => {
-                        if let Some((endpoint, record)) = read_service(&service) {
+                        if let Some((addr, record)) = read_service(&service) {
+                            let endpoint = match &security {
+                                Some(security) => security.endpoint(addr, None),
+                                None => Endpoint::Addr(addr),
+                            };
                             services.update(service.get_fullname(), endpoint, record);
                         }
                     }
@@ -143,6 +150,9 @@ struct ResolvedServices {
 
 impl ResolvedServices {
     fn update(&mut self, fullname: &str, endpoint: Endpoint, record: ServerRecord) {
+        if self.names.len() >= MAX_SERVICES && !self.names.contains_key(fullname) {
+            return tracing::debug!("there are more than {MAX_SERVICES} servers on the local network");
+        }
         let name = endpoint.to_string();
         if self.names.get(fullname).is_some_and(|previous| *previous != name) {
             self.remove(fullname);
@@ -182,6 +192,13 @@ impl Discovery for Lan {
     }
 }
 
+impl Dial for Lan {
+    fn find(&self, name: &str) -> Option<Endpoint> {
+        let members = lock(&self.members).to_vec();
+        members.into_iter().map(|member| member.endpoint).find(|endpoint| endpoint.to_string() == name)
+    }
+}
+
 impl Drop for Lan {
     fn drop(&mut self) {
         self.withdraw();
@@ -215,7 +232,7 @@ fn write_service(id: &str, addr: SocketAddr, record: &ServerRecord) -> Result<Se
 }
 
 /// Reads a service; `None` if it does not describe a reachable server.
-fn read_service(service: &ResolvedService) -> Option<(Endpoint, ServerRecord)> {
+fn read_service(service: &ResolvedService) -> Option<(Addr, ServerRecord)> {
     let text = |key| service.get_property_val_str(key);
     let record = ServerRecord {
         digest: text("digest")?.to_owned(),
@@ -230,12 +247,13 @@ fn read_service(service: &ResolvedService) -> Option<(Endpoint, ServerRecord)> {
         software: text("software")?.to_owned(),
         name: text("name").and_then(ServerName::from_peer),
     };
+    let record = record.validated()?;
     let mut addresses: Vec<IpAddr> = service.get_addresses().iter().map(mdns_sd::ScopedIp::to_ip_addr).collect();
     // Prefers an address that other machines reach, with a stable order. Link-local addresses lack their interface.
     addresses.retain(|ip| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()));
     addresses.sort_by_key(|ip| (ip.is_loopback(), ip.is_ipv6(), *ip));
     let addr = SocketAddr::new(*addresses.first()?, service.get_port());
-    Some((Endpoint::Addr(Addr::Tcp(addr.to_string())), record))
+    Some((Addr::Tcp(addr.to_string()), record))
 }
 
 #[cfg(test)]
@@ -254,8 +272,20 @@ mod tests {
     fn service_round_trip_keeps_record() {
         let addr: SocketAddr = "10.0.0.5:4000".parse().expect("an address");
         let service = write_service("sepal-1", addr, &record()).expect("a record").as_resolved_service();
-        let (endpoint, found) = read_service(&service).expect("a server");
-        assert_eq!((endpoint.to_string(), found), ("10.0.0.5:4000".to_owned(), record()));
+        let (addr, found) = read_service(&service).expect("a server");
+        assert_eq!((addr.to_string(), found), ("10.0.0.5:4000".to_owned(), record()));
+    }
+
+    #[test]
+    fn services_beyond_the_limit_are_not_listed() {
+        let mut services = ResolvedServices { members: Arc::default(), names: HashMap::new() };
+        for index in 0..MAX_SERVICES + 9 {
+            services.update(&format!("service {index}"), endpoint(&format!("a:{}", index + 1)), record());
+        }
+        assert_eq!(lock(&services.members).to_vec().len(), MAX_SERVICES);
+        services.remove("service 3");
+        services.update("another", endpoint("b:1"), record());
+        assert_eq!(lock(&services.members).to_vec().len(), MAX_SERVICES);
     }
 
     #[test]

@@ -2,13 +2,12 @@
 //!
 //! The items have the interface of the module that the feature adds.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 
 use sepal_core::NotBuilt;
-use sepal_swarm::Sightings;
+use sepal_swarm::ClientSecurity;
 
-use crate::discovery::{Discovery, Member};
+use crate::absent::absent_discovery;
 use crate::record::ServerRecord;
 
 const ERROR: NotBuilt = NotBuilt { part: "the local network's servers", feature: "lan" };
@@ -19,16 +18,17 @@ pub const NOT_BUILT: Option<NotBuilt> = Some(ERROR);
 /// Error of multicast DNS.
 pub type LanError = NotBuilt;
 
-/// Discovery without values.
-#[derive(Debug)]
-pub struct Lan(Infallible);
+absent_discovery! {
+    /// Discovery without values.
+    Lan
+}
 
 impl Lan {
     /// Starts no search.
     ///
     /// # Errors
     /// [`NotBuilt`], always.
-    pub fn start(_interface: Option<&str>) -> Result<Self, LanError> {
+    pub fn start(_interface: Option<&str>, _security: Option<ClientSecurity>) -> Result<Self, LanError> {
         Err(ERROR)
     }
 
@@ -45,26 +45,12 @@ impl Lan {
     }
 }
 
-impl Discovery for Lan {
-    fn members(&self) -> Vec<Member> {
-        match self.0 {}
-    }
-
-    fn sightings(&self, _digest: &str) -> Sightings {
-        match self.0 {}
-    }
-
-    fn withdraw(&self) {
-        match self.0 {}
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn search_of_an_absent_feature_names_it() {
-        assert_eq!(Lan::start(None).expect_err("not built"), ERROR);
+        assert_eq!(Lan::start(None, None).expect_err("not built"), ERROR);
     }
 }

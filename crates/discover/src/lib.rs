@@ -5,7 +5,7 @@
 //!
 //! Invariants: a node contacts no machine outside the swarm, except configured relays. An announcement of a peer is valid only
 //! with a signature for this swarm. Connections between peers are encrypted and authenticate both ends, and a server accepts
-//! those of members only. None of this holds for the local network.
+//! those of members only. On the local network, announcements are not signed; connections are secured if there is a secret.
 //!
 //! Without one of the default features `lan` and `p2p`, the module of that name has the same interface, and each use of it
 //! is a [`NotBuilt`](sepal_core::NotBuilt) error.
@@ -23,6 +23,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+#[cfg(not(all(feature = "lan", feature = "p2p")))]
+mod absent;
 mod discovery;
 #[cfg(feature = "lan")]
 pub mod lan;

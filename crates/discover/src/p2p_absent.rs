@@ -10,9 +10,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use sepal_core::NotBuilt;
-use sepal_swarm::{Dial, Endpoint, Sightings, Streams};
+use sepal_swarm::{Endpoint, Rights, Streams};
 
-use crate::discovery::{Discovery, Member};
+use crate::absent::absent_discovery;
 use crate::record::ServerRecord;
 
 const ERROR: NotBuilt = NotBuilt { part: "a peer-to-peer swarm", feature: "p2p" };
@@ -64,6 +64,39 @@ impl Ticket {
         Err(ERROR)
     }
 
+    /// Reads no ticket.
+    ///
+    /// # Errors
+    /// [`NotBuilt`], always.
+    pub fn read_file(_path: &Path) -> Result<Self, TicketError> {
+        Err(ERROR)
+    }
+
+    /// Rights of the holder.
+    pub fn rights(&self) -> Rights {
+        match self.0 {}
+    }
+
+    /// Epoch of the ticket.
+    pub fn epoch(&self) -> u32 {
+        match self.0 {}
+    }
+
+    /// True if the machine of this identity has founded the swarm.
+    pub fn is_founded_by(&self, _identity: &Identity) -> bool {
+        match self.0 {}
+    }
+
+    /// Returns the ticket of lesser rights.
+    pub fn derive(&self, _rights: Rights) -> Option<Self> {
+        match self.0 {}
+    }
+
+    /// Returns the servers' ticket of the next epoch.
+    pub fn next_epoch(&self) -> Option<Self> {
+        match self.0 {}
+    }
+
     /// Writes the ticket into a file.
     ///
     /// # Errors
@@ -92,9 +125,10 @@ pub struct NodeOptions {
     pub relays: Vec<String>,
 }
 
-/// Member of a swarm.
-#[derive(Debug)]
-pub struct Node(Infallible);
+absent_discovery! {
+    /// Member of a swarm.
+    Node
+}
 
 impl Node {
     /// Starts no node.
@@ -132,26 +166,6 @@ impl Node {
 
     /// Returns the peer of this name.
     pub fn peer(&self, _name: &str) -> Option<Endpoint> {
-        match self.0 {}
-    }
-}
-
-impl Discovery for Node {
-    fn members(&self) -> Vec<Member> {
-        match self.0 {}
-    }
-
-    fn sightings(&self, _digest: &str) -> Sightings {
-        match self.0 {}
-    }
-
-    fn withdraw(&self) {
-        match self.0 {}
-    }
-}
-
-impl Dial for Node {
-    fn find(&self, _name: &str) -> Option<Endpoint> {
         match self.0 {}
     }
 }

@@ -1,4 +1,4 @@
-use sepal_core::{DType, ServerName, Span};
+use sepal_core::{DType, MAX_BLOCKS, ServerName, Span, visible};
 use serde::{Deserialize, Serialize};
 
 /// Public description of a server, which it announces to others.
@@ -29,6 +29,22 @@ pub struct ServerRecord {
     pub name: Option<ServerName>,
 }
 
+impl ServerRecord {
+    /// Returns the record of another machine with texts that are safe to show and a rate that is a duration; `None` for
+    /// blocks that no model has.
+    pub fn validated(self) -> Option<Self> {
+        let text = |text: String| visible(&text).into_owned();
+        let is_possible = (1..=MAX_BLOCKS).contains(&self.n_blocks) && self.span.end() <= self.n_blocks;
+        is_possible.then(|| Self {
+            digest: text(self.digest),
+            family: text(self.family),
+            software: text(self.software),
+            rate: Some(self.rate).filter(|rate| rate.is_finite() && *rate > 0.0).unwrap_or_default(),
+            ..self
+        })
+    }
+}
+
 #[cfg(test)]
 impl ServerRecord {
     /// Returns the record of a server that holds all three blocks of a model.
@@ -46,5 +62,24 @@ impl ServerRecord {
             software: "sepal".into(),
             name: "lab-3".parse().ok(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_peers_are_bounded_and_visible() {
+        let record = ServerRecord::sample("x");
+        assert_eq!(record.clone().validated(), Some(record.clone()));
+        let span = |span: &str| span.parse().expect("a span");
+        let too_many = MAX_BLOCKS + 1;
+        for (n_blocks, span) in [(0, span("0:1")), (2, span("0:3")), (too_many, span("0:3")), (3, span("4:9"))] {
+            assert_eq!(ServerRecord { n_blocks, span, ..record.clone() }.validated(), None, "{n_blocks} {span}");
+        }
+        let hostile = ServerRecord { family: "a\u{1b}[2J\n".into(), rate: f64::NAN, ..record };
+        let read = hostile.validated().expect("a record");
+        assert_eq!((read.family.as_str(), read.rate), ("a\\u{1b}[2J\\u{a}", 0.0));
     }
 }

@@ -39,7 +39,7 @@ fn server_and_client() -> (Arc<Node>, Listener, Arc<Node>, Sightings) {
 /// Connects a client's stream with a server's.
 async fn connect(endpoint: &Endpoint, listener: &mut Listener) -> (Stream, Stream) {
     let (connected, accepted) = tokio::join!(endpoint.connect(), listener.accept());
-    (connected.expect("connected"), accepted.expect("a connection").expect("accepted"))
+    (connected.expect("connected"), accepted.expect("a connection").expect("accepted").stream)
 }
 
 fn record(digest: &str) -> ServerRecord {
@@ -133,7 +133,7 @@ fn late_reader_receives_all_data() {
             received
         };
         let writing = async {
-            let mut stream = listener.accept().await.expect("a connection").expect("accepted");
+            let mut stream = listener.accept().await.expect("a connection").expect("accepted").stream;
             stream.reader.read_exact(&mut [0; 2]).await.expect("read");
             stream.writer.write_all(&vec![7; BYTES]).await.expect("written");
             stream.writer.flush().await.expect("flushed");

@@ -1,13 +1,12 @@
 //! Memory of GPUs, as `nvidia-smi` reports it.
 
 use std::ffi::OsStr;
-use std::io::Read;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::bounded::output_within;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(5);
 
 /// Free memory of the CUDA device `index` in bytes. `None` if `nvidia-smi` does not report it, or may mean another GPU: the
 /// entries of CUDA_VISIBLE_DEVICES are counted if it is set, as libtorch counts them, and an index in another order than that
@@ -56,31 +55,10 @@ fn parse(text: &str) -> Option<u64> {
     (free <= total).then_some(free)
 }
 
-/// Standard output of a program that succeeds within `timeout`. The output must fit into the buffer of a pipe.
+/// Standard output of a program that succeeds within `timeout`.
 fn output(program: &OsStr, args: &[&str], timeout: Duration) -> Option<String> {
-    let mut command = Command::new(program);
-    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = command.spawn().ok()?;
-    let Some(status) = wait(&mut child, timeout) else {
-        // The process may have ended meanwhile.
-        let _ = child.kill();
-        let _ = child.wait();
-        return None;
-    };
-    let mut text = String::new();
-    child.stdout.take()?.read_to_string(&mut text).ok()?;
-    status.success().then_some(text)
-}
-
-fn wait(child: &mut Child, timeout: Duration) -> Option<ExitStatus> {
-    let deadline = Instant::now() + timeout;
-    loop {
-        match child.try_wait().ok()? {
-            Some(status) => return Some(status),
-            None if Instant::now() >= deadline => return None,
-            None => thread::sleep(PAUSE),
-        }
-    }
+    let output = output_within(Command::new(program).args(args), timeout).ok()?;
+    String::from_utf8(output.stdout).ok().filter(|_| output.status.success())
 }
 
 #[cfg(test)]

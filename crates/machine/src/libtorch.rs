@@ -2,11 +2,16 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::bounded::output_within;
 
 /// Library of a CUDA build.
 pub const CUDA_LIBRARY: &str = "libtorch_cuda.so";
 
+/// Time for the loader, which reads all libraries.
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// Library that every build has.
 const CPU_LIBRARY: &str = "libtorch_cpu.so";
 
@@ -27,11 +32,11 @@ impl Linked {
     /// Returns the libtorch that the loader would load for `program`, which is not run.
     ///
     /// # Errors
-    /// Error of the system if the loader cannot be started.
+    /// Error of the system if the loader cannot be started or does not end in time.
     pub fn of_program(program: &Path) -> io::Result<Self> {
         // The loader prints what it finds and ends, as for ldd.
         let mut loader = Command::new(program);
-        let output = loader.env("LD_TRACE_LOADED_OBJECTS", "1").stdin(Stdio::null()).output()?;
+        let output = output_within(loader.env("LD_TRACE_LOADED_OBJECTS", "1"), TIMEOUT)?;
         if output.stdout.is_empty() && !output.status.success() {
             return Ok(Self::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
         }

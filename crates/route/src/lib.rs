@@ -7,7 +7,9 @@
 //! Invariants:
 //!
 //! - A route covers the requested blocks exactly once, in order.
-//! - A server that failed is in no route until it has answered again. Its probes are exponentially spaced.
+//! - A server that failed is in no route until it has answered again. Its probes are exponentially spaced. Only a call of the
+//!   kind that failed, not a probe, ends the growth of their intervals.
+//! - A quarantined server is in no route, ever again.
 //! - A server's own statement of its speed counts only until it is measured.
 //!
 //! ```
@@ -31,7 +33,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use sepal_core::Span;
+use sepal_core::{MAX_BLOCKS, Span};
 
 use crate::health::Health;
 use crate::plan::{Candidate, TimedHop, backward_duration, search};
@@ -46,8 +48,10 @@ pub use balance::{BALANCE_QUALITY, ServerThroughput, better_span, weakest_span};
 pub use health::{FIRST_BAN, LONGEST_BAN};
 pub use speed::{Pass, Timing, Work};
 
-/// Returns the number of spans that hold each block of a model.
+/// Returns the number of spans that hold each block of a model. A model of more than [`MAX_BLOCKS`] blocks, which only a
+/// lying peer states, is cut there.
 pub fn coverage(spans: &[Span], n_blocks: usize) -> Vec<usize> {
+    let n_blocks = n_blocks.min(MAX_BLOCKS);
     (0..n_blocks).map(|block_idx| spans.iter().filter(|span| span.contains(block_idx)).count()).collect()
 }
 
@@ -55,7 +59,7 @@ pub fn coverage(spans: &[Span], n_blocks: usize) -> Vec<usize> {
 pub fn uncovered_spans(spans: &[Span], n_blocks: usize) -> Vec<Span> {
     let coverage = coverage(spans, n_blocks);
     let mut uncovered: Vec<Span> = Vec::new();
-    for block_idx in (0..n_blocks).filter(|&block_idx| coverage[block_idx] == 0) {
+    for block_idx in (0..coverage.len()).filter(|&block_idx| coverage[block_idx] == 0) {
         let start = uncovered.pop_if(|span| span.end() == block_idx).map_or(block_idx, Span::start);
         uncovered.extend(Span::new(start, block_idx + 1));
     }
@@ -187,7 +191,7 @@ impl Router {
     }
 
     /// Makes a server that failed available again, with the blocks that it holds now. If it fails before a call
-    /// [finishes](Self::finish_call), its next ban is longer.
+    /// [finishes](Self::finish_call), its next ban is longer. After a failed backward pass, that is a backward pass.
     pub fn mark_returned(&mut self, server: ServerId, span: Span) {
         self.changes += 1;
         let state = &mut self.servers[server.0];
@@ -212,7 +216,7 @@ impl Router {
     pub fn finish_call(&mut self, call: Call, timing: Timing) {
         self.abandon_call(call);
         let state = &mut self.servers[call.server.0];
-        state.health.mark_succeeded();
+        state.health.mark_succeeded(call.work.pass);
         // A server computes in the order of arrival: its answers since the start of this call were queued ahead of it.
         state.speed.add(call.work, timing, state.computed - call.computed_before);
         state.computed += timing.computed.min(timing.total).as_secs_f64();
@@ -237,12 +241,67 @@ impl Router {
         self.mark_failed(server, now);
     }
 
+    /// Bans a server from all routes for good: it neither returns nor is it probed. If no other server holds its blocks, plans
+    /// report them as [uncovered](RouteError::Uncovered).
+    pub fn quarantine(&mut self, server: ServerId) {
+        self.changes += u64::from(self.is_available(server));
+        self.servers[server.0].health.quarantine();
+    }
+
+    /// True if the server is [quarantined](Self::quarantine).
+    pub fn is_quarantined(&self, server: ServerId) -> bool {
+        self.servers[server.0].health.is_quarantined()
+    }
+
+    /// Bans a server for long because a call took all of its time, `waited`: the time that is lost by such calls stays below
+    /// a tenth.
+    pub fn mark_timed_out(&mut self, server: ServerId, now: Duration, waited: Duration) {
+        self.changes += u64::from(self.is_available(server));
+        let state = &mut self.servers[server.0];
+        state.speed.mark_late();
+        state.health.mark_timed_out(now, waited);
+    }
+
+    /// Lets the failures of a server count until a call of this kind succeeds. [`mark_failed`](Self::mark_failed) or a like
+    /// method follows.
+    pub fn expect_success(&mut self, server: ServerId, pass: Pass) {
+        self.servers[server.0].health.expect_success(pass);
+    }
+
+    /// Number of bans of a server since the last call that ended their growth.
+    pub fn failures(&self, server: ServerId) -> u32 {
+        self.servers[server.0].health.failures()
+    }
+
+    /// Blocks that a server holds.
+    pub fn span(&self, server: ServerId) -> Span {
+        self.servers[server.0].server.span
+    }
+
+    /// Servers outside of `excluded`, banned but not quarantined, that hold some of the blocks of `span`.
+    pub fn holders(&self, span: Span, excluded: &[ServerId]) -> Vec<ServerId> {
+        let holds = |server: &ServerId| {
+            let held = self.span(*server);
+            !excluded.contains(server)
+                && !self.is_quarantined(*server)
+                && held.start() < span.end()
+                && span.start() < held.end()
+        };
+        (0..self.servers.len()).map(ServerId).filter(holds).collect()
+    }
+
+    /// True if known servers outside of `excluded`, banned or not, hold all blocks of `span`.
+    pub fn has_replicas(&self, span: Span, excluded: &[ServerId]) -> bool {
+        let holders = self.holders(span, excluded);
+        span.blocks().all(|block_idx| holders.iter().any(|&holder| self.span(holder).contains(block_idx)))
+    }
+
     /// True if routes may use the server.
     pub fn is_available(&self, server: ServerId) -> bool {
         self.servers[server.0].health.is_available()
     }
 
-    /// Time of the next probe of a banned server; `None` while it is available.
+    /// Time of the next probe of a banned server; `None` while it is available, and once it is quarantined.
     pub fn probe_at(&self, server: ServerId) -> Option<Duration> {
         self.servers[server.0].health.probe_at()
     }
@@ -334,7 +393,8 @@ impl Router {
     }
 
     fn no_route(&self, block_idx: usize, end: usize) -> RouteError {
-        let holders = |block_idx: usize| self.servers.iter().filter(move |state| state.server.span.contains(block_idx));
+        let usable = || self.servers.iter().filter(|state| !state.health.is_quarantined());
+        let holders = |block_idx: usize| usable().filter(move |state| state.server.span.contains(block_idx));
         // An available but excluded server can be probed at once.
         if let Some(probe_at) = holders(block_idx).map(|state| state.health.probe_at().unwrap_or_default()).min() {
             return RouteError::Banned { block_idx, probe_at };

@@ -165,6 +165,10 @@ fn call_work() -> Work {
     Work { pass: Pass::Forward, blocks: 4, tokens: 10 }
 }
 
+fn at(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
 #[test]
 fn lateness_follows_the_measured_speed() {
     let mut router = Router::new();
@@ -202,7 +206,6 @@ fn bans_apply_at_once_and_grow() {
     let mut router = Router::new();
     let a = router.add(Server::new(span(0, 4)));
     let b = router.add(Server::new(span(0, 4)));
-    let at = |ms: u64| Duration::from_millis(ms);
     let servers = |router: &Router| first_servers(&router.plan(span(0, 4), &[1; 4]).expect("a plan"));
     router.mark_failed(a, at(10));
     assert_eq!(servers(&router), [b.0; 4]);
@@ -236,6 +239,70 @@ fn bans_apply_at_once_and_grow() {
     router.finish_call(call, good);
     router.mark_failed(a, now);
     assert_eq!(router.probe_at(a), Some(now + FIRST_BAN), "a finished call resets the failures");
+}
+
+#[test]
+fn quarantined_server_is_in_no_route_and_never_returns() {
+    let mut router = Router::new();
+    let (liar, honest) = (router.add(Server::new(span(0, 4))), router.add(Server::new(span(0, 2))));
+    router.mark_failed(liar, Duration::ZERO);
+    router.quarantine(liar);
+    assert_eq!((router.probe_at(liar), router.is_quarantined(liar)), (None, true));
+    router.mark_failed(liar, seconds(1.0));
+    router.mark_returned(liar, span(0, 4));
+    assert!(!router.is_available(liar) && router.is_available(honest) && !router.is_quarantined(honest));
+    let plan = router.plan(span(0, 2), &[8]).expect("a plan");
+    assert_eq!(plan.routes[0], [Hop { server: honest, span: span(0, 2) }]);
+    let missing = span(2, 4);
+    assert_eq!(router.plan(span(0, 4), &[8]), Err(RouteError::Uncovered { missing }));
+}
+
+#[test]
+fn failed_backward_pass_is_not_forgiven_for_forward_passes() {
+    let mut router = Router::new();
+    let server = router.add(Server::new(span(0, 4)));
+    let succeed = |router: &mut Router, pass| {
+        let call = router.start_call(server, Work { pass, ..call_work() });
+        router.finish_call(call, Timing { total: at(1), queued: Duration::ZERO, computed: at(1) });
+    };
+    let mut now = at(0);
+    for doubled in [1_u32, 2, 4, 8] {
+        router.expect_success(server, Pass::Backward);
+        router.mark_failed(server, now);
+        assert_eq!(router.probe_at(server), Some(now + doubled * FIRST_BAN));
+        now += doubled * FIRST_BAN;
+        router.mark_returned(server, span(0, 4));
+        succeed(&mut router, Pass::Forward);
+    }
+    assert_eq!(router.failures(server), 4);
+    succeed(&mut router, Pass::Stateless);
+    assert_eq!(router.failures(server), 0);
+    router.mark_failed(server, now);
+    router.mark_returned(server, span(0, 4));
+    succeed(&mut router, Pass::Forward);
+    assert_eq!(router.failures(server), 0, "no backward pass has failed");
+}
+
+#[test]
+fn ban_after_a_timeout_is_ten_times_as_long() {
+    let mut router = Router::new();
+    let [a, b] = [0, 1].map(|_| router.add(Server::new(span(0, 4))));
+    router.mark_timed_out(a, at(1_000), at(300_000));
+    assert_eq!(router.probe_at(a), Some(at(3_001_000)));
+    router.mark_timed_out(b, at(0), at(50));
+    assert_eq!(router.probe_at(b), Some(LONGEST_BAN));
+}
+
+#[test]
+fn replicas_are_known_servers_even_if_they_are_banned() {
+    let mut router = Router::new();
+    let [all, start, end] = [(0, 4), (0, 2), (1, 4)].map(|(from, to)| router.add(Server::new(span(from, to))));
+    router.mark_failed(start, at(0));
+    assert!(router.has_replicas(span(0, 4), &[all]));
+    assert!(!router.has_replicas(span(0, 4), &[all, start]));
+    assert!(router.has_replicas(span(2, 4), &[all, start]));
+    assert_eq!(router.holders(span(0, 1), &[]), [all, start]);
+    assert_eq!((router.span(end), router.failures(start)), (span(1, 4), 1));
 }
 
 #[test]

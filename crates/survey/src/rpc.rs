@@ -5,14 +5,14 @@ use sepal_wire::codec::DecodeError;
 use sepal_wire::{Parts, ServerInfo, rpc, sepal_capnp as wire};
 use tokio::task::JoinHandle;
 
-/// Largest message that a client reads.
+/// Largest message that a client reads, however large an answer it expects.
 const MAX_MESSAGE_BYTES: u64 = 1 << 30;
 
 /// Starts the RPC system on a stream. Returns the server's root object, the tensor parts and the driving task. It must be
 /// called on a [`LocalSet`](tokio::task::LocalSet).
 pub fn bootstrap(stream: Stream) -> (wire::block_server::Client, Parts, JoinHandle<()>) {
     let Stream { reader, writer, .. } = stream;
-    let parts = Parts::default();
+    let parts = Parts::of_client();
     let (root, system) = rpc::client(reader, writer, MAX_MESSAGE_BYTES, &parts);
     let driver = tokio::task::spawn_local(async move {
         if let Err(error) = system.await {

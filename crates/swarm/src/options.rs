@@ -34,6 +34,14 @@ pub struct RemoteOptions {
     /// accuracy; `sepal audit` measures both.
     #[schemars(range(min = 0.0, max = 100.0))]
     pub noise: f64,
+    /// Share of the calls that are computed again elsewhere and compared, from 0 to 1: on other servers of the same blocks, or
+    /// in this process (`verify_locally`). The first calls to a server are always checked. A server whose results are
+    /// wrong is not used again, and its step is repeated. Blocks on one server alone are not checked.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub verify: f64,
+    /// Checks calls with blocks in this process, which needs their weights here and memory for them. Otherwise servers with
+    /// the same blocks check each other; where only two hold a block, a difference between them stops the run.
+    pub verify_locally: bool,
     /// True if a batch is cut into micro-batches by size alone. Otherwise it is cut finer if several servers finish
     /// sooner that way, which changes the order of summation.
     #[serde(skip)]
@@ -60,6 +68,8 @@ impl Default for RemoteOptions {
             hedge: false,
             path: SwarmPath::Star,
             noise: 0.0,
+            verify: 0.02,
+            verify_locally: false,
             deterministic: false,
             expects_overflow: false,
             first_block: 0,
@@ -72,6 +82,11 @@ impl RemoteOptions {
     /// Number format on the wire: [`wire_dtype`](Self::wire_dtype), or f32 if it is not set.
     pub fn dtype(&self) -> DType {
         self.wire_dtype.unwrap_or(DType::F32)
+    }
+
+    /// True if calls are checked with blocks of the client's process.
+    pub fn checks_locally(&self) -> bool {
+        self.verify > 0.0 && self.verify_locally
     }
 
     /// Timeout of one call.
@@ -116,7 +131,7 @@ mod tests {
 
     #[test]
     fn flattened_options_keep_their_order_and_defaults() {
-        let text = r#"{"servers":["a:1"],"wire_dtype":null,"micro_batch_tokens":2048,"timeout_ms":300000,"wait_ms":60000,"hedge":false,"path":"star","noise":0.0}"#;
+        let text = r#"{"servers":["a:1"],"wire_dtype":null,"micro_batch_tokens":2048,"timeout_ms":300000,"wait_ms":60000,"hedge":false,"path":"star","noise":0.0,"verify":0.02,"verify_locally":false}"#;
         let outer: Outer = serde_json::from_str(r#"{"servers":["a:1"]}"#).expect("defaults");
         assert_eq!(outer.remote, RemoteOptions::default());
         assert_eq!(serde_json::to_string(&outer).expect("JSON"), text);
@@ -136,8 +151,8 @@ mod tests {
     fn flattened_schema_lists_the_serialized_fields() {
         let schema = schemars::schema_for!(Outer).to_value();
         let properties: Vec<&String> = schema["properties"].as_object().expect("properties").keys().collect();
-        let serialized =
-            ["servers", "wire_dtype", "micro_batch_tokens", "timeout_ms", "wait_ms", "hedge", "path", "noise"];
+        let calls = ["servers", "wire_dtype", "micro_batch_tokens", "timeout_ms", "wait_ms", "hedge", "path"];
+        let serialized = [&calls[..], &["noise", "verify", "verify_locally"]].concat();
         assert_eq!(properties, serialized);
         assert_eq!((&schema["additionalProperties"], &schema["required"]), (&false.into(), &vec!["servers"].into()));
     }

@@ -1,19 +1,30 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
 use crate::Addr;
+use crate::secure::Rights;
 
 /// Capacity of an in-process pipe.
 const PIPE_BYTES: usize = 4 << 20;
+
+/// Silence on a TCP connection after which the system asks the other machine if it is still there.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// Time after which a client that answers nothing is gone, or one that reads nothing has failed.
+#[cfg(target_os = "linux")]
+const GONE_AFTER: Duration = Duration::from_secs(120);
 
 /// Byte counters of one side of connections. Clones share the counters.
 #[derive(Debug, Clone, Default)]
@@ -47,6 +58,8 @@ pub struct Stream {
     pub writer: Writer,
     /// Progress of the transfer to the other side, for transports that buffer much of what was written.
     pub progress: Progress,
+    /// Rights of the client, for the server of the connection. A transport that checks no client grants all.
+    pub rights: Rights,
 }
 
 /// Counter that grows while a connection transfers data.
@@ -83,7 +96,12 @@ impl Stream {
         reader: impl AsyncRead + Send + Unpin + 'static,
         writer: impl AsyncWrite + Send + Unpin + 'static,
     ) -> Self {
-        Self { reader: Box::new(reader), writer: Box::new(writer), progress: Progress::new(|| 0) }
+        Self {
+            reader: Box::new(reader),
+            writer: Box::new(writer),
+            progress: Progress::new(|| 0),
+            rights: Rights::Server,
+        }
     }
 
     /// Replaces the progress counter.
@@ -92,11 +110,27 @@ impl Stream {
         Self { progress, ..self }
     }
 
+    /// Replaces the rights of the client.
+    #[must_use]
+    pub fn with_rights(self, rights: Rights) -> Self {
+        Self { rights, ..self }
+    }
+
     fn tcp(stream: TcpStream) -> io::Result<Self> {
         // A call is one message each way, so waiting for a full packet only adds latency.
         stream.set_nodelay(true)?;
         let (reader, writer) = stream.into_split();
         Ok(Self::new(reader, writer))
+    }
+
+    /// Returns the stream of a connection that a client opened. It fails about two minutes after the client's machine is gone.
+    fn accepted_tcp(stream: TcpStream) -> io::Result<Self> {
+        let socket = SockRef::from(&stream);
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_TIME).with_interval(KEEPALIVE_INTERVAL))?;
+        // Without data in flight, keepalive finds that a client is gone; with data, this timeout does.
+        #[cfg(target_os = "linux")]
+        socket.set_tcp_user_timeout(Some(GONE_AFTER))?;
+        Self::tcp(stream)
     }
 
     fn unix(stream: UnixStream) -> Self {
@@ -116,6 +150,7 @@ impl Stream {
             reader: Box::new(Counted { inner: self.reader, bytes: down }),
             writer: Box::new(Counted { inner: self.writer, bytes: up }),
             progress: self.progress,
+            rights: self.rights,
         }
     }
 }
@@ -127,6 +162,11 @@ pub trait Connect: fmt::Debug + Send + Sync {
 
     /// Opens a connection.
     fn connect(&self) -> Connecting<'_>;
+
+    /// True if other machines can reach the server by its name.
+    fn is_reachable(&self) -> bool {
+        true
+    }
 }
 
 /// Future of a new connection.
@@ -177,7 +217,11 @@ impl Endpoint {
 
     /// True if other machines can reach the server by its name.
     pub fn is_reachable(&self) -> bool {
-        matches!(self, Endpoint::Addr(Addr::Tcp(_)) | Endpoint::Custom(_))
+        match self {
+            Endpoint::Addr(addr) => matches!(addr, Addr::Tcp(_)),
+            Endpoint::InProcess(_) => false,
+            Endpoint::Custom(server) => server.is_reachable(),
+        }
     }
 }
 
@@ -228,6 +272,21 @@ pub enum Listener {
     InProcess(Incoming),
     /// Connections that another transport accepts.
     Streams(Streams),
+}
+
+/// Connection that a listener accepted.
+#[derive(Debug)]
+pub struct Accepted {
+    /// Stream of the connection.
+    pub stream: Stream,
+    /// IP address of the other machine; `None` for other transports than TCP.
+    pub peer: Option<IpAddr>,
+}
+
+impl Accepted {
+    fn without_address(stream: Stream) -> Self {
+        Self { stream, peer: None }
+    }
 }
 
 /// Source of connections that another transport accepts.
@@ -285,16 +344,18 @@ impl Listener {
     ///
     /// # Errors
     /// Error of the operating system for this connection. The listener continues.
-    pub async fn accept(&mut self) -> Option<io::Result<Stream>> {
-        match self {
-            Listener::Tcp(listener) => Some(match listener.accept().await {
-                Ok((stream, _)) => Stream::tcp(stream),
-                Err(error) => Err(error),
-            }),
-            Listener::Unix(listener, _) => Some(listener.accept().await.map(|(stream, _)| Stream::unix(stream))),
-            Listener::Streams(streams) => streams.0.recv().await.map(Ok),
-            Listener::InProcess(incoming) => incoming.0.recv().await.map(|pipe| Ok(Stream::pipe(pipe))),
-        }
+    pub async fn accept(&mut self) -> Option<io::Result<Accepted>> {
+        let stream = match self {
+            Listener::Tcp(listener) => {
+                return Some(listener.accept().await.and_then(|(stream, peer)| {
+                    Ok(Accepted { stream: Stream::accepted_tcp(stream)?, peer: Some(peer.ip()) })
+                }));
+            }
+            Listener::Unix(listener, _) => listener.accept().await.map(|(stream, _)| Stream::unix(stream)),
+            Listener::Streams(streams) => Ok(streams.0.recv().await?),
+            Listener::InProcess(incoming) => Ok(Stream::pipe(incoming.0.recv().await?)),
+        };
+        Some(stream.map(Accepted::without_address))
     }
 }
 
@@ -367,7 +428,9 @@ mod tests {
             assert_eq!(&answer, b"you");
         };
         let server = async {
-            let mut stream = listener.accept().await.expect("a connection").expect("a good one");
+            let Accepted { mut stream, peer } = listener.accept().await.expect("a connection").expect("a good one");
+            let is_tcp = matches!(listener, Listener::Tcp(_));
+            assert_eq!(peer, is_tcp.then_some(IpAddr::from([127, 0, 0, 1])));
             let mut question = [0; 5];
             stream.reader.read_exact(&mut question).await.expect("reads");
             stream.writer.write_all(b"you").await.expect("writes");

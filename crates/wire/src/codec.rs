@@ -7,6 +7,15 @@ use sepal_core::{DType, HostTensor, HostTunable, Ragged, RaggedError, ShapeError
 use crate::parts::Parts;
 use crate::sepal_capnp as wire;
 
+/// Maximum dimensions of a tensor.
+pub const MAX_RANK: u32 = 4;
+/// Maximum tensors of a list of tunables.
+pub const MAX_TUNABLES: u32 = 4096;
+/// Maximum rows of a batch that are read; servers accept fewer.
+pub const MAX_ROWS: u32 = 1 << 20;
+/// Maximum bytes of a tunable's name.
+const MAX_NAME_BYTES: usize = 1024;
+
 /// Error of reading a malformed message.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the message names the fields")]
@@ -21,6 +30,12 @@ pub enum DecodeError {
     /// Mismatch of shape and number of bytes.
     #[error("read a tensor")]
     Shape(#[from] ShapeError),
+    /// Tensor with too many dimensions.
+    #[error("a tensor of {found} dimensions, at most {} are read", MAX_RANK)]
+    Rank { found: u32 },
+    /// List or text that is too long.
+    #[error("{found} {items}, at most {limit} are read")]
+    TooMany { items: &'static str, found: usize, limit: usize },
     /// Offsets that describe no batch.
     #[error("read a batch")]
     Rows(#[from] RaggedError),
@@ -42,6 +57,12 @@ pub enum DecodeError {
     /// Mailbox key of the wrong length.
     #[error("a key of {found} bytes, expected 16")]
     Key { found: usize },
+    /// Number in a description that no model and no server has.
+    #[error("a server's {field} is {found}, expected 1 to {greatest}")]
+    Stated { field: &'static str, found: u64, greatest: u64 },
+    /// Span outside of the model.
+    #[error("a server states blocks {span} of a model with {n_blocks}")]
+    Outside { span: Span, n_blocks: usize },
 }
 
 impl From<capnp::NotInSchema> for DecodeError {
@@ -131,6 +152,17 @@ pub enum InputGrad {
     None,
 }
 
+impl InputGrad {
+    /// Name in the statements of receipts: `all`, `prefix` or `none`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Prefix => "prefix",
+            Self::None => "none",
+        }
+    }
+}
+
 /// Gradients that a backward pass returns.
 #[derive(Debug, Clone, Copy)]
 pub struct GradWant {
@@ -204,12 +236,21 @@ pub fn write_tensor(mut builder: wire::tensor::Builder<'_>, tensor: &HostTensor,
     }
 }
 
-/// Reads a tensor of a message that arrived with `parts`. Its data is not copied, unless it is small.
+/// Reads a tensor of a message that arrived with `parts`. Its data is not copied, unless it is small, and nothing is copied
+/// before its shape is checked.
 pub fn read_tensor(reader: wire::tensor::Reader<'_>, parts: &Parts) -> Result<HostTensor, DecodeError> {
     let dtype = dtype_from_wire(reader.get_dtype()?);
-    let shape = reader.get_shape()?.iter().map(|dim| dim as usize).collect();
+    let dims = reader.get_shape()?;
+    if dims.len() > MAX_RANK {
+        return Err(DecodeError::Rank { found: dims.len() });
+    }
+    let shape: Vec<usize> = dims.iter().map(|dim| dim as usize).collect();
     let data = match reader.get_part() {
-        0 => Bytes::copy_from_slice(reader.get_data()?),
+        0 => {
+            let data = reader.get_data()?;
+            HostTensor::check_bytes(dtype, &shape, data.len())?;
+            Bytes::copy_from_slice(data)
+        }
         id => parts.received(id)?,
     };
     Ok(HostTensor::new(dtype, shape, data)?)
@@ -234,9 +275,15 @@ pub fn read_tunables(
     list: struct_list::Reader<'_, wire::named_tensor::Owned>,
     parts: &Parts,
 ) -> Result<Vec<HostTunable>, DecodeError> {
+    check_count("tunables", list.len(), MAX_TUNABLES)?;
     list.iter()
         .map(|item| {
-            let name = item.get_name()?.to_str()?.to_owned();
+            let name = item.get_name()?;
+            if name.len() > MAX_NAME_BYTES {
+                let (found, limit) = (name.len(), MAX_NAME_BYTES);
+                return Err(DecodeError::TooMany { items: "bytes of a name", found, limit });
+            }
+            let name = name.to_str()?.to_owned();
             let first_block = item.get_first_block() as usize;
             Ok(HostTunable { name, first_block, tensor: read_tensor(item.get_tensor()?, parts)? })
         })
@@ -268,7 +315,9 @@ pub fn read_batch(reader: wire::ragged_batch::Reader<'_>, parts: &Parts) -> Resu
 
 /// Reads prefix length and rows of a batch.
 pub fn read_rows(reader: wire::ragged_batch::Reader<'_>) -> Result<WireRows, DecodeError> {
-    let offsets: Vec<u32> = reader.get_offsets()?.iter().collect();
+    let offsets = reader.get_offsets()?;
+    check_count("rows", offsets.len().saturating_sub(1), MAX_ROWS)?;
+    let offsets: Vec<u32> = offsets.iter().collect();
     let (prefix_len, prefix_cached) = (reader.get_prefix_len() as usize, reader.get_prefix_kept());
     Ok(WireRows { prefix_len, prefix_cached, rows: Ragged::from_offsets(offsets)? })
 }
@@ -323,6 +372,11 @@ pub fn read_span(reader: wire::span::Reader<'_>) -> Result<Span, DecodeError> {
     Ok(Span::new(reader.get_start() as usize, reader.get_end() as usize)?)
 }
 
+fn check_count(items: &'static str, found: u32, limit: u32) -> Result<(), DecodeError> {
+    let [found, limit] = [found, limit].map(|count| count as usize);
+    if found > limit { Err(DecodeError::TooMany { items, found, limit }) } else { Ok(()) }
+}
+
 /// Converts a size to the 32 bits of the wire; the limits on messages keep all sizes far below.
 pub(crate) fn size(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
@@ -343,8 +397,8 @@ mod tests {
 
     /// Moves the parts of the message to the receiving side.
     fn transfer(message: &Builder<HeapAllocator>, parts: &Parts) {
-        for (id, data) in parts.take_referenced(&message.get_segments_for_output()) {
-            assert!(parts.receive(id, Some(data)));
+        for (id, data) in parts.store.take_referenced(&message.get_segments_for_output()) {
+            assert!(parts.store.receive(id, Some(data), Vec::new()));
         }
     }
 
@@ -406,5 +460,36 @@ mod tests {
         builder.set_part(7);
         let found = read_tensor(message.get_root_as_reader().expect("a root"), &parts);
         assert!(matches!(found, Err(DecodeError::Missing)), "{found:?}");
+    }
+
+    #[test]
+    fn tensors_of_many_dimensions_are_refused_before_their_shape_is_read() {
+        let parts = Parts::default();
+        for (dims, expected) in [(vec![1; 4], "ok"), (vec![1; 5], "rank"), (vec![1; 500_000], "rank")] {
+            let mut message = Builder::new_default();
+            let mut builder = message.init_root::<wire::tensor::Builder<'_>>();
+            let mut shape = builder.reborrow().init_shape(size(dims.len()));
+            dims.iter().enumerate().for_each(|(i, &dim)| shape.set(size(i), dim));
+            builder.set_data(&[0; 4]);
+            let found = match read_tensor(message.get_root_as_reader().expect("a root"), &parts) {
+                Ok(_) => "ok",
+                Err(DecodeError::Rank { .. }) => "rank",
+                Err(error) => panic!("{error}"),
+            };
+            assert_eq!(found, expected, "{} dimensions", dims.len());
+        }
+    }
+
+    #[test]
+    fn long_lists_and_names_are_refused() {
+        let parts = Parts::default();
+        let read = |count: u32, name: &str| {
+            let mut message = Builder::new_default();
+            let mut list = message.init_root::<wire::grads::Builder<'_>>().init_tunables(count);
+            (0..count).for_each(|i| list.reborrow().get(i).set_name(name));
+            read_grads(message.get_root_as_reader().expect("a root"), &parts).expect_err("refused").to_string()
+        };
+        assert_eq!(read(MAX_TUNABLES + 1, ""), "4097 tunables, at most 4096 are read");
+        assert_eq!(read(1, &"n".repeat(1025)), "1025 bytes of a name, at most 1024 are read");
     }
 }

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use sepal_core::{DEEP_PROMPTS, DType, PREFIX_KEYS_VALUES, ServerName, Span};
+use sepal_core::{
+    DEEP_PROMPTS, DType, MAX_BLOCKS, MAX_HIDDEN, PREFIX_KEYS_VALUES, PublicKey, ServerName, Span, visible,
+};
 
 use crate::codec::{self, DecodeError};
 use crate::sepal_capnp as wire;
@@ -39,8 +41,10 @@ pub enum FailureCode {
     Unreadable,
     /// Result that could not be forwarded to the next server.
     NotRelayed,
-    /// Tunables or prefixes that never fit the server's byte budget.
+    /// A call or tensors that never fit the server's memory for one client.
     NoMemory,
+    /// Caller without the right to this.
+    NotPermitted,
 }
 
 /// Failure that a server reports.
@@ -63,7 +67,8 @@ impl Failure {
             | FailureCode::ShuttingDown
             | FailureCode::ComputeFailed
             | FailureCode::NotRelayed
-            | FailureCode::NoMemory => Retry::Elsewhere,
+            | FailureCode::NoMemory
+            | FailureCode::NotPermitted => Retry::Elsewhere,
         };
         Self { retry, code, message: message.to_string() }
     }
@@ -78,14 +83,15 @@ impl Failure {
     /// Reads a failure.
     pub fn read(reader: wire::failure::Reader<'_>) -> Result<Self, DecodeError> {
         let (retry, code) = (retry_from_wire(reader.get_retry()?), code_from_wire(reader.get_code()?));
-        Ok(Self { retry, code, message: reader.get_message()?.to_str()?.to_owned() })
+        Ok(Self { retry, code, message: text(reader.get_message()?)? })
     }
 }
 
 codec::wire_enums! {
     retry_to_wire, retry_from_wire: Retry { Here, Elsewhere, Never }
     code_to_wire, code_from_wire: FailureCode {
-        InvalidRequest, NotServed, TapeExpired, Overloaded, ShuttingDown, ComputeFailed, Unreadable, NotRelayed, NoMemory
+        InvalidRequest, NotServed, TapeExpired, Overloaded, ShuttingDown, ComputeFailed, Unreadable, NotRelayed, NoMemory,
+        NotPermitted
     }
 }
 
@@ -104,6 +110,10 @@ pub struct Limits {
     pub client_bytes: u64,
     /// Maximum bytes of the tunables and prefixes of all clients; 0 if the server does not state it.
     pub shared_bytes: u64,
+    /// Maximum positions of one row with its prefix; 0 if the server does not state it.
+    pub max_row_tokens: u32,
+    /// Maximum estimated bytes of one computation; 0 if the server does not state it.
+    pub call_bytes: u64,
 }
 
 impl Default for Limits {
@@ -115,6 +125,8 @@ impl Default for Limits {
             tape_budget_bytes: 4 << 30,
             client_bytes: 512 << 20,
             shared_bytes: 1 << 30,
+            max_row_tokens: 0,
+            call_bytes: 0,
         }
     }
 }
@@ -195,6 +207,10 @@ pub struct ServerInfo {
     pub tunables: Vec<String>,
     /// Name for people, if the server has one.
     pub name: Option<ServerName>,
+    /// Key that signs receipts, if the server has one.
+    pub key: Option<PublicKey>,
+    /// Number of receipts that were signed since the start.
+    pub receipts: u64,
 }
 
 impl ServerInfo {
@@ -216,6 +232,8 @@ impl ServerInfo {
         limits.set_tape_budget_bytes(self.limits.tape_budget_bytes);
         limits.set_client_bytes(self.limits.client_bytes);
         limits.set_shared_bytes(self.limits.shared_bytes);
+        limits.set_max_row_tokens(self.limits.max_row_tokens);
+        limits.set_call_bytes(self.limits.call_bytes);
         builder.set_tape_token_bytes(self.tape_token_bytes);
         builder.set_draining(self.draining);
         builder.set_oldest_protocol(self.oldest_protocol);
@@ -226,6 +244,10 @@ impl ServerInfo {
         if let Some(name) = &self.name {
             builder.set_name(name.as_str());
         }
+        if let Some(key) = &self.key {
+            builder.set_key(&key.0);
+        }
+        builder.set_receipts(self.receipts);
         let mut load = builder.init_load();
         load.set_queue(self.load.queue);
         load.set_tapes(self.load.tapes);
@@ -243,22 +265,28 @@ impl ServerInfo {
             0 => protocol,
             oldest => oldest,
         };
-        let tunables = reader.get_tunables()?.iter().map(|name| Ok(name?.to_str()?.to_owned()));
-        let mut tunables = tunables.collect::<Result<Vec<String>, DecodeError>>()?;
+        let tunables = reader.get_tunables()?;
+        stated("number of tunables", tunables.len().max(1), MAX_TUNABLES)?;
+        let mut tunables = tunables.iter().map(|name| text(name?)).collect::<Result<Vec<String>, DecodeError>>()?;
         if tunables.is_empty() {
             tunables = [DEEP_PROMPTS, PREFIX_KEYS_VALUES].map(str::to_owned).into();
+        }
+        let n_blocks = stated("number of blocks", reader.get_n_blocks(), MAX_BLOCKS)?;
+        let span = codec::read_span(reader.get_span()?)?;
+        if span.end() > n_blocks {
+            return Err(DecodeError::Outside { span, n_blocks });
         }
         Ok(Self {
             protocol,
             oldest_protocol,
-            software: reader.get_software()?.to_str()?.to_owned(),
-            model_digest: reader.get_model_digest()?.to_str()?.to_owned(),
-            family: reader.get_family()?.to_str()?.to_owned(),
-            n_blocks: reader.get_n_blocks() as usize,
-            hidden: reader.get_hidden() as usize,
-            span: codec::read_span(reader.get_span()?)?,
+            software: text(reader.get_software()?)?,
+            model_digest: text(reader.get_model_digest()?)?,
+            family: text(reader.get_family()?)?,
+            n_blocks,
+            hidden: stated("hidden size", reader.get_hidden(), MAX_HIDDEN)?,
+            span,
             compute_dtype: codec::dtype_from_wire(reader.get_compute_dtype()?),
-            weights: reader.get_weights()?.to_str()?.to_owned(),
+            weights: text(reader.get_weights()?)?,
             limits: Limits {
                 max_rows: limits.get_max_rows(),
                 max_tokens: limits.get_max_tokens(),
@@ -266,20 +294,38 @@ impl ServerInfo {
                 tape_budget_bytes: limits.get_tape_budget_bytes(),
                 client_bytes: limits.get_client_bytes(),
                 shared_bytes: limits.get_shared_bytes(),
+                max_row_tokens: limits.get_max_row_tokens(),
+                call_bytes: limits.get_call_bytes(),
             },
             load: Load {
                 queue: load.get_queue(),
                 tapes: load.get_tapes(),
                 tape_bytes: load.get_tape_bytes(),
                 completed: load.get_completed(),
-                rate: load.get_rate(),
+                rate: Some(load.get_rate()).filter(|rate| rate.is_finite() && *rate > 0.0).unwrap_or_default(),
             },
             tape_token_bytes: reader.get_tape_token_bytes(),
             draining: reader.get_draining(),
             tunables,
             name: ServerName::from_peer(reader.get_name()?.to_str()?),
+            key: PublicKey::from_bytes(reader.get_key()?),
+            receipts: reader.get_receipts(),
         })
     }
+}
+
+/// Most names of tunables in a description, above those of any family.
+const MAX_TUNABLES: usize = 256;
+
+/// Text of a peer. It is compared and shown, so characters that change a terminal are escaped where it enters.
+fn text(text: capnp::text::Reader<'_>) -> Result<String, DecodeError> {
+    Ok(visible(text.to_str()?).into_owned())
+}
+
+/// Number of a peer that sizes memory or loops, from 1 to `greatest`.
+fn stated(field: &'static str, found: u32, greatest: usize) -> Result<usize, DecodeError> {
+    let out_of_range = DecodeError::Stated { field, found: found.into(), greatest: greatest as u64 };
+    usize::try_from(found).ok().filter(|found| (1..=greatest).contains(found)).ok_or(out_of_range)
 }
 
 #[cfg(test)]
@@ -288,9 +334,8 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn server_info_round_trip_is_exact() {
-        let info = ServerInfo {
+    fn info() -> ServerInfo {
+        ServerInfo {
             protocol: crate::PROTOCOL,
             oldest_protocol: 6,
             software: "sepal 0.1.0".into(),
@@ -301,16 +346,60 @@ mod tests {
             span: Span::new(10, 20).expect("a span"),
             compute_dtype: DType::F32,
             weights: "gguf".into(),
-            limits: Limits::default(),
+            limits: Limits { max_row_tokens: 9, call_bytes: 10, ..Limits::default() },
             load: Load { queue: 1, tapes: 2, tape_bytes: 3, completed: 4, rate: 5e-6 },
             tape_token_bytes: 6,
             draining: true,
             tunables: vec!["deep_prompts".into()],
             name: "lab-3".parse().ok(),
-        };
+            key: Some(PublicKey([7; 32])),
+            receipts: 8,
+        }
+    }
+
+    fn read_back(info: &ServerInfo) -> Result<ServerInfo, DecodeError> {
         let mut message = Builder::new_default();
         info.write(message.init_root());
-        assert_eq!(ServerInfo::read(message.get_root_as_reader().expect("a root")).expect("info"), info);
+        ServerInfo::read(message.get_root_as_reader().expect("a root"))
+    }
+
+    #[test]
+    fn server_info_round_trip_is_exact() {
+        assert_eq!(read_back(&info()).expect("info"), info());
+    }
+
+    #[test]
+    fn numbers_that_no_model_has_are_refused() {
+        let check = |info: ServerInfo, needle: &str| {
+            let error = read_back(&info).expect_err("refused").to_string();
+            assert!(error.contains(needle), "{error}");
+        };
+        check(ServerInfo { n_blocks: 4_000_000_000, ..info() }, "a server's number of blocks is 4000000000");
+        check(ServerInfo { n_blocks: 0, ..info() }, "number of blocks is 0");
+        check(ServerInfo { n_blocks: 15, ..info() }, "blocks 10:20 of a model with 15");
+        check(ServerInfo { hidden: 0, ..info() }, "hidden size is 0");
+        check(ServerInfo { hidden: MAX_HIDDEN + 1, ..info() }, "hidden size is");
+        check(ServerInfo { tunables: vec!["x".into(); MAX_TUNABLES + 1], ..info() }, "number of tunables is 257");
+    }
+
+    #[test]
+    fn rates_that_are_no_durations_count_as_unmeasured() {
+        for rate in [f64::NAN, f64::INFINITY, -1.0, -0.0] {
+            let read = read_back(&ServerInfo { load: Load { rate, ..info().load }, ..info() }).expect("info");
+            assert_eq!(read.load.rate.to_bits(), 0.0_f64.to_bits(), "{rate}");
+        }
+    }
+
+    #[test]
+    fn texts_of_peers_cannot_change_a_terminal() {
+        let hostile = "llama\u{1b}]0;owned\u{7}\n\u{202e}";
+        let read = read_back(&ServerInfo { family: hostile.into(), weights: hostile.into(), ..info() }).expect("info");
+        assert_eq!(read.family, "llama\\u{1b}]0;owned\\u{7}\\u{a}\\u{202e}");
+        assert_eq!(read.weights, read.family);
+        let mut message = Builder::new_default();
+        Failure::new(FailureCode::ComputeFailed, hostile).write(message.init_root());
+        let failure = Failure::read(message.get_root_as_reader().expect("a root")).expect("a failure");
+        assert_eq!(failure.message, read.family);
     }
 
     #[test]

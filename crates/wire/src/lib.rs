@@ -22,11 +22,13 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod activity;
 pub mod codec;
 mod frame;
 mod info;
 mod network;
 mod parts;
+mod quota;
 mod relay;
 pub mod rpc;
 mod spin_reader;
@@ -43,13 +45,15 @@ mod generated {
     pub mod sepal_capnp;
 }
 
+pub use activity::Activity;
 pub use generated::sepal_capnp;
 pub use info::{Failure, FailureCode, Limits, Load, Retry, ServerInfo, Timing};
 pub use parts::Parts;
+pub use quota::{Quota, Reserved};
 pub use relay::{MailboxKey, Relay, RelayTarget};
 
 /// Newest version of the protocol that servers and clients of this crate speak.
-pub const PROTOCOL: u32 = 6;
+pub const PROTOCOL: u32 = 7;
 
 /// Oldest version of a server that a client of this crate can use.
 pub const OLDEST_SERVER: u32 = 5;

@@ -34,6 +34,11 @@ pub struct Relay {
 }
 
 impl Relay {
+    /// True if the call begins and ends at the caller.
+    pub fn is_direct(&self) -> bool {
+        self.from.is_none() && self.next.is_none()
+    }
+
     /// Writes the source and the target.
     pub fn write(&self, mut builder: wire::relay::Builder<'_>) {
         if let Some(MailboxKey(key)) = &self.from {

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use bytes::BufMut;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use crate::activity::Activity;
+
 /// Time for which a reader spins before it parks. A wake-up takes about half as long on a virtual machine; a call that
 /// computes takes much longer, so spinning costs it little.
 const SPIN: Duration = Duration::from_micros(100);
@@ -21,19 +23,29 @@ static HAS_CORES: LazyLock<bool> = LazyLock::new(|| std::thread::available_paral
 /// Reader that polls an empty stream for a while before it parks. Other tasks of the thread run between polls.
 pub(crate) struct SpinReader<'a, R> {
     reader: &'a mut R,
+    activity: &'a Activity,
     spins_until: Instant,
     n_read: usize,
 }
 
 impl<'a, R: AsyncRead + Unpin> SpinReader<'a, R> {
-    pub(crate) fn new(reader: &'a mut R) -> Self {
-        let mut spin_reader = Self { reader, spins_until: Instant::now(), n_read: 0 };
+    pub(crate) fn new(reader: &'a mut R, activity: &'a Activity) -> Self {
+        let mut spin_reader = Self { reader, activity, spins_until: Instant::now(), n_read: 0 };
         spin_reader.restart();
         spin_reader
     }
 
-    /// Restarts the spinning, for use when more data is expected at once.
-    pub(crate) fn restart(&mut self) {
+    pub(crate) fn activity(&self) -> &'a Activity {
+        self.activity
+    }
+
+    /// Restarts the spinning after the first bytes of a message, as more are expected at once.
+    pub(crate) fn begin_message(&mut self) {
+        self.activity.begin_message();
+        self.restart();
+    }
+
+    fn restart(&mut self) {
         self.n_read = 0;
         if *HAS_CORES {
             self.spins_until = Instant::now() + SPIN;
@@ -43,6 +55,7 @@ impl<'a, R: AsyncRead + Unpin> SpinReader<'a, R> {
     /// Reads some bytes; 0 at the end of the stream.
     pub(crate) async fn read(&mut self, buffer: &mut impl BufMut) -> io::Result<usize> {
         let n_read = self.read_some(buffer).await?;
+        self.activity.count_received(n_read);
         self.n_read += n_read;
         if self.n_read >= RESTART_BYTES {
             self.restart();
@@ -89,9 +102,10 @@ mod tests {
                 drop(near);
             };
             let reading = async {
-                let (mut reader, mut five, mut more) = (SpinReader::new(&mut far), [0; 5], Vec::new());
+                let activity = Activity::default();
+                let (mut reader, mut five, mut more) = (SpinReader::new(&mut far, &activity), [0; 5], Vec::new());
                 reader.read_exact(&mut five).await.expect("read");
-                assert_eq!(&five, b"abcde");
+                assert_eq!((&five, activity.received_bytes()), (b"abcde", 5));
                 assert_eq!(reader.read(&mut more).await.expect("the end"), 0);
                 let error = reader.read_exact(&mut five).await.expect_err("end of stream");
                 assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);

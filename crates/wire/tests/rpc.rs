@@ -84,7 +84,7 @@ fn check(test: impl AsyncFnOnce(Sides)) {
         let echo = Echo { parts: server.clone(), backward_calls: backward_calls.clone() };
         let root = block_server::Client { client: capnp_rpc::new_client::<tuned::Client, _>(echo).client };
         let (reader, writer) = tokio::io::split(far);
-        let serving = rpc::server(reader, writer, LIMIT, root, &server);
+        let serving = rpc::server(reader, writer, LIMIT, root, &server, None);
         let serving = tokio::task::spawn_local(serving);
         let (reader, writer) = tokio::io::split(near);
         let (root, system) = rpc::client(reader, writer, LIMIT, &client);

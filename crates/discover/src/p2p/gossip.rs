@@ -107,9 +107,7 @@ impl NodeState {
     pub(super) async fn broadcast(&self, message: Message) {
         let announcement = {
             let mut local_server = lock(&self.local_server);
-            let announcement = Announcement::new(message, local_server.last_sequence);
-            local_server.last_sequence = announcement.sequence;
-            announcement
+            Announcement { sequence: local_server.sequence.next(), message }
         };
         let signed = match announcement.sign(self.endpoint.secret_key(), self.secret.topic()) {
             Ok(signed) => signed,

@@ -1,14 +1,15 @@
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{File, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use iroh::SecretKey;
+use sepal_swarm::{IdentityKey, KeyFileError};
 
 /// Identity of a machine in a swarm: a key pair whose public half is the machine's name.
 #[derive(Debug)]
 pub struct Identity {
     pub(crate) key: SecretKey,
+    path: Option<PathBuf>,
     /// Locked as long as the identity is in use.
     _lock: Option<File>,
 }
@@ -18,12 +19,12 @@ pub struct Identity {
 #[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum IdentityError {
-    /// File that cannot be read, created or locked.
-    #[error("use the identity file {path}")]
-    File { path: PathBuf, source: io::Error },
-    /// File with other content.
-    #[error("{path} holds no identity (64 hexadecimal digits); move it away to create a new one")]
-    Content { path: PathBuf },
+    /// File that cannot be read or created, or holds no identity.
+    #[error(transparent)]
+    Key(#[from] KeyFileError),
+    /// File that cannot be locked.
+    #[error("lock the identity file {path}")]
+    Lock { path: PathBuf, source: io::Error },
     /// Identity that another process uses.
     #[error("the identity {path} is in use by another server; give each server its own identity file")]
     InUse { path: PathBuf },
@@ -40,58 +41,35 @@ impl Identity {
     /// # Errors
     /// [`IdentityError`] if the file is not usable, or another process uses it.
     pub fn open(path: &Path) -> Result<Self, IdentityError> {
-        let failed = |source| IdentityError::File { path: path.to_owned(), source };
-        if !path.exists() {
-            create(path).map_err(failed)?;
-        }
+        let key = IdentityKey::read_or_create(path)?;
+        let failed = |source| IdentityError::Lock { path: path.to_owned(), source };
         let lock = File::open(path).map_err(failed)?;
         match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(IdentityError::InUse { path: path.to_owned() }),
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
+            Ok(()) => {
+                Ok(Self { key: SecretKey::from_bytes(key.seed()), path: Some(path.to_owned()), _lock: Some(lock) })
+            }
+            Err(TryLockError::WouldBlock) => Err(IdentityError::InUse { path: path.to_owned() }),
+            Err(TryLockError::Error(source)) => Err(failed(source)),
         }
-        let text = fs::read_to_string(path).map_err(failed)?;
-        let mut bytes = [0; 32];
-        hex::decode_to_slice(text.trim(), &mut bytes).map_err(|_| IdentityError::Content { path: path.to_owned() })?;
-        Ok(Self { key: SecretKey::from_bytes(&bytes), _lock: Some(lock) })
     }
 
     /// Returns a new identity that is not saved.
     pub fn ephemeral() -> Self {
-        Self { key: SecretKey::generate(), _lock: None }
+        Self { key: SecretKey::generate(), path: None, _lock: None }
     }
-}
 
-/// Creates a key file, unless another process creates it first.
-fn create(path: &Path) -> io::Result<()> {
-    let key = hex::encode(SecretKey::generate().to_bytes());
-    // A hard link, unlike a rename, replaces no file.
-    let link = |temporary: &Path| {
-        let linked = fs::hard_link(temporary, path);
-        fs::remove_file(temporary)?;
-        linked
-    };
-    match private_file(path, key.as_bytes(), link) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        other => other,
+    /// File of the sequence of announcements, beside that of the key.
+    pub(crate) fn sequence_file(&self) -> Option<PathBuf> {
+        let path = self.path.as_ref()?;
+        let mut name = path.file_name()?.to_os_string();
+        name.push(".sequence");
+        Some(path.with_file_name(name))
     }
-}
-
-/// Writes a line to a temporary file that only its owner can read, and has `publish` move it to `path`.
-pub(super) fn private_file(path: &Path, line: &[u8], publish: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = folder.join(format!(".{name}.{}", std::process::id()));
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(line)?;
-    file.write_all(b"\n")?;
-    file.sync_all()?;
-    publish(&temporary)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;

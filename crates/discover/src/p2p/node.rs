@@ -10,13 +10,13 @@ use iroh::endpoint::{QuicTransportConfig, VarInt, presets};
 use iroh::{EndpointId, NetReportConfig, RelayMode, RelayUrl};
 use iroh_gossip::net::Gossip;
 use sepal_core::in_one_line;
-use sepal_swarm::{Dial, Endpoint, Sightings, Streams};
+use sepal_swarm::{Dial, Endpoint, KeyError, SecurityError, Sightings, Streams};
 use tokio::sync::{Semaphore, watch};
 
-use super::announcement::Message;
+use super::announcement::{Message, Sequence};
 use super::gossip::{handle_events, run_loop};
 use super::identity::Identity;
-use super::state::{ALPN, NodeState, parse_peer_name, peer, peer_name};
+use super::state::{ALPN, LocalServer, NodeState, OLD_ALPN, parse_peer_name, peer, peer_name};
 use super::stream::StreamFlusher;
 use super::ticket::{SwarmSecret, Ticket};
 use crate::discovery::{Discovery, Member};
@@ -62,6 +62,9 @@ pub enum NodeError {
     /// Address that cannot be bound.
     #[error("listen for peers: {0}")]
     Bind(String),
+    /// Identity that makes no secret of a swarm.
+    #[error("found a swarm")]
+    Key(#[from] KeyError),
     /// Invalid address of a relay.
     #[error("`{0}` is not the address of a relay; write https://HOST")]
     Relay(String),
@@ -111,7 +114,7 @@ impl Node {
         let known = lock(&self.state.bootstrap).clone();
         let others = known.into_keys().filter_map(|id| self.state.addresses.get_endpoint_info(id));
         let members = [self.state.addr()].into_iter().chain(others.map(|info| info.to_endpoint_addr()));
-        Ticket { secret: self.state.secret, members: members.take(MAX_TICKET_MEMBERS).collect() }
+        Ticket { secret: self.state.secret.clone(), members: members.take(MAX_TICKET_MEMBERS).collect() }
     }
 
     /// Waits for a neighbour in the swarm; false after the timeout.
@@ -187,7 +190,11 @@ impl Drop for Node {
 
 async fn join(options: &NodeOptions, flusher: StreamFlusher) -> Result<Arc<NodeState>, NodeError> {
     let NodeOptions { identity, ticket, bind, relays } = options;
-    let secret = ticket.as_ref().map_or_else(|| SwarmSecret::from_founder(&identity.key), |ticket| ticket.secret);
+    let secret = match ticket {
+        Some(ticket) => ticket.secret.clone(),
+        None => SwarmSecret::from_founder(&identity.key)?,
+    };
+    let sequence = identity.sequence_file().map_or_else(Sequence::default, Sequence::open);
     let addresses = MemoryLookup::new();
     let gossip_alpn = secret.gossip_alpn();
     let endpoint = bind_endpoint(identity, *bind, relays, addresses.clone(), &gossip_alpn).await?;
@@ -211,7 +218,7 @@ async fn join(options: &NodeOptions, flusher: StreamFlusher) -> Result<Arc<NodeS
         members: Mutex::default(),
         bootstrap: Mutex::new(bootstrap),
         sequences: Mutex::default(),
-        local_server: Mutex::default(),
+        local_server: Mutex::new(LocalServer { sequence, ..LocalServer::default() }),
         neighbours: watch::Sender::new(0),
     });
     tokio::spawn(accept_connections(Arc::clone(&state), gossip));
@@ -241,7 +248,7 @@ async fn bind_endpoint(
         .build();
     let mut builder = iroh::Endpoint::builder(presets::Minimal)
         .secret_key(identity.key.clone())
-        .alpns(vec![ALPN.to_vec(), gossip_alpn.to_vec()])
+        .alpns(vec![ALPN.to_vec(), OLD_ALPN.to_vec(), gossip_alpn.to_vec()])
         .address_lookup(addresses)
         .transport_config(transport)
         // Contacts configured relays only.
@@ -270,7 +277,7 @@ async fn accept_connections(state: Arc<NodeState>, gossip: Gossip) {
         tokio::spawn(async move {
             let Ok(Ok(connection)) = tokio::time::timeout(PROOF_TIMEOUT, incoming).await else { return };
             // Observers can learn the protocol name, so gossip relies on the secret topic and on signatures.
-            if connection.alpn() != ALPN {
+            if ![ALPN, OLD_ALPN].contains(&connection.alpn()) {
                 drop(permit);
                 if let Err(error) = gossip.handle_connection(connection).await {
                     tracing::debug!(%error, "a neighbour's connection ended");
@@ -279,11 +286,15 @@ async fn accept_connections(state: Arc<NodeState>, gossip: Gossip) {
             }
             let admitted = tokio::time::timeout(PROOF_TIMEOUT, state.admit(&connection)).await;
             drop(permit);
-            let Ok(Some((send, recv))) = admitted else {
-                return connection.close(VarInt::from_u32(NO_MEMBER), b"not a member of this swarm");
+            let (send, recv, rights) = match admitted {
+                Ok(Ok(admitted)) => admitted,
+                Ok(Err(error @ SecurityError::Epoch { .. })) => {
+                    return connection.close(VarInt::from_u32(NO_MEMBER), error.to_string().as_bytes());
+                }
+                _ => return connection.close(VarInt::from_u32(NO_MEMBER), b"not a member of this swarm"),
             };
             let server = lock(&state.server).clone();
-            let stream = state.flusher.stream(connection.clone(), send, recv);
+            let stream = state.flusher.stream(connection.clone(), send, recv).with_rights(rights);
             if server.is_none_or(|server| server.send(stream).is_err()) {
                 connection.close(VarInt::from_u32(NO_SERVER), b"no server here");
             }

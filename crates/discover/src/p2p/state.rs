@@ -7,20 +7,24 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
 use iroh::address_lookup::memory::MemoryLookup;
-use iroh::endpoint::{Connection, RecvStream, SendStream};
+use iroh::endpoint::{ConnectOptions, Connection, RecvStream, SendStream};
 use iroh::{EndpointAddr, EndpointId};
 use iroh_gossip::api::GossipSender;
 use sepal_core::in_one_line;
-use sepal_swarm::{Connect, Connecting, Endpoint, Stream};
+use sepal_swarm::proof::{ANSWER_BYTES, CLAIM_BYTES};
+use sepal_swarm::{Connect, Connecting, Endpoint, Rights, SecurityError, Stream};
 use tokio::sync::{mpsc, watch};
 
+use super::announcement::Sequence;
 use super::stream::StreamFlusher;
-use super::ticket::{PROOF_BYTES, SwarmSecret};
+use super::ticket::{OLD_PROOF_BYTES, SwarmSecret};
 use crate::members::Members;
 use crate::record::ServerRecord;
 
 /// Name of Sepal's protocol among those of an endpoint.
-pub(super) const ALPN: &[u8] = b"sepal/4";
+pub(super) const ALPN: &[u8] = b"sepal/5";
+/// Name of the protocol in which a client proves the servers' secret, and the server nothing.
+pub(super) const OLD_ALPN: &[u8] = b"sepal/4";
 /// Prefix of a peer's name among addresses.
 const SCHEME: &str = "p2p:";
 
@@ -46,27 +50,50 @@ pub(super) type Describe = Arc<dyn Fn() -> Option<ServerRecord> + Send + Sync>;
 #[derive(Default)]
 pub(super) struct LocalServer {
     pub(super) describe: Option<Describe>,
-    pub(super) last_sequence: u64,
+    pub(super) sequence: Sequence,
     pub(super) announced_at: Option<Instant>,
     pub(super) is_answer_scheduled: bool,
 }
 
 impl NodeState {
-    /// Returns the stream of a client that proves its membership.
-    pub(super) async fn admit(&self, connection: &Connection) -> Option<(SendStream, RecvStream)> {
-        let (send, mut recv) = connection.accept_bi().await.ok()?;
-        let mut proof = [0; PROOF_BYTES];
-        recv.read_exact(&mut proof).await.ok()?;
-        let is_member = self.secret.verify_proof(&proof, connection.remote_id(), self.endpoint.id());
-        is_member.then_some((send, recv))
+    /// Returns the stream of a client that proves its membership, with its rights.
+    pub(super) async fn admit(
+        &self,
+        connection: &Connection,
+    ) -> Result<(SendStream, RecvStream, Rights), SecurityError> {
+        let (client, server) = (connection.remote_id(), self.endpoint.id());
+        let (mut send, mut recv) = connection.accept_bi().await.map_err(|_| SecurityError::Refused)?;
+        if connection.alpn() == OLD_ALPN {
+            let mut proof = [0; OLD_PROOF_BYTES];
+            recv.read_exact(&mut proof).await.map_err(|_| SecurityError::Refused)?;
+            let is_member = self.secret.verify_old_proof(&proof, client, server);
+            return if is_member { Ok((send, recv, Rights::Server)) } else { Err(SecurityError::Refused) };
+        }
+        let mut claim = [0; CLAIM_BYTES];
+        recv.read_exact(&mut claim).await.map_err(|_| SecurityError::Refused)?;
+        let (rights, answer) = self.secret.check_claim(&claim, client, server)?;
+        send.write_all(&answer).await.map_err(|_| SecurityError::Refused)?;
+        Ok((send, recv, rights))
     }
 
     async fn open(&self, id: EndpointId) -> io::Result<Stream> {
         let failed = |error: &dyn std::error::Error| io::Error::other(in_one_line(error));
-        let connection = self.endpoint.connect(id, ALPN).await.map_err(|error| failed(&error))?;
-        let (mut send, recv) = connection.open_bi().await.map_err(|error| failed(&error))?;
-        let proof = self.secret.proof(self.endpoint.id(), id);
-        send.write_all(&proof).await.map_err(|error| failed(&error))?;
+        let old = if self.secret.admits_old_peers() { vec![OLD_ALPN.to_vec()] } else { Vec::new() };
+        let options = ConnectOptions::new().with_additional_alpns(old);
+        let connecting = self.endpoint.connect_with_opts(id, ALPN, options).await.map_err(|error| failed(&error))?;
+        let connection = connecting.await.map_err(|error| failed(&error))?;
+        let (client, server) = (self.endpoint.id(), id);
+        let (mut send, mut recv) = connection.open_bi().await.map_err(|error| failed(&error))?;
+        if connection.alpn() == OLD_ALPN {
+            let proof = self.secret.old_proof(client, server).ok_or(SecurityError::Stranger)?;
+            send.write_all(&proof).await.map_err(|error| failed(&error))?;
+            return Ok(self.flusher.stream(connection, send, recv));
+        }
+        let claim = self.secret.claim(client, server);
+        send.write_all(&claim).await.map_err(|error| failed(&error))?;
+        let mut answer = [0; ANSWER_BYTES];
+        recv.read_exact(&mut answer).await.map_err(|error| failed(&error))?;
+        self.secret.check_answer(&answer, client, server)?;
         Ok(self.flusher.stream(connection, send, recv))
     }
 

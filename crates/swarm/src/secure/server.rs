@@ -1,0 +1,153 @@
+use std::fmt;
+use std::fs;
+use std::io::{self, Cursor};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use sepal_core::in_one_line;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_rustls::TlsAcceptor;
+
+use super::proof::{self, CLAIM_BYTES, EXPORTER};
+use super::{ClientSecurity, Rights, SECRET_NEEDED, Secret, SecretFileError, SecurityError, halves, tls};
+use crate::key::IdentityKey;
+use crate::{Reader, Stream, Writer};
+
+/// First byte of a TLS connection.
+const TLS_HANDSHAKE: u8 = 0x16;
+/// Limits on what a server reads of a refused client, whose unread bytes could destroy the answer on its way.
+const DRAIN_BYTES: u64 = 64 << 10;
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Secret and identity of a server, with which it accepts connections.
+pub struct ServerSecurity {
+    secret: Mutex<KnownSecret>,
+    /// File of the secret, which may be replaced while the server runs.
+    file: Option<PathBuf>,
+    acceptor: TlsAcceptor,
+}
+
+struct KnownSecret {
+    secret: Secret,
+    /// Time of the file's content.
+    modified: Option<SystemTime>,
+    /// Time of a later content that could not be used.
+    refused: Option<SystemTime>,
+}
+
+impl fmt::Debug for ServerSecurity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ServerSecurity")
+    }
+}
+
+impl ServerSecurity {
+    /// Creates the security of a server from a founder's secret.
+    ///
+    /// # Errors
+    /// [`SecurityError::Crypto`] if the identity is not usable.
+    pub fn new(secret: Secret, identity: &IdentityKey) -> Result<Self, SecurityError> {
+        let config = tls::server_config(identity).map_err(|_| SecurityError::Crypto)?;
+        let secret = Mutex::new(KnownSecret { secret, modified: None, refused: None });
+        Ok(Self { secret, file: None, acceptor: TlsAcceptor::from(config) })
+    }
+
+    /// Creates the security of a server from the file of a founder's secret. A later content of the file holds from the next
+    /// connection on.
+    ///
+    /// # Errors
+    /// [`SecretFileError`] if the file holds no founder's secret.
+    pub fn from_file(path: &Path, identity: &IdentityKey) -> Result<Self, SecretFileError> {
+        let modified = modified(path);
+        let secret = Secret::read_founders(path)?;
+        let security = Self::new(secret.clone(), identity).map_err(|_| SecretFileError::Key(crate::KeyError))?;
+        let secret = Mutex::new(KnownSecret { secret, modified, refused: None });
+        Ok(Self { secret, file: Some(path.to_owned()), ..security })
+    }
+
+    /// Encrypts a new connection and checks that its client holds a secret. Returns the client's rights.
+    ///
+    /// # Errors
+    /// [`io::Error`] with a [`SecurityError`] if the client holds none, or the error of the connection. There is no limit of
+    /// time.
+    pub async fn accept(&self, stream: Stream) -> io::Result<(Stream, Rights)> {
+        let Stream { mut reader, writer, progress, .. } = stream;
+        let first = reader.read_u8().await?;
+        if first != TLS_HANDSHAKE {
+            refuse_plain_client(reader, writer).await?;
+            return Err(SecurityError::PlainClient.into());
+        }
+        let joined = tokio::io::join(Cursor::new([first]).chain(reader), writer);
+        let mut tls = self.acceptor.accept(joined).await?;
+        let exported = tls.get_ref().1.export_keying_material([0; 32], EXPORTER, None);
+        let exported = exported.map_err(|_| SecurityError::Crypto)?;
+        let mut claim = [0; CLAIM_BYTES];
+        tls.read_exact(&mut claim).await?;
+        let secret = self.secret();
+        let checked = proof::check_claim(&secret, &claim, &exported);
+        tls.write_all(&proof::answer(&secret, checked, &exported)?).await?;
+        tls.flush().await?;
+        let rights = match checked {
+            Ok(rights) => rights,
+            Err(error) => {
+                tls.shutdown().await?;
+                return Err(error.into());
+            }
+        };
+        Ok((halves::stream(tls).with_progress(progress).with_rights(rights), rights))
+    }
+
+    /// Returns the security of this server's connections to other servers of the secret.
+    ///
+    /// # Errors
+    /// [`SecurityError::Crypto`].
+    pub fn dialer(&self) -> Result<ClientSecurity, SecurityError> {
+        ClientSecurity::new(self.secret())
+    }
+
+    /// Present secret.
+    fn secret(&self) -> Secret {
+        let mut known = self.secret.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(path) = &self.file {
+            known.refresh(path);
+        }
+        known.secret.clone()
+    }
+}
+
+impl KnownSecret {
+    /// Reads the file if its content is new. A content that cannot be used is read again at the next connection, since a
+    /// change of its mode alone may mend it; the earlier secret holds meanwhile.
+    fn refresh(&mut self, path: &Path) {
+        let modified = modified(path);
+        if modified.is_none() || modified == self.modified {
+            return;
+        }
+        match Secret::read_founders(path) {
+            Ok(secret) => *self = Self { secret, modified, refused: None },
+            Err(error) if self.refused != modified => {
+                self.refused = modified;
+                let error = in_one_line(&error);
+                tracing::warn!("the server continues with its earlier secret, and revokes nothing: {error}");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
+}
+
+/// Answers a client that does not encrypt in a form that it reads.
+async fn refuse_plain_client(reader: Reader, mut writer: Writer) -> io::Result<()> {
+    writer.write_all(&SECRET_NEEDED).await?;
+    writer.shutdown().await?;
+    let mut rest = reader.take(DRAIN_BYTES);
+    let mut sink = tokio::io::sink();
+    let drain = tokio::io::copy(&mut rest, &mut sink);
+    // The client has its answer, or it is too slow for one.
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, drain).await;
+    Ok(())
+}
