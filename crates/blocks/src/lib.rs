@@ -69,6 +69,8 @@ mod weights;
 pub use adapters::{Injected, TunableError, check_tunables, tunable_names};
 pub use ends::{Ends, EndsError};
 pub use exec::batch::{Batch, BatchGrads, BatchOutput, GradOptions, InputGrad, Prefix, PrefixCache, SaveMode};
+pub use exec::call_memory::{CallMemory, Passes};
+pub use exec::cancel::Cancel;
 pub use exec::tape::Tape;
 pub use loading::{loading_bytes, weight_bytes};
 pub use prefix_cache::KeysValues;

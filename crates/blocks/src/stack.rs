@@ -10,6 +10,8 @@ use crate::attention::masks::MaskConfig;
 use crate::exec::batch::{Batch, BatchGrads, BatchOutput, GradOptions, InputGrad, Prefix, SaveMode};
 use crate::exec::block::Block;
 use crate::exec::block_sequence::BlockSequence;
+use crate::exec::call_memory::CallMemory;
+use crate::exec::cancel::Cancel;
 use crate::exec::tape::Tape;
 use crate::families;
 use crate::loading::load_blocks;
@@ -50,6 +52,9 @@ pub enum ForwardError {
     /// Tapes of different blocks or kinds of output.
     #[error("run blocks backward: the tapes are not of the same blocks and the same kind of output")]
     MixedTapes,
+    /// Pass that ended between two blocks, because all of its callers have left.
+    #[error("run blocks {span}: all callers have left")]
+    Cancelled { span: Span },
     /// Error of libtorch, for example for lack of memory.
     #[error("run blocks {span}")]
     Torch { span: Span, source: TchError },
@@ -170,7 +175,9 @@ impl BlockStack {
         let blocks = Arc::clone(&self.blocks);
         let backward = move |grad: &Tensor| {
             let options = GradOptions { input: InputGrad::All, injected: true };
-            let grads = tch::no_grad(|| lock(&blocks).backward(vec![(tape, grad.shallow_clone())], options))?;
+            let grads = tch::no_grad(|| {
+                lock(&blocks).backward(vec![(tape, grad.shallow_clone())], options, Cancel::default())
+            })?;
             let input_grads = |BatchGrads { input, injected, .. }: BatchGrads| {
                 [input].into_iter().chain(injected.into_iter().map(|grad| grad.tensor))
             };
@@ -194,12 +201,27 @@ impl BlockStack {
         want: Want,
         save_mode: SaveMode,
     ) -> Result<Vec<BatchOutput>, ForwardError> {
+        self.forward_until(span, batches, want, save_mode, Cancel::default())
+    }
+
+    /// As [`forward_batches`](Self::forward_batches), until `cancel` is set.
+    ///
+    /// # Errors
+    /// As [`forward_batches`](Self::forward_batches), and [`ForwardError::Cancelled`].
+    pub fn forward_until(
+        &self,
+        span: Span,
+        batches: &[Batch<'_>],
+        want: Want,
+        save_mode: SaveMode,
+        cancel: Cancel<'_>,
+    ) -> Result<Vec<BatchOutput>, ForwardError> {
         if !self.span.covers(span) {
             return Err(ForwardError::Span { requested: span, held: self.span });
         }
         batches.iter().try_for_each(|batch| self.check_batch(span, batch))?;
-        let forward = || lock(&self.blocks).forward(span, batches, want, save_mode, &self.mask_config);
-        tch::no_grad(forward).map_err(|source| ForwardError::Torch { span, source })
+        let forward = || lock(&self.blocks).forward(span, batches, want, save_mode, &self.mask_config, cancel);
+        tch::no_grad(forward).map_err(|source| pass_error(span, source, cancel))
     }
 
     /// Runs the backward passes of tapes together, each given the gradient of its output. The tapes must have the same
@@ -213,6 +235,19 @@ impl BlockStack {
         tapes: Vec<(Tape, Tensor)>,
         options: GradOptions,
     ) -> Result<Vec<BatchGrads>, ForwardError> {
+        self.backward_until(tapes, options, Cancel::default())
+    }
+
+    /// As [`backward_batches`](Self::backward_batches), until `cancel` is set.
+    ///
+    /// # Errors
+    /// As [`backward_batches`](Self::backward_batches), and [`ForwardError::Cancelled`].
+    pub fn backward_until(
+        &self,
+        tapes: Vec<(Tape, Tensor)>,
+        options: GradOptions,
+        cancel: Cancel<'_>,
+    ) -> Result<Vec<BatchGrads>, ForwardError> {
         let Some((first, _)) = tapes.first() else { return Ok(Vec::new()) };
         let (span, want) = (first.span, first.want);
         if tapes.iter().any(|(tape, _)| (tape.span, tape.want) != (span, want)) || !self.span.covers(span) {
@@ -224,8 +259,8 @@ impl BlockStack {
                 return Err(ForwardError::Gradient { expected, found: grad.size() });
             }
         }
-        let backward = || lock(&self.blocks).backward(tapes, options);
-        tch::no_grad(backward).map_err(|source| ForwardError::Torch { span, source })
+        let backward = || lock(&self.blocks).backward(tapes, options, cancel);
+        tch::no_grad(backward).map_err(|source| pass_error(span, source, cancel))
     }
 
     /// Checks the shapes of a batch, as [`forward_batches`](Self::forward_batches) does for all of them at once: one that
@@ -282,6 +317,12 @@ impl BlockStack {
         saved + self.mask_config.saved_masks_numel(prefix_len, rows) * size_of::<f32>()
     }
 
+    /// Estimate of the memory of calls.
+    pub fn call_memory(&self) -> CallMemory {
+        let (blocks, config) = (lock(&self.blocks), &self.config);
+        CallMemory::new(self.span.start(), &blocks.blocks, config.hidden, config.n_heads, &self.mask_config)
+    }
+
     /// Memory of the weights of linear layers, in bytes.
     pub fn weight_bytes(&self) -> usize {
         lock(&self.blocks).blocks.iter().map(Block::bytes).sum()
@@ -292,6 +333,10 @@ impl fmt::Debug for BlockStack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "BlockStack({} of {})", self.span, self.config.family.name())
     }
+}
+
+fn pass_error(span: Span, source: TchError, cancel: Cancel<'_>) -> ForwardError {
+    if cancel.is_set() { ForwardError::Cancelled { span } } else { ForwardError::Torch { span, source } }
 }
 
 /// Ignores poisoning: a panic leaves frozen weights unchanged.

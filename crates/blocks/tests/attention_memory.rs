@@ -1,7 +1,7 @@
 //! Peak memory of attention on one long row. The only test of its process, because the peak is the process's.
 #![cfg(target_os = "linux")]
 
-use sepal_blocks::{Batch, BlockStack, BoxError, GradOptions, Injected, InputGrad, Prefix, SaveMode, Weights};
+use sepal_blocks::{Batch, BlockStack, BoxError, GradOptions, Injected, InputGrad, Passes, Prefix, SaveMode, Weights};
 use sepal_core::{Family, HostTensor, ModelConfig, Ragged, Span, Want, Window};
 use tch::{Kind, Tensor};
 
@@ -76,6 +76,11 @@ fn train(model: &OneBlock, stack: &BlockStack, row_len: usize) -> [usize; 2] {
     let options = GradOptions { input: InputGrad::All, injected: false };
     let (grads, backward) =
         growth(|| stack.backward_batches(vec![(tape, output.hidden)], options).expect("a backward pass"));
+    let memory = stack.call_memory();
+    let estimate = |passes: Passes| memory.bytes(stack.span(), PREFIX_LEN, &rows, passes);
+    assert!(forward as u64 <= estimate(Passes::Tape), "{forward} bytes of {}", estimate(Passes::Tape));
+    let with_tape = (tape_bytes + backward) as u64;
+    assert!(with_tape <= estimate(Passes::Backward), "{with_tape} bytes of {}", estimate(Passes::Backward));
     assert!(f64::try_from(grads[0].input.sum(Kind::Float)).expect("a number").is_finite());
     let widths = 2 * (model.0.n_heads + model.0.n_kv_heads) * HEAD_DIM;
     let grad_bytes = n * widths * size_of::<f32>();

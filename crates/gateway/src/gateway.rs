@@ -2,25 +2,20 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio_util::task::TaskTracker;
+use sepal_connections::ConnectionLimits;
+use sepal_connections::http::{self, HttpOptions};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 use crate::models::Models;
 use crate::options::Options;
 use crate::routes::routes;
 use crate::shared::Shared;
 
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Time to send an answer after the timeout of its request.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -67,11 +62,10 @@ impl Gateway {
         let (stop, stopped) = watch::channel(false);
         let stopper = Stopper { stop: Arc::new(stop), shared: Arc::clone(&shared) };
         let close_guard = CloseGuard(Arc::clone(&shared));
-        let routes = routes(Arc::clone(&shared));
-        let thread_options = options.clone();
+        let (routes, http_options) = (routes(Arc::clone(&shared)), http_options(&options, &shared));
         let thread = thread::Builder::new().name("sepal-gateway".into()).spawn(move || {
             let _close_guard = close_guard;
-            runtime.block_on(run_loop(listener, routes, thread_options, stopped));
+            runtime.block_on(http::serve(listener, routes, http_options, stopped));
         });
         let thread = Some(thread.map_err(failed)?);
         Ok((Self { addr, stopper, thread }, Models { shared, loads }))
@@ -126,59 +120,11 @@ impl Drop for CloseGuard {
     }
 }
 
-async fn run_loop(listener: TcpListener, routes: Router, options: Options, stop: watch::Receiver<bool>) {
-    let mut stopped = stop.clone();
-    let slots = Arc::new(Semaphore::new(options.max_connections));
-    let connections = TaskTracker::new();
-    loop {
-        let next = async {
-            let slot = Arc::clone(&slots).acquire_owned().await.map_err(io::Error::other)?;
-            let (stream, _) = listener.accept().await?;
-            Ok::<_, io::Error>((slot, stream))
-        };
-        tokio::select! {
-            _ = stopped.wait_for(|is_stopped| *is_stopped) => break,
-            next = next => match next {
-                Ok((slot, stream)) => {
-                    connections.spawn(serve_connection(stream, routes.clone(), options.head_timeout, stop.clone(), slot));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "a connection was not accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    }
-    drop(listener);
-    connections.close();
-    // Connections that exceed the timeout of a request are dropped.
-    let _ = tokio::time::timeout(options.timeout + GRACE, connections.wait()).await;
-}
-
-async fn serve_connection(
-    stream: TcpStream,
-    routes: Router,
-    head_timeout: Duration,
-    mut stop: watch::Receiver<bool>,
-    _slot: OwnedSemaphorePermit,
-) {
-    // Answers are small, so delayed segments would only add latency.
-    let _ = stream.set_nodelay(true);
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(head_timeout);
-    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes)));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => Some(ended),
-        _ = stop.wait_for(|is_stopped| *is_stopped) => None,
-    };
-    let ended = match ended {
-        Some(ended) => ended,
-        None => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection failed");
+fn http_options(options: &Options, shared: &Shared) -> HttpOptions {
+    HttpOptions {
+        limits: ConnectionLimits { total: options.max_connections, per_address: options.max_connections.div_ceil(2) },
+        head_timeout: options.head_timeout,
+        grace: options.timeout + GRACE,
+        metrics: shared.metrics.connections().clone(),
     }
 }

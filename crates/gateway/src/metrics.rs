@@ -7,6 +7,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry, Unit};
+use sepal_connections::ConnectionMetrics;
 
 use crate::name::ModelName;
 
@@ -28,6 +29,7 @@ type Histograms = Family<ModelLabel, Histogram, fn() -> Histogram>;
 pub(crate) struct GatewayMetrics {
     registry: Registry,
     families: Families,
+    connections: ConnectionMetrics,
 }
 
 #[derive(Debug, Clone)]
@@ -69,7 +71,8 @@ impl Default for GatewayMetrics {
             open_requests: register(&mut registry, "open_requests", "Requests in progress", Family::default()),
             ready: register(&mut registry, "ready", "1 if predictions are available, else 0", Family::default()),
         };
-        Self { registry, families }
+        let connections = ConnectionMetrics::register(&mut registry);
+        Self { registry, families, connections }
     }
 }
 
@@ -101,6 +104,11 @@ impl GatewayMetrics {
     pub(crate) fn of_model(&self, name: &ModelName) -> ModelMetrics {
         let label = ModelLabel { model: name.to_string() };
         ModelMetrics { label, families: self.families.clone() }
+    }
+
+    /// Counts of connections.
+    pub(crate) fn connections(&self) -> &ConnectionMetrics {
+        &self.connections
     }
 
     /// Records a request that chose no model.

@@ -33,13 +33,16 @@ pub enum AddError {
     /// Model whose predecessor is still being loaded.
     #[error("add the model `{name}`: another of this name is being loaded")]
     Loading { name: ModelName },
+    /// New model beyond the maximum number.
+    #[error("add the model `{name}`: there are {max} models, which is the maximum; unload one first")]
+    Full { name: ModelName, max: usize },
 }
 
 impl Models {
     /// Adds a model. The gateway answers its requests with a retry time until the worker is ready.
     ///
     /// # Errors
-    /// [`AddError`] if there is a model of this name.
+    /// [`AddError`] if there is a model of this name, or the maximum number of models.
     pub fn add(&self, name: ModelName) -> Result<Worker, AddError> {
         let model = self.shared.add(name, true, None)?;
         Ok(Worker { shared: Arc::clone(&self.shared), model })

@@ -45,7 +45,7 @@ pub(crate) fn model_paths(options: &Options) -> [(&'static str, Map<String, Valu
                 "responses": {
                     "200": model("The model that replaced another."),
                     "201": model("The new model."),
-                    "409": problem("A model of this name is being loaded."),
+                    "409": problem("A model of this name is being loaded, or there are too many models."),
                     "422": problem("The run cannot be loaded."),
                 },
             }),

@@ -28,7 +28,10 @@ pub struct Options {
     pub max_model_requests: Option<usize>,
     /// Maximum rows of one model that wait.
     pub max_model_rows: usize,
-    /// Maximum open connections; others wait to be accepted.
+    /// Maximum models, those that are being loaded included.
+    pub max_models: usize,
+    /// Maximum open connections, half of them of one address. Beyond them, a connection that is idle or slow is closed for a
+    /// new one.
     pub max_connections: usize,
     /// Maximum rows of a batch.
     pub batch_rows: usize,
@@ -65,6 +68,7 @@ impl Default for Options {
             max_requests: 128,
             max_model_requests: None,
             max_model_rows: 1 << 14,
+            max_models: 64,
             max_connections: 512,
             batch_rows: 32,
             batch_bytes: 64 << 10,

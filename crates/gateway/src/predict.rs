@@ -67,9 +67,10 @@ async fn predict(
         let detail = "too many requests are in progress";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(pause.unwrap_or(MIN_RETRY))
     };
-    let _slot = app.slots.try_acquire().map_err(full)?;
     let deadline = started_at + app.shared.options.timeout;
     let body = read_body(app, request, deadline).await?;
+    // After the body, so that requests that arrive slowly take no slot. Their number is that of connections.
+    let _slot = app.slots.try_acquire().map_err(full)?;
     let (choice, fields) = request::parse_body(&body)?;
     drop(body);
     let is_list = matches!(choice, Choice::Several(_) | Choice::All);

@@ -84,6 +84,10 @@ impl Shared {
         if existing == Some(true) && is_initial {
             return Err(AddError::Exists { name });
         }
+        let max = self.options.max_models;
+        if existing.is_none() && entries.models.len() >= max {
+            return Err(AddError::Full { name, max });
+        }
         let model = Arc::new(Model::new(name.clone(), is_initial, self.metrics.of_model(&name), outcome));
         let place = if existing.is_some() { &mut entries.replacements } else { &mut entries.models };
         place.insert(name, Arc::clone(&model));
@@ -278,6 +282,18 @@ mod tests {
         assert_eq!(shared.open(None).expect_err("two"), ChoiceError::Unnamed { known: known.clone() });
         let unknown = ChoiceError::Unknown { name: "film".into(), known };
         assert_eq!(shared.open(Some("film")).expect_err("unknown"), unknown);
+    }
+
+    #[test]
+    fn model_beyond_maximum_is_refused_and_a_replacement_is_not() {
+        let shared = shared(Options { max_models: 2, ..Options::default() });
+        add(&shared, "films");
+        add(&shared, "books");
+        let full = shared.add(name("songs"), false, None).err();
+        assert_eq!(full, Some(AddError::Full { name: name("songs"), max: 2 }));
+        assert!(shared.add(name("films"), false, None).is_ok());
+        shared.unload("books");
+        assert!(shared.add(name("songs"), false, None).is_ok());
     }
 
     #[test]

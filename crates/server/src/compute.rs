@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use sepal_blocks::{BatchGrads, ForwardError, GradOptions, InputGrad, SaveMode, check_tunables};
+use sepal_blocks::{BatchGrads, Cancel, ForwardError, GradOptions, InputGrad, SaveMode, check_tunables};
 use sepal_core::{DType, HostTensor, HostTunable, ModelConfig, Span, Want, in_one_line};
 use sepal_nn::Tunable;
 use sepal_nn::host::{share_from_host, share_to_host, to_host};
@@ -10,11 +10,10 @@ use sepal_wire::codec::{self, GradWant, Grads, WireBatch};
 use sepal_wire::{Failure, FailureCode};
 use tch::Tensor;
 
-use crate::budget::{ByteBudget, Reservation};
+use crate::ledger::{ClientQuota, Kind, Reservation};
 use crate::lock::lock;
-use crate::queue::ClientId;
 use crate::stacks::{DeviceStacks, StackBatch, StackInjections, StackOutput, StackPrefix, StackPrefixCache, StackTape};
-use crate::tapes::{StoredTape, TapeId, TapeStore};
+use crate::tapes::{NewTape, TapeId, TapeStore};
 
 /// Trainable tensors of a client for one step, with names and shapes that fit the blocks.
 #[derive(Debug)]
@@ -22,9 +21,9 @@ pub(crate) struct Tunables {
     tunables: Vec<HostTunable>,
     /// Adapters of the blocks, made by the first call.
     injected: Mutex<Option<StackInjections>>,
-    /// Prefix cache with its bytes in the budget, filled by a forward pass without a tape.
+    /// Prefix cache with its bytes in the ledger, filled by a forward pass without a tape.
     prefix: Mutex<Option<(StackPrefixCache, Reservation)>>,
-    budget: ByteBudget,
+    quota: ClientQuota,
     /// Shared with the tapes, which hold the adapters even after the step has ended.
     reserved: Arc<Reservation>,
 }
@@ -35,8 +34,7 @@ impl Tunables {
         tunables: Vec<HostTunable>,
         span: Span,
         config: &ModelConfig,
-        budget: &ByteBudget,
-        client: ClientId,
+        quota: &ClientQuota,
     ) -> Result<Self, Failure> {
         let shapes = tunables.iter().map(|tunable| (&*tunable.name, tunable.first_block, tunable.tensor.shape()));
         check_tunables(config, shapes).map_err(|error| invalid(in_one_line(&error)))?;
@@ -48,9 +46,9 @@ impl Tunables {
             return Err(invalid(format!("`{name}` is for blocks {first_block}:{end}, but the session has {span}")));
         }
         let bytes = tunables.iter().map(|tunable| memory(&tunable.tensor)).sum();
-        let reserved = Arc::new(budget.reserve(client, bytes)?);
+        let reserved = Arc::new(quota.reserve(Kind::Tunables, bytes)?);
         let (injected, prefix) = Default::default();
-        Ok(Self { tunables, injected, prefix, budget: budget.clone(), reserved })
+        Ok(Self { tunables, injected, prefix, quota: quota.clone(), reserved })
     }
 
     /// Adapters of the blocks of `span`.
@@ -76,7 +74,7 @@ impl Tunables {
     fn keep_prefix(&self, prefix: StackPrefixCache) -> Result<(), Failure> {
         let mut kept = lock(&self.prefix);
         *kept = None;
-        let reserved = self.budget.reserve_beside(&self.reserved, prefix.bytes() as u64)?;
+        let reserved = self.quota.reserve_beside(&self.reserved, Kind::Prefixes, prefix.bytes() as u64)?;
         *kept = Some((prefix, reserved));
         Ok(())
     }
@@ -125,12 +123,14 @@ pub(crate) struct TapeExtent {
     pub(crate) span: Span,
     pub(crate) want: Want,
     pub(crate) positions: usize,
+    /// Estimated memory of the backward pass; 0 if it is not limited.
+    pub(crate) peak_bytes: u64,
 }
 
 /// Result of a job; `not_finite` is the first block with non-finite hidden states.
 #[derive(Debug)]
 pub(crate) enum JobOutput {
-    Forward { hidden: HostTensor, tape: Option<StoredTape>, not_finite: Option<usize> },
+    Forward { hidden: HostTensor, tape: Option<NewTape>, not_finite: Option<usize> },
     Grads(Grads),
 }
 
@@ -177,18 +177,18 @@ impl Job {
     }
 }
 
-/// Runs a batch of jobs and returns the result of each, in order.
-pub(crate) fn run(stacks: &DeviceStacks, jobs: Vec<Job>) -> Vec<Result<JobOutput, Failure>> {
+/// Runs a batch of jobs and returns the result of each, in order. All of them fail if `cancel` is set meanwhile.
+pub(crate) fn run(stacks: &DeviceStacks, jobs: Vec<Job>, cancel: Cancel<'_>) -> Vec<Result<JobOutput, Failure>> {
     let (mut forwards, mut backwards, mut results) = (Vec::new(), Vec::new(), Vec::new());
     for job in jobs {
         match job {
             Job::Forward(forward) => forwards.push(forward),
             Job::Backward(backward) => backwards.push(backward),
-            Job::Stateless(stateless) => results.push(run_stateless(stacks, stateless)),
+            Job::Stateless(stateless) => results.push(run_stateless(stacks, stateless, cancel)),
         }
     }
-    results.extend(run_forwards(stacks, &forwards));
-    results.extend(run_backwards(stacks, backwards));
+    results.extend(run_forwards(stacks, &forwards, cancel));
+    results.extend(run_backwards(stacks, backwards, cancel));
     results
 }
 
@@ -221,13 +221,13 @@ impl ForwardInputs {
     }
 }
 
-fn run_forwards(stacks: &DeviceStacks, jobs: &[ForwardJob]) -> Vec<Result<JobOutput, Failure>> {
+fn run_forwards(stacks: &DeviceStacks, jobs: &[ForwardJob], cancel: Cancel<'_>) -> Vec<Result<JobOutput, Failure>> {
     let Some(first) = jobs.first() else { return Vec::new() };
     let inputs: Vec<Result<ForwardInputs, Failure>> = jobs.iter().map(|job| ForwardInputs::new(stacks, job)).collect();
     let keep = if first.keep_tape { SaveMode::Tape } else { SaveMode::PrefixCache };
     let batches: Vec<StackBatch<'_>> =
         jobs.iter().zip(&inputs).filter_map(|(job, input)| Some(input.as_ref().ok()?.batch(job))).collect();
-    let outputs = stacks.forward_batches(first.span, &batches, first.want, keep);
+    let outputs = stacks.forward_until(first.span, &batches, first.want, keep, cancel);
     let mut outputs = outputs.map(Vec::into_iter).map_err(|error| forward_failed(&error));
     let is_shared = jobs.len() > 1;
     let results = jobs.iter().zip(&inputs).map(|(job, input)| {
@@ -238,17 +238,17 @@ fn run_forwards(stacks: &DeviceStacks, jobs: &[ForwardJob]) -> Vec<Result<JobOut
         if let Some(prefix) = prefix {
             job.tunables.keep_prefix(prefix)?;
         }
-        let tape = tape.map(|tape| StoredTape {
+        let tape = tape.map(|tape| NewTape {
             bytes: tape.bytes() as u64,
             tape: Some(Box::new(tape)),
-            _reserved: Some(Arc::clone(&job.tunables.reserved)),
+            tunables: Arc::clone(&job.tunables.reserved),
         });
         Ok(JobOutput::Forward { hidden: to_wire(&hidden, job.dtype, is_shared)?, tape, not_finite })
     });
     results.collect()
 }
 
-fn run_backwards(stacks: &DeviceStacks, jobs: Vec<BackwardJob>) -> Vec<Result<JobOutput, Failure>> {
+fn run_backwards(stacks: &DeviceStacks, jobs: Vec<BackwardJob>, cancel: Cancel<'_>) -> Vec<Result<JobOutput, Failure>> {
     let (mut wants, mut tapes) = (Vec::new(), Vec::new());
     for job in jobs {
         let BackwardJob { id, grad_output, grad_want, .. } = job;
@@ -265,7 +265,7 @@ fn run_backwards(stacks: &DeviceStacks, jobs: Vec<BackwardJob>) -> Vec<Result<Jo
         return wants.into_iter().map(|want| want.map(|_| JobOutput::Grads(Grads::default()))).collect();
     };
     let is_shared = tapes.len() > 1;
-    let mut grads = backward(stacks, tapes, want).map(Vec::into_iter);
+    let mut grads = backward(stacks, tapes, want, cancel).map(Vec::into_iter);
     let results = wants.into_iter().map(|want| {
         let (want, grads) = (want?, grads.as_mut().map_err(|failure| failure.clone())?);
         grads_to_wire(grads.next().ok_or_else(|| invalid("no gradient"))?, want, is_shared).map(JobOutput::Grads)
@@ -273,9 +273,9 @@ fn run_backwards(stacks: &DeviceStacks, jobs: Vec<BackwardJob>) -> Vec<Result<Jo
     results.collect()
 }
 
-fn run_stateless(stacks: &DeviceStacks, job: StatelessJob) -> Result<JobOutput, Failure> {
+fn run_stateless(stacks: &DeviceStacks, job: StatelessJob, cancel: Cancel<'_>) -> Result<JobOutput, Failure> {
     let StatelessJob { forward, grad_output, grad_want } = job;
-    let stored = match run_forwards(stacks, &[forward]).pop() {
+    let stored = match run_forwards(stacks, &[forward], cancel).pop() {
         Some(Err(failure)) => return Err(failure),
         Some(Ok(JobOutput::Forward { tape, .. })) => tape,
         _ => None,
@@ -283,7 +283,8 @@ fn run_stateless(stacks: &DeviceStacks, job: StatelessJob) -> Result<JobOutput, 
     let tape = stored.and_then(|stored| stored.tape);
     let tape = tape.ok_or_else(|| Failure::new(FailureCode::ComputeFailed, "the forward pass left no tape"))?;
     let grad_output = output_gradient(&grad_output, &tape)?;
-    let grads = backward(stacks, vec![(*tape, grad_output)], grad_want)?.pop().ok_or_else(|| invalid("no gradient"))?;
+    let grads = backward(stacks, vec![(*tape, grad_output)], grad_want, cancel)?.pop();
+    let grads = grads.ok_or_else(|| invalid("no gradient"))?;
     grads_to_wire(grads, grad_want, false).map(JobOutput::Grads)
 }
 
@@ -300,13 +301,14 @@ fn backward(
     stacks: &DeviceStacks,
     tapes: Vec<(StackTape, Tensor)>,
     want: GradWant,
+    cancel: Cancel<'_>,
 ) -> Result<Vec<BatchGrads>, Failure> {
     let input = match want.input {
         codec::InputGrad::All => InputGrad::All,
         codec::InputGrad::Prefix | codec::InputGrad::None => InputGrad::Prefix,
     };
     let options = GradOptions { input, injected: want.tunables };
-    stacks.backward_batches(tapes, options).map_err(|error| forward_failed(&error))
+    stacks.backward_until(tapes, options, cancel).map_err(|error| forward_failed(&error))
 }
 
 fn grads_to_wire(grads: BatchGrads, want: GradWant, is_shared: bool) -> Result<Grads, Failure> {
@@ -336,7 +338,7 @@ pub(crate) fn invalid(message: impl std::fmt::Display) -> Failure {
 
 fn forward_failed(error: &ForwardError) -> Failure {
     match error {
-        ForwardError::Torch { .. } => compute_failed(error),
+        ForwardError::Torch { .. } | ForwardError::Cancelled { .. } => compute_failed(error),
         _ => invalid(in_one_line(error)),
     }
 }

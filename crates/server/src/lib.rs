@@ -5,9 +5,11 @@
 //! device instead of competing for it. In the crate graph it stands on `blocks`, `checkpoint`, `swarm` and `wire`; `remote` is
 //! its client, and only `status`, `pipeline` and `cli` start or show servers.
 //!
-//! Invariants: the tapes of all clients together stay within a byte budget (the oldest are evicted, and their owners get an
-//! error that says so). A failing request never stops the server. The memory of a client is freed when the client drops its
-//! capabilities or disconnects.
+//! Invariants: everything that clients make the server hold is counted in one ledger before it is made, with a limit for all
+//! and one for each connection. The tapes of all clients together stay within a byte budget (the oldest of the clients with
+//! the most are evicted, and their owners get an error that says so). A failing request never stops the server, and a call
+//! whose caller has left ends. The memory of a client is freed when the client drops its capabilities or disconnects. Connections that
+//! are silent, slow or unused never keep out a new one.
 //!
 //! ```no_run
 //! use sepal_blocks::BlockStack;
@@ -24,15 +26,19 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod budget;
+mod accept;
+mod admission;
 mod compute;
 mod device_memory;
 mod engine;
 mod forwarder;
+mod ledger;
 mod lock;
 mod mailbox;
 pub mod memory;
 mod queue;
+mod receipts;
+mod refusals;
 mod serve;
 mod service;
 mod stacks;

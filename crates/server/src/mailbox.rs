@@ -9,9 +9,17 @@ use sepal_core::HostTensor;
 use sepal_wire::{Failure, FailureCode, MailboxKey};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::ledger::{ClientQuota, Kind, Reservation};
+use crate::refusals::Reason;
 
 /// Time for which a tensor is stored until its call arrives.
 const STORE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time for which a call waits for its tensor.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Memory of a stored tensor beside its data, in bytes.
+const ENTRY_BYTES: u64 = 1 << 10;
 
 pub(crate) struct Mailbox {
     slots: RefCell<HashMap<MailboxKey, Slot>>,
@@ -22,7 +30,20 @@ pub(crate) struct Mailbox {
 
 enum Slot {
     Awaited(oneshot::Sender<HostTensor>),
-    Stored(HostTensor),
+    Stored(StoredTensor),
+}
+
+/// Tensor that arrived before its call.
+struct StoredTensor {
+    tensor: HostTensor,
+    _reserved: Reservation,
+    /// Removes the tensor after a while.
+    _expiry: AbortOnDropHandle<()>,
+}
+
+/// Memory of a stored tensor, in bytes.
+fn stored_bytes(tensor: &HostTensor) -> u64 {
+    tensor.data().len() as u64 + ENTRY_BYTES
 }
 
 impl Mailbox {
@@ -31,8 +52,8 @@ impl Mailbox {
         Rc::new(Self { slots, closed: CancellationToken::new(), stored_bytes, max_stored_bytes })
     }
 
-    /// Returns the tensor of this key, after waiting for it if necessary.
-    pub(crate) async fn receive(&self, key: MailboxKey) -> Result<HostTensor, Failure> {
+    /// Returns the tensor of this key, after waiting for it if necessary. `client` is the caller.
+    pub(crate) async fn receive(&self, client: &ClientQuota, key: MailboxKey) -> Result<HostTensor, Failure> {
         let key_in_use = || Failure::new(FailureCode::InvalidRequest, "two calls wait for the same tensor");
         if let Some(tensor) = self.take_stored(key) {
             return Ok(tensor);
@@ -47,6 +68,10 @@ impl Mailbox {
             biased;
             tensor = receiver => tensor.map_err(|_| key_in_use()),
             () = self.closed.cancelled() => Err(shutting_down()),
+            () = tokio::time::sleep(WAIT_TIMEOUT) => {
+                let message = format!("no server sent the input of the call within {} s", WAIT_TIMEOUT.as_secs());
+                Err(client.refuse(Reason::Wait, Failure::new(FailureCode::NotRelayed, message)))
+            }
         }
     }
 
@@ -54,34 +79,45 @@ impl Mailbox {
         self.closed.cancel();
     }
 
-    /// Passes a tensor to the call that waits for it, or stores it for a while.
-    pub(crate) fn deliver(self: &Rc<Self>, key: MailboxKey, tensor: HostTensor) -> Result<(), Failure> {
+    /// Passes a tensor to the call that waits for it, or stores it for a while. `client` is the server that sends it.
+    pub(crate) fn deliver(
+        self: &Rc<Self>,
+        client: &ClientQuota,
+        key: MailboxKey,
+        tensor: HostTensor,
+    ) -> Result<(), Failure> {
         let slot = self.slots.borrow_mut().remove(&key);
         if let Some(Slot::Awaited(call)) = slot {
             return call.send(tensor).map_err(|_| Failure::new(FailureCode::NotRelayed, "the call was cancelled"));
         }
-        if let Some(Slot::Stored(previous)) = slot {
-            self.stored_bytes.set(self.stored_bytes.get() - previous.data().len() as u64);
+        if let Some(Slot::Stored(previous)) = &slot {
+            self.stored_bytes.set(self.stored_bytes.get() - stored_bytes(&previous.tensor));
         }
-        let stored_bytes = self.stored_bytes.get() + tensor.data().len() as u64;
-        if stored_bytes > self.max_stored_bytes {
-            return Err(Failure::new(FailureCode::NotRelayed, "too many tensors wait for their calls"));
+        // Frees the previous tensor of the key.
+        drop(slot);
+        let bytes = stored_bytes(&tensor);
+        let total = self.stored_bytes.get() + bytes;
+        if total > self.max_stored_bytes {
+            let failure = Failure::new(FailureCode::NotRelayed, "too many tensors wait for their calls");
+            return Err(client.refuse(Reason::Mailbox, failure));
         }
-        self.stored_bytes.set(stored_bytes);
-        self.slots.borrow_mut().insert(key, Slot::Stored(tensor));
+        let reserved = client.reserve(Kind::Mailbox, bytes)?;
+        self.stored_bytes.set(total);
         let mailbox = Rc::clone(self);
-        tokio::task::spawn_local(async move {
+        let expiry = AbortOnDropHandle::new(tokio::task::spawn_local(async move {
             tokio::time::sleep(STORE_TIMEOUT).await;
             mailbox.take_stored(key);
-        });
+        }));
+        let stored = StoredTensor { tensor, _reserved: reserved, _expiry: expiry };
+        self.slots.borrow_mut().insert(key, Slot::Stored(stored));
         Ok(())
     }
 
     fn take_stored(&self, key: MailboxKey) -> Option<HostTensor> {
         let mut slots = self.slots.borrow_mut();
         match slots.remove(&key)? {
-            Slot::Stored(tensor) => {
-                self.stored_bytes.set(self.stored_bytes.get() - tensor.data().len() as u64);
+            Slot::Stored(StoredTensor { tensor, .. }) => {
+                self.stored_bytes.set(self.stored_bytes.get() - stored_bytes(&tensor));
                 Some(tensor)
             }
             awaited => {
@@ -114,9 +150,12 @@ impl Drop for ReceiveGuard<'_> {
 
 #[cfg(test)]
 mod tests {
+    use sepal_wire::Limits;
     use tokio::task::LocalSet;
 
     use super::*;
+    use crate::ledger::{Ledger, Quotas};
+    use crate::queue::ClientId;
 
     const KEY: MailboxKey = MailboxKey([7; 16]);
 
@@ -124,82 +163,137 @@ mod tests {
         HostTensor::from_f32(vec![2], &[1.0, 2.0]).expect("a tensor")
     }
 
-    /// Runs `test` in virtual time on a mailbox that stores one tensor.
-    fn check(test: impl AsyncFnOnce(Rc<Mailbox>)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-        LocalSet::new().block_on(&runtime.expect("a runtime"), test(Mailbox::new(8)));
+    /// Mailbox with one client and the ledger of both.
+    struct Fixture {
+        mailbox: Rc<Mailbox>,
+        client: ClientQuota,
+        ledger: Ledger,
     }
 
-    fn assert_empty(mailbox: &Mailbox) {
-        assert!(mailbox.slots.borrow().is_empty() && mailbox.stored_bytes.get() == 0);
+    impl Fixture {
+        async fn receive(&self, key: MailboxKey) -> Result<HostTensor, Failure> {
+            self.mailbox.receive(&self.client, key).await
+        }
+
+        fn deliver(&self, key: MailboxKey) -> Result<(), Failure> {
+            self.mailbox.deliver(&self.client, key, tensor())
+        }
+
+        fn assert_empty(&self) {
+            let mailbox = &self.mailbox;
+            assert!(mailbox.slots.borrow().is_empty() && mailbox.stored_bytes.get() == 0);
+            assert_eq!(self.ledger.used(&Kind::ALL), 0);
+        }
+    }
+
+    /// Runs `test` in virtual time on a mailbox that stores one tensor.
+    fn check(test: impl AsyncFnOnce(Fixture)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        let ledger = Ledger::new(Quotas::new(&Limits::default(), None));
+        let fixture = Fixture { mailbox: Mailbox::new(8 + ENTRY_BYTES), client: ledger.client(ClientId(1)), ledger };
+        LocalSet::new().block_on(&runtime.expect("a runtime"), test(fixture));
     }
 
     #[test]
     fn receive_before_and_after_delivery_returns_tensor() {
-        check(async |mailbox| {
-            mailbox.deliver(KEY, tensor()).expect("stored");
-            assert_eq!(mailbox.receive(KEY).await.expect("stored"), tensor());
-            let (received, delivered) =
-                tokio::join!(mailbox.receive(KEY), async { mailbox.deliver(KEY, tensor()).map(drop) });
+        check(async |fixture| {
+            fixture.deliver(KEY).expect("stored");
+            assert_eq!(fixture.receive(KEY).await.expect("stored"), tensor());
+            let (received, delivered) = tokio::join!(fixture.receive(KEY), async { fixture.deliver(KEY).map(drop) });
             delivered.expect("awaited");
             assert_eq!(received.expect("delivered"), tensor());
-            assert_empty(&mailbox);
+            fixture.assert_empty();
         });
     }
 
     #[test]
     fn stored_tensors_are_limited_and_expire() {
-        check(async |mailbox| {
-            mailbox.deliver(KEY, tensor()).expect("stored");
-            let failure = mailbox.deliver(MailboxKey([8; 16]), tensor()).expect_err("full");
+        check(async |fixture| {
+            fixture.deliver(KEY).expect("stored");
+            let failure = fixture.deliver(MailboxKey([8; 16])).expect_err("full");
             assert_eq!(failure.code, FailureCode::NotRelayed);
             tokio::time::sleep(2 * STORE_TIMEOUT).await;
-            assert_empty(&mailbox);
-            mailbox.deliver(MailboxKey([8; 16]), tensor()).expect("stored");
+            fixture.assert_empty();
+            fixture.deliver(MailboxKey([8; 16])).expect("stored");
+        });
+    }
+
+    #[test]
+    fn later_tensor_of_a_key_has_its_own_time() {
+        check(async |fixture| {
+            fixture.deliver(KEY).expect("stored");
+            tokio::time::sleep(STORE_TIMEOUT * 2 / 3).await;
+            fixture.deliver(KEY).expect("stored in its place");
+            tokio::time::sleep(STORE_TIMEOUT * 2 / 3).await;
+            assert_eq!(fixture.receive(KEY).await.expect("still stored"), tensor());
+            fixture.assert_empty();
         });
     }
 
     #[test]
     fn cancelled_receive_frees_its_slot() {
-        check(async |mailbox| {
-            let cancelled = tokio::time::timeout(Duration::from_secs(1), mailbox.receive(KEY)).await;
-            assert!(cancelled.is_err() && mailbox.slots.borrow().is_empty());
+        check(async |fixture| {
+            let cancelled = tokio::time::timeout(Duration::from_secs(1), fixture.receive(KEY)).await;
+            assert!(cancelled.is_err() && fixture.mailbox.slots.borrow().is_empty());
         });
     }
 
     #[test]
     fn close_ends_present_and_future_receives() {
-        check(async |mailbox| {
-            let (received, ()) = tokio::join!(mailbox.receive(KEY), async { mailbox.close() });
+        check(async |fixture| {
+            let (received, ()) = tokio::join!(fixture.receive(KEY), async { fixture.mailbox.close() });
             assert_eq!(received.expect_err("closed").code, FailureCode::ShuttingDown);
-            assert_eq!(mailbox.receive(KEY).await.expect_err("closed").code, FailureCode::ShuttingDown);
+            assert_eq!(fixture.receive(KEY).await.expect_err("closed").code, FailureCode::ShuttingDown);
         });
     }
 
     #[test]
     fn second_delivery_of_key_expires() {
-        check(async |mailbox| {
+        check(async |fixture| {
             let deliveries = async {
-                mailbox.deliver(KEY, tensor()).expect("awaited");
-                mailbox.deliver(KEY, tensor()).expect("stored");
+                fixture.deliver(KEY).expect("awaited");
+                fixture.deliver(KEY).expect("stored");
             };
-            let (received, ()) = tokio::join!(mailbox.receive(KEY), deliveries);
+            let (received, ()) = tokio::join!(fixture.receive(KEY), deliveries);
             assert_eq!(received.expect("delivered"), tensor());
             tokio::time::sleep(2 * STORE_TIMEOUT).await;
-            assert_empty(&mailbox);
+            fixture.assert_empty();
         });
     }
 
     #[test]
     fn second_receive_of_key_is_refused() {
-        check(async |mailbox| {
+        check(async |fixture| {
             let second = async {
-                let failure = mailbox.receive(KEY).await.expect_err("refused");
+                let failure = fixture.receive(KEY).await.expect_err("refused");
                 assert_eq!(failure.code, FailureCode::InvalidRequest);
-                mailbox.deliver(KEY, tensor()).expect("awaited");
+                fixture.deliver(KEY).expect("awaited");
             };
-            let (first, ()) = tokio::join!(mailbox.receive(KEY), second);
+            let (first, ()) = tokio::join!(fixture.receive(KEY), second);
             assert_eq!(first.expect("delivered"), tensor());
+        });
+    }
+
+    #[test]
+    fn wait_for_a_tensor_has_a_deadline() {
+        check(async |fixture| {
+            let failure = fixture.receive(KEY).await.expect_err("nothing arrives");
+            assert_eq!(failure.code, FailureCode::NotRelayed);
+            assert!(failure.message.contains("within 60 s"), "{failure}");
+            assert_eq!(fixture.ledger.refusals().count(Reason::Wait), 1);
+            fixture.assert_empty();
+        });
+    }
+
+    #[test]
+    fn tensors_without_data_are_counted() {
+        check(async |fixture| {
+            let empty = || HostTensor::from_f32(vec![0], &[]).expect("a tensor");
+            fixture.mailbox.deliver(&fixture.client, KEY, empty()).expect("stored");
+            assert_eq!(fixture.ledger.used(&[Kind::Mailbox]), ENTRY_BYTES);
+            let second = fixture.mailbox.deliver(&fixture.client, MailboxKey([8; 16]), empty());
+            assert_eq!(second.expect_err("full").code, FailureCode::NotRelayed);
+            assert_eq!(fixture.ledger.refusals().count(Reason::Mailbox), 1);
         });
     }
 }

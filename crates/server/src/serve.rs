@@ -2,7 +2,6 @@
 
 use std::io;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -10,42 +9,67 @@ use std::time::{Duration, Instant};
 use sepal_blocks::tunable_names;
 use sepal_checkpoint::Checkpoint;
 use sepal_core::{ComputeFormat, Ragged, ServerName, Want, WeightFormat};
-use sepal_swarm::{Addr, Dial, Endpoint, InProcess, Listener, Stream, Streams};
-use sepal_wire::{Limits, Load, Parts, ServerInfo, rpc};
+use sepal_swarm::{Addr, Dial, Endpoint, IdentityKey, InProcess, Listener, ServerSecurity, Streams};
+use sepal_wire::{Limits, Load, ServerInfo};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
-use crate::budget::ByteBudget;
+use crate::accept::{Phase, run_loop};
+use crate::admission::Admission;
 use crate::engine::Engine;
-use crate::forwarder::Forwarder;
+use crate::forwarder::{Forwarder, RelayTargets};
+use crate::ledger::{Ledger, Quotas};
 use crate::mailbox::Mailbox;
-use crate::service::BlockServerImpl;
-use crate::stacks::DeviceStacks;
-use crate::state::{ClientConnection, ServerState};
+use crate::receipts::Signer;
+use crate::stacks::{DeviceStacks, StackCallMemory};
+use crate::state::ServerState;
 use crate::stats::ServerStats;
 use crate::tapes::TapeStore;
 
 /// Options of a server.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
-    /// Limits on requests.
+    /// Limits on requests. If they limit the memory of a computation, batches have at most as many positions as fit.
     pub limits: Limits,
-    /// Maximum calls in the queue before others are refused.
+    /// Maximum bytes of everything that clients make the server hold, of which the limits of tapes, of tunables and of a
+    /// computation are parts. The others are for inputs, results and messages, up to a half for one connection. A connection
+    /// keeps at most three quarters of all between calls. No limit if none, as for servers within the process of their clients.
+    pub max_memory: Option<u64>,
+    /// Maximum calls that wait or run before others are refused; with `max_memory` a quarter of them for one connection.
     pub max_queue: u32,
+    /// Maximum open connections, fewer if the process may have few open files. Beyond it, a connection that is silent or holds
+    /// nothing is closed for a new one.
+    pub max_connections: usize,
     /// Threads of one computation; libtorch's default if none.
     pub threads: Option<u32>,
     /// Minimum duration of a computation per token and block; a stateless backward counts twice. It leaves computing time to
     /// other programs, and makes benchmarks of routing reproducible.
     pub pace: Option<Duration>,
-    /// Lookup of the servers that receive forwarded results; network addresses if none.
+    /// Lookup of the servers that receive forwarded results. Without one, results are forwarded to addresses of servers with
+    /// the same secret; without a secret too, from and to this machine only.
     pub dial: Option<Arc<dyn Dial>>,
+    /// Secret that clients must hold. Without one, all connections are accepted as they come.
+    pub security: Option<Arc<ServerSecurity>>,
     /// Name of the server for people.
     pub name: Option<ServerName>,
+    /// Key that signs receipts for clients that want them; no receipts without one.
+    pub key: Option<Arc<IdentityKey>>,
 }
 
 impl Default for ServerOptions {
     fn default() -> Self {
-        Self { limits: Limits::default(), max_queue: 1024, threads: None, pace: None, dial: None, name: None }
+        Self {
+            limits: Limits::default(),
+            max_memory: None,
+            max_queue: 1024,
+            max_connections: 1024,
+            threads: None,
+            pace: None,
+            dial: None,
+            security: None,
+            name: None,
+            key: None,
+        }
     }
 }
 
@@ -109,16 +133,8 @@ pub enum StartError {
     Threads(#[source] io::Error),
 }
 
-/// Time without traffic after which a stopping server assumes that its last answers are sent.
-const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Serving,
-    /// Accepts no new work, until all tapes are freed or the deadline has passed.
-    Draining(Instant),
-    Stopping,
-}
+/// Positions of a batch that are stated at least, even if the memory of a computation is too small for them.
+const MIN_TOKENS: usize = 64;
 
 /// Running server. Dropping it has the effect of [`BlockServer::shutdown`].
 #[derive(Debug)]
@@ -207,25 +223,51 @@ impl BlockServer {
         listener: Listener,
         endpoint: Endpoint,
     ) -> Result<Self, StartError> {
-        let info = describe(&stacks, identity, &options);
-        let config = stacks.config().clone();
-        let (engine, compute) = Engine::start(stacks, &options).map_err(StartError::Threads)?;
+        let memory = stacks.call_memory();
+        let info = describe(&stacks, identity, &options, &memory);
+        let targets = RelayTargets::new(&options, listener.addr().as_ref());
+        let (config, limits) = (stacks.config().clone(), info.limits);
+        let ledger = Ledger::new(Quotas::new(&limits, options.max_memory));
         let (phase, phase_changes) = watch::channel(Phase::Serving);
-        let tapes = Arc::new(Mutex::new(TapeStore::new(info.limits.tape_budget_bytes)));
-        let budget = ByteBudget::new(&info.limits);
-        let stats = Arc::new(ServerStats::new(info.clone(), engine.counters(), Arc::clone(&tapes), budget.clone()));
+        let failed = phase.clone();
+        let on_failure = move || {
+            failed.send_replace(Phase::Stopping);
+        };
+        let (engine, compute) =
+            Engine::start(stacks, &options, ledger.clone(), on_failure).map_err(StartError::Threads)?;
+        let tapes = Arc::new(Mutex::new(TapeStore::new(limits.tape_budget_bytes, ledger.clone())));
+        let stats = Arc::new(ServerStats::new(info.clone(), engine.counters(), Arc::clone(&tapes), ledger.clone()));
         let thread_stats = Arc::clone(&stats);
         let thread = thread::Builder::new().name("sepal-server".into()).spawn(move || {
             let stats = thread_stats;
-            let forwarder = Forwarder::new(Arc::clone(&stats), options.dial);
-            let mailbox = Mailbox::new(info.limits.max_message_bytes);
+            let forwarder = Forwarder::new(Arc::clone(&stats), targets);
+            let mailbox = Mailbox::new(limits.max_message_bytes);
+            // The stated limits are those of the options, but for positions of which some batches fit and others do not.
+            let admission = Admission::new(options.limits, memory, options.max_queue, options.max_memory);
             let (calls, clients) = Default::default();
-            let state = ServerState { engine, tapes, budget, stats, mailbox, forwarder, info, config, calls, clients };
-            LocalSet::new().block_on(&runtime, run_loop(listener, Rc::new(state), phase_changes));
+            let signer = options.key.map(|key| Signer::new(key, info.model_digest.clone(), Arc::clone(&stats)));
+            let security = options.security;
+            let state = ServerState {
+                engine,
+                tapes,
+                ledger,
+                admission,
+                stats,
+                signer,
+                mailbox,
+                forwarder,
+                security,
+                info,
+                config,
+                calls,
+                clients,
+            };
+            LocalSet::new()
+                .block_on(&runtime, run_loop(listener, options.max_connections, Rc::new(state), phase_changes));
             // The engine is dropped with the last task, which ends the compute thread.
             drop(runtime);
             if compute.join().is_err() {
-                tracing::error!("the compute thread panicked");
+                tracing::error!("the compute thread panicked after its end");
             }
         });
         Ok(Self { endpoint, stats, phase, thread: Some(thread.map_err(StartError::Threads)?) })
@@ -255,7 +297,12 @@ fn runtime() -> Result<tokio::runtime::Runtime, StartError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Threads)
 }
 
-fn describe(stacks: &DeviceStacks, identity: ModelIdentity, options: &ServerOptions) -> ServerInfo {
+fn describe(
+    stacks: &DeviceStacks,
+    identity: ModelIdentity,
+    options: &ServerOptions,
+    memory: &StackCallMemory,
+) -> ServerInfo {
     ServerInfo {
         protocol: sepal_wire::PROTOCOL,
         oldest_protocol: sepal_wire::OLDEST_CLIENT,
@@ -267,13 +314,25 @@ fn describe(stacks: &DeviceStacks, identity: ModelIdentity, options: &ServerOpti
         span: stacks.span(),
         compute_dtype: identity.compute.dtype(),
         weights: identity.weights,
-        limits: options.limits,
+        limits: fitting_limits(options.limits, memory),
         load: Load::default(),
         tape_token_bytes: tape_token_bytes(stacks),
         draining: false,
         tunables: tunable_names(stacks.config()),
         name: options.name.clone(),
+        key: options.key.as_ref().map(|key| key.public()),
+        receipts: 0,
     }
+}
+
+/// Lowers the number of positions of a batch to those whose computation fits into its memory.
+fn fitting_limits(limits: Limits, memory: &StackCallMemory) -> Limits {
+    if limits.call_bytes == 0 {
+        return limits;
+    }
+    let positions = memory.max_positions(limits.call_bytes, limits.max_tokens as usize);
+    let max_tokens = u32::try_from(positions.max(MIN_TOKENS)).unwrap_or(u32::MAX);
+    Limits { max_tokens: max_tokens.min(limits.max_tokens), ..limits }
 }
 
 /// Bytes of a tape per token and block, for a batch of rows of typical length.
@@ -282,80 +341,6 @@ fn tape_token_bytes(stacks: &DeviceStacks) -> u32 {
     let bytes = Ragged::from_lengths([ROW_LEN; 32])
         .map(|rows| stacks.tape_bytes(stacks.span(), 0, &rows, Want::All) / (rows.n_tokens() * stacks.span().len()));
     u32::try_from(bytes.unwrap_or(0)).unwrap_or(u32::MAX)
-}
-
-/// Accepts connections until the server stops or is drained, then waits for the calls in flight.
-async fn run_loop(mut listener: Listener, state: Rc<ServerState>, mut phase: watch::Receiver<Phase>) {
-    let traffic = state.stats.traffic.clone();
-    let mut connections = tokio::task::JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Some(Ok(stream)) => {
-                    connections.spawn_local(serve_connection(stream.counted(&traffic), Rc::clone(&state)));
-                }
-                Some(Err(error)) => {
-                    // Out of file descriptors, for example: open connections are still served.
-                    tracing::warn!(%error, "could not accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-                None => break,
-            },
-            Some(_) = connections.join_next() => {}
-            () = wait_for_end(&state, &mut phase) => break,
-        }
-    }
-    drop(listener);
-    state.stats.draining.store(true, Ordering::Relaxed);
-    // Calls that wait for other servers would never end.
-    state.mailbox.close();
-    state.forwarder.close();
-    while state.calls.get() > 0 || state.engine.queue() > 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    // Answers of the last calls are sent before their connections close, as long as there is any traffic.
-    let mut sent_bytes = None;
-    while !connections.is_empty() && sent_bytes.replace(traffic.up()) != Some(traffic.up()) {
-        tokio::time::sleep(FLUSH_INTERVAL).await;
-        while connections.try_join_next().is_some() {}
-    }
-    connections.shutdown().await;
-}
-
-async fn wait_for_end(state: &ServerState, phase: &mut watch::Receiver<Phase>) {
-    loop {
-        let current = *phase.borrow_and_update();
-        match current {
-            Phase::Serving => {}
-            Phase::Draining(deadline) => {
-                state.stats.draining.store(true, Ordering::Relaxed);
-                if Instant::now() >= deadline || !state.is_in_use() {
-                    return;
-                }
-            }
-            Phase::Stopping => return,
-        }
-        let changed = phase.changed();
-        match current {
-            Phase::Draining(_) => {
-                // No event signals the end of a tape, so the state is polled.
-                let _ = tokio::time::timeout(Duration::from_millis(20), changed).await;
-            }
-            // An error means that the server's handle was dropped.
-            _ if changed.await.is_err() => return,
-            _ => {}
-        }
-    }
-}
-
-async fn serve_connection(stream: Stream, state: Rc<ServerState>) {
-    let max_message_bytes = state.info.limits.max_message_bytes;
-    let parts = Parts::default();
-    let root = capnp_rpc::new_client(BlockServerImpl(ClientConnection::new(state, parts.clone())));
-    let Stream { reader, writer, .. } = stream;
-    if let Err(error) = rpc::server(reader, writer, max_message_bytes, root, &parts).await {
-        tracing::debug!(%error, "a connection ended");
-    }
 }
 
 #[cfg(test)]

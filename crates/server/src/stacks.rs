@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use sepal_blocks::{
-    Batch, BatchGrads, BlockStack, ForwardError, GradOptions, Injected, InputGrad, LoadError, Placement, Prefix,
-    PrefixCache, SaveMode, Tape, Weights,
+    Batch, BatchGrads, BlockStack, CallMemory, Cancel, ForwardError, GradOptions, Injected, InputGrad, LoadError,
+    Passes, Placement, Prefix, PrefixCache, SaveMode, Tape, Weights,
 };
 use sepal_core::{ModelConfig, Ragged, Span, Want};
 use sepal_nn::Tunable;
@@ -67,6 +67,11 @@ impl DeviceStacks {
         bytes.sum()
     }
 
+    /// Estimate of the memory of calls on all devices.
+    pub(crate) fn call_memory(&self) -> StackCallMemory {
+        StackCallMemory(self.stacks.iter().map(BlockStack::call_memory).collect())
+    }
+
     /// Stacks with blocks of `span`, each with these blocks.
     fn parts(&self, span: Span) -> Result<Vec<(&BlockStack, Span)>, ForwardError> {
         if !self.span.covers(span) {
@@ -100,20 +105,22 @@ impl DeviceStacks {
         parts.try_for_each(|(index, (stack, part))| stack.check_batch(*part, &batch.part(index, batch.hidden)))
     }
 
-    /// Runs the blocks of `span` on batches of several callers at once, as [`BlockStack::forward_batches`].
-    pub(crate) fn forward_batches(
+    /// Runs the blocks of `span` on batches of several callers at once, as [`BlockStack::forward_until`].
+    pub(crate) fn forward_until(
         &self,
         span: Span,
         batches: &[StackBatch<'_>],
         want: Want,
         save_mode: SaveMode,
+        cancel: Cancel<'_>,
     ) -> Result<Vec<StackOutput>, ForwardError> {
         let parts = self.parts(span)?;
         let mut outputs: Vec<ForwardState> = batches.iter().map(ForwardState::new).collect();
         for (index, (stack, part)) in parts.iter().enumerate() {
             let want = if index + 1 == parts.len() { want } else { Want::All };
             let inputs = batches.iter().zip(&outputs).map(|(batch, output)| batch.part(index, &output.hidden));
-            let results = stack.forward_batches(*part, &inputs.collect::<Vec<Batch<'_>>>(), want, save_mode)?;
+            let inputs = inputs.collect::<Vec<Batch<'_>>>();
+            let results = stack.forward_until(*part, &inputs, want, save_mode, cancel)?;
             for (output, result) in outputs.iter_mut().zip(results) {
                 output.hidden = result.hidden;
                 output.tapes.extend(result.tape);
@@ -124,11 +131,12 @@ impl DeviceStacks {
         Ok(outputs.into_iter().zip(batches).map(|(output, batch)| output.finish(span, batch)).collect())
     }
 
-    /// Runs the backward passes of tapes together, as [`BlockStack::backward_batches`].
-    pub(crate) fn backward_batches(
+    /// Runs the backward passes of tapes together, as [`BlockStack::backward_until`].
+    pub(crate) fn backward_until(
         &self,
         tapes: Vec<(StackTape, Tensor)>,
         options: GradOptions,
+        cancel: Cancel<'_>,
     ) -> Result<Vec<BatchGrads>, ForwardError> {
         let Some((first, _)) = tapes.first() else { return Ok(Vec::new()) };
         let span = first.span;
@@ -143,7 +151,7 @@ impl DeviceStacks {
             let input = if continues { InputGrad::All } else { options.input };
             let inputs = tapes.iter_mut().zip(&results);
             let inputs = inputs.filter_map(|(tape, result)| Some((tape.parts.pop()?, result.input.shallow_clone())));
-            let grads = stack.backward_batches(inputs.collect(), GradOptions { input, ..options })?;
+            let grads = stack.backward_until(inputs.collect(), GradOptions { input, ..options }, cancel)?;
             for (result, grads) in results.iter_mut().zip(grads) {
                 result.input = grads.input;
                 result.injected.push(grads.injected);
@@ -156,6 +164,25 @@ impl DeviceStacks {
         let finish = |(tape, result): (StackTape, BackwardState)| result.finish(&tape.names);
         let finished = tapes.into_iter().zip(results).map(finish).collect::<Result<Vec<BatchGrads>, TchError>>();
         finished.map_err(|source| ForwardError::Torch { span, source })
+    }
+}
+
+/// Estimate of the memory of calls, see [`CallMemory`]. Each device has the temporary tensors of its blocks, so the
+/// estimates are added.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct StackCallMemory(Vec<CallMemory>);
+
+impl StackCallMemory {
+    /// Bytes of a call.
+    pub(crate) fn bytes(&self, span: Span, prefix_len: usize, rows: &Ragged, passes: Passes) -> u64 {
+        let bytes = self.0.iter().map(|memory| memory.bytes(span, prefix_len, rows, passes));
+        bytes.fold(0, u64::saturating_add)
+    }
+
+    /// Largest number of positions, at most `limit`, of any batch whose passes take at most `bytes`.
+    pub(crate) fn max_positions(&self, bytes: u64, limit: usize) -> usize {
+        let share = bytes / self.0.len().max(1) as u64;
+        self.0.iter().map(|memory| memory.max_positions(share, limit)).min().unwrap_or(limit)
     }
 }
 

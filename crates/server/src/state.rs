@@ -7,26 +7,34 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use sepal_core::{HostTensor, HostTunable, ModelConfig, Span};
-use sepal_wire::codec::{WireBatch, WireRows};
-use sepal_wire::{Failure, Parts, Relay, ServerInfo, Timing};
+use sepal_swarm::{Receipt, Rights, ServerSecurity};
+use sepal_wire::codec::{GradWant, Grads, WireBatch};
+use sepal_wire::{Failure, FailureCode, Parts, Quota, Relay, ServerInfo, Timing};
 
-use crate::budget::ByteBudget;
+use crate::admission::{Admission, Admitted};
 use crate::compute::{Job, JobOutput, Tunables, invalid};
 use crate::engine::Engine;
-use crate::forwarder::Forwarder;
+use crate::forwarder::{DialAllowance, Forwarder};
+use crate::ledger::{ClientQuota, Kind, Ledger};
 use crate::lock::lock;
 use crate::mailbox::{Mailbox, shutting_down};
 use crate::queue::ClientId;
+use crate::receipts::{SignedCall, Signer};
+use crate::refusals::Reason;
 use crate::stats::{Method, ServerStats};
 use crate::tapes::TapeStore;
 
 pub(crate) struct ServerState {
     pub(crate) engine: Engine,
     pub(crate) tapes: Arc<Mutex<TapeStore>>,
-    pub(crate) budget: ByteBudget,
+    pub(crate) ledger: Ledger,
+    pub(crate) admission: Admission,
     pub(crate) stats: Arc<ServerStats>,
+    /// Signs receipts, if the server has a key.
+    pub(crate) signer: Option<Signer>,
     pub(crate) mailbox: Rc<Mailbox>,
     pub(crate) forwarder: Forwarder,
+    pub(crate) security: Option<Arc<ServerSecurity>>,
     /// Description with the load at the start.
     pub(crate) info: ServerInfo,
     pub(crate) config: ModelConfig,
@@ -38,34 +46,33 @@ pub(crate) struct ServerState {
 #[derive(Clone)]
 pub(crate) struct ClientConnection {
     pub(crate) state: Rc<ServerState>,
-    client: ClientId,
+    pub(crate) quota: ClientQuota,
+    /// Number of open calls of the connection.
+    pub(crate) calls: Rc<Cell<u32>>,
     pub(crate) parts: Parts,
+    pub(crate) rights: Rights,
+    dials: Rc<DialAllowance>,
 }
 
 impl ClientConnection {
-    pub(crate) fn new(state: Rc<ServerState>, parts: Parts) -> Self {
+    pub(crate) fn new(state: Rc<ServerState>, parts: Parts, rights: Rights) -> Self {
         state.clients.set(state.clients.get() + 1);
-        let client = ClientId(state.clients.get());
-        Self { state, client, parts }
+        let quota = state.ledger.client(ClientId(state.clients.get()));
+        Self { state, quota, calls: Rc::default(), parts, rights, dials: Rc::default() }
     }
 
-    pub(crate) fn check_tunables(&self, tunables: Vec<HostTunable>, span: Span) -> Result<Tunables, Failure> {
-        Tunables::check(tunables, span, &self.state.config, &self.state.budget, self.client)
+    /// Quota of the connection, for its messages.
+    pub(crate) fn quota(&self) -> Rc<dyn Quota> {
+        Rc::new(self.quota.clone())
     }
 
-    pub(crate) async fn run(&self, job: Job, exclusive: bool) -> Result<(JobOutput, Timing), Failure> {
-        self.state.engine.run(self.client, job, exclusive).await
-    }
-}
-
-impl ServerState {
-    /// Returns the input of a call, which is part of the call or arrives from another server.
-    pub(crate) async fn input(&self, inline: Option<HostTensor>, relay: &Relay) -> Result<HostTensor, Failure> {
-        match (relay.from, inline) {
-            (Some(key), _) => self.mailbox.receive(key).await,
-            (None, Some(tensor)) => Ok(tensor),
-            (None, None) => Err(invalid("a call without its input")),
+    /// Refuses a call that needs other rights.
+    pub(crate) fn check_rights(&self, needed: Rights) -> Result<(), Failure> {
+        if self.rights >= needed {
+            return Ok(());
         }
+        let message = format!("this call needs the rights `{needed}`, but the client has `{}`", self.rights);
+        Err(self.quota.refuse(Reason::Rights, Failure::new(FailureCode::NotPermitted, message)))
     }
 
     /// Forwards a result to the next server, or returns it if the caller receives it.
@@ -75,12 +82,59 @@ impl ServerState {
         relay: &Relay,
     ) -> Result<Option<HostTensor>, Failure> {
         match (&relay.next, result) {
-            (Some(target), Some(result)) => self.forwarder.forward_to(target, &result).await.map(|()| None),
+            (Some(target), Some(result)) => {
+                let _reserved = self.quota.reserve(Kind::Answers, result.data().len() as u64)?;
+                self.state.forwarder.forward_to(target, &result, &self.dials).await.map(|()| None)
+            }
             (Some(_), None) => Err(invalid("no result to forward: the gradient of the input was not requested")),
             (None, result) => Ok(result),
         }
     }
 
+    pub(crate) fn check_tunables(&self, tunables: Vec<HostTunable>, span: Span) -> Result<Tunables, Failure> {
+        Tunables::check(tunables, span, &self.state.config, &self.quota)
+    }
+
+    pub(crate) async fn run(
+        &self,
+        job: Job,
+        exclusive: bool,
+        admitted: Admitted,
+    ) -> Result<(JobOutput, Timing), Failure> {
+        self.state.engine.run(self.quota.client(), job, exclusive, admitted).await
+    }
+
+    /// Returns the input of a call, which is part of the call or arrives from another server.
+    pub(crate) async fn input(
+        &self,
+        inline: Option<HostTensor>,
+        relay: &Relay,
+        admitted: &mut Admitted,
+    ) -> Result<HostTensor, Failure> {
+        match (relay.from, inline) {
+            (Some(key), _) => {
+                let tensor = self.state.mailbox.receive(&self.quota, key).await?;
+                admitted.add_input(&tensor)?;
+                Ok(tensor)
+            }
+            (None, Some(tensor)) => Ok(tensor),
+            (None, None) => Err(invalid("a call without its input")),
+        }
+    }
+
+    /// Signs the result of a backward call that began with `signed`: its forward call and the gradient of the output.
+    pub(crate) fn backward_receipt(
+        &self,
+        signed: Option<(SignedCall, HostTensor)>,
+        want: GradWant,
+        grads: &Grads,
+    ) -> Option<Receipt> {
+        let (signer, (call, grad_output)) = self.state.signer.as_ref().zip(signed)?;
+        Some(signer.backward(&call, &grad_output, want, grads))
+    }
+}
+
+impl ServerState {
     /// True while a call is in flight or a tape waits for its backward pass.
     pub(crate) fn is_in_use(&self) -> bool {
         self.calls.get() > 0 || self.engine.queue() > 0 || lock(&self.tapes).load().0 > 0
@@ -88,17 +142,6 @@ impl ServerState {
 
     pub(crate) fn check_open(&self) -> Result<(), Failure> {
         if self.stats.draining.load(Ordering::Relaxed) { Err(shutting_down()) } else { Ok(()) }
-    }
-
-    pub(crate) fn check_rows(&self, WireRows { prefix_len, rows, .. }: &WireRows) -> Result<(), Failure> {
-        let (limits, tokens) = (self.info.limits, prefix_len + rows.n_tokens());
-        if rows.len() > limits.max_rows as usize {
-            return Err(invalid(format!("{} rows, but this server accepts {}", rows.len(), limits.max_rows)));
-        }
-        if tokens > limits.max_tokens as usize {
-            return Err(invalid(format!("{tokens} tokens, but this server accepts {}", limits.max_tokens)));
-        }
-        Ok(())
     }
 
     pub(crate) fn check_batch(&self, batch: &WireBatch) -> Result<(), Failure> {

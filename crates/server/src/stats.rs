@@ -10,11 +10,12 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use sepal_connections::ConnectionMetrics;
 use sepal_swarm::Traffic;
 use sepal_wire::{Failure, FailureCode, Load, ServerInfo, Timing};
 
-use crate::budget::ByteBudget;
 use crate::engine::EngineCounters;
+use crate::ledger::{Kind, Ledger};
 use crate::lock::lock;
 use crate::tapes::TapeStore;
 
@@ -45,20 +46,28 @@ struct CodeLabel {
     code: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
 /// Description, load and metrics of a running server.
 #[derive(Debug)]
 pub struct ServerStats {
     /// Description with the load at the start.
     description: ServerInfo,
     counters: EngineCounters,
-    budget: ByteBudget,
+    ledger: Ledger,
     tapes: Arc<Mutex<TapeStore>>,
     /// Number of tensors in flight to other servers.
     pub(crate) transfers: AtomicU32,
     /// Bits of [`Load::rate`].
     rate: AtomicU64,
     pub(crate) draining: AtomicBool,
+    /// Number of signed receipts.
+    pub(crate) receipts: AtomicU64,
     pub(crate) traffic: Traffic,
+    pub(crate) connections: ConnectionMetrics,
     registry: Registry,
     metrics: Metrics,
 }
@@ -73,10 +82,12 @@ struct Metrics {
     compute_seconds: Histograms,
     sent: Counter,
     received: Counter,
+    receipts: Counter,
     queue: Gauge,
     tapes: Gauge,
     tape_bytes: Gauge,
     tunable_bytes: Gauge,
+    memory: Family<KindLabel, Gauge>,
 }
 
 #[derive(Debug)]
@@ -93,7 +104,7 @@ impl ServerStats {
         description: ServerInfo,
         counters: EngineCounters,
         tapes: Arc<Mutex<TapeStore>>,
-        budget: ByteBudget,
+        ledger: Ledger,
     ) -> Self {
         let metrics = Metrics::default();
         let mut registry = Registry::with_prefix("sepal");
@@ -108,19 +119,38 @@ impl ServerStats {
         seconds(&mut registry, "compute", "Computing time of a call", &metrics.compute_seconds);
         registry.register_with_unit("sent", "Sent to clients", Unit::Bytes, metrics.sent.clone());
         registry.register_with_unit("received", "Received from clients", Unit::Bytes, metrics.received.clone());
+        registry.register("receipts", "Receipts that were signed", metrics.receipts.clone());
         registry.register("queue", "Calls that wait or run", metrics.queue.clone());
         registry.register("tapes", "Tapes that wait for their backward pass", metrics.tapes.clone());
         registry.register_with_unit("tape", "Estimated memory of tapes", Unit::Bytes, metrics.tape_bytes.clone());
         let help = "Memory of tunables and cached prefixes";
         registry.register_with_unit("tunables", help, Unit::Bytes, metrics.tunable_bytes.clone());
+        let help = "Memory of clients, estimated for the computation that runs";
+        registry.register_with_unit("memory", help, Unit::Bytes, metrics.memory.clone());
+        let help = "Calls, tensors and messages that were refused for a limit";
+        registry.register("refusals", help, ledger.refusals().counters());
         let tape_budget: Gauge = Gauge::default();
         tape_budget.set(description.limits.tape_budget_bytes.try_into().unwrap_or(i64::MAX));
         registry.register_with_unit("tape_budget", "Maximum memory of tapes", Unit::Bytes, tape_budget);
         let blocks: Gauge = Gauge::default();
         blocks.set(description.span.len().try_into().unwrap_or(i64::MAX));
         registry.register("blocks", "Blocks that the server holds", blocks);
-        let (transfers, rate, draining, traffic) = Default::default();
-        Self { description, counters, tapes, budget, transfers, rate, draining, traffic, registry, metrics }
+        let (transfers, rate, draining, receipts, traffic) = Default::default();
+        let connections = ConnectionMetrics::register(&mut registry);
+        Self {
+            description,
+            counters,
+            tapes,
+            ledger,
+            transfers,
+            rate,
+            draining,
+            receipts,
+            traffic,
+            connections,
+            registry,
+            metrics,
+        }
     }
 
     /// Current description of the server.
@@ -133,7 +163,13 @@ impl ServerStats {
             completed: self.counters.completed.load(Ordering::Relaxed),
             rate: f64::from_bits(self.rate.load(Ordering::Relaxed)),
         };
-        ServerInfo { load, draining: self.draining.load(Ordering::Relaxed), ..self.description.clone() }
+        let (draining, receipts) = (self.draining.load(Ordering::Relaxed), self.receipts.load(Ordering::Relaxed));
+        ServerInfo { load, draining, receipts, ..self.description.clone() }
+    }
+
+    /// True if the compute thread has ended by a panic, so that the server stops.
+    pub fn has_failed(&self) -> bool {
+        self.counters.failed.load(Ordering::Relaxed)
     }
 
     /// Metrics in the text format of OpenMetrics, which Prometheus reads.
@@ -143,9 +179,14 @@ impl ServerStats {
         metrics.queue.set(info.load.queue.into());
         metrics.tapes.set(info.load.tapes.into());
         metrics.tape_bytes.set(narrow(info.load.tape_bytes));
-        metrics.tunable_bytes.set(narrow(self.budget.used()));
+        metrics.tunable_bytes.set(narrow(self.ledger.used(&Kind::TUNABLES)));
+        for kind in Kind::ALL {
+            let bytes = narrow(self.ledger.used(&[kind]));
+            metrics.memory.get_or_create(&KindLabel { kind: kind.name() }).set(bytes);
+        }
         metrics.sent.inner().store(self.traffic.up(), Ordering::Relaxed);
         metrics.received.inner().store(self.traffic.down(), Ordering::Relaxed);
+        metrics.receipts.inner().store(info.receipts, Ordering::Relaxed);
         let mut page = String::new();
         if text::encode(&mut page, &self.registry).is_err() {
             // Writing to a string does not fail.
@@ -189,6 +230,7 @@ fn code_name(code: FailureCode) -> &'static str {
         FailureCode::Unreadable => "unreadable",
         FailureCode::NotRelayed => "not_relayed",
         FailureCode::NoMemory => "no_memory",
+        FailureCode::NotPermitted => "not_permitted",
         _ => "other",
     }
 }

@@ -1,23 +1,37 @@
-//! Storage of tapes within a byte budget.
+//! Storage of tapes within a byte budget that clients share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::budget::Reservation;
+use crate::ledger::{Kind, Ledger, Reservation};
+use crate::queue::ClientId;
 use crate::stacks::StackTape;
 
 /// Identifier of a tape within its server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct TapeId(u64);
 
+/// Tape of a forward pass.
 #[derive(Debug)]
-pub(crate) struct StoredTape {
+pub(crate) struct NewTape {
     /// None in tests of the store.
     pub(crate) tape: Option<Box<StackTape>>,
     /// Bytes of the tape itself.
     pub(crate) bytes: u64,
-    /// Bytes of its tunables, which all tapes of a step share. None in tests of the store.
-    pub(crate) _reserved: Option<Arc<Reservation>>,
+    /// Bytes of its tunables, which all tapes of a step share, with the client.
+    pub(crate) tunables: Arc<Reservation>,
+}
+
+#[derive(Debug)]
+struct StoredTape {
+    tape: NewTape,
+    _reserved: Reservation,
+}
+
+impl StoredTape {
+    fn client(&self) -> ClientId {
+        self.tape.tunables.client()
+    }
 }
 
 #[derive(Debug)]
@@ -26,38 +40,83 @@ pub(crate) struct TapeStore {
     used: u64,
     next_id: u64,
     tapes: BTreeMap<TapeId, StoredTape>,
+    /// Bytes of each client with tapes.
+    clients: HashMap<ClientId, u64>,
+    ledger: Ledger,
 }
 
 impl TapeStore {
-    pub(crate) fn new(budget: u64) -> Self {
-        Self { budget, used: 0, next_id: 0, tapes: BTreeMap::new() }
+    pub(crate) fn new(budget: u64, ledger: Ledger) -> Self {
+        let (tapes, clients) = (BTreeMap::new(), HashMap::new());
+        Self { budget, used: 0, next_id: 0, tapes, clients, ledger }
     }
 
-    /// Stores a tape and evicts the oldest ones if necessary. A tape beyond the budget is not stored; its owner gets
-    /// `tapeExpired`.
-    pub(crate) fn insert(&mut self, tape: StoredTape) -> TapeId {
+    /// Stores a tape and evicts others if necessary: the oldest of the clients that have more than an equal share of the
+    /// budget. A tape that does not fit even so is not stored; its owner gets `tapeExpired`.
+    pub(crate) fn insert(&mut self, tape: NewTape) -> TapeId {
         let id = TapeId(self.next_id);
         self.next_id += 1;
-        if tape.bytes <= self.budget {
-            while self.used + tape.bytes > self.budget {
-                let Some((_, oldest)) = self.tapes.pop_first() else { break };
-                self.used -= oldest.bytes;
-            }
-            self.used += tape.bytes;
-            self.tapes.insert(id, tape);
+        let (client, bytes) = (tape.tunables.client(), tape.bytes);
+        if !self.make_room(client, bytes) {
+            return id;
         }
+        let reserved = loop {
+            match self.ledger.try_reserve(client, Kind::Tapes, bytes) {
+                Ok(reserved) => break reserved,
+                // The client has too much in all.
+                Err(_) => match self.oldest(|owner| owner == client) {
+                    Some(oldest) => drop(self.take(oldest)),
+                    None => return id,
+                },
+            }
+        };
+        self.used += bytes;
+        *self.clients.entry(client).or_default() += bytes;
+        self.tapes.insert(id, StoredTape { tape, _reserved: reserved });
         id
     }
 
-    pub(crate) fn take(&mut self, id: TapeId) -> Option<StoredTape> {
-        let tape = self.tapes.remove(&id)?;
-        self.used -= tape.bytes;
-        Some(tape)
+    pub(crate) fn take(&mut self, id: TapeId) -> Option<NewTape> {
+        let stored = self.tapes.remove(&id)?;
+        let (client, bytes) = (stored.client(), stored.tape.bytes);
+        self.used -= bytes;
+        match self.clients.get(&client).map_or(0, |used| used - bytes) {
+            0 => drop(self.clients.remove(&client)),
+            used => drop(self.clients.insert(client, used)),
+        }
+        Some(stored.tape)
     }
 
     /// Number of tapes and their bytes.
     pub(crate) fn load(&self) -> (u32, u64) {
         (u32::try_from(self.tapes.len()).unwrap_or(u32::MAX), self.used)
+    }
+
+    /// Evicts tapes until one of these bytes fits into the budget. `false` if only tapes are left of clients that have at
+    /// most their shares.
+    fn make_room(&mut self, client: ClientId, bytes: u64) -> bool {
+        if bytes > self.budget {
+            return false;
+        }
+        let is_new = !self.clients.contains_key(&client);
+        let share = self.budget / (self.clients.len() + usize::from(is_new)) as u64;
+        while self.used + bytes > self.budget {
+            let has_more = |owner: ClientId| {
+                let stored = self.clients.get(&owner).copied().unwrap_or(0);
+                let new = if owner == client { bytes } else { 0 };
+                stored + new > share
+            };
+            match self.oldest(has_more) {
+                Some(oldest) => drop(self.take(oldest)),
+                None => return false,
+            }
+        }
+        true
+    }
+
+    /// Oldest tape of the clients that `is_chosen` selects.
+    fn oldest(&self, is_chosen: impl Fn(ClientId) -> bool) -> Option<TapeId> {
+        self.tapes.iter().find(|(_, stored)| is_chosen(stored.client())).map(|(&id, _)| id)
     }
 }
 
@@ -66,45 +125,98 @@ mod tests {
     use sepal_wire::Limits;
 
     use super::*;
-    use crate::budget::ByteBudget;
-    use crate::queue::ClientId;
+    use crate::ledger::Quotas;
 
-    fn tape(bytes: u64) -> StoredTape {
-        StoredTape { tape: None, bytes, _reserved: None }
+    fn ledger(max_memory: Option<u64>) -> Ledger {
+        Ledger::new(Quotas::new(&Limits { tape_budget_bytes: 100, ..Limits::default() }, max_memory))
+    }
+
+    fn store(ledger: &Ledger) -> TapeStore {
+        TapeStore::new(100, ledger.clone())
+    }
+
+    fn tape(ledger: &Ledger, client: u64, bytes: u64) -> NewTape {
+        let tunables = ledger.client(ClientId(client)).reserve(Kind::Tunables, 0).expect("room");
+        NewTape { tape: None, bytes, tunables: Arc::new(tunables) }
     }
 
     #[test]
     fn full_store_evicts_oldest_tape() {
-        let mut store = TapeStore::new(100);
-        let ids: Vec<TapeId> = (0..3).map(|_| store.insert(tape(40))).collect();
-        assert_eq!(store.load(), (2, 80));
+        let ledger = ledger(None);
+        let mut store = store(&ledger);
+        let ids: Vec<TapeId> = (0..3).map(|_| store.insert(tape(&ledger, 1, 40))).collect();
+        assert_eq!((store.load(), ledger.used(&[Kind::Tapes])), ((2, 80), 80));
         assert!(store.take(ids[0]).is_none(), "evicted");
         assert!(store.take(ids[2]).is_some());
         assert!(store.take(ids[2]).is_none(), "already taken");
-        assert_eq!(store.load(), (1, 40));
+        assert_eq!((store.load(), ledger.used(&[Kind::Tapes])), ((1, 40), 40));
+    }
+
+    #[test]
+    fn client_with_many_tapes_evicts_its_own() {
+        let ledger = ledger(None);
+        let mut store = store(&ledger);
+        let honest = store.insert(tape(&ledger, 1, 30));
+        let hostile: Vec<TapeId> = (0..20).map(|_| store.insert(tape(&ledger, 2, 20))).collect();
+        assert_eq!(hostile.iter().filter_map(|&id| store.take(id)).count(), 3, "60 of 70 bytes");
+        assert!(store.take(honest).is_some(), "the oldest of all");
+        assert_eq!(store.load(), (0, 0));
+    }
+
+    #[test]
+    fn new_client_gets_its_share_of_a_full_store() {
+        let ledger = ledger(None);
+        let mut store = store(&ledger);
+        let first: Vec<TapeId> = (0..5).map(|_| store.insert(tape(&ledger, 1, 20))).collect();
+        let second = [store.insert(tape(&ledger, 2, 25)), store.insert(tape(&ledger, 2, 25))];
+        assert!(second.iter().all(|&id| store.take(id).is_some()));
+        assert_eq!(first.iter().filter_map(|&id| store.take(id)).count(), 2);
+    }
+
+    #[test]
+    fn tape_beyond_a_share_does_not_evict_those_within_theirs() {
+        let ledger = ledger(None);
+        let mut store = store(&ledger);
+        let small = store.insert(tape(&ledger, 1, 45));
+        let large = store.insert(tape(&ledger, 2, 60));
+        assert!(store.take(large).is_none() && store.take(small).is_some());
     }
 
     #[test]
     fn tunables_are_reserved_as_long_as_a_tape_holds_them() {
-        let budget = ByteBudget::new(&Limits::default());
-        let reserved = Arc::new(budget.reserve(ClientId(1), 30).expect("room"));
-        let tapes = [40, 40].map(|bytes| StoredTape { _reserved: Some(Arc::clone(&reserved)), ..tape(bytes) });
+        let ledger = ledger(None);
+        let reserved = Arc::new(ledger.client(ClientId(1)).reserve(Kind::Tunables, 30).expect("room"));
+        let tapes = [70, 70].map(|bytes| NewTape { tape: None, bytes, tunables: Arc::clone(&reserved) });
         drop(reserved);
-        let mut store = TapeStore::new(40);
+        let mut store = store(&ledger);
         let [evicted, stored] = tapes.map(|tape| store.insert(tape));
-        assert_eq!(budget.used(), 30);
+        assert_eq!(ledger.used(&[Kind::Tunables]), 30);
         assert!(store.take(evicted).is_none());
         drop(store.take(stored));
-        assert_eq!(budget.used(), 0);
+        assert_eq!(ledger.used(&Kind::ALL), 0);
     }
 
     #[test]
     fn tape_beyond_budget_evicts_no_other() {
-        let mut store = TapeStore::new(100);
-        let small = store.insert(tape(60));
-        let large = store.insert(tape(101));
+        let ledger = ledger(None);
+        let mut store = store(&ledger);
+        let small = store.insert(tape(&ledger, 1, 60));
+        let large = store.insert(tape(&ledger, 1, 101));
         assert!(store.take(large).is_none());
         assert!(store.take(small).is_some());
         assert_eq!(store.load(), (0, 0));
+    }
+
+    #[test]
+    fn connection_over_its_quota_loses_its_own_tapes() {
+        // Three quarters of 80 bytes are 60.
+        let ledger = ledger(Some(80));
+        let mut store = store(&ledger);
+        let other = store.insert(tape(&ledger, 2, 10));
+        let ids = [store.insert(tape(&ledger, 1, 40)), store.insert(tape(&ledger, 1, 30))];
+        assert!(store.take(ids[0]).is_none() && store.take(ids[1]).is_some());
+        assert!(store.take(other).is_some());
+        let large = store.insert(tape(&ledger, 1, 61));
+        assert!(store.take(large).is_none(), "more than the connection may have");
     }
 }

@@ -2,7 +2,7 @@
 //! servers.
 //!
 //! The crate is read-only, holds no secret and knows nothing of training. In the crate graph it stands on `server`, `discover`
-//! and `route`, and only `cli` uses it.
+//! and `route`, and only `cli` uses it. HTTP is served by `connections`.
 //!
 //! Invariant: the page loads no other resources.
 //!
@@ -24,21 +24,27 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse};
 use axum::routing::get;
+use sepal_connections::http::{self, HttpOptions};
+use sepal_connections::{ConnectionLimits, ConnectionMetrics};
 use sepal_discover::Discovery;
 use sepal_server::ServerStats;
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 
 pub use summary::server_record;
 
 const PAGE: &str = include_str!("page.html");
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Limits of connections, so that they leave the open files of the process to its clients.
+const LIMITS: ConnectionLimits = ConnectionLimits { total: 64, per_address: 32 };
+/// Timeout of a request's head, and of silence between requests.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Server that the status describes. It may be replaced at any time.
 #[derive(Debug)]
@@ -79,7 +85,7 @@ pub struct StatusError {
 #[derive(Debug)]
 pub struct StatusServer {
     addr: SocketAddr,
-    stop: Option<oneshot::Sender<()>>,
+    stop: Option<watch::Sender<bool>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -99,15 +105,16 @@ impl StatusServer {
             .route("/metrics", get(metrics))
             .route("/status.json", get(status))
             .with_state(view);
-        let (stop, stopped) = oneshot::channel::<()>();
+        let (stop, stopped) = watch::channel(false);
+        let options = HttpOptions {
+            limits: LIMITS,
+            head_timeout: HEAD_TIMEOUT,
+            grace: Duration::ZERO,
+            metrics: ConnectionMetrics::default(),
+        };
         let thread = thread::Builder::new().name("sepal-status".into()).spawn(move || {
             // Open connections end with the runtime.
-            runtime.block_on(async {
-                tokio::select! {
-                    _ = axum::serve(listener, routes) => {}
-                    _ = stopped => {}
-                }
-            });
+            runtime.block_on(http::serve(listener, routes, options, stopped));
         });
         Ok(Self { addr, stop: Some(stop), thread: Some(thread.map_err(failed)?) })
     }
@@ -146,4 +153,24 @@ async fn status(State(view): State<Arc<View>>) -> impl IntoResponse {
     let info = view.stats().map(|stats| stats.info());
     let summary = summary::summary(&view.name, info.as_ref(), &others, view.started_at.elapsed());
     ([(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")], summary.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+
+    use super::*;
+
+    #[test]
+    fn silent_connections_do_not_keep_out_a_request() {
+        let view = Arc::new(View::new("a:1".into(), None));
+        let status = StatusServer::start(([127, 0, 0, 1], 0).into(), view).expect("it listens");
+        let connect = || TcpStream::connect(status.addr()).expect("connected");
+        let _silent: Vec<TcpStream> = (0..3 * LIMITS.total).map(|_| connect()).collect();
+        let (mut stream, mut answer) = (connect(), String::new());
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").expect("sent");
+        stream.read_to_string(&mut answer).expect("answered");
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("loading\n"), "{answer}");
+    }
 }

@@ -92,6 +92,8 @@ mod tests {
             tape_token_bytes: 1,
             draining: false,
             name: "lab-3".parse().ok(),
+            key: None,
+            receipts: 0,
         }
     }
 

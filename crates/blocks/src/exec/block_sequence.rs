@@ -8,6 +8,7 @@ use crate::attention::packed_batch::PackedBatch;
 use crate::exec::batch::{Batch, BatchGrads, BatchOutput, GradOptions, InputGrad, Prefix, PrefixCache, SaveMode};
 use crate::exec::block::{Block, BlockInput, BlockOutput};
 use crate::exec::block_backward::BackwardInput;
+use crate::exec::cancel::Cancel;
 use crate::exec::non_finite::Extremes;
 use crate::exec::tape::{SavedBlock, Tape};
 use crate::layers::rope::Rotaries;
@@ -40,6 +41,7 @@ impl BlockSequence {
         want: Want,
         save_mode: SaveMode,
         config: &MaskConfig,
+        cancel: Cancel<'_>,
     ) -> Result<Vec<BatchOutput>, TchError> {
         let layout = |batch: &Batch<'_>| {
             let is_cached = matches!(batch.prefix, Prefix::Cached(_));
@@ -52,6 +54,7 @@ impl BlockSequence {
         let mut results: Vec<ForwardResults> = batches.iter().map(|_| ForwardResults::default()).collect();
         let mut extremes = Extremes::new(batches.len());
         for (i, block) in blocks.iter().enumerate() {
+            cancel.check()?;
             let cached: Vec<Option<&Tensor>> = batches.iter().map(|batch| cached_block(batch, i)).collect();
             let adapters = BlockAdapters::new(batches.iter().map(|batch| batch.injected.block(i)));
             let is_pooled = want == Want::LastOfRows && i + 1 == blocks.len();
@@ -111,6 +114,7 @@ impl BlockSequence {
         &self,
         tapes: Vec<(Tape, Tensor)>,
         options: GradOptions,
+        cancel: Cancel<'_>,
     ) -> Result<Vec<BatchGrads>, TchError> {
         let (mut tapes, grads): (Vec<Tape>, Vec<Tensor>) = tapes.into_iter().unzip();
         let Some(first) = tapes.first() else { return Ok(Vec::new()) };
@@ -129,6 +133,7 @@ impl BlockSequence {
         let mut extremes = Extremes::new(tapes.len());
         let first = first_with_grads(&tapes, &packed, options);
         for (i, block) in self.get(span).iter().enumerate().skip(first).rev() {
+            cancel.check()?;
             let saved: Vec<_> = saved.iter_mut().filter_map(Vec::pop).collect();
             let input_grad = if i == first { options.input } else { InputGrad::All };
             let adapters = BlockAdapters::new(tapes.iter().map(|tape| tape.injected.block(i)));

@@ -1,6 +1,7 @@
 //! Tests of blocks against PyTorch and transformers, and of their invariants.
 
 mod adapters;
+mod calls;
 mod cobatching;
 mod compute;
 mod configs;

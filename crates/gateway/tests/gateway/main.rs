@@ -147,6 +147,22 @@ fn slow_request_times_out() {
 }
 
 #[test]
+fn dripping_requests_do_not_keep_out_an_honest_one() {
+    let options = Options { max_connections: 8, max_requests: 2, ..Options::default() };
+    let gateway = TestGateway::start(options).wait_until_ready();
+    let slow = post("{\"text\": \"four\"}", "Content-Type: application/json\r\n");
+    let send_part = |n_left: usize| {
+        let mut stream = TcpStream::connect(gateway.addr).expect("connected");
+        stream.write_all(&slow.as_bytes()[..slow.len() - n_left]).expect("sent");
+        stream
+    };
+    let _dripping: Vec<TcpStream> = (1..=30).map(send_part).collect();
+    assert_eq!(gateway.classify(&json!({ "text": "four" })).values(), [4.0]);
+    let metrics = gateway.get("/metrics").body;
+    assert!(metrics.contains("sepal_task_connections_ended_total{reason=\"replaced\"}"), "{metrics}");
+}
+
+#[test]
 fn silent_connection_is_closed() {
     let gateway = TestGateway::start(Options { head_timeout: Duration::from_millis(200), ..Options::default() })
         .wait_until_ready();
