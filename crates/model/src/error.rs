@@ -69,6 +69,11 @@ impl ForwardError {
         }
     }
 
+    /// True if servers with wrong results were taken out of use, so that the others can do the same work again.
+    pub fn is_quarantine(&self) -> bool {
+        matches!(self, Self::Blocks(error) if error.is_quarantine())
+    }
+
     /// True if a server received or returned NaN or infinite values.
     pub fn is_non_finite(&self) -> bool {
         matches!(self, Self::Blocks(error) if error.is_non_finite())

@@ -32,9 +32,11 @@ mod blocks;
 mod error;
 mod model;
 mod non_finite;
+mod repeat;
 mod rounding;
 
 pub use blocks::{Blocks, BlocksError, BlocksSession, LocalBlocks, SplitBlocks};
 pub use error::{ForwardError, list_rows};
 pub use model::Model;
 pub use non_finite::NonFiniteOrigin;
+pub use repeat::{Repeatable, without_liars};

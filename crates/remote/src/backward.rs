@@ -117,10 +117,23 @@ fn sum_prefix(micro_batches: &[MicroBatchGrads], prefix_len: usize) -> Result<Op
         total = Some(match total {
             // A copy, because libtorch accumulates gradients in place.
             None => part.f_detach_copy()?,
-            Some(total) => total.f_add(&part)?,
+            Some(total) => {
+                check_same_size(&total, &part)?;
+                total.f_add(&part)?
+            }
         });
     }
     Ok(total)
+}
+
+/// Refuses summands of different sizes, which libtorch would broadcast.
+fn check_same_size(sum: &Tensor, part: &Tensor) -> Result<(), BoxError> {
+    let (expected, found) = (sum.size(), part.size());
+    if expected == found {
+        return Ok(());
+    }
+    let expected = format!("{expected:?}");
+    Err(RemoteError::Shape { what: "a gradient", expected, found }.into())
 }
 
 impl TunableShape {
@@ -138,7 +151,9 @@ impl TunableShape {
             let n_blocks = part.tensor.shape().first().copied().unwrap_or(0);
             let start = part.first_block.checked_sub(self.first_block).ok_or("a gradient of other blocks")?;
             let mut sum = total.f_narrow(0, start as i64, n_blocks as i64)?;
-            let _ = sum.f_add_(&share_from_host(&part.tensor)?)?;
+            let part = share_from_host(&part.tensor)?;
+            check_same_size(&sum, &part)?;
+            let _ = sum.f_add_(&part)?;
         }
         Ok(total)
     }

@@ -30,11 +30,20 @@ pub enum RemoteError {
         unreachable: Vec<String>,
     },
     /// Every server that holds a block kept failing.
-    #[error("no server answered for blocks {span} within {} s; last: {last}", waited.as_secs_f64())]
-    NoServer { span: Span, waited: Duration, last: String },
-    /// A server refused a request as invalid; it is not sent again.
-    #[error("server {server} refused a call for blocks {span}: {failure}")]
-    Refused { server: String, span: Span, failure: Failure },
+    #[error("no server answered for blocks {span} within {} s{}", waited.as_secs_f64(), in_sequence(failures))]
+    NoServer {
+        span: Span,
+        waited: Duration,
+        /// Servers of these blocks, each with its last failure.
+        failures: Vec<String>,
+    },
+    /// Two servers refused a request as invalid, or the only one of these blocks did so twice.
+    #[error("run blocks {span}{}", in_sequence(refusals))]
+    Refused {
+        span: Span,
+        /// One of each server.
+        refusals: Vec<Refusal>,
+    },
     /// A server returned NaN or infinite numbers.
     #[error("server {server} returned non-finite {what} for blocks {span}")]
     NonFinite {
@@ -43,6 +52,17 @@ pub enum RemoteError {
         span: Span,
         what: &'static str,
     },
+    /// Checks found wrong results. The servers that returned them are not used again; the same work gives right results on the
+    /// others. No server is named if several made the results, by relays or from a cached prompt, which are not used any more.
+    #[error("check the results of servers: {}; the others can do the work again", list_liars(servers))]
+    Quarantined { servers: Vec<String> },
+    /// Checks found different results, and nothing tells which are right.
+    #[error(
+        "check the results of servers: {} returned different results for blocks {span}, and no other server tells which are \
+         right",
+        servers.join(" and ")
+    )]
+    Disputed { servers: Vec<String>, span: Span },
     /// The caller's numbers are NaN or infinite, perhaps only in the number format of the wire.
     #[error("send non-finite {what} as {dtype}")]
     NonFiniteInput { what: &'static str, dtype: DType },
@@ -57,6 +77,20 @@ pub enum RemoteError {
     Stopped,
 }
 
+/// Server that refused a request as invalid, with its reason.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
+#[error("server {server} refused a call: {failure}")]
+pub struct Refusal {
+    pub server: String,
+    pub failure: Failure,
+}
+
+fn in_sequence(items: &[impl ToString]) -> String {
+    let items: Vec<String> = items.iter().map(ToString::to_string).collect();
+    if items.is_empty() { String::new() } else { format!(": {}", items.join("; ")) }
+}
+
 /// Values of `what` in [`RemoteError::WrongModel`] for a server of another protocol, and of another model or of other formats.
 pub(crate) const PROTOCOL: &str = "the protocol";
 pub(crate) const DIGEST: &str = "the digest of the model";
@@ -66,7 +100,20 @@ pub(crate) const GRADIENTS: &str = "gradients";
 pub(crate) const HIDDEN_STATES: &str = "hidden states";
 pub(crate) const PROMPTS: &str = "prompts";
 
+fn list_liars(servers: &[String]) -> String {
+    match servers {
+        [] => "one that several servers made was wrong, and they do not share such work any more".to_owned(),
+        [server] => format!("those of {server} were wrong, and it is not used any more"),
+        servers => format!("those of {} were wrong, and they are not used any more", servers.join(" and ")),
+    }
+}
+
 impl RemoteError {
+    /// True if the same work is worth a repetition, because the servers with wrong results were taken out of use.
+    pub fn is_quarantine(&self) -> bool {
+        matches!(self, RemoteError::Quarantined { .. })
+    }
+
     /// True if numbers overflowed, on the wire or on a server. The same call may succeed with a smaller loss or with
     /// other rows. Non-finite prompts are no overflow, because they stay non-finite.
     pub fn is_overflow(&self) -> bool {
@@ -118,10 +165,19 @@ pub(crate) enum CallError {
     Unusable(RemoteError),
     #[error("an answer without {0}")]
     Missing(&'static str),
+    #[error("it returned {what} {found}, expected {expected}")]
+    Invalid { what: &'static str, found: String, expected: String },
+    /// Description of no usable server.
+    #[error("it describes itself with {what} {found}")]
+    Description { what: &'static str, found: u64 },
+    #[error("another server computed what it refused ({0})")]
+    WrongRefusal(Failure),
+    #[error("it returned non-finite {0}, and another server finite ones")]
+    WrongNonFinite(&'static str),
 }
 
 impl CallError {
-    /// Returns the permitted retry. A server with invalid answers is treated like one that does not answer.
+    /// Returns the reaction to the error. A server with invalid answers is treated like one that does not answer.
     pub(crate) fn retry(&self) -> Retry {
         match self {
             CallError::Failure(failure) => failure.retry,

@@ -10,7 +10,9 @@
 //! - A call returns the numbers that the blocks in this process would return, or an error.
 //! - A failed server is disconnected at once. Its part of the work is repeated elsewhere, from the inputs that the client
 //!   kept.
-//! - A request that a server refuses as invalid is not sent again.
+//! - No prediction and no gradient of a step reaches the caller before the checks of the step have passed.
+//! - Every answer is checked against the request before it is used: shapes, formats, names and sizes, exactly.
+//! - One server is believed neither that a request is invalid nor that numbers are non-finite while another has its blocks.
 //!
 //! ```
 //! use sepal_blocks::BlockStack;
@@ -59,10 +61,12 @@ mod servers;
 mod shared;
 mod step;
 mod thread;
+mod verify;
 
-pub use error::RemoteError;
+pub use error::{Refusal, RemoteError};
 pub use expectation::ModelExpectation;
 pub use noise::with_noise;
-pub use sepal_swarm::{RemoteOptions, SwarmPath};
+pub use sepal_swarm::{Evidence, RemoteOptions, SwarmPath};
 pub use sequential::{RemoteSequential, StepSession};
-pub use shared::ServerUsage;
+pub use shared::{EvidenceHandler, ServerUsage};
+pub use verify::{Difference, Tolerance};

@@ -3,6 +3,7 @@
 use sepal_core::Ragged;
 use sepal_route::{Hop, Router};
 use sepal_swarm::RemoteOptions;
+use sepal_wire::Limits;
 
 use crate::error::RemoteError;
 use crate::expectation::ModelExpectation;
@@ -20,6 +21,10 @@ const MAX_CALLS: usize = 500;
 /// Maximum size of the hidden states of one micro-batch. Other messages of the connection wait behind it, and a probe
 /// that waits too long makes the server look hung. (A backward pass without a tape sends twice as much.)
 const MAX_MICRO_BATCH_BYTES: usize = 16_000_000;
+
+/// Smallest stated number of positions that divides batches. No useful server accepts fewer, and smaller micro-batches would
+/// serve it only to delay a run.
+const MIN_STATED_POSITIONS: usize = 64;
 
 /// Batch divided into micro-batches.
 pub(crate) struct Division {
@@ -39,6 +44,8 @@ pub(crate) struct MicroBatching {
     changes: u64,
     calls: usize,
     measured: [Measured; PARTS.len()],
+    /// Positions of a batch that all servers accept, as they state it.
+    stated_positions: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -48,6 +55,12 @@ struct Measured {
 }
 
 impl MicroBatching {
+    /// Micro-batching for servers with these limits.
+    pub(crate) fn new(limits: impl Iterator<Item = Limits>) -> Self {
+        let stated = limits.map(|limits| limits.max_tokens as usize).filter(|&stated| stated >= MIN_STATED_POSITIONS);
+        Self { stated_positions: stated.min(), ..Self::default() }
+    }
+
     /// Divides a batch and plans the routes. Every micro-batch computes the prefix, so a finer division is only chosen
     /// if servers that work at the same time gain more than that.
     pub(crate) fn divide(
@@ -58,7 +71,7 @@ impl MicroBatching {
         prefix_len: usize,
         rows: &Ragged,
     ) -> Result<Division, RemoteError> {
-        let max_positions = max_positions(options, expected.hidden);
+        let max_positions = self.max_positions(options, expected.hidden);
         let span = expected.remote_span(options)?;
         let groups = |choice: usize| {
             let max_tokens = prefix_len + rows.n_tokens().div_ceil(PARTS[choice]);
@@ -91,7 +104,7 @@ impl MicroBatching {
     /// per token, or `None` if the batch cannot be divided so finely.
     fn choose(&mut self, changes: u64, mut predict: impl FnMut(usize) -> Option<f64>) -> usize {
         if changes != self.changes || self.calls >= MAX_CALLS {
-            *self = Self { changes, ..Self::default() };
+            *self = Self { changes, stated_positions: self.stated_positions, ..Self::default() };
         }
         self.calls += 1;
         let mut best: Option<(usize, f64)> = None;
@@ -118,6 +131,11 @@ impl MicroBatching {
         untried.iter().find(|(_, predicted)| *predicted < time * MIN_GAIN).map_or(best, |&(i, _)| i)
     }
 
+    /// Returns the maximum number of positions of one micro-batch.
+    fn max_positions(&self, options: &RemoteOptions, hidden: usize) -> usize {
+        max_positions(options, hidden).min(self.stated_positions.unwrap_or(usize::MAX))
+    }
+
     /// Records the measured time of a division.
     pub(crate) fn record(&mut self, choice: usize, seconds_per_token: f64) {
         let measured = &mut self.measured[choice];
@@ -129,7 +147,7 @@ impl MicroBatching {
     }
 }
 
-/// Returns the maximum number of positions of one micro-batch.
+/// Returns the maximum number of positions of one micro-batch by the options alone.
 fn max_positions(options: &RemoteOptions, hidden: usize) -> usize {
     let bytes = options.dtype().n_bytes(hidden).unwrap_or(usize::MAX);
     options.micro_batch_tokens.min(MAX_MICRO_BATCH_BYTES / bytes.max(1))
@@ -203,5 +221,16 @@ mod tests {
         check(100, 8192, DType::Bf16, 100);
         // No row fits: each becomes a micro-batch of its own.
         check(2048, 5_000_000, DType::F32, 0);
+    }
+    #[test]
+    fn micro_batches_fit_the_limits_of_all_servers() {
+        let limits = |max_tokens: &[u32]| {
+            let limits = max_tokens.iter().map(|&max_tokens| Limits { max_tokens, ..Limits::default() });
+            MicroBatching::new(limits).max_positions(&RemoteOptions::default(), 8)
+        };
+        assert_eq!(limits(&[16_384, 3000]), 2048);
+        assert_eq!(limits(&[16_384, 500, 700]), 500);
+        assert_eq!(limits(&[16_384, 1, 0]), 2048, "useless limits divide no batch");
+        assert_eq!(limits(&[]), 2048);
     }
 }

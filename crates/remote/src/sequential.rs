@@ -19,7 +19,7 @@ use crate::expectation::ModelExpectation;
 use crate::micro_batching::{Division, MicroBatching};
 use crate::noise::with_noise;
 use crate::servers::Source;
-use crate::shared::{ServerUsage, SharedState};
+use crate::shared::{EvidenceHandler, ServerUsage, SharedState};
 use crate::step::Step;
 use crate::thread as rpc;
 
@@ -65,7 +65,7 @@ impl RemoteSequential {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RemoteError::local)?;
         let (commands, queue) = mpsc::unbounded_channel();
         let (ready, answer) = oneshot::channel();
-        let shared = SharedState::new(expected, options);
+        let shared = SharedState::new(expected, options, source.may_have_replicas());
         let thread_state = shared.clone();
         let thread = thread::Builder::new()
             .name("sepal-remote".into())
@@ -76,8 +76,8 @@ impl RemoteSequential {
             commands,
             thread: Some(thread),
             shared,
+            micro_batching: RefCell::new(MicroBatching::new(servers.iter().map(|server| server.limits))),
             servers,
-            micro_batching: RefCell::default(),
             next_version: Cell::default(),
             last_error: LastError::default(),
         })
@@ -101,6 +101,17 @@ impl RemoteSequential {
     /// Number of forward and backward passes of micro-batches that servers relayed to each other.
     pub fn relay_count(&self) -> u64 {
         self.shared.relay_count()
+    }
+
+    /// Checks calls with the blocks of this server, which is part of this process and holds all blocks that servers run. The
+    /// first one counts, and is set before the first call.
+    pub fn check_with(&self, own_blocks: Endpoint) {
+        let _ = self.shared.verification.own_blocks.set(own_blocks);
+    }
+
+    /// Passes the evidence against each server with wrong results to `handler`. The first handler counts.
+    pub fn on_evidence(&self, handler: EvidenceHandler) {
+        let _ = self.shared.verification.on_evidence.set(handler);
     }
 
     /// Runs the graph of `loss` backward like [`Tensor::f_backward`], but with typed errors of servers instead of text.

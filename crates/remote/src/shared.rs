@@ -1,12 +1,13 @@
 //! State that the training thread and the RPC thread share.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use sepal_core::Span;
 use sepal_route::{Call, Router, ServerId, Timing, Work};
-use sepal_swarm::{RemoteOptions, Traffic};
+use sepal_swarm::{Endpoint, Evidence, RemoteOptions, Traffic};
 use tokio::time::Instant;
 
 use crate::expectation::ModelExpectation;
@@ -18,13 +19,45 @@ pub(crate) struct SharedState {
     pub(crate) options: RemoteOptions,
     pub(crate) traffic: Traffic,
     pub(crate) router: SharedRouter,
+    pub(crate) verification: Verification,
+    /// True unless the client never uses more than one server.
+    may_have_replicas: bool,
     relay_count: Arc<AtomicU64>,
 }
 
+/// Parts of the verification that the caller adds after the connection.
+#[derive(Clone, Default)]
+pub(crate) struct Verification {
+    /// Server of this process with all blocks that servers run.
+    pub(crate) own_blocks: Arc<OnceLock<Endpoint>>,
+    /// Receives the evidence against servers.
+    pub(crate) on_evidence: Arc<OnceLock<EvidenceHandler>>,
+}
+
+/// Function that receives the evidence against a server when it is quarantined. The RPC thread calls it and waits for it.
+pub type EvidenceHandler = Box<dyn Fn(&Evidence) + Send + Sync>;
+
+impl fmt::Debug for Verification {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verification").field("own_blocks", &self.own_blocks).finish_non_exhaustive()
+    }
+}
+
 impl SharedState {
-    pub(crate) fn new(expected: ModelExpectation, options: RemoteOptions) -> Self {
-        let (traffic, router, relay_count) = Default::default();
-        Self { expected, options, traffic, router, relay_count }
+    pub(crate) fn new(expected: ModelExpectation, options: RemoteOptions, may_have_replicas: bool) -> Self {
+        let (traffic, router, verification, relay_count) = Default::default();
+        Self { expected, options, traffic, router, verification, may_have_replicas, relay_count }
+    }
+
+    /// True if calls may ever be checked. It is the same for all calls, because a backward call is signed only if its forward
+    /// call was.
+    pub(crate) fn can_verify(&self) -> bool {
+        self.options.verify > 0.0 && (self.may_have_replicas || self.verification.own_blocks.get().is_some())
+    }
+
+    /// Returns the state of a connection whose traffic does not count.
+    pub(crate) fn uncounted(&self) -> Self {
+        Self { traffic: Traffic::default(), ..self.clone() }
     }
 
     /// Number of relayed passes of micro-batches.
@@ -56,6 +89,19 @@ pub struct ServerUsage {
     pub calls: u64,
     /// Number of failed calls. They were repeated, there or elsewhere.
     pub failures: u64,
+    /// Number of its answers that were computed again elsewhere and compared.
+    pub checks: u64,
+    /// Number of answers that were wrong or disputed, and of wrong receipts.
+    pub differences: u64,
+    /// True if its results were wrong, so that it is not used again.
+    pub quarantined: bool,
+}
+
+impl ServerUsage {
+    /// Usage of a server that was not called yet.
+    pub(crate) fn new(server: String, span: Span) -> Self {
+        Self { server, span, calls: 0, failures: 0, checks: 0, differences: 0, quarantined: false }
+    }
 }
 
 impl SharedRouter {
@@ -94,7 +140,9 @@ impl<'a> InFlightCall<'a> {
     pub(crate) fn finish(mut self, timing: sepal_wire::Timing, transfer: Option<Duration>) {
         self.is_finished = true;
         let sepal_wire::Timing { queued, computed } = timing;
-        let total = transfer.map_or(self.started.elapsed(), |transfer| queued + computed + transfer);
+        // A server's figures do not exceed the client's own.
+        let elapsed = self.started.elapsed();
+        let total = transfer.map_or(elapsed, |transfer| (queued + computed + transfer).min(elapsed));
         self.router.lock().finish_call(self.call, Timing { total, queued, computed });
         self.router.usage()[self.server.0].calls += 1;
     }

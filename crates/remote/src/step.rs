@@ -22,6 +22,11 @@ impl Step {
         Self { version, tunables, prefix: OnceLock::new(), prefix_states: PrefixStates::default() }
     }
 
+    /// Returns the step as a repetition of its calls needs it, without a copy of the numbers.
+    pub(crate) fn snapshot(&self) -> Self {
+        Self::new(self.version, self.tunables.clone())
+    }
+
     /// Returns the parts of the tunables for the blocks of `span`, without a copy.
     pub(crate) fn slice_tunables(&self, span: Span) -> Result<Vec<HostTunable>, CallError> {
         let parts = self.tunables.iter().filter_map(|tunable| tunable.within(span).transpose());

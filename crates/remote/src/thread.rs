@@ -90,7 +90,12 @@ impl Worker {
         let passes = batches
             .into_iter()
             .map(|(batch, route)| execute::forward(&self.servers, Arc::clone(&step), batch, want, keep_tape, route));
-        let (outputs, traces): (Vec<_>, Vec<_>) = try_join_all(passes).await?.into_iter().unzip();
+        let outcome = try_join_all(passes).await;
+        // Wrong results may be the cause of an error. The results of a step are checked until its backward pass ends.
+        if outcome.is_err() || !keep_tape {
+            self.servers.finish_checks().await?;
+        }
+        let (outputs, traces): (Vec<_>, Vec<_>) = outcome?.into_iter().unzip();
         let call = CallId(self.next.get());
         self.next.set(call.0 + 1);
         if keep_tape {
@@ -109,6 +114,8 @@ impl Worker {
         let traces = traces.ok_or_else(|| RemoteError::local("the graph was run backward twice"))?;
         let passes =
             traces.into_iter().zip(grads).map(|(trace, grad)| execute::backward(&self.servers, trace, grad, want));
-        try_join_all(passes).await
+        let outcome = try_join_all(passes).await;
+        self.servers.finish_checks().await?;
+        outcome
     }
 }

@@ -116,7 +116,7 @@ impl<'a> Checkpoints<'a> {
             ("digest".to_owned(), digest(&header, &tensors)),
             ("state".to_owned(), header),
         ]);
-        std::fs::create_dir_all(&self.folder)
+        sepal_machine::durable::create_folders(&self.folder)
             .map_err(|source| CheckpointError::Folder(sepal_track::WriteError { path: self.folder.clone(), source }))?;
         file::write(&self.folder.join(file_name(steps)), &tensors, &metadata).map_err(CheckpointError::Write)?;
         (self.last, self.last_steps) = (Instant::now(), steps);

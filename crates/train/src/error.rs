@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use sepal_core::Labels;
-use sepal_model::{BlocksError, ForwardError, list_rows};
+use sepal_model::{BlocksError, ForwardError, Repeatable, list_rows};
 use sepal_nn::host::HostError;
 use sepal_optim::StateError;
 use sepal_plugin::HeadError;
@@ -122,6 +122,22 @@ pub enum TrainError {
     /// Failure of libtorch.
     #[error("compute a step")]
     Torch(#[from] TchError),
+}
+
+impl Repeatable for EvaluateError {
+    fn is_quarantine(&self) -> bool {
+        matches!(self, Self::Forward(error) if error.is_quarantine())
+    }
+}
+
+impl Repeatable for TrainError {
+    fn is_quarantine(&self) -> bool {
+        match self {
+            Self::Forward(error) => error.is_quarantine(),
+            Self::Backward { source, .. } => source.is_quarantine(),
+            _ => false,
+        }
+    }
 }
 
 impl TrainError {

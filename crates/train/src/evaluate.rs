@@ -7,7 +7,7 @@ use sepal_config::spec::{EvaluateSpec, Goal};
 use sepal_core::{NamedHostTensor, RowForm};
 use sepal_data::Loader;
 use sepal_metrics::Metric;
-use sepal_model::Model;
+use sepal_model::{Model, without_liars};
 use sepal_plugin::{Logits, Phase, Prediction};
 use sepal_track::{BestEvaluation, EvaluationRecord};
 use tch::{Device, Kind, Tensor};
@@ -60,6 +60,31 @@ pub fn evaluate(
     let started = Instant::now();
     let traffic = model.blocks.traffic();
     let (up, down) = (traffic.up(), traffic.down());
+    // A server that lies may have answered earlier batches, too: all of them are repeated without it.
+    let (prediction, loss, tokens) =
+        without_liars(|| predict_all(model, Split { loader, name }, &mut *observer, stop))?;
+    let named = model.head.metrics(&prediction, require_labels(loader.labels())?).map_err(EvaluateError::Head)?;
+    let record = EvaluationRecord {
+        step: steps,
+        loss: loss / prediction.rows() as f64,
+        metrics: named.iter().cloned().collect(),
+        rows: prediction.rows(),
+        tokens,
+        seconds: started.elapsed().as_secs_f64(),
+        bytes_up: traffic.up() - up,
+        bytes_down: traffic.down() - down,
+    };
+    let headline = named.into_iter().next().map_or_else(|| LOSS.to_owned(), |(name, _)| name);
+    Ok(Evaluation { record, headline, prediction })
+}
+
+/// Predicts all rows of the split. Returns the predictions, the sum of the losses of the rows, and the number of tokens.
+fn predict_all(
+    model: &Model,
+    Split { loader, name }: Split<'_>,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<(Prediction, f64, usize), EvaluateError> {
     let mut prediction = Prediction::default();
     let (mut loss, mut tokens) = (0.0, 0);
     tch::no_grad(|| {
@@ -77,21 +102,8 @@ pub fn evaluate(
             prediction.append(model.head.predict(&logits).map_err(EvaluateError::Head)?);
             observer.event(Event::Evaluating { done: prediction.rows(), total: loader.rows() });
         }
-        Ok(())
-    })?;
-    let named = model.head.metrics(&prediction, require_labels(loader.labels())?).map_err(EvaluateError::Head)?;
-    let record = EvaluationRecord {
-        step: steps,
-        loss: loss / prediction.rows() as f64,
-        metrics: named.iter().cloned().collect(),
-        rows: prediction.rows(),
-        tokens,
-        seconds: started.elapsed().as_secs_f64(),
-        bytes_up: traffic.up() - up,
-        bytes_down: traffic.down() - down,
-    };
-    let headline = named.into_iter().next().map_or_else(|| LOSS.to_owned(), |(name, _)| name);
-    Ok(Evaluation { record, headline, prediction })
+        Ok((prediction, loss, tokens))
+    })
 }
 
 /// Names of the metrics that evaluations of these rows have: those of a constant prediction, or all that the task names if

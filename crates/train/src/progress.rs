@@ -73,10 +73,14 @@ impl Progress {
                 Some(earlier) => {
                     earlier.calls += now.calls;
                     earlier.failures += now.failures;
+                    earlier.checks += now.checks;
+                    earlier.differences += now.differences;
+                    earlier.quarantined |= now.quarantined;
                 }
                 None => {
-                    let (server, calls, failures) = (now.server, now.calls, now.failures);
-                    usage.push(ServerUsage { server, blocks, calls, failures });
+                    let sepal_remote::ServerUsage { server, calls, failures, checks, differences, quarantined, .. } =
+                        now;
+                    usage.push(ServerUsage { server, blocks, calls, failures, checks, differences, quarantined });
                 }
             }
         }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use sepal_config::spec::TrainSpec;
 use sepal_data::Batch;
-use sepal_model::{BlocksSession, Model};
+use sepal_model::{BlocksSession, Model, without_liars};
 use sepal_optim::{Optimizer, Schedule, clip_grad_norm};
 use sepal_plugin::Phase;
 use sepal_track::StepRecord;
@@ -57,14 +57,14 @@ impl Stepper<'_> {
         epoch: f64,
     ) -> Result<StepRecord, TrainError> {
         let started = Instant::now();
-        tch::manual_seed(seed_of_step(spec.seed, number));
+        let seed = seed_of_step(spec.seed, number);
         let traffic = self.model.blocks.traffic().clone();
         let (up, down) = (traffic.up(), traffic.down());
         let scale = self.scaling.scale();
         // A skipped step moves neither the parameters nor the schedule.
         let lr = self.optimizer.lr() * self.schedule.factor((number - 1 - self.scaling.skipped()) as usize);
         let mut sums = StepSums::new(group);
-        let (grad_norm, skipped) = self.attempt(spec, group, number, lr, &mut sums)?;
+        let (grad_norm, skipped) = self.attempt(spec, group, (number, seed), lr, &mut sums)?;
         Ok(StepRecord {
             step: number,
             epoch,
@@ -88,12 +88,18 @@ impl Stepper<'_> {
         &mut self,
         spec: &TrainSpec,
         group: &[Batch],
-        step: u64,
+        (step, seed): (u64, i64),
         lr: f64,
         sums: &mut StepSums,
     ) -> Result<(f64, Option<String>), TrainError> {
-        self.model.params.zero_grad();
-        let accumulated = accumulate(self.model, &self.scaling, group, step, sums, &|| false);
+        let (model, scaling) = (&mut *self.model, &self.scaling);
+        // A repetition begins like the first attempt, so that it makes the same step as one without the wrong results.
+        let accumulated = without_liars(|| {
+            model.params.zero_grad();
+            *sums = StepSums::new(group);
+            tch::manual_seed(seed);
+            accumulate(model, scaling, group, step, sums, &|| false)
+        });
         match accumulated.and_then(|()| self.update(spec, group, step, lr)) {
             Ok(grad_norm) => Ok((grad_norm, None)),
             Err(error) => match error.overflow().filter(|_| self.scaling.skip()) {
@@ -149,7 +155,11 @@ pub fn measure_step(
     let traffic = model.blocks.traffic().clone();
     let (started, up, down) = (Instant::now(), traffic.up(), traffic.down());
     let mut sums = StepSums::new(group);
-    let accumulated = accumulate(model, scaling, group, step, &mut sums, is_over);
+    let accumulated = without_liars(|| {
+        model.params.zero_grad();
+        sums = StepSums::new(group);
+        accumulate(model, scaling, group, step, &mut sums, is_over)
+    });
     let tokens = group.iter().map(|batch| batch.tokens.n_tokens()).sum();
     let share = tokens as f64 / sums.tokens.max(1) as f64;
     let measurement = StepMeasurement {

@@ -175,15 +175,17 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Makes the remaining steps. An interruption or an error leaves a checkpoint.
+    /// Makes the remaining steps. An interruption or an error leaves a checkpoint, unless a step has no complete record.
     ///
     /// # Errors
     /// [`TrainError`].
     pub fn run(&mut self, context: &mut TrainerContext<'_>) -> Result<(), TrainError> {
         let result = self.run_loop(context);
         let is_complete = result.is_ok() && !self.outcome.interrupted;
-        // An optimizer that failed may have moved only some of the parameters.
-        if is_complete || self.outcome.progress.steps == 0 || matches!(result, Err(TrainError::Optimizer(_))) {
+        // An optimizer that failed may have moved only some of the parameters. A step whose record was not written, for example on
+        // a full disk, is made again by a resumed run; with a checkpoint after it, its record would be missing for ever.
+        let is_partial = matches!(result, Err(TrainError::Optimizer(_) | TrainError::Record(_)));
+        if is_complete || self.outcome.progress.steps == 0 || is_partial {
             return result;
         }
         match (self.save(context), result) {

@@ -96,8 +96,8 @@ impl BlocksSession for LocalSession<'_> {
     }
 }
 
-/// Runs the blocks of this process on `[prefix; tokens]`.
-pub(super) fn run(
+/// Runs all blocks of this process on `[prefix; tokens]`.
+fn run(
     stack: &BlockStack,
     tunables: &[Tunable],
     prefix: Option<&Tensor>,
@@ -122,4 +122,20 @@ pub(super) fn run_span(
     let hidden = Tensor::f_cat(&inputs, 0)?; // [prefix_len + n_tokens, hidden]
     let prefix_len = prefix.map_or(0, |prefix| prefix.size()[0].unsigned_abs() as usize);
     stack.forward_with(span, &hidden, prefix_len, rows, tunables, want).map_err(BlocksError::Local)
+}
+
+/// Runs the blocks of `span` in this process on `[prefix; tokens]`. Returns the hidden states of both for the next block,
+/// `[prefix_len, hidden]` and `[n_tokens, hidden]`.
+pub(super) fn run_to_next(
+    stack: &BlockStack,
+    span: Span,
+    tunables: &[Tunable],
+    prefix: Option<&Tensor>,
+    tokens: &Tensor,
+    rows: &Ragged,
+) -> Result<(Option<Tensor>, Tensor), BlocksError> {
+    let hidden = run_span(stack, span, tunables, prefix, tokens, rows, Want::All)?; // [prefix_len + n_tokens, hidden]
+    let prefix_len = prefix.map_or(0, |prefix| prefix.size()[0]);
+    let tokens = hidden.f_narrow(0, prefix_len, rows.n_tokens() as i64)?;
+    Ok((prefix.map(|_| hidden.f_narrow(0, 0, prefix_len)).transpose()?, tokens))
 }

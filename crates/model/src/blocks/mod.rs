@@ -7,7 +7,7 @@ mod split;
 
 use sepal_core::{Ragged, SpanError, Want};
 use sepal_nn::Tunable;
-use sepal_remote::{RemoteError, ServerUsage};
+use sepal_remote::{EvidenceHandler, RemoteError, ServerUsage};
 use sepal_swarm::Traffic;
 use tch::{TchError, Tensor};
 
@@ -39,6 +39,11 @@ pub trait Blocks {
 
     /// Calls and failures of each server so far.
     fn server_usage(&self) -> Vec<ServerUsage>;
+
+    /// Passes the evidence against servers with wrong results to `handler`. Blocks without servers drop it.
+    fn on_evidence(&self, handler: EvidenceHandler) {
+        drop(handler);
+    }
 
     /// Returns the blocks themselves if all of them are in this process.
     fn as_local(&self) -> Option<&LocalBlocks> {
@@ -99,6 +104,11 @@ impl BlocksError {
     /// True if values exceeded the range of their 16-bit format, so that a smaller loss scale may help.
     pub fn is_overflow(&self) -> bool {
         self.remote().is_some_and(RemoteError::is_overflow)
+    }
+
+    /// True if servers with wrong results were taken out of use, so that the others can do the same work again.
+    pub fn is_quarantine(&self) -> bool {
+        self.remote().is_some_and(RemoteError::is_quarantine)
     }
 
     /// True if a server received or returned NaN or infinite values.

@@ -7,7 +7,7 @@ use sepal_remote::with_noise;
 use tch::Tensor;
 
 use super::BlocksError;
-use super::local::run_span;
+use super::local::{run_span, run_to_next};
 
 /// Observer before one block of this process.
 #[derive(Debug)]
@@ -41,12 +41,7 @@ impl Observation {
         let (prefix, tokens) = match Span::new(all.start(), self.block_idx) {
             // No block stands before the observer.
             Err(_) => (prefix.map(Tensor::shallow_clone), tokens.shallow_clone()),
-            Ok(first) => {
-                let hidden = run_span(stack, first, tunables, prefix, tokens, rows, Want::All)?;
-                let prefix_len = prefix.map_or(0, |prefix| prefix.size()[0]);
-                let tokens = hidden.f_narrow(0, prefix_len, rows.n_tokens() as i64)?;
-                (prefix.map(|_| hidden.f_narrow(0, 0, prefix_len)).transpose()?, tokens)
-            }
+            Ok(first) => run_to_next(stack, first, tunables, prefix, tokens, rows)?,
         };
         let tokens = if self.noise > 0.0 { with_noise(&tokens, self.noise)? } else { tokens };
         self.states.push(tokens.detach());

@@ -2,7 +2,7 @@
 
 use sepal_core::{Ragged, Want};
 use sepal_nn::Tunable;
-use sepal_remote::{RemoteSequential, ServerUsage, StepSession};
+use sepal_remote::{EvidenceHandler, RemoteSequential, ServerUsage, StepSession};
 use sepal_swarm::Traffic;
 use tch::Tensor;
 
@@ -31,6 +31,10 @@ impl Blocks for RemoteSequential {
 
     fn server_usage(&self) -> Vec<ServerUsage> {
         RemoteSequential::server_usage(self)
+    }
+
+    fn on_evidence(&self, handler: EvidenceHandler) {
+        RemoteSequential::on_evidence(self, handler);
     }
 }
 

@@ -5,11 +5,11 @@ use std::cell::RefCell;
 use sepal_blocks::BlockStack;
 use sepal_core::{Ragged, Want};
 use sepal_nn::Tunable;
-use sepal_remote::{RemoteSequential, ServerUsage, StepSession};
+use sepal_remote::{EvidenceHandler, RemoteSequential, ServerUsage, StepSession};
 use sepal_swarm::Traffic;
 use tch::Tensor;
 
-use super::local::run;
+use super::local::run_to_next;
 use super::remote::spans;
 use super::{Blocks, BlocksError, BlocksSession};
 
@@ -55,6 +55,10 @@ impl Blocks for SplitBlocks {
     fn server_usage(&self) -> Vec<ServerUsage> {
         self.remote.server_usage()
     }
+
+    fn on_evidence(&self, handler: EvidenceHandler) {
+        self.remote.on_evidence(handler);
+    }
 }
 
 struct SplitSession<'a> {
@@ -74,13 +78,8 @@ impl BlocksSession for SplitSession<'_> {
         rows: &Ragged,
         want: Want,
     ) -> Result<Tensor, BlocksError> {
-        let hidden = run(self.stack, &self.local, prefix, tokens, rows, Want::All)?; // [prefix_len + n_tokens, hidden]
-        let (prefix_len, n_tokens) = (prefix.map_or(0, |prefix| prefix.size()[0]), rows.n_tokens() as i64);
-        let tokens = hidden.f_narrow(0, prefix_len, n_tokens)?;
-        let prefix = match prefix {
-            Some(input) => Some(self.stable_prefix(input, hidden.f_narrow(0, 0, prefix_len)?)),
-            None => None,
-        };
+        let (output, tokens) = run_to_next(self.stack, self.stack.span(), &self.local, prefix, tokens, rows)?;
+        let prefix = prefix.zip(output).map(|(input, output)| self.stable_prefix(input, output));
         self.remote.forward(prefix.as_ref(), &tokens, rows, want).map_err(BlocksError::Remote)
     }
 

@@ -1,9 +1,12 @@
-use sepal_core::{HostTensor, Want};
+use sepal_core::{HostTensor, Span, Want};
+use sepal_swarm::Receipt;
 use sepal_wire::codec::{self, GradWant, Grads, WireBatch};
 use sepal_wire::{Relay, Timing};
 
+use super::answers::{ExpectedGrads, ExpectedTensor, check_block};
 use super::handle::{Tape, TunedSession};
 use super::peer::Peer;
+use super::receipts::read_receipt;
 use super::rpc::check_failure;
 use crate::error::CallError;
 
@@ -11,6 +14,8 @@ use crate::error::CallError;
 #[derive(Clone, Copy)]
 pub(crate) struct ForwardRequest<'a> {
     pub(crate) batch: &'a WireBatch,
+    /// Blocks of the session.
+    pub(crate) span: Span,
     pub(crate) want: Want,
     pub(crate) keep_tape: bool,
     pub(crate) relay: &'a Relay,
@@ -23,6 +28,15 @@ pub(crate) struct ForwardOutput {
     pub(crate) tape: Option<Tape>,
     /// First block whose hidden states are not finite.
     pub(crate) non_finite: Option<usize>,
+    /// Receipt, if one was wanted and the server has a key.
+    pub(crate) receipt: Option<Receipt>,
+}
+
+/// Result of a backward call.
+pub(crate) struct BackwardOutput {
+    pub(crate) grads: Grads,
+    /// Receipt, if one was wanted and the server has a key.
+    pub(crate) receipt: Option<Receipt>,
 }
 
 impl Peer {
@@ -32,9 +46,12 @@ impl Peer {
         tuned: &TunedSession,
         request: ForwardRequest<'_>,
     ) -> Result<(ForwardOutput, Timing), CallError> {
-        let ForwardRequest { batch, want, keep_tape, relay } = request;
+        let ForwardRequest { batch, span, want, keep_tape, relay } = request;
         self.check_want(want)?;
         let parts = &tuned.parts;
+        let shape = [want.positions(batch.prefix_slots(), &batch.rows), self.shared.expected.hidden];
+        let expected = ExpectedTensor { shape, dtype: self.dtype() };
+        parts.expect_answer(expected.n_bytes());
         let mut request = tuned.client.forward_request();
         let mut params = request.get();
         match relay.from {
@@ -44,6 +61,7 @@ impl Peer {
         params.set_want(codec::want_to_wire(want));
         params.set_keep_tape(keep_tape);
         params.set_dtype(codec::dtype_to_wire(self.dtype()));
+        params.set_sign(self.wants_receipts() && relay.is_direct());
         relay.write(params.init_relay());
         let response = request.send().promise.await?;
         let results = response.get()?;
@@ -52,13 +70,18 @@ impl Peer {
             None => Some(codec::read_tensor(results.get_output()?, parts)?),
             Some(_) => None,
         };
-        let expected = [want.positions(batch.prefix_slots(), &batch.rows), self.shared.expected.hidden];
-        if hidden.as_ref().is_some_and(|hidden| hidden.shape() != expected || hidden.dtype() != self.dtype()) {
-            return Err(CallError::Missing("an output of the right shape and dtype"));
+        if let Some(hidden) = &hidden {
+            expected.check("hidden states of", hidden)?;
         }
-        let tape = if keep_tape && results.has_tape() { Some(tuned.with_client(results.get_tape()?)) } else { None };
+        let tape = match (keep_tape, results.has_tape()) {
+            (true, true) => Some(tuned.with_client(results.get_tape()?)),
+            (true, false) => return Err(CallError::Missing("the tape")),
+            (false, _) => None,
+        };
         let non_finite = codec::block_from_wire(results.get_not_finite());
-        Ok((ForwardOutput { hidden, tape, non_finite }, Timing::read(results.get_timing()?)))
+        check_block(non_finite, span)?;
+        let receipt = read_receipt(results.has_receipt(), results.get_receipt())?;
+        Ok((ForwardOutput { hidden, tape, non_finite, receipt }, Timing::read(results.get_timing()?)))
     }
 
     /// Runs a tape backward. `grad_output` is `None` if another server sends it.
@@ -67,20 +90,25 @@ impl Peer {
         tape: &Tape,
         grad_output: Option<&HostTensor>,
         want: GradWant,
+        expected: &ExpectedGrads,
         relay: &Relay,
-    ) -> Result<(Grads, Timing), CallError> {
+    ) -> Result<(BackwardOutput, Timing), CallError> {
         let parts = &tape.parts;
+        parts.expect_answer(expected.n_bytes());
         let mut request = tape.client.backward_request();
         let mut params = request.get();
         if let Some(grad_output) = grad_output {
             codec::write_tensor(params.reborrow().init_grad_output(), grad_output, parts);
         }
         codec::write_grad_want(params.reborrow().init_grad(), want);
+        params.set_sign(self.wants_receipts() && relay.is_direct());
         relay.write(params.init_relay());
         let response = request.send().promise.await?;
         let results = response.get()?;
         check_failure(results.has_failure(), results.get_failure())?;
-        Ok((codec::read_grads(results.get_grads()?, parts)?, Timing::read(results.get_timing()?)))
+        let grads = expected.check(codec::read_grads(results.get_grads()?, parts)?, self.protocol())?;
+        let receipt = read_receipt(results.has_receipt(), results.get_receipt())?;
+        Ok((BackwardOutput { grads, receipt }, Timing::read(results.get_timing()?)))
     }
 
     /// Runs a span forward again and then backward.
@@ -91,17 +119,22 @@ impl Peer {
         want_output: Want,
         grad_output: &HostTensor,
         want: GradWant,
-    ) -> Result<(Grads, Timing), CallError> {
+        expected: &ExpectedGrads,
+    ) -> Result<(BackwardOutput, Timing), CallError> {
         let parts = &tuned.parts;
+        parts.expect_answer(expected.n_bytes());
         let mut request = tuned.client.backward_request();
         let mut params = request.get();
         codec::write_batch(params.reborrow().init_batch(), batch, parts);
         params.set_want(codec::want_to_wire(want_output));
         codec::write_tensor(params.reborrow().init_grad_output(), grad_output, parts);
+        params.set_sign(self.wants_receipts());
         codec::write_grad_want(params.init_grad(), want);
         let response = request.send().promise.await?;
         let results = response.get()?;
         check_failure(results.has_failure(), results.get_failure())?;
-        Ok((codec::read_grads(results.get_grads()?, parts)?, Timing::read(results.get_timing()?)))
+        let grads = expected.check(codec::read_grads(results.get_grads()?, parts)?, self.protocol())?;
+        let receipt = read_receipt(results.has_receipt(), results.get_receipt())?;
+        Ok((BackwardOutput { grads, receipt }, Timing::read(results.get_timing()?)))
     }
 }

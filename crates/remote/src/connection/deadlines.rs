@@ -114,6 +114,8 @@ mod tests {
             tape_token_bytes: 0,
             draining: false,
             name: None,
+            key: None,
+            receipts: 0,
         }
     }
 

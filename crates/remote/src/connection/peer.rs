@@ -3,20 +3,21 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::time::Duration;
 
-use sepal_core::{DType, Span, Want};
+use sepal_core::{DType, PublicKey, Span, Want};
 use sepal_survey::{bootstrap, describe};
 use sepal_swarm::{Endpoint, Progress, Traffic};
 use sepal_wire::{Failure, FailureCode, Limits, Parts, ServerInfo, sepal_capnp as wire};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::answers::check_description;
 use super::cached_prefixes::CachedPrefixes;
 use super::deadlines::{Liveness, until_overdue};
 use super::handle::TunedSession;
 use super::rpc::with_timeout;
-use crate::error::{CallError, DIGEST, PROTOCOL, RemoteError};
+use crate::error::CallError;
 use crate::shared::SharedState;
 use crate::step::Step;
 
@@ -25,6 +26,9 @@ const ALL_WANTS: u32 = 6;
 
 /// Time beside four round trips that a late server has to answer a probe.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+/// Maximum calls of the star path that one server has at a time, without those that hedge or check others. It computes one
+/// after another, and refuses those beyond a limit of its own.
+const MAX_CALLS: usize = 64;
 
 /// One server and the connection to it.
 pub(crate) struct Peer {
@@ -37,12 +41,18 @@ pub(crate) struct Peer {
     moved: RefCell<(Traffic, Option<Progress>)>,
     /// Newest protocol that the server speaks.
     protocol: Cell<u32>,
+    /// Key that signs the server's receipts, as it stated last.
+    key: Cell<Option<PublicKey>>,
     /// Number of connections opened for calls.
     generation: Cell<u64>,
     pub(super) cached_prefixes: RefCell<CachedPrefixes>,
     /// Cancelled when the peer is disconnected: no call uses it until it has answered again.
     disconnected: RefCell<CancellationToken>,
-    /// Notified when the server is sighted.
+    /// One for each call that the server may have at a time.
+    permits: Semaphore,
+    /// Reason of the last failed call.
+    last_failure: RefCell<Option<String>>,
+    /// Notified when the server is sighted or is to be probed now.
     pub(crate) sighted: Notify,
     /// True if the server has announced its departure or was not sighted for too long.
     pub(crate) is_gone: Cell<bool>,
@@ -76,9 +86,12 @@ impl Peer {
             round_trip: Cell::default(),
             moved: RefCell::default(),
             protocol: Cell::default(),
+            key: Cell::default(),
             generation: Cell::default(),
             cached_prefixes: RefCell::default(),
             disconnected: RefCell::default(),
+            permits: Semaphore::new(MAX_CALLS),
+            last_failure: RefCell::default(),
             sighted: Notify::new(),
             is_gone: Cell::default(),
             is_registered: Cell::default(),
@@ -87,6 +100,20 @@ impl Peer {
 
     pub(super) fn dtype(&self) -> DType {
         self.shared.options.dtype()
+    }
+
+    /// Newest protocol that the server speaks.
+    pub(super) fn protocol(&self) -> u32 {
+        self.protocol.get()
+    }
+
+    /// Reason of the last failed call.
+    pub(crate) fn last_failure(&self) -> Option<String> {
+        self.last_failure.borrow().clone()
+    }
+
+    pub(crate) fn set_last_failure(&self, error: &CallError) {
+        self.last_failure.replace(Some(error.to_string()));
     }
 
     /// Waits until `probe_at` or until the server is sighted; for a sighting alone while the server is gone.
@@ -154,7 +181,7 @@ impl Peer {
 
     /// Refuses an output that the server's protocol does not have.
     pub(super) fn check_want(&self, want: Want) -> Result<(), CallError> {
-        let protocol = self.protocol.get();
+        let protocol = self.protocol();
         if protocol >= ALL_WANTS || matches!(want, Want::All | Want::LastOfRows) {
             return Ok(());
         }
@@ -163,6 +190,11 @@ impl Peer {
              protocol {ALL_WANTS}"
         );
         Err(CallError::Failure(Failure::new(FailureCode::NotServed, message)))
+    }
+
+    /// Key that signs the server's receipts, if it has one.
+    pub(crate) fn key(&self) -> Option<PublicKey> {
+        self.key.get()
     }
 
     /// Number of the connection for calls. Capabilities of earlier connections are lost.
@@ -187,6 +219,12 @@ impl Peer {
         if let Ok(mut connection) = self.connection.try_lock() {
             *connection = None;
         }
+    }
+
+    /// Waits while the server has the maximum number of calls. A call counts until the result is dropped.
+    pub(crate) async fn call_permit(&self) -> Option<SemaphorePermit<'_>> {
+        // The semaphore is never closed.
+        self.permits.acquire().await.ok()
     }
 
     /// Returns the result of `call`, or an error once the peer is disconnected or the call is overdue.
@@ -261,42 +299,15 @@ impl Peer {
         }
         connection.limits = info.limits;
         self.protocol.set(info.protocol);
+        self.key.set(info.key);
         Ok((connection, info, progress))
     }
 
-    /// Returns the server's description after checking that it serves the expected model.
+    /// Returns the server's description after checking that it can be used.
     async fn describe(&self, root: &wire::block_server::Client) -> Result<ServerInfo, CallError> {
         let info = describe(root).await?;
-        let expected = &self.shared.expected;
-        let (ours, theirs) = ([sepal_wire::OLDEST_SERVER, sepal_wire::PROTOCOL], [info.oldest_protocol, info.protocol]);
-        let range = |[oldest, newest]: [u32; 2]| format!("{oldest} to {newest}");
-        let comparisons = [
-            ("the number of blocks", expected.n_blocks.to_string(), info.n_blocks.to_string()),
-            ("the hidden size", expected.hidden.to_string(), info.hidden.to_string()),
-            (DIGEST, expected.digest.clone(), info.model_digest.clone()),
-        ];
-        let difference = match sepal_wire::common_protocol(ours, theirs) {
-            None => Some((PROTOCOL, range(ours), range(theirs))),
-            Some(_) => comparisons.into_iter().find(|(_, expected, found)| expected != found),
-        };
-        match difference {
-            Some((what, expected, found)) => {
-                let server = self.endpoint.to_string();
-                Err(CallError::Unusable(RemoteError::WrongModel { server, what, expected, found }))
-            }
-            None => self.check_tunables(info),
-        }
-    }
-
-    /// Refuses a server whose blocks lack a tunable of the run.
-    fn check_tunables(&self, info: ServerInfo) -> Result<ServerInfo, CallError> {
-        match self.shared.expected.tunables.iter().find(|name| !info.tunables.contains(name)) {
-            Some(tunable) => {
-                let (server, tunable) = (self.endpoint.to_string(), tunable.clone());
-                Err(CallError::Unusable(RemoteError::Lacks { server, tunable }))
-            }
-            None => Ok(info),
-        }
+        check_description(&info, &self.shared.expected, &self.endpoint)?;
+        Ok(info)
     }
 }
 

@@ -11,7 +11,8 @@ use crate::step::Step;
 pub(super) fn without_prefix(servers: &Servers, pass: ForwardPass<'_>, hops: &[Hop]) -> Option<WireBatch> {
     let ForwardPass { step, batch, want, keep_tape } = pass;
     let is_cached = |hop: &Hop| servers.peer(hop.server).has_cached_prefix(hop.span, step);
-    if batch.prefix_len == 0 || keep_tape || servers.options().deterministic || !hops.iter().all(is_cached) {
+    let is_allowed = !keep_tape && !servers.options().deterministic && servers.verifier.trusts_prefix_caches();
+    if batch.prefix_len == 0 || !is_allowed || !hops.iter().all(is_cached) {
         return None;
     }
     if want == Want::All {

@@ -16,11 +16,10 @@ use sepal_wire::codec::{GradWant, InputGrad, WireBatch};
 use sepal_wire::{FailureCode, MailboxKey, RelayTarget, ServerInfo, Timing};
 use tokio::time::Instant;
 
-use super::finite::check_grads;
 use super::prefix_cache::without_prefix;
 use super::strategy::{ForwardPass, Leg, Strategy, work};
 use crate::command::{MicroBatchGrads, WantedGrads};
-use crate::connection::{ForwardRequest, Liveness, Peer, until_overdue};
+use crate::connection::{ExpectedGrads, ForwardRequest, Liveness, Peer, until_overdue};
 use crate::error::{CallError, RemoteError};
 use crate::retry::RetryBudget;
 use crate::servers::Servers;
@@ -43,6 +42,11 @@ impl RelayTrace {
     pub(super) fn backward_route(&self, step: &Step, want: WantedGrads, first_block: usize) -> Vec<Hop> {
         let end = step.backward_end(want.input_of(self.batch.prefix_len), first_block);
         self.legs.iter().rev().map(|leg| leg.hop).filter(|hop| hop.span.end() > end).collect()
+    }
+
+    /// Hops in the order of the blocks.
+    pub(super) fn route(&self) -> Vec<Hop> {
+        self.legs.iter().map(|leg| leg.hop).collect()
     }
 
     pub(super) fn span(&self) -> Result<Span, RemoteError> {
@@ -83,7 +87,7 @@ impl Strategy for Relay<'_> {
         let calls = route.iter().zip(&links).zip(&sessions).map(async |((&hop, relay), session)| {
             let peer = self.servers.peer(hop.server);
             let want = if relay.next.is_some() { Want::All } else { output };
-            let call = peer.forward(session, ForwardRequest { batch: sent, want, keep_tape, relay });
+            let call = peer.forward(session, ForwardRequest { batch: sent, span: hop.span, want, keep_tape, relay });
             let answer = self.call(hop, work(Pass::Forward, hop, sent), call).await?;
             answer.try_map(|mut output| {
                 let leg = Leg::new(hop, &mut output, peer.generation());
@@ -122,12 +126,14 @@ impl Strategy for Relay<'_> {
                 None => want.input_of(batch.prefix_len),
             };
             let want = GradWant { input, tunables: want.tunables, dtype: self.servers.options().dtype() };
-            let call = peer.backward_tape(tape, grad_output, want, relay);
-            let answer = self.call(hop, work(Pass::Backward, hop, batch), call).await?;
             // An answer lacks the gradient that was handed to the next server.
             let answered = if relay.next.is_some() { GradWant { input: InputGrad::None, ..want } } else { want };
-            answer
-                .try_map(|grads| check_grads(step, hop.span, batch, answered, grads).map_err(RelayFailure::at_hop(hop)))
+            let hidden = self.servers.shared.expected.hidden;
+            let expected = ExpectedGrads::new(step, hop.span, batch, hidden, answered);
+            let expected = expected.map_err(RelayFailure::at_hop(hop))?;
+            let call = peer.backward_tape(tape, grad_output, want, &expected, relay);
+            let answer = self.call(hop, work(Pass::Backward, hop, batch), call).await?;
+            answer.try_map(|output| Ok(output.grads))
         });
         let answers = self.call_all(&route, Pass::Backward, batch, calls).await?;
         let mut grads = MicroBatchGrads::default();
@@ -150,6 +156,7 @@ impl<'a> Relay<'a> {
         let (servers, backoff) = (self.servers, &self.servers.relay_backoff);
         servers.options().path == SwarmPath::Relay
             && route.len() > 1
+            && servers.verifier.trusts_relays()
             && !backoff.is_active(route)
             && !backoff.is_active(&backward_route)
             && route.iter().all(|hop| {
@@ -158,27 +165,32 @@ impl<'a> Relay<'a> {
     }
 
     /// Handles the failure of a relay, after which the micro-batch takes the star path.
-    pub(super) async fn handle_failure(&self, route: &[Hop], failure: RelayFailure) -> Result<(), RemoteError> {
+    pub(super) async fn handle_failure(
+        &self,
+        route: &[Hop],
+        failure: RelayFailure,
+        pass: Pass,
+    ) -> Result<(), RemoteError> {
         let RelayFailure { hop, error } = failure;
         let server = hop.map_or_else(|| "a server".to_owned(), |hop| self.servers.label(hop.server));
         tracing::debug!(%server, %error, "a relay failed; using the star path");
         let code = if let CallError::Failure(failure) = &error { Some(failure.code) } else { None };
         self.servers.relay_backoff.record_failure(route);
         match (hop, code) {
-            (Some(hop), None) => self.servers.handle_failure(hop, error, &mut RetryBudget::default()).await,
+            (Some(hop), None) => self.servers.handle_failure(hop, error, &mut RetryBudget::new(pass)).await,
             // Data was lost between servers. The cause may have cut them off from the client as well.
-            (None, None) | (_, Some(FailureCode::NotRelayed)) => self.check_connections(route).await,
+            (None, None) | (_, Some(FailureCode::NotRelayed)) => self.check_connections(route, pass).await,
             // The server reported the failure and still works; the star path deals with it.
             (_, Some(_)) => Ok(()),
         }
     }
 
     /// Disconnects the servers of a route whose connections no longer work.
-    async fn check_connections(&self, route: &[Hop]) -> Result<(), RemoteError> {
+    async fn check_connections(&self, route: &[Hop], pass: Pass) -> Result<(), RemoteError> {
         let checks = route.iter().map(async |hop| self.servers.peer(hop.server).check_connection().await);
         for (hop, outcome) in route.iter().zip(join_all(checks).await) {
             if let Err(error) = outcome {
-                self.servers.handle_failure(*hop, error, &mut RetryBudget::default()).await?;
+                self.servers.handle_failure(*hop, error, &mut RetryBudget::new(pass)).await?;
             }
         }
         Ok(())

@@ -19,6 +19,16 @@ pub(crate) enum Source {
     Discovered(Sightings),
 }
 
+impl Source {
+    /// True unless there is never more than one server.
+    pub(crate) fn may_have_replicas(&self) -> bool {
+        match self {
+            Self::Fixed(endpoints) => endpoints.len() > 1,
+            Self::Discovered(_) => true,
+        }
+    }
+}
+
 impl Servers {
     /// Connects to servers until they hold all blocks. Returns them with the sightings that follow.
     pub(crate) async fn start(source: Source, shared: SharedState) -> Result<(Rc<Self>, Sightings), RemoteError> {
@@ -38,18 +48,18 @@ impl Servers {
     async fn connect_all(self: &Rc<Self>, endpoints: Vec<Endpoint>) -> Result<(), RemoteError> {
         let peers: Vec<Rc<Peer>> = endpoints.into_iter().map(|endpoint| self.new_peer(endpoint)).collect();
         let outcomes = join_all(peers.iter().map(|peer| peer.connect())).await;
-        let (mut retried, mut unreachable) = (Vec::new(), Vec::new());
+        let (mut retried, mut unreachable, mut other_model) = (Vec::new(), Vec::new(), None);
         for (peer, outcome) in peers.into_iter().zip(outcomes) {
             match outcome {
                 Ok(info) => self.register(peer, &info),
                 // Another server may hold its blocks.
-                Err(CallError::Unusable(
-                    error @ (RemoteError::Lacks { .. } | RemoteError::WrongModel { what: PROTOCOL, .. }),
-                )) => {
+                Err(CallError::Unusable(error)) => {
                     tracing::warn!(%error, "a server is not used");
                     unreachable.push(error.to_string());
+                    if matches!(&error, RemoteError::WrongModel { what, .. } if *what != PROTOCOL) {
+                        other_model.get_or_insert(error);
+                    }
                 }
-                Err(CallError::Unusable(error)) => return Err(error),
                 Err(error) => {
                     tracing::warn!(server = %peer.endpoint, %error, "a server could not be reached");
                     unreachable.push(format!("server {} could not be reached ({error})", peer.endpoint));
@@ -58,7 +68,7 @@ impl Servers {
             }
         }
         if let Some(missing) = self.uncovered()? {
-            return Err(RemoteError::Uncovered { missing, unreachable });
+            return Err(other_model.unwrap_or(RemoteError::Uncovered { missing, unreachable }));
         }
         for peer in retried {
             tokio::task::spawn_local(Rc::clone(self).keep_connecting(peer, sepal_route::FIRST_BAN));

@@ -15,6 +15,7 @@ use crate::connection::Peer;
 use crate::error::{CallError, RemoteError};
 use crate::retry::{RelayBackoff, RetryBudget};
 use crate::shared::{InFlightCall, ServerUsage, SharedState};
+use crate::verify::Verifier;
 
 /// Servers of one model, shared by the tasks of the RPC thread.
 pub(crate) struct Servers {
@@ -34,20 +35,22 @@ pub(crate) struct Servers {
     /// Notified when a server has arrived or returned.
     pub(super) arrivals: Notify,
     pub(crate) relay_backoff: RelayBackoff,
+    pub(crate) verifier: Verifier,
 }
 
 impl Servers {
     pub(super) fn new(shared: SharedState) -> Result<Rc<Self>, RemoteError> {
         Ok(Rc::new(Self {
             span: shared.expected.remote_span(&shared.options)?,
-            shared,
             peers: RefCell::default(),
             infos: RefCell::default(),
             discovered: RefCell::default(),
             started: Instant::now(),
             arrivals: Notify::new(),
             relay_backoff: RelayBackoff::default(),
+            verifier: Verifier::new(shared.options.verify),
             unusable: RefCell::default(),
+            shared,
         }))
     }
 
@@ -85,11 +88,26 @@ impl Servers {
             tape_token_blocks: info.limits.tape_budget_bytes.checked_div(info.tape_token_bytes.into()),
         });
         let server = peer.endpoint.to_string();
-        self.shared.router.usage().push(ServerUsage { server, span: info.span, calls: 0, failures: 0 });
+        self.shared.router.usage().push(ServerUsage::new(server, info.span));
         peer.is_registered.set(true);
         self.peers.borrow_mut().push(peer);
         self.infos.borrow_mut().push(info.clone());
+        self.quarantine_banned();
         self.arrivals.notify_waiters();
+    }
+
+    /// Takes the servers that state a banned key out of all routes for good.
+    pub(crate) fn quarantine_banned(&self) {
+        for (i, peer) in self.peers.borrow().iter().enumerate() {
+            let server = ServerId(i);
+            if !self.verifier.is_banned(peer.key()) || self.router().is_quarantined(server) {
+                continue;
+            }
+            self.router().quarantine(server);
+            self.shared.router.usage()[i].quarantined = true;
+            peer.disconnect();
+            tracing::warn!(server = %peer.endpoint, "a server is not used: one with this key gave wrong results");
+        }
     }
 
     /// Returns the first blocks that no server holds, if there are any.
@@ -124,11 +142,14 @@ impl Servers {
         loop {
             let mut arrival = std::pin::pin!(self.arrivals.notified());
             arrival.as_mut().enable();
-            let planned = self.router().plan(span, &[tokens]);
+            let planned = self.router().plan_avoiding(span, &[tokens], budget.excluded());
             let missing = match planned {
                 Ok(plan) => return Ok(plan.routes.concat()),
                 Err(error) => uncovered_span(error)?,
             };
+            if let Some(error) = budget.undecided() {
+                return Err(error);
+            }
             let wait = self.options().wait();
             let remaining = budget.remaining(wait);
             tracing::warn!(
@@ -136,9 +157,10 @@ impl Servers {
                 missing.start(),
                 remaining.as_millis()
             );
+            self.probe_early(missing, remaining);
             // The next iteration finds out if a server has arrived or the time is over.
             let _ = tokio::time::timeout(remaining, arrival).await;
-            budget.check(wait, span)?;
+            self.check_budget(budget, span)?;
         }
     }
 }

@@ -1,0 +1,4 @@
+//! Clients of servers that misbehave.
+
+mod blame;
+mod fake_server;
