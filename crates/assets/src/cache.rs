@@ -5,8 +5,8 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use sepal_machine::durable::{self, PendingFile};
 use sha2::{Digest, Sha256};
-use tempfile::NamedTempFile;
 
 use crate::FetchError;
 
@@ -59,29 +59,29 @@ fn record_path(path: &Path) -> PathBuf {
 /// Temporary file for `path`, removed on drop unless persisted.
 #[derive(Debug)]
 pub(crate) struct Incoming {
-    file: NamedTempFile,
-    path: PathBuf,
+    file: PendingFile,
     pub(crate) record: Record,
 }
 
 impl Incoming {
     pub(crate) fn receive(content: impl Read, path: &Path) -> Result<Self, FetchError> {
-        let mut file = create_temporary(path)?;
+        let mut file = create_pending(path)?;
         let record = copy(content, &mut file).map_err(FetchError::io("write", path))?;
-        Ok(Self { file, path: path.to_owned(), record })
+        Ok(Self { file, record })
     }
 
     pub(crate) fn persist(self) -> Result<Record, FetchError> {
-        persist(self.file, &self.path)?;
-        self.record.save(&self.path)?;
+        let path = self.file.path().to_owned();
+        self.file.publish().map_err(FetchError::io("write", &path))?;
+        self.record.save(&path)?;
         Ok(self.record)
     }
 }
 
 pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> Result<(), FetchError> {
-    let mut file = create_temporary(path)?;
+    let mut file = create_pending(path)?;
     file.write_all(content).map_err(FetchError::io("write", path))?;
-    persist(file, path)
+    file.publish().map_err(FetchError::io("write", path))
 }
 
 /// Removes downloads that a killed process left more than a day ago.
@@ -97,15 +97,10 @@ pub(crate) fn remove_stale(folder: &Path, prefix: &str) {
     }
 }
 
-fn create_temporary(path: &Path) -> Result<NamedTempFile, FetchError> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder).map_err(FetchError::io("make the folder", folder))?;
-    tempfile::Builder::new().prefix(".incoming-").tempfile_in(folder).map_err(FetchError::io("write in", folder))
-}
-
-fn persist(file: NamedTempFile, path: &Path) -> Result<(), FetchError> {
-    file.as_file().sync_all().map_err(FetchError::io("sync", path))?;
-    file.persist(path).map(drop).map_err(|error| FetchError::io("write", path)(error.error))
+fn create_pending(path: &Path) -> Result<PendingFile, FetchError> {
+    let folder = durable::folder_of(path);
+    durable::create_folders(folder).map_err(FetchError::io("make the folder", folder))?;
+    PendingFile::create(path).map_err(FetchError::io("write in", folder))
 }
 
 fn copy(mut from: impl Read, to: &mut impl Write) -> io::Result<Record> {

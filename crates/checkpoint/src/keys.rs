@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 use std::path::Path;
 
+use sepal_core::{MAX_BLOCKS, MAX_HIDDEN};
 use serde_json::{Map, Value};
 
 use crate::error::OpenError;
@@ -67,11 +68,25 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// A number of blocks under the first of `keys` that is present and not `null`, else `default`.
+    pub(crate) fn blocks_of(&self, keys: &[&str], default: usize) -> Result<usize, OpenError> {
+        self.at_most(keys, self.count_of(keys, default)?, MAX_BLOCKS, "blocks")
+    }
+
     /// A number of experts under the first of `keys` that is present and not `null`, else `default`.
     pub(crate) fn experts_of(&self, keys: &[&str], default: usize) -> Result<usize, OpenError> {
-        let count = self.count_of(keys, default)?;
+        self.at_most(keys, self.count_of(keys, default)?, MAX_EXPERTS, "experts")
+    }
+
+    /// A size of hidden states under the first of `keys` that is present and not `null`, else `default`.
+    pub(crate) fn hidden_of(&self, keys: &[&str], default: usize) -> Result<usize, OpenError> {
+        self.at_most(keys, self.count_of(keys, default)?, MAX_HIDDEN, "numbers")
+    }
+
+    /// The count that is under the first of `keys` that is present, unless it is greater than that of any model.
+    pub(crate) fn at_most(&self, keys: &[&str], count: usize, greatest: usize, noun: &str) -> Result<usize, OpenError> {
         match keys.iter().find(|key| self.get(key).is_some()) {
-            Some(key) if count > MAX_EXPERTS => Err(self.wrong(key, format!("at most {MAX_EXPERTS} experts"))),
+            Some(key) if count > greatest => Err(self.wrong(key, format!("at most {greatest} {noun}"))),
             _ => Ok(count),
         }
     }

@@ -2,10 +2,10 @@
 //! opened that has only some of its files, or only pieces of them.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
 use std::path::Path;
+use std::{fs, io};
 
+use sepal_machine::durable;
 use serde::{Deserialize, Serialize};
 
 use crate::layout::file_name;
@@ -66,10 +66,6 @@ impl Outline {
 
     /// Writes the file completely or not at all, also if several processes do it.
     pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
-        let temporary = path.with_file_name(format!("{}.{}", file_name(path), std::process::id()));
-        let mut file = File::create(&temporary)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        file.sync_all()?;
-        fs::rename(temporary, path)
+        durable::write(path, &serde_json::to_vec(self)?)
     }
 }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use sepal_assets::Source;
 use sepal_catalog::{Catalog, PluginKind};
 use sepal_data::{Delimiter, Encoding, Template};
-use sepal_swarm::Addr;
+use sepal_swarm::{ListedServer, ListedServerError, Secret};
 use serde_json::Value;
 
 use crate::diagnose::Finding;
@@ -21,6 +21,7 @@ pub(crate) fn findings(value: &Value, catalog: &Catalog) -> Vec<Finding> {
     let model = &value["model"];
     sources(&KeyPath::keys(["model", "source"]), &model["source"], &mut findings);
     servers(&value["swarm"], &mut findings);
+    secret_file(&value["swarm"], &mut findings);
     noise(value, &mut findings);
     let evaluated = value["evaluate"]["every"] != "never";
     data(&KeyPath::keys(["data"]), &value["data"], evaluated, &mut findings);
@@ -68,10 +69,20 @@ fn sources(key: &KeyPath, value: &Value, findings: &mut Vec<Finding>) {
 fn servers(swarm: &Value, findings: &mut Vec<Finding>) {
     let key = KeyPath::keys(["swarm", "with", "servers"]);
     for (i, server) in swarm["with"]["servers"].as_array().into_iter().flatten().enumerate() {
-        if server.as_str().is_some_and(|text| text.parse::<Addr>().is_err()) {
-            let message = format!("expected HOST:PORT or unix:PATH, found {}", show(server));
-            findings.push(Finding::new(key.index(i), message));
-        }
+        let Some(Err(error)) = server.as_str().map(str::parse::<ListedServer>) else { continue };
+        let expected = match error {
+            ListedServerError::Addr(_) => "HOST:PORT or unix:PATH",
+            ListedServerError::Key { .. } => "a public key of 64 hexadecimal digits after `#`",
+        };
+        findings.push(Finding::new(key.index(i), format!("expected {expected}, found {}", show(server))));
+    }
+}
+
+/// Refuses the text of a secret, which a path would show and keep.
+fn secret_file(swarm: &Value, findings: &mut Vec<Finding>) {
+    if swarm["with"]["secret_file"].as_str().is_some_and(Secret::is_text) {
+        let message = "expected the path of a file, found the text of a secret";
+        findings.push(Finding::new(KeyPath::keys(["swarm", "with", "secret_file"]), message));
     }
 }
 

@@ -1,9 +1,13 @@
 //! Placement of a model's blocks.
 
+use std::path::PathBuf;
+
 use schemars::JsonSchema;
 use sepal_core::DType;
 use sepal_swarm::RemoteOptions;
 use serde::{Deserialize, Serialize};
+
+use crate::ticket::TicketSpec;
 
 /// Placement of the model's blocks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,6 +33,8 @@ impl SwarmSpec {
             SwarmSpec::Embedded(options) => RemoteOptions {
                 wire_dtype: options.wire_dtype,
                 micro_batch_tokens: options.micro_batch_tokens,
+                // The server is this process.
+                verify: 0.0,
                 ..RemoteOptions::default()
             },
             SwarmSpec::Static(options) => options.remote.clone(),
@@ -74,9 +80,14 @@ impl Default for EmbeddedSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StaticSpec {
-    /// Addresses of the servers, each `HOST:PORT` or `unix:PATH`, in any order. Together they hold all blocks.
+    /// Addresses of the servers, each `HOST:PORT` or `unix:PATH`, in any order. Together they hold all blocks. With a secret,
+    /// `HOST:PORT#KEY` also expects the server to have this public key.
     #[schemars(length(min = 1), extend("uniqueItems" = true))]
     pub servers: Vec<String>,
+    /// File of the secret of the servers, or of one derived from it. Connections are then encrypted, and servers without the
+    /// secret are refused; they are plain if not set.
+    #[serde(default)]
+    pub secret_file: Option<PathBuf>,
     /// Options of calls to servers.
     #[serde(flatten)]
     pub remote: RemoteOptions,
@@ -89,6 +100,10 @@ pub struct LanSpec {
     /// Name or address of the network interface to search; all interfaces if not set.
     #[serde(default)]
     pub interface: Option<String>,
+    /// File of the secret of the servers, or of one derived from it. Connections are then encrypted, and servers without the
+    /// secret are refused; they are plain if not set.
+    #[serde(default)]
+    pub secret_file: Option<PathBuf>,
     /// Options of calls to servers.
     #[serde(flatten)]
     pub remote: RemoteOptions,
@@ -98,8 +113,10 @@ pub struct LanSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct P2pSpec {
-    /// Ticket of the swarm, as `sepal serve --p2p` prints it, or the path of a file that holds it.
-    pub ticket: String,
+    /// Ticket of the swarm, as `sepal serve --p2p` prints it, or the path of a file that holds it. The folder of a run keeps the
+    /// path, and not the text.
+    #[schemars(with = "String")]
+    pub ticket: TicketSpec,
     /// Local address and UDP port, `IP:PORT`; any port on all interfaces if not set.
     #[serde(default)]
     pub bind: Option<std::net::SocketAddr>,

@@ -17,6 +17,7 @@ use crate::path::KeyPath;
 use crate::problem::{Problem, Problems};
 use crate::schema::{Choices, Form, choices, schema};
 use crate::spec::{HalvingSpec, Spec};
+use crate::ticket::withhold;
 use problems::MemberProblems;
 use settings::{apply, below};
 
@@ -72,6 +73,8 @@ impl Layers {
             sweep = in_written_order(fields.shift_remove(SWEEP).unwrap_or_default(), &layers);
             let mut whole = fields.clone();
             whole.insert(SWEEP.to_owned(), sweep.clone());
+            let mut whole = Value::Object(whole);
+            withhold(&mut whole);
             yaml = serde_saphyr::to_string(&whole).map_err(|error| unmerged(error.to_string()))?;
         }
         let mut findings = Vec::new();

@@ -34,8 +34,17 @@ pub(crate) fn parse_scalar(text: &str) -> Result<Value, String> {
     }
 }
 
+/// Most aliases of a file, and most events that they repeat: far above those of any pipeline, and few enough that the
+/// position of each repeated key can be recorded.
+const MAX_ALIASES: usize = 256;
+const MAX_REPEATED_EVENTS: usize = 50_000;
+
 fn options() -> Options {
-    serde_saphyr::options! { strict_booleans: true }
+    serde_saphyr::options! {
+        strict_booleans: true,
+        budget: serde_saphyr::budget! { max_aliases: MAX_ALIASES },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MAX_REPEATED_EVENTS },
+    }
 }
 
 /// Formats the error on one line, without excerpt and position.
@@ -80,6 +89,16 @@ mod tests {
             assert_eq!(parse_scalar(text).expect("a value"), expected, "{text}");
         }
         assert!(parse_scalar("[a, b").is_err());
+    }
+
+    #[test]
+    fn aliases_that_repeat_too_much_are_refused() {
+        let level = |(name, of): (char, char)| format!("{name}: &{name} [{}]\n", vec![format!("*{of}"); 9].join(","));
+        let levels: String = ('b'..='h').zip('a'..='g').map(level).collect();
+        assert!(parse(&format!("a: &a [1]\n{levels}")).is_err());
+        let many = format!("a: &a 1\nb: [{}]\n", vec!["*a"; MAX_ALIASES + 1].join(", "));
+        assert!(parse(&many).is_err());
+        assert!(parse("a: &a {x: 1}\nb: *a\nc: [*a, *a]\n").is_ok());
     }
 
     #[test]

@@ -1,8 +1,7 @@
 use std::collections::HashMap;
 use std::error::Error;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::BufWriter;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,7 +9,8 @@ use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, UInt32Array, UI
 use arrow::datatypes::{Schema, UInt32Type, UInt64Type};
 use arrow::ipc::reader::FileReader;
 use arrow::ipc::writer::FileWriter;
-use sepal_core::{Ragged, RowForm};
+use sepal_core::{Ragged, RowForm, catch_panic};
+use sepal_machine::durable::{self, PendingFile};
 use sha2::{Digest, Sha256};
 
 use crate::{Encode, Table, TokenSpec, TokenTable};
@@ -44,22 +44,20 @@ impl TokenCache {
             return None;
         }
         // A damaged file can make the decoder panic.
-        let found = catch_unwind(AssertUnwindSafe(|| read(&self.path))).ok().and_then(Result::ok);
+        let found = catch_panic(|| read(&self.path)).ok().and_then(Result::ok);
         if found.is_none() {
             tracing::warn!(path = %self.path.display(), "damaged cached tokens are replaced");
         }
         found
     }
 
-    /// Writes a temporary file and renames it.
+    /// Writes the file completely or not at all.
     pub(crate) fn store(&self, tokens: &TokenTable) -> Result<(), Box<dyn Error>> {
         let folder = self.path.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(folder)?;
-        let file = tempfile::Builder::new().prefix(".tokens-").tempfile_in(folder)?;
+        durable::create_folders(folder)?;
+        let file = PendingFile::create(&self.path)?;
         write(BufWriter::new(file.as_file()), tokens)?;
-        file.as_file().sync_all()?;
-        file.persist(&self.path)?;
-        Ok(())
+        Ok(file.publish()?)
     }
 }
 

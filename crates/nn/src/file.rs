@@ -8,6 +8,7 @@ use bytes::Bytes;
 use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use sepal_core::{DType, HostTensor, NamedHostTensor, ShapeError};
+use sepal_machine::durable::PendingFile;
 use serde::Serialize;
 
 /// Failed write. The previous file stays.
@@ -204,31 +205,14 @@ fn header(
     Ok(header)
 }
 
-/// Fills a temporary file beside `path`, syncs it and renames it to `path`.
+/// Fills a file that gets the name `path` when it is complete.
 fn write_atomically(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    {
-        // Usual mode of a new file; the umask applies.
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let temporary = builder.tempfile_in(folder)?;
-    let mut buffered = io::BufWriter::new(temporary.as_file());
+    let mut pending = PendingFile::create(path)?;
+    let mut buffered = io::BufWriter::new(&mut pending);
     fill(&mut buffered)?;
     buffered.flush()?;
     drop(buffered);
-    temporary.as_file().sync_all()?;
-    temporary.persist(path).map_err(|error| error.error)?;
-    // A rename is durable once the folder is synced; not every file system supports that.
-    if let Ok(folder) = std::fs::File::open(folder) {
-        folder.sync_all().ok();
-    }
-    Ok(())
+    pending.publish()
 }
 
 #[cfg(test)]

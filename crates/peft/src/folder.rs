@@ -1,9 +1,9 @@
 //! Folders that are written completely or not at all.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
+use sepal_machine::durable;
 use tempfile::TempDir;
 
 /// Error of writing a folder. A previous folder at its path is unchanged.
@@ -39,8 +39,8 @@ impl Staged {
     pub(crate) fn new(target: &Path, marker: &'static str, overwrite: bool) -> Result<Self, FolderError> {
         check(target, marker, overwrite)?;
         let io = |source| FolderError::Io { path: target.to_owned(), source };
-        let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        std::fs::create_dir_all(parent).map_err(io)?;
+        let parent = durable::folder_of(target);
+        durable::create_folders(parent).map_err(io)?;
         let mut builder = tempfile::Builder::new();
         #[cfg(unix)]
         {
@@ -48,7 +48,7 @@ impl Staged {
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(std::fs::Permissions::from_mode(0o777));
         }
-        let folder = builder.prefix(".writing-").tempdir_in(parent).map_err(io)?;
+        let folder = builder.prefix(durable::TEMPORARY_PREFIX).tempdir_in(parent).map_err(io)?;
         Ok(Self { folder, target: target.to_owned(), marker, overwrite })
     }
 
@@ -57,22 +57,19 @@ impl Staged {
     }
 
     pub(crate) fn write(&self, name: &str, content: &[u8]) -> Result<(), FolderError> {
-        let write = || {
-            let mut file = File::create(self.path().join(name))?;
-            file.write_all(content)?;
-            file.sync_all()
-        };
-        write().map_err(|source| FolderError::Io { path: self.target.join(name), source })
+        let written = durable::write(&self.path().join(name), content);
+        written.map_err(|source| FolderError::Io { path: self.target.join(name), source })
     }
 
     /// Moves the folder to its target and syncs it. Its files are synced already.
+    #[expect(clippy::disallowed_methods, reason = "the folder is synced after the last of several renames")]
     pub(crate) fn finish(self) -> Result<(), FolderError> {
         check(&self.target, self.marker, self.overwrite)?;
         let io = |source| FolderError::Io { path: self.target.clone(), source };
-        sync(self.folder.path());
-        let parent = self.folder.path().parent().unwrap_or(Path::new(".")).to_owned();
+        durable::sync_folder(self.folder.path()).map_err(io)?;
+        let parent = durable::folder_of(&self.target);
         // The previous folder is set aside until the new one is in place, and restored if that fails.
-        let aside = tempfile::Builder::new().prefix(".replaced-").tempdir_in(&parent).map_err(io)?;
+        let aside = tempfile::Builder::new().prefix(".replaced-").tempdir_in(parent).map_err(io)?;
         let before = aside.path().join("before");
         let replaces = self.target.exists();
         if replaces {
@@ -88,8 +85,7 @@ impl Staged {
         }
         // The folder has moved, so that there is nothing to delete.
         let _ = self.folder.keep();
-        sync(&parent);
-        Ok(())
+        durable::sync_folder(parent).map_err(io)
     }
 }
 
@@ -101,12 +97,6 @@ fn check(target: &Path, marker: &'static str, overwrite: bool) -> Result<(), Fol
         Ok(_) if !overwrite => Err(FolderError::Exists { path }),
         Ok(found) if found.is_dir() && target.join(marker).is_file() => Ok(()),
         Ok(_) => Err(FolderError::Foreign { path, expected: marker }),
-    }
-}
-
-fn sync(folder: &Path) {
-    if let Ok(folder) = File::open(folder) {
-        folder.sync_all().ok();
     }
 }
 

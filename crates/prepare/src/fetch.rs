@@ -44,6 +44,7 @@ pub fn fetch_parts(spec: &Spec, files: &ModelFiles, fetcher: &mut Fetcher<'_>) -
     let mut watch = watched("model", fetcher.observer, fetcher.stop);
     match (&spec.swarm, Span::new(0, spec.model.local_blocks.min(files.checkpoint.config().n_blocks))) {
         (SwarmSpec::Embedded(_) | SwarmSpec::None(_), _) => files.fetch(assets, Part::All, &mut watch)?,
+        (swarm, _) if swarm.remote().checks_locally() => files.fetch(assets, Part::All, &mut watch)?,
         (_, first) => {
             files.fetch(assets, Part::Ends, &mut watch)?;
             // No span if there are no local blocks.

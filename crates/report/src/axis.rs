@@ -2,6 +2,9 @@
 
 use crate::text;
 
+/// Most ticks of an axis behind the first one; about five are usual.
+const MAX_TICKS: i64 = 20;
+
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Axis {
     pub(crate) from: f64,
@@ -48,6 +51,8 @@ impl Axis {
     fn linear(from: f64, to: f64, step: f64) -> Self {
         let mut axis = Self { from, to, log: false, ticks: Vec::new() };
         let (first, last) = ((from / step - 1e-9).ceil() as i64, (to / step + 1e-9).floor() as i64);
+        // The step of the smallest and of the largest numbers is rounded to 0 or infinite.
+        let last = last.min(first.saturating_add(MAX_TICKS));
         let most = from.abs().max(to.abs());
         axis.ticks = (first..=last).map(|i| axis.tick(i as f64 * step, label(i as f64 * step, step, most))).collect();
         axis
@@ -99,7 +104,7 @@ fn label(number: f64, step: f64, most: f64) -> String {
     if most < 1e-3 {
         return text::scientific(number, 2);
     }
-    let places = usize::try_from(-((step / unit).log10() + 1e-9).floor() as i32).unwrap_or(0);
+    let places = usize::try_from(-((step / unit).log10() + 1e-9).floor() as i32).unwrap_or(0).min(300);
     let text = format!("{:.places$}", number / unit);
     format!("{}{name}", text.replace('-', "−"))
 }
@@ -110,6 +115,19 @@ mod tests {
 
     fn labels(axis: &Axis) -> Vec<&str> {
         axis.ticks.iter().map(|tick| tick.label.as_str()).collect()
+    }
+
+    #[test]
+    fn axes_of_any_numbers_have_few_ticks() {
+        let extremes = [0.0, 5e-324, 1e-320, 1e-300, 1.0, 1.0 + f64::EPSILON, 1e300, f64::MAX];
+        for low in extremes.into_iter().chain(extremes.map(|number: f64| -number)) {
+            for high in extremes.into_iter().filter(|high| *high >= low) {
+                for axis in [Axis::enclosing(low, high), Axis::exact(low, high)] {
+                    assert!(axis.ticks.len() <= 21, "{low} {high}");
+                }
+            }
+        }
+        assert!(Axis::powers(5e-324, f64::MAX).ticks.len() <= 21);
     }
 
     #[test]

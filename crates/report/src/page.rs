@@ -105,12 +105,42 @@ struct Folded<'a> {
     html: &'a str,
 }
 
-/// Replaces characters that HTML forbids, which external text may contain.
+/// Replaces characters that HTML forbids, and writes those that reorder others as escapes; external text may contain both.
+/// Joiners stay, because words of some languages need them.
 fn printable(page: String) -> String {
-    let forbidden = |c: char| {
-        (c.is_control() && !matches!(c, '\n' | '\t'))
-            || matches!(u32::from(c), 0xFDD0..=0xFDEF)
-            || u32::from(c) & 0xFFFE == 0xFFFE
-    };
-    if page.contains(forbidden) { page.replace(forbidden, "\u{fffd}") } else { page }
+    if !page.contains(|c| is_forbidden(c) || is_reordering(c)) {
+        return page;
+    }
+    let mut shown = String::with_capacity(page.len());
+    for c in page.chars() {
+        match c {
+            c if is_forbidden(c) => shown.push('\u{fffd}'),
+            c if is_reordering(c) => shown.extend(c.escape_unicode()),
+            c => shown.push(c),
+        }
+    }
+    shown
+}
+
+fn is_forbidden(c: char) -> bool {
+    (c.is_control() && !matches!(c, '\n' | '\t'))
+        || matches!(u32::from(c), 0xFDD0..=0xFDEF)
+        || u32::from(c) & 0xFFFE == 0xFFFE
+}
+
+/// True for characters that change the direction of a text.
+fn is_reordering(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::printable;
+
+    #[test]
+    fn pages_show_characters_that_reorder_others() {
+        let page = "<p>a\u{202e}b\u{7}c\u{200c}d\u{2066}</p>\n".to_owned();
+        assert_eq!(printable(page), "<p>a\\u{202e}b\u{fffd}c\u{200c}d\\u{2066}</p>\n");
+        assert_eq!(printable("plain\n".to_owned()), "plain\n");
+    }
 }

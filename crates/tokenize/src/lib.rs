@@ -30,6 +30,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod charsmap;
+mod check;
 mod error;
 mod gguf;
 mod input;

@@ -128,10 +128,6 @@ impl SideFiles {
         Ok(files)
     }
 
-    pub(crate) fn has_edits(&self) -> bool {
-        self.prefix_space.is_some()
-    }
-
     pub(crate) fn edit(&self, definition: &mut Value) {
         if let (Some(prefix_space), Some(pre_tokenizer)) = (self.prefix_space, definition.get_mut("pre_tokenizer")) {
             prefix_space.apply(pre_tokenizer);

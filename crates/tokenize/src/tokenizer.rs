@@ -1,9 +1,11 @@
 use std::path::Path;
 
+use sepal_core::{LibraryPanic, catch_panic};
 use sha2::{Digest, Sha256};
 use tokenizers::parallelism::MaybeParallelIterator;
 use tokenizers::{Encoding as Tokens, ModelWrapper, PostProcessor, PostProcessorWrapper, TruncationDirection};
 
+use crate::check::{check_definition, check_special_ids};
 use crate::error::{BatchError, BoxError, EncodeError, LoadError};
 use crate::gguf::{GgufVocab, VocabError, definition};
 use crate::input::Input;
@@ -83,20 +85,26 @@ impl Tokenizer {
     /// # Errors
     /// [`VocabError`] if the model or its pre-tokenizer is unknown, or the vocabulary is inconsistent.
     pub fn from_gguf_vocab(vocab: &GgufVocab) -> Result<Self, VocabError> {
-        let definition = definition(vocab)?;
-        serde_json::from_value(definition)
-            .map_err(BoxError::from)
-            .and_then(|inner| Self::new(inner, SideFiles::default()))
-            .map_err(|source| VocabError::Build { source })
+        Self::build(definition(vocab)?, SideFiles::default()).map_err(|source| VocabError::Build { source })
     }
 
     fn from_json(bytes: &[u8], side_files: SideFiles) -> Result<Self, BoxError> {
-        if !side_files.has_edits() {
-            return Self::new(serde_json::from_slice(bytes)?, side_files);
-        }
         let mut definition: serde_json::Value = serde_json::from_slice(bytes)?;
         side_files.edit(&mut definition);
-        Self::new(serde_json::from_value(definition)?, side_files)
+        Self::build(definition, side_files)
+    }
+
+    /// Builds the tokenizer of a definition. The library panics on inconsistent ones, some of them at the first text.
+    fn build(definition: serde_json::Value, side_files: SideFiles) -> Result<Self, BoxError> {
+        check_definition(&definition)?;
+        let built = catch_panic(|| -> Result<Self, BoxError> {
+            let tokenizer = Self::new(serde_json::from_value(definition)?, side_files)?;
+            // Not every vocabulary has a token for this text.
+            let tokens = tokenizer.inner.encode("a é1", false).unwrap_or_default();
+            let _ = tokenizer.post_process(tokens, None);
+            Ok(tokenizer)
+        });
+        built.unwrap_or_else(|panic| Err(inconsistent(&panic)))
     }
 
     fn new(mut inner: tokenizers::Tokenizer, side_files: SideFiles) -> Result<Self, BoxError> {
@@ -116,6 +124,7 @@ impl Tokenizer {
         let digest = hex::encode(hash.finalize());
         let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         let post = inner.get_post_processor().cloned();
+        check_special_ids(&serde_json::to_value(&post)?, vocab_size)?;
         inner.with_post_processor(None::<PostProcessorWrapper>);
         disable_sampling(&mut inner);
         Ok(Self { inner, post, vocab_size, digest, truncation_side })
@@ -172,12 +181,13 @@ impl Tokenizer {
     /// Text of a token id, including a leading space; `None` for unknown ids and for parts of characters.
     pub fn token_text(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)?;
-        self.inner.decode(&[id], false).ok().filter(|text| !text.is_empty() && !text.contains('\u{fffd}'))
+        let text = catch_panic(|| self.inner.decode(&[id], false)).ok()?.ok()?;
+        Some(text).filter(|text| !text.is_empty() && !text.contains('\u{fffd}'))
     }
 
     /// Text of these token ids, without special tokens; `None` if an id is unknown to the decoder.
     pub fn decode(&self, ids: &[u32]) -> Option<String> {
-        self.inner.decode(ids, true).ok()
+        catch_panic(|| self.inner.decode(ids, true)).ok()?.ok()
     }
 
     /// Side of long texts that truncation removes, by the tokenizer's files; right by default.
@@ -199,11 +209,11 @@ impl Tokenizer {
     pub(crate) fn input_tokens(&self, input: &Input<'_>) -> Result<Tokens, EncodeError> {
         let first = self.tokens(&input.first())?;
         let second = input.second().map(|text| self.tokens(text)).transpose()?;
-        self.post_process(first, second).map_err(|source| EncodeError::Model { source })
+        guarded(|| self.post_process(first, second))
     }
 
     fn tokens(&self, text: &str) -> Result<Tokens, EncodeError> {
-        self.inner.encode(text, false).map_err(|source| EncodeError::Model { source })
+        guarded(|| self.inner.encode(text, false))
     }
 
     /// Joins the sequences and adds the special tokens.
@@ -217,6 +227,16 @@ impl Tokenizer {
         }
         Ok(Tokens::merge(sequences, false))
     }
+}
+
+/// Calls the library, which panics if the definition is inconsistent.
+fn guarded<T>(call: impl FnOnce() -> Result<T, BoxError>) -> Result<T, EncodeError> {
+    let result = catch_panic(call).unwrap_or_else(|panic| Err(inconsistent(&panic)));
+    result.map_err(|source| EncodeError::Model { source })
+}
+
+fn inconsistent(panic: &LibraryPanic) -> BoxError {
+    format!("the definition of the tokenizer is inconsistent: {panic}").into()
 }
 
 /// Disables dropout of merges and sampling, which are for training from scratch, so that segmentation is deterministic.

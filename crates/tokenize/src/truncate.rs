@@ -5,6 +5,9 @@ use std::ops::Range;
 use crate::error::EncodeError;
 use crate::input::Input;
 
+/// Largest number of windows of one text. Each is a sequence of its own, and is found by a pass over the tokens of the text.
+pub(crate) const MAX_WINDOWS: usize = 1000;
+
 /// Side of a text that truncation removes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum TruncationSide {
@@ -83,7 +86,7 @@ pub(crate) fn retained_tokens(
 ///
 /// # Errors
 /// [`EncodeError::MaxLength`] if `truncation` is too small for one token of each text, [`EncodeError::Stride`] if a window
-/// would not begin after the one before it.
+/// would not begin after the one before it, [`EncodeError::Windows`] if there would be more than [`MAX_WINDOWS`].
 pub(crate) fn window_tokens(
     text_indices: &[Option<usize>],
     truncation: Truncation,
@@ -96,7 +99,12 @@ pub(crate) fn window_tokens(
         return Err(EncodeError::Stride { stride, room });
     }
     let last = count - room;
-    let starts = (0..last).step_by(room.saturating_sub(stride).max(1)).chain([last]);
+    let step = room.saturating_sub(stride).max(1);
+    let n_windows = last.div_ceil(step) + 1;
+    if n_windows > MAX_WINDOWS {
+        return Err(EncodeError::Windows { n_windows, n_tokens: count, max_windows: MAX_WINDOWS });
+    }
+    let starts = (0..last).step_by(step).chain([last]);
     Ok(starts.map(move |start| {
         let first =
             |text: usize| if longest == Some(text) { start } else { lengths.first_retained(text, truncation.side) };

@@ -12,7 +12,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`EncodeError::MaxLength`] if the limit is too small for one token of each text, [`EncodeError::Stride`] if the windows
-    /// share more tokens than they have room for.
+    /// share more tokens than they have room for, [`EncodeError::Windows`] if there are too many.
     pub fn encode_windows(
         &self,
         input: &Input<'_>,
@@ -60,7 +60,7 @@ mod tests {
 
     use super::*;
     use crate::input::Piece;
-    use crate::truncate::TruncationSide;
+    use crate::truncate::{MAX_WINDOWS, TruncationSide};
 
     /// Word-level tokenizer whose post-processor writes `[CLS] A [SEP] B [SEP]`.
     fn tokenizer() -> Tokenizer {
@@ -103,6 +103,20 @@ mod tests {
         let both_long = encode("e e e", "a b c d", 7);
         assert_eq!(both_long.iter().map(|window| window.n_truncated).collect::<Vec<_>>(), [1, 0]);
         assert_eq!(ids(both_long), [[1, 7, 7, 2, 3, 4, 2], [1, 7, 7, 2, 5, 6, 2]]);
+    }
+
+    #[test]
+    fn text_of_too_many_windows_is_an_error() {
+        let truncation = Truncation { max_length: 4, side: TruncationSide::Right };
+        let encode = |n_tokens: usize| {
+            let text = "a ".repeat(n_tokens);
+            tokenizer().encode_windows(&Input::new(&text, None), truncation, Windows { stride: 1 })
+        };
+        // A window has room for two tokens of the text, and begins one token after the one before it.
+        assert_eq!(encode(MAX_WINDOWS + 1).expect("encodes").len(), MAX_WINDOWS);
+        let error = encode(MAX_WINDOWS + 2).expect_err("one window too many");
+        assert!(error.to_string().contains("there would be 1001, at most 1000"), "{error}");
+        assert!(matches!(error, EncodeError::Windows { n_tokens: 1002, .. }));
     }
 
     #[test]

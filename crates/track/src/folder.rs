@@ -1,7 +1,8 @@
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use chrono::Local;
+use sepal_machine::durable;
 use serde::de::DeserializeOwned;
 
 use crate::records::MetricsLog;
@@ -29,11 +30,11 @@ impl RunFolder {
     /// [`WriteError`] if the folder cannot be created.
     pub fn create(parent: &Path, name: &str) -> Result<Self, WriteError> {
         let stamp = Local::now().format("%Y%m%d-%H%M%S").to_string();
-        std::fs::create_dir_all(parent).map_err(|source| WriteError { path: parent.to_owned(), source })?;
+        durable::create_folders(parent).map_err(|source| WriteError { path: parent.to_owned(), source })?;
         for attempt in 0.. {
             let suffix = if attempt == 0 { String::new() } else { format!("-{attempt}") };
             let path = parent.join(format!("{name}-{stamp}{suffix}"));
-            match std::fs::create_dir(&path) {
+            match create_durably(&path) {
                 Ok(()) => return Ok(Self { path }),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < 1000 => {}
                 Err(source) => return Err(WriteError { path, source }),
@@ -47,7 +48,7 @@ impl RunFolder {
     /// # Errors
     /// [`WriteError`] if the folder exists or cannot be created.
     pub fn create_at(path: &Path) -> Result<Self, WriteError> {
-        std::fs::create_dir(path).map_err(|source| WriteError { path: path.to_owned(), source })?;
+        create_durably(path).map_err(|source| WriteError { path: path.to_owned(), source })?;
         Ok(Self { path: path.to_owned() })
     }
 
@@ -82,16 +83,19 @@ impl RunFolder {
     }
 }
 
-/// Prefix of the names of temporary files.
-const TEMPORARY_PREFIX: &str = ".writing-";
+/// Creates a folder, and syncs the one that contains it.
+fn create_durably(path: &Path) -> io::Result<()> {
+    std::fs::create_dir(path)?;
+    durable::sync_folder(durable::folder_of(path))
+}
 
 /// Removes temporary files of killed processes from `folder`.
 ///
 /// # Errors
 /// [`io::Error`] if the folder cannot be listed.
 pub fn remove_partial_files(folder: &Path) -> io::Result<()> {
-    // `.tmp` is the prefix of other writers of this program.
-    let is_temporary = |name: &str| name.starts_with(TEMPORARY_PREFIX) || name.starts_with(".tmp");
+    // `.tmp` is the prefix of earlier versions.
+    let is_temporary = |name: &str| name.starts_with(durable::TEMPORARY_PREFIX) || name.starts_with(".tmp");
     for entry in std::fs::read_dir(folder)?.flatten() {
         if entry.file_name().to_str().is_some_and(is_temporary) {
             // Best effort: a file that stays does no harm.
@@ -111,28 +115,12 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
-/// Writes a file atomically: to a temporary file beside it, synced and renamed.
+/// Writes a file atomically, so that it survives a loss of power.
 ///
 /// # Errors
 /// [`WriteError`] if the write fails; the previous file stays.
 pub fn write_atomic(path: &Path, content: &[u8]) -> Result<(), WriteError> {
-    let write = || {
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(TEMPORARY_PREFIX);
-        #[cfg(unix)]
-        {
-            // Usual mode of a new file; the umask applies.
-            use std::os::unix::fs::PermissionsExt;
-            builder.permissions(std::fs::Permissions::from_mode(0o666));
-        }
-        let mut file = builder.tempfile_in(parent)?;
-        file.write_all(content)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        Ok(())
-    };
-    write().map_err(|source| WriteError { path: path.to_owned(), source })
+    durable::write(path, content).map_err(|source| WriteError { path: path.to_owned(), source })
 }
 
 #[cfg(test)]

@@ -93,6 +93,15 @@ pub struct ServerUsage {
     pub calls: u64,
     /// Number of failed calls, which were retried.
     pub failures: u64,
+    /// Number of answers that were computed again elsewhere and compared.
+    #[serde(default)]
+    pub checks: u64,
+    /// Number of answers that were wrong or disputed, and of wrong receipts.
+    #[serde(default)]
+    pub differences: u64,
+    /// True if the server was taken out of use because its results were wrong.
+    #[serde(default)]
+    pub quarantined: bool,
 }
 
 /// Nearest words of one soft prompt.
@@ -234,6 +243,11 @@ pub struct Traffic {
 }
 
 impl Manifest {
+    /// Servers that were taken out of use because their results were wrong.
+    pub fn quarantined(&self) -> impl Iterator<Item = &ServerUsage> {
+        self.servers.iter().filter(|usage| usage.quarantined)
+    }
+
     /// Reads the manifest of the run in `folder`.
     ///
     /// # Errors

@@ -3,6 +3,7 @@ use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 
+use sepal_machine::durable;
 use serde::{Deserialize, Serialize};
 
 use crate::{WriteError, nullable};
@@ -94,10 +95,12 @@ impl MetricsLog {
         let open = || {
             let file = File::options().create(true).read(true).append(true).open(&path)?;
             match file.try_lock() {
-                Ok(()) => Ok(file),
-                Err(TryLockError::WouldBlock) => Err(io::Error::other("another process uses this run")),
-                Err(TryLockError::Error(error)) => Err(error),
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Err(io::Error::other("another process uses this run")),
+                Err(TryLockError::Error(error)) => return Err(error),
             }
+            durable::sync_folder(durable::folder_of(&path))?;
+            Ok(file)
         };
         match open() {
             Ok(file) => Ok(Self { path, file }),

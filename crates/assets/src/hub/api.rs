@@ -19,6 +19,15 @@ use crate::{AssetOptions, HubSource, Kind};
 /// Longest pause that the hub may request.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
+/// Most bytes of an answer other than the content of a file.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// Most pages of a listing.
+const MAX_PAGES: usize = 10_000;
+
+/// Most files of a repository.
+const MAX_FILES: usize = 1_000_000;
+
 #[derive(Debug)]
 pub(crate) struct Api {
     client: Client,
@@ -153,8 +162,12 @@ impl Api {
     ) -> Result<Vec<Entry>, ApiError> {
         let mut url = self.api_url(id, &["tree", commit], Some(folder));
         url.set_query(deep.then_some("recursive=true"));
-        let (mut entries, mut next) = (Vec::new(), Some(url));
+        let (mut entries, mut next, mut n_pages) = (Vec::new(), Some(url), 0);
         while let Some(url) = next {
+            n_pages += 1;
+            if n_pages > MAX_PAGES || entries.len() > MAX_FILES {
+                return Err(ApiError::Refused(format!("it lists more than {MAX_FILES} files")));
+            }
             let (headers, body) = self.with_retries(|| self.get_body(url.clone())).await?;
             let page: Vec<ListedEntry> = serde_json::from_slice(&body)?;
             entries.extend(page.into_iter().filter_map(ListedEntry::file));
@@ -284,6 +297,9 @@ impl Api {
         let mut bytes = Vec::new();
         while let Some(chunk) = self.with_timeout(response.chunk()).await?? {
             bytes.extend_from_slice(&chunk);
+            if bytes.len() > MAX_ANSWER {
+                return Err(ApiError::Refused(format!("its answer has more than {MAX_ANSWER} bytes")));
+            }
         }
         Ok(bytes)
     }

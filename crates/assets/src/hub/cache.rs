@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
+use sepal_machine::durable;
 use sha2::{Digest, Sha256};
 
 use crate::cache::write_atomic;
@@ -126,7 +127,7 @@ impl Repository {
         let temporary = temporary.map_err(FetchError::io("write in", folder))?;
         let link = temporary.path().join("link");
         std::os::unix::fs::symlink(target, &link).map_err(FetchError::io("link", &file))?;
-        fs::rename(link, &file).map_err(FetchError::io("link", &file))?;
+        durable::rename(&link, &file).map_err(FetchError::io("link", &file))?;
         Ok(file)
     }
 

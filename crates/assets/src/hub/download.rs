@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use reqwest::{Response, StatusCode, Url};
+use sepal_machine::durable;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use tokio::time::{sleep, timeout};
@@ -223,8 +224,8 @@ impl Partial {
         let mut path = blob.as_os_str().to_owned();
         path.push(".incomplete");
         let path = PathBuf::from(path);
-        let folder = blob.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(folder).map_err(FetchError::io("make the folder", folder))?;
+        let folder = durable::folder_of(blob);
+        durable::create_folders(folder).map_err(FetchError::io("make the folder", folder))?;
         let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
         let file = file.map_err(FetchError::io("open", &path))?;
         let initial_hash = Hash::new(entry);
@@ -279,7 +280,7 @@ impl Partial {
 
     fn persist(self, blob: &Path) -> Result<(), FetchError> {
         self.file.sync_all().map_err(FetchError::io("sync", &self.path))?;
-        fs::rename(&self.path, blob).map_err(FetchError::io("write", blob))
+        durable::rename(&self.path, blob).map_err(FetchError::io("write", blob))
     }
 
     fn discard(self) {

@@ -15,9 +15,9 @@ use crate::keys::Keys;
 /// Reads sizes, epsilon and activation under the family's keys.
 pub(crate) fn sizes(keys: Keys<'_>, spec: &FamilySpec) -> Result<ModelConfig, OpenError> {
     let (names, defaults) = (&spec.keys, &spec.defaults);
-    let hidden = keys.count_of(names.hidden, defaults.hidden)?;
+    let hidden = keys.hidden_of(names.hidden, defaults.hidden)?;
     let n_heads = keys.count_of(names.n_heads, defaults.n_heads)?;
-    let n_blocks = keys.count_of(names.n_blocks, defaults.n_blocks)?;
+    let n_blocks = keys.blocks_of(names.n_blocks, defaults.n_blocks)?;
     let ffn = match (names.ffn, defaults.ffn) {
         (Some(key), Some(default)) => keys.count_of(&[key], default)?,
         (Some(key), None) => keys.optional_count(key)?.unwrap_or(4 * hidden),

@@ -1,6 +1,6 @@
 //! The shape of a model from GGUF metadata.
 
-use sepal_core::{Experts, Factors, ModelConfig, Rope, RopeScaling, ScoreRule, Window};
+use sepal_core::{Experts, Factors, MAX_BLOCKS, MAX_HIDDEN, ModelConfig, Rope, RopeScaling, ScoreRule, Window};
 use serde_json::Value;
 
 use crate::error::OpenError;
@@ -31,8 +31,10 @@ pub(super) fn read_model(file: Keys<'_>, store: &Store) -> Result<GgufModel, Ope
     let (family, gguf) = family(file, keys, architecture)?;
     refuse_scales(keys, gguf)?;
     let experts = gguf.experts.map(|spec| experts(keys, spec)).transpose()?;
-    let (hidden, n_heads) = (keys.count("embedding_length")?, keys.count("attention.head_count")?);
-    let (n_blocks, ffn) = (keys.count("block_count")?, ffn(keys, gguf, experts)?);
+    let [hidden_key, blocks_key] = ["embedding_length", "block_count"];
+    let hidden = keys.at_most(&[hidden_key], keys.count(hidden_key)?, MAX_HIDDEN, "numbers")?;
+    let n_blocks = keys.at_most(&[blocks_key], keys.count(blocks_key)?, MAX_BLOCKS, "blocks")?;
+    let (n_heads, ffn) = (keys.count("attention.head_count")?, ffn(keys, gguf, experts)?);
     let plain = family.plain(n_blocks, hidden, n_heads, ffn, vocab_size(keys, store)?);
     let n_kv_heads = keys.optional_count("attention.head_count_kv")?.unwrap_or(n_heads);
     if !n_heads.is_multiple_of(n_kv_heads) {

@@ -173,7 +173,7 @@ mod tests {
         };
         assert_eq!(length(NumberType::F32, &[]), Some((96, 4)));
         assert_eq!(length(NumberType::Q4_0, &[3, 64]), Some((96, 3 * 2 * 18)));
-        let invalid: [&[usize]; 4] = [&[], &[0], &[3, 33], &[usize::MAX, 64]];
+        let invalid: [&[usize]; 5] = [&[], &[0], &[3, 33], &[usize::MAX, 64], &[1 << 40, 0, 32]];
         for shape in invalid {
             assert_eq!(length(NumberType::Q4_0, shape), None, "{shape:?}");
         }

@@ -329,6 +329,8 @@ fn errors_name_file_and_key() {
     check("general.architecture", Some(Meta::String("mamba".into())), "phi3, qwen2, qwen2moe, qwen3");
     check("llama.block_count", None, "`llama.block_count` is missing");
     check("llama.block_count", Some(Meta::U32(0)), "`llama.block_count` is 0");
+    check("llama.block_count", Some(Meta::U32(5000)), "`llama.block_count` is 5000, expected at most 4096 blocks");
+    check("llama.embedding_length", Some(Meta::U32(1 << 21)), "at most 1048576 numbers");
     check("llama.embedding_length", Some(Meta::String("x".into())), "`llama.embedding_length` is \"x\"");
     check("llama.attention.head_count_kv", Some(Meta::U32(3)), "`llama.attention.head_count_kv` is 3");
     let per_block = Meta::Array(vec![Meta::U32(1), Meta::U32(2)]);

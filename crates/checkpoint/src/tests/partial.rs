@@ -154,6 +154,7 @@ fn parts_of_other_models_are_refused() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a test needs no sync")]
 fn renamed_parts_are_refused() {
     let parts = Parts::new("tiny-llama-gqa.gguf");
     let renamed = parts.folder.path().join("model.gguf");

@@ -13,10 +13,8 @@ mod partitions;
 mod text;
 mod text_batch;
 
-use std::any::Any;
 use std::fs::File;
 use std::io::{self, Read, Seek};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,6 +22,7 @@ use ::arrow::array::RecordBatch;
 use ::arrow::datatypes::SchemaRef;
 use ::arrow::error::ArrowError;
 use ::parquet::errors::ParquetError;
+use sepal_core::catch_panic;
 
 use crate::dialect::{Delimiter, Dialect};
 use crate::{BoxError, Format, json};
@@ -269,13 +268,7 @@ impl Batches {
 
 /// Turns a panic of a decoder into an error: damaged files contain offsets that are out of range.
 fn catch_panics<T>(decode: impl FnOnce() -> Result<T, DecodeError>) -> Result<T, DecodeError> {
-    catch_unwind(AssertUnwindSafe(decode))
-        .unwrap_or_else(|panic| Err(DecodeError::Broken(panic_message(&*panic).into())))
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("the decoder panicked").to_owned()
+    catch_panic(decode).unwrap_or_else(|panic| Err(DecodeError::Broken(panic.into())))
 }
 
 #[derive(Debug)]

@@ -2,12 +2,12 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
+use sepal_machine::durable::{PendingFile, folder_of};
 
 use super::WriteError;
 
 pub(super) enum Target {
-    File { file: NamedTempFile, path: PathBuf, overwrite: bool },
+    File { file: PendingFile, path: PathBuf, overwrite: bool },
     Stream(Box<dyn Write + Send>),
 }
 
@@ -21,21 +21,14 @@ impl Target {
             Ok(_) if !overwrite => return Err(WriteError::Exists { path }),
             _ => {}
         }
-        let name = path.file_name().ok_or_else(|| WriteError::NotAFile { path: path.clone() })?;
-        let prefix = format!(".{}.", name.to_string_lossy());
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(".part");
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            // The umask applies, as to any new file.
-            builder.permissions(fs::Permissions::from_mode(0o666));
+        if path.file_name().is_none() {
+            return Err(WriteError::NotAFile { path });
         }
-        let folder = folder(&path);
-        // The text of tempfile's error contains the temporary name. A missing folder is reported before.
+        let folder = folder_of(&path);
+        // The error's own text contains the temporary name. A missing folder is reported before.
         let folder_error = |source: io::Error| WriteError::Folder { folder: folder.to_owned(), source };
         fs::metadata(folder).map_err(folder_error)?;
-        let file = builder.tempfile_in(folder).map_err(|source| folder_error(source.kind().into()))?;
+        let file = PendingFile::create(&path).map_err(|source| folder_error(source.kind().into()))?;
         Ok(Target::File { file, path, overwrite })
     }
 
@@ -63,25 +56,12 @@ impl Target {
 
     pub(super) fn finish(self) -> Result<(), WriteError> {
         let Target::File { file, path, overwrite } = self else { return Ok(()) };
-        file.as_file().sync_all().map_err(|source| write_error(&path, source))?;
-        let named = if overwrite { file.persist(&path) } else { file.persist_noclobber(&path) };
-        match named {
-            Ok(_) => {}
-            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(WriteError::Exists { path });
-            }
-            Err(error) => return Err(write_error(&path, error.error)),
+        let published = if overwrite { file.publish() } else { file.publish_new() };
+        match published {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(WriteError::Exists { path }),
+            other => other.map_err(|source| write_error(&path, source)),
         }
-        // Syncs the name, too, on systems that can sync folders.
-        if let Ok(folder) = File::open(folder(&path)) {
-            folder.sync_all().ok();
-        }
-        Ok(())
     }
-}
-
-fn folder(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn write_error(path: &Path, source: io::Error) -> WriteError {

@@ -183,6 +183,7 @@ fn import_of_unsupported_tensors_is_refused() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a test needs no sync")]
 fn import_of_a_pickle_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     foreign(folder.path(), "PROMPT_TUNING", &[]);

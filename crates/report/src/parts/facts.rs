@@ -68,7 +68,7 @@ fn model(run: &Run) -> Vec<Line> {
 fn data(run: &Run) -> Vec<Line> {
     let data = &run.manifest.data;
     let rows = |rows: usize| text::counted(rows as u64, "row", "rows");
-    let share = data.truncated_rows as f64 / (data.train_rows + data.validation_rows) as f64;
+    let share = data.truncated_rows as f64 / data.train_rows.saturating_add(data.validation_rows) as f64;
     let length = run.options.get("data.max_length").map(|length| format!(" to {length} tokens")).unwrap_or_default();
     let truncated = match data.truncated_rows {
         0 => "no row".to_owned(),

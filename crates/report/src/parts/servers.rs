@@ -24,20 +24,25 @@ pub(crate) fn section(run: &Run) -> Option<Section> {
     if servers.is_empty() {
         parts.push(missing("The run did not write down which servers it used."));
     } else {
-        let (calls, failures) = servers.iter().fold((0, 0), |sum, one| (sum.0 + one.calls, sum.1 + one.failures));
+        let (calls, failures) = servers
+            .iter()
+            .fold((0_u64, 0_u64), |sum, one| (sum.0.saturating_add(one.calls), sum.1.saturating_add(one.failures)));
         let cut = if servers.len() > LISTED { format!("; the {LISTED} with the most calls") } else { String::new() };
         let (calls, failures) = (text::counted(calls, "call", "calls"), text::counted(failures, "failure", "failures"));
         let all = text::counted(servers.len() as u64, "server", "servers");
         let caption = format!("{all}, {calls}, {failures}{cut}");
-        let mut table = Table::new(caption, &["Server", "Blocks", "Calls", "Failures", "Failed"]);
+        let mut table = Table::new(caption, &["Server", "Blocks", "Calls", "Failures", "Failed", "Checked", "Wrong"]);
         let mut listed: Vec<_> = servers.iter().collect();
         if listed.len() > LISTED {
             listed.sort_by_key(|one| std::cmp::Reverse(one.calls));
             listed.truncate(LISTED);
         }
         let row = |one: &&ServerUsage| {
-            let failed = text::percent(one.failures as f64 / (one.calls + one.failures).max(1) as f64, 1);
-            let numbers = [text::cut(&one.blocks, 40), text::count(one.calls), text::count(one.failures), failed];
+            let failed = text::percent(one.failures as f64 / one.calls.saturating_add(one.failures).max(1) as f64, 1);
+            let wrong = text::count(one.differences);
+            let wrong = if one.quarantined { format!("{wrong}, quarantined") } else { wrong };
+            let [calls, failures, checks] = [one.calls, one.failures, one.checks].map(text::count);
+            let numbers = [text::cut(&one.blocks, 40), calls, failures, failed, checks, wrong];
             std::iter::once(Cell::cut(&one.server, 48)).chain(numbers.map(Cell::number)).collect()
         };
         table.rows = listed.iter().map(row).collect();

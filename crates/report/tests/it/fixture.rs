@@ -45,6 +45,7 @@ fn normal(seed: u64) -> f64 {
 
 impl RunFixture {
     /// Writes `PARENT/NAME/` and returns its path.
+    #[expect(clippy::disallowed_methods, reason = "a test needs no sync")]
     pub(crate) fn write(&self, parent: &Path, name: &str) -> PathBuf {
         let run = RunFolder::create(parent, name).expect("a run folder");
         self.manifest.save(&run).expect("a manifest");
@@ -180,7 +181,8 @@ pub(crate) fn evaluation(step: u64, rows: usize, loss: f64, metrics: &[(&str, f6
 }
 
 pub(crate) fn server(name: &str, blocks: &str, calls: u64, failures: u64) -> ServerUsage {
-    ServerUsage { server: name.into(), blocks: blocks.into(), calls, failures }
+    let (server, blocks) = (name.into(), blocks.into());
+    ServerUsage { server, blocks, calls, failures, checks: calls / 50, differences: 0, quarantined: false }
 }
 
 fn softmax(logits: &[f32]) -> Vec<f32> {
