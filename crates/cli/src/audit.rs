@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::args::{AuditArgs, PipelineArgs};
 use crate::console::Console;
 use crate::interrupt::stop_on_interrupt;
-use crate::output::{Failure, print};
+use crate::output::{Failure, print, print_json};
 use crate::pipeline_file::load;
 use crate::table::Table;
 use crate::units::grouped;
@@ -44,7 +44,7 @@ pub(crate) fn audit(registry: &Registry, args: &AuditArgs) -> Result<(), Failure
     let audit = classifier.audit(&options, &rows, &columns, &mut console, &stop)?;
     drop(console);
     match args.json {
-        true => print(&serde_json::to_string_pretty(&to_json(&audit))?),
+        true => print_json(&serde_json::to_string_pretty(&to_json(&audit))?),
         false => print(table(&audit).text()),
     }
 }

@@ -9,7 +9,7 @@ use sepal_track::{Calibration, Manifest, RunFolder};
 use crate::args::CalibrateArgs;
 use crate::console::Console;
 use crate::interrupt::stop_on_interrupt;
-use crate::output::{Failure, print};
+use crate::output::{Failure, print, print_progress};
 use crate::predict::{labelled_columns, labelled_splits, trained_spec};
 
 pub(crate) fn calibrate(registry: &Registry, args: &CalibrateArgs) -> Result<(), Failure> {
@@ -26,7 +26,7 @@ pub(crate) fn calibrate(registry: &Registry, args: &CalibrateArgs) -> Result<(),
     let (calibration, warnings) = classifier.calibrate(fits, &sources, &columns, &splits, &mut console, &stop)?;
     drop(console);
     for warning in warnings {
-        eprintln!("warning: {warning}");
+        print_progress(&format!("warning: {warning}"));
     }
     let lines = lines(&calibration);
     let manifest = Manifest { calibration: Some(calibration), ..Manifest::read(&args.run)? };

@@ -3,7 +3,7 @@
 use sepal_front::EngineReport;
 use sepal_machine::CUDA_LIBRARY;
 
-use crate::output::{Failure, print};
+use crate::output::{Failure, print_json};
 
 pub(crate) fn write() -> Result<(), Failure> {
     // The loaded libraries are files in the memory of this process.
@@ -13,5 +13,5 @@ pub(crate) fn write() -> Result<(), Failure> {
         cuda_devices: usize::try_from(tch::Cuda::device_count()).unwrap_or(0),
         has_cuda_library: maps.lines().any(|line| line.ends_with(CUDA_LIBRARY)),
     };
-    print(&serde_json::to_string(&report)?)
+    print_json(&serde_json::to_string(&report)?)
 }

@@ -13,9 +13,8 @@ use serde_json::{Value, json};
 
 use crate::args::ImportPeftArgs;
 use crate::downloads::Downloads;
-use crate::output::{Failure, describe, print};
+use crate::output::{Failure, describe, listed, print, print_progress};
 use crate::peft::{existing_folder, open_model, publishable_run};
-use crate::units::printable;
 
 /// Default maximum of tokens in a row, as usual for classifiers in transformers.
 const MAX_LENGTH: usize = 512;
@@ -40,10 +39,10 @@ pub(crate) fn import(registry: &Registry, args: &ImportPeftArgs) -> Result<(), F
     let checkpoint = model.as_ref().map(|model| &model.checkpoint);
     let import = Import::open(&options, checkpoint, &asset.path, &args.out).map_err(import_failure)?;
     for notice in import.notices() {
-        eprintln!("note: {notice}");
+        print_progress(&format!("note: {notice}"));
     }
     if import.has_assumed_labels() {
-        eprintln!("note: --labels sets other names of labels");
+        print_progress("note: --labels sets other names of labels");
     }
     let imported = match (exported_run(registry, args, &import, model.as_ref())?, model) {
         (Some(exported), _) => Some(exported),
@@ -58,7 +57,7 @@ fn fetch(folder: &Source) -> Result<Asset, Failure> {
     let asset = Assets::from_env().fetch(folder, Kind::Adapter, &mut downloads.watch())?;
     drop(downloads);
     if asset.commit.is_some() {
-        eprintln!("using {}", asset.pinned());
+        print_progress(&format!("using {}", asset.pinned()));
     }
     Ok(asset)
 }
@@ -66,7 +65,7 @@ fn fetch(folder: &Source) -> Result<Asset, Failure> {
 fn finish(args: &ImportPeftArgs, import: Import, imported: Option<ImportedRun>) -> Result<(), Failure> {
     let modes: Vec<&str> = import.modes().iter().map(|mode| mode.name.as_str()).collect();
     let (tuning, description) = (modes.join(" and "), import.description());
-    let (labels, is_foreign) = (printable(&import.labels().join(", ")), import.is_foreign());
+    let (labels, is_foreign) = (listed(import.labels()), import.is_foreign());
     let adapter = import.finish(imported.as_ref().map(|imported| &imported.run)).map_err(import_failure)?;
     print(&format!("wrote {}: {tuning}, {description}, labels {labels}", adapter.display()))?;
     let Some(ImportedRun { spec, .. }) = imported else { return Ok(()) };
@@ -96,7 +95,7 @@ fn exported_run(
     let (run, _) = match publishable_run(registry, &Layers::text("the export's pipeline", pipeline), manifest) {
         Ok(run) => run,
         Err(problem) => {
-            eprintln!("note: the adapter is imported without its run: {}", describe(&*problem));
+            print_progress(&format!("note: the adapter is imported without its run: {}", describe(&*problem)));
             return Ok(None);
         }
     };
@@ -136,7 +135,7 @@ fn new_run(
     let mut task = json!({ "labels": import.labels() });
     if import.multi_label() && import.labels().len() > 1 {
         task["multi_label"] = json!(true);
-        eprintln!("note: any number of labels may apply to a text, as config.json says (problem_type)");
+        print_progress("note: any number of labels may apply to a text, as config.json says (problem_type)");
     }
     // Layers take smaller steps than prompts.
     let lr = if import.prefix_len() > 0 { 3.0e-3 } else { 1.0e-3 };
@@ -152,7 +151,7 @@ fn new_run(
     let spec =
         Layers::text("the new pipeline", pipeline.to_string()).sets(settings(args)?).load(registry.catalog())?.spec;
     if let Some(notice) = assumptions(args, &spec) {
-        eprintln!("note: {notice}");
+        print_progress(&format!("note: {notice}"));
     }
     let manifest = adopted(&spec, registry, model, &import.adapter())?;
     Ok(ImportedRun { run: Run { pipeline: spec.to_yaml()?, manifest }, spec })

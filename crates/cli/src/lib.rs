@@ -30,6 +30,7 @@ mod push;
 mod run;
 mod runs;
 mod serve;
+mod serve_memory;
 #[cfg(feature = "gateway")]
 mod serve_task;
 #[cfg(feature = "gateway")]

@@ -5,7 +5,7 @@ use sepal_peft::{FolderError, MergeError, MergeOptions, Merged};
 use sepal_plugin::Registry;
 
 use crate::args::MergeArgs;
-use crate::output::{Failure, print};
+use crate::output::{Failure, listed, print, print_progress};
 use crate::peft::{TrainedRun, existing_folder, open_model};
 
 pub(crate) fn merge(registry: &Registry, args: &MergeArgs) -> Result<(), Failure> {
@@ -21,9 +21,9 @@ pub(crate) fn merge(registry: &Registry, args: &MergeArgs) -> Result<(), Failure
     let merged = sepal_peft::merge(&options, &model.asset.path, &model.checkpoint, &run.adapter(), &args.out);
     let Merged { description, class, changed, labels, notices, .. } = merged.map_err(|error| failure(error, args))?;
     for notice in notices {
-        eprintln!("note: {notice}");
+        print_progress(&format!("note: {notice}"));
     }
-    let labels = labels.join(", ");
+    let labels = listed(&labels);
     print(&format!("wrote {}: {class} with {description} in {changed} tensors, labels {labels}", args.out.display()))?;
     print(&format!(
         "`AutoModelForSequenceClassification.from_pretrained(\"{}\")` of transformers loads it",

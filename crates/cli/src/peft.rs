@@ -14,8 +14,7 @@ use sepal_track::{Calibration, Manifest};
 
 use crate::args::ExportPeftArgs;
 use crate::downloads::Downloads;
-use crate::output::{Failure, print};
-use crate::units::printable;
+use crate::output::{Failure, listed, print, print_progress};
 
 pub(crate) fn export(registry: &Registry, args: &ExportPeftArgs) -> Result<(), Failure> {
     let run = TrainedRun::open(registry, &args.run, &args.model)?;
@@ -39,14 +38,10 @@ pub(crate) fn export(registry: &Registry, args: &ExportPeftArgs) -> Result<(), F
     let exported =
         sepal_peft::export(&options, &model.checkpoint, &run.adapter(), &args.folder).map_err(export_failure)?;
     for notice in &exported.notices {
-        eprintln!("note: {notice}");
+        print_progress(&format!("note: {notice}"));
     }
     let Exported { description, form, labels, .. } = &exported;
-    print(&format!(
-        "wrote {}: {description} as {form}, labels {}",
-        args.folder.display(),
-        printable(&labels.join(", "))
-    ))?;
+    print(&format!("wrote {}: {description} as {form}, labels {}", args.folder.display(), listed(labels)))?;
     if let Some(verified) = exported.verified {
         print(&format!(
             "verified: logits of {} rows differ by at most {:.1e}; the largest is {:.3}",
@@ -145,7 +140,7 @@ pub(crate) fn publishable_run(
 
 fn portable_run(registry: &Registry, run: &Path, manifest: Option<Manifest>) -> Result<Option<Run>, Failure> {
     let Some(manifest) = manifest else {
-        eprintln!("note: the run has no manifest.json; the export will not contain its template or other facts");
+        print_progress("note: the run has no manifest.json; the export will not contain its template or other facts");
         return Ok(None);
     };
     let (run, _) = publishable_run(registry, &Layers::read(&run.join("pipeline.yaml"))?, &manifest)?;

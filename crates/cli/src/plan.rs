@@ -11,7 +11,7 @@ use sepal_plugin::Registry;
 use crate::args::{PipelineArgs, PlanArgs};
 use crate::console::Console;
 use crate::interrupt::stop_on_interrupt;
-use crate::output::{Failure, print};
+use crate::output::{Failure, print, print_json};
 use crate::pipeline_file::load;
 use crate::table::Table;
 use crate::units::{clock, grouped, size};
@@ -27,7 +27,7 @@ pub(crate) fn plan(registry: &Registry, args: &PlanArgs) -> Result<(), Failure> 
     let plan = sepal_pipeline::plan::plan(&spec, registry, probe, &mut console, &stop)?;
     drop(console);
     match args.json {
-        true => print(&serde_json::to_string_pretty(&plan)?),
+        true => print_json(&serde_json::to_string_pretty(&plan)?),
         false => print(&text(&plan, args, stop.load(Ordering::Relaxed))),
     }
 }

@@ -1,12 +1,13 @@
 //! `sepal predict` and `sepal evaluate`: predictions and metrics of a trained run.
 
-use std::io::{self, BufRead, BufReader, Cursor, IsTerminal, Read};
+use std::io::{self, BufRead, BufReader, Cursor, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use sepal_assets::Sources;
 use sepal_config::Spec;
+use sepal_core::visible;
 use sepal_data::{
     BadRowPolicy, Dialect, EncodedRow, Format, OutputSpec, Passthrough, PredictionRef, PredictionWriter, ReadError,
     RowSpec, RowStream, RowTexts, Rows, TableSpec, VALIDATION_SPLITS, WriteError,
@@ -20,11 +21,11 @@ use crate::abstain::check_abstaining;
 use crate::args::{EvaluateArgs, LabelledArgs, PipelineArgs, PredictArgs};
 use crate::console::Console;
 use crate::interrupt::stop_on_interrupt;
-use crate::output::{Failure, print};
+use crate::output::{Failure, VisibleLines, print, print_json, print_progress};
 use crate::pipeline_file::load;
 use crate::runs::{self, NamedRun};
 use crate::status_line::StatusLine;
-use crate::units::{grouped, printable};
+use crate::units::grouped;
 
 const STANDARD: &str = "-";
 const CHUNK_ROWS: usize = 1024;
@@ -200,12 +201,12 @@ pub(crate) fn evaluate(registry: &Registry, args: &EvaluateArgs) -> Result<(), F
     }
     if args.json {
         let json = json!({ "rows": record.rows, "loss": record.loss, "metrics": record.metrics });
-        return print(&serde_json::to_string_pretty(&json)?);
+        return print_json(&serde_json::to_string_pretty(&json)?);
     }
     let mut lines = vec![format!("{:<16} {}", "rows", grouped(record.rows as u64))];
     let headline = record.metrics.get_key_value(&evaluation.headline);
     let others = record.metrics.iter().filter(|(name, _)| **name != evaluation.headline);
-    let metrics = headline.into_iter().chain(others).map(|(name, value)| format!("{:<16} {value:.4}", printable(name)));
+    let metrics = headline.into_iter().chain(others).map(|(name, value)| format!("{:<16} {value:.4}", visible(name)));
     lines.extend(metrics);
     lines.push(format!("{:<16} {:.4}", "loss", record.loss));
     print(&lines.join("\n"))
@@ -264,7 +265,9 @@ fn input(args: &PredictArgs, facts: &DataFacts, trained: Dialect) -> Result<RowS
         && found != facts.text
     {
         let column = &facts.text;
-        eprintln!("note: there is no column `{column}`; texts are taken from `{found}` (--text names another)");
+        print_progress(&format!(
+            "note: there is no column `{column}`; texts are taken from `{found}` (--text names another)"
+        ));
     }
     Ok(rows)
 }
@@ -282,7 +285,7 @@ fn read_as_trained(read: impl Fn(Dialect) -> Result<RowStream, ReadError>, train
     let delimiter = used.delimiter.map(|delimiter| format!("delimiter `{delimiter}`"));
     let encoding = used.encoding.map(|encoding| format!("encoding {encoding}"));
     let used: Vec<String> = delimiter.into_iter().chain(encoding).collect();
-    eprintln!("note: the input is read with {}, as the training rows were", used.join(" and "));
+    print_progress(&format!("note: the input is read with {}, as the training rows were", used.join(" and ")));
     Some(rows)
 }
 
@@ -369,7 +372,12 @@ fn output(
     let specs = specs.collect::<Result<Vec<_>, _>>()?;
     if args.output == Path::new(STANDARD) {
         let format = args.output_format.unwrap_or(Format::Csv);
-        return PredictionWriter::to_writer(io::stdout(), format, specs, &rows.row_schema()).map_err(with_option);
+        // Rows of a file could change a terminal.
+        let out: Box<dyn Write + Send> = match io::stdout().is_terminal() {
+            true => Box::new(VisibleLines::new(io::stdout())),
+            false => Box::new(io::stdout()),
+        };
+        return PredictionWriter::to_writer(out, format, specs, &rows.row_schema()).map_err(with_option);
     }
     PredictionWriter::create(&args.output, specs, &rows.row_schema()).map_err(with_option)
 }

@@ -5,7 +5,7 @@ use sepal_peft::PublishError;
 
 use crate::args::PushArgs;
 use crate::downloads::Downloads;
-use crate::output::{Failure, print};
+use crate::output::{Failure, print, print_progress};
 
 pub(crate) fn push(args: &PushArgs) -> Result<(), Failure> {
     let Source::Hub(to) = &args.to else {
@@ -13,7 +13,7 @@ pub(crate) fn push(args: &PushArgs) -> Result<(), Failure> {
     };
     let publishable = sepal_peft::check_publishable(&args.folder).map_err(publish_failure)?;
     for notice in &publishable.notices {
-        eprintln!("note: {notice}");
+        print_progress(&format!("note: {notice}"));
     }
     let options = PushOptions { message: args.message.clone(), private: args.private };
     let mut uploads = Downloads::uploads();

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sepal_assets::{Assets, FetchEvent};
 use sepal_blocks::{LoadError, Placement};
@@ -13,26 +13,33 @@ use sepal_core::{Device, Span};
 use sepal_discover::{Discovery, ServerRecord};
 use sepal_pipeline::ModelFiles;
 use sepal_route::{BALANCE_QUALITY, ServerThroughput, better_span, weakest_span};
-use sepal_server::memory::{self, BlockSizes, DeviceMemory, MemoryRequest};
+use sepal_server::memory::{self, BlockSizes, DeviceMemory, MemoryNeed, MemoryRequest};
 use sepal_server::{BlockServer, DeviceStacks, Limits, ModelIdentity, ServerOptions};
 use sepal_status::{StatusServer, View};
+use sepal_swarm::IdentityKey;
 
 use crate::args::ServeArgs;
 use crate::downloads::Downloads;
 use crate::interrupt::on_interrupt;
 use crate::network::{Announcement, Network};
 use crate::output::{Failure, describe, print};
+use crate::serve_memory::{ClientMemory, MemoryOptions};
 use crate::units::size;
+
+/// Time between checks that the server still computes.
+const STOP_CHECK: Duration = Duration::from_secs(1);
 
 /// Serves until Ctrl-C or SIGTERM, then finishes the work that clients have begun.
 pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
+    sepal_connections::raise_open_file_limit();
     let model = ServedModel::open(args)?;
     let checkpoint = &model.files.checkpoint;
     let all_blocks = Span::new(0, checkpoint.config().n_blocks)?;
     if let Some(span) = args.blocks.filter(|&span| !all_blocks.covers(span)) {
         return Err(format!("serve blocks {span}: the model has blocks {all_blocks}").into());
     }
-    let mut network = Network::open(args)?;
+    let key = Arc::new(server_key(args)?);
+    let mut network = Network::open(args, &key)?;
     let identity = ModelIdentity::from_checkpoint(checkpoint).with_formats(args.weights, args.compute_format());
     let (discovery, digest) = (network.discovery(), identity.digest.clone());
     let swarm = Swarm { discovery, digest, n_blocks: all_blocks.len() };
@@ -44,7 +51,9 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
         None => swarm.weakest_span(affordable_blocks(args, &sizes, &free))?,
     };
     // A server that moves takes as many blocks again.
-    check_memory(args, &sizes, span, &free)?;
+    let need = check_memory(args, &sizes, span, &free)?;
+    let available = free.total().map(|bytes| bytes.saturating_sub(need.weights + need.loading));
+    let options = options(args, checkpoint, ClientMemory::new(args.into(), available)?, &key);
     // Signals are not handled yet, so that Ctrl-C ends the download at once.
     model.bring(span, &AtomicBool::new(false))?;
     let stop = Stop::on_signal()?;
@@ -53,7 +62,7 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let _withdrawal = WithdrawOnDrop(network.discovery());
     let (mut previous, mut failed) = (None, None);
     loop {
-        let server = match start(args, &mut network, checkpoint, identity.clone(), span) {
+        let server = match start(args, &mut network, checkpoint, identity.clone(), options.clone(), span) {
             Ok(server) => server,
             Err(error) => {
                 let Some(old) = previous.take() else { return Err(error) };
@@ -75,6 +84,9 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
         };
         status_page.view.show(Some(Arc::clone(server.stats())));
         let Some(better) = model.next_span(args, &stop, &swarm, &server, &mut failed) else {
+            if server.stats().has_failed() {
+                return Err("serve blocks: the thread of computations has ended by a bug, see the log".into());
+            }
             tracing::info!("leaving: no new work is accepted; clients have {} s to finish theirs", args.drain_s);
             // The announcement stays while the server drains: clients need its name until their work is done.
             server.drain(Duration::from_secs(args.drain_s));
@@ -96,11 +108,21 @@ fn start(
     network: &mut Network,
     checkpoint: &Checkpoint,
     identity: ModelIdentity,
+    options: ServerOptions,
     span: Span,
 ) -> Result<BlockServer, Failure> {
     let place = |&device: &Device| Placement::on(device, args.weights, identity.compute);
     let placements = args.devices.iter().map(place).collect::<Result<Vec<Placement>, LoadError>>()?;
-    network.start(DeviceStacks::load(checkpoint, span, &placements)?, identity, options(args))
+    network.start(DeviceStacks::load(checkpoint, span, &placements)?, identity, options)
+}
+
+/// Returns the key that identifies the server on secured connections and signs receipts: that of the identity file, if one is
+/// named, or else a new one.
+fn server_key(args: &ServeArgs) -> Result<IdentityKey, Failure> {
+    Ok(match &args.identity {
+        Some(path) => IdentityKey::read_or_create(path)?,
+        None => IdentityKey::generate()?,
+    })
 }
 
 /// Model to serve; some of its shards may not be fetched yet.
@@ -168,11 +190,16 @@ impl StatusPage {
     fn start(args: &ServeArgs, network: &Network, server: &BlockServer) -> Result<Self, Failure> {
         let view = Arc::new(View::new(server.endpoint().to_string(), network.discovery()));
         let http = args.http.map(|addr| StatusServer::start(addr, Arc::clone(&view))).transpose()?;
-        if let Some(ticket) = network.ticket() {
-            print(&format!("ticket {ticket}"))?;
-            if let Some(path) = &args.ticket_file {
+        if let Some(notice) = network.secret_notice() {
+            print(&notice)?;
+        }
+        match (network.ticket(), &args.ticket_file) {
+            (Some(ticket), Some(path)) => {
                 ticket.write(path).map_err(|error| format!("write the ticket into {}: {error}", path.display()))?;
+                print(&format!("ticket in {}", path.display()))?;
             }
+            (Some(ticket), None) => print(&format!("ticket {ticket}"))?,
+            (None, _) => {}
         }
         if let Some(http) = &http {
             print(&format!("status on http://{}/", http.addr()))?;
@@ -236,18 +263,33 @@ fn wait(
     failed: Option<Span>,
 ) -> Option<Span> {
     if args.blocks.is_some() || swarm.discovery.is_none() {
-        // The signal handler lives as long as the process, so that `recv` does not fail.
-        let _ = stopped.recv();
+        while !is_stopped(stopped, server, STOP_CHECK) {}
         return None;
     }
     loop {
         // The jitter keeps the servers of a swarm from moving at the same time.
         let pause = Duration::from_secs(args.balance_s).mul_f64(rand::random_range(0.5..1.5));
-        if stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
+        if is_stopped(stopped, server, pause) {
             return None;
         }
         if let Some(span) = swarm.better_span(server).filter(|span| Some(*span) != failed) {
             return Some(span);
+        }
+    }
+}
+
+/// Waits for at most `pause`. True after a stop signal, or if the server has stopped by itself.
+fn is_stopped(stopped: &Receiver<()>, server: &BlockServer, pause: Duration) -> bool {
+    let deadline = Instant::now() + pause;
+    loop {
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        // The signal handler lives as long as the process, so that the channel stays open.
+        let signal = stopped.recv_timeout(remaining.min(STOP_CHECK));
+        if signal != Err(RecvTimeoutError::Timeout) || server.stats().has_failed() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
         }
     }
 }
@@ -263,9 +305,9 @@ fn affordable_blocks(args: &ServeArgs, sizes: &BlockSizes, free: &DeviceMemory) 
     fitting.max(1)
 }
 
-/// Checks that the blocks fit into the free memory, and says so if it is unknown.
-fn check_memory(args: &ServeArgs, sizes: &BlockSizes, span: Span, free: &DeviceMemory) -> Result<(), Failure> {
-    let options = "--blocks, --weights, --tape-budget-mb";
+/// Checks that the blocks fit into the free memory, and says so if it is unknown. Returns their need.
+fn check_memory(args: &ServeArgs, sizes: &BlockSizes, span: Span, free: &DeviceMemory) -> Result<MemoryNeed, Failure> {
+    let options = "--blocks, --weights, --max-memory, --tape-budget-mb";
     let checked = free.check(sizes, span, memory_request(args));
     let need = checked.map_err(|error| format!("{error} ({options})"))?;
     if let Some(device) = free.unknown() {
@@ -275,31 +317,32 @@ fn check_memory(args: &ServeArgs, sizes: &BlockSizes, span: Span, free: &DeviceM
             memory::FREE_MB
         );
     }
-    Ok(())
+    Ok(need)
 }
 
 fn memory_request(args: &ServeArgs) -> MemoryRequest {
+    let [tape_bytes, adapter_bytes] = MemoryOptions::from(args).requested_parts();
     MemoryRequest {
         // Each device is checked by itself.
         device: Device::default(),
         format: args.weights,
         compute: args.compute_format(),
-        tape_bytes: args.tape_budget_mb << 20,
-        adapter_bytes: args.adapter_memory_mb << 20,
+        tape_bytes,
+        adapter_bytes,
     }
 }
 
-fn options(args: &ServeArgs) -> ServerOptions {
+fn options(args: &ServeArgs, checkpoint: &Checkpoint, memory: ClientMemory, key: &Arc<IdentityKey>) -> ServerOptions {
+    let pace = args.pace_us.map(Duration::from_micros);
     let limits = Limits {
         max_rows: args.max_rows,
         max_tokens: args.max_tokens,
-        max_message_bytes: args.max_message_mb << 20,
-        tape_budget_bytes: args.tape_budget_mb << 20,
-        client_bytes: args.client_memory_mb << 20,
-        shared_bytes: args.adapter_memory_mb << 20,
+        max_message_bytes: args.max_message_mb.saturating_mul(1 << 20),
+        ..Limits::default()
     };
-    let pace = args.pace_us.map(Duration::from_micros);
-    ServerOptions { limits, threads: args.threads, pace, name: args.name.clone(), ..ServerOptions::default() }
+    let (threads, max_connections, name) = (args.threads, args.max_connections, args.name.clone());
+    let options = memory.server_options(limits, checkpoint.config());
+    ServerOptions { threads, pace, name, key: Some(Arc::clone(key)), max_connections, ..options }
 }
 
 /// Stop signal of the process, as an event and as a flag.

@@ -16,11 +16,10 @@ use crate::advice::advice;
 use crate::args::{PipelineArgs, ServeTaskArgs};
 use crate::console::Console;
 use crate::interrupt::on_interrupt;
-use crate::output::{Failure, describe, print};
+use crate::output::{Failure, describe, listed, print};
 use crate::pipeline_file::load;
 use crate::runs;
 use crate::session_classifier::{SessionClassifier, info};
-use crate::units::printable;
 
 /// First pause before a new search for servers; each further pause is twice as long.
 const MIN_BACKOFF: Duration = Duration::from_secs(1);
@@ -29,6 +28,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(30);
 const STACK_BYTES: usize = 8 << 20;
 
 pub(crate) fn serve(registry: &Registry, args: &ServeTaskArgs) -> Result<(), Failure> {
+    sepal_connections::raise_open_file_limit();
     let runs = served_runs(registry, args)?;
     let options = options(args)?;
     warn_if_public(&options);
@@ -145,7 +145,7 @@ impl Host<'_> {
         check_abstaining(self.args.abstain_below, classifier.task())?;
         let info = info(&classifier)?;
         let Some(session) = with_servers(worker, || classifier.session())? else { return Ok(()) };
-        let serving = format!("serving {}: {}", worker.name(), printable(&info.labels.join(", ")));
+        let serving = format!("serving {}: {}", worker.name(), listed(&info.labels));
         let is_remote = !matches!(spec.swarm, SwarmSpec::None(_) | SwarmSpec::Embedded(_));
         let mut classify = SessionClassifier { session, kind: info.kind, is_remote };
         // A closed standard output does not stop the service.
@@ -206,6 +206,7 @@ fn options(args: &ServeTaskArgs) -> Result<Options, Failure> {
         max_requests: args.max_requests,
         max_model_requests: args.max_model_requests,
         max_model_rows: args.max_model_rows,
+        max_models: args.max_models,
         max_connections: args.max_connections,
         batch_rows: args.batch_rows,
         batch_bytes: args.batch_kb << 10,

@@ -27,6 +27,12 @@ pub(crate) fn summary(summary: &Summary) -> String {
         "throughput  {:.1} rows/s, {:.0} tokens/s over {} steps{skipped}",
         summary.rows_per_second, summary.tokens_per_second, summary.steps
     ));
+    if !summary.quarantined.is_empty() {
+        lines.push(format!(
+            "quarantined {} (wrong results; see `evidence` in the folder)",
+            summary.quarantined.join(", ")
+        ));
+    }
     lines.push(format!("bytes       {} sent, {} received", size(summary.bytes_sent), size(summary.bytes_received)));
     lines.push(format!("time        {}", clock(summary.seconds)));
     lines.push(format!("folder      {}", summary.folder.display()));

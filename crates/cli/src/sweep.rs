@@ -14,7 +14,7 @@ use sepal_track::MemberState;
 
 use crate::args::{PipelineArgs, SweepArgs};
 use crate::interrupt::stop_on_interrupt;
-use crate::output::{Failure, print, print_progress};
+use crate::output::{Failure, print, print_json, print_progress};
 use progress::SweepConsole;
 
 /// Maximum number of failed runs that the error names.
@@ -43,7 +43,7 @@ pub(crate) fn sweep(registry: &Registry, args: &SweepArgs) -> Result<(), Failure
     drop(console);
     let summary = done?;
     match args.json {
-        true => print(&serde_json::to_string_pretty(&table::json(&summary))?)?,
+        true => print_json(&serde_json::to_string_pretty(&table::json(&summary))?)?,
         false => print(&table::text(&summary))?,
     }
     failures(&summary)

@@ -20,7 +20,7 @@ pub use self::calibrate::CalibrateArgs;
 pub use self::peft::{ExportCommand, ExportPeftArgs, ImportCommand, ImportPeftArgs, MergeArgs, PushArgs};
 pub use self::plan::{PlanArgs, ServersArgs};
 pub use self::rows::{EvaluateArgs, InitArgs, LabelledArgs, LabelsAs, PredictArgs};
-pub use self::serve::{ServeArgs, ServeTaskArgs, SwarmArgs, SwarmCommand};
+pub use self::serve::{GrantArgs, RevokeArgs, ServeArgs, ServeTaskArgs, SwarmArgs, SwarmCommand};
 pub use self::sweep::SweepArgs;
 pub use self::values::RunArg;
 use self::values::setting;

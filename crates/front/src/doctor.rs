@@ -2,7 +2,7 @@
 
 use crate::args::DoctorArgs;
 use crate::engine::Engine;
-use crate::output::{Failure, print};
+use crate::output::{Failure, print, print_json};
 use crate::table::styled;
 
 mod cuda;
@@ -38,7 +38,7 @@ pub(crate) fn doctor(args: &DoctorArgs, engine: Engine) -> Result<(), Failure> {
     let torch = Torch::of_engine(engine);
     let findings: Vec<Finding> = CHECKS.iter().map(|&(part, what, check)| check(&torch).of(part, what)).collect();
     match args.json {
-        true => print(&serde_json::to_string_pretty(&findings)?)?,
+        true => print_json(&serde_json::to_string_pretty(&findings)?)?,
         false => print(&text(&findings))?,
     }
     match count(&findings, State::Problem) {

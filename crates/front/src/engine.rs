@@ -3,7 +3,8 @@
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +18,8 @@ const IN_PACKAGE: &str = "sepal/bin/sepal-engine";
 const REPLACED: &str = "SEPAL_FRONT_PROCESS";
 /// Only argument of an engine that prints its [`EngineReport`].
 const REPORT: &str = "--engine-report";
+/// Time for the report: libtorch is loaded, with CUDA from a cold disk.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Program that computes, with libtorch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,10 +75,9 @@ impl Engine {
     /// Asks the engine at `path` for its report.
     ///
     /// # Errors
-    /// [`EngineError`] if it does not start, for example because the loader does not find libtorch.
+    /// [`EngineError`] if it does not start, for example because the loader does not find libtorch, or does not answer in time.
     pub(crate) fn report(path: &Path) -> Result<EngineReport, EngineError> {
-        let mut command = Command::new(path);
-        let output = command.arg(REPORT).stdin(Stdio::null()).output();
+        let output = sepal_machine::output_within(Command::new(path).arg(REPORT), REPORT_TIMEOUT);
         let output = output.map_err(|source| EngineError::Start { path: path.to_owned(), source })?;
         let message = || {
             let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use sepal_assets::Source;
 use sepal_catalog::Catalog;
 use sepal_config::Layers;
+use sepal_core::visible;
 use sepal_data::{
     ColumnKind, ColumnSurvey, Dialect, Format, LabelChoice, LabelKind, LabelSet, Survey, SurveyOptions,
     VALIDATION_SPLITS, survey,
@@ -12,8 +13,8 @@ use sepal_data::{
 
 use self::draft::{Class, Draft};
 use crate::args::{InitArgs, LabelsAs};
-use crate::output::{Failure, hint, print};
-use crate::units::{grouped, printable};
+use crate::output::{Failure, hint, print, print_progress};
+use crate::units::grouped;
 
 mod doubts;
 mod draft;
@@ -31,12 +32,12 @@ pub(crate) fn init(catalog: &Catalog, args: &InitArgs) -> Result<(), Failure> {
     }
     let survey = survey(&args.data, &SurveyOptions { dialect: args.dialect.dialect(), ..SurveyOptions::default() })?;
     let (draft, messages) = draft(args, &survey)?;
-    messages.iter().for_each(|line| eprintln!("{line}"));
+    messages.iter().for_each(|line| print_progress(line));
     let yaml = draft.to_yaml();
     let name = output.display().to_string();
     Layers::text(name.as_str(), yaml.as_str()).load(catalog)?;
-    std::fs::write(&output, yaml).map_err(|error| format!("write {name}: {error}"))?;
-    eprintln!("wrote {name}");
+    sepal_machine::durable::write(&output, yaml.as_bytes()).map_err(|error| format!("write {name}: {error}"))?;
+    print_progress(&format!("wrote {name}"));
     print(&format!("next: sepal plan {name}"))
 }
 
@@ -220,8 +221,8 @@ fn names(args: &InitArgs, label: &LabelChoice, messages: &mut Vec<String>) -> Re
         return Err(format!("find two labels in `{}`", label.column).into());
     }
     let shown = |class: &Class| match class.rows {
-        Some(rows) => format!("{} {}", printable(&class.name), grouped(rows as u64)),
-        None => printable(&class.name),
+        Some(rows) => format!("{} {}", visible(&class.name), grouped(rows as u64)),
+        None => visible(&class.name).into_owned(),
     };
     let more = match named.len().saturating_sub(SHOWN) {
         0 => String::new(),

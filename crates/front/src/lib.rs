@@ -28,6 +28,7 @@ pub mod downloads;
 mod engine;
 mod engine_plugins;
 mod environment;
+mod grants;
 mod init;
 mod log_format;
 mod manual;
@@ -140,7 +141,7 @@ pub fn start_logging(format: LogFormat, command: &Command) {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => {
-            builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).without_time().init();
+            builder.with_ansi(std::io::stderr().is_terminal()).event_format(log_format::TextLines).init();
         }
         LogFormat::Json => {
             output::write_log_only();

@@ -1,10 +1,11 @@
-//! Log lines as JSON, one object per line.
+//! Log lines: text for people, or JSON with one object per line. Texts of servers and files cannot change a terminal.
 
 use std::fmt;
 
+use sepal_core::{visible_json, visible_lines};
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
-use tracing::{Event, Subscriber};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
@@ -30,7 +31,61 @@ where
         event.record(&mut line);
         let Fields { mut values, target } = line;
         values.insert("target".to_owned(), target.into());
-        writeln!(writer, "{}", Value::Object(values))
+        writeln!(writer, "{}", visible_json(&Value::Object(values).to_string()))
+    }
+}
+
+/// Lines of the level, the text of the event and its other fields. Spans are left out. Line breaks inside are followed by
+/// spaces, so that no text looks like a line of the log.
+pub(crate) struct TextLines;
+
+impl<S, N> FormatEvent<S, N> for TextLines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let (level, colour) = match *event.metadata().level() {
+            Level::ERROR => ("ERROR", 31),
+            Level::WARN => (" WARN", 33),
+            Level::INFO => (" INFO", 32),
+            Level::DEBUG => ("DEBUG", 34),
+            Level::TRACE => ("TRACE", 35),
+        };
+        let mut text = Text(String::new());
+        event.record(&mut text);
+        let text = visible_lines(&text.0).replace('\n', "\n      ");
+        if writer.has_ansi_escapes() {
+            writeln!(writer, "\x1b[{colour}m{level}\x1b[0m {text}")
+        } else {
+            writeln!(writer, "{level} {text}")
+        }
+    }
+}
+
+/// Text of an event, and behind it its other fields as `name=value`.
+struct Text(String);
+
+impl Visit for Text {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        match field.name() {
+            "message" => self.record_debug(field, &format_args!("{value}")),
+            _ => self.record_debug(field, &value),
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let name = field.name();
+        if name.starts_with(LOG_RECORD) {
+            return;
+        }
+        if !self.0.is_empty() {
+            self.0.push(' ');
+        }
+        match name {
+            "message" => self.0.push_str(&format!("{value:?}")),
+            name => self.0.push_str(&format!("{}={value:?}", name.strip_prefix("r#").unwrap_or(name))),
+        }
     }
 }
 
@@ -99,6 +154,39 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn text_lines_show_no_foreign_escapes_and_no_faked_lines() {
+        let kept = Shared::default();
+        let writer = kept.clone();
+        let logging = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .event_format(TextLines)
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::with_default(logging, || {
+            let hostile = "gone\x1b]0;x\x07\n WARN all servers failed\u{202e}";
+            tracing::warn!(rows = 3, error = %hostile, "a call failed");
+            tracing::info!(name = "a b", "{hostile}");
+            tracing::error!(target: "other", { log.line = 7 }, "plain");
+        });
+        let text = String::from_utf8(kept.0.lock().expect("no other writer").clone()).expect("UTF-8");
+        let shown = "gone\\u{1b}]0;x\\u{7}\n       WARN all servers failed\\u{202e}";
+        let expected = format!(" WARN a call failed rows=3 error={shown}\n INFO {shown} name=\"a b\"\nERROR plain\n");
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn objects_keep_values_without_raw_hidden_characters() {
+        let kept = Shared::default();
+        let writer = kept.clone();
+        let logging = tracing_subscriber::fmt().event_format(JsonLines).with_writer(move || writer.clone()).finish();
+        tracing::subscriber::with_default(logging, || tracing::warn!("\u{9b}2J\u{202e}"));
+        let text = String::from_utf8(kept.0.lock().expect("no other writer").clone()).expect("UTF-8");
+        assert!(text.contains("\\u009b2J\\u202e"), "{text}");
+        let line: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(line["message"], "\u{9b}2J\u{202e}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use sepal_catalog::Catalog;
 use sepal_config::{Layers, Loaded, Spec};
 
 use crate::args::PipelineArgs;
-use crate::output::Failure;
+use crate::output::{Failure, print_progress};
 
 /// Reads the file, the variables and the settings of the command line, unchecked.
 ///
@@ -35,7 +35,7 @@ pub fn load(catalog: &Catalog, args: &PipelineArgs) -> Result<Spec, Failure> {
     }
     let Loaded { spec, notices } = layers.load(catalog)?;
     for notice in notices {
-        eprintln!("{notice}");
+        print_progress(&notice);
     }
     Ok(spec)
 }

@@ -6,16 +6,16 @@ use serde_json::{Value, json};
 
 use crate::args::{OutlineArgs, PipelineArgs, PluginsArgs};
 use crate::console::Console;
-use crate::output::{Failure, print};
+use crate::output::{Failure, print, print_json, print_progress, print_yaml};
 use crate::pipeline_file::{layers, load};
 
 pub(crate) fn validate(catalog: &Catalog, args: &PipelineArgs) -> Result<(), Failure> {
     let layers = layers(args)?;
     if !layers.is_sweep() {
-        return print(load(catalog, args)?.to_yaml()?.trim_end());
+        return print_yaml(load(catalog, args)?.to_yaml()?.trim_end());
     }
     let sweep = layers.load_sweep(catalog)?;
-    sweep.notices.iter().for_each(|notice| eprintln!("{notice}"));
+    sweep.notices.iter().for_each(|notice| print_progress(notice));
     let mut text = format!("# {}\n", overview(&sweep));
     for (index, member) in sweep.members.iter().enumerate() {
         let settings: Vec<String> = member.settings.iter().map(|setting| setting.describe()).collect();
@@ -24,7 +24,7 @@ pub(crate) fn validate(catalog: &Catalog, args: &PipelineArgs) -> Result<(), Fai
     // A pipeline that is complete only with the values of a run has no defaults to show.
     let resolved = layers.render(catalog);
     text.push_str(&resolved.map_or(sweep.yaml, |rendered| rendered.to_yaml(false)));
-    print(text.trim_end())
+    print_yaml(text.trim_end())
 }
 
 pub(crate) fn fetch(catalog: &Catalog, args: &PipelineArgs) -> Result<(), Failure> {
@@ -60,7 +60,7 @@ pub(crate) fn outline(args: &OutlineArgs) -> Result<(), Failure> {
 }
 
 pub(crate) fn schema(catalog: &Catalog) -> Result<(), Failure> {
-    print(&serde_json::to_string_pretty(&sepal_config::schema(catalog))?)
+    print_json(&serde_json::to_string_pretty(&sepal_config::schema(catalog))?)
 }
 
 pub(crate) fn list(catalog: &Catalog, args: &PluginsArgs) -> Result<(), Failure> {
@@ -70,7 +70,7 @@ pub(crate) fn list(catalog: &Catalog, args: &PluginsArgs) -> Result<(), Failure>
             .iter()
             .map(|(key, entries)| ((*key).to_owned(), entries.iter().map(|entry| describe_json(entry)).collect()))
             .collect();
-        return print(&serde_json::to_string_pretty(&json)?);
+        return print_json(&serde_json::to_string_pretty(&json)?);
     }
     for (key, entries) in slots {
         print(&format!("{key}:"))?;

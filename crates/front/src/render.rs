@@ -5,15 +5,15 @@ use sepal_config::Rendered;
 use serde_json::{Map, Value, json};
 
 use crate::args::RenderArgs;
-use crate::output::{Failure, print};
+use crate::output::{Failure, print_json, print_progress, print_yaml};
 use crate::pipeline_file::layers;
 
 pub(crate) fn render(catalog: &Catalog, args: &RenderArgs) -> Result<(), Failure> {
     let rendered = layers(&args.pipeline)?.render(catalog)?;
-    rendered.notices.iter().for_each(|notice| eprintln!("{notice}"));
+    rendered.notices.iter().for_each(|notice| print_progress(notice));
     match args.json {
-        true => print(&serde_json::to_string_pretty(&by_key(&rendered))?),
-        false => print(rendered.to_yaml(args.origin).trim_end()),
+        true => print_json(&serde_json::to_string_pretty(&by_key(&rendered))?),
+        false => print_yaml(rendered.to_yaml(args.origin).trim_end()),
     }
 }
 

@@ -4,6 +4,8 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use sepal_core::{visible, visible_lines};
+
 use crate::output::is_log;
 
 /// Minimum time between two texts; those between them are not shown.
@@ -67,17 +69,17 @@ pub fn bar(done: u64, total: u64) -> String {
 
 /// Characters that replace the last line by a finished line above it and a text of at most one line.
 fn replaced(above: Option<&str>, text: &str, columns: usize) -> String {
-    let above = above.map(|line| format!("{line}\n")).unwrap_or_default();
+    let above = above.map(|line| format!("{}\n", visible_lines(line))).unwrap_or_default();
     // In the last column, some terminals begin another line.
     let text = cut(text, columns.saturating_sub(1));
     // The escape sequence clears the line.
     format!("\r\x1b[K{above}{text}")
 }
 
-/// Beginning of a text that fits, without control characters: names of files may have any.
+/// Beginning of a text that fits, with control characters escaped: names of files may have any.
 fn cut(text: &str, columns: usize) -> String {
     let (mut shown, mut left) = (String::new(), columns);
-    for c in text.chars().filter(|c| !c.is_control()) {
+    for c in visible(text).chars() {
         let Some(rest) = left.checked_sub(if is_wide(c) { 2 } else { 1 }) else { break };
         left = rest;
         shown.push(c);
@@ -128,7 +130,8 @@ mod tests {
         assert_eq!(replaced(None, "12345", 80), "\r\x1b[K12345");
         assert_eq!(replaced(Some("a finished line"), "éü345", 5), "\r\x1b[Ka finished line\néü34");
         assert_eq!(replaced(None, "日本語\n123", 6), "\r\x1b[K日本");
-        assert_eq!(replaced(None, "日\n\x1b123", 6), "\r\x1b[K日123");
+        assert_eq!(replaced(None, "日\x1b123", 6), "\r\x1b[K日\\u{");
         assert_eq!(replaced(None, "█░", 3), "\r\x1b[K█░");
+        assert_eq!(replaced(Some("\x1b]0;x\x07"), "", 9), "\r\x1b[K\\u{1b}]0;x\\u{7}\n");
     }
 }

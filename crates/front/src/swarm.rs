@@ -5,40 +5,81 @@ use std::fmt::Write;
 use std::io::{self, Write as _};
 use std::time::Duration;
 
-use sepal_core::Span;
+use sepal_core::{Span, visible, visible_json};
 use sepal_discover::lan::Lan;
 use sepal_discover::p2p::{Identity, Node, NodeOptions, Ticket};
 use sepal_discover::{Discovery, wait_until_settled};
 use sepal_survey::{SurveyedServer, survey};
-use sepal_swarm::Endpoint;
+use sepal_swarm::{Addr, ClientSecurity, Endpoint, Secret};
 use serde_json::{Value, json};
 
 use crate::args::{SwarmArgs, SwarmCommand};
-use crate::output::{Failure, print};
+use crate::grants::{grant, revoke};
+use crate::output::{Failure, print, print_json, without_foreign_escapes};
 
 const PAUSE: Duration = Duration::from_secs(1);
 
 pub(crate) fn swarm(command: &SwarmCommand) -> Result<(), Failure> {
-    let (SwarmCommand::Status(args) | SwarmCommand::Watch(args)) = command;
-    let found = discovery(args)?;
     match command {
-        SwarmCommand::Status(_) => print(&look(args, found.as_deref())?),
-        SwarmCommand::Watch(_) => loop {
-            let text = look(args, found.as_deref())?;
-            // The escape sequence moves the cursor to the top left and clears the screen.
-            let text = if args.json { text } else { format!("\x1b[H\x1b[J{text}") };
-            match writeln!(io::stdout(), "{text}") {
-                // The reader has ended.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-                written => written?,
-            }
-            std::thread::sleep(PAUSE);
-        },
+        SwarmCommand::Status(args) => {
+            let text = SwarmView::open(args)?.look()?;
+            if args.json { print_json(&text) } else { print(&text) }
+        }
+        SwarmCommand::Watch(args) => watch(&SwarmView::open(args)?),
+        SwarmCommand::Grant(args) => grant(args),
+        SwarmCommand::Revoke(args) => revoke(args),
+    }
+}
+
+fn watch(view: &SwarmView<'_>) -> Result<(), Failure> {
+    loop {
+        let text = view.look()?;
+        // The escape sequence moves the cursor to the top left and clears the screen.
+        let text = match view.args.json {
+            true => visible_json(&text).into_owned(),
+            false => format!("\x1b[H\x1b[J{}", without_foreign_escapes(&text)),
+        };
+        match writeln!(io::stdout(), "{text}") {
+            // The reader has ended.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            written => written?,
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Servers to look at, listed or found.
+struct SwarmView<'a> {
+    args: &'a SwarmArgs,
+    security: Option<ClientSecurity>,
+    found: Option<Box<dyn Discovery>>,
+}
+
+impl<'a> SwarmView<'a> {
+    fn open(args: &'a SwarmArgs) -> Result<Self, Failure> {
+        let secret = args.secret_file.as_deref().map(Secret::read).transpose()?;
+        let security = secret.map(ClientSecurity::new).transpose()?;
+        let found = discovery(args, security.clone())?;
+        Ok(Self { args, security, found })
+    }
+
+    fn look(&self) -> Result<String, Failure> {
+        let endpoint = |addr: &Addr| match &self.security {
+            Some(security) => security.endpoint(addr.clone(), None),
+            None => Endpoint::Addr(addr.clone()),
+        };
+        let endpoints: Vec<Endpoint> = match &self.found {
+            Some(found) => found.members().into_iter().map(|member| member.endpoint).collect(),
+            None => self.args.servers.iter().map(endpoint).collect(),
+        };
+        let servers = survey(&endpoints, Duration::from_millis(self.args.timeout_ms))?;
+        let models = models(&servers);
+        Ok(if self.args.json { to_json(&servers, &models).to_string() } else { table(&servers, &models) })
     }
 }
 
 /// Returns a settled discovery, or `None` if the servers are listed.
-fn discovery(args: &SwarmArgs) -> Result<Option<Box<dyn Discovery>>, Failure> {
+fn discovery(args: &SwarmArgs, security: Option<ClientSecurity>) -> Result<Option<Box<dyn Discovery>>, Failure> {
     const NEIGHBOUR: Duration = Duration::from_secs(10);
     let found: Box<dyn Discovery> = if let Some(ticket) = &args.ticket {
         let (ticket, identity) = (Some(Ticket::read(ticket)?), Identity::ephemeral());
@@ -48,22 +89,12 @@ fn discovery(args: &SwarmArgs) -> Result<Option<Box<dyn Discovery>>, Failure> {
         }
         Box::new(node)
     } else if args.lan {
-        Box::new(Lan::start(args.interface.as_deref())?)
+        Box::new(Lan::start(args.interface.as_deref(), security)?)
     } else {
         return Ok(None);
     };
     wait_until_settled(&*found);
     Ok(Some(found))
-}
-
-fn look(args: &SwarmArgs, found: Option<&dyn Discovery>) -> Result<String, Failure> {
-    let endpoints: Vec<Endpoint> = match found {
-        Some(found) => found.members().into_iter().map(|member| member.endpoint).collect(),
-        None => args.servers.iter().cloned().map(Endpoint::Addr).collect(),
-    };
-    let servers = survey(&endpoints, Duration::from_millis(args.timeout_ms))?;
-    let models = models(&servers);
-    Ok(if args.json { to_json(&servers, &models).to_string() } else { table(&servers, &models) })
 }
 
 struct ModelCoverage {
@@ -100,8 +131,8 @@ fn models(servers: &[SurveyedServer]) -> BTreeMap<String, ModelCoverage> {
 fn table(servers: &[SurveyedServer], models: &BTreeMap<String, ModelCoverage>) -> String {
     let width = servers.iter().map(|server| label(server).len()).max().unwrap_or(0).max(6);
     let mut text = format!(
-        "{:width$}  {:>9}  {:>12}  {:>5}  {:>16}  {:>10}  model\n",
-        "server", "blocks", "tokens/s", "queue", "tapes", "round trip"
+        "{:width$}  {:>9}  {:>12}  {:>5}  {:>16}  {:>8}  {:>10}  model\n",
+        "server", "blocks", "tokens/s", "queue", "tapes", "receipts", "round trip"
     );
     for server @ SurveyedServer { answer, .. } in servers {
         let server = label(server);
@@ -115,10 +146,11 @@ fn table(servers: &[SurveyedServer], models: &BTreeMap<String, ModelCoverage>) -
                 };
                 let mb = |bytes: u64| bytes >> 20;
                 let tapes = format!("{}, {}/{} MB", load.tapes, mb(load.tape_bytes), mb(info.limits.tape_budget_bytes));
+                let receipts = if info.key.is_some() { info.receipts.to_string() } else { "-".to_owned() };
                 let state = if info.draining { " (leaving)" } else { "" };
                 writeln!(
                     text,
-                    "{server:width$}  {:>9}  {speed:>12}  {:>5}  {tapes:>16}  {:>7.1} ms  {} {}{state}",
+                    "{server:width$}  {:>9}  {speed:>12}  {:>5}  {tapes:>16}  {receipts:>8}  {:>7.1} ms  {} {}{state}",
                     info.span.to_string(),
                     load.queue,
                     round_trip.as_secs_f64() * 1e3,
@@ -126,7 +158,7 @@ fn table(servers: &[SurveyedServer], models: &BTreeMap<String, ModelCoverage>) -
                     short(&info.model_digest),
                 )
             }
-            Err(error) => writeln!(text, "{server:width$}  {error}"),
+            Err(error) => writeln!(text, "{server:width$}  {}", visible(error)),
         };
     }
     for (digest, model) in models {
@@ -178,6 +210,8 @@ fn to_json(servers: &[SurveyedServer], models: &BTreeMap<String, ModelCoverage>)
             "queue": info.load.queue,
             "completed": info.load.completed,
             "seconds_per_token_block": info.load.rate,
+            "key": info.key,
+            "receipts": info.receipts,
             "tapes": info.load.tapes,
             "tape_bytes": info.load.tape_bytes,
             "tape_budget_bytes": info.limits.tape_budget_bytes,

@@ -45,8 +45,17 @@ impl Table {
     }
 }
 
-/// Applies a terminal style (`1` bold, `32` green) if standard output may have colours.
+/// Escape sequences of the styles bold, red, green and yellow.
+pub(crate) static STYLES: [&str; 4] = ["\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[33m"];
+/// Escape sequence that ends a style.
+pub(crate) const STYLE_END: &str = "\x1b[0m";
+
+/// Applies a terminal style (`1` bold, `31` red, `32` green, `33` yellow) if standard output may have colours.
 pub fn styled(code: &str, text: &str) -> String {
     let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    if std::io::stdout().is_terminal() && !is_plain { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    if std::io::stdout().is_terminal() && !is_plain {
+        format!("\x1b[{code}m{text}{STYLE_END}")
+    } else {
+        text.to_owned()
+    }
 }

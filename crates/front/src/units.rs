@@ -31,12 +31,6 @@ pub fn clock(seconds: f64) -> String {
     if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
 }
 
-/// Text in one line without control characters, which could change a terminal: names of labels come from files.
-pub fn printable(text: &str) -> String {
-    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    text.chars().map(escaped).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,10 +44,5 @@ mod tests {
         assert_eq!((scale_text(65536.0), scale_text(2.5e11)), ("65536".to_owned(), "2.50e11".to_owned()));
         assert_eq!(clock(59.6), "1:00");
         assert_eq!(clock(3723.0), "1:02:03");
-    }
-
-    #[test]
-    fn control_characters_are_escaped() {
-        assert_eq!(printable("é a\n\u{1b}[31m\u{85}😀"), "é a\\n\\u{1b}[31m\\u{85}😀");
     }
 }

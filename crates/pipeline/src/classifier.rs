@@ -1,5 +1,6 @@
 //! A trained classifier: the adapter of a run over the same frozen model.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -13,7 +14,7 @@ use sepal_data::{
     TableSpec, Template, TokenSpec, TokenTable,
 };
 use sepal_metrics::Covered;
-use sepal_model::{BlocksSession, Model};
+use sepal_model::{BlocksSession, Model, Repeatable, without_liars};
 use sepal_plugin::{Phase, Prediction, Registry};
 use sepal_prepare::{Fetcher, watched};
 use sepal_tokenize::{Truncation, TruncationSide, Windows};
@@ -48,7 +49,8 @@ pub struct Classifier {
 /// Predictions with one upload of the trained parameters to the servers.
 pub struct Session<'a> {
     classifier: &'a Classifier,
-    blocks: Box<dyn BlocksSession + 'a>,
+    /// Begun anew when a server with wrong results was taken out of use.
+    blocks: RefCell<Box<dyn BlocksSession + 'a>>,
 }
 
 /// Predictions of labelled rows.
@@ -225,8 +227,8 @@ impl Classifier {
     /// # Errors
     /// [`ClassifierError`] if the blocks refuse the trained tunables.
     pub fn session(&self) -> Result<Session<'_>, ClassifierError> {
-        let blocks = tch::no_grad(|| self.model.tune_for_predictions())?;
-        Ok(Session { classifier: self, blocks })
+        let start = || tch::no_grad(|| self.model.tune_for_predictions()).map_err(ClassifierError::from);
+        Ok(Session { classifier: self, blocks: RefCell::new(without_liars(start)?) })
     }
 
     /// Least probability of each predicted label, `[n_labels]`, where rows have any number of labels; empty for one half.
@@ -296,13 +298,8 @@ impl Classifier {
         let asset = asset.map_err(DataError::Fetch)?;
         // A single split was asked for by name.
         let without_splits = if splits.len() == 1 { WithoutSplits::Refuse } else { WithoutSplits::All };
-        let mut table = read_split(&asset.path, columns, splits, without_splits).map_err(data)?;
-        let set = self.label_set().map_err(|error| data(error.into()))?;
-        if let Some(label) = columns.label.as_ref().filter(|_| columns.skip_empty) {
-            table = set.skip_unlabelled(table, label, self.task().kind()).map_err(|error| data(error.into()))?;
-        }
-        let labels = set.labels_as(&table, self.task().kind()).map_err(|error| data(error.into()))?;
-        let loader = self.loader(&table, labels.clone()).map_err(data)?;
+        let table = read_split(&asset.path, columns, splits, without_splits).map_err(data)?;
+        let (table, labels, loader) = self.with_labels(table, columns).map_err(data)?;
         let rows = Split { loader: &loader, name: "labelled" };
         let evaluation = evaluate(&self.model, rows, self.manifest.steps, &mut TrainEvents(observer), stop)?;
         Ok(LabelledRows { table, labels, source: asset.pinned().to_string(), evaluation })
@@ -318,9 +315,19 @@ impl Classifier {
         let data = |source: BoxError| DataError::Rows { split: "labelled", source };
         let table = read_split(path, columns, &[], WithoutSplits::All).map_err(data)?;
         let table = table.select(&(0..table.len().min(max_rows)).collect::<Vec<_>>());
-        let set = self.label_set().map_err(|error| data(error.into()))?;
-        let labels = set.labels_as(&table, self.task().kind()).map_err(|error| data(error.into()))?;
-        Ok(self.loader(&table, labels).map_err(data)?)
+        let (_, _, loader) = self.with_labels(table, columns).map_err(data)?;
+        Ok(loader)
+    }
+
+    /// Returns a table with its labels and a loader of its rows, without rows that lack a label if `columns` says so.
+    fn with_labels(&self, mut table: Table, columns: &TableSpec) -> Result<(Table, Labels, Loader), BoxError> {
+        let (set, kind) = (self.label_set()?, self.task().kind());
+        if let Some(label) = columns.label.as_ref().filter(|_| columns.skip_empty) {
+            table = set.skip_unlabelled(table, label, kind)?;
+        }
+        let labels = set.labels_as(&table, kind)?;
+        let loader = self.loader(&table, labels.clone())?;
+        Ok((table, labels, loader))
     }
 
     /// Model with the trained parameters.
@@ -383,11 +390,23 @@ impl Session<'_> {
         // Batches of rows of similar length take the least time in attention.
         let mut order: Vec<usize> = (0..rows.len()).collect();
         order.sort_by_key(|&row| rows[row].n_tokens());
+        // A server that lies may have answered earlier batches, too: all of them are repeated without it.
+        let predicted = without_liars(|| {
+            let predicted = self.batches(rows, &order);
+            if predicted.as_ref().is_err_and(Repeatable::is_quarantine) {
+                self.blocks.replace(self.classifier.session()?.blocks.into_inner());
+            }
+            predicted
+        })?;
+        Ok(self.classifier.decisions.apply(in_order(&predicted, &order)))
+    }
+
+    fn batches(&self, rows: &[EncodedRow], order: &[usize]) -> Result<Prediction, ClassifierError> {
         let mut predicted = Prediction::default();
         for batch in order.chunks(self.classifier.batch_size) {
             predicted.append(self.batch(rows, batch)?);
         }
-        Ok(self.classifier.decisions.apply(in_order(&predicted, &order)))
+        Ok(predicted)
     }
 
     fn batch(&self, rows: &[EncodedRow], batch: &[usize]) -> Result<Prediction, ClassifierError> {
@@ -395,7 +414,7 @@ impl Session<'_> {
         let tokens = EncodedRow::batch(&encoded).map_err(|error| given(error.into()))?;
         let model = &self.classifier.model;
         tch::no_grad(|| {
-            let logits = model.forward(&*self.blocks, &tokens, Phase::Evaluate);
+            let logits = model.forward(&**self.blocks.borrow(), &tokens, Phase::Evaluate);
             let logits = logits.map_err(|error| error.with_rows_of("given", batch))?;
             model.head.predict(&logits).map_err(ClassifierError::Head)
         })

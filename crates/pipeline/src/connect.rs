@@ -1,16 +1,17 @@
 //! Blocks of a run: loaded in this process, on an embedded server, or on servers that are listed or found.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use sepal_checkpoint::Checkpoint;
-use sepal_config::spec::{P2pSpec, Spec, SwarmSpec};
+use sepal_config::spec::{EmbeddedSpec, P2pSpec, Spec, StaticSpec, SwarmSpec};
 use sepal_discover::Discovery;
 use sepal_discover::lan::Lan;
 use sepal_discover::p2p::{Identity, Node, NodeOptions, Ticket};
 use sepal_model::{Blocks, LocalBlocks, SplitBlocks};
 use sepal_remote::{ModelExpectation, RemoteError, RemoteOptions, RemoteSequential};
 use sepal_server::BlockServer;
-use sepal_swarm::{Addr, Endpoint};
+use sepal_swarm::{ClientSecurity, Endpoint, ListedServer, Secret};
 
 use crate::embedded::{EmbeddedServers, UNLIMITED, load_blocks};
 use crate::error::AssembleError;
@@ -23,6 +24,11 @@ pub(crate) enum SwarmHandle {
     None,
     Server(Arc<BlockServer>),
     Discovery(Arc<dyn Discovery>),
+    /// Servers whose calls are checked with blocks of this process.
+    Checked {
+        servers: Box<SwarmHandle>,
+        _own_blocks: Arc<BlockServer>,
+    },
 }
 
 impl SwarmHandle {
@@ -31,8 +37,9 @@ impl SwarmHandle {
         Ok(match (self, &spec.swarm) {
             (SwarmHandle::Server(server), _) => vec![server.endpoint().clone()],
             (SwarmHandle::Discovery(found), _) => found.members().into_iter().map(|member| member.endpoint).collect(),
-            (SwarmHandle::None, SwarmSpec::Static(servers)) => parse_addresses(&servers.servers)?,
+            (SwarmHandle::None, SwarmSpec::Static(listed)) => parse_addresses(listed)?,
             (SwarmHandle::None, _) => Vec::new(),
+            (SwarmHandle::Checked { servers, .. }, _) => servers.endpoints(spec)?,
         })
     }
 }
@@ -111,21 +118,46 @@ fn connect_remote(
             (SwarmHandle::Server(server), RemoteSequential::connect(endpoints, expected, options))
         }
         SwarmSpec::Static(listed) => {
-            (SwarmHandle::None, RemoteSequential::connect(parse_addresses(&listed.servers)?, expected, options))
+            (SwarmHandle::None, RemoteSequential::connect(parse_addresses(listed)?, expected, options))
         }
         SwarmSpec::Lan(lan) => {
-            let lan = Lan::start(lan.interface.as_deref()).map_err(|error| AssembleError::Discovery(error.into()))?;
+            let security = security(lan.secret_file.as_deref())?;
+            let lan = Lan::start(lan.interface.as_deref(), security);
+            let lan = lan.map_err(|error| AssembleError::Discovery(error.into()))?;
             discover(Arc::new(lan), expected, options, observer)
         }
         SwarmSpec::P2p(p2p) => discover(Arc::new(join(p2p)?), expected, options, observer),
     };
     let (weights, compute) = (spec.model.weights, spec.model.compute_format());
-    Ok(Some((handle, remote.map_err(|source| AssembleError::Connect { source, weights, compute })?)))
+    let remote = remote.map_err(|source| AssembleError::Connect { source, weights, compute })?;
+    if !spec.swarm.remote().checks_locally() {
+        return Ok(Some((handle, remote)));
+    }
+    // Calls of checks keep no tapes.
+    let embedded = EmbeddedSpec { tape_budget_mb: 0, ..EmbeddedSpec::default() };
+    let own_blocks = servers.server(spec, &embedded, checkpoint, observer)?;
+    remote.check_with(own_blocks.endpoint().clone());
+    Ok(Some((SwarmHandle::Checked { servers: Box::new(handle), _own_blocks: own_blocks }, remote)))
 }
 
-fn parse_addresses(servers: &[String]) -> Result<Vec<Endpoint>, AssembleError> {
-    let parse = |text: &String| Ok(Endpoint::Addr(text.parse::<Addr>().map_err(AssembleError::Address)?));
-    servers.iter().map(parse).collect()
+fn parse_addresses(listed: &StaticSpec) -> Result<Vec<Endpoint>, AssembleError> {
+    let security = security(listed.secret_file.as_deref())?;
+    let parse = |text: &String| {
+        let ListedServer { addr, key } = text.parse::<ListedServer>().map_err(AssembleError::Address)?;
+        match (&security, key) {
+            (Some(security), key) => Ok(security.endpoint(addr, key)),
+            (None, None) => Ok(Endpoint::Addr(addr)),
+            (None, Some(_)) => Err(AssembleError::KeyWithoutSecret { server: text.clone() }),
+        }
+    };
+    listed.servers.iter().map(parse).collect()
+}
+
+/// Returns the security of connections to the servers whose secret, or one derived from it, a file holds.
+fn security(secret_file: Option<&Path>) -> Result<Option<ClientSecurity>, AssembleError> {
+    let Some(path) = secret_file else { return Ok(None) };
+    let secret = Secret::read(path).map_err(AssembleError::Secret)?;
+    ClientSecurity::new(secret).map(Some).map_err(AssembleError::Security)
 }
 
 fn discover(
@@ -149,7 +181,10 @@ fn discover(
 }
 
 fn join(p2p: &P2pSpec) -> Result<Node, AssembleError> {
-    let ticket = Ticket::read(&p2p.ticket).map_err(AssembleError::Ticket)?;
+    if p2p.ticket.is_withheld() {
+        return Err(AssembleError::TicketWithheld);
+    }
+    let ticket = Ticket::read(p2p.ticket.as_str()).map_err(AssembleError::Ticket)?;
     let (bind, relays) = (p2p.bind, p2p.relays.clone());
     let options = NodeOptions { identity: Identity::ephemeral(), ticket: Some(ticket), bind, relays };
     Node::start(options).map_err(|error| AssembleError::Discovery(error.into()))

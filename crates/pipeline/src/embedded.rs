@@ -141,30 +141,11 @@ fn check_memory(
 
 #[cfg(test)]
 mod tests {
-    use sepal_config::{Layers, SwarmSpec};
-    use sepal_plugin::{Head, Registry, Tuning, standard};
+    use sepal_config::SwarmSpec;
 
     use super::*;
     use crate::progress::Silent;
-
-    const PIPELINE: &str = "\
-name: demo
-model: { source: tiny }
-task: { use: sequence-classification, with: { labels: [negative, positive] } }
-tuning: { use: deep-ptune, with: { pre_seq_len: 4 } }
-data: { train: train.csv, validation: validation.csv, text: text, label: label }
-optimizer: { use: adamw }
-schedule: { use: constant }
-";
-
-    fn spec(sets: &[&str]) -> Spec {
-        let mut registry = Registry::new();
-        standard::register(&mut registry).expect("the standard plugins");
-        registry.register::<Head, sepal_sequence_classification::SequenceClassification>().expect("a head");
-        registry.register::<Tuning, sepal_deep_ptune::DeepPtune>().expect("a tuning mode");
-        let layers = Layers::text("demo.yaml", PIPELINE).sets(sets.iter().map(|&set| set.to_owned()));
-        layers.load(registry.catalog()).unwrap_or_else(|problems| panic!("{problems}")).spec
-    }
+    use crate::testing::spec;
 
     fn server(servers: &EmbeddedServers, checkpoint: &Checkpoint, sets: &[&str]) -> Arc<BlockServer> {
         let spec = spec(sets);

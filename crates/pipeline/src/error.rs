@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use sepal_core::{ComputeFormat, LabelKind, WeightFormat};
-use sepal_model::ForwardError;
+use sepal_model::{ForwardError, Repeatable};
 pub(crate) use sepal_prepare::BoxError;
 pub use sepal_prepare::{DataError, ModelError};
 use sepal_remote::RemoteError;
@@ -64,7 +64,19 @@ pub enum AssembleError {
     SwarmNotBuilt(#[source] sepal_core::NotBuilt),
     /// Unreadable address of a server.
     #[error("read `swarm.with.servers`")]
-    Address(#[source] sepal_swarm::AddrError),
+    Address(#[source] sepal_swarm::ListedServerError),
+    /// Ticket whose text was not written.
+    #[error("connect: a ticket given as text is not kept; set `swarm.with.ticket` again, best to the path of its file")]
+    TicketWithheld,
+    /// Expected key of a server without a secret, so that connections are plain.
+    #[error("check the key of {server}: connections without `swarm.with.secret_file` show none")]
+    KeyWithoutSecret { server: String },
+    /// Secret that cannot be read.
+    #[error("read `swarm.with.secret_file`")]
+    Secret(#[source] sepal_swarm::SecretFileError),
+    /// Secret that cannot be used.
+    #[error("use `swarm.with.secret_file`")]
+    Security(#[source] sepal_swarm::SecurityError),
     /// Unreadable ticket of a swarm.
     #[error("read `swarm.with.ticket`")]
     Ticket(#[source] sepal_discover::p2p::TicketError),
@@ -239,6 +251,12 @@ pub enum AuditError {
     Inversion(#[source] sepal_nn::RowsError),
 }
 
+impl Repeatable for ClassifierError {
+    fn is_quarantine(&self) -> bool {
+        matches!(self, Self::Forward(error) if error.is_quarantine())
+    }
+}
+
 impl ClassifierError {
     /// Replaces row numbers that count a selection of rows by `numbers`, the numbers of the selected rows.
     #[must_use]
@@ -293,6 +311,13 @@ fn hint(error: &TrainError) -> &'static str {
     match error {
         TrainError::Overflow { .. } => {
             "; try `train.precision: bf16` or `f32`, a lower `optimizer.with.lr` or a smaller `train.scaler.init_scale`"
+        }
+        TrainError::Forward(ForwardError::Blocks(source))
+        | TrainError::Evaluate(EvaluateError::Forward(ForwardError::Blocks(source)))
+        | TrainError::Backward { source, .. }
+            if matches!(source.remote(), Some(RemoteError::Disputed { .. })) =>
+        {
+            "; set `swarm.with.verify_locally: true`, or add a server with these blocks, to find out which one is wrong"
         }
         TrainError::NonFinite { .. } => "; try a lower `optimizer.with.lr` or a smaller `train.clip_norm`",
         TrainError::Metric(MetricError { usage: MetricUsage::Selection, .. }) => " (`evaluate.metric`)",

@@ -178,6 +178,7 @@ impl Finish<'_> {
             skipped_steps: progress.skipped,
             rows_per_second: per_second(progress.rows),
             tokens_per_second: per_second(progress.tokens),
+            quarantined: manifest.quarantined().map(|usage| usage.server.clone()).collect(),
             bytes_sent: manifest.bytes.sent,
             bytes_received: manifest.bytes.received,
             seconds: manifest.seconds,

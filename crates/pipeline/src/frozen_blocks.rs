@@ -56,9 +56,12 @@ impl std::fmt::Debug for FrozenBlocks {
 
 #[cfg(test)]
 mod tests {
+    use sepal_blocks::BlockStack;
+    use sepal_checkpoint::Checkpoint;
     use sepal_config::Layers;
-    use sepal_core::{Ragged, Want};
+    use sepal_core::{Ragged, Span, Want};
     use sepal_plugin::{Head, Registry, Tuning, standard};
+    use sepal_server::{BlockServer, ModelIdentity, ServerOptions};
     use tch::Tensor;
 
     use super::*;
@@ -85,21 +88,40 @@ mod tests {
         FrozenBlocks::open(&spec, &mut Silent, &AtomicBool::new(false)).expect("opened")
     }
 
+    /// Returns the output of the blocks for a text of four tokens.
+    fn output(frozen: &FrozenBlocks) -> Vec<f32> {
+        let ids = frozen.tokenizer.encode("the film was funny", None, 8).expect("encoded").ids;
+        let ids: Vec<i64> = ids.into_iter().map(i64::from).collect();
+        let tokens = frozen.ends.embed(&Tensor::from_slice(&ids)).expect("embedded");
+        let rows = Ragged::from_lengths([ids.len()]).expect("a row");
+        let session = frozen.blocks.tune(Vec::new()).expect("a session");
+        let output = session.forward(None, &tokens, &rows, Want::Tokens).expect("computed");
+        assert_eq!(output.size(), [4, frozen.config.hidden as i64]);
+        Vec::<f32>::try_from(output.reshape([-1])).expect("numbers")
+    }
+
     #[test]
     fn frozen_blocks_are_equal_in_this_process_and_behind_the_protocol() {
         let folder = tempfile::tempdir().expect("a folder");
-        let outputs = ["none", "embedded"].map(|swarm| {
-            let frozen = open(swarm, folder.path());
-            let ids = frozen.tokenizer.encode("the film was funny", None, 8).expect("encoded").ids;
-            let ids: Vec<i64> = ids.into_iter().map(i64::from).collect();
-            let tokens = frozen.ends.embed(&Tensor::from_slice(&ids)).expect("embedded");
-            let rows = Ragged::from_lengths([ids.len()]).expect("a row");
-            let session = frozen.blocks.tune(Vec::new()).expect("a session");
-            let output = session.forward(None, &tokens, &rows, Want::Tokens).expect("computed");
-            assert_eq!(output.size(), [4, frozen.config.hidden as i64]);
-            Vec::<f32>::try_from(output.reshape([-1])).expect("numbers")
-        });
+        let outputs = ["none", "embedded"].map(|swarm| output(&open(swarm, folder.path())));
         let difference = outputs[0].iter().zip(&outputs[1]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(difference <= 1e-5, "{difference}");
+    }
+
+    #[test]
+    fn calls_to_the_only_server_are_checked_with_own_blocks() {
+        let [folder, served] = [(); 2].map(|()| tempfile::tempdir().expect("a folder"));
+        let checkpoint = Checkpoint::open(sepal_testkit::tiny::model(served.path(), "llama-gqa")).expect("a model");
+        let span = Span::new(0, checkpoint.config().n_blocks).expect("blocks");
+        let stack = BlockStack::load(&checkpoint, span).expect("blocks");
+        let identity = ModelIdentity::from_checkpoint(&checkpoint);
+        let addr = "127.0.0.1:0".parse().expect("an address");
+        let server = BlockServer::listen(stack, identity, ServerOptions::default(), addr).expect("a server");
+        let endpoint = server.endpoint();
+        let swarm = format!("static, with: {{ servers: ['{endpoint}'], verify: 1.0, verify_locally: true }}");
+        let frozen = open(&swarm, folder.path());
+        output(&frozen);
+        let usage = frozen.blocks.server_usage();
+        assert_eq!((usage[0].calls, usage[0].checks, usage[0].differences), (1, 1, 0));
     }
 }

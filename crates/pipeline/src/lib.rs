@@ -27,6 +27,7 @@ mod connect;
 mod data;
 mod embedded;
 mod error;
+mod evidence;
 mod finish;
 mod formats;
 mod frozen_blocks;
@@ -40,6 +41,8 @@ mod resume;
 mod run;
 mod shared_base;
 mod sweep;
+#[cfg(test)]
+mod testing;
 mod trained_prompts;
 
 pub use adopt::adopted;

@@ -46,6 +46,8 @@ pub struct Summary {
     pub rows_per_second: f64,
     /// Tokens per second of the training steps.
     pub tokens_per_second: f64,
+    /// Servers that were taken out of use because their results were wrong.
+    pub quarantined: Vec<String>,
     /// Bytes sent to servers.
     pub bytes_sent: u64,
     /// Bytes received from servers.

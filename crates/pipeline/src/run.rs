@@ -26,6 +26,7 @@ use crate::connect::check_built;
 use crate::data::{self, PreparedData};
 use crate::embedded::EmbeddedServers;
 use crate::error::{AssembleError, RecordError, RunError};
+use crate::evidence::keep_evidence;
 use crate::finish::Finish;
 use crate::frozen_model::{BuiltHead, FrozenModel, assemble};
 use crate::progress::{Event, Observer, Summary, TrainEvents};
@@ -156,6 +157,7 @@ impl Run<'_> {
             (None, None) => RunFolder::create(&spec.output.folder, &spec.name),
         };
         let folder = folder.map_err(RecordError::Write)?;
+        keep_evidence(&*model.blocks, folder.path());
         let mut records = Records::open(&folder, trackers)?;
         // The records are locked: no other process works in this folder. A failed removal is harmless.
         let _ = sepal_track::remove_partial_files(folder.path());

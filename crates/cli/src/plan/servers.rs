@@ -4,7 +4,7 @@ use sepal_pipeline::plan::{FormatPlan, ServersPlan, ServersSpec, plan_servers};
 
 use crate::args::{PlanArgs, ServersArgs};
 use crate::downloads::Downloads;
-use crate::output::{Failure, print};
+use crate::output::{Failure, print, print_json};
 use crate::table::Table;
 use crate::units::{grouped, size};
 
@@ -14,7 +14,7 @@ pub(super) fn plan(args: &PlanArgs) -> Result<(), Failure> {
     let plan = plan_servers(&model, &spec, &mut downloads.watch())?;
     drop(downloads);
     match args.json {
-        true => print(&serde_json::to_string_pretty(&plan)?),
+        true => print_json(&serde_json::to_string_pretty(&plan)?),
         false => print(&text(&plan, &spec)),
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Subcommand};
 use sepal_assets::Source;
 use sepal_core::{ComputeFormat, Device, ServerName, Span, WeightFormat};
-use sepal_swarm::Addr;
+use sepal_swarm::{Addr, Rights};
 
 use super::values::{RunArg, positive, probability, run, setting};
 
@@ -46,7 +46,14 @@ pub struct ServeArgs {
     /// Address to listen on: HOST:PORT or unix:PATH; port 0 takes a free port. With --p2p, the IP address and UDP port
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<Addr>,
-    /// Announce this server on the local network by multicast DNS. Connections are not encrypted
+    /// Encrypt connections, and accept only clients with the secret of this file or with one derived from it; created if it
+    /// does not exist [default: `secret` in the folder of the identity if other machines can reach --listen, else none]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["p2p", "join", "insecure"])]
+    pub secret_file: Option<PathBuf>,
+    /// Accept all clients, without encryption, even if other machines can reach --listen
+    #[arg(long, conflicts_with_all = ["p2p", "join"])]
+    pub insecure: bool,
+    /// Announce this server on the local network by multicast DNS
     #[arg(long, conflicts_with_all = ["p2p", "join"])]
     pub lan: bool,
     /// Network interface for --lan, by its name or one of its addresses [default: all]
@@ -58,13 +65,14 @@ pub struct ServeArgs {
     /// Join the swarm of this ticket: its text, or a file that contains it
     #[arg(long, value_name = "TICKET")]
     pub join: Option<String>,
-    /// File of the key that identifies this server in a swarm; created if it does not exist
+    /// File of the key that identifies this server; created if it does not exist [default: one of the user in a swarm of
+    /// --p2p, else a new key for each start]
     #[arg(long, value_name = "FILE")]
     pub identity: Option<PathBuf>,
     /// Server of the iroh-relay protocol that helps machines behind routers to reach this one [default: none]
     #[arg(long = "relay", value_name = "URL")]
     pub relays: Vec<String>,
-    /// Also write the swarm's ticket to this file
+    /// Write the swarm's ticket to this file instead of printing it
     #[arg(long, value_name = "FILE")]
     pub ticket_file: Option<PathBuf>,
     /// Serve health, metrics and a status page on this address, for example 127.0.0.1:8080
@@ -73,15 +81,20 @@ pub struct ServeArgs {
     /// Approximate seconds between checks of the swarm's balance; used only without --blocks
     #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub balance_s: u64,
-    /// Memory for the graphs of clients, in megabytes
-    #[arg(long, value_name = "MB", default_value_t = 4096)]
-    pub tape_budget_mb: u64,
-    /// Memory for the adapters, prompts and cached prefixes of one client, in megabytes
-    #[arg(long, value_name = "MB", default_value_t = 512)]
-    pub client_memory_mb: u64,
-    /// Memory for the adapters, prompts and cached prefixes of all clients, in megabytes
-    #[arg(long, value_name = "MB", default_value_t = 1024)]
-    pub adapter_memory_mb: u64,
+    /// Memory for everything that clients make this server hold, beside the blocks, in megabytes [default: three quarters of
+    /// the memory that is free beside the blocks]
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(64..=1 << 30))]
+    pub max_memory: Option<u64>,
+    /// Part of --max-memory for the graphs of clients, in megabytes [default: three eighths, at most 4096]
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(..=1 << 30))]
+    pub tape_budget_mb: Option<u64>,
+    /// Memory for the adapters, prompts and cached prefixes of one client, in megabytes [default: half of that of all clients]
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(..=1 << 30))]
+    pub client_memory_mb: Option<u64>,
+    /// Part of --max-memory for the adapters, prompts and cached prefixes of all clients, in megabytes [default: an eighth, at
+    /// most 1024]
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(..=1 << 30))]
+    pub adapter_memory_mb: Option<u64>,
     /// Maximum number of rows in a batch
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub max_rows: u32,
@@ -91,6 +104,10 @@ pub struct ServeArgs {
     /// Maximum size of a message, in megabytes
     #[arg(long, value_name = "MB", default_value_t = 256)]
     pub max_message_mb: u64,
+    /// Maximum number of open connections; lower if the system permits fewer open files. Beyond it, connections that were
+    /// silent or idle for the longest time are closed for new ones
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = positive)]
+    pub max_connections: usize,
     /// Threads of a computation [default: chosen by libtorch]
     #[arg(long, value_name = "N")]
     pub threads: Option<u32>,
@@ -155,7 +172,10 @@ pub struct ServeTaskArgs {
     /// Maximum number of texts of one model that wait
     #[arg(long, value_name = "N", default_value_t = 16_384, value_parser = positive)]
     pub max_model_rows: usize,
-    /// Maximum number of open connections
+    /// Maximum number of models, those that are being loaded included
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive)]
+    pub max_models: usize,
+    /// Maximum number of open connections, half of them of one address; beyond them, idle and slow ones are closed for new ones
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = positive)]
     pub max_connections: usize,
     /// Maximum number of texts of one model that are computed together, from any requests
@@ -178,6 +198,36 @@ pub enum SwarmCommand {
     Status(SwarmArgs),
     /// Print the status every second until Ctrl-C
     Watch(SwarmArgs),
+    /// Derive the secret or ticket of a client or observer from that of the servers
+    Grant(GrantArgs),
+    /// Begin the next epoch of a secret or ticket, whose servers accept no earlier clients and observers
+    Revoke(RevokeArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct GrantArgs {
+    /// Rights of the holder: client (computes on servers) or observer (sees their status)
+    #[arg(long, value_name = "RIGHTS")]
+    pub rights: Rights,
+    /// File of the servers' secret
+    #[arg(long, value_name = "FILE", required_unless_present = "ticket", conflicts_with = "ticket")]
+    pub secret_file: Option<PathBuf>,
+    /// File of the servers' ticket
+    #[arg(long, value_name = "FILE")]
+    pub ticket: Option<PathBuf>,
+    /// File to write, which only its owner can read
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct RevokeArgs {
+    /// File of the servers' secret, which is changed; copy it to all servers, which use it at once
+    #[arg(long, value_name = "FILE", required_unless_present = "ticket", conflicts_with = "ticket")]
+    pub secret_file: Option<PathBuf>,
+    /// File of the servers' ticket, which is changed; restart all servers with it (--join)
+    #[arg(long, value_name = "FILE")]
+    pub ticket: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -191,6 +241,9 @@ pub struct SwarmArgs {
     /// IP address and UDP port to use with --ticket [default: any]
     #[arg(long, value_name = "IP:PORT", requires = "ticket")]
     pub bind: Option<SocketAddr>,
+    /// Connect with the secret of this file
+    #[arg(long, value_name = "FILE", conflicts_with = "ticket")]
+    pub secret_file: Option<PathBuf>,
     /// Show the servers of the local network
     #[arg(long, conflicts_with_all = ["servers", "ticket"])]
     pub lan: bool,

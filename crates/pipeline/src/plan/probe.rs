@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use sepal_config::Spec;
 use sepal_data::Loader;
-use sepal_model::Model;
+use sepal_model::{Model, without_liars};
 use sepal_plugin::Phase;
 use sepal_train::{BatchCursor, EvaluateError, LossScaling, RunLength, StepMeasurement, measure_step};
 use serde::Serialize;
@@ -197,7 +197,7 @@ fn predict(
     clock: &mut Clock<'_>,
 ) -> Result<Option<f64>, RunError> {
     let last = batches.min(loader.batches_per_epoch().saturating_sub(1) as u64);
-    tch::no_grad(|| {
+    let mut measure = || -> Result<Option<f64>, EvaluateError> {
         let session = model.tune_for_predictions()?;
         let (mut tokens, mut started) = (0, Instant::now());
         let mut seconds = 0.0;
@@ -216,7 +216,8 @@ fn predict(
             seconds = started.elapsed().as_secs_f64();
         }
         Ok((tokens > 0).then(|| tokens as f64 / seconds))
-    })
+    };
+    without_liars(|| tch::no_grad(&mut measure)).map_err(RunError::from)
 }
 
 #[cfg(test)]
