@@ -46,6 +46,7 @@ lint: setup
     python3 scripts/test_setup.py
     python3 scripts/test_build.py
     python3 scripts/test_start.py
+    python3 scripts/test_soak.py
     python3 scripts/check_packages.py
     python3 scripts/check_language.py --self-test
     python3 scripts/check_language.py
@@ -54,6 +55,10 @@ lint: setup
     python3 scripts/check_contrib.py
     cargo fmt --all -- --check
     cargo clippy --workspace --all-targets -- -D warnings
+
+# Give mutated bytes to every parser of files and messages: just fuzz --seconds 60 --target gguf; findings are kept in fuzz-findings
+fuzz *ARGS: _build_all
+    @"$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/sepal-fuzz" "$@"
 
 # Make dist/sepal-*.whl: the program and the Python module, for the user's own torch
 wheel: setup
@@ -84,6 +89,14 @@ table *ARGS: _build
 bench-swarm: _build_all
     cargo bench --profile dev --workspace --bench swarm
 
+# Measure servers under attack and how soon liars are found; writes docs/attacks.json and tables of docs/reliability.md
+bench-attacks *ARGS: _build_all
+    @python3 benchmarks/attacks.py --folder "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug" "$@"
+
+# Measure the largest differences of honest servers over threads and kernels, beside the tolerances of checks: just bench-verify [MODEL]
+bench-verify *ARGS: _build_all
+    cargo bench --profile dev --workspace --bench verify -- "$@"
+
 # Measure training on a quantized model of 8 billion numbers (4.9 GB, made on first use); writes docs/bench-8b.json
 bench-8b *ARGS: _build_all
     @python3 scripts/bench_8b.py "$@"
@@ -91,6 +104,10 @@ bench-8b *ARGS: _build_all
 # Measure several classifiers in one process beside one process for each; writes docs/bench-serving.json
 bench-serving *ARGS: _build
     @python3 scripts/bench_serving.py "$@"
+
+# Let servers and runs live through kills, full disks and hostile clients; writes docs/reliability.json and the table of its page (--minutes N, --seed N, --check)
+soak *ARGS: _build_all
+    @python3 scripts/soak.py "$@"
 
 # Rewrite the table of docs/families.md from the goldens
 families: _build_all

@@ -39,13 +39,14 @@ pub(crate) fn echo_server() -> Endpoint {
         LocalSet::new().block_on(&runtime(), async {
             let mut listener = Listener::bind(&"127.0.0.1:0".parse().expect("an address")).await.expect("bound");
             sender.send(listener.addr().expect("an address")).expect("somebody waits");
-            let Stream { reader, writer, .. } = listener.accept().await.expect("a client").expect("a connection");
+            let accepted = listener.accept().await.expect("a client").expect("a connection");
+            let Stream { reader, writer, .. } = accepted.stream;
             let parts = Parts::default();
             let echo = capnp_rpc::new_client::<tuned::Client, _>(Echo(parts.clone()));
             let root = block_server::Client { client: echo.client };
             let limit = Limits::default().max_message_bytes;
             // The conversation ends when the client disconnects.
-            let _ = rpc::server(reader, writer, limit, root, &parts).await;
+            let _ = rpc::server(reader, writer, limit, root, &parts, None).await;
         });
     });
     Endpoint::Addr(receiver.recv().expect("an address"))

@@ -6,6 +6,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::Duration;
 
 use sepal_testkit::tiny;
@@ -18,6 +20,7 @@ pub struct Fixture {
 }
 
 impl Fixture {
+    #[expect(clippy::disallowed_methods, reason = "a test needs no sync")]
     pub fn new(model: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         tiny::model(folder.path(), model);
@@ -41,7 +44,7 @@ impl Fixture {
 
     pub fn output(&self, sets: &[&str]) -> Output {
         let mut command = self.sepal(&["run", "pipeline.yaml"]);
-        command.args(sets.iter().flat_map(|set| ["--set", *set])).output().expect("sepal runs")
+        bounded_output(command.args(sets.iter().flat_map(|set| ["--set", *set])))
     }
 
     pub fn run(&self, sets: &[&str]) -> Run {
@@ -109,6 +112,9 @@ impl Fixture {
         Server::start(self.sepal(&["serve", "model"]).args(args))
     }
 }
+
+/// Time after which a command hangs, on a busy machine too.
+const COMMAND_LIMIT: Duration = Duration::from_secs(300);
 
 const PIPELINE: &str = "\
 name: tiny
@@ -231,6 +237,24 @@ fn files(folder: &Path) -> Vec<PathBuf> {
         if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
     }
     found
+}
+
+/// Returns the output of a command, which is killed if it does not end.
+pub fn bounded_output(command: &mut Command) -> Output {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().expect("sepal runs");
+    let (ended, end) = mpsc::channel::<()>();
+    let id = child.id().to_string();
+    let watch = thread::spawn(move || {
+        if end.recv_timeout(COMMAND_LIMIT) == Err(RecvTimeoutError::Timeout) {
+            // The command may end at this moment.
+            let _ = Command::new("kill").args(["-KILL", &id]).status();
+        }
+    });
+    let output = child.wait_with_output().expect("it ends");
+    drop(ended);
+    watch.join().expect("no panic");
+    output
 }
 
 /// Returns the standard output of a command that succeeds.

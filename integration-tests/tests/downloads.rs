@@ -109,6 +109,7 @@ fn partial_folder_with_an_outline_is_served() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a test needs no sync")]
 fn pickled_weights_are_refused() {
     let fixture = Fixture::new("llama-gqa");
     fs::rename(fixture.path("model/model.safetensors"), fixture.path("model/pytorch_model.bin")).expect("renamed");

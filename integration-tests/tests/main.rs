@@ -1,6 +1,9 @@
 //! Tests across crates: exactness against PyTorch through servers, failures, and whole runs of the real program.
 
 mod adapters;
+mod admission;
+#[cfg(target_os = "linux")]
+mod attacks;
 mod block_placement;
 mod calibration;
 mod cobatching;
@@ -17,6 +20,7 @@ mod init;
 mod invalid_input;
 mod layers;
 mod long_texts;
+mod lying_servers;
 mod many_runs;
 mod new_plugin;
 mod operating;
@@ -29,6 +33,7 @@ mod prefix_cache;
 mod pytorch_parity;
 mod relay;
 mod resume;
+mod secured;
 mod serve_task;
 mod server_processes;
 mod swarm;

@@ -27,6 +27,21 @@ fn render_names_origins_and_keeps_the_pipeline() {
 }
 
 #[test]
+fn rendered_file_keeps_labels_of_any_characters() {
+    let fixture = Fixture::new("llama-gqa");
+    let set = "task.with.labels=[\"م\u{200c}ش\", \"a\u{202e}b\"]";
+    let labels = |file: &str, sets: &[&str]| {
+        let rendered = json(&stdout(fixture.sepal(&[&["render", file, "--json"][..], sets].concat())));
+        rendered["task.with.labels"]["value"].clone()
+    };
+    let expected = serde_json::json!(["م\u{200c}ش", "a\u{202e}b"]);
+    assert_eq!(labels("pipeline.yaml", &["--set", set]), expected);
+    let text = stdout(fixture.sepal(&["render", "pipeline.yaml", "--set", set]));
+    fs::write(fixture.path("again.yaml"), text).expect("written");
+    assert_eq!(labels("again.yaml", &[]), expected);
+}
+
+#[test]
 fn plan_matches_the_run_and_writes_nothing() {
     let fixture = Fixture::new("llama-gqa");
     let plan = json(&stdout(fixture.sepal(&["plan", "pipeline.yaml", "--json", "--probe-steps", "2"])));

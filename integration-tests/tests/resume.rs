@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
@@ -82,10 +82,14 @@ fn check(fixture: &Fixture, swarm: &[String], seed: u64) {
     let straight = fixture.run(&sets.iter().map(String::as_str).collect::<Vec<_>>());
     assert_eq!(straight.records("step").len(), STEPS);
     let killed = run_with_kills(fixture, &sets, seed);
+    assert_equal(&killed, &straight);
+}
+
+fn assert_equal(killed: &Run, straight: &Run) {
     assert!(killed.adapter() == straight.adapter(), "the adapters differ");
-    assert_eq!(records_without_times(&killed), records_without_times(&straight));
+    assert_eq!(records_without_times(killed), records_without_times(straight));
     let predictions = |run: &Run| fs::read(run.folder.join("predictions.parquet")).expect("predictions");
-    assert!(predictions(&killed) == predictions(&straight), "the predictions differ");
+    assert!(predictions(killed) == predictions(straight), "the predictions differ");
     let (found, expected) = (killed.manifest(), straight.manifest());
     for key in ["metrics", "best", "steps", "train_tokens", "adapter_digest", "status"] {
         assert_eq!(found[key], expected[key], "{key}");
@@ -108,6 +112,33 @@ fn resume_after_kill_with_three_servers_is_bit_exact() {
         ["0:1", "1:2", "2:3"].into_iter().map(|blocks| fixture.serve(blocks, "127.0.0.1:0")).collect();
     let swarm = static_swarm(&servers.iter().collect::<Vec<_>>());
     check(&fixture, &swarm, 2);
+}
+
+/// Runs until no file can be larger, as on a full disk, and returns the error text.
+fn run_on_full_disk(fixture: &Fixture, sets: &[String], limit_kb: usize) -> String {
+    // A shell's block has 512 bytes. A write beyond the limit is an error because the signal is ignored.
+    let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$@\"", 2 * limit_kb);
+    let mut command = fixture.sepal(&["run", "pipeline.yaml", "--resume", "--set"]);
+    command.args(sets).arg("output.folder=killed");
+    let mut shell = Command::new("sh");
+    shell.current_dir(fixture.folder.path()).args(["-c", &script, "sh"]).arg(command.get_program());
+    shell.args(command.get_args());
+    shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    failure_messages(shell)
+}
+
+#[test]
+fn resume_after_full_disk_is_bit_exact() {
+    let fixture = Fixture::new("llama-gqa");
+    let straight = fixture.run(&OPTIONS);
+    let sets = OPTIONS.map(str::to_owned);
+    // More than a checkpoint, less than the records.
+    for limit_kb in [24, 31, 38, 45] {
+        let text = run_on_full_disk(&fixture, &sets, limit_kb);
+        assert!(text.contains("metrics.jsonl") && !text.contains("panicked"), "{text}");
+    }
+    assert!(begin(&fixture, &sets).wait().expect("it ends").success());
+    assert_equal(&fixture.run_in("killed"), &straight);
 }
 
 /// Returns a run that is stopped in the middle.

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 /// Process of `sepal serve-task`, killed when dropped.
 pub(crate) struct Task {
     child: Child,
-    addr: String,
+    pub(crate) addr: String,
     lines: BufReader<ChildStdout>,
 }
 

@@ -157,7 +157,7 @@ fn missing_blocks_and_other_models_are_refused_at_once() {
 }
 
 #[test]
-fn invalid_requests_are_refused_without_a_retry() {
+fn invalid_requests_are_refused_and_the_servers_go_on() {
     let (golden, _servers, remote, trained) = connected(&["0:3", "0:3"]);
     let tokens = golden.ends.embed(&golden.ids).expect("tokens");
     let zeros = |name: &str, shape: &[i64]| Tunable::new(name, Tensor::zeros(shape, (Kind::Float, Device::Cpu)));
