@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::iter::once;
 
 use sha2::{Digest, Sha256};
+#[cfg(any(feature = "mlflow", test))]
 use unicode_general_category::get_general_category;
 
 /// Rule for the names that a tracker accepts.
@@ -99,6 +100,7 @@ const ANY: NameRule = NameRule { allows: |_| true, is_path: false, max_chars: us
 const WITHOUT_CASE: NameRule = NameRule { allows: |c| c.to_lowercase().eq(once(c)), ..ANY };
 
 /// Returns true for the characters of Python's `\w`: letters, numbers and the underscore.
+#[cfg(any(feature = "mlflow", test))]
 pub(crate) fn is_word(c: char) -> bool {
     c == '_' || get_general_category(c).abbreviation().starts_with(['L', 'N'])
 }

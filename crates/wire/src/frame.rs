@@ -155,7 +155,8 @@ impl Header {
         reader.read_exact(&mut header[n_read..]).await?;
         if header[..4] == SECRET_NEEDED_MAGIC {
             return Err(failed(
-                "the server accepts only clients with its secret; name the secret's file (`secret_file`)",
+                "the server accepts only clients with its secret; name the secret's file (`--secret-file`, or `secret_file` in \
+                 a pipeline)",
             ));
         }
         if header[..4] != MAGIC {

@@ -9,28 +9,22 @@ use super::client::{Client, forwarded, kind, mailbox_key};
 
 /// Uploads tunables of this many megabytes `n` times, and keeps all.
 pub fn uploads(addr: &str, n: usize, megabytes: usize) -> Attack {
-    let addr = addr.to_owned();
-    Attack::start(move |tally| async move {
-        let client = Client::connect(&addr).await.map_err(|kind| tally.add(kind)).ok()?;
-        let deep_prompts = client.deep_prompts(megabytes);
-        let mut stored = Vec::new();
-        for _ in 0..n {
-            let tuned = client.tune(Some(deep_prompts.clone())).await;
-            tally.add(kind(&tuned));
-            stored.extend(tuned);
-        }
-        Some((client, stored))
-    })
+    kept_sessions(addr, n, Some(megabytes))
 }
 
 /// Opens `n` sessions without tunables, and keeps all.
 pub fn tuned_sessions(addr: &str, n: usize) -> Attack {
+    kept_sessions(addr, n, None)
+}
+
+fn kept_sessions(addr: &str, n: usize, megabytes: Option<usize>) -> Attack {
     let addr = addr.to_owned();
     Attack::start(move |tally| async move {
         let client = Client::connect(&addr).await.map_err(|kind| tally.add(kind)).ok()?;
+        let deep_prompts = megabytes.map(|megabytes| client.deep_prompts(megabytes));
         let mut stored = Vec::new();
         for _ in 0..n {
-            let tuned = client.tune(None).await;
+            let tuned = client.tune(deep_prompts.clone()).await;
             tally.add(kind(&tuned));
             stored.extend(tuned);
         }
