@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use crate::metrics::{ConnectionMetrics, End};
-use crate::register::{ConnectionLimits, Register};
+use crate::register::{ConnectionLimits, Register, network};
 use progress::{Counted, Progress, RequestBody};
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -40,6 +40,10 @@ pub struct HttpOptions {
     /// Counts of connections.
     pub metrics: ConnectionMetrics,
 }
+
+/// Address of the client of a request, or its IPv6 network of 64 bits, in the extensions of the request.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub IpAddr);
 
 type Connections = Arc<Mutex<Register<Arc<Progress>>>>;
 
@@ -106,7 +110,8 @@ impl Connection {
         // Answers are small, so delayed segments would only add latency.
         let _ = stream.set_nodelay(true);
         let stream = Counted::new(stream, Arc::clone(&self.progress));
-        let served = serve_requests(stream, routes, head_timeout, Arc::clone(&self.progress), stop);
+        let peer = Peer(network(self.peer));
+        let served = serve_requests(stream, peer, routes, head_timeout, Arc::clone(&self.progress), stop);
         tokio::select! {
             () = served => {}
             end = self.progress.watch() => self.metrics.record_end(end, Some(self.peer)),
@@ -125,6 +130,7 @@ impl Drop for Connection {
 
 async fn serve_requests(
     stream: Counted,
+    peer: Peer,
     routes: Router,
     head_timeout: Duration,
     progress: Arc<Progress>,
@@ -132,7 +138,8 @@ async fn serve_requests(
 ) {
     let routes = TowerToHyperService::new(routes);
     let service = service_fn(move |request: Request<Incoming>| {
-        let request = request.map(|body| Body::new(RequestBody::new(body, Arc::clone(&progress))));
+        let mut request = request.map(|body| Body::new(RequestBody::new(body, Arc::clone(&progress))));
+        request.extensions_mut().insert(peer);
         let (answer, progress) = (routes.call(request), Arc::clone(&progress));
         async move {
             let answer = answer.await;
@@ -185,6 +192,7 @@ mod tests {
             };
             let hello = get(|| async { "hello" });
             let routes = Router::new().route("/", hello).route("/echo", post(|text: String| async move { text }));
+            let routes = routes.route("/peer", get(peer));
             let (stop, stopped) = watch::channel(false);
             tokio::spawn(serve(listener, routes, options, stopped));
             Self { addr, _stop: stop }
@@ -201,6 +209,18 @@ mod tests {
             self.send(HONEST).await.read_to_string(&mut text).await.expect("answered");
             text
         }
+    }
+
+    async fn peer(request: axum::extract::Request) -> String {
+        request.extensions().get::<Peer>().map_or_else(String::new, |Peer(address)| address.to_string())
+    }
+
+    #[tokio::test]
+    async fn request_carries_the_address_of_its_client() {
+        let (server, mut answer) = (Server::start(2).await, String::new());
+        let mut stream = server.send(b"GET /peer HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+        stream.read_to_string(&mut answer).await.expect("answered");
+        assert!(answer.ends_with("\r\n127.0.0.1"), "{answer}");
     }
 
     #[tokio::test]

@@ -27,12 +27,14 @@
 //! assert_eq!(register.len(), 1);
 //! ```
 
+mod checks;
 mod files;
 #[cfg(feature = "http")]
 pub mod http;
 mod metrics;
 mod register;
 
+pub use checks::check_regularly;
 pub use files::{open_file_limit, raise_open_file_limit};
 pub use metrics::{ConnectionMetrics, End};
-pub use register::{ConnectionLimits, Refusal, Register, Standing, Tracked};
+pub use register::{ConnectionLimits, Refusal, Register, Standing, Tracked, limited_network};

@@ -38,6 +38,8 @@ pub enum End {
     Overload,
     /// The peer did not prove that it may connect.
     NotAdmitted,
+    /// The secret with which the peer connected was revoked.
+    Revoked,
 }
 
 impl End {
@@ -51,6 +53,7 @@ impl End {
             End::Idle => "idle",
             End::Overload => "overload",
             End::NotAdmitted => "not_admitted",
+            End::Revoked => "revoked",
         }
     }
 
@@ -64,6 +67,7 @@ impl End {
             End::Idle => "it was not used for a long time",
             End::Overload => "its messages or calls exceeded their limit",
             End::NotAdmitted => "the peer did not prove that it may connect",
+            End::Revoked => "the secret with which the peer connected was revoked",
         }
     }
 }

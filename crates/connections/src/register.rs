@@ -115,7 +115,7 @@ impl<C: Tracked> Register<C> {
     /// [`Refusal`] if the connections that it could replace are all in use.
     pub fn admit(&mut self, peer: Option<IpAddr>, connection: C) -> Result<u64, Refusal> {
         let network = peer.map(network);
-        let is_limited = network.is_some_and(|network| !network.is_loopback());
+        let is_limited = limited_network(peer).is_some();
         let n_neighbours = self.entries.values().filter(|entry| entry.network == network).count();
         if is_limited && n_neighbours >= self.limits.per_address {
             self.replace_one(|entry| entry.network == network).ok_or(Refusal::Address)?;
@@ -156,8 +156,14 @@ impl<C: Tracked> Register<C> {
     }
 }
 
+/// Network whose connections share limits: the IPv4 address of a peer, or its IPv6 network of 64 bits. `None` for this machine
+/// and for transports without addresses, which have no such limit.
+pub fn limited_network(peer: Option<IpAddr>) -> Option<IpAddr> {
+    peer.map(network).filter(|network| !network.is_loopback())
+}
+
 /// Returns the IPv4 address or the IPv6 network of 64 bits of a peer.
-fn network(peer: IpAddr) -> IpAddr {
+pub(crate) fn network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) if !address.is_loopback() => {
             let mut octets = address.octets();

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{DType, Device};
+use crate::{DType, Device, RowEncoding};
 
 /// Format of the weights of frozen linear layers in memory. Norms and embeddings stay in fp32. Weights are widened for each
 /// product, a part of a matrix at a time, to the format of the computation, see [`ComputeFormat`].
@@ -49,6 +49,19 @@ impl WeightFormat {
             Self::Bf16 | Self::F16 => 16.0,
             Self::Int8 => 8.0,
             Self::Nf4 => 4.5,
+        }
+    }
+
+    /// True if a matrix that is stored in `encoding` is used as it is stored, or is packed anew from it, for products in
+    /// `compute` on the CPU or on another device.
+    pub fn keeps(self, encoding: RowEncoding, compute: ComputeFormat, is_on_cpu: bool) -> bool {
+        match self {
+            Self::F32 => false,
+            // The format of the computation takes no more memory.
+            Self::Auto if encoding.is_16_bit() && compute != ComputeFormat::F32 => false,
+            Self::Auto => is_on_cpu || encoding.is_for_every_device(),
+            // Packed anew on the CPU.
+            _ => true,
         }
     }
 

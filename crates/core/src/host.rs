@@ -159,6 +159,15 @@ impl HostTensor {
         }
     }
 
+    /// Largest absolute value; 0 of a tensor without numbers. Numbers that are not finite may be left out.
+    pub fn max_abs(&self) -> f32 {
+        let largest = |largest: f32, number: f32| largest.max(number.abs());
+        match self.dtype {
+            DType::F32 => self.data.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).fold(0.0, largest),
+            DType::F16 | DType::Bf16 | DType::Q8 => self.to_f32().into_iter().fold(0.0, largest),
+        }
+    }
+
     /// Number format.
     pub fn dtype(&self) -> DType {
         self.dtype
@@ -220,6 +229,15 @@ mod tests {
         let one = half::bf16::from_f32(1.5).to_le_bytes();
         let tensor = HostTensor::new(DType::Bf16, vec![1], Bytes::copy_from_slice(&one)).expect("fits");
         assert_eq!(tensor.to_f32(), [1.5]);
+    }
+
+    #[test]
+    fn max_abs_is_that_of_every_dtype() {
+        let tensor = HostTensor::from_f32(vec![1, 32], &[[0.5; 31].as_slice(), &[-2.0]].concat()).expect("a tensor");
+        assert_eq!((tensor.max_abs(), tensor.to_q8().max_abs()), (2.0, 2.0));
+        let halves = HostTensor::new(DType::Bf16, vec![2], vec![0x80, 0x3f, 0x40, 0xc0].into()).expect("a tensor");
+        assert_eq!(halves.max_abs(), 3.0);
+        assert_eq!(HostTensor::from_f32(vec![0], &[]).expect("a tensor").max_abs(), 0.0);
     }
 
     #[test]

@@ -64,7 +64,7 @@ pub use server_name::{ServerName, ServerNameError};
 pub use span::{Span, SpanError};
 pub use task::{CellKind, Columns, RowForm, Task};
 pub use token_batch::{TokenBatch, TokenText, WindowPool};
-pub use tunable::{HostTunable, LinearSite, SiteRole, TunableName};
+pub use tunable::{HostTunable, LinearSite, SiteRole, TrainedTensor, TunableName};
 pub use unwind::{LibraryPanic, catch_panic};
 pub use visible::{visible, visible_json, visible_lines};
 

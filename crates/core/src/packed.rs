@@ -1,7 +1,5 @@
 use bytes::Bytes;
 
-use crate::DType;
-
 /// Levels of NF4: quantiles of the normal distribution, with 0 among them and ends at 1 (arXiv 2305.14314, appendix E).
 pub const NF4_LEVELS: [f32; 16] = [
     -1.0,
@@ -84,32 +82,47 @@ impl RowEncoding {
         matches!(self, Self::F16 | Self::Bf16)
     }
 
+    /// True for the encodings that products on every device read; the others are for the CPU.
+    pub fn is_for_every_device(self) -> bool {
+        matches!(self, Self::F16 | Self::Bf16 | Self::Int8 | Self::Nf4)
+    }
+
+    /// Numbers and bytes of a block, where rows are nothing but equal blocks; `None` for the other encodings.
+    pub const fn block(self) -> Option<(usize, usize)> {
+        Some(match self {
+            Self::F16 | Self::Bf16 => (1, 2),
+            Self::Q4_0 => (32, 18),
+            Self::Q4_1 => (32, 20),
+            Self::Q5_0 => (32, 22),
+            Self::Q5_1 => (32, 24),
+            Self::Q8_0 => (32, 34),
+            Self::Q2K => (256, 84),
+            Self::Q3K => (256, 110),
+            Self::Q4K => (256, 144),
+            Self::Q5K => (256, 176),
+            Self::Q6K => (256, 210),
+            Self::Mxfp4 => (32, 17),
+            Self::Int8 | Self::Nf4 | Self::Fp8 { .. } | Self::Int4 { .. } | Self::Uint8 { .. } => return None,
+        })
+    }
+
     /// Bytes of a row of `width` numbers; `None` if such a row cannot be encoded.
     pub fn row_bytes(self, width: usize) -> Option<usize> {
-        let blocks = |len: usize, bytes: usize| (width / len).checked_mul(bytes).filter(|_| width.is_multiple_of(len));
+        if let Some((len, bytes)) = self.block() {
+            return (width / len).checked_mul(bytes).filter(|_| width.is_multiple_of(len));
+        }
         let groups = |group: u32, header: usize, numbers: usize| {
             let group = usize::try_from(group).ok().filter(|group| *group > 0)?;
             width.div_ceil(group).checked_mul(header)?.checked_add(numbers)
         };
         match self {
-            Self::F16 | Self::Bf16 => DType::F16.n_bytes(width),
-            Self::Q4_0 => blocks(32, 18),
-            Self::Q4_1 => blocks(32, 20),
-            Self::Q5_0 => blocks(32, 22),
-            Self::Q5_1 => blocks(32, 24),
-            Self::Q8_0 => blocks(32, 34),
-            Self::Q2K => blocks(256, 84),
-            Self::Q3K => blocks(256, 110),
-            Self::Q4K => blocks(256, 144),
-            Self::Q5K => blocks(256, 176),
-            Self::Q6K => blocks(256, 210),
             Self::Int8 => width.checked_add(4),
             Self::Nf4 => width.div_ceil(64).checked_mul(36),
             Self::Fp8 { group } => groups(group, 4, width),
             Self::Int4 { group } if group % 2 != 0 => None,
             Self::Int4 { group } => groups(group, 6, width.div_ceil(2)),
             Self::Uint8 { group } => groups(group, 6, width),
-            Self::Mxfp4 => blocks(32, 17),
+            _ => None,
         }
     }
 }

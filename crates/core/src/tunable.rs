@@ -116,6 +116,53 @@ impl fmt::Display for TunableName {
     }
 }
 
+/// Name and shape of a tensor that is trained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrainedTensor {
+    /// Name among the parameters of the run.
+    pub name: String,
+    /// Shape; of a tunable `[blocks, ..]`.
+    pub shape: Vec<usize>,
+    /// Index of the first block of a tunable; `None` for a tensor that the blocks do not take.
+    pub first_block: Option<usize>,
+}
+
+impl TrainedTensor {
+    /// Tensor that the blocks do not take.
+    pub fn new(name: impl Into<String>, shape: impl Into<Vec<usize>>) -> Self {
+        Self { name: name.into(), shape: shape.into(), first_block: None }
+    }
+
+    /// Tunable of the blocks from `first_block`.
+    pub fn tunable(name: &TunableName, first_block: usize, shape: impl Into<Vec<usize>>) -> Self {
+        Self { name: name.to_string(), shape: shape.into(), first_block: Some(first_block) }
+    }
+
+    /// Shape in signed numbers, as tensor libraries take it.
+    pub fn signed_shape(&self) -> Vec<i64> {
+        self.shape.iter().map(|&dim| dim as i64).collect()
+    }
+
+    /// Number of values, at most the largest of the type.
+    pub fn numbers(&self) -> u64 {
+        numbers(&self.shape)
+    }
+
+    /// Number of values of a tunable in the blocks from `first`; 0 for another tensor.
+    pub fn numbers_from(&self, first: usize) -> u64 {
+        let (Some(first_block), Some((&n_blocks, of_block))) = (self.first_block, self.shape.split_first()) else {
+            return 0;
+        };
+        let end = first_block.saturating_add(n_blocks);
+        let n_included = end - first.clamp(first_block, end);
+        numbers(of_block).saturating_mul(n_included as u64)
+    }
+}
+
+fn numbers(shape: &[usize]) -> u64 {
+    shape.iter().fold(1, |numbers: u64, &dim| numbers.saturating_mul(dim as u64))
+}
+
 /// Values of a tunable, or of its gradient.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostTunable {
@@ -164,6 +211,15 @@ mod tests {
         for unknown in ["lora_A:", "lora_C:q", "prompts", ""] {
             assert_eq!(TunableName::parse(unknown), None, "{unknown}");
         }
+    }
+
+    #[test]
+    fn numbers_of_earlier_blocks_are_not_counted() {
+        let name = TunableName::LoraA("self_attn.q_proj".to_owned());
+        let tunable = TrainedTensor::tunable(&name, 2, [4, 3, 5]);
+        assert_eq!(tunable.numbers(), 60);
+        assert_eq!([0, 2, 3, 6, 9].map(|first| tunable.numbers_from(first)), [60, 60, 45, 0, 0]);
+        assert_eq!(TrainedTensor::new("prompts", [3, 5]).numbers_from(0), 0, "the blocks do not take it");
     }
 
     #[test]

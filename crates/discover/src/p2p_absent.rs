@@ -72,6 +72,11 @@ impl Ticket {
         Err(ERROR)
     }
 
+    /// Path of the file that would hold the ticket.
+    pub fn file(text: &str) -> Option<&Path> {
+        Some(Path::new(text))
+    }
+
     /// Rights of the holder.
     pub fn rights(&self) -> Rights {
         match self.0 {}
@@ -79,6 +84,11 @@ impl Ticket {
 
     /// Epoch of the ticket.
     pub fn epoch(&self) -> u32 {
+        match self.0 {}
+    }
+
+    /// True for the ticket of a later epoch.
+    pub fn replaces(&self, _current: &Self) -> bool {
         match self.0 {}
     }
 
@@ -151,6 +161,11 @@ impl Node {
 
     /// Waits for a neighbour in the swarm.
     pub fn wait_for_neighbour(&self, _timeout: Duration) -> bool {
+        match self.0 {}
+    }
+
+    /// Follows the file of the ticket.
+    pub fn follow_ticket(&self, _file: &Path) {
         match self.0 {}
     }
 

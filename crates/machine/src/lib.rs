@@ -1,8 +1,8 @@
 //! This machine: its memory, its GPUs, its libtorch, the variables that libraries read at the start of a program, and files that
 //! survive a loss of power.
 //!
-//! This crate reads files of the system and runs `nvidia-smi`. It loads no library, and knows no model, no program and no file
-//! format of this project.
+//! This crate reads files of the system, and regular files for others, and runs `nvidia-smi`. It loads no library, and knows no
+//! model, no program and no file format of this project.
 //!
 //! Place in the crate graph: on the ground floor; all crates that write files stand on it.
 //!
@@ -23,6 +23,7 @@ pub mod environment;
 mod gpu;
 mod host_memory;
 mod libtorch;
+pub mod regular;
 
 pub use bounded::output_within;
 pub use gpu::{gpu_free_bytes, nvidia_smi};

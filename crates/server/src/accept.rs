@@ -12,11 +12,12 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use sepal_connections::{ConnectionLimits, ConnectionMetrics, End, Register, open_file_limit};
+use sepal_connections::{ConnectionLimits, ConnectionMetrics, End, Register, limited_network, open_file_limit};
 use sepal_swarm::{Accepted, Listener, Rights, Stream};
-use sepal_wire::{Parts, rpc};
+use sepal_wire::{Parts, RpcError, rpc};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 use crate::service::BlockServerImpl;
 use crate::state::{ClientConnection, ServerState};
@@ -31,6 +32,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const FAREWELL: Duration = Duration::from_millis(500);
 /// Maximum connections that are being closed when another is accepted.
 const MAX_CLOSING: usize = 64;
+/// Interval of the looks at the file of the secret.
+const SECRET_INTERVAL: Duration = Duration::from_millis(500);
 /// Open files that are left for the model, the status page and connections to other servers.
 const RESERVED_FILES: usize = 256;
 
@@ -51,6 +54,9 @@ pub(crate) async fn run_loop(
 ) {
     let limits = connection_limits(max_connections, open_file_limit());
     let mut connections = Connections::new(limits, Rc::clone(&state));
+    let mut secret_checks = tokio::time::interval(SECRET_INTERVAL);
+    // After a pause of this process, one check is enough.
+    secret_checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             accepted = listener.accept(), if connections.has_room() => match accepted {
@@ -65,6 +71,7 @@ pub(crate) async fn run_loop(
                 None => break,
             },
             Some(_) = connections.tasks.join_next() => {}
+            _ = secret_checks.tick(), if state.security.is_some() => state.refresh_secret(),
             () = wait_for_end(&state, &mut phase) => break,
         }
     }
@@ -86,7 +93,7 @@ fn is_of_connection(error: &io::Error) -> bool {
 }
 
 /// Returns the limits of a server that may have `max` connections in a process of `max_files` open files. An address may have
-/// an eighth of them, and at least 64: many clients may share the address of a router.
+/// an eighth of them, and at least 64: many clients may share the address of a router. A quarter is left to other addresses.
 fn connection_limits(max: usize, max_files: Option<u64>) -> ConnectionLimits {
     let max_files = max_files.and_then(|max_files| usize::try_from(max_files).ok());
     let possible = max_files.map_or(max, |max_files| max_files.saturating_sub(RESERVED_FILES).max(max_files / 4));
@@ -96,7 +103,8 @@ fn connection_limits(max: usize, max_files: Option<u64>) -> ConnectionLimits {
         );
     }
     let total = max.min(possible).max(1);
-    ConnectionLimits { total, per_address: total.div_ceil(8).max(total.min(64)) }
+    let per_address = total.div_ceil(8).max(64).min(total * 3 / 4);
+    ConnectionLimits { total, per_address: per_address.max(1) }
 }
 
 async fn wait_for_end(state: &ServerState, phase: &mut watch::Receiver<Phase>) {
@@ -155,7 +163,7 @@ impl Connections {
                 let registered = Registered { register: Rc::clone(&self.register), id, state: Rc::clone(&self.state) };
                 let stream = stream.counted(&self.state.stats.traffic);
                 let (state, served) = (Rc::clone(&self.state), Rc::clone(&connection));
-                let serving = async move { serve_stream(stream, &state, &served).await };
+                let serving = async move { serve_stream(stream, &state, &served, limited_network(peer)).await };
                 self.tasks.spawn_local(async move {
                     finish(serving, &connection, peer, &registered.state.stats.connections).await;
                     drop(registered);
@@ -193,8 +201,13 @@ impl Drop for Registered {
     }
 }
 
-/// Secures a stream and serves its calls until it ends.
-async fn serve_stream(stream: Stream, state: &Rc<ServerState>, connection: &Connection) -> capnp::Result<()> {
+/// Secures a stream and serves its calls until it ends, or until the secret of its client is revoked.
+async fn serve_stream(
+    stream: Stream,
+    state: &Rc<ServerState>,
+    connection: &Connection,
+    network: Option<IpAddr>,
+) -> capnp::Result<()> {
     let secured = secured(stream, state).await.inspect_err(|error| {
         // A peer that leaves by itself, as a probe of the port does, was not refused.
         if error.kind() != io::ErrorKind::UnexpectedEof {
@@ -202,13 +215,20 @@ async fn serve_stream(stream: Stream, state: &Rc<ServerState>, connection: &Conn
         }
     });
     let (stream, rights) = secured?;
-    let Stream { reader, writer, .. } = stream;
+    let Stream { reader, writer, mut revocation, .. } = stream;
     let parts = connection.parts();
-    let client = ClientConnection::new(Rc::clone(state), parts.clone(), rights);
+    let client = ClientConnection::new(Rc::clone(state), parts.clone(), rights, network);
     let quota = client.quota();
     let root = capnp_rpc::new_client(BlockServerImpl(client));
     connection.begin_calls();
-    rpc::server(reader, writer, state.info.limits.max_message_bytes, root, parts, Some(quota)).await
+    let serving = rpc::server(reader, writer, state.info.limits.max_message_bytes, root, parts, Some(quota));
+    let mut serving = pin!(serving);
+    tokio::select! {
+        ended = serving.as_mut() => return ended,
+        () = revocation.revoked() => connection.end(End::Revoked),
+    }
+    // Tells the peer why its connection ends.
+    serving.await
 }
 
 /// Encrypts a connection and checks its client, if the server has a secret. Returns the client's rights. The time for the
@@ -243,6 +263,7 @@ async fn finish(
         metrics.record_end(end, peer);
     }
     if let Some(Err(error)) = ended {
+        let error = RpcError::from(error);
         tracing::debug!(%error, "a connection ended");
     }
 }
@@ -260,8 +281,8 @@ mod tests {
         assert_eq!(limits(1024, None), (1024, 128));
         assert_eq!(limits(1024, Some(65_536)), (1024, 128));
         assert_eq!(limits(1024, Some(1024)), (768, 96));
-        assert_eq!(limits(1024, Some(256)), (64, 64));
-        assert_eq!(limits(4, Some(1024)), (4, 4));
+        assert_eq!(limits(1024, Some(256)), (64, 48));
+        assert_eq!(limits(4, Some(1024)), (4, 3));
         assert_eq!(limits(0, None), (1, 1));
     }
 

@@ -1,6 +1,7 @@
 //! Admission of calls: limits on their rows, on the memory of their computation and on their number.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use sepal_blocks::Passes;
@@ -8,6 +9,7 @@ use sepal_core::{HostTensor, Span};
 use sepal_wire::codec::WireRows;
 use sepal_wire::{Failure, FailureCode, Limits};
 
+use crate::client::ClientGroup;
 use crate::compute::{TapeExtent, invalid};
 use crate::ledger::{ClientQuota, Kind, Reservation};
 use crate::refusals::Reason;
@@ -26,7 +28,40 @@ pub(crate) struct Admission {
     max_calls: u32,
     max_connection_calls: u32,
     /// Calls that wait for their input, in the queue, or for the next server, and those that are computed.
-    calls: Rc<Cell<u32>>,
+    calls: Rc<OpenCalls>,
+}
+
+/// Open calls of all connections.
+#[derive(Debug, Default)]
+struct OpenCalls {
+    total: Cell<u32>,
+    /// Calls of each group of clients that has any.
+    groups: RefCell<HashMap<ClientGroup, u32>>,
+}
+
+impl OpenCalls {
+    /// True if `max` calls are open, and the group has at least an equal share of them. So a few clients that have all calls
+    /// open do not keep out another.
+    fn is_full(&self, max: u32, group: ClientGroup) -> bool {
+        let groups = self.groups.borrow();
+        let share = max as usize / (groups.len() + 1);
+        let own = groups.get(&group).copied().unwrap_or(0);
+        self.total.get() >= max && own as usize >= share.max(1)
+    }
+
+    fn begin(&self, group: ClientGroup) {
+        self.total.set(self.total.get() + 1);
+        *self.groups.borrow_mut().entry(group).or_default() += 1;
+    }
+
+    fn end(&self, group: ClientGroup) {
+        self.total.set(self.total.get() - 1);
+        let mut groups = self.groups.borrow_mut();
+        match groups.get(&group).map_or(0, |calls| calls - 1) {
+            0 => drop(groups.remove(&group)),
+            left => drop(groups.insert(group, left)),
+        }
+    }
 }
 
 /// Call that may be queued.
@@ -46,11 +81,16 @@ impl Admitted {
 }
 
 /// Counts a call of a connection until this is dropped.
-pub(crate) struct CallSlot([Rc<Cell<u32>>; 2]);
+pub(crate) struct CallSlot {
+    own: Rc<Cell<u32>>,
+    all: Rc<OpenCalls>,
+    group: ClientGroup,
+}
 
 impl Drop for CallSlot {
     fn drop(&mut self) {
-        self.0.iter().for_each(|calls| calls.set(calls.get() - 1));
+        self.own.set(self.own.get() - 1);
+        self.all.end(self.group);
     }
 }
 
@@ -62,17 +102,18 @@ impl Admission {
     }
 
     fn slot(&self, quota: &ClientQuota, own: &Rc<Cell<u32>>) -> Result<CallSlot, Failure> {
-        let counts = [
-            (own, self.max_connection_calls, Reason::ConnectionCalls, " of this client"),
-            (&self.calls, self.max_calls, Reason::Calls, ""),
-        ];
-        if let Some((_, limit, reason, whose)) = counts.into_iter().find(|(calls, limit, ..)| calls.get() >= *limit) {
-            let failure = Failure::new(FailureCode::Overloaded, format!("{limit} calls{whose} wait already"));
-            return Err(quota.refuse(reason, failure));
+        let group = quota.client().group();
+        let refuse = |reason, message| Err(quota.refuse(reason, Failure::new(FailureCode::Overloaded, message)));
+        let limit = self.max_connection_calls;
+        if own.get() >= limit {
+            return refuse(Reason::ConnectionCalls, format!("{limit} calls of this client wait already"));
         }
-        let calls = [Rc::clone(own), Rc::clone(&self.calls)];
-        calls.iter().for_each(|calls| calls.set(calls.get() + 1));
-        Ok(CallSlot(calls))
+        if self.calls.is_full(self.max_calls, group) {
+            return refuse(Reason::Calls, format!("{} calls wait already", self.max_calls));
+        }
+        own.set(own.get() + 1);
+        self.calls.begin(group);
+        Ok(CallSlot { own: Rc::clone(own), all: Rc::clone(&self.calls), group })
     }
 
     fn check_rows(&self, quota: &ClientQuota, batch: &WireRows) -> Result<(), Failure> {
@@ -167,8 +208,8 @@ mod tests {
     use sepal_core::Ragged;
 
     use super::*;
+    use crate::client::ClientId;
     use crate::ledger::{Ledger, Quotas};
-    use crate::queue::ClientId;
 
     fn limits() -> Limits {
         Limits { max_rows: 8, max_tokens: 100, max_row_tokens: 40, ..Limits::default() }
@@ -187,7 +228,7 @@ mod tests {
     #[test]
     fn batches_beyond_the_limits_are_refused_and_counted() {
         let (admission, ledger) = admission(10, None);
-        let quota = ledger.client(ClientId(1));
+        let quota = ledger.client(ClientId::local(1));
         let check = |prefix_len, lengths: &[usize]| admission.check_rows(&quota, &batch(prefix_len, lengths));
         assert!(check(10, &[30, 30, 30]).is_ok());
         for (prefix_len, lengths, reason, text) in [
@@ -204,7 +245,7 @@ mod tests {
     #[test]
     fn calls_of_one_connection_leave_room_for_another() {
         let (admission, ledger) = admission(8, Some(1 << 30));
-        let (first, second) = (ledger.client(ClientId(1)), ledger.client(ClientId(2)));
+        let (first, second) = (ledger.client(ClientId::local(1)), ledger.client(ClientId::local(2)));
         let [own, other] = [Rc::<Cell<u32>>::default(), Rc::default()];
         let slots: Vec<CallSlot> = (0..2).map(|_| admission.slot(&first, &own).expect("a quarter")).collect();
         let refused = admission.slot(&first, &own).map(drop).expect_err("a third call");
@@ -212,14 +253,31 @@ mod tests {
         assert!(admission.slot(&second, &other).is_ok());
         drop(slots);
         assert!(admission.slot(&first, &own).is_ok());
-        assert_eq!((own.get(), other.get(), admission.calls.get()), (0, 0, 0));
+        assert_eq!((own.get(), other.get(), admission.calls.total.get()), (0, 0, 0));
+        assert!(admission.calls.groups.borrow().is_empty());
         assert_eq!(ledger.refusals().count(Reason::ConnectionCalls), 1);
+    }
+
+    #[test]
+    fn connections_that_have_all_calls_do_not_keep_out_another() {
+        let (admission, ledger) = admission(8, Some(1 << 30));
+        let fill = |client| {
+            let (quota, own) = (ledger.client(client), Rc::<Cell<u32>>::default());
+            std::iter::from_fn(|| admission.slot(&quota, &own).ok()).collect::<Vec<CallSlot>>()
+        };
+        let local: Vec<CallSlot> = (1..=4).flat_map(|number| fill(ClientId::local(number))).collect();
+        assert_eq!(local.len(), 8, "a quarter of each");
+        assert_eq!(fill(ClientId::local(5)).len(), 1, "a sixth");
+        drop(local);
+        let network: Vec<CallSlot> = (6..=9).flat_map(|number| fill(ClientId::remote(number, 1))).collect();
+        assert_eq!((network.len(), fill(ClientId::remote(10, 1)).len()), (8, 0));
+        assert_eq!(fill(ClientId::remote(11, 2)).len(), 2, "as many as without the network");
     }
 
     #[test]
     fn calls_of_all_connections_are_limited() {
         let (admission, ledger) = admission(3, None);
-        let (quota, own) = (ledger.client(ClientId(1)), Rc::default());
+        let (quota, own) = (ledger.client(ClientId::local(1)), Rc::default());
         let _slots = [(); 3].map(|()| admission.slot(&quota, &own).expect("room"));
         let refused = admission.slot(&quota, &own).map(drop).expect_err("full");
         assert_eq!(refused.message, "3 calls of this client wait already");

@@ -15,6 +15,10 @@ use crate::lock::lock;
 use crate::stacks::{DeviceStacks, StackBatch, StackInjections, StackOutput, StackPrefix, StackPrefixCache, StackTape};
 use crate::tapes::{NewTape, TapeId, TapeStore};
 
+/// Positions that a job is charged for at least. A call of one position takes as long as 66 positions of a large call do, with a
+/// tiny model on one core.
+const MIN_COST_POSITIONS: usize = 64;
+
 /// Trainable tensors of a client for one step, with names and shapes that fit the blocks.
 #[derive(Debug)]
 pub(crate) struct Tunables {
@@ -157,12 +161,22 @@ impl Job {
 
     /// Positions times blocks times passes.
     pub(crate) fn token_blocks(&self) -> usize {
-        let (span, passes) = match self {
-            Job::Forward(forward) => (forward.span, 1),
-            Job::Backward(backward) => (backward.extent.span, 1),
-            Job::Stateless(stateless) => (stateless.forward.span, 2),
-        };
-        passes * self.positions() * span.len()
+        self.positions() * self.block_passes()
+    }
+
+    /// Share of the machine that the job is charged for, in positions times blocks times passes. A small job counts as a larger
+    /// one, since a block reads all of its weights for a single position too.
+    pub(crate) fn cost(&self) -> usize {
+        self.positions().max(MIN_COST_POSITIONS) * self.block_passes()
+    }
+
+    /// Blocks times passes.
+    fn block_passes(&self) -> usize {
+        match self {
+            Job::Forward(forward) => forward.span.len(),
+            Job::Backward(backward) => backward.extent.span.len(),
+            Job::Stateless(stateless) => 2 * stateless.forward.span.len(),
+        }
     }
 
     pub(crate) fn can_batch_with(&self, other: &Job) -> bool {
@@ -345,4 +359,30 @@ fn forward_failed(error: &ForwardError) -> Failure {
 
 fn compute_failed(error: &dyn std::error::Error) -> Failure {
     Failure::new(FailureCode::ComputeFailed, in_one_line(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use sepal_wire::Limits;
+
+    use super::*;
+    use crate::client::ClientId;
+    use crate::ledger::{Ledger, Quotas};
+
+    #[test]
+    fn small_jobs_are_charged_for_reading_the_weights() {
+        let ledger = Ledger::new(Quotas::new(&Limits::default(), None));
+        let reserved = Arc::new(ledger.client(ClientId::local(1)).reserve(Kind::Tunables, 0).expect("room"));
+        let tapes = Arc::new(Mutex::new(TapeStore::new(0, ledger)));
+        let id = lock(&tapes).insert(NewTape { tape: None, bytes: 0, tunables: reserved });
+        let job = |positions| {
+            let span = Span::new(0, 3).expect("a span");
+            let extent = TapeExtent { span, want: Want::All, positions, peak_bytes: 0 };
+            let grad_output = HostTensor::from_f32(vec![1], &[0.0]).expect("a tensor");
+            let grad_want = GradWant { input: codec::InputGrad::None, tunables: false, dtype: DType::F32 };
+            Job::Backward(BackwardJob { tapes: Arc::clone(&tapes), id, extent, grad_output, grad_want })
+        };
+        assert_eq!((job(1).cost(), job(64).cost(), job(1000).cost()), (192, 192, 3000));
+        assert_eq!(job(1).token_blocks(), 3, "the pace counts positions");
+    }
 }

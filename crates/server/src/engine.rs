@@ -13,11 +13,12 @@ use sepal_wire::{Failure, FailureCode, Timing};
 use tokio::sync::oneshot;
 
 use crate::admission::Admitted;
+use crate::client::ClientId;
 use crate::compute::{self, Job, JobOutput};
 use crate::ledger::{Kind, Ledger};
 use crate::lock::lock;
 use crate::mailbox::shutting_down;
-use crate::queue::{ClientId, FairQueue, Ticket};
+use crate::queue::{FairQueue, Ticket};
 use crate::serve::ServerOptions;
 use crate::stacks::DeviceStacks;
 
@@ -168,7 +169,7 @@ impl Engine {
         admitted: Admitted,
     ) -> Result<(JobOutput, Timing), Failure> {
         let (reply, answer) = oneshot::channel();
-        let cost = job.token_blocks();
+        let cost = job.cost();
         let (queued_at, has_left) = (Instant::now(), Arc::<AtomicBool>::default());
         let guard = QueueGuard::new(&self.counters.queue);
         let caller = JobCaller { queued_at, reply, admitted, has_left: Arc::clone(&has_left), _guard: guard };

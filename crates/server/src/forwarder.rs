@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sepal_core::HostTensor;
 use sepal_swarm::{Addr, Dial, Endpoint, Progress, ServerSecurity, Stream, Traffic};
-use sepal_wire::{Failure, FailureCode, Parts, RelayTarget, codec, rpc, sepal_capnp as wire};
+use sepal_wire::{Failure, FailureCode, Parts, RelayTarget, RpcError, codec, rpc, sepal_capnp as wire};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -30,13 +30,20 @@ const MAX_FAILED_DIALS: u32 = 32;
 const FAILURE_WINDOW: Duration = Duration::from_mins(1);
 /// Time without progress after which a connection to the next server counts as lost.
 const STALL_TIMEOUT: Duration = Duration::from_secs(4);
+/// Time after which a transfer ends, however it progresses. Calls wait less for their inputs.
+const TRANSFER_TIMEOUT: Duration = Duration::from_mins(2);
+/// Connections that are kept for later transfers.
 const MAX_CONNECTIONS: usize = 64;
+/// Connections in all, with those of transfers in flight.
+const MAX_OPEN_CONNECTIONS: usize = 128;
 /// Maximum bytes of another server's answer, which contains at most a failure.
 const MAX_ANSWER_BYTES: u64 = 1 << 20;
 
 pub(crate) struct Forwarder {
     /// By address.
     connections: RefCell<HashMap<String, Rc<ServerConnection>>>,
+    /// Each open connection has a clone.
+    open: Rc<()>,
     stats: Arc<ServerStats>,
     targets: RelayTargets,
     closed: CancellationToken,
@@ -134,6 +141,7 @@ struct ServerConnection {
     traffic: Traffic,
     progress: Progress,
     driver: JoinHandle<()>,
+    _open: Rc<()>,
 }
 
 impl ServerConnection {
@@ -151,7 +159,8 @@ impl Drop for ServerConnection {
 
 impl Forwarder {
     pub(crate) fn new(stats: Arc<ServerStats>, targets: RelayTargets) -> Self {
-        Self { connections: RefCell::default(), stats, targets, closed: CancellationToken::new() }
+        let (connections, open) = (RefCell::default(), Rc::new(()));
+        Self { connections, open, stats, targets, closed: CancellationToken::new() }
     }
 
     pub(crate) fn close(&self) {
@@ -169,6 +178,11 @@ impl Forwarder {
             biased;
             result = self.send(target, tensor, dials) => result,
             () = self.closed.cancelled() => Err(shutting_down()),
+            () = tokio::time::sleep(TRANSFER_TIMEOUT) => {
+                let (address, seconds) = (&target.address, TRANSFER_TIMEOUT.as_secs());
+                let message = format!("could not forward to {address}: it took more than {seconds} s");
+                Err(Failure::new(FailureCode::NotRelayed, message))
+            }
         }
     }
 
@@ -185,16 +199,16 @@ impl Forwarder {
         let answer = loop {
             let activity = connection.activity();
             match tokio::time::timeout(STALL_TIMEOUT, answer.as_mut()).await {
-                Ok(answer) => break answer.map_err(|error| broken(&error))?,
+                Ok(answer) => break answer.map_err(|error| broken(&RpcError::from(error)))?,
                 Err(_) if connection.activity() == activity => {
                     return Err(broken(&format_args!("no progress for {} s", STALL_TIMEOUT.as_secs())));
                 }
                 Err(_) => {}
             }
         };
-        let results = answer.get().map_err(|error| broken(&error))?;
+        let results = answer.get().map_err(|error| broken(&RpcError::from(error)))?;
         if results.has_failure() {
-            let failure = results.get_failure().map_err(|error| broken(&error))?;
+            let failure = results.get_failure().map_err(|error| broken(&RpcError::from(error)))?;
             return Err(broken(&Failure::read(failure).map_err(|error| broken(&error))?));
         }
         transfer.is_complete = true;
@@ -203,6 +217,12 @@ impl Forwarder {
 
     fn open_connection(&self, address: &str) -> Option<Rc<ServerConnection>> {
         self.connections.borrow().get(address).filter(|open| !open.driver.is_finished()).cloned()
+    }
+
+    /// Number of connections that are open or being opened.
+    fn n_open(&self) -> usize {
+        // The forwarder has one clone itself.
+        Rc::strong_count(&self.open) - 1
     }
 
     async fn connection(
@@ -221,17 +241,25 @@ impl Forwarder {
         if dials.is_used_up() {
             return Err("too many attempts of this client have failed; try again in a minute".into());
         }
+        if self.n_open() >= MAX_OPEN_CONNECTIONS {
+            // Ends those without a transfer.
+            self.connections.borrow_mut().clear();
+        }
+        if self.n_open() >= MAX_OPEN_CONNECTIONS {
+            return Err("too many connections to other servers are open".into());
+        }
+        let open = Rc::clone(&self.open);
         let traffic = Traffic::default();
         let stream = self.targets.connect(address).await.inspect_err(|_| dials.record_failure())?.counted(&traffic);
         let Stream { reader, writer, progress, .. } = stream;
         let parts = Parts::default();
         let (root, system) = rpc::client(reader, writer, MAX_ANSWER_BYTES, &parts);
         let driver = tokio::task::spawn_local(async move {
-            if let Err(error) = system.await {
+            if let Err(error) = system.await.map_err(RpcError::from) {
                 tracing::debug!(%error, "a connection to another server ended");
             }
         });
-        let connection = Rc::new(ServerConnection { root, parts, traffic, progress, driver });
+        let connection = Rc::new(ServerConnection { root, parts, traffic, progress, driver, _open: open });
         let mut connections = self.connections.borrow_mut();
         connections.retain(|_, connection| !connection.driver.is_finished());
         if connections.len() >= MAX_CONNECTIONS {

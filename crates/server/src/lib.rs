@@ -5,11 +5,11 @@
 //! device instead of competing for it. In the crate graph it stands on `blocks`, `checkpoint`, `swarm` and `wire`; `remote` is
 //! its client, and only `status`, `pipeline` and `cli` start or show servers.
 //!
-//! Invariants: everything that clients make the server hold is counted in one ledger before it is made, with a limit for all
-//! and one for each connection. The tapes of all clients together stay within a byte budget (the oldest of the clients with
-//! the most are evicted, and their owners get an error that says so). A failing request never stops the server, and a call
-//! whose caller has left ends. The memory of a client is freed when the client drops its capabilities or disconnects. Connections that
-//! are silent, slow or unused never keep out a new one.
+//! Invariants: everything that clients make the server hold is counted in one ledger before it is made, with a limit for all,
+//! one for each connection and one for those of a network. The tapes of all clients together stay within a byte budget (the
+//! oldest of the clients with the most are evicted, and their owners get an error that says so). A failing request never
+//! stops the server, and a call whose caller has left ends. The memory of a client is freed when the client drops its
+//! capabilities or disconnects. Connections that are silent, slow or unused never keep out a new one.
 //!
 //! ```no_run
 //! use sepal_blocks::BlockStack;
@@ -28,6 +28,7 @@
 
 mod accept;
 mod admission;
+mod client;
 mod compute;
 mod device_memory;
 mod engine;

@@ -1,6 +1,6 @@
 //! Mailbox of tensors that arrive from other servers.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
@@ -24,8 +24,6 @@ const ENTRY_BYTES: u64 = 1 << 10;
 pub(crate) struct Mailbox {
     slots: RefCell<HashMap<MailboxKey, Slot>>,
     closed: CancellationToken,
-    stored_bytes: Cell<u64>,
-    max_stored_bytes: u64,
 }
 
 enum Slot {
@@ -41,15 +39,9 @@ struct StoredTensor {
     _expiry: AbortOnDropHandle<()>,
 }
 
-/// Memory of a stored tensor, in bytes.
-fn stored_bytes(tensor: &HostTensor) -> u64 {
-    tensor.data().len() as u64 + ENTRY_BYTES
-}
-
 impl Mailbox {
-    pub(crate) fn new(max_stored_bytes: u64) -> Rc<Self> {
-        let (slots, stored_bytes) = (RefCell::default(), Cell::new(0));
-        Rc::new(Self { slots, closed: CancellationToken::new(), stored_bytes, max_stored_bytes })
+    pub(crate) fn new() -> Rc<Self> {
+        Rc::new(Self { slots: RefCell::default(), closed: CancellationToken::new() })
     }
 
     /// Returns the tensor of this key, after waiting for it if necessary. `client` is the caller.
@@ -90,19 +82,11 @@ impl Mailbox {
         if let Some(Slot::Awaited(call)) = slot {
             return call.send(tensor).map_err(|_| Failure::new(FailureCode::NotRelayed, "the call was cancelled"));
         }
-        if let Some(Slot::Stored(previous)) = &slot {
-            self.stored_bytes.set(self.stored_bytes.get() - stored_bytes(&previous.tensor));
-        }
         // Frees the previous tensor of the key.
         drop(slot);
-        let bytes = stored_bytes(&tensor);
-        let total = self.stored_bytes.get() + bytes;
-        if total > self.max_stored_bytes {
-            let failure = Failure::new(FailureCode::NotRelayed, "too many tensors wait for their calls");
-            return Err(client.refuse(Reason::Mailbox, failure));
-        }
-        let reserved = client.reserve(Kind::Mailbox, bytes)?;
-        self.stored_bytes.set(total);
+        let reserved = client
+            .reserve(Kind::Mailbox, tensor.data().len() as u64 + ENTRY_BYTES)
+            .map_err(|failure| Failure::new(FailureCode::NotRelayed, failure.message))?;
         let mailbox = Rc::clone(self);
         let expiry = AbortOnDropHandle::new(tokio::task::spawn_local(async move {
             tokio::time::sleep(STORE_TIMEOUT).await;
@@ -116,10 +100,7 @@ impl Mailbox {
     fn take_stored(&self, key: MailboxKey) -> Option<HostTensor> {
         let mut slots = self.slots.borrow_mut();
         match slots.remove(&key)? {
-            Slot::Stored(StoredTensor { tensor, .. }) => {
-                self.stored_bytes.set(self.stored_bytes.get() - stored_bytes(&tensor));
-                Some(tensor)
-            }
+            Slot::Stored(StoredTensor { tensor, .. }) => Some(tensor),
             awaited => {
                 slots.insert(key, awaited);
                 None
@@ -154,8 +135,8 @@ mod tests {
     use tokio::task::LocalSet;
 
     use super::*;
+    use crate::client::ClientId;
     use crate::ledger::{Ledger, Quotas};
-    use crate::queue::ClientId;
 
     const KEY: MailboxKey = MailboxKey([7; 16]);
 
@@ -181,7 +162,7 @@ mod tests {
 
         fn assert_empty(&self) {
             let mailbox = &self.mailbox;
-            assert!(mailbox.slots.borrow().is_empty() && mailbox.stored_bytes.get() == 0);
+            assert!(mailbox.slots.borrow().is_empty());
             assert_eq!(self.ledger.used(&Kind::ALL), 0);
         }
     }
@@ -189,8 +170,9 @@ mod tests {
     /// Runs `test` in virtual time on a mailbox that stores one tensor.
     fn check(test: impl AsyncFnOnce(Fixture)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-        let ledger = Ledger::new(Quotas::new(&Limits::default(), None));
-        let fixture = Fixture { mailbox: Mailbox::new(8 + ENTRY_BYTES), client: ledger.client(ClientId(1)), ledger };
+        let limits = Limits { max_message_bytes: 8 + ENTRY_BYTES, ..Limits::default() };
+        let ledger = Ledger::new(Quotas::new(&limits, None));
+        let fixture = Fixture { mailbox: Mailbox::new(), client: ledger.client(ClientId::local(1)), ledger };
         LocalSet::new().block_on(&runtime.expect("a runtime"), test(fixture));
     }
 

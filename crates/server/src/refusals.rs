@@ -33,6 +33,8 @@ pub(crate) enum Reason {
     ServerBytes,
     /// Memory of one connection that exists between its calls.
     ConnectionBytes,
+    /// Memory of the connections of one network.
+    NetworkBytes,
     /// Inputs, results and messages of all connections.
     TransientBytes,
     /// Inputs, results and messages of one connection.
@@ -60,6 +62,7 @@ impl Reason {
             Reason::ConnectionCalls => "connection_calls",
             Reason::ServerBytes => "server_bytes",
             Reason::ConnectionBytes => "connection_bytes",
+            Reason::NetworkBytes => "network_bytes",
             Reason::TransientBytes => "transient_bytes",
             Reason::ConnectionTransientBytes => "connection_transient_bytes",
             Reason::TunableBytes => "tunable_bytes",

@@ -33,9 +33,11 @@ pub struct ServerOptions {
     pub limits: Limits,
     /// Maximum bytes of everything that clients make the server hold, of which the limits of tapes, of tunables and of a
     /// computation are parts. The others are for inputs, results and messages, up to a half for one connection. A connection
-    /// keeps at most three quarters of all between calls. No limit if none, as for servers within the process of their clients.
+    /// keeps at most three quarters of all between calls, and the connections of one network leave a quarter of each part to
+    /// others. No limit if none, as for servers within the process of their clients.
     pub max_memory: Option<u64>,
-    /// Maximum calls that wait or run before others are refused; with `max_memory` a quarter of them for one connection.
+    /// Maximum calls that wait or run before others are refused, but for those of clients with less than an equal share; with
+    /// `max_memory` a quarter of them for one connection.
     pub max_queue: u32,
     /// Maximum open connections, fewer if the process may have few open files. Beyond it, a connection that is silent or holds
     /// nothing is closed for a new one.
@@ -241,7 +243,7 @@ impl BlockServer {
         let thread = thread::Builder::new().name("sepal-server".into()).spawn(move || {
             let stats = thread_stats;
             let forwarder = Forwarder::new(Arc::clone(&stats), targets);
-            let mailbox = Mailbox::new(limits.max_message_bytes);
+            let mailbox = Mailbox::new();
             // The stated limits are those of the options, but for positions of which some batches fit and others do not.
             let admission = Admission::new(options.limits, memory, options.max_queue, options.max_memory);
             let (calls, clients) = Default::default();

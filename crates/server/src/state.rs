@@ -1,6 +1,7 @@
 //! State that all connections of a server share.
 
 use std::cell::Cell;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -12,13 +13,13 @@ use sepal_wire::codec::{GradWant, Grads, WireBatch};
 use sepal_wire::{Failure, FailureCode, Parts, Quota, Relay, ServerInfo, Timing};
 
 use crate::admission::{Admission, Admitted};
+use crate::client::ClientId;
 use crate::compute::{Job, JobOutput, Tunables, invalid};
 use crate::engine::Engine;
 use crate::forwarder::{DialAllowance, Forwarder};
 use crate::ledger::{ClientQuota, Kind, Ledger};
 use crate::lock::lock;
 use crate::mailbox::{Mailbox, shutting_down};
-use crate::queue::ClientId;
 use crate::receipts::{SignedCall, Signer};
 use crate::refusals::Reason;
 use crate::stats::{Method, ServerStats};
@@ -55,9 +56,10 @@ pub(crate) struct ClientConnection {
 }
 
 impl ClientConnection {
-    pub(crate) fn new(state: Rc<ServerState>, parts: Parts, rights: Rights) -> Self {
+    /// Returns the state of a connection from `network`, whose connections share limits.
+    pub(crate) fn new(state: Rc<ServerState>, parts: Parts, rights: Rights, network: Option<IpAddr>) -> Self {
         state.clients.set(state.clients.get() + 1);
-        let quota = state.ledger.client(ClientId(state.clients.get()));
+        let quota = state.ledger.client(ClientId::new(state.clients.get(), network));
         Self { state, quota, calls: Rc::default(), parts, rights, dials: Rc::default() }
     }
 
@@ -135,6 +137,13 @@ impl ClientConnection {
 }
 
 impl ServerState {
+    /// Ends the connections of clients whose secret the file of the server's secret no longer admits.
+    pub(crate) fn refresh_secret(&self) {
+        if let Some(security) = &self.security {
+            security.refresh();
+        }
+    }
+
     /// True while a call is in flight or a tape waits for its backward pass.
     pub(crate) fn is_in_use(&self) -> bool {
         self.calls.get() > 0 || self.engine.queue() > 0 || lock(&self.tapes).load().0 > 0

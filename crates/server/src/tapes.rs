@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use crate::client::{ClientGroup, ClientId};
 use crate::ledger::{Kind, Ledger, Reservation};
-use crate::queue::ClientId;
 use crate::stacks::StackTape;
 
 /// Identifier of a tape within its server.
@@ -52,7 +52,8 @@ impl TapeStore {
     }
 
     /// Stores a tape and evicts others if necessary: the oldest of the clients that have more than an equal share of the
-    /// budget. A tape that does not fit even so is not stored; its owner gets `tapeExpired`.
+    /// budget. The connections of one network have one share. A tape that does not fit even so is not stored; its owner gets
+    /// `tapeExpired`.
     pub(crate) fn insert(&mut self, tape: NewTape) -> TapeId {
         let id = TapeId(self.next_id);
         self.next_id += 1;
@@ -98,15 +99,9 @@ impl TapeStore {
         if bytes > self.budget {
             return false;
         }
-        let is_new = !self.clients.contains_key(&client);
-        let share = self.budget / (self.clients.len() + usize::from(is_new)) as u64;
         while self.used + bytes > self.budget {
-            let has_more = |owner: ClientId| {
-                let stored = self.clients.get(&owner).copied().unwrap_or(0);
-                let new = if owner == client { bytes } else { 0 };
-                stored + new > share
-            };
-            match self.oldest(has_more) {
+            let shares = self.shares(client, bytes);
+            match self.oldest(|owner| shares.is_exceeded_by(owner)) {
                 Some(oldest) => drop(self.take(oldest)),
                 None => return false,
             }
@@ -114,9 +109,46 @@ impl TapeStore {
         true
     }
 
+    /// Shares of the clients if `client` stores this many bytes more.
+    fn shares(&self, client: ClientId, bytes: u64) -> Shares {
+        let mut clients = self.clients.clone();
+        *clients.entry(client).or_default() += bytes;
+        let mut groups = HashMap::<ClientGroup, GroupUse>::new();
+        for (owner, used) in &clients {
+            let group = groups.entry(owner.group()).or_default();
+            group.bytes += used;
+            group.n_clients += 1;
+        }
+        Shares { budget: self.budget / groups.len() as u64, clients, groups }
+    }
+
     /// Oldest tape of the clients that `is_chosen` selects.
     fn oldest(&self, is_chosen: impl Fn(ClientId) -> bool) -> Option<TapeId> {
         self.tapes.iter().find(|(_, stored)| is_chosen(stored.client())).map(|(&id, _)| id)
+    }
+}
+
+/// Bytes of clients and their groups, beside the share of a group.
+#[derive(Debug)]
+struct Shares {
+    /// Bytes of each group.
+    budget: u64,
+    clients: HashMap<ClientId, u64>,
+    groups: HashMap<ClientGroup, GroupUse>,
+}
+
+#[derive(Debug, Default)]
+struct GroupUse {
+    bytes: u64,
+    n_clients: u64,
+}
+
+impl Shares {
+    /// True if the client's group has more than its share, and the client more than an equal part of that.
+    fn is_exceeded_by(&self, client: ClientId) -> bool {
+        let used = self.clients.get(&client).copied().unwrap_or(0);
+        let Some(group) = self.groups.get(&client.group()) else { return false };
+        group.bytes > self.budget && used > self.budget / group.n_clients
     }
 }
 
@@ -136,7 +168,11 @@ mod tests {
     }
 
     fn tape(ledger: &Ledger, client: u64, bytes: u64) -> NewTape {
-        let tunables = ledger.client(ClientId(client)).reserve(Kind::Tunables, 0).expect("room");
+        tape_of(ledger, ClientId::local(client), bytes)
+    }
+
+    fn tape_of(ledger: &Ledger, client: ClientId, bytes: u64) -> NewTape {
+        let tunables = ledger.client(client).reserve(Kind::Tunables, 0).expect("room");
         NewTape { tape: None, bytes, tunables: Arc::new(tunables) }
     }
 
@@ -174,6 +210,18 @@ mod tests {
     }
 
     #[test]
+    fn connections_of_one_network_share_one_share() {
+        let ledger = ledger(None);
+        let mut store = store(&ledger);
+        let many: Vec<TapeId> = (1..=8).map(|i| store.insert(tape_of(&ledger, ClientId::remote(i, 1), 10))).collect();
+        let other = ClientId::remote(9, 2);
+        let honest: Vec<TapeId> = (0..5).map(|_| store.insert(tape_of(&ledger, other, 10))).collect();
+        assert_eq!(honest.iter().filter_map(|&id| store.take(id)).count(), 5, "a half of the budget");
+        assert_eq!(many.iter().filter_map(|&id| store.take(id)).count(), 5, "the other half");
+        assert_eq!(store.load(), (0, 0));
+    }
+
+    #[test]
     fn tape_beyond_a_share_does_not_evict_those_within_theirs() {
         let ledger = ledger(None);
         let mut store = store(&ledger);
@@ -185,7 +233,7 @@ mod tests {
     #[test]
     fn tunables_are_reserved_as_long_as_a_tape_holds_them() {
         let ledger = ledger(None);
-        let reserved = Arc::new(ledger.client(ClientId(1)).reserve(Kind::Tunables, 30).expect("room"));
+        let reserved = Arc::new(ledger.client(ClientId::local(1)).reserve(Kind::Tunables, 30).expect("room"));
         let tapes = [70, 70].map(|bytes| NewTape { tape: None, bytes, tunables: Arc::clone(&reserved) });
         drop(reserved);
         let mut store = store(&ledger);

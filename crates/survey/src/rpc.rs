@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use sepal_swarm::Stream;
 use sepal_wire::codec::DecodeError;
-use sepal_wire::{Parts, ServerInfo, rpc, sepal_capnp as wire};
+use sepal_wire::{Parts, RpcError, ServerInfo, rpc, sepal_capnp as wire};
 use tokio::task::JoinHandle;
 
 /// Largest message that a client reads, however large an answer it expects.
@@ -15,7 +15,7 @@ pub fn bootstrap(stream: Stream) -> (wire::block_server::Client, Parts, JoinHand
     let parts = Parts::of_client();
     let (root, system) = rpc::client(reader, writer, MAX_MESSAGE_BYTES, &parts);
     let driver = tokio::task::spawn_local(async move {
-        if let Err(error) = system.await {
+        if let Err(error) = system.await.map_err(RpcError::from) {
             tracing::debug!(%error, "a connection ended");
         }
     });
@@ -40,11 +40,17 @@ pub enum SurveyError {
     Connect(std::io::Error),
     /// Connection that ended.
     #[error("the connection failed: {0}")]
-    Transport(#[from] capnp::Error),
+    Transport(RpcError),
     /// No answer in time.
     #[error("no answer within {} s", .0.as_secs_f64())]
     Timeout(Duration),
     /// Answer that cannot be read.
     #[error("unreadable answer: {0}")]
     Decode(#[from] DecodeError),
+}
+
+impl From<capnp::Error> for SurveyError {
+    fn from(error: capnp::Error) -> Self {
+        Self::Transport(error.into())
+    }
 }

@@ -25,6 +25,7 @@ mod private_file;
 mod receipt;
 mod secure;
 mod stream;
+mod watched_file;
 
 pub use addr::{Addr, AddrError, ListedServer, ListedServerError};
 pub use key::{IdentityKey, KeyError, is_signed_by};
@@ -33,10 +34,11 @@ pub use options::{RemoteOptions, SwarmPath, dtype_schema};
 pub use private_file::{create_private_file, replace_private_file};
 pub use receipt::{Evidence, HexError, Receipt, Sha256, Statement, Witness, backward_call, forward_call};
 pub use secure::{
-    ClientSecurity, Rights, RightsError, SECRET_NEEDED, Secret, SecretFileError, SecretTextError, SecurityError,
-    ServerSecurity, proof,
+    AcceptedSecrets, ClientSecurity, Revocation, Rights, RightsError, SECRET_NEEDED, Secret, SecretFileError,
+    SecretTextError, SecurityError, ServerSecurity, proof,
 };
 pub use stream::{
     Accepted, Connect, Connecting, Dial, Endpoint, InProcess, Incoming, Listener, Progress, Reader, Sighting,
     Sightings, SocketFile, Stream, Streams, Traffic, Writer,
 };
+pub use watched_file::WatchedFile;

@@ -61,11 +61,14 @@ pub struct Witness {
     pub receipt: Option<Receipt>,
 }
 
-/// Record of a wrong result: the server's answer beside those of the servers that contradict it.
+/// Record of a result that others contradict: the server's answer beside theirs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evidence {
-    /// Answer that was found to be wrong.
+    /// Answer that was found to be wrong or, in a dispute, that was checked.
     pub accused: Witness,
+    /// True if nothing told which result is right.
+    #[serde(default)]
+    pub disputed: bool,
     /// Number of the session with the servers, one for each optimizer step or evaluation.
     pub session: u64,
     /// Relative difference of the results, and the largest that counts as equal.
@@ -333,7 +336,8 @@ mod tests {
         let witness =
             Witness { server, key: Some(key.public()), statement: statement(), input: hash, output: hash, receipt };
         let checkers = vec![witness.clone()];
-        let evidence = Evidence { accused: witness, session: 3, difference: 0.05, tolerance: 0.001, checkers };
+        let evidence =
+            Evidence { accused: witness, disputed: false, session: 3, difference: 0.05, tolerance: 0.001, checkers };
         let text = serde_json::to_string(&evidence).expect("JSON");
         assert_eq!(serde_json::from_str::<Evidence>(&text).expect("the same"), evidence);
         assert!(serde_json::from_str::<Evidence>(&text.replace(&hash.to_string(), "xy")).is_err());

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
 use crate::Addr;
-use crate::secure::Rights;
+use crate::secure::{Revocation, Rights};
 
 /// Capacity of an in-process pipe.
 const PIPE_BYTES: usize = 4 << 20;
@@ -60,6 +60,8 @@ pub struct Stream {
     pub progress: Progress,
     /// Rights of the client, for the server of the connection. A transport that checks no client grants all.
     pub rights: Rights,
+    /// Revocation of the client's secret, for the server of the connection.
+    pub revocation: Revocation,
 }
 
 /// Counter that grows while a connection transfers data.
@@ -101,6 +103,7 @@ impl Stream {
             writer: Box::new(writer),
             progress: Progress::new(|| 0),
             rights: Rights::Server,
+            revocation: Revocation::default(),
         }
     }
 
@@ -114,6 +117,12 @@ impl Stream {
     #[must_use]
     pub fn with_rights(self, rights: Rights) -> Self {
         Self { rights, ..self }
+    }
+
+    /// Replaces the revocation of the client's secret.
+    #[must_use]
+    pub fn with_revocation(self, revocation: Revocation) -> Self {
+        Self { revocation, ..self }
     }
 
     fn tcp(stream: TcpStream) -> io::Result<Self> {
@@ -151,6 +160,7 @@ impl Stream {
             writer: Box::new(Counted { inner: self.writer, bytes: up }),
             progress: self.progress,
             rights: self.rights,
+            revocation: self.revocation,
         }
     }
 }

@@ -5,6 +5,7 @@ use capnp::struct_list;
 use sepal_core::{DType, HostTensor, HostTunable, Ragged, RaggedError, ShapeError, Span, SpanError, Want};
 
 use crate::parts::Parts;
+use crate::rpc_error::RpcError;
 use crate::sepal_capnp as wire;
 
 /// Maximum dimensions of a tensor.
@@ -23,7 +24,7 @@ const MAX_NAME_BYTES: usize = 1024;
 pub enum DecodeError {
     /// Invalid Cap'n Proto encoding.
     #[error("read a message")]
-    Encoding(#[from] capnp::Error),
+    Encoding(#[source] RpcError),
     /// Enum value of a later protocol.
     #[error("unknown value {0} in a message")]
     Unknown(u16),

@@ -31,6 +31,7 @@ mod parts;
 mod quota;
 mod relay;
 pub mod rpc;
+mod rpc_error;
 mod spin_reader;
 
 #[expect(
@@ -51,6 +52,7 @@ pub use info::{Failure, FailureCode, Limits, Load, Retry, ServerInfo, Timing};
 pub use parts::Parts;
 pub use quota::{Quota, Reserved};
 pub use relay::{MailboxKey, Relay, RelayTarget};
+pub use rpc_error::RpcError;
 
 /// Newest version of the protocol that servers and clients of this crate speak.
 pub const PROTOCOL: u32 = 7;

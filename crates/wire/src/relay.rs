@@ -3,6 +3,9 @@
 use crate::codec::DecodeError;
 use crate::sepal_capnp as wire;
 
+/// Maximum bytes of a server's address. It is kept as long as its call waits.
+const MAX_ADDRESS_BYTES: usize = 1024;
+
 /// Key of the mailbox under which a server receives a tensor from another server. The key authorizes the sender, so clients
 /// choose it at random.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,8 +57,12 @@ impl Relay {
     pub fn read(reader: wire::relay::Reader<'_>) -> Result<Self, DecodeError> {
         let from = if reader.has_from() { Some(MailboxKey::read(reader.get_from()?)?) } else { None };
         let next = if reader.has_next_address() {
-            let (address, key) = (reader.get_next_address()?.to_str()?.to_owned(), reader.get_next_key()?);
-            Some(RelayTarget { address, key: MailboxKey::read(key)? })
+            let (address, key) = (reader.get_next_address()?, MailboxKey::read(reader.get_next_key()?)?);
+            if address.len() > MAX_ADDRESS_BYTES {
+                let (found, limit) = (address.len(), MAX_ADDRESS_BYTES);
+                return Err(DecodeError::TooMany { items: "bytes of an address", found, limit });
+            }
+            Some(RelayTarget { address: address.to_str()?.to_owned(), key })
         } else {
             None
         };
@@ -90,5 +97,14 @@ mod tests {
         message.init_root::<wire::relay::Builder<'_>>().set_from(&[1; 15]);
         let error = Relay::read(message.get_root_as_reader().expect("a root")).expect_err("refused");
         assert_eq!(error.to_string(), "a key of 15 bytes, expected 16");
+    }
+
+    #[test]
+    fn long_address_is_refused() {
+        let next = RelayTarget { address: "a".repeat(MAX_ADDRESS_BYTES + 1), key: MailboxKey([2; 16]) };
+        let mut message = Builder::new_default();
+        Relay { from: None, next: Some(next) }.write(message.init_root());
+        let error = Relay::read(message.get_root_as_reader().expect("a root")).expect_err("refused");
+        assert_eq!(error.to_string(), "1025 bytes of an address, at most 1024 are read");
     }
 }

@@ -13,8 +13,9 @@ use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
+use crate::checks::check_regularly;
 use crate::metrics::End;
 use crate::register::{Standing, Tracked};
 
@@ -83,22 +84,16 @@ impl Progress {
 
     /// Returns once the connection is too slow.
     pub(super) async fn watch(&self) -> End {
-        let mut ticks = tokio::time::interval(TICK);
-        // After a pause of this process, one check follows, so that no connection is blamed for the pause.
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        ticks.tick().await;
         let mut watchdog = Watchdog::default();
-        loop {
-            ticks.tick().await;
-            let observed = Observed {
-                is_arriving: self.phase().0 == Phase::Arriving,
-                received_bytes: self.received_bytes.load(Ordering::Relaxed),
-                is_unread: self.is_unread.load(Ordering::Relaxed),
-                sent_bytes: self.sent_bytes.load(Ordering::Relaxed),
-            };
-            if let Some(end) = watchdog.check(observed) {
-                return end;
-            }
+        check_regularly(TICK, || watchdog.check(self.observe())).await
+    }
+
+    fn observe(&self) -> Observed {
+        Observed {
+            is_arriving: self.phase().0 == Phase::Arriving,
+            received_bytes: self.received_bytes.load(Ordering::Relaxed),
+            is_unread: self.is_unread.load(Ordering::Relaxed),
+            sent_bytes: self.sent_bytes.load(Ordering::Relaxed),
         }
     }
 }

@@ -8,6 +8,7 @@ use iroh::{EndpointAddr, EndpointId};
 use iroh_gossip::api::{Event, GossipReceiver};
 
 use super::announcement::{Announcement, Message};
+use super::epochs::Epoch;
 use super::state::{NodeState, peer, peer_name};
 use crate::lock::lock;
 
@@ -20,17 +21,18 @@ const MAX_CONTACTS: usize = 4;
 /// Minimum time between an announcement and an answer to a request.
 const ANSWER_DELAY: Duration = Duration::from_millis(500);
 
-pub(super) async fn handle_events(state: Arc<NodeState>, mut receiver: GossipReceiver) {
-    while let Some(event) = receiver.next().await {
+/// Handles the announcements of an epoch until the node leaves it.
+pub(super) async fn handle_events(state: Arc<NodeState>, epoch: Arc<Epoch>, mut receiver: GossipReceiver) {
+    while let Some(Some(event)) = epoch.departure.run_until_cancelled(receiver.next()).await {
         match event {
             Ok(Event::NeighborUp(_)) => {
-                state.neighbours.send_modify(|n| *n += 1);
+                epoch.neighbours.send_modify(|n| *n += 1);
                 // Either side may be new to the swarm, so the node both asks and announces.
                 state.broadcast(Message::Hello).await;
                 state.announce().await;
             }
-            Ok(Event::NeighborDown(_)) => state.neighbours.send_modify(|n| *n = n.saturating_sub(1)),
-            Ok(Event::Received(message)) => state.handle(&message.content),
+            Ok(Event::NeighborDown(_)) => epoch.neighbours.send_modify(|n| *n = n.saturating_sub(1)),
+            Ok(Event::Received(message)) => state.handle(&epoch, &message.content),
             Ok(Event::Lagged) => tracing::warn!("some announcements of the swarm were missed"),
             Err(error) => {
                 tracing::warn!(%error, "the swarm's announcements are no longer received");
@@ -48,19 +50,21 @@ pub(super) async fn run_loop(state: Arc<NodeState>) {
         lock(&state.members).remove_expired(Instant::now());
         state.forget_silent_members();
         // Lost members may have returned, or form the other half of a swarm that was split.
-        let peers = state.lost_members();
-        if !peers.is_empty()
-            && let Err(error) = state.sender.join_peers(peers).await
-        {
-            tracing::debug!(%error, "no neighbour");
+        for epoch in state.epochs().iter() {
+            let peers = state.lost_members(epoch);
+            if !peers.is_empty()
+                && let Err(error) = epoch.sender.join_peers(peers).await
+            {
+                tracing::debug!(%error, "no neighbour");
+            }
         }
     }
 }
 
 impl NodeState {
-    /// Returns members to contact: all without a neighbour, else some that are silent.
-    fn lost_members(&self) -> Vec<EndpointId> {
-        let has_neighbour = *self.neighbours.borrow() > 0;
+    /// Returns members to contact: all without a neighbour in the epoch, else some that are silent.
+    fn lost_members(&self, epoch: &Epoch) -> Vec<EndpointId> {
+        let has_neighbour = *epoch.neighbours.borrow() > 0;
         let known: Vec<EndpointId> = lock(&self.bootstrap).keys().copied().collect();
         let members = lock(&self.members);
         let lost = known.into_iter().filter(|id| !has_neighbour || !members.contains(&peer_name(*id)));
@@ -104,22 +108,26 @@ impl NodeState {
         });
     }
 
+    /// Sends a message to the members of all epochs of the node. Those of several use it once, as its sequence number is the
+    /// same.
     pub(super) async fn broadcast(&self, message: Message) {
         let announcement = {
             let mut local_server = lock(&self.local_server);
             Announcement { sequence: local_server.sequence.next(), message }
         };
-        let signed = match announcement.sign(self.endpoint.secret_key(), self.secret.topic()) {
-            Ok(signed) => signed,
-            Err(error) => return tracing::error!(%error, "an announcement cannot be encoded"),
-        };
-        if let Err(error) = self.sender.broadcast(signed).await {
-            tracing::debug!(%error, "an announcement was not sent");
+        for epoch in self.epochs().iter() {
+            let signed = match announcement.sign(self.endpoint.secret_key(), epoch.secret.topic()) {
+                Ok(signed) => signed,
+                Err(error) => return tracing::error!(%error, "an announcement cannot be encoded"),
+            };
+            if let Err(error) = epoch.sender.broadcast(signed).await {
+                tracing::debug!(%error, "an announcement was not sent");
+            }
         }
     }
 
-    fn handle(self: &Arc<Self>, signed: &[u8]) {
-        let Some((sender, announcement)) = Announcement::verify(signed, self.secret.topic()) else {
+    fn handle(self: &Arc<Self>, epoch: &Epoch, signed: &[u8]) {
+        let Some((sender, announcement)) = Announcement::verify(signed, epoch.secret.topic()) else {
             return tracing::debug!("an announcement has no valid signature");
         };
         let Announcement { sequence, message } = announcement;

@@ -1,6 +1,7 @@
 //! Peer-to-peer swarm: identity, encryption and NAT traversal by iroh, announcements by its gossip protocol.
 
 mod announcement;
+mod epochs;
 mod gossip;
 mod identity;
 mod node;

@@ -2,18 +2,19 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use iroh::address_lookup::memory::MemoryLookup;
 use iroh::endpoint::{QuicTransportConfig, VarInt, presets};
 use iroh::{EndpointId, NetReportConfig, RelayMode, RelayUrl};
-use iroh_gossip::net::Gossip;
 use sepal_core::in_one_line;
 use sepal_swarm::{Dial, Endpoint, KeyError, SecurityError, Sightings, Streams};
 use tokio::sync::{Semaphore, watch};
 
 use super::announcement::{Message, Sequence};
+use super::epochs::{Epoch, Epochs, GRACE, alpns, follow_ticket};
 use super::gossip::{handle_events, run_loop};
 use super::identity::Identity;
 use super::state::{ALPN, LocalServer, NodeState, OLD_ALPN, parse_peer_name, peer, peer_name};
@@ -114,14 +115,29 @@ impl Node {
         let known = lock(&self.state.bootstrap).clone();
         let others = known.into_keys().filter_map(|id| self.state.addresses.get_endpoint_info(id));
         let members = [self.state.addr()].into_iter().chain(others.map(|info| info.to_endpoint_addr()));
-        Ticket { secret: self.state.secret.clone(), members: members.take(MAX_TICKET_MEMBERS).collect() }
+        let secret = self.state.epochs().current.secret.clone();
+        Ticket { secret, members: members.take(MAX_TICKET_MEMBERS).collect() }
     }
 
     /// Waits for a neighbour in the swarm; false after the timeout.
     pub fn wait_for_neighbour(&self, timeout: Duration) -> bool {
-        let mut neighbours = self.state.neighbours.subscribe();
+        let mut neighbours = self.state.epochs().current.neighbours.subscribe();
         let found = async { neighbours.wait_for(|&n| n > 0).await.is_ok() };
         self.state.flusher.runtime.block_on(async { tokio::time::timeout(timeout, found).await.unwrap_or(false) })
+    }
+
+    /// Looks twice in a second at the file that holds the node's ticket, and moves to a later epoch of it while it runs. For ten
+    /// minutes, the node also belongs to the epoch before: as a server, it accepts clients of both, and as a client, it tries
+    /// both. A server whose ticket is more than one epoch later accepts the new epoch alone at once. Other changes of the file are
+    /// warnings.
+    pub fn follow_ticket(&self, file: &Path) {
+        self.follow_ticket_with(file, GRACE);
+    }
+
+    /// Follows the file of a ticket, with another time for which the epoch before is accepted.
+    pub(super) fn follow_ticket_with(&self, file: &Path, grace: Duration) {
+        let (state, path) = (Arc::clone(&self.state), file.to_owned());
+        self.state.flusher.runtime.spawn(follow_ticket(state, path, grace));
     }
 
     /// Announces the local server at intervals, as long as `describe` returns a record.
@@ -196,8 +212,7 @@ async fn join(options: &NodeOptions, flusher: StreamFlusher) -> Result<Arc<NodeS
     };
     let sequence = identity.sequence_file().map_or_else(Sequence::default, Sequence::open);
     let addresses = MemoryLookup::new();
-    let gossip_alpn = secret.gossip_alpn();
-    let endpoint = bind_endpoint(identity, *bind, relays, addresses.clone(), &gossip_alpn).await?;
+    let endpoint = bind_endpoint(identity, *bind, relays, addresses.clone(), alpns([&secret])).await?;
     let others = ticket.iter().flat_map(|ticket| &ticket.members).filter(|addr| addr.id != endpoint.id());
     let bootstrap: HashMap<EndpointId, Option<Instant>> = others
         .map(|addr| {
@@ -205,24 +220,23 @@ async fn join(options: &NodeOptions, flusher: StreamFlusher) -> Result<Arc<NodeS
             (addr.id, None)
         })
         .collect();
-    let gossip = Gossip::builder().alpn(&gossip_alpn).spawn(endpoint.clone());
-    let topic = gossip.subscribe(secret.topic(), bootstrap.keys().copied().collect()).await;
-    let (sender, receiver) = topic.map_err(|error| NodeError::Gossip(error.to_string()))?.split();
+    let (epoch, receiver) = Epoch::join(secret, &endpoint, bootstrap.keys().copied().collect()).await?;
+    let epoch = Arc::new(epoch);
+    let epochs = Epochs::new(Arc::clone(&epoch));
     let state = Arc::new(NodeState {
         endpoint,
         flusher,
         server: Mutex::default(),
-        secret,
+        accepted: watch::Sender::new(epochs.accepted()),
+        epochs: Mutex::new(epochs),
         addresses,
-        sender,
         members: Mutex::default(),
         bootstrap: Mutex::new(bootstrap),
         sequences: Mutex::default(),
         local_server: Mutex::new(LocalServer { sequence, ..LocalServer::default() }),
-        neighbours: watch::Sender::new(0),
     });
-    tokio::spawn(accept_connections(Arc::clone(&state), gossip));
-    tokio::spawn(handle_events(Arc::clone(&state), receiver));
+    tokio::spawn(accept_connections(Arc::clone(&state)));
+    tokio::spawn(handle_events(Arc::clone(&state), epoch, receiver));
     tokio::spawn(run_loop(Arc::clone(&state)));
     Ok(state)
 }
@@ -232,7 +246,7 @@ async fn bind_endpoint(
     bind: Option<SocketAddr>,
     relays: &[String],
     addresses: MemoryLookup,
-    gossip_alpn: &[u8],
+    alpns: Vec<Vec<u8>>,
 ) -> Result<iroh::Endpoint, NodeError> {
     let urls = relays.iter().map(|url| url.parse::<RelayUrl>().map_err(|_| NodeError::Relay(url.clone())));
     let urls: Vec<RelayUrl> = urls.collect::<Result<_, _>>()?;
@@ -248,7 +262,7 @@ async fn bind_endpoint(
         .build();
     let mut builder = iroh::Endpoint::builder(presets::Minimal)
         .secret_key(identity.key.clone())
-        .alpns(vec![ALPN.to_vec(), OLD_ALPN.to_vec(), gossip_alpn.to_vec()])
+        .alpns(alpns)
         .address_lookup(addresses)
         .transport_config(transport)
         // Contacts configured relays only.
@@ -261,7 +275,7 @@ async fn bind_endpoint(
     builder.bind().await.map_err(|error| NodeError::Bind(in_one_line(&error)))
 }
 
-async fn accept_connections(state: Arc<NodeState>, gossip: Gossip) {
+async fn accept_connections(state: Arc<NodeState>) {
     let unproven = Arc::new(Semaphore::new(MAX_UNPROVEN));
     while let Some(incoming) = state.endpoint.accept().await {
         let Ok(permit) = Arc::clone(&unproven).try_acquire_owned() else {
@@ -273,28 +287,24 @@ async fn accept_connections(state: Arc<NodeState>, gossip: Gossip) {
             }
             continue;
         };
-        let (state, gossip) = (Arc::clone(&state), gossip.clone());
+        let state = Arc::clone(&state);
         tokio::spawn(async move {
             let Ok(Ok(connection)) = tokio::time::timeout(PROOF_TIMEOUT, incoming).await else { return };
             // Observers can learn the protocol name, so gossip relies on the secret topic and on signatures.
             if ![ALPN, OLD_ALPN].contains(&connection.alpn()) {
                 drop(permit);
-                if let Err(error) = gossip.handle_connection(connection).await {
-                    tracing::debug!(%error, "a neighbour's connection ended");
-                }
-                return;
+                return state.accept_neighbour(connection).await;
             }
             let admitted = tokio::time::timeout(PROOF_TIMEOUT, state.admit(&connection)).await;
             drop(permit);
-            let (send, recv, rights) = match admitted {
-                Ok(Ok(admitted)) => admitted,
+            let stream = match admitted {
+                Ok(Ok(stream)) => stream,
                 Ok(Err(error @ SecurityError::Epoch { .. })) => {
                     return connection.close(VarInt::from_u32(NO_MEMBER), error.to_string().as_bytes());
                 }
                 _ => return connection.close(VarInt::from_u32(NO_MEMBER), b"not a member of this swarm"),
             };
             let server = lock(&state.server).clone();
-            let stream = state.flusher.stream(connection.clone(), send, recv).with_rights(rights);
             if server.is_none_or(|server| server.send(stream).is_err()) {
                 connection.close(VarInt::from_u32(NO_SERVER), b"no server here");
             }

@@ -7,15 +7,15 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
 use iroh::address_lookup::memory::MemoryLookup;
-use iroh::endpoint::{ConnectOptions, Connection, RecvStream, SendStream};
+use iroh::endpoint::{ConnectOptions, Connection};
 use iroh::{EndpointAddr, EndpointId};
-use iroh_gossip::api::GossipSender;
 use sepal_core::in_one_line;
 use sepal_swarm::proof::{ANSWER_BYTES, CLAIM_BYTES};
-use sepal_swarm::{Connect, Connecting, Endpoint, Rights, SecurityError, Stream};
+use sepal_swarm::{AcceptedSecrets, Connect, Connecting, Endpoint, SecurityError, Stream};
 use tokio::sync::{mpsc, watch};
 
 use super::announcement::Sequence;
+use super::epochs::Epochs;
 use super::stream::StreamFlusher;
 use super::ticket::{OLD_PROOF_BYTES, SwarmSecret};
 use crate::members::Members;
@@ -33,16 +33,16 @@ pub(super) struct NodeState {
     pub(super) flusher: StreamFlusher,
     /// Receiver of the connections to the local server.
     pub(super) server: Mutex<Option<mpsc::UnboundedSender<Stream>>>,
-    pub(super) secret: SwarmSecret,
+    pub(super) epochs: Mutex<Epochs>,
+    /// Secrets of the clients that the local server accepts.
+    pub(super) accepted: watch::Sender<AcceptedSecrets>,
     pub(super) addresses: MemoryLookup,
-    pub(super) sender: GossipSender,
     pub(super) members: Mutex<Members>,
     /// Members to contact when no neighbour is left, with the time of the last announcement; none for those of the ticket.
     pub(super) bootstrap: Mutex<HashMap<EndpointId, Option<Instant>>>,
     /// Last sequence number of each sender and its time.
     pub(super) sequences: Mutex<HashMap<EndpointId, (u64, Instant)>>,
     pub(super) local_server: Mutex<LocalServer>,
-    pub(super) neighbours: watch::Sender<usize>,
 }
 
 pub(super) type Describe = Arc<dyn Fn() -> Option<ServerRecord> + Send + Sync>;
@@ -57,43 +57,63 @@ pub(super) struct LocalServer {
 
 impl NodeState {
     /// Returns the stream of a client that proves its membership, with its rights.
-    pub(super) async fn admit(
-        &self,
-        connection: &Connection,
-    ) -> Result<(SendStream, RecvStream, Rights), SecurityError> {
+    pub(super) async fn admit(&self, connection: &Connection) -> Result<Stream, SecurityError> {
         let (client, server) = (connection.remote_id(), self.endpoint.id());
         let (mut send, mut recv) = connection.accept_bi().await.map_err(|_| SecurityError::Refused)?;
         if connection.alpn() == OLD_ALPN {
             let mut proof = [0; OLD_PROOF_BYTES];
             recv.read_exact(&mut proof).await.map_err(|_| SecurityError::Refused)?;
-            let is_member = self.secret.verify_old_proof(&proof, client, server);
-            return if is_member { Ok((send, recv, Rights::Server)) } else { Err(SecurityError::Refused) };
+            let Epochs { current, .. } = self.epochs();
+            let secret = &current.secret;
+            if !secret.verify_old_proof(&proof, client, server) {
+                return Err(SecurityError::Refused);
+            }
+            let revocation = secret.old_revocation(self.accepted.subscribe());
+            return Ok(self.flusher.stream(connection.clone(), send, recv).with_revocation(revocation));
         }
         let mut claim = [0; CLAIM_BYTES];
         recv.read_exact(&mut claim).await.map_err(|_| SecurityError::Refused)?;
-        let (rights, answer) = self.secret.check_claim(&claim, client, server)?;
+        let epochs = self.epochs();
+        let (secret, rights, answer) = epochs.check_claim(&claim, client, server)?;
         send.write_all(&answer).await.map_err(|_| SecurityError::Refused)?;
-        Ok((send, recv, rights))
+        let revocation = secret.revocation(rights, self.accepted.subscribe());
+        let stream = self.flusher.stream(connection.clone(), send, recv);
+        Ok(stream.with_rights(rights).with_revocation(revocation))
     }
 
     async fn open(&self, id: EndpointId) -> io::Result<Stream> {
-        let failed = |error: &dyn std::error::Error| io::Error::other(in_one_line(error));
-        let old = if self.secret.admits_old_peers() { vec![OLD_ALPN.to_vec()] } else { Vec::new() };
+        let Epochs { current, previous } = self.epochs();
+        let connection = self.connect(id, current.secret.admits_old_peers()).await?;
+        match (self.prove(connection, id, &current.secret).await, previous) {
+            // The server may not have the new ticket yet.
+            (Err(_), Some(previous)) => {
+                let connection = self.connect(id, false).await?;
+                self.prove(connection, id, &previous.secret).await
+            }
+            (proven, _) => proven,
+        }
+    }
+
+    async fn connect(&self, id: EndpointId, admits_old_peers: bool) -> io::Result<Connection> {
+        let old = if admits_old_peers { vec![OLD_ALPN.to_vec()] } else { Vec::new() };
         let options = ConnectOptions::new().with_additional_alpns(old);
         let connecting = self.endpoint.connect_with_opts(id, ALPN, options).await.map_err(|error| failed(&error))?;
-        let connection = connecting.await.map_err(|error| failed(&error))?;
+        connecting.await.map_err(|error| failed(&error))
+    }
+
+    /// Proves the membership to a server, and checks that the server is a member.
+    async fn prove(&self, connection: Connection, id: EndpointId, secret: &SwarmSecret) -> io::Result<Stream> {
         let (client, server) = (self.endpoint.id(), id);
         let (mut send, mut recv) = connection.open_bi().await.map_err(|error| failed(&error))?;
         if connection.alpn() == OLD_ALPN {
-            let proof = self.secret.old_proof(client, server).ok_or(SecurityError::Stranger)?;
+            let proof = secret.old_proof(client, server).ok_or(SecurityError::Stranger)?;
             send.write_all(&proof).await.map_err(|error| failed(&error))?;
             return Ok(self.flusher.stream(connection, send, recv));
         }
-        let claim = self.secret.claim(client, server);
-        send.write_all(&claim).await.map_err(|error| failed(&error))?;
+        send.write_all(&secret.claim(client, server)).await.map_err(|error| failed(&error))?;
         let mut answer = [0; ANSWER_BYTES];
         recv.read_exact(&mut answer).await.map_err(|error| failed(&error))?;
-        self.secret.check_answer(&answer, client, server)?;
+        secret.check_answer(&answer, client, server)?;
         Ok(self.flusher.stream(connection, send, recv))
     }
 
@@ -102,6 +122,10 @@ impl NodeState {
         let bound = self.endpoint.bound_sockets().into_iter().filter(|addr| !addr.ip().is_unspecified());
         bound.fold(self.endpoint.addr(), EndpointAddr::with_ip_addr)
     }
+}
+
+fn failed(error: &dyn std::error::Error) -> io::Error {
+    io::Error::other(in_one_line(error))
 }
 
 pub(super) fn peer_name(id: EndpointId) -> String {

@@ -10,9 +10,10 @@ use hmac::{Hmac, KeyInit, Mac};
 use iroh::{EndpointAddr, EndpointId, SecretKey};
 use iroh_gossip::proto::TopicId;
 use sepal_swarm::proof::{self, Answer, Claim};
-use sepal_swarm::{KeyError, Rights, Secret, SecurityError, replace_private_file};
+use sepal_swarm::{AcceptedSecrets, KeyError, Revocation, Rights, Secret, SecurityError, replace_private_file};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tokio::sync::watch;
 
 use super::identity::Identity;
 
@@ -62,6 +63,50 @@ impl SwarmSecret {
     /// True if the holder is a server.
     pub(crate) fn is_servers(&self) -> bool {
         self.secret.is_founders()
+    }
+
+    pub(crate) fn epoch(&self) -> u32 {
+        self.secret.epoch()
+    }
+
+    /// True for the secret of a later epoch, by which `current` is replaced, and false for one of the same epoch.
+    ///
+    /// # Errors
+    /// The reason for which a node with the secret `current` does not use this one.
+    pub(crate) fn replaces(&self, current: &Self) -> Result<bool, String> {
+        if !self.secret.is_of_same_swarm(&current.secret) {
+            return Err("its ticket is that of another swarm".to_owned());
+        }
+        if self.secret.rights() < current.secret.rights() {
+            return Err(format!("its ticket has the rights `{}` only", self.secret.rights()));
+        }
+        match (self.epoch(), current.epoch()) {
+            (epoch, current) if epoch < current => {
+                Err(format!("its ticket is of epoch {epoch}, which epoch {current} has replaced"))
+            }
+            (epoch, current) => Ok(epoch > current),
+        }
+    }
+
+    /// True if the secret is used for a time beside `next`, which replaces it. A server accepts clients of the epoch directly
+    /// before its own; a client may meet servers that are late.
+    pub(crate) fn is_accepted_beside(&self, next: &Self) -> bool {
+        !next.is_servers() || self.epoch().checked_add(1) == Some(next.epoch())
+    }
+
+    /// Secrets that a server with this secret accepts, perhaps beside an earlier one.
+    pub(crate) fn accepted(&self, previous: Option<&Self>) -> AcceptedSecrets {
+        AcceptedSecrets::new(&self.secret, previous.map(Self::epoch))
+    }
+
+    /// Revocation of a client that this secret has admitted with these rights.
+    pub(crate) fn revocation(&self, rights: Rights, accepted: watch::Receiver<AcceptedSecrets>) -> Revocation {
+        Revocation::of_rights(&self.secret, rights, accepted)
+    }
+
+    /// Revocation of a peer of the protocol before rights, which is a member in its epoch only.
+    pub(crate) fn old_revocation(&self, accepted: watch::Receiver<AcceptedSecrets>) -> Revocation {
+        Revocation::of_epoch(&self.secret, accepted)
     }
 
     pub(crate) fn topic(&self) -> TopicId {
@@ -206,6 +251,11 @@ impl Ticket {
         std::fs::read_to_string(path).map_err(failed)?.parse()
     }
 
+    /// Path of the file that holds the ticket; `None` if the text is the ticket itself.
+    pub fn file(text: &str) -> Option<&Path> {
+        (!Self::is_text(text)).then(|| Path::new(text))
+    }
+
     /// True if a text is that of a ticket, and not the path of its file.
     fn is_text(text: &str) -> bool {
         let text = text.trim_start();
@@ -217,9 +267,14 @@ impl Ticket {
         self.secret.secret.rights()
     }
 
-    /// Epoch of the ticket. Servers accept observers and clients of their own epoch only.
+    /// Epoch of the ticket. Servers accept observers and clients of their own epoch, and for a time of the one before.
     pub fn epoch(&self) -> u32 {
-        self.secret.secret.epoch()
+        self.secret.epoch()
+    }
+
+    /// True for the ticket of a later epoch of the same swarm, with at least the rights of `current`.
+    pub fn replaces(&self, current: &Self) -> bool {
+        self.secret.replaces(&current.secret) == Ok(true)
     }
 
     /// True if the machine of this identity has founded the swarm.
@@ -377,6 +432,28 @@ mod tests {
     }
 
     #[test]
+    fn ticket_is_replaced_by_later_epochs_of_its_swarm_only() {
+        let first = ticket();
+        let next = first.next_epoch().expect("a servers' ticket");
+        let after_next = next.next_epoch().expect("a servers' ticket");
+        let replaces = |ticket: &Ticket, current: &Ticket| ticket.secret.replaces(&current.secret);
+        assert_eq!([replaces(&next, &first), replaces(&first, &first)], [Ok(true), Ok(false)]);
+        let other = Ticket { secret: founder(9), ..first.clone() }.next_epoch().expect("a servers' ticket");
+        let client = derived(&next, Rights::Client);
+        for (ticket, current, expected) in [
+            (&first, &next, "of epoch 0, which epoch 1 has replaced"),
+            (&other, &first, "of another swarm"),
+            (&client, &first, "the rights `client` only"),
+        ] {
+            let problem = replaces(ticket, current).expect_err("not used");
+            assert!(problem.contains(expected), "{problem}");
+        }
+        assert!(first.secret.is_accepted_beside(&next.secret) && !first.secret.is_accepted_beside(&after_next.secret));
+        let after_next = derived(&after_next, Rights::Client);
+        assert!(derived(&first, Rights::Client).secret.is_accepted_beside(&after_next.secret), "servers may be late");
+    }
+
+    #[test]
     fn read_accepts_text_and_file() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("ticket");
@@ -385,6 +462,7 @@ mod tests {
         assert!(error.to_string().starts_with("neither a ticket"), "{error}");
         ticket().write(&path).expect("written");
         assert_eq!(Ticket::read(name).expect("a ticket"), ticket());
+        assert_eq!((Ticket::file(name), Ticket::file(&ticket().to_string())), (Some(path.as_path()), None));
         assert_eq!(Ticket::read(&ticket().to_string()).expect("a ticket"), ticket());
     }
 

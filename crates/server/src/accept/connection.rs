@@ -2,9 +2,9 @@
 
 use std::cell::Cell;
 
-use sepal_connections::{End, Standing, Tracked};
+use sepal_connections::{End, Standing, Tracked, check_regularly};
 use sepal_wire::Parts;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 use super::watchdog::{Observed, TICK, Watchdog};
 
@@ -48,7 +48,8 @@ impl Connection {
     pub(super) fn end(&self, end: End) {
         if self.end.get().is_none() {
             self.end.set(Some(end));
-            self.parts.activity().close(capnp::Error::overloaded(end.detail().to_owned()));
+            let error = if end == End::Revoked { capnp::Error::failed } else { capnp::Error::overloaded };
+            self.parts.activity().close(error(end.detail().to_owned()));
         }
     }
 
@@ -60,25 +61,16 @@ impl Connection {
 
     /// Returns once this side has ended the connection, for lack of progress or for another reason.
     pub(super) async fn watch(&self) {
-        let check = async {
-            let mut ticks = tokio::time::interval(TICK);
-            // After a pause of this process, one check follows, so that no connection is blamed for the pause.
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            ticks.tick().await;
-            let mut watchdog = Watchdog::default();
-            loop {
-                ticks.tick().await;
-                let observed = self.observe();
-                if watchdog.has_new_messages(&observed) {
-                    self.used_at.set(Instant::now());
-                }
-                if let Some(end) = watchdog.check(observed) {
-                    return end;
-                }
+        let mut watchdog = Watchdog::default();
+        let check = || {
+            let observed = self.observe();
+            if watchdog.has_new_messages(&observed) {
+                self.used_at.set(Instant::now());
             }
+            watchdog.check(observed)
         };
         tokio::select! {
-            end = check => self.end(end),
+            end = check_regularly(TICK, check) => self.end(end),
             _ = self.parts.activity().closed() => {}
         }
     }

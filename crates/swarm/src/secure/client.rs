@@ -1,25 +1,27 @@
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sepal_core::PublicKey;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
 
+use super::known::KnownSecret;
 use super::proof::{self, ANSWER_BYTES, EXPORTER};
-use super::{Rights, Secret, SecurityError, halves, tls};
+use super::{Secret, SecretFileError, SecurityError, halves, tls};
 use crate::{Addr, Connect, Connecting, Endpoint, Stream};
 
 /// Secret of a client, with which it opens connections. Clones share it.
 #[derive(Clone)]
 pub struct ClientSecurity {
-    secret: Arc<Secret>,
+    secret: Arc<Mutex<KnownSecret>>,
     connector: TlsConnector,
 }
 
 impl fmt::Debug for ClientSecurity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ClientSecurity({})", self.secret.rights())
+        f.write_str("ClientSecurity")
     }
 }
 
@@ -29,13 +31,29 @@ impl ClientSecurity {
     /// # Errors
     /// [`SecurityError::Crypto`].
     pub fn new(secret: Secret) -> Result<Self, SecurityError> {
-        let config = tls::client_config().map_err(|_| SecurityError::Crypto)?;
-        Ok(Self { secret: Arc::new(secret), connector: TlsConnector::from(config) })
+        Self::with_known(KnownSecret::new(secret))
     }
 
-    /// Rights that servers grant.
-    pub fn rights(&self) -> Rights {
-        self.secret.rights()
+    /// Creates the security of a client from the file of a secret. A later content of the file holds from the next connection
+    /// on.
+    ///
+    /// # Errors
+    /// [`SecretFileError`] if the file holds no secret.
+    pub fn from_file(path: &Path) -> Result<Self, SecretFileError> {
+        let known = KnownSecret::read(path, Secret::read)?;
+        Self::with_known(known).map_err(|_| SecretFileError::Key(crate::KeyError))
+    }
+
+    fn with_known(known: KnownSecret) -> Result<Self, SecurityError> {
+        let config = tls::client_config().map_err(|_| SecurityError::Crypto)?;
+        Ok(Self { secret: Arc::new(Mutex::new(known)), connector: TlsConnector::from(config) })
+    }
+
+    /// Present secret.
+    fn secret(&self) -> Secret {
+        let mut known = self.secret.lock().unwrap_or_else(PoisonError::into_inner);
+        known.refresh();
+        known.secret().clone()
     }
 
     /// Encrypts a connection, proves the secret, and checks that the server knows it and has the key `pinned`, if there is
@@ -55,11 +73,12 @@ impl ClientSecurity {
         }
         let exported = connection.export_keying_material([0; 32], EXPORTER, None);
         let exported = exported.map_err(|_| SecurityError::Crypto)?;
-        tls.write_all(&proof::claim(&self.secret, &exported)).await?;
+        let secret = self.secret();
+        tls.write_all(&proof::claim(&secret, &exported)).await?;
         tls.flush().await?;
         let mut answer = [0; ANSWER_BYTES];
         tls.read_exact(&mut answer).await?;
-        proof::check_answer(&self.secret, &answer, &exported)?;
+        proof::check_answer(&secret, &answer, &exported)?;
         Ok(halves::stream(tls).with_progress(progress))
     }
 

@@ -8,7 +8,9 @@
 
 mod client;
 mod halves;
+mod known;
 pub mod proof;
+mod revocation;
 mod rights;
 mod secret;
 mod secret_file;
@@ -22,6 +24,7 @@ use std::io;
 use sepal_core::PublicKey;
 
 pub use client::ClientSecurity;
+pub use revocation::{AcceptedSecrets, Revocation};
 pub use rights::{Rights, RightsError};
 pub use secret::{Secret, SecretTextError};
 pub use secret_file::SecretFileError;

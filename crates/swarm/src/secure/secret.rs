@@ -68,7 +68,7 @@ impl Secret {
         self.rights
     }
 
-    /// Epoch of the secret. Servers accept observers and clients of their own epoch only.
+    /// Epoch of the secret. Servers accept observers and clients of their own epoch, in a swarm for a time also of the one before.
     pub fn epoch(&self) -> u32 {
         self.epoch
     }
@@ -93,6 +93,16 @@ impl Secret {
     pub fn next_epoch(&self) -> Option<Self> {
         let epoch = self.epoch.checked_add(1)?;
         self.is_founders().then(|| Self { epoch, ..self.clone() })
+    }
+
+    /// True if both secrets are derived from one founder's, of any epoch.
+    pub fn is_of_same_swarm(&self, other: &Self) -> bool {
+        self.swarm == other.swarm
+    }
+
+    /// True if a later epoch has replaced this secret by the other one.
+    pub(super) fn is_earlier_than(&self, other: &Self) -> bool {
+        self.is_of_same_swarm(other) && self.epoch < other.epoch
     }
 
     /// True for the text of a secret, perhaps one with a mistake, and false for the path of a file.

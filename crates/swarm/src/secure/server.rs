@@ -1,16 +1,19 @@
 use std::fmt;
-use std::fs;
 use std::io::{self, Cursor};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use sepal_core::in_one_line;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
+use super::known::KnownSecret;
 use super::proof::{self, CLAIM_BYTES, EXPORTER};
-use super::{ClientSecurity, Rights, SECRET_NEEDED, Secret, SecretFileError, SecurityError, halves, tls};
+use super::{
+    AcceptedSecrets, ClientSecurity, Revocation, Rights, SECRET_NEEDED, Secret, SecretFileError, SecurityError, halves,
+    tls,
+};
 use crate::key::IdentityKey;
 use crate::{Reader, Stream, Writer};
 
@@ -23,17 +26,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Secret and identity of a server, with which it accepts connections.
 pub struct ServerSecurity {
     secret: Mutex<KnownSecret>,
-    /// File of the secret, which may be replaced while the server runs.
-    file: Option<PathBuf>,
+    accepted: watch::Sender<AcceptedSecrets>,
     acceptor: TlsAcceptor,
-}
-
-struct KnownSecret {
-    secret: Secret,
-    /// Time of the file's content.
-    modified: Option<SystemTime>,
-    /// Time of a later content that could not be used.
-    refused: Option<SystemTime>,
 }
 
 impl fmt::Debug for ServerSecurity {
@@ -48,22 +42,23 @@ impl ServerSecurity {
     /// # Errors
     /// [`SecurityError::Crypto`] if the identity is not usable.
     pub fn new(secret: Secret, identity: &IdentityKey) -> Result<Self, SecurityError> {
-        let config = tls::server_config(identity).map_err(|_| SecurityError::Crypto)?;
-        let secret = Mutex::new(KnownSecret { secret, modified: None, refused: None });
-        Ok(Self { secret, file: None, acceptor: TlsAcceptor::from(config) })
+        Self::with_known(KnownSecret::new(secret), identity)
     }
 
     /// Creates the security of a server from the file of a founder's secret. A later content of the file holds from the next
-    /// connection on.
+    /// [`ServerSecurity::refresh`] or connection on.
     ///
     /// # Errors
     /// [`SecretFileError`] if the file holds no founder's secret.
     pub fn from_file(path: &Path, identity: &IdentityKey) -> Result<Self, SecretFileError> {
-        let modified = modified(path);
-        let secret = Secret::read_founders(path)?;
-        let security = Self::new(secret.clone(), identity).map_err(|_| SecretFileError::Key(crate::KeyError))?;
-        let secret = Mutex::new(KnownSecret { secret, modified, refused: None });
-        Ok(Self { secret, file: Some(path.to_owned()), ..security })
+        let known = KnownSecret::read(path, Secret::read_founders)?;
+        Self::with_known(known, identity).map_err(|_| SecretFileError::Key(crate::KeyError))
+    }
+
+    fn with_known(known: KnownSecret, identity: &IdentityKey) -> Result<Self, SecurityError> {
+        let config = tls::server_config(identity).map_err(|_| SecurityError::Crypto)?;
+        let accepted = watch::Sender::new(AcceptedSecrets::new(known.secret(), None));
+        Ok(Self { secret: Mutex::new(known), accepted, acceptor: TlsAcceptor::from(config) })
     }
 
     /// Encrypts a new connection and checks that its client holds a secret. Returns the client's rights.
@@ -95,7 +90,9 @@ impl ServerSecurity {
                 return Err(error.into());
             }
         };
-        Ok((halves::stream(tls).with_progress(progress).with_rights(rights), rights))
+        let revocation = Revocation::of_rights(&secret, rights, self.accepted.subscribe());
+        let stream = halves::stream(tls).with_progress(progress).with_rights(rights).with_revocation(revocation);
+        Ok((stream, rights))
     }
 
     /// Returns the security of this server's connections to other servers of the secret.
@@ -106,38 +103,22 @@ impl ServerSecurity {
         ClientSecurity::new(self.secret())
     }
 
+    /// Reads the file of the secret if its content is new. The [`Revocation`] of each connection whose secret is no longer
+    /// accepted comes at once.
+    pub fn refresh(&self) {
+        self.secret();
+    }
+
     /// Present secret.
     fn secret(&self) -> Secret {
         let mut known = self.secret.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(path) = &self.file {
-            known.refresh(path);
+        if known.refresh() {
+            let secret = known.secret();
+            tracing::info!("the secret's file is new: the server accepts epoch {} of it", secret.epoch());
+            self.accepted.send_replace(AcceptedSecrets::new(secret, None));
         }
-        known.secret.clone()
+        known.secret().clone()
     }
-}
-
-impl KnownSecret {
-    /// Reads the file if its content is new. A content that cannot be used is read again at the next connection, since a
-    /// change of its mode alone may mend it; the earlier secret holds meanwhile.
-    fn refresh(&mut self, path: &Path) {
-        let modified = modified(path);
-        if modified.is_none() || modified == self.modified {
-            return;
-        }
-        match Secret::read_founders(path) {
-            Ok(secret) => *self = Self { secret, modified, refused: None },
-            Err(error) if self.refused != modified => {
-                self.refused = modified;
-                let error = in_one_line(&error);
-                tracing::warn!("the server continues with its earlier secret, and revokes nothing: {error}");
-            }
-            Err(_) => {}
-        }
-    }
-}
-
-fn modified(path: &Path) -> Option<SystemTime> {
-    fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
 }
 
 /// Answers a client that does not encrypt in a form that it reads.

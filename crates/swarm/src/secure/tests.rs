@@ -116,14 +116,11 @@ async fn new_content_of_the_file_holds_from_the_next_connection_on() {
     assert!(connect(&member, &server).await.0.is_ok());
     let next = secret.next_epoch().expect("an epoch");
     next.write(&path).expect("written");
-    // The clock of some file systems is coarse.
-    let later = std::time::SystemTime::now() + Duration::from_secs(5);
-    std::fs::File::options().write(true).open(&path).and_then(|file| file.set_modified(later)).expect("changed");
     let revoked = Some(SecurityError::Epoch { epoch: 0, current: 1 });
     assert_eq!(refusal(connect(&member, &server).await.0), revoked);
     let member = client(&next.derive(Rights::Client).expect("a founder's"));
     assert!(connect(&member, &server).await.0.is_ok());
-    // A copy that others can read is not used until its mode changes, which leaves the time of its content.
+    // A copy that others can read is not used until its mode changes.
     let set_mode = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("changed");
     next.next_epoch().expect("an epoch").write(&path).expect("written");
     set_mode(0o644);
@@ -131,6 +128,50 @@ async fn new_content_of_the_file_holds_from_the_next_connection_on() {
     set_mode(0o600);
     let revoked = Some(SecurityError::Epoch { epoch: 1, current: 2 });
     assert_eq!(refusal(connect(&member, &server).await.0), revoked);
+}
+
+/// Returns true if the secret of an accepted connection is revoked.
+async fn is_revoked(accepted: &mut Stream, timeout: Duration) -> bool {
+    tokio::time::timeout(timeout, accepted.revocation.revoked()).await.is_ok()
+}
+
+#[tokio::test]
+async fn new_epoch_in_the_file_revokes_open_connections_but_those_of_servers() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("secret");
+    let (secret, _) = Secret::read_or_create(&path).expect("created");
+    let server = ServerSecurity::from_file(&path, &identity()).expect("a server");
+    let mut open = Vec::new();
+    for rights in Rights::ALL {
+        let member = client(&secret.derive(rights).expect("a founder's"));
+        open.push(connect(&member, &server).await.1.expect("accepted").0);
+    }
+    server.refresh();
+    for accepted in &mut open {
+        assert!(!is_revoked(accepted, Duration::from_millis(50)).await, "{:?}", accepted.rights);
+    }
+    secret.next_epoch().expect("an epoch").write(&path).expect("written");
+    server.refresh();
+    assert!(is_revoked(&mut open[0], TIMEOUT).await && is_revoked(&mut open[1], TIMEOUT).await);
+    assert!(!is_revoked(&mut open[2], Duration::from_millis(50)).await, "servers have no epoch");
+    founders().write(&path).expect("written");
+    server.refresh();
+    assert!(is_revoked(&mut open[2], TIMEOUT).await, "another founder's secret revokes servers too");
+}
+
+#[tokio::test]
+async fn client_uses_the_new_content_of_its_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("client");
+    let next = founders().next_epoch().expect("an epoch");
+    let server = server(&next);
+    let outdated = Secret::from_founders_key(*next.founders_key().expect("a founder's"), 0).expect("a secret");
+    outdated.derive(Rights::Client).expect("a founder's").write(&path).expect("written");
+    let member = ClientSecurity::from_file(&path).expect("a client");
+    let revoked = Some(SecurityError::Epoch { epoch: 0, current: 1 });
+    assert_eq!(refusal(connect(&member, &server).await.0), revoked);
+    next.derive(Rights::Client).expect("a founder's").write(&path).expect("written");
+    assert!(connect(&member, &server).await.0.is_ok());
 }
 
 #[tokio::test]
